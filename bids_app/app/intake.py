@@ -1,0 +1,148 @@
+"""Which images a run will work on, and which it sets aside before anything is computed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bids_app import nifti
+from bids_app.dataset.reading import frame_times
+from bids_app.dataset.selection import select
+from bids_app.errors import (
+    MissingInputError,
+    Mri2petError,
+    NothingSelectedError,
+    UnusableDataError,
+    UsageError,
+)
+from bids_app.settings import Settings
+from bids_app.visit import Scan, Selection, Unused, Visit
+
+VOLUME_AXES = 3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong for a participant: a sentence, and an exit code."""
+
+    subject: str
+    sentence: str
+    exit_code: int
+
+
+def read_selection(settings: Settings) -> Selection:
+    """Choose images as the settings say, and set aside those whose headers forbid their use.
+
+    Raises
+    ------
+    Mri2petError
+        As :func:`bids_app.dataset.selection.select`; UsageError also if the filter file is no
+        JSON.
+    """
+    selection = select(
+        settings.bids_dir,
+        participant_label=settings.participant_label,
+        exclude_participant_label=settings.exclude_participant_label,
+        session_label=settings.session_label,
+        tracer_label=settings.tracer_label,
+        run_label=settings.run_label,
+        filters=_read_filters(settings.bids_filter_file),
+        database_dir=settings.bids_database_dir,
+    )
+    return _without_unusable(selection)
+
+
+def _read_filters(path: Path | None) -> object:
+    if path is None:
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as JSON ({error}); correct it") from error
+
+
+def _check_t1w(t1w: Scan) -> None:
+    shape = nifti.check_header(t1w.path)
+    if len(shape) != VOLUME_AXES:
+        raise UnusableDataError(
+            f"{t1w.path}: {shape[3]} volumes, where a T1w has one; average or choose one of them"
+        )
+
+
+def _check_pet(pet: Scan) -> None:
+    shape, times = nifti.check_header(pet.path), frame_times(pet)
+    if len(shape) == VOLUME_AXES:
+        return
+    if times is None:
+        raise UnusableDataError(
+            f"{pet.path}: {shape[3]} frames, but no FrameTimesStart and FrameDuration in its "
+            "sidecar; add them"
+        )
+    if len(times[1]) != shape[3]:
+        raise UnusableDataError(
+            f"{pet.path}: {shape[3]} frames, but {len(times[1])} FrameDuration values in its "
+            "sidecar; correct it"
+        )
+
+
+def _usable_pets(visit: Visit) -> tuple[list[Scan], list[Unused]]:
+    usable, unused = [], []
+    for pet in visit.pets:
+        try:
+            _check_pet(pet)
+            usable.append(pet)
+        except Mri2petError as error:
+            unused.append(Unused(pet.subject, pet.path, f"{error}", error.exit_code))
+    return usable, unused
+
+
+def _without_unusable(selection: Selection) -> Selection:
+    visits, unused = [], list(selection.unused)
+    for visit in selection.visits:
+        pets, left_aside = _usable_pets(visit)
+        unused += left_aside
+        try:
+            _check_t1w(visit.t1w)
+            visits.append(replace(visit, pets=tuple(pets)))
+        except Mri2petError as error:
+            unused.append(Unused(visit.subject, visit.t1w.path, f"{error}", error.exit_code))
+    return Selection(tuple(visits), tuple(unused))
+
+
+def problems_of(selection: Selection) -> list[Problem]:
+    """List what cannot be used although it was selected."""
+    return [
+        Problem(one.subject, one.reason, one.exit_code)
+        for one in selection.unused
+        if one.exit_code is not None
+    ]
+
+
+def refuse_nothing(selection: Selection) -> None:
+    """Stop if there is nothing to work on.
+
+    Raises
+    ------
+    MissingInputError, UnusableDataError
+        If all that was selected is missing, or cannot be used.
+    NothingSelectedError
+        If nothing was selected.
+    """
+    if selection.visits:
+        return
+    problems = problems_of(selection)
+    if not problems:
+        raise NothingSelectedError("no image is left after all selections; look at --dry-run")
+    raise error_of(problems)
+
+
+def error_of(problems: Sequence[Problem]) -> Mri2petError:
+    """Make one error of the problems of a run in which nothing could be used."""
+    text = "; ".join(problem.sentence for problem in problems)
+    codes = {problem.exit_code for problem in problems}
+    for kind in (MissingInputError, UnusableDataError):
+        if codes == {kind.exit_code}:
+            return kind(text)
+    if codes <= {MissingInputError.exit_code, UnusableDataError.exit_code}:
+        return UnusableDataError(text)
+    return Mri2petError(text)

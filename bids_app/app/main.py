@@ -1,0 +1,29 @@
+"""From settings to the level they name."""
+
+import logging
+
+from bids_app import provenance
+from bids_app.app.participant import participant
+from bids_app.console import Voice
+from bids_app.report.methods import Procedure, boilerplate
+from bids_app.settings import Settings
+from bids_app.workflows.execution import quiet
+
+LEVELS = {"participant": participant}
+LOUDNESS = {0: logging.CRITICAL, 1: logging.WARNING}
+
+
+def run(settings: Settings) -> int:
+    """Do what the settings say; return the exit code.
+
+    Raises
+    ------
+    Mri2petError
+        If the run cannot begin, or nothing of it can be used.
+    """
+    quiet(LOUDNESS.get(settings.verbose, logging.INFO))
+    voice, stamp = Voice(), provenance.stamp()
+    if settings.boilerplate_only:
+        voice.close(boilerplate(Procedure(versions=stamp.versions)))
+        return 0
+    return LEVELS[settings.level](settings, voice, stamp)

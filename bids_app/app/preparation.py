@@ -1,0 +1,99 @@
+"""What all visits of a run have in common: template, generator, resources."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from bids_app.derivatives.sidecars import Space
+from bids_app.errors import UsageError
+from bids_app.generators import GeneratorChoice, choose_generator
+from bids_app.imaging.volume import grid_of_box
+from bids_app.planning import Run
+from bids_app.resources import choose_device, find_limits, limit_threads, threads_per_node
+from bids_app.settings import SLOPPY_RESOLUTION, Settings
+from bids_app.templates import REGISTRATION_RESOLUTION, Template, prepare
+from bids_app.workflows.execution import Resources
+from bids_app.workflows.participant import Preprocessing
+
+PERCENTILE = 99.9  # our choice; the paper says "scaled between 0 and 1"
+
+
+def work_dir_of(settings: Settings) -> Path:
+    """Say where intermediate files go: a folder of the output, unless another was named."""
+    return settings.output_dir / "work" if settings.work_dir is None else settings.work_dir
+
+
+def prepare_template(settings: Settings) -> Template:
+    """Write the template where the run finds it, on the grid that the settings ask for."""
+    return prepare(
+        settings.template,
+        grid_of_box(settings.bounding_box, settings.grid_resolution),
+        work_dir_of(settings) / "template",
+        registration_resolution=SLOPPY_RESOLUTION if settings.sloppy else REGISTRATION_RESOLUTION,
+    )
+
+
+def prepare_generator(settings: Settings) -> GeneratorChoice | None:
+    """Find the generator and see that it fits, or None where the run synthesizes nothing."""
+    if settings.stage == "preprocess":
+        return None
+    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    return choose_generator(
+        settings.generator, settings.output_dir, grid, settings.template, sloppy=settings.sloppy
+    )
+
+
+def share_resources(settings: Settings, visits: int) -> tuple[Resources, int]:
+    """Decide on CPUs and memory of the run, and threads of a node; tell libraries of both."""
+    limits = find_limits(os.environ)
+    nprocs = limits.cpus if settings.nprocs is None else settings.nprocs
+    mem_gb = limits.mem_gb if settings.mem_gb is None else settings.mem_gb
+    wanted = settings.omp_nthreads
+    threads = threads_per_node(nprocs, visits) if wanted is None else min(wanted, nprocs)
+    limit_threads(os.environ, threads)
+    os.environ["ANTS_RANDOM_SEED"] = str(settings.random_seed + 1)  # 0 would be the clock
+    return Resources(nprocs, mem_gb), threads
+
+
+def prepare_run(
+    settings: Settings, template: Template, generator: GeneratorChoice | None, threads: int
+) -> Run:
+    """Gather what decides about the results of all visits."""
+    preprocessing = Preprocessing(
+        template=template.brain, reference=template.reference,
+        reference_mask=template.reference_mask, skull_strip=settings.skull_strip,
+        frames=settings.pet_frames, percentile=PERCENTILE, quick=settings.sloppy,
+        omp_nthreads=threads,
+    )  # fmt: skip
+    parameters = {
+        "template": settings.template, "bounding_box": settings.bounding_box,
+        "resolution": settings.grid_resolution, "skull_strip": settings.skull_strip,
+        "pet_frames": settings.pet_frames, "percentile": PERCENTILE, "quick": settings.sloppy,
+        "seed": settings.random_seed,
+    }  # fmt: skip
+    return Run(
+        bids_dir=settings.bids_dir, output_dir=settings.output_dir,
+        space=Space(settings.template, settings.grid_resolution, template.uri),
+        preprocessing=preprocessing, parameters=parameters, stage=settings.stage,
+        generator=generator, fwhm=settings.smoothing_fwhm, device=choose_device(settings.device),
+    )  # fmt: skip
+
+
+def read_plugin(path: Path | None) -> Mapping[str, object] | None:
+    """Read the file of ``--use-plugin``: ``plugin`` and ``plugin_args`` of nipype.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read, or names no plugin.
+    """
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as JSON ({error}); correct it") from error
+    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
+        raise UsageError(f'{path}: names no plugin; write {{"plugin": "SLURM", "plugin_args": …}}')
+    return content

@@ -1,0 +1,271 @@
+"""Arguments → Settings, nothing else. Nothing heavy is imported before they are understood."""
+
+import argparse
+import re
+import sys
+import tomllib
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+from bids_app.errors import Mri2petError, UsageError
+from bids_app.labels import normalize_labels
+from bids_app.settings import FULL_RESOLUTION, LEVELS, SLOPPY_RESOLUTION, Settings
+
+UNKNOWN_LEVEL = 17  # BEP027
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+BOX_SIDES = 6
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but the exit code of a wrong command line is 64."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(UsageError.exit_code, f"error: {message}; see {self.prog} --help\n")
+
+
+def _labels(prefix: str) -> type[argparse.Action]:
+    class Labels(argparse.Action):
+        def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+            setattr(namespace, self.dest, normalize_labels(values, prefix))
+
+    return Labels
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return value
+
+
+def _device(text: str) -> str:
+    if not DEVICE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
+
+
+def _frames(text: str) -> tuple[int, ...]:
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a frame (3) or a range of them (3-6)")
+    first = int(found[1])
+    return tuple(range(first, int(found[2]) + 1)) if found[2] else (first,)
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, Path(path).absolute()
+
+
+def _path(text: str) -> Path:
+    return Path(text).absolute()
+
+
+class _Add:
+    """Adds options to a group in both spellings; what is not given stays out of the namespace."""
+
+    def __init__(self, group: argparse._ArgumentGroup) -> None:
+        self.group = group
+
+    def __call__(self, *flags: str, **options: object) -> None:
+        both = [
+            spelling for flag in flags for spelling in dict.fromkeys((flag, _underscored(flag)))
+        ]
+        self.group.add_argument(*both, default=argparse.SUPPRESS, **options)  # type: ignore[arg-type]
+
+
+def _underscored(flag: str) -> str:
+    return "--" + flag[2:].replace("-", "_") if flag.startswith("--") else flag
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    add = _Add(parser.add_argument_group("which images"))
+    for name, prefix, what in (
+        ("participant", "sub-", "participants"), ("exclude-participant", "sub-", "all but these"),
+        ("session", "ses-", "sessions"), ("run", "run-", "runs"),
+    ):  # fmt: skip
+        add(
+            f"--{name}-label", nargs="+", action=_labels(prefix), metavar="LABEL",
+            help=f"{what}, with or without {prefix}; or a text file with one label a line",
+        )  # fmt: skip
+    add("--tracer-label", nargs="+", action=_labels("trc-"), metavar="LABEL",
+        help="labels of FDG in the dataset, where trc- and TracerName do not say FDG")  # fmt: skip
+    add("--bids-filter-file", type=_path, metavar="FILE",
+        help='JSON: {"t1w": {"acquisition": "mprage"}, "pet": {"reconstruction": "acdyn"}}')  # fmt: skip
+    add("--bids-database-dir", type=_path, metavar="DIR", help="where pybids keeps its index")
+    add("--skip-bids-validation", dest="validate", action="store_false",
+        help="do not run the BIDS validator over BIDS_DIR first")  # fmt: skip
+    add("-d", "--derivatives", nargs="+", type=_named_path, metavar="NAME=PATH",
+        help="other derivatives, by name")  # fmt: skip
+
+
+def _add_participant(parser: argparse.ArgumentParser) -> None:
+    add = _Add(parser.add_argument_group("participant"))
+    add("--template", metavar="NAME",
+        help=f"of TemplateFlow; {Settings.template}, the default, needs no network")  # fmt: skip
+    add("--bounding-box", nargs=BOX_SIDES, type=float, metavar="MM",
+        help="x0 y0 z0 x1 y1 z1 in mm, RAS+; default "
+             f"{' '.join(f'{side:g}' for side in Settings.bounding_box)}")  # fmt: skip
+    add("--resolution", type=_positive, metavar="MM",
+        help=f"default {FULL_RESOLUTION:g} mm; {SLOPPY_RESOLUTION:g} mm with --sloppy")  # fmt: skip
+    add("--skull-strip", choices=("auto", "force", "skip"),
+        help="auto (the default) sees whether the T1w is stripped already")  # fmt: skip
+    add("--pet-frames", nargs="+", type=_frames, metavar="FRAME",
+        help="frames of a dynamic PET to average, from 0, as 3 4 5 or 3-5; default all")  # fmt: skip
+    add("--generator", metavar="NAME|PATH",
+        help="a folder with weights and card, or the name of one in OUTPUT_DIR/generators; "
+             "default: the one that comes with mri2pet, a demonstration")  # fmt: skip
+    add("--smoothing-fwhm", type=_not_negative, metavar="MM",
+        help=f"of the synthetic PET; default {Settings.smoothing_fwhm:g} mm")  # fmt: skip
+    add("--stage", choices=("all", "preprocess", "synthesize"),
+        help="only bring images into template space, or only synthesize from those; default all")  # fmt: skip
+
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    add = _Add(parser.add_argument_group("resources"))
+    add("--nprocs", type=_count, metavar="N", help="CPUs; default: all that are allowed")
+    add("--omp-nthreads", type=_count, metavar="N",
+        help="threads of one step; default: CPUs shared among participants. "
+             "ANTs repeats itself to the last bit only with 1")  # fmt: skip
+    add(
+        "--mem-gb",
+        type=_positive,
+        metavar="GB",
+        help="memory; default: nine tenths of what is allowed",
+    )
+    add("--device", type=_device, help="auto (the default), cpu, cuda or cuda:N")
+    add("--use-plugin", type=_path, metavar="FILE",
+        help="JSON or YAML with plugin and plugin_args of nipype")  # fmt: skip
+    add("-w", "--work-dir", type=_path, metavar="DIR", help="default: OUTPUT_DIR/work")
+    add("--clean-workdir", action="store_true", help="delete intermediate files of what succeeded")
+    add("--stop-on-first-crash", action="store_true", help="do not go on with other participants")
+    add("--resource-monitor", action="store_true", help="let nipype record memory and CPU")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = _Add(parser.add_argument_group("run"))
+    add("--sloppy", action="store_true", help="4 mm, coarse registration: to try things out only")
+    add("--dry-run", action="store_true", help="print which images would be used, and stop")
+    add("--reports-only", action="store_true", help="write reports from the files in OUTPUT_DIR")
+    add("--boilerplate-only", action="store_true", help="print the methods paragraph, and stop")
+    add("--config-file", type=_path, metavar="TOML",
+        help="options by name; the command line overrides it")  # fmt: skip
+    add("--random-seed", type=int, metavar="N", help=f"default {Settings.random_seed}")
+    add("--notrack", action="store_true", help="accepted; nothing is ever tracked")
+    add("-v", "--verbose", action="count", help="tell more; twice: all that nipype tells")
+
+
+def _options() -> argparse.ArgumentParser:
+    options = _Parser(add_help=False, allow_abbrev=False, prog="mri2pet")
+    for add in (_add_selection, _add_participant, _add_resources, _add_run):
+        add(options)
+    return options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = _Parser(
+        prog="mri2pet",
+        allow_abbrev=False,
+        parents=[_options()],
+        description="Bring T1w MRI and FDG PET into MNI space and predict an FDG PET from the T1w.",
+        epilog="Exit codes: 0 done; 1 some participant failed; 16 not valid BIDS; 17 unknown "
+        "level; 18 nothing selected; 64 usage; 65 unusable data; 66 input missing; 73 cannot "
+        "create output; 74 read or write error.",
+    )
+    parser.add_argument("bids_dir", type=_path, help="a BIDS dataset; never written to")
+    parser.add_argument("output_dir", type=_path, help="where the derivatives go")
+    parser.add_argument("level", metavar="{" + ",".join(LEVELS) + "}", help="what to do")
+    parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
+    return parser
+
+
+def _tokens(path: Path) -> list[str]:
+    """Turn the TOML of ``--config-file`` into what the command line would say."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML ({error}); correct it") from error
+    tokens = []
+    for name, value in table.items():
+        if isinstance(value, dict):
+            raise UsageError(f"{path}: [{name}] is a table; write options at the top of the file")
+        if value is False:
+            continue
+        tokens.append("--" + name.replace("_", "-"))
+        if isinstance(value, list):
+            tokens += [str(one) for one in value]
+        elif value is not True:
+            tokens.append(str(value))
+    return tokens
+
+
+def _settings(given: dict[str, object]) -> Settings:
+    for internal in ("notrack", "config_file"):
+        given.pop(internal, None)
+    for name in ("bounding_box", "derivatives"):
+        if name in given:
+            given[name] = tuple(given[name])  # type: ignore[arg-type]
+    if "pet_frames" in given:
+        parts: list[tuple[int, ...]] = given["pet_frames"]  # type: ignore[assignment]
+        given["pet_frames"] = tuple(sorted({frame for part in parts for frame in part}))
+    return Settings(**given)  # type: ignore[arg-type]
+
+
+def parse(argv: Sequence[str] | None) -> Settings:
+    """Read the command line, and the file of settings it names.
+
+    Raises
+    ------
+    UsageError
+        If labels or the file of settings cannot be understood.
+    SystemExit
+        With 64 if the command line cannot be understood, 17 if the level is not known, 0 after
+        ``--help`` and ``--version``.
+    """
+    parser = build_parser()
+    given = parser.parse_args(argv)
+    if given.level not in LEVELS:
+        parser.exit(
+            UNKNOWN_LEVEL, f"error: no level {given.level!r}; use one of {', '.join(LEVELS)}\n"
+        )
+    if "config_file" in given:
+        configured = _options().parse_args(_tokens(given.config_file))
+        given = argparse.Namespace(**{**vars(configured), **vars(given)})
+    return _settings(vars(given))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run mri2pet; return the exit code of BEP027."""
+    try:
+        settings = parse(argv)
+        from bids_app.app.main import run
+
+        return run(settings)
+    except Mri2petError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; run the same command again to go on\n")
+        return 130

@@ -1,0 +1,145 @@
+"""What a run tells on the terminal, or line by line in a log."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bids_app.visit import Selection
+from bids_app.workflows.execution import StatusCallback
+
+STEPS = {
+    "extract_brain": "brain extraction",
+    "correct_bias": "bias field",
+    "register_to_template": "T1w to template",
+    "register_to_t1w": "PET to T1w",
+    "synthesize": "synthetic PET",
+}
+
+
+class Voice:
+    """Messages on standard error, and one closing line on standard output."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.out = Console(highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Tell something that is as it should be."""
+        self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Tell something that a reader of the results should know."""
+        self.console.print(f"warning: {text}", style="yellow", markup=False)
+
+    def fail(self, text: str) -> None:
+        """Tell what went wrong, in a sentence."""
+        self.console.print(f"error: {text}", style="bold red", markup=False)
+
+    def close(self, text: str) -> None:
+        """Say the last line of a run."""
+        self.out.print(text, markup=False)
+
+    def tell_selection(self, selection: Selection, root: Path) -> None:
+        """Print which images will be used, and which not, and why; tables on standard output."""
+
+        def name(path: Path | None) -> str:
+            return "—" if path is None else str(path.relative_to(root.absolute()))
+
+        used = Table("participant", "session", "T1w", "PET", "remarks", title="Used")
+        for visit in selection.visits:
+            pets = "\n".join(name(pet.path) for pet in visit.pets)
+            session = "—" if visit.session is None else visit.session
+            used.add_row(
+                visit.subject, session, name(visit.t1w.path), pets or "—", "\n".join(visit.notes)
+            )
+        self.out.print(used)
+        if selection.unused:
+            unused = Table("participant", "image", "why", title="Not used")
+            for one in selection.unused:
+                unused.add_row(one.subject, name(one.path), one.reason)
+            self.out.print(unused)
+
+    @contextmanager
+    def progress(
+        self, labels: Mapping[str, str], steps: Mapping[str, int]
+    ) -> Iterator[StatusCallback]:
+        """Show how far each visit is, until the block ends.
+
+        Parameters
+        ----------
+        labels : mapping
+            Names of visits for people, by the names of their graphs.
+        steps : mapping
+            Nodes of each graph.
+
+        Yields
+        ------
+        callable
+            To be told (node, status), as :func:`run_graph` wants it.
+        """
+        if self.console.is_terminal:
+            yield from self._bars(labels, steps)
+        else:
+            yield self._lines(labels)
+
+    def _bars(
+        self, labels: Mapping[str, str], steps: Mapping[str, int]
+    ) -> Iterator[StatusCallback]:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("{task.fields[step]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console) as bars:
+            tasks = {
+                name: bars.add_task(label, total=steps[name], step="", start=False)
+                for name, label in labels.items()
+            }
+
+            def tell(node: object, status: str) -> None:
+                graph, step = _place(node)
+                if graph not in tasks:
+                    return
+                if status == "start":
+                    bars.start_task(tasks[graph])
+                    if step in STEPS:
+                        bars.update(tasks[graph], step=STEPS[step])
+                elif status == "end":
+                    bars.advance(tasks[graph])
+                else:
+                    bars.update(tasks[graph], step=f"failed: {STEPS.get(step, step)}")
+
+            yield tell
+
+    def _lines(self, labels: Mapping[str, str]) -> StatusCallback:
+        def tell(node: object, status: str) -> None:
+            graph, step = _place(node)
+            if graph in labels and (step in STEPS or status == "exception"):
+                word = {"start": "started", "end": "done", "exception": "FAILED"}[status]
+                self.say(f"{labels[graph]}: {STEPS.get(step, step)} {word}")
+
+        return tell
+
+
+def _place(node: object) -> tuple[str, str]:
+    """Give the visit's graph that a node belongs to, and the node's own name."""
+    _, graph, *rest = f"{node.fullname}".split(".")  # type: ignore[attr-defined]
+    return graph, rest[-1] if rest else ""
+
+
+def count_line(done: int, skipped: int, failed: Sequence[str], output_dir: Path) -> str:
+    """Write the closing line of a participant run.
+
+    Examples
+    --------
+    >>> count_line(2, 1, [], Path("/out"))
+    'mri2pet: 2 visits done, 1 already complete, 0 failed; reports are in /out'
+    """
+    who = f" ({', '.join(failed)})" if failed else ""
+    return (
+        f"mri2pet: {done} visits done, {skipped} already complete, {len(failed)} failed{who}; "
+        f"reports are in {output_dir}"
+    )

@@ -1,0 +1,208 @@
+"""The files of a raw BIDS dataset: its T1w and PET images, and what their sidecars say."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bids_app.dataset.index import DATATYPE, IMAGE, PET_SIDECAR, list_files
+from bids_app.errors import (
+    InvalidBidsError,
+    MissingInputError,
+    ReadWriteError,
+    UnusableDataError,
+)
+from bids_app.visit import Scan
+
+METADATA = ("TracerName", "FrameTimesStart", "FrameDuration", "Units")  # all that the app reads
+
+
+@dataclass(frozen=True)
+class RawFiles:
+    """What was found of some participants.
+
+    Parameters
+    ----------
+    t1ws, pets : mapping
+        Images by subject label, in the order of their names. PET images carry no metadata yet.
+    pet_sidecars : mapping
+        All JSON files that may say something about a PET image, by the folder they lie in.
+    """
+
+    t1ws: Mapping[str, tuple[Scan, ...]]
+    pets: Mapping[str, tuple[Scan, ...]]
+    pet_sidecars: Mapping[Path, tuple[Path, ...]]
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UnusableDataError(f"{path}: not valid JSON ({error}); correct it") from error
+    if not isinstance(content, dict):
+        raise UnusableDataError(f"{path}: not a JSON object; correct it")
+    return content
+
+
+def find_subjects(bids_dir: Path) -> tuple[str, ...]:
+    """List the participants that have a folder, without ``sub-``, sorted.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such dataset.
+    InvalidBidsError
+        If it is no folder, has no ``dataset_description.json``, or no participant.
+    ReadWriteError
+        If it may not be read.
+    """
+    if not bids_dir.exists():
+        raise MissingInputError(f"{bids_dir}: no such folder; check the path of the BIDS dataset")
+    if not bids_dir.is_dir():
+        raise InvalidBidsError(f"{bids_dir}: not a folder; give the root of a BIDS dataset")
+    description = bids_dir / "dataset_description.json"
+    if not description.is_file():
+        raise InvalidBidsError(
+            f"{bids_dir}: has no dataset_description.json; give the root of a BIDS dataset"
+        )
+    try:
+        _read_object(description)
+    except UnusableDataError as error:
+        raise InvalidBidsError(str(error)) from error
+    try:
+        subjects = sorted(p.name[4:] for p in bids_dir.iterdir() if p.name.startswith("sub-"))
+        subjects = [subject for subject in subjects if (bids_dir / f"sub-{subject}").is_dir()]
+    except OSError as error:
+        raise ReadWriteError(f"{bids_dir}: cannot be listed ({error.strerror})") from error
+    if not subjects:
+        raise InvalidBidsError(f"{bids_dir}: has no sub-* folder; a BIDS dataset has one a person")
+    return tuple(subjects)
+
+
+def parse_name(name: str) -> tuple[tuple[str, str], ...]:
+    """Split a BIDS file name into its entities.
+
+    Examples
+    --------
+    >>> parse_name("sub-01_ses-a_trc-18FFDG_run-01_pet.nii.gz")
+    (('sub', '01'), ('ses', 'a'), ('trc', '18FFDG'), ('run', '01'))
+    """
+    parts = (part.partition("-") for part in name.partition(".")[0].split("_"))
+    return tuple((key, label) for key, dash, label in parts if dash)
+
+
+def _scan(path: Path, folders: Sequence[str]) -> Scan:
+    entities = parse_name(path.name)
+    # The folder decides: a name may lack what its folder says.
+    named = dict(entities).get("ses")
+    session = next((name[4:] for name in folders if name.startswith("ses-")), named)
+    return Scan(path, folders[0].removeprefix("sub-"), session, entities)
+
+
+def read_files(
+    bids_dir: Path, subjects: Sequence[str], *, database_dir: Path | None = None
+) -> RawFiles:
+    """Find the T1w and PET images of some participants; no file is opened.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        Root of the raw dataset.
+    subjects : sequence of str
+        Labels without ``sub-``.
+    database_dir : Path, optional
+        Where pybids keeps its index between runs. One that is there is believed: who changes the
+        dataset deletes it.
+
+    Raises
+    ------
+    InvalidBidsError, UsageError
+        As :func:`list_files`.
+    """
+    bids_dir = bids_dir.absolute()
+    found: dict[str, defaultdict[str, list[Scan]]] = {
+        "T1w": defaultdict(list),
+        "pet": defaultdict(list),
+    }
+    sidecars: defaultdict[Path, list[Path]] = defaultdict(list)
+    chosen = frozenset(f"sub-{subject}" for subject in subjects)
+    for path in list_files(bids_dir, subjects, database_dir):
+        folders = path.relative_to(bids_dir).parts[:-1]
+        match = IMAGE.fullmatch(path.name)
+        if PET_SIDECAR.fullmatch(path.name):
+            sidecars[path.parent].append(path)
+        elif match and folders and folders[0] in chosen and folders[-1] == DATATYPE[match[1]]:
+            scan = _scan(path, folders)
+            found[match[1]][scan.subject].append(scan)
+    t1ws, pets = ({s: tuple(scans) for s, scans in found[key].items()} for key in ("T1w", "pet"))
+    return RawFiles(t1ws, pets, {folder: tuple(paths) for folder, paths in sidecars.items()})
+
+
+def read_metadata(scan: Scan, sidecars: Mapping[Path, tuple[Path, ...]]) -> Scan:
+    """Add to an image what its sidecars say, the nearest one last (BIDS inheritance principle).
+
+    Parameters
+    ----------
+    scan : Scan
+        A PET image.
+    sidecars : mapping
+        Those of :func:`read_files`.
+
+    Raises
+    ------
+    UnusableDataError
+        If a sidecar that applies is no JSON object.
+    ReadWriteError
+        If it cannot be read.
+    """
+    entities = frozenset(scan.entities)
+    metadata: dict[str, object] = {}
+    for folder in reversed(scan.path.parents):  # from the root down to the image
+        applying = (
+            path for path in sidecars.get(folder, ()) if entities.issuperset(parse_name(path.name))
+        )
+        for path in sorted(applying, key=lambda path: len(path.name)):
+            metadata.update(_read_object(path))
+    kept = {key: metadata[key] for key in METADATA if metadata.get(key) is not None}
+    return replace(
+        scan,
+        metadata=tuple(
+            (key, tuple(value) if isinstance(value, list) else value) for key, value in kept.items()
+        ),
+    )
+
+
+def _numbers(value: object) -> tuple[float, ...] | None:
+    values = value if isinstance(value, tuple) else (value,)  # one frame may come without a list
+    if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
+        return None
+    return tuple(float(v) for v in values)
+
+
+def frame_times(scan: Scan) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Give the start and the duration of each frame, in s, or None where the sidecar has none.
+
+    Raises
+    ------
+    UnusableDataError
+        If they are no numbers, or not as many starts as durations.
+    """
+    metadata = dict(scan.metadata)
+    starts, durations = metadata.get("FrameTimesStart"), metadata.get("FrameDuration")
+    if starts is None or durations is None:
+        return None
+    times = _numbers(starts), _numbers(durations)
+    if times[0] is None or times[1] is None:
+        raise UnusableDataError(
+            f"{scan.path}: FrameTimesStart and FrameDuration of its sidecar are not lists of "
+            "numbers; correct them"
+        )
+    if len(times[0]) != len(times[1]):
+        raise UnusableDataError(
+            f"{scan.path}: its sidecar has {len(times[0])} FrameTimesStart but {len(times[1])} "
+            "FrameDuration; correct them"
+        )
+    return times[0], times[1]

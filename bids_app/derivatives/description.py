@@ -1,0 +1,169 @@
+"""Files that say what a derivative dataset is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bids_app.errors import ReadWriteError, UnusableDataError, UsageError
+from bids_app.files import locked, read_json, write_json, write_text, write_tsv
+
+NAME = "mri2pet"
+BIDS_VERSION = "1.10.0"
+# No slash at the end of a folder: the validator does not know it so. A slash inside anchors.
+IGNORED = (
+    "*.html", "logs", "figures", "work", "generators", "detectors", "*_xfm.*", "*_statmap.*",
+    "*_clusters.*", "**/pet/*_mask.*", "**/pet/*_dseg.*", "desc-*_metrics.*", "table1*.tsv",
+    "detection_curve.tsv", "clusters.tsv",
+)  # fmt: skip
+DESCRIPTIONS = {
+    "preproc": "Acquired image after correction, registration and, with res-, scaling to 0..1",
+    "brain": "Mask of the brain",
+    "synth": "SYNTHETIC PET, predicted from the T1w by a neural network; not a measurement",
+}
+README = """\
+# Derivatives of mri2pet {version}
+
+T1-weighted MRI, and FDG PET where there is one, in the space {template}, and for each T1w a
+**SYNTHETIC** FDG PET.
+
+Files with `desc-synth` in their name were predicted from the T1w by a neural network. They are not
+measurements, show nothing that the T1w does not determine, and are no basis for decisions about a
+patient. Their sidecars say `"Synthetic": true` and name the generator. `desc-preproc` is what was
+acquired.
+
+- `sub-X.html`: report of each participant; look at it before using the images.
+- `desc-registration_metrics.tsv`: how well each image fits.
+- `descriptions.tsv`: what each `desc-` label means.
+- `logs/`: settings and versions of each run.
+
+Images on the grid of the template are divided by a percentile of the brain (see the sidecars) and
+lie within 0..1; those with `space-T1w` or without `space-` keep their units.
+"""
+
+
+@dataclass(frozen=True)
+class Software:
+    """What made the dataset.
+
+    Parameters
+    ----------
+    version : str
+        Of the app.
+    code_url : str
+        Where its source is.
+    container : tuple of (str, str)
+        BIDS fields of the container it runs in (``Type``, ``Tag``, ``URI``); empty without one.
+    """
+
+    version: str
+    code_url: str
+    container: tuple[tuple[str, str], ...] = ()
+
+
+def find_container(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Say which container a run is in, from its environment.
+
+    ``MRI2PET_CONTAINER`` (a tag) is set in our image; Apptainer and Singularity name their file.
+
+    Examples
+    --------
+    >>> find_container({"MRI2PET_CONTAINER": "mri2pet:1.0"})
+    (('Type', 'docker'), ('Tag', 'mri2pet:1.0'))
+    """
+    for kind in ("apptainer", "singularity"):
+        image = environment.get(f"{kind.upper()}_CONTAINER")
+        if image:
+            return ("Type", kind), ("URI", image)
+    tag = environment.get("MRI2PET_CONTAINER")
+    return (("Type", "docker"), ("Tag", tag)) if tag else ()
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.exists():
+        return
+    advice = "choose another output folder"
+    try:
+        content = read_json(path)
+    except (ReadWriteError, UnusableDataError) as error:
+        raise UsageError(f"{path}: cannot be understood; remove it, or {advice}") from error
+    makers = content.get("GeneratedBy")
+    names = (
+        [m.get("Name") for m in makers if isinstance(m, dict)] if isinstance(makers, list) else []
+    )
+    if NAME not in names:
+        raise UsageError(f"{path}: describes a dataset that {NAME} has not made; {advice}")
+
+
+def _raw_link(bids_dir: Path, output_dir: Path) -> str:
+    raw, out = bids_dir.resolve(), output_dir.resolve()
+    if out.is_relative_to(raw):  # they move together
+        return "/".join([".."] * len(out.relative_to(raw).parts))
+    return raw.as_uri()
+
+
+def _description(
+    bids_dir: Path, output_dir: Path, software: Software, template: str, reference: str
+) -> dict[str, object]:
+    try:
+        raw = read_json(bids_dir / "dataset_description.json")
+    except (ReadWriteError, UnusableDataError):
+        raw = {}
+    link = _raw_link(bids_dir, output_dir)
+    made_by: dict[str, object] = {
+        "Name": NAME,
+        "Version": software.version,
+        "CodeURL": software.code_url,
+        "Description": f"T1w and FDG PET in {template}, and synthetic FDG PET from T1w",
+    }
+    if software.container:
+        made_by["Container"] = dict(software.container)
+    source = {"URL": link, "DOI": raw.get("DatasetDOI"), "Version": raw.get("DatasetVersion")}
+    return {
+        "Name": f"{NAME}: {raw.get('Name', bids_dir.name)}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [made_by],
+        "SourceDatasets": [{k: v for k, v in source.items() if isinstance(v, str)}],
+        "DatasetLinks": {"raw": link, "template": reference},
+    }
+
+
+def _write_ignored(path: Path, patterns: Sequence[str]) -> None:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error}); remove it") from error
+    missing = [pattern for pattern in patterns if pattern not in lines]
+    write_text(path, "\n".join([*lines, *missing]) + "\n")
+
+
+def start_dataset(
+    output_dir: Path, *, bids_dir: Path, software: Software, template: str, reference: str
+) -> None:
+    """Write the files that say what the dataset is, before any result.
+
+    Parameters
+    ----------
+    output_dir, bids_dir : Path
+        Roots of the derivative and of the raw dataset. Lines a user added to ``.bidsignore`` stay.
+    software : Software
+        What makes it.
+    template, reference : str
+        Name of the template, and URI of its image.
+
+    Raises
+    ------
+    UsageError
+        If another app's dataset lies there.
+    ReadWriteError
+        If they cannot be written.
+    """
+    description = output_dir / "dataset_description.json"
+    with locked(output_dir):
+        _refuse_foreign(description)
+        write_json(description, _description(bids_dir, output_dir, software, template, reference))
+        _write_ignored(output_dir / ".bidsignore", IGNORED)
+        readme = README.format(version=software.version, template=template)
+        write_text(output_dir / "README.md", readme)
+        rows = [{"desc_id": f"desc-{k}", "description": v} for k, v in DESCRIPTIONS.items()]
+        write_tsv(output_dir / "descriptions.tsv", ["desc_id", "description"], rows)

@@ -1,0 +1,230 @@
+"""Where each result of a visit goes."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bids_app.visit import Scan, Visit
+
+# Order of the keys in a file name: BIDS 1.10, appendix "Entity table"; from, to and mode as in
+# fMRIPrep's transforms, stat as in the statistical maps of BEP 002.
+ENTITIES = (
+    "sub", "ses", "task", "acq", "ce", "trc", "rec", "run", "part", "from", "to", "mode", "space",
+    "seg", "res", "label", "stat", "desc",
+)  # fmt: skip
+LABEL = re.compile(r"[0-9A-Za-z+]+")
+FDG_LABEL = "18FFDG"  # DESIGN: for a PET image that names no tracer, and for the synthetic one
+
+
+def _checked(label: str) -> str:
+    if not LABEL.fullmatch(label):
+        raise ValueError(f"{label!r} is not a BIDS label: letters, digits and + only")
+    return label
+
+
+def derivative_path(
+    root: Path,
+    *,
+    subject: str,
+    session: str | None,
+    datatype: str,
+    suffix: str,
+    extension: str,
+    entities: Mapping[str, str | None],
+) -> Path:
+    """Spell the path of a result.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the derivative dataset.
+    subject, session : str, str or None
+        Labels.
+    datatype : str
+        Folder: ``anat`` or ``pet``.
+    suffix, extension : str
+        The name's last part, and its ending with its dot.
+    entities : mapping
+        Labels by short key, in any order; those that are None are left out.
+
+    Raises
+    ------
+    ValueError
+        If a key is not known, or a label, datatype, suffix or extension has other characters
+        than it may.
+
+    Examples
+    --------
+    >>> derivative_path(Path("out"), subject="01", session=None, datatype="anat", suffix="T1w",
+    ...                 extension=".json", entities={"desc": "preproc", "space": "MNI"}).as_posix()
+    'out/sub-01/anat/sub-01_space-MNI_desc-preproc_T1w.json'
+    """
+    unknown = set(entities) - set(ENTITIES[2:])
+    if unknown:
+        raise ValueError(f"no such entities: {sorted(unknown)}")
+    if not re.fullmatch(r"(\.[0-9a-z]+)+", extension):
+        raise ValueError(f"{extension!r} is not an extension")
+    labels = {**entities, "sub": subject, "ses": session}
+    ordered = [(key, labels[key]) for key in ENTITIES if labels.get(key) is not None]
+    parts = [f"{key}-{_checked(label)}" for key, label in ordered if label is not None]
+    folders = [f"sub-{subject}", *([] if session is None else [f"ses-{session}"])]
+    name = "_".join([*parts, _checked(suffix)]) + extension
+    return root.joinpath(*folders, _checked(datatype), name)
+
+
+def resolution_label(resolution: float) -> str:
+    """Spell a resolution in mm as a label.
+
+    Examples
+    --------
+    >>> resolution_label(1.0), resolution_label(1.5)
+    ('1', '1p5')
+    """
+    if not 0 < resolution < 1000:  # noqa: PLR2004  # else the label would need an exponent
+        raise ValueError(f"{resolution} mm is not a resolution")
+    return f"{resolution:.4f}".rstrip("0").rstrip(".").replace(".", "p")
+
+
+def sidecar_path(path: Path) -> Path:
+    """Give the path of the JSON file beside a result.
+
+    Examples
+    --------
+    >>> sidecar_path(Path("a_pet.nii.gz")).name
+    'a_pet.json'
+    """
+    return path.with_name(path.name.partition(".")[0] + ".json")
+
+
+@dataclass(frozen=True)
+class PetPaths:
+    """Results of one real PET image: in template space, in T1w space, and its transform."""
+
+    in_template: Path
+    in_t1w: Path
+    to_t1w: Path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All, without sidecars."""
+        return self.in_template, self.in_t1w, self.to_t1w
+
+
+@dataclass(frozen=True)
+class VisitPaths:
+    """Results of a visit. Each has a sidecar; see :func:`sidecar_path`."""
+
+    t1w: Path
+    brain_mask: Path
+    t1w_in_template: Path
+    brain_mask_in_template: Path
+    t1w_to_template: Path
+    template_to_t1w: Path
+    synthetic_pet: Path
+    pets: tuple[PetPaths, ...]
+
+    @property
+    def preprocessed(self) -> tuple[Path, ...]:
+        """What ``--stage preprocess`` writes, without sidecars."""
+        anatomy = (
+            self.t1w,
+            self.brain_mask,
+            self.t1w_in_template,
+            self.brain_mask_in_template,
+            self.t1w_to_template,
+            self.template_to_t1w,
+        )
+        return anatomy + tuple(path for pet in self.pets for path in pet.files)
+
+    @property
+    def synthesized(self) -> tuple[Path, ...]:
+        """What ``--stage synthesize`` writes, without sidecars."""
+        return (self.synthetic_pet,)
+
+
+def pet_paths(output_dir: Path, pet: Scan, template: str, resolution: float) -> PetPaths:
+    """Name the results of a real PET image; they lie in its own session.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset.
+    pet : Scan
+        The raw image.
+    template : str
+        Name of the template, as a ``space-`` label.
+    resolution : float
+        Of the app's grid, in mm.
+    """
+    tracer = pet.entity("trc")
+    own = {
+        "trc": FDG_LABEL if tracer is None else tracer,
+        "rec": pet.entity("rec"),
+        "run": pet.entity("run"),
+    }
+
+    def path(suffix: str, extension: str, **entities: str) -> Path:
+        return derivative_path(
+            output_dir,
+            subject=pet.subject,
+            session=pet.session,
+            datatype="pet",
+            suffix=suffix,
+            extension=extension,
+            entities={**own, **entities},
+        )
+
+    grid = {"space": template, "res": resolution_label(resolution)}
+    return PetPaths(
+        in_template=path("pet", ".nii.gz", **grid, desc="preproc"),
+        in_t1w=path("pet", ".nii.gz", space="T1w", desc="preproc"),
+        to_t1w=path("xfm", ".txt", to="T1w", mode="image", **{"from": "pet"}),
+    )
+
+
+def visit_paths(output_dir: Path, visit: Visit, template: str, resolution: float) -> VisitPaths:
+    """Name the results of a visit.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset.
+    visit : Visit
+        A T1w with its PET images.
+    template : str
+        Name of the template, as a ``space-`` label.
+    resolution : float
+        Of the app's grid, in mm.
+    """
+
+    def path(datatype: str, suffix: str, extension: str, **entities: str) -> Path:
+        return derivative_path(
+            output_dir,
+            subject=visit.subject,
+            session=visit.session,
+            datatype=datatype,
+            suffix=suffix,
+            extension=extension,
+            entities=entities,
+        )
+
+    def transform(start: str, end: str) -> Path:
+        return path("anat", "xfm", ".h5", to=end, mode="image", **{"from": start})
+
+    grid = {"space": template, "res": resolution_label(resolution)}
+    return VisitPaths(
+        t1w=path("anat", "T1w", ".nii.gz", desc="preproc"),
+        brain_mask=path("anat", "mask", ".nii.gz", desc="brain"),
+        t1w_in_template=path("anat", "T1w", ".nii.gz", **grid, desc="preproc"),
+        brain_mask_in_template=path("anat", "mask", ".nii.gz", **grid, desc="brain"),
+        t1w_to_template=transform("T1w", template),
+        template_to_t1w=transform(template, "T1w"),
+        synthetic_pet=path("pet", "pet", ".nii.gz", trc=FDG_LABEL, **grid, desc="synth"),
+        pets=tuple(pet_paths(output_dir, pet, template, resolution) for pet in visit.pets),
+    )
+
+
+def report_path(output_dir: Path, subject: str) -> Path:
+    """Name the report of a participant: one for all visits."""
+    return output_dir / f"sub-{_checked(subject)}.html"

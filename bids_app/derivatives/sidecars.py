@@ -1,0 +1,206 @@
+"""What stands beside each result: everything known before it is computed.
+
+Nodes merge in what they measure ("Registration", "IntensityScaling", "FramesUsed",
+"FrameDurationsUsed", "Measures").
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bids_app.derivatives.paths import PetPaths, VisitPaths
+from bids_app.visit import Scan, Visit
+
+Sidecar = dict[str, object]
+SCALED = "arbitrary"  # "Units" of intensities that are divided by a percentile
+
+
+@dataclass(frozen=True)
+class Space:
+    """The app's grid.
+
+    Parameters
+    ----------
+    template : str
+        Its name, as a ``space-`` label.
+    resolution : float
+        In mm.
+    reference : str
+        URI of the template's image.
+    """
+
+    template: str
+    resolution: float
+    reference: str
+
+    def entries(self) -> Sidecar:
+        """Fields of every image on this grid."""
+        text = f"{self.resolution:g} mm isotropic, the grid of this dataset in {self.template}"
+        return {"Resolution": text, "SpatialReference": self.reference}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What every sidecar of a run tells alike.
+
+    Parameters
+    ----------
+    bids_dir, output_dir : Path
+        Roots of the raw and of the derivative dataset.
+    fingerprint : str
+        Of the settings and the sources.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    fingerprint: str
+
+    def raw(self, scan: Scan) -> str:
+        """BIDS URI of a raw image; ``raw`` stands in ``DatasetLinks``."""
+        return f"bids:raw:{scan.path.relative_to(self.bids_dir.absolute()).as_posix()}"
+
+    def own(self, path: Path) -> str:
+        """BIDS URI of a result."""
+        return f"bids::{path.relative_to(self.output_dir).as_posix()}"
+
+    def entries(self, description: str, sources: Sequence[str]) -> Sidecar:
+        """Fields of every sidecar."""
+        return {
+            "Description": description,
+            "Sources": list(sources),
+            "Fingerprint": self.fingerprint,
+        }
+
+
+def t1w(scan: Scan, origin: Provenance, *, skull_stripped: bool) -> Sidecar:
+    """Tell of the corrected T1w; ``skull_stripped`` if it already came so."""
+    about = "T1w corrected for the bias field, on its own grid"
+    return {**origin.entries(about, [origin.raw(scan)]), "SkullStripped": skull_stripped}
+
+
+def brain_mask(paths: VisitPaths, origin: Provenance) -> Sidecar:
+    """Tell of the brain mask on the grid of the T1w."""
+    reference = origin.own(paths.t1w)
+    common = origin.entries("Brain, on the grid of the T1w", [reference])
+    return {**common, "Type": "Brain", "SpatialReference": reference}
+
+
+def t1w_in_template(paths: VisitPaths, origin: Provenance, space: Space) -> Sidecar:
+    """Tell of the T1w on the app's grid."""
+    sources = [origin.own(p) for p in (paths.t1w, paths.brain_mask, paths.t1w_to_template)]
+    about = f"T1w of the brain in {space.template}, intensities in 0..1"
+    return {**origin.entries(about, sources), "SkullStripped": True, **space.entries()}
+
+
+def brain_mask_in_template(paths: VisitPaths, origin: Provenance, space: Space) -> Sidecar:
+    """Tell of the brain mask on the app's grid."""
+    sources = [origin.own(p) for p in (paths.brain_mask, paths.t1w_to_template)]
+    about = f"Brain, in {space.template}"
+    return {**origin.entries(about, sources), "Type": "Brain", **space.entries()}
+
+
+def anatomical_transform(paths: VisitPaths, origin: Provenance, space: Space) -> Sidecar:
+    """Tell of the transforms between T1w and template, either way."""
+    sources = [origin.own(paths.t1w), origin.own(paths.brain_mask)]
+    about = f"Transform between T1w and {space.template}: affine and deformation"
+    return {**origin.entries(about, sources), "SpatialReference": space.reference}
+
+
+def pet_in_template(
+    pet: Scan, of_pet: PetPaths, paths: VisitPaths, origin: Provenance, space: Space
+) -> Sidecar:
+    """Tell of a real PET on the app's grid."""
+    computed = (of_pet.to_t1w, paths.t1w_to_template, paths.brain_mask_in_template)
+    about = f"Acquired PET of the brain in {space.template}, intensities in 0..1"
+    return {
+        **origin.entries(about, [origin.raw(pet), *map(origin.own, computed)]),
+        "SkullStripped": True,
+        "Units": SCALED,
+        **space.entries(),
+    }
+
+
+def pet_in_t1w(pet: Scan, of_pet: PetPaths, paths: VisitPaths, origin: Provenance) -> Sidecar:
+    """Tell of a real PET on the grid of the T1w, in its own units."""
+    units = dict(pet.metadata).get("Units")
+    about = "Acquired PET on the grid of the T1w, in its own units"
+    return {
+        **origin.entries(about, [origin.raw(pet), origin.own(of_pet.to_t1w)]),
+        "SkullStripped": False,
+        "SpatialReference": origin.own(paths.t1w),
+        **({} if units is None else {"Units": units}),
+    }
+
+
+def pet_transform(pet: Scan, paths: VisitPaths, origin: Provenance) -> Sidecar:
+    """Tell of the rigid transform from a PET to the T1w."""
+    about = "Rigid transform from PET to T1w"
+    return {
+        **origin.entries(about, [origin.raw(pet), origin.own(paths.t1w)]),
+        "SpatialReference": origin.own(paths.t1w),
+    }
+
+
+def synthetic_pet(
+    paths: VisitPaths,
+    origin: Provenance,
+    space: Space,
+    *,
+    generator: Mapping[str, object],
+    smoothing_fwhm: float,
+    trained_on_this_participant: bool,
+) -> Sidecar:
+    """Tell of the PET that a generator predicts: no dose, no time, nothing that was not measured.
+
+    Parameters
+    ----------
+    paths, origin, space : VisitPaths, Provenance, Space
+        Of the visit and the run.
+    generator : mapping
+        ``Name``, ``Version``, ``SHA256``, ``TrainedOn``, ``IntendedUse``, from its card.
+    smoothing_fwhm : float
+        In mm.
+    trained_on_this_participant : bool
+        Whether the generator has seen this participant in training.
+    """
+    about = f"SYNTHETIC FDG PET in {space.template}, predicted from the T1w; not a measurement"
+    return {
+        "Synthetic": True,
+        **origin.entries(about, [origin.own(paths.t1w_in_template)]),
+        "SkullStripped": True,
+        "Units": SCALED,
+        **space.entries(),
+        "Generator": dict(generator),
+        "SmoothingFWHM": smoothing_fwhm,
+        "TrainedOnThisParticipant": trained_on_this_participant,
+    }
+
+
+def preprocessing_sidecars(
+    visit: Visit, paths: VisitPaths, origin: Provenance, space: Space, *, skull_stripped: bool
+) -> dict[Path, Sidecar]:
+    """Give the sidecars of all that ``--stage preprocess`` writes, by the file they stand beside.
+
+    Parameters
+    ----------
+    visit, paths : Visit, VisitPaths
+        The visit and its results.
+    origin, space : Provenance, Space
+        Of the run.
+    skull_stripped : bool
+        Whether the raw T1w came without skull.
+    """
+    transform = anatomical_transform(paths, origin, space)
+    sidecars = {
+        paths.t1w: t1w(visit.t1w, origin, skull_stripped=skull_stripped),
+        paths.brain_mask: brain_mask(paths, origin),
+        paths.t1w_in_template: t1w_in_template(paths, origin, space),
+        paths.brain_mask_in_template: brain_mask_in_template(paths, origin, space),
+        paths.t1w_to_template: transform,
+        paths.template_to_t1w: dict(transform),
+    }
+    for pet, of_pet in zip(visit.pets, paths.pets, strict=True):
+        sidecars[of_pet.in_template] = pet_in_template(pet, of_pet, paths, origin, space)
+        sidecars[of_pet.in_t1w] = pet_in_t1w(pet, of_pet, paths, origin)
+        sidecars[of_pet.to_t1w] = pet_transform(pet, paths, origin)
+    return sidecars

@@ -1,0 +1,45 @@
+"""Intensities between 0 and 1, as the networks want them."""
+
+import numpy as np
+
+from bids_app.imaging.volume import Mask, Volume
+
+
+def scale_to_unit(volume: Volume, brain: Mask, *, percentile: float = 99.9) -> Volume:
+    """Bring the intensities of a brain into [0, 1].
+
+    Zotova et al. (2021), section 3.1, scale "between 0 and 1" and do not say how. Ours: divide by
+    a high percentile of the brain, so that single bright voxels do not darken all others, and
+    clip.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Intensities in any unit; zero means none.
+    brain : ndarray of bool, (I, J, K)
+        The voxels that count.
+    percentile : float
+        Of the brain's intensities, the one that becomes 1.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        float32 in [0, 1]; 0 outside the brain.
+
+    Raises
+    ------
+    ValueError
+        If the brain is empty, or nothing in it is brighter than zero.
+
+    Examples
+    --------
+    >>> volume = np.array([[[0, 50, 100, 70]]], np.float32)
+    >>> scale_to_unit(volume, volume < 100, percentile=100.0)
+    array([[[0.        , 0.71428573, 0.        , 1.        ]]], dtype=float32)
+    """
+    if not brain.any():
+        raise ValueError("the brain mask is empty")
+    top = float(np.percentile(volume[brain], percentile))
+    if not top > 0:
+        raise ValueError("no intensity in the brain is above zero")
+    return np.where(brain, np.clip(volume / top, 0, 1), 0).astype(np.float32)

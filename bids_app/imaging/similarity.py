@@ -1,0 +1,157 @@
+"""How alike two volumes, or two masks, are.
+
+The measures are those of Zotova et al. (2021), section 3.2, and what registration is judged by.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from bids_app.imaging.volume import Mask, Volume
+
+
+def psnr(one: Volume, other: Volume, where: Mask | None = None) -> float:
+    """Peak signal to noise ratio of two volumes in [0, 1], in dB.
+
+    Parameters
+    ----------
+    one, other : ndarray, (I, J, K)
+        Intensities in [0, 1]; the peak is 1.
+    where : ndarray of bool, (I, J, K), optional
+        The voxels that count; all by default.
+
+    Returns
+    -------
+    float
+        Infinite where the volumes are equal.
+
+    Examples
+    --------
+    >>> round(psnr(np.zeros((2, 2, 2), np.float32), np.full((2, 2, 2), 0.1, np.float32)), 3)
+    20.0
+    """
+    chosen = slice(None) if where is None else where
+    error = float(np.mean((one[chosen].astype(np.float64) - other[chosen]) ** 2))
+    return float("inf") if error == 0 else float(-10 * np.log10(error))
+
+
+def dice(one: Mask, other: Mask) -> float:
+    """Overlap of two masks: twice what they share, over the sum of both; 0 to 1.
+
+    Examples
+    --------
+    >>> round(dice(np.array([True, True, False]), np.array([False, True, False])), 3)
+    0.667
+    """
+    total = int(one.sum()) + int(other.sum())
+    return 2 * int((one & other).sum()) / total if total else 1.0
+
+
+def correlation(one: Volume, other: Volume, where: Mask) -> float:
+    """Pearson's correlation of two volumes over a mask, -1 to 1; 0 where one is constant."""
+    x, y = one[where].astype(np.float64), other[where].astype(np.float64)
+    if x.size < 2 or x.std() == 0 or y.std() == 0:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def normalized_mutual_information(
+    one: Volume, other: Volume, where: Mask, *, bins: int = 64
+) -> float:
+    """Normalized mutual information of two volumes over a mask: (H(X) + H(Y)) / H(X, Y).
+
+    Studholme, Hill & Hawkes (1999), Pattern Recognition 32:71-86. 1 for independent volumes, 2
+    for volumes that tell one another.
+
+    Parameters
+    ----------
+    one, other : ndarray, (I, J, K)
+        Any unit; the two may differ.
+    where : ndarray of bool, (I, J, K)
+        The voxels that count.
+    bins : int
+        Bins of the joint histogram along each axis (our choice).
+    """
+    counts, _, _ = np.histogram2d(one[where], other[where], bins=bins)
+    joint = counts / max(counts.sum(), 1)
+
+    def entropy(probabilities: np.ndarray) -> float:
+        positive = probabilities[probabilities > 0]
+        return float(-(positive * np.log(positive)).sum())
+
+    together = entropy(joint)
+    if together == 0:
+        return 1.0
+    return (entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))) / together
+
+
+def ssim_map(one: Volume, other: Volume) -> Volume:
+    """Structural similarity around every voxel of two volumes in [0, 1]: Wang et al. (2004).
+
+    Gaussian window of 11 voxels an axis, sigma 1.5 voxels, K1 0.01, K2 0.03, range 1: section
+    III.C of that paper. Here the window is three-dimensional. It agrees with torchmetrics (a
+    test), whose window is not separated into axes and takes ten times longer.
+
+    Parameters
+    ----------
+    one, other : ndarray, (I, J, K)
+        Intensities in [0, 1].
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        float32, -1 to 1; reflected at the faces.
+    """
+
+    def local_mean(volume: np.ndarray) -> np.ndarray:
+        return ndimage.gaussian_filter(volume, 1.5, radius=5, mode="mirror")
+
+    x, y = one.astype(np.float32), other.astype(np.float32)
+    mean_x, mean_y = local_mean(x), local_mean(y)
+    products = mean_x * mean_y
+    squares = mean_x**2 + mean_y**2
+    variances = local_mean(x * x + y * y) - squares
+    covariance = local_mean(x * y) - products
+    c1, c2 = 0.01**2, 0.03**2
+    return ((2 * products + c1) * (2 * covariance + c2)) / ((squares + c1) * (variances + c2))
+
+
+def ssim(one: Volume, other: Volume, where: Mask | None = None) -> float:
+    """Mean structural similarity of two volumes in [0, 1]; see :func:`ssim_map`.
+
+    Parameters
+    ----------
+    one, other : ndarray, (I, J, K)
+        Intensities in [0, 1].
+    where : ndarray of bool, (I, J, K), optional
+        The voxels that count; all by default, as torchmetrics has it.
+
+    Returns
+    -------
+    float
+        -1 to 1; 1 where the volumes are equal.
+    """
+    similarity = ssim_map(one, other)
+    chosen = slice(None) if where is None else where
+    return float(similarity[chosen].mean(dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Measures:
+    """SSIM (unitless) and PSNR (dB) over the whole volume, as the paper's, and in the brain."""
+
+    ssim: float
+    psnr: float
+    ssim_brain: float
+    psnr_brain: float
+
+
+def measure(synthetic: Volume, real: Volume, brain: Mask) -> Measures:
+    """Compare a synthetic PET with the real one, both (I, J, K) in [0, 1] on one grid."""
+    return Measures(
+        ssim(synthetic, real),
+        psnr(synthetic, real),
+        ssim(synthetic, real, brain),
+        psnr(synthetic, real, brain),
+    )

@@ -1,0 +1,70 @@
+"""Volumes and the grids they lie on: shape, and voxel → world affine in mm, RAS+."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Volume: TypeAlias = NDArray[np.float32]
+Mask: TypeAlias = NDArray[np.bool_]
+Affine: TypeAlias = NDArray[np.float64]
+Box: TypeAlias = tuple[float, float, float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A lattice of voxels in space.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Voxels along each axis.
+    affine : ndarray, (4, 4)
+        Voxel indices → world coordinates in mm, RAS+.
+    """
+
+    shape: tuple[int, int, int]
+    affine: Affine
+
+
+def zooms_of(affine: Affine) -> tuple[float, float, float]:
+    """Give the voxel size in mm along each axis of an array.
+
+    Examples
+    --------
+    >>> zooms_of(np.diag([2.0, 2.0, 3.0, 1.0]))
+    (2.0, 2.0, 3.0)
+    """
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    return x, y, z
+
+
+def grid_of_box(box: Box, resolution: float) -> Grid:
+    """Lay a grid of isotropic voxels over a box, both of its faces included.
+
+    Parameters
+    ----------
+    box : tuple of float
+        ``(x0, y0, z0, x1, y1, z1)``: centres of the first and of the last voxel in mm, RAS+. The
+        last voxel lies inside the box where the resolution does not divide it.
+    resolution : float
+        Edge of a voxel in mm.
+
+    Returns
+    -------
+    Grid
+        RAS+, the first voxel at ``(x0, y0, z0)``.
+
+    Examples
+    --------
+    The volume of Zotova et al. (2021), section 3.1:
+
+    >>> grid_of_box((-78, -112, -50, 78, 76, 85), 1.0).shape
+    (157, 189, 136)
+    """
+    low, high = np.array(box[:3], float), np.array(box[3:], float)
+    x, y, z = (np.floor((high - low) / resolution + 1e-6).astype(int) + 1).tolist()
+    affine = np.diag([resolution, resolution, resolution, 1.0])
+    affine[:3, 3] = low
+    return Grid((x, y, z), affine)

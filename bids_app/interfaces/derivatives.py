@@ -1,0 +1,71 @@
+"""Nodes that put results where they belong, with what was measured beside them."""
+
+from pathlib import Path
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    InputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
+
+from bids_app.files import copy_file, read_json, write_json
+
+
+class _SaveDerivativeInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="a result")
+    out_file = File(mandatory=True, desc="where it belongs")
+    sidecar_file = File(mandatory=True, desc="where its sidecar belongs")
+    sidecar = traits.Dict(mandatory=True, desc="what is known of it beforehand")
+    measured = InputMultiObject(traits.Dict(), desc="what was measured on the way")
+
+
+class _SaveDerivativeOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="the result, in its place")
+    sidecar_file = File(exists=True, desc="its sidecar")
+
+
+class SaveDerivative(SimpleInterface):
+    """Copy a result to its place, whole or not at all, and write its sidecar after it."""
+
+    input_spec = _SaveDerivativeInputSpec
+    output_spec = _SaveDerivativeOutputSpec
+    always_run = True  # the copy may have been deleted since
+
+    def _run_interface(self, runtime):
+        sidecar = dict(self.inputs.sidecar)
+        for part in self.inputs.measured if self.inputs.measured else []:
+            sidecar.update(part)
+        out_file, sidecar_file = Path(self.inputs.out_file), Path(self.inputs.sidecar_file)
+        copy_file(Path(self.inputs.in_file), out_file)
+        write_json(sidecar_file, sidecar)
+        self._results.update(out_file=str(out_file), sidecar_file=str(sidecar_file))
+        return runtime
+
+
+class _AddToSidecarInputSpec(BaseInterfaceInputSpec):
+    sidecar_file = File(exists=True, mandatory=True, desc="a sidecar, in its place")
+    measured = InputMultiObject(traits.Dict(), mandatory=True, desc="what was measured since")
+
+
+class _AddToSidecarOutputSpec(TraitedSpec):
+    sidecar_file = File(exists=True, desc="the sidecar")
+
+
+class AddToSidecar(SimpleInterface):
+    """Add what was measured later to a sidecar, so that its image does not wait for it."""
+
+    input_spec = _AddToSidecarInputSpec
+    output_spec = _AddToSidecarOutputSpec
+    always_run = True
+
+    def _run_interface(self, runtime):
+        path = Path(self.inputs.sidecar_file)
+        sidecar = read_json(path)
+        for part in self.inputs.measured:
+            sidecar.update(part)
+        write_json(path, sidecar)
+        self._results["sidecar_file"] = str(path)
+        return runtime

@@ -1,0 +1,223 @@
+"""Nodes that read, scale and compare volumes; numpy is all they need."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
+
+from bids_app import nifti
+from bids_app.errors import UnusableDataError
+from bids_app.imaging.frames import average_frames
+from bids_app.imaging.intensity import scale_to_unit
+from bids_app.imaging.similarity import dice, measure, normalized_mutual_information
+
+METHOD = "ANTs: rigid, affine, SyN; mutual information"
+
+
+class _ReadT1wInputSpec(BaseInterfaceInputSpec):
+    t1w = File(mandatory=True, desc="a T1w, as it was acquired")
+
+
+class _ReadT1wOutputSpec(TraitedSpec):
+    t1w = File(exists=True, desc="the same volume: three axes, float32, sform as qform")
+
+
+class ReadT1w(SimpleInterface):
+    """Read a T1w, refuse what is none, and hand it on as ANTs can read it."""
+
+    input_spec = _ReadT1wInputSpec
+    output_spec = _ReadT1wOutputSpec
+
+    def _run_interface(self, runtime):
+        image = nifti.load_scan(self.inputs.t1w)
+        if image.data.ndim != 3:  # noqa: PLR2004
+            raise UnusableDataError(
+                f"{self.inputs.t1w}: {image.data.shape[3]} volumes, where a T1w has one; "
+                "average or choose one of them"
+            )
+        path = Path(runtime.cwd) / "t1w.nii"
+        nifti.save(image, path)
+        self._results["t1w"] = str(path)
+        return runtime
+
+
+class _ReadPETInputSpec(BaseInterfaceInputSpec):
+    pet = File(mandatory=True, desc="a PET, as it was acquired: one volume, or frames")
+    durations = traits.List(traits.Float, mandatory=True, desc="of the frames, in s; may be empty")
+    frames = traits.List(traits.Int, mandatory=True, desc="frames to use, from 0; empty: all")
+
+
+class _ReadPETOutputSpec(TraitedSpec):
+    pet = File(exists=True, desc="one volume, in the image's unit")
+    sidecar = traits.Dict(desc="frames that were averaged, from 0, and how long each lasted, in s")
+
+
+class ReadPET(SimpleInterface):
+    """Read a PET, refuse what is none, and average its frames, weighted by duration."""
+
+    input_spec = _ReadPETInputSpec
+    output_spec = _ReadPETOutputSpec
+
+    def _run_interface(self, runtime):
+        image = nifti.load_scan(self.inputs.pet)
+        data, used, durations = self._one_volume(image.data)
+        path = Path(runtime.cwd) / "pet.nii.gz"
+        nifti.save(nifti.Image(data, image.affine), path)
+        self._results["pet"] = str(path)
+        self._results["sidecar"] = {"FramesUsed": used, "FrameDurationsUsed": durations}
+        return runtime
+
+    def _one_volume(self, data):
+        path, durations = self.inputs.pet, np.array(self.inputs.durations, float)
+        if data.ndim == 3:  # noqa: PLR2004
+            return data, [0], durations.tolist() if durations.size == 1 else []
+        count = data.shape[3]
+        if durations.size != count:
+            known = f"{durations.size} FrameDuration values" if durations.size else "none"
+            raise UnusableDataError(
+                f"{path}: {count} frames but {known} in its sidecar; correct FrameDuration there"
+            )
+        used = list(self.inputs.frames) if self.inputs.frames else list(range(count))
+        beyond = [frame for frame in used if not 0 <= frame < count]
+        if beyond:
+            raise UnusableDataError(
+                f"{path}: has frames 0 to {count - 1}, not {beyond}; change --pet-frames"
+            )
+        if (durations[used] <= 0).any():
+            raise UnusableDataError(f"{path}: a FrameDuration is not above 0; correct its sidecar")
+        return average_frames(data[..., used], durations[used]), used, durations[used].tolist()
+
+
+class _ApplyMaskInputSpec(BaseInterfaceInputSpec):
+    image = File(exists=True, mandatory=True, desc="an image")
+    mask = File(exists=True, mandatory=True, desc="a mask on the same grid")
+
+
+class _ApplyMaskOutputSpec(TraitedSpec):
+    image = File(exists=True, desc="the image, 0 outside the mask")
+
+
+class ApplyMask(SimpleInterface):
+    """Set an image to 0 outside a mask."""
+
+    input_spec = _ApplyMaskInputSpec
+    output_spec = _ApplyMaskOutputSpec
+
+    def _run_interface(self, runtime):
+        image, mask = nifti.load(self.inputs.image), nifti.load(self.inputs.mask)
+        path = Path(runtime.cwd) / "masked.nii"
+        nifti.save(nifti.Image(np.where(mask.data > 0, image.data, 0), image.affine), path)
+        self._results["image"] = str(path)
+        return runtime
+
+
+class _ScaleIntensityInputSpec(BaseInterfaceInputSpec):
+    image = File(exists=True, mandatory=True, desc="an image, any unit")
+    mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
+    percentile = traits.Float(mandatory=True, desc="of the brain's intensities: becomes 1")
+
+
+class _ScaleIntensityOutputSpec(TraitedSpec):
+    image = File(exists=True, desc="the image in [0, 1], 0 outside the brain")
+    sidecar = traits.Dict(desc="the intensity that became 1, in the image's unit")
+
+
+class ScaleIntensity(SimpleInterface):
+    """Scale the brain of an image to [0, 1]."""
+
+    input_spec = _ScaleIntensityInputSpec
+    output_spec = _ScaleIntensityOutputSpec
+
+    def _run_interface(self, runtime):
+        image, mask = nifti.load(self.inputs.image), nifti.load(self.inputs.mask)
+        brain = mask.data > 0
+        try:
+            scaled = scale_to_unit(image.data, brain, percentile=self.inputs.percentile)
+        except ValueError as error:
+            raise UnusableDataError(
+                f"{self.inputs.image}: {error} after registration; look at the registration, "
+                "and at the input"
+            ) from error
+        path = Path(runtime.cwd) / "scaled.nii.gz"
+        nifti.save(nifti.Image(scaled, image.affine), path)
+        percentile = self.inputs.percentile
+        value = float(np.percentile(image.data[brain], percentile))
+        self._results["image"] = str(path)
+        self._results["sidecar"] = {
+            "IntensityScaling": {"Percentile": percentile, "Value": float(f"{value:.6g}")}
+        }
+        return runtime
+
+
+class _JudgeRegistrationInputSpec(BaseInterfaceInputSpec):
+    fixed = File(exists=True, mandatory=True, desc="the target")
+    fixed_mask = File(exists=True, mandatory=True, desc="where images are compared")
+    before = File(exists=True, mandatory=True, desc="the moving image, as headers have it")
+    after = File(exists=True, mandatory=True, desc="the moving image after registration")
+    mask_after = File(exists=True, mandatory=True, desc="its brain mask after registration")
+
+
+class _JudgeRegistrationOutputSpec(TraitedSpec):
+    sidecar = traits.Dict(desc="similarity before and after, and the Dice of the masks")
+
+
+class JudgeRegistration(SimpleInterface):
+    """Measure how alike target and image are before and after; all lie on one grid."""
+
+    input_spec = _JudgeRegistrationInputSpec
+    output_spec = _JudgeRegistrationOutputSpec
+
+    def _run_interface(self, runtime):
+        fixed = nifti.load(self.inputs.fixed).data
+        where = nifti.load(self.inputs.fixed_mask).data > 0
+
+        def likeness(path):
+            return normalized_mutual_information(fixed, nifti.load(path).data, where)
+
+        overlap = dice(where, nifti.load(self.inputs.mask_after).data > 0)
+        quality = {
+            "Method": METHOD,
+            "SimilarityMetric": "normalized mutual information",
+            "SimilarityBefore": round(likeness(self.inputs.before), 4),
+            "SimilarityAfter": round(likeness(self.inputs.after), 4),
+            "DiceBrainMask": round(overlap, 4),
+        }
+        self._results["sidecar"] = {"Registration": quality}
+        return runtime
+
+
+class _ComparePETInputSpec(BaseInterfaceInputSpec):
+    synthetic = File(exists=True, mandatory=True, desc="synthetic PET in [0, 1]")
+    real = File(exists=True, mandatory=True, desc="real PET in [0, 1] on the same grid")
+    mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
+
+
+class _ComparePETOutputSpec(TraitedSpec):
+    sidecar = traits.Dict(desc="SSIM and PSNR over the whole volume and in the brain")
+
+
+class ComparePET(SimpleInterface):
+    """Measure how alike a synthetic and a real PET are."""
+
+    input_spec = _ComparePETInputSpec
+    output_spec = _ComparePETOutputSpec
+
+    def _run_interface(self, runtime):
+        names = {"ssim": "SSIM", "psnr": "PSNR", "ssim_brain": "SSIMBrain"}
+        names["psnr_brain"] = "PSNRBrain"
+        measures = measure(
+            nifti.load(self.inputs.synthetic).data,
+            nifti.load(self.inputs.real).data,
+            nifti.load(self.inputs.mask).data > 0,
+        )
+        self._results["sidecar"] = {
+            "Measures": {names[key]: round(value, 4) for key, value in asdict(measures).items()}
+        }
+        return runtime

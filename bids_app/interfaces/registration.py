@@ -1,0 +1,139 @@
+"""Nodes that call ANTs: see CONTRIBUTING.md, "Processes"."""
+
+from pathlib import Path
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    InputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
+
+
+class _CorrectBiasInputSpec(BaseInterfaceInputSpec):
+    t1w = File(exists=True, mandatory=True, desc="a T1w")
+    mask = File(exists=True, mandatory=True, desc="its brain")
+    shrink_factor = traits.Int(mandatory=True, desc="voxels are thinned out by it")
+
+
+class _CorrectBiasOutputSpec(TraitedSpec):
+    t1w = File(exists=True, desc="the T1w without its bias field")
+
+
+class CorrectBias(SimpleInterface):
+    """Remove the bias field of a T1w with N4."""
+
+    input_spec = _CorrectBiasInputSpec
+    output_spec = _CorrectBiasOutputSpec
+
+    def _run_interface(self, runtime):
+        from bids_app.anatomy.registration import correct_bias
+
+        out = Path(runtime.cwd) / "t1w.nii.gz"
+        correct_bias(
+            Path(self.inputs.t1w), Path(self.inputs.mask), out,
+            shrink_factor=self.inputs.shrink_factor,
+        )  # fmt: skip
+        self._results["t1w"] = str(out)
+        return runtime
+
+
+class _RegisterToTemplateInputSpec(BaseInterfaceInputSpec):
+    brain = File(exists=True, mandatory=True, desc="T1w of a brain alone")
+    template = File(exists=True, mandatory=True, desc="the template's brain")
+    quick = traits.Bool(mandatory=True, desc="coarse levels only")
+
+
+class _RegisterToTemplateOutputSpec(TraitedSpec):
+    t1w_to_template = File(exists=True, desc="composite transform, .h5")
+    template_to_t1w = File(exists=True, desc="its inverse, .h5")
+
+
+class RegisterToTemplate(SimpleInterface):
+    """Register a brain to a template: rigid, affine, SyN."""
+
+    input_spec = _RegisterToTemplateInputSpec
+    output_spec = _RegisterToTemplateOutputSpec
+
+    def _run_interface(self, runtime):
+        from bids_app.anatomy.registration import register_to_template
+
+        there, back = register_to_template(
+            Path(self.inputs.brain), Path(self.inputs.template),
+            Path(runtime.cwd) / "t1w_to_template_", quick=self.inputs.quick,
+        )  # fmt: skip
+        self._results.update(t1w_to_template=str(there), template_to_t1w=str(back))
+        return runtime
+
+
+class _RegisterPETInputSpec(BaseInterfaceInputSpec):
+    pet = File(exists=True, mandatory=True, desc="one PET volume")
+    t1w = File(exists=True, mandatory=True, desc="T1w of the same person")
+    mask = File(exists=True, mandatory=True, desc="the brain on the grid of the T1w")
+
+
+class _RegisterPETOutputSpec(TraitedSpec):
+    pet_to_t1w = File(exists=True, desc="rigid transform, ITK's text format")
+    sidecar = traits.Dict(desc="the start that was kept, and similarity before and after")
+
+
+class RegisterPET(SimpleInterface):
+    """Move a PET rigidly onto the T1w of the same person."""
+
+    input_spec = _RegisterPETInputSpec
+    output_spec = _RegisterPETOutputSpec
+
+    def _run_interface(self, runtime):
+        from bids_app.anatomy.registration import register_pet
+
+        cwd = Path(runtime.cwd)
+        result = register_pet(
+            Path(self.inputs.pet), Path(self.inputs.t1w), Path(self.inputs.mask),
+            cwd / "rigid_", cwd / "pet_to_t1w.txt",
+        )  # fmt: skip
+        self._results["pet_to_t1w"] = str(result.transform)
+        quality = {
+            "Method": "ANTs: rigid; mutual information",
+            "Start": result.start,
+            "SimilarityMetric": "normalized mutual information",
+            "SimilarityBefore": round(result.before, 4),
+            "SimilarityAfter": round(result.after, 4),
+        }
+        self._results["sidecar"] = {"Registration": quality}
+        return runtime
+
+
+class _ResampleInputSpec(BaseInterfaceInputSpec):
+    image = File(exists=True, mandatory=True, desc="what is resampled")
+    reference = File(exists=True, mandatory=True, desc="the grid it gets")
+    transforms = InputMultiObject(
+        File(exists=True),
+        mandatory=True,
+        desc="as ANTs orders them: the last is applied first; none: as the headers say",
+    )
+    interpolation = traits.Str(mandatory=True, desc="ANTs's name of it")
+
+
+class _ResampleOutputSpec(TraitedSpec):
+    image = File(exists=True, desc="the image on its new grid")
+
+
+class Resample(SimpleInterface):
+    """Carry an image along transforms onto another grid, interpolating once."""
+
+    input_spec = _ResampleInputSpec
+    output_spec = _ResampleOutputSpec
+
+    def _run_interface(self, runtime):
+        from bids_app.anatomy.registration import resample
+
+        out = Path(runtime.cwd) / "resampled.nii.gz"
+        resample(
+            Path(self.inputs.image), Path(self.inputs.reference),
+            [Path(path) for path in self.inputs.transforms], out,
+            interpolation=self.inputs.interpolation,
+        )  # fmt: skip
+        self._results["image"] = str(out)
+        return runtime

@@ -1,0 +1,75 @@
+"""Labels of BIDS entities, as people type them."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bids_app.errors import UsageError
+
+LABEL = re.compile(r"[0-9A-Za-z+]+")  # BIDS 1.10, "Filesystem structure": alphanumeric, or plus
+PREFIXES = ("sub-", "ses-", "trc-", "run-")
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: neither a label (letters and digits) nor a text file with one label a line"
+        )
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a list of labels ({error})") from error
+    labels = [line.partition("#")[0].strip() for line in lines]
+    if not any(labels):
+        raise UsageError(f"{path}: holds no label; write one a line")
+    return [label for label in labels if label]
+
+
+def normalize_labels(values: Sequence[str], prefix: str) -> tuple[str, ...]:
+    """Bring labels into one form: bare, each once, in the order given.
+
+    Parameters
+    ----------
+    values : sequence of str
+        Labels with or without their prefix. What cannot be a label is the path of a text file
+        with one label a line (``#`` starts a remark); ``./name`` where the name could be one.
+    prefix : {"sub-", "ses-", "trc-", "run-"}
+        The prefix to take off.
+
+    Raises
+    ------
+    UsageError
+        If a value is no label and no readable file, or the file holds none.
+
+    Examples
+    --------
+    >>> normalize_labels(["sub-01", "02", "01"], "sub-")
+    ('01', '02')
+    """
+    if prefix not in PREFIXES:
+        raise ValueError(f"{prefix!r} is not one of {PREFIXES}")
+    labels: dict[str, None] = {}
+    for value in values:
+        bare = value.strip().removeprefix(prefix)
+        if LABEL.fullmatch(bare):
+            labels[bare] = None
+            continue
+        for line in _lines(Path(value)):
+            label = line.removeprefix(prefix)
+            if not LABEL.fullmatch(label):
+                raise UsageError(f"{value}: {line!r} is not a label; use letters and digits")
+            labels[label] = None
+    return tuple(labels)
+
+
+def same_run(one: str, other: str) -> bool:
+    """Whether two run labels are the same index.
+
+    Examples
+    --------
+    >>> same_run("01", "1"), same_run("1", "2")
+    (True, False)
+    """
+    if one.isdecimal() and other.isdecimal():
+        return int(one) == int(other)
+    return one == other

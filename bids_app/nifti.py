@@ -1,0 +1,205 @@
+"""Open and save NIfTI images; the one place that does.
+
+What cannot be an image of a head is refused here, with a sentence that names the file.
+"""
+
+import gzip
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.imaging.volume import Affine, Grid, zooms_of
+
+SMALLEST_ZOOM, LARGEST_ZOOM = 0.1, 20.0  # mm; our choice: no scanner of human heads is beyond
+SMALLEST_FIELD_OF_VIEW, LARGEST_FIELD_OF_VIEW = 50.0, 1000.0  # mm; our choice
+LARGEST_SHEAR = 0.05  # cosine between two axes of the grid; our choice
+UNREADABLE = (ImageFileError, HeaderDataError, EOFError, gzip.BadGzipFile, zlib.error, ValueError)
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image in memory.
+
+    Parameters
+    ----------
+    data : ndarray, (I, J, K) or (I, J, K, T)
+        float32, scaled as the header says.
+    affine : ndarray, (4, 4)
+        Voxel indices → world coordinates in mm, RAS+.
+    """
+
+    data: NDArray[np.float32]
+    affine: Affine
+
+    @property
+    def zooms(self) -> tuple[float, float, float]:
+        """Voxel size in mm along each axis."""
+        return zooms_of(self.affine)
+
+    @property
+    def grid(self) -> Grid:
+        """The lattice of its voxels."""
+        i, j, k = self.data.shape[:3]
+        return Grid((i, j, k), self.affine)
+
+
+def _open(path: Path) -> nib.Nifti1Image:
+    if not path.exists():
+        raise MissingInputError(f"{path}: no such file; check the dataset, or fetch its content")
+    try:
+        image = nib.load(path)
+    except PermissionError as error:
+        raise ReadWriteError(f"{path}: no permission to read it; run chmod +r on it") from error
+    except UNREADABLE as error:
+        raise UnusableDataError(
+            f"{path}: not a readable NIfTI image ({error}); copy or convert it again"
+        ) from error
+    if not isinstance(image, nib.Nifti1Image):
+        raise UnusableDataError(f"{path}: not a NIfTI image; convert it to NIfTI-1 or NIfTI-2")
+    return image
+
+
+def _refuse_absurd_affine(path: Path, affine: Affine, shape: tuple[int, ...]) -> None:
+    advice = "correct sform or qform, or convert the image again"
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:  # noqa: PLR2004
+        raise UnusableDataError(f"{path}: its affine has no inverse; {advice}")
+    zooms = np.array(zooms_of(affine))
+    if zooms.min() < SMALLEST_ZOOM or zooms.max() > LARGEST_ZOOM:
+        size = " × ".join(f"{zoom:.3g}" for zoom in zooms)
+        raise UnusableDataError(f"{path}: its affine says voxels of {size} mm; {advice}")
+    extent = zooms * shape[:3]
+    if extent.min() < SMALLEST_FIELD_OF_VIEW or extent.max() > LARGEST_FIELD_OF_VIEW:
+        size = " × ".join(f"{side:.0f}" for side in extent)
+        raise UnusableDataError(
+            f"{path}: its field of view is {size} mm, not that of a head; {advice}"
+        )
+    axes = affine[:3, :3] / zooms
+    if np.abs(axes.T @ axes - np.eye(3)).max() > LARGEST_SHEAR:
+        raise UnusableDataError(f"{path}: its affine is sheared; {advice}")
+
+
+def check_header(path: Path) -> tuple[int, ...]:
+    """Look at the header alone: is this an image of a head at all?
+
+    Returns
+    -------
+    tuple of int
+        The shape, without axes of length one at its end.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    ReadWriteError
+        If it may not be read.
+    UnusableDataError
+        If it is no NIfTI image, has fewer than three axes, or its affine is singular, sheared,
+        or of a size that no head has.
+    """
+    image = _open(path)
+    shape: tuple[int, ...] = tuple(image.shape)
+    while len(shape) > 3 and shape[-1] == 1:  # noqa: PLR2004
+        shape = shape[:-1]
+    if len(shape) < 3 or min(shape) < 2:  # noqa: PLR2004
+        raise UnusableDataError(f"{path}: its shape is {shape}, not a volume; convert it again")
+    _refuse_absurd_affine(path, image.affine, shape)
+    return shape
+
+
+def load(path: Path | str) -> Image:
+    """Read an image, scaled as its header says.
+
+    Parameters
+    ----------
+    path : path-like
+        NIfTI-1 or NIfTI-2, ``.nii`` or ``.nii.gz``.
+
+    Returns
+    -------
+    Image
+        float32; axes of length one at its end are dropped.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        As :func:`check_header`; UnusableDataError also if the file ends too early.
+    """
+    path = Path(path)
+    shape = check_header(path)
+    image = _open(path)
+    try:
+        data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
+    except (OSError, *UNREADABLE) as error:
+        raise UnusableDataError(
+            f"{path}: truncated or damaged ({error}); copy it again from its source"
+        ) from error
+    return Image(data, np.asarray(image.affine, dtype=np.float64))
+
+
+def load_scan(path: Path | str) -> Image:
+    """Read an acquired image, and refuse one that holds no picture.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        As :func:`load`; UnusableDataError also if a value is not finite, or all are equal.
+    """
+    image = load(path)
+    odd = int(image.data.size - np.isfinite(image.data).sum())
+    if odd:
+        raise UnusableDataError(
+            f"{path}: {odd} voxels are NaN or infinite; replace them (by 0 outside the head)"
+        )
+    if image.data.min() == image.data.max():
+        raise UnusableDataError(f"{path}: all voxels are equal; export the image again")
+    return image
+
+
+def to_nibabel(image: Image) -> nib.Nifti1Image:
+    """Give an image as nibabel has it, sform and qform alike; booleans become bytes."""
+    data = image.data.astype(np.uint8) if image.data.dtype == bool else image.data
+    picture = nib.Nifti1Image(data, image.affine)
+    picture.header.set_xyzt_units("mm")
+    picture.header.set_sform(image.affine, code=1)
+    picture.header.set_qform(image.affine, code=1)
+    return picture
+
+
+def save(image: Image, path: Path | str, *, description: str = "") -> None:
+    """Write an image so that it is either whole or absent, and equal data give equal bytes.
+
+    Parameters
+    ----------
+    image : Image
+        Boolean and integer data keep their kind; all else becomes float32.
+    path : path-like
+        Ends in ``.nii.gz`` or ``.nii``; replaced if it exists.
+    description : str
+        The header's ``descrip``, at most 79 characters.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be written: no space, no permission.
+    """
+    path = Path(path)
+    picture = to_nibabel(image)
+    picture.header["descrip"] = description
+    content = picture.to_bytes()
+    if path.suffix == ".gz":
+        content = gzip.compress(content, compresslevel=3, mtime=0)
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,193 @@
+"""From a visit to the graph that works on it: which files it makes, and which are made already."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nipype.pipeline.engine import Workflow
+
+from bids_app.dataset.reading import frame_times
+from bids_app.derivatives.completion import fingerprint, is_complete
+from bids_app.derivatives.paths import VisitPaths, sidecar_path, visit_paths
+from bids_app.derivatives.sidecars import (
+    Provenance,
+    Sidecar,
+    Space,
+    preprocessing_sidecars,
+    synthetic_pet,
+)
+from bids_app.errors import MissingInputError
+from bids_app.generators import GeneratorChoice
+from bids_app.visit import Visit
+from bids_app.workflows.participant import (
+    Output,
+    PetPlan,
+    Preprocessing,
+    SynthesisPlan,
+    init_participant_wf,
+    init_preprocessing_wf,
+    init_synthesis_from_disk_wf,
+)
+
+ANATOMICAL_OUTPUTS = (  # alike in the workflow's outputnode and in VisitPaths
+    "t1w", "brain_mask", "t1w_in_template", "brain_mask_in_template", "t1w_to_template",
+    "template_to_t1w",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all visits of a run have in common."""
+
+    bids_dir: Path
+    output_dir: Path
+    space: Space
+    preprocessing: Preprocessing
+    parameters: Mapping[str, object]
+    stage: str
+    generator: GeneratorChoice | None
+    fwhm: float
+    device: str
+
+
+@dataclass(frozen=True)
+class VisitPlan:
+    """A visit, where its results go, and the digests that tell whether they are there."""
+
+    visit: Visit
+    paths: VisitPaths
+    preprocessed: str
+    synthesized: str
+
+    @property
+    def name(self) -> str:
+        """Name of its graph: letters, digits and underscores."""
+        parts = ["sub", self.visit.subject]
+        if self.visit.session is not None:
+            parts += ["ses", self.visit.session]
+        return re.sub(r"\W", "_", "_".join([*parts, "wf"]))
+
+    @property
+    def label(self) -> str:
+        """Name of the visit for people."""
+        session = "" if self.visit.session is None else f" ses-{self.visit.session}"
+        return f"sub-{self.visit.subject}{session}"
+
+
+def plan_visit(visit: Visit, run: Run) -> VisitPlan:
+    """Name the results of a visit and digest what decides about them.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError
+        If an image is not there, or cannot be looked at.
+    """
+    paths = visit_paths(run.output_dir, visit, run.space.template, run.space.resolution)
+    pets = [pet.path for pet in visit.pets]
+    durations = [frame_times(pet) for pet in visit.pets]
+    preprocessed = fingerprint(
+        {**run.parameters, "frame_times": durations}, [visit.t1w.path, *pets], bids_dir=run.bids_dir
+    )
+    synthesized = fingerprint(
+        {**run.parameters, "fwhm": run.fwhm},
+        [visit.t1w.path],
+        bids_dir=run.bids_dir,
+        generator_sha256=None if run.generator is None else run.generator.card.sha256,
+    )
+    return VisitPlan(visit, paths, preprocessed, synthesized)
+
+
+def is_done(plan: VisitPlan, run: Run) -> bool:
+    """Tell whether all that the run's stage makes of a visit is there already."""
+    preprocessed = is_complete(plan.paths.preprocessed, plan.preprocessed)
+    synthesized = is_complete(plan.paths.synthesized, plan.synthesized)
+    return {
+        "all": preprocessed and synthesized,
+        "preprocess": preprocessed,
+        "synthesize": synthesized,
+    }[run.stage]
+
+
+def _output(path: Path, sidecar: Sidecar) -> Output:
+    return Output(path, sidecar_path(path), sidecar)
+
+
+def _preprocessing_outputs(plan: VisitPlan, run: Run) -> dict[Path, Output]:
+    origin = Provenance(run.bids_dir, run.output_dir, plan.preprocessed)
+    sidecars = preprocessing_sidecars(
+        plan.visit, plan.paths, origin, run.space, skull_stripped=False
+    )
+    return {path: _output(path, sidecar) for path, sidecar in sidecars.items()}
+
+
+def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]:
+    plans = []
+    for pet, paths in zip(plan.visit.pets, plan.paths.pets, strict=True):
+        times = frame_times(pet)
+        plans.append(
+            PetPlan(
+                pet=pet.path,
+                durations=() if times is None else times[1],
+                outputs={
+                    "in_template": outputs[paths.in_template],
+                    "in_t1w": outputs[paths.in_t1w],
+                    "to_t1w": outputs[paths.to_t1w],
+                },
+            )
+        )
+    return plans
+
+
+def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> SynthesisPlan:
+    sidecar = synthetic_pet(
+        plan.paths,
+        Provenance(run.bids_dir, run.output_dir, plan.synthesized),
+        run.space,
+        generator=generator.description(),
+        smoothing_fwhm=run.fwhm,
+        trained_on_this_participant=plan.visit.subject in generator.card.participants,
+    )
+    output = _output(plan.paths.synthetic_pet, sidecar)
+    return SynthesisPlan(generator.folder, generator.card.sha256, run.fwhm, run.device, output)
+
+
+def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: Run) -> Workflow:
+    needed = (plan.paths.t1w_in_template, plan.paths.brain_mask_in_template)
+    for path in needed:
+        if not path.exists():
+            raise MissingInputError(
+                f"{path}: no such file; run --stage preprocess for {plan.label} first"
+            )
+    return init_synthesis_from_disk_wf(
+        t1w=needed[0],
+        brain_mask=needed[1],
+        pets=[p.in_template for p in plan.paths.pets if p.in_template.exists()],
+        synthesis=synthesis,
+        omp_nthreads=run.preprocessing.omp_nthreads,
+        name=plan.name,
+    )
+
+
+def init_visit_wf(plan: VisitPlan, run: Run) -> Workflow:
+    """Build the graph that a run's stage wants for a visit.
+
+    Raises
+    ------
+    MissingInputError
+        If the stage starts from results that are not there.
+    """
+    if run.stage == "synthesize" and run.generator is not None:
+        return _from_disk(plan, _synthesis_plan(plan, run, run.generator), run)
+    outputs = _preprocessing_outputs(plan, run)
+    anatomical = {field: outputs[getattr(plan.paths, field)] for field in ANATOMICAL_OUTPUTS}
+    pets = _pet_plans(plan, outputs)
+    if run.generator is None:
+        return init_preprocessing_wf(
+            t1w=plan.visit.t1w.path, outputs=anatomical, pets=pets, how=run.preprocessing,
+            name=plan.name,
+        )  # fmt: skip
+    return init_participant_wf(
+        t1w=plan.visit.t1w.path, outputs=anatomical, pets=pets, how=run.preprocessing,
+        synthesis=_synthesis_plan(plan, run, run.generator), name=plan.name,
+    )  # fmt: skip

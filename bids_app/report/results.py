@@ -1,0 +1,201 @@
+"""Which files a participant has among the derivatives, and what their sidecars say."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias
+
+from bids_app.errors import Mri2petError
+from bids_app.nifti import check_header
+
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
+
+IMAGE, SIDECAR = ".nii.gz", ".json"
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """An image that ought to be there, and its sidecar.
+
+    Parameters
+    ----------
+    path : Path
+        The image.
+    metadata : dict
+        Empty where the sidecar is missing or cannot be read.
+    fault : str
+        What is wrong with the sidecar; empty if nothing is.
+    """
+
+    path: Path
+    metadata: Mapping[str, Json]
+    fault: str = ""
+
+    def text(self, key: str) -> str:
+        """Give a value as text; empty where there is none."""
+        value = self.metadata.get(key)
+        return "" if value is None else str(value)
+
+    def sources(self) -> tuple[str, ...]:
+        """Name the files of the raw dataset it was made from."""
+        listed = self.metadata.get("Sources")
+        uris = [str(uri) for uri in listed] if isinstance(listed, list) else []
+        return tuple(uri.removeprefix("bids:raw:") for uri in uris if uri.startswith("bids:raw:"))
+
+
+@dataclass(frozen=True)
+class RealPet:
+    """A PET that was measured: in the space of its T1w, and in that of the template."""
+
+    name: str
+    in_t1w: Derivative
+    in_template: Derivative | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was made from one visit. ``None``: not asked for, or not reached.
+
+    Parameters
+    ----------
+    name : str
+        ``"sub-01, ses-02"``.
+    space : str
+        Of the template, as in file names: ``"MNI152NLin2009aSym_res-1"``; empty if none.
+    """
+
+    name: str
+    space: str
+    t1w: Derivative
+    mask: Derivative
+    t1w_in_template: Derivative | None
+    mask_in_template: Derivative | None
+    synthetic: Derivative | None
+    pets: tuple[RealPet, ...] = field(default=())
+
+    def derivatives(self) -> tuple[Derivative, ...]:
+        """List all of its images."""
+        anatomy = (self.t1w, self.mask, self.t1w_in_template, self.mask_in_template)
+        pets = [one for pet in self.pets for one in (pet.in_t1w, pet.in_template)]
+        return tuple(one for one in (*anatomy, self.synthetic, *pets) if one is not None)
+
+
+def read_derivative(path: Path) -> Derivative:
+    """Read the sidecar of an image; the image itself need not be there."""
+    sidecar = path.with_name(path.name.removesuffix(IMAGE) + SIDECAR)
+    if not sidecar.exists():
+        return Derivative(path, {}, f"{sidecar.name} is missing; what it would tell is left out.")
+    try:
+        metadata = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return Derivative(path, {}, f"{sidecar.name} cannot be read; what it tells is left out.")
+    if not isinstance(metadata, dict):
+        return Derivative(path, {}, f"{sidecar.name} is no JSON object; it is left out.")
+    return Derivative(path, metadata)
+
+
+def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tuple[Results, ...]:
+    """Gather the images of a participant.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    subject : str
+        Its label, without ``sub-``.
+    shape : tuple of int
+        Of the template. Where images lie in several spaces, those of this shape are taken.
+
+    Returns
+    -------
+    tuple of Results
+        By session. A PET is with the T1w it was aligned to.
+    """
+    folder = output_dir / f"sub-{subject}"
+    stems = sorted({_stem(path) for path in _images(folder, "anat")})
+    visits = {stem: _results(folder, stem, shape) for stem in stems}
+    homes = {stem: visit.t1w.path.name for stem, visit in visits.items()}
+    pets: dict[str, list[RealPet]] = {stem: [] for stem in stems}
+    for stem in sorted({_stem(path) for path in _images(folder, "pet", "*desc-preproc_pet")}):
+        in_t1w = read_derivative(_place(folder, "pet", f"{stem}_space-T1w_desc-preproc_pet"))
+        home = _home_of(in_t1w, stem, homes)
+        if home is not None:
+            space = visits[home].space
+            beside = _in_space(folder, "pet", stem, space, "desc-preproc_pet")
+            pets[home].append(RealPet(_say(stem), in_t1w, beside))
+    return tuple(replace(visit, pets=tuple(pets[stem])) for stem, visit in visits.items())
+
+
+def _images(folder: Path, modality: str, pattern: str = "*_desc-*") -> list[Path]:
+    return [
+        path
+        for place in (modality, f"ses-*/{modality}")
+        for ending in (IMAGE, SIDECAR)
+        for path in folder.glob(f"{place}/{pattern}{ending}")
+    ]
+
+
+def _stem(path: Path) -> str:
+    """Keep the entities that say whose image it is: all before ``space-``, ``res-``, ``desc-``."""
+    parts = path.name.split("_")
+    ends = [n for n, part in enumerate(parts) if part.startswith(("space-", "res-", "desc-"))]
+    return "_".join(parts[: ends[0]])
+
+
+def _place(folder: Path, modality: str, name: str) -> Path:
+    session = [part for part in name.split("_") if part.startswith("ses-")]
+    return folder.joinpath(*session, modality, name + IMAGE)
+
+
+def _in_space(folder: Path, modality: str, stem: str, space: str, ending: str) -> Derivative | None:
+    if not space:
+        return None
+    return read_derivative(_place(folder, modality, f"{stem}_space-{space}_{ending}"))
+
+
+def _results(folder: Path, stem: str, shape: tuple[int, ...]) -> Results:
+    space = _space_of(_images(folder, "anat", f"{stem}_space-*_desc-preproc_T1w"), shape)
+    synthetic = _in_space(folder, "pet", f"{stem}_trc-18FFDG", space, "desc-synth_pet")
+    if synthetic is not None and not synthetic.metadata and not synthetic.path.exists():
+        synthetic = None
+    return Results(
+        name=_say(stem),
+        space=space,
+        t1w=read_derivative(_place(folder, "anat", f"{stem}_desc-preproc_T1w")),
+        mask=read_derivative(_place(folder, "anat", f"{stem}_desc-brain_mask")),
+        t1w_in_template=_in_space(folder, "anat", stem, space, "desc-preproc_T1w"),
+        mask_in_template=_in_space(folder, "anat", stem, space, "desc-brain_mask"),
+        synthetic=synthetic,
+    )
+
+
+def _space_of(paths: Iterable[Path], shape: tuple[int, ...]) -> str:
+    """Choose a space: one whose T1w has the shape, or else the first by name."""
+    spaces = {
+        path.name.partition("_space-")[2].rpartition("_desc-")[0]: path
+        for path in sorted(paths)
+        if path.name.endswith(IMAGE)
+    } or {path.name.partition("_space-")[2].rpartition("_desc-")[0]: path for path in paths}
+    fitting = [space for space, path in spaces.items() if _shape_of(path) == shape]
+    return min(fitting, default=min(spaces, default=""))
+
+
+def _shape_of(path: Path) -> tuple[int, ...]:
+    try:
+        return check_header(path)
+    except Mri2petError:
+        return ()
+
+
+def _home_of(pet: Derivative, stem: str, homes: Mapping[str, str]) -> str | None:
+    """Find the visit whose T1w a PET lies on: as its sidecar says, else that of its session."""
+    reference = Path(pet.text("SpatialReference")).name
+    own = stem.partition("_trc-")[0]
+    named = [home for home, t1w in homes.items() if t1w == reference]
+    same = [home for home in homes if home == own]
+    return next(iter([*named, *same, *homes]), None)
+
+
+def _say(stem: str) -> str:
+    return ", ".join(part for part in stem.split("_") if not part.startswith("trc-"))

@@ -1,0 +1,174 @@
+"""The report of one participant, from files on disk only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bids_app.errors import Mri2petError
+from bids_app.nifti import check_header
+from bids_app.report.methods import boilerplate, procedure_of
+from bids_app.report.page import render
+from bids_app.report.panels import draw
+from bids_app.report.record import Record, read_record, write_record, write_text
+from bids_app.report.results import Json, Results, find_results
+from bids_app.report.tables import comparison_rows, registration_rows, warnings_of
+
+DEMONSTRATION: Final = ("demonstrat", "simulat")  # as cards of generators put it
+
+
+@dataclass(frozen=True)
+class Generator:
+    """What made a synthetic PET, as its sidecar says."""
+
+    name: str
+    version: str
+    sha256: str
+    trained_on: str
+    intended_use: str
+
+    @property
+    def is_demonstration(self) -> bool:
+        """Whether its card says that it is not meant for real studies."""
+        told = f"{self.intended_use} {self.trained_on}".lower()
+        return any(word in told for word in DEMONSTRATION)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the list of what was found."""
+
+    what: str
+    name: str
+    source: str
+
+
+def write_subject_report(
+    output_dir: Path,
+    subject: str,
+    *,
+    template_t1w: Path,
+    notes: Sequence[str] | None = None,
+    problems: Sequence[str] | None = None,
+    versions: Mapping[str, str] | None = None,
+    date: str | None = None,
+    command: str | None = None,
+    duration: float | None = None,
+) -> Path:
+    """Write ``sub-X.html``.
+
+    What is None is taken from the last run's record, ``logs/sub-X_report.json``; what is given is
+    kept there.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    subject : str
+        A label, without ``sub-``.
+    template_t1w : Path
+        The template, on the grid of the images in its space.
+    notes, problems : sequence of str
+        Sentences: how scans were chosen; what went wrong.
+    versions : dict
+        Distribution → version (``mri2pet``, ``antspyx``, ``deepbet``, ``nipype``, ``torch`` …).
+    date, command : str
+        When the run was, and its command line.
+    duration : float
+        Of the run, in seconds.
+
+    Returns
+    -------
+    Path
+        The report.
+
+    Raises
+    ------
+    ReadWriteError
+        If report or record cannot be written. A missing image is no error: the report says so.
+    """
+    last = read_record(output_dir, subject)
+    record = Record(
+        notes=last.notes if notes is None else tuple(notes),
+        problems=last.problems if problems is None else tuple(problems),
+        versions=last.versions if versions is None else dict(versions),
+        date=last.date if date is None else date,
+        command=last.command if command is None else command,
+        duration=last.duration if duration is None else float(duration),
+    )
+    write_record(output_dir, subject, record)
+    visits = find_results(output_dir, subject, _shape_of(template_t1w))
+    page = render("subject.html", _values(output_dir, subject, template_t1w, visits, record))
+    path = output_dir / f"sub-{subject}.html"
+    write_text(path, page)
+    return path
+
+
+def _shape_of(template_t1w: Path) -> tuple[int, ...]:
+    try:
+        return check_header(template_t1w)
+    except Mri2petError:  # its figure will say what is wrong
+        return ()
+
+
+def _values(
+    output_dir: Path,
+    subject: str,
+    template_t1w: Path,
+    visits: Sequence[Results],
+    record: Record,
+) -> dict[str, object]:
+    drawings = [draw(output_dir, visit, template_t1w) for visit in visits]
+    return {
+        "subject": subject,
+        "generators": _generators(visits),
+        "findings": [line for visit in visits for line in _findings(visit)],
+        "spaces": sorted({visit.space for visit in visits if visit.space}),
+        "record": record,
+        "warnings": warnings_of(visits),
+        "registrations": registration_rows(visits),
+        "comparisons": comparison_rows(visits),
+        "anatomy": [panel for drawing in drawings for panel in drawing.anatomy],
+        "coregistration": [panel for drawing in drawings for panel in drawing.coregistration],
+        "pet": [panel for drawing in drawings for panel in drawing.pet],
+        "methods": boilerplate(procedure_of(visits, record.versions)) if visits else "",
+        "duration": _tell_duration(record.duration),
+    }
+
+
+def _generators(visits: Sequence[Results]) -> list[Generator]:
+    """List the generators of the synthetic PETs, each once."""
+    found = [
+        visit.synthetic.metadata.get("Generator") for visit in visits if visit.synthetic is not None
+    ]
+    return list(dict.fromkeys(_generator(told if isinstance(told, dict) else {}) for told in found))
+
+
+def _generator(told: Mapping[str, Json]) -> Generator:
+    name, version, sha256, trained_on, use = (
+        str(told.get(key, "unknown"))
+        for key in ("Name", "Version", "SHA256", "TrainedOn", "IntendedUse")
+    )
+    return Generator(name, version, sha256, trained_on, use)
+
+
+def _findings(visit: Results) -> list[Finding]:
+    lines = [Finding("T1w", visit.name, ", ".join(visit.t1w.sources()))]
+    lines += [Finding("PET", pet.name, ", ".join(pet.in_t1w.sources())) for pet in visit.pets]
+    if visit.synthetic is not None:
+        lines.append(Finding("SYNTHETIC PET", visit.name, "predicted from the T1w"))
+    return lines
+
+
+def _tell_duration(seconds: float | None) -> str:
+    """Write a duration as a reader says it.
+
+    Examples
+    --------
+    >>> _tell_duration(755.2), _tell_duration(None)
+    ('12 min 35 s', '')
+    """
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,124 @@
+"""The numbers of a participant, each with a plain reading."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from bids_app.report.results import Derivative, Json, Results
+
+LOWEST_DICE: Final = 0.9  # our choice: below it, brains that fit are rare
+MEASURES: Final = ("SSIM", "PSNR", "SSIMBrain", "PSNRBrain")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table; ``flagged`` where a reader should look twice."""
+
+    name: str
+    cells: tuple[str, ...]
+    reading: str = ""
+    flagged: bool = False
+
+
+def as_number(value: Json) -> float | None:
+    """Take a number for what it is, and anything else for none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        return None
+    return float(value)
+
+
+def show(value: float | None, digits: int) -> str:
+    """Write a number, or ``n/a``.
+
+    Examples
+    --------
+    >>> show(0.98765, 3), show(None, 3), show(float("inf"), 1)
+    ('0.988', 'n/a', '∞')
+    """
+    if value is None:
+        return "n/a"
+    return "∞" if math.isinf(value) else f"{value:.{digits}f}"
+
+
+def measures_of(synthetic: Derivative | None) -> dict[str, float | None]:
+    """Give how alike the synthetic and the real PET are; empty where nothing was measured."""
+    found = None if synthetic is None else synthetic.metadata.get("Measures")
+    if not isinstance(found, dict) or not found:
+        return {}
+    return {name: as_number(found.get(name)) for name in MEASURES}
+
+
+def comparison_rows(visits: Iterable[Results]) -> list[Row]:
+    """Tell, a visit a row: SSIM and PSNR (dB) in the whole volume, then in the brain."""
+    rows = []
+    for visit in visits:
+        found = measures_of(visit.synthetic)
+        if found:
+            cells = [show(found[name], 3 if name.startswith("SSIM") else 1) for name in MEASURES]
+            rows.append(Row(visit.name, tuple(cells)))
+    return rows
+
+
+def registration_rows(visits: Iterable[Results]) -> list[Row]:
+    """Tell, a registration a row: similarity before and after, Dice of the brain masks."""
+    rows = []
+    for visit in visits:
+        if visit.t1w_in_template is not None:
+            rows.append(_row(f"T1w → template ({visit.name})", visit.t1w_in_template))
+        for pet in visit.pets:
+            told = pet.in_t1w if "Registration" in pet.in_t1w.metadata else pet.in_template
+            if told is not None:
+                rows.append(_row(f"PET → T1w ({pet.name})", told))
+    return rows
+
+
+def _row(name: str, moved: Derivative) -> Row:
+    told = moved.metadata.get("Registration")
+    numbers = told if isinstance(told, dict) else {}
+    before, after, dice = (
+        as_number(numbers.get(key))
+        for key in ("SimilarityBefore", "SimilarityAfter", "DiceBrainMask")
+    )
+    reading, flagged = read_registration(before, after, dice)
+    return Row(name, (show(before, 3), show(after, 3), show(dice, 3)), reading, flagged)
+
+
+def read_registration(
+    before: float | None, after: float | None, dice: float | None
+) -> tuple[str, bool]:
+    """Say in words what the numbers of a registration mean, and whether they look bad.
+
+    Examples
+    --------
+    >>> read_registration(1.05, 1.2, 0.97)
+    ('More alike than before; the brain masks overlap by 97 %.', False)
+    >>> read_registration(1.05, 1.02, None)
+    ('LESS alike than before registration: look at the figure.', True)
+    """
+    words = []
+    if before is not None and after is not None:
+        worse = after < before
+        words.append("LESS alike than before registration" if worse else "More alike than before")
+    else:
+        worse = False
+    poor = dice is not None and dice < LOWEST_DICE
+    if dice is not None:
+        words.append(f"the brain masks overlap by {'only ' * poor}{100 * dice:.0f} %")
+    if not words:
+        return "Not measured.", False
+    advice = ": look at the figure." if worse or poor else "."
+    return "; ".join(words) + advice, worse or poor
+
+
+def warnings_of(visits: Sequence[Results]) -> list[str]:
+    """Put into sentences what the files themselves give reason to doubt."""
+    flagged = [f"{row.name}: {row.reading}" for row in registration_rows(visits) if row.flagged]
+    seen = [
+        f"{visit.name}: the generator was trained on this participant, so that its synthetic PET "
+        "is better than it would be for anybody else."
+        for visit in visits
+        if visit.synthetic and visit.synthetic.metadata.get("TrainedOnThisParticipant") is True
+    ]
+    faults = [one.fault for visit in visits for one in visit.derivatives() if one.fault]
+    return [*flagged, *seen, *faults]

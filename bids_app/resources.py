@@ -1,0 +1,112 @@
+"""How many CPUs, how much memory, and which device a run may use."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+UNLIMITED = 1 << 60  # bytes; cgroup v1 says something beyond for "no limit"
+GIB = 1 << 30
+SHARE_OF_MEMORY = 0.9  # of what is there; our choice, nipype's too
+MOST_THREADS = 8  # ANTs gains little beyond; fMRIPrep's bound
+THREAD_VARIABLES = (
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """CPUs, and memory in GiB, that this process is allowed."""
+
+    cpus: int
+    mem_gb: float
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _cgroup_cpus(root: Path) -> float | None:
+    line = _read(root / "cpu.max")
+    if line is not None:
+        quota, period = line.split()
+        return None if quota == "max" else int(quota) / int(period)
+    quota, period = _read(root / "cpu/cpu.cfs_quota_us"), _read(root / "cpu/cpu.cfs_period_us")
+    if quota is None or period is None or int(quota) <= 0:
+        return None
+    return int(quota) / int(period)
+
+
+def _cgroup_memory(root: Path) -> int | None:
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        line = _read(root / name)
+        if line is not None and line != "max" and int(line) < UNLIMITED:
+            return int(line)
+    return None
+
+
+def _slurm_memory(environment: Mapping[str, str], cpus: int) -> int | None:
+    if environment.get("SLURM_MEM_PER_NODE", "").isdecimal():
+        return int(environment["SLURM_MEM_PER_NODE"]) << 20
+    if environment.get("SLURM_MEM_PER_CPU", "").isdecimal():
+        return (int(environment["SLURM_MEM_PER_CPU"]) << 20) * cpus
+    return None
+
+
+def find_limits(environment: Mapping[str, str], cgroup: Path = CGROUP) -> Limits:
+    """Find what the machine, its control group and SLURM allow; the least counts.
+
+    Parameters
+    ----------
+    environment : mapping
+        Where SLURM says what it has granted.
+    cgroup : Path
+        Root of the control groups, version 1 or 2.
+    """
+    cpus: list[float] = [len(os.sched_getaffinity(0))]
+    quota = _cgroup_cpus(cgroup)
+    if quota is not None:
+        cpus.append(max(quota, 1))
+    if environment.get("SLURM_CPUS_PER_TASK", "").isdecimal():
+        cpus.append(int(environment["SLURM_CPUS_PER_TASK"]))
+    count = int(min(cpus))
+    memory = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    memory += [m for m in (_cgroup_memory(cgroup), _slurm_memory(environment, count)) if m]
+    return Limits(count, round(min(memory) * SHARE_OF_MEMORY / GIB, 1))
+
+
+def threads_per_node(nprocs: int, visits: int) -> int:
+    """Share CPUs among visits: several visits at once beat several threads for one.
+
+    Examples
+    --------
+    >>> threads_per_node(8, visits=1), threads_per_node(8, visits=3), threads_per_node(2, visits=9)
+    (8, 2, 1)
+    """
+    return max(1, min(nprocs // max(visits, 1), MOST_THREADS))
+
+
+def limit_threads(environment: dict[str, str], threads: int) -> None:
+    """Say in an environment how many threads ITK, OpenMP, BLAS and numba may start."""
+    environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+
+
+def choose_device(wanted: str) -> str:
+    """Name the torch device of a run; torch is not loaded for it.
+
+    ``auto`` is the first NVIDIA GPU if its driver says that there is one, else the CPU.
+    """
+    if wanted != "auto":
+        return wanted
+    driver = shutil.which("nvidia-smi")
+    if driver is None:
+        return "cpu"
+    found = subprocess.run([driver, "-L"], capture_output=True, text=True, check=False)
+    return "cuda:0" if found.returncode == 0 and "GPU 0" in found.stdout else "cpu"

@@ -1,0 +1,69 @@
+"""What a run was asked to do: every default of the command line, once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bids_app.imaging.volume import Box
+
+LEVELS = ("participant",)  # in the order of a study
+FULL_RESOLUTION = 1.0  # mm; Zotova et al. (2021), section 3.1
+SLOPPY_RESOLUTION = 4.0  # mm; for tests and for trying things out
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run of ``mri2pet``. Names are those of the flags.
+
+    ``None`` means: found out when the run starts (from the machine, or from the dataset).
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    level: str
+
+    # Selection
+    participant_label: tuple[str, ...] = ()
+    exclude_participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    tracer_label: tuple[str, ...] = ()
+    run_label: tuple[str, ...] = ()
+    bids_filter_file: Path | None = None
+    bids_database_dir: Path | None = None
+    validate: bool = True
+    derivatives: tuple[tuple[str, Path], ...] = ()
+
+    # Participant
+    template: str = "MNI152NLin2009aSym"
+    bounding_box: Box = (-78, -112, -50, 78, 76, 85)  # Zotova et al. (2021), section 3.1
+    resolution: float | None = None  # mm; see grid_resolution
+    skull_strip: str = "auto"
+    pet_frames: tuple[int, ...] = ()  # indices from 0; () is all
+    generator: str = "default"
+    smoothing_fwhm: float = 1.5  # mm; Zotova et al. (2021), section 3.2
+    stage: str = "all"
+
+    # Resources
+    nprocs: int | None = None
+    omp_nthreads: int | None = None
+    mem_gb: float | None = None
+    device: str = "auto"
+    use_plugin: Path | None = None
+    work_dir: Path | None = None
+    clean_workdir: bool = False
+    stop_on_first_crash: bool = False
+    resource_monitor: bool = False
+
+    # Run
+    sloppy: bool = False
+    dry_run: bool = False
+    reports_only: bool = False
+    boilerplate_only: bool = False
+    random_seed: int = 0
+    verbose: int = 0
+
+    @property
+    def grid_resolution(self) -> float:
+        """Voxel size of the outputs in mm: as given, else coarser for a sloppy run."""
+        if self.resolution is not None:
+            return self.resolution
+        return SLOPPY_RESOLUTION if self.sloppy else FULL_RESOLUTION

@@ -1,0 +1,177 @@
+"""A generator on disk: its weights, and a card that rebuilds it and says what it is for."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.imaging.volume import Grid
+from bids_app.synthesis.models import ModelSpec, spec_from_dict, spec_to_dict
+from bids_app.synthesis.networks import ResnetGenerator
+from bids_app.synthesis.translator import build_generator
+
+WEIGHTS, CARD = "weights.safetensors", "card.json"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What must be known of a generator to use it, and to judge whether to.
+
+    Parameters
+    ----------
+    name, version : str
+        A row of Table 1, or a name of one's own; the version of the app that trained it.
+    spec : ModelSpec
+        What rebuilds the network.
+    template : str
+        The space of its images.
+    shape, affine : tuple
+        The grid of its images; the affine in mm, RAS+, row by row.
+    sha256 : str
+        Of the file of weights.
+    trained_on, intended_use : str
+        In a sentence each.
+    participants : tuple of str
+        ``sub-`` labels whose images it has seen.
+    dataset : str
+        Name or DOI of the dataset those belong to.
+    seed : int
+        Of all randomness in training.
+    versions : dict
+        Name → version of what computed it.
+    metrics : dict
+        Name → value, on images it has not seen.
+    """
+
+    name: str
+    version: str
+    spec: ModelSpec
+    template: str
+    shape: tuple[int, int, int]
+    affine: tuple[tuple[float, ...], ...]
+    sha256: str
+    trained_on: str
+    intended_use: str
+    participants: tuple[str, ...]
+    dataset: str
+    seed: int
+    versions: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def file_sha256(path: Path) -> str:
+    """Give the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_generator(generator: nn.Module, card: Card, folder: Path) -> Card:
+    """Write weights and card into a folder, which is made; return the card with its SHA-256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    values = {**asdict(card), "spec": spec_to_dict(card.spec)}
+    values["sha256"] = file_sha256(folder / WEIGHTS)
+    (folder / CARD).write_text(json.dumps(values, indent=2) + "\n")
+    return read_card(folder)
+
+
+def read_card(folder: Path) -> Card:
+    """Read the card of a generator.
+
+    Raises
+    ------
+    MissingInputError
+        If the folder holds no card.
+    UnusableDataError
+        If it is not a card.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file; --generator wants a folder with a card")
+    try:
+        values = json.loads(path.read_text())
+        values["spec"] = spec_from_dict(values["spec"])
+        values["affine"] = tuple(tuple(float(x) for x in row) for row in values["affine"])
+        values["shape"] = tuple(int(side) for side in values["shape"])
+        values["participants"] = tuple(values["participants"])
+        return Card(**values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnusableDataError(
+            f"{path}: not the card of a generator ({error}); train it again, or fetch it again"
+        ) from error
+
+
+def check_weights(folder: Path, card: Card) -> Path:
+    """Refuse weights that are not those the card was written for; return their path.
+
+    Raises
+    ------
+    MissingInputError
+        If they are not there.
+    UnusableDataError
+        If their SHA-256 is another.
+    """
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file; the card beside it needs it")
+    if file_sha256(path) != card.sha256:
+        raise UnusableDataError(
+            f"{path}: its SHA-256 is not the card's, so it was changed or damaged; fetch it again"
+        )
+    return path
+
+
+def check_grid(card: Card, grid: Grid, template: str) -> None:
+    """Refuse a grid that the generator has not been trained on.
+
+    Raises
+    ------
+    UnusableDataError
+        If template, shape or affine differ.
+    """
+    same = card.shape == grid.shape and np.allclose(card.affine, grid.affine, atol=1e-3)
+    if not same or card.template != template:
+        raise UnusableDataError(
+            f"generator {card.name}: its card says {_tell(card.template, card.shape)}, the run "
+            f"wants {_tell(template, grid.shape)}; choose its --template, --bounding-box and "
+            "--resolution, or another --generator"
+        )
+
+
+def _tell(template: str, shape: tuple[int, int, int]) -> str:
+    return f"{template} on {'×'.join(map(str, shape))} voxels"
+
+
+def load_generator(folder: Path, device: str) -> tuple[ResnetGenerator, Card]:
+    """Rebuild a generator from its folder, ready to synthesize.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``weights.safetensors`` and ``card.json``.
+    device : str
+        A torch device.
+
+    Raises
+    ------
+    MissingInputError, UnusableDataError
+        As :func:`read_card` and :func:`check_weights`; UnusableDataError also if the weights do
+        not fit the card's network.
+    """
+    card = read_card(folder)
+    path = check_weights(folder, card)
+    generator = build_generator(card.spec)
+    try:
+        generator.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise UnusableDataError(
+            f"{path}: does not fit the network of its card; fetch both again"
+        ) from error
+    return generator.to(device).eval(), card

@@ -1,0 +1,85 @@
+"""What the networks are trained for: equations 1 to 3 of Zotova et al. (2021).
+
+The paper's G_B and D_B, which make and judge PET, are ``to_pet``; G_A and D_A are ``to_mri``.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from bids_app.synthesis.translator import Translator
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What the generators made of one batch, kept for the discriminators. All (N, C, *size)."""
+
+    fake_pet: Tensor
+    fake_mri: Tensor | None
+
+
+def discriminator_loss(on_real: Tensor, on_fake: Tensor) -> Tensor:
+    """Least-squares loss of a discriminator, eq. 1, first line.
+
+    Parameters
+    ----------
+    on_real, on_fake : Tensor
+        Opinions, any shape: 1 means real, 0 fake.
+
+    Examples
+    --------
+    >>> from torch import ones, zeros
+    >>> discriminator_loss(on_real=ones(2, 1, 3, 3), on_fake=zeros(2, 1, 3, 3))
+    tensor(0.)
+    """
+    return on_fake.square().mean() + (on_real - 1).square().mean()
+
+
+def _persuasion(judge: Translator, fake: Tensor) -> Tensor:
+    """Least-squares loss of a generator, eq. 1, second line."""
+    return (judge.discriminator(fake) - 1).square().mean()
+
+
+def generator_loss(
+    to_pet: Translator,
+    to_mri: Translator | None,
+    mri: Tensor,
+    pet: Tensor,
+    *,
+    adversarial_weight: float,
+    cycle_weight: float,
+    mse_weight: float,
+) -> tuple[Tensor, Translation]:
+    """Loss of the generators: adversarial, eq. 1; MSE, eq. 2; cycle consistency, eq. 3.
+
+    Parameters
+    ----------
+    to_pet : Translator
+        MRI → PET, and the judge of PET.
+    to_mri : Translator or None
+        PET → MRI, and the judge of MRI; None for a Simple-GAN.
+    mri, pet : Tensor, (N, channels, *size)
+        True pairs in [0, 1].
+    adversarial_weight, cycle_weight, mse_weight : float
+        Of eq. 1, 3 and 2; see :class:`bids_app.synthesis.models.ModelSpec`. The cycle's is unused
+        in a Simple-GAN; the MSE's is 0 in the rows of Table 1 without it.
+
+    Returns
+    -------
+    Tensor, ()
+        The weighted sum.
+    Translation
+        The fakes, still attached to the graph.
+    """
+    fake_pet = to_pet.generator(mri)
+    loss = adversarial_weight * _persuasion(to_pet, fake_pet)
+    loss = loss + mse_weight * F.mse_loss(fake_pet, pet)
+    if to_mri is None:
+        return loss, Translation(fake_pet, None)
+    fake_mri = to_mri.generator(pet)
+    loss = loss + adversarial_weight * _persuasion(to_mri, fake_mri)
+    loss = loss + mse_weight * F.mse_loss(fake_mri, mri)
+    mri_again, pet_again = to_mri.generator(fake_pet), to_pet.generator(fake_mri)
+    cycle = F.l1_loss(mri_again, mri) + F.l1_loss(pet_again, pet)
+    return loss + cycle_weight * cycle, Translation(fake_pet, fake_mri)

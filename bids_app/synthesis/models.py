@@ -1,0 +1,104 @@
+"""The rows of Table 1, as data."""
+
+from dataclasses import asdict, dataclass, replace
+
+from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, Tiling
+
+TILINGS: dict[str, type[SliceTriplets] | type[CubicPatches]] = {
+    "semi3d": SliceTriplets,
+    "patch3d": CubicPatches,
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A row of Table 1 of Zotova et al. (2021): what is built, and how it is trained.
+
+    Parameters
+    ----------
+    tiling : SliceTriplets or CubicPatches
+        Semi-3D or 3D-patch.
+    n_blocks : int
+        Residual blocks of a generator: 9 or 2 (section 2.1).
+    cycle : bool
+        Cycle-GAN, not Simple-GAN.
+    epochs, constant_epochs : int
+        All, and those before the learning rate falls linearly to 0 (section 3.2).
+    batch_size : int
+        Tiles a step: 5 or 10 (section 3.2).
+    mse_weight : float
+        Of eq. 2; the paper gives none, ours is 100: at an MSE of 0.01 as much as the adversarial
+        term of an undecided judge. 0 for the rows without MSE.
+    adversarial_weight, cycle_weight : float
+        Of eq. 1, the unit of the others, and of eq. 3, 10 as in Zhu et al. (2017), section 4; the
+        paper gives none.
+    learning_rate, beta1, beta2 : float
+        Of Adam; 0.0002 is the paper's (section 3.2), 0.5 and 0.999 are Zhu et al.'s code's.
+    pool_size : int
+        Fakes a discriminator is reminded of: Zhu et al. (2017), section 4.
+    width : int
+        Feature maps after the first convolution: Zhu et al. (2017), appendix 7.2.
+    """
+
+    tiling: Tiling
+    n_blocks: int
+    cycle: bool
+    epochs: int
+    constant_epochs: int
+    batch_size: int
+    mse_weight: float
+    adversarial_weight: float = 1.0
+    cycle_weight: float = 10.0
+    learning_rate: float = 2e-4
+    beta1: float = 0.5
+    beta2: float = 0.999
+    pool_size: int = 50
+    width: int = 64
+
+
+_SEMI3D = ModelSpec(
+    tiling=SliceTriplets(), n_blocks=9, cycle=False,
+    epochs=200, constant_epochs=100, batch_size=5, mse_weight=0.0,
+)  # fmt: skip
+_PATCH3D = ModelSpec(
+    tiling=CubicPatches(), n_blocks=2, cycle=False,
+    epochs=100, constant_epochs=100, batch_size=10, mse_weight=0.0,
+)  # fmt: skip
+_MSE = 100.0
+
+MODELS: dict[str, ModelSpec] = {
+    "semi3d-gan": _SEMI3D,
+    "semi3d-gan-mse": replace(_SEMI3D, mse_weight=_MSE),
+    "semi3d-cyclegan": replace(_SEMI3D, cycle=True),
+    "semi3d-cyclegan-mse": replace(_SEMI3D, cycle=True, mse_weight=_MSE),
+    "patch3d-gan-mse": replace(_PATCH3D, mse_weight=_MSE),
+    "patch3d-cyclegan-mse": replace(_PATCH3D, cycle=True, mse_weight=_MSE),
+}
+
+
+def spec_to_dict(spec: ModelSpec) -> dict[str, object]:
+    """Tell a spec in plain values, as a card holds it.
+
+    Examples
+    --------
+    >>> spec_from_dict(spec_to_dict(MODELS["patch3d-gan-mse"])) == MODELS["patch3d-gan-mse"]
+    True
+    """
+    kind = next(name for name, kind in TILINGS.items() if isinstance(spec.tiling, kind))
+    return {**asdict(spec), "tiling": {"kind": kind, **asdict(spec.tiling)}}  # type: ignore[call-overload]
+
+
+def spec_from_dict(values: dict[str, object]) -> ModelSpec:
+    """Build the spec that a card holds.
+
+    Raises
+    ------
+    ValueError
+        If a value is missing, or not known.
+    """
+    try:
+        tiling = dict(values["tiling"])  # type: ignore[call-overload]
+        kind = TILINGS[tiling.pop("kind")]
+        return ModelSpec(**{**values, "tiling": kind(**tiling)})  # type: ignore[arg-type]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a generator's spec: {error}") from error

@@ -1,0 +1,122 @@
+"""The two networks: a generator that translates, and a discriminator that judges."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, and what came in added to what came out.
+
+    ``forward`` maps (N, width, *size) to the same shape. Reflection at the borders, as in the
+    code that [18] of Zotova et al. (2021) provides.
+    """
+
+    def __init__(self, spatial_dims: int, width: int) -> None:
+        super().__init__()
+        conv, norm = CONV[spatial_dims], NORM[spatial_dims]
+        self.layers = nn.Sequential(
+            conv(width, width, 3, padding=1, padding_mode="reflect"), norm(width), nn.ReLU(),
+            conv(width, width, 3, padding=1, padding_mode="reflect"), norm(width),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class ResnetGenerator(nn.Module):
+    """Translate an image of one modality into the other.
+
+    ``forward`` maps (N, channels, *size) to the same shape. Both hold unitless intensities in
+    [0, 1]. ``size`` may be any: the network fills it up to what its strides need, and crops back.
+
+    Parameters
+    ----------
+    spatial_dims : {2, 3}
+        2 for semi-3D, 3 for 3D-patch.
+    channels : int
+        3 adjacent slices (semi-3D), or 1 patch (3D-patch).
+    n_blocks : int
+        Residual blocks: 9 for semi-3D, 2 for 3D-patch [1]_.
+    width : int
+        Feature maps after the first convolution; four times as many in the residual blocks [2]_.
+
+    References
+    ----------
+    .. [1] Zotova, Jung & Lartizien (2021), section 2.1, "Implementation details".
+    .. [2] Zhu, Park, Isola & Efros (2017), appendix 7.2: c7s1-64, d128, d256, R256 x 9, u128,
+       u64, c7s1-3. There, the last activation is a hyperbolic tangent, for intensities in [-1, 1].
+
+    Examples
+    --------
+    >>> generator = ResnetGenerator(spatial_dims=2, channels=3, n_blocks=9)
+    >>> sum(parameter.numel() for parameter in generator.parameters())
+    11378179
+    """
+
+    STRIDE = 4  # two halvings
+
+    def __init__(self, spatial_dims: int, channels: int, n_blocks: int, width: int = 64) -> None:
+        super().__init__()
+        conv, up, norm = CONV[spatial_dims], TRANSPOSED[spatial_dims], NORM[spatial_dims]
+        self.layers = nn.Sequential(
+            conv(channels, width, 7, padding=3, padding_mode="reflect"), norm(width), nn.ReLU(),
+            conv(width, 2 * width, 3, stride=2, padding=1), norm(2 * width), nn.ReLU(),
+            conv(2 * width, 4 * width, 3, stride=2, padding=1), norm(4 * width), nn.ReLU(),
+            *(ResidualBlock(spatial_dims, 4 * width) for _ in range(n_blocks)),
+            up(4 * width, 2 * width, 3, 2, padding=1, output_padding=1), norm(2 * width), nn.ReLU(),
+            up(2 * width, width, 3, 2, padding=1, output_padding=1), norm(width), nn.ReLU(),
+            conv(width, channels, 7, padding=3, padding_mode="reflect"), nn.Sigmoid(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[2:]
+        filling = [fill for side in reversed(size) for fill in (0, -side % self.STRIDE)]
+        y = self.layers(F.pad(x, filling, mode="replicate"))
+        return y[(..., *(slice(side) for side in size))]
+
+
+class PatchDiscriminator(nn.Module):
+    """Judge patches of an image: 1 is real, 0 is fake.
+
+    ``forward`` maps (N, channels, *size) to one opinion a patch, (N, 1, *smaller size). A patch is
+    70 voxels wide. The opinions have no bounds, as least squares wants them.
+
+    Parameters
+    ----------
+    spatial_dims : {2, 3}
+        2 for semi-3D, 3 for 3D-patch.
+    channels : int
+        As the generator's.
+    width : int
+        Feature maps after the first convolution, doubled three times: 64-128-256-512 in
+        Isola, Zhu, Zhou & Efros (2017), appendix 6.1.2.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, width: int = 64) -> None:
+        super().__init__()
+        conv, norm = CONV[spatial_dims], NORM[spatial_dims]
+        self.layers = nn.Sequential(
+            conv(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
+            conv(width, 2 * width, 4, stride=2, padding=1), norm(2 * width), nn.LeakyReLU(0.2),
+            conv(2 * width, 4 * width, 4, stride=2, padding=1), norm(4 * width), nn.LeakyReLU(0.2),
+            conv(4 * width, 8 * width, 4, padding=1), norm(8 * width), nn.LeakyReLU(0.2),
+            conv(8 * width, 1, 4, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def initialize(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw the weights of all convolutions from N(0, 0.02), biases 0: Zhu et al. (2017), 7.1."""
+    for name, parameter in network.named_parameters():
+        with torch.no_grad():
+            if name.endswith("bias"):
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, 0.02, generator=generator)

@@ -1,0 +1,121 @@
+"""How a volume and a row of tiles, which is what a network sees, stand for one another."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import ceil, prod
+from typing import ClassVar, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+class Tiling(Protocol):
+    """How a volume and a row of tiles stand for one another."""
+
+    spatial_dims: ClassVar[int]
+    channels: ClassVar[int]
+
+    def count(self, shape: Shape) -> int:
+        """Tiles in a volume of this shape."""
+
+    def cut(self, volume: Tensor, index: int) -> Tensor:
+        """Cut one tile, (channels, *size), out of (I, J, K)."""
+
+    def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
+        """Lay all tiles, in order, out as a volume of this shape."""
+
+
+@dataclass(frozen=True)
+class SliceTriplets:
+    """Triplets of adjacent transverse slices, one slice to a channel (semi-3D).
+
+    Zotova et al. (2021), section 2.1, "Implementation details". Tiles are (3, I, J) and do not
+    overlap. The last one repeats the last slice where there are no more.
+
+    Examples
+    --------
+    46 triplets a subject, as in section 3.2:
+
+    >>> SliceTriplets().count((157, 189, 136))
+    46
+    """
+
+    spatial_dims: ClassVar[int] = 2
+    channels: ClassVar[int] = 3
+
+    def count(self, shape: Shape) -> int:
+        return ceil(shape[-1] / self.channels)
+
+    def cut(self, volume: Tensor, index: int) -> Tensor:
+        first = self.channels * index
+        slices = torch.arange(first, first + self.channels).clamp(max=volume.shape[-1] - 1)
+        return volume[..., slices].movedim(-1, 0)
+
+    def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
+        return torch.cat(list(tiles)).movedim(0, -1)[..., : shape[-1]]
+
+
+@dataclass(frozen=True)
+class CubicPatches:
+    """Overlapping cubes, of which only the centre is kept (3D-patch).
+
+    Zotova et al. (2021), sections 2.1 and 3.2. Tiles are (1, size, size, size), smaller where the
+    volume is. The last cube along an axis is moved back to end with the volume.
+
+    Parameters
+    ----------
+    size : int
+        Edge of a cube in voxels.
+    stride : int
+        Voxels between the starts of two neighbours; ``size - stride`` of each cube, half of it at
+        either end, is its margin.
+
+    Examples
+    --------
+    The count of section 3.2 fits a volume of 156 slices, not the 136 that section 3.1 gives:
+
+    >>> CubicPatches().count((157, 189, 156)), CubicPatches().count((157, 189, 136))
+    (6069, 4998)
+    """
+
+    spatial_dims: ClassVar[int] = 3
+    channels: ClassVar[int] = 1
+    size: int = 32
+    stride: int = 8
+
+    def _starts(self, side: int) -> list[int]:
+        last = max(side - self.size, 0)
+        return [*range(0, last, self.stride), last]
+
+    def _corners(self, shape: Shape) -> Iterator[Shape]:
+        return product(*(self._starts(side) for side in shape))
+
+    def count(self, shape: Shape) -> int:
+        return prod(len(self._starts(side)) for side in shape)
+
+    def cut(self, volume: Tensor, index: int) -> Tensor:
+        corner = []
+        for side in reversed(volume.shape):
+            starts = self._starts(side)
+            index, place = divmod(index, len(starts))
+            corner.append(starts[place])
+        cube = tuple(slice(start, start + self.size) for start in reversed(corner))
+        return volume[cube].unsqueeze(0)
+
+    def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
+        # Each cube leaves its leading margin to its forerunners and overwrites their trailing
+        # margins, so that what stays of every cube is its centre.
+        margin = (self.size - self.stride) // 2
+        volume: Tensor | None = None
+        for corner, tile in zip(self._corners(shape), tiles, strict=True):
+            if volume is None:
+                volume = tile.new_empty(shape)
+            kept = [margin if start else 0 for start in corner]
+            there = tuple(slice(s + k, s + self.size) for s, k in zip(corner, kept, strict=True))
+            volume[there] = tile[0][tuple(slice(k, None) for k in kept)]
+        if volume is None:
+            raise ValueError("a volume without voxels has no tiles")
+        return volume

@@ -1,0 +1,112 @@
+"""A template by name: nilearn's own, or TemplateFlow's, laid on the grid of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nilearn import datasets
+from nilearn.image import resample_img
+from templateflow import api as templateflow
+
+from bids_app import nifti
+from bids_app.errors import MissingInputError
+from bids_app.imaging.volume import Grid
+
+OWN = "MNI152NLin2009aSym"  # comes with nilearn: no network is needed
+REGISTRATION_RESOLUTION = 1.0  # mm
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template as files of a run.
+
+    Parameters
+    ----------
+    name : str
+        As TemplateFlow spells it.
+    brain, brain_mask : Path
+        T1w of the brain alone, and its mask, over the whole head: what T1w are registered to.
+    reference, reference_mask : Path
+        The same on the grid of the outputs.
+    uri : str
+        Where others find it.
+    """
+
+    name: str
+    brain: Path
+    brain_mask: Path
+    reference: Path
+    reference_mask: Path
+    uri: str
+
+
+def _own(resolution: float) -> tuple[nifti.Image, nifti.Image]:
+    t1w = datasets.load_mni152_template(resolution=resolution)
+    mask = datasets.load_mni152_brain_mask(resolution=resolution)
+    return (
+        nifti.Image(np.asarray(t1w.dataobj, np.float32), t1w.affine),
+        nifti.Image(np.asarray(mask.dataobj) > 0, mask.affine),
+    )
+
+
+def _of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
+    found = []
+    for query in ({"desc": None, "suffix": "T1w"}, {"desc": "brain", "suffix": "mask"}):
+        try:
+            paths = templateflow.get(name, resolution=1, extension=".nii.gz", **query)
+        except Exception as error:
+            raise MissingInputError(
+                f"template {name}: TemplateFlow cannot give it ({error}); check the name, or fetch "
+                f"it beforehand: python -c \"import templateflow.api as t; t.get('{name}')\""
+            ) from error
+        paths = paths if isinstance(paths, list) else [paths]
+        if not paths or not paths[0].exists():
+            raise MissingInputError(
+                f"template {name}: no 1 mm {query['suffix']} in TemplateFlow; choose another"
+            )
+        found.append(nifti.load(sorted(paths)[0]))
+    t1w, mask = found
+    return t1w, nifti.Image(mask.data > 0, mask.affine)
+
+
+def _onto(image: nifti.Image, grid: Grid, interpolation: str) -> nifti.Image:
+    moved = resample_img(
+        nifti.to_nibabel(image), grid.affine, grid.shape, interpolation=interpolation,
+        force_resample=True, copy_header=True,
+    )  # fmt: skip
+    return nifti.Image(np.asarray(moved.dataobj, np.float32), grid.affine)
+
+
+def prepare(name: str, grid: Grid, folder: Path, *, registration_resolution: float) -> Template:
+    """Write a template's brain and mask where a run finds them.
+
+    Parameters
+    ----------
+    name : str
+        ``MNI152NLin2009aSym``, which comes with nilearn, or a name that TemplateFlow knows.
+    grid : Grid
+        Of the outputs.
+    folder : Path
+        Is made if need be.
+    registration_resolution : float
+        Voxel size in mm of the image that T1w are registered to.
+
+    Raises
+    ------
+    MissingInputError
+        If TemplateFlow cannot give it.
+    """
+    t1w, mask = _own(registration_resolution) if name == OWN else _of_templateflow(name)
+    brain = nifti.Image(np.where(mask.data, t1w.data, 0).astype(np.float32), t1w.affine)
+    folder.mkdir(parents=True, exist_ok=True)
+    template = Template(
+        name,
+        *(folder / f"{part}.nii.gz" for part in ("brain", "mask", "grid_brain", "grid_mask")),
+        uri=f"https://templateflow.s3.amazonaws.com/tpl-{name}/tpl-{name}_res-01_T1w.nii.gz",
+    )
+    on_grid = _onto(nifti.Image(mask.data.astype(np.float32), mask.affine), grid, "nearest")
+    nifti.save(brain, template.brain)
+    nifti.save(mask, template.brain_mask)
+    nifti.save(_onto(brain, grid, "continuous"), template.reference)
+    nifti.save(nifti.Image(on_grid.data > 0, grid.affine), template.reference_mask)
+    return template

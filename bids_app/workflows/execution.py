@@ -1,0 +1,204 @@
+"""Run a graph: on this machine, or where a nipype plugin takes it; tell what went wrong.
+
+On this machine, ANTs and torch compute in processes of their own. Processes are started by a
+server that has imported neither, so nothing is ever forked with their threads in it.
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import nipype
+from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.plugins import multiproc
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin
+
+from bids_app import errors
+
+KILLED = (
+    "bids_app.errors.Mri2petError: the process that ran it was killed, most likely because memory "
+    "ran out; lower --nprocs, or give the run more memory and say so with --mem-gb"
+)
+SUMMARY = re.compile(r"bids_app\.errors\.(\w+): (.*)")
+ANY_ERROR = re.compile(r"^\s*([\w.]+(?:Error|Exception|Interrupt|Exit)\b.*)$", re.MULTILINE)
+
+StatusCallback = Callable[[Node, str], None]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run may use of this machine: CPUs, and memory in GiB."""
+
+    nprocs: int
+    mem_gb: float
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A node that failed: its place in the graph, a sentence, an exit code, the traceback."""
+
+    node: str
+    sentence: str
+    exit_code: int
+    file: Path
+
+
+def quiet(level: int) -> None:
+    """Let nipype's own messages through from this level of :mod:`logging` on."""
+    for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):
+        logging.getLogger(name).setLevel(level)
+
+
+def _start_worker(cwd: str, level: int) -> None:
+    multiproc.process_initializer(cwd)
+    quiet(level)
+
+
+class SeparatedMultiProcPlugin(MultiProcPlugin):
+    """nipype's MultiProc with a pool of processes for torch and another for all else.
+
+    A killed process does not stall the run: what it ran, and what broke with its pool, is tried
+    once more, each in a pool of one, and reported if that is killed too.
+    """
+
+    def __init__(self, plugin_args: dict) -> None:
+        super().__init__(plugin_args=plugin_args)
+        self.pool.shutdown(wait=False)  # nipype's own; nothing has been submitted
+        self._level = logging.getLogger("nipype.workflow").level
+        self._pools = {
+            False: self._new_pool(self.processors),
+            True: self._new_pool(self.processors),
+        }
+        self._submitted: dict[int, tuple[Node, bool]] = {}
+        self._alone: dict[int, ProcessPoolExecutor] = {}
+
+    def _new_pool(self, workers: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            max_workers=workers,
+            initializer=_start_worker,
+            initargs=(self._cwd, self._level),
+            mp_context=get_context("forkserver"),
+        )
+
+    def _submit_job(self, node: Node, updatehash: bool = False) -> int:
+        needs_torch = getattr(node.interface, "uses_torch", False)
+        if self._pools[needs_torch]._broken:
+            self._pools[needs_torch] = self._new_pool(self.processors)
+        self.pool = self._pools[needs_torch]
+        taskid = super()._submit_job(node, updatehash)
+        self._submitted[taskid] = (node, updatehash)
+        return taskid
+
+    def _async_callback(self, args: Future) -> None:
+        if args.exception() is None:
+            super()._async_callback(args)
+
+    def _get_result(self, taskid: int) -> dict | None:
+        future = self._task_obj[taskid]
+        error = future.exception() if future.done() else None
+        if error is None:
+            return super()._get_result(taskid)
+        if isinstance(error, BrokenProcessPool) and taskid not in self._alone:
+            self._alone[taskid] = self._new_pool(1)
+            node, updatehash = self._submitted[taskid]
+            again = self._alone[taskid].submit(multiproc.run_node, node, updatehash, taskid)
+            again.add_done_callback(self._async_callback)
+            self._task_obj[taskid] = again
+            return None
+        text = KILLED if isinstance(error, BrokenProcessPool) else f"{error!r}"
+        return {"result": None, "traceback": [f"{text}\n"], "taskid": taskid}
+
+    def _clear_task(self, taskid: int) -> None:
+        super()._clear_task(taskid)
+        self._submitted.pop(taskid, None)
+
+    def _postrun_check(self) -> None:
+        for pool in (*self._pools.values(), *self._alone.values()):
+            pool.shutdown()
+
+
+def _read_crash(file: Path) -> Crash:
+    text = file.read_text(errors="replace")
+    node = text.partition("\n")[0].removeprefix("Node: ").strip()
+    summaries = SUMMARY.findall(text)
+    if summaries:
+        kind, sentence = summaries[-1]
+        return Crash(node, sentence.strip(), getattr(errors, kind).exit_code, file)
+    others = ANY_ERROR.findall(text)
+    last = others[-1].strip() if others else "failed without a message"
+    return Crash(node, f"{node}: {last}; its traceback is in {file}", 1, file)
+
+
+def _collect(folder: Path, logs: Path) -> list[Crash]:
+    crashes = []
+    for file in sorted(folder.glob("crash-*.txt")):
+        kept = logs / file.name
+        shutil.move(file, kept)
+        crashes.append(_read_crash(kept))
+    return crashes
+
+
+def run_graph(
+    workflow: Workflow,
+    *,
+    resources: Resources,
+    plugin: Mapping[str, object] | None,
+    logs: Path,
+    stop_on_first_crash: bool,
+    on_status: StatusCallback,
+) -> list[Crash]:
+    """Run all nodes of a graph that are not done yet.
+
+    Parameters
+    ----------
+    workflow : Workflow
+        With a ``base_dir``.
+    resources : Resources
+        What it may use of this machine.
+    plugin : mapping or None
+        ``plugin`` and ``plugin_args`` of nipype, to run elsewhere; None for this machine.
+    logs : Path
+        Where tracebacks go, as ``crash-*``.
+    stop_on_first_crash : bool
+        Do not go on with other participants.
+    on_status : callable
+        Is told of each node: (node, "start"), (node, "end") or (node, "exception").
+
+    Returns
+    -------
+    list of Crash
+        One a node that failed; empty if all went well.
+    """
+    crashes_here = Path(workflow.base_dir) / "crashes"
+    shutil.rmtree(crashes_here, ignore_errors=True)
+    crashes_here.mkdir(parents=True)
+    workflow.config["execution"] = {
+        "crashdump_dir": str(crashes_here), "crashfile_format": "txt",
+        "stop_on_first_crash": stop_on_first_crash, "poll_sleep_duration": 0.2,
+        "create_report": False, "check_version": False, "remove_unnecessary_outputs": False,
+    }  # fmt: skip
+    nipype.config.update_config({"execution": {"check_version": "false"}})
+    arguments = {
+        "n_procs": resources.nprocs, "memory_gb": resources.mem_gb, "raise_insufficient": False,
+        "mp_context": "forkserver", "status_callback": on_status,
+    }  # fmt: skip
+    failure = None
+    try:
+        if plugin is None:
+            workflow.run(plugin=SeparatedMultiProcPlugin(arguments))
+        else:
+            elsewhere = dict(plugin.get("plugin_args", {}))  # type: ignore[call-overload]
+            elsewhere["status_callback"] = on_status
+            workflow.run(plugin=plugin["plugin"], plugin_args=elsewhere)
+    except (RuntimeError, TypeError, OSError, ValueError) as error:
+        failure = error
+    crashes = _collect(crashes_here, logs)
+    if failure is not None and not crashes:
+        raise errors.Mri2petError(f"the run stopped: {failure}") from failure
+    return crashes

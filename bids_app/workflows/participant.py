@@ -1,0 +1,300 @@
+"""One visit from raw images to derivatives: MNI-registered T1w and PET, and a synthetic PET.
+
+Where results go, and what is told of them, comes from outside as :class:`Output`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node, Workflow
+
+from bids_app.interfaces.derivatives import AddToSidecar, SaveDerivative
+from bids_app.interfaces.imaging import ComparePET
+from bids_app.interfaces.synthesis import SynthesizePET
+from bids_app.workflows.registration import init_anatomical_wf, init_pet_wf
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a result and its sidecar go, and what is known of it beforehand."""
+
+    path: Path
+    sidecar_path: Path
+    sidecar: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class PetPlan:
+    """A PET image, and where its results go.
+
+    Parameters
+    ----------
+    pet : Path
+        As it was acquired.
+    durations : tuple of float
+        Of its frames, in s.
+    outputs : mapping
+        By the names of the outputs of :func:`init_pet_wf`.
+    """
+
+    pet: Path
+    durations: tuple[float, ...]
+    outputs: Mapping[str, Output]
+
+
+@dataclass(frozen=True)
+class SynthesisPlan:
+    """A generator, how to use it, and where the synthetic PET goes."""
+
+    generator: Path
+    sha256: str
+    fwhm: float
+    device: str
+    output: Output
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How T1w and PET are brought into MNI space; see :func:`init_anatomical_wf`."""
+
+    template: Path
+    reference: Path
+    reference_mask: Path
+    skull_strip: str
+    frames: tuple[int, ...]
+    percentile: float
+    quick: bool
+    omp_nthreads: int
+
+
+def _save(output: Output, name: str) -> Node:
+    node = SaveDerivative(
+        out_file=str(output.path),
+        sidecar_file=str(output.sidecar_path),
+        sidecar=dict(output.sidecar),
+    )
+    return Node(node, name=f"save_{name}")
+
+
+def _save_all(
+    workflow: Workflow, source: Workflow, outputs: Mapping[str, Output], prefix: str
+) -> None:
+    """Connect each output of a workflow, and what was measured of it, to a node that saves it."""
+    fields = source.get_node("outputnode").interface._fields
+    for field, output in outputs.items():
+        save = _save(output, f"{prefix}{field}")
+        workflow.connect(source, f"outputnode.{field}", save, "in_file")
+        if f"{field}_measured" in fields:
+            workflow.connect(source, f"outputnode.{field}_measured", save, "measured")
+
+
+def init_preprocessing_wf(
+    *,
+    t1w: Path,
+    outputs: Mapping[str, Output],
+    pets: Sequence[PetPlan],
+    how: Preprocessing,
+    name: str = "preprocessing_wf",
+) -> Workflow:
+    """Bring the T1w of a visit, and its PET images, into MNI space, and save all of it.
+
+    Parameters
+    ----------
+    t1w : Path
+        As it was acquired.
+    outputs : mapping
+        Where results of the T1w go, by the names of the outputs of :func:`init_anatomical_wf`.
+    pets : sequence of PetPlan
+        None, one or several.
+    how : Preprocessing
+        Targets, and parameters.
+
+    Outputs
+    -------
+    t1w_in_template
+        T1w in [0, 1] on the grid of the outputs, brain only.
+    brain_mask_in_template
+        The brain on that grid.
+    pet_in_template
+        The first PET in [0, 1] on that grid; nothing if there is none.
+    """
+    workflow = Workflow(name)
+    outputnode = Node(
+        IdentityInterface(["t1w_in_template", "brain_mask_in_template", "pet_in_template"]),
+        name="outputnode",
+    )
+    anatomical = init_anatomical_wf(
+        t1w=t1w, template=how.template, reference=how.reference,
+        reference_mask=how.reference_mask, skull_strip=how.skull_strip,
+        percentile=how.percentile, quick=how.quick, omp_nthreads=how.omp_nthreads,
+    )  # fmt: skip
+    _save_all(workflow, anatomical, outputs, "")
+    same = ("t1w_in_template", "brain_mask_in_template")
+    workflow.connect([(anatomical, outputnode, [(f"outputnode.{f}", f) for f in same])])
+    onward = ("t1w", "brain_mask", "brain_mask_in_template", "t1w_to_template")
+    for number, plan in enumerate(pets):
+        pet = init_pet_wf(
+            pet=plan.pet, durations=plan.durations, frames=how.frames, reference=how.reference,
+            percentile=how.percentile, omp_nthreads=how.omp_nthreads, name=f"pet_{number}_wf",
+        )  # fmt: skip
+        fields = [(f"outputnode.{field}", f"inputnode.{field}") for field in onward]
+        workflow.connect([(anatomical, pet, fields)])
+        _save_all(workflow, pet, plan.outputs, f"pet_{number}_")
+        if number == 0:
+            workflow.connect(pet, "outputnode.in_template", outputnode, "pet_in_template")
+    return workflow
+
+
+def init_synthesis_wf(
+    *, plan: SynthesisPlan, omp_nthreads: int, name: str = "synthesis_wf"
+) -> Workflow:
+    """Predict the PET of a T1w that lies in MNI space, and save it.
+
+    Parameters
+    ----------
+    plan : SynthesisPlan
+        Generator and destination.
+    omp_nthreads : int
+        Threads that torch may use.
+
+    Inputs
+    ------
+    t1w
+        T1w in [0, 1] on the generator's grid, brain only.
+
+    Outputs
+    -------
+    pet
+        The synthetic PET in [0, 1].
+    sidecar_file
+        Its sidecar, in its place.
+    """
+    inputnode = Node(IdentityInterface(["t1w"]), name="inputnode")
+    outputnode = Node(IdentityInterface(["pet", "sidecar_file"]), name="outputnode")
+    synthesize = Node(
+        SynthesizePET(
+            generator=str(plan.generator), sha256=plan.sha256, fwhm=plan.fwhm,
+            device=plan.device, threads=omp_nthreads,
+        ),
+        name="synthesize", n_procs=omp_nthreads, mem_gb=2,
+    )  # fmt: skip
+    save = _save(plan.output, "synthetic_pet")
+    workflow = Workflow(name)
+    workflow.connect([
+        (inputnode, synthesize, [("t1w", "t1w")]),
+        (synthesize, save, [("pet", "in_file")]),
+        (synthesize, outputnode, [("pet", "pet")]),
+        (save, outputnode, [("sidecar_file", "sidecar_file")]),
+    ])  # fmt: skip
+    return workflow
+
+
+def init_comparison_wf(*, name: str = "comparison_wf") -> Workflow:
+    """Measure a synthetic PET against the real one, and tell it in its sidecar.
+
+    Inputs
+    ------
+    synthetic
+        Synthetic PET in [0, 1].
+    sidecar_file
+        Its sidecar, in its place.
+    real
+        Real PET in [0, 1] on the same grid.
+    brain_mask
+        The brain on that grid.
+    """
+    inputnode = Node(
+        IdentityInterface(["synthetic", "sidecar_file", "real", "brain_mask"]), name="inputnode"
+    )
+    compare = Node(ComparePET(), name="compare")
+    tell = Node(AddToSidecar(), name="tell")
+    workflow = Workflow(name)
+    workflow.connect([
+        (inputnode, compare, [("synthetic", "synthetic"), ("real", "real"),
+                              ("brain_mask", "mask")]),
+        (inputnode, tell, [("sidecar_file", "sidecar_file")]),
+        (compare, tell, [("sidecar", "measured")]),
+    ])  # fmt: skip
+    return workflow
+
+
+def init_participant_wf(
+    *,
+    t1w: Path,
+    outputs: Mapping[str, Output],
+    pets: Sequence[PetPlan],
+    how: Preprocessing,
+    synthesis: SynthesisPlan,
+    name: str = "participant_wf",
+) -> Workflow:
+    """Take a visit from raw images to MNI space and a synthetic PET.
+
+    Where there is a real PET, the synthetic one is measured against the first of them.
+
+    Parameters
+    ----------
+    t1w, outputs, pets, how
+        As :func:`init_preprocessing_wf`.
+    synthesis : SynthesisPlan
+        Generator and destination.
+    """
+    preprocessing = init_preprocessing_wf(t1w=t1w, outputs=outputs, pets=pets, how=how)
+    synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=how.omp_nthreads)
+    workflow = Workflow(name)
+    workflow.connect([
+        (preprocessing, synthesizing, [("outputnode.t1w_in_template", "inputnode.t1w")]),
+    ])  # fmt: skip
+    for _ in pets[:1]:
+        comparing = init_comparison_wf()
+        workflow.connect([
+            (preprocessing, comparing, [
+                ("outputnode.pet_in_template", "inputnode.real"),
+                ("outputnode.brain_mask_in_template", "inputnode.brain_mask"),
+            ]),
+            (synthesizing, comparing, [
+                ("outputnode.pet", "inputnode.synthetic"),
+                ("outputnode.sidecar_file", "inputnode.sidecar_file"),
+            ]),
+        ])  # fmt: skip
+    return workflow
+
+
+def init_synthesis_from_disk_wf(
+    *,
+    t1w: Path,
+    brain_mask: Path,
+    pets: Sequence[Path],
+    synthesis: SynthesisPlan,
+    omp_nthreads: int,
+    name: str = "participant_wf",
+) -> Workflow:
+    """Predict the PET of a visit that was preprocessed by an earlier run.
+
+    Parameters
+    ----------
+    t1w, brain_mask : Path
+        T1w in [0, 1], and the brain, on the generator's grid.
+    pets : sequence of Path
+        Real PET in [0, 1] on that grid; the synthetic one is measured against the first.
+    synthesis : SynthesisPlan
+        Generator and destination.
+    omp_nthreads : int
+        Threads that torch may use.
+    """
+    synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=omp_nthreads)
+    synthesizing.inputs.inputnode.t1w = str(t1w)
+    workflow = Workflow(name)
+    workflow.add_nodes([synthesizing])
+    for pet in pets[:1]:
+        comparing = init_comparison_wf()
+        comparing.inputs.inputnode.real = str(pet)
+        comparing.inputs.inputnode.brain_mask = str(brain_mask)
+        workflow.connect([
+            (synthesizing, comparing, [
+                ("outputnode.pet", "inputnode.synthetic"),
+                ("outputnode.sidecar_file", "inputnode.sidecar_file"),
+            ]),
+        ])  # fmt: skip
+    return workflow

@@ -1,0 +1,238 @@
+"""T1w and PET on their way into MNI space."""
+
+from pathlib import Path
+
+from nipype.interfaces.utility import IdentityInterface, Merge
+from nipype.pipeline.engine import Node, Workflow
+
+from bids_app.interfaces.anatomy import ExtractBrain
+from bids_app.interfaces.imaging import (
+    ApplyMask,
+    JudgeRegistration,
+    ReadPET,
+    ReadT1w,
+    ScaleIntensity,
+)
+from bids_app.interfaces.registration import (
+    CorrectBias,
+    RegisterPET,
+    RegisterToTemplate,
+    Resample,
+)
+
+SMOOTH = "lanczosWindowedSinc"  # fMRIPrep's choice for images
+CRISP = "nearestNeighbor"
+LINEAR = "linear"  # no ringing around hot voxels of a PET
+
+
+def init_anatomical_wf(
+    *,
+    t1w: Path,
+    template: Path,
+    reference: Path,
+    reference_mask: Path,
+    skull_strip: str,
+    percentile: float,
+    quick: bool,
+    omp_nthreads: int,
+    name: str = "anatomical_wf",
+) -> Workflow:
+    """Bring a T1w into MNI space: brain, bias field, registration, scaling.
+
+    Parameters
+    ----------
+    t1w : Path
+        As it was acquired.
+    template : Path
+        The template's brain, to register to.
+    reference, reference_mask : Path
+        The template's brain, and its mask, on the grid of the outputs.
+    skull_strip : {"auto", "force", "skip"}
+        Whether deepbet looks for the brain.
+    percentile : float
+        Of the brain's intensities, the one that becomes 1.
+    quick : bool
+        Coarse registration, for trying things out.
+    omp_nthreads : int
+        Threads for each node that can use them.
+
+    Outputs
+    -------
+    t1w
+        T1w without bias field, on its own grid; ``t1w_measured`` goes into its sidecar.
+    t1w_measured
+        How the brain was found.
+    brain_mask
+        The brain on that grid.
+    t1w_in_template
+        T1w in [0, 1] on the grid of ``reference``, brain only.
+    t1w_in_template_measured
+        Quality of the registration, and scaling.
+    brain_mask_in_template
+        The brain on that grid.
+    t1w_to_template
+        Composite transform, as ANTs writes it.
+    template_to_t1w
+        Its inverse.
+    """
+    read = Node(ReadT1w(t1w=str(t1w)), name="read", mem_gb=1)
+    extract = Node(
+        ExtractBrain(source=str(t1w), mode=skull_strip, threads=omp_nthreads),
+        name="extract_brain", n_procs=omp_nthreads, mem_gb=3,
+    )  # fmt: skip
+    correct = Node(
+        CorrectBias(shrink_factor=4), name="correct_bias", n_procs=omp_nthreads, mem_gb=2
+    )
+    mask = Node(ApplyMask(), name="mask", mem_gb=1)
+    register = Node(
+        RegisterToTemplate(template=str(template), quick=quick),
+        name="register_to_template", n_procs=omp_nthreads, mem_gb=3,
+    )  # fmt: skip
+    grid = {"reference": str(reference)}
+    before = Node(Resample(**grid, transforms=[], interpolation=LINEAR), name="before")
+    resample = Node(Resample(**grid, interpolation=SMOOTH), name="resample")
+    resample_mask = Node(Resample(**grid, interpolation=CRISP), name="resample_mask")
+    scale = Node(ScaleIntensity(percentile=percentile), name="scale")
+    judge = Node(
+        JudgeRegistration(fixed=str(reference), fixed_mask=str(reference_mask)), name="judge"
+    )
+    measured = Node(Merge(2), name="measured", run_without_submitting=True)
+    outputnode = Node(
+        IdentityInterface([
+            "t1w", "t1w_measured", "brain_mask", "t1w_in_template", "t1w_in_template_measured",
+            "brain_mask_in_template", "t1w_to_template", "template_to_t1w",
+        ]),
+        name="outputnode",
+    )  # fmt: skip
+    workflow = Workflow(name)
+    workflow.connect([
+        (read, extract, [("t1w", "t1w")]),
+        (read, correct, [("t1w", "t1w")]),
+        (extract, correct, [("mask", "mask")]),
+        (correct, mask, [("t1w", "image")]),
+        (extract, mask, [("mask", "mask")]),
+        (mask, register, [("image", "brain")]),
+        (mask, before, [("image", "image")]),
+        (mask, resample, [("image", "image")]),
+        (register, resample, [("t1w_to_template", "transforms")]),
+        (extract, resample_mask, [("mask", "image")]),
+        (register, resample_mask, [("t1w_to_template", "transforms")]),
+        (resample, scale, [("image", "image")]),
+        (resample_mask, scale, [("image", "mask")]),
+        (before, judge, [("image", "before")]),
+        (resample, judge, [("image", "after")]),
+        (resample_mask, judge, [("image", "mask_after")]),
+        (judge, measured, [("sidecar", "in1")]),
+        (scale, measured, [("sidecar", "in2")]),
+        (correct, outputnode, [("t1w", "t1w")]),
+        (extract, outputnode, [("sidecar", "t1w_measured"), ("mask", "brain_mask")]),
+        (scale, outputnode, [("image", "t1w_in_template")]),
+        (measured, outputnode, [("out", "t1w_in_template_measured")]),
+        (resample_mask, outputnode, [("image", "brain_mask_in_template")]),
+        (register, outputnode, [("t1w_to_template", "t1w_to_template"),
+                                ("template_to_t1w", "template_to_t1w")]),
+    ])  # fmt: skip
+    return workflow
+
+
+def init_pet_wf(
+    *,
+    pet: Path,
+    durations: tuple[float, ...],
+    frames: tuple[int, ...],
+    reference: Path,
+    percentile: float,
+    omp_nthreads: int,
+    name: str = "pet_wf",
+) -> Workflow:
+    """Carry a PET image into MNI space by way of its participant's T1w.
+
+    The PET moves rigidly onto the T1w, and from there along the T1w's own path to MNI. It is
+    resampled once for each grid.
+
+    Parameters
+    ----------
+    pet : Path
+        As it was acquired: one volume, or frames.
+    durations : tuple of float
+        Of the frames, in s; empty if there is one volume.
+    frames : tuple of int
+        Frames to average, from 0; all if empty.
+    reference : Path
+        The template's brain on the grid of the outputs.
+    percentile : float
+        Of the brain's intensities, the one that becomes 1.
+    omp_nthreads : int
+        Threads for each node that can use them.
+
+    Inputs
+    ------
+    t1w
+        T1w of the same participant, without bias field, on its own grid.
+    brain_mask
+        The brain on that grid.
+    brain_mask_in_template
+        The brain on the grid of ``reference``.
+    t1w_to_template
+        Composite transform, as ANTs writes it.
+
+    Outputs
+    -------
+    in_t1w
+        The PET on the grid of the T1w, in its own unit.
+    in_t1w_measured
+        Which frames were averaged.
+    in_template
+        The PET in [0, 1] on the grid of ``reference``, brain only.
+    in_template_measured
+        Quality of the registration, scaling, and frames.
+    to_t1w
+        Rigid transform from PET to T1w, ITK's text format.
+    to_t1w_measured
+        Quality of the registration.
+    """
+    inputnode = Node(
+        IdentityInterface(["t1w", "brain_mask", "brain_mask_in_template", "t1w_to_template"]),
+        name="inputnode",
+    )
+    read = Node(
+        ReadPET(pet=str(pet), durations=list(durations), frames=list(frames)), name="read", mem_gb=1
+    )
+    register = Node(RegisterPET(), name="register_to_t1w", n_procs=omp_nthreads, mem_gb=2)
+    to_t1w = Node(Resample(interpolation=LINEAR), name="resample_to_t1w")
+    path = Node(Merge(2), name="path", run_without_submitting=True)  # ANTs applies the last first
+    to_template = Node(
+        Resample(reference=str(reference), interpolation=LINEAR), name="resample_to_template"
+    )
+    scale = Node(ScaleIntensity(percentile=percentile), name="scale")
+    measured = Node(Merge(3), name="measured", run_without_submitting=True)
+    outputnode = Node(
+        IdentityInterface([
+            "in_t1w", "in_t1w_measured", "in_template", "in_template_measured", "to_t1w",
+            "to_t1w_measured",
+        ]),
+        name="outputnode",
+    )  # fmt: skip
+    workflow = Workflow(name)
+    workflow.connect([
+        (read, register, [("pet", "pet")]),
+        (inputnode, register, [("t1w", "t1w"), ("brain_mask", "mask")]),
+        (read, to_t1w, [("pet", "image")]),
+        (inputnode, to_t1w, [("t1w", "reference")]),
+        (register, to_t1w, [("pet_to_t1w", "transforms")]),
+        (inputnode, path, [("t1w_to_template", "in1")]),
+        (register, path, [("pet_to_t1w", "in2")]),
+        (read, to_template, [("pet", "image")]),
+        (path, to_template, [("out", "transforms")]),
+        (to_template, scale, [("image", "image")]),
+        (inputnode, scale, [("brain_mask_in_template", "mask")]),
+        (register, measured, [("sidecar", "in1")]),
+        (scale, measured, [("sidecar", "in2")]),
+        (read, measured, [("sidecar", "in3")]),
+        (to_t1w, outputnode, [("image", "in_t1w")]),
+        (read, outputnode, [("sidecar", "in_t1w_measured")]),
+        (scale, outputnode, [("image", "in_template")]),
+        (measured, outputnode, [("out", "in_template_measured")]),
+        (register, outputnode, [("pet_to_t1w", "to_t1w"), ("sidecar", "to_t1w_measured")]),
+    ])  # fmt: skip
+    return workflow

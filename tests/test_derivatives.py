@@ -1,0 +1,566 @@
+import errno
+import fcntl
+import json
+import multiprocessing
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bids_app import nifti
+from bids_app.derivatives import sidecars
+from bids_app.derivatives.completion import fingerprint, is_complete
+from bids_app.derivatives.description import IGNORED, Software, find_container, start_dataset
+from bids_app.derivatives.paths import (
+    ENTITIES,
+    derivative_path,
+    report_path,
+    resolution_label,
+    sidecar_path,
+    visit_paths,
+)
+from bids_app.derivatives.sidecars import Provenance, Space
+from bids_app.derivatives.tables import finish_dataset
+from bids_app.files import (
+    locked,
+    read_json,
+    read_tsv,
+    write_json,
+    write_text,
+    write_tsv,
+)
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
+from bids_app.visit import Scan, Visit
+
+TEMPLATE = "MNI152NLin2009aSym"
+SPACE = Space(TEMPLATE, 1.0, "https://example.org/template.nii.gz")
+SOFTWARE = Software("0.1.0", "https://example.org/mri2pet", (("Type", "docker"), ("Tag", "m:1")))
+GENERATOR = {"Name": "g", "Version": "1", "SHA256": "0" * 64, "TrainedOn": "x", "IntendedUse": "y"}
+VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or (
+    shutil.which("bids-validator-deno")
+)
+
+labels = st.text("abcXYZ019+", min_size=1, max_size=6)
+entities = st.dictionaries(st.sampled_from(ENTITIES[2:]), labels)
+
+
+def parse(path: Path) -> dict[str, str]:
+    *pairs, _suffix = path.name.partition(".")[0].split("_")
+    return dict(pair.split("-", 1) for pair in pairs)
+
+
+def spell(entities, subject="01", session=None, suffix="pet", extension=".nii.gz"):
+    return derivative_path(
+        Path("out"),
+        subject=subject,
+        session=session,
+        datatype="pet",
+        suffix=suffix,
+        extension=extension,
+        entities=entities,
+    )
+
+
+# Names
+
+
+@given(labels, st.none() | labels, entities)
+def test_a_name_gives_its_entities_back(subject, session, given_entities):
+    expected = {**given_entities, "sub": subject, **({} if session is None else {"ses": session})}
+    path = spell(given_entities, subject, session)
+    assert parse(path) == expected
+    assert path.name.endswith("_pet.nii.gz")
+    folders = [f"sub-{subject}", *([] if session is None else [f"ses-{session}"]), "pet"]
+    assert list(path.parent.parts) == ["out", *folders]
+
+
+@given(entities, st.randoms(use_true_random=False))
+def test_the_order_of_arguments_does_not_matter(given_entities, random):
+    shuffled = list(given_entities.items())
+    random.shuffle(shuffled)
+    path = spell(dict(shuffled))
+    assert path == spell(given_entities)
+    positions = [ENTITIES.index(key) for key in parse(path)]
+    assert positions == sorted(positions)
+
+
+def test_names_as_bids_orders_them():
+    some = {"desc": "d", "res": "1", "space": "S", "run": "1", "rec": "r", "trc": "t", "stat": "z"}
+    assert spell(some).name == "sub-01_trc-t_rec-r_run-1_space-S_res-1_stat-z_desc-d_pet.nii.gz"
+    assert spell({"trc": "t", "run": None}).name == "sub-01_trc-t_pet.nii.gz"
+
+
+@pytest.mark.parametrize("label", ["", "a-b", "a_b", "a/b", "..", "a b", "é", "a\n"])
+def test_illegal_labels(label):
+    for wrong in (
+        lambda: spell({"desc": label}),
+        lambda: spell({}, subject=label),
+        lambda: spell({}, session=label),
+        lambda: spell({}, suffix=label),
+        lambda: spell({}, extension=label),
+        lambda: report_path(Path("out"), label),
+    ):
+        with pytest.raises(ValueError, match="is not"):
+            wrong()
+
+
+def test_unknown_entities():
+    with pytest.raises(ValueError, match="colour"):
+        spell({"colour": "red"})
+
+
+@given(st.integers(1, 9_999_999))
+def test_resolution_labels_tell_the_resolution(tenth_of_micrometre):
+    label = resolution_label(tenth_of_micrometre / 10_000)
+    assert float(label.replace("p", ".")) == tenth_of_micrometre / 10_000
+
+
+@pytest.mark.parametrize(("mm", "label"), [(1, "1"), (1.5, "1p5"), (0.7, "0p7"), (10.0, "10")])
+def test_resolution_labels(mm, label):
+    assert resolution_label(mm) == label
+
+
+@pytest.mark.parametrize("mm", [0, -1, float("nan"), float("inf")])
+def test_resolutions_that_are_none(mm):
+    with pytest.raises(ValueError, match="resolution"):
+        resolution_label(mm)
+
+
+# A whole dataset
+
+
+def scan(raw: Path, name: str) -> Scan:
+    pairs = tuple(tuple(p.split("-")) for p in name.split("_")[:-1])
+    known = dict(pairs)
+    folders = [f"sub-{known['sub']}", *([f"ses-{known['ses']}"] if "ses" in known else [])]
+    datatype = "pet" if name.endswith("pet") else "anat"
+    path = raw.joinpath(*folders, datatype, f"{name}.nii.gz")
+    metadata = (("TracerName", "FDG"), ("Units", "Bq/mL")) if datatype == "pet" else ()
+    return Scan(path, known["sub"], known.get("ses"), pairs, metadata)
+
+
+def visits(raw: Path) -> list[Visit]:
+    plain = scan(raw, "sub-01_trc-18FFDG_rec-acdyn_run-01_pet")
+    own = scan(raw, "sub-02_ses-a_pet")
+    other = scan(raw, "sub-02_ses-b_trc-FDG_pet")  # a session without T1w
+    return [
+        Visit("01", None, scan(raw, "sub-01_acq-hi_run-2_T1w"), (plain,)),
+        Visit("02", "a", scan(raw, "sub-02_ses-a_T1w"), (own, other)),
+        Visit("03", None, scan(raw, "sub-03_T1w")),
+    ]
+
+
+@pytest.fixture
+def raw(tmp_path):
+    root = tmp_path / "raw"
+    for visit in visits(root):
+        for one in (visit.t1w, *visit.pets):
+            one.path.parent.mkdir(parents=True, exist_ok=True)
+            one.path.write_bytes(b"raw")
+    description = {"Name": "made", "BIDSVersion": "1.9.0", "DatasetDOI": "10.1/x"}
+    write_json(root / "dataset_description.json", description)
+    write_json(root / "participants.json", {"group": {"Description": "g"}, "gone": {}})
+    return root
+
+
+def write_result(path: Path, sidecar: sidecars.Sidecar, grid: tuple[int, int, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.name.endswith(".nii.gz"):
+        is_mask = path.name.endswith("_mask.nii.gz")
+        data = np.ones(grid, dtype=np.uint8 if is_mask else np.float32)
+        nifti.save(nifti.Image(data, np.diag([2.0, 2.0, 2.0, 1.0])), path)
+    else:
+        path.write_bytes(b"transform")
+    write_json(sidecar_path(path), sidecar)
+
+
+MEASURED = {
+    "Registration": {
+        "Method": "ANTs SyN",
+        "SimilarityMetric": "normalized mutual information",
+        "SimilarityBefore": 1.01,
+        "SimilarityAfter": 1.23456789,
+    },
+    "IntensityScaling": {"Percentile": 99.9, "Value": 812.5},
+}
+
+
+def write_visit(out: Path, raw: Path, visit: Visit, mark: str = "f") -> dict[Path, dict]:
+    paths = visit_paths(out, visit, TEMPLATE, 1.0)
+    origin = Provenance(raw, out, mark)
+    made = sidecars.preprocessing_sidecars(visit, paths, origin, SPACE, skull_stripped=False)
+    made[paths.t1w_in_template] |= MEASURED
+    made[paths.t1w_in_template]["Registration"] = {
+        **MEASURED["Registration"],
+        "DiceBrainMask": 0.97,
+    }
+    for of_pet in paths.pets:
+        made[of_pet.in_template] |= {
+            **MEASURED,
+            "FramesUsed": [0, 1],
+            "FrameDurationsUsed": [300, 300],
+        }
+    made[paths.synthetic_pet] = sidecars.synthetic_pet(
+        paths,
+        origin,
+        SPACE,
+        generator=GENERATOR,
+        smoothing_fwhm=1.5,
+        trained_on_this_participant=False,
+    )
+    assert set(made) == {*paths.preprocessed, *paths.synthesized}
+    for path, sidecar in made.items():
+        write_result(path, sidecar, (40, 40, 40))
+    return made
+
+
+def start(out: Path, raw: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    start_dataset(
+        out, bids_dir=raw, software=SOFTWARE, template=TEMPLATE, reference=SPACE.reference
+    )
+
+
+def build(out: Path, raw: Path) -> dict[Path, dict]:
+    start(out, raw)
+    made = {}
+    for visit in visits(raw):
+        made |= write_visit(out, raw, visit)
+        write_text(report_path(out, visit.subject), "<html>SYNTHETIC</html>")
+    people = {"01": {"group": "control"}, "03": {"group": "patient"}, "99": {"group": "control"}}
+    finish_dataset(out, bids_dir=raw, participants=people)
+    return made
+
+
+def test_where_the_results_of_a_visit_go(tmp_path, raw):
+    first, second, _ = (visit_paths(tmp_path, v, TEMPLATE, 1.5) for v in visits(raw))
+    anat, pet = "sub-01/anat/sub-01", "sub-01/pet/sub-01_trc-18FFDG"
+    own = f"{pet}_rec-acdyn_run-01"
+    files = [p.relative_to(tmp_path).as_posix() for p in (*first.preprocessed, *first.synthesized)]
+    assert files == [
+        f"{anat}_desc-preproc_T1w.nii.gz",
+        f"{anat}_desc-brain_mask.nii.gz",
+        f"{anat}_space-{TEMPLATE}_res-1p5_desc-preproc_T1w.nii.gz",
+        f"{anat}_space-{TEMPLATE}_res-1p5_desc-brain_mask.nii.gz",
+        f"{anat}_from-T1w_to-{TEMPLATE}_mode-image_xfm.h5",
+        f"{anat}_from-{TEMPLATE}_to-T1w_mode-image_xfm.h5",
+        f"{own}_space-{TEMPLATE}_res-1p5_desc-preproc_pet.nii.gz",
+        f"{own}_space-T1w_desc-preproc_pet.nii.gz",
+        f"{own}_from-pet_to-T1w_mode-image_xfm.txt",
+        f"{pet}_space-{TEMPLATE}_res-1p5_desc-synth_pet.nii.gz",
+    ]
+    assert second.synthetic_pet.parent == tmp_path / "sub-02/ses-a/pet"
+    assert second.pets[0].in_t1w.name == "sub-02_ses-a_trc-18FFDG_space-T1w_desc-preproc_pet.nii.gz"
+    assert second.pets[1].in_t1w.parent == tmp_path / "sub-02/ses-b/pet"
+    assert second.pets[1].in_t1w.name.startswith("sub-02_ses-b_trc-FDG_")
+
+
+@pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is absent")
+@pytest.mark.parametrize("place", ["out", "raw/derivatives/mri2pet"])
+def test_the_dataset_is_valid_bids(tmp_path, raw, place):
+    out = tmp_path / place
+    build(out, raw)
+    for name in ("logs/run.toml", "figures/sub-01_t1w.svg", "work/a/b.nii.gz", "train.html"):
+        write_text(out / name, "x")
+    (out / ".partial.json").write_text("{")  # as a killed run may leave it
+    outcome = subprocess.run(
+        [VALIDATOR, "--format", "json_pp", str(out)], capture_output=True, text=True, check=False
+    )
+    issues = json.loads(outcome.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
+    assert outcome.returncode == 0
+
+
+def test_every_source_is_there(tmp_path, raw):
+    out = tmp_path / "out"
+    made = build(out, raw)
+    roots = {"raw": raw, "": out}
+    for path, sidecar in made.items():
+        uris = [*sidecar["Sources"], sidecar.get("SpatialReference", "bids::README.md")]
+        for scheme, dataset, inside in (u.split(":", 2) for u in uris if u.startswith("bids:")):
+            assert scheme == "bids"
+            assert (roots[dataset] / inside).is_file(), (path, inside)
+        assert sidecar["Sources"]
+
+
+def test_what_sidecars_say(tmp_path, raw):
+    out = tmp_path / "out"
+    made = {path.relative_to(out).name: content for path, content in build(out, raw).items()}
+    for name, content in made.items():
+        assert content["Fingerprint"] == "f"
+        assert ("Resolution" in content) == ("_res-" in name)
+        assert ("SpatialReference" in content) == ("desc-preproc_T1w" not in name or "_res" in name)
+        assert ("SYNTHETIC" in content["Description"]) == ("desc-synth" in name)
+        assert ("SkullStripped" in content) == name.endswith(("T1w.nii.gz", "pet.nii.gz"))
+        assert ("Synthetic" in content) == ("desc-synth" in name)
+        assert not {"FrameTimesStart", "FrameDuration", "InjectedRadioactivity"} & set(content)
+    synthetic = made[f"sub-03_trc-18FFDG_space-{TEMPLATE}_res-1_desc-synth_pet.nii.gz"]
+    assert synthetic["Synthetic"] is True
+    assert synthetic["TrainedOnThisParticipant"] is False
+    assert synthetic["Generator"] == GENERATOR
+    in_t1w = made["sub-02_ses-b_trc-FDG_space-T1w_desc-preproc_pet.nii.gz"]
+    assert in_t1w["Units"] == "Bq/mL"
+    assert in_t1w["SkullStripped"] is False
+    assert in_t1w["SpatialReference"] == (
+        "bids::sub-02/ses-a/anat/sub-02_ses-a_desc-preproc_T1w.nii.gz"
+    )
+    assert made["sub-01_desc-preproc_T1w.nii.gz"]["Sources"] == [
+        "bids:raw:sub-01/anat/sub-01_acq-hi_run-2_T1w.nii.gz"
+    ]
+
+
+def test_tables_list_all_that_lies_there(tmp_path, raw):
+    out = tmp_path / "out"
+    build(out, raw)
+    assert read_tsv(out / "participants.tsv") == [
+        {"participant_id": "sub-01", "group": "control"},
+        {"participant_id": "sub-02", "group": "n/a"},
+        {"participant_id": "sub-03", "group": "patient"},
+    ]
+    assert read_json(out / "participants.json") == {"group": {"Description": "g"}}
+    rows = read_tsv(out / "desc-registration_metrics.tsv")
+    assert len(rows) == 6  # three T1w, three PET; no synthetic one
+    assert {row["dice_brain_mask"] for row in rows if "_T1w" in row["file"]} == {"0.97"}
+    assert {row["dice_brain_mask"] for row in rows if "_pet" in row["file"]} == {"n/a"}
+    assert {row["similarity_after"] for row in rows} == {"1.23457"}
+    assert [row["session_id"] for row in rows if row["participant_id"] == "sub-02"] == [
+        "ses-a",
+        "ses-a",
+        "ses-b",
+    ]
+    assert all((out / row["file"]).is_file() for row in rows)
+
+
+def test_a_later_run_keeps_what_an_earlier_one_knew(tmp_path, raw):
+    out = tmp_path / "out"
+    build(out, raw)
+    finish_dataset(out, bids_dir=raw, participants={"02": {"age": "30"}})
+    assert read_tsv(out / "participants.tsv")[:2] == [
+        {"participant_id": "sub-01", "age": "n/a", "group": "control"},
+        {"participant_id": "sub-02", "age": "30", "group": "n/a"},
+    ]
+
+
+def test_the_description(tmp_path, raw):
+    out, inside = tmp_path / "out", raw / "derivatives/mri2pet"
+    start(out, raw)
+    start(inside, raw)
+    content = read_json(out / "dataset_description.json")
+    assert content["DatasetType"] == "derivative"
+    assert content["DatasetLinks"] == {"raw": raw.as_uri(), "template": SPACE.reference}
+    assert content["SourceDatasets"] == [{"URL": raw.as_uri(), "DOI": "10.1/x"}]
+    (maker,) = content["GeneratedBy"]
+    assert (maker["Name"], maker["Version"]) == ("mri2pet", "0.1.0")
+    assert maker["Container"] == {"Type": "docker", "Tag": "m:1"}
+    link = read_json(inside / "dataset_description.json")["DatasetLinks"]["raw"]
+    assert (inside / link).resolve() == raw
+    assert "SYNTHETIC" in (out / "README.md").read_text()
+    assert {row["desc_id"] for row in read_tsv(out / "descriptions.tsv")} == {
+        "desc-preproc",
+        "desc-brain",
+        "desc-synth",
+    }
+
+
+def test_lines_of_a_user_stay_in_bidsignore(tmp_path, raw):
+    out = tmp_path / "out"
+    write_text(out / ".bidsignore", "mine\n*.html\n")
+    start(out, raw)
+    start(out, raw)
+    lines = (out / ".bidsignore").read_text().splitlines()
+    assert lines[0] == "mine"
+    assert sorted(lines) == sorted(["mine", *IGNORED])
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "{}", '{"GeneratedBy": [{"Name": "fMRIPrep"}]}', '{"GeneratedBy": 1}']
+)
+def test_a_dataset_of_another_app_is_not_touched(tmp_path, raw, content):
+    out = tmp_path / "out"
+    write_text(out / "dataset_description.json", content)
+    with pytest.raises(UsageError, match="another output folder"):
+        start(out, raw)
+    assert (out / "dataset_description.json").read_text() == content
+    assert not (out / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "kind"),
+    [
+        ({}, None),
+        ({"MRI2PET_CONTAINER": "t"}, "docker"),
+        ({"MRI2PET_CONTAINER": "t", "APPTAINER_CONTAINER": "/a.sif"}, "apptainer"),
+        ({"SINGULARITY_CONTAINER": "/a.sif"}, "singularity"),
+    ],
+)
+def test_the_container(environment, kind):
+    assert dict(find_container(environment)).get("Type") == kind
+
+
+# What is done already
+
+
+parameters = st.dictionaries(st.text(max_size=5), st.integers() | st.floats(0, 1) | st.booleans())
+
+
+@given(parameters, parameters)
+def test_equal_settings_have_equal_fingerprints(one, other):
+    def mark(settings):
+        return fingerprint(settings, [], bids_dir=Path("raw"))
+
+    assert mark(one) == mark(dict(reversed(one.items())))
+    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert (mark(one) == mark(other)) == same
+
+
+def test_fingerprints_follow_sources_and_generator(tmp_path, raw):
+    sources = [one.path for v in visits(raw) for one in (v.t1w, *v.pets)]
+    mark = fingerprint({}, sources, bids_dir=raw)
+    assert mark == fingerprint({}, sources[::-1], bids_dir=raw)
+    assert mark != fingerprint({}, sources, bids_dir=raw, generator_sha256="0")
+    assert mark != fingerprint({}, sources[1:], bids_dir=raw)
+    moved = shutil.copytree(raw, tmp_path / "moved")
+    elsewhere = [moved / path.relative_to(raw) for path in sources]
+    assert mark == fingerprint({}, elsewhere, bids_dir=moved)
+    sources[0].write_bytes(b"other")
+    assert mark != fingerprint({}, sources, bids_dir=raw)
+    sources[0].unlink()
+    with pytest.raises(MissingInputError, match=sources[0].name):
+        fingerprint({}, sources, bids_dir=raw)
+
+
+def test_a_visit_is_complete_when_all_of_it_is(tmp_path, raw):
+    out, visit = tmp_path / "out", visits(raw)[0]
+    files = visit_paths(out, visit, TEMPLATE, 1.0).preprocessed
+    assert not is_complete(files, "f")
+    write_visit(out, raw, visit)
+    assert is_complete(files, "f")
+    assert not is_complete(files, "g")
+    for path in files:
+        for damaged in (path, sidecar_path(path)):
+            content = damaged.read_bytes()
+            damaged.write_bytes(b"")
+            assert not is_complete(files, "f")
+            damaged.unlink()
+            assert not is_complete(files, "f")
+            damaged.write_bytes(content)
+    assert is_complete(files, "f")
+
+
+def test_a_new_visit_with_another_pet_is_not_complete(tmp_path, raw):
+    out, (first, *_) = tmp_path / "out", visits(raw)
+    write_visit(out, raw, first)
+    more = replace(first, pets=(*first.pets, scan(raw, "sub-01_trc-18FFDG_run-02_pet")))
+    assert not is_complete(visit_paths(out, more, TEMPLATE, 1.0).preprocessed, "f")
+
+
+# Writing
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.none()))
+def test_json_comes_back(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "content.json"
+    write_json(path, content)
+    assert read_json(path) == content
+
+
+def test_json_knows_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="nan"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_what_is_no_json_object(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UnusableDataError, match=r"a\.json"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.filterwarnings("error")
+def test_tables_hold_what_was_put_in(tmp_path):
+    path = tmp_path / "a.tsv"
+    assert read_tsv(path) == []
+    write_tsv(path, ["a", "b"], [{"a": 0.123456789}, {"a": "x\ty\nz", "b": ""}, {"b": 0}])
+    assert path.read_text() == "a\tb\n0.123457\tn/a\nx y z\tn/a\nn/a\t0\n"
+    assert read_tsv(path)[1] == {"a": "x y z", "b": "n/a"}
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+
+    def half(self, text, encoding):
+        self.write_bytes(text.encode(encoding)[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(ReadWriteError, match="No space left"):
+        write_json(path, {"new": 1})
+    assert read_json(path) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is absent")
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ReadWriteError, match="file"):
+        write_text(tmp_path / "file" / "a.txt", "x")
+    with pytest.raises(ReadWriteError), locked(tmp_path / "absent"):
+        pass
+
+
+def _count_up(folder: Path) -> None:
+    path = folder / "count.json"
+    for _ in range(20):
+        with locked(folder):
+            write_json(path, {"count": read_json(path)["count"] + 1})
+
+
+def test_processes_take_turns(tmp_path):
+    write_json(tmp_path / "count.json", {"count": 0})
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_count_up, args=(tmp_path,)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert read_json(tmp_path / "count.json") == {"count": 80}
+
+
+def test_a_disk_without_locks_still_serves(tmp_path, monkeypatch):
+    def refuse(code):
+        def lockf(*_):
+            raise OSError(code, "refused")
+
+        return lockf
+
+    monkeypatch.setattr(fcntl, "lockf", refuse(errno.ENOLCK))
+    with locked(tmp_path):
+        pass
+    monkeypatch.setattr(fcntl, "lockf", refuse(errno.EIO))
+    with pytest.raises(ReadWriteError, match="refused"), locked(tmp_path):
+        pass
+
+
+def _write_all(out: Path, raw: Path) -> None:
+    build(out, raw)
+
+
+def test_many_processes_write_one_dataset(tmp_path, raw):
+    out = tmp_path / "out"
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_write_all, args=(out, raw)) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 8
+    assert len(read_tsv(out / "participants.tsv")) == 3
+    assert [p for p in out.rglob(".*") if p.name not in (".bidsignore", ".mri2pet.lock")] == []
