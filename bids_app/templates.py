@@ -10,7 +10,7 @@ from templateflow import api as templateflow
 
 from bids_app import nifti
 from bids_app.errors import MissingInputError
-from bids_app.imaging.volume import Grid
+from bids_app.imaging.volume import Grid, grid_of_box
 
 OWN = "MNI152NLin2009aSym"  # comes with nilearn: no network is needed
 REGISTRATION_RESOLUTION = 1.0  # mm
@@ -40,9 +40,9 @@ class Template:
     uri: str
 
 
-def _own(resolution: float) -> tuple[nifti.Image, nifti.Image]:
-    t1w = datasets.load_mni152_template(resolution=resolution)
-    mask = datasets.load_mni152_brain_mask(resolution=resolution)
+def _own() -> tuple[nifti.Image, nifti.Image]:
+    t1w = datasets.load_mni152_template(resolution=1)
+    mask = datasets.load_mni152_brain_mask(resolution=1)
     return (
         nifti.Image(np.asarray(t1w.dataobj, np.float32), t1w.affine),
         nifti.Image(np.asarray(mask.dataobj) > 0, mask.affine),
@@ -77,6 +77,19 @@ def _onto(image: nifti.Image, grid: Grid, interpolation: str) -> nifti.Image:
     return nifti.Image(np.asarray(moved.dataobj, np.float32), grid.affine)
 
 
+def _mask_onto(mask: nifti.Image, grid: Grid) -> nifti.Image:
+    moved = _onto(nifti.Image(mask.data.astype(np.float32), mask.affine), grid, "nearest")
+    return nifti.Image(moved.data > 0, grid.affine)
+
+
+def _whole_grid(image: nifti.Image, resolution: float) -> Grid:
+    """Cover what an axis-aligned image covers, with voxels of another size."""
+    low = image.affine[:3, 3]
+    high = low + np.diag(image.affine)[:3] * (np.array(image.data.shape) - 1)
+    x0, y0, z0, x1, y1, z1 = (float(side) for side in (*low, *high))
+    return grid_of_box((x0, y0, z0, x1, y1, z1), resolution)
+
+
 def prepare(name: str, grid: Grid, folder: Path, *, registration_resolution: float) -> Template:
     """Write a template's brain and mask where a run finds them.
 
@@ -96,17 +109,17 @@ def prepare(name: str, grid: Grid, folder: Path, *, registration_resolution: flo
     MissingInputError
         If TemplateFlow cannot give it.
     """
-    t1w, mask = _own(registration_resolution) if name == OWN else _of_templateflow(name)
+    t1w, mask = _own() if name == OWN else _of_templateflow(name)
     brain = nifti.Image(np.where(mask.data, t1w.data, 0).astype(np.float32), t1w.affine)
+    whole = _whole_grid(brain, registration_resolution)
     folder.mkdir(parents=True, exist_ok=True)
     template = Template(
         name,
         *(folder / f"{part}.nii.gz" for part in ("brain", "mask", "grid_brain", "grid_mask")),
         uri=f"https://templateflow.s3.amazonaws.com/tpl-{name}/tpl-{name}_res-01_T1w.nii.gz",
     )
-    on_grid = _onto(nifti.Image(mask.data.astype(np.float32), mask.affine), grid, "nearest")
-    nifti.save(brain, template.brain)
-    nifti.save(mask, template.brain_mask)
+    nifti.save(_onto(brain, whole, "continuous"), template.brain)
+    nifti.save(_mask_onto(mask, whole), template.brain_mask)
     nifti.save(_onto(brain, grid, "continuous"), template.reference)
-    nifti.save(nifti.Image(on_grid.data > 0, grid.affine), template.reference_mask)
+    nifti.save(_mask_onto(mask, grid), template.reference_mask)
     return template

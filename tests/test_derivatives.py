@@ -27,6 +27,7 @@ from bids_app.derivatives.paths import (
 )
 from bids_app.derivatives.sidecars import Provenance, Space
 from bids_app.derivatives.tables import finish_dataset
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
 from bids_app.files import (
     locked,
     read_json,
@@ -35,7 +36,6 @@ from bids_app.files import (
     write_text,
     write_tsv,
 )
-from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
 from bids_app.visit import Scan, Visit
 
 TEMPLATE = "MNI152NLin2009aSym"

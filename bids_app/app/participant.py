@@ -200,5 +200,5 @@ def _close(
     succeeded = [p for p in plans if f"sub-{p.visit.subject}" not in failed]
     voice.close(count_line(len(succeeded), len(done), failed, settings.output_dir))
     if problems and not succeeded and not done:
-        raise error_of(problems)
+        return error_of(problems).exit_code
     return PARTIAL if problems else DONE

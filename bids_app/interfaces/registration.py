@@ -8,6 +8,7 @@ from nipype.interfaces.base import (
     InputMultiObject,
     SimpleInterface,
     TraitedSpec,
+    isdefined,
     traits,
 )
 
@@ -110,7 +111,6 @@ class _ResampleInputSpec(BaseInterfaceInputSpec):
     reference = File(exists=True, mandatory=True, desc="the grid it gets")
     transforms = InputMultiObject(
         File(exists=True),
-        mandatory=True,
         desc="as ANTs orders them: the last is applied first; none: as the headers say",
     )
     interpolation = traits.Str(mandatory=True, desc="ANTs's name of it")
@@ -129,10 +129,11 @@ class Resample(SimpleInterface):
     def _run_interface(self, runtime):
         from bids_app.anatomy.registration import resample
 
+        transforms = self.inputs.transforms if isdefined(self.inputs.transforms) else []
         out = Path(runtime.cwd) / "resampled.nii.gz"
         resample(
             Path(self.inputs.image), Path(self.inputs.reference),
-            [Path(path) for path in self.inputs.transforms], out,
+            [Path(path) for path in transforms], out,
             interpolation=self.inputs.interpolation,
         )  # fmt: skip
         self._results["image"] = str(out)

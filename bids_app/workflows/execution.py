@@ -181,7 +181,8 @@ def run_graph(
     workflow.config["execution"] = {
         "crashdump_dir": str(crashes_here), "crashfile_format": "txt",
         "stop_on_first_crash": stop_on_first_crash, "poll_sleep_duration": 0.2,
-        "create_report": False, "check_version": False, "remove_unnecessary_outputs": False,
+        "create_report": False, "remove_unnecessary_outputs": False,
+        "hash_method": "content",  # a copied dataset, or a template written anew, is the same
     }  # fmt: skip
     nipype.config.update_config({"execution": {"check_version": "false"}})
     arguments = {

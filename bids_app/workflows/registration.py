@@ -89,7 +89,7 @@ def init_anatomical_wf(
         name="register_to_template", n_procs=omp_nthreads, mem_gb=3,
     )  # fmt: skip
     grid = {"reference": str(reference)}
-    before = Node(Resample(**grid, transforms=[], interpolation=LINEAR), name="before")
+    before = Node(Resample(**grid, interpolation=LINEAR), name="before")
     resample = Node(Resample(**grid, interpolation=SMOOTH), name="resample")
     resample_mask = Node(Resample(**grid, interpolation=CRISP), name="resample_mask")
     scale = Node(ScaleIntensity(percentile=percentile), name="scale")

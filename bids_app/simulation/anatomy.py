@@ -1,0 +1,155 @@
+"""A head as a label map, and where each of its voxels lies in MNI space."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_app.imaging.volume import Affine, Grid, Volume, zooms_of
+
+Labels = NDArray[np.int16]
+
+# Centroids in MNI mm: means over 14 label maps warped to MNI152NLin2009aSym (our measurement).
+CENTROIDS: dict[int, tuple[float, float, float]] = {
+    2: (-28.4, -16.5, 19.9), 41: (28.4, -16.5, 19.9), 3: (-32.6, -18.8, 15.3),
+    42: (32.6, -18.8, 15.3), 4: (-13.9, -14.9, 14.1), 43: (13.9, -14.9, 14.1),
+    7: (-18.9, -53.8, -35.0), 46: (18.9, -53.8, -35.0), 8: (-23.6, -63.6, -33.0),
+    47: (23.6, -63.6, -33.0), 10: (-11.2, -18.3, 6.3), 49: (11.2, -18.3, 6.3),
+    11: (-13.1, 9.4, 8.7), 50: (13.1, 9.4, 8.7), 12: (-26.0, 1.4, -1.1), 51: (26.0, 1.4, -1.1),
+    13: (-20.7, -2.5, -2.6), 52: (20.7, -2.5, -2.6), 14: (0.0, -11.2, -3.6),
+    15: (0.0, -44.5, -33.5), 17: (-25.6, -22.2, -14.4), 53: (25.6, -22.2, -14.4),
+    18: (-24.2, -4.3, -20.2), 54: (24.2, -4.3, -20.2),
+}  # fmt: skip
+FEWEST_CENTROIDS = 8  # our choice: twice the points that fix an affine
+MARGIN = 4  # mm of air kept around a head
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A head.
+
+    Parameters
+    ----------
+    labels : ndarray of int16, (I, J, K)
+        Numbers as in :mod:`bids_app.simulation.aseg`; 0 is air.
+    affine : ndarray, (4, 4)
+        Voxel indices → world coordinates in mm, RAS+.
+    mni : ndarray of float32, (I, J, K, 3)
+        Where each voxel lies in MNI space, in mm; approximate.
+    """
+
+    labels: Labels
+    affine: Affine
+    mni: Volume
+
+    @property
+    def zooms(self) -> tuple[float, float, float]:
+        """Voxel size in mm along each axis."""
+        return zooms_of(self.affine)
+
+    @property
+    def grid(self) -> Grid:
+        """The lattice of its voxels."""
+        i, j, k = self.labels.shape
+        return Grid((i, j, k), self.affine)
+
+
+def coordinates(grid: Grid) -> Volume:
+    """Give the world coordinates of every voxel.
+
+    Returns
+    -------
+    ndarray of float32, (I, J, K, 3)
+        In mm, RAS+. For a grid in MNI space these are its MNI coordinates.
+
+    Examples
+    --------
+    >>> coordinates(Grid((1, 1, 2), np.diag([1.0, 1.0, 3.0, 1.0])))[0, 0].tolist()
+    [[0.0, 0.0, 0.0], [0.0, 0.0, 3.0]]
+    """
+    steps = grid.affine[:3, :3].astype(np.float32)
+    i, j, k = (np.arange(n, dtype=np.float32) for n in grid.shape)
+    along = (i[:, None, None, None], j[None, :, None, None], k[None, None, :, None])
+    origin = grid.affine[:3, 3].astype(np.float32)
+    return sum((a * steps[:, axis] for axis, a in enumerate(along)), start=origin)  # type: ignore[return-value]
+
+
+def fit_affine(points: NDArray[np.float64], others: NDArray[np.float64]) -> Affine:
+    """Find the affine that brings points closest to others, in the least-squares sense.
+
+    Parameters
+    ----------
+    points, others : ndarray, (N, 3)
+        N ≥ 4 pairs.
+
+    Returns
+    -------
+    ndarray, (4, 4)
+    """
+    extended = np.c_[points, np.ones(len(points))]
+    solution, *_ = np.linalg.lstsq(extended, others, rcond=None)
+    affine = np.eye(4)
+    affine[:3] = solution.T
+    return affine
+
+
+def _crop(labels: Labels, affine: Affine, margin: float) -> tuple[Labels, Affine]:
+    """Cut away air, but for a margin in mm."""
+    bounds = []
+    for axis, zoom in enumerate(zooms_of(affine)):
+        others = tuple(a for a in range(3) if a != axis)
+        taken = np.flatnonzero((labels > 0).any(axis=others))
+        spare = round(margin / zoom)
+        bounds.append((max(int(taken[0]) - spare, 0), int(taken[-1]) + spare + 1))
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ [low for low, _ in bounds]
+    return labels[tuple(slice(*bound) for bound in bounds)], moved
+
+
+def _measure_centroids(labels: Labels, affine: Affine) -> dict[int, NDArray[np.float64]]:
+    counts = np.bincount(labels.ravel(), minlength=max(CENTROIDS) + 1)
+    axes = (np.arange(n, dtype=np.float64) for n in labels.shape)
+    sums = [
+        np.bincount(labels.ravel(), np.broadcast_to(index, labels.shape).ravel())
+        for index in np.meshgrid(*axes, indexing="ij", sparse=True)
+    ]
+    found = [label for label in CENTROIDS if counts[label]]
+    return {
+        label: affine[:3, :3] @ [s[label] / counts[label] for s in sums] + affine[:3, 3]
+        for label in found
+    }
+
+
+def anatomy_from_labels(labels: Labels, affine: Affine) -> Anatomy:
+    """Take a label map as a head, and find out where it lies in MNI space.
+
+    Parameters
+    ----------
+    labels : ndarray of int, (I, J, K)
+        FreeSurfer's "aseg" numbers, and numbers from 500 on for the rest of the head.
+    affine : ndarray, (4, 4)
+        Voxel indices → world coordinates in mm, RAS+.
+
+    Returns
+    -------
+    Anatomy
+        Air around the head is cut away. MNI coordinates come from the affine that brings the
+        centroids of nuclei, ventricles, cerebellum and hemispheres closest to where they lie in
+        MNI space; off by some mm in the cortex.
+
+    Raises
+    ------
+    ValueError
+        If too few structures are there, or a label is out of range.
+    """
+    if labels.min() < 0 or labels.max() >= 1024:  # noqa: PLR2004
+        raise ValueError("labels must lie between 0 and 1023")
+    labels, affine = _crop(labels.astype(np.int16), affine, MARGIN)
+    centroids = _measure_centroids(labels, affine)
+    if len(centroids) < FEWEST_CENTROIDS:
+        raise ValueError(f"only {len(centroids)} structures with aseg numbers are in it")
+    world_to_mni = fit_affine(
+        np.array(list(centroids.values())), np.array([CENTROIDS[label] for label in centroids])
+    )
+    i, j, k = labels.shape
+    return Anatomy(labels, affine, coordinates(Grid((i, j, k), world_to_mni @ affine)))
