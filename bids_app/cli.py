@@ -16,6 +16,13 @@ from bids_app.settings import FULL_RESOLUTION, LEVELS, SLOPPY_RESOLUTION, Settin
 UNKNOWN_LEVEL = 17  # BEP027
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 BOX_SIDES = 6
+LABELS = {
+    "participant_label": "sub-",
+    "exclude_participant_label": "sub-",
+    "session_label": "ses-",
+    "run_label": "run-",
+    "tracer_label": "trc-",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,14 +31,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(UsageError.exit_code, f"error: {message}; see {self.prog} --help\n")
-
-
-def _labels(prefix: str) -> type[argparse.Action]:
-    class Labels(argparse.Action):
-        def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
-            setattr(namespace, self.dest, normalize_labels(values, prefix))
-
-    return Labels
 
 
 def _positive(text: str) -> float:
@@ -104,13 +103,17 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         ("session", "ses-", "sessions"), ("run", "run-", "runs"),
     ):  # fmt: skip
         add(
-            f"--{name}-label", nargs="+", action=_labels(prefix), metavar="LABEL",
+            f"--{name}-label", nargs="+", metavar="LABEL",
             help=f"{what}, with or without {prefix}; or a text file with one label a line",
         )  # fmt: skip
-    add("--tracer-label", nargs="+", action=_labels("trc-"), metavar="LABEL",
-        help="labels of FDG in the dataset, where trc- and TracerName do not say FDG")  # fmt: skip
-    add("--bids-filter-file", type=_path, metavar="FILE",
-        help='JSON: {"t1w": {"acquisition": "mprage"}, "pet": {"reconstruction": "acdyn"}}')  # fmt: skip
+    add(
+        "--tracer-label", nargs="+", metavar="LABEL",
+        help="labels of FDG in the dataset, where trc- and TracerName do not say FDG",
+    )  # fmt: skip
+    add(
+        "--bids-filter-file", type=_path, metavar="FILE",
+        help='JSON: {"t1w": {"acquisition": "mprage"}, "pet": {"reconstruction": "acdyn"}}',
+    )  # fmt: skip
     add("--bids-database-dir", type=_path, metavar="DIR", help="where pybids keeps its index")
     add("--skip-bids-validation", dest="validate", action="store_false",
         help="do not run the BIDS validator over BIDS_DIR first")  # fmt: skip
@@ -129,15 +132,19 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
         help=f"default {FULL_RESOLUTION:g} mm; {SLOPPY_RESOLUTION:g} mm with --sloppy")  # fmt: skip
     add("--skull-strip", choices=("auto", "force", "skip"),
         help="auto (the default) sees whether the T1w is stripped already")  # fmt: skip
-    add("--pet-frames", nargs="+", type=_frames, metavar="FRAME",
-        help="frames of a dynamic PET to average, from 0, as 3 4 5 or 3-5; default all")  # fmt: skip
+    add(
+        "--pet-frames", nargs="+", type=_frames, metavar="FRAME",
+        help="frames of a dynamic PET to average, from 0, as 3 4 5 or 3-5; default all",
+    )  # fmt: skip
     add("--generator", metavar="NAME|PATH",
         help="a folder with weights and card, or the name of one in OUTPUT_DIR/generators; "
              "default: the one that comes with mri2pet, a demonstration")  # fmt: skip
     add("--smoothing-fwhm", type=_not_negative, metavar="MM",
         help=f"of the synthetic PET; default {Settings.smoothing_fwhm:g} mm")  # fmt: skip
-    add("--stage", choices=("all", "preprocess", "synthesize"),
-        help="only bring images into template space, or only synthesize from those; default all")  # fmt: skip
+    add(
+        "--stage", choices=("all", "preprocess", "synthesize"),
+        help="only bring images into template space, or only synthesize from those; default all",
+    )  # fmt: skip
 
 
 def _add_resources(parser: argparse.ArgumentParser) -> None:
@@ -224,6 +231,9 @@ def _tokens(path: Path) -> list[str]:
 def _settings(given: dict[str, object]) -> Settings:
     for internal in ("notrack", "config_file"):
         given.pop(internal, None)
+    for name, prefix in LABELS.items():
+        if name in given:
+            given[name] = normalize_labels(given[name], prefix)  # type: ignore[arg-type]
     for name in ("bounding_box", "derivatives"):
         if name in given:
             given[name] = tuple(given[name])  # type: ignore[arg-type]

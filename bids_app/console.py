@@ -1,6 +1,6 @@
 """What a run tells on the terminal, or line by line in a log."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bids_app.visit import Selection
-from bids_app.workflows.execution import StatusCallback
 
+StatusCallback = Callable[[object, str], None]
 STEPS = {
     "extract_brain": "brain extraction",
     "correct_bias": "bias field",

@@ -13,7 +13,6 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from numpy.typing import NDArray
 
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.imaging.volume import Affine, Grid, zooms_of
@@ -31,12 +30,13 @@ class Image:
     Parameters
     ----------
     data : ndarray, (I, J, K) or (I, J, K, T)
-        float32, scaled as the header says.
+        float32, scaled as the header says; a mask or labels that are to be saved may be boolean
+        or integer.
     affine : ndarray, (4, 4)
         Voxel indices → world coordinates in mm, RAS+.
     """
 
-    data: NDArray[np.float32]
+    data: np.ndarray
     affine: Affine
 
     @property
@@ -87,7 +87,7 @@ def _refuse_absurd_affine(path: Path, affine: Affine, shape: tuple[int, ...]) ->
 
 
 def check_header(path: Path) -> tuple[int, ...]:
-    """Look at the header alone: is this an image of a head at all?
+    """See from the header alone whether this can be an image of a head.
 
     Returns
     -------

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +35,11 @@ def _read(path: Path) -> str | None:
 
 def _cgroup_cpus(root: Path) -> float | None:
     line = _read(root / "cpu.max")
-    if line is not None:
-        quota, period = line.split()
-        return None if quota == "max" else int(quota) / int(period)
-    quota, period = _read(root / "cpu/cpu.cfs_quota_us"), _read(root / "cpu/cpu.cfs_period_us")
-    if quota is None or period is None or int(quota) <= 0:
+    if line is None:  # version 1
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        line = " ".join(f"{_read(root / 'cpu' / name)}" for name in names)
+    quota, period = line.split()
+    if not (quota.isdecimal() and period.isdecimal()):  # "max", -1, or no such file
         return None
     return int(quota) / int(period)
 
@@ -93,7 +93,7 @@ def threads_per_node(nprocs: int, visits: int) -> int:
     return max(1, min(nprocs // max(visits, 1), MOST_THREADS))
 
 
-def limit_threads(environment: dict[str, str], threads: int) -> None:
+def limit_threads(environment: MutableMapping[str, str], threads: int) -> None:
     """Say in an environment how many threads ITK, OpenMP, BLAS and numba may start."""
     environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
 

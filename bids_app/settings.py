@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_app.imaging.volume import Box
-
 LEVELS = ("participant",)  # in the order of a study
 FULL_RESOLUTION = 1.0  # mm; Zotova et al. (2021), section 3.1
 SLOPPY_RESOLUTION = 4.0  # mm; for tests and for trying things out
@@ -34,7 +32,14 @@ class Settings:
 
     # Participant
     template: str = "MNI152NLin2009aSym"
-    bounding_box: Box = (-78, -112, -50, 78, 76, 85)  # Zotova et al. (2021), section 3.1
+    bounding_box: tuple[float, float, float, float, float, float] = (
+        -78,
+        -112,
+        -50,
+        78,
+        76,
+        85,
+    )  # mm, RAS+: Zotova et al. (2021), section 3.1
     resolution: float | None = None  # mm; see grid_resolution
     skull_strip: str = "auto"
     pet_frames: tuple[int, ...] = ()  # indices from 0; () is all

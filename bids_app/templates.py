@@ -114,8 +114,11 @@ def prepare(name: str, grid: Grid, folder: Path, *, registration_resolution: flo
     whole = _whole_grid(brain, registration_resolution)
     folder.mkdir(parents=True, exist_ok=True)
     template = Template(
-        name,
-        *(folder / f"{part}.nii.gz" for part in ("brain", "mask", "grid_brain", "grid_mask")),
+        name=name,
+        brain=folder / "brain.nii.gz",
+        brain_mask=folder / "mask.nii.gz",
+        reference=folder / "grid_brain.nii.gz",
+        reference_mask=folder / "grid_mask.nii.gz",
         uri=f"https://templateflow.s3.amazonaws.com/tpl-{name}/tpl-{name}_res-01_T1w.nii.gz",
     )
     nifti.save(_onto(brain, whole, "continuous"), template.brain)

@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from nipype.pipeline.engine import Workflow
 
@@ -61,9 +62,13 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
     problems = problems_of(selection)
     _tell_aside(selection, voice)
     plans, done = _plan(selection, run)
-    failed = [] if settings.reports_only else _compute(plans, run, resources, settings, voice)
-    problems += failed
-    _report(selection, problems, template, settings, stamp, time.monotonic() - started)
+    if settings.reports_only:
+        _report_again(selection, template, settings.output_dir)
+        plans = []
+    else:
+        problems += _compute(plans, run, resources, settings, voice)
+        seconds = time.monotonic() - started
+        _report(selection, problems, template, settings.output_dir, stamp=stamp, seconds=seconds)
     finish_dataset(
         settings.output_dir,
         bids_dir=settings.bids_dir,
@@ -162,30 +167,40 @@ def _problem(crash: Crash, subjects: dict[str, str]) -> Problem:
     return Problem(subject, f"sub-{subject}: {crash.sentence}", crash.exit_code)
 
 
+def _subjects(selection: Selection, output_dir: Path) -> list[str]:
+    """List participants that have results."""
+    subjects = sorted({visit.subject for visit in selection.visits})
+    return [subject for subject in subjects if (output_dir / f"sub-{subject}").is_dir()]
+
+
+def _report_again(selection: Selection, template: Template, output_dir: Path) -> None:
+    """Write reports from what lies in the output folder."""
+    for subject in _subjects(selection, output_dir):
+        write_subject_report(output_dir, subject, template_t1w=template.reference)
+
+
 def _report(
     selection: Selection,
     problems: Sequence[Problem],
     template: Template,
-    settings: Settings,
+    output_dir: Path,
+    *,
     stamp: provenance.Stamp,
     seconds: float,
 ) -> None:
-    for subject in sorted({visit.subject for visit in selection.visits}):
-        if not (settings.output_dir / f"sub-{subject}").is_dir():
-            continue
+    for subject in _subjects(selection, output_dir):
         notes = [note for v in selection.visits if v.subject == subject for note in v.notes]
         notes += [u.reason for u in selection.unused if u.subject == subject and not u.exit_code]
-        fresh = not settings.reports_only
         write_subject_report(
-            settings.output_dir,
+            output_dir,
             subject,
             template_t1w=template.reference,
-            notes=notes if fresh else None,
-            problems=[p.sentence for p in problems if p.subject == subject] if fresh else None,
-            versions=stamp.versions if fresh else None,
-            date=stamp.date if fresh else None,
-            command=stamp.command if fresh else None,
-            duration=seconds if fresh else None,
+            notes=notes,
+            problems=[p.sentence for p in problems if p.subject == subject],
+            versions=stamp.versions,
+            date=stamp.date,
+            command=stamp.command,
+            duration=seconds,
         )
 
 

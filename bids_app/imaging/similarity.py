@@ -48,18 +48,10 @@ def dice(one: Mask, other: Mask) -> float:
     return 2 * int((one & other).sum()) / total if total else 1.0
 
 
-def correlation(one: Volume, other: Volume, where: Mask) -> float:
-    """Pearson's correlation of two volumes over a mask, -1 to 1; 0 where one is constant."""
-    x, y = one[where].astype(np.float64), other[where].astype(np.float64)
-    if x.size < 2 or x.std() == 0 or y.std() == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
-
-
 def normalized_mutual_information(
     one: Volume, other: Volume, where: Mask, *, bins: int = 64
 ) -> float:
-    """Normalized mutual information of two volumes over a mask: (H(X) + H(Y)) / H(X, Y).
+    """Measure normalized mutual information over a mask: (H(X) + H(Y)) / H(X, Y).
 
     Studholme, Hill & Hawkes (1999), Pattern Recognition 32:71-86. 1 for independent volumes, 2
     for volumes that tell one another.

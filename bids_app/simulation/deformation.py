@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_app.imaging.volume import Affine, Grid, Volume, zooms_of
-from bids_app.simulation.anatomy import Anatomy, coordinates
+from bids_app.simulation.anatomy import Anatomy, coordinates, fit_affine
 
 SQUARINGS = 6  # of the velocity field; steps of 1/64
 STEP = 4.0  # mm; the grid of the velocity field
-SCALES = ((30.0, 5.0), (12.0, 2.0))  # (sigma, size) in mm: lobes, then gyri; our choice
+SCALES = ((36.0, 3.0), (12.0, 1.8))  # (sigma, size) in mm: lobes, then gyri; our choice
 SIZE_CHANGE = 0.04  # standard deviation of the size along each axis; our choice
 
 
@@ -106,9 +107,17 @@ def jacobian(displacement: Displacement) -> Volume:
     ndarray, (I, J, K)
         Volume of the old head over volume of the new one.
     """
-    zooms = zooms_of(displacement.affine)
-    rows = [np.stack(np.gradient(displacement.field[..., c], *zooms), axis=-1) for c in range(3)]
+    rows = [
+        np.stack(np.gradient(displacement.field[..., c], *zooms_of(displacement.affine)), axis=-1)
+        for c in range(3)
+    ]
     return np.linalg.det(np.stack(rows, axis=-2) + np.eye(3, dtype=np.float32))
+
+
+def corners(grid: Grid) -> NDArray[np.float64]:
+    """Give the world coordinates of the eight outermost voxels, (8, 3), in mm."""
+    ends = np.stack(np.meshgrid(*([0, n - 1] for n in grid.shape), indexing="ij"), -1)
+    return ends.reshape(8, 3) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 
 def draw_displacement(
@@ -119,7 +128,7 @@ def draw_displacement(
     Parameters
     ----------
     grid : Grid
-        Of the new head; axis-aligned or nearly so.
+        Of the new head, of any orientation.
     rng : numpy.random.Generator
         Where chance comes from.
     strength : float
@@ -128,16 +137,70 @@ def draw_displacement(
     Returns
     -------
     Displacement
-        On a grid of 4 mm over that of the head.
+        On a RAS+ grid of 4 mm that covers the head's.
     """
-    zooms = np.array(zooms_of(grid.affine))
-    shape = tuple(int(n) for n in np.ceil(np.array(grid.shape) * zooms / STEP) + 1)
-    affine = grid.affine @ np.diag([*(STEP / zooms), 1.0])
-    velocity = np.zeros((*shape, 3), np.float32)
+    low, high = corners(grid).min(axis=0), corners(grid).max(axis=0)
+    x, y, z = (int(n) for n in np.ceil((high - low) / STEP) + 1)
+    affine = np.diag([STEP, STEP, STEP, 1.0])
+    affine[:3, 3] = low
+    velocity = np.zeros((x, y, z, 3), np.float32)
     for sigma, size in SCALES:
         for component in range(3):
-            field = random_field((shape[0], shape[1], shape[2]), sigma / STEP, rng)
-            velocity[..., component] += strength * size * field
-    voxels = Affine_free(velocity, affine)
-    warp = exponentiate(voxels, STEP)
-    return Displacement(warp, affine)
+            velocity[..., component] += size * random_field((x, y, z), sigma / STEP, rng)
+    field = exponentiate(strength * velocity, STEP)
+    growth = np.clip(rng.normal(0, SIZE_CHANGE, 3), -2 * SIZE_CHANGE, 2 * SIZE_CHANGE) * strength
+    new = coordinates(Grid((x, y, z), affine)) - ((low + high) / 2).astype(np.float32)
+    field = field - growth.astype(np.float32) * (new + field)
+    return Displacement(field.astype(np.float32), affine)
+
+
+def deform(
+    anatomy: Anatomy,
+    rng: np.random.Generator,
+    *,
+    grid: Grid | None = None,
+    strength: float = 1.0,
+) -> tuple[Anatomy, Displacement]:
+    """Make another head out of one.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+        The old head.
+    rng : numpy.random.Generator
+        Where chance comes from.
+    grid : Grid, optional
+        Of the new head; that of the old one by default. Labels are resampled once.
+    strength : float
+        As in :func:`draw_displacement`.
+
+    Returns
+    -------
+    Anatomy
+        Labels by nearest neighbour, MNI coordinates linearly.
+    Displacement
+        From the new head to the old one.
+    """
+    grid = anatomy.grid if grid is None else grid
+    displacement = draw_displacement(grid, rng, strength=strength)
+    points = coordinates(grid)
+    points += sample(displacement.field, to_indices(points, displacement.affine))
+    indices = to_indices(points, anatomy.affine)
+    inside = ((indices > -0.5) & (indices < np.array(anatomy.labels.shape) - 0.5)).all(axis=-1)
+    labels = np.where(inside, sample(anatomy.labels, indices, order=0), 0)
+    mni = _mni_at(anatomy, points, indices)
+    return Anatomy(labels.astype(np.int16), grid.affine, mni), displacement
+
+
+def _mni_at(anatomy: Anatomy, points: Volume, indices: Volume) -> Volume:
+    """Read MNI coordinates at points; also beyond the old grid, where it goes on as an affine."""
+    ends = np.array([0, -1])
+    sample_points = anatomy.mni[np.ix_(ends, ends, ends)].reshape(8, 3).astype(np.float64)
+    i, j, k = anatomy.labels.shape
+    outline = fit_affine(corners(Grid((i, j, k), anatomy.affine)), sample_points)
+    linear = points @ outline[:3, :3].T.astype(np.float32) + outline[:3, 3].astype(np.float32)
+    expected = coordinates(Grid((i, j, k), outline @ anatomy.affine))
+    rest = anatomy.mni - expected
+    if np.abs(rest).max() < 0.01:  # noqa: PLR2004  # an affine is all there is: the usual case
+        return linear
+    return linear + sample(rest, indices)

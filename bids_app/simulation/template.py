@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from bids_app.imaging.volume import Affine, Grid, Mask, Volume, zooms_of
 from bids_app.simulation.anatomy import Anatomy, Labels, coordinates
+from bids_app.simulation.deformation import sample
 
 # Centre (x > 0) and covariance (xx, yy, zz, xy, xz, yz) in MNI mm and mm², means of both sides
 # of 14 label maps warped to MNI152NLin2009aSym (our measurement).
@@ -30,6 +31,7 @@ CEREBELLUM = (-18.4, -71.8, -57.2, 6.7, 9.2, -35.5, 18.7, -20.5, -17.5, 51.4)
 DEEP_X, DEEP_Y, DEEP_Z = 32.0, (-48.0, 35.0), (-14.0, 32.0)  # mm; the box of the ventricles
 # Head around the brain, mm from the inner skull (our choice): where each layer ends.
 LAYERS = ((1.5, 24), (3.0, 515), (5.5, 516), (7.0, 515), (11.0, 507), (14.0, 511))
+BELOW = 20.0  # mm of head under the template, whose field of view ends in the brainstem
 CLOSING = 8.0  # mm; the inner skull does not follow the sulci
 
 
@@ -39,7 +41,7 @@ def _mahalanobis(
     xx, yy, zz, xy, xz, yz = covariance
     precision = np.linalg.inv([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]).astype(np.float32)
     offset = points - np.array(centre, np.float32)
-    return np.einsum("...i,ij,...j->...", offset, precision, offset)
+    return ((offset @ precision) * offset).sum(axis=-1)
 
 
 def _mark_cerebellum(points: Volume) -> Mask:
@@ -79,12 +81,26 @@ def _tell_sides(labels: Labels, x: Volume) -> Labels:
     return np.where(x > 0, table[labels], labels)
 
 
+def _measure_distance(mask: Mask, zooms: tuple[float, float, float]) -> Volume:
+    """Give each voxel's distance in mm from the inner skull around a brain.
+
+    The inner skull is the brain, closed. At half the resolution where that is enough: eight times
+    as fast.
+    """
+    step = 2 if max(zooms) < 1.5 else 1  # noqa: PLR2004
+    spare = round(2 * CLOSING / (step * min(zooms))) + 2
+    coarse = np.pad(mask[::step, ::step, ::step], spare)
+    wide = [step * zoom for zoom in zooms]
+    outside = ndimage.distance_transform_edt(~coarse, wide)
+    inner = ndimage.distance_transform_edt(outside < CLOSING, wide) > CLOSING
+    distance = ndimage.distance_transform_edt(~(inner | coarse), wide).astype(np.float32)
+    distance = distance[spare:-spare, spare:-spare, spare:-spare]
+    indices = coordinates(Grid(mask.shape, np.diag([1 / step] * 3 + [1.0])))
+    return sample(distance, indices)
+
+
 def _add_head(labels: Labels, brain: Mask, zooms: tuple[float, float, float]) -> Labels:
-    filled = np.pad(brain, 16)
-    outside = ndimage.distance_transform_edt(~filled, zooms)
-    closed = ndimage.distance_transform_edt(outside < CLOSING, zooms) > CLOSING
-    inner = (closed | filled)[16:-16, 16:-16, 16:-16]
-    distance = ndimage.distance_transform_edt(~inner, zooms)
+    distance = _measure_distance(brain, zooms)
     head = np.select([distance <= end for end, _ in LAYERS], [label for _, label in LAYERS], 0)
     return np.where(labels > 0, labels, head).astype(np.int16)
 
@@ -114,6 +130,11 @@ def anatomy_from_template(
     Anatomy
         Its MNI coordinates are its world coordinates.
     """
+    below = round(BELOW / zooms_of(affine)[2])  # the template ends at the foramen magnum
+    t1w, gm, wm = (np.pad(map_, ((0, 0), (0, 0), (below, 0))) for map_ in (t1w, gm, wm))
+    brain_mask = np.pad(brain_mask, ((0, 0), (0, 0), (below, 0)))
+    affine = affine.copy()
+    affine[:3, 3] -= below * affine[:3, 2]
     i, j, k = t1w.shape
     points = coordinates(Grid((i, j, k), affine))
     x, y, z = (points[..., axis] for axis in range(3))

@@ -1,4 +1,4 @@
-"""The training loop of one row of Table 1. It yields its epochs; whoever iterates saves and stops."""
+"""The training loop of a row of Table 1. It yields epochs; whoever iterates saves and stops."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

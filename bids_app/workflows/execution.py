@@ -69,6 +69,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
 
     def __init__(self, plugin_args: dict) -> None:
         super().__init__(plugin_args=plugin_args)
+        self.pool: ProcessPoolExecutor
         self.pool.shutdown(wait=False)  # nipype's own; nothing has been submitted
         self._level = logging.getLogger("nipype.workflow").level
         self._pools = {

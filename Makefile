@@ -1,0 +1,33 @@
+# Each command makes its own virtual environment, .venv, from constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: demo test lint clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	touch $@
+
+demo: $(VENV)/.installed  ## Simulate a small cohort and run the participant level on it
+	rm -rf $(DEMO)
+	$(BIN)/mri2pet-simulate $(DEMO)/bids --paired 2 --t1w-only 1 --patients 1 --resolution 2 --seed 1
+	$(BIN)/mri2pet $(DEMO)/bids $(DEMO)/out participant --sloppy
+	@echo "Reports:" && ls $(DEMO)/out/*.html
+
+test: $(VENV)/.installed  ## Run all tests
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed  ## Check style, types, imports and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+clean:
+	rm -rf $(VENV) $(DEMO)
