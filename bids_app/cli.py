@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from bids_app.errors import Mri2petError, UsageError
+from bids_app.errors import Mri2petError, ReadWriteError, UsageError
 from bids_app.labels import normalize_labels
 from bids_app.settings import FULL_RESOLUTION, LEVELS, SLOPPY_RESOLUTION, Settings
 
@@ -276,6 +276,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Mri2petError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except OSError as error:
+        place = "" if error.filename is None else f"{error.filename}: "
+        sys.stderr.write(f"error: {place}{error.strerror}\n")
+        return ReadWriteError.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("stopped; run the same command again to go on\n")
         return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -51,6 +51,10 @@ class Image:
         return Grid((i, j, k), self.affine)
 
 
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())  # nibabel breaks some of its messages into lines
+
+
 def _open(path: Path) -> nib.Nifti1Image:
     if not path.exists():
         raise MissingInputError(f"{path}: no such file; check the dataset, or fetch its content")
@@ -60,7 +64,7 @@ def _open(path: Path) -> nib.Nifti1Image:
         raise ReadWriteError(f"{path}: no permission to read it; run chmod +r on it") from error
     except UNREADABLE as error:
         raise UnusableDataError(
-            f"{path}: not a readable NIfTI image ({error}); copy or convert it again"
+            f"{path}: not a readable NIfTI image ({_sentence(error)}); copy or convert it again"
         ) from error
     if not isinstance(image, nib.Nifti1Image):
         raise UnusableDataError(f"{path}: not a NIfTI image; convert it to NIfTI-1 or NIfTI-2")
@@ -139,9 +143,21 @@ def load(path: Path | str) -> Image:
         data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
     except (OSError, *UNREADABLE) as error:
         raise UnusableDataError(
-            f"{path}: truncated or damaged ({error}); copy it again from its source"
+            f"{path}: truncated or damaged ({_sentence(error)}); copy it again from its source"
         ) from error
     return Image(data, np.asarray(image.affine, dtype=np.float64))
+
+
+def _check_whole(path: Path) -> None:
+    """Read a compressed file to its end, where its checksum is: nibabel stops before it."""
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 24):
+                pass
+    except (OSError, *UNREADABLE) as error:
+        raise UnusableDataError(
+            f"{path}: truncated or damaged ({_sentence(error)}); copy it again from its source"
+        ) from error
 
 
 def load_scan(path: Path | str) -> Image:
@@ -150,9 +166,12 @@ def load_scan(path: Path | str) -> Image:
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        As :func:`load`; UnusableDataError also if a value is not finite, or all are equal.
+        As :func:`load`; UnusableDataError also if a value is not finite, all are equal, or the
+        checksum of a compressed file is wrong.
     """
     image = load(path)
+    if Path(path).suffix == ".gz":
+        _check_whole(Path(path))
     odd = int(image.data.size - np.isfinite(image.data).sum())
     if odd:
         raise UnusableDataError(

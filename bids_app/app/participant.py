@@ -11,6 +11,7 @@ from nipype.pipeline.engine import Workflow
 from bids_app import provenance
 from bids_app.app.intake import Problem, error_of, problems_of, read_selection, refuse_nothing
 from bids_app.app.preparation import (
+    make_work_dir,
     prepare_generator,
     prepare_run,
     prepare_template,
@@ -55,6 +56,7 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
     refuse_output(settings.bids_dir, settings.output_dir)
     _validate(settings, voice)
     refuse_nothing(selection)
+    make_work_dir(settings)
     template, generator = prepare_template(settings), prepare_generator(settings)
     resources, threads = share_resources(settings, len(selection.visits))
     run = prepare_run(settings, template, generator, threads)

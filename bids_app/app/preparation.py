@@ -2,11 +2,12 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from bids_app.derivatives.sidecars import Space
-from bids_app.errors import UsageError
+from bids_app.errors import CannotCreateError, UsageError
 from bids_app.generators import GeneratorChoice, choose_generator
 from bids_app.imaging.volume import grid_of_box
 from bids_app.planning import Run
@@ -22,6 +23,25 @@ PERCENTILE = 99.9  # our choice; the paper says "scaled between 0 and 1"
 def work_dir_of(settings: Settings) -> Path:
     """Say where intermediate files go: a folder of the output, unless another was named."""
     return settings.output_dir / "work" if settings.work_dir is None else settings.work_dir
+
+
+def make_work_dir(settings: Settings) -> None:
+    """Make the folder of intermediate files.
+
+    Raises
+    ------
+    CannotCreateError
+        If it cannot be made or written to.
+    """
+    folder = work_dir_of(settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CannotCreateError(
+            f"{folder}: cannot be written to ({error.strerror}); choose another --work-dir"
+        ) from error
 
 
 def prepare_template(settings: Settings) -> Template:

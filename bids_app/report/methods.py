@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bids_app.report.results import Derivative, Json, Results
+from bids_app.report.results import RealPet, Results
 from bids_app.report.tables import as_number
 
 REFERENCES: Final = Path(__file__).parents[1] / "data" / "report" / "references.toml"
@@ -48,7 +48,7 @@ class Procedure:
     percentile: float = 99.9
     pet: bool = False
     frames_averaged: bool = False
-    generator: Mapping[str, Json] = field(default_factory=dict)
+    generator: Mapping[str, object] = field(default_factory=dict)
     fwhm: float | None = None
     compared: bool = False
 
@@ -57,7 +57,7 @@ def procedure_of(visits: Sequence[Results], versions: Mapping[str, str]) -> Proc
     """Read from the sidecars what was done."""
     space = next((visit.space for visit in visits if visit.space), f"{OWN_TEMPLATE}_res-1")
     moved = [visit.t1w_in_template for visit in visits if visit.t1w_in_template]
-    pets = [pet.in_t1w for visit in visits for pet in visit.pets]
+    pets = [pet for visit in visits for pet in visit.pets]
     synthetic = [visit.synthetic for visit in visits if visit.synthetic]
     first = synthetic[0].metadata if synthetic else {}
     generator = first.get("Generator")
@@ -98,8 +98,8 @@ def boilerplate(procedure: Procedure) -> str:
     return f"{body}\n\nReferences\n\n" + "\n".join(f"- {text}" for text in _cited(body)) + "\n"
 
 
-def _had_frames(pet: Derivative) -> bool:
-    frames = pet.metadata.get("FramesUsed")
+def _had_frames(pet: RealPet) -> bool:
+    frames = pet.get("FramesUsed")
     return isinstance(frames, list) and len(frames) > 1
 
 

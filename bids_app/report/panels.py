@@ -19,14 +19,15 @@ from bids_app.report.reportlets import Figure, Layer, flicker, mosaic
 from bids_app.report.results import RealPet, Results
 from bids_app.report.shelf import Shelf, mask_of
 from bids_app.report.slices import Section, crop, field_around, spread
-from bids_app.report.tables import measures_of, show
+from bids_app.report.tables import tell_measures
 
 AROUND_HEAD, AROUND_BRAIN = 18.0, 4.0  # mm shown beyond the brain (our choice)
 BRIGHTEST: Final = 99.5  # percentile of the brain that is drawn brightest (our choice)
 LARGEST_DIFFERENCE: Final = 0.5  # ends of the difference scale, the same in all reports
 UPTAKE: Final = Scale("inferno", 0.0, 1.0, "PET (1 = bright end of this brain's own intensities)")
 DIFFERENCE: Final = Scale("RdBu_r", -LARGEST_DIFFERENCE, LARGEST_DIFFERENCE, "synthetic − real")
-EDGE_COLOUR, WHITE_MATTER_COLOUR = "#19d7ff", "#7dff5a"
+ON_GREY: Final = ("#ff2e88", "#00b7ff")  # colours of outer and inner lines on MRI alone
+ON_PET: Final = ("#19e3ff", "#3dff5e")  # and where PET is seen, whose colours have no blue or green
 
 
 @dataclass(frozen=True)
@@ -128,24 +129,28 @@ def _to_brain(brain: Image, margin: float, *images: Image) -> tuple[Image, ...]:
     return tuple(crop(image, field) for image in (brain, *images))
 
 
-def _tissue_outlines(t1w: Volume, brain: Mask, whose: str) -> tuple[Outline, Outline]:
+def _tissue_outlines(
+    t1w: Volume, brain: Mask, whose: str, colours: tuple[str, str]
+) -> tuple[Outline, Outline]:
     inside = np.where(brain, t1w, 0)
     lower, upper = tissue_levels(t1w, brain)
     return (
-        Outline(f"edge of the grey matter of {whose}", EDGE_COLOUR, inside, lower),
-        Outline(f"edge of the white matter of {whose}", WHITE_MATTER_COLOUR, inside, upper),
+        Outline(f"edge of the grey matter of {whose}", colours[0], inside, lower),
+        Outline(f"edge of the white matter of {whose}", colours[1], inside, upper),
     )
 
 
-def _brain_outline(brain: Image) -> Outline:
-    return Outline("edge of the brain mask", EDGE_COLOUR, brain.data, 0.5)
+def _brain_outline(brain: Image, colours: tuple[str, str]) -> Outline:
+    return Outline("edge of the brain mask", colours[0], brain.data, 0.5)
 
 
 def _brain_extraction(shelf: Shelf, visit: Results) -> Figure:
     t1w = shelf.take_derivative(visit.t1w)
     brain, t1w = _to_brain(shelf.take_derivative(visit.mask, t1w), AROUND_HEAD, t1w)
     layers = [_grey(f"T1w ({visit.name})", t1w, brain)]
-    return flicker("Brain mask on the T1w", layers, [_brain_outline(brain)], mask_of(brain))
+    return flicker(
+        "Brain mask on the T1w", layers, [_brain_outline(brain, ON_GREY)], mask_of(brain)
+    )
 
 
 def _normalization(shelf: Shelf, visit: Results, template_t1w: Path) -> Figure:
@@ -155,7 +160,7 @@ def _normalization(shelf: Shelf, visit: Results, template_t1w: Path) -> Figure:
     brain, t1w, template = _to_brain(brain, AROUND_BRAIN, t1w, template)
     name = f"T1w moved to the template ({visit.name})"
     layers = [_grey("Template", template, brain), _grey(name, t1w, brain)]
-    outlines = _tissue_outlines(template.data, mask_of(brain), "the template")
+    outlines = _tissue_outlines(template.data, mask_of(brain), "the template", ON_GREY)
     return flicker("T1w and template in turn", layers, outlines, mask_of(brain))
 
 
@@ -169,8 +174,9 @@ def _coregistration(shelf: Shelf, visit: Results, pet: RealPet) -> Figure:
         _grey(f"T1w ({visit.name})", t1w, brain),
         Layer(f"PET moved to the T1w ({pet.name})", moved, scale),
     ]
-    white = _tissue_outlines(t1w.data, mask_of(brain), "the T1w")[1]
-    return flicker("T1w and PET in turn", layers, [_brain_outline(brain), white], mask_of(brain))
+    _, white = _tissue_outlines(t1w.data, mask_of(brain), "the T1w", ON_PET)
+    outlines = [_brain_outline(brain, ON_PET), white]
+    return flicker("T1w and PET in turn", layers, outlines, mask_of(brain))
 
 
 def _compare_all(shelf: Shelf, visit: Results) -> tuple[Panel, ...]:
@@ -193,15 +199,11 @@ def _announce(visit: Results, pet: RealPet | None) -> Panel:
             f"T1w and SYNTHETIC PET ({visit.name})",
             "Predicted from the T1w above it; no real PET to compare it with.",
         )
-    found = measures_of(visit.synthetic) if len(visit.pets) == 1 else {}
-    told = (
-        f" SSIM {show(found['SSIM'], 3)}, PSNR {show(found['PSNR'], 1)} dB in the whole volume; "
-        f"SSIM {show(found['SSIMBrain'], 3)}, PSNR {show(found['PSNRBrain'], 1)} dB in the brain."
-    ) * bool(found)
+    told = tell_measures(visit.synthetic) if len(visit.pets) == 1 else ""
     return Panel(
         f"T1w, SYNTHETIC PET and real PET ({pet.name})",
         "Blue: the real PET is brighter than the synthetic one; red: it is less bright. Both were "
-        f"scaled to 0..1, each by its own brain.{told}",
+        f"scaled to 0..1, each by its own brain. {told}",
     )
 
 

@@ -1,14 +1,12 @@
 """What a run says of a participant beyond its images, kept so that a report can be redone."""
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bids_app.errors import ReadWriteError
-from bids_app.report.results import Json
+from bids_app.errors import Mri2petError
+from bids_app.files import read_json, write_json
 
 FOLDER: Final = "logs"
 
@@ -47,10 +45,8 @@ def path_of(output_dir: Path, subject: str) -> Path:
 def read_record(output_dir: Path, subject: str) -> Record:
     """Read the record of the last run; an empty one where there is none, or it is damaged."""
     try:
-        found = json.loads(path_of(output_dir, subject).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return Record()
-    if not isinstance(found, dict):
+        found = read_json(path_of(output_dir, subject))
+    except Mri2petError:
         return Record()
     versions, duration = found.get("versions"), found.get("duration")
     return Record(
@@ -71,27 +67,8 @@ def write_record(output_dir: Path, subject: str, record: Record) -> None:
     ReadWriteError
         If it cannot be written.
     """
-    content = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
-    write_text(path_of(output_dir, subject), content)
+    write_json(path_of(output_dir, subject), asdict(record))
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write a text file so that it is whole, or as it was before.
-
-    Raises
-    ------
-    ReadWriteError
-        If it cannot be written: no space, no permission.
-    """
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _sentences(value: Json) -> tuple[str, ...]:
+def _sentences(value: object) -> tuple[str, ...]:
     return tuple(map(str, value)) if isinstance(value, list) else ()

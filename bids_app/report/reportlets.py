@@ -123,6 +123,19 @@ def place_of(image: Image, section: Section) -> str:
     return f"{AXIS_NAMES[section.plane]} = {value} mm".replace("-", "−")
 
 
+def show_end(value: float) -> str:
+    """Write the end of a scale to three digits, without powers of ten.
+
+    Examples
+    --------
+    >>> show_end(18543.2), show_end(-0.5)
+    ('18 500', '−0.5')
+    """
+    rounded = float(f"{value:.3g}")
+    words = f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"  # noqa: PLR2004
+    return words.replace(",", " ").replace("-", "−")
+
+
 def _lay_row(image: Image, sections: Sequence[Section], y: float) -> tuple[Spot, ...]:
     spots, x = [], MARGIN
     for section in sections:
@@ -170,8 +183,8 @@ def _bars(layers: Sequence[Layer]) -> tuple[Bar, ...]:
         Bar(
             name=scale.name,
             href=paint_bar(scale),
-            low=f"{scale.low:.3g}".replace("-", "−"),
-            high=f"{scale.high:.3g} {scale.unit}".strip(),
+            low=show_end(scale.low),
+            high=f"{show_end(scale.high)} {scale.unit}".strip(),
         )
         for scale in scales
     )
@@ -204,7 +217,8 @@ def flicker(
         A row of slices a plane.
     """
     image = layers[0].image
-    y, spots, texts = HEADER, list[Spot](), list[Text]()
+    y = HEADER * len(layers)  # two layers: a line above all for the name of the one in sight
+    spots, texts = list[Spot](), list[Text]()
     for plane, count in FLICKER_COUNTS.items():
         row = _lay_row(image, spread(brain, plane, count), y)
         spots += row

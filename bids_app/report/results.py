@@ -1,15 +1,12 @@
 """Which files a participant has among the derivatives, and what their sidecars say."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
 
 from bids_app.errors import Mri2petError
+from bids_app.files import read_json
 from bids_app.nifti import check_header
-
-Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 IMAGE, SIDECAR = ".nii.gz", ".json"
 
@@ -29,7 +26,7 @@ class Derivative:
     """
 
     path: Path
-    metadata: Mapping[str, Json]
+    metadata: Mapping[str, object]
     fault: str = ""
 
     def text(self, key: str) -> str:
@@ -51,6 +48,11 @@ class RealPet:
     name: str
     in_t1w: Derivative
     in_template: Derivative | None
+
+    def get(self, key: str) -> object:
+        """Look a value up in the sidecar of either image."""
+        told = [one.metadata.get(key) for one in (self.in_t1w, self.in_template) if one is not None]
+        return next((value for value in told if value is not None), None)
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,11 @@ class Results:
 def read_derivative(path: Path) -> Derivative:
     """Read the sidecar of an image; the image itself need not be there."""
     sidecar = path.with_name(path.name.removesuffix(IMAGE) + SIDECAR)
-    if not sidecar.exists():
-        return Derivative(path, {}, f"{sidecar.name} is missing; what it would tell is left out.")
     try:
-        metadata = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return Derivative(path, {}, f"{sidecar.name} cannot be read; what it tells is left out.")
-    if not isinstance(metadata, dict):
-        return Derivative(path, {}, f"{sidecar.name} is no JSON object; it is left out.")
-    return Derivative(path, metadata)
+        return Derivative(path, read_json(sidecar))
+    except Mri2petError:
+        state = "cannot be read" if sidecar.exists() else "is missing"
+        return Derivative(path, {}, f"{sidecar.name} {state}; what it would tell is left out.")
 
 
 def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tuple[Results, ...]:

@@ -86,7 +86,7 @@ def spread(mask: Mask, plane: Plane, count: int) -> tuple[Section, ...]:
     inside = np.flatnonzero(mask.any(axis=others))
     last = mask.shape[AXIS_OF[plane]] - 1
     first, last = (int(inside[0]), int(inside[-1])) if inside.size else (0, last)
-    places = np.linspace(first, last, count + 2)[1:-1].round().astype(int)
+    places = np.floor(np.linspace(first, last, count + 2)[1:-1] + 0.5).astype(int)
     return tuple(Section(plane, index) for index in places.tolist())
 
 

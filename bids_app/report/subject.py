@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Final
 
 from bids_app.errors import Mri2petError
+from bids_app.files import write_text
 from bids_app.nifti import check_header
 from bids_app.report.methods import boilerplate, procedure_of
 from bids_app.report.page import render
 from bids_app.report.panels import draw
-from bids_app.report.record import Record, read_record, write_record, write_text
-from bids_app.report.results import Json, Results, find_results
+from bids_app.report.record import Record, read_record, write_record
+from bids_app.report.results import Results, find_results
 from bids_app.report.tables import comparison_rows, registration_rows, warnings_of
 
 DEMONSTRATION: Final = ("demonstrat", "simulat")  # as cards of generators put it
@@ -144,7 +145,7 @@ def _generators(visits: Sequence[Results]) -> list[Generator]:
     return list(dict.fromkeys(_generator(told if isinstance(told, dict) else {}) for told in found))
 
 
-def _generator(told: Mapping[str, Json]) -> Generator:
+def _generator(told: Mapping[str, object]) -> Generator:
     name, version, sha256, trained_on, use = (
         str(told.get(key, "unknown"))
         for key in ("Name", "Version", "SHA256", "TrainedOn", "IntendedUse")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bids_app.report.results import Derivative, Json, Results
+from bids_app.report.results import Derivative, Results
 
 LOWEST_DICE: Final = 0.9  # our choice: below it, brains that fit are rare
 MEASURES: Final = ("SSIM", "PSNR", "SSIMBrain", "PSNRBrain")
@@ -21,7 +21,7 @@ class Row:
     flagged: bool = False
 
 
-def as_number(value: Json) -> float | None:
+def as_number(value: object) -> float | None:
     """Take a number for what it is, and anything else for none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
@@ -49,6 +49,17 @@ def measures_of(synthetic: Derivative | None) -> dict[str, float | None]:
     return {name: as_number(found.get(name)) for name in MEASURES}
 
 
+def tell_measures(synthetic: Derivative) -> str:
+    """Put into a sentence how alike the synthetic and the real PET are; empty if not measured."""
+    found = measures_of(synthetic)
+    if not found:
+        return ""
+    return (
+        f"SSIM {show(found['SSIM'], 3)}, PSNR {show(found['PSNR'], 1)} dB in the whole volume; "
+        f"SSIM {show(found['SSIMBrain'], 3)}, PSNR {show(found['PSNRBrain'], 1)} dB in the brain."
+    )
+
+
 def comparison_rows(visits: Iterable[Results]) -> list[Row]:
     """Tell, a visit a row: SSIM and PSNR (dB) in the whole volume, then in the brain."""
     rows = []
@@ -65,16 +76,13 @@ def registration_rows(visits: Iterable[Results]) -> list[Row]:
     rows = []
     for visit in visits:
         if visit.t1w_in_template is not None:
-            rows.append(_row(f"T1w → template ({visit.name})", visit.t1w_in_template))
-        for pet in visit.pets:
-            told = pet.in_t1w if "Registration" in pet.in_t1w.metadata else pet.in_template
-            if told is not None:
-                rows.append(_row(f"PET → T1w ({pet.name})", told))
+            told = visit.t1w_in_template.metadata.get("Registration")
+            rows.append(_row(f"T1w → template ({visit.name})", told))
+        rows += [_row(f"PET → T1w ({pet.name})", pet.get("Registration")) for pet in visit.pets]
     return rows
 
 
-def _row(name: str, moved: Derivative) -> Row:
-    told = moved.metadata.get("Registration")
+def _row(name: str, told: object) -> Row:
     numbers = told if isinstance(told, dict) else {}
     before, after, dice = (
         as_number(numbers.get(key))

@@ -1,6 +1,7 @@
 """Another person's head out of one: a random smooth diffeomorphic warp."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,8 @@ from scipy import ndimage
 from bids_app.imaging.volume import Affine, Grid, Volume, zooms_of
 from bids_app.simulation.anatomy import Anatomy, coordinates, fit_affine
 
+Number = TypeVar("Number", bound=np.generic)
+HALF = 0.5  # voxel: how far an image reaches beyond the centres of its outermost voxels
 SQUARINGS = 6  # of the velocity field; steps of 1/64
 STEP = 4.0  # mm; the grid of the velocity field
 SCALES = ((36.0, 3.0), (12.0, 1.8))  # (sigma, size) in mm: lobes, then gyri; our choice
@@ -48,7 +51,7 @@ def random_field(shape: tuple[int, int, int], sigma: float, rng: np.random.Gener
     return (field - field.mean()) / field.std()
 
 
-def sample(volume: Volume, indices: Volume, *, order: int = 1) -> Volume:
+def sample(volume: NDArray[Number], indices: Volume, *, order: int = 1) -> NDArray[Number]:
     """Read a volume, or the components of a field, at fractional voxel indices.
 
     Parameters
@@ -154,14 +157,35 @@ def draw_displacement(
     return Displacement(field.astype(np.float32), affine)
 
 
+def carry(anatomy: Anatomy, displacement: Displacement, grid: Grid) -> Anatomy:
+    """Lay a warped head on a grid.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+        The old head.
+    displacement : Displacement
+        From the new head to the old one.
+    grid : Grid
+        In the world of the new head; of any orientation.
+
+    Returns
+    -------
+    Anatomy
+        Labels by nearest neighbour, resampled once; MNI coordinates linearly.
+    """
+    points = coordinates(grid)
+    points += sample(displacement.field, to_indices(points, displacement.affine))
+    indices = to_indices(points, anatomy.affine)
+    inside = ((indices > -HALF) & (indices < np.array(anatomy.labels.shape) - HALF)).all(axis=-1)
+    labels = np.where(inside, sample(anatomy.labels, indices, order=0), 0)
+    return Anatomy(labels.astype(np.int16), grid.affine, _mni_at(anatomy, points, indices))
+
+
 def deform(
-    anatomy: Anatomy,
-    rng: np.random.Generator,
-    *,
-    grid: Grid | None = None,
-    strength: float = 1.0,
+    anatomy: Anatomy, rng: np.random.Generator, *, strength: float = 1.0
 ) -> tuple[Anatomy, Displacement]:
-    """Make another head out of one.
+    """Make another head out of one, on the same grid.
 
     Parameters
     ----------
@@ -169,27 +193,18 @@ def deform(
         The old head.
     rng : numpy.random.Generator
         Where chance comes from.
-    grid : Grid, optional
-        Of the new head; that of the old one by default. Labels are resampled once.
     strength : float
         As in :func:`draw_displacement`.
 
     Returns
     -------
     Anatomy
-        Labels by nearest neighbour, MNI coordinates linearly.
+        The new head; see :func:`carry`.
     Displacement
         From the new head to the old one.
     """
-    grid = anatomy.grid if grid is None else grid
-    displacement = draw_displacement(grid, rng, strength=strength)
-    points = coordinates(grid)
-    points += sample(displacement.field, to_indices(points, displacement.affine))
-    indices = to_indices(points, anatomy.affine)
-    inside = ((indices > -0.5) & (indices < np.array(anatomy.labels.shape) - 0.5)).all(axis=-1)
-    labels = np.where(inside, sample(anatomy.labels, indices, order=0), 0)
-    mni = _mni_at(anatomy, points, indices)
-    return Anatomy(labels.astype(np.int16), grid.affine, mni), displacement
+    displacement = draw_displacement(anatomy.grid, rng, strength=strength)
+    return carry(anatomy, displacement, anatomy.grid), displacement
 
 
 def _mni_at(anatomy: Anatomy, points: Volume, indices: Volume) -> Volume:

@@ -7,9 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_app.imaging.smoothing import smooth
-from bids_app.imaging.volume import Affine, Grid, Volume, zooms_of
-from bids_app.simulation.anatomy import coordinates
-from bids_app.simulation.deformation import sample, to_indices
+from bids_app.imaging.volume import Affine, Grid, Volume
 
 PSF = (4.5, 5.5)  # mm; range of FWHM among scanners; our choice
 CORTEX = (15e3, 30e3)  # Bq/mL in cortex: 180–300 MBq in 60–90 kg an hour later; our choice

@@ -28,7 +28,11 @@ WHITISH = {(28, 60), (13, 52), (10, 49)}
 # Cerebellum against cerebrum behind y = -20: logistic regression on 1, x, y, z, xx, yy, zz, xy,
 # xz, yz of |x|, y, z in units of 50 mm; right in 99.5 % of the voxels (our measurement).
 CEREBELLUM = (-18.4, -71.8, -57.2, 6.7, 9.2, -35.5, 18.7, -20.5, -17.5, 51.4)
-DEEP_X, DEEP_Y, DEEP_Z = 32.0, (-48.0, 35.0), (-14.0, 32.0)  # mm; the box of the ventricles
+LEAST_GREY = 0.35  # probability; our choice
+LEAST_TISSUE = 0.5  # probability; our choice
+DARKEST_TISSUE = 0.62  # of white matter in T1w; our choice: sulci of a mean brain are half filled
+NUCLEI_BOX = ((-45.0, -50.0, -40.0), (45.0, 45.0, 40.0))  # MNI mm
+VENTRICLE_BOX = ((-32.0, -48.0, -14.0), (32.0, 35.0, 32.0))  # MNI mm
 # Head around the brain, mm from the inner skull (our choice): where each layer ends.
 LAYERS = ((1.5, 24), (3.0, 515), (5.5, 516), (7.0, 515), (11.0, 507), (14.0, 511))
 BELOW = 20.0  # mm of head under the template, whose field of view ends in the brainstem
@@ -44,32 +48,55 @@ def _mahalanobis(
     return ((offset @ precision) * offset).sum(axis=-1)
 
 
-def _mark_cerebellum(points: Volume) -> Mask:
-    x, y, z = np.abs(points[..., 0]) / 50, points[..., 1] / 50, points[..., 2] / 50
-    terms = (1, x, y, z, x * x, y * y, z * z, x * y, x * z, y * z)
-    score = sum(weight * term for weight, term in zip(CEREBELLUM, terms, strict=True))
-    return (score > 0) & (points[..., 1] < -20) & (points[..., 2] < 5)  # noqa: PLR2004
+def _is_cerebellum(points: Volume) -> Mask:
+    x, y, z = np.abs(points[:, 0]) / 50, points[:, 1] / 50, points[:, 2] / 50
+    terms = (np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z)
+    return np.array(CEREBELLUM, np.float32) @ np.stack(terms) > 0
+
+
+def _cut_off_cerebellum(labels: Labels, points: Volume) -> None:
+    y, z = points[..., 1], points[..., 2]
+    chosen = np.nonzero((y < -20) & (z < 5) & ((labels == 2) | (labels == 3)))  # noqa: PLR2004
+    here = labels[chosen]
+    within = _is_cerebellum(points[chosen])
+    labels[chosen] = np.where(within, np.where(here == 2, 7, 8), here)  # noqa: PLR2004
 
 
 def _label_tissue(grey: Volume, white: Volume, t1w: Volume, brain: Mask) -> Labels:
     """Cut the brain into 2 (white), 3 (grey) and 24 (fluid), sulci opened a little."""
     top = float(np.percentile(t1w[brain], 90))
-    fluid = (t1w < 0.62 * top) | (grey + white < 0.5)  # our choice: mean sulci are half filled
+    fluid = (t1w < DARKEST_TISSUE * top) | (grey + white < LEAST_TISSUE)
     labels = np.where(fluid, 24, np.where(white > grey, 2, 3))
     return np.where(brain, labels, 0).astype(np.int16)
 
 
 def _place_nuclei(labels: Labels, points: Volume, grey: Volume) -> None:
-    mirrored = np.abs(points[..., :1])
-    points = np.concatenate([mirrored, points[..., 1:]], axis=-1)
+    low, high = np.array(NUCLEI_BOX, np.float32)
+    candidates = np.isin(labels, (2, 3)) & ((points > low) & (points < high)).all(axis=-1)
+    chosen = np.nonzero(candidates)
+    mirrored = points[chosen] * np.where(points[chosen][:, :1] < 0, [-1, 1, 1], 1)
+    here = labels[chosen]
     for pair, (centre, covariance) in NUCLEI.items():
-        near = np.linalg.norm(points - np.array(centre, np.float32), axis=-1) < 35  # noqa: PLR2004
-        inside = near.copy()
-        inside[near] = _mahalanobis(points[near], centre, covariance) < 1.25 * ELLIPSOID
-        inside &= (labels == 2) | (labels == 3)  # noqa: PLR2004
+        inside = _mahalanobis(mirrored, centre, covariance) < 1.25 * ELLIPSOID
         if pair not in WHITISH:
-            inside &= grey > 0.35  # noqa: PLR2004
-        labels[inside] = pair[0]
+            inside &= grey[chosen] > LEAST_GREY
+        here[inside & np.isin(here, (2, 3))] = pair[0]
+    labels[chosen] = here
+
+
+def _place_brainstem(labels: Labels, points: Volume) -> None:
+    x, y, z = (points[..., axis] for axis in range(3))
+    chosen = np.nonzero((np.abs(x) < 25) & (y > -60) & (y < 0) & (z < -8))  # noqa: PLR2004
+    near, here = points[chosen], labels[chosen]
+    stem = _mahalanobis(near, *BRAINSTEM) < 1.2 * ELLIPSOID
+    stem |= (np.abs(near[:, 0]) < 9) & (near[:, 1] > -45) & (near[:, 2] < -48)  # noqa: PLR2004
+    labels[chosen] = np.where(stem & np.isin(here, (2, 3, 7, 28)), 16, here)
+
+
+def _place_ventricles(labels: Labels, points: Volume) -> None:
+    low, high = np.array(VENTRICLE_BOX, np.float32)
+    deep = ((points > low) & (points < high)).all(axis=-1)
+    labels[ndimage.binary_opening(deep & (labels == 24))] = 4  # noqa: PLR2004
 
 
 def _tell_sides(labels: Labels, x: Volume) -> Labels:
@@ -137,18 +164,10 @@ def anatomy_from_template(
     affine[:3, 3] -= below * affine[:3, 2]
     i, j, k = t1w.shape
     points = coordinates(Grid((i, j, k), affine))
-    x, y, z = (points[..., axis] for axis in range(3))
     labels = _label_tissue(gm, wm, t1w, brain_mask)
-    cerebellum = _mark_cerebellum(points)
-    labels[cerebellum & (labels == 2)] = 7  # noqa: PLR2004
-    labels[cerebellum & (labels == 3)] = 8  # noqa: PLR2004
+    _cut_off_cerebellum(labels, points)
     _place_nuclei(labels, points, gm)
-    stem = (_mahalanobis(points, *BRAINSTEM) < 1.2 * ELLIPSOID) | (
-        (np.abs(x) < 9) & (y > -45) & (z < -48)  # noqa: PLR2004
-    )
-    labels[stem & np.isin(labels, (2, 3, 7, 28)) & (z < -8)] = 16  # noqa: PLR2004
-    deep = (np.abs(x) < DEEP_X) & (y > DEEP_Y[0]) & (y < DEEP_Y[1])
-    deep &= (z > DEEP_Z[0]) & (z < DEEP_Z[1])
-    ventricle = ndimage.binary_opening(deep & (labels == 24)) & (np.abs(x) < DEEP_X)  # noqa: PLR2004
-    labels[ventricle] = 4
-    return Anatomy(_add_head(_tell_sides(labels, x), brain_mask, zooms_of(affine)), affine, points)
+    _place_brainstem(labels, points)
+    _place_ventricles(labels, points)
+    sided = _tell_sides(labels, points[..., 0])
+    return Anatomy(_add_head(sided, brain_mask, zooms_of(affine)), affine, points)

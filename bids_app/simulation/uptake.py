@@ -5,16 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_app.imaging.smoothing import smooth
+from bids_app.imaging.smoothing import SIGMA_OF_FWHM, smooth
 from bids_app.imaging.volume import Grid, Volume, grid_of_box
 from bids_app.simulation.anatomy import Anatomy, coordinates
 from bids_app.simulation.aseg import NAMES, table_of
-from bids_app.simulation.deformation import sample, to_indices
+from bids_app.simulation.deformation import random_field, sample, to_indices
 
-# Uptake by tissue; cortex is 1. Ratios as FDG is known to show them, numbers our choice.
+# Uptake by tissue; cortex is 1. Ratios as FDG is known to show them, numbers our choice. After the
+# scanner's blur nuclei are the brighter ones: the cortex, 2–3 mm thin, loses more to it.
 TISSUE = {
-    "cortex": 1.0, "cerebellar_cortex": 0.86, "thalamus": 1.02, "caudate": 1.10, "putamen": 1.10,
-    "accumbens": 1.10, "pallidum": 0.70, "hippocampus": 0.68, "amygdala": 0.68,
+    "cortex": 1.0, "cerebellar_cortex": 0.86, "thalamus": 0.92, "caudate": 1.00, "putamen": 1.00,
+    "accumbens": 1.00, "pallidum": 0.70, "hippocampus": 0.68, "amygdala": 0.68,
     "ventral_dc": 0.60, "brainstem": 0.48, "cerebellar_white": 0.34, "fluid": 0.04,
     "plexus": 0.04, "cord": 0.30, "muscle": 0.12, "skin": 0.08, "mucosa": 0.20, "eye": 0.12,
     "vessel": 0.15, "bone": 0.05, "marrow": 0.12,
@@ -28,13 +29,14 @@ REGIONS = (
     ((6.0, -50.0, 28.0), 15.0, 0.20),  # posterior cingulate, precuneus
     ((10.0, -84.0, 4.0), 18.0, 0.16),  # occipital
     ((32.0, 38.0, 22.0), 24.0, 0.10),  # frontal
-    ((23.0, 6.0, 2.0), 10.0, 0.10),  # striatum
-    ((11.0, -18.0, 7.0), 9.0, 0.08),  # thalamus
+    ((23.0, 6.0, 2.0), 10.0, 0.08),  # striatum
+    ((11.0, -18.0, 7.0), 9.0, 0.06),  # thalamus
     ((26.0, -18.0, -20.0), 14.0, -0.20),  # medial temporal
     ((36.0, 10.0, -36.0), 16.0, -0.16),  # temporal pole
     ((20.0, -65.0, -38.0), 22.0, -0.10),  # cerebellum
 )
-PATTERN_GRID = grid_of_box((-92, -128, -76, 92, 92, 108), 4.0)  # beyond any brain in MNI space
+PATTERN_ZOOM = 4.0  # mm
+PATTERN_GRID = grid_of_box((-92, -128, -76, 92, 92, 108), PATTERN_ZOOM)  # beyond any brain in MNI space
 VARIATION_SD = 0.05  # of a person's own pattern; our choice
 VARIATION = ((40.0, 0.90), (30.0, 0.35))  # (FWHM in mm, weight): mirrored, then one-sided
 RANGE = (0.6, 1.5)  # of a template's pattern; our choice
@@ -92,7 +94,7 @@ def pattern_of_template(template: Volume, grid: Grid, anatomy: Anatomy) -> Volum
     ndarray
         On ``PATTERN_GRID``, left and right alike, 0.6 to 1.5; 1 outside the brain.
     """
-    points, zooms = coordinates(PATTERN_GRID), (4.0, 4.0, 4.0)
+    points, zooms = coordinates(PATTERN_GRID), (PATTERN_ZOOM,) * 3
     pet = smooth(sample(template, to_indices(points, grid.affine)), 10.0, zooms)
     expected = smooth(_mean_tissue()[anatomy.labels], 14.0, anatomy.zooms)
     brain = smooth(_is_brain_tissue()[anatomy.labels], 4.0, anatomy.zooms)
@@ -115,9 +117,7 @@ def _is_brain_tissue() -> NDArray[np.float32]:
 
 
 def _unit_field(fwhm: float, rng: np.random.Generator) -> Volume:
-    noise = rng.standard_normal(PATTERN_GRID.shape, dtype=np.float32)
-    field = smooth(noise, fwhm, (4.0, 4.0, 4.0))
-    return field / field.std()
+    return random_field(PATTERN_GRID.shape, fwhm * SIGMA_OF_FWHM / PATTERN_ZOOM, rng)
 
 
 def draw_uptake(pattern: Volume, rng: np.random.Generator) -> Uptake:

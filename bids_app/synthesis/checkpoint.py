@@ -88,6 +88,7 @@ def restore_checkpoint(training: Training, path: Path) -> None:
         training.epoch = int(tensors["epoch"])
         training.random.set_state(tensors["random"])
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(":")  # torch goes on for a line a weight
         raise UnusableDataError(
-            f"{path}: not a checkpoint of this training ({error}); delete it to start again"
+            f"{path}: not a checkpoint of this training ({reason}); delete it to start again"
         ) from error

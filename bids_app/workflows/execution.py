@@ -4,15 +4,18 @@ On this machine, ANTs and torch compute in processes of their own. Processes are
 server that has imported neither, so nothing is ever forked with their threads in it.
 """
 
+import ctypes
 import logging
 import re
 import shutil
+import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from uuid import uuid4
 
 import nipype
 from nipype.pipeline.engine import Node, Workflow
@@ -26,6 +29,9 @@ KILLED = (
     "ran out; lower --nprocs, or give the run more memory and say so with --mem-gb"
 )
 SUMMARY = re.compile(r"bids_app\.errors\.(\w+): (.*)")
+NO_SPACE = "No space left on device"
+DISK_FULL = errors.ReadWriteError.exit_code
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ANY_ERROR = re.compile(r"^\s*([\w.]+(?:Error|Exception|Interrupt|Exit)\b.*)$", re.MULTILINE)
 
 StatusCallback = Callable[[Node, str], None]
@@ -55,7 +61,16 @@ def quiet(level: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when the fork server ends, as it does with the run.
+
+    Else a node of a run that was killed would go on and write beside its successor.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _start_worker(cwd: str, level: int) -> None:
+    _die_with_parent()
     multiproc.process_initializer(cwd)
     quiet(level)
 
@@ -131,6 +146,8 @@ def _read_crash(file: Path) -> Crash:
     if summaries:
         kind, sentence = summaries[-1]
         return Crash(node, sentence.strip(), getattr(errors, kind).exit_code, file)
+    if NO_SPACE in text:
+        return Crash(node, f"{NO_SPACE}; make room, or choose another --work-dir", DISK_FULL, file)
     others = ANY_ERROR.findall(text)
     last = others[-1].strip() if others else "failed without a message"
     return Crash(node, f"{node}: {last}; its traceback is in {file}", 1, file)
@@ -143,6 +160,15 @@ def _collect(folder: Path, logs: Path) -> list[Crash]:
         shutil.move(file, kept)
         crashes.append(_read_crash(kept))
     return crashes
+
+
+def _remove_stale_locks(workflow: Workflow) -> None:
+    """Remove locks that a killed run left on results of the same nodes."""
+    names = {name.partition(".")[0] for name in workflow.list_node_names()}
+    for name in names:
+        folder = Path(workflow.base_dir) / workflow.name / name
+        for lock in folder.rglob("*.lock"):
+            lock.unlink(missing_ok=True)
 
 
 def run_graph(
@@ -176,9 +202,10 @@ def run_graph(
     list of Crash
         One a node that failed; empty if all went well.
     """
-    crashes_here = Path(workflow.base_dir) / "crashes"
-    shutil.rmtree(crashes_here, ignore_errors=True)
+    base = Path(workflow.base_dir)
+    crashes_here = base / f"crashes-{uuid4().hex}"
     crashes_here.mkdir(parents=True)
+    _remove_stale_locks(workflow)
     workflow.config["execution"] = {
         "crashdump_dir": str(crashes_here), "crashfile_format": "txt",
         "stop_on_first_crash": stop_on_first_crash, "poll_sleep_duration": 0.2,
@@ -198,9 +225,10 @@ def run_graph(
             elsewhere = dict(plugin.get("plugin_args", {}))  # type: ignore[call-overload]
             elsewhere["status_callback"] = on_status
             workflow.run(plugin=plugin["plugin"], plugin_args=elsewhere)
-    except (RuntimeError, TypeError, OSError, ValueError) as error:
+    except (RuntimeError, AttributeError, TypeError, OSError, ValueError) as error:
         failure = error
     crashes = _collect(crashes_here, logs)
+    shutil.rmtree(crashes_here, ignore_errors=True)
     if failure is not None and not crashes:
         raise errors.Mri2petError(f"the run stopped: {failure}") from failure
     return crashes

@@ -1,0 +1,122 @@
+"""``mri2pet-simulate``: arguments → Plan, and one closing line."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+from bids_app.errors import Mri2petError, UsageError
+
+SMALLEST_RESOLUTION, LARGEST_RESOLUTION = 0.5, 8.0  # mm
+MOST_FRAMES, MOST_SESSIONS = 100, 99
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but the exit code of a wrong command line is 64."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(UsageError.exit_code, f"error: {message}; see {self.prog} --help\n")
+
+
+class _Range:
+    """Read a number between two bounds, both included."""
+
+    def __init__(self, kind: type[int] | type[float], low: float, high: float) -> None:
+        self.kind, self.low, self.high = kind, low, high
+
+    def __call__(self, text: str) -> int | float:
+        try:
+            value = self.kind(text)
+        except ValueError as error:
+            what = "whole number" if self.kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {what}") from error
+        if not self.low <= value <= self.high:
+            raise argparse.ArgumentTypeError(f"{text} is not in {self.low:g} to {self.high:g}")
+        return value
+
+
+def _path(text: str) -> Path:
+    return Path(text).absolute()
+
+
+COUNT, POSITIVE = _Range(int, 0, 9999), _Range(int, 1, 9999)
+OPTIONS: tuple[tuple[str, dict[str, object]], ...] = (
+    ("--paired", {"type": COUNT, "default": 4, "metavar": "N",
+                  "help": "controls with T1w and PET; default 4"}),
+    ("--t1w-only", {"type": COUNT, "default": 0, "metavar": "N",
+                    "help": "controls with T1w alone; default none"}),
+    ("--patients", {"type": COUNT, "default": 0, "metavar": "N",
+                    "help": "patients, with one or two lesions each; default none"}),
+    ("--resolution", {"type": _Range(float, SMALLEST_RESOLUTION, LARGEST_RESOLUTION),
+                      "default": 1.0, "metavar": "MM", "help": "voxel size of T1w; default 1"}),
+    ("--seed", {"type": _Range(int, 0, 2**63 - 1), "default": 0, "metavar": "S",
+                "help": "equal seeds give equal bytes; default 0"}),
+    ("--sessions", {"type": _Range(int, 0, MOST_SESSIONS), "default": 0, "metavar": "N",
+                    "help": "scan everyone N times, in ses-01 on; default: no sessions"}),
+    ("--frames", {"type": _Range(int, 1, MOST_FRAMES), "default": 1, "metavar": "N",
+                  "help": "frames of PET; default 1, a static scan"}),
+    ("--anatomies", {"type": _path, "metavar": "DIR",
+                     "help": "label maps of whole heads, in FreeSurfer's aseg numbers; "
+                             "default: the template that comes with nilearn"}),
+    ("--uptake-template", {"type": _path, "metavar": "NIFTI",
+                           "help": "a mean FDG PET in MNI space; default: a built-in pattern"}),
+    ("--vary-orientation", {"action": "store_true",
+                            "help": "let arrays point to many directions, not only RAS"}),
+    ("--nprocs", {"type": POSITIVE, "default": 1, "metavar": "N",
+                  "help": "participants made at a time; default 1"}),
+)  # fmt: skip
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = _Parser(
+        prog="mri2pet-simulate",
+        allow_abbrev=False,
+        description="Write a cohort of simulated T1w and FDG PET with known truth, as a valid "
+        "BIDS dataset; the truth goes to BIDS_DIR/derivatives/truth.",
+        epilog="Exit codes: 0 done; 64 usage; 65 unusable data; 66 input missing; 73 cannot "
+        "create output; 74 read or write error.",
+    )
+    parser.add_argument("bids_dir", type=_path, metavar="BIDS_DIR", help="a new or empty folder")
+    for flag, options in OPTIONS:
+        both = dict.fromkeys((flag, "--" + flag[2:].replace("-", "_")))
+        parser.add_argument(*both, **options)  # type: ignore[arg-type]
+    parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
+    return parser
+
+
+def _run(given: dict[str, object]) -> int:
+    from bids_app.cohort import Plan, write_cohort
+
+    nprocs = given.pop("nprocs")
+    plan = Plan(**given)  # type: ignore[arg-type]
+    if not plan.members:
+        raise UsageError("nobody to simulate; give --paired, --t1w-only or --patients")
+    start = time.monotonic()
+    write_cohort(plan, nprocs=nprocs, version=version("mri2pet"))  # type: ignore[arg-type]
+    sys.stdout.write(
+        f"{len(plan.members)} participants ({plan.paired} paired, {plan.t1w_only} T1w only, "
+        f"{plan.patients} patients) in {time.monotonic() - start:.0f} s: {plan.bids_dir}\n"
+    )
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Simulate a cohort; return the exit code of BEP027."""
+    given = vars(build_parser().parse_args(argv))
+    try:
+        return _run(given)
+    except Mri2petError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the folder is not complete: empty it before another try\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

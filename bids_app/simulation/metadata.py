@@ -1,0 +1,136 @@
+"""What a raw dataset says about its images, in BIDS' words."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_app.simulation.aseg import NAMES
+
+BIDS_VERSION = "1.10.0"
+MAKER = {"Manufacturer": "mri2pet", "ManufacturersModelName": "mri2pet-simulate"}
+WAIT, LENGTH = 2400.0, 1200.0  # s from injection to scan, and of the scan; our choice
+MASS = 5.0  # µg of FDG; our choice
+DOSE = (150.0, 250.0)  # MBq; our choice
+
+PARTICIPANTS = {
+    "group": {
+        "Description": "Whether lesions were simulated",
+        "Levels": {"control": "none", "patient": "one or two hypometabolic lesions"},
+    },
+    "age": {"Description": "Age, drawn at random; the images do not depend on it", "Units": "year"},
+    "sex": {
+        "Description": "Sex, drawn at random; the images do not depend on it",
+        "Levels": {"F": "female", "M": "male"},
+    },
+}
+LESION_COLUMNS = {
+    "participant_id": {"Description": "The patient"},
+    "session_id": {"Description": "The session whose T1w x, y, z and volume belong to"},
+    "lesion": {"Description": "Number of the lesion within the patient, from 1"},
+    "side": {"Description": "Of the patient", "Levels": {"left": "left", "right": "right"}},
+    **{
+        axis: {"Description": f"Centre along {axis} in the T1w's world, RAS+", "Units": "mm"}
+        for axis in "xyz"
+    },
+    **{
+        f"mni_{axis}": {"Description": f"Centre along {axis} in MNI space, RAS+", "Units": "mm"}
+        for axis in "xyz"
+    },
+    "volume": {
+        "Description": "Grey matter that loses at least half of depth, on the T1w's grid",
+        "Units": "mm^3",
+    },
+    "depth": {"Description": "Uptake lost at the centre, before the scanner's blur", "Units": "%"},
+}
+README = """# A simulated cohort
+
+T1w MRI and FDG PET of people who do not exist, made by mri2pet {version}:
+
+    mri2pet-simulate BIDS_DIR {command}
+
+Each head is a random smooth warp of {source}. T1w images differ in contrast, bias field and
+noise; PET images show uptake by tissue and region, with a variation of each person's own, through
+the blur and noise of a scanner. Patients have one or two lesions of grey matter that take up less
+FDG and do not show on T1w. Nothing here was acquired from anyone; ages, doses and times are
+invented.
+
+The truth lies in `derivatives/truth`.
+"""
+TRUTH_README = """# The truth about a simulated cohort
+
+* `anat/*_space-T1w_desc-aseg_dseg.nii.gz`: what each voxel of the T1w is; `desc-aseg_dseg.tsv`.
+* `anat/*_space-T1w_desc-mni_coordinates.nii.gz`: where voxels of a coarser grid lie in MNI space,
+  x, y, z in tenths of a millimetre, RAS+; approximate where the head was made from a label map.
+* `anat/*_space-T1w_label-L_mask.nii.gz`: the lesions of a patient; `lesions.tsv`.
+* `pet/*_from-pet_to-T1w_mode-image_xfm.txt`: as ITK and ANTs want it to resample PET onto T1w: it
+  maps points of T1w to points of PET, in LPS+.
+* `pet/*_space-T1w_desc-noisefree_pet.nii.gz`: PET without noise, after the blur, Bq/mL.
+"""
+IGNORED = ("**/pet/*_xfm.txt", "**/anat/*_coordinates.*", "lesions.tsv", "lesions.json")
+
+
+def describe_t1w() -> dict[str, object]:
+    """Describe a T1w."""
+    return {**MAKER, "Modality": "MR", "ImageComments": "simulated", "BodyPart": "HEAD"}
+
+
+def describe_pet(
+    durations: NDArray[np.float64], fwhm: float, rng: np.random.Generator
+) -> dict[str, object]:
+    """Describe an FDG PET: all that BIDS requires.
+
+    Parameters
+    ----------
+    durations : ndarray, (T,)
+        Of the frames, in seconds.
+    fwhm : float
+        Of the scanner's point spread function, in mm.
+    rng : numpy.random.Generator
+        Where chance comes from: the dose.
+    """
+    dose = round(float(rng.uniform(*DOSE)), 1)
+    starts = WAIT + np.cumsum(durations) - durations
+    return {
+        **MAKER,
+        "Modality": "PT", "BodyPart": "BRAIN", "Units": "Bq/mL", "ImageComments": "simulated",
+        "TracerName": "FDG", "TracerRadionuclide": "F18",
+        "InjectedRadioactivity": dose, "InjectedRadioactivityUnits": "MBq",
+        "InjectedMass": MASS, "InjectedMassUnits": "ug",
+        "SpecificRadioactivity": round(dose / MASS, 3), "SpecificRadioactivityUnits": "MBq/ug",
+        "ModeOfAdministration": "bolus",
+        "TimeZero": "10:00:00", "InjectionStart": 0, "ScanStart": WAIT,
+        "FrameTimesStart": starts.tolist(), "FrameDuration": durations.tolist(),
+        "AcquisitionMode": "list mode",
+        "ImageDecayCorrected": True, "ImageDecayCorrectionTime": 0,
+        "ReconMethodName": "simulated", "ReconMethodParameterLabels": ["point spread function"],
+        "ReconMethodParameterUnits": ["mm"], "ReconMethodParameterValues": [round(fwhm, 2)],
+        "ReconFilterType": "none", "ReconFilterSize": 0,
+        "AttenuationCorrection": "none needed: simulated without attenuation",
+    }  # fmt: skip
+
+
+def frame_durations(count: int) -> NDArray[np.float64]:
+    """Share the scan among frames of equal length, in seconds."""
+    return np.full(count, LENGTH / count)
+
+
+def describe_dataset(version: str, *, truth: bool) -> dict[str, object]:
+    """Describe the raw dataset, or the truth about it."""
+    made_by = {"Name": "mri2pet-simulate", "Version": version}
+    common: dict[str, object] = {"BIDSVersion": BIDS_VERSION, "GeneratedBy": [made_by]}
+    if truth:
+        return {
+            "Name": "The truth about a simulated cohort", "DatasetType": "derivative", **common,
+            "SourceDatasets": [{"URL": "../.."}], "DatasetLinks": {"raw": "../.."},
+        }  # fmt: skip
+    return {
+        "Name": "A simulated T1w and FDG PET cohort",
+        "DatasetType": "raw",
+        "License": "CC0",
+        **common,
+    }
+
+
+def label_rows() -> list[dict[str, object]]:
+    """List the numbers of label maps and what each one is, in order."""
+    names = {label: name for name, labels in NAMES.items() for label in labels}
+    return [{"index": label, "name": names[label]} for label in sorted(names)]

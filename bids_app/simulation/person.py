@@ -1,0 +1,158 @@
+"""A person to be scanned, and the scans of one visit with what is true about them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_app.imaging.volume import Affine, Grid, Mask, Volume, zooms_of
+from bids_app.simulation.anatomy import Anatomy
+from bids_app.simulation.aseg import is_brain
+from bids_app.simulation.deformation import Displacement, carry, draw_displacement
+from bids_app.simulation.lesions import Lesion, draw_lesions, factor_of, mask_of
+from bids_app.simulation.placing import (
+    draw_motion,
+    draw_pet_grid,
+    draw_t1w_grid,
+    head_box,
+)
+from bids_app.simulation.positioning import lay_grid
+from bids_app.simulation.scanner import Scanner, acquire, blur, draw_scanner, see
+from bids_app.simulation.t1w import Contrast, paint_t1w, random_contrast
+from bids_app.simulation.uptake import Uptake, activity, draw_uptake
+
+
+LESION_GRID = 2.0  # mm; where lesions are placed, whatever the resolution of T1w; our choice
+
+
+@dataclass(frozen=True)
+class Person:
+    """What stays from visit to visit.
+
+    Parameters
+    ----------
+    source : Anatomy
+        The head that the person's own was made from.
+    displacement : Displacement
+        From the person's head to ``source``.
+    uptake : Uptake
+        Of FDG.
+    contrast : Contrast
+        Of T1w.
+    lesions : tuple of Lesion
+        In world coordinates of the person's head.
+    """
+
+    source: Anatomy
+    displacement: Displacement
+    uptake: Uptake
+    contrast: Contrast
+    lesions: tuple[Lesion, ...]
+
+
+@dataclass(frozen=True)
+class PetScan:
+    """A PET scan of a visit, and the truth about it.
+
+    Parameters
+    ----------
+    data : ndarray of float32, (I, J, K, T)
+        Bq/mL.
+    grid : Grid
+        Of ``data``.
+    noisefree : ndarray of float32
+        Bq/mL, on the grid of the T1w.
+    t1w_to_pet : ndarray, (4, 4)
+        World coordinates of T1w → world coordinates of PET, in mm, RAS+.
+    scanner : Scanner
+        How the scan turned out.
+    """
+
+    data: NDArray[np.float32]
+    grid: Grid
+    noisefree: Volume
+    t1w_to_pet: Affine
+    scanner: Scanner
+
+
+def draw_person(
+    source: Anatomy, pattern: Volume, rng: np.random.Generator, *, ill: bool, strength: float
+) -> Person:
+    """Draw a person.
+
+    Parameters
+    ----------
+    source : Anatomy
+        The head to make another from.
+    pattern : ndarray
+        Regional uptake that people share, as :func:`~bids_app.simulation.uptake.usual_pattern`.
+    rng : numpy.random.Generator
+        Where chance comes from.
+    ill : bool
+        Whether there are lesions.
+    strength : float
+        Of the warp, as :func:`~bids_app.simulation.deformation.draw_displacement` has it.
+    """
+    displacement = draw_displacement(source.grid, rng, strength=strength)
+    uptake, contrast = draw_uptake(pattern, rng), random_contrast(rng)
+    lesions: tuple[Lesion, ...] = ()
+    if ill:
+        grid = lay_grid(*head_box(source), LESION_GRID)
+        lesions = draw_lesions(carry(source, displacement, grid), rng)
+    return Person(source, displacement, uptake, contrast, lesions)
+
+
+def place_head(
+    person: Person, resolution: float, rng: np.random.Generator, *, vary: bool
+) -> Anatomy:
+    """Lay a person's head on the grid of a T1w; ``resolution`` in mm."""
+    grid = draw_t1w_grid(head_box(person.source), resolution, rng, vary=vary)
+    return carry(person.source, person.displacement, grid)
+
+
+def scan_t1w(person: Person, head: Anatomy, rng: np.random.Generator) -> Volume:
+    """Take a T1w; lesions do not show in it.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        On the grid of ``head``; white matter is about 1.
+    """
+    return paint_t1w(head.labels, person.contrast, rng, head.zooms)
+
+
+def scan_pet(
+    person: Person, head: Anatomy, durations: NDArray[np.float64], rng: np.random.Generator, *,
+    vary: bool,
+) -> PetScan:  # fmt: skip
+    """Take an FDG PET.
+
+    Parameters
+    ----------
+    person : Person
+        Who.
+    head : Anatomy
+        The person's head on the grid of the T1w.
+    durations : ndarray, (T,)
+        Of the frames, in seconds.
+    rng : numpy.random.Generator
+        Where chance comes from.
+    vary : bool
+        Whether the array may point elsewhere than RAS.
+    """
+    centre = head.affine[:3, :3] @ np.argwhere(is_brain(head.labels)).mean(0) + head.affine[:3, 3]
+    t1w_to_pet = draw_motion(centre, rng)
+    grid, scanner = draw_pet_grid(centre, rng, vary=vary), draw_scanner(rng)
+    volume = activity(head, person.uptake)
+    for lesion in person.lesions:
+        volume *= factor_of(lesion, head.labels, head.affine)
+    noisefree = blur(volume, scanner, head.zooms)
+    seen = see(noisefree, head.affine, grid, np.linalg.inv(t1w_to_pet).astype(np.float64))
+    data = acquire(seen, scanner, durations, zooms_of(grid.affine), rng)
+    return PetScan(data, grid, noisefree, t1w_to_pet, scanner)
+
+
+def mark_lesions(person: Person, head: Anatomy) -> Mask:
+    """Mark all lesions of a person on the grid of ``head``."""
+    masks = [mask_of(lesion, head.labels, head.affine) for lesion in person.lesions]
+    return np.logical_or.reduce([np.zeros(head.labels.shape, bool), *masks])

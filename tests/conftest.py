@@ -1,0 +1,28 @@
+import os
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from scipy.spatial.transform import Rotation
+
+# Volumes in tests are tiny: threads would only wait for one another.
+for variable in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+settings.register_profile("mri2pet", deadline=None, max_examples=50)
+settings.load_profile("mri2pet")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def head_affine():
+    """Oblique, anisotropic, left-handed; with 17×14×11 voxels or so, as large as a head."""
+    affine = np.eye(4)
+    turn = Rotation.from_euler("xyz", (12, -7, 5), degrees=True).as_matrix()
+    affine[:3, :3] = turn @ np.diag([-4.0, 5.0, 6.0])
+    affine[:3, 3] = 41.5, -33.25, -20.75
+    return affine

@@ -1,0 +1,79 @@
+"""What worker processes of tests run; they import this module by its name."""
+
+import importlib
+import os
+import signal
+from pathlib import Path
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
+
+from bids_app.errors import UnusableDataError
+
+
+def run_interface(module: str, name: str, inputs: dict, cwd: Path) -> dict:
+    """Run one nipype interface in this process; give the outputs that it has."""
+    interface = getattr(importlib.import_module(module), name)(**inputs)
+    return interface.run(cwd=str(cwd)).outputs.get_traitsfree()
+
+
+class _NoteInputSpec(BaseInterfaceInputSpec):
+    log = traits.Str(mandatory=True, nohash=True, desc="a file to which a line is added")
+    word = traits.Str(mandatory=True, desc="the line's first word; the process's id follows")
+    after = traits.Any(desc="anything to wait for")
+
+
+class _NoteOutputSpec(TraitedSpec):
+    word = traits.Str(desc="the same")
+
+
+class Note(SimpleInterface):
+    """Note that it ran, and in which process."""
+
+    input_spec = _NoteInputSpec
+    output_spec = _NoteOutputSpec
+
+    def _run_interface(self, runtime):
+        with Path(self.inputs.log).open("a") as log:
+            log.write(f"{self.inputs.word} {os.getpid()}\n")
+        self._results["word"] = self.inputs.word
+        return runtime
+
+
+class TorchNote(Note):
+    """As :class:`Note`, where torch computes."""
+
+    uses_torch = True
+
+
+class Refuse(Note):
+    """Find data that cannot be used."""
+
+    def _run_interface(self, runtime):
+        raise UnusableDataError("/data/sub-01_T1w.nii.gz: all voxels are equal; export it again")
+
+
+class Stumble(Note):
+    """Fail in a way that nobody foresaw."""
+
+    def _run_interface(self, runtime):
+        raise ZeroDivisionError("by zero")
+
+
+class Die(Note):
+    """Be killed, as by a machine that ran out of memory."""
+
+    def _run_interface(self, runtime):
+        super()._run_interface(runtime)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return runtime
+
+
+class DieOnce(Note):
+    """Be killed the first time only."""
+
+    def _run_interface(self, runtime):
+        died = Path(self.inputs.log).with_name("died")
+        if not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._run_interface(runtime)

@@ -1,0 +1,189 @@
+"""The app from end to end, in --sloppy, on ellipsoids."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+from phantoms import add_pet, add_t1w, write_dataset
+
+from bids_app import nifti
+from bids_app.cli import main
+
+pytestmark = pytest.mark.slow
+
+SPACE = "space-MNI152NLin2009aSym_res-4"
+XFM = "mode-image_xfm"
+FILES = {
+    "sub-01/ses-a/anat": (
+        "sub-01_ses-a_desc-preproc_T1w", "sub-01_ses-a_desc-brain_mask",
+        f"sub-01_ses-a_{SPACE}_desc-preproc_T1w", f"sub-01_ses-a_{SPACE}_desc-brain_mask",
+    ),
+    "sub-01/ses-a/pet": (f"sub-01_ses-a_trc-18FFDG_{SPACE}_desc-synth_pet",),
+    "sub-01/ses-b/pet": (
+        f"sub-01_ses-b_trc-18FFDG_{SPACE}_desc-preproc_pet",
+        "sub-01_ses-b_trc-18FFDG_space-T1w_desc-preproc_pet",
+    ),
+    "sub-02/anat": ("sub-02_desc-preproc_T1w", f"sub-02_{SPACE}_desc-preproc_T1w"),
+    "sub-02/pet": (f"sub-02_trc-18FFDG_{SPACE}_desc-synth_pet",),
+}  # fmt: skip
+TRANSFORMS = (
+    f"sub-01/ses-a/anat/sub-01_ses-a_from-T1w_to-MNI152NLin2009aSym_{XFM}.h5",
+    f"sub-01/ses-a/anat/sub-01_ses-a_from-MNI152NLin2009aSym_to-T1w_{XFM}.h5",
+    f"sub-01/ses-b/pet/sub-01_ses-b_trc-18FFDG_from-pet_to-T1w_{XFM}.txt",
+)
+
+
+def digests(root, pattern="sub-*/**/*"):
+    """Digest files; HDF5 notes the time in a file, so of those the name alone counts."""
+    return {
+        str(path.relative_to(root)): path.suffix == ".h5"
+        or hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.glob(pattern))
+        if path.is_file()
+    }
+
+
+def arguments(raw, out, *options):
+    return [str(raw), str(out), "participant", "--sloppy", "--nprocs", "2", *options]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Two people: one has T1w and PET in different sessions, the other a T1w only."""
+    rng = np.random.default_rng(1)
+    root = write_dataset(tmp_path_factory.mktemp("app") / "raw")
+    add_t1w(root, "01", rng, session="a")
+    add_pet(root, "01", rng, session="b")
+    add_t1w(root, "02", rng)
+    (root / "participants.tsv").write_text("participant_id\tgroup\nsub-01\tcontrol\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def out(raw, tmp_path_factory):
+    out = tmp_path_factory.mktemp("app") / "out"
+    before = digests(raw, "**/*")
+    options = ("--omp-nthreads", "1", "--skip-bids-validation")
+    assert main(arguments(raw, out, *options)) == 0
+    assert digests(raw, "**/*") == before  # the input is never written to
+    return out
+
+
+def test_all_files_of_the_contract_are_there(out):
+    for folder, names in FILES.items():
+        for name in names:
+            assert (out / folder / f"{name}.nii.gz").is_file(), name
+            assert (out / folder / f"{name}.json").is_file(), name
+    for name in TRANSFORMS:
+        assert (out / name).is_file(), name
+    for name in ("sub-01.html", "sub-02.html", "participants.tsv", "descriptions.tsv", "README.md",
+                 "dataset_description.json", ".bidsignore", "desc-registration_metrics.tsv"):  # fmt: skip
+        assert (out / name).is_file(), name
+    rows = (out / "participants.tsv").read_text().splitlines()
+    assert rows == ["participant_id\tgroup", "sub-01\tcontrol", "sub-02\tn/a"]
+
+
+def test_the_grid_is_that_of_the_box(out):
+    for path in out.glob(f"sub-*/**/*_{SPACE}_*.nii.gz"):
+        image = nib.load(path)
+        assert image.shape == (40, 48, 34), path
+        assert np.allclose(image.affine[:3, 3], (-78, -112, -50)), path
+        assert nib.aff2axcodes(image.affine) == ("R", "A", "S"), path
+
+
+def test_intensities_lie_between_0_and_1_and_in_the_brain(out):
+    for path in out.glob(f"sub-*/**/*_{SPACE}_desc-*_*.nii.gz"):
+        data = nifti.load(path).data
+        assert data.min() >= 0
+        assert data.max() <= 1
+        assert 0.05 < (data > 0).mean() < 0.6, path
+
+
+def test_a_synthetic_pet_says_that_it_is_one(out):
+    paths = list(out.glob("sub-*/**/*_desc-synth_pet.nii.gz"))
+    assert len(paths) == 2
+    for path in paths:
+        sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+        assert sidecar["Synthetic"] is True
+        assert len(sidecar["Generator"]["SHA256"]) == 64
+        assert b"SYNTHETIC" in nib.load(path).header["descrip"].item()
+        assert not {"InjectedRadioactivity", "TimeZero", "ScanStart"} & set(sidecar)
+    compared = out / "sub-01/ses-a/pet" / f"{FILES['sub-01/ses-a/pet'][0]}.json"
+    assert set(json.loads(compared.read_text())["Measures"]) == {
+        "SSIM", "PSNR", "SSIMBrain", "PSNRBrain"
+    }  # fmt: skip
+
+
+def test_the_report_begins_with_the_warning(out):
+    text = (out / "sub-01.html").read_text()
+    assert "SYNTHETIC" in text[text.index("<body") :][:600]
+    assert "T1w of ses-a is used" in text  # the PET's session has none
+
+
+@pytest.mark.skipif(shutil.which("bids-validator-deno") is None, reason="needs bids-validator-deno")
+def test_the_validator_accepts_the_output(out):
+    assert subprocess.run(["bids-validator-deno", str(out)], check=False).returncode == 0
+
+
+def test_a_second_run_skips_what_is_complete_and_redoes_what_is_not(raw, out, tmp_path):
+    copy = shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns("work"))
+    lost = copy / "sub-02" / "anat" / f"sub-02_{SPACE}_desc-preproc_T1w.nii.gz"
+    lost.unlink()
+    times = {path: path.stat().st_mtime_ns for path in copy.glob("sub-01/**/*.nii.gz")}
+    options = ("--omp-nthreads", "1", "--skip-bids-validation", "-w", str(out / "work"))
+    assert main(arguments(raw, copy, *options)) == 0
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert digests(copy) == digests(out)
+
+
+def test_reports_can_be_written_again_from_disk(raw, out):
+    before = (out / "sub-01.html").read_text()
+    (out / "sub-01.html").unlink()
+    assert main(arguments(raw, out, "--reports-only", "--skip-bids-validation")) == 0
+    assert (out / "sub-01.html").read_text() == before
+
+
+def test_stages_one_after_the_other_give_what_one_run_gives(raw, out, tmp_path):
+    one = ("--omp-nthreads", "1", "--skip-bids-validation", "--participant-label", "02")
+    work = ("-w", str(out / "work"))
+    there = tmp_path / "out"
+    assert main(arguments(raw, there, *one, "--stage", "synthesize")) == 66
+    assert main(arguments(raw, there, *one, *work, "--stage", "preprocess")) == 0
+    assert not list(there.rglob("*desc-synth*"))
+    assert main(arguments(raw, there, *one, "--stage", "synthesize")) == 0
+    mine, whole = digests(there, "sub-02/**/*.nii.gz"), digests(out, "sub-02/**/*.nii.gz")
+    assert mine == whole
+
+
+@pytest.mark.parametrize("moment", ["bias field started", "T1w to template done", "synthetic PET"])
+def test_a_killed_run_goes_on_to_the_same_files(raw, out, tmp_path, moment):
+    """SIGKILL for the main process alone: its workers must not outlive it."""
+    there = tmp_path / "out"
+    command = [sys.executable, "-m", "bids_app.cli"]
+    command += arguments(raw, there, "--omp-nthreads", "1", "--skip-bids-validation")
+    environment = {**os.environ, "COLUMNS": "200"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stderr:
+        if moment in line:
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not [path for path in there.glob("sub-*/**/*") if path.name.startswith(".")]
+    assert subprocess.run(command, check=False, env=environment).returncode == 0
+    assert digests(there) == digests(out)
+
+
+def test_a_dry_run_tells_and_writes_nothing(raw, tmp_path, capsys):
+    assert main(arguments(raw, tmp_path / "out", "--dry-run")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Used" in said
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,247 @@
+"""Bad input gets one sentence: which file, what is wrong, what to do; and the right exit code."""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from phantoms import PET, add_pet, add_t1w, brain, head_affine, image_path, write_dataset
+
+from bids_app import nifti
+from bids_app.cli import main
+from bids_app.errors import ReadWriteError
+
+NOBODY = 65534
+SLOPPY = ["participant", "--sloppy", "--nprocs", "2", "--skip-bids-validation"]
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return write_dataset(tmp_path / "raw")
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Run the app in this process; give its exit code and all it said."""
+
+    def call(raw, *options, out=None):
+        code = main([str(raw), str(tmp_path / "out" if out is None else out), *SLOPPY, *options])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return call
+
+
+def rewrite(path, data, affine=None):
+    """Write what bids_app.nifti would refuse to make."""
+    nib.save(nib.Nifti1Image(data, head_affine() if affine is None else affine), path)
+
+
+def test_a_participant_without_t1w(raw, rng, run):
+    (raw / "sub-01" / "anat").mkdir(parents=True)
+    code, said = run(raw)
+    assert code == 66
+    assert "sub-01" in said
+    assert "T1w" in said
+
+
+def test_a_participant_with_pet_only(raw, rng, run):
+    add_pet(raw, "01", rng)
+    code, said = run(raw)
+    assert code == 66
+    assert "no T1w" in said
+
+
+def test_unreadable_contents_are_named_one_by_one(raw, rng, run, tmp_path):
+    """Truncated, NaN, constant: seen by nodes; each is told, and 65 as nothing is usable."""
+    truncated = add_t1w(raw, "truncated", rng)
+    truncated.write_bytes(truncated.read_bytes()[:20000])
+    data = brain(rng)
+    data[20, 20, 20] = np.nan
+    rewrite(image_path(raw, "nan", "anat", "T1w"), data)
+    rewrite(image_path(raw, "constant", "anat", "T1w"), np.full((44, 52, 44), 7, np.float32))
+    image_path(raw, "text", "anat", "T1w").write_text("this is not an image")
+    code, said = run(raw)
+    assert code == 65
+    for word in (
+        "truncated or damaged",
+        "NaN or infinite",
+        "all voxels are equal",
+        "not a readable",
+    ):
+        assert word in said, word
+    for name in ("truncated", "nan", "constant", "text"):
+        assert f"sub-{name}_T1w.nii.gz" in said
+    assert "Traceback" not in said
+    assert list((tmp_path / "out" / "logs").glob("crash-*"))
+
+
+def test_a_t1w_of_several_volumes(raw, rng, run):
+    rewrite(image_path(raw, "01", "anat", "T1w"), np.stack([brain(rng)] * 3, axis=-1))
+    code, said = run(raw)
+    assert code == 65
+    assert "3 volumes" in said
+
+
+@pytest.mark.parametrize(
+    ("affine", "word"),
+    [
+        (np.zeros((4, 4)), "no inverse"),
+        (np.diag([400.0, 4.0, 4.0, 1.0]), "400"),
+        (np.diag([0.2, 4.0, 4.0, 1.0]), "field of view"),
+        (np.array([[4, 2, 0, 0], [0, 4, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1.0]]), "sheared"),
+    ],
+    ids=["zero", "huge", "flat", "sheared"],
+)
+def test_affines_that_no_scanner_writes(raw, rng, run, affine, word):
+    path = image_path(raw, "01", "anat", "T1w")
+    image = nib.Nifti1Image(brain(rng), np.eye(4))
+    image.header["qform_code"], image.header["sform_code"] = 0, 2
+    for row, name in zip(affine, ("srow_x", "srow_y", "srow_z"), strict=False):
+        image.header[name] = row
+    header = image.header
+    image = nib.Nifti1Image(image.dataobj, None, header)
+    nib.save(image, path)
+    code, said = run(raw)
+    assert code == 65
+    assert word in said
+    assert path.name in said
+
+
+def test_an_image_without_read_permission(rng):
+    """Root may read all files, so it becomes nobody for a moment."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        path = add_t1w(folder, "01", rng)
+        path.chmod(0)
+        user = os.geteuid()
+        os.seteuid(NOBODY if user == 0 else user)
+        try:
+            with pytest.raises(ReadWriteError, match="no permission") as caught:
+                nifti.check_header(path)
+        finally:
+            os.seteuid(user)
+    finally:
+        shutil.rmtree(folder)
+    assert caught.value.exit_code == 74
+    assert path.name in str(caught.value)
+
+
+def test_an_empty_dataset(tmp_path, run):
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / "empty")[0] == 16
+    assert run(tmp_path / "nowhere")[0] == 66
+
+
+def test_an_unknown_label(raw, rng, run):
+    add_t1w(raw, "01", rng)
+    code, said = run(raw, "--participant-label", "99")
+    assert code == 18
+    assert "01" in said  # those that there are
+
+
+def test_output_where_the_input_is(raw, rng, run):
+    add_t1w(raw, "01", rng)
+    before = sorted(path for path in raw.rglob("*"))
+    assert run(raw, out=raw)[0] == 64
+    assert run(raw, out=raw / "mine")[0] == 64
+    assert sorted(path for path in raw.rglob("*")) == before
+
+
+def test_output_that_cannot_be_made(raw, rng, run, tmp_path):
+    add_t1w(raw, "01", rng)
+    (tmp_path / "file").write_text("")
+    code, said = run(raw, out=tmp_path / "file" / "out")
+    assert code == 73
+    assert "choose another" in said
+
+
+def test_a_generator_of_another_grid(raw, rng, run):
+    add_t1w(raw, "01", rng)
+    code, said = run(raw, "--resolution", "5")
+    assert code == 65
+    assert "grid" in said or "voxels" in said
+    assert "--generator" in said
+
+
+def test_tampered_weights(raw, rng, run, tmp_path):
+    add_t1w(raw, "01", rng)
+    shipped = Path(__file__).parents[1] / "bids_app" / "data" / "generators" / "sloppy"
+    mine = Path(shutil.copytree(shipped, tmp_path / "mine"))
+    weights = bytearray((mine / "weights.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (mine / "weights.safetensors").write_bytes(weights)
+    code, said = run(raw, "--generator", str(mine))
+    assert code == 65
+    assert "SHA-256" in said
+
+
+def test_no_such_generator(raw, rng, run):
+    add_t1w(raw, "01", rng)
+    assert run(raw, "--generator", "nowhere")[0] == 66
+
+
+@pytest.mark.slow
+def test_one_bad_pet_does_not_stop_the_others(raw, rng, run, tmp_path):
+    """(x,y,z,1); 4D without timing; two runs; another tracer: T1w of all go on."""
+    for subject in ("ok", "frames", "runs", "tracer"):
+        add_t1w(raw, subject, rng)
+    pet = brain(rng, inverted=True)
+    add_pet(raw, "ok", rng, data=pet[..., None])
+    add_pet(raw, "frames", rng, data=np.stack([pet, pet], axis=-1))
+    add_pet(raw, "runs", rng, name="trc-18FFDG_run-01_pet")
+    add_pet(raw, "runs", rng, name="trc-18FFDG_run-02_pet")
+    add_pet(raw, "tracer", rng, name="trc-PIB_pet", sidecar={**PET, "TracerName": "PIB"})
+    code, said = run(raw)
+    assert code == 1
+    assert "sub-frames_trc-18FFDG_pet.nii.gz: 2 frames" in said
+    assert "run-02" in said
+    assert "PIB" in said
+    out = tmp_path / "out"
+    synthetic = {path.parent.parent.name for path in out.rglob("*desc-synth_pet.nii.gz")}
+    assert synthetic == {"sub-ok", "sub-frames", "sub-runs", "sub-tracer"}
+    real = {path.parent.parent.name for path in out.rglob("*res-4_desc-preproc_pet.nii.gz")}
+    assert real == {"sub-ok", "sub-runs"}
+    assert "2 frames" in (out / "sub-frames.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_disk_that_is_full(raw, rng, run, tmp_path):
+    add_t1w(raw, "01", rng)
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(small)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("this machine does not let us mount a small disk")
+    try:
+        code, said = run(raw, "-w", str(small / "work"), out=tmp_path / "out")
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+    assert code in (65, 74)
+    assert "No space left" in said or "cannot be written" in said
+    assert not list((tmp_path / "out").rglob("*synth*"))
+
+
+def test_a_filter_file_that_is_no_json(raw, rng, run, tmp_path):
+    add_t1w(raw, "01", rng)
+    filters = tmp_path / "filters.json"
+    filters.write_text("{")
+    assert run(raw, "--bids-filter-file", str(filters))[0] == 64
+
+
+def test_an_invalid_dataset(tmp_path, rng, capsys):
+    if shutil.which("bids-validator-deno") is None:
+        pytest.skip("bids-validator-deno is not installed")
+    raw = write_dataset(tmp_path / "raw")
+    add_t1w(raw, "01", rng)
+    (raw / "sub-01" / "anat" / "sub-02_T1w.json").write_text(json.dumps({"A": 1}))
+    code = main([str(raw), str(tmp_path / "out"), "participant", "--sloppy"])
+    assert code == 16
+    assert "--skip-bids-validation" in capsys.readouterr().err

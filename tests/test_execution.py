@@ -1,0 +1,132 @@
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from nipype.pipeline.engine import Node, Workflow
+from nodes import Die, DieOnce, Note, Refuse, Stumble, TorchNote
+
+from bids_app.errors import Mri2petError, ReadWriteError, UnusableDataError
+from bids_app.workflows.execution import Resources, run_graph
+
+
+class Run:
+    """A graph of nodes that note that they ran."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log, self.logs, self.statuses = folder / "log", folder / "logs", []
+        self.logs.mkdir(exist_ok=True)
+        self.workflow = Workflow("graph", base_dir=str(folder / "work"))
+
+    def node(self, kind, word, **resources):
+        node = Node(kind(log=str(self.log), word=word), name=word, **resources)
+        self.workflow.add_nodes([node])
+        return node
+
+    def go(self, *, nprocs=2, plugin=None, stop_on_first_crash=False):
+        return run_graph(
+            self.workflow,
+            resources=Resources(nprocs, 4.0),
+            plugin=plugin,
+            logs=self.logs,
+            stop_on_first_crash=stop_on_first_crash,
+            on_status=lambda node, status: self.statuses.append((node.name, status)),
+        )
+
+    def noted(self):
+        """Word → ids of the processes that noted it."""
+        ids = defaultdict(list)
+        for line in self.log.read_text().splitlines() if self.log.exists() else []:
+            word, process = line.split()
+            ids[word].append(process)
+        return ids
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def test_one_participant_that_fails_leaves_the_others_alone(run):
+    refuse, stumble = run.node(Refuse, "refuse"), run.node(Stumble, "stumble")
+    run.workflow.connect(refuse, "word", run.node(Note, "behind"), "after")
+    run.node(Note, "beside")
+    crashes = {crash.node.split(".")[-1]: crash for crash in run.go()}
+    assert set(crashes) == {refuse.name, stumble.name}
+    refused = crashes["refuse"]
+    assert refused.sentence == "/data/sub-01_T1w.nii.gz: all voxels are equal; export it again"
+    assert refused.exit_code == UnusableDataError.exit_code
+    unforeseen = crashes["stumble"]
+    assert unforeseen.sentence.startswith("graph.stumble: ZeroDivisionError: by zero")
+    assert unforeseen.exit_code == 1
+    for crash in crashes.values():
+        assert crash.file.parent == run.logs
+        assert "Traceback" in crash.file.read_text()
+        assert str(crash.file) in unforeseen.sentence or crash is refused
+    assert set(run.noted()) == {"beside"}
+    assert set(run.statuses) == {
+        ("beside", "start"), ("beside", "end"), ("refuse", "start"), ("refuse", "exception"),
+        ("stumble", "start"), ("stumble", "exception"),
+    }  # fmt: skip
+
+
+def test_a_killed_process_is_reported_and_its_neighbour_completes(run):
+    run.node(Die, "die")
+    first, second = run.node(Note, "first"), run.node(Note, "second")
+    run.workflow.connect(first, "word", second, "after")
+    (crash,) = run.go()
+    assert crash.node == "graph.die"
+    assert "memory" in crash.sentence
+    assert "--mem-gb" in crash.sentence
+    assert crash.exit_code == 1
+    noted = run.noted()
+    assert len(noted["die"]) == 2  # tried once more, in a process of its own
+    assert noted["second"]
+
+
+def test_what_was_killed_once_is_tried_again(run):
+    run.workflow.connect(run.node(DieOnce, "once"), "word", run.node(Note, "behind"), "after")
+    assert run.go() == []
+    assert set(run.noted()) == {"once", "behind"}
+
+
+def test_torch_computes_in_processes_of_its_own_and_nothing_is_done_twice(run):
+    def build(run):
+        for word in "ab":
+            ants, torch = run.node(Note, word), run.node(TorchNote, f"torch_{word}")
+            run.workflow.connect(ants, "word", torch, "after")
+        return run
+
+    assert build(run).go() == []
+    noted = run.noted()
+    assert {word: len(ids) for word, ids in noted.items()} == dict.fromkeys(
+        ("a", "b", "torch_a", "torch_b"), 1
+    )
+    others, torchs = ({noted[start + word][0] for word in "ab"} for start in ("", "torch_"))
+    assert others.isdisjoint(torchs)
+    assert build(Run(run.log.parent)).go() == []
+    assert run.noted() == noted
+
+
+def test_a_plugin_of_nipype_takes_the_run_elsewhere(run):
+    run.node(Note, "good"), run.node(Refuse, "refuse")
+    (crash,) = run.go(plugin={"plugin": "Linear", "plugin_args": {}})
+    assert crash.exit_code == UnusableDataError.exit_code
+    assert set(run.noted()) == {"good"}
+    assert ("good", "end") in run.statuses
+
+
+def test_a_plugin_that_does_not_exist_stops_the_run(run):
+    run.node(Note, "good")
+    with pytest.raises(Mri2petError, match="the run stopped: .*Abacus"):
+        run.go(plugin={"plugin": "Abacus"})
+
+
+def test_a_full_disk_is_said_in_a_sentence(run, monkeypatch):
+    def run_out_of_space(self, runtime):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Note, "_run_interface", run_out_of_space)
+    run.node(Note, "full")
+    (crash,) = run.go(plugin={"plugin": "Linear"})  # in this process, where the patch is
+    assert crash.sentence.startswith("No space left on device")
+    assert crash.exit_code == ReadWriteError.exit_code

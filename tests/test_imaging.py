@@ -1,0 +1,278 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from bids_app.imaging.frames import average_frames
+from bids_app.imaging.intensity import scale_to_unit
+from bids_app.imaging.similarity import (
+    dice,
+    measure,
+    normalized_mutual_information,
+    psnr,
+    ssim,
+    ssim_map,
+)
+from bids_app.imaging.smoothing import smooth
+from bids_app.imaging.volume import grid_of_box, zooms_of
+
+EVERYWHERE = np.ones((9, 9, 9), bool)
+
+
+def draw(rng, shape=(9, 9, 9)):
+    return rng.random(shape).astype(np.float32)
+
+
+# Grids
+
+
+@pytest.mark.parametrize(
+    ("bottom", "resolution", "shape"),
+    [
+        (-50, 1.0, (157, 189, 136)),
+        (-70, 1.0, (157, 189, 156)),
+        (-50, 4.0, (40, 48, 34)),
+        (-50, 1.5, (105, 126, 91)),
+        (-50, 0.5, (313, 377, 271)),
+    ],
+)
+def test_grid_of_the_contract(bottom, resolution, shape):
+    grid = grid_of_box((-78, -112, bottom, 78, 76, 85), resolution)
+    assert grid.shape == shape
+    assert grid.affine[:3, 3].tolist() == [-78, -112, bottom]
+    assert grid.affine[:3, :3].tolist() == (resolution * np.eye(3)).tolist()
+
+
+@given(
+    low=st.tuples(*[st.floats(-200, 0)] * 3),
+    sides=st.tuples(*[st.floats(1, 250)] * 3),
+    resolution=st.floats(0.3, 8),
+)
+def test_a_grid_begins_at_the_low_corner_and_fills_the_box(low, sides, resolution):
+    high = np.add(low, sides)
+    grid = grid_of_box((*low, *high), resolution)
+    last = (grid.affine @ [*np.subtract(grid.shape, 1), 1])[:3]
+    assert (grid.affine[:3, 3] == low).all()
+    assert (last <= high + 1e-5 * resolution).all()
+    assert (last + resolution > high - 1e-5 * resolution).all()
+
+
+@given(steps=st.tuples(*[st.integers(1, 300)] * 3), resolution=st.floats(0.3, 8))
+def test_a_box_that_voxels_divide_ends_with_one(steps, resolution):
+    high = tuple(float(step * resolution) for step in steps)
+    assert grid_of_box((0, 0, 0, *high), resolution).shape == tuple(step + 1 for step in steps)
+
+
+def test_zooms_of_an_oblique_affine_are_its_voxel_sizes(head_affine):
+    assert zooms_of(head_affine) == pytest.approx((4, 5, 6))
+
+
+# Intensities
+
+
+def test_scaled_intensities_lie_between_0_and_1_and_are_0_outside(rng):
+    volume, brain = 900 * draw(rng) - 50, draw(rng) > 0.4
+    scaled = scale_to_unit(volume, brain)
+    assert scaled.dtype == np.float32
+    assert scaled.min() == 0
+    assert scaled.max() == 1
+    assert (scaled[~brain] == 0).all()
+
+
+def test_the_percentile_of_the_brain_alone_becomes_1():
+    volume = np.arange(1, 103, dtype=np.float32).reshape(1, 1, 102)
+    brain = volume <= 101  # its 90th percentile is 91; 102 lies outside
+    scaled = scale_to_unit(volume, brain, percentile=90.0)
+    assert scaled[0, 0, :91] == pytest.approx(volume[0, 0, :91] / 91)
+    assert (scaled[0, 0, 90:101] == 1).all()
+    assert scaled[0, 0, 101] == 0
+
+
+@given(factor=st.floats(0.01, 1000))
+def test_scaling_forgets_the_unit(factor):
+    volume = draw(np.random.default_rng(3), (4, 5, 6))
+    brain = volume > 0.2
+    again = scale_to_unit((factor * volume).astype(np.float32), brain)
+    assert again == pytest.approx(scale_to_unit(volume, brain), abs=1e-5)
+
+
+def test_an_empty_brain_cannot_be_scaled():
+    with pytest.raises(ValueError, match="empty"):
+        scale_to_unit(np.ones((2, 2, 2), np.float32), np.zeros((2, 2, 2), bool))
+
+
+@pytest.mark.parametrize("value", [0, -3])
+def test_a_brain_without_signal_cannot_be_scaled(value):
+    volume = np.full((2, 2, 2), value, np.float32)
+    with pytest.raises(ValueError, match="above zero"):
+        scale_to_unit(volume, volume == value)
+
+
+# Smoothing
+
+
+def test_smoothing_by_nothing_changes_nothing(rng):
+    volume = draw(rng)
+    assert np.array_equal(smooth(volume, 0, (1, 2, 3)), volume)
+
+
+def test_smoothing_keeps_the_sum_of_what_lies_inside(rng):
+    volume = np.zeros((30, 31, 32), np.float32)
+    volume[13:17, 13:17, 13:17] = draw(rng, (4, 4, 4))
+    smoothed = smooth(volume, 4, (1, 1, 1))
+    assert smoothed.dtype == np.float32
+    assert smoothed.sum() == pytest.approx(volume.sum(), rel=1e-4)
+    assert smoothed.max() < volume.max()
+
+
+def test_smoothing_keeps_a_constant_up_to_the_faces():
+    volume = np.full((5, 6, 7), 0.3, np.float32)
+    assert smooth(volume, 6, (1, 2, 1)) == pytest.approx(volume)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_impulse_becomes_as_wide_as_the_fwhm_says_in_mm(axis):
+    zooms = (1.0, 2.0, 1.5)
+    volume = np.zeros((41, 41, 41), np.float32)
+    volume[20, 20, 20] = 1
+    others = tuple({0, 1, 2} - {axis})
+    profile = smooth(volume, 8.0, zooms).sum(axis=others)
+    there = zooms[axis] * (np.arange(41) - 20)
+    half = np.interp(profile.max() / 2, profile[20:][::-1], there[20:][::-1])
+    assert 2 * half == pytest.approx(8.0, rel=0.02)
+
+
+# Frames
+
+
+def test_frames_are_weighted_by_how_long_they_lasted():
+    frames = np.array([1, 2, 10], np.float32) * np.ones((2, 3, 4, 1), np.float32)
+    average = average_frames(frames, np.array([60.0, 120.0, 20.0]))
+    assert average.dtype == np.float32
+    assert average == pytest.approx(np.full((2, 3, 4), 2.5))  # (60 + 240 + 200) / 200
+
+
+@given(factor=st.floats(0.1, 100))
+def test_only_the_ratio_of_durations_counts(factor):
+    frames, durations = draw(np.random.default_rng(1), (2, 3, 2, 4)), np.array([5.0, 1, 2, 8])
+    expected = average_frames(frames, durations)
+    assert average_frames(frames, factor * durations) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("durations", [[1.0, 2.0], [1.0, 0.0, 2.0], [1.0, -1.0, 3.0]])
+def test_frames_without_a_positive_duration_each_are_refused(durations):
+    with pytest.raises(ValueError, match=r"frame"):
+        average_frames(np.ones((2, 2, 2, 3), np.float32), np.array(durations))
+
+
+# Similarity
+
+
+def test_psnr_by_hand(rng):
+    one = draw(rng)
+    other = one + np.float32(0.05)
+    assert psnr(one, other) == pytest.approx(-20 * np.log10(0.05), abs=1e-3)
+    assert psnr(one, one) == float("inf")
+
+
+def test_psnr_sees_only_the_voxels_that_count():
+    one, other = np.zeros((4, 4, 4), np.float32), np.zeros((4, 4, 4), np.float32)
+    other[0], other[1] = 0.9, 0.01
+    where = np.zeros((4, 4, 4), bool)
+    where[1] = True
+    assert psnr(one, other, where) == pytest.approx(40, abs=1e-3)
+
+
+def test_dice_by_hand():
+    one, other = np.zeros(10, bool), np.zeros(10, bool)
+    one[:6], other[4:8] = True, True
+    assert dice(one, other) == pytest.approx(0.4)  # 2 × 2 / (6 + 4)
+    assert dice(one, one) == 1
+    assert dice(one, ~one) == 0
+    assert dice(one & ~one, one & ~one) == 1
+
+
+def test_a_volume_tells_most_about_itself(rng):
+    one = draw(rng)
+    near = one + 0.1 * draw(rng)
+    itself, similar, stranger = (
+        normalized_mutual_information(one, other, EVERYWHERE) for other in (one, near, draw(rng))
+    )
+    assert itself == pytest.approx(2)
+    assert itself > similar > stranger
+
+
+def test_similarity_does_not_care_what_tissues_are_called(rng):
+    one, other = rng.integers(0, 4, (2, 9, 9, 9)).astype(np.float32)
+    other = np.where(rng.random(one.shape) < 0.6, one, other)
+    expected = normalized_mutual_information(one, other, EVERYWHERE)
+    renamed = np.array([60, 10, 1, 0], np.float32)[other.astype(int)]
+    assert normalized_mutual_information(one, renamed, EVERYWHERE) == pytest.approx(expected)
+    assert normalized_mutual_information(5 * one - 2, other, EVERYWHERE) == pytest.approx(expected)
+    assert 1.05 < expected < 1.9
+
+
+def test_similarity_of_independent_volumes_is_1(rng):
+    one, other = rng.integers(0, 4, (2, 40, 40, 40)).astype(np.float32)
+    everywhere = np.ones(one.shape, bool)
+    assert normalized_mutual_information(one, other, everywhere) == pytest.approx(1, abs=1e-3)
+
+
+def test_similarity_by_hand():
+    """X and Y share one bit of two: H(X) = H(Y) = 2 bits, H(X, Y) = 3 bits."""
+    one, other = np.zeros((2, 2, 2), np.float32), np.zeros((2, 2, 2), np.float32)
+    for i, j, k in np.ndindex(2, 2, 2):
+        one[i, j, k], other[i, j, k] = 2 * i + j, 2 * i + k
+    everywhere = np.ones(one.shape, bool)
+    assert normalized_mutual_information(one, other, everywhere) == pytest.approx(4 / 3)
+
+
+def test_similarity_sees_only_the_voxels_that_count(rng):
+    one, where = draw(rng), draw(rng) > 0.5
+    other = np.where(where, one, draw(rng))
+    assert normalized_mutual_information(one, other, where) == pytest.approx(2)
+
+
+def test_similarity_of_constants_is_1():
+    constant = np.ones((9, 9, 9), np.float32)
+    assert normalized_mutual_information(constant, 2 * constant, EVERYWHERE) == 1
+
+
+def test_ssim_is_that_of_torchmetrics(rng):
+    one = smooth(draw(rng, (15, 17, 14)), 1, (1, 1, 1))
+    other = np.clip(one + 0.5 * smooth(draw(rng, one.shape), 1, (1, 1, 1)) - 0.2, 0, 1)
+    tensors = [torch.from_numpy(volume).double()[None, None] for volume in (one, other)]
+    mean, full = structural_similarity_index_measure(
+        *tensors, data_range=1.0, sigma=1.5, kernel_size=11, return_full_image=True
+    )
+    assert ssim_map(one, other) == pytest.approx(full[0, 0].numpy(), abs=1e-4)
+    assert ssim(one, other) == pytest.approx(float(mean), abs=1e-4)
+    assert 0.1 < float(mean) < 0.95
+
+
+def test_ssim_of_equal_volumes_is_1(rng):
+    one = draw(rng, (12, 7, 13))
+    assert ssim(one, one) == pytest.approx(1, abs=1e-5)
+
+
+def test_ssim_of_a_constant_pair_by_hand():
+    """Without variance only luminance is left: (2·0.2·0.6 + C1) / (0.2² + 0.6² + C1)."""
+    dark, bright = np.full((8, 8, 8), 0.2, np.float32), np.full((8, 8, 8), 0.6, np.float32)
+    assert ssim(dark, bright) == pytest.approx(0.2401 / 0.4001, abs=1e-4)
+
+
+def test_measures_tell_the_brain_from_the_whole(rng):
+    real = np.zeros((40, 8, 8), np.float32)
+    real[:20] = draw(rng, (20, 8, 8))
+    synthetic = real.copy()
+    synthetic[30:] = 0.5
+    brain = np.zeros(real.shape, bool)
+    brain[:20] = True
+    found = measure(synthetic, real, brain)
+    assert found.psnr_brain == float("inf")
+    assert found.ssim_brain == pytest.approx(1, abs=1e-4)
+    assert found.psnr == pytest.approx(-10 * np.log10(0.25 / 4), abs=1e-3)
+    assert found.ssim == pytest.approx(ssim(synthetic, real))
+    assert found.ssim < 0.9

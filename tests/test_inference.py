@@ -1,0 +1,73 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bids_app.imaging.smoothing import smooth
+from bids_app.synthesis.inference import synthesize
+from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
+from bids_app.synthesis.translator import build_translator
+
+SHAPE, ZOOMS = (17, 14, 11), (4.0, 5.0, 6.0)
+TILINGS = [SliceTriplets(), CubicPatches(size=9, stride=3)]
+
+
+class Change(nn.Module):
+    """A generator that does one thing to every voxel."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.anything = change, nn.Parameter(torch.zeros(1))
+        self.batches = []
+
+    def forward(self, x):
+        self.batches.append(len(x))
+        return self.change(x)
+
+
+@pytest.fixture
+def t1w(rng):
+    volume = 0.1 + 0.9 * rng.random(SHAPE).astype(np.float32)
+    volume[:3], volume[:, :, 8:] = 0, 0
+    return volume
+
+
+@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+def test_a_generator_that_changes_nothing_gives_the_smoothed_t1w(t1w, tiling):
+    before = t1w.copy()
+    pet = synthesize(t1w, Change(lambda x: x), tiling, fwhm=7, zooms=ZOOMS)
+    assert pet == pytest.approx(np.where(t1w > 0, smooth(t1w, 7, ZOOMS), 0), abs=1e-6)
+    assert pet.dtype == np.float32
+    assert np.array_equal(t1w, before)
+
+
+@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+def test_outside_the_brain_there_is_nothing(t1w, tiling):
+    pet = synthesize(t1w, Change(torch.ones_like), tiling, fwhm=0, zooms=ZOOMS)
+    assert np.array_equal(pet, (t1w > 0).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["semi3d-gan-mse", "patch3d-gan-mse"])
+def test_the_batch_size_does_not_change_the_result(t1w, name):
+    spec = replace(MODELS[name], n_blocks=1, width=2)
+    spec = replace(spec, tiling=TILINGS[spec.tiling.spatial_dims - 2])
+    generator = build_translator(spec, torch.Generator().manual_seed(3)).generator.eval()
+    for parameter in generator.parameters():
+        parameter.data *= 10  # so that answers differ
+    one, two, all_at_once = (
+        synthesize(t1w, generator, spec.tiling, fwhm=1.5, zooms=ZOOMS, batch_size=size)
+        for size in (1, 2, 1000)
+    )
+    assert one.shape == SHAPE
+    assert one.std() > 0.05
+    assert one == pytest.approx(two, abs=1e-5)
+    assert one == pytest.approx(all_at_once, abs=1e-5)
+
+
+def test_the_network_sees_no_more_tiles_at_once_than_asked_for(t1w):
+    generator = Change(lambda x: x)
+    synthesize(t1w, generator, SliceTriplets(), fwhm=0, zooms=ZOOMS, batch_size=3)
+    assert generator.batches == [3, 1]

@@ -1,0 +1,251 @@
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import save_file
+
+from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.synthesis import checkpoint
+from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
+from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.pool import ImagePool
+from bids_app.synthesis.training import (
+    Epoch,
+    Losses,
+    Training,
+    learning_rate,
+    shuffled_batches,
+    train,
+)
+
+SIMPLE = replace(
+    MODELS["semi3d-gan-mse"],
+    n_blocks=1, width=2, epochs=4, constant_epochs=2, batch_size=2, pool_size=2,
+)  # fmt: skip
+CYCLE = replace(SIMPLE, cycle=True)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Two people of 24×25×7 voxels whose PET is their T1w, darker."""
+    mri = torch.rand(2, 24, 25, 7, generator=seeded(5))
+    return [(one, 0.3 * one) for one in mri]
+
+
+def start(spec, seed=0):
+    return Training(spec, Fabric(accelerator="cpu", devices=1), seeded(seed))
+
+
+def everything(training):
+    """All numbers that a training holds."""
+    return {name: tensor.clone() for name, tensor in checkpoint._state(training).items()}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+# The loop
+
+
+@pytest.mark.parametrize("spec", [SIMPLE, CYCLE], ids=["simple", "cycle"])
+def test_the_loss_falls(spec, pairs):
+    spec = replace(spec, epochs=12, constant_epochs=12, learning_rate=5e-3)
+    epochs = list(train(start(spec), pairs))
+    assert [epoch.number for epoch in epochs] == list(range(1, 13))
+    assert epochs[-1].losses.generator < 0.8 * epochs[0].losses.generator
+    assert epochs[-1].losses.discriminator < epochs[0].losses.discriminator
+
+
+def test_equal_seeds_give_equal_weights(pairs):
+    ends = []
+    for seed in (0, 0, 1):
+        torch.rand(3)  # torch's own generator does not matter
+        training = start(replace(CYCLE, epochs=1), seed)
+        list(train(training, pairs))
+        ends.append(everything(training))
+    assert_equal(ends[0], ends[1])
+    assert not torch.equal(*(end["generators.0.layers.0.weight"] for end in (ends[0], ends[2])))
+
+
+def test_a_step_moves_all_networks_and_only_by_their_own_loss(pairs):
+    """What judges learn does not depend on how hard generators are pushed, nor the reverse."""
+    ends = []
+    for weight in (0.0, 100.0):
+        training = start(replace(CYCLE, mse_weight=weight))
+        before = everything(training)
+        training.step(*next(shuffled_batches(pairs, CYCLE, seeded(3))))
+        after = everything(training)
+        still = [n for n in before if n.endswith("weight") and torch.equal(before[n], after[n])]
+        assert still == []
+        ends.append(after)
+    judges = [name for name in ends[0] if name.startswith("discriminators.")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in judges)
+    assert not torch.equal(*(end["generators.0.layers.0.weight"] for end in ends))
+
+
+def test_an_epoch_tells_the_mean_of_its_steps(pairs, monkeypatch):
+    steps = iter([Losses(1.0, 10.0), Losses(2.0, 20.0), Losses(6.0, 30.0)])
+    training = start(SIMPLE)
+    monkeypatch.setattr(training, "step", lambda mri, pet: next(steps))
+    epoch = training.run_epoch(shuffled_batches(pairs[:1], replace(SIMPLE, batch_size=1), seeded()))
+    assert epoch == Epoch(1, Losses(3.0, 20.0))
+
+
+def test_a_value_that_is_no_number_stops_training(pairs):
+    (mri, pet), other = pairs
+    broken = mri.clone()
+    broken[3, 3, 3] = torch.nan
+    with pytest.raises(FloatingPointError, match="epoch 1"):
+        list(train(start(SIMPLE), [(broken, pet), other]))
+
+
+def test_the_learning_rate_is_constant_then_falls_to_0():
+    spec = MODELS["semi3d-cyclegan-mse"]
+    rates = [learning_rate(spec, epoch) for epoch in (0, 50, 100, 125, 175, 200)]
+    assert rates == pytest.approx([2e-4, 2e-4, 2e-4, 1.5e-4, 0.5e-4, 0])
+
+
+def test_the_learning_rate_of_patches_is_constant():
+    assert {learning_rate(MODELS["patch3d-gan-mse"], epoch) for epoch in range(100)} == {2e-4}
+
+
+def test_epochs_use_their_learning_rate(pairs):
+    training = start(replace(SIMPLE, epochs=4, constant_epochs=2))
+    rates = []
+    for _ in train(training, pairs[:1]):
+        optimizers = (training.generator_optimizer, training.discriminator_optimizer)
+        rates += [{group["lr"] for one in optimizers for group in one.param_groups}]
+    assert rates == [{2e-4}, {2e-4}, {2e-4}, {1e-4}]
+
+
+# Batches
+
+
+def test_an_epoch_sees_each_tile_once_with_its_partner():
+    sizes = [(4, 5, 7), (3, 4, 9)]
+    first = torch.arange(4 * 5 * 7.0).reshape(sizes[0])
+    second = 1000 + torch.arange(3 * 4 * 9.0).reshape(sizes[1])
+    for volume in (first, second):
+        batches = list(shuffled_batches([(volume, -volume)], SIMPLE, seeded()))
+        assert [len(mri) for mri, _ in batches] == [2, 1]
+        assert all(torch.equal(mri, -pet) for mri, pet in batches)
+    pairs = [(first[:3, :4], -first[:3, :4]), (second, -second)]
+    corners = Counter(
+        tile[0, 0, 0].item() for mri, _ in shuffled_batches(pairs, SIMPLE, seeded()) for tile in mri
+    )
+    assert corners == Counter([0, 3, 6, 1000, 1003, 1006])
+
+
+def test_the_order_of_tiles_comes_from_the_generator(pairs):
+    def order(random):
+        return torch.cat([mri for mri, _ in shuffled_batches(pairs, SIMPLE, random)])
+
+    random = seeded(1)
+    first, second = order(random), order(random)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, order(seeded(1)))
+
+
+# The pool
+
+
+def test_a_pool_gives_the_first_fakes_back():
+    pool = ImagePool(4, seeded())
+    fakes = torch.rand(4, 1, 2, 2)
+    assert torch.equal(pool.exchange(fakes), fakes)
+
+
+def test_a_pool_never_holds_more_than_its_size():
+    pool = ImagePool(5, seeded())
+    for number in range(20):
+        pool.exchange(torch.full((2, 1), float(number)))
+        assert len(pool.images) <= 5
+    assert len(pool.images) == 5
+
+
+def test_a_pool_exchanges_every_second_fake_for_an_older_one():
+    pool, size, count = ImagePool(10, seeded()), 10, 2000
+    pool.exchange(torch.arange(10.0)[:, None])
+    fakes = torch.arange(10.0, 10 + count)[:, None]
+    given = pool.exchange(fakes)
+    exchanged = given[:, 0] != fakes[:, 0]
+    assert exchanged.float().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert (given[exchanged, 0] < fakes[exchanged, 0]).all()
+    # nothing is lost, nothing given twice
+    seen = [*given[:, 0].tolist(), *(float(image) for image in pool.images)]
+    assert sorted(seen) == list(range(count + size))
+
+
+def test_a_pool_remembers_copies():
+    pool, fake = ImagePool(1, seeded()), torch.zeros(1, 3)
+    pool.exchange(fake)
+    fake += 1
+    assert pool.images[0].tolist() == [0, 0, 0]
+
+
+def test_a_pool_of_no_size_remembers_nothing():
+    pool, fakes = ImagePool(0, seeded()), torch.rand(9, 2)
+    assert torch.equal(pool.exchange(fakes), fakes)
+    assert pool.images == []
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("spec", [SIMPLE, CYCLE], ids=["simple", "cycle"])
+@pytest.mark.parametrize("stopped", [1, 3])
+def test_an_interrupted_training_ends_like_an_uninterrupted_one(tmp_path, pairs, spec, stopped):
+    uninterrupted = start(spec)
+    for epoch in train(uninterrupted, pairs):
+        if epoch.number == stopped:
+            save_checkpoint(uninterrupted, tmp_path / "training.safetensors")
+    resumed = start(spec, seed=9)
+    restore_checkpoint(resumed, tmp_path / "training.safetensors")
+    assert [epoch.number for epoch in train(resumed, pairs)] == list(range(stopped + 1, 5))
+    assert_equal(everything(resumed), everything(uninterrupted))
+
+
+def test_a_checkpoint_that_cannot_be_written_keeps_the_one_before(tmp_path, monkeypatch):
+    training, path = start(SIMPLE), tmp_path / "training.safetensors"
+    save_checkpoint(training, path)
+    before = path.read_bytes()
+
+    def write_half(tensors, file):
+        save_file(dict(list(tensors.items())[:3]), file)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", write_half)
+    training.epoch = 3
+    with pytest.raises(ReadWriteError, match=r"training\.safetensors: cannot write"):
+        save_checkpoint(training, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [replace(SIMPLE, width=3), replace(SIMPLE, n_blocks=2), CYCLE],
+    ids=["width", "blocks", "cycle"],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_checkpoint_of_another_spec_is_refused(tmp_path, other, turned):
+    one, another = (other, SIMPLE) if turned else (SIMPLE, other)
+    save_checkpoint(start(one), tmp_path / "training.safetensors")
+    with pytest.raises(UnusableDataError, match=r"training\.safetensors: .*delete it"):
+        restore_checkpoint(start(another), tmp_path / "training.safetensors")
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "training.safetensors"
+    save_checkpoint(start(SIMPLE), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UnusableDataError, match=r"training\.safetensors: .*delete it"):
+        restore_checkpoint(start(SIMPLE), path)
