@@ -1,6 +1,7 @@
 """Arguments → Settings, nothing else. Nothing heavy is imported before they are understood."""
 
 import argparse
+import math
 import re
 import sys
 import tomllib
@@ -64,8 +65,10 @@ def _frames(text: str) -> tuple[int, ...]:
     found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not a frame (3) or a range of them (3-6)")
-    first = int(found[1])
-    return tuple(range(first, int(found[2]) + 1)) if found[2] else (first,)
+    first, last = int(found[1]), int(found[2] or found[1])
+    if last < first:
+        raise argparse.ArgumentTypeError(f"{text!r} ends before it begins")
+    return tuple(range(first, last + 1))
 
 
 def _named_path(text: str) -> tuple[str, Path]:
@@ -228,6 +231,12 @@ def _tokens(path: Path) -> list[str]:
     return tokens
 
 
+def _refuse_inverted(box: tuple[float, ...]) -> None:
+    sides = zip(box[:3], box[3:], strict=True)
+    if not all(-math.inf < low < high < math.inf for low, high in sides):
+        raise UsageError("--bounding-box: x0 y0 z0 must lie below x1 y1 z1; give both in mm, RAS+")
+
+
 def _settings(given: dict[str, object]) -> Settings:
     for internal in ("notrack", "config_file"):
         given.pop(internal, None)
@@ -237,6 +246,8 @@ def _settings(given: dict[str, object]) -> Settings:
     for name in ("bounding_box", "derivatives"):
         if name in given:
             given[name] = tuple(given[name])  # type: ignore[arg-type]
+    if "bounding_box" in given:
+        _refuse_inverted(given["bounding_box"])  # type: ignore[arg-type]
     if "pet_frames" in given:
         parts: list[tuple[int, ...]] = given["pet_frames"]  # type: ignore[assignment]
         given["pet_frames"] = tuple(sorted({frame for part in parts for frame in part}))

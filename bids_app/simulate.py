@@ -90,7 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(given: dict[str, object]) -> int:
-    from bids_app.cohort import Plan, write_cohort
+    from bids_app.cohort.dataset import write_cohort
+    from bids_app.cohort.plan import Plan
 
     nprocs = given.pop("nprocs")
     plan = Plan(**given)  # type: ignore[arg-type]
@@ -98,8 +99,10 @@ def _run(given: dict[str, object]) -> int:
         raise UsageError("nobody to simulate; give --paired, --t1w-only or --patients")
     start = time.monotonic()
     write_cohort(plan, nprocs=nprocs, version=version("mri2pet"))  # type: ignore[arg-type]
+    count = len(plan.members)
     sys.stdout.write(
-        f"{len(plan.members)} participants ({plan.paired} paired, {plan.t1w_only} T1w only, "
+        f"{count} participant{'' if count == 1 else 's'} "
+        f"({plan.paired} paired, {plan.t1w_only} T1w only, "
         f"{plan.patients} patients) in {time.monotonic() - start:.0f} s: {plan.bids_dir}\n"
     )
     return 0

@@ -121,8 +121,12 @@ def prepare(name: str, grid: Grid, folder: Path, *, registration_resolution: flo
         reference_mask=folder / "grid_mask.nii.gz",
         uri=f"https://templateflow.s3.amazonaws.com/tpl-{name}/tpl-{name}_res-01_T1w.nii.gz",
     )
-    nifti.save(_onto(brain, whole, "continuous"), template.brain)
-    nifti.save(_mask_onto(mask, whole), template.brain_mask)
-    nifti.save(_onto(brain, grid, "continuous"), template.reference)
-    nifti.save(_mask_onto(mask, grid), template.reference_mask)
+    for place, brain_path, mask_path in (
+        (whole, template.brain, template.brain_mask),
+        (grid, template.reference, template.reference_mask),
+    ):
+        inside = _mask_onto(mask, place)
+        resampled = _onto(brain, place, "continuous")  # rings beyond the brain on a coarse grid
+        nifti.save(nifti.Image(np.where(inside.data, resampled.data, 0), place.affine), brain_path)
+        nifti.save(inside, mask_path)
     return template

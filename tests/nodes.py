@@ -48,14 +48,14 @@ class TorchNote(Note):
 class Refuse(Note):
     """Find data that cannot be used."""
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, _runtime):
         raise UnusableDataError("/data/sub-01_T1w.nii.gz: all voxels are equal; export it again")
 
 
 class Stumble(Note):
     """Fail in a way that nobody foresaw."""
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, _runtime):
         raise ZeroDivisionError("by zero")
 
 

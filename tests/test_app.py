@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -49,6 +50,17 @@ def digests(root, pattern="sub-*/**/*"):
         for path in sorted(root.glob(pattern))
         if path.is_file()
     }
+
+
+def running_with(variable):
+    """List processes that have a variable in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            found += [path.parent.name] if variable.encode() in path.read_bytes() else []
+        except OSError:  # it has just ended, or is another user's
+            continue
+    return found
 
 
 def arguments(raw, out, *options):
@@ -169,7 +181,8 @@ def test_a_killed_run_goes_on_to_the_same_files(raw, out, tmp_path, moment):
     there = tmp_path / "out"
     command = [sys.executable, "-m", "bids_app.cli"]
     command += arguments(raw, there, "--omp-nthreads", "1", "--skip-bids-validation")
-    environment = {**os.environ, "COLUMNS": "200"}
+    mark = f"MRI2PET_TEST={tmp_path}"
+    environment = {**os.environ, "MRI2PET_TEST": str(tmp_path)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     for line in process.stderr:
         if moment in line:
@@ -177,6 +190,8 @@ def test_a_killed_run_goes_on_to_the_same_files(raw, out, tmp_path, moment):
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    time.sleep(1)
+    assert not running_with(mark)
     assert not [path for path in there.glob("sub-*/**/*") if path.name.startswith(".")]
     assert subprocess.run(command, check=False, env=environment).returncode == 0
     assert digests(there) == digests(out)

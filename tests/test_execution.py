@@ -117,7 +117,7 @@ def test_a_plugin_of_nipype_takes_the_run_elsewhere(run):
 
 def test_a_plugin_that_does_not_exist_stops_the_run(run):
     run.node(Note, "good")
-    with pytest.raises(Mri2petError, match="the run stopped: .*Abacus"):
+    with pytest.raises(Mri2petError, match=r"the run stopped: .*Abacus"):
         run.go(plugin={"plugin": "Abacus"})
 
 

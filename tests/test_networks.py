@@ -59,7 +59,7 @@ def test_channels_are_those_of_the_paper():
 @pytest.mark.parametrize(("spatial_dims", "side"), [(2, 120), (3, 96)])
 def test_an_opinion_is_about_70_voxels(monkeypatch, spatial_dims, side):
     """Without norms, which look at all of an image, one opinion depends on 70 voxels an axis."""
-    monkeypatch.setitem(networks.NORM, spatial_dims, lambda width: nn.Identity())
+    monkeypatch.setitem(networks.NORM, spatial_dims, lambda _width: nn.Identity())
     discriminator = PatchDiscriminator(spatial_dims, channels=1, width=1)
     for parameter in discriminator.parameters():
         nn.init.ones_(parameter)

@@ -94,7 +94,7 @@ def test_a_step_moves_all_networks_and_only_by_their_own_loss(pairs):
 def test_an_epoch_tells_the_mean_of_its_steps(pairs, monkeypatch):
     steps = iter([Losses(1.0, 10.0), Losses(2.0, 20.0), Losses(6.0, 30.0)])
     training = start(SIMPLE)
-    monkeypatch.setattr(training, "step", lambda mri, pet: next(steps))
+    monkeypatch.setattr(training, "step", lambda *_batch: next(steps))
     epoch = training.run_epoch(shuffled_batches(pairs[:1], replace(SIMPLE, batch_size=1), seeded()))
     assert epoch == Epoch(1, Losses(3.0, 20.0))
 

@@ -16,6 +16,7 @@ from bids_app import nifti
 
 class _SynthesizePETInputSpec(BaseInterfaceInputSpec):
     t1w = File(exists=True, mandatory=True, desc="T1w in MNI space, intensities in [0, 1]")
+    mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
     generator = Directory(exists=True, mandatory=True, desc="weights and card of a generator")
     sha256 = traits.Str(mandatory=True, desc="of the weights: other weights, another result")
     fwhm = traits.Float(mandatory=True, desc="smoothing of the result, in mm")
@@ -24,7 +25,7 @@ class _SynthesizePETInputSpec(BaseInterfaceInputSpec):
 
 
 class _SynthesizePETOutputSpec(TraitedSpec):
-    pet = File(exists=True, desc="the synthetic PET, intensities in [0, 1]")
+    pet = File(exists=True, desc="the synthetic PET in [0, 1], 0 outside the brain")
 
 
 class SynthesizePET(SimpleInterface):
@@ -46,6 +47,7 @@ class SynthesizePET(SimpleInterface):
         pet = synthesize(
             t1w.data, generator, card.spec.tiling, fwhm=self.inputs.fwhm, zooms=t1w.zooms
         )
+        pet[nifti.load(self.inputs.mask).data == 0] = 0
         path = Path(runtime.cwd) / "pet.nii.gz"
         nifti.save(nifti.Image(pet, t1w.affine), path, description="SYNTHETIC FDG PET, mri2pet")
         self._results["pet"] = str(path)

@@ -197,7 +197,7 @@ def _announce(visit: Results, pet: RealPet | None) -> Panel:
     if pet is None:
         return Panel(
             f"T1w and SYNTHETIC PET ({visit.name})",
-            "Predicted from the T1w above it; no real PET to compare it with.",
+            "Predicted from the T1w above it; no real PET can be shown beside it.",
         )
     told = tell_measures(visit.synthetic) if len(visit.pets) == 1 else ""
     return Panel(

@@ -21,7 +21,6 @@ from bids_app.simulation.scanner import Scanner, acquire, blur, draw_scanner, se
 from bids_app.simulation.t1w import Contrast, paint_t1w, random_contrast
 from bids_app.simulation.uptake import Uptake, activity, draw_uptake
 
-
 LESION_GRID = 2.0  # mm; where lesions are placed, whatever the resolution of T1w; our choice
 
 

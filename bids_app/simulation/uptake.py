@@ -36,7 +36,9 @@ REGIONS = (
     ((20.0, -65.0, -38.0), 22.0, -0.10),  # cerebellum
 )
 PATTERN_ZOOM = 4.0  # mm
-PATTERN_GRID = grid_of_box((-92, -128, -76, 92, 92, 108), PATTERN_ZOOM)  # beyond any brain in MNI space
+PATTERN_GRID = grid_of_box(
+    (-92, -128, -76, 92, 92, 108), PATTERN_ZOOM
+)  # beyond any brain in MNI space
 VARIATION_SD = 0.05  # of a person's own pattern; our choice
 VARIATION = ((40.0, 0.90), (30.0, 0.35))  # (FWHM in mm, weight): mirrored, then one-sided
 RANGE = (0.6, 1.5)  # of a template's pattern; our choice

@@ -76,6 +76,7 @@ def save_generator(generator: nn.Module, card: Card, folder: Path) -> Card:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors lets only the owner read
     values = {**asdict(card), "spec": spec_to_dict(card.spec)}
     values["sha256"] = file_sha256(folder / WEIGHTS)
     (folder / CARD).write_text(json.dumps(values, indent=2) + "\n")

@@ -40,7 +40,7 @@ def synthesize(
     Returns
     -------
     ndarray, (I, J, K)
-        float32 in [0, 1]; outside the brain 0, after smoothing.
+        float32 in [0, 1], not masked: smoothing carries some of it out of the brain.
     """
     device = next(generator.parameters()).device
     volume = torch.from_numpy(t1w)
@@ -50,6 +50,4 @@ def synthesize(
             tiles = torch.stack([tiling.cut(volume, int(index)) for index in indices])
             yield from generator(tiles.to(device)).float().cpu()
 
-    pet = smooth(tiling.merge(answers(), t1w.shape).numpy(), fwhm, zooms)
-    pet[t1w <= 0] = 0
-    return pet
+    return smooth(tiling.merge(answers(), t1w.shape).numpy(), fwhm, zooms)

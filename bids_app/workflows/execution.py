@@ -4,16 +4,14 @@ On this machine, ANTs and torch compute in processes of their own. Processes are
 server that has imported neither, so nothing is ever forked with their threads in it.
 """
 
-import ctypes
 import logging
 import re
 import shutil
-import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, set_forkserver_preload
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,6 +21,7 @@ from nipype.pipeline.plugins import multiproc
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from bids_app import errors
+from bids_app.workflows.lifeline import die_with_parent
 
 KILLED = (
     "bids_app.errors.Mri2petError: the process that ran it was killed, most likely because memory "
@@ -31,7 +30,6 @@ KILLED = (
 SUMMARY = re.compile(r"bids_app\.errors\.(\w+): (.*)")
 NO_SPACE = "No space left on device"
 DISK_FULL = errors.ReadWriteError.exit_code
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ANY_ERROR = re.compile(r"^\s*([\w.]+(?:Error|Exception|Interrupt|Exit)\b.*)$", re.MULTILINE)
 
 StatusCallback = Callable[[Node, str], None]
@@ -61,16 +59,8 @@ def quiet(level: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the fork server ends, as it does with the run.
-
-    Else a node of a run that was killed would go on and write beside its successor.
-    """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _start_worker(cwd: str, level: int) -> None:
-    _die_with_parent()
+    die_with_parent()
     multiproc.process_initializer(cwd)
     quiet(level)
 
@@ -86,6 +76,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         super().__init__(plugin_args=plugin_args)
         self.pool: ProcessPoolExecutor
         self.pool.shutdown(wait=False)  # nipype's own; nothing has been submitted
+        set_forkserver_preload(["bids_app.workflows.forkserver"])
         self._level = logging.getLogger("nipype.workflow").level
         self._pools = {
             False: self._new_pool(self.processors),

@@ -163,6 +163,8 @@ def init_synthesis_wf(
     ------
     t1w
         T1w in [0, 1] on the generator's grid, brain only.
+    brain_mask
+        The brain on that grid.
 
     Outputs
     -------
@@ -171,7 +173,7 @@ def init_synthesis_wf(
     sidecar_file
         Its sidecar, in its place.
     """
-    inputnode = Node(IdentityInterface(["t1w"]), name="inputnode")
+    inputnode = Node(IdentityInterface(["t1w", "brain_mask"]), name="inputnode")
     outputnode = Node(IdentityInterface(["pet", "sidecar_file"]), name="outputnode")
     synthesize = Node(
         SynthesizePET(
@@ -183,7 +185,7 @@ def init_synthesis_wf(
     save = _save(plan.output, "synthetic_pet")
     workflow = Workflow(name)
     workflow.connect([
-        (inputnode, synthesize, [("t1w", "t1w")]),
+        (inputnode, synthesize, [("t1w", "t1w"), ("brain_mask", "mask")]),
         (synthesize, save, [("pet", "in_file")]),
         (synthesize, outputnode, [("pet", "pet")]),
         (save, outputnode, [("sidecar_file", "sidecar_file")]),
@@ -244,7 +246,10 @@ def init_participant_wf(
     synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=how.omp_nthreads)
     workflow = Workflow(name)
     workflow.connect([
-        (preprocessing, synthesizing, [("outputnode.t1w_in_template", "inputnode.t1w")]),
+        (preprocessing, synthesizing, [
+            ("outputnode.t1w_in_template", "inputnode.t1w"),
+            ("outputnode.brain_mask_in_template", "inputnode.brain_mask"),
+        ]),
     ])  # fmt: skip
     for _ in pets[:1]:
         comparing = init_comparison_wf()
@@ -285,6 +290,7 @@ def init_synthesis_from_disk_wf(
     """
     synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=omp_nthreads)
     synthesizing.inputs.inputnode.t1w = str(t1w)
+    synthesizing.inputs.inputnode.brain_mask = str(brain_mask)
     workflow = Workflow(name)
     workflow.add_nodes([synthesizing])
     for pet in pets[:1]:

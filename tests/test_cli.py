@@ -1,0 +1,259 @@
+import subprocess
+import sys
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from bids_app import cli
+from bids_app.errors import NothingSelectedError, UsageError
+from bids_app.settings import Settings
+
+WHERE = ["bids", "out", "participant"]
+HEAVY = {"numpy", "torch", "nipype", "nibabel", "bids", "ants", "scipy", "nilearn", "matplotlib"}
+
+
+def parse(*options):
+    return cli.parse([*WHERE, *options])
+
+
+def exit_code(*argv):
+    """Exit code of a command line that is refused, or answered, before anything is run."""
+    with pytest.raises((SystemExit, UsageError)) as stop:
+        cli.parse(argv)
+    return stop.value.code if stop.type is SystemExit else stop.value.exit_code
+
+
+def config(tmp_path, text):
+    (tmp_path / "run.toml").write_text(text)
+    return "--config-file", str(tmp_path / "run.toml")
+
+
+def options():
+    """All options of the parser, by the name under which they are stored."""
+    return {
+        action.dest: action.option_strings
+        for action in cli.build_parser()._actions
+        if action.option_strings
+    }
+
+
+def test_without_options_all_is_as_settings_say():
+    here = Path.cwd()
+    assert parse() == Settings(here / "bids", here / "out", "participant")
+
+
+def test_paths_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = parse("-w", "work", "--use-plugin", "slurm.json", "-d", "lesions=masks")
+    assert settings.bids_dir == tmp_path / "bids"
+    assert settings.work_dir == tmp_path / "work"
+    assert settings.use_plugin == tmp_path / "slurm.json"
+    assert settings.derivatives == (("lesions", tmp_path / "masks"),)
+
+
+def test_every_setting_has_a_flag_and_every_flag_is_a_setting():
+    names = {field.name for field in fields(Settings)} - {"bids_dir", "output_dir", "level"}
+    assert set(options()) - {"help", "version", "notrack", "config_file"} == names
+
+
+def test_every_flag_has_both_spellings():
+    for spellings in options().values():
+        long = {spelling for spelling in spellings if spelling.startswith("--")}
+        assert {"--" + one[2:].replace("-", "_") for one in long} <= long
+        assert {"--" + one[2:].replace("_", "-") for one in long} <= long
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "value"),
+    [
+        (["--participant-label", "01", "sub-02"], "participant_label", ("01", "02")),
+        (["--participant_label", "sub-01", "01"], "participant_label", ("01",)),
+        (["--exclude-participant-label", "sub-9"], "exclude_participant_label", ("9",)),
+        (["--session_label", "ses-pre", "post"], "session_label", ("pre", "post")),
+        (["--run-label", "run-1"], "run_label", ("1",)),
+        (["--tracer-label", "trc-FDG"], "tracer_label", ("FDG",)),
+        (["--skip_bids_validation"], "validate", False),
+        (["--bounding-box", "-70", "-100", "-50.5", "70", "80", "90"], "bounding_box",
+         (-70, -100, -50.5, 70, 80, 90)),
+        (["--resolution", "1.5"], "resolution", 1.5),
+        (["--skull-strip", "force"], "skull_strip", "force"),
+        (["--pet-frames", "7", "2-4", "3"], "pet_frames", (2, 3, 4, 7)),
+        (["--generator", "mine"], "generator", "mine"),
+        (["--smoothing-fwhm", "0"], "smoothing_fwhm", 0.0),
+        (["--stage", "synthesize"], "stage", "synthesize"),
+        (["--nprocs", "4"], "nprocs", 4),
+        (["--omp_nthreads", "2"], "omp_nthreads", 2),
+        (["--mem-gb", "7.5"], "mem_gb", 7.5),
+        (["--device", "cuda:1"], "device", "cuda:1"),
+        (["--clean-workdir"], "clean_workdir", True),
+        (["--random-seed", "-3"], "random_seed", -3),
+        (["-vv"], "verbose", 2),
+        (["-v", "--verbose"], "verbose", 2),
+        (["--sloppy"], "sloppy", True),
+        (["--notrack"], "dry_run", False),
+    ],
+)  # fmt: skip
+def test_a_flag_becomes_a_setting(typed, name, value):
+    assert getattr(parse(*typed), name) == value
+
+
+def test_a_label_list_may_be_a_text_file(tmp_path):
+    (tmp_path / "list.txt").write_text("# those with PET\nsub-03\n\n01 # again\n")
+    settings = parse("--participant-label", str(tmp_path / "list.txt"), "sub-02", "01")
+    assert settings.participant_label == ("03", "01", "02")
+
+
+@pytest.mark.parametrize("content", [None, "", "# nobody\n", "two words\n"])
+def test_a_label_list_that_is_none_is_a_usage_error(tmp_path, content):
+    if content is not None:
+        (tmp_path / "list.txt").write_text(content)
+    with pytest.raises(UsageError, match=r"list\.txt"):
+        parse("--participant-label", str(tmp_path / "list.txt"))
+
+
+@pytest.mark.parametrize(
+    ("sloppy", "resolution", "expected"),
+    [(False, None, 1.0), (True, None, 4.0), (True, "2", 2.0), (False, "2", 2.0)],
+)
+def test_a_sloppy_run_is_coarse_unless_told_otherwise(sloppy, resolution, expected):
+    typed = [
+        *(["--sloppy"] if sloppy else []),
+        *(["--resolution", resolution] if resolution else []),
+    ]
+    assert parse(*typed).grid_resolution == expected
+
+
+# Files of settings
+
+
+def test_a_file_of_settings_lies_between_flags_and_defaults(tmp_path):
+    file = config(
+        tmp_path,
+        "nprocs = 3\nmem_gb = 5.5\nsmoothing-fwhm = 2.0\nskip-bids-validation = true\n"
+        'sloppy = false\nparticipant_label = ["sub-01", "02"]\npet-frames = ["2-3", 5]\n'
+        "bounding_box = [-70, -100, -50, 70, 80, 90]\n",
+    )
+    settings = parse(*file, "--smoothing-fwhm", "0", "--participant-label", "7")
+    assert (settings.nprocs, settings.mem_gb) == (3, 5.5)
+    assert settings.smoothing_fwhm == 0
+    assert settings.participant_label == ("7",)
+    assert settings.validate is False
+    assert settings.sloppy is False
+    assert settings.pet_frames == (2, 3, 5)
+    assert settings.bounding_box == (-70, -100, -50, 70, 80, 90)
+    assert settings.resolution is None
+
+
+def test_labels_of_a_file_of_settings_lose_their_prefix(tmp_path):
+    settings = parse(*config(tmp_path, 'participant-label = ["sub-01", "02"]'))
+    assert settings.participant_label == ("01", "02")
+
+
+@pytest.mark.parametrize("text", ["nprocs = ", "[resources]\nnprocs = 2\n"])
+def test_a_file_of_settings_that_is_none_is_named(tmp_path, text):
+    with pytest.raises(UsageError, match=r"run\.toml: "):
+        parse(*config(tmp_path, text))
+
+
+def test_a_missing_file_of_settings_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.toml: cannot be read"):
+        parse("--config-file", str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("text", ["colour = 1", "nprocs = 0", 'device = "gpu"', "sloppy = 3"])
+def test_a_file_of_settings_obeys_the_rules_of_flags(tmp_path, text):
+    assert exit_code(*WHERE, *config(tmp_path, text)) == 64
+
+
+# What cannot be understood
+
+
+def test_an_unknown_level_is_17(capsys):
+    assert exit_code("bids", "out", "autopilot") == 17
+    assert "'autopilot'; use one of participant" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [], ["bids"], ["bids", "out"], [*WHERE, "more"], [*WHERE, "--colour"],
+        [*WHERE, "--sloppier"], [*WHERE, "--slop"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_wrong_command_line_is_64(argv, capsys):
+    assert exit_code(*argv) == 64
+    told = capsys.readouterr().err
+    assert "error: " in told
+    assert "see mri2pet --help" in told
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "--resolution 0", "--resolution nan", "--resolution inf", "--resolution fine",
+        "--smoothing-fwhm -1", "--smoothing-fwhm nan", "--mem-gb 0", "--nprocs 0",
+        "--nprocs 1.5", "--omp-nthreads -2", "--device gpu", "--device cuda:", "--stage none",
+        "--skull-strip maybe", "--pet-frames 4-", "--pet-frames 5-3", "--pet-frames -1",
+        "--bounding-box -78 -112 -50 78 76", "--bounding-box -78 -112 -50 78 76 nan",
+        "--bounding-box 78 -112 -50 -78 76 85", "--derivatives lesions",
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_64(typed, capsys):
+    with pytest.raises((SystemExit, UsageError)) as stop:
+        parse(*typed.split())
+    assert getattr(stop.value, "code", UsageError.exit_code) == 64
+    assert typed.split()[0] in capsys.readouterr().err + str(stop.value)
+
+
+@pytest.mark.parametrize("error", [NothingSelectedError("nothing is left"), UsageError("no")])
+def test_what_a_user_can_mend_is_one_line(error, monkeypatch, capsys):
+    def fail(argv):
+        raise error
+
+    monkeypatch.setattr(cli, "parse", fail)
+    assert cli.main([]) == error.exit_code
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parse", interrupt)
+    assert cli.main([]) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+# Speed
+
+
+def in_fresh_process(code):
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
+def test_help_is_quick():
+    """In seconds of CPU: other work on the machine does not count."""
+    told = in_fresh_process(
+        "import atexit, time; atexit.register(lambda: print(time.process_time()))\n"
+        "from bids_app.cli import main; main(['--help'])"
+    )
+    assert "--smoothing-fwhm" in told
+    assert float(told.splitlines()[-1]) < 1
+
+
+def test_parsing_loads_nothing_heavy():
+    told = in_fresh_process(
+        "import sys, bids_app.cli as cli; cli.parse(['in', 'out', 'participant'])\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    assert told.strip() == "[]"
+
+
+def test_version_is_that_of_the_distribution(capsys):
+    assert exit_code("--version") == 0
+    assert capsys.readouterr().out == f"mri2pet {version('mri2pet')}\n"

@@ -1,0 +1,543 @@
+import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from nodes import run_interface
+from scipy.spatial.transform import Rotation
+
+from bids_app import nifti
+from bids_app.anatomy import brain
+from bids_app.errors import UnusableDataError
+from bids_app.imaging.similarity import dice, measure, normalized_mutual_information
+from bids_app.imaging.smoothing import smooth
+from bids_app.interfaces.anatomy import ExtractBrain
+from bids_app.interfaces.derivatives import AddToSidecar, SaveDerivative
+from bids_app.interfaces.imaging import (
+    ApplyMask,
+    ComparePET,
+    JudgeRegistration,
+    ReadPET,
+    ReadT1w,
+    ScaleIntensity,
+)
+from bids_app.interfaces.synthesis import SynthesizePET
+from bids_app.synthesis.card import Card, save_generator
+from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.translator import build_translator
+
+SHAPE = (17, 14, 11)
+AXES = zip(np.indices(SHAPE), SHAPE, strict=True)
+ellipsoid = sum(((x - side // 2) / (side / 3)) ** 2 for x, side in AXES) < 1
+
+
+@pytest.fixture
+def save(tmp_path, head_affine):
+    """Save a volume on the grid of all images of a test; give its path."""
+
+    def write(name, data):
+        nifti.save(nifti.Image(data, head_affine), tmp_path / f"{name}.nii.gz")
+        return str(tmp_path / f"{name}.nii.gz")
+
+    return write
+
+
+def node(interface, cwd, **inputs):
+    return interface(**inputs).run(cwd=str(cwd)).outputs
+
+
+def load_on_grid(path, affine):
+    image = nifti.load(path)
+    assert image.data.shape == SHAPE
+    assert image.affine == pytest.approx(affine, abs=1e-4)
+    return image.data
+
+
+# Reading
+
+
+def test_a_t1w_is_handed_on_as_it_is(tmp_path, rng, head_affine, save):
+    data = rng.random((*SHAPE, 1)).astype(np.float32)
+    out = node(ReadT1w, tmp_path, t1w=save("in", data))
+    assert np.array_equal(load_on_grid(out.t1w, head_affine), data[..., 0])
+
+
+def test_a_t1w_of_several_volumes_is_refused(tmp_path, rng, save):
+    with pytest.raises(UnusableDataError, match=r"in\.nii\.gz: 3 volumes, where a T1w has one"):
+        node(ReadT1w, tmp_path, t1w=save("in", rng.random((*SHAPE, 3))))
+
+
+def test_a_t1w_without_a_picture_is_refused(tmp_path, save):
+    with pytest.raises(UnusableDataError, match=r"in\.nii\.gz: all voxels are equal"):
+        node(ReadT1w, tmp_path, t1w=save("in", np.ones(SHAPE)))
+
+
+@pytest.fixture
+def frames(rng, save):
+    """A PET of four frames, as data and as a file."""
+    data = rng.random((*SHAPE, 4)).astype(np.float32)
+    return data, save("in", data)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "weights"), [([], [10, 20, 30, 40]), ([1, 3], [0, 20, 0, 40]), ([2], [0, 0, 1, 0])]
+)
+def test_frames_are_weighted_by_duration(tmp_path, head_affine, frames, chosen, weights):
+    data, path = frames
+    out = node(ReadPET, tmp_path, pet=path, durations=[10.0, 20.0, 30.0, 40.0], frames=chosen)
+    expected = (data * np.array(weights)).sum(-1) / sum(weights)
+    assert load_on_grid(out.pet, head_affine) == pytest.approx(expected, abs=1e-6)
+    used = chosen or [0, 1, 2, 3]
+    assert out.sidecar == {
+        "FramesUsed": used,
+        "FrameDurationsUsed": [10.0 * (frame + 1) for frame in used],
+    }
+
+
+@pytest.mark.parametrize(
+    ("durations", "chosen", "problem"),
+    [
+        ([], [], "4 frames but none in its sidecar"),
+        ([1.0, 2.0, 3.0], [], "4 frames but 3 FrameDuration values"),
+        ([1.0, 2.0, 3.0, 4.0], [3, 4, 7], r"has frames 0 to 3, not \[4, 7\]"),
+        ([1.0, 0.0, 3.0, 4.0], [0, 1], "FrameDuration is not above 0"),
+    ],
+)
+def test_frames_that_cannot_be_weighted_are_refused(tmp_path, frames, durations, chosen, problem):
+    with pytest.raises(UnusableDataError, match=rf"in\.nii\.gz: .*{problem}"):
+        node(ReadPET, tmp_path, pet=frames[1], durations=durations, frames=chosen)
+
+
+@pytest.mark.parametrize("axes", [(), (1,)])
+@pytest.mark.parametrize("durations", [[], [600.0]])
+def test_a_pet_of_one_volume_needs_no_timing(tmp_path, rng, save, axes, durations):
+    data = rng.random((*SHAPE, *axes)).astype(np.float32)
+    out = node(ReadPET, tmp_path, pet=save("in", data), durations=durations, frames=[])
+    assert np.array_equal(nifti.load(out.pet).data, data.reshape(SHAPE))
+    assert out.sidecar == {"FramesUsed": [0], "FrameDurationsUsed": durations}
+
+
+# Arithmetic
+
+
+def test_outside_a_mask_there_is_nothing(tmp_path, rng, head_affine, save):
+    data, mask = rng.normal(size=SHAPE).astype(np.float32), rng.random(SHAPE) > 0.5
+    out = node(ApplyMask, tmp_path, image=save("in", data), mask=save("mask", mask))
+    assert np.array_equal(load_on_grid(out.image, head_affine), np.where(mask, data, 0))
+
+
+def test_a_brain_is_scaled(tmp_path, rng, head_affine, save):
+    data = (500 + 100 * rng.random(SHAPE)).astype(np.float32)
+    inputs = {"image": save("in", data), "mask": save("mask", ellipsoid)}
+    out = node(ScaleIntensity, tmp_path, **inputs, percentile=50.0)
+    median = float(np.median(data[ellipsoid]))
+    scaled = load_on_grid(out.image, head_affine)
+    assert scaled == pytest.approx(np.where(ellipsoid, np.clip(data / median, 0, 1), 0), abs=1e-6)
+    assert out.sidecar == {
+        "IntensityScaling": {"Percentile": 50.0, "Value": pytest.approx(median, rel=1e-5)}
+    }
+
+
+def test_a_brain_that_registration_moved_away_is_refused(tmp_path, rng, save):
+    inputs = {"image": save("in", rng.random(SHAPE)), "mask": save("mask", np.zeros(SHAPE, bool))}
+    with pytest.raises(UnusableDataError, match=r"in\.nii\.gz: the brain mask is empty after reg"):
+        node(ScaleIntensity, tmp_path, **inputs, percentile=99.9)
+
+
+def test_a_registration_is_judged_before_and_after(tmp_path, rng, save):
+    fixed, before = rng.random((2, *SHAPE)).astype(np.float32)
+    after = (0.7 * fixed + 0.3 * before).astype(np.float32)
+    moved = np.roll(ellipsoid, 2, axis=0)
+    out = node(
+        JudgeRegistration, tmp_path, fixed=save("fixed", fixed), before=save("before", before),
+        fixed_mask=save("where", ellipsoid), after=save("after", after),
+        mask_after=save("moved", moved),
+    )  # fmt: skip
+    quality = out.sidecar["Registration"]
+    told = [normalized_mutual_information(fixed, one, ellipsoid) for one in (before, after)]
+    assert [quality["SimilarityBefore"], quality["SimilarityAfter"]] == pytest.approx(
+        told, abs=1e-4
+    )
+    assert told[1] > told[0]
+    assert quality["DiceBrainMask"] == pytest.approx(dice(ellipsoid, moved), abs=1e-4)
+    assert quality["SimilarityMetric"] == "normalized mutual information"
+    assert "SyN" in quality["Method"]
+
+
+def test_a_synthetic_pet_is_compared_with_the_real_one(tmp_path, rng, save):
+    synthetic, real = rng.random((2, *SHAPE)).astype(np.float32)
+    synthetic[ellipsoid] = real[ellipsoid] + 0.01
+    inputs = {"synthetic": save("synth", synthetic), "real": save("real", real)}
+    out = node(ComparePET, tmp_path, **inputs, mask=save("mask", ellipsoid))
+    expected = measure(synthetic, real, ellipsoid)
+    assert out.sidecar["Measures"] == {
+        "SSIM": pytest.approx(expected.ssim, abs=1e-4),
+        "PSNR": pytest.approx(expected.psnr, abs=1e-4),
+        "SSIMBrain": pytest.approx(expected.ssim_brain, abs=1e-4),
+        "PSNRBrain": pytest.approx(40, abs=0.01),
+    }
+    assert expected.psnr < 20
+
+
+# Brain
+
+
+def stripped_head(rng):
+    """An ellipsoid of 1.3 litres on 8 mm voxels, zero around it; a hole in its middle."""
+    there = np.indices((25, 29, 23)).astype(np.float32)
+    axes = zip(there, (25, 29, 23), (65, 80, 60), strict=True)
+    distance = sum(((x - (side - 1) / 2) * 8 / radius) ** 2 for x, side, radius in axes)
+    brain_ = distance < 1
+    data = np.where(brain_, 100 + 10 * rng.random(brain_.shape), 0).astype(np.float32)
+    data[distance < 0.05] = 0
+    data[0, 0, 0] = 5  # a speck outside
+    return data, brain_
+
+
+@pytest.fixture
+def head(tmp_path, rng):
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("zx", (9, 14), degrees=True).as_matrix() * [-8, 8, 8]
+    data, inside = stripped_head(rng)
+    nifti.save(nifti.Image(data, affine), tmp_path / "head.nii")
+    return str(tmp_path / "head.nii"), data, inside, affine
+
+
+@pytest.mark.parametrize("mode", ["auto", "skip"])
+def test_a_stripped_brain_is_found_by_its_zeros(tmp_path, head, mode):
+    path, _, inside, affine = head
+    out = node(ExtractBrain, tmp_path, t1w=path, source="sub-01_T1w", mode=mode, threads=1)
+    mask = nifti.load(out.mask)
+    assert np.array_equal(mask.data > 0, inside)
+    assert mask.affine == pytest.approx(affine, abs=1e-4)
+    assert out.sidecar["SkullStripped"] is True
+
+
+def with_air(data):
+    return np.where(data == 0, 1, data)
+
+
+def of_a_mouse(data):
+    small = np.zeros_like(data)
+    small[10:15, 12:17, 9:14] = data[10:15, 12:17, 9:14]
+    return small
+
+
+@pytest.mark.parametrize(
+    ("change", "mode"), [(with_air, "auto"), (of_a_mouse, "auto"), (np.copy, "force")]
+)
+def test_deepbet_looks_where_the_brain_was_not_stripped(tmp_path, head, monkeypatch, change, mode):
+    path, data, inside, affine = head
+    nifti.save(nifti.Image(change(data), affine), path)
+    asked = []
+
+    def extract(image, threads):
+        asked.append((image.data.shape, threads))
+        return inside
+
+    monkeypatch.setattr(brain, "extract", extract)
+    out = node(ExtractBrain, tmp_path, t1w=path, source="sub-01_T1w", mode=mode, threads=2)
+    assert asked == [(data.shape, 2)]
+    assert out.sidecar == {"SkullStripped": False, "BrainExtraction": "deepbet"}
+    assert np.array_equal(nifti.load(out.mask).data > 0, inside)
+
+
+def test_a_head_without_a_brain_is_named(tmp_path, head, monkeypatch):
+    def found(*anything):
+        raise AssertionError("no foreground")
+
+    monkeypatch.setattr(brain.BrainExtraction, "run", found)
+    monkeypatch.setattr(brain.BrainExtraction, "__init__", lambda *_self, **_options: None)
+    with pytest.raises(UnusableDataError, match=r"sub-01_T1w: deepbet found no brain .*look at"):
+        node(ExtractBrain, tmp_path, t1w=head[0], source="sub-01_T1w", mode="force", threads=1)
+
+
+@pytest.mark.parametrize("share", [0.1, 3])
+def test_a_brain_of_a_size_that_none_has_is_refused(tmp_path, head, monkeypatch, share):
+    path, data, inside, affine = head
+    scale = np.diag([*[share ** (1 / 3)] * 3, 1.0])
+    nifti.save(nifti.Image(data, affine @ scale), path)
+    found = nib.Nifti1Image(inside.astype(np.uint8), affine @ scale)
+    monkeypatch.setattr(brain.BrainExtraction, "__init__", lambda *_self, **_options: None)
+    monkeypatch.setattr(brain.BrainExtraction, "run", lambda *_self_and_image: (None, found, None))
+    with pytest.raises(UnusableDataError, match=rf"a brain of {1.3 * share:.1f}\d litres"):
+        node(ExtractBrain, tmp_path, t1w=path, source="sub-01_T1w", mode="force", threads=1)
+
+
+# Synthesis
+
+
+def test_a_synthetic_pet_is_what_the_generator_predicts(tmp_path, rng, head_affine, save):
+    spec = replace(MODELS["semi3d-gan-mse"], n_blocks=1, width=2)
+    generator = build_translator(spec, torch.Generator().manual_seed(0)).generator
+    affine = tuple(tuple(row) for row in head_affine.tolist())
+    card = Card("tiny", "0", spec, "T", SHAPE, affine, "", "noise", "tests", (), "none", 0)
+    card = save_generator(generator, card, tmp_path / "tiny")
+    t1w = np.where(ellipsoid, rng.random(SHAPE), 0).astype(np.float32)
+    mask = np.roll(ellipsoid, 1, axis=0)  # the T1w's zeros do not say where the brain ends
+    out = node(
+        SynthesizePET, tmp_path, t1w=save("t1w", t1w), mask=save("mask", mask), sha256=card.sha256,
+        generator=str(tmp_path / "tiny"), fwhm=6.0, device="cpu", threads=1,
+    )  # fmt: skip
+    with torch.inference_mode():
+        tiles = torch.from_numpy(np.concatenate([t1w, t1w[..., -1:]], axis=-1))
+        made = torch.cat([
+            generator(tiles[..., k : k + 3].movedim(-1, 0)[None])[0] for k in (0, 3, 6, 9)
+        ])  # fmt: skip
+    expected = smooth(made.movedim(0, -1)[..., :11].numpy(), 6.0, (4, 5, 6))
+    pet = load_on_grid(out.pet, head_affine)
+    assert pet == pytest.approx(np.where(mask, expected, 0), abs=1e-5)
+    assert b"SYNTHETIC" in nib.load(out.pet).header["descrip"].item()
+
+
+# Results
+
+
+def test_a_result_is_put_in_its_place_with_all_that_is_known(tmp_path, rng, save):
+    source, place = save("in", rng.random(SHAPE)), tmp_path / "out" / "sub-01" / "anat"
+    interface = SaveDerivative(
+        in_file=source, out_file=str(place / "a_T1w.nii.gz"),
+        sidecar_file=str(place / "a_T1w.json"), sidecar={"Sources": ["bids:raw:x"], "A": 1},
+        measured=[{"A": 2}, {"B": {"C": 0.5}}],
+    )  # fmt: skip
+    out = interface.run(cwd=str(tmp_path)).outputs
+    assert Path(out.out_file).read_bytes() == Path(source).read_bytes()
+    assert json.loads((place / "a_T1w.json").read_text()) == {
+        "Sources": ["bids:raw:x"], "A": 2, "B": {"C": 0.5},
+    }  # fmt: skip
+    assert sorted(file.name for file in place.iterdir()) == ["a_T1w.json", "a_T1w.nii.gz"]
+    assert interface.always_run
+
+
+def test_a_result_of_which_nothing_was_measured_has_its_sidecar(tmp_path, rng, save):
+    inputs = {"in_file": save("in", rng.random(SHAPE)), "sidecar": {"A": 1}}
+    out = node(
+        SaveDerivative, tmp_path, **inputs, out_file=str(tmp_path / "a.nii.gz"),
+        sidecar_file=str(tmp_path / "a.json"),
+    )  # fmt: skip
+    assert json.loads(Path(out.sidecar_file).read_text()) == {"A": 1}
+
+
+def test_what_is_measured_later_is_added(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"A": 1, "B": 2}')
+    out = node(AddToSidecar, tmp_path, sidecar_file=str(path), measured=[{"B": 3}, {"C": 4}])
+    assert json.loads(Path(out.sidecar_file).read_text()) == {"A": 1, "B": 3, "C": 4}
+    assert out.sidecar_file == str(path)
+
+
+# ANTs, in a process without torch
+
+ZOOM = 5.0
+DIRECTIONS = {"RAS": np.eye(3), "LAS": np.diag([-1, 1, 1]),
+              "LIA": np.array([[-1, 0, 0], [0, 0, 1], [0, -1, 0]])}  # fmt: skip
+BLOBS = np.array([
+    # x, y, z in mm, width in mm, T1w, PET
+    [0, 0, 0, 25, 1.0, 0.4], [-30, 20, 10, 10, 0.8, -0.3], [25, -35, 15, 12, -0.7, 0.9],
+    [10, 35, -20, 9, 0.9, 0.8], [-20, -30, -15, 11, -0.6, 0.5], [35, 10, 25, 8, 0.7, -0.4],
+])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ants_process():
+    """A fresh process, so that ANTs never computes beside torch."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.fixture
+def run_ants(ants_process, tmp_path):
+    def run(name, **inputs):
+        module = "bids_app.interfaces.registration"
+        return ants_process.submit(run_interface, module, name, inputs, tmp_path).result()
+
+    return run
+
+
+def grid_around(centre, orientation="RAS", zoom=ZOOM, extent=(180, 200, 170)):
+    """Shape and affine of a grid whose middle lies at a point, in mm, RAS+."""
+    directions = DIRECTIONS[orientation]
+    shape = np.ceil(np.abs(directions.T @ np.array(extent)) / zoom).astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = directions * zoom
+    affine[:3, 3] = np.array(centre) - affine[:3, :3] @ ((shape - 1) / 2)
+    return tuple(shape), affine
+
+
+def world(shape, affine):
+    return np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def anatomy(points, column):
+    """T1w (4) or PET (5) of a head without skull, at points in mm."""
+    inside = 1 / (1 + np.exp((np.linalg.norm(points / [65, 80, 60], axis=-1) - 1) * 25))
+    blobs = sum(
+        row[column] * np.exp(-((points - row[:3]) ** 2).sum(-1) / (2 * row[3] ** 2))
+        for row in BLOBS
+    )
+    return (100 * inside * np.clip(1.5 + blobs, 0.2, None) * (inside > 0.02)).astype(np.float32)
+
+
+def paint(path, column, grid, move=None):
+    """Save anatomy on a grid, after points of the grid have been moved."""
+    points = world(*grid)
+    data = anatomy(points if move is None else move(points), column)
+    nifti.save(nifti.Image(data, grid[1]), path)
+    return str(path)
+
+
+@pytest.mark.ants
+def test_a_bias_field_is_removed(run_ants, tmp_path):
+    grid = grid_around((0, 0, 0))
+    points = world(*grid)
+    inside = np.linalg.norm(points / [65, 80, 60], axis=-1) < 1
+    tissue = np.where(np.linalg.norm(points / [40, 50, 35], axis=-1) < 1, 150, 100)
+    field = 1 + 0.35 * np.sin(points[..., 0] / 60) + 0.2 * points[..., 1] / 80
+    for name, data in (("t1w", np.where(inside, tissue * field, 0)), ("mask", inside)):
+        nifti.save(nifti.Image(data, grid[1]), tmp_path / f"{name}.nii")
+    t1w, mask = str(tmp_path / "t1w.nii"), str(tmp_path / "mask.nii")
+    out = run_ants("CorrectBias", t1w=t1w, mask=mask, shrink_factor=2)
+    corrected = nifti.load(out["t1w"])
+    assert corrected.affine == pytest.approx(grid[1], abs=1e-3)
+
+    def variation(volume):
+        return [
+            np.std(v) / np.mean(v) for v in (volume[inside & (tissue == t)] for t in (100, 150))
+        ]
+
+    assert np.less(variation(corrected.data), 0.5 * np.array(variation(tissue * field))).all()
+
+
+@pytest.mark.ants
+def test_a_brain_is_registered_to_a_template_and_back(run_ants, tmp_path):
+    template = paint(tmp_path / "template.nii.gz", 4, grid_around((0, 0, 0)))
+    turn = Rotation.from_euler("xyz", (8, -6, 10), degrees=True).as_matrix()
+    brain_ = paint(
+        tmp_path / "brain.nii.gz", 4, grid_around((20, -15, 10), "LIA"),
+        lambda points: (points - [20, -15, 10]) @ turn * [1.1, 0.92, 1.05],
+    )  # fmt: skip
+    out = run_ants("RegisterToTemplate", brain=brain_, template=template, quick=True)
+    for moving, fixed, transform in (
+        (brain_, template, "t1w_to_template"), (template, brain_, "template_to_t1w"),
+    ):  # fmt: skip
+        target = nifti.load(fixed)
+        inputs = {"image": moving, "reference": fixed, "interpolation": "linear"}
+        before = nifti.load(run_ants("Resample", **inputs)["image"])
+        after = nifti.load(run_ants("Resample", **inputs, transforms=[out[transform]])["image"])
+        assert after.data.shape == target.data.shape
+        similarities = [
+            normalized_mutual_information(target.data, one.data, target.data > 0)
+            for one in (before, after)
+        ]
+        assert similarities[1] > similarities[0] + 0.1
+        overlaps = [dice(target.data > 50, one.data > 50) for one in (before, after)]
+        assert overlaps[1] > 0.93 > overlaps[0]
+
+
+def read_rigid(path):
+    """What a transform in ITK's text format makes of points in mm, RAS+."""
+    lines = Path(path).read_text().splitlines()
+    values = {
+        key: np.array(value.split(), float)
+        for key, _, value in (line.partition(": ") for line in lines)
+        if key in {"Parameters", "FixedParameters"}
+    }
+    parameters, centre = values["Parameters"], values["FixedParameters"][:3]
+    assert len(parameters) == 12, lines
+    matrix, flip = parameters[:9].reshape(3, 3), np.array([-1, -1, 1])
+
+    def apply(points):
+        return ((points * flip - centre) @ matrix.T + parameters[9:] + centre) * flip
+
+    return apply
+
+
+@pytest.mark.ants
+@pytest.mark.parametrize(("orientation", "far"), [("RAS", False), ("LIA", False), ("LAS", True)])
+def test_a_pet_finds_its_t1w(run_ants, tmp_path, orientation, far):
+    """The PET lies turned and moved in the scanner; the transform says by how much, within 1 mm."""
+    turn = Rotation.from_euler("xyz", (6, -4, 7), degrees=True).as_matrix()
+    shift = np.array([60, -40, 80]) if far else np.array([7, -5, 4])
+    head_grid = grid_around((0, 0, 0), "LAS")
+    t1w = paint(tmp_path / "t1w.nii.gz", 4, head_grid)
+    inside = anatomy(world(*head_grid), 4) > 50
+    nifti.save(nifti.Image(inside, head_grid[1]), tmp_path / "mask.nii.gz")
+    pet = paint(
+        tmp_path / "pet.nii.gz", 5, grid_around(shift, orientation),
+        lambda points: (points - shift) @ turn,
+    )  # fmt: skip
+    out = run_ants("RegisterPET", pet=pet, t1w=t1w, mask=str(tmp_path / "mask.nii.gz"))
+    points = world(*head_grid)[inside]
+    error = read_rigid(out["pet_to_t1w"])(points) - (points @ turn.T + shift)
+    assert np.median(np.linalg.norm(error, axis=-1)) < 1
+    quality = out["sidecar"]["Registration"]
+    assert quality["SimilarityAfter"] > quality["SimilarityBefore"] + 0.05
+    assert not far or quality["Start"] == "centre of mass"
+
+
+TRANSLATION = """#Insight Transform File V1.0
+#Transform 0
+Transform: AffineTransform_double_3_3
+Parameters: 1 0 0 0 1 0 0 0 1 {} {} {}
+FixedParameters: 0 0 0
+"""
+
+
+@pytest.mark.ants
+def test_an_image_is_carried_along_a_translation(run_ants, tmp_path, rng):
+    """A transform maps points of the reference into the image; ITK's x and y are LPS+."""
+    shape, affine = grid_around((0, 0, 0), "LIA", zoom=6.0)
+    data = rng.random(shape).astype(np.float32)
+    nifti.save(nifti.Image(data, affine), tmp_path / "image.nii.gz")
+    for name, shift in (("one", (6, 0, 0)), ("other", (0, -12, 6))):
+        (tmp_path / f"{name}.txt").write_text(TRANSLATION.format(*shift))
+    image = str(tmp_path / "image.nii.gz")
+    out = run_ants(
+        "Resample", image=image, reference=image, interpolation="nearestNeighbor",
+        transforms=[str(tmp_path / "one.txt"), str(tmp_path / "other.txt")],
+    )  # fmt: skip
+    moved = nifti.load(out["image"])
+    # together 6 mm to the left, 12 mm to the front, 6 mm up: voxels (1, -1, 2) in LIA
+    expected = np.zeros_like(data)
+    expected[:-1, 1:, :-2] = data[1:, :-1, 2:]
+    assert np.array_equal(moved.data, expected)
+    assert moved.affine == pytest.approx(affine, abs=1e-4)
+
+
+@pytest.mark.ants
+def test_transforms_are_applied_last_first(run_ants, tmp_path):
+    """An enlargement after a shift is not a shift after an enlargement."""
+    shape, affine = grid_around((0, 0, 0), zoom=6.0)
+    ramp = (world(shape, affine)[..., 2] + 300).astype(np.float32)
+    nifti.save(nifti.Image(ramp, affine), tmp_path / "image.nii.gz")
+    enlarge = TRANSLATION.replace("1 0 0 0 1 0 0 0 1", "1 0 0 0 1 0 0 0 2")
+    (tmp_path / "enlarge.txt").write_text(enlarge.format(0, 0, 0))
+    (tmp_path / "shift.txt").write_text(TRANSLATION.format(0, 0, 12))
+    image, (i, j, k) = str(tmp_path / "image.nii.gz"), np.array(shape) // 2
+    z = world(shape, affine)[i, j, k, 2]
+    for names, expected in (
+        (["enlarge", "shift"], 2 * z + 12),
+        (["shift", "enlarge"], 2 * (z + 12)),
+    ):
+        transforms = [str(tmp_path / f"{name}.txt") for name in names]
+        out = run_ants(
+            "Resample", image=image, reference=image, transforms=transforms, interpolation="linear"
+        )
+        value = nifti.load(out["image"]).data[i, j, k] - 300
+        assert value == pytest.approx(expected, abs=1e-2), names
+
+
+@pytest.mark.ants
+def test_without_a_transform_images_lie_as_their_headers_say(run_ants, tmp_path):
+    image = paint(tmp_path / "image.nii.gz", 4, grid_around((10, 0, 0), "LIA", zoom=4.0))
+    reference = paint(tmp_path / "reference.nii.gz", 4, grid_around((0, 0, 0), "LAS"))
+    out = run_ants("Resample", image=image, reference=reference, interpolation="linear")
+    found, expected = nifti.load(out["image"]), nifti.load(reference)
+    assert found.affine == pytest.approx(expected.affine, abs=1e-3)
+    middle = expected.data > 100
+    assert np.abs(found.data - expected.data)[middle].mean() < 2

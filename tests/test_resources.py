@@ -1,0 +1,148 @@
+import os
+
+import pytest
+
+from bids_app import resources
+from bids_app.resources import (
+    THREAD_VARIABLES,
+    choose_device,
+    find_limits,
+    limit_threads,
+    threads_per_node,
+)
+
+GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """A machine with 16 CPUs and 64 GiB."""
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB // 4096}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(16)))
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+
+
+@pytest.fixture
+def cgroup(tmp_path):
+    """Write the files of a control group; give its root."""
+
+    def write(**files):
+        for name, text in files.items():
+            path = tmp_path / name.replace("__", "/").replace("_dot_", ".")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text + "\n")
+        return tmp_path
+
+    return write
+
+
+def limits(environment, root):
+    found = find_limits(environment, root)
+    return found.cpus, found.mem_gb
+
+
+def test_a_machine_without_control_groups_is_all_ours(tmp_path):
+    assert limits({}, tmp_path) == (16, 57.6)  # nine tenths of 64
+
+
+@pytest.mark.parametrize(
+    ("cpu", "memory", "expected"),
+    [
+        ("400000 100000", str(10 * GIB), (4, 9.0)),
+        ("250000 100000", "max", (2, 57.6)),
+        ("50000 100000", str(20 * GIB), (1, 18.0)),
+        ("max 100000", str(128 * GIB), (16, 57.6)),
+    ],
+)
+def test_control_groups_of_version_2(cgroup, cpu, memory, expected):
+    assert limits({}, cgroup(cpu_dot_max=cpu, memory_dot_max=memory)) == expected
+
+
+@pytest.mark.parametrize(
+    ("quota", "memory", "expected"),
+    [
+        ("300000", str(8 * GIB), (3, 7.2)),
+        ("-1", str(0x7FFFFFFFFFFFF000), (16, 57.6)),
+    ],
+)
+def test_control_groups_of_version_1(cgroup, quota, memory, expected):
+    root = cgroup(
+        cpu__cpu_dot_cfs_quota_us=quota,
+        cpu__cpu_dot_cfs_period_us="100000",
+        memory__memory_dot_limit_in_bytes=memory,
+    )
+    assert limits({}, root) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"SLURM_CPUS_PER_TASK": "4", "SLURM_MEM_PER_NODE": "10240"}, (4, 9.0)),
+        ({"SLURM_CPUS_PER_TASK": "4", "SLURM_MEM_PER_CPU": "2048"}, (4, 7.2)),
+        ({"SLURM_CPUS_PER_TASK": "", "SLURM_MEM_PER_NODE": "all"}, (16, 57.6)),
+        ({"SLURM_CPUS_PER_TASK": "99", "SLURM_MEM_PER_NODE": "9999999"}, (16, 57.6)),
+    ],
+)
+def test_slurm_says_what_it_has_granted(tmp_path, environment, expected):
+    assert limits(environment, tmp_path) == expected
+
+
+def test_the_least_counts(cgroup):
+    root = cgroup(cpu_dot_max="800000 100000", memory_dot_max=str(20 * GIB))
+    environment = {"SLURM_CPUS_PER_TASK": "5", "SLURM_MEM_PER_NODE": str(40 * 1024)}
+    assert limits(environment, root) == (5, 18.0)
+
+
+@pytest.mark.parametrize(
+    ("nprocs", "visits", "expected"),
+    [(1, 1, 1), (4, 1, 4), (4, 2, 2), (4, 3, 1), (2, 100, 1), (64, 1, 8), (64, 4, 8), (5, 0, 5)],
+)
+def test_cpus_are_shared_among_visits(nprocs, visits, expected):
+    assert threads_per_node(nprocs, visits) == expected
+
+
+def test_all_libraries_are_told_how_many_threads_they_may_start():
+    environment = {"HOME": "/root", "OMP_NUM_THREADS": "64"}
+    limit_threads(environment, 3)
+    assert environment == {"HOME": "/root", **dict.fromkeys(THREAD_VARIABLES, "3")}
+    assert {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS"} < set(THREAD_VARIABLES)
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """Put an nvidia-smi on the path that says, and returns, something."""
+
+    def install(says, code=0):
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\n[ \"$1\" = -L ] && echo '{says}'\nexit {code}\n")
+        program.chmod(0o755)
+
+    monkeypatch.setattr(resources.shutil, "which", lambda name: _which(tmp_path / name))
+    return install
+
+
+def _which(path):
+    return str(path) if path.exists() else None
+
+
+@pytest.mark.parametrize("wanted", ["cpu", "cuda", "cuda:3"])
+def test_a_device_that_is_named_is_taken(driver, wanted):
+    driver("GPU 0: NVIDIA A100")
+    assert choose_device(wanted) == wanted
+
+
+def test_without_a_driver_it_is_the_cpu(driver):
+    assert choose_device("auto") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("says", "code", "expected"),
+    [
+        ("GPU 0: NVIDIA A100 (UUID: GPU-1)", 0, "cuda:0"),
+        ("No devices were found", 0, "cpu"),
+        ("GPU 0: lost", 9, "cpu"),
+    ],
+)
+def test_the_driver_says_whether_there_is_a_gpu(driver, says, code, expected):
+    driver(says, code)
+    assert choose_device("auto") == expected

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+
+from bids_app import nifti, templates
+from bids_app.errors import MissingInputError
+from bids_app.imaging.volume import grid_of_box
+from bids_app.templates import OWN, prepare
+
+GRID = grid_of_box((-78, -112, -50, 78, 76, 85), 4.0)
+FILES = ("brain", "brain_mask", "reference", "reference_mask")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("template")
+
+
+@pytest.fixture(scope="module")
+def template(folder):
+    return prepare(OWN, GRID, folder / "new", registration_resolution=4.0)
+
+
+@pytest.fixture(scope="module")
+def images(template):
+    return {name: nifti.load(getattr(template, name)) for name in FILES}
+
+
+def test_the_reference_lies_on_the_grid_of_the_outputs(images):
+    for name in ("reference", "reference_mask"):
+        assert images[name].data.shape == GRID.shape
+        assert images[name].affine == pytest.approx(GRID.affine)
+
+
+def test_what_is_registered_to_covers_the_whole_brain(images):
+    for name in ("brain", "brain_mask"):
+        assert images[name].zooms == pytest.approx((4, 4, 4))
+    litres = {name: float((images[name].data > 0).sum()) * 64e-6 for name in FILES}
+    assert images["brain_mask"].data.shape == images["brain"].data.shape
+    assert 1.6 < litres["reference_mask"] < litres["brain_mask"] < 2.1
+
+
+def test_masks_are_masks_and_brains_are_nothing_outside(images):
+    for brain, mask in (("brain", "brain_mask"), ("reference", "reference_mask")):
+        assert set(np.unique(images[mask].data)) == {0, 1}
+        inside = images[mask].data > 0
+        assert (images[brain].data[~inside] == 0).all()
+        assert (images[brain].data[inside] > 0).mean() > 0.98
+
+
+def test_the_mask_lies_in_the_middle_of_mni_space(images):
+    there = np.argwhere(images["brain_mask"].data > 0).mean(axis=0)
+    centre = (images["brain_mask"].affine @ [*there, 1])[:3]
+    assert centre == pytest.approx((0, -20, 10), abs=6)
+
+
+def test_both_grids_show_the_same_brain(images):
+    """At the same place in mm lies the same intensity."""
+    values = []
+    for name in ("brain", "reference"):
+        image = images[name]
+        voxels = np.linalg.inv(image.affine) @ np.array([[10, -50, 14, 1], [-30, 8, 2, 1]]).T
+        i, j, k = np.round(voxels[:3]).astype(int)
+        values.append(image.data[i, j, k])
+    assert values[0] == pytest.approx(values[1], rel=0.35)
+
+
+def test_a_second_run_writes_equal_bytes(template, folder):
+    again = prepare(OWN, GRID, folder / "again", registration_resolution=4.0)
+    for name in FILES:
+        assert getattr(again, name).read_bytes() == getattr(template, name).read_bytes()
+
+
+def test_its_address_names_the_template(template):
+    assert f"tpl-{OWN}" in template.uri
+    assert template.name == OWN
+
+
+def test_a_template_that_cannot_be_fetched_is_missing(tmp_path, monkeypatch):
+    def offline(name, **query):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(templates.templateflow, "get", offline)
+    with pytest.raises(MissingInputError, match=r"template Nowhere: .*Network is unreachable"):
+        prepare("Nowhere", GRID, tmp_path / "template", registration_resolution=4.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("found", [[], "absent"])
+def test_a_template_without_a_file_is_missing(tmp_path, monkeypatch, found):
+    result = found or []
+    if found == "absent":
+        result = tmp_path / "absent.nii.gz"  # as TemplateFlow says when a download failed
+    monkeypatch.setattr(templates.templateflow, "get", lambda _name, **_query: result)
+    with pytest.raises(MissingInputError, match="template Empty: no 1 mm T1w"):
+        prepare("Empty", GRID, tmp_path / "template", registration_resolution=4.0)
+
+
+def test_a_template_of_templateflow_is_used(tmp_path, monkeypatch, rng):
+    affine = np.diag([4.0, 4, 4, 1])
+    affine[:3, 3] = -78, -112, -50
+    t1w = (1 + rng.random(GRID.shape)).astype(np.float32)
+    mask = np.zeros(GRID.shape, bool)
+    mask[5:30, 5:40, 5:30] = True
+    paths = {}
+    for suffix, data in (("T1w", t1w), ("mask", mask)):
+        paths[suffix] = tmp_path / f"{suffix}.nii.gz"
+        nifti.save(nifti.Image(data, affine), paths[suffix])
+    monkeypatch.setattr(
+        templates.templateflow, "get", lambda _name, **query: paths[query["suffix"]]
+    )
+    made = prepare("Mine", GRID, tmp_path / "template", registration_resolution=4.0)
+    assert np.array_equal(nifti.load(made.reference_mask).data > 0, mask)
+    expected = np.where(mask, t1w, 0)
+    assert nifti.load(made.reference).data == pytest.approx(expected, abs=1e-4)

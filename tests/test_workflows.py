@@ -1,0 +1,317 @@
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from nipype.interfaces.base import isdefined
+from nipype.interfaces.utility import IdentityInterface
+
+from bids_app.interfaces.derivatives import SaveDerivative
+from bids_app.workflows import participant, registration
+from bids_app.workflows.participant import (
+    Output,
+    PetPlan,
+    Preprocessing,
+    SynthesisPlan,
+    init_comparison_wf,
+    init_participant_wf,
+    init_preprocessing_wf,
+    init_synthesis_from_disk_wf,
+    init_synthesis_wf,
+)
+from bids_app.workflows.registration import init_anatomical_wf, init_pet_wf
+
+OF_T1W = {  # output → the node and field it comes from
+    "t1w": ("correct_bias", "t1w"),
+    "brain_mask": ("extract_brain", "mask"),
+    "t1w_in_template": ("scale", "image"),
+    "brain_mask_in_template": ("resample_mask", "image"),
+    "t1w_to_template": ("register_to_template", "t1w_to_template"),
+    "template_to_t1w": ("register_to_template", "template_to_t1w"),
+}
+OF_PET = {
+    "in_t1w": ("resample_to_t1w", "image"),
+    "in_template": ("scale", "image"),
+    "to_t1w": ("register_to_t1w", "pet_to_t1w"),
+}
+
+
+@pytest.fixture
+def there(tmp_path):
+    """Make an input, which nodes want to exist; give its path."""
+
+    def make(name):
+        (tmp_path / name).touch()
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def generator(tmp_path):
+    (tmp_path / "generator").mkdir()
+    return tmp_path / "generator"
+
+
+def output(name):
+    return Output(Path(f"/out/{name}.nii.gz"), Path(f"/out/{name}.json"), {"Name": name})
+
+
+def pet_plans(there, count):
+    return [
+        PetPlan(
+            there(f"pet{number}.nii.gz"), (60.0, 30.0),
+            {name: output(f"pet_{number}_{name}") for name in OF_PET},
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def how(there):
+    return Preprocessing(
+        there("template.nii.gz"), there("grid.nii.gz"), there("grid_mask.nii.gz"),
+        "auto", (0, 1), 99.5, quick=True, omp_nthreads=3,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def synthesis(generator):
+    return SynthesisPlan(generator, "0" * 64, 1.5, "cpu", output("synthetic_pet"))
+
+
+@pytest.fixture
+def build(there, how, synthesis):
+    """Build any of the workflows, by the name of its factory."""
+    images = {"reference": how.reference, "percentile": 99.9, "omp_nthreads": 1}
+
+    def build(name, pets=1):
+        visit = {
+            "t1w": there("t1w.nii.gz"),
+            "outputs": {field: output(field) for field in OF_T1W},
+            "pets": pet_plans(there, pets),
+            "how": how,
+        }
+        factories = {
+            "anatomical": lambda: init_anatomical_wf(
+                t1w=visit["t1w"], template=how.template, reference_mask=how.reference_mask,
+                skull_strip="auto", quick=True, **images,
+            ),
+            "pet": lambda: init_pet_wf(
+                pet=there("pet.nii.gz"), durations=(), frames=(), **images
+            ),
+            "preprocessing": lambda: init_preprocessing_wf(**visit),
+            "synthesis": lambda: init_synthesis_wf(plan=synthesis, omp_nthreads=1),
+            "comparison": init_comparison_wf,
+            "participant": lambda: init_participant_wf(**visit, synthesis=synthesis),
+            "synthesis_from_disk": lambda: init_synthesis_from_disk_wf(
+                t1w=there("t1w.nii.gz"), brain_mask=there("mask.nii.gz"),
+                pets=[plan.pet for plan in visit["pets"]], synthesis=synthesis, omp_nthreads=1,
+            ),
+        }  # fmt: skip
+        return factories[name]()
+
+    return build
+
+
+FACTORIES = {
+    name.removeprefix("init_").removesuffix("_wf"): factory
+    for module in (registration, participant)
+    for name, factory in vars(module).items()
+    if name.startswith("init_") and factory.__module__ == module.__name__
+}
+
+
+def sources(graph):
+    """(Node, its input) → (node, its output), for all nodes of a flat graph."""
+    return {
+        (behind, field): (before, source)
+        for before, behind, data in graph.edges(data=True)
+        for source, field in data["connect"]
+    }
+
+
+def trace(found, node, field):
+    """Follow an input back to the node that computes it, and to that node's output."""
+    node, field = found[node, field]
+    while isinstance(node.interface, IdentityInterface):  # the doors of workflows
+        node, field = found[node, field]
+    return node, field
+
+
+def producer(found, node, field):
+    node, field = trace(found, node, field)
+    return node.name, field
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize(("section", "door"), [("Inputs", "inputnode"), ("Outputs", "outputnode")])
+def test_docstrings_list_the_fields(build, name, section, door):
+    body = re.search(
+        rf"^{section}\n-+\n(.*?)(?:\n\n|\Z)", inspect.getdoc(FACTORIES[name]), re.S | re.M
+    )
+    node = build(name).get_node(door)
+    documented = re.findall(r"^\w+$", body[1], re.M) if body else []
+    assert documented == (node.interface._fields if node else [])
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_docstrings_list_the_parameters(name):
+    body = re.search(
+        r"^Parameters\n-+\n(.*?)(?:\n\n|\Z)", inspect.getdoc(FACTORIES[name]), re.S | re.M
+    )
+    lines = re.findall(r"^(\w.*?)(?: : .*)?$", body[1], re.M) if body else []
+    documented = [parameter for line in lines for parameter in line.split(", ")]
+    assert documented == [p for p in inspect.signature(FACTORIES[name]).parameters if p != "name"]
+
+
+@pytest.mark.parametrize("name", ["participant", "preprocessing", "synthesis_from_disk"])
+@pytest.mark.parametrize("pets", [0, 1, 2])
+def test_every_node_gets_what_it_needs(build, name, pets):
+    graph = build(name, pets)._create_flat_graph()
+    connected = set(sources(graph))
+    missing = [
+        (node.name, field)
+        for node in graph
+        for field in node.inputs.traits(mandatory=True)
+        if (node, field) not in connected and not isdefined(getattr(node.inputs, field))
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("pets", [0, 1, 2])
+def test_every_result_is_saved_once_and_is_what_its_name_says(build, pets):
+    graph = build("participant", pets)._create_flat_graph()
+    found = sources(graph)
+    saved = {
+        node.inputs.out_file: producer(found, node, "in_file")
+        for node in graph
+        if isinstance(node.interface, SaveDerivative)
+    }
+    expected = {**OF_T1W, "synthetic_pet": ("synthesize", "pet")}
+    for number in range(pets):
+        expected |= {f"pet_{number}_{name}": place for name, place in OF_PET.items()}
+    assert saved == {f"/out/{name}.nii.gz": place for name, place in expected.items()}
+    assert sum(isinstance(node.interface, SaveDerivative) for node in graph) == len(expected)
+
+
+def test_sidecars_go_with_their_images(build):
+    for node in build("participant")._create_flat_graph():
+        if isinstance(node.interface, SaveDerivative):
+            name = Path(node.inputs.out_file).name.removesuffix(".nii.gz")
+            assert node.inputs.sidecar_file == f"/out/{name}.json"
+            assert node.inputs.sidecar == {"Name": name}
+
+
+@pytest.mark.parametrize(
+    ("result", "measured"),
+    [
+        ("t1w", ["extract_brain"]),
+        ("brain_mask", []),
+        ("t1w_in_template", ["judge", "scale"]),
+        ("pet_0_in_t1w", ["read"]),
+        ("pet_0_in_template", ["register_to_t1w", "scale", "read"]),
+        ("pet_0_to_t1w", ["register_to_t1w"]),
+    ],
+)
+def test_what_was_measured_goes_into_the_sidecar(build, result, measured):
+    found = sources(build("participant")._create_flat_graph())
+    (save,) = {node for node, _ in found if node.name == f"save_{result}"}
+    if not measured:
+        assert (save, "measured") not in found
+        return
+    source, _ = trace(found, save, "measured")
+    if source.name == "measured":  # merged from several
+        fields = [f"in{number + 1}" for number in range(len(measured))]
+        assert [trace(found, source, field)[0].name for field in fields] == measured
+    else:
+        assert [source.name] == measured
+
+
+def test_a_pet_goes_by_its_t1w_into_the_template(build):
+    """ANTs applies the last transform first."""
+    found = sources(build("participant")._create_flat_graph())
+    (path,) = {node for node, _ in found if node.name == "path"}
+    assert producer(found, path, "in1") == ("register_to_template", "t1w_to_template")
+    assert producer(found, path, "in2") == ("register_to_t1w", "pet_to_t1w")
+
+
+def node_of(graph, name):
+    (node,) = [node for node in graph if node.name == name and "pet_" not in node.fullname]
+    return node
+
+
+def test_registration_sees_the_brain_alone_and_is_judged_on_the_grid_of_the_outputs(build, how):
+    graph = build("participant", pets=0)._create_flat_graph()
+    found, at = sources(graph), lambda name: node_of(graph, name)
+    assert producer(found, at("register_to_template"), "brain") == ("mask", "image")
+    assert producer(found, at("mask"), "image") == ("correct_bias", "t1w")
+    assert (at("before"), "transforms") not in found
+    for name in ("resample", "resample_mask"):
+        wanted = ("register_to_template", "t1w_to_template")
+        assert producer(found, at(name), "transforms") == wanted
+        assert at(name).inputs.reference == str(how.reference)
+    assert at("resample_mask").inputs.interpolation == "nearestNeighbor"
+    assert producer(found, at("judge"), "before") == ("before", "image")
+    assert producer(found, at("judge"), "after") == ("resample", "image")
+    assert producer(found, at("judge"), "mask_after") == ("resample_mask", "image")
+    assert producer(found, at("synthesize"), "t1w") == ("scale", "image")
+    assert producer(found, at("synthesize"), "mask") == ("resample_mask", "image")
+
+
+@pytest.mark.parametrize("pets", [0, 1, 2])
+def test_a_synthetic_pet_is_compared_with_the_first_real_one(build, pets):
+    graph = build("participant", pets)._create_flat_graph()
+    found, names = sources(graph), [node.name for node in graph]
+    assert names.count("compare") == min(pets, 1)
+    if pets:
+        compare, tell = node_of(graph, "compare"), node_of(graph, "tell")
+        real, field = trace(found, compare, "real")
+        assert (real.fullname.split(".")[-2:], field) == (["pet_0_wf", "scale"], "image")
+        assert producer(found, compare, "synthetic") == ("synthesize", "pet")
+        assert producer(found, compare, "mask") == ("resample_mask", "image")
+        assert producer(found, tell, "sidecar_file") == ("save_synthetic_pet", "sidecar_file")
+
+
+def test_a_comparison_from_disk_is_with_the_first_real_pet(build, there):
+    graph = build("synthesis_from_disk", 2)._create_flat_graph()
+    doors = {node.fullname.split(".")[-2]: node for node in graph if node.name == "inputnode"}
+    assert doors["comparison_wf"].inputs.real == str(there("pet0.nii.gz"))
+    assert doors["comparison_wf"].inputs.brain_mask == str(there("mask.nii.gz"))
+    assert doors["synthesis_wf"].inputs.t1w == str(there("t1w.nii.gz"))
+    assert doors["synthesis_wf"].inputs.brain_mask == str(there("mask.nii.gz"))
+
+
+def test_parameters_arrive_at_their_nodes(build, how, synthesis):
+    graph = build("participant")._create_flat_graph()
+    at = {(".pet_" in node.fullname, node.name): node.inputs for node in graph}
+    assert at[False, "extract_brain"].mode == "auto"
+    assert at[False, "register_to_template"].quick is True
+    assert at[False, "register_to_template"].template == str(how.template)
+    assert at[False, "judge"].fixed == str(how.reference)
+    assert at[False, "judge"].fixed_mask == str(how.reference_mask)
+    assert {at[pet, "scale"].percentile for pet in (False, True)} == {99.5}
+    assert at[True, "read"].frames == [0, 1]
+    assert at[True, "read"].durations == [60, 30]
+    assert at[True, "resample_to_template"].reference == str(how.reference)
+    assert (at[False, "synthesize"].fwhm, at[False, "synthesize"].device) == (1.5, "cpu")
+    threads = {"extract_brain", "correct_bias", "register_to_template", "synthesize"}
+    assert {node.n_procs for node in graph if node.name in threads} == {3}
+    assert {node.n_procs for node in graph if node.name == "register_to_t1w"} == {3}
+
+
+def test_only_nodes_of_torch_say_so(build):
+    graph = build("participant")._create_flat_graph()
+    said = {node.name for node in graph if getattr(node.interface, "uses_torch", False)}
+    assert said == {"extract_brain", "synthesize"}
+
+
+def test_building_a_graph_loads_neither_torch_nor_ants():
+    code = (
+        "import sys; import bids_app.workflows.participant, bids_app.workflows.execution;"
+        "print([name for name in ('torch', 'ants', 'deepbet', 'itk') if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
