@@ -4,13 +4,29 @@ import logging
 
 from bids_app import provenance
 from bids_app.app.participant import participant
+from bids_app.app.preparation import PERCENTILE, prepare_generator
 from bids_app.console import Voice
+from bids_app.derivatives.paths import resolution_label
 from bids_app.report.methods import Procedure, boilerplate
 from bids_app.settings import Settings
 from bids_app.workflows.execution import quiet
 
 LEVELS = {"participant": participant}
 LOUDNESS = {0: logging.CRITICAL, 1: logging.WARNING}
+
+
+def _procedure(settings: Settings, stamp: provenance.Stamp) -> Procedure:
+    """Tell what the settings would do, to the methods paragraph."""
+    generator = prepare_generator(settings)
+    return Procedure(
+        versions=stamp.versions,
+        template=settings.template,
+        resolution=resolution_label(settings.grid_resolution),
+        percentile=PERCENTILE,
+        pet=True,
+        generator={} if generator is None else generator.description(),
+        fwhm=settings.smoothing_fwhm,
+    )
 
 
 def run(settings: Settings) -> int:
@@ -24,6 +40,6 @@ def run(settings: Settings) -> int:
     quiet(LOUDNESS.get(settings.verbose, logging.INFO))
     voice, stamp = Voice(), provenance.stamp()
     if settings.boilerplate_only:
-        voice.close(boilerplate(Procedure(versions=stamp.versions)))
+        voice.close(boilerplate(_procedure(settings, stamp)))
         return 0
     return LEVELS[settings.level](settings, voice, stamp)

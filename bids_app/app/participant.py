@@ -169,15 +169,15 @@ def _problem(crash: Crash, subjects: dict[str, str]) -> Problem:
     return Problem(subject, f"sub-{subject}: {crash.sentence}", crash.exit_code)
 
 
-def _subjects(selection: Selection, output_dir: Path) -> list[str]:
-    """List participants that have results."""
-    subjects = sorted({visit.subject for visit in selection.visits})
-    return [subject for subject in subjects if (output_dir / f"sub-{subject}").is_dir()]
+def _subjects(selection: Selection) -> list[str]:
+    """List participants whose images were looked at, with or without success."""
+    images = {one.subject for one in selection.unused if one.path is not None}
+    return sorted({visit.subject for visit in selection.visits} | images)
 
 
 def _report_again(selection: Selection, template: Template, output_dir: Path) -> None:
     """Write reports from what lies in the output folder."""
-    for subject in _subjects(selection, output_dir):
+    for subject in _subjects(selection):
         write_subject_report(output_dir, subject, template_t1w=template.reference)
 
 
@@ -190,7 +190,7 @@ def _report(
     stamp: provenance.Stamp,
     seconds: float,
 ) -> None:
-    for subject in _subjects(selection, output_dir):
+    for subject in _subjects(selection):
         notes = [note for v in selection.visits if v.subject == subject for note in v.notes]
         notes += [u.reason for u in selection.unused if u.subject == subject and not u.exit_code]
         write_subject_report(
