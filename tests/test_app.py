@@ -35,6 +35,10 @@ FILES = {
     "sub-02/anat": ("sub-02_desc-preproc_T1w", f"sub-02_{SPACE}_desc-preproc_T1w"),
     "sub-02/pet": (f"sub-02_trc-18FFDG_{SPACE}_desc-synth_pet",),
 }  # fmt: skip
+OF_THE_DATASET = (
+    "sub-01.html", "sub-02.html", "participants.tsv", "descriptions.tsv", "README.md",
+    "dataset_description.json", ".bidsignore", "desc-registration_metrics.tsv",
+)  # fmt: skip
 TRANSFORMS = (
     f"sub-01/ses-a/anat/sub-01_ses-a_from-T1w_to-MNI152NLin2009aSym_{XFM}.h5",
     f"sub-01/ses-a/anat/sub-01_ses-a_from-MNI152NLin2009aSym_to-T1w_{XFM}.h5",
@@ -96,8 +100,7 @@ def test_all_files_of_the_contract_are_there(out):
             assert (out / folder / f"{name}.json").is_file(), name
     for name in TRANSFORMS:
         assert (out / name).is_file(), name
-    for name in ("sub-01.html", "sub-02.html", "participants.tsv", "descriptions.tsv", "README.md",
-                 "dataset_description.json", ".bidsignore", "desc-registration_metrics.tsv"):  # fmt: skip
+    for name in OF_THE_DATASET:
         assert (out / name).is_file(), name
     rows = (out / "participants.tsv").read_text().splitlines()
     assert rows == ["participant_id\tgroup", "sub-01\tcontrol", "sub-02\tn/a"]

@@ -1,0 +1,92 @@
+"""What does the app add to the time of ANTs and deepbet? Measured side by side, in one run.
+
+First the bare calls on one T1w (deepbet; N4, SyN, resampling), each in a process of its own, only
+the calls timed; then the app on the same image, from a cold start to its report.
+
+    python benchmarks/overhead.py WORK T1W.nii.gz --threads 2
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bids_app.imaging.volume import grid_of_box
+from bids_app.settings import Settings
+from bids_app.templates import prepare
+
+BRAIN = """
+import sys, time; from pathlib import Path; from bids_app import nifti
+from bids_app.anatomy import brain
+work, t1w, threads = Path(sys.argv[1]), nifti.load_scan(sys.argv[2]), int(sys.argv[3])
+start = time.perf_counter()
+mask = brain.foreground(t1w) if brain.is_stripped(t1w) else brain.extract(t1w, threads)
+print(time.perf_counter() - start)
+nifti.save(t1w, work / "t1w.nii"); nifti.save(nifti.Image(mask, t1w.affine), work / "mask.nii.gz")
+nifti.save(nifti.Image(t1w.data * mask, t1w.affine), work / "brain.nii")
+"""
+ANTS = """
+import sys, time; from pathlib import Path; from bids_app.anatomy import registration as r
+work = Path(sys.argv[1]); start = time.perf_counter()
+r.correct_bias(work / "t1w.nii", work / "mask.nii.gz", work / "n4.nii.gz", shrink_factor=4)
+there, _ = r.register_to_template(work / "brain.nii", work / "template" / "brain.nii.gz",
+                                  work / "x_", quick=False)
+r.resample(work / "brain.nii", work / "template" / "grid_brain.nii.gz", [there],
+           work / "moved.nii.gz", interpolation="lanczosWindowedSinc")
+print(time.perf_counter() - start)
+"""
+
+
+def timed(code: str, *words: object) -> float:
+    """Run Python code that prints the seconds it took."""
+    command = [sys.executable, "-c", code, *(str(word) for word in words)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def bare(work: Path, t1w: Path, threads: int) -> float:
+    """Seconds that the bare calls take."""
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
+    prepare(
+        Settings.template, grid_of_box(Settings.bounding_box, 1.0), work / "template",
+        registration_resolution=1.0,
+    )  # fmt: skip
+    return timed(BRAIN, work, t1w, threads) + timed(ANTS, work)
+
+
+def app(work: Path, t1w: Path, threads: int) -> float:
+    """Seconds that the whole app takes for the same image."""
+    anat = work / "bids" / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    (work / "bids" / "dataset_description.json").write_text(
+        json.dumps({"Name": "one", "BIDSVersion": "1.10.0"})
+    )
+    (work / "bids" / "README").write_text("One T1w.\n")
+    shutil.copyfile(t1w, anat / "sub-01_T1w.nii.gz")
+    start = time.perf_counter()
+    subprocess.run(
+        ["mri2pet", work / "bids", work / "out", "participant", "--nprocs", str(threads),
+         "--omp-nthreads", str(threads)], check=True,
+    )  # fmt: skip
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print both times, and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("t1w", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True)
+    calls = bare(arguments.work, arguments.t1w, arguments.threads)
+    whole = app(arguments.work, arguments.t1w, arguments.threads)
+    print(f"ANTs and deepbet alone {calls:.1f} s; the app {whole:.1f} s; ratio {whole / calls:.2f}")
+
+
+if __name__ == "__main__":
+    main()
