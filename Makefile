@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed  ## Simulate a small cohort and run the participant level on it
 	rm -rf $(DEMO)
-	$(BIN)/mri2pet-simulate $(DEMO)/bids --paired 2 --t1w-only 1 --patients 1 --resolution 2 --seed 1
+	$(BIN)/mri2pet-simulate $(DEMO)/bids --paired 2 --t1w-only 1 --patients 1 --resolution 2 --seed 1 --nprocs 2
 	$(BIN)/mri2pet $(DEMO)/bids $(DEMO)/out participant --sloppy
 	@echo "Reports:" && ls $(DEMO)/out/*.html
 

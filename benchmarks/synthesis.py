@@ -1,4 +1,4 @@
-"""How long, and how much memory, does one synthetic PET take with the default generator?
+"""Measure time and memory of one synthetic PET with the default generator.
 
 python benchmarks/synthesis.py --threads 2
 """

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from bids_app.visit import Selection
 
+WIDE = 200  # characters of a table that goes into a file
 StatusCallback = Callable[[object, str], None]
 STEPS = {
     "extract_brain": "brain extraction",
@@ -26,6 +27,8 @@ class Voice:
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.out = Console(highlight=False, soft_wrap=True)
+        if not self.out.is_terminal:
+            self.out.width = WIDE
 
     def say(self, text: str) -> None:
         """Tell something that is as it should be."""

@@ -258,7 +258,7 @@ def test_where_the_results_of_a_visit_go(tmp_path, raw):
     assert second.synthetic_pet.parent == tmp_path / "sub-02/ses-a/pet"
     assert second.pets[0].in_t1w.name == "sub-02_ses-a_trc-18FFDG_space-T1w_desc-preproc_pet.nii.gz"
     assert second.pets[1].in_t1w.parent == tmp_path / "sub-02/ses-b/pet"
-    assert second.pets[1].in_t1w.name.startswith("sub-02_ses-b_trc-FDG_")
+    assert second.pets[1].in_t1w.name.startswith("sub-02_ses-b_trc-18FFDG_")
 
 
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is absent")
@@ -304,7 +304,7 @@ def test_what_sidecars_say(tmp_path, raw):
     assert synthetic["Synthetic"] is True
     assert synthetic["TrainedOnThisParticipant"] is False
     assert synthetic["Generator"] == GENERATOR
-    in_t1w = made["sub-02_ses-b_trc-FDG_space-T1w_desc-preproc_pet.nii.gz"]
+    in_t1w = made["sub-02_ses-b_trc-18FFDG_space-T1w_desc-preproc_pet.nii.gz"]
     assert in_t1w["Units"] == "Bq/mL"
     assert in_t1w["SkullStripped"] is False
     assert in_t1w["SpatialReference"] == (

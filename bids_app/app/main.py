@@ -2,6 +2,8 @@
 
 import logging
 
+import nipype
+
 from bids_app import provenance
 from bids_app.app.participant import participant
 from bids_app.app.preparation import PERCENTILE, prepare_generator
@@ -39,6 +41,8 @@ def run(settings: Settings) -> int:
     """
     quiet(LOUDNESS.get(settings.verbose, logging.INFO))
     voice, stamp = Voice(), provenance.stamp()
+    if settings.resource_monitor:
+        nipype.config.enable_resource_monitor()
     if settings.boilerplate_only:
         voice.close(boilerplate(_procedure(settings, stamp)))
         return 0

@@ -1,10 +1,11 @@
 """What all visits of a run have in common: template, generator, resources."""
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+import yaml
 
 from bids_app.derivatives.sidecars import Space
 from bids_app.errors import CannotCreateError, UsageError
@@ -111,9 +112,9 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as JSON ({error}); correct it") from error
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML, too
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: cannot be read as YAML ({error}); correct it") from error
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
-        raise UsageError(f'{path}: names no plugin; write {{"plugin": "SLURM", "plugin_args": …}}')
+        raise UsageError(f"{path}: names no plugin; write plugin: SLURM and plugin_args: …")
     return content

@@ -14,7 +14,7 @@ ENTITIES = (
     "seg", "res", "label", "stat", "desc",
 )  # fmt: skip
 LABEL = re.compile(r"[0-9A-Za-z+]+")
-FDG_LABEL = "18FFDG"  # DESIGN: for a PET image that names no tracer, and for the synthetic one
+FDG_LABEL = "18FFDG"  # of all results: no other tracer is used
 
 
 def _checked(label: str) -> str:
@@ -157,9 +157,8 @@ def pet_paths(output_dir: Path, pet: Scan, template: str, resolution: float) -> 
     resolution : float
         Of the app's grid, in mm.
     """
-    tracer = pet.entity("trc")
     own = {
-        "trc": FDG_LABEL if tracer is None else tracer,
+        "trc": FDG_LABEL,  # however the dataset spells it
         "rec": pet.entity("rec"),
         "run": pet.entity("run"),
     }

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing import get_context, set_forkserver_preload
 from pathlib import Path
@@ -125,9 +126,13 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         super()._clear_task(taskid)
         self._submitted.pop(taskid, None)
 
-    def _postrun_check(self) -> None:
+    def close(self) -> None:
+        """End all processes; what they have not begun is dropped."""
         for pool in (*self._pools.values(), *self._alone.values()):
-            pool.shutdown()
+            pool.shutdown(cancel_futures=True)
+
+    def _postrun_check(self) -> None:
+        self.close()
 
 
 def _read_crash(file: Path) -> Crash:
@@ -211,7 +216,8 @@ def run_graph(
     failure = None
     try:
         if plugin is None:
-            workflow.run(plugin=SeparatedMultiProcPlugin(arguments))
+            with closing(SeparatedMultiProcPlugin(arguments)) as here:
+                workflow.run(plugin=here)
         else:
             elsewhere = dict(plugin.get("plugin_args", {}))  # type: ignore[call-overload]
             elsewhere["status_callback"] = on_status
