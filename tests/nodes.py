@@ -5,7 +5,13 @@ import os
 import signal
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
 
 from bids_app.errors import UnusableDataError
 
@@ -20,6 +26,7 @@ class _NoteInputSpec(BaseInterfaceInputSpec):
     log = traits.Str(mandatory=True, nohash=True, desc="a file to which a line is added")
     word = traits.Str(mandatory=True, desc="the line's first word; the process's id follows")
     after = traits.Any(desc="anything to wait for")
+    file = File(exists=True, desc="what it works on")
 
 
 class _NoteOutputSpec(TraitedSpec):

@@ -1,3 +1,4 @@
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -89,10 +90,13 @@ def test_what_was_killed_once_is_tried_again(run):
     assert set(run.noted()) == {"once", "behind"}
 
 
-def test_torch_computes_in_processes_of_its_own_and_nothing_is_done_twice(run):
+def test_torch_computes_in_processes_of_its_own_and_nothing_is_done_twice(run, tmp_path):
+    (tmp_path / "image").write_text("a picture")
+
     def build(run):
         for word in "ab":
             ants, torch = run.node(Note, word), run.node(TorchNote, f"torch_{word}")
+            ants.inputs.file = str(tmp_path / "image")
             run.workflow.connect(ants, "word", torch, "after")
         return run
 
@@ -103,7 +107,8 @@ def test_torch_computes_in_processes_of_its_own_and_nothing_is_done_twice(run):
     )
     others, torchs = ({noted[start + word][0] for word in "ab"} for start in ("", "torch_"))
     assert others.isdisjoint(torchs)
-    assert build(Run(run.log.parent)).go() == []
+    os.utime(tmp_path / "image", (0, 0))  # as if the dataset had been copied
+    assert build(Run(tmp_path)).go() == []
     assert run.noted() == noted
 
 

@@ -79,7 +79,7 @@ def test_control_groups_of_version_1(cgroup, quota, memory, expected):
     [
         ({"SLURM_CPUS_PER_TASK": "4", "SLURM_MEM_PER_NODE": "10240"}, (4, 9.0)),
         ({"SLURM_CPUS_PER_TASK": "4", "SLURM_MEM_PER_CPU": "2048"}, (4, 7.2)),
-        ({"SLURM_CPUS_PER_TASK": "", "SLURM_MEM_PER_NODE": "all"}, (16, 57.6)),
+        ({"SLURM_CPUS_PER_TASK": "all", "SLURM_MEM_PER_NODE": ""}, (16, 57.6)),
         ({"SLURM_CPUS_PER_TASK": "99", "SLURM_MEM_PER_NODE": "9999999"}, (16, 57.6)),
     ],
 )

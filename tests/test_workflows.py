@@ -100,7 +100,7 @@ def build(there, how, synthesis):
                 skull_strip="auto", quick=True, **images,
             ),
             "pet": lambda: init_pet_wf(
-                pet=there("pet.nii.gz"), durations=(), frames=(), **images
+                pet=there("pet.nii.gz"), durations=(), frames=(), quick=True, **images
             ),
             "preprocessing": lambda: init_preprocessing_wf(**visit),
             "synthesis": lambda: init_synthesis_wf(plan=synthesis, omp_nthreads=1),

@@ -14,10 +14,12 @@ import numpy as np
 
 from bids_app.imaging.similarity import normalized_mutual_information
 
-# Iterations at the levels of each stage. The first are antsRegistrationSyNQuick's own.
-RIGID_LEVELS = {"aff_iterations": (500, 250, 100), "aff_shrink_factors": (4, 2, 1),
-                "aff_smoothing_sigmas": (2, 1, 0)}  # fmt: skip
-PET_GRID = 2.0  # mm; our choice: finer than any PET is sharp
+# Grid in mm, and levels, of the rigid registration of PET: ours. No PET is sharper than 2 mm.
+RIGID = {"aff_iterations": (500, 250, 100), "aff_shrink_factors": (4, 2, 1),
+         "aff_smoothing_sigmas": (2, 1, 0)}  # fmt: skip
+QUICK_RIGID = {"aff_iterations": (200, 100), "aff_shrink_factors": (2, 1),
+               "aff_smoothing_sigmas": (1, 0)}  # fmt: skip
+PET_GRID, QUICK_PET_GRID = 2.0, 4.0
 BRAIN_MARGIN = 6  # mm around the brain in which PET and T1w are compared; our choice
 
 
@@ -112,7 +114,9 @@ def _starts(fixed: ants.ANTsImage, moving: ants.ANTsImage, prefix: Path) -> dict
     return starts
 
 
-def register_pet(pet: Path, t1w: Path, mask: Path, prefix: Path, out: Path) -> RigidResult:
+def register_pet(
+    pet: Path, t1w: Path, mask: Path, prefix: Path, out: Path, *, quick: bool
+) -> RigidResult:
     """Move a PET rigidly onto the T1w of the same person.
 
     Mattes's mutual information, from two starts: as the headers say, and with centres of mass
@@ -126,11 +130,14 @@ def register_pet(pet: Path, t1w: Path, mask: Path, prefix: Path, out: Path) -> R
         Folder and first part of the names of files on the way.
     out : Path
         Where the transform, PET to T1w, goes; ITK's text format.
+    quick : bool
+        On a coarse grid, for trying things out.
     """
+    zoom, levels = (QUICK_PET_GRID, QUICK_RIGID) if quick else (PET_GRID, RIGID)
     brain = ants.image_read(str(mask))
     target = ants.mask_image(ants.image_read(str(t1w)), brain)
-    fixed = _common_grid(target, PET_GRID, 0)
-    inside = _common_grid(brain, PET_GRID, 1)
+    fixed = _common_grid(target, zoom, 0)
+    inside = _common_grid(brain, zoom, 1)
     radius = max(round(BRAIN_MARGIN / min(inside.spacing)), 1)
     around = ants.iMath(inside, "MD", radius)
     moving = ants.image_read(str(pet))
@@ -141,7 +148,7 @@ def register_pet(pet: Path, t1w: Path, mask: Path, prefix: Path, out: Path) -> R
         found = ants.registration(
             fixed, moving, "Rigid", initial_transform=start, mask=around,
             outprefix=f"{prefix}{name.replace(' ', '_')}_", aff_random_sampling_rate=1.0,
-            **RIGID_LEVELS,
+            **levels,
         )["fwdtransforms"][0]  # fmt: skip
         results.append((_likeness(fixed, moving, where, found), name, found))
     after, name, best = max(results)

@@ -73,6 +73,7 @@ class _RegisterPETInputSpec(BaseInterfaceInputSpec):
     pet = File(exists=True, mandatory=True, desc="one PET volume")
     t1w = File(exists=True, mandatory=True, desc="T1w of the same person")
     mask = File(exists=True, mandatory=True, desc="the brain on the grid of the T1w")
+    quick = traits.Bool(mandatory=True, desc="on a coarse grid")
 
 
 class _RegisterPETOutputSpec(TraitedSpec):
@@ -92,7 +93,7 @@ class RegisterPET(SimpleInterface):
         cwd = Path(runtime.cwd)
         result = register_pet(
             Path(self.inputs.pet), Path(self.inputs.t1w), Path(self.inputs.mask),
-            cwd / "rigid_", cwd / "pet_to_t1w.txt",
+            cwd / "rigid_", cwd / "pet_to_t1w.txt", quick=self.inputs.quick,
         )  # fmt: skip
         self._results["pet_to_t1w"] = str(result.transform)
         quality = {

@@ -137,7 +137,8 @@ def init_preprocessing_wf(
     for number, plan in enumerate(pets):
         pet = init_pet_wf(
             pet=plan.pet, durations=plan.durations, frames=how.frames, reference=how.reference,
-            percentile=how.percentile, omp_nthreads=how.omp_nthreads, name=f"pet_{number}_wf",
+            percentile=how.percentile, quick=how.quick, omp_nthreads=how.omp_nthreads,
+            name=f"pet_{number}_wf",
         )  # fmt: skip
         fields = [(f"outputnode.{field}", f"inputnode.{field}") for field in onward]
         workflow.connect([(anatomical, pet, fields)])

@@ -142,6 +142,7 @@ def init_pet_wf(
     frames: tuple[int, ...],
     reference: Path,
     percentile: float,
+    quick: bool,
     omp_nthreads: int,
     name: str = "pet_wf",
 ) -> Workflow:
@@ -162,6 +163,8 @@ def init_pet_wf(
         The template's brain on the grid of the outputs.
     percentile : float
         Of the brain's intensities, the one that becomes 1.
+    quick : bool
+        Coarse registration, for trying things out.
     omp_nthreads : int
         Threads for each node that can use them.
 
@@ -198,7 +201,9 @@ def init_pet_wf(
     read = Node(
         ReadPET(pet=str(pet), durations=list(durations), frames=list(frames)), name="read", mem_gb=1
     )
-    register = Node(RegisterPET(), name="register_to_t1w", n_procs=omp_nthreads, mem_gb=2)
+    register = Node(
+        RegisterPET(quick=quick), name="register_to_t1w", n_procs=omp_nthreads, mem_gb=2
+    )
     to_t1w = Node(Resample(interpolation=LINEAR), name="resample_to_t1w")
     path = Node(Merge(2), name="path", run_without_submitting=True)  # ANTs applies the last first
     to_template = Node(
