@@ -55,6 +55,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
 def _device(text: str) -> str:
     if not DEVICE.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
@@ -179,7 +186,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--boilerplate-only", action="store_true", help="print the methods paragraph, and stop")
     add("--config-file", type=_path, metavar="TOML",
         help="options by name; the command line overrides it")  # fmt: skip
-    add("--random-seed", type=int, metavar="N", help=f"default {Settings.random_seed}")
+    add("--random-seed", type=_seed, metavar="N", help=f"default {Settings.random_seed}")
     add("--notrack", action="store_true", help="accepted; nothing is ever tracked")
     add("-v", "--verbose", action="count", help="tell more; twice: all that nipype tells")
 
@@ -217,18 +224,19 @@ def _tokens(path: Path) -> list[str]:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML ({error}); correct it") from error
-    tokens = []
-    for name, value in table.items():
-        if isinstance(value, dict):
-            raise UsageError(f"{path}: [{name}] is a table; write options at the top of the file")
-        if value is False:
-            continue
-        tokens.append("--" + name.replace("_", "-"))
-        if isinstance(value, list):
-            tokens += [str(one) for one in value]
-        elif value is not True:
-            tokens.append(str(value))
-    return tokens
+    return [token for name, value in table.items() for token in _option(path, name, value)]
+
+
+def _option(path: Path, name: str, value: object) -> list[str]:
+    """Spell one line of a file of settings as the command line would."""
+    if isinstance(value, dict):
+        raise UsageError(f"{path}: [{name}] is a table; write options at the top of the file")
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag] if value else []
+    if name == "verbose" and isinstance(value, int):
+        return [flag] * value
+    return [flag, *(str(one) for one in (value if isinstance(value, list) else [value]))]
 
 
 def _refuse_inverted(box: tuple[float, ...]) -> None:

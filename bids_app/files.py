@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from uuid import uuid4
 
 from bids_app.errors import ReadWriteError, UnusableDataError
 
+PARTIAL = re.compile(r"\.[0-9a-f]{32}\.")  # names of files that are being written
 MISSING = "n/a"  # BIDS, "Tabular files"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # as some shared disks say
 
@@ -154,3 +156,10 @@ def copy_file(source: Path, target: Path) -> None:
     except OSError as error:
         _remove(partial)
         raise ReadWriteError(f"{target}: cannot be written ({error.strerror})") from error
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what writes that were killed have left in a folder, where no one else writes."""
+    for path in folder.glob(".*"):
+        if PARTIAL.match(path.name):
+            path.unlink(missing_ok=True)

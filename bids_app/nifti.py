@@ -4,10 +4,10 @@ What cannot be an image of a head is refused here, with a sentence that names th
 """
 
 import gzip
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
@@ -215,7 +215,7 @@ def save(image: Image, path: Path | str, *, description: str = "") -> None:
     content = picture.to_bytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=3, mtime=0)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    partial = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
         partial.write_bytes(content)
         partial.replace(path)

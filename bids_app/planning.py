@@ -7,8 +7,9 @@ from pathlib import Path
 
 from nipype.pipeline.engine import Workflow
 
+from bids_app import nifti
 from bids_app.dataset.reading import frame_times
-from bids_app.derivatives.completion import fingerprint, is_complete
+from bids_app.derivatives.completion import fingerprint, is_complete, stored_fingerprint
 from bids_app.derivatives.paths import VisitPaths, sidecar_path, visit_paths
 from bids_app.derivatives.sidecars import (
     Provenance,
@@ -18,7 +19,8 @@ from bids_app.derivatives.sidecars import (
     synthetic_pet,
 )
 from bids_app.errors import MissingInputError
-from bids_app.generators import GeneratorChoice
+from bids_app.files import read_json
+from bids_app.generators import GeneratorChoice, check_grid
 from bids_app.visit import Visit
 from bids_app.workflows.participant import (
     Output,
@@ -89,8 +91,10 @@ def plan_visit(visit: Visit, run: Run) -> VisitPlan:
     preprocessed = fingerprint(
         {**run.parameters, "frame_times": durations}, [visit.t1w.path, *pets], bids_dir=run.bids_dir
     )
+    if run.stage == "synthesize":  # from whatever an earlier run has made
+        preprocessed = stored_fingerprint(paths.t1w_in_template)
     synthesized = fingerprint(
-        {**run.parameters, "fwhm": run.fwhm},
+        {"fwhm": run.fwhm, "preprocessed": preprocessed},
         [visit.t1w.path],
         bids_dir=run.bids_dir,
         generator_sha256=None if run.generator is None else run.generator.card.sha256,
@@ -101,12 +105,19 @@ def plan_visit(visit: Visit, run: Run) -> VisitPlan:
 def is_done(plan: VisitPlan, run: Run) -> bool:
     """Tell whether all that the run's stage makes of a visit is there already."""
     preprocessed = is_complete(plan.paths.preprocessed, plan.preprocessed)
-    synthesized = is_complete(plan.paths.synthesized, plan.synthesized)
+    synthesized = is_complete(plan.paths.synthesized, plan.synthesized) and is_compared(plan.paths)
     return {
         "all": preprocessed and synthesized,
         "preprocess": preprocessed,
         "synthesize": synthesized,
     }[run.stage]
+
+
+def is_compared(paths: VisitPaths) -> bool:
+    """Tell whether the synthetic PET was measured against the real one, if there is one."""
+    if not any(pet.in_template.exists() for pet in paths.pets[:1]):
+        return True
+    return "Measures" in read_json(sidecar_path(paths.synthetic_pet))
 
 
 def _output(path: Path, sidecar: Sidecar) -> Output:
@@ -159,6 +170,8 @@ def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: Run) -> Workflow:
             raise MissingInputError(
                 f"{path}: no such file; run --stage preprocess for {plan.label} first"
             )
+        if run.generator is not None:
+            check_grid(run.generator.card, nifti.load(path).grid, run.space.template)
     return init_synthesis_from_disk_wf(
         t1w=needed[0],
         brain_mask=needed[1],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
 UNLIMITED = 1 << 60  # bytes; cgroup v1 says something beyond for "no limit"
 GIB = 1 << 30
 SHARE_OF_MEMORY = 0.9  # of what is there; our choice, nipype's too
@@ -52,6 +53,16 @@ def _cgroup_memory(root: Path) -> int | None:
     return None
 
 
+def own_groups(root: Path, listing: Path = OWN_CGROUP) -> list[Path]:
+    """List the control groups of this process, from the root down to its own."""
+    text = _read(listing)
+    own = [line[3:] for line in (text or "").splitlines() if line.startswith("0::")]
+    groups = [root]
+    for part in Path(own[0]).parts[1:] if own else ():
+        groups.append(groups[-1] / part)
+    return groups
+
+
 def _slurm_memory(environment: Mapping[str, str], cpus: int) -> int | None:
     if environment.get("SLURM_MEM_PER_NODE", "").isdecimal():
         return int(environment["SLURM_MEM_PER_NODE"]) << 20
@@ -71,14 +82,13 @@ def find_limits(environment: Mapping[str, str], cgroup: Path = CGROUP) -> Limits
         Root of the control groups, version 1 or 2.
     """
     cpus: list[float] = [len(os.sched_getaffinity(0))]
-    quota = _cgroup_cpus(cgroup)
-    if quota is not None:
-        cpus.append(max(quota, 1))
+    groups = own_groups(cgroup)
+    cpus += [max(quota, 1) for quota in map(_cgroup_cpus, groups) if quota is not None]
     if environment.get("SLURM_CPUS_PER_TASK", "").isdecimal():
         cpus.append(int(environment["SLURM_CPUS_PER_TASK"]))
-    count = int(min(cpus))
+    count = max(int(min(cpus)), 1)
     memory = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    memory += [m for m in (_cgroup_memory(cgroup), _slurm_memory(environment, count)) if m]
+    memory += [m for m in (*map(_cgroup_memory, groups), _slurm_memory(environment, count)) if m]
     return Limits(count, round(min(memory) * SHARE_OF_MEMORY / GIB, 1))
 
 

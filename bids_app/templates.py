@@ -1,15 +1,15 @@
 """A template by name: nilearn's own, or TemplateFlow's, laid on the grid of a run."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from nilearn import datasets
 from nilearn.image import resample_img
-from templateflow import api as templateflow
 
 from bids_app import nifti
-from bids_app.errors import MissingInputError
+from bids_app.errors import CannotCreateError, MissingInputError
 from bids_app.imaging.volume import Grid, grid_of_box
 
 OWN = "MNI152NLin2009aSym"  # comes with nilearn: no network is needed
@@ -50,6 +50,12 @@ def _own() -> tuple[nifti.Image, nifti.Image]:
 
 
 def _of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
+    try:  # at its import it makes a folder, in HOME unless TEMPLATEFLOW_HOME says otherwise
+        from templateflow import api as templateflow
+    except OSError as error:
+        raise CannotCreateError(
+            f"template {name}: TemplateFlow cannot make its folder ({error}); set TEMPLATEFLOW_HOME"
+        ) from error
     found = []
     for query in ({"desc": None, "suffix": "T1w"}, {"desc": "brain", "suffix": "mask"}):
         try:
@@ -90,6 +96,11 @@ def _whole_grid(image: nifti.Image, resolution: float) -> Grid:
     return grid_of_box((x0, y0, z0, x1, y1, z1), resolution)
 
 
+def _digest(name: str, *grids: Grid) -> str:
+    told = repr([name, *((grid.shape, grid.affine.tolist()) for grid in grids)])
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
 def prepare(name: str, grid: Grid, folder: Path, *, registration_resolution: float) -> Template:
     """Write a template's brain and mask where a run finds them.
 
@@ -100,7 +111,7 @@ def prepare(name: str, grid: Grid, folder: Path, *, registration_resolution: flo
     grid : Grid
         Of the outputs.
     folder : Path
-        Is made if need be.
+        Is made if need be; one below it holds the files.
     registration_resolution : float
         Voxel size in mm of the image that T1w are registered to.
 
@@ -112,6 +123,7 @@ def prepare(name: str, grid: Grid, folder: Path, *, registration_resolution: flo
     t1w, mask = _own() if name == OWN else _of_templateflow(name)
     brain = nifti.Image(np.where(mask.data, t1w.data, 0).astype(np.float32), t1w.affine)
     whole = _whole_grid(brain, registration_resolution)
+    folder = folder / _digest(name, grid, whole)  # runs side by side may want other grids
     folder.mkdir(parents=True, exist_ok=True)
     template = Template(
         name=name,

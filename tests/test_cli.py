@@ -88,7 +88,7 @@ def test_every_flag_has_both_spellings():
         (["--mem-gb", "7.5"], "mem_gb", 7.5),
         (["--device", "cuda:1"], "device", "cuda:1"),
         (["--clean-workdir"], "clean_workdir", True),
-        (["--random-seed", "-3"], "random_seed", -3),
+        (["--random-seed", "3"], "random_seed", 3),
         (["-vv"], "verbose", 2),
         (["-v", "--verbose"], "verbose", 2),
         (["--sloppy"], "sloppy", True),

@@ -16,7 +16,7 @@ from bids_app.dataset.participants import read_participants
 from bids_app.dataset.reading import find_subjects, frame_times, parse_name
 from bids_app.dataset.selection import select
 from bids_app.dataset.sessions import natural_key, nearest_session
-from bids_app.dataset.validation import find_validator, refuse_output, validate_bids
+from bids_app.dataset.validation import find_validator, make_writable, refuse_inside, validate_bids
 from bids_app.errors import (
     CannotCreateError,
     InvalidBidsError,
@@ -570,7 +570,7 @@ def test_the_input_is_never_written_to(raw, inside):
     root = raw({"01": ["T1w"]})
     before = sorted(root.rglob("*"))
     with pytest.raises(UsageError):
-        refuse_output(root, root / inside)
+        refuse_inside(root, root / inside)
     assert sorted(root.rglob("*")) == before
 
 
@@ -578,26 +578,26 @@ def test_a_link_to_the_input_is_the_input(raw, tmp_path):
     root = raw({"01": ["T1w"]})
     (tmp_path / "link").symlink_to(root)
     with pytest.raises(UsageError):
-        refuse_output(root, tmp_path / "link")
+        refuse_inside(root, tmp_path / "link")
 
 
 @pytest.mark.parametrize("place", ["raw/derivatives/mri2pet", "elsewhere/out"])
 def test_a_good_place_is_made(raw, tmp_path, place):
-    refuse_output(raw({"01": ["T1w"]}), tmp_path / place)
+    refuse_inside(raw({"01": ["T1w"]}), tmp_path / place)
+    make_writable(tmp_path / place)
     assert list((tmp_path / place).iterdir()) == []
 
 
-def test_places_where_nothing_can_be_made(raw, tmp_path):
-    root = raw({"01": ["T1w"]})
+def test_places_where_nothing_can_be_made(tmp_path):
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file/out", Path("/proc/mri2pet"), Path("/proc")):
         with pytest.raises(CannotCreateError, match=str(place)):
-            refuse_output(root, place)
+            make_writable(place)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root passes permission bits")
-def test_a_folder_without_permission(raw, tmp_path):
+def test_a_folder_without_permission(tmp_path):
     place = tmp_path / "out"
     place.mkdir(mode=0o500)
     with pytest.raises(CannotCreateError):
-        refuse_output(raw({"01": ["T1w"]}), place)
+        make_writable(place)

@@ -428,7 +428,7 @@ def test_a_brain_is_registered_to_a_template_and_back(run_ants, tmp_path):
         tmp_path / "brain.nii.gz", 4, grid_around((20, -15, 10), "LIA"),
         lambda points: (points - [20, -15, 10]) @ turn * [1.1, 0.92, 1.05],
     )  # fmt: skip
-    out = run_ants("RegisterToTemplate", brain=brain_, template=template, quick=True)
+    out = run_ants("RegisterToTemplate", brain=brain_, template=template, quick=True, seed=0)
     for moving, fixed, transform in (
         (brain_, template, "t1w_to_template"), (template, brain_, "template_to_t1w"),
     ):  # fmt: skip
@@ -479,7 +479,7 @@ def test_a_pet_finds_its_t1w(run_ants, tmp_path, orientation, far):
         lambda points: (points - shift) @ turn,
     )  # fmt: skip
     mask = str(tmp_path / "mask.nii.gz")
-    out = run_ants("RegisterPET", pet=pet, t1w=t1w, mask=mask, quick=False)
+    out = run_ants("RegisterPET", pet=pet, t1w=t1w, mask=mask, quick=False, seed=0)
     points = world(*head_grid)[inside]
     error = read_rigid(out["pet_to_t1w"])(points) - (points @ turn.T + shift)
     assert np.median(np.linalg.norm(error, axis=-1)) < 1

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 from nilearn import datasets
+from templateflow import api as templateflow
 
-from bids_app import nifti, templates
+from bids_app import nifti
 from bids_app.errors import MissingInputError
 from bids_app.imaging.volume import grid_of_box
 from bids_app.templates import OWN, prepare
@@ -79,7 +80,7 @@ def test_a_template_that_cannot_be_fetched_is_missing(tmp_path, monkeypatch):
     def offline(name, **query):
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr(templates.templateflow, "get", offline)
+    monkeypatch.setattr(templateflow, "get", offline)
     with pytest.raises(MissingInputError, match=r"template Nowhere: .*Network is unreachable"):
         prepare("Nowhere", GRID, tmp_path / "template", registration_resolution=4.0)
     assert list(tmp_path.iterdir()) == []
@@ -90,7 +91,7 @@ def test_a_template_without_a_file_is_missing(tmp_path, monkeypatch, found):
     result = found or []
     if found == "absent":
         result = tmp_path / "absent.nii.gz"  # as TemplateFlow says when a download failed
-    monkeypatch.setattr(templates.templateflow, "get", lambda _name, **_query: result)
+    monkeypatch.setattr(templateflow, "get", lambda _name, **_query: result)
     with pytest.raises(MissingInputError, match="template Empty: no 1 mm T1w"):
         prepare("Empty", GRID, tmp_path / "template", registration_resolution=4.0)
 
@@ -105,9 +106,7 @@ def test_a_template_of_templateflow_is_used(tmp_path, monkeypatch, rng):
     for suffix, data in (("T1w", t1w), ("mask", mask)):
         paths[suffix] = tmp_path / f"{suffix}.nii.gz"
         nifti.save(nifti.Image(data, affine), paths[suffix])
-    monkeypatch.setattr(
-        templates.templateflow, "get", lambda _name, **query: paths[query["suffix"]]
-    )
+    monkeypatch.setattr(templateflow, "get", lambda _name, **query: paths[query["suffix"]])
     made = prepare("Mine", GRID, tmp_path / "template", registration_resolution=4.0)
     assert np.array_equal(nifti.load(made.reference_mask).data > 0, mask)
     expected = np.where(mask, t1w, 0)

@@ -5,6 +5,7 @@ threads is read by ITK once, from the environment, before a process first uses i
 "from A to B" is the one that resamples images of A on grids of B.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,11 @@ def correct_bias(t1w: Path, mask: Path, out: Path, *, shrink_factor: int) -> Pat
     )
     corrected.to_filename(str(out))
     return out
+
+
+def seed_ants(seed: int) -> None:
+    """Tell ANTs where its random numbers begin; its 0 is the clock."""
+    os.environ["ANTS_RANDOM_SEED"] = str(seed + 1)
 
 
 def register_to_template(

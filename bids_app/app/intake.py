@@ -12,6 +12,7 @@ from bids_app.errors import (
     MissingInputError,
     Mri2petError,
     NothingSelectedError,
+    ReadWriteError,
     UnusableDataError,
     UsageError,
 )
@@ -23,11 +24,25 @@ VOLUME_AXES = 3
 
 @dataclass(frozen=True)
 class Problem:
-    """What went wrong for a participant: a sentence, and an exit code."""
+    """What went wrong for a participant.
+
+    Parameters
+    ----------
+    subject, sentence : str
+        Who, and what, where, and what to do.
+    exit_code : int
+        Of the run, if nothing else could be used either.
+    visit : str or None
+        Name of the visit's graph; None if the images were set aside before there was one.
+    fatal : bool
+        Whether the visit is left without the results of its T1w.
+    """
 
     subject: str
     sentence: str
     exit_code: int
+    visit: str | None = None
+    fatal: bool = True
 
 
 def read_selection(settings: Settings) -> Selection:
@@ -49,7 +64,7 @@ def read_selection(settings: Settings) -> Selection:
         filters=_read_filters(settings.bids_filter_file),
         database_dir=settings.bids_database_dir,
     )
-    return _without_unusable(selection)
+    return _without_unusable(selection, settings.pet_frames)
 
 
 def _read_filters(path: Path | None) -> object:
@@ -71,35 +86,47 @@ def _check_t1w(t1w: Scan) -> None:
 
 def _check_pet(pet: Scan) -> None:
     shape, times = nifti.check_header(pet.path), frame_times(pet)
-    if len(shape) == VOLUME_AXES:
+    frames = shape[3] if len(shape) > VOLUME_AXES else 1
+    if frames == 1 and times is None:
         return
     if times is None:
         raise UnusableDataError(
-            f"{pet.path}: {shape[3]} frames, but no FrameTimesStart and FrameDuration in its "
+            f"{pet.path}: {frames} frames, but no FrameTimesStart and FrameDuration in its "
             "sidecar; add them"
         )
-    if len(times[1]) != shape[3]:
+    if len(times[1]) != frames:
         raise UnusableDataError(
-            f"{pet.path}: {shape[3]} frames, but {len(times[1])} FrameDuration values in its "
+            f"{pet.path}: {frames} frames, but {len(times[1])} FrameDuration values in its "
             "sidecar; correct it"
         )
 
 
-def _usable_pets(visit: Visit) -> tuple[list[Scan], list[Unused]]:
+def _check_frames(pet: Scan, chosen: Sequence[int]) -> None:
+    shape = nifti.check_header(pet.path)
+    frames = shape[3] if len(shape) > VOLUME_AXES else 1
+    if any(frame >= frames for frame in chosen):
+        raise UnusableDataError(
+            f"{pet.path}: has {frames} frames, from 0 on, and no frame {max(chosen)}; change "
+            "--pet-frames"
+        )
+
+
+def _usable_pets(visit: Visit, frames: Sequence[int]) -> tuple[list[Scan], list[Unused]]:
     usable, unused = [], []
     for pet in visit.pets:
         try:
             _check_pet(pet)
+            _check_frames(pet, frames)
             usable.append(pet)
         except Mri2petError as error:
             unused.append(Unused(pet.subject, pet.path, f"{error}", error.exit_code))
     return usable, unused
 
 
-def _without_unusable(selection: Selection) -> Selection:
+def _without_unusable(selection: Selection, frames: Sequence[int]) -> Selection:
     visits, unused = [], list(selection.unused)
     for visit in selection.visits:
-        pets, left_aside = _usable_pets(visit)
+        pets, left_aside = _usable_pets(visit, frames)
         unused += left_aside
         try:
             _check_t1w(visit.t1w)
@@ -140,7 +167,7 @@ def error_of(problems: Sequence[Problem]) -> Mri2petError:
     """Make one error of the problems of a run in which nothing could be used."""
     text = "; ".join(problem.sentence for problem in problems)
     codes = {problem.exit_code for problem in problems}
-    for kind in (MissingInputError, UnusableDataError):
+    for kind in (MissingInputError, UnusableDataError, ReadWriteError):
         if codes == {kind.exit_code}:
             return kind(text)
     if codes <= {MissingInputError.exit_code, UnusableDataError.exit_code}:

@@ -1,14 +1,14 @@
 """What all visits of a run have in common: template, generator, resources."""
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
+from bids_app.dataset.validation import refuse_inside
 from bids_app.derivatives.sidecars import Space
-from bids_app.errors import CannotCreateError, UsageError
+from bids_app.errors import UsageError
 from bids_app.generators import GeneratorChoice, choose_generator
 from bids_app.imaging.volume import grid_of_box
 from bids_app.planning import Run
@@ -26,23 +26,17 @@ def work_dir_of(settings: Settings) -> Path:
     return settings.output_dir / "work" if settings.work_dir is None else settings.work_dir
 
 
-def make_work_dir(settings: Settings) -> None:
-    """Make the folder of intermediate files.
+def refuse_places(settings: Settings) -> None:
+    """Refuse folders to write to that lie in the raw dataset.
 
     Raises
     ------
-    CannotCreateError
-        If it cannot be made or written to.
+    UsageError
+        As :func:`bids_app.dataset.validation.refuse_inside`.
     """
-    folder = work_dir_of(settings)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise CannotCreateError(
-            f"{folder}: cannot be written to ({error.strerror}); choose another --work-dir"
-        ) from error
+    for folder in (settings.output_dir, settings.work_dir, settings.bids_database_dir):
+        if folder is not None:
+            refuse_inside(settings.bids_dir, folder)
 
 
 def prepare_template(settings: Settings) -> Template:
@@ -73,7 +67,6 @@ def share_resources(settings: Settings, visits: int) -> tuple[Resources, int]:
     wanted = settings.omp_nthreads
     threads = threads_per_node(nprocs, visits) if wanted is None else min(wanted, nprocs)
     limit_threads(os.environ, threads)
-    os.environ["ANTS_RANDOM_SEED"] = str(settings.random_seed + 1)  # 0 would be the clock
     return Resources(nprocs, mem_gb), threads
 
 
@@ -85,7 +78,7 @@ def prepare_run(
         template=template.brain, reference=template.reference,
         reference_mask=template.reference_mask, skull_strip=settings.skull_strip,
         frames=settings.pet_frames, percentile=PERCENTILE, quick=settings.sloppy,
-        omp_nthreads=threads,
+        omp_nthreads=threads, seed=settings.random_seed,
     )  # fmt: skip
     parameters = {
         "template": settings.template, "bounding_box": settings.bounding_box,

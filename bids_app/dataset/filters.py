@@ -140,8 +140,8 @@ def _same_tracer(one: str, other: str) -> bool:
 def why_not_tracer(scan: Scan, tracer_label: Sequence[str]) -> tuple[str, int | None] | None:
     """Say why the tracer of a PET image leaves it out, or None if it is used.
 
-    ``trc-`` counts before ``TracerName`` of the sidecar. FDG is used, or what ``--tracer-label``
-    names instead.
+    ``trc-`` counts before ``TracerName`` of the sidecar, unless that says FDG. FDG is used, or
+    what ``--tracer-label`` names instead.
 
     Parameters
     ----------
@@ -155,10 +155,11 @@ def why_not_tracer(scan: Scan, tracer_label: Sequence[str]) -> tuple[str, int | 
     tuple of (str, int or None), or None
         The reason, and an exit code if it is a problem of the data.
     """
+    named = dict(scan.metadata).get("TracerName")
+    in_full = named if isinstance(named, str) and named.strip() else None
     tracer = scan.entity("trc")
-    if tracer is None:
-        named = dict(scan.metadata).get("TracerName")
-        tracer = named if isinstance(named, str) and named.strip() else None
+    if tracer is None or (in_full is not None and is_fdg(in_full)):
+        tracer = in_full
     if tracer is None and tracer_label:
         return None  # the user vouches for it
     if tracer is None:

@@ -50,7 +50,10 @@ def read_participants(bids_dir: Path) -> dict[str, dict[str, str]]:
             f"{path}: has no column participant_id; name it so, and separate columns by tabs"
         )
     participants: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(rows[1:], start=2):
+    for number, full in enumerate(rows[1:], start=2):
+        row = full
+        while len(row) > len(header) and not row[-1].strip():
+            row = row[:-1]  # tabs at the end of a line
         if len(row) > len(header):
             raise UnusableDataError(
                 f"{path}: row {number} has {len(row)} cells under {len(header)} columns; correct it"

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 from bids_app.dataset.index import DATATYPE, IMAGE, PET_SIDECAR, list_files
@@ -179,7 +180,8 @@ def _numbers(value: object) -> tuple[float, ...] | None:
     values = value if isinstance(value, tuple) else (value,)  # one frame may come without a list
     if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
         return None
-    return tuple(float(v) for v in values)
+    numbers = tuple(float(v) for v in values)
+    return numbers if all(isfinite(number) for number in numbers) else None
 
 
 def frame_times(scan: Scan) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -81,15 +81,13 @@ def validate_bids(bids_dir: Path) -> str | None:
     return None
 
 
-def refuse_output(bids_dir: Path, output_dir: Path) -> None:
-    """Make the output folder, and see that it may be written to.
+def refuse_inside(bids_dir: Path, output_dir: Path) -> None:
+    """Refuse to write into the raw dataset, but for a folder under its ``derivatives/``.
 
     Raises
     ------
     UsageError
-        If it is the input, or inside it but not under ``derivatives/``.
-    CannotCreateError
-        If it cannot be made, or no file can be made in it.
+        If the folder is the input, or inside it but not under ``derivatives/``.
     """
     raw, out = bids_dir.resolve(), output_dir.resolve()
     if out == raw:
@@ -100,6 +98,16 @@ def refuse_output(bids_dir: Path, output_dir: Path) -> None:
             raise UsageError(
                 f"{output_dir}: is inside the input dataset; use {bids_dir / 'derivatives/mri2pet'}"
             )
+
+
+def make_writable(output_dir: Path) -> None:
+    """Make a folder, and see that it may be written to.
+
+    Raises
+    ------
+    CannotCreateError
+        If it cannot be made, or no file can be made in it.
+    """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         # Permission bits do not tell: root passes them, a read-only disk does not show in them.

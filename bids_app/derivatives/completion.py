@@ -3,16 +3,28 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from os import SEEK_END
 from pathlib import Path
 
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import read_json
 
+ENDS = 1 << 16  # bytes
 
-def _size(path: Path) -> int:
+
+def _content(path: Path) -> str:
+    """Digest the content of a file; of a compressed one its ends, for its last holds a checksum."""
     try:
-        return path.stat().st_size
+        with path.open("rb") as file:
+            if path.suffix != ".gz":
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.seek(0, SEEK_END)
+            file.seek(0)
+            digest = hashlib.sha256(file.read(ENDS))
+            file.seek(max(size - ENDS, 0))
+            digest.update(file.read() + str(size).encode())
+            return digest.hexdigest()
     except FileNotFoundError as error:
         raise MissingInputError(f"{path}: no such file; fetch its content") from error
     except OSError as error:
@@ -33,7 +45,7 @@ def fingerprint(
     parameters : mapping
         Settings by name, as JSON can hold them: those that change the result, no others.
     sources : iterable of Path
-        Raw images; their names inside the dataset and their sizes count, in any order.
+        Raw images; their names inside the dataset and their content count, in any order.
     bids_dir : Path
         Root of the raw dataset, which may move.
     generator_sha256 : str, optional
@@ -50,10 +62,18 @@ def fingerprint(
         If a source is not there, or cannot be looked at.
     """
     root = bids_dir.absolute()
-    files = sorted((path.relative_to(root).as_posix(), _size(path)) for path in sources)
+    files = sorted((path.relative_to(root).as_posix(), _content(path)) for path in sources)
     content = {"parameters": parameters, "sources": files, "generator": generator_sha256}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def stored_fingerprint(path: Path) -> str:
+    """Give the fingerprint that a result carries; empty if there is none."""
+    try:
+        return str(read_json(sidecar_path(path)).get("Fingerprint", ""))
+    except (ReadWriteError, UnusableDataError):
+        return ""
 
 
 def is_complete(files: Iterable[Path], fingerprint: str) -> bool:

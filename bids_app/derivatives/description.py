@@ -137,6 +137,14 @@ def _write_ignored(path: Path, patterns: Sequence[str]) -> None:
     write_text(path, "\n".join([*lines, *missing]) + "\n")
 
 
+def ignore_also(output_dir: Path, folder: Path) -> None:
+    """Let the validator pass over a folder, if it lies in the dataset."""
+    if folder.is_relative_to(output_dir) and folder != output_dir:
+        with locked(output_dir):
+            first = folder.relative_to(output_dir).parts[0]
+            _write_ignored(output_dir / ".bidsignore", [first])
+
+
 def start_dataset(
     output_dir: Path, *, bids_dir: Path, software: Software, template: str, reference: str
 ) -> None:

@@ -1,6 +1,7 @@
 """Nodes that read, scale and compare volumes; numpy is all they need."""
 
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,9 @@ class ComparePET(SimpleInterface):
             nifti.load(self.inputs.mask).data > 0,
         )
         self._results["sidecar"] = {
-            "Measures": {names[key]: round(value, 4) for key, value in asdict(measures).items()}
+            "Measures": {
+                names[key]: round(value, 4) if isfinite(value) else None  # JSON has no infinity
+                for key, value in asdict(measures).items()
+            }
         }
         return runtime

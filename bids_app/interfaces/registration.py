@@ -45,6 +45,7 @@ class _RegisterToTemplateInputSpec(BaseInterfaceInputSpec):
     brain = File(exists=True, mandatory=True, desc="T1w of a brain alone")
     template = File(exists=True, mandatory=True, desc="the template's brain")
     quick = traits.Bool(mandatory=True, desc="coarse levels only")
+    seed = traits.Int(mandatory=True, desc="of ANTs's random numbers")
 
 
 class _RegisterToTemplateOutputSpec(TraitedSpec):
@@ -59,8 +60,9 @@ class RegisterToTemplate(SimpleInterface):
     output_spec = _RegisterToTemplateOutputSpec
 
     def _run_interface(self, runtime):
-        from bids_app.anatomy.registration import register_to_template
+        from bids_app.anatomy.registration import register_to_template, seed_ants
 
+        seed_ants(self.inputs.seed)
         there, back = register_to_template(
             Path(self.inputs.brain), Path(self.inputs.template),
             Path(runtime.cwd) / "t1w_to_template_", quick=self.inputs.quick,
@@ -74,6 +76,7 @@ class _RegisterPETInputSpec(BaseInterfaceInputSpec):
     t1w = File(exists=True, mandatory=True, desc="T1w of the same person")
     mask = File(exists=True, mandatory=True, desc="the brain on the grid of the T1w")
     quick = traits.Bool(mandatory=True, desc="on a coarse grid")
+    seed = traits.Int(mandatory=True, desc="of ANTs's random numbers")
 
 
 class _RegisterPETOutputSpec(TraitedSpec):
@@ -88,8 +91,9 @@ class RegisterPET(SimpleInterface):
     output_spec = _RegisterPETOutputSpec
 
     def _run_interface(self, runtime):
-        from bids_app.anatomy.registration import register_pet
+        from bids_app.anatomy.registration import register_pet, seed_ants
 
+        seed_ants(self.inputs.seed)
         cwd = Path(runtime.cwd)
         result = register_pet(
             Path(self.inputs.pet), Path(self.inputs.t1w), Path(self.inputs.mask),

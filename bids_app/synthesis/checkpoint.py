@@ -1,7 +1,7 @@
 """A training on disk: all it needs to go on, as tensors only; nothing is ever unpickled."""
 
-import os
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -56,7 +56,7 @@ def save_checkpoint(training: Training, path: Path) -> None:
     ReadWriteError
         If it cannot be written; the checkpoint before it survives.
     """
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    partial = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
         save_file(_state(training), partial)
         partial.replace(path)

@@ -215,7 +215,8 @@ def run_graph(
     }  # fmt: skip
     failure = None
     try:
-        if plugin is None:
+        if plugin is None or plugin["plugin"] == "MultiProc":  # nipype's own mixes ANTs and torch
+            arguments |= dict(plugin.get("plugin_args", {})) if plugin else {}  # type: ignore[call-overload]
             with closing(SeparatedMultiProcPlugin(arguments)) as here:
                 workflow.run(plugin=here)
         else:

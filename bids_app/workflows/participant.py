@@ -66,6 +66,7 @@ class Preprocessing:
     frames: tuple[int, ...]
     percentile: float
     quick: bool
+    seed: int
     omp_nthreads: int
 
 
@@ -128,7 +129,7 @@ def init_preprocessing_wf(
     anatomical = init_anatomical_wf(
         t1w=t1w, template=how.template, reference=how.reference,
         reference_mask=how.reference_mask, skull_strip=how.skull_strip,
-        percentile=how.percentile, quick=how.quick, omp_nthreads=how.omp_nthreads,
+        percentile=how.percentile, quick=how.quick, seed=how.seed, omp_nthreads=how.omp_nthreads,
     )  # fmt: skip
     _save_all(workflow, anatomical, outputs, "")
     same = ("t1w_in_template", "brain_mask_in_template")
@@ -137,8 +138,8 @@ def init_preprocessing_wf(
     for number, plan in enumerate(pets):
         pet = init_pet_wf(
             pet=plan.pet, durations=plan.durations, frames=how.frames, reference=how.reference,
-            percentile=how.percentile, quick=how.quick, omp_nthreads=how.omp_nthreads,
-            name=f"pet_{number}_wf",
+            percentile=how.percentile, quick=how.quick, seed=how.seed,
+            omp_nthreads=how.omp_nthreads, name=f"pet_{number}_wf",
         )  # fmt: skip
         fields = [(f"outputnode.{field}", f"inputnode.{field}") for field in onward]
         workflow.connect([(anatomical, pet, fields)])

@@ -34,6 +34,7 @@ def init_anatomical_wf(
     skull_strip: str,
     percentile: float,
     quick: bool,
+    seed: int,
     omp_nthreads: int,
     name: str = "anatomical_wf",
 ) -> Workflow:
@@ -53,6 +54,8 @@ def init_anatomical_wf(
         Of the brain's intensities, the one that becomes 1.
     quick : bool
         Coarse registration, for trying things out.
+    seed : int
+        Of ANTs's random numbers.
     omp_nthreads : int
         Threads for each node that can use them.
 
@@ -85,7 +88,7 @@ def init_anatomical_wf(
     )
     mask = Node(ApplyMask(), name="mask", mem_gb=1)
     register = Node(
-        RegisterToTemplate(template=str(template), quick=quick),
+        RegisterToTemplate(template=str(template), quick=quick, seed=seed),
         name="register_to_template", n_procs=omp_nthreads, mem_gb=3,
     )  # fmt: skip
     grid = {"reference": str(reference)}
@@ -143,6 +146,7 @@ def init_pet_wf(
     reference: Path,
     percentile: float,
     quick: bool,
+    seed: int,
     omp_nthreads: int,
     name: str = "pet_wf",
 ) -> Workflow:
@@ -165,6 +169,8 @@ def init_pet_wf(
         Of the brain's intensities, the one that becomes 1.
     quick : bool
         Coarse registration, for trying things out.
+    seed : int
+        Of ANTs's random numbers.
     omp_nthreads : int
         Threads for each node that can use them.
 
@@ -202,7 +208,7 @@ def init_pet_wf(
         ReadPET(pet=str(pet), durations=list(durations), frames=list(frames)), name="read", mem_gb=1
     )
     register = Node(
-        RegisterPET(quick=quick), name="register_to_t1w", n_procs=omp_nthreads, mem_gb=2
+        RegisterPET(quick=quick, seed=seed), name="register_to_t1w", n_procs=omp_nthreads, mem_gb=2
     )
     to_t1w = Node(Resample(interpolation=LINEAR), name="resample_to_t1w")
     path = Node(Merge(2), name="path", run_without_submitting=True)  # ANTs applies the last first
