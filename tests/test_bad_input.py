@@ -154,6 +154,43 @@ def test_output_where_the_input_is(raw, rng, run):
     assert sorted(path for path in raw.rglob("*")) == before
 
 
+@pytest.mark.parametrize("flag", ["-w", "--bids-database-dir"])
+def test_no_other_folder_in_the_input(raw, rng, run, flag):
+    add_t1w(raw, "01", rng)
+    before = sorted(raw.rglob("*"))
+    code, said = run(raw, flag, str(raw / "scratch"))
+    assert code == 64
+    assert "inside the input" in said
+    assert sorted(raw.rglob("*")) == before
+
+
+def test_frame_times_that_disagree_with_the_image(raw, rng, run):
+    """Told in a dry run, too; the T1w is used all the same."""
+    add_t1w(raw, "01", rng)
+    for session, durations in (("a", [60, 60]), ("b", [float("nan")])):
+        add_t1w(raw, session, rng)
+        add_pet(raw, session, rng, sidecar={**PET, "FrameTimesStart": [0] * len(durations),
+                                            "FrameDuration": durations})  # fmt: skip
+    code, said = run(raw, "--dry-run")
+    assert code == 0
+    assert "1 frames, but 2 FrameDuration" in said
+    assert "not lists of numbers" in " ".join(said.split())
+
+
+def test_frames_that_are_not_there(raw, rng, run):
+    add_t1w(raw, "01", rng)
+    add_pet(raw, "01", rng)
+    _, said = run(raw, "--dry-run", "--pet-frames", "3-5")
+    assert "--pet-frames" in said
+
+
+def test_reports_of_nothing(raw, rng, run):
+    add_t1w(raw, "01", rng)
+    code, said = run(raw, "--reports-only")
+    assert code == 66
+    assert "without --reports-only" in said
+
+
 def test_output_that_cannot_be_made(raw, rng, run, tmp_path):
     add_t1w(raw, "01", rng)
     (tmp_path / "file").write_text("")
