@@ -14,6 +14,7 @@ from phantoms import PET, add_pet, add_t1w, brain, head_affine, image_path, writ
 
 from bids_app import nifti
 from bids_app.cli import main
+from bids_app.dataset.validation import find_validator
 from bids_app.errors import ReadWriteError
 
 NOBODY = 65534
@@ -274,7 +275,7 @@ def test_a_filter_file_that_is_no_json(raw, rng, run, tmp_path):
 
 
 def test_an_invalid_dataset(tmp_path, rng, capsys):
-    if shutil.which("bids-validator-deno") is None:
+    if find_validator() is None:
         pytest.skip("bids-validator-deno is not installed")
     raw = write_dataset(tmp_path / "raw")
     add_t1w(raw, "01", rng)

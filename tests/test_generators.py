@@ -7,7 +7,8 @@ import pytest
 from bids_app import generators
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.generators import choose_generator, find_generator
-from bids_app.imaging.volume import Grid
+from bids_app.imaging.volume import Grid, grid_of_box
+from bids_app.settings import Settings
 from bids_app.synthesis.card import CARD, WEIGHTS, Card, save_generator
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.translator import build_generator
@@ -67,3 +68,11 @@ def test_a_generator_that_does_not_fit_is_refused_before_anything_is_run(out):
     (out / "generators" / "mine" / WEIGHTS).write_bytes(b"other")
     with pytest.raises(UnusableDataError, match="SHA-256"):
         choose_generator("mine", out, GRID, "T", sloppy=False)
+
+
+@pytest.mark.parametrize(("sloppy", "resolution"), [(False, 1.0), (True, 4.0)])
+def test_what_is_shipped_fits_the_default_grid(tmp_path, sloppy, resolution):
+    grid = grid_of_box(Settings.bounding_box, resolution)
+    choice = choose_generator("default", tmp_path, grid, Settings.template, sloppy=sloppy)
+    assert "SIMULATED" in choice.card.trained_on
+    assert sum(path.stat().st_size for path in choice.folder.iterdir()) < 12e6
