@@ -28,7 +28,7 @@ from bids_app.errors import (
 from bids_app.labels import normalize_labels
 from bids_app.visit import Scan, Selection
 
-DS002748 = Path("/work/shared/data/ds002748")
+DS002748 = Path(__file__).parents[2] / "shared" / "data" / "ds002748"
 FDG = "trc-18FFDG_pet"
 
 labels = st.text("abcXYZ0129", min_size=1, max_size=4)
