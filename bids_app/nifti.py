@@ -59,6 +59,7 @@ def _open(path: Path) -> nib.Nifti1Image:
     if not path.exists():
         raise MissingInputError(f"{path}: no such file; check the dataset, or fetch its content")
     try:
+        path.open("rb").close()  # nibabel hides why it cannot read
         image = nib.load(path)
     except PermissionError as error:
         raise ReadWriteError(f"{path}: no permission to read it; run chmod +r on it") from error
