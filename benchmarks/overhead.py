@@ -31,12 +31,11 @@ nifti.save(nifti.Image(t1w.data * mask, t1w.affine), work / "brain.nii")
 """
 ANTS = """
 import sys, time; from pathlib import Path; from bids_app.anatomy import registration as r
-work = Path(sys.argv[1]); start = time.perf_counter()
+work, template, grid = map(Path, sys.argv[1:]); start = time.perf_counter()
 r.correct_bias(work / "t1w.nii", work / "mask.nii.gz", work / "n4.nii.gz", shrink_factor=4)
-there, _ = r.register_to_template(work / "brain.nii", work / "template" / "brain.nii.gz",
-                                  work / "x_", quick=False)
-r.resample(work / "brain.nii", work / "template" / "grid_brain.nii.gz", [there],
-           work / "moved.nii.gz", interpolation="lanczosWindowedSinc")
+there, _ = r.register_to_template(work / "brain.nii", template, work / "x_", quick=False)
+r.resample(work / "brain.nii", grid, [there], work / "moved.nii.gz",
+           interpolation="lanczosWindowedSinc")
 print(time.perf_counter() - start)
 """
 
@@ -51,11 +50,11 @@ def timed(code: str, *words: object) -> float:
 def bare(work: Path, t1w: Path, threads: int) -> float:
     """Seconds that the bare calls take."""
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
-    prepare(
+    template = prepare(
         Settings.template, grid_of_box(Settings.bounding_box, 1.0), work / "template",
         registration_resolution=1.0,
     )  # fmt: skip
-    return timed(BRAIN, work, t1w, threads) + timed(ANTS, work)
+    return timed(BRAIN, work, t1w, threads) + timed(ANTS, work, template.brain, template.reference)
 
 
 def app(work: Path, t1w: Path, threads: int) -> float:
