@@ -35,7 +35,7 @@ work, template, grid = map(Path, sys.argv[1:]); start = time.perf_counter()
 r.correct_bias(work / "t1w.nii", work / "mask.nii.gz", work / "n4.nii.gz", shrink_factor=4)
 there, _ = r.register_to_template(work / "brain.nii", template, work / "x_", quick=False)
 r.resample(work / "brain.nii", grid, [there], work / "moved.nii.gz",
-           interpolation="lanczosWindowedSinc")
+           interpolation="bSpline")
 print(time.perf_counter() - start)
 """
 

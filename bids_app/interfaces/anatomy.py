@@ -32,6 +32,7 @@ class ExtractBrain(SimpleInterface):
     input_spec = _ExtractBrainInputSpec
     output_spec = _ExtractBrainOutputSpec
     uses_torch = True
+    engine = "bids_app.anatomy.brain"
 
     def _run_interface(self, runtime):
         from bids_app.anatomy import brain

@@ -12,6 +12,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
+ENGINE = "bids_app.anatomy.registration"  # imported by a worker before it is needed
+
 
 class _CorrectBiasInputSpec(BaseInterfaceInputSpec):
     t1w = File(exists=True, mandatory=True, desc="a T1w")
@@ -28,6 +30,7 @@ class CorrectBias(SimpleInterface):
 
     input_spec = _CorrectBiasInputSpec
     output_spec = _CorrectBiasOutputSpec
+    engine = ENGINE
 
     def _run_interface(self, runtime):
         from bids_app.anatomy.registration import correct_bias
@@ -58,6 +61,7 @@ class RegisterToTemplate(SimpleInterface):
 
     input_spec = _RegisterToTemplateInputSpec
     output_spec = _RegisterToTemplateOutputSpec
+    engine = ENGINE
 
     def _run_interface(self, runtime):
         from bids_app.anatomy.registration import register_to_template, seed_ants
@@ -89,6 +93,7 @@ class RegisterPET(SimpleInterface):
 
     input_spec = _RegisterPETInputSpec
     output_spec = _RegisterPETOutputSpec
+    engine = ENGINE
 
     def _run_interface(self, runtime):
         from bids_app.anatomy.registration import register_pet, seed_ants
@@ -130,6 +135,7 @@ class Resample(SimpleInterface):
 
     input_spec = _ResampleInputSpec
     output_spec = _ResampleOutputSpec
+    engine = ENGINE
 
     def _run_interface(self, runtime):
         from bids_app.anatomy.registration import resample

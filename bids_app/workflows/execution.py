@@ -12,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import get_context, set_forkserver_preload
 from pathlib import Path
 from uuid import uuid4
@@ -126,6 +127,17 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         super()._clear_task(taskid)
         self._submitted.pop(taskid, None)
 
+    def _prerun_check(self, graph: object) -> None:
+        """Let a worker of each pool import what its nodes need while the first ones run."""
+        super()._prerun_check(graph)
+        needed: dict[str, bool] = {}
+        for node in graph.nodes():  # type: ignore[attr-defined]
+            engine: str | None = getattr(node.interface, "engine", None)
+            if engine is not None:
+                needed[engine] = getattr(node.interface, "uses_torch", False)
+        for engine, needs_torch in needed.items():
+            self._pools[needs_torch].submit(import_module, engine)
+
     def close(self) -> None:
         """End all processes; what they have not begun is dropped."""
         for pool in (*self._pools.values(), *self._alone.values()):
@@ -204,7 +216,7 @@ def run_graph(
     _remove_stale_locks(workflow)
     workflow.config["execution"] = {
         "crashdump_dir": str(crashes_here), "crashfile_format": "txt",
-        "stop_on_first_crash": stop_on_first_crash, "poll_sleep_duration": 0.2,
+        "stop_on_first_crash": stop_on_first_crash, "poll_sleep_duration": 0.05,
         "create_report": False, "remove_unnecessary_outputs": False,
         "hash_method": "content",  # a copied dataset, or a template written anew, is the same
     }  # fmt: skip

@@ -20,7 +20,7 @@ from bids_app.interfaces.registration import (
     Resample,
 )
 
-SMOOTH = "lanczosWindowedSinc"  # fMRIPrep's choice for images
+SMOOTH = "bSpline"  # cubic; 2 s for a T1w at 1 mm, where a windowed sinc takes 11
 CRISP = "nearestNeighbor"
 LINEAR = "linear"  # no ringing around hot voxels of a PET
 
