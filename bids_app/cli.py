@@ -8,8 +8,8 @@ import tomllib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
+from bids_app.arguments import Parser
 from bids_app.errors import Mri2petError, ReadWriteError, UsageError
 from bids_app.labels import normalize_labels
 from bids_app.settings import FULL_RESOLUTION, LEVELS, SLOPPY_RESOLUTION, Settings
@@ -24,14 +24,6 @@ LABELS = {
     "run_label": "run-",
     "tracer_label": "trc-",
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, but the exit code of a wrong command line is 64."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(UsageError.exit_code, f"error: {message}; see {self.prog} --help\n")
 
 
 def _positive(text: str) -> float:
@@ -192,7 +184,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _options() -> argparse.ArgumentParser:
-    options = _Parser(add_help=False, allow_abbrev=False, prog="mri2pet")
+    options = Parser(add_help=False, allow_abbrev=False, prog="mri2pet")
     for add in (_add_selection, _add_participant, _add_resources, _add_run):
         add(options)
     return options
@@ -200,7 +192,7 @@ def _options() -> argparse.ArgumentParser:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="mri2pet",
         allow_abbrev=False,
         parents=[_options()],

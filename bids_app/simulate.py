@@ -6,20 +6,12 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
+from bids_app.arguments import Parser
 from bids_app.errors import Mri2petError, UsageError
 
 SMALLEST_RESOLUTION, LARGEST_RESOLUTION = 0.5, 8.0  # mm
 MOST_FRAMES, MOST_SESSIONS = 100, 99
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, but the exit code of a wrong command line is 64."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(UsageError.exit_code, f"error: {message}; see {self.prog} --help\n")
 
 
 class _Range:
@@ -73,7 +65,7 @@ OPTIONS: tuple[tuple[str, dict[str, object]], ...] = (
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="mri2pet-simulate",
         allow_abbrev=False,
         description="Write a cohort of simulated T1w and FDG PET with known truth, as a valid "

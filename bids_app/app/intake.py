@@ -84,9 +84,15 @@ def _check_t1w(t1w: Scan) -> None:
         )
 
 
-def _check_pet(pet: Scan) -> None:
-    shape, times = nifti.check_header(pet.path), frame_times(pet)
+def _check_pet(pet: Scan, chosen: Sequence[int]) -> None:
+    shape = nifti.check_header(pet.path)
     frames = shape[3] if len(shape) > VOLUME_AXES else 1
+    _check_times(pet, frames)
+    _check_frames(pet, frames, chosen)
+
+
+def _check_times(pet: Scan, frames: int) -> None:
+    times = frame_times(pet)
     if frames == 1 and times is None:
         return
     if times is None:
@@ -101,9 +107,7 @@ def _check_pet(pet: Scan) -> None:
         )
 
 
-def _check_frames(pet: Scan, chosen: Sequence[int]) -> None:
-    shape = nifti.check_header(pet.path)
-    frames = shape[3] if len(shape) > VOLUME_AXES else 1
+def _check_frames(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
     if any(frame >= frames for frame in chosen):
         raise UnusableDataError(
             f"{pet.path}: has {frames} frames, from 0 on, and no frame {max(chosen)}; change "
@@ -115,8 +119,7 @@ def _usable_pets(visit: Visit, frames: Sequence[int]) -> tuple[list[Scan], list[
     usable, unused = [], []
     for pet in visit.pets:
         try:
-            _check_pet(pet)
-            _check_frames(pet, frames)
+            _check_pet(pet, frames)
             usable.append(pet)
         except Mri2petError as error:
             unused.append(Unused(pet.subject, pet.path, f"{error}", error.exit_code))
