@@ -38,11 +38,12 @@ from bids_app.imaging.similarity import measure
 from bids_app.imaging.volume import grid_of_box
 from bids_app.provenance import find_versions
 from bids_app.settings import Settings
-from bids_app.synthesis.card import Card, save_generator
+from bids_app.synthesis.card import Card
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
 from bids_app.synthesis.inference import synthesize
 from bids_app.synthesis.models import MODELS, ModelSpec
 from bids_app.synthesis.training import Training
+from bids_app.synthesis.weights import save_generator
 
 HELD_OUT = ("13", "14")
 SEED = 2026

@@ -13,13 +13,12 @@ from bids_app.synthesis.card import (
     Card,
     check_grid,
     file_sha256,
-    load_generator,
     read_card,
-    save_generator,
 )
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.tiling import CubicPatches
 from bids_app.synthesis.translator import build_generator, build_translator
+from bids_app.synthesis.weights import load_generator, save_generator
 
 SLICES = replace(MODELS["semi3d-cyclegan-mse"], n_blocks=1, width=2)
 PATCHES = replace(MODELS["patch3d-gan-mse"], width=3, tiling=CubicPatches(size=12, stride=4))

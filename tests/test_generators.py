@@ -9,9 +9,10 @@ from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.generators import choose_generator, find_generator
 from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.settings import Settings
-from bids_app.synthesis.card import CARD, WEIGHTS, Card, save_generator
+from bids_app.synthesis.card import CARD, WEIGHTS, Card
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.translator import build_generator
+from bids_app.synthesis.weights import save_generator
 
 GRID = Grid((40, 48, 34), np.diag([4.0, 4, 4, 1]))
 

@@ -27,9 +27,10 @@ from bids_app.interfaces.imaging import (
     ScaleIntensity,
 )
 from bids_app.interfaces.synthesis import SynthesizePET
-from bids_app.synthesis.card import Card, save_generator
+from bids_app.synthesis.card import Card
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.translator import build_translator
+from bids_app.synthesis.weights import save_generator
 
 SHAPE = (17, 14, 11)
 AXES = zip(np.indices(SHAPE), SHAPE, strict=True)

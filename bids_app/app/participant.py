@@ -2,7 +2,9 @@
 
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +59,12 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
         voice.tell_selection(selection, settings.bids_dir)
         return DONE
     make_writable(settings.output_dir)
-    _validate(settings, voice)
-    refuse_nothing(selection)
-    participants = _participants(settings, voice)
     make_writable(work_dir_of(settings))
-    template = prepare_template(settings)
+    with _validation(settings) as validation:  # another process works on it meanwhile
+        participants = _participants(settings, voice)
+        template = prepare_template(settings)
+        _heed(validation, voice)
+    refuse_nothing(selection)
     if settings.reports_only:
         return _report_again(selection, template, settings.output_dir, voice)
     generator = prepare_generator(settings)
@@ -88,8 +91,15 @@ def _participants(settings: Settings, voice: Voice) -> dict[str, dict[str, str]]
         return {}
 
 
-def _validate(settings: Settings, voice: Voice) -> None:
-    warning = validate_bids(settings.bids_dir) if settings.validate else None
+@contextmanager
+def _validation(settings: Settings) -> Iterator[Future[str | None] | None]:
+    """Run the BIDS validator, if it is wanted, beside what is done in the block."""
+    with ThreadPoolExecutor(1) as thread:
+        yield thread.submit(validate_bids, settings.bids_dir) if settings.validate else None
+
+
+def _heed(validation: Future[str | None] | None, voice: Voice) -> None:
+    warning = None if validation is None else validation.result()
     if warning is not None:
         voice.warn(warning)
 

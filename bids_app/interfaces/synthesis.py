@@ -38,8 +38,8 @@ class SynthesizePET(SimpleInterface):
     def _run_interface(self, runtime):
         import torch
 
-        from bids_app.synthesis.card import load_generator
         from bids_app.synthesis.inference import synthesize
+        from bids_app.synthesis.weights import load_generator
 
         torch.set_num_threads(self.inputs.threads)
         t1w = nifti.load(self.inputs.t1w)

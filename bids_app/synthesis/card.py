@@ -1,4 +1,4 @@
-"""A generator on disk: its weights, and a card that rebuilds it and says what it is for."""
+"""The card of a generator: what rebuilds it, and what it is for. Read without torch."""
 
 import hashlib
 import json
@@ -6,15 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.imaging.volume import Grid
 from bids_app.synthesis.models import ModelSpec, spec_from_dict, spec_to_dict
-from bids_app.synthesis.networks import ResnetGenerator
-from bids_app.synthesis.translator import build_generator
 
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 
@@ -71,16 +66,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_generator(generator: nn.Module, card: Card, folder: Path) -> Card:
-    """Write weights and card into a folder, which is made; return the card with its SHA-256."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
-    (folder / WEIGHTS).chmod(0o644)  # safetensors lets only the owner read
-    values = {**asdict(card), "spec": spec_to_dict(card.spec)}
-    values["sha256"] = file_sha256(folder / WEIGHTS)
-    (folder / CARD).write_text(json.dumps(values, indent=2) + "\n")
-    return read_card(folder)
+def card_values(card: Card) -> dict[str, object]:
+    """Tell a card in plain values, as its file holds it."""
+    return {**asdict(card), "spec": spec_to_dict(card.spec)}
 
 
 def read_card(folder: Path) -> Card:
@@ -148,31 +136,3 @@ def check_grid(card: Card, grid: Grid, template: str) -> None:
 
 def _tell(template: str, shape: tuple[int, int, int]) -> str:
     return f"{template} on {'×'.join(map(str, shape))} voxels"
-
-
-def load_generator(folder: Path, device: str) -> tuple[ResnetGenerator, Card]:
-    """Rebuild a generator from its folder, ready to synthesize.
-
-    Parameters
-    ----------
-    folder : Path
-        Holds ``weights.safetensors`` and ``card.json``.
-    device : str
-        A torch device.
-
-    Raises
-    ------
-    MissingInputError, UnusableDataError
-        As :func:`read_card` and :func:`check_weights`; UnusableDataError also if the weights do
-        not fit the card's network.
-    """
-    card = read_card(folder)
-    path = check_weights(folder, card)
-    generator = build_generator(card.spec)
-    try:
-        generator.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise UnusableDataError(
-            f"{path}: does not fit the network of its card; fetch both again"
-        ) from error
-    return generator.to(device).eval(), card

@@ -27,7 +27,7 @@ def synthesize(
     t1w : ndarray, (I, J, K)
         Intensities in [0, 1], 0 outside the brain, on the grid the generator was trained on.
     generator : nn.Module
-        As :func:`bids_app.synthesis.card.load_generator` returns it.
+        As :func:`bids_app.synthesis.weights.load_generator` returns it.
     tiling : Tiling
         How the generator sees a volume.
     fwhm : float

@@ -1,15 +1,21 @@
-"""How a volume and a row of tiles, which is what a network sees, stand for one another."""
+"""How a volume and a row of tiles, which is what a network sees, stand for one another.
+
+Torch is not loaded here: a model's row is read before anything is computed.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
-from typing import ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shape: TypeAlias = tuple[int, ...]
+NO_TILES = "a volume without voxels has no tiles"
 
 
 class Tiling(Protocol):
@@ -51,11 +57,19 @@ class SliceTriplets:
 
     def cut(self, volume: Tensor, index: int) -> Tensor:
         first = self.channels * index
-        slices = torch.arange(first, first + self.channels).clamp(max=volume.shape[-1] - 1)
+        last = volume.shape[-1] - 1
+        slices = [min(first + channel, last) for channel in range(self.channels)]
         return volume[..., slices].movedim(-1, 0)
 
     def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
-        return torch.cat(list(tiles)).movedim(0, -1)[..., : shape[-1]]
+        volume: Tensor | None = None
+        for index, tile in enumerate(tiles):
+            volume = tile.new_empty(shape) if volume is None else volume
+            there = volume[..., self.channels * index : self.channels * (index + 1)]
+            there.copy_(tile[: there.shape[-1]].movedim(0, -1))
+        if volume is None:
+            raise ValueError(NO_TILES)
+        return volume
 
 
 @dataclass(frozen=True)
@@ -117,5 +131,5 @@ class CubicPatches:
             there = tuple(slice(s + k, s + self.size) for s, k in zip(corner, kept, strict=True))
             volume[there] = tile[0][tuple(slice(k, None) for k in kept)]
         if volume is None:
-            raise ValueError("a volume without voxels has no tiles")
+            raise ValueError(NO_TILES)
         return volume

@@ -1,0 +1,74 @@
+"""A generator on disk: its weights as safetensors, beside its card. Nothing is ever unpickled."""
+
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.files import write_json
+from bids_app.synthesis.card import (
+    CARD,
+    WEIGHTS,
+    Card,
+    card_values,
+    check_weights,
+    file_sha256,
+    read_card,
+)
+from bids_app.synthesis.networks import ResnetGenerator
+from bids_app.synthesis.translator import build_generator
+
+
+def save_generator(generator: nn.Module, card: Card, folder: Path) -> Card:
+    """Write weights and card into a folder, which is made; return the card with its SHA-256.
+
+    Raises
+    ------
+    ReadWriteError
+        If they cannot be written: no space, no permission.
+    """
+    weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
+    partial = folder / f".{uuid4().hex}.{WEIGHTS}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights, partial)
+        partial.chmod(0o644)  # safetensors lets only the owner read
+        partial.replace(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise ReadWriteError(f"{folder / WEIGHTS}: cannot be written ({error})") from error
+    signed = replace(card, sha256=file_sha256(folder / WEIGHTS))
+    write_json(folder / CARD, card_values(signed))
+    return read_card(folder)
+
+
+def load_generator(folder: Path, device: str) -> tuple[ResnetGenerator, Card]:
+    """Rebuild a generator from its folder, ready to synthesize.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``weights.safetensors`` and ``card.json``.
+    device : str
+        A torch device.
+
+    Raises
+    ------
+    MissingInputError, UnusableDataError
+        As :func:`read_card` and :func:`check_weights`; UnusableDataError also if the weights do
+        not fit the card's network.
+    """
+    card = read_card(folder)
+    path = check_weights(folder, card)
+    generator = build_generator(card.spec)
+    try:
+        generator.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise UnusableDataError(
+            f"{path}: does not fit the network of its card; fetch both again"
+        ) from error
+    return generator.to(device).eval(), card
