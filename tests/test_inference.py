@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bids_app.imaging.smoothing import smooth
-from bids_app.synthesis.inference import synthesize
+from bids_app.synthesis.inference import predict, synthesize
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 from bids_app.synthesis.translator import build_translator
@@ -63,5 +63,14 @@ def test_the_batch_size_does_not_change_the_result(t1w, name):
 
 def test_the_network_sees_no_more_tiles_at_once_than_asked_for(t1w):
     generator = Change(lambda x: x)
-    synthesize(t1w, generator, SliceTriplets(), fwhm=0, zooms=ZOOMS, batch_size=3)
+    synthesize(np.ones_like(t1w), generator, SliceTriplets(), fwhm=0, zooms=ZOOMS, batch_size=3)
     assert generator.batches == [3, 1]
+
+
+@pytest.mark.parametrize("tiling", [SliceTriplets(), CubicPatches(5, 3)], ids=str)
+def test_tiles_without_brain_are_not_shown_to_the_network(t1w, tiling):
+    generator = Change(torch.ones_like)
+    pet = predict(t1w, generator, tiling)
+    assert 0 < sum(generator.batches) < tiling.count(t1w.shape)
+    assert (pet[t1w > 0] == 1).all()
+    assert pet.min() == 0

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bids_app.synthesis.pairs import brain_tiles
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 
 TILINGS = [SliceTriplets(), CubicPatches(4, 2), CubicPatches(6, 2), CubicPatches(5, 5)]
@@ -40,6 +41,25 @@ def test_only_the_centres_of_patches_are_kept():
     for tile in tiles:
         tile[:, 2:4, 2:4, 2:4] = 1
     assert tiling.merge(tiles, shape)[2:-2, 2:-2, 2:-2].eq(1).all()
+
+
+@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+@given(shape=st.tuples(sides, sides, sides), place=st.integers(min_value=0))
+def test_the_brain_comes_from_tiles_whose_centre_has_brain(tiling, shape, place):
+    brain = torch.zeros(shape, dtype=torch.bool)
+    brain.view(-1)[place % brain.numel()] = True
+    chosen = brain_tiles(tiling, brain)
+    tiles = [torch.full_like(tile, torch.nan) for tile in cut_all(tiling, torch.ones(shape))]
+    for index in chosen:
+        tiles[index][:] = 1
+    assert tiling.merge(tiles, shape)[brain].eq(1).all()
+
+
+def test_few_tiles_have_a_small_brain_in_their_centre():
+    brain = torch.zeros(20, 20, 20, dtype=torch.bool)
+    brain[9, 9, 9] = True
+    assert len(brain_tiles(CubicPatches(6, 2), brain)) == 1
+    assert brain_tiles(SliceTriplets(), brain) == (3,)
 
 
 @pytest.mark.parametrize("shape", [(157, 189, 156), (157, 189, 136)])

@@ -4,12 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import save_file
 
-from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.synthesis import checkpoint
-from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
+from bids_app.synthesis.fitting import Fit
 from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.pairs import Pair
 from bids_app.synthesis.pool import ImagePool
 from bids_app.synthesis.training import (
     Epoch,
@@ -35,7 +34,7 @@ def seeded(seed=0):
 def pairs():
     """Two people of 24×25×7 voxels whose PET is their T1w, darker."""
     mri = torch.rand(2, 24, 25, 7, generator=seeded(5))
-    return [(one, 0.3 * one) for one in mri]
+    return [Pair(one, 0.3 * one) for one in mri]
 
 
 def start(spec, seed=0):
@@ -44,7 +43,7 @@ def start(spec, seed=0):
 
 def everything(training):
     """All numbers that a training holds."""
-    return {name: tensor.clone() for name, tensor in checkpoint._state(training).items()}
+    return {name: tensor.clone() for name, tensor in checkpoint._state(Fit(training)).items()}
 
 
 def assert_equal(one, other):
@@ -81,7 +80,7 @@ def test_a_step_moves_all_networks_and_only_by_their_own_loss(pairs):
     for weight in (0.0, 100.0):
         training = start(replace(CYCLE, mse_weight=weight))
         before = everything(training)
-        training.step(*next(shuffled_batches(pairs, CYCLE, seeded(3))))
+        training.step(next(shuffled_batches(pairs, CYCLE, seeded(3))))
         after = everything(training)
         still = [n for n in before if n.endswith("weight") and torch.equal(before[n], after[n])]
         assert still == []
@@ -100,11 +99,11 @@ def test_an_epoch_tells_the_mean_of_its_steps(pairs, monkeypatch):
 
 
 def test_a_value_that_is_no_number_stops_training(pairs):
-    (mri, pet), other = pairs
-    broken = mri.clone()
+    first, other = pairs
+    broken = first.mri.clone()
     broken[3, 3, 3] = torch.nan
     with pytest.raises(FloatingPointError, match="epoch 1"):
-        list(train(start(SIMPLE), [(broken, pet), other]))
+        list(train(start(SIMPLE), [Pair(broken, first.pet), other]))
 
 
 def test_the_learning_rate_is_constant_then_falls_to_0():
@@ -134,19 +133,18 @@ def test_an_epoch_sees_each_tile_once_with_its_partner():
     first = torch.arange(4 * 5 * 7.0).reshape(sizes[0])
     second = 1000 + torch.arange(3 * 4 * 9.0).reshape(sizes[1])
     for volume in (first, second):
-        batches = list(shuffled_batches([(volume, -volume)], SIMPLE, seeded()))
-        assert [len(mri) for mri, _ in batches] == [2, 1]
-        assert all(torch.equal(mri, -pet) for mri, pet in batches)
-    pairs = [(first[:3, :4], -first[:3, :4]), (second, -second)]
-    corners = Counter(
-        tile[0, 0, 0].item() for mri, _ in shuffled_batches(pairs, SIMPLE, seeded()) for tile in mri
-    )
+        batches = list(shuffled_batches([Pair(volume, -volume)], SIMPLE, seeded()))
+        assert [(len(batch.mri), batch.total) for batch in batches] == [(2, 2), (1, 1)]
+        assert all(torch.equal(batch.mri, -batch.pet) for batch in batches)
+    pairs = [Pair(first[:3, :4], -first[:3, :4]), Pair(second, -second)]
+    batches = shuffled_batches(pairs, SIMPLE, seeded())
+    corners = Counter(tile[0, 0, 0].item() for batch in batches for tile in batch.mri)
     assert corners == Counter([0, 3, 6, 1000, 1003, 1006])
 
 
 def test_the_order_of_tiles_comes_from_the_generator(pairs):
     def order(random):
-        return torch.cat([mri for mri, _ in shuffled_batches(pairs, SIMPLE, random)])
+        return torch.cat([batch.mri for batch in shuffled_batches(pairs, SIMPLE, random)])
 
     random = seeded(1)
     first, second = order(random), order(random)
@@ -195,57 +193,3 @@ def test_a_pool_of_no_size_remembers_nothing():
     pool, fakes = ImagePool(0, seeded()), torch.rand(9, 2)
     assert torch.equal(pool.exchange(fakes), fakes)
     assert pool.images == []
-
-
-# Checkpoints
-
-
-@pytest.mark.parametrize("spec", [SIMPLE, CYCLE], ids=["simple", "cycle"])
-@pytest.mark.parametrize("stopped", [1, 3])
-def test_an_interrupted_training_ends_like_an_uninterrupted_one(tmp_path, pairs, spec, stopped):
-    uninterrupted = start(spec)
-    for epoch in train(uninterrupted, pairs):
-        if epoch.number == stopped:
-            save_checkpoint(uninterrupted, tmp_path / "training.safetensors")
-    resumed = start(spec, seed=9)
-    restore_checkpoint(resumed, tmp_path / "training.safetensors")
-    assert [epoch.number for epoch in train(resumed, pairs)] == list(range(stopped + 1, 5))
-    assert_equal(everything(resumed), everything(uninterrupted))
-
-
-def test_a_checkpoint_that_cannot_be_written_keeps_the_one_before(tmp_path, monkeypatch):
-    training, path = start(SIMPLE), tmp_path / "training.safetensors"
-    save_checkpoint(training, path)
-    before = path.read_bytes()
-
-    def write_half(tensors, file):
-        save_file(dict(list(tensors.items())[:3]), file)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", write_half)
-    training.epoch = 3
-    with pytest.raises(ReadWriteError, match=r"training\.safetensors: cannot write"):
-        save_checkpoint(training, path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    "other",
-    [replace(SIMPLE, width=3), replace(SIMPLE, n_blocks=2), CYCLE],
-    ids=["width", "blocks", "cycle"],
-)
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_checkpoint_of_another_spec_is_refused(tmp_path, other, turned):
-    one, another = (other, SIMPLE) if turned else (SIMPLE, other)
-    save_checkpoint(start(one), tmp_path / "training.safetensors")
-    with pytest.raises(UnusableDataError, match=r"training\.safetensors: .*delete it"):
-        restore_checkpoint(start(another), tmp_path / "training.safetensors")
-
-
-def test_a_damaged_checkpoint_is_refused(tmp_path):
-    path = tmp_path / "training.safetensors"
-    save_checkpoint(start(SIMPLE), path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UnusableDataError, match=r"training\.safetensors: .*delete it"):
-        restore_checkpoint(start(SIMPLE), path)

@@ -1,5 +1,7 @@
 """A training on disk: all it needs to go on, as tensors only; nothing is ever unpickled."""
 
+import json
+from dataclasses import astuple
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,6 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.synthesis.fitting import Fit, Line
+from bids_app.synthesis.models import spec_to_dict
 from bids_app.synthesis.training import Training
 
 
@@ -33,8 +37,10 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _state(training: Training) -> dict[str, Tensor]:
+def _state(fit: Fit) -> dict[str, Tensor]:
+    training = fit.training
     parts = {
+        "kept.": fit.kept,
         "generators.": training.generators.state_dict(),
         "discriminators.": training.discriminators.state_dict(),
         "generator_optimizer.": _optimizer_state(training.generator_optimizer),
@@ -45,11 +51,12 @@ def _state(training: Training) -> dict[str, Tensor]:
     tensors = {prefix + name: t for prefix, part in parts.items() for name, t in part.items()}
     tensors["epoch"] = torch.tensor(training.epoch)
     tensors["random"] = training.random.get_state()
+    tensors["history"] = torch.tensor([astuple(line) for line in fit.history], dtype=torch.float64)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def save_checkpoint(training: Training, path: Path) -> None:
-    """Write the state of a training; the one before it stays until this one is whole.
+def save_checkpoint(fit: Fit, path: Path) -> None:
+    """Write the state of a fit; the one before it stays until this one is whole.
 
     Raises
     ------
@@ -58,24 +65,35 @@ def save_checkpoint(training: Training, path: Path) -> None:
     """
     partial = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
-        save_file(_state(training), partial)
+        save_file(_state(fit), partial, metadata={"spec": _told(fit.training)})
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise ReadWriteError(f"{path}: cannot write the checkpoint ({error})") from error
 
 
-def restore_checkpoint(training: Training, path: Path) -> None:
-    """Bring a training of the same spec to the state that was saved.
+def _told(training: Training) -> str:
+    return json.dumps(spec_to_dict(training.spec), sort_keys=True)
+
+
+def _read(path: Path, training: Training) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        if file.metadata() != {"spec": _told(training)}:
+            raise ValueError("it belongs to other settings")
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def restore_checkpoint(fit: Fit, path: Path) -> None:
+    """Bring a new fit of the same spec to the state that was saved.
 
     Raises
     ------
     UnusableDataError
         If the file is damaged, or of another spec.
     """
+    training = fit.training
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = _read(path, training)
         training.generators.load_state_dict(_below("generators.", tensors))
         training.discriminators.load_state_dict(_below("discriminators.", tensors))
         for name in ("generator_optimizer", "discriminator_optimizer"):
@@ -87,7 +105,9 @@ def restore_checkpoint(training: Training, path: Path) -> None:
             ]
         training.epoch = int(tensors["epoch"])
         training.random.set_state(tensors["random"])
-    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        fit.kept = _below("kept.", tensors)
+        fit.history = [Line.of(row) for row in tensors["history"].tolist()]
+    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0].rstrip(":")  # torch goes on for a line a weight
         raise UnusableDataError(
             f"{path}: not a checkpoint of this training ({reason}); delete it to start again"

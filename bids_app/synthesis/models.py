@@ -38,6 +38,16 @@ class ModelSpec:
         Fakes a discriminator is reminded of: Zhu et al. (2017), section 4.
     width : int
         Feature maps after the first convolution: Zhu et al. (2017), appendix 7.2.
+    tiles_per_volume : int
+        Tiles of each volume in an epoch, drawn anew for each among those whose centre has brain;
+        0 is all there are, as the paper. Ours for 3D-patch is 256: of 4998 cubes that overlap by
+        three quarters along each axis, half lie beside the brain and neighbours tell the same.
+    validation_interval : int
+        Epochs between two looks at the validation volumes; our choice, since all 4998 cubes of
+        each are predicted for one.
+    patience : int
+        Epochs without a better validation SSIM after which training stops early; our choice, the
+        paper gives none.
     """
 
     tiling: Tiling
@@ -54,6 +64,9 @@ class ModelSpec:
     beta2: float = 0.999
     pool_size: int = 50
     width: int = 64
+    tiles_per_volume: int = 0
+    validation_interval: int = 1
+    patience: int = 40
 
 
 _SEMI3D = ModelSpec(
@@ -63,6 +76,7 @@ _SEMI3D = ModelSpec(
 _PATCH3D = ModelSpec(
     tiling=CubicPatches(), n_blocks=2, cycle=False,
     epochs=100, constant_epochs=100, batch_size=10, mse_weight=0.0,
+    tiles_per_volume=256, validation_interval=5,
 )  # fmt: skip
 _MSE = 100.0
 

@@ -30,6 +30,9 @@ class Tiling(Protocol):
     def cut(self, volume: Tensor, index: int) -> Tensor:
         """Cut one tile, (channels, *size), out of (I, J, K)."""
 
+    def centre(self, volume: Tensor, index: int) -> Tensor:
+        """Cut out what is kept of one tile when tiles are merged."""
+
     def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
         """Lay all tiles, in order, out as a volume of this shape."""
 
@@ -61,9 +64,12 @@ class SliceTriplets:
         slices = [min(first + channel, last) for channel in range(self.channels)]
         return volume[..., slices].movedim(-1, 0)
 
+    def centre(self, volume: Tensor, index: int) -> Tensor:
+        return self.cut(volume, index)
+
     def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
         volume: Tensor | None = None
-        for index, tile in enumerate(tiles):
+        for index, tile in zip(range(self.count(shape)), tiles, strict=True):
             volume = tile.new_empty(shape) if volume is None else volume
             there = volume[..., self.channels * index : self.channels * (index + 1)]
             there.copy_(tile[: there.shape[-1]].movedim(0, -1))
@@ -110,14 +116,27 @@ class CubicPatches:
     def count(self, shape: Shape) -> int:
         return prod(len(self._starts(side)) for side in shape)
 
-    def cut(self, volume: Tensor, index: int) -> Tensor:
+    def _corner(self, shape: Shape, index: int) -> Shape:
         corner = []
-        for side in reversed(volume.shape):
+        for side in reversed(shape):
             starts = self._starts(side)
             index, place = divmod(index, len(starts))
             corner.append(starts[place])
-        cube = tuple(slice(start, start + self.size) for start in reversed(corner))
-        return volume[cube].unsqueeze(0)
+        return tuple(reversed(corner))
+
+    def cut(self, volume: Tensor, index: int) -> Tensor:
+        corner = self._corner(tuple(volume.shape), index)
+        return volume[tuple(slice(start, start + self.size) for start in corner)].unsqueeze(0)
+
+    def centre(self, volume: Tensor, index: int) -> Tensor:
+        shape = tuple(volume.shape)
+        return volume[tuple(map(self._kept, self._corner(shape, index), shape))].unsqueeze(0)
+
+    def _kept(self, start: int, side: int) -> slice:
+        """Tell which voxels of an axis come from the cube that starts there."""
+        margin = (self.size - self.stride) // 2
+        last = start + self.size >= side
+        return slice(start + margin if start else 0, side if last else start + margin + self.stride)
 
     def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
         # Each cube leaves its leading margin to its forerunners and overwrites their trailing

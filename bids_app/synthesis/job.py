@@ -1,0 +1,139 @@
+"""One fit from files to files: resumed where it was stopped, in one process or several."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import save_file
+from torch import nn
+
+from bids_app.errors import Mri2petError
+from bids_app.files import write_tsv
+from bids_app.imaging.similarity import ssim
+from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
+from bids_app.synthesis.evaluation import smooth_in_brain
+from bids_app.synthesis.fitting import Fit, Line, go_on
+from bids_app.synthesis.inference import predict
+from bids_app.synthesis.models import ModelSpec
+from bids_app.synthesis.training import Training
+from bids_app.synthesis.volumes import Volumes, open_volumes, pair_of
+
+KEPT, HISTORY, CHECKPOINT = "kept.safetensors", "history.tsv", "checkpoint.safetensors"
+COLUMNS = (
+    "fold", "epoch", "generator_loss", "discriminator_loss", "ssim_validation", "learning_rate",
+    "seconds", "kept",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to fit, to what, and where its results go.
+
+    Parameters
+    ----------
+    name : str
+        For messages and tables: a fold's number, or ``all``.
+    spec : ModelSpec
+        A row of Table 1.
+    training, validation : sequence of Path
+        Folders of :func:`bids_app.synthesis.volumes.store_volumes`; without validation the last
+        epoch is kept.
+    last_epoch : int
+        To stop at, if not earlier.
+    seed : int
+        Of all randomness.
+    fwhm : float
+        Smoothing before validation SSIM is measured, in mm.
+    folder : Path
+        For the checkpoint and the history while it runs.
+    """
+
+    name: str
+    spec: ModelSpec
+    training: Sequence[Path]
+    validation: Sequence[Path]
+    last_epoch: int
+    seed: int
+    fwhm: float
+    folder: Path
+
+
+def mean_ssim(
+    generator: nn.Module, visits: Sequence[Volumes], spec: ModelSpec, fwhm: float
+) -> float:
+    """Give the mean SSIM of synthetic and real PET over whole volumes, as early stopping has it."""
+    values = []
+    for visit in visits:
+        raw = predict(visit.t1w, generator, spec.tiling)
+        pet = smooth_in_brain(raw, visit.brain, fwhm=fwhm, zooms=visit.owner.zooms)
+        values.append(ssim(pet, visit.pet))
+    return float(np.mean(values))
+
+
+def rows_of(name: str, fit: Fit) -> list[dict[str, object]]:
+    """Tell the history of a fit as rows of a table."""
+    return [_row(name, line, kept=line.epoch == fit.kept_epoch) for line in fit.history]
+
+
+def _row(name: str, line: Line, *, kept: bool) -> dict[str, object]:
+    return {
+        "fold": name,
+        "epoch": line.epoch,
+        "generator_loss": line.generator_loss,
+        "discriminator_loss": line.discriminator_loss,
+        "ssim_validation": None if isnan(line.ssim) else line.ssim,
+        "learning_rate": line.learning_rate,
+        "seconds": round(line.seconds, 2),
+        "kept": int(kept),
+    }
+
+
+def run_job(fabric: Fabric, job: Job, out: Path) -> None:
+    """Fit, from the last checkpoint on if there is one, and write what is kept.
+
+    Parameters
+    ----------
+    fabric : Fabric
+        Launched; the first of several processes writes.
+    job : Job
+        What to fit.
+    out : Path
+        Gets ``kept.safetensors``, the generator MRI → PET, and ``history.tsv``.
+
+    Raises
+    ------
+    Mri2petError
+        If a loss is not finite.
+    ReadWriteError, UnusableDataError
+        If a checkpoint cannot be written, or read.
+    """
+    visits = [open_volumes(folder) for folder in job.validation]
+    fit = Fit(Training(job.spec, fabric, torch.Generator().manual_seed(job.seed)))
+    checkpoint = job.folder / CHECKPOINT
+    if checkpoint.exists():
+        restore_checkpoint(fit, checkpoint)
+    pairs = [pair_of(open_volumes(folder), job.spec) for folder in job.training]
+
+    def validate(generator: nn.Module) -> float:
+        return mean_ssim(generator, visits, job.spec, job.fwhm)
+
+    job.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for _ in go_on(
+            fit, pairs, validate=validate if visits else None, last_epoch=job.last_epoch
+        ):
+            if fabric.is_global_zero:
+                save_checkpoint(fit, checkpoint)
+                write_tsv(job.folder / HISTORY, COLUMNS, rows_of(job.name, fit))
+    except FloatingPointError as error:
+        raise Mri2petError(
+            f"training of fold {job.name} stopped: {error}; try again with another --random-seed, "
+            "or look for images that are not within 0..1"
+        ) from error
+    if fabric.is_global_zero:
+        save_file(fit.kept, out / KEPT)
+        write_tsv(out / HISTORY, COLUMNS, rows_of(job.name, fit))
