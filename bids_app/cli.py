@@ -13,6 +13,7 @@ from bids_app.arguments import Parser
 from bids_app.errors import Mri2petError, ReadWriteError, UsageError
 from bids_app.labels import normalize_labels
 from bids_app.settings import FULL_RESOLUTION, LEVELS, SLOPPY_RESOLUTION, Settings
+from bids_app.synthesis.models import MODELS
 
 UNKNOWN_LEVEL = 17  # BEP027
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -149,6 +150,32 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    add = _Add(parser.add_argument_group("train"))
+    add(
+        "--control-query", metavar="QUERY",
+        help=f"who is a control, by participants.tsv; default {Settings.control_query!r}",
+    )  # fmt: skip
+    add("--models", nargs="+", choices=tuple(MODELS), metavar="NAME",
+        help=f"rows of Table 1, default all: {', '.join(MODELS)}")  # fmt: skip
+    add("--folds", type=_count, metavar="N",
+        help=f"of the cross-validation; default {Settings.folds}")  # fmt: skip
+    add("--epochs", type=_count, metavar="N",
+        help="at most; default 200 for semi-3D, 100 for 3D-patch, as the paper")  # fmt: skip
+    add("--batch-size", type=_count, metavar="N",
+        help="default 5 for semi-3D, 10 for 3D-patch, as the paper")  # fmt: skip
+    add("--width", type=_count, metavar="N",
+        help="feature maps of the first convolution; default 64")  # fmt: skip
+    add(
+        "--patches", choices=("brain", "all"),
+        help="3D-patch: cubes drawn anew for each epoch inside the brain (the default), or all",
+    )  # fmt: skip
+    add(
+        "--lpips-weights", type=_path, metavar="FILE",
+        help="AlexNet and LPIPS v0.1; default: $MRI2PET_LPIPS_WEIGHTS; without, LPIPS is n/a",
+    )  # fmt: skip
+
+
 def _add_resources(parser: argparse.ArgumentParser) -> None:
     add = _Add(parser.add_argument_group("resources"))
     add("--nprocs", type=_count, metavar="N", help="CPUs; default: all that are allowed")
@@ -185,7 +212,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _options() -> argparse.ArgumentParser:
     options = Parser(add_help=False, allow_abbrev=False, prog="mri2pet")
-    for add in (_add_selection, _add_participant, _add_resources, _add_run):
+    for add in (_add_selection, _add_participant, _add_train, _add_resources, _add_run):
         add(options)
     return options
 
@@ -196,7 +223,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="mri2pet",
         allow_abbrev=False,
         parents=[_options()],
-        description="Bring T1w MRI and FDG PET into MNI space and predict an FDG PET from the T1w.",
+        description="Bring T1w MRI and FDG PET into MNI space, predict an FDG PET from the T1w "
+        "(participant), and train the generators that predict it (train).",
         epilog="Exit codes: 0 done; 1 some participant failed; 16 not valid BIDS; 17 unknown "
         "level; 18 nothing selected; 64 usage; 65 unusable data; 66 input missing; 73 cannot "
         "create output; 74 read or write error.",
@@ -243,7 +271,7 @@ def _settings(given: dict[str, object]) -> Settings:
     for name, prefix in LABELS.items():
         if name in given:
             given[name] = normalize_labels(given[name], prefix)  # type: ignore[arg-type]
-    for name in ("bounding_box", "derivatives"):
+    for name in ("bounding_box", "derivatives", "models"):
         if name in given:
             given[name] = tuple(given[name])  # type: ignore[arg-type]
     if "bounding_box" in given:

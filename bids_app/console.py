@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.visit import Selection
 
 WIDE = 200  # characters of a table that goes into a file
@@ -66,9 +67,22 @@ class Voice:
                 unused.add_row(one.subject, name(one.path), one.reason)
             self.out.print(unused)
 
+    def tell_controls(
+        self, pairs: Sequence[Preprocessed], notes: Sequence[str], root: Path
+    ) -> None:
+        """Print which controls will be used, and of which images, and what is told of others."""
+        used = Table("control", "session", "T1w", "PET", title="Used")
+        for one in pairs:
+            session = "—" if one.session is None else one.session
+            t1w, pet = (str(path.relative_to(root)) for path in (one.t1w, one.pets[0]))
+            used.add_row(one.subject, session, t1w, pet)
+        self.out.print(used)
+        for note in notes:
+            self.out.print(note, markup=False)
+
     @contextmanager
     def progress(
-        self, labels: Mapping[str, str], steps: Mapping[str, int]
+        self, labels: Mapping[str, str], steps: Mapping[str, int], words: Mapping[str, str] = STEPS
     ) -> Iterator[StatusCallback]:
         """Show how far each visit is, until the block ends.
 
@@ -78,6 +92,8 @@ class Voice:
             Names of visits for people, by the names of their graphs.
         steps : mapping
             Nodes of each graph.
+        words : mapping
+            Names of nodes for people; others are not told of, unless they fail.
 
         Yields
         ------
@@ -85,12 +101,12 @@ class Voice:
             To be told (node, status), as :func:`run_graph` wants it.
         """
         if self.console.is_terminal:
-            yield from self._bars(labels, steps)
+            yield from self._bars(labels, steps, words)
         else:
-            yield self._lines(labels)
+            yield self._lines(labels, words)
 
     def _bars(
-        self, labels: Mapping[str, str], steps: Mapping[str, int]
+        self, labels: Mapping[str, str], steps: Mapping[str, int], words: Mapping[str, str]
     ) -> Iterator[StatusCallback]:
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -108,21 +124,21 @@ class Voice:
                     return
                 if status == "start":
                     bars.start_task(tasks[graph])
-                    if step in STEPS:
-                        bars.update(tasks[graph], step=STEPS[step])
+                    if step in words:
+                        bars.update(tasks[graph], step=words[step])
                 elif status == "end":
                     bars.advance(tasks[graph])
                 else:
-                    bars.update(tasks[graph], step=f"failed: {STEPS.get(step, step)}")
+                    bars.update(tasks[graph], step=f"failed: {words.get(step, step)}")
 
             yield tell
 
-    def _lines(self, labels: Mapping[str, str]) -> StatusCallback:
+    def _lines(self, labels: Mapping[str, str], words: Mapping[str, str]) -> StatusCallback:
         def tell(node: object, status: str) -> None:
             graph, step = _place(node)
-            if graph in labels and (step in STEPS or status == "exception"):
+            if graph in labels and (step in words or status == "exception"):
                 word = {"start": "started", "end": "done", "exception": "FAILED"}[status]
-                self.say(f"{labels[graph]}: {STEPS.get(step, step)} {word}")
+                self.say(f"{labels[graph]}: {words.get(step, step)} {word}")
 
         return tell
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-LEVELS = ("participant",)  # in the order of a study
+LEVELS = ("participant", "train")  # in the order of a study
 FULL_RESOLUTION = 1.0  # mm; Zotova et al. (2021), section 3.1
 SLOPPY_RESOLUTION = 4.0  # mm; for tests and for trying things out
 
@@ -46,6 +46,18 @@ class Settings:
     generator: str = "default"
     smoothing_fwhm: float = 1.5  # mm; Zotova et al. (2021), section 3.2
     stage: str = "all"
+
+    # Controls: who they are
+    control_query: str = "group == 'control'"
+
+    # Train; None: as the paper has it, per row of Table 1 (synthesis/models.py)
+    models: tuple[str, ...] = ()  # () is all six
+    folds: int = 4  # Zotova et al. (2021), section 3.2
+    epochs: int | None = None
+    batch_size: int | None = None
+    width: int | None = None
+    patches: str = "brain"
+    lpips_weights: Path | None = None
 
     # Resources
     nprocs: int | None = None

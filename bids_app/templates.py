@@ -40,6 +40,11 @@ class Template:
     uri: str
 
 
+def uri_of(name: str) -> str:
+    """Say where others find a template."""
+    return f"https://templateflow.s3.amazonaws.com/tpl-{name}/tpl-{name}_res-01_T1w.nii.gz"
+
+
 def _own() -> tuple[nifti.Image, nifti.Image]:
     t1w = datasets.load_mni152_template(resolution=1)
     mask = datasets.load_mni152_brain_mask(resolution=1)
@@ -131,7 +136,7 @@ def prepare(name: str, grid: Grid, folder: Path, *, registration_resolution: flo
         brain_mask=folder / "mask.nii.gz",
         reference=folder / "grid_brain.nii.gz",
         reference_mask=folder / "grid_mask.nii.gz",
-        uri=f"https://templateflow.s3.amazonaws.com/tpl-{name}/tpl-{name}_res-01_T1w.nii.gz",
+        uri=uri_of(name),
     )
     for place, brain_path, mask_path in (
         (whole, template.brain, template.brain_mask),

@@ -7,13 +7,14 @@ import nipype
 from bids_app import provenance
 from bids_app.app.participant import participant
 from bids_app.app.preparation import PERCENTILE, prepare_generator
+from bids_app.app.training import train
 from bids_app.console import Voice
 from bids_app.derivatives.paths import resolution_label
 from bids_app.report.methods import Procedure, boilerplate
 from bids_app.settings import Settings
 from bids_app.workflows.execution import quiet
 
-LEVELS = {"participant": participant}
+LEVELS = {"participant": participant, "train": train}
 LOUDNESS = {0: logging.CRITICAL, 1: logging.WARNING}
 
 

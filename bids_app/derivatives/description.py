@@ -12,8 +12,8 @@ BIDS_VERSION = "1.10.0"
 # No slash at the end of a folder: the validator does not know it so. A slash inside anchors.
 IGNORED = (
     "*.html", "logs", "figures", "work", "generators", "detectors", "*_xfm.*", "*_statmap.*",
-    "*_clusters.*", "**/pet/*_mask.*", "**/pet/*_dseg.*", "desc-*_metrics.*", "table1*.tsv",
-    "detection_curve.tsv", "clusters.tsv",
+    "*_clusters.*", "**/pet/*_mask.*", "**/pet/*_dseg.*", "desc-*_metrics.*", "table1*",
+    "crossvalidation", "detection_curve.tsv", "clusters.tsv",
 )  # fmt: skip
 DESCRIPTIONS = {
     "preproc": "Acquired image after correction, registration and, with res-, scaling to 0..1",
@@ -34,6 +34,8 @@ acquired.
 - `sub-X.html`: report of each participant; look at it before using the images.
 - `desc-registration_metrics.tsv`: how well each image fits.
 - `descriptions.tsv`: what each `desc-` label means.
+- `generators/`, `crossvalidation/`, `table1.tsv`, `train.html`: what the train level has made. The
+  synthetic PET in `crossvalidation/` comes from generators that did not see the participant.
 - `logs/`: settings and versions of each run.
 
 Images on the grid of the template are divided by a percentile of the brain (see the sidecars) and

@@ -73,6 +73,30 @@ def derivative_path(
     return root.joinpath(*folders, _checked(datatype), name)
 
 
+def entities_of(path: Path) -> dict[str, str]:
+    """Read the labels in a file name by short key, as :func:`derivative_path` spelled them.
+
+    Raises
+    ------
+    ValueError
+        If the name is not made of entities and a suffix.
+
+    Examples
+    --------
+    >>> entities_of(Path("sub-01_trc-18FFDG_desc-synth_pet.nii.gz"))
+    {'sub': '01', 'trc': '18FFDG', 'desc': 'synth'}
+    """
+    *pairs, suffix = path.name.partition(".")[0].split("_")
+    entities = {}
+    for pair in pairs:
+        key, _, label = pair.partition("-")
+        if key not in ENTITIES or key in entities:
+            raise ValueError(f"{path.name}: {pair!r} is not an entity, or comes twice")
+        entities[key] = _checked(label)
+    _checked(suffix)
+    return entities
+
+
 def resolution_label(resolution: float) -> str:
     """Spell a resolution in mm as a label.
 

@@ -36,6 +36,25 @@ def psnr(one: Volume, other: Volume, where: Mask | None = None) -> float:
     return float("inf") if error == 0 else float(-10 * np.log10(error))
 
 
+def mean_absolute_error(one: Volume, other: Volume, where: Mask | None = None) -> float:
+    """Mean absolute difference of two volumes, in their unit; 0 where they are equal.
+
+    Parameters
+    ----------
+    one, other : ndarray, (I, J, K)
+        Intensities, both in the same unit.
+    where : ndarray of bool, (I, J, K), optional
+        The voxels that count; all by default.
+
+    Examples
+    --------
+    >>> mean_absolute_error(np.zeros((1, 1, 2), np.float32), np.array([[[0.5, -1.0]]], np.float32))
+    0.75
+    """
+    chosen = slice(None) if where is None else where
+    return float(np.mean(np.abs(one[chosen].astype(np.float64) - other[chosen])))
+
+
 def dice(one: Mask, other: Mask) -> float:
     """Overlap of two masks: twice what they share, over the sum of both; 0 to 1.
 
@@ -124,9 +143,12 @@ def ssim(one: Volume, other: Volume, where: Mask | None = None) -> float:
     float
         -1 to 1; 1 where the volumes are equal.
     """
-    similarity = ssim_map(one, other)
+    return _mean(ssim_map(one, other), where)
+
+
+def _mean(volume: Volume, where: Mask | None = None) -> float:
     chosen = slice(None) if where is None else where
-    return float(similarity[chosen].mean(dtype=np.float64))
+    return float(volume[chosen].mean(dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -141,9 +163,10 @@ class Measures:
 
 def measure(synthetic: Volume, real: Volume, brain: Mask) -> Measures:
     """Compare a synthetic PET with the real one, both (I, J, K) in [0, 1] on one grid."""
+    similarity = ssim_map(synthetic, real)
     return Measures(
-        ssim(synthetic, real),
+        _mean(similarity),
         psnr(synthetic, real),
-        ssim(synthetic, real, brain),
+        _mean(similarity, brain),
         psnr(synthetic, real, brain),
     )

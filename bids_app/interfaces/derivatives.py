@@ -8,6 +8,7 @@ from nipype.interfaces.base import (
     InputMultiObject,
     SimpleInterface,
     TraitedSpec,
+    isdefined,
     traits,
 )
 
@@ -42,6 +43,60 @@ class SaveDerivative(SimpleInterface):
         copy_file(Path(self.inputs.in_file), out_file)
         write_json(sidecar_file, sidecar)
         self._results.update(out_file=str(out_file), sidecar_file=str(sidecar_file))
+        return runtime
+
+
+class _SaveDerivativesInputSpec(BaseInterfaceInputSpec):
+    in_files = traits.List(File(exists=True), mandatory=True, desc="results")
+    out_files = traits.List(File(), mandatory=True, desc="where they belong")
+    sidecar_files = traits.List(File(), mandatory=True, desc="where their sidecars belong")
+    sidecars = traits.List(traits.Dict(), mandatory=True, desc="what is known of each beforehand")
+    measured = traits.Dict(desc="what was measured of all of them on the way")
+
+
+class _SaveDerivativesOutputSpec(TraitedSpec):
+    out_files = traits.List(File(exists=True), desc="the results, in their places")
+
+
+class SaveDerivatives(SimpleInterface):
+    """Copy several results to their places, each as :class:`SaveDerivative`."""
+
+    input_spec = _SaveDerivativesInputSpec
+    output_spec = _SaveDerivativesOutputSpec
+    always_run = True  # copies may have been deleted since
+
+    def _run_interface(self, runtime):
+        given = self.inputs
+        measured = given.measured if isdefined(given.measured) else {}
+        rows = zip(
+            given.in_files, given.out_files, given.sidecar_files, given.sidecars, strict=True
+        )
+        for in_file, out_file, sidecar_file, sidecar in rows:
+            copy_file(Path(in_file), Path(out_file))
+            write_json(Path(sidecar_file), {**sidecar, **measured})
+        self._results["out_files"] = list(given.out_files)
+        return runtime
+
+
+class _SaveFileInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="a result")
+    out_file = File(mandatory=True, desc="where it belongs")
+
+
+class _SaveFileOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="the result, in its place")
+
+
+class SaveFile(SimpleInterface):
+    """Copy a result that needs no sidecar to its place, whole or not at all."""
+
+    input_spec = _SaveFileInputSpec
+    output_spec = _SaveFileOutputSpec
+    always_run = True
+
+    def _run_interface(self, runtime):
+        copy_file(Path(self.inputs.in_file), Path(self.inputs.out_file))
+        self._results["out_file"] = self.inputs.out_file
         return runtime
 
 

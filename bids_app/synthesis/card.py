@@ -71,6 +71,22 @@ def card_values(card: Card) -> dict[str, object]:
     return {**asdict(card), "spec": spec_to_dict(card.spec)}
 
 
+def card_from(values: dict[str, object]) -> Card:
+    """Build the card that plain values tell of.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If they tell of something else.
+    """
+    known = dict(values)
+    known["spec"] = spec_from_dict(known["spec"])  # type: ignore[arg-type]
+    known["affine"] = tuple(tuple(float(x) for x in row) for row in known["affine"])  # type: ignore[attr-defined]
+    known["shape"] = tuple(int(side) for side in known["shape"])  # type: ignore[attr-defined]
+    known["participants"] = tuple(known["participants"])  # type: ignore[arg-type]
+    return Card(**known)  # type: ignore[arg-type]
+
+
 def read_card(folder: Path) -> Card:
     """Read the card of a generator.
 
@@ -85,12 +101,7 @@ def read_card(folder: Path) -> Card:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; --generator wants a folder with a card")
     try:
-        values = json.loads(path.read_text())
-        values["spec"] = spec_from_dict(values["spec"])
-        values["affine"] = tuple(tuple(float(x) for x in row) for row in values["affine"])
-        values["shape"] = tuple(int(side) for side in values["shape"])
-        values["participants"] = tuple(values["participants"])
-        return Card(**values)
+        return card_from(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError) as error:
         raise UnusableDataError(
             f"{path}: not the card of a generator ({error}); train it again, or fetch it again"

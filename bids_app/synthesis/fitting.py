@@ -81,7 +81,10 @@ class Fit:
     def keep(self) -> None:
         """Remember the weights of the generator MRI → PET as they are."""
         state = self.training.generators[0].state_dict()
-        self.kept = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        self.kept = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in state.items()
+        }
 
 
 def _looks(fit: Fit, last_epoch: int) -> bool:

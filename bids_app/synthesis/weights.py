@@ -19,6 +19,7 @@ from bids_app.synthesis.card import (
     file_sha256,
     read_card,
 )
+from bids_app.synthesis.models import ModelSpec
 from bids_app.synthesis.networks import ResnetGenerator
 from bids_app.synthesis.translator import build_generator
 
@@ -46,6 +47,24 @@ def save_generator(generator: nn.Module, card: Card, folder: Path) -> Card:
     return read_card(folder)
 
 
+def load_weights(path: Path, spec: ModelSpec, device: str) -> ResnetGenerator:
+    """Build the generator of a row of Table 1 with weights from a file.
+
+    Raises
+    ------
+    UnusableDataError
+        If they do not fit.
+    """
+    generator = build_generator(spec)
+    try:
+        generator.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise UnusableDataError(
+            f"{path}: does not fit the network of its card; fetch both again"
+        ) from error
+    return generator.to(device).eval()
+
+
 def load_generator(folder: Path, device: str) -> tuple[ResnetGenerator, Card]:
     """Rebuild a generator from its folder, ready to synthesize.
 
@@ -64,11 +83,4 @@ def load_generator(folder: Path, device: str) -> tuple[ResnetGenerator, Card]:
     """
     card = read_card(folder)
     path = check_weights(folder, card)
-    generator = build_generator(card.spec)
-    try:
-        generator.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise UnusableDataError(
-            f"{path}: does not fit the network of its card; fetch both again"
-        ) from error
-    return generator.to(device).eval(), card
+    return load_weights(path, card.spec, device), card

@@ -1,0 +1,322 @@
+"""The train level: the generators of Table 1, cross-validated on controls with T1w and PET."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nipype.pipeline.engine import Workflow
+
+from bids_app import provenance
+from bids_app.app.controls import Controls, choose_controls
+from bids_app.app.intake import Problem, error_of
+from bids_app.app.preparation import read_plugin, refuse_places, share_resources, work_dir_of
+from bids_app.app.results import gather_records
+from bids_app.console import Voice
+from bids_app.crossvalidation import (
+    GENERATORS,
+    Study,
+    baseline_paths,
+    deal,
+    plan_model,
+    plan_storage,
+)
+from bids_app.dataset.validation import make_writable
+from bids_app.derivatives.description import ignore_also
+from bids_app.derivatives.sidecars import Space
+from bids_app.derivatives.table1 import write_table1
+from bids_app.errors import MissingInputError
+from bids_app.files import locked, read_json
+from bids_app.imaging.volume import grid_of_box
+from bids_app.report.training import write_training_report
+from bids_app.resources import choose_device
+from bids_app.settings import Settings
+from bids_app.synthesis.card import file_sha256
+from bids_app.synthesis.models import MODELS, ModelSpec
+from bids_app.synthesis.tiling import CubicPatches
+from bids_app.templates import uri_of
+from bids_app.workflows.execution import Crash, Resources, run_graph
+from bids_app.workflows.training import (
+    Fold,
+    Means,
+    ModelPlan,
+    StoragePlan,
+    Stored,
+    init_baselines_wf,
+    init_model_wf,
+    init_storing_wf,
+)
+
+DONE, PARTIAL = 0, 1  # exit codes
+LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"
+SLOPPY_PATCHES = CubicPatches(size=24, stride=8)  # the least that a discriminator can judge
+
+
+def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
+    """Cross-validate the generators that the settings name, and train them on all controls.
+
+    Returns
+    -------
+    int
+        0 if all went well, 1 if some control or some row failed.
+
+    Raises
+    ------
+    Mri2petError
+        If the run cannot begin, or nothing of it can be used.
+    """
+    started = time.monotonic()
+    refuse_places(settings)
+    if settings.reports_only:
+        return _report_again(settings, voice)
+    controls = choose_controls(settings)
+    if settings.dry_run:
+        voice.tell_controls(controls.pairs, controls.notes, settings.output_dir)
+        return DONE
+    means = _means(settings)
+    work_dir = work_dir_of(settings)
+    make_writable(work_dir)
+    ignore_also(settings.output_dir, work_dir)
+    study = _study(settings, stamp)
+    provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
+    for note in controls.notes:
+        voice.say(note)
+    runner = _Runner(settings, voice)
+    stored, problems = _store(study, controls, runner)
+    folds = deal(study, stored)
+    problems += _compute(study, controls, folds, means, runner)
+    _finish(study, settings, controls, problems, _Fresh(stamp, time.monotonic() - started))
+    return _close(settings, study, problems, voice)
+
+
+def spec_of(name: str, settings: Settings) -> ModelSpec:
+    """Give the row of Table 1 with what the settings change of it."""
+    spec = MODELS[name]
+    if settings.sloppy:
+        tiling = SLOPPY_PATCHES if isinstance(spec.tiling, CubicPatches) else spec.tiling
+        spec = replace(
+            spec, tiling=tiling, n_blocks=2, width=4, epochs=2, constant_epochs=1, batch_size=4,
+            tiles_per_volume=min(spec.tiles_per_volume, 16), validation_interval=1,
+        )  # fmt: skip
+    if settings.epochs is not None:
+        constant = round(settings.epochs * spec.constant_epochs / spec.epochs)
+        spec = replace(spec, epochs=settings.epochs, constant_epochs=constant)
+    if settings.patches == "all":
+        spec = replace(spec, tiles_per_volume=0)
+    if settings.batch_size is not None:
+        spec = replace(spec, batch_size=settings.batch_size)
+    return spec if settings.width is None else replace(spec, width=settings.width)
+
+
+def _study(settings: Settings, stamp: provenance.Stamp) -> Study:
+    return Study(
+        output_dir=settings.output_dir,
+        work_dir=work_dir_of(settings),
+        space=Space(settings.template, settings.grid_resolution, uri_of(settings.template)),
+        grid=grid_of_box(settings.bounding_box, settings.grid_resolution),
+        dataset=_dataset_name(settings.output_dir),
+        folds=settings.folds,
+        fwhm=settings.smoothing_fwhm,
+        seed=settings.random_seed,
+        versions=stamp.versions,
+    )
+
+
+def _dataset_name(output_dir: Path) -> str:
+    """Name the raw dataset as the derivative one tells of it, by its DOI if it has one."""
+    content = read_json(output_dir / "dataset_description.json")
+    sources = content.get("SourceDatasets")
+    first = sources[0] if isinstance(sources, list) and sources else {}
+    doi = first.get("DOI") if isinstance(first, dict) else None
+    return str(doi if doi else content.get("Name", output_dir.name)).removeprefix("mri2pet: ")
+
+
+def _means(settings: Settings) -> Means:
+    weights = settings.lpips_weights
+    if weights is None and os.environ.get(LPIPS_VARIABLE):
+        weights = Path(os.environ[LPIPS_VARIABLE]).absolute()
+    if weights is not None and not weights.is_file():
+        raise MissingInputError(f"{weights}: no such file; correct --lpips-weights")
+    _, threads = share_resources(settings, settings.folds * len(_names(settings)))
+    sha256 = "" if weights is None else file_sha256(weights)
+    return Means(choose_device(settings.device), threads, weights, sha256)
+
+
+def _names(settings: Settings) -> tuple[str, ...]:
+    return tuple(name for name in MODELS if not settings.models or name in settings.models)
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Runs graphs as the settings say."""
+
+    settings: Settings
+    voice: Voice
+
+    def run(
+        self, graphs: Sequence[Workflow], labels: Mapping[str, str], words: Mapping[str, str]
+    ) -> list[Crash]:
+        settings = self.settings
+        workflow = Workflow("mri2pet_train", base_dir=str(work_dir_of(settings)))
+        workflow.add_nodes(list(graphs))
+        steps = {graph.name: len(graph.list_node_names()) for graph in graphs}
+        resources: Resources
+        resources, _ = share_resources(settings, settings.folds * len(_names(settings)))
+        with self.voice.progress(labels, steps, words) as on_status:
+            return run_graph(
+                workflow,
+                resources=resources,
+                plugin=read_plugin(settings.use_plugin),
+                logs=settings.output_dir / "logs",
+                stop_on_first_crash=settings.stop_on_first_crash,
+                on_status=on_status,
+            )
+
+
+def _store(study: Study, controls: Controls, runner: _Runner) -> tuple[list[Stored], list[Problem]]:
+    """Store the volumes of all controls; those whose images cannot be used are left out."""
+    plans = plan_storage(study, controls.pairs)
+    graph = init_storing_wf(plans, shape=study.grid.shape, affine=study.grid.affine.tolist())
+    crashes = runner.run([graph], {}, {})
+    problems = [
+        Problem(plan.participant, f"sub-{plan.participant}: {crash.sentence}", crash.exit_code)
+        for crash in crashes
+        for plan in plans
+        if crash.node.split(".")[-1] == f"store_{plan.name}"
+    ]
+    for problem in problems:
+        runner.voice.fail(problem.sentence)
+    lost = {problem.subject for problem in problems}
+    stored = [_stored(plan) for plan in plans if plan.participant not in lost]
+    if not stored and problems:
+        raise error_of(problems)
+    return stored, problems
+
+
+def _stored(plan: StoragePlan) -> Stored:
+    about = read_json(plan.folder / "about.json")
+    return Stored(plan.participant, plan.folder, str(about["sha256"]))
+
+
+def _plans(
+    study: Study, controls: Controls, folds: Sequence[Fold], settings: Settings
+) -> list[ModelPlan]:
+    by_label = {one.subject: one for one in controls.pairs}
+    return [
+        plan_model(study, name, spec_of(name, settings), folds, by_label)
+        for name in _names(settings)
+    ]
+
+
+def _graph_name(name: str) -> str:
+    return name.replace("-", "_") + "_wf"
+
+
+def _compute(
+    study: Study, controls: Controls, folds: Sequence[Fold], means: Means, runner: _Runner
+) -> list[Problem]:
+    """Train and score all rows, and score the baselines; tell and return what failed."""
+    plans = _plans(study, controls, folds, runner.settings)
+    baselines = baseline_paths(study, folds)
+    for path in [*baselines, *(out.records for plan in plans for out in plan.outputs)]:
+        path.unlink(missing_ok=True)  # of an earlier run; made again, from nodes done if they are
+    memory = {plan.name: memory_of(spec_of(plan.name, runner.settings)) for plan in plans}
+    graphs = [
+        init_model_wf(
+            plan, folds, means,
+            fwhm=study.fwhm, mem_gb=memory[plan.name], name=_graph_name(plan.name),
+        )
+        for plan in plans
+    ]  # fmt: skip
+    labels = {_graph_name(plan.name): plan.name for plan in plans}
+    crashes = runner.run(
+        [init_baselines_wf(folds, baselines, means), *graphs],
+        {**labels, "baselines_wf": "baselines"},
+        _words(folds),
+    )
+    problems = [_problem(crash, labels) for crash in crashes]
+    for problem in problems:
+        runner.voice.fail(problem.sentence)
+    return problems
+
+
+def memory_of(spec: ModelSpec) -> float:
+    """Estimate the memory that one training needs, in GiB (measured: docs/training.md)."""
+    per_sample = 0.5 if spec.tiling.spatial_dims == 2 else 0.25  # noqa: PLR2004
+    networks = 2 if spec.cycle else 1
+    return 1.5 + networks * per_sample * spec.batch_size * spec.width / 64
+
+
+def _words(folds: Sequence[Fold]) -> dict[str, str]:
+    words = {"train_all": "training on all"}
+    for fold in folds:
+        words[f"train_{fold.number}"] = f"fold {fold.number}, training"
+        words[f"score_{fold.number}"] = f"fold {fold.number}, scores"
+    return words
+
+
+def _problem(crash: Crash, labels: Mapping[str, str]) -> Problem:
+    row = next((label for name, label in labels.items() if name in crash.node), "baselines")
+    return Problem(row, f"{row}: {crash.sentence}", crash.exit_code, visit=row)
+
+
+@dataclass(frozen=True)
+class _Fresh:
+    """A run that computed something, and how long it took."""
+
+    stamp: provenance.Stamp
+    seconds: float
+
+
+def _finish(
+    study: Study,
+    settings: Settings,
+    controls: Controls,
+    problems: Sequence[Problem],
+    fresh: _Fresh,
+) -> None:
+    """Write table and report."""
+    with locked(study.output_dir):
+        gathered = gather_records(study)
+        write_table1(study.output_dir, gathered.records)
+    write_training_report(
+        study.output_dir,
+        template=settings.template,
+        resolution=settings.grid_resolution,
+        problems=[problem.sentence for problem in problems],
+        notes=[*controls.notes, *gathered.notes],
+        versions=fresh.stamp.versions,
+        date=fresh.stamp.date,
+        command=fresh.stamp.command,
+        duration=fresh.seconds,
+        settings=vars(settings),
+    )
+
+
+def _report_again(settings: Settings, voice: Voice) -> int:
+    if not (settings.output_dir / "table1.tsv").is_file():
+        raise MissingInputError(
+            f"{settings.output_dir}: holds no results of the train level; run without "
+            "--reports-only"
+        )
+    path = write_training_report(
+        settings.output_dir, template=settings.template, resolution=settings.grid_resolution
+    )
+    voice.close(f"mri2pet: report written; it is {path}")
+    return DONE
+
+
+def _close(settings: Settings, study: Study, problems: Sequence[Problem], voice: Voice) -> int:
+    """Say the last line; return the exit code."""
+    rows = _names(settings)
+    lost = [name for name in rows if name in {problem.subject for problem in problems}]
+    report = study.output_dir / "train.html"
+    voice.close(
+        f"mri2pet: {len(rows) - len(lost)} models trained, {len(lost)} failed"
+        + (f" ({', '.join(lost)})" if lost else "")
+        + f"; generators are in {study.output_dir / GENERATORS}, the report is {report}"
+    )
+    if not problems:
+        return DONE
+    return error_of(problems).exit_code if len(lost) == len(rows) else PARTIAL

@@ -1,0 +1,168 @@
+"""What the participant level has written, found again by its names."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bids_app.derivatives.paths import (
+    FDG_LABEL,
+    LABEL,
+    derivative_path,
+    entities_of,
+    resolution_label,
+    sidecar_path,
+)
+from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.files import read_json
+
+AGAIN = "run the participant level again"
+OWN = "bids::"  # how a URI of this same dataset begins
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """Images of one visit, all on one grid of the template.
+
+    Parameters
+    ----------
+    subject, session : str, str or None
+        Labels without ``sub-`` and ``ses-``; those of the T1w.
+    t1w, brain_mask : Path
+        T1w in 0..1, and the brain.
+    pets : tuple of Path
+        Real ones in 0..1, which lie on this T1w; may be of other sessions.
+    synthetic : Path or None
+        Predicted from the T1w.
+    """
+
+    subject: str
+    session: str | None
+    t1w: Path
+    brain_mask: Path
+    pets: tuple[Path, ...]
+    synthetic: Path | None
+
+
+def find_preprocessed(
+    output_dir: Path,
+    template: str,
+    resolution: float,
+    subjects: Collection[str] | None = None,
+) -> list[Preprocessed]:
+    """Find the visits that the participant level has brought onto a grid.
+
+    A PET is real if its name says ``desc-preproc`` and its sidecar does not say ``Synthetic``.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset. Only ``sub-*`` and ``ses-*`` in it are looked at.
+    template : str
+        Name of the template, as a ``space-`` label.
+    resolution : float
+        Of the grid, in mm.
+    subjects : collection of str, optional
+        Labels without ``sub-``: whom to look for; all by default.
+
+    Returns
+    -------
+    list of Preprocessed
+        By subject, then session; empty where there are none.
+
+    Raises
+    ------
+    MissingInputError
+        If a brain mask, or the sidecar of a real PET, is not there.
+    UnusableDataError
+        If a PET that passes for real is synthetic, or lies on no T1w that is there.
+    """
+    grid = {"space": template, "res": resolution_label(resolution)}
+    found = []
+    for subject, sessions in _folders(output_dir):
+        if subjects is not None and subject not in subjects:
+            continue
+        visits = [
+            visit
+            for session in sessions
+            if (visit := _visit(output_dir, subject, session, grid)) is not None
+        ]
+        pets = [
+            pet for session in sessions for pet in _real_pets(output_dir, subject, session, grid)
+        ]
+        homes = {pet: _home(output_dir, pet, visits) for pet in pets}
+        found += [
+            replace(visit, pets=tuple(pet for pet in pets if homes[pet] == visit))
+            for visit in visits
+        ]
+    return found
+
+
+def _labels(folder: Path, prefix: str) -> list[str]:
+    names = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
+    return sorted(name for name in names if LABEL.fullmatch(name))
+
+
+def _folders(output_dir: Path) -> Iterator[tuple[str, list[str | None]]]:
+    for subject in _labels(output_dir, "sub-"):
+        yield subject, [None, *_labels(output_dir / f"sub-{subject}", "ses-")]
+
+
+def _visit(
+    root: Path, subject: str, session: str | None, grid: dict[str, str]
+) -> Preprocessed | None:
+    def path(datatype: str, suffix: str, **entities: str) -> Path:
+        return derivative_path(
+            root,
+            subject=subject,
+            session=session,
+            datatype=datatype,
+            suffix=suffix,
+            extension=".nii.gz",
+            entities={**grid, **entities},
+        )
+
+    t1w, mask = path("anat", "T1w", desc="preproc"), path("anat", "mask", desc="brain")
+    if not t1w.is_file():
+        return None
+    if not mask.is_file():
+        raise MissingInputError(f"{mask}: no such file; {AGAIN}")
+    synthetic = path("pet", "pet", trc=FDG_LABEL, desc="synth")
+    return Preprocessed(subject, session, t1w, mask, (), synthetic if synthetic.is_file() else None)
+
+
+def _real_pets(
+    root: Path, subject: str, session: str | None, grid: dict[str, str]
+) -> Iterator[Path]:
+    folder = root.joinpath(f"sub-{subject}", *([] if session is None else [f"ses-{session}"]))
+    visit = {"sub": subject} if session is None else {"sub": subject, "ses": session}
+    expected = {**visit, "trc": FDG_LABEL, **grid, "desc": "preproc"}
+    for path in sorted(folder.glob("pet/sub-*_desc-preproc_pet.nii.gz")):
+        try:
+            entities = entities_of(path)
+        except ValueError:
+            continue  # not a name that we give
+        shared = {key: label for key, label in entities.items() if key not in ("rec", "run")}
+        if shared == expected:
+            yield path
+
+
+def _home(root: Path, pet: Path, visits: list[Preprocessed]) -> Preprocessed:
+    """Find the visit whose T1w a PET lies on: as its sidecar says, else that of its session."""
+    sidecar = sidecar_path(pet)
+    if not sidecar.is_file():
+        raise MissingInputError(
+            f"{sidecar}: no such file, so {pet.name} may be unfinished; {AGAIN}"
+        )
+    content = read_json(sidecar)
+    if content.get("Synthetic", False) is not False:
+        raise UnusableDataError(
+            f"{sidecar}: says Synthetic, but the image is named as a measured one; {AGAIN}"
+        )
+    listed = content.get("Sources")
+    sources = listed if isinstance(listed, list) else []
+    session = entities_of(pet).get("ses")
+    named = [v for v in visits if OWN + v.brain_mask.relative_to(root).as_posix() in sources]
+    same = [visit for visit in visits if visit.session == session]
+    for home in (*named, *same):
+        return home
+    raise UnusableDataError(f"{pet}: no T1w that it lies on is there; {AGAIN}")

@@ -1,0 +1,291 @@
+"""Nodes that train generators and score them. Torch's: see CONTRIBUTING.md, "Processes"."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
+
+from bids_app import nifti
+from bids_app.errors import UnusableDataError
+from bids_app.files import read_json, read_tsv, write_json
+from bids_app.imaging.volume import Grid
+
+ENGINE = "bids_app.synthesis.job"
+ROUNDING = 1e-3  # intensities may be beyond 0..1, and affines apart, by so much
+
+
+class _StoreVolumesInputSpec(BaseInterfaceInputSpec):
+    t1w = File(mandatory=True, desc="T1w on the template's grid, in [0, 1]")
+    pet = File(mandatory=True, desc="real PET on that grid, in [0, 1]")
+    brain_mask = File(mandatory=True, desc="the brain on that grid")
+    participant = traits.Str(mandatory=True, desc="label")
+    session = traits.Str(mandatory=True, desc="label; empty for none")
+    shape = traits.Tuple(traits.Int, traits.Int, traits.Int, mandatory=True, desc="of the run")
+    affine = traits.List(traits.List(traits.Float), mandatory=True, desc="of the run, in mm, RAS+")
+    folder = traits.Str(mandatory=True, nohash=True, desc="where the volumes go")
+
+
+class _StoreVolumesOutputSpec(TraitedSpec):
+    folder = traits.Str(desc="where the volumes are")
+
+
+class StoreVolumes(SimpleInterface):
+    """Check the images of one visit, and write them so that training can map them."""
+
+    input_spec = _StoreVolumesInputSpec
+    output_spec = _StoreVolumesOutputSpec
+    uses_torch = True
+    always_run = True  # the folder may have been deleted since
+
+    def _run_interface(self, runtime):
+        from bids_app.synthesis.volumes import Owner, store_volumes
+
+        t1w, pet, brain = (
+            self._load(Path(path))
+            for path in (self.inputs.t1w, self.inputs.pet, self.inputs.brain_mask)
+        )
+        owner = Owner(
+            self.inputs.participant,
+            self.inputs.session if self.inputs.session else None,
+            tuple(map(tuple, t1w.affine.tolist())),
+        )
+        folder = Path(self.inputs.folder)
+        store_volumes(folder, owner, t1w=t1w.data, pet=pet.data, brain=brain.data > 0)
+        self._results["folder"] = str(folder)
+        return runtime
+
+    def _load(self, path):
+        image = nifti.load_scan(path)
+        grid = Grid(self.inputs.shape, np.array(self.inputs.affine))
+        same = image.grid.shape == grid.shape and np.allclose(
+            image.affine, grid.affine, atol=ROUNDING
+        )
+        if not same:
+            raise UnusableDataError(
+                f"{path}: lies on another grid than --bounding-box and --resolution say; run the "
+                "participant level again with the same"
+            )
+        if image.data.min() < -ROUNDING or image.data.max() > 1 + ROUNDING:
+            raise UnusableDataError(
+                f"{path}: has intensities beyond 0..1; run the participant level again"
+            )
+        return image
+
+
+class _TrainGeneratorInputSpec(BaseInterfaceInputSpec):
+    model = traits.Str(mandatory=True, desc="name of the row of Table 1")
+    fold = traits.Str(mandatory=True, desc="a fold's number, or all")
+    spec = traits.Dict(mandatory=True, desc="as spec_to_dict gives it")
+    training = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
+    validation = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
+    digests = traits.List(traits.Str, mandatory=True, desc="of the volumes, in that order")
+    kept_epochs = traits.List(traits.Int, mandatory=True, desc="of the folds; stop at their mean")
+    seed = traits.Int(mandatory=True, desc="of all randomness")
+    fwhm = traits.Float(mandatory=True, desc="smoothing before validation, in mm")
+    checkpoints = traits.Str(mandatory=True, nohash=True, desc="folder for checkpoints")
+    device = traits.Str(mandatory=True, nohash=True, desc="torch device to compute on")
+    threads = traits.Int(mandatory=True, nohash=True, desc="that torch may use")
+    use_gpu = traits.Bool(mandatory=True, nohash=True, desc="whether it takes a slot for GPUs")
+
+
+class _TrainGeneratorOutputSpec(TraitedSpec):
+    weights = File(exists=True, desc="the generator MRI → PET that is kept")
+    history = File(exists=True, desc="its epochs, as a table")
+    kept_epoch = traits.Int(desc="the epoch it was kept at")
+    precision = traits.Str(desc="in which it was trained")
+
+
+class TrainGenerator(SimpleInterface):
+    """Train one row of Table 1 on one fold, or on all; go on where an earlier run was stopped."""
+
+    input_spec = _TrainGeneratorInputSpec
+    output_spec = _TrainGeneratorOutputSpec
+    uses_torch = True
+    engine = ENGINE
+
+    def _run_interface(self, runtime):
+        import torch
+
+        from bids_app.synthesis.device import choose_precision, make_fabric
+        from bids_app.synthesis.job import HISTORY, KEPT, Job, run_job
+        from bids_app.synthesis.models import spec_from_dict
+
+        torch.set_num_threads(self.inputs.threads)
+        spec = spec_from_dict(self.inputs.spec)
+        kept = self.inputs.kept_epochs
+        cwd = Path(runtime.cwd)
+        job = Job(
+            name=self.inputs.fold,
+            spec=spec,
+            training=[Path(folder) for folder in self.inputs.training],
+            validation=[Path(folder) for folder in self.inputs.validation],
+            last_epoch=max(round(sum(kept) / len(kept)), 1) if kept else spec.epochs,
+            seed=self.inputs.seed,
+            fwhm=self.inputs.fwhm,
+            folder=Path(self.inputs.checkpoints),
+        )
+        precision = choose_precision(self.inputs.device)
+        fabric = make_fabric(self.inputs.device, precision)
+        fabric.launch(run_job, job, cwd)
+        shutil.rmtree(job.folder, ignore_errors=True)  # nothing is left to resume
+        self._results.update(
+            weights=str(cwd / KEPT), history=str(cwd / HISTORY), precision=precision,
+            kept_epoch=self._kept_epoch(cwd / HISTORY),
+        )  # fmt: skip
+        return runtime
+
+    @staticmethod
+    def _kept_epoch(history):
+        return next(int(row["epoch"]) for row in read_tsv(history) if row["kept"] == "1")
+
+
+class _ScoreInputSpec(BaseInterfaceInputSpec):
+    model = traits.Str(mandatory=True, desc="name of the row of the table")
+    fold = traits.Int(mandatory=True, desc="from 1")
+    validation = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
+    digests = traits.List(traits.Str, mandatory=True, desc="of all volumes that decide")
+    lpips_weights = traits.Str(mandatory=True, nohash=True, desc="a file; empty for none")
+    lpips_sha256 = traits.Str(mandatory=True, desc="of that file")
+    device = traits.Str(mandatory=True, nohash=True, desc="torch device to compute on")
+    threads = traits.Int(mandatory=True, nohash=True, desc="that torch may use")
+    use_gpu = traits.Bool(mandatory=True, nohash=True, desc="whether it takes a slot for GPUs")
+
+
+class _ScoreGeneratorInputSpec(_ScoreInputSpec):
+    spec = traits.Dict(mandatory=True, desc="as spec_to_dict gives it")
+    weights = File(exists=True, mandatory=True, desc="the generator MRI → PET")
+    fwhm = traits.Float(mandatory=True, desc="smoothing of the result, in mm")
+
+
+class _ScoreGeneratorOutputSpec(TraitedSpec):
+    records = File(exists=True, desc="scores of all validation visits, JSON")
+    pets = traits.List(File(exists=True), desc="their synthetic PET, in the order of validation")
+    sidecar = traits.Dict(desc="SHA-256 of the weights")
+
+
+class ScoreGenerator(SimpleInterface):
+    """Synthesize the PET of visits that a fold left out, and compare it with the real one."""
+
+    input_spec = _ScoreGeneratorInputSpec
+    output_spec = _ScoreGeneratorOutputSpec
+    uses_torch = True
+
+    def _run_interface(self, runtime):
+        import torch
+
+        from bids_app.synthesis.card import file_sha256
+        from bids_app.synthesis.models import spec_from_dict
+        from bids_app.synthesis.scoring import Scorer
+        from bids_app.synthesis.volumes import open_volumes
+        from bids_app.synthesis.weights import load_weights
+
+        torch.set_num_threads(self.inputs.threads)
+        spec, weights = spec_from_dict(self.inputs.spec), Path(self.inputs.weights)
+        generator = load_weights(weights, spec, self.inputs.device)
+        scorer = Scorer(
+            self.inputs.model, self.inputs.fold, self.inputs.fwhm,
+            Path(self.inputs.lpips_weights) if self.inputs.lpips_weights else None,
+            self.inputs.device,
+        )  # fmt: skip
+        pets = []
+        for number, folder in enumerate(self.inputs.validation):
+            visit = open_volumes(Path(folder))
+            pet = scorer.score_generator(visit, generator, spec.tiling)
+            path = Path(runtime.cwd) / f"pet_{number}.nii.gz"
+            image = nifti.Image(pet, np.array(visit.owner.affine))
+            nifti.save(image, path, description="SYNTHETIC FDG PET, mri2pet")
+            pets.append(str(path))
+        records = Path(runtime.cwd) / "records.json"
+        write_json(records, scorer.told())
+        self._results.update(
+            records=str(records), pets=pets,
+            sidecar={"GeneratorSHA256": file_sha256(weights)},
+        )  # fmt: skip
+        return runtime
+
+
+class _ScoreBaselinesInputSpec(_ScoreInputSpec):
+    training = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
+
+
+class _ScoreBaselinesOutputSpec(TraitedSpec):
+    records = File(exists=True, desc="scores of all validation visits, JSON")
+
+
+class ScoreBaselines(SimpleInterface):
+    """Compare the real PET of a fold's visits with the mean training PET, and with the T1w."""
+
+    input_spec = _ScoreBaselinesInputSpec
+    output_spec = _ScoreBaselinesOutputSpec
+    uses_torch = True
+
+    def _run_interface(self, runtime):
+        import torch
+
+        from bids_app.synthesis.scoring import Scorer, mean_pet
+        from bids_app.synthesis.volumes import open_volumes
+
+        torch.set_num_threads(self.inputs.threads)
+        mean = mean_pet(Path(folder) for folder in self.inputs.training)
+        scorer = Scorer(
+            self.inputs.model, self.inputs.fold, 0.0,
+            Path(self.inputs.lpips_weights) if self.inputs.lpips_weights else None,
+            self.inputs.device,
+        )  # fmt: skip
+        for folder in self.inputs.validation:
+            scorer.score_baselines(open_volumes(Path(folder)), mean)
+        records = Path(runtime.cwd) / "records.json"
+        write_json(records, scorer.told())
+        self._results["records"] = str(records)
+        return runtime
+
+
+class _PublishGeneratorInputSpec(BaseInterfaceInputSpec):
+    card = traits.Dict(mandatory=True, desc="as card_values gives it; no SHA-256, no metrics yet")
+    weights = File(exists=True, mandatory=True, desc="of the generator trained on all")
+    fold_weights = traits.List(File(exists=True), mandatory=True, desc="of the folds, in order")
+    fold_participants = traits.List(
+        traits.List(traits.Str), mandatory=True, desc="whom each fold was trained on"
+    )
+    histories = traits.List(File(exists=True), mandatory=True, desc="of the folds, then of all")
+    records = traits.List(File(exists=True), mandatory=True, desc="scores of the folds")
+    precision = traits.Str(mandatory=True, desc="in which it was trained")
+    folder = traits.Str(mandatory=True, desc="where the generator belongs")
+
+
+class _PublishGeneratorOutputSpec(TraitedSpec):
+    folder = traits.Str(desc="where the generator is")
+
+
+class PublishGenerator(SimpleInterface):
+    """Put a generator, those of its folds, their cards and histories where they belong."""
+
+    input_spec = _PublishGeneratorInputSpec
+    output_spec = _PublishGeneratorOutputSpec
+    uses_torch = True
+    always_run = True  # what was put there may have been deleted since
+
+    def _run_interface(self, runtime):
+        from bids_app.synthesis.publishing import Fitted, publish
+
+        publish(
+            dict(self.inputs.card),
+            Fitted(
+                weights=Path(self.inputs.weights),
+                folds=[Path(path) for path in self.inputs.fold_weights],
+                fold_participants=[tuple(one) for one in self.inputs.fold_participants],
+                histories=[Path(path) for path in self.inputs.histories],
+                records=[read_json(Path(path)) for path in self.inputs.records],
+                precision=self.inputs.precision,
+            ),
+            Path(self.inputs.folder),
+        )
+        self._results["folder"] = self.inputs.folder
+        return runtime

@@ -1,0 +1,212 @@
+"""How well a synthetic PET agrees with the real one: what Table 1 is computed from.
+
+The measures are those of Zotova et al. (2021), section 3.2; the mean absolute error, and all
+measures inside the brain alone, are ours. No torch here: LPIPS is computed elsewhere.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+
+from bids_app.imaging.similarity import mean_absolute_error, measure, ssim
+from bids_app.imaging.smoothing import smooth
+from bids_app.imaging.volume import Mask, Volume
+
+FWHM_SWEEP = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # mm; the range of section 3.2, the steps are ours
+BASELINES = ("baseline-mean-pet", "baseline-t1w")  # ours: what a reader compares a generator with
+# Name → configuration, in the order of the table. Its models are the keys of models.MODELS (a
+# test), told again because those come with torch.
+ROWS: dict[str, str] = {
+    "semi3d-gan": "semi-3D",
+    "semi3d-gan-mse": "semi-3D",
+    "semi3d-cyclegan": "semi-3D",
+    "semi3d-cyclegan-mse": "semi-3D",
+    "patch3d-gan-mse": "3D-patch",
+    "patch3d-cyclegan-mse": "3D-patch",
+    **dict.fromkeys(BASELINES, "baseline"),
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Agreement of one synthetic PET with the real one.
+
+    Parameters
+    ----------
+    ssim, ssim_brain : float
+        Structural similarity, -1 to 1, over the whole volume and in the brain.
+    psnr, psnr_brain : float
+        Peak signal to noise ratio in dB; infinite where both are equal.
+    lpips, lpips_brain : float
+        Learned perceptual distance, from 0; nan where no weights were given.
+    mae, mae_brain : float
+        Mean absolute error, in the unit of the images, 0 to 1.
+    """
+
+    ssim: float
+    psnr: float
+    lpips: float
+    mae: float
+    ssim_brain: float
+    psnr_brain: float
+    lpips_brain: float
+    mae_brain: float
+
+
+METRICS = tuple(one.name for one in fields(Scores))  # in the order of the tables
+
+
+def score(
+    synthetic: Volume, real: Volume, brain: Mask, lpips: tuple[float, float] = (math.nan, math.nan)
+) -> Scores:
+    """Compare a synthetic PET with the real one.
+
+    Parameters
+    ----------
+    synthetic, real : ndarray, (I, J, K)
+        Intensities in [0, 1] on one grid; ``synthetic`` as it is written, smoothed and masked.
+    brain : ndarray of bool, (I, J, K)
+        The brain on that grid.
+    lpips : tuple of float
+        Over the whole volume and in the brain, from whoever has the weights.
+    """
+    alike = measure(synthetic, real, brain)
+    return Scores(
+        ssim=alike.ssim,
+        psnr=alike.psnr,
+        lpips=lpips[0],
+        mae=mean_absolute_error(synthetic, real),
+        ssim_brain=alike.ssim_brain,
+        psnr_brain=alike.psnr_brain,
+        lpips_brain=lpips[1],
+        mae_brain=mean_absolute_error(synthetic, real, brain),
+    )
+
+
+def smooth_in_brain(
+    unsmoothed: Volume, brain: Mask, *, fwhm: float, zooms: tuple[float, float, float]
+) -> Volume:
+    """Finish a synthetic PET as :class:`~bids_app.interfaces.synthesis.SynthesizePET` does.
+
+    Parameters
+    ----------
+    unsmoothed : ndarray, (I, J, K)
+        What the tiles merge to, intensities in [0, 1].
+    brain : ndarray of bool, (I, J, K)
+        The brain on its grid.
+    fwhm : float
+        Of the Gaussian, in mm.
+    zooms : tuple of float
+        Voxel size in mm along each axis.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        float32, smoothed, then 0 outside the brain.
+    """
+    finished = smooth(unsmoothed, fwhm, zooms)
+    finished[~brain] = 0
+    return finished
+
+
+def sweep(
+    unsmoothed: Volume, real: Volume, brain: Mask, *, zooms: tuple[float, float, float]
+) -> dict[float, float]:
+    """Measure what smoothing does to SSIM: section 3.2, where 1.5 mm was best.
+
+    Parameters
+    ----------
+    unsmoothed : ndarray, (I, J, K)
+        What the tiles merge to, before smoothing and masking, intensities in [0, 1].
+    real : ndarray, (I, J, K)
+        The real PET in [0, 1], 0 outside the brain.
+    brain : ndarray of bool, (I, J, K)
+        The brain on their grid.
+    zooms : tuple of float
+        Voxel size in mm along each axis.
+
+    Returns
+    -------
+    dict
+        FWHM in mm, those of ``FWHM_SWEEP`` → SSIM over the whole volume.
+    """
+    return {
+        fwhm: ssim(smooth_in_brain(unsmoothed, brain, fwhm=fwhm, zooms=zooms), real)
+        for fwhm in FWHM_SWEEP
+    }
+
+
+@dataclass(frozen=True)
+class Record:
+    """How one model, or baseline, did for one visit that it was not trained on.
+
+    Parameters
+    ----------
+    model : str
+        A key of ``ROWS``.
+    participant, session : str, str or None
+        Labels without ``sub-`` and ``ses-``.
+    fold : int
+        The fold the participant was left out of, from 1.
+    scores : Scores
+        Of the PET as it is written.
+    sweep : mapping
+        SSIM by FWHM in mm, as :func:`sweep` gives it; empty for baselines.
+    """
+
+    model: str
+    participant: str
+    session: str | None
+    fold: int
+    scores: Scores
+    sweep: Mapping[float, float] = field(default_factory=dict)
+
+
+def records_to_json(records: Sequence[Record]) -> dict[str, object]:
+    """Tell records in plain values that JSON can hold; nan becomes null, infinity a word."""
+    return {
+        "Records": [
+            {
+                **asdict(one),
+                "scores": {k: _plain(value) for k, value in asdict(one.scores).items()},
+                "sweep": {f"{fwhm:g}": _plain(value) for fwhm, value in one.sweep.items()},
+            }
+            for one in records
+        ]
+    }
+
+
+def records_from_json(content: Mapping[str, object]) -> list[Record]:
+    """Read what :func:`records_to_json` told.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+    """
+    try:
+        told = content["Records"]
+        if not isinstance(told, list):
+            raise TypeError("no list")
+        return [
+            Record(
+                **{
+                    **one,
+                    "scores": Scores(**{k: _number(value) for k, value in one["scores"].items()}),
+                    "sweep": {float(k): _number(value) for k, value in one["sweep"].items()},
+                }
+            )
+            for one in told
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no records of an evaluation: {error}") from error
+
+
+def _plain(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    return float(value) if math.isfinite(value) else str(float(value))
+
+
+def _number(value: float | str | None) -> float:
+    return math.nan if value is None else float(value)

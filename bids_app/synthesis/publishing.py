@@ -1,0 +1,89 @@
+"""Put a trained generator where it belongs, with all that must be known of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+
+from bids_app.files import read_tsv, write_tsv
+from bids_app.synthesis.card import Card, card_from
+from bids_app.synthesis.evaluation import METRICS, records_from_json
+from bids_app.synthesis.job import COLUMNS, HISTORY
+from bids_app.synthesis.weights import load_weights, save_generator
+
+FOLDS = "folds"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What the fits of one row have left.
+
+    Parameters
+    ----------
+    weights : Path
+        Of the generator trained on all.
+    folds : sequence of Path
+        Weights of the folds, in order.
+    fold_participants : sequence of tuple of str
+        Whom each was trained on.
+    histories : sequence of Path
+        Of the folds, then of all.
+    records : sequence of mapping
+        Scores, a fold each, as plain values.
+    precision : str
+        In which all were trained.
+    """
+
+    weights: Path
+    folds: Sequence[Path]
+    fold_participants: Sequence[tuple[str, ...]]
+    histories: Sequence[Path]
+    records: Sequence[Mapping[str, object]]
+    precision: str
+
+
+def mean_metrics(records: Sequence[Mapping[str, object]]) -> dict[str, float]:
+    """Average each metric over the visits of some folds; those that are not finite are left out."""
+    everyone = [one for content in records for one in records_from_json(content)]
+    means = {m: float(np.mean([getattr(one.scores, m) for one in everyone])) for m in METRICS}
+    return {metric: round(mean, 4) for metric, mean in means.items() if isfinite(mean)}
+
+
+def publish(values: dict[str, object], fitted: Fitted, folder: Path) -> None:
+    """Write weights, cards and histories.
+
+    Parameters
+    ----------
+    values : dict
+        The card of the generator trained on all, as
+        :func:`bids_app.synthesis.card.card_values` gives it, but for what is known only now.
+    fitted : Fitted
+        What was trained.
+    folder : Path
+        Gets ``weights.safetensors``, ``card.json``, ``history.tsv``, and each fold's generator
+        in ``folds/fold-K``, with the scores of those it left out.
+
+    Raises
+    ------
+    ReadWriteError
+        If they cannot be written.
+    """
+    card = card_from(values)
+    card = replace(card, versions={**card.versions, "precision": fitted.precision})
+    for number, weights in enumerate(fitted.folds, start=1):
+        own = replace(
+            card,
+            participants=fitted.fold_participants[number - 1],
+            metrics=mean_metrics(fitted.records[number - 1 : number]),
+            trained_on=f"{card.trained_on}; without those of fold {number}",
+        )
+        _save(weights, own, folder / FOLDS / f"fold-{number}")
+    _save(fitted.weights, replace(card, metrics=mean_metrics(fitted.records)), folder)
+    rows = [row for history in fitted.histories for row in read_tsv(history)]
+    write_tsv(folder / HISTORY, COLUMNS, rows)
+
+
+def _save(weights: Path, card: Card, folder: Path) -> None:
+    save_generator(load_weights(weights, card.spec, "cpu"), card, folder)

@@ -1,0 +1,89 @@
+"""Score what generators, and baselines, make of visits they have not seen: Table 1's cells."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from bids_app.imaging.volume import Volume
+from bids_app.synthesis.evaluation import (
+    BASELINES,
+    Record,
+    records_to_json,
+    score,
+    smooth_in_brain,
+    sweep,
+)
+from bids_app.synthesis.inference import predict
+from bids_app.synthesis.lpips import Lpips, load_lpips, volume_lpips
+from bids_app.synthesis.tiling import Tiling
+from bids_app.synthesis.volumes import Volumes, open_volumes
+
+
+class Scorer:
+    """Gathers the records of one fold.
+
+    Parameters
+    ----------
+    model : str
+        Name of the row; baselines have their own.
+    fold : int
+        From 1.
+    fwhm : float
+        Smoothing of a synthetic PET, in mm.
+    lpips_weights : Path or None
+        As :func:`bids_app.synthesis.lpips.load_lpips` wants them; None leaves LPIPS out.
+    device : str
+        A torch device.
+    """
+
+    def __init__(
+        self, model: str, fold: int, fwhm: float, lpips_weights: Path | None, device: str
+    ) -> None:
+        self.model, self.fold, self.fwhm = model, fold, fwhm
+        self._lpips: Lpips | None = None
+        if lpips_weights is not None:
+            self._lpips = load_lpips(lpips_weights, device)
+        self.records: list[Record] = []
+
+    def _record(self, model: str, visit: Volumes, pet: Volume, by_fwhm: dict[float, float]) -> None:
+        real, brain = np.asarray(visit.pet), np.asarray(visit.brain)
+        distance: tuple[float, float] = (np.nan, np.nan)
+        if self._lpips is not None:
+            distance = volume_lpips(self._lpips, pet, real, brain)
+        scores = score(pet, real, brain, distance)
+        owner = visit.owner
+        self.records.append(
+            Record(model, owner.participant, owner.session, self.fold, scores, by_fwhm)
+        )
+
+    def score_generator(self, visit: Volumes, generator: nn.Module, tiling: Tiling) -> Volume:
+        """Synthesize the PET of a visit, score it, and give it, (I, J, K) in [0, 1]."""
+        raw = predict(np.asarray(visit.t1w), generator, tiling)
+        zooms = visit.owner.zooms
+        pet = smooth_in_brain(raw, visit.brain, fwhm=self.fwhm, zooms=zooms)
+        self._record(self.model, visit, pet, sweep(raw, visit.pet, visit.brain, zooms=zooms))
+        return pet
+
+    def score_baselines(self, visit: Volumes, mean: Volume) -> None:
+        """Score the mean training PET, (I, J, K) in [0, 1], and the visit's own T1w."""
+        inside = np.where(visit.brain, mean, 0).astype(np.float32)
+        for name, volume in zip(BASELINES, (inside, np.asarray(visit.t1w)), strict=True):
+            self._record(name, visit, volume, {})
+
+    def told(self) -> dict[str, object]:
+        """Give the records in plain values."""
+        return records_to_json(self.records)
+
+
+def mean_pet(folders: Iterable[Path]) -> Volume:
+    """Average the real PET of visits, (I, J, K), one after the other."""
+    total, count = None, 0
+    for folder in folders:
+        pet = open_volumes(folder).pet
+        total = pet.astype(np.float64) if total is None else total + pet
+        count += 1
+    if total is None:
+        raise ValueError("no visits to average")
+    return (total / count).astype(np.float32)

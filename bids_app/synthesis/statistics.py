@@ -1,0 +1,173 @@
+"""What Table 1 says of many participants: means, deviations, and tests between its rows."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from scipy import stats
+
+from bids_app.synthesis.evaluation import METRICS, ROWS, Record
+
+FEWEST = 2  # participants: below, nothing varies
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two rows of the table, compared in one metric; nan where there is no number.
+
+    Parameters
+    ----------
+    metric, model_1, model_2 : str
+        A field of ``Scores``, and two keys of ``ROWS``.
+    n : int
+        Participants that both rows have a number for.
+    median_difference : float
+        Of model_1 - model_2 over participants, in the unit of the metric.
+    statistic : float
+        Smaller of the sums of ranks of the positive and of the negative differences.
+    p, p_holm : float
+        Two-tailed, before and after Holm's correction over all pairs of rows in this metric.
+    """
+
+    metric: str
+    model_1: str
+    model_2: str
+    n: int
+    median_difference: float
+    statistic: float
+    p: float
+    p_holm: float
+
+
+def rows_of(records: Iterable[Record]) -> list[str]:
+    """Name the models and baselines there are, in the order of the table.
+
+    Raises
+    ------
+    ValueError
+        If one is not a row of the table.
+    """
+    there = {one.model for one in records}
+    if not there <= set(ROWS):
+        raise ValueError(f"no rows of the table: {sorted(there - set(ROWS))}")
+    return [row for row in ROWS if row in there]
+
+
+def participants_of(records: Iterable[Record], model: str) -> int:
+    """Count those that a model was scored on."""
+    return len({one.participant for one in records if one.model == model})
+
+
+def mean_and_sd(records: Iterable[Record], model: str, metric: str) -> tuple[float, float]:
+    """Give mean and standard deviation (n - 1) of a metric over participants.
+
+    Those with several visits count once, with their mean; visits without a number are left out.
+    nan where there are too few.
+    """
+    values = _participant_means(_visits(records, model, metric).items())
+    mean = float(np.mean(values)) if values else math.nan
+    enough = len(values) >= FEWEST and math.isfinite(mean)
+    return mean, float(np.std(values, ddof=1)) if enough else math.nan
+
+
+def compare_rows(records: Sequence[Record]) -> list[Comparison]:
+    """Test every two rows against one another, metric by metric.
+
+    Two-tailed Wilcoxon signed-rank test: Zotova et al. (2021), section 3.2. Pairs are visits; the
+    differences of a participant's visits are averaged, for they are not independent. Ours is
+    Holm's correction: Holm (1979), Scandinavian Journal of Statistics 6:65-70.
+
+    Raises
+    ------
+    ValueError
+        If a model is not a row of the table, or was scored twice on one visit.
+    """
+    pairs = list(combinations(rows_of(records), 2))
+    comparisons = []
+    for metric in METRICS:
+        differences = [_differences(records, one, other, metric) for one, other in pairs]
+        tests = [signed_rank(each) for each in differences]
+        corrected = holm([p for _, p in tests])
+        comparisons += [
+            Comparison(
+                metric, *pair, len(each), float(np.median(each)) if each else math.nan, *test, p
+            )
+            for pair, each, test, p in zip(pairs, differences, tests, corrected, strict=True)
+        ]
+    return comparisons
+
+
+def signed_rank(differences: Sequence[float]) -> tuple[float, float]:
+    """Give statistic and two-tailed p of Wilcoxon's signed-rank test.
+
+    Differences of zero are left out (Wilcoxon, 1945, Biometrics Bulletin 1:80-83). p is exact up
+    to 50 differences without ties, as scipy chooses, and 1 if all are zero; of fewer than two
+    participants nothing is said: nan.
+
+    Examples
+    --------
+    Of the 32 signs that five ranks can have, two are as one-sided as these:
+
+    >>> signed_rank([1.0, 2.0, 3.0, 4.0, 5.0])
+    (0.0, 0.0625)
+    """
+    if len(differences) < FEWEST:
+        return math.nan, math.nan
+    moved = [difference for difference in differences if difference != 0]
+    if not moved:
+        return 0.0, 1.0
+    outcome = stats.wilcoxon(moved, alternative="two-sided")
+    return float(outcome.statistic), float(outcome.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for how many they are, step by step from the smallest.
+
+    nan stays nan, and is not counted.
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.03, 0.005])
+    [0.03, 0.06, 0.06, 0.02]
+    """
+    order = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    corrected = [math.nan] * len(p_values)
+    floor = 0.0
+    for rank, (p, place) in enumerate(order):
+        floor = max(floor, min(1.0, (len(order) - rank) * p))
+        corrected[place] = floor
+    return corrected
+
+
+def _visits(
+    records: Iterable[Record], model: str, metric: str
+) -> dict[tuple[str, str | None], float]:
+    """Give the values of one row, as far as they are numbers."""
+    values: dict[tuple[str, str | None], float] = {}
+    for one in records:
+        if one.model != model:
+            continue
+        visit = (one.participant, one.session)
+        if visit in values:
+            raise ValueError(f"{model} was scored twice on {visit}")
+        values[visit] = getattr(one.scores, metric)
+    return {visit: value for visit, value in values.items() if not math.isnan(value)}
+
+
+def _participant_means(values: Iterable[tuple[tuple[str, str | None], float]]) -> list[float]:
+    grouped: dict[str, list[float]] = defaultdict(list)
+    for (participant, _), value in values:
+        grouped[participant].append(value)
+    return [float(np.mean(grouped[participant])) for participant in sorted(grouped)]
+
+
+def _differences(records: Iterable[Record], one: str, other: str, metric: str) -> list[float]:
+    """Give one - other for each participant, averaged over the visits that both have."""
+    first, second = _visits(records, one, metric), _visits(records, other, metric)
+    return _participant_means(
+        (visit, 0.0 if first[visit] == second[visit] else first[visit] - second[visit])
+        for visit in first.keys() & second.keys()  # equal infinities differ by nothing
+    )

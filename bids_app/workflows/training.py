@@ -1,0 +1,298 @@
+"""Cross-validation of generators as graphs: folds and rows are nodes, volumes are files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nipype.interfaces.utility import Merge
+from nipype.pipeline.engine import Node, Workflow
+
+from bids_app.interfaces.derivatives import SaveDerivatives, SaveFile
+from bids_app.interfaces.training import (
+    PublishGenerator,
+    ScoreBaselines,
+    ScoreGenerator,
+    StoreVolumes,
+    TrainGenerator,
+)
+from bids_app.workflows.participant import Output
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Volumes of one visit as :class:`StoreVolumes` writes them, and a digest of their content."""
+
+    participant: str
+    folder: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Means:
+    """What training and scoring compute with.
+
+    Parameters
+    ----------
+    device : str
+        A torch device.
+    threads : int
+        That torch may use in one node.
+    lpips_weights : Path or None
+        Weights of LPIPS.
+    lpips_sha256 : str
+        Of that file; empty without one.
+    """
+
+    device: str
+    threads: int
+    lpips_weights: Path | None
+    lpips_sha256: str
+
+    def inputs(self) -> dict[str, object]:
+        """Give what every node is told."""
+        gpu = self.device.startswith("cuda")
+        return {"device": self.device, "threads": self.threads, "use_gpu": gpu}
+
+    def lpips(self) -> dict[str, object]:
+        """Give what nodes that score are told."""
+        path = "" if self.lpips_weights is None else str(self.lpips_weights)
+        return {"lpips_weights": path, "lpips_sha256": self.lpips_sha256}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold: whom it is trained on, whom it leaves out.
+
+    Parameters
+    ----------
+    number : int
+        From 1.
+    training, validation : sequence of Stored
+        Disjoint.
+    """
+
+    number: int
+    training: Sequence[Stored]
+    validation: Sequence[Stored]
+
+    @property
+    def digests(self) -> list[str]:
+        """What decides about a fold's result, of its volumes."""
+        return [one.sha256 for one in self.training] + ["|"] + [v.sha256 for v in self.validation]
+
+
+@dataclass(frozen=True)
+class FoldOutputs:
+    """Where the results of a row on one fold go: scores, and a synthetic PET a visit left out."""
+
+    records: Path
+    pets: Sequence[Output]
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A row of Table 1, and where its results go.
+
+    Parameters
+    ----------
+    name : str
+        The row.
+    spec : mapping
+        As :func:`bids_app.synthesis.models.spec_to_dict` gives it.
+    seeds : sequence of int
+        One a fold, then that of the fit to all.
+    checkpoints : sequence of Path
+        Folders, one a fold, then that of the fit to all.
+    outputs : sequence of FoldOutputs
+        One a fold.
+    card : mapping
+        Of the generator, as far as it is known.
+    folder : Path
+        Where the generator goes.
+    """
+
+    name: str
+    spec: Mapping[str, object]
+    seeds: Sequence[int]
+    checkpoints: Sequence[Path]
+    outputs: Sequence[FoldOutputs]
+    card: Mapping[str, object]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class StoragePlan:
+    """A visit whose images are to be stored, and the folder that gets them."""
+
+    name: str
+    participant: str
+    session: str | None
+    t1w: Path
+    pet: Path
+    brain_mask: Path
+    folder: Path
+
+
+def init_storing_wf(
+    plans: Sequence[StoragePlan],
+    *,
+    shape: tuple[int, int, int],
+    affine: Sequence[Sequence[float]],
+    name: str = "storing_wf",
+) -> Workflow:
+    """Check the images of all visits, and write them so that training can map them.
+
+    Parameters
+    ----------
+    plans : sequence of StoragePlan
+        One a visit.
+    shape, affine : sequence
+        Of the run's grid; in mm, RAS+.
+    """
+    workflow = Workflow(name)
+    for plan in plans:
+        store = StoreVolumes(
+            t1w=str(plan.t1w), pet=str(plan.pet), brain_mask=str(plan.brain_mask),
+            participant=plan.participant, session="" if plan.session is None else plan.session,
+            shape=shape, affine=[list(row) for row in affine], folder=str(plan.folder),
+        )  # fmt: skip
+        workflow.add_nodes([Node(store, name=f"store_{plan.name}", mem_gb=1)])
+    return workflow
+
+
+def _folders(visits: Sequence[Stored]) -> list[str]:
+    return [str(visit.folder) for visit in visits]
+
+
+def _train(
+    plan: ModelPlan,
+    place: int,
+    fold: str,
+    visits: Fold,
+    means: Means,
+    *,
+    fwhm: float,
+    mem_gb: float,
+) -> Node:
+    train = TrainGenerator(
+        model=plan.name, fold=fold, spec=dict(plan.spec), seed=plan.seeds[place],
+        training=_folders(visits.training), validation=_folders(visits.validation),
+        digests=visits.digests, kept_epochs=[], fwhm=fwhm,
+        checkpoints=str(plan.checkpoints[place]), **means.inputs(),
+    )  # fmt: skip
+    return Node(train, name=f"train_{fold}", n_procs=means.threads, mem_gb=mem_gb)
+
+
+def _score(plan: ModelPlan, fold: Fold, means: Means, fwhm: float) -> Node:
+    score = ScoreGenerator(
+        model=plan.name, fold=fold.number, spec=dict(plan.spec), fwhm=fwhm,
+        validation=_folders(fold.validation), digests=fold.digests,
+        **means.inputs(), **means.lpips(),
+    )  # fmt: skip
+    return Node(score, name=f"score_{fold.number}", n_procs=means.threads, mem_gb=2)
+
+
+def _saving(outputs: Sequence[Output]) -> SaveDerivatives:
+    return SaveDerivatives(
+        out_files=[str(one.path) for one in outputs],
+        sidecar_files=[str(one.sidecar_path) for one in outputs],
+        sidecars=[dict(one.sidecar) for one in outputs],
+    )
+
+
+def init_model_wf(
+    plan: ModelPlan, folds: Sequence[Fold], means: Means, *, fwhm: float, mem_gb: float, name: str
+) -> Workflow:
+    """Cross-validate a row of Table 1, then train its generator on all.
+
+    Each fold is trained, keeps the epoch with the best validation SSIM, and is scored on those
+    it left out. The fit to all ends at the mean of the epochs that the folds have kept.
+
+    Parameters
+    ----------
+    plan : ModelPlan
+        The row.
+    folds : sequence of Fold
+        In order.
+    means : Means
+        To compute with.
+    fwhm : float
+        Smoothing of a synthetic PET, in mm.
+    mem_gb : float
+        Memory of one training.
+    """
+    last, everyone = len(folds), [*folds[0].training, *folds[0].validation]
+    everyone = sorted(everyone, key=lambda visit: visit.participant)
+    train_all = _train(plan, last, "all", Fold(0, everyone, ()), means, fwhm=fwhm, mem_gb=mem_gb)
+    publish = PublishGenerator(
+        card=dict(plan.card), folder=str(plan.folder),
+        fold_participants=[[one.participant for one in fold.training] for fold in folds],
+    )  # fmt: skip
+    publishing = Node(publish, name="publish", mem_gb=1)
+    lists = {
+        "kept_epoch": (train_all, "kept_epochs", last),
+        "weights": (publishing, "fold_weights", last),
+        "history": (publishing, "histories", last + 1),
+        "records": (publishing, "records", last),
+    }
+    merges = {field: Node(Merge(size), name=f"all_{field}", run_without_submitting=True)
+              for field, (_, _, size) in lists.items()}  # fmt: skip
+    workflow = Workflow(name)
+    workflow.connect([
+        (merges[field], node, [("out", into)]) for field, (node, into, _) in lists.items()
+    ])  # fmt: skip
+    workflow.connect([
+        (train_all, merges["history"], [("history", f"in{last + 1}")]),
+        (train_all, publishing, [("weights", "weights"), ("precision", "precision")]),
+    ])  # fmt: skip
+    for place, fold in enumerate(folds):
+        train = _train(plan, place, f"{fold.number}", fold, means, fwhm=fwhm, mem_gb=mem_gb)
+        score = _score(plan, fold, means, fwhm)
+        _connect_fold(workflow, train, score, plan.outputs[place], fold.number)
+        into = f"in{place + 1}"
+        workflow.connect([
+            (train, merges["kept_epoch"], [("kept_epoch", into)]),
+            (train, merges["weights"], [("weights", into)]),
+            (train, merges["history"], [("history", into)]),
+            (score, merges["records"], [("records", into)]),
+        ])  # fmt: skip
+    return workflow
+
+
+def _connect_fold(
+    workflow: Workflow, train: Node, score: Node, outputs: FoldOutputs, number: int
+) -> None:
+    save_pets = Node(_saving(outputs.pets), name=f"save_pets_{number}")
+    save_records = Node(SaveFile(out_file=str(outputs.records)), name=f"save_records_{number}")
+    workflow.connect([
+        (train, score, [("weights", "weights")]),
+        (score, save_pets, [("pets", "in_files"), ("sidecar", "measured")]),
+        (score, save_records, [("records", "in_file")]),
+    ])  # fmt: skip
+
+
+def init_baselines_wf(
+    folds: Sequence[Fold], outputs: Sequence[Path], means: Means, *, name: str = "baselines_wf"
+) -> Workflow:
+    """Score what a generator must beat: the mean training PET, and the T1w itself.
+
+    Parameters
+    ----------
+    folds : sequence of Fold
+        In order.
+    outputs : sequence of Path
+        Where the scores go, one a fold.
+    means : Means
+        To compute with.
+    """
+    workflow = Workflow(name)
+    for fold, output in zip(folds, outputs, strict=True):
+        score = ScoreBaselines(
+            model="baselines", fold=fold.number, training=_folders(fold.training),
+            validation=_folders(fold.validation), digests=fold.digests,
+            **means.inputs(), **means.lpips(),
+        )  # fmt: skip
+        node = Node(score, name=f"score_{fold.number}", n_procs=means.threads, mem_gb=2)
+        save = Node(SaveFile(out_file=str(output)), name=f"save_records_{fold.number}")
+        workflow.connect([(node, save, [("records", "in_file")])])
+    return workflow

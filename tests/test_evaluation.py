@@ -1,0 +1,216 @@
+import json
+import math
+import subprocess
+import sys
+from dataclasses import astuple, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+from bids_app.imaging.smoothing import smooth
+from bids_app.synthesis.evaluation import (
+    BASELINES,
+    FWHM_SWEEP,
+    METRICS,
+    ROWS,
+    Record,
+    Scores,
+    records_from_json,
+    records_to_json,
+    score,
+    smooth_in_brain,
+    sweep,
+)
+from bids_app.synthesis.models import MODELS
+
+ZOOMS = (1.0, 1.5, 2.0)
+numbers = st.floats(-1, 100) | st.sampled_from([math.nan, math.inf])
+records = st.builds(
+    Record,
+    model=st.sampled_from(list(ROWS)),
+    participant=st.text("abc019", min_size=1),
+    session=st.none() | st.text("abc019", min_size=1),
+    fold=st.integers(1, 10),
+    scores=st.builds(Scores, *[numbers] * len(METRICS)),
+    sweep=st.dictionaries(st.sampled_from(FWHM_SWEEP), numbers),
+)
+
+
+@pytest.fixture
+def brain():
+    inside = np.zeros((20, 18, 16), bool)
+    inside[4:16, 3:15, 3:13] = True
+    return inside
+
+
+@pytest.fixture
+def real(rng, brain):
+    texture = ndimage.gaussian_filter(rng.random(brain.shape), 1.5)
+    return np.where(brain, texture, 0).astype(np.float32)
+
+
+def test_the_rows_are_the_models_and_then_the_baselines():
+    assert tuple(ROWS) == (*MODELS, *BASELINES)
+    assert {name.partition("-")[0]: configuration for name, configuration in ROWS.items()} == {
+        "semi3d": "semi-3D",
+        "patch3d": "3D-patch",
+        "baseline": "baseline",
+    }
+
+
+def test_metrics_in_the_order_of_the_tables():
+    assert (
+        *("ssim", "psnr", "lpips", "mae"),
+        *("ssim_brain", "psnr_brain", "lpips_brain", "mae_brain"),
+    ) == METRICS
+
+
+# Scores
+
+
+def test_a_perfect_image_has_perfect_scores(real, brain):
+    assert score(real, real, brain, (0.0, 0.0)) == Scores(
+        ssim=pytest.approx(1, abs=1e-5),
+        psnr=math.inf,
+        lpips=0,
+        mae=0,
+        ssim_brain=pytest.approx(1, abs=1e-5),
+        psnr_brain=math.inf,
+        lpips_brain=0,
+        mae_brain=0,
+    )
+
+
+def test_scores_are_those_of_torchmetrics(rng, real, brain):
+    noise = 0.2 * ndimage.gaussian_filter(rng.standard_normal(real.shape), 1)
+    synthetic = np.clip(real + noise, 0, 1).astype(np.float32)
+    one, other = (torch.from_numpy(volume).double()[None, None] for volume in (synthetic, real))
+    mean, full = structural_similarity_index_measure(
+        one, other, data_range=1.0, sigma=1.5, kernel_size=11, return_full_image=True
+    )
+    found, inside = score(synthetic, real, brain), torch.from_numpy(brain)[None, None]
+    assert found.ssim == pytest.approx(float(mean), abs=1e-4)
+    assert found.ssim_brain == pytest.approx(float(full[inside].mean()), abs=1e-4)
+    assert found.psnr == pytest.approx(float(peak_signal_noise_ratio(one, other, 1.0)), abs=1e-4)
+    assert found.psnr_brain == pytest.approx(
+        float(peak_signal_noise_ratio(one[inside], other[inside], 1.0)), abs=1e-4
+    )
+
+
+def test_an_image_too_bright_in_the_brain_by_hand(real, brain):
+    synthetic = np.where(brain, real + np.float32(0.1), 0).astype(np.float32)
+    found = score(synthetic, real, brain)
+    share = brain.mean()
+    assert found.mae_brain == pytest.approx(0.1, abs=1e-6)
+    assert found.psnr_brain == pytest.approx(20, abs=1e-4)
+    assert found.mae == pytest.approx(0.1 * share, abs=1e-6)
+    assert found.psnr == pytest.approx(20 - 10 * np.log10(share), abs=1e-4)
+    assert found.ssim > found.ssim_brain  # what lies outside is equal
+
+
+def test_lpips_is_as_given_or_not_a_number(real, brain):
+    found = score(real, real, brain)
+    assert math.isnan(found.lpips)
+    assert math.isnan(found.lpips_brain)
+    told = score(real, real, brain, (0.25, 0.5))
+    assert (told.lpips, told.lpips_brain) == (0.25, 0.5)
+
+
+# Smoothing
+
+
+def test_an_image_is_masked_after_it_was_smoothed(real, brain):
+    finished = smooth_in_brain(real + 1, brain, fwhm=3, zooms=ZOOMS)
+    assert (finished[~brain] == 0).all()
+    assert np.array_equal(finished[brain], smooth(real + 1, 3, ZOOMS)[brain])
+    assert finished[4, 3, 3] > 1  # masked first, it would have darkened at the rim
+
+
+def test_smoothing_leaves_its_input_alone(real, brain):
+    before = real.copy() + 1
+    unsmoothed = before.copy()
+    smooth_in_brain(unsmoothed, brain, fwhm=0, zooms=ZOOMS)
+    assert np.array_equal(unsmoothed, before)
+
+
+def test_a_sweep_ends_where_the_scores_are(real, brain, rng):
+    unsmoothed = real + 0.1 * rng.random(real.shape).astype(np.float32)
+    swept = sweep(unsmoothed, real, brain, zooms=ZOOMS)
+    assert tuple(swept) == FWHM_SWEEP == (0, 0.5, 1, 1.5, 2, 2.5, 3)
+    for fwhm, found in swept.items():
+        finished = smooth_in_brain(unsmoothed, brain, fwhm=fwhm, zooms=ZOOMS)
+        assert found == score(finished, real, brain).ssim
+    assert len(set(swept.values())) > 5
+
+
+def test_the_smoothing_that_was_undone_is_the_best(rng, brain):
+    """The real image is the unsmoothed one smoothed by 2 mm, so there SSIM is 1."""
+    unsmoothed = rng.random(brain.shape).astype(np.float32)
+    real = smooth_in_brain(unsmoothed, brain, fwhm=2, zooms=(1, 1, 1))
+    swept = sweep(unsmoothed, real, brain, zooms=(1, 1, 1))
+    assert max(swept, key=swept.get) == 2
+    assert swept[2] == pytest.approx(1, abs=1e-5)
+
+
+# Records
+
+
+def same(one, other):
+    return one == other or (math.isnan(one) and math.isnan(other))
+
+
+@given(st.lists(records, max_size=4))
+def test_records_come_back_from_json(some):
+    text = json.dumps(records_to_json(some), allow_nan=False)
+    again = records_from_json(json.loads(text))
+    assert len(again) == len(some)
+    for one, other in zip(some, again, strict=True):
+        assert all(map(same, astuple(one.scores), astuple(other.scores)))
+        assert list(one.sweep) == list(other.sweep)
+        assert all(map(same, one.sweep.values(), other.sweep.values()))
+        assert replace(one, scores=other.scores, sweep=other.sweep) == other
+
+
+def test_what_is_not_a_number_is_null():
+    scores = Scores(0.5, math.inf, math.nan, *[0.25] * 5)
+    told = records_to_json([Record("semi3d-gan", "01", None, 1, scores, {0.5: math.nan})])
+    record = told["Records"][0]
+    assert record["scores"]["lpips"] is None
+    assert record["scores"]["psnr"] == "inf"
+    assert record["sweep"] == {"0.5": None}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *({}, {"Records": 1}, {"Records": [1]}, {"Records": [{"model": "semi3d-gan"}]}),
+        {"Records": [{"scores": {"ssim": 1}, "sweep": {}}]},
+        {"Records": [{"scores": {}, "sweep": {"x": 1}}]},
+        {"Records": [{"scores": {}, "sweep": []}]},
+    ],
+)
+def test_what_is_no_record_is_refused(content):
+    with pytest.raises(ValueError, match=r"no records|could not convert"):
+        records_from_json(content)
+
+
+def test_tables_and_groups_do_without_torch():
+    """The process that builds the graph would otherwise start slowly: CONTRIBUTING.md."""
+    modules = ", ".join(
+        f"bids_app.{name}"
+        for name in (
+            *("synthesis.evaluation", "synthesis.statistics", "synthesis.folds"),
+            *("derivatives.table1", "derivatives.preprocessed", "derivatives.groups"),
+        )
+    )
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"

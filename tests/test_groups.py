@@ -1,0 +1,181 @@
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bids_app.derivatives.groups import select
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
+from bids_app.files import write_tsv
+
+TABLE = """\
+participant_id\tgroup\tage\tsite
+sub-01\tcontrol\t30\t01
+sub-02\tpatient\t9\t02
+sub-03\tn/a\t100\t01
+sub-04\tcontrol\tn/a\tn/a
+"""
+
+
+@pytest.fixture
+def out(tmp_path):
+    (tmp_path / "participants.tsv").write_text(TABLE)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("query", "chosen"),
+    [
+        ("group == 'control'", "01 04"),
+        ('group == "patient"', "02"),
+        ("group in ['control', 'patient']", "01 02 04"),
+        ("age > 20", "01 03"),  # as text, "9" would be more and "100" less
+        ("9 <= age < 100", "01 02"),
+        ("not age > 20", "02"),
+        ("age == 30", "01"),
+        ("-age < -50", "03"),
+        ("age > 20 and group == 'control'", "01"),
+        ("(age > 20) & (group == 'control') | (age < 10)", "01 02"),
+        ("site == '01'", "01 03"),  # a zero before makes a label of it
+        ("participant_id == 'sub-02'", "02"),
+        (" group == 'control' ", "01 04"),
+    ],
+)
+def test_queries_by_hand(out, query, chosen):
+    assert select(out, query) == set(chosen.split())
+
+
+@pytest.mark.parametrize(
+    "query", ["group != 'patient'", "group not in ['patient']", "not group == 'patient'"]
+)
+def test_of_whom_nothing_is_known_nothing_is_guessed(out, query):
+    assert select(out, query) == {"01", "04"}  # 03 is in no group
+
+
+groups = st.lists(st.sampled_from(["control", "patient", "other", "n/a"]), min_size=1, max_size=9)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(groups)
+def test_a_group_is_who_is_in_it(tmp_path, some):
+    rows = [{"participant_id": f"sub-{n}", "group": group} for n, group in enumerate(some)]
+    write_tsv(tmp_path / "participants.tsv", ["participant_id", "group"], rows)
+    for name in ("control", "patient"):
+        members = {str(n) for n, group in enumerate(some) if group == name}
+        if members:
+            assert select(tmp_path, f"group == '{name}'") == members
+        else:
+            with pytest.raises(UnusableDataError):
+                select(tmp_path, f"group == '{name}'")
+
+
+def test_labels_without_sub_are_kept_as_they_stand(tmp_path):
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\n01\t3\n02\t4\n")
+    assert select(tmp_path, "participant_id == '01'") == {"01"}
+    assert select(tmp_path, "age > 3") == {"02"}
+
+
+def test_a_row_may_lack_cells_and_have_spaces(tmp_path):
+    (tmp_path / "participants.tsv").write_text(
+        "participant_id\tgroup \nsub-01\t control\nsub-02\nsub-03\t\n"
+    )
+    assert select(tmp_path, "group == 'control'") == {"01"}
+
+
+def test_numbers_as_they_are_written(tmp_path):
+    cells = ["3", "-2.5", "+1", "1e2", "0", "0.5", "7."]
+    rows = [{"participant_id": f"sub-{n}", "x": cell} for n, cell in enumerate(cells)]
+    write_tsv(tmp_path / "participants.tsv", ["participant_id", "x"], rows)
+    assert select(tmp_path, "x < 1") == {"1", "4", "5"}
+    assert select(tmp_path, "x == 100") == {"3"}
+
+
+# What cannot be answered
+
+
+def test_no_table(tmp_path):
+    with pytest.raises(MissingInputError, match=r"participants\.tsv: no such file"):
+        select(tmp_path, "group == 'control'")
+
+
+@pytest.mark.parametrize("text", ["", "group\ncontrol\n", "participant_id\tgroup\n"])
+def test_a_table_without_participants(tmp_path, text):
+    (tmp_path / "participants.tsv").write_text(text)
+    with pytest.raises(UnusableDataError, match="participant_id"):
+        select(tmp_path, "group == 'control'")
+
+
+def test_a_participant_who_stands_in_it_twice(tmp_path):
+    table = "participant_id\tgroup\nsub-01\tcontrol\nsub-02\tcontrol\nsub-01\tpatient\n"
+    (tmp_path / "participants.tsv").write_text(table)
+    with pytest.raises(UnusableDataError, match="sub-01 stands in it twice"):
+        select(tmp_path, "group == 'control'")
+
+
+def test_a_table_that_is_no_text(tmp_path):
+    (tmp_path / "participants.tsv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ReadWriteError):
+        select(tmp_path, "group == 'control'")
+
+
+@pytest.mark.parametrize(
+    ("query", "values"),
+    [
+        ("group == 'Control'", "group holds 'control', 'patient'"),
+        ("age > 1000", "age holds 30, 9, 100"),
+        ("age == '30'", "age holds 30, 9, 100"),
+        ("site == 1", "site holds '01', '02'"),
+        ("age > 20 and group == 'patient'", "age holds .*; group holds "),
+    ],
+)
+def test_nobody_matches(out, query, values):
+    with pytest.raises(UnusableDataError, match=rf"participants\.tsv: nobody .*; {values}"):
+        select(out, query)
+
+
+def test_long_columns_are_cut_short_and_empty_ones_told(tmp_path):
+    rows = [{"participant_id": f"sub-{n}", "age": str(n)} for n in range(1, 30)]
+    write_tsv(tmp_path / "participants.tsv", ["participant_id", "age", "group"], rows)
+    with pytest.raises(UnusableDataError, match="age holds 1, 2, 3, 4, 5, 6, 7, 8, …"):
+        select(tmp_path, "age > 99")
+    with pytest.raises(UnusableDataError, match="group is n/a throughout"):
+        select(tmp_path, "group == 'control'")
+
+
+def test_a_column_that_is_not_there(out):
+    with pytest.raises(UsageError, match="no column grp; columns are participant_id, group, age"):
+        select(out, "grp == 'control'")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("", "group = 'control'", "group ==", "(age > 3", "age > 3)", "`group` == 'control'"),
+        *("group", "age", "True", "1 == 1", "not group", "age | 3", "[group] == 'control'"),
+        *(
+            "age > 'x'",
+            "group > 3",
+            "age is 3",
+            "age > 3; age",
+            "a\0",
+            "(" * 500 + "age" + ")" * 500,
+        ),
+    ],
+)
+def test_malformed_queries(out, query):
+    with pytest.raises(UsageError, match="query"):
+        select(out, query)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("group == @x", "@select(1)", "group == 'a__b'", "().__class__", "group.__class__"),
+        *("group.to_csv('ran')", "group.map(print)", "open('ran', 'w')", "age ** 9 ** 9 ** 9 > 1"),
+        *("group == '`' or group.to_csv('ran') or '`'", "[g for g in group]", "age[0] > 1"),
+        *("(lambda: 1)() == age", "f'{group}' == group", "(x := age) > 1", "age if age else group"),
+    ],
+)
+def test_no_code_is_run(out, query, monkeypatch):
+    monkeypatch.chdir(out)
+    with pytest.raises(UsageError, match="query"):
+        select(out, query)
+    assert [path.name for path in out.iterdir()] == ["participants.tsv"]
