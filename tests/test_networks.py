@@ -100,3 +100,22 @@ def test_equal_seeds_draw_equal_weights():
         drawn.append(torch.cat([p.detach().flatten() for p in generator.parameters()]))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(("dims", "plain"), [(2, nn.Conv2d), (3, nn.Conv3d)])
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_reflection_is_what_torch_calls_so(dims, plain, kernel):
+    one = networks.REFLECT[dims](2, 3, kernel, padding=kernel // 2)
+    other = plain(2, 3, kernel, padding=kernel // 2, padding_mode="reflect")
+    other.load_state_dict(one.state_dict())
+    image = torch.rand(2, 2, *(9, 8, 7)[:dims], generator=seeded())
+    assert torch.equal(one(image), other(image))
+
+
+def test_reflection_keeps_layout_and_precision():
+    conv = networks.REFLECT[2](3, 4, 3, padding=1).to(memory_format=torch.channels_last)
+    image = torch.rand(1, 3, 8, 9).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = conv(image.to(torch.bfloat16))
+    assert made.dtype == torch.bfloat16
+    assert made.is_contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,8 @@
 """From numbers to pictures: which grey or colour a value has.
 
 MRI is grey and PET is in colour, so that one is never taken for the other. PET is shown in
-matplotlib's inferno, whose lightness rises evenly; differences in RdBu_r, white at zero.
+matplotlib's inferno, whose lightness rises evenly, and how uncertain it is in viridis, likewise;
+differences in RdBu_r, white at zero.
 """
 
 import base64
@@ -17,7 +18,7 @@ from PIL import Image as Pillow
 
 from bids_app.imaging.volume import Volume
 
-Colours: TypeAlias = Literal["gray", "inferno", "RdBu_r"]
+Colours: TypeAlias = Literal["gray", "inferno", "viridis", "RdBu_r"]
 
 JPEG_QUALITY: Final = 88  # our choice: no block is seen at twice the size
 

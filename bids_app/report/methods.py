@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from bids_app.report.beyond import tell_beyond
 from bids_app.report.results import RealPet, Results
-from bids_app.report.tables import as_number
+from bids_app.report.tables import as_number, folds_of
 
 REFERENCES: Final = Path(__file__).parents[1] / "data" / "report" / "references.toml"
 OWN_TEMPLATE: Final = "MNI152NLin2009aSym"  # the one that comes with nilearn
+CLOSING: Final = (
+    "This text was written by mri2pet and may be used freely; check it against what was done."
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,12 @@ class Procedure:
         By which the synthetic PET was smoothed, in mm.
     compared : bool
         The synthetic PET was measured against a real one.
+    overlap, matched : bool
+        Overlapping triplets were averaged; intensities were matched to the training controls'.
+    folds : int
+        Generators of folds whose predictions were compared; 0 if none were.
+    novelty : bool
+        The T1w was compared with those of the training controls.
     """
 
     versions: Mapping[str, str]
@@ -51,6 +61,10 @@ class Procedure:
     generator: Mapping[str, object] = field(default_factory=dict)
     fwhm: float | None = None
     compared: bool = False
+    overlap: bool = False
+    matched: bool = False
+    folds: int = 0
+    novelty: bool = False
 
 
 def procedure_of(visits: Sequence[Results], versions: Mapping[str, str]) -> Procedure:
@@ -74,6 +88,10 @@ def procedure_of(visits: Sequence[Results], versions: Mapping[str, str]) -> Proc
         generator=generator if isinstance(generator, dict) else {},
         fwhm=as_number(first.get("SmoothingFWHM")),
         compared=any(bool(one.metadata.get("Measures")) for one in synthetic),
+        overlap=first.get("OverlappingTripletsAveraged") is True,
+        matched=bool(first.get("HistogramMatchedTo")),
+        folds=max((len(folds_of(visit)) for visit in visits), default=0),
+        novelty=any(bool(one.metadata.get("Novelty")) for one in synthetic),
     )
 
 
@@ -91,11 +109,9 @@ def boilerplate(procedure: Procedure) -> str:
         paragraphs.append(_pet(procedure))
     if procedure.generator:
         paragraphs.append(_synthesis(procedure))
-    paragraphs.append(
-        "This text was written by mri2pet and may be used freely; check it against what was done."
-    )
+    paragraphs.append(CLOSING)
     body = "\n\n".join(paragraphs)
-    return f"{body}\n\nReferences\n\n" + "\n".join(f"- {text}" for text in _cited(body)) + "\n"
+    return with_references(body, REFERENCES)
 
 
 def _had_frames(pet: RealPet) -> bool:
@@ -103,14 +119,32 @@ def _had_frames(pet: RealPet) -> bool:
     return isinstance(frames, list) and len(frames) > 1
 
 
-def _cited(body: str) -> list[str]:
-    listed = tomllib.loads(REFERENCES.read_text(encoding="utf-8"))
-    return sorted(text for key, text in listed.items() if key in body)
+def with_references(body: str, *listings: Path) -> str:
+    """Add the references that a text cites.
+
+    Parameters
+    ----------
+    body : str
+        A reference is cited where its key stands.
+    listings : Path
+        TOML files: key → reference.
+    """
+    listed = [item for path in listings for item in _read(path).items()]
+    cited = sorted(text for key, text in listed if key in body)
+    return f"{body}\n\nReferences\n\n" + "\n".join(f"- {text}" for text in cited) + "\n"
+
+
+def _read(path: Path) -> dict[str, str]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def tell_tool(versions: Mapping[str, str], name: str, distribution: str) -> str:
+    """Name a tool with its version, if that is known."""
+    return f"{name} {versions.get(distribution, '')}".strip()
 
 
 def _tool(procedure: Procedure, name: str, distribution: str) -> str:
-    """Name a tool with its version, if that is known."""
-    return f"{name} {procedure.versions.get(distribution, '')}".strip()
+    return tell_tool(procedure.versions, name, distribution)
 
 
 def _opening(procedure: Procedure) -> str:
@@ -159,6 +193,13 @@ def _pet(procedure: Procedure) -> str:
     )
 
 
+def _beyond(procedure: Procedure) -> str:
+    return tell_beyond(
+        overlap=procedure.overlap, matched=procedure.matched,
+        folds=procedure.folds, novelty=procedure.novelty,
+    )  # fmt: skip
+
+
 def _synthesis(procedure: Procedure) -> str:
     told = procedure.generator
     name = " ".join(str(told[key]) for key in ("Name", "Version") if told.get(key))
@@ -177,6 +218,6 @@ def _synthesis(procedure: Procedure) -> str:
         f"generator {name} (SHA-256 {told.get('SHA256', 'unknown')}), a convolutional network "
         "as Zhu et al., 2017, describe it, trained adversarially (Zotova et al., 2021), in "
         f"{_tool(procedure, 'PyTorch', 'torch')} (Paszke et al., 2019). It was trained on: "
-        f"{source}.{smoothed}"
+        f"{source}.{smoothed}{_beyond(procedure)}"
         f"{compared * procedure.compared} A synthetic PET is no measurement of metabolism."
     )

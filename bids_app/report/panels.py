@@ -3,7 +3,7 @@
 A figure whose files are missing or cannot be read gives way to a sentence that says so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -19,13 +19,15 @@ from bids_app.report.reportlets import Figure, Layer, flicker, mosaic
 from bids_app.report.results import RealPet, Results
 from bids_app.report.shelf import Shelf, mask_of
 from bids_app.report.slices import Section, crop, field_around, spread
-from bids_app.report.tables import tell_measures
+from bids_app.report.tables import folds_of, tell_measures
 
 AROUND_HEAD, AROUND_BRAIN = 18.0, 4.0  # mm shown beyond the brain (our choice)
 BRIGHTEST: Final = 99.5  # percentile of the brain that is drawn brightest (our choice)
 LARGEST_DIFFERENCE: Final = 0.5  # ends of the difference scale, the same in all reports
 UPTAKE: Final = Scale("inferno", 0.0, 1.0, "PET (1 = bright end of this brain's own intensities)")
 DIFFERENCE: Final = Scale("RdBu_r", -LARGEST_DIFFERENCE, LARGEST_DIFFERENCE, "synthetic − real")
+LARGEST_SPREAD: Final = 0.1  # end of the scale of uncertainty, the same in all reports; our choice
+SPREAD: Final = Scale("viridis", 0.0, LARGEST_SPREAD, "SD over the generators of the folds")
 ON_GREY: Final = ("#ff2e88", "#00b7ff")  # colours of outer and inner lines on MRI alone
 ON_PET: Final = ("#19e3ff", "#3dff5e")  # and where PET is seen, whose colours have no blue or green
 
@@ -101,7 +103,7 @@ def draw(output_dir: Path, visit: Results, template_t1w: Path) -> Drawings:
             )
             for pet in visit.pets
         ),
-        pet=_compare_all(shelf, visit),
+        pet=(*_compare_all(shelf, visit), *_tell_uncertainty(shelf, visit)),
     )
 
 
@@ -221,6 +223,31 @@ def _comparison(shelf: Shelf, visit: Results, pet: RealPet | None) -> tuple[Figu
     if len(images) > 1:
         difference = Image(images[0].data - images[1].data, t1w.affine)
         layers.append(Layer("Synthetic − real", difference, DIFFERENCE))
+    return _mosaics(layers, brain)
+
+
+def _tell_uncertainty(shelf: Shelf, visit: Results) -> tuple[Panel, ...]:
+    if not visit.is_spread_of_synthetic:
+        return ()
+    panel = Panel(
+        f"Uncertainty of the SYNTHETIC PET ({visit.name})",
+        f"Bright: generators that were trained without one fold of the controls each, "
+        f"{len(folds_of(visit))} of them, disagree there. Dark says only that they agree: they "
+        "may be wrong alike, and what the T1w does not show, none of them knows.",
+    )
+    return (_attempt(panel, lambda: _spread_mosaics(shelf, visit)),)
+
+
+def _spread_mosaics(shelf: Shelf, visit: Results) -> tuple[Figure, ...]:
+    pet = shelf.take_derivative(visit.synthetic)
+    spread = shelf.take_derivative(visit.uncertainty, pet)
+    brain = shelf.take_derivative(visit.mask_in_template, pet)
+    brain, pet, spread = _to_brain(brain, AROUND_BRAIN, pet, spread)
+    layers = [Layer("SYNTHETIC PET", pet, UPTAKE), Layer("Uncertainty", spread, SPREAD)]
+    return _mosaics(layers, brain)
+
+
+def _mosaics(layers: Sequence[Layer], brain: Image) -> tuple[Figure, ...]:
     titles = ("Axial slices, lower half", "Axial slices, upper half", "Coronal and sagittal slices")
     blocks = zip(titles, _blocks(mask_of(brain)), strict=True)
     return tuple(mosaic(title, layers, sections) for title, sections in blocks)

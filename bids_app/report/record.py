@@ -1,4 +1,4 @@
-"""What a run says of a participant beyond its images, kept so that a report can be redone."""
+"""What a run says beyond its images, kept so that a report can be redone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ FOLDER: Final = "logs"
 
 @dataclass(frozen=True)
 class Record:
-    """A run, as the report of one participant tells it.
+    """A run, as a report tells it.
 
     Parameters
     ----------
@@ -27,6 +27,8 @@ class Record:
         The command line; empty if unknown.
     duration : float or None
         In seconds.
+    settings : dict
+        What the run was asked to do, as a reader is told; only the train level's.
     """
 
     notes: Sequence[str] = ()
@@ -35,20 +37,21 @@ class Record:
     date: str = ""
     command: str = ""
     duration: float | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
-def path_of(output_dir: Path, subject: str) -> Path:
-    """Say where the record of a participant lies."""
-    return output_dir / FOLDER / f"sub-{subject}_report.json"
+def path_of(output_dir: Path, report: str) -> Path:
+    """Say where the record of a report lies: of ``sub-X``, or of ``train``."""
+    return output_dir / FOLDER / f"{report}_report.json"
 
 
-def read_record(output_dir: Path, subject: str) -> Record:
+def read_record(output_dir: Path, report: str) -> Record:
     """Read the record of the last run; an empty one where there is none, or it is damaged."""
     try:
-        found = read_json(path_of(output_dir, subject))
+        found = read_json(path_of(output_dir, report))
     except Mri2petError:
         return Record()
-    versions, duration = found.get("versions"), found.get("duration")
+    versions, duration, settings = (found.get(key) for key in ("versions", "duration", "settings"))
     return Record(
         notes=_sentences(found.get("notes")),
         problems=_sentences(found.get("problems")),
@@ -56,10 +59,11 @@ def read_record(output_dir: Path, subject: str) -> Record:
         date=str(found.get("date", "")),
         command=str(found.get("command", "")),
         duration=duration if isinstance(duration, float) else None,
+        settings=settings if isinstance(settings, dict) else {},
     )
 
 
-def write_record(output_dir: Path, subject: str, record: Record) -> None:
+def write_record(output_dir: Path, report: str, record: Record) -> None:
     """Keep a record for later reports.
 
     Raises
@@ -67,7 +71,7 @@ def write_record(output_dir: Path, subject: str, record: Record) -> None:
     ReadWriteError
         If it cannot be written.
     """
-    write_json(path_of(output_dir, subject), asdict(record))
+    write_json(path_of(output_dir, report), asdict(record))
 
 
 def _sentences(value: object) -> tuple[str, ...]:

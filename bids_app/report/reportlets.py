@@ -58,13 +58,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Text:
-    """Words in their place; ``turned`` words are read from below."""
+    """Words in their place; ``turned`` words are read from below, ``strong`` ones are heavier."""
 
     words: str
     x: float
     y: float
     anchor: str = "middle"
     turned: bool = False
+    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def _draw(outline: Outline, spots: Sequence[Spot]) -> Line:
     return Line(outline.name, outline.colour, tuple((path, spot) for path, spot in paths if path))
 
 
-def _bars(layers: Sequence[Layer]) -> tuple[Bar, ...]:
+def bars_of(layers: Sequence[Layer]) -> tuple[Bar, ...]:
+    """Give the colours of each scale once."""
     scales: Mapping[Scale, None] = dict.fromkeys(layer.scale for layer in layers)
     return tuple(
         Bar(
@@ -234,7 +236,7 @@ def flicker(
         frames=tuple(Frame(layer.name, _tiles(layer, spots)) for layer in layers),
         texts=tuple(texts),
         lines=tuple(_draw(outline, spots) for outline in outlines),
-        bars=_bars([layer for layer in layers if layer.scale.colours != "gray"]),
+        bars=bars_of([layer for layer in layers if layer.scale.colours != "gray"]),
     )
 
 
@@ -269,5 +271,5 @@ def mosaic(title: str, layers: Sequence[Layer], sections: Sequence[Section]) -> 
         height=y,
         frames=(Frame("", tuple(tiles)),),
         texts=tuple(texts),
-        bars=_bars([layer for layer in layers if layer.scale.colours != "gray"]),
+        bars=bars_of([layer for layer in layers if layer.scale.colours != "gray"]),
     )

@@ -74,13 +74,22 @@ class Results:
     t1w_in_template: Derivative | None
     mask_in_template: Derivative | None
     synthetic: Derivative | None
+    uncertainty: Derivative | None = None
     pets: tuple[RealPet, ...] = field(default=())
 
     def derivatives(self) -> tuple[Derivative, ...]:
         """List all of its images."""
         anatomy = (self.t1w, self.mask, self.t1w_in_template, self.mask_in_template)
         pets = [one for pet in self.pets for one in (pet.in_t1w, pet.in_template)]
-        return tuple(one for one in (*anatomy, self.synthetic, *pets) if one is not None)
+        predicted = (self.synthetic, self.uncertainty)
+        return tuple(one for one in (*anatomy, *predicted, *pets) if one is not None)
+
+    @property
+    def is_spread_of_synthetic(self) -> bool:
+        """Whether the map of uncertainty was made with the synthetic PET, not by another run."""
+        both = (self.synthetic, self.uncertainty)
+        marks = {one.text("Fingerprint") for one in both if one is not None}
+        return self.uncertainty is not None and len(marks) == 1
 
 
 def read_derivative(path: Path) -> Derivative:
@@ -154,9 +163,10 @@ def _in_space(folder: Path, modality: str, stem: str, space: str, ending: str) -
 
 def _results(folder: Path, stem: str, shape: tuple[int, ...]) -> Results:
     space = _space_of(_images(folder, "anat", f"{stem}_space-*_desc-preproc_T1w"), shape)
-    synthetic = _in_space(folder, "pet", f"{stem}_trc-18FFDG", space, "desc-synth_pet")
-    if synthetic is not None and not synthetic.metadata and not synthetic.path.exists():
-        synthetic = None
+    synthetic, uncertainty = (
+        _if_there(_in_space(folder, "pet", f"{stem}_trc-18FFDG", space, f"desc-synth_{suffix}"))
+        for suffix in ("pet", "std")
+    )
     return Results(
         name=_say(stem),
         space=space,
@@ -165,7 +175,15 @@ def _results(folder: Path, stem: str, shape: tuple[int, ...]) -> Results:
         t1w_in_template=_in_space(folder, "anat", stem, space, "desc-preproc_T1w"),
         mask_in_template=_in_space(folder, "anat", stem, space, "desc-brain_mask"),
         synthetic=synthetic,
+        uncertainty=uncertainty,
     )
+
+
+def _if_there(derivative: Derivative | None) -> Derivative | None:
+    """Pass over an image that has neither a sidecar nor content."""
+    if derivative is None or derivative.metadata or derivative.path.exists():
+        return derivative
+    return None
 
 
 def _space_of(paths: Iterable[Path], shape: tuple[int, ...]) -> str:

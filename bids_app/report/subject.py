@@ -13,7 +13,7 @@ from bids_app.report.page import render
 from bids_app.report.panels import draw
 from bids_app.report.record import Record, read_record, write_record
 from bids_app.report.results import Results, find_results
-from bids_app.report.tables import comparison_rows, registration_rows, warnings_of
+from bids_app.report.tables import comparison_rows, novelty_rows, registration_rows, warnings_of
 
 DEMONSTRATION: Final = ("demonstrat", "simulat")  # as cards of generators put it
 
@@ -88,7 +88,7 @@ def write_subject_report(
     ReadWriteError
         If report or record cannot be written. A missing image is no error: the report says so.
     """
-    last = read_record(output_dir, subject)
+    last = read_record(output_dir, f"sub-{subject}")
     record = Record(
         notes=last.notes if notes is None else tuple(notes),
         problems=last.problems if problems is None else tuple(problems),
@@ -97,7 +97,7 @@ def write_subject_report(
         command=last.command if command is None else command,
         duration=last.duration if duration is None else float(duration),
     )
-    write_record(output_dir, subject, record)
+    write_record(output_dir, f"sub-{subject}", record)
     visits = find_results(output_dir, subject, _shape_of(template_t1w))
     page = render("subject.html", _values(output_dir, subject, template_t1w, visits, record))
     path = output_dir / f"sub-{subject}.html"
@@ -128,12 +128,13 @@ def _values(
         "record": record,
         "warnings": warnings_of(visits),
         "registrations": registration_rows(visits),
+        "novelties": novelty_rows(visits),
         "comparisons": comparison_rows(visits),
         "anatomy": [panel for drawing in drawings for panel in drawing.anatomy],
         "coregistration": [panel for drawing in drawings for panel in drawing.coregistration],
         "pet": [panel for drawing in drawings for panel in drawing.pet],
         "methods": boilerplate(procedure_of(visits, record.versions)) if visits else "",
-        "duration": _tell_duration(record.duration),
+        "duration": tell_duration(record.duration),
     }
 
 
@@ -161,12 +162,12 @@ def _findings(visit: Results) -> list[Finding]:
     return lines
 
 
-def _tell_duration(seconds: float | None) -> str:
+def tell_duration(seconds: float | None) -> str:
     """Write a duration as a reader says it.
 
     Examples
     --------
-    >>> _tell_duration(755.2), _tell_duration(None)
+    >>> tell_duration(755.2), tell_duration(None)
     ('12 min 35 s', '')
     """
     if seconds is None:

@@ -1,7 +1,7 @@
 """The numbers of a participant, each with a plain reading."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,6 +71,58 @@ def comparison_rows(visits: Iterable[Results]) -> list[Row]:
     return rows
 
 
+def novelty_rows(visits: Iterable[Results]) -> list[Row]:
+    """Tell, a visit a row, how unlike the training T1w the T1w is, and what those have."""
+    rows = []
+    for visit in visits:
+        told = None if visit.synthetic is None else visit.synthetic.metadata.get("Novelty")
+        if isinstance(told, dict) and told:
+            rows.append(_novelty_row(visit.name, told))
+    return rows
+
+
+def _novelty_row(name: str, told: Mapping[str, object]) -> Row:
+    value, low, high, count = (
+        as_number(told.get(key))
+        for key in (
+            "Value", "TrainingControlsLowest", "TrainingControlsHighest", "TrainingControls",
+        )
+    )  # fmt: skip
+    others = f"{show(low, 2)} to {show(high, 2)} (n = {show(count, 0)})"
+    reading, flagged = read_novelty(value, high)
+    return Row(name, (show(value, 2), others), reading, flagged)
+
+
+def read_novelty(value: float | None, highest: float | None) -> tuple[str, bool]:
+    """Say in words how unlike the training T1w a T1w is, and whether that is a reason to doubt.
+
+    Parameters
+    ----------
+    value, highest : float or None
+        Of the T1w, and the highest of the training controls, each against the others.
+
+    Examples
+    --------
+    >>> read_novelty(1.1, 1.2)
+    ('Like the T1w of the training controls.', False)
+    >>> read_novelty(3.4, 1.2)
+    ('UNLIKE the T1w of every training control: doubt the synthetic PET.', True)
+    """
+    if value is None or highest is None:
+        return "Not known.", False
+    if value > highest:
+        return "UNLIKE the T1w of every training control: doubt the synthetic PET.", True
+    return "Like the T1w of the training controls.", False
+
+
+def folds_of(visit: Results) -> list[str]:
+    """List the generators of folds whose predictions the map of uncertainty compares."""
+    if visit.uncertainty is None or not visit.is_spread_of_synthetic:
+        return []
+    told = visit.uncertainty.metadata.get("FoldGeneratorsSHA256")
+    return [str(one) for one in told] if isinstance(told, list) else []
+
+
 def registration_rows(visits: Iterable[Results]) -> list[Row]:
     """Tell, a registration a row: similarity before and after, Dice of the brain masks."""
     rows = []
@@ -128,5 +180,12 @@ def warnings_of(visits: Sequence[Results]) -> list[str]:
         for visit in visits
         if visit.synthetic and visit.synthetic.metadata.get("TrainedOnThisParticipant") is True
     ]
+    strange = [f"T1w ({row.name}): {row.reading}" for row in novelty_rows(visits) if row.flagged]
+    stale = [
+        f"{visit.name}: the map of uncertainty (desc-synth_std) is not shown, as it was not made "
+        "with this synthetic PET; run with --uncertainty again, or delete it."
+        for visit in visits
+        if visit.uncertainty is not None and not visit.is_spread_of_synthetic
+    ]
     faults = [one.fault for visit in visits for one in visit.derivatives() if one.fault]
-    return [*flagged, *seen, *faults]
+    return [*flagged, *strange, *seen, *stale, *faults]

@@ -4,9 +4,58 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+
+class ReflectConv2d(nn.Conv2d):
+    """Convolution with reflection at the borders, as ``padding_mode="reflect"``, but faster.
+
+    Autocast on a CPU widens numbers to float32 for a reflection, and layouts are lost; here they
+    stay as they are.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            padded = F.pad(x, self._reversed_padding_repeated_twice, mode="reflect")
+        return F.conv2d(padded, weight, bias, self.stride)
+
+
+class ReflectConv3d(nn.Conv3d):
+    """As :class:`ReflectConv2d`, for volumes."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            padded = F.pad(x, self._reversed_padding_repeated_twice, mode="reflect")
+        return F.conv3d(padded, weight, bias, self.stride)
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """Instance norm whose gradient is right for one image alone, too.
+
+    torch 2.13 computes another one, on CPUs, where what comes back to it has channels innermost.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _with_channels_outermost(super().forward(x))
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """As :class:`InstanceNorm2d`, for volumes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _with_channels_outermost(super().forward(x))
+
+
+def _with_channels_outermost(y: Tensor) -> Tensor:
+    """Bring what comes back to ``y``, its gradient, into that layout."""
+    if y.requires_grad:
+        y.register_hook(Tensor.contiguous)
+    return y
+
+
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+REFLECT = {2: ReflectConv2d, 3: ReflectConv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+NORM = {2: InstanceNorm2d, 3: InstanceNorm3d}
+PAD = {2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
 
 
 class ResidualBlock(nn.Module):
@@ -18,10 +67,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, spatial_dims: int, width: int) -> None:
         super().__init__()
-        conv, norm = CONV[spatial_dims], NORM[spatial_dims]
+        conv, norm = REFLECT[spatial_dims], NORM[spatial_dims]
         self.layers = nn.Sequential(
-            conv(width, width, 3, padding=1, padding_mode="reflect"), norm(width), nn.ReLU(),
-            conv(width, width, 3, padding=1, padding_mode="reflect"), norm(width),
+            conv(width, width, 3, padding=1), norm(width), nn.ReLU(),
+            conv(width, width, 3, padding=1), norm(width),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,14 +112,15 @@ class ResnetGenerator(nn.Module):
     def __init__(self, spatial_dims: int, channels: int, n_blocks: int, width: int = 64) -> None:
         super().__init__()
         conv, up, norm = CONV[spatial_dims], TRANSPOSED[spatial_dims], NORM[spatial_dims]
+        reflect = REFLECT[spatial_dims]
         self.layers = nn.Sequential(
-            conv(channels, width, 7, padding=3, padding_mode="reflect"), norm(width), nn.ReLU(),
+            reflect(channels, width, 7, padding=3), norm(width), nn.ReLU(),
             conv(width, 2 * width, 3, stride=2, padding=1), norm(2 * width), nn.ReLU(),
             conv(2 * width, 4 * width, 3, stride=2, padding=1), norm(4 * width), nn.ReLU(),
             *(ResidualBlock(spatial_dims, 4 * width) for _ in range(n_blocks)),
             up(4 * width, 2 * width, 3, 2, padding=1, output_padding=1), norm(2 * width), nn.ReLU(),
             up(2 * width, width, 3, 2, padding=1, output_padding=1), norm(width), nn.ReLU(),
-            conv(width, channels, 7, padding=3, padding_mode="reflect"), nn.Sigmoid(),
+            reflect(width, channels, 7, padding=3), nn.Sigmoid(),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,13 +149,15 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, spatial_dims: int, channels: int, width: int = 64) -> None:
         super().__init__()
-        conv, norm = CONV[spatial_dims], NORM[spatial_dims]
+        conv, norm, pad = CONV[spatial_dims], NORM[spatial_dims], PAD[spatial_dims]
+        # The last two get their zeros beforehand: of a padded one whose input is 3 voxels wide, as
+        # in 3D-patch, torch 2.13 computes nonsense as the gradient, on CPUs in bfloat16.
         self.layers = nn.Sequential(
             conv(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
             conv(width, 2 * width, 4, stride=2, padding=1), norm(2 * width), nn.LeakyReLU(0.2),
             conv(2 * width, 4 * width, 4, stride=2, padding=1), norm(4 * width), nn.LeakyReLU(0.2),
-            conv(4 * width, 8 * width, 4, padding=1), norm(8 * width), nn.LeakyReLU(0.2),
-            conv(8 * width, 1, 4, padding=1),
+            pad(1), conv(4 * width, 8 * width, 4), norm(8 * width), nn.LeakyReLU(0.2),
+            pad(1), conv(8 * width, 1, 4),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,210 @@
+"""Training steps a second, against a plain loop; share of time in the step; samples/s of each row.
+
+The plain loop is written here, in float32, eager, contiguous: the same networks, losses, weights,
+batches and pools, with nothing done for speed. Both take turns in one process, block by block, so
+that whatever else the machine does slows both alike; the ratio is over all blocks.
+
+    python benchmarks/training.py --threads 2                   the ratio, width 64, batch 5
+    python benchmarks/training.py --threads 2 --rows            samples/s of each row as well
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bids_app.synthesis.device import choose_precision, make_fabric
+from bids_app.synthesis.models import MODELS, ModelSpec
+from bids_app.synthesis.pairs import Batch, Pair, brain_tiles
+from bids_app.synthesis.pool import ImagePool
+from bids_app.synthesis.training import Training, shuffled_batches
+from bids_app.synthesis.translator import build_translator
+
+SHAPE = (157, 189, 136)
+SEED = 5
+
+
+class PlainLoop:
+    """A Cycle-GAN's or Simple-GAN's training step as one writes it first."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        random = torch.Generator().manual_seed(SEED)
+        self.spec = spec
+        self.translators = [build_translator(spec, random) for _ in range(1 + spec.cycle)]
+        self.pools = [ImagePool(spec.pool_size, random) for _ in self.translators]
+        betas = (spec.beta1, spec.beta2)
+        makers = nn.ModuleList([one.generator for one in self.translators])
+        judges = nn.ModuleList([one.discriminator for one in self.translators])
+        self.makers = torch.optim.Adam(makers.parameters(), spec.learning_rate, betas)
+        self.judges = torch.optim.Adam(judges.parameters(), spec.learning_rate, betas)
+
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """Take a step; give both losses."""
+        spec, (to_pet, *others) = self.spec, self.translators
+        truth = [batch.pet, batch.mri]
+        fakes = [to_pet.generator(batch.mri)]
+        if others:
+            fakes.append(others[0].generator(batch.pet))
+        loss: Tensor = torch.zeros(())
+        for translator, fake, true in zip(self.translators, fakes, truth, strict=False):
+            loss = (
+                loss
+                + spec.adversarial_weight * (translator.discriminator(fake) - 1).square().mean()
+            )
+            loss = loss + spec.mse_weight * F.mse_loss(fake, true)
+        if others:
+            mri_again, pet_again = others[0].generator(fakes[0]), to_pet.generator(fakes[1])
+            cycle = F.l1_loss(mri_again, batch.mri) + F.l1_loss(pet_again, batch.pet)
+            loss = loss + spec.cycle_weight * cycle
+        self.makers.zero_grad()
+        loss.backward()
+        self.makers.step()
+        judged: Tensor = torch.zeros(())
+        for translator, pool, fake, true in zip(
+            self.translators, self.pools, fakes, truth, strict=False
+        ):
+            remembered = pool.exchange(fake.detach())
+            judged = judged + translator.discriminator(remembered).square().mean()
+            judged = judged + (translator.discriminator(true) - 1).square().mean()
+        self.judges.zero_grad()
+        judged.backward()
+        self.judges.step()
+        return float(loss.detach()), float(judged.detach())
+
+
+def pair(spec: ModelSpec) -> Pair:
+    """Make a T1w and a PET with smooth contents inside an ellipsoid, as large as the paper's."""
+    rng = np.random.default_rng(SEED)
+    places = np.stack(np.meshgrid(*(np.linspace(-1, 1, side) for side in SHAPE), indexing="ij"))
+    brain = (places**2).sum(axis=0) < 0.8
+    waves = sum(np.sin(rng.normal(0, 6, 3) @ places.reshape(3, -1) + k) for k in range(8))
+    t1w = np.where(brain, 0.5 + 0.06 * waves.reshape(SHAPE), 0).clip(0, 1).astype(np.float32)
+    t1w, pet = (np.asfortranarray(one) for one in (t1w, np.where(brain, 1 - t1w, 0)))
+    places_of = brain_tiles(spec.tiling, torch.from_numpy(brain)) if spec.tiles_per_volume else ()
+    return Pair(torch.from_numpy(t1w), torch.from_numpy(pet.astype(np.float32)), places_of)
+
+
+def start(spec: ModelSpec) -> Training:
+    """Begin a training as the app does on this machine."""
+    fabric = make_fabric("cpu", choose_precision("cpu"))
+    return Training(spec, fabric, torch.Generator().manual_seed(SEED))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Time a call."""
+    before = time.perf_counter()
+    work()
+    return time.perf_counter() - before
+
+
+def compare(spec: ModelSpec, steps: int, block: int) -> None:
+    """Run both loops side by side on the same batches; print ratio and losses."""
+    batches = [b for _ in range(50) for b in shuffled_batches([pair(spec)], spec, _random())]
+    batches = batches[:steps]
+    plain, ours = PlainLoop(spec), start(spec)
+    spent = {"plain": 0.0, "ours": 0.0}
+    lines: list[tuple[float, float, float, float]] = []
+    for first in range(0, steps, block):
+        part = batches[first : first + block]
+        theirs: list[tuple[float, float]] = []
+        own: list = []
+        spent["plain"] += seconds(lambda: theirs.extend(plain.step(b) for b in part))  # noqa: B023
+        spent["ours"] += seconds(lambda: own.extend(ours.step(b) for b in part))  # noqa: B023
+        lines += [(*a, b.generator, b.discriminator) for a, b in zip(theirs, own, strict=True)]
+        ratio = spent["plain"] / spent["ours"]
+        done = first + len(part)
+        print(
+            f"{done:3d} steps: plain {spent['plain'] / done:.2f} s, ours "
+            f"{spent['ours'] / done:.2f} s a step, ratio {ratio:.2f}; generator loss "
+            f"{lines[-1][0]:.3f} / {lines[-1][2]:.3f}, discriminator {lines[-1][1]:.3f} / "
+            f"{lines[-1][3]:.3f}",
+            flush=True,
+        )
+    table = np.array(lines)
+    apart = np.abs(table[:, 2] - table[:, 0]) / table[:, 0]
+    print(f"generator losses differ by {apart.mean():.2%} on average, {apart.max():.2%} at most")
+
+
+def _random() -> torch.Generator:
+    return torch.Generator().manual_seed(SEED)
+
+
+def matmul_peak(threads: int) -> float:
+    """Measure the machine's fastest bfloat16 or float32 matrix product, in GFLOP/s."""
+    best = 0.0
+    for kind in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(2048, 2048).to(kind) for _ in range(2))
+        torch.mm(a, b)
+        took = min(seconds(lambda: torch.mm(a, b)) for _ in range(5))  # noqa: B023
+        print(f"matmul {kind}: {2 * 2048**3 / took / 1e9:.0f} GFLOP/s with {threads} threads")
+        best = max(best, 2 * 2048**3 / took / 1e9)
+    return best
+
+
+def flops_of(spec: ModelSpec, size: tuple[int, ...]) -> float:
+    """Count multiplications and additions of one sample's step: forward, and twice that back."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    translator = build_translator(spec, _random())
+    x = torch.zeros(1, spec.tiling.channels, *size)
+    counts = []
+    for network in (translator.generator, translator.discriminator):
+        with FlopCounterMode(display=False) as counter:
+            network(x)
+        counts.append(counter.get_total_flops())
+    generator, judge = counts
+    # Simple-GAN: G forward and back; D once through for G (forward, gradient of its input), twice
+    # for itself. Cycle-GAN: four generator passes, two judges.
+    passes = (4 if spec.cycle else 1) * 3 * generator
+    return passes + (2 if spec.cycle else 1) * (2 + 2 * 3) * judge
+
+
+def rates(steps: int, peak: float) -> None:
+    """Print samples a second of each row at the paper's settings, and what waits for data."""
+    for name, spec in MODELS.items():
+        training, one = start(spec), pair(spec)
+        inside = 0.0
+        batches = shuffled_batches([one], replace(spec, tiles_per_volume=steps * spec.batch_size)
+                                   if spec.tiles_per_volume else spec, _random())  # fmt: skip
+        began, count, size = time.perf_counter(), 0, ()
+        for batch, _ in zip(batches, range(steps + 1), strict=False):
+            if count == 0:  # the first warms up
+                training.step(batch)
+                began, inside = time.perf_counter(), 0.0
+            else:
+                inside += seconds(lambda: training.step(batch))  # noqa: B023
+            count += 1
+            size = tuple(batch.mri.shape[2:])
+        whole = time.perf_counter() - began
+        rate = spec.batch_size * (count - 1) / whole
+        used = rate * flops_of(spec, size) / 1e9 / peak
+        print(
+            f"{name}: {rate:.2f} samples/s, {inside / whole:.1%} of the time in the step, "
+            f"{used:.0%} of the matmul peak",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Print what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--block", type=int, default=5)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--rows", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    peak = matmul_peak(given.threads)
+    compare(replace(MODELS["semi3d-cyclegan-mse"], width=given.width), given.steps, given.block)
+    if given.rows:
+        rates(max(given.steps // 10, 2), peak)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,796 @@
+import copy
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_report import Reader, decode
+
+from bids_app import nifti
+from bids_app.derivatives.paths import resolution_label
+from bids_app.derivatives.table1 import write_table1
+from bids_app.files import write_json, write_tsv
+from bids_app.imaging.volume import grid_of_box
+from bids_app.report.cards import Spec
+from bids_app.report.charts import Axis, axis_around
+from bids_app.report.curves import SERIES, draw_curves
+from bids_app.report.doubts import doubts_of
+from bids_app.report.gallery import choose, draw_gallery, space_label
+from bids_app.report.history import epochs_of, kept_epoch
+from bids_app.report.methods import REFERENCES
+from bids_app.report.paper import BASELINES, PUBLISHED, configuration_of
+from bids_app.report.scores import Comparison, Row, Score, best_model
+from bids_app.report.sweep import draw_sweeps, sweeps_of
+from bids_app.report.table1 import COLUMNS, table1, why_no_lpips
+from bids_app.report.trained import Trained, find_trained
+from bids_app.report.training import write_training_report
+from bids_app.report.training_methods import MORE_REFERENCES, Procedure, boilerplate
+from bids_app.report.violins import HALF, ROW, TOP, draw_violins, half_widths
+from bids_app.report.wilcoxon import least_p, matrices
+from bids_app.synthesis.evaluation import FWHM_SWEEP, METRICS, ROWS, Record, Scores
+from bids_app.synthesis.models import MODELS, spec_to_dict
+
+TEMPLATE, RESOLUTION = "MNI152NLin2009aSym", 12.0
+SPACE = f"space-{TEMPLATE}_res-12"
+NEEDED = ("preproc_T1w", "brain_mask")  # without them, no picture
+SHOWN = ("semi3d-gan", "semi3d-cyclegan-mse", "patch3d-gan-mse")
+SECTIONS = [
+    *("summary", "table1", "tests", "violins", "curves", "smoothing", "pictures", "methods"),
+    "about",
+]
+RUN = {
+    "notes": ["sub-09 has no PET."],
+    "problems": ["Fold 3 was run twice."],
+    "versions": {"mri2pet": "9.8.7", "torch": "2.13.0", "scipy": "1.2.3"},
+    "date": "2026-01-02",
+    "command": "mri2pet IN OUT train",
+    "duration": 7500.0,
+    "settings": {"folds": 3, "smoothing_fwhm": 1.5, "models": SHOWN, "lpips_weights": None},
+}
+
+
+def quality(model, n):
+    """Scores that tell models and participants apart; higher is better but for LPIPS and MAE."""
+    level = list(ROWS).index(model) / 100 + n / 1000
+    scores = {"ssim": 0.9, "psnr": 25, "lpips": 0.02, "mae": 0.03, "ssim_brain": 0.8}
+    scores |= {"psnr_brain": 20, "lpips_brain": 0.04, "mae_brain": 0.06}
+    return Scores(**{k: v + (1 if k[0] in "lm" else -1) * level for k, v in scores.items()})
+
+
+class Tree:
+    """What the train level leaves behind: five controls, three models, a sphere for a brain."""
+
+    def __init__(self, out, *, lpips=True):
+        self.out = out
+        self.grid = grid_of_box((-78, -112, -50, 78, 76, 85), RESOLUTION)
+        axes = [np.linspace(-1.15, 1.15, side) for side in self.grid.shape]
+        radius = np.sqrt(sum(axis**2 for axis in np.meshgrid(*axes, indexing="ij")))
+        self.brain = radius < 1
+        self.pet = np.where(self.brain, 0.5, 0).astype(np.float32)
+        self.subjects = [f"{n:02}" for n in range(1, 6)]
+        self.records = [
+            self._record(model, subject, lpips)
+            for model in self.models
+            for subject in self.subjects
+        ]
+        write_table1(out, self.records)
+        for subject in self.subjects:
+            self.add_control(subject)
+        for model in SHOWN:
+            self.add_generator(model)
+
+    @property
+    def models(self):
+        return [*SHOWN, *BASELINES]
+
+    def _record(self, model, subject, lpips):
+        scores = vars(quality(model, int(subject)))
+        if not lpips:
+            scores = {k: math.nan if k.startswith("lpips") else v for k, v in scores.items()}
+        swept = {f: scores["ssim"] - (f - 2) ** 2 / 100 for f in FWHM_SWEEP}
+        sweep = {} if model in BASELINES else swept
+        return Record(model, subject, None, 1 + int(subject) % 3, Scores(**scores), sweep)
+
+    def put(self, folder, name, data, **metadata):
+        path = self.out / folder / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nifti.save(nifti.Image(data, self.grid.affine), path)
+        write_json(path.with_name(f"{name}.json"), metadata)
+        return path
+
+    def add_control(self, subject):
+        own = f"sub-{subject}"
+        t1w = self.pet * (1 + np.indices(self.grid.shape)[0] / self.grid.shape[0])
+        self.put(f"{own}/anat", f"{own}_{SPACE}_desc-preproc_T1w", t1w)
+        self.put(f"{own}/anat", f"{own}_{SPACE}_desc-brain_mask", self.brain)
+        self.put(f"{own}/pet", f"{own}_trc-18FFDG_{SPACE}_desc-preproc_pet", self.pet)
+        for place, model in enumerate(SHOWN):
+            self.put(
+                f"crossvalidation/{model}/{own}/pet",
+                f"{own}_trc-18FFDG_{SPACE}_desc-synth_pet",
+                self.pet + self.brain * np.float32((place - 1) / 4),
+                Synthetic=True,
+                SmoothingFWHM=2.0,
+            )
+
+    def add_generator(self, model):
+        folder = self.out / "generators" / model
+        folder.mkdir(parents=True)
+        (folder / "weights.safetensors").write_bytes(b"weights")
+        card = {
+            "name": model,
+            "spec": spec_to_dict(MODELS[model]),
+            "template": TEMPLATE,
+            "shape": list(self.grid.shape),
+            "affine": self.grid.affine.tolist(),
+            "sha256": f"{model[:1]}{'0123456789abcdef' * 4}"[:64],
+            "trained_on": "FDG PET of five controls.",
+            "intended_use": "Research.",
+            "participants": [f"sub-{subject}" for subject in self.subjects],
+            "dataset": "A dataset.",
+            "seed": 5,
+        }
+        write_json(folder / "card.json", card)
+        lines = [
+            {
+                "fold": fold, "epoch": epoch, "generator_loss": 100 / epoch**2,
+                "discriminator_loss": 0.5, "kept": int(epoch == 4),
+                "ssim_validation": None if fold == "all" else 0.8 - abs(epoch - 4) / 50,
+            }
+            for fold in (1, 2, 3, "all")
+            for epoch in range(1, 7)
+        ]  # fmt: skip
+        write_tsv(folder / "history.tsv", list(lines[0]), lines)
+
+    def write(self, **run):
+        path = write_training_report(self.out, template=TEMPLATE, resolution=RESOLUTION, **run)
+        return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return Tree(tmp_path_factory.mktemp("train") / "out")
+
+
+@pytest.fixture
+def tree(made, tmp_path):
+    """A copy that a test may damage."""
+    mine = copy.copy(made)
+    mine.out = shutil.copytree(made.out, tmp_path / "out")
+    return mine
+
+
+def text_of(page):
+    return " ".join(Reader(page).text)
+
+
+def section(page, name):
+    start = page.index(f'<section id="{name}"')
+    return page[start : page.index("</section>", start)]
+
+
+def cells_of(table):
+    """The words of a table, row by row."""
+    rows = re.findall(r"<tr.*?</tr>", table, re.S)
+    return [
+        [" ".join(re.sub(r"<[^>]+>", "", c).split()) for c in re.findall(r"<t[hd].*?</t[hd]>", row)]
+        for row in rows
+    ]
+
+
+def row(model, **means):
+    return Row(
+        model=model,
+        configuration="",
+        n=5,
+        means={metric: means.get(metric) for metric in METRICS},
+        sds=dict.fromkeys(METRICS, 0.01),
+    )
+
+
+def score(model, participant, *, session="", sweep=(), **values):
+    known = {metric: values.get(metric) for metric in METRICS}
+    return Score(model, participant, session, "1", known, dict(sweep))
+
+
+def comparison(metric, one, other, *, difference, p, p_holm, n=20):
+    return Comparison(metric, one, other, n, difference, p, p_holm)
+
+
+# The page
+
+
+def test_the_first_visible_line_says_synthetic(tree):
+    page = tree.write(**RUN)
+    assert Reader(page).text[0].startswith("SYNTHETIC — images with desc-synth in their name")
+    assert "not measurements and not for diagnosis" in Reader(page).text[0]
+    assert page.count("<title>SYNTHETIC PET") == 1
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(tree):
+    page = tree.write(**RUN)
+    reader = Reader(page)
+    assert any(link.startswith("data:image/") for link in reader.links)
+    assert all(link.startswith(("data:image/", "#")) for link in reader.links)
+    assert not {"link", "script", "iframe", "object", "button"} & set(reader.tags)
+    assert not re.search(r"url\(|@import|\son\w+=", page)
+
+
+def test_every_section_is_there_in_order(tree):
+    page = tree.write(**RUN)
+    reader = Reader(page)
+    assert [name for name in reader.ids if name in SECTIONS] == SECTIONS
+    assert len(reader.ids) == len(set(reader.ids))
+    assert "No figure." not in page
+    assert "No table." not in page
+    text = text_of(page)
+    for told in (
+        *(*RUN["notes"], *RUN["problems"], "mri2pet 9.8.7", "2026-01-02", RUN["command"]),
+        *("2 h 5 min", "2 in fold 3", "14×16×12 voxels of 12 mm", "FDG PET of five controls."),
+        *("A dataset.", "smoothing_fwhm", "semi3d-gan, semi3d-cyclegan-mse, patch3d-gan-mse"),
+        *("sub-01, sub-02, sub-03, sub-04, sub-05", "adversarial 1, cycle 10, MSE 100"),
+    ):
+        assert told in text
+    assert "lpips_weights" not in text  # a setting that was not made
+
+
+def test_every_drawing_is_well_formed_and_has_words_for_those_who_do_not_see_it(tree):
+    page = tree.write(**RUN)
+    drawings = re.findall(r'<svg viewBox[^>]*role="img".*?</svg>', page, re.S)
+    assert len(drawings) == 4  # violins, curves, smoothing, pictures
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing.replace(' href="', ' data="'))
+        named = {child.get("id"): child.text for child in root if child.tag in ("title", "desc")}
+        assert set(root.get("aria-labelledby").split()) == set(named)
+        assert all(named.values())
+
+
+def test_the_report_needs_no_torch():
+    code = "import sys, bids_app.report.training; print('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"
+
+
+def test_a_report_written_again_from_disk_is_the_same(tree):
+    first = tree.write(**RUN)
+    assert tree.write() == first
+
+
+def test_what_a_run_says_anew_replaces_what_was_kept(tree):
+    tree.write(**RUN)
+    page = tree.write(problems=[])
+    assert RUN["problems"][0] not in page
+    assert RUN["notes"][0] in page
+
+
+def test_odd_values_are_escaped(tree):
+    odd = "<script>alert(1)</script> & \"'"
+    for path in tree.out.glob("generators/*/card.json"):
+        card = json.loads(path.read_text()) | {"trained_on": odd, "dataset": odd, "sha256": odd}
+        path.write_text(json.dumps(card))
+    for path in tree.out.glob("table1*.tsv"):
+        path.write_text(path.read_text().replace("semi3d-gan", "<b>odd</b>"))
+    page = tree.write(**{**RUN, "notes": [odd], "problems": [odd], "settings": {odd: odd}})
+    assert "<script>" not in page
+    assert "<b>odd</b>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; " in page
+    assert "&lt;b&gt;odd&lt;/b&gt;" in section(page, "table1")
+
+
+def test_simulated_images_are_called_a_demonstration(tree):
+    assert "demonstration" not in text_of(tree.write(**RUN)).lower()
+    path = tree.out / "generators" / SHOWN[0] / "card.json"
+    card = json.loads(path.read_text()) | {"trained_on": "SIMULATED PET."}
+    path.write_text(json.dumps(card))
+    assert "are a demonstration, or were trained on simulated images" in text_of(tree.write(**RUN))
+
+
+# What is missing
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("table1.tsv", "table1_subjects.tsv", "table1_tests.tsv"),
+        *(f"generators/{SHOWN[1]}/{name}" for name in ("card.json", "history.tsv")),
+    ],
+)
+@pytest.mark.parametrize("damage", ["missing", "empty", "binary", "other"])
+def test_a_lost_file_is_named_and_does_not_lose_the_report(tree, name, damage):
+    path = tree.out / name
+    path.unlink()
+    if damage != "missing":
+        content = {"empty": b"", "binary": b"\xff\xfe\x00", "other": b"one\ttwo\n3\t4\n"}
+        path.write_bytes(content[damage])
+    page = tree.write(**RUN)
+    assert [one for one in Reader(page).ids if one in SECTIONS] == SECTIONS
+    assert name in text_of(section(page, "summary"))
+
+
+def test_nothing_at_all_still_makes_a_page(tmp_path):
+    path = write_training_report(tmp_path, template=TEMPLATE, resolution=RESOLUTION)
+    page = path.read_text()
+    text = text_of(page)
+    assert [one for one in Reader(page).ids if one in SECTIONS] == SECTIONS
+    for told in ("table1.tsv is missing", "No card of a generator", "No table.", "No tests."):
+        assert told in text
+    assert text.count("No figure.") == 4
+
+
+def test_a_lost_generator_is_named(tree):
+    (tree.out / "generators" / SHOWN[0] / "weights.safetensors").unlink()
+    for path in (tree.out / "generators" / SHOWN[2]).iterdir():
+        path.unlink()
+    text = text_of(section(tree.write(**RUN), "summary"))
+    assert f"generators/{SHOWN[0]}/weights.safetensors is missing." in text
+    for name in ("card.json", "weights.safetensors", "history.tsv"):
+        assert f"generators/{SHOWN[2]}/{name} is missing." in text
+
+
+def test_an_odd_card_does_not_lose_the_report(tree):
+    odd = {"spec": [1], "shape": "x", "affine": [3], "participants": 4, "sha256": None}
+    for path in tree.out.glob("generators/*/card.json"):
+        path.write_text(json.dumps(odd))
+    page = tree.write(**RUN)
+    assert "unknown" in section(page, "summary")
+    assert "No figure." not in page
+
+
+def test_lpips_is_na_with_the_reason(tmp_path):
+    page = Tree(tmp_path / "out", lpips=False).write(**RUN)
+    table = section(page, "table1")
+    assert "--lpips-weights" in table
+    assert "n/a" in table
+    assert "LPIPS, whole volume" not in section(page, "tests")
+    assert "LPIPS ↓</text>" not in section(page, "violins")
+    assert "Zhang R" not in section(page, "methods")
+
+
+def test_lpips_of_some_rows_only_is_told():
+    assert why_no_lpips([row("semi3d-gan", lpips=0.1)]) == ""
+    told = why_no_lpips([row("semi3d-gan", lpips=0.1), row("baseline-t1w")])
+    assert "The T1w itself" in told
+    assert "Simple-GAN" not in told
+
+
+# Table 1
+
+
+def test_rows_are_those_of_the_models():
+    assert list(PUBLISHED) == list(MODELS)
+    assert {model: configuration_of(model) for model in ROWS} == ROWS
+    assert set(BASELINES) == set(ROWS) - set(MODELS)
+    assert len({one.colour for one in PUBLISHED.values()}) == len(PUBLISHED)
+
+
+def test_table1_tells_what_was_measured(tree):
+    first, _ = re.findall(r"<table.*?</table>", section(tree.write(**RUN), "table1"), re.S)
+    lines = cells_of(first)[2:]
+    # level 0.003 on average; SD of 0.001 … 0.005 is 0.00158
+    assert lines[0][:6] == [
+        "semi-3D", "Simple-GAN", "0.897 ± 0.002", "24.997 ± 0.002", "0.023 ± 0.002",
+        "0.797 ± 0.002",
+    ]  # fmt: skip
+    assert [line[-9] for line in lines] == [
+        *("Simple-GAN", "Cycle-GAN with MSE loss", "Simple-GAN with MSE loss"),
+        *("Mean PET of the training controls", "The T1w itself"),
+    ]
+    assert lines[2][0] == "3D-patch"
+
+
+def test_the_values_of_the_paper_stand_beside_as_other_data(tree):
+    _, second = re.findall(r"<table.*?</table>", section(tree.write(**RUN), "table1"), re.S)
+    assert "OTHER DATA" in second
+    lines = cells_of(second)[2:]
+    assert lines[1] == [
+        "semi-3D Cycle-GAN with MSE loss", "0.867 ± 0.002", "0.883 ± 0.022", "24.967 ± 0.002",
+        "23.525 ± 1.388", "0.053 ± 0.002", "0.022 ± 0.005",
+    ]  # fmt: skip
+    assert len(lines) == len(SHOWN)  # the paper has no baselines
+
+
+def best_in(rows, metric):
+    cells = [line.cells[COLUMNS.index(metric)] for group in table1(rows) for line in group.lines]
+    return [cell.best for cell in cells]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_best_model_of_a_column_is_marked_and_never_a_baseline(metric):
+    less = metric.startswith(("lpips", "mae"))
+    low, middle, high = (row(m, **{metric: v}) for m, v in zip(SHOWN, (0.1, 0.2, 0.3), strict=True))
+    baseline = row("baseline-t1w", **{metric: 0.01 if less else 0.99})
+    same = row("baseline-mean-pet", **{metric: 0.1 if less else 0.3})
+    rows = [low, middle, high, baseline, same]
+    assert best_in(rows, metric) == [less, False, not less, False, False]
+
+
+def test_models_that_cannot_be_told_apart_are_best_together():
+    rows = [row("semi3d-gan", ssim=0.88291), row("semi3d-gan-mse", ssim=0.8833)]
+    assert best_in(rows, "ssim") == [True, True]
+    assert best_in([row("semi3d-gan")], "ssim") == [False]
+
+
+# Tests
+
+
+def test_p_is_below_the_diagonal_and_holm_above_it():
+    tests = [comparison("ssim", "semi3d-gan", "baseline-t1w", difference=0.1, p=0.02, p_holm=0.04)]
+    ((corner, above), (below, end)) = matrices(tests)[0].lines
+    assert (below.text, below.kind, below.better) == ("0.020", "plain", "")
+    assert (above.text, above.kind, above.better) == ("0.040", "holm", "row")
+    assert corner.kind == end.kind == "same"
+
+
+@pytest.mark.parametrize("metric", ["ssim", "psnr_brain", "lpips", "lpips_brain"])
+@pytest.mark.parametrize("difference", [0.1, -0.1, 0.0])
+def test_the_mark_points_to_the_better_model_whichever_comes_first(metric, difference):
+    one, other = "semi3d-gan", "semi3d-cyclegan"
+    told = {"p": 0.01, "p_holm": 0.01}
+    straight = matrices([comparison(metric, one, other, difference=difference, **told)])
+    turned = matrices([comparison(metric, other, one, difference=-difference, **told)])
+    assert straight == turned
+    less = metric.startswith("lpips")
+    expected = "" if difference == 0 else "row" if (difference > 0) != less else "column"
+    assert straight[0].lines[0][1].better == expected
+
+
+def test_what_is_not_significant_after_holm_is_not_marked():
+    tests = [comparison("ssim", "semi3d-gan", "baseline-t1w", difference=0.1, p=0.001, p_holm=0.05)]
+    assert matrices(tests)[0].lines[0][1].better == ""
+    assert matrices([comparison("ssim", "a", "b", difference=None, p=None, p_holm=None)]) == []
+
+
+@pytest.mark.parametrize(
+    ("n", "pairs", "told"),
+    [
+        (4, 1, "With 4 controls no p can be below 0.125: these tests cannot"),
+        (10, 28, "no p can be below 0.002, and none adjusted over 28 pairs below 0.055:"),
+        *((6, 1, ""), (11, 28, "")),
+    ],
+)
+def test_too_few_controls_for_any_small_p_are_told(n, pairs, told):
+    tests = [
+        comparison("ssim", "a", f"b{k}", difference=0.1, p=0.5, p_holm=1.0, n=n)
+        for k in range(pairs)
+    ]
+    sentence = least_p(tests)
+    assert told in sentence
+    assert bool(sentence) == bool(told)
+
+
+def test_tests_of_the_run_fill_the_matrices(tree):
+    page = section(tree.write(**RUN), "tests")
+    tables = re.findall(r"<table.*?</table>", page, re.S)
+    assert len(tables) == 6
+    assert all(len(cells_of(table)) == 6 for table in tables)
+    assert "0.062" in page  # 2 / 2⁵
+    assert "With 5 controls" in page
+
+
+# Charts
+
+finite = st.floats(-1e6, 1e6)
+
+
+@given(st.lists(finite, max_size=20), st.booleans())
+def test_all_values_have_room_on_an_axis_and_keep_their_order(values, steep):
+    axis = axis_around(values, 10.0, 110.0, steep=steep)
+    places = [axis.place(value) for value in sorted(values)]
+    assert all(10 < place < 110 for place in places)
+    assert places == sorted(places)
+    assert axis.place(axis.low) == pytest.approx(10)
+    assert axis.place(axis.high) == pytest.approx(110)
+    assert all(axis.low <= tick <= axis.high for tick in axis.ticks())
+
+
+def test_axes_of_steep_losses_are_logarithmic():
+    assert axis_around([0.1, 50], 0, 1, steep=True).logarithmic
+    assert not axis_around([1, 19], 0, 1, steep=True).logarithmic
+    assert not axis_around([0, 50], 0, 1, steep=True).logarithmic
+    assert not axis_around([0.1, 50], 0, 1).logarithmic
+    assert Axis(1, 100, 0, 200, logarithmic=True).ticks()[:3] == [1, 2, 5]
+
+
+def test_epochs_are_whole_numbers():
+    assert Axis(0.9, 3.1, 0, 1, whole=True).ticks() == [1, 2, 3]
+
+
+def test_a_violin_is_widest_where_values_are_many(rng):
+    values = [*rng.normal(0.8, 0.01, 30), 0.5]
+    widths = half_widths(values, [0.5, 0.65, 0.8])
+    assert widths[2] == max(widths)
+    assert widths[2] == pytest.approx(HALF, rel=0.15)
+    assert max(half_widths(values, np.linspace(0.5, 0.83, 500))) <= HALF * 1.01
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.6], [0.5] * 9, [0.5, 0.5 + 1e-12, 0.5]])
+def test_too_few_or_equal_values_have_no_width(values):
+    assert half_widths(values, [0.5]) == [0.0]
+
+
+def test_every_control_is_a_dot_in_its_row(tree):
+    trained = find_trained(tree.out)
+    chart = draw_violins(trained.scores)
+    assert len(chart.dots) == 3 * len(tree.models) * len(tree.subjects)
+    rows = [int((dot.y - TOP) // ROW) for dot in chart.dots]
+    assert sorted(rows) == sorted(list(range(len(tree.models))) * 3 * len(tree.subjects))
+    assert all(0 < dot.x < chart.width for dot in chart.dots)
+
+
+def test_a_control_with_two_visits_is_one_dot_at_their_mean():
+    visits = [score("semi3d-gan", "sub-1", session=s, ssim=v) for s, v in (("a", 0.7), ("b", 0.9))]
+    other = [score("semi3d-gan", "sub-2", ssim=0.8), score("semi3d-gan", "sub-3", ssim=math.inf)]
+    dots = draw_violins([*visits, *other]).dots
+    assert len(dots) == 2
+    assert dots[0].x == pytest.approx(dots[1].x)
+    assert draw_violins([score("semi3d-gan", "sub-1")]) is None
+
+
+def epochs(*lines):
+    names = ("fold", "epoch", "generator_loss", "discriminator_loss", "ssim_validation", "kept")
+    return epochs_of([dict(zip(names, line.split(), strict=True)) for line in lines])
+
+
+def test_of_an_epoch_that_was_run_twice_the_later_line_counts():
+    told = epochs(
+        "2 2 5 1 0.5 0", "1 1 9 1 0.5 0", "2 2 7 1 0.6 1", "all 1 1 1 n/a 0", "10 1 1 1 1 0"
+    )
+    assert [(e.fold, e.number, e.generator_loss) for e in told] == [
+        *(("1", 1, 9.0), ("2", 2, 7.0), ("10", 1, 1.0), ("all", 1, 1.0))
+    ]
+    assert kept_epoch(told, "2") == "2 of 2"
+    assert kept_epoch(epochs("1 1 1 1 1 0", "1 2 1 1 1 1", "1 3 1 1 1 0"), "1") == "2 of 3"
+    assert kept_epoch(told, "1") == "n/a"
+
+
+def test_curves_have_a_line_a_fold_and_mark_the_epoch_that_was_kept(tree):
+    histories = find_trained(tree.out).histories
+    chart = draw_curves(histories)
+    curves = [stroke for stroke in chart.strokes if stroke.width == 1.4]
+    assert len(curves) == len(SHOWN) * (4 * len(SERIES) - 1)  # the final one has no SSIM
+    assert len(chart.dots) == len(SHOWN) * 3
+    assert [key.name for key in chart.keys] == [
+        *("fold 1", "fold 2", "fold 3", "final generator, all controls")
+    ]
+    assert len({key.colour for key in chart.keys}) == 4
+    heights = [float(xy.split()[1]) for xy in re.split("[ML]", curves[0].path)[1:]]
+    assert heights == sorted(heights)  # the loss falls: px count downwards
+    for dot in chart.dots:  # epoch 4 has the best SSIM: nothing of its curve is above
+        own = [s for s in chart.strokes if s.width == 1.4 and f"{dot.x:.1f} {dot.y:.1f}" in s.path]
+        assert own
+        assert min(float(xy.split()[1]) for xy in re.split("[ML]", own[0].path)[1:]) >= dot.y - 0.1
+
+
+def test_losses_that_are_no_numbers_leave_a_gap_and_not_a_crash():
+    told = epochs("1 1 nan inf n/a 0", "1 2 3 -inf 0.5 1", "1 3 2 1 inf 0")
+    chart = draw_curves({"semi3d-gan": told})
+    assert not [stroke for stroke in chart.strokes if re.search("nan|inf", stroke.path)]
+    assert draw_curves({"semi3d-gan": ()}) is None
+
+
+def test_the_best_smoothing_is_found_and_that_of_the_run_is_marked(tree):
+    sweeps = sweeps_of(find_trained(tree.out).scores)
+    assert [one.model for one in sweeps] == list(SHOWN)
+    assert {one.best for one in sweeps} == {2.0}
+    chart = draw_sweeps(sweeps, 1.5)
+    (mark,) = [text for text in chart.texts if text.words == "this run: 1.5 mm"]
+    best = sorted({dot.x for dot in chart.dots if dot.radius > 4})
+    half_way = sorted({dot.x for dot in chart.dots})[3]
+    assert len(best) == 1
+    assert half_way < mark.x < best[0]
+    assert not [t for t in draw_sweeps(sweeps, None).texts if t.words.startswith("this run")]
+    assert draw_sweeps([], 1.5) is None
+
+
+def test_a_sidecar_tells_the_smoothing_and_else_the_settings(tree):
+    assert "this run: 2 mm" in tree.write(**RUN)
+    for path in tree.out.glob("crossvalidation/**/*.json"):
+        path.unlink()
+    assert "this run: 1.5 mm" in tree.write(**RUN)
+    assert "this run" not in section(tree.write(**{**RUN, "settings": {}}), "smoothing")
+
+
+# Pictures
+
+
+def path_of(tree, kind):
+    """The image of the control that is shown."""
+    anatomy = kind in NEEDED
+    root = tree.out / "crossvalidation" / SHOWN[0] if kind == "synth_pet" else tree.out
+    name = f"sub-03_{'' if anatomy else 'trc-18FFDG_'}{SPACE}_desc-{kind}.nii.gz"
+    return root / "sub-03" / ("anat" if anatomy else "pet") / name
+
+
+def test_the_control_in_the_middle_of_the_best_model_is_shown():
+    good, bad = "semi3d-cyclegan-mse", "semi3d-gan"
+    values = {"sub-1": 0.9, "sub-2": 0.5, "sub-3": 0.8, "sub-4": 0.7, "sub-5": 0.6}
+    scores = [score(good, who, ssim_brain=value) for who, value in values.items()]
+    scores += [score(bad, who, ssim_brain=0.1) for who in values]
+    scores += [score("baseline-t1w", who, ssim_brain=0.99) for who in values]
+    assert best_model(scores, "ssim_brain") == good
+    choice = choose(scores)
+    assert (choice.score.participant, choice.score.model) == ("sub-4", good)
+    assert choice.similarities[bad] == 0.1
+    assert choose([s for s in scores if s.participant != "sub-1"]).score.participant == "sub-5"
+    assert choose([score(good, "sub-1")]) is None
+
+
+def gallery(tree):
+    return draw_gallery(
+        tree.out, find_trained(tree.out).scores, SHOWN, SPACE.removeprefix("space-")
+    )
+
+
+def test_pictures_stand_in_columns_of_one_scale_with_differences_below(tree):
+    panel = gallery(tree)
+    assert panel.title == "sub-03, left out in fold 1"
+    (figure,) = panel.figures
+    tiles = sorted(figure.frames[0].tiles, key=lambda tile: (tile.spot.y, tile.spot.x))
+    assert len(tiles) == 3 * (5 + 3)
+    lefts = sorted({tile.spot.x for tile in tiles})
+    assert len(lefts) == 5
+    names = sorted((text.x, text.words) for text in figure.texts if text.strong)
+    assert [name for _, name in names] == [
+        *("T1w", "Simple-GAN", "Cycle-GAN + MSE", "Simple-GAN + MSE", "Real PET")
+    ]
+    assert [bar.name.partition(" ")[0] for bar in figure.bars] == ["PET", "synthetic"]
+    axial = [tile for tile in tiles if tile.spot.section.plane == "axial"]
+    pets = [decode(tile.href).max() for tile in axial[1:5]]
+    assert pets == [*sorted(pets[:3]), pets[1]]  # 0.25, 0.5, 0.75 and the real 0.5
+    white = [decode(tile.href).mean() for tile in axial[5:]]
+    assert white[1] == max(white)  # no difference at all
+    assert white[1] > 240
+
+
+def test_left_is_left(tree):
+    (figure,) = gallery(tree).figures
+    t1w = decode(figure.frames[0].tiles[0].href)  # brighter towards the right
+    middle = t1w[t1w.shape[0] // 2]
+    inside = np.flatnonzero(middle > 30)
+    assert middle[inside[-1]] > middle[inside[0]]
+    letters = [text for text in figure.texts if text.words in ("L", "R")][:2]
+    assert [text.words for text in sorted(letters, key=lambda text: text.x)] == ["L", "R"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        (kind, damage)
+        for kind in (*NEEDED, "preproc_pet", "synth_pet")
+        for damage in ("missing", "truncated", "grid")
+        if (kind, damage) != ("preproc_T1w", "grid")  # all others lie on another grid than it
+    ],
+)
+def test_a_lost_image_is_named_and_the_rest_is_shown(tree, kind, damage):
+    path = path_of(tree, kind)
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    if damage == "grid":
+        nifti.save(nifti.Image(tree.pet[1:], tree.grid.affine), path)
+    pictures = section(tree.write(**RUN), "pictures")
+    assert path.name in pictures
+    assert ("No figure." in pictures) == (kind in NEEDED)
+    if kind == "synth_pet":
+        assert pictures.count("no image") == 3
+        assert pictures.count("<image ") == 3 * (4 + 2)
+    if kind == "preproc_pet":
+        assert "Difference" not in pictures
+        assert pictures.count("<image ") == 3 * 4
+
+
+def test_the_real_pet_of_another_session_is_found_where_there_is_none_of_its_own(tree):
+    stem = f"trc-18FFDG_run-2_{SPACE}_desc-preproc_pet"
+    tree.put("sub-03/ses-a/pet", f"sub-03_ses-a_{stem}", tree.pet)
+    assert f"{path_of(tree, 'preproc_pet').name}." in gallery(tree).caption
+    path_of(tree, "preproc_pet").unlink()
+    panel = gallery(tree)
+    assert f"sub-03_ses-a_{stem}.nii.gz." in panel.caption
+    assert len(panel.figures[0].frames[0].tiles) == 3 * (5 + 3)
+
+
+def test_of_two_sessions_the_own_one_is_shown(tree):
+    own = "sub-07_ses-b"
+    for kind, data in (("preproc_T1w", tree.pet), ("brain_mask", tree.brain)):
+        tree.put("sub-07/ses-b/anat", f"{own}_{SPACE}_desc-{kind}", data)
+    for session in ("a", "b"):
+        stem = f"sub-07_ses-{session}_trc-18FFDG_{SPACE}_desc"
+        tree.put(f"sub-07/ses-{session}/pet", f"{stem}-preproc_pet", tree.pet)
+        folder = f"crossvalidation/semi3d-gan/sub-07/ses-{session}/pet"
+        tree.put(folder, f"{stem}-synth_pet", tree.pet)
+    scores = [score("semi3d-gan", "sub-07", session="ses-b", ssim_brain=0.5)]
+    panel = draw_gallery(tree.out, scores, ["semi3d-gan"], SPACE.removeprefix("space-"))
+    assert panel.title.startswith("sub-07, ses-b, left out")
+    assert "Real PET: sub-07_ses-b_" in panel.caption
+    assert len(panel.figures[0].frames[0].tiles) == 3 * (3 + 1)
+
+
+@pytest.mark.parametrize("resolution", [1.0, 1.5, 2.0, 10.0, 0.8, 1.25])
+def test_the_grid_is_spelled_as_file_names_are(resolution):
+    assert space_label("MNI", resolution) == f"MNI_res-{resolution_label(resolution)}"
+
+
+# Doubts
+
+
+def trained_with(rows=(), scores=(), cards=()):
+    return Trained(rows, scores, (), {name: {"name": name} for name in cards}, {}, ())
+
+
+def test_a_model_no_better_than_a_baseline_is_a_warning():
+    model = row("semi3d-gan", **dict.fromkeys(METRICS, 0.5))
+    worse, same, better = (
+        row("baseline-t1w", **dict.fromkeys(METRICS, value)) for value in (0.4, 0.5, 0.6)
+    )
+    assert doubts_of(trained_with([model, worse])) == []
+    for baseline in (same, better):
+        (told,) = doubts_of(trained_with([model, baseline]))
+        assert "semi-3D Simple-GAN is no better than a baseline: The T1w itself (SSIM and" in told
+
+
+def test_rows_that_stand_on_fewer_controls_are_a_warning():
+    scores = [score("semi3d-gan", f"sub-{n}") for n in range(6)]
+    (told,) = doubts_of(trained_with([row("semi3d-gan", **dict.fromkeys(METRICS, 1))], scores))
+    assert "all 6 controls: semi-3D Simple-GAN on 5" in told
+
+
+def test_a_generator_that_was_not_scored_is_a_warning():
+    scores = [score("semi3d-gan", "sub-1")]
+    (told,) = doubts_of(trained_with(scores=scores, cards=["semi3d-gan", "semi3d-cyclegan"]))
+    assert told == "semi-3D Cycle-GAN was trained, but no control was scored with it."
+
+
+def test_warnings_stand_at_the_top(tree):
+    assert "No problem was met" in tree.write(**{**RUN, "problems": []})
+    (tree.out / "table1_tests.tsv").unlink()
+    for problems in (RUN["problems"], []):
+        page = tree.write(**{**RUN, "problems": problems})
+        assert "No problem was met" not in page
+        assert page.index("table1_tests.tsv is missing.") < page.index("<dt>Controls</dt>")
+
+
+# Methods
+
+
+def methods_of(tree, **run):
+    return section(tree.write(**{**RUN, **run}), "methods")
+
+
+def test_methods_tell_what_was_done_with_which_version(tree):
+    text = methods_of(tree)
+    for told in (
+        *("mri2pet 9.8.7", "PyTorch 2.13.0", "SciPy 1.2.3", "5 controls", "3 folds"),
+        *("which left out 1, 2 and 2 controls", "a little optimistic", "2 mm FWHM", "(D(y) − 1)²"),
+        *("9 (semi-3D) and 2 (3D-patch) residual blocks", "at most 200 epochs, constant for 100"),
+        *("semi-3D Cycle-GAN with MSE loss: adversarial 1, cycle 10, MSE 100", "edges of 32"),
+        *("5 (semi-3D) and 10 (3D-patch)", "learning rate of 0.0002", "Zotova D", "Zhang R"),
+    ):
+        assert told in text
+
+
+def test_a_reference_is_listed_when_it_is_cited_and_every_one_is():
+    spec = Spec("semi3d", {"width": 64.0}, None, None, cycle=True)
+    full = Procedure(versions={}, specs={"one": spec}, lpips=True, tested=True)
+    keys = re.findall(r'^"(.*)" = "(.*)"$', MORE_REFERENCES.read_text(), re.M)
+    assert len(keys) == 8
+    assert all(key in boilerplate(full) and text in boilerplate(full) for key, text in keys)
+    known = re.findall(r'^"(.*)" =', REFERENCES.read_text() + MORE_REFERENCES.read_text(), re.M)
+    body = boilerplate(full).partition("References")[0].replace("\n", " ")
+    cited = re.findall(r"[A-Z][\w-]+(?: (?:et al\.|and [A-Z]\w+))?, \d{4}", body)
+    assert {one.replace("  ", " ") for one in cited} <= set(known)
+    plain = boilerplate(Procedure(versions={}, specs={"one": spec}))
+    assert "Holm S" not in plain
+    assert "Zhang R" not in plain
+
+
+def test_references_do_not_stand_twice():
+    keys = re.findall(r'^"(.*)" =', REFERENCES.read_text() + MORE_REFERENCES.read_text(), re.M)
+    assert len(keys) == len(set(keys))
