@@ -150,6 +150,22 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_beyond(parser: argparse.ArgumentParser) -> None:
+    add = _Add(parser.add_argument_group("participant, beyond the paper"))
+    add("--overlap", action="store_true",
+        help="semi-3D generators: triplets begin at every slice, and what is predicted of a slice "
+             "is averaged")  # fmt: skip
+    add(
+        "--match-histogram", action="store_true",
+        help="give the synthetic PET the intensities of the mean PET of the training controls",
+    )  # fmt: skip
+    add("--uncertainty", action="store_true",
+        help="also write the standard deviation over the generators of the cross-validation's "
+             "folds (desc-synth_std)")  # fmt: skip
+    add("--novelty", action="store_true",
+        help="tell how unlike those of the training controls the T1w is")  # fmt: skip
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
     add = _Add(parser.add_argument_group("train"))
     add(
@@ -212,7 +228,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _options() -> argparse.ArgumentParser:
     options = Parser(add_help=False, allow_abbrev=False, prog="mri2pet")
-    for add in (_add_selection, _add_participant, _add_train, _add_resources, _add_run):
+    for add in (
+        _add_selection, _add_participant, _add_beyond, _add_train, _add_resources, _add_run,
+    ):  # fmt: skip
         add(options)
     return options
 

@@ -19,6 +19,7 @@ STEPS = {
     "register_to_template": "T1w to template",
     "register_to_t1w": "PET to T1w",
     "synthesize": "synthetic PET",
+    "spread": "uncertainty",
 }
 
 

@@ -16,7 +16,7 @@ from bids_app.imaging.volume import Grid
 from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.folds import split
 from bids_app.synthesis.models import ModelSpec, spec_to_dict
-from bids_app.workflows.participant import Output
+from bids_app.workflows.outputs import Output
 from bids_app.workflows.training import Fold, FoldOutputs, ModelPlan, StoragePlan, Stored
 
 CROSSVALIDATION, GENERATORS = "crossvalidation", "generators"

@@ -1,4 +1,4 @@
-"""Small text files, written so that they are whole or absent, also when many processes write."""
+"""Small files, written so that they are whole or absent, also when many processes write."""
 
 import errno
 import fcntl
@@ -29,6 +29,24 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        _remove(partial)
+        raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small binary file, as :func:`write_text` does text.
+
+    Raises
+    ------
+    ReadWriteError
+        As :func:`write_text`.
+    """
+    partial = path.with_name(f".{uuid4().hex}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         _remove(partial)

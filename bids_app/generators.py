@@ -1,22 +1,65 @@
 """Find the generator that a run names, and see that it fits."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bids_app.errors import MissingInputError
+from bids_app.errors import MissingInputError, UnusableDataError, UsageError
 from bids_app.imaging.volume import Grid
-from bids_app.synthesis.card import Card, check_grid, check_weights, read_card
+from bids_app.synthesis.card import (
+    FOLDS,
+    Card,
+    check_grid,
+    check_reference,
+    check_weights,
+    read_card,
+)
+from bids_app.synthesis.tiling import SliceTriplets
 
 SHIPPED = Path(__file__).parent / "data" / "generators"
 DEFAULT, SLOPPY = "default", "sloppy"
+FEWEST_FOLDS = 2  # one has no deviation
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is done beyond Zotova et al. (2021); nothing of it by default.
+
+    Parameters
+    ----------
+    overlap : bool
+        Triplets of slices begin at every slice, and predictions of a slice are averaged.
+    match_histogram : bool
+        The synthetic PET gets the distribution of the mean PET of the training controls.
+    uncertainty : bool
+        The standard deviation over the generators of the folds is written, too.
+    novelty : bool
+        The T1w is compared with those of the training controls.
+    """
+
+    overlap: bool = False
+    match_histogram: bool = False
+    uncertainty: bool = False
+    novelty: bool = False
 
 
 @dataclass(frozen=True)
 class GeneratorChoice:
-    """A generator that a run uses: its folder and its card."""
+    """A generator that a run uses: its folder, its card, and how it is used.
+
+    Parameters
+    ----------
+    folder, card : Path, Card
+        The generator.
+    options : Options
+        How it is used.
+    folds : tuple of GeneratorChoice
+        Those of its cross-validation, in order; empty where none is needed.
+    """
 
     folder: Path
     card: Card
+    options: Options = Options()
+    folds: tuple["GeneratorChoice", ...] = ()
 
     def description(self) -> dict[str, object]:
         """Tell what the sidecar of a synthetic PET says of it."""
@@ -27,6 +70,15 @@ class GeneratorChoice:
             "TrainedOn": self.card.trained_on,
             "IntendedUse": self.card.intended_use,
         }
+
+    def decisive(self) -> dict[str, object]:
+        """Tell what the options make of the result; nothing where all are off."""
+        told: dict[str, object] = {name: on for name, on in asdict(self.options).items() if on}
+        if self.options.match_histogram or self.options.novelty:
+            told["reference"] = self.card.reference_sha256
+        if self.folds:
+            told["folds"] = [[one.card.sha256, one.card.reference_sha256] for one in self.folds]
+        return told
 
 
 def find_generator(name: str, output_dir: Path, *, sloppy: bool) -> Path:
@@ -56,17 +108,63 @@ def find_generator(name: str, output_dir: Path, *, sloppy: bool) -> Path:
 
 
 def choose_generator(
-    name: str, output_dir: Path, grid: Grid, template: str, *, sloppy: bool
+    name: str,
+    output_dir: Path,
+    grid: Grid,
+    template: str,
+    *,
+    sloppy: bool,
+    options: Options = Options(),
 ) -> GeneratorChoice:
-    """Find a generator and check its card, its weights and its grid, before anything is run.
+    """Find a generator and check that it can do what is asked of it, before anything is run.
 
     Raises
     ------
     MissingInputError, UnusableDataError
-        As :func:`find_generator`, :func:`read_card`, :func:`check_weights`, :func:`check_grid`.
+        As :func:`find_generator`, :func:`read_card`, :func:`check_weights`, :func:`check_grid`,
+        :func:`check_reference`; MissingInputError also if folds are wanted and not there.
+    UsageError
+        If triplets are to overlap where there are none.
     """
     folder = find_generator(name, output_dir, sloppy=sloppy)
-    card = read_card(folder)
-    check_weights(folder, card)
-    check_grid(card, grid, template)
-    return GeneratorChoice(folder, card)
+    choice = GeneratorChoice(folder, read_card(folder), options)
+    _check(choice, grid, template)
+    if not options.uncertainty:
+        return choice
+    folds = tuple(
+        GeneratorChoice(one, read_card(one), replace(options, uncertainty=False, novelty=False))
+        for one in _find_folds(choice)
+    )
+    for fold in folds:
+        _check(fold, grid, template)
+    return replace(choice, folds=folds)
+
+
+def _find_folds(choice: GeneratorChoice) -> list[Path]:
+    """List the folders of a generator's folds, by their numbers."""
+    found = (choice.folder / FOLDS).glob("fold-*")
+    numbers = {path.name.removeprefix("fold-"): path for path in found}
+    folds = [numbers[number] for number in sorted(filter(str.isdecimal, numbers), key=int)]
+    if len(folds) < FEWEST_FOLDS:
+        raise MissingInputError(
+            f"{choice.folder / FOLDS}: holds no generators of folds, which --uncertainty compares; "
+            "use --generator with one that mri2pet … train made, or leave the option out"
+        )
+    return folds
+
+
+def _check(choice: GeneratorChoice, grid: Grid, template: str) -> None:
+    check_weights(choice.folder, choice.card)
+    check_grid(choice.card, grid, template)
+    options = choice.options
+    if options.overlap and not isinstance(choice.card.spec.tiling, SliceTriplets):
+        raise UsageError(
+            f"--overlap: generator {choice.card.name} is 3D-patch, whose cubes overlap already; "
+            "leave the option out, or choose a semi-3D generator"
+        )
+    if options.match_histogram or options.novelty:
+        flag = "--match-histogram" if options.match_histogram else "--novelty"
+        try:
+            check_reference(choice.folder, choice.card)
+        except UnusableDataError as error:
+            raise UnusableDataError(f"{flag}: {error}, or leave the option out") from error

@@ -17,20 +17,21 @@ from bids_app.derivatives.sidecars import (
     Space,
     preprocessing_sidecars,
     synthetic_pet,
+    uncertainty,
 )
 from bids_app.errors import MissingInputError
 from bids_app.files import read_json
 from bids_app.generators import GeneratorChoice, check_grid
 from bids_app.visit import Visit
+from bids_app.workflows.outputs import Output
 from bids_app.workflows.participant import (
-    Output,
     PetPlan,
     Preprocessing,
-    SynthesisPlan,
     init_participant_wf,
     init_preprocessing_wf,
     init_synthesis_from_disk_wf,
 )
+from bids_app.workflows.synthesis import GeneratorFiles, SynthesisPlan, UncertaintyPlan
 
 ANATOMICAL_OUTPUTS = (  # alike in the workflow's outputnode and in VisitPaths
     "t1w", "brain_mask", "t1w_in_template", "brain_mask_in_template", "t1w_to_template",
@@ -93,8 +94,9 @@ def plan_visit(visit: Visit, run: Run) -> VisitPlan:
     )
     if run.stage == "synthesize":  # from whatever an earlier run has made
         preprocessed = stored_fingerprint(paths.t1w_in_template)
+    options = {} if run.generator is None else run.generator.decisive()
     synthesized = fingerprint(
-        {"fwhm": run.fwhm, "preprocessed": preprocessed},
+        {"fwhm": run.fwhm, "preprocessed": preprocessed, **options},
         [visit.t1w.path],
         bids_dir=run.bids_dir,
         generator_sha256=None if run.generator is None else run.generator.card.sha256,
@@ -105,7 +107,10 @@ def plan_visit(visit: Visit, run: Run) -> VisitPlan:
 def is_done(plan: VisitPlan, run: Run) -> bool:
     """Tell whether all that the run's stage makes of a visit is there already."""
     preprocessed = is_complete(plan.paths.preprocessed, plan.preprocessed)
-    synthesized = is_complete(plan.paths.synthesized, plan.synthesized) and is_compared(plan.paths)
+    wanted = [*plan.paths.synthesized]
+    if run.generator is not None and run.generator.folds:
+        wanted.append(plan.paths.uncertainty)
+    synthesized = is_complete(wanted, plan.synthesized) and is_compared(plan.paths)
     return {
         "all": preprocessed and synthesized,
         "preprocess": preprocessed,
@@ -150,7 +155,13 @@ def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]
     return plans
 
 
+def _files(generator: GeneratorChoice) -> GeneratorFiles:
+    card = generator.card
+    return GeneratorFiles(generator.folder, card.sha256, card.reference_sha256)
+
+
 def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> SynthesisPlan:
+    options = generator.options
     sidecar = synthetic_pet(
         plan.paths,
         Provenance(run.bids_dir, run.output_dir, plan.synthesized),
@@ -158,9 +169,19 @@ def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> Sy
         generator=generator.description(),
         smoothing_fwhm=run.fwhm,
         trained_on_this_participant=plan.visit.subject in generator.card.participants,
+        overlap=options.overlap,
+        match_histogram=options.match_histogram,
     )
-    output = _output(plan.paths.synthetic_pet, sidecar)
-    return SynthesisPlan(generator.folder, generator.card.sha256, run.fwhm, run.device, output)
+    spread = None
+    if generator.folds:
+        told = uncertainty(sidecar, run.space, [one.card.sha256 for one in generator.folds])
+        output = _output(plan.paths.uncertainty, told)
+        spread = UncertaintyPlan(tuple(map(_files, generator.folds)), output)
+    return SynthesisPlan(
+        _files(generator), run.fwhm, run.device, _output(plan.paths.synthetic_pet, sidecar),
+        overlap=options.overlap, match_histogram=options.match_histogram, novelty=options.novelty,
+        uncertainty=spread,
+    )  # fmt: skip
 
 
 def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: Run) -> Workflow:

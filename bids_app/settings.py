@@ -46,6 +46,11 @@ class Settings:
     generator: str = "default"
     smoothing_fwhm: float = 1.5  # mm; Zotova et al. (2021), section 3.2
     stage: str = "all"
+    # Beyond the paper, on the synthetic PET
+    overlap: bool = False
+    match_histogram: bool = False
+    uncertainty: bool = False
+    novelty: bool = False
 
     # Controls: who they are
     control_query: str = "group == 'control'"

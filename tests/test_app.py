@@ -8,16 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from phantoms import add_pet, add_t1w, write_dataset
 
 from bids_app import nifti
 from bids_app.cli import main
 from bids_app.dataset.validation import find_validator
+from bids_app.synthesis.card import REFERENCE, Card, file_sha256
+from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.reference import gather_reference, write_reference
+from bids_app.synthesis.translator import build_translator
+from bids_app.synthesis.volumes import Owner, Volumes
+from bids_app.synthesis.weights import save_generator
 
 pytestmark = pytest.mark.slow
 
@@ -177,6 +185,51 @@ def test_stages_one_after_the_other_give_what_one_run_gives(raw, out, tmp_path):
     assert main(arguments(raw, there, *one, "--stage", "synthesize")) == 0
     mine, whole = digests(there, "sub-02/**/*.nii.gz"), digests(out, "sub-02/**/*.nii.gz")
     assert mine == whole
+
+
+def add_generator(out, folder, seed):
+    """Write a small generator that was trained, so it says, on the two people of this cohort."""
+    spec = replace(MODELS["semi3d-gan-mse"], n_blocks=0, width=2)
+    visits = []
+    for path in sorted(out.glob(f"sub-*/**/*_{SPACE}_desc-preproc_T1w.nii.gz")):
+        t1w = nifti.load(path)
+        affine = tuple(map(tuple, t1w.affine.tolist()))
+        visits.append(Volumes(Owner(path.name, None, affine), t1w.data, t1w.data, t1w.data > 0))
+    write_reference(gather_reference(visits), folder / REFERENCE)
+    card = Card(
+        "small", "0", spec, "MNI152NLin2009aSym", visits[0].t1w.shape, affine, "", "noise",
+        "tests", (), "none", seed, reference_sha256=file_sha256(folder / REFERENCE),
+    )  # fmt: skip
+    random = torch.Generator().manual_seed(seed)
+    save_generator(build_translator(spec, random).generator, card, folder)
+
+
+def test_what_is_beyond_the_paper_is_done_when_asked_for(raw, out, tmp_path):
+    copy = shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns("work"))
+    for seed, place in enumerate((".", "folds/fold-1", "folds/fold-2")):
+        add_generator(out, copy / "generators" / "small" / place, seed)
+    options = ("--stage", "synthesize", "--generator", "small", "--skip-bids-validation")
+    beyond = ("--overlap", "--match-histogram", "--uncertainty", "--novelty")
+    assert main(arguments(raw, copy, *options, *beyond)) == 0
+    made = sorted(copy.glob("sub-*/**/*_desc-synth_std.nii.gz"))
+    assert len(made) == 2
+    for path in made:
+        spread = nifti.load(path).data
+        pet = nifti.load(path.with_name(path.name.replace("_std", "_pet"))).data
+        assert (spread[pet == 0] == 0).all()
+        assert 0 < spread.max() < 1
+        sidecar = json.loads(
+            path.with_name(path.name.replace("_std.nii.gz", "_pet.json")).read_text()
+        )
+        assert sidecar["Novelty"]["TrainingControls"] == 2
+        assert sidecar["Novelty"]["BeyondTrainingControls"] is False
+        assert sidecar["OverlappingTripletsAveraged"] is True
+    assert "Uncertainty of the SYNTHETIC PET" in (copy / "sub-02.html").read_text()
+    times = {path: path.stat().st_mtime_ns for path in copy.glob("sub-*/**/*.nii.gz")}
+    assert main(arguments(raw, copy, *options, *beyond)) == 0
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    if find_validator() is not None:
+        assert subprocess.run([find_validator(), str(copy)], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("moment", ["bias field started", "T1w to template done", "synthetic PET"])

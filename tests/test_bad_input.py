@@ -220,6 +220,17 @@ def test_tampered_weights(raw, rng, run, tmp_path):
     assert "SHA-256" in said
 
 
+@pytest.mark.parametrize(
+    ("option", "expected"), [("--match-histogram", 65), ("--novelty", 65), ("--uncertainty", 66)]
+)
+def test_what_the_generator_that_comes_with_the_app_cannot_do(raw, rng, run, option, expected):
+    add_t1w(raw, "01", rng)
+    code, said = run(raw, option)
+    assert code == expected
+    assert option in said
+    assert "leave" in said
+
+
 def test_no_such_generator(raw, rng, run):
     add_t1w(raw, "01", rng)
     assert run(raw, "--generator", "nowhere")[0] == 66

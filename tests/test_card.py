@@ -9,14 +9,16 @@ from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.imaging.volume import Grid
 from bids_app.synthesis.card import (
     CARD,
+    REFERENCE,
     WEIGHTS,
     Card,
     check_grid,
+    check_reference,
     file_sha256,
     read_card,
 )
-from bids_app.synthesis.models import MODELS
-from bids_app.synthesis.tiling import CubicPatches
+from bids_app.synthesis.models import MODELS, spec_from_dict, spec_to_dict
+from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 from bids_app.synthesis.translator import build_generator, build_translator
 from bids_app.synthesis.weights import load_generator, save_generator
 
@@ -81,6 +83,35 @@ def test_equal_weights_have_equal_sha256(tmp_path, spec, generator):
     assert cards[0] == cards[1]
 
 
+def test_a_card_written_before_references_were_known_is_read(folder):
+    content = json.loads((folder / CARD).read_text())
+    del content["reference_sha256"]
+    (folder / CARD).write_text(json.dumps(content))
+    assert read_card(folder).reference_sha256 == ""
+
+
+def test_triplets_without_overlap_are_told_as_before_there_was_any():
+    assert spec_to_dict(SLICES)["tiling"] == {"kind": "semi3d"}
+    assert spec_to_dict(PATCHES)["tiling"] == {"kind": "patch3d", "size": 12, "stride": 4}
+    overlapping = replace(SLICES, tiling=SliceTriplets(step=1))
+    assert spec_from_dict(spec_to_dict(overlapping)) == overlapping
+
+
+def test_a_reference_is_the_one_that_the_card_was_written_for(tmp_path):
+    card = card_of(SLICES)
+    with pytest.raises(UnusableDataError, match=f"tiny: its card names no {REFERENCE}.*train it"):
+        check_reference(tmp_path, card)
+    (tmp_path / REFERENCE).write_bytes(b"some")
+    card = replace(card, reference_sha256=file_sha256(tmp_path / REFERENCE))
+    assert check_reference(tmp_path, card) == tmp_path / REFERENCE
+    (tmp_path / REFERENCE).write_bytes(b"other")
+    with pytest.raises(UnusableDataError, match="its SHA-256 is not the card's"):
+        check_reference(tmp_path, card)
+    (tmp_path / REFERENCE).unlink()
+    with pytest.raises(MissingInputError, match=f"{REFERENCE}: no such file"):
+        check_reference(tmp_path, card)
+
+
 @pytest.mark.parametrize("spec", [SLICES], indirect=True, ids=["slices"])
 class TestRefused:
     def test_tampered_weights(self, folder):
@@ -111,6 +142,7 @@ class TestRefused:
             {"spec": {}},
             {"spec": None},
             {"spec": {"tiling": {"kind": "unheard of"}}},
+            {"spec": {**spec_to_dict(SLICES), "tiling": {"kind": "semi3d", "step": 4}}},
         ],
         ids=str,
     )

@@ -83,6 +83,11 @@ def test_every_flag_has_both_spellings():
         (["--generator", "mine"], "generator", "mine"),
         (["--smoothing-fwhm", "0"], "smoothing_fwhm", 0.0),
         (["--stage", "synthesize"], "stage", "synthesize"),
+        (["--overlap"], "overlap", True),
+        (["--match-histogram"], "match_histogram", True),
+        (["--match_histogram"], "match_histogram", True),
+        (["--uncertainty"], "uncertainty", True),
+        (["--novelty"], "novelty", True),
         (["--nprocs", "4"], "nprocs", 4),
         (["--omp_nthreads", "2"], "omp_nthreads", 2),
         (["--mem-gb", "7.5"], "mem_gb", 7.5),
@@ -144,6 +149,13 @@ def test_a_file_of_settings_lies_between_flags_and_defaults(tmp_path):
     assert settings.pet_frames == (2, 3, 5)
     assert settings.bounding_box == (-70, -100, -50, 70, 80, 90)
     assert settings.resolution is None
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_file_of_settings_can_ask_for_what_is_beyond_the_paper(tmp_path, on):
+    names = ("overlap", "match_histogram", "uncertainty", "novelty")
+    settings = parse(*config(tmp_path, "".join(f"{name} = {on}\n".lower() for name in names)))
+    assert {getattr(settings, name) for name in names} == {on}
 
 
 def test_labels_of_a_file_of_settings_lose_their_prefix(tmp_path):

@@ -214,7 +214,8 @@ def write_visit(out: Path, raw: Path, visit: Visit, mark: str = "f") -> dict[Pat
         smoothing_fwhm=1.5,
         trained_on_this_participant=False,
     )
-    assert set(made) == {*paths.preprocessed, *paths.synthesized}
+    made[paths.uncertainty] = sidecars.uncertainty(made[paths.synthetic_pet], SPACE, ["a", "b"])
+    assert set(made) == {*paths.preprocessed, *paths.synthesized, paths.uncertainty}
     for path, sidecar in made.items():
         write_result(path, sidecar, (40, 40, 40))
     return made
@@ -297,13 +298,21 @@ def test_what_sidecars_say(tmp_path, raw):
         assert ("Resolution" in content) == ("_res-" in name)
         assert ("SpatialReference" in content) == ("desc-preproc_T1w" not in name or "_res" in name)
         assert ("SYNTHETIC" in content["Description"]) == ("desc-synth" in name)
-        assert ("SkullStripped" in content) == name.endswith(("T1w.nii.gz", "pet.nii.gz"))
+        assert ("SkullStripped" in content) == name.endswith(
+            ("T1w.nii.gz", "pet.nii.gz", "std.nii.gz")
+        )
         assert ("Synthetic" in content) == ("desc-synth" in name)
         assert not {"FrameTimesStart", "FrameDuration", "InjectedRadioactivity"} & set(content)
     synthetic = made[f"sub-03_trc-18FFDG_space-{TEMPLATE}_res-1_desc-synth_pet.nii.gz"]
     assert synthetic["Synthetic"] is True
     assert synthetic["TrainedOnThisParticipant"] is False
     assert synthetic["Generator"] == GENERATOR
+    spread = made[f"sub-03_trc-18FFDG_space-{TEMPLATE}_res-1_desc-synth_std.nii.gz"]
+    assert "no confidence interval" in spread["Description"]
+    assert "2 folds" in spread["Description"]
+    assert spread["FoldGeneratorsSHA256"] == ["a", "b"]
+    alike = set(spread) - {"Description", "FoldGeneratorsSHA256"}
+    assert {key: spread[key] for key in alike} == {key: synthetic[key] for key in alike}
     in_t1w = made["sub-02_ses-b_trc-18FFDG_space-T1w_desc-preproc_pet.nii.gz"]
     assert in_t1w["Units"] == "Bq/mL"
     assert in_t1w["SkullStripped"] is False

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from bids_app import generators
-from bids_app.errors import MissingInputError, UnusableDataError
-from bids_app.generators import choose_generator, find_generator
+from bids_app.errors import MissingInputError, UnusableDataError, UsageError
+from bids_app.generators import Options, choose_generator, find_generator
 from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.settings import Settings
-from bids_app.synthesis.card import CARD, WEIGHTS, Card
+from bids_app.synthesis.card import CARD, REFERENCE, WEIGHTS, Card, file_sha256
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.translator import build_generator
 from bids_app.synthesis.weights import save_generator
@@ -77,3 +77,92 @@ def test_what_is_shipped_fits_the_default_grid(tmp_path, sloppy, resolution):
     choice = choose_generator("default", tmp_path, grid, Settings.template, sloppy=sloppy)
     assert "SIMULATED" in choice.card.trained_on
     assert sum(path.stat().st_size for path in choice.folder.iterdir()) < 12e6
+
+
+# Beyond the paper
+
+
+def add_generator(folder, model="semi3d-gan-mse", reference=None, grid=GRID):
+    """Write a small generator; with a reference, of which only the content counts here."""
+    spec = replace(MODELS[model], n_blocks=0, width=1)
+    affine = tuple(tuple(row) for row in grid.affine.tolist())
+    card = Card("mine", "7", spec, "T", grid.shape, affine, "", "noise", "tests", (), "none", 0)
+    if reference is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / REFERENCE).write_bytes(reference)
+        card = replace(card, reference_sha256=file_sha256(folder / REFERENCE))
+    return save_generator(build_generator(spec), card, folder)
+
+
+def choose(out, **options):
+    return choose_generator("mine", out, GRID, "T", sloppy=False, options=Options(**options))
+
+
+def test_without_options_nothing_more_is_asked_of_a_generator(out):
+    choice = choose(out)
+    assert choice.folds == ()
+    assert choice.decisive() == {}
+
+
+def test_each_option_decides_about_the_result(out):
+    mine = out / "generators" / "mine"
+    card = add_generator(mine, reference=b"r")
+    folds = [add_generator(mine / "folds" / f"fold-{n}", reference=b"r") for n in (1, 2)]
+    digest = card.reference_sha256
+    assert choose(out, overlap=True).decisive() == {"overlap": True}
+    assert choose(out, match_histogram=True).decisive() == {
+        "match_histogram": True, "reference": digest,
+    }  # fmt: skip
+    assert choose(out, novelty=True).decisive() == {"novelty": True, "reference": digest}
+    assert choose(out, uncertainty=True).decisive() == {
+        "uncertainty": True, "folds": [[one.sha256, digest] for one in folds],
+    }  # fmt: skip
+
+
+def test_folds_are_in_the_order_of_their_numbers_and_used_as_the_generator_is(out):
+    mine = out / "generators" / "mine"
+    for number in (10, 2, 1):
+        add_generator(mine / "folds" / f"fold-{number}", reference=b"r")
+    add_generator(mine, reference=b"r")
+    (mine / "folds" / "fold-x").mkdir()
+    choice = choose(out, uncertainty=True, overlap=True, match_histogram=True, novelty=True)
+    assert [one.folder.name for one in choice.folds] == ["fold-1", "fold-2", "fold-10"]
+    assert {one.options for one in choice.folds} == {Options(overlap=True, match_histogram=True)}
+
+
+@pytest.mark.parametrize("folds", [0, 1])
+def test_uncertainty_needs_generators_of_folds(out, folds):
+    for number in range(folds):
+        add_generator(out / "generators" / "mine" / "folds" / f"fold-{number + 1}")
+    with pytest.raises(MissingInputError, match=r"mine/folds: holds no generators of folds"):
+        choose(out, uncertainty=True)
+
+
+@pytest.mark.parametrize("option", ["match_histogram", "novelty"])
+def test_an_option_that_needs_a_reference_is_refused_without_one(out, option):
+    flag = "--" + option.replace("_", "-")
+    with pytest.raises(UnusableDataError, match=f"{flag}: generator mine: its card names no"):
+        choose(out, **{option: True})
+
+
+def test_a_fold_is_checked_as_the_generator_is(out):
+    mine = out / "generators" / "mine"
+    add_generator(mine, reference=b"r")
+    add_generator(mine / "folds" / "fold-1", reference=b"r")
+    add_generator(mine / "folds" / "fold-2", grid=Grid((9, 9, 9), GRID.affine))
+    with pytest.raises(UnusableDataError, match="9×9×9"):
+        choose(out, uncertainty=True)
+    add_generator(mine / "folds" / "fold-2")
+    choose(out, uncertainty=True)
+    with pytest.raises(UnusableDataError, match="--match-histogram"):
+        choose(out, uncertainty=True, match_histogram=True)
+    (mine / "folds" / "fold-2" / WEIGHTS).write_bytes(b"other")
+    with pytest.raises(UnusableDataError, match="SHA-256"):
+        choose(out, uncertainty=True)
+
+
+def test_cubes_cannot_be_made_to_overlap_more(out):
+    add_generator(out / "generators" / "mine", "patch3d-gan-mse")
+    choose(out)
+    with pytest.raises(UsageError, match="--overlap: generator mine is 3D-patch"):
+        choose(out, overlap=True)

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from bids_app.imaging.cubes import average_cubes, cube_sides
 from bids_app.imaging.frames import average_frames
-from bids_app.imaging.intensity import scale_to_unit
+from bids_app.imaging.intensity import match_quantiles, scale_to_unit
 from bids_app.imaging.similarity import (
     dice,
     measure,
@@ -16,6 +17,7 @@ from bids_app.imaging.similarity import (
     ssim_map,
 )
 from bids_app.imaging.smoothing import smooth
+from bids_app.imaging.spread import standard_deviation
 from bids_app.imaging.volume import grid_of_box, zooms_of
 
 EVERYWHERE = np.ones((9, 9, 9), bool)
@@ -276,3 +278,103 @@ def test_measures_tell_the_brain_from_the_whole(rng):
     assert found.psnr == pytest.approx(-10 * np.log10(0.25 / 4), abs=1e-3)
     assert found.ssim == pytest.approx(ssim(synthetic, real))
     assert found.ssim < 0.9
+
+
+# Matching
+
+
+brightness = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.5001, 0.9, 1.0]), min_size=1)
+
+
+def line(values):
+    volume = np.array(values, np.float32).reshape(1, 1, -1)
+    return volume, np.ones(volume.shape, bool)
+
+
+def quantiles_of(values, count=1001):
+    return np.quantile(values, np.linspace(0, 1, count)).astype(np.float32)
+
+
+@given(values=brightness, other=brightness)
+def test_matching_keeps_ranks(values, other):
+    matched = match_quantiles(*line(values), quantiles_of(other)).ravel()
+    for one, two in zip(*np.triu_indices(len(values), 1), strict=True):
+        order = np.sign(values[one] - values[two])
+        assert np.sign(matched[one] - matched[two]) in (0, order)
+    assert min(other) - 1e-6 <= matched.min() <= matched.max() <= max(other) + 1e-6
+
+
+@given(values=brightness)
+def test_matching_with_its_own_quantiles_changes_nothing(values):
+    volume, everywhere = line(values)
+    levels = 6 * len(values) - 5  # the quantiles of all ranks, and half ranks of ties, are known
+    matched = match_quantiles(volume, everywhere, quantiles_of(values, levels))
+    assert matched == pytest.approx(volume, abs=1e-6)
+
+
+@given(values=st.lists(st.floats(0, 1, width=32), min_size=2, unique=True))
+def test_matching_twice_is_matching_once(values):
+    volume, everywhere = line(values)
+    wanted = np.linspace(0.1, 0.7, 1001, dtype=np.float32) ** 2
+    once = match_quantiles(volume, everywhere, wanted)
+    assert match_quantiles(once, everywhere, wanted) == pytest.approx(once, abs=1e-6)
+
+
+def test_equal_intensities_are_matched_to_the_middle_of_their_ranks():
+    matched = match_quantiles(*line([1, 3, 1]), np.array([0, 0.5, 1], np.float32))
+    assert matched.ravel() == pytest.approx([0.25, 1, 0.25])
+
+
+def test_a_matched_brain_has_the_quantiles_it_was_matched_to(rng):
+    brain = rng.random((20, 20, 20)) > 0.4
+    wanted = quantiles_of(rng.random(5000) ** 3)
+    matched = match_quantiles(draw(rng, brain.shape), brain, wanted)
+    assert matched.dtype == np.float32
+    assert quantiles_of(matched[brain]) == pytest.approx(wanted, abs=2e-3)
+    assert (matched[~brain] == 0).all()
+
+
+def test_matching_an_empty_brain_gives_nothing(rng):
+    volume = draw(rng)
+    assert not match_quantiles(volume, ~EVERYWHERE, quantiles_of([0.2, 0.9])).any()
+
+
+# Cubes
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    sides=st.tuples(*[st.integers(1, 5)] * 3),
+    seed=st.integers(0, 99),
+)
+def test_each_cube_has_the_mean_of_its_voxels(shape, sides, seed):
+    volume = np.random.default_rng(seed).random(shape).astype(np.float32)
+    means = average_cubes(volume, sides)
+    assert means.shape == tuple(-(-n // side) for n, side in zip(shape, sides, strict=True))
+    for index, mean in np.ndenumerate(means):
+        corners = (slice(i * side, (i + 1) * side) for i, side in zip(index, sides, strict=True))
+        assert mean == pytest.approx(volume[tuple(corners)].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("zoom", "side"), [(0.7, 11), (1.0, 8), (1.5, 5), (2.0, 4), (4.0, 2), (8.0, 1), (30.0, 1)]
+)
+def test_cubes_are_as_near_8_mm_as_voxels_allow(zoom, side):
+    assert cube_sides(8.0, (zoom, 1.0, 4.0)) == (side, 8, 2)
+
+
+# Spread
+
+
+@given(count=st.integers(2, 6), seed=st.integers(0, 99))
+def test_a_standard_deviation_is_that_of_numpy(count, seed):
+    volumes = np.random.default_rng(seed).random((count, 3, 4, 2)).astype(np.float32)
+    found = standard_deviation(iter(volumes))
+    assert found == pytest.approx(volumes.std(axis=0, ddof=1), abs=1e-6)
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_volume_has_no_standard_deviation(rng, count):
+    with pytest.raises(ValueError, match="no standard deviation"):
+        standard_deviation([draw(rng)] * count)

@@ -12,7 +12,7 @@ from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 from bids_app.synthesis.translator import build_translator
 
 SHAPE, ZOOMS = (17, 14, 11), (4.0, 5.0, 6.0)
-TILINGS = [SliceTriplets(), CubicPatches(size=9, stride=3)]
+TILINGS = [SliceTriplets(), CubicPatches(size=9, stride=3), SliceTriplets(step=1)]
 
 
 class Change(nn.Module):
@@ -67,7 +67,18 @@ def test_the_network_sees_no_more_tiles_at_once_than_asked_for(t1w):
     assert generator.batches == [3, 1]
 
 
-@pytest.mark.parametrize("tiling", [SliceTriplets(), CubicPatches(5, 3)], ids=str)
+def test_overlapping_triplets_are_each_shown_to_the_network_and_averaged():
+    t1w = np.full((2, 2, 4), 0.5, np.float32)
+    values = iter([0.2, 0.6])
+    generator = Change(lambda x: torch.full_like(x, next(values)))
+    pet = predict(t1w, generator, SliceTriplets(step=1), batch_size=1)
+    assert generator.batches == [1, 1]
+    assert pet[0, 0] == pytest.approx([0.2, 0.4, 0.4, 0.6])
+
+
+@pytest.mark.parametrize(
+    "tiling", [SliceTriplets(), SliceTriplets(step=1), CubicPatches(5, 3)], ids=str
+)
 def test_tiles_without_brain_are_not_shown_to_the_network(t1w, tiling):
     t1w[:9] = 0
     generator = Change(torch.ones_like)

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from bids_app import nifti
 from bids_app.anatomy import brain
 from bids_app.errors import UnusableDataError
+from bids_app.imaging.intensity import match_quantiles
 from bids_app.imaging.similarity import dice, measure, normalized_mutual_information
 from bids_app.imaging.smoothing import smooth
 from bids_app.interfaces.anatomy import ExtractBrain
@@ -26,9 +27,10 @@ from bids_app.interfaces.imaging import (
     ReadT1w,
     ScaleIntensity,
 )
-from bids_app.interfaces.synthesis import SynthesizePET
-from bids_app.synthesis.card import Card
+from bids_app.interfaces.synthesis import MeasureNovelty, MeasureSpread, SynthesizePET
+from bids_app.synthesis.card import REFERENCE, Card, file_sha256
 from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.reference import Reference, look_at, novelty, write_reference
 from bids_app.synthesis.translator import build_translator
 from bids_app.synthesis.weights import save_generator
 
@@ -280,27 +282,117 @@ def test_a_brain_of_a_size_that_none_has_is_refused(tmp_path, head, monkeypatch,
 # Synthesis
 
 
-def test_a_synthetic_pet_is_what_the_generator_predicts(tmp_path, rng, head_affine, save):
+@pytest.fixture
+def t1w(rng):
+    return np.where(ellipsoid, rng.random(SHAPE), 0).astype(np.float32)
+
+
+@pytest.fixture
+def tiny(tmp_path, head_affine, t1w):
+    """A generator on disk, its network, card and reference."""
     spec = replace(MODELS["semi3d-gan-mse"], n_blocks=1, width=2)
     generator = build_translator(spec, torch.Generator().manual_seed(0)).generator
     affine = tuple(tuple(row) for row in head_affine.tolist())
-    card = Card("tiny", "0", spec, "T", SHAPE, affine, "", "noise", "tests", (), "none", 0)
-    card = save_generator(generator, card, tmp_path / "tiny")
-    t1w = np.where(ellipsoid, rng.random(SHAPE), 0).astype(np.float32)
-    mask = np.roll(ellipsoid, 1, axis=0)  # the T1w's zeros do not say where the brain ends
-    out = node(
-        SynthesizePET, tmp_path, t1w=save("t1w", t1w), mask=save("mask", mask), sha256=card.sha256,
-        generator=str(tmp_path / "tiny"), fwhm=6.0, device="cpu", threads=1,
+    look = look_at(t1w, (4.0, 5.0, 6.0))
+    reference = Reference(
+        np.linspace(0.2, 0.9, 1001, dtype=np.float32) ** 2, look + 0.1, np.full_like(look, 0.05),
+        np.ones(look.shape[1:], bool), np.array([0.9, 1.2], np.float32),
     )  # fmt: skip
+    write_reference(reference, tmp_path / "tiny" / REFERENCE)
+    card = Card(
+        "tiny", "0", spec, "T", SHAPE, affine, "", "noise", "tests", (), "none", 0,
+        reference_sha256=file_sha256(tmp_path / "tiny" / REFERENCE),
+    )  # fmt: skip
+    return (
+        tmp_path / "tiny",
+        generator,
+        save_generator(generator, card, tmp_path / "tiny"),
+        reference,
+    )
+
+
+@pytest.fixture
+def synthesize(tmp_path, tiny, save, t1w, head_affine):
+    """Run the node; give the PET, and the brain it was told."""
+    folder, _, card, _ = tiny
+    mask = np.roll(ellipsoid, 1, axis=0)  # the T1w's zeros do not say where the brain ends
+
+    def run(*, overlap=False, match_histogram=False):
+        out = node(
+            SynthesizePET, tmp_path, t1w=save("t1w", t1w), mask=save("mask", mask),
+            generator=str(folder), sha256=card.sha256, reference_sha256=card.reference_sha256,
+            fwhm=6.0, overlap=overlap, match_histogram=match_histogram, device="cpu", threads=1,
+        )  # fmt: skip
+        assert b"SYNTHETIC" in nib.load(out.pet).header["descrip"].item()
+        return load_on_grid(out.pet, head_affine), mask
+
+    return run
+
+
+def predict_slices(generator, t1w, firsts):
+    """Mean of what is made of each slice, from triplets that begin where they are told to."""
+    tiles = torch.from_numpy(np.concatenate([t1w, t1w[..., -1:]], axis=-1))
+    total, times = torch.zeros(SHAPE), torch.zeros(SHAPE[-1])
     with torch.inference_mode():
-        tiles = torch.from_numpy(np.concatenate([t1w, t1w[..., -1:]], axis=-1))
-        made = torch.cat([
-            generator(tiles[..., k : k + 3].movedim(-1, 0)[None])[0] for k in (0, 3, 6, 9)
-        ])  # fmt: skip
-    expected = smooth(made.movedim(0, -1)[..., :11].numpy(), 6.0, (4, 5, 6))
-    pet = load_on_grid(out.pet, head_affine)
+        for first in firsts:
+            tile = tiles[..., first : first + 3].movedim(-1, 0)
+            made = generator(tile[None])[0] if tile.any() else torch.zeros_like(tile)
+            for channel in range(min(3, SHAPE[-1] - first)):
+                total[..., first + channel] += made[channel]
+                times[first + channel] += 1
+    return (total / times).numpy()
+
+
+@pytest.mark.parametrize(("overlap", "firsts"), [(False, (0, 3, 6, 9)), (True, range(9))])
+def test_a_synthetic_pet_is_what_the_generator_predicts(synthesize, tiny, t1w, overlap, firsts):
+    expected = smooth(predict_slices(tiny[1], t1w, firsts), 6.0, (4, 5, 6))
+    pet, mask = synthesize(overlap=overlap)
     assert pet == pytest.approx(np.where(mask, expected, 0), abs=1e-5)
-    assert b"SYNTHETIC" in nib.load(out.pet).header["descrip"].item()
+
+
+def test_overlap_makes_a_difference(synthesize):
+    (one, mask), (other, _) = synthesize(), synthesize(overlap=True)
+    assert np.abs(one - other)[mask].max() > 1e-4
+
+
+def test_the_finished_pet_is_matched_to_the_reference(synthesize, tiny):
+    plain, mask = synthesize()
+    matched, _ = synthesize(match_histogram=True)
+    assert matched == pytest.approx(match_quantiles(plain, mask, tiny[3].pet_quantiles), abs=1e-5)
+    assert matched[mask].min() == pytest.approx(0.04, abs=1e-6)
+    assert matched[mask].max() == pytest.approx(0.81, abs=1e-6)
+
+
+def test_a_pet_is_not_matched_to_what_the_card_does_not_know(synthesize, tiny):
+    (tiny[0] / REFERENCE).write_bytes(b"other")
+    synthesize()
+    with pytest.raises(UnusableDataError, match=r"reference\.safetensors: its SHA-256 is not"):
+        synthesize(match_histogram=True)
+
+
+def test_images_of_several_generators_are_compared(tmp_path, rng, head_affine, save):
+    pets = rng.random((3, *SHAPE)).astype(np.float32)
+    out = node(MeasureSpread, tmp_path, images=[save(f"pet{n}", pet) for n, pet in enumerate(pets)])
+    assert load_on_grid(out.spread, head_affine) == pytest.approx(pets.std(0, ddof=1), abs=1e-6)
+    assert b"SYNTHETIC" in nib.load(out.spread).header["descrip"].item()
+
+
+def test_a_t1w_is_compared_with_those_of_the_training_controls(tmp_path, tiny, save, t1w):
+    folder, _, card, reference = tiny
+    inputs = {"generator": str(folder), "reference_sha256": card.reference_sha256}
+    out = node(MeasureNovelty, tmp_path, t1w=save("t1w", t1w), **inputs)
+    told = out.sidecar["Novelty"]
+    assert told["Value"] == pytest.approx(2, abs=1e-3)  # 0.1 away, by an SD of 0.05
+    assert told["Value"] == pytest.approx(novelty(t1w, (4, 5, 6), reference), abs=1e-3)
+    assert told["BeyondTrainingControls"] is True
+    json.dumps(out.sidecar, allow_nan=False)
+
+
+def test_a_t1w_on_another_grid_is_refused(tmp_path, tiny, head_affine):
+    inputs = {"generator": str(tiny[0]), "reference_sha256": tiny[2].reference_sha256}
+    nifti.save(nifti.Image(np.zeros((31, 31, 31)), head_affine), tmp_path / "t1w.nii.gz")
+    with pytest.raises(UnusableDataError, match=r"reference\.safetensors: is of another grid"):
+        node(MeasureNovelty, tmp_path, t1w=str(tmp_path / "t1w.nii.gz"), **inputs)
 
 
 # Results

@@ -27,7 +27,7 @@ from bids_app.report.slices import (
     turn_to_ras,
 )
 from bids_app.report.subject import write_subject_report
-from bids_app.report.tables import read_registration
+from bids_app.report.tables import read_novelty, read_registration
 
 T = "MNI152NLin2009aSym_res-6"
 GENERATOR = {
@@ -99,7 +99,7 @@ class Tree:
     def put(self, name, data, **metadata):
         parts = name.split("_")
         folders = [part for part in parts if part.startswith(("sub-", "ses-"))]
-        modality = "pet" if name.endswith("pet") else "anat"
+        modality = "pet" if name.endswith(("pet", "std")) else "anat"
         path = self.out.joinpath(*folders, modality, f"{name}.nii.gz")
         path.parent.mkdir(parents=True, exist_ok=True)
         nifti.save(nifti.Image(data, self.affine), path)
@@ -117,6 +117,10 @@ class Tree:
     def add_synthetic(self, stem="sub-01", **metadata):
         told = {"Synthetic": True, "Generator": GENERATOR, "SmoothingFWHM": 1.5, **metadata}
         self.put(f"{stem}_trc-18FFDG_space-{T}_desc-synth_pet", self.pet, **told)
+
+    def add_uncertainty(self, stem="sub-01", **metadata):
+        told = {"Synthetic": True, "FoldGeneratorsSHA256": ["a", "b", "c"], **metadata}
+        self.put(f"{stem}_trc-18FFDG_space-{T}_desc-synth_std", self.pet / 20, **told)
 
     def add_pet(self, stem="sub-01", home="sub-01", **metadata):
         session = "".join(f"{part}/" for part in home.split("_") if part.startswith("ses-"))
@@ -470,6 +474,104 @@ def test_a_generator_that_knew_the_participant_is_a_warning(tree):
     tree.add_anatomy()
     tree.add_synthetic(TrainedOnThisParticipant=True)
     assert "was trained on this participant" in tree.write(**RUN)
+
+
+# Beyond the paper
+
+NOVELTY = {
+    "Value": 1.1, "TrainingControls": 9, "TrainingControlsLowest": 0.9,
+    "TrainingControlsHighest": 1.2, "BeyondTrainingControls": False,
+}  # fmt: skip
+
+
+def test_without_options_nothing_beyond_the_paper_is_told(whole):
+    page = whole.write()
+    for words in ("training controls", "Uncertainty", "Triplets", "quantile", "cubes of 8 mm"):
+        assert words not in page
+
+
+@pytest.mark.parametrize(("value", "flagged"), [(1.1, False), (1.2, False), (3.4, True)])
+def test_novelty_is_told_beside_that_of_the_training_controls(tree, value, flagged):
+    tree.add_anatomy()
+    tree.add_synthetic(Novelty={**NOVELTY, "Value": value})
+    page = tree.write()
+    text = " ".join(Reader(page).text)
+    assert f"{value:.2f} 0.90 to 1.20 (n = 9)" in text
+    assert ('<tr class="flagged"><th scope="row">sub-01</th>' in page) is flagged
+    assert ("T1w (sub-01): UNLIKE" in text) is flagged
+    assert ("No problem was met." in text) is not flagged
+
+
+@pytest.mark.parametrize(
+    ("value", "highest", "flagged"),
+    [(None, 1.2, False), (1.1, None, False), (1.2, 1.2, False), (1.21, 1.2, True)],
+)
+def test_only_a_t1w_beyond_all_training_controls_is_flagged(value, highest, flagged):
+    assert read_novelty(value, highest)[1] is flagged
+
+
+@pytest.mark.parametrize(
+    "told", [{"Value": 2.0}, {"Value": None}, {"Value": "a"}, {}, "odd", {**NOVELTY, "Value": True}]
+)
+def test_an_odd_novelty_does_not_lose_the_report(tree, told):
+    tree.add_anatomy()
+    tree.add_synthetic(Novelty=told)
+    assert "UNLIKE" not in tree.write()
+
+
+def test_the_map_of_uncertainty_is_shown_under_the_synthetic_pet(whole):
+    whole.add_uncertainty()
+    reader = Reader(whole.write())
+    text = " ".join(reader.text)
+    assert "Uncertainty of the SYNTHETIC PET (sub-01)" in text
+    assert "3 of them, disagree" in text
+    assert "SD over the generators of the folds" in text
+    assert "No figure." not in text
+    assert len([link for link in reader.links if link.startswith("data:image/png")]) > 24
+
+
+def test_a_map_of_uncertainty_of_another_run_is_not_shown_but_told(tree):
+    tree.add_anatomy()
+    tree.add_synthetic(Fingerprint="new")
+    tree.add_uncertainty(Fingerprint="old")
+    text = " ".join(Reader(tree.write()).text)
+    assert "sub-01: the map of uncertainty (desc-synth_std) is not shown" in text
+    assert "Uncertainty of the SYNTHETIC PET" not in text
+    assert "generators, each trained without" not in text
+
+
+def test_a_lost_map_of_uncertainty_does_not_lose_the_report(whole):
+    whole.add_uncertainty()
+    (path,) = whole.out.rglob("*_std.nii.gz")
+    path.write_bytes(b"damaged")
+    text = " ".join(Reader(whole.write()).text)
+    assert "No figure." in text
+    assert "Synthetic − real" in text
+
+
+def test_a_lost_sidecar_of_the_map_of_uncertainty_is_told(whole):
+    whole.add_uncertainty()
+    (path,) = whole.out.rglob("*_std.json")
+    path.unlink()
+    assert "_desc-synth_std.json is missing" in " ".join(Reader(whole.write()).text)
+
+
+BEYOND = {
+    "Triplets of slices began at every slice": {"OverlappingTripletsAveraged": True},
+    "mapped, quantile by quantile": {"HistogramMatchedTo": "the mean"},
+    "The T1w image was compared with those": {"Novelty": NOVELTY},
+    "predictions of 3 generators": {},
+}
+
+
+@pytest.mark.parametrize("told", BEYOND)
+def test_methods_tell_what_was_done_beyond_the_paper_and_nothing_else(tree, told):
+    tree.add_anatomy()
+    tree.add_synthetic(**BEYOND[told])
+    if not BEYOND[told]:
+        tree.add_uncertainty()
+    text = " ".join(Reader(tree.write()).text)
+    assert {words for words in BEYOND if words in text} == {told}
 
 
 def test_methods_name_tools_with_versions_and_cite_what_was_done():

@@ -4,9 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bids_app.synthesis.pairs import brain_tiles
-from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
+from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, overlap
 
-TILINGS = [SliceTriplets(), CubicPatches(4, 2), CubicPatches(6, 2), CubicPatches(5, 5)]
+STEPS = (1, 2, 3)
+TILINGS = [
+    *map(SliceTriplets, STEPS), CubicPatches(4, 2), CubicPatches(6, 2), CubicPatches(5, 5),
+]  # fmt: skip
 sides = st.integers(min_value=1, max_value=13)
 
 
@@ -33,6 +36,51 @@ def test_triplets_are_adjacent_transverse_slices_and_do_not_overlap():
     volume = torch.arange(7.0).expand(2, 3, 7)
     triplets = [tile[:, 0, 0].tolist() for tile in cut_all(SliceTriplets(), volume)]
     assert triplets == [[0, 1, 2], [3, 4, 5], [6, 6, 6]]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@given(slices=sides)
+def test_triplets_begin_every_step_and_no_more_than_reach_the_end(step, slices):
+    tiling = SliceTriplets(step)
+    firsts = [int(tile[0]) for tile in cut_all(tiling, torch.arange(float(slices)))]
+    assert firsts == [step * index for index in range(len(firsts))]
+    assert firsts[-1] + 3 >= slices
+    assert len(firsts) == 1 or firsts[-2] + 3 < slices
+
+
+def test_what_is_made_of_a_slice_is_averaged_over_the_triplets_it_is_in():
+    tiling, shape = SliceTriplets(step=1), (2, 1, 5)
+    tiles = [torch.full((3, 2, 1), value) for value in (0.0, 3.0, 30.0)]  # 0-2, 1-3, 2-4
+    assert tiling.merge(tiles, shape)[0, 0].tolist() == [0, 1.5, 11, 16.5, 30]
+
+
+@given(shape=st.tuples(sides, sides, sides), seed=st.integers(0, 99))
+def test_an_average_of_equal_triplets_changes_no_intensity(shape, seed):
+    volume = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    merged = SliceTriplets(step=1).merge(cut_all(SliceTriplets(step=1), volume), shape)
+    assert torch.allclose(merged, volume, rtol=1e-6, atol=0)
+
+
+@given(shape=st.tuples(sides, sides, sides), seed=st.integers(0, 99))
+def test_triplets_without_overlap_are_laid_side_by_side_bit_for_bit(shape, seed):
+    tiles = [
+        torch.rand((3, *shape[:2]), generator=torch.Generator().manual_seed(seed + index))
+        for index in range(SliceTriplets().count(shape))
+    ]
+    side_by_side = torch.cat(tiles).movedim(0, -1)[..., : shape[-1]]
+    assert torch.equal(SliceTriplets().merge(tiles, shape), side_by_side)
+
+
+@pytest.mark.parametrize("step", [0, -1, 4])
+def test_triplets_that_would_leave_slices_out_are_refused(step):
+    with pytest.raises(ValueError, match="begin every 1 to 3 slices"):
+        SliceTriplets(step)
+
+
+def test_only_triplets_can_be_made_to_overlap():
+    assert overlap(SliceTriplets()) == SliceTriplets(step=1)
+    with pytest.raises(ValueError, match="overlap already"):
+        overlap(CubicPatches())
 
 
 def test_only_the_centres_of_patches_are_kept():

@@ -2,26 +2,33 @@ import inspect
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.utility import IdentityInterface
 
+from bids_app.app.computation import BESIDES
 from bids_app.interfaces.derivatives import SaveDerivative
-from bids_app.workflows import participant, registration
+from bids_app.workflows import participant, registration, synthesis
+from bids_app.workflows.outputs import Output
 from bids_app.workflows.participant import (
-    Output,
     PetPlan,
     Preprocessing,
-    SynthesisPlan,
-    init_comparison_wf,
     init_participant_wf,
     init_preprocessing_wf,
     init_synthesis_from_disk_wf,
-    init_synthesis_wf,
 )
 from bids_app.workflows.registration import init_anatomical_wf, init_pet_wf
+from bids_app.workflows.synthesis import (
+    GeneratorFiles,
+    SynthesisPlan,
+    UncertaintyPlan,
+    init_comparison_wf,
+    init_synthesis_wf,
+    init_uncertainty_wf,
+)
 
 OF_T1W = {  # output → the node and field it comes from
     "t1w": ("correct_bias", "t1w"),
@@ -78,16 +85,30 @@ def how(there):
 
 
 @pytest.fixture
-def synthesis(generator):
-    return SynthesisPlan(generator, "0" * 64, 1.5, "cpu", output("synthetic_pet"))
+def plan(generator):
+    files = GeneratorFiles(generator, "0" * 64, "1" * 64)
+    return SynthesisPlan(files, 1.5, "cpu", output("synthetic_pet"))
 
 
 @pytest.fixture
-def build(there, how, synthesis):
+def beyond(plan, tmp_path):
+    """All that can be done beyond the paper, with the generators of three folds."""
+    folds = []
+    for number in (1, 2, 3):
+        (tmp_path / f"fold-{number}").mkdir()
+        folds.append(GeneratorFiles(tmp_path / f"fold-{number}", f"{number}" * 64, "f" * 64))
+    return replace(
+        plan, overlap=True, match_histogram=True, novelty=True,
+        uncertainty=UncertaintyPlan(tuple(folds), output("uncertainty")),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def build(there, how, plan, beyond):
     """Build any of the workflows, by the name of its factory."""
     images = {"reference": how.reference, "percentile": 99.9, "omp_nthreads": 1}
 
-    def build(name, pets=1):
+    def build(name, pets=1, plan=plan):
         visit = {
             "t1w": there("t1w.nii.gz"),
             "outputs": {field: output(field) for field in OF_T1W},
@@ -103,12 +124,15 @@ def build(there, how, synthesis):
                 pet=there("pet.nii.gz"), durations=(), frames=(), quick=True, seed=0, **images
             ),
             "preprocessing": lambda: init_preprocessing_wf(**visit),
-            "synthesis": lambda: init_synthesis_wf(plan=synthesis, omp_nthreads=1),
+            "synthesis": lambda: init_synthesis_wf(plan=plan, omp_nthreads=1),
+            "uncertainty": lambda: init_uncertainty_wf(
+                plan=beyond, uncertainty=beyond.uncertainty, omp_nthreads=1
+            ),
             "comparison": init_comparison_wf,
-            "participant": lambda: init_participant_wf(**visit, synthesis=synthesis),
+            "participant": lambda: init_participant_wf(**visit, synthesis=plan),
             "synthesis_from_disk": lambda: init_synthesis_from_disk_wf(
                 t1w=there("t1w.nii.gz"), brain_mask=there("mask.nii.gz"),
-                pets=[plan.pet for plan in visit["pets"]], synthesis=synthesis, omp_nthreads=1,
+                pets=[one.pet for one in visit["pets"]], synthesis=plan, omp_nthreads=1,
             ),
         }  # fmt: skip
         return factories[name]()
@@ -118,7 +142,7 @@ def build(there, how, synthesis):
 
 FACTORIES = {
     name.removeprefix("init_").removesuffix("_wf"): factory
-    for module in (registration, participant)
+    for module in (registration, participant, synthesis)
     for name, factory in vars(module).items()
     if name.startswith("init_") and factory.__module__ == module.__name__
 }
@@ -284,7 +308,7 @@ def test_a_comparison_from_disk_is_with_the_first_real_pet(build, there):
     assert doors["synthesis_wf"].inputs.brain_mask == str(there("mask.nii.gz"))
 
 
-def test_parameters_arrive_at_their_nodes(build, how, synthesis):
+def test_parameters_arrive_at_their_nodes(build, how, plan):
     graph = build("participant")._create_flat_graph()
     at = {(".pet_" in node.fullname, node.name): node.inputs for node in graph}
     assert at[False, "extract_brain"].mode == "auto"
@@ -300,6 +324,72 @@ def test_parameters_arrive_at_their_nodes(build, how, synthesis):
     threads = {"extract_brain", "correct_bias", "register_to_template", "synthesize"}
     assert {node.n_procs for node in graph if node.name in threads} == {3}
     assert {node.n_procs for node in graph if node.name == "register_to_t1w"} == {3}
+
+
+@pytest.mark.parametrize("name", ["participant", "synthesis_from_disk"])
+def test_every_node_gets_what_it_needs_beyond_the_paper_too(build, beyond, name):
+    graph = build(name, plan=beyond)._create_flat_graph()
+    connected = set(sources(graph))
+    assert [
+        (node.name, field)
+        for node in graph
+        for field in node.inputs.traits(mandatory=True)
+        if (node, field) not in connected and not isdefined(getattr(node.inputs, field))
+    ] == []
+
+
+def test_nothing_is_done_beyond_the_paper_unless_asked_for(build, beyond):
+    plain, more = (
+        {node.fullname for node in build("participant", plan=plan)._create_flat_graph()}
+        for plan in (replace(beyond, novelty=False, uncertainty=None), beyond)
+    )
+    assert {name.split(".")[-1] for name in more - plain} == {
+        "measure_novelty", "synthesize_1", "synthesize_2", "synthesize_3", "pets", "spread",
+        "save_uncertainty", "inputnode",
+    }  # fmt: skip
+    assert plain < more
+    node = node_of(build("participant")._create_flat_graph(), "synthesize")
+    assert (node.inputs.overlap, node.inputs.match_histogram) == (False, False)
+    assert node.inputs.reference_sha256 == ""
+
+
+def test_the_generators_of_all_folds_predict_as_the_one_trained_on_all_does(build, beyond):
+    graph = build("participant", plan=beyond)._create_flat_graph()
+    found, whole = sources(graph), node_of(graph, "synthesize")
+    for number in (1, 2, 3):
+        fold = node_of(graph, f"synthesize_{number}")
+        assert Path(fold.inputs.generator).name == f"fold-{number}"
+        assert fold.inputs.sha256 == f"{number}" * 64
+        assert fold.inputs.reference_sha256 == "f" * 64
+        for field in ("fwhm", "overlap", "match_histogram", "device"):
+            assert getattr(fold.inputs, field) == getattr(whole.inputs, field)
+        for field in ("t1w", "mask"):
+            assert producer(found, fold, field) == producer(found, whole, field)
+        merged = producer(found, node_of(graph, "pets"), f"in{number}")
+        assert merged == (f"synthesize_{number}", "pet")
+    assert whole.inputs.overlap is True
+    assert whole.inputs.reference_sha256 == "1" * 64
+    assert producer(found, node_of(graph, "spread"), "images") == ("pets", "out")
+    save = node_of(graph, "save_uncertainty")
+    assert producer(found, save, "in_file") == ("spread", "spread")
+    assert save.inputs.out_file == "/out/uncertainty.nii.gz"
+
+
+def test_novelty_is_of_the_t1w_and_goes_into_the_sidecar_of_the_synthetic_pet(build, beyond):
+    graph = build("participant", plan=beyond)._create_flat_graph()
+    found, node = sources(graph), node_of(graph, "measure_novelty")
+    assert producer(found, node, "t1w") == ("scale", "image")
+    assert node.inputs.generator == str(beyond.generator.folder)
+    assert node.inputs.reference_sha256 == "1" * 64
+    save = node_of(graph, "save_synthetic_pet")
+    assert producer(found, save, "measured") == ("measure_novelty", "sidecar")
+
+
+@pytest.mark.parametrize("step", ["spread", "synthesize_2", "save_uncertainty"])
+def test_without_a_map_of_uncertainty_a_visit_still_has_results(build, beyond, step):
+    graph = build("participant", plan=beyond)._create_flat_graph()
+    assert any(part in node_of(graph, step).fullname for part in BESIDES)
+    assert not any(part in node_of(graph, "synthesize").fullname for part in BESIDES)
 
 
 def test_only_nodes_of_torch_say_so(build):

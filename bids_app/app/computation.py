@@ -14,7 +14,8 @@ from bids_app.planning import Run, VisitPlan, init_visit_wf
 from bids_app.settings import Settings
 from bids_app.workflows.execution import Crash, Resources, run_graph
 
-BESIDES = (".pet_", ".comparison_wf")  # parts of a graph without which a visit still has results
+# Parts of a graph without which a visit still has results
+BESIDES = (".pet_", ".comparison_wf", ".uncertainty_wf")
 
 
 def compute(

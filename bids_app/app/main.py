@@ -29,6 +29,10 @@ def _procedure(settings: Settings, stamp: provenance.Stamp) -> Procedure:
         pet=True,
         generator={} if generator is None else generator.description(),
         fwhm=settings.smoothing_fwhm,
+        overlap=settings.overlap,
+        matched=settings.match_histogram,
+        folds=0 if generator is None else len(generator.folds),
+        novelty=settings.novelty,
     )
 
 

@@ -9,7 +9,7 @@ import yaml
 from bids_app.dataset.validation import refuse_inside
 from bids_app.derivatives.sidecars import Space
 from bids_app.errors import UsageError
-from bids_app.generators import GeneratorChoice, choose_generator
+from bids_app.generators import GeneratorChoice, Options, choose_generator
 from bids_app.imaging.volume import grid_of_box
 from bids_app.planning import Run
 from bids_app.resources import choose_device, find_limits, limit_threads, threads_per_node
@@ -54,9 +54,13 @@ def prepare_generator(settings: Settings) -> GeneratorChoice | None:
     if settings.stage == "preprocess":
         return None
     grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
-    return choose_generator(
-        settings.generator, settings.output_dir, grid, settings.template, sloppy=settings.sloppy
+    options = Options(
+        settings.overlap, settings.match_histogram, settings.uncertainty, settings.novelty
     )
+    return choose_generator(
+        settings.generator, settings.output_dir, grid, settings.template,
+        sloppy=settings.sloppy, options=options,
+    )  # fmt: skip
 
 
 def share_resources(settings: Settings, visits: int) -> tuple[Resources, int]:

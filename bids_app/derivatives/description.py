@@ -12,7 +12,7 @@ BIDS_VERSION = "1.10.0"
 # No slash at the end of a folder: the validator does not know it so. A slash inside anchors.
 IGNORED = (
     "*.html", "logs", "figures", "work", "generators", "detectors", "*_xfm.*", "*_statmap.*",
-    "*_clusters.*", "**/pet/*_mask.*", "**/pet/*_dseg.*", "desc-*_metrics.*", "table1*",
+    "*_std.*", "*_clusters.*", "**/pet/*_mask.*", "**/pet/*_dseg.*", "desc-*_metrics.*", "table1*",
     "crossvalidation", "detection_curve.tsv", "clusters.tsv",
 )  # fmt: skip
 DESCRIPTIONS = {
@@ -32,6 +32,8 @@ patient. Their sidecars say `"Synthetic": true` and name the generator. `desc-pr
 acquired.
 
 - `sub-X.html`: report of each participant; look at it before using the images.
+- `desc-synth_std`, where it was asked for: standard deviation of the synthetic PET over the
+  generators of the cross-validation's folds. It is no confidence interval.
 - `desc-registration_metrics.tsv`: how well each image fits.
 - `descriptions.tsv`: what each `desc-` label means.
 - `generators/`, `crossvalidation/`, `table1.tsv`, `train.html`: what the train level has made. The

@@ -146,6 +146,7 @@ class VisitPaths:
     t1w_to_template: Path
     template_to_t1w: Path
     synthetic_pet: Path
+    uncertainty: Path
     pets: tuple[PetPaths, ...]
 
     @property
@@ -163,7 +164,7 @@ class VisitPaths:
 
     @property
     def synthesized(self) -> tuple[Path, ...]:
-        """What ``--stage synthesize`` writes, without sidecars."""
+        """What ``--stage synthesize`` writes without ``--uncertainty``, without sidecars."""
         return (self.synthetic_pet,)
 
 
@@ -244,6 +245,7 @@ def visit_paths(output_dir: Path, visit: Visit, template: str, resolution: float
         t1w_to_template=transform("T1w", template),
         template_to_t1w=transform(template, "T1w"),
         synthetic_pet=path("pet", "pet", ".nii.gz", trc=FDG_LABEL, **grid, desc="synth"),
+        uncertainty=path("pet", "std", ".nii.gz", trc=FDG_LABEL, **grid, desc="synth"),
         pets=tuple(pet_paths(output_dir, pet, template, resolution) for pet in visit.pets),
     )
 

@@ -1,7 +1,7 @@
 """What stands beside each result: everything known before it is computed.
 
 Nodes merge in what they measure ("Registration", "IntensityScaling", "FramesUsed",
-"FrameDurationsUsed", "Measures").
+"FrameDurationsUsed", "Measures", "Novelty").
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from bids_app.visit import Scan, Visit
 
 Sidecar = dict[str, object]
 SCALED = "arbitrary"  # "Units" of intensities that are divided by a percentile
+MATCHED_TO = "mean PET of the generator's training controls, in the brain"
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ def synthetic_pet(
     generator: Mapping[str, object],
     smoothing_fwhm: float,
     trained_on_this_participant: bool,
+    overlap: bool = False,
+    match_histogram: bool = False,
 ) -> Sidecar:
     """Tell of the PET that a generator predicts: no dose, no time, nothing that was not measured.
 
@@ -162,6 +165,8 @@ def synthetic_pet(
         In mm.
     trained_on_this_participant : bool
         Whether the generator has seen this participant in training.
+    overlap, match_histogram : bool
+        What was done beyond the paper; told only where it was done.
     """
     about = f"SYNTHETIC FDG PET in {space.template}, predicted from the T1w; not a measurement"
     return {
@@ -173,7 +178,31 @@ def synthetic_pet(
         "Generator": dict(generator),
         "SmoothingFWHM": smoothing_fwhm,
         "TrainedOnThisParticipant": trained_on_this_participant,
+        **({"OverlappingTripletsAveraged": True} if overlap else {}),
+        **({"HistogramMatchedTo": MATCHED_TO} if match_histogram else {}),
     }
+
+
+def uncertainty(synthetic: Sidecar, space: Space, fold_sha256: Sequence[str]) -> Sidecar:
+    """Tell of the standard deviation of synthetic PET over the generators of folds.
+
+    Parameters
+    ----------
+    synthetic : dict
+        The sidecar of the synthetic PET, which all else is alike to.
+    space : Space
+        Of the run.
+    fold_sha256 : sequence of str
+        Of the weights of the generators of the folds, in order.
+    """
+    about = (
+        f"Standard deviation of the SYNTHETIC FDG PET in {space.template} over the generators of "
+        f"{len(fold_sha256)} folds, each trained without some of the controls, computed as the "
+        "synthetic PET was. It tells how much the prediction depends on who was trained on. It is "
+        "no confidence interval: what all generators get wrong alike, and what the T1w does not "
+        "show, is not in it"
+    )
+    return {**synthetic, "Description": about, "FoldGeneratorsSHA256": list(fold_sha256)}
 
 
 def preprocessing_sidecars(

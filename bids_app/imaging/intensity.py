@@ -1,6 +1,7 @@
 """Intensities between 0 and 1, as the networks want them."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bids_app.imaging.volume import Mask, Volume
 
@@ -43,3 +44,37 @@ def scale_to_unit(volume: Volume, brain: Mask, *, percentile: float = 99.9) -> V
     if not top > 0:
         raise ValueError("no intensity in the brain is above zero")
     return np.where(brain, np.clip(volume / top, 0, 1), 0).astype(np.float32)
+
+
+def match_quantiles(volume: Volume, brain: Mask, quantiles: NDArray[np.float32]) -> Volume:
+    """Give the intensities of a brain a distribution that is known by its quantiles.
+
+    Ranks stay: what was brighter is not darker afterwards, and what was equal is equal.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Intensities in any unit.
+    brain : ndarray of bool, (I, J, K)
+        The voxels that count.
+    quantiles : ndarray, (Q,)
+        Of the distribution, evenly spaced from its least to its greatest value, as
+        :func:`numpy.quantile` gives them.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        float32, in the unit of the quantiles; 0 outside the brain.
+
+    Examples
+    --------
+    >>> volume = np.array([[[3, 1, 2, 9]]], np.float32)
+    >>> match_quantiles(volume, volume < 9, np.array([0.5, 0.625, 1.0], np.float32))
+    array([[[1.   , 0.5  , 0.625, 0.   ]]], dtype=float32)
+    """
+    matched = np.zeros_like(volume, dtype=np.float32)
+    _, place, counts = np.unique(volume[brain], return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts + 1) / 2  # from 0; equal values share their mean rank
+    levels = ranks / max(len(place) - 1, 1)
+    matched[brain] = np.interp(levels, np.linspace(0, 1, len(quantiles)), quantiles)[place]
+    return matched

@@ -1,4 +1,7 @@
-"""The node that predicts a PET. Torch's: see CONTRIBUTING.md, "Processes"."""
+"""Nodes that predict a PET, and tell how far to trust it.
+
+The one that predicts is torch's: see CONTRIBUTING.md, "Processes".
+"""
 
 from pathlib import Path
 
@@ -12,6 +15,12 @@ from nipype.interfaces.base import (
 )
 
 from bids_app import nifti
+from bids_app.errors import UnusableDataError
+from bids_app.imaging.intensity import match_quantiles
+from bids_app.imaging.spread import standard_deviation
+from bids_app.synthesis.card import check_reference, read_card
+from bids_app.synthesis.reference import novelty, read_reference, tell_novelty
+from bids_app.synthesis.tiling import overlap
 
 
 class _SynthesizePETInputSpec(BaseInterfaceInputSpec):
@@ -19,7 +28,10 @@ class _SynthesizePETInputSpec(BaseInterfaceInputSpec):
     mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
     generator = Directory(exists=True, mandatory=True, desc="weights and card of a generator")
     sha256 = traits.Str(mandatory=True, desc="of the weights: other weights, another result")
+    reference_sha256 = traits.Str(mandatory=True, desc="of what is matched to; empty if nothing is")
     fwhm = traits.Float(mandatory=True, desc="smoothing of the result, in mm")
+    overlap = traits.Bool(mandatory=True, desc="average triplets that begin at every slice")
+    match_histogram = traits.Bool(mandatory=True, desc="to the mean PET of the training controls")
     device = traits.Str(mandatory=True, nohash=True, desc="torch device to compute on")
     threads = traits.Int(mandatory=True, nohash=True, desc="that torch may use")
 
@@ -43,12 +55,67 @@ class SynthesizePET(SimpleInterface):
 
         torch.set_num_threads(self.inputs.threads)
         t1w = nifti.load(self.inputs.t1w)
-        generator, card = load_generator(Path(self.inputs.generator), self.inputs.device)
-        pet = synthesize(
-            t1w.data, generator, card.spec.tiling, fwhm=self.inputs.fwhm, zooms=t1w.zooms
-        )
-        pet[nifti.load(self.inputs.mask).data == 0] = 0
+        brain = nifti.load(self.inputs.mask).data > 0
+        folder = Path(self.inputs.generator)
+        generator, card = load_generator(folder, self.inputs.device)
+        tiling = overlap(card.spec.tiling) if self.inputs.overlap else card.spec.tiling
+        pet = synthesize(t1w.data, generator, tiling, fwhm=self.inputs.fwhm, zooms=t1w.zooms)
+        pet[~brain] = 0
+        if self.inputs.match_histogram:
+            reference = read_reference(check_reference(folder, card))
+            pet = match_quantiles(pet, brain, reference.pet_quantiles)
         path = Path(runtime.cwd) / "pet.nii.gz"
         nifti.save(nifti.Image(pet, t1w.affine), path, description="SYNTHETIC FDG PET, mri2pet")
         self._results["pet"] = str(path)
+        return runtime
+
+
+class _MeasureSpreadInputSpec(BaseInterfaceInputSpec):
+    images = traits.List(File(exists=True), mandatory=True, desc="two or more, on one grid")
+
+
+class _MeasureSpreadOutputSpec(TraitedSpec):
+    spread = File(exists=True, desc="their standard deviation, voxel by voxel")
+
+
+class MeasureSpread(SimpleInterface):
+    """Write how far synthetic PET of several generators are apart."""
+
+    input_spec = _MeasureSpreadInputSpec
+    output_spec = _MeasureSpreadOutputSpec
+
+    def _run_interface(self, runtime):
+        spread = standard_deviation(nifti.load(path).data for path in self.inputs.images)
+        image = nifti.Image(spread, nifti.load(self.inputs.images[0]).affine)
+        path = Path(runtime.cwd) / "spread.nii.gz"
+        nifti.save(image, path, description="SD of SYNTHETIC FDG PET, mri2pet")
+        self._results["spread"] = str(path)
+        return runtime
+
+
+class _MeasureNoveltyInputSpec(BaseInterfaceInputSpec):
+    t1w = File(exists=True, mandatory=True, desc="T1w in MNI space, intensities in [0, 1]")
+    generator = Directory(exists=True, mandatory=True, desc="a generator with its reference")
+    reference_sha256 = traits.Str(mandatory=True, desc="of the reference")
+
+
+class _MeasureNoveltyOutputSpec(TraitedSpec):
+    sidecar = traits.Dict(desc="how unlike the training T1w it is")
+
+
+class MeasureNovelty(SimpleInterface):
+    """Compare a T1w with those that a generator was trained on."""
+
+    input_spec = _MeasureNoveltyInputSpec
+    output_spec = _MeasureNoveltyOutputSpec
+
+    def _run_interface(self, runtime):
+        t1w, folder = nifti.load(self.inputs.t1w), Path(self.inputs.generator)
+        path = check_reference(folder, read_card(folder))
+        reference = read_reference(path)
+        try:
+            value = novelty(t1w.data, t1w.zooms, reference)
+        except ValueError as error:
+            raise UnusableDataError(f"{path}: is of another grid ({error})") from error
+        self._results["sidecar"] = {"Novelty": tell_novelty(value, reference)}
         return runtime

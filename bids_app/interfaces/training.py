@@ -114,7 +114,7 @@ class TrainGenerator(SimpleInterface):
         import torch
 
         from bids_app.synthesis.device import choose_precision, make_fabric
-        from bids_app.synthesis.job import HISTORY, KEPT, Job, run_job
+        from bids_app.synthesis.job import HISTORY, KEPT, Job, launch_job
         from bids_app.synthesis.models import spec_from_dict
 
         torch.set_num_threads(self.inputs.threads)
@@ -132,8 +132,7 @@ class TrainGenerator(SimpleInterface):
             folder=Path(self.inputs.checkpoints),
         )
         precision = choose_precision(self.inputs.device)
-        fabric = make_fabric(self.inputs.device, precision)
-        fabric.launch(run_job, job, cwd)
+        launch_job(make_fabric(self.inputs.device, precision), job, cwd)
         shutil.rmtree(job.folder, ignore_errors=True)  # nothing is left to resume
         self._results.update(
             weights=str(cwd / KEPT), history=str(cwd / HISTORY), precision=precision,
@@ -254,6 +253,11 @@ class _PublishGeneratorInputSpec(BaseInterfaceInputSpec):
     fold_participants = traits.List(
         traits.List(traits.Str), mandatory=True, desc="whom each fold was trained on"
     )
+    volumes = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of all volumes")
+    fold_volumes = traits.List(
+        traits.List(traits.Str), mandatory=True, nohash=True, desc="those each fold was trained on"
+    )
+    digests = traits.List(traits.Str, mandatory=True, desc="of all volumes, in that order")
     histories = traits.List(File(exists=True), mandatory=True, desc="of the folds, then of all")
     records = traits.List(File(exists=True), mandatory=True, desc="scores of the folds")
     precision = traits.Str(mandatory=True, desc="in which it was trained")
@@ -265,7 +269,7 @@ class _PublishGeneratorOutputSpec(TraitedSpec):
 
 
 class PublishGenerator(SimpleInterface):
-    """Put a generator, those of its folds, their cards and histories where they belong."""
+    """Put a generator, those of its folds, and what tells of them where they belong."""
 
     input_spec = _PublishGeneratorInputSpec
     output_spec = _PublishGeneratorOutputSpec
@@ -281,6 +285,8 @@ class PublishGenerator(SimpleInterface):
                 weights=Path(self.inputs.weights),
                 folds=[Path(path) for path in self.inputs.fold_weights],
                 fold_participants=[tuple(one) for one in self.inputs.fold_participants],
+                volumes=[Path(folder) for folder in self.inputs.volumes],
+                fold_volumes=[[Path(one) for one in fold] for fold in self.inputs.fold_volumes],
                 histories=[Path(path) for path in self.inputs.histories],
                 records=[read_json(Path(path)) for path in self.inputs.records],
                 precision=self.inputs.precision,

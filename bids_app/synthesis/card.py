@@ -11,7 +11,8 @@ from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.imaging.volume import Grid
 from bids_app.synthesis.models import ModelSpec, spec_from_dict, spec_to_dict
 
-WEIGHTS, CARD = "weights.safetensors", "card.json"
+WEIGHTS, CARD, REFERENCE = "weights.safetensors", "card.json", "reference.safetensors"
+FOLDS = "folds"  # of the cross-validation: each has a generator in a folder of its own
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Card:
         Name → version of what computed it.
     metrics : dict
         Name → value, on images it has not seen.
+    reference_sha256 : str
+        Of the file that tells what its training images look like; empty if there is none.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Card:
     seed: int
     versions: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    reference_sha256: str = ""
 
 
 def file_sha256(path: Path) -> str:
@@ -118,10 +122,31 @@ def check_weights(folder: Path, card: Card) -> Path:
     UnusableDataError
         If their SHA-256 is another.
     """
-    path = folder / WEIGHTS
+    return _checked(folder / WEIGHTS, card.sha256)
+
+
+def check_reference(folder: Path, card: Card) -> Path:
+    """Refuse what does not tell of the training images as the card was written; return its path.
+
+    Raises
+    ------
+    MissingInputError
+        If it is not there, though the card knows it.
+    UnusableDataError
+        If its SHA-256 is another, or the card knows none.
+    """
+    if not card.reference_sha256:
+        raise UnusableDataError(
+            f"generator {card.name}: its card names no {REFERENCE}, so nothing is known of its "
+            "training images; train it with this version of mri2pet"
+        )
+    return _checked(folder / REFERENCE, card.reference_sha256)
+
+
+def _checked(path: Path, sha256: str) -> Path:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; the card beside it needs it")
-    if file_sha256(path) != card.sha256:
+    if file_sha256(path) != sha256:
         raise UnusableDataError(
             f"{path}: its SHA-256 is not the card's, so it was changed or damaged; fetch it again"
         )

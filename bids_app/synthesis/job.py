@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isnan
 from pathlib import Path
 
@@ -137,3 +138,9 @@ def run_job(fabric: Fabric, job: Job, out: Path) -> None:
     if fabric.is_global_zero:
         save_file(fit.kept, out / KEPT)
         write_tsv(out / HISTORY, COLUMNS, rows_of(job.name, fit))
+
+
+def launch_job(fabric: Fabric, job: Job, out: Path) -> None:
+    """Run a job in all processes of a Fabric that was not launched yet; see :func:`run_job`."""
+    # Bound, not handed over: Fabric looks into arguments, and refuses frozen dataclasses.
+    fabric.launch(partial(run_job, job=job, out=out))

@@ -27,8 +27,9 @@ class ModelSpec:
     batch_size : int
         Tiles a step: 5 or 10 (section 3.2).
     mse_weight : float
-        Of eq. 2; the paper gives none, ours is 100: at an MSE of 0.01 as much as the adversarial
-        term of an undecided judge. 0 for the rows without MSE.
+        Of eq. 2; the paper gives none, ours is 1000: at an MSE of 0.005, which is 23 dB, twenty
+        times the adversarial term of an undecided judge. It was better than 100 on simulated PET
+        (docs/training.md). 0 for the rows without MSE.
     adversarial_weight, cycle_weight : float
         Of eq. 1, the unit of the others, and of eq. 3, 10 as in Zhu et al. (2017), section 4; the
         paper gives none.
@@ -78,7 +79,7 @@ _PATCH3D = ModelSpec(
     epochs=100, constant_epochs=100, batch_size=10, mse_weight=0.0,
     tiles_per_volume=256, validation_interval=5,
 )  # fmt: skip
-_MSE = 100.0
+_MSE = 1000.0
 
 MODELS: dict[str, ModelSpec] = {
     "semi3d-gan": _SEMI3D,
@@ -93,13 +94,16 @@ MODELS: dict[str, ModelSpec] = {
 def spec_to_dict(spec: ModelSpec) -> dict[str, object]:
     """Tell a spec in plain values, as a card holds it.
 
+    Triplets without overlap tell no ``step``: what was computed before it was known stays valid.
+
     Examples
     --------
     >>> spec_from_dict(spec_to_dict(MODELS["patch3d-gan-mse"])) == MODELS["patch3d-gan-mse"]
     True
     """
     kind = next(name for name, kind in TILINGS.items() if isinstance(spec.tiling, kind))
-    return {**asdict(spec), "tiling": {"kind": kind, **asdict(spec.tiling)}}  # type: ignore[call-overload]
+    tiling = {} if spec.tiling == SliceTriplets() else asdict(spec.tiling)  # type: ignore[call-overload]
+    return {**asdict(spec), "tiling": {"kind": kind, **tiling}}
 
 
 def spec_from_dict(values: dict[str, object]) -> ModelSpec:

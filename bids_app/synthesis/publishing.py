@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.files import read_tsv, write_tsv
-from bids_app.synthesis.card import Card, card_from
+from bids_app.synthesis.card import FOLDS, REFERENCE, Card, card_from, file_sha256
 from bids_app.synthesis.evaluation import METRICS, records_from_json
 from bids_app.synthesis.job import COLUMNS, HISTORY
+from bids_app.synthesis.reference import gather_reference, write_reference
+from bids_app.synthesis.volumes import open_volumes
 from bids_app.synthesis.weights import load_weights, save_generator
-
-FOLDS = "folds"
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Fitted:
         Weights of the folds, in order.
     fold_participants : sequence of tuple of str
         Whom each was trained on.
+    volumes : sequence of Path
+        Folders of all that the generator was trained on; see
+        :func:`bids_app.synthesis.volumes.store_volumes`.
+    fold_volumes : sequence of sequence of Path
+        Of those that each fold was trained on.
     histories : sequence of Path
         Of the folds, then of all.
     records : sequence of mapping
@@ -39,6 +44,8 @@ class Fitted:
     weights: Path
     folds: Sequence[Path]
     fold_participants: Sequence[tuple[str, ...]]
+    volumes: Sequence[Path]
+    fold_volumes: Sequence[Sequence[Path]]
     histories: Sequence[Path]
     records: Sequence[Mapping[str, object]]
     precision: str
@@ -52,7 +59,7 @@ def mean_metrics(records: Sequence[Mapping[str, object]]) -> dict[str, float]:
 
 
 def publish(values: dict[str, object], fitted: Fitted, folder: Path) -> None:
-    """Write weights, cards and histories.
+    """Write weights, cards, references and histories.
 
     Parameters
     ----------
@@ -62,13 +69,13 @@ def publish(values: dict[str, object], fitted: Fitted, folder: Path) -> None:
     fitted : Fitted
         What was trained.
     folder : Path
-        Gets ``weights.safetensors``, ``card.json``, ``history.tsv``, and each fold's generator
-        in ``folds/fold-K``, with the scores of those it left out.
+        Gets ``weights.safetensors``, ``card.json``, ``reference.safetensors``, ``history.tsv``,
+        and each fold's generator in ``folds/fold-K``, with the scores of those it left out.
 
     Raises
     ------
     ReadWriteError
-        If they cannot be written.
+        If they cannot be written, or volumes cannot be read.
     """
     card = card_from(values)
     card = replace(card, versions={**card.versions, "precision": fitted.precision})
@@ -79,11 +86,16 @@ def publish(values: dict[str, object], fitted: Fitted, folder: Path) -> None:
             metrics=mean_metrics(fitted.records[number - 1 : number]),
             trained_on=f"{card.trained_on}; without those of fold {number}",
         )
-        _save(weights, own, folder / FOLDS / f"fold-{number}")
-    _save(fitted.weights, replace(card, metrics=mean_metrics(fitted.records)), folder)
+        volumes = fitted.fold_volumes[number - 1]
+        _save(weights, volumes, own, folder / FOLDS / f"fold-{number}")
+    whole = replace(card, metrics=mean_metrics(fitted.records))
+    _save(fitted.weights, fitted.volumes, whole, folder)
     rows = [row for history in fitted.histories for row in read_tsv(history)]
     write_tsv(folder / HISTORY, COLUMNS, rows)
 
 
-def _save(weights: Path, card: Card, folder: Path) -> None:
+def _save(weights: Path, volumes: Sequence[Path], card: Card, folder: Path) -> None:
+    reference = gather_reference([open_volumes(one) for one in volumes])
+    write_reference(reference, folder / REFERENCE)
+    card = replace(card, reference_sha256=file_sha256(folder / REFERENCE))
     save_generator(load_weights(weights, card.spec, "cpu"), card, folder)

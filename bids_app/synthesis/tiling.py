@@ -6,7 +6,7 @@ Torch is not loaded here: a model's row is read before anything is computed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, prod
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
@@ -41,25 +41,37 @@ class Tiling(Protocol):
 class SliceTriplets:
     """Triplets of adjacent transverse slices, one slice to a channel (semi-3D).
 
-    Zotova et al. (2021), section 2.1, "Implementation details". Tiles are (3, I, J) and do not
-    overlap. The last one repeats the last slice where there are no more.
+    Zotova et al. (2021), section 2.1, "Implementation details". Tiles are (3, I, J). The last one
+    repeats the last slice where there are no more.
+
+    Parameters
+    ----------
+    step : int
+        Slices between the starts of two neighbours: 3, the paper's, is without overlap; with 1
+        or 2 a slice is in several triplets, and what they make of it is averaged.
 
     Examples
     --------
-    46 triplets a subject, as in section 3.2:
+    46 triplets a subject, as in section 3.2; one that begins at every slice but the last two:
 
-    >>> SliceTriplets().count((157, 189, 136))
-    46
+    >>> SliceTriplets().count((157, 189, 136)), SliceTriplets(step=1).count((157, 189, 136))
+    (46, 134)
     """
 
     spatial_dims: ClassVar[int] = 2
     channels: ClassVar[int] = 3
+    step: int = 3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.step <= self.channels:
+            raise ValueError(f"triplets begin every 1 to {self.channels} slices, not {self.step}")
 
     def count(self, shape: Shape) -> int:
-        return ceil(shape[-1] / self.channels)
+        slices = shape[-1]
+        return 1 + ceil(max(slices - self.channels, 0) / self.step) if slices else 0
 
     def cut(self, volume: Tensor, index: int) -> Tensor:
-        first = self.channels * index
+        first = self.step * index
         last = volume.shape[-1] - 1
         slices = [min(first + channel, last) for channel in range(self.channels)]
         return volume[..., slices].movedim(-1, 0)
@@ -69,13 +81,29 @@ class SliceTriplets:
 
     def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
         volume: Tensor | None = None
+        times = [0] * shape[-1]
         for index, tile in zip(range(self.count(shape)), tiles, strict=True):
-            volume = tile.new_empty(shape) if volume is None else volume
-            there = volume[..., self.channels * index : self.channels * (index + 1)]
-            there.copy_(tile[: there.shape[-1]].movedim(0, -1))
+            volume = tile.new_zeros(shape) if volume is None else volume
+            first = self.step * index
+            for number, made in zip(range(first, shape[-1]), tile, strict=False):
+                volume[..., number] += made
+                times[number] += 1
         if volume is None:
             raise ValueError(NO_TILES)
-        return volume
+        return volume.div_(volume.new_tensor(times))
+
+
+def overlap(tiling: Tiling) -> SliceTriplets:
+    """Let triplets begin at every slice, so that what is made of each slice is averaged.
+
+    Raises
+    ------
+    ValueError
+        If tiles are cubes: they overlap already, and only their centres are kept.
+    """
+    if not isinstance(tiling, SliceTriplets):
+        raise ValueError("cubes overlap already")
+    return replace(tiling, step=1)
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ Arrays lie with the last axis outermost, so that the transverse slices of a tile
 import hashlib
 import json
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bids_app.errors import ReadWriteError
-from bids_app.files import read_json, write_json
+from bids_app.files import read_json, write_bytes, write_json
 from bids_app.imaging.volume import Mask, Volume, zooms_of
 from bids_app.synthesis.models import ModelSpec
 from bids_app.synthesis.pairs import Pair, brain_tiles
@@ -79,14 +79,9 @@ def store_volumes(folder: Path, owner: Owner, *, t1w: Volume, pet: Volume, brain
 
 
 def _save(volume: np.ndarray, path: Path) -> None:
-    partial = path.with_name(f".{uuid4().hex}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(partial, volume)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
+    content = BytesIO()
+    np.save(content, volume)
+    write_bytes(path, content.getvalue())
 
 
 @dataclass(frozen=True)

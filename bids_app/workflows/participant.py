@@ -10,19 +10,9 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
-from bids_app.interfaces.derivatives import AddToSidecar, SaveDerivative
-from bids_app.interfaces.imaging import ComparePET
-from bids_app.interfaces.synthesis import SynthesizePET
+from bids_app.workflows.outputs import Output, save_node
 from bids_app.workflows.registration import init_anatomical_wf, init_pet_wf
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where a result and its sidecar go, and what is known of it beforehand."""
-
-    path: Path
-    sidecar_path: Path
-    sidecar: Mapping[str, object]
+from bids_app.workflows.synthesis import SynthesisPlan, init_comparison_wf, init_synthesis_wf
 
 
 @dataclass(frozen=True)
@@ -45,17 +35,6 @@ class PetPlan:
 
 
 @dataclass(frozen=True)
-class SynthesisPlan:
-    """A generator, how to use it, and where the synthetic PET goes."""
-
-    generator: Path
-    sha256: str
-    fwhm: float
-    device: str
-    output: Output
-
-
-@dataclass(frozen=True)
 class Preprocessing:
     """How T1w and PET are brought into MNI space; see :func:`init_anatomical_wf`."""
 
@@ -70,22 +49,13 @@ class Preprocessing:
     omp_nthreads: int
 
 
-def _save(output: Output, name: str) -> Node:
-    node = SaveDerivative(
-        out_file=str(output.path),
-        sidecar_file=str(output.sidecar_path),
-        sidecar=dict(output.sidecar),
-    )
-    return Node(node, name=f"save_{name}")
-
-
 def _save_all(
     workflow: Workflow, source: Workflow, outputs: Mapping[str, Output], prefix: str
 ) -> None:
     """Connect each output of a workflow, and what was measured of it, to a node that saves it."""
     fields = source.get_node("outputnode").interface._fields
     for field, output in outputs.items():
-        save = _save(output, f"{prefix}{field}")
+        save = save_node(output, f"{prefix}{field}")
         workflow.connect(source, f"outputnode.{field}", save, "in_file")
         if f"{field}_measured" in fields:
             workflow.connect(source, f"outputnode.{field}_measured", save, "measured")
@@ -146,81 +116,6 @@ def init_preprocessing_wf(
         _save_all(workflow, pet, plan.outputs, f"pet_{number}_")
         if number == 0:
             workflow.connect(pet, "outputnode.in_template", outputnode, "pet_in_template")
-    return workflow
-
-
-def init_synthesis_wf(
-    *, plan: SynthesisPlan, omp_nthreads: int, name: str = "synthesis_wf"
-) -> Workflow:
-    """Predict the PET of a T1w that lies in MNI space, and save it.
-
-    Parameters
-    ----------
-    plan : SynthesisPlan
-        Generator and destination.
-    omp_nthreads : int
-        Threads that torch may use.
-
-    Inputs
-    ------
-    t1w
-        T1w in [0, 1] on the generator's grid, brain only.
-    brain_mask
-        The brain on that grid.
-
-    Outputs
-    -------
-    pet
-        The synthetic PET in [0, 1].
-    sidecar_file
-        Its sidecar, in its place.
-    """
-    inputnode = Node(IdentityInterface(["t1w", "brain_mask"]), name="inputnode")
-    outputnode = Node(IdentityInterface(["pet", "sidecar_file"]), name="outputnode")
-    synthesize = Node(
-        SynthesizePET(
-            generator=str(plan.generator), sha256=plan.sha256, fwhm=plan.fwhm,
-            device=plan.device, threads=omp_nthreads,
-        ),
-        name="synthesize", n_procs=omp_nthreads, mem_gb=2,
-    )  # fmt: skip
-    save = _save(plan.output, "synthetic_pet")
-    workflow = Workflow(name)
-    workflow.connect([
-        (inputnode, synthesize, [("t1w", "t1w"), ("brain_mask", "mask")]),
-        (synthesize, save, [("pet", "in_file")]),
-        (synthesize, outputnode, [("pet", "pet")]),
-        (save, outputnode, [("sidecar_file", "sidecar_file")]),
-    ])  # fmt: skip
-    return workflow
-
-
-def init_comparison_wf(*, name: str = "comparison_wf") -> Workflow:
-    """Measure a synthetic PET against the real one, and tell it in its sidecar.
-
-    Inputs
-    ------
-    synthetic
-        Synthetic PET in [0, 1].
-    sidecar_file
-        Its sidecar, in its place.
-    real
-        Real PET in [0, 1] on the same grid.
-    brain_mask
-        The brain on that grid.
-    """
-    inputnode = Node(
-        IdentityInterface(["synthetic", "sidecar_file", "real", "brain_mask"]), name="inputnode"
-    )
-    compare = Node(ComparePET(), name="compare")
-    tell = Node(AddToSidecar(), name="tell")
-    workflow = Workflow(name)
-    workflow.connect([
-        (inputnode, compare, [("synthetic", "synthetic"), ("real", "real"),
-                              ("brain_mask", "mask")]),
-        (inputnode, tell, [("sidecar_file", "sidecar_file")]),
-        (compare, tell, [("sidecar", "measured")]),
-    ])  # fmt: skip
     return workflow
 
 

@@ -15,7 +15,7 @@ from bids_app.interfaces.training import (
     StoreVolumes,
     TrainGenerator,
 )
-from bids_app.workflows.participant import Output
+from bids_app.workflows.outputs import Output
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,8 @@ def init_model_wf(
     publish = PublishGenerator(
         card=dict(plan.card), folder=str(plan.folder),
         fold_participants=[[one.participant for one in fold.training] for fold in folds],
+        volumes=_folders(everyone), fold_volumes=[_folders(fold.training) for fold in folds],
+        digests=[one.sha256 for one in everyone],
     )  # fmt: skip
     publishing = Node(publish, name="publish", mem_gb=1)
     lists = {

@@ -1,0 +1,196 @@
+"""From a T1w in template space to a synthetic PET, and to what tells how far to trust it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nipype.interfaces.utility import IdentityInterface, Merge
+from nipype.pipeline.engine import Node, Workflow
+
+from bids_app.interfaces.derivatives import AddToSidecar
+from bids_app.interfaces.imaging import ComparePET
+from bids_app.interfaces.synthesis import MeasureNovelty, MeasureSpread, SynthesizePET
+from bids_app.workflows.outputs import Output, save_node
+
+
+@dataclass(frozen=True)
+class GeneratorFiles:
+    """A generator on disk: its folder, and digests of its weights and of its reference."""
+
+    folder: Path
+    sha256: str
+    reference_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class UncertaintyPlan:
+    """Generators of folds, and where the standard deviation of what they predict goes."""
+
+    generators: tuple[GeneratorFiles, ...]
+    output: Output
+
+
+@dataclass(frozen=True)
+class SynthesisPlan:
+    """A generator, how to use it, and where the synthetic PET goes.
+
+    Parameters
+    ----------
+    generator : GeneratorFiles
+        What predicts.
+    fwhm : float
+        Smoothing of the result, in mm.
+    device : str
+        A torch device.
+    output : Output
+        Where the result goes.
+    overlap, match_histogram : bool
+        Average overlapping triplets; match to the mean PET of the training controls.
+    novelty : bool
+        Compare the T1w with those of the training controls.
+    uncertainty : UncertaintyPlan or None
+        Compare what the generators of folds predict.
+    """
+
+    generator: GeneratorFiles
+    fwhm: float
+    device: str
+    output: Output
+    overlap: bool = False
+    match_histogram: bool = False
+    novelty: bool = False
+    uncertainty: UncertaintyPlan | None = None
+
+
+def _synthesize(plan: SynthesisPlan, generator: GeneratorFiles, threads: int, name: str) -> Node:
+    synthesize = SynthesizePET(
+        generator=str(generator.folder), sha256=generator.sha256, fwhm=plan.fwhm,
+        reference_sha256=generator.reference_sha256 if plan.match_histogram else "",
+        overlap=plan.overlap, match_histogram=plan.match_histogram,
+        device=plan.device, threads=threads,
+    )  # fmt: skip
+    return Node(synthesize, name=name, n_procs=threads, mem_gb=2)
+
+
+def init_synthesis_wf(
+    *, plan: SynthesisPlan, omp_nthreads: int, name: str = "synthesis_wf"
+) -> Workflow:
+    """Predict the PET of a T1w that lies in MNI space, and save it.
+
+    Parameters
+    ----------
+    plan : SynthesisPlan
+        Generator and destination.
+    omp_nthreads : int
+        Threads that torch may use.
+
+    Inputs
+    ------
+    t1w
+        T1w in [0, 1] on the generator's grid, brain only.
+    brain_mask
+        The brain on that grid.
+
+    Outputs
+    -------
+    pet
+        The synthetic PET in [0, 1].
+    sidecar_file
+        Its sidecar, in its place.
+    """
+    inputnode = Node(IdentityInterface(["t1w", "brain_mask"]), name="inputnode")
+    outputnode = Node(IdentityInterface(["pet", "sidecar_file"]), name="outputnode")
+    synthesize = _synthesize(plan, plan.generator, omp_nthreads, "synthesize")
+    save = save_node(plan.output, "synthetic_pet")
+    workflow = Workflow(name)
+    workflow.connect([
+        (inputnode, synthesize, [("t1w", "t1w"), ("brain_mask", "mask")]),
+        (synthesize, save, [("pet", "in_file")]),
+        (synthesize, outputnode, [("pet", "pet")]),
+        (save, outputnode, [("sidecar_file", "sidecar_file")]),
+    ])  # fmt: skip
+    if plan.novelty:
+        compare = MeasureNovelty(
+            generator=str(plan.generator.folder), reference_sha256=plan.generator.reference_sha256
+        )
+        node = Node(compare, name="measure_novelty")
+        workflow.connect([
+            (inputnode, node, [("t1w", "t1w")]), (node, save, [("sidecar", "measured")]),
+        ])  # fmt: skip
+    if plan.uncertainty is not None:
+        measuring = init_uncertainty_wf(
+            plan=plan, uncertainty=plan.uncertainty, omp_nthreads=omp_nthreads
+        )
+        doors = [("t1w", "inputnode.t1w"), ("brain_mask", "inputnode.brain_mask")]
+        workflow.connect([(inputnode, measuring, doors)])
+    return workflow
+
+
+def init_uncertainty_wf(
+    *,
+    plan: SynthesisPlan,
+    uncertainty: UncertaintyPlan,
+    omp_nthreads: int,
+    name: str = "uncertainty_wf",
+) -> Workflow:
+    """Predict the PET of a T1w by the generator of each fold, and save how far they are apart.
+
+    Parameters
+    ----------
+    plan : SynthesisPlan
+        How generators are used.
+    uncertainty : UncertaintyPlan
+        Generators and destination.
+    omp_nthreads : int
+        Threads that torch may use.
+
+    Inputs
+    ------
+    t1w
+        T1w in [0, 1] on the generators' grid, brain only.
+    brain_mask
+        The brain on that grid.
+    """
+    inputnode = Node(IdentityInterface(["t1w", "brain_mask"]), name="inputnode")
+    pets = Node(Merge(len(uncertainty.generators)), name="pets", run_without_submitting=True)
+    spread = Node(MeasureSpread(), name="spread")
+    save = save_node(uncertainty.output, "uncertainty")
+    workflow = Workflow(name)
+    for number, generator in enumerate(uncertainty.generators, start=1):
+        synthesize = _synthesize(plan, generator, omp_nthreads, f"synthesize_{number}")
+        workflow.connect([
+            (inputnode, synthesize, [("t1w", "t1w"), ("brain_mask", "mask")]),
+            (synthesize, pets, [("pet", f"in{number}")]),
+        ])  # fmt: skip
+    workflow.connect([
+        (pets, spread, [("out", "images")]), (spread, save, [("spread", "in_file")]),
+    ])  # fmt: skip
+    return workflow
+
+
+def init_comparison_wf(*, name: str = "comparison_wf") -> Workflow:
+    """Measure a synthetic PET against the real one, and tell it in its sidecar.
+
+    Inputs
+    ------
+    synthetic
+        Synthetic PET in [0, 1].
+    sidecar_file
+        Its sidecar, in its place.
+    real
+        Real PET in [0, 1] on the same grid.
+    brain_mask
+        The brain on that grid.
+    """
+    inputnode = Node(
+        IdentityInterface(["synthetic", "sidecar_file", "real", "brain_mask"]), name="inputnode"
+    )
+    compare = Node(ComparePET(), name="compare")
+    tell = Node(AddToSidecar(), name="tell")
+    workflow = Workflow(name)
+    workflow.connect([
+        (inputnode, compare, [("synthetic", "synthetic"), ("real", "real"),
+                              ("brain_mask", "mask")]),
+        (inputnode, tell, [("sidecar_file", "sidecar_file")]),
+        (compare, tell, [("sidecar", "measured")]),
+    ])  # fmt: skip
+    return workflow

@@ -1,0 +1,241 @@
+import resource
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cohorts import store
+from safetensors.torch import load_file
+
+from bids_app.errors import Mri2petError, ReadWriteError, UnusableDataError
+from bids_app.files import read_tsv
+from bids_app.imaging.similarity import ssim
+from bids_app.synthesis import job as jobs
+from bids_app.synthesis.checkpoint import save_checkpoint
+from bids_app.synthesis.device import make_fabric
+from bids_app.synthesis.evaluation import smooth_in_brain
+from bids_app.synthesis.inference import predict
+from bids_app.synthesis.job import (
+    CHECKPOINT,
+    COLUMNS,
+    HISTORY,
+    KEPT,
+    Job,
+    launch_job,
+    mean_ssim,
+)
+from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.tiling import CubicPatches
+from bids_app.synthesis.training import Training
+from bids_app.synthesis.volumes import open_volumes
+from bids_app.synthesis.weights import load_weights
+
+SEMI3D = replace(
+    MODELS["semi3d-cyclegan-mse"],
+    n_blocks=1, width=2, epochs=4, constant_epochs=2, batch_size=6, pool_size=3,
+)  # fmt: skip
+PATCH3D = replace(
+    MODELS["patch3d-gan-mse"], tiling=CubicPatches(24, 8), n_blocks=1, width=2, epochs=4,
+    constant_epochs=4, batch_size=2, pool_size=3, tiles_per_volume=3, validation_interval=3,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def visits(tmp_path_factory):
+    """Three people of 26×25×24 voxels; an epoch of two has three steps."""
+    root, rng = tmp_path_factory.mktemp("volumes"), np.random.default_rng(3)
+    return [store(root / name, rng, name, shape=(26, 25, 24)) for name in ("01", "02", "03")]
+
+
+@pytest.fixture
+def start(tmp_path, visits):
+    """Start a job, or go on with it; give where its results are."""
+
+    def run(name="1", *, spec=SEMI3D, validation=None, last_epoch=4, precision="32-true", seed=1):
+        out = tmp_path / f"out-{name}"
+        out.mkdir(exist_ok=True)
+        left_out = visits[2:] if validation is None else validation
+        job = Job(name, spec, visits[:2], left_out, last_epoch, seed, 1.5, tmp_path / name)
+        launch_job(make_fabric("cpu", precision), job, out)
+        return out
+
+    return run
+
+
+def without_seconds(out):
+    rows = read_tsv(out / HISTORY)
+    return [{name: cell for name, cell in row.items() if name not in ("fold", "seconds")}
+            for row in rows]  # fmt: skip
+
+
+def assert_same(one, other):
+    mine, yours = load_file(one / KEPT), load_file(other / KEPT)
+    assert mine.keys() == yours.keys()
+    assert [name for name in mine if not torch.equal(mine[name], yours[name])] == []
+    assert without_seconds(one) == without_seconds(other)
+
+
+def stop_in_step(monkeypatch, number, error):
+    """Let a step raise an error, counted from 1; later ones are as always."""
+    step, seen = Training._step, []
+
+    def stopping(training, batch):
+        seen.append(batch)
+        if len(seen) == number:
+            raise error
+        return step(training, batch)
+
+    monkeypatch.setattr(Training, "_step", stopping)
+
+
+@contextmanager
+def disk_for(size):
+    """Let no file grow beyond so many bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+# What a job leaves
+
+
+def test_the_history_tells_each_epoch_and_which_one_was_kept(start):
+    rows = read_tsv(start("1") / HISTORY)
+    assert tuple(rows[0]) == COLUMNS
+    assert [(row["fold"], row["epoch"]) for row in rows] == [("1", str(n)) for n in (1, 2, 3, 4)]
+    best = max(rows, key=lambda row: float(row["ssim_validation"]))
+    assert [row["kept"] for row in rows] == [str(int(row is best)) for row in rows]
+    assert [row["learning_rate"] for row in rows] == ["0.0002", "0.0002", "0.0002", "0.0001"]
+
+
+def test_what_is_kept_is_the_generator_of_the_best_epoch(start, visits):
+    out = start("1")
+    rows = read_tsv(out / HISTORY)
+    (kept,) = (row for row in rows if row["kept"] == "1")
+    generator = load_weights(out / KEPT, SEMI3D, "cpu")
+    value = mean_ssim(generator, [open_volumes(visits[2])], SEMI3D, 1.5)
+    assert float(kept["ssim_validation"]) == pytest.approx(value, abs=1e-6)
+    assert kept is not rows[-1]  # or the last epoch's would do as well
+
+
+def test_without_validation_the_last_epoch_is_kept(start):
+    rows = read_tsv(start("all", validation=[], last_epoch=3) / HISTORY)
+    assert [(row["kept"], row["ssim_validation"]) for row in rows] == [
+        ("0", "n/a"), ("0", "n/a"), ("1", "n/a")
+    ]  # fmt: skip
+
+
+def test_early_stopping_looks_at_what_will_be_written(visits):
+    """Smoothed, then masked, as a synthetic PET is; the mean over people."""
+    generator = load_weights_of_noise()
+    expected = []
+    for visit in map(open_volumes, visits):
+        raw = predict(np.array(visit.t1w), generator, SEMI3D.tiling)
+        pet = smooth_in_brain(raw, visit.brain, fwhm=6.0, zooms=(4.0, 4.0, 4.0))
+        expected.append(ssim(pet, visit.pet))
+    value = mean_ssim(generator, [open_volumes(visit) for visit in visits], SEMI3D, 6.0)
+    assert value == pytest.approx(np.mean(expected), abs=1e-7)
+    assert value != pytest.approx(expected[0], abs=1e-4)
+
+
+def load_weights_of_noise():
+    fabric = make_fabric("cpu", "32-true")
+    return Training(SEMI3D, fabric, torch.Generator().manual_seed(8)).generators[0].eval()
+
+
+def test_jobs_with_equal_seeds_end_alike_and_with_others_not(start):
+    assert_same(start("1"), start("2"))
+    one, other = load_file(start("1") / KEPT), load_file(start("3", seed=2) / KEPT)
+    assert not torch.equal(one["layers.0.weight"], other["layers.0.weight"])
+
+
+# Going on
+
+
+@pytest.mark.parametrize("spec", [SEMI3D, PATCH3D], ids=["semi3d", "patch3d"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_job_that_was_stopped_in_an_epoch_ends_like_one_that_was_not(
+    start, tmp_path, monkeypatch, spec, precision
+):
+    whole = start("whole", spec=spec, precision=precision)
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 8, KeyboardInterrupt)  # in the third epoch, its pools changed already
+        with pytest.raises(KeyboardInterrupt):
+            start("stopped", spec=spec, precision=precision)
+    assert len(read_tsv(tmp_path / "stopped" / HISTORY)) == 2
+    assert not (tmp_path / "out-stopped" / KEPT).exists()
+    epochs = []
+    monkeypatch.setattr(
+        jobs, "save_checkpoint",
+        lambda fit, path: epochs.append(fit.training.epoch) or save_checkpoint(fit, path),
+    )  # fmt: skip
+    assert_same(start("stopped", spec=spec, precision=precision), whole)
+    assert epochs == [3, 4]  # nothing is trained twice
+
+
+def test_a_job_that_had_ended_is_not_trained_again(start, monkeypatch):
+    whole = start("1")
+    before = (whole / HISTORY).read_text()
+    for name in (KEPT, HISTORY):
+        (whole / name).unlink()
+    stop_in_step(monkeypatch, 1, AssertionError("trained again"))
+    assert (start("1") / HISTORY).read_text() == before
+    assert (whole / KEPT).exists()
+
+
+# Bad luck
+
+
+@pytest.mark.parametrize("when", [1, 6])
+def test_a_loss_that_is_no_number_stops_the_job_with_a_sentence(start, visits, monkeypatch, when):
+    step, seen = Training._step, []
+
+    def broken(training, batch):
+        seen.append(batch)
+        if len(seen) == when:
+            batch = replace(batch, mri=batch.mri * torch.nan)
+        return step(training, batch)
+
+    monkeypatch.setattr(Training, "_step", broken)
+    epoch = {1: 1, 6: 2}[when]
+    match = rf"training of fold 3 stopped: a loss is not finite in epoch {epoch}; try again with "
+    with pytest.raises(Mri2petError, match=match) as caught:
+        start("3")
+    assert caught.value.exit_code == 1
+
+
+def test_a_checkpoint_that_cannot_be_read_is_told(start, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 5, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            start("1")
+    path = tmp_path / "1" / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UnusableDataError, match=rf"{path}: not a checkpoint .*; delete it to"):
+        start("1")
+    path.unlink()
+    assert_same(start("1"), start("2"))
+
+
+def test_a_disk_that_is_full_keeps_the_checkpoint_before(start, tmp_path, monkeypatch):
+    def save(fit, path):
+        with disk_for(4096 if fit.training.epoch == 3 else resource.RLIM_INFINITY):
+            save_checkpoint(fit, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "save_checkpoint", save)
+        match = rf"{tmp_path / '1' / CHECKPOINT}: cannot write the checkpoint \(\S"
+        with pytest.raises(ReadWriteError, match=match):
+            start("1")
+    assert sorted(path.name for path in (tmp_path / "1").iterdir()) == [CHECKPOINT, HISTORY]
+    assert int(load_file(tmp_path / "1" / CHECKPOINT)["epoch"]) == 2
+    assert_same(start("1"), start("2"))
+
+
+def test_volumes_that_are_gone_are_told(start, tmp_path):
+    with pytest.raises(ReadWriteError, match=r"nobody/about\.json: cannot be read"):
+        start("1", validation=[tmp_path / "nobody"])

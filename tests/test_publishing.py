@@ -1,0 +1,154 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cohorts import store
+from safetensors.torch import load_file, save_file
+
+from bids_app.errors import UnusableDataError
+from bids_app.files import read_tsv, write_tsv
+from bids_app.synthesis.card import CARD, WEIGHTS, Card, card_values, file_sha256, read_card
+from bids_app.synthesis.evaluation import METRICS, Record, Scores, records_to_json
+from bids_app.synthesis.job import COLUMNS, HISTORY
+from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.publishing import Fitted, mean_metrics, publish
+from bids_app.synthesis.translator import build_translator
+from bids_app.synthesis.weights import load_generator
+
+SPEC = replace(MODELS["semi3d-gan-mse"], n_blocks=1, width=2)
+CARD_OF_ALL = Card(
+    "semi3d-gan-mse", "7", SPEC, "MNI", (24, 25, 9), ((4.0, 0.0, 0.0, 0.0),) * 4, "", "two people",
+    "tests", ("01", "02"), "ellipsoids", 3, {"torch": "2"},
+)  # fmt: skip
+
+
+def record(participant, fold, value, **changed):
+    scores = replace(Scores(*[value] * len(METRICS)), **changed)
+    return Record(CARD_OF_ALL.name, participant, None, fold, scores, {})
+
+
+@pytest.fixture
+def fitted(tmp_path, rng):
+    """What two folds of a person each, and the fit to both, have left."""
+
+    def weights(seed):
+        generator = build_translator(SPEC, torch.Generator().manual_seed(seed)).generator
+        save_file(generator.state_dict(), tmp_path / f"kept-{seed}.safetensors")
+        return tmp_path / f"kept-{seed}.safetensors"
+
+    def history(fold, epochs):
+        rows = [{"fold": fold, "epoch": n, "kept": int(n == epochs)} for n in range(1, epochs + 1)]
+        write_tsv(tmp_path / f"history-{fold}.tsv", COLUMNS, rows)
+        return tmp_path / f"history-{fold}.tsv"
+
+    folders = [store(tmp_path / name, rng, name) for name in ("01", "02")]
+    return Fitted(
+        weights=weights(9), folds=[weights(1), weights(2)],
+        fold_participants=[("02",), ("01",)],
+        volumes=folders, fold_volumes=[folders[1:], folders[:1]],
+        histories=[history("1", 2), history("2", 3), history("all", 1)],
+        records=[
+            records_to_json([record("01", 1, 0.5, lpips=float("nan"))]),
+            records_to_json([record("02", 2, 1.0, lpips=float("nan")), record("03", 2, 0.0)]),
+        ],
+        precision="bf16-mixed",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(fitted, tmp_path):
+    publish(card_values(CARD_OF_ALL), fitted, tmp_path / "out" / "mine")
+    return tmp_path / "out" / "mine"
+
+
+def assert_generates(folder, weights):
+    """See that a folder holds a generator that can be used, and that it is this one."""
+    generator, card = load_generator(folder, "cpu")
+    other = build_translator(SPEC, torch.Generator().manual_seed(0)).generator
+    other.load_state_dict(load_file(weights))
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(generator.parameters(), other.parameters(), strict=True)
+    )
+    assert card.sha256 == file_sha256(folder / WEIGHTS)
+
+
+def test_the_generator_of_all_and_those_of_the_folds_can_be_used(folder, fitted):
+    assert_generates(folder, fitted.weights)
+    for number, weights in enumerate(fitted.folds, start=1):
+        assert_generates(folder / "folds" / f"fold-{number}", weights)
+    assert not (folder / "folds" / "fold-3").exists()
+
+
+def test_the_weights_of_a_fold_are_those_that_were_scored(folder, fitted):
+    """The sidecar of an out-of-fold PET names them by the SHA-256 of what the fold left."""
+    for number, weights in enumerate(fitted.folds, start=1):
+        card = read_card(folder / "folds" / f"fold-{number}")
+        assert card.sha256 == file_sha256(weights)
+
+
+def test_cards_list_whom_their_generator_has_seen(folder):
+    assert read_card(folder).participants == ("01", "02")
+    assert read_card(folder / "folds" / "fold-1").participants == ("02",)
+    assert read_card(folder / "folds" / "fold-2").participants == ("01",)
+    assert "without those of fold 2" in read_card(folder / "folds" / "fold-2").trained_on
+
+
+def test_cards_keep_what_was_known_and_add_precision(folder):
+    for place in (folder, folder / "folds" / "fold-1"):
+        card = read_card(place)
+        assert card.versions == {"torch": "2", "precision": "bf16-mixed"}
+        for name in ("name", "version", "spec", "template", "shape", "affine", "dataset", "seed"):
+            assert getattr(card, name) == getattr(CARD_OF_ALL, name)
+
+
+def test_metrics_are_means_over_those_who_were_left_out(folder):
+    whole, first, second = (
+        read_card(place).metrics
+        for place in (folder, folder / "folds" / "fold-1", folder / "folds" / "fold-2")
+    )
+    assert (first["ssim"], second["ssim"]) == (0.5, 0.5)
+    assert (first["psnr"], second["psnr_brain"]) == (0.5, 0.5)
+    assert whole["mae"] == pytest.approx(0.5)
+    assert {"lpips"} == set(METRICS) - set(whole)
+
+
+def test_a_metric_is_a_mean_over_people_and_not_over_folds():
+    parts = [[record("01", 1, 0.9)], [record("02", 2, 0.3), record("03", 2, 0.0)]]
+    metrics = mean_metrics([records_to_json(part) for part in parts])
+    assert metrics == dict.fromkeys(METRICS, 0.4)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_mean_that_is_no_number_is_left_out_of_the_card(value):
+    told = records_to_json([record("01", 1, 0.5), record("02", 1, 0.5, psnr=value)])
+    metrics = mean_metrics([told])
+    assert "psnr" not in metrics
+    assert metrics["ssim"] == 0.5
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_histories_stand_one_below_the_other(folder):
+    rows = read_tsv(folder / HISTORY)
+    assert tuple(rows[0]) == COLUMNS
+    told = [(row["fold"], row["epoch"], row["kept"]) for row in rows]
+    assert told == [
+        ("1", "1", "0"), ("1", "2", "1"),
+        ("2", "1", "0"), ("2", "2", "0"), ("2", "3", "1"),
+        ("all", "1", "1"),
+    ]  # fmt: skip
+
+
+def test_publishing_twice_changes_nothing(folder, fitted):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    publish(card_values(CARD_OF_ALL), fitted, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_weights_of_another_network_are_refused(fitted, tmp_path):
+    values = card_values(replace(CARD_OF_ALL, spec=replace(SPEC, width=3)))
+    with pytest.raises(UnusableDataError, match=r"kept-1\.safetensors: does not fit"):
+        publish(values, fitted, tmp_path / "out")
+    assert not (tmp_path / "out" / CARD).exists()

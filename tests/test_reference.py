@@ -1,0 +1,245 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.files import write_tsv
+from bids_app.synthesis.card import REFERENCE, Card, card_values, check_reference, read_card
+from bids_app.synthesis.job import COLUMNS
+from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.publishing import Fitted, publish
+from bids_app.synthesis.reference import (
+    Reference,
+    gather_reference,
+    look_at,
+    novelty,
+    read_reference,
+    tell_novelty,
+    write_reference,
+)
+from bids_app.synthesis.translator import build_generator
+from bids_app.synthesis.volumes import Owner, Volumes, open_volumes, store_volumes
+from bids_app.synthesis.weights import save_generator
+
+SHAPE, ZOOMS = (16, 14, 12), (4.0, 4.0, 4.0)
+AFFINE = ((4.0, 0.0, 0.0, 0.0), (0.0, 4.0, 0.0, 0.0), (0.0, 0.0, 4.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+
+
+def visit_of(rng, participant, *, level=0.6):
+    """A box of a brain with a pattern that all people share, and a little of their own."""
+    x, y, z = np.indices(SHAPE)
+    brain = np.zeros(SHAPE, bool)
+    brain[2:14, 2:12, 2:10] = True
+    t1w = level + 0.2 * np.sin(x / 2) * np.cos(y / 3) + 0.05 * rng.standard_normal(SHAPE)
+    t1w = np.where(brain, np.clip(t1w, 0, 1), 0).astype(np.float32)
+    pet = np.where(brain, np.clip(1 - t1w + 0.02 * z, 0, 1), 0).astype(np.float32)
+    return Volumes(Owner(participant, None, AFFINE), t1w, pet, brain)
+
+
+@pytest.fixture
+def visits(rng):
+    return [visit_of(rng, f"{number:02}") for number in range(6)]
+
+
+@pytest.fixture
+def reference(visits):
+    return gather_reference(visits)
+
+
+def same(one, other):
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name)) and
+        getattr(one, name).dtype == getattr(other, name).dtype
+        for name in vars(one)
+    )  # fmt: skip
+
+
+# What is kept
+
+
+def test_a_reference_comes_back_from_its_file(tmp_path, reference):
+    write_reference(reference, tmp_path / "made" / REFERENCE)
+    assert same(read_reference(tmp_path / "made" / REFERENCE), reference)
+    assert [path.name for path in (tmp_path / "made").iterdir()] == [REFERENCE]
+
+
+def test_equal_images_give_equal_files(tmp_path, visits):
+    for name in "ab":
+        write_reference(gather_reference(visits), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_file_that_is_no_reference_is_named(tmp_path):
+    (tmp_path / "other").write_bytes(b"no tensors")
+    with pytest.raises(UnusableDataError, match="other: tells no reference"):
+        read_reference(tmp_path / "other")
+    with pytest.raises(ReadWriteError, match="absent: cannot be read"):
+        read_reference(tmp_path / "absent")
+
+
+def test_the_order_of_images_does_not_matter(visits, reference):
+    other = gather_reference(visits[::-1])
+    assert other.novelties[::-1] == pytest.approx(reference.novelties, rel=1e-5)
+    assert other.t1w_mean == pytest.approx(reference.t1w_mean, abs=1e-6)
+    assert other.pet_quantiles == pytest.approx(reference.pet_quantiles, abs=1e-6)
+
+
+def test_the_mean_pet_is_of_those_who_have_brain_there():
+    """Two people: one voxel is in both brains, one in one of them, one in none."""
+    brains = np.array([[[[True, True, False]]], [[[True, False, False]]]])
+    pets = np.array([[[[0.4, 0.8, 0.0]]], [[[0.6, 0.0, 0.0]]]], np.float32)
+    visits = [
+        Volumes(Owner(name, None, AFFINE), pet, pet, brain)
+        for name, pet, brain in zip("ab", pets, brains, strict=True)
+    ]
+    quantiles = gather_reference(visits).pet_quantiles
+    assert quantiles == pytest.approx(np.linspace(0.5, 0.8, 1001), abs=1e-6)
+    third = Volumes(Owner("c", None, AFFINE), pets[1], pets[1], brains[1])
+    quantiles = gather_reference([*visits, third]).pet_quantiles  # 1 of 3 is too few
+    assert quantiles == pytest.approx(np.full(1001, (0.4 + 2 * 0.6) / 3), abs=1e-6)
+
+
+# Novelty
+
+
+def test_a_t1w_is_seen_by_mean_and_spread_of_its_cubes():
+    t1w = np.zeros((2, 2, 3), np.float32)
+    t1w[..., 0], t1w[..., 1], t1w[..., 2] = 0.2, 0.8, 0.5
+    mean, spread = look_at(t1w, (4.0, 4.0, 4.0))  # 2×2×2 voxels, and 2×2×1
+    assert mean == pytest.approx(np.array([[[0.5, 0.5]]]))
+    assert spread == pytest.approx(np.array([[[0.3, 0.0]]]), abs=1e-6)
+
+
+def test_training_t1w_are_known_by_mean_and_standard_deviation(visits):
+    looks = [look_at(visit.t1w, ZOOMS) for visit in visits[:2]]
+    both = gather_reference(visits[:2])
+    assert both.t1w_mean == pytest.approx((looks[0] + looks[1]) / 2, abs=1e-6)
+    assert both.t1w_sd == pytest.approx(np.abs(looks[0] - looks[1]) / np.sqrt(2), abs=1e-6)
+
+
+def small_reference(novelties=()):
+    """Two cubes, of which one is brain: its mean is 0.5 ± 0.1, its spread 0.2 ± 0.001."""
+    mean, sd = np.array([[[[0.5, 0.9]]], [[[0.2, 0.0]]]]), np.array([[[[0.1, 1]]], [[[0.001, 1]]]])
+    return Reference(
+        np.zeros(1001, np.float32), mean.astype(np.float32), sd.astype(np.float32),
+        np.array([[[True, False]]]), np.array(novelties, np.float32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.3, 0.7, 0),  # mean 0.5, spread 0.2: as the mean of all
+        (0.5, 0.9, 2 / np.sqrt(2)),  # the mean is 2 SD away, the spread is right
+        (0.26, 0.74, 2 / np.sqrt(2)),  # the spread is 0.04 away, which is 2 of the least SD
+        (0.6, 0.6, np.sqrt((1**2 + 10**2) / 2)),
+    ],
+)
+def test_novelty_is_a_distance_in_standard_deviations(low, high, expected):
+    t1w = np.full((2, 2, 4), 0.123, np.float32)
+    t1w[..., 0], t1w[..., 1] = low, high
+    assert novelty(t1w, ZOOMS, small_reference()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_t1w_like_the_others_is_within_their_range(rng, reference):
+    values = [novelty(visit_of(rng, "x").t1w, ZOOMS, reference) for _ in range(8)]
+    assert 0.5 < min(reference.novelties) < max(reference.novelties) < 3
+    assert np.median(values) <= max(reference.novelties)
+
+
+CHANGES = {
+    "inverted": lambda t1w: np.where(t1w > 0, 1 - t1w, 0),
+    "shifted": lambda t1w: np.roll(t1w, 2, axis=0),
+    "darker": lambda t1w: 0.6 * t1w,
+    "flat": lambda t1w: np.where(t1w > 0, t1w[t1w > 0].mean(), 0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_t1w_unlike_all_others_is_beyond_their_range(rng, reference, change):
+    t1w = change(visit_of(rng, "x").t1w).astype(np.float32)
+    assert novelty(t1w, ZOOMS, reference) > 1.5 * max(reference.novelties)
+
+
+def test_each_training_t1w_is_compared_with_those_of_the_others(visits, reference):
+    for number, visit in enumerate(visits):
+        others = gather_reference([one for one in visits if one is not visit])
+        others = replace(others, brain=reference.brain)
+        assert reference.novelties[number] == pytest.approx(
+            novelty(visit.t1w, ZOOMS, others), rel=1e-5
+        )
+
+
+def test_a_second_visit_does_not_vouch_for_the_first(rng, visits):
+    """Someone who is unlike all others, and was seen twice, is as unlike as if seen once."""
+    odd = [visit_of(rng, "odd", level=0.2) for _ in range(2)]
+    twice = gather_reference([*visits, *odd]).novelties
+    once = gather_reference([*visits, odd[0]]).novelties
+    assert twice[6] == pytest.approx(once[6], rel=1e-5)
+    assert twice[6:].min() > 3 * once[:6].max()
+
+
+def test_one_participant_alone_has_nobody_to_be_compared_with(rng):
+    alone = gather_reference([visit_of(rng, "01"), visit_of(rng, "01")])
+    assert alone.novelties.shape == (0,)
+    told = tell_novelty(1.0, alone)
+    assert told["TrainingControlsHighest"] is None
+    assert told["BeyondTrainingControls"] is False
+    single = gather_reference([visit_of(rng, "01")])
+    assert np.isfinite(novelty(visit_of(rng, "02").t1w, ZOOMS, single))
+
+
+@pytest.mark.parametrize(("value", "beyond"), [(1.2, False), (1.5, False), (1.51, True)])
+def test_a_novelty_is_told_beside_those_of_the_training_controls(value, beyond):
+    told = tell_novelty(value, small_reference([1.5, 0.9, 1.1]))
+    assert told["Value"] == value
+    assert told["TrainingControls"] == 3
+    assert told["TrainingControlsLowest"] == pytest.approx(0.9)
+    assert told["TrainingControlsHighest"] == 1.5
+    assert told["BeyondTrainingControls"] is beyond
+
+
+def test_a_t1w_on_another_grid_has_no_novelty(reference):
+    with pytest.raises(ValueError, match="cubes"):
+        novelty(np.zeros((8, 8, 8), np.float32), ZOOMS, reference)
+
+
+# Where it comes from
+
+
+@pytest.fixture
+def published(tmp_path, rng):
+    """A generator of four controls and two folds, as the train level publishes it."""
+    spec = replace(MODELS["semi3d-gan-mse"], n_blocks=0, width=1)
+    card = Card("tiny", "0", spec, "T", SHAPE, AFFINE, "", "noise", "tests", tuple("abcd"), "x", 0)
+    folders = {}
+    for name in "abcd":
+        visit = visit_of(rng, name)
+        folders[name] = tmp_path / "volumes" / name
+        store_volumes(folders[name], visit.owner, t1w=visit.t1w, pet=visit.pet, brain=visit.brain)
+    torch.manual_seed(0)
+    save_generator(build_generator(spec), card, tmp_path / "fit")
+    weights = tmp_path / "fit" / "weights.safetensors"
+    write_tsv(tmp_path / "history.tsv", COLUMNS, [])
+    fitted = Fitted(
+        weights=weights, folds=[weights, weights], fold_participants=[("c", "d"), ("a", "b")],
+        volumes=list(folders.values()), fold_volumes=[[folders["c"], folders["d"]],
+                                                      [folders["a"], folders["b"]]],
+        histories=[tmp_path / "history.tsv"], records=[{"Records": []}] * 2, precision="32-true",
+    )  # fmt: skip
+    publish(card_values(card), fitted, tmp_path / "out")
+    return tmp_path / "out", folders
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
+@pytest.mark.parametrize(
+    ("place", "trained"), [(".", "abcd"), ("folds/fold-1", "cd"), ("folds/fold-2", "ab")]
+)
+def test_a_generator_carries_the_reference_of_those_it_was_trained_on(published, place, trained):
+    out, folders = published
+    found = read_reference(check_reference(out / place, read_card(out / place)))
+    expected = gather_reference([open_volumes(folders[name]) for name in trained])
+    assert same(found, expected)
+    assert found.novelties.shape == (len(trained),)
