@@ -50,8 +50,8 @@ def fitted(tmp_path, rng):
         volumes=folders, fold_volumes=[folders[1:], folders[:1]],
         histories=[history("1", 2), history("2", 3), history("all", 1)],
         records=[
-            records_to_json([record("01", 1, 0.5, lpips=float("nan"))]),
-            records_to_json([record("02", 2, 1.0, lpips=float("nan")), record("03", 2, 0.0)]),
+            records_to_json([record("01", 1, 0.9, lpips=float("nan"))]),
+            records_to_json([record("02", 2, 0.6, lpips=float("nan")), record("03", 2, 0.0)]),
         ],
         precision="bf16-mixed",
     )  # fmt: skip
@@ -109,9 +109,8 @@ def test_metrics_are_means_over_those_who_were_left_out(folder):
         read_card(place).metrics
         for place in (folder, folder / "folds" / "fold-1", folder / "folds" / "fold-2")
     )
-    assert (first["ssim"], second["ssim"]) == (0.5, 0.5)
-    assert (first["psnr"], second["psnr_brain"]) == (0.5, 0.5)
-    assert whole["mae"] == pytest.approx(0.5)
+    assert (first["ssim"], second["ssim"], whole["ssim"]) == (0.9, 0.3, 0.5)
+    assert (first["mae_brain"], second["mae_brain"], whole["mae_brain"]) == (0.9, 0.3, 0.5)
     assert {"lpips"} == set(METRICS) - set(whole)
 
 
@@ -145,6 +144,12 @@ def test_publishing_twice_changes_nothing(folder, fitted):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     publish(card_values(CARD_OF_ALL), fitted, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_folds_of_an_earlier_cross_validation_with_more_of_them_do_not_stay(folder, fitted):
+    fewer = replace(fitted, folds=fitted.folds[:1])
+    publish(card_values(CARD_OF_ALL), fewer, folder)
+    assert [path.name for path in (folder / "folds").iterdir()] == ["fold-1"]
 
 
 def test_weights_of_another_network_are_refused(fitted, tmp_path):

@@ -8,6 +8,8 @@ from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed
 from bids_app.errors import MissingInputError, NothingSelectedError
 from bids_app.settings import Settings
 
+NOBODY = "no control is left after all selections; correct --control-query or the labels"
+
 
 @dataclass(frozen=True)
 class Controls:
@@ -25,14 +27,14 @@ def choose_controls(settings: Settings) -> Controls:
     Mri2petError
         As :func:`bids_app.derivatives.groups.select` and
         :func:`bids_app.derivatives.preprocessed.find_preprocessed`; MissingInputError if nothing
-        was preprocessed, NothingSelectedError if no control is left.
+        was preprocessed, or nobody has a PET, NothingSelectedError if no control is left.
     """
     queried = {
         one.removeprefix("sub-") for one in select(settings.output_dir, settings.control_query)
     }
     wanted = {label for label in queried if _is_selected(label, settings)}
     if not wanted:
-        raise NothingSelectedError("no control is left after all selections; look at --dry-run")
+        raise NothingSelectedError(NOBODY)
     visits = find_preprocessed(
         settings.output_dir, settings.template, settings.grid_resolution, wanted
     )
@@ -44,6 +46,8 @@ def choose_controls(settings: Settings) -> Controls:
     pairs, notes = _pairs(visits, settings.session_label)
     seen = {visit.subject for visit in visits}
     notes += [f"sub-{label}: not used, no T1w on this grid" for label in sorted(wanted - seen)]
+    if not pairs:
+        raise MissingInputError("; ".join(notes)) if notes else NothingSelectedError(NOBODY)
     return Controls(tuple(pairs), tuple(notes))
 
 

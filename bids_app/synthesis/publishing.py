@@ -1,5 +1,6 @@
 """Put a trained generator where it belongs, with all that must be known of it."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -88,10 +89,19 @@ def publish(values: dict[str, object], fitted: Fitted, folder: Path) -> None:
         )
         volumes = fitted.fold_volumes[number - 1]
         _save(weights, volumes, own, folder / FOLDS / f"fold-{number}")
+    _remove_folds(folder / FOLDS, beyond=len(fitted.folds))
     whole = replace(card, metrics=mean_metrics(fitted.records))
     _save(fitted.weights, fitted.volumes, whole, folder)
     rows = [row for history in fitted.histories for row in read_tsv(history)]
     write_tsv(folder / HISTORY, COLUMNS, rows)
+
+
+def _remove_folds(folder: Path, *, beyond: int) -> None:
+    """Remove generators of an earlier cross-validation that had more folds."""
+    known = {f"fold-{number}" for number in range(1, beyond + 1)}
+    for path in folder.glob("fold-*"):
+        if path.name not in known:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _save(weights: Path, volumes: Sequence[Path], card: Card, folder: Path) -> None:
