@@ -119,6 +119,17 @@ def check_header(path: Path) -> tuple[int, ...]:
     return shape
 
 
+def read_description(path: Path) -> str:
+    """Read the header's ``descrip``.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        If the file cannot be opened, or is no NIfTI image.
+    """
+    return bytes(_open(path).header["descrip"].item()).decode("utf-8", "replace").rstrip("\0")
+
+
 def load(path: Path | str) -> Image:
     """Read an image, scaled as its header says.
 

@@ -16,9 +16,9 @@ from bids_app.interfaces.training import (
     PublishGenerator,
     ScoreBaselines,
     ScoreGenerator,
-    StoreVolumes,
     TrainGenerator,
 )
+from bids_app.interfaces.volumes import StoreVolumes
 from bids_app.synthesis.card import Card, card_values, file_sha256
 from bids_app.synthesis.device import choose_precision, make_fabric
 from bids_app.synthesis.evaluation import BASELINES, records_from_json
@@ -57,7 +57,7 @@ def visit(tmp_path, rng):
         return str(tmp_path / f"{name}.nii.gz")
 
     inputs = {
-        "t1w": write("t1w", t1w), "pet": write("pet", pet),
+        "volumes": {"t1w": write("t1w", t1w), "pet": write("pet", pet)}, "real": ["t1w", "pet"],
         "brain_mask": write("mask", brain.astype(np.uint8)), "participant": "01", "session": "",
         "shape": SHAPE, "affine": AFFINE.tolist(), "folder": str(tmp_path / "stored"),
     }  # fmt: skip
@@ -77,6 +77,10 @@ def test_images_are_stored_as_they_are(tmp_path, visit, session):
     np.testing.assert_allclose(opened.owner.affine, AFFINE)
 
 
+def put(inputs, name, path):
+    (inputs if name in inputs else inputs["volumes"])[name] = path
+
+
 def shifted(by):
     affine = AFFINE.copy()
     affine[0, 3] += by
@@ -93,7 +97,7 @@ def test_an_image_on_another_grid_is_refused(tmp_path, rng, visit, name, grid):
     inputs, write, _ = visit
     shape, affine = grid
     other = images(rng, shape)[0]
-    inputs[name] = write("other", other, affine)
+    put(inputs, name, write("other", other, affine))
     with pytest.raises(UnusableDataError, match=r"other\.nii\.gz: lies on another grid than"):
         run(StoreVolumes, tmp_path / "node", **inputs)
     assert not (tmp_path / "stored").exists()
@@ -101,7 +105,7 @@ def test_an_image_on_another_grid_is_refused(tmp_path, rng, visit, name, grid):
 
 def test_a_grid_that_differs_by_rounding_is_the_same(tmp_path, visit):
     inputs, write, data = visit
-    inputs["pet"] = write("pet", data["pet"], shifted(2e-4))
+    put(inputs, "pet", write("pet", data["pet"], shifted(2e-4)))
     run(StoreVolumes, tmp_path / "node", **inputs)
     assert (tmp_path / "stored" / "pet.npy").exists()
 
@@ -120,7 +124,7 @@ def test_a_grid_that_differs_by_rounding_is_the_same(tmp_path, visit):
 def test_an_image_that_training_cannot_use_is_refused(tmp_path, visit, name, damage, sentence):
     inputs, write, data = visit
     volume = {**data, "brain_mask": data["brain"]}[name].astype(np.float32)
-    inputs[name] = write("bad", damage(volume))
+    put(inputs, name, write("bad", damage(volume)))
     with pytest.raises(UnusableDataError, match=rf"bad\.nii\.gz: .*{sentence}"):
         run(StoreVolumes, tmp_path / "node", **inputs)
 
@@ -129,6 +133,21 @@ def test_an_image_that_is_gone_is_told(tmp_path, visit):
     inputs, _, _ = visit
     (tmp_path / "pet.nii.gz").unlink()
     with pytest.raises(MissingInputError, match=r"pet\.nii\.gz: no such file"):
+        run(StoreVolumes, tmp_path / "node", **inputs)
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_a_synthetic_image_never_passes_for_a_measurement(tmp_path, visit, real):
+    inputs, _, data = visit
+    image = nib.Nifti1Image(data["pet"], AFFINE)
+    image.header["descrip"] = "SYNTHETIC FDG PET, mri2pet"
+    nib.save(image, tmp_path / "made.nii.gz")
+    put(inputs, "pet", str(tmp_path / "made.nii.gz"))
+    if not real:
+        inputs["real"] = ["t1w"]
+        run(StoreVolumes, tmp_path / "node", **inputs)
+        return
+    with pytest.raises(UnusableDataError, match=r"made\.nii\.gz: its header says SYNTHETIC"):
         run(StoreVolumes, tmp_path / "node", **inputs)
 
 

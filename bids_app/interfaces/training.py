@@ -13,70 +13,9 @@ from nipype.interfaces.base import (
 )
 
 from bids_app import nifti
-from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json
-from bids_app.imaging.volume import Grid
 
 ENGINE = "bids_app.synthesis.job"
-ROUNDING = 1e-3  # intensities may be beyond 0..1, and affines apart, by so much
-
-
-class _StoreVolumesInputSpec(BaseInterfaceInputSpec):
-    t1w = File(mandatory=True, desc="T1w on the template's grid, in [0, 1]")
-    pet = File(mandatory=True, desc="real PET on that grid, in [0, 1]")
-    brain_mask = File(mandatory=True, desc="the brain on that grid")
-    participant = traits.Str(mandatory=True, desc="label")
-    session = traits.Str(mandatory=True, desc="label; empty for none")
-    shape = traits.Tuple(traits.Int, traits.Int, traits.Int, mandatory=True, desc="of the run")
-    affine = traits.List(traits.List(traits.Float), mandatory=True, desc="of the run, in mm, RAS+")
-    folder = traits.Str(mandatory=True, nohash=True, desc="where the volumes go")
-
-
-class _StoreVolumesOutputSpec(TraitedSpec):
-    folder = traits.Str(desc="where the volumes are")
-
-
-class StoreVolumes(SimpleInterface):
-    """Check the images of one visit, and write them so that training can map them."""
-
-    input_spec = _StoreVolumesInputSpec
-    output_spec = _StoreVolumesOutputSpec
-    uses_torch = True
-    always_run = True  # the folder may have been deleted since
-
-    def _run_interface(self, runtime):
-        from bids_app.synthesis.volumes import Owner, store_volumes
-
-        t1w, pet, brain = (
-            self._load(Path(path))
-            for path in (self.inputs.t1w, self.inputs.pet, self.inputs.brain_mask)
-        )
-        owner = Owner(
-            self.inputs.participant,
-            self.inputs.session if self.inputs.session else None,
-            tuple(map(tuple, t1w.affine.tolist())),
-        )
-        folder = Path(self.inputs.folder)
-        store_volumes(folder, owner, t1w=t1w.data, pet=pet.data, brain=brain.data > 0)
-        self._results["folder"] = str(folder)
-        return runtime
-
-    def _load(self, path):
-        image = nifti.load_scan(path)
-        grid = Grid(self.inputs.shape, np.array(self.inputs.affine))
-        same = image.grid.shape == grid.shape and np.allclose(
-            image.affine, grid.affine, atol=ROUNDING
-        )
-        if not same:
-            raise UnusableDataError(
-                f"{path}: lies on another grid than --bounding-box and --resolution say; run the "
-                "participant level again with the same"
-            )
-        if image.data.min() < -ROUNDING or image.data.max() > 1 + ROUNDING:
-            raise UnusableDataError(
-                f"{path}: has intensities beyond 0..1; run the participant level again"
-            )
-        return image
 
 
 class _TrainGeneratorInputSpec(BaseInterfaceInputSpec):

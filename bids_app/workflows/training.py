@@ -12,9 +12,9 @@ from bids_app.interfaces.training import (
     PublishGenerator,
     ScoreBaselines,
     ScoreGenerator,
-    StoreVolumes,
     TrainGenerator,
 )
+from bids_app.interfaces.volumes import StoreVolumes
 from bids_app.workflows.outputs import Output
 
 
@@ -152,7 +152,8 @@ def init_storing_wf(
     workflow = Workflow(name)
     for plan in plans:
         store = StoreVolumes(
-            t1w=str(plan.t1w), pet=str(plan.pet), brain_mask=str(plan.brain_mask),
+            volumes={"t1w": str(plan.t1w), "pet": str(plan.pet)}, real=["t1w", "pet"],
+            brain_mask=str(plan.brain_mask),
             participant=plan.participant, session="" if plan.session is None else plan.session,
             shape=shape, affine=[list(row) for row in affine], folder=str(plan.folder),
         )  # fmt: skip
