@@ -12,7 +12,14 @@ from pathlib import Path
 from bids_app.arguments import Parser
 from bids_app.errors import Mri2petError, ReadWriteError, UsageError
 from bids_app.labels import normalize_labels
-from bids_app.settings import FULL_RESOLUTION, LEVELS, SLOPPY_RESOLUTION, Settings
+from bids_app.settings import (
+    DETECTORS,
+    FULL_RESOLUTION,
+    LEVELS,
+    SLOPPY_RESOLUTION,
+    TRAINING_SETS,
+    Settings,
+)
 from bids_app.synthesis.models import MODELS
 
 UNKNOWN_LEVEL = 17  # BEP027
@@ -38,6 +45,13 @@ def _not_negative(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and 1")
     return value
 
 
@@ -166,16 +180,20 @@ def _add_beyond(parser: argparse.ArgumentParser) -> None:
         help="tell how unlike those of the training controls the T1w is")  # fmt: skip
 
 
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("train"))
+def _add_people(parser: argparse.ArgumentParser) -> None:
+    add = _Add(parser.add_argument_group("train and group"))
     add(
         "--control-query", metavar="QUERY",
         help=f"who is a control, by participants.tsv; default {Settings.control_query!r}",
     )  # fmt: skip
+    add("--folds", type=_count, metavar="N",
+        help=f"that controls are dealt out to; default {Settings.folds}")  # fmt: skip
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    add = _Add(parser.add_argument_group("train"))
     add("--models", nargs="+", choices=tuple(MODELS), metavar="NAME",
         help=f"rows of Table 1, default all: {', '.join(MODELS)}")  # fmt: skip
-    add("--folds", type=_count, metavar="N",
-        help=f"of the cross-validation; default {Settings.folds}")  # fmt: skip
     add("--epochs", type=_count, metavar="N",
         help="at most; default 200 for semi-3D, 100 for 3D-patch, as the paper")  # fmt: skip
     add("--batch-size", type=_count, metavar="N",
@@ -189,6 +207,50 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add(
         "--lpips-weights", type=_path, metavar="FILE",
         help="AlexNet and LPIPS v0.1; default: $MRI2PET_LPIPS_WEIGHTS; without, LPIPS is n/a",
+    )  # fmt: skip
+
+
+def _add_group(parser: argparse.ArgumentParser) -> None:
+    add = _Add(parser.add_argument_group("group"))
+    add(
+        "--patient-query", metavar="QUERY",
+        help=f"who is a patient, by participants.tsv; default {Settings.patient_query!r}",
+    )  # fmt: skip
+    add(
+        "--training-set", nargs="+", choices=TRAINING_SETS, metavar="SET",
+        help="real (the default): real PET of controls; hybrid: synthetic PET of those without as "
+             "well; synthetic: that alone. Several in one run; maps of the first go to the "
+             "participants' folders",
+    )  # fmt: skip
+    add(
+        "--synthetic-controls", choices=("t1w-only", "all"),
+        help="whose synthetic PET hybrid and synthetic take: controls without a real PET (the "
+             "default), or all",
+    )  # fmt: skip
+    add(
+        "--detectors", nargs="+", choices=DETECTORS, metavar="NAME",
+        help=f"of {', '.join(DETECTORS)}; default {' '.join(Settings.detectors)}",
+    )  # fmt: skip
+    add(
+        "--detector", type=_path, metavar="PATH",
+        help="apply a detector of an earlier run, OUTPUT_DIR/detectors/SET; trains nothing",
+    )  # fmt: skip
+    add(
+        "--nu", type=_share, metavar="NU",
+        help=f"share of outliers among controls, of the one-class SVM; default {Settings.nu:g}",
+    )  # fmt: skip
+    add("--clusters", type=_count, metavar="N",
+        help=f"kept for each patient; default {Settings.clusters}")  # fmt: skip
+    add("--min-cluster-size", type=_not_negative, metavar="MM3",
+        help=f"default {Settings.min_cluster_size:g} mm³")  # fmt: skip
+    add(
+        "--cluster-extent", type=_share, metavar="SHARE",
+        help="share of the brain that is above the threshold of clusters; default "
+             f"{Settings.cluster_extent:g}",
+    )  # fmt: skip
+    add(
+        "--atlas", nargs=2, type=_path, metavar=("NIFTI", "TSV"),
+        help="labels in the template's space, and their names (columns index and name)",
     )  # fmt: skip
 
 
@@ -229,7 +291,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _options() -> argparse.ArgumentParser:
     options = Parser(add_help=False, allow_abbrev=False, prog="mri2pet")
     for add in (
-        _add_selection, _add_participant, _add_beyond, _add_train, _add_resources, _add_run,
+        _add_selection, _add_participant, _add_beyond, _add_people, _add_train, _add_group,
+        _add_resources, _add_run,
     ):  # fmt: skip
         add(options)
     return options
@@ -242,7 +305,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         parents=[_options()],
         description="Bring T1w MRI and FDG PET into MNI space, predict an FDG PET from the T1w "
-        "(participant), and train the generators that predict it (train).",
+        "(participant), train the generators that predict it (train), and map what is abnormal in "
+        "the FDG PET of patients (group).",
         epilog="Exit codes: 0 done; 1 some participant failed; 16 not valid BIDS; 17 unknown "
         "level; 18 nothing selected; 64 usage; 65 unusable data; 66 input missing; 73 cannot "
         "create output; 74 read or write error.",
@@ -289,7 +353,7 @@ def _settings(given: dict[str, object]) -> Settings:
     for name, prefix in LABELS.items():
         if name in given:
             given[name] = normalize_labels(given[name], prefix)  # type: ignore[arg-type]
-    for name in ("bounding_box", "derivatives", "models"):
+    for name in ("bounding_box", "derivatives", "models", "training_set", "detectors", "atlas"):
         if name in given:
             given[name] = tuple(given[name])  # type: ignore[arg-type]
     if "bounding_box" in given:

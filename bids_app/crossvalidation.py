@@ -17,7 +17,8 @@ from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.folds import split
 from bids_app.synthesis.models import ModelSpec, spec_to_dict
 from bids_app.workflows.outputs import Output
-from bids_app.workflows.training import Fold, FoldOutputs, ModelPlan, StoragePlan, Stored
+from bids_app.workflows.storing import StoragePlan, Stored
+from bids_app.workflows.training import Fold, FoldOutputs, ModelPlan
 
 CROSSVALIDATION, GENERATORS = "crossvalidation", "generators"
 INTENDED_USE = (
@@ -67,8 +68,8 @@ def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[Storage
         folder = study.work_dir / "volumes" / name
         plans.append(
             StoragePlan(
-                name.replace("+", "_"), one.subject, one.session, one.t1w, one.pets[0],
-                one.brain_mask, folder,
+                name.replace("+", "_"), one.subject, one.session,
+                {"t1w": one.t1w, "pet": one.pets[0]}, ("t1w", "pet"), one.brain_mask, folder,
             )
         )  # fmt: skip
     return plans

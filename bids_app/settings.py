@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-LEVELS = ("participant", "train")  # in the order of a study
+LEVELS = ("participant", "train", "group")  # in the order of a study
+TRAINING_SETS = ("real", "hybrid", "synthetic")
+DETECTORS = ("ocsvm", "zscore", "pseudonormal")
 FULL_RESOLUTION = 1.0  # mm; Zotova et al. (2021), section 3.1
 SLOPPY_RESOLUTION = 4.0  # mm; for tests and for trying things out
 
@@ -52,8 +54,9 @@ class Settings:
     uncertainty: bool = False
     novelty: bool = False
 
-    # Controls: who they are
+    # Who is a control, who a patient
     control_query: str = "group == 'control'"
+    patient_query: str = "group == 'patient'"
 
     # Train; None: as the paper has it, per row of Table 1 (synthesis/models.py)
     models: tuple[str, ...] = ()  # () is all six
@@ -63,6 +66,17 @@ class Settings:
     width: int | None = None
     patches: str = "brain"
     lpips_weights: Path | None = None
+
+    # Group; Zotova et al. (2021), sections 2.2 and 3.3, or ours: DESIGN.md, section 4
+    training_set: tuple[str, ...] = ("real",)
+    synthetic_controls: str = "t1w-only"
+    detectors: tuple[str, ...] = ("ocsvm", "zscore")
+    detector: Path | None = None
+    nu: float = 0.03
+    clusters: int = 10
+    min_cluster_size: float = 82.0  # mm³
+    cluster_extent: float = 0.02  # share of the brain above the threshold; our choice
+    atlas: tuple[Path, Path] | None = None  # label image in the template's space, its names
 
     # Resources
     nprocs: int | None = None

@@ -25,7 +25,8 @@ from bids_app.files import write_json
 from bids_app.interfaces.training import PublishGenerator
 from bids_app.synthesis.card import card_from
 from bids_app.synthesis.models import MODELS, spec_to_dict
-from bids_app.workflows.training import Fold, Stored
+from bids_app.workflows.storing import Stored
+from bids_app.workflows.training import Fold
 
 STUDY = Study(
     output_dir=Path("/out"), work_dir=Path("/work"), space=SPACE, grid=GRID, dataset="ellipsoids",
@@ -63,7 +64,10 @@ def test_each_control_is_stored_in_a_folder_of_its_own():
     assert all(one.name.isidentifier() for one in plans)  # nipype wants them so
     for one, other in zip(plans, controls, strict=True):
         assert (one.participant, one.session) == (other.subject, other.session)
-        assert (one.t1w, one.brain_mask, one.pet) == (other.t1w, other.brain_mask, other.pets[0])
+        assert (one.volumes, one.brain_mask) == (
+            {"t1w": other.t1w, "pet": other.pets[0]},
+            other.brain_mask,
+        )
 
 
 # Folds

@@ -16,16 +16,14 @@ from bids_app.synthesis.folds import split
 from bids_app.synthesis.models import MODELS, spec_to_dict
 from bids_app.workflows import training
 from bids_app.workflows.outputs import Output
+from bids_app.workflows.storing import StoragePlan, Stored, init_storing_wf
 from bids_app.workflows.training import (
     Fold,
     FoldOutputs,
     Means,
     ModelPlan,
-    StoragePlan,
-    Stored,
     init_baselines_wf,
     init_model_wf,
-    init_storing_wf,
 )
 
 FACTORIES = {
@@ -120,8 +118,16 @@ def test_graphs_without_doors_document_none(name):
 
 
 STORAGE = [
-    StoragePlan("sub_01", "01", None, Path("/t1"), Path("/p1"), Path("/m1"), Path("/v/sub_01")),
-    StoragePlan("sub_02_b", "02", "b", Path("/t2"), Path("/p2"), Path("/m2"), Path("/v/sub_02_b")),
+    StoragePlan(
+        f"sub_{name}",
+        label,
+        session,
+        {"t1w": Path(f"/t{n}"), "pet": Path(f"/p{n}")},
+        ("t1w", "pet"),
+        Path(f"/m{n}"),
+        Path(f"/v/sub_{name}"),
+    )
+    for n, name, label, session in ((1, "01", "01", None), (2, "02_b", "02", "b"))
 ]
 GRAPHS = {
     "storing": lambda: init_storing_wf(STORAGE, shape=(4, 5, 6), affine=np.eye(4).tolist()),

@@ -29,6 +29,7 @@ from bids_app.derivatives.table1 import write_table1
 from bids_app.errors import MissingInputError
 from bids_app.files import locked, read_json
 from bids_app.imaging.volume import grid_of_box
+from bids_app.mapped import read_digest
 from bids_app.report.training import write_training_report
 from bids_app.resources import choose_device
 from bids_app.settings import Settings
@@ -37,16 +38,8 @@ from bids_app.synthesis.models import MODELS, ModelSpec
 from bids_app.synthesis.tiling import CubicPatches
 from bids_app.templates import uri_of
 from bids_app.workflows.execution import Crash, Resources, run_graph
-from bids_app.workflows.training import (
-    Fold,
-    Means,
-    ModelPlan,
-    StoragePlan,
-    Stored,
-    init_baselines_wf,
-    init_model_wf,
-    init_storing_wf,
-)
+from bids_app.workflows.storing import StoragePlan, Stored, init_storing_wf
+from bids_app.workflows.training import Fold, Means, ModelPlan, init_baselines_wf, init_model_wf
 
 DONE, PARTIAL = 0, 1  # exit codes
 LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"
@@ -195,8 +188,7 @@ def _store(study: Study, controls: Controls, runner: _Runner) -> tuple[list[Stor
 
 
 def _stored(plan: StoragePlan) -> Stored:
-    about = read_json(plan.folder / "about.json")
-    return Stored(plan.participant, plan.folder, str(about["sha256"]))
+    return Stored(plan.participant, plan.folder, read_digest(plan.folder))
 
 
 def _plans(

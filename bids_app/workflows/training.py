@@ -14,17 +14,8 @@ from bids_app.interfaces.training import (
     ScoreGenerator,
     TrainGenerator,
 )
-from bids_app.interfaces.volumes import StoreVolumes
 from bids_app.workflows.outputs import Output
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Volumes of one visit as :class:`StoreVolumes` writes them, and a digest of their content."""
-
-    participant: str
-    folder: Path
-    sha256: str
+from bids_app.workflows.storing import Stored
 
 
 @dataclass(frozen=True)
@@ -118,47 +109,6 @@ class ModelPlan:
     outputs: Sequence[FoldOutputs]
     card: Mapping[str, object]
     folder: Path
-
-
-@dataclass(frozen=True)
-class StoragePlan:
-    """A visit whose images are to be stored, and the folder that gets them."""
-
-    name: str
-    participant: str
-    session: str | None
-    t1w: Path
-    pet: Path
-    brain_mask: Path
-    folder: Path
-
-
-def init_storing_wf(
-    plans: Sequence[StoragePlan],
-    *,
-    shape: tuple[int, int, int],
-    affine: Sequence[Sequence[float]],
-    name: str = "storing_wf",
-) -> Workflow:
-    """Check the images of all visits, and write them so that training can map them.
-
-    Parameters
-    ----------
-    plans : sequence of StoragePlan
-        One a visit.
-    shape, affine : sequence
-        Of the run's grid; in mm, RAS+.
-    """
-    workflow = Workflow(name)
-    for plan in plans:
-        store = StoreVolumes(
-            volumes={"t1w": str(plan.t1w), "pet": str(plan.pet)}, real=["t1w", "pet"],
-            brain_mask=str(plan.brain_mask),
-            participant=plan.participant, session="" if plan.session is None else plan.session,
-            shape=shape, affine=[list(row) for row in affine], folder=str(plan.folder),
-        )  # fmt: skip
-        workflow.add_nodes([Node(store, name=f"store_{plan.name}", mem_gb=1)])
-    return workflow
 
 
 def _folders(visits: Sequence[Stored]) -> list[str]:

@@ -1,0 +1,197 @@
+"""Who takes part in the group level: controls to train on, patients to look at."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bids_app.app.intake import Problem
+from bids_app.derivatives.groups import select
+from bids_app.derivatives.paths import sidecar_path
+from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed
+from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError
+from bids_app.files import read_json
+from bids_app.settings import Settings
+
+MISSING = MissingInputError.exit_code
+CROSSVALIDATION = "crossvalidation"
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A synthetic PET, and the generator that its sidecar names."""
+
+    path: Path
+    generator: str
+    sha256: str
+    seen: bool  # whether that generator was trained on this participant
+
+
+@dataclass(frozen=True)
+class Participant:
+    """One visit of someone: its images, a real PET and a synthetic one where there are.
+
+    Parameters
+    ----------
+    visit : Preprocessed
+        T1w and brain on the run's grid.
+    pet : Path or None
+        Real.
+    synthetic : Synthetic or None
+        Predicted from the T1w.
+    """
+
+    visit: Preprocessed
+    pet: Path | None
+    synthetic: Synthetic | None
+
+    @property
+    def label(self) -> str:
+        """The participant's label."""
+        return self.visit.subject
+
+    @property
+    def name(self) -> str:
+        """Tell the visit as a reader knows it."""
+        session = self.visit.session
+        return f"sub-{self.label}" + ("" if session is None else f" ses-{session}")
+
+
+@dataclass(frozen=True)
+class People:
+    """Controls, one visit each, and patients, every PET of each; what is to be told of others."""
+
+    controls: tuple[Participant, ...]
+    patients: tuple[Participant, ...]
+    notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = field(default=())
+
+
+def choose_people(settings: Settings, *, controls: bool) -> People:
+    """Choose controls and patients by query and labels.
+
+    ``--participant-label`` says which patients are looked at; controls are all that their query
+    finds, but for those of ``--exclude-participant-label``.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    controls : bool
+        Whether controls are needed; not where a detector is applied that was trained before.
+
+    Raises
+    ------
+    Mri2petError
+        As :func:`bids_app.derivatives.groups.select` and
+        :func:`bids_app.derivatives.preprocessed.find_preprocessed`; UnusableDataError if someone
+        is both; NothingSelectedError if no patient is left.
+    """
+    ill = select(settings.output_dir, settings.patient_query)
+    well = select(settings.output_dir, settings.control_query) if controls else frozenset()
+    _refuse_both(well & ill)
+    excluded = set(settings.exclude_participant_label)
+    wanted = {one for one in ill - excluded if _is_asked_for(one, settings)}
+    if not wanted:
+        raise NothingSelectedError(
+            "no patient is left after all selections; correct --patient-query or the labels"
+        )
+    patients, notes, problems = _patients(_visits(settings, wanted), settings, wanted)
+    chosen, more = _controls(_visits(settings, well - excluded), settings, well - excluded)
+    return People(tuple(chosen), tuple(patients), (*more, *notes), tuple(problems))
+
+
+def _is_asked_for(label: str, settings: Settings) -> bool:
+    return not settings.participant_label or label in settings.participant_label
+
+
+def _refuse_both(labels: Collection[str]) -> None:
+    if labels:
+        names = ", ".join(f"sub-{label}" for label in sorted(labels))
+        raise UnusableDataError(
+            f"participants.tsv: {names} would be control and patient at once; correct "
+            "--control-query or --patient-query"
+        )
+
+
+def _visits(settings: Settings, labels: Collection[str]) -> list[Preprocessed]:
+    found = find_preprocessed(
+        settings.output_dir, settings.template, settings.grid_resolution, labels
+    )
+    sessions = settings.session_label
+    return [visit for visit in found if not sessions or visit.session in sessions]
+
+
+def _synthetic(visit: Preprocessed, output_dir: Path) -> Synthetic | None:
+    """Find the synthetic PET of a visit; of controls that the generator saw, by one that did not.
+
+    Raises
+    ------
+    UnusableDataError
+        If its sidecar does not say that it is synthetic.
+    """
+    if visit.synthetic is None:
+        return None
+    sidecar = sidecar_path(visit.synthetic)
+    told = read_json(sidecar)
+    if told.get("Synthetic") is not True:
+        raise UnusableDataError(
+            f"{sidecar}: does not say Synthetic, but the image is named as a synthetic one; run "
+            "the participant level again"
+        )
+    made = told.get("Generator")
+    by: dict[str, object] = made if isinstance(made, dict) else {}
+    name, sha256 = str(by.get("Name", "unknown")), str(by.get("SHA256", ""))
+    seen = told.get("TrainedOnThisParticipant") is True
+    unseen = output_dir / CROSSVALIDATION / name / visit.synthetic.relative_to(output_dir)
+    if seen and unseen.is_file():
+        return Synthetic(unseen, name, sha256, seen=False)
+    return Synthetic(visit.synthetic, name, sha256, seen)
+
+
+def _patients(
+    visits: Sequence[Preprocessed], settings: Settings, wanted: Collection[str]
+) -> tuple[list[Participant], list[str], list[Problem]]:
+    chosen = [
+        Participant(visit, pet, _synthetic(visit, settings.output_dir))
+        for visit in visits
+        for pet in visit.pets
+    ]
+    there = {one.label for one in chosen}
+    problems = [
+        Problem(label, f"sub-{label}: a patient without a PET on this grid; run the participant "
+                "level on it, or exclude it", MISSING)
+        for label in sorted(set(wanted) - there)
+    ]  # fmt: skip
+    notes = [
+        f"sub-{visit.subject} ses-{visit.session}: not used, no real PET"
+        for visit in visits
+        if not visit.pets and visit.subject in there
+    ]
+    return chosen, notes, problems
+
+
+def _controls(
+    visits: Sequence[Preprocessed], settings: Settings, wanted: Collection[str]
+) -> tuple[list[Participant], list[str]]:
+    """Choose one visit of each control: the first with a real PET, else with a synthetic one."""
+    chosen: dict[str, Participant] = {}
+    for visit in visits:
+        pet = visit.pets[0] if visit.pets else None
+        one = Participant(visit, pet, _synthetic(visit, settings.output_dir))
+        before = chosen.get(one.label)
+        if before is None or _rank(one) > _rank(before):
+            chosen[one.label] = one
+    notes = [
+        f"sub-{label}: not used, {_why_not(chosen.get(label))}"
+        for label in sorted(wanted)
+        if label not in chosen or _rank(chosen[label]) == 0
+    ]
+    return [one for one in chosen.values() if _rank(one) > 0], notes
+
+
+def _rank(one: Participant) -> int:
+    return 2 * (one.pet is not None) + (one.synthetic is not None)
+
+
+def _why_not(one: Participant | None) -> str:
+    return "no T1w on this grid" if one is None else "neither real nor synthetic PET"

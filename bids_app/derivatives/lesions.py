@@ -1,0 +1,61 @@
+"""Masks of known lesions, found in a dataset of derivatives by their names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bids_app.derivatives.preprocessed import Preprocessed
+from bids_app.errors import MissingInputError, UnusableDataError
+
+NAME = "lesions"  # of the dataset in --derivatives
+PATTERN = "label-L_mask.nii.gz"
+
+
+@dataclass(frozen=True)
+class LesionMask:
+    """A mask, and whether it was drawn in the space of the template or on the T1w."""
+
+    path: Path
+    in_template: bool
+
+
+def find_lesion_mask(root: Path, visit: Preprocessed, template: str) -> LesionMask | None:
+    """Find the mask of a visit's lesions; None where none was drawn.
+
+    Looked for are ``sub-X[…]_space-<template>_label-L_mask.nii.gz`` and ``…_space-T1w_…`` in the
+    participant's folder, the former first; of the visit's own session, else of none.
+
+    Parameters
+    ----------
+    root : Path
+        The dataset.
+    visit : Preprocessed
+        Whose.
+    template : str
+        Name of the template, as a ``space-`` label.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such dataset.
+    UnusableDataError
+        If several masks fit, or one says no space.
+    """
+    if not root.is_dir():
+        raise MissingInputError(f"{root}: no such folder; correct --derivatives {NAME}=PATH")
+    masks = sorted((root / f"sub-{visit.subject}").rglob(f"sub-{visit.subject}_*{PATTERN}"))
+    own = [path for path in masks if f"_ses-{visit.session}_" in path.name]
+    timeless = [path for path in masks if "_ses-" not in path.name]
+    there = own if own else timeless
+    for space in (template, "T1w"):
+        found = [path for path in there if f"_space-{space}_" in path.name]
+        if len(found) > 1:
+            raise UnusableDataError(
+                f"{found[0]}: and {found[1].name} are masks of the same visit; keep one"
+            )
+        if found:
+            return LesionMask(found[0], space == template)
+    if there:
+        raise UnusableDataError(
+            f"{there[0]}: does not say where it lies; name it with space-T1w or space-{template}"
+        )
+    return None

@@ -1,0 +1,340 @@
+"""Detectors as graphs: folds and slabs are nodes, fitted to controls or applied as they were."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nipype.interfaces.utility import IdentityInterface, Merge
+from nipype.pipeline.engine import Node, Workflow
+
+from bids_app.interfaces.detection import ApplyNorm, ApplySlab, FitNorm, FitSlab, TrainEncoder
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PET as :class:`bids_app.interfaces.volumes.StoreVolumes` writes it.
+
+    Parameters
+    ----------
+    name : str
+        Letters, digits and underscores; another one for each.
+    folder : Path
+        Its volumes.
+    sha256 : str
+        Of their content.
+    synthetic : Picture or None
+        The synthetic PET of the same visit, where the detector compares both.
+    """
+
+    name: str
+    folder: Path
+    sha256: str
+    synthetic: "Picture | None" = None
+
+
+@dataclass(frozen=True)
+class DetectorFold:
+    """One fold: whom detectors are fitted to, and which controls they score beside the patients.
+
+    Parameters
+    ----------
+    number : int
+        From 1.
+    controls : sequence of Picture
+        That are trained on.
+    held_out : sequence of Picture
+        Real PET of controls that are not.
+    seed : int
+        Of all randomness.
+    """
+
+    number: int
+    controls: Sequence[Picture]
+    held_out: Sequence[Picture]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How detectors are fitted, and applied.
+
+    Parameters
+    ----------
+    encoder : mapping
+        As :func:`bids_app.detection.spec.spec_to_dict` gives it.
+    nu : float
+        Of the one-class SVM.
+    slabs : sequence of (int, int)
+        First slice of each, and the one after its last.
+    fwhm : float
+        Smoothing before voxels are compared, in mm.
+    threads : int
+        Of a node.
+    mem_gb : float
+        Of a node that works on a slab.
+    """
+
+    encoder: Mapping[str, object]
+    nu: float
+    slabs: Sequence[tuple[int, int]]
+    fwhm: float
+    threads: int
+    mem_gb: float
+
+
+def _folders(pictures: Sequence[Picture]) -> list[str]:
+    return [str(one.folder) for one in pictures]
+
+
+def _digests(pictures: Sequence[Picture]) -> list[str]:
+    return [one.sha256 for one in pictures]
+
+
+def _scored(pictures: Sequence[Picture]) -> dict[str, list[str]]:
+    return {"scored": _folders(pictures), "scored_digests": _digests(pictures)}
+
+
+def _trained(pictures: Sequence[Picture]) -> dict[str, list[str]]:
+    return {"controls": _folders(pictures), "digests": _digests(pictures)}
+
+
+def init_ocsvm_wf(
+    folds: Sequence[DetectorFold],
+    patients: Sequence[Picture],
+    fitting: Fitting,
+    *,
+    name: str = "ocsvm_wf",
+) -> Workflow:
+    """Train an encoder a fold, and with it one one-class SVM a voxel, slab by slab.
+
+    Nodes ``scores_K`` give the scores of all slabs of fold K, ``files`` what makes the detector,
+    in the order of :func:`ocsvm_files`.
+
+    Parameters
+    ----------
+    folds : sequence of DetectorFold
+        In order.
+    patients : sequence of Picture
+        Scored by every fold, before the controls it holds out.
+    fitting : Fitting
+        How.
+
+    Inputs
+    ------
+    brain
+        What is analysed.
+    """
+    workflow = Workflow(name)
+    inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
+    per_fold = 1 + len(fitting.slabs)
+    files = Node(Merge(len(folds) * per_fold), name="files", run_without_submitting=True)
+    for place, fold in enumerate(folds):
+        encoder = TrainEncoder(
+            **_trained(fold.controls), spec=dict(fitting.encoder), seed=fold.seed,
+            threads=fitting.threads,
+        )  # fmt: skip
+        train = Node(encoder, name=f"encoder_{fold.number}", n_procs=fitting.threads, mem_gb=2)
+        merge = _merge_scores(fold.number, len(fitting.slabs))
+        start = place * per_fold
+        workflow.connect([
+            (inputnode, train, [("brain", "brain")]),
+            (train, files, [("encoder", f"in{start + 1}")]),
+        ])  # fmt: skip
+        for number, (first, last) in enumerate(fitting.slabs, start=1):
+            slab = FitSlab(
+                **_trained(fold.controls), **_scored([*patients, *fold.held_out]),
+                first=first, last=last, nu=fitting.nu, threads=fitting.threads,
+            )  # fmt: skip
+            fit = _slab_node(slab, fold.number, number, fitting)
+            workflow.connect([
+                (inputnode, fit, [("brain", "brain")]),
+                (train, fit, [("encoder", "encoder")]),
+                (fit, merge, [("scores", f"in{number}")]),
+                (fit, files, [("voxels", f"in{start + 1 + number}")]),
+            ])  # fmt: skip
+    return workflow
+
+
+def _slab_node(interface: FitSlab | ApplySlab, fold: int, slab: int, fitting: Fitting) -> Node:
+    return Node(
+        interface, name=f"slab_{fold}_{slab}", n_procs=fitting.threads, mem_gb=fitting.mem_gb
+    )
+
+
+def _merge_scores(fold: int, pieces: int) -> Node:
+    return Node(Merge(pieces), name=f"scores_{fold}", run_without_submitting=True)
+
+
+def ocsvm_files(folds: int, slabs: int) -> list[str]:
+    """Name the files of the detector in its folder.
+
+    Examples
+    --------
+    >>> ocsvm_files(1, 2)[1:]
+    ['ocsvm/fold-1/voxels-01.safetensors', 'ocsvm/fold-1/voxels-02.safetensors']
+    """
+    names = []
+    for fold in range(1, folds + 1):
+        names.append(f"ocsvm/fold-{fold}/encoder.safetensors")
+        names += [f"ocsvm/fold-{fold}/voxels-{k:02}.safetensors" for k in range(1, slabs + 1)]
+    return names
+
+
+def norm_files(detector: str, folds: int) -> list[str]:
+    """Name the files of ``zscore`` or ``pseudonormal`` in the folder of detectors."""
+    return [f"{detector}/fold-{fold}.safetensors" for fold in range(1, folds + 1)]
+
+
+def _synthetic(detector: str, pictures: Sequence[Picture]) -> list[Picture]:
+    if detector == "zscore":
+        return []
+    return [one.synthetic for one in pictures if one.synthetic is not None]
+
+
+def init_norm_wf(
+    detector: str,
+    folds: Sequence[DetectorFold],
+    patients: Sequence[Picture],
+    fitting: Fitting,
+    *,
+    name: str,
+) -> Workflow:
+    """Learn what controls are like in each voxel, a fold at a time.
+
+    Nodes ``scores_K`` give the scores of fold K, ``files`` the norms.
+
+    Parameters
+    ----------
+    detector : {"zscore", "pseudonormal"}
+        Which.
+    folds : sequence of DetectorFold
+        In order; of pseudonormal, every picture has its synthetic one.
+    patients : sequence of Picture
+        Scored by every fold, before the controls it holds out.
+    fitting : Fitting
+        How.
+
+    Inputs
+    ------
+    brain
+        What is analysed.
+    """
+    workflow = Workflow(name)
+    inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
+    files = Node(Merge(len(folds)), name="files", run_without_submitting=True)
+    for place, fold in enumerate(folds, start=1):
+        made = _synthetic(detector, fold.controls)
+        norm = FitNorm(
+            detector=detector, fwhm=fitting.fwhm, controls=_folders(fold.controls),
+            controls_synthetic=_folders(made), digests=_digests([*fold.controls, *made]),
+            **_scored_both(detector, [*patients, *fold.held_out]),
+        )  # fmt: skip
+        fit = Node(norm, name=f"norm_{fold.number}", mem_gb=2)
+        merge = _merge_scores(fold.number, 1)
+        workflow.connect([
+            (inputnode, fit, [("brain", "brain")]),
+            (fit, merge, [("scores", "in1")]),
+            (fit, files, [("norm", f"in{place}")]),
+        ])  # fmt: skip
+    return workflow
+
+
+def _scored_both(detector: str, pictures: Sequence[Picture]) -> dict[str, list[str]]:
+    made = _synthetic(detector, pictures)
+    return {
+        "scored": _folders(pictures),
+        "scored_synthetic": _folders(made),
+        "scored_digests": _digests([*pictures, *made]),
+    }
+
+
+def init_applied_ocsvm_wf(
+    folder: Path,
+    folds: int,
+    patients: Sequence[Picture],
+    fitting: Fitting,
+    *,
+    name: str = "ocsvm_wf",
+) -> Workflow:
+    """Score patients with encoders and one-class SVMs that were fitted before.
+
+    Nodes ``scores_K`` give the scores of all slabs of fold K.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the detector.
+    folds : int
+        That it has.
+    patients : sequence of Picture
+        Scored by every fold.
+    fitting : Fitting
+        How; what only fitting needs is not used.
+
+    Inputs
+    ------
+    brain
+        What is analysed.
+    """
+    workflow = Workflow(name)
+    inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
+    names = iter(ocsvm_files(folds, len(fitting.slabs)))
+    for fold in range(1, folds + 1):
+        encoder, merge = str(folder / next(names)), _merge_scores(fold, len(fitting.slabs))
+        for number, (first, last) in enumerate(fitting.slabs, start=1):
+            slab = ApplySlab(
+                **_scored(patients), encoder=encoder, voxels=str(folder / next(names)),
+                first=first, last=last, threads=fitting.threads,
+            )  # fmt: skip
+            apply = _slab_node(slab, fold, number, fitting)
+            workflow.connect([
+                (inputnode, apply, [("brain", "brain")]),
+                (apply, merge, [("scores", f"in{number}")]),
+            ])  # fmt: skip
+    return workflow
+
+
+def init_applied_norm_wf(
+    detector: str,
+    folder: Path,
+    folds: int,
+    patients: Sequence[Picture],
+    fitting: Fitting,
+    *,
+    name: str,
+) -> Workflow:
+    """Compare patients with controls that were learned from before.
+
+    Nodes ``scores_K`` give the scores of fold K.
+
+    Parameters
+    ----------
+    detector : {"zscore", "pseudonormal"}
+        Which.
+    folder : Path
+        Of the detector.
+    folds : int
+        That it has.
+    patients : sequence of Picture
+        Scored by every fold.
+    fitting : Fitting
+        How; what only fitting needs is not used.
+
+    Inputs
+    ------
+    brain
+        What is analysed.
+    """
+    workflow = Workflow(name)
+    inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
+    for fold, norm in enumerate(norm_files(detector, folds), start=1):
+        node = ApplyNorm(
+            detector=detector, fwhm=fitting.fwhm, norm=str(folder / norm),
+            **_scored_both(detector, patients),
+        )  # fmt: skip
+        apply, merge = Node(node, name=f"norm_{fold}", mem_gb=2), _merge_scores(fold, 1)
+        workflow.connect([
+            (inputnode, apply, [("brain", "brain")]),
+            (apply, merge, [("scores", "in1")]),
+        ])  # fmt: skip
+    return workflow
