@@ -1,7 +1,7 @@
 """Train the default generator again: from label maps of heads to weights, card and numbers.
 
     python benchmarks/default_generator.py WORK --labelmaps DIR --uptake A.nii.gz B.nii.gz \
-        --minutes 85 --generator bids_app/data/generators/default
+        --steps 3000 --generator bids_app/data/generators/default
 
 ``DIR`` holds whole-head label maps in FreeSurfer's aseg numbers (SynthSeg's training maps, named
 ``training_seg_NN.nii.gz``); maps 13 and 14 are held out. ``--uptake`` names mean FDG PET in MNI
@@ -28,7 +28,6 @@ from default_generator_painting import (
     simplify,
     warp,
 )
-from lightning_fabric import Fabric
 from nilearn.datasets import load_mni152_template
 from nilearn.image import resample_img
 from scipy import ndimage
@@ -40,8 +39,11 @@ from bids_app.provenance import find_versions
 from bids_app.settings import Settings
 from bids_app.synthesis.card import Card
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
+from bids_app.synthesis.device import choose_precision, make_fabric
+from bids_app.synthesis.fitting import Fit
 from bids_app.synthesis.inference import synthesize
 from bids_app.synthesis.models import MODELS, ModelSpec
+from bids_app.synthesis.pairs import Batch
 from bids_app.synthesis.training import Training
 from bids_app.synthesis.weights import save_generator
 
@@ -58,7 +60,7 @@ found = ants.registration(ants.image_read(fixed), ants.image_read(moving),
 ants.apply_transforms(ants.image_read(grid), ants.image_read(labels), found,
                       interpolator="nearestNeighbor").to_filename(out)
 """
-Pair = tuple[np.ndarray, np.ndarray]
+Painted = tuple[np.ndarray, np.ndarray]  # T1w and PET
 
 
 def register(label_map: Path, work: Path) -> Path:
@@ -101,14 +103,14 @@ def read_uptake(paths: list[Path], maps: list[np.ndarray]) -> np.ndarray:
     return regional_uptake(np.mean(templates, axis=0), maps)
 
 
-def paint(labels: np.ndarray, uptake: np.ndarray, rng: np.random.Generator) -> Pair:
+def paint(labels: np.ndarray, uptake: np.ndarray, rng: np.random.Generator) -> Painted:
     """Paint a T1w and its PET on a warped copy of a label map; both in [0, 1]."""
     warped = warp(labels, rng)
     brain = brain_of(warped, rng)
     return paint_t1w(warped, brain, rng), paint_pet(warped, brain, uptake, rng)
 
 
-def batches(pairs: list[Pair], spec: ModelSpec, rng: np.random.Generator) -> Iterator[list]:
+def batches(pairs: list[Painted], spec: ModelSpec, rng: np.random.Generator) -> Iterator[Batch]:
     """Triplets from any slice on, in random order; few of those without brain."""
     places = [
         (pair, z)
@@ -119,45 +121,52 @@ def batches(pairs: list[Pair], spec: ModelSpec, rng: np.random.Generator) -> Ite
     rng.shuffle(places)
     for first in range(0, len(places) - spec.batch_size + 1, spec.batch_size):
         chosen = places[first : first + spec.batch_size]
-        yield [
+        mri, pet = (
             torch.from_numpy(
                 np.stack([np.moveaxis(p[i][:, :, z : z + 3], -1, 0) for p, z in chosen])
-            ).contiguous(memory_format=torch.channels_last)
+            )
             for i in (0, 1)
-        ]
+        )
+        yield Batch(mri, pet, len(chosen))
+
+
+def rate_of(spec: ModelSpec, done: int, steps: int) -> float:
+    """Give the learning rate: constant for half of the steps, then linear to 0."""
+    return spec.learning_rate * float(np.clip(2 * (1 - done / steps), 0, 1))
 
 
 def train(
-    training: Training, maps: list[np.ndarray], uptake: np.ndarray, work: Path, seconds: float
-) -> None:
-    """Train for a time: constant learning rate for half of it, then linear to 0."""
+    training: Training, maps: list[np.ndarray], uptake: np.ndarray, work: Path, steps: int
+) -> float:
+    """Train for so many steps; return the seconds that all of it took, painting included."""
     checkpoint, state = work / "checkpoint.safetensors", work / "state.json"
-    elapsed = 0.0
+    fit, done, seconds = Fit(training), 0, 0.0
     if checkpoint.exists():
-        restore_checkpoint(training, checkpoint)
-        elapsed = json.loads(state.read_text())["elapsed"]
+        restore_checkpoint(fit, checkpoint)
+        told = json.loads(state.read_text())
+        done, seconds = told["steps"], told["seconds"]
     rng = np.random.default_rng([SEED, training.epoch])
-    pairs: list[Pair] = []
-    last = time.monotonic()
-    while elapsed < seconds:
+    pairs: list[Painted] = []
+    while done < steps:
+        started = time.monotonic()
         fresh = rng.choice(len(maps), REPAINTED if pairs else len(maps), replace=False)
         pairs = [*pairs, *(paint(maps[i], uptake, rng) for i in fresh)][-len(maps) :]
-        for mri, pet in batches(pairs, training.spec, rng):
-            now = time.monotonic()
-            elapsed, last = elapsed + now - last, now
-            rate = training.spec.learning_rate * float(np.clip(2 * (1 - elapsed / seconds), 0, 1))
+        for batch in batches(pairs, training.spec, rng):
             for optimizer in (training.generator_optimizer, training.discriminator_optimizer):
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
-            losses = training.step(mri, pet)
+                    group["lr"] = rate_of(training.spec, done, steps)
+            losses = training.step(batch)
+            done += 1
         training.epoch += 1
-        save_checkpoint(training, checkpoint)
-        state.write_text(json.dumps({"elapsed": elapsed}))
-        print(f"epoch {training.epoch}, {elapsed / 60:.1f} min, {losses}", flush=True)
+        seconds += time.monotonic() - started
+        save_checkpoint(fit, checkpoint)
+        state.write_text(json.dumps({"steps": done, "seconds": seconds}))
+        print(f"epoch {training.epoch}, {done} steps, {seconds / 60:.1f} min, {losses}", flush=True)
+    return seconds
 
 
 def evaluate(
-    generator: torch.nn.Module, held_out: list[Pair], mean_pet: np.ndarray
+    generator: torch.nn.Module, held_out: list[Painted], mean_pet: np.ndarray
 ) -> dict[str, float]:
     """Measure the generator, the mean training PET and the T1w itself on pairs it has not seen."""
     rows: dict[str, list] = {"generator": [], "mean training PET": [], "T1w": []}
@@ -181,7 +190,8 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--labelmaps", type=Path, required=True)
     parser.add_argument("--uptake", type=Path, nargs="+", required=True)
-    parser.add_argument("--minutes", type=float, default=85)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--generator", type=Path, required=True)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -191,11 +201,10 @@ def main() -> None:
     }
     maps = [labels for name, labels in warped.items() if name not in HELD_OUT]
     uptake = read_uptake(given.uptake, maps[:4])
-    fabric = Fabric(accelerator="cpu", precision="bf16-mixed")
-    training = Training(SPEC, fabric, torch.Generator().manual_seed(SEED))
-    training.generators.to(memory_format=torch.channels_last)
-    training.discriminators.to(memory_format=torch.channels_last)
-    train(training, maps, uptake, given.work, 60 * given.minutes)
+    torch.set_num_threads(given.threads)
+    precision = choose_precision("cpu")
+    training = Training(SPEC, make_fabric("cpu", precision), torch.Generator().manual_seed(SEED))
+    seconds = train(training, maps, uptake, given.work, given.steps)
     rng = np.random.default_rng(99)
     held_out = [paint(warped[name], uptake, rng) for name in HELD_OUT for _ in range(2)]
     mean_pet = np.mean([paint(labels, uptake, rng)[1] for labels in maps], axis=0)
@@ -208,10 +217,11 @@ def main() -> None:
         affine=tuple(tuple(row) for row in GRID.affine.tolist()), sha256="",
         trained_on=TRAINED_ON, intended_use=INTENDED_USE, participants=(),
         dataset="simulated on SynthSeg training label maps 01 to 12", seed=SEED,
-        versions=find_versions(), metrics=metrics,
+        versions={**find_versions(), "precision": precision}, metrics=metrics,
     )  # fmt: skip
     save_generator(generator, card, given.generator)
     print(json.dumps(metrics, indent=2))
+    print(f"{given.steps} steps in {seconds / 60:.0f} min, {given.threads} threads, {precision}")
 
 
 TRAINED_ON = (
