@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bids_app.derivatives.preprocessed import Preprocessed
+from bids_app.screening import Participant
 from bids_app.visit import Selection
 
 WIDE = 200  # characters of a table that goes into a file
@@ -77,6 +78,27 @@ class Voice:
             session = "—" if one.session is None else one.session
             t1w, pet = (str(path.relative_to(root)) for path in (one.t1w, one.pets[0]))
             used.add_row(one.subject, session, t1w, pet)
+        self.out.print(used)
+        for note in notes:
+            self.out.print(note, markup=False)
+
+    def tell_people(
+        self,
+        controls: Sequence[Participant],
+        patients: Sequence[Participant],
+        notes: Sequence[str],
+        root: Path,
+    ) -> None:
+        """Print who is a control, who a patient, which PET of theirs is used, and remarks."""
+        used = Table("group", "participant", "session", "PET", "synthetic PET", title="Used")
+        for group, people in (("control", controls), ("patient", patients)):
+            for one in people:
+                made = None if one.synthetic is None else one.synthetic.path
+                cells = [
+                    "—" if path is None else str(path.relative_to(root)) for path in (one.pet, made)
+                ]
+                session = "—" if one.session is None else one.session
+                used.add_row(group, one.label, session, *cells)
         self.out.print(used)
         for note in notes:
             self.out.print(note, markup=False)

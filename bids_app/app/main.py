@@ -5,6 +5,7 @@ import logging
 import nipype
 
 from bids_app import provenance
+from bids_app.app.group import group
 from bids_app.app.participant import participant
 from bids_app.app.preparation import PERCENTILE, prepare_generator
 from bids_app.app.training import train
@@ -14,7 +15,7 @@ from bids_app.report.methods import Procedure, boilerplate
 from bids_app.settings import Settings
 from bids_app.workflows.execution import quiet
 
-LEVELS = {"participant": participant, "train": train}
+LEVELS = {"participant": participant, "train": train, "group": group}
 LOUDNESS = {0: logging.CRITICAL, 1: logging.WARNING}
 
 

@@ -10,50 +10,11 @@ from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed
 from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError
 from bids_app.files import read_json
+from bids_app.screening import Participant, Synthetic
 from bids_app.settings import Settings
 
 MISSING = MissingInputError.exit_code
 CROSSVALIDATION = "crossvalidation"
-
-
-@dataclass(frozen=True)
-class Synthetic:
-    """A synthetic PET, and the generator that its sidecar names."""
-
-    path: Path
-    generator: str
-    sha256: str
-    seen: bool  # whether that generator was trained on this participant
-
-
-@dataclass(frozen=True)
-class Participant:
-    """One visit of someone: its images, a real PET and a synthetic one where there are.
-
-    Parameters
-    ----------
-    visit : Preprocessed
-        T1w and brain on the run's grid.
-    pet : Path or None
-        Real.
-    synthetic : Synthetic or None
-        Predicted from the T1w.
-    """
-
-    visit: Preprocessed
-    pet: Path | None
-    synthetic: Synthetic | None
-
-    @property
-    def label(self) -> str:
-        """The participant's label."""
-        return self.visit.subject
-
-    @property
-    def name(self) -> str:
-        """Tell the visit as a reader knows it."""
-        session = self.visit.session
-        return f"sub-{self.label}" + ("" if session is None else f" ses-{session}")
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nipype.pipeline.engine import Workflow
-
 from bids_app import provenance
 from bids_app.app.controls import Controls, choose_controls
 from bids_app.app.intake import Problem, error_of
-from bids_app.app.preparation import read_plugin, refuse_places, share_resources, work_dir_of
+from bids_app.app.preparation import refuse_places, share_resources, work_dir_of
 from bids_app.app.results import gather_records
+from bids_app.app.running import Runner
 from bids_app.console import Voice
 from bids_app.crossvalidation import (
     GENERATORS,
@@ -37,7 +36,7 @@ from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.models import MODELS, ModelSpec
 from bids_app.synthesis.tiling import CubicPatches
 from bids_app.templates import uri_of
-from bids_app.workflows.execution import Crash, Resources, run_graph
+from bids_app.workflows.execution import Crash
 from bids_app.workflows.storing import StoragePlan, Stored, init_storing_wf
 from bids_app.workflows.training import Fold, Means, ModelPlan, init_baselines_wf, init_model_wf
 
@@ -75,7 +74,7 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
     for note in controls.notes:
         voice.say(note)
-    runner = _Runner(settings, voice)
+    runner = Runner(settings, voice, "mri2pet_train", _jobs(settings))
     stored, problems = _store(study, controls, runner)
     folds = deal(study, stored)
     problems += _compute(study, controls, folds, means, runner)
@@ -108,7 +107,7 @@ def _study(settings: Settings, stamp: provenance.Stamp) -> Study:
         work_dir=work_dir_of(settings),
         space=Space(settings.template, settings.grid_resolution, uri_of(settings.template)),
         grid=grid_of_box(settings.bounding_box, settings.grid_resolution),
-        dataset=_dataset_name(settings.output_dir),
+        dataset=dataset_name(settings.output_dir),
         folds=settings.folds,
         fwhm=settings.smoothing_fwhm,
         seed=settings.random_seed,
@@ -116,7 +115,7 @@ def _study(settings: Settings, stamp: provenance.Stamp) -> Study:
     )
 
 
-def _dataset_name(output_dir: Path) -> str:
+def dataset_name(output_dir: Path) -> str:
     """Name the raw dataset as the derivative one tells of it, by its DOI if it has one."""
     content = read_json(output_dir / "dataset_description.json")
     sources = content.get("SourceDatasets")
@@ -131,43 +130,20 @@ def _means(settings: Settings) -> Means:
         weights = Path(os.environ[LPIPS_VARIABLE]).absolute()
     if weights is not None and not weights.is_file():
         raise MissingInputError(f"{weights}: no such file; correct --lpips-weights")
-    _, threads = share_resources(settings, settings.folds * len(_names(settings)))
+    _, threads = share_resources(settings, _jobs(settings))
     sha256 = "" if weights is None else file_sha256(weights)
     return Means(choose_device(settings.device), threads, weights, sha256)
+
+
+def _jobs(settings: Settings) -> int:
+    return settings.folds * len(_names(settings))
 
 
 def _names(settings: Settings) -> tuple[str, ...]:
     return tuple(name for name in MODELS if not settings.models or name in settings.models)
 
 
-@dataclass(frozen=True)
-class _Runner:
-    """Runs graphs as the settings say."""
-
-    settings: Settings
-    voice: Voice
-
-    def run(
-        self, graphs: Sequence[Workflow], labels: Mapping[str, str], words: Mapping[str, str]
-    ) -> list[Crash]:
-        settings = self.settings
-        workflow = Workflow("mri2pet_train", base_dir=str(work_dir_of(settings)))
-        workflow.add_nodes(list(graphs))
-        steps = {graph.name: len(graph.list_node_names()) for graph in graphs}
-        resources: Resources
-        resources, _ = share_resources(settings, settings.folds * len(_names(settings)))
-        with self.voice.progress(labels, steps, words) as on_status:
-            return run_graph(
-                workflow,
-                resources=resources,
-                plugin=read_plugin(settings.use_plugin),
-                logs=settings.output_dir / "logs",
-                stop_on_first_crash=settings.stop_on_first_crash,
-                on_status=on_status,
-            )
-
-
-def _store(study: Study, controls: Controls, runner: _Runner) -> tuple[list[Stored], list[Problem]]:
+def _store(study: Study, controls: Controls, runner: Runner) -> tuple[list[Stored], list[Problem]]:
     """Store the volumes of all controls; those whose images cannot be used are left out."""
     plans = plan_storage(study, controls.pairs)
     graph = init_storing_wf(plans, shape=study.grid.shape, affine=study.grid.affine.tolist())
@@ -206,7 +182,7 @@ def _graph_name(name: str) -> str:
 
 
 def _compute(
-    study: Study, controls: Controls, folds: Sequence[Fold], means: Means, runner: _Runner
+    study: Study, controls: Controls, folds: Sequence[Fold], means: Means, runner: Runner
 ) -> list[Problem]:
     """Train and score all rows, and score the baselines; tell and return what failed."""
     plans = _plans(study, controls, folds, runner.settings)

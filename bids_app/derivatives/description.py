@@ -13,12 +13,15 @@ BIDS_VERSION = "1.10.0"
 IGNORED = (
     "*.html", "logs", "figures", "work", "generators", "detectors", "*_xfm.*", "*_statmap.*",
     "*_std.*", "*_clusters.*", "**/pet/*_mask.*", "**/pet/*_dseg.*", "desc-*_metrics.*", "table1*",
-    "crossvalidation", "detection_curve.tsv", "clusters.tsv",
+    "crossvalidation", "detection_*", "clusters.*",
 )  # fmt: skip
 DESCRIPTIONS = {
     "preproc": "Acquired image after correction, registration and, with res-, scaling to 0..1",
     "brain": "Mask of the brain",
     "synth": "SYNTHETIC PET, predicted from the T1w by a neural network; not a measurement",
+    "ocsvm": "Clusters of the anomaly map of one one-class SVM a voxel",
+    "zscore": "Clusters of the anomaly map against controls, voxel by voxel (Crawford-Howell t)",
+    "pseudonormal": "Clusters of the anomaly map of synthetic minus real PET",
 }
 README = """\
 # Derivatives of mri2pet {version}
@@ -38,6 +41,9 @@ acquired.
 - `descriptions.tsv`: what each `desc-` label means.
 - `generators/`, `crossvalidation/`, `table1.tsv`, `train.html`: what the train level has made. The
   synthetic PET in `crossvalidation/` comes from generators that did not see the participant.
+- `stat-…_statmap`, `desc-…_clusters`, `desc-…_dseg`: anomaly maps of the group level and their
+  clusters, for research; more is more abnormal. Those of controls come from detectors that did not
+  see them. `group.html`, `clusters.tsv`, `detection_*`: what was found; `detectors/`: by what.
 - `logs/`: settings and versions of each run.
 
 Images on the grid of the template are divided by a percentile of the brain (see the sidecars) and
@@ -177,5 +183,16 @@ def start_dataset(
         _write_ignored(output_dir / ".bidsignore", IGNORED)
         readme = README.format(version=software.version, template=template)
         write_text(output_dir / "README.md", readme)
-        rows = [{"desc_id": f"desc-{k}", "description": v} for k, v in DESCRIPTIONS.items()]
-        write_tsv(output_dir / "descriptions.tsv", ["desc_id", "description"], rows)
+        _write_descriptions(output_dir)
+
+
+def _write_descriptions(output_dir: Path) -> None:
+    rows = [{"desc_id": f"desc-{k}", "description": v} for k, v in DESCRIPTIONS.items()]
+    write_tsv(output_dir / "descriptions.tsv", ["desc_id", "description"], rows)
+
+
+def refresh_dataset(output_dir: Path) -> None:
+    """Let a dataset that an earlier version has begun tell of all that this one writes."""
+    with locked(output_dir):
+        _write_ignored(output_dir / ".bidsignore", IGNORED)
+        _write_descriptions(output_dir)

@@ -8,6 +8,7 @@ from typing import Final
 from bids_app.errors import Mri2petError
 from bids_app.files import write_text
 from bids_app.nifti import check_header
+from bids_app.report.anomaly_section import section_of
 from bids_app.report.methods import boilerplate, procedure_of
 from bids_app.report.page import render
 from bids_app.report.panels import draw
@@ -120,11 +121,12 @@ def _values(
     record: Record,
 ) -> dict[str, object]:
     drawings = [draw(output_dir, visit, template_t1w) for visit in visits]
+    spaces = tuple(sorted({visit.space for visit in visits if visit.space}))
     return {
         "subject": subject,
         "generators": _generators(visits),
         "findings": [line for visit in visits for line in _findings(visit)],
-        "spaces": sorted({visit.space for visit in visits if visit.space}),
+        "spaces": spaces,
         "record": record,
         "warnings": warnings_of(visits),
         "registrations": registration_rows(visits),
@@ -133,6 +135,7 @@ def _values(
         "anatomy": [panel for drawing in drawings for panel in drawing.anatomy],
         "coregistration": [panel for drawing in drawings for panel in drawing.coregistration],
         "pet": [panel for drawing in drawings for panel in drawing.pet],
+        "anomalies": section_of(output_dir, subject, spaces),
         "methods": boilerplate(procedure_of(visits, record.versions)) if visits else "",
         "duration": tell_duration(record.duration),
     }

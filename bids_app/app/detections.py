@@ -1,0 +1,184 @@
+"""After detectors: clusters of everyone become tables, and controls give them their meaning."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bids_app.app.detectors import Sighting
+from bids_app.derivatives.anomalies import DETECTORS
+from bids_app.derivatives.detections import (
+    Listed,
+    control_sum_scores,
+    read_control_clusters,
+    write_all_clusters,
+    write_clusters_table,
+    write_control_clusters,
+    write_curve,
+    write_froc,
+    write_tests,
+)
+from bids_app.detection.calibration import expected_in_control
+from bids_app.detection.clusters import Cluster
+from bids_app.detection.evaluation import (
+    Finding,
+    compare,
+    detection_curve,
+    free_response,
+    marks_of,
+)
+from bids_app.errors import UnusableDataError
+from bids_app.files import read_json
+
+CURVES = ("detection_curve", "detection_tests", "detection_froc")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a detector saw in one image: all clusters by rank, lesions that are known, overlaps.
+
+    Parameters
+    ----------
+    sighting : Sighting
+        Who and which.
+    clusters : tuple of Cluster
+        All of them.
+    lesions : int or None
+        How many are known; None if that is not known.
+    shared : ndarray, (clusters, lesions)
+        In mm³.
+    """
+
+    sighting: Sighting
+    clusters: tuple[Cluster, ...]
+    lesions: int | None
+    shared: np.ndarray
+
+    def listed(self, most: int | None = None) -> Listed:
+        """Give the clusters, or the first ones, as tables list them."""
+        sighting, who = self.sighting, self.sighting.who.who
+        return Listed(
+            who.label, who.session, sighting.training_set, sighting.detector, self.clusters[:most]
+        )
+
+    def finding(self) -> Finding:
+        """Give what evaluation needs."""
+        sighting, who = self.sighting, self.sighting.who.who
+        return Finding(
+            sighting.training_set, sighting.detector, who.label, who.session,
+            0 if self.lesions is None else self.lesions, marks_of(self.clusters, self.shared),
+        )  # fmt: skip
+
+
+def read_seen(sighting: Sighting) -> Seen | None:
+    """Read what a detector saw in one image; None if that failed.
+
+    Raises
+    ------
+    UnusableDataError
+        If the file is not what this app writes.
+    """
+    if not sighting.clusters.is_file():
+        return None
+    told = read_json(sighting.clusters)
+    try:
+        clusters = [Cluster(**one) for one in told["clusters"]]  # type: ignore[attr-defined]
+        lesions = told["lesions"]
+        count = 0 if lesions is None else int(lesions)  # type: ignore[call-overload]
+        shared = np.array(told["overlaps"] if count else [], float).reshape(len(clusters), count)
+        regions = told["regions"] if told["regions"] else [None] * len(clusters)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableDataError(f"{sighting.clusters}: {error}; delete it") from error
+    known = [
+        replace(one, region=region, overlap=None if lesions is None else float(row.sum()))
+        for one, region, row in zip(clusters, regions, shared, strict=True)  # type: ignore[call-overload]
+    ]
+    return Seen(sighting, tuple(known), None if lesions is None else count, shared)
+
+
+def write_detections(
+    output_dir: Path, seen: Sequence[Seen], *, most: int, applied: Path | None
+) -> None:
+    """Write all tables: of each patient, of all, of controls, and curves where lesions are known.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset.
+    seen : sequence of Seen
+        Controls and patients, in any order.
+    most : int
+        Clusters that are kept of a patient.
+    applied : Path or None
+        Folder of detectors that were trained before: their controls calibrate.
+    """
+    controls = [one for one in seen if one.sighting.control]
+    for name in dict.fromkeys(one.sighting.training_set for one in controls):
+        own = [one.listed() for one in controls if one.sighting.training_set == name]
+        write_control_clusters(output_dir / DETECTORS / name, own)
+    patients = [
+        _calibrated(one, _control_scores(output_dir, one.sighting, applied))
+        for one in seen
+        if not one.sighting.control
+    ]
+    for one in patients:
+        write_clusters_table(one.sighting.table, one.clusters[:most])
+    write_all_clusters(output_dir, [one.listed(most) for one in patients])
+    _write_curves(output_dir, patients, controls, most)
+
+
+def _control_scores(
+    output_dir: Path, sighting: Sighting, applied: Path | None
+) -> list[list[float]]:
+    folder = output_dir / DETECTORS / sighting.training_set if applied is None else applied
+    return control_sum_scores(read_control_clusters(folder), sighting.detector)
+
+
+def _calibrated(one: Seen, controls: Sequence[Sequence[float]]) -> Seen:
+    clusters = tuple(
+        replace(cluster, expected_in_control=expected_in_control(cluster.sum_score, controls))
+        for cluster in one.clusters
+    )
+    return replace(one, clusters=clusters)
+
+
+def _write_curves(
+    output_dir: Path, patients: Iterable[Seen], controls: Iterable[Seen], most: int
+) -> None:
+    told = [one.finding() for one in patients if one.lesions]
+    if not told:
+        for name in CURVES:  # of an earlier run that knew lesions
+            for ending in (".tsv", ".json"):
+                (output_dir / f"{name}{ending}").unlink(missing_ok=True)
+        return
+    healthy = [one.finding() for one in controls]
+    write_curve(output_dir, detection_curve(told, healthy, most=most))
+    write_tests(output_dir, compare(told, most=most))
+    write_froc(output_dir, free_response(told, healthy))
+
+
+def top_clusters(seen: Iterable[Seen]) -> Mapping[str, list[str]]:
+    """Tell the first cluster of each patient in a line, by training set and detector."""
+    lines: dict[str, list[str]] = {}
+    for one in seen:
+        sighting = one.sighting
+        if sighting.control:
+            continue
+        who = f"sub-{sighting.who.who.label}"
+        lines.setdefault(f"{sighting.training_set} {sighting.detector}", []).append(
+            f"{who}: {_tell_first(one)}"
+        )
+    return lines
+
+
+def _tell_first(one: Seen) -> str:
+    if not one.clusters:
+        return "no cluster"
+    first = one.clusters[0]
+    place = f"{first.side}, ({first.x:.0f}, {first.y:.0f}, {first.z:.0f}) mm"
+    size = f"{first.volume / 1000:.1f} cm³"
+    if first.overlap is None:
+        return f"{place}, {size}"
+    hit = f"{first.overlap / 1000:.1f} cm³ of it lesion" if first.overlap else "not in a lesion"
+    return f"{place}, {size}, {hit}"

@@ -1,0 +1,379 @@
+"""From settings and pictures to the graphs of training sets, fitted or applied."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nipype.pipeline.engine import Workflow
+
+from bids_app.app.pictures import Pictures
+from bids_app.app.running import Runner
+from bids_app.derivatives.anomalies import (
+    DETECTORS,
+    Origin,
+    anomaly_paths,
+    native_t1w,
+    root_of,
+    template_to_t1w,
+)
+from bids_app.derivatives.paths import sidecar_path
+from bids_app.derivatives.sidecars import Sidecar
+from bids_app.detection.card import Control, DetectorCard, card_values
+from bids_app.detection.norms import ZSCORE_FWHM
+from bids_app.detection.slabs import cut_slabs, thickness_of
+from bids_app.detection.spec import EncoderSpec, spec_to_dict
+from bids_app.errors import UnusableDataError, UsageError
+from bids_app.screening import (
+    Pictured,
+    Screening,
+    Trained,
+    choose_images,
+    deal,
+    split,
+    tell_controls,
+)
+from bids_app.settings import Settings
+from bids_app.workflows.anomalies import Clustering, OnT1w, Scored
+from bids_app.workflows.detection import DetectorFold, Fitting
+from bids_app.workflows.group import (
+    DetectorPlan,
+    Publication,
+    Target,
+    init_applied_set_wf,
+    init_training_set_wf,
+)
+from bids_app.workflows.outputs import Output
+
+BRAIN_SHARE = 0.9  # of controls; our choice
+BYTES = 4  # of a float
+GENERATORS = "synthetic_generators"  # in a card's parameters
+INTENDED_USE = (
+    "Mapping what is unlike healthy controls in FDG PET that were scanned and prepared as those "
+    "of the training set; for research. No basis for decisions about a patient."
+)
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """An image and a detector: who, which, and where its clusters are told.
+
+    Parameters
+    ----------
+    training_set, detector : str
+        What scored it.
+    who : Pictured
+        Whose PET.
+    control : bool
+        Whether it is a held-out control.
+    clusters : Path
+        JSON.
+    table : Path
+        Where its cluster table goes.
+    """
+
+    training_set: str
+    detector: str
+    who: Pictured
+    control: bool
+    clusters: Path
+    table: Path
+
+
+@dataclass(frozen=True)
+class SetPlan:
+    """A training set: its graph, what it will have seen, and what is to be told.
+
+    Parameters
+    ----------
+    name : str
+        Of the training set.
+    graph : Workflow
+        That does it all.
+    sightings : tuple of Sighting
+        All images and detectors.
+    notes : tuple of str
+        Sentences.
+    """
+
+    name: str
+    graph: Workflow
+    sightings: tuple[Sighting, ...]
+    notes: tuple[str, ...] = ()
+
+
+def encoder_spec(settings: Settings) -> EncoderSpec:
+    """Give the encoder's numbers, fewer for a sloppy run."""
+    spec = EncoderSpec()
+    return replace(spec, epochs=2, pairs_per_epoch=2000) if settings.sloppy else spec
+
+
+@dataclass(frozen=True)
+class GroupRun:
+    """What all training sets of a run share: its numbers, its settings, what runs it."""
+
+    screening: Screening
+    settings: Settings
+    runner: Runner
+
+
+def fitting_of(run: GroupRun, images: int) -> Fitting:
+    """Say how detectors are fitted; ``images`` are trained on or scored in a fold, at most."""
+    grid, resolution = run.screening.grid, run.screening.space.resolution
+    slabs = cut_slabs(grid.shape[2], thickness_of(resolution))
+    spec = encoder_spec(run.settings)
+    area = grid.shape[0] * grid.shape[1]
+    return Fitting(
+        encoder=spec_to_dict(spec), nu=run.settings.nu,
+        slabs=[(slab.first, slab.last) for slab in slabs], fwhm=ZSCORE_FWHM,
+        threads=run.runner.threads,
+        mem_gb=1 + images * area * spec.latents * BYTES / 2**30,  # one slice at a time
+    )  # fmt: skip
+
+
+def clustering_of(settings: Settings, pictures: Pictures) -> Clustering:
+    """Say how clusters are found."""
+    return Clustering(
+        extent=settings.cluster_extent, minimum_volume=settings.min_cluster_size,
+        most=settings.clusters, atlas=pictures.atlas,
+        names=None if settings.atlas is None else settings.atlas[1],
+    )  # fmt: skip
+
+
+def plan_sets(run: GroupRun, pictures: Pictures) -> Iterator[SetPlan]:
+    """Plan each training set that the settings name.
+
+    Raises
+    ------
+    UsageError
+        If pseudonormal is asked for without the training set real.
+    UnusableDataError
+        If there are too few controls, or a set has none.
+    """
+    settings = run.settings
+    if "pseudonormal" in settings.detectors and "real" not in settings.training_set:
+        raise UsageError(
+            "--detectors pseudonormal compares with controls who have a real PET; add real to "
+            "--training-set"
+        )
+    dealt = deal(pictures.controls, run.screening.folds, run.screening.seed)
+    for name in settings.training_set:
+        trained = choose_images(name, pictures.controls, settings.synthetic_controls)
+        yield _plan_set(run, name, trained, dealt, pictures)
+
+
+def _plan_set(
+    run: GroupRun,
+    name: str,
+    trained: Sequence[Trained],
+    dealt: Mapping[str, int],
+    pictures: Pictures,
+) -> SetPlan:
+    screening = run.screening
+    planner = _Planner(screening, name, primary=name == run.settings.training_set[0])
+    plans: dict[str, DetectorPlan] = {}
+    sightings: list[Sighting] = []
+    notes: list[str] = []
+    for detector in run.settings.detectors:
+        if detector == "pseudonormal" and name != "real":
+            continue
+        used, seen = trained, pictures
+        if detector == "pseudonormal":
+            used = [one for one in trained if one.picture.synthetic is not None]
+            seen, told = _with_both(pictures)
+            notes += told
+        folds = split(used, seen.controls, dealt, screening.folds, screening.seed)
+        plans[detector], found = planner.plan(detector, seen, folds)
+        sightings += found
+    fitting = fitting_of(run, len(trained) + len(pictures.patients))
+    card = _card(run, name, tuple(plans), fitting, tell_controls(trained, dealt))
+    if "pseudonormal" in plans:
+        card.parameters[GENERATORS] = generators_of(_with_both(pictures)[0].controls)
+    graph = init_training_set_wf(
+        [one.picture for one in trained], plans, fitting,
+        clustering_of(run.settings, pictures),
+        Publication(screening.output_dir / DETECTORS / name, card_values(card)),
+        share=BRAIN_SHARE, name=f"{name}_wf",
+    )  # fmt: skip
+    return SetPlan(name, graph, tuple(sightings), tuple(notes))
+
+
+def _with_both(pictures: Pictures) -> tuple[Pictures, tuple[str, ...]]:
+    """Keep those with a real and a synthetic PET; tell of others."""
+    everyone = [*pictures.controls, *pictures.patients]
+    lost = [one for one in everyone if one.real and not one.real.synthetic]
+    kept = replace(
+        pictures,
+        controls=tuple(one for one in pictures.controls if one.real and one.real.synthetic),
+        patients=tuple(one for one in pictures.patients if one.real and one.real.synthetic),
+    )
+    if not kept.patients:
+        raise UnusableDataError(
+            "detector pseudonormal: no patient has a synthetic PET; run the participant level on "
+            "them without --stage preprocess"
+        )
+    notes = [f"sub-{one.who.label}: not used by pseudonormal, no synthetic PET" for one in lost]
+    notes += [
+        f"sub-{one.who.label}: pseudonormal uses a synthetic PET whose generator was trained on "
+        "this participant; its difference to the real one is too small"
+        for one in kept.controls
+        if one.who.synthetic is not None and one.who.synthetic.seen
+    ]
+    return kept, tuple(notes)
+
+
+def generators_of(people: Sequence[Pictured]) -> dict[str, list[str]]:
+    """Tell whose synthetic PETs are used: name of the generator → SHA-256 of its weights.
+
+    Those of a cross-validation have other weights for each fold; their SHA-256 is left out.
+    """
+    made = [one.who.synthetic for one in people if one.who.synthetic is not None]
+    names = sorted({one.generator for one in made})
+    return {
+        name: sorted({one.sha256 for one in made if one.generator == name and one.sha256})
+        for name in names
+    }
+
+
+def _refuse_other_generators(folder: Path, card: DetectorCard, people: Sequence[Pictured]) -> None:
+    known = card.parameters.get(GENERATORS, {})
+    for one in people:
+        made = one.who.synthetic
+        if made is None:
+            continue
+        digests = known.get(made.generator) if isinstance(known, dict) else None
+        if digests is None or (digests and made.sha256 and made.sha256 not in digests):
+            raise UnusableDataError(
+                f"{made.path}: made by generator {made.generator}, but pseudonormal in {folder} "
+                "compares with controls whose synthetic PET another one made; synthesize with the "
+                "same generator, or choose other --detectors"
+            )
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Plans the detectors of one training set: who is scored by which fold, what goes where."""
+
+    screening: Screening
+    training_set: str
+    primary: bool
+
+    def plan(
+        self, detector: str, pictures: Pictures, folds: Sequence[DetectorFold]
+    ) -> tuple[DetectorPlan, list[Sighting]]:
+        """Plan one detector; without folds, patients alone are scored."""
+        patients = [one.real for one in pictures.patients if one.real is not None]
+        everyone = [*pictures.patients, *pictures.controls]
+        by_name = {one.real.name: one for one in everyone if one.real is not None}
+        places: list[tuple[str, int, int | None]] = [
+            (one.name, row, None) for row, one in enumerate(patients)
+        ]
+        for fold in folds:
+            rows = enumerate(fold.held_out, start=len(patients))
+            places += [(one.name, row, fold.number) for row, one in rows]
+        targets, sightings = [], []
+        for name, row, number in places:
+            one = by_name[name]
+            lesions = None if number else pictures.lesions.get(one.who.visit.t1w)
+            target, sighting = self._target(detector, one, row, number, lesions)
+            targets.append(target)
+            sightings.append(sighting)
+        return DetectorPlan(folds, patients, targets), sightings
+
+    def _target(
+        self, detector: str, one: Pictured, row: int, fold: int | None, lesions: Path | None
+    ) -> tuple[Target, Sighting]:
+        screening, visit = self.screening, one.who.visit
+        if one.real is None or one.who.pet is None:
+            raise ValueError(f"sub-{one.who.label} has no real PET to be scored")
+        root = root_of(screening.output_dir, self.training_set, primary=self.primary)
+        paths = anomaly_paths(root, one.who.pet, detector, screening.space)
+        version = screening.versions["mri2pet"]
+        origin = Origin(screening.output_dir, detector, self.training_set, version)
+        told = origin.statmap(one.who.pet, screening.space)
+        told["Fold"] = "mean over all" if fold is None else fold
+        labels = origin.labels(paths.statmap, screening.space)
+        folder = screening.work_dir / "clusters" / self.training_set / detector
+        clusters = folder / f"{one.real.name}.json"
+        scored = Scored(
+            one.real, row, lesions, _output(paths.statmap, told), _output(paths.labels, labels),
+            clusters,
+        )  # fmt: skip
+        on_t1w = OnT1w(
+            native_t1w(visit), template_to_t1w(visit),
+            _output(paths.statmap_in_t1w, origin.in_t1w(told, paths.statmap, visit)),
+            _output(paths.labels_in_t1w, origin.in_t1w(labels, paths.labels, visit)),
+        )  # fmt: skip
+        sighting = Sighting(
+            self.training_set, detector, one, fold is not None, clusters, paths.table
+        )
+        return Target(scored, fold, on_t1w if fold is None else None), sighting
+
+
+def _output(path: Path, sidecar: Sidecar) -> Output:
+    return Output(path, sidecar_path(path), sidecar)
+
+
+def _card(
+    run: GroupRun,
+    name: str,
+    detectors: tuple[str, ...],
+    fitting: Fitting,
+    controls: tuple[Control, ...],
+) -> DetectorCard:
+    screening, settings = run.screening, run.settings
+    rows = screening.grid.affine.tolist()
+    return DetectorCard(
+        name=name, version=screening.versions["mri2pet"], detectors=detectors,
+        template=screening.space.template, shape=screening.grid.shape,
+        affine=tuple(tuple(row) for row in rows), controls=controls, folds=screening.folds,
+        slabs=tuple((first, last) for first, last in fitting.slabs),
+        parameters={
+            "nu": settings.nu, "gamma": "scale", "brain_share": BRAIN_SHARE,
+            "fwhm": fitting.fwhm, "encoder": dict(fitting.encoder),
+            "cluster_extent": settings.cluster_extent,
+            "min_cluster_size": settings.min_cluster_size,
+        },
+        dataset=screening.dataset, seed=screening.seed, intended_use=INTENDED_USE,
+        versions=dict(screening.versions),
+    )  # fmt: skip
+
+
+def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pictures) -> SetPlan:
+    """Plan the application of detectors that were trained before.
+
+    Parameters
+    ----------
+    run : GroupRun
+        The run.
+    folder, card : Path, DetectorCard
+        Of the detectors.
+    pictures : Pictures
+        Of patients.
+
+    Raises
+    ------
+    UnusableDataError
+        If none of the detectors that are wanted is there.
+    """
+    wanted = [one for one in run.settings.detectors if one in card.detectors]
+    if not wanted:
+        raise UnusableDataError(
+            f"{folder}: holds {', '.join(card.detectors)}; choose --detectors of those"
+        )
+    planner = _Planner(run.screening, card.name, primary=True)
+    plans: dict[str, DetectorPlan] = {}
+    sightings: list[Sighting] = []
+    notes: list[str] = []
+    for detector in wanted:
+        seen, told = _with_both(pictures) if detector == "pseudonormal" else (pictures, ())
+        notes += told
+        if detector == "pseudonormal":
+            _refuse_other_generators(folder, card, seen.patients)
+        plans[detector], found = planner.plan(detector, seen, [])
+        sightings += found
+    fitting = replace(fitting_of(run, len(pictures.patients)), slabs=card.slabs)
+    graph = init_applied_set_wf(
+        folder, card.folds, plans, fitting, clustering_of(run.settings, pictures),
+        name=f"{card.name}_applied_wf",
+    )  # fmt: skip
+    return SetPlan(card.name, graph, tuple(sightings), tuple(notes))

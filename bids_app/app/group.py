@@ -1,0 +1,232 @@
+"""The group level: detectors trained on controls, anomaly maps and clusters of patients."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bids_app import provenance
+from bids_app.app.detections import Seen, read_seen, top_clusters, write_detections
+from bids_app.app.detectors import GroupRun, SetPlan, plan_applied, plan_sets
+from bids_app.app.intake import Problem, error_of
+from bids_app.app.people import People, choose_people
+from bids_app.app.pictures import Pictures, take_pictures
+from bids_app.app.preparation import refuse_places, work_dir_of
+from bids_app.app.running import Runner
+from bids_app.app.training import DONE, PARTIAL, dataset_name
+from bids_app.console import Voice
+from bids_app.dataset.validation import make_writable
+from bids_app.derivatives.description import ignore_also, refresh_dataset
+from bids_app.derivatives.sidecars import Space
+from bids_app.detection.card import DetectorCard, check_files, check_grid, read_card
+from bids_app.errors import MissingInputError
+from bids_app.files import locked
+from bids_app.imaging.volume import grid_of_box
+from bids_app.report.group import write_group_report
+from bids_app.screening import Screening
+from bids_app.settings import Settings
+from bids_app.templates import uri_of
+from bids_app.workflows.execution import Crash
+
+
+def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
+    """Train detectors on controls, or take trained ones, and map what is abnormal in patients.
+
+    Returns
+    -------
+    int
+        0 if all went well, 1 if some participant or detector failed.
+
+    Raises
+    ------
+    Mri2petError
+        If the run cannot begin, or nothing of it can be used.
+    """
+    started = time.monotonic()
+    refuse_places(settings)
+    if settings.reports_only:
+        return _report_again(settings, voice)
+    screening = _screening(settings, stamp)
+    card = _read_detector(settings, screening)
+    people = choose_people(settings, controls=card is None)
+    if settings.dry_run:
+        voice.tell_people(people.controls, people.patients, people.notes, settings.output_dir)
+        return DONE
+    work_dir = work_dir_of(settings)
+    make_writable(work_dir)
+    ignore_also(settings.output_dir, work_dir)
+    provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
+    jobs = settings.folds * len(settings.training_set)
+    run = GroupRun(screening, settings, Runner(settings, voice, "mri2pet_group", jobs))
+    outcome = _detect(run, people, card, voice)
+    _finish(run, outcome, _Fresh(stamp, time.monotonic() - started))
+    return _close(settings, outcome, voice)
+
+
+def _screening(settings: Settings, stamp: provenance.Stamp) -> Screening:
+    return Screening(
+        output_dir=settings.output_dir,
+        work_dir=work_dir_of(settings),
+        space=Space(settings.template, settings.grid_resolution, uri_of(settings.template)),
+        grid=grid_of_box(settings.bounding_box, settings.grid_resolution),
+        dataset=dataset_name(settings.output_dir),
+        folds=settings.folds,
+        seed=settings.random_seed,
+        versions=stamp.versions,
+    )
+
+
+def _read_detector(settings: Settings, screening: Screening) -> DetectorCard | None:
+    """Read and check the detector that is to be applied, if one is."""
+    if settings.detector is None:
+        return None
+    card = read_card(settings.detector)
+    check_grid(card, screening.grid, settings.template)
+    check_files(settings.detector, card)
+    return card
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a run has seen, and what is to be told of it."""
+
+    seen: Sequence[Seen]
+    patients: int
+    notes: Sequence[str]
+    problems: Sequence[Problem]
+
+
+def _detect(run: GroupRun, people: People, card: DetectorCard | None, voice: Voice) -> _Outcome:
+    """Store, fit or apply, and map."""
+    settings = run.settings
+    if not people.patients:
+        raise error_of(people.problems)
+    fitted = card is None and set(settings.training_set) != {"real"}
+    pictures = take_pictures(
+        run.screening, people, run.runner,
+        synthetic=fitted or "pseudonormal" in settings.detectors,
+    )  # fmt: skip
+    early = [*people.problems, *pictures.problems]
+    plans = _plans(run, pictures, card) if pictures.patients else []
+    notes = [*people.notes, *pictures.notes, *(note for plan in plans for note in plan.notes)]
+    _tell(voice, notes, early)
+    if not pictures.patients:
+        raise error_of(early)
+    late = _problems(_run(run, plans), plans)
+    _tell(voice, [], late)
+    seen = [read_seen(sighting) for plan in plans for sighting in plan.sightings]
+    there = [one for one in seen if one is not None]
+    return _Outcome(there, len(pictures.patients), notes, [*early, *late])
+
+
+def _tell(voice: Voice, notes: Sequence[str], problems: Sequence[Problem]) -> None:
+    for note in notes:
+        voice.say(note)
+    for problem in problems:
+        voice.fail(problem.sentence)
+
+
+def _run(run: GroupRun, plans: Sequence[SetPlan]) -> list[Crash]:
+    for plan in plans:
+        for sighting in plan.sightings:
+            sighting.clusters.unlink(missing_ok=True)  # of an earlier run; made again
+    labels = {plan.graph.name: plan.name for plan in plans}
+    return run.runner.run([plan.graph for plan in plans], labels, _words(plans))
+
+
+def _plans(run: GroupRun, pictures: Pictures, card: DetectorCard | None) -> list[SetPlan]:
+    folder = run.settings.detector
+    if folder is None or card is None:
+        return list(plan_sets(run, pictures))
+    return [plan_applied(run, folder, card, pictures)]
+
+
+def _words(plans: Sequence[SetPlan]) -> dict[str, str]:
+    words = {"brain": "common brain", "publish": "detectors written"}
+    names = {name.split(".")[-1] for plan in plans for name in plan.graph.list_node_names()}
+    for name in names:
+        kind, *numbers = name.split("_")
+        if kind == "slab":
+            words[name] = f"one-class SVMs of fold {numbers[0]}, slab {numbers[1]}"
+        elif kind == "encoder":
+            words[name] = f"encoder of fold {numbers[0]}"
+        elif kind == "norm":
+            words[name] = f"norm of fold {numbers[0]}"
+    return words
+
+
+def _problems(crashes: Sequence[Crash], plans: Sequence[SetPlan]) -> list[Problem]:
+    """Say of each crash whose it is: a participant's, or a whole training set's."""
+    owners: Mapping[str, str] = {
+        f"{one.detector}_{one.who.real.name}": one.who.who.label
+        for plan in plans
+        for one in plan.sightings
+        if one.who.real is not None
+    }
+    problems = []
+    for crash in crashes:
+        parts = [part.removesuffix("_wf").removesuffix("_t1w") for part in crash.node.split(".")]
+        who = next((owners[part] for part in parts if part in owners), "")
+        place = f"sub-{who}" if who else parts[1] if len(parts) > 1 else parts[0]
+        problems.append(Problem(who, f"{place}: {crash.sentence}", crash.exit_code))
+    return problems
+
+
+@dataclass(frozen=True)
+class _Fresh:
+    """A run that computed something, and how long it took."""
+
+    stamp: provenance.Stamp
+    seconds: float
+
+
+def _finish(run: GroupRun, outcome: _Outcome, fresh: _Fresh) -> None:
+    """Write tables and reports."""
+    settings, output_dir = run.settings, run.screening.output_dir
+    refresh_dataset(output_dir)
+    with locked(output_dir):
+        write_detections(
+            output_dir, outcome.seen, most=settings.clusters, applied=settings.detector
+        )
+    write_group_report(
+        output_dir,
+        template=settings.template,
+        resolution=settings.grid_resolution,
+        problems=[problem.sentence for problem in outcome.problems],
+        notes=outcome.notes,
+        versions=fresh.stamp.versions,
+        date=fresh.stamp.date,
+        command=fresh.stamp.command,
+        duration=fresh.seconds,
+        settings=vars(settings),
+    )
+
+
+def _report_again(settings: Settings, voice: Voice) -> int:
+    if not (settings.output_dir / "clusters.tsv").is_file():
+        raise MissingInputError(
+            f"{settings.output_dir}: holds no results of the group level; run without "
+            "--reports-only"
+        )
+    path = write_group_report(
+        settings.output_dir, template=settings.template, resolution=settings.grid_resolution
+    )
+    voice.close(f"mri2pet: report written; it is {path}")
+    return DONE
+
+
+def _close(settings: Settings, outcome: _Outcome, voice: Voice) -> int:
+    """Print the first cluster of each patient, and the last line; return the exit code."""
+    for name, lines in top_clusters(outcome.seen).items():
+        voice.say(f"first cluster, {name}")
+        for line in lines:
+            voice.say(f"  {line}")
+    mapped = {one.sighting.who.who.label for one in outcome.seen if not one.sighting.control}
+    report: Path = settings.output_dir / "group.html"
+    voice.close(
+        f"mri2pet: {len(mapped)} patients mapped, {len(outcome.problems)} problems; the report "
+        f"is {report}"
+    )
+    if not outcome.problems:
+        return DONE
+    return PARTIAL if mapped else error_of(outcome.problems).exit_code

@@ -1,0 +1,65 @@
+"""Run graphs as the settings say, and tell how far they are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nipype.pipeline.engine import Workflow
+
+from bids_app.app.preparation import read_plugin, share_resources, work_dir_of
+from bids_app.console import Voice
+from bids_app.settings import Settings
+from bids_app.workflows.execution import Crash, run_graph
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs the graphs of one level.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    voice : Voice
+        Is told.
+    name : str
+        Of the folder of intermediate files, in the work folder.
+    jobs : int
+        That can run side by side, at most.
+    """
+
+    settings: Settings
+    voice: Voice
+    name: str
+    jobs: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a node."""
+        return share_resources(self.settings, self.jobs)[1]
+
+    def run(
+        self, graphs: Sequence[Workflow], labels: Mapping[str, str], words: Mapping[str, str]
+    ) -> list[Crash]:
+        """Run graphs side by side; what failed is returned.
+
+        Parameters
+        ----------
+        graphs : sequence of Workflow
+            Names differ.
+        labels, words : mapping
+            As :meth:`bids_app.console.Voice.progress` wants them.
+        """
+        settings = self.settings
+        workflow = Workflow(self.name, base_dir=str(work_dir_of(settings)))
+        workflow.add_nodes(list(graphs))
+        steps = {graph.name: len(graph.list_node_names()) for graph in graphs}
+        resources, _ = share_resources(settings, self.jobs)
+        with self.voice.progress(labels, steps, words) as on_status:
+            return run_graph(
+                workflow,
+                resources=resources,
+                plugin=read_plugin(settings.use_plugin),
+                logs=settings.output_dir / "logs",
+                stop_on_first_crash=settings.stop_on_first_crash,
+                on_status=on_status,
+            )

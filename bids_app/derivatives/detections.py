@@ -1,0 +1,374 @@
+"""What detectors found, as files: clusters of patients and controls, and which lesions are found.
+
+Each table has its dictionary beside it. An absent table is read as one without lines.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import TypeVar, get_args, get_type_hints
+
+from bids_app.detection.clusters import MIDLINE, Cluster
+from bids_app.detection.evaluation import Comparison, CurvePoint, FreePoint
+from bids_app.errors import UnusableDataError
+from bids_app.files import MISSING, read_tsv, write_json, write_tsv
+
+Line = dict[str, object]
+Dictionary = dict[str, dict[str, object]]
+Row = TypeVar("Row")
+
+CLUSTERS, CONTROL_CLUSTERS = "clusters", "control_clusters"
+CURVE, TESTS, FROC = "detection_curve", "detection_tests", "detection_froc"
+_WHO: Dictionary = {
+    "participant_id": {"Description": "Participant"},
+    "session_id": {"Description": "Session; n/a where there is none"},
+}
+_HOW: Dictionary = {
+    "training_set": {
+        "Description": "Controls that the detector was trained on",
+        "Levels": {
+            "real": "Real PET",
+            "hybrid": "Real PET, and synthetic PET of controls who only have T1w",
+            "synthetic": "Synthetic PET alone",
+        },
+    },
+    "detector": {
+        "Description": "What made the score map; more is more abnormal",
+        "Levels": {
+            "ocsvm": "One one-class SVM a voxel, on latents of patches. Zotova et al. (2021),"
+            " section 2.2; score 0 is its boundary",
+            "zscore": "Crawford-Howell t of less uptake than in controls, of smoothed PET",
+            "pseudonormal": "Crawford-Howell t of synthetic minus real PET",
+        },
+    },
+}
+_UNIT: Dictionary = {
+    "unit": {
+        "Description": "What is found or not; of several visits of a participant, the first",
+        "Levels": {
+            "lesion": "A lesion; those of one patient are not independent",
+            "patient": "A patient: found when one of the lesions is",
+        },
+    }
+}
+_KEPT = "How many clusters are kept in each patient, at most: those of the first ranks"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The clusters of one visit.
+
+    Parameters
+    ----------
+    participant : str
+        Label, without ``sub-``.
+    session : str or None
+        Label, without ``ses-``.
+    training_set, detector : str
+        What the score map was made by.
+    clusters : tuple of Cluster
+        By rank; there may be none.
+    """
+
+    participant: str
+    session: str | None
+    training_set: str
+    detector: str
+    clusters: tuple[Cluster, ...]
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """Who a line of ``clusters.tsv`` is of; identifiers have their prefixes, as in the file."""
+
+    participant_id: str
+    session_id: str | None
+    training_set: str
+    detector: str
+
+    def list(self, clusters: Iterable[Cluster]) -> Listed:
+        session = None if self.session_id is None else self.session_id.removeprefix("ses-")
+        participant = self.participant_id.removeprefix("sub-")
+        return Listed(participant, session, self.training_set, self.detector, tuple(clusters))
+
+
+@dataclass(frozen=True)
+class ControlCluster:
+    """A line of ``control_clusters.tsv``, identifiers with their prefixes, as in the file.
+
+    From ``rank`` on all is None for a control without clusters.
+    """
+
+    participant_id: str
+    session_id: str | None
+    detector: str
+    rank: int | None
+    x: float | None
+    y: float | None
+    z: float | None
+    volume: float | None
+    mean_score: float | None
+    sum_score: float | None
+
+
+def write_clusters_table(path: Path, clusters: Sequence[Cluster]) -> None:
+    """Write the clusters of one score map, by rank; no line where there is none.
+
+    Raises
+    ------
+    ReadWriteError
+        If a file cannot be written; so do all others here.
+    """
+    _write(path, describe_clusters(), [vars(one) for one in clusters])
+
+
+def write_all_clusters(output_dir: Path, visits: Iterable[Listed]) -> None:
+    """Write ``clusters.tsv``: all clusters of all patients, in the order given."""
+    lines = [
+        {**_who(one), "training_set": one.training_set, "detector": one.detector, **vars(cluster)}
+        for one in visits
+        for cluster in one.clusters
+    ]
+    _write(output_dir / f"{CLUSTERS}.tsv", describe_all_clusters(), lines)
+
+
+def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
+    """Write ``control_clusters.tsv``, in the folder of a training set.
+
+    A control without clusters has one line without numbers: it counts in every mean.
+    """
+    lines = [
+        {**_who(one), "detector": one.detector, **numbers}
+        for one in visits
+        for numbers in ([vars(cluster) for cluster in one.clusters] if one.clusters else [{}])
+    ]
+    _write(folder / f"{CONTROL_CLUSTERS}.tsv", describe_control_clusters(), lines)
+
+
+def write_curve(output_dir: Path, points: Sequence[CurvePoint]) -> None:
+    """Write ``detection_curve.tsv``."""
+    _write(output_dir / f"{CURVE}.tsv", describe_curve(), [vars(one) for one in points])
+
+
+def write_tests(output_dir: Path, comparisons: Sequence[Comparison]) -> None:
+    """Write ``detection_tests.tsv``."""
+    _write(output_dir / f"{TESTS}.tsv", describe_tests(), [vars(one) for one in comparisons])
+
+
+def write_froc(output_dir: Path, points: Sequence[FreePoint]) -> None:
+    """Write ``detection_froc.tsv``."""
+    _write(output_dir / f"{FROC}.tsv", describe_froc(), [vars(one) for one in points])
+
+
+def read_clusters_table(path: Path) -> list[Cluster]:
+    """Read the clusters of one score map.
+
+    Raises
+    ------
+    ReadWriteError
+        If the table cannot be read; so do all others here.
+    UnusableDataError
+        If it lacks a column, or a cell is not what the column is; so do all others here.
+    """
+    return _read(path, Cluster)
+
+
+def read_all_clusters(output_dir: Path) -> list[Listed]:
+    """Read ``clusters.tsv``; visits without clusters are not in it."""
+    path = output_dir / f"{CLUSTERS}.tsv"
+    grouped: dict[_Owner, list[Cluster]] = {}
+    for owner, cluster in zip(_read(path, _Owner), _read(path, Cluster), strict=True):
+        grouped.setdefault(owner, []).append(cluster)
+    return [owner.list(clusters) for owner, clusters in grouped.items()]
+
+
+def read_control_clusters(folder: Path) -> list[ControlCluster]:
+    """Read ``control_clusters.tsv`` of a training set."""
+    return _read(folder / f"{CONTROL_CLUSTERS}.tsv", ControlCluster)
+
+
+def read_curve(output_dir: Path) -> list[CurvePoint]:
+    """Read ``detection_curve.tsv``."""
+    return _read(output_dir / f"{CURVE}.tsv", CurvePoint)
+
+
+def read_tests(output_dir: Path) -> list[Comparison]:
+    """Read ``detection_tests.tsv``."""
+    return _read(output_dir / f"{TESTS}.tsv", Comparison)
+
+
+def read_froc(output_dir: Path) -> list[FreePoint]:
+    """Read ``detection_froc.tsv``."""
+    return _read(output_dir / f"{FROC}.tsv", FreePoint)
+
+
+def control_sum_scores(lines: Iterable[ControlCluster], detector: str) -> list[list[float]]:
+    """Gather the scores of each control's clusters, one list a visit, as calibration wants them."""
+    scores: dict[tuple[str, str | None], list[float]] = {}
+    for line in lines:
+        if line.detector == detector:
+            own = scores.setdefault((line.participant_id, line.session_id), [])
+            own += [] if line.sum_score is None else [line.sum_score]
+    return list(scores.values())
+
+
+def describe_clusters() -> Dictionary:
+    """Explain the columns of a cluster table, in their order."""
+    return {
+        "rank": {"Description": "Rank by sum_score, from 1; the value in the label image"},
+        **_places("", "Centre of mass, weighted by score,"),
+        **_places("peak_", "Voxel with the highest score,"),
+        "peak_score": {"Description": "Highest score; its unit is that of the score map"},
+        "volume": {"Description": "Volume", "Units": "mm^3"},
+        "side": {
+            "Description": "Side of the person, by the centre of mass",
+            "Levels": {
+                "left": f"x below -{MIDLINE:g} mm",
+                "right": f"x above {MIDLINE:g} mm",
+                "midline": "x between them",
+            },
+        },
+        "mean_score": {"Description": "Mean of the scores of its voxels"},
+        "sum_score": {
+            "Description": "Sum of the absolute scores of its voxels; depends on the voxel size"
+        },
+        "expected_in_control": {
+            "Description": "Clusters of at least this sum_score that a healthy control is expected"
+            " to have: mean over controls that took no part in training; a number, not a"
+            " probability; n/a without such controls"
+        },
+        "overlap": {
+            "Description": "Volume shared with lesions; n/a where no lesion is known",
+            "Units": "mm^3",
+        },
+        "region": {
+            "Description": "Region of the atlas that holds most of it; n/a without an atlas, and"
+            " outside of its regions"
+        },
+    }
+
+
+def describe_all_clusters() -> Dictionary:
+    """Explain the columns of ``clusters.tsv``, in their order."""
+    return {**_WHO, **_HOW, **describe_clusters()}
+
+
+def describe_control_clusters() -> Dictionary:
+    """Explain the columns of ``control_clusters.tsv``, in their order."""
+    told = ("x", "y", "z", "volume", "mean_score", "sum_score")
+    text = "Rank by sum_score, from 1; n/a, as all that follows, for a control without clusters"
+    return {
+        **_WHO,
+        "detector": _HOW["detector"],
+        "rank": {"Description": text},
+        **{column: describe_clusters()[column] for column in told},
+    }
+
+
+def describe_curve() -> Dictionary:
+    """Explain the columns of ``detection_curve.tsv``, in their order."""
+    interval = "of the Wilson 95 % interval of sensitivity, 0 to 1"
+    return {
+        **_HOW,
+        **_UNIT,
+        "clusters": {"Description": _KEPT},
+        "n": {"Description": "Units: all lesions that are known, or all patients with one"},
+        "found": {"Description": "Units of which a kept cluster overlaps a voxel or more"},
+        "sensitivity": {
+            "Description": "found / n, 0 to 1. Zotova et al. (2021), section 3.3, figure 4"
+        },
+        "low": {"Description": f"Lower end {interval}"},
+        "high": {"Description": f"Upper end {interval}"},
+        "false_clusters_per_patient": {
+            "Description": "Mean number of kept clusters that overlap no lesion, over the patients"
+        },
+        "false_clusters_per_control": {
+            "Description": "Mean number of kept clusters, over controls that took no part in"
+            " training; n/a without such controls"
+        },
+    }
+
+
+def describe_tests() -> Dictionary:
+    """Explain the columns of ``detection_tests.tsv``, in their order."""
+    sides: Dictionary = {}
+    for number, other in ((1, "one"), (2, "other")):
+        for column, entry in _HOW.items():
+            text = f"{entry['Description']}: the {other} that is compared"
+            sides[f"{column}_{number}"] = {**entry, "Description": text}
+    return {
+        **_UNIT,
+        "clusters": {"Description": _KEPT},
+        **sides,
+        "n": {"Description": "Units that both were tried on"},
+        "only_1": {"Description": "Units that only the one found"},
+        "only_2": {"Description": "Units that only the other found"},
+        "p": {
+            "Description": "Two-tailed, 0 to 1, not corrected; 1 where both found the same, n/a"
+            " where n is 0. Exact McNemar's test: McNemar (1947), Psychometrika 12:153-157"
+        },
+        "p_holm": {
+            "Description": "p corrected by Holm (1979), Scandinavian Journal of Statistics 6:65-70,"
+            " for all pairs with this unit and number of clusters"
+        },
+    }
+
+
+def describe_froc() -> Dictionary:
+    """Explain the columns of ``detection_froc.tsv``, in their order."""
+    return {
+        **_HOW,
+        **_UNIT,
+        "sum_score": {"Description": "All clusters of at least this sum of scores are kept"},
+        "false_clusters_per_control": {
+            "Description": "Mean number of them, over controls that took no part in training"
+        },
+        "sensitivity": {"Description": "Share of units that one of them overlaps, 0 to 1"},
+    }
+
+
+def _places(lead: str, text: str) -> Dictionary:
+    return {
+        f"{lead}{axis}": {
+            "Description": f"{text} along {axis} in the space of the template, RAS+",
+            "Units": "mm",
+        }
+        for axis in "xyz"
+    }
+
+
+def _who(visit: Listed) -> Line:
+    session = None if visit.session is None else f"ses-{visit.session}"
+    return {"participant_id": f"sub-{visit.participant}", "session_id": session}
+
+
+def _write(path: Path, dictionary: Dictionary, lines: Sequence[Mapping[str, object]]) -> None:
+    write_tsv(path, list(dictionary), lines)
+    write_json(path.with_suffix(".json"), dictionary)
+
+
+def _read(path: Path, kind: Callable[..., Row]) -> list[Row]:
+    columns = get_type_hints(kind)
+    rows = []
+    for number, line in enumerate(read_tsv(path), 2):
+        try:
+            rows.append(kind(**{name: _value(line[name], columns[name]) for name in columns}))
+        except KeyError as error:
+            raise UnusableDataError(
+                f"{path}: line {number} has no {error}; run the group level again"
+            ) from error
+        except ValueError as error:
+            raise UnusableDataError(
+                f"{path}: line {number} cannot be read ({error}); run the group level again"
+            ) from error
+    return rows
+
+
+def _value(cell: str, annotation: object) -> object:
+    """Read a cell as the field it is for."""
+    choices = get_args(annotation)
+    if cell == MISSING and NoneType in choices:
+        return None
+    kind = choices[0] if choices else annotation
+    return kind(cell) if kind in (int, float) else cell  # type: ignore[operator]

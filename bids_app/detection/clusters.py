@@ -1,0 +1,281 @@
+"""Clusters of a score map: what is most abnormal in it, in order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+
+from bids_app.imaging.volume import Affine, Mask, Volume, zooms_of
+
+Labels = NDArray[np.int16]
+
+CORNERS = np.ones((3, 3, 3), bool)  # 26 neighbours
+MIDLINE = 2.0  # mm from the plane x = 0, to either side, that belong to neither; our choice
+LESION_GAP = 8.0  # mm; our choice: the two banks of a sulcus, or two voxels of the coarsest grid
+LARGEST_LABEL = np.iinfo(np.int16).max
+TOLERANCE = 1e-9  # relative: 8 voxels of 8 mm³ are 64 mm³, whatever an affine's last digits say
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster of a score map; a line of the cluster table.
+
+    Parameters
+    ----------
+    rank : int
+        From 1, by ``sum_score``.
+    x, y, z : float
+        Centre of mass, each voxel weighted by its score, in mm, RAS+.
+    peak_x, peak_y, peak_z, peak_score : float
+        The voxel with the highest score, in mm, RAS+, and its score.
+    volume : float
+        In mm³.
+    side : {"left", "right", "midline"}
+        Of the person, as the centre of mass has it.
+    mean_score, sum_score : float
+        Mean of the scores of its voxels; sum of their absolute values.
+    expected_in_control : float, optional
+        Clusters of at least this ``sum_score`` that a healthy control is expected to have.
+    overlap : float, optional
+        Shared with lesions, in mm³; None where no lesion is known.
+    region : str, optional
+        Of an atlas; None without one.
+    """
+
+    rank: int
+    x: float
+    y: float
+    z: float
+    peak_x: float
+    peak_y: float
+    peak_z: float
+    peak_score: float
+    volume: float
+    side: str
+    mean_score: float
+    sum_score: float
+    expected_in_control: float | None = None
+    overlap: float | None = None
+    region: str | None = None
+
+
+def threshold_of(score: Volume, brain: Mask, extent: float) -> float:
+    """Give the score that only a share of the brain exceeds, and never more than half of it.
+
+    It is never below 0: where a detector sees nothing abnormal there is no cluster, however the
+    map is spread. Equal scores stay together: where those at the threshold are more than fit,
+    none of them exceeds it. So a flat map has no cluster.
+
+    Parameters
+    ----------
+    score : ndarray, (I, J, K)
+        Higher is more abnormal; 0 is as controls are, or the edge of what they are.
+    brain : ndarray of bool, (I, J, K)
+        What was analysed; not empty.
+    extent : float
+        The share, above 0 and below 1. Above 1/2 it is 1/2: the threshold is at the median or
+        above.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, the brain is empty, a score in it is not finite, or no such share
+        exists.
+
+    Examples
+    --------
+    >>> row = np.arange(10, dtype=np.float32).reshape(10, 1, 1)
+    >>> threshold_of(row, row >= 0, 0.2)
+    7.0
+    """
+    if not 0 < extent < 1:
+        raise ValueError(f"an extent is a share of the brain, above 0 and below 1, not {extent}")
+    if score.shape != brain.shape:
+        raise ValueError(f"a score map of {score.shape} and a brain of {brain.shape} voxels differ")
+    scores = score[brain]
+    if scores.size == 0:
+        raise ValueError("the brain of a score map is empty")
+    odd = int(scores.size - np.isfinite(scores).sum())
+    if odd:
+        raise ValueError(f"{odd} scores in the brain are NaN or infinite")
+    above = min(int(extent * scores.size * (1 + TOLERANCE)), scores.size // 2)
+    place = scores.size - 1 - above
+    return max(float(np.partition(scores, place)[place]), 0.0)
+
+
+def find_clusters(
+    score: Volume,
+    brain: Mask,
+    affine: Affine,
+    *,
+    extent: float,
+    minimum_volume: float,
+    most: int | None = None,
+) -> tuple[list[Cluster], Labels]:
+    """Find the clusters of a score map, and rank them by the sum of their scores.
+
+    How the array lies in space changes nothing: clusters, ranks and ties are those of the same
+    map turned to RAS+.
+
+    Parameters
+    ----------
+    score : ndarray, (I, J, K)
+        Higher is more abnormal.
+    brain : ndarray of bool, (I, J, K)
+        What was analysed.
+    affine : ndarray, (4, 4)
+        Voxel indices → mm, RAS+.
+    extent : float
+        Share of the brain that is in clusters, before small ones are dropped; see
+        :func:`threshold_of`.
+    minimum_volume : float
+        In mm³.
+    most : int, optional
+        How many are kept, from the first rank on; all by default.
+
+    Returns
+    -------
+    list of Cluster
+        By rank. Of equal sums, the one whose first voxel comes first in the RAS+ array.
+    ndarray of int16, (I, J, K)
+        The rank of the cluster that a voxel is in, 0 where it is in none that was kept.
+
+    Raises
+    ------
+    ValueError
+        As :func:`threshold_of`; also if there are more clusters than labels.
+    """
+    threshold = threshold_of(score, brain, extent)
+    axes, steps, turned = _turn_to_ras(affine, score.shape)
+    exceeding = brain & (score > threshold)
+    parts, count = ndimage.label(exceeding.transpose(axes)[steps], CORNERS)
+    where = np.nonzero(parts)
+    scores = score.transpose(axes)[steps][where].astype(np.float64)
+    groups = _group(parts[where] - 1, count)
+    voxel_volume = float(abs(np.linalg.det(affine[:3, :3])))
+    fewest = minimum_volume * (1 - TOLERANCE)
+    large = [group for group in groups if group.size * voxel_volume >= fewest]
+    kept = sorted(large, key=lambda group: -float(scores[group].sum()))[:most]
+    if len(kept) > LARGEST_LABEL:
+        raise ValueError(f"{len(kept)} clusters are more than labels; ask for a larger volume")
+    labels = np.zeros(score.shape, np.int16)
+    view = labels.transpose(axes)[steps]
+    clusters = []
+    for rank, group in enumerate(kept, 1):
+        voxels = tuple(axis[group] for axis in where)
+        view[voxels] = rank
+        places = np.stack(voxels, axis=-1) @ turned[:3, :3].T + turned[:3, 3]
+        clusters.append(_measure(rank, places, scores[group], voxel_volume))
+    return clusters, labels
+
+
+def _turn_to_ras(
+    affine: Affine, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[slice, ...], Affine]:
+    """Give the order and direction of axes that make an array RAS+, and its affine then."""
+    cosines = affine[:3, :3] / zooms_of(affine)
+    axes = linear_sum_assignment(-np.abs(cosines))[1].tolist()
+    forward = [cosines[world, axis] > 0 for world, axis in enumerate(axes)]
+    turned = np.zeros((4, 4))
+    turned[3, 3] = 1
+    for world, (axis, ahead) in enumerate(zip(axes, forward, strict=True)):
+        turned[axis, world] = 1 if ahead else -1
+        turned[axis, 3] = 0 if ahead else shape[axis] - 1
+    return tuple(axes), tuple(slice(None, None, 1 if f else -1) for f in forward), affine @ turned
+
+
+def _group(belongs: NDArray[np.intp], count: int) -> list[NDArray[np.intp]]:
+    """List, part by part, the places of its voxels, in their order."""
+    ends = np.cumsum(np.bincount(belongs, minlength=count))
+    return np.split(np.argsort(belongs, kind="stable"), ends)[:count]  # the last one is empty
+
+
+def _measure(
+    rank: int, places: NDArray[np.float64], scores: NDArray[np.float64], voxel_volume: float
+) -> Cluster:
+    total = float(scores.sum())  # all are positive: their absolute values are themselves
+    x, y, z = (scores @ places / total).tolist()
+    peak_x, peak_y, peak_z = places[int(scores.argmax())].tolist()
+    return Cluster(
+        rank=rank,
+        x=x,
+        y=y,
+        z=z,
+        peak_x=peak_x,
+        peak_y=peak_y,
+        peak_z=peak_z,
+        peak_score=float(scores.max()),
+        volume=scores.size * voxel_volume,
+        side=side_of(x),
+        mean_score=total / scores.size,
+        sum_score=total,
+    )
+
+
+def side_of(x: float) -> str:
+    """Name the side of the person that a place is on, x in mm, RAS+.
+
+    Examples
+    --------
+    >>> side_of(-30.0), side_of(30.0), side_of(-2.0)
+    ('left', 'right', 'midline')
+    """
+    if abs(x) <= MIDLINE:
+        return "midline"
+    return "left" if x < 0 else "right"
+
+
+def separate_lesions(mask: Mask, affine: Affine, *, gap: float = LESION_GAP) -> Labels:
+    """Give each lesion of a mask a number: its 26-connected parts, but one if they are near.
+
+    A lesion drawn in grey matter falls into crumbs, at a sulcus and where it is resampled; each
+    would count as a lesion, and be missed.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, (I, J, K)
+        All lesions of a person.
+    affine : ndarray, (4, 4)
+        Voxel indices → mm.
+    gap : float
+        Parts of one lesion are at most so many mm apart, from face to face; 0 takes each part for
+        a lesion.
+
+    Returns
+    -------
+    ndarray of int16, (I, J, K)
+        Lesions from 1, 0 elsewhere.
+    """
+    around = ndimage.distance_transform_edt(~mask, sampling=zooms_of(affine)) <= gap / 2
+    return np.where(mask, ndimage.label(around, CORNERS)[0], 0).astype(np.int16)
+
+
+def overlaps(labels: Labels, lesions: Labels, voxel_volume: float) -> NDArray[np.float64]:
+    """Measure what each cluster shares with each lesion.
+
+    Parameters
+    ----------
+    labels, lesions : ndarray of int, (I, J, K)
+        Clusters by rank, as :func:`find_clusters`, and lesions, as :func:`separate_lesions`,
+        gives them; on one grid.
+    voxel_volume : float
+        In mm³.
+
+    Returns
+    -------
+    ndarray, (clusters, lesions)
+        In mm³; the cluster of rank 1 first, lesion 1 first.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ.
+    """
+    if labels.shape != lesions.shape:
+        raise ValueError(f"clusters of {labels.shape} and lesions of {lesions.shape} voxels differ")
+    shape = int(labels.max(initial=0)) + 1, int(lesions.max(initial=0)) + 1
+    pairs = np.ravel_multi_index((labels.ravel(), lesions.ravel()), shape)
+    shared = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
+    return shared[1:, 1:].astype(np.float64) * voxel_volume

@@ -1,0 +1,361 @@
+"""How well lesions are found, where they are known: Figure 4 of Zotova et al. (2021), and more.
+
+A unit is a lesion, or a patient: a patient is found when one of its lesions is. Of a participant
+with several visits only one is used, the first by label, since a lesion that is scanned twice is
+not two. The lesions of one patient are not independent either: intervals and tests over lesions
+are somewhat too sure, those over patients are not.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from bids_app.detection.clusters import Cluster
+
+UNITS = ("lesion", "patient")
+MOST_CLUSTERS = 10  # kept per patient: Figure 4 begins with one and ends with ten
+
+Row: TypeAlias = tuple[str, str]  # training set and detector
+Visit: TypeAlias = tuple[str, str | None]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A cluster as evaluation sees it.
+
+    Parameters
+    ----------
+    rank : int
+        From 1.
+    sum_score : float
+        Of the cluster.
+    lesions : frozenset of int
+        The lesions, from 1, that it shares a voxel with or more. None of them: a false cluster.
+    """
+
+    rank: int
+    sum_score: float
+    lesions: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one detector found in one visit.
+
+    Parameters
+    ----------
+    training_set, detector : str
+        ``"hybrid"``, ``"ocsvm"``.
+    participant : str
+        Label, without ``sub-``.
+    session : str or None
+        Label, without ``ses-``.
+    lesions : int
+        How many are known; 0 for a control, and for a patient without a lesion mask.
+    marks : tuple of Mark
+        All clusters, or the first ones by rank.
+    """
+
+    training_set: str
+    detector: str
+    participant: str
+    session: str | None
+    lesions: int
+    marks: tuple[Mark, ...]
+
+    def __post_init__(self) -> None:
+        odd = {one for mark in self.marks for one in mark.lesions} - {*range(1, self.lesions + 1)}
+        if odd:
+            raise ValueError(f"{self.participant} has {self.lesions} lesions, no number {min(odd)}")
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What is found when at most so many ``clusters`` are kept in each patient.
+
+    ``n`` units, ``found`` of them overlapped by a kept cluster; ``sensitivity`` is their share,
+    ``low`` to ``high`` its Wilson 95 % interval. False clusters: the mean number of kept clusters
+    that overlap no lesion, over patients, and of all kept clusters, over held-out controls (None
+    without any).
+    """
+
+    training_set: str
+    detector: str
+    unit: str
+    clusters: int
+    n: int
+    found: int
+    sensitivity: float
+    low: float
+    high: float
+    false_clusters_per_patient: float
+    false_clusters_per_control: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two detectors, compared at one number of ``clusters`` kept in each patient.
+
+    ``n`` units were tried by both; ``only_1`` and ``only_2`` of them were found by one alone.
+    ``p`` is two-tailed, ``p_holm`` corrected over all pairs at this number of clusters and in this
+    unit; None where nothing can be compared.
+    """
+
+    unit: str
+    clusters: int
+    training_set_1: str
+    detector_1: str
+    training_set_2: str
+    detector_2: str
+    n: int
+    only_1: int
+    only_2: int
+    p: float | None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class FreePoint:
+    """A corner of a free-response curve: clusters of at least ``sum_score`` are kept.
+
+    ``sensitivity`` is the share of units that one of them overlaps; false clusters are the mean
+    number of them in held-out controls.
+    """
+
+    training_set: str
+    detector: str
+    unit: str
+    sum_score: float
+    false_clusters_per_control: float
+    sensitivity: float
+
+
+def marks_of(clusters: Sequence[Cluster], shared: NDArray[np.float64]) -> tuple[Mark, ...]:
+    """Say which lesions each cluster hits.
+
+    Parameters
+    ----------
+    clusters : sequence of Cluster
+        By rank.
+    shared : ndarray, (clusters, lesions)
+        In mm³, as :func:`~bids_app.detection.clusters.overlaps` gives it. Whatever is shared is a
+        hit: our reading of the paper, which asks for no more.
+    """
+    return tuple(
+        Mark(cluster.rank, cluster.sum_score, frozenset((np.flatnonzero(row) + 1).tolist()))
+        for cluster, row in zip(clusters, shared, strict=True)
+    )
+
+
+def detection_curve(
+    patients: Iterable[Finding], controls: Iterable[Finding] = (), *, most: int = MOST_CLUSTERS
+) -> list[CurvePoint]:
+    """Give sensitivity against clusters per patient, with Wilson's 95 % interval.
+
+    Wilson (1927), Journal of the American Statistical Association 22:209-212.
+
+    Parameters
+    ----------
+    patients : iterable of Finding
+        Those without a known lesion are left out.
+    controls : iterable of Finding
+        Scored by detectors that did not train on them; those without a cluster are there too.
+    most : int
+        The curve goes from one cluster to so many.
+
+    Returns
+    -------
+    list of CurvePoint
+        Training sets and detectors in the order they come in, then units, then clusters.
+
+    Raises
+    ------
+    ValueError
+        If a detector has two findings of one visit.
+    """
+    ill, healthy = _by_row(_with_lesions(patients)), _by_row(controls)
+    return [
+        _curve_point(row, unit, kept, _first_visits(ill[row]), _first_visits(healthy.get(row, {})))
+        for row in ill
+        for unit in UNITS
+        for kept in range(1, most + 1)
+    ]
+
+
+def compare(patients: Iterable[Finding], *, most: int = MOST_CLUSTERS) -> list[Comparison]:
+    """Test whether one detector finds units that another does not: McNemar's test, exact.
+
+    Every two pairs of training set and detector, on the visits that both saw. Of the units that
+    one of the two found, as many should be the one's as the other's: the binomial test. McNemar
+    (1947), Psychometrika 12:153-157. Corrected over the pairs: Holm (1979), Scandinavian Journal
+    of Statistics 6:65-70.
+
+    Parameters
+    ----------
+    patients : iterable of Finding
+        Those without a known lesion are left out.
+    most : int
+        It is done with one cluster kept per patient, and up to so many.
+
+    Raises
+    ------
+    ValueError
+        If a detector has two findings of one visit, or two do not know the same lesions.
+    """
+    ill = _by_row(_with_lesions(patients))
+    comparisons = []
+    for unit in UNITS:
+        for kept in range(1, most + 1):
+            tests = [_compare_two(ill, pair, unit, kept) for pair in combinations(ill, 2)]
+            corrected = holm([test.p for test in tests])
+            comparisons += [replace(t, p_holm=p) for t, p in zip(tests, corrected, strict=True)]
+    return comparisons
+
+
+def free_response(patients: Iterable[Finding], controls: Iterable[Finding]) -> list[FreePoint]:
+    """Give sensitivity against false clusters per control, as the asked score falls.
+
+    Chakraborty (1989), Medical Physics 16:561-568, but that false clusters are counted in
+    controls, where nothing is a lesion. Marks should be all clusters of a visit, not the first
+    ones only, or low scores are missing.
+
+    Returns
+    -------
+    list of FreePoint
+        By falling score, the corners of the staircase: where sensitivity rises, and its end at
+        the lowest score there is. Nothing for those without controls.
+
+    Raises
+    ------
+    ValueError
+        If a detector has two findings of one visit.
+    """
+    ill, healthy = _by_row(_with_lesions(patients)), _by_row(controls)
+    return [
+        point
+        for row in ill
+        if row in healthy
+        for unit in UNITS
+        for point in _corners(row, unit, _first_visits(ill[row]), _first_visits(healthy[row]))
+    ]
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Correct p-values for how many they are, step by step from the smallest; None is not one.
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, None, 0.03])
+    [0.03, 0.06, None, 0.06]
+    """
+    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    floor = 0.0
+    for rank, (p, place) in enumerate(order):
+        floor = max(floor, min(1.0, (len(order) - rank) * p))
+        corrected[place] = floor
+    return corrected
+
+
+def _with_lesions(patients: Iterable[Finding]) -> list[Finding]:
+    return [one for one in patients if one.lesions]
+
+
+def _by_row(findings: Iterable[Finding]) -> dict[Row, dict[Visit, Finding]]:
+    rows: dict[Row, dict[Visit, Finding]] = {}
+    for one in findings:
+        row, visit = (one.training_set, one.detector), (one.participant, one.session)
+        if visit in rows.setdefault(row, {}):
+            raise ValueError(f"{' '.join(row)} has two findings of {visit}")
+        rows[row][visit] = one
+    return rows
+
+
+def _first_visits(findings: dict[Visit, Finding]) -> list[Finding]:
+    first: dict[str, Finding] = {}
+    for participant, session in sorted(findings, key=lambda visit: (visit[0], visit[1] or "")):
+        first.setdefault(participant, findings[participant, session])
+    return list(first.values())
+
+
+def _try(finding: Finding, unit: str, clusters: int) -> list[bool]:
+    """Say of each unit of a visit whether it is found when so many clusters are kept."""
+    hit = {lesion for mark in _keep(finding, clusters) for lesion in mark.lesions}
+    if unit == "patient":
+        return [bool(hit)]
+    return [lesion in hit for lesion in range(1, finding.lesions + 1)]
+
+
+def _keep(finding: Finding, clusters: int) -> list[Mark]:
+    return [mark for mark in finding.marks if mark.rank <= clusters]
+
+
+def _curve_point(
+    row: Row, unit: str, clusters: int, patients: list[Finding], controls: list[Finding]
+) -> CurvePoint:
+    tried = [found for one in patients for found in _try(one, unit, clusters)]
+    interval = stats.binomtest(sum(tried), len(tried)).proportion_ci(method="wilson")
+    false = sum(not mark.lesions for one in patients for mark in _keep(one, clusters))
+    healthy = sum(len(_keep(one, clusters)) for one in controls)
+    return CurvePoint(
+        *row,
+        unit=unit,
+        clusters=clusters,
+        n=len(tried),
+        found=sum(tried),
+        sensitivity=sum(tried) / len(tried),
+        low=float(interval.low),
+        high=float(interval.high),
+        false_clusters_per_patient=false / len(patients),
+        false_clusters_per_control=healthy / len(controls) if controls else None,
+    )
+
+
+def _compare_two(
+    ill: dict[Row, dict[Visit, Finding]], pair: tuple[Row, Row], unit: str, clusters: int
+) -> Comparison:
+    one, other = (ill[row] for row in pair)
+    both: list[tuple[bool, bool]] = []
+    for first in _first_visits({visit: one[visit] for visit in one if visit in other}):
+        second = other[first.participant, first.session]
+        if first.lesions != second.lesions:
+            raise ValueError(f"{pair} do not know the same lesions of {first.participant}")
+        both += zip(_try(first, unit, clusters), _try(second, unit, clusters), strict=True)
+    only_1, only_2 = both.count((True, False)), both.count((False, True))
+    differing = only_1 + only_2
+    p = float(stats.binomtest(only_1, differing).pvalue) if differing else 1.0
+    told = p if both else None
+    return Comparison(unit, clusters, *pair[0], *pair[1], len(both), only_1, only_2, told)
+
+
+def _best_scores(finding: Finding, unit: str) -> list[float]:
+    """Give, of each unit that is found at all, the highest score that finds it."""
+    best: dict[int, float] = {}
+    for mark in finding.marks:
+        for lesion in mark.lesions:
+            best[lesion] = max(best.get(lesion, mark.sum_score), mark.sum_score)
+    return [max(best.values())] if unit == "patient" and best else list(best.values())
+
+
+def _corners(
+    row: Row, unit: str, patients: list[Finding], controls: list[Finding]
+) -> list[FreePoint]:
+    best = [score for one in patients for score in _best_scores(one, unit)]
+    false = [mark.sum_score for one in controls for mark in one.marks]
+    n = len(patients) if unit == "patient" else sum(one.lesions for one in patients)
+    lowest = [min(best + false)] if best or false else []
+    return [
+        FreePoint(
+            *row,
+            unit=unit,
+            sum_score=score,
+            false_clusters_per_control=sum(one >= score for one in false) / len(controls),
+            sensitivity=sum(one >= score for one in best) / n,
+        )
+        for score in sorted({*best, *lowest}, reverse=True)
+    ]

@@ -1,0 +1,90 @@
+"""What an encoder is and how it is trained, as data; read without torch."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+SHRINKING = 6  # voxels that a patch loses to the first two convolutions: 5×5 and 3×3
+STRIDE = 3  # of the third convolution
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """A siamese autoencoder of axial patches.
+
+    Parameters
+    ----------
+    patch : int
+        Edge of a patch in voxels: 15 in Zotova et al. (2021), section 2.2. Others are 21, 27 and
+        so on: odd, with a whole number of steps of the third convolution.
+    latents : int
+        Values that a patch becomes: 64, as there.
+    alpha : float
+        Weight of the similarity of latents against the reconstruction error; our choice, the
+        paper gives none.
+    epochs, pairs_per_epoch : int
+        How long it is trained, and how many pairs of patches are drawn anew for an epoch; our
+        choice, measured with benchmarks/latents.py.
+    batch_size : int
+        Pairs a step; our choice.
+    learning_rate : float
+        Of Adam at the first step; it falls to 0 along half a cosine. Our choice.
+    """
+
+    patch: int = 15
+    latents: int = 64
+    alpha: float = 0.01
+    epochs: int = 20
+    pairs_per_epoch: int = 10_000
+    batch_size: int = 64
+    learning_rate: float = 5e-3
+
+    def __post_init__(self) -> None:
+        fits = self.patch % 2 == 1 and (self.patch - SHRINKING) % STRIDE == 0
+        if not fits or self.side < 1:
+            raise ValueError(f"patches are 15, 21, 27, … voxels wide, not {self.patch}")
+        if self.latents < 1 or self.latents % self.side**2:
+            raise ValueError(f"latents are {self.side}×{self.side} times a whole number")
+        counts = (self.epochs, self.pairs_per_epoch, self.batch_size)
+        if min(counts) < 1:
+            raise ValueError(f"epochs, pairs and batches have at least 1, not {min(counts)}")
+
+    @property
+    def side(self) -> int:
+        """Latents along each axis of a patch.
+
+        Examples
+        --------
+        15 → 11 → 9 → 3 → 2, DESIGN.md, section 4:
+
+        >>> EncoderSpec().side
+        2
+        """
+        return (self.patch - SHRINKING) // STRIDE - 1
+
+
+def spec_to_dict(spec: EncoderSpec) -> dict[str, object]:
+    """Tell a spec in plain values, as the file of an encoder holds it.
+
+    Examples
+    --------
+    >>> spec_from_dict(spec_to_dict(EncoderSpec(epochs=3))) == EncoderSpec(epochs=3)
+    True
+    """
+    return asdict(spec)
+
+
+def spec_from_dict(values: Mapping[str, object]) -> EncoderSpec:
+    """Build the spec that plain values tell of.
+
+    Raises
+    ------
+    ValueError
+        If a value is missing, not known, or makes no encoder.
+    """
+    kinds = {name: type(value) for name, value in asdict(EncoderSpec()).items()}
+    try:
+        if kinds.keys() != values.keys():
+            raise ValueError(f"it names {', '.join(sorted(values))}")
+        return EncoderSpec(**{name: kind(values[name]) for name, kind in kinds.items()})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"not an encoder's spec: {error}") from error

@@ -1,0 +1,217 @@
+"""Score maps of a participant on disk, what belongs to them, and the T1w they lie on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bids_app.report.clusters import Cluster, read_clusters
+from bids_app.report.detectors import FOLDER, name_of, rank_of
+from bids_app.report.results import IMAGE, read_derivative
+
+STATMAP: Final = f"_statmap{IMAGE}"
+OWN: Final = "T1w"  # space- label of the participant's own T1w
+
+
+@dataclass(frozen=True)
+class Anomaly:
+    """The score map of one detector for one PET.
+
+    Parameters
+    ----------
+    subject, session : str
+        Labels; ``session`` is empty where there is none.
+    stem : str
+        The first part of its files' names: who, and which PET.
+    training_set, detector : str
+        ``training_set`` is empty where it is not known.
+    primary : bool
+        Of the training set whose maps lie with the participant's images.
+    space : str
+        Of the template, as in file names: ``"MNI152NLin2009aSym_res-1"``.
+    folder : Path
+        Where its files are.
+    clusters : tuple of Cluster
+        By rank.
+    faults : tuple of str
+        What of its table is missing or damaged.
+    """
+
+    subject: str
+    session: str
+    stem: str
+    training_set: str
+    detector: str
+    primary: bool
+    space: str
+    folder: Path
+    clusters: tuple[Cluster, ...] = ()
+    faults: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Whose PET it is: ``"sub-01, ses-02"``."""
+        return ", ".join(part for part in self.stem.split("_") if not part.startswith("trc-"))
+
+    @property
+    def title(self) -> str:
+        """The detector and its training set."""
+        return name_of(self.detector) + f", trained on {self.training_set}" * bool(self.training_set)
+
+    @property
+    def statmap(self) -> Path:
+        """The map in the space of the template."""
+        return self.folder / f"{self.stem}_space-{self.space}_stat-{self.detector}{STATMAP}"
+
+    @property
+    def labels(self) -> Path:
+        """Its clusters there: the value of a voxel is the rank."""
+        return self.folder / f"{self.stem}_space-{self.space}_desc-{self.detector}_dseg{IMAGE}"
+
+    @property
+    def own_statmap(self) -> Path:
+        """The map in the space of the participant's T1w."""
+        return self.folder / f"{self.stem}_space-{OWN}_stat-{self.detector}{STATMAP}"
+
+    @property
+    def own_labels(self) -> Path:
+        """Its clusters there."""
+        return self.folder / f"{self.stem}_space-{OWN}_desc-{self.detector}_dseg{IMAGE}"
+
+
+@dataclass(frozen=True)
+class Backdrop:
+    """A T1w that a map is laid over, and the mask of its brain."""
+
+    t1w: Path
+    brain: Path
+
+
+def find_anomalies(
+    output_dir: Path, subject: str, *, spaces: tuple[str, ...] = ()
+) -> tuple[Anomaly, ...]:
+    """Gather the score maps of a participant.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    subject : str
+        Its label, without ``sub-``.
+    spaces : tuple of str
+        Of the template, as in file names; maps in others are passed over. Empty: any.
+
+    Returns
+    -------
+    tuple of Anomaly
+        By PET; the primary training set first.
+    """
+    found = [
+        _anomaly(output_dir, path, name)
+        for name, root in _roots(output_dir)
+        for path in sorted(root.glob(f"sub-{subject}/**/*{STATMAP}"))
+        if f"_space-{OWN}_" not in path.name
+    ]
+    return tuple(
+        sorted(
+            (one for one in found if not spaces or one.space in spaces),
+            key=lambda one: (one.stem, not one.primary, *rank_of(one.training_set, one.detector)),
+        )
+    )
+
+
+def scored_visits(output_dir: Path) -> list[tuple[str, str]]:
+    """List who has a score map: participant and session, labels, the latter empty where none is."""
+    names = (
+        path.name
+        for place in ("pet", "ses-*/pet")
+        for path in output_dir.glob(f"sub-*/{place}/*{STATMAP}")
+    )
+    found = (dict(part.partition("-")[::2] for part in name.split("_")) for name in names)
+    return sorted({(one.get("sub", ""), one.get("ses", "")) for one in found})
+
+
+def backdrop_of(output_dir: Path, anomaly: Anomaly, *, own: bool) -> Backdrop:
+    """Find the T1w of an anomaly map: the one its PET was aligned to, else that of its session.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    anomaly : Anomaly
+        The map.
+    own : bool
+        In the participant's own space, not in that of the template.
+
+    Returns
+    -------
+    Backdrop
+        Its files need not be there.
+    """
+    space = "" if own else f"_space-{anomaly.space}"
+    found = [
+        Backdrop(
+            folder / f"{home}{space}_desc-preproc_T1w{IMAGE}",
+            folder / f"{home}{space}_desc-brain_mask{IMAGE}",
+        )
+        for home, folder in _homes(output_dir, anomaly)
+    ]
+    return next((one for one in found if one.t1w.exists()), found[0])
+
+
+def lesions_of(output_dir: Path, anomaly: Anomaly) -> tuple[Path, ...]:
+    """List the lesion masks of a participant in the space of an anomaly map."""
+    pattern = f"sub-{anomaly.subject}_*space-{anomaly.space}_label-*_mask{IMAGE}"
+    return tuple(sorted((output_dir / f"sub-{anomaly.subject}").glob(f"**/{pattern}")))
+
+
+def _roots(output_dir: Path) -> list[tuple[str, Path]]:
+    """List where maps lie, with the training set that a folder is named after."""
+    folders = sorted(path for path in (output_dir / FOLDER).glob("*") if path.is_dir())
+    return [("", output_dir), *((path.name, path) for path in folders)]
+
+
+def _anomaly(output_dir: Path, path: Path, named: str) -> Anomaly:
+    stem, _, rest = path.name.partition("_space-")
+    space, _, end = rest.partition("_stat-")
+    detector = end.removesuffix(STATMAP)
+    table = path.with_name(f"{stem}_space-{space}_desc-{detector}_clusters.tsv")
+    clusters, faults = read_clusters(output_dir, table.relative_to(output_dir).as_posix())
+    entities = dict(part.partition("-")[::2] for part in stem.split("_"))
+    return Anomaly(
+        subject=entities.get("sub", ""),
+        session=entities.get("ses", ""),
+        stem=stem,
+        training_set=named if named else read_derivative(path).text("TrainingSet"),
+        detector=detector,
+        primary=not named,
+        space=space,
+        folder=path.parent,
+        clusters=clusters,
+        faults=faults,
+    )
+
+
+def _homes(output_dir: Path, anomaly: Anomaly) -> Iterator[tuple[str, Path]]:
+    """Offer visits whose T1w may be the one: name of the visit, folder of its anatomy."""
+    person = output_dir / f"sub-{anomaly.subject}"
+    names = [_reference(anomaly.own_statmap), *map(_reference, _aligned(person, anomaly))]
+    own = "_".join(part for part in anomaly.stem.split("_") if part.startswith(("sub-", "ses-")))
+    others = sorted(person.glob(f"**/anat/sub-*_desc-preproc_T1w{IMAGE}"))
+    names += [own, *(path.name.partition("_space-")[0].partition("_desc-")[0] for path in others)]
+    for name in dict.fromkeys(filter(None, names)):
+        session = [part for part in name.split("_") if part.startswith("ses-")]
+        yield name, person.joinpath(*session, "anat")
+
+
+def _aligned(person: Path, anomaly: Anomaly) -> list[Path]:
+    """Give the real PET in the space of its T1w, whose sidecar names that T1w."""
+    session = (f"ses-{anomaly.session}",) if anomaly.session else ()
+    name = f"{anomaly.stem}_space-{OWN}_desc-preproc_pet{IMAGE}"
+    return [person.joinpath(*session, "pet", name)]
+
+
+def _reference(image: Path) -> str:
+    """Read from a sidecar which visit's T1w an image lies on; empty if it does not tell."""
+    told = Path(read_derivative(image).text("SpatialReference")).name
+    return told.partition("_desc-preproc_T1w")[0] if "_desc-preproc_T1w" in told else ""

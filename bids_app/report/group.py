@@ -1,0 +1,152 @@
+"""The report of the group level, ``group.html``, from files on disk only."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from bids_app.files import write_text
+from bids_app.report import group_methods
+from bids_app.report.anomalies import find_anomalies
+from bids_app.report.calibration import calibration_lines, calibrations_of, draw_calibration
+from bids_app.report.cards import enumerate_words
+from bids_app.report.cluster_maps import draw_cluster_maps
+from bids_app.report.detected import Detected, find_detected
+from bids_app.report.detection_curves import draw_detection, draw_responses
+from bids_app.report.detectors import name_visit
+from bids_app.report.findings import cluster_tables, summaries_of, tell_scoring, tell_training
+from bids_app.report.gallery import space_label
+from bids_app.report.group_doubts import doubts_of
+from bids_app.report.mcnemar import matches_of
+from bids_app.report.page import render
+from bids_app.report.panels import Panel
+from bids_app.report.record import Record, write_record
+from bids_app.report.runs import renew, tell_hours
+from bids_app.report.subject import DEMONSTRATION
+
+NAME: Final = "group"  # of the report, and of its record
+MOST_PICTURED: Final = 40  # patients; the others are pictured in their own reports (our choice)
+
+
+def write_group_report(
+    output_dir: Path,
+    *,
+    template: str,
+    resolution: float,
+    problems: Sequence[str] | None = None,
+    notes: Sequence[str] | None = None,
+    versions: Mapping[str, str] | None = None,
+    date: str | None = None,
+    command: str | None = None,
+    duration: float | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> Path:
+    """Write ``group.html``.
+
+    What is None is taken from the last run's record, ``logs/group_report.json``; what is given is
+    kept there.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    template : str
+        Its name, as a ``space-`` label.
+    resolution : float
+        Of the images in its space, in mm.
+    problems, notes : sequence of str
+        Sentences: what went wrong; how controls and patients were chosen.
+    versions : dict
+        Distribution → version (``mri2pet``, ``torch``, ``numba``, ``nipype``, ``scipy`` …).
+    date, command : str
+        When the run was, and its command line.
+    duration : float
+        Of the run, in seconds.
+    settings : dict
+        What the run was asked to do, by the names of the flags.
+
+    Returns
+    -------
+    Path
+        The report.
+
+    Raises
+    ------
+    ReadWriteError
+        If report or record cannot be written. A missing file is no error: the report says so.
+    """
+    record = renew(
+        output_dir, NAME, problems=problems, notes=notes, versions=versions, date=date,
+        command=command, duration=duration, settings=settings,
+    )  # fmt: skip
+    write_record(output_dir, NAME, record)
+    detected, space = find_detected(output_dir), space_label(template, resolution)
+    page = render("group.html", _values(output_dir, detected, record, space))
+    path = output_dir / f"{NAME}.html"
+    write_text(path, page)
+    return path
+
+
+def _values(output_dir: Path, detected: Detected, record: Record, space: str) -> dict[str, object]:
+    pictured, others = detected.participants[:MOST_PICTURED], detected.participants[MOST_PICTURED:]
+    procedure = group_methods.procedure_of(detected, record.versions, record.settings)
+    return {
+        "record": record,
+        "duration": tell_hours(record.duration),
+        "space": space,
+        "doubts": doubts_of(output_dir, detected),
+        "maps": [pair for label in pictured for pair in _maps(output_dir, label, space)],
+        "unpictured": [(_page(label), name_visit(label, "")) for label in others],
+        "methods": group_methods.boilerplate(procedure),
+        **_detectors(detected),
+        **_results(detected),
+    }
+
+
+def _maps(output_dir: Path, label: str, space: str) -> list[tuple[str, Panel]]:
+    """Draw the clusters of a patient; a panel, with the page it leads to, for each PET."""
+    anomalies = find_anomalies(output_dir, label, spaces=(space,))
+    return [(_page(label), panel) for panel in draw_cluster_maps(output_dir, anomalies)]
+
+
+def _page(label: str) -> str:
+    return f"sub-{label}.html"
+
+
+def _detectors(detected: Detected) -> dict[str, object]:
+    """Gather what was trained on what."""
+    cards = list(detected.cards.values())
+    purposes = " ".join(f"{card.intended_use} {card.dataset}" for card in cards).lower()
+    return {
+        "cards": cards,
+        "demonstration": any(word in purposes for word in DEMONSTRATION),
+        "pseudonormal": any(one.detector == "pseudonormal" for one in detected.detectors),
+        "synthetic": _tell_synthetic(detected),
+        "training": [tell_training(card) for card in cards],
+        "scoring": tell_scoring(detected),
+    }
+
+
+def _results(detected: Detected) -> dict[str, object]:
+    """Lay out tables and charts."""
+    calibrations = calibrations_of(detected)
+    return {
+        "evaluated": bool(detected.curve),
+        "summaries": summaries_of(detected, calibrations),
+        "tables": cluster_tables(detected),
+        "curve": draw_detection(detected),
+        "free": draw_responses(detected),
+        "matches": matches_of(detected),
+        "calibration": draw_calibration(calibrations, detected.training_sets),
+        "calibration_lines": calibration_lines(calibrations),
+    }
+
+
+def _tell_synthetic(detected: Detected) -> str:
+    """Say which detectors know synthetic PET; empty if none does."""
+    sets = [name for name, card in detected.cards.items() if card.synthetic]
+    told = []
+    if sets:
+        told.append(f"detectors of {enumerate_words(sets)} were trained on synthetic PET")
+    if any(one.detector == "pseudonormal" for one in detected.detectors):
+        told.append("the detector “pseudo-normal” compares real with synthetic PET")
+    return "; ".join(told)

@@ -1,0 +1,101 @@
+"""What the files of the group level themselves give reason to doubt, in sentences."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from bids_app.report.cards import enumerate_words
+from bids_app.report.detected import Detected
+from bids_app.report.detectors import Card
+from bids_app.report.results import IMAGE
+
+FEW: Final = 20  # held-out controls; with fewer, what to expect of them is coarse (our choice)
+
+
+def doubts_of(output_dir: Path, detected: Detected) -> list[str]:
+    """List what is missing, who took part twice, and what too few controls cannot tell.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    detected : Detected
+        Its tables and cards.
+    """
+    return [
+        *detected.faults,
+        *_trained_on_patients(detected),
+        *_synthetic_controls(output_dir, detected),
+        *_calibration(detected),
+    ]
+
+
+def _trained_on_patients(detected: Detected) -> list[str]:
+    """Find patients that a detector was trained on, so that it takes them for healthy."""
+    patients = {one.participant for one in detected.clusters}
+    both = {
+        name: patients & {one.participant for one in card.members}
+        for name, card in detected.cards.items()
+    }
+    return [
+        f"The detectors of {name} were trained on people who are scored as patients: "
+        f"{_list(people)}. Their maps show too little."
+        for name, people in both.items()
+        if people
+    ]
+
+
+def _synthetic_controls(output_dir: Path, detected: Detected) -> list[str]:
+    """Find controls that were scored although only synthetic PET of them is there."""
+    sentences = []
+    for name, card in detected.cards.items():
+        scored = {
+            visit
+            for which, scores in detected.control_scores.items()
+            if which.training_set == name
+            for visit in scores
+        }
+        lacking = {one for one in _made_up(card, scored) if not _has_pet(output_dir, one)}
+        if lacking:
+            sentences.append(
+                f"Controls of {name} were scored, but no real PET of them is in this dataset: "
+                f"{_list(lacking)}. Synthetic PET must not stand for healthy people."
+            )
+    return sentences
+
+
+def _made_up(card: Card, scored: Iterable[str]) -> set[str]:
+    visits = set(scored)
+    return {one.participant for one in card.members if one.synthetic and one.visit in visits}
+
+
+def _has_pet(output_dir: Path, participant: str) -> bool:
+    """Tell whether someone has a real PET; of those whose folder is gone it is taken on trust."""
+    folder = output_dir / f"sub-{participant}"
+    return not folder.exists() or any(folder.glob(f"**/pet/*_desc-preproc_pet{IMAGE}"))
+
+
+def _calibration(detected: Detected) -> list[str]:
+    sentences = []
+    for name in detected.cards:
+        counts = {
+            len(scores)
+            for which, scores in detected.control_scores.items()
+            if which.training_set == name
+        }
+        if not counts:
+            sentences.append(
+                f"No control was held out for {name}: nothing tells how many such clusters healthy "
+                "people have."
+            )
+        elif min(counts) < FEW:
+            few = min(counts)
+            sentences.append(
+                f"Only {few} control{'s' * (few != 1)} held out for {name}: what is "
+                f"expected in a healthy control is coarse, in steps of {1 / few:.2g}."
+            )
+    return sentences
+
+
+def _list(people: Iterable[str]) -> str:
+    return enumerate_words([f"sub-{label}" for label in sorted(people)])

@@ -1,0 +1,228 @@
+"""A training set as a graph: detectors, what they score, anomaly maps and clusters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nipype.interfaces.utility import IdentityInterface, Merge
+from nipype.pipeline.engine import Node, Workflow
+
+from bids_app.interfaces.anomalies import AgreeOnBrain, PublishDetector
+from bids_app.workflows.anomalies import (
+    Clustering,
+    OnT1w,
+    Scored,
+    init_anomalies_wf,
+    init_on_t1w_wf,
+)
+from bids_app.workflows.detection import (
+    DetectorFold,
+    Fitting,
+    Picture,
+    init_applied_norm_wf,
+    init_applied_ocsvm_wf,
+    init_norm_wf,
+    init_ocsvm_wf,
+    norm_files,
+    ocsvm_files,
+)
+
+BRAIN_FILE = "brain_mask.nii.gz"
+
+
+@dataclass(frozen=True)
+class Target:
+    """An image that a detector scores.
+
+    Parameters
+    ----------
+    scored : Scored
+        The image, and where its results go.
+    fold : int or None
+        The fold that scores a control; None for a patient: all do.
+    on_t1w : OnT1w or None
+        Where results on the T1w's own grid go, if they are wanted.
+    """
+
+    scored: Scored
+    fold: int | None
+    on_t1w: OnT1w | None
+
+
+@dataclass(frozen=True)
+class DetectorPlan:
+    """One detector of a training set.
+
+    Parameters
+    ----------
+    folds : sequence of DetectorFold
+        In order.
+    patients : sequence of Picture
+        Scored by every fold, before the controls it holds out.
+    targets : sequence of Target
+        All that are scored.
+    """
+
+    folds: Sequence[DetectorFold]
+    patients: Sequence[Picture]
+    targets: Sequence[Target]
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Where the detectors of a training set go, and their card as far as it is known."""
+
+    folder: Path
+    card: Mapping[str, object]
+
+
+def init_training_set_wf(
+    controls: Sequence[Picture],
+    detectors: Mapping[str, DetectorPlan],
+    fitting: Fitting,
+    clustering: Clustering,
+    publication: Publication,
+    *,
+    share: float,
+    name: str,
+) -> Workflow:
+    """Fit the detectors of a training set, publish them, and map what they find.
+
+    Parameters
+    ----------
+    controls : sequence of Picture
+        That detectors are trained on.
+    detectors : mapping
+        Name → plan.
+    fitting : Fitting
+        How detectors are fitted.
+    clustering : Clustering
+        How clusters are found.
+    publication : Publication
+        Where detectors go.
+    share : float
+        Of controls, whose brain a voxel that is analysed must be in.
+    """
+    agree = AgreeOnBrain(
+        controls=[str(one.folder) for one in controls],
+        digests=[one.sha256 for one in controls], share=share,
+    )  # fmt: skip
+    brain = Node(agree, name="brain", mem_gb=1)
+    fitted = {detector: _fitted(detector, plan, fitting) for detector, plan in detectors.items()}
+    files = [BRAIN_FILE]
+    for detector, plan in detectors.items():
+        files += _files_of(detector, len(plan.folds), len(fitting.slabs))
+    publish = PublishDetector(
+        card=dict(publication.card), names=files, folder=str(publication.folder)
+    )
+    publishing = Node(publish, name="publish")
+    sources = Node(Merge(1 + len(fitted)), name="sources", run_without_submitting=True)
+    workflow = Workflow(name)
+    workflow.connect([
+        (brain, sources, [("brain", "in1")]),
+        (sources, publishing, [("out", "sources")]),
+    ])  # fmt: skip
+    for place, (detector, graph) in enumerate(fitted.items(), start=2):
+        workflow.connect([
+            (brain, graph, [("brain", "inputnode.brain")]),
+            (graph, sources, [("files.out", f"in{place}")]),
+        ])  # fmt: skip
+        plan, slabs = detectors[detector], _slabs_of(detector, fitting)
+        _connect_targets(
+            workflow, brain, graph, plan.targets,
+            folds=len(plan.folds), slabs=slabs, clustering=clustering,
+        )  # fmt: skip
+    return workflow
+
+
+def init_applied_set_wf(
+    folder: Path,
+    folds: int,
+    detectors: Mapping[str, DetectorPlan],
+    fitting: Fitting,
+    clustering: Clustering,
+    *,
+    name: str,
+) -> Workflow:
+    """Apply detectors that were trained before, and map what they find.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the detectors.
+    folds : int
+        That they have.
+    detectors : mapping
+        Name → plan; its folds are not used.
+    fitting : Fitting
+        How detectors are applied.
+    clustering : Clustering
+        How clusters are found.
+    """
+    brain = Node(IdentityInterface(["brain"]), name="brain")
+    brain.inputs.brain = str(folder / BRAIN_FILE)
+    workflow = Workflow(name)
+    for detector, plan in detectors.items():
+        graph = _applied(detector, folder, folds, plan.patients, fitting)
+        workflow.connect([(brain, graph, [("brain", "inputnode.brain")])])
+        _connect_targets(
+            workflow, brain, graph, plan.targets,
+            folds=folds, slabs=_slabs_of(detector, fitting), clustering=clustering,
+        )  # fmt: skip
+    return workflow
+
+
+def _slabs_of(detector: str, fitting: Fitting) -> Sequence[tuple[int, int]]:
+    whole = (fitting.slabs[0][0], fitting.slabs[-1][1])
+    return fitting.slabs if detector == "ocsvm" else [whole]
+
+
+def _files_of(detector: str, folds: int, slabs: int) -> list[str]:
+    return ocsvm_files(folds, slabs) if detector == "ocsvm" else norm_files(detector, folds)
+
+
+def _fitted(detector: str, plan: DetectorPlan, fitting: Fitting) -> Workflow:
+    if detector == "ocsvm":
+        return init_ocsvm_wf(plan.folds, plan.patients, fitting)
+    return init_norm_wf(detector, plan.folds, plan.patients, fitting, name=f"{detector}_wf")
+
+
+def _applied(
+    detector: str, folder: Path, folds: int, patients: Sequence[Picture], fitting: Fitting
+) -> Workflow:
+    if detector == "ocsvm":
+        return init_applied_ocsvm_wf(folder, folds, patients, fitting)
+    return init_applied_norm_wf(detector, folder, folds, patients, fitting, name=f"{detector}_wf")
+
+
+def _connect_targets(
+    workflow: Workflow,
+    brain: Node,
+    graph: Workflow,
+    targets: Sequence[Target],
+    *,
+    folds: int,
+    slabs: Sequence[tuple[int, int]],
+    clustering: Clustering,
+) -> None:
+    """Give each image the scores of the folds that have scored it."""
+    detector = graph.name.removesuffix("_wf")
+    everyone = Node(Merge(folds), name=f"{detector}_scores", run_without_submitting=True)
+    workflow.connect([
+        (graph, everyone, [(f"scores_{fold}.out", f"in{fold}")]) for fold in range(1, folds + 1)
+    ])  # fmt: skip
+    for target in targets:
+        count = folds if target.fold is None else 1
+        name = f"{detector}_{target.scored.picture.name}"
+        anomalies = init_anomalies_wf(target.scored, slabs, count, clustering, name=f"{name}_wf")
+        source, field = (
+            (everyone, "out") if target.fold is None else (graph, f"scores_{target.fold}.out")
+        )
+        workflow.connect([
+            (source, anomalies, [(field, "inputnode.scores")]),
+            (brain, anomalies, [("brain", "inputnode.brain")]),
+        ])  # fmt: skip
+        if target.on_t1w is not None:
+            carried = init_on_t1w_wf(target.on_t1w, name=f"{name}_t1w_wf")
+            fields = [(f"outputnode.{one}", f"inputnode.{one}") for one in ("statmap", "labels")]
+            workflow.connect([(anomalies, carried, fields)])

@@ -1,0 +1,171 @@
+"""Chromium without a window, driven through a pipe by its DevTools protocol."""
+
+import base64
+import fcntl
+import io
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+
+import numpy as np
+from PIL import Image as Pillow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+BASH = shutil.which("bash")
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
+    *("--remote-debugging-pipe", "--window-size=1200,1000"),
+]
+PATIENCE = 30  # seconds for an answer
+
+
+def pipe_ends():
+    """Give the two ends of a pipe, with numbers that no other file of the browser has."""
+    ends = os.pipe()
+    moved = tuple(fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in ends)
+    for end in ends:
+        os.close(end)
+    return moved
+
+
+class Browser:
+    """One browser; pages are opened in it one after the other."""
+
+    def __init__(self, folder):
+        theirs_in, self._to = pipe_ends()
+        self._from, theirs_out = pipe_ends()
+        start = ["-c", 'exec "${@:3}" 3<&"$1" 4>&"$2"', "bash", str(theirs_in), str(theirs_out)]
+        self._process = subprocess.Popen(
+            [BASH, *start, CHROMIUM, *FLAGS, f"--user-data-dir={folder}"],
+            pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._number, self._rest, self.events, self._target = 0, b"", [], None
+        self._sessions, self._answers = [], {}
+
+    def close(self):
+        self._process.terminate()
+        self._process.wait(10)
+        os.close(self._to)
+        os.close(self._from)
+
+    def ask(self, method, session=None, **params):
+        self._number += 1
+        wanted = self._number
+        message = {"id": self._number, "method": method, "params": params}
+        if session is not None:
+            message["sessionId"] = session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while wanted not in self._answers:
+            if not self._read(PATIENCE):
+                raise TimeoutError(method)
+        told = self._answers.pop(wanted)
+        assert "error" not in told, (method, told["error"])
+        return told["result"]
+
+    def _read(self, patience):
+        """Take in one message; tell whether there was one."""
+        end = time.monotonic() + patience
+        while b"\0" not in self._rest:
+            ready = select.select([self._from], [], [], max(end - time.monotonic(), 0))[0]
+            if not ready:
+                return False
+            self._rest += os.read(self._from, 1 << 20)
+        line, _, self._rest = self._rest.partition(b"\0")
+        told = json.loads(line)
+        if "id" in told:
+            self._answers[told["id"]] = told
+        else:
+            self.events.append(told)
+            if told["method"] == "Target.attachedToTarget":
+                self._watch(told["params"]["sessionId"])
+        return True
+
+    def _watch(self, session):
+        """Listen to what a page, or a frame in a process of its own, logs and fetches."""
+        self._sessions.append(session)
+        attach = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
+        for method, params in (
+            *((f"{room}.enable", {}) for room in ("Runtime", "Log", "Network")),
+            ("Target.setAutoAttach", attach),
+            ("Runtime.runIfWaitingForDebugger", {}),
+        ):
+            self.ask(method, session, **params)
+
+    def open(self, path):
+        """Open a page from the file system; the one before is closed."""
+        if self._target is not None:
+            self.ask("Target.closeTarget", targetId=self._target)
+        self.events.clear()
+        self._sessions.clear()
+        self._target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        self.ask("Target.attachToTarget", targetId=self._target, flatten=True)
+        self.page = self._sessions[0]
+        self.ask("Page.enable", self.page)
+        self.ask("Page.navigate", self.page, url=path.as_uri())
+        self.wait_for(lambda: self.seen("Page.loadEventFired"))
+
+    def wait_for(self, condition):
+        end = time.monotonic() + PATIENCE
+        while not (found := condition()):
+            assert time.monotonic() < end, "nothing happened"
+            self._read(0.05)
+        return found
+
+    def seen(self, method):
+        return [event["params"] for event in self.events if event["method"] == method]
+
+    def run(self, script):
+        """Give the value of a script in the page."""
+        told = self.ask(
+            "Runtime.evaluate", self.page, expression=script, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in told, told
+        return told["result"].get("value")
+
+    def press(self, key):
+        for kind in ("rawKeyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", self.page, type=kind, key=key, code=key)
+
+    def click(self, x, y):
+        place = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        for kind in ("mousePressed", "mouseReleased"):
+            self.ask("Input.dispatchMouseEvent", self.page, type=kind, **place)
+
+    def turn_wheel(self, x, y, by):
+        self.ask(
+            "Input.dispatchMouseEvent", self.page, type="mouseWheel", x=x, y=y, deltaX=0, deltaY=by
+        )
+
+    def picture(self, box=None):
+        """Take a picture of what is in sight, or of a part of it: x, y, width, height in px."""
+        clip = {}
+        if box is not None:
+            clip["clip"] = {
+                **dict(zip(("x", "y", "width", "height"), box, strict=True)),
+                "scale": 1,
+            }
+        told = self.ask("Page.captureScreenshot", self.page, format="png", **clip)
+        content = io.BytesIO(base64.b64decode(told["data"]))
+        return np.asarray(Pillow.open(content).convert("RGB"), int)
+
+    def complaints(self):
+        """List errors and warnings of all frames."""
+        logged = [one["entry"]["text"] for one in self.seen("Log.entryAdded")]
+        called = [
+            str(one["args"])
+            for one in self.seen("Runtime.consoleAPICalled")
+            if one["type"] in ("error", "warning", "assert")
+        ]
+        thrown = [str(one["exceptionDetails"]) for one in self.seen("Runtime.exceptionThrown")]
+        return [*logged, *called, *thrown]
+
+    def fetched(self):
+        """List the addresses that were asked for, data: ones left out."""
+        urls = [one["request"]["url"] for one in self.seen("Network.requestWillBeSent")]
+        return [url for url in urls if not url.startswith(("data:", "about:"))]
