@@ -13,11 +13,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
 	touch $@
 
-demo: $(VENV)/.installed  ## Simulate a small cohort and run the participant level on it
+demo: $(VENV)/.installed  ## Simulate a small cohort, bring it into MNI space, map its patients
 	rm -rf $(DEMO)
-	$(BIN)/mri2pet-simulate $(DEMO)/bids --paired 2 --t1w-only 1 --patients 1 --resolution 2 --seed 1 --nprocs 2
+	$(BIN)/mri2pet-simulate $(DEMO)/bids --paired 8 --t1w-only 2 --patients 2 --resolution 2 --seed 1 --nprocs 2
 	$(BIN)/mri2pet $(DEMO)/bids $(DEMO)/out participant --sloppy
-	@echo "Reports:" && ls $(DEMO)/out/*.html
+	$(BIN)/mri2pet $(DEMO)/bids $(DEMO)/out group --sloppy -d lesions=$(DEMO)/bids/derivatives/truth
+	@echo "Look at $(DEMO)/out/group.html, and at the reports of participants beside it"
 
 test: $(VENV)/.installed  ## Run all tests
 	$(BIN)/pytest
