@@ -1,0 +1,159 @@
+"""Do synthetic controls help? The paper's experiment on simulated cohorts, where truth is known.
+
+For each seed: controls with T1w and PET, controls with T1w alone, and patients with lesions are
+simulated; generators are trained on the paired controls only; detectors are trained on real PET,
+and on real and synthetic PET of the T1w-only controls by a semi-3D and by a 3D-patch generator.
+All is done by the app's own commands, and what is done already is not done again.
+
+    python benchmarks/detection.py WORK --anatomies DIR --seeds 1 2 3
+    python benchmarks/detection.py WORK --seeds 1 2 3 --report     tables of what is there
+
+``WORK/seed-N/`` holds cohort and results; tables over all seeds go to ``WORK``.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from bids_app.derivatives.detections import write_curve, write_tests
+from bids_app.detection.clusters import Cluster
+from bids_app.detection.evaluation import (
+    CurvePoint,
+    Finding,
+    compare,
+    detection_curve,
+    marks_of,
+)
+from bids_app.files import read_json
+
+SEMI3D, PATCH3D = "semi3d-gan-mse", "patch3d-gan-mse"
+SETS = {
+    ("semi3d", "real"): "real",
+    ("semi3d", "hybrid"): "hybrid semi3d",
+    ("patch3d", "hybrid"): "hybrid patch3d",
+}
+
+
+def call(*words: object) -> None:
+    """Run one of the app's commands, and tell how long it took."""
+    started = time.monotonic()
+    name, *rest = (str(word) for word in words)
+    print("$", name, *rest, flush=True)
+    code = subprocess.run([Path(sys.executable).with_name(name), *rest], check=False).returncode
+    print(f"  {time.monotonic() - started:.0f} s, exit code {code}", flush=True)
+    if code:
+        sys.exit(code)
+
+
+def simulate(bids: Path, seed: int, given: argparse.Namespace) -> None:
+    """Make a cohort, unless it is there."""
+    done = bids.with_name("simulated")
+    if done.exists():
+        return
+    shutil.rmtree(bids, ignore_errors=True)
+    anatomies = () if given.anatomies is None else ("--anatomies", given.anatomies)
+    call("mri2pet-simulate", bids, "--paired", given.paired, "--t1w-only", given.t1w_only,
+         "--patients", given.patients, "--seed", seed, "--nprocs", given.nprocs, *anatomies,
+         "--resolution", given.simulated_resolution)  # fmt: skip
+    done.touch()
+
+
+def run_seed(folder: Path, seed: int, given: argparse.Namespace) -> None:
+    """Do all of one seed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bids, semi, patch = folder / "bids", folder / "semi3d", folder / "patch3d"
+    simulate(bids, seed, given)
+    grid = ("--resolution", given.resolution, "--nprocs", given.nprocs)
+    level = ("participant", "--sloppy", *grid, "--omp-nthreads", 1, "--stage")
+    call("mri2pet", bids, semi, *level, "preprocess")
+    for model, epochs in ((SEMI3D, given.epochs), (PATCH3D, given.patch_epochs)):
+        call("mri2pet", bids, semi, "train", *grid, "--width", given.width, "--folds", 2,
+             "--models", model, "--epochs", epochs)  # fmt: skip
+    if not patch.exists():
+        shutil.copytree(semi, patch, ignore=shutil.ignore_patterns("work", "*_desc-synth_*"))
+    lesions = f"lesions={bids / 'derivatives' / 'truth'}"
+    for out, generator, sets, detectors in (
+        (semi, SEMI3D, ("real", "hybrid"), ("ocsvm", "zscore", "pseudonormal")),
+        (patch, PATCH3D, ("hybrid",), ("ocsvm", "zscore")),
+    ):
+        call("mri2pet", bids, out, *level, "synthesize",
+             "--generator", out / "generators" / generator)  # fmt: skip
+        call("mri2pet", bids, out, "group", *grid, "--training-set", *sets,
+             "--detectors", *detectors, "-d", lesions)  # fmt: skip
+
+
+def findings(folder: Path, seed: int) -> Iterator[Finding]:
+    """Read what was found in everyone of a seed, as the app keeps it in its work folder."""
+    for (out, training_set), name in SETS.items():
+        for path in sorted((folder / out / "work" / "clusters" / training_set).glob("*/*.json")):
+            told = read_json(path)
+            clusters = [Cluster(**one) for one in told["clusters"]]
+            lesions = told["lesions"] if told["lesions"] else 0
+            shared = np.array(told["overlaps"] if lesions else [], float)
+            marks = marks_of(clusters, shared.reshape(len(clusters), lesions))
+            who = f"{seed:02}{path.stem.split('_')[2]}"
+            yield Finding(name, path.parent.name, who, None, lesions, marks)
+
+
+def is_patient(finding: Finding) -> bool:
+    """Tell patients from held-out controls, by the simulator's labels."""
+    return "patient" in finding.participant
+
+
+def tell(points: list[CurvePoint]) -> None:
+    """Print sensitivities over lesions."""
+    for point in points:
+        if point.unit == "lesion" and point.clusters in (1, 3, 5, 10):
+            print(
+                f"{point.training_set:15} {point.detector:13} {point.clusters:2} clusters: "
+                f"{point.found}/{point.n} = {point.sensitivity:.2f} "
+                f"({point.low:.2f} to {point.high:.2f})"
+            )
+
+
+def report(work: Path, seeds: list[int]) -> None:
+    """Write and print curves and tests over all seeds, and sensitivities of each."""
+    everyone = {seed: list(findings(work / f"seed-{seed}", seed)) for seed in seeds}
+    for seed, found in everyone.items():
+        print(f"seed {seed}")
+        tell(detection_curve([one for one in found if is_patient(one)]))
+    found = [one for seed in seeds for one in everyone[seed]]
+    patients = [one for one in found if is_patient(one)]
+    points = detection_curve(patients, [one for one in found if not is_patient(one)])
+    print("all seeds")
+    tell(points)
+    write_curve(work, points)
+    write_tests(work, compare(patients))
+
+
+def main() -> None:
+    """Do all seeds, then write tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--anatomies", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--paired", type=int, default=12)
+    parser.add_argument("--t1w-only", type=int, default=12)
+    parser.add_argument("--patients", type=int, default=8)
+    parser.add_argument("--simulated-resolution", type=float, default=1.5)
+    parser.add_argument("--resolution", type=float, default=3)
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--patch-epochs", type=int, default=5)
+    parser.add_argument("--nprocs", type=int, default=2)
+    parser.add_argument("--report", action="store_true")
+    given = parser.parse_args()
+    work = given.work.absolute()
+    for seed in [] if given.report else given.seeds:
+        run_seed(work / f"seed-{seed}", seed, given)
+    report(work, given.seeds)
+
+
+if __name__ == "__main__":
+    main()
