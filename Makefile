@@ -20,8 +20,8 @@ demo: $(VENV)/.installed  ## Simulate a small cohort, bring it into MNI space, m
 	$(BIN)/mri2pet $(DEMO)/bids $(DEMO)/out group --sloppy -d lesions=$(DEMO)/bids/derivatives/truth
 	@echo "Look at $(DEMO)/out/group.html, and at the reports of participants beside it"
 
-test: $(VENV)/.installed  ## Run all tests
-	$(BIN)/pytest
+test: $(VENV)/.installed  ## Run all tests, a file of them on each of two processes
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed  ## Check style, types, imports and spelling
 	$(BIN)/ruff check .

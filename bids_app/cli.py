@@ -25,6 +25,8 @@ from bids_app.synthesis.models import MODELS
 UNKNOWN_LEVEL = 17  # BEP027
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 BOX_SIDES = 6
+NAMES = {"models", "training_set", "detectors"}  # once each, in the order given
+TUPLES = NAMES | {"bounding_box", "derivatives", "atlas"}
 LABELS = {
     "participant_label": "sub-",
     "exclude_participant_label": "sub-",
@@ -353,9 +355,9 @@ def _settings(given: dict[str, object]) -> Settings:
     for name, prefix in LABELS.items():
         if name in given:
             given[name] = normalize_labels(given[name], prefix)  # type: ignore[arg-type]
-    for name in ("bounding_box", "derivatives", "models", "training_set", "detectors", "atlas"):
-        if name in given:
-            given[name] = tuple(given[name])  # type: ignore[arg-type]
+    for name in TUPLES & given.keys():
+        values: list[object] = given[name]  # type: ignore[assignment]
+        given[name] = tuple(dict.fromkeys(values) if name in NAMES else values)
     if "bounding_box" in given:
         _refuse_inverted(given["bounding_box"])  # type: ignore[arg-type]
     if "pet_frames" in given:

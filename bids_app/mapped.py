@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
 from bids_app.errors import ReadWriteError
 from bids_app.files import read_json, write_bytes, write_json
@@ -112,6 +113,6 @@ def open_arrays(folder: Path, names: Iterable[str]) -> list[np.ndarray]:
         If they cannot be read.
     """
     try:  # a private mapping: torch warns of arrays that may not be written to
-        return [np.load(folder / f"{name}.npy", mmap_mode="c") for name in names]
+        return [open_memmap(folder / f"{name}.npy", mode="c") for name in names]
     except (OSError, ValueError) as error:
         raise ReadWriteError(f"{folder}: cannot be read ({error}); delete it") from error

@@ -46,10 +46,16 @@ def stamp() -> Stamp:
     return Stamp(now, shlex.join([name, *sys.argv[1:]]), find_versions())
 
 
+def _plain(value: object) -> object:
+    """Spell the paths in a setting as text."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def write_run(logs: Path, settings: Mapping[str, object], run: Stamp) -> Path:
     """Write the settings of a run to ``logs/run-<date>-<random>.json``, for provenance only."""
-    plain = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
-    plain["derivatives"] = [f"{one}" for one in settings.get("derivatives", ())]  # type: ignore[attr-defined]
+    plain = {k: _plain(v) for k, v in settings.items()}
     date = run.date.replace(":", "").replace("+0000", "Z")
     path = logs / f"run-{date}-{uuid4().hex[:8]}.json"
     write_json(path, {**asdict(run), "settings": plain})

@@ -30,7 +30,7 @@ class Synthetic:
     path : Path
         The image.
     generator, sha256 : str
-        Name of the generator, and the SHA-256 of its weights.
+        Name of the generator, and the SHA-256 of its weights; empty if they differ by fold.
     seen : bool
         Whether it was trained on this participant.
     """
@@ -111,7 +111,7 @@ class Screening:
 
 def _name(path: Path, kind: str) -> str:
     stem = path.name.partition("_space-")[0]
-    safe = re.sub(r"[^0-9A-Za-z]", lambda found: "_" if found[0] in "-_" else "P", stem)
+    safe = re.sub(r"[^0-9A-Za-z]", lambda found: "_" if found[0] in "-_" else "__", stem)
     return f"{kind}_{safe}"
 
 
@@ -129,21 +129,18 @@ def plan_pictures(
     synthetic : bool
         Whether synthetic PETs are wanted, too.
     """
-    plans = []
+    plans = {}  # by name: two PETs of a visit have one synthetic PET
     for one in people:
-        wanted = [] if one.pet is None else [("real", one.pet)]
+        wanted = [] if one.pet is None else [("real", one.pet, one.session)]
         if synthetic and one.synthetic is not None:
-            wanted.append(("synthetic", one.synthetic.path))
-        for kind, path in wanted:
+            wanted.append(("synthetic", one.synthetic.path, one.visit.session))
+        for kind, path, session in wanted:
             name = _name(path, kind)
-            plans.append(
-                StoragePlan(
-                    name, one.label, one.session, {"pet": path},
-                    ("pet",) if kind == "real" else (), one.visit.brain_mask,
-                    screening.work_dir / VOLUMES / name,
-                )
+            plans[name] = StoragePlan(
+                name, one.label, session, {"pet": path}, ("pet",) if kind == "real" else (),
+                one.visit.brain_mask, screening.work_dir / VOLUMES / name,
             )  # fmt: skip
-    return plans
+    return list(plans.values())
 
 
 def picture(one: Participant, stored: Mapping[str, Picture]) -> Pictured:
@@ -255,20 +252,22 @@ def split(
     Raises
     ------
     UnusableDataError
-        If a fold is left with fewer than two images to train on.
+        If a fold is left with fewer than two controls to train on.
     """
     parts = []
     for number in range(1, folds + 1):
-        chosen = [one.picture for one in trained if dealt[one.who.label] != number]
+        chosen = [one for one in trained if dealt[one.who.label] != number]
+        people = {one.who.label for one in chosen}
         held_out = [
             one.real for one in controls if one.real is not None and dealt[one.who.label] == number
         ]
-        if len(chosen) < FEWEST:
+        if len(people) < FEWEST:
             raise UnusableDataError(
-                f"fold {number} has {len(chosen)} control(s) to train on, and needs {FEWEST}; add "
-                "controls, or choose fewer --folds"
+                f"fold {number} has {len(people)} control(s) to train on, and needs {FEWEST}; add "
+                "controls, or choose more --folds"
             )
-        parts.append(DetectorFold(number, chosen, held_out, seed_of(seed, number)))
+        pictures = [one.picture for one in chosen]
+        parts.append(DetectorFold(number, pictures, held_out, seed_of(seed, number)))
     return parts
 
 
@@ -283,9 +282,10 @@ def tell_controls(trained: Sequence[Trained], dealt: Mapping[str, int]) -> tuple
     told = []
     for one in trained:
         made = one.who.synthetic if one.synthetic else None
+        session = one.who.visit.session if one.synthetic else one.who.session
         told.append(
             Control(
-                participant=one.who.label, session=one.who.session, synthetic=one.synthetic,
+                participant=one.who.label, session=session, synthetic=one.synthetic,
                 generator="" if made is None else made.generator,
                 generator_sha256="" if made is None else made.sha256,
                 fold=dealt[one.who.label],

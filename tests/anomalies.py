@@ -8,10 +8,13 @@ from scipy import ndimage
 from bids_app import nifti
 from bids_app.files import write_json, write_tsv
 from bids_app.imaging.volume import grid_of_box
+from bids_app.report.group import write_group_report
+from bids_app.report.subject import write_subject_report
 
 TEMPLATE, RESOLUTION = "MNI152NLin2009aSym", 6.0
 T = f"{TEMPLATE}_res-6"
 DETECTORS = ("ocsvm", "zscore")
+UNITS = ("lesion", "patient")
 SETS = ("real", "hybrid")  # the first is the primary one
 CONTROLS = ("C1", "C2")
 PATIENTS = {"P1": (-36.0, -10.0, 20.0), "P2": (36.0, 20.0, 10.0)}  # lesion: left; right (mm)
@@ -96,6 +99,9 @@ class Cohort:
         native = self.t1w(self.own_world)
         self.put(anat, f"{own}_desc-preproc_T1w", 400 * native, affine=self.own_affine)
         self.put(anat, f"{own}_desc-brain_mask", native > 0, affine=self.own_affine)
+        reference = f"bids::{anat}/{own}_desc-preproc_T1w.nii.gz"
+        name = f"{own}_trc-18FFDG_space-T1w_desc-preproc_pet"
+        self.put(pet, name, native, affine=self.own_affine, SpatialReference=reference)
         if label in PATIENTS and self.lesions:
             lesion = np.linalg.norm(self.world - PATIENTS[label], axis=-1) < 16
             self.put(anat, f"{own}_space-{T}_label-L_mask", lesion)
@@ -118,7 +124,7 @@ class Cohort:
                 for n, (label, made) in enumerate(members)
             ],
             "folds": 2, "slabs": [[0, 23]], "dataset": "A dataset.", "seed": 3,
-            "parameters": {"nu": 0.03, "encoder": {"latents": 64}, "cluster_extent": 0.02},
+            "parameters": {"nu": 0.03, "encoder": {"patch": 15, "latents": 64}, "cluster_extent": 0.02},
             "intended_use": "Research.", "versions": {"torch": "2.13.0"}, "files": {},
         }  # fmt: skip
         write_json(folder / "card.json", card)
@@ -223,6 +229,16 @@ class Cohort:
         ]  # fmt: skip
         write_tsv(self.out / "detection_froc.tsv", FROC, froc)
 
+    def write(self, **run):
+        """Write group.html, and give the page."""
+        path = write_group_report(self.out, template=TEMPLATE, resolution=RESOLUTION, **run)
+        return path.read_text(encoding="utf-8")
+
+    def write_subject(self, label):
+        """Write sub-X.html, and give the page."""
+        path = write_subject_report(self.out, label, template_t1w=self.template)
+        return path.read_text(encoding="utf-8")
+
     @staticmethod
     def found_by(row, clusters):
         start = 3 + 2 * (row[0] == "hybrid") + (row[1] == "ocsvm")
@@ -237,6 +253,3 @@ class Cohort:
             "high": min(share + 0.2, 1), "false_clusters_per_patient": clusters - share,
             "false_clusters_per_control": clusters * 0.9,
         }  # fmt: skip
-
-
-UNITS = ("lesion", "patient")

@@ -49,7 +49,7 @@ class Browser:
         self._sessions, self._answers = [], {}
 
     def close(self):
-        self._process.terminate()
+        self.ask("Browser.close")
         self._process.wait(10)
         os.close(self._to)
         os.close(self._from)

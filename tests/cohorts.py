@@ -1,6 +1,10 @@
 """Controls as the participant level leaves them, made in a test: no registration is needed."""
 
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from scipy import ndimage
@@ -82,3 +86,110 @@ def write_controls(out: Path, subjects, rng) -> dict[str, VisitPaths]:
     rows = [{"participant_id": f"sub-{one}", "group": "control"} for one in subjects]
     write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
     return {one: write_control(out, one, rng) for one in subjects}
+
+
+def _synthesized(path: Path, rng, sidecar) -> None:
+    nifti.save(nifti.Image(images(rng)[1], GRID.affine), path, description="SYNTHETIC FDG PET")
+    write_json(sidecar_path(path), sidecar)
+
+
+def write_synthetic(out: Path, paths: VisitPaths, rng, *, seen=False) -> Path:
+    """Write the synthetic PET of a visit; ``seen``: its generator was trained on this control."""
+    path = paths.synthetic_pet
+    path.parent.mkdir(exist_ok=True)
+    sidecar = sidecars.synthetic_pet(
+        paths, Provenance(out.parent.absolute() / "raw", out, "f"), SPACE,
+        generator={"Name": "g", "Version": "0", "SHA256": "a" * 64}, smoothing_fwhm=1.5,
+        trained_on_this_participant=seen,
+    )  # fmt: skip
+    _synthesized(path, rng, sidecar)
+    return path
+
+
+def write_out_of_fold(out: Path, paths: VisitPaths, rng) -> Path:
+    """Write the synthetic PET by the fold of that generator that left this control out."""
+    path = out / "crossvalidation" / "g" / paths.synthetic_pet.relative_to(out)
+    path.parent.mkdir(parents=True)
+    generator = {"Name": "g", "Version": "0"}
+    told = {"Synthetic": True, "Generator": generator, "TrainedOnThisParticipant": False}
+    _synthesized(path, rng, {**told, "GeneratorSHA256": "b" * 64})
+    return path
+
+
+# Patients with a planted lesion, and controls who are alike but for a texture
+
+CENTRE, HALF = (0.0, -16.0, 18.0), (40.0, 50.0, 32.0)  # mm, RAS+: of a brain of 0.27 litres
+LESION, RADIUS = (-21.0, -10.0, 20.0), 13.0  # mm, RAS+: on the left
+SHIFT = (6.0, -10.0, 4.0)  # mm, RAS+, from a place in the template to the same on the T1w
+WRITE_TRANSFORMS = """
+import sys, ants
+for path, sign in (("there.h5", 1), ("back.h5", -1)):
+    x, y, z = (sign * float(one) for one in sys.argv[1:])
+    shift = ants.create_ants_transform("AffineTransform", translation=(-x, -y, z))  # LPS
+    ants.write_transform(shift, path)
+"""
+
+
+def places(affine=GRID.affine, shape=GRID.shape):
+    """Give where each voxel of a grid lies, (I, J, K, 3), in mm, RAS+."""
+    return np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def lesion_mask(affine=GRID.affine, shape=GRID.shape, shift=(0, 0, 0)):
+    """Mark the planted lesion on a grid; ``shift`` is SHIFT in the space of the T1w."""
+    return np.linalg.norm(places(affine, shape) - LESION - shift, axis=-1) < RADIUS
+
+
+def uptake(rng, *, lesion=False):
+    """PET and brain: what all have in common, a texture of one's own, and a dark lesion."""
+    x = places() - CENTRE
+    brain = ((x / HALF) ** 2).sum(axis=-1) < 1
+    texture = ndimage.gaussian_filter(rng.standard_normal(GRID.shape), 1.0)
+    pet = 0.7 + 0.15 * np.cos(x[..., 1:] / 15).prod(axis=-1) + 0.03 * texture / texture.std()
+    pet = np.where(lesion_mask() & lesion, 0.3 * pet, pet)
+    return np.where(brain, np.clip(pet, 0, 1), 0).astype(np.float32), brain
+
+
+def write_screened(
+    out: Path, subject: str, rng, *, session=None, pet=True, lesion=False
+) -> VisitPaths:
+    """Write what the group level reads of a visit in template space, with a synthetic PET."""
+    paths = write_control(out, subject, rng, session=session, pet=pet)
+    write_synthetic(out, paths, rng)
+    real, brain = uptake(rng, lesion=lesion)
+    made = uptake(rng)[0]
+    t1w = np.where(brain, 1.2 - made, 0).astype(np.float32)
+    data = {paths.t1w_in_template: t1w, paths.brain_mask_in_template: brain}
+    if pet:
+        data[paths.pets[0].in_template] = real
+    for path, volume in data.items():
+        nifti.save(nifti.Image(volume, GRID.affine), path)
+    nifti.save(nifti.Image(made, GRID.affine), paths.synthetic_pet, description="SYNTHETIC FDG PET")
+    return paths
+
+
+def write_native(paths: VisitPaths, *, flipped: bool) -> None:
+    """Write the T1w on its own grid, the template's but moved by SHIFT, and both transforms.
+
+    ``flipped``: stored from right to left, LAS.
+    """
+    t1w = nifti.load(paths.t1w_in_template)
+    affine = t1w.affine.copy()
+    affine[:3, 3] += SHIFT
+    turn = np.diag([-1.0, 1, 1, 1])
+    turn[0, 3] = t1w.data.shape[0] - 1
+    data, affine = (t1w.data[::-1], affine @ turn) if flipped else (t1w.data, affine)
+    nifti.save(nifti.Image(np.ascontiguousarray(data), affine), paths.t1w)
+    write_json(sidecar_path(paths.t1w), {"SkullStripped": True})
+    there, back = shifts()
+    paths.t1w_to_template.write_bytes(there)
+    paths.template_to_t1w.write_bytes(back)
+
+
+@cache
+def shifts() -> tuple[bytes, bytes]:
+    """Give ANTs's transforms from T1w to template, and back: what lies at SHIFT comes from 0."""
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", WRITE_TRANSFORMS, *map(str, SHIFT)]
+        subprocess.run(command, check=True, cwd=folder)
+        return Path(folder, "there.h5").read_bytes(), Path(folder, "back.h5").read_bytes()

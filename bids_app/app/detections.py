@@ -88,12 +88,14 @@ def read_seen(sighting: Sighting) -> Seen | None:
         count = 0 if lesions is None else int(lesions)  # type: ignore[call-overload]
         shared = np.array(told["overlaps"] if count else [], float).reshape(len(clusters), count)
         regions = told["regions"] if told["regions"] else [None] * len(clusters)
+        known = [
+            replace(one, region=region, overlap=None if lesions is None else float(row.sum()))
+            for one, region, row in zip(clusters, regions, shared, strict=True)  # type: ignore[call-overload]
+        ]
     except (KeyError, TypeError, ValueError) as error:
-        raise UnusableDataError(f"{sighting.clusters}: {error}; delete it") from error
-    known = [
-        replace(one, region=region, overlap=None if lesions is None else float(row.sum()))
-        for one, region, row in zip(clusters, regions, shared, strict=True)  # type: ignore[call-overload]
-    ]
+        raise UnusableDataError(
+            f"{sighting.clusters}: not the clusters of an image ({error}); delete it, and run again"
+        ) from error
     return Seen(sighting, tuple(known), None if lesions is None else count, shared)
 
 
@@ -101,6 +103,8 @@ def write_detections(
     output_dir: Path, seen: Sequence[Seen], *, most: int, applied: Path | None
 ) -> None:
     """Write all tables: of each patient, of all, of controls, and curves where lesions are known.
+
+    Of several PETs of a session, tables of all patients, and curves, tell of the first.
 
     Parameters
     ----------
@@ -114,7 +118,8 @@ def write_detections(
         Folder of detectors that were trained before: their controls calibrate.
     """
     controls = [one for one in seen if one.sighting.control]
-    for name in dict.fromkeys(one.sighting.training_set for one in controls):
+    fitted = seen if applied is None else ()
+    for name in dict.fromkeys(one.sighting.training_set for one in fitted):
         own = [one.listed() for one in controls if one.sighting.training_set == name]
         write_control_clusters(output_dir / DETECTORS / name, own)
     patients = [
@@ -124,8 +129,18 @@ def write_detections(
     ]
     for one in patients:
         write_clusters_table(one.sighting.table, one.clusters[:most])
-    write_all_clusters(output_dir, [one.listed(most) for one in patients])
-    _write_curves(output_dir, patients, controls, most)
+    first = _first_pets(patients)
+    write_all_clusters(output_dir, [one.listed(most) for one in first])
+    _write_curves(output_dir, first, controls, most)
+
+
+def _first_pets(seen: Iterable[Seen]) -> list[Seen]:
+    first: dict[tuple[str, str, str, str | None], Seen] = {}
+    for one in seen:
+        listed = one.listed()
+        visit = listed.training_set, listed.detector, listed.participant, listed.session
+        first.setdefault(visit, one)
+    return list(first.values())
 
 
 def _control_scores(

@@ -46,6 +46,7 @@ from bids_app.workflows.outputs import Output
 
 BRAIN_SHARE = 0.9  # of controls; our choice
 BYTES = 4  # of a float
+CLUSTERS = "clusters"  # folder of what detectors saw, in the work folder
 GENERATORS = "synthetic_generators"  # in a card's parameters
 INTENDED_USE = (
     "Mapping what is unlike healthy controls in FDG PET that were scanned and prepared as those "
@@ -139,22 +140,32 @@ def clustering_of(settings: Settings, pictures: Pictures) -> Clustering:
     )  # fmt: skip
 
 
+def refuse_settings(settings: Settings) -> None:
+    """Refuse what no controls could be trained on, before anything is computed.
+
+    Raises
+    ------
+    UsageError
+        If pseudonormal is asked for without the training set real.
+    """
+    if "pseudonormal" in settings.detectors and "real" not in settings.training_set:
+        raise UsageError(
+            "--detectors pseudonormal compares with controls who have a real PET; add real to "
+            "--training-set"
+        )
+
+
 def plan_sets(run: GroupRun, pictures: Pictures) -> Iterator[SetPlan]:
     """Plan each training set that the settings name.
 
     Raises
     ------
     UsageError
-        If pseudonormal is asked for without the training set real.
+        If there are fewer than two folds.
     UnusableDataError
         If there are too few controls, or a set has none.
     """
     settings = run.settings
-    if "pseudonormal" in settings.detectors and "real" not in settings.training_set:
-        raise UsageError(
-            "--detectors pseudonormal compares with controls who have a real PET; add real to "
-            "--training-set"
-        )
     dealt = deal(pictures.controls, run.screening.folds, run.screening.seed)
     for name in settings.training_set:
         trained = choose_images(name, pictures.controls, settings.synthetic_controls)
@@ -292,7 +303,7 @@ class _Planner:
         told = origin.statmap(one.who.pet, screening.space)
         told["Fold"] = "mean over all" if fold is None else fold
         labels = origin.labels(paths.statmap, screening.space)
-        folder = screening.work_dir / "clusters" / self.training_set / detector
+        folder = screening.work_dir / CLUSTERS / self.training_set / detector
         clusters = folder / f"{one.real.name}.json"
         scored = Scored(
             one.real, row, lesions, _output(paths.statmap, told), _output(paths.labels, labels),
@@ -338,6 +349,30 @@ def _card(
     )  # fmt: skip
 
 
+def _refuse_controls(
+    folder: Path, card: DetectorCard, dataset: str, patients: Sequence[Pictured]
+) -> None:
+    known = {one.participant for one in card.controls} if card.dataset == dataset else set()
+    both = ", ".join(sorted({f"sub-{one.who.label}" for one in patients if one.who.label in known}))
+    if both:
+        raise UnusableDataError(
+            f"{folder}: was trained on {both}, who would be a patient now; correct --patient-query"
+        )
+
+
+def _tell_other_clusters(card: DetectorCard, settings: Settings) -> list[str]:
+    wanted = {
+        "cluster_extent": settings.cluster_extent,
+        "min_cluster_size": settings.min_cluster_size,
+    }
+    return [
+        f"--{name.replace('_', '-')} is {value:g}, and was {card.parameters.get(name)} for controls "
+        "of the detector: expected_in_control, which counts their clusters, does not fit"
+        for name, value in wanted.items()
+        if card.parameters.get(name) != value
+    ]
+
+
 def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pictures) -> SetPlan:
     """Plan the application of detectors that were trained before.
 
@@ -353,17 +388,19 @@ def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pict
     Raises
     ------
     UnusableDataError
-        If none of the detectors that are wanted is there.
+        If none of the detectors that are wanted is there, a patient is one of its controls, or
+        another generator made a synthetic PET that it would compare with.
     """
     wanted = [one for one in run.settings.detectors if one in card.detectors]
     if not wanted:
         raise UnusableDataError(
             f"{folder}: holds {', '.join(card.detectors)}; choose --detectors of those"
         )
+    _refuse_controls(folder, card, run.screening.dataset, pictures.patients)
     planner = _Planner(run.screening, card.name, primary=True)
     plans: dict[str, DetectorPlan] = {}
     sightings: list[Sighting] = []
-    notes: list[str] = []
+    notes = _tell_other_clusters(card, run.settings)
     for detector in wanted:
         seen, told = _with_both(pictures) if detector == "pseudonormal" else (pictures, ())
         notes += told
@@ -371,7 +408,8 @@ def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pict
             _refuse_other_generators(folder, card, seen.patients)
         plans[detector], found = planner.plan(detector, seen, [])
         sightings += found
-    fitting = replace(fitting_of(run, len(pictures.patients)), slabs=card.slabs)
+    fwhm = float(str(card.parameters.get("fwhm", ZSCORE_FWHM)))
+    fitting = replace(fitting_of(run, len(pictures.patients)), slabs=card.slabs, fwhm=fwhm)
     graph = init_applied_set_wf(
         folder, card.folds, plans, fitting, clustering_of(run.settings, pictures),
         name=f"{card.name}_applied_wf",

@@ -1,32 +1,45 @@
 """The group level: detectors trained on controls, anomaly maps and clusters of patients."""
 
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bids_app import provenance
 from bids_app.app.detections import Seen, read_seen, top_clusters, write_detections
-from bids_app.app.detectors import GroupRun, SetPlan, plan_applied, plan_sets
+from bids_app.app.detectors import (
+    CLUSTERS,
+    GroupRun,
+    SetPlan,
+    plan_applied,
+    plan_sets,
+    refuse_settings,
+)
 from bids_app.app.intake import Problem, error_of
 from bids_app.app.people import People, choose_people
 from bids_app.app.pictures import Pictures, take_pictures
-from bids_app.app.preparation import refuse_places, work_dir_of
+from bids_app.app.preparation import prepare_template, refuse_places, work_dir_of
 from bids_app.app.running import Runner
 from bids_app.app.training import DONE, PARTIAL, dataset_name
 from bids_app.console import Voice
 from bids_app.dataset.validation import make_writable
 from bids_app.derivatives.description import ignore_also, refresh_dataset
+from bids_app.derivatives.detections import read_all_clusters
 from bids_app.derivatives.sidecars import Space
 from bids_app.detection.card import DetectorCard, check_files, check_grid, read_card
 from bids_app.errors import MissingInputError
-from bids_app.files import locked
+from bids_app.files import locked, remove_partials
 from bids_app.imaging.volume import grid_of_box
 from bids_app.report.group import write_group_report
-from bids_app.screening import Screening
+from bids_app.report.subject import write_subject_report
+from bids_app.screening import VOLUMES, Screening
 from bids_app.settings import Settings
 from bids_app.templates import uri_of
 from bids_app.workflows.execution import Crash
+
+GRAPH = "mri2pet_group"
+INTERMEDIATE = (GRAPH, VOLUMES, CLUSTERS)  # folders of the work folder
 
 
 def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
@@ -46,9 +59,12 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     refuse_places(settings)
     if settings.reports_only:
         return _report_again(settings, voice)
-    screening = _screening(settings, stamp)
-    card = _read_detector(settings, screening)
+    card = _read_detector(settings)
+    if card is None:
+        refuse_settings(settings)
     people = choose_people(settings, controls=card is None)
+    if not people.patients:
+        raise error_of(people.problems)
     if settings.dry_run:
         voice.tell_people(people.controls, people.patients, people.notes, settings.output_dir)
         return DONE
@@ -57,9 +73,13 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     ignore_also(settings.output_dir, work_dir)
     provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
     jobs = settings.folds * len(settings.training_set)
-    run = GroupRun(screening, settings, Runner(settings, voice, "mri2pet_group", jobs))
+    runner = Runner(settings, voice, GRAPH, jobs)
+    run = GroupRun(_screening(settings, stamp), settings, runner)
     outcome = _detect(run, people, card, voice)
     _finish(run, outcome, _Fresh(stamp, time.monotonic() - started))
+    if settings.clean_workdir and not outcome.problems:
+        for name in INTERMEDIATE:
+            shutil.rmtree(work_dir / name, ignore_errors=True)
     return _close(settings, outcome, voice)
 
 
@@ -76,12 +96,13 @@ def _screening(settings: Settings, stamp: provenance.Stamp) -> Screening:
     )
 
 
-def _read_detector(settings: Settings, screening: Screening) -> DetectorCard | None:
+def _read_detector(settings: Settings) -> DetectorCard | None:
     """Read and check the detector that is to be applied, if one is."""
     if settings.detector is None:
         return None
     card = read_card(settings.detector)
-    check_grid(card, screening.grid, settings.template)
+    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    check_grid(card, grid, settings.template)
     check_files(settings.detector, card)
     return card
 
@@ -91,7 +112,6 @@ class _Outcome:
     """What a run has seen, and what is to be told of it."""
 
     seen: Sequence[Seen]
-    patients: int
     notes: Sequence[str]
     problems: Sequence[Problem]
 
@@ -99,24 +119,33 @@ class _Outcome:
 def _detect(run: GroupRun, people: People, card: DetectorCard | None, voice: Voice) -> _Outcome:
     """Store, fit or apply, and map."""
     settings = run.settings
-    if not people.patients:
-        raise error_of(people.problems)
     fitted = card is None and set(settings.training_set) != {"real"}
     pictures = take_pictures(
         run.screening, people, run.runner,
         synthetic=fitted or "pseudonormal" in settings.detectors,
     )  # fmt: skip
     early = [*people.problems, *pictures.problems]
-    plans = _plans(run, pictures, card) if pictures.patients else []
+    stopped = settings.stop_on_first_crash and pictures.problems
+    plans = _plans(run, pictures, card) if pictures.patients and not stopped else []
     notes = [*people.notes, *pictures.notes, *(note for plan in plans for note in plan.notes)]
     _tell(voice, notes, early)
-    if not pictures.patients:
+    if stopped or not pictures.patients:
         raise error_of(early)
     late = _problems(_run(run, plans), plans)
     _tell(voice, [], late)
     seen = [read_seen(sighting) for plan in plans for sighting in plan.sightings]
     there = [one for one in seen if one is not None]
-    return _Outcome(there, len(pictures.patients), notes, [*early, *late])
+    lost = _tell_lost_lesions(there)
+    _tell(voice, lost, [])
+    return _Outcome(there, [*notes, *lost], [*early, *late])
+
+
+def _tell_lost_lesions(seen: Sequence[Seen]) -> list[str]:
+    lost = {one.sighting.who.who.label for one in seen if one.lesions == 0}
+    return [
+        f"sub-{label}: its mask of lesions marks no voxel of the grid; in no curve"
+        for label in sorted(lost)
+    ]
 
 
 def _tell(voice: Voice, notes: Sequence[str], problems: Sequence[Problem]) -> None:
@@ -130,6 +159,7 @@ def _run(run: GroupRun, plans: Sequence[SetPlan]) -> list[Crash]:
     for plan in plans:
         for sighting in plan.sightings:
             sighting.clusters.unlink(missing_ok=True)  # of an earlier run; made again
+            remove_partials(sighting.table.parent)
     labels = {plan.graph.name: plan.name for plan in plans}
     return run.runner.run([plan.graph for plan in plans], labels, _words(plans))
 
@@ -200,6 +230,15 @@ def _finish(run: GroupRun, outcome: _Outcome, fresh: _Fresh) -> None:
         duration=fresh.seconds,
         settings=vars(settings),
     )
+    _report_patients(settings, {one.sighting.who.who.label for one in outcome.seen
+                                if not one.sighting.control})  # fmt: skip
+
+
+def _report_patients(settings: Settings, patients: Collection[str]) -> None:
+    """Write the reports of patients again: they tell of anomalies now."""
+    template = prepare_template(settings)
+    for subject in sorted(patients):
+        write_subject_report(settings.output_dir, subject, template_t1w=template.reference)
 
 
 def _report_again(settings: Settings, voice: Voice) -> int:
@@ -211,6 +250,8 @@ def _report_again(settings: Settings, voice: Voice) -> int:
     path = write_group_report(
         settings.output_dir, template=settings.template, resolution=settings.grid_resolution
     )
+    listed = read_all_clusters(settings.output_dir)
+    _report_patients(settings, {one.participant for one in listed})
     voice.close(f"mri2pet: report written; it is {path}")
     return DONE
 

@@ -6,9 +6,14 @@ from pathlib import Path
 
 from bids_app.app.intake import Problem
 from bids_app.derivatives.groups import select
-from bids_app.derivatives.paths import sidecar_path
+from bids_app.derivatives.paths import entities_of, sidecar_path
 from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed
-from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError
+from bids_app.errors import (
+    MissingInputError,
+    Mri2petError,
+    NothingSelectedError,
+    UnusableDataError,
+)
 from bids_app.files import read_json
 from bids_app.screening import Participant, Synthetic
 from bids_app.settings import Settings
@@ -45,7 +50,8 @@ def choose_people(settings: Settings, *, controls: bool) -> People:
     Mri2petError
         As :func:`bids_app.derivatives.groups.select` and
         :func:`bids_app.derivatives.preprocessed.find_preprocessed`; UnusableDataError if someone
-        is both; NothingSelectedError if no patient is left.
+        is both; NothingSelectedError if no patient, or no control, is left; MissingInputError if
+        all controls lack images.
     """
     ill = select(settings.output_dir, settings.patient_query)
     well = select(settings.output_dir, settings.control_query) if controls else frozenset()
@@ -58,7 +64,17 @@ def choose_people(settings: Settings, *, controls: bool) -> People:
         )
     patients, notes, problems = _patients(_visits(settings, wanted), settings, wanted)
     chosen, more = _controls(_visits(settings, well - excluded), settings, well - excluded)
+    if controls and not chosen:
+        raise _nobody(more)
     return People(tuple(chosen), tuple(patients), (*more, *notes), tuple(problems))
+
+
+def _nobody(notes: Sequence[str]) -> Mri2petError:
+    if notes:
+        return MissingInputError("; ".join(notes) + "; run the participant level on controls")
+    return NothingSelectedError(
+        "no control is left after all selections; correct --control-query or the labels"
+    )
 
 
 def _is_asked_for(label: str, settings: Settings) -> bool:
@@ -85,28 +101,45 @@ def _visits(settings: Settings, labels: Collection[str]) -> list[Preprocessed]:
 def _synthetic(visit: Preprocessed, output_dir: Path) -> Synthetic | None:
     """Find the synthetic PET of a visit; of controls that the generator saw, by one that did not.
 
+    The latter has other weights in each fold, so its SHA-256 is left out.
+
     Raises
     ------
+    MissingInputError
+        If its sidecar is not there.
     UnusableDataError
         If its sidecar does not say that it is synthetic.
     """
     if visit.synthetic is None:
         return None
-    sidecar = sidecar_path(visit.synthetic)
-    told = read_json(sidecar)
-    if told.get("Synthetic") is not True:
-        raise UnusableDataError(
-            f"{sidecar}: does not say Synthetic, but the image is named as a synthetic one; run "
-            "the participant level again"
-        )
+    told = _read_synthetic(visit.synthetic, "participant")
     made = told.get("Generator")
     by: dict[str, object] = made if isinstance(made, dict) else {}
     name, sha256 = str(by.get("Name", "unknown")), str(by.get("SHA256", ""))
-    seen = told.get("TrainedOnThisParticipant") is True
+    seen = _saw_this_participant(told)
     unseen = output_dir / CROSSVALIDATION / name / visit.synthetic.relative_to(output_dir)
-    if seen and unseen.is_file():
-        return Synthetic(unseen, name, sha256, seen=False)
+    if seen and unseen.is_file() and not _saw_this_participant(_read_synthetic(unseen, "train")):
+        return Synthetic(unseen, name, "", seen=False)
     return Synthetic(visit.synthetic, name, sha256, seen)
+
+
+def _saw_this_participant(told: dict[str, object]) -> bool:
+    return told.get("TrainedOnThisParticipant") is True
+
+
+def _read_synthetic(path: Path, level: str) -> dict[str, object]:
+    """Read the sidecar of a synthetic PET, which has to say that it is one."""
+    sidecar, again = sidecar_path(path), f"run the {level} level again"
+    if not sidecar.is_file():
+        raise MissingInputError(
+            f"{sidecar}: no such file, so {path.name} may be unfinished; {again}"
+        )
+    told = read_json(sidecar)
+    if told.get("Synthetic") is not True:
+        raise UnusableDataError(
+            f"{sidecar}: does not say Synthetic, but the image is named as a synthetic one; {again}"
+        )
+    return told
 
 
 def _patients(
@@ -118,23 +151,33 @@ def _patients(
         for pet in visit.pets
     ]
     there = {one.label for one in chosen}
+    where = " in these sessions" if settings.session_label else ""
     problems = [
-        Problem(label, f"sub-{label}: a patient without a PET on this grid; run the participant "
-                "level on it, or exclude it", MISSING)
+        Problem(label, f"sub-{label}: a patient without a PET on this grid{where}; run the "
+                "participant level on it, or exclude it", MISSING)
         for label in sorted(set(wanted) - there)
     ]  # fmt: skip
-    notes = [
-        f"sub-{visit.subject} ses-{visit.session}: not used, no real PET"
-        for visit in visits
-        if not visit.pets and visit.subject in there
-    ]
+    notes = [note for visit in visits if visit.subject in there for note in _tell_visit(visit)]
     return chosen, notes, problems
+
+
+def _tell_visit(visit: Preprocessed) -> list[str]:
+    session = "" if visit.session is None else f" ses-{visit.session}"
+    sessions = {entities_of(pet).get("ses") for pet in visit.pets}
+    if not visit.pets:
+        return [f"sub-{visit.subject}{session}: not used, no real PET"]
+    if len(sessions) < len(visit.pets):
+        return [
+            f"sub-{visit.subject}{session}: each PET has a map and a table; clusters.tsv and "
+            "curves tell of the first of a session"
+        ]
+    return []
 
 
 def _controls(
     visits: Sequence[Preprocessed], settings: Settings, wanted: Collection[str]
 ) -> tuple[list[Participant], list[str]]:
-    """Choose one visit of each control: the first with a real PET, else with a synthetic one."""
+    """Choose a visit of each control: the first with both PETs, else the real, else the other."""
     chosen: dict[str, Participant] = {}
     for visit in visits:
         pet = visit.pets[0] if visit.pets else None

@@ -38,12 +38,12 @@ def find_lesion_mask(root: Path, visit: Preprocessed, template: str) -> LesionMa
     MissingInputError
         If there is no such dataset.
     UnusableDataError
-        If several masks fit, or one says no space.
+        If several masks fit, or none of those that are there says a space that can be used.
     """
     if not root.is_dir():
         raise MissingInputError(f"{root}: no such folder; correct --derivatives {NAME}=PATH")
     masks = sorted((root / f"sub-{visit.subject}").rglob(f"sub-{visit.subject}_*{PATTERN}"))
-    own = [path for path in masks if f"_ses-{visit.session}_" in path.name]
+    own = [path for path in masks if visit.session and f"_ses-{visit.session}_" in path.name]
     timeless = [path for path in masks if "_ses-" not in path.name]
     there = own if own else timeless
     for space in (template, "T1w"):
@@ -56,6 +56,7 @@ def find_lesion_mask(root: Path, visit: Preprocessed, template: str) -> LesionMa
             return LesionMask(found[0], space == template)
     if there:
         raise UnusableDataError(
-            f"{there[0]}: does not say where it lies; name it with space-T1w or space-{template}"
+            f"{there[0]}: its name says neither space-T1w nor space-{template}, and masks of "
+            "other spaces cannot be used; name or resample it so"
         )
     return None

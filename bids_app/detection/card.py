@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.errors import MissingInputError, UnusableDataError
-from bids_app.imaging.volume import Grid
+from bids_app.imaging.volume import Grid, zooms_of
 
 CARD = "card.json"
 
@@ -27,7 +27,8 @@ class Control:
     generator : str
         What predicted it; empty for a real one.
     generator_sha256 : str
-        Of that generator's weights.
+        Of that generator's weights; empty for the generators of a cross-validation, which differ
+        by fold.
     fold : int
         The fold that left this participant out, from 1.
     """
@@ -93,7 +94,7 @@ class DetectorCard:
     @property
     def generators(self) -> frozenset[str]:
         """SHA-256 of the weights of all generators that its synthetic images came from."""
-        return frozenset(one.generator_sha256 for one in self.controls if one.synthetic)
+        return frozenset(one.generator_sha256 for one in self.controls if one.generator_sha256)
 
 
 def card_values(card: DetectorCard) -> dict[str, object]:
@@ -185,11 +186,14 @@ def check_grid(card: DetectorCard, grid: Grid, template: str) -> None:
     same = card.shape == grid.shape and np.allclose(card.affine, grid.affine, atol=1e-3)
     if not same or card.template != template:
         raise UnusableDataError(
-            f"detector {card.name}: its card says {_tell(card.template, card.shape)}, the run "
-            f"wants {_tell(template, grid.shape)}; choose its --template, --bounding-box and "
-            "--resolution, or train another detector"
+            f"detector {card.name}: its card says "
+            f"{_tell(card.template, Grid(card.shape, np.array(card.affine)))}, the run wants "
+            f"{_tell(template, grid)}; choose its --template, --bounding-box and --resolution, or "
+            "train another detector"
         )
 
 
-def _tell(template: str, shape: tuple[int, int, int]) -> str:
-    return f"{template} on {'×'.join(map(str, shape))} voxels"
+def _tell(template: str, grid: Grid) -> str:
+    size, zooms = ("×".join(f"{x:g}" for x in row) for row in (grid.shape, zooms_of(grid.affine)))
+    first = ", ".join(f"{x:g}" for x in grid.affine[:3, 3])
+    return f"{template} on {size} voxels of {zooms} mm from ({first})"

@@ -105,16 +105,11 @@ def latents_at(
     """
     device = next(encoder.parameters()).device
     places = _places(mask, encoder.side).to(device)
-    found: NDArray[np.float32] | None = None
+    found = np.empty((int(mask.sum()), len(slices), encoder.latents), np.float32)
     for person, one in enumerate(slices):
         maps = _slide(encoder, torch.from_numpy(np.array(one, np.float32)).to(device)[None])[0]
         rows = maps.permute(1, 2, 0).flatten(0, 1).index_select(0, places)
-        latents = rows.view(mask.sum(), -1).cpu().numpy()
-        if found is None:
-            found = np.empty((len(latents), len(slices), latents.shape[1]), np.float32)
-        found[:, person] = latents
-    if found is None:
-        raise ValueError("there is no slice to encode")
+        found[:, person] = rows.view(found.shape[0], found.shape[2]).cpu().numpy()
     return found
 
 

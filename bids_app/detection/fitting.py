@@ -175,7 +175,7 @@ def fit_encoder(
 
 def _step(
     encoder: SiameseAutoencoder, pairs: Tensor, optimizer: torch.optim.Optimizer, alpha: float
-) -> tuple[Tensor, tuple[float, float, float]]:
+) -> tuple[Tensor, tuple[float, ...]]:
     """Improve an encoder once; give the latents, (N, 2, latents), and the three losses."""
     patches = pairs.flatten(0, 1).unsqueeze(1)
     latents = encoder.encode(patches)
@@ -185,7 +185,8 @@ def _step(
     optimizer.zero_grad()
     losses.total.backward()
     optimizer.step()
-    return latents, (float(losses.total), float(losses.reconstruction), float(losses.similarity))
+    told = torch.stack([losses.total, losses.reconstruction, losses.similarity]).tolist()
+    return latents, tuple(told)
 
 
 def train_encoder(

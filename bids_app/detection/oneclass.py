@@ -1,12 +1,12 @@
 """A one-class support vector machine in every voxel: how unlike the controls a person is there."""
 
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
-from numba import config
 from numpy.typing import NDArray
 
 from bids_app.detection import smo
@@ -34,8 +34,8 @@ class VoxelwiseOneClassSVM:
     tol : float
         Of the stopping rule, in the unit of scores; 1e-3 is scikit-learn's.
     threads : int, optional
-        Voxels are shared among so many threads, which changes no result. By default
-        ``NUMBA_NUM_THREADS``, or the CPUs this process may use.
+        Voxels are shared among so many threads, which changes no result. By default as many as
+        there are CPUs for this process.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class VoxelwiseOneClassSVM:
         self,
         *,
         nu: float = 0.03,
-        gamma: float | Literal["scale"] = "scale",
+        gamma: float | str = "scale",
         tol: float = 1e-3,
         threads: int | None = None,
     ) -> None:
@@ -112,11 +112,11 @@ class VoxelwiseOneClassSVM:
         estimator.dual_coef_ = np.asarray(dual_coef, np.float64)
         estimator.gamma_ = np.asarray(gamma, np.float64)
         estimator.offset_ = np.asarray(offset, np.float64)
-        vectors, total = len(estimator.support_vectors_), int(estimator.n_support_.sum())
-        if (vectors, total) != (len(estimator.dual_coef_), vectors):
-            raise ValueError(f"{vectors} support vectors are not what {total} coefficients need")
+        total = int(estimator.n_support_.sum())
+        if not len(estimator.support_vectors_) == len(estimator.dual_coef_) == total:
+            raise ValueError(f"voxels need {total} support vectors and as many coefficients")
         if not len(estimator.n_support_) == len(estimator.gamma_) == len(estimator.offset_):
-            raise ValueError("the numbers of support vectors, gamma and offset need one per voxel")
+            raise ValueError("voxels need a number of support vectors, a gamma and an offset each")
         return estimator
 
     def fit(self, latents: NDArray[np.floating]) -> Self:
@@ -145,7 +145,7 @@ class VoxelwiseOneClassSVM:
 
         def solve(part: slice) -> tuple[Floats, Floats, Floats]:
             piece = _finite(latents[part])
-            if self.gamma == "scale":
+            if isinstance(self.gamma, str):
                 gammas = smo.scale(piece)
             else:
                 gammas = np.full(len(piece), self.gamma, np.float64)
@@ -206,12 +206,13 @@ class VoxelwiseOneClassSVM:
             raise ValueError(f"nu is above 0 and up to 1, not {self.nu}")
         if not 0 < self.tol < math.inf:
             raise ValueError(f"tol is above 0, not {self.tol}")
-        if self.gamma != "scale" and not 0 < float(self.gamma) < math.inf:
+        number = 1.0 if self.gamma == "scale" else self.gamma
+        if isinstance(number, str) or not 0 < number < math.inf:
             raise ValueError(f"gamma is 'scale' or a number above 0, not {self.gamma}")
 
     def _share(self, work: Callable[[slice], Answer], voxels: int) -> list[Answer]:
         """Work on pieces of the voxels in threads; answers come in order."""
-        threads = config.NUMBA_NUM_THREADS if self.threads is None else self.threads
+        threads = len(os.sched_getaffinity(0)) if self.threads is None else self.threads
         if threads < 1:
             raise ValueError(f"voxels can be shared among 1 thread or more, not {threads}")
         parts = [slice(k, min(k + AT_ONCE, voxels)) for k in range(0, max(voxels, 1), AT_ONCE)]

@@ -34,9 +34,7 @@ def cut_patches(volume: Volume, centres: NDArray[np.intp], size: int) -> NDArray
     columns = centres[:, 1, None, None] + steps
     inside = (rows >= 0) & (rows < volume.shape[0]) & (columns >= 0) & (columns < volume.shape[1])
     last_row, last_column = volume.shape[0] - 1, volume.shape[1] - 1
-    found = np.asarray(volume)[
-        rows.clip(0, last_row), columns.clip(0, last_column), centres[:, 2, None, None]
-    ]
+    found = volume[rows.clip(0, last_row), columns.clip(0, last_column), centres[:, 2, None, None]]
     return np.where(inside, found, 0).astype(np.float32, copy=False)
 
 

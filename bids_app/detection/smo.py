@@ -17,7 +17,7 @@ from math import factorial
 from typing import NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
-from numba import literal_unroll, njit
+from numba import njit
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -155,7 +155,7 @@ def fit(samples: Singles, gammas: Floats, nu: float, tolerance: float) -> tuple[
     known, origin = np.empty(n, np.bool_), np.empty(n, np.int64)
     alpha, gradient, full = np.empty(n), np.empty(n), np.empty(n)
     for voxel in range(voxels):
-        points[:] = samples[voxel]
+        _copy(samples[voxel], points)
         problem = Problem(points, gammas[voxel], kernel, known, alpha, gradient, full, origin)
         _begin(problem, nu)
         _solve(problem, tolerance)
@@ -183,17 +183,23 @@ def score(machines: Machines, samples: Singles) -> Floats:
     """
     voxels, n, features = samples.shape
     scores = np.zeros((voxels, n))
-    points, centre, kernel = np.empty((n, features)), np.empty(features), np.empty(n)
+    points, kernel = np.empty((n, features)), np.empty(n)
     for voxel in range(voxels):
-        points[:] = samples[voxel]
+        _copy(samples[voxel], points)
         for which in range(machines.starts[voxel], machines.starts[voxel + 1]):
-            centre[:] = machines.support[which]
             for sample in range(n):
-                kernel[sample] = _squared_distance(centre, points[sample])
+                kernel[sample] = _squared_distance(machines.support[which], points[sample])
             _exponentiate(kernel, -machines.gammas[voxel])
             for sample in range(n):
                 scores[voxel, sample] += machines.coefficients[which] * kernel[sample]
     return scores
+
+
+@njit
+def _copy(values: Singles, into: Floats) -> None:
+    for row in range(values.shape[0]):
+        for column in range(values.shape[1]):
+            into[row, column] = values[row, column]
 
 
 @njit(fastmath={"reassoc", "contract"})
@@ -235,7 +241,7 @@ def _exponentiate(values: Floats, factor: float) -> None:
         values[place] = result
 
 
-@njit(forceinline=True)
+@njit
 def _row(problem: Problem, place: int) -> Singles:
     """Give the kernel between one sample and all."""
     if not problem.known[place]:
@@ -260,30 +266,45 @@ def _compute_row(problem: Problem, place: int) -> None:
 @njit
 def _begin(problem: Problem, nu: float) -> None:
     """Fill the first coefficients up to 1, until their sum is nu * n; compute the gradient."""
-    alpha, gradient, full = problem.alpha, problem.gradient, problem.full
-    problem.known[:] = False
-    gradient[:], full[:], remaining = 0, 0, 0.0
-    for _ in range(alpha.size):
+    remaining = 0.0
+    for place in range(problem.alpha.size):
         remaining += nu
-    for place in range(alpha.size):
         problem.origin[place] = place
-        alpha[place] = min(1.0, remaining)
-        remaining -= alpha[place]
-        if alpha[place] > 0:
-            gradient[:] += alpha[place] * _row(problem, place)
+        problem.known[place] = False
+        problem.gradient[place] = 0
+        problem.full[place] = 0
+    for place in range(problem.alpha.size):
+        problem.alpha[place] = min(1.0, remaining)
+        remaining -= problem.alpha[place]
+        if problem.alpha[place] > 0:
+            _add(problem.gradient, problem.alpha[place], _row(problem, place), 0)
             _book(problem, place, 0.0)
 
 
 @njit
+def _add(values: Floats, factor: float, row: Singles, first: int) -> None:
+    for place in range(first, values.size):
+        values[place] += factor * row[place]
+
+
+@njit
 def _solve(problem: Problem, tolerance: float) -> None:
-    """Move pairs of coefficients until no pair violates the conditions by the tolerance."""
+    """Move pairs of coefficients until no pair violates the conditions by the tolerance.
+
+    Every so often, samples are set aside whose coefficients seem settled. They come back when the
+    solution is near for the first time, and before it is believed.
+    """
     n = problem.alpha.size
     active, countdown, near = n, min(n, SHRINK_EVERY) + 1, False
     for _ in range(STEPS):
         countdown -= 1
         if countdown == 0:
-            active, near = _shrink(problem, active, near, 10 * tolerance)
             countdown = min(n, SHRINK_EVERY)
+            rise, fall = _slopes(problem, active)
+            if not near and rise + fall <= 10 * tolerance:
+                _restore(problem, active)
+                active, near = n, True
+            active = _set_aside(problem, active, rise, fall)
         rising, falling = _choose(problem, active, tolerance)
         if falling < 0:
             _restore(problem, active)
@@ -296,25 +317,43 @@ def _solve(problem: Problem, tolerance: float) -> None:
 
 
 @njit
+def _slopes(problem: Problem, active: int) -> tuple[float, float]:
+    """Give the steepest ways of raising and of lowering one coefficient."""
+    rise, fall = -np.inf, -np.inf
+    for place in range(active):
+        if problem.alpha[place] < 1:
+            rise = max(rise, -problem.gradient[place])
+        if problem.alpha[place] > 0:
+            fall = max(fall, problem.gradient[place])
+    return rise, fall
+
+
+@njit
 def _choose(problem: Problem, active: int, tolerance: float) -> tuple[int, int]:
     """Choose the coefficient to raise and the one to lower; -1, -1 at the solution."""
     alpha, gradient = problem.alpha, problem.gradient
-    rising, steepest = -1, -np.inf
-    for place in range(active):
-        if alpha[place] < 1 and -gradient[place] >= steepest:
-            rising, steepest = place, -gradient[place]
-    if rising < 0:
+    rise, fall = _slopes(problem, active)
+    if rise + fall < tolerance:
         return -1, -1
+    rising = _last(problem, active, rise)
     row = _row(problem, rising)
-    falling, largest, violation = -1, -np.inf, -np.inf
+    falling, largest = -1, -np.inf
     for place in range(active):
-        if alpha[place] > 0:
-            slope = steepest + gradient[place]
-            violation = max(violation, slope)
+        slope = rise + gradient[place]
+        if alpha[place] > 0 and slope > 0:
             gain = slope * slope / max(2.0 - 2.0 * row[place], FLATTEST)
-            if slope > 0 and gain >= largest:
+            if gain >= largest:
                 falling, largest = place, gain
-    return (rising, falling) if violation >= tolerance else (-1, -1)
+    return rising, falling
+
+
+@njit
+def _last(problem: Problem, active: int, rise: float) -> int:
+    """Find the last coefficient to raise that is as steep as the steepest."""
+    for place in range(active - 1, -1, -1):
+        if problem.alpha[place] < 1 and -problem.gradient[place] == rise:
+            return place
+    return -1
 
 
 @njit
@@ -347,73 +386,57 @@ def _clip(one: float, other: float, total: float) -> tuple[float, float]:
 @njit
 def _book(problem: Problem, place: int, before: float) -> None:
     """Keep account of what the coefficients that are 1 contribute to the gradient."""
-    full = problem.full
-    if before < 1 <= problem.alpha[place]:
-        full[:] += _row(problem, place)
-    if before >= 1 > problem.alpha[place]:
-        full[:] -= _row(problem, place)
+    change = (problem.alpha[place] >= 1) - (before >= 1)
+    if change != 0:
+        _add(problem.full, float(change), _row(problem, place), 0)
 
 
 @njit
-def _shrink(problem: Problem, active: int, near: bool, tolerance: float) -> tuple[int, bool]:
-    """Set aside samples whose coefficients seem settled at 0 or 1.
-
-    Returns
-    -------
-    tuple of int and bool
-        How many samples are active, which come first; whether the solution was ever near, when
-        all were brought back once.
-    """
-    alpha, gradient = problem.alpha, problem.gradient
-    steepest, largest = -np.inf, -np.inf
+def _set_aside(problem: Problem, active: int, rise: float, fall: float) -> int:
+    """Move samples whose coefficients seem settled behind the others; tell how many these are."""
     for place in range(active):
-        if alpha[place] < 1:
-            steepest = max(steepest, -gradient[place])
-        if alpha[place] > 0:
-            largest = max(largest, gradient[place])
-    if not near and steepest + largest <= tolerance:
-        _restore(problem, active)
-        active, near = alpha.size, True
-    place = 0
-    while place < active:
-        if _is_settled(problem, place, steepest, largest):
+        if place < active and _is_settled(problem, place, rise, fall):
             active -= 1
-            while active > place and _is_settled(problem, active, steepest, largest):
+            while active > place and _is_settled(problem, active, rise, fall):
                 active -= 1
             _swap(problem, place, active)
-        place += 1
-    return active, near
+    return active
 
 
 @njit
-def _is_settled(problem: Problem, place: int, steepest: float, largest: float) -> bool:
+def _is_settled(problem: Problem, place: int, rise: float, fall: float) -> bool:
     """Tell whether a coefficient is at a bound, and every pair would press it further there."""
     alpha, gradient = problem.alpha[place], problem.gradient[place]
-    return -gradient > steepest if alpha >= 1 else alpha <= 0 and gradient > largest
+    return -gradient > rise if alpha >= 1 else alpha <= 0 and gradient > fall
 
 
 @njit
 def _restore(problem: Problem, active: int) -> None:
     """Compute the gradient of the samples that were set aside."""
-    alpha, gradient = problem.alpha, problem.gradient
-    if active == alpha.size:
+    if active == problem.alpha.size:
         return
-    gradient[active:] = problem.full[active:]
+    for place in range(active, problem.alpha.size):
+        problem.gradient[place] = problem.full[place]
     for place in range(active):
-        if 0 < alpha[place] < 1:
-            gradient[active:] += alpha[place] * _row(problem, place)[active:]
+        if 0 < problem.alpha[place] < 1:
+            _add(problem.gradient, problem.alpha[place], _row(problem, place), active)
 
 
 @njit
 def _swap(problem: Problem, one: int, other: int) -> None:
     """Let two samples change places."""
-    for matrix in literal_unroll((problem.samples, problem.kernel, problem.kernel.T)):
-        for column in range(matrix.shape[1]):
-            matrix[one, column], matrix[other, column] = matrix[other, column], matrix[one, column]
-    for values in literal_unroll(
-        (problem.known, problem.origin, problem.alpha, problem.gradient, problem.full)
-    ):
+    samples, kernel, n = problem.samples, problem.kernel, problem.alpha.size
+    for column in range(samples.shape[1]):
+        samples[one, column], samples[other, column] = samples[other, column], samples[one, column]
+    for place in range(n):
+        kernel[one, place], kernel[other, place] = kernel[other, place], kernel[one, place]
+    for place in range(n):
+        kernel[place, one], kernel[place, other] = kernel[place, other], kernel[place, one]
+    for values in (problem.alpha, problem.gradient, problem.full):
         values[one], values[other] = values[other], values[one]
+    known, origin = problem.known, problem.origin
+    known[one], known[other] = known[other], known[one]
+    origin[one], origin[other] = origin[other], origin[one]
 
 
 @njit

@@ -106,7 +106,8 @@ def load_models(path: Path) -> VoxelModels:
     try:
         arrays = load(path.read_bytes())
         models = VoxelModels(**arrays)
-        if models.starts[-1] != len(models.dual_coef):
+        vectors = {models.starts[-1], len(models.dual_coef), len(models.support_vectors)}
+        if len(vectors) > 1 or not len(models.n_support) == len(models.gamma) == len(models.offset):
             raise ValueError("its parts do not belong together")
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error

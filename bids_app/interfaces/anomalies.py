@@ -46,7 +46,13 @@ class AgreeOnBrain(SimpleInterface):
         masks = (open_arrays(Path(folder), [BRAIN])[0] for folder in self.inputs.controls)
         path = Path(runtime.cwd) / "brain.nii.gz"
         affine = np.array(read_owner(Path(self.inputs.controls[0])).affine)
-        nifti.save(nifti.Image(common_brain(masks, self.inputs.share), affine), path)
+        brain = common_brain(masks, self.inputs.share)
+        if not brain.any():
+            raise UnusableDataError(
+                f"no voxel is brain in {self.inputs.share:.0%} of the {len(self.inputs.controls)} "
+                "controls; look at their registration"
+            )
+        nifti.save(nifti.Image(brain, affine), path)
         self._results["brain"] = str(path)
         return runtime
 
@@ -86,6 +92,11 @@ class MapAnomalies(SimpleInterface):
         common = nifti.load(inputs.brain).data > 0
         affine = np.array(read_owner(Path(inputs.image)).affine)
         brain = common & open_arrays(Path(inputs.image), [BRAIN])[0]
+        if not brain.any():
+            raise UnusableDataError(
+                f"{inputs.image}: its brain has no voxel of that of controls; look at its "
+                "registration"
+            )
         pieces = (
             (Slab(*slab), np.load(path, mmap_mode="r")[row])
             for path, slab, row in zip(inputs.scores, inputs.slabs, inputs.rows, strict=True)
@@ -147,6 +158,8 @@ class PublishDetector(SimpleInterface):
         folder = Path(self.inputs.folder)
         (folder / CARD).unlink(missing_ok=True)  # of an earlier one, until this one is whole
         paths = [folder / name for name in self.inputs.names]
+        for path in set(folder.rglob("*.safetensors")) - set(paths):  # folds that are no more
+            path.unlink()
         for source, path in zip(self.inputs.sources, paths, strict=True):
             copy_file(Path(source), path)
         card = card_from(self.inputs.card)

@@ -56,7 +56,8 @@ class Anomaly:
     @property
     def title(self) -> str:
         """The detector and its training set."""
-        return name_of(self.detector) + f", trained on {self.training_set}" * bool(self.training_set)
+        trained = f", trained on {self.training_set}" if self.training_set else ""
+        return name_of(self.detector) + trained
 
     @property
     def statmap(self) -> Path:

@@ -1,6 +1,6 @@
 """The section "Anomalies" of a participant's report: tables, pictures and slice viewers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -8,7 +8,8 @@ from typing import Final
 from bids_app.errors import Mri2petError
 from bids_app.report.anomalies import Anomaly, find_anomalies
 from bids_app.report.clusters import Cluster, columns_told, tell_expected, tell_numbers
-from bids_app.report.detectors import MEANINGS, find_cards
+from bids_app.report.detector_cards import Card, find_cards
+from bids_app.report.detectors import MEANINGS
 from bids_app.report.panels import Panel
 from bids_app.report.score_maps import ScoreMap, draw_score_map, take_score_map
 from bids_app.report.shelf import Shelf
@@ -17,7 +18,8 @@ from bids_app.report.viewer import Viewer, make_viewer
 
 CAPTION: Final = (
     "Brighter is more abnormal; what is not coloured scores less than every voxel of the clusters "
-    "in the table. Space of the template, so that x, y and z are those of the table."
+    "in the table. Coloured places that are not in it are too small, or of a later rank. Space of "
+    "the template, so that x, y and z are those of the table."
 )
 
 
@@ -104,7 +106,7 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> Secti
     cards, _ = find_cards(output_dir)
     trained_on = {one.participant for card in cards.values() for one in card.members}
     parts = [
-        (one.primary, _part(output_dir, one, f"anomaly-{place}"))
+        (one.primary, _part(output_dir, one, f"anomaly-{place}", _left_over(one, cards)))
         for place, one in enumerate(anomalies, 1)
     ]
     return Section(
@@ -143,9 +145,17 @@ def line_of(cluster: Cluster, columns: Sequence[str]) -> ClusterLine:
     return ClusterLine(cluster.rank, tuple(w if w else "n/a" for w in written), cluster.is_rare)
 
 
-def _part(output_dir: Path, anomaly: Anomaly, name: str) -> Part:
+def _left_over(anomaly: Anomaly, cards: Mapping[str, Card]) -> list[str]:
+    """Tell of a map that is not of the detectors that lie beside it."""
+    card = cards.get(anomaly.training_set)
+    if card is None or not card.detectors or anomaly.detector in card.detectors:
+        return []
+    return [f"{card.folder}/card.json does not name this detector: its map is of an earlier run."]
+
+
+def _part(output_dir: Path, anomaly: Anomaly, name: str, doubts: Sequence[str]) -> Part:
     shelf, title = Shelf(output_dir), f"{anomaly.title} ({anomaly.name})"
-    panel, viewer, faults = Panel(title, CAPTION), None, list(anomaly.faults)
+    panel, viewer, faults = Panel(title, CAPTION), None, [*doubts, *anomaly.faults]
     try:
         score_map = take_score_map(shelf, output_dir, anomaly, own=False)
         panel = draw_score_map(score_map, title, CAPTION)

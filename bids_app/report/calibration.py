@@ -7,8 +7,8 @@ from typing import Final
 
 from bids_app.report.charts import FAINT, INK, WIDTH, Axis, Chart, Dot, Key, Stroke, line, show_tick
 from bids_app.report.clusters import tell_score
-from bids_app.report.detected import Detected, Which
-from bids_app.report.detectors import colour_of, name_visit, title_of
+from bids_app.report.detected import Detected
+from bids_app.report.detectors import Which, colour_of, name_visit, title_of
 from bids_app.report.paper import GREY
 from bids_app.report.reportlets import Text
 

@@ -116,7 +116,7 @@ def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
     sections = best_sections(weigh(volumes)) if inside is None else sections_through(inside)
     columns = [Column(_words(one), Layer("T1w", grid, GREY)) for one in shown]
     figure = montage(f"Clusters of {first.name}", columns, sections, grid)
-    hits = [{one.rank for one in anomaly.clusters if one.is_hit} for anomaly in shown]
+    hits = [_hits(labels, inside) for labels in volumes]
     paint = painter_of(volumes, lambda place, labels: paint_ranks(labels, hits[place]))
     figure = lay_over(figure, paint, bars_of_ranks(lesions=inside is not None))
     if inside is not None:
@@ -136,6 +136,11 @@ def _labels(
         except Mri2petError as error:
             faults.append(str(error))
     return shown, volumes, faults
+
+
+def _hits(labels: Volume, lesions: Mask | None) -> set[int]:
+    """List the ranks of clusters that share a voxel with a lesion."""
+    return set() if lesions is None else set(np.unique(labels[lesions]).astype(int).tolist()) - {0}
 
 
 def _words(anomaly: Anomaly) -> tuple[str, str, str]:

@@ -10,8 +10,9 @@ from math import ceil, floor, isfinite
 from typing import Final
 
 from bids_app.report.charts import WIDTH, Axis, Chart, Dot, Key, Stroke, frame, line
-from bids_app.report.detected import UNITS, Detected, Point, Response, Which
-from bids_app.report.detectors import DASHES, colour_of, title_of
+from bids_app.report.detected import Detected
+from bids_app.report.detectors import DASHES, Which, colour_of, title_of
+from bids_app.report.evaluated import UNITS, Point, Response
 from bids_app.report.reportlets import Text
 
 SIDE, LEFT, GAP = 515.0, 50.0, 76.0  # px: width of a panel, before the first, between two
@@ -106,21 +107,21 @@ def draw_responses(detected: Detected) -> Chart | None:
         _draw_panel(drawing, across, up, UNIT_NAMES[unit], FALSE)
         for which, style in styles.items():
             own = [o for o in detected.responses if o.unit == unit and o.which == which]
-            places = [(across.place(x), up.place(y)) for x, y in _steps(own, end)]
+            places = [(across.place(x), up.place(y)) for x, y in follow(own, end)]
             if places:
                 drawing.strokes.append(Stroke(line(places), style.colour, 2, style.dash))
     told = f"Sensitivity at up to {end:g} false clusters a healthy control."
     return _chart("Free-response curves", told, drawing, _keys(styles))
 
 
-def _steps(responses: Sequence[Response], end: float) -> list[tuple[float, float]]:
+def follow(responses: Sequence[Response], end: float) -> list[tuple[float, float]]:
     """Follow a curve from no false cluster on: the best sensitivity at up to so many of them.
 
     Examples
     --------
     >>> one = Which((0, "", 0, ""), "real", "ocsvm")
     >>> found = [Response(one, "lesion", x, y) for x, y in ((2.0, 0.5), (0.5, 0.25), (1.0, 0.25))]
-    >>> _steps(found, 1.5)
+    >>> follow(found, 1.5)
     [(0.0, 0.0), (0.5, 0.0), (0.5, 0.25), (1.5, 0.25)]
     """
     known = sorted((o.per_control, o.sensitivity) for o in responses if o.per_control <= end)
@@ -138,9 +139,7 @@ def _lines_of(lines: Sequence[Point] | Sequence[Response]) -> tuple[list[Which],
     return detectors, list(dict.fromkeys(one.training_set for one in detectors))
 
 
-def _axes(
-    column: int, low: float, high: float, kind: type[Axis] = Axis
-) -> tuple[Axis, Axis]:
+def _axes(column: int, low: float, high: float, kind: type[Axis] = Axis) -> tuple[Axis, Axis]:
     start = LEFT + column * (SIDE + GAP)
     return kind(low, high, start, start + SIDE), Axis(0, 1, ABOVE + PANEL, ABOVE)
 

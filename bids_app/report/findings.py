@@ -7,8 +7,10 @@ from typing import Final
 from bids_app.report.calibration import Calibration
 from bids_app.report.cards import enumerate_words
 from bids_app.report.clusters import Cluster, tell_expected, tell_score
-from bids_app.report.detected import Detected, Found, Point, Which
-from bids_app.report.detectors import Card, name_of, title_of
+from bids_app.report.detected import Detected, Found
+from bids_app.report.detector_cards import Card
+from bids_app.report.detectors import Which, name_of, title_of
+from bids_app.report.evaluated import Point
 from bids_app.report.tables import show
 
 FIRST: Final = 3  # ranks that the table of clusters shows of each patient
@@ -53,7 +55,7 @@ def tell_training(card: Card) -> str:
 
     Examples
     --------
-    >>> tell_training(Card("real", ("ocsvm",), (), {}))
+    >>> tell_training(Card("real", "detectors/real", ("ocsvm",), (), {}))
     'real: its card names no controls.'
     """
     total = len(card.members)

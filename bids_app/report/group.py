@@ -15,10 +15,9 @@ from bids_app.report.detection_curves import draw_detection, draw_responses
 from bids_app.report.detectors import name_visit
 from bids_app.report.findings import cluster_tables, summaries_of, tell_scoring, tell_training
 from bids_app.report.gallery import space_label
-from bids_app.report.group_doubts import doubts_of
+from bids_app.report.group_doubts import current, doubts_of, left_over
 from bids_app.report.mcnemar import matches_of
 from bids_app.report.page import render
-from bids_app.report.panels import Panel
 from bids_app.report.record import Record, write_record
 from bids_app.report.runs import renew, tell_hours
 from bids_app.report.subject import DEMONSTRATION
@@ -79,7 +78,8 @@ def write_group_report(
         command=command, duration=duration, settings=settings,
     )  # fmt: skip
     write_record(output_dir, NAME, record)
-    detected, space = find_detected(output_dir), space_label(template, resolution)
+    detected = find_detected(output_dir, record.settings.get("detector", ""))
+    space = space_label(template, resolution)
     page = render("group.html", _values(output_dir, detected, record, space))
     path = output_dir / f"{NAME}.html"
     write_text(path, page)
@@ -87,25 +87,26 @@ def write_group_report(
 
 
 def _values(output_dir: Path, detected: Detected, record: Record, space: str) -> dict[str, object]:
+    found = {
+        label: find_anomalies(output_dir, label, spaces=(space,)) for label in detected.participants
+    }
     pictured, others = detected.participants[:MOST_PICTURED], detected.participants[MOST_PICTURED:]
     procedure = group_methods.procedure_of(detected, record.versions, record.settings)
     return {
         "record": record,
         "duration": tell_hours(record.duration),
         "space": space,
-        "doubts": doubts_of(output_dir, detected),
-        "maps": [pair for label in pictured for pair in _maps(output_dir, label, space)],
+        "doubts": [*doubts_of(output_dir, detected), *left_over(found, detected)],
+        "maps": [
+            (_page(label), panel)
+            for label in pictured
+            for panel in draw_cluster_maps(output_dir, current(found[label], detected))
+        ],
         "unpictured": [(_page(label), name_visit(label, "")) for label in others],
         "methods": group_methods.boilerplate(procedure),
         **_detectors(detected),
         **_results(detected),
     }
-
-
-def _maps(output_dir: Path, label: str, space: str) -> list[tuple[str, Panel]]:
-    """Draw the clusters of a patient; a panel, with the page it leads to, for each PET."""
-    anomalies = find_anomalies(output_dir, label, spaces=(space,))
-    return [(_page(label), panel) for panel in draw_cluster_maps(output_dir, anomalies)]
 
 
 def _page(label: str) -> str:

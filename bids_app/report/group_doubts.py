@@ -1,12 +1,13 @@
 """What the files of the group level themselves give reason to doubt, in sentences."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from bids_app.report.anomalies import Anomaly
 from bids_app.report.cards import enumerate_words
 from bids_app.report.detected import Detected
-from bids_app.report.detectors import Card
+from bids_app.report.detector_cards import Card
 from bids_app.report.results import IMAGE
 
 FEW: Final = 20  # held-out controls; with fewer, what to expect of them is coarse (our choice)
@@ -27,6 +28,38 @@ def doubts_of(output_dir: Path, detected: Detected) -> list[str]:
         *_trained_on_patients(detected),
         *_synthetic_controls(output_dir, detected),
         *_calibration(detected),
+    ]
+
+
+def current(anomalies: Sequence[Anomaly], detected: Detected) -> list[Anomaly]:
+    """Leave out maps of detectors that the card of their training set does not name."""
+    known = {(one.training_set, one.detector) for one in detected.detectors}
+    return [
+        one
+        for one in anomalies
+        if one.training_set not in detected.cards or (one.training_set, one.detector) in known
+    ]
+
+
+def left_over(found: Mapping[str, Sequence[Anomaly]], detected: Detected) -> list[str]:
+    """Tell of maps that are not of the detectors of this run.
+
+    Parameters
+    ----------
+    found : dict
+        Patient → maps that are on disk.
+    detected : Detected
+        Tables and cards.
+    """
+    stale = {
+        one.title: None
+        for anomalies in found.values()
+        for one in anomalies
+        if False
+    }
+    return [
+        f"Maps of {title} are left from an earlier run, and are not shown; delete them."
+        for title in stale
     ]
 
 

@@ -120,13 +120,14 @@ def _opening(procedure: Procedure) -> str:
 
 def _ocsvm(procedure: Procedure) -> str:
     versions = procedure.versions
-    nu = procedure.tell("nu")
+    nu, patch = procedure.tell("nu"), procedure.tell("patch")
     told = f" and nu {nu}" * bool(nu)
+    size = f" of {patch}×{patch} voxels" * bool(patch)
     return (
         "OC-SVM: a siamese convolutional autoencoder (Alaverdyan et al., 2020), written in "
         f"{tell_tool(versions, 'PyTorch', 'torch')} (Paszke et al., 2019), was trained on pairs of "
-        "axial patches of 15×15 voxels from the same place in two controls, to reconstruct both "
-        "and to make their latents alike. At every voxel a one-class support vector machine "
+        f"axial patches{size} from the same place in two controls, to reconstruct both and to "
+        "make their latents alike. At every voxel a one-class support vector machine "
         f"(Schölkopf et al., 2001) with a radial basis function kernel{told} was fitted to the "
         "latents of the controls, with the stopping rule of LIBSVM (Chang and Lin, 2011) in a "
         f"solver compiled by {tell_tool(versions, 'numba', 'numba')} (Lam et al., 2015). The score "

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bids_app.report.detected import UNITS, Comparison, Detected
+from bids_app.report.detected import Detected
 from bids_app.report.detectors import title_of
+from bids_app.report.evaluated import UNITS, Comparison
 from bids_app.report.tables import show
 
 SHOWN: Final = (1, 5, 10)  # clusters a patient at which detectors are compared (our choice)

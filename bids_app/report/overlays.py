@@ -35,19 +35,13 @@ class Heat:
     Parameters
     ----------
     threshold : float
-        Scores below it are transparent.
+        Not below 0; scores below it are transparent.
     high : float
-        The score that is drawn brightest; the other end of the colours is 0, or the threshold
-        where that is below 0.
+        The score that is drawn brightest, above the threshold; the other end of the colours is 0.
     """
 
     threshold: float
     high: float
-
-    @property
-    def low(self) -> float:
-        """The score at the dark end of the colours."""
-        return min(0.0, self.threshold)
 
 
 def paint_scores(scores: Volume, heat: Heat) -> str:
@@ -60,9 +54,8 @@ def paint_scores(scores: Volume, heat: Heat) -> str:
     heat : Heat
         How they are coloured.
     """
-    finite = np.nan_to_num(scores.astype(np.float32), nan=heat.threshold - 1)
-    width = heat.high - heat.low
-    unit = np.clip((finite - heat.low) / (width if width > 0 else 1), 0, 1)
+    finite = np.nan_to_num(scores.astype(np.float32), nan=-1.0)
+    unit = np.clip(finite / heat.high, 0, 1)
     indices = np.where(finite >= heat.threshold, 1 + (unit * 254).round(), 0).astype(np.uint8)
     table = mpl.colormaps[COLOURS](np.linspace(0, 1, 255), bytes=True)[:, :3]
     return _encode(indices, np.vstack([np.zeros((1, 3)), table]).astype(np.uint8))

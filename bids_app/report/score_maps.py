@@ -18,7 +18,7 @@ from bids_app.report.shelf import Shelf, mask_of
 from bids_app.report.slices import Section, crop, field_around, spread
 
 SHOWN: Final = 98.0  # percentile of a brain's scores, shown where no cluster is (our choice)
-TOP: Final = 99.95  # percentile of a brain's scores that is drawn brightest (our choice)
+TOP: Final = 99.99  # percentile of a brain's scores that is drawn brightest (our choice)
 ROWS: Final = ("Axial slices, lower half", "Axial slices, upper half", "Coronal and sagittal")
 
 
@@ -79,7 +79,7 @@ def take_score_map(shelf: Shelf, output_dir: Path, anomaly: Anomaly, *, own: boo
 
 
 def heat_of(scores: Volume, labels: Volume | None) -> Heat:
-    """Choose which scores are shown: from the smallest one in a cluster on.
+    """Choose which scores are shown: from the smallest one in a cluster on, none below 0.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def heat_of(scores: Volume, labels: Volume | None) -> Heat:
     inside = scores[scored] if scored.any() else np.zeros(1, np.float32)
     usual, top = (float(value) for value in np.percentile(inside, [SHOWN, TOP]))
     clustered = scores[scored & (labels > 0.5)] if labels is not None else scores[:0]  # noqa: PLR2004
-    threshold = float(clustered.min()) if clustered.size else usual
+    threshold = max(float(clustered.min()) if clustered.size else usual, 0.0)
     return Heat(threshold, top if top > threshold else threshold + 1.0)
 
 

@@ -19,6 +19,7 @@ from bids_app.report.overlays import COLOURS, Heat
 from bids_app.report.page import TEMPLATES
 from bids_app.report.score_maps import ScoreMap
 from bids_app.report.shelf import mask_of
+from bids_app.report.slices import crop, field_around
 
 FINEST: Final = 1.5  # mm; edge of a voxel, so that a page stays small (our choice)
 MARGIN: Final = 6.0  # mm shown beyond the brain (our choice)
@@ -75,15 +76,15 @@ def make_viewer(score_map: ScoreMap, name: str, *, own: bool) -> Viewer:
     own : bool
         In the space of the participant's T1w, not in that of the template.
     """
+    score_map = _crop(score_map)
     grid, heat = grid_over(score_map.brain), score_map.heat
     scores = resample(score_map.scores, grid)
-    scored = Image(np.isfinite(score_map.scores.data).astype(np.float32), score_map.scores.affine)
-    shown = (resample(scored, grid) >= HALF) & (scores >= heat.threshold)
+    shown = np.where(scores >= heat.threshold, scores, 0)
     stops = find_stops(score_map, grid)
     html = _nilearn(
-        Image(np.where(shown, scores, 0), grid.affine),
+        Image(shown, grid.affine),
         Image(_grey(score_map, grid), grid.affine),
-        at=_world(grid, stops[0] if stops else _brightest(np.where(shown, scores, -np.inf))),
+        at=_world(grid, stops[0] if stops else _brightest(shown)),
         heat=heat,
     )
     across, deep, high = grid.shape
@@ -99,10 +100,9 @@ def grid_over(brain: Image) -> Grid:
     brain : Image
         A mask; all of it is covered where it is empty.
     """
-    inside = np.argwhere(mask_of(brain))
-    ends = inside if inside.size else np.array([[0, 0, 0], np.array(brain.data.shape) - 1])
-    corners = np.stack(np.meshgrid(*zip(ends.min(axis=0), ends.max(axis=0), strict=True)), axis=-1)
-    world = corners.reshape(-1, 3) @ brain.affine[:3, :3].T + brain.affine[:3, 3]
+    mask = mask_of(brain)
+    inside = np.argwhere(mask if mask.any() else np.ones_like(mask))
+    world = inside @ brain.affine[:3, :3].T + brain.affine[:3, 3]
     x0, y0, z0 = (world.min(axis=0) - MARGIN).tolist()
     x1, y1, z1 = (world.max(axis=0) + MARGIN).tolist()
     return grid_of_box((x0, y0, z0, x1, y1, z1), max(FINEST, min(brain.zooms)))
@@ -121,13 +121,27 @@ def find_stops(score_map: ScoreMap, grid: Grid) -> tuple[Stop, ...]:
     """Find the peak of each cluster, as the nearest voxel of a grid."""
     if score_map.labels is None:
         return ()
-    labels = np.nan_to_num(score_map.labels.data).round().astype(int)
-    ranks = sorted(set(np.unique(labels).tolist()) - {0})
-    scores = np.nan_to_num(score_map.scores.data, nan=-np.inf)
-    peaks = ndimage.maximum_position(scores, labels, ranks) if ranks else []
+    labels = np.nan_to_num(score_map.labels.data).round().ravel()
+    inside = np.flatnonzero(labels)
+    ranks = labels[inside].astype(int)
+    scores = np.nan_to_num(score_map.scores.data, nan=-np.inf).ravel()[inside]
     to_grid = np.linalg.inv(grid.affine) @ score_map.scores.affine
-    places = ((to_grid @ [*peak, 1])[:3].round().astype(int).tolist() for peak in peaks)
-    return tuple(Stop(rank, *place) for rank, place in zip(ranks, places, strict=True))
+    stops = []
+    for rank in np.unique(ranks).tolist():
+        own = ranks == rank
+        peak = np.unravel_index(inside[own][scores[own].argmax()], score_map.scores.data.shape)
+        x, y, z = (to_grid @ [*peak, 1])[:3].round().astype(int).tolist()
+        stops.append(Stop(rank, x, y, z))
+    return tuple(stops)
+
+
+def _crop(score_map: ScoreMap) -> ScoreMap:
+    """Keep what the viewer shows."""
+    brain = score_map.brain
+    field = field_around(mask_of(brain), brain.zooms, 2 * MARGIN)
+    scores, t1w, brain = (crop(one, field) for one in (score_map.scores, score_map.t1w, brain))
+    labels = None if score_map.labels is None else crop(score_map.labels, field)
+    return ScoreMap(scores, t1w, brain, labels, score_map.heat)
 
 
 def _brightest(scores: Volume) -> Stop:
@@ -159,8 +173,8 @@ def _nilearn(scores: Image, t1w: Image, *, at: tuple[float, float, float], heat:
             to_nibabel(scores),
             bg_img=to_nibabel(t1w),
             cut_coords=at,
-            threshold=max(heat.threshold * (1 - 1e-6), 0),  # what is 0 is transparent, too
-            vmin=heat.low,
+            threshold=heat.threshold * (1 - 1e-6),  # 0 is transparent, too
+            vmin=0,
             vmax=heat.high,
             cmap=COLOURS,
             symmetric_cmap=False,

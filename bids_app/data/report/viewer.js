@@ -4,7 +4,7 @@
 let viewer = null;
 const makeBrainsprite = brainsprite;
 brainsprite = (options) => {
-  viewer = makeBrainsprite(options);
+  viewer = makeBrainsprite({ ...options, nanValue: true }); // no value is shown, so none is read
   const slider = document.querySelector("input[type=range]");
   if (slider) slider.value = 100 * viewer.overlay.opacity;
   viewer.canvas.tabIndex = 0;
@@ -13,6 +13,7 @@ brainsprite = (options) => {
   viewer.canvas.addEventListener("click", () => viewer.canvas.focus());
   viewer.canvas.addEventListener("keydown", moveByKey);
   viewer.canvas.addEventListener("wheel", moveByWheel, { passive: false });
+  new ResizeObserver(() => viewer.resize() && viewer.drawAll()).observe(document.body);
   return viewer;
 };
 

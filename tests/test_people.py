@@ -1,0 +1,365 @@
+"""Who takes part in the group level: images are found by their names and sidecars."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from cohorts import write_control, write_controls, write_out_of_fold, write_synthetic
+
+from bids_app.app.intake import error_of
+from bids_app.app.people import choose_people
+from bids_app.derivatives.paths import sidecar_path
+from bids_app.errors import (
+    MissingInputError,
+    NothingSelectedError,
+    UnusableDataError,
+    UsageError,
+)
+from bids_app.files import read_json, write_json, write_tsv
+from bids_app.screening import Synthetic
+from bids_app.settings import Settings
+
+GROUPS = {"01": "control", "02": "control", "03": "control", "p1": "patient", "p2": "patient"}
+
+
+def tell(out, groups, **columns):
+    rows = [
+        {
+            "participant_id": f"sub-{label}",
+            "group": group,
+            **{k: columns[k][label] for k in columns},
+        }
+        for label, group in groups.items()
+    ]
+    write_tsv(out / "participants.tsv", ["participant_id", "group", *columns], rows)
+
+
+@pytest.fixture
+def out(tmp_path, rng):
+    """Three controls and two patients with real PET; 03 and p1 have a synthetic one, too."""
+    out = tmp_path / "out"
+    paths = write_controls(out, GROUPS, rng)
+    for label in ("03", "p1"):
+        write_synthetic(out, paths[label], rng)
+    tell(out, GROUPS)
+    return out
+
+
+def choose(out, *, controls=True, **changed):
+    settings = Settings(Path("/raw"), out, "group", sloppy=True, **changed)
+    return choose_people(settings, controls=controls)
+
+
+def labels(people):
+    return [one.label for one in people]
+
+
+def edit(sidecar, **changed):
+    write_json(sidecar, {**read_json(sidecar), **changed})
+
+
+def pet_of(out, label):
+    (path,) = out.glob(f"sub-{label}/**/*_desc-preproc_pet.nii.gz")
+    return path
+
+
+def second_pet(out, label, entity):
+    """Copy a PET, as if there were another run or session of it."""
+    first = pet_of(out, label)
+    folder, before = first.parent, "_space-"
+    if entity.startswith("ses-"):
+        folder, before = out / f"sub-{label}" / entity / "pet", "_trc-"
+    folder.mkdir(parents=True, exist_ok=True)
+    second = folder / first.name.replace(before, f"_{entity}{before}")
+    shutil.copy(first, second)
+    shutil.copy(sidecar_path(first), sidecar_path(second))
+    return second
+
+
+# Who
+
+
+def test_controls_and_patients_are_those_of_the_queries(out):
+    people = choose(out)
+    assert labels(people.controls) == ["01", "02", "03"]
+    assert labels(people.patients) == ["p1", "p2"]
+    assert people.notes == people.problems == ()
+    for one in (*people.controls, *people.patients):
+        assert one.pet == pet_of(out, one.label)
+        assert one.session is None
+        assert (one.synthetic is not None) is (one.label in ("03", "p1"))
+
+
+def test_who_is_what_is_a_question_to_the_table(out):
+    tell(out, GROUPS, age={"01": 20, "02": 31, "03": 70, "p1": 50, "p2": 60})
+    people = choose(out, control_query="age < 40", patient_query="age > 55 and group != 'control'")
+    assert labels(people.controls) == ["01", "02"]
+    assert labels(people.patients) == ["p2"]
+
+
+@pytest.mark.parametrize(
+    ("selection", "controls", "patients"),
+    [
+        ({"participant_label": ("p1",)}, ["01", "02", "03"], ["p1"]),
+        ({"participant_label": ("p1", "01")}, ["01", "02", "03"], ["p1"]),
+        ({"exclude_participant_label": ("p1", "02")}, ["01", "03"], ["p2"]),
+    ],
+)
+def test_labels_say_which_patients_are_looked_at(out, selection, controls, patients):
+    people = choose(out, **selection)
+    assert labels(people.controls) == controls
+    assert labels(people.patients) == patients
+
+
+def test_a_detector_that_was_trained_before_needs_no_controls(out):
+    tell(out, {"p1": "patient", "p2": "patient"})
+    people = choose(out, controls=False)
+    assert people.controls == ()
+    assert labels(people.patients) == ["p1", "p2"]
+
+
+@pytest.mark.parametrize("kind", ["control", "patient"])
+def test_a_query_that_nobody_matches_is_refused(out, kind):
+    with pytest.raises(UnusableDataError, match=r"participants\.tsv: nobody .*'x'.* holds") as told:
+        choose(out, **{f"{kind}_query": "group == 'x'"})
+    assert told.value.exit_code == 65
+
+
+def test_a_query_that_cannot_be_understood_is_refused(out):
+    with pytest.raises(UsageError, match="no column diagnosis"):
+        choose(out, control_query="diagnosis == 'none'")
+
+
+def test_nobody_is_control_and_patient_at_once(out):
+    tell(out, GROUPS, age={"01": 20, "02": 61, "03": 62, "p1": 50, "p2": 50})
+    with pytest.raises(UnusableDataError) as told:
+        choose(out, patient_query="age > 60 or group == 'patient'")
+    assert told.value.exit_code == 65
+    assert f"{told.value}" == (
+        "participants.tsv: sub-02, sub-03 would be control and patient at once; correct "
+        "--control-query or --patient-query"
+    )
+
+
+def test_nobody_is_left_after_selections(out):
+    with pytest.raises(
+        NothingSelectedError, match=r"no patient is left .* correct --patient-query"
+    ):
+        choose(out, participant_label=("01",))
+    with pytest.raises(
+        NothingSelectedError, match=r"no control is left .* correct --control-query"
+    ):
+        choose(out, exclude_participant_label=("01", "02", "03"))
+
+
+def test_controls_that_all_lack_images_are_named(out, rng):
+    tell(out, {"04": "control", "05": "control", "p1": "patient"})
+    write_control(out, "04", rng, pet=False)
+    with pytest.raises(MissingInputError) as told:
+        choose(out)
+    assert f"{told.value}" == (
+        "sub-04: not used, neither real nor synthetic PET; sub-05: not used, no T1w on this grid; "
+        "run the participant level on controls"
+    )
+    assert labels(choose(out, controls=False).patients) == ["p1"]
+
+
+# Which images
+
+
+def test_a_patient_without_pet_is_a_problem_and_the_others_go_on(out, rng):
+    tell(out, {**GROUPS, "p3": "patient", "p4": "patient"})
+    write_synthetic(out, write_control(out, "p3", rng, pet=False), rng)
+    people = choose(out)
+    assert labels(people.patients) == ["p1", "p2"]
+    assert [(one.subject, one.exit_code) for one in people.problems] == [("p3", 66), ("p4", 66)]
+    assert people.problems[0].sentence == (
+        "sub-p3: a patient without a PET on this grid; run the participant level on it, or "
+        "exclude it"
+    )
+
+
+def test_patients_that_all_lack_a_pet_end_the_run(out):
+    tell(out, {"01": "control", "p3": "patient", "p4": "patient"})
+    people = choose(out)
+    assert people.patients == ()
+    error = error_of(people.problems)
+    assert error.exit_code == 66
+    assert "sub-p3: a patient" in f"{error}"
+    assert "sub-p4: a patient" in f"{error}"
+
+
+def test_derivatives_of_another_grid_are_not_looked_at(out):
+    with pytest.raises(MissingInputError, match="sub-01: not used, no T1w on this grid"):
+        choose(out, resolution=2.0)
+    people = choose(out, resolution=2.0, controls=False)
+    assert people.patients == ()
+    assert [one.exit_code for one in people.problems] == [66, 66]
+
+
+def test_a_control_has_one_visit_and_a_patient_all_that_have_a_pet(out, rng):
+    tell(out, {**GROUPS, "04": "control", "p3": "patient"})
+    for label in ("04", "p3"):
+        write_control(out, label, rng, session="a", pet=False)
+        write_control(out, label, rng, session="b")
+        write_control(out, label, rng, session="c")
+    people = choose(out)
+    assert [(one.label, one.session) for one in people.controls][-1] == ("04", "b")
+    visits = [(one.label, one.session) for one in people.patients]
+    assert visits == [("p1", None), ("p2", None), ("p3", "b"), ("p3", "c")]
+    assert people.notes == ("sub-p3 ses-a: not used, no real PET",)
+
+
+@pytest.mark.parametrize(
+    ("visits", "chosen"),
+    [
+        ([("a", False, True), ("b", True, False)], "b"),
+        ([("a", True, False), ("b", True, True)], "b"),
+        ([("a", True, True), ("b", True, True)], "a"),
+        ([("a", False, False), ("b", False, True)], "b"),
+    ],
+    ids=["real beats synthetic", "both beat one", "the first", "synthetic beats none"],
+)
+def test_of_several_visits_of_a_control_the_best_is_used(tmp_path, rng, visits, chosen):
+    out = tmp_path / "out"
+    write_controls(out, ["p1"], rng)
+    tell(out, {"01": "control", "p1": "patient"})
+    for session, pet, synthetic in visits:
+        paths = write_control(out, "01", rng, session=session, pet=pet)
+        if synthetic:
+            write_synthetic(out, paths, rng)
+    (control,) = choose(out).controls
+    assert control.visit.session == chosen
+
+
+def test_sessions_can_be_chosen(out, rng):
+    tell(out, {"01": "control", "04": "control", "p1": "patient", "p3": "patient"})
+    for label in ("04", "p3"):
+        for session in ("a", "b"):
+            write_control(out, label, rng, session=session)
+    people = choose(out, session_label=("b",))
+    assert [(one.label, one.session) for one in people.controls] == [("04", "b")]
+    assert [(one.label, one.session) for one in people.patients] == [("p3", "b")]
+    assert people.notes == ("sub-01: not used, no T1w on this grid",)
+    (problem,) = people.problems
+    assert problem.sentence.startswith(
+        "sub-p1: a patient without a PET on this grid in these sessions; run"
+    )
+
+
+def test_a_visit_without_session_is_not_named_after_one(out, rng):
+    tell(out, {**GROUPS, "p3": "patient"})
+    write_control(out, "p3", rng, pet=False)
+    write_control(out, "p3", rng, session="b")
+    assert choose(out).notes == ("sub-p3: not used, no real PET",)
+
+
+def test_every_pet_of_a_patient_is_looked_at_and_what_tables_leave_out_is_told(out):
+    first = pet_of(out, "p1")
+    second = second_pet(out, "p1", "run-2")
+    people = choose(out)
+    assert {one.pet for one in people.patients if one.label == "p1"} == {first, second}
+    assert people.notes == (
+        "sub-p1: each PET has a map and a table; clusters.tsv and curves tell of the first of a "
+        "session",
+    )
+
+
+def test_pets_of_other_sessions_are_visits_of_their_own(out):
+    second_pet(out, "p1", "ses-late")
+    people = choose(out)
+    sessions = [one.session for one in people.patients if one.label == "p1"]
+    assert sessions == [None, "late"]
+    assert people.notes == ()
+
+
+# Real and synthetic
+
+
+def test_a_control_with_a_t1w_alone_takes_part_by_its_synthetic_pet(out, rng):
+    tell(out, {**GROUPS, "04": "control", "05": "control"})
+    path = write_synthetic(out, write_control(out, "04", rng, pet=False), rng)
+    write_control(out, "05", rng, pet=False)
+    people = choose(out)
+    assert labels(people.controls) == ["01", "02", "03", "04"]
+    assert people.controls[-1].pet is None
+    assert people.controls[-1].synthetic == Synthetic(path, "g", "a" * 64, seen=False)
+    assert people.notes == ("sub-05: not used, neither real nor synthetic PET",)
+
+
+def test_a_measured_image_that_says_synthetic_is_refused(out):
+    """Not even a typing error makes a synthetic PET a measured one."""
+    for label in ("01", "p2"):
+        sidecar = sidecar_path(pet_of(out, label))
+        before = read_json(sidecar)
+        for told in (True, "true", "yes", 1):
+            edit(sidecar, Synthetic=told)
+            with pytest.raises(UnusableDataError, match=rf"sub-{label}_.*says Synthetic.*; run"):
+                choose(out)
+        write_json(sidecar, before)
+    assert labels(choose(out).patients) == ["p1", "p2"]
+
+
+@pytest.mark.parametrize("told", [False, "true", None])
+@pytest.mark.parametrize("label", ["03", "p1"])
+def test_a_synthetic_image_has_to_say_that_it_is_one(out, label, told):
+    (path,) = out.glob(f"sub-{label}/pet/*_desc-synth_pet.json")
+    edit(path, Synthetic=told)
+    with pytest.raises(UnusableDataError, match=rf"{path.name}: does not say Synthetic.* partici"):
+        choose(out)
+
+
+def test_a_synthetic_image_without_sidecar_may_be_unfinished(out):
+    (path,) = out.glob("sub-03/pet/*_desc-synth_pet.json")
+    path.unlink()
+    with pytest.raises(MissingInputError, match=rf"{path.name}: no such file.*; run the partici"):
+        choose(out)
+
+
+def test_of_controls_that_the_generator_saw_the_image_out_of_fold_is_used(out, rng):
+    tell(out, {**GROUPS, "04": "control", "05": "control", "06": "control"})
+    paths = {label: write_control(out, label, rng) for label in ("04", "05", "06")}
+    own = {label: write_synthetic(out, paths[label], rng, seen=label != "06") for label in paths}
+    for label in ("04", "06"):
+        write_out_of_fold(out, paths[label], rng)
+    *_, seen, alone, never = choose(out).controls
+    unseen = out / "crossvalidation" / "g" / own["04"].relative_to(out)
+    assert seen.synthetic == Synthetic(unseen, "g", "", seen=False)
+    assert alone.synthetic == Synthetic(own["05"], "g", "a" * 64, seen=True)
+    assert never.synthetic == Synthetic(own["06"], "g", "a" * 64, seen=False)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "sentence"),
+    [
+        ({"Synthetic": False}, UnusableDataError, "does not say Synthetic.*; run the train level"),
+        (None, MissingInputError, "no such file.*; run the train level again"),
+    ],
+)
+def test_an_image_out_of_fold_has_to_say_that_it_is_synthetic(out, rng, changed, error, sentence):
+    paths = write_control(out, "03", rng)
+    write_synthetic(out, paths, rng, seen=True)
+    sidecar = sidecar_path(write_out_of_fold(out, paths, rng))
+    if changed is None:
+        sidecar.unlink()
+    else:
+        edit(sidecar, **changed)
+    with pytest.raises(error, match=f"crossvalidation/.*json: {sentence}"):
+        choose(out)
+
+
+def test_an_image_that_claims_to_be_out_of_fold_but_saw_the_control_is_not_taken(out, rng):
+    paths = write_control(out, "03", rng)
+    own = write_synthetic(out, paths, rng, seen=True)
+    edit(sidecar_path(write_out_of_fold(out, paths, rng)), TrainedOnThisParticipant=True)
+    assert choose(out).controls[-1].synthetic == Synthetic(own, "g", "a" * 64, seen=True)
+
+
+def test_a_sidecar_that_names_no_generator_and_one_that_cannot_be_read(out):
+    (path,) = out.glob("sub-03/pet/*_desc-synth_pet.json")
+    edit(path, Generator="g")
+    made = choose(out).controls[-1].synthetic
+    assert (made.generator, made.sha256) == ("unknown", "")
+    path.write_text("{")
+    with pytest.raises(UnusableDataError, match=rf"{path.name}: not valid JSON"):
+        choose(out)

@@ -1,0 +1,1014 @@
+import base64
+import copy
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from anomalies import (
+    CLUSTER,
+    CONTROL,
+    CURVE,
+    DETECTORS,
+    FROC,
+    MOVED,
+    PATIENTS,
+    SETS,
+    TESTS,
+    UNITS,
+    Cohort,
+    T,
+)
+from browser import BASH, CHROMIUM, Browser
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+from test_report import Reader
+
+from bids_app import nifti
+from bids_app.derivatives import detections
+from bids_app.detection.card import Control, DetectorCard, card_values
+from bids_app.files import read_tsv, write_tsv
+from bids_app.report.anomalies import find_anomalies
+from bids_app.report.anomaly_section import section_of
+from bids_app.report.calibration import calibrations_of, draw_calibration
+from bids_app.report.charts import WIDTH
+from bids_app.report.cluster_maps import best_sections, draw_cluster_maps, sections_through
+from bids_app.report.clusters import cluster_of
+from bids_app.report.detected import find_detected
+from bids_app.report.detection_curves import draw_detection, draw_responses, follow
+from bids_app.report.detector_cards import card_of
+from bids_app.report.detectors import which
+from bids_app.report.evaluated import Response
+from bids_app.report.group import write_group_report
+from bids_app.report.group_methods import GROUP_REFERENCES, Procedure, boilerplate
+from bids_app.report.mcnemar import matches_of
+from bids_app.report.overlays import Heat, brightness, paint_ranks, paint_scores
+from bids_app.report.score_maps import heat_of, take_score_map
+from bids_app.report.shelf import Shelf
+from bids_app.report.slices import AXIS_OF
+from bids_app.report.viewer import find_stops, grid_over, make_viewer, resample
+
+SECTIONS = [
+    *("summary", "maps", "clusters", "detection", "calibration", "detectors", "methods"),
+    "about",
+]
+RUN = {
+    "notes": ["sub-09 is not used."],
+    "problems": ["sub-P3: a patient without a PET."],
+    "versions": {"mri2pet": "9.8.7", "torch": "2.13.0", "numba": "0.60.0", "scipy": "1.2.3"},
+    "date": "2026-01-02",
+    "command": "mri2pet IN OUT group",
+    "duration": 7500.0,
+    "settings": {"nu": 0.03, "training_set": SETS, "detectors": DETECTORS, "atlas": None},
+}
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None or BASH is None, reason="Chromium, or bash that starts it, is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Not to be changed."""
+    return Cohort(tmp_path_factory.mktemp("group") / "out")
+
+
+@pytest.fixture
+def cohort(made, tmp_path):
+    """A copy that a test may damage."""
+    mine = copy.copy(made)
+    mine.out = shutil.copytree(made.out, tmp_path / "out")
+    return mine
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    one = Browser(tmp_path_factory.mktemp("profile"))
+    yield one
+    one.close()
+
+
+def text_of(page):
+    return " ".join(Reader(page).text)
+
+
+def section(page, name):
+    start = page.index(f'<section id="{name}"')
+    return page[start : page.index("</section>", start)]
+
+
+def cells_of(table):
+    """The words of a table, row by row."""
+    rows = re.findall(r"<tr.*?</tr>", table, re.S)
+    return [
+        [" ".join(re.sub(r"<[^>]+>", "", c).split()) for c in re.findall(r"<t[hd].*?</t[hd]>", row)]
+        for row in rows
+    ]
+
+
+def tables_in(page):
+    return [cells_of(table) for table in re.findall(r"<table.*?</table>", page, re.S)]
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def rgba(href):
+    """The colours of a picture, (rows, columns, 4)."""
+    content = base64.b64decode(href.partition(",")[2])
+    return np.asarray(Pillow.open(io.BytesIO(content)).convert("RGBA"), int)
+
+
+# The page of the group
+
+
+def test_every_section_is_there_in_order(made):
+    page = made.write(**RUN)
+    reader = Reader(page)
+    assert [name for name in reader.ids if name in SECTIONS] == SECTIONS
+    assert len(reader.ids) == len(set(reader.ids))
+    assert "No figure." not in page
+    text = text_of(page)
+    for told in (
+        *(*RUN["notes"], *RUN["problems"], "mri2pet 9.8.7", "2026-01-02", RUN["command"]),
+        *("2 h 5 min", "27×32×23 voxels of 6 mm", "A dataset.", "Research.", "encoder.latents"),
+        *("real: 2 controls, all with real PET.", "training_set", "real, hybrid"),
+        "hybrid: 3 controls, 2 with real PET and 1 with SYNTHETIC PET by semi3d-cyclegan-mse.",
+        *("2 patients, scored by OC-SVM and z score.", "2 controls, for comparison"),
+        *("A cluster is not a diagnosis.", "never scored as that of a healthy person"),
+    ):
+        assert told in text
+    assert "atlas" not in text  # a setting that was not made
+
+
+def test_synthetic_pet_in_the_training_is_the_first_thing_that_is_said(cohort):
+    assert Reader(cohort.write(**RUN)).text[0].startswith("SYNTHETIC — detectors of hybrid were")
+    shutil.rmtree(cohort.out / "detectors" / "hybrid")
+    page = cohort.write(**RUN)
+    assert Reader(page).text[0] == "Anomalies of the group"
+    assert "<title>SYNTHETIC" not in page
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(made):
+    page = made.write(**RUN)
+    reader = Reader(page)
+    assert any(link.startswith("data:image/") for link in reader.links)
+    pages = {f"sub-{label}.html" for label in PATIENTS}
+    assert all(link.startswith(("data:image/", "#")) or link in pages for link in reader.links)
+    assert pages < set(reader.links)
+    assert not {"link", "script", "iframe", "object", "button"} & set(reader.tags)
+    assert not re.search(r"url\(|@import|\son\w+=", page)
+
+
+def test_every_drawing_is_well_formed_and_has_words_for_those_who_do_not_see_it(made):
+    page = made.write(**RUN)
+    drawings = re.findall(r'<svg viewBox[^>]*role="img".*?</svg>', page, re.S)
+    assert len(drawings) == 2 + 3  # patients; curves, free response, controls
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing.replace(' href="', ' data="'))
+        named = {child.get("id"): child.text for child in root if child.tag in ("title", "desc")}
+        assert set(root.get("aria-labelledby").split()) == set(named)
+        assert all(named.values())
+
+
+def test_a_report_written_again_from_disk_is_the_same(cohort):
+    first = cohort.write(**RUN)
+    assert cohort.write() == first
+    assert cohort.write_subject("P1") == cohort.write_subject("P1")
+
+
+def test_what_a_run_says_anew_replaces_what_was_kept(cohort):
+    cohort.write(**RUN)
+    page = cohort.write(problems=[])
+    assert RUN["problems"][0] not in page
+    assert RUN["notes"][0] in page
+
+
+def test_odd_values_are_escaped(cohort):
+    odd = "<script>alert(1)</script> & \"'"
+    change(cohort.out / "detectors/real/card.json", dataset=odd, parameters={odd: odd})
+    for path in (cohort.out / "clusters.tsv", *cohort.out.glob("sub-*/pet/*_clusters.tsv")):
+        path.write_text(path.read_text().replace("Frontal lobe", odd))
+    page = cohort.write(**{**RUN, "notes": [odd], "problems": [odd], "settings": {odd: odd}})
+    assert "<script>" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt; &amp; ") > 5
+    assert "<script>alert" not in cohort.write_subject("P1")
+
+
+def test_the_reports_load_neither_torch_nor_numba_nor_plots():
+    code = (
+        "import sys, bids_app.report.group, bids_app.report.subject; "
+        "print({'torch', 'numba', 'sklearn', 'nilearn.plotting'} & set(sys.modules))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "set()"
+
+
+# What is missing
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("clusters.tsv", "detection_curve.tsv", "detection_tests.tsv", "detection_froc.tsv"),
+        *("detectors/real/card.json", "detectors/hybrid/control_clusters.tsv"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["missing", "binary", "other"])
+def test_a_lost_file_is_named_and_does_not_lose_the_report(cohort, name, damage):
+    path = cohort.out / name
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes({"binary": b"\xff\xfe\x00", "other": b"one\ttwo\n3\t4\n"}[damage])
+    page = cohort.write(**RUN)
+    assert [one for one in Reader(page).ids if one in SECTIONS] == SECTIONS
+    if (name[-4:], damage) != ("json", "other"):
+        assert name in text_of(section(page, "summary"))
+
+
+def test_nothing_at_all_still_makes_a_page(tmp_path):
+    path = write_group_report(tmp_path, template="MNI", resolution=6.0)
+    page = path.read_text(encoding="utf-8")
+    text = text_of(page)
+    assert [one for one in Reader(page).ids if one in SECTIONS] == SECTIONS
+    for told in ("clusters.tsv is missing", "No card of a detector", "No detector has found"):
+        assert told in text
+    assert text.count("No figure.") == 2
+
+
+def test_a_patient_without_clusters_is_told_and_is_no_fault(cohort):
+    for path in [cohort.out / "clusters.tsv", *cohort.out.glob("sub-P2/pet/*_clusters.tsv")]:
+        lines = [one for one in read_tsv(path) if one.get("participant_id") == "sub-P1"]
+        write_tsv(path, list(read_tsv(path)[0]), lines)
+    page = cohort.write(**RUN)
+    assert "No cluster in sub-P2." in section(page, "clusters")
+    assert "is empty" not in text_of(page)
+    (line,) = [one for one in tables_in(section(page, "summary"))[0] if one[0] == "OC-SVM, real"]
+    assert line[1:3] == ["2", "1 of 2: sub-P1"]
+    assert "No cluster was found." in cohort.write_subject("P2")
+
+
+def test_without_lesions_nothing_is_evaluated_and_nothing_is_missing(tmp_path):
+    page = Cohort(tmp_path / "in" / "out", lesions=False).write(versions={"mri2pet": "1"})
+    text = text_of(page)
+    assert "No lesion is known in this dataset" in section(page, "detection")
+    assert "detection_curve.tsv" not in text
+    assert "on a lesion" not in text
+    assert "Wilson EB" not in text
+    assert "Slices on which the clusters of all columns" in text
+
+
+def test_an_odd_card_does_not_lose_the_report(cohort):
+    odd = {"controls": [3, {"fold": [1]}], "detectors": 4, "parameters": 5, "shape": "x"}
+    for path in cohort.out.glob("detectors/*/card.json"):
+        path.write_text(json.dumps(odd))
+    page = cohort.write(**RUN)
+    assert "not told by the card" in section(page, "detectors")
+    assert "No figure." not in page
+
+
+# What the tables say
+
+
+def test_the_report_reads_the_columns_that_are_written():
+    assert list(detections.describe_clusters()) == CLUSTER
+    assert list(detections.describe_control_clusters()) == CONTROL
+    assert list(detections.describe_curve()) == CURVE
+    assert list(detections.describe_tests()) == TESTS
+    assert list(detections.describe_froc()) == FROC
+
+
+def test_a_card_as_it_is_written_is_understood():
+    members = (Control("01", None, False, "", "", 1), Control("02", "b", True, "gan", "ff", 2))
+    affine = tuple(map(tuple, np.diag([2.0, 2, 2, 1]).tolist()))
+    card = DetectorCard(
+        "hybrid", "0.1", ("ocsvm",), "MNI", (9, 8, 7), affine, members, 4, ((0, 7),), {"nu": 0.03},
+        "DOI", 5, "Research.",
+    )  # fmt: skip
+    told = card_of("hybrid", "detectors/hybrid", json.loads(json.dumps(card_values(card))))
+    assert (told.real, told.synthetic, told.generators) == (1, 1, ("gan",))
+    assert [one.visit for one in told.members] == ["sub-01", "sub-02, ses-b"]
+    assert told.grid == "MNI, 9×8×7 voxels of 2 mm"
+    assert (told.folds, told.seed, told.tell("nu")) == ("4", "5", "0.03")
+
+
+def test_the_first_clusters_of_each_patient_lead_to_its_report(made):
+    page = section(made.write(**RUN), "clusters")
+    first = tables_in(page)[0]
+    assert [line[:2] for line in first[1:]] == [
+        ["sub-P1", "1"], ["sub-P1", "2"], ["sub-P2", "1"], ["sub-P2", "2"]
+    ]  # fmt: skip
+    assert first[1][3:5] == ["left", "Frontal lobe"]
+    assert first[3][3] == "right"
+    assert [line[-1] for line in first[1:]] == ["yes", "no", "yes", "no"]
+    assert page.count('<tr class="rare"><th scope="row"><a href="sub-P1.html">') == 4
+    assert first[1][2].startswith("−3")  # the centre's x, with a true minus sign
+
+
+def test_patients_above_all_held_out_controls_are_named(made):
+    summary = tables_in(section(made.write(**RUN), "summary"))[0]
+    told = {line[0]: line for line in summary[1:]}
+    assert told["OC-SVM, real"][2] == "2 of 2: sub-P1; sub-P2"
+    assert told["z score, real"][2] == "0 of 2"  # their first cluster is the one of everybody
+    assert told["OC-SVM, real"][3:] == ["4 of 17 (24 %; 4 to 44 %)", "9 of 17 (53 %; 33 to 73 %)"]
+
+
+def test_a_control_without_clusters_counts(made):
+    real = calibrations_of(find_detected(made.out))[0]
+    assert sorted(real.controls) == ["sub-C1", "sub-C2"]
+    assert real.controls["sub-C2"] == 0
+    assert sorted(real.counts) == [0, 1]
+    assert real.controls["sub-C1"] > 0
+    assert list(real.patients) == ["sub-P1", "sub-P2"]
+
+
+def test_equal_to_the_highest_control_is_not_above_it(made):
+    one = calibrations_of(find_detected(made.out))[0]
+    top = max(one.controls.values())
+    beyond = replace(one, patients={"a": top, "b": top + 1e-6, "c": 0.0}).beyond
+    assert beyond == ["b"]
+    assert replace(one, controls={}).beyond == []
+
+
+def test_every_person_is_a_dot_on_the_axis_of_its_detector(made):
+    calibrations = calibrations_of(find_detected(made.out))
+    chart = draw_calibration(calibrations, SETS)
+    assert len(chart.dots) == len(calibrations) * (2 + 2)
+    assert all(0 < dot.x < WIDTH for dot in chart.dots)
+    patients, controls = chart.dots[2:4], chart.dots[:2]
+    assert min(dot.x for dot in patients) > max(dot.x for dot in controls)  # OC-SVM, real
+    assert len({dot.y for dot in controls}) == 1
+    assert patients[0].y < controls[0].y
+    assert draw_calibration([replace(c, controls={}) for c in calibrations], SETS) is None
+
+
+def test_mcnemar_is_shown_at_one_five_and_ten_clusters(made):
+    lesions, patients = matches_of(find_detected(made.out))
+    assert (lesions.unit, patients.unit) == UNITS
+    assert (lesions.clusters, lesions.n) == ((1, 5, 10), "17")
+    assert len(lesions.pairs) == 6
+    assert [cell.significant for cell in lesions.pairs[0].cells] == [False, False, True]
+    first = tables_in(section(made.write(**RUN), "detection"))[0]
+    assert first[2] == ["OC-SVM, real", "z score, real", *["6", "1", "0.750"] * 2, "6", "1",
+                        "0.031"]  # fmt: skip
+
+
+# Doubts
+
+
+def test_a_patient_that_a_detector_was_trained_on_is_a_warning(cohort):
+    told = "were trained on people who are scored as patients: sub-P1"
+    assert told not in cohort.write(**RUN)
+    path = cohort.out / "detectors/hybrid/card.json"
+    card = json.loads(path.read_text())
+    card["controls"][2]["participant"] = "P1"
+    path.write_text(json.dumps(card))
+    page = cohort.write(**RUN)
+    assert f"The detectors of hybrid {told}" in section(page, "summary")
+    assert f"The detectors of real {told}" not in page
+
+
+def test_a_control_that_was_scored_without_real_pet_is_a_warning(cohort):
+    told = "Synthetic PET must not stand for healthy people."
+    table = cohort.out / "detectors/hybrid/control_clusters.tsv"
+    lines = [*read_tsv(table), {"participant_id": "sub-C3", "detector": "ocsvm"}]
+    write_tsv(table, CONTROL, lines)
+    for path in cohort.out.glob("sub-C1/pet/*_pet.nii.gz"):
+        path.unlink()  # its card says that it was real
+    assert told not in cohort.write(**RUN)  # the folder of C3 is gone: taken on trust
+    (cohort.out / "sub-C3").mkdir()
+    assert told in cohort.write(**RUN)
+
+
+def test_too_few_held_out_controls_are_told(cohort):
+    text = text_of(section(cohort.write(**RUN), "summary"))
+    assert "Only 2 controls held out for real: what is expected in a healthy control" in text
+    for name in SETS:
+        lines = [{"participant_id": f"sub-C{n}", "detector": "ocsvm"} for n in range(20)]
+        write_tsv(cohort.out / f"detectors/{name}/control_clusters.tsv", CONTROL, lines)
+    assert "Only" not in text_of(section(cohort.write(**RUN), "summary"))
+    for name in SETS:
+        write_tsv(cohort.out / f"detectors/{name}/control_clusters.tsv", CONTROL, [])
+    page = cohort.write(**RUN)
+    assert "No control was held out for hybrid" in section(page, "summary")
+    assert "No figure." in section(page, "calibration")
+
+
+def test_maps_of_an_earlier_run_are_told_and_not_taken_for_those_of_this_one(cohort):
+    for name in SETS:
+        change(cohort.out / f"detectors/{name}/card.json", detectors=["ocsvm"])
+    for path in cohort.out.rglob("*clusters.tsv"):
+        lines = read_tsv(path)
+        if "detector" in lines[0]:
+            write_tsv(path, list(lines[0]), [one for one in lines if one["detector"] == "ocsvm"])
+    for path in cohort.out.glob("detection_*.tsv"):
+        path.unlink()
+    page = cohort.write(**RUN)
+    told = text_of(section(page, "summary"))
+    assert "Maps of z score, trained on real are left from an earlier run" in told
+    assert "Maps of OC-SVM" not in told
+    assert "z score" not in section(page, "maps")
+    own = section(cohort.write_subject("P1"), "anomalies")
+    assert own.count("card.json does not name this detector: its map is of an earlier run.") == 2
+
+
+def test_detectors_that_were_trained_elsewhere_are_told_of_where_they_lie(cohort, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(cohort.out / "detectors" / "real", elsewhere)
+    shutil.rmtree(cohort.out / "detectors")
+    lines = [one for one in read_tsv(cohort.out / "clusters.tsv") if one["training_set"] == "real"]
+    write_tsv(cohort.out / "clusters.tsv", list(lines[0]), lines)
+    page = cohort.write(**{**RUN, "settings": {"detector": elsewhere}})
+    assert "real: 2 controls, all with real PET." in text_of(section(page, "summary"))
+    assert "2 of 2 patients above all 2 controls" in section(page, "calibration")
+    assert cohort.write() == page
+    shutil.rmtree(elsewhere)
+    told = text_of(section(cohort.write(), "summary"))
+    assert f"{elsewhere}/card.json is missing." in told
+
+
+# Curves
+
+
+def test_colours_tell_training_sets_and_dashes_tell_detectors(made):
+    chart = draw_detection(find_detected(made.out))
+    assert [key.name for key in chart.keys] == [
+        *("OC-SVM, real", "z score, real", "OC-SVM, hybrid", "z score, hybrid")
+    ]
+    real, other, hybrid, _ = chart.keys
+    assert real.colour == other.colour != hybrid.colour
+    assert real.dash == hybrid.dash != other.dash
+    lines = [stroke for stroke in chart.strokes if stroke.width == 2]
+    assert [(one.colour, one.dash) for one in lines[:4]] == [
+        (key.colour, key.dash) for key in chart.keys
+    ]
+    assert len(lines) == 4 * len(UNITS)
+
+
+def test_every_point_of_the_curve_is_drawn_where_it_is(made):
+    detected = find_detected(made.out)
+    dots = draw_detection(detected).dots
+    assert len(dots) == 4 * len(UNITS) * 10
+    points = sorted(
+        (p for p in detected.curve if p.unit == "lesion"), key=lambda p: (p.which, p.clusters)
+    )
+    heights = np.array([dot.y for dot in dots[:40]])
+    sensitivities = np.array([point.sensitivity for point in points])
+    assert np.corrcoef(heights, sensitivities)[0, 1] == pytest.approx(-1)  # px count downwards
+    steps = np.diff([dot.x for dot in dots[:10]])
+    assert steps == pytest.approx(steps[0])
+    assert steps[0] > 0
+
+
+def test_equal_curves_do_not_hide_one_another(made):
+    detected = find_detected(made.out)
+    alike = [replace(point, sensitivity=0.5) for point in detected.curve]
+    chart = draw_detection(replace(detected, curve=alike))
+    places = [(round(dot.x, 1), dot.y) for dot in chart.dots]
+    assert len(set(places)) == len(places)
+    shift = max(dot.x for dot in chart.dots[::10][:4]) - min(dot.x for dot in chart.dots[::10][:4])
+    assert shift < chart.dots[1].x - chart.dots[0].x  # by less than a cluster
+
+
+def test_intervals_lie_around_their_lines(made):
+    detected = find_detected(made.out)
+    bands = [stroke for stroke in draw_detection(detected).strokes if stroke.fill != "none"]
+    assert len(bands) == 4 * len(UNITS)
+    assert all(band.path.count("L") == 19 for band in bands)
+    unknown = [replace(point, low=None) for point in detected.curve]
+    chart = draw_detection(replace(detected, curve=unknown))
+    assert not [stroke for stroke in chart.strokes if stroke.fill != "none"]
+
+
+def test_a_curve_of_one_point_is_drawn(made):
+    detected = find_detected(made.out)
+    chart = draw_detection(replace(detected, curve=detected.curve[:1]))
+    assert len(chart.dots) == 1
+    assert draw_detection(replace(detected, curve=[])) is None
+
+
+pairs = st.lists(st.tuples(st.floats(0, 20), st.floats(0, 1)), min_size=1, max_size=12)
+
+
+@given(pairs, st.floats(0.1, 20))
+def test_a_free_response_curve_never_falls(found, end):
+    own = which("real", "ocsvm")
+    places = follow([Response(own, "lesion", x, y) for x, y in found], end)
+    assert places == sorted(places)
+    assert places[0] == (0, 0)
+    assert places[-1][0] == end
+    assert places[-1][1] == max([0, *(y for x, y in found if x <= end)])
+
+
+def test_free_response_curves_end_within_the_chart(made):
+    chart = draw_responses(find_detected(made.out))
+    numbers = [float(n) for s in chart.strokes for n in re.findall(r"[\d.]+", s.path)[::2]]
+    assert max(numbers) <= WIDTH
+    assert len([s for s in chart.strokes if s.width == 2]) == 4 * len(UNITS)
+
+
+# Colours over the T1w
+
+
+def test_scores_below_the_threshold_are_transparent():
+    row = np.array([[np.nan, -1, 0.4, 0.5, 1.0, 9.0]], np.float32)
+    colours = rgba(paint_scores(row, Heat(0.5, 1.0)))[0]
+    assert colours[:, 3].tolist() == [0, 0, 0, 255, 255, 255]
+    assert colours[4].tolist() == colours[5].tolist()
+    assert colours[4, :3].sum() > colours[3, :3].sum()
+
+
+def test_the_higher_the_rank_the_brighter_the_cluster_and_hits_are_green():
+    ranks = np.arange(12, dtype=np.float32)[np.newaxis]
+    colours = rgba(paint_ranks(ranks, {2, 3}))[0]
+    assert colours[:, 3].tolist() == [0, *[255] * 11]
+    green = colours[:, 1] > colours[:, 0]
+    assert np.flatnonzero(green).tolist() == [2, 3]
+    sums = colours[:, :3].sum(axis=1)
+    assert sums[2] > sums[3]
+    assert (np.diff(sums[4:11]) < 0).all()
+    assert sums[10] == sums[11]
+    assert [brightness(rank) for rank in (1, 99)] == [1.0, brightness(10)]
+
+
+def test_what_is_in_a_cluster_is_shown_and_nothing_that_scores_less():
+    scores = np.array([np.nan, -3, 0.1, 0.2, 0.3, 0.9], np.float32).reshape(6, 1, 1)
+    labels = np.array([0, 0, 0, 1, 1, 2], np.float32).reshape(6, 1, 1)
+    assert heat_of(scores, labels).threshold == pytest.approx(0.2)
+    assert heat_of(scores, None).threshold > 0.3
+    assert heat_of(np.full_like(scores, np.nan), None).high > 0
+    assert heat_of(scores - 5, labels).threshold == 0
+
+
+# Pictures of clusters
+
+
+def maps(cohort, label="P1"):
+    return draw_cluster_maps(cohort.out, find_anomalies(cohort.out, label, spaces=(T,)))
+
+
+def over(figure):
+    """The tiles that lie over the T1w."""
+    tiles = figure.frames[0].tiles
+    return tiles[len(tiles) // 2 :]
+
+
+@pytest.mark.parametrize(("label", "side"), [("P1", "L"), ("P2", "R")])
+def test_a_cluster_is_drawn_on_its_side(made, label, side):
+    (panel,) = maps(made, label)
+    (figure,) = panel.figures
+    letters = [text for text in figure.texts if text.words in ("L", "R")]
+    for tile in over(figure):
+        spot = tile.spot
+        if spot.section.plane != "sagittal":
+            shown = rgba(tile.href)[..., 3] > 0
+            middle = (ndimage.center_of_mass(shown)[1] + 0.5) / shown.shape[1]
+            x = spot.x + middle * spot.width
+            own = [t for t in letters if spot.x <= t.x <= spot.x + spot.width and t.y < spot.y]
+            assert min(own, key=lambda text: abs(text.x - x)).words == side
+
+
+def test_there_is_a_column_a_detector_and_a_row_a_view(made):
+    (panel,) = maps(made)
+    (figure,) = panel.figures
+    assert panel.title == "sub-P1"
+    columns = sorted({tile.spot.x for tile in over(figure)})
+    assert len(columns) == len(SETS) * len(DETECTORS)
+    assert len(over(figure)) == 3 * len(columns)
+    words = [text.words for text in figure.texts if text.words in SETS]
+    assert words == ["real", "real", "hybrid", "hybrid"]
+    assert len(figure.bars) == 2
+    assert [line.name for line in figure.lines] == ["edge of the lesion"]
+    assert len(figure.lines[0].paths) == len(over(figure))
+    for tile in over(figure):
+        red, green, *_ = rgba(tile.href)[rgba(tile.href)[..., 3] > 0].T
+        assert (green > red).all()  # all of these slices go through the lesion, and hit it
+    areas = [(rgba(tile.href)[..., 3] > 0).sum() for tile in over(figure)]
+    ocsvm, zscore, on_hybrid, _ = (sum(areas[column::4]) for column in range(4))
+    assert zscore < ocsvm < on_hybrid  # as strong as their bumps
+
+
+def test_slices_go_through_the_lesion_and_else_through_most_clusters(cohort, tmp_path):
+    lesion = np.linalg.norm(cohort.world - (24, -40, -2), axis=-1) < 13  # where no cluster is
+    cohort.put("sub-P1/anat", f"sub-P1_space-{T}_label-L_mask", lesion)
+    (panel,) = maps(cohort)
+    told = {text.words for text in panel.figures[0].texts if " = " in text.words}
+    assert told == {"x = 24 mm", "y = −40 mm", "z = −2 mm"}
+    plain = Cohort(tmp_path / "in" / "out", lesions=False)
+    (other,) = maps(plain)
+    assert "Slices on which" in other.caption
+    assert not other.figures[0].lines
+    assert len(other.figures[0].bars) == 1
+    assert all((rgba(tile.href)[..., 3] > 0).any() for tile in over(other.figures[0])[:1])
+
+
+@given(st.tuples(*[st.integers(0, 6)] * 3))
+def test_the_best_slices_meet_in_the_only_bright_voxel(place):
+    weights = np.zeros((7, 7, 7), np.float32)
+    weights[place] = 0.5
+    for chosen in (best_sections(weights), sections_through(weights > 0)):
+        assert [one.index for one in chosen] == [place[AXIS_OF[one.plane]] for one in chosen]
+
+
+def test_of_two_lesions_the_larger_one_is_shown():
+    mask = np.zeros((20, 20, 20), bool)
+    mask[2:4, 2:4, 2:4] = mask[10:15, 10:15, 10:15] = True
+    assert {one.index for one in sections_through(mask)} == {12}
+
+
+@pytest.mark.parametrize("kind", ["T1w", "brain_mask", "dseg", "L_mask"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "grid"])
+def test_a_lost_image_is_named_and_the_rest_is_shown(cohort, kind, damage):
+    endings = {
+        "T1w": f"anat/sub-P1_space-{T}_desc-preproc_T1w",
+        "brain_mask": f"anat/sub-P1_space-{T}_desc-brain_mask",
+        "dseg": f"pet/sub-P1_trc-18FFDG_space-{T}_desc-ocsvm_dseg",
+        "L_mask": f"anat/sub-P1_space-{T}_label-L_mask",
+    }
+    path = cohort.out / "sub-P1" / f"{endings[kind]}.nii.gz"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    if damage == "grid":
+        nifti.save(nifti.Image(np.ones((20, 20, 20), np.float32), np.diag([8.0, 8, 8, 1])), path)
+    pictures = section(cohort.write(**RUN), "maps")
+    if kind == "L_mask" and damage == "missing":
+        assert "No figure." not in pictures  # no lesion is known, and that is all
+        return
+    assert path.name in pictures or f"sub-P1_space-{T}" in pictures
+    assert pictures.count("No figure.") == (kind != "dseg")
+    assert "<image " in pictures  # of the other patient, or of the other detectors
+
+
+def test_many_patients_are_pictured_in_their_own_reports_only(cohort, monkeypatch):
+    monkeypatch.setattr("bids_app.report.group.MOST_PICTURED", 1)
+    pictures = section(cohort.write(**RUN), "maps")
+    assert 'For more patients see their own reports: <a href="sub-P2.html">sub-P2</a>.' in pictures
+    assert "Clusters of sub-P2" not in pictures
+
+
+# The section of a participant's report
+
+
+def test_the_section_stands_between_pet_and_methods(made):
+    reader = Reader(made.write_subject("P1"))
+    known = ["summary", "anatomy", "coregistration", "pet", "anomalies", "methods", "about"]
+    assert [name for name in reader.ids if name in known] == known
+    assert len(reader.ids) == len(set(reader.ids))
+    assert "#anomalies" in reader.links
+    assert all(link.startswith(("data:image/", "#")) for link in reader.links)
+
+
+def test_without_maps_there_is_no_section(cohort):
+    for path in cohort.out.rglob("*_statmap.*"):
+        path.unlink()
+    page = cohort.write_subject("P1")
+    assert "Anomalies" not in text_of(page)
+    assert "#anomalies" not in page
+    assert "<script>" not in page
+
+
+def test_each_detector_has_its_table_and_its_pictures(made):
+    page = section(made.write_subject("P1"), "anomalies")
+    headings = re.findall(r"<h3>(.*?)</h3>", page)
+    assert headings == [
+        *("OC-SVM, trained on real (sub-P1)", "z score, trained on real (sub-P1)"),
+        "Other training sets",
+    ]
+    tables = tables_in(page)
+    assert len(tables) == len(SETS) * len(DETECTORS)
+    found = made.found["real", "ocsvm", "P1"]
+    assert tables[0][0] == [
+        *("Rank", "x, y, z (mm)", "Side", "Region", "Volume (mm³)", "Peak", "Mean", "Sum"),
+        *("Expected in a healthy control", "On a lesion (mm³)"),
+    ]
+    first, second = tables[0][1:]
+    assert first[0] == "1"
+    assert first[2:5] == ["left", "Frontal lobe", f"{found[0]['volume']:.0f}"]
+    assert float(first[7]) == pytest.approx(found[0]["sum_score"], rel=0.01)
+    assert first[8:] == ["0", f"{found[0]['overlap']:.0f}"]
+    assert second[3] == "n/a"
+    assert page.count("<iframe ") == len(DETECTORS)
+    assert set(re.findall(r'data-frame="(.*?)"', page)) == set(
+        re.findall(r'<iframe id="(.*?)"', page)
+    )
+    assert page.count("<details>") == len(DETECTORS)
+    assert "No figure." not in page
+
+
+def test_a_control_is_called_one(made):
+    page = section(made.write_subject("C1"), "anomalies")
+    assert "this participant is a control" in page
+    assert "had not been trained on them" in page
+    assert "Space of the template." in page  # maps of controls are there alone
+    assert "this participant is a control" not in made.write_subject("P1")
+
+
+def test_columns_that_nobody_fills_are_left_out(tmp_path):
+    cohort = Cohort(tmp_path / "in" / "out", lesions=False)
+    for path in cohort.out.glob("sub-P1/pet/*_clusters.tsv"):
+        path.write_text(path.read_text().replace("Frontal lobe", "n/a"))
+    heads = tables_in(section(cohort.write_subject("P1"), "anomalies"))[0][0]
+    assert "Region" not in heads
+    assert "On a lesion (mm³)" not in heads
+
+
+@pytest.mark.parametrize("kind", ["statmap", "clusters", "own map", "T1w", "own T1w"])
+def test_what_is_lost_is_named_in_the_section(cohort, kind):
+    stem = "pet/sub-P1_trc-18FFDG_space"
+    name = {
+        "statmap": f"{stem}-{T}_stat-ocsvm_statmap.nii.gz",
+        "clusters": f"{stem}-{T}_desc-ocsvm_clusters.tsv",
+        "own map": f"{stem}-T1w_stat-ocsvm_statmap.nii.gz",
+        "T1w": f"anat/sub-P1_space-{T}_desc-preproc_T1w.nii.gz",
+        "own T1w": "anat/sub-P1_desc-preproc_T1w.nii.gz",
+    }[kind]
+    path = cohort.out / "sub-P1" / name
+    path.write_bytes(b"\xff\xfe\x00")
+    page = section(cohort.write_subject("P1"), "anomalies")
+    assert path.name in page
+    assert "z score, trained on real" in page
+    viewers = {"statmap": 1, "T1w": 0}.get(kind, 2)
+    assert page.count("<iframe ") == viewers
+
+
+def test_the_t1w_is_that_which_the_pet_was_aligned_to(cohort):
+    person = cohort.out / "sub-P1"
+    for name in ("a", "b"):
+        for path in sorted((person / "anat").iterdir()):
+            new = path.name.replace("sub-P1_", f"sub-P1_ses-{name}_")
+            target = person / f"ses-{name}" / "anat" / new
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    shutil.rmtree(person / "anat")
+    (person / "ses-c").mkdir()
+    for path in sorted((person / "pet").iterdir()):
+        path.rename(path.with_name(path.name.replace("sub-P1_", "sub-P1_ses-c_")))
+    (person / "pet").rename(person / "ses-c" / "pet")
+    for path in (person / "ses-c").rglob("*space-T1w*.json"):
+        reference = "bids::sub-P1/ses-b/anat/sub-P1_ses-b_desc-preproc_T1w.nii.gz"
+        change(path, SpatialReference=reference)
+    (person / "ses-b" / "anat" / f"sub-P1_ses-b_space-{T}_desc-preproc_T1w.nii.gz").write_bytes(b"")
+    told = section_of(cohort.out, "P1", (T,))
+    assert {part.title.rpartition("(")[2] for part in told.parts} == {"sub-P1, ses-c)"}
+    assert all("ses-b" in part.panel.missing for part in told.parts)
+    (one, *_) = find_anomalies(cohort.out, "P1", spaces=(T,))
+    assert (one.session, one.training_set, one.primary) == ("c", "real", True)
+
+
+def test_maps_of_another_grid_are_passed_over(made):
+    assert find_anomalies(made.out, "P1", spaces=("MNI152NLin2009aSym_res-1",)) == ()
+    assert len(find_anomalies(made.out, "P1")) == len(SETS) * len(DETECTORS)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(("label", "side"), [("P1", -1), ("P2", 1)])
+def test_a_map_is_turned_so_that_left_is_left(made, own, label, side):
+    """On disk, the first axis of the participant's own space counts towards the left."""
+    anomaly = find_anomalies(made.out, label, spaces=(T,))[0]
+    score_map = take_score_map(Shelf(made.out), made.out, anomaly, own=own)
+    place = np.unravel_index(np.nanargmax(score_map.scores.data), score_map.scores.data.shape)
+    x = (score_map.scores.affine @ [*place, 1])[0] - own * MOVED[0]
+    assert np.sign(x) == side
+    assert (place[0] > score_map.scores.data.shape[0] / 2) == (side > 0)
+
+
+# The slice viewer
+
+
+@pytest.fixture(scope="module")
+def score_map(made):
+    anomaly = find_anomalies(made.out, "P1", spaces=(T,))[0]
+    return take_score_map(Shelf(made.out), made.out, anomaly, own=True)
+
+
+def test_a_viewer_is_the_same_each_time_and_asks_the_web_for_nothing(score_map):
+    page = make_viewer(score_map, "one", own=True).html
+    assert make_viewer(score_map, "one", own=True).html == page
+    assert make_viewer(score_map, "two", own=True).html != page
+    reader = Reader(page)
+    assert "link" not in reader.tags
+    assert reader.links
+    assert all(link.startswith("data:image/") for link in reader.links)
+    assert not re.search(r"""(?:src|href)=["']?http|@import|url\(""", page)
+
+
+def test_stops_are_at_the_peaks_in_world_coordinates(score_map):
+    grid = grid_over(score_map.brain)
+    first, second = find_stops(score_map, grid)
+    assert (first.rank, second.rank) == (1, 2)
+    world = (grid.affine @ [first.x, first.y, first.z, 1])[:3]
+    assert world == pytest.approx(np.array(PATIENTS["P1"]) + MOVED, abs=5)
+
+
+@given(st.integers(0, 3), st.floats(-40, 40))
+def test_resampling_moves_nothing_in_the_world(turns, angle):
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", (angle, 90 * turns, angle / 2), degrees=True)\
+        .as_matrix() @ np.diag([-4.0, 5.0, 6.0])  # fmt: skip
+    affine[:3, 3] = -affine[:3, :3] @ np.array([10, 9, 8])
+    indices = np.stack(np.meshgrid(*map(np.arange, (21, 19, 17)), indexing="ij"), axis=-1)
+    world = indices @ affine[:3, :3].T + affine[:3, 3]
+    place = np.array([-12.0, 6.0, 9.0])
+    bump = np.exp(-((world - place) ** 2).sum(axis=-1) / (2 * 9**2)).astype(np.float32)
+    grid = grid_over(nifti.Image((bump > 0.05).astype(np.float32), affine))
+    moved = resample(nifti.Image(bump, affine), grid)
+    middle = ndimage.center_of_mass(np.where(moved > 0.1, moved, 0))
+    assert (grid.affine @ [*middle, 1])[:3] == pytest.approx(place, abs=0.5)
+
+
+def test_a_healthy_brain_shows_nothing_in_the_viewer(score_map):
+    """All of its scores are below 0, as inside of the boundary of controls."""
+    scores = replace(score_map.scores, data=-np.abs(score_map.scores.data) - 0.1)
+    heat = heat_of(scores.data, None)
+    assert heat.threshold == 0
+    healthy = make_viewer(replace(score_map, scores=scores, heat=heat, labels=None), "a", own=True)
+    assert healthy.stops == ()
+    (overlay,) = re.findall(r'id="overlayImg-a".*?src="(.*?)"', healthy.html, re.S)
+    opaque = rgba(overlay)[..., 3] > 0
+    assert not opaque[: len(opaque) // 2].any()  # behind the last slice, nilearn fills up
+
+
+# Methods
+
+
+def test_methods_tell_what_was_done_and_cite_it(made):
+    text = section(made.write(**RUN), "methods")
+    for told in (
+        *("mri2pet 9.8.7", "PyTorch 2.13.0", "numba 0.60.0", "nu 0.03", "2 folds", "share of 0.02"),
+        "axial patches of 15×15 voxels from",
+        *("Alaverdyan Z", "Schölkopf B", "Chang C-C", "Crawford JR", "Wilson EB", "McNemar Q"),
+        *("Holm S", "Chakraborty DP", "hybrid (2 controls with real PET, 1 with synthetic PET)"),
+    ):
+        assert told in text
+    only = boilerplate(Procedure(versions={}, detectors=("zscore",)))
+    assert "Crawford JR" in only
+    assert "Schölkopf" not in only
+    assert "McNemar" not in only
+    assert "no synthetic image was scored" not in only
+
+
+def test_every_reference_is_cited_somewhere():
+    text = boilerplate(
+        Procedure(
+            versions={}, detectors=("ocsvm", "zscore", "pseudonormal"), evaluated=True,
+            tested=True, free=True,
+        )
+    )  # fmt: skip
+    titles = re.findall(r'^".*" = "(.*)"$', GROUP_REFERENCES.read_text(), re.M)
+    assert len(titles) > 6
+    assert all(title in text for title in titles)
+
+
+def test_a_line_that_says_no_place_is_no_cluster():
+    line = {"rank": "1", "x": "1", "y": "2", "z": "3"}
+    assert cluster_of(line).place == "1, 2, 3"
+    for odd in ({"rank": "n/a"}, {"rank": "1.5"}, {"rank": "0"}, {"x": "n/a"}, {"z": "left"}):
+        assert cluster_of({**line, **odd}) is None
+
+
+# In a browser
+
+
+def frame_of(browser):
+    """Scroll to the first slice viewer; give where its frame is in sight, and on the page."""
+    return browser.run(
+        """(() => {
+          const frame = document.querySelector("iframe");
+          frame.scrollIntoView();
+          const box = frame.getBoundingClientRect();
+          return [box.x, box.y, box.width, box.height, window.scrollX, window.scrollY];
+        })()"""
+    )
+
+
+def settled(browser, box):
+    """Take pictures of a part of the page until two in a row are the same."""
+    pictures = [browser.picture(box)]
+
+    def rests():
+        pictures.append(browser.picture(box))
+        return (pictures[-1] == pictures[-2]).all() and np.ptp(pictures[-1]) > 0
+
+    browser.wait_for(rests)
+    return pictures[-1]
+
+
+def changed(browser, box, before):
+    def differs():
+        return (browser.picture(box) != before).any()
+
+    browser.wait_for(differs)
+    return settled(browser, box)
+
+
+@needs_browser
+def test_slices_move_in_the_browser_from_the_file_system_without_a_complaint(cohort, browser):
+    cohort.write_subject("P1")
+    page = cohort.out / "sub-P1.html"
+    browser.open(page)
+    x, y, width, height, left, above = frame_of(browser)
+    box = (x + left, y + above, width, height)
+    first = settled(browser, box)
+    assert first.std() > 20  # there is a brain
+    browser.click(x + 0.2 * width, y + 0.4 * height)
+    clicked = changed(browser, box, first)
+    browser.press("PageUp")
+    stepped = changed(browser, box, clicked)
+    assert (stepped != clicked).mean() < (clicked != first).mean()
+    browser.run("document.querySelectorAll('button[data-frame]')[0].click()")
+    again = changed(browser, box, stepped)
+    inside = slice(20, int(0.8 * height)), slice(20, -20)  # the frame now shows its focus
+    assert (again[inside] == first[inside]).all()  # back at the peak of the first cluster
+    browser.run("document.querySelectorAll('button[data-frame]')[1].click()")
+    changed(browser, box, again)
+    assert browser.complaints() == []
+    assert browser.fetched() == [page.as_uri()]
+
+
+@needs_browser
+def test_the_page_of_the_group_opens_without_a_complaint(cohort, browser):
+    cohort.write(**RUN)
+    page = cohort.out / "group.html"
+    browser.open(page)
+    assert browser.run("document.querySelectorAll('svg').length") > 5
+    assert browser.run("document.documentElement.scrollWidth <= window.innerWidth")
+    assert browser.complaints() == []
+    assert browser.fetched() == [page.as_uri()]
+
+
+WRITTEN = """
+const write = CanvasRenderingContext2D.prototype.fillText;
+window.written = [];
+CanvasRenderingContext2D.prototype.fillText = function (words, x, y) {
+  window.written.push([words, x]);
+  return write.call(this, words, x, y);
+};
+"""
+
+
+@needs_browser
+@pytest.mark.parametrize(("label", "side"), [("P1", "L"), ("P2", "R")])
+def test_in_the_viewer_a_cluster_is_on_the_side_of_its_letter(made, browser, tmp_path, label, side):
+    anomaly = find_anomalies(made.out, label, spaces=(T,))[0]
+    score_map = take_score_map(Shelf(made.out), made.out, anomaly, own=True)
+    page = make_viewer(score_map, "viewer", own=True).html
+    path = tmp_path / "viewer.html"
+    path.write_text(page.replace("<body>", f"<body><script>{WRITTEN}</script>"), encoding="utf-8")
+    browser.open(path)
+    browser.wait_for(lambda: browser.run("viewer !== null"))
+    # no line over the picture; nothing but the axial slice, brainsprite's last
+    at = browser.run("(viewer.crosshair = false, viewer.drawAll(), viewer.coordinatesSlice)")
+    assert [at[axis] for axis in "XYZ"] == pytest.approx(np.array(PATIENTS[label]) + MOVED, abs=5)
+    start, width = browser.run(
+        "[viewer.widthCanvas.X + viewer.widthCanvas.Y, viewer.widthCanvas.Z]"
+    )
+    box = browser.run("(b => [b.x, b.y, b.width, b.height])(viewer.canvas.getBoundingClientRect())")
+    picture = settled(browser, box)[:, round(start) :][:, : round(width)]
+    coloured = np.ptp(picture, axis=2) > 40
+    x = ndimage.center_of_mass(coloured)[1]
+    letters = {w: px - start for w, px in browser.run("written") if w in "LR" and px > start}
+    assert letters["L"] < letters["R"]
+    assert min(letters, key=lambda letter: abs(letters[letter] - x)) == side
+    assert coloured.sum() > 20
+
+
+@needs_browser
+def test_slices_follow_keys_wheel_and_messages_within_the_volume(score_map, browser, tmp_path):
+    path = tmp_path / "viewer.html"
+    path.write_text(make_viewer(score_map, "viewer", own=True).html, encoding="utf-8")
+    browser.open(path)
+    browser.wait_for(lambda: browser.run("viewer !== null"))
+    where = "[viewer.numSlice.X, viewer.numSlice.Y, viewer.numSlice.Z]"
+    start = browser.run(where)
+    x, y, width, height = browser.run(
+        "(b => [b.x, b.y, b.width, b.height])(viewer.canvas.getBoundingClientRect())"
+    )
+    browser.turn_wheel(x + 0.9 * width, y + 0.5 * height, 100)
+    assert browser.run(where) == start  # not before a click: the page could not be scrolled
+    browser.run("viewer.canvas.focus()")
+    for key, axis, by in (
+        *(("ArrowLeft", 0, -1), ("ArrowUp", 1, 1), ("ArrowDown", 1, -1), ("PageUp", 2, 1)),
+        *(("PageDown", 2, -1), ("ArrowRight", 0, 1)),
+    ):
+        before = browser.run(where)
+        browser.press(key)
+        step = np.subtract(browser.run(where), before).tolist()
+        assert step == [by * (n == axis) for n in range(3)], key
+    browser.turn_wheel(x + 0.9 * width, y + 0.5 * height, -100)
+    browser.wait_for(lambda: browser.run(where) == [*start[:2], start[2] + 1])
+    browser.run("window.postMessage({X: -5, Y: 10 ** 6, Z: 3}, '*')")
+    last = browser.run("viewer.nbSlice.Y - 1")
+    browser.wait_for(lambda: browser.run(where) == [0, last, 3])
+    assert browser.run("document.querySelector('input[type=range]').value") == "75"
+    assert browser.complaints() == []

@@ -1,0 +1,461 @@
+"""What detectors leave on disk, and how a slab is fitted and scored.
+
+Norms first, then one-class SVMs of many voxels, then slabs.
+"""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cohorts import images
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from sklearn.svm import OneClassSVM
+
+from bids_app import files
+from bids_app.detection.encoding import latents_at
+from bids_app.detection.networks import SiameseAutoencoder
+from bids_app.detection.normative import Norm, learn_norm, smooth_within
+from bids_app.detection.norms import (
+    SCORES,
+    load_norm,
+    measure_difference,
+    measure_uptake,
+    save_norm,
+)
+from bids_app.detection.oneclass import VoxelwiseOneClassSVM
+from bids_app.detection.patches import cut_patches
+from bids_app.detection.slabs import Slab, count_voxels, mean_map, values_of
+from bids_app.detection.spec import EncoderSpec
+from bids_app.detection.voxelmodels import (
+    NAMES,
+    VoxelModels,
+    join,
+    keep,
+    load_models,
+    save_models,
+)
+from bids_app.detection.voxelwise import fit_slab, score_slab
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+
+SHAPE = (18, 20, 8)
+SLAB = Slab(2, 7)
+NU = 0.1
+HALF = 2.0**-11  # of a number: what float16 rounds by, at most
+SINGLE = 1e-6  # absolute: what float32 rounds scores by, with room
+seeds = st.integers(0, 9999)
+
+
+def full_disk(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.Path, "replace", full)
+
+
+def unreadable(monkeypatch, name):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, name, refuse)
+
+
+# Norms
+
+
+@pytest.fixture
+def norm(rng):
+    mean, sd = rng.random((2, *SHAPE), np.float32)
+    return Norm(mean, sd, 12)
+
+
+def test_a_norm_is_read_as_it_was_written(tmp_path, norm, rng):
+    for one in (norm, Norm(norm.mean.T, norm.sd[::-1], 2)):
+        save_norm(tmp_path / "norm.safetensors", one)
+        read = load_norm(tmp_path / "norm.safetensors")
+        np.testing.assert_array_equal(read.mean, one.mean)
+        np.testing.assert_array_equal(read.sd, one.sd)
+        assert (read.n, read.mean.dtype, read.sd.dtype) == (one.n, np.float32, np.float32)
+    volume = rng.random(SHAPE, np.float32)
+    save_norm(tmp_path / "norm.safetensors", norm)
+    np.testing.assert_array_equal(
+        load_norm(tmp_path / "norm.safetensors").deficit(volume), norm.deficit(volume)
+    )
+
+
+def test_less_than_controls_is_positive_for_zscore_and_more_synthetic_for_pseudonormal(norm):
+    low = norm.mean - norm.sd
+    assert (SCORES["zscore"](norm, low)[norm.sd > 0] > 0).all()
+    assert (SCORES["pseudonormal"](norm, low)[norm.sd > 0] < 0).all()
+
+
+def test_what_norms_compare_is_smoothed_within_the_brain(rng):
+    _, pet, brain = images(rng, SHAPE)
+    synthetic = rng.random(SHAPE, np.float32)
+    zooms, fwhm = (4.0, 4.0, 5.0), 8.0
+    uptake = measure_uptake(pet, brain, fwhm=fwhm, zooms=zooms)
+    np.testing.assert_array_equal(uptake, smooth_within(pet, brain, fwhm=fwhm, zooms=zooms))
+    difference = measure_difference(pet, synthetic, brain, fwhm=fwhm, zooms=zooms)
+    expected = smooth_within(synthetic, brain, fwhm=fwhm, zooms=zooms) - uptake
+    np.testing.assert_allclose(difference, expected, atol=1e-6)  # smoothing is linear
+    for one in (uptake, difference):
+        assert not one[~brain].any()
+
+
+def test_a_low_patch_is_high_in_both_maps(rng):
+    """Where a patient's PET is below controls', and below its synthetic PET."""
+    _, pet, brain = images(rng, SHAPE)
+    zooms = (4.0, 4.0, 4.0)
+
+    def noisy():
+        return (pet + 0.02 * rng.standard_normal(SHAPE)).astype(np.float32)
+
+    controls = [noisy() for _ in range(8)]
+    patient = noisy()
+    patient[8:11, 9:12, 3:6] -= 0.3
+    uptake = [measure_uptake(one, brain, fwhm=8.0, zooms=zooms) for one in [*controls, patient]]
+    differences = [
+        measure_difference(one, pet, brain, fwhm=8.0, zooms=zooms) for one in [*controls, patient]
+    ]
+    for name, measured in (("zscore", uptake), ("pseudonormal", differences)):
+        score = SCORES[name](learn_norm(measured[:-1], brain), measured[-1])
+        assert score[9, 10, 4] > 3
+        assert np.linalg.norm(np.array(np.unravel_index(score.argmax(), SHAPE)) - (9, 10, 4)) < 4
+
+
+def test_a_norm_that_is_missing_is_told(tmp_path):
+    with pytest.raises(MissingInputError, match=r"norm\.safetensors: no such file; fit the detect"):
+        load_norm(tmp_path / "norm.safetensors")
+
+
+def damage(path, kind, tensors, metadata):
+    """Damage a file of tensors, or put something else in its place."""
+    content = path.read_bytes()
+    if kind == "truncated":
+        path.write_bytes(content[:-7])
+    elif kind == "emptied":
+        path.write_bytes(b"")
+    elif kind == "something else":
+        path.write_bytes(b"PK\3\4" + content)
+    elif kind == "other tensors":
+        save_file({"weights": np.zeros(3, np.float32)}, path, metadata)
+    elif kind == "one tensor less":
+        save_file(dict(list(tensors.items())[1:]), path, metadata)
+    elif kind == "no metadata":
+        save_file(tensors, path)
+
+
+KINDS = ("truncated", "emptied", "something else", "other tensors", "one tensor less")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "no metadata"])
+def test_a_damaged_norm_is_refused_by_name(tmp_path, norm, kind):
+    path = tmp_path / "norm.safetensors"
+    save_norm(path, norm)
+    damage(path, kind, {"mean": norm.mean, "sd": norm.sd}, {"norm": '{"controls": 3}'})
+    with pytest.raises(UnusableDataError, match=r"norm\.safetensors: not the norm .*; fit the de"):
+        load_norm(path)
+
+
+def test_a_disk_that_is_full_leaves_the_norm_that_was_there(tmp_path, norm, monkeypatch):
+    path = tmp_path / "norm.safetensors"
+    save_norm(path, norm)
+    before = path.read_bytes()
+    full_disk(monkeypatch)
+    with pytest.raises(ReadWriteError, match=r"norm\.safetensors: cannot be written \(No space"):
+        save_norm(path, Norm(norm.sd, norm.mean, 3))
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["norm.safetensors"]
+
+
+# One-class SVMs of many voxels
+
+
+def fitted(seed=0, *, voxels=7, samples=12, features=5, scale=1.0, shift=0.0):
+    """An estimator, and latents of other people."""
+    rng = np.random.default_rng(seed)
+    controls, others = (
+        (scale * rng.standard_normal((voxels, n, features)) + shift).astype(np.float32)
+        for n in (samples, 4)
+    )
+    return VoxelwiseOneClassSVM(nu=NU, threads=1).fit(controls), others
+
+
+def decide(models, latents, part=slice(None)):
+    return models.part(part, threads=1).decision_function(latents[part])
+
+
+def equal(one, other):
+    return all(
+        getattr(one, name).dtype == getattr(other, name).dtype
+        and np.array_equal(getattr(one, name), getattr(other, name))
+        for name in NAMES
+    )
+
+
+@given(
+    seed=seeds, samples=st.integers(2, 40), features=st.integers(1, 8),
+    scale=st.floats(1e-3, 1e3), shift=st.floats(-10, 10),
+)  # fmt: skip
+def test_scores_of_stored_models_are_those_of_fresh_ones_within_the_bound(
+    seed, samples, features, scale, shift
+):
+    """A support vector that moves by e changes a kernel by sqrt(2 gamma / exp(1)) e, at most.
+
+    That is the steepest place of exp(-gamma r²). So the error of a score is at most the sum of
+    those over the support vectors, each times its coefficient, and what float32 rounds.
+    """
+    estimator, others = fitted(
+        seed, voxels=5, samples=samples, features=features, scale=scale, shift=scale * shift
+    )
+    vectors = estimator.support_vectors_.astype(float)
+    moved = np.linalg.norm(vectors - vectors.astype(np.float16), axis=1)
+    voxel = np.repeat(np.arange(5), estimator.n_support_)
+    steepness = np.sqrt(2 * estimator.gamma_ / np.e)[voxel]
+    bound = np.bincount(voxel, estimator.dual_coef_ * steepness * moved)
+    weight = NU * samples  # sum of the coefficients in a voxel
+    error = abs(decide(keep(estimator), others) - estimator.decision_function(others))
+    assert (error <= bound[:, None] + SINGLE * (1 + weight)).all()
+    longest = np.sqrt((vectors**2).sum(1)).max()
+    if abs(vectors).min() > 1e-4:  # else float16 has fewer digits
+        assert (moved <= HALF * longest).all()
+
+
+def test_the_error_of_stored_models_is_small_beside_what_scores_differ_by():
+    """Measured: 6e-4 of their standard deviation, here."""
+    estimator, others = fitted(3, voxels=200, samples=30, features=64)
+    fresh = estimator.decision_function(others)
+    assert abs(decide(keep(estimator), others) - fresh).max() < 2e-3 * fresh.std()
+
+
+def test_models_are_read_as_they_were_written(tmp_path):
+    models = keep(fitted()[0])
+    save_models(tmp_path / "voxels.safetensors", models)
+    assert equal(load_models(tmp_path / "voxels.safetensors"), models)
+    kinds = [getattr(models, name).dtype for name in NAMES]
+    assert kinds == [np.uint16, np.float16, np.float32, np.float32, np.float32]
+
+
+def test_a_support_vector_takes_two_bytes_a_latent(tmp_path):
+    """With 75 controls, 64 latents and 1.2 million voxels, 3 vectors a voxel are 0.5 GB."""
+    estimator, _ = fitted(voxels=300, samples=20, features=64)
+    save_models(tmp_path / "voxels.safetensors", keep(estimator))
+    total = int(estimator.n_support_.sum())
+    size = (tmp_path / "voxels.safetensors").stat().st_size
+    assert size - total * (64 * 2 + 4) - 300 * (2 + 4 + 4) < 600  # its header
+
+
+@given(seed=seeds, cuts=st.lists(st.integers(0, 9), max_size=3).map(sorted))
+def test_parts_score_as_the_whole_and_joined_parts_are_the_whole(seed, cuts):
+    estimator, others = fitted(seed, voxels=9)
+    whole = keep(estimator)
+    scores = decide(whole, others)
+    pieces = [slice(a, b) for a, b in zip([0, *cuts], [*cuts, 9], strict=True) if b > a]
+    for piece in pieces:
+        np.testing.assert_array_equal(decide(whole, others, piece), scores[piece])
+    parts = []
+    for piece in pieces:
+        own = slice(*whole.starts[[piece.start, piece.stop]])
+        parts.append(VoxelModels(
+            whole.n_support[piece], whole.support_vectors[own], whole.dual_coef[own],
+            whole.gamma[piece], whole.offset[piece],
+        ))  # fmt: skip
+    assert equal(join(parts, 5), whole)
+
+
+def test_more_support_vectors_than_a_byte_counts_are_told_apart():
+    models = VoxelModels(
+        np.array([300, 65535, 1], np.uint16), np.zeros((65836, 1), np.float16),
+        *(np.zeros(n, np.float32) for n in (65836, 3, 3)),
+    )  # fmt: skip
+    assert models.starts.tolist() == [0, 300, 65835, 65836]
+
+
+def test_models_of_no_voxel_are_models(tmp_path):
+    none = join([], 64)
+    assert none.support_vectors.shape == (0, 64)
+    save_models(tmp_path / "voxels.safetensors", none)
+    assert equal(load_models(tmp_path / "voxels.safetensors"), none)
+    models = keep(fitted(features=64)[0])
+    assert equal(join([none, models, none], 64), models)
+
+
+def test_models_that_are_missing_are_told(tmp_path):
+    with pytest.raises(MissingInputError, match=r"voxels\.safetensors: no such file; fit the det"):
+        load_models(tmp_path / "voxels.safetensors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_models_are_refused_by_name(tmp_path, kind):
+    path, models = tmp_path / "voxels.safetensors", keep(fitted()[0])
+    save_models(path, models)
+    damage(path, kind, vars(models), None)
+    with pytest.raises(
+        UnusableDataError, match=r"voxels\.safetensors: not the one-class SVMs .*fe"
+    ):
+        load_models(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_whose_parts_do_not_belong_together_are_refused(tmp_path, name):
+    models = keep(fitted()[0])
+    shorter = replace(models, **{name: getattr(models, name)[:-1]})
+    save_models(tmp_path / "voxels.safetensors", shorter)
+    with pytest.raises(UnusableDataError, match="its parts do not belong together"):
+        load_models(tmp_path / "voxels.safetensors")
+
+
+def test_models_that_may_not_be_read_are_told(tmp_path, monkeypatch):
+    save_models(tmp_path / "voxels.safetensors", keep(fitted()[0]))
+    unreadable(monkeypatch, "read_bytes")
+    with pytest.raises(ReadWriteError, match=r"voxels\.safetensors: cannot be read \(Permission"):
+        load_models(tmp_path / "voxels.safetensors")
+
+
+# Slabs
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return SiameseAutoencoder(EncoderSpec(), torch.Generator().manual_seed(1)).eval()
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    """Nine controls, two others, and a brain that leaves the first slices of the slab empty."""
+    rng = np.random.default_rng(5)
+    controls = [images(rng, SHAPE)[1] for _ in range(9)]
+    others = [images(rng, SHAPE)[1] for _ in range(2)]
+    brain = images(rng, SHAPE)[2] & (rng.random(SHAPE) < 0.3)
+    brain[..., :3] = brain[..., 5] = False
+    brain[9, 10, 4] = True
+    return controls, others, brain
+
+
+def fit(encoder, cohort, slab=SLAB):
+    controls, _, brain = cohort
+    return fit_slab(encoder, controls, brain, slab, nu=NU, threads=1)
+
+
+def score(encoder, models, volumes, brain, slab=SLAB):
+    return score_slab(encoder, models, volumes, brain, slab, threads=1)
+
+
+@torch.no_grad()
+def latents_by_hand(encoder, volumes, place):
+    """Latents of the patches around one voxel, (volumes, latents), without going densely."""
+    patches = [cut_patches(one, np.array([place]), encoder.patch) for one in volumes]
+    return encoder.encode(torch.from_numpy(np.stack(patches))).numpy()
+
+
+def test_a_slab_is_scored_voxel_by_voxel_by_one_class_svms_of_the_controls(encoder, cohort):
+    """By hand at every voxel: in the order of slabs, and as scikit-learn has it."""
+    controls, others, brain = cohort
+    scores = score(encoder, fit(encoder, cohort), [*others, controls[0]], brain)
+    assert scores.dtype == np.float32
+    assert scores.shape == (3, count_voxels(brain, SLAB))
+    places = [(i, j, k) for k in SLAB.slices() for i, j in np.argwhere(brain[..., k])]
+    assert len(places) == scores.shape[1] > 50
+    for column, place in enumerate(places):
+        known = latents_by_hand(encoder, controls, place)
+        seen = latents_by_hand(encoder, [*others, controls[0]], place)
+        own = VoxelwiseOneClassSVM(nu=NU, threads=1).fit(known[None]).decision_function(seen[None])
+        np.testing.assert_allclose(scores[:, column], -own[0], rtol=0, atol=5e-4)
+        if place == (9, 10, 4):
+            oracle = OneClassSVM(nu=NU, gamma="scale").fit(known).decision_function(seen)
+            np.testing.assert_allclose(scores[:, column], -oracle, rtol=0, atol=5e-4)
+    assert np.ptp(scores) > 0.05  # far beyond what is allowed for
+
+
+def test_the_scores_are_those_of_the_estimator_of_each_slice(encoder, cohort):
+    controls, others, brain = cohort
+    stacked = [np.stack([one[..., 4] for one in people]) for people in (controls, others)]
+    known, seen = (latents_at(encoder, one, brain[..., 4]) for one in stacked)
+    estimator = VoxelwiseOneClassSVM(nu=NU, threads=1).fit(known)
+    expected = -keep(estimator).part(slice(None), threads=1).decision_function(seen).T
+    one = Slab(4, 5)
+    found = score(encoder, fit(encoder, cohort, one), others, brain, one)
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("cuts", [(2, 7), (2, 3, 7), (2, 4, 5, 7), (2, 3, 4, 5, 6, 7)])
+def test_the_cut_into_slabs_changes_nothing(encoder, cohort, cuts):
+    _, others, brain = cohort
+    whole = score(encoder, fit(encoder, cohort), others, brain)
+    slabs = [Slab(a, b) for a, b in pairwise(cuts)]
+    parts = [score(encoder, fit(encoder, cohort, slab), others, brain, slab) for slab in slabs]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+    assert equal(join([fit(encoder, cohort, slab) for slab in slabs], 64), fit(encoder, cohort))
+
+
+def test_stored_models_score_as_those_that_were_just_fitted(encoder, cohort, tmp_path):
+    _, others, brain = cohort
+    models = fit(encoder, cohort)
+    save_models(tmp_path / "voxels.safetensors", models)
+    again = score(encoder, load_models(tmp_path / "voxels.safetensors"), others, brain)
+    np.testing.assert_array_equal(again, score(encoder, models, others, brain))
+
+
+def test_each_person_is_scored_alone(encoder, cohort):
+    _, others, brain = cohort
+    models = fit(encoder, cohort)
+    both = score(encoder, models, others, brain)
+    for row, one in enumerate(others):
+        np.testing.assert_array_equal(score(encoder, models, [one], brain)[0], both[row])
+
+
+def test_threads_change_nothing(encoder, cohort):
+    controls, others, brain = cohort
+    models = fit_slab(encoder, controls, brain, SLAB, nu=NU, threads=2)
+    assert equal(models, fit(encoder, cohort))
+    scores = score_slab(encoder, models, others, brain, SLAB, threads=2)
+    np.testing.assert_array_equal(scores, score(encoder, models, others, brain))
+
+
+@pytest.mark.parametrize("slab", [Slab(0, 2), Slab(5, 6), Slab(3, 3)])
+def test_a_slab_without_brain_has_no_models_and_no_scores(encoder, cohort, slab):
+    _, others, brain = cohort
+    models = fit(encoder, cohort, slab)
+    assert len(models.n_support) == 0
+    assert models.support_vectors.shape == (0, 64)
+    scores = score(encoder, models, others, brain, slab)
+    assert (scores.shape, scores.dtype) == ((2, 0), np.float32)
+
+
+def test_scores_go_back_to_where_they_come_from(encoder, cohort):
+    """A PET that is dark around one voxel is unlike controls there and nowhere far away."""
+    controls, _, brain = cohort
+    mean = np.mean(controls, axis=0)
+    ill = mean.copy()
+    ill[9, 10, 4] = 0
+    models = fit(encoder, cohort)
+    scores = score(encoder, models, [mean, ill], brain)
+    change = mean_map([(SLAB, scores[1] - scores[0])], brain, 1)
+    far = np.ones(SHAPE, bool)
+    far[2:17, 3:18, 4] = False  # patches are 15 voxels wide
+    assert change[9, 10, 4] > 0
+    assert not change[far].any()
+    np.testing.assert_array_equal(values_of(change, brain, SLAB), scores[1] - scores[0])
+
+
+def test_models_of_another_slab_are_refused(encoder, cohort):
+    _, others, brain = cohort
+    models = fit(encoder, cohort, Slab(3, 5))
+    with pytest.raises(ValueError, match=rf"{len(models.n_support)} models do not fit the \d+ vox"):
+        score(encoder, models, others, brain)
+
+
+def test_only_what_the_slab_holds_is_read(encoder, cohort):
+    """Volumes are mapped from disk: slices elsewhere may hold anything."""
+    controls, others, brain = cohort
+    torn = [one.copy() for one in (*controls, *others)]
+    for one in torn:
+        one[..., [0, 1, 2, 5, 7]] = np.nan
+    models = fit(encoder, (torn[:9], None, brain))
+    found = score(encoder, models, torn[9:], brain)
+    np.testing.assert_array_equal(found, score(encoder, fit(encoder, cohort), others, brain))
