@@ -34,7 +34,7 @@ from bids_app.screening import (
 )
 from bids_app.settings import Settings
 from bids_app.workflows.anomalies import Clustering, OnT1w, Scored
-from bids_app.workflows.detection import DetectorFold, Fitting
+from bids_app.workflows.detection import PACKED, Applied, DetectorFold, Fitting
 from bids_app.workflows.group import (
     DetectorPlan,
     Publication,
@@ -105,7 +105,7 @@ class SetPlan:
 def encoder_spec(settings: Settings) -> EncoderSpec:
     """Give the encoder's numbers, fewer for a sloppy run."""
     spec = EncoderSpec()
-    return replace(spec, epochs=2, pairs_per_epoch=2000) if settings.sloppy else spec
+    return replace(spec, epochs=5, pairs_per_epoch=2000) if settings.sloppy else spec
 
 
 @dataclass(frozen=True)
@@ -366,11 +366,20 @@ def _tell_other_clusters(card: DetectorCard, settings: Settings) -> list[str]:
         "min_cluster_size": settings.min_cluster_size,
     }
     return [
-        f"--{name.replace('_', '-')} is {value:g}, and was {card.parameters.get(name)} for controls "
-        "of the detector: expected_in_control, which counts their clusters, does not fit"
+        f"--{name.replace('_', '-')} is {value:g}, but was {card.parameters.get(name)} where the "
+        "clusters of controls were counted: expected_in_control does not fit"
         for name, value in wanted.items()
         if card.parameters.get(name) != value
     ]
+
+
+def applied_of(folder: Path, card: DetectorCard) -> Applied:
+    """Tell graphs of detectors that were trained before: whom each fold was trained on."""
+    members = [
+        [place for place, one in enumerate(card.controls) if one.fold != fold]
+        for fold in range(1, card.folds + 1)
+    ]
+    return Applied(folder, members, card.files.get(PACKED, ""))
 
 
 def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pictures) -> SetPlan:
@@ -411,7 +420,7 @@ def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pict
     fwhm = float(str(card.parameters.get("fwhm", ZSCORE_FWHM)))
     fitting = replace(fitting_of(run, len(pictures.patients)), slabs=card.slabs, fwhm=fwhm)
     graph = init_applied_set_wf(
-        folder, card.folds, plans, fitting, clustering_of(run.settings, pictures),
+        applied_of(folder, card), plans, fitting, clustering_of(run.settings, pictures),
         name=f"{card.name}_applied_wf",
     )  # fmt: skip
     return SetPlan(card.name, graph, tuple(sightings), tuple(notes))

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nipype.pipeline.engine import Workflow
+
 from bids_app.app.intake import Problem
 from bids_app.app.people import People
 from bids_app.app.running import Runner
@@ -11,14 +13,17 @@ from bids_app.derivatives.anomalies import (
     lesions_in_template,
     native_t1w,
     t1w_to_template,
+    template_to_t1w,
 )
 from bids_app.derivatives.lesions import NAME as LESIONS
 from bids_app.derivatives.lesions import LesionMask, find_lesion_mask
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.preprocessed import Preprocessed
+from bids_app.detection.regions import read_labels
 from bids_app.errors import MissingInputError
 from bids_app.mapped import read_digest
-from bids_app.screening import Pictured, Screening, picture, plan_pictures
+from bids_app.nifti import check_header
+from bids_app.screening import Participant, Pictured, Screening, picture, plan_pictures
 from bids_app.settings import Settings
 from bids_app.workflows.anomalies import init_atlas_wf, init_lesions_wf
 from bids_app.workflows.detection import Picture
@@ -75,41 +80,63 @@ def take_pictures(
         If a dataset or file that the settings name is not there, or a lesion mask is ambiguous.
     """
     settings = runner.settings
-    plans = plan_pictures(screening, [*people.controls, *people.patients], synthetic=synthetic)
-    masks = _find_masks(settings, people)
+    atlas = _atlas_path(settings, screening)
+    patients, early = _with_t1w(people.patients)
+    masks = _find_masks(settings, patients)
+    plans = plan_pictures(screening, [*people.controls, *patients], synthetic=synthetic)
     graphs = [init_storing_wf(
         plans, shape=screening.grid.shape, affine=screening.grid.affine.tolist(), name=STORING_WF
     )]  # fmt: skip
-    for number, (visit, mask) in enumerate(masks.items()):
-        graphs.append(_lesions_graph(screening, visit, mask, f"lesions_{number}_wf"))
-    atlas = _atlas_path(settings, screening)
+    graphs += _mask_graphs(screening, masks)
     if settings.atlas is not None and atlas is not None:
         reference = people.patients[0].visit.brain_mask
         graphs.append(init_atlas_wf(settings.atlas[0], reference, atlas, name=ATLAS_WF))
+        atlas.unlink(missing_ok=True)  # of an earlier run
     crashes = runner.run(graphs, {}, {})
-    problems = _problems(crashes, plans, list(masks))
+    problems = [*early, *_problems(crashes, plans, list(masks))]
     stored = _stored(plans, crashes)
     controls = [picture(one, stored) for one in people.controls]
-    patients = [picture(one, stored) for one in people.patients]
+    pictured = [picture(one, stored) for one in patients]
     return Pictures(
         controls=tuple(c for c in controls if c.real is not None or c.synthetic is not None),
-        patients=tuple(p for p in patients if p.real is not None),
+        patients=tuple(p for p in pictured if p.real is not None),
         lesions={
             visit.t1w: lesions_in_template(visit)
             for visit in masks
             if lesions_in_template(visit).is_file()
         },
-        atlas=atlas,
+        atlas=atlas if atlas is not None and atlas.is_file() else None,
         notes=tuple(_tell_mask(visit, mask) for visit, mask in masks.items()),
         problems=tuple(problems),
     )
 
 
-def _find_masks(settings: Settings, people: People) -> dict[Preprocessed, LesionMask]:
+def _with_t1w(patients: Sequence[Participant]) -> tuple[list[Participant], list[Problem]]:
+    """Keep patients whose results can be carried to their T1w; tell of others."""
+    absent = {
+        visit: path
+        for visit in dict.fromkeys(one.visit for one in patients)
+        for path in (template_to_t1w(visit), native_t1w(visit))
+        if not path.is_file()
+    }
+    problems = [
+        Problem(
+            visit.subject,
+            f"sub-{visit.subject}: {path}: no such file; run the participant level again",
+            MissingInputError.exit_code,
+        )
+        for visit, path in absent.items()
+    ]
+    return [one for one in patients if one.visit not in absent], problems
+
+
+def _find_masks(
+    settings: Settings, patients: Sequence[Participant]
+) -> dict[Preprocessed, LesionMask]:
     root = dict(settings.derivatives).get(LESIONS)
     if root is None:
         return {}
-    visits = dict.fromkeys(one.visit for one in people.patients)
+    visits = dict.fromkeys(one.visit for one in patients)
     found = {visit: find_lesion_mask(root, visit, settings.template) for visit in visits}
     return {visit: mask for visit, mask in found.items() if mask is not None}
 
@@ -119,31 +146,32 @@ def _tell_mask(visit: Preprocessed, mask: LesionMask) -> str:
     return f"sub-{visit.subject}: lesions are those of {mask.path.name}, {how} to the grid"
 
 
-def _lesions_graph(
-    screening: Screening, visit: Preprocessed, mask: LesionMask, name: str
-) -> object:
-    path = lesions_in_template(visit)
-    root = screening.output_dir
-    transforms = [] if mask.in_template else [t1w_to_template(visit)]
-    for needed in transforms or [native_t1w(visit)]:
-        if not needed.is_file():
-            raise MissingInputError(f"{needed}: no such file; run the participant level again")
-    sidecar = {
-        "Description": f"Lesions as {mask.path.name} has them, in {screening.space.template}",
-        "Sources": [f"bids::{one.relative_to(root).as_posix()}" for one in transforms],
-        "Type": "Lesion",
-        **screening.space.entries(),
-    }
-    output = Output(path, sidecar_path(path), sidecar)
-    return init_lesions_wf(mask.path, visit.brain_mask, transforms, output, name=name)
+def _mask_graphs(screening: Screening, masks: Mapping[Preprocessed, LesionMask]) -> list[Workflow]:
+    graphs = []
+    for number, (visit, mask) in enumerate(masks.items()):
+        path = lesions_in_template(visit)
+        path.unlink(missing_ok=True)  # of an earlier run
+        transforms = [] if mask.in_template else [t1w_to_template(visit)]
+        for needed in transforms:
+            if not needed.is_file():
+                raise MissingInputError(f"{needed}: no such file; run the participant level again")
+        uris = [f"bids::{one.relative_to(screening.output_dir).as_posix()}" for one in transforms]
+        sidecar = {
+            "Description": f"Lesions as {mask.path.name} has them, in {screening.space.template}",
+            "Sources": uris, "Type": "Lesion", **screening.space.entries(),
+        }  # fmt: skip
+        output = Output(path, sidecar_path(path), sidecar)
+        name = f"lesions_{number}_wf"
+        graphs.append(init_lesions_wf(mask.path, visit.brain_mask, transforms, output, name=name))
+    return graphs
 
 
 def _atlas_path(settings: Settings, screening: Screening) -> Path | None:
     if settings.atlas is None:
         return None
-    for path in settings.atlas:
-        if not path.is_file():
-            raise MissingInputError(f"{path}: no such file; correct --atlas")
+    image, names = settings.atlas
+    check_header(image)
+    read_labels(names)
     return screening.work_dir / "atlas.nii.gz"
 
 

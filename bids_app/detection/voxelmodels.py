@@ -1,4 +1,4 @@
-"""One-class SVMs of many voxels on disk, as compactly as scores allow."""
+"""One-class SVMs of many voxels on disk: which controls support each, and how much."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,68 +13,72 @@ from bids_app.detection.oneclass import VoxelwiseOneClassSVM
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import write_bytes
 
-NAMES = ("n_support", "support_vectors", "dual_coef", "gamma", "offset")
+NAMES = ("n_support", "support", "dual_coef", "gamma", "offset")
 
 
 @dataclass(frozen=True)
 class VoxelModels:
     """One-class SVMs of the voxels of a slab, one after another.
 
-    Support vectors are kept in float16 (our choice: a latent's error is then 1/2000 of itself),
-    coefficients, gamma and offset in float32.
-
     Parameters
     ----------
     n_support : ndarray of uint16, (voxels,)
-        How many support vectors each voxel has.
-    support_vectors : ndarray of float16, (total, features)
-        Of one voxel after another.
+        How many controls support each voxel.
+    support : ndarray of uint16, (total,)
+        Which: places among the controls of the fold, voxel after voxel.
     dual_coef : ndarray of float32, (total,)
         Their coefficients.
-    gamma, offset : ndarray of float32, (voxels,)
-        Of the kernel; and the score on the boundary.
+    gamma : ndarray of float32, (voxels,)
+        Of the kernel.
+    offset : ndarray of float64, (voxels,)
+        The score on the boundary.
     """
 
     n_support: NDArray[np.uint16]
-    support_vectors: NDArray[np.float16]
+    support: NDArray[np.uint16]
     dual_coef: NDArray[np.float32]
     gamma: NDArray[np.float32]
-    offset: NDArray[np.float32]
+    offset: NDArray[np.float64]
 
-    @property
-    def starts(self) -> NDArray[np.int64]:
-        """Where the support vectors of each voxel begin, and where the last one's end."""
-        return np.concatenate([[0], np.cumsum(self.n_support, dtype=np.int64)])
+    def part(
+        self, voxels: slice, latents: NDArray[np.float32], *, threads: int
+    ) -> VoxelwiseOneClassSVM:
+        """Make the estimator of some of the voxels.
 
-    def part(self, voxels: slice, *, threads: int) -> VoxelwiseOneClassSVM:
-        """Make the estimator of some of the voxels."""
-        first, last, _ = voxels.indices(len(self.n_support))
-        begin, end = self.starts[[first, last]]
+        Parameters
+        ----------
+        voxels : slice
+            Which of them.
+        latents : ndarray, (voxels, controls, features)
+            Of the controls of the fold there, as it was fitted to.
+        threads : int
+            That share the voxels.
+        """
+        counts = self.n_support[voxels].astype(np.int64)
+        begin = int(self.n_support[: voxels.start].sum(dtype=np.int64))
+        own = slice(begin, begin + int(counts.sum()))
+        owners = np.repeat(np.arange(len(counts)), counts)
         return VoxelwiseOneClassSVM.from_support(
-            self.support_vectors[begin:end].astype(np.float32), self.dual_coef[begin:end],
-            self.n_support[voxels], gamma=self.gamma[voxels], offset=self.offset[voxels],
-            threads=threads,
+            latents[owners, self.support[own]], self.dual_coef[own], counts,
+            gamma=self.gamma[voxels], offset=self.offset[voxels], threads=threads,
         )  # fmt: skip
 
 
 def keep(estimator: VoxelwiseOneClassSVM) -> VoxelModels:
-    """Keep what scoring needs of a fitted estimator."""
+    """Keep what, with the controls' latents, makes a fitted estimator again."""
     return VoxelModels(
         n_support=estimator.n_support_.astype(np.uint16),
-        support_vectors=estimator.support_vectors_.astype(np.float16),
+        support=estimator.support_.astype(np.uint16),
         dual_coef=estimator.dual_coef_.astype(np.float32),
         gamma=estimator.gamma_.astype(np.float32),
-        offset=estimator.offset_.astype(np.float32),
+        offset=estimator.offset_.astype(np.float64),
     )
 
 
-def join(parts: Sequence[VoxelModels], features: int) -> VoxelModels:
+def join(parts: Sequence[VoxelModels]) -> VoxelModels:
     """Join the models of voxels that follow one another; of none, give models of no voxel."""
-    none = VoxelModels(
-        np.zeros(0, np.uint16), np.zeros((0, features), np.float16),
-        *(np.zeros(0, np.float32) for _ in range(3)),
-    )  # fmt: skip
-    every = [none, *parts]
+    whole, single = np.zeros(0, np.uint16), np.zeros(0, np.float32)
+    every = [VoxelModels(whole, whole, single, single, np.zeros(0)), *parts]
     return VoxelModels(*(np.concatenate([getattr(one, name) for one in every]) for name in NAMES))
 
 
@@ -104,10 +108,10 @@ def load_models(path: Path) -> VoxelModels:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; fit the detector again, or fetch it again")
     try:
-        arrays = load(path.read_bytes())
-        models = VoxelModels(**arrays)
-        vectors = {models.starts[-1], len(models.dual_coef), len(models.support_vectors)}
-        if len(vectors) > 1 or not len(models.n_support) == len(models.gamma) == len(models.offset):
+        models = VoxelModels(**load(path.read_bytes()))
+        total = {int(models.n_support.sum(dtype=np.int64)), len(models.support)}
+        voxels = {len(models.n_support), len(models.gamma), len(models.offset)}
+        if len(total | {len(models.dual_coef)}) > 1 or len(voxels) > 1:
             raise ValueError("its parts do not belong together")
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error

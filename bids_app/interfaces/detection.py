@@ -23,6 +23,7 @@ from bids_app.detection.norms import (
     measure_uptake,
     save_norm,
 )
+from bids_app.detection.packed import PackedControls, pack_controls
 from bids_app.detection.slabs import Slab, values_of
 from bids_app.files import write_json
 from bids_app.mapped import open_arrays, read_owner
@@ -82,9 +83,34 @@ class TrainEncoder(SimpleInterface):
         return runtime
 
 
+class _PackControlsInputSpec(BaseInterfaceInputSpec):
+    controls = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
+    digests = traits.List(traits.Str, mandatory=True, desc="of the volumes, in that order")
+
+
+class _PackControlsOutputSpec(TraitedSpec):
+    packed = File(exists=True, desc="PET of all controls, as a detector keeps them")
+
+
+class PackControls(SimpleInterface):
+    """Write the PETs of all controls of a training set as its detector keeps them."""
+
+    input_spec = _PackControlsInputSpec
+    output_spec = _PackControlsOutputSpec
+
+    def _run_interface(self, runtime):
+        path = Path(runtime.cwd) / "controls.safetensors"
+        pack_controls(_pets(self.inputs.controls), path)
+        self._results["packed"] = str(path)
+        return runtime
+
+
 class _SlabInputSpec(BaseInterfaceInputSpec):
     brain = File(exists=True, mandatory=True, desc="what is analysed")
     encoder = File(exists=True, mandatory=True, desc="of the same fold")
+    packed = File(mandatory=True, nohash=True, desc="PET of all controls; too large to digest")
+    members = traits.List(traits.Int, mandatory=True, desc="which of those the fold has")
+    digests = traits.List(traits.Str, mandatory=True, desc="of the volumes of these")
     first = traits.Int(mandatory=True, desc="slice of the slab")
     last = traits.Int(mandatory=True, desc="slice after its last one")
     scored = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
@@ -93,14 +119,28 @@ class _SlabInputSpec(BaseInterfaceInputSpec):
 
 
 class _FitSlabInputSpec(_SlabInputSpec):
-    controls = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
-    digests = traits.List(traits.Str, mandatory=True, desc="of the volumes, in that order")
     nu = traits.Float(mandatory=True, desc="of the one-class SVM")
 
 
 class _FitSlabOutputSpec(TraitedSpec):
     voxels = File(exists=True, desc="one one-class SVM a voxel")
     scores = File(exists=True, desc="(scored, voxels), .npy")
+
+
+def _fold_of(inputs):
+    import torch
+
+    from bids_app.detection.encoding import load_encoder
+    from bids_app.detection.voxelwise import FoldOnSlab
+
+    torch.set_num_threads(inputs.threads)
+    return FoldOnSlab(
+        load_encoder(Path(inputs.encoder)),
+        PackedControls(Path(inputs.packed), inputs.members),
+        _brain(inputs.brain),
+        Slab(inputs.first, inputs.last),
+        inputs.threads,
+    )
 
 
 class FitSlab(SimpleInterface):
@@ -112,20 +152,11 @@ class FitSlab(SimpleInterface):
     engine = ENGINE
 
     def _run_interface(self, runtime):
-        import torch
-
-        from bids_app.detection.encoding import load_encoder
         from bids_app.detection.voxelmodels import save_models
-        from bids_app.detection.voxelwise import fit_slab, score_slab
+        from bids_app.detection.voxelwise import fit_slab
 
-        torch.set_num_threads(self.inputs.threads)
-        encoder = load_encoder(Path(self.inputs.encoder))
-        brain = _brain(self.inputs.brain)
-        slab = Slab(self.inputs.first, self.inputs.last)
-        controls, scored = _pets(self.inputs.controls), _pets(self.inputs.scored)
-        threads = self.inputs.threads
-        models = fit_slab(encoder, controls, brain, slab, nu=self.inputs.nu, threads=threads)
-        scores = score_slab(encoder, models, scored, brain, slab, threads=threads)
+        fold, scored = _fold_of(self.inputs), _pets(self.inputs.scored)
+        models, scores = fit_slab(fold, scored, nu=self.inputs.nu)
         cwd = Path(runtime.cwd)
         save_models(cwd / "voxels.safetensors", models)
         np.save(cwd / "scores.npy", scores)
@@ -150,21 +181,11 @@ class ApplySlab(SimpleInterface):
     engine = ENGINE
 
     def _run_interface(self, runtime):
-        import torch
-
-        from bids_app.detection.encoding import load_encoder
         from bids_app.detection.voxelmodels import load_models
         from bids_app.detection.voxelwise import score_slab
 
-        torch.set_num_threads(self.inputs.threads)
-        scores = score_slab(
-            load_encoder(Path(self.inputs.encoder)),
-            load_models(Path(self.inputs.voxels)),
-            _pets(self.inputs.scored),
-            _brain(self.inputs.brain),
-            Slab(self.inputs.first, self.inputs.last),
-            threads=self.inputs.threads,
-        )
+        models = load_models(Path(self.inputs.voxels))
+        scores = score_slab(_fold_of(self.inputs), models, _pets(self.inputs.scored))
         np.save(Path(runtime.cwd) / "scores.npy", scores)
         self._results["scores"] = str(Path(runtime.cwd) / "scores.npy")
         return runtime

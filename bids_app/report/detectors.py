@@ -73,7 +73,13 @@ def title_of(training_set: str, detector: str) -> str:
 
 
 def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Put names in the order of those that are known, each once; others come after, by name."""
+    """Put names in the order of those that are known, each once; others come after, by name.
+
+    Examples
+    --------
+    >>> in_order(["synthetic", "mine", "real", "real"], SETS)
+    ['real', 'synthetic', 'mine']
+    """
     places = list(known)
     return sorted(
         {name for name in names if name},

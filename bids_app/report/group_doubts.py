@@ -55,7 +55,7 @@ def left_over(found: Mapping[str, Sequence[Anomaly]], detected: Detected) -> lis
         one.title: None
         for anomalies in found.values()
         for one in anomalies
-        if False
+        if one not in current(anomalies, detected)
     }
     return [
         f"Maps of {title} are left from an earlier run, and are not shown; delete them."

@@ -7,7 +7,16 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
-from bids_app.interfaces.detection import ApplyNorm, ApplySlab, FitNorm, FitSlab, TrainEncoder
+from bids_app.interfaces.detection import (
+    ApplyNorm,
+    ApplySlab,
+    FitNorm,
+    FitSlab,
+    PackControls,
+    TrainEncoder,
+)
+
+PACKED = "ocsvm/controls.safetensors"
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,7 @@ def _trained(pictures: Sequence[Picture]) -> dict[str, list[str]]:
 
 
 def init_ocsvm_wf(
+    controls: Sequence[Picture],
     folds: Sequence[DetectorFold],
     patients: Sequence[Picture],
     fitting: Fitting,
@@ -112,6 +122,8 @@ def init_ocsvm_wf(
 
     Parameters
     ----------
+    controls : sequence of Picture
+        The training set; those of each fold are among them.
     folds : sequence of DetectorFold
         In order.
     patients : sequence of Picture
@@ -126,8 +138,11 @@ def init_ocsvm_wf(
     """
     workflow = Workflow(name)
     inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
+    pack = Node(PackControls(**_trained(controls)), name="pack", mem_gb=1)
+    places = {one.name: place for place, one in enumerate(controls)}
     per_fold = 1 + len(fitting.slabs)
-    files = Node(Merge(len(folds) * per_fold), name="files", run_without_submitting=True)
+    files = Node(Merge(1 + len(folds) * per_fold), name="files", run_without_submitting=True)
+    workflow.connect([(pack, files, [("packed", "in1")])])
     for place, fold in enumerate(folds):
         encoder = TrainEncoder(
             **_trained(fold.controls), spec=dict(fitting.encoder), seed=fold.seed,
@@ -135,22 +150,26 @@ def init_ocsvm_wf(
         )  # fmt: skip
         train = Node(encoder, name=f"encoder_{fold.number}", n_procs=fitting.threads, mem_gb=2)
         merge = _merge_scores(fold.number, len(fitting.slabs))
-        start = place * per_fold
+        start = 2 + place * per_fold
         workflow.connect([
             (inputnode, train, [("brain", "brain")]),
-            (train, files, [("encoder", f"in{start + 1}")]),
+            (train, files, [("encoder", f"in{start}")]),
         ])  # fmt: skip
+        common = {
+            "members": [places[one.name] for one in fold.controls],
+            "digests": _digests(fold.controls), "nu": fitting.nu, "threads": fitting.threads,
+            **_scored([*patients, *fold.held_out]),
+        }  # fmt: skip
         for number, (first, last) in enumerate(fitting.slabs, start=1):
-            slab = FitSlab(
-                **_trained(fold.controls), **_scored([*patients, *fold.held_out]),
-                first=first, last=last, nu=fitting.nu, threads=fitting.threads,
-            )  # fmt: skip
-            fit = _slab_node(slab, fold.number, number, fitting)
+            fit = _slab_node(
+                FitSlab(first=first, last=last, **common), fold.number, number, fitting
+            )
             workflow.connect([
                 (inputnode, fit, [("brain", "brain")]),
+                (pack, fit, [("packed", "packed")]),
                 (train, fit, [("encoder", "encoder")]),
                 (fit, merge, [("scores", f"in{number}")]),
-                (fit, files, [("voxels", f"in{start + 1 + number}")]),
+                (fit, files, [("voxels", f"in{start + number}")]),
             ])  # fmt: skip
     return workflow
 
@@ -170,10 +189,10 @@ def ocsvm_files(folds: int, slabs: int) -> list[str]:
 
     Examples
     --------
-    >>> ocsvm_files(1, 2)[1:]
-    ['ocsvm/fold-1/voxels-01.safetensors', 'ocsvm/fold-1/voxels-02.safetensors']
+    >>> ocsvm_files(1, 1)[:2]
+    ['ocsvm/controls.safetensors', 'ocsvm/fold-1/encoder.safetensors']
     """
-    names = []
+    names = [PACKED]
     for fold in range(1, folds + 1):
         names.append(f"ocsvm/fold-{fold}/encoder.safetensors")
         names += [f"ocsvm/fold-{fold}/voxels-{k:02}.safetensors" for k in range(1, slabs + 1)]
@@ -248,13 +267,32 @@ def _scored_both(detector: str, pictures: Sequence[Picture]) -> dict[str, list[s
     }
 
 
+@dataclass(frozen=True)
+class Applied:
+    """Detectors that were fitted before.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the detectors.
+    members : sequence of sequence of int
+        For each fold, which of the training set's controls it was trained on.
+    sha256 : str
+        Of the file of the controls' images.
+    """
+
+    folder: Path
+    members: Sequence[Sequence[int]]
+    sha256: str
+
+    @property
+    def folds(self) -> int:
+        """How many folds there are."""
+        return len(self.members)
+
+
 def init_applied_ocsvm_wf(
-    folder: Path,
-    folds: int,
-    patients: Sequence[Picture],
-    fitting: Fitting,
-    *,
-    name: str = "ocsvm_wf",
+    applied: Applied, patients: Sequence[Picture], fitting: Fitting, *, name: str = "ocsvm_wf"
 ) -> Workflow:
     """Score patients with encoders and one-class SVMs that were fitted before.
 
@@ -262,10 +300,8 @@ def init_applied_ocsvm_wf(
 
     Parameters
     ----------
-    folder : Path
-        Of the detector.
-    folds : int
-        That it has.
+    applied : Applied
+        The detectors.
     patients : sequence of Picture
         Scored by every fold.
     fitting : Fitting
@@ -278,14 +314,18 @@ def init_applied_ocsvm_wf(
     """
     workflow = Workflow(name)
     inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
-    names = iter(ocsvm_files(folds, len(fitting.slabs)))
-    for fold in range(1, folds + 1):
-        encoder, merge = str(folder / next(names)), _merge_scores(fold, len(fitting.slabs))
+    packed, *names = ocsvm_files(applied.folds, len(fitting.slabs))
+    files = iter(names)
+    for fold, members in enumerate(applied.members, start=1):
+        common = {
+            **_scored(patients), "encoder": str(applied.folder / next(files)),
+            "packed": str(applied.folder / packed), "members": list(members),
+            "digests": [applied.sha256], "threads": fitting.threads,
+        }  # fmt: skip
+        merge = _merge_scores(fold, len(fitting.slabs))
         for number, (first, last) in enumerate(fitting.slabs, start=1):
-            slab = ApplySlab(
-                **_scored(patients), encoder=encoder, voxels=str(folder / next(names)),
-                first=first, last=last, threads=fitting.threads,
-            )  # fmt: skip
+            voxels = str(applied.folder / next(files))
+            slab = ApplySlab(first=first, last=last, voxels=voxels, **common)
             apply = _slab_node(slab, fold, number, fitting)
             workflow.connect([
                 (inputnode, apply, [("brain", "brain")]),
@@ -296,8 +336,7 @@ def init_applied_ocsvm_wf(
 
 def init_applied_norm_wf(
     detector: str,
-    folder: Path,
-    folds: int,
+    applied: Applied,
     patients: Sequence[Picture],
     fitting: Fitting,
     *,
@@ -311,10 +350,8 @@ def init_applied_norm_wf(
     ----------
     detector : {"zscore", "pseudonormal"}
         Which.
-    folder : Path
-        Of the detector.
-    folds : int
-        That it has.
+    applied : Applied
+        The detectors.
     patients : sequence of Picture
         Scored by every fold.
     fitting : Fitting
@@ -327,9 +364,9 @@ def init_applied_norm_wf(
     """
     workflow = Workflow(name)
     inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
-    for fold, norm in enumerate(norm_files(detector, folds), start=1):
+    for fold, norm in enumerate(norm_files(detector, applied.folds), start=1):
         node = ApplyNorm(
-            detector=detector, fwhm=fitting.fwhm, norm=str(folder / norm),
+            detector=detector, fwhm=fitting.fwhm, norm=str(applied.folder / norm),
             **_scored_both(detector, patients),
         )  # fmt: skip
         apply, merge = Node(node, name=f"norm_{fold}", mem_gb=2), _merge_scores(fold, 1)

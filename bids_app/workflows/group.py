@@ -16,6 +16,7 @@ from bids_app.workflows.anomalies import (
     init_on_t1w_wf,
 )
 from bids_app.workflows.detection import (
+    Applied,
     DetectorFold,
     Fitting,
     Picture,
@@ -108,7 +109,9 @@ def init_training_set_wf(
         digests=[one.sha256 for one in controls], share=share,
     )  # fmt: skip
     brain = Node(agree, name="brain", mem_gb=1)
-    fitted = {detector: _fitted(detector, plan, fitting) for detector, plan in detectors.items()}
+    fitted = {
+        detector: _fitted(detector, controls, plan, fitting) for detector, plan in detectors.items()
+    }
     files = [BRAIN_FILE]
     for detector, plan in detectors.items():
         files += _files_of(detector, len(plan.folds), len(fitting.slabs))
@@ -136,8 +139,7 @@ def init_training_set_wf(
 
 
 def init_applied_set_wf(
-    folder: Path,
-    folds: int,
+    applied: Applied,
     detectors: Mapping[str, DetectorPlan],
     fitting: Fitting,
     clustering: Clustering,
@@ -148,10 +150,8 @@ def init_applied_set_wf(
 
     Parameters
     ----------
-    folder : Path
-        Of the detectors.
-    folds : int
-        That they have.
+    applied : Applied
+        The detectors.
     detectors : mapping
         Name → plan; its folds are not used.
     fitting : Fitting
@@ -160,14 +160,14 @@ def init_applied_set_wf(
         How clusters are found.
     """
     brain = Node(IdentityInterface(["brain"]), name="brain")
-    brain.inputs.brain = str(folder / BRAIN_FILE)
+    brain.inputs.brain = str(applied.folder / BRAIN_FILE)
     workflow = Workflow(name)
     for detector, plan in detectors.items():
-        graph = _applied(detector, folder, folds, plan.patients, fitting)
+        graph = _applied(detector, applied, plan.patients, fitting)
         workflow.connect([(brain, graph, [("brain", "inputnode.brain")])])
         _connect_targets(
             workflow, brain, graph, plan.targets,
-            folds=folds, slabs=_slabs_of(detector, fitting), clustering=clustering,
+            folds=applied.folds, slabs=_slabs_of(detector, fitting), clustering=clustering,
         )  # fmt: skip
     return workflow
 
@@ -181,18 +181,20 @@ def _files_of(detector: str, folds: int, slabs: int) -> list[str]:
     return ocsvm_files(folds, slabs) if detector == "ocsvm" else norm_files(detector, folds)
 
 
-def _fitted(detector: str, plan: DetectorPlan, fitting: Fitting) -> Workflow:
+def _fitted(
+    detector: str, controls: Sequence[Picture], plan: DetectorPlan, fitting: Fitting
+) -> Workflow:
     if detector == "ocsvm":
-        return init_ocsvm_wf(plan.folds, plan.patients, fitting)
+        return init_ocsvm_wf(controls, plan.folds, plan.patients, fitting)
     return init_norm_wf(detector, plan.folds, plan.patients, fitting, name=f"{detector}_wf")
 
 
 def _applied(
-    detector: str, folder: Path, folds: int, patients: Sequence[Picture], fitting: Fitting
+    detector: str, applied: Applied, patients: Sequence[Picture], fitting: Fitting
 ) -> Workflow:
     if detector == "ocsvm":
-        return init_applied_ocsvm_wf(folder, folds, patients, fitting)
-    return init_applied_norm_wf(detector, folder, folds, patients, fitting, name=f"{detector}_wf")
+        return init_applied_ocsvm_wf(applied, patients, fitting)
+    return init_applied_norm_wf(detector, applied, patients, fitting, name=f"{detector}_wf")
 
 
 def _connect_targets(

@@ -1,0 +1,88 @@
+"""Controls as a detector keeps them: 16 bits a voxel, slice by slice, in one file.
+
+A one-class SVM is told by which controls support it, and how much; their latents are computed
+again from these images. That is a tenth of the latents, and the same to the last bit.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.imaging.volume import Volume
+
+LEVELS = 65535  # of 16 bits
+
+
+def _quantize(volume: Volume) -> NDArray[np.uint16]:
+    """Turn (I, J, K) in [0, 1] into (K, I, J) of 16 bits."""
+    levels = np.rint(np.clip(volume, 0, 1) * LEVELS).astype(np.uint16)
+    return np.ascontiguousarray(np.moveaxis(levels, 2, 0))
+
+
+def pack_controls(volumes: Sequence[Volume], path: Path) -> None:
+    """Write the PETs of controls, so that slices of them can be read.
+
+    Parameters
+    ----------
+    volumes : sequence of ndarray, (I, J, K)
+        In [0, 1], on one grid; known from here on by their place in this sequence.
+    path : Path
+        Gets them; rounded to 1/65535.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be written.
+    """
+    try:
+        save_file({f"{place}": _quantize(one) for place, one in enumerate(volumes)}, path)
+    except (OSError, SafetensorError) as error:
+        raise ReadWriteError(f"{path}: cannot be written ({error})") from error
+
+
+class PackedControls:
+    """PETs of controls in a file of :func:`pack_controls`, read slice by slice.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    members : sequence of int
+        Which of its controls, in order.
+
+    Raises
+    ------
+    MissingInputError
+        If it is not there.
+    UnusableDataError
+        If it is not such a file, or lacks one of these controls.
+    """
+
+    def __init__(self, path: Path, members: Sequence[int]) -> None:
+        if not path.is_file():
+            raise MissingInputError(f"{path}: no such file; fit the detector again")
+        self._path, self._members = path, [f"{member}" for member in members]
+        try:
+            with safe_open(path, framework="numpy") as file:
+                there = set(file.keys())
+        except (OSError, SafetensorError) as error:
+            raise UnusableDataError(
+                f"{path}: not the controls of a detector ({error}); fit the detector again, or "
+                "fetch it again"
+            ) from error
+        lost = [member for member in self._members if member not in there]
+        if lost:
+            raise UnusableDataError(
+                f"{path}: holds no control {', '.join(lost)}; it belongs to another detector"
+            )
+
+    def slices(self, k: int) -> NDArray[np.float32]:
+        """Read slice ``k`` of all members, (members, I, J), in [0, 1]."""
+        with safe_open(self._path, framework="numpy") as file:
+            levels = np.stack([file.get_slice(member)[k] for member in self._members])
+        return levels.astype(np.float32) / np.float32(LEVELS)
