@@ -124,7 +124,9 @@ class Cohort:
                 for n, (label, made) in enumerate(members)
             ],
             "folds": 2, "slabs": [[0, 23]], "dataset": "A dataset.", "seed": 3,
-            "parameters": {"nu": 0.03, "encoder": {"patch": 15, "latents": 64}, "cluster_extent": 0.02},
+            "parameters": {
+                "nu": 0.03, "encoder": {"patch": 15, "latents": 64}, "cluster_extent": 0.02,
+            },
             "intended_use": "Research.", "versions": {"torch": "2.13.0"}, "files": {},
         }  # fmt: skip
         write_json(folder / "card.json", card)

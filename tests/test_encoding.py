@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from bids_app import files
+from bids_app.detection import encoding
 from bids_app.detection.encoding import dense_latents, latents_at, load_encoder, save_encoder
 from bids_app.detection.networks import SiameseAutoencoder
 from bids_app.detection.patches import cut_patches
@@ -142,6 +143,13 @@ def test_slices_may_lie_across_memory_and_on_disk(tmp_path, rng):
     np.testing.assert_array_equal(one, other)
 
 
+def test_slices_may_be_wider_numbers_and_views(rng):
+    slices, mask = rng.random((2, 20, 21), np.float32), np.ones((20, 21), bool)
+    turned = np.ascontiguousarray(slices[:, ::-1]).astype(np.float64)[:, ::-1]
+    one, other = (latents_at(new_encoder(), given, mask) for given in (slices, turned))
+    np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_latents_at_a_mask_come_back_from_the_device(device, rng):
     skip_without(device)
@@ -201,6 +209,17 @@ def test_an_encoder_that_cannot_be_written_keeps_the_one_before(tmp_path, monkey
 def test_an_encoder_that_is_not_there_is_missed(tmp_path):
     with pytest.raises(MissingInputError, match=r"encoder\.safetensors: no such file"):
         load_encoder(tmp_path / "encoder.safetensors")
+
+
+def test_a_disk_that_fails_is_told_from_a_damaged_file(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(path, new_encoder(), SPEC)
+    monkeypatch.setattr(encoding, "safe_open", fail)
+    with pytest.raises(ReadWriteError, match=r"encoder\.safetensors: cannot be read \(Input"):
+        load_encoder(path)
 
 
 def state():

@@ -1,22 +1,20 @@
 """The group level from end to end, in --sloppy, on people that were made and not registered."""
 
-import csv
-import gc
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from cohorts import (
-    CENTRE,
     GRID,
     LESION,
     SHIFT,
@@ -32,7 +30,6 @@ from bids_app import nifti
 from bids_app.app import detectors
 from bids_app.cli import main
 from bids_app.dataset.validation import find_validator
-from bids_app.derivatives.description import DESCRIPTIONS
 from bids_app.derivatives.detections import (
     read_all_clusters,
     read_clusters_table,
@@ -105,19 +102,9 @@ def knowledge(folder):
     return ("-d", f"lesions={folder / 'lesions'}", *atlas)
 
 
-def fitted(out):
-    """When each encoder, slab and norm of the real PETs was computed."""
-    graph = out / "work" / "mri2pet_group" / "real_wf"
-    return {
-        path.relative_to(graph): path.stat().st_mtime_ns
-        for name in ("encoder.safetensors", "voxels.safetensors", "norm.safetensors")
-        for path in graph.rglob(name)
-    }
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Run twice: two detectors on real PET, then all sets and detectors, by a plugin of nipype."""
+def out(tmp_path_factory):
+    """Run with all sets and detectors, and all that can be known, by a plugin of nipype."""
     folder = tmp_path_factory.mktemp("group")
     out, rng = folder / "out", np.random.default_rng(5)
     write_controls(out, [], rng)
@@ -129,15 +116,467 @@ def runs(tmp_path_factory):
     tell_groups(out)
     write_masks(folder / "lesions")
     write_atlas(folder)
-    assert main(arguments(out, "--detectors", "ocsvm", "zscore")) == 0
-    before = fitted(out)
-    write_json(folder / "plugin.json", {"plugin": "MultiProc", "plugin_args": {"n_procs": 2}})
-    plugin = ("--use-plugin", str(folder / "plugin.json"))
+    write_json(folder / "plugin.json", {"plugin": "MultiProc", "plugin_args": {"n_procs": 1}})
     wanted = ("--training-set", *SETS, "--detectors", *DETECTORS)
+    plugin = ("--use-plugin", str(folder / "plugin.json"))
     assert main(arguments(out, *wanted, *plugin, *knowledge(folder))) == 0
-    return out, before
+    return out
 
 
-@pytest.fixture
-def out(runs):
-    return runs[0]
+def copy_of(out, folder, *patterns):
+    """Copy a dataset, but for what matches; the raw one is where it was."""
+    (folder / "raw").symlink_to(out.parent / "raw")
+    return shutil.copytree(out, folder / "out", ignore=shutil.ignore_patterns(*patterns))
+
+
+def root_of(out, training_set):
+    return out if training_set == "real" else out / "detectors" / training_set
+
+
+def result(root, label, name, space=f"{TEMPLATE}_res-4"):
+    return root / f"sub-{label}" / "pet" / f"sub-{label}_trc-18FFDG_space-{space}_{name}"
+
+
+def used(training_set):
+    return [one for one in DETECTORS if one != "pseudonormal" or training_set == "real"]
+
+
+EVERY = [(one, detector) for one in SETS for detector in used(one)]
+
+
+def load(path):
+    image = nib.load(path)
+    return image.get_fdata(dtype=np.float32), image.affine
+
+
+# What a run leaves
+
+
+@pytest.mark.parametrize(("training_set", "detector"), EVERY)
+def test_patients_and_controls_have_all_files(out, training_set, detector):
+    root = root_of(out, training_set)
+    images = [f"stat-{detector}_statmap", f"desc-{detector}_dseg"]
+    for label in (*PATIENTS, *REAL):
+        spaces = [f"{TEMPLATE}_res-4", *(["T1w"] if label in PATIENTS else [])]
+        for space in spaces:
+            for name in images:
+                data, _ = load(result(root, label, f"{name}.nii.gz", space))
+                assert data.shape == GRID.shape
+                assert np.isfinite(data).all()
+                told = read_json(result(root, label, f"{name}.json", space))
+                assert (told["Detector"], told["TrainingSet"]) == (detector, training_set)
+                assert all((out / one.removeprefix("bids::")).is_file() for one in told["Sources"])
+        table = result(root, label, f"desc-{detector}_clusters.tsv")
+        assert table.is_file() is (label in PATIENTS)
+    for label in T1W_ONLY:
+        assert not list(root.glob(f"sub-{label}/pet/*stat*"))
+
+
+def test_the_map_of_an_image_is_0_outside_the_brain_and_its_labels_are_ranks(out):
+    brain = uptake(np.random.default_rng(0))[1]
+    for label in (*PATIENTS, *REAL):
+        score, affine = load(result(out, label, "stat-zscore_statmap.nii.gz"))
+        ranks, _ = load(result(out, label, "desc-zscore_dseg.nii.gz"))
+        np.testing.assert_allclose(affine, GRID.affine)
+        assert not score[~brain].any()
+        assert np.unique(ranks).tolist() == list(range(int(ranks.max()) + 1))
+        assert score[ranks > 0].min() > np.quantile(score[brain], 0.97)
+
+
+@pytest.mark.parametrize(("training_set", "detector"), EVERY)
+def test_the_planted_lesion_is_the_top_cluster_and_it_is_on_the_left(out, training_set, detector):
+    for label in PATIENTS:
+        path = result(root_of(out, training_set), label, f"desc-{detector}_clusters.tsv")
+        first = read_clusters_table(path)[0]
+        assert (first.rank, first.side, first.region) == (1, "left", "Left")
+        assert np.linalg.norm(np.subtract((first.x, first.y, first.z), LESION)) < 10
+        assert first.overlap > 0.5 * first.volume
+        assert first.expected_in_control < 1
+
+
+@pytest.mark.parametrize("label", PATIENTS)
+@pytest.mark.parametrize("name", ["stat-ocsvm_statmap", "stat-zscore_statmap", "desc-zscore_dseg"])
+def test_what_is_left_in_the_template_is_left_on_the_t1w_however_that_is_stored(out, label, name):
+    there, _ = load(result(out, label, f"{name}.nii.gz"))
+    carried, affine = load(result(out, label, f"{name}.nii.gz", "T1w"))
+    assert (affine[0, 0] < 0) is (label == "p2")
+    turned = carried[::-1] if label == "p2" else carried
+    np.testing.assert_allclose(turned, there, atol=1e-3 * there.max())
+    where = np.argwhere(carried > carried.max() / 2 if "stat" in name else carried == 1)
+    centre = where.mean(axis=0) @ affine[:3, :3].T + affine[:3, 3]
+    assert np.linalg.norm(centre - LESION - SHIFT) < 10
+    assert centre[0] < 0
+
+
+def test_controls_are_scored_by_the_fold_that_left_them_out(out):
+    for training_set in SETS:
+        card = read_card(out / "detectors" / training_set)
+        folds = {one.participant: one.fold for one in card.controls}
+        dealt = {one.participant: one.fold for one in read_card(out / "detectors/hybrid").controls}
+        assert folds.items() <= dealt.items()
+        for label in REAL:
+            path = result(root_of(out, training_set), label, "stat-zscore_statmap.json")
+            assert read_json(path)["Fold"] == dealt[label]
+    assert read_json(result(out, "p1", "stat-zscore_statmap.json"))["Fold"] == "mean over all"
+
+
+def test_a_card_tells_which_controls_are_synthetic_and_what_made_them(out):
+    trained = {"real": REAL, "hybrid": (*REAL, *T1W_ONLY), "synthetic": T1W_ONLY}
+    for training_set, labels in trained.items():
+        card = read_card(out / "detectors" / training_set)
+        assert {one.participant: one.synthetic for one in card.controls} == {
+            label: label in T1W_ONLY for label in labels
+        }
+        for one in card.controls:
+            generator = ("g", "a" * 64) if one.synthetic else ("", "")
+            assert (one.generator, one.generator_sha256) == generator
+        assert card.detectors == tuple(used(training_set))
+        assert (card.template, card.shape, card.folds) == (TEMPLATE, GRID.shape, 2)
+        assert card.slabs == ((0, 12), (12, 24), (24, 34))
+        check_files(out / "detectors" / training_set, card)
+        folder = out / "detectors" / training_set
+        files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
+        assert files | {"brain_mask.nii.gz"} == set(card.files)
+
+
+def test_tables_tell_of_all_patients_and_of_controls(out):
+    listed = read_all_clusters(out)
+    found = {(one.participant, one.training_set, one.detector) for one in listed}
+    assert found == {(label, *pair) for label in PATIENTS for pair in EVERY}
+    for one in listed:
+        path = result(
+            root_of(out, one.training_set), one.participant, f"desc-{one.detector}_clusters.tsv"
+        )
+        assert tuple(read_clusters_table(path)) == one.clusters
+    for training_set in SETS:
+        lines = read_control_clusters(out / "detectors" / training_set)
+        assert {line.participant_id for line in lines} == {f"sub-{label}" for label in REAL}
+        assert {line.detector for line in lines} == set(used(training_set))
+
+
+def test_lesions_that_are_known_give_curves(out):
+    points = read_curve(out)
+    assert {(one.training_set, one.detector) for one in points} == set(EVERY)
+    assert {(one.unit, one.clusters) for one in points} == {
+        (unit, n) for unit in ("lesion", "patient") for n in range(1, 11)
+    }
+    assert {(one.n, one.found) for one in points} == {(2, 2)}
+    assert len(read_tests(out)) == 2 * 10 * 21  # pairs of the 7 in EVERY
+    assert {(one.training_set, one.detector) for one in read_froc(out)} == set(EVERY)
+
+
+def test_lesion_masks_on_other_grids_are_brought_onto_the_grid_and_that_is_said(out):
+    for label in PATIENTS:
+        folder = out / f"sub-{label}" / "anat"
+        mask, affine = load(folder / f"sub-{label}_space-{TEMPLATE}_res-4_label-L_mask.nii.gz")
+        assert mask.shape == GRID.shape
+        np.testing.assert_allclose(affine, GRID.affine)
+        planted = lesion_mask()
+        both = (mask > 0) & planted
+        assert 2 * both.sum() > 0.85 * ((mask > 0).sum() + planted.sum())
+    notes = read_json(out / "logs" / "group_report.json")["notes"]
+    carried = f"sub-p1_space-T1w_label-L_mask.nii.gz, carried from the T1w to the grid"
+    resampled = f"sub-p2_space-{TEMPLATE}_label-L_mask.nii.gz, resampled to the grid"
+    for note in (
+        f"sub-p1: lesions are those of {carried}",
+        f"sub-p2: lesions are those of {resampled}",
+    ):
+        assert note in notes
+        assert note in (out / "group.html").read_text()
+
+
+def test_patients_have_reports_that_tell_of_anomalies(out):
+    for label in PATIENTS:
+        assert "zscore" in (out / f"sub-{label}.html").read_text()
+    assert not list(out.glob("sub-c*.html"))
+
+
+def test_labels_are_described(out):
+    described = {row["desc_id"] for row in read_tsv(out / "descriptions.tsv")}
+    assert {f"desc-{one}" for one in DETECTORS} <= described
+
+
+@pytest.mark.skipif(find_validator() is None, reason="bids-validator-deno is not installed")
+def test_the_validator_accepts_the_output(out, tmp_path):
+    written = copy_of(out, tmp_path)
+    told = subprocess.run([find_validator(), str(written)], check=False, capture_output=True)
+    assert told.returncode == 0, told.stdout.decode()
+
+
+# Detectors that were trained before
+
+
+def without_controls(out, folder):
+    """Copy the dataset as a hospital has it that never saw the controls."""
+    there = copy_of(out, folder, *MADE, "sub-c*")
+    rows = [{"participant_id": f"sub-{label}", "group": "patient"} for label in PATIENTS]
+    write_tsv(there / "participants.tsv", ["participant_id", "group"], rows)
+    return there
+
+
+def test_a_detector_is_applied_without_its_controls_and_gives_the_same_maps(out, tmp_path):
+    there = without_controls(out, tmp_path)
+    detector = shutil.copytree(out / "detectors" / "real", tmp_path / "detector")
+    before = files(detector)
+    options = ("--detector", str(detector), "--detectors", *DETECTORS, "--clean-workdir")
+    assert main(arguments(there, *options, "--participant-label", "p2", "--folds", "7")) == 0
+    assert files(detector) == before
+    assert not (there / "detectors").exists()
+    for name in DETECTORS:
+        for space in (f"{TEMPLATE}_res-4", "T1w"):
+            path = f"stat-{name}_statmap.nii.gz"
+            new, old = (load(result(one, "p2", path, space))[0] for one in (there, out))
+            np.testing.assert_allclose(new, old, atol=1e-3 * np.abs(old).max())
+        new, old = (
+            read_clusters_table(result(one, "p2", f"desc-{name}_clusters.tsv"))[0]
+            for one in (there, out)
+        )
+        assert new.sum_score == pytest.approx(old.sum_score, rel=1e-3)
+        assert new.expected_in_control == pytest.approx(old.expected_in_control, abs=0.2)
+        assert (new.overlap, new.region) == (None, None)
+    assert not list(there.glob("detection_*"))  # no lesions are known here
+    assert not [path for path in (there / "work").rglob("*") if path.suffix in {".npy", ".pklz"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--resolution", "2"), 65, "choose its --template, --bounding-box and --resolution"),
+        (("--template", "MNI152NLin6Asym"), 65, "its card says MNI152NLin2009aSym"),
+        (("--detectors", "pseudonormal"), 65, "holds ocsvm, zscore; choose --detectors of those"),
+        (("--patient-query", "group == 'control'"), 65, "hybrid: was trained on sub-c1, sub-c2"),
+    ],
+)
+def test_a_detector_that_does_not_fit_is_refused(out, tmp_path, capsys, options, code, words):
+    there = copy_of(out, tmp_path, *MADE, "sub-p*", "*_T1w.*")
+    detector = ("--detector", str(out / "detectors" / "hybrid"))
+    assert main(arguments(there, *detector, *options)) == code
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_synthetic_pet_of_another_generator_is_not_compared(out, tmp_path, capsys):
+    there = copy_of(out, tmp_path, *MADE)
+    (sidecar,) = there.glob("sub-p2/pet/*_desc-synth_pet.json")
+    told = read_json(sidecar)
+    write_json(sidecar, {**told, "Generator": {"Name": "g", "SHA256": "b" * 64}})
+    detector = ("--detector", str(out / "detectors" / "real"))
+    assert main(arguments(there, *detector, "--detectors", "pseudonormal")) == 65
+    image = str(sidecar).replace(".json", ".nii.gz")
+    assert f"{image}: made by generator g, but pseudonormal" in capsys.readouterr().err
+    assert main(arguments(there, *detector, "--detectors", "zscore", "--dry-run")) == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "words"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), 65, "SHA-256 is not"),
+        (lambda path: path.unlink(), 66, "no such file; the card beside it needs it"),
+        (lambda path: (path.parents[1] / "card.json").write_text("{}"), 65, "not the card of a"),
+        (lambda path: (path.parents[1] / "card.json").unlink(), 66, "--detector wants a folder"),
+    ],
+    ids=["changed", "gone", "no card", "card gone"],
+)
+def test_a_damaged_detector_is_refused(out, tmp_path, capsys, damage, code, words):
+    detector = shutil.copytree(out / "detectors" / "real", tmp_path / "detector")
+    damage(detector / "zscore" / "fold-2.safetensors")
+    before = files(out)
+    assert main(arguments(out, "--detector", str(detector))) == code
+    said = capsys.readouterr().err
+    assert words in said
+    assert str(detector) in said
+    assert files(out) == before
+
+
+# Bad luck
+
+
+def running_with(mark):
+    """List processes that have a word in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            found += [path.parent.name] if mark.encode() in path.read_bytes() else []
+        except OSError:  # it has just ended, or is another user's
+            continue
+    return found
+
+
+def results(out):
+    """All that the one-class SVMs of real PETs leave: detectors, maps, clusters of patients."""
+    paths = [*out.glob("detectors/real/ocsvm/**/*.safetensors"), *out.glob("sub-*/pet/*ocsvm*")]
+    return {
+        path.relative_to(out): path.read_bytes()
+        for path in paths
+        if not path.name.endswith("_clusters.tsv")  # what is known of lesions and regions differs
+    }
+
+
+RUN = """
+import sys, pytest, test_group_app
+from bids_app.cli import main
+test_group_app.make_small(pytest.MonkeyPatch())
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_run_that_was_killed_at_a_slab_goes_on_to_the_same_files(out, tmp_path):
+    """SIGKILL for the main process, when the first one-class SVMs of the second fold are there."""
+    there = copy_of(out, tmp_path, *MADE)
+    options = arguments(there, "--detectors", "ocsvm")
+    mark = f"MRI2PET_TEST={tmp_path}"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "MRI2PET_TEST": str(tmp_path), "PYTHONPATH": path}
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, *options], stderr=subprocess.DEVNULL, env=environment
+    )
+    graph, ends = there / "work" / "mri2pet_group" / "real_wf" / "ocsvm_wf", time.monotonic() + 300
+    while not (graph / "slab_2_1" / "voxels.safetensors").exists():
+        assert process.poll() is None
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)
+    assert not running_with(mark)
+    assert not (there / "detectors").exists()
+    done = {path: path.stat().st_mtime_ns for path in graph.glob("slab_1_*/voxels.safetensors")}
+    done |= {path: path.stat().st_mtime_ns for path in graph.glob("encoder_*/*.safetensors")}
+    assert len(done) == 5
+    assert main(options) == 0
+    assert results(there) == results(out)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+
+
+@pytest.fixture(scope="module")
+def unlucky(out, tmp_path_factory):
+    """Run where many things are wrong, and the PET of a control shows a lesion."""
+    folder = tmp_path_factory.mktemp("unlucky")
+    there = copy_of(out, folder, *MADE)
+    tell_groups(there, p3="patient", p4="patient", p5="patient")
+    for label in ("p4", "p5"):
+        copied = shutil.copytree(there / "sub-p1", there / f"sub-{label}")
+        for path in copied.rglob("sub-p1*"):
+            path.rename(path.with_name(path.name.replace("sub-p1", f"sub-{label}")))
+    (there / "sub-p4" / "anat" / "sub-p4_desc-preproc_T1w.nii.gz").unlink()
+    ill = uptake(np.random.default_rng(8), lesion=True)[0]
+    for label, pet in (("c1", ill), ("p5", 0 * ill)):
+        path = result(there, label, "desc-preproc_pet.nii.gz")
+        nifti.save(nifti.Image(pet, GRID.affine), path)
+    masks = shutil.copytree(out.parent / "lesions", folder / "lesions")
+    (mask,) = masks.rglob("sub-p2*.nii.gz")
+    mask.write_bytes(b"no image")
+    said = StringIO()
+    with redirect_stderr(said):
+        code = main(arguments(there, "--detectors", "zscore", "-d", f"lesions={masks}"))
+    return there, code, " ".join(said.getvalue().split())
+
+
+def test_who_cannot_be_used_is_named_and_the_others_are_done(unlucky):
+    there, code, said = unlucky
+    assert code == 1
+    assert "sub-p3: a patient without a PET on this grid" in said
+    assert "sub-p4_desc-preproc_T1w.nii.gz: no such file; run the participant level again" in said
+    zeros = result(there, "p5", "desc-preproc_pet.nii.gz")
+    assert f"sub-p5: {zeros}: all voxels are equal" in said
+    assert "sub-p2_space-MNI152NLin2009aSym_label-L_mask.nii.gz: not a readable NIfTI" in said
+    assert "Traceback" not in said
+    assert {one.participant for one in read_all_clusters(there)} == {"p1", "p2"}
+    assert "all voxels are equal" in (there / "group.html").read_text()
+    assert {one.n for one in read_curve(there)} == {1}  # p2's lesions could not be read
+
+
+def test_a_control_has_no_part_in_the_fold_that_scores_it(out, unlucky):
+    there, _, _ = unlucky
+    (fold,) = (
+        one.fold for one in read_card(out / "detectors/real").controls if one.participant == "c1"
+    )
+    norms = [f"detectors/real/zscore/fold-{number}.safetensors" for number in (fold, 3 - fold)]
+    own, other = ((out / name).read_bytes() == (there / name).read_bytes() for name in norms)
+    assert own
+    assert not other
+    lines = [one for one in read_control_clusters(there / "detectors/real") if one.rank == 1]
+    (first,) = (one for one in lines if one.participant_id == "sub-c1")
+    assert first.sum_score == max(one.sum_score for one in lines)
+    assert np.linalg.norm(np.subtract((first.x, first.y, first.z), LESION)) < 10
+
+
+def test_fewer_controls_than_folds(out, tmp_path, capsys):
+    there = copy_of(out, tmp_path, *MADE, "sub-c[3-9]", "sub-c10", "sub-p2")
+    assert main(arguments(there, "--folds", "3", "--participant-label", "p1")) == 65
+    assert "2 control(s) with a PET are fewer than --folds 3" in capsys.readouterr().err
+    assert not (there / "detectors").exists()
+
+
+# What needs no computing
+
+
+def files(out):
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_tells_and_writes_nothing(out, capsys):
+    before = files(out)
+    assert main(arguments(out, "--dry-run")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for label in (*REAL, *PATIENTS):
+        assert f"sub-{label}_trc-18FFDG_space-{TEMPLATE}_res-4_desc-preproc_pet.nii.gz" in said
+    for label in T1W_ONLY:
+        assert f"sub-{label}_trc-18FFDG_space-{TEMPLATE}_res-4_desc-synth_pet.nii.gz" in said
+        assert f"sub-{label}_trc-18FFDG_space-{TEMPLATE}_res-4_desc-preproc" not in said
+    assert files(out) == before
+
+
+def test_reports_can_be_written_again_from_disk(out, tmp_path, capsys):
+    there = copy_of(out, tmp_path, "work", "sub-*.html")
+    before = (there / "group.html").read_text()
+    (there / "group.html").unlink()
+    assert main(arguments(there, "--reports-only")) == 0
+    assert (there / "group.html").read_text() == before
+    assert "zscore" in (there / "sub-p1.html").read_text()
+    (there / "clusters.tsv").unlink()
+    assert main(arguments(there, "--reports-only")) == 66
+    assert "holds no results of the group level" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--control-query", "group == 'nobody'"), 65, "group holds 'control', 'patient'"),
+        (("--patient-query", "group == 'nobody'"), 65, "nobody in it matches"),
+        (("--patient-query", "participant_id == 'sub-c1'"), 65, "sub-c1 would be control and pat"),
+        (("--participant-label", "p9"), 18, "no patient is left"),
+        (("--resolution", "2"), 66, "on this grid; run the participant level"),
+        (("--session-label", "b"), 66, "without a PET on this grid in these sessions"),
+        (("--training-set", "hybrid", "--detectors", "pseudonormal"), 64, "add real to --training"),
+    ],
+)  # fmt: skip
+def test_what_cannot_begin_says_why_and_writes_nothing(out, capsys, options, code, words):
+    before = files(out)
+    assert main(arguments(out, *options)) == code
+    assert words in capsys.readouterr().err
+    assert files(out) == before
+
+
+def test_without_derivatives_nothing_can_begin(out, tmp_path, capsys):
+    assert main(arguments(tmp_path / "nowhere")) == 66
+    assert "participants.tsv: no such file; run the participant level" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("-d", "lesions=/nowhere"), 66, "/nowhere: no such folder; correct --derivatives"),
+        (("--atlas", "/nowhere.nii.gz", "atlas.tsv"), 66, "/nowhere.nii.gz: no such file"),
+        (("--atlas", "atlas.tsv", "atlas.tsv"), 65, "atlas.tsv: not a readable NIfTI"),
+        (("--atlas", "atlas.nii.gz", "nowhere.tsv"), 66, "nowhere.tsv: no such file"),
+        (("--atlas", "atlas.nii.gz", "out/participants.tsv"), 65, "has no column index or name"),
+    ],
+)
+def test_what_is_known_beforehand_must_be_readable(
+    out, tmp_path, capsys, monkeypatch, options, code, words
+):
+    there = copy_of(out, tmp_path, *MADE)
+    monkeypatch.chdir(out.parent)
+    assert main(arguments(there, *options)) == code
+    assert words in capsys.readouterr().err
+    assert not (there / "work" / "mri2pet_group").exists()

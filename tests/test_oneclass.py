@@ -136,10 +136,10 @@ def test_an_offset_of_all_values_changes_nothing(seed, offset):
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_neighbours_and_threads_change_nothing(rng, threads):
+    before = threading.active_count()
     latents = rng.normal(size=(2 * AT_ONCE + 3, 12, 4)).astype(np.float32)
     together = VoxelwiseOneClassSVM(nu=0.3, threads=threads).fit(latents)
     decisions = together.decision_function(latents[:, :5])
-    before = threading.active_count()
     for voxel in (0, AT_ONCE - 1, AT_ONCE, 2 * AT_ONCE + 2):
         own = latents[voxel : voxel + 1]
         alone = VoxelwiseOneClassSVM(nu=0.3, threads=1).fit(own)

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cohorts import write_control, write_controls, write_out_of_fold, write_synthetic
 
@@ -34,15 +35,20 @@ def tell(out, groups, **columns):
     write_tsv(out / "participants.tsv", ["participant_id", "group", *columns], rows)
 
 
-@pytest.fixture
-def out(tmp_path, rng):
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
     """Three controls and two patients with real PET; 03 and p1 have a synthetic one, too."""
-    out = tmp_path / "out"
+    out, rng = tmp_path_factory.mktemp("cohort") / "out", np.random.default_rng(2)
     paths = write_controls(out, GROUPS, rng)
     for label in ("03", "p1"):
         write_synthetic(out, paths[label], rng)
     tell(out, GROUPS)
     return out
+
+
+@pytest.fixture
+def out(cohort, tmp_path):
+    return shutil.copytree(cohort, tmp_path / "out")
 
 
 def choose(out, *, controls=True, **changed):

@@ -8,6 +8,7 @@ from nipype.pipeline.engine import Workflow
 
 from bids_app.app.pictures import Pictures
 from bids_app.app.running import Runner
+from bids_app.app.training import dataset_name
 from bids_app.derivatives.anomalies import (
     DETECTORS,
     Origin,
@@ -24,6 +25,7 @@ from bids_app.detection.slabs import cut_slabs, thickness_of
 from bids_app.detection.spec import EncoderSpec, spec_to_dict
 from bids_app.errors import UnusableDataError, UsageError
 from bids_app.screening import (
+    Participant,
     Pictured,
     Screening,
     Trained,
@@ -245,10 +247,51 @@ def generators_of(people: Sequence[Pictured]) -> dict[str, list[str]]:
     }
 
 
-def _refuse_other_generators(folder: Path, card: DetectorCard, people: Sequence[Pictured]) -> None:
+def refuse_card(
+    folder: Path, card: DetectorCard, settings: Settings, patients: Sequence[Participant]
+) -> None:
+    """Refuse to apply detectors where they do not fit, before anything is computed.
+
+    Parameters
+    ----------
+    folder, card : Path, DetectorCard
+        Of the detectors.
+    settings : Settings
+        Of the run.
+    patients : sequence of Participant
+        That they would be applied to.
+
+    Raises
+    ------
+    UnusableDataError
+        If none of the detectors that are wanted is there, a patient is one of its controls, or
+        another generator made a synthetic PET that it would compare with.
+    """
+    wanted = _wanted(card, settings)
+    if not wanted:
+        raise UnusableDataError(
+            f"{folder}: holds {', '.join(card.detectors)}; choose --detectors of those"
+        )
+    own = {one.participant for one in card.controls}
+    both = ", ".join(sorted({f"sub-{one.label}" for one in patients if one.label in own}))
+    if both and card.dataset == dataset_name(settings.output_dir):
+        raise UnusableDataError(
+            f"{folder}: was trained on {both}, who would be a patient now; correct --patient-query"
+        )
+    if "pseudonormal" in wanted:
+        _refuse_other_generators(folder, card, patients)
+
+
+def _wanted(card: DetectorCard, settings: Settings) -> list[str]:
+    return [one for one in settings.detectors if one in card.detectors]
+
+
+def _refuse_other_generators(
+    folder: Path, card: DetectorCard, patients: Sequence[Participant]
+) -> None:
     known = card.parameters.get(GENERATORS, {})
-    for one in people:
-        made = one.who.synthetic
+    for one in patients:
+        made = one.synthetic
         if made is None:
             continue
         digests = known.get(made.generator) if isinstance(known, dict) else None
@@ -349,17 +392,6 @@ def _card(
     )  # fmt: skip
 
 
-def _refuse_controls(
-    folder: Path, card: DetectorCard, dataset: str, patients: Sequence[Pictured]
-) -> None:
-    known = {one.participant for one in card.controls} if card.dataset == dataset else set()
-    both = ", ".join(sorted({f"sub-{one.who.label}" for one in patients if one.who.label in known}))
-    if both:
-        raise UnusableDataError(
-            f"{folder}: was trained on {both}, who would be a patient now; correct --patient-query"
-        )
-
-
 def _tell_other_clusters(card: DetectorCard, settings: Settings) -> list[str]:
     wanted = {
         "cluster_extent": settings.cluster_extent,
@@ -397,24 +429,15 @@ def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pict
     Raises
     ------
     UnusableDataError
-        If none of the detectors that are wanted is there, a patient is one of its controls, or
-        another generator made a synthetic PET that it would compare with.
+        If no patient has the synthetic PET that pseudonormal needs.
     """
-    wanted = [one for one in run.settings.detectors if one in card.detectors]
-    if not wanted:
-        raise UnusableDataError(
-            f"{folder}: holds {', '.join(card.detectors)}; choose --detectors of those"
-        )
-    _refuse_controls(folder, card, run.screening.dataset, pictures.patients)
     planner = _Planner(run.screening, card.name, primary=True)
     plans: dict[str, DetectorPlan] = {}
     sightings: list[Sighting] = []
     notes = _tell_other_clusters(card, run.settings)
-    for detector in wanted:
+    for detector in _wanted(card, run.settings):
         seen, told = _with_both(pictures) if detector == "pseudonormal" else (pictures, ())
         notes += told
-        if detector == "pseudonormal":
-            _refuse_other_generators(folder, card, seen.patients)
         plans[detector], found = planner.plan(detector, seen, [])
         sightings += found
     fwhm = float(str(card.parameters.get("fwhm", ZSCORE_FWHM)))

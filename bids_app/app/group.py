@@ -14,6 +14,7 @@ from bids_app.app.detectors import (
     SetPlan,
     plan_applied,
     plan_sets,
+    refuse_card,
     refuse_settings,
 )
 from bids_app.app.intake import Problem, error_of
@@ -60,11 +61,10 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     if settings.reports_only:
         return _report_again(settings, voice)
     card = _read_detector(settings)
-    if card is None:
-        refuse_settings(settings)
     people = choose_people(settings, controls=card is None)
     if not people.patients:
         raise error_of(people.problems)
+    _refuse(settings, card, people)
     if settings.dry_run:
         voice.tell_people(people.controls, people.patients, people.notes, settings.output_dir)
         return DONE
@@ -105,6 +105,13 @@ def _read_detector(settings: Settings) -> DetectorCard | None:
     check_grid(card, grid, settings.template)
     check_files(settings.detector, card)
     return card
+
+
+def _refuse(settings: Settings, card: DetectorCard | None, people: People) -> None:
+    if settings.detector is None or card is None:
+        refuse_settings(settings)
+    else:
+        refuse_card(settings.detector, card, settings, people.patients)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bids_app.detection.networks import SiameseAutoencoder
 from bids_app.detection.spec import STRIDE, EncoderSpec, spec_from_dict, spec_to_dict
-from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import write_bytes
 from bids_app.imaging.volume import Mask
 
@@ -142,6 +142,8 @@ def load_encoder(path: Path, device: str = "cpu") -> SiameseAutoencoder:
     ------
     MissingInputError
         If it is not there.
+    ReadWriteError
+        If it cannot be read from its disk.
     UnusableDataError
         If it is damaged, or something else.
     """
@@ -154,7 +156,9 @@ def load_encoder(path: Path, device: str = "cpu") -> SiameseAutoencoder:
         spec = spec_from_dict(json.loads(told["spec"]))
         encoder = SiameseAutoencoder(spec, torch.Generator())
         encoder.load_state_dict(weights)
-    except (OSError, SafetensorError, KeyError, ValueError, AttributeError, RuntimeError) as error:
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+    except (SafetensorError, KeyError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0].rstrip(":")  # torch goes on for a line a weight
         raise UnusableDataError(
             f"{path}: not an encoder of this app ({reason}); train the detector again, or fetch "
