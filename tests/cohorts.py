@@ -141,11 +141,12 @@ def lesion_mask(affine=GRID.affine, shape=GRID.shape, shift=(0, 0, 0)):
 
 
 def uptake(rng, *, lesion=False):
-    """PET and brain: what all have in common, a texture of one's own, and a dark lesion."""
+    """PET and brain: all people are alike but for a scale and some noise, and a dark lesion."""
     x = places() - CENTRE
     brain = ((x / HALF) ** 2).sum(axis=-1) < 1
-    texture = ndimage.gaussian_filter(rng.standard_normal(GRID.shape), 1.0)
-    pet = 0.7 + 0.15 * np.cos(x[..., 1:] / 15).prod(axis=-1) + 0.03 * texture / texture.std()
+    noise = ndimage.gaussian_filter(rng.standard_normal(GRID.shape), 1.0)
+    pet = 0.7 + 0.15 * np.cos(x[..., 1:] / 15).prod(axis=-1)
+    pet = pet * (1 + 0.08 * rng.uniform(-1, 1)) + 0.02 * noise
     pet = np.where(lesion_mask() & lesion, 0.3 * pet, pet)
     return np.where(brain, np.clip(pet, 0, 1), 0).astype(np.float32), brain
 

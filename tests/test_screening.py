@@ -214,8 +214,9 @@ def test_a_training_set_without_images_is_refused(training_set, kinds, sentence)
 
 
 def test_fewer_controls_than_folds_or_than_two_folds_are_refused():
-    with pytest.raises(UnusableDataError, match=r"3 control\(s\) .* fewer than --folds 4; choose"):
+    with pytest.raises(UnusableDataError, match=r"3 control\(s\) with a PET are f") as told:
         deal(pictured(["real", "both", "synthetic"]), 4, 0)
+    assert f"{told.value}".endswith("fewer than --folds 4; choose fewer folds, or add controls")
     with pytest.raises(UsageError, match="--folds 1: leaving controls out needs at least 2"):
         deal(pictured(["real"] * 3), 1, 0)
 
@@ -227,10 +228,9 @@ def test_a_fold_is_trained_on_two_controls_at_least(kinds, training_set):
     """Two images of one control are not two controls: pairs are of two people."""
     controls = pictured(kinds)
     trained = choose_images(training_set, controls, "all")
-    with pytest.raises(
-        UnusableDataError, match=r"has 1 control\(s\) to train on, and needs 2; add"
-    ):
+    with pytest.raises(UnusableDataError, match=r"has 1 control\(s\) to train on") as told:
         split(trained, controls, deal(controls, 2, 0), 2, 0)
+    assert f"{told.value}".endswith("and needs 2; add controls, or choose more --folds")
     folds = split(trained, controls, deal(controls, 3, 0), 3, 0)  # as the sentence advises
     assert all(len({*map(owner, one.controls)}) == 2 for one in folds)
 
