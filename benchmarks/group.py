@@ -60,7 +60,7 @@ def volumes(folder: Path, numbers: range) -> list[np.ndarray]:
 
 def measure(work: Path, given: argparse.Namespace) -> dict[str, float]:
     """Train, fit, score, and apply; give seconds, MiB and counts. In a process of its own."""
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(1)  # as the app trains encoders
     mask = brain()
     training = given.controls - given.controls // FOLDS
     scored = volumes(work, range(training, given.controls + given.patients))
@@ -77,6 +77,7 @@ def measure(work: Path, given: argparse.Namespace) -> dict[str, float]:
     spec = EncoderSpec()
     encoder, _ = timed("encoder", lambda: train_encoder(controls, mask, spec, seed=1))
     save_encoder(encoder_file, encoder, spec)
+    torch.set_num_threads(given.threads)
     timed("packing", lambda: pack_controls(volumes(work, range(given.controls)), packed))
     told["controls, MiB"] = packed.stat().st_size / 2**20
     slab = Slab(60, 60 + given.slices)
@@ -120,7 +121,8 @@ def main() -> None:
     for name, value in told.items():
         print(f"{name}: {value:.4g}")
     slabs = brain().sum() / told["slab, voxels"]
-    hours = FOLDS * (told["encoder, s"] + slabs * told["slab, fitted, s"]) / 3600
+    encoders = FOLDS / min(FOLDS, given.threads) * told["encoder, s"]  # folds side by side
+    hours = (encoders + FOLDS * slabs * told["slab, fitted, s"]) / 3600
     size = (told["controls, MiB"] + FOLDS * slabs * told["slab, MiB"]) / 1024
     apply = FOLDS * slabs * told["slab, applied, s"] / 60
     print(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.screening import Participant
@@ -90,7 +90,8 @@ class Voice:
         root: Path,
     ) -> None:
         """Print who is a control, who a patient, which PET of theirs is used, and remarks."""
-        used = Table("group", "participant", "session", "PET", "synthetic PET", title="Used")
+        whole = (Column(name, overflow="fold") for name in ("PET", "synthetic PET"))
+        used = Table("group", "participant", "session", *whole, title="Used")
         for group, people in (("control", controls), ("patient", patients)):
             for one in people:
                 made = None if one.synthetic is None else one.synthetic.path

@@ -146,8 +146,8 @@ def uptake(rng, *, lesion=False):
     brain = ((x / HALF) ** 2).sum(axis=-1) < 1
     noise = ndimage.gaussian_filter(rng.standard_normal(GRID.shape), 1.0)
     pet = 0.7 + 0.15 * np.cos(x[..., 1:] / 15).prod(axis=-1)
-    pet = pet * (1 + 0.08 * rng.uniform(-1, 1)) + 0.02 * noise
-    pet = np.where(lesion_mask() & lesion, 0.3 * pet, pet)
+    pet = pet * (1 + 0.12 * rng.uniform(-1, 1)) + 0.02 * noise
+    pet = np.where(lesion_mask() & lesion, 0.7 * pet, pet)
     return np.where(brain, np.clip(pet, 0, 1), 0).astype(np.float32), brain
 
 

@@ -158,6 +158,7 @@ def test_a_map_says_what_its_numbers_are_and_what_it_is_not(visit, detector, wor
     text = next(iter(sidecars(visit, detector).values()))["Description"]
     assert words in text
     assert "more is more abnormal" in text
+    assert next(iter(sidecars(visit, detector).values()))["SkullStripped"] is True
     assert "no diagnosis" in text
 
 

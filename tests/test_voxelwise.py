@@ -46,7 +46,6 @@ from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 SHAPE = (18, 20, 8)
 SLAB = Slab(2, 7)
 NU = 0.1
-HALF = 2.0**-11  # of a number: what float16 rounds by, at most
 SINGLE = 1e-6  # absolute: what float32 rounds scores by, with room
 seeds = st.integers(0, 9999)
 

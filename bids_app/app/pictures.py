@@ -20,7 +20,7 @@ from bids_app.derivatives.lesions import LesionMask, find_lesion_mask
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.detection.regions import read_labels
-from bids_app.errors import MissingInputError
+from bids_app.errors import MissingInputError, Mri2petError
 from bids_app.mapped import read_digest
 from bids_app.nifti import check_header
 from bids_app.screening import Participant, Pictured, Screening, picture, plan_pictures
@@ -77,12 +77,12 @@ def take_pictures(
     Raises
     ------
     Mri2petError
-        If a dataset or file that the settings name is not there, or a lesion mask is ambiguous.
+        If a dataset or file that the settings name is not there, or cannot be used.
     """
     settings = runner.settings
     atlas = _atlas_path(settings, screening)
-    patients, early = _with_t1w(people.patients)
-    masks = _find_masks(settings, patients)
+    patients, without_t1w = _with_t1w(people.patients)
+    masks, without_mask = _find_masks(settings, patients)
     plans = plan_pictures(screening, [*people.controls, *patients], synthetic=synthetic)
     graphs = [init_storing_wf(
         plans, shape=screening.grid.shape, affine=screening.grid.affine.tolist(), name=STORING_WF
@@ -93,7 +93,7 @@ def take_pictures(
         graphs.append(init_atlas_wf(settings.atlas[0], reference, atlas, name=ATLAS_WF))
         atlas.unlink(missing_ok=True)  # of an earlier run
     crashes = runner.run(graphs, {}, {})
-    problems = [*early, *_problems(crashes, plans, list(masks))]
+    problems = [*without_t1w, *without_mask, *_problems(crashes, plans, list(masks))]
     stored = _stored(plans, crashes)
     controls = [picture(one, stored) for one in people.controls]
     pictured = [picture(one, stored) for one in patients]
@@ -119,26 +119,47 @@ def _with_t1w(patients: Sequence[Participant]) -> tuple[list[Participant], list[
         for path in (template_to_t1w(visit), native_t1w(visit))
         if not path.is_file()
     }
-    problems = [
-        Problem(
-            visit.subject,
-            f"sub-{visit.subject}: {path}: no such file; run the participant level again",
-            MissingInputError.exit_code,
-        )
-        for visit, path in absent.items()
-    ]
+    problems = [_problem(visit, _absent(path)) for visit, path in absent.items()]
     return [one for one in patients if one.visit not in absent], problems
+
+
+def _absent(path: Path) -> MissingInputError:
+    return MissingInputError(f"{path}: no such file; run the participant level again")
+
+
+def _problem(visit: Preprocessed, error: Mri2petError) -> Problem:
+    return Problem(visit.subject, f"sub-{visit.subject}: {error}", error.exit_code)
 
 
 def _find_masks(
     settings: Settings, patients: Sequence[Participant]
-) -> dict[Preprocessed, LesionMask]:
+) -> tuple[dict[Preprocessed, LesionMask], list[Problem]]:
+    """Find masks of lesions; tell of those that cannot be used."""
+    masks: dict[Preprocessed, LesionMask] = {}
+    problems: list[Problem] = []
     root = dict(settings.derivatives).get(LESIONS)
     if root is None:
-        return {}
-    visits = dict.fromkeys(one.visit for one in patients)
-    found = {visit: find_lesion_mask(root, visit, settings.template) for visit in visits}
-    return {visit: mask for visit, mask in found.items() if mask is not None}
+        return masks, problems
+    for visit in dict.fromkeys(one.visit for one in patients):
+        try:
+            mask = _usable_mask(root, visit, settings.template)
+        except Mri2petError as error:
+            if not root.is_dir():
+                raise
+            problems.append(_problem(visit, error))
+            continue
+        if mask is not None:
+            masks[visit] = mask
+    return masks, problems
+
+
+def _usable_mask(root: Path, visit: Preprocessed, template: str) -> LesionMask | None:
+    mask = find_lesion_mask(root, visit, template)
+    if mask is not None:
+        check_header(mask.path)
+        if not mask.in_template and not t1w_to_template(visit).is_file():
+            raise _absent(t1w_to_template(visit))
+    return mask
 
 
 def _tell_mask(visit: Preprocessed, mask: LesionMask) -> str:
@@ -152,9 +173,6 @@ def _mask_graphs(screening: Screening, masks: Mapping[Preprocessed, LesionMask])
         path = lesions_in_template(visit)
         path.unlink(missing_ok=True)  # of an earlier run
         transforms = [] if mask.in_template else [t1w_to_template(visit)]
-        for needed in transforms:
-            if not needed.is_file():
-                raise MissingInputError(f"{needed}: no such file; run the participant level again")
         uris = [f"bids::{one.relative_to(screening.output_dir).as_posix()}" for one in transforms]
         sidecar = {
             "Description": f"Lesions as {mask.path.name} has them, in {screening.space.template}",

@@ -146,9 +146,9 @@ def init_ocsvm_wf(
     for place, fold in enumerate(folds):
         encoder = TrainEncoder(
             **_trained(fold.controls), spec=dict(fitting.encoder), seed=fold.seed,
-            threads=fitting.threads,
+            threads=1,  # of so small a network they would wait for one another
         )  # fmt: skip
-        train = Node(encoder, name=f"encoder_{fold.number}", n_procs=fitting.threads, mem_gb=2)
+        train = Node(encoder, name=f"encoder_{fold.number}", mem_gb=2)
         merge = _merge_scores(fold.number, len(fitting.slabs))
         start = 2 + place * per_fold
         workflow.connect([

@@ -1,0 +1,468 @@
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from sklearn.svm import OneClassSVM
+
+from bids_app import nifti
+from bids_app.detection.card import Control, DetectorCard, card_values, check_files, read_card
+from bids_app.detection.encoding import load_encoder
+from bids_app.detection.fitting import train_encoder
+from bids_app.detection.normative import smooth_within
+from bids_app.detection.patches import cut_patches
+from bids_app.detection.slabs import Slab, mean_map, values_of
+from bids_app.detection.spec import EncoderSpec, spec_to_dict
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.files import read_json, write_tsv
+from bids_app.interfaces.anomalies import AgreeOnBrain, MapAnomalies, PublishDetector
+from bids_app.interfaces.detection import (
+    ApplyNorm,
+    ApplySlab,
+    FitNorm,
+    FitSlab,
+    PackControls,
+    TrainEncoder,
+)
+from bids_app.interfaces.volumes import StoreVolumes
+from bids_app.mapped import Owner, open_arrays, read_digest, store_arrays
+
+SHAPE, ZOOMS = (18, 20, 6), (4.0, 4.0, 10.0)
+AFFINE = np.array([[4.0, 0, 0, -36], [0, 4, 0, -40], [0, 0, 10, -30], [0, 0, 0, 1]])
+OWNER = Owner("01", None, tuple(map(tuple, AFFINE.tolist())))
+SPEC = EncoderSpec(epochs=2, pairs_per_epoch=64, batch_size=32)
+BRAIN = np.zeros(SHAPE, bool)
+BRAIN[4:14, 5:15, 1:5] = True
+BRAIN[4, 5, 2] = False  # slices do not have as many voxels each
+
+
+def run(interface, cwd, **inputs):
+    cwd.mkdir(exist_ok=True)
+    return interface(**inputs).run(cwd=str(cwd)).outputs
+
+
+def store(folder, pet, brain=BRAIN):
+    store_arrays(folder, OWNER, {"pet": np.asarray(pet, np.float32), "brain": brain})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Six people of random PET, and the brain that is analysed."""
+    root, rng = tmp_path_factory.mktemp("people"), np.random.default_rng(2)
+    for number in range(6):
+        store(root / f"{number}", np.where(BRAIN, 0.3 + 0.5 * rng.random(SHAPE), 0))
+    nifti.save(nifti.Image(BRAIN, AFFINE), root / "brain.nii.gz")
+    return root
+
+
+def folders(root, *numbers):
+    return [str(root / f"{number}") for number in numbers]
+
+
+def pets(root, *numbers):
+    return [np.array(open_arrays(root / f"{number}", ["pet"])[0]) for number in numbers]
+
+
+# Storing
+
+
+def test_a_pet_is_stored_with_its_brain_and_a_digest_of_both(tmp_path, rng):
+    pet = np.where(BRAIN, rng.random(SHAPE), 0).astype(np.float32)
+    smaller = BRAIN.copy()
+    smaller[4] = False
+    digests = []
+    for name, data, brain in (("a", pet, BRAIN), ("b", pet / 2, BRAIN), ("c", pet, smaller)):
+        nib.save(nib.Nifti1Image(data, AFFINE), tmp_path / f"{name}.nii.gz")
+        nib.save(nib.Nifti1Image(brain.astype(np.uint8), AFFINE), tmp_path / f"{name}_mask.nii.gz")
+        run(
+            StoreVolumes, tmp_path / "node", volumes={"pet": str(tmp_path / f"{name}.nii.gz")},
+            real=["pet"], brain_mask=str(tmp_path / f"{name}_mask.nii.gz"), participant="01",
+            session="", shape=SHAPE, affine=AFFINE.tolist(), folder=str(tmp_path / name),
+        )  # fmt: skip
+        stored = open_arrays(tmp_path / name, ["pet", "brain"])
+        np.testing.assert_array_equal(stored[0], data)
+        np.testing.assert_array_equal(stored[1], brain)
+        digests.append(read_digest(tmp_path / name))
+    assert len(set(digests)) == 3
+
+
+# Encoders
+
+
+def trained(root, tmp_path, seed=3):
+    inputs = {"digests": ["a", "b", "c"], "spec": spec_to_dict(SPEC), "threads": 1, "seed": seed}
+    brain, controls = str(root / "brain.nii.gz"), folders(root, 0, 2, 3)
+    return run(TrainEncoder, tmp_path, controls=controls, brain=brain, **inputs)
+
+
+def test_an_encoder_is_trained_on_its_controls_and_kept_with_its_history(root, tmp_path):
+    out = trained(root, tmp_path / "node")
+    expected, epochs = train_encoder(pets(root, 0, 2, 3), BRAIN, SPEC, seed=3)
+    weights = load_encoder(Path(out.encoder)).state_dict()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(weights[name], tensor)
+    assert read_json(Path(out.history)) == {"epochs": epochs}
+    assert len(epochs) == SPEC.epochs
+
+
+def test_the_same_seed_gives_the_same_file(root, tmp_path):
+    files = [
+        Path(trained(root, tmp_path / name, seed).encoder).read_bytes()
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    ]
+    assert files[0] == files[1] != files[2]
+
+
+# One-class SVMs
+
+
+@pytest.fixture(scope="module")
+def common(root, tmp_path_factory):
+    """What all slabs of a fold get: controls 0, 2 and 3 are trained on, others are scored."""
+    folder = tmp_path_factory.mktemp("fold")
+    controls = folders(root, 0, 1, 2, 3)
+    packed = run(PackControls, folder / "pack", controls=controls, digests=["a", "b", "c", "d"])
+    return {
+        "brain": str(root / "brain.nii.gz"), "encoder": trained(root, folder / "train").encoder,
+        "packed": packed.packed, "members": [0, 2, 3], "digests": ["a", "c", "d"], "threads": 1,
+        "scored": folders(root, 5, 1), "scored_digests": ["f", "b"],
+    }  # fmt: skip
+
+
+def test_scores_are_those_of_one_svm_a_voxel_fitted_to_the_members(root, tmp_path, common):
+    out = run(FitSlab, tmp_path / "node", first=2, last=4, nu=0.3, **common)
+    scores = np.load(out.scores)
+    slab = [place for k in (2, 3) for place in np.argwhere(BRAIN[..., k]).tolist()]
+    assert scores.shape == (2, len(slab))
+    encoder, depth = load_encoder(Path(common["encoder"])), int(BRAIN[..., 2].sum())
+    for place in (0, 7, depth - 1, depth, len(slab) - 1):
+        centre = np.array([[*slab[place], 2 if place < depth else 3]])
+        patches = np.stack([cut_patches(one, centre, 15)[0] for one in pets(root, 0, 2, 3, 5, 1)])
+        with torch.no_grad():
+            latents = encoder.encode(torch.from_numpy(patches)[:, None]).double().numpy()
+        latents -= latents[:3].mean(axis=0)
+        oracle = OneClassSVM(nu=0.3, gamma="scale").fit(latents[:3])
+        np.testing.assert_allclose(
+            scores[:, place], -oracle.decision_function(latents[3:]), atol=1e-3
+        )
+
+
+def test_slabs_together_are_the_whole(tmp_path, common):
+    parts = [(0, 2), (2, 3), (3, 6)]
+    whole, *pieces = (
+        np.load(run(FitSlab, tmp_path / "node", first=a, last=b, nu=0.1, **common).scores)
+        for a, b in [(0, 6), *parts]
+    )
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
+    assert whole.shape == (2, BRAIN.sum())
+
+
+def test_a_slab_without_brain_has_no_scores(tmp_path, common):
+    out = run(FitSlab, tmp_path / "fit", first=5, last=6, nu=0.1, **common)
+    assert np.load(out.scores).shape == (2, 0)
+    again = run(ApplySlab, tmp_path / "apply", first=5, last=6, voxels=out.voxels, **common)
+    assert np.load(again.scores).shape == (2, 0)
+
+
+def test_what_was_fitted_before_gives_the_same_scores(root, tmp_path, common):
+    out = run(FitSlab, tmp_path / "fit", first=1, last=4, nu=0.1, **common)
+    swapped = {**common, "scored": folders(root, 1, 5), "scored_digests": ["b", "f"]}
+    again = run(ApplySlab, tmp_path / "apply", first=1, last=4, voxels=out.voxels, **swapped)
+    np.testing.assert_allclose(np.load(again.scores), np.load(out.scores)[::-1], atol=1e-5)
+
+
+def test_models_of_another_slab_are_not_applied(tmp_path, common):
+    out = run(FitSlab, tmp_path / "fit", first=1, last=3, nu=0.1, **common)
+    with pytest.raises(ValueError, match="models do not fit"):
+        run(ApplySlab, tmp_path / "apply", first=1, last=4, voxels=out.voxels, **common)
+
+
+def test_volumes_that_are_gone_are_told(root, tmp_path, common):
+    gone = {**common, "scored": [str(root / "nobody")]}
+    with pytest.raises(ReadWriteError, match=r"nobody: cannot be read"):
+        run(FitSlab, tmp_path / "node", first=1, last=3, nu=0.1, **gone)
+
+
+def test_packed_controls_that_are_gone_are_told(tmp_path, common):
+    gone = {**common, "packed": str(tmp_path / "nothing.safetensors")}
+    with pytest.raises(MissingInputError, match=r"nothing\.safetensors: no such file"):
+        run(FitSlab, tmp_path / "node", first=1, last=3, nu=0.1, **gone)
+
+
+# Norms
+
+
+def norm_inputs(root, detector, **others):
+    inputs = {"detector": detector, "brain": str(root / "brain.nii.gz"), "fwhm": 0.0}
+    return {**inputs, "scored_synthetic": [], "scored_digests": ["x"], **others}
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """Write someone whose PET is the same everywhere in the brain; give the folder."""
+    return lambda name, value: store(tmp_path / name, np.where(BRAIN, value, 0))
+
+
+def test_zscore_is_the_t_of_a_deficit(root, tmp_path, flat):
+    out = run(
+        FitNorm, tmp_path / "node", controls=[flat("a", 0.4), flat("b", 0.5), flat("c", 0.6)],
+        controls_synthetic=[], digests=["a", "b", "c"],
+        **norm_inputs(root, "zscore", scored=[flat("ill", 0.3), flat("well", 0.5)]),
+    )  # fmt: skip
+    scores = np.load(out.scores)
+    assert scores.shape == (2, BRAIN.sum())
+    np.testing.assert_allclose(scores[0], 0.2 / (0.1 * np.sqrt(4 / 3)), rtol=1e-4)
+    np.testing.assert_allclose(scores[1], 0, atol=1e-4)
+
+
+def test_pseudonormal_is_the_t_of_synthetic_minus_real(root, tmp_path, flat):
+    """Differences of controls: 0.0, 0.1, 0.2; of the one who is scored: 0.4."""
+    out = run(
+        FitNorm, tmp_path / "node", controls=[flat("a", 0.5), flat("b", 0.4), flat("c", 0.4)],
+        controls_synthetic=[flat("d", 0.5), flat("e", 0.5), flat("f", 0.6)], digests=["a"],
+        **norm_inputs(root, "pseudonormal", scored=[flat("ill", 0.2)])
+        | {"scored_synthetic": [flat("made", 0.6)]},
+    )  # fmt: skip
+    expected = (0.4 - 0.1) / (0.1 * np.sqrt(4 / 3))
+    np.testing.assert_allclose(np.load(out.scores), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("detector", ["zscore", "pseudonormal"])
+def test_a_norm_that_was_learned_before_gives_the_same_scores(root, tmp_path, detector):
+    made = detector == "pseudonormal"
+    inputs = norm_inputs(root, detector, scored=folders(root, 5, 4))
+    inputs |= {"fwhm": 8.0, "scored_synthetic": folders(root, 0, 1) if made else []}
+    out = run(
+        FitNorm, tmp_path / "fit", controls=folders(root, 0, 1, 2), digests=["a", "b", "c"],
+        controls_synthetic=folders(root, 3, 4, 5) if made else [], **inputs,
+    )  # fmt: skip
+    again = run(ApplyNorm, tmp_path / "apply", norm=out.norm, **inputs)
+    np.testing.assert_array_equal(np.load(again.scores), np.load(out.scores))
+
+
+def test_norms_compare_what_was_smoothed_in_the_brain_with_the_voxels_own_size(root, tmp_path):
+    out = run(
+        FitNorm, tmp_path / "node", controls=folders(root, 0, 1, 2), controls_synthetic=[],
+        digests=["a", "b", "c"],
+        **norm_inputs(root, "zscore", scored=folders(root, 5)) | {"fwhm": 12.0},
+    )  # fmt: skip
+    smoothed = [
+        smooth_within(one, BRAIN, fwhm=12.0, zooms=ZOOMS)[BRAIN] for one in pets(root, 0, 1, 2, 5)
+    ]
+    sd = np.std(smoothed[:3], axis=0, ddof=1)
+    sd = np.maximum(sd, 0.1 * np.median(sd))
+    expected = np.zeros(SHAPE, np.float32)
+    expected[BRAIN] = (np.mean(smoothed[:3], axis=0) - smoothed[3]) / (sd * np.sqrt(4 / 3))
+    scores = np.load(out.scores)[0]
+    np.testing.assert_allclose(scores, values_of(expected, BRAIN, Slab(0, 6)), atol=1e-3)
+
+
+# What controls have in common
+
+
+def boxes(tmp_path, *ends):
+    """Store people whose brain ends at another slice each."""
+    found = []
+    for number, end in enumerate(ends):
+        brain = np.zeros(SHAPE, bool)
+        brain[5:9, 5:9, :end] = True
+        found.append(store(tmp_path / f"{number}", 0.5 * brain, brain))
+    return found
+
+
+@pytest.mark.parametrize(("share", "end"), [(0.5, 4), (0.75, 3), (0.9, 2)])
+def test_what_is_analysed_is_brain_in_most_controls(tmp_path, share, end):
+    controls = boxes(tmp_path, 2, 3, 4, 5)
+    out = run(AgreeOnBrain, tmp_path / "node", controls=controls, digests=["a"], share=share)
+    image = nib.load(out.brain)
+    expected = np.zeros(SHAPE)
+    expected[5:9, 5:9, :end] = 1
+    np.testing.assert_array_equal(image.get_fdata(), expected)
+    np.testing.assert_allclose(image.affine, AFFINE)
+
+
+def test_controls_whose_brains_have_nothing_in_common_are_refused(tmp_path):
+    brain = np.zeros(SHAPE, bool)
+    brain[0, 0] = True
+    controls = [*boxes(tmp_path, 2), store(tmp_path / "other", 0.5 * brain, brain)]
+    with pytest.raises(UnusableDataError, match="no voxel is brain in 90% of the 2 controls"):
+        run(AgreeOnBrain, tmp_path / "node", controls=controls, digests=["a"], share=0.9)
+
+
+# Anomaly maps
+
+
+SLABS = [(0, 2), (2, 6)]
+
+
+@pytest.fixture
+def scored(root, tmp_path, rng):
+    """Inputs of a map, the scores of the second of three images in two folds, and their mean.
+
+    Two boxes are abnormal, the one on the left more; all else is not.
+    """
+    volume = -rng.random(SHAPE).astype(np.float32)
+    volume[5:8, 6:9, 2:4], volume[10:13, 6:9, 2:4] = 4, 2
+    inputs, paths = {}, []
+    for fold in (1, 2):
+        for number, slab in enumerate(SLABS):
+            values = values_of(volume, BRAIN, Slab(*slab))
+            rows = np.stack([0 * values, values * (2 * fold / 3), 9 + values])
+            paths.append(str(tmp_path / f"{fold}_{number}.npy"))
+            np.save(paths[-1], rows)
+    own = BRAIN.copy()
+    own[4:14, 5:15, 1] = False  # this one's brain begins later
+    inputs = {
+        "scores": paths, "slabs": SLABS * 2, "rows": [1] * 4, "folds": 2,
+        "brain": str(root / "brain.nii.gz"), "image": store(tmp_path / "own", 0.5 * own, own),
+        "digest": "a", "extent": 0.4, "minimum_volume": 1.0, "most": 10,
+    }  # fmt: skip
+    return inputs, np.where(own, volume, 0)
+
+
+def save_image(path, data):
+    nib.save(nib.Nifti1Image(data, AFFINE), path)
+    return str(path)
+
+
+def test_a_map_is_the_mean_over_folds_within_ones_own_brain(tmp_path, scored):
+    inputs, expected = scored
+    out = run(MapAnomalies, tmp_path / "node", **inputs)
+    image = nib.load(out.statmap)
+    np.testing.assert_allclose(image.get_fdata(), expected, atol=1e-5)
+    np.testing.assert_allclose(image.affine, AFFINE)
+    assert image.get_data_dtype() == np.float32
+
+
+def test_one_fold_alone_can_score(tmp_path, scored):
+    inputs, expected = scored
+    single = {"scores": inputs["scores"][2:], "slabs": SLABS, "rows": [1, 1], "folds": 1}
+    out = run(MapAnomalies, tmp_path / "node", **{**inputs, **single})
+    np.testing.assert_allclose(nib.load(out.statmap).get_fdata(), expected * 4 / 3, atol=1e-5)
+
+
+def test_clusters_are_labelled_by_rank_and_told(tmp_path, scored):
+    inputs, _ = scored
+    out = run(MapAnomalies, tmp_path / "node", **inputs)
+    image = nib.load(out.labels)
+    labels = np.asarray(image.dataobj)
+    assert image.get_data_dtype() == np.int16
+    assert (labels[5:8, 6:9, 2:4] == 1).all()
+    assert (labels[10:13, 6:9, 2:4] == 2).all()
+    assert (labels > 0).sum() == 36
+    told = read_json(Path(out.clusters))
+    assert [one["side"] for one in told["clusters"]] == ["left", "right"]
+    assert [one["sum_score"] for one in told["clusters"]] == pytest.approx([72, 36], rel=1e-4)
+    assert (told["lesions"], told["overlaps"], told["regions"]) == (None, None, None)
+
+
+def test_all_clusters_are_told_but_only_the_first_are_labelled(tmp_path, scored):
+    inputs, _ = scored
+    out = run(MapAnomalies, tmp_path / "node", **{**inputs, "most": 1})
+    assert np.unique(np.asarray(nib.load(out.labels).dataobj)).tolist() == [0, 1]
+    assert [one["rank"] for one in read_json(Path(out.clusters))["clusters"]] == [1, 2]
+
+
+def test_clusters_are_compared_with_lesions_and_regions(tmp_path, scored):
+    inputs, _ = scored
+    lesions, atlas = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.int16)
+    lesions[10:12, 6:9, 2:3], lesions[10:12, 13:15, 2:3] = 1, 1
+    atlas[:9], atlas[9:] = 300, 7
+    write_tsv(tmp_path / "names.tsv", ["index", "name"], [{"index": 300, "name": "Left"}])
+    out = run(
+        MapAnomalies, tmp_path / "node", lesions=save_image(tmp_path / "l.nii.gz", lesions),
+        atlas=save_image(tmp_path / "a.nii.gz", atlas), names=str(tmp_path / "names.tsv"), **inputs,
+    )  # fmt: skip
+    told = read_json(Path(out.clusters))
+    assert told["lesions"] == 2
+    np.testing.assert_allclose(told["overlaps"], [[0, 0], [6 * 160, 0]])  # mm³
+    assert told["regions"] == ["Left", "label 7"]
+
+
+@pytest.mark.parametrize("name", ["lesions", "atlas"])
+def test_an_image_on_another_grid_is_not_compared(tmp_path, scored, name):
+    inputs, _ = scored
+    other = save_image(tmp_path / "other.nii.gz", np.ones((18, 20, 7), np.uint8))
+    write_tsv(tmp_path / "names.tsv", ["index", "name"], [{"index": 1, "name": "all"}])
+    with pytest.raises(UnusableDataError, match=r"other\.nii\.gz: lies on another grid"):
+        run(
+            MapAnomalies, tmp_path / "node", names=str(tmp_path / "names.tsv"),
+            **{**inputs, name: other},
+        )  # fmt: skip
+
+
+def test_a_brain_that_is_nowhere_that_of_controls_is_refused(tmp_path, scored):
+    inputs, _ = scored
+    inputs["image"] = store(tmp_path / "elsewhere", 0.5 * ~BRAIN, ~BRAIN)
+    with pytest.raises(UnusableDataError, match="elsewhere: its brain has no voxel of that of"):
+        run(MapAnomalies, tmp_path / "node", **inputs)
+
+
+def test_scores_of_another_brain_do_not_fit(tmp_path, scored):
+    inputs, _ = scored
+    inputs["slabs"] = [(0, 3), (3, 6)] * 2
+    with pytest.raises(ValueError, match="values do not fill"):
+        run(MapAnomalies, tmp_path / "node", **inputs)
+
+
+def test_maps_are_laid_out_as_slabs_are_cut(rng):
+    volume = np.where(BRAIN, rng.random(SHAPE), 0).astype(np.float32)
+    pieces = [(Slab(*slab), values_of(volume, BRAIN, Slab(*slab))) for slab in reversed(SLABS)]
+    np.testing.assert_array_equal(mean_map(pieces, BRAIN, 1), volume)
+
+
+# Publishing
+
+
+def published(tmp_path, **files):
+    """Publish files, by their path in the folder; give it."""
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    rows = tuple(map(tuple, AFFINE.tolist()))
+    card = DetectorCard(
+        "real", "7", ("zscore",), "MNI", SHAPE, rows, (Control("01", None, False, "", "", 1),), 2,
+        ((0, 6),), {"nu": 0.03}, "ellipsoids", 0, "tests",
+    )  # fmt: skip
+    out = run(
+        PublishDetector, tmp_path / "node", card=card_values(card),
+        sources=[str(tmp_path / name) for name in files],
+        names=[f"zscore/{name}.safetensors" for name in files],
+        folder=str(tmp_path / "detectors" / "real"),
+    )  # fmt: skip
+    return Path(out.folder), card
+
+
+def test_a_detector_is_published_with_a_card_that_knows_its_files(tmp_path):
+    folder, card = published(tmp_path, a="one", b="two")
+    assert (folder / "zscore" / "a.safetensors").read_text() == "one"
+    read = read_card(folder)
+    assert set(read.files) == {"zscore/a.safetensors", "zscore/b.safetensors"}
+    assert replace(read, files={}) == card
+    check_files(folder, read)
+
+
+def test_what_an_earlier_detector_had_beyond_is_removed_and_maps_are_not(tmp_path):
+    folder, _ = published(tmp_path, a="one", b="two")
+    statmap = folder / "sub-01" / "pet" / "sub-01_statmap.nii.gz"
+    statmap.parent.mkdir(parents=True)
+    statmap.touch()
+    left = folder / "zscore" / f".{'0' * 32}.a.safetensors"  # by a run that was killed
+    left.touch()
+    published(tmp_path, a="three")
+    assert [path.read_text() for path in folder.rglob("*.safetensors")] == ["three"]
+    assert statmap.exists()
+
+
+def test_there_is_no_card_where_files_could_not_be_copied(tmp_path, monkeypatch):
+    folder, _ = published(tmp_path, a="one")
+
+    def fail(source, target):
+        raise ReadWriteError(f"{target}: cannot be written")
+
+    monkeypatch.setattr("bids_app.interfaces.anomalies.copy_file", fail)
+    with pytest.raises(ReadWriteError, match="cannot be written"):
+        published(tmp_path, a="two")
+    assert not (folder / "card.json").exists()
