@@ -12,7 +12,7 @@ from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.screening import Participant
 from bids_app.visit import Selection
 
-WIDE = 200  # characters of a table that goes into a file
+WIDE = 1000  # characters of a table that goes into a file: no cell is broken into lines
 StatusCallback = Callable[[object, str], None]
 STEPS = {
     "extract_brain": "brain extraction",

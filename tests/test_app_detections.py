@@ -4,13 +4,12 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from cohorts import SPACE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_app.app.detections import CURVES, Seen, read_seen, top_clusters, write_detections
+from bids_app.app.detections import CURVES, read_seen, top_clusters, write_detections
 from bids_app.app.detectors import Sighting
 from bids_app.derivatives.anomalies import anomaly_paths, root_of
 from bids_app.derivatives.detections import (
@@ -382,9 +381,3 @@ def test_the_first_cluster_of_each_patient_is_told(run):
         ],
         "hybrid zscore": [f"sub-p1: {place}"],
     }
-
-
-def test_a_seen_image_keeps_what_each_cluster_shares_with_each_lesion(run):
-    seen = run.add("p1", [9, 5], lesions=3, overlaps=[[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
-    assert isinstance(seen, Seen)
-    np.testing.assert_array_equal(seen.shared, [[1, 0, 2], [0, 0, 0]])

@@ -374,6 +374,9 @@ def test_the_description(tmp_path, raw):
         "desc-preproc",
         "desc-brain",
         "desc-synth",
+        "desc-ocsvm",
+        "desc-zscore",
+        "desc-pseudonormal",
     }
 
 

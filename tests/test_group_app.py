@@ -28,7 +28,7 @@ from cohorts import (
 
 from bids_app import nifti
 from bids_app.app import detectors
-from bids_app.cli import main
+from bids_app.cli import main, parse
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.detections import (
     read_all_clusters,
@@ -147,6 +147,45 @@ EVERY = [(one, detector) for one in SETS for detector in used(one)]
 def load(path):
     image = nib.load(path)
     return image.get_fdata(dtype=np.float32), image.affine
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--training-set hybrid real hybrid", {"training_set": ("hybrid", "real")}),
+        ("--training_set synthetic", {"training_set": ("synthetic",)}),
+        ("--detectors zscore zscore ocsvm", {"detectors": ("zscore", "ocsvm")}),
+        ("--synthetic-controls all", {"synthetic_controls": "all"}),
+        ("--patient-query x==1 --control_query x==2", {"patient_query": "x==1"}),
+        ("--detector /a/b", {"detector": Path("/a/b")}),
+        ("--nu 0.1 --clusters 3", {"nu": 0.1, "clusters": 3}),
+        ("--min-cluster-size 0 --cluster_extent 0.5", {"min_cluster_size": 0.0}),
+        ("--atlas /a.nii /b.tsv", {"atlas": (Path("/a.nii"), Path("/b.tsv"))}),
+        ("-d lesions=/l", {"derivatives": (("lesions", Path("/l")),)}),
+        ("", {"training_set": ("real",), "detectors": ("ocsvm", "zscore"), "folds": 4}),
+    ],
+)  # fmt: skip
+def test_flags_become_settings(flags, expected):
+    found = parse(["/raw", "/out", "group", *flags.split()])
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--training-set mixed", "--detectors ocsvm lstm", "--synthetic-controls none", "--nu 0",
+        "--nu 1", "--nu nan", "--clusters 0", "--min-cluster-size -1", "--min-cluster-size inf",
+        "--cluster-extent 1", "--atlas one.nii.gz", "-d lesions", "--training-set", "--folds 0",
+    ],
+)  # fmt: skip
+def test_flags_that_cannot_be_understood(flags, capsys):
+    with pytest.raises(SystemExit) as left:
+        parse(["/raw", "/out", "group", *flags.split()])
+    assert left.value.code == 64
+    assert flags.split()[0] in capsys.readouterr().err
 
 
 # What a run leaves
@@ -416,7 +455,7 @@ def results(out):
 
 RUN = """
 import sys, pytest, test_group_app
-from bids_app.cli import main
+from bids_app.cli import main, parse
 test_group_app.make_small(pytest.MonkeyPatch())
 sys.exit(main(sys.argv[1:]))
 """
