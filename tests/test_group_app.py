@@ -494,8 +494,9 @@ def unlucky(out, tmp_path_factory):
     """Run where many things are wrong, and the PET of a control shows a lesion."""
     folder = tmp_path_factory.mktemp("unlucky")
     there = copy_of(out, folder, *MADE)
-    tell_groups(there, p3="patient", p4="patient", p5="patient")
-    for label in ("p4", "p5"):
+    copies = ("p4", "p5", "p6", "p7")
+    tell_groups(there, p3="patient", **dict.fromkeys(copies, "patient"))
+    for label in copies:
         copied = shutil.copytree(there / "sub-p1", there / f"sub-{label}")
         for path in copied.rglob("sub-p1*"):
             path.rename(path.with_name(path.name.replace("sub-p1", f"sub-{label}")))
@@ -504,8 +505,13 @@ def unlucky(out, tmp_path_factory):
     for label, pet in (("c1", ill), ("p5", 0 * ill)):
         path = result(there, label, "desc-preproc_pet.nii.gz")
         nifti.save(nifti.Image(pet, GRID.affine), path)
+    made = result(there, "p6", "desc-synth_pet.nii.gz")
+    shutil.copy(made, result(there, "p6", "desc-preproc_pet.nii.gz"))
     masks = shutil.copytree(out.parent / "lesions", folder / "lesions")
     (mask,) = masks.rglob("sub-p2*.nii.gz")
+    shutil.copytree(mask.parent, masks / "sub-p7")
+    lost = (masks / "sub-p7" / mask.name).rename(masks / "sub-p7" / mask.name.replace("p2", "p7"))
+    nifti.save(nifti.Image(np.zeros((29, 37, 27), np.uint8), COARSE), lost)
     mask.write_bytes(b"no image")
     said = StringIO()
     with redirect_stderr(said):
@@ -521,10 +527,13 @@ def test_who_cannot_be_used_is_named_and_the_others_are_done(unlucky):
     zeros = result(there, "p5", "desc-preproc_pet.nii.gz")
     assert f"sub-p5: {zeros}: all voxels are equal" in said
     assert "sub-p2_space-MNI152NLin2009aSym_label-L_mask.nii.gz: not a readable NIfTI" in said
+    synthetic = result(there, "p6", "desc-preproc_pet.nii.gz")
+    assert f"sub-p6: {synthetic}: its header says SYNTHETIC, but" in said
+    assert "sub-p7: its mask of lesions marks no voxel of the grid; in no curve" in said
     assert "Traceback" not in said
-    assert {one.participant for one in read_all_clusters(there)} == {"p1", "p2"}
+    assert {one.participant for one in read_all_clusters(there)} == {"p1", "p2", "p7"}
     assert "all voxels are equal" in (there / "group.html").read_text()
-    assert {one.n for one in read_curve(there)} == {1}  # p2's lesions could not be read
+    assert {one.n for one in read_curve(there)} == {1}  # p1's lesion
 
 
 def test_a_control_has_no_part_in_the_fold_that_scores_it(out, unlucky):
@@ -546,6 +555,15 @@ def test_fewer_controls_than_folds(out, tmp_path, capsys):
     there = copy_of(out, tmp_path, *MADE, "sub-c[3-9]", "sub-d*", "sub-p2")
     assert main(arguments(there, "--folds", "3", "--participant-label", "p1")) == 65
     assert "2 control(s) with a PET are fewer than --folds 3" in capsys.readouterr().err
+    assert not (there / "detectors").exists()
+
+
+def test_a_run_can_stop_at_the_first_who_cannot_be_used(out, tmp_path, capsys):
+    there = copy_of(out, tmp_path, *MADE, "sub-c[3-9]", "sub-d*")
+    pet = result(there, "p2", "desc-preproc_pet.nii.gz")
+    nifti.save(nifti.Image(np.zeros(GRID.shape, np.float32), GRID.affine), pet)
+    assert main(arguments(there, "--stop-on-first-crash")) == 65
+    assert f"error: sub-p2: {pet}: all voxels are equal" in capsys.readouterr().err
     assert not (there / "detectors").exists()
 
 
@@ -588,6 +606,8 @@ def test_reports_can_be_written_again_from_disk(out, tmp_path, capsys):
         (("--patient-query", "group == 'nobody'"), 65, "nobody in it matches"),
         (("--patient-query", "participant_id == 'sub-c1'"), 65, "sub-c1 would be control and pat"),
         (("--participant-label", "p9"), 18, "no patient is left"),
+        (("--patient-query", "participant_id == 'sub-d1'", "--control-query",
+          "participant_id != 'sub-d1'"), 66, "sub-d1: a patient without a PET on this grid"),
         (("--resolution", "2"), 66, "on this grid; run the participant level"),
         (("--session-label", "b"), 66, "sub-c1: not used, no T1w on this grid"),
         (("--training-set", "hybrid", "--detectors", "pseudonormal"), 64, "add real to --training"),
