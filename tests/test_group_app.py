@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -27,7 +27,7 @@ from cohorts import (
 )
 
 from bids_app import nifti
-from bids_app.app import detectors
+from bids_app.app import detectors, group
 from bids_app.cli import main, parse
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.detections import (
@@ -69,6 +69,14 @@ def make_small(patch):
 def _small():
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
+        yield
+
+
+@contextmanager
+def without_pages():
+    """Write no reports of patients: they take longer than all else here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group, "write_subject_report", lambda *_, **__: None)
         yield
 
 
@@ -359,7 +367,8 @@ def test_a_detector_is_applied_without_its_controls_and_gives_the_same_maps(out,
     detector = shutil.copytree(out / "detectors" / "real", tmp_path / "detector")
     before = files(detector)
     options = ("--detector", str(detector), "--detectors", *DETECTORS, "--clean-workdir")
-    assert main(arguments(there, *options, "--participant-label", "p2", "--folds", "7")) == 0
+    with without_pages():
+        assert main(arguments(there, *options, "--participant-label", "p2", "--folds", "7")) == 0
     assert files(detector) == before
     assert not (there / "detectors").exists()
     for name in DETECTORS:
@@ -484,7 +493,8 @@ def test_a_run_that_was_killed_at_a_slab_goes_on_to_the_same_files(out, tmp_path
     done = {path: path.stat().st_mtime_ns for path in graph.glob("slab_1_*/voxels.safetensors")}
     done |= {path: path.stat().st_mtime_ns for path in graph.glob("encoder_*/*.safetensors")}
     assert len(done) == 5
-    assert main(options) == 0
+    with without_pages():
+        assert main(options) == 0
     assert results(there) == results(out)
     assert {path: path.stat().st_mtime_ns for path in done} == done
 
@@ -514,7 +524,7 @@ def unlucky(out, tmp_path_factory):
     nifti.save(nifti.Image(np.zeros((29, 37, 27), np.uint8), COARSE), lost)
     mask.write_bytes(b"no image")
     said = StringIO()
-    with redirect_stderr(said):
+    with redirect_stderr(said), without_pages():
         code = main(arguments(there, "--detectors", "zscore", "-d", f"lesions={masks}"))
     return there, code, " ".join(said.getvalue().split())
 
@@ -578,8 +588,8 @@ def test_a_dry_run_tells_and_writes_nothing(out, capsys):
     before = files(out)
     assert main(arguments(out, "--dry-run")) == 0
     said = [line.split() for line in capsys.readouterr().out.splitlines()]
-    for group, label in (("control", "c1"), ("control", "d1"), ("patient", "p2")):
-        (line,) = (line for line in said if line[1:4:2] == [group, label])
+    for kind, label in (("control", "c1"), ("control", "d1"), ("patient", "p2")):
+        (line,) = (line for line in said if line[1:4:2] == [kind, label])
         real, made = f"sub-{label}/pet/sub-{label}_trc-18FFDG", f"sub-{label}/pet/sub-{label}_trc"
         assert line[7].startswith("—" if label == "d1" else real)
         assert line[9].startswith(made)
