@@ -104,16 +104,27 @@ def test_equal_seeds_draw_equal_weights():
 
 @pytest.mark.parametrize(("dims", "plain"), [(2, nn.Conv2d), (3, nn.Conv3d)])
 @pytest.mark.parametrize("kernel", [3, 7])
-def test_reflection_is_what_torch_calls_so(dims, plain, kernel):
-    one = networks.REFLECT[dims](2, 3, kernel, padding=kernel // 2)
-    other = plain(2, 3, kernel, padding=kernel // 2, padding_mode="reflect")
+@pytest.mark.parametrize("outputs", [1, 3, networks.FEW_CHANNELS])
+@pytest.mark.parametrize("bias", [True, False])
+def test_reflection_is_what_torch_calls_so(dims, plain, kernel, outputs, bias):
+    """With gradients, whether the kernel is cut into planes or not."""
+    one = networks.REFLECT[dims](2, outputs, kernel, padding=kernel // 2, bias=bias)
+    other = plain(2, outputs, kernel, padding=kernel // 2, padding_mode="reflect", bias=bias)
     other.load_state_dict(one.state_dict())
     image = torch.rand(2, 2, *(9, 8, 7)[:dims], generator=seeded())
-    assert torch.equal(one(image), other(image))
+    found = []
+    for conv in (one, other):
+        x = image.clone().requires_grad_()
+        y = conv(x)
+        y.square().sum().backward()
+        found.append([y.detach(), x.grad, *(p.grad for p in conv.parameters())])
+    for own, known in zip(*found, strict=True):
+        torch.testing.assert_close(own, known, rtol=1e-4, atol=1e-5)
 
 
 def test_reflection_keeps_layout_and_precision():
-    conv = networks.REFLECT[2](3, 4, 3, padding=1).to(memory_format=torch.channels_last)
+    channels = networks.FEW_CHANNELS
+    conv = networks.REFLECT[2](3, channels, 3, padding=1).to(memory_format=torch.channels_last)
     image = torch.rand(1, 3, 8, 9).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         made = conv(image.to(torch.bfloat16))

@@ -4,6 +4,7 @@ On this machine, ANTs and torch compute in processes of their own. Processes are
 server that has imported neither, so nothing is ever forked with their threads in it.
 """
 
+import gc
 import logging
 import re
 import shutil
@@ -226,6 +227,7 @@ def run_graph(
         "mp_context": "forkserver", "status_callback": on_status,
     }  # fmt: skip
     failure = None
+    gc.freeze()  # nipype collects garbage at each look at its nodes: half a core, among all of torch
     try:
         if plugin is None or plugin["plugin"] == "MultiProc":  # nipype's own mixes ANTs and torch
             arguments |= dict(plugin.get("plugin_args", {})) if plugin else {}  # type: ignore[call-overload]
@@ -237,6 +239,8 @@ def run_graph(
             workflow.run(plugin=plugin["plugin"], plugin_args=elsewhere)
     except (RuntimeError, AttributeError, TypeError, OSError, ValueError) as error:
         failure = error
+    finally:
+        gc.unfreeze()
     crashes = _collect(crashes_here, logs)
     shutil.rmtree(crashes_here, ignore_errors=True)
     if failure is not None and not crashes:
