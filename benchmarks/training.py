@@ -1,16 +1,19 @@
 """Training steps a second, against a plain loop; share of time in the step; samples/s of each row.
 
 The plain loop is written here, in float32, eager, contiguous: the same networks, losses, weights,
-batches and pools, with nothing done for speed. Both take turns in one process, block by block, so
-that whatever else the machine does slows both alike; the ratio is over all blocks.
+batches and pools, of torch's own layers, with nothing done for speed. Both take turns in one
+process, block by block, so that whatever else the machine does slows both alike; the ratio is over
+all blocks.
 
     python benchmarks/training.py --threads 2                   the ratio, width 64, batch 5
     python benchmarks/training.py --threads 2 --rows            samples/s of each row as well
+    python benchmarks/training.py --threads 2 --width 16 --losses   both loops in both precisions
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +23,7 @@ from torch.nn import functional as F
 
 from bids_app.synthesis.device import choose_precision, make_fabric
 from bids_app.synthesis.models import MODELS, ModelSpec
+from bids_app.synthesis.networks import ReflectConv2d
 from bids_app.synthesis.pairs import Batch, Pair, brain_tiles
 from bids_app.synthesis.pool import ImagePool
 from bids_app.synthesis.training import Training, shuffled_batches
@@ -30,13 +34,18 @@ SEED = 5
 
 
 class PlainLoop:
-    """A Cycle-GAN's or Simple-GAN's training step as one writes it first."""
+    """A Cycle-GAN's or Simple-GAN's training step as one writes it first.
 
-    def __init__(self, spec: ModelSpec) -> None:
+    ``bfloat16`` wraps it into torch's autocast, to learn how much of a difference that makes.
+    """
+
+    def __init__(self, spec: ModelSpec, *, bfloat16: bool = False) -> None:
         random = torch.Generator().manual_seed(SEED)
-        self.spec = spec
+        self.spec, self.bfloat16 = spec, bfloat16
         self.translators = [build_translator(spec, random) for _ in range(1 + spec.cycle)]
         self.pools = [ImagePool(spec.pool_size, random) for _ in self.translators]
+        for one in self.translators:
+            use_own_layers_of_torch(one.generator)
         betas = (spec.beta1, spec.beta2)
         makers = nn.ModuleList([one.generator for one in self.translators])
         judges = nn.ModuleList([one.discriminator for one in self.translators])
@@ -45,6 +54,11 @@ class PlainLoop:
 
     def step(self, batch: Batch) -> tuple[float, float]:
         """Take a step; give both losses."""
+        cast = torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else nullcontext()
+        with cast:
+            return self._step(batch)
+
+    def _step(self, batch: Batch) -> tuple[float, float]:
         spec, (to_pet, *others) = self.spec, self.translators
         truth = [batch.pet, batch.mri]
         fakes = [to_pet.generator(batch.mri)]
@@ -77,21 +91,34 @@ class PlainLoop:
         return float(loss.detach()), float(judged.detach())
 
 
-def pair(spec: ModelSpec) -> Pair:
+def use_own_layers_of_torch(network: nn.Module) -> None:
+    """Put what torch has in place of our convolutions with reflection; weights stay."""
+    for name, layer in network.named_children():
+        use_own_layers_of_torch(layer)
+        if isinstance(layer, ReflectConv2d):
+            plain = nn.Conv2d(
+                layer.in_channels, layer.out_channels, layer.kernel_size,  # type: ignore[arg-type]
+                padding=layer.padding, padding_mode="reflect",  # type: ignore[arg-type]
+            )  # fmt: skip
+            plain.load_state_dict(layer.state_dict())
+            setattr(network, name, plain)
+
+
+def pair(spec: ModelSpec, shape: tuple[int, int, int] = SHAPE) -> Pair:
     """Make a T1w and a PET with smooth contents inside an ellipsoid, as large as the paper's."""
     rng = np.random.default_rng(SEED)
-    places = np.stack(np.meshgrid(*(np.linspace(-1, 1, side) for side in SHAPE), indexing="ij"))
+    places = np.stack(np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij"))
     brain = (places**2).sum(axis=0) < 0.8
     waves = sum(np.sin(rng.normal(0, 6, 3) @ places.reshape(3, -1) + k) for k in range(8))
-    t1w = np.where(brain, 0.5 + 0.06 * waves.reshape(SHAPE), 0).clip(0, 1).astype(np.float32)
+    t1w = np.where(brain, 0.5 + 0.06 * waves.reshape(shape), 0).clip(0, 1).astype(np.float32)
     t1w, pet = (np.asfortranarray(one) for one in (t1w, np.where(brain, 1 - t1w, 0)))
     places_of = brain_tiles(spec.tiling, torch.from_numpy(brain)) if spec.tiles_per_volume else ()
     return Pair(torch.from_numpy(t1w), torch.from_numpy(pet.astype(np.float32)), places_of)
 
 
-def start(spec: ModelSpec) -> Training:
+def start(spec: ModelSpec, precision: str | None = None) -> Training:
     """Begin a training as the app does on this machine."""
-    fabric = make_fabric("cpu", choose_precision("cpu"))
+    fabric = make_fabric("cpu", precision or choose_precision("cpu"))
     return Training(spec, fabric, torch.Generator().manual_seed(SEED))
 
 
@@ -128,6 +155,29 @@ def compare(spec: ModelSpec, steps: int, block: int) -> None:
     table = np.array(lines)
     apart = np.abs(table[:, 2] - table[:, 0]) / table[:, 0]
     print(f"generator losses differ by {apart.mean():.2%} on average, {apart.max():.2%} at most")
+
+
+def agree(spec: ModelSpec, steps: int) -> None:
+    """Print how far losses of the same batches are apart: loops, and precisions, at half size."""
+    some = pair(spec, tuple(side // 2 for side in SHAPE))  # type: ignore[arg-type]
+    batches = [b for _ in range(50) for b in shuffled_batches([some], spec, _random())][:steps]
+    plain, cast = PlainLoop(spec), PlainLoop(spec, bfloat16=True)
+    ours, own_cast = start(spec, "32-true"), start(spec, "bf16-mixed")
+    table = np.array([
+        [plain.step(b)[0], cast.step(b)[0], ours.step(b).generator, own_cast.step(b).generator]
+        for b in batches
+    ])  # fmt: skip
+    for name, column in (
+        ("plain in bfloat16", 1), ("ours in float32", 2), ("ours in bfloat16", 3),
+    ):  # fmt: skip
+        apart = np.abs(table[:, column] / table[:, 0] - 1)
+        means = table[:, column].mean() / table[:, 0].mean() - 1
+        print(
+            f"{name} against plain in float32, {steps} steps: generator losses differ by "
+            f"{apart.mean():.3%} on average, {apart.max():.2%} at most (first 5 steps "
+            f"{apart[:5].max():.3%}); their mean by {means:+.2%}; at the end "
+            f"{table[-1, column]:.3f} / {table[-1, 0]:.3f}"
+        )
 
 
 def _random() -> torch.Generator:
@@ -198,10 +248,15 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=5)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rows", action="store_true")
+    parser.add_argument("--losses", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    spec = replace(MODELS["semi3d-cyclegan-mse"], width=given.width)
+    if given.losses:
+        agree(spec, given.steps)
+        return
     peak = matmul_peak(given.threads)
-    compare(replace(MODELS["semi3d-cyclegan-mse"], width=given.width), given.steps, given.block)
+    compare(spec, given.steps, given.block)
     if given.rows:
         rates(max(given.steps // 10, 2), peak)
 
