@@ -60,7 +60,8 @@ def simulate(bids: Path, seed: int, given: argparse.Namespace) -> None:
     anatomies = () if given.anatomies is None else ("--anatomies", given.anatomies)
     call("mri2pet-simulate", bids, "--paired", given.paired, "--t1w-only", given.t1w_only,
          "--patients", given.patients, "--seed", seed, "--nprocs", given.nprocs, *anatomies,
-         "--resolution", given.simulated_resolution)  # fmt: skip
+         "--resolution", given.simulated_resolution,
+         "--lesion-depth", *given.lesion_depth)  # fmt: skip
     done.touch()
 
 
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--paired", type=int, default=12)
     parser.add_argument("--t1w-only", type=int, default=12)
     parser.add_argument("--patients", type=int, default=8)
+    parser.add_argument("--lesion-depth", type=float, nargs=2, default=[10, 40])
     parser.add_argument("--simulated-resolution", type=float, default=1.5)
     parser.add_argument("--resolution", type=float, default=3)
     parser.add_argument("--width", type=int, default=16)

@@ -56,6 +56,9 @@ OPTIONS: tuple[tuple[str, dict[str, object]], ...] = (
                              "default: the template that comes with nilearn"}),
     ("--uptake-template", {"type": _path, "metavar": "NIFTI",
                            "help": "a mean FDG PET in MNI space; default: a built-in pattern"}),
+    ("--lesion-depth", {"type": _Range(float, 0, 100), "nargs": 2, "default": (10.0, 40.0),
+                        "metavar": ("LEAST", "MOST"),
+                        "help": "uptake that lesions lose, in %%, drawn between; default 10 40"}),
     ("--vary-orientation", {"action": "store_true",
                             "help": "let arrays point to many directions, not only RAS"}),
     ("--nprocs", {"type": POSITIVE, "default": 1, "metavar": "N",
@@ -86,6 +89,9 @@ def _run(given: dict[str, object]) -> int:
     from bids_app.cohort.plan import Plan
 
     nprocs = given.pop("nprocs")
+    given["lesion_depth"] = least, most = tuple(given["lesion_depth"])  # type: ignore[arg-type]
+    if least > most:
+        raise UsageError(f"--lesion-depth {least:g} {most:g}: give the smaller number first")
     plan = Plan(**given)  # type: ignore[arg-type]
     if not plan.members:
         raise UsageError("nobody to simulate; give --paired, --t1w-only or --patients")

@@ -59,6 +59,7 @@ def cohort(tmp_path_factory):
 def long_cohort(tmp_path_factory):
     folder = tmp_path_factory.mktemp("simulated") / "raw"
     options = ("--paired", 0, "--patients", 1, "--sessions", 2, "--frames", 3)
+    options += ("--lesion-depth", 50, 60)
     assert simulate(folder, *options, "--vary_orientation", "--t1w_only", 1) == 0
     return folder
 
@@ -84,6 +85,14 @@ def test_validator_finds_no_error(request, name, part):
     folder = request.getfixturevalue(name) / part
     run = subprocess.run([VALIDATOR, str(folder)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[:3000]
+
+
+def test_lesions_are_as_deep_as_asked(cohort, long_cohort):
+    for folder, (least, most) in ((cohort, (10, 40)), (long_cohort, (50, 60))):
+        rows = read_tsv(folder / "derivatives/truth/lesions.tsv")
+        assert rows
+        assert all(least <= float(row["depth"]) <= most for row in rows)
+        assert f"--lesion-depth {least} {most}" in (folder / "README.md").read_text()
 
 
 def test_truth_is_ignored_by_nothing_but_its_own_rules(cohort):
@@ -246,6 +255,7 @@ def test_anatomies_and_uptake_template(tmp_path, cohort, label_maps):
         (["--seed", "x"], (64, "not a whole number")),
         (["--nonsense"], (64, "--nonsense")),
         (["--paired", "0"], (64, "nobody")),
+        (["--lesion-depth", "40", "10"], (64, "smaller number first")),
         (["--anatomies", "absent"], (66, "absent")),
         (["--anatomies", "empty"], (66, "no NIfTI")),
         (["--anatomies", "wrong"], (65, "label map")),

@@ -1,5 +1,7 @@
 """Laws of simulated heads, images and lesions; all on 4 mm grids."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from nilearn import datasets
@@ -10,7 +12,7 @@ from bids_app.simulation import metadata
 from bids_app.simulation.anatomy import Anatomy, anatomy_from_labels, coordinates
 from bids_app.simulation.aseg import is_brain
 from bids_app.simulation.deformation import carry, deform, draw_displacement, jacobian
-from bids_app.simulation.lesions import draw_lesions, factor_of, grey_of, mask_of
+from bids_app.simulation.lesions import DEPTHS, draw_lesions, factor_of, grey_of, mask_of
 from bids_app.simulation.person import draw_person, mark_lesions, place_head, scan_pet, scan_t1w
 from bids_app.simulation.placing import draw_pet_grid, head_box
 from bids_app.simulation.positioning import ORIENTATIONS, itk_text, lay_grid
@@ -214,6 +216,14 @@ def test_lesions_keep_to_their_bounds(head, seed):
     assert not np.logical_and.reduce(masks).any() or len(masks) == 1
 
 
+def test_lesions_are_as_deep_as_asked_and_else_alike(head):
+    usual, deep = (
+        draw_lesions(head, np.random.default_rng(3), depths) for depths in (DEPTHS, (0.6, 0.8))
+    )
+    assert all(0.6 <= lesion.depth <= 0.8 for lesion in deep)
+    assert [replace(one, depth=0) for one in usual] == [replace(one, depth=0) for one in deep]
+
+
 def test_lesion_fades_at_its_rim(head, rng):
     (lesion, *_) = draw_lesions(head, rng)
     loss = 1 - factor_of(lesion, head.labels, head.affine)
@@ -225,7 +235,13 @@ def test_lesion_fades_at_its_rim(head, rng):
 def test_t1w_does_not_show_lesions_and_pet_does(head):
     images = {}
     for ill in (False, True):
-        person = draw_person(head, usual_pattern(), np.random.default_rng(5), ill=ill, strength=1.0)
+        person = draw_person(
+            head,
+            usual_pattern(),
+            np.random.default_rng(5),
+            depths=DEPTHS if ill else None,
+            strength=1.0,
+        )
         rng = np.random.default_rng(6)
         placed = place_head(person, 4.0, rng, vary=False)
         t1w = scan_t1w(person, placed, rng)
@@ -265,7 +281,7 @@ def test_frames_average_to_the_scan_and_short_ones_are_noisier(rng):
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_pet_grid_keeps_the_truth_transform_true(head, orientation):
     rng = np.random.default_rng(3)
-    person = draw_person(head, usual_pattern(), rng, ill=False, strength=1.0)
+    person = draw_person(head, usual_pattern(), rng, depths=None, strength=1.0)
     placed = place_head(person, 4.0, rng, vary=False)
     pet = scan_pet(person, placed, np.array([600.0]), rng, vary=False)
     assert not np.allclose(pet.t1w_to_pet, np.eye(4), atol=1e-2)
@@ -308,7 +324,7 @@ def test_itk_text_is_in_lps():
 def test_equal_seeds_give_equal_images(head):
     def draw(seed):
         rng = np.random.default_rng(seed)
-        person = draw_person(head, usual_pattern(), rng, ill=True, strength=1.0)
+        person = draw_person(head, usual_pattern(), rng, depths=DEPTHS, strength=1.0)
         placed = place_head(person, 4.0, rng, vary=True)
         pet = scan_pet(person, placed, np.array([600.0]), rng, vary=True)
         return scan_t1w(person, placed, rng), pet.data

@@ -54,6 +54,8 @@ class Plan:
         A folder of label maps; a mean PET in MNI space.
     vary_orientation : bool
         Whether arrays point to many directions.
+    lesion_depth : tuple of float
+        Least and most uptake that lesions lose, in %.
     """
 
     bids_dir: Path
@@ -67,6 +69,7 @@ class Plan:
     anatomies: Path | None
     uptake_template: Path | None
     vary_orientation: bool
+    lesion_depth: tuple[float, float]
 
     @property
     def members(self) -> list[Member]:
@@ -84,6 +87,8 @@ class Plan:
             words += ["--uptake-template", self.uptake_template.name]
         if self.vary_orientation:
             words.append("--vary-orientation")
+        least, most = self.lesion_depth
+        words.append(f"--lesion-depth {least:g} {most:g}")
         numbers = ("paired", "t1w_only", "patients", "resolution", "seed", "sessions", "frames")
         options = [f"--{name.replace('_', '-')} {getattr(self, name):g}" for name in numbers]
         return " ".join([*options, *words])

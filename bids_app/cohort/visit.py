@@ -42,7 +42,9 @@ def _draw_member(plan: Plan, member: Member, pattern: Volume) -> Person:
         source = load_anatomy(maps[(offset + member.number - 1) % len(maps)])
         strength = STRENGTH_OF_LABELS
     rng = start_chance(plan, member, 0)
-    return draw_person(source, pattern, rng, ill=member.kind == "patient", strength=strength)
+    least, most = plan.lesion_depth
+    depths = (least / 100, most / 100) if member.kind == "patient" else None
+    return draw_person(source, pattern, rng, depths=depths, strength=strength)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,10 @@ def factor_of(lesion: Lesion, labels: Labels, affine: Affine) -> Volume:
 
 
 def draw_lesion(
-    anatomy: Anatomy, rng: np.random.Generator, others: tuple[Lesion, ...] = ()
+    anatomy: Anatomy,
+    rng: np.random.Generator,
+    depths: tuple[float, float] = DEPTHS,
+    others: tuple[Lesion, ...] = (),
 ) -> Lesion:
     """Draw one lesion, at a distance from others.
 
@@ -85,6 +88,8 @@ def draw_lesion(
         Of the patient.
     rng : numpy.random.Generator
         Where chance comes from: side, place, volume, depth.
+    depths : tuple of float
+        Least and most share of uptake that is lost.
     others : tuple of Lesion
         What the patient already has.
 
@@ -109,12 +114,14 @@ def draw_lesion(
     distances = _distances(where, anatomy.affine, (x, y, z))
     radius = float(np.partition(distances, count - 1)[count - 1])
     mx, my, mz = (float(c) for c in anatomy.mni[voxel])
-    return Lesion(side, (x, y, z), (mx, my, mz), radius, float(rng.uniform(*DEPTHS)))
+    return Lesion(side, (x, y, z), (mx, my, mz), radius, float(rng.uniform(*depths)))
 
 
-def draw_lesions(anatomy: Anatomy, rng: np.random.Generator) -> tuple[Lesion, ...]:
+def draw_lesions(
+    anatomy: Anatomy, rng: np.random.Generator, depths: tuple[float, float] = DEPTHS
+) -> tuple[Lesion, ...]:
     """Draw the one or two lesions of a patient."""
     lesions: tuple[Lesion, ...] = ()
     for _ in range(int(rng.integers(1, 3))):
-        lesions += (draw_lesion(anatomy, rng, lesions),)
+        lesions += (draw_lesion(anatomy, rng, depths, lesions),)
     return lesions

@@ -75,7 +75,12 @@ class PetScan:
 
 
 def draw_person(
-    source: Anatomy, pattern: Volume, rng: np.random.Generator, *, ill: bool, strength: float
+    source: Anatomy,
+    pattern: Volume,
+    rng: np.random.Generator,
+    *,
+    depths: tuple[float, float] | None,
+    strength: float,
 ) -> Person:
     """Draw a person.
 
@@ -87,17 +92,17 @@ def draw_person(
         Regional uptake that people share, as :func:`~bids_app.simulation.uptake.usual_pattern`.
     rng : numpy.random.Generator
         Where chance comes from.
-    ill : bool
-        Whether there are lesions.
+    depths : tuple of float or None
+        Least and most share of uptake that lesions lose; None where there are no lesions.
     strength : float
         Of the warp, as :func:`~bids_app.simulation.deformation.draw_displacement` has it.
     """
     displacement = draw_displacement(source.grid, rng, strength=strength)
     uptake, contrast = draw_uptake(pattern, rng), random_contrast(rng)
     lesions: tuple[Lesion, ...] = ()
-    if ill:
+    if depths is not None:
         grid = lay_grid(*head_box(source), LESION_GRID)
-        lesions = draw_lesions(carry(source, displacement, grid), rng)
+        lesions = draw_lesions(carry(source, displacement, grid), rng, depths)
     return Person(source, displacement, uptake, contrast, lesions)
 
 

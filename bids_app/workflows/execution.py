@@ -227,7 +227,7 @@ def run_graph(
         "mp_context": "forkserver", "status_callback": on_status,
     }  # fmt: skip
     failure = None
-    gc.freeze()  # nipype collects garbage at each look at its nodes: half a core, among all of torch
+    gc.freeze()  # nipype collects garbage at each look at its nodes: half a core, with all imports
     try:
         if plugin is None or plugin["plugin"] == "MultiProc":  # nipype's own mixes ANTs and torch
             arguments |= dict(plugin.get("plugin_args", {})) if plugin else {}  # type: ignore[call-overload]
