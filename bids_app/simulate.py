@@ -89,7 +89,8 @@ def _run(given: dict[str, object]) -> int:
     from bids_app.cohort.plan import Plan
 
     nprocs = given.pop("nprocs")
-    given["lesion_depth"] = least, most = tuple(given["lesion_depth"])  # type: ignore[arg-type]
+    least, most = given["lesion_depth"]  # type: ignore[misc]
+    given["lesion_depth"] = (least, most)
     if least > most:
         raise UsageError(f"--lesion-depth {least:g} {most:g}: give the smaller number first")
     plan = Plan(**given)  # type: ignore[arg-type]
