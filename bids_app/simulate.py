@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 from bids_app.arguments import Parser
 from bids_app.errors import Mri2petError, UsageError
@@ -89,11 +90,10 @@ def _run(given: dict[str, object]) -> int:
     from bids_app.cohort.plan import Plan
 
     nprocs = given.pop("nprocs")
-    least, most = given["lesion_depth"]  # type: ignore[misc]
-    given["lesion_depth"] = (least, most)
+    least, most = cast("Sequence[float]", given.pop("lesion_depth"))
     if least > most:
         raise UsageError(f"--lesion-depth {least:g} {most:g}: give the smaller number first")
-    plan = Plan(**given)  # type: ignore[arg-type]
+    plan = Plan(**given, lesion_depth=(least, most))  # type: ignore[arg-type]
     if not plan.members:
         raise UsageError("nobody to simulate; give --paired, --t1w-only or --patients")
     start = time.monotonic()
