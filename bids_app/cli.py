@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 import sys
 import tomllib
@@ -10,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bids_app.arguments import Parser
+from bids_app.caches import settled
 from bids_app.errors import Mri2petError, ReadWriteError, UsageError
 from bids_app.labels import normalize_labels
 from bids_app.settings import (
@@ -393,9 +395,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run mri2pet; return the exit code of BEP027."""
     try:
         settings = parse(argv)
-        from bids_app.app.main import run
+        with settled(os.environ):
+            from bids_app.app.main import run
 
-        return run(settings)
+            return run(settings)
     except Mri2petError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
