@@ -302,6 +302,16 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
+class _SelfTest(argparse.Action):
+    """Do the self-test and exit, as ``--version`` does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        with settled(os.environ):
+            from bids_app.app.selftest import self_test
+
+            parser.exit(self_test())
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     parser = Parser(
@@ -318,6 +328,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("bids_dir", type=_path, help="a BIDS dataset; never written to")
     parser.add_argument("output_dir", type=_path, help="where the derivatives go")
     parser.add_argument("level", metavar="{" + ",".join(LEVELS) + "}", help="what to do")
+    parser.add_argument(
+        "--self-test", "--self_test", action=_SelfTest, nargs=0, default=argparse.SUPPRESS,
+        help="see that what is installed works, with a simulated person, and exit",
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser
 

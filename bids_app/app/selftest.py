@@ -1,0 +1,152 @@
+"""``mri2pet --self-test``: does what is installed here work? In processes as users start them."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import packages_distributions, requires, version
+from pathlib import Path
+
+import numpy as np
+
+from bids_app import nifti
+from bids_app.app.training import LPIPS_VARIABLE
+from bids_app.detection.oneclass import VoxelwiseOneClassSVM
+from bids_app.errors import Mri2petError, UnusableDataError
+from bids_app.files import read_json
+from bids_app.generators import SHIPPED
+from bids_app.resources import choose_device, find_limits
+from bids_app.synthesis.card import check_weights, file_sha256, read_card
+
+COMMAND_LINES = {"deno", "bids-validator-deno"}  # have nothing to import
+TOLERANCE = 1e-4  # between decision values: DESIGN, section 4
+LEAST_LIKENESS = 0.7  # correlation; our choice, 0.96 was seen
+TIMEOUT = 600.0  # s
+LAST_LINES = 3
+FAILURES = (Mri2petError, ImportError, OSError, ValueError, subprocess.SubprocessError)
+Check = Callable[[], str]
+
+
+def check_packages() -> str:
+    """Import all that mri2pet asks for; list versions."""
+    wanted = [re.split(r"[^\w.-]", line)[0] for line in requires("mri2pet") or []
+              if "extra ==" not in line]  # fmt: skip
+    modules = {
+        distribution.lower().replace("_", "-"): module
+        for module, names in packages_distributions().items()
+        for distribution in names
+        if not module.startswith("_")
+    }
+    for name in wanted:
+        if name not in COMMAND_LINES:
+            import_module(modules.get(name, name))
+    return ", ".join(f"{name} {version(name)}" for name in wanted)
+
+
+def check_machine() -> str:
+    """Tell what a run may use."""
+    limits = find_limits(os.environ)
+    device = choose_device("auto")
+    return f"{limits.cpus} CPUs, {limits.mem_gb:g} GiB of memory, device {device}"
+
+
+def check_generators() -> str:
+    """Compare the weights of the generators that come with the app with their cards."""
+    folders = sorted(path.parent for path in SHIPPED.glob("*/card.json"))
+    if not folders:
+        raise UnusableDataError(f"{SHIPPED}: no generator is there; install mri2pet again")
+    for folder in folders:
+        check_weights(folder, read_card(folder))
+    return f"weights of {', '.join(folder.name for folder in folders)} are as their cards say"
+
+
+def check_lpips() -> str:
+    """Compare the weights of LPIPS with those published, if there are any."""
+    from bids_app.synthesis.lpips import PUBLISHED_SHA256, load_lpips
+
+    place = os.environ.get(LPIPS_VARIABLE)
+    if not place:
+        return f"${LPIPS_VARIABLE} names no weights; LPIPS will be n/a"
+    load_lpips(Path(place))
+    known = file_sha256(Path(place)) == PUBLISHED_SHA256
+    return f"{place} {'has the published checksum' if known else 'can be read'}"
+
+
+def check_machines() -> str:
+    """Compare one-class SVMs with scikit-learn's; compiles them, unless a cache has them."""
+    from sklearn.svm import OneClassSVM
+
+    random = np.random.default_rng(0)
+    train, test = (random.normal(size=(3, n, 8)).astype(np.float32) for n in (30, 5))
+    own = VoxelwiseOneClassSVM(nu=0.1).fit(train).decision_function(test)
+    known = [
+        OneClassSVM(nu=0.1).fit(a.astype(float)).decision_function(b.astype(float))
+        for a, b in zip(train, test, strict=True)
+    ]
+    apart = float(np.abs(own - known).max())
+    if apart > TOLERANCE:
+        raise UnusableDataError(f"one-class SVMs differ from scikit-learn's by {apart:.1e}")
+    return f"differ from scikit-learn's by {apart:.0e}"
+
+
+def check_participant() -> str:
+    """Simulate somebody, and run ``participant --sloppy``: pictures have to look like brains."""
+    with tempfile.TemporaryDirectory(prefix="mri2pet-self-test-") as made:
+        bids, out = Path(made, "bids"), Path(made, "out")
+        _call("bids_app.simulate", str(bids), "--paired", "1", "--resolution", "3")
+        _call("bids_app.cli", str(bids), str(out), "participant", "--sloppy")
+        (made_pet,) = out.glob("sub-control01/pet/*_desc-synth_pet.nii.gz")
+        (real_pet,) = out.glob("sub-control01/pet/*_space-MNI*_desc-preproc_pet.nii.gz")
+        one, other = (nifti.load(path).data.ravel() for path in (made_pet, real_pet))
+        likeness = float(np.corrcoef(one, other)[0, 1])
+        told = read_json(made_pet.with_name(made_pet.name.replace(".nii.gz", ".json")))
+        if not (likeness > LEAST_LIKENESS and told and out.joinpath("sub-control01.html").exists()):
+            raise UnusableDataError(
+                f"the synthetic PET of somebody simulated is like the real by {likeness:.2f} only"
+            )
+    return f"a simulated person's synthetic PET correlates with the real one by {likeness:.2f}"
+
+
+def _call(module: str, *words: str) -> None:
+    """Run one of the commands in a process of its own."""
+    run = subprocess.run(
+        [sys.executable, "-m", module, *words], capture_output=True, text=True, check=False,
+        timeout=TIMEOUT,
+    )  # fmt: skip
+    if run.returncode:
+        last = " ".join(run.stderr.split("\n")[-LAST_LINES - 1 :]).strip()
+        raise UnusableDataError(f"{module} {words[-2]} ended with {run.returncode}: {last}")
+
+
+CHECKS: dict[str, Check] = {
+    "packages": check_packages,
+    "machine": check_machine,
+    "generators": check_generators,
+    "LPIPS": check_lpips,
+    "one-class SVMs": check_machines,
+    "participant": check_participant,
+}
+
+
+def self_test() -> int:
+    """Do all checks; print a line on each.
+
+    Returns
+    -------
+    int
+        0 if all is well, 1 if not.
+    """
+    failed = 0
+    for name, check in CHECKS.items():
+        try:
+            word, what = "ok", check()
+        except FAILURES as error:
+            word, what = "FAILED", " ".join(str(error).split())
+            failed += 1
+        sys.stdout.write(f"{word:7} {name}: {what}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"mri2pet {version('mri2pet')}: {failed or 'no'} checks failed\n")
+    return int(failed > 0)
