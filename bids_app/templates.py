@@ -54,7 +54,16 @@ def _own() -> tuple[nifti.Image, nifti.Image]:
     )
 
 
-def _of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
+def of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
+    """Read a template's T1w and brain mask of 1 mm; TemplateFlow fetches them if need be.
+
+    Raises
+    ------
+    CannotCreateError
+        If TemplateFlow has no folder to keep them in.
+    MissingInputError
+        If it cannot give them.
+    """
     try:  # at its import it makes a folder, in HOME unless TEMPLATEFLOW_HOME says otherwise
         from templateflow import api as templateflow
     except OSError as error:
@@ -125,7 +134,7 @@ def prepare(name: str, grid: Grid, folder: Path, *, registration_resolution: flo
     MissingInputError
         If TemplateFlow cannot give it.
     """
-    t1w, mask = _own() if name == OWN else _of_templateflow(name)
+    t1w, mask = _own() if name == OWN else of_templateflow(name)
     brain = nifti.Image(np.where(mask.data, t1w.data, 0).astype(np.float32), t1w.affine)
     whole = _whole_grid(brain, registration_resolution)
     folder = folder / _digest(name, grid, whole)  # runs side by side may want other grids

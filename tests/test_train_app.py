@@ -1,6 +1,5 @@
 """The train level from end to end, in --sloppy, on controls that were made and not registered."""
 
-import gc
 import math
 import os
 import shutil
@@ -16,7 +15,9 @@ import pytest
 from cohorts import GRID, TEMPLATE, images, write_control, write_controls
 
 from bids_app import nifti
-from bids_app.cli import main
+from bids_app.app import training
+from bids_app.cli import main, parse
+from bids_app.console import Voice
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.preprocessed import find_preprocessed
 from bids_app.files import read_json, read_tsv, write_tsv
@@ -49,11 +50,9 @@ def trained(out):
 
 @pytest.fixture(scope="module", autouse=True)
 def _without_lpips():
-    gc.freeze()  # nipype collects garbage before each node, and torch, which is here, is none
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MRI2PET_LPIPS_WEIGHTS", raising=False)
         yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +94,14 @@ def test_rows_that_were_trained_one_after_the_other_stand_in_one_table(runs):
     assert [row["model"] for row in both] == [SEMI3D, PATCH3D, *baselines]
     assert both[0] == first[0]
     assert both[2:] == first[1:]
+
+
+def test_a_variable_that_names_no_file_is_told_and_lpips_is_left_out(out, monkeypatch, capsys):
+    """As in a container that was built without a network."""
+    monkeypatch.setenv("MRI2PET_LPIPS_WEIGHTS", "/nowhere.safetensors")
+    settings = parse(arguments(out))
+    assert training._lpips_weights(settings, Voice()) is None
+    assert "/nowhere.safetensors: no such file, though $MRI2PET" in capsys.readouterr().err
 
 
 def test_the_table_is_filled_but_for_lpips_without_weights(out):

@@ -1,8 +1,6 @@
 """Run graphs as the settings say, and tell how far they are."""
 
-import gc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nipype.pipeline.engine import Workflow
@@ -11,16 +9,6 @@ from bids_app.app.preparation import read_plugin, share_resources, work_dir_of
 from bids_app.console import Voice
 from bids_app.settings import Settings
 from bids_app.workflows.execution import Crash, run_graph
-
-
-@contextmanager
-def _no_old_garbage() -> Iterator[None]:
-    """Spare what is there already: nipype collects garbage before each node, 0.2 s each time."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ class Runner:
         workflow.add_nodes(list(graphs))
         steps = {graph.name: len(graph.list_node_names()) for graph in graphs}
         resources, _ = share_resources(settings, self.jobs)
-        with self.voice.progress(labels, steps, words) as on_status, _no_old_garbage():
+        with self.voice.progress(labels, steps, words) as on_status:
             return run_graph(
                 workflow,
                 resources=resources,

@@ -19,7 +19,7 @@ from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.files import read_json
 from bids_app.generators import SHIPPED
 from bids_app.resources import choose_device, find_limits
-from bids_app.synthesis.card import check_weights, file_sha256, read_card
+from bids_app.synthesis.card import check_weights, read_card
 
 COMMAND_LINES = {"deno", "bids-validator-deno"}  # have nothing to import
 TOLERANCE = 1e-4  # between decision values: DESIGN, section 4
@@ -65,13 +65,12 @@ def check_generators() -> str:
 
 def check_lpips() -> str:
     """Compare the weights of LPIPS with those published, if there are any."""
-    from bids_app.synthesis.lpips import PUBLISHED_SHA256, load_lpips
+    from bids_app.synthesis.lpips import load_lpips
 
     place = os.environ.get(LPIPS_VARIABLE)
     if not place:
         return f"${LPIPS_VARIABLE} names no weights; LPIPS will be n/a"
-    load_lpips(Path(place))
-    known = file_sha256(Path(place)) == PUBLISHED_SHA256
+    known = load_lpips(Path(place)).is_published
     return f"{place} {'has the published checksum' if known else 'can be read'}"
 
 

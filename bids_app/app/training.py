@@ -66,7 +66,7 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     if settings.dry_run:
         voice.tell_controls(controls.pairs, controls.notes, settings.output_dir)
         return DONE
-    means = _means(settings)
+    means = _means(settings, voice)
     work_dir = work_dir_of(settings)
     make_writable(work_dir)
     ignore_also(settings.output_dir, work_dir)
@@ -124,12 +124,22 @@ def dataset_name(output_dir: Path) -> str:
     return str(doi if doi else content.get("Name", output_dir.name)).removeprefix("mri2pet: ")
 
 
-def _means(settings: Settings) -> Means:
+def _lpips_weights(settings: Settings, voice: Voice) -> Path | None:
+    """Find the weights; a container whose build had no network names a file that is not there."""
     weights = settings.lpips_weights
-    if weights is None and os.environ.get(LPIPS_VARIABLE):
-        weights = Path(os.environ[LPIPS_VARIABLE]).absolute()
     if weights is not None and not weights.is_file():
         raise MissingInputError(f"{weights}: no such file; correct --lpips-weights")
+    named = os.environ.get(LPIPS_VARIABLE)
+    if weights is not None or not named:
+        return weights
+    if Path(named).is_file():
+        return Path(named).absolute()
+    voice.warn(f"{named}: no such file, though ${LPIPS_VARIABLE} names it; LPIPS will be n/a")
+    return None
+
+
+def _means(settings: Settings, voice: Voice) -> Means:
+    weights = _lpips_weights(settings, voice)
     _, threads = share_resources(settings, _jobs(settings))
     sha256 = "" if weights is None else file_sha256(weights)
     return Means(choose_device(settings.device), threads, weights, sha256)

@@ -20,6 +20,9 @@ from bids_app.synthesis.card import file_sha256
 # Of the file alexnet_lpips_v0.1.pth: the five convolutions of torchvision's AlexNet, trained on
 # ImageNet, and the heads of the package lpips 0.1.4, weights/v0.1/alex.pth.
 PUBLISHED_SHA256 = "59caea9c9fb9a96229026388f7e58187bda4e00081374eed64974bf43e4c5396"
+FETCHED_SHA256 = (
+    "972b85a274f7af1bc18638c2257488e4740296ea1ddeefe6c5a48da7ece116e3"  # mri2pet-fetch's
+)
 SMALLEST_SIDE = 31  # pixels: 31 → 7 → 3 → 1 along the strides of Lpips
 WANTED = "--lpips-weights wants the tensors of AlexNet's convolutions and the LPIPS v0.1 heads"
 
@@ -74,8 +77,8 @@ class Lpips(nn.Module):
 
     @property
     def is_published(self) -> bool:
-        """Whether the weights come from the file of :data:`PUBLISHED_SHA256`, byte for byte."""
-        return self.sha256 == PUBLISHED_SHA256
+        """Whether the weights come from a file of the published tensors, byte for byte."""
+        return self.sha256 in (PUBLISHED_SHA256, FETCHED_SHA256)
 
     def forward(self, one: Tensor, other: Tensor) -> list[Tensor]:
         x = (torch.cat([one, other]) - self.shift) / self.scale
@@ -89,7 +92,14 @@ class Lpips(nn.Module):
         return distances
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a plain dict of tensors; code in the file, if there is any, is not run.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -132,7 +142,7 @@ def load_lpips(path: Path, device: str = "cpu") -> Lpips:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; {WANTED}")
     try:
-        network, tensors = Lpips(file_sha256(path)), _read_tensors(path)
+        network, tensors = Lpips(file_sha256(path)), read_tensors(path)
         _check_tensors(tensors, network.state_dict())
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,162 @@
+"""``mri2pet-fetch``: get what cannot come with the package, where there is a network."""
+
+import argparse
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from bids_app.arguments import Parser
+from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
+
+TIMEOUT, TRIES, PAUSE = 60.0, 3, 2.0  # s; times; s between them
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file on the net.
+
+    Parameters
+    ----------
+    url : str
+        Where it lies.
+    sha256 : str
+        How its checksum begins.
+    """
+
+    url: str
+    sha256: str
+
+
+# torchvision names the file by the first digits of its checksum. The heads are those of the
+# package lpips 0.1.4, whose checksum is known.
+ALEXNET = Source("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79")
+HEADS = Source(
+    "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth",
+    "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+)
+
+
+def download(source: Source, target: Path) -> None:
+    """Fetch a file, and compare its checksum.
+
+    Raises
+    ------
+    MissingInputError
+        If it cannot be fetched.
+    UnusableDataError
+        If it is another file.
+    """
+    from bids_app.synthesis.card import file_sha256
+
+    for left in reversed(range(TRIES)):
+        try:
+            with urlopen(source.url, timeout=TIMEOUT) as answer, target.open("wb") as file:
+                while block := answer.read(1 << 20):
+                    file.write(block)
+            break
+        except (URLError, TimeoutError, ConnectionError) as error:
+            if not left:
+                raise MissingInputError(
+                    f"{source.url}: cannot be fetched ({error}); do this where there is a network, "
+                    "and copy the result"
+                ) from error
+            time.sleep(PAUSE)
+    found = file_sha256(target)
+    if not found.startswith(source.sha256):
+        raise UnusableDataError(
+            f"{source.url}: is not the file that was expected, for its SHA-256 is {found}; "
+            "something on the way may have changed it"
+        )
+
+
+def fetch_lpips(out: Path) -> None:
+    """Write the weights of LPIPS: AlexNet's convolutions, and the heads of version 0.1.
+
+    Parameters
+    ----------
+    out : Path
+        ``.safetensors``; replaced when it is whole.
+
+    Raises
+    ------
+    MissingInputError, UnusableDataError, ReadWriteError
+        If they cannot be fetched; are not those published; cannot be written.
+    """
+    from safetensors.torch import save
+
+    from bids_app.files import write_bytes
+    from bids_app.synthesis.lpips import FETCHED_SHA256, read_tensors
+
+    with tempfile.TemporaryDirectory() as made:
+        files = Path(made, "alexnet.pth"), Path(made, "heads.pth")
+        for source, file in zip((ALEXNET, HEADS), files, strict=True):
+            download(source, file)
+        alexnet, heads = (read_tensors(file) for file in files)
+    convolutions = {name: value for name, value in alexnet.items() if name.startswith("features.")}
+    tensors = {name: value.contiguous() for name, value in {**convolutions, **heads}.items()}
+    content = save(tensors)
+    if hashlib.sha256(content).hexdigest() != FETCHED_SHA256:
+        raise UnusableDataError(
+            f"{ALEXNET.url} and {HEADS.url}: do not hold the weights published for LPIPS; nothing "
+            "was written"
+        )
+    write_bytes(out, content)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = Parser(
+        prog="mri2pet-fetch",
+        allow_abbrev=False,
+        description="Fetch what cannot come with the package, for machines without a network. "
+        "Containers do this when they are built.",
+        epilog="Exit codes: 0 done; 64 usage; 65 unusable data; 66 cannot be fetched; 74 cannot "
+        "be written.",
+    )
+    parser.add_argument(
+        "--lpips", type=Path, metavar="FILE",
+        help="weights of LPIPS, for mri2pet train; give the file by --lpips-weights, or name it "
+        "in $MRI2PET_LPIPS_WEIGHTS",
+    )  # fmt: skip
+    parser.add_argument(
+        "--template", nargs="+", default=[], metavar="NAME",
+        help="templates of TemplateFlow, into $TEMPLATEFLOW_HOME",
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fetch what is asked for; return the exit code."""
+    parser = build_parser()
+    given = parser.parse_args(argv)
+    if given.lpips is None and not given.template:
+        parser.error("nothing to fetch; give --lpips or --template")
+    from bids_app.templates import of_templateflow
+
+    try:
+        if given.lpips is not None:
+            fetch_lpips(given.lpips.absolute())
+            sys.stdout.write(f"{given.lpips}\n")
+        for name in given.template:
+            of_templateflow(name)
+            sys.stdout.write(f"{name}: in {os.environ.get('TEMPLATEFLOW_HOME', 'TemplateFlow')}\n")
+    except Mri2petError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return ReadWriteError.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""What is fetched is what was published, or nothing is written. Files lie on the disk here."""
+
+import hashlib
+import io
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+from bids_app import fetch
+from bids_app.errors import UnusableDataError
+from bids_app.fetch import Source, download, main
+from bids_app.synthesis import lpips
+from bids_app.synthesis.lpips import Lpips, load_lpips
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    torch.manual_seed(4)
+    return {name: torch.rand_like(value) for name, value in Lpips("").state_dict().items()}
+
+
+@pytest.fixture
+def net(tmp_path, tensors, monkeypatch):
+    """Both files, as their authors have them: AlexNet has more than its convolutions."""
+    features = {k: v for k, v in tensors.items() if k.startswith("features.")}
+    parts = {
+        "ALEXNET": {**features, "classifier.1.weight": torch.rand(3, 4)},
+        "HEADS": {k: v for k, v in tensors.items() if k.startswith("lin")},
+    }
+    for name, content in parts.items():
+        path = tmp_path / f"{name}.pth"
+        torch.save(content, path)
+        known = hashlib.sha256(path.read_bytes()).hexdigest()
+        monkeypatch.setattr(fetch, name, Source(path.as_uri(), known[:8]))
+    ordered = {**features, **parts["HEADS"]}
+    known = hashlib.sha256(save(ordered)).hexdigest()
+    monkeypatch.setattr(lpips, "FETCHED_SHA256", known)
+    monkeypatch.setattr(fetch, "PAUSE", 0)
+    return tmp_path
+
+
+def test_weights_are_put_together_from_both_files(net, tensors):
+    out = net / "deep" / "lpips.safetensors"
+    assert main(["--lpips", str(out)]) == 0
+    found = load_file(out)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert load_lpips(out).is_published
+
+
+def test_other_tensors_are_refused_and_what_was_there_stays(net, monkeypatch, capsys):
+    out = net / "lpips.safetensors"
+    out.write_bytes(b"before")
+    monkeypatch.setattr(lpips, "FETCHED_SHA256", "0" * 64)
+    assert main(["--lpips", str(out)]) == 65
+    assert "nothing was written" in capsys.readouterr().err
+    assert out.read_bytes() == b"before"
+    assert not list(net.glob(".*"))
+
+
+def test_another_file_than_expected_is_refused(net):
+    source = Source((net / "HEADS.pth").as_uri(), "0123")
+    with pytest.raises(UnusableDataError, match=r"HEADS\.pth: is not the file that was expected"):
+        download(source, net / "copy")
+
+
+def test_without_a_network_a_sentence_says_what_to_do(net, monkeypatch, capsys):
+    monkeypatch.setattr(fetch, "HEADS", Source((net / "nowhere").as_uri(), ""))
+    assert main(["--lpips", str(net / "out.safetensors")]) == 66
+    said = capsys.readouterr().err
+    assert said.startswith("error: file:")
+    assert "nowhere: cannot be fetched" in said
+    assert "where there is a network" in said
+    assert said.count("\n") == 1
+    assert not (net / "out.safetensors").exists()
+
+
+def test_a_network_that_hiccups_is_asked_again(tmp_path, monkeypatch):
+    content, asked = b"weights", []
+
+    def open_url(url, timeout):
+        asked.append(url)
+        if len(asked) < fetch.TRIES:
+            raise TimeoutError("timed out")
+        return io.BytesIO(content)
+
+    monkeypatch.setattr(fetch, "urlopen", open_url)
+    monkeypatch.setattr(fetch, "PAUSE", 0)
+    source = Source("https://example.org/x", hashlib.sha256(content).hexdigest())
+    download(source, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == content
+    assert len(asked) == fetch.TRIES
+
+
+def test_nothing_to_fetch_is_a_wrong_command_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 64
+    assert "nothing to fetch" in capsys.readouterr().err
+
+
+def test_templates_are_asked_of_templateflow(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("bids_app.templates.of_templateflow", asked.append)
+    assert main(["--template", "MNI152NLin6Asym", "MNI152NLin2009cAsym"]) == 0
+    assert asked == ["MNI152NLin6Asym", "MNI152NLin2009cAsym"]
+
+
+@pytest.mark.parametrize("source", [fetch.ALEXNET, fetch.HEADS])
+def test_sources_are_known_by_their_checksum_and_encrypted(source):
+    assert source.url.startswith("https://")
+    assert len(source.sha256) >= 8
+    int(source.sha256, 16)
