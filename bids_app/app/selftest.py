@@ -110,9 +110,11 @@ def check_participant() -> str:
 
 
 def _call(module: str, *words: str) -> None:
-    """Run one of the commands in a process of its own."""
+    """Run one of the commands in a process of its own, as shut off as this one."""
+    flags = [f for f, on in (("-E", sys.flags.ignore_environment), ("-s", sys.flags.no_user_site))
+             if on]  # fmt: skip
     run = subprocess.run(
-        [sys.executable, "-m", module, *words], capture_output=True, text=True, check=False,
+        [sys.executable, *flags, "-m", module, *words], capture_output=True, text=True, check=False,
         timeout=TIMEOUT,
     )  # fmt: skip
     if run.returncode:

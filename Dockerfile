@@ -1,0 +1,46 @@
+# mri2pet as a container:
+#
+#   docker build -t mri2pet .                                        for CPUs
+#   docker build -t mri2pet:cuda --build-arg TORCH_INDEX=none .      torch of PyPI, with CUDA
+#
+# Build arguments: TORCH_INDEX, where torch comes from; LPIPS, yes or no; TEMPLATES, names of
+# TemplateFlow's beside the one that is in it; VERSION, REVISION, CREATED, for the labels.
+
+FROM python:3.11-slim-bookworm AS build
+WORKDIR /src
+COPY containers/install.sh containers/
+COPY constraints.txt pyproject.toml ./
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN sh containers/install.sh dependencies "$TORCH_INDEX"
+COPY README.md LICENSE ./
+COPY bids_app bids_app
+RUN sh containers/install.sh app
+ARG LPIPS=yes
+ARG TEMPLATES=
+# hadolint ignore=SC2086
+RUN sh containers/install.sh data "$LPIPS" $TEMPLATES && sh containers/install.sh caches
+
+FROM python:3.11-slim-bookworm
+RUN python -m compileall -q /usr/local/lib/python3.11
+COPY --from=build /opt/mri2pet /opt/mri2pet
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=unknown
+LABEL org.opencontainers.image.title="mri2pet" \
+      org.opencontainers.image.description="BIDS App: synthetic FDG PET from T1w MRI, and voxelwise anomaly detection in FDG PET" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED" \
+      org.opencontainers.image.source="https://github.com/mri2pet/mri2pet" \
+      org.opencontainers.image.licenses="Apache-2.0"
+ENV PATH=/opt/mri2pet/bin:/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin \
+    LANG=C.UTF-8 \
+    PYTHONNOUSERSITE=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    MPLCONFIGDIR=/opt/mri2pet/cache/matplotlib \
+    NIPYPE_CONFIG_DIR=/opt/mri2pet/cache/nipype \
+    NUMBA_CACHE_DIR=/opt/mri2pet/cache/numba \
+    TEMPLATEFLOW_HOME=/opt/mri2pet/templateflow \
+    MRI2PET_LPIPS_WEIGHTS=/opt/mri2pet/lpips.safetensors \
+    MRI2PET_CONTAINER=mri2pet:$VERSION
+ENTRYPOINT ["mri2pet"]

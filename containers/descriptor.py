@@ -1,0 +1,95 @@
+"""Write mri2pet.boutiques.json, the Boutiques descriptor, from the parser of the command line.
+
+python containers/descriptor.py > containers/mri2pet.boutiques.json
+"""
+
+import argparse
+import json
+import sys
+from importlib.metadata import version
+
+from bids_app.cli import build_parser
+from bids_app.settings import LEVELS
+
+NOT_FOR_PIPELINES = {"help", "version", "self_test"}  # these do nothing but tell
+FOLDERS_AND_FILES = {"_path", "_named_path"}
+NUMBERS = {"float", "_positive", "_not_negative", "_share"}
+WHOLE_NUMBERS = {"_count", "_seed"}
+
+
+def kind_of(action: argparse.Action) -> dict[str, object]:
+    """Say which values an argument takes, in Boutiques' words."""
+    if action.nargs == 0:
+        return {"type": "Flag"}
+    name = getattr(action.type, "__name__", "")
+    if name in FOLDERS_AND_FILES and action.dest != "derivatives":  # those are NAME=PATH
+        kind: dict[str, object] = {"type": "File"}
+    elif name in NUMBERS:
+        kind = {"type": "Number"}
+    elif name in WHOLE_NUMBERS:
+        kind = {"type": "Number", "integer": True}
+    else:
+        kind = {"type": "String"}
+    if action.choices is not None:
+        kind["value-choices"] = list(action.choices)
+    if isinstance(action.nargs, int):
+        kind |= {"list": True, "min-list-entries": action.nargs, "max-list-entries": action.nargs}
+    elif action.nargs == "+":
+        kind |= {"list": True, "min-list-entries": 1}
+    return kind
+
+
+def input_of(action: argparse.Action) -> dict[str, object]:
+    """Describe an argument."""
+    flag = max(action.option_strings[:2], key=len, default="")
+    name = flag.lstrip("-").replace("-", "_") or action.dest
+    told = {
+        "id": name,
+        "name": name.replace("_", " "),
+        "description": (action.help or "").replace("%%", "%"),
+        "value-key": f"[{name.upper()}]",
+        "optional": not action.required,
+        **kind_of(action),
+    }
+    if action.dest == "level":
+        told["value-choices"] = list(LEVELS)
+    if flag:
+        told["command-line-flag"] = flag
+    return told
+
+
+def describe(parser: argparse.ArgumentParser) -> dict[str, object]:
+    """Describe the app as Boutiques 0.5 wants it.
+
+    Flags come after the positional arguments, so that none of those that take several values
+    swallows a folder.
+    """
+    actions = [one for one in parser._actions if one.dest not in NOT_FOR_PIPELINES]
+    ordered = [one for one in actions if one.required] + [
+        one for one in actions if not one.required
+    ]
+    inputs = [input_of(action) for action in ordered]
+    number = version("mri2pet")
+    return {
+        "name": "mri2pet",
+        "description": parser.description,
+        "tool-version": number,
+        "schema-version": "0.5",
+        "url": "https://github.com/mri2pet/mri2pet",
+        "tags": {"domain": ["neuroinformatics", "mri", "pet"], "toolType": ["bids-app"]},
+        "container-image": {"type": "docker", "image": f"mri2pet:{number}"},
+        "command-line": " ".join(["mri2pet", *(str(one["value-key"]) for one in inputs)]),
+        "inputs": inputs,
+        "output-files": [
+            {
+                "id": "output",
+                "name": "output",
+                "description": "BIDS derivatives, reports, generators and detectors",
+                "path-template": "[OUTPUT_DIR]",
+            }
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(describe(build_parser()), indent=2, ensure_ascii=False) + "\n")
