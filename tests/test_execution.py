@@ -6,7 +6,7 @@ import pytest
 from nipype.pipeline.engine import Node, Workflow
 from nodes import Die, DieOnce, Note, Refuse, Stumble, TorchNote
 
-from bids_app.errors import Mri2petError, ReadWriteError, UnusableDataError
+from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.workflows.execution import Resources, run_graph
 
 
@@ -118,12 +118,6 @@ def test_a_plugin_of_nipype_takes_the_run_elsewhere(run):
     assert crash.exit_code == UnusableDataError.exit_code
     assert set(run.noted()) == {"good"}
     assert ("good", "end") in run.statuses
-
-
-def test_a_plugin_that_does_not_exist_stops_the_run(run):
-    run.node(Note, "good")
-    with pytest.raises(Mri2petError, match=r"the run stopped: .*Abacus"):
-        run.go(plugin={"plugin": "Abacus"})
 
 
 def test_a_full_disk_is_said_in_a_sentence(run, monkeypatch):

@@ -6,6 +6,7 @@ server that has imported neither, so nothing is ever forked with their threads i
 
 import gc
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from nipype.pipeline.plugins import multiproc
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from bids_app import errors
+from bids_app.workflows import batch
 from bids_app.workflows.lifeline import die_with_parent
 
 KILLED = (
@@ -180,6 +182,20 @@ def _remove_stale_locks(workflow: Workflow) -> None:
             lock.unlink(missing_ok=True)
 
 
+def _run_elsewhere(
+    workflow: Workflow, plugin: Mapping[str, object], on_status: StatusCallback
+) -> None:
+    """Run a graph by another plugin than MultiProc."""
+    name = str(plugin["plugin"])
+    arguments = dict(plugin.get("plugin_args") or {})  # type: ignore[call-overload]
+    workflow.config["execution"] |= {
+        "poll_sleep_duration": batch.POLLING, "job_finished_timeout": batch.WAITING,
+    }  # fmt: skip
+    batch.name_user(os.environ)
+    batch.ask_for_needs(workflow, name, arguments)
+    workflow.run(plugin=batch.make_plugin(name, arguments | {"status_callback": on_status}))
+
+
 def run_graph(
     workflow: Workflow,
     *,
@@ -234,9 +250,7 @@ def run_graph(
             with closing(SeparatedMultiProcPlugin(arguments)) as here:
                 workflow.run(plugin=here)
         else:
-            elsewhere = dict(plugin.get("plugin_args", {}))  # type: ignore[call-overload]
-            elsewhere["status_callback"] = on_status
-            workflow.run(plugin=plugin["plugin"], plugin_args=elsewhere)
+            _run_elsewhere(workflow, plugin, on_status)
     except (RuntimeError, AttributeError, TypeError, OSError, ValueError) as error:
         failure = error
     finally:

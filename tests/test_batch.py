@@ -1,0 +1,127 @@
+"""A graph on a cluster: SLURM's commands are played here by shell scripts, and jobs are real."""
+
+import os
+from pathlib import Path
+
+import pytest
+from nodes import Die, Note, Refuse, TorchNote
+from test_execution import Run
+
+from bids_app.errors import UsageError
+from bids_app.workflows import batch
+
+SBATCH = """#!/bin/bash
+echo "$@" >> {folder}/asked
+while [ $# -gt 1 ]; do case $1 in -o) out=$2; shift;; esac; shift; done
+bash "$1" > "$out" 2>&1 &
+mv "$out" "${{out//%j/$!}}" 2> /dev/null
+echo "Submitted batch job $!"
+"""
+SQUEUE = """#!/bin/bash
+kill -0 "$2" 2> /dev/null && echo "$2 debug running"
+true
+"""
+SLURM = {"plugin": "SLURM", "plugin_args": {"sbatch_args": "--partition=debug"}}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    place = tmp_path / "bin"
+    place.mkdir()
+    for name, text in (("sbatch", SBATCH.format(folder=tmp_path)), ("squeue", SQUEUE)):
+        (place / name).write_text(text)
+        (place / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.delenv("LOGNAME", raising=False)
+    monkeypatch.setattr(batch, "POLLING", 0.1)
+    monkeypatch.setattr(batch, "WAITING", 1.0)
+    return Run(tmp_path)
+
+
+@pytest.fixture
+def asked(tmp_path):
+    return lambda: (tmp_path / "asked").read_text().splitlines()
+
+
+def test_nodes_are_jobs_that_ask_for_what_they_need(run, asked):
+    first = run.node(Note, "first", n_procs=3, mem_gb=1.5)
+    run.workflow.connect(first, "word", run.node(TorchNote, "second"), "after")
+    assert run.go(plugin=SLURM) == []
+    assert set(run.noted()) == {"first", "second"}
+    assert [str(os.getpid())] not in run.noted().values()
+    one, other = asked()
+    assert one.startswith("--partition=debug --cpus-per-task=3 --mem=1536M ")
+    assert "--cpus-per-task=1 " in other
+    assert ("second", "end") in run.statuses
+
+
+def test_what_the_file_asks_for_is_left_alone(run, asked):
+    run.node(Note, "first", n_procs=3)
+    arguments = {"sbatch_args": "--mem=8G -c 2"}
+    assert run.go(plugin={"plugin": "SLURM", "plugin_args": arguments}) == []
+    (line,) = asked()
+    assert line.startswith("--mem=8G -c 2 ")
+    assert "--cpus-per-task" not in line
+    assert line.count("--mem") == 1
+
+
+def test_a_job_that_is_gone_is_told_and_the_others_go_on(run):
+    died = run.node(Die, "die")
+    run.workflow.connect(died, "word", run.node(Note, "behind"), "after")
+    run.node(Note, "beside")
+    (crash,) = run.go(plugin=SLURM)
+    assert crash.node == "graph.die"
+    assert crash.exit_code == 1
+    assert crash.sentence.startswith("graph.die: job ")
+    assert "ended without a result" in crash.sentence
+    assert "memory or time" in crash.sentence
+    assert "\n" not in crash.sentence
+    assert set(run.noted()) == {"die", "beside"}
+    assert ("die", "exception") in run.statuses
+
+
+def test_bad_data_is_told_as_on_one_machine(run):
+    run.node(Refuse, "refuse")
+    (crash,) = run.go(plugin=SLURM)
+    assert crash.sentence == "/data/sub-01_T1w.nii.gz: all voxels are equal; export it again"
+    assert crash.exit_code == 65
+
+
+def test_a_run_goes_on_where_a_cluster_left_it(run):
+    """As somebody does who lost a job: the same nodes, this time on one machine."""
+    run.workflow.connect(run.node(Note, "first"), "word", run.node(Note, "second"), "after")
+    assert run.go(plugin=SLURM) == []
+    assert run.go() == []
+    assert {word: len(ids) for word, ids in run.noted().items()} == {"first": 1, "second": 1}
+
+
+def test_the_last_error_of_its_log_is_told(tmp_path):
+    (tmp_path / "slurm-7.out").write_text("a\nslurmstepd: error: Detected 1 oom_kill event\nb\n")
+    (tmp_path / "slurm-8.out").write_text("error: of another job\n")
+    told = batch._sentence(7, "graph.node", tmp_path)
+    assert "(slurmstepd: error: Detected 1 oom_kill event)" in told
+    assert "another" not in told
+    assert "()" not in batch._sentence(9, "graph.node", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("SLURMGraph", "before its jobs"), ("Slurmy", "no plugin 'Slurmy'")]
+)
+def test_plugins_that_cannot_do_are_refused(run, name, said):
+    run.node(Note, "first")
+    with pytest.raises(UsageError, match=said):
+        run.go(plugin={"plugin": name, "plugin_args": {}})
+
+
+def test_accounts_without_a_name_have_one(monkeypatch):
+    def nobody():
+        raise KeyError("uid not found")
+
+    environment = {}
+    monkeypatch.setattr("getpass.getuser", nobody)
+    batch.name_user(environment)
+    assert environment == {"LOGNAME": f"uid{os.getuid()}"}
+    environment["LOGNAME"] = "me"
+    batch.name_user(environment)
+    assert environment == {"LOGNAME": "me"}
