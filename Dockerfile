@@ -41,6 +41,7 @@ ENV PATH=/opt/mri2pet/bin:/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbi
     NIPYPE_CONFIG_DIR=/opt/mri2pet/cache/nipype \
     NUMBA_CACHE_DIR=/opt/mri2pet/cache/numba \
     TEMPLATEFLOW_HOME=/opt/mri2pet/templateflow \
+    TEMPLATEFLOW_AUTOUPDATE=off \
     MRI2PET_LPIPS_WEIGHTS=/opt/mri2pet/lpips.safetensors \
     MRI2PET_CONTAINER=mri2pet:$VERSION
 ENTRYPOINT ["mri2pet"]

@@ -51,6 +51,7 @@ missing() {
 
 caches() {
     mkdir -p "$prefix/cache/matplotlib" "$prefix/cache/numba" "$prefix/cache/nipype"
+    TEMPLATEFLOW_HOME=$prefix/templateflow "$prefix/bin/python" -c "import templateflow"  # its folder
     MPLCONFIGDIR=$prefix/cache/matplotlib NUMBA_CACHE_DIR=$prefix/cache/numba "$prefix/bin/python" -c "
 import matplotlib.font_manager
 from bids_app.app.selftest import check_machines

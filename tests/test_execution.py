@@ -129,3 +129,27 @@ def test_a_full_disk_is_said_in_a_sentence(run, monkeypatch):
     (crash,) = run.go(plugin={"plugin": "Linear"})  # in this process, where the patch is
     assert crash.sentence.startswith("No space left on device")
     assert crash.exit_code == ReadWriteError.exit_code
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 3.0 GiB for an array"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_memory_that_ran_out_is_said_with_what_to_change(run, monkeypatch, error):
+    """As ulimit -v has it, which kills nothing."""
+
+    def run_out_of_memory(self, runtime):
+        raise error
+
+    monkeypatch.setattr(Note, "_run_interface", run_out_of_memory)
+    run.node(Note, "large")
+    (crash,) = run.go(plugin={"plugin": "Linear"})
+    assert crash.sentence.startswith("graph.large: memory ran out; lower --nprocs")
+    assert "--mem-gb" in crash.sentence
+    assert crash.exit_code == 1

@@ -68,8 +68,8 @@ def check_lpips() -> str:
     from bids_app.synthesis.lpips import load_lpips
 
     place = os.environ.get(LPIPS_VARIABLE)
-    if not place:
-        return f"${LPIPS_VARIABLE} names no weights; LPIPS will be n/a"
+    if not place or not Path(place).is_file():
+        return f"${LPIPS_VARIABLE} names no file; LPIPS will be n/a"
     known = load_lpips(Path(place)).is_published
     return f"{place} {'has the published checksum' if known else 'can be read'}"
 

@@ -28,9 +28,13 @@ from bids_app import errors
 from bids_app.workflows import batch
 from bids_app.workflows.lifeline import die_with_parent
 
+MORE_MEMORY = "lower --nprocs, or give the run more memory and say so with --mem-gb"
 KILLED = (
     "bids_app.errors.Mri2petError: the process that ran it was killed, most likely because memory "
-    "ran out; lower --nprocs, or give the run more memory and say so with --mem-gb"
+    f"ran out; {MORE_MEMORY}"
+)
+NO_MEMORY = re.compile(
+    r"MemoryError|std::bad_alloc|OutOfMemoryError|out of memory|an(?:'t|not) allocate memory", re.I
 )
 SUMMARY = re.compile(r"bids_app\.errors\.(\w+): (.*)")
 NO_SPACE = "No space left on device"
@@ -159,6 +163,8 @@ def _read_crash(file: Path) -> Crash:
         return Crash(node, sentence.strip(), getattr(errors, kind).exit_code, file)
     if NO_SPACE in text:
         return Crash(node, f"{NO_SPACE}; make room, or choose another --work-dir", DISK_FULL, file)
+    if NO_MEMORY.search(text):
+        return Crash(node, f"{node}: memory ran out; {MORE_MEMORY}", 1, file)
     others = ANY_ERROR.findall(text)
     last = others[-1].strip() if others else "failed without a message"
     return Crash(node, f"{node}: {last}; its traceback is in {file}", 1, file)
