@@ -107,6 +107,15 @@ def test_gradients_become_their_mean_in_all_processes(size):
         assert torch.allclose(last, torch.arange(3.0).reshape(1, 3) * mean)
 
 
+def test_a_job_of_slurm_is_no_rank_of_fabric(monkeypatch):
+    """A task of many, in which each trains on its own."""
+    job = {"JOB_ID": "7", "JOB_NAME": "train", "NTASKS": "4", "PROCID": "3", "LOCALID": "3"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    fabric = make_fabric("cpu", "32-true")
+    assert (fabric.global_rank, fabric.world_size) == (0, 1)
+
+
 def test_one_process_alone_changes_nothing():
     team, values = Team(make_fabric("cpu", "32-true")), torch.rand(3, 2)
     assert team.gather(values, 3) is values

@@ -4,6 +4,7 @@ import logging
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 
 
 def choose_precision(device: str) -> str:
@@ -44,4 +45,7 @@ def make_fabric(device: str, precision: str, processes: int = 1) -> Fabric:
         devices = [int(number)] if number else torch.cuda.device_count()
     alone = devices == 1 or isinstance(devices, list)
     strategy = "auto" if alone else "ddp_spawn"
-    return Fabric(accelerator=kind, devices=devices, strategy=strategy, precision=precision)  # type: ignore[arg-type]
+    return Fabric(
+        accelerator=kind, devices=devices, strategy=strategy, precision=precision,  # type: ignore[arg-type]
+        plugins=LightningEnvironment(),  # in a job of SLURM, Fabric takes over ranks it finds there
+    )  # fmt: skip
