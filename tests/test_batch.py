@@ -51,7 +51,7 @@ def test_nodes_are_jobs_that_ask_for_what_they_need(run, asked):
     assert set(run.noted()) == {"first", "second"}
     assert [str(os.getpid())] not in run.noted().values()
     one, other = asked()
-    assert one.startswith("--partition=debug --cpus-per-task=3 --mem=1536M ")
+    assert one.startswith("--partition=debug --cpus-per-task=3 --mem=2560M ")
     assert "--cpus-per-task=1 " in other
     assert ("second", "end") in run.statuses
 

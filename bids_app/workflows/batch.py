@@ -15,6 +15,7 @@ PLUGINS = "nipype.pipeline.plugins"
 POLLING = 2.0  # s between two looks at the queue: each asks its server about each job
 WAITING = 20.0  # s for the result of a job that has left the queue, while a shared disk settles
 LOG_LINES = 200
+OWN_MEMORY = 1.0  # GiB that Python and its libraries take in a job of their own; seen: 0.25 to 0.7
 
 
 class _Telling:
@@ -103,7 +104,7 @@ def ask_for_needs(workflow: Workflow, name: str, arguments: Mapping[str, object]
         if not ("--cpus-per-task" in told or "-c " in told):
             wanted.append(f"--cpus-per-task={node.n_procs}")
         if "--mem" not in told:
-            wanted.append(f"--mem={round(1024 * node.mem_gb)}M")
+            wanted.append(f"--mem={round(1024 * (node.mem_gb + OWN_MEMORY))}M")
         node.plugin_args = {"sbatch_args": " ".join(wanted)}
 
 
