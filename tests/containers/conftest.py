@@ -1,0 +1,31 @@
+"""Images that several tests need."""
+
+import pytest
+from engines import BASE, TOOLS, call, copy_sources, digest, need, podman
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory):
+    return copy_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="session")
+def image(sources):
+    """The image of the Dockerfile, and what its build said; built unless it is there."""
+    need("buildah", "podman", "crun", "mmdebstrap")
+    name = f"localhost/mri2pet:{digest(sources)}"
+    if podman("image", "exists", BASE, check=False).returncode:
+        call("bash", TOOLS / "containers" / "bases.sh")
+    if podman("image", "exists", name, check=False).returncode:
+        call("bash", TOOLS / "containers" / "build.sh", sources, name,
+             "--build-arg", "TORCH_INDEX=none", "--build-arg", "VERSION=9.8.7",
+             "--build-arg", "REVISION=abcdef")  # fmt: skip
+    return name
+
+
+@pytest.fixture(scope="session")
+def bids(tmp_path_factory):
+    """One simulated person."""
+    folder = tmp_path_factory.mktemp("dataset") / "bids"
+    call("mri2pet-simulate", folder, "--paired", 1, "--resolution", 3, "--seed", 2)
+    return folder

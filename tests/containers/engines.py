@@ -1,0 +1,76 @@
+"""Real images are built and run here; skipped, with the reason, where the tools are absent.
+
+``MRI2PET_TOOLS`` names the folder of scripts that build and run containers and a cluster of one
+node; by default it lies beside the project. An image built of the same files is used again.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+TOOLS = Path(os.environ.get("MRI2PET_TOOLS", PROJECT.parent / "shared" / "tools"))
+CONTAINERS_DIR = Path(os.environ.get("CONTAINERS_DIR", "/tmp/mri2pet-containers"))
+BASE = "docker.io/library/python:3.11-slim-bookworm"
+SOURCES = ("Dockerfile", "singularity.def", "constraints.txt", "pyproject.toml", "README.md",
+           "LICENSE", "containers/install.sh", "bids_app")  # fmt: skip
+AS_A_CLUSTER = (
+    "--rm", "--pull=never", "--network=none", "-u", "1234:1234", "--passwd=false", "-e", "HOME=/",
+    "--read-only", "--read-only-tmpfs=false", "--tmpfs", "/tmp:rw,mode=1777,size=256m",
+    "--cap-drop=all", "--security-opt", "no-new-privileges",
+)  # fmt: skip
+
+
+def call(*words, check=True, **options):
+    """Run a command; give it with its output."""
+    run = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, check=False, **options
+    )
+    assert not check or run.returncode == 0, f"{words}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
+    return run
+
+
+def need(*commands):
+    """Skip where a command, root, or the scripts are absent."""
+    missing = [name for name in commands if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed")
+    if os.geteuid() != 0:
+        pytest.skip("the scripts that build containers need root")
+    if not (TOOLS / "containers" / "build.sh").is_file():
+        pytest.skip("no scripts that build and run containers; name their folder in MRI2PET_TOOLS")
+
+
+def podman(*words, **options):
+    script = f'. "{TOOLS}/containers/env.sh"; exec podman "$@"'
+    return call("bash", "-c", script, "podman", *words, **options)
+
+
+def run_image(image, *words, options=AS_A_CLUSTER, check=True):
+    """Run an image as a cluster would, or with other options."""
+    return call("bash", TOOLS / "containers" / "run.sh", *options, image, *words, check=check)
+
+
+def copy_sources(folder):
+    """Copy what goes into an image, without what the tests left in it."""
+    for name in SOURCES:
+        source, target = PROJECT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    shutil.copy(PROJECT / ".dockerignore", folder)
+    return folder
+
+
+def digest(folder):
+    """Tell one state of the sources from another."""
+    told = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        told.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return told.hexdigest()[:16]

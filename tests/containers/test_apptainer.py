@@ -1,0 +1,81 @@
+"""singularity.def, built by Apptainer as an ordinary user; run without home or environment."""
+
+import os
+import shutil
+
+import pytest
+from engines import BASE, CONTAINERS_DIR, TOOLS, call, copy_sources, need, podman
+
+pytestmark = pytest.mark.slow
+ROOT = CONTAINERS_DIR / "apptainer-root"
+USER = "1234:1234"
+CLEAN = ("--cleanenv", "--containall", "--no-home")
+
+
+def apptainer(*words, check=True, **environment):
+    """Run it inside its own root, as a user who is not root."""
+    return call(
+        "bash", TOOLS / "containers" / "apptainer.sh", "-u", USER, "apptainer", *words,
+        check=check, env={**os.environ, "HOME": "/home/appt", **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def sif(image, tmp_path_factory):
+    """The SIF of singularity.def, on the base that lies here in place of the registry's."""
+    need("mmdebstrap", "podman")
+    if not ROOT.is_dir():
+        made = call("bash", TOOLS / "containers" / "apptainer-root.sh", ROOT, check=False)
+        if made.returncode:
+            shutil.rmtree(ROOT, ignore_errors=True)
+            pytest.skip(f"Apptainer cannot be had: {made.stderr[-300:]}")
+    folder = copy_sources(tmp_path_factory.mktemp("sif"))
+    podman("save", "-o", folder / "base.tar", BASE)
+    definition = folder / "singularity.def"
+    text = definition.read_text()
+    text = text.replace("Bootstrap: docker\n", "Bootstrap: docker-archive\n")
+    definition.write_text(text.replace("From: python:3.11-slim-bookworm", "From: base.tar"))
+    call("chown", "-R", USER, folder)
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(0o755)
+    wheels = os.environ.get("MRI2PET_WHEELS", "")
+    apptainer(
+        "build", "--force", "-B", "/etc/ssl/certs:/mnt", folder / "app.sif", definition,
+        APPTAINERENV_PIP_CERT="/mnt/ca-certificates.crt", APPTAINERENV_TORCH_INDEX="none",
+        APPTAINERENV_PIP_FIND_LINKS=wheels,
+    )  # fmt: skip
+    return folder / "app.sif"
+
+
+@pytest.fixture
+def out(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    folder.chmod(0o777)
+    for parent in folder.parents[:3]:
+        parent.chmod(0o755)
+    return folder
+
+
+def test_a_person_is_done_without_home_or_environment(sif, bids, out):
+    bids.parent.chmod(0o755)
+    run = apptainer("run", *CLEAN, "-B", f"{bids}:/bids:ro", "-B", f"{out}:/out", sif,
+                    "/bids", "/out", "participant", "--sloppy", "-w", "/out/work")  # fmt: skip
+    assert "1 visits done, 0 already complete, 0 failed" in run.stdout
+    assert (out / "sub-control01.html").exists()
+    assert list(out.glob("sub-control01/pet/*_desc-synth_pet.nii.gz"))
+
+
+def test_what_the_caller_has_in_the_environment_does_no_harm(sif, tmp_path):
+    """Without --cleanenv all of it comes in."""
+    for name in ("numpy", "torch", "argparse", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('polluted')")
+    run = apptainer("run", "--containall", "-B", f"{tmp_path}:/dirt", sif, "--self-test",
+                    PYTHONPATH="/dirt", PYTHONSTARTUP="/dirt/numpy.py")  # fmt: skip
+    assert "no checks failed" in run.stdout
+
+
+def test_help_labels_and_test_are_there(sif):
+    assert "participant --participant-label 01 -w /work" in apptainer("run-help", sif).stdout
+    assert "mri2pet" in apptainer("inspect", "--labels", sif).stdout
+    assert "no checks failed" in apptainer("test", *CLEAN, sif).stdout

@@ -1,0 +1,99 @@
+"""The image of the Dockerfile, built and run as on a cluster."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from engines import AS_A_CLUSTER, PROJECT, call, podman, run_image
+
+from bids_app import nifti
+
+pytestmark = pytest.mark.slow
+LARGEST = 3e9  # bytes; issue 5
+
+
+def digests(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def done(image, bids, tmp_path_factory):
+    """One run: no network, no name, no home, nothing to write to but /out and a small /tmp."""
+    out = tmp_path_factory.mktemp("docker") / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    for parent in out.parents[:3]:
+        parent.chmod(0o755)
+    before = digests(bids)
+    volumes = ("-v", f"{bids}:/bids:ro", "-v", f"{out}:/out")
+    run = run_image(image, "/bids", "/out", "participant", "--sloppy", "--omp-nthreads", 1,
+                    options=(*AS_A_CLUSTER, *volumes))  # fmt: skip
+    assert digests(bids) == before
+    return out, run
+
+
+def test_a_run_as_on_a_cluster_gives_what_a_run_here_gives(done, bids, tmp_path):
+    out, run = done
+    assert "1 visits done, 0 already complete, 0 failed" in run.stdout
+    here = tmp_path / "here"
+    call("mri2pet", bids, here, "participant", "--sloppy", "--omp-nthreads", 1)
+    names = {path.relative_to(here) for path in here.glob("sub-*/**/*.nii.gz")}
+    assert names == {path.relative_to(out) for path in out.glob("sub-*/**/*.nii.gz")}
+    for name in names:
+        one, other = (nifti.load(folder / name).data for folder in (out, here))
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
+
+
+def test_nothing_but_the_answer_is_said(done):
+    """No library complains of a place that it cannot write to."""
+    _, run = done
+    said = [line for line in run.stderr.splitlines() if line.strip()]
+    assert all(line.startswith("sub-control01: ") for line in said), said
+
+
+def test_the_output_says_which_container_made_it(done):
+    out, _ = done
+    told = json.loads((out / "dataset_description.json").read_text())
+    assert told["GeneratedBy"][0]["Container"] == {"Type": "docker", "Tag": "mri2pet:9.8.7"}
+    assert (out / "sub-control01.html").stat().st_uid == 1234
+
+
+def test_the_self_test_passes_without_network_home_or_place_to_write(image):
+    run = run_image(image, "--self-test")
+    assert "no checks failed" in run.stdout, run.stdout
+    assert run.stderr == ""
+
+
+def test_other_python_packages_of_the_caller_do_no_harm(image, tmp_path):
+    for folder in ("path", "home/.local/lib/python3.11/site-packages"):
+        for name in ("numpy", "torch", "bids_app", "argparse"):
+            place = tmp_path / folder / f"{name}.py"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text("raise RuntimeError('polluted')")
+    options = (*AS_A_CLUSTER, "-v", f"{tmp_path}:/dirt:ro", "-e", "PYTHONPATH=/dirt/path",
+               "-e", "HOME=/dirt/home")  # fmt: skip
+    assert "no checks failed" in run_image(image, "--self-test", options=options).stdout
+
+
+def test_labels_and_size(image):
+    told = json.loads(podman("image", "inspect", image).stdout)[0]
+    labels = told["Labels"]
+    assert labels["org.opencontainers.image.version"] == "9.8.7"
+    assert labels["org.opencontainers.image.revision"] == "abcdef"
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert told["Config"]["Entrypoint"] == ["mri2pet"]
+    assert told["Size"] < LARGEST
+
+
+def test_what_is_wrong_is_said_and_the_exit_code_is_kept(image):
+    run = run_image(image, "/nowhere", "/out", "participant", check=False)
+    assert run.returncode == 66
+    assert run.stderr.startswith("error: /nowhere")
+    assert run_image(image, "--help").returncode == 0
+
+
+def test_hadolint_finds_nothing():
+    if shutil.which("hadolint") is None:
+        pytest.skip("hadolint is not installed")
+    assert call("hadolint", PROJECT / "Dockerfile").stdout == ""

@@ -1,0 +1,105 @@
+"""A real SLURM of one node: the same results as on one machine, and a job that is cancelled."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from engines import PROJECT, TOOLS, call
+
+pytestmark = pytest.mark.slow
+STAMPED = (".h5", ".html")  # hold the time at which they were written
+PARTICIPANT = ("participant", "--sloppy", "--omp-nthreads", "1")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """The environment in which sbatch works; the cluster is started, and stopped at the end."""
+    if shutil.which("sbatch") is None or shutil.which("slurmctld") is None:
+        pytest.skip("SLURM is not installed")
+    if os.geteuid() != 0 or not (TOOLS / "slurm" / "up.sh").is_file():
+        pytest.skip("no script that starts SLURM, or not root; name its folder in MRI2PET_TOOLS")
+    folder = Path("/tmp/mri2pet-slurm")
+    environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "LOGNAME": "root"}
+    running = call("sinfo", "-h", env=environment, check=False).returncode == 0
+    if not running:
+        with (tmp_path_factory.mktemp("slurm") / "log").open(
+            "w"
+        ) as log:  # its daemons keep it open
+            subprocess.run(["bash", TOOLS / "slurm" / "up.sh"], stdout=log, stderr=log, check=True)
+    yield environment
+    if not running:
+        call("bash", TOOLS / "slurm" / "down.sh", check=False)
+
+
+@pytest.fixture(scope="module")
+def bids(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohort") / "bids"
+    call("mri2pet-simulate", folder, "--paired", 2, "--resolution", 4, "--seed", 3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(bids, tmp_path_factory):
+    """The results of one machine."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    call("mri2pet", bids, out, *PARTICIPANT)
+    return out
+
+
+def contents(out):
+    """Each file with its bytes, or None if it holds a time."""
+    paths = [p for p in out.rglob("*") if p.is_file() and p.relative_to(out).parts[0] not in
+             ("work", "logs")]  # fmt: skip
+    return {
+        str(path.relative_to(out)): None if path.suffix in STAMPED else path.read_bytes()
+        for path in paths
+    }
+
+
+def test_steps_as_jobs_give_the_same_files(slurm, bids, alone, tmp_path):
+    out = tmp_path / "out"
+    plugin = PROJECT / "containers" / "slurm.yaml"
+    call("mri2pet", bids, out, *PARTICIPANT, "--use-plugin", plugin, env=slurm)
+    assert contents(out) == contents(alone)
+
+
+def test_an_array_job_gives_the_same_files(slurm, bids, alone, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    script = PROJECT / "containers" / "slurm-array.sh"
+    job = call(
+        "sbatch", "--wait", "--parsable", "--array=1-2", "--cpus-per-task=1", "--mem=4G",
+        f"--output={tmp_path}/%a.log", script, bids, out, *PARTICIPANT[1:],
+        env={**slurm, "COMMAND": "mri2pet"}, check=False,
+    )  # fmt: skip
+    logs = "".join((tmp_path / f"{task}.log").read_text() for task in (1, 2))
+    assert job.returncode == 0, logs
+    assert contents(out) == contents(alone)
+
+
+def test_a_job_that_is_cancelled_is_told_and_another_run_finishes(slurm, bids, alone, tmp_path):
+    out = tmp_path / "out"
+    words = ["mri2pet", str(bids), str(out), *PARTICIPANT, "--use-plugin",
+             str(PROJECT / "containers" / "slurm.yaml")]  # fmt: skip
+    with subprocess.Popen(
+        words, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        wanted = re.compile(r"^(\d+) \S*register_to_template\S* R", re.MULTILINE)
+        for _ in range(600):
+            found = wanted.search(call("squeue", "-h", "-o", "%i %j %t", env=slurm).stdout)
+            if found or run.poll() is not None:
+                break
+            time.sleep(0.2)
+        assert found, run.communicate()
+        call("scancel", found[1], env=slurm)
+        said = run.communicate()[1]
+    assert run.returncode == 1
+    (line,) = (line for line in said.splitlines() if f"job {found[1]} ended" in line)
+    assert "register_to_template" in line
+    assert "CANCELLED" in line
+    call(*words, env=slurm)
+    assert contents(out) == contents(alone)
