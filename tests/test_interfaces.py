@@ -642,3 +642,19 @@ def test_without_a_transform_images_lie_as_their_headers_say(run_ants, tmp_path)
     assert found.affine == pytest.approx(expected.affine, abs=1e-3)
     middle = expected.data > 100
     assert np.abs(found.data - expected.data)[middle].mean() < 2
+
+
+@pytest.mark.ants
+@pytest.mark.parametrize("moved", [False, True])
+def test_labels_stay_whole_numbers(run_ants, tmp_path, rng, moved):
+    """Of a label image readers expect integers: BIDS, discrete segmentations."""
+    shape, affine = grid_around((0, 0, 0), zoom=6.0)
+    labels = rng.integers(0, 300, shape)
+    nifti.save(nifti.Image(labels.astype(np.float32), affine), tmp_path / "image.nii.gz")
+    (tmp_path / "stay.txt").write_text(TRANSLATION.format(0, 0, 0))
+    image = str(tmp_path / "image.nii.gz")
+    inputs = {"transforms": [str(tmp_path / "stay.txt")]} if moved else {}
+    out = run_ants("Resample", image=image, reference=image, interpolation="genericLabel", **inputs)
+    written = nib.load(out["image"])
+    assert written.get_data_dtype().kind in "ui"
+    assert np.array_equal(np.asarray(written.dataobj), labels)

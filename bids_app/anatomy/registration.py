@@ -21,6 +21,7 @@ RIGID = {"aff_iterations": (500, 250, 100), "aff_shrink_factors": (4, 2, 1),
 QUICK_RIGID = {"aff_iterations": (200, 100), "aff_shrink_factors": (2, 1),
                "aff_smoothing_sigmas": (1, 0)}  # fmt: skip
 PET_GRID, QUICK_PET_GRID = 2.0, 4.0
+OF_LABELS = "genericLabel"  # interpolation
 BRAIN_MARGIN = 6  # mm around the brain in which PET and T1w are compared; our choice
 
 
@@ -177,7 +178,7 @@ def resample(
     out : Path
         Where the result goes; 0 where the image does not reach.
     interpolation : str
-        One of ``ants.apply_transforms``.
+        One of ``ants.apply_transforms``; what ``genericLabel`` gives is written as whole numbers.
     """
     target, source = ants.image_read(str(reference)), ants.image_read(str(image))
     names = [str(path) for path in transforms]
@@ -185,5 +186,7 @@ def resample(
         moved = ants.apply_transforms(target, source, names, interpolator=interpolation)
     else:
         moved = ants.resample_image_to_target(source, target, interp_type=interpolation)
+    if interpolation == OF_LABELS:
+        moved = moved.clone("unsigned int")
     moved.to_filename(str(out))
     return out
