@@ -7,8 +7,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from cohorts import write_controls, write_native, write_screened
 from engines import PROJECT, TOOLS, call
+
+from bids_app.files import write_tsv
 
 pytestmark = pytest.mark.slow
 STAMPED = (".h5", ".html")  # hold the time at which they were written
@@ -103,3 +107,39 @@ def test_a_job_that_is_cancelled_is_told_and_another_run_finishes(slurm, bids, a
     assert "CANCELLED" in line
     call(*words, env=slurm)
     assert contents(out) == contents(alone)
+
+
+@pytest.fixture(scope="module")
+def screened(tmp_path_factory):
+    """Derivatives of four controls and a patient, made and not registered."""
+    out, rng = tmp_path_factory.mktemp("group") / "out", np.random.default_rng(5)
+    groups = {**dict.fromkeys(("c1", "c2", "c3", "c4"), "control"), "p1": "patient"}
+    write_controls(out, [], rng)
+    for label, group in groups.items():
+        paths = write_screened(out, label, rng, lesion=group == "patient")
+    write_native(paths, flipped=False)
+    rows = [{"participant_id": f"sub-{one}", "group": group} for one, group in groups.items()]
+    write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
+    return out
+
+
+def test_the_group_level_as_jobs_gives_the_same_files(slurm, screened, tmp_path):
+    words = ("group", "--sloppy", "--folds", "2", "--omp-nthreads", "1", "--detectors", "ocsvm",
+             "zscore")  # fmt: skip
+    found = []
+    for plugin in ((), ("--use-plugin", PROJECT / "containers" / "slurm.yaml")):
+        folder = tmp_path / str(len(found))
+        folder.mkdir()
+        (folder / "raw").symlink_to(screened.parent / "raw")
+        out = shutil.copytree(screened, folder / "out")
+        call("mri2pet", folder / "raw", out, *words, *plugin, env=slurm)
+        found.append(contents(out))
+    alone, jobs = found
+    assert alone.keys() == jobs.keys()
+    assert any(name.endswith("stat-ocsvm_statmap.nii.gz") for name in alone)
+    assert [name for name in alone if alone[name] != jobs[name] and not told_of_run(name)] == []
+
+
+def told_of_run(name):
+    """Whether a file tells when it was made, or by which command."""
+    return name.endswith(("card.json", "dataset_description.json"))
