@@ -3,6 +3,8 @@
     python benchmarks/default_generator.py WORK --labelmaps DIR --uptake A.nii.gz B.nii.gz \
         --steps 3000 --generator bids_app/data/generators/default
 
+``--against FOLDER`` measures another generator on the same held-out pairs, such as the one before.
+
 ``DIR`` holds whole-head label maps in FreeSurfer's aseg numbers (SynthSeg's training maps, named
 ``training_seg_NN.nii.gz``); maps 13 and 14 are held out. ``--uptake`` names mean FDG PET in MNI
 space. Each map is registered to the template once; pairs of T1w and PET are painted anew on warped
@@ -45,7 +47,7 @@ from bids_app.synthesis.inference import synthesize
 from bids_app.synthesis.models import MODELS, ModelSpec
 from bids_app.synthesis.pairs import Batch
 from bids_app.synthesis.training import Training
-from bids_app.synthesis.weights import save_generator
+from bids_app.synthesis.weights import load_generator, save_generator
 
 HELD_OUT = ("13", "14")
 SEED = 2026
@@ -193,6 +195,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--generator", type=Path, required=True)
+    parser.add_argument("--against", type=Path, help="another generator, measured on the same")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     warped = {
@@ -221,6 +224,9 @@ def main() -> None:
     )  # fmt: skip
     save_generator(generator, card, given.generator)
     print(json.dumps(metrics, indent=2))
+    if given.against is not None:
+        other, _ = load_generator(given.against, "cpu")
+        print(given.against, json.dumps(evaluate(other, held_out, mean_pet), indent=2))
     print(f"{given.steps} steps in {seconds / 60:.0f} min, {given.threads} threads, {precision}")
 
 
