@@ -41,6 +41,7 @@ from bids_app.workflows.storing import StoragePlan, Stored, init_storing_wf
 from bids_app.workflows.training import Fold, Means, ModelPlan, init_baselines_wf, init_model_wf
 
 DONE, PARTIAL = 0, 1  # exit codes
+MEMORY = {(2, False): 0.20, (2, True): 0.75, (3, False): 0.10, (3, True): 0.32}  # GiB a sample
 LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"
 SLOPPY_PATCHES = CubicPatches(size=24, stride=8)  # the least that a discriminator can judge
 
@@ -220,10 +221,14 @@ def _compute(
 
 
 def memory_of(spec: ModelSpec) -> float:
-    """Estimate the memory that one training needs, in GiB (measured: docs/training.md)."""
-    per_sample = 0.5 if spec.tiling.spatial_dims == 2 else 0.25  # noqa: PLR2004
-    networks = 2 if spec.cycle else 1
-    return 1.5 + networks * per_sample * spec.batch_size * spec.width / 64
+    """Say how much memory one training needs, in GiB.
+
+    A step at the paper's sizes in float32 took, at its peak, 1.49, 4.11 (semi-3D, without and
+    with a cycle) and 3.46 GiB (3D-patch, with), in bfloat16 1.35, 3.05 and 2.69, of which 0.7 are
+    imports and data: docs/results/training.md. A little more is asked for.
+    """
+    per_sample = MEMORY[spec.tiling.spatial_dims, spec.cycle]
+    return 1.0 + per_sample * spec.batch_size * spec.width / 64
 
 
 def _words(folds: Sequence[Fold]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from engines import BASE, CONTAINERS_DIR, TOOLS, call, copy_sources, need, podman
@@ -38,11 +39,14 @@ def sif(image, tmp_path_factory):
     call("chown", "-R", USER, folder)
     for parent in (folder, *folder.parents[:2]):
         parent.chmod(0o755)
-    wheels = os.environ.get("MRI2PET_WHEELS", "")
+    wheels = call("pip", "config", "get", "global.find-links", check=False).stdout.strip()
+    found = Path(wheels).is_dir() if wheels else False
+    more = ("-B", f"{wheels}:/srv") if found else ()
     apptainer(
-        "build", "--force", "-B", "/etc/ssl/certs:/mnt", folder / "app.sif", definition,
-        APPTAINERENV_PIP_CERT="/mnt/ca-certificates.crt", APPTAINERENV_TORCH_INDEX="none",
-        APPTAINERENV_PIP_FIND_LINKS=wheels,
+        "build", "--force", "-B", "/etc/ssl/certs:/mnt", *more, folder / "app.sif", definition,
+        BINDS=wheels if found else "", APPTAINERENV_TORCH_INDEX="none",
+        APPTAINERENV_PIP_CERT="/mnt/ca-certificates.crt",
+        **({"APPTAINERENV_PIP_FIND_LINKS": "/srv"} if found else {}),
     )  # fmt: skip
     return folder / "app.sif"
 
