@@ -40,6 +40,8 @@ def settled(environment: MutableMapping[str, str]) -> Iterator[Path | None]:
     home = environment.get("HOME") or os.devnull  # no folder
     wanted = {name: Path(environment.get(name) or home) for name in VARIABLES}
     barred = {name: place for name, place in wanted.items() if not is_writable(place)}
+    if Path(home).is_dir() and not os.access(home, os.R_OK | os.X_OK):  # pybids looks into it
+        barred["HOME"] = Path(home)
     if not barred:
         yield None
         return
@@ -48,7 +50,7 @@ def settled(environment: MutableMapping[str, str]) -> Iterator[Path | None]:
         for name, place in barred.items():
             own = Path(made) / name.lower()
             own.mkdir()
-            if environment.get(name):
+            if environment.get(name) and name != "HOME":
                 _copy(place, own)
             environment[name] = str(own)
         try:

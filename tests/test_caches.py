@@ -37,6 +37,18 @@ def test_without_a_home_there_are_places_for_a_while(home):
     assert not made.exists()
 
 
+def test_a_home_of_somebody_else_is_left_alone(tmp_path, monkeypatch):
+    """As root's is for who runs a container by ``-u``: libraries that look into it would fail."""
+    (tmp_path / "secret").write_text("x")
+    monkeypatch.setattr("os.access", lambda place, _: str(place) != str(tmp_path))  # root may all
+    monkeypatch.setattr("bids_app.caches.is_writable", lambda folder: folder != tmp_path)
+    environment = {"HOME": str(tmp_path)}
+    with settled(environment) as made:
+        assert Path(environment["HOME"]).parent == made
+        assert list(Path(environment["HOME"]).iterdir()) == []
+    assert environment == {"HOME": str(tmp_path)}
+
+
 def test_what_cannot_be_written_to_is_copied(tmp_path, monkeypatch):
     filled = tmp_path / "filled"
     (filled / "deep").mkdir(parents=True)

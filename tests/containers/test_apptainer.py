@@ -35,7 +35,9 @@ def sif(image, tmp_path_factory):
     definition = folder / "singularity.def"
     text = definition.read_text()
     text = text.replace("Bootstrap: docker\n", "Bootstrap: docker-archive\n")
-    definition.write_text(text.replace("From: python:3.11-slim-bookworm", "From: base.tar"))
+    definition.write_text(
+        text.replace("From: python:3.11-slim-bookworm", f"From: {folder}/base.tar")
+    )
     call("chown", "-R", USER, folder)
     for parent in (folder, *folder.parents[:2]):
         parent.chmod(0o755)
@@ -74,6 +76,8 @@ def test_what_the_caller_has_in_the_environment_does_no_harm(sif, tmp_path):
     """Without --cleanenv all of it comes in."""
     for name in ("numpy", "torch", "argparse", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('polluted')")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
     run = apptainer("run", "--containall", "-B", f"{tmp_path}:/dirt", sif, "--self-test",
                     PYTHONPATH="/dirt", PYTHONSTARTUP="/dirt/numpy.py")  # fmt: skip
     assert "no checks failed" in run.stdout

@@ -65,12 +65,20 @@ def test_the_self_test_passes_without_network_home_or_place_to_write(image):
     assert run.stderr == ""
 
 
+def test_a_home_that_may_not_be_read_does_no_harm(image):
+    options = (*AS_A_CLUSTER, "-e", "HOME=/root")
+    run = run_image(image, "--self-test", options=options)
+    assert "no checks failed" in run.stdout, run.stdout
+
+
 def test_other_python_packages_of_the_caller_do_no_harm(image, tmp_path):
     for folder in ("path", "home/.local/lib/python3.11/site-packages"):
         for name in ("numpy", "torch", "bids_app", "argparse"):
             place = tmp_path / folder / f"{name}.py"
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text("raise RuntimeError('polluted')")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
     options = (*AS_A_CLUSTER, "-v", f"{tmp_path}:/dirt:ro", "-e", "PYTHONPATH=/dirt/path",
                "-e", "HOME=/dirt/home")  # fmt: skip
     assert "no checks failed" in run_image(image, "--self-test", options=options).stdout
