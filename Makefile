@@ -29,6 +29,7 @@ lint: $(VENV)/.installed  ## Check style, types, imports and spelling
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/hadolint Dockerfile
 
 clean:
 	rm -rf $(VENV) $(DEMO)
