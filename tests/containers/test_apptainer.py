@@ -13,11 +13,11 @@ USER = "1234:1234"
 CLEAN = ("--cleanenv", "--containall", "--no-home")
 
 
-def apptainer(*words, check=True, **environment):
+def apptainer(*words, check=True, cwd=None, **environment):
     """Run it inside its own root, as a user who is not root."""
     return call(
         "bash", TOOLS / "containers" / "apptainer.sh", "-u", USER, "apptainer", *words,
-        check=check, env={**os.environ, "HOME": "/home/appt", **environment},
+        check=check, cwd=cwd, env={**os.environ, "HOME": "/home/appt", **environment},
     )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def sif(image, tmp_path_factory):
     more = ("-B", f"{wheels}:/srv") if found else ()
     apptainer(
         "build", "--force", "-B", "/etc/ssl/certs:/mnt", *more, folder / "app.sif", definition,
-        BINDS=wheels if found else "", APPTAINERENV_TORCH_INDEX="none",
+        cwd=folder, BINDS=wheels if found else "", APPTAINERENV_TORCH_INDEX="none",
         APPTAINERENV_PIP_CERT="/mnt/ca-certificates.crt",
         **({"APPTAINERENV_PIP_FIND_LINKS": "/srv"} if found else {}),
     )  # fmt: skip
