@@ -55,7 +55,7 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
 
 def test_every_setting_has_a_flag_and_every_flag_is_a_setting():
     names = {field.name for field in fields(Settings)} - {"bids_dir", "output_dir", "level"}
-    assert set(options()) - {"help", "version", "notrack", "config_file"} == names
+    assert set(options()) - {"help", "version", "self_test", "notrack", "config_file"} == names
 
 
 def test_every_flag_has_both_spellings():
