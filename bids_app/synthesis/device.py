@@ -11,7 +11,7 @@ def choose_precision(device: str) -> str:
     """Choose how numbers are held while networks compute; weights stay float32.
 
     ``bf16-mixed`` on CPUs and GPUs that compute with bfloat16 themselves: measured faster there
-    (benchmarks/training.py), and no worse. ``32-true`` elsewhere.
+    (benchmarks/training.py), and no worse (benchmarks/precision.py). ``32-true`` elsewhere.
 
     Parameters
     ----------
