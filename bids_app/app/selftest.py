@@ -14,6 +14,7 @@ import numpy as np
 
 from bids_app import nifti
 from bids_app.app.training import LPIPS_VARIABLE
+from bids_app.derivatives.paths import sidecar_path
 from bids_app.detection.oneclass import VoxelwiseOneClassSVM
 from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.files import read_json
@@ -21,7 +22,6 @@ from bids_app.generators import SHIPPED
 from bids_app.resources import choose_device, find_limits
 from bids_app.synthesis.card import check_weights, read_card
 
-COMMAND_LINES = {"deno", "bids-validator-deno"}  # have nothing to import
 TOLERANCE = 1e-4  # between decision values: DESIGN, section 4
 LEAST_LIKENESS = 0.7  # correlation; our choice, 0.96 was seen
 TIMEOUT = 600.0  # s
@@ -41,8 +41,7 @@ def check_packages() -> str:
         if not module.startswith("_")
     }
     for name in wanted:
-        if name not in COMMAND_LINES:
-            import_module(modules.get(name, name))
+        import_module(modules.get(name, name))
     return ", ".join(f"{name} {version(name)}" for name in wanted)
 
 
@@ -101,7 +100,7 @@ def check_participant() -> str:
         (real_pet,) = out.glob("sub-control01/pet/*_space-MNI*_desc-preproc_pet.nii.gz")
         one, other = (nifti.load(path).data.ravel() for path in (made_pet, real_pet))
         likeness = float(np.corrcoef(one, other)[0, 1])
-        told = read_json(made_pet.with_name(made_pet.name.replace(".nii.gz", ".json")))
+        told = read_json(sidecar_path(made_pet))
         if not (likeness > LEAST_LIKENESS and told and out.joinpath("sub-control01.html").exists()):
             raise UnusableDataError(
                 f"the synthetic PET of somebody simulated is like the real by {likeness:.2f} only"

@@ -11,7 +11,7 @@ def sources(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def image(sources):
-    """The image of the Dockerfile, and what its build said; built unless it is there."""
+    """The name of the Dockerfile's image, which is built unless it is there."""
     need("buildah", "podman", "crun", "mmdebstrap")
     name = f"localhost/mri2pet:{digest(sources)}"
     if podman("image", "exists", BASE, check=False).returncode:

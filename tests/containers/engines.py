@@ -74,3 +74,25 @@ def digest(folder):
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         told.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
     return told.hexdigest()[:16]
+
+
+def let_in(folder):
+    """Let any user in: pytest's folders are its own user's alone."""
+    for one in (folder, *folder.parents[:2]):
+        one.chmod(0o755)
+
+
+def make_out(folder):
+    """Make an output folder that any user may write to."""
+    out = folder / "out"
+    out.mkdir()
+    let_in(folder)
+    out.chmod(0o777)
+    return out
+
+
+def pollute(folder, names=("numpy", "torch", "argparse", "sitecustomize", "bids_app")):
+    """Fill a folder with modules that nobody should import."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / f"{name}.py").write_text("raise RuntimeError('polluted')")

@@ -5,7 +5,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from engines import BASE, CONTAINERS_DIR, TOOLS, call, copy_sources, need, podman
+from engines import (
+    BASE,
+    CONTAINERS_DIR,
+    TOOLS,
+    call,
+    copy_sources,
+    let_in,
+    make_out,
+    need,
+    podman,
+    pollute,
+)
 
 pytestmark = pytest.mark.slow
 ROOT = CONTAINERS_DIR / "apptainer-root"
@@ -39,8 +50,7 @@ def sif(image, tmp_path_factory):
         text.replace("From: python:3.11-slim-bookworm", f"From: {folder}/base.tar")
     )
     call("chown", "-R", USER, folder)
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
+    let_in(folder)
     wheels = call("pip", "config", "get", "global.find-links", check=False).stdout.strip()
     found = Path(wheels).is_dir() if wheels else False
     more = ("-B", f"{wheels}:/srv") if found else ()
@@ -53,18 +63,9 @@ def sif(image, tmp_path_factory):
     return folder / "app.sif"
 
 
-@pytest.fixture
-def out(tmp_path):
-    folder = tmp_path / "out"
-    folder.mkdir()
-    folder.chmod(0o777)
-    for parent in folder.parents[:3]:
-        parent.chmod(0o755)
-    return folder
-
-
-def test_a_person_is_done_without_home_or_environment(sif, bids, out):
-    bids.parent.chmod(0o755)
+def test_a_person_is_done_without_home_or_environment(sif, bids, tmp_path):
+    let_in(bids.parent)
+    out = make_out(tmp_path)
     run = apptainer("run", *CLEAN, "-B", f"{bids}:/bids:ro", "-B", f"{out}:/out", sif,
                     "/bids", "/out", "participant", "--sloppy", "-w", "/out/work")  # fmt: skip
     assert "1 visits done, 0 already complete, 0 failed" in run.stdout
@@ -74,10 +75,8 @@ def test_a_person_is_done_without_home_or_environment(sif, bids, out):
 
 def test_what_the_caller_has_in_the_environment_does_no_harm(sif, tmp_path):
     """Without --cleanenv all of it comes in."""
-    for name in ("numpy", "torch", "argparse", "sitecustomize"):
-        (tmp_path / f"{name}.py").write_text("raise RuntimeError('polluted')")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    pollute(tmp_path)
+    let_in(tmp_path)
     run = apptainer("run", "--containall", "-B", f"{tmp_path}:/dirt", sif, "--self-test",
                     PYTHONPATH="/dirt", PYTHONSTARTUP="/dirt/numpy.py")  # fmt: skip
     assert "no checks failed" in run.stdout

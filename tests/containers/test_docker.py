@@ -6,7 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines import AS_A_CLUSTER, PROJECT, call, podman, run_image
+from engines import (
+    AS_A_CLUSTER,
+    PROJECT,
+    call,
+    let_in,
+    make_out,
+    podman,
+    pollute,
+    run_image,
+)
 
 from bids_app import nifti
 
@@ -21,11 +30,7 @@ def digests(folder):
 @pytest.fixture(scope="module")
 def done(image, bids, tmp_path_factory):
     """One run: no network, no name, no home, nothing to write to but /out and a small /tmp."""
-    out = tmp_path_factory.mktemp("docker") / "out"
-    out.mkdir()
-    out.chmod(0o777)
-    for parent in out.parents[:3]:
-        parent.chmod(0o755)
+    out = make_out(tmp_path_factory.mktemp("docker"))
     before = digests(bids)
     volumes = ("-v", f"{bids}:/bids:ro", "-v", f"{out}:/out")
     run = run_image(image, "/bids", "/out", "participant", "--sloppy", "--omp-nthreads", 1,
@@ -74,12 +79,8 @@ def test_a_home_that_may_not_be_read_does_no_harm(image):
 
 def test_other_python_packages_of_the_caller_do_no_harm(image, tmp_path):
     for folder in ("path", "home/.local/lib/python3.11/site-packages"):
-        for name in ("numpy", "torch", "bids_app", "argparse"):
-            place = tmp_path / folder / f"{name}.py"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text("raise RuntimeError('polluted')")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+        pollute(tmp_path / folder)
+    let_in(tmp_path)
     options = (*AS_A_CLUSTER, "-v", f"{tmp_path}:/dirt:ro", "-e", "PYTHONPATH=/dirt/path",
                "-e", "HOME=/dirt/home")  # fmt: skip
     assert "no checks failed" in run_image(image, "--self-test", options=options).stdout
