@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-containers lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,8 +20,11 @@ demo: $(VENV)/.installed  ## Simulate a small cohort, bring it into MNI space, m
 	$(BIN)/mri2pet $(DEMO)/bids $(DEMO)/out group --sloppy -d lesions=$(DEMO)/bids/derivatives/truth
 	@echo "Look at $(DEMO)/out/group.html, and at the reports of participants beside it"
 
-test: $(VENV)/.installed  ## Run all tests, a file of them on each of two processes
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+test: $(VENV)/.installed  ## Run all tests but those of containers, a file of them on each of two processes
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/containers
+
+test-containers: $(VENV)/.installed  ## Build images and run them, and a SLURM of one node, where the tools are: half an hour
+	$(BIN)/pytest tests/containers
 
 lint: $(VENV)/.installed  ## Check style, types, imports and spelling
 	$(BIN)/ruff check .

@@ -1,7 +1,19 @@
 """Images that several tests need."""
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 from engines import BASE, TOOLS, call, copy_sources, digest, need, podman
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands():
+    """The commands of the environment that runs the tests, though nobody has activated it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture(scope="session")
