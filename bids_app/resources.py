@@ -34,32 +34,39 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _cgroup_cpus(root: Path) -> float | None:
-    line = _read(root / "cpu.max")
+def _cgroup_cpus(group: Path) -> float | None:
+    line = _read(group / "cpu.max")
     if line is None:  # version 1
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-        line = " ".join(f"{_read(root / 'cpu' / name)}" for name in names)
+        line = " ".join(f"{_read(group / name)}" for name in names)
     quota, period = line.split()
     if not (quota.isdecimal() and period.isdecimal()):  # "max", -1, or no such file
         return None
     return int(quota) / int(period)
 
 
-def _cgroup_memory(root: Path) -> int | None:
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        line = _read(root / name)
+def _cgroup_memory(group: Path) -> int | None:
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        line = _read(group / name)
         if line is not None and line != "max" and int(line) < UNLIMITED:
             return int(line)
     return None
 
 
 def own_groups(root: Path, listing: Path = OWN_CGROUP) -> list[Path]:
-    """List the control groups of this process, from the root down to its own."""
-    text = _read(listing)
-    own = [line[3:] for line in (text or "").splitlines() if line.startswith("0::")]
-    groups = [root]
-    for part in Path(own[0]).parts[1:] if own else ():
-        groups.append(groups[-1] / part)
+    """List the control groups of this process, each from its root down to its own.
+
+    Version 2 has one tree at ``root``; version 1 one for each controller, in a folder of its name.
+    """
+    own = {"": "/", "cpu": "/", "memory": "/"}
+    for line in (_read(listing) or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        own |= dict.fromkeys(own.keys() & set(controllers.split(",")), path)
+    groups = []
+    for controller, path in own.items():
+        groups.append(root / controller)
+        for part in Path(path).parts[1:]:
+            groups.append(groups[-1] / part)
     return groups
 
 
@@ -71,7 +78,9 @@ def _slurm_memory(environment: Mapping[str, str], cpus: int) -> int | None:
     return None
 
 
-def find_limits(environment: Mapping[str, str], cgroup: Path = CGROUP) -> Limits:
+def find_limits(
+    environment: Mapping[str, str], cgroup: Path = CGROUP, listing: Path = OWN_CGROUP
+) -> Limits:
     """Find what the machine, its control group and SLURM allow; the least counts.
 
     Parameters
@@ -80,9 +89,11 @@ def find_limits(environment: Mapping[str, str], cgroup: Path = CGROUP) -> Limits
         Where SLURM says what it has granted.
     cgroup : Path
         Root of the control groups, version 1 or 2.
+    listing : Path
+        Where Linux says in which of them this process is.
     """
     cpus: list[float] = [len(os.sched_getaffinity(0))]
-    groups = own_groups(cgroup)
+    groups = own_groups(cgroup, listing)
     cpus += [max(quota, 1) for quota in map(_cgroup_cpus, groups) if quota is not None]
     if environment.get("SLURM_CPUS_PER_TASK", "").isdecimal():
         cpus.append(int(environment["SLURM_CPUS_PER_TASK"]))

@@ -46,6 +46,14 @@ class Note(SimpleInterface):
         return runtime
 
 
+class NoteScore(Note):
+    """Note how readily the kernel kills this process where memory runs out."""
+
+    def _run_interface(self, runtime):
+        self.inputs.word += Path("/proc/self/oom_score_adj").read_text()
+        return super()._run_interface(runtime)
+
+
 class TorchNote(Note):
     """As :class:`Note`, where torch computes."""
 

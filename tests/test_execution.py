@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 from nipype.pipeline.engine import Node, Workflow
-from nodes import Die, DieOnce, Note, Refuse, Stumble, TorchNote
+from nodes import Die, DieOnce, Note, NoteScore, Refuse, Stumble, TorchNote
 
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.workflows.execution import Resources, run_graph
+from bids_app.workflows.lifeline import WORKER_SCORE
 
 
 class Run:
@@ -88,6 +89,12 @@ def test_what_was_killed_once_is_tried_again(run):
     run.workflow.connect(run.node(DieOnce, "once"), "word", run.node(Note, "behind"), "after")
     assert run.go() == []
     assert set(run.noted()) == {"once", "behind"}
+
+
+def test_where_memory_runs_out_a_worker_is_killed_and_not_the_run(run):
+    run.node(NoteScore, "score")
+    assert run.go() == []
+    assert int(run.log.read_text().split()[0].removeprefix("score")) >= WORKER_SCORE
 
 
 def test_torch_computes_in_processes_of_its_own_and_nothing_is_done_twice(run, tmp_path):

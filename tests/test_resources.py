@@ -75,6 +75,27 @@ def test_control_groups_of_version_1(cgroup, quota, memory, expected):
 
 
 @pytest.mark.parametrize(
+    ("listing", "cpu", "memory"),
+    [
+        ("0::/job/step", "job/cpu.max", "job/step/memory.max"),
+        ("5:cpu,cpuacct:/job\n4:memory:/job/step\n0::/", "cpu/job/cpu.cfs_quota_us",
+         "memory/job/step/memory.limit_in_bytes"),
+    ],
+)  # fmt: skip
+def test_a_group_within_another_counts(tmp_path, listing, cpu, memory):
+    """A job of SLURM is in a group below the root, and Apptainer leaves it there."""
+    for name, text in ((cpu, "200000 100000"), (memory, str(3 * GIB))):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    if "quota" in cpu:
+        (tmp_path / cpu).write_text("200000")
+        (tmp_path / cpu).with_name("cpu.cfs_period_us").write_text("100000")
+    (tmp_path / "own").write_text(listing + "\n")
+    found = find_limits({}, tmp_path, tmp_path / "own")
+    assert (found.cpus, found.mem_gb) == (2, 2.7)
+
+
+@pytest.mark.parametrize(
     ("environment", "expected"),
     [
         ({"SLURM_CPUS_PER_TASK": "4", "SLURM_MEM_PER_NODE": "10240"}, (4, 9.0)),

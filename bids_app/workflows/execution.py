@@ -26,7 +26,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from bids_app import errors
 from bids_app.workflows import batch
-from bids_app.workflows.lifeline import die_with_parent
+from bids_app.workflows.lifeline import die_before_others, die_with_parent
 
 MORE_MEMORY = "lower --nprocs, or give the run more memory and say so with --mem-gb"
 KILLED = (
@@ -70,6 +70,7 @@ def quiet(level: int) -> None:
 
 def _start_worker(cwd: str, level: int) -> None:
     die_with_parent()
+    die_before_others()
     multiproc.process_initializer(cwd)
     quiet(level)
 
