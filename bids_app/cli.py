@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from bids_app.arguments import Parser
+from bids_app.arguments import Parser, exit_code_of
 from bids_app.caches import settled
-from bids_app.errors import Mri2petError, ReadWriteError, UsageError
+from bids_app.errors import UsageError
 from bids_app.labels import normalize_labels
 from bids_app.settings import (
     DETECTORS,
@@ -405,24 +405,19 @@ def parse(argv: Sequence[str] | None) -> Settings:
     return _settings(vars(given))
 
 
+def _run(argv: Sequence[str] | None) -> int:
+    settings = parse(argv)
+    with settled(os.environ):
+        from bids_app.app.main import run
+
+        return run(settings)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run mri2pet; return the exit code of BEP027."""
-    try:
-        settings = parse(argv)
-        with settled(os.environ):
-            from bids_app.app.main import run
-
-            return run(settings)
-    except Mri2petError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except OSError as error:
-        place = "" if error.filename is None else f"{error.filename}: "
-        sys.stderr.write(f"error: {place}{error.strerror}\n")
-        return ReadWriteError.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; run the same command again to go on\n")
-        return 130
+    return exit_code_of(
+        lambda: _run(argv), interrupted="stopped; run the same command again to go on"
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from bids_app.arguments import Parser
-from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
+from bids_app.arguments import Parser, exit_code_of
+from bids_app.errors import MissingInputError, UnusableDataError
 
 TIMEOUT, TRIES, PAUSE = 60.0, 3, 2.0  # s; times; s between them
 
@@ -134,28 +134,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run(given: argparse.Namespace) -> int:
+    from bids_app.templates import of_templateflow
+
+    if given.lpips is not None:
+        fetch_lpips(given.lpips.absolute())
+        sys.stdout.write(f"{given.lpips}\n")
+    for name in given.template:
+        of_templateflow(name)
+        sys.stdout.write(f"{name}: in {os.environ.get('TEMPLATEFLOW_HOME', 'TemplateFlow')}\n")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch what is asked for; return the exit code."""
+    """Fetch what is asked for; return the exit code of BEP027."""
     parser = build_parser()
     given = parser.parse_args(argv)
     if given.lpips is None and not given.template:
         parser.error("nothing to fetch; give --lpips or --template")
-    from bids_app.templates import of_templateflow
-
-    try:
-        if given.lpips is not None:
-            fetch_lpips(given.lpips.absolute())
-            sys.stdout.write(f"{given.lpips}\n")
-        for name in given.template:
-            of_templateflow(name)
-            sys.stdout.write(f"{name}: in {os.environ.get('TEMPLATEFLOW_HOME', 'TemplateFlow')}\n")
-    except Mri2petError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except OSError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return ReadWriteError.exit_code
-    return 0
+    return exit_code_of(lambda: _run(given), interrupted="stopped; what is complete was kept")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
-from bids_app.arguments import Parser
-from bids_app.errors import Mri2petError, UsageError
+from bids_app.arguments import Parser, exit_code_of
+from bids_app.errors import UsageError
 
 SMALLEST_RESOLUTION, LARGEST_RESOLUTION = 0.5, 8.0  # mm
 MOST_FRAMES, MOST_SESSIONS = 100, 99
@@ -110,14 +110,10 @@ def _run(given: dict[str, object]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Simulate a cohort; return the exit code of BEP027."""
     given = vars(build_parser().parse_args(argv))
-    try:
-        return _run(given)
-    except Mri2petError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the folder is not complete: empty it before another try\n")
-        return 130
+    return exit_code_of(
+        lambda: _run(given),
+        interrupted="stopped; the folder is not complete: empty it before another try",
+    )
 
 
 if __name__ == "__main__":

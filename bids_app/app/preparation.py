@@ -104,7 +104,7 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
     Raises
     ------
     UsageError
-        If it cannot be read, or names no plugin.
+        If it cannot be read, names no plugin, or its ``plugin_args`` are no mapping.
     """
     if path is None:
         return None
@@ -114,4 +114,7 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
         raise UsageError(f"{path}: cannot be read as YAML ({error}); correct it") from error
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
         raise UsageError(f"{path}: names no plugin; write plugin: SLURM and plugin_args: …")
-    return content
+    arguments = content.get("plugin_args") or {}
+    if not isinstance(arguments, dict):
+        raise UsageError(f"{path}: plugin_args is no mapping; write names and values below it")
+    return content | {"plugin_args": arguments}

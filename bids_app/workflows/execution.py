@@ -189,12 +189,16 @@ def _remove_stale_locks(workflow: Workflow) -> None:
             lock.unlink(missing_ok=True)
 
 
+def _arguments_of(plugin: Mapping[str, object]) -> dict:
+    return dict(plugin.get("plugin_args", {}))  # type: ignore[call-overload]
+
+
 def _run_elsewhere(
     workflow: Workflow, plugin: Mapping[str, object], on_status: StatusCallback
 ) -> None:
     """Run a graph by another plugin than MultiProc."""
     name = str(plugin["plugin"])
-    arguments = dict(plugin.get("plugin_args") or {})  # type: ignore[call-overload]
+    arguments = _arguments_of(plugin)
     workflow.config["execution"] |= {
         "poll_sleep_duration": batch.POLLING, "job_finished_timeout": batch.WAITING,
     }  # fmt: skip
@@ -253,7 +257,7 @@ def run_graph(
     gc.freeze()  # nipype collects garbage at each look at its nodes: half a core, with all imports
     try:
         if plugin is None or plugin["plugin"] == "MultiProc":  # nipype's own mixes ANTs and torch
-            arguments |= dict(plugin.get("plugin_args", {})) if plugin else {}  # type: ignore[call-overload]
+            arguments |= _arguments_of(plugin or {})
             with closing(SeparatedMultiProcPlugin(arguments)) as here:
                 workflow.run(plugin=here)
         else:
