@@ -1,11 +1,15 @@
 """How many CPUs, how much memory, and which device a run may use."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+
+from bids_app.errors import UsageError
 
 CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
@@ -13,6 +17,7 @@ UNLIMITED = 1 << 60  # bytes; cgroup v1 says something beyond for "no limit"
 GIB = 1 << 30
 SHARE_OF_MEMORY = 0.9  # of what is there; our choice, nipype's too
 MOST_THREADS = 8  # ANTs gains little beyond; fMRIPrep's bound
+THREADS_OF_JOB = 4  # of a step that is a job of a queue; our choice
 THREAD_VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS",
@@ -119,11 +124,35 @@ def limit_threads(environment: MutableMapping[str, str], threads: int) -> None:
     environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
 
 
+def _torch_uses_cuda() -> bool:
+    """Read from torch's own files whether it was built with CUDA; to load it takes seconds."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    told = _read(Path(spec.origin).with_name("version.py")) or ""
+    return re.search(r"^cuda\b.*=\s*['\"]", told, re.MULTILINE) is not None
+
+
 def choose_device(wanted: str) -> str:
     """Name the torch device of a run; torch is not loaded for it.
 
-    ``auto`` is the first NVIDIA GPU if its driver says that there is one, else the CPU.
+    ``auto`` is the first NVIDIA GPU if its driver says that there is one and torch was built
+    with CUDA, else the CPU.
+
+    Raises
+    ------
+    UsageError
+        If CUDA is asked for, and torch was built without.
     """
+    if wanted == "cpu":
+        return wanted
+    if not _torch_uses_cuda():
+        if wanted == "auto":
+            return "cpu"
+        raise UsageError(
+            f"--device {wanted}: PyTorch is installed without CUDA; install its build with CUDA, "
+            "or leave --device out"
+        )
     if wanted != "auto":
         return wanted
     driver = shutil.which("nvidia-smi")

@@ -3,6 +3,7 @@
 import importlib
 import os
 import signal
+import time
 from pathlib import Path
 
 from nipype.interfaces.base import (
@@ -58,6 +59,22 @@ class TorchNote(Note):
     """As :class:`Note`, where torch computes."""
 
     uses_torch = True
+
+
+class _GpuNoteInputSpec(_NoteInputSpec):
+    use_gpu = traits.Bool(True, usedefault=True, desc="that it takes a slot for GPUs")
+
+
+class GpuNote(Note):
+    """As :class:`Note`, where a GPU computes: note when it began and ended."""
+
+    input_spec = _GpuNoteInputSpec
+
+    def _run_interface(self, runtime):
+        self.inputs.word += f"-{time.monotonic()}"
+        time.sleep(0.5)
+        self.inputs.word += f"-{time.monotonic()}"
+        return super()._run_interface(runtime)
 
 
 class Refuse(Note):

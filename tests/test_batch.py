@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from nodes import Die, Note, Refuse, TorchNote
+from nodes import Die, GpuNote, Note, Refuse, TorchNote
 from test_execution import Run
 
 from bids_app.errors import UsageError
@@ -54,6 +54,19 @@ def test_nodes_are_jobs_that_ask_for_what_they_need(run, asked):
     assert one.startswith("--partition=debug --cpus-per-task=3 --mem=2560M ")
     assert "--cpus-per-task=1 " in other
     assert ("second", "end") in run.statuses
+
+
+@pytest.mark.parametrize(
+    ("told", "times"),
+    [("", 1), ("--gres=gpu:a100:1", 1), ("--gpus-per-task=1", 0), ("-G 1", 0), ("--mem=4G", 1)],
+)
+def test_a_step_that_wants_a_gpu_asks_for_one(run, asked, told, times):
+    run.node(GpuNote, "trains")
+    run.node(Note, "beside")
+    assert run.go(plugin={"plugin": "SLURM", "plugin_args": {"sbatch_args": told}}) == []
+    lines = {("trains" in line): line for line in asked()}
+    assert lines[True].count("--gres=gpu") == times
+    assert lines[False].count("--gres=gpu:1") == 0
 
 
 def test_what_the_file_asks_for_is_left_alone(run, asked):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from nipype.pipeline.engine import Node, Workflow
-from nodes import Die, DieOnce, Note, NoteScore, Refuse, Stumble, TorchNote
+from nodes import Die, DieOnce, GpuNote, Note, NoteScore, Refuse, Stumble, TorchNote
 
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.workflows.execution import Resources, run_graph
@@ -95,6 +95,19 @@ def test_where_memory_runs_out_a_worker_is_killed_and_not_the_run(run):
     run.node(NoteScore, "score")
     assert run.go() == []
     assert int(run.log.read_text().split()[0].removeprefix("score")) >= WORKER_SCORE
+
+
+def test_steps_that_want_the_gpu_wait_for_one_another(run, monkeypatch):
+    """They all want the same one, however many there are."""
+    monkeypatch.setattr("nipype.pipeline.plugins.multiproc.gpu_count", lambda: 4)
+    for word in ("a", "b"):
+        run.node(GpuNote, word)
+    assert run.go() == []
+    (_, end), (begin, _) = sorted(
+        tuple(map(float, line.split()[0].split("-")[1:]))
+        for line in run.log.read_text().splitlines()
+    )
+    assert end <= begin
 
 
 def test_torch_computes_in_processes_of_its_own_and_nothing_is_done_twice(run, tmp_path):

@@ -1,8 +1,10 @@
 import os
+from importlib.util import spec_from_file_location
 
 import pytest
 
 from bids_app import resources
+from bids_app.errors import UsageError
 from bids_app.resources import (
     THREAD_VARIABLES,
     choose_device,
@@ -146,13 +148,30 @@ def _which(path):
     return str(path) if path.exists() else None
 
 
+@pytest.fixture
+def torch_of(tmp_path, monkeypatch):
+    """Put a torch on the path that was built with this version of CUDA, or without."""
+
+    def install(cuda):
+        folder = tmp_path / "site" / "torch"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("raise RuntimeError('loaded')\n")
+        (folder / "version.py").write_text(f"cuda: Optional[str] = {cuda!r}\nhip = 'x'\n")
+        spec = spec_from_file_location("torch", folder / "__init__.py")
+        monkeypatch.setattr(resources, "find_spec", {"torch": spec}.get)
+
+    return install
+
+
 @pytest.mark.parametrize("wanted", ["cpu", "cuda", "cuda:3"])
-def test_a_device_that_is_named_is_taken(driver, wanted):
+def test_a_device_that_is_named_is_taken(driver, torch_of, wanted):
+    torch_of("13.0")
     driver("GPU 0: NVIDIA A100")
     assert choose_device(wanted) == wanted
 
 
-def test_without_a_driver_it_is_the_cpu(driver):
+def test_without_a_driver_it_is_the_cpu(driver, torch_of):
+    torch_of("13.0")
     assert choose_device("auto") == "cpu"
 
 
@@ -164,6 +183,22 @@ def test_without_a_driver_it_is_the_cpu(driver):
         ("GPU 0: lost", 9, "cpu"),
     ],
 )
-def test_the_driver_says_whether_there_is_a_gpu(driver, says, code, expected):
+def test_the_driver_says_whether_there_is_a_gpu(driver, torch_of, says, code, expected):
+    torch_of("13.0")
     driver(says, code)
     assert choose_device("auto") == expected
+
+
+def test_torch_without_cuda_computes_on_the_cpu_though_there_is_a_gpu(driver, torch_of):
+    """Its build for CPUs suffices, says README, also on a machine with a GPU."""
+    torch_of(None)
+    driver("GPU 0: NVIDIA A100")
+    assert choose_device("auto") == "cpu"
+    assert choose_device("cpu") == "cpu"
+    with pytest.raises(UsageError, match="--device cuda:1: PyTorch is installed without CUDA"):
+        choose_device("cuda:1")
+
+
+def test_what_is_read_of_torch_is_what_torch_says():
+    torch = pytest.importorskip("torch")
+    assert resources._torch_uses_cuda() == (torch.version.cuda is not None)

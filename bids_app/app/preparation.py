@@ -12,7 +12,13 @@ from bids_app.errors import UsageError
 from bids_app.generators import GeneratorChoice, Options, choose_generator
 from bids_app.imaging.volume import grid_of_box
 from bids_app.planning import Run
-from bids_app.resources import choose_device, find_limits, limit_threads, threads_per_node
+from bids_app.resources import (
+    THREADS_OF_JOB,
+    choose_device,
+    find_limits,
+    limit_threads,
+    threads_per_node,
+)
 from bids_app.settings import SLOPPY_RESOLUTION, Settings
 from bids_app.templates import REGISTRATION_RESOLUTION, Template, prepare
 from bids_app.workflows.execution import Resources
@@ -64,12 +70,19 @@ def prepare_generator(settings: Settings) -> GeneratorChoice | None:
 
 
 def share_resources(settings: Settings, visits: int) -> tuple[Resources, int]:
-    """Decide on CPUs and memory of the run, and threads of a node; tell libraries of both."""
+    """Decide on CPUs and memory of the run, and threads of a node; tell libraries of both.
+
+    Where nodes become jobs of a queue, the CPUs of this process do not bound their threads.
+    """
     limits = find_limits(os.environ)
     nprocs = limits.cpus if settings.nprocs is None else settings.nprocs
     mem_gb = limits.mem_gb if settings.mem_gb is None else settings.mem_gb
     wanted = settings.omp_nthreads
-    threads = threads_per_node(nprocs, visits) if wanted is None else min(wanted, nprocs)
+    plugin = read_plugin(settings.use_plugin)
+    if plugin is not None and plugin["plugin"] != "MultiProc":
+        threads = THREADS_OF_JOB if wanted is None else wanted
+    else:
+        threads = threads_per_node(nprocs, visits) if wanted is None else min(wanted, nprocs)
     limit_threads(os.environ, threads)
     return Resources(nprocs, mem_gb), threads
 

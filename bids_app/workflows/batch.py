@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import re
 from collections.abc import Mapping, MutableMapping
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ PLUGINS = "nipype.pipeline.plugins"
 POLLING = 2.0  # s between two looks at the queue: each asks its server about each job
 WAITING = 20.0  # s for the result of a job that has left the queue, while a shared disk settles
 LOG_LINES = 200
+GPU_OPTION = re.compile(r"--(gres|gpus)|-G\b")  # sbatch's ways to ask for a GPU
 OWN_MEMORY = 1.0  # GiB that Python and its libraries take in a job of their own; seen: 0.25 to 0.7
 
 
@@ -85,7 +87,7 @@ def make_plugin(name: str, arguments: Mapping[str, object]) -> PluginBase:
 
 
 def ask_for_needs(workflow: Workflow, name: str, arguments: Mapping[str, object]) -> None:
-    """Have SLURM give each node the CPUs and the memory it needs, where the file does not say.
+    """Have SLURM give each node the CPUs, memory and GPU it needs, where the file does not say.
 
     Parameters
     ----------
@@ -105,6 +107,8 @@ def ask_for_needs(workflow: Workflow, name: str, arguments: Mapping[str, object]
             wanted.append(f"--cpus-per-task={node.n_procs}")
         if "--mem" not in told:
             wanted.append(f"--mem={round(1024 * (node.mem_gb + OWN_MEMORY))}M")
+        if node.is_gpu_node() and not GPU_OPTION.search(told):
+            wanted.append("--gres=gpu:1")
         node.plugin_args = {"sbatch_args": " ".join(wanted)}
 
 

@@ -251,6 +251,7 @@ def run_graph(
     nipype.config.update_config({"execution": {"check_version": "false"}})
     arguments = {
         "n_procs": resources.nprocs, "memory_gb": resources.mem_gb, "raise_insufficient": False,
+        "n_gpu_procs": 1,  # all nodes that want a GPU want the same one
         "mp_context": "forkserver", "status_callback": on_status,
     }  # fmt: skip
     failure = None
