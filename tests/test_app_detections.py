@@ -21,6 +21,14 @@ from bids_app.derivatives.detections import (
     read_tests,
 )
 from bids_app.derivatives.preprocessed import Preprocessed
+from bids_app.detection.card import (
+    CARD,
+    CONTROL_CLUSTERS,
+    DetectorCard,
+    card_values,
+    check_files,
+    read_card,
+)
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.evaluation import Mark
 from bids_app.errors import UnusableDataError
@@ -28,6 +36,10 @@ from bids_app.files import read_tsv, write_json
 from bids_app.screening import Participant, Pictured
 
 MOST = 2  # clusters that are kept of a patient
+CARD_OF = DetectorCard(
+    "real", "7", ("ocsvm",), SPACE.template, (1, 1, 1), ((1.0,) * 4,) * 3, (), 2, ((0, 1),), {},
+    "ellipsoids", 0, "tests",
+)  # fmt: skip
 
 
 def cluster(rank, sum_score, **changed):
@@ -175,6 +187,19 @@ def test_what_is_expected_in_a_control_by_hand(run):
     run.add("p1", [20, 10, 6, 5, 4, 1])
     run.write(most=10)
     assert run.expected() == {"p1": pytest.approx([0, 1 / 3, 2 / 3, 2 / 3, 1, 1], rel=1e-5)}
+
+
+def test_the_card_of_a_detector_knows_what_calibrates_it(run):
+    folder = run.out / "detectors" / "real"
+    write_json(folder / CARD, card_values(CARD_OF))
+    run.add("c1", [10], control=True)
+    run.add("p1", [20])
+    run.write()
+    check_files(folder, read_card(folder))
+    table = folder / CONTROL_CLUSTERS
+    table.write_text(table.read_text().replace("10", "30"))
+    with pytest.raises(UnusableDataError, match=r"control_clusters\.tsv: its SHA-256 is not"):
+        check_files(folder, read_card(folder))
 
 
 def test_a_control_without_clusters_counts(run):

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from bids_app.detection.card import (
     CARD,
+    CONTROL_CLUSTERS,
     Control,
     DetectorCard,
     card_from,
     card_values,
     check_files,
     check_grid,
+    complete_card,
     digest_files,
     read_card,
 )
@@ -51,14 +53,20 @@ cards = st.builds(
 
 @pytest.fixture
 def folder(tmp_path):
-    """A detector with two files."""
-    (tmp_path / "ocsvm").mkdir()
-    paths = [tmp_path / "brain_mask.nii.gz", tmp_path / "ocsvm" / "voxels.safetensors"]
+    """A detector with two files, and the clusters of its controls."""
+    publish(tmp_path)
+    (tmp_path / CONTROL_CLUSTERS).write_text("participant_id\nsub-01\n")
+    complete_card(tmp_path)
+    return tmp_path
+
+
+def publish(folder):
+    (folder / "ocsvm").mkdir(exist_ok=True)
+    paths = [folder / "brain_mask.nii.gz", folder / "ocsvm" / "voxels.safetensors"]
     for number, path in enumerate(paths):
         path.write_bytes(bytes([number]) * 100)
-    card = replace(CARD_OF, files=digest_files(tmp_path, paths))
-    write_json(tmp_path / CARD, card_values(card))
-    return tmp_path
+    card = replace(CARD_OF, files=digest_files(folder, paths))
+    write_json(folder / CARD, card_values(card))
 
 
 # There and back
@@ -132,6 +140,7 @@ def test_files_that_are_those_of_the_card_are_accepted(folder):
 
 def test_digests_are_those_of_sha256(folder):
     """SHA-256 of 100 bytes of 0, and of 1, by sha256sum."""
+    publish(folder)
     assert read_card(folder).files == {
         "brain_mask.nii.gz": "cd00e292c5970d3c5e2f0ffa5171e555bc46bfc4faddfb4a418b6840b86e79a3",
         "ocsvm/voxels.safetensors": (
@@ -151,13 +160,53 @@ def test_a_file_that_was_changed_is_refused(folder, content):
     assert f"{told.value}".endswith("; fetch it again")
 
 
-@pytest.mark.parametrize("name", ["brain_mask.nii.gz", "ocsvm/voxels.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["brain_mask.nii.gz", "ocsvm/voxels.safetensors", CONTROL_CLUSTERS]
+)
 def test_a_file_that_is_missing_is_told(folder, name):
     (folder / name).unlink()
     with pytest.raises(MissingInputError) as told:
         check_files(folder, read_card(folder))
     assert told.value.exit_code == 66
     assert f"{told.value}" == f"{folder / name}: no such file; the card beside it needs it"
+
+
+# What calibrates
+
+
+def test_a_card_is_completed_by_what_controls_show_and_by_nothing_else(folder):
+    completed = read_card(folder)
+    publish(folder)
+    before = read_card(folder)
+    added = digest_files(folder, [folder / CONTROL_CLUSTERS])
+    assert completed == replace(before, files={**before.files, **added})
+
+
+def test_controls_that_were_changed_are_refused(folder):
+    table = folder / CONTROL_CLUSTERS
+    table.write_text(table.read_text() + "sub-02\n")
+    with pytest.raises(UnusableDataError, match=r"control_clusters\.tsv: its SHA-256 is not"):
+        check_files(folder, read_card(folder))
+
+
+def test_a_run_that_did_not_come_to_the_controls_has_trained_nothing_that_can_be_applied(folder):
+    publish(folder)
+    with pytest.raises(UnusableDataError) as told:
+        check_files(folder, read_card(folder))
+    assert told.value.exit_code == 65
+    assert f"{told.value}".startswith(f"{folder / CARD}: does not know control_clusters.tsv")
+    (folder / CONTROL_CLUSTERS).unlink()
+    with pytest.raises(MissingInputError, match=r"control_clusters\.tsv: no such file"):
+        check_files(folder, read_card(folder))
+
+
+def test_the_card_of_an_earlier_run_does_not_vouch_for_the_controls_of_another(folder):
+    (folder / CONTROL_CLUSTERS).write_text("participant_id\nsub-09\n")
+    before = read_card(folder)
+    complete_card(folder)
+    assert read_card(folder) == before
+    with pytest.raises(UnusableDataError, match="SHA-256"):
+        check_files(folder, before)
 
 
 # Grid

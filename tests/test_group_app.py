@@ -39,7 +39,7 @@ from bids_app.derivatives.detections import (
     read_tests,
 )
 from bids_app.detection import slabs
-from bids_app.detection.card import check_files, read_card
+from bids_app.detection.card import CALIBRATION, CONTROL_CLUSTERS, check_files, read_card
 from bids_app.detection.spec import EncoderSpec
 from bids_app.files import read_json, read_tsv, write_json, write_tsv
 
@@ -284,7 +284,7 @@ def test_a_card_tells_which_controls_are_synthetic_and_what_made_them(out):
         check_files(out / "detectors" / training_set, card)
         folder = out / "detectors" / training_set
         files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
-        assert files | {"brain_mask.nii.gz"} == set(card.files)
+        assert files | {"brain_mask.nii.gz", *CALIBRATION} == set(card.files)
 
 
 def test_tables_tell_of_all_patients_and_of_controls(out):
@@ -423,8 +423,10 @@ def test_a_synthetic_pet_of_another_generator_is_not_compared(out, tmp_path, cap
         (lambda path: path.unlink(), (66, "no such file; the card beside it needs it")),
         (lambda path: (path.parents[1] / "card.json").write_text("{}"), (65, "not the card of")),
         (lambda path: (path.parents[1] / "card.json").unlink(), (66, "wants a folder")),
+        (lambda path: (path.parents[1] / CONTROL_CLUSTERS).unlink(), (66, "no such file; the c")),
+        (lambda path: (path.parents[1] / CONTROL_CLUSTERS).write_text(""), (65, "SHA-256 is not")),
     ],
-    ids=["changed", "gone", "no card", "card gone"],
+    ids=["changed", "gone", "no card", "card gone", "controls gone", "controls changed"],
 )
 def test_a_damaged_detector_is_refused(out, tmp_path, capsys, damage, refusal):
     detector = shutil.copytree(out / "detectors" / "real", tmp_path / "detector")

@@ -20,6 +20,7 @@ from bids_app.derivatives.detections import (
     write_tests,
 )
 from bids_app.detection.calibration import expected_in_control
+from bids_app.detection.card import CARD, complete_card
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.evaluation import (
     Finding,
@@ -121,7 +122,10 @@ def write_detections(
     fitted = seen if applied is None else ()
     for name in dict.fromkeys(one.sighting.training_set for one in fitted):
         own = [one.listed() for one in controls if one.sighting.training_set == name]
-        write_control_clusters(output_dir / DETECTORS / name, own)
+        folder = output_dir / DETECTORS / name
+        write_control_clusters(folder, own)
+        if (folder / CARD).is_file():
+            complete_card(folder)
     patients = [
         _calibrated(one, _control_scores(output_dir, one.sighting, applied))
         for one in seen

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TypeVar, get_args, get_type_hints
 
+from bids_app.detection.card import CONTROL_CLUSTERS
 from bids_app.detection.clusters import MIDLINE, Cluster
 from bids_app.detection.evaluation import Comparison, CurvePoint, FreePoint
 from bids_app.errors import UnusableDataError
@@ -18,7 +19,7 @@ Line = dict[str, object]
 Dictionary = dict[str, dict[str, object]]
 Row = TypeVar("Row")
 
-CLUSTERS, CONTROL_CLUSTERS = "clusters", "control_clusters"
+CLUSTERS = "clusters"
 CURVE, TESTS, FROC = "detection_curve", "detection_tests", "detection_froc"
 _WHO: Dictionary = {
     "participant_id": {"Description": "Participant"},
@@ -143,7 +144,7 @@ def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
         for one in visits
         for numbers in ([vars(cluster) for cluster in one.clusters] if one.clusters else [{}])
     ]
-    _write(folder / f"{CONTROL_CLUSTERS}.tsv", describe_control_clusters(), lines)
+    _write(folder / CONTROL_CLUSTERS, describe_control_clusters(), lines)
 
 
 def write_curve(output_dir: Path, points: Sequence[CurvePoint]) -> None:
@@ -185,7 +186,7 @@ def read_all_clusters(output_dir: Path) -> list[Listed]:
 
 def read_control_clusters(folder: Path) -> list[ControlCluster]:
     """Read ``control_clusters.tsv`` of a training set."""
-    return _read(folder / f"{CONTROL_CLUSTERS}.tsv", ControlCluster)
+    return _read(folder / CONTROL_CLUSTERS, ControlCluster)
 
 
 def read_curve(output_dir: Path) -> list[CurvePoint]:

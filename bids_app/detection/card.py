@@ -3,15 +3,18 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.files import write_json
 from bids_app.imaging.volume import Grid, zooms_of
 
 CARD = "card.json"
+CONTROL_CLUSTERS = "control_clusters.tsv"
+CALIBRATION = (CONTROL_CLUSTERS,)  # what held-out controls show; there after the card
 
 
 @dataclass(frozen=True)
@@ -153,19 +156,43 @@ def digest_files(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
     return found
 
 
+def complete_card(folder: Path) -> None:
+    """Let the card of a detector know the tables of held-out controls that calibrate it.
+
+    A card that knows of some is that of an earlier run, not of the one that wrote the tables: it
+    stays as it is, and :func:`check_files` then refuses the detector.
+
+    Raises
+    ------
+    UnusableDataError, ReadWriteError
+        If the card cannot be read or written.
+    """
+    card = read_card(folder)
+    if not card.files.keys() & set(CALIBRATION):
+        tables = digest_files(folder, [folder / name for name in CALIBRATION])
+        card = replace(card, files={**card.files, **tables})
+        write_json(folder / CARD, card_values(card))
+
+
 def check_files(folder: Path, card: DetectorCard) -> None:
     """Refuse a detector whose files are not those that its card was written for.
 
     Raises
     ------
     MissingInputError
-        If one is not there.
+        If one is not there, of those that the card names and of those that calibrate.
     UnusableDataError
-        If the SHA-256 of one is another.
+        If the SHA-256 of one is another, or the card does not name all that calibrates.
     """
-    for name in card.files:
+    for name in (*card.files, *CALIBRATION):
         if not (folder / name).is_file():
             raise MissingInputError(f"{folder / name}: no such file; the card beside it needs it")
+    for name in CALIBRATION:
+        if name not in card.files:
+            raise UnusableDataError(
+                f"{folder / CARD}: does not know {name}, so the run that trained the detector did "
+                "not end; run it again"
+            )
     found = digest_files(folder, [folder / name for name in card.files])
     for name, sha256 in found.items():
         if sha256 != card.files[name]:
