@@ -10,6 +10,7 @@ from nipype.pipeline.engine import Workflow
 from bids_app import nifti
 from bids_app.dataset.reading import frame_times
 from bids_app.derivatives.completion import fingerprint, is_complete, stored_fingerprint
+from bids_app.derivatives.description import dataset_name
 from bids_app.derivatives.paths import VisitPaths, sidecar_path, visit_paths
 from bids_app.derivatives.sidecars import (
     Provenance,
@@ -22,6 +23,7 @@ from bids_app.derivatives.sidecars import (
 from bids_app.errors import MissingInputError
 from bids_app.files import read_json
 from bids_app.generators import GeneratorChoice, check_grid
+from bids_app.synthesis.card import Card
 from bids_app.visit import Visit
 from bids_app.workflows.outputs import Output
 from bids_app.workflows.participant import (
@@ -160,6 +162,11 @@ def _files(generator: GeneratorChoice) -> GeneratorFiles:
     return GeneratorFiles(generator.folder, card.sha256, card.reference_sha256)
 
 
+def _was_trained_on(card: Card, subject: str, run: Run) -> bool:
+    """Whether a generator knows this person: labels such as 01 are those of others elsewhere."""
+    return subject in card.participants and card.dataset == dataset_name(run.output_dir)
+
+
 def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> SynthesisPlan:
     options = generator.options
     sidecar = synthetic_pet(
@@ -168,7 +175,7 @@ def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> Sy
         run.space,
         generator=generator.description(),
         smoothing_fwhm=run.fwhm,
-        trained_on_this_participant=plan.visit.subject in generator.card.participants,
+        trained_on_this_participant=_was_trained_on(generator.card, plan.visit.subject, run),
         overlap=options.overlap,
         match_histogram=options.match_histogram,
     )

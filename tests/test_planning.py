@@ -135,3 +135,19 @@ def test_sidecars_tell_what_was_done_beyond_the_paper(visit, run):
     assert spread.sidecar["Synthetic"] is True
     assert spread.sidecar["Fingerprint"] == beyond["Fingerprint"]
     assert "no confidence interval" in spread.sidecar["Description"]
+
+
+@pytest.mark.parametrize(
+    ("subject", "dataset", "known"),
+    [("02", "the same", True), ("02", "another", False), ("01", "the same", False)],
+)
+def test_a_generator_knows_people_of_its_own_dataset(visit, run, subject, dataset, known):
+    """Labels such as 02 are those of other people elsewhere."""
+    run.output_dir.mkdir()
+    write_json(run.output_dir / "dataset_description.json", {"Name": "mri2pet: the same"})
+    card = replace(run.generator.card, dataset=dataset)
+    chosen = replace(run, generator=replace(run.generator, card=card))
+    plan = plan_visit(replace(visit, subject=subject), chosen)
+    graph = init_visit_wf(plan, chosen)
+    (save,) = (n for n in graph._create_flat_graph() if n.name == "save_synthetic_pet")
+    assert save.inputs.sidecar["TrainedOnThisParticipant"] is known

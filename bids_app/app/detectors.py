@@ -8,7 +8,6 @@ from nipype.pipeline.engine import Workflow
 
 from bids_app.app.pictures import Pictures
 from bids_app.app.running import Runner
-from bids_app.app.training import dataset_name
 from bids_app.derivatives.anomalies import (
     DETECTORS,
     Origin,
@@ -17,6 +16,7 @@ from bids_app.derivatives.anomalies import (
     root_of,
     template_to_t1w,
 )
+from bids_app.derivatives.description import dataset_name
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.sidecars import Sidecar
 from bids_app.detection.card import Control, DetectorCard, card_values

@@ -22,10 +22,10 @@ from bids_app.app.people import People, choose_people
 from bids_app.app.pictures import Pictures, take_pictures
 from bids_app.app.preparation import prepare_template, refuse_places, work_dir_of
 from bids_app.app.running import Runner
-from bids_app.app.training import DONE, PARTIAL, dataset_name
+from bids_app.app.training import DONE, PARTIAL
 from bids_app.console import Voice
 from bids_app.dataset.validation import make_writable
-from bids_app.derivatives.description import ignore_also, refresh_dataset
+from bids_app.derivatives.description import dataset_name, ignore_also, refresh_dataset
 from bids_app.derivatives.detections import read_all_clusters
 from bids_app.derivatives.sidecars import Space
 from bids_app.detection.card import DetectorCard, check_files, check_grid, read_card

@@ -22,11 +22,11 @@ from bids_app.crossvalidation import (
     plan_storage,
 )
 from bids_app.dataset.validation import make_writable
-from bids_app.derivatives.description import ignore_also
+from bids_app.derivatives.description import dataset_name, ignore_also
 from bids_app.derivatives.sidecars import Space
 from bids_app.derivatives.table1 import write_table1
 from bids_app.errors import MissingInputError
-from bids_app.files import locked, read_json
+from bids_app.files import locked
 from bids_app.imaging.volume import grid_of_box
 from bids_app.mapped import read_digest
 from bids_app.report.training import write_training_report
@@ -114,15 +114,6 @@ def _study(settings: Settings, stamp: provenance.Stamp) -> Study:
         seed=settings.random_seed,
         versions=stamp.versions,
     )
-
-
-def dataset_name(output_dir: Path) -> str:
-    """Name the raw dataset as the derivative one tells of it, by its DOI if it has one."""
-    content = read_json(output_dir / "dataset_description.json")
-    sources = content.get("SourceDatasets")
-    first = sources[0] if isinstance(sources, list) and sources else {}
-    doi = first.get("DOI") if isinstance(first, dict) else None
-    return str(doi if doi else content.get("Name", output_dir.name)).removeprefix("mri2pet: ")
 
 
 def _lpips_weights(settings: Settings, voice: Voice) -> Path | None:

@@ -196,3 +196,12 @@ def refresh_dataset(output_dir: Path) -> None:
     with locked(output_dir):
         _write_ignored(output_dir / ".bidsignore", IGNORED)
         _write_descriptions(output_dir)
+
+
+def dataset_name(output_dir: Path) -> str:
+    """Name the raw dataset as the derivative one tells of it, by its DOI if it has one."""
+    content = read_json(output_dir / "dataset_description.json")
+    sources = content.get("SourceDatasets")
+    first = sources[0] if isinstance(sources, list) and sources else {}
+    doi = first.get("DOI") if isinstance(first, dict) else None
+    return str(doi if doi else content.get("Name", output_dir.name)).removeprefix(f"{NAME}: ")
