@@ -27,7 +27,7 @@ from bids_app.report.history import epochs_of, kept_epoch
 from bids_app.report.methods import REFERENCES
 from bids_app.report.paper import BASELINES, PUBLISHED, configuration_of
 from bids_app.report.scores import Comparison, Row, Score, best_model
-from bids_app.report.sweep import draw_sweeps, sweeps_of
+from bids_app.report.sweep import Sweep, cautions_of, draw_sweeps, sweeps_of
 from bids_app.report.table1 import COLUMNS, table1, why_no_lpips
 from bids_app.report.trained import Trained, find_trained
 from bids_app.report.training import write_training_report
@@ -587,6 +587,20 @@ def test_the_best_smoothing_is_found_and_that_of_the_run_is_marked(tree):
     assert half_way < mark.x < best[0]
     assert not [t for t in draw_sweeps(sweeps, None).texts if t.words.startswith("this run")]
     assert draw_sweeps([], 1.5) is None
+
+
+def test_a_best_smoothing_that_tells_little_is_said_to():
+    swept = [Sweep("semi3d-gan", {0.0: 0.5, 1.5: 0.6, 3.0: 0.7}),
+             Sweep("semi3d-gan-mse", {0.0: 0.5, 1.5: 0.6, 3.0: 0.5})]  # fmt: skip
+    edge, narrow = cautions_of(swept, 2.0)
+    assert edge.startswith("semi-3D Simple-GAN: the widest")
+    assert "2 mm" in narrow
+    assert cautions_of(swept[1:], 1.0) == []
+    assert cautions_of([], 2.0) == []
+
+
+def test_cautions_about_smoothing_are_in_the_page(tree):
+    assert "hardly change the images" in section(tree.write(), "smoothing")
 
 
 def test_a_sidecar_tells_the_smoothing_and_else_the_settings(tree):

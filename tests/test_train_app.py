@@ -327,3 +327,16 @@ def test_what_cannot_begin_says_why_and_writes_nothing(out, capsys, options, cod
     assert main(arguments(out, *options)) == code
     assert words in capsys.readouterr().err
     assert files(out) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "epochs", "interval"),
+    [("patch3d-gan-mse", None, 5), ("patch3d-gan-mse", "100", 5), ("patch3d-gan-mse", "30", 3),
+     ("patch3d-gan-mse", "5", 1), ("semi3d-gan", "5", 1)],
+)  # fmt: skip
+def test_a_training_of_few_epochs_is_validated_often_enough_to_choose_one(
+    tmp_path, model, epochs, interval
+):
+    told = () if epochs is None else ("--epochs", epochs)
+    settings = parse([str(tmp_path), str(tmp_path / "out"), "train", *told])
+    assert training.spec_of(model, settings).validation_interval == interval

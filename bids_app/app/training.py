@@ -43,6 +43,7 @@ from bids_app.workflows.training import Fold, Means, ModelPlan, init_baselines_w
 DONE, PARTIAL = 0, 1  # exit codes
 MEMORY = {(2, False): 0.20, (2, True): 0.75, (3, False): 0.10, (3, True): 0.32}  # GiB a sample
 LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"
+LEAST_VALIDATIONS = 10  # of a training of few epochs; our choice
 SLOPPY_PATCHES = CubicPatches(size=24, stride=8)  # the least that a discriminator can judge
 
 
@@ -94,7 +95,10 @@ def spec_of(name: str, settings: Settings) -> ModelSpec:
         )  # fmt: skip
     if settings.epochs is not None:
         constant = round(settings.epochs * spec.constant_epochs / spec.epochs)
-        spec = replace(spec, epochs=settings.epochs, constant_epochs=constant)
+        interval = min(spec.validation_interval, max(1, settings.epochs // LEAST_VALIDATIONS))
+        spec = replace(
+            spec, epochs=settings.epochs, constant_epochs=constant, validation_interval=interval
+        )
     if settings.patches == "all":
         spec = replace(spec, tiles_per_volume=0)
     if settings.batch_size is not None:

@@ -48,6 +48,30 @@ def sweeps_of(scores: Sequence[Score]) -> list[Sweep]:
     return swept
 
 
+def cautions_of(sweeps: Sequence[Sweep], resolution: float) -> list[str]:
+    """Say where the best smoothing tells less than it seems to.
+
+    Parameters
+    ----------
+    sweeps : sequence of Sweep
+        What was measured.
+    resolution : float
+        Size of a voxel in mm.
+    """
+    told = []
+    edge = [full_name_of(one.model) for one in sweeps if one.best == max(one.means)]
+    if edge:
+        told.append(
+            f"{', '.join(edge)}: the widest Gaussian that was tried is the best; a wider one might "
+            "be better still."
+        )
+    if sweeps and min(one.best for one in sweeps) < resolution:
+        told.append(
+            f"A voxel is {resolution:g} mm wide: narrower Gaussians hardly change the images."
+        )
+    return told
+
+
 def draw_sweeps(sweeps: Sequence[Sweep], fwhm: float | None) -> Chart | None:
     """Draw a line a model.
 

@@ -17,7 +17,7 @@ from bids_app.report.page import render
 from bids_app.report.paper import full_name_of
 from bids_app.report.record import Record, read_record, write_record
 from bids_app.report.subject import DEMONSTRATION, tell_duration
-from bids_app.report.sweep import draw_sweeps, sweeps_of
+from bids_app.report.sweep import cautions_of, draw_sweeps, sweeps_of
 from bids_app.report.table1 import beside_the_paper, table1, why_no_lpips
 from bids_app.report.tables import as_number, show
 from bids_app.report.trained import CROSS_VALIDATION, Trained, find_trained
@@ -109,6 +109,7 @@ def _values(
         "methods": training_methods.boilerplate(procedure),
         **_generators(trained),
         **_results(trained, fwhm),
+        "smoothing_cautions": cautions_of(sweeps_of(trained.scores), resolution),
     }
 
 

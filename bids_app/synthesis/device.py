@@ -10,8 +10,9 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 def choose_precision(device: str) -> str:
     """Choose how numbers are held while networks compute; weights stay float32.
 
-    ``bf16-mixed`` on CPUs and GPUs that compute with bfloat16 themselves: measured faster there
-    (benchmarks/training.py), and no worse (benchmarks/precision.py). ``32-true`` elsewhere.
+    ``bf16-mixed`` on CPUs and GPUs that compute with bfloat16 themselves, ``32-true`` elsewhere.
+    Measured faster on such a CPU (benchmarks/training.py), and no worse (benchmarks/precision.py);
+    not measured on GPUs.
 
     Parameters
     ----------
