@@ -13,18 +13,21 @@ from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.anomalies import (
     Origin,
     anomaly_paths,
+    describe_card,
     lesions_in_template,
     native_t1w,
     root_of,
+    sign,
     t1w_to_template,
     template_to_t1w,
 )
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.preprocessed import find_preprocessed
-from bids_app.files import write_json
+from bids_app.files import read_json, write_json
 from bids_app.settings import DETECTORS
 
 OUT = Path("/out")
+MADE_BY = {"URI": "bids::detectors/x/card.json", "Dataset": "ellipsoids", "Version": "0.1"}
 GRID_LABELS = f"space-{TEMPLATE}_res-4"
 
 
@@ -102,7 +105,7 @@ def test_images_beside_a_visit_are_those_that_the_participant_level_wrote(tmp_pa
 def sidecars(visit, detector, training_set="real", *, primary=True):
     """Path → sidecar of all four images of a detector."""
     out = visit.t1w.parents[2]
-    origin = Origin(out, detector, training_set, "0.1")
+    origin = Origin(out, detector, training_set, "0.1", MADE_BY)
     paths = anomaly_paths(
         root_of(out, training_set, primary=primary), visit.pets[0], detector, SPACE
     )
@@ -133,6 +136,27 @@ def test_sidecars_tell_where_results_come_from(visit, training_set, primary):
     for one in told:
         assert (one["Detector"], one["TrainingSet"]) == ("ocsvm", training_set)
         assert one["Version"] == "0.1"
+        assert one["DetectorCard"] == MADE_BY
+
+
+def test_the_card_of_a_detector_is_named_wherever_it_lies(tmp_path):
+    told = {"dataset": "doi:10.1/x", "version": "0.1"}
+    own = describe_card(tmp_path / "out", tmp_path / "out" / "detectors" / "real", **told)
+    assert own == {
+        "URI": "bids::detectors/real/card.json", "Dataset": "doi:10.1/x", "Version": "0.1",
+    }  # fmt: skip
+    other = describe_card(tmp_path / "out", tmp_path / "there", **told, sha256="a" * 64)
+    assert other["URI"] == (tmp_path / "there" / "card.json").as_uri()
+    assert other["SHA256"] == "a" * 64
+
+
+def test_a_sidecar_is_signed_and_else_stays_as_it_is(tmp_path):
+    write_json(tmp_path / "a.json", {"A": 1, "DetectorCard": MADE_BY, "B": 2})
+    sign(tmp_path / "a.json", "c" * 64)
+    sign(tmp_path / "a.json", "b" * 64)
+    assert read_json(tmp_path / "a.json") == {
+        "A": 1, "DetectorCard": {**MADE_BY, "SHA256": "b" * 64}, "B": 2,
+    }  # fmt: skip
 
 
 def test_on_the_t1w_the_grid_is_that_of_the_t1w(visit):

@@ -1,5 +1,6 @@
 """Clusters of everyone become tables; held-out controls give them their meaning."""
 
+import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from bids_app.detection.card import (
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.evaluation import Mark
 from bids_app.errors import UnusableDataError
-from bids_app.files import read_tsv, write_json
+from bids_app.files import read_json, read_tsv, write_json
 from bids_app.screening import Participant, Pictured
 
 MOST = 2  # clusters that are kept of a patient
@@ -74,7 +75,9 @@ class Run:
         sighting = Sighting(
             training_set, detector, who, control, self.work / number,
             anomaly_paths(root, who.who.pet, detector, SPACE).table,
+            (self.work / f"{number}.sidecar.json",),
         )  # fmt: skip
+        write_json(sighting.sidecars[0], {"Name": label, "DetectorCard": {"URI": "bids::x"}})
         clusters = [asdict(cluster(rank, one)) for rank, one in enumerate(sum_scores, 1)]
         known = {"lesions": None, "overlaps": None, "regions": None, **told}
         write_json(sighting.clusters, {"clusters": clusters, **known})
@@ -200,6 +203,39 @@ def test_the_card_of_a_detector_knows_what_calibrates_it(run):
     table.write_text(table.read_text().replace("10", "30"))
     with pytest.raises(UnusableDataError, match=r"control_clusters\.tsv: its SHA-256 is not"):
         check_files(folder, read_card(folder))
+
+
+def signatures(run):
+    told = [read_json(one.sighting.sidecars[0]) for one in run.seen]
+    assert all(one["DetectorCard"]["URI"] == "bids::x" for one in told)
+    return [one["DetectorCard"].get("SHA256") for one in told]
+
+
+def test_maps_tell_by_which_detector_they_were_made(run):
+    folder = run.out / "detectors" / "real"
+    write_json(folder / CARD, card_values(CARD_OF))
+    run.add("c1", [10], control=True)
+    run.add("p1", [20])
+    run.add("p1", [20], training_set="hybrid")  # whose detectors could not be published
+    run.write()
+    card = hashlib.sha256((folder / CARD).read_bytes()).hexdigest()
+    assert signatures(run) == [card, card, None]
+
+
+def test_the_card_of_an_earlier_run_does_not_sign_maps_of_another(run):
+    folder = run.out / "detectors" / "real"
+    write_json(folder / CARD, card_values(replace(CARD_OF, files={CONTROL_CLUSTERS: "0" * 64})))
+    run.add("p1", [20])
+    run.write()
+    assert signatures(run) == [None]
+
+
+def test_a_map_that_could_not_be_carried_is_not_signed(run):
+    write_json(run.out / "detectors" / "real" / CARD, card_values(CARD_OF))
+    seen = run.add("p1", [20])
+    seen.sighting.sidecars[0].unlink()
+    run.write()
+    assert not seen.sighting.sidecars[0].exists()
 
 
 def test_a_control_without_clusters_counts(run):

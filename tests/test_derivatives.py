@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from bids_app import nifti
 from bids_app.derivatives import sidecars
 from bids_app.derivatives.completion import fingerprint, is_complete
-from bids_app.derivatives.description import IGNORED, Software, find_container, start_dataset
+from bids_app.derivatives.description import (
+    IGNORED,
+    Software,
+    find_container,
+    start_dataset,
+    uri_in,
+)
 from bids_app.derivatives.paths import (
     ENTITIES,
     derivative_path,
@@ -378,6 +384,20 @@ def test_the_description(tmp_path, raw):
         "desc-zscore",
         "desc-pseudonormal",
     }
+
+
+def test_a_file_of_another_dataset_has_a_uri_that_leads_to_it(tmp_path, raw):
+    out, other = tmp_path / "out", tmp_path / "masks"
+    start(out, raw)
+    before = read_json(out / "dataset_description.json")
+    mask = other / "sub-01" / "anat" / "m.nii.gz"
+    assert uri_in(out, "lesions", other, mask) == "bids:lesions:sub-01/anat/m.nii.gz"
+    links = {**before["DatasetLinks"], "lesions": other.as_uri()}
+    assert read_json(out / "dataset_description.json") == {**before, "DatasetLinks": links}
+    start(out, raw)  # by a later run of the participant level
+    assert read_json(out / "dataset_description.json")["DatasetLinks"] == links
+    assert uri_in(out, "lesions", out, out / "sub-01" / "m.nii.gz") == "bids::sub-01/m.nii.gz"
+    assert read_json(out / "dataset_description.json")["DatasetLinks"] == links
 
 
 def test_lines_of_a_user_stay_in_bidsignore(tmp_path, raw):

@@ -1,5 +1,6 @@
 """The group level from end to end, in --sloppy, on people that were made and not registered."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 
@@ -149,6 +151,10 @@ def used(training_set):
     return [one for one in DETECTORS if one != "pseudonormal" or training_set == "real"]
 
 
+def sha256(detector):
+    return hashlib.sha256((detector / "card.json").read_bytes()).hexdigest()
+
+
 EVERY = [(one, detector) for one in SETS for detector in used(one)]
 
 
@@ -203,6 +209,10 @@ def test_flags_that_cannot_be_understood(flags, capsys):
 def test_patients_and_controls_have_all_files(out, training_set, detector):
     root = root_of(out, training_set)
     images = [f"stat-{detector}_statmap", f"desc-{detector}_dseg"]
+    made_by = {
+        "URI": f"bids::detectors/{training_set}/card.json", "Dataset": "ellipsoids",
+        "Version": version("mri2pet"), "SHA256": sha256(out / "detectors" / training_set),
+    }  # fmt: skip
     for label in (*PATIENTS, *REAL):
         spaces = [f"{TEMPLATE}_res-4", *(["T1w"] if label in PATIENTS else [])]
         for space in spaces:
@@ -212,6 +222,7 @@ def test_patients_and_controls_have_all_files(out, training_set, detector):
                 assert np.isfinite(data).all()
                 told = read_json(result(root, label, f"{name}.json", space))
                 assert (told["Detector"], told["TrainingSet"]) == (detector, training_set)
+                assert told["DetectorCard"] == made_by
                 assert all((out / one.removeprefix("bids::")).is_file() for one in told["Sources"])
         table = result(root, label, f"desc-{detector}_clusters.tsv")
         assert table.is_file() is (label in PATIENTS)
@@ -321,6 +332,13 @@ def test_lesion_masks_on_other_grids_are_brought_onto_the_grid_and_that_is_said(
         np.testing.assert_allclose(affine, GRID.affine)
         planted = lesion_mask()
         both = (mask > 0) & planted
+        name = f"sub-{label}_space-{TEMPLATE}_res-4_label-L_mask.json"
+        drawn, *transforms = read_json(folder / name)["Sources"]
+        assert drawn.startswith(f"bids:lesions:sub-{label}/anat/sub-{label}_space-")
+        links = read_json(out / "dataset_description.json")["DatasetLinks"]
+        assert links["lesions"] == (out.parent / "lesions").as_uri()
+        assert (out.parent / "lesions" / drawn.removeprefix("bids:lesions:")).is_file()
+        assert len(transforms) == (label == "p1")
         assert 2 * both.sum() > 0.85 * ((mask > 0).sum() + planted.sum())
     notes = read_json(out / "logs" / "group_report.json")["notes"]
     carried = "sub-p1_space-T1w_label-L_mask.nii.gz, carried from the T1w to the grid"
@@ -383,6 +401,9 @@ def test_a_detector_is_applied_without_its_controls_and_gives_the_same_maps(out,
         assert new.sum_score == pytest.approx(old.sum_score, rel=1e-3)
         assert new.expected_in_control == pytest.approx(old.expected_in_control, abs=0.2)
         assert (new.overlap, new.region) == (None, None)
+        made_by = read_json(result(there, "p2", f"stat-{name}_statmap.json"))["DetectorCard"]
+        assert made_by["URI"] == (detector / "card.json").as_uri()
+        assert (made_by["Dataset"], made_by["SHA256"]) == ("ellipsoids", sha256(detector))
     assert not list(there.glob("detection_*"))  # no lesions are known here
     assert not [path for path in (there / "work").rglob("*") if path.suffix in {".npy", ".pklz"}]
 

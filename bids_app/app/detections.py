@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.app.detectors import Sighting
-from bids_app.derivatives.anomalies import DETECTORS
+from bids_app.derivatives.anomalies import DETECTORS, sign
 from bids_app.derivatives.detections import (
     Listed,
     control_sum_scores,
@@ -20,7 +20,7 @@ from bids_app.derivatives.detections import (
     write_tests,
 )
 from bids_app.detection.calibration import expected_in_control
-from bids_app.detection.card import CARD, complete_card
+from bids_app.detection.card import complete_card
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.evaluation import (
     Finding,
@@ -124,8 +124,10 @@ def write_detections(
         own = [one.listed() for one in controls if one.sighting.training_set == name]
         folder = output_dir / DETECTORS / name
         write_control_clusters(folder, own)
-        if (folder / CARD).is_file():
-            complete_card(folder)
+        sha256 = complete_card(folder)
+        made = [one.sighting for one in fitted if one.sighting.training_set == name]
+        for path in (path for one in made for path in one.sidecars if sha256 and path.is_file()):
+            sign(path, sha256)
     patients = [
         _calibrated(one, _control_scores(output_dir, one.sighting, applied))
         for one in seen

@@ -12,6 +12,7 @@ from bids_app.derivatives.anomalies import (
     DETECTORS,
     Origin,
     anomaly_paths,
+    describe_card,
     native_t1w,
     root_of,
     template_to_t1w,
@@ -19,7 +20,7 @@ from bids_app.derivatives.anomalies import (
 from bids_app.derivatives.description import dataset_name
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.sidecars import Sidecar
-from bids_app.detection.card import Control, DetectorCard, card_values
+from bids_app.detection.card import Control, DetectorCard, card_sha256, card_values
 from bids_app.detection.norms import ZSCORE_FWHM
 from bids_app.detection.slabs import cut_slabs, thickness_of
 from bids_app.detection.spec import EncoderSpec, spec_to_dict
@@ -72,6 +73,8 @@ class Sighting:
         JSON.
     table : Path
         Where its cluster table goes.
+    sidecars : tuple of Path
+        Of its images.
     """
 
     training_set: str
@@ -80,6 +83,7 @@ class Sighting:
     control: bool
     clusters: Path
     table: Path
+    sidecars: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,13 @@ def _plan_set(
     pictures: Pictures,
 ) -> SetPlan:
     screening = run.screening
-    planner = _Planner(screening, name, primary=name == run.settings.training_set[0])
+    folder = screening.output_dir / DETECTORS / name
+    own = describe_card(
+        screening.output_dir, folder,
+        dataset=screening.dataset, version=screening.versions["mri2pet"],
+    )  # fmt: skip
+    primary = name == run.settings.training_set[0]
+    planner = _Planner(screening, name, own, primary=primary)
     plans: dict[str, DetectorPlan] = {}
     sightings: list[Sighting] = []
     notes: list[str] = []
@@ -204,7 +214,7 @@ def _plan_set(
     graph = init_training_set_wf(
         [one.picture for one in trained], plans, fitting,
         clustering_of(run.settings, pictures),
-        Publication(screening.output_dir / DETECTORS / name, card_values(card)),
+        Publication(folder, card_values(card)),
         share=BRAIN_SHARE, name=f"{name}_wf",
     )  # fmt: skip
     return SetPlan(name, graph, tuple(sightings), tuple(notes))
@@ -309,6 +319,7 @@ class _Planner:
 
     screening: Screening
     training_set: str
+    card: Sidecar
     primary: bool
 
     def plan(
@@ -342,7 +353,7 @@ class _Planner:
         root = root_of(screening.output_dir, self.training_set, primary=self.primary)
         paths = anomaly_paths(root, one.who.pet, detector, screening.space)
         version = screening.versions["mri2pet"]
-        origin = Origin(screening.output_dir, detector, self.training_set, version)
+        origin = Origin(screening.output_dir, detector, self.training_set, version, self.card)
         told = origin.statmap(one.who.pet, screening.space)
         told["Fold"] = "mean over all" if fold is None else fold
         labels = origin.labels(paths.statmap, screening.space)
@@ -357,10 +368,19 @@ class _Planner:
             _output(paths.statmap_in_t1w, origin.in_t1w(told, paths.statmap, visit)),
             _output(paths.labels_in_t1w, origin.in_t1w(labels, paths.labels, visit)),
         )  # fmt: skip
+        target = Target(scored, fold, on_t1w if fold is None else None)
         sighting = Sighting(
-            self.training_set, detector, one, fold is not None, clusters, paths.table
-        )
-        return Target(scored, fold, on_t1w if fold is None else None), sighting
+            self.training_set, detector, one, fold is not None, clusters, paths.table,
+            tuple(output.sidecar_path for output in outputs_of(target)),
+        )  # fmt: skip
+        return target, sighting
+
+
+def outputs_of(target: Target) -> list[Output]:
+    """List the images that an image of someone leads to."""
+    scored, on_t1w = target.scored, target.on_t1w
+    carried = [] if on_t1w is None else [on_t1w.statmap, on_t1w.labels]
+    return [scored.statmap, scored.labels, *carried]
 
 
 def _output(path: Path, sidecar: Sidecar) -> Output:
@@ -431,7 +451,11 @@ def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pict
     UnusableDataError
         If no patient has the synthetic PET that pseudonormal needs.
     """
-    planner = _Planner(run.screening, card.name, primary=True)
+    made_by = describe_card(
+        run.screening.output_dir, folder,
+        dataset=card.dataset, version=card.version, sha256=card_sha256(folder),
+    )  # fmt: skip
+    planner = _Planner(run.screening, card.name, made_by, primary=True)
     plans: dict[str, DetectorPlan] = {}
     sightings: list[Sighting] = []
     notes = _tell_other_clusters(card, run.settings)

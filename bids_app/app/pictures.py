@@ -15,6 +15,7 @@ from bids_app.derivatives.anomalies import (
     t1w_to_template,
     template_to_t1w,
 )
+from bids_app.derivatives.description import uri_in
 from bids_app.derivatives.lesions import NAME as LESIONS
 from bids_app.derivatives.lesions import LesionMask, find_lesion_mask
 from bids_app.derivatives.paths import sidecar_path
@@ -87,7 +88,7 @@ def take_pictures(
     graphs = [init_storing_wf(
         plans, shape=screening.grid.shape, affine=screening.grid.affine.tolist(), name=STORING_WF
     )]  # fmt: skip
-    graphs += _mask_graphs(screening, masks)
+    graphs += _mask_graphs(screening, masks, settings)
     if settings.atlas is not None and atlas is not None:
         reference = people.patients[0].visit.brain_mask
         graphs.append(init_atlas_wf(settings.atlas[0], reference, atlas, name=ATLAS_WF))
@@ -167,16 +168,20 @@ def _tell_mask(visit: Preprocessed, mask: LesionMask) -> str:
     return f"sub-{visit.subject}: lesions are those of {mask.path.name}, {how} to the grid"
 
 
-def _mask_graphs(screening: Screening, masks: Mapping[Preprocessed, LesionMask]) -> list[Workflow]:
+def _mask_graphs(
+    screening: Screening, masks: Mapping[Preprocessed, LesionMask], settings: Settings
+) -> list[Workflow]:
     graphs = []
     for number, (visit, mask) in enumerate(masks.items()):
         path = lesions_in_template(visit)
         path.unlink(missing_ok=True)  # of an earlier run
         transforms = [] if mask.in_template else [t1w_to_template(visit)]
+        root = dict(settings.derivatives)[LESIONS]
+        drawn = uri_in(screening.output_dir, LESIONS, root, mask.path)
         uris = [f"bids::{one.relative_to(screening.output_dir).as_posix()}" for one in transforms]
         sidecar = {
             "Description": f"Lesions as {mask.path.name} has them, in {screening.space.template}",
-            "Sources": uris, "Type": "Lesion", **screening.space.entries(),
+            "Sources": [drawn, *uris], "Type": "Lesion", **screening.space.entries(),
         }  # fmt: skip
         output = Output(path, sidecar_path(path), sidecar)
         name = f"lesions_{number}_wf"

@@ -6,8 +6,11 @@ from pathlib import Path
 from bids_app.derivatives.paths import FDG_LABEL, derivative_path, entities_of, resolution_label
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.derivatives.sidecars import Sidecar, Space
+from bids_app.detection.card import CARD
+from bids_app.files import read_json, write_json
 
 DETECTORS = "detectors"
+_CARD = "DetectorCard"  # in a sidecar
 _MEANING = {
     "ocsvm": "minus the decision function of a one-class SVM on the latents of patches; above 0 "
     "lies outside of what controls show",
@@ -74,6 +77,37 @@ def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> Anomaly
     )
 
 
+def describe_card(
+    output_dir: Path, folder: Path, *, dataset: str, version: str, sha256: str = ""
+) -> Sidecar:
+    """Say by which detector a map is made: where its card is, and what that says.
+
+    Parameters
+    ----------
+    output_dir, folder : Path
+        Roots of the derivative dataset and of the detector, which may lie in it or elsewhere.
+    dataset, version : str
+        Whose controls it was trained on, and by which version of the app.
+    sha256 : str
+        Of the card, which knows those of all files of the detector; empty where the run at hand
+        trains it: see :func:`sign`.
+    """
+    card = (folder / CARD).absolute()
+    root = output_dir.absolute()
+    inside = card.is_relative_to(root)
+    uri = f"bids::{card.relative_to(root).as_posix()}" if inside else card.as_uri()
+    signature = {"SHA256": sha256} if sha256 else {}
+    return {"URI": uri, "Dataset": dataset, "Version": version, **signature}
+
+
+def sign(sidecar: Path, sha256: str) -> None:
+    """Add the SHA-256 of the detector's card to the sidecar of a map, when the card is whole."""
+    told = read_json(sidecar)
+    card = told.get(_CARD)
+    known = card if isinstance(card, dict) else {}
+    write_json(sidecar, {**told, _CARD: {**known, "SHA256": sha256}})
+
+
 @dataclass(frozen=True)
 class Origin:
     """What every anomaly map of one detector tells alike.
@@ -86,12 +120,15 @@ class Origin:
         What computed it, and on what that was trained.
     version : str
         Of the app.
+    card : dict
+        Of the detector, as :func:`describe_card` gives it.
     """
 
     output_dir: Path
     detector: str
     training_set: str
     version: str
+    card: Sidecar
 
     def own(self, path: Path) -> str:
         """BIDS URI of a result."""
@@ -103,6 +140,7 @@ class Origin:
             "Detector": self.detector,
             "TrainingSet": self.training_set,
             "Version": self.version,
+            _CARD: self.card,
         }
 
     def statmap(self, pet: Path, space: Space) -> Sidecar:

@@ -8,6 +8,7 @@ from bids_app.errors import ReadWriteError, UnusableDataError, UsageError
 from bids_app.files import locked, read_json, write_json, write_text, write_tsv
 
 NAME = "mri2pet"
+DESCRIPTION = "dataset_description.json"
 BIDS_VERSION = "1.10.0"
 # No slash at the end of a folder: the validator does not know it so. A slash inside anchors.
 IGNORED = (
@@ -104,21 +105,29 @@ def _refuse_foreign(path: Path) -> None:
         raise UsageError(f"{path}: describes a dataset that {NAME} has not made; {advice}")
 
 
-def _raw_link(bids_dir: Path, output_dir: Path) -> str:
-    raw, out = bids_dir.resolve(), output_dir.resolve()
-    if out.is_relative_to(raw):  # they move together
-        return "/".join([".."] * len(out.relative_to(raw).parts))
-    return raw.as_uri()
+def _link(other: Path, output_dir: Path) -> str:
+    """Say where another dataset is; from here, if this one lies in it: they move together."""
+    there, out = other.resolve(), output_dir.resolve()
+    if out.is_relative_to(there) and out != there:
+        return "/".join([".."] * len(out.relative_to(there).parts))
+    return there.as_uri()
+
+
+def _links(output_dir: Path) -> dict[str, object]:
+    """Read which datasets this one links to; none where it has not been described."""
+    path = output_dir / DESCRIPTION
+    links = read_json(path).get("DatasetLinks") if path.is_file() else None
+    return dict(links) if isinstance(links, dict) else {}
 
 
 def _description(
     bids_dir: Path, output_dir: Path, software: Software, template: str, reference: str
 ) -> dict[str, object]:
     try:
-        raw = read_json(bids_dir / "dataset_description.json")
+        raw = read_json(bids_dir / DESCRIPTION)
     except (ReadWriteError, UnusableDataError):
         raw = {}
-    link = _raw_link(bids_dir, output_dir)
+    link = _link(bids_dir, output_dir)
     made_by: dict[str, object] = {
         "Name": NAME,
         "Version": software.version,
@@ -134,7 +143,7 @@ def _description(
         "DatasetType": "derivative",
         "GeneratedBy": [made_by],
         "SourceDatasets": [{k: v for k, v in source.items() if isinstance(v, str)}],
-        "DatasetLinks": {"raw": link, "template": reference},
+        "DatasetLinks": {**_links(output_dir), "raw": link, "template": reference},
     }
 
 
@@ -176,7 +185,7 @@ def start_dataset(
     ReadWriteError
         If they cannot be written.
     """
-    description = output_dir / "dataset_description.json"
+    description = output_dir / DESCRIPTION
     with locked(output_dir):
         _refuse_foreign(description)
         write_json(description, _description(bids_dir, output_dir, software, template, reference))
@@ -198,9 +207,37 @@ def refresh_dataset(output_dir: Path) -> None:
         _write_descriptions(output_dir)
 
 
+def uri_in(output_dir: Path, name: str, folder: Path, path: Path) -> str:
+    """Give the BIDS URI of a file of another dataset, and let this one say where that is.
+
+    Parameters
+    ----------
+    output_dir, folder : Path
+        Roots of the derivative dataset and of the other one, which may be the same.
+    name : str
+        Of the other one, in ``DatasetLinks``.
+    path : Path
+        The file, in ``folder``.
+
+    Raises
+    ------
+    ReadWriteError, UnusableDataError
+        If the description of the derivative dataset cannot be read or written.
+    """
+    inside = path.relative_to(folder).as_posix()
+    if folder.resolve() == output_dir.resolve():
+        return f"bids::{inside}"
+    with locked(output_dir):
+        content = read_json(output_dir / DESCRIPTION)
+        links = {**_links(output_dir), name: _link(folder, output_dir)}
+        if links != content.get("DatasetLinks"):
+            write_json(output_dir / DESCRIPTION, {**content, "DatasetLinks": links})
+    return f"bids:{name}:{inside}"
+
+
 def dataset_name(output_dir: Path) -> str:
     """Name the raw dataset as the derivative one tells of it, by its DOI if it has one."""
-    content = read_json(output_dir / "dataset_description.json")
+    content = read_json(output_dir / DESCRIPTION)
     sources = content.get("SourceDatasets")
     first = sources[0] if isinstance(sources, list) and sources else {}
     doi = first.get("DOI") if isinstance(first, dict) else None

@@ -156,22 +156,36 @@ def digest_files(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
     return found
 
 
-def complete_card(folder: Path) -> None:
+def card_sha256(folder: Path) -> str:
+    """Digest the card of a detector; it holds the SHA-256 of all its files."""
+    return digest_files(folder, [folder / CARD])[CARD]
+
+
+def complete_card(folder: Path) -> str:
     """Let the card of a detector know the tables of held-out controls that calibrate it.
 
     A card that knows of some is that of an earlier run, not of the one that wrote the tables: it
     stays as it is, and :func:`check_files` then refuses the detector.
+
+    Returns
+    -------
+    str
+        The SHA-256 of the card; empty if it is not that of the run at hand, or there is none.
 
     Raises
     ------
     UnusableDataError, ReadWriteError
         If the card cannot be read or written.
     """
+    if not (folder / CARD).is_file():  # nothing could be published
+        return ""
     card = read_card(folder)
-    if not card.files.keys() & set(CALIBRATION):
-        tables = digest_files(folder, [folder / name for name in CALIBRATION])
-        card = replace(card, files={**card.files, **tables})
-        write_json(folder / CARD, card_values(card))
+    if card.files.keys() & set(CALIBRATION):
+        return ""
+    tables = digest_files(folder, [folder / name for name in CALIBRATION])
+    card = replace(card, files={**card.files, **tables})
+    write_json(folder / CARD, card_values(card))
+    return card_sha256(folder)
 
 
 def check_files(folder: Path, card: DetectorCard) -> None:
