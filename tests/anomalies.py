@@ -161,7 +161,15 @@ class Cohort:
             }
             place = {"affine": self.own_affine, **told}
             self.put(folder, f"{stem}_space-T1w_stat-{detector}_statmap", own, **place)
-            ranks = self.table(label, own, self.own_world)[1]
+            own_lines, ranks = self.table(label, own, self.own_world)
+            for line in own_lines:
+                for number, axis in enumerate("xyz"):
+                    line[axis] += MOVED[number]
+                    line[f"peak_{axis}"] += MOVED[number]
+            write_tsv(
+                self.out / folder / f"{stem}_space-T1w_desc-{detector}_clusters.tsv", CLUSTER,
+                own_lines,
+            )  # fmt: skip
             self.put(folder, f"{stem}_space-T1w_desc-{detector}_dseg", ranks, **place)
         return lines
 

@@ -65,6 +65,7 @@ def test_names_are_those_of_the_contract(detector, entities, session, folder, st
         "table": f"{stem}_{GRID_LABELS}_desc-{detector}_clusters.tsv",
         "statmap_in_t1w": f"{stem}_space-T1w_stat-{detector}_statmap.nii.gz",
         "labels_in_t1w": f"{stem}_space-T1w_desc-{detector}_dseg.nii.gz",
+        "table_in_t1w": f"{stem}_space-T1w_desc-{detector}_clusters.tsv",
     }
 
 
@@ -83,7 +84,7 @@ def test_results_of_detectors_sets_and_pets_have_files_of_their_own():
             anomaly_paths(root_of(OUT, name, primary=primary), image, detector, SPACE)
         ).values()
     ]
-    assert len(set(paths)) == len(paths) == 3 * 4 * 3 * 5
+    assert len(set(paths)) == len(paths) == 3 * 4 * 3 * 6
 
 
 @pytest.mark.parametrize("session", [None, "a"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bids_app.app.detections import CURVES, read_seen, top_clusters, write_detections
-from bids_app.app.detectors import Sighting
+from bids_app.app.detectors import OwnSpace, Sighting
 from bids_app.derivatives.anomalies import anomaly_paths, root_of
 from bids_app.derivatives.detections import (
     read_all_clusters,
@@ -32,6 +32,7 @@ from bids_app.detection.card import (
 )
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.evaluation import Mark
+from bids_app.detection.places import Place
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json
 from bids_app.screening import Participant, Pictured
@@ -83,6 +84,15 @@ class Run:
         write_json(sighting.clusters, {"clusters": clusters, **known})
         self.seen.append(read_seen(sighting))
         return self.seen[-1]
+
+    def carry(self, seen, *places):
+        """Say where clusters of an image lie on the T1w."""
+        table = seen.sighting.table
+        own = OwnSpace(self.work / "T1w" / table.name, table.with_name(f"T1w_{table.name}"))
+        write_json(own.places, {"places": [asdict(one) for one in places]})
+        place = self.seen.index(seen)
+        self.seen[place] = read_seen(replace(seen.sighting, on_t1w=own))
+        return own
 
     def write(self, *, most=MOST, applied=None):
         write_detections(self.out, self.seen, most=most, applied=applied)
@@ -328,6 +338,37 @@ def test_each_patient_has_a_table_of_its_first_clusters(run):
     assert none.sighting.table.is_file()
     assert not run.seen[0].sighting.table.exists()  # a control's are in control_clusters.tsv
     assert len(read_control_clusters(run.out / "detectors" / "real")) == 3
+
+
+def test_each_patient_has_a_table_in_the_space_of_the_t1w_with_what_controls_say(run):
+    run.add("c1", [8], control=True)
+    own = run.carry(run.add("p1", [9, 8, 7]), Place(1, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 80.0))
+    run.write()
+    first, second = read_tsv(own.table)
+    assert (first["rank"], first["sum_score"], first["expected_in_control"]) == ("1", "9", "0")
+    assert [first[axis] for axis in "xyz"] == ["1", "2", "3"]
+    assert (second["rank"], second["expected_in_control"], second["x"]) == ("2", "1", "n/a")
+    assert own.table.with_suffix(".json").is_file()
+
+
+def test_without_places_there_is_no_table_in_the_space_of_the_t1w(run):
+    own = run.carry(run.add("p1", [9]))
+    own.places.unlink()
+    run.seen[0] = read_seen(run.seen[0].sighting)
+    run.write()
+    assert run.seen[0].sighting.table.is_file()
+    assert not own.table.exists()
+    assert run.seen[0].sighting.stale == [
+        run.seen[0].sighting.clusters, own.places, own.table, own.table.with_suffix(".json")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("told", [{}, {"places": 3}, {"places": [{"rank": 1}]}])
+def test_places_that_are_damaged_are_refused_by_name(run, told):
+    own = run.carry(run.add("p1", [9]))
+    write_json(own.places, told)
+    with pytest.raises(UnusableDataError, match=r"_clusters\.tsv: not the places of clusters \("):
+        read_seen(run.seen[0].sighting)
 
 
 def test_one_table_has_the_clusters_of_all_patients(run):

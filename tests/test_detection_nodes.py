@@ -17,7 +17,12 @@ from bids_app.detection.slabs import Slab, mean_map, values_of
 from bids_app.detection.spec import EncoderSpec, spec_to_dict
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import read_json, write_tsv
-from bids_app.interfaces.anomalies import AgreeOnBrain, MapAnomalies, PublishDetector
+from bids_app.interfaces.anomalies import (
+    AgreeOnBrain,
+    LocateClusters,
+    MapAnomalies,
+    PublishDetector,
+)
 from bids_app.interfaces.detection import (
     ApplyNorm,
     ApplySlab,
@@ -412,6 +417,28 @@ def test_maps_are_laid_out_as_slabs_are_cut(rng):
     volume = np.where(BRAIN, rng.random(SHAPE), 0).astype(np.float32)
     pieces = [(Slab(*slab), values_of(volume, BRAIN, Slab(*slab))) for slab in reversed(SLABS)]
     np.testing.assert_array_equal(mean_map(pieces, BRAIN, 1), volume)
+
+
+# On another grid
+
+
+def test_clusters_are_located_on_the_grid_that_they_were_carried_to(tmp_path):
+    score, labels = np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.int16)
+    score[5, 6, 2], score[6, 6, 2], labels[5:7, 6, 2] = 3, 1, 2
+    nifti.save(nifti.Image(score, AFFINE), tmp_path / "score.nii.gz")
+    nifti.save(nifti.Image(labels, AFFINE), tmp_path / "labels.nii.gz")
+    out = run(
+        LocateClusters, tmp_path / "node",
+        statmap=str(tmp_path / "score.nii.gz"), labels=str(tmp_path / "labels.nii.gz"),
+    )  # fmt: skip
+    assert read_json(Path(out.places)) == {
+        "places": [
+            {
+                "rank": 2, "x": -15.0, "y": -16.0, "z": -10.0,
+                "peak_x": -16.0, "peak_y": -16.0, "peak_z": -10.0, "volume": pytest.approx(320),
+            }
+        ]
+    }  # fmt: skip
 
 
 # Publishing

@@ -120,8 +120,9 @@ def t1w(tmp_path):
     for name in ("t1w.nii.gz", "back.h5"):
         (tmp_path / name).write_bytes(b"\1")
     return OnT1w(
-        tmp_path / "t1w.nii.gz", tmp_path / "back.h5", output("t1w_statmap"), output("t1w_dseg")
-    )
+        tmp_path / "t1w.nii.gz", tmp_path / "back.h5", output("t1w_statmap"), output("t1w_dseg"),
+        Path("/work/T1w/p1.json"),
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from bids_app.derivatives.detections import (
     read_froc,
     read_tests,
     write_all_clusters,
+    write_clusters_in_t1w,
     write_clusters_table,
     write_control_clusters,
     write_curve,
@@ -38,6 +39,7 @@ from bids_app.detection.evaluation import (
     detection_curve,
     free_response,
 )
+from bids_app.detection.places import Place
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json, write_text
 
@@ -46,6 +48,7 @@ VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).pa
 )
 PLACES = (-30.5, 12.25, 8.0, -32.0, 14.0, 8.0)
 FIRST = Cluster(1, *PLACES, 4.5, 1336.0, "left", 2.5, 417.5, 0.125, 64.0, "insula")
+PLACE = Place(1, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 80.0)
 SECOND = replace(FIRST, rank=2, x=1.5, side="midline", sum_score=99.0, overlap=0.0, region=None)
 UNKNOWN = replace(FIRST, expected_in_control=None, overlap=None, region=None)
 POINT = CurvePoint("real", "ocsvm", "lesion", 1, 8, 4, 0.5, 0.215, 0.785, 0.5, None)
@@ -68,6 +71,7 @@ CONTROLS = [
 def write_all(folder):
     """Every table there is; name → path."""
     write_clusters_table(folder / "sub-01_clusters.tsv", [FIRST, SECOND])
+    write_clusters_in_t1w(folder / "sub-01_space-T1w_clusters.tsv", [FIRST, SECOND], [PLACE])
     write_all_clusters(folder, PATIENTS)
     write_control_clusters(folder, CONTROLS)
     write_curve(folder, [POINT])
@@ -82,6 +86,7 @@ SINGLE = (
 )
 COLUMNS = {
     "sub-01_clusters": SINGLE,
+    "sub-01_space-T1w_clusters": SINGLE,
     "clusters": f"participant_id session_id training_set detector {SINGLE}",
     "control_clusters": "participant_id session_id detector rank x y z volume mean_score sum_score",
     "detection_curve": "training_set detector unit clusters n found sensitivity low high "
@@ -156,6 +161,22 @@ def test_a_line_by_hand(tmp_path):
     assert list(second.values())[-3:] == ["0.125", "0", "n/a"]
     assert list(third.values())[-3:] == ["n/a", "n/a", "n/a"]
     assert (fourth["participant_id"], fourth["session_id"]) == ("sub-02", "ses-a")
+
+
+def test_on_the_t1w_places_are_others_and_all_else_is_as_found(tmp_path):
+    tables = write_all(tmp_path)
+    found = read_tsv(tables["sub-01_clusters"])
+    first, second = read_tsv(tables["sub-01_space-T1w_clusters"])
+    placed = ("x", "y", "z", "peak_x", "peak_y", "peak_z", "volume")
+    assert [first[column] for column in placed] == ["1", "2", "3", "4", "5", "6", "80"]
+    assert [second[column] for column in placed] == ["n/a"] * 6 + ["0"]  # no voxel was left
+    for line, before in zip((first, second), found, strict=True):
+        same = {column: cell for column, cell in before.items() if column not in placed}
+        assert same.items() <= line.items()
+    told = read_json(tables["sub-01_space-T1w_clusters"].with_suffix(".json"))
+    for column in (*placed, "side", "sum_score", "overlap"):
+        space = "T1w" if column in placed else "template"
+        assert f"in the space of the {space}" in told[column]["Description"]
 
 
 def test_a_control_without_clusters_counts_in_what_is_expected(tmp_path):

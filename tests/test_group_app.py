@@ -224,8 +224,10 @@ def test_patients_and_controls_have_all_files(out, training_set, detector):
                 assert (told["Detector"], told["TrainingSet"]) == (detector, training_set)
                 assert told["DetectorCard"] == made_by
                 assert all((out / one.removeprefix("bids::")).is_file() for one in told["Sources"])
-        table = result(root, label, f"desc-{detector}_clusters.tsv")
-        assert table.is_file() is (label in PATIENTS)
+        for space in (f"{TEMPLATE}_res-4", "T1w"):
+            for ending in (".tsv", ".json"):
+                table = result(root, label, f"desc-{detector}_clusters{ending}", space)
+                assert table.is_file() is (label in PATIENTS)
     for label in T1W_ONLY:
         assert not list(root.glob(f"sub-{label}/pet/*stat*"))
 
@@ -265,6 +267,22 @@ def test_what_is_left_in_the_template_is_left_on_the_t1w_however_that_is_stored(
     centre = where.mean(axis=0) @ affine[:3, :3].T + affine[:3, 3]
     assert np.linalg.norm(centre - LESION - SHIFT) < 10
     assert centre[0] < 0
+
+
+@pytest.mark.parametrize("label", PATIENTS)
+def test_clusters_have_the_same_ranks_and_scores_on_the_t1w_but_lie_where_they_are_there(
+    out, label
+):
+    there = read_tsv(result(out, label, "desc-zscore_clusters.tsv"))
+    here = read_tsv(result(out, label, "desc-zscore_clusters.tsv", "T1w"))
+    assert len(here) == len(there) > 0
+    for own, one in zip(here, there, strict=True):
+        for column in ("rank", "peak_score", "sum_score", "expected_in_control", "side", "overlap"):
+            assert own[column] == one[column]
+        for lead in ("", "peak_"):
+            place, other = ([float(line[f"{lead}{axis}"]) for axis in "xyz"] for line in (own, one))
+            np.testing.assert_allclose(np.subtract(place, other), SHIFT, atol=0.1)
+        assert float(own["volume"]) == pytest.approx(float(one["volume"]), rel=1e-3)
 
 
 def test_controls_are_scored_by_the_fold_that_left_them_out(out):

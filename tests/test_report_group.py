@@ -689,21 +689,44 @@ def test_each_detector_has_its_table_and_its_pictures(made):
     assert len(tables) == len(SETS) * len(DETECTORS)
     found = made.found["real", "ocsvm", "P1"]
     assert tables[0][0] == [
-        *("Rank", "x, y, z (mm)", "Side", "Region", "Volume (mm³)", "Peak", "Mean", "Sum"),
-        *("Expected in a healthy control", "On a lesion (mm³)"),
+        *("Rank", "x, y, z (mm)", "x, y, z on the T1w (mm)", "Side", "Region", "Volume (mm³)"),
+        *("Peak", "Mean", "Sum", "Expected in a healthy control", "On a lesion (mm³)"),
     ]
     first, second = tables[0][1:]
     assert first[0] == "1"
-    assert first[2:5] == ["left", "Frontal lobe", f"{found[0]['volume']:.0f}"]
-    assert float(first[7]) == pytest.approx(found[0]["sum_score"], rel=0.01)
-    assert first[8:] == ["0", f"{found[0]['overlap']:.0f}"]
-    assert second[3] == "n/a"
+    there, here = (
+        [float(one) for one in cell.replace("−", "-").split(", ")] for cell in first[1:3]
+    )
+    assert np.abs(np.subtract(here, there) - MOVED).max() < 2.5  # mm; grids differ
+    assert first[3:6] == ["left", "Frontal lobe", f"{found[0]['volume']:.0f}"]
+    assert float(first[8]) == pytest.approx(found[0]["sum_score"], rel=0.01)
+    assert first[9:] == ["0", f"{found[0]['overlap']:.0f}"]
+    assert second[4] == "n/a"
+    assert page.count("x, y and z are those of the column “x, y, z on the T1w”") == len(DETECTORS)
+    assert "and on the participant's own T1w, in mm" in page
     assert page.count("<iframe ") == len(DETECTORS)
     assert set(re.findall(r'data-frame="(.*?)"', page)) == set(
         re.findall(r'<iframe id="(.*?)"', page)
     )
     assert page.count("<details>") == len(DETECTORS)
     assert "No figure." not in page
+
+
+def test_a_cluster_that_was_lost_on_the_way_to_the_t1w_has_no_place_there(cohort):
+    (path,) = cohort.out.glob("sub-P1/pet/*_space-T1w_desc-ocsvm_clusters.tsv")
+    rows = read_tsv(path)
+    write_tsv(path, CLUSTER, [rows[0], {**rows[1], "x": None, "y": None, "z": None}])
+    lines = tables_in(section(cohort.write_subject("P1"), "anomalies"))[0]
+    assert [line[2] == "n/a" for line in lines] == [False, False, True]
+
+
+def test_where_clusters_lie_on_the_t1w_may_not_be_known(cohort):
+    for path in cohort.out.rglob("*_space-T1w_*_clusters.tsv"):
+        path.unlink()
+    page = section(cohort.write_subject("P1"), "anomalies")
+    assert "on the T1w (mm)" not in page
+    assert page.count("own T1w: x, y and z are others than in the table.") == len(DETECTORS)
+    assert "the space of the template, in mm" in page
 
 
 def test_a_control_is_called_one(made):
@@ -723,13 +746,16 @@ def test_columns_that_nobody_fills_are_left_out(tmp_path):
     assert "On a lesion (mm³)" not in heads
 
 
-@pytest.mark.parametrize("kind", ["statmap", "clusters", "own map", "T1w", "own T1w"])
+@pytest.mark.parametrize(
+    "kind", ["statmap", "clusters", "own map", "own clusters", "T1w", "own T1w"]
+)
 def test_what_is_lost_is_named_in_the_section(cohort, kind):
     stem = "pet/sub-P1_trc-18FFDG_space"
     name = {
         "statmap": f"{stem}-{T}_stat-ocsvm_statmap.nii.gz",
         "clusters": f"{stem}-{T}_desc-ocsvm_clusters.tsv",
         "own map": f"{stem}-T1w_stat-ocsvm_statmap.nii.gz",
+        "own clusters": f"{stem}-T1w_desc-ocsvm_clusters.tsv",
         "T1w": f"anat/sub-P1_space-{T}_desc-preproc_T1w.nii.gz",
         "own T1w": "anat/sub-P1_desc-preproc_T1w.nii.gz",
     }[kind]

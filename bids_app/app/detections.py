@@ -13,6 +13,7 @@ from bids_app.derivatives.detections import (
     control_sum_scores,
     read_control_clusters,
     write_all_clusters,
+    write_clusters_in_t1w,
     write_clusters_table,
     write_control_clusters,
     write_curve,
@@ -29,6 +30,7 @@ from bids_app.detection.evaluation import (
     free_response,
     marks_of,
 )
+from bids_app.detection.places import Place
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json
 
@@ -49,12 +51,15 @@ class Seen:
         How many are known; None if that is not known.
     shared : ndarray, (clusters, lesions)
         In mm³.
+    places : tuple of Place or None
+        Where the first clusters lie on the T1w; None if they were not carried to it.
     """
 
     sighting: Sighting
     clusters: tuple[Cluster, ...]
     lesions: int | None
     shared: np.ndarray
+    places: tuple[Place, ...] | None = None
 
     def listed(self, most: int | None = None) -> Listed:
         """Give the clusters, or the first ones, as tables list them."""
@@ -97,7 +102,21 @@ def read_seen(sighting: Sighting) -> Seen | None:
         raise UnusableDataError(
             f"{sighting.clusters}: not the clusters of an image ({error}); delete it, and run again"
         ) from error
-    return Seen(sighting, tuple(known), None if lesions is None else count, shared)
+    return Seen(
+        sighting, tuple(known), None if lesions is None else count, shared, _read_places(sighting)
+    )
+
+
+def _read_places(sighting: Sighting) -> tuple[Place, ...] | None:
+    own = sighting.on_t1w
+    if own is None or not own.places.is_file():
+        return None
+    try:
+        return tuple(Place(**one) for one in read_json(own.places)["places"])  # type: ignore[attr-defined]
+    except (KeyError, TypeError) as error:
+        raise UnusableDataError(
+            f"{own.places}: not the places of clusters ({error}); delete it, and run again"
+        ) from error
 
 
 def write_detections(
@@ -135,6 +154,8 @@ def write_detections(
     ]
     for one in patients:
         write_clusters_table(one.sighting.table, one.clusters[:most])
+        if one.sighting.on_t1w is not None and one.places is not None:
+            write_clusters_in_t1w(one.sighting.on_t1w.table, one.clusters[:most], one.places)
     first = _first_pets(patients)
     write_all_clusters(output_dir, [one.listed(most) for one in first])
     _write_curves(output_dir, first, controls, most)

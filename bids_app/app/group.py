@@ -165,7 +165,8 @@ def _tell(voice: Voice, notes: Sequence[str], problems: Sequence[Problem]) -> No
 def _run(run: GroupRun, plans: Sequence[SetPlan]) -> list[Crash]:
     for plan in plans:
         for sighting in plan.sightings:
-            sighting.clusters.unlink(missing_ok=True)  # of an earlier run; made again
+            for path in sighting.stale:
+                path.unlink(missing_ok=True)
             remove_partials(sighting.table.parent)
     labels = {plan.graph.name: plan.name for plan in plans}
     return run.runner.run([plan.graph for plan in plans], labels, _words(plans))

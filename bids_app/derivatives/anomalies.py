@@ -27,7 +27,7 @@ class AnomalyPaths:
     ----------
     statmap, labels, table : Path
         On the template's grid: anomaly map, clusters by rank, their table.
-    statmap_in_t1w, labels_in_t1w : Path
+    statmap_in_t1w, labels_in_t1w, table_in_t1w : Path
         On the grid of the T1w.
     """
 
@@ -36,6 +36,7 @@ class AnomalyPaths:
     table: Path
     statmap_in_t1w: Path
     labels_in_t1w: Path
+    table_in_t1w: Path
 
 
 def root_of(output_dir: Path, training_set: str, *, primary: bool) -> Path:
@@ -74,6 +75,7 @@ def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> Anomaly
         table=path("clusters", ".tsv", **grid, desc=detector),
         statmap_in_t1w=path("statmap", ".nii.gz", space="T1w", stat=detector),
         labels_in_t1w=path("dseg", ".nii.gz", space="T1w", desc=detector),
+        table_in_t1w=path("clusters", ".tsv", space="T1w", desc=detector),
     )
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar, get_args, get_type_hints
 from bids_app.detection.card import CONTROL_CLUSTERS
 from bids_app.detection.clusters import MIDLINE, Cluster
 from bids_app.detection.evaluation import Comparison, CurvePoint, FreePoint
+from bids_app.detection.places import Place
 from bids_app.errors import UnusableDataError
 from bids_app.files import MISSING, read_tsv, write_json, write_tsv
 
@@ -53,6 +54,8 @@ _UNIT: Dictionary = {
         },
     }
 }
+_PLACED = ("x", "y", "z", "peak_x", "peak_y", "peak_z", "volume")  # differ between spaces
+_AS_FOUND = "As found in the space of the template"
 _KEPT = "How many clusters are kept in each patient, at most: those of the first ranks"
 
 
@@ -122,6 +125,18 @@ def write_clusters_table(path: Path, clusters: Sequence[Cluster]) -> None:
         If a file cannot be written; so do all others here.
     """
     _write(path, describe_clusters(), [vars(one) for one in clusters])
+
+
+def write_clusters_in_t1w(path: Path, clusters: Sequence[Cluster], places: Iterable[Place]) -> None:
+    """Write the clusters of one score map, by rank, as they lie on the T1w.
+
+    Ranks, scores and all that was found with them are those of ``clusters``. One that has no
+    place, because no voxel of it was left when it was carried, has a volume of 0.
+    """
+    found = {place.rank: vars(place) for place in places}
+    lost = {**dict.fromkeys(_PLACED), "volume": 0.0}
+    lines = [{**vars(one), **lost, **found.get(one.rank, {})} for one in clusters]
+    _write(path, describe_clusters_in_t1w(), lines)
 
 
 def write_all_clusters(output_dir: Path, visits: Iterable[Listed]) -> None:
@@ -250,6 +265,21 @@ def describe_clusters() -> Dictionary:
     }
 
 
+def describe_clusters_in_t1w() -> Dictionary:
+    """Explain the columns of a cluster table in the space of the T1w, in their order."""
+    lost = "n/a where no voxel of it is left there"
+    placed: Dictionary = {
+        "rank": describe_clusters()["rank"],
+        **_places("", f"Centre of mass, weighted by score, {lost},", "T1w"),
+        **_places("peak_", f"Voxel with the highest score, {lost},", "T1w"),
+        "volume": {"Description": "Volume in the space of the T1w", "Units": "mm^3"},
+    }
+    return {
+        column: placed.get(column, {**entry, "Description": f"{entry['Description']}. {_AS_FOUND}"})
+        for column, entry in describe_clusters().items()
+    }
+
+
 def describe_all_clusters() -> Dictionary:
     """Explain the columns of ``clusters.tsv``, in their order."""
     return {**_WHO, **_HOW, **describe_clusters()}
@@ -329,10 +359,10 @@ def describe_froc() -> Dictionary:
     }
 
 
-def _places(lead: str, text: str) -> Dictionary:
+def _places(lead: str, text: str, space: str = "template") -> Dictionary:
     return {
         f"{lead}{axis}": {
-            "Description": f"{text} along {axis} in the space of the template, RAS+",
+            "Description": f"{text} along {axis} in the space of the {space}, RAS+",
             "Units": "mm",
         }
         for axis in "xyz"

@@ -17,6 +17,7 @@ from bids_app import nifti
 from bids_app.detection.agreement import common_brain
 from bids_app.detection.card import CARD, card_from, card_values, digest_files
 from bids_app.detection.clusters import find_clusters, overlaps, separate_lesions
+from bids_app.detection.places import locate
 from bids_app.detection.regions import name_regions, read_labels
 from bids_app.detection.slabs import Slab, mean_map
 from bids_app.errors import UnusableDataError
@@ -134,6 +135,31 @@ class MapAnomalies(SimpleInterface):
         if data.shape != labels.shape:
             raise UnusableDataError(f"{path}: lies on another grid than the anomaly map")
         return data
+
+
+class _LocateClustersInputSpec(BaseInterfaceInputSpec):
+    statmap = File(exists=True, mandatory=True, desc="anomaly map, carried to another grid")
+    labels = File(exists=True, mandatory=True, desc="clusters by rank, carried to it")
+
+
+class _LocateClustersOutputSpec(TraitedSpec):
+    places = File(exists=True, desc="where clusters lie there, JSON")
+
+
+class LocateClusters(SimpleInterface):
+    """Find out where clusters lie on the grid that they were carried to."""
+
+    input_spec = _LocateClustersInputSpec
+    output_spec = _LocateClustersOutputSpec
+
+    def _run_interface(self, runtime):
+        score, labels = nifti.load(self.inputs.statmap), nifti.load(self.inputs.labels)
+        ranks = np.rint(labels.data).astype(np.int16)
+        places = locate(score.data, ranks, score.affine)
+        path = Path(runtime.cwd) / "places.json"
+        write_json(path, {"places": [asdict(one) for one in places]})
+        self._results["places"] = str(path)
+        return runtime
 
 
 class _PublishDetectorInputSpec(BaseInterfaceInputSpec):

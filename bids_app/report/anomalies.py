@@ -33,8 +33,10 @@ class Anomaly:
         Where its files are.
     clusters : tuple of Cluster
         By rank.
+    own_clusters : tuple of Cluster
+        Those that lie on the participant's own T1w, with their places there, by rank.
     faults : tuple of str
-        What of its table is missing or damaged.
+        What of its tables is missing or damaged.
     """
 
     subject: str
@@ -46,6 +48,7 @@ class Anomaly:
     space: str
     folder: Path
     clusters: tuple[Cluster, ...] = ()
+    own_clusters: tuple[Cluster, ...] = ()
     faults: tuple[str, ...] = ()
 
     @property
@@ -178,6 +181,12 @@ def _anomaly(output_dir: Path, path: Path, named: str) -> Anomaly:
     detector = end.removesuffix(STATMAP)
     table = path.with_name(f"{stem}_space-{space}_desc-{detector}_clusters.tsv")
     clusters, faults = read_clusters(output_dir, table.relative_to(output_dir).as_posix())
+    own = path.with_name(f"{stem}_space-{OWN}_desc-{detector}_clusters.tsv")
+    own_clusters, own_faults = (
+        read_clusters(output_dir, own.relative_to(output_dir).as_posix())
+        if own.exists()
+        else ((), ())
+    )
     entities = dict(part.partition("-")[::2] for part in stem.split("_"))
     return Anomaly(
         subject=entities.get("sub", ""),
@@ -189,7 +198,8 @@ def _anomaly(output_dir: Path, path: Path, named: str) -> Anomaly:
         space=space,
         folder=path.parent,
         clusters=clusters,
-        faults=faults,
+        own_clusters=own_clusters,
+        faults=(*faults, *own_faults),
     )
 
 

@@ -22,6 +22,8 @@ CAPTION: Final = (
     "the template, so that x, y and z are those of the table."
 )
 
+OWN_PLACE: Final = "x, y, z on the T1w (mm)"
+
 
 @dataclass(frozen=True)
 class ClusterLine:
@@ -63,6 +65,11 @@ class Part:
     viewer: Viewer | None
     faults: tuple[str, ...]
 
+    @property
+    def placed(self) -> bool:
+        """Whether the table tells where clusters lie on the participant's own T1w."""
+        return OWN_PLACE in self.columns
+
 
 @dataclass(frozen=True)
 class Section:
@@ -81,6 +88,11 @@ class Section:
     parts: tuple[Part, ...]
     others: tuple[Part, ...]
     control: bool
+
+    @property
+    def placed(self) -> bool:
+        """Whether any table tells where clusters lie on the participant's own T1w."""
+        return any(part.placed for part in (*self.parts, *self.others))
 
 
 def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> Section | None:
@@ -116,22 +128,26 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> Secti
     )
 
 
-def columns_of(clusters: Sequence[Cluster]) -> tuple[str, ...]:
-    """Give the heads of a table of clusters; regions and lesions only where they are known."""
+def columns_of(clusters: Sequence[Cluster], *, placed: bool) -> tuple[str, ...]:
+    """Give the heads of a table of clusters; regions and lesions only where they are known.
+
+    ``placed``: it is known where they lie on the participant's own T1w, too.
+    """
     regions, lesions = columns_told(clusters)
     return (
-        *("x, y, z (mm)", "Side"),
+        *("x, y, z (mm)", *(OWN_PLACE,) * placed, "Side"),
         *("Region",) * regions,
         *("Volume (mm³)", "Peak", "Mean", "Sum", "Expected in a healthy control"),
         *("On a lesion (mm³)",) * lesions,
     )
 
 
-def line_of(cluster: Cluster, columns: Sequence[str]) -> ClusterLine:
-    """Write a cluster under the heads of a table."""
+def line_of(cluster: Cluster, columns: Sequence[str], own_place: str) -> ClusterLine:
+    """Write a cluster under the heads of a table; ``own_place`` is that on the T1w."""
     volume, peak, mean, total = tell_numbers(cluster)
     cells = {
         "x, y, z (mm)": cluster.place,
+        OWN_PLACE: own_place,
         "Side": cluster.side,
         "Region": cluster.region,
         "Volume (mm³)": volume,
@@ -164,12 +180,15 @@ def _part(output_dir: Path, anomaly: Anomaly, name: str, doubts: Sequence[str]) 
             faults += fault
     except Mri2petError as error:
         panel = replace(panel, missing=str(error))
-    columns = columns_of(anomaly.clusters)
+    own_places = {one.rank: one.place for one in anomaly.own_clusters}
+    columns = columns_of(anomaly.clusters, placed=bool(own_places))
     return Part(
         name=name,
         title=title,
         meaning=MEANINGS.get(anomaly.detector, "higher is more abnormal"),
-        lines=tuple(line_of(one, columns) for one in anomaly.clusters),
+        lines=tuple(
+            line_of(one, columns, own_places.get(one.rank, "")) for one in anomaly.clusters
+        ),
         columns=columns,
         panel=panel,
         viewer=viewer,

@@ -7,7 +7,7 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
-from bids_app.interfaces.anomalies import MapAnomalies
+from bids_app.interfaces.anomalies import LocateClusters, MapAnomalies
 from bids_app.interfaces.derivatives import SaveDerivatives, SaveFile
 from bids_app.interfaces.registration import Resample
 from bids_app.workflows.detection import Picture
@@ -73,12 +73,15 @@ class OnT1w:
         The grid, and the transform.
     statmap, labels : Output
         The results.
+    places : Path
+        Where clusters lie there, JSON; a file for this app alone.
     """
 
     t1w: Path
     template_to_t1w: Path
     statmap: Output
     labels: Output
+    places: Path
 
 
 def init_anomalies_wf(
@@ -166,10 +169,15 @@ def init_on_t1w_wf(target: OnT1w, *, name: str) -> Workflow:
         sidecar_files=[str(one.sidecar_path) for one in outputs],
         sidecars=[dict(one.sidecar) for one in outputs],
     )
+    places = Node(LocateClusters(), name="locate", mem_gb=1)
+    save_places = Node(SaveFile(out_file=str(target.places)), name="save_places")
     workflow = Workflow(name)
     workflow.connect([
         (inputnode, carry_map, [("statmap", "image")]),
         (inputnode, carry_labels, [("labels", "image")]),
+        (carry_map, places, [("image", "statmap")]),
+        (carry_labels, places, [("image", "labels")]),
+        (places, save_places, [("places", "in_file")]),
         (carry_map, both, [("image", "in1")]),
         (carry_labels, both, [("image", "in2")]),
         (both, Node(save, name="save"), [("out", "in_files")]),
