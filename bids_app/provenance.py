@@ -13,8 +13,8 @@ from uuid import uuid4
 from bids_app.files import write_json
 
 PACKAGES = (
-    "mri2pet", "antspyx", "deepbet", "torch", "nipype", "pybids", "nibabel", "nilearn", "numpy",
-    "scipy", "templateflow", "bids-validator-deno",
+    "mri2pet", "antspyx", "deepbet", "torch", "numba", "safetensors", "nipype", "pybids", "nibabel",
+    "nilearn", "numpy", "scipy", "templateflow", "bids-validator-deno",
 )  # fmt: skip
 CODE_URL = "https://github.com/mri2pet/mri2pet"
 
