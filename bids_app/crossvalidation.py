@@ -12,6 +12,7 @@ import numpy as np
 from bids_app.derivatives.paths import FDG_LABEL, derivative_path, resolution_label, sidecar_path
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.derivatives.sidecars import SCALED, Space
+from bids_app.derivatives.versions import KEY as VERSION
 from bids_app.imaging.volume import Grid
 from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.folds import split
@@ -135,6 +136,7 @@ def _output(study: Study, name: str, control: Preprocessed, fold: int) -> Output
         "Units": SCALED,
         **study.space.entries(),
         "Generator": {"Name": name, "Version": study.versions["mri2pet"]},
+        VERSION: study.versions["mri2pet"],
         "Fold": fold,
         "Folds": study.folds,
         "SmoothingFWHM": study.fwhm,

@@ -54,6 +54,7 @@ class Run:
     generator: GeneratorChoice | None
     fwhm: float
     device: str
+    version: str
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _output(path: Path, sidecar: Sidecar) -> Output:
 
 
 def _preprocessing_outputs(plan: VisitPlan, run: Run) -> dict[Path, Output]:
-    origin = Provenance(run.bids_dir, run.output_dir, plan.preprocessed)
+    origin = Provenance(run.bids_dir, run.output_dir, plan.preprocessed, run.version)
     sidecars = preprocessing_sidecars(
         plan.visit, plan.paths, origin, run.space, skull_stripped=False
     )
@@ -171,7 +172,7 @@ def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> Sy
     options = generator.options
     sidecar = synthetic_pet(
         plan.paths,
-        Provenance(run.bids_dir, run.output_dir, plan.synthesized),
+        Provenance(run.bids_dir, run.output_dir, plan.synthesized, run.version),
         run.space,
         generator=generator.description(),
         smoothing_fwhm=run.fwhm,

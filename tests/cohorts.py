@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -65,7 +66,7 @@ def write_control(out: Path, subject: str, rng, *, session=None, pet=True) -> Vi
     data = {paths.t1w_in_template: t1w, paths.brain_mask_in_template: brain}
     if pet:
         data[paths.pets[0].in_template] = activity
-    origin = Provenance(raw, out, "f")
+    origin = Provenance(raw, out, "f", version("mri2pet"))
     told = sidecars.preprocessing_sidecars(visit, paths, origin, SPACE, skull_stripped=False)
     for path, volume in data.items():
         write_json(sidecar_path(path), told[path])
@@ -98,7 +99,7 @@ def write_synthetic(out: Path, paths: VisitPaths, rng, *, seen=False) -> Path:
     path = paths.synthetic_pet
     path.parent.mkdir(exist_ok=True)
     sidecar = sidecars.synthetic_pet(
-        paths, Provenance(out.parent.absolute() / "raw", out, "f"), SPACE,
+        paths, Provenance(out.parent.absolute() / "raw", out, "f", version("mri2pet")), SPACE,
         generator={"Name": "g", "Version": "0", "SHA256": "a" * 64}, smoothing_fwhm=1.5,
         trained_on_this_participant=seen,
     )  # fmt: skip
@@ -112,6 +113,7 @@ def write_out_of_fold(out: Path, paths: VisitPaths, rng) -> Path:
     path.parent.mkdir(parents=True)
     generator = {"Name": "g", "Version": "0"}
     told = {"Synthetic": True, "Generator": generator, "TrainedOnThisParticipant": False}
+    told["Version"] = version("mri2pet")
     _synthesized(path, rng, {**told, "GeneratorSHA256": "b" * 64})
     return path
 

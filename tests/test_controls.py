@@ -1,12 +1,14 @@
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from cohorts import TEMPLATE, write_control, write_controls
 
 from bids_app.app.controls import choose_controls
+from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.preprocessed import find_preprocessed
 from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError, UsageError
-from bids_app.files import write_tsv
+from bids_app.files import read_json, write_json, write_tsv
 from bids_app.settings import Settings
 
 
@@ -32,7 +34,8 @@ def tell(out, groups, **columns):
 
 
 def choose(out, **changed):
-    return choose_controls(Settings(Path("/raw"), out, "train", sloppy=True, **changed))
+    settings = Settings(Path("/raw"), out, "train", sloppy=True, **changed)
+    return choose_controls(settings, version("mri2pet"))
 
 
 def labels(controls):
@@ -162,3 +165,20 @@ def test_controls_that_all_lack_a_pet_are_told(out, rng):
 def test_a_query_that_finds_nobody_or_cannot_be_understood_is_told(out, query, error):
     with pytest.raises(error, match=query):
         choose(out, control_query=query)
+
+
+def remake(image, version):
+    """Let a sidecar say that another version made its image."""
+    sidecar = sidecar_path(image)
+    write_json(sidecar, {**read_json(sidecar), "Version": version})
+
+
+def test_controls_of_another_release_are_told_and_of_one_that_cannot_be_used_refused(out):
+    one, two = choose(out).pairs[:2]
+    remake(one.t1w, "0.9.0")
+    remake(two.pets[0], "0.9.2")
+    (note,) = choose(out).notes
+    assert note.startswith("made by mri2pet 0.9.0: sub-01, made by mri2pet 0.9.2: sub-02; this is")
+    remake(two.t1w, "7.0.0")
+    with pytest.raises(UnusableDataError, match=r"7\.0\.0: sub-02; .* cannot be compared"):
+        choose(out)

@@ -194,6 +194,7 @@ def test_a_sidecar_says_that_it_is_synthetic_and_whose_it_is():
     assert sidecar["Description"].startswith("SYNTHETIC")
     assert sidecar["Sources"] == [f"bids::sub-{label}/anat/t1w.nii.gz"]
     assert sidecar["Generator"] == {"Name": NAME, "Version": "7"}
+    assert sidecar["Version"] == "7"
     assert sidecar["SmoothingFWHM"] == 2.5
     assert sidecar["SkullStripped"] is True
     assert sidecar["SpatialReference"] == SPACE.reference

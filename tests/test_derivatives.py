@@ -199,7 +199,7 @@ MEASURED = {
 
 def write_visit(out: Path, raw: Path, visit: Visit, mark: str = "f") -> dict[Path, dict]:
     paths = visit_paths(out, visit, TEMPLATE, 1.0)
-    origin = Provenance(raw, out, mark)
+    origin = Provenance(raw, out, mark, "0.1.0")
     made = sidecars.preprocessing_sidecars(visit, paths, origin, SPACE, skull_stripped=False)
     made[paths.t1w_in_template] |= MEASURED
     made[paths.t1w_in_template]["Registration"] = {
@@ -300,7 +300,7 @@ def test_what_sidecars_say(tmp_path, raw):
     out = tmp_path / "out"
     made = {path.relative_to(out).name: content for path, content in build(out, raw).items()}
     for name, content in made.items():
-        assert content["Fingerprint"] == "f"
+        assert (content["Fingerprint"], content["Version"]) == ("f", "0.1.0")
         assert ("Resolution" in content) == ("_res-" in name)
         assert ("SpatialReference" in content) == ("desc-preproc_T1w" not in name or "_res" in name)
         assert ("SYNTHETIC" in content["Description"]) == ("desc-synth" in name)

@@ -479,6 +479,23 @@ def test_a_damaged_detector_is_refused(out, tmp_path, capsys, damage, refusal):
     assert files(out) == before
 
 
+@pytest.mark.parametrize(("release", "code"), [("0.9.0", 0), ("9.0.0", 65)])
+def test_a_detector_of_another_version_is_told_of_or_refused(out, tmp_path, release, code):
+    detector = shutil.copytree(out / "detectors" / "real", tmp_path / "detector")
+    write_json(detector / "card.json", {**read_json(detector / "card.json"), "version": release})
+    there, said = without_controls(out, tmp_path), StringIO()
+    options = ("--detector", str(detector), "--detectors", "zscore", "--participant-label", "p2")
+    with redirect_stderr(said), without_pages():
+        assert main(arguments(there, *options)) == code
+    note = f"made by mri2pet {release}: detector real; this is {version('mri2pet')}, and "
+    if code:
+        assert note in " ".join(said.getvalue().split())
+        assert not list(there.rglob("*statmap*"))
+    else:
+        (told,) = read_json(there / "logs" / "group_report.json")["notes"]
+        assert told == f"{note}may have made them otherwise; to be sure, train it again"
+
+
 # Bad luck
 
 

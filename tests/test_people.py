@@ -1,6 +1,7 @@
 """Who takes part in the group level: images are found by their names and sidecars."""
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def out(cohort, tmp_path):
 
 def choose(out, *, controls=True, **changed):
     settings = Settings(Path("/raw"), out, "group", sloppy=True, **changed)
-    return choose_people(settings, controls=controls)
+    return choose_people(settings, controls=controls, version=version("mri2pet"))
 
 
 def labels(people):
@@ -369,3 +370,41 @@ def test_a_sidecar_that_names_no_generator_and_one_that_cannot_be_read(out):
     path.write_text("{")
     with pytest.raises(UnusableDataError, match=rf"{path.name}: not valid JSON"):
         choose(out)
+
+
+# Other versions
+
+
+def image_of(out, label, suffix):
+    (path,) = out.glob(f"sub-{label}/**/*_space-MNI*_desc-preproc_{suffix}.nii.gz")
+    return sidecar_path(path)
+
+
+def test_people_of_another_release_are_told_of_in_one_sentence(out):
+    assert choose(out).notes == ()
+    edit(image_of(out, "01", "pet"), Version="0.9.0")
+    edit(image_of(out, "01", "T1w"), Version="0.9.0")
+    edit(image_of(out, "p2", "T1w"), Version=None)  # made before sidecars told
+    edit(image_of(out, "02", "pet"), Version=f"{version('mri2pet')}.post1")  # same release
+    (synthetic,) = out.glob("sub-03/**/*_desc-synth_pet.nii.gz")
+    edit(sidecar_path(synthetic), Version="0.9.0")
+    people = choose(out)
+    assert people.notes == (
+        "made by an unknown version: sub-p2, made by mri2pet 0.9.0: sub-01, sub-03; this is "
+        f"{version('mri2pet')}, and may have made them otherwise; to make them anew, delete their "
+        "folders and run the participant level",
+    )
+    assert labels(people.controls) == ["01", "02", "03"]
+
+
+@pytest.mark.parametrize("label", ["01", "p1"])
+def test_people_that_cannot_be_compared_with_are_refused(out, label):
+    edit(image_of(out, label, "pet"), Version="9.1.0")
+    with pytest.raises(UnusableDataError) as told:
+        choose(out)
+    assert told.value.exit_code == 65
+    assert f"{told.value}".startswith(f"made by mri2pet 9.1.0: sub-{label}; this is ")
+    assert "cannot be compared" in f"{told.value}"
+    without = choose(out, exclude_participant_label=(label,))
+    assert without.notes == ()
+    assert label not in labels((*without.controls, *without.patients))

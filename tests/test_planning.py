@@ -49,8 +49,9 @@ def run(tmp_path):
     )  # fmt: skip
     choice = GeneratorChoice(tmp_path / "generator", card_of("s"))
     return Run(
-        tmp_path / "raw", tmp_path / "out", Space("T", 4.0, "t"), how, {}, "all", choice, 1.5, "cpu"
-    )
+        tmp_path / "raw", tmp_path / "out", Space("T", 4.0, "t"), how, {}, "all", choice, 1.5,
+        "cpu", "0.1.0",
+    )  # fmt: skip
 
 
 def with_options(run, *names):

@@ -33,7 +33,10 @@ def write_visit(
         scans.append(scan(raw, subject, entities.pop("ses", session), "pet", **entities))
     visit = Visit(subject, session, scan(raw, subject, session, "anat"), tuple(scans))
     paths = visit_paths(out, visit, TEMPLATE, resolution)
-    origin, space = Provenance(raw, out, "f"), Space(TEMPLATE, resolution, "https://example.org")
+    origin, space = (
+        Provenance(raw, out, "f", "0.1.0"),
+        Space(TEMPLATE, resolution, "https://example.org"),
+    )
     made = sidecars.preprocessing_sidecars(visit, paths, origin, space, skull_stripped=False)
     if synthetic:
         made[paths.synthetic_pet] = sidecars.synthetic_pet(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from bids_app.derivatives.groups import select
 from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed
+from bids_app.derivatives.versions import ANEW, compare_versions, version_of
 from bids_app.errors import MissingInputError, NothingSelectedError
 from bids_app.settings import Settings
 
@@ -19,15 +20,18 @@ class Controls:
     notes: tuple[str, ...]
 
 
-def choose_controls(settings: Settings) -> Controls:
+def choose_controls(settings: Settings, version: str) -> Controls:
     """Choose controls by query and labels; of several visits, the first with both images.
+
+    ``version`` is that of the app: it is told who was prepared by another one.
 
     Raises
     ------
     Mri2petError
         As :func:`bids_app.derivatives.groups.select` and
         :func:`bids_app.derivatives.preprocessed.find_preprocessed`; MissingInputError if nothing
-        was preprocessed, or nobody has a PET, NothingSelectedError if no control is left.
+        was preprocessed, or nobody has a PET, NothingSelectedError if no control is left,
+        UnusableDataError if one was prepared by a version that this one cannot use.
     """
     queried = {
         one.removeprefix("sub-") for one in select(settings.output_dir, settings.control_query)
@@ -48,7 +52,11 @@ def choose_controls(settings: Settings) -> Controls:
     notes += [f"sub-{label}: not used, no T1w on this grid" for label in sorted(wanted - seen)]
     if not pairs:
         raise MissingInputError("; ".join(notes)) if notes else NothingSelectedError(NOBODY)
-    return Controls(tuple(pairs), tuple(notes))
+    made = [
+        (f"sub-{one.subject}", version_of(path)) for one in pairs for path in (one.t1w, one.pets[0])
+    ]
+    told = compare_versions(made, version, advice=ANEW)
+    return Controls(tuple(pairs), (*told, *notes))
 
 
 def _is_selected(label: str, settings: Settings) -> bool:

@@ -20,6 +20,7 @@ from bids_app.derivatives.anomalies import (
 from bids_app.derivatives.description import dataset_name
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.sidecars import Sidecar
+from bids_app.derivatives.versions import compare_versions
 from bids_app.detection.card import Control, DetectorCard, card_sha256, card_values
 from bids_app.detection.norms import ZSCORE_FWHM
 from bids_app.detection.slabs import cut_slabs, thickness_of
@@ -433,6 +434,19 @@ def _card(
     )  # fmt: skip
 
 
+def tell_version(card: DetectorCard, version: str) -> list[str]:
+    """Tell of detectors that another version of the app has trained; refuse those of some.
+
+    Raises
+    ------
+    UnusableDataError
+        As :func:`bids_app.derivatives.versions.compare_versions`.
+    """
+    return compare_versions(
+        [(f"detector {card.name}", card.version)], version, advice="to be sure, train it again"
+    )
+
+
 def _tell_other_clusters(card: DetectorCard, settings: Settings) -> list[str]:
     wanted = {
         "cluster_extent": settings.cluster_extent,
@@ -479,7 +493,8 @@ def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pict
     planner = _Planner(run.screening, card.name, made_by, primary=True)
     plans: dict[str, DetectorPlan] = {}
     sightings: list[Sighting] = []
-    notes = _tell_other_clusters(card, run.settings)
+    notes = tell_version(card, run.screening.versions["mri2pet"])
+    notes += _tell_other_clusters(card, run.settings)
     for detector in _wanted(card, run.settings):
         seen, told = _with_both(pictures) if detector == "pseudonormal" else (pictures, ())
         notes += told

@@ -16,6 +16,7 @@ from bids_app.app.detectors import (
     plan_sets,
     refuse_card,
     refuse_settings,
+    tell_version,
 )
 from bids_app.app.intake import Problem, error_of
 from bids_app.app.people import People, choose_people
@@ -61,10 +62,11 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     if settings.reports_only:
         return _report_again(settings, voice)
     card = _read_detector(settings)
-    people = choose_people(settings, controls=card is None)
+    version = stamp.versions["mri2pet"]
+    people = choose_people(settings, controls=card is None, version=version)
     if not people.patients:
         raise error_of(people.problems)
-    _refuse(settings, card, people)
+    _refuse(settings, card, people, version)
     if settings.dry_run:
         voice.tell_people(people.controls, people.patients, people.notes, settings.output_dir)
         return DONE
@@ -107,10 +109,11 @@ def _read_detector(settings: Settings) -> DetectorCard | None:
     return card
 
 
-def _refuse(settings: Settings, card: DetectorCard | None, people: People) -> None:
+def _refuse(settings: Settings, card: DetectorCard | None, people: People, version: str) -> None:
     if settings.detector is None or card is None:
         refuse_settings(settings)
     else:
+        tell_version(card, version)  # which refuses; notes are told later
         refuse_card(settings.detector, card, settings, people.patients)
 
 

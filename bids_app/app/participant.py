@@ -69,7 +69,7 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
         return _report_again(selection, template, settings.output_dir, voice)
     generator = prepare_generator(settings)
     resources, threads = share_resources(settings, len(selection.visits))
-    run = prepare_run(settings, template, generator, threads)
+    run = prepare_run(settings, template, generator, threads, stamp.versions["mri2pet"])
     _start(settings, run, template, stamp)
     _tell_aside(selection, voice)
     plans, done = _plan(selection, run)

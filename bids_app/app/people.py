@@ -8,6 +8,7 @@ from bids_app.app.intake import Problem
 from bids_app.derivatives.groups import select
 from bids_app.derivatives.paths import entities_of, sidecar_path
 from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed
+from bids_app.derivatives.versions import ANEW, compare_versions, version_of
 from bids_app.errors import (
     MissingInputError,
     Mri2petError,
@@ -32,7 +33,7 @@ class People:
     problems: tuple[Problem, ...] = field(default=())
 
 
-def choose_people(settings: Settings, *, controls: bool) -> People:
+def choose_people(settings: Settings, *, controls: bool, version: str) -> People:
     """Choose controls and patients by query and labels.
 
     ``--participant-label`` says which patients are looked at; controls are all that their query
@@ -44,14 +45,16 @@ def choose_people(settings: Settings, *, controls: bool) -> People:
         Of the run.
     controls : bool
         Whether controls are needed; not where a detector is applied that was trained before.
+    version : str
+        Of the app: it is told who was prepared by another one.
 
     Raises
     ------
     Mri2petError
         As :func:`bids_app.derivatives.groups.select` and
         :func:`bids_app.derivatives.preprocessed.find_preprocessed`; UnusableDataError if someone
-        is both; NothingSelectedError if no patient, or no control, is left; MissingInputError if
-        all controls lack images.
+        is both, or was prepared by a version that this one cannot use; NothingSelectedError if no
+        patient, or no control, is left; MissingInputError if all controls lack images.
     """
     ill = select(settings.output_dir, settings.patient_query)
     well = select(settings.output_dir, settings.control_query) if controls else frozenset()
@@ -66,7 +69,16 @@ def choose_people(settings: Settings, *, controls: bool) -> People:
     chosen, more = _controls(_visits(settings, well - excluded), settings, well - excluded)
     if controls and not chosen:
         raise _nobody(more)
-    return People(tuple(chosen), tuple(patients), (*more, *notes), tuple(problems))
+    made = [pair for one in (*chosen, *patients) for pair in _versions(one)]
+    told = compare_versions(made, version, advice=ANEW)
+    return People(tuple(chosen), tuple(patients), (*told, *more, *notes), tuple(problems))
+
+
+def _versions(one: Participant) -> list[tuple[str, str]]:
+    """Say by which versions of the app the images of someone were made."""
+    synthetic = None if one.synthetic is None else one.synthetic.path
+    paths = [path for path in (one.visit.t1w, one.pet, synthetic) if path is not None]
+    return [(f"sub-{one.label}", version_of(path)) for path in paths]
 
 
 def _nobody(notes: Sequence[str]) -> Mri2petError:

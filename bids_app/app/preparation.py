@@ -88,9 +88,13 @@ def share_resources(settings: Settings, visits: int) -> tuple[Resources, int]:
 
 
 def prepare_run(
-    settings: Settings, template: Template, generator: GeneratorChoice | None, threads: int
+    settings: Settings,
+    template: Template,
+    generator: GeneratorChoice | None,
+    threads: int,
+    version: str,
 ) -> Run:
-    """Gather what decides about the results of all visits."""
+    """Gather what decides about the results of all visits; ``version`` is that of the app."""
     preprocessing = Preprocessing(
         template=template.brain, reference=template.reference,
         reference_mask=template.reference_mask, skull_strip=settings.skull_strip,
@@ -108,6 +112,7 @@ def prepare_run(
         space=Space(settings.template, settings.grid_resolution, template.uri),
         preprocessing=preprocessing, parameters=parameters, stage=settings.stage,
         generator=generator, fwhm=settings.smoothing_fwhm, device=choose_device(settings.device),
+        version=version,
     )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     refuse_places(settings)
     if settings.reports_only:
         return _report_again(settings, voice)
-    controls = choose_controls(settings)
+    controls = choose_controls(settings, stamp.versions["mri2pet"])
     if settings.dry_run:
         voice.tell_controls(controls.pairs, controls.notes, settings.output_dir)
         return DONE

@@ -6,6 +6,7 @@ from pathlib import Path
 from bids_app.derivatives.paths import FDG_LABEL, derivative_path, entities_of, resolution_label
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.derivatives.sidecars import Sidecar, Space
+from bids_app.derivatives.versions import KEY as VERSION
 from bids_app.detection.card import CARD
 from bids_app.files import read_json, write_json
 
@@ -141,7 +142,7 @@ class Origin:
             "Sources": [self.own(path) for path in sources],
             "Detector": self.detector,
             "TrainingSet": self.training_set,
-            "Version": self.version,
+            VERSION: self.version,
             _CARD: self.card,
         }
 

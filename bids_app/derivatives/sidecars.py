@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_app.derivatives.paths import PetPaths, VisitPaths
+from bids_app.derivatives.versions import KEY as VERSION
 from bids_app.visit import Scan, Visit
 
 Sidecar = dict[str, object]
@@ -50,11 +51,14 @@ class Provenance:
         Roots of the raw and of the derivative dataset.
     fingerprint : str
         Of the settings and the sources.
+    version : str
+        Of the app.
     """
 
     bids_dir: Path
     output_dir: Path
     fingerprint: str
+    version: str
 
     def raw(self, scan: Scan) -> str:
         """BIDS URI of a raw image; ``raw`` stands in ``DatasetLinks``."""
@@ -70,6 +74,7 @@ class Provenance:
             "Description": description,
             "Sources": list(sources),
             "Fingerprint": self.fingerprint,
+            VERSION: self.version,
         }
 
 
