@@ -9,6 +9,7 @@ from bids_app import nifti
 from bids_app.files import write_json, write_tsv
 from bids_app.imaging.volume import grid_of_box
 from bids_app.report.group import write_group_report
+from bids_app.report.scored import Run, maps_on_disk, write_run
 from bids_app.report.subject import write_subject_report
 
 TEMPLATE, RESOLUTION = "MNI152NLin2009aSym", 6.0
@@ -63,6 +64,7 @@ class Cohort:
         for training_set in SETS:
             self.add_detectors(training_set)
         self.add_tables()
+        self.record()
 
     # Images
 
@@ -146,7 +148,8 @@ class Cohort:
 
     def add_map(self, root, training_set, detector, label, strength):
         stem, folder = f"sub-{label}_trc-18FFDG", f"{root}sub-{label}/pet"
-        told = {"Detector": detector, "TrainingSet": training_set}
+        fold = "mean over all" if label in PATIENTS else 1 + CONTROLS.index(label) % 2
+        told = {"Detector": detector, "TrainingSet": training_set, "Fold": fold}
         scores = self.scores(self.world, label, strength)
         lines, labels = self.table(label, scores)
         self.put(folder, f"{stem}_space-{T}_stat-{detector}_statmap", scores, **told)
@@ -238,6 +241,12 @@ class Cohort:
             for n in range(1, 11)
         ]  # fmt: skip
         write_tsv(self.out / "detection_froc.tsv", FROC, froc)
+
+    def record(self, *, without=()):
+        """Record that the last run made all maps but those with one of these words in the path."""
+        there = maps_on_disk(self.out)
+        maps = [one for one in there if not any(word in one.path for word in without)]
+        write_run(self.out, Run("A dataset.", maps))
 
     def write(self, **run):
         """Write group.html, and give the page."""

@@ -10,7 +10,7 @@ from cohorts import SPACE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_app.app.detections import CURVES, read_seen, top_clusters, write_detections
+from bids_app.app.detections import CURVES, read_seen, scored_in, top_clusters, write_detections
 from bids_app.app.detectors import OwnSpace, Sighting
 from bids_app.derivatives.anomalies import anomaly_paths, root_of
 from bids_app.derivatives.detections import (
@@ -35,6 +35,7 @@ from bids_app.detection.evaluation import Mark
 from bids_app.detection.places import Place
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json
+from bids_app.report.scored import Scored
 from bids_app.screening import Participant, Pictured
 
 MOST = 2  # clusters that are kept of a patient
@@ -75,7 +76,7 @@ class Run:
         root = root_of(self.out, training_set, primary=training_set == "real")
         sighting = Sighting(
             training_set, detector, who, control, self.work / number,
-            anomaly_paths(root, who.who.pet, detector, SPACE).table,
+            anomaly_paths(root, who.who.pet, detector, SPACE),
             (self.work / f"{number}.sidecar.json",),
         )  # fmt: skip
         write_json(sighting.sidecars[0], {"Name": label, "DetectorCard": {"URI": "bids::x"}})
@@ -87,7 +88,7 @@ class Run:
 
     def carry(self, seen, *places):
         """Say where clusters of an image lie on the T1w."""
-        table = seen.sighting.table
+        table = seen.sighting.paths.table
         own = OwnSpace(self.work / "T1w" / table.name, table.with_name(f"T1w_{table.name}"))
         write_json(own.places, {"places": [asdict(one) for one in places]})
         place = self.seen.index(seen)
@@ -120,7 +121,9 @@ def again(run):
 
 
 def test_what_failed_was_not_seen(tmp_path):
-    sighting = Sighting("real", "ocsvm", who_is("p1"), False, tmp_path / "no.json", Path("t.tsv"))
+    who = who_is("p1")
+    paths = anomaly_paths(tmp_path, who.who.pet, "ocsvm", SPACE)
+    sighting = Sighting("real", "ocsvm", who, False, tmp_path / "no.json", paths)
     assert read_seen(sighting) is None
 
 
@@ -187,6 +190,18 @@ def test_a_file_that_is_damaged_is_refused_by_name(run, changed):
         read_seen(sighting)
     assert f"{refused.value}".startswith(f"{sighting.clusters}: not the clusters of an image (")
     assert f"{refused.value}".endswith("; delete it, and run again")
+
+
+def test_a_run_records_which_maps_it_has_made(run):
+    run.add("c1", [9], control=True)
+    run.add("p1", [9], session="a", run="run-2_", training_set="hybrid", detector="zscore")
+    control, patient = scored_in(run.out, "ellipsoids", run.seen).maps
+    grid = f"space-{SPACE.template}_res-4"
+    map_of = f"sub-c1/pet/sub-c1_trc-18FFDG_{grid}_stat-ocsvm_statmap.nii.gz"
+    assert control == Scored("c1", "", "real", "ocsvm", True, map_of)
+    folder, name = "detectors/hybrid/sub-p1/ses-a/pet", "sub-p1_ses-a_trc-18FFDG_run-2"
+    map_of = f"{folder}/{name}_{grid}_stat-zscore_statmap.nii.gz"
+    assert patient == Scored("p1", "a", "hybrid", "zscore", False, map_of)
 
 
 # What controls say
@@ -331,12 +346,12 @@ def test_each_patient_has_a_table_of_its_first_clusters(run):
     seen = run.add("p1", [9, 8, 7])
     none = run.add("p2", [])
     run.write()
-    first, second = read_clusters_table(seen.sighting.table)
+    first, second = read_clusters_table(seen.sighting.paths.table)
     assert (first.rank, first.sum_score) == (1, 9.0)
     assert (second.rank, second.sum_score) == (2, 8.0)
-    assert read_clusters_table(none.sighting.table) == []
-    assert none.sighting.table.is_file()
-    assert not run.seen[0].sighting.table.exists()  # a control's are in control_clusters.tsv
+    assert read_clusters_table(none.sighting.paths.table) == []
+    assert none.sighting.paths.table.is_file()
+    assert not run.seen[0].sighting.paths.table.exists()  # a control's are in control_clusters.tsv
     assert len(read_control_clusters(run.out / "detectors" / "real")) == 3
 
 
@@ -356,7 +371,7 @@ def test_without_places_there_is_no_table_in_the_space_of_the_t1w(run):
     own.places.unlink()
     run.seen[0] = read_seen(run.seen[0].sighting)
     run.write()
-    assert run.seen[0].sighting.table.is_file()
+    assert run.seen[0].sighting.paths.table.is_file()
     assert not own.table.exists()
     assert run.seen[0].sighting.stale == [
         run.seen[0].sighting.clusters, own.places, own.table, own.table.with_suffix(".json")
@@ -397,7 +412,7 @@ def test_of_several_pets_of_a_session_joint_tables_tell_of_the_first(run):
     other = run.add("p1", [7], session="a", **lesion)
     run.write()
     for seen, scores in ((first, [9]), (second, [4]), (other, [7])):
-        assert [one.sum_score for one in read_clusters_table(seen.sighting.table)] == scores
+        assert [one.sum_score for one in read_clusters_table(seen.sighting.paths.table)] == scores
     listed = [(one.session, one.clusters[0].sum_score) for one in read_all_clusters(run.out)]
     assert listed == [(None, 9), ("a", 7)]
     assert {(one.n, one.found) for one in read_curve(run.out)} == {(1, 1)}

@@ -387,6 +387,30 @@ def test_the_validator_accepts_the_output(out, tmp_path):
     assert told.returncode == 0, told.stdout.decode()
 
 
+# Runs into a dataset that has results
+
+
+def test_a_report_is_about_what_its_run_has_scored(out, tmp_path):
+    there = copy_of(out, tmp_path)
+    fewer = ("--participant-label", "p1", "--exclude-participant-label", "c1")
+    with without_pages():
+        assert main(arguments(there, *fewer, "--detectors", "zscore")) == 0
+    page = (there / "group.html").read_text()
+    assert "1 patient, scored by z score." in page
+    assert "5 controls, for comparison" in page
+    assert (
+        "Left over from an earlier run, and no part of this report: all maps of sub-c1 and sub-p2; "
+        "maps of OC-SVM, real of sub-c2, sub-c3, sub-c4, sub-c5, sub-c6 and sub-p1; maps of "
+        "pseudo-normal, real of sub-c2, sub-c3, sub-c4, sub-c5, sub-c6 and sub-p1; all of "
+        "detectors/hybrid and detectors/synthetic."
+    ) in page
+    assert {one.participant for one in read_all_clusters(there)} == {"p1"}
+    assert not list(there.glob("detection_*"))  # no lesions were given to this run
+    with without_pages():
+        assert main(arguments(there, "--reports-only")) == 0
+    assert (there / "group.html").read_text() == page
+
+
 # Detectors that were trained before
 
 

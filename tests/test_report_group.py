@@ -403,22 +403,105 @@ def test_too_few_held_out_controls_are_told(cohort):
     assert "No figure." in section(page, "calibration")
 
 
-def test_maps_of_an_earlier_run_are_told_and_not_taken_for_those_of_this_one(cohort):
-    for name in SETS:
-        change(cohort.out / f"detectors/{name}/card.json", detectors=["ocsvm"])
-    for path in cohort.out.rglob("*clusters.tsv"):
-        lines = read_tsv(path)
-        if "detector" in lines[0]:
-            write_tsv(path, list(lines[0]), [one for one in lines if one["detector"] == "ocsvm"])
-    for path in cohort.out.glob("detection_*.tsv"):
-        path.unlink()
+# What an earlier run has left
+
+
+def keep(cohort, **wanted):
+    """Leave those lines in the tables of all patients that have these cells, as a new run would."""
+    for path in cohort.out.glob("*.tsv"):
+        lines = [
+            one for one in read_tsv(path)
+            if all(one.get(name, cell) == cell for name, cell in wanted.items())
+        ]  # fmt: skip
+        write_tsv(path, list(read_tsv(path)[0]), lines)
+
+
+def row_of(page, name):
+    (row,) = [row for row in tables_in(section(page, "summary"))[0] if row[0] == name]
+    return row
+
+
+def test_a_detector_of_an_earlier_run_is_told_and_not_shown(cohort):
+    cohort.record(without=("stat-zscore",))
+    keep(cohort, detector="ocsvm", detector_1="ocsvm", detector_2="ocsvm")
     page = cohort.write(**RUN)
     told = text_of(section(page, "summary"))
-    assert "Maps of z score, trained on real are left from an earlier run" in told
-    assert "Maps of OC-SVM" not in told
+    people = "sub-C1, sub-C2, sub-P1 and sub-P2"
+    assert "no part of this report: maps of z score, hybrid of sub-P1 and sub-P2; maps" in told
+    assert f"maps of z score, real of {people}." in told
+    assert "maps of OC-SVM" not in told
     assert "z score" not in section(page, "maps")
     own = section(cohort.write_subject("P1"), "anomalies")
-    assert own.count("card.json does not name this detector: its map is of an earlier run.") == 2
+    assert own.count("This map is of an earlier run of the group level than the last one.") == 2
+
+
+def test_a_control_that_is_no_longer_one_is_not_taken_for_a_patient(cohort):
+    for path in cohort.out.glob("detectors/*/card.json"):
+        controls = [one for one in json.loads(path.read_text())["controls"]
+                    if one["participant"] != "C2"]  # fmt: skip
+        change(path, controls=controls)
+    cohort.record(without=("sub-C2",))
+    page = cohort.write(**RUN)
+    told = text_of(section(page, "summary"))
+    assert "2 patients, scored by" in told
+    assert "an earlier run, and no part of this report: all maps of sub-C2." in told
+    assert "sub-C2.html" not in page
+    assert row_of(page, "OC-SVM, real")[2] == "2 of 2: sub-P1; sub-P2"
+
+
+def test_a_patient_of_an_earlier_run_is_not_one_without_clusters(cohort):
+    cohort.record(without=("sub-P2",))
+    keep(cohort, participant_id="sub-P1")
+    page = cohort.write(**RUN)
+    told = text_of(section(page, "summary"))
+    assert "1 patient, scored by" in told
+    assert "no part of this report: all maps of sub-P2." in told
+    assert row_of(page, "OC-SVM, real")[2] == "1 of 1: sub-P1"
+    for name in ("maps", "clusters", "calibration"):
+        assert "sub-P2" not in section(page, name)
+
+
+def test_a_patient_without_a_map_by_a_detector_is_not_one_without_clusters_of_it(cohort):
+    cohort.record(without=(f"sub-P2_trc-18FFDG_space-{T}_stat-zscore",))
+    path = cohort.out / "clusters.tsv"
+    lines = read_tsv(path)
+    gone = ("sub-P2", "zscore")
+    kept = [one for one in lines if (one["participant_id"], one["detector"]) != gone]
+    write_tsv(path, list(lines[0]), kept)
+    page = cohort.write(**RUN)
+    assert row_of(page, "z score, real")[2] == "0 of 1"
+    assert row_of(page, "OC-SVM, real")[2] == "2 of 2: sub-P1; sub-P2"
+    assert "No cluster in" not in section(page, "clusters")
+
+
+def test_a_training_set_of_an_earlier_run_is_not_one_that_found_nothing(cohort):
+    cohort.record(without=("detectors/hybrid",))
+    keep(cohort, training_set="real", training_set_1="real", training_set_2="real")
+    page = cohort.write(**RUN)
+    told = text_of(section(page, "summary"))
+    assert "no part of this report: all of detectors/hybrid." in told
+    for name in ("maps", "clusters", "detection", "calibration", "detectors", "methods"):
+        assert "hybrid" not in section(page, name)
+    assert [row[0] for row in tables_in(section(page, "summary"))[0][1:]] == [
+        *("OC-SVM, real", "z score, real")
+    ]
+    assert Reader(page).text[0] == "Anomalies of the group"  # nothing synthetic in it
+
+
+@pytest.mark.parametrize("damage", [None, "{", '{"maps": 3}', '{"dataset": "", "maps": [{}]}'])
+def test_without_a_record_of_the_run_all_maps_stand_for_it_and_that_is_said(cohort, damage):
+    record = cohort.out / "logs" / "group_scored.json"
+    before = cohort.write(**RUN)
+    record.unlink()
+    if damage is not None:
+        record.write_text(damage)
+    told = "group_scored.json cannot be read: some of the maps may be of earlier runs."
+    page = cohort.write(**RUN)
+    assert told in section(page, "summary")
+    assert told not in before
+    assert row_of(page, "OC-SVM, real") == row_of(before, "OC-SVM, real")
+    assert "2 patients, scored by" in text_of(page)  # controls are known by their maps
+    assert "earlier run of the group" not in cohort.write_subject("P1")
 
 
 def test_detectors_that_were_trained_elsewhere_are_told_of_where_they_lie(cohort, tmp_path):

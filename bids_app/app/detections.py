@@ -33,6 +33,7 @@ from bids_app.detection.evaluation import (
 from bids_app.detection.places import Place
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json
+from bids_app.report.scored import Run, Scored
 
 CURVES = ("detection_curve", "detection_tests", "detection_froc")
 
@@ -119,6 +120,29 @@ def _read_places(sighting: Sighting) -> tuple[Place, ...] | None:
         ) from error
 
 
+def scored_in(output_dir: Path, dataset: str, seen: Iterable[Seen]) -> Run:
+    """Tell reports what a run has scored.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset.
+    dataset : str
+        Name or DOI of the raw one.
+    seen : iterable of Seen
+        Controls and patients.
+    """
+    return Run(dataset, [_scored(output_dir, one.sighting) for one in seen])
+
+
+def _scored(output_dir: Path, one: Sighting) -> Scored:
+    who = one.who.who
+    return Scored(
+        who.label, who.session if who.session else "", one.training_set, one.detector, one.control,
+        one.paths.statmap.relative_to(output_dir).as_posix(),
+    )  # fmt: skip
+
+
 def write_detections(
     output_dir: Path, seen: Sequence[Seen], *, most: int, applied: Path | None
 ) -> None:
@@ -153,7 +177,7 @@ def write_detections(
         if not one.sighting.control
     ]
     for one in patients:
-        write_clusters_table(one.sighting.table, one.clusters[:most])
+        write_clusters_table(one.sighting.paths.table, one.clusters[:most])
         if one.sighting.on_t1w is not None and one.places is not None:
             write_clusters_in_t1w(one.sighting.on_t1w.table, one.clusters[:most], one.places)
     first = _first_pets(patients)

@@ -10,6 +10,7 @@ from bids_app.app.pictures import Pictures
 from bids_app.app.running import Runner
 from bids_app.derivatives.anomalies import (
     DETECTORS,
+    AnomalyPaths,
     Origin,
     anomaly_paths,
     describe_card,
@@ -80,8 +81,8 @@ class Sighting:
         Whether it is a held-out control.
     clusters : Path
         JSON.
-    table : Path
-        Where its cluster table goes.
+    paths : AnomalyPaths
+        Where its results go.
     sidecars : tuple of Path
         Of its images.
     on_t1w : OwnSpace or None
@@ -93,7 +94,7 @@ class Sighting:
     who: Pictured
     control: bool
     clusters: Path
-    table: Path
+    paths: AnomalyPaths
     sidecars: tuple[Path, ...] = ()
     on_t1w: OwnSpace | None = None
 
@@ -391,7 +392,7 @@ class _Planner:
         )  # fmt: skip
         target = Target(scored, fold, on_t1w if fold is None else None)
         sighting = Sighting(
-            self.training_set, detector, one, fold is not None, clusters, paths.table,
+            self.training_set, detector, one, fold is not None, clusters, paths,
             tuple(output.sidecar_path for output in outputs_of(target)),
             own if fold is None else None,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_app import provenance
-from bids_app.app.detections import Seen, read_seen, top_clusters, write_detections
+from bids_app.app.detections import Seen, read_seen, scored_in, top_clusters, write_detections
 from bids_app.app.detectors import (
     CLUSTERS,
     GroupRun,
@@ -27,13 +27,13 @@ from bids_app.app.training import DONE, PARTIAL
 from bids_app.console import Voice
 from bids_app.dataset.validation import make_writable
 from bids_app.derivatives.description import dataset_name, ignore_also, refresh_dataset
-from bids_app.derivatives.detections import read_all_clusters
 from bids_app.derivatives.sidecars import Space
 from bids_app.detection.card import DetectorCard, check_files, check_grid, read_card
 from bids_app.errors import MissingInputError
 from bids_app.files import locked, remove_partials
 from bids_app.imaging.volume import grid_of_box
 from bids_app.report.group import write_group_report
+from bids_app.report.scored import last_run, write_run
 from bids_app.report.subject import write_subject_report
 from bids_app.screening import VOLUMES, Screening
 from bids_app.settings import Settings
@@ -170,7 +170,7 @@ def _run(run: GroupRun, plans: Sequence[SetPlan]) -> list[Crash]:
         for sighting in plan.sightings:
             for path in sighting.stale:
                 path.unlink(missing_ok=True)
-            remove_partials(sighting.table.parent)
+            remove_partials(sighting.paths.table.parent)
     labels = {plan.graph.name: plan.name for plan in plans}
     return run.runner.run([plan.graph for plan in plans], labels, _words(plans))
 
@@ -229,6 +229,7 @@ def _finish(run: GroupRun, outcome: _Outcome, fresh: _Fresh) -> None:
         write_detections(
             output_dir, outcome.seen, most=settings.clusters, applied=settings.detector
         )
+        write_run(output_dir, scored_in(output_dir, run.screening.dataset, outcome.seen))
     write_group_report(
         output_dir,
         template=settings.template,
@@ -261,8 +262,8 @@ def _report_again(settings: Settings, voice: Voice) -> int:
     path = write_group_report(
         settings.output_dir, template=settings.template, resolution=settings.grid_resolution
     )
-    listed = read_all_clusters(settings.output_dir)
-    _report_patients(settings, {one.participant for one in listed})
+    maps = last_run(settings.output_dir).maps
+    _report_patients(settings, {one.participant for one in maps if not one.control})
     voice.close(f"mri2pet: report written; it is {path}")
     return DONE
 

@@ -31,6 +31,8 @@ class Anomaly:
         Of the template, as in file names: ``"MNI152NLin2009aSym_res-1"``.
     folder : Path
         Where its files are.
+    held_out : bool
+        One fold scored it, that left this participant out: a control's.
     clusters : tuple of Cluster
         By rank.
     own_clusters : tuple of Cluster
@@ -47,6 +49,7 @@ class Anomaly:
     primary: bool
     space: str
     folder: Path
+    held_out: bool = False
     clusters: tuple[Cluster, ...] = ()
     own_clusters: tuple[Cluster, ...] = ()
     faults: tuple[str, ...] = ()
@@ -66,6 +69,10 @@ class Anomaly:
     def statmap(self) -> Path:
         """The map in the space of the template."""
         return self.folder / f"{self.stem}_space-{self.space}_stat-{self.detector}{STATMAP}"
+
+    def path_in(self, output_dir: Path) -> str:
+        """Give the path of the map inside the derivative dataset."""
+        return self.statmap.relative_to(output_dir).as_posix()
 
     @property
     def labels(self) -> Path:
@@ -101,7 +108,7 @@ def find_anomalies(
     output_dir : Path
         The derivative dataset.
     subject : str
-        Its label, without ``sub-``.
+        Its label, without ``sub-``; ``"*"`` for everyone.
     spaces : tuple of str
         Of the template, as in file names; maps in others are passed over. Empty: any.
 
@@ -122,17 +129,6 @@ def find_anomalies(
             key=lambda one: (one.stem, not one.primary, *rank_of(one.training_set, one.detector)),
         )
     )
-
-
-def scored_visits(output_dir: Path) -> list[tuple[str, str]]:
-    """List who has a score map: participant and session, labels, the latter empty where none is."""
-    names = (
-        path.name
-        for place in ("pet", "ses-*/pet")
-        for path in output_dir.glob(f"sub-*/{place}/*{STATMAP}")
-    )
-    found = (dict(part.partition("-")[::2] for part in name.split("_")) for name in names)
-    return sorted({(one.get("sub", ""), one.get("ses", "")) for one in found})
 
 
 def backdrop_of(output_dir: Path, anomaly: Anomaly, *, own: bool) -> Backdrop:
@@ -187,16 +183,18 @@ def _anomaly(output_dir: Path, path: Path, named: str) -> Anomaly:
         if own.exists()
         else ((), ())
     )
+    told = read_derivative(path)
     entities = dict(part.partition("-")[::2] for part in stem.split("_"))
     return Anomaly(
         subject=entities.get("sub", ""),
         session=entities.get("ses", ""),
         stem=stem,
-        training_set=named if named else read_derivative(path).text("TrainingSet"),
+        training_set=named if named else told.text("TrainingSet"),
         detector=detector,
         primary=not named,
         space=space,
         folder=path.parent,
+        held_out=isinstance(told.metadata.get("Fold"), int),
         clusters=clusters,
         own_clusters=own_clusters,
         faults=(*faults, *own_faults),

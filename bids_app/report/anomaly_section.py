@@ -1,6 +1,6 @@
 """The section "Anomalies" of a participant's report: tables, pictures and slice viewers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -8,10 +8,10 @@ from typing import Final
 from bids_app.errors import Mri2petError
 from bids_app.report.anomalies import Anomaly, find_anomalies
 from bids_app.report.clusters import Cluster, columns_told, tell_expected, tell_numbers
-from bids_app.report.detector_cards import Card, find_cards
 from bids_app.report.detectors import MEANINGS
 from bids_app.report.panels import Panel
 from bids_app.report.score_maps import ScoreMap, draw_score_map, take_score_map
+from bids_app.report.scored import Run, read_run
 from bids_app.report.shelf import Shelf
 from bids_app.report.tables import show
 from bids_app.report.viewer import Viewer, make_viewer
@@ -115,16 +115,15 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> Secti
     anomalies = find_anomalies(output_dir, subject, spaces=spaces)
     if not anomalies:
         return None
-    cards, _ = find_cards(output_dir)
-    trained_on = {one.participant for card in cards.values() for one in card.members}
+    run = read_run(output_dir)
     parts = [
-        (one.primary, _part(output_dir, one, f"anomaly-{place}", _left_over(one, cards)))
+        (one.primary, _part(output_dir, one, f"anomaly-{place}", _left_over(output_dir, one, run)))
         for place, one in enumerate(anomalies, 1)
     ]
     return Section(
         parts=tuple(part for primary, part in parts if primary),
         others=tuple(part for primary, part in parts if not primary),
-        control=subject in trained_on,
+        control=any(one.held_out for one in anomalies),
     )
 
 
@@ -161,12 +160,11 @@ def line_of(cluster: Cluster, columns: Sequence[str], own_place: str) -> Cluster
     return ClusterLine(cluster.rank, tuple(w if w else "n/a" for w in written), cluster.is_rare)
 
 
-def _left_over(anomaly: Anomaly, cards: Mapping[str, Card]) -> list[str]:
-    """Tell of a map that is not of the detectors that lie beside it."""
-    card = cards.get(anomaly.training_set)
-    if card is None or not card.detectors or anomaly.detector in card.detectors:
+def _left_over(output_dir: Path, anomaly: Anomaly, run: Run | None) -> list[str]:
+    """Tell of a map that the last run of the group level has not made."""
+    if run is None or anomaly.path_in(output_dir) in {one.path for one in run.maps}:
         return []
-    return [f"{card.folder}/card.json does not name this detector: its map is of an earlier run."]
+    return ["This map is of an earlier run of the group level than the last one."]
 
 
 def _part(output_dir: Path, anomaly: Anomaly, name: str, doubts: Sequence[str]) -> Part:

@@ -125,7 +125,7 @@ def _calibration(detected: Detected, which: Which) -> Calibration:
 
 
 def _patients(detected: Detected, which: Which) -> dict[str, float]:
-    highest = {name_visit(*one): 0.0 for one in detected.patients}
+    highest = {name_visit(*one): 0.0 for one in detected.patients_of(which)}
     for one in detected.clusters:
         score = one.cluster.sum_score
         if one.which == which and score is not None:

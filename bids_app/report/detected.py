@@ -3,16 +3,15 @@
 What is missing or cannot be understood is left out, and a sentence says so.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from bids_app.report.anomalies import scored_visits
 from bids_app.report.cells import Cells, as_value, read_lines
 from bids_app.report.clusters import NEEDED, Cluster, cluster_of
-from bids_app.report.detector_cards import Card, find_cards
-from bids_app.report.detectors import Which, label_of, name_visit, which
+from bids_app.report.detector_cards import Card, find_cards, folders_of
+from bids_app.report.detectors import FOLDER, Which, label_of, name_visit, which
 from bids_app.report.evaluated import (
     Comparison,
     Point,
@@ -21,6 +20,7 @@ from bids_app.report.evaluated import (
     point_of,
     response_of,
 )
+from bids_app.report.scored import NAME, Scored, maps_on_disk, read_run
 
 Line = TypeVar("Line")
 
@@ -45,14 +45,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Detected:
-    """The tables and cards of a derivative dataset.
+    """What the last run has made: its maps, tables and cards.
 
     Parameters
     ----------
+    dataset : str
+        Name or DOI of the raw dataset that was scored; empty if not told.
     cards : dict
         Training set → card.
-    patients : sequence of (str, str)
-        Who was scored: participant and session, labels, the latter empty where there is none.
+    maps : sequence of Scored
+        All that it has scored: patients, and held-out controls.
     clusters : sequence of Found
         Of patients.
     control_scores : dict
@@ -60,34 +62,41 @@ class Detected:
     curve, responses, comparisons : sequence
         The lines of ``detection_curve.tsv``, ``detection_froc.tsv`` and ``detection_tests.tsv``;
         none where no lesion is known.
+    stale_maps : sequence of Scored
+        Those that an earlier run has left.
+    stale_folders : sequence of str
+        Folders of detectors that it has left, inside the derivative dataset.
     faults : sequence of str
         What is missing or damaged, a sentence each.
     """
 
+    dataset: str
     cards: Mapping[str, Card]
-    patients: Sequence[tuple[str, str]]
+    maps: Sequence[Scored]
     clusters: Sequence[Found]
     control_scores: Mapping[Which, Mapping[str, Sequence[float]]]
     curve: Sequence[Point]
     responses: Sequence[Response]
     comparisons: Sequence[Comparison]
+    stale_maps: Sequence[Scored]
+    stale_folders: Sequence[str]
     faults: Sequence[str]
 
     @property
     def detectors(self) -> list[Which]:
-        """All that were trained or have found something."""
-        trained = {
-            which(card.training_set, detector)
-            for card in self.cards.values()
-            for detector in card.detectors
-        }
-        seen = {one.which for one in self.clusters} | {one.which for one in self.curve}
-        return sorted(trained | seen)
+        """All that have scored someone, or have found something."""
+        scored = {one.which for one in self.maps}
+        found = {one.which for one in self.clusters} | {one.which for one in self.curve}
+        return sorted(scored | found)
 
     @property
     def participants(self) -> list[str]:
         """The labels of all patients who were scored."""
-        return list(dict.fromkeys(participant for participant, _ in self.patients))
+        return sorted({one.participant for one in self.maps if not one.control})
+
+    def patients_of(self, detector: Which) -> list[tuple[str, str]]:
+        """List whom a detector has scored: participant and session of each patient's visit."""
+        return sorted({one.visit for one in self.maps if one.which == detector and not one.control})
 
     @property
     def training_sets(self) -> tuple[str, ...]:
@@ -96,7 +105,9 @@ class Detected:
 
 
 def find_detected(output_dir: Path, applied: str = "") -> Detected:
-    """Read all tables that the group level has written into a derivative dataset.
+    """Read all that the last run of the group level has written into a derivative dataset.
+
+    Where no record tells which maps are of that run, all that are there are taken for it.
 
     Parameters
     ----------
@@ -105,7 +116,13 @@ def find_detected(output_dir: Path, applied: str = "") -> Detected:
     applied : str
         The folder of detectors that were trained before and were applied; empty if there is none.
     """
-    cards, no_cards = find_cards(output_dir, applied)
+    run, there = read_run(output_dir), maps_on_disk(output_dir)
+    maps = there if run is None else run.maps
+    untold = [f"{NAME} cannot be read: some of the maps may be of earlier runs."] * (
+        run is None and bool(there)
+    )
+    sets = {one.training_set for one in maps}
+    cards, no_cards = find_cards(output_dir, sets, applied)
     needed = ("participant_id", "training_set", "detector", *NEEDED)
     clusters, no_clusters = _read(output_dir, "clusters.tsv", needed, _found)
     scores, no_scores = _control_scores(output_dir, cards)
@@ -113,22 +130,29 @@ def find_detected(output_dir: Path, applied: str = "") -> Detected:
     curve, no_curve = _read(output_dir, "detection_curve.tsv", (*known, "clusters"), point_of)
     responses, no_responses = _read(output_dir, "detection_froc.tsv", known, response_of)
     tests, no_tests = _read(output_dir, "detection_tests.tsv", ("unit", "clusters"), comparison_of)
-    controls = {one.participant for card in cards.values() for one in card.members}
-    scored = {*scored_visits(output_dir), *((one.participant, one.session) for one in clusters)}
     evaluated = [*no_curve, *no_responses, *no_tests]
     if not (curve or responses or tests):  # then no lesion is known, and nothing could be
         evaluated = [fault for fault in evaluated if not fault.endswith(ABSENT)]
-    faults = (*no_cards, *no_clusters, *no_scores, *evaluated)
+    faults = (*untold, *no_cards, *no_clusters, *no_scores, *evaluated)
+    own = {one.path for one in maps}
     return Detected(
+        dataset="" if run is None else run.dataset,
         cards=cards,
-        patients=sorted(one for one in scored if one[0] not in controls),
+        maps=maps,
         clusters=clusters,
         control_scores=scores,
         curve=curve,
         responses=responses,
         comparisons=tests,
+        stale_maps=[one for one in there if one.path not in own],
+        stale_folders=_unused(output_dir, folders_of(output_dir, sets, applied)),
         faults=[fault for fault in faults if not fault.endswith(EMPTY)],
     )
+
+
+def _unused(output_dir: Path, used: Collection[Path]) -> list[str]:
+    there = sorted(path for path in (output_dir / FOLDER).glob("*") if path.is_dir())
+    return [path.relative_to(output_dir).as_posix() for path in there if path not in used]
 
 
 def _read(

@@ -1,6 +1,6 @@
 """What the cards of detectors say: whom they were trained on, and how."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,13 +97,17 @@ class Card:
         return found[0] if found else ""
 
 
-def find_cards(output_dir: Path, applied: str = "") -> tuple[dict[str, Card], tuple[str, ...]]:
-    """Read the cards of all training sets.
+def find_cards(
+    output_dir: Path, sets: Collection[str], applied: str = ""
+) -> tuple[dict[str, Card], tuple[str, ...]]:
+    """Read the cards of training sets.
 
     Parameters
     ----------
     output_dir : Path
         The derivative dataset.
+    sets : collection of str
+        Whose cards are wanted.
     applied : str
         The folder of detectors that were trained before and were applied: no others are then
         looked at. Empty if the run trained its own.
@@ -115,10 +119,8 @@ def find_cards(output_dir: Path, applied: str = "") -> tuple[dict[str, Card], tu
     tuple of str
         Which are missing or damaged, a sentence each.
     """
-    own = {path.name: path for path in (output_dir / FOLDER).glob("*") if path.is_dir()}
-    folders = [Path(applied)] if applied else [own[name] for name in in_order(own, SETS)]
     cards, faults = dict[str, Card](), list[str]()
-    for folder in folders:
+    for folder in folders_of(output_dir, sets, applied):
         told = str(folder)
         if folder.is_relative_to(output_dir):
             told = folder.relative_to(output_dir).as_posix()
@@ -131,6 +133,12 @@ def find_cards(output_dir: Path, applied: str = "") -> tuple[dict[str, Card], tu
             name = str(values.get("name", folder.name)) if applied else folder.name
             cards[name] = card_of(name, told, values)
     return cards, tuple(faults)
+
+
+def folders_of(output_dir: Path, sets: Collection[str], applied: str = "") -> list[Path]:
+    """Say where detectors lie, in the order in which they are shown; as :func:`find_cards`."""
+    own = [output_dir / FOLDER / name for name in in_order(sets, SETS)]
+    return [Path(applied)] if applied else own
 
 
 def card_of(training_set: str, folder: str, told: Mapping[str, object]) -> Card:

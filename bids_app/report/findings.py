@@ -71,10 +71,9 @@ def tell_training(card: Card) -> str:
 
 def tell_scoring(detected: Detected) -> list[str]:
     """Tell who was scored by what, and which controls stand beside them."""
-    patients = {participant for participant, _ in detected.patients}
     kinds = dict.fromkeys(name_of(one.detector) for one in detected.detectors)
     by = f" by {enumerate_words(list(kinds))}" if kinds else ""
-    told = [f"{_count(len(patients), 'patient')}, scored{by}."]
+    told = [f"{_count(len(detected.participants), 'patient')}, scored{by}."]
     controls = {name for scores in detected.control_scores.values() for name in scores}
     if controls:
         told.append(
@@ -141,7 +140,7 @@ def _table(detected: Detected, which: Which) -> ClusterTable:
         key=lambda one: (one.participant, one.session, one.cluster.rank),
     )
     marked = {(one.participant, one.session) for one in own}
-    without = [one for one in detected.patients if one not in marked]
+    without = [one for one in detected.patients_of(which) if one not in marked]
     clusters = [one.cluster for one in first]
     return ClusterTable(
         title=title_of(which.training_set, which.detector),

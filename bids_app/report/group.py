@@ -6,7 +6,7 @@ from typing import Final
 
 from bids_app.files import write_text
 from bids_app.report import group_methods
-from bids_app.report.anomalies import find_anomalies
+from bids_app.report.anomalies import Anomaly, find_anomalies
 from bids_app.report.calibration import calibration_lines, calibrations_of, draw_calibration
 from bids_app.report.cards import enumerate_words
 from bids_app.report.cluster_maps import draw_cluster_maps
@@ -15,7 +15,7 @@ from bids_app.report.detection_curves import draw_detection, draw_responses
 from bids_app.report.detectors import name_visit
 from bids_app.report.findings import cluster_tables, summaries_of, tell_scoring, tell_training
 from bids_app.report.gallery import space_label
-from bids_app.report.group_doubts import current, doubts_of, left_over
+from bids_app.report.group_doubts import current, doubts_of
 from bids_app.report.mcnemar import matches_of
 from bids_app.report.page import render
 from bids_app.report.record import Record, write_record
@@ -42,7 +42,8 @@ def write_group_report(
     """Write ``group.html``.
 
     What is None is taken from the last run's record, ``logs/group_report.json``; what is given is
-    kept there.
+    kept there. It is about what that run has scored, as :func:`bids_app.report.scored.write_run`
+    has recorded it.
 
     Parameters
     ----------
@@ -87,26 +88,27 @@ def write_group_report(
 
 
 def _values(output_dir: Path, detected: Detected, record: Record, space: str) -> dict[str, object]:
-    found = {
-        label: find_anomalies(output_dir, label, spaces=(space,)) for label in detected.participants
-    }
     pictured, others = detected.participants[:MOST_PICTURED], detected.participants[MOST_PICTURED:]
     procedure = group_methods.procedure_of(detected, record.versions, record.settings)
     return {
         "record": record,
         "duration": tell_hours(record.duration),
         "space": space,
-        "doubts": [*doubts_of(output_dir, detected), *left_over(found, detected)],
+        "doubts": doubts_of(output_dir, detected),
         "maps": [
             (_page(label), panel)
             for label in pictured
-            for panel in draw_cluster_maps(output_dir, current(found[label], detected))
+            for panel in draw_cluster_maps(output_dir, _maps(output_dir, label, detected, space))
         ],
         "unpictured": [(_page(label), name_visit(label, "")) for label in others],
         "methods": group_methods.boilerplate(procedure),
         **_detectors(detected),
         **_results(detected),
     }
+
+
+def _maps(output_dir: Path, label: str, detected: Detected, space: str) -> list[Anomaly]:
+    return current(output_dir, find_anomalies(output_dir, label, spaces=(space,)), detected)
 
 
 def _page(label: str) -> str:

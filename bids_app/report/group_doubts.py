@@ -1,6 +1,6 @@
 """What the files of the group level themselves give reason to doubt, in sentences."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -8,6 +8,7 @@ from bids_app.report.anomalies import Anomaly
 from bids_app.report.cards import enumerate_words
 from bids_app.report.detected import Detected
 from bids_app.report.detector_cards import Card
+from bids_app.report.detectors import title_of
 from bids_app.report.results import IMAGE
 
 FEW: Final = 20  # held-out controls; with fewer, what to expect of them is coarse (our choice)
@@ -28,44 +29,40 @@ def doubts_of(output_dir: Path, detected: Detected) -> list[str]:
         *_trained_on_patients(detected),
         *_synthetic_controls(output_dir, detected),
         *_calibration(detected),
+        *_left_over(detected),
     ]
 
 
-def current(anomalies: Sequence[Anomaly], detected: Detected) -> list[Anomaly]:
-    """Leave out maps of detectors that the card of their training set does not name."""
-    known = {(one.training_set, one.detector) for one in detected.detectors}
-    return [
-        one
-        for one in anomalies
-        if one.training_set not in detected.cards or (one.training_set, one.detector) in known
-    ]
+def current(output_dir: Path, anomalies: Sequence[Anomaly], detected: Detected) -> list[Anomaly]:
+    """Leave out maps that an earlier run has left."""
+    own = {one.path for one in detected.maps}
+    return [one for one in anomalies if one.path_in(output_dir) in own]
 
 
-def left_over(found: Mapping[str, Sequence[Anomaly]], detected: Detected) -> list[str]:
-    """Tell of maps that are not of the detectors of this run.
-
-    Parameters
-    ----------
-    found : dict
-        Patient → maps that are on disk.
-    detected : Detected
-        Tables and cards.
-    """
-    stale = {
-        one.title: None
-        for anomalies in found.values()
-        for one in anomalies
-        if one not in current(anomalies, detected)
-    }
-    return [
-        f"Maps of {title} are left from an earlier run, and are not shown; delete them."
-        for title in stale
-    ]
+def _left_over(detected: Detected) -> list[str]:
+    """Name what lies in the dataset and is not of this run, in one sentence."""
+    scored = {one.participant for one in detected.maps}
+    people, others = set[str](), dict[str, set[str]]()
+    for one in detected.stale_maps:
+        if one.path.startswith(tuple(f"{folder}/" for folder in detected.stale_folders)):
+            continue
+        if one.participant in scored:
+            title = title_of(one.training_set, one.detector)
+            others.setdefault(title, set()).add(one.participant)
+        else:
+            people.add(one.participant)
+    parts = [f"all maps of {_list(people)}"] if people else []
+    parts += [f"maps of {title} of {_list(own)}" for title, own in sorted(others.items())]
+    if detected.stale_folders:
+        parts.append(f"all of {enumerate_words(detected.stale_folders)}")
+    if not parts:
+        return []
+    return [f"Left over from an earlier run, and no part of this report: {'; '.join(parts)}."]
 
 
 def _trained_on_patients(detected: Detected) -> list[str]:
     """Find patients that a detector was trained on, so that it takes them for healthy."""
-    patients = {one.participant for one in detected.clusters}
+    patients = set(detected.participants)
     both = {
         name: patients & {one.participant for one in card.members}
         for name, card in detected.cards.items()
