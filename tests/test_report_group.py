@@ -53,6 +53,7 @@ from bids_app.report.group_methods import GROUP_REFERENCES, Procedure, boilerpla
 from bids_app.report.mcnemar import matches_of
 from bids_app.report.overlays import Heat, brightness, paint_ranks, paint_scores
 from bids_app.report.score_maps import heat_of, take_score_map
+from bids_app.report.scored import Run, maps_on_disk, write_run
 from bids_app.report.shelf import Shelf
 from bids_app.report.slices import AXIS_OF
 from bids_app.report.viewer import find_stops, grid_over, make_viewer, resample
@@ -517,6 +518,31 @@ def test_detectors_that_were_trained_elsewhere_are_told_of_where_they_lie(cohort
     shutil.rmtree(elsewhere)
     told = text_of(section(cohort.write(), "summary"))
     assert f"{elsewhere}/card.json is missing." in told
+
+
+def test_people_of_another_dataset_with_the_same_labels_are_others(cohort, tmp_path):
+    """A detector of another site was trained on its own P1 and P2, who are nobody here."""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(cohort.out / "detectors" / "hybrid", elsewhere)
+    card = json.loads((elsewhere / "card.json").read_text())
+    for one, label in zip(card["controls"], ("P1", "P2", "C1"), strict=True):
+        one["participant"] = label
+    for path in cohort.out.glob("sub-C1/pet/*_pet.nii.gz"):
+        path.unlink()
+    keep(cohort, training_set="hybrid", training_set_1="hybrid", training_set_2="hybrid")
+    maps = [replace(one, training_set="hybrid") for one in maps_on_disk(cohort.out)
+            if not one.control]  # fmt: skip
+    write_run(cohort.out, Run("A dataset.", maps))
+    false = ("scored as patients", "Synthetic PET must not stand for healthy people")
+    told = {}
+    for dataset in ("A dataset.", "Another one."):
+        change(elsewhere / "card.json", dataset=dataset, controls=card["controls"])
+        page = cohort.write(**{**RUN, "settings": {"detector": elsewhere}})
+        told[dataset] = text_of(section(page, "summary"))
+        assert "2 patients, scored by" in told[dataset]
+    for sentence in false:
+        assert sentence in told["A dataset."]
+        assert sentence not in told["Another one."]
 
 
 # Curves

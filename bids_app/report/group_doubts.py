@@ -1,6 +1,6 @@
 """What the files of the group level themselves give reason to doubt, in sentences."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -60,12 +60,21 @@ def _left_over(detected: Detected) -> list[str]:
     return [f"Left over from an earlier run, and no part of this report: {'; '.join(parts)}."]
 
 
+def _own_cards(detected: Detected) -> Mapping[str, Card]:
+    """Keep cards whose controls are people of this dataset: sub-01 of another is somebody else."""
+    return {
+        name: card
+        for name, card in detected.cards.items()
+        if not detected.dataset or card.dataset == detected.dataset
+    }
+
+
 def _trained_on_patients(detected: Detected) -> list[str]:
     """Find patients that a detector was trained on, so that it takes them for healthy."""
     patients = set(detected.participants)
     both = {
         name: patients & {one.participant for one in card.members}
-        for name, card in detected.cards.items()
+        for name, card in _own_cards(detected).items()
     }
     return [
         f"The detectors of {name} were trained on people who are scored as patients: "
@@ -78,7 +87,7 @@ def _trained_on_patients(detected: Detected) -> list[str]:
 def _synthetic_controls(output_dir: Path, detected: Detected) -> list[str]:
     """Find controls that were scored although only synthetic PET of them is there."""
     sentences = []
-    for name, card in detected.cards.items():
+    for name, card in _own_cards(detected).items():
         scored = {
             visit
             for which, scores in detected.control_scores.items()
