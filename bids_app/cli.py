@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bids_app.arguments import Parser, exit_code_of
 from bids_app.caches import settled
+from bids_app.derivatives.lesions import NAME as LESIONS
 from bids_app.errors import UsageError
 from bids_app.labels import normalize_labels
 from bids_app.settings import (
@@ -93,6 +94,8 @@ def _named_path(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    if name != LESIONS:
+        raise argparse.ArgumentTypeError(f"{name!r} is not known; the only NAME is {LESIONS}")
     return name, Path(path).absolute()
 
 
@@ -139,7 +142,8 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     add("--skip-bids-validation", dest="validate", action="store_false",
         help="do not run the BIDS validator over BIDS_DIR first")  # fmt: skip
     add("-d", "--derivatives", nargs="+", type=_named_path, metavar="NAME=PATH",
-        help="other derivatives, by name")  # fmt: skip
+        help="lesions=PATH: group compares clusters with the masks of lesions in PATH, "
+             "sub-X/anat/sub-X_space-T1w_label-L_mask.nii.gz (or .nii)")  # fmt: skip
 
 
 def _add_participant(parser: argparse.ArgumentParser) -> None:
@@ -365,6 +369,12 @@ def _refuse_inverted(box: tuple[float, ...]) -> None:
         raise UsageError("--bounding-box: x0 y0 z0 must lie below x1 y1 z1; give both in mm, RAS+")
 
 
+def _refuse_twice(derivatives: tuple[tuple[str, Path], ...]) -> None:
+    names = [name for name, _ in derivatives]
+    if len(set(names)) < len(names):
+        raise UsageError(f"--derivatives: {', '.join(names)}; give each name once")
+
+
 def _settings(given: dict[str, object]) -> Settings:
     for internal in ("notrack", "config_file"):
         given.pop(internal, None)
@@ -376,6 +386,8 @@ def _settings(given: dict[str, object]) -> Settings:
         given[name] = tuple(dict.fromkeys(values) if name in NAMES else values)
     if "bounding_box" in given:
         _refuse_inverted(given["bounding_box"])  # type: ignore[arg-type]
+    if "derivatives" in given:
+        _refuse_twice(given["derivatives"])  # type: ignore[arg-type]
     if "pet_frames" in given:
         parts: list[tuple[int, ...]] = given["pet_frames"]  # type: ignore[assignment]
         given["pet_frames"] = tuple(sorted({frame for part in parts for frame in part}))

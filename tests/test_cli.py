@@ -211,6 +211,8 @@ def test_a_wrong_command_line_is_64(argv, capsys):
         "--skull-strip maybe", "--pet-frames 4-", "--pet-frames 5-3", "--pet-frames -1",
         "--bounding-box -78 -112 -50 78 76", "--bounding-box -78 -112 -50 78 76 nan",
         "--bounding-box 78 -112 -50 -78 76 85", "--derivatives lesions",
+        "--derivatives lesion=/masks", "--derivatives lesions=/masks other=/masks",
+        "--derivatives lesions=/one lesions=/two",
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_64(typed, capsys):
@@ -218,6 +220,12 @@ def test_a_wrong_value_is_64(typed, capsys):
         parse(*typed.split())
     assert getattr(stop.value, "code", UsageError.exit_code) == 64
     assert typed.split()[0] in capsys.readouterr().err + str(stop.value)
+
+
+def test_a_name_of_derivatives_that_is_not_known_is_told_with_the_one_that_is(capsys):
+    with pytest.raises(SystemExit):
+        parse("--derivatives", "lesion=/masks")
+    assert "'lesion' is not known; the only NAME is lesions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [NothingSelectedError("nothing is left"), UsageError("no")])

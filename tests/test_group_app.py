@@ -94,7 +94,8 @@ def tell_groups(out, **others):
 def write_masks(folder):
     """Write masks of lesions: one as drawn on the T1w, one in the template; on other grids."""
     for label, space, shift in (("p1", "T1w", SHIFT), ("p2", TEMPLATE, (0, 0, 0))):
-        path = folder / f"sub-{label}" / "anat" / f"sub-{label}_space-{space}_label-L_mask.nii.gz"
+        name = f"sub-{label}_space-{space}_label-L_mask.nii"  # p2's is not compressed
+        path = folder / f"sub-{label}" / "anat" / (name + ".gz" * (label == "p1"))
         path.parent.mkdir(parents=True)
         nifti.save(nifti.Image(lesion_mask(COARSE, (29, 37, 27), shift), COARSE), path)
 
@@ -360,7 +361,7 @@ def test_lesion_masks_on_other_grids_are_brought_onto_the_grid_and_that_is_said(
         assert 2 * both.sum() > 0.85 * ((mask > 0).sum() + planted.sum())
     notes = read_json(out / "logs" / "group_report.json")["notes"]
     carried = "sub-p1_space-T1w_label-L_mask.nii.gz, carried from the T1w to the grid"
-    resampled = f"sub-p2_space-{TEMPLATE}_label-L_mask.nii.gz, resampled to the grid"
+    resampled = f"sub-p2_space-{TEMPLATE}_label-L_mask.nii, resampled to the grid"
     for note in (
         f"sub-p1: lesions are those of {carried}",
         f"sub-p2: lesions are those of {resampled}",
@@ -600,7 +601,7 @@ def unlucky(out, tmp_path_factory):
     made = result(there, "p6", "desc-synth_pet.nii.gz")
     shutil.copy(made, result(there, "p6", "desc-preproc_pet.nii.gz"))
     masks = shutil.copytree(out.parent / "lesions", folder / "lesions")
-    (mask,) = masks.rglob("sub-p2*.nii.gz")
+    (mask,) = masks.rglob("sub-p2*.nii")
     shutil.copytree(mask.parent, masks / "sub-p7")
     lost = (masks / "sub-p7" / mask.name).rename(masks / "sub-p7" / mask.name.replace("p2", "p7"))
     nifti.save(nifti.Image(np.zeros((29, 37, 27), np.uint8), COARSE), lost)
@@ -618,10 +619,11 @@ def test_who_cannot_be_used_is_named_and_the_others_are_done(unlucky):
     assert "sub-p4_desc-preproc_T1w.nii.gz: no such file; run the participant level again" in said
     zeros = result(there, "p5", "desc-preproc_pet.nii.gz")
     assert f"sub-p5: {zeros}: all voxels are equal" in said
-    assert "sub-p2_space-MNI152NLin2009aSym_label-L_mask.nii.gz: not a readable NIfTI" in said
+    assert "sub-p2_space-MNI152NLin2009aSym_label-L_mask.nii: not a readable NIfTI" in said
     synthetic = result(there, "p6", "desc-preproc_pet.nii.gz")
     assert f"sub-p6: {synthetic}: its header says SYNTHETIC, but" in said
     assert "sub-p7: its mask of lesions marks no voxel of the grid; in no curve" in said
+    assert "sub-p6: no mask of lesions; in no curve" in said
     assert "Traceback" not in said
     assert {one.participant for one in read_all_clusters(there)} == {"p1", "p2", "p7"}
     assert "all voxels are equal" in (there / "group.html").read_text()
@@ -728,6 +730,7 @@ def beside(out, monkeypatch):
     ("options", "code", "words"),
     [
         (("-d", "lesions=/nowhere"), 66, "/nowhere: no such folder; correct --derivatives"),
+        (("-d", "lesions=raw"), 66, "raw: holds no mask of lesions of any patient of this run"),
         (("--atlas", "/nowhere.nii.gz", "atlas.tsv"), 66, "/nowhere.nii.gz: no such file"),
         (("--atlas", "atlas.tsv", "atlas.tsv"), 65, "atlas.tsv: not a readable NIfTI"),
         (("--atlas", "atlas.nii.gz", "nowhere.tsv"), 66, "nowhere.tsv: no such file"),

@@ -18,12 +18,12 @@ def visit(subject="01", session=None):
     return Preprocessed(subject, session, Path("t1w"), Path("mask"), (), None)
 
 
-def draw(root, *entities, folder="anat", subject="01"):
+def draw(root, *entities, folder="anat", subject="01", extension=".nii.gz"):
     """Make an empty file with the name of a mask."""
     session = [one for one in entities if one.startswith("ses-")]
     path = root.joinpath(f"sub-{subject}", *session, folder)
     path.mkdir(parents=True, exist_ok=True)
-    path /= "_".join([f"sub-{subject}", *entities, "label-L", "mask.nii.gz"])
+    path /= "_".join([f"sub-{subject}", *entities, "label-L", f"mask{extension}"])
     path.touch()
     return path
 
@@ -58,6 +58,14 @@ def test_a_mask_of_another_space_does_not_stand_in_the_way(tmp_path):
     draw(tmp_path)
     mask = draw(tmp_path, ON_T1W)
     assert find(tmp_path) == LesionMask(mask, False)
+
+
+def test_a_mask_that_is_not_compressed_is_one(tmp_path):
+    mask = draw(tmp_path, ON_T1W, extension=".nii")
+    assert find(tmp_path) == LesionMask(mask, False)
+    draw(tmp_path, ON_T1W)
+    with pytest.raises(UnusableDataError, match="are masks of the same visit; keep one"):
+        find(tmp_path)
 
 
 # Sessions
@@ -103,6 +111,8 @@ def test_where_no_mask_was_drawn_no_lesion_is_known(tmp_path):
     [
         "sub-01_space-T1w_label-GM_mask.nii.gz",
         "sub-01_space-T1w_label-L_mask.json",
+        "sub-01_space-T1w_label-L_mask.nii.json",
+        "sub-01_space-T1w_label-L_mask.nii.gz.bak",
         "sub-01_space-T1w_label-L_probseg.nii.gz",
         "sub-02_space-T1w_label-L_mask.nii.gz",
         "sub-012_space-T1w_label-L_mask.nii.gz",

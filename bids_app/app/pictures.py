@@ -17,7 +17,7 @@ from bids_app.derivatives.anomalies import (
 )
 from bids_app.derivatives.description import uri_in
 from bids_app.derivatives.lesions import NAME as LESIONS
-from bids_app.derivatives.lesions import LesionMask, find_lesion_mask
+from bids_app.derivatives.lesions import LesionMask, find_lesion_mask, no_mask_at_all
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.detection.regions import read_labels
@@ -83,7 +83,8 @@ def take_pictures(
     settings = runner.settings
     atlas = _atlas_path(settings, screening)
     patients, without_t1w = _with_t1w(people.patients)
-    masks, without_mask = _find_masks(settings, patients)
+    lesions = find_masks(settings, patients)
+    masks = lesions.masks
     plans = plan_pictures(screening, [*people.controls, *patients], synthetic=synthetic)
     graphs = [init_storing_wf(
         plans, shape=screening.grid.shape, affine=screening.grid.affine.tolist(), name=STORING_WF
@@ -94,7 +95,7 @@ def take_pictures(
         graphs.append(init_atlas_wf(settings.atlas[0], reference, atlas, name=ATLAS_WF))
         atlas.unlink(missing_ok=True)  # of an earlier run
     crashes = runner.run(graphs, {}, {})
-    problems = [*without_t1w, *without_mask, *_problems(crashes, plans, list(masks))]
+    problems = [*without_t1w, *lesions.problems, *_problems(crashes, plans, list(masks))]
     stored = _stored(plans, crashes)
     controls = [picture(one, stored) for one in people.controls]
     pictured = [picture(one, stored) for one in patients]
@@ -107,7 +108,7 @@ def take_pictures(
             if lesions_in_template(visit).is_file()
         },
         atlas=atlas if atlas is not None and atlas.is_file() else None,
-        notes=tuple(_tell_mask(visit, mask) for visit, mask in masks.items()),
+        notes=lesions.notes,
         problems=tuple(problems),
     )
 
@@ -132,15 +133,35 @@ def _problem(visit: Preprocessed, error: Mri2petError) -> Problem:
     return Problem(visit.subject, f"sub-{visit.subject}: {error}", error.exit_code)
 
 
-def _find_masks(
-    settings: Settings, patients: Sequence[Participant]
-) -> tuple[dict[Preprocessed, LesionMask], list[Problem]]:
-    """Find masks of lesions; tell of those that cannot be used."""
-    masks: dict[Preprocessed, LesionMask] = {}
-    problems: list[Problem] = []
+@dataclass(frozen=True)
+class Lesions:
+    """Masks of lesions by visit of a patient; what is to be told of them, and of who has none."""
+
+    masks: Mapping[Preprocessed, LesionMask]
+    notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def find_masks(settings: Settings, patients: Sequence[Participant]) -> Lesions:
+    """Find masks of lesions, where the settings name a dataset of such.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    patients : sequence of Participant
+        That are to be mapped.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such dataset, or it holds a mask of none of the patients.
+    """
     root = dict(settings.derivatives).get(LESIONS)
     if root is None:
-        return masks, problems
+        return Lesions({})
+    masks: dict[Preprocessed, LesionMask] = {}
+    notes, problems = list[str](), list[Problem]()
     for visit in dict.fromkeys(one.visit for one in patients):
         try:
             mask = _usable_mask(root, visit, settings.template)
@@ -149,9 +170,12 @@ def _find_masks(
                 raise
             problems.append(_problem(visit, error))
             continue
+        notes.append(_tell_mask(visit, mask))
         if mask is not None:
             masks[visit] = mask
-    return masks, problems
+    if patients and not (masks or problems):
+        raise no_mask_at_all(root, settings.template)
+    return Lesions(masks, tuple(notes), tuple(problems))
 
 
 def _usable_mask(root: Path, visit: Preprocessed, template: str) -> LesionMask | None:
@@ -163,9 +187,12 @@ def _usable_mask(root: Path, visit: Preprocessed, template: str) -> LesionMask |
     return mask
 
 
-def _tell_mask(visit: Preprocessed, mask: LesionMask) -> str:
+def _tell_mask(visit: Preprocessed, mask: LesionMask | None) -> str:
+    who = f"sub-{visit.subject}" + (f" ses-{visit.session}" if visit.session else "")
+    if mask is None:
+        return f"{who}: no mask of lesions; in no curve"
     how = "resampled" if mask.in_template else "carried from the T1w"
-    return f"sub-{visit.subject}: lesions are those of {mask.path.name}, {how} to the grid"
+    return f"{who}: lesions are those of {mask.path.name}, {how} to the grid"
 
 
 def _mask_graphs(

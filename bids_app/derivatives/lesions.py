@@ -7,7 +7,8 @@ from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.errors import MissingInputError, UnusableDataError
 
 NAME = "lesions"  # of the dataset in --derivatives
-PATTERN = "label-L_mask.nii.gz"
+MASK = "label-L_mask"  # how the name of one ends, before its extension
+EXTENSIONS = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class LesionMask:
 def find_lesion_mask(root: Path, visit: Preprocessed, template: str) -> LesionMask | None:
     """Find the mask of a visit's lesions; None where none was drawn.
 
-    Looked for are ``sub-X[…]_space-<template>_label-L_mask.nii.gz`` and ``…_space-T1w_…`` in the
-    participant's folder, the former first; of the visit's own session, else of none.
+    Looked for are ``sub-X[…]_space-<template>_label-L_mask.nii.gz`` (or ``.nii``) and
+    ``…_space-T1w_…`` in the participant's folder, the former first; of the visit's own session,
+    else of none.
 
     Parameters
     ----------
@@ -42,7 +44,7 @@ def find_lesion_mask(root: Path, visit: Preprocessed, template: str) -> LesionMa
     """
     if not root.is_dir():
         raise MissingInputError(f"{root}: no such folder; correct --derivatives {NAME}=PATH")
-    masks = sorted((root / f"sub-{visit.subject}").rglob(f"sub-{visit.subject}_*{PATTERN}"))
+    masks = _masks_of(root, visit.subject)
     own = [path for path in masks if visit.session and f"_ses-{visit.session}_" in path.name]
     timeless = [path for path in masks if "_ses-" not in path.name]
     there = own if own else timeless
@@ -60,3 +62,17 @@ def find_lesion_mask(root: Path, visit: Preprocessed, template: str) -> LesionMa
             "other spaces cannot be used; name or resample it so"
         )
     return None
+
+
+def no_mask_at_all(root: Path, template: str) -> MissingInputError:
+    """Say that nobody has a mask there, and what is looked for."""
+    return MissingInputError(
+        f"{root}: holds no mask of lesions of any patient of this run; name masks "
+        f"sub-X/anat/sub-X[_ses-Y]_space-T1w_{MASK}.nii.gz (or space-{template}), or leave out "
+        f"--derivatives {NAME}=PATH"
+    )
+
+
+def _masks_of(root: Path, subject: str) -> list[Path]:
+    names = (f"sub-{subject}_*{MASK}{extension}" for extension in EXTENSIONS)
+    return sorted(path for name in names for path in (root / f"sub-{subject}").rglob(name))

@@ -1,0 +1,73 @@
+"""Which patients have masks of lesions, and what is told of those who have none."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cohorts import GRID, TEMPLATE
+
+from bids_app import nifti
+from bids_app.app.pictures import find_masks
+from bids_app.derivatives.preprocessed import Preprocessed
+from bids_app.errors import MissingInputError
+from bids_app.screening import Participant
+from bids_app.settings import Settings
+
+
+def patient(label, session=None):
+    visit = Preprocessed(label, session, Path("t1w"), Path("mask"), (), None)
+    return Participant(visit, Path("pet"), None)
+
+
+def draw(root, name):
+    path = root / name.partition("_")[0] / "anat" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nifti.save(nifti.Image(np.ones(GRID.shape, np.uint8), GRID.affine), path)
+    return path
+
+
+def find(root, *patients):
+    settings = Settings(Path("raw"), Path("out"), "group", derivatives=(("lesions", root),))
+    return find_masks(settings, patients)
+
+
+def test_a_patient_without_a_mask_is_told_and_the_others_are_found(tmp_path):
+    draw(tmp_path, f"sub-p1_space-{TEMPLATE}_label-L_mask.nii.gz")
+    draw(tmp_path, f"sub-p2_ses-a_space-{TEMPLATE}_label-L_mask.nii")
+    people = [patient("p1"), patient("p2", "a"), patient("p2", "b"), patient("p3")]
+    found = find(tmp_path, *people)
+    assert [(one.subject, one.session) for one in found.masks] == [("p1", None), ("p2", "a")]
+    assert found.problems == ()
+    assert found.notes[2:] == (
+        "sub-p2 ses-b: no mask of lesions; in no curve",
+        "sub-p3: no mask of lesions; in no curve",
+    )
+    assert found.notes[0].startswith("sub-p1: lesions are those of sub-p1_space-")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [None, "sub-p1_space-T1w_label-lesion_mask.nii.gz", "sub-c1_space-T1w_label-L_mask.nii.gz"],
+)
+def test_a_folder_without_a_mask_of_any_patient_is_refused(tmp_path, name):
+    if name is not None:
+        draw(tmp_path, name)
+    with pytest.raises(MissingInputError) as refused:
+        find(tmp_path, patient("p1"), patient("p2"))
+    told = f"{refused.value}"
+    assert told.startswith(f"{tmp_path}: holds no mask of lesions of any patient of this run")
+    assert "sub-X[_ses-Y]_space-T1w_label-L_mask.nii.gz" in told
+    assert "--derivatives lesions=PATH" in told
+
+
+def test_a_mask_that_cannot_be_used_is_told_and_is_not_none_at_all(tmp_path):
+    draw(tmp_path, "sub-p1_label-L_mask.nii.gz")
+    found = find(tmp_path, patient("p1"), patient("p2"))
+    (problem,) = found.problems
+    assert "its name says neither space-T1w nor" in problem.sentence
+    assert found.notes == ("sub-p2: no mask of lesions; in no curve",)
+
+
+def test_where_no_masks_are_named_nothing_is_told():
+    found = find_masks(Settings(Path("raw"), Path("out"), "group"), [patient("p1")])
+    assert (found.masks, found.notes, found.problems) == ({}, (), ())
