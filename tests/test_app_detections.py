@@ -338,6 +338,33 @@ def test_a_detector_that_is_applied_is_calibrated_by_its_own_controls(run, tmp_p
     assert not (there.out / "detectors").exists()
 
 
+@pytest.mark.parametrize("name", ["real", "hybrid"])
+def test_a_detector_that_is_applied_has_curves_with_its_own_controls(run, tmp_path, name):
+    """The same patients give the same curves, whether their detector was trained or applied."""
+    lesions = {"lesions": 1, "overlaps": [[0.0], [64.0], [0.0]]}
+    for label, scores in (("c1", [10, 8, 1]), ("c2", []), ("p2", [4])):  # p2 is another, there
+        run.add(label, scores, control=True, training_set=name, session="a")
+        run.add(label, [*scores, 1], control=True, training_set=name, detector="zscore")
+    there = Run(tmp_path / "there")
+    for each in (run, there):
+        for label in ("p1", "p2"):
+            for detector in ("ocsvm", "zscore"):
+                each.add(label, [9, 7, 6], detector=detector, training_set=name, **lesions)
+    run.write()
+    there.write(applied=run.out / "detectors" / name)
+    for file in CURVES:
+        own, applied = ((one.out / f"{file}.tsv").read_text() for one in (run, there))
+        assert own == applied
+    points = [
+        one for one in read_curve(there.out) if (one.detector, one.unit) == ("ocsvm", "lesion")
+    ]
+    assert [one.false_clusters_per_control for one in points] == pytest.approx([2 / 3, 1], rel=1e-5)
+    assert {(one.training_set, one.detector) for one in read_froc(there.out)} == {
+        (name, "ocsvm"),
+        (name, "zscore"),
+    }
+
+
 # Tables
 
 

@@ -9,7 +9,9 @@ import numpy as np
 from bids_app.app.detectors import Sighting
 from bids_app.derivatives.anomalies import DETECTORS, sign
 from bids_app.derivatives.detections import (
+    ControlCluster,
     Listed,
+    control_findings,
     control_sum_scores,
     read_control_clusters,
     write_all_clusters,
@@ -161,18 +163,14 @@ def write_detections(
     applied : Path or None
         Folder of detectors that were trained before: their controls calibrate.
     """
-    controls = [one for one in seen if one.sighting.control]
-    fitted = seen if applied is None else ()
-    for name in dict.fromkeys(one.sighting.training_set for one in fitted):
-        own = [one.listed() for one in controls if one.sighting.training_set == name]
-        folder = output_dir / DETECTORS / name
-        write_control_clusters(folder, own)
-        sha256 = complete_card(folder)
-        made = [one.sighting for one in fitted if one.sighting.training_set == name]
-        for path in (path for one in made for path in one.sidecars if sha256 and path.is_file()):
-            sign(path, sha256)
+    controls: dict[str, list[ControlCluster]] = {}
+    for name in dict.fromkeys(one.sighting.training_set for one in seen):
+        folder = output_dir / DETECTORS / name if applied is None else applied
+        if applied is None:
+            _complete(folder, [one for one in seen if one.sighting.training_set == name])
+        controls[name] = read_control_clusters(folder)
     patients = [
-        _calibrated(one, _control_scores(output_dir, one.sighting, applied))
+        _calibrated(one, controls[one.sighting.training_set])
         for one in seen
         if not one.sighting.control
     ]
@@ -182,7 +180,17 @@ def write_detections(
             write_clusters_in_t1w(one.sighting.on_t1w.table, one.clusters[:most], one.places)
     first = _first_pets(patients)
     write_all_clusters(output_dir, [one.listed(most) for one in first])
-    _write_curves(output_dir, first, controls, most)
+    healthy = [one for name in controls for one in control_findings(controls[name], name)]
+    _write_curves(output_dir, first, healthy, most)
+
+
+def _complete(folder: Path, seen: Iterable[Seen]) -> None:
+    """Write what controls have beside their detector, and let maps know its card: it is whole."""
+    write_control_clusters(folder, [one.listed() for one in seen if one.sighting.control])
+    sha256 = complete_card(folder)
+    made = [path for one in seen for path in one.sighting.sidecars if path.is_file()]
+    for path in made if sha256 else ():
+        sign(path, sha256)
 
 
 def _first_pets(seen: Iterable[Seen]) -> list[Seen]:
@@ -194,23 +202,17 @@ def _first_pets(seen: Iterable[Seen]) -> list[Seen]:
     return list(first.values())
 
 
-def _control_scores(
-    output_dir: Path, sighting: Sighting, applied: Path | None
-) -> list[list[float]]:
-    folder = output_dir / DETECTORS / sighting.training_set if applied is None else applied
-    return control_sum_scores(read_control_clusters(folder), sighting.detector)
-
-
-def _calibrated(one: Seen, controls: Sequence[Sequence[float]]) -> Seen:
+def _calibrated(one: Seen, controls: Iterable[ControlCluster]) -> Seen:
+    scores = control_sum_scores(controls, one.sighting.detector)
     clusters = tuple(
-        replace(cluster, expected_in_control=expected_in_control(cluster.sum_score, controls))
+        replace(cluster, expected_in_control=expected_in_control(cluster.sum_score, scores))
         for cluster in one.clusters
     )
     return replace(one, clusters=clusters)
 
 
 def _write_curves(
-    output_dir: Path, patients: Iterable[Seen], controls: Iterable[Seen], most: int
+    output_dir: Path, patients: Iterable[Seen], healthy: Sequence[Finding], most: int
 ) -> None:
     told = [one.finding() for one in patients if one.lesions]
     if not told:
@@ -218,7 +220,6 @@ def _write_curves(
             for ending in (".tsv", ".json"):
                 (output_dir / f"{name}{ending}").unlink(missing_ok=True)
         return
-    healthy = [one.finding() for one in controls]
     write_curve(output_dir, detection_curve(told, healthy, most=most))
     write_tests(output_dir, compare(told, most=most))
     write_froc(output_dir, free_response(told, healthy))

@@ -455,7 +455,8 @@ def _tell_other_clusters(card: DetectorCard, settings: Settings) -> list[str]:
     }
     return [
         f"--{name.replace('_', '-')} is {value:g}, but was {card.parameters.get(name)} where the "
-        "clusters of controls were counted: expected_in_control does not fit"
+        "clusters of controls were counted: expected_in_control and false clusters per control do "
+        "not fit"
         for name, value in wanted.items()
         if card.parameters.get(name) != value
     ]

@@ -11,7 +11,7 @@ from typing import TypeVar, get_args, get_type_hints
 
 from bids_app.detection.card import CONTROL_CLUSTERS
 from bids_app.detection.clusters import MIDLINE, Cluster
-from bids_app.detection.evaluation import Comparison, CurvePoint, FreePoint
+from bids_app.detection.evaluation import Comparison, CurvePoint, Finding, FreePoint, Mark
 from bids_app.detection.places import Place
 from bids_app.errors import UnusableDataError
 from bids_app.files import MISSING, read_tsv, write_json, write_tsv
@@ -227,6 +227,22 @@ def control_sum_scores(lines: Iterable[ControlCluster], detector: str) -> list[l
             own = scores.setdefault((line.participant_id, line.session_id), [])
             own += [] if line.sum_score is None else [line.sum_score]
     return list(scores.values())
+
+
+def control_findings(lines: Iterable[ControlCluster], training_set: str) -> list[Finding]:
+    """Give what curves need of each control: all of its clusters, by detector; no lesion."""
+    marks: dict[tuple[str, str, str | None], list[Mark]] = {}
+    for line in lines:
+        own = marks.setdefault((line.detector, line.participant_id, line.session_id), [])
+        if line.rank is not None and line.sum_score is not None:
+            own.append(Mark(line.rank, line.sum_score))
+    return [
+        Finding(
+            training_set, detector, who.removeprefix("sub-"),
+            None if session is None else session.removeprefix("ses-"), 0, tuple(own),
+        )
+        for (detector, who, session), own in marks.items()
+    ]  # fmt: skip
 
 
 def describe_clusters() -> Dictionary:
