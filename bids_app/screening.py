@@ -33,12 +33,16 @@ class Synthetic:
         Name of the generator, and the SHA-256 of its weights; empty if they differ by fold.
     seen : bool
         Whether it was trained on this participant.
+    trained_on, intended_use : str
+        What its card says, as the sidecar has it; empty if that does not tell.
     """
 
     path: Path
     generator: str
     sha256: str
     seen: bool
+    trained_on: str = ""
+    intended_use: str = ""
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,12 @@ class Cohort:
                 "nu": 0.03, "encoder": {"patch": 15, "latents": 64}, "cluster_extent": 0.02,
             },
             "intended_use": "Research.", "versions": {"torch": "2.13.0"}, "files": {},
+            "makers": [
+                {
+                    "name": "semi3d-cyclegan-mse", "trained_on": "PET of 35 controls.",
+                    "intended_use": "Mapping.",
+                }
+            ] * synthetic,
         }  # fmt: skip
         write_json(folder / "card.json", card)
         lines = []

@@ -124,6 +124,11 @@ def out(tmp_path_factory):
     for label in PATIENTS:
         paths = write_screened(out, label, rng, lesion=True)
         write_native(paths, flipped=label == "p2")
+    (sidecar,) = out.glob("sub-d1/pet/*_desc-synth_pet.json")
+    told = read_json(sidecar)
+    write_json(
+        sidecar, {**told, "Generator": {**told["Generator"], "IntendedUse": "Demonstration"}}
+    )
     tell_groups(out)
     write_masks(folder / "lesions")
     write_atlas(folder)
@@ -315,6 +320,18 @@ def test_a_card_tells_which_controls_are_synthetic_and_what_made_them(out):
         folder = out / "detectors" / training_set
         files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
         assert files | {"brain_mask.nii.gz", *CALIBRATION} == set(card.files)
+
+
+def test_a_card_tells_what_the_generators_are_that_made_its_synthetic_pet(out):
+    """Of real, those that pseudonormal compares with; that of d1, who has no PET, is another."""
+    untold = {"name": "g", "trained_on": "", "intended_use": ""}
+    demonstration = untold | {"intended_use": "Demonstration"}
+    for training_set, makers in (
+        ("real", [untold]), ("hybrid", [untold, demonstration]),
+        ("synthetic", [untold, demonstration]),
+    ):  # fmt: skip
+        assert read_card(out / "detectors" / training_set).makers == makers
+    assert "was made by g, whose card says that it is a dem" in (out / "group.html").read_text()
 
 
 def test_tables_tell_of_all_patients_and_of_controls(out):

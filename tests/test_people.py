@@ -294,6 +294,19 @@ def test_a_control_with_a_t1w_alone_takes_part_by_its_synthetic_pet(out, rng):
     assert people.notes == ("sub-05: not used, neither real nor synthetic PET",)
 
 
+def test_what_the_card_of_a_generator_says_comes_with_its_synthetic_pet(out, rng):
+    tell(out, {**GROUPS, "04": "control"})
+    paths = write_control(out, "04", rng)
+    path = write_synthetic(out, paths, rng, seen=True)
+    generator = {"Name": "g", "TrainedOn": "T1w of heads.", "IntendedUse": "A demonstration."}
+    edit(sidecar_path(path), Generator=generator)
+    for made in (path, write_out_of_fold(out, paths, rng)):  # then that is taken, of the same name
+        synthetic = choose(out).controls[-1].synthetic
+        assert synthetic.path.name == made.name
+        assert synthetic.trained_on == "T1w of heads."
+        assert synthetic.intended_use == "A demonstration."
+
+
 def test_a_measured_image_that_says_synthetic_is_refused(out):
     """Not even a typing error makes a synthetic PET a measured one."""
     for label in ("01", "p2"):

@@ -159,6 +159,23 @@ def test_synthetic_pet_in_the_training_is_the_first_thing_that_is_said(cohort):
     assert "<title>SYNTHETIC" not in page
 
 
+@pytest.mark.parametrize("word", ["trained_on", "intended_use"])
+@pytest.mark.parametrize("told", ["PET SIMULATED on label maps.", "A demonstration, to try with."])
+def test_a_demonstration_that_made_the_synthetic_pet_is_told_before_all_else(cohort, word, told):
+    said = "was made by semi3d-cyclegan-mse, whose card says that it is a demonstration"
+    page = cohort.write(**RUN)
+    assert said not in page
+    assert "PET of 35 controls." in section(page, "detectors")
+    path = cohort.out / "detectors/hybrid/card.json"
+    (maker,) = json.loads(path.read_text())["makers"]
+    change(path, makers=[maker | {word: told}])
+    page = cohort.write(**RUN)
+    assert said in page[: page.index("<header>")]
+    assert told in section(page, "detectors")
+    cohort.record(without=("detectors/hybrid",))  # the generator has no part in this run
+    assert said not in cohort.write(**RUN)
+
+
 def test_the_page_fetches_nothing_and_runs_nothing(made):
     page = made.write(**RUN)
     reader = Reader(page)
@@ -269,7 +286,8 @@ def test_without_lesions_nothing_is_evaluated_and_nothing_is_missing(tmp_path):
 
 
 def test_an_odd_card_does_not_lose_the_report(cohort):
-    odd = {"controls": [3, {"fold": [1]}], "detectors": 4, "parameters": 5, "shape": "x"}
+    odd = {"controls": [3, {"fold": [1]}], "detectors": 4, "parameters": 5, "shape": "x",
+           "makers": [7, {}]}  # fmt: skip
     for path in cohort.out.glob("detectors/*/card.json"):
         path.write_text(json.dumps(odd))
     page = cohort.write(**RUN)

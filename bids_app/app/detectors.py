@@ -1,6 +1,6 @@
 """From settings and pictures to the graphs of training sets, fitted or applied."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from bids_app.screening import (
     Participant,
     Pictured,
     Screening,
+    Synthetic,
     Trained,
     choose_images,
     deal,
@@ -229,8 +230,12 @@ def _plan_set(
         sightings += found
     fitting = fitting_of(run, len(trained) + len(pictures.patients))
     card = _card(run, name, tuple(plans), fitting, tell_controls(trained, dealt))
+    made = [one.who.synthetic for one in trained if one.synthetic]
     if "pseudonormal" in plans:
-        card.parameters[GENERATORS] = generators_of(_with_both(pictures)[0].controls)
+        compared = _with_both(pictures)[0].controls
+        card.parameters[GENERATORS] = generators_of(compared)
+        made += [one.who.synthetic for one in compared]
+    card.makers.extend(makers_of(made))
     graph = init_training_set_wf(
         [one.picture for one in trained], plans, fitting,
         clustering_of(run.settings, pictures),
@@ -275,6 +280,15 @@ def generators_of(people: Sequence[Pictured]) -> dict[str, list[str]]:
         name: sorted({one.sha256 for one in made if one.generator == name and one.sha256})
         for name in names
     }
+
+
+def makers_of(made: Iterable[Synthetic | None]) -> list[dict[str, str]]:
+    """Tell what the generators of synthetic PETs are, each once: for the card of a detector."""
+    known = {
+        (one.generator, one.trained_on, one.intended_use): None for one in made if one is not None
+    }
+    names = ("name", "trained_on", "intended_use")
+    return [dict(zip(names, values, strict=True)) for values in sorted(known)]
 
 
 def refuse_card(

@@ -128,11 +128,12 @@ def _synthetic(visit: Preprocessed, output_dir: Path) -> Synthetic | None:
     made = told.get("Generator")
     by: dict[str, object] = made if isinstance(made, dict) else {}
     name, sha256 = str(by.get("Name", "unknown")), str(by.get("SHA256", ""))
+    trained_on, intended_use = (str(by.get(key, "")) for key in ("TrainedOn", "IntendedUse"))
     seen = _saw_this_participant(told)
     unseen = output_dir / CROSSVALIDATION / name / visit.synthetic.relative_to(output_dir)
     if seen and unseen.is_file() and not _saw_this_participant(_read_synthetic(unseen, "train")):
-        return Synthetic(unseen, name, "", seen=False)
-    return Synthetic(visit.synthetic, name, sha256, seen)
+        return Synthetic(unseen, name, "", False, trained_on, intended_use)
+    return Synthetic(visit.synthetic, name, sha256, seen, trained_on, intended_use)
 
 
 def _saw_this_participant(told: dict[str, object]) -> bool:

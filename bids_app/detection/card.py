@@ -76,6 +76,9 @@ class DetectorCard:
         Name → version of what computed them.
     files : dict
         Path in the folder → SHA-256.
+    makers : list of dict
+        Generators of all synthetic images it was trained on or compares with: ``name``, and
+        ``trained_on`` and ``intended_use`` as their own cards say.
     """
 
     name: str
@@ -93,6 +96,7 @@ class DetectorCard:
     intended_use: str
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    makers: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def generators(self) -> frozenset[str]:

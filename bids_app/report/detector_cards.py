@@ -39,6 +39,15 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Maker:
+    """A generator of synthetic PET, as its own card tells it; empty if not told."""
+
+    name: str
+    trained_on: str
+    intended_use: str
+
+
+@dataclass(frozen=True)
 class Card:
     """What a detector's card says.
 
@@ -58,6 +67,8 @@ class Card:
         How many there were.
     grid, seed, dataset, intended_use : str
         Empty if not told.
+    makers : tuple of Maker
+        Of the synthetic PET that was trained on or that is compared with.
     """
 
     training_set: str
@@ -70,6 +81,7 @@ class Card:
     seed: str = ""
     dataset: str = ""
     intended_use: str = ""
+    makers: tuple[Maker, ...] = ()
 
     @property
     def real(self) -> int:
@@ -145,6 +157,7 @@ def card_of(training_set: str, folder: str, told: Mapping[str, object]) -> Card:
     """Read a card, as far as it can be understood."""
     controls, kinds, parameters = (told.get(key) for key in ("controls", "detectors", "parameters"))
     members = controls if isinstance(controls, list) else []
+    makers = told.get("makers")
     folds, seed, dataset, use = (
         "" if value is None else str(value)
         for value in map(told.get, ("folds", "seed", "dataset", "intended_use"))
@@ -160,7 +173,16 @@ def card_of(training_set: str, folder: str, told: Mapping[str, object]) -> Card:
         seed=seed,
         dataset=dataset,
         intended_use=use,
+        makers=tuple(map(_maker, makers)) if isinstance(makers, list) else (),
     )
+
+
+def _maker(told: object) -> Maker:
+    known = told if isinstance(told, Mapping) else {}
+    name, trained_on, use = (
+        str(known.get(key, "")) for key in ("name", "trained_on", "intended_use")
+    )
+    return Maker(name if name else UNKNOWN, trained_on, use)
 
 
 def _member(told: Mapping[str, object]) -> Member:

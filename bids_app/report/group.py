@@ -20,7 +20,7 @@ from bids_app.report.mcnemar import matches_of
 from bids_app.report.page import render
 from bids_app.report.record import Record, write_record
 from bids_app.report.runs import renew, tell_hours
-from bids_app.report.subject import DEMONSTRATION
+from bids_app.report.subject import tells_of_demonstration
 
 NAME: Final = "group"  # of the report, and of its record
 MOST_PICTURED: Final = 40  # patients; the others are pictured in their own reports (our choice)
@@ -118,10 +118,16 @@ def _page(label: str) -> str:
 def _detectors(detected: Detected) -> dict[str, object]:
     """Gather what was trained on what."""
     cards = list(detected.cards.values())
-    purposes = " ".join(f"{card.intended_use} {card.dataset}" for card in cards).lower()
+    makers = sorted({
+        one.name
+        for card in cards
+        for one in card.makers
+        if tells_of_demonstration(one.intended_use, one.trained_on)
+    })  # fmt: skip
     return {
         "cards": cards,
-        "demonstration": any(word in purposes for word in DEMONSTRATION),
+        "demonstration": any(tells_of_demonstration(c.intended_use, c.dataset) for c in cards),
+        "makers": enumerate_words(makers) if makers else "",
         "pseudonormal": any(one.detector == "pseudonormal" for one in detected.detectors),
         "synthetic": _tell_synthetic(detected),
         "training": [tell_training(card) for card in cards],

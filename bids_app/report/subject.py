@@ -32,8 +32,7 @@ class Generator:
     @property
     def is_demonstration(self) -> bool:
         """Whether its card says that it is not meant for real studies."""
-        told = f"{self.intended_use} {self.trained_on}".lower()
-        return any(word in told for word in DEMONSTRATION)
+        return tells_of_demonstration(self.intended_use, self.trained_on)
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,17 @@ class Finding:
     what: str
     name: str
     source: str
+
+
+def tells_of_demonstration(*told: str) -> bool:
+    """Whether a card says that what it is of is not meant for real studies.
+
+    Examples
+    --------
+    >>> tells_of_demonstration("Research.", "T1w and PET SIMULATED on label maps.")
+    True
+    """
+    return any(word in " ".join(told).lower() for word in DEMONSTRATION)
 
 
 def write_subject_report(

@@ -16,7 +16,7 @@ from bids_app.report.history import folds_of, kept_epoch, rank
 from bids_app.report.page import render
 from bids_app.report.paper import full_name_of
 from bids_app.report.record import Record, read_record, write_record
-from bids_app.report.subject import DEMONSTRATION, tell_duration
+from bids_app.report.subject import tell_duration, tells_of_demonstration
 from bids_app.report.sweep import cautions_of, draw_sweeps, sweeps_of
 from bids_app.report.table1 import beside_the_paper, table1, why_no_lpips
 from bids_app.report.tables import as_number, show
@@ -119,10 +119,9 @@ def _generators(trained: Trained) -> dict[str, object]:
         key: statements_of(trained, key)
         for key in ("trained_on", "intended_use", "dataset", "seed", "version")
     }
-    purposes = " ".join([*told["trained_on"], *told["intended_use"]]).lower()
     return {
         "statements": told,
-        "demonstration": any(word in purposes for word in DEMONSTRATION),
+        "demonstration": tells_of_demonstration(*told["trained_on"], *told["intended_use"]),
         "grids": grids_of(trained),
         "generators": generator_lines(trained),
         "cohorts": cohorts_of(trained),
