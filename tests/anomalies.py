@@ -28,6 +28,8 @@ CLUSTER = [
 WHO = ["participant_id", "session_id"]
 HOW = ["training_set", "detector"]
 CONTROL = [*WHO, "detector", "rank", "x", "y", "z", "volume", "mean_score", "sum_score"]
+CONTROL_MAP = [*WHO, "detector", "above_zero"]
+ABOVE_ZERO = {"C1": 0.9, "C2": 0.96}
 CURVE = [
     *(*HOW, "unit", "clusters", "n", "found", "sensitivity", "low", "high"),
     *("false_clusters_per_patient", "false_clusters_per_control"),
@@ -151,6 +153,12 @@ class Cohort:
             lines.append({"participant_id": "sub-C1", "detector": detector, **healthy})
             lines.append({"participant_id": "sub-C2", "detector": detector})  # without clusters
         write_tsv(folder / "control_clusters.tsv", CONTROL, lines)
+        maps = [
+            {"participant_id": f"sub-{label}", "detector": detector, "above_zero": share}
+            for detector in DETECTORS
+            for label, share in ABOVE_ZERO.items()
+        ]
+        write_tsv(folder / "control_maps.tsv", CONTROL_MAP, maps)
 
     def add_map(self, root, training_set, detector, label, strength):
         stem, folder = f"sub-{label}_trc-18FFDG", f"{root}sub-{label}/pet"

@@ -17,6 +17,7 @@ from bids_app.derivatives.detections import (
     read_all_clusters,
     read_clusters_table,
     read_control_clusters,
+    read_control_maps,
     read_curve,
     read_froc,
     read_tests,
@@ -279,6 +280,25 @@ def test_all_clusters_of_controls_count_though_few_of_patients_are_kept(run):
     run.add("p1", [5, 4, 3])
     run.write()
     assert run.expected() == {"p1": [5, 5]}
+
+
+def test_how_much_of_a_healthy_brain_scores_above_0_is_kept_with_the_detector(run):
+    run.add("c1", [8], control=True, above_zero=0.75)
+    run.add("c2", [], control=True, above_zero=0.5)
+    run.add("c1", [8], control=True, detector="zscore")  # by a run that did not measure it
+    run.add("c1", [8], control=True, training_set="hybrid", above_zero=0.25)
+    run.add("p1", [8], above_zero=0.125)
+    run.write()
+    told = {
+        name: [(one.participant_id, one.detector, one.above_zero) for one in read_control_maps(
+            run.out / "detectors" / name
+        )]
+        for name in ("real", "hybrid")
+    }  # fmt: skip
+    assert told == {
+        "real": [("sub-c1", "ocsvm", 0.75), ("sub-c2", "ocsvm", 0.5), ("sub-c1", "zscore", None)],
+        "hybrid": [("sub-c1", "ocsvm", 0.25)],
+    }
 
 
 def test_detectors_and_training_sets_are_calibrated_by_their_own_controls(run):

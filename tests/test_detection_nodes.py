@@ -350,7 +350,7 @@ def test_one_fold_alone_can_score(tmp_path, scored):
 
 
 def test_clusters_are_labelled_by_rank_and_told(tmp_path, scored):
-    inputs, _ = scored
+    inputs, expected = scored
     out = run(MapAnomalies, tmp_path / "node", **inputs)
     image = nib.load(out.labels)
     labels = np.asarray(image.dataobj)
@@ -362,6 +362,7 @@ def test_clusters_are_labelled_by_rank_and_told(tmp_path, scored):
     assert [one["side"] for one in told["clusters"]] == ["left", "right"]
     assert [one["sum_score"] for one in told["clusters"]] == pytest.approx([72, 36], rel=1e-4)
     assert (told["lesions"], told["overlaps"], told["regions"]) == (None, None, None)
+    assert told["above_zero"] == pytest.approx(36 / (expected != 0).sum())  # of one's own brain
 
 
 def test_all_clusters_are_told_but_only_the_first_are_labelled(tmp_path, scored):

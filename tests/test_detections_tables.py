@@ -10,11 +10,13 @@ import pytest
 from bids_app.derivatives import detections
 from bids_app.derivatives.detections import (
     ControlCluster,
+    ControlMap,
     Listed,
     control_sum_scores,
     read_all_clusters,
     read_clusters_table,
     read_control_clusters,
+    read_control_maps,
     read_curve,
     read_froc,
     read_tests,
@@ -22,6 +24,7 @@ from bids_app.derivatives.detections import (
     write_clusters_in_t1w,
     write_clusters_table,
     write_control_clusters,
+    write_control_maps,
     write_curve,
     write_froc,
     write_tests,
@@ -61,7 +64,7 @@ PATIENTS = [
     Listed("02", "a", "real", "zscore", (FIRST,)),
 ]
 CONTROLS = [
-    Listed("c1", None, "real", "ocsvm", (FIRST, SECOND)),
+    Listed("c1", None, "real", "ocsvm", (FIRST, SECOND), 0.9375),
     Listed("c2", "a", "real", "ocsvm", ()),
     Listed("c2", "b", "real", "ocsvm", (SECOND,)),
     Listed("c1", None, "real", "zscore", (replace(FIRST, sum_score=5.0),)),
@@ -74,6 +77,7 @@ def write_all(folder):
     write_clusters_in_t1w(folder / "sub-01_space-T1w_clusters.tsv", [FIRST, SECOND], [PLACE])
     write_all_clusters(folder, PATIENTS)
     write_control_clusters(folder, CONTROLS)
+    write_control_maps(folder, CONTROLS)
     write_curve(folder, [POINT])
     write_tests(folder, [TEST, replace(TEST, n=0, p=None, p_holm=None)])
     write_froc(folder, [CORNER])
@@ -89,6 +93,7 @@ COLUMNS = {
     "sub-01_space-T1w_clusters": SINGLE,
     "clusters": f"participant_id session_id training_set detector {SINGLE}",
     "control_clusters": "participant_id session_id detector rank x y z volume mean_score sum_score",
+    "control_maps": "participant_id session_id detector above_zero",
     "detection_curve": "training_set detector unit clusters n found sensitivity low high "
     "false_clusters_per_patient false_clusters_per_control",
     "detection_tests": "unit clusters training_set_1 detector_1 training_set_2 detector_2 n "
@@ -117,6 +122,7 @@ def test_columns_are_those_of_the_contract_and_all_are_explained(tmp_path):
     [
         (detections.describe_clusters, Cluster),
         (detections.describe_control_clusters, ControlCluster),
+        (detections.describe_control_maps, ControlMap),
         (detections.describe_curve, CurvePoint),
         (detections.describe_tests, Comparison),
         (detections.describe_froc, FreePoint),
@@ -152,6 +158,12 @@ def test_what_was_written_is_read_back(tmp_path):
         *("sub-c1", None, "ocsvm", 1, -30.5, 12.25, 8.0, 1336.0, 2.5, 417.5)
     )
     assert lines[2] == ControlCluster("sub-c2", "ses-a", "ocsvm", *[None] * 7)
+    assert read_control_maps(tmp_path) == [
+        ControlMap("sub-c1", None, "ocsvm", 0.9375),
+        ControlMap("sub-c2", "ses-a", "ocsvm", None),
+        ControlMap("sub-c2", "ses-b", "ocsvm", None),
+        ControlMap("sub-c1", None, "zscore", None),
+    ]
 
 
 def test_a_line_by_hand(tmp_path):

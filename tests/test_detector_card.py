@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bids_app.detection.card import (
+    CALIBRATION,
     CARD,
     CONTROL_CLUSTERS,
     Control,
@@ -55,7 +56,8 @@ cards = st.builds(
 def folder(tmp_path):
     """A detector with two files, and the clusters of its controls."""
     publish(tmp_path)
-    (tmp_path / CONTROL_CLUSTERS).write_text("participant_id\nsub-01\n")
+    for name in CALIBRATION:
+        (tmp_path / name).write_text(f"participant_id\nsub-01\n{name}\n")
     complete_card(tmp_path)
     return tmp_path
 
@@ -160,9 +162,7 @@ def test_a_file_that_was_changed_is_refused(folder, content):
     assert f"{told.value}".endswith("; fetch it again")
 
 
-@pytest.mark.parametrize(
-    "name", ["brain_mask.nii.gz", "ocsvm/voxels.safetensors", CONTROL_CLUSTERS]
-)
+@pytest.mark.parametrize("name", ["brain_mask.nii.gz", "ocsvm/voxels.safetensors", *CALIBRATION])
 def test_a_file_that_is_missing_is_told(folder, name):
     (folder / name).unlink()
     with pytest.raises(MissingInputError) as told:
@@ -178,14 +178,15 @@ def test_a_card_is_completed_by_what_controls_show_and_by_nothing_else(folder):
     completed = read_card(folder)
     publish(folder)
     before = read_card(folder)
-    added = digest_files(folder, [folder / CONTROL_CLUSTERS])
+    added = digest_files(folder, [folder / name for name in CALIBRATION])
     assert completed == replace(before, files={**before.files, **added})
 
 
-def test_controls_that_were_changed_are_refused(folder):
-    table = folder / CONTROL_CLUSTERS
+@pytest.mark.parametrize("name", CALIBRATION)
+def test_controls_that_were_changed_are_refused(folder, name):
+    table = folder / name
     table.write_text(table.read_text() + "sub-02\n")
-    with pytest.raises(UnusableDataError, match=r"control_clusters\.tsv: its SHA-256 is not"):
+    with pytest.raises(UnusableDataError, match=f"{name}: its SHA-256 is not"):
         check_files(folder, read_card(folder))
 
 

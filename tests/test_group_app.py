@@ -36,6 +36,7 @@ from bids_app.derivatives.detections import (
     read_all_clusters,
     read_clusters_table,
     read_control_clusters,
+    read_control_maps,
     read_curve,
     read_froc,
     read_tests,
@@ -347,6 +348,16 @@ def test_tables_tell_of_all_patients_and_of_controls(out):
         lines = read_control_clusters(out / "detectors" / training_set)
         assert {line.participant_id for line in lines} == {f"sub-{label}" for label in REAL}
         assert {line.detector for line in lines} == set(used(training_set))
+        maps = read_control_maps(out / "detectors" / training_set)
+        assert {(one.participant_id, one.detector) for one in maps} == {
+            (line.participant_id, line.detector) for line in lines
+        }
+        brain = uptake(np.random.default_rng(0))[1]
+        for one in maps:
+            label = one.participant_id.removeprefix("sub-")
+            name = f"stat-{one.detector}_statmap.nii.gz"
+            score, _ = load(result(root_of(out, training_set), label, name))
+            assert one.above_zero == pytest.approx((score[brain] > 0).mean(), abs=1e-4)
 
 
 def test_lesions_that_are_known_give_curves(out):

@@ -18,6 +18,7 @@ from bids_app.derivatives.detections import (
     write_clusters_in_t1w,
     write_clusters_table,
     write_control_clusters,
+    write_control_maps,
     write_curve,
     write_froc,
     write_tests,
@@ -56,6 +57,8 @@ class Seen:
         In mm³.
     places : tuple of Place or None
         Where the first clusters lie on the T1w; None if they were not carried to it.
+    above_zero : float or None
+        Share of the brain that scores above 0.
     """
 
     sighting: Sighting
@@ -63,13 +66,15 @@ class Seen:
     lesions: int | None
     shared: np.ndarray
     places: tuple[Place, ...] | None = None
+    above_zero: float | None = None
 
     def listed(self, most: int | None = None) -> Listed:
         """Give the clusters, or the first ones, as tables list them."""
         sighting, who = self.sighting, self.sighting.who.who
         return Listed(
-            who.label, who.session, sighting.training_set, sighting.detector, self.clusters[:most]
-        )
+            who.label, who.session, sighting.training_set, sighting.detector, self.clusters[:most],
+            self.above_zero,
+        )  # fmt: skip
 
     def finding(self) -> Finding:
         """Give what evaluation needs."""
@@ -96,6 +101,8 @@ def read_seen(sighting: Sighting) -> Seen | None:
         lesions = told["lesions"]
         count = 0 if lesions is None else int(lesions)  # type: ignore[call-overload]
         shared = np.array(told["overlaps"] if count else [], float).reshape(len(clusters), count)
+        share = told.get("above_zero")
+        above_zero = None if share is None else float(share)  # type: ignore[arg-type]
         regions = told["regions"] if told["regions"] else [None] * len(clusters)
         known = [
             replace(one, region=region, overlap=None if lesions is None else float(row.sum()))
@@ -106,8 +113,9 @@ def read_seen(sighting: Sighting) -> Seen | None:
             f"{sighting.clusters}: not the clusters of an image ({error}); delete it, and run again"
         ) from error
     return Seen(
-        sighting, tuple(known), None if lesions is None else count, shared, _read_places(sighting)
-    )
+        sighting, tuple(known), None if lesions is None else count, shared,
+        _read_places(sighting), above_zero,
+    )  # fmt: skip
 
 
 def _read_places(sighting: Sighting) -> tuple[Place, ...] | None:
@@ -186,7 +194,9 @@ def write_detections(
 
 def _complete(folder: Path, seen: Iterable[Seen]) -> None:
     """Write what controls have beside their detector, and let maps know its card: it is whole."""
-    write_control_clusters(folder, [one.listed() for one in seen if one.sighting.control])
+    controls = [one.listed() for one in seen if one.sighting.control]
+    write_control_clusters(folder, controls)
+    write_control_maps(folder, controls)
     sha256 = complete_card(folder)
     made = [path for one in seen for path in one.sighting.sidecars if path.is_file()]
     for path in made if sha256 else ():

@@ -14,7 +14,8 @@ DETECTORS = "detectors"
 _CARD = "DetectorCard"  # in a sidecar
 _MEANING = {
     "ocsvm": "minus the decision function of a one-class SVM on the latents of patches; above 0 "
-    "lies outside of what controls show",
+    "lies outside the boundary of the controls it was trained on, as does much of the brain of a "
+    "control it was not trained on",
     "zscore": "Crawford-Howell t of the uptake of controls minus this one's, after smoothing",
     "pseudonormal": "t of synthetic minus real PET, against that difference in controls",
 }

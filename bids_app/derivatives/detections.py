@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TypeVar, get_args, get_type_hints
 
-from bids_app.detection.card import CONTROL_CLUSTERS
+from bids_app.detection.card import CONTROL_CLUSTERS, CONTROL_MAPS
 from bids_app.detection.clusters import MIDLINE, Cluster
 from bids_app.detection.evaluation import Comparison, CurvePoint, Finding, FreePoint, Mark
 from bids_app.detection.places import Place
@@ -39,7 +39,7 @@ _HOW: Dictionary = {
         "Description": "What made the score map; more is more abnormal",
         "Levels": {
             "ocsvm": "One one-class SVM a voxel, on latents of patches. Zotova et al. (2021),"
-            " section 2.2; score 0 is its boundary",
+            " section 2.2; score 0 is its boundary around the controls that it was trained on",
             "zscore": "Crawford-Howell t of less uptake than in controls, of smoothed PET",
             "pseudonormal": "Crawford-Howell t of synthetic minus real PET",
         },
@@ -73,6 +73,8 @@ class Listed:
         What the score map was made by.
     clusters : tuple of Cluster
         By rank; there may be none.
+    above_zero : float or None
+        Share of the brain that scores above 0; None if it is not known.
     """
 
     participant: str
@@ -80,6 +82,7 @@ class Listed:
     training_set: str
     detector: str
     clusters: tuple[Cluster, ...]
+    above_zero: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,24 @@ class ControlCluster:
     volume: float | None
     mean_score: float | None
     sum_score: float | None
+
+
+@dataclass(frozen=True)
+class ControlMap:
+    """A line of ``control_maps.tsv``: the map of a held-out control by one detector.
+
+    Parameters
+    ----------
+    participant_id, session_id, detector : str, str or None, str
+        Identifiers have their prefixes, as in the file.
+    above_zero : float or None
+        Share of its brain that scores above 0; None if it is not known.
+    """
+
+    participant_id: str
+    session_id: str | None
+    detector: str
+    above_zero: float | None
 
 
 def write_clusters_table(path: Path, clusters: Sequence[Cluster]) -> None:
@@ -162,6 +183,14 @@ def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
     _write(folder / CONTROL_CLUSTERS, describe_control_clusters(), lines)
 
 
+def write_control_maps(folder: Path, visits: Iterable[Listed]) -> None:
+    """Write ``control_maps.tsv``, in the folder of a training set."""
+    lines = [
+        {**_who(one), "detector": one.detector, "above_zero": one.above_zero} for one in visits
+    ]
+    _write(folder / CONTROL_MAPS, describe_control_maps(), lines)
+
+
 def write_curve(output_dir: Path, points: Sequence[CurvePoint]) -> None:
     """Write ``detection_curve.tsv``."""
     _write(output_dir / f"{CURVE}.tsv", describe_curve(), [vars(one) for one in points])
@@ -202,6 +231,11 @@ def read_all_clusters(output_dir: Path) -> list[Listed]:
 def read_control_clusters(folder: Path) -> list[ControlCluster]:
     """Read ``control_clusters.tsv`` of a training set."""
     return _read(folder / CONTROL_CLUSTERS, ControlCluster)
+
+
+def read_control_maps(folder: Path) -> list[ControlMap]:
+    """Read ``control_maps.tsv`` of a training set."""
+    return _read(folder / CONTROL_MAPS, ControlMap)
 
 
 def read_curve(output_dir: Path) -> list[CurvePoint]:
@@ -310,6 +344,18 @@ def describe_control_clusters() -> Dictionary:
         "detector": _HOW["detector"],
         "rank": {"Description": text},
         **{column: describe_clusters()[column] for column in told},
+    }
+
+
+def describe_control_maps() -> Dictionary:
+    """Explain the columns of ``control_maps.tsv``, in their order."""
+    return {
+        **_WHO,
+        "detector": _HOW["detector"],
+        "above_zero": {
+            "Description": "Share of the brain that scores above 0, 0 to 1, in the map by the fold"
+            " that left this control out"
+        },
     }
 
 

@@ -14,7 +14,8 @@ from bids_app.imaging.volume import Grid, zooms_of
 
 CARD = "card.json"
 CONTROL_CLUSTERS = "control_clusters.tsv"
-CALIBRATION = (CONTROL_CLUSTERS,)  # what held-out controls show; there after the card
+CONTROL_MAPS = "control_maps.tsv"
+CALIBRATION = (CONTROL_CLUSTERS, CONTROL_MAPS)  # what held-out controls show; there after the card
 
 
 @dataclass(frozen=True)

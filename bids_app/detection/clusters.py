@@ -71,7 +71,8 @@ def threshold_of(score: Volume, brain: Mask, extent: float) -> float:
     Parameters
     ----------
     score : ndarray, (I, J, K)
-        Higher is more abnormal; 0 is as controls are, or the edge of what they are.
+        Higher is more abnormal; 0 is as controls are, or the boundary of those that were
+        trained on.
     brain : ndarray of bool, (I, J, K)
         What was analysed; not empty.
     extent : float

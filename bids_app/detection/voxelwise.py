@@ -85,8 +85,9 @@ def fit_slab(
     VoxelModels
         Voxel by voxel.
     ndarray of float32, (scored, voxels)
-        Minus the decision function: above 0 lies outside the boundary of controls. Voxels are in
-        the order of :mod:`bids_app.detection.slabs`.
+        Minus the decision function: above 0 lies outside the boundary of the controls of the fold,
+        as much of the brain of others does, too. Voxels are in the order of
+        :mod:`bids_app.detection.slabs`.
     """
     models, scores = [], [np.zeros((len(scored), 0), np.float32)]
     for k in fold.slices():

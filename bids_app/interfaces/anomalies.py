@@ -79,7 +79,7 @@ class _MapAnomaliesInputSpec(BaseInterfaceInputSpec):
 class _MapAnomaliesOutputSpec(TraitedSpec):
     statmap = File(exists=True, desc="anomaly map; more is more abnormal, 0 outside the brain")
     labels = File(exists=True, desc="clusters by rank")
-    clusters = File(exists=True, desc="all clusters, and what they share with lesions, JSON")
+    clusters = File(exists=True, desc="all, what they share with lesions; share of brain above 0")
 
 
 class MapAnomalies(SimpleInterface):
@@ -106,7 +106,11 @@ class MapAnomalies(SimpleInterface):
         clusters, labels = find_clusters(
             score, brain, affine, extent=inputs.extent, minimum_volume=inputs.minimum_volume
         )
-        found = {"clusters": [asdict(one) for one in clusters], **self._compared(labels, affine)}
+        found = {
+            "clusters": [asdict(one) for one in clusters],
+            "above_zero": float((score[brain] > 0).mean()),
+            **self._compared(labels, affine),
+        }
         labels[labels > inputs.most] = 0
         nifti.save(nifti.Image(score, affine), cwd / "statmap.nii.gz")
         nifti.save(nifti.Image(labels, affine), cwd / "labels.nii.gz")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Final
 
 from bids_app.report.charts import FAINT, INK, WIDTH, Axis, Chart, Dot, Key, Stroke, line, show_tick
@@ -31,12 +31,15 @@ class Calibration:
         Clusters of each of those controls.
     patients : dict
         Patient → its highest ``sum_score``; 0 where it has no cluster.
+    shares : sequence of float
+        Of the brain of controls, what scores above 0; of those of whom it is told.
     """
 
     which: Which
     controls: Mapping[str, float]
     counts: Sequence[int]
     patients: Mapping[str, float]
+    shares: Sequence[float] = ()
 
     @property
     def beyond(self) -> list[str]:
@@ -56,6 +59,7 @@ class Line:
     counts: str
     usual: str
     highest: str
+    above_zero: str
     beyond: str
 
 
@@ -121,6 +125,7 @@ def _calibration(detected: Detected, which: Which) -> Calibration:
         controls={name: max(own[name], default=0.0) for name in names},
         counts=[len(own[name]) for name in names],
         patients=_patients(detected, which),
+        shares=list(detected.control_shares.get(which, {}).values()),
     )
 
 
@@ -141,6 +146,7 @@ def _line(calibration: Calibration) -> Line:
         counts=f"{median(counts):g} ({min(counts)} to {max(counts)})",
         usual=tell_score(median(tops)),
         highest=tell_score(max(tops)),
+        above_zero=f"{100 * mean(calibration.shares):.0f} %" if calibration.shares else "n/a",
         beyond=f"{len(calibration.beyond)} of {len(calibration.patients)}",
     )
 

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 
 from bids_app.report.cells import Cells, as_value, read_lines
 from bids_app.report.clusters import NEEDED, Cluster, cluster_of
+from bids_app.report.control_maps import control_shares
 from bids_app.report.detector_cards import Card, find_cards, folders_of
 from bids_app.report.detectors import FOLDER, Which, label_of, name_visit, which
 from bids_app.report.evaluated import (
@@ -59,6 +60,8 @@ class Detected:
         Of patients.
     control_scores : dict
         Detector → held-out control → ``sum_score`` of each of its clusters; there may be none.
+    control_shares : dict
+        Detector → held-out control → share of its brain that scores above 0.
     curve, responses, comparisons : sequence
         The lines of ``detection_curve.tsv``, ``detection_froc.tsv`` and ``detection_tests.tsv``;
         none where no lesion is known.
@@ -75,6 +78,7 @@ class Detected:
     maps: Sequence[Scored]
     clusters: Sequence[Found]
     control_scores: Mapping[Which, Mapping[str, Sequence[float]]]
+    control_shares: Mapping[Which, Mapping[str, float]]
     curve: Sequence[Point]
     responses: Sequence[Response]
     comparisons: Sequence[Comparison]
@@ -126,6 +130,7 @@ def find_detected(output_dir: Path, applied: str = "") -> Detected:
     needed = ("participant_id", "training_set", "detector", *NEEDED)
     clusters, no_clusters = _read(output_dir, "clusters.tsv", needed, _found)
     scores, no_scores = _control_scores(output_dir, cards)
+    shares, no_shares = control_shares(output_dir, cards)
     known = ("training_set", "detector", "unit")
     curve, no_curve = _read(output_dir, "detection_curve.tsv", (*known, "clusters"), point_of)
     responses, no_responses = _read(output_dir, "detection_froc.tsv", known, response_of)
@@ -133,7 +138,7 @@ def find_detected(output_dir: Path, applied: str = "") -> Detected:
     evaluated = [*no_curve, *no_responses, *no_tests]
     if not (curve or responses or tests):  # then no lesion is known, and nothing could be
         evaluated = [fault for fault in evaluated if not fault.endswith(ABSENT)]
-    faults = (*untold, *no_cards, *no_clusters, *no_scores, *evaluated)
+    faults = (*untold, *no_cards, *no_clusters, *no_scores, *no_shares, *evaluated)
     own = {one.path for one in maps}
     return Detected(
         dataset="" if run is None else run.dataset,
@@ -141,6 +146,7 @@ def find_detected(output_dir: Path, applied: str = "") -> Detected:
         maps=maps,
         clusters=clusters,
         control_scores=scores,
+        control_shares=shares,
         curve=curve,
         responses=responses,
         comparisons=tests,

@@ -11,8 +11,9 @@ FOLDER: Final = "detectors"
 SETS: Final = ("real", "hybrid", "synthetic")  # in the order in which they are shown
 NAMES: Final = {"ocsvm": "OC-SVM", "zscore": "z score", "pseudonormal": "pseudo-normal"}
 MEANINGS: Final = {
-    "ocsvm": "distance beyond the boundary that a one-class SVM draws around the controls at that "
-    "voxel; above 0 is outside of it",
+    "ocsvm": "distance beyond the boundary that a one-class SVM draws, at that voxel, around the "
+    "controls it was trained on; above 0 is outside of it, and so is much of the brain of a "
+    "control it was not trained on",
     "zscore": "how much less uptake there is than in controls, as the t of Crawford and Howell",
     "pseudonormal": "how much less uptake there is than in the synthetic PET predicted from the "
     "participant's own T1w, against the same difference in controls, as a t",

@@ -131,7 +131,8 @@ def _ocsvm(procedure: Procedure) -> str:
         f"(Schölkopf et al., 2001) with a radial basis function kernel{told} was fitted to the "
         "latents of the controls, with the stopping rule of LIBSVM (Chang and Lin, 2011) in a "
         f"solver compiled by {tell_tool(versions, 'numba', 'numba')} (Lam et al., 2015). The score "
-        "is minus the decision function: above 0 lies outside the boundary of the controls."
+        "is minus the decision function: above 0 lies outside the boundary of the controls that "
+        "the machine was trained on, where much of the brain of a held-out control lies, too."
     )
 
 
