@@ -275,6 +275,19 @@ def test_a_control_without_clusters_counts(run):
     assert [one.rank for one in lines] == [1, None, None, None]
 
 
+def test_tables_tell_how_many_controls_what_is_expected_rests_on(run):
+    for label, scores in (("c1", [8]), ("c2", []), ("c3", [])):
+        run.add(label, scores, control=True)
+    run.add("c1", [8], control=True, detector="zscore")
+    seen = [run.add("p1", [5], detector=one) for one in ("ocsvm", "zscore", "pseudonormal")]
+    run.write()
+    ends = ["3", "1", "0", "3 (real ocsvm), 1 (real zscore), 0 (real pseudonormal)"]
+    tables = [*(one.sighting.paths.table for one in seen), run.out / "clusters.tsv"]
+    for path, end in zip(tables, ends, strict=True):
+        told = read_json(path.with_suffix(".json"))["expected_in_control"]["Description"]
+        assert told.endswith(f"Number of these controls: {end}")
+
+
 def test_all_clusters_of_controls_count_though_few_of_patients_are_kept(run):
     run.add("c1", [9, 8, 7, 6, 5], control=True)
     run.add("p1", [5, 4, 3])

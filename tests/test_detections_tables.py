@@ -73,9 +73,9 @@ CONTROLS = [
 
 def write_all(folder):
     """Every table there is; name → path."""
-    write_clusters_table(folder / "sub-01_clusters.tsv", [FIRST, SECOND])
-    write_clusters_in_t1w(folder / "sub-01_space-T1w_clusters.tsv", [FIRST, SECOND], [PLACE])
-    write_all_clusters(folder, PATIENTS)
+    write_clusters_table(folder / "sub-01_clusters.tsv", [FIRST, SECOND], 3)
+    write_clusters_in_t1w(folder / "sub-01_space-T1w_clusters.tsv", [FIRST, SECOND], [PLACE], 3)
+    write_all_clusters(folder, PATIENTS, {("real", "ocsvm"): 3, ("real", "zscore"): 1})
     write_control_clusters(folder, CONTROLS)
     write_control_maps(folder, CONTROLS)
     write_curve(folder, [POINT])
@@ -191,6 +191,17 @@ def test_on_the_t1w_places_are_others_and_all_else_is_as_found(tmp_path):
         assert f"in the space of the {space}" in told[column]["Description"]
 
 
+def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unlike(tmp_path):
+    tables = write_all(tmp_path)
+    for name, controls in (
+        ("sub-01_clusters", "3"), ("sub-01_space-T1w_clusters", "3"),
+        ("clusters", "3 (real ocsvm), 1 (real zscore)"),
+    ):  # fmt: skip
+        told = read_json(tables[name].with_suffix(".json"))["expected_in_control"]["Description"]
+        assert "A control's map is made by the one fold that left it out, a patient's is" in told
+        assert f". Number of these controls: {controls}" in told
+
+
 def test_a_control_without_clusters_counts_in_what_is_expected(tmp_path):
     write_control_clusters(tmp_path, CONTROLS)
     lines = read_control_clusters(tmp_path)
@@ -202,7 +213,7 @@ def test_a_control_without_clusters_counts_in_what_is_expected(tmp_path):
 
 def test_a_visit_without_clusters_has_a_table_without_lines(tmp_path):
     path = tmp_path / "sub-01_clusters.tsv"
-    write_clusters_table(path, [])
+    write_clusters_table(path, [], 0)
     assert path.read_text().splitlines() == ["\t".join(SINGLE.split())]
     assert read_clusters_table(path) == []
 

@@ -821,6 +821,38 @@ def test_the_section_stands_between_pet_and_methods(made):
     assert all(link.startswith(("data:image/", "#")) for link in reader.links)
 
 
+def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unlike(
+    cohort, tmp_path
+):
+    unlike = "that of a patient is the mean over all folds, and smoother: the two are not quite"
+    page = section(cohort.write_subject("P1"), "anomalies")
+    assert page.count("What is expected rests on 2 held-out controls.") == len(SETS) * 2
+    assert page.count(unlike) == 1
+    for path in cohort.out.glob("detectors/*/control_clusters.tsv"):
+        lines = [one for one in read_tsv(path) if one["detector"] == "zscore"]
+        write_tsv(path, CONTROL, [one for one in lines if one["participant_id"] == "sub-C1"])
+    page = section(cohort.write_subject("P1"), "anomalies")
+    assert page.count("What is expected rests on 1 held-out control.") == len(SETS)
+    assert page.count("No control was held out, so that nothing tells what is expected.") == 2
+    cohort.record(without=("stat-zscore",))  # those maps are not of these detectors
+    assert "What is expected rests" not in section(cohort.write_subject("P1"), "anomalies")
+    control = section(cohort.write_subject("C1"), "anomalies")
+    assert unlike not in control
+    assert "What is expected rests" not in control
+
+
+def test_in_a_report_of_a_patient_controls_are_those_of_the_detector_that_was_applied(
+    cohort, tmp_path
+):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(cohort.out / "detectors" / "real", elsewhere)
+    shutil.rmtree(cohort.out / "detectors")
+    cohort.record()
+    cohort.write(**{**RUN, "settings": {"detector": elsewhere}})
+    page = section(cohort.write_subject("P1"), "anomalies")
+    assert page.count("What is expected rests on 2 held-out controls.") == 2
+
+
 def test_without_maps_there_is_no_section(cohort):
     for path in cohort.out.rglob("*_statmap.*"):
         path.unlink()

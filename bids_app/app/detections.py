@@ -68,6 +68,11 @@ class Seen:
     places: tuple[Place, ...] | None = None
     above_zero: float | None = None
 
+    @property
+    def row(self) -> tuple[str, str]:
+        """Training set and detector."""
+        return self.sighting.training_set, self.sighting.detector
+
     def listed(self, most: int | None = None) -> Listed:
         """Give the clusters, or the first ones, as tables list them."""
         sighting, who = self.sighting, self.sighting.who.who
@@ -177,17 +182,16 @@ def write_detections(
         if applied is None:
             _complete(folder, [one for one in seen if one.sighting.training_set == name])
         controls[name] = read_control_clusters(folder)
-    patients = [
-        _calibrated(one, controls[one.sighting.training_set])
-        for one in seen
-        if not one.sighting.control
-    ]
+    scores = {
+        row: control_sum_scores(controls[row[0]], row[1])
+        for row in dict.fromkeys(one.row for one in seen)
+    }
+    counts = {row: len(own) for row, own in scores.items()}
+    patients = [_calibrated(one, scores[one.row]) for one in seen if not one.sighting.control]
     for one in patients:
-        write_clusters_table(one.sighting.paths.table, one.clusters[:most])
-        if one.sighting.on_t1w is not None and one.places is not None:
-            write_clusters_in_t1w(one.sighting.on_t1w.table, one.clusters[:most], one.places)
+        _write_table(one, most, counts[one.row])
     first = _first_pets(patients)
-    write_all_clusters(output_dir, [one.listed(most) for one in first])
+    write_all_clusters(output_dir, [one.listed(most) for one in first], counts)
     healthy = [one for name in controls for one in control_findings(controls[name], name)]
     _write_curves(output_dir, first, healthy, most)
 
@@ -212,10 +216,16 @@ def _first_pets(seen: Iterable[Seen]) -> list[Seen]:
     return list(first.values())
 
 
-def _calibrated(one: Seen, controls: Iterable[ControlCluster]) -> Seen:
-    scores = control_sum_scores(controls, one.sighting.detector)
+def _write_table(one: Seen, most: int, controls: int) -> None:
+    write_clusters_table(one.sighting.paths.table, one.clusters[:most], controls)
+    own = one.sighting.on_t1w
+    if own is not None and one.places is not None:
+        write_clusters_in_t1w(own.table, one.clusters[:most], one.places, controls)
+
+
+def _calibrated(one: Seen, controls: Sequence[Sequence[float]]) -> Seen:
     clusters = tuple(
-        replace(cluster, expected_in_control=expected_in_control(cluster.sum_score, scores))
+        replace(cluster, expected_in_control=expected_in_control(cluster.sum_score, controls))
         for cluster in one.clusters
     )
     return replace(one, clusters=clusters)

@@ -137,18 +137,29 @@ class ControlMap:
     above_zero: float | None
 
 
-def write_clusters_table(path: Path, clusters: Sequence[Cluster]) -> None:
+def write_clusters_table(path: Path, clusters: Sequence[Cluster], controls: int) -> None:
     """Write the clusters of one score map, by rank; no line where there is none.
+
+    Parameters
+    ----------
+    path : Path
+        The table.
+    clusters : sequence of Cluster
+        By rank.
+    controls : int
+        That ``expected_in_control`` rests on.
 
     Raises
     ------
     ReadWriteError
         If a file cannot be written; so do all others here.
     """
-    _write(path, describe_clusters(), [vars(one) for one in clusters])
+    _write(path, describe_clusters(f"{controls}"), [vars(one) for one in clusters])
 
 
-def write_clusters_in_t1w(path: Path, clusters: Sequence[Cluster], places: Iterable[Place]) -> None:
+def write_clusters_in_t1w(
+    path: Path, clusters: Sequence[Cluster], places: Iterable[Place], controls: int
+) -> None:
     """Write the clusters of one score map, by rank, as they lie on the T1w.
 
     Ranks, scores and all that was found with them are those of ``clusters``. One that has no
@@ -157,17 +168,23 @@ def write_clusters_in_t1w(path: Path, clusters: Sequence[Cluster], places: Itera
     found = {place.rank: vars(place) for place in places}
     lost = {**dict.fromkeys(_PLACED), "volume": 0.0}
     lines = [{**vars(one), **lost, **found.get(one.rank, {})} for one in clusters]
-    _write(path, describe_clusters_in_t1w(), lines)
+    _write(path, describe_clusters_in_t1w(f"{controls}"), lines)
 
 
-def write_all_clusters(output_dir: Path, visits: Iterable[Listed]) -> None:
-    """Write ``clusters.tsv``: all clusters of all patients, in the order given."""
+def write_all_clusters(
+    output_dir: Path, visits: Iterable[Listed], controls: Mapping[tuple[str, str], int]
+) -> None:
+    """Write ``clusters.tsv``: all clusters of all patients, in the order given.
+
+    ``controls``: how many ``expected_in_control`` rests on, by training set and detector.
+    """
     lines = [
         {**_who(one), "training_set": one.training_set, "detector": one.detector, **vars(cluster)}
         for one in visits
         for cluster in one.clusters
     ]
-    _write(output_dir / f"{CLUSTERS}.tsv", describe_all_clusters(), lines)
+    told = ", ".join(f"{count} ({' '.join(names)})" for names, count in controls.items())
+    _write(output_dir / f"{CLUSTERS}.tsv", describe_all_clusters(told), lines)
 
 
 def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
@@ -279,8 +296,12 @@ def control_findings(lines: Iterable[ControlCluster], training_set: str) -> list
     ]  # fmt: skip
 
 
-def describe_clusters() -> Dictionary:
-    """Explain the columns of a cluster table, in their order."""
+def describe_clusters(controls: str = "") -> Dictionary:
+    """Explain the columns of a cluster table, in their order.
+
+    ``controls`` says how many ``expected_in_control`` rests on; empty if that is not known.
+    """
+    rests_on = f". Number of these controls: {controls}" if controls else ""
     return {
         "rank": {"Description": "Rank by sum_score, from 1; the value in the label image"},
         **_places("", "Centre of mass, weighted by score,"),
@@ -302,7 +323,9 @@ def describe_clusters() -> Dictionary:
         "expected_in_control": {
             "Description": "Clusters of at least this sum_score that a healthy control is expected"
             " to have: mean over controls that took no part in training; a number, not a"
-            " probability; n/a without such controls"
+            " probability; n/a without such controls. A control's map is made by the one fold that"
+            " left it out, a patient's is the mean over all folds, and smoother: the two are not"
+            f" quite alike{rests_on}"
         },
         "overlap": {
             "Description": "Volume shared with lesions; n/a where no lesion is known",
@@ -315,8 +338,8 @@ def describe_clusters() -> Dictionary:
     }
 
 
-def describe_clusters_in_t1w() -> Dictionary:
-    """Explain the columns of a cluster table in the space of the T1w, in their order."""
+def describe_clusters_in_t1w(controls: str = "") -> Dictionary:
+    """Explain the columns of a cluster table in the space of the T1w, as describe_clusters does."""
     lost = "n/a where no voxel of it is left there"
     placed: Dictionary = {
         "rank": describe_clusters()["rank"],
@@ -326,13 +349,13 @@ def describe_clusters_in_t1w() -> Dictionary:
     }
     return {
         column: placed.get(column, {**entry, "Description": f"{entry['Description']}. {_AS_FOUND}"})
-        for column, entry in describe_clusters().items()
+        for column, entry in describe_clusters(controls).items()
     }
 
 
-def describe_all_clusters() -> Dictionary:
-    """Explain the columns of ``clusters.tsv``, in their order."""
-    return {**_WHO, **_HOW, **describe_clusters()}
+def describe_all_clusters(controls: str = "") -> Dictionary:
+    """Explain the columns of ``clusters.tsv``, as describe_clusters does."""
+    return {**_WHO, **_HOW, **describe_clusters(controls)}
 
 
 def describe_control_clusters() -> Dictionary:

@@ -8,8 +8,11 @@ from typing import Final
 from bids_app.errors import Mri2petError
 from bids_app.report.anomalies import Anomaly, find_anomalies
 from bids_app.report.clusters import Cluster, columns_told, tell_expected, tell_numbers
+from bids_app.report.detected import control_scores
+from bids_app.report.detector_cards import find_cards
 from bids_app.report.detectors import MEANINGS
 from bids_app.report.panels import Panel
+from bids_app.report.record import read_record
 from bids_app.report.score_maps import ScoreMap, draw_score_map, take_score_map
 from bids_app.report.scored import Run, read_run
 from bids_app.report.shelf import Shelf
@@ -54,6 +57,8 @@ class Part:
         None for training sets that are not the primary one, and where images are missing.
     faults : tuple of str
         Sentences.
+    controls : int or None
+        Held out, that tell what is expected in a healthy one; None if that is not known.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Part:
     panel: Panel
     viewer: Viewer | None
     faults: tuple[str, ...]
+    controls: int | None = None
 
     @property
     def placed(self) -> bool:
@@ -115,11 +121,13 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> Secti
     anomalies = find_anomalies(output_dir, subject, spaces=spaces)
     if not anomalies:
         return None
-    run = read_run(output_dir)
-    parts = [
-        (one.primary, _part(output_dir, one, f"anomaly-{place}", _left_over(output_dir, one, run)))
-        for place, one in enumerate(anomalies, 1)
-    ]
+    run, controls = read_run(output_dir), _controls(output_dir, anomalies)
+    parts = []
+    for place, one in enumerate(anomalies, 1):
+        doubts = _left_over(output_dir, one, run)
+        part = _part(output_dir, one, f"anomaly-{place}", doubts)
+        count = controls.get((one.training_set, one.detector), 0)
+        parts.append((one.primary, replace(part, controls=None if doubts else count)))
     return Section(
         parts=tuple(part for primary, part in parts if primary),
         others=tuple(part for primary, part in parts if not primary),
@@ -158,6 +166,14 @@ def line_of(cluster: Cluster, columns: Sequence[str], own_place: str) -> Cluster
     }
     written = (cells[head] for head in columns)
     return ClusterLine(cluster.rank, tuple(w if w else "n/a" for w in written), cluster.is_rare)
+
+
+def _controls(output_dir: Path, anomalies: Sequence[Anomaly]) -> dict[tuple[str, str], int]:
+    """Count held-out controls by training set and detector of the last run."""
+    applied = read_record(output_dir, "group").settings.get("detector", "")
+    cards, _ = find_cards(output_dir, {one.training_set for one in anomalies}, applied)
+    scores, _ = control_scores(output_dir, cards)
+    return {(which.training_set, which.detector): len(own) for which, own in scores.items()}
 
 
 def _left_over(output_dir: Path, anomaly: Anomaly, run: Run | None) -> list[str]:

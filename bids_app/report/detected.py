@@ -129,7 +129,7 @@ def find_detected(output_dir: Path, applied: str = "") -> Detected:
     cards, no_cards = find_cards(output_dir, sets, applied)
     needed = ("participant_id", "training_set", "detector", *NEEDED)
     clusters, no_clusters = _read(output_dir, "clusters.tsv", needed, _found)
-    scores, no_scores = _control_scores(output_dir, cards)
+    scores, no_scores = control_scores(output_dir, cards)
     shares, no_shares = control_shares(output_dir, cards)
     known = ("training_set", "detector", "unit")
     curve, no_curve = _read(output_dir, "detection_curve.tsv", (*known, "clusters"), point_of)
@@ -172,10 +172,25 @@ def _read(
     return kept, [*faults, *told]
 
 
-def _control_scores(
+def control_scores(
     output_dir: Path, cards: Mapping[str, Card]
 ) -> tuple[dict[Which, dict[str, list[float]]], list[str]]:
-    """Read what held-out controls have; those without clusters have a line without numbers."""
+    """Read what held-out controls have; those without clusters have a line without numbers.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    cards : dict
+        Training set → card.
+
+    Returns
+    -------
+    dict
+        Detector → held-out control → ``sum_score`` of each of its clusters.
+    list of str
+        What is missing or damaged, a sentence each.
+    """
     scores, faults = dict[Which, dict[str, list[float]]](), list[str]()
     for name, card in cards.items():
         table = f"{card.folder}/control_clusters.tsv"
