@@ -567,10 +567,17 @@ def results(out):
     """All that the one-class SVMs of real PETs leave: detectors, maps, clusters of patients."""
     paths = [*out.glob("detectors/real/ocsvm/**/*.safetensors"), *out.glob("sub-*/pet/*ocsvm*")]
     return {
-        path.relative_to(out): path.read_bytes()
+        path.relative_to(out): content_of(path)
         for path in paths
         if not path.name.endswith("_clusters.tsv")  # what is known of lesions and regions differs
     }
+
+
+def content_of(path):
+    """Give what a file holds; of a sidecar all but the card, which names all detectors."""
+    if path.suffix != ".json":
+        return path.read_bytes()
+    return {key: value for key, value in read_json(path).items() if key != "DetectorCard"}
 
 
 RUN = """
