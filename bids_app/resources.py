@@ -17,7 +17,7 @@ UNLIMITED = 1 << 60  # bytes; cgroup v1 says something beyond for "no limit"
 GIB = 1 << 30
 SHARE_OF_MEMORY = 0.9  # of what is there; our choice, nipype's too
 MOST_THREADS = 8  # ANTs gains little beyond; fMRIPrep's bound
-THREADS_OF_JOB = 4  # of a step that is a job of a queue; our choice
+THREADS_OF_JOB = 4  # at most, of a step that is a job of a queue; our choice
 THREAD_VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS",
@@ -117,6 +117,15 @@ def threads_per_node(nprocs: int, visits: int) -> int:
     (8, 2, 1)
     """
     return max(1, min(nprocs // max(visits, 1), MOST_THREADS))
+
+
+def threads_of_job() -> int:
+    """Choose the threads of a step that is a job of a queue.
+
+    Its node is not known; it is taken to have as many CPUs as this machine, however few of them
+    this process may use. No node could ever run a job that wants more than it has.
+    """
+    return min(os.cpu_count() or 1, THREADS_OF_JOB)
 
 
 def limit_threads(environment: MutableMapping[str, str], threads: int) -> None:

@@ -10,6 +10,7 @@ from bids_app.resources import (
     choose_device,
     find_limits,
     limit_threads,
+    threads_of_job,
     threads_per_node,
 )
 
@@ -122,6 +123,13 @@ def test_the_least_counts(cgroup):
 )
 def test_cpus_are_shared_among_visits(nprocs, visits, expected):
     assert threads_per_node(nprocs, visits) == expected
+
+
+@pytest.mark.parametrize(("cpus", "expected"), [(1, 1), (2, 2), (4, 4), (128, 4), (None, 1)])
+def test_a_job_wants_no_more_than_a_machine_like_this_has(monkeypatch, cpus, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0})  # of the waiting run
+    assert threads_of_job() == expected
 
 
 def test_all_libraries_are_told_how_many_threads_they_may_start():

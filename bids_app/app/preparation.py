@@ -13,10 +13,10 @@ from bids_app.generators import GeneratorChoice, Options, choose_generator
 from bids_app.imaging.volume import grid_of_box
 from bids_app.planning import Run
 from bids_app.resources import (
-    THREADS_OF_JOB,
     choose_device,
     find_limits,
     limit_threads,
+    threads_of_job,
     threads_per_node,
 )
 from bids_app.settings import SLOPPY_RESOLUTION, Settings
@@ -80,7 +80,7 @@ def share_resources(settings: Settings, visits: int) -> tuple[Resources, int]:
     wanted = settings.omp_nthreads
     plugin = read_plugin(settings.use_plugin)
     if plugin is not None and plugin["plugin"] != "MultiProc":
-        threads = THREADS_OF_JOB if wanted is None else wanted
+        threads = threads_of_job() if wanted is None else wanted
     else:
         threads = threads_per_node(nprocs, visits) if wanted is None else min(wanted, nprocs)
     limit_threads(os.environ, threads)
