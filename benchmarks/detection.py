@@ -76,8 +76,11 @@ def run_seed(folder: Path, seed: int, given: argparse.Namespace) -> None:
     for model, epochs in ((SEMI3D, given.epochs), (PATCH3D, given.patch_epochs)):
         call("mri2pet", bids, semi, "train", *grid, "--width", given.width, "--folds", 2,
              "--models", model, "--epochs", epochs)  # fmt: skip
-    if not patch.exists():
+    copied = patch.with_name("copied")
+    if not copied.exists():
+        shutil.rmtree(patch, ignore_errors=True)
         shutil.copytree(semi, patch, ignore=shutil.ignore_patterns("work", "*_desc-synth_*"))
+        copied.touch()
     lesions = f"lesions={bids / 'derivatives' / 'truth'}"
     for out, generator, sets, detectors in (
         (semi, SEMI3D, ("real", "hybrid"), ("ocsvm", "zscore", "pseudonormal")),
@@ -141,8 +144,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--paired", type=int, default=12)
     parser.add_argument("--t1w-only", type=int, default=12)
-    parser.add_argument("--patients", type=int, default=8)
-    parser.add_argument("--lesion-depth", type=float, nargs=2, default=[10, 40])
+    parser.add_argument("--patients", type=int, default=16)
+    parser.add_argument("--lesion-depth", type=float, nargs=2, default=[20, 50])
     parser.add_argument("--simulated-resolution", type=float, default=1.5)
     parser.add_argument("--resolution", type=float, default=3)
     parser.add_argument("--width", type=int, default=16)
