@@ -8,6 +8,7 @@ TRAINING_SETS = ("real", "hybrid", "synthetic")
 DETECTORS = ("ocsvm", "zscore", "pseudonormal")
 FULL_RESOLUTION = 1.0  # mm; Zotova et al. (2021), section 3.1
 SLOPPY_RESOLUTION = 4.0  # mm; for tests and for trying things out
+LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"  # in the environment, where --lpips-weights is not given
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
         except Exception as error:
             raise MissingInputError(
                 f"template {name}: TemplateFlow cannot give it ({error}); check the name, or fetch "
-                f"it beforehand: python -c \"import templateflow.api as t; t.get('{name}')\""
+                f"it where there is a network: mri2pet-fetch --template {name}"
             ) from error
         paths = paths if isinstance(paths, list) else [paths]
         if not paths or not paths[0].exists():

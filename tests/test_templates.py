@@ -81,7 +81,9 @@ def test_a_template_that_cannot_be_fetched_is_missing(tmp_path, monkeypatch):
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr(templateflow, "get", offline)
-    with pytest.raises(MissingInputError, match=r"template Nowhere: .*Network is unreachable"):
+    with pytest.raises(
+        MissingInputError, match=r"Nowhere: .*Network is unreachable.*mri2pet-fetch"
+    ):
         prepare("Nowhere", GRID, tmp_path / "template", registration_resolution=4.0)
     assert list(tmp_path.iterdir()) == []
 

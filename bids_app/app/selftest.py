@@ -1,4 +1,7 @@
-"""``mri2pet --self-test``: does what is installed here work? In processes as users start them."""
+"""``mri2pet --self-test``: does what is installed here work? In processes as users start them.
+
+What may be broken is imported by the check that needs it: no check takes the others with it.
+"""
 
 import os
 import re
@@ -6,28 +9,41 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib import import_module
 from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
-import numpy as np
-
-from bids_app import nifti
-from bids_app.app.training import LPIPS_VARIABLE
-from bids_app.derivatives.paths import sidecar_path
-from bids_app.detection.oneclass import VoxelwiseOneClassSVM
 from bids_app.errors import Mri2petError, UnusableDataError
-from bids_app.files import read_json
-from bids_app.generators import SHIPPED
-from bids_app.resources import choose_device, find_limits
-from bids_app.synthesis.card import check_weights, read_card
+from bids_app.resources import choose_device, find_limits, limit_threads, threads_per_node
+from bids_app.settings import LPIPS_VARIABLE
 
 TOLERANCE = 1e-4  # between decision values: DESIGN, section 4
 LEAST_LIKENESS = 0.7  # correlation; our choice, 0.96 was seen
 TIMEOUT = 600.0  # s
 LAST_LINES = 3
-FAILURES = (Mri2petError, ImportError, OSError, ValueError, subprocess.SubprocessError)
 Check = Callable[[], str]
+# Import one after another; a line before each, in case it takes Python with it, and one after.
+IMPORTS = """
+import importlib, sys
+for name in sys.argv[1:]:
+    print(name, "ends Python", sep="\\t", flush=True)
+    try:
+        importlib.import_module(name)
+        said = ""
+    except Exception as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    print(name, said, sep="\\t", flush=True)
+"""
+# How many threads a library takes, told by a process that has nothing but that library. ITK does
+# not say; it starts them at its first filter.
+THREADS = {
+    "torch": "import torch; print(torch.get_num_threads())",
+    "ITK": """
+import os, ants, numpy
+before = len(os.listdir("/proc/self/task"))
+ants.smooth_image(ants.from_numpy(numpy.zeros((32, 32, 32), "float32")), 1.0)
+print(len(os.listdir("/proc/self/task")) - before)
+""",
+}
 
 
 def check_packages() -> str:
@@ -40,8 +56,15 @@ def check_packages() -> str:
         for distribution in names
         if not module.startswith("_")
     }
-    for name in wanted:
-        import_module(modules.get(name, name))
+    names = {modules.get(name, name): name for name in wanted}
+    run = _run("-c", IMPORTS, *names)
+    told = dict(line.split("\t") for line in run.stdout.splitlines() if line.count("\t") == 1)
+    broken = [f"{name} ({told[module]})" for module, name in names.items() if told.get(module)]
+    if broken:
+        raise UnusableDataError(
+            f"cannot be imported: {', '.join(broken)}; install mri2pet with constraints.txt again"
+        )
+    _refuse_failure("importing", run)
     return ", ".join(f"{name} {version(name)}" for name in wanted)
 
 
@@ -52,8 +75,23 @@ def check_machine() -> str:
     return f"{limits.cpus} CPUs, {limits.mem_gb:g} GiB of memory, device {device}"
 
 
+def check_threads() -> str:
+    """See that torch and ITK take no more threads than a run lets a step have."""
+    most = threads_per_node(find_limits(os.environ).cpus, visits=1)
+    environment = dict(os.environ)
+    limit_threads(environment, most)
+    taken = {library: _threads(library, environment) for library in THREADS}
+    told = " and ".join(f"{count} of {library}" for library, count in taken.items())
+    if max(taken.values()) > most:
+        raise UnusableDataError(f"{told}, where a step may have {most}: they do not heed limits")
+    return f"{told}, where a step may have {most}"
+
+
 def check_generators() -> str:
     """Compare the weights of the generators that come with the app with their cards."""
+    from bids_app.generators import SHIPPED
+    from bids_app.synthesis.card import check_weights, read_card
+
     folders = sorted(path.parent for path in SHIPPED.glob("*/card.json"))
     if not folders:
         raise UnusableDataError(f"{SHIPPED}: no generator is there; install mri2pet again")
@@ -64,18 +102,25 @@ def check_generators() -> str:
 
 def check_lpips() -> str:
     """Compare the weights of LPIPS with those published, if there are any."""
-    from bids_app.synthesis.lpips import load_lpips
-
     place = os.environ.get(LPIPS_VARIABLE)
     if not place or not Path(place).is_file():
         return f"${LPIPS_VARIABLE} names no file; LPIPS will be n/a"
-    known = load_lpips(Path(place)).is_published
-    return f"{place} {'has the published checksum' if known else 'can be read'}"
+    from bids_app.synthesis.lpips import load_lpips
+
+    if not load_lpips(Path(place)).is_published:
+        raise UnusableDataError(
+            f"{place}: has not the checksum of the published weights, so that LPIPS would not be "
+            "that of others; get them by mri2pet-fetch --lpips"
+        )
+    return f"{place} has the published checksum"
 
 
 def check_machines() -> str:
     """Compare one-class SVMs with scikit-learn's; compiles them, unless a cache has them."""
+    import numpy as np
     from sklearn.svm import OneClassSVM
+
+    from bids_app.detection.oneclass import VoxelwiseOneClassSVM
 
     random = np.random.default_rng(0)
     train, test = (random.normal(size=(3, n, 8)).astype(np.float32) for n in (30, 5))
@@ -92,6 +137,12 @@ def check_machines() -> str:
 
 def check_participant() -> str:
     """Simulate somebody, and run ``participant --sloppy``: pictures have to look like brains."""
+    import numpy as np
+
+    from bids_app import nifti
+    from bids_app.derivatives.paths import sidecar_path
+    from bids_app.files import read_json
+
     with tempfile.TemporaryDirectory(prefix="mri2pet-self-test-") as made:
         bids, out = Path(made, "bids"), Path(made, "out")
         _call("bids_app.simulate", str(bids), "--paired", "1", "--resolution", "3")
@@ -108,22 +159,46 @@ def check_participant() -> str:
     return f"a simulated person's synthetic PET correlates with the real one by {likeness:.2f}"
 
 
-def _call(module: str, *words: str) -> None:
-    """Run one of the commands in a process of its own, as shut off as this one."""
+def _run(
+    *words: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, as shut off as this one."""
     flags = [f for f, on in (("-E", sys.flags.ignore_environment), ("-s", sys.flags.no_user_site))
              if on]  # fmt: skip
-    run = subprocess.run(
-        [sys.executable, *flags, "-m", module, *words], capture_output=True, text=True, check=False,
-        timeout=TIMEOUT,
+    return subprocess.run(
+        [sys.executable, "-P", *flags, *words], capture_output=True, text=True, check=False,
+        timeout=TIMEOUT, env=environment,
     )  # fmt: skip
+
+
+def _refuse_failure(name: str, run: subprocess.CompletedProcess[str]) -> None:
     if run.returncode:
         last = " ".join(run.stderr.split("\n")[-LAST_LINES - 1 :]).strip()
-        raise UnusableDataError(f"{module} {words[-2]} ended with {run.returncode}: {last}")
+        raise UnusableDataError(f"{name} ended with {run.returncode}: {last}")
+
+
+def _call(module: str, *words: str) -> None:
+    """Run one of the commands."""
+    _refuse_failure(f"{module} {words[-2]}", _run("-m", module, *words))
+
+
+def _threads(library: str, environment: dict[str, str]) -> int:
+    """Count the threads that a library takes in such an environment."""
+    run = _run("-c", THREADS[library], environment=environment)
+    _refuse_failure(f"starting {library}", run)
+    return int(run.stdout)
+
+
+def _sentence(error: Exception) -> str:
+    """Say what went wrong in one line; of errors that are not ours, the kind as well."""
+    what = " ".join(str(error).split())
+    return what if isinstance(error, Mri2petError) else f"{type(error).__name__}: {what}"
 
 
 CHECKS: dict[str, Check] = {
     "packages": check_packages,
     "machine": check_machine,
+    "threads": check_threads,
     "generators": check_generators,
     "LPIPS": check_lpips,
     "one-class SVMs": check_machines,
@@ -143,8 +218,8 @@ def self_test() -> int:
     for name, check in CHECKS.items():
         try:
             word, what = "ok", check()
-        except FAILURES as error:
-            word, what = "FAILED", " ".join(str(error).split())
+        except Exception as error:  # of any kind, for what is broken may raise anything
+            word, what = "FAILED", _sentence(error)
             failed += 1
         sys.stdout.write(f"{word:7} {name}: {what}\n")
         sys.stdout.flush()

@@ -31,7 +31,7 @@ from bids_app.imaging.volume import grid_of_box
 from bids_app.mapped import read_digest
 from bids_app.report.training import write_training_report
 from bids_app.resources import choose_device
-from bids_app.settings import Settings
+from bids_app.settings import LPIPS_VARIABLE, Settings
 from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.models import MODELS, ModelSpec
 from bids_app.synthesis.tiling import CubicPatches
@@ -42,7 +42,6 @@ from bids_app.workflows.training import Fold, Means, ModelPlan, init_baselines_w
 
 DONE, PARTIAL = 0, 1  # exit codes
 MEMORY = {(2, False): 0.20, (2, True): 0.75, (3, False): 0.10, (3, True): 0.32}  # GiB a sample
-LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"
 LEAST_VALIDATIONS = 10  # of a training of few epochs; our choice
 SLOPPY_PATCHES = CubicPatches(size=24, stride=8)  # the least that a discriminator can judge
 
