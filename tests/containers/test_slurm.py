@@ -71,18 +71,41 @@ def test_steps_as_jobs_give_the_same_files(slurm, bids, alone, tmp_path):
     assert contents(out) == contents(alone)
 
 
-def test_an_array_job_gives_the_same_files(slurm, bids, alone, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    script = PROJECT / "containers" / "slurm-array.sh"
-    job = call(
-        "sbatch", "--wait", "--parsable", "--array=1-2", "--cpus-per-task=1", "--mem=4G",
-        f"--output={tmp_path}/%a.log", script, bids, out, *PARTICIPANT[1:],
+def submit(slurm, tasks, bids, out, *options, wait=()):
+    """Submit the array job; what its tasks say goes beside their output folder."""
+    script, logs = PROJECT / "containers" / "slurm-array.sh", out.parent
+    return call(
+        "sbatch", *wait, "--parsable", f"--array={tasks}", "--cpus-per-task=1", "--mem=4G",
+        f"--output={logs}/%A_%a.log", script, bids, out, *PARTICIPANT[1:], *options,
         env={**slurm, "COMMAND": "mri2pet"}, check=False,
     )  # fmt: skip
-    logs = "".join((tmp_path / f"{task}.log").read_text() for task in (1, 2))
-    assert job.returncode == 0, logs
+
+
+def test_an_array_job_gives_the_same_files(slurm, bids, alone, tmp_path):
+    out = tmp_path / "out"
+    job = submit(slurm, "1-2", bids, out, wait=["--wait"])
+    assert job.returncode == 0, "".join(log.read_text() for log in tmp_path.glob("*.log"))
     assert contents(out) == contents(alone)
+
+
+def test_a_task_that_was_killed_goes_on_when_it_is_submitted_again(slurm, bids, alone, tmp_path):
+    out = tmp_path / "out"
+    first = submit(slurm, "1", bids, out).stdout.strip()
+    for _ in range(600):
+        if begun := list((out / "work").glob("mri2pet/**/register_to_template")):
+            break
+        time.sleep(0.2)
+    call("scancel", first, env=slurm)
+    while call("squeue", "-h", "-j", first, env=slurm, check=False).stdout:
+        time.sleep(0.2)
+    assert begun
+    assert not list(out.glob("sub-*/pet/*"))
+    job = submit(slurm, "1-2", bids, out, "-vv", wait=["--wait"])
+    said = next(tmp_path.glob(f"{job.stdout.strip()}_1.log")).read_text()
+    assert job.returncode == 0, said
+    assert "Cached" in said
+    assert contents(out) == contents(alone)
+    assert not begun[0].exists()
 
 
 def test_a_job_that_is_cancelled_is_told_and_another_run_finishes(slurm, bids, alone, tmp_path):
