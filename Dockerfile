@@ -5,14 +5,31 @@
 #
 # Build arguments: TORCH_INDEX, where torch comes from; LPIPS, yes or no; TEMPLATES, names of
 # TemplateFlow's beside the one that is in it; VERSION, REVISION, CREATED, for the labels.
+#
+# The image's last two layers are what mri2pet needs, large, and mri2pet itself, small. The first
+# stays as it is until dependencies.sh, constraints.txt or the dependencies that pyproject.toml names
+# change, so that a new version of the code is a new small layer.
 
-FROM python:3.11-slim-bookworm AS build
+FROM python:3.11-slim-bookworm AS python
+RUN python -m compileall -q /usr/local/lib/python3.11
+
+FROM python AS requirements
 WORKDIR /src
-COPY containers/install.sh containers/
-COPY constraints.txt pyproject.toml ./
+COPY containers/dependencies.sh containers/
+COPY pyproject.toml ./
+RUN sh containers/dependencies.sh list
+
+FROM python AS dependencies
+WORKDIR /src
+COPY containers/dependencies.sh containers/
+COPY constraints.txt ./
+COPY --from=requirements /src/requirements.txt ./
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN sh containers/install.sh dependencies "$TORCH_INDEX"
-COPY README.md LICENSE ./
+RUN sh containers/dependencies.sh install "$TORCH_INDEX"
+
+FROM dependencies AS app
+COPY containers/install.sh containers/
+COPY pyproject.toml README.md LICENSE ./
 COPY bids_app bids_app
 RUN sh containers/install.sh app
 ARG LPIPS=yes
@@ -20,9 +37,9 @@ ARG TEMPLATES=
 # hadolint ignore=SC2086
 RUN sh containers/install.sh data "$LPIPS" $TEMPLATES && sh containers/install.sh caches
 
-FROM python:3.11-slim-bookworm
-RUN python -m compileall -q /usr/local/lib/python3.11
-COPY --from=build /opt/mri2pet /opt/mri2pet
+FROM python
+COPY --from=dependencies /opt/dependencies /opt/dependencies
+COPY --from=app /opt/mri2pet /opt/mri2pet
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=unknown
@@ -33,7 +50,7 @@ LABEL org.opencontainers.image.title="mri2pet" \
       org.opencontainers.image.created="$CREATED" \
       org.opencontainers.image.source="https://github.com/mri2pet/mri2pet" \
       org.opencontainers.image.licenses="Apache-2.0"
-ENV PATH=/opt/mri2pet/bin:/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin \
+ENV PATH=/opt/mri2pet/bin:/opt/dependencies/bin:/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin \
     LANG=C.UTF-8 \
     PYTHONNOUSERSITE=1 \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -1,34 +1,19 @@
 #!/bin/sh
-# Install mri2pet into /opt/mri2pet. The Dockerfile and singularity.def share this; both run it in
-# a copy of the project.
+# Install mri2pet into /opt/mri2pet, beside what it needs, for which see dependencies.sh. The
+# Dockerfile and singularity.def share this; both run it in a copy of the project.
 #
-#   install.sh dependencies INDEX       what pyproject.toml asks for, as constraints.txt pins it;
-#                                       torch from INDEX as well, unless that is none: the torch
-#                                       of PyPI holds CUDA
 #   install.sh app                      mri2pet itself
 #   install.sh data LPIPS [TEMPLATE…]   LPIPS is yes or no; without a network this says so, and the
 #                                       image works with the template that is in it, LPIPS is n/a
 #   install.sh caches                   byte code, machine code of numba, matplotlib's fonts
 set -eu
 
+needed=/opt/dependencies
 prefix=/opt/mri2pet
 export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
-dependencies() {
-    index=$1
-    [ "$index" = none ] && index=
-    python3 -m venv "$prefix"
-    python3 -c "
-import tomllib
-with open('pyproject.toml', 'rb') as file:
-    print(*tomllib.load(file)['project']['dependencies'], sep='\n')" > /tmp/requirements.txt
-    "$prefix/bin/pip" install --constraint constraints.txt ${index:+--extra-index-url "$index"} torch
-    "$prefix/bin/pip" install --constraint constraints.txt --requirement /tmp/requirements.txt
-    rm /tmp/requirements.txt
-}
-
 app() {
-    "$prefix/bin/pip" install --constraint constraints.txt --no-deps .
+    "$needed/bin/pip" install --prefix "$prefix" --no-deps --no-warn-script-location .
     # What the caller's PYTHONPATH and ~/.local hold is none of our business: Apptainer lets both in.
     sed -i '1s/$/ -Es/' "$prefix"/bin/mri2pet "$prefix"/bin/mri2pet-simulate "$prefix"/bin/mri2pet-fetch
 }
@@ -51,12 +36,13 @@ missing() {
 
 caches() {
     mkdir -p "$prefix/cache/matplotlib" "$prefix/cache/numba" "$prefix/cache/nipype"
-    TEMPLATEFLOW_HOME=$prefix/templateflow "$prefix/bin/python" -c "import templateflow"  # its folder
-    MPLCONFIGDIR=$prefix/cache/matplotlib NUMBA_CACHE_DIR=$prefix/cache/numba "$prefix/bin/python" -c "
+    TEMPLATEFLOW_HOME=$prefix/templateflow "$needed/bin/python" -c "import templateflow"  # its folder
+    # -P: with the mri2pet that was installed, not the one in this folder, for numba goes by the path
+    MPLCONFIGDIR=$prefix/cache/matplotlib NUMBA_CACHE_DIR=$prefix/cache/numba "$needed/bin/python" -P -c "
 import matplotlib.font_manager
 from bids_app.app.selftest import check_machines
 print('one-class SVMs', check_machines())"
-    "$prefix/bin/python" -m compileall -q "$prefix/lib" || true  # some files are for older Pythons
+    "$needed/bin/python" -m compileall -q "$prefix/lib"
 }
 
 step=$1

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from engines import BASE, TOOLS, call, copy_sources, digest, need, podman
+from engines import BASE, TOOLS, build, call, copy_sources, digest, need, podman
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,9 +29,7 @@ def image(sources):
     if podman("image", "exists", BASE, check=False).returncode:
         call("bash", TOOLS / "containers" / "bases.sh")
     if podman("image", "exists", name, check=False).returncode:
-        call("bash", TOOLS / "containers" / "build.sh", sources, name,
-             "--build-arg", "TORCH_INDEX=none", "--build-arg", "VERSION=9.8.7",
-             "--build-arg", "REVISION=abcdef")  # fmt: skip
+        build(sources, name)
     return name
 
 

@@ -16,8 +16,8 @@ PROJECT = Path(__file__).parents[2]
 TOOLS = Path(os.environ.get("MRI2PET_TOOLS", PROJECT.parent / "shared" / "tools"))
 CONTAINERS_DIR = Path(os.environ.get("CONTAINERS_DIR", "/tmp/mri2pet-containers"))
 BASE = "docker.io/library/python:3.11-slim-bookworm"
-SOURCES = ("Dockerfile", "singularity.def", "constraints.txt", "pyproject.toml", "README.md",
-           "LICENSE", "containers/install.sh", "bids_app")  # fmt: skip
+SOURCES = ("Dockerfile", "singularity.def", "containers/dependencies.sh", "containers/install.sh",
+           "constraints.txt", "pyproject.toml", "README.md", "LICENSE", "bids_app")  # fmt: skip
 AS_A_CLUSTER = (
     "--rm", "--pull=never", "--network=none", "-u", "1234:1234", "--passwd=false", "-e", "HOME=/",
     "--read-only", "--read-only-tmpfs=false", "--tmpfs", "/tmp:rw,mode=1777,size=256m",
@@ -48,6 +48,13 @@ def need(*commands):
 def podman(*words, **options):
     script = f'. "{TOOLS}/containers/env.sh"; exec podman "$@"'
     return call("bash", "-c", script, "podman", *words, **options)
+
+
+def build(sources, name):
+    """Build the Dockerfile's image; layers that are there already are used again."""
+    call("bash", TOOLS / "containers" / "build.sh", sources, name, "--layers=true",
+         "--build-arg", "TORCH_INDEX=none", "--build-arg", "VERSION=9.8.7",
+         "--build-arg", "REVISION=abcdef")  # fmt: skip
 
 
 def run_image(image, *words, options=AS_A_CLUSTER, check=True):
@@ -85,7 +92,7 @@ def let_in(folder):
 def make_out(folder):
     """Make an output folder that any user may write to."""
     out = folder / "out"
-    out.mkdir()
+    out.mkdir(parents=True)
     let_in(folder)
     out.chmod(0o777)
     return out

@@ -86,3 +86,15 @@ def test_help_labels_and_test_are_there(sif):
     assert "participant --participant-label 01 -w /work" in apptainer("run-help", sif).stdout
     assert "mri2pet" in apptainer("inspect", "--labels", sif).stdout
     assert "no checks failed" in apptainer("test", *CLEAN, sif).stdout
+
+
+def test_a_run_may_name_another_folder_of_templates(sif):
+    """And has the image's own if it does not, whatever the caller's environment says."""
+    words = (sif, "printenv", "TEMPLATEFLOW_HOME")
+    own, place = "/opt/mri2pet/templateflow", "/fetched/templateflow"
+    caller = {"TEMPLATEFLOW_HOME": "/of/the/caller"}
+    assert apptainer("exec", *CLEAN, *words, **caller).stdout.strip() == own
+    given = ("--env", f"TEMPLATEFLOW_HOME={place}")
+    assert apptainer("exec", *CLEAN, *given, *words).stdout.strip() == place
+    given = {"APPTAINERENV_TEMPLATEFLOW_HOME": place}
+    assert apptainer("exec", *CLEAN, *words, **given).stdout.strip() == place

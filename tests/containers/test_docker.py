@@ -1,6 +1,7 @@
 """The image of the Dockerfile, built and run as on a cluster."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -9,18 +10,23 @@ import pytest
 from engines import (
     AS_A_CLUSTER,
     PROJECT,
+    build,
     call,
+    copy_sources,
     let_in,
     make_out,
     podman,
     pollute,
     run_image,
 )
+from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
 
 from bids_app import nifti
 
 pytestmark = pytest.mark.slow
 LARGEST = 3e9  # bytes; issue 5
+LARGEST_OF_CODE = 100e6  # bytes; our choice
+FUNCTIONS = 3  # that smo compiles for its callers: scale, fit, score
 
 
 def digests(folder):
@@ -94,6 +100,80 @@ def test_labels_and_size(image):
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert told["Config"]["Entrypoint"] == ["mri2pet"]
     assert told["Size"] < LARGEST
+
+
+def layers_of(image):
+    """Digests of its layers, from the base on, and their sizes in bytes."""
+    told = json.loads(podman("image", "inspect", image).stdout)[0]["RootFS"]["Layers"]
+    steps = json.loads(podman("history", "--format", "json", image).stdout)
+    return told, [step["size"] for step in reversed(steps) if step["size"]]
+
+
+def test_other_code_is_another_small_layer_upon_the_same_dependencies(image, tmp_path):
+    sources = copy_sources(tmp_path)
+    with (sources / "bids_app" / "errors.py").open("a") as file:
+        file.write("CHANGED = True\n")
+    with (sources / "pyproject.toml").open("a") as file:
+        file.write("\n[tool.nobody]\n")
+    build(sources, "localhost/mri2pet:changed")
+    try:
+        (*below, code), _ = layers_of(image)
+        (*same, changed), sizes = layers_of("localhost/mri2pet:changed")
+    finally:
+        podman("rmi", "localhost/mri2pet:changed")
+    assert same == below
+    assert changed != code
+    assert sizes[-1] < LARGEST_OF_CODE < sizes[-2]
+
+
+def run_python(image, *words, environment=()):
+    options = [*AS_A_CLUSTER, "--entrypoint", "python"]
+    for one in environment:
+        options += ["-e", one]
+    return run_image(image, *words, options=options)
+
+
+def test_machine_code_of_numba_was_filled_when_the_image_was_built(image):
+    """For the code where it was installed: nothing is compiled again."""
+    code = """
+import os
+from bids_app.caches import settled
+with settled(os.environ):
+    from bids_app.app.selftest import check_machines
+    print(check_machines())
+"""
+    said = run_python(image, "-c", code, environment=["NUMBA_DEBUG_CACHE=1"]).stdout
+    assert said.count("data loaded from") == FUNCTIONS, said
+    assert "saved to" not in said
+
+
+def test_byte_code_was_filled_when_the_image_was_built(image):
+    words = ("-v", "-c", "import json, jinja2, bids_app.detection.smo")
+    said = run_python(image, *words).stderr
+    read = re.findall(r"^# code object from '(.*)'$", said, re.MULTILINE)
+    for name in ("/json/", "/jinja2/", "/bids_app/"):
+        assert any(name in path for path in read)
+    assert [path for path in read if not path.endswith(".pyc")] == []
+
+
+def test_a_template_that_was_fetched_beforehand_is_bound(image, bids, tmp_path):
+    """As docs/hpc.md has it, but for the network: there is none, so files are put there."""
+    fetched, name = make_out(tmp_path), "MNI152NLin6Asym"
+    place = ("-e", "TEMPLATEFLOW_HOME=/fetched/templateflow")
+    options = (*AS_A_CLUSTER, *place, "-v", f"{fetched}:/fetched", "--entrypoint", "mri2pet-fetch")
+    run = run_image(image, "--template", name, options=options, check=False)
+    assert run.returncode == 66
+    assert f"\nerror: template {name}: TemplateFlow cannot give it (" in run.stderr
+    images = {"T1w": load_mni152_template(1), "desc-brain_mask": load_mni152_brain_mask(1)}
+    for suffix, one in images.items():
+        path = fetched / "templateflow" / f"tpl-{name}" / f"tpl-{name}_res-01_{suffix}.nii.gz"
+        assert path.stat().st_size == 0  # TemplateFlow's stub of it, which the run has made
+        one.to_filename(path)
+    out = make_out(tmp_path / "run")
+    volumes = ("-v", f"{bids}:/bids:ro", "-v", f"{out}:/out", "-v", f"{fetched}:/fetched:ro")
+    run_image(image, "/bids", "/out", "participant", "--sloppy", "--stage", "preprocess",
+              "--template", name, options=(*AS_A_CLUSTER, *place, *volumes))  # fmt: skip
+    assert list(out.glob(f"sub-control01/anat/*_space-{name}_*T1w.nii.gz"))
 
 
 def test_what_is_wrong_is_said_and_the_exit_code_is_kept(image):

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Install what mri2pet needs into /opt/dependencies, a virtual environment. The Dockerfile and
+# singularity.def share this, and install.sh for mri2pet itself; both run it in a copy of the
+# project. It is a script of its own so that a change of the other does not make this layer anew.
+#
+#   dependencies.sh list            write what pyproject.toml asks for to requirements.txt
+#   dependencies.sh install INDEX   requirements.txt, as constraints.txt pins it; torch from INDEX as
+#                                   well, unless that is none: the torch of PyPI holds CUDA
+set -eu
+
+prefix=/opt/dependencies
+packages=lib/python3.11/site-packages
+export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+list() {
+    python3 -c "
+import tomllib
+with open('pyproject.toml', 'rb') as file:
+    print(*tomllib.load(file)['project']['dependencies'], sep='\n')" > requirements.txt
+}
+
+install() {
+    index=$1
+    [ "$index" = none ] && index=
+    python3 -m venv "$prefix"
+    "$prefix/bin/pip" install --constraint constraints.txt ${index:+--extra-index-url "$index"} torch
+    "$prefix/bin/pip" install --constraint constraints.txt --requirement requirements.txt
+    echo "/opt/mri2pet/$packages" > "$prefix/$packages/mri2pet.pth" # nothing is there as yet
+    "$prefix/bin/python" -m compileall -q "$prefix/lib" || true # some files are for older Pythons
+}
+
+step=$1
+shift
+"$step" "$@"
