@@ -1,6 +1,8 @@
 """Less memory than a step needs, as a container's or a job's control group grants it."""
 
+import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,18 @@ from bids_app import resources
 
 pytestmark = pytest.mark.slow
 LIMIT = 800 << 20  # bytes; brain extraction needs more, all else less
+
+
+def remove(folder):
+    """Remove a control group, once the last process has left it."""
+    for _ in range(100):
+        try:
+            return folder.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            time.sleep(0.1)
+    pytest.fail(f"{folder}: processes are left in it: {(folder / 'cgroup.procs').read_text()}")
 
 
 @pytest.fixture
@@ -27,7 +41,7 @@ def group():
             except OSError:
                 continue
             yield folder
-            folder.rmdir()
+            remove(folder)
             return
     pytest.skip("no control group with a limit of memory may be made here")
 
