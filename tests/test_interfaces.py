@@ -33,6 +33,7 @@ from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.reference import Reference, look_at, novelty, write_reference
 from bids_app.synthesis.translator import build_translator
 from bids_app.synthesis.weights import save_generator
+from bids_app.workflows import execution
 
 SHAPE = (17, 14, 11)
 AXES = zip(np.indices(SHAPE), SHAPE, strict=True)
@@ -265,6 +266,17 @@ def test_a_head_without_a_brain_is_named(tmp_path, head, monkeypatch):
     monkeypatch.setattr(brain.BrainExtraction, "__init__", lambda *_self, **_options: None)
     with pytest.raises(UnusableDataError, match=r"sub-01_T1w: deepbet found no brain .*look at"):
         node(ExtractBrain, tmp_path, t1w=head[0], source="sub-01_T1w", mode="force", threads=1)
+
+
+def test_memory_that_runs_out_is_no_missing_brain(tmp_path, head, monkeypatch):
+    def found(*anything):
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr(brain.BrainExtraction, "run", found)
+    monkeypatch.setattr(brain.BrainExtraction, "__init__", lambda *_self, **_options: None)
+    with pytest.raises(RuntimeError) as error:
+        node(ExtractBrain, tmp_path, t1w=head[0], source="sub-01_T1w", mode="force", threads=1)
+    assert execution.NO_MEMORY.search(str(error.value))
 
 
 @pytest.mark.parametrize("share", [0.1, 3])

@@ -13,6 +13,7 @@ from bids_app.imaging.volume import Mask
 from bids_app.nifti import Image, to_nibabel
 
 SMALLEST_BRAIN, LARGEST_BRAIN = 0.5, 2.3  # litres; our choice: an infant's, and none is larger
+NO_MEMORY = "allocate memory"  # in what torch says then
 LEAST_BACKGROUND = 0.3  # of all voxels; our choice: a stripped image is mostly exact zeros
 
 
@@ -60,12 +61,16 @@ def extract(image: Image, threads: int) -> Mask:
     ------
     ValueError
         If no brain is found, or one of a size that no brain has.
+    RuntimeError
+        torch's, if memory runs out.
     """
     torch.set_num_threads(threads)
     extraction = BrainExtraction(no_gpu=True)
     try:
         _, found, _ = extraction.run(to_nibabel(image))
     except (AssertionError, ValueError, RuntimeError) as error:
+        if NO_MEMORY in str(error):
+            raise
         raise ValueError(f"deepbet found no brain ({error})") from error
     mask = np.asarray(found.dataobj) > 0
     size = litres(mask, image)
