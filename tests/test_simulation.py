@@ -8,7 +8,7 @@ from nilearn import datasets
 from scipy import ndimage
 
 from bids_app.imaging.volume import grid_of_box, zooms_of
-from bids_app.simulation import metadata
+from bids_app.simulation import metadata, person
 from bids_app.simulation.anatomy import Anatomy, anatomy_from_labels, coordinates
 from bids_app.simulation.aseg import is_brain
 from bids_app.simulation.deformation import carry, deform, draw_displacement, jacobian
@@ -348,3 +348,21 @@ def test_label_names_are_unique():
     rows = metadata.label_rows()
     assert len({row["index"] for row in rows}) == len(rows)
     assert {row["name"] for row in rows if row["index"] in (3, 42)} == {"cortex"}
+
+
+def test_nobody_has_a_larger_skull_than_people_have(head, monkeypatch):
+    """The template is large already; a quarter more would be no human brain."""
+    drawn = []
+
+    def draw(grid, rng, *, strength):
+        drawn.append(draw_displacement(grid, rng, strength=strength))
+        return drawn[-1]
+
+    monkeypatch.setattr(person, "draw_displacement", draw)
+    pattern = usual_pattern()
+    for limit, tries in ((100.0, 1), (0.1, person.TRIES)):
+        monkeypatch.setattr(person, "LARGEST_SKULL", limit)
+        drawn.clear()
+        made = draw_person(head, pattern, np.random.default_rng(3), depths=None, strength=1.0)
+        assert len(drawn) == tries
+        assert made.displacement is drawn[-1]

@@ -21,6 +21,9 @@ from bids_app.simulation.scanner import Scanner, acquire, blur, draw_scanner, se
 from bids_app.simulation.t1w import Contrast, paint_t1w, random_contrast
 from bids_app.simulation.uptake import Uptake, activity, draw_uptake
 
+LARGEST_SKULL = 2.13  # litres inside, fluid included; our choice: few people have more
+TRIES = 20  # of warps; a source that is larger itself stays so
+HEAD = 500  # labels from here on are tissues of the head: see aseg
 LESION_GRID = 2.0  # mm; where lesions are placed, whatever the resolution of T1w; our choice
 
 
@@ -74,6 +77,18 @@ class PetScan:
     scanner: Scanner
 
 
+def _draw_displacement(source: Anatomy, rng: np.random.Generator, strength: float) -> Displacement:
+    """Draw a warp until the inside of the skull is no larger than people's is."""
+    grid = lay_grid(*head_box(source), LESION_GRID)
+    for _ in range(TRIES):
+        displacement = draw_displacement(source.grid, rng, strength=strength)
+        labels = carry(source, displacement, grid).labels
+        inside = np.count_nonzero((labels > 0) & (labels < HEAD)) * LESION_GRID**3 * 1e-6
+        if inside <= LARGEST_SKULL:
+            break
+    return displacement
+
+
 def draw_person(
     source: Anatomy,
     pattern: Volume,
@@ -97,7 +112,7 @@ def draw_person(
     strength : float
         Of the warp, as :func:`~bids_app.simulation.deformation.draw_displacement` has it.
     """
-    displacement = draw_displacement(source.grid, rng, strength=strength)
+    displacement = _draw_displacement(source, rng, strength)
     uptake, contrast = draw_uptake(pattern, rng), random_contrast(rng)
     lesions: tuple[Lesion, ...] = ()
     if depths is not None:
