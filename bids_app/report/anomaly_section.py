@@ -8,7 +8,7 @@ from typing import Final
 from bids_app.errors import Mri2petError
 from bids_app.report.anomalies import Anomaly, find_anomalies
 from bids_app.report.clusters import Cluster, columns_told, tell_expected, tell_numbers
-from bids_app.report.detected import control_scores
+from bids_app.report.control_maps import control_scores
 from bids_app.report.detector_cards import find_cards
 from bids_app.report.detectors import MEANINGS
 from bids_app.report.panels import Panel

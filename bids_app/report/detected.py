@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from bids_app.report.cells import Cells, as_value, read_lines
+from bids_app.report.cells import Cells, read_lines
 from bids_app.report.clusters import NEEDED, Cluster, cluster_of
-from bids_app.report.control_maps import control_shares
+from bids_app.report.control_maps import control_scores, control_shares
 from bids_app.report.detector_cards import Card, find_cards, folders_of
 from bids_app.report.detectors import FOLDER, Which, label_of, name_visit, which
 from bids_app.report.evaluated import (
@@ -170,40 +170,6 @@ def _read(
     lost = len(lines) - len(kept)
     told = [f"{table}: {lost} of its lines cannot be understood and are left out."] * (lost > 0)
     return kept, [*faults, *told]
-
-
-def control_scores(
-    output_dir: Path, cards: Mapping[str, Card]
-) -> tuple[dict[Which, dict[str, list[float]]], list[str]]:
-    """Read what held-out controls have; those without clusters have a line without numbers.
-
-    Parameters
-    ----------
-    output_dir : Path
-        The derivative dataset.
-    cards : dict
-        Training set → card.
-
-    Returns
-    -------
-    dict
-        Detector → held-out control → ``sum_score`` of each of its clusters.
-    list of str
-        What is missing or damaged, a sentence each.
-    """
-    scores, faults = dict[Which, dict[str, list[float]]](), list[str]()
-    for name, card in cards.items():
-        table = f"{card.folder}/control_clusters.tsv"
-        lines, lost = read_lines(output_dir, table, ("participant_id", "detector"))
-        faults += lost
-        for cells in lines:
-            visit = name_visit(
-                label_of(cells["participant_id"], "sub-"), label_of(cells.get("session_id"), "ses-")
-            )
-            own = scores.setdefault(which(name, cells["detector"]), {}).setdefault(visit, [])
-            score = as_value(cells.get("sum_score"))
-            own += [] if score is None else [score]
-    return scores, faults
 
 
 def _found(cells: Cells) -> Found | None:

@@ -43,6 +43,7 @@ NAMES = {
 }  # fmt: skip
 
 SIZE = 1024  # of a table by label
+HEAD = 500  # labels from here on are tissues of the head
 SURROUNDINGS = 24  # fluid between brain and skull
 
 
@@ -78,6 +79,11 @@ def belongs(labels: NDArray[np.int16], *groups: tuple[int, ...]) -> NDArray[np.b
     return table[labels]
 
 
+def is_in_skull(labels: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """Mark all inside the skull: brain tissue, ventricles, the fluid around the brain."""
+    return (labels > 0) & (labels < HEAD)
+
+
 def is_brain(labels: NDArray[np.int16]) -> NDArray[np.bool_]:
     """Mark brain tissue and ventricles, without the fluid around the brain."""
-    return (labels > 0) & (labels < 500) & (labels != SURROUNDINGS)  # noqa: PLR2004
+    return is_in_skull(labels) & (labels != SURROUNDINGS)

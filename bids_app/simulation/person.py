@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from bids_app.imaging.volume import Affine, Grid, Mask, Volume, zooms_of
 from bids_app.simulation.anatomy import Anatomy
-from bids_app.simulation.aseg import is_brain
+from bids_app.simulation.aseg import is_brain, is_in_skull
 from bids_app.simulation.deformation import Displacement, carry, draw_displacement
 from bids_app.simulation.lesions import Lesion, draw_lesions, factor_of, mask_of
 from bids_app.simulation.placing import (
@@ -23,7 +23,6 @@ from bids_app.simulation.uptake import Uptake, activity, draw_uptake
 
 LARGEST_SKULL = 2.13  # litres inside, fluid included; our choice: few people have more
 TRIES = 20  # of warps; a source that is larger itself stays so
-HEAD = 500  # labels from here on are tissues of the head: see aseg
 LESION_GRID = 2.0  # mm; where lesions are placed, whatever the resolution of T1w; our choice
 
 
@@ -83,7 +82,7 @@ def _draw_displacement(source: Anatomy, rng: np.random.Generator, strength: floa
     for _ in range(TRIES):
         displacement = draw_displacement(source.grid, rng, strength=strength)
         labels = carry(source, displacement, grid).labels
-        inside = np.count_nonzero((labels > 0) & (labels < HEAD)) * LESION_GRID**3 * 1e-6
+        inside = np.count_nonzero(is_in_skull(labels)) * LESION_GRID**3 * 1e-6
         if inside <= LARGEST_SKULL:
             break
     return displacement

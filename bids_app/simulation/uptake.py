@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from bids_app.imaging.smoothing import SIGMA_OF_FWHM, smooth
 from bids_app.imaging.volume import Grid, Volume, grid_of_box
 from bids_app.simulation.anatomy import Anatomy, coordinates
-from bids_app.simulation.aseg import NAMES, table_of
+from bids_app.simulation.aseg import NAMES, is_in_skull, table_of
 from bids_app.simulation.deformation import random_field, sample, to_indices
 
 # Uptake by tissue; cortex is 1. Ratios as FDG is known to show them, numbers our choice. After the
@@ -160,7 +160,7 @@ def activity(anatomy: Anatomy, uptake: Uptake) -> Volume:
         Cortex is about 1; the head around the brain is faint.
     """
     volume = uptake.tissue[anatomy.labels]
-    brain = (anatomy.labels > 0) & (anatomy.labels < 500)  # noqa: PLR2004
+    brain = is_in_skull(anatomy.labels)
     where = to_indices(anatomy.mni[brain], PATTERN_GRID.affine)
     volume[brain] *= sample(uptake.region, where)
     return volume
