@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bids_app.app.detections import CURVES, read_seen, scored_in, top_clusters, write_detections
-from bids_app.app.detectors import OwnSpace, Sighting
+from bids_app.app.detectors import Sighting
 from bids_app.derivatives.anomalies import anomaly_paths, root_of
 from bids_app.derivatives.detections import (
     read_all_clusters,
@@ -48,7 +48,7 @@ CARD_OF = DetectorCard(
 
 def cluster(rank, sum_score, **changed):
     one = Cluster(
-        rank, -30.0, 12.0, 8.0, -32.0, 14.0, 8.0, 4.5, 1536.0, "left", 2.5, float(sum_score)
+        rank, -30.0, 12.0, 8.0, -32.0, 14.0, 8.0, 1536.0, 4.5, "left", 2.5, float(sum_score)
     )
     return replace(one, **changed)
 
@@ -89,12 +89,11 @@ class Run:
 
     def carry(self, seen, *places):
         """Say where clusters of an image lie on the T1w."""
-        table = seen.sighting.paths.table
-        own = OwnSpace(self.work / "T1w" / table.name, table.with_name(f"T1w_{table.name}"))
-        write_json(own.places, {"places": [asdict(one) for one in places]})
+        path = self.work / "T1w" / seen.sighting.clusters.name
+        write_json(path, {"places": [asdict(one) for one in places]})
         place = self.seen.index(seen)
-        self.seen[place] = read_seen(replace(seen.sighting, on_t1w=own))
-        return own
+        self.seen[place] = read_seen(replace(seen.sighting, places=path))
+        return self.seen[place].sighting
 
     def write(self, *, most=MOST, applied=None):
         write_detections(self.out, self.seen, most=most, applied=applied)
@@ -419,11 +418,11 @@ def test_each_patient_has_a_table_in_the_space_of_the_t1w_with_what_controls_say
     run.add("c1", [8], control=True)
     own = run.carry(run.add("p1", [9, 8, 7]), Place(1, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 80.0))
     run.write()
-    first, second = read_tsv(own.table)
+    first, second = read_tsv(own.paths.table_in_t1w)
     assert (first["rank"], first["sum_score"], first["expected_in_control"]) == ("1", "9", "0")
     assert [first[axis] for axis in "xyz"] == ["1", "2", "3"]
     assert (second["rank"], second["expected_in_control"], second["x"]) == ("2", "1", "n/a")
-    assert own.table.with_suffix(".json").is_file()
+    assert own.paths.table_in_t1w.with_suffix(".json").is_file()
 
 
 def test_without_places_there_is_no_table_in_the_space_of_the_t1w(run):
@@ -432,17 +431,16 @@ def test_without_places_there_is_no_table_in_the_space_of_the_t1w(run):
     run.seen[0] = read_seen(run.seen[0].sighting)
     run.write()
     assert run.seen[0].sighting.paths.table.is_file()
-    assert not own.table.exists()
-    assert run.seen[0].sighting.stale == [
-        run.seen[0].sighting.clusters, own.places, own.table, own.table.with_suffix(".json")
-    ]  # fmt: skip
+    table = own.paths.table_in_t1w
+    assert not table.exists()
+    assert own.stale == [own.clusters, own.places, table, table.with_suffix(".json")]
 
 
 @pytest.mark.parametrize("told", [{}, {"places": 3}, {"places": [{"rank": 1}]}])
 def test_places_that_are_damaged_are_refused_by_name(run, told):
     own = run.carry(run.add("p1", [9]))
     write_json(own.places, told)
-    with pytest.raises(UnusableDataError, match=r"_clusters\.tsv: not the places of clusters \("):
+    with pytest.raises(UnusableDataError, match=r"T1w/0\.json: not the places of clusters \("):
         read_seen(run.seen[0].sighting)
 
 

@@ -756,6 +756,7 @@ def test_slices_go_through_the_lesion_and_else_through_most_clusters(cohort, tmp
     told = {text.words for text in panel.figures[0].texts if " = " in text.words}
     assert told == {"x = 24 mm", "y = −40 mm", "z = −2 mm"}
     plain = Cohort(tmp_path / "in" / "out", lesions=False)
+    plain.put("sub-P1/anat", f"sub-P1_space-{T}_label-L_mask", lesion)  # of an earlier run
     (other,) = maps(plain)
     assert "Slices on which" in other.caption
     assert not other.figures[0].lines

@@ -124,14 +124,14 @@ def read_seen(sighting: Sighting) -> Seen | None:
 
 
 def _read_places(sighting: Sighting) -> tuple[Place, ...] | None:
-    own = sighting.on_t1w
-    if own is None or not own.places.is_file():
+    path = sighting.places
+    if path is None or not path.is_file():
         return None
     try:
-        return tuple(Place(**one) for one in read_json(own.places)["places"])  # type: ignore[attr-defined]
+        return tuple(Place(**one) for one in read_json(path)["places"])  # type: ignore[attr-defined]
     except (KeyError, TypeError) as error:
         raise UnusableDataError(
-            f"{own.places}: not the places of clusters ({error}); delete it, and run again"
+            f"{path}: not the places of clusters ({error}); delete it, and run again"
         ) from error
 
 
@@ -218,9 +218,9 @@ def _first_pets(seen: Iterable[Seen]) -> list[Seen]:
 
 def _write_table(one: Seen, most: int, controls: int) -> None:
     write_clusters_table(one.sighting.paths.table, one.clusters[:most], controls)
-    own = one.sighting.on_t1w
-    if own is not None and one.places is not None:
-        write_clusters_in_t1w(own.table, one.clusters[:most], one.places, controls)
+    if one.places is not None:
+        table = one.sighting.paths.table_in_t1w
+        write_clusters_in_t1w(table, one.clusters[:most], one.places, controls)
 
 
 def _calibrated(one: Seen, controls: Sequence[Sequence[float]]) -> Seen:

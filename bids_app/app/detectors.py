@@ -61,14 +61,6 @@ INTENDED_USE = (
 
 
 @dataclass(frozen=True)
-class OwnSpace:
-    """What is told of a patient's clusters on the T1w: JSON of their places, and a table."""
-
-    places: Path
-    table: Path
-
-
-@dataclass(frozen=True)
 class Sighting:
     """An image and a detector: who, which, and where its clusters are told.
 
@@ -86,8 +78,8 @@ class Sighting:
         Where its results go.
     sidecars : tuple of Path
         Of its images.
-    on_t1w : OwnSpace or None
-        None for controls.
+    places : Path or None
+        JSON, of where its clusters lie on the T1w; None for controls.
     """
 
     training_set: str
@@ -97,14 +89,15 @@ class Sighting:
     clusters: Path
     paths: AnomalyPaths
     sidecars: tuple[Path, ...] = ()
-    on_t1w: OwnSpace | None = None
+    places: Path | None = None
 
     @property
     def stale(self) -> list[Path]:
         """What an earlier run has told of it, and this one will tell again unless it fails."""
-        own = self.on_t1w
-        carried = [] if own is None else [own.places, own.table, own.table.with_suffix(".json")]
-        return [self.clusters, *carried]
+        if self.places is None:
+            return [self.clusters]
+        table = self.paths.table_in_t1w
+        return [self.clusters, self.places, table, sidecar_path(table)]
 
 
 @dataclass(frozen=True)
@@ -397,18 +390,18 @@ class _Planner:
             one.real, row, lesions, _output(paths.statmap, told), _output(paths.labels, labels),
             clusters,
         )  # fmt: skip
-        own = OwnSpace(folder / "T1w" / clusters.name, paths.table_in_t1w)
+        carried = folder / "T1w" / clusters.name
         on_t1w = OnT1w(
             native_t1w(visit), template_to_t1w(visit),
             _output(paths.statmap_in_t1w, origin.in_t1w(told, paths.statmap, visit)),
             _output(paths.labels_in_t1w, origin.in_t1w(labels, paths.labels, visit)),
-            own.places,
+            carried,
         )  # fmt: skip
         target = Target(scored, fold, on_t1w if fold is None else None)
         sighting = Sighting(
             self.training_set, detector, one, fold is not None, clusters, paths,
             tuple(output.sidecar_path for output in outputs_of(target)),
-            own if fold is None else None,
+            carried if fold is None else None,
         )  # fmt: skip
         return target, sighting
 

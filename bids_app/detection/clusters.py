@@ -1,15 +1,14 @@
 """Clusters of a score map: what is most abnormal in it, in order."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
+from bids_app.detection.places import Labels, Place, place_of
 from bids_app.imaging.volume import Affine, Mask, Volume, zooms_of
-
-Labels = NDArray[np.int16]
 
 CORNERS = np.ones((3, 3, 3), bool)  # 26 neighbours
 MIDLINE = 2.0  # mm from the plane x = 0, to either side, that belong to neither; our choice
@@ -19,19 +18,13 @@ TOLERANCE = 1e-9  # relative: 8 voxels of 8 mm³ are 64 mm³, whatever an affine
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """A cluster of a score map; a line of the cluster table.
+class Cluster(Place):
+    """A cluster of a score map; a line of the cluster table. Ranks go by ``sum_score``.
 
     Parameters
     ----------
-    rank : int
-        From 1, by ``sum_score``.
-    x, y, z : float
-        Centre of mass, each voxel weighted by its score, in mm, RAS+.
-    peak_x, peak_y, peak_z, peak_score : float
-        The voxel with the highest score, in mm, RAS+, and its score.
-    volume : float
-        In mm³.
+    peak_score : float
+        The highest score in it.
     side : {"left", "right", "midline"}
         Of the person, as the centre of mass has it.
     mean_score, sum_score : float
@@ -44,15 +37,7 @@ class Cluster:
         Of an atlas; None without one.
     """
 
-    rank: int
-    x: float
-    y: float
-    z: float
-    peak_x: float
-    peak_y: float
-    peak_z: float
     peak_score: float
-    volume: float
     side: str
     mean_score: float
     sum_score: float
@@ -197,19 +182,11 @@ def _measure(
     rank: int, places: NDArray[np.float64], scores: NDArray[np.float64], voxel_volume: float
 ) -> Cluster:
     total = float(scores.sum())  # all are positive: their absolute values are themselves
-    x, y, z = (scores @ places / total).tolist()
-    peak_x, peak_y, peak_z = places[int(scores.argmax())].tolist()
+    place = place_of(rank, places, scores, voxel_volume)
     return Cluster(
-        rank=rank,
-        x=x,
-        y=y,
-        z=z,
-        peak_x=peak_x,
-        peak_y=peak_y,
-        peak_z=peak_z,
+        **asdict(place),
         peak_score=float(scores.max()),
-        volume=scores.size * voxel_volume,
-        side=side_of(x),
+        side=side_of(place.x),
         mean_score=total / scores.size,
         sum_score=total,
     )

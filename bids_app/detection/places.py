@@ -1,22 +1,23 @@
-"""Where clusters lie on another grid than the one they were found on."""
+"""Where clusters lie, on the grid they were found on or on one they were carried to."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_app.detection.clusters import Labels
 from bids_app.imaging.volume import Affine, Volume
+
+Labels = NDArray[np.int16]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a cluster lies on a grid that it was carried to.
+    """Where a cluster lies, and how large it is there.
 
     Parameters
     ----------
     rank : int
-        Of the cluster.
+        Of the cluster, from 1.
     x, y, z : float
         Centre of mass, each voxel weighted by its score, in mm, RAS+.
     peak_x, peak_y, peak_z : float
@@ -64,14 +65,27 @@ def locate(score: Volume, labels: Labels, affine: Affine) -> list[Place]:
     places = np.stack(where, axis=-1) @ affine[:3, :3].T + affine[:3, 3]
     voxel_volume = float(abs(np.linalg.det(affine[:3, :3])))
     return [
-        _measure(rank, places[ranks == rank], scores[ranks == rank], voxel_volume)
+        place_of(rank, places[ranks == rank], scores[ranks == rank], voxel_volume)
         for rank in np.unique(ranks).tolist()
     ]
 
 
-def _measure(
+def place_of(
     rank: int, places: NDArray[np.float64], scores: NDArray[np.float64], voxel_volume: float
 ) -> Place:
+    """Tell where voxels lie.
+
+    Parameters
+    ----------
+    rank : int
+        Of the cluster that they are.
+    places : ndarray, (voxels, 3)
+        In mm, RAS+.
+    scores : ndarray, (voxels,)
+        Their weights; those below 0 weigh nothing, and if none is above 0 all weigh the same.
+    voxel_volume : float
+        In mm³.
+    """
     weights = np.maximum(scores, 0)
     centre = np.average(places, axis=0, weights=weights if weights.any() else None)
     x, y, z = centre.tolist()

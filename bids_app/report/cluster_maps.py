@@ -12,6 +12,7 @@ from bids_app.errors import Mri2petError
 from bids_app.imaging.volume import Mask, Volume
 from bids_app.nifti import Image
 from bids_app.report.anomalies import Anomaly, backdrop_of, lesions_of
+from bids_app.report.clusters import columns_told
 from bids_app.report.detectors import name_of
 from bids_app.report.gallery import GREY
 from bids_app.report.montage import Column, montage
@@ -87,7 +88,12 @@ def sections_through(mask: Mask) -> tuple[Section, ...]:
 
 
 def take_lesions(shelf: Shelf, output_dir: Path, anomaly: Anomaly, grid: Image) -> Mask | None:
-    """Read all lesions of a participant as one mask; None if none is known."""
+    """Read all lesions of a participant as one mask; None if none is known.
+
+    A mask that lies there, but that no cluster was compared with, is of an earlier run.
+    """
+    if anomaly.clusters and not columns_told(anomaly.clusters)[1]:
+        return None
     paths = lesions_of(output_dir, anomaly)
     masks = [mask_of(shelf.take(path, grid)) for path in paths]
     together: Mask | None = np.any(masks, axis=0) if masks else None
