@@ -31,6 +31,7 @@ from bids_app.derivatives.description import (
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
 from bids_app.planning import Run, VisitPlan, is_done, plan_visit
+from bids_app.report.runs import Told
 from bids_app.report.subject import write_subject_report
 from bids_app.settings import Settings
 from bids_app.templates import Template
@@ -163,6 +164,13 @@ class Fresh:
     seconds: float
     subjects: Collection[str]
 
+    def told(self) -> Told:
+        """Give what reports tell of it."""
+        stamp = self.stamp
+        return Told(
+            versions=stamp.versions, date=stamp.date, command=stamp.command, duration=self.seconds
+        )
+
 
 def _report(
     selection: Selection,
@@ -177,17 +185,10 @@ def _report(
         notes += [u.reason for u in selection.unused if u.subject == subject and not u.exit_code]
         told = [problem.sentence for problem in problems if problem.subject == subject]
         made = subject in fresh.subjects or not (output_dir / f"sub-{subject}").is_dir()
-        write_subject_report(
-            output_dir,
-            subject,
-            template_t1w=template.reference,
-            notes=notes,
-            problems=told,
-            versions=fresh.stamp.versions if made else None,
-            date=fresh.stamp.date if made else None,
-            command=fresh.stamp.command if made else None,
-            duration=fresh.seconds if made else None,
-        )
+        run = Told(notes=notes, problems=told)
+        if made:
+            run.update(fresh.told())
+        write_subject_report(output_dir, subject, template_t1w=template.reference, **run)
 
 
 def _close(

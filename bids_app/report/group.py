@@ -1,8 +1,7 @@
 """The report of the group level, ``group.html``, from files on disk only."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Unpack
 
 from bids_app.files import write_text
 from bids_app.report import group_methods
@@ -18,8 +17,8 @@ from bids_app.report.gallery import space_label
 from bids_app.report.group_doubts import current, doubts_of
 from bids_app.report.mcnemar import matches_of
 from bids_app.report.page import render
-from bids_app.report.record import Record, write_record
-from bids_app.report.runs import renew, tell_hours
+from bids_app.report.record import Record
+from bids_app.report.runs import Told, renew, tell_duration
 from bids_app.report.subject import tells_of_demonstration
 
 NAME: Final = "group"  # of the report, and of its record
@@ -31,19 +30,13 @@ def write_group_report(
     *,
     template: str,
     resolution: float,
-    problems: Sequence[str] | None = None,
-    notes: Sequence[str] | None = None,
-    versions: Mapping[str, str] | None = None,
-    date: str | None = None,
-    command: str | None = None,
-    duration: float | None = None,
-    settings: Mapping[str, object] | None = None,
+    **told: Unpack[Told],
 ) -> Path:
     """Write ``group.html``.
 
-    What is None is taken from the last run's record, ``logs/group_report.json``; what is given is
-    kept there. It is about what that run has scored, as :func:`bids_app.report.scored.write_run`
-    has recorded it.
+    What is not told is taken from the last run's record, ``logs/group_report.json``; what is
+    told is kept there. It is about what that run has scored, as
+    :func:`bids_app.report.scored.write_run` has recorded it.
 
     Parameters
     ----------
@@ -53,16 +46,8 @@ def write_group_report(
         Its name, as a ``space-`` label.
     resolution : float
         Of the images in its space, in mm.
-    problems, notes : sequence of str
-        Sentences: what went wrong; how controls and patients were chosen.
-    versions : dict
-        Distribution → version (``mri2pet``, ``torch``, ``numba``, ``nipype``, ``scipy`` …).
-    date, command : str
-        When the run was, and its command line.
-    duration : float
-        Of the run, in seconds.
-    settings : dict
-        What the run was asked to do, by the names of the flags.
+    **told
+        What the run tells of itself, see :class:`bids_app.report.runs.Told`.
 
     Returns
     -------
@@ -74,11 +59,7 @@ def write_group_report(
     ReadWriteError
         If report or record cannot be written. A missing file is no error: the report says so.
     """
-    record = renew(
-        output_dir, NAME, problems=problems, notes=notes, versions=versions, date=date,
-        command=command, duration=duration, settings=settings,
-    )  # fmt: skip
-    write_record(output_dir, NAME, record)
+    record = renew(output_dir, NAME, told)
     detected = find_detected(output_dir, record.settings.get("detector", ""))
     space = space_label(template, resolution)
     page = render("group.html", _values(output_dir, detected, record, space))
@@ -92,7 +73,7 @@ def _values(output_dir: Path, detected: Detected, record: Record, space: str) ->
     procedure = group_methods.procedure_of(detected, record.versions, record.settings)
     return {
         "record": record,
-        "duration": tell_hours(record.duration),
+        "duration": tell_duration(record.duration),
         "space": space,
         "doubts": doubts_of(output_dir, detected),
         "maps": [

@@ -1,28 +1,43 @@
 """What a run tells of itself for its report: some of it anew, the rest as the last run did."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict
 
-from bids_app.report.record import Record, read_record
-from bids_app.report.subject import tell_duration
+from bids_app.report.record import Record, read_record, write_record
 
 HOUR: Final = 3600  # seconds
 
 
-def renew(
-    output_dir: Path,
-    report: str,
-    *,
-    problems: Sequence[str] | None,
-    notes: Sequence[str] | None,
-    versions: Mapping[str, str] | None,
-    date: str | None,
-    command: str | None,
-    duration: float | None,
-    settings: Mapping[str, object] | None,
-) -> Record:
-    """Bring the record of a report up to date; what is None stays as it was.
+class Told(TypedDict, total=False):
+    """What a run tells of itself.
+
+    Parameters
+    ----------
+    problems, notes : sequence of str
+        Sentences: what went wrong; how scans, controls and patients were chosen.
+    versions : dict
+        Distribution → version (``mri2pet``, ``torch``, ``antspyx``, ``nipype``, ``scipy`` …).
+    date, command : str
+        When the run was, and its command line.
+    duration : float
+        Of the run, in seconds.
+    settings : dict
+        What the run was asked to do, by the names of the flags.
+    """
+
+    problems: Sequence[str]
+    notes: Sequence[str]
+    versions: Mapping[str, str]
+    date: str
+    command: str
+    duration: float
+    settings: Mapping[str, object]
+
+
+def renew(output_dir: Path, report: str, told: Told) -> Record:
+    """Bring the record of a report up to date, and keep it; what is not told stays as it was.
 
     Parameters
     ----------
@@ -30,19 +45,27 @@ def renew(
         The derivative dataset.
     report : str
         The report's name.
-    problems, notes, versions, date, command, duration, settings
-        As :func:`bids_app.report.group.write_group_report` takes them.
+    told : Told
+        Of the run.
+
+    Raises
+    ------
+    ReadWriteError
+        If the record cannot be written.
     """
     last = read_record(output_dir, report)
-    return Record(
-        notes=last.notes if notes is None else tuple(notes),
-        problems=last.problems if problems is None else tuple(problems),
-        versions=last.versions if versions is None else dict(versions),
-        date=last.date if date is None else date,
-        command=last.command if command is None else command,
-        duration=last.duration if duration is None else float(duration),
-        settings=last.settings if settings is None else tell_settings(settings),
+    record = replace(
+        last,
+        problems=tuple(told.get("problems", last.problems)),
+        notes=tuple(told.get("notes", last.notes)),
+        versions=dict(told.get("versions", last.versions)),
+        date=told.get("date", last.date),
+        command=told.get("command", last.command),
+        duration=told.get("duration", last.duration),
+        settings=tell_settings(told.get("settings", last.settings)),
     )
+    write_record(output_dir, report, record)
+    return record
 
 
 def tell_settings(settings: Mapping[str, object]) -> dict[str, str]:
@@ -60,15 +83,17 @@ def tell_settings(settings: Mapping[str, object]) -> dict[str, str]:
     }
 
 
-def tell_hours(seconds: float | None) -> str:
-    """Write a duration, with its hours where it is long.
+def tell_duration(seconds: float | None) -> str:
+    """Write a duration as a reader says it.
 
     Examples
     --------
-    >>> tell_hours(7320.0), tell_hours(62.0), tell_hours(None)
-    ('2 h 2 min', '1 min 2 s', '')
+    >>> tell_duration(7320.0), tell_duration(755.2), tell_duration(None)
+    ('2 h 2 min', '12 min 35 s', '')
     """
-    if seconds is None or seconds < HOUR:
-        return tell_duration(seconds)
-    hours, rest = divmod(round(seconds), HOUR)
-    return f"{hours} h {rest // 60} min"
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    if seconds >= HOUR:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

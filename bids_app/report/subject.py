@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Unpack
 
 from bids_app.errors import Mri2petError
 from bids_app.files import write_text
@@ -12,8 +12,9 @@ from bids_app.report.anomaly_section import section_of
 from bids_app.report.methods import boilerplate, procedure_of
 from bids_app.report.page import render
 from bids_app.report.panels import draw
-from bids_app.report.record import Record, read_record, write_record
+from bids_app.report.record import Record
 from bids_app.report.results import Results, find_results
+from bids_app.report.runs import Told, renew, tell_duration
 from bids_app.report.tables import comparison_rows, novelty_rows, registration_rows, warnings_of
 
 DEMONSTRATION: Final = ("demonstrat", "simulat")  # as cards of generators put it
@@ -60,17 +61,12 @@ def write_subject_report(
     subject: str,
     *,
     template_t1w: Path,
-    notes: Sequence[str] | None = None,
-    problems: Sequence[str] | None = None,
-    versions: Mapping[str, str] | None = None,
-    date: str | None = None,
-    command: str | None = None,
-    duration: float | None = None,
+    **told: Unpack[Told],
 ) -> Path:
     """Write ``sub-X.html``.
 
-    What is None is taken from the last run's record, ``logs/sub-X_report.json``; what is given is
-    kept there.
+    What is not told is taken from the last run's record, ``logs/sub-X_report.json``; what is
+    told is kept there.
 
     Parameters
     ----------
@@ -80,14 +76,8 @@ def write_subject_report(
         A label, without ``sub-``.
     template_t1w : Path
         The template, on the grid of the images in its space.
-    notes, problems : sequence of str
-        Sentences: how scans were chosen; what went wrong.
-    versions : dict
-        Distribution → version (``mri2pet``, ``antspyx``, ``deepbet``, ``nipype``, ``torch`` …).
-    date, command : str
-        When the run was, and its command line.
-    duration : float
-        Of the run, in seconds.
+    **told
+        What the run tells of itself, see :class:`bids_app.report.runs.Told`.
 
     Returns
     -------
@@ -99,16 +89,7 @@ def write_subject_report(
     ReadWriteError
         If report or record cannot be written. A missing image is no error: the report says so.
     """
-    last = read_record(output_dir, f"sub-{subject}")
-    record = Record(
-        notes=last.notes if notes is None else tuple(notes),
-        problems=last.problems if problems is None else tuple(problems),
-        versions=last.versions if versions is None else dict(versions),
-        date=last.date if date is None else date,
-        command=last.command if command is None else command,
-        duration=last.duration if duration is None else float(duration),
-    )
-    write_record(output_dir, f"sub-{subject}", record)
+    record = renew(output_dir, f"sub-{subject}", told)
     visits = find_results(output_dir, subject, _shape_of(template_t1w))
     page = render("subject.html", _values(output_dir, subject, template_t1w, visits, record))
     path = output_dir / f"sub-{subject}.html"
@@ -138,7 +119,7 @@ def _values(
         "findings": [line for visit in visits for line in _findings(visit)],
         "spaces": spaces,
         "record": record,
-        "warnings": warnings_of(visits),
+        "doubts": warnings_of(visits),
         "registrations": registration_rows(visits),
         "novelties": novelty_rows(visits),
         "comparisons": comparison_rows(visits),
@@ -173,17 +154,3 @@ def _findings(visit: Results) -> list[Finding]:
     if visit.synthetic is not None:
         lines.append(Finding("SYNTHETIC PET", visit.name, "predicted from the T1w"))
     return lines
-
-
-def tell_duration(seconds: float | None) -> str:
-    """Write a duration as a reader says it.
-
-    Examples
-    --------
-    >>> tell_duration(755.2), tell_duration(None)
-    ('12 min 35 s', '')
-    """
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,8 +1,7 @@
 """The report of the train level, ``train.html``, from files on disk only."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Unpack
 
 from bids_app.errors import Mri2petError
 from bids_app.files import read_json, write_text
@@ -15,8 +14,9 @@ from bids_app.report.gallery import draw_gallery, space_label
 from bids_app.report.history import folds_of, kept_epoch, rank
 from bids_app.report.page import render
 from bids_app.report.paper import full_name_of
-from bids_app.report.record import Record, read_record, write_record
-from bids_app.report.subject import tell_duration, tells_of_demonstration
+from bids_app.report.record import Record
+from bids_app.report.runs import Told, renew, tell_duration
+from bids_app.report.subject import tells_of_demonstration
 from bids_app.report.sweep import cautions_of, draw_sweeps, sweeps_of
 from bids_app.report.table1 import beside_the_paper, table1, why_no_lpips
 from bids_app.report.tables import as_number, show
@@ -25,7 +25,6 @@ from bids_app.report.violins import draw_violins
 from bids_app.report.wilcoxon import least_p, matrices, names_of
 
 NAME: Final = "train"  # of the report, and of its record
-HOUR: Final = 3600  # seconds
 
 
 def write_training_report(
@@ -33,18 +32,12 @@ def write_training_report(
     *,
     template: str,
     resolution: float,
-    problems: Sequence[str] | None = None,
-    notes: Sequence[str] | None = None,
-    versions: Mapping[str, str] | None = None,
-    date: str | None = None,
-    command: str | None = None,
-    duration: float | None = None,
-    settings: Mapping[str, object] | None = None,
+    **told: Unpack[Told],
 ) -> Path:
     """Write ``train.html``.
 
-    What is None is taken from the last run's record, ``logs/train_report.json``; what is given is
-    kept there.
+    What is not told is taken from the last run's record, ``logs/train_report.json``; what is
+    told is kept there.
 
     Parameters
     ----------
@@ -54,16 +47,8 @@ def write_training_report(
         Its name, as a ``space-`` label.
     resolution : float
         Of the images in its space, in mm.
-    problems, notes : sequence of str
-        Sentences: what went wrong; how controls were chosen.
-    versions : dict
-        Distribution → version (``mri2pet``, ``torch``, ``nipype``, ``scipy`` …).
-    date, command : str
-        When the run was, and its command line.
-    duration : float
-        Of the run, in seconds.
-    settings : dict
-        What the run was asked to do, by the names of the flags.
+    **told
+        What the run tells of itself, see :class:`bids_app.report.runs.Told`.
 
     Returns
     -------
@@ -75,17 +60,7 @@ def write_training_report(
     ReadWriteError
         If report or record cannot be written. A missing file is no error: the report says so.
     """
-    last = read_record(output_dir, NAME)
-    record = Record(
-        notes=last.notes if notes is None else tuple(notes),
-        problems=last.problems if problems is None else tuple(problems),
-        versions=last.versions if versions is None else dict(versions),
-        date=last.date if date is None else date,
-        command=last.command if command is None else command,
-        duration=last.duration if duration is None else float(duration),
-        settings=last.settings if settings is None else _tell_settings(settings),
-    )
-    write_record(output_dir, NAME, record)
+    record = renew(output_dir, NAME, told)
     trained = find_trained(output_dir)
     page = render("training.html", _values(output_dir, trained, record, template, resolution))
     path = output_dir / f"{NAME}.html"
@@ -100,7 +75,7 @@ def _values(
     procedure = training_methods.procedure_of(trained, record.versions, fwhm)
     return {
         "record": record,
-        "duration": _tell_duration(record.duration),
+        "duration": tell_duration(record.duration),
         "doubts": doubts_of(trained),
         "trained": trained,
         "gallery": draw_gallery(
@@ -167,26 +142,3 @@ def _smoothing(output_dir: Path, record: Record) -> float | None:
         if told is not None:
             return told
     return as_value(record.settings.get("smoothing_fwhm"))
-
-
-def _tell_settings(settings: Mapping[str, object]) -> dict[str, str]:
-    """Write settings as a reader sees them; those that were not made are left out."""
-    return {
-        name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        for name, value in settings.items()
-        if value is not None and value != ()
-    }
-
-
-def _tell_duration(seconds: float | None) -> str:
-    """Write a duration with its hours.
-
-    Examples
-    --------
-    >>> _tell_duration(7320.0), _tell_duration(62.0)
-    ('2 h 2 min', '1 min 2 s')
-    """
-    if seconds is None or seconds < HOUR:
-        return tell_duration(seconds)
-    hours, rest = divmod(round(seconds), HOUR)
-    return f"{hours} h {rest // 60} min"
