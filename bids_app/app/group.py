@@ -22,7 +22,7 @@ from bids_app.app.intake import Problem, error_of
 from bids_app.app.people import People, choose_people
 from bids_app.app.pictures import Pictures, take_pictures
 from bids_app.app.preparation import prepare_template, refuse_places, work_dir_of
-from bids_app.app.running import Runner
+from bids_app.app.running import Runner, told_of
 from bids_app.app.training import DONE, PARTIAL
 from bids_app.console import Voice
 from bids_app.dataset.validation import make_writable
@@ -33,6 +33,7 @@ from bids_app.errors import MissingInputError
 from bids_app.files import locked, remove_partials
 from bids_app.imaging.volume import grid_of_box
 from bids_app.report.group import write_group_report
+from bids_app.report.runs import Told
 from bids_app.report.scored import last_run, write_run
 from bids_app.report.subject import write_subject_report
 from bids_app.screening import VOLUMES, Screening
@@ -78,7 +79,7 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     runner = Runner(settings, voice, GRAPH, jobs)
     run = GroupRun(_screening(settings, stamp), settings, runner)
     outcome = _detect(run, people, card, voice)
-    _finish(run, outcome, _Fresh(stamp, time.monotonic() - started))
+    _finish(run, outcome, told_of(stamp, started))
     if settings.clean_workdir and not outcome.problems:
         for name in INTERMEDIATE:
             shutil.rmtree(work_dir / name, ignore_errors=True)
@@ -213,15 +214,7 @@ def _problems(crashes: Sequence[Crash], plans: Sequence[SetPlan]) -> list[Proble
     return problems
 
 
-@dataclass(frozen=True)
-class _Fresh:
-    """A run that computed something, and how long it took."""
-
-    stamp: provenance.Stamp
-    seconds: float
-
-
-def _finish(run: GroupRun, outcome: _Outcome, fresh: _Fresh) -> None:
+def _finish(run: GroupRun, outcome: _Outcome, told: Told) -> None:
     """Write tables and reports."""
     settings, output_dir = run.settings, run.screening.output_dir
     refresh_dataset(output_dir)
@@ -230,17 +223,12 @@ def _finish(run: GroupRun, outcome: _Outcome, fresh: _Fresh) -> None:
             output_dir, outcome.seen, most=settings.clusters, applied=settings.detector
         )
         write_run(output_dir, scored_in(output_dir, run.screening.dataset, outcome.seen))
+    sentences = [problem.sentence for problem in outcome.problems]
+    whole: Told = {
+        **told, "problems": sentences, "notes": outcome.notes, "settings": vars(settings)
+    }  # fmt: skip
     write_group_report(
-        output_dir,
-        template=settings.template,
-        resolution=settings.grid_resolution,
-        problems=[problem.sentence for problem in outcome.problems],
-        notes=outcome.notes,
-        versions=fresh.stamp.versions,
-        date=fresh.stamp.date,
-        command=fresh.stamp.command,
-        duration=fresh.seconds,
-        settings=vars(settings),
+        output_dir, template=settings.template, resolution=settings.grid_resolution, **whole
     )
     _report_patients(settings, {one.sighting.who.who.label for one in outcome.seen
                                 if not one.sighting.control})  # fmt: skip

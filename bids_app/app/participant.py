@@ -19,6 +19,7 @@ from bids_app.app.preparation import (
     share_resources,
     work_dir_of,
 )
+from bids_app.app.running import told_of
 from bids_app.console import Voice, count_line
 from bids_app.dataset.participants import read_participants
 from bids_app.dataset.validation import make_writable, validate_bids
@@ -77,7 +78,7 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
     problems = problems_of(selection) + compute(plans, run, resources, settings, voice)
     if settings.clean_workdir:
         clean([*plans, *done], problems, settings)
-    fresh = Fresh(stamp, time.monotonic() - started, {plan.visit.subject for plan in plans})
+    fresh = Fresh(told_of(stamp, started), {plan.visit.subject for plan in plans})
     _report(selection, problems, template, settings.output_dir, fresh)
     finish_dataset(settings.output_dir, bids_dir=settings.bids_dir, participants=participants)
     return _close(plans, done, problems, settings, voice)
@@ -158,18 +159,10 @@ def _report_again(selection: Selection, template: Template, output_dir: Path, vo
 
 @dataclass(frozen=True)
 class Fresh:
-    """A run that computed something: its stamp, how long it took, and whose visits it made."""
+    """A run that computed something: what it tells of itself, and whose visits it made."""
 
-    stamp: provenance.Stamp
-    seconds: float
+    told: Told
     subjects: Collection[str]
-
-    def told(self) -> Told:
-        """Give what reports tell of it."""
-        stamp = self.stamp
-        return Told(
-            versions=stamp.versions, date=stamp.date, command=stamp.command, duration=self.seconds
-        )
 
 
 def _report(
@@ -187,7 +180,7 @@ def _report(
         made = subject in fresh.subjects or not (output_dir / f"sub-{subject}").is_dir()
         run = Told(notes=notes, problems=told)
         if made:
-            run.update(fresh.told())
+            run.update(fresh.told)
         write_subject_report(output_dir, subject, template_t1w=template.reference, **run)
 
 

@@ -1,5 +1,6 @@
-"""Run graphs as the settings say, and tell how far they are."""
+"""Run graphs as the settings say, and tell how far they are, and of the run."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,8 +8,18 @@ from nipype.pipeline.engine import Workflow
 
 from bids_app.app.preparation import read_plugin, share_resources, work_dir_of
 from bids_app.console import Voice
+from bids_app.provenance import Stamp
+from bids_app.report.runs import Told
 from bids_app.settings import Settings
 from bids_app.workflows.execution import Crash, run_graph
+
+
+def told_of(stamp: Stamp, started: float) -> Told:
+    """Gather what reports tell of a run that ends now; it started at this monotonic time."""
+    return Told(
+        versions=stamp.versions, date=stamp.date, command=stamp.command,
+        duration=time.monotonic() - started,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

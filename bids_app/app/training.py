@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from bids_app import provenance
@@ -11,7 +11,7 @@ from bids_app.app.controls import Controls, choose_controls
 from bids_app.app.intake import Problem, error_of
 from bids_app.app.preparation import refuse_places, share_resources, work_dir_of
 from bids_app.app.results import gather_records
-from bids_app.app.running import Runner
+from bids_app.app.running import Runner, told_of
 from bids_app.console import Voice
 from bids_app.crossvalidation import (
     GENERATORS,
@@ -29,6 +29,7 @@ from bids_app.errors import MissingInputError
 from bids_app.files import locked
 from bids_app.imaging.volume import grid_of_box
 from bids_app.mapped import read_digest
+from bids_app.report.runs import Told
 from bids_app.report.training import write_training_report
 from bids_app.resources import choose_device
 from bids_app.settings import LPIPS_VARIABLE, Settings
@@ -79,7 +80,7 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     stored, problems = _store(study, controls, runner)
     folds = deal(study, stored)
     problems += _compute(study, controls, folds, means, runner)
-    _finish(study, settings, controls, problems, _Fresh(stamp, time.monotonic() - started))
+    _finish(study, settings, controls, problems, told_of(stamp, started))
     return _close(settings, study, problems, voice)
 
 
@@ -238,36 +239,24 @@ def _problem(crash: Crash, labels: Mapping[str, str]) -> Problem:
     return Problem(row, f"{row}: {crash.sentence}", crash.exit_code, visit=row)
 
 
-@dataclass(frozen=True)
-class _Fresh:
-    """A run that computed something, and how long it took."""
-
-    stamp: provenance.Stamp
-    seconds: float
-
-
 def _finish(
     study: Study,
     settings: Settings,
     controls: Controls,
     problems: Sequence[Problem],
-    fresh: _Fresh,
+    told: Told,
 ) -> None:
     """Write table and report."""
     with locked(study.output_dir):
         gathered = gather_records(study)
         write_table1(study.output_dir, gathered.records)
+    sentences = [problem.sentence for problem in problems]
+    whole: Told = {
+        **told, "problems": sentences, "notes": [*controls.notes, *gathered.notes],
+        "settings": vars(settings),
+    }  # fmt: skip
     write_training_report(
-        study.output_dir,
-        template=settings.template,
-        resolution=settings.grid_resolution,
-        problems=[problem.sentence for problem in problems],
-        notes=[*controls.notes, *gathered.notes],
-        versions=fresh.stamp.versions,
-        date=fresh.stamp.date,
-        command=fresh.stamp.command,
-        duration=fresh.seconds,
-        settings=vars(settings),
+        study.output_dir, template=settings.template, resolution=settings.grid_resolution, **whole
     )
 
 

@@ -1,6 +1,5 @@
 """The files of a raw BIDS dataset: its T1w and PET images, and what their sidecars say."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from bids_app.errors import (
     ReadWriteError,
     UnusableDataError,
 )
+from bids_app.files import read_json
 from bids_app.visit import Scan
 
 METADATA = ("TracerName", "FrameTimesStart", "FrameDuration", "Units")  # all that the app reads
@@ -34,18 +34,6 @@ class RawFiles:
     t1ws: Mapping[str, tuple[Scan, ...]]
     pets: Mapping[str, tuple[Scan, ...]]
     pet_sidecars: Mapping[Path, tuple[Path, ...]]
-
-
-def _read_object(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UnusableDataError(f"{path}: not valid JSON ({error}); correct it") from error
-    if not isinstance(content, dict):
-        raise UnusableDataError(f"{path}: not a JSON object; correct it")
-    return content
 
 
 def find_subjects(bids_dir: Path) -> tuple[str, ...]:
@@ -70,7 +58,7 @@ def find_subjects(bids_dir: Path) -> tuple[str, ...]:
             f"{bids_dir}: has no dataset_description.json; give the root of a BIDS dataset"
         )
     try:
-        _read_object(description)
+        read_json(description)
     except UnusableDataError as error:
         raise InvalidBidsError(str(error)) from error
     try:
@@ -166,7 +154,7 @@ def read_metadata(scan: Scan, sidecars: Mapping[Path, tuple[Path, ...]]) -> Scan
             path for path in sidecars.get(folder, ()) if entities.issuperset(parse_name(path.name))
         )
         for path in sorted(applying, key=lambda path: len(path.name)):
-            metadata.update(_read_object(path))
+            metadata.update(read_json(path))
     kept = {key: metadata[key] for key in METADATA if metadata.get(key) is not None}
     return replace(
         scan,
