@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--paired", type=int, default=12)
     parser.add_argument("--t1w-only", type=int, default=12)
-    parser.add_argument("--patients", type=int, default=16)
+    parser.add_argument("--patients", type=int, default=12)
     parser.add_argument("--lesion-depth", type=float, nargs=2, default=[20, 50])
     parser.add_argument("--simulated-resolution", type=float, default=1.5)
     parser.add_argument("--resolution", type=float, default=3)
