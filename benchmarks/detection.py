@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bids_app import nifti
 from bids_app.derivatives.detections import write_curve, write_tests
-from bids_app.detection.clusters import Cluster
+from bids_app.detection.clusters import Cluster, separate_lesions
 from bids_app.detection.evaluation import (
     CurvePoint,
     Finding,
@@ -105,6 +106,27 @@ def findings(folder: Path, seed: int) -> Iterator[Finding]:
             yield Finding(name, path.parent.name, who, None, lesions, marks)
 
 
+def hit_by_chance(work: Path, seeds: list[int], out: str, training_set: str, detector: str) -> None:
+    """Print how often clusters of healthy held-out controls lie where patients have lesions."""
+    firsts: list[int] = []
+    for seed in seeds:
+        root = work / f"seed-{seed}" / out
+        primary = training_set == "real" or out == "patch3d"
+        maps = root if primary else root / "detectors" / training_set
+        found = maps.glob(f"sub-control*/pet/*space-MNI*desc-{detector}_dseg.nii.gz")
+        ranks = [nifti.load(path).data for path in sorted(found)]
+        for path in sorted(root.glob("sub-patient*/anat/*label-L_mask.nii.gz")):
+            mask = nifti.load(path)
+            lesions = separate_lesions(mask.data > 0, mask.affine)
+            for number in range(1, int(lesions.max()) + 1):
+                inside = (one[(lesions == number) & (one > 0)] for one in ranks)
+                firsts += [int(one.min()) if one.size else sys.maxsize for one in inside]
+    for clusters in (1, 3, 5, 10) if firsts else ():
+        share = np.mean(np.array(firsts) <= clusters)
+        name = SETS[out, training_set]
+        print(f"{name:15} {detector:13} {clusters:2} clusters of a control: {share:.2f}")
+
+
 def is_patient(finding: Finding) -> bool:
     """Tell patients from held-out controls, by the simulator's labels."""
     return "patient" in finding.participant
@@ -134,6 +156,10 @@ def report(work: Path, seeds: list[int]) -> None:
     tell(points)
     write_curve(work, points)
     write_tests(work, compare(patients))
+    print("lesions that clusters of healthy controls would have found")
+    for out, training_set in SETS:
+        for detector in ("ocsvm", "zscore", "pseudonormal"):
+            hit_by_chance(work, seeds, out, training_set, detector)
 
 
 def main() -> None:
