@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_app import nifti
+from bids_app.derivatives.anomalies import root_of
 from bids_app.derivatives.detections import write_curve, write_tests
 from bids_app.detection.clusters import Cluster, separate_lesions
 from bids_app.detection.evaluation import (
@@ -33,6 +34,7 @@ from bids_app.detection.evaluation import (
 )
 from bids_app.files import read_json
 
+SHOWN = (1, 3, 5, 10)  # clusters a patient, of which is told
 SEMI3D, PATCH3D = "semi3d-gan-mse", "patch3d-gan-mse"
 SETS = {
     ("semi3d", "real"): "real",
@@ -111,8 +113,7 @@ def hit_by_chance(work: Path, seeds: list[int], out: str, training_set: str, det
     firsts: list[int] = []
     for seed in seeds:
         root = work / f"seed-{seed}" / out
-        primary = training_set == "real" or out == "patch3d"
-        maps = root if primary else root / "detectors" / training_set
+        maps = root_of(root, training_set, primary=training_set == "real" or out == "patch3d")
         found = maps.glob(f"sub-control*/pet/*space-MNI*desc-{detector}_dseg.nii.gz")
         ranks = [nifti.load(path).data for path in sorted(found)]
         for path in sorted(root.glob("sub-patient*/anat/*label-L_mask.nii.gz")):
@@ -121,7 +122,7 @@ def hit_by_chance(work: Path, seeds: list[int], out: str, training_set: str, det
             for number in range(1, int(lesions.max()) + 1):
                 inside = (one[(lesions == number) & (one > 0)] for one in ranks)
                 firsts += [int(one.min()) if one.size else sys.maxsize for one in inside]
-    for clusters in (1, 3, 5, 10) if firsts else ():
+    for clusters in SHOWN if firsts else ():
         share = np.mean(np.array(firsts) <= clusters)
         name = SETS[out, training_set]
         print(f"{name:15} {detector:13} {clusters:2} clusters of a control: {share:.2f}")
@@ -135,7 +136,7 @@ def is_patient(finding: Finding) -> bool:
 def tell(points: list[CurvePoint]) -> None:
     """Print sensitivities over lesions."""
     for point in points:
-        if point.unit == "lesion" and point.clusters in (1, 3, 5, 10):
+        if point.unit == "lesion" and point.clusters in SHOWN:
             print(
                 f"{point.training_set:15} {point.detector:13} {point.clusters:2} clusters: "
                 f"{point.found}/{point.n} = {point.sensitivity:.2f} "

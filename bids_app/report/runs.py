@@ -1,7 +1,6 @@
 """What a run tells of itself for its report: some of it anew, the rest as the last run did."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypedDict
 
@@ -54,8 +53,7 @@ def renew(output_dir: Path, report: str, told: Told) -> Record:
         If the record cannot be written.
     """
     last = read_record(output_dir, report)
-    record = replace(
-        last,
+    record = Record(
         problems=tuple(told.get("problems", last.problems)),
         notes=tuple(told.get("notes", last.notes)),
         versions=dict(told.get("versions", last.versions)),
