@@ -8,7 +8,7 @@ All is done by the app's own commands, and what is done already is not done agai
     python benchmarks/detection.py WORK --anatomies DIR --seeds 1 2 3
     python benchmarks/detection.py WORK --seeds 1 2 3 --report     tables of what is there
 
-``WORK/seed-N/`` holds cohort and results; tables over all seeds go to ``WORK``.
+``WORK/seed-N/`` holds cohort and results; tables and a figure over all seeds go to ``WORK``.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from matplotlib import pyplot as plt
 
 from bids_app import nifti
 from bids_app.derivatives.anomalies import root_of
@@ -144,8 +145,27 @@ def tell(points: list[CurvePoint]) -> None:
             )
 
 
+def draw(points: list[CurvePoint], path: Path) -> None:
+    """Draw sensitivity over lesions as Figure 4 of the paper, a panel for each detector."""
+    detectors = ("ocsvm", "zscore", "pseudonormal")
+    figure, panels = plt.subplots(1, len(detectors), figsize=(12, 4), sharey=True)
+    for panel, detector in zip(panels, detectors, strict=True):
+        for name in SETS.values():
+            own = [p for p in points if (p.training_set, p.detector) == (name, detector)]
+            own = [p for p in own if p.unit == "lesion"]
+            across = [p.clusters for p in own]
+            if own:
+                panel.plot(across, [p.sensitivity for p in own], marker="o", label=name)
+                panel.fill_between(across, [p.low for p in own], [p.high for p in own], alpha=0.15)
+        panel.set(title=detector, xlabel="clusters kept a patient", ylim=(0, 1))
+        panel.legend(loc="upper left")
+    panels[0].set_ylabel("lesions found")
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+
+
 def report(work: Path, seeds: list[int]) -> None:
-    """Write and print curves and tests over all seeds, and sensitivities of each."""
+    """Write, print and draw curves over all seeds, write tests, print sensitivities of each."""
     everyone = {seed: list(findings(work / f"seed-{seed}", seed)) for seed in seeds}
     for seed, found in everyone.items():
         print(f"seed {seed}")
@@ -156,6 +176,7 @@ def report(work: Path, seeds: list[int]) -> None:
     print("all seeds")
     tell(points)
     write_curve(work, points)
+    draw(points, work / "detection_curve.png")
     write_tests(work, compare(patients))
     print("lesions that clusters of healthy controls would have found")
     for out, training_set in SETS:
