@@ -556,3 +556,9 @@ def test_the_first_cluster_of_each_patient_is_told(run):
         ],
         "hybrid zscore": [f"sub-p1: {place}"],
     }
+
+
+def test_a_first_cluster_in_the_midplane_is_told_without_a_sign(run):
+    seen = run.add("p1", [9])
+    seen = replace(seen, clusters=(cluster(1, 9, x=-0.4, side="midline"),))
+    assert top_clusters([seen])["real ocsvm"] == ["sub-p1: midline, (0, 12, 8) mm, 1.5 cm³"]

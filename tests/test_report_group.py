@@ -668,6 +668,14 @@ def test_free_response_curves_end_within_the_chart(made):
     assert len([s for s in chart.strokes if s.width == 2]) == 4 * len(UNITS)
 
 
+def test_numbers_of_a_free_response_curve_end_within_the_chart(made):
+    detected = find_detected(made.out)
+    many = [replace(one, per_control=10.0) for one in detected.responses]
+    texts = draw_responses(replace(detected, responses=many)).texts
+    ends = [text.x + 7 * len(text.words) / 2 for text in texts if text.anchor == "middle"]
+    assert max(ends) <= WIDTH  # a digit is 7 px wide
+
+
 # Colours over the T1w
 
 

@@ -263,7 +263,7 @@ def _tell_first(one: Seen) -> str:
     if not one.clusters:
         return "no cluster"
     first = one.clusters[0]
-    place = f"{first.side}, ({first.x:.0f}, {first.y:.0f}, {first.z:.0f}) mm"
+    place = f"{first.side}, ({first.x:z.0f}, {first.y:z.0f}, {first.z:z.0f}) mm"
     size = f"{first.volume / 1000:.1f} cm³"
     if first.overlap is None:
         return f"{place}, {size}"

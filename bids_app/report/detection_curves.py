@@ -15,7 +15,7 @@ from bids_app.report.detectors import DASHES, Which, colour_of, title_of
 from bids_app.report.evaluated import UNITS, Point, Response
 from bids_app.report.reportlets import Text
 
-SIDE, LEFT, GAP = 515.0, 50.0, 76.0  # px: width of a panel, before the first, between two
+SIDE, LEFT, GAP = 510.0, 50.0, 76.0  # px: width of a panel, before the first, between two
 ABOVE, PANEL, BELOW = 30.0, 260.0, 42.0  # px: over the panels, their height, under them
 ASIDE: Final = 0.05  # clusters by which lines are moved apart, so that equal ones are seen
 MOST_FALSE: Final = 10.0  # false clusters a control up to which a curve is drawn (our choice)
