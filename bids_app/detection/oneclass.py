@@ -139,7 +139,7 @@ class VoxelwiseOneClassSVM:
             samples or no features, or a value is not finite.
         """
         self._check_settings()
-        voxels, samples, _ = _shape(latents)
+        voxels, samples, features = _shape(latents)
         if samples < FEWEST:
             raise ValueError(f"a boundary needs {FEWEST} samples or more, not {samples}")
 
@@ -156,8 +156,15 @@ class VoxelwiseOneClassSVM:
         supporting = alphas > 0
         self.n_support_ = supporting.sum(axis=1)
         self.support_ = np.nonzero(supporting)[1].astype(np.int32)
-        self.support_vectors_ = latents[supporting].astype(np.float32, copy=False)
+        self.support_vectors_ = np.empty((len(self.support_), features), np.float32)
         self.dual_coef_ = alphas[supporting]
+        starts = self._starts()
+
+        def keep(part: slice) -> None:
+            own = slice(starts[part.start], starts[part.stop])
+            self.support_vectors_[own] = latents[part][supporting[part]]
+
+        self._share(keep, voxels)
         return self
 
     def score_samples(self, latents: NDArray[np.floating]) -> Floats:
@@ -188,7 +195,7 @@ class VoxelwiseOneClassSVM:
                 f"{voxels} voxels with {features} features are not the {learned[0]} with "
                 f"{learned[1]} that were learned from"
             )
-        starts = np.append(0, np.cumsum(self.n_support_))
+        starts = self._starts()
 
         def score(part: slice) -> Floats:
             own = starts[part.start : part.stop + 1]
@@ -209,6 +216,10 @@ class VoxelwiseOneClassSVM:
         number = 1.0 if self.gamma == "scale" else self.gamma
         if isinstance(number, str) or not 0 < number < math.inf:
             raise ValueError(f"gamma is 'scale' or a number above 0, not {self.gamma}")
+
+    def _starts(self) -> Integers:
+        """Tell where in ``support_vectors_`` each voxel's begin, and where the last one's end."""
+        return np.append(0, np.cumsum(self.n_support_))
 
     def _share(self, work: Callable[[slice], Answer], voxels: int) -> list[Answer]:
         """Work on pieces of the voxels in threads; answers come in order."""

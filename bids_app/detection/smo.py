@@ -369,8 +369,10 @@ def _move(problem: Problem, active: int, rising: int, falling: int) -> None:
     raised, lowered = alpha[rising] - before_up, alpha[falling] - before_down
     for place in range(active):
         gradient[place] += up[place] * raised + down[place] * lowered
-    _book(problem, rising, before_up)
-    _book(problem, falling, before_down)
+    if (alpha[rising] >= 1) != (before_up >= 1):
+        _book(problem, rising, before_up)
+    if (alpha[falling] >= 1) != (before_down >= 1):
+        _book(problem, falling, before_down)
 
 
 @njit
