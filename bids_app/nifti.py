@@ -19,6 +19,7 @@ from bids_app.imaging.volume import Affine, Grid, zooms_of
 
 SMALLEST_ZOOM, LARGEST_ZOOM = 0.1, 20.0  # mm; our choice: no scanner of human heads is beyond
 SMALLEST_FIELD_OF_VIEW, LARGEST_FIELD_OF_VIEW = 50.0, 1000.0  # mm; our choice
+NEARLY_WHOLE = 1e-3  # by which a label may differ from a whole number: scaling rounds (our choice)
 LARGEST_SHEAR = 0.05  # cosine between two axes of the grid; our choice
 UNREADABLE = (ImageFileError, HeaderDataError, EOFError, gzip.BadGzipFile, zlib.error, ValueError)
 
@@ -192,6 +193,30 @@ def load_scan(path: Path | str) -> Image:
     if image.data.min() == image.data.max():
         raise UnusableDataError(f"{path}: all voxels are equal; export the image again")
     return image
+
+
+def check_labels(path: Path) -> None:
+    """See whether an image can be a mask, or one of labels.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        As :func:`load`; UnusableDataError also if the checksum of a compressed file is wrong, there
+        is more than one volume, or values are not whole numbers.
+    """
+    image = load(path)
+    if path.suffix == ".gz":
+        _check_whole(path)
+    if image.data.ndim != 3:  # noqa: PLR2004
+        raise UnusableDataError(
+            f"{path}: has {image.data.ndim} axes, and labels have three; give a single volume"
+        )
+    known = image.data[np.isfinite(image.data)]
+    if np.abs(known - np.rint(known)).max(initial=0) > NEARLY_WHOLE:
+        raise UnusableDataError(
+            f"{path}: not all of its values are whole numbers, so they are no labels; set a "
+            "threshold, 0.5 for instance, and save 0 and 1"
+        )
 
 
 def to_nibabel(image: Image) -> nib.Nifti1Image:

@@ -245,9 +245,10 @@ def test_sessions_can_be_chosen(out, rng):
         for session in ("a", "b"):
             write_control(out, label, rng, session=session)
     people = choose(out, session_label=("b",))
-    assert [(one.label, one.session) for one in people.controls] == [("04", "b")]
+    controls = [(one.label, one.session) for one in people.controls]
+    assert controls == [("04", "b"), ("01", None)]  # whose only visit has no session
     assert [(one.label, one.session) for one in people.patients] == [("p3", "b")]
-    assert people.notes == ("sub-01: not used, no T1w on this grid",)
+    assert people.notes == ()
     (problem,) = people.problems
     assert problem.sentence.startswith(
         "sub-p1: a patient without a PET on this grid in these sessions; run"
@@ -278,6 +279,22 @@ def test_pets_of_other_sessions_are_visits_of_their_own(out):
     sessions = [one.session for one in people.patients if one.label == "p1"]
     assert sessions == [None, "late"]
     assert people.notes == ()
+
+
+@pytest.mark.parametrize("label", ["nosuch", "xx"])
+def test_labels_that_find_nobody_are_told(out, label):
+    people = choose(out, participant_label=("p1", label, "01"), exclude_participant_label=("zz",))
+    assert labels(people.patients) == ["p1"]
+    (problem,) = people.problems
+    assert problem.exit_code == MissingInputError.exit_code
+    assert problem.sentence == (
+        f"sub-{label}: none of those whom --patient-query finds; correct --participant-label or "
+        "the query"
+    )
+    assert people.notes == (
+        "sub-01: a control, so not mapped; --participant-label is for patients",
+        "sub-zz: to be excluded, but neither control nor patient",
+    )
 
 
 # Real and synthetic

@@ -187,6 +187,6 @@ def resample(
     else:
         moved = ants.resample_image_to_target(source, target, interp_type=interpolation)
     if interpolation == OF_LABELS:
-        moved = moved.clone("unsigned int")
+        moved = moved.new_image_like(np.rint(np.nan_to_num(moved.numpy())).astype(np.uint32))
     moved.to_filename(str(out))
     return out

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bids_app import provenance
@@ -34,7 +34,7 @@ from bids_app.files import locked, remove_partials
 from bids_app.imaging.volume import grid_of_box
 from bids_app.report.group import write_group_report
 from bids_app.report.runs import Told
-from bids_app.report.scored import last_run, write_run
+from bids_app.report.scored import Grid, last_run, write_run
 from bids_app.report.subject import write_subject_report
 from bids_app.screening import VOLUMES, Screening
 from bids_app.settings import Settings
@@ -222,7 +222,9 @@ def _finish(run: GroupRun, outcome: _Outcome, told: Told) -> None:
         write_detections(
             output_dir, outcome.seen, most=settings.clusters, applied=settings.detector
         )
-        write_run(output_dir, scored_in(output_dir, run.screening.dataset, outcome.seen))
+        scored = scored_in(output_dir, run.screening.dataset, outcome.seen)
+        grid = Grid(settings.template, settings.bounding_box, settings.grid_resolution)
+        write_run(output_dir, replace(scored, grid=grid))
     sentences = [problem.sentence for problem in outcome.problems]
     whole: Told = {
         **told, "problems": sentences, "notes": outcome.notes, "settings": vars(settings)
@@ -247,11 +249,17 @@ def _report_again(settings: Settings, voice: Voice) -> int:
             f"{settings.output_dir}: holds no results of the group level; run without "
             "--reports-only"
         )
+    run = last_run(settings.output_dir)
+    if run.grid is not None:  # which may be another than this command line's
+        x0, y0, z0, x1, y1, z1 = run.grid.bounding_box
+        settings = replace(
+            settings, template=run.grid.template, bounding_box=(x0, y0, z0, x1, y1, z1),
+            resolution=run.grid.resolution,
+        )  # fmt: skip
     path = write_group_report(
         settings.output_dir, template=settings.template, resolution=settings.grid_resolution
     )
-    maps = last_run(settings.output_dir).maps
-    _report_patients(settings, {one.participant for one in maps if not one.control})
+    _report_patients(settings, {one.participant for one in run.maps if not one.control})
     voice.close(f"mri2pet: report written; it is {path}")
     return DONE
 

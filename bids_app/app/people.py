@@ -36,8 +36,9 @@ class People:
 def choose_people(settings: Settings, *, controls: bool, version: str) -> People:
     """Choose controls and patients by query and labels.
 
-    ``--participant-label`` says which patients are looked at; controls are all that their query
-    finds, but for those of ``--exclude-participant-label``.
+    ``--participant-label`` and ``--session-label`` say which patients, and which visits of theirs,
+    are looked at; controls are all that their query finds, but for those of
+    ``--exclude-participant-label``, by a visit of these sessions where they have one.
 
     Parameters
     ----------
@@ -65,13 +66,41 @@ def choose_people(settings: Settings, *, controls: bool, version: str) -> People
         raise NothingSelectedError(
             "no patient is left after all selections; correct --patient-query or the labels"
         )
-    patients, notes, problems = _patients(_visits(settings, wanted), settings, wanted)
-    chosen, more = _controls(_visits(settings, well - excluded), settings, well - excluded)
+    visits = [one for one in _visits(settings, wanted) if _is_in_sessions(one, settings)]
+    patients, notes, problems = _patients(visits, settings, wanted)
+    healthy = _visits(settings, well - excluded)
+    healthy.sort(key=lambda visit: not _is_in_sessions(visit, settings))
+    chosen, more = _controls(healthy, settings, well - excluded)
     if controls and not chosen:
         raise _nobody(more)
     made = [pair for one in (*chosen, *patients) for pair in _versions(one)]
     told = compare_versions(made, version, advice=ANEW)
-    return People(tuple(chosen), tuple(patients), (*told, *more, *notes), tuple(problems))
+    unknown, remarks = _unmatched(settings, well, ill)
+    return People(
+        tuple(chosen), tuple(patients), (*told, *remarks, *more, *notes), (*unknown, *problems)
+    )
+
+
+def _unmatched(
+    settings: Settings, well: Collection[str], ill: Collection[str]
+) -> tuple[list[Problem], list[str]]:
+    """Tell of labels that were asked for, and whom they do not find."""
+    problems, notes = list[Problem](), list[str]()
+    for label in settings.participant_label:
+        if label in well:
+            notes.append(f"sub-{label}: a control, so not mapped; --participant-label is for patients")
+        elif label not in ill:
+            sentence = (
+                f"sub-{label}: none of those whom --patient-query finds; correct "
+                "--participant-label or the query"
+            )
+            problems.append(Problem(label, sentence, MISSING))
+    notes += [
+        f"sub-{label}: to be excluded, but neither control nor patient"
+        for label in settings.exclude_participant_label
+        if label not in well and label not in ill
+    ]
+    return problems, notes
 
 
 def _versions(one: Participant) -> list[tuple[str, str]]:
@@ -93,6 +122,10 @@ def _is_asked_for(label: str, settings: Settings) -> bool:
     return not settings.participant_label or label in settings.participant_label
 
 
+def _is_in_sessions(visit: Preprocessed, settings: Settings) -> bool:
+    return not settings.session_label or visit.session in settings.session_label
+
+
 def _refuse_both(labels: Collection[str]) -> None:
     if labels:
         names = ", ".join(f"sub-{label}" for label in sorted(labels))
@@ -103,11 +136,9 @@ def _refuse_both(labels: Collection[str]) -> None:
 
 
 def _visits(settings: Settings, labels: Collection[str]) -> list[Preprocessed]:
-    found = find_preprocessed(
+    return find_preprocessed(
         settings.output_dir, settings.template, settings.grid_resolution, labels
     )
-    sessions = settings.session_label
-    return [visit for visit in found if not sessions or visit.session in sessions]
 
 
 def _synthetic(visit: Preprocessed, output_dir: Path) -> Synthetic | None:

@@ -23,7 +23,7 @@ from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.detection.regions import read_labels
 from bids_app.errors import MissingInputError, Mri2petError
 from bids_app.mapped import read_digest
-from bids_app.nifti import check_header
+from bids_app.nifti import check_labels
 from bids_app.screening import Participant, Pictured, Screening, picture, plan_pictures
 from bids_app.settings import Settings
 from bids_app.workflows.anomalies import init_atlas_wf, init_lesions_wf
@@ -181,7 +181,7 @@ def find_masks(settings: Settings, patients: Sequence[Participant]) -> Lesions:
 def _usable_mask(root: Path, visit: Preprocessed, template: str) -> LesionMask | None:
     mask = find_lesion_mask(root, visit, template)
     if mask is not None:
-        check_header(mask.path)
+        check_labels(mask.path)
         if not mask.in_template and not t1w_to_template(visit).is_file():
             raise _absent(t1w_to_template(visit))
     return mask
@@ -220,7 +220,7 @@ def _atlas_path(settings: Settings, screening: Screening) -> Path | None:
     if settings.atlas is None:
         return None
     image, names = settings.atlas
-    check_header(image)
+    check_labels(image)
     read_labels(names)
     return screening.work_dir / "atlas.nii.gz"
 

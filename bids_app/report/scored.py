@@ -49,6 +49,15 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """As the settings of a run have it: template, box in mm (RAS+), and resolution in mm."""
+
+    template: str
+    bounding_box: Sequence[float]
+    resolution: float
+
+
+@dataclass(frozen=True)
 class Run:
     """What a run has scored.
 
@@ -58,10 +67,13 @@ class Run:
         Name or DOI of the raw dataset that was scored; empty if not told.
     maps : sequence of Scored
         Of patients and of held-out controls.
+    grid : Grid or None
+        On which they lie in the template's space; None if not told.
     """
 
     dataset: str
     maps: Sequence[Scored]
+    grid: Grid | None = None
 
 
 def write_run(output_dir: Path, run: Run) -> None:
@@ -73,14 +85,17 @@ def write_run(output_dir: Path, run: Run) -> None:
         If it cannot be written.
     """
     maps = [asdict(one) for one in run.maps]
-    write_json(output_dir / NAME, {"dataset": run.dataset, "maps": maps})
+    grid = None if run.grid is None else asdict(run.grid)
+    write_json(output_dir / NAME, {"dataset": run.dataset, "grid": grid, "maps": maps})
 
 
 def read_run(output_dir: Path) -> Run | None:
     """Read what the last run has scored; None where no record tells it, or it is damaged."""
     try:
         told = read_json(output_dir / NAME)
-        return Run(str(told["dataset"]), [Scored(**one) for one in told["maps"]])  # type: ignore[attr-defined]
+        maps = [Scored(**one) for one in told["maps"]]  # type: ignore[attr-defined]
+        grid = told.get("grid")
+        return Run(str(told["dataset"]), maps, Grid(**grid) if isinstance(grid, dict) else None)
     except (Mri2petError, KeyError, TypeError):
         return None
 
