@@ -204,13 +204,8 @@ def choose_images(
     return parts[training_set]
 
 
-def deal(controls: Sequence[Pictured], folds: int, seed: int) -> dict[str, int]:
-    """Deal controls out to folds: those with a real PET evenly, then those without.
-
-    Returns
-    -------
-    dict
-        Label → the fold that leaves this control out, from 1.
+def refuse_folds(folds: int, controls: int) -> None:
+    """Refuse a number of folds that so many controls cannot be dealt out to.
 
     Raises
     ------
@@ -221,13 +216,29 @@ def deal(controls: Sequence[Pictured], folds: int, seed: int) -> dict[str, int]:
     """
     if folds < FEWEST:
         raise UsageError(f"--folds {folds}: leaving controls out needs at least {FEWEST}")
-    real = sorted({one.who.label for one in controls if one.real is not None})
-    others = sorted({one.who.label for one in controls} - set(real))
-    if len(real) + len(others) < folds:
+    if controls < folds:
         raise UnusableDataError(
-            f"{len(real) + len(others)} control(s) with a PET are fewer than --folds {folds}; "
+            f"{controls} control(s) with a PET are fewer than --folds {folds}; "
             "choose fewer folds, or add controls"
         )
+
+
+def deal(controls: Sequence[Pictured], folds: int, seed: int) -> dict[str, int]:
+    """Deal controls out to folds: those with a real PET evenly, then those without.
+
+    Returns
+    -------
+    dict
+        Label → the fold that leaves this control out, from 1.
+
+    Raises
+    ------
+    UsageError, UnusableDataError
+        As :func:`refuse_folds`.
+    """
+    real = sorted({one.who.label for one in controls if one.real is not None})
+    others = sorted({one.who.label for one in controls} - set(real))
+    refuse_folds(folds, len(real) + len(others))
     random = np.random.default_rng(seed)
     order = [part[k] for part in (real, others) for k in random.permutation(len(part))]
     return {label: place % folds + 1 for place, label in enumerate(order)}

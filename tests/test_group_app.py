@@ -45,6 +45,7 @@ from bids_app.detection import slabs
 from bids_app.detection.card import CALIBRATION, CONTROL_CLUSTERS, check_files, read_card
 from bids_app.detection.spec import EncoderSpec
 from bids_app.files import read_json, read_tsv, write_json, write_tsv
+from bids_app.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -443,6 +444,36 @@ def test_a_report_is_about_what_its_run_has_scored(out, tmp_path):
 # Detectors that were trained before
 
 
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [(("zscore",), "holds ocsvm and pseudonormal of an earlier run, which this run will remove"),
+     (("zscore", "ocsvm", "pseudonormal"), None)],
+)  # fmt: skip
+def test_detectors_that_a_run_would_remove_are_told(out, wanted, told):
+    settings = Settings(out.parent / "raw", out, "group", detectors=wanted)
+    notes = detectors._tell_replaced(out / "detectors" / "real", settings)
+    assert len(notes) == (told is not None)
+    assert all(told in note for note in notes)
+    assert detectors._tell_replaced(out / "detectors" / "none", settings) == []
+
+
+def test_what_a_trained_detector_cannot_give_is_told(out):
+    folder = out / "detectors" / "hybrid"
+    told = [
+        detectors._tell_not_applied(
+            folder,
+            read_card(folder),
+            Settings(out, out, "group", detectors=names, training_set=sets),
+        )
+        for names, sets in ((("zscore", "pseudonormal"), ("synthetic",)), (("ocsvm",), ("real",)))
+    ]
+    assert told[0] == [
+        f"{folder}: holds no pseudonormal, so no map of it",
+        f"{folder}: was trained on hybrid, and --training-set does not change that",
+    ]
+    assert told[1] == []
+
+
 def without_controls(out, folder):
     """Copy the dataset as a hospital has it that never saw the controls."""
     there = copy_of(out, folder, *MADE, "sub-c*", "sub-d*")
@@ -705,7 +736,7 @@ def files(out):
 
 def test_a_dry_run_tells_and_writes_nothing(out, capsys):
     before = files(out)
-    assert main(arguments(out, "--dry-run")) == 0
+    assert main(arguments(out, "--dry-run", "--training-set", "hybrid")) == 0
     said = [line.split() for line in capsys.readouterr().out.splitlines()]
     for kind, label in (("control", "c1"), ("control", "d1"), ("patient", "p2")):
         (line,) = (line for line in said if line[1:4:2] == [kind, label])
@@ -716,12 +747,33 @@ def test_a_dry_run_tells_and_writes_nothing(out, capsys):
     assert files(out) == before
 
 
+def test_a_dry_run_tells_who_is_not_used_and_refuses_what_the_run_would(out, capsys):
+    options = ("--dry-run", "--participant-label", "p1", "nosuch")
+    assert main(arguments(out, *options)) == 0
+    said = capsys.readouterr().out
+    assert "sub-d1: not used, no real PET" in said
+    assert "desc-synth" not in said
+    assert "sub-nosuch: none of those whom --patient-query finds" in said
+    assert main(arguments(out, "--dry-run", "--folds", "7")) == 65
+    assert main(arguments(out, "--dry-run", "--folds", "1")) == 64
+    assert main(arguments(out, "--dry-run", "-d", "lesions=/nowhere")) == 66
+
+
+def test_the_methods_paragraph_tells_what_was_done(out, tmp_path, capsys):
+    assert main(arguments(out, "--boilerplate-only")) == 0
+    said = capsys.readouterr().out
+    assert "real (6 controls with real PET, 0 with synthetic PET)" in said
+    assert "Crawford" in said
+    assert main(arguments(tmp_path, "--boilerplate-only")) == 66
+    assert "holds no results of the group level" in capsys.readouterr().err
+
+
 def test_reports_can_be_written_again_from_disk(out, tmp_path, capsys):
     there = copy_of(out, tmp_path, "work", "sub-*.html")
     before = (there / "group.html").read_text()
     (there / "group.html").unlink()
-    assert main(arguments(there, "--reports-only")) == 0
-    assert (there / "group.html").read_text() == before
+    assert main([*arguments(there, "--reports-only"), "--resolution", "3"]) == 0
+    assert (there / "group.html").read_text() == before  # which tells of the grid of its run
     assert "z score, trained on real" in (there / "sub-p1.html").read_text()
     (there / "clusters.tsv").unlink()
     assert main(arguments(there, "--reports-only")) == 66
@@ -738,7 +790,7 @@ def test_reports_can_be_written_again_from_disk(out, tmp_path, capsys):
         (("--patient-query", "participant_id == 'sub-d1'", "--control-query",
           "participant_id != 'sub-d1'"), 66, "sub-d1: a patient without a PET on this grid"),
         (("--resolution", "2"), 66, "on this grid; run the participant level"),
-        (("--session-label", "b"), 66, "sub-c1: not used, no T1w on this grid"),
+        (("--session-label", "b"), 66, "sub-p1: a patient without a PET on this grid in"),
         (("--training-set", "hybrid", "--detectors", "pseudonormal"), 64, "add real to --training"),
     ],
 )  # fmt: skip

@@ -68,6 +68,44 @@ def test_a_mask_that_cannot_be_used_is_told_and_is_not_none_at_all(tmp_path):
     assert found.notes == ("sub-p2: no mask of lesions; in no curve",)
 
 
+def shorten(path, _image):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def soften(path, image):
+    nifti.save(nifti.Image(image.data * np.float32(0.7), image.affine), path)
+
+
+def double(path, image):
+    nifti.save(nifti.Image(np.stack([image.data] * 2, axis=-1), image.affine), path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (shorten, "truncated or damaged"),
+        (soften, "not all of its values are whole numbers, so they are no labels; set a threshold"),
+        (double, "has 4 axes, and labels have three; give a single volume"),
+    ],
+)
+def test_a_mask_that_would_be_misread_is_refused(tmp_path, spoil, words):
+    path = draw(tmp_path, f"sub-p1_space-{TEMPLATE}_label-L_mask.nii.gz")
+    image = nifti.load(path)
+    assert find(tmp_path, patient("p1")).problems == ()
+    spoil(path, image)
+    (problem,) = find(tmp_path, patient("p1")).problems
+    assert problem.sentence.startswith(f"sub-p1: {path}: {words}")
+    assert problem.exit_code == 65
+
+
+def test_labels_may_be_rounded_by_scaling_and_unknown_outside(tmp_path):
+    path = draw(tmp_path, f"sub-p1_space-{TEMPLATE}_label-L_mask.nii.gz")
+    data = np.full(GRID.shape, 0.99999, np.float32)
+    data[0] = np.nan
+    nifti.save(nifti.Image(data, GRID.affine), path)
+    assert find(tmp_path, patient("p1")).problems == ()
+
+
 def test_where_no_masks_are_named_nothing_is_told():
     found = find_masks(Settings(Path("raw"), Path("out"), "group"), [patient("p1")])
     assert (found.masks, found.notes, found.problems) == ({}, (), ())

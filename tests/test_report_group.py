@@ -439,7 +439,9 @@ def test_too_few_held_out_controls_are_told(cohort):
     for name in SETS:
         lines = [{"participant_id": f"sub-C{n}", "detector": "ocsvm"} for n in range(20)]
         write_tsv(cohort.out / f"detectors/{name}/control_clusters.tsv", CONTROL, lines)
-    assert "Only" not in text_of(section(cohort.write(**RUN), "summary"))
+    text = text_of(section(cohort.write(**RUN), "summary"))
+    assert "Only" not in text
+    assert "20 of 20 held-out controls have no cluster by OC-SVM, real." in text
     for name in SETS:
         write_tsv(cohort.out / f"detectors/{name}/control_clusters.tsv", CONTROL, [])
     page = cohort.write(**RUN)

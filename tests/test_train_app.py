@@ -305,6 +305,13 @@ def test_the_report_can_be_written_again_from_disk(out, tmp_path, capsys):
     assert "holds no results of the train level" in capsys.readouterr().err
 
 
+def test_the_methods_paragraph_tells_what_was_done(out, tmp_path, capsys):
+    assert main(arguments(out, "--boilerplate-only")) == 0
+    assert "Generators of synthetic FDG PET were trained with" in capsys.readouterr().out
+    assert main(arguments(tmp_path, "--boilerplate-only")) == 66
+    assert "holds no results of the train level" in capsys.readouterr().err
+
+
 def test_a_model_that_is_not_known(out, capsys):
     with pytest.raises(SystemExit) as left:
         main(arguments(out, models=["semi3d-gan-mae"]))

@@ -22,11 +22,11 @@ from bids_app.derivatives.description import dataset_name
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.sidecars import Sidecar
 from bids_app.derivatives.versions import compare_versions
-from bids_app.detection.card import Control, DetectorCard, card_sha256, card_values
+from bids_app.detection.card import Control, DetectorCard, card_sha256, card_values, read_card
 from bids_app.detection.norms import ZSCORE_FWHM
 from bids_app.detection.slabs import cut_slabs, thickness_of
 from bids_app.detection.spec import EncoderSpec, spec_to_dict
-from bids_app.errors import UnusableDataError, UsageError
+from bids_app.errors import Mri2petError, UnusableDataError, UsageError
 from bids_app.screening import (
     Participant,
     Pictured,
@@ -192,6 +192,21 @@ def plan_sets(run: GroupRun, pictures: Pictures) -> Iterator[SetPlan]:
         yield _plan_set(run, name, trained, dealt, pictures)
 
 
+def _tell_replaced(folder: Path, settings: Settings) -> list[str]:
+    """Tell which detectors of an earlier run the new ones do not replace, but remove."""
+    try:
+        card = read_card(folder)
+    except Mri2petError:
+        return []  # none, or none that is whole
+    lost = [one for one in card.detectors if one not in settings.detectors]
+    if not lost:
+        return []
+    return [
+        f"{folder}: holds {' and '.join(lost)} of an earlier run, which this run will remove; to "
+        "keep them, stop now and copy the folder"
+    ]
+
+
 def _plan_set(
     run: GroupRun,
     name: str,
@@ -209,7 +224,7 @@ def _plan_set(
     planner = _Planner(screening, name, own, primary=primary)
     plans: dict[str, DetectorPlan] = {}
     sightings: list[Sighting] = []
-    notes: list[str] = []
+    notes = _tell_replaced(folder, run.settings)
     for detector in run.settings.detectors:
         if detector == "pseudonormal" and name != "real":
             continue
@@ -455,6 +470,17 @@ def tell_version(card: DetectorCard, version: str) -> list[str]:
     )
 
 
+def _tell_not_applied(folder: Path, card: DetectorCard, settings: Settings) -> list[str]:
+    """Tell what is asked for and cannot be had from detectors that were trained before."""
+    absent = [one for one in settings.detectors if one not in card.detectors]
+    notes = [f"{folder}: holds no {' and no '.join(absent)}, so no map of it"] * bool(absent)
+    if settings.training_set not in (("real",), (card.name,)):
+        notes.append(
+            f"{folder}: was trained on {card.name}, and --training-set does not change that"
+        )
+    return notes
+
+
 def _tell_other_clusters(card: DetectorCard, settings: Settings) -> list[str]:
     wanted = {
         "cluster_extent": settings.cluster_extent,
@@ -503,7 +529,8 @@ def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pict
     plans: dict[str, DetectorPlan] = {}
     sightings: list[Sighting] = []
     notes = tell_version(card, run.screening.versions["mri2pet"])
-    notes += _tell_other_clusters(card, run.settings)
+    notes += [*_tell_not_applied(folder, card, run.settings),
+              *_tell_other_clusters(card, run.settings)]  # fmt: skip
     for detector in _wanted(card, run.settings):
         seen, told = _with_both(pictures) if detector == "pseudonormal" else (pictures, ())
         notes += told

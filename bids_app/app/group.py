@@ -20,7 +20,7 @@ from bids_app.app.detectors import (
 )
 from bids_app.app.intake import Problem, error_of
 from bids_app.app.people import People, choose_people
-from bids_app.app.pictures import Pictures, take_pictures
+from bids_app.app.pictures import Pictures, find_masks, take_pictures
 from bids_app.app.preparation import prepare_template, refuse_places, work_dir_of
 from bids_app.app.running import Runner, told_of
 from bids_app.app.training import DONE, PARTIAL
@@ -36,7 +36,7 @@ from bids_app.report.group import write_group_report
 from bids_app.report.runs import Told
 from bids_app.report.scored import Grid, last_run, write_run
 from bids_app.report.subject import write_subject_report
-from bids_app.screening import VOLUMES, Screening
+from bids_app.screening import VOLUMES, Screening, refuse_folds
 from bids_app.settings import Settings
 from bids_app.templates import uri_of
 from bids_app.workflows.execution import Crash
@@ -69,7 +69,7 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
         raise error_of(people.problems)
     _refuse(settings, card, people, version)
     if settings.dry_run:
-        voice.tell_people(people.controls, people.patients, people.notes, settings.output_dir)
+        _tell_people(settings, people, card, voice)
         return DONE
     work_dir = work_dir_of(settings)
     make_writable(work_dir)
@@ -118,6 +118,30 @@ def _refuse(settings: Settings, card: DetectorCard | None, people: People, versi
         refuse_card(settings.detector, card, settings, people.patients)
 
 
+def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
+    fitted = card is None and set(settings.training_set) != {"real"}
+    return fitted or "pseudonormal" in settings.detectors
+
+
+def _tell_people(
+    settings: Settings, people: People, card: DetectorCard | None, voice: Voice
+) -> None:
+    """Print whom the run would use, and by which images; refuse what it would refuse."""
+    controls, patients = people.controls, people.patients
+    if not _needs_synthetic(settings, card):
+        controls, patients = (
+            tuple(replace(one, synthetic=None) for one in group) for group in (controls, patients)
+        )
+    used = [one for one in controls if one.pet is not None or one.synthetic is not None]
+    if card is None:
+        refuse_folds(settings.folds, len(used))
+    lesions = find_masks(settings, patients)
+    told = [*people.notes, *lesions.notes]
+    told += [f"sub-{one.label}: not used, no real PET" for one in controls if one not in used]
+    told += [problem.sentence for problem in (*people.problems, *lesions.problems)]
+    voice.tell_people(used, patients, told, settings.output_dir)
+
+
 @dataclass(frozen=True)
 class _Outcome:
     """What a run has seen, and what is to be told of it."""
@@ -130,11 +154,9 @@ class _Outcome:
 def _detect(run: GroupRun, people: People, card: DetectorCard | None, voice: Voice) -> _Outcome:
     """Store, fit or apply, and map."""
     settings = run.settings
-    fitted = card is None and set(settings.training_set) != {"real"}
     pictures = take_pictures(
-        run.screening, people, run.runner,
-        synthetic=fitted or "pseudonormal" in settings.detectors,
-    )  # fmt: skip
+        run.screening, people, run.runner, synthetic=_needs_synthetic(settings, card)
+    )
     early = [*people.problems, *pictures.problems]
     stopped = settings.stop_on_first_crash and pictures.problems
     plans = _plans(run, pictures, card) if pictures.patients and not stopped else []

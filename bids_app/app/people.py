@@ -88,7 +88,9 @@ def _unmatched(
     problems, notes = list[Problem](), list[str]()
     for label in settings.participant_label:
         if label in well:
-            notes.append(f"sub-{label}: a control, so not mapped; --participant-label is for patients")
+            notes.append(
+                f"sub-{label}: a control, so not mapped; --participant-label is for patients"
+            )
         elif label not in ill:
             sentence = (
                 f"sub-{label}: none of those whom --patient-query finds; correct "

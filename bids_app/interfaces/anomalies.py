@@ -1,5 +1,6 @@
 """Nodes that lay out anomaly maps, cut them into clusters, and publish detectors."""
 
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -190,6 +191,10 @@ class PublishDetector(SimpleInterface):
         paths = [folder / name for name in self.inputs.names]
         for path in set(folder.rglob("*.safetensors")) - set(paths):  # folds that are no more
             path.unlink()
+        folders = (path for path in folder.rglob("*") if path.is_dir())
+        for path in sorted(folders, reverse=True):
+            with suppress(OSError):  # it holds something
+                path.rmdir()
         for source, path in zip(self.inputs.sources, paths, strict=True):
             copy_file(Path(source), path)
         card = card_from(self.inputs.card)

@@ -17,7 +17,7 @@ from bids_app.report.gallery import space_label
 from bids_app.report.group_doubts import current, doubts_of
 from bids_app.report.mcnemar import matches_of
 from bids_app.report.page import render
-from bids_app.report.record import Record
+from bids_app.report.record import Record, read_record
 from bids_app.report.runs import Told, renew, tell_duration
 from bids_app.report.subject import tells_of_demonstration
 
@@ -66,6 +66,14 @@ def write_group_report(
     path = output_dir / f"{NAME}.html"
     write_text(path, page)
     return path
+
+
+def tell_group_methods(output_dir: Path) -> str:
+    """Write the methods paragraph of what the last run did, as plain text."""
+    record = read_record(output_dir, NAME)
+    detected = find_detected(output_dir, record.settings.get("detector", ""))
+    procedure = group_methods.procedure_of(detected, record.versions, record.settings)
+    return group_methods.boilerplate(procedure)
 
 
 def _values(output_dir: Path, detected: Detected, record: Record, space: str) -> dict[str, object]:

@@ -29,6 +29,7 @@ def doubts_of(output_dir: Path, detected: Detected) -> list[str]:
         *_trained_on_patients(detected),
         *_synthetic_controls(output_dir, detected),
         *_calibration(detected),
+        *_flat_maps(detected),
         *_left_over(detected),
     ]
 
@@ -132,6 +133,21 @@ def _calibration(detected: Detected) -> list[str]:
             sentences.append(
                 f"Only {few} control{'s' * (few != 1)} held out for {name}: what is "
                 f"expected in a healthy control is coarse, in steps of {1 / few:.2g}."
+            )
+    return sentences
+
+
+def _flat_maps(detected: Detected) -> list[str]:
+    """Find detectors by which a control has no cluster: then patients seem to have too many."""
+    sentences = []
+    for which, scores in detected.control_scores.items():
+        without = sum(not own for own in scores.values())
+        if without:
+            sentences.append(
+                f"{without} of {len(scores)} held-out controls have no cluster by "
+                f"{title_of(which.training_set, which.detector)}. Where that is because many of "
+                "their voxels score alike, as with very few controls to train on, too little is "
+                "expected of a healthy control."
             )
     return sentences
 

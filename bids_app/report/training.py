@@ -14,7 +14,7 @@ from bids_app.report.gallery import draw_gallery, space_label
 from bids_app.report.history import folds_of, kept_epoch, rank
 from bids_app.report.page import render
 from bids_app.report.paper import full_name_of
-from bids_app.report.record import Record
+from bids_app.report.record import Record, read_record
 from bids_app.report.runs import Told, renew, tell_duration
 from bids_app.report.subject import tells_of_demonstration
 from bids_app.report.sweep import cautions_of, draw_sweeps, sweeps_of
@@ -66,6 +66,14 @@ def write_training_report(
     path = output_dir / f"{NAME}.html"
     write_text(path, page)
     return path
+
+
+def tell_training_methods(output_dir: Path) -> str:
+    """Write the methods paragraph of what the last run did, as plain text."""
+    record, trained = read_record(output_dir, NAME), find_trained(output_dir)
+    fwhm = _smoothing(output_dir, record)
+    procedure = training_methods.procedure_of(trained, record.versions, fwhm)
+    return training_methods.boilerplate(procedure)
 
 
 def _values(
