@@ -72,8 +72,15 @@ def shorten(path, _image):
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def garble(path, _image):
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + bytes(byte ^ 255 for byte in content[-8:-4]) + content[-4:])
+
+
 def soften(path, image):
-    nifti.save(nifti.Image(image.data * np.float32(0.7), image.affine), path)
+    data = image.data * np.float32(0.7)
+    data[0] = np.nan
+    nifti.save(nifti.Image(data, image.affine), path)
 
 
 def double(path, image):
@@ -84,6 +91,7 @@ def double(path, image):
     ("spoil", "words"),
     [
         (shorten, "truncated or damaged"),
+        (garble, "truncated or damaged"),
         (soften, "not all of its values are whole numbers, so they are no labels; set a threshold"),
         (double, "has 4 axes, and labels have three; give a single volume"),
     ],
