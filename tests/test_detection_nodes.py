@@ -479,6 +479,8 @@ def test_what_an_earlier_detector_had_beyond_is_removed_and_maps_are_not(tmp_pat
     statmap.touch()
     left = folder / "zscore" / f".{'0' * 32}.a.safetensors"  # by a run that was killed
     left.touch()
+    begun = folder / "sub-02" / "pet"  # by a node that is about to write a map there
+    begun.mkdir(parents=True)
     other = folder / "ocsvm"  # a detector that this run does not train
     (other / "fold-1").mkdir(parents=True)
     (other / "fold-1" / "encoder.safetensors").touch()
@@ -486,6 +488,7 @@ def test_what_an_earlier_detector_had_beyond_is_removed_and_maps_are_not(tmp_pat
     assert [path.read_text() for path in folder.rglob("*.safetensors")] == ["three"]
     assert (folder / "zscore").is_dir()
     assert not other.exists()
+    assert begun.is_dir()
     assert statmap.exists()
 
 

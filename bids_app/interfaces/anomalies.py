@@ -178,6 +178,17 @@ class _PublishDetectorOutputSpec(TraitedSpec):
     folder = traits.Str(desc="where the detector is")
 
 
+def _remove_empty(place: Path, root: Path) -> None:
+    """Remove a folder, and those above it below a root, as far as they hold nothing.
+
+    No other folder: another node may have made it, and be about to write into it.
+    """
+    with suppress(OSError):
+        while place != root:
+            place.rmdir()
+            place = place.parent
+
+
 class PublishDetector(SimpleInterface):
     """Put the files of a detector where they belong, and its card after them."""
 
@@ -191,10 +202,7 @@ class PublishDetector(SimpleInterface):
         paths = [folder / name for name in self.inputs.names]
         for path in set(folder.rglob("*.safetensors")) - set(paths):  # folds that are no more
             path.unlink()
-        folders = (path for path in folder.rglob("*") if path.is_dir())
-        for path in sorted(folders, reverse=True):
-            with suppress(OSError):  # it holds something
-                path.rmdir()
+            _remove_empty(path.parent, folder)
         for source, path in zip(self.inputs.sources, paths, strict=True):
             copy_file(Path(source), path)
         card = card_from(self.inputs.card)
