@@ -34,6 +34,7 @@ from bids_app.detection.evaluation import (
     marks_of,
 )
 from bids_app.files import read_json
+from bids_app.settings import DETECTORS
 
 SHOWN = (1, 3, 5, 10)  # clusters a patient, of which is told
 SEMI3D, PATCH3D = "semi3d-gan-mse", "patch3d-gan-mse"
@@ -147,12 +148,11 @@ def tell(points: list[CurvePoint]) -> None:
 
 def draw(points: list[CurvePoint], path: Path) -> None:
     """Draw sensitivity over lesions as Figure 4 of the paper, a panel for each detector."""
-    detectors = ("ocsvm", "zscore", "pseudonormal")
-    figure, panels = plt.subplots(1, len(detectors), figsize=(12, 4), sharey=True)
-    for panel, detector in zip(panels, detectors, strict=True):
+    lesions = [point for point in points if point.unit == "lesion"]
+    figure, panels = plt.subplots(1, len(DETECTORS), figsize=(12, 4), sharey=True)
+    for panel, detector in zip(panels, DETECTORS, strict=True):
         for name in SETS.values():
-            own = [p for p in points if (p.training_set, p.detector) == (name, detector)]
-            own = [p for p in own if p.unit == "lesion"]
+            own = [p for p in lesions if (p.training_set, p.detector) == (name, detector)]
             across = [p.clusters for p in own]
             if own:
                 panel.plot(across, [p.sensitivity for p in own], marker="o", label=name)
@@ -180,7 +180,7 @@ def report(work: Path, seeds: list[int]) -> None:
     write_tests(work, compare(patients))
     print("lesions that clusters of healthy controls would have found")
     for out, training_set in SETS:
-        for detector in ("ocsvm", "zscore", "pseudonormal"):
+        for detector in DETECTORS:
             hit_by_chance(work, seeds, out, training_set, detector)
 
 

@@ -173,6 +173,13 @@ def _check_whole(path: Path) -> None:
         ) from error
 
 
+def _load_whole(path: Path) -> Image:
+    image = load(path)
+    if path.suffix == ".gz":
+        _check_whole(path)
+    return image
+
+
 def load_scan(path: Path | str) -> Image:
     """Read an acquired image, and refuse one that holds no picture.
 
@@ -182,9 +189,7 @@ def load_scan(path: Path | str) -> Image:
         As :func:`load`; UnusableDataError also if a value is not finite, all are equal, or the
         checksum of a compressed file is wrong.
     """
-    image = load(path)
-    if Path(path).suffix == ".gz":
-        _check_whole(Path(path))
+    image = _load_whole(Path(path))
     odd = int(image.data.size - np.isfinite(image.data).sum())
     if odd:
         raise UnusableDataError(
@@ -204,9 +209,7 @@ def check_labels(path: Path) -> None:
         As :func:`load`; UnusableDataError also if the checksum of a compressed file is wrong, there
         is more than one volume, or values are not whole numbers.
     """
-    image = load(path)
-    if path.suffix == ".gz":
-        _check_whole(path)
+    image = _load_whole(path)
     if image.data.ndim != 3:  # noqa: PLR2004
         raise UnusableDataError(
             f"{path}: has {image.data.ndim} axes, and labels have three; give a single volume"

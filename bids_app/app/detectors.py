@@ -474,7 +474,7 @@ def _tell_not_applied(folder: Path, card: DetectorCard, settings: Settings) -> l
     """Tell what is asked for and cannot be had from detectors that were trained before."""
     absent = [one for one in settings.detectors if one not in card.detectors]
     notes = [f"{folder}: holds no {' and no '.join(absent)}, so no map of it"] * bool(absent)
-    if settings.training_set not in (("real",), (card.name,)):
+    if settings.training_set not in (Settings.training_set, (card.name,)):
         notes.append(
             f"{folder}: was trained on {card.name}, and --training-set does not change that"
         )
@@ -529,8 +529,8 @@ def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pict
     plans: dict[str, DetectorPlan] = {}
     sightings: list[Sighting] = []
     notes = tell_version(card, run.screening.versions["mri2pet"])
-    notes += [*_tell_not_applied(folder, card, run.settings),
-              *_tell_other_clusters(card, run.settings)]  # fmt: skip
+    notes += _tell_not_applied(folder, card, run.settings)
+    notes += _tell_other_clusters(card, run.settings)
     for detector in _wanted(card, run.settings):
         seen, told = _with_both(pictures) if detector == "pseudonormal" else (pictures, ())
         notes += told

@@ -21,7 +21,12 @@ from bids_app.app.detectors import (
 from bids_app.app.intake import Problem, error_of
 from bids_app.app.people import People, choose_people
 from bids_app.app.pictures import Pictures, find_masks, take_pictures
-from bids_app.app.preparation import prepare_template, refuse_places, work_dir_of
+from bids_app.app.preparation import (
+    prepare_template,
+    refuse_places,
+    refuse_without_results,
+    work_dir_of,
+)
 from bids_app.app.running import Runner, told_of
 from bids_app.app.training import DONE, PARTIAL
 from bids_app.console import Voice
@@ -29,12 +34,11 @@ from bids_app.dataset.validation import make_writable
 from bids_app.derivatives.description import dataset_name, ignore_also, refresh_dataset
 from bids_app.derivatives.sidecars import Space
 from bids_app.detection.card import DetectorCard, check_files, check_grid, read_card
-from bids_app.errors import MissingInputError
 from bids_app.files import locked, remove_partials
 from bids_app.imaging.volume import grid_of_box
 from bids_app.report.group import write_group_report
 from bids_app.report.runs import Told
-from bids_app.report.scored import Grid, last_run, write_run
+from bids_app.report.scored import GridSettings, last_run, write_run
 from bids_app.report.subject import write_subject_report
 from bids_app.screening import VOLUMES, Screening, refuse_folds
 from bids_app.settings import Settings
@@ -245,7 +249,7 @@ def _finish(run: GroupRun, outcome: _Outcome, told: Told) -> None:
             output_dir, outcome.seen, most=settings.clusters, applied=settings.detector
         )
         scored = scored_in(output_dir, run.screening.dataset, outcome.seen)
-        grid = Grid(settings.template, settings.bounding_box, settings.grid_resolution)
+        grid = GridSettings(settings.template, settings.bounding_box, settings.grid_resolution)
         write_run(output_dir, replace(scored, grid=grid))
     sentences = [problem.sentence for problem in outcome.problems]
     whole: Told = {
@@ -266,11 +270,7 @@ def _report_patients(settings: Settings, patients: Collection[str]) -> None:
 
 
 def _report_again(settings: Settings, voice: Voice) -> int:
-    if not (settings.output_dir / "clusters.tsv").is_file():
-        raise MissingInputError(
-            f"{settings.output_dir}: holds no results of the group level; run without "
-            "--reports-only"
-        )
+    refuse_without_results(settings, "--reports-only")
     run = last_run(settings.output_dir)
     if run.grid is not None:  # which may be another than this command line's
         x0, y0, z0, x1, y1, z1 = run.grid.bounding_box

@@ -7,21 +7,17 @@ import nipype
 from bids_app import provenance
 from bids_app.app.group import group
 from bids_app.app.participant import participant
-from bids_app.app.preparation import PERCENTILE, prepare_generator
+from bids_app.app.preparation import PERCENTILE, prepare_generator, refuse_without_results
 from bids_app.app.training import train
 from bids_app.console import Voice
 from bids_app.derivatives.paths import resolution_label
-from bids_app.errors import MissingInputError
 from bids_app.report.group import tell_group_methods
 from bids_app.report.methods import Procedure, boilerplate
 from bids_app.report.training import tell_training_methods
 from bids_app.settings import Settings
 from bids_app.workflows.execution import quiet
 
-METHODS = {  # of levels that tell what was done, and the table that shows that it was
-    "train": ("table1.tsv", tell_training_methods),
-    "group": ("clusters.tsv", tell_group_methods),
-}
+METHODS = {"train": tell_training_methods, "group": tell_group_methods}  # which tell what was done
 LEVELS = {"participant": participant, "train": train, "group": group}
 LOUDNESS = {0: logging.CRITICAL, 1: logging.WARNING}
 
@@ -48,13 +44,8 @@ def _tell_methods(settings: Settings, stamp: provenance.Stamp) -> str:
     """Write the methods paragraph: of participants what would be done, of others what was."""
     if settings.level not in METHODS:
         return boilerplate(_procedure(settings, stamp))
-    table, tell = METHODS[settings.level]
-    if not (settings.output_dir / table).is_file():
-        raise MissingInputError(
-            f"{settings.output_dir}: holds no results of the {settings.level} level for a methods "
-            "paragraph to tell of; run it without --boilerplate-only"
-        )
-    return tell(settings.output_dir)
+    refuse_without_results(settings, "--boilerplate-only")
+    return METHODS[settings.level](settings.output_dir)
 
 
 def run(settings: Settings) -> int:

@@ -8,7 +8,7 @@ import yaml
 
 from bids_app.dataset.validation import refuse_inside
 from bids_app.derivatives.sidecars import Space
-from bids_app.errors import UsageError
+from bids_app.errors import MissingInputError, UsageError
 from bids_app.generators import GeneratorChoice, Options, choose_generator
 from bids_app.imaging.volume import grid_of_box
 from bids_app.planning import Run
@@ -24,6 +24,7 @@ from bids_app.templates import REGISTRATION_RESOLUTION, Template, prepare
 from bids_app.workflows.execution import Resources
 from bids_app.workflows.participant import Preprocessing
 
+RESULTS = {"train": "table1.tsv", "group": "clusters.tsv"}  # what shows that a level was run
 PERCENTILE = 99.9  # our choice; the paper says "scaled between 0 and 1"
 
 
@@ -43,6 +44,21 @@ def refuse_places(settings: Settings) -> None:
     for folder in (settings.output_dir, settings.work_dir, settings.bids_database_dir):
         if folder is not None:
             refuse_inside(settings.bids_dir, folder)
+
+
+def refuse_without_results(settings: Settings, flag: str) -> None:
+    """Refuse a flag that is about what a level has done, where it has not.
+
+    Raises
+    ------
+    MissingInputError
+        If its table is not there.
+    """
+    if not (settings.output_dir / RESULTS[settings.level]).is_file():
+        raise MissingInputError(
+            f"{settings.output_dir}: holds no results of the {settings.level} level; run without "
+            f"{flag}"
+        )
 
 
 def prepare_template(settings: Settings) -> Template:

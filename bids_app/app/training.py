@@ -9,7 +9,12 @@ from pathlib import Path
 from bids_app import provenance
 from bids_app.app.controls import Controls, choose_controls
 from bids_app.app.intake import Problem, error_of
-from bids_app.app.preparation import refuse_places, share_resources, work_dir_of
+from bids_app.app.preparation import (
+    refuse_places,
+    refuse_without_results,
+    share_resources,
+    work_dir_of,
+)
 from bids_app.app.results import gather_records
 from bids_app.app.running import Runner, told_of
 from bids_app.console import Voice
@@ -261,11 +266,7 @@ def _finish(
 
 
 def _report_again(settings: Settings, voice: Voice) -> int:
-    if not (settings.output_dir / "table1.tsv").is_file():
-        raise MissingInputError(
-            f"{settings.output_dir}: holds no results of the train level; run without "
-            "--reports-only"
-        )
+    refuse_without_results(settings, "--reports-only")
     path = write_training_report(
         settings.output_dir, template=settings.template, resolution=settings.grid_resolution
     )

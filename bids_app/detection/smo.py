@@ -369,10 +369,8 @@ def _move(problem: Problem, active: int, rising: int, falling: int) -> None:
     raised, lowered = alpha[rising] - before_up, alpha[falling] - before_down
     for place in range(active):
         gradient[place] += up[place] * raised + down[place] * lowered
-    if (alpha[rising] >= 1) != (before_up >= 1):
-        _book(problem, rising, before_up)
-    if (alpha[falling] >= 1) != (before_down >= 1):
-        _book(problem, falling, before_down)
+    _book(problem, rising, before_up)
+    _book(problem, falling, before_down)
 
 
 @njit
@@ -385,7 +383,7 @@ def _clip(one: float, other: float, total: float) -> tuple[float, float]:
     return one, other
 
 
-@njit
+@njit(inline="always")  # each call would hand on all arrays, and mostly for nothing
 def _book(problem: Problem, place: int, before: float) -> None:
     """Keep account of what the coefficients that are 1 contribute to the gradient."""
     change = (problem.alpha[place] >= 1) - (before >= 1)

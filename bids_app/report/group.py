@@ -71,14 +71,16 @@ def write_group_report(
 def tell_group_methods(output_dir: Path) -> str:
     """Write the methods paragraph of what the last run did, as plain text."""
     record = read_record(output_dir, NAME)
-    detected = find_detected(output_dir, record.settings.get("detector", ""))
+    return _methods(find_detected(output_dir, record.settings.get("detector", "")), record)
+
+
+def _methods(detected: Detected, record: Record) -> str:
     procedure = group_methods.procedure_of(detected, record.versions, record.settings)
     return group_methods.boilerplate(procedure)
 
 
 def _values(output_dir: Path, detected: Detected, record: Record, space: str) -> dict[str, object]:
     pictured, others = detected.participants[:MOST_PICTURED], detected.participants[MOST_PICTURED:]
-    procedure = group_methods.procedure_of(detected, record.versions, record.settings)
     return {
         "record": record,
         "duration": tell_duration(record.duration),
@@ -90,7 +92,7 @@ def _values(output_dir: Path, detected: Detected, record: Record, space: str) ->
             for panel in draw_cluster_maps(output_dir, _maps(output_dir, label, detected, space))
         ],
         "unpictured": [(_page(label), name_visit(label, "")) for label in others],
-        "methods": group_methods.boilerplate(procedure),
+        "methods": _methods(detected, record),
         **_detectors(detected),
         **_results(detected),
     }

@@ -49,7 +49,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Grid:
+class GridSettings:
     """As the settings of a run have it: template, box in mm (RAS+), and resolution in mm."""
 
     template: str
@@ -67,13 +67,13 @@ class Run:
         Name or DOI of the raw dataset that was scored; empty if not told.
     maps : sequence of Scored
         Of patients and of held-out controls.
-    grid : Grid or None
+    grid : GridSettings or None
         On which they lie in the template's space; None if not told.
     """
 
     dataset: str
     maps: Sequence[Scored]
-    grid: Grid | None = None
+    grid: GridSettings | None = None
 
 
 def write_run(output_dir: Path, run: Run) -> None:
@@ -95,7 +95,8 @@ def read_run(output_dir: Path) -> Run | None:
         told = read_json(output_dir / NAME)
         maps = [Scored(**one) for one in told["maps"]]  # type: ignore[attr-defined]
         grid = told.get("grid")
-        return Run(str(told["dataset"]), maps, Grid(**grid) if isinstance(grid, dict) else None)
+        known = GridSettings(**grid) if isinstance(grid, dict) else None
+        return Run(str(told["dataset"]), maps, known)
     except (Mri2petError, KeyError, TypeError):
         return None
 

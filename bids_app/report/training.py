@@ -70,8 +70,11 @@ def write_training_report(
 
 def tell_training_methods(output_dir: Path) -> str:
     """Write the methods paragraph of what the last run did, as plain text."""
-    record, trained = read_record(output_dir, NAME), find_trained(output_dir)
-    fwhm = _smoothing(output_dir, record)
+    record = read_record(output_dir, NAME)
+    return _methods(find_trained(output_dir), record, _smoothing(output_dir, record))
+
+
+def _methods(trained: Trained, record: Record, fwhm: float | None) -> str:
     procedure = training_methods.procedure_of(trained, record.versions, fwhm)
     return training_methods.boilerplate(procedure)
 
@@ -80,7 +83,6 @@ def _values(
     output_dir: Path, trained: Trained, record: Record, template: str, resolution: float
 ) -> dict[str, object]:
     fwhm = _smoothing(output_dir, record)
-    procedure = training_methods.procedure_of(trained, record.versions, fwhm)
     return {
         "record": record,
         "duration": tell_duration(record.duration),
@@ -89,7 +91,7 @@ def _values(
         "gallery": draw_gallery(
             output_dir, trained.scores, trained.models, space_label(template, resolution)
         ),
-        "methods": training_methods.boilerplate(procedure),
+        "methods": _methods(trained, record, fwhm),
         **_generators(trained),
         **_results(trained, fwhm),
         "smoothing_cautions": cautions_of(sweeps_of(trained.scores), resolution),
