@@ -301,7 +301,7 @@ def load_scan(path: Path | str, *, orientation: str = "", gaps: bool = False) ->
     return image
 
 
-def check_labels(path: Path) -> None:
+def check_labels(path: Path, *, orientation: str = "") -> None:
     """See whether an image can be a mask, or one of labels.
 
     Raises
@@ -310,7 +310,7 @@ def check_labels(path: Path) -> None:
         As :func:`load`; UnusableDataError also if there is more than one volume, or values are not
         whole numbers.
     """
-    image = load(path)
+    image = load(path, orientation=orientation)
     if image.data.ndim != 3:  # noqa: PLR2004
         raise UnusableDataError(
             f"{path}: has {image.data.ndim} axes, and labels have three; give a single volume"

@@ -47,8 +47,8 @@ def _without_gaps(image, name):
     notes = image.notes
     if not valid.all():
         notes += (
-            f"{name}: {int((~valid).sum())} voxels ({(~valid).mean():.1%}) are NaN or infinite; "
-            "the image was taken not to reach there.",
+            f"{name}: {int((~valid).sum())} of its {valid.size} voxels are NaN or infinite; the "
+            "image was taken not to reach there.",
         )
     return nifti.Image(data, image.affine, notes), valid
 
@@ -71,7 +71,10 @@ class ReadT1w(SimpleInterface):
         data, spikes = clip_spikes(image.data)
         notes = image.notes
         if spikes:
-            notes += (f"{name}: {spikes} voxels are brighter than any tissue by far; cut off.",)
+            notes += (
+                f"{name}: {spikes} of its {data.size} voxels are brighter than any tissue by far; "
+                "they were cut off.",
+            )
         nifti.save(nifti.Image(data, image.affine), cwd / "t1w.nii")
         nifti.save(nifti.Image(valid, image.affine), cwd / "valid.nii.gz")
         self._results.update(
@@ -141,6 +144,30 @@ class ReadPET(SimpleInterface):
                 "--pet-frames, or export the image again"
             )
         return average_frames(data[..., used], durations[used]), used, durations[used].tolist()
+
+
+class _ReadLabelsInputSpec(BaseInterfaceInputSpec):
+    labels = File(mandatory=True, desc="a mask, or an image of labels, as somebody made it")
+    orientation = traits.Str("", usedefault=True, desc=VOUCHED)
+
+
+class _ReadLabelsOutputSpec(TraitedSpec):
+    labels = File(exists=True, desc="the same, whole numbers, sform as qform")
+
+
+class ReadLabels(SimpleInterface):
+    """Read labels, and hand them on so that ANTs sees them where nibabel does."""
+
+    input_spec = _ReadLabelsInputSpec
+    output_spec = _ReadLabelsOutputSpec
+
+    def _run_interface(self, runtime):
+        image = nifti.load(self.inputs.labels, orientation=self.inputs.orientation)
+        labels = np.rint(np.nan_to_num(image.data)).astype(np.int32)
+        path = Path(runtime.cwd) / "labels.nii.gz"
+        nifti.save(nifti.Image(labels, image.affine), path)
+        self._results["labels"] = str(path)
+        return runtime
 
 
 class _ApplyMaskInputSpec(BaseInterfaceInputSpec):

@@ -9,6 +9,7 @@ from nipype.pipeline.engine import Node, Workflow
 
 from bids_app.interfaces.anomalies import LocateClusters, MapAnomalies
 from bids_app.interfaces.derivatives import SaveDerivatives, SaveFile
+from bids_app.interfaces.imaging import ReadLabels
 from bids_app.interfaces.registration import Resample
 from bids_app.workflows.detection import Picture
 from bids_app.workflows.outputs import Output, save_node
@@ -186,7 +187,13 @@ def init_on_t1w_wf(target: OnT1w, *, name: str) -> Workflow:
 
 
 def init_lesions_wf(
-    mask: Path, reference: Path, transforms: Sequence[Path], output: Output, *, name: str
+    mask: Path,
+    reference: Path,
+    transforms: Sequence[Path],
+    output: Output,
+    *,
+    orientation: str = "",
+    name: str,
 ) -> Workflow:
     """Carry the mask of known lesions to the template's grid.
 
@@ -200,19 +207,27 @@ def init_lesions_wf(
         T1w to template; none if the mask is in its space already.
     output : Output
         Where it goes.
+    orientation : str
+        Axis code that is vouched for where the mask's header has none.
     """
+    read = Node(ReadLabels(labels=str(mask), orientation=orientation), name="read", mem_gb=1)
     inputs = {"transforms": [str(path) for path in transforms]} if transforms else {}
     carry = Node(
-        Resample(image=str(mask), reference=str(reference), interpolation="genericLabel", **inputs),
+        Resample(reference=str(reference), interpolation="genericLabel", **inputs),
         name="carry",
         mem_gb=2,
     )
     workflow = Workflow(name)
-    workflow.connect([(carry, save_node(output, "lesions"), [("image", "in_file")])])
+    workflow.connect([
+        (read, carry, [("labels", "image")]),
+        (carry, save_node(output, "lesions"), [("image", "in_file")]),
+    ])  # fmt: skip
     return workflow
 
 
-def init_atlas_wf(atlas: Path, reference: Path, output: Path, *, name: str) -> Workflow:
+def init_atlas_wf(
+    atlas: Path, reference: Path, output: Path, *, orientation: str = "", name: str
+) -> Workflow:
     """Bring the labels of an atlas in the template's space onto the grid.
 
     Parameters
@@ -223,12 +238,17 @@ def init_atlas_wf(atlas: Path, reference: Path, output: Path, *, name: str) -> W
         An image on the grid.
     output : Path
         Where it goes.
+    orientation : str
+        Axis code that is vouched for where the header has none.
     """
+    read = Node(ReadLabels(labels=str(atlas), orientation=orientation), name="read", mem_gb=1)
     carry = Node(
-        Resample(image=str(atlas), reference=str(reference), interpolation="genericLabel"),
-        name="carry",
+        Resample(reference=str(reference), interpolation="genericLabel"), name="carry", mem_gb=1
     )
     save = Node(SaveFile(out_file=str(output)), name="save")
     workflow = Workflow(name)
-    workflow.connect([(carry, save, [("image", "in_file")])])
+    workflow.connect([
+        (read, carry, [("labels", "image")]),
+        (carry, save, [("image", "in_file")]),
+    ])  # fmt: skip
     return workflow
