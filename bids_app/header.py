@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from bids_app.errors import UnusableDataError
+from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.imaging.volume import Affine, zooms_of
 from bids_app.labels import AXES
 
@@ -25,6 +25,7 @@ LARGEST_SHIFT = 5.0  # mm that sform and qform may be apart without a word; our 
 LARGEST_EXTENSIONS = 1 << 26  # bytes between header and voxels; our choice
 FORMATS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by the size that a header begins with
 MAGIC = {348: (b"n+1", b"ni1"), 540: (b"n+2", b"ni2")}
+POINTERS = (b"version https://git-lfs", b"/annex/objects/")  # what stands in for absent files
 LARGEST_HEADER = max(FORMATS)
 MOST_AXES = 7
 XFORM_CODES = range(1, 6)  # of nifti1.h and nifti2.h; 0 is unknown, others mean nothing
@@ -90,6 +91,8 @@ def read_header(path: Path, content: bytes, orientation: str = "") -> Header:
 
     Raises
     ------
+    MissingInputError
+        If it is a pointer to an image that is kept elsewhere.
     UnusableDataError
         If it is no NIfTI image, holds no volume of real numbers, does not say where left is, or
         its affine is singular, sheared, or of a size that no head has.
@@ -135,6 +138,10 @@ def _parse(path: Path, content: bytes) -> nib.Nifti1Header:
             header = FORMATS[size](content[:size], endianness=endianness, check=False)
             if header["magic"].item() in MAGIC[size]:
                 return header
+    if any(content.startswith(mark) for mark in POINTERS):
+        raise MissingInputError(
+            f"{path}: holds no image, but where Git LFS or git-annex keep one; fetch its content"
+        )
     raise UnusableDataError(
         f"{path}: not a NIfTI image, or its beginning is damaged; copy it again, or convert it to "
         "NIfTI-1 or NIfTI-2"

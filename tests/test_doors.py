@@ -312,6 +312,15 @@ def test_memory_that_runs_out_is_told(tmp_path, head, monkeypatch):
         nifti.load(path)
 
 
+@pytest.mark.parametrize(
+    "text", ["version https://git-lfs.github.com/spec/v1\n", "/annex/objects/MD5E-s1--0.nii.gz\n"]
+)
+def test_a_pointer_is_a_missing_image(tmp_path, text):
+    (tmp_path / "a.nii.gz").write_text(text)
+    with pytest.raises(MissingInputError, match=r"a\.nii\.gz: .*fetch"):
+        nifti.check_header(tmp_path / "a.nii.gz")
+
+
 def make_special(path, kind):
     if kind == "pipe":
         os.mkfifo(path)
