@@ -16,7 +16,7 @@ from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 
 PARTIAL = re.compile(r"\.[0-9a-f]{32}\.")  # names of files that are being written
 MISSING = "n/a"  # BIDS, "Tabular files"
-LARGEST_TEXT = 1 << 24  # bytes of a sidecar, table or list that is read; our choice
+LARGEST_TEXT = 1 << 25  # bytes of a sidecar, table or list that is read; our choice
 SPECIAL = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",

@@ -287,6 +287,8 @@ def test_files_that_are_none_take_nobody_else_down(raw, rng, run):
         ((2,), {"FrameTimesStart": [0, 9]}, "2 frames, but there is no FrameDuration"),
         ((2,), {"FrameDuration": [9, 9, 9]}, "2 frames, but 3 FrameDuration values"),
         ((2,), {"FrameDuration": ["9", "9"]}, "not a list of numbers"),
+        ((2,), {"FrameDuration": [[9], {"a": 9}]}, "not a list of numbers"),
+        ((), {"FrameDuration": {"a": [9]}}, None),
         ((2,), {"FrameDuration": [9, 0]}, "not above 0"),
     ],
 )

@@ -124,11 +124,14 @@ def _check_frames(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
         )
 
 
-def _usable_pets(visit: Visit, settings: Settings) -> tuple[dict[Scan, Header], list[Unused]]:
-    usable, unused = {}, []
+def _usable_pets(
+    visit: Visit, settings: Settings
+) -> tuple[list[tuple[Scan, Header]], list[Unused]]:
+    usable, unused = [], []
     for pet in visit.pets:
         try:
-            usable[pet] = _check_pet(pet, settings.pet_frames, settings.assume_orientation)
+            header = _check_pet(pet, settings.pet_frames, settings.assume_orientation)
+            usable.append((pet, header))
         except Mri2petError as error:
             unused.append(Unused(pet.subject, pet.path, f"{error}", error.exit_code))
     return usable, unused
@@ -141,14 +144,14 @@ def _without_unusable(selection: Selection, settings: Settings) -> Selection:
         pets, left_aside = _usable_pets(visit, settings)
         unused += left_aside
         try:
-            known = {visit.t1w: _check_t1w(visit.t1w, orientation), **pets}
+            known = [(visit.t1w, _check_t1w(visit.t1w, orientation)), *pets]
         except Mri2petError as error:
             unused.append(Unused(visit.subject, visit.t1w.path, f"{error}", error.exit_code))
             continue
-        notes = [note for header in known.values() for note in header.notes]
+        notes = [note for _, header in known for note in header.notes]
         t1w, *others = (
             replace(scan, orientation=orientation) if header.assumed else scan
-            for scan, header in known.items()
+            for scan, header in known
         )
         visits.append(replace(visit, t1w=t1w, pets=tuple(others), notes=(*visit.notes, *notes)))
     return Selection(tuple(visits), tuple(unused))
