@@ -242,6 +242,7 @@ def test_what_is_not_one_number_a_voxel_is_refused(tmp_path, head, kind, words):
         ({"vox_offset": -16}, "begin at byte -16"),
         ({"vox_offset": 100}, "begin at byte 100"),
         ({"vox_offset": 3e38}, "begin at byte 3e"),
+        ({"vox_offset": 400.5}, "begin at byte 400.5"),
         ({"vox_offset": np.nan}, "begin at byte nan"),
         ({"vox_offset": 1 << 20}, "truncated"),
         ({"dim": [3, -17, 14, 11, 1, 1, 1, 1]}, "axes of length"),
@@ -261,6 +262,18 @@ def test_headers_that_cannot_be_true_are_refused(tmp_path, head, name, fields, w
     path = write(tmp_path / name, patched(coded(*head), **fields))
     with pytest.raises(UnusableDataError, match=rf"{name}: .*{words}"):
         nifti.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "frames"), [("a.nii", 2), ("a.nii.gz", 32767)], ids=["plain", "compressed"]
+)
+def test_a_file_that_cannot_hold_what_it_says_is_refused_by_its_header(
+    tmp_path, head, name, frames
+):
+    content = patched(coded(*head), dim=[4, 17, 14, 11, frames, 1, 1, 1])
+    path = write(tmp_path / name, content)
+    with pytest.raises(UnusableDataError, match=rf"{name}: truncated .*its header says"):
+        nifti.check_header(path)
 
 
 def test_five_axes_with_a_single_fourth_are_frames(tmp_path, head):
