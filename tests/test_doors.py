@@ -134,6 +134,14 @@ def test_what_float32_cannot_hold_is_divided_and_told(tmp_path, head, unit):
     assert "divided" in note
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_voxel_without_a_number_leaves_the_others_as_they_are(tmp_path, head, value):
+    data = head[0].astype(np.float32)
+    data[3, 4, 5] = value
+    image = nifti.load_scan(write(tmp_path / "a.nii", coded(data, head[1]).to_bytes()), gaps=True)
+    assert np.array_equal(image.data, data, equal_nan=True)
+
+
 @pytest.mark.parametrize("unit", [1e-12, 1e9])
 def test_usual_units_are_kept(tmp_path, head, unit):
     path = write(tmp_path / "a.nii", coded(head[0] * unit, head[1]).to_bytes())
@@ -262,6 +270,13 @@ def test_headers_that_cannot_be_true_are_refused(tmp_path, head, name, fields, w
     path = write(tmp_path / name, patched(coded(*head), **fields))
     with pytest.raises(UnusableDataError, match=rf"{name}: .*{words}"):
         nifti.load(path)
+
+
+def test_a_stream_that_is_no_gzip_is_named(tmp_path, head):
+    packed = gzip.compress(coded(*head).to_bytes())
+    (tmp_path / "a.nii.gz").write_bytes(packed[:10] + b"\xff" * 100)
+    with pytest.raises(UnusableDataError, match=r"a\.nii\.gz: truncated or damaged \(Error -3"):
+        nifti.check_header(tmp_path / "a.nii.gz")
 
 
 @pytest.mark.parametrize(
