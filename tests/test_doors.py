@@ -18,7 +18,7 @@ from bids_app import files, nifti
 from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
 from bids_app.imaging.gaps import enclosed, fill, gaps_in
 from bids_app.imaging.intensity import clip_spikes
-from bids_app.interfaces.imaging import ReadLabels, ReadPET, ReadT1w
+from bids_app.interfaces.imaging import ReadPET, ReadT1w
 
 SHAPE = (17, 14, 11)
 CODES = ["".join(c) for order in permutations(["RL", "AP", "SI"]) for c in product(*order)]
@@ -566,7 +566,6 @@ def test_orientation_reaches_the_nodes(tmp_path, unknown, code):
     expected = nifti.load(unknown, orientation=code)
     for interface, name, more in (
         (ReadT1w, "t1w", {}), (ReadPET, "pet", {"durations": [], "frames": []}),
-        (ReadLabels, "labels", {}),
     ):  # fmt: skip
         out = node(interface, tmp_path, **{name: str(unknown)}, **more, orientation=code)
         read = nifti.load(getattr(out, name))

@@ -721,3 +721,20 @@ def test_a_pet_with_gaps_in_the_brain_is_refused(run_ants, tmp_path, where, shif
             run_ants("RefuseGaps", **inputs)
     else:
         assert run_ants("RefuseGaps", **inputs)["sidecar"] == {}
+
+
+@pytest.mark.ants
+@pytest.mark.parametrize("doubt", ["qform mirrored", "no codes"])
+def test_labels_are_carried_from_where_nibabel_sees_them(run_ants, tmp_path, rng, doubt):
+    shape, affine = grid_around((0, 0, 0), "LAS", zoom=6.0)
+    labels = rng.integers(0, 300, shape).astype(np.int16)
+    image = nib.Nifti1Image(labels, affine)
+    image.set_sform(affine, 0 if doubt == "no codes" else 1)
+    image.set_qform(affine @ np.diag([-1, 1, 1, 1]), 0 if doubt == "no codes" else 1)
+    nib.save(image, tmp_path / "labels.nii.gz")
+    nifti.save(nifti.Image(labels, affine), tmp_path / "reference.nii.gz")
+    out = run_ants(
+        "CarryLabels", image=str(tmp_path / "labels.nii.gz"), interpolation="genericLabel",
+        reference=str(tmp_path / "reference.nii.gz"), orientation="LAS",
+    )  # fmt: skip
+    assert np.array_equal(nifti.load(out["image"]).data, labels)

@@ -146,30 +146,6 @@ class ReadPET(SimpleInterface):
         return average_frames(data[..., used], durations[used]), used, durations[used].tolist()
 
 
-class _ReadLabelsInputSpec(BaseInterfaceInputSpec):
-    labels = File(mandatory=True, desc="a mask, or an image of labels, as somebody made it")
-    orientation = traits.Str("", usedefault=True, desc=VOUCHED)
-
-
-class _ReadLabelsOutputSpec(TraitedSpec):
-    labels = File(exists=True, desc="the same, whole numbers, sform as qform")
-
-
-class ReadLabels(SimpleInterface):
-    """Read labels, and hand them on so that ANTs sees them where nibabel does."""
-
-    input_spec = _ReadLabelsInputSpec
-    output_spec = _ReadLabelsOutputSpec
-
-    def _run_interface(self, runtime):
-        image = nifti.load(self.inputs.labels, orientation=self.inputs.orientation)
-        labels = np.rint(np.nan_to_num(image.data)).astype(np.int32)
-        path = Path(runtime.cwd) / "labels.nii.gz"
-        nifti.save(nifti.Image(labels, image.affine), path)
-        self._results["labels"] = str(path)
-        return runtime
-
-
 class _ApplyMaskInputSpec(BaseInterfaceInputSpec):
     image = File(exists=True, mandatory=True, desc="an image")
     mask = File(exists=True, mandatory=True, desc="a mask on the same grid")

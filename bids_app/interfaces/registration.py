@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
@@ -153,6 +154,30 @@ class Resample(SimpleInterface):
         )  # fmt: skip
         self._results["image"] = str(out)
         return runtime
+
+
+class _CarryLabelsInputSpec(_ResampleInputSpec):
+    orientation = traits.Str(
+        "", usedefault=True, desc="axis code of the image where its header has none, or empty"
+    )
+
+
+class CarryLabels(Resample):
+    """Carry a mask or labels, as somebody made them, onto another grid.
+
+    ANTs sees them where all else does: left to itself, it chooses between sform and qform by rules
+    of its own.
+    """
+
+    input_spec = _CarryLabelsInputSpec
+
+    def _run_interface(self, runtime):
+        image = nifti.load(self.inputs.image, orientation=self.inputs.orientation)
+        labels = np.rint(np.nan_to_num(image.data)).astype(np.int32)
+        path = Path(runtime.cwd) / "labels.nii.gz"
+        nifti.save(nifti.Image(labels, image.affine), path)
+        self.inputs.image = str(path)
+        return super()._run_interface(runtime)
 
 
 class _RefuseGapsInputSpec(BaseInterfaceInputSpec):

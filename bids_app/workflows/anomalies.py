@@ -9,8 +9,7 @@ from nipype.pipeline.engine import Node, Workflow
 
 from bids_app.interfaces.anomalies import LocateClusters, MapAnomalies
 from bids_app.interfaces.derivatives import SaveDerivatives, SaveFile
-from bids_app.interfaces.imaging import ReadLabels
-from bids_app.interfaces.registration import Resample
+from bids_app.interfaces.registration import CarryLabels, Resample
 from bids_app.workflows.detection import Picture
 from bids_app.workflows.outputs import Output, save_node
 
@@ -210,18 +209,20 @@ def init_lesions_wf(
     orientation : str
         Axis code that is vouched for where the mask's header has none.
     """
-    read = Node(ReadLabels(labels=str(mask), orientation=orientation), name="read", mem_gb=1)
     inputs = {"transforms": [str(path) for path in transforms]} if transforms else {}
     carry = Node(
-        Resample(reference=str(reference), interpolation="genericLabel", **inputs),
+        CarryLabels(
+            image=str(mask),
+            orientation=orientation,
+            reference=str(reference),
+            interpolation="genericLabel",
+            **inputs,
+        ),
         name="carry",
         mem_gb=2,
     )
     workflow = Workflow(name)
-    workflow.connect([
-        (read, carry, [("labels", "image")]),
-        (carry, save_node(output, "lesions"), [("image", "in_file")]),
-    ])  # fmt: skip
+    workflow.connect([(carry, save_node(output, "lesions"), [("image", "in_file")])])
     return workflow
 
 
@@ -241,14 +242,14 @@ def init_atlas_wf(
     orientation : str
         Axis code that is vouched for where the header has none.
     """
-    read = Node(ReadLabels(labels=str(atlas), orientation=orientation), name="read", mem_gb=1)
     carry = Node(
-        Resample(reference=str(reference), interpolation="genericLabel"), name="carry", mem_gb=1
-    )
+        CarryLabels(
+            image=str(atlas), orientation=orientation, reference=str(reference),
+            interpolation="genericLabel",
+        ),
+        name="carry",
+    )  # fmt: skip
     save = Node(SaveFile(out_file=str(output)), name="save")
     workflow = Workflow(name)
-    workflow.connect([
-        (read, carry, [("labels", "image")]),
-        (carry, save, [("image", "in_file")]),
-    ])  # fmt: skip
+    workflow.connect([(carry, save, [("image", "in_file")])])
     return workflow
