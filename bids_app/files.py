@@ -127,7 +127,11 @@ def write_text(path: Path, text: str) -> None:
     ReadWriteError
         If it cannot be written: no space, no permission. What was there before stays.
     """
-    write_bytes(path, text.encode())
+    try:
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
