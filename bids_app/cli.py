@@ -14,7 +14,7 @@ from bids_app.arguments import Parser, exit_code_of
 from bids_app.caches import settled
 from bids_app.derivatives.lesions import NAME as LESIONS
 from bids_app.errors import UsageError
-from bids_app.labels import normalize_labels
+from bids_app.labels import axis_code, normalize_labels
 from bids_app.settings import (
     DETECTORS,
     FULL_RESOLUTION,
@@ -28,6 +28,7 @@ from bids_app.synthesis.models import MODELS
 UNKNOWN_LEVEL = 17  # BEP027
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 BOX_SIDES = 6
+MOST_USUAL = "LAS"  # what nibabel, SPM and FSL take an image for that has no orientation
 NAMES = {"models", "training_set", "detectors"}  # once each, in the order given
 TUPLES = NAMES | {"bounding_box", "derivatives", "atlas"}
 LABELS = {
@@ -78,6 +79,13 @@ def _device(text: str) -> str:
     if not DEVICE.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
     return text
+
+
+def _orientation(text: str) -> str:
+    try:
+        return axis_code(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}") from error
 
 
 def _frames(text: str) -> tuple[int, ...]:
@@ -157,6 +165,12 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
         help=f"default {FULL_RESOLUTION:g} mm; {SLOPPY_RESOLUTION:g} mm with --sloppy")  # fmt: skip
     add("--skull-strip", choices=("auto", "force", "skip"),
         help="auto (the default) sees whether the T1w is stripped already")  # fmt: skip
+    add(
+        "--assume-orientation", nargs="?", const=MOST_USUAL, type=_orientation, metavar="CODE",
+        help="vouch for the order of voxels (LAS, RAS, …: where the axes point to) of images whose "
+             "headers cannot tell left from right, sform and qform being of code 0; without CODE: "
+             f"{MOST_USUAL}, as nibabel and SPM take them. Such images are refused otherwise",
+    )  # fmt: skip
     add(
         "--pet-frames", nargs="+", type=_frames, metavar="FRAME",
         help="frames of a dynamic PET to average, from 0, as 3 4 5 or 3-5; default all",

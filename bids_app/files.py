@@ -1,20 +1,122 @@
-"""Small files, written so that they are whole or absent, also when many processes write."""
+"""Files: written so that they are whole or absent, read only if they are files, and not endless."""
 
 import errno
 import fcntl
 import json
+import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 
 PARTIAL = re.compile(r"\.[0-9a-f]{32}\.")  # names of files that are being written
 MISSING = "n/a"  # BIDS, "Tabular files"
+LARGEST_TEXT = 1 << 25  # bytes of a sidecar, table or list that is read; our choice
+SPECIAL = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # as some shared disks say
+
+
+def size_of(path: Path) -> int:
+    """Give the bytes of a file, which is not opened: to open a named pipe may take for ever.
+
+    Raises
+    ------
+    MissingInputError
+        If there is none.
+    UnusableDataError
+        If it is a folder, a named pipe, a socket or a device.
+    ReadWriteError
+        If it cannot be looked at.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        if error.errno in ABSENT:
+            raise MissingInputError(
+                f"{path}: no such file; check the dataset, or fetch its content"
+            ) from error
+        raise ReadWriteError(f"{path}: cannot be looked at ({error.strerror})") from error
+    if not stat.S_ISREG(found.st_mode):
+        what = SPECIAL.get(stat.S_IFMT(found.st_mode), "something else")
+        raise UnusableDataError(f"{path}: is {what}, not a file; replace or remove it")
+    return found.st_size
+
+
+def read_text(path: Path) -> str:
+    """Read a small file of UTF-8 text, with or without a byte order mark.
+
+    Raises
+    ------
+    ReadWriteError
+        If it is not there, or cannot be read.
+    UnusableDataError
+        If it is no file, larger than any such file ought to be, or no UTF-8.
+    """
+    try:
+        size = size_of(path)
+        with path.open("rb") as file:
+            content = file.read(LARGEST_TEXT + 1)
+    except MissingInputError as error:
+        raise ReadWriteError(f"{path}: cannot be read (no such file)") from error
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(content) > LARGEST_TEXT:
+        raise UnusableDataError(
+            f"{path}: has {size / 1e6:.0f} MB, and no such file has more than "
+            f"{LARGEST_TEXT / 1e6:.0f}; correct it"
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnusableDataError(f"{path}: not UTF-8 text; save it again as UTF-8") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write a file to; then bring it to the disk, and rename it.
+
+    After a crash of the machine, too, there is the file that was there before, or the new one,
+    whole: a rename may reach the disk before what was written does.
+
+    Yields
+    ------
+    Path
+        In the folder of ``path``, which is made.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written. What was there before stays, and nothing else.
+    """
+    partial = path.with_name(f".{uuid4().hex}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _flush(partial)
+        partial.replace(path)
+    except BaseException:
+        _remove(partial)
+        raise
+    with suppress(OSError):  # the file is there; some disks do not let folders be flushed
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, brought to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -25,13 +127,10 @@ def write_text(path: Path, text: str) -> None:
     ReadWriteError
         If it cannot be written: no space, no permission. What was there before stays.
     """
-    partial = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        _remove(partial)
         raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
 
 
@@ -43,13 +142,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     ReadWriteError
         As :func:`write_text`.
     """
-    partial = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:
-        _remove(partial)
         raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
 
 
@@ -82,14 +178,15 @@ def read_json(path: Path) -> dict[str, object]:
     ReadWriteError
         If it cannot be read.
     UnusableDataError
-        If it is not a JSON object.
+        If it is not a JSON object, or as :func:`read_text`.
     """
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+        content = json.loads(text)
     except ValueError as error:
         raise UnusableDataError(f"{path}: not valid JSON ({error}); correct it") from error
+    except RecursionError as error:
+        raise UnusableDataError(f"{path}: JSON nested too deeply; correct it") from error
     if not isinstance(content, dict):
         raise UnusableDataError(f"{path}: not a JSON object; correct it")
     return content
@@ -123,12 +220,12 @@ def read_tsv(path: Path) -> list[dict[str, str]]:
     ReadWriteError
         If it cannot be read.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReadWriteError(f"{path}: cannot be read ({error}); remove it") from error
+    try:
+        lines = read_text(path).splitlines()
+    except UnusableDataError as error:
+        raise ReadWriteError(f"{error}, or remove it") from error
     cells = [line.split("\t") for line in lines if line]
     return [dict(zip(cells[0], row, strict=False)) for row in cells[1:]]
 
@@ -166,13 +263,10 @@ def copy_file(source: Path, target: Path) -> None:
     ReadWriteError
         If it cannot be read or written. What was there before stays.
     """
-    partial = target.with_name(f".{uuid4().hex}.{target.name}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, partial)
-        partial.replace(target)
+        with replacing(target) as partial:
+            shutil.copyfile(source, partial)
     except OSError as error:
-        _remove(partial)
         raise ReadWriteError(f"{target}: cannot be written ({error.strerror})") from error
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from bids_app.errors import UsageError
 
 LABEL = re.compile(r"[0-9A-Za-z+]+")  # BIDS 1.10, "Filesystem structure": alphanumeric, or plus
+AXES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}  # of the world, by where they point to
 PREFIXES = ("sub-", "ses-", "trc-", "run-")
 
 
@@ -73,3 +74,22 @@ def same_run(one: str, other: str) -> bool:
     if one.isdecimal() and other.isdecimal():
         return int(one) == int(other)
     return one == other
+
+
+def axis_code(text: str) -> str:
+    """Understand an axis code: where the first, second and third axis of an array point to.
+
+    Raises
+    ------
+    ValueError
+        If each of the world's three axes is not named once.
+
+    Examples
+    --------
+    >>> axis_code("lps")
+    'LPS'
+    """
+    code = text.upper()
+    if sorted(AXES.get(letter, -1) for letter in code) != [0, 1, 2]:
+        raise ValueError(f"{text!r} is no axis code such as RAS, LAS or LPS")
+    return code

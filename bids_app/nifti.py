@@ -4,24 +4,33 @@ What cannot be an image of a head is refused here, with a sentence that names th
 """
 
 import gzip
+import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from io import BufferedIOBase
 from pathlib import Path
-from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
-from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.files import replacing, size_of
+from bids_app.header import LARGEST_HEADER, Header, read_header
 from bids_app.imaging.volume import Affine, Grid, zooms_of
+from bids_app.resources import GIB, find_limits
 
-SMALLEST_ZOOM, LARGEST_ZOOM = 0.1, 20.0  # mm; our choice: no scanner of human heads is beyond
-SMALLEST_FIELD_OF_VIEW, LARGEST_FIELD_OF_VIEW = 50.0, 1000.0  # mm; our choice
 NEARLY_WHOLE = 1e-3  # by which a label may differ from a whole number: scaling rounds (our choice)
-LARGEST_SHEAR = 0.05  # cosine between two axes of the grid; our choice
-UNREADABLE = (ImageFileError, HeaderDataError, EOFError, gzip.BadGzipFile, zlib.error, ValueError)
+GZIP = b"\x1f\x8b"  # how compressed files begin (RFC 1952)
+DEFLATE = 1032  # bytes that one of a compressed file can stand for, at most (zlib's documentation)
+PLAUSIBLE = 200  # bytes that one stands for in large images, at most; our choice
+LARGE = 1 << 30  # bytes of an image that is refused if it is not plausible; our choice
+LARGEST_TAIL = 1 << 26  # bytes after the voxels of a compressed image; our choice
+PIECE = 1 << 24  # bytes that are read at once
+LARGEST, SMALLEST = float(np.finfo(np.float32).max), 1e-30  # intensities; below, digits are lost
+AGAIN = "copy it again from its source"
 
 
 @dataclass(frozen=True)
@@ -35,10 +44,13 @@ class Image:
         or integer.
     affine : ndarray, (4, 4)
         Voxel indices → world coordinates in mm, RAS+.
+    notes : tuple of str
+        Sentences for a reader of the results: how a doubtful file was understood.
     """
 
     data: np.ndarray
     affine: Affine
+    notes: tuple[str, ...] = ()
 
     @property
     def zooms(self) -> tuple[float, float, float]:
@@ -52,53 +64,78 @@ class Image:
         return Grid((i, j, k), self.affine)
 
 
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())  # nibabel breaks some of its messages into lines
-
-
-def _open(path: Path) -> nib.Nifti1Image:
-    if not path.exists():
-        raise MissingInputError(f"{path}: no such file; check the dataset, or fetch its content")
+@contextmanager
+def _reading(path: Path) -> Iterator[BufferedIOBase]:
+    """Open an image, compressed or not, and say in a sentence why it cannot be read."""
     try:
-        path.open("rb").close()  # nibabel hides why it cannot read
-        image = nib.load(path)
+        with path.open("rb") as file:
+            compressed = file.read(len(GZIP)) == GZIP
+            file.seek(0)
+            yield gzip.GzipFile(fileobj=file) if compressed else file  # type: ignore[misc]
     except PermissionError as error:
         raise ReadWriteError(f"{path}: no permission to read it; run chmod +r on it") from error
-    except UNREADABLE as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UnusableDataError(f"{path}: truncated or damaged ({error}); {AGAIN}") from error
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+    except MemoryError as error:
         raise UnusableDataError(
-            f"{path}: not a readable NIfTI image ({_sentence(error)}); copy or convert it again"
+            f"{path}: memory ran out while it was read; lower --nprocs, or give the run more memory"
         ) from error
-    if not isinstance(image, nib.Nifti1Image):
-        raise UnusableDataError(f"{path}: not a NIfTI image; convert it to NIfTI-1 or NIfTI-2")
-    return image
 
 
-def _refuse_absurd_affine(path: Path, affine: Affine, shape: tuple[int, ...]) -> None:
-    advice = "correct sform or qform, or convert the image again"
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:  # noqa: PLR2004
-        raise UnusableDataError(f"{path}: its affine has no inverse; {advice}")
-    zooms = np.array(zooms_of(affine))
-    if zooms.min() < SMALLEST_ZOOM or zooms.max() > LARGEST_ZOOM:
-        size = " × ".join(f"{zoom:.3g}" for zoom in zooms)
-        raise UnusableDataError(f"{path}: its affine says voxels of {size} mm; {advice}")
-    extent = zooms * shape[:3]
-    if extent.min() < SMALLEST_FIELD_OF_VIEW or extent.max() > LARGEST_FIELD_OF_VIEW:
-        size = " × ".join(f"{side:.0f}" for side in extent)
+@cache
+def _memory() -> int:
+    """Give the bytes of memory that this process may use."""
+    return int(find_limits(os.environ).mem_gb * GIB)
+
+
+def _refuse_size(path: Path, header: Header, size: int, *, compressed: bool) -> None:
+    """Refuse a file that cannot hold what its header says, or that no memory could."""
+    claimed = header.offset + header.bytes
+    most = size * DEFLATE if compressed else size
+    if claimed > most:
         raise UnusableDataError(
-            f"{path}: its field of view is {size} mm, not that of a head; {advice}"
+            f"{path}: truncated or damaged (its header says {_count(claimed)}, the file holds "
+            f"{_count(size)}); {AGAIN}"
         )
-    axes = affine[:3, :3] / zooms
-    if np.abs(axes.T @ axes - np.eye(3)).max() > LARGEST_SHEAR:
-        raise UnusableDataError(f"{path}: its affine is sheared; {advice}")
+    if compressed and claimed > max(LARGE, size * PLAUSIBLE):
+        raise UnusableDataError(
+            f"{path}: its header says {_count(claimed)} in a file of {_count(size)}, and no image "
+            f"of a head can be compressed so much; {AGAIN}"
+        )
+    needed = header.bytes + header.bytes // header.stored.itemsize * np.dtype(np.float32).itemsize
+    if needed > _memory():
+        raise UnusableDataError(
+            f"{path}: to read it takes {_count(needed)} of memory, and there are "
+            f"{_count(_memory())}; use a machine with more, or convert it again if it is not so "
+            "large"
+        )
 
 
-def check_header(path: Path) -> tuple[int, ...]:
-    """See from the header alone whether this can be an image of a head.
+def _count(size: int) -> str:
+    """Write a number of bytes as a reader says it.
 
-    Returns
-    -------
-    tuple of int
-        The shape, without axes of length one at its end.
+    Examples
+    --------
+    >>> _count(2_500_000_000), _count(1200)
+    ('2.5 GB', '1.2 kB')
+    """
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size} bytes"
+
+
+def inspect(path: Path, *, orientation: str = "") -> Header:
+    """Read a header, and see whether the file can be an image of a head.
+
+    Parameters
+    ----------
+    path : Path
+        NIfTI-1 or NIfTI-2, compressed or not.
+    orientation : str
+        Axis code that the user vouches for where the header has none; empty: nobody does.
 
     Raises
     ------
@@ -107,17 +144,30 @@ def check_header(path: Path) -> tuple[int, ...]:
     ReadWriteError
         If it may not be read.
     UnusableDataError
-        If it is no NIfTI image, has fewer than three axes, or its affine is singular, sheared,
-        or of a size that no head has.
+        If it is no file, no NIfTI image, not what :func:`bids_app.header.read_header` accepts, or
+        too small or too large for what its header says.
     """
-    image = _open(path)
-    shape: tuple[int, ...] = tuple(image.shape)
-    while len(shape) > 3 and shape[-1] == 1:  # noqa: PLR2004
-        shape = shape[:-1]
-    if len(shape) < 3 or min(shape) < 2:  # noqa: PLR2004
-        raise UnusableDataError(f"{path}: its shape is {shape}, not a volume; convert it again")
-    _refuse_absurd_affine(path, image.affine, shape)
-    return shape
+    size = size_of(path)
+    with _reading(path) as file:
+        header = read_header(path, file.read(LARGEST_HEADER), orientation)
+        _refuse_size(path, header, size, compressed=isinstance(file, gzip.GzipFile))
+    return header
+
+
+def check_header(path: Path) -> tuple[int, ...]:
+    """See from the header alone whether this can be an image of a head.
+
+    Returns
+    -------
+    tuple of int
+        The shape, without axes of length one beyond the third.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        As :func:`inspect`.
+    """
+    return inspect(path).shape
 
 
 def read_description(path: Path) -> str:
@@ -126,90 +176,141 @@ def read_description(path: Path) -> str:
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        If the file cannot be opened, or is no NIfTI image.
+        As :func:`inspect`.
     """
-    return bytes(_open(path).header["descrip"].item()).decode("utf-8", "replace").rstrip("\0")
+    return inspect(path).description
 
 
-def load(path: Path | str) -> Image:
+def load(path: Path | str, *, orientation: str = "") -> Image:
     """Read an image, scaled as its header says.
+
+    Intensities that float32 cannot hold, too large or too small, are divided by the largest of
+    them, and a note says so.
 
     Parameters
     ----------
     path : path-like
-        NIfTI-1 or NIfTI-2, ``.nii`` or ``.nii.gz``.
+        NIfTI-1 or NIfTI-2, compressed or not.
+    orientation : str
+        As :func:`inspect`.
 
     Returns
     -------
     Image
-        float32; axes of length one at its end are dropped.
+        float32; axes of length one beyond the third are dropped.
 
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        As :func:`check_header`; UnusableDataError also if the file ends too early.
+        As :func:`inspect`; UnusableDataError also if the file ends too early, the checksum of
+        a compressed one is wrong, or memory runs out.
     """
     path = Path(path)
-    shape = check_header(path)
-    image = _open(path)
-    try:
-        data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-    except (OSError, *UNREADABLE) as error:
-        raise UnusableDataError(
-            f"{path}: truncated or damaged ({_sentence(error)}); copy it again from its source"
-        ) from error
-    return Image(data, np.asarray(image.affine, dtype=np.float64))
+    header = inspect(path, orientation=orientation)
+    with _reading(path) as file:
+        stored = _read_voxels(file, header)
+        if isinstance(file, gzip.GzipFile):
+            _finish(path, file)
+        data, unit = _scale(stored, header)
+    notes = header.notes
+    if unit != 1:
+        notes += (
+            f"{path.name}: its intensities reach {unit:.2g}, and 32-bit floats do not hold them; "
+            f"they were divided by {unit:.6g}.",
+        )
+    return Image(data, header.affine, notes)
 
 
-def _check_whole(path: Path) -> None:
-    """Read a compressed file to its end, where its checksum is: nibabel stops before it."""
-    try:
-        with gzip.open(path) as file:
-            while file.read(1 << 24):
-                pass
-    except (OSError, *UNREADABLE) as error:
-        raise UnusableDataError(
-            f"{path}: truncated or damaged ({_sentence(error)}); copy it again from its source"
-        ) from error
+def _read_voxels(file: BufferedIOBase, header: Header) -> np.ndarray:
+    """Read exactly what the header says."""
+    rest = header.offset
+    while rest:
+        skipped = len(file.read(min(rest, PIECE)))
+        if not skipped:
+            raise EOFError("it ends before its first voxel")
+        rest -= skipped
+    values = np.empty(header.bytes, np.uint8)
+    view, filled = memoryview(values), 0  # type: ignore[arg-type]
+    while filled < len(view):
+        got = file.readinto(view[filled : filled + PIECE])
+        if not got:
+            raise EOFError(f"it ends after {_count(filled)} of {_count(len(view))}")
+        filled += got
+    return values.view(header.stored).reshape(header.shape, order="F")
 
 
-def _load_whole(path: Path) -> Image:
-    image = load(path)
-    if path.suffix == ".gz":
-        _check_whole(path)
-    return image
+def _finish(path: Path, file: gzip.GzipFile) -> None:
+    """Read a compressed file to its end, where its checksum is."""
+    beyond = 0
+    while piece := file.read(PIECE):
+        beyond += len(piece)
+        if beyond > LARGEST_TAIL:
+            raise UnusableDataError(
+                f"{path}: holds more than the {_count(LARGEST_TAIL)} that may follow its voxels; "
+                "its header and its content are not of one image; convert it again"
+            )
 
 
-def load_scan(path: Path | str) -> Image:
+def _scale(stored: np.ndarray, header: Header) -> tuple[np.ndarray, float]:
+    """Scale stored to true intensities; give them, and what they were divided by to fit."""
+    data = np.empty(stored.shape, np.float32, order="F")
+    peak = 0.0
+    for k in range(stored.shape[-1]):  # slice by slice, or frame by frame: float64 takes memory
+        true = _true(stored[..., k], header)
+        peak = max(peak, float(np.abs(true).max(initial=0, where=np.isfinite(true))))
+        with np.errstate(over="ignore", under="ignore"):
+            data[..., k] = true
+    if peak == 0 or SMALLEST <= peak <= LARGEST:
+        return data, 1.0
+    for k in range(stored.shape[-1]):
+        data[..., k] = _true(stored[..., k], header) / peak
+    return data, peak
+
+
+def _true(stored: np.ndarray, header: Header) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return stored.astype(np.float64) * header.slope + header.inter
+
+
+def load_scan(path: Path | str, *, orientation: str = "", gaps: bool = False) -> Image:
     """Read an acquired image, and refuse one that holds no picture.
+
+    Parameters
+    ----------
+    path : path-like
+        As :func:`load`.
+    orientation : str
+        As :func:`inspect`.
+    gaps : bool
+        Whether some voxels may hold no number, as those that SPM's reslicing found nothing for.
 
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        As :func:`load`; UnusableDataError also if a value is not finite, all are equal, or the
-        checksum of a compressed file is wrong.
+        As :func:`load`; UnusableDataError also if a value is not finite, or all are equal.
     """
-    image = _load_whole(Path(path))
-    odd = int(image.data.size - np.isfinite(image.data).sum())
-    if odd:
-        raise UnusableDataError(
-            f"{path}: {odd} voxels are NaN or infinite; replace them (by 0 outside the head)"
-        )
-    if image.data.min() == image.data.max():
+    image = load(path, orientation=orientation)
+    finite = np.isfinite(image.data)
+    odd = int(finite.size - finite.sum())
+    if odd and (not gaps or odd == finite.size):
+        advice = "replace them (by 0 outside the head)" if odd < finite.size else "export it again"
+        raise UnusableDataError(f"{path}: {odd} voxels are NaN or infinite; {advice}")
+    known = image.data[finite] if odd else image.data
+    if known.min() == known.max():
         raise UnusableDataError(f"{path}: all voxels are equal; export the image again")
     return image
 
 
-def check_labels(path: Path) -> None:
+def check_labels(path: Path, *, orientation: str = "") -> None:
     """See whether an image can be a mask, or one of labels.
 
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        As :func:`load`; UnusableDataError also if the checksum of a compressed file is wrong, there
-        is more than one volume, or values are not whole numbers.
+        As :func:`load`; UnusableDataError also if there is more than one volume, or values are not
+        whole numbers.
     """
-    image = _load_whole(path)
+    image = load(path, orientation=orientation)
     if image.data.ndim != 3:  # noqa: PLR2004
         raise UnusableDataError(
             f"{path}: has {image.data.ndim} axes, and labels have three; give a single volume"
@@ -232,7 +333,7 @@ def to_nibabel(image: Image) -> nib.Nifti1Image:
     return picture
 
 
-def save(image: Image, path: Path | str, *, description: str = "") -> None:
+def save(image: Image, path: Path | str, *, description: str = "", gaps: bool = False) -> None:
     """Write an image so that it is either whole or absent, and equal data give equal bytes.
 
     Parameters
@@ -243,22 +344,30 @@ def save(image: Image, path: Path | str, *, description: str = "") -> None:
         Ends in ``.nii.gz`` or ``.nii``; replaced if it exists.
     description : str
         The header's ``descrip``, at most 79 characters.
+    gaps : bool
+        Whether some voxels may hold no number.
 
     Raises
     ------
+    UnusableDataError
+        If a voxel is NaN or infinite, and none may be; nothing is written.
     ReadWriteError
         If it cannot be written: no space, no permission.
     """
     path = Path(path)
+    odd = 0 if gaps else int(image.data.size - np.isfinite(image.data).sum())
+    if odd:
+        raise UnusableDataError(
+            f"{path}: was not written, as {odd} of its voxels would be NaN or infinite; look at "
+            "what it is made from"
+        )
     picture = to_nibabel(image)
     picture.header["descrip"] = description
     content = picture.to_bytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=3, mtime=0)
-    partial = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from nipype.pipeline.engine import Workflow
 
 from bids_app import nifti
-from bids_app.dataset.reading import frame_times
+from bids_app.dataset.reading import frame_durations
 from bids_app.derivatives.completion import fingerprint, is_complete, stored_fingerprint
 from bids_app.derivatives.description import dataset_name
 from bids_app.derivatives.paths import VisitPaths, sidecar_path, visit_paths
@@ -91,10 +91,11 @@ def plan_visit(visit: Visit, run: Run) -> VisitPlan:
     """
     paths = visit_paths(run.output_dir, visit, run.space.template, run.space.resolution)
     pets = [pet.path for pet in visit.pets]
-    durations = [frame_times(pet) for pet in visit.pets]
-    preprocessed = fingerprint(
-        {**run.parameters, "frame_times": durations}, [visit.t1w.path, *pets], bids_dir=run.bids_dir
-    )
+    decisive = {**run.parameters, "frame_durations": [*map(frame_durations, visit.pets)]}
+    vouched = [scan.orientation for scan in (visit.t1w, *visit.pets)]
+    if any(vouched):  # what is not needed changes nothing
+        decisive["assume_orientation"] = vouched
+    preprocessed = fingerprint(decisive, [visit.t1w.path, *pets], bids_dir=run.bids_dir)
     if run.stage == "synthesize":  # from whatever an earlier run has made
         preprocessed = stored_fingerprint(paths.t1w_in_template)
     options = {} if run.generator is None else run.generator.decisive()
@@ -143,16 +144,16 @@ def _preprocessing_outputs(plan: VisitPlan, run: Run) -> dict[Path, Output]:
 def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]:
     plans = []
     for pet, paths in zip(plan.visit.pets, plan.paths.pets, strict=True):
-        times = frame_times(pet)
         plans.append(
             PetPlan(
                 pet=pet.path,
-                durations=() if times is None else times[1],
+                durations=frame_durations(pet),
                 outputs={
                     "in_template": outputs[paths.in_template],
                     "in_t1w": outputs[paths.in_t1w],
                     "to_t1w": outputs[paths.to_t1w],
                 },
+                orientation=pet.orientation,
             )
         )
     return plans
@@ -227,9 +228,10 @@ def init_visit_wf(plan: VisitPlan, run: Run) -> Workflow:
     if run.generator is None:
         return init_preprocessing_wf(
             t1w=plan.visit.t1w.path, outputs=anatomical, pets=pets, how=run.preprocessing,
-            name=plan.name,
+            orientation=plan.visit.t1w.orientation, name=plan.name,
         )  # fmt: skip
     return init_participant_wf(
         t1w=plan.visit.t1w.path, outputs=anatomical, pets=pets, how=run.preprocessing,
-        synthesis=_synthesis_plan(plan, run, run.generator), name=plan.name,
+        synthesis=_synthesis_plan(plan, run, run.generator),
+        orientation=plan.visit.t1w.orientation, name=plan.name,
     )  # fmt: skip

@@ -45,6 +45,7 @@ class Settings:
     )  # mm, RAS+: Zotova et al. (2021), section 3.1
     resolution: float | None = None  # mm; see grid_resolution
     skull_strip: str = "auto"
+    assume_orientation: str = ""  # axis code of images whose headers have none; "": refuse them
     pet_frames: tuple[int, ...] = ()  # indices from 0; () is all
     generator: str = "default"
     smoothing_fwhm: float = 1.5  # mm; Zotova et al. (2021), section 3.2

@@ -18,6 +18,8 @@ class Scan:
         Keys and labels as its name spells them (``("trc", "18FFDG"), ("run", "01")``).
     metadata : tuple of (str, object)
         Those fields of its sidecars that the app reads; lists are tuples.
+    orientation : str
+        Axis code, such as ``RAS``, that the user vouches for as its header has none; else empty.
     """
 
     path: Path
@@ -25,6 +27,7 @@ class Scan:
     session: str | None
     entities: tuple[tuple[str, str], ...]
     metadata: tuple[tuple[str, object], ...] = ()
+    orientation: str = ""
 
     def entity(self, key: str) -> str | None:
         """Give the label of an entity by its short key (``trc``), or None."""

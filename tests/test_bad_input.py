@@ -165,19 +165,6 @@ def test_no_other_folder_in_the_input(raw, rng, run, flag):
     assert sorted(raw.rglob("*")) == before
 
 
-def test_frame_times_that_disagree_with_the_image(raw, rng, run):
-    """Told in a dry run, too; the T1w is used all the same."""
-    add_t1w(raw, "01", rng)
-    for session, durations in (("a", [60, 60]), ("b", [float("nan")])):
-        add_t1w(raw, session, rng)
-        add_pet(raw, session, rng, sidecar={**PET, "FrameTimesStart": [0] * len(durations),
-                                            "FrameDuration": durations})  # fmt: skip
-    code, said = run(raw, "--dry-run")
-    assert code == 0
-    assert "1 frames, but 2 FrameDuration" in said
-    assert "not lists of numbers" in " ".join(said.split())
-
-
 def test_frames_that_are_not_there(raw, rng, run):
     add_t1w(raw, "01", rng)
     add_pet(raw, "01", rng)
@@ -234,6 +221,87 @@ def test_what_the_generator_that_comes_with_the_app_cannot_do(raw, rng, run, opt
 def test_no_such_generator(raw, rng, run):
     add_t1w(raw, "01", rng)
     assert run(raw, "--generator", "nowhere")[0] == 66
+
+
+def forget_orientation(path):
+    image = nib.load(path)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, path)
+
+
+def one_line(said):
+    return " ".join(said.split())
+
+
+def test_a_header_that_cannot_tell_left_from_right(raw, rng, run):
+    """The others go on; who vouches for it gets a result, and is told of it."""
+    add_t1w(raw, "ok", rng)
+    forget_orientation(add_t1w(raw, "lost", rng))
+    add_t1w(raw, "pet", rng)
+    forget_orientation(add_pet(raw, "pet", rng))
+    said = one_line(run(raw, "--dry-run")[1])
+    assert said.count("cannot tell left from right (") == 2
+    for name in ("sub-lost_T1w.nii.gz", "sub-pet_trc-18FFDG_pet.nii.gz"):
+        assert f"{name}: its header cannot tell left from right" in said
+    assert "--assume-orientation" in said
+    said = one_line(run(raw, "--dry-run", "--assume-orientation", "RAS")[1])
+    assert said.count("RAS was assumed") == 2
+    assert "Not used" not in said
+    code, said = run(raw, "--participant-label", "lost")
+    assert code == 65
+    assert "left from right" in said
+
+
+def test_files_that_are_none_take_nobody_else_down(raw, rng, run):
+    add_t1w(raw, "ok", rng)
+    os.mkfifo(image_path(raw, "pipe", "anat", "T1w"))
+    image_path(raw, "device", "anat", "T1w").symlink_to("/dev/zero")
+    sidecars = {}
+    for name in ("pipe2", "deep", "endless"):
+        add_t1w(raw, name, rng)
+        sidecars[name] = Path(f"{add_pet(raw, name, rng)}".replace(".nii.gz", ".json"))
+    sidecars["pipe2"].unlink()
+    os.mkfifo(sidecars["pipe2"])
+    sidecars["deep"].write_text("[" * 100_000)
+    with sidecars["endless"].open("wb") as file:
+        file.truncate(1 << 36)
+    code, said = run(raw, "--dry-run")
+    assert code == 0
+    used, _, unused = said.partition("Not used")
+    assert all(f"sub-{name}_T1w" in used for name in ("ok", *sidecars))
+    assert unused.count("named pipe") == 2
+    for words in ("is a device", "nested too deeply", "68719 MB"):
+        assert words in unused
+
+
+@pytest.mark.parametrize(
+    ("shape", "sidecar", "problem"),
+    [
+        ((), {"FrameTimesStart": [0, 9], "FrameDuration": [9] * 20}, None),  # of the dynamic PET
+        ((), {"FrameTimesStart": ["a"], "FrameDuration": ["b"]}, None),
+        ((1,), {"FrameDuration": None}, None),
+        ((2,), {"FrameDuration": [9, 9]}, None),
+        ((2,), {"FrameTimesStart": [0, 9, 18], "FrameDuration": [9, 9]}, None),
+        ((1, 2), {"FrameDuration": [9, 9]}, None),
+        ((2,), {"FrameTimesStart": [0, 9]}, "2 frames, but there is no FrameDuration"),
+        ((2,), {"FrameDuration": [9, 9, 9]}, "2 frames, but 3 FrameDuration values"),
+        ((2,), {"FrameDuration": ["9", "9"]}, "not a list of numbers"),
+        ((2,), {"FrameDuration": [[9], {"a": 9}]}, "not a list of numbers"),
+        ((), {"FrameDuration": {"a": [9]}}, None),
+        ((2,), {"FrameDuration": [9, 0]}, "not above 0"),
+    ],
+)
+def test_frames_need_durations_and_nothing_else(  # noqa: PLR0917
+    raw, rng, run, shape, sidecar, problem
+):
+    add_t1w(raw, "01", rng)
+    pet = brain(rng, inverted=True)
+    data = np.broadcast_to(pet.reshape(*pet.shape, *[1] * len(shape)), (*pet.shape, *shape))
+    add_pet(raw, "01", rng, data=data, sidecar={**PET, **sidecar})
+    said = one_line(run(raw, "--dry-run")[1])
+    assert ("Not used" in said) == (problem is not None)
+    assert problem is None or problem in said
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bids_app.dataset import reading, validation
 from bids_app.dataset.filters import check_filters, is_fdg
 from bids_app.dataset.participants import read_participants
-from bids_app.dataset.reading import find_subjects, frame_times, parse_name
+from bids_app.dataset.reading import find_subjects, frame_durations, parse_name
 from bids_app.dataset.selection import select
 from bids_app.dataset.sessions import natural_key, nearest_session
 from bids_app.dataset.validation import find_validator, make_writable, refuse_inside, validate_bids
@@ -323,19 +323,20 @@ def scan_with(**metadata: object) -> Scan:
     return Scan(Path("sub-01_pet.nii.gz"), "01", None, (), tuple(metadata.items()))
 
 
-def test_frame_times():
-    assert frame_times(scan_with(FrameTimesStart=(0, 5), FrameDuration=(5, 5.5))) == (
-        (0.0, 5.0),
-        (5.0, 5.5),
-    )
-    assert frame_times(scan_with(FrameTimesStart=(0,))) is None
-    assert frame_times(scan_with(FrameTimesStart=0, FrameDuration=9)) == ((0.0,), (9.0,))
+def test_frame_durations():
+    assert frame_durations(scan_with(FrameDuration=(5, 5.5))) == (5.0, 5.5)
+    assert frame_durations(scan_with(FrameDuration=9)) == (9.0,)
+    assert frame_durations(scan_with(FrameTimesStart=(0,))) == ()
 
 
-@pytest.mark.parametrize(("starts", "durations"), [((0, 5), (5,)), (("a",), (1,)), ((0,), (True,))])
-def test_frame_times_that_make_no_sense(starts, durations):
-    with pytest.raises(UnusableDataError, match="sub-01_pet"):
-        frame_times(scan_with(FrameTimesStart=starts, FrameDuration=durations))
+@pytest.mark.parametrize("starts", [(0, 5, 9), (0,), ("a",), 0, None, (-1, float("nan"))])
+def test_when_frames_began_does_not_matter(starts):
+    assert frame_durations(scan_with(FrameTimesStart=starts, FrameDuration=(5, 4))) == (5.0, 4.0)
+
+
+@pytest.mark.parametrize("durations", [("5",), (True,), (5, None), (float("nan"),), (10**400,)])
+def test_durations_that_are_no_numbers_are_none(durations):
+    assert frame_durations(scan_with(FrameDuration=durations)) == ()
 
 
 # Sessions

@@ -222,6 +222,22 @@ def test_a_stripped_brain_is_found_by_its_zeros(tmp_path, head, mode):
     assert out.sidecar["SkullStripped"] is True
 
 
+@pytest.mark.parametrize(("where", "refused"), [((12, 14, 15), True), ((0, 14, 11), False)])
+def test_a_t1w_with_gaps_in_the_brain_is_refused(tmp_path, head, where, refused):
+    path, data, inside, affine = head
+    valid = np.ones(data.shape, bool)
+    valid[where] = False
+    assert inside[where] == refused
+    nifti.save(nifti.Image(valid, affine), tmp_path / "valid.nii")
+    inputs = {"t1w": path, "source": "sub-01_T1w", "mode": "skip", "threads": 1}
+    inputs["valid"] = str(tmp_path / "valid.nii")
+    if refused:
+        with pytest.raises(UnusableDataError, match="sub-01_T1w: 1 voxels are NaN or infinite"):
+            node(ExtractBrain, tmp_path, **inputs)
+    else:
+        assert node(ExtractBrain, tmp_path, **inputs).mask
+
+
 def with_air(data):
     return np.where(data == 0, 1, data)
 
@@ -671,3 +687,54 @@ def test_labels_stay_whole_numbers(run_ants, tmp_path, rng, moved):
     written = nib.load(out["image"])
     assert written.get_data_dtype().kind in "ui"
     assert np.array_equal(np.asarray(written.dataobj), labels)
+
+
+@pytest.mark.ants
+@pytest.mark.parametrize(
+    ("where", "shift", "refused"),
+    [
+        ((0, 0, 0), 0, True),
+        ((0, 0, 70), 0, False),  # enclosed by numbers, but above the brain
+        ((0, 0, 70), 60, True),  # which registration moves into it
+        ((0, 0, slice(None)), 0, False),  # reaches the border: the PET is not there
+    ],
+)
+def test_a_pet_with_gaps_in_the_brain_is_refused(run_ants, tmp_path, where, shift, refused):
+    shape, affine = grid_around((0, 0, 0))
+    brain_ = np.linalg.norm(world(shape, affine) / [65, 80, 60], axis=-1) < 1
+    valid = np.ones(shape, bool)
+    middle = np.array(shape) // 2
+    place = [
+        x if isinstance(x, slice) else m + round(x / ZOOM)
+        for x, m in zip(where, middle, strict=True)
+    ]
+    valid[tuple(place)] = False
+    for name, data in (("valid", valid), ("mask", brain_)):
+        nifti.save(nifti.Image(data, affine), tmp_path / f"{name}.nii.gz")
+    (tmp_path / "to_t1w.txt").write_text(TRANSLATION.format(0, 0, shift))
+    inputs = {
+        "valid": str(tmp_path / "valid.nii.gz"), "mask": str(tmp_path / "mask.nii.gz"),
+        "pet_to_t1w": str(tmp_path / "to_t1w.txt"), "source": "sub-01_pet.nii.gz",
+    }  # fmt: skip
+    if refused:
+        with pytest.raises(UnusableDataError, match=r"sub-01_pet\.nii\.gz: is NaN or infinite ins"):
+            run_ants("RefuseGaps", **inputs)
+    else:
+        assert run_ants("RefuseGaps", **inputs)["sidecar"] == {}
+
+
+@pytest.mark.ants
+@pytest.mark.parametrize("doubt", ["qform mirrored", "no codes"])
+def test_labels_are_carried_from_where_nibabel_sees_them(run_ants, tmp_path, rng, doubt):
+    shape, affine = grid_around((0, 0, 0), "LAS", zoom=6.0)
+    labels = rng.integers(0, 300, shape).astype(np.int16)
+    image = nib.Nifti1Image(labels, affine)
+    image.set_sform(affine, 0 if doubt == "no codes" else 1)
+    image.set_qform(affine @ np.diag([-1, 1, 1, 1]), 0 if doubt == "no codes" else 1)
+    nib.save(image, tmp_path / "labels.nii.gz")
+    nifti.save(nifti.Image(labels, affine), tmp_path / "reference.nii.gz")
+    out = run_ants(
+        "CarryLabels", image=str(tmp_path / "labels.nii.gz"), interpolation="genericLabel",
+        reference=str(tmp_path / "reference.nii.gz"), orientation="LAS",
+    )  # fmt: skip
+    assert np.array_equal(nifti.load(out["image"]).data, labels)

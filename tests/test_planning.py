@@ -152,3 +152,15 @@ def test_a_generator_knows_people_of_its_own_dataset(visit, run, subject, datase
     graph = init_visit_wf(plan, chosen)
     (save,) = (n for n in graph._create_flat_graph() if n.name == "save_synthetic_pet")
     assert save.inputs.sidecar["TrainedOnThisParticipant"] is known
+
+
+def test_an_orientation_that_is_vouched_for_is_another_result_where_it_is_used(visit, run):
+    def known(code):
+        return plan_visit(replace(visit, t1w=replace(visit.t1w, orientation=code)), run)
+
+    digests = {code: known(code).preprocessed for code in ("", "LAS", "RAS")}
+    assert len(set(digests.values())) == 3
+    assert digests[""] == plan_visit(visit, run).preprocessed
+    graph = init_visit_wf(known("RAS"), run)
+    (read,) = (node for node in graph._get_all_nodes() if node.name == "read")
+    assert read.inputs.orientation == "RAS"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bids_app import nifti
-from bids_app.dataset.reading import frame_times
+from bids_app.dataset.reading import frame_durations
 from bids_app.dataset.selection import select
 from bids_app.errors import (
     MissingInputError,
@@ -16,10 +16,13 @@ from bids_app.errors import (
     UnusableDataError,
     UsageError,
 )
+from bids_app.files import read_text
+from bids_app.header import Header
 from bids_app.settings import Settings
 from bids_app.visit import Scan, Selection, Unused, Visit
 
 VOLUME_AXES = 3
+ADVICE = "give one length of time, in s, a frame"
 
 
 @dataclass(frozen=True)
@@ -64,46 +67,52 @@ def read_selection(settings: Settings) -> Selection:
         filters=_read_filters(settings.bids_filter_file),
         database_dir=settings.bids_database_dir,
     )
-    return _without_unusable(selection, settings.pet_frames)
+    return _without_unusable(selection, settings)
 
 
 def _read_filters(path: Path | None) -> object:
     if path is None:
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(read_text(path))
+    except (Mri2petError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read as JSON ({error}); correct it") from error
 
 
-def _check_t1w(t1w: Scan) -> None:
-    shape = nifti.check_header(t1w.path)
-    if len(shape) != VOLUME_AXES:
+def _check_t1w(t1w: Scan, orientation: str) -> Header:
+    header = nifti.inspect(t1w.path, orientation=orientation)
+    if len(header.shape) != VOLUME_AXES:
         raise UnusableDataError(
-            f"{t1w.path}: {shape[3]} volumes, where a T1w has one; average or choose one of them"
+            f"{t1w.path}: {header.shape[3]} volumes, where a T1w has one; average or choose one of "
+            "them"
         )
+    return header
 
 
-def _check_pet(pet: Scan, chosen: Sequence[int]) -> None:
-    shape = nifti.check_header(pet.path)
-    frames = shape[3] if len(shape) > VOLUME_AXES else 1
-    _check_times(pet, frames)
+def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
+    header = nifti.inspect(pet.path, orientation=orientation)
+    frames = header.shape[3] if len(header.shape) > VOLUME_AXES else 1
+    if frames > 1:  # a single volume is used as it is, whatever its sidecar says of frames
+        _check_durations(pet, frames, chosen)
     _check_frames(pet, frames, chosen)
+    return header
 
 
-def _check_times(pet: Scan, frames: int) -> None:
-    times = frame_times(pet)
-    if frames == 1 and times is None:
-        return
-    if times is None:
+def _check_durations(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
+    durations = frame_durations(pet)
+    if not durations:
+        told = "FrameDuration" in dict(pet.metadata)
+        what = "FrameDuration is not a list of numbers" if told else "there is no FrameDuration"
+        raise UnusableDataError(f"{pet.path}: {frames} frames, but {what} in its sidecar; {ADVICE}")
+    if len(durations) != frames:
         raise UnusableDataError(
-            f"{pet.path}: {frames} frames, but no FrameTimesStart and FrameDuration in its "
-            "sidecar; add them"
+            f"{pet.path}: {frames} frames, but {len(durations)} FrameDuration values in its "
+            f"sidecar; {ADVICE}"
         )
-    if len(times[1]) != frames:
+    used = [durations[frame] for frame in chosen if frame < frames] if chosen else durations
+    if min(used, default=1) <= 0:
         raise UnusableDataError(
-            f"{pet.path}: {frames} frames, but {len(times[1])} FrameDuration values in its "
-            "sidecar; correct it"
+            f"{pet.path}: a FrameDuration in its sidecar is not above 0; {ADVICE}"
         )
 
 
@@ -115,27 +124,36 @@ def _check_frames(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
         )
 
 
-def _usable_pets(visit: Visit, frames: Sequence[int]) -> tuple[list[Scan], list[Unused]]:
+def _usable_pets(
+    visit: Visit, settings: Settings
+) -> tuple[list[tuple[Scan, Header]], list[Unused]]:
     usable, unused = [], []
     for pet in visit.pets:
         try:
-            _check_pet(pet, frames)
-            usable.append(pet)
+            header = _check_pet(pet, settings.pet_frames, settings.assume_orientation)
+            usable.append((pet, header))
         except Mri2petError as error:
             unused.append(Unused(pet.subject, pet.path, f"{error}", error.exit_code))
     return usable, unused
 
 
-def _without_unusable(selection: Selection, frames: Sequence[int]) -> Selection:
+def _without_unusable(selection: Selection, settings: Settings) -> Selection:
+    orientation = settings.assume_orientation
     visits, unused = [], list(selection.unused)
     for visit in selection.visits:
-        pets, left_aside = _usable_pets(visit, frames)
+        pets, left_aside = _usable_pets(visit, settings)
         unused += left_aside
         try:
-            _check_t1w(visit.t1w)
-            visits.append(replace(visit, pets=tuple(pets)))
+            known = [(visit.t1w, _check_t1w(visit.t1w, orientation)), *pets]
         except Mri2petError as error:
             unused.append(Unused(visit.subject, visit.t1w.path, f"{error}", error.exit_code))
+            continue
+        notes = [note for _, header in known for note in header.notes]
+        t1w, *others = (
+            replace(scan, orientation=orientation) if header.assumed else scan
+            for scan, header in known
+        )
+        visits.append(replace(visit, t1w=t1w, pets=tuple(others), notes=(*visit.notes, *notes)))
     return Selection(tuple(visits), tuple(unused))
 
 

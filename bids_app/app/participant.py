@@ -32,6 +32,7 @@ from bids_app.derivatives.description import (
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
 from bids_app.planning import Run, VisitPlan, is_done, plan_visit
+from bids_app.report.results import read_derivative
 from bids_app.report.runs import Told
 from bids_app.report.subject import write_subject_report
 from bids_app.settings import Settings
@@ -76,6 +77,7 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
     _tell_aside(selection, voice)
     plans, done = _plan(selection, run)
     problems = problems_of(selection) + compute(plans, run, resources, settings, voice)
+    _tell_reading(plans, voice)
     if settings.clean_workdir:
         clean([*plans, *done], problems, settings)
     fresh = Fresh(told_of(stamp, started), {plan.visit.subject for plan in plans})
@@ -129,6 +131,15 @@ def _tell_aside(selection: Selection, voice: Voice) -> None:
             voice.say(f"not used: {where}: {one.reason}")
         else:
             voice.fail(one.reason)
+
+
+def _tell_reading(plans: Sequence[VisitPlan], voice: Voice) -> None:
+    """Tell what was seen of images only when they were read as a whole."""
+    for plan in plans:
+        for path in (plan.paths.t1w, *(pet.in_t1w for pet in plan.paths.pets)):
+            for note in read_derivative(path).reading_notes():
+                if note not in plan.visit.notes:
+                    voice.warn(f"{plan.label}: {note}")
 
 
 def _plan(selection: Selection, run: Run) -> tuple[list[VisitPlan], list[VisitPlan]]:

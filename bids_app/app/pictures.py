@@ -23,7 +23,7 @@ from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.detection.regions import read_labels
 from bids_app.errors import MissingInputError, Mri2petError
 from bids_app.mapped import read_digest
-from bids_app.nifti import check_labels
+from bids_app.nifti import check_labels, inspect
 from bids_app.screening import Participant, Pictured, Screening, picture, plan_pictures
 from bids_app.settings import Settings
 from bids_app.workflows.anomalies import init_atlas_wf, init_lesions_wf
@@ -92,7 +92,12 @@ def take_pictures(
     graphs += _mask_graphs(screening, masks, settings)
     if settings.atlas is not None and atlas is not None:
         reference = people.patients[0].visit.brain_mask
-        graphs.append(init_atlas_wf(settings.atlas[0], reference, atlas, name=ATLAS_WF))
+        graphs.append(
+            init_atlas_wf(
+                settings.atlas[0], reference, atlas,
+                orientation=settings.assume_orientation, name=ATLAS_WF,
+            )
+        )  # fmt: skip
         atlas.unlink(missing_ok=True)  # of an earlier run
     crashes = runner.run(graphs, {}, {})
     problems = [*without_t1w, *lesions.problems, *_problems(crashes, plans, list(masks))]
@@ -164,7 +169,7 @@ def find_masks(settings: Settings, patients: Sequence[Participant]) -> Lesions:
     notes, problems = list[str](), list[Problem]()
     for visit in dict.fromkeys(one.visit for one in patients):
         try:
-            mask = _usable_mask(root, visit, settings.template)
+            mask = _usable_mask(root, visit, settings)
         except Mri2petError as error:
             if not root.is_dir():
                 raise
@@ -173,15 +178,16 @@ def find_masks(settings: Settings, patients: Sequence[Participant]) -> Lesions:
         notes.append(_tell_mask(visit, mask))
         if mask is not None:
             masks[visit] = mask
+            notes += inspect(mask.path, orientation=settings.assume_orientation).notes
     if patients and not (masks or problems):
         raise no_mask_at_all(root, settings.template)
     return Lesions(masks, tuple(notes), tuple(problems))
 
 
-def _usable_mask(root: Path, visit: Preprocessed, template: str) -> LesionMask | None:
-    mask = find_lesion_mask(root, visit, template)
+def _usable_mask(root: Path, visit: Preprocessed, settings: Settings) -> LesionMask | None:
+    mask = find_lesion_mask(root, visit, settings.template)
     if mask is not None:
-        check_labels(mask.path)
+        check_labels(mask.path, orientation=settings.assume_orientation)
         if not mask.in_template and not t1w_to_template(visit).is_file():
             raise _absent(t1w_to_template(visit))
     return mask
@@ -212,7 +218,12 @@ def _mask_graphs(
         }  # fmt: skip
         output = Output(path, sidecar_path(path), sidecar)
         name = f"lesions_{number}_wf"
-        graphs.append(init_lesions_wf(mask.path, visit.brain_mask, transforms, output, name=name))
+        graphs.append(
+            init_lesions_wf(
+                mask.path, visit.brain_mask, transforms, output,
+                orientation=settings.assume_orientation, name=name,
+            )
+        )  # fmt: skip
     return graphs
 
 
@@ -220,7 +231,7 @@ def _atlas_path(settings: Settings, screening: Screening) -> Path | None:
     if settings.atlas is None:
         return None
     image, names = settings.atlas
-    check_labels(image)
+    check_labels(image, orientation=settings.assume_orientation)
     read_labels(names)
     return screening.work_dir / "atlas.nii.gz"
 

@@ -3,20 +3,18 @@
 import csv
 from pathlib import Path
 
-from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.errors import UnusableDataError
+from bids_app.files import read_text
 
 MISSING = "n/a"
 
 
 def _rows(path: Path) -> list[list[str]]:
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UnusableDataError(f"{path}: not UTF-8 text; save it again as UTF-8") from error
-    lines = [line for line in text.splitlines() if line.strip()]
-    return list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        return list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except csv.Error as error:
+        raise UnusableDataError(f"{path}: not a table ({error}); correct it") from error
 
 
 def read_participants(bids_dir: Path) -> dict[str, dict[str, str]]:

@@ -168,31 +168,18 @@ def _numbers(value: object) -> tuple[float, ...] | None:
     values = value if isinstance(value, tuple) else (value,)  # one frame may come without a list
     if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
         return None
-    numbers = tuple(float(v) for v in values)
+    try:
+        numbers = tuple(float(v) for v in values)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
     return numbers if all(isfinite(number) for number in numbers) else None
 
 
-def frame_times(scan: Scan) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Give the start and the duration of each frame, in s, or None where the sidecar has none.
+def frame_durations(scan: Scan) -> tuple[float, ...]:
+    """Give the duration of each frame in s, as its sidecar has it; none where it has no numbers.
 
-    Raises
-    ------
-    UnusableDataError
-        If they are no numbers, or not as many starts as durations.
+    When frames began is of no use here, so that it may be wrong or missing.
     """
-    metadata = dict(scan.metadata)
-    starts, durations = metadata.get("FrameTimesStart"), metadata.get("FrameDuration")
-    if starts is None or durations is None:
-        return None
-    times = _numbers(starts), _numbers(durations)
-    if times[0] is None or times[1] is None:
-        raise UnusableDataError(
-            f"{scan.path}: FrameTimesStart and FrameDuration of its sidecar are not lists of "
-            "numbers; correct them"
-        )
-    if len(times[0]) != len(times[1]):
-        raise UnusableDataError(
-            f"{scan.path}: its sidecar has {len(times[0])} FrameTimesStart but {len(times[1])} "
-            "FrameDuration; correct them"
-        )
-    return times[0], times[1]
+    durations = dict(scan.metadata).get("FrameDuration")
+    numbers = None if durations is None else _numbers(durations)
+    return () if numbers is None else numbers

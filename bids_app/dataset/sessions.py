@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
+from bids_app.errors import Mri2petError
+from bids_app.files import read_text
+
 Session = str | None
 
 
@@ -34,8 +37,8 @@ def read_session_times(bids_dir: Path, subject: str) -> dict[Session, datetime]:
     """Read when each session was, from ``sub-X_sessions.tsv``; what cannot be read is left out."""
     path = bids_dir / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
     try:
-        rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines(), delimiter="\t"))
-    except (OSError, UnicodeDecodeError, csv.Error):
+        rows = list(csv.DictReader(read_text(path).splitlines(), delimiter="\t"))
+    except (Mri2petError, csv.Error):
         return {}
     times: dict[Session, datetime] = {}
     for row in rows:

@@ -1,7 +1,7 @@
 """What stands beside each result: everything known before it is computed.
 
 Nodes merge in what they measure ("Registration", "IntensityScaling", "FramesUsed",
-"FrameDurationsUsed", "Measures", "Novelty").
+"FrameDurationsUsed", "ReadingNotes", "Measures", "Novelty").
 """
 
 from collections.abc import Mapping, Sequence

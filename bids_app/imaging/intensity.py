@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 
 from bids_app.imaging.volume import Mask, Volume
 
+SPIKE, TISSUE = 10.0, 99.9  # times this percentile of a T1w, no tissue is so bright; our choice
+
 
 def scale_to_unit(volume: Volume, brain: Mask, *, percentile: float = 99.9) -> Volume:
     """Bring the intensities of a brain into [0, 1].
@@ -44,6 +46,35 @@ def scale_to_unit(volume: Volume, brain: Mask, *, percentile: float = 99.9) -> V
     if not top > 0:
         raise ValueError("no intensity in the brain is above zero")
     return np.where(brain, np.clip(volume / top, 0, 1), 0).astype(np.float32)
+
+
+def clip_spikes(volume: Volume) -> tuple[Volume, int]:
+    """Cut off what is brighter than any tissue by far: a broken voxel, or a few.
+
+    One of them would make bins of histograms so wide that all tissue falls into the first (N4),
+    and rings for many voxels around it where a spline interpolates.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Intensities of a T1w in any unit, finite; 0 is background.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        At most SPIKE times the 99.9th percentile of all magnitudes that are not 0.
+    int
+        How many voxels were cut off.
+
+    Examples
+    --------
+    >>> clip_spikes(np.array([[[0, 1, 2, 3]]], np.float32))[1]
+    0
+    """
+    size = np.abs(volume)
+    most = SPIKE * float(np.percentile(size[size > 0], TISSUE)) if size.any() else 0.0
+    count = int((size > most).sum())
+    return (np.clip(volume, -most, most) if count else volume), count
 
 
 def match_quantiles(volume: Volume, brain: Mask, quantiles: NDArray[np.float32]) -> Volume:

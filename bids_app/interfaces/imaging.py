@@ -16,18 +16,41 @@ from nipype.interfaces.base import (
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
 from bids_app.imaging.frames import average_frames
-from bids_app.imaging.intensity import scale_to_unit
+from bids_app.imaging.gaps import fill
+from bids_app.imaging.intensity import clip_spikes, scale_to_unit
 from bids_app.imaging.similarity import dice, measure, normalized_mutual_information
 
+VOUCHED = "axis code where the header has none; empty: none is vouched for"
+VALID = "mask of the voxels that hold a number in the file; 0 was put into the others"
 METHOD = "ANTs: rigid, affine, SyN; mutual information"
 
 
 class _ReadT1wInputSpec(BaseInterfaceInputSpec):
     t1w = File(mandatory=True, desc="a T1w, as it was acquired")
+    orientation = traits.Str("", usedefault=True, desc=VOUCHED)
 
 
 class _ReadT1wOutputSpec(TraitedSpec):
     t1w = File(exists=True, desc="the same volume: three axes, float32, sform as qform")
+    valid = File(exists=True, desc=VALID)
+    sidecar = traits.Dict(desc="notes on how it was read, where there are any")
+
+
+def _notes(notes):
+    """Keep in a sidecar what a reader of the results should know of how an image was read."""
+    return {"ReadingNotes": list(notes)} if notes else {}
+
+
+def _without_gaps(image, name):
+    """Put 0 where an image holds no number; give it, with a note, and where it holds one."""
+    data, valid = fill(image.data)
+    notes = image.notes
+    if not valid.all():
+        notes += (
+            f"{name}: {int((~valid).sum())} of its {valid.size} voxels are NaN or infinite; the "
+            "image was taken not to reach there.",
+        )
+    return nifti.Image(data, image.affine, notes), valid
 
 
 class ReadT1w(SimpleInterface):
@@ -37,15 +60,26 @@ class ReadT1w(SimpleInterface):
     output_spec = _ReadT1wOutputSpec
 
     def _run_interface(self, runtime):
-        image = nifti.load_scan(self.inputs.t1w)
+        image = nifti.load_scan(self.inputs.t1w, orientation=self.inputs.orientation, gaps=True)
         if image.data.ndim != 3:  # noqa: PLR2004
             raise UnusableDataError(
                 f"{self.inputs.t1w}: {image.data.shape[3]} volumes, where a T1w has one; "
                 "average or choose one of them"
             )
-        path = Path(runtime.cwd) / "t1w.nii"
-        nifti.save(image, path)
-        self._results["t1w"] = str(path)
+        name, cwd = Path(self.inputs.t1w).name, Path(runtime.cwd)
+        image, valid = _without_gaps(image, name)
+        data, spikes = clip_spikes(image.data)
+        notes = image.notes
+        if spikes:
+            notes += (
+                f"{name}: {spikes} of its {data.size} voxels are brighter than any tissue by far; "
+                "they were cut off.",
+            )
+        nifti.save(nifti.Image(data, image.affine), cwd / "t1w.nii")
+        nifti.save(nifti.Image(valid, image.affine), cwd / "valid.nii.gz")
+        self._results.update(
+            t1w=str(cwd / "t1w.nii"), valid=str(cwd / "valid.nii.gz"), sidecar=_notes(notes)
+        )
         return runtime
 
 
@@ -53,11 +87,15 @@ class _ReadPETInputSpec(BaseInterfaceInputSpec):
     pet = File(mandatory=True, desc="a PET, as it was acquired: one volume, or frames")
     durations = traits.List(traits.Float, mandatory=True, desc="of the frames, in s; may be empty")
     frames = traits.List(traits.Int, mandatory=True, desc="frames to use, from 0; empty: all")
+    orientation = traits.Str("", usedefault=True, desc=VOUCHED)
 
 
 class _ReadPETOutputSpec(TraitedSpec):
     pet = File(exists=True, desc="one volume, in the image's unit")
-    sidecar = traits.Dict(desc="frames that were averaged, from 0, and how long each lasted, in s")
+    valid = File(exists=True, desc=VALID)
+    sidecar = traits.Dict(
+        desc="frames that were averaged, from 0, how long each lasted, in s, and notes on reading"
+    )
 
 
 class ReadPET(SimpleInterface):
@@ -67,12 +105,18 @@ class ReadPET(SimpleInterface):
     output_spec = _ReadPETOutputSpec
 
     def _run_interface(self, runtime):
-        image = nifti.load_scan(self.inputs.pet)
+        image = nifti.load_scan(self.inputs.pet, orientation=self.inputs.orientation, gaps=True)
         data, used, durations = self._one_volume(image.data)
-        path = Path(runtime.cwd) / "pet.nii.gz"
-        nifti.save(nifti.Image(data, image.affine), path)
-        self._results["pet"] = str(path)
-        self._results["sidecar"] = {"FramesUsed": used, "FrameDurationsUsed": durations}
+        average = nifti.Image(data, image.affine, image.notes)
+        average, valid = _without_gaps(average, Path(self.inputs.pet).name)
+        cwd = Path(runtime.cwd)
+        nifti.save(average, cwd / "pet.nii.gz")
+        nifti.save(nifti.Image(valid, image.affine), cwd / "valid.nii.gz")
+        frames = {"FramesUsed": used, "FrameDurationsUsed": durations}
+        self._results.update(
+            pet=str(cwd / "pet.nii.gz"), valid=str(cwd / "valid.nii.gz"),
+            sidecar=frames | _notes(average.notes),
+        )  # fmt: skip
         return runtime
 
     def _one_volume(self, data):
@@ -93,6 +137,12 @@ class ReadPET(SimpleInterface):
             )
         if (durations[used] <= 0).any():
             raise UnusableDataError(f"{path}: a FrameDuration is not above 0; correct its sidecar")
+        empty = [frame for frame in used if not np.isfinite(data[..., frame]).any()]
+        if empty:
+            raise UnusableDataError(
+                f"{path}: all voxels of frames {empty} are NaN or infinite; leave them out by "
+                "--pet-frames, or export the image again"
+            )
         return average_frames(data[..., used], durations[used]), used, durations[used].tolist()
 
 

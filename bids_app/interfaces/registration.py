@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
@@ -11,6 +12,10 @@ from nipype.interfaces.base import (
     isdefined,
     traits,
 )
+
+from bids_app import nifti
+from bids_app.errors import UnusableDataError
+from bids_app.imaging.gaps import enclosed, gaps_in
 
 ENGINE = "bids_app.anatomy.registration"  # imported by a worker before it is needed
 
@@ -148,4 +153,73 @@ class Resample(SimpleInterface):
             interpolation=self.inputs.interpolation,
         )  # fmt: skip
         self._results["image"] = str(out)
+        return runtime
+
+
+class _CarryLabelsInputSpec(_ResampleInputSpec):
+    orientation = traits.Str(
+        "", usedefault=True, desc="axis code of the image where its header has none, or empty"
+    )
+
+
+class CarryLabels(Resample):
+    """Carry a mask or labels, as somebody made them, onto another grid.
+
+    ANTs sees them where all else does: left to itself, it chooses between sform and qform by rules
+    of its own.
+    """
+
+    input_spec = _CarryLabelsInputSpec
+
+    def _run_interface(self, runtime):
+        image = nifti.load(self.inputs.image, orientation=self.inputs.orientation)
+        labels = np.rint(np.nan_to_num(image.data)).astype(np.int32)
+        path = Path(runtime.cwd) / "labels.nii.gz"
+        nifti.save(nifti.Image(labels, image.affine), path)
+        self.inputs.image = str(path)
+        return super()._run_interface(runtime)
+
+
+class _RefuseGapsInputSpec(BaseInterfaceInputSpec):
+    valid = File(exists=True, mandatory=True, desc="where a PET holds numbers, on its own grid")
+    source = traits.Str(mandatory=True, desc="the file it was read from, for messages")
+    pet_to_t1w = File(exists=True, mandatory=True, desc="rigid transform")
+    mask = File(exists=True, mandatory=True, desc="the brain on the grid of the T1w")
+
+
+class _RefuseGapsOutputSpec(TraitedSpec):
+    sidecar = traits.Dict(desc="empty: results that are saved with it wait for this node")
+
+
+class RefuseGaps(SimpleInterface):
+    """Refuse a PET that holds no numbers at places inside the brain.
+
+    Only those that numbers enclose: elsewhere the PET may just not reach, which is no fault.
+    """
+
+    input_spec = _RefuseGapsInputSpec
+    output_spec = _RefuseGapsOutputSpec
+    engine = ENGINE
+
+    def _run_interface(self, runtime):
+        self._results["sidecar"] = {}
+        valid = nifti.load(self.inputs.valid)
+        gaps = enclosed(valid.data > 0)
+        if not gaps.any():
+            return runtime
+        from bids_app.anatomy.registration import resample
+
+        cwd, mask = Path(runtime.cwd), Path(self.inputs.mask)
+        nifti.save(nifti.Image(gaps, valid.affine), cwd / "gaps.nii.gz")
+        moved = resample(
+            cwd / "gaps.nii.gz", mask, [Path(self.inputs.pet_to_t1w)], cwd / "gaps_in_t1w.nii.gz",
+            interpolation="nearestNeighbor",
+        )  # fmt: skip
+        brain = nifti.load(mask)
+        count = gaps_in(brain.data > 0, nifti.load(moved).data > 0, brain.zooms)
+        if count:
+            raise UnusableDataError(
+                f"{self.inputs.source}: is NaN or infinite inside the brain ({count} voxels of the "
+                "T1w); export or convert the image again"
+            )
         return runtime

@@ -34,6 +34,11 @@ class Derivative:
         value = self.metadata.get(key)
         return "" if value is None else str(value)
 
+    def reading_notes(self) -> list[str]:
+        """List what is to be known of how the raw image was read, in sentences."""
+        told = self.metadata.get("ReadingNotes")
+        return [str(note) for note in told] if isinstance(told, list) else []
+
     def sources(self) -> tuple[str, ...]:
         """Name the files of the raw dataset it was made from."""
         listed = self.metadata.get("Sources")
@@ -83,6 +88,11 @@ class Results:
         pets = [one for pet in self.pets for one in (pet.in_t1w, pet.in_template)]
         predicted = (self.synthetic, self.uncertainty)
         return tuple(one for one in (*anatomy, *predicted, *pets) if one is not None)
+
+    def reading_notes(self) -> list[str]:
+        """List what is to be known of how the raw images were read, in sentences."""
+        images = (self.t1w, *(pet.in_t1w for pet in self.pets))
+        return [note for image in images for note in image.reading_notes()]
 
     @property
     def is_spread_of_synthetic(self) -> bool:

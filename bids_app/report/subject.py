@@ -119,7 +119,7 @@ def _values(
         "findings": [line for visit in visits for line in _findings(visit)],
         "spaces": spaces,
         "record": record,
-        "doubts": warnings_of(visits),
+        "doubts": [one for one in warnings_of(visits) if one not in record.notes],
         "registrations": registration_rows(visits),
         "novelties": novelty_rows(visits),
         "comparisons": comparison_rows(visits),

@@ -188,4 +188,5 @@ def warnings_of(visits: Sequence[Results]) -> list[str]:
         if visit.uncertainty is not None and not visit.is_spread_of_synthetic
     ]
     faults = [one.fault for visit in visits for one in visit.derivatives() if one.fault]
-    return [*flagged, *strange, *seen, *stale, *faults]
+    read = [note for visit in visits for note in visit.reading_notes()]
+    return [*flagged, *strange, *seen, *stale, *faults, *read]

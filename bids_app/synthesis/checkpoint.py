@@ -3,7 +3,6 @@
 import json
 from dataclasses import astuple
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.files import replacing
 from bids_app.synthesis.fitting import Fit, Line
 from bids_app.synthesis.models import spec_to_dict
 from bids_app.synthesis.training import Training
@@ -63,12 +63,10 @@ def save_checkpoint(fit: Fit, path: Path) -> None:
     ReadWriteError
         If it cannot be written; the checkpoint before it survives.
     """
-    partial = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
-        save_file(_state(fit), partial, metadata={"spec": _told(fit.training)})
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file(_state(fit), partial, metadata={"spec": _told(fit.training)})
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise ReadWriteError(f"{path}: cannot write the checkpoint ({error})") from error
 
 

@@ -2,14 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bids_app.errors import ReadWriteError, UnusableDataError
-from bids_app.files import write_json
+from bids_app.files import replacing, write_json
 from bids_app.synthesis.card import (
     CARD,
     WEIGHTS,
@@ -33,14 +32,11 @@ def save_generator(generator: nn.Module, card: Card, folder: Path) -> Card:
         If they cannot be written: no space, no permission.
     """
     weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
-    partial = folder / f".{uuid4().hex}.{WEIGHTS}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, partial)
-        partial.chmod(0o644)  # safetensors lets only the owner read
-        partial.replace(folder / WEIGHTS)
+        with replacing(folder / WEIGHTS) as partial:
+            save_file(weights, partial)
+            partial.chmod(0o644)  # safetensors lets only the owner read
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise ReadWriteError(f"{folder / WEIGHTS}: cannot be written ({error})") from error
     signed = replace(card, sha256=file_sha256(folder / WEIGHTS))
     write_json(folder / CARD, card_values(signed))

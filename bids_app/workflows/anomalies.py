@@ -9,7 +9,7 @@ from nipype.pipeline.engine import Node, Workflow
 
 from bids_app.interfaces.anomalies import LocateClusters, MapAnomalies
 from bids_app.interfaces.derivatives import SaveDerivatives, SaveFile
-from bids_app.interfaces.registration import Resample
+from bids_app.interfaces.registration import CarryLabels, Resample
 from bids_app.workflows.detection import Picture
 from bids_app.workflows.outputs import Output, save_node
 
@@ -186,7 +186,13 @@ def init_on_t1w_wf(target: OnT1w, *, name: str) -> Workflow:
 
 
 def init_lesions_wf(
-    mask: Path, reference: Path, transforms: Sequence[Path], output: Output, *, name: str
+    mask: Path,
+    reference: Path,
+    transforms: Sequence[Path],
+    output: Output,
+    *,
+    orientation: str = "",
+    name: str,
 ) -> Workflow:
     """Carry the mask of known lesions to the template's grid.
 
@@ -200,10 +206,18 @@ def init_lesions_wf(
         T1w to template; none if the mask is in its space already.
     output : Output
         Where it goes.
+    orientation : str
+        Axis code that is vouched for where the mask's header has none.
     """
     inputs = {"transforms": [str(path) for path in transforms]} if transforms else {}
     carry = Node(
-        Resample(image=str(mask), reference=str(reference), interpolation="genericLabel", **inputs),
+        CarryLabels(
+            image=str(mask),
+            orientation=orientation,
+            reference=str(reference),
+            interpolation="genericLabel",
+            **inputs,
+        ),
         name="carry",
         mem_gb=2,
     )
@@ -212,7 +226,9 @@ def init_lesions_wf(
     return workflow
 
 
-def init_atlas_wf(atlas: Path, reference: Path, output: Path, *, name: str) -> Workflow:
+def init_atlas_wf(
+    atlas: Path, reference: Path, output: Path, *, orientation: str = "", name: str
+) -> Workflow:
     """Bring the labels of an atlas in the template's space onto the grid.
 
     Parameters
@@ -223,11 +239,16 @@ def init_atlas_wf(atlas: Path, reference: Path, output: Path, *, name: str) -> W
         An image on the grid.
     output : Path
         Where it goes.
+    orientation : str
+        Axis code that is vouched for where the header has none.
     """
     carry = Node(
-        Resample(image=str(atlas), reference=str(reference), interpolation="genericLabel"),
+        CarryLabels(
+            image=str(atlas), orientation=orientation, reference=str(reference),
+            interpolation="genericLabel",
+        ),
         name="carry",
-    )
+    )  # fmt: skip
     save = Node(SaveFile(out_file=str(output)), name="save")
     workflow = Workflow(name)
     workflow.connect([(carry, save, [("image", "in_file")])])

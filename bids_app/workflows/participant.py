@@ -27,11 +27,14 @@ class PetPlan:
         Of its frames, in s.
     outputs : mapping
         By the names of the outputs of :func:`init_pet_wf`.
+    orientation : str
+        Axis code that is vouched for where its header has none.
     """
 
     pet: Path
     durations: tuple[float, ...]
     outputs: Mapping[str, Output]
+    orientation: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def init_preprocessing_wf(
     outputs: Mapping[str, Output],
     pets: Sequence[PetPlan],
     how: Preprocessing,
+    orientation: str = "",
     name: str = "preprocessing_wf",
 ) -> Workflow:
     """Bring the T1w of a visit, and its PET images, into MNI space, and save all of it.
@@ -81,6 +85,8 @@ def init_preprocessing_wf(
         None, one or several.
     how : Preprocessing
         Targets, and parameters.
+    orientation : str
+        Axis code of the T1w that is vouched for where its header has none.
 
     Outputs
     -------
@@ -97,7 +103,7 @@ def init_preprocessing_wf(
         name="outputnode",
     )
     anatomical = init_anatomical_wf(
-        t1w=t1w, template=how.template, reference=how.reference,
+        t1w=t1w, orientation=orientation, template=how.template, reference=how.reference,
         reference_mask=how.reference_mask, skull_strip=how.skull_strip,
         percentile=how.percentile, quick=how.quick, seed=how.seed, omp_nthreads=how.omp_nthreads,
     )  # fmt: skip
@@ -107,8 +113,9 @@ def init_preprocessing_wf(
     onward = ("t1w", "brain_mask", "brain_mask_in_template", "t1w_to_template")
     for number, plan in enumerate(pets):
         pet = init_pet_wf(
-            pet=plan.pet, durations=plan.durations, frames=how.frames, reference=how.reference,
-            percentile=how.percentile, quick=how.quick, seed=how.seed,
+            pet=plan.pet, orientation=plan.orientation, durations=plan.durations,
+            frames=how.frames, reference=how.reference, percentile=how.percentile,
+            quick=how.quick, seed=how.seed,
             omp_nthreads=how.omp_nthreads, name=f"pet_{number}_wf",
         )  # fmt: skip
         fields = [(f"outputnode.{field}", f"inputnode.{field}") for field in onward]
@@ -125,6 +132,7 @@ def init_participant_wf(
     outputs: Mapping[str, Output],
     pets: Sequence[PetPlan],
     how: Preprocessing,
+    orientation: str = "",
     synthesis: SynthesisPlan,
     name: str = "participant_wf",
 ) -> Workflow:
@@ -134,12 +142,14 @@ def init_participant_wf(
 
     Parameters
     ----------
-    t1w, outputs, pets, how
+    t1w, outputs, pets, how, orientation
         As :func:`init_preprocessing_wf`.
     synthesis : SynthesisPlan
         Generator and destination.
     """
-    preprocessing = init_preprocessing_wf(t1w=t1w, outputs=outputs, pets=pets, how=how)
+    preprocessing = init_preprocessing_wf(
+        t1w=t1w, outputs=outputs, pets=pets, how=how, orientation=orientation
+    )
     synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=how.omp_nthreads)
     workflow = Workflow(name)
     workflow.connect([

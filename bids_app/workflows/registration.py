@@ -15,6 +15,7 @@ from bids_app.interfaces.imaging import (
 )
 from bids_app.interfaces.registration import (
     CorrectBias,
+    RefuseGaps,
     RegisterPET,
     RegisterToTemplate,
     Resample,
@@ -28,6 +29,7 @@ LINEAR = "linear"  # no ringing around hot voxels of a PET
 def init_anatomical_wf(
     *,
     t1w: Path,
+    orientation: str = "",
     template: Path,
     reference: Path,
     reference_mask: Path,
@@ -44,6 +46,8 @@ def init_anatomical_wf(
     ----------
     t1w : Path
         As it was acquired.
+    orientation : str
+        Axis code that is vouched for where its header has none.
     template : Path
         The template's brain, to register to.
     reference, reference_mask : Path
@@ -64,7 +68,7 @@ def init_anatomical_wf(
     t1w
         T1w without bias field, on its own grid; ``t1w_measured`` goes into its sidecar.
     t1w_measured
-        How the brain was found.
+        How the brain was found, and notes on how the T1w was read.
     brain_mask
         The brain on that grid.
     t1w_in_template
@@ -78,7 +82,7 @@ def init_anatomical_wf(
     template_to_t1w
         Its inverse.
     """
-    read = Node(ReadT1w(t1w=str(t1w)), name="read", mem_gb=1)
+    read = Node(ReadT1w(t1w=str(t1w), orientation=orientation), name="read", mem_gb=1)
     extract = Node(
         ExtractBrain(source=str(t1w), mode=skull_strip, threads=omp_nthreads),
         name="extract_brain", n_procs=omp_nthreads, mem_gb=3,
@@ -100,6 +104,7 @@ def init_anatomical_wf(
         JudgeRegistration(fixed=str(reference), fixed_mask=str(reference_mask)), name="judge"
     )
     measured = Node(Merge(2), name="measured", run_without_submitting=True)
+    of_t1w = Node(Merge(2), name="measured_of_t1w", run_without_submitting=True)
     outputnode = Node(
         IdentityInterface([
             "t1w", "t1w_measured", "brain_mask", "t1w_in_template", "t1w_in_template_measured",
@@ -109,7 +114,7 @@ def init_anatomical_wf(
     )  # fmt: skip
     workflow = Workflow(name)
     workflow.connect([
-        (read, extract, [("t1w", "t1w")]),
+        (read, extract, [("t1w", "t1w"), ("valid", "valid")]),
         (read, correct, [("t1w", "t1w")]),
         (extract, correct, [("mask", "mask")]),
         (correct, mask, [("t1w", "image")]),
@@ -127,8 +132,11 @@ def init_anatomical_wf(
         (resample_mask, judge, [("image", "mask_after")]),
         (judge, measured, [("sidecar", "in1")]),
         (scale, measured, [("sidecar", "in2")]),
+        (extract, of_t1w, [("sidecar", "in1")]),
+        (read, of_t1w, [("sidecar", "in2")]),
         (correct, outputnode, [("t1w", "t1w")]),
-        (extract, outputnode, [("sidecar", "t1w_measured"), ("mask", "brain_mask")]),
+        (of_t1w, outputnode, [("out", "t1w_measured")]),
+        (extract, outputnode, [("mask", "brain_mask")]),
         (scale, outputnode, [("image", "t1w_in_template")]),
         (measured, outputnode, [("out", "t1w_in_template_measured")]),
         (resample_mask, outputnode, [("image", "brain_mask_in_template")]),
@@ -141,6 +149,7 @@ def init_anatomical_wf(
 def init_pet_wf(
     *,
     pet: Path,
+    orientation: str = "",
     durations: tuple[float, ...],
     frames: tuple[int, ...],
     reference: Path,
@@ -159,6 +168,8 @@ def init_pet_wf(
     ----------
     pet : Path
         As it was acquired: one volume, or frames.
+    orientation : str
+        Axis code that is vouched for where its header has none.
     durations : tuple of float
         Of the frames, in s; empty if there is one volume.
     frames : tuple of int
@@ -190,7 +201,7 @@ def init_pet_wf(
     in_t1w
         The PET on the grid of the T1w, in its own unit.
     in_t1w_measured
-        Which frames were averaged.
+        Which frames were averaged, and notes on how the PET was read.
     in_template
         The PET in [0, 1] on the grid of ``reference``, brain only.
     in_template_measured
@@ -205,18 +216,23 @@ def init_pet_wf(
         name="inputnode",
     )
     read = Node(
-        ReadPET(pet=str(pet), durations=list(durations), frames=list(frames)), name="read", mem_gb=1
-    )
+        ReadPET(
+            pet=str(pet), orientation=orientation, durations=list(durations), frames=list(frames)
+        ),
+        name="read", mem_gb=1,
+    )  # fmt: skip
     register = Node(
         RegisterPET(quick=quick, seed=seed), name="register_to_t1w", n_procs=omp_nthreads, mem_gb=2
     )
+    gaps = Node(RefuseGaps(source=str(pet)), name="refuse_gaps")
     to_t1w = Node(Resample(interpolation=LINEAR), name="resample_to_t1w")
     path = Node(Merge(2), name="path", run_without_submitting=True)  # ANTs applies the last first
     to_template = Node(
         Resample(reference=str(reference), interpolation=LINEAR), name="resample_to_template"
     )
     scale = Node(ScaleIntensity(percentile=percentile), name="scale")
-    measured = Node(Merge(3), name="measured", run_without_submitting=True)
+    measured = Node(Merge(4), name="measured", run_without_submitting=True)
+    in_t1w = Node(Merge(2), name="measured_in_t1w", run_without_submitting=True)
     outputnode = Node(
         IdentityInterface([
             "in_t1w", "in_t1w_measured", "in_template", "in_template_measured", "to_t1w",
@@ -228,6 +244,9 @@ def init_pet_wf(
     workflow.connect([
         (read, register, [("pet", "pet")]),
         (inputnode, register, [("t1w", "t1w"), ("brain_mask", "mask")]),
+        (read, gaps, [("valid", "valid")]),
+        (register, gaps, [("pet_to_t1w", "pet_to_t1w")]),
+        (inputnode, gaps, [("brain_mask", "mask")]),
         (read, to_t1w, [("pet", "image")]),
         (inputnode, to_t1w, [("t1w", "reference")]),
         (register, to_t1w, [("pet_to_t1w", "transforms")]),
@@ -240,8 +259,11 @@ def init_pet_wf(
         (register, measured, [("sidecar", "in1")]),
         (scale, measured, [("sidecar", "in2")]),
         (read, measured, [("sidecar", "in3")]),
+        (gaps, measured, [("sidecar", "in4")]),
+        (read, in_t1w, [("sidecar", "in1")]),
+        (gaps, in_t1w, [("sidecar", "in2")]),
         (to_t1w, outputnode, [("image", "in_t1w")]),
-        (read, outputnode, [("sidecar", "in_t1w_measured")]),
+        (in_t1w, outputnode, [("out", "in_t1w_measured")]),
         (scale, outputnode, [("image", "in_template")]),
         (measured, outputnode, [("out", "in_template_measured")]),
         (register, outputnode, [("pet_to_t1w", "to_t1w"), ("sidecar", "to_t1w_measured")]),
