@@ -348,7 +348,8 @@ def test_pet_without_t1w_goes_to_the_nearest_session(raw):
         ("10", ["10"]),
     ]
     assert selection.visits[0].notes == (
-        "PET of ses-2 has no T1w of its own session; T1w of ses-1 is used",
+        "PET of ses-2 has no T1w of its own session; T1w of ses-1 is used, 1 apart by the numbers "
+        "of their labels",
     )
 
 
