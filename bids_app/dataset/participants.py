@@ -9,9 +9,10 @@ from bids_app.dataset.strays import why_no_file
 from bids_app.errors import ReadWriteError, UnusableDataError
 
 MISSING = "n/a"
-SILENT = frozenset((MISSING, ""))  # cells that contradict no other
+SILENT = frozenset((MISSING, "", "NA", "NaN", "nan"))  # cells that contradict no other
 LARGEST = 50_000_000  # bytes; our choice: a table of 100,000 people and 50 columns
 NAMED_AT_MOST = 5  # participants listed in a remark
+COLUMNS_AT_MOST = 20  # that have a remark of their own
 ID = "participant_id"
 
 Row = list[tuple[str, str]]  # names of columns and cells, names perhaps twice
@@ -108,17 +109,19 @@ def _join(rows: Sequence[Row]) -> tuple[dict[str, dict[str, str]], list[str]]:
     joined, torn = {}, defaultdict[str, list[str]](list)
     for label, of_label in by_label.items():
         joined[label], columns = _agree(of_label)
-        for column in columns:
+        for column in sorted(columns):
             torn[column].append(label)
     remarks = [
         f"column {column} has several values for {_listed(labels)}; n/a is used"
-        for column, labels in sorted(torn.items())
+        for column, labels in list(torn.items())[:COLUMNS_AT_MOST]
     ]
+    if len(torn) > COLUMNS_AT_MOST:
+        remarks.append(f"so have {len(torn) - COLUMNS_AT_MOST} more columns")
     return joined, remarks
 
 
 def _key(label: str) -> str:
-    """What is left of a label when a spreadsheet has taken it for a number, or case is lost."""
+    """Reduce a label to what a spreadsheet that takes it for a number leaves; case is lost, too."""
     number = re.fullmatch(r"0*(\d+?)(?:\.0+)?", label)
     return number[1] if number is not None and label.isascii() else label.casefold()
 
@@ -134,7 +137,7 @@ def _match(
     for label in present:
         if label not in table:
             bare[_key(label)].append(label)
-    matched = {label: row for label, row in table.items()}
+    matched = dict(table)
     remarks, renamed = [], list[str]()
     for key in lost.keys() & bare.keys():
         if len(lost[key]) == 1 and len(bare[key]) == 1:
