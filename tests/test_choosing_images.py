@@ -111,14 +111,13 @@ def named(quality: str, others: tuple[str | None, ...], kind: str) -> str:
     return "_".join([part for part in (quality, *others) if part] + [kind])
 
 
-@pytest.mark.parametrize(("kind", "better", "worse"), PAIRS)
-@given(of_better=parts, of_worse=parts, swapped=st.booleans())
-@example(of_better=("task-z", None), of_worse=(None, "run-1"), swapped=True)
-def test_the_better_one_wins_whatever_runs_and_names(
-    kind, better, worse, of_better, of_worse, swapped
-):
-    first, second = named(better, of_better, kind), named(worse, of_worse, kind)
-    scans = [scan(first), scan(second)]
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@settings(max_examples=20, deadline=None)
+@given(others=st.tuples(parts, parts), swapped=st.booleans())
+@example(others=(("task-z", None), (None, "run-1")), swapped=True)
+def test_the_better_one_wins_whatever_runs_and_names(pair, others, swapped):
+    kind, *qualities = pair
+    scans = [scan(named(q, other, kind)) for q, other in zip(qualities, others, strict=True)]
     chosen, (other,), remarks = choose_best(scans[::-1] if swapped else scans, kind.lower())
     assert chosen[None].path == scans[0].path
     assert other.path == scans[1].path
@@ -286,7 +285,7 @@ def test_who_is_ignored_but_asked_for_is_told(raw):
 
 
 def test_an_ignored_t1w_leaves_nothing_of_its_participant(raw):
-    root = raw({"01": ["T1w"], "02": ["T1w"]}, {".bidsignore": "*\n!sub-0*\nsub-01/anat/*\n"})
+    root = raw({"01": ["T1w"], "02": ["T1w"]}, {".bidsignore": "sub-01/anat/*\n"})
     selection = select(root)
     assert list(used(selection)) == ["02/None"]
     assert problems(selection) == []
@@ -599,6 +598,8 @@ def test_what_is_no_file_costs_its_own_participant_only(raw, what, name):
 )
 def test_a_sidecar_that_is_no_file_costs_its_own_pet_only(raw, maker, name):
     root = raw({"01": ["T1w", FDG], "02": ["T1w", FDG]})
+    if maker is Path.mkdir and "pet/" not in name:
+        pytest.skip("pybids lists no folders: nothing is inherited from one")
     maker(root / name)
     selection = select(root)
     assert [len(visit.pets) for visit in selection.visits] == [0, 1]
@@ -758,7 +759,8 @@ records = st.dictionaries(
 @given(records, st.booleans(), st.booleans())
 def test_a_table_that_was_written_is_read_again(tmp_path, people, quoted, twice):
     rows = [["participant_id", "group", "age"]]
-    rows += [[f"sub-{label}", *row.values()] for label, row in people.items()] * (1 + twice)
+    rows += [[f"sub-{label}", row["group"], row["age"]] for label, row in people.items()]
+    rows += rows[1:] * twice
     mark = '"' if quoted else ""
     text = "".join("\t".join(f"{mark}{cell}{mark}" for cell in row) + "\n" for row in rows)
     assert table_of(tmp_path, text, tuple(people)) == (people, ())

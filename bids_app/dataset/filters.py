@@ -227,7 +227,7 @@ def _contradict(label: str, named: str) -> bool:
     BIDS lets a label be anything (``trc-baseline``), so one that is no tracer's contradicts none.
     """
     by_label, by_name = _tracer_of(label), _tracer_of(named)
-    if by_label == by_name or by_label in by_name or NUCLIDE.fullmatch(by_label):
+    if by_label == by_name or NUCLIDE.fullmatch(by_label):
         return False
     if by_label == FDG:
         return True

@@ -77,12 +77,13 @@ def _chosen_pets(
 
 
 def _find_strays(subject: str, bids_dir: Path, rules: Rules, is_ignored: Ignored) -> list[Stray]:
-    """Find what was meant as an image that the flags ask for."""
+    """Find what was meant as an image that the flags ask for, and of no other tracer."""
     strays = []
     for path, session, key, why in find_strays(bids_dir, subject):
         scan = Scan(path, subject, session, parse_name(path.name))
         left_out = is_ignored(path.relative_to(bids_dir), path.is_dir())
-        if not left_out and why_not(scan, key, rules) is None:
+        other = scan.entity("trc") and why_not_tracer(scan, rules.tracer_label)
+        if not left_out and not other and why_not(scan, key, rules) is None:
             strays.append((scan, key, f"{path}: there is a file, but {why}"))
     return strays
 
@@ -152,8 +153,7 @@ def _select_of(
     best_t1ws, other_t1ws, of_t1ws = choose_best(t1ws, "t1w")
     best_pets, other_pets, of_pets = choose_best(pets, "pet")
     strays += no_pets + _find_strays(subject, bids_dir, rules, is_ignored)
-    there = {"t1w": best_t1ws.keys(), "pet": {scan.session for scan in screened}}
-    no_images = _tell_strays(strays, there)
+    no_images = _tell_strays(strays, {"t1w": best_t1ws, "pet": best_pets})
     unused += other_t1ws + unused_pets + other_tracers + other_pets + no_images
     unused += [
         Unused(subject, scan.path, ".bidsignore leaves it out")

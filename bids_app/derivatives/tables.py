@@ -101,15 +101,13 @@ def _columns_of(rows: Iterable[Mapping[str, str]]) -> Iterator[str]:
 
 def _tell_kept(table: Path, kept: Iterable[str]) -> list[str]:
     labels = sorted(f"sub-{label}" for label in kept)
+    if not labels:
+        return []
     more = f" and {len(labels) - NAMED_AT_MOST} more" if len(labels) > NAMED_AT_MOST else ""
-    return (
-        [
-            f"{table}: the raw dataset has no {', '.join(labels[:NAMED_AT_MOST])}{more}, so what an "
-            "earlier run knew stays; remove from the output who was withdrawn"
-        ]
-        if labels
-        else []
-    )
+    return [
+        f"{table}: there is no {', '.join(labels[:NAMED_AT_MOST])}{more} in the raw dataset, so "
+        "what an earlier run knew stays; remove from the output who was withdrawn"
+    ]
 
 
 def _is_storable(value: object) -> bool:
