@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
+from bids_app.dataset import reading
 from bids_app.dataset.bidsignore import read_bidsignore
 from bids_app.dataset.filters import is_fdg, why_not_tracer
 from bids_app.dataset.participants import read_participants
@@ -19,7 +20,13 @@ from bids_app.dataset.ranking import choose_best
 from bids_app.dataset.reading import parse_name
 from bids_app.dataset.selection import select
 from bids_app.dataset.sessions import nearest_session, place_sessions, read_session_times
-from bids_app.errors import Mri2petError, NothingSelectedError, UnusableDataError
+from bids_app.errors import (
+    MissingInputError,
+    Mri2petError,
+    NothingSelectedError,
+    ReadWriteError,
+    UnusableDataError,
+)
 from bids_app.files import write_tsv
 from bids_app.visit import Scan, Selection
 
@@ -606,6 +613,21 @@ def test_a_sidecar_that_is_no_file_costs_its_own_pet_only(raw, maker, name):
     ((reason, code),) = problems(selection)
     assert code == 65
     assert name in reason
+
+
+@pytest.mark.parametrize("kind", [UnusableDataError, MissingInputError, ReadWriteError])
+def test_whatever_is_wrong_with_a_sidecar_costs_its_own_pet_only(raw, monkeypatch, kind):
+    root = raw({"01": ["T1w", FDG], "02": ["T1w", FDG]}, {"sub-01/sub-01_pet.json": "{}"})
+
+    def refuse(path: Path) -> dict[str, object]:
+        if path.name == "sub-01_pet.json":
+            raise kind(f"{path}: larger than it should be")
+        return {"Name": "x"}
+
+    monkeypatch.setattr(reading, "read_json", refuse)
+    selection = select(root)
+    assert [len(visit.pets) for visit in selection.visits] == [0, 1]
+    assert [code for _, code in problems(selection)] == [kind.exit_code]
 
 
 @pytest.mark.parametrize("name", ["layout_config.json", "sub-01/layout_config.json", "pet.json"])

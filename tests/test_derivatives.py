@@ -277,6 +277,7 @@ def test_the_dataset_is_valid_bids(tmp_path, raw, place):
     for name in ("logs/run.toml", "figures/sub-01_t1w.svg", "work/a/b.nii.gz", "train.html"):
         write_text(out / name, "x")
     (out / ".partial.json").write_text("{")  # as a killed run may leave it
+    finish_dataset(out, bids_dir=raw, participants={"01": {"group": "x"}}, remarks=["told"])
     outcome = subprocess.run(
         [VALIDATOR, "--format", "json_pp", str(out)], capture_output=True, text=True, check=False
     )

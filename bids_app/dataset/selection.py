@@ -22,7 +22,7 @@ from bids_app.dataset.sessions import (
     tell_distance,
 )
 from bids_app.dataset.strays import find_strays
-from bids_app.errors import NothingSelectedError, ReadWriteError, UnusableDataError
+from bids_app.errors import Mri2petError, NothingSelectedError
 from bids_app.visit import Scan, Selection, Unused, Visit
 
 Stray = tuple[Scan, str, str]  # what is no image, for which it was meant (t1w, pet), and why
@@ -65,7 +65,7 @@ def _chosen_pets(
     for scan in scans:
         try:
             complete = read_metadata(scan, sidecars)
-        except (UnusableDataError, ReadWriteError) as error:
+        except Mri2petError as error:
             unused.append(Unused(scan.subject, scan.path, str(error), error.exit_code))
             continue
         refusal = why_not_tracer(complete, rules.tracer_label)
