@@ -173,7 +173,7 @@ FDG_ELSEWHERE = re.compile("фдг|дезоксиглюкоз|脱氧葡萄糖|�
 OTHER_FDG = re.compile(r"(?:^|[^0-9])(?:me)?[346]fdg")  # fluorine elsewhere: another molecule
 # A label that begins with a nuclide and goes on names a tracer; others may be anything.
 LABELLED = re.compile(r"(?:11c|13n|15o|18f|64cu|68ga|82rb|89zr|123i|124i)[a-z0-9]+")
-NUCLIDE = re.compile(r"(?:18f|f18|fluor(?:ine)?18?|18fluor(?:ine)?)")
+NUCLIDE = re.compile(r"18f|f18|fluor18?|fluorine18?|18fluor|18fluorine")
 UNKNOWN = frozenset(("", "na", "nan", "none", "null", "unknown", "tbd", "todo", "tracer"))
 
 
