@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bids_app.dataset import reading
 from bids_app.dataset.bidsignore import read_bidsignore
-from bids_app.dataset.filters import is_fdg, why_not_tracer
+from bids_app.dataset.filters import Rules, check_filters, is_fdg, why_not, why_not_tracer
 from bids_app.dataset.participants import read_participants
 from bids_app.dataset.ranking import choose_best
 from bids_app.dataset.reading import parse_name
@@ -26,6 +26,7 @@ from bids_app.errors import (
     NothingSelectedError,
     ReadWriteError,
     UnusableDataError,
+    UsageError,
 )
 from bids_app.files import write_tsv
 from bids_app.visit import Scan, Selection
@@ -643,10 +644,14 @@ def test_loops_of_links_are_told(raw):
     make_loop(root / "sub-03" / "anat")
     (root / "sub-01" / "ses-up").symlink_to("..")
     (root / "sub-02" / "ses-b").symlink_to("ses-a")
+    (root / "sub-04").symlink_to("../elsewhere/sub-04")
+    (root / "sub-05").symlink_to("../elsewhere/sub-05")
+    (root / ".bidsignore").write_text("sub-05\n")
     selection = select(root)
     assert list(used(selection)) == ["01/None", "02/a"]
     said = [reason for reason, _ in problems(selection)]
-    assert len(said) == 2
+    assert len(said) == 3
+    assert f"{root}/sub-04: there is a file, but it is a link that leads nowhere" in said[2]
     assert "ses-a, but it lies in ses-b" in said[0]
     assert "nowhere" in said[1]
 
@@ -786,3 +791,25 @@ def test_a_table_that_was_written_is_read_again(tmp_path, people, quoted, twice)
     mark = '"' if quoted else ""
     text = "".join("\t".join(f"{mark}{cell}{mark}" for cell in row) + "\n" for row in rows)
     assert table_of(tmp_path, text, tuple(people)) == (people, ())
+
+
+# Filters
+
+values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+keys = st.sampled_from(["t1w", "pet", "run", "subject", "ses", "extension", "suffix", "x"])
+anything = st.recursive(
+    values, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3)
+)
+
+
+@given(anything | st.dictionaries(keys, st.dictionaries(keys, anything, max_size=3), max_size=2))
+@example({"t1w": {"run": "9" * 5000}})
+@example({"t1w": {"extension": [None, 3, "*"]}})
+def test_any_filter_is_understood_or_refused(filters):
+    try:
+        rules = Rules(filters=check_filters(filters))
+    except UsageError as error:
+        said = [str(error)]
+    else:
+        said = [why_not(scan("run-01_T1w"), key, rules) for key in ("t1w", "pet")]
+    assert all(one is None or one.startswith("--bids-filter-file") for one in said)

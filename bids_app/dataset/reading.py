@@ -44,7 +44,8 @@ class RawFiles:
 def find_subjects(bids_dir: Path) -> tuple[str, ...]:
     """List the participants that have a folder, without ``sub-``, sorted.
 
-    Those that ``.bidsignore`` leaves out are among them.
+    Those that ``.bidsignore`` leaves out are among them, and those whose folder is a link that
+    leads nowhere.
 
     Raises
     ------
@@ -70,12 +71,16 @@ def find_subjects(bids_dir: Path) -> tuple[str, ...]:
         raise InvalidBidsError(str(error)) from error
     try:
         subjects = sorted(p.name[4:] for p in bids_dir.iterdir() if p.name.startswith("sub-"))
-        subjects = [subject for subject in subjects if (bids_dir / f"sub-{subject}").is_dir()]
+        subjects = [subject for subject in subjects if _may_be_folder(bids_dir / f"sub-{subject}")]
     except OSError as error:
         raise ReadWriteError(f"{bids_dir}: cannot be listed ({error.strerror})") from error
     if not subjects:
         raise InvalidBidsError(f"{bids_dir}: has no sub-* folder; a BIDS dataset has one a person")
     return tuple(subjects)
+
+
+def _may_be_folder(path: Path) -> bool:
+    return path.is_dir() or why_no_file(path) == NOWHERE
 
 
 def parse_name(name: str) -> tuple[tuple[str, str], ...]:

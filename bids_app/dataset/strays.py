@@ -125,6 +125,8 @@ def find_strays(bids_dir: Path, subject: str) -> Iterator[tuple[Path, str | None
         its name: why it is no image, and what to do.
     """
     top = bids_dir / f"sub-{subject}"
+    if why_no_file(top) == NOWHERE:
+        yield top, None, "t1w", f"it is {NOWHERE}"
     sessions = [name for name in _names(top) if name.startswith("ses-")]
     for session in (None, *sessions):
         for datatype, suffix in SUFFIX.items():
