@@ -334,6 +334,13 @@ def test_bidsignore_is_read_as_git_does(tmp_path, patterns):
     assert {p for p in PATHS if is_ignored(Path(p))} == set(answer.split("\0")) - {""}
 
 
+def test_a_pattern_of_many_stars_ends(tmp_path):
+    (tmp_path / ".bidsignore").write_text("*a" * 40 + "b\n**/" + "*a" * 40 + "b*c\n")
+    is_ignored = read_bidsignore(tmp_path)
+    assert not is_ignored(Path("a" * 200, "a" * 200))
+    assert is_ignored(Path("a" * 200 + "b"))
+
+
 # Tracers
 
 

@@ -1,7 +1,7 @@
 """Which files a dataset's ``.bidsignore`` leaves out."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +9,7 @@ from bids_app.errors import ReadWriteError
 
 NAME = ".bidsignore"
 LARGEST = 1_000_000  # bytes; our choice: lists of thousands of files are a hundred times smaller
+STAR = "[^/]*"
 CLASS = re.compile(r"\[([!^]?)((?:\]|\\.)?(?:\\.|[^\]\\])*)\]")
 
 
@@ -45,7 +46,7 @@ def _tokens(pattern: str) -> Iterator[str]:
             yield "(?:.*/)?"
             at += 3
         elif rest.startswith("*"):
-            yield "[^/]*"
+            yield STAR
             at += len(rest) - len(rest.lstrip("*"))
         elif found is not None:
             yield _class(found)
@@ -54,6 +55,24 @@ def _tokens(pattern: str) -> Iterator[str]:
             escaped = rest[0] == "\\" and len(rest) > 1
             yield "[^/]" if rest[0] == "?" else re.escape(rest[1] if escaped else rest[0])
             at += 2 if escaped else 1
+
+
+def _join(tokens: Sequence[str]) -> str:
+    """Join the parts of an expression so that many stars in one pattern take no longer than one.
+
+    What stands between two stars is taken where it first fits, and never anywhere else: a later
+    place leaves less for the rest.
+    """
+    written, is_open = "", False
+    for at, token in enumerate(tokens):
+        if token != STAR:
+            written += token
+            continue
+        following = (one for one in tokens[at + 1 :] if one in (STAR, "/.+") or ".*" in one)
+        closes = next(following, "") == STAR
+        written += (")" if is_open else "") + ("(?>[^/]*?" if closes else STAR)
+        is_open = closes
+    return written
 
 
 def _compile(line: str) -> tuple[re.Pattern[str], bool, bool] | None:
@@ -70,7 +89,7 @@ def _compile(line: str) -> tuple[re.Pattern[str], bool, bool] | None:
     if not pattern:
         return None
     anchored = "/" in pattern
-    whole = "".join(_tokens(pattern.removeprefix("/")))
+    whole = _join([*_tokens(pattern.removeprefix("/"))])
     try:
         expression = re.compile(whole if anchored else f"(?:.*/)?{whole}", re.S)
     except re.error:
