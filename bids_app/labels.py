@@ -72,7 +72,7 @@ def same_run(one: str, other: str) -> bool:
     (True, False)
     """
     if one.isdecimal() and other.isdecimal():
-        return int(one) == int(other)
+        return one.lstrip("0") == other.lstrip("0")  # int() refuses more than 4300 digits
     return one == other
 
 

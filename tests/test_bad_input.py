@@ -353,6 +353,40 @@ def test_a_filter_file_that_is_no_json(raw, rng, run, tmp_path):
     assert run(raw, "--bids-filter-file", str(filters))[0] == 64
 
 
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ("participant_id\tgroup\nsub-1\tcontrol\n", "has no row for sub-02; add it"),
+        ("participant_id\tgroup\nsub-1\tcontrol\n", "of sub-01 is spelt otherwise"),
+        ("participant_id\tg\nsub-01\ta\nsub-01\tb\n", "g has several values for sub-01"),
+        ("id\tgroup\n", "no column participant_id; name it so"),
+        ("participant_id\tgroup\n1\t" + 200000 * "x" + "\0", "NUL characters"),
+    ],
+)
+def test_a_dry_run_tells_of_the_table_of_participants(raw, rng, run, table, told):
+    for label in ("01", "02"):
+        add_t1w(raw, label, rng)
+    (raw / "participants.tsv").write_text(table)
+    code, said = run(raw, "--dry-run")
+    assert code == 0
+    assert f"warning: {raw}/participants.tsv: " in said
+    assert told in said
+
+
+def test_a_dry_run_tells_which_of_several_images_is_used(raw, rng, run):
+    for name in ("acq-a_T1w", "acq-b_T1w", "ce-gad_T1w"):
+        image_path(raw, "01", "anat", name).write_bytes(add_t1w(raw, "02", rng).read_bytes())
+    add_pet(raw, "02", rng, sidecar={"TracerName": "PIB"})
+    code, said = run(raw, "--dry-run")
+    assert code == 0
+    for words in (
+        "2 T1w images are equally good: sub-01_acq-a_T1w.nii.gz is used, the first by run",
+        "because it has no contrast agent (ce-); choose with --bids-filter-file",
+        "its name says trc-18FFDG, its sidecar TracerName 'PIB'",
+    ):
+        assert words in said
+
+
 def test_an_invalid_dataset(tmp_path, rng, capsys):
     if find_validator() is None:
         pytest.skip("bids-validator-deno is not installed")

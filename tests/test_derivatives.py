@@ -7,10 +7,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bids_app import nifti
@@ -32,7 +33,7 @@ from bids_app.derivatives.paths import (
     visit_paths,
 )
 from bids_app.derivatives.sidecars import Provenance, Space
-from bids_app.derivatives.tables import finish_dataset
+from bids_app.derivatives.tables import finish_dataset, read_remarks
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
 from bids_app.files import (
     locked,
@@ -276,6 +277,7 @@ def test_the_dataset_is_valid_bids(tmp_path, raw, place):
     for name in ("logs/run.toml", "figures/sub-01_t1w.svg", "work/a/b.nii.gz", "train.html"):
         write_text(out / name, "x")
     (out / ".partial.json").write_text("{")  # as a killed run may leave it
+    finish_dataset(out, bids_dir=raw, participants={"01": {"group": "x"}}, remarks=["told"])
     outcome = subprocess.run(
         [VALIDATOR, "--format", "json_pp", str(out)], capture_output=True, text=True, check=False
     )
@@ -360,6 +362,126 @@ def test_a_later_run_keeps_what_an_earlier_one_knew(tmp_path, raw):
         {"participant_id": "sub-01", "age": "n/a", "group": "control"},
         {"participant_id": "sub-02", "age": "30", "group": "n/a"},
     ]
+
+
+def write_table(raw: Path, people: dict[str, dict[str, str]], **json_of: object) -> None:
+    """Write a raw table, and a folder for each of its participants."""
+    columns = list(dict.fromkeys(name for row in people.values() for name in row))
+    for label in people:
+        (raw / f"sub-{label}").mkdir(parents=True, exist_ok=True)
+    rows = [{"participant_id": f"sub-{label}", **row} for label, row in people.items()]
+    write_tsv(raw / "participants.tsv", ["participant_id", *columns], rows)
+    write_json(raw / "participants.json", json_of)
+
+
+def finish(out: Path, raw: Path, people: dict[str, dict[str, str]], **json_of: object) -> list:
+    write_table(raw, people, **json_of)
+    remarks = [f"{raw}/participants.tsv: about {name}" for name in json_of]
+    return finish_dataset(out, bids_dir=raw, participants=people, remarks=remarks)
+
+
+@pytest.fixture
+def three(tmp_path):
+    """An output of two participants of one dataset, and of one of another."""
+    out, first, second = (tmp_path / name for name in ("out", "first", "second"))
+    for label in ("01", "02", "03"):
+        (out / f"sub-{label}").mkdir(parents=True)
+    finish(out, second, {"03": {"group": "patient", "site": "b"}}, site={"Description": "s"})
+    people = {"01": {"group": "control"}, "02": {"group": "control"}}
+    told = finish(out, first, people, group={"Description": "g"})
+    return out, first, told
+
+
+def test_rows_of_other_datasets_are_kept_and_told(three):
+    out, first, told = three
+    assert read_tsv(out / "participants.tsv") == [
+        {"participant_id": "sub-01", "group": "control", "site": "n/a"},
+        {"participant_id": "sub-02", "group": "control", "site": "n/a"},
+        {"participant_id": "sub-03", "group": "patient", "site": "b"},
+    ]
+    (sentence,) = told
+    assert sentence.startswith(f"{first}/participants.tsv: there is no sub-03 in the raw dataset")
+    explained = read_json(out / "participants.json")
+    assert explained["group"] == {"Description": "g"}
+    assert explained["site"] == {"Description": "s"}
+    assert [one.rpartition(": ")[2] for one in read_remarks(out)[:2]] == [
+        "about site",
+        "about group",
+    ]
+    assert read_remarks(out)[2:] == (sentence,)
+
+
+@pytest.mark.parametrize("row", [{}, {"group": "n/a"}])
+def test_a_control_that_was_withdrawn_is_none_in_the_output(three, row):
+    out, first, _ = three
+    finish(out, first, {"01": {"group": "control"}, **({"02": row} if row else {})})
+    groups = {one["participant_id"]: one["group"] for one in read_tsv(out / "participants.tsv")}
+    assert groups == {"sub-01": "control", "sub-02": "n/a", "sub-03": "patient"}
+    assert [one.rpartition(": ")[2] for one in read_remarks(out)][:1] == ["about site"]
+
+
+def test_a_column_that_was_renamed_is_gone(tmp_path):
+    out, raw = tmp_path / "out", tmp_path / "raw"
+    (out / "sub-01").mkdir(parents=True)
+    finish(out, raw, {"01": {"group": "control", "age": "3"}}, group={"Description": "g"})
+    finish(out, raw, {"01": {"diagnosis": "patient"}}, diagnosis={"Description": "d"}, x={"L": 1})
+    assert read_tsv(out / "participants.tsv") == [
+        {"participant_id": "sub-01", "diagnosis": "patient"}
+    ]
+    explained = read_json(out / "participants.json")
+    assert explained.pop("participant_id")["Remarks"] == [
+        f"{raw}/participants.tsv: about diagnosis", f"{raw}/participants.tsv: about x"
+    ]  # fmt: skip
+    assert explained == {"diagnosis": {"Description": "d"}}
+
+
+def test_without_a_raw_table_what_is_known_stays(tmp_path):
+    out, raw = tmp_path / "out", tmp_path / "raw"
+    (out / "sub-01").mkdir(parents=True)
+    (raw / "sub-01").mkdir(parents=True)
+    write_tsv(
+        out / "participants.tsv",
+        ["participant_id", "group"],
+        [{"participant_id": "sub-01", "group": "control"}],
+    )
+    assert finish_dataset(out, bids_dir=raw, participants={}) == []
+    assert read_tsv(out / "participants.tsv")[0]["group"] == "control"
+    (raw / "participants.tsv").write_text("damaged")  # it decides, though nobody can read it
+    assert finish_dataset(out, bids_dir=raw, participants={}) == []
+    assert read_tsv(out / "participants.tsv") == [{"participant_id": "sub-01"}]
+
+
+shards = st.lists(
+    st.dictionaries(st.sampled_from("abcd"), st.sampled_from(["control", "patient"]), min_size=1),
+    min_size=1, max_size=4,
+)  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(shards)
+def test_the_last_dataset_that_has_someone_decides(tmp_path, some):
+    """A round trip of the table through any number of runs."""
+    out = tmp_path / uuid4().hex
+    for number, groups in enumerate(some):
+        raw = tmp_path / uuid4().hex / f"raw{number}"
+        for label in groups:
+            (out / f"sub-{label}").mkdir(parents=True, exist_ok=True)
+        finish(out, raw, {label: {"group": group} for label, group in groups.items()})
+    known: dict[str, str] = {}
+    for groups in some:
+        known |= groups
+    rows = {row["participant_id"][4:]: row["group"] for row in read_tsv(out / "participants.tsv")}
+    assert rows == known
+
+
+def test_descriptions_that_json_cannot_hold_are_left_out(tmp_path):
+    out, raw = tmp_path / "out", tmp_path / "raw"
+    (out / "sub-01").mkdir(parents=True)
+    write_table(raw, {"01": {"a": "1", "b": "2", "c": "3"}})
+    text = '{"a": {"Maximum": NaN}, "b": {"Description": "b"}, "c": {"Description": "\\ud800"}}'
+    (raw / "participants.json").write_text(text)
+    finish_dataset(out, bids_dir=raw, participants={"01": {"a": "1", "b": "2", "c": "3"}})
+    assert read_json(out / "participants.json") == {"b": {"Description": "b"}}
 
 
 def test_the_description(tmp_path, raw):

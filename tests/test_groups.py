@@ -2,9 +2,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bids_app.derivatives.groups import select
+from bids_app.derivatives.groups import select, tell_unknown
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
-from bids_app.files import write_tsv
+from bids_app.files import write_json, write_tsv
 
 TABLE = """\
 participant_id\tgroup\tage\tsite
@@ -88,6 +88,47 @@ def test_numbers_as_they_are_written(tmp_path):
     assert select(tmp_path, "x == 100") == {"3"}
 
 
+# What the participant level said of the raw table
+
+REMARK = "/raw/participants.tsv: column group has several values for sub-02; n/a is used"
+
+
+@pytest.fixture
+def remarked(out):
+    write_json(out / "participants.json", {"participant_id": {"Remarks": [REMARK, 3]}})
+    return out
+
+
+def test_the_reason_reaches_whoever_asks(remarked):
+    with pytest.raises(UsageError, match=r"no column grp; columns are .*several values for sub-02"):
+        select(remarked, "grp == 'control'")
+    with pytest.raises(UnusableDataError, match="several values for sub-02; n/a is used"):
+        select(remarked, "group == 'Control'")
+    rows = [{"participant_id": "sub-01"}]
+    write_tsv(remarked / "participants.tsv", ["participant_id", "group"], rows)
+    with pytest.raises(UnusableDataError, match=r"n/a throughout.*several values for sub-02"):
+        select(remarked, "group == 'control'")
+
+
+def test_of_whom_nothing_is_known_is_told(remarked):
+    control, patient, old = "group == 'control'", "group == 'patient'", "age > 50"
+    assert tell_unknown(remarked, [control, patient]) == [
+        f"sub-03: not used, n/a in participants.tsv under group ({REMARK})"
+    ]
+    assert tell_unknown(remarked, [control, old]) == []  # each query knows someone else
+    assert tell_unknown(remarked, [f"{old} and site == '01'"]) == [
+        f"sub-04: not used, n/a in participants.tsv under age, site ({REMARK})"
+    ]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"participant_id": 3}', '{"participant_id": {}}'])
+def test_a_damaged_explanation_says_nothing(out, text):
+    (out / "participants.json").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        select(out, "grp == 'control'")
+    assert str(caught.value).endswith("columns are participant_id, group, age, site")
+
+
 # What cannot be answered
 
 
@@ -141,7 +182,7 @@ def test_long_columns_are_cut_short_and_empty_ones_told(tmp_path):
 
 
 def test_a_column_that_is_not_there(out):
-    with pytest.raises(UsageError, match="no column grp; columns are participant_id, group, age"):
+    with pytest.raises(UsageError, match=r"no column grp; columns are participant_id, group, age"):
         select(out, "grp == 'control'")
 
 

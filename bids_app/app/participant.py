@@ -22,6 +22,7 @@ from bids_app.app.preparation import (
 from bids_app.app.running import told_of
 from bids_app.console import Voice, count_line
 from bids_app.dataset.participants import read_participants
+from bids_app.dataset.reading import find_subjects
 from bids_app.dataset.validation import make_writable, validate_bids
 from bids_app.derivatives.description import (
     Software,
@@ -60,11 +61,12 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
     selection = read_selection(settings)
     if settings.dry_run:
         voice.tell_selection(selection, settings.bids_dir)
+        _participants(settings, voice)
         return DONE
     make_writable(settings.output_dir)
     make_writable(work_dir_of(settings))
     with _validation(settings) as validation:  # another process works on it meanwhile
-        participants = _participants(settings, voice)
+        participants, remarks = _participants(settings, voice)
         template = prepare_template(settings)
         _heed(validation, voice)
     refuse_nothing(selection)
@@ -81,18 +83,27 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
     if settings.clean_workdir:
         clean([*plans, *done], problems, settings)
     fresh = Fresh(told_of(stamp, started), {plan.visit.subject for plan in plans})
-    _report(selection, problems, template, settings.output_dir, fresh)
-    finish_dataset(settings.output_dir, bids_dir=settings.bids_dir, participants=participants)
+    _report(selection, problems, template, settings.output_dir, fresh, remarks=remarks)
+    more = finish_dataset(
+        settings.output_dir, bids_dir=settings.bids_dir, participants=participants, remarks=remarks
+    )
+    for remark in more:
+        voice.warn(remark)
     return _close(plans, done, problems, settings, voice)
 
 
-def _participants(settings: Settings, voice: Voice) -> dict[str, dict[str, str]]:
+def _participants(
+    settings: Settings, voice: Voice
+) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
     """Read participants.tsv, which images do not depend on; a damaged one is only told of."""
     try:
-        return read_participants(settings.bids_dir)
+        present = find_subjects(settings.bids_dir)
+        participants, remarks = read_participants(settings.bids_dir, present)
     except Mri2petError as error:
-        voice.warn(f"{error}; its columns are left out")
-        return {}
+        participants, remarks = {}, (f"{error}; its columns are left out",)
+    for remark in remarks:
+        voice.warn(remark)
+    return participants, remarks
 
 
 @contextmanager
@@ -182,11 +193,14 @@ def _report(
     template: Template,
     output_dir: Path,
     fresh: Fresh,
+    *,
+    remarks: Sequence[str],
 ) -> None:
     """Write all reports; one of results that were there before keeps what it told of their run."""
     for subject in _subjects(selection):
         notes = [note for v in selection.visits if v.subject == subject for note in v.notes]
         notes += [u.reason for u in selection.unused if u.subject == subject and not u.exit_code]
+        notes += remarks
         told = [problem.sentence for problem in problems if problem.subject == subject]
         made = subject in fresh.subjects or not (output_dir / f"sub-{subject}").is_dir()
         run = Told(notes=notes, problems=told)

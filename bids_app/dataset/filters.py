@@ -1,6 +1,7 @@
 """Which images of the dataset a run may use: tracers, sessions, runs, and the filter file."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +18,8 @@ SHORT = {
     "flip": "flip", "inv": "inv", "inversion": "inv", "mt": "mt", "part": "part", "chunk": "chunk",
     "modality": "mod", "space": "space", "desc": "desc",
 }  # fmt: skip
-IMPLIED = ("datatype", "suffix", "extension")  # follow from the key "t1w" or "pet"
-FDG = re.compile(r"fdg(?!al)")  # FDGal is fluorodeoxygalactose
+IMPLIED = ("datatype", "suffix")  # follow from the key "t1w" or "pet"
+EXTENSION = "extension"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def _check_query(key: str, query: object) -> None:
     if not isinstance(query, Mapping):
         raise UsageError(f"{where} is not an object of entities and labels; correct it")
     for name, wanted in query.items():
-        if name not in SHORT and name not in SHORT.values() and name not in IMPLIED:
+        if name not in SHORT and name not in SHORT.values() and name not in (*IMPLIED, EXTENSION):
             raise UsageError(f'{where}: no entity "{name}"; use {", ".join(sorted(SHORT))}')
         values = wanted if isinstance(wanted, list) else [wanted]
         if not all(value is None or isinstance(value, str | int) for value in values):
@@ -74,12 +75,17 @@ def _matches(label: str | None, key: str, wanted: object) -> bool:
         return wanted is None and label is None
     if wanted == "*":
         return True
+    if key == EXTENSION:
+        return label.removeprefix(".") == str(wanted).removeprefix(".")
     bare = str(wanted).removeprefix(f"{key}-")
     return same_run(label, bare) if key == "run" else label == bare
 
 
 def _passes(scan: Scan, query: Filter) -> bool:
-    labels = {**dict(scan.entities), "sub": scan.subject, "ses": scan.session}
+    extension = "".join(scan.path.name.partition(".")[1:])
+    labels = {
+        **dict(scan.entities), "sub": scan.subject, "ses": scan.session, EXTENSION: extension
+    }  # fmt: skip
     return all(
         _matches(labels.get(SHORT.get(name, name)), SHORT.get(name, name), wanted)
         for name, wanted in query.items()
@@ -88,11 +94,23 @@ def _passes(scan: Scan, query: Filter) -> bool:
 
 
 def why_illegal(scan: Scan) -> str | None:
-    """Say which label of an image BIDS does not allow, or None: no result could be named so."""
-    named = [*scan.entities, ("sub", scan.subject), ("ses", scan.session)]
-    for key, label in named:
+    """Say which label of an image BIDS does not allow, or None: no result could be named so.
+
+    Nor may its name tell of another participant or session than the folders it lies in.
+    """
+    folders = {"sub": scan.subject, "ses": scan.session}
+    for key, label in (*scan.entities, *folders.items()):
         if label is not None and not LABEL.fullmatch(label):
-            return f"{key}-{label} is not a legal label; rename with letters and digits only"
+            return (
+                f"{scan.path}: {key}-{label} is not a legal label; rename with letters and digits "
+                "only"
+            )
+    for key, label in scan.entities:
+        if label != folders.get(key, label):
+            return (
+                f"{scan.path}: its name says {key}-{label}, but it lies in {key}-{folders[key]}; "
+                "move or rename it"
+            )
     return None
 
 
@@ -119,6 +137,52 @@ def why_not(scan: Scan, key: str, rules: Rules) -> str | None:
     return None
 
 
+# Tracers of the brain by what their names contain, without case, accents and signs.
+FDG = "FDG"
+TRACERS = {  # the first that is found counts
+    "FDGal": r"fdgal|f[lu]+or?.*galactos",
+    "FDOPA": r"dopa",
+    "FLT": r"flt|fluorothymidin",
+    "FET": r"fet$|^(18f|f18)?fet|fluoroethyltyros",
+    "FDDNP": r"fddnp",
+    "FMISO": r"fmiso|misonidazol",
+    "DTBZ": r"av133|dtbz|tetrabenazin",
+    "PIB": r"pib|pittsburgh",
+    "florbetapir": r"florbetapir|av45|amyvid",
+    "florbetaben": r"florbetaben|fbb|neurace",
+    "flutemetamol": r"flutemetamol|ge067|vizamyl|flute$",
+    "NAV4694": r"nav4694|azd4694|flutafuranol",
+    "flortaucipir": r"flortaucipir|av1451|t807|tauvid",
+    "MK6240": r"mk6240|florquinitau",
+    "PI2620": r"pi2620", "RO948": r"ro6958948|ro948", "THK": r"thk5\d\d\d", "PBB3": r"pbb3|apn1607",
+    "raclopride": r"raclop", "fallypride": r"fallyprid", "PHNO": r"phno", "PE2I": r"pe2i",
+    "DASB": r"dasb", "MADAM": r"madam", "WAY100635": r"way100635", "MPPF": r"mppf",
+    "CIMBI36": r"cimbi36", "SB207145": r"sb207145", "altanserin": r"altanserin",
+    "flumazenil": r"flumazenil|fmz$", "UCBJ": r"ucbj|ucba|synvest|sdm8", "PK11195": r"pk11195",
+    "PBR28": r"pbr28", "DPA714": r"dpa714", "carfentanil": r"carfentanil", "FEPPA": r"feppa",
+    "water": r"^(15o|o15)(h2o|water)|^h215o|water$", "methionine": r"methionin",
+    "SCH23390": r"sch23390", "FLB457": r"flb457", "MDL100907": r"mdl100907", "PSMA": r"psma",
+    "choline": r"choline|fluorocholin", "acetate": r"acetate", "ammonia": r"ammonia|13nnh3",
+    "fluoride": r"naf$|fluoride$", "DOTATATE": r"dotat", "FES": r"fluoroestradiol",
+}  # fmt: skip
+# Fluorine, deoxy and glucose in the order and the spelling of many languages and of chemistry:
+# fludeoxyglucose, 2-deoxy-2-[18F]fluoro-D-glucose, désoxyglucose, Fluordesoxyglukose, glicosio.
+FDG_IN_FULL = (r"fl(?:uo|u|o)r?", r"d[ei][sz]?(?:ox|oks|oss)[iy]", r"gl[iuy](?:k|c|kk)o")
+FDG_IN_SHORT = re.compile(r"fdg(?!al)|18fd[ei][sz]?ox[iy]gl")
+FDG_ELSEWHERE = re.compile("фдг|дезоксиглюкоз|脱氧葡萄糖|デオキシグルコース")
+OTHER_FDG = re.compile(r"(?:^|[^0-9])(?:me)?[346]fdg")  # fluorine elsewhere: another molecule
+# A label that begins with a nuclide and goes on names a tracer; others may be anything.
+LABELLED = re.compile(r"(?:11c|13n|15o|18f|64cu|68ga|82rb|89zr|123i|124i)[a-z0-9]+")
+NUCLIDE = re.compile(r"18f|f18|fluor18?|fluorine18?|18fluor|18fluorine")
+UNKNOWN = frozenset(("", "na", "nan", "none", "null", "unknown", "tbd", "todo", "tracer"))
+
+
+def _plain(tracer: str) -> str:
+    """Write a name without case, accents and signs."""
+    letters = unicodedata.normalize("NFKD", tracer).casefold()
+    return re.sub(r"[^0-9a-z]", "", letters)
+
+
 def is_fdg(tracer: str) -> bool:
     """Whether a tracer, by its label or its full name, is fluorodeoxyglucose.
 
@@ -126,22 +190,57 @@ def is_fdg(tracer: str) -> bool:
     --------
     >>> [is_fdg(name) for name in ("18FFDG", "2-deoxy-2-[18F]fluoro-D-glucose", "11CPIB")]
     [True, True, False]
+    >>> [is_fdg(name) for name in ("18F-Fluorodésoxyglucose", "Fluordesoxyglukose", "FDGal")]
+    [True, True, False]
     """
-    plain = re.sub(r"[^0-9a-z]", "", tracer.lower())
-    in_full = all(part in plain for part in ("flu", "deoxy", "glucose"))
-    return in_full or bool(FDG.search(plain))
+    plain = _plain(tracer)
+    if OTHER_FDG.search(plain) or re.search(TRACERS["FDGal"], plain):
+        return False
+    in_full = all(re.search(part, plain) for part in FDG_IN_FULL)
+    elsewhere = FDG_ELSEWHERE.search(unicodedata.normalize("NFC", tracer).casefold())
+    return in_full or bool(FDG_IN_SHORT.search(plain) or elsewhere)
 
 
-def _same_tracer(one: str, other: str) -> bool:
-    plain = [re.sub(r"[^0-9a-z]", "", name.lower()) for name in (one, other)]
-    return plain[0] == plain[1] or (is_fdg(one) and is_fdg(other))
+def _tracer_of(name: str) -> str:
+    """Bring the names of a tracer into one: that of :data:`TRACERS`, else the plain name itself."""
+    if is_fdg(name):
+        return FDG
+    plain = _plain(name)
+    return next((known for known, form in TRACERS.items() if re.search(form, plain)), plain)
+
+
+def _full_name(scan: Scan) -> str | None:
+    """Give the ``TracerName`` of a sidecar, if it tells of a tracer."""
+    named = dict(scan.metadata).get("TracerName")
+    if isinstance(named, tuple) and len(named) == 1:
+        (named,) = named
+    if not isinstance(named, str):
+        return None
+    plain = _plain(named)
+    silent = plain in UNKNOWN and named.isascii()
+    return None if silent or NUCLIDE.fullmatch(plain) else named
+
+
+def _contradict(label: str, named: str) -> bool:
+    """Whether a ``trc-`` label and a ``TracerName`` are of two tracers.
+
+    BIDS lets a label be anything (``trc-baseline``), so one that is no tracer's contradicts none.
+    """
+    by_label, by_name = _tracer_of(label), _tracer_of(named)
+    if by_label == by_name or NUCLIDE.fullmatch(by_label):
+        return False
+    if by_label == FDG:
+        return True
+    known = by_label in TRACERS or LABELLED.fullmatch(by_label) is not None
+    return known and (by_name == FDG or (by_label in TRACERS and by_name in TRACERS))
 
 
 def why_not_tracer(scan: Scan, tracer_label: Sequence[str]) -> tuple[str, int | None] | None:
     """Say why the tracer of a PET image leaves it out, or None if it is used.
 
-    ``trc-`` counts before ``TracerName`` of the sidecar, unless that says FDG. FDG is used, or
-    what ``--tracer-label`` names instead.
+    ``trc-`` counts before ``TracerName`` of the sidecar, unless that says FDG; where they name two
+    tracers and one of them is wanted, neither is believed. FDG is wanted, or what
+    ``--tracer-label`` names instead.
 
     Parameters
     ----------
@@ -155,18 +254,17 @@ def why_not_tracer(scan: Scan, tracer_label: Sequence[str]) -> tuple[str, int | 
     tuple of (str, int or None), or None
         The reason, and an exit code if it is a problem of the data.
     """
-    named = dict(scan.metadata).get("TracerName")
-    in_full = named if isinstance(named, str) and named.strip() else None
-    tracer = scan.entity("trc")
-    if tracer is None or (in_full is not None and is_fdg(in_full)):
-        tracer = in_full
-    if tracer is None and tracer_label:
-        return None  # the user vouches for it
-    if tracer is None:
-        return "its sidecar lacks TracerName: add it, or pass --tracer-label", 65
-    if tracer_label:
-        wanted = any(_same_tracer(tracer, label) for label in tracer_label)
-        return None if wanted else (f"its tracer is {tracer}, not among --tracer-label", None)
-    if is_fdg(tracer):
-        return None
-    return f"its tracer is {tracer}; only FDG is used", None
+    wanted = {_tracer_of(label) for label in tracer_label or (FDG,)}
+    label, named = scan.entity("trc"), _full_name(scan)
+    if label is not None and named is not None and _contradict(label, named):
+        if not wanted & {_tracer_of(label), _tracer_of(named)}:
+            return f"its tracer is {label} or {named}", None
+        told = f"its name says trc-{label}, its sidecar TracerName {named!r}"
+        return f"{scan.path}: {told}; correct the wrong one", 65
+    tracer = named if label is None or (named is not None and is_fdg(named)) else label
+    if tracer is None and not tracer_label:
+        return f"{scan.path}: its sidecar lacks TracerName: add it, or pass --tracer-label", 65
+    if tracer is None or _tracer_of(tracer) in wanted:
+        return None  # without a tracer, the user vouches for it
+    only = "not among --tracer-label" if tracer_label else "only FDG is used"
+    return f"its tracer is {tracer}{', ' if tracer_label else '; '}{only}", None

@@ -11,7 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from bids_app.errors import InvalidBidsError, UsageError
 
 DATATYPE = {"T1w": "anat", "pet": "pet"}
-IMAGE = re.compile(r".*_(T1w|pet)\.nii(\.gz)?")
+IMAGE = re.compile(r"sub-.*_(T1w|pet)\.nii(\.gz)?")
+NO_CONFIG = "mri2pet_no_layout_config.json"  # a file of a dataset that pybids would open and obey
 PET_SIDECAR = re.compile(r"(.*_)?pet\.json")
 
 
@@ -60,7 +61,9 @@ def list_files(
         If the index cannot be used, or is that of another dataset.
     """
     elsewhere = _Elsewhere(subjects if database_dir is None else None)
-    indexer = BIDSLayoutIndexer(validate=False, ignore=[elsewhere], index_metadata=False)
+    indexer = BIDSLayoutIndexer(
+        validate=False, ignore=[elsewhere], index_metadata=False, config_filename=NO_CONFIG
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,65 +1,187 @@
 """The table of participants."""
 
-import csv
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_text
 
 MISSING = "n/a"
+SILENT = frozenset((MISSING, "", "NA", "NaN", "nan"))  # cells that contradict no other
+NAMED_AT_MOST = 5  # participants listed in a remark
+COLUMNS_AT_MOST = 20  # that have a remark of their own
+ID = "participant_id"
+
+Row = list[tuple[str, str]]  # names of columns and cells, names perhaps twice
 
 
-def _rows(path: Path) -> list[list[str]]:
-    lines = [line for line in read_text(path).splitlines() if line.strip()]
-    try:
-        return list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except csv.Error as error:
-        raise UnusableDataError(f"{path}: not a table ({error}); correct it") from error
+def _read(path: Path) -> str:
+    text = read_text(path)
+    if "\0" in text:
+        raise UnusableDataError(f"{path}: has NUL characters; save it again as UTF-8 text")
+    return text
 
 
-def read_participants(bids_dir: Path) -> dict[str, dict[str, str]]:
-    """Read ``participants.tsv``, where there is one.
+def _cell(text: str) -> str:
+    """Take off spaces, and the quotes that R's ``write.table`` puts around text."""
+    bare = " ".join(text.split())
+    if len(bare) > 1 and bare[0] == bare[-1] == '"':
+        bare = bare[1:-1].replace('""', '"').replace('\\"', '"').strip()
+    return bare
 
-    Parameters
-    ----------
-    bids_dir : Path
-        Root of a dataset.
 
-    Returns
-    -------
-    dict
-        Columns and cells by participant label, without ``sub-``. Cells a row lacks are ``n/a``.
-        Participants may be missing, or not be in the dataset.
+def _split(text: str) -> list[tuple[int, list[str]]]:
+    """Split a table into its rows that are not empty, and their cells; give numbers of lines."""
+    lines = enumerate(re.split(r"\r\n|\r|\n", text), start=1)
+    return [(n, [_cell(cell) for cell in line.split("\t")]) for n, line in lines if line.strip()]
 
-    Raises
-    ------
-    UnusableDataError
-        If it is no table of tabs with a column ``participant_id``, or names one twice.
-    ReadWriteError
-        If it cannot be read.
-    """
-    path = bids_dir / "participants.tsv"
-    if not path.exists():
-        return {}
-    rows = _rows(path)
-    header = [name.strip() for name in rows[0]] if rows else []
-    if "participant_id" not in header:
+
+def _without_row_names(rows: Sequence[list[str]], header: list[str]) -> int:
+    """Count the cells before those of the header: R writes names of rows without a heading."""
+    named = bool(rows) and all(len(row) == len(header) + 1 and row[-1] for row in rows)
+    return int(named and all(row[0].isdecimal() for row in rows))
+
+
+def _rows(path: Path) -> list[Row]:
+    table = _split(_read(path))
+    header = table[0][1] if table else []
+    if ID not in header:
         raise UnusableDataError(
             f"{path}: has no column participant_id; name it so, and separate columns by tabs"
         )
-    participants: dict[str, dict[str, str]] = {}
-    for number, full in enumerate(rows[1:], start=2):
-        row = full
-        while len(row) > len(header) and not row[-1].strip():
+    first = _without_row_names([row for _, row in table[1:]], header)
+    rows = []
+    for number, full in table[1:]:
+        row = full[first:]
+        while len(row) > len(header) and not row[-1]:
             row = row[:-1]  # tabs at the end of a line
         if len(row) > len(header):
             raise UnusableDataError(
                 f"{path}: row {number} has {len(row)} cells under {len(header)} columns; correct it"
             )
-        cells = [cell.strip() for cell in row] + [MISSING] * (len(header) - len(row))
-        record = dict(zip(header, cells, strict=True))
-        label = record.pop("participant_id").removeprefix("sub-")
-        if label in participants:
-            raise UnusableDataError(f"{path}: sub-{label} stands in it twice; remove one row")
-        participants[label] = record
-    return participants
+        cells = [cell or MISSING for cell in row] + [MISSING] * (len(header) - len(row))
+        rows.append([pair for pair in zip(header, cells, strict=True) if pair[0]])
+    return rows
+
+
+def _listed(labels: Iterable[str]) -> str:
+    names = [f"sub-{label}" for label in sorted(labels)]
+    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
+    return ", ".join(names[:NAMED_AT_MOST]) + more
+
+
+def _agree(rows: Sequence[Row]) -> tuple[dict[str, str], set[str]]:
+    """Join rows of one participant; give the columns, too, on which they disagree.
+
+    A cell that says n/a contradicts none.
+    """
+    values: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        for name, cell in row:
+            values[name] |= set() if cell in SILENT else {cell}
+    torn = {name for name, cells in values.items() if len(cells) > 1}
+    joined = {
+        name: next(iter(cells)) if len(cells) == 1 else MISSING for name, cells in values.items()
+    }
+    return joined, torn
+
+
+def _join(rows: Sequence[Row]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Make one row of all that a participant has."""
+    by_label: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        label = next(cell for name, cell in row if name == ID).removeprefix("sub-")
+        if label not in SILENT:
+            by_label[label].append([(name, cell) for name, cell in row if name != ID])
+    joined, torn = {}, defaultdict[str, list[str]](list)
+    for label, of_label in by_label.items():
+        joined[label], columns = _agree(of_label)
+        for column in sorted(columns):
+            torn[column].append(label)
+    remarks = [
+        f"column {column} has several values for {_listed(labels)}; n/a is used"
+        for column, labels in list(torn.items())[:COLUMNS_AT_MOST]
+    ]
+    if len(torn) > COLUMNS_AT_MOST:
+        remarks.append(f"so have {len(torn) - COLUMNS_AT_MOST} more columns")
+    return joined, remarks
+
+
+def _key(label: str) -> str:
+    """Reduce a label to what a spreadsheet that takes it for a number leaves; case is lost, too."""
+    number = re.fullmatch(r"0*(\d+?)(?:\.0+)?", label)
+    return number[1] if number is not None and label.isascii() else label.casefold()
+
+
+def _match(
+    table: Mapping[str, dict[str, str]], present: Collection[str]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Give rows to participants whose label is spelt otherwise, where there is no doubt."""
+    lost, bare = (defaultdict[str, list[str]](list) for _ in range(2))
+    for label in table:
+        if label not in present:
+            lost[_key(label)].append(label)
+    for label in present:
+        if label not in table:
+            bare[_key(label)].append(label)
+    matched = dict(table)
+    remarks, renamed = [], list[str]()
+    for key in lost.keys() & bare.keys():
+        if len(lost[key]) == 1 and len(bare[key]) == 1:
+            matched[bare[key][0]] = matched.pop(lost[key][0])
+            renamed.append(bare[key][0])
+        else:
+            rows = ", ".join(sorted(lost[key]))
+            remarks.append(f"participant_id {rows} may be {_listed(bare[key])}; spell it out")
+    if renamed:
+        remarks.append(
+            f"participant_id of {_listed(renamed)} is spelt otherwise (zeros lost, or letters in "
+            "another case); matched, since there is no other that it could be"
+        )
+    return matched, remarks
+
+
+def read_participants(
+    bids_dir: Path, present: Collection[str] = ()
+) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+    """Read ``participants.tsv``, where there is one.
+
+    Quotes around cells, names of rows (both by R), rows for each session and zeros that a
+    spreadsheet has taken from labels are put right where there is no doubt.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        Root of a dataset.
+    present : collection of str
+        Labels of the participants that have a folder.
+
+    Returns
+    -------
+    participants : dict
+        Columns and cells by participant label, without ``sub-``. Cells a row lacks, or on which
+        rows of one participant disagree, are ``n/a``. Participants may be missing, or not be in
+        the dataset.
+    remarks : tuple of str
+        Sentences that begin with the path of the table: what was put right, what could not be,
+        and whom it lacks.
+
+    Raises
+    ------
+    UnusableDataError
+        If it is no table of tabs with a column ``participant_id``.
+    ReadWriteError
+        If it cannot be read.
+    """
+    path = bids_dir / "participants.tsv"
+    if not path.exists() and not path.is_symlink():
+        return {}, ()
+    joined, remarks = _join(_rows(path))
+    participants, of_labels = _match(joined, present)
+    absent = set(present) - participants.keys()
+    remarks += of_labels
+    if absent:
+        remarks.append(f"has no row for {_listed(absent)}; add it")
+    return participants, tuple(f"{path}: {remark}" for remark in remarks)

@@ -2,11 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
+from bids_app.dataset.bidsignore import Ignored
 from bids_app.dataset.index import DATATYPE, IMAGE, PET_SIDECAR, list_files
+from bids_app.dataset.strays import NOWHERE, why_no_file
 from bids_app.errors import (
     InvalidBidsError,
     MissingInputError,
@@ -29,15 +31,21 @@ class RawFiles:
         Images by subject label, in the order of their names. PET images carry no metadata yet.
     pet_sidecars : mapping
         All JSON files that may say something about a PET image, by the folder they lie in.
+    ignored : mapping
+        Images that ``.bidsignore`` leaves out, by subject label.
     """
 
     t1ws: Mapping[str, tuple[Scan, ...]]
     pets: Mapping[str, tuple[Scan, ...]]
     pet_sidecars: Mapping[Path, tuple[Path, ...]]
+    ignored: Mapping[str, tuple[Scan, ...]] = field(default_factory=dict)
 
 
 def find_subjects(bids_dir: Path) -> tuple[str, ...]:
     """List the participants that have a folder, without ``sub-``, sorted.
+
+    Those that ``.bidsignore`` leaves out are among them, and those whose folder is a link that
+    leads nowhere.
 
     Raises
     ------
@@ -63,12 +71,16 @@ def find_subjects(bids_dir: Path) -> tuple[str, ...]:
         raise InvalidBidsError(str(error)) from error
     try:
         subjects = sorted(p.name[4:] for p in bids_dir.iterdir() if p.name.startswith("sub-"))
-        subjects = [subject for subject in subjects if (bids_dir / f"sub-{subject}").is_dir()]
+        subjects = [subject for subject in subjects if _may_be_folder(bids_dir / f"sub-{subject}")]
     except OSError as error:
         raise ReadWriteError(f"{bids_dir}: cannot be listed ({error.strerror})") from error
     if not subjects:
         raise InvalidBidsError(f"{bids_dir}: has no sub-* folder; a BIDS dataset has one a person")
     return tuple(subjects)
+
+
+def _may_be_folder(path: Path) -> bool:
+    return path.is_dir() or why_no_file(path) == NOWHERE
 
 
 def parse_name(name: str) -> tuple[tuple[str, str], ...]:
@@ -91,8 +103,18 @@ def _scan(path: Path, folders: Sequence[str]) -> Scan:
     return Scan(path, folders[0].removeprefix("sub-"), session, entities)
 
 
+def _is_image(path: Path) -> bool:
+    """Whether this is a file, or a link whose content is not there; nothing is opened."""
+    instead = why_no_file(path)
+    return instead is None or instead == NOWHERE
+
+
 def read_files(
-    bids_dir: Path, subjects: Sequence[str], *, database_dir: Path | None = None
+    bids_dir: Path,
+    subjects: Sequence[str],
+    *,
+    is_ignored: Ignored | None = None,
+    database_dir: Path | None = None,
 ) -> RawFiles:
     """Find the T1w and PET images of some participants; no file is opened.
 
@@ -102,6 +124,8 @@ def read_files(
         Root of the raw dataset.
     subjects : sequence of str
         Labels without ``sub-``.
+    is_ignored : callable, optional
+        What ``.bidsignore`` says, as :func:`bids_app.dataset.bidsignore.read_bidsignore` reads it.
     database_dir : Path, optional
         Where pybids keeps its index between runs. One that is there is believed: who changes the
         dataset deletes it.
@@ -113,21 +137,27 @@ def read_files(
     """
     bids_dir = bids_dir.absolute()
     found: dict[str, defaultdict[str, list[Scan]]] = {
-        "T1w": defaultdict(list),
-        "pet": defaultdict(list),
+        key: defaultdict(list) for key in ("T1w", "pet", "ignored")
     }
     sidecars: defaultdict[Path, list[Path]] = defaultdict(list)
     chosen = frozenset(f"sub-{subject}" for subject in subjects)
     for path in list_files(bids_dir, subjects, database_dir):
         folders = path.relative_to(bids_dir).parts[:-1]
         match = IMAGE.fullmatch(path.name)
-        if PET_SIDECAR.fullmatch(path.name):
+        left_out = is_ignored is not None and is_ignored(path.relative_to(bids_dir))
+        if PET_SIDECAR.fullmatch(path.name) and not left_out:
             sidecars[path.parent].append(path)
-        elif match and folders and folders[0] in chosen and folders[-1] == DATATYPE[match[1]]:
+        elif not match or not folders or folders[0] not in chosen or not _is_image(path):
+            continue
+        elif folders[-1] == DATATYPE[match[1]]:
             scan = _scan(path, folders)
-            found[match[1]][scan.subject].append(scan)
-    t1ws, pets = ({s: tuple(scans) for s, scans in found[key].items()} for key in ("T1w", "pet"))
-    return RawFiles(t1ws, pets, {folder: tuple(paths) for folder, paths in sidecars.items()})
+            found["ignored" if left_out else match[1]][scan.subject].append(scan)
+    t1ws, pets, ignored = (
+        {subject: tuple(scans) for subject, scans in by_subject.items()}
+        for by_subject in found.values()
+    )
+    of_folders = {folder: tuple(paths) for folder, paths in sidecars.items()}
+    return RawFiles(t1ws, pets, of_folders, ignored)
 
 
 def read_metadata(scan: Scan, sidecars: Mapping[Path, tuple[Path, ...]]) -> Scan:
@@ -143,10 +173,13 @@ def read_metadata(scan: Scan, sidecars: Mapping[Path, tuple[Path, ...]]) -> Scan
     Raises
     ------
     UnusableDataError
-        If a sidecar that applies is no JSON object.
+        If a sidecar that applies is no file, or no JSON object.
     ReadWriteError
         If it cannot be read.
     """
+    own = scan.path.with_name(scan.path.name.partition(".")[0] + ".json")
+    if own.is_dir():  # pybids lists no folders
+        raise UnusableDataError(f"{own}: is a folder, not a file; remove it")
     entities = frozenset(scan.entities)
     metadata: dict[str, object] = {}
     for folder in reversed(scan.path.parents):  # from the root down to the image
@@ -154,6 +187,9 @@ def read_metadata(scan: Scan, sidecars: Mapping[Path, tuple[Path, ...]]) -> Scan
             path for path in sidecars.get(folder, ()) if entities.issuperset(parse_name(path.name))
         )
         for path in sorted(applying, key=lambda path: len(path.name)):
+            instead = why_no_file(path)
+            if instead is not None:
+                raise UnusableDataError(f"{path}: is {instead}")
             metadata.update(read_json(path))
     kept = {key: metadata[key] for key in METADATA if metadata.get(key) is not None}
     return replace(

@@ -1,22 +1,33 @@
 """Which images a run works on, which it leaves aside, and why."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from bids_app.dataset.bidsignore import Ignored, read_bidsignore
 from bids_app.dataset.filters import Rules, check_filters, why_illegal, why_not, why_not_tracer
-from bids_app.dataset.reading import RawFiles, find_subjects, read_files, read_metadata
-from bids_app.dataset.sessions import Session, natural_key, nearest_session, read_session_times
-from bids_app.errors import NothingSelectedError, ReadWriteError, UnusableDataError
+from bids_app.dataset.ranking import choose_best, why_never
+from bids_app.dataset.reading import (
+    RawFiles,
+    find_subjects,
+    parse_name,
+    read_files,
+    read_metadata,
+)
+from bids_app.dataset.sessions import (
+    Session,
+    natural_key,
+    nearest_session,
+    read_session_times,
+    tell_distance,
+)
+from bids_app.dataset.strays import find_strays
+from bids_app.errors import Mri2petError, NothingSelectedError
 from bids_app.visit import Scan, Selection, Unused, Visit
 
+Stray = tuple[Scan, str, str]  # what is no image, for which it was meant (t1w, pet), and why
+
 NAMED_AT_MOST = 5  # labels listed in a message
-
-
-def _order(scan: Scan) -> tuple[bool, int, str]:
-    run = scan.entity("run")
-    number = int(run) if run is not None and run.isdecimal() else 0
-    return run is None, number, scan.path.name
 
 
 def _named(session: Session) -> str:
@@ -28,48 +39,33 @@ def _listed(labels: Sequence[str]) -> str:
     return ", ".join(labels[:NAMED_AT_MOST]) + more
 
 
-def _first_of_each_session(scans: Sequence[Scan]) -> tuple[dict[Session, Scan], list[Unused]]:
-    """Keep one image a session: first run, then first name."""
-    by_session: defaultdict[Session, list[Scan]] = defaultdict(list)
-    for scan in sorted(scans, key=_order):
-        by_session[scan.session].append(scan)
-    unused = [
-        Unused(
-            scan.subject,
-            scan.path,
-            f"{first.path.name} of the same session is used; "
-            "choose with --run-label or --bids-filter-file",
-        )
-        for first, *others in by_session.values()
-        for scan in others
-    ]
-    return {session: scans[0] for session, scans in by_session.items()}, unused
-
-
-def _screen(scans: Sequence[Scan], key: str, rules: Rules) -> tuple[list[Scan], list[Unused]]:
-    """Part images by what their names say."""
-    chosen, unused = [], []
+def _screen(
+    scans: Sequence[Scan], key: str, rules: Rules
+) -> tuple[list[Scan], list[Unused], list[Stray]]:
+    """Part images by what their names say: those to choose from, those left out, no images."""
+    chosen, unused, strays = list[Scan](), list[Unused](), list[Stray]()
     for scan in scans:
-        reason = why_not(scan, key, rules)
-        illegal = why_illegal(scan)
+        reason, illegal, never = why_not(scan, key, rules), why_illegal(scan), why_never(scan)
         if reason is not None:
             unused.append(Unused(scan.subject, scan.path, reason))
         elif illegal is not None:
             unused.append(Unused(scan.subject, scan.path, illegal, 65))
+        elif never is not None:
+            strays.append((scan, key, never))
         else:
             chosen.append(scan)
-    return chosen, unused
+    return chosen, unused, strays
 
 
 def _chosen_pets(
     scans: Sequence[Scan], sidecars: Mapping[Path, tuple[Path, ...]], rules: Rules
 ) -> tuple[list[Scan], list[Unused]]:
-    screened, unused = _screen(scans, "pet", rules)
-    chosen = []
-    for scan in screened:
+    """Read the sidecars of PET images, and part them by tracer."""
+    chosen, unused = [], []
+    for scan in scans:
         try:
             complete = read_metadata(scan, sidecars)
-        except (UnusableDataError, ReadWriteError) as error:
+        except Mri2petError as error:
             unused.append(Unused(scan.subject, scan.path, str(error), error.exit_code))
             continue
         refusal = why_not_tracer(complete, rules.tracer_label)
@@ -80,21 +76,47 @@ def _chosen_pets(
     return chosen, unused
 
 
+def _find_strays(subject: str, bids_dir: Path, rules: Rules, is_ignored: Ignored) -> list[Stray]:
+    """Find what was meant as an image that the flags ask for, and of no other tracer."""
+    strays = []
+    for path, session, key, why in find_strays(bids_dir, subject):
+        scan = Scan(path, subject, session, parse_name(path.name))
+        left_out = is_ignored(path.relative_to(bids_dir), path.is_dir())
+        other = scan.entity("trc") and why_not_tracer(scan, rules.tracer_label)
+        if not left_out and not other and why_not(scan, key, rules) is None:
+            strays.append((scan, key, f"{path}: there is a file, but {why}"))
+    return strays
+
+
+def _tell_strays(strays: Sequence[Stray], there: Mapping[str, Collection[Session]]) -> list[Unused]:
+    """Make a problem of what is no image, unless its session has an image of that kind."""
+    return [
+        Unused(scan.subject, scan.path, why, None if scan.session in there[key] else 65)
+        for scan, key, why in strays
+    ]
+
+
 def _visits(
-    t1ws: Mapping[Session, Scan], pets: Mapping[Session, Scan], bids_dir: Path
+    t1ws: Mapping[Session, Scan],
+    pets: Mapping[Session, Scan],
+    remarks: Mapping[str, Mapping[Session, Sequence[str]]],
+    bids_dir: Path,
 ) -> list[Visit]:
     """Give each PET image to the T1w of its session, or of the nearest."""
     partners: defaultdict[Session, list[Scan]] = defaultdict(list)
     notes: defaultdict[Session, list[str]] = defaultdict(list)
+    for session, told in remarks["t1w"].items():
+        notes[session] += told
     for session in sorted(pets, key=natural_key):
         pet, nearest = pets[session], session
         if session not in t1ws:
-            times = read_session_times(bids_dir, pet.subject)
+            times = read_session_times(bids_dir, pet.subject, {session, *t1ws})
             nearest = nearest_session(session, t1ws, times)
             notes[nearest].append(
-                f"PET of {_named(session)} has no T1w of its own session; "
-                f"T1w of {_named(nearest)} is used"
+                f"PET of {_named(session)} has no T1w of its own session; T1w of {_named(nearest)} "
+                f"is used, {tell_distance(session, nearest, t1ws, times)}"
             )
+        notes[nearest] += remarks["pet"].get(session, ())
         partners[nearest].append(pet)
     return [
         Visit(t1w.subject, session, t1w, tuple(partners[session]), tuple(notes[session]))
@@ -103,13 +125,18 @@ def _visits(
 
 
 def _without_t1w(subject: str, files: RawFiles, pets: Mapping[Session, Scan]) -> list[Unused]:
+    """Say why a participant has no T1w; not where its images say so, each for itself."""
     present, left_out = files.pets.get(subject, ()), files.t1ws.get(subject, ())
-    if left_out and not pets:
+    ignored = files.ignored.get(subject, ())
+    if (left_out or ignored) and not pets:
         return []  # nothing of this participant was asked for; each image says why
     if left_out:
         sessions = [f"ses-{s.session}" for s in left_out if s.session is not None]
         advice = f"the flags leave out that of {_listed(sessions)}" if sessions else "see the flags"
         return [Unused(subject, None, f"sub-{subject}: no T1w for its PET; {advice}", 66)]
+    if ignored:
+        return [Unused(subject, None, f"sub-{subject}: no T1w that .bidsignore does not leave out; "
+                       "change it, or exclude the participant", 66)]  # fmt: skip
     if present:
         reason = "no T1w; PET alone cannot be used, add the participant's T1w or exclude it"
     else:
@@ -118,22 +145,47 @@ def _without_t1w(subject: str, files: RawFiles, pets: Mapping[Session, Scan]) ->
 
 
 def _select_of(
-    subject: str, files: RawFiles, rules: Rules, bids_dir: Path
+    subject: str, files: RawFiles, rules: Rules, bids_dir: Path, is_ignored: Ignored
 ) -> tuple[list[Visit], list[Unused]]:
-    t1ws, unused = _screen(files.t1ws.get(subject, ()), "t1w", rules)
-    pets, unused_pets = _chosen_pets(files.pets.get(subject, ()), files.pet_sidecars, rules)
-    first_t1ws, later_t1ws = _first_of_each_session(t1ws)
-    first_pets, later_pets = _first_of_each_session(pets)
-    unused += later_t1ws + unused_pets + later_pets
-    if not first_t1ws:
-        return [], unused + _without_t1w(subject, files, first_pets)
-    return _visits(first_t1ws, first_pets, bids_dir), unused
+    t1ws, unused, strays = _screen(files.t1ws.get(subject, ()), "t1w", rules)
+    screened, unused_pets, no_pets = _screen(files.pets.get(subject, ()), "pet", rules)
+    pets, other_tracers = _chosen_pets(screened, files.pet_sidecars, rules)
+    best_t1ws, other_t1ws, of_t1ws = choose_best(t1ws, "t1w")
+    best_pets, other_pets, of_pets = choose_best(pets, "pet")
+    strays += no_pets + _find_strays(subject, bids_dir, rules, is_ignored)
+    no_images = _tell_strays(strays, {"t1w": best_t1ws, "pet": best_pets})
+    unused += other_t1ws + unused_pets + other_tracers + other_pets + no_images
+    unused += [
+        Unused(subject, scan.path, ".bidsignore leaves it out")
+        for scan in files.ignored.get(subject, ())
+    ]
+    if best_t1ws:
+        return _visits(best_t1ws, best_pets, {"t1w": of_t1ws, "pet": of_pets}, bids_dir), unused
+    if any(key == "t1w" for _, key, _ in strays):
+        return [], unused  # what was meant as a T1w is told of
+    return [], unused + _without_t1w(subject, files, best_pets)
+
+
+def _without_ignored(
+    present: Sequence[str], wanted: Sequence[str], is_ignored: Ignored
+) -> tuple[list[str], list[Unused]]:
+    """Leave out participants whose folder ``.bidsignore`` names; who asks for them is told."""
+    ignored = [label for label in present if is_ignored(Path(f"sub-{label}"), is_folder=True)]
+    unused = [
+        Unused(label, None, f"sub-{label}: .bidsignore leaves it out; change it, or do not ask for "
+               "this participant", 66)
+        if label in wanted
+        else Unused(label, None, f"sub-{label}: .bidsignore leaves it out")
+        for label in ignored
+    ]  # fmt: skip
+    return [label for label in present if label not in ignored], unused
 
 
 def _choose_subjects(
-    present: Sequence[str], wanted: Sequence[str], excluded: Sequence[str]
+    present: Sequence[str], wanted: Sequence[str], excluded: Sequence[str], is_ignored: Ignored
 ) -> tuple[list[str], list[Unused]]:
     known = frozenset(present)
+    present, ignored = _without_ignored(present, wanted, is_ignored)
     unused = [
         Unused(label, None, f"sub-{label}: not in the dataset; correct --participant-label", 66)
         for label in wanted
@@ -145,13 +197,14 @@ def _choose_subjects(
         else Unused(label, None, f"sub-{label}: to be excluded, but not in the dataset")
         for label in excluded
     ]
+    unused += ignored
     asked = frozenset(wanted) if wanted else known
     chosen = [label for label in present if label in asked and label not in excluded]
     if not chosen:
         there = _listed([f"sub-{label}" for label in present])
         raise NothingSelectedError(
             "no participant is left after --participant-label and --exclude-participant-label; "
-            f"the dataset has {there}"
+            f"the dataset has {there}" + (", and .bidsignore leaves out others" if ignored else "")
         )
     return chosen, unused
 
@@ -209,13 +262,14 @@ def select(
     checked = check_filters({} if filters is None else filters)
     rules = Rules(tuple(session_label), tuple(tracer_label), tuple(run_label), checked)
     bids_dir = bids_dir.absolute()
+    is_ignored = read_bidsignore(bids_dir)
     subjects, unused = _choose_subjects(
-        find_subjects(bids_dir), participant_label, exclude_participant_label
+        find_subjects(bids_dir), participant_label, exclude_participant_label, is_ignored
     )
-    files = read_files(bids_dir, subjects, database_dir=database_dir)
+    files = read_files(bids_dir, subjects, is_ignored=is_ignored, database_dir=database_dir)
     visits: list[Visit] = []
     for subject in subjects:
-        of_subject, left_aside = _select_of(subject, files, rules, bids_dir)
+        of_subject, left_aside = _select_of(subject, files, rules, bids_dir, is_ignored)
         visits += of_subject
         unused += left_aside
     _refuse_nothing(files, visits, unused)

@@ -1,15 +1,23 @@
-"""Sessions of a participant: which one is nearest to another."""
+"""Sessions of a participant: how far they are apart, and which one is nearest to another."""
 
-import csv
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
 from bids_app.errors import Mri2petError
-from bids_app.files import read_text
+from bids_app.files import read_tsv
 
 Session = str | None
+
+DAY = 86400.0  # s
+YEARS = range(1900, 2100)  # in which a label may be a date
+# How labels spell dates; "2020-06-01" itself has no legal label.
+DATES = ("%Y%m%d", "%Y%m%dT%H%M%S", "%Y%m%dT%H%M", "%Y%m%d%H%M%S", "%Y%m%d%H%M")
+AMBIGUOUS = (("%Y%m", "%y%m%d"), ("%d%m%Y", "%m%d%Y"))  # each other's: used if only one can be
+FIRST = re.compile(r"baseline|base|bl", re.I)  # a session 0 beside numbered ones
+NUMBERED = re.compile(r"(\D*)(\d+)(\D*)")
+IMAGES = re.compile(r".*_(T1w|pet)\.nii(\.gz)?")
 
 
 def natural_key(text: Session) -> tuple[tuple[int, int, str], ...]:
@@ -33,20 +41,146 @@ def _datetime(text: str) -> datetime | None:
         return None
 
 
-def read_session_times(bids_dir: Path, subject: str) -> dict[Session, datetime]:
-    """Read when each session was, from ``sub-X_sessions.tsv``; what cannot be read is left out."""
-    path = bids_dir / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Read a table that only helps; what cannot be read is as if it were not there."""
     try:
-        rows = list(csv.DictReader(read_text(path).splitlines(), delimiter="\t"))
-    except (Mri2petError, csv.Error):
-        return {}
+        return read_tsv(path) if path.is_file() else []
+    except (Mri2petError, OSError):
+        return []
+
+
+def _scan_times(folder: Path, subject: str, session: Session) -> Iterator[datetime]:
+    label = "" if session is None else f"_ses-{session}"
+    for row in _rows(folder / f"sub-{subject}{label}_scans.tsv"):
+        time = _datetime(row.get("acq_time", ""))
+        if time is not None and IMAGES.fullmatch(row.get("filename", "")):
+            yield time
+
+
+def read_session_times(
+    bids_dir: Path, subject: str, sessions: Iterable[Session] = ()
+) -> dict[Session, datetime]:
+    """Read when sessions were; what cannot be read is left out.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        Root of the raw dataset.
+    subject : str
+        Label.
+    sessions : iterable of str or None
+        Those that ``sub-X_scans.tsv`` is asked about (its first T1w or PET) where
+        ``sub-X_sessions.tsv`` does not know them.
+    """
+    top = bids_dir / f"sub-{subject}"
     times: dict[Session, datetime] = {}
-    for row in rows:
-        label, text = row.get("session_id"), row.get("acq_time")
-        time = None if text is None else _datetime(text)
-        if label is not None and time is not None:
-            times[label.removeprefix("ses-")] = time
+    for row in _rows(top / f"sub-{subject}_sessions.tsv"):
+        time = _datetime(row.get("acq_time", ""))
+        if time is not None and row.get("session_id"):
+            times[row["session_id"].strip().removeprefix("ses-")] = time
+    for session in sessions:
+        if session not in times:
+            folder = top if session is None else top / f"ses-{session}"
+            first = min(_scan_times(folder, subject, session), default=None)
+            times |= {} if first is None else {session: first}
     return times
+
+
+def _read_date(text: str, form: str) -> datetime | None:
+    try:
+        date = datetime.strptime(text, form)
+    except ValueError:
+        return None
+    whole = date.strftime(form) == text  # strptime takes "2020111" for a date, too
+    return date if whole and date.year in YEARS else None
+
+
+def _letters(labels: Collection[str]) -> str:
+    """Give the letters that all labels begin with: the ``MR`` of ``MR20200601``."""
+    letters = {re.match(r"\D*", label)[0] for label in labels}  # type: ignore[index]
+    return letters.pop() if len(letters) == 1 else ""
+
+
+def _dates_by(labels: Collection[str], form: str) -> dict[Session, datetime] | None:
+    dates = {label: _read_date(label.removeprefix(_letters(labels)), form) for label in labels}
+    known: dict[Session, datetime] = {k: date for k, date in dates.items() if date is not None}
+    return known if len(known) == len(dates) else None
+
+
+def _dates(labels: Collection[str]) -> dict[Session, datetime] | None:
+    """Read labels as dates, if all are dates of one spelling and none of another."""
+    for form in DATES:
+        dates = _dates_by(labels, form)
+        if dates is not None:
+            return dates
+    for forms in AMBIGUOUS:
+        readings = [dates for form in forms if (dates := _dates_by(labels, form)) is not None]
+        if len(readings) == 1:
+            return readings[0]
+    return None
+
+
+def _numbers(labels: Iterable[str]) -> dict[Session, float] | None:
+    """Read the numbers of labels that are alike but for them; a baseline is 0."""
+    found = {label: NUMBERED.fullmatch(label) for label in labels}
+    first = {label for label, match in found.items() if match is None and FIRST.fullmatch(label)}
+    matches = {label: match for label, match in found.items() if match is not None}
+    around = {(match[1].lower(), match[3].lower()) for match in matches.values()}
+    if len(around) != 1 or len(first) + len(matches) != len(found):
+        return None
+    return {label: 0.0 if label in first else float(matches[label][2]) for label in found}
+
+
+def _days(times: Mapping[Session, datetime]) -> dict[Session, float]:
+    earliest = min(times.values())
+    return {label: (time - earliest).total_seconds() / DAY for label, time in times.items()}
+
+
+def place_sessions(
+    sessions: Iterable[Session], times: Mapping[Session, datetime]
+) -> tuple[dict[Session, float], str]:
+    """Place sessions on one axis, as well as is known.
+
+    Parameters
+    ----------
+    sessions : iterable of str or None
+        At least one.
+    times : mapping
+        When sessions were.
+
+    Returns
+    -------
+    places : dict
+        Days, if all times are known, or all labels are dates; the numbers of labels that are
+        alike but for these; else ranks of the sorted labels.
+    how : {"acq_time", "dates", "numbers", "order"}
+        Which of these.
+
+    Examples
+    --------
+    >>> place_sessions(["M054", "M060", "M000"], {})
+    ({'M054': 54.0, 'M060': 60.0, 'M000': 0.0}, 'numbers')
+    >>> place_sessions(["20200101", "20200301"], {})
+    ({'20200101': 0.0, '20200301': 60.0}, 'dates')
+    """
+    everyone = list(sessions)
+    if all(label in times for label in everyone):
+        return _days({label: times[label] for label in everyone}), "acq_time"
+    labels = [label for label in everyone if label is not None]
+    if len(labels) == len(everyone):
+        dates = _dates(labels)
+        if dates is not None:
+            return _days(dates), "dates"
+        # Six or eight digits that may be this date or that one have no distance as numbers.
+        numbers = None if _may_be_dates(labels) else _numbers(labels)
+        if numbers is not None:
+            return numbers, "numbers"
+    ordered = sorted(set(everyone), key=natural_key)
+    return {label: float(rank) for rank, label in enumerate(ordered)}, "order"
+
+
+def _may_be_dates(labels: Collection[str]) -> bool:
+    return any(_dates_by(labels, form) is not None for forms in AMBIGUOUS for form in forms)
 
 
 def nearest_session(
@@ -61,18 +195,49 @@ def nearest_session(
     candidates : iterable of str or None
         At least one.
     times : mapping
-        When each session was. Used if all are known; else the distance is that between ranks of
-        the sorted labels.
+        When each session was; see :func:`place_sessions` for how distance is measured.
 
     Examples
     --------
     >>> nearest_session("02", ["01", "03", "04"], {})
     '01'
+    >>> nearest_session("M054", ["M000", "M060"], {})
+    'M060'
     """
     options = sorted(set(candidates), key=natural_key)
-    everyone = sorted({session, *options}, key=natural_key)
-    if all(label in times for label in everyone):
-        here = times[session]
-        return min(options, key=lambda label: (abs(times[label] - here), times[label]))
-    rank = {label: position for position, label in enumerate(everyone)}
-    return min(options, key=lambda label: (abs(rank[label] - rank[session]), rank[label]))
+    places, _ = place_sessions({session, *options}, times)
+    here = places[session]
+    return min(options, key=lambda label: (abs(places[label] - here), places[label]))
+
+
+HOW: Mapping[str, Callable[[float], str]] = {
+    "acq_time": lambda apart: f"{apart:.4g} days apart by acq_time",
+    "dates": lambda apart: f"{apart:.4g} days apart by the dates of their labels",
+    "numbers": lambda apart: f"{apart:g} apart by the numbers of their labels",
+    "order": lambda apart: (
+        f"{apart:g} apart in the order of labels, since neither dates nor numbers of all are known"
+    ),
+}
+
+
+def tell_distance(
+    session: Session,
+    nearest: Session,
+    candidates: Iterable[Session],
+    times: Mapping[Session, datetime],
+) -> str:
+    """Say how far the nearest session is, how that was measured, and whether another is as near.
+
+    Examples
+    --------
+    >>> tell_distance("M054", "M060", ["M000", "M060"], {})
+    '6 apart by the numbers of their labels'
+    >>> tell_distance("2", "1", ["1", "3"], {})
+    '1 apart by the numbers of their labels, the earlier of two as near'
+    """
+    options = set(candidates)
+    places, how = place_sessions(sorted({session, *options}, key=natural_key), times)
+    apart = abs(places[nearest] - places[session])
+    as_near = sum(abs(places[label] - places[session]) == apart for label in options)
+    tie = ", the earlier of two as near" if as_near > 1 else ""
+    return HOW[how](apart) + tie

@@ -2,10 +2,13 @@
 
 import ast
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from bids_app.derivatives.tables import read_remarks
 from bids_app.errors import MissingInputError, UnusableDataError, UsageError
 from bids_app.files import MISSING, read_tsv
 
@@ -48,13 +51,52 @@ def select(output_dir: Path, query: str) -> frozenset[str]:
     """
     path = output_dir / "participants.tsv"
     table = _read(path)
-    columns = _columns_in(query, table)
+    why = _why(output_dir)
+    columns = _columns_in(query, table, why)
     known = table.dropna(subset=columns)
     chosen = known.loc[_answer(query, known), "participant_id"] if len(known) else ()
     if not len(chosen):
         values = "; ".join(_values(table, column) for column in columns)
-        raise UnusableDataError(f"{path}: nobody in it matches {query!r}; {values}; correct either")
+        raise UnusableDataError(
+            f"{path}: nobody in it matches {query!r}; {values}; correct either{why}"
+        )
     return frozenset(str(one).removeprefix("sub-") for one in chosen)
+
+
+def tell_unknown(output_dir: Path, queries: Sequence[str]) -> list[str]:
+    """Name the participants of whom ``participants.tsv`` does not say what queries ask.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset.
+    queries : sequence of str
+        As for :func:`select`.
+
+    Returns
+    -------
+    list of str
+        At most one sentence: who has n/a in a column of each query, and what the participant level
+        said of it.
+
+    Raises
+    ------
+    MissingInputError, UsageError, UnusableDataError
+        As :func:`select`, but nobody need match.
+    """
+    table = _read(output_dir / "participants.tsv")
+    why = _why(output_dir)
+    columns = [_columns_in(query, table, why) for query in queries]
+    gaps = [table[names].isna().any(axis="columns") for names in columns]
+    unknown = table.loc[np.logical_and.reduce(gaps), "participant_id"].tolist()
+    if not unknown:
+        return []
+    names = dict.fromkeys(name for some in columns for name in some)
+    more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+    return [
+        f"{', '.join(unknown[:SHOWN])}{more}: not used, n/a in participants.tsv under "
+        f"{', '.join(names)}{why}"
+    ]
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -81,7 +123,14 @@ def _column(cells: list[str]) -> pd.Series:
     return pd.Series(values, dtype=float if numeric else object)
 
 
-def _columns_in(query: str, table: pd.DataFrame) -> list[str]:
+def _why(output_dir: Path) -> str:
+    """Repeat what the participant level said of the raw tables: why cells or columns are absent."""
+    remarks = read_remarks(output_dir)
+    more = " …" if len(remarks) > SHOWN else ""
+    return f" ({'; '.join(remarks[:SHOWN])}{more})" if remarks else ""
+
+
+def _columns_in(query: str, table: pd.DataFrame, why: str) -> list[str]:
     """Refuse what is no plain comparison; name the columns it asks for."""
     there = f"columns are {', '.join(table.columns)}"
     advice = f"write it like \"group == 'control'\"; {there}"
@@ -96,7 +145,7 @@ def _columns_in(query: str, table: pd.DataFrame) -> list[str]:
     names = list(dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name)))
     for name in names:
         if name not in table.columns:
-            raise UsageError(f"query {query!r}: there is no column {name}; {there}")
+            raise UsageError(f"query {query!r}: there is no column {name}; {there}{why}")
     return names
 
 
