@@ -1,5 +1,6 @@
 """What worker processes of tests run; they import this module by its name."""
 
+import ctypes
 import importlib
 import os
 import signal
@@ -89,6 +90,15 @@ class Stumble(Note):
 
     def _run_interface(self, _runtime):
         raise ZeroDivisionError("by zero")
+
+
+class SleepInC(Note):
+    """Note that it began, and compute for a minute in C, which never looks back at Python."""
+
+    def _run_interface(self, runtime):
+        super()._run_interface(runtime)
+        ctypes.PyDLL(None).sleep(60)
+        return runtime
 
 
 class Die(Note):

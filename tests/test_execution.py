@@ -7,8 +7,8 @@ from nipype.pipeline.engine import Node, Workflow
 from nodes import Die, DieOnce, GpuNote, Note, NoteScore, Refuse, Stumble, TorchNote
 
 from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.lifeline import WORKER_SCORE
 from bids_app.workflows.execution import Resources, run_graph
-from bids_app.workflows.lifeline import WORKER_SCORE
 
 
 class Run:

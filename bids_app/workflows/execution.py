@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import get_context, set_forkserver_preload
+from multiprocessing import get_context
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,8 +25,8 @@ from nipype.pipeline.plugins import multiproc
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from bids_app import errors
+from bids_app.lifeline import die_before_others, start_fork_server
 from bids_app.workflows import batch
-from bids_app.workflows.lifeline import die_before_others, die_with_parent
 
 MORE_MEMORY = "lower --nprocs, or give the run more memory and say so with --mem-gb"
 KILLED = (
@@ -69,7 +69,6 @@ def quiet(level: int) -> None:
 
 
 def _start_worker(cwd: str, level: int) -> None:
-    die_with_parent()
     die_before_others()
     multiproc.process_initializer(cwd)
     quiet(level)
@@ -86,7 +85,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         super().__init__(plugin_args=plugin_args)
         self.pool: ProcessPoolExecutor
         self.pool.shutdown(wait=False)  # nipype's own; nothing has been submitted
-        set_forkserver_preload(["bids_app.workflows.forkserver"])
+        start_fork_server()
         self._level = logging.getLogger("nipype.workflow").level
         self._pools = {
             False: self._new_pool(self.processors),
