@@ -19,7 +19,7 @@ from bids_app.app.preparation import (
     share_resources,
     work_dir_of,
 )
-from bids_app.app.running import told_of
+from bids_app.app.running import hold, told_of
 from bids_app.console import Voice, count_line
 from bids_app.dataset.participants import read_participants
 from bids_app.dataset.validation import make_writable, validate_bids
@@ -31,7 +31,7 @@ from bids_app.derivatives.description import (
 )
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
-from bids_app.planning import Run, VisitPlan, is_done, plan_visit
+from bids_app.planning import Run, VisitPlan, is_done, label_of, plan_visit
 from bids_app.report.runs import Told
 from bids_app.report.subject import write_subject_report
 from bids_app.settings import Settings
@@ -62,6 +62,19 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
         return DONE
     make_writable(settings.output_dir)
     make_writable(work_dir_of(settings))
+    visits = [] if settings.reports_only else [label_of(visit) for visit in selection.visits]
+    with hold(settings, stamp, voice, results=visits, intermediate=visits):
+        return _carry_out(settings, selection, voice, stamp, started)
+
+
+def _carry_out(
+    settings: Settings,
+    selection: Selection,
+    voice: Voice,
+    stamp: provenance.Stamp,
+    started: float,
+) -> int:
+    """Do what is to be done with what was selected; return the exit code."""
     with _validation(settings) as validation:  # another process works on it meanwhile
         participants = _participants(settings, voice)
         template = prepare_template(settings)
