@@ -92,6 +92,22 @@ class Stumble(Note):
         raise ZeroDivisionError("by zero")
 
 
+class SlowNote(Note):
+    """As :class:`Note`, after a while."""
+
+    def _run_interface(self, runtime):
+        time.sleep(0.3)
+        return super()._run_interface(runtime)
+
+
+class SlowerNote(Note):
+    """As :class:`SlowNote`, after a longer while."""
+
+    def _run_interface(self, runtime):
+        time.sleep(0.8)
+        return super()._run_interface(runtime)
+
+
 class SleepInC(Note):
     """Note that it began, and compute for a minute in C, which never looks back at Python."""
 

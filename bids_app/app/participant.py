@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,11 +88,31 @@ def _carry_out(
     _start(settings, run, template, stamp)
     _tell_aside(selection, voice)
     plans, done = _plan(selection, run)
-    problems = problems_of(selection) + compute(plans, run, resources, settings, voice)
+    aside, reported = problems_of(selection), set[str]()
+    subjects = {plan.visit.subject for plan in plans}
+
+    def tell_finished(subject: str, problems: Sequence[Problem]) -> None:
+        fresh = Fresh(told_of(stamp, started), subjects)
+        with suppress(Mri2petError, OSError):  # it is tried again when all others are done
+            _report(
+                [subject],
+                selection,
+                [*aside, *problems],
+                template,
+                settings.output_dir,
+                fresh=fresh,
+            )
+            finish_dataset(
+                settings.output_dir, bids_dir=settings.bids_dir, participants=participants
+            )
+            reported.add(subject)
+
+    problems = aside + compute(plans, run, resources, settings, voice, on_finished=tell_finished)
     if settings.clean_workdir:
         clean([*plans, *done], problems, settings)
-    fresh = Fresh(told_of(stamp, started), {plan.visit.subject for plan in plans})
-    _report(selection, problems, template, settings.output_dir, fresh)
+    fresh = Fresh(told_of(stamp, started), subjects)
+    others = [subject for subject in _subjects(selection) if subject not in reported]
+    _report(others, selection, problems, template, settings.output_dir, fresh=fresh)
     finish_dataset(settings.output_dir, bids_dir=settings.bids_dir, participants=participants)
     return _close(plans, done, problems, settings, voice)
 
@@ -179,14 +199,16 @@ class Fresh:
 
 
 def _report(
+    subjects: Sequence[str],
     selection: Selection,
     problems: Sequence[Problem],
     template: Template,
     output_dir: Path,
+    *,
     fresh: Fresh,
 ) -> None:
-    """Write all reports; one of results that were there before keeps what it told of their run."""
-    for subject in _subjects(selection):
+    """Write reports; one of results that were there before keeps what it told of their run."""
+    for subject in subjects:
         notes = [note for v in selection.visits if v.subject == subject for note in v.notes]
         notes += [u.reason for u in selection.unused if u.subject == subject and not u.exit_code]
         told = [problem.sentence for problem in problems if problem.subject == subject]
