@@ -15,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +27,7 @@ from nipype.pipeline.plugins import multiproc
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from bids_app import errors
-from bids_app.lifeline import die_before_others, start_fork_server
+from bids_app.lifeline import die_before_others, last_act, start_fork_server
 from bids_app.workflows import batch
 
 MORE_MEMORY = "lower --nprocs, or give the run more memory and say so with --mem-gb"
@@ -283,7 +284,9 @@ def _run_elsewhere(
     }  # fmt: skip
     batch.name_user(os.environ)
     batch.ask_for_needs(workflow, name, arguments)
-    workflow.run(plugin=batch.make_plugin(name, arguments | {"status_callback": on_status}))
+    chosen = batch.make_plugin(name, arguments | {"status_callback": on_status})
+    with last_act(partial(batch.cancel_jobs, chosen, name)):
+        workflow.run(plugin=chosen)
 
 
 def _configure(workflow: Workflow, crashes: Path, *, stop_on_first_crash: bool) -> None:
