@@ -192,31 +192,42 @@ def finish(place: Place, command: list[str], name: str) -> tuple[int, str]:
     return code, run.said()
 
 
-def prepare(place: Place) -> dict[str, float]:
-    """Make the cohort and the undisturbed results; give how long runs take, in s."""
-    times = place.root / "times.json"
-    if times.exists():
-        return dict(json.loads(times.read_text()))
+def simulate(place: Place) -> None:
+    """Make the cohort, if it is not there."""
+    if (place.bids / "participants.tsv").exists():
+        return
+    shutil.rmtree(place.bids, ignore_errors=True)
     words = ("--paired", "4", "--patients", "1", "--resolution", "4", "--seed", "1")
-    simulate = [sys.executable, "-m", "bids_app.simulate", str(place.bids), *words]
-    subprocess.run(simulate, check=True, stdout=subprocess.DEVNULL)
-    everyone = command_of(place, "participant")
-    start = everyone.index("--participant-label")
-    seconds = {}
-    for name, command in (
-        ("everyone", everyone[:start] + everyone[start + 3 :]),
-        *((level, command_of(place, level)) for level in LEVELS),
-    ):
+    command = [sys.executable, "-m", "bids_app.simulate", str(place.bids), *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def undisturbed(place: Place, name: str, command: list[str]) -> float:
+    """Make the results of an undisturbed run, if they are not there; give how long it took, in s."""
+    times = place.root / "times.json"
+    known = dict(json.loads(times.read_text())) if times.exists() else {}
+    if name not in known:
+        shutil.rmtree(place.kept(name), ignore_errors=True)
         fresh(place, "participant" if name == "everyone" else name)
         begun = time.monotonic()
         code, said = finish(place, command, name)
         if code:
             sys.exit(f"the undisturbed run of {name} exits with {code}:\n{said[-2000:]}")
-        seconds[name] = time.monotonic() - begun
+        known[name] = time.monotonic() - begun
         shutil.copytree(place.out, place.kept(name))
-        print(f"undisturbed {name}: {seconds[name]:.0f} s", flush=True)
-    times.write_text(json.dumps(seconds))
-    return seconds
+        times.write_text(json.dumps(known))
+        print(f"undisturbed {name}: {known[name]:.0f} s", flush=True)
+    return float(known[name])
+
+
+def prepare(place: Place, levels: list[str]) -> dict[str, float]:
+    """Make the cohort and the undisturbed results of levels; give how long runs take, in s."""
+    simulate(place)
+    if set(levels) - {"participant"}:
+        everyone = command_of(place, "participant")
+        start = everyone.index("--participant-label")
+        undisturbed(place, "everyone", everyone[:start] + everyone[start + 3 :])
+    return {level: undisturbed(place, level, command_of(place, level)) for level in levels}
 
 
 def wait_for_moment(run: Run, level: str, seconds: float, rng: random.Random) -> None:
@@ -289,11 +300,11 @@ def main() -> int:
     parser.add_argument("work", type=Path, help="a folder; results of undisturbed runs stay there")
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=LEVELS)
+    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS))
     given = parser.parse_args()
     place, rng = Place(given.work.absolute()), random.Random(given.seed)
     place.root.mkdir(parents=True, exist_ok=True)
-    seconds = prepare(place)
+    seconds = prepare(place, given.levels)
     kinds = list(product(SIGNALS, TARGETS, given.levels))
     rng.shuffle(kinds)
     rows: list[dict[str, object]] = []
