@@ -203,7 +203,7 @@ def simulate(place: Place) -> None:
 
 
 def undisturbed(place: Place, name: str, command: list[str]) -> float:
-    """Make the results of an undisturbed run, if they are not there; give how long it took, in s."""
+    """Make the results of an undisturbed run, if they are not there; give its length, in s."""
     times = place.root / "times.json"
     known = dict(json.loads(times.read_text())) if times.exists() else {}
     if name not in known:
