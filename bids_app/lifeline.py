@@ -27,6 +27,7 @@ WORKER_SCORE = 500  # as if half of all memory were its own: proc(5), from -1000
 FORK_SERVER = "bids_app.workflows.forkserver"  # what it imports before it starts anything
 OWNER = "MRI2PET_PROCESS"  # the process whose fork server it is, in the server's environment
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FROM_TERMINALS = (signal.SIGINT, signal.SIGHUP)  # which tell all processes, not the first alone
 CODE_OF_SIGNAL = 128  # and the signal's number: what shells make of a program that a signal ended
 VANISHING = 2.0  # s that killed processes have to be gone, of the 5 s that a run has; our choice
 SAYING = 1.0  # s that a full pipe has to take the sentence; our choice
@@ -76,12 +77,12 @@ def tied(command: Sequence[str]) -> list[str]:
 def start_fork_server() -> None:
     """Start the server that forks worker processes, if there is none; it ends with this process.
 
-    Neither it nor workers hear of Ctrl-C, which a terminal sends to all processes: this one ends
-    them.
+    Neither it nor workers hear of Ctrl-C, or of a terminal that is closed: this process does, and
+    ends them.
     """
     os.environ[OWNER] = str(os.getpid())
     forkserver.set_forkserver_preload([FORK_SERVER])
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINALS)
     try:
         forkserver.ensure_running()
     finally:

@@ -93,7 +93,7 @@ def _carry_out(
 
     def tell_finished(subject: str, problems: Sequence[Problem]) -> None:
         fresh = Fresh(told_of(stamp, started), subjects)
-        with suppress(Mri2petError, OSError):  # it is tried again when all others are done
+        with suppress(Exception):  # of any kind: it is tried again when all others are done
             _report(
                 [subject],
                 selection,
