@@ -9,12 +9,17 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
+from cohorts import write_controls, write_screened
+from phantoms import add_t1w
 
 from bids_app.app.running import hold
 from bids_app.claims import FOLDER, claimed
+from bids_app.cli import main
 from bids_app.console import Voice
 from bids_app.errors import CannotCreateError
+from bids_app.files import write_tsv
 from bids_app.provenance import Stamp
 from bids_app.settings import Settings
 
@@ -127,3 +132,37 @@ def test_neither_the_output_nor_the_work_folder_is_shared_for_the_same_visit(tmp
     ):  # fmt: skip
         pass
     assert not list(tmp_path.rglob("*.json"))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("level", "claims"),
+    [("participant", "sub-01"), ("train", "train semi3d-gan"), ("train", "train"),
+     ("group", "group")],
+)  # fmt: skip
+def test_each_level_is_refused_before_it_touches_anything(tmp_path, capsys, level, claims):
+    rng, out = np.random.default_rng(1), tmp_path / "out"
+    write_controls(out, ("01", "02"), rng)
+    write_screened(out, "p1", rng)
+    groups = {"01": "control", "02": "control", "p1": "patient"}
+    rows = [{"participant_id": f"sub-{one}", "group": group} for one, group in groups.items()]
+    write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
+    add_t1w(tmp_path / "raw", "01", rng)
+    held = tmp_path / "work" if claims == "train" else out
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "node").touch()
+    words = ["--sloppy", "--folds", "2", "--models", "semi3d-gan", "-w", str(tmp_path / "work")]
+    with claim(held, claims):
+        before = contents(tmp_path)
+        assert main([str(tmp_path / "raw"), str(out), level, *words]) == 73
+        after = contents(tmp_path)
+        assert after.keys() - before.keys() <= {
+            out / ".mri2pet.lock", tmp_path / "work" / ".mri2pet.lock", out / ".bidsignore"
+        }  # fmt: skip
+        assert {path: after[path] for path in before if path.name != ".bidsignore"} == {
+            path: text for path, text in before.items() if path.name != ".bidsignore"
+        }
+    assert f"another run is working on {claims}: process" in capsys.readouterr().err
