@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from bids_app.errors import Mri2petError, ReadWriteError, UsageError
+from bids_app.lifeline import ended_by_signals
 
 INTERRUPTED = 130  # a shell's code for SIGINT
 
@@ -26,10 +27,11 @@ def exit_code_of(run: Callable[[], int], *, interrupted: str) -> int:
     run : callable
         Gives an exit code.
     interrupted : str
-        What to do after Ctrl-C, a sentence.
+        What to do after Ctrl-C or another signal to end, a sentence.
     """
     try:
-        return run()
+        with ended_by_signals(interrupted):
+            return run()
     except Mri2petError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

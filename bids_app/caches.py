@@ -5,7 +5,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+
+from bids_app.lifeline import last_act
 
 VARIABLES = ("MPLCONFIGDIR", "NIPYPE_CONFIG_DIR", "NUMBA_CACHE_DIR")  # without: below HOME
 
@@ -46,7 +49,10 @@ def settled(environment: MutableMapping[str, str]) -> Iterator[Path | None]:
         yield None
         return
     before = {name: environment.get(name) for name in barred}
-    with tempfile.TemporaryDirectory(prefix="mri2pet-", ignore_cleanup_errors=True) as made:
+    with (
+        tempfile.TemporaryDirectory(prefix="mri2pet-", ignore_cleanup_errors=True) as made,
+        last_act(partial(shutil.rmtree, made, ignore_errors=True)),
+    ):
         for name, place in barred.items():
             own = Path(made) / name.lower()
             own.mkdir()

@@ -341,7 +341,8 @@ def build_parser() -> argparse.ArgumentParser:
         "the FDG PET of patients (group).",
         epilog="Exit codes: 0 done; 1 some participant failed; 16 not valid BIDS; 17 unknown "
         "level; 18 nothing selected; 64 usage; 65 unusable data; 66 input missing; 73 cannot "
-        "create output; 74 read or write error.",
+        "create output; 74 read or write error; 129, 130, 143 ended by SIGHUP, Ctrl-C, "
+        "SIGTERM.",
     )
     parser.add_argument("bids_dir", type=_path, help="a BIDS dataset; never written to")
     parser.add_argument("output_dir", type=_path, help="where the derivatives go")

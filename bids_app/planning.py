@@ -77,8 +77,13 @@ class VisitPlan:
     @property
     def label(self) -> str:
         """Name of the visit for people."""
-        session = "" if self.visit.session is None else f" ses-{self.visit.session}"
-        return f"sub-{self.visit.subject}{session}"
+        return label_of(self.visit)
+
+
+def label_of(visit: Visit) -> str:
+    """Give the name of a visit for people."""
+    session = "" if visit.session is None else f" ses-{visit.session}"
+    return f"sub-{visit.subject}{session}"
 
 
 def plan_visit(visit: Visit, run: Run) -> VisitPlan:

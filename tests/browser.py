@@ -42,6 +42,7 @@ class Browser:
         self._process = subprocess.Popen(
             [BASH, *start, CHROMIUM, *FLAGS, f"--user-data-dir={folder}"],
             pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},
         )  # fmt: skip
         os.close(theirs_in)
         os.close(theirs_out)

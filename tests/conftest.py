@@ -1,5 +1,6 @@
 import os
 
+import lookups
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -9,8 +10,19 @@ from scipy.spatial.transform import Rotation
 for variable in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
     os.environ.setdefault(variable, "1")
 
+NETWORK = lookups.guard()  # before anything is started, so that everything is watched
+
 settings.register_profile("mri2pet", deadline=None, max_examples=50)
 settings.load_profile("mri2pet")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_looked_up():
+    """Fail whatever has a host looked up, or connects to one: of all levels, in all processes."""
+    before = len(lookups.seen())
+    yield
+    new = lookups.seen()[before:]
+    assert not new, f"nothing is ever sent, but: {new}"
 
 
 @pytest.fixture

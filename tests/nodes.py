@@ -1,5 +1,6 @@
 """What worker processes of tests run; they import this module by its name."""
 
+import ctypes
 import importlib
 import os
 import signal
@@ -89,6 +90,31 @@ class Stumble(Note):
 
     def _run_interface(self, _runtime):
         raise ZeroDivisionError("by zero")
+
+
+class SlowNote(Note):
+    """As :class:`Note`, after a while."""
+
+    def _run_interface(self, runtime):
+        time.sleep(0.3)
+        return super()._run_interface(runtime)
+
+
+class SlowerNote(Note):
+    """As :class:`SlowNote`, after a longer while."""
+
+    def _run_interface(self, runtime):
+        time.sleep(0.8)
+        return super()._run_interface(runtime)
+
+
+class SleepInC(Note):
+    """Note that it began, and compute for a minute in C, which never looks back at Python."""
+
+    def _run_interface(self, runtime):
+        super()._run_interface(runtime)
+        ctypes.PyDLL(None).sleep(60)
+        return runtime
 
 
 class Die(Note):

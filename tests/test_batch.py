@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from nipype.pipeline.plugins import SLURMPlugin
 from nodes import Die, GpuNote, Note, Refuse, TorchNote
 from test_execution import Run
 
+from bids_app import lifeline
 from bids_app.errors import UsageError
 from bids_app.workflows import batch
 
@@ -107,6 +109,27 @@ def test_a_run_goes_on_where_a_cluster_left_it(run):
     assert run.go(plugin=SLURM) == []
     assert run.go() == []
     assert {word: len(ids) for word, ids in run.noted().items()} == {"first": 1, "second": 1}
+
+
+def test_jobs_are_cancelled_when_the_run_is_told_to_end(run, tmp_path, monkeypatch):
+    """Else they would go on beside those of the next run, in the same folders."""
+    scancel = tmp_path / "bin" / "scancel"
+    scancel.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/cancelled\n')
+    scancel.chmod(0o755)
+    look = SLURMPlugin._is_pending
+
+    def end_while_a_job_is_pending(plugin, taskid):
+        for act in lifeline._last_acts:
+            act()
+        return look(plugin, taskid)
+
+    monkeypatch.setattr(SLURMPlugin, "_is_pending", end_while_a_job_is_pending)
+    run.node(Note, "first")
+    assert run.go(plugin=SLURM) == []
+    cancelled = set((tmp_path / "cancelled").read_text().split())
+    assert len(cancelled) == 1
+    assert cancelled.pop().isdigit()
+    assert not lifeline._last_acts
 
 
 def test_the_last_error_of_its_log_is_told(tmp_path):

@@ -18,7 +18,10 @@ NAMES = [f"sub-{label}" for label in LABELS]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Output folder, and what each run said; all were started before one had ended."""
+    """Output folder, and what each run said; all were started before one had ended.
+
+    The last two are about the same participant.
+    """
     folder = tmp_path_factory.mktemp("array")
     bids, out = folder / "bids", folder / "out"
     simulate([str(bids), "--paired", "0", "--t1w-only", str(len(LABELS)), "--resolution", "4"])
@@ -29,17 +32,26 @@ def runs(tmp_path_factory):
              "--skip-bids-validation", "--participant-label", label],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for label in LABELS
+        for label in (*LABELS, LABELS[-1])
     ]  # fmt: skip
     assert all(run.poll() is None for run in begun)
-    return out, [(*run.communicate(), run.returncode) for run in begun]
+    ended = [(*run.communicate(), run.returncode) for run in begun]
+    return out, [*ended[:-2], *sorted(ended[-2:], key=lambda one: one[-1])]
 
 
 def test_all_of_them_succeed(runs):
     _, ended = runs
-    for said, complained, code in ended:
+    for said, complained, code in ended[:-1]:
         assert code == 0, complained
         assert "1 visits done, 0 already complete, 0 failed" in said
+
+
+def test_a_second_run_for_the_same_participant_is_refused_in_a_sentence(runs):
+    _, ended = runs
+    said, complained, code = ended[-1]
+    assert (said, code) == ("", 73)
+    assert complained.count("\n") == 1
+    assert f"another run is working on {NAMES[-1]}: process" in complained
 
 
 def test_tables_have_everyone_once(runs):

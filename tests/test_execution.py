@@ -1,14 +1,26 @@
 import os
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from nipype.pipeline.engine import Node, Workflow
-from nodes import Die, DieOnce, GpuNote, Note, NoteScore, Refuse, Stumble, TorchNote
+from nodes import (
+    Die,
+    DieOnce,
+    GpuNote,
+    Note,
+    NoteScore,
+    Refuse,
+    SlowerNote,
+    SlowNote,
+    Stumble,
+    TorchNote,
+)
 
 from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.lifeline import WORKER_SCORE
 from bids_app.workflows.execution import Resources, run_graph
-from bids_app.workflows.lifeline import WORKER_SCORE
 
 
 class Run:
@@ -24,7 +36,20 @@ class Run:
         self.workflow.add_nodes([node])
         return node
 
-    def go(self, *, nprocs=2, plugin=None, stop_on_first_crash=False):
+    def visit(self, name, *kinds, **resources):
+        """Add a graph within the graph: nodes one after the other, visit_0, visit_1 and so on."""
+        graph = Workflow(name)
+        nodes = [
+            Node(kind(log=str(self.log), word=f"{name}_{n}"), name=f"{name}_{n}", **resources)
+            for n, kind in enumerate(kinds)
+        ]
+        graph.add_nodes(nodes)
+        for one, other in pairwise(nodes):
+            graph.connect(one, "word", other, "after")
+        self.workflow.add_nodes([graph])
+        return nodes
+
+    def go(self, *, nprocs=2, plugin=None, stop_on_first_crash=False, on_finished=None):
         return run_graph(
             self.workflow,
             resources=Resources(nprocs, 4.0),
@@ -32,6 +57,7 @@ class Run:
             logs=self.logs,
             stop_on_first_crash=stop_on_first_crash,
             on_status=lambda node, status: self.statuses.append((node.name, status)),
+            on_finished=on_finished,
         )
 
     def noted(self):
@@ -130,6 +156,74 @@ def test_torch_computes_in_processes_of_its_own_and_nothing_is_done_twice(run, t
     os.utime(tmp_path / "image", (0, 0))  # as if the dataset had been copied
     assert build(Run(tmp_path)).go() == []
     assert run.noted() == noted
+
+
+class Told:
+    """Notes which graphs are finished, after what, and what had failed."""
+
+    def __init__(self, run):
+        self.run, self.names, self.done, self.failed = run, [], {}, {}
+
+    def __call__(self, name, crashes):
+        self.names.append(name)
+        self.done[name] = set(self.run.noted())
+        self.failed[name] = [crash.node.split(".")[-1] for crash in crashes]
+
+
+@pytest.mark.parametrize("nprocs", [1, 2])
+def test_one_participant_is_done_before_the_next_but_one_begins(run, nprocs):
+    names = ("s3", "s1", "s4", "s2")  # as the selection has them, whatever they are called
+    for name in names:
+        run.visit(name, SlowNote, TorchNote, SlowNote)
+    told = Told(run)
+    assert run.go(nprocs=nprocs, on_finished=told) == []
+    noted = [line.split()[0] for line in run.log.read_text().splitlines()]
+    first = [noted.index(f"{name}_0") for name in names]
+    last = [noted.index(f"{name}_2") for name in names]
+    assert first == sorted(first)
+    for done, begun in zip(last, first[nprocs:], strict=False):
+        assert done < begun
+    assert sorted(told.names) == sorted(names)
+    assert told.names[0] in names[:nprocs]
+    for name in names:
+        assert {f"{name}_{n}" for n in range(3)} <= told.done[name]
+    assert f"{names[-1]}_0" not in told.done[told.names[0]]  # so early is the first one told of
+
+
+def test_a_participant_that_failed_is_told_of_with_what_failed(run):
+    run.visit("bad", Note, Refuse, Note)
+    run.visit("good", Note, Note)
+    told = Told(run)
+    (crash,) = run.go(nprocs=1, on_finished=told)
+    assert told.names == ["bad", "good"]
+    assert told.failed == {"bad": ["bad_1"], "good": ["bad_1"]}
+    assert told.done["bad"] == {"bad_0"}
+    assert crash.exit_code == UnusableDataError.exit_code
+    assert crash.file.parent == run.logs
+
+
+def test_participants_whose_nodes_were_all_done_before_are_told_of(run, tmp_path):
+    def build(run):
+        run.visit("s1", Note, Note)
+        run.visit("s2", Note)
+        return run
+
+    assert build(run).go() == []
+    again = build(Run(tmp_path))
+    told = Told(again)
+    assert again.go(on_finished=told) == []
+    assert set(told.names) == {"s1", "s2"}
+    assert again.noted() == run.noted()
+
+
+def test_a_step_that_wants_all_processes_does_not_wait_for_later_participants(run):
+    _, wide = run.visit("s1", SlowNote, Note)
+    wide.n_procs = 2
+    for n in range(2, 8):
+        run.visit(f"s{n}", SlowerNote)
+    assert run.go(on_finished=Told(run)) == []
+    noted = [line.split()[0] for line in run.log.read_text().splitlines()]
+    assert noted.index("s1_1") <= 3
 
 
 def test_a_plugin_of_nipype_takes_the_run_elsewhere(run):

@@ -1,7 +1,7 @@
 """Run the graphs of visits, and say in sentences what failed."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nipype.pipeline.engine import Workflow
 
@@ -12,16 +12,33 @@ from bids_app.errors import Mri2petError
 from bids_app.files import remove_partials
 from bids_app.planning import Run, VisitPlan, init_visit_wf
 from bids_app.settings import Settings
-from bids_app.workflows.execution import Crash, Resources, run_graph
+from bids_app.workflows.execution import Crash, FinishedCallback, Resources, run_graph
 
 # Parts of a graph without which a visit still has results
 BESIDES = (".pet_", ".comparison_wf", ".uncertainty_wf")
 
 
 def compute(
-    plans: Sequence[VisitPlan], run: Run, resources: Resources, settings: Settings, voice: Voice
+    plans: Sequence[VisitPlan],
+    run: Run,
+    resources: Resources,
+    settings: Settings,
+    voice: Voice,
+    *,
+    on_finished: Callable[[str, Sequence[Problem]], None],
 ) -> list[Problem]:
-    """Run the graphs of visits; tell and return what failed."""
+    """Run the graphs of visits, one participant's before the next's; tell and return what failed.
+
+    Parameters
+    ----------
+    plans : sequence of VisitPlan
+        Of all visits, those of a participant beside one another.
+    run, resources, settings, voice
+        Of the run.
+    on_finished : callable
+        Is told a participant's label, and what has failed so far, when nothing is left to be done
+        for that participant. Not where another plugin runs the graphs.
+    """
     problems, graphs = [], {}
     for plan in plans:
         try:
@@ -33,7 +50,15 @@ def compute(
             told = f"{plan.label}: {error}"
             problems.append(Problem(plan.visit.subject, told, error.exit_code, plan.name))
     if graphs:
-        crashes = _run_graphs(graphs, plans, resources, settings, voice)
+        unbuilt, left = tuple(problems), set(graphs)
+
+        def tell_finished(name: str, crashes: Sequence[Crash]) -> None:
+            left.discard(name)
+            (subject,) = {plan.visit.subject for plan in plans if plan.name == name}
+            if not any(plan.name in left for plan in plans if plan.visit.subject == subject):
+                on_finished(subject, [*unbuilt, *(_problem(crash, plans) for crash in crashes)])
+
+        crashes = _run_graphs(graphs, plans, resources, settings, voice, on_finished=tell_finished)
         problems += [_problem(crash, plans) for crash in crashes]
     for problem in problems:
         voice.fail(problem.sentence)
@@ -54,6 +79,8 @@ def _run_graphs(
     resources: Resources,
     settings: Settings,
     voice: Voice,
+    *,
+    on_finished: FinishedCallback,
 ) -> list[Crash]:
     workflow = Workflow("mri2pet", base_dir=str(work_dir_of(settings)))
     workflow.add_nodes(list(graphs.values()))
@@ -67,6 +94,7 @@ def _run_graphs(
             logs=settings.output_dir / "logs",
             stop_on_first_crash=settings.stop_on_first_crash,
             on_status=on_status,
+            on_finished=on_finished,
         )
 
 

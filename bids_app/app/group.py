@@ -27,7 +27,7 @@ from bids_app.app.preparation import (
     refuse_without_results,
     work_dir_of,
 )
-from bids_app.app.running import Runner, told_of
+from bids_app.app.running import Runner, hold, told_of
 from bids_app.app.training import DONE, PARTIAL
 from bids_app.console import Voice
 from bids_app.dataset.validation import make_writable
@@ -78,15 +78,16 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     work_dir = work_dir_of(settings)
     make_writable(work_dir)
     ignore_also(settings.output_dir, work_dir)
-    provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
-    jobs = settings.folds * len(settings.training_set)
-    runner = Runner(settings, voice, GRAPH, jobs)
-    run = GroupRun(_screening(settings, stamp), settings, runner)
-    outcome = _detect(run, people, card, voice)
-    _finish(run, outcome, told_of(stamp, started))
-    if settings.clean_workdir and not outcome.problems:
-        for name in INTERMEDIATE:
-            shutil.rmtree(work_dir / name, ignore_errors=True)
+    with hold(settings, stamp, voice, results=["group"], intermediate=["group"]):
+        provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
+        jobs = settings.folds * len(settings.training_set)
+        runner = Runner(settings, voice, GRAPH, jobs)
+        run = GroupRun(_screening(settings, stamp), settings, runner)
+        outcome = _detect(run, people, card, voice)
+        _finish(run, outcome, told_of(stamp, started))
+        if settings.clean_workdir and not outcome.problems:
+            for name in INTERMEDIATE:
+                shutil.rmtree(work_dir / name, ignore_errors=True)
     return _close(settings, outcome, voice)
 
 

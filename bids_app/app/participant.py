@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,9 @@ from bids_app.app.preparation import (
     share_resources,
     work_dir_of,
 )
-from bids_app.app.running import told_of
+from bids_app.app.running import hold, told_of
 from bids_app.console import Voice, count_line
 from bids_app.dataset.participants import read_participants
-from bids_app.dataset.reading import find_subjects
 from bids_app.dataset.validation import make_writable, validate_bids
 from bids_app.derivatives.description import (
     Software,
@@ -32,8 +31,7 @@ from bids_app.derivatives.description import (
 )
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
-from bids_app.planning import Run, VisitPlan, is_done, plan_visit
-from bids_app.report.results import read_derivative
+from bids_app.planning import Run, VisitPlan, is_done, label_of, plan_visit
 from bids_app.report.runs import Told
 from bids_app.report.subject import write_subject_report
 from bids_app.settings import Settings
@@ -61,12 +59,24 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
     selection = read_selection(settings)
     if settings.dry_run:
         voice.tell_selection(selection, settings.bids_dir)
-        _participants(settings, voice)
         return DONE
     make_writable(settings.output_dir)
     make_writable(work_dir_of(settings))
+    visits = [] if settings.reports_only else [label_of(visit) for visit in selection.visits]
+    with hold(settings, stamp, voice, results=visits, intermediate=visits):
+        return _carry_out(settings, selection, voice, stamp, started)
+
+
+def _carry_out(
+    settings: Settings,
+    selection: Selection,
+    voice: Voice,
+    stamp: provenance.Stamp,
+    started: float,
+) -> int:
+    """Do what is to be done with what was selected; return the exit code."""
     with _validation(settings) as validation:  # another process works on it meanwhile
-        participants, remarks = _participants(settings, voice)
+        participants = _participants(settings, voice)
         template = prepare_template(settings)
         _heed(validation, voice)
     refuse_nothing(selection)
@@ -78,32 +88,42 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
     _start(settings, run, template, stamp)
     _tell_aside(selection, voice)
     plans, done = _plan(selection, run)
-    problems = problems_of(selection) + compute(plans, run, resources, settings, voice)
-    _tell_reading(plans, voice)
+    aside, reported = problems_of(selection), set[str]()
+    subjects = {plan.visit.subject for plan in plans}
+
+    def tell_finished(subject: str, problems: Sequence[Problem]) -> None:
+        fresh = Fresh(told_of(stamp, started), subjects)
+        with suppress(Exception):  # of any kind: it is tried again when all others are done
+            _report(
+                [subject],
+                selection,
+                [*aside, *problems],
+                template,
+                settings.output_dir,
+                fresh=fresh,
+            )
+            finish_dataset(
+                settings.output_dir, bids_dir=settings.bids_dir, participants=participants
+            )
+            reported.add(subject)
+
+    problems = aside + compute(plans, run, resources, settings, voice, on_finished=tell_finished)
     if settings.clean_workdir:
         clean([*plans, *done], problems, settings)
-    fresh = Fresh(told_of(stamp, started), {plan.visit.subject for plan in plans})
-    _report(selection, problems, template, settings.output_dir, fresh, remarks=remarks)
-    more = finish_dataset(
-        settings.output_dir, bids_dir=settings.bids_dir, participants=participants, remarks=remarks
-    )
-    for remark in more:
-        voice.warn(remark)
+    fresh = Fresh(told_of(stamp, started), subjects)
+    others = [subject for subject in _subjects(selection) if subject not in reported]
+    _report(others, selection, problems, template, settings.output_dir, fresh=fresh)
+    finish_dataset(settings.output_dir, bids_dir=settings.bids_dir, participants=participants)
     return _close(plans, done, problems, settings, voice)
 
 
-def _participants(
-    settings: Settings, voice: Voice
-) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+def _participants(settings: Settings, voice: Voice) -> dict[str, dict[str, str]]:
     """Read participants.tsv, which images do not depend on; a damaged one is only told of."""
     try:
-        present = find_subjects(settings.bids_dir)
-        participants, remarks = read_participants(settings.bids_dir, present)
+        return read_participants(settings.bids_dir)
     except Mri2petError as error:
-        participants, remarks = {}, (f"{error}; its columns are left out",)
-    for remark in remarks:
-        voice.warn(remark)
-    return participants, remarks
+        voice.warn(f"{error}; its columns are left out")
+        return {}
 
 
 @contextmanager
@@ -144,15 +164,6 @@ def _tell_aside(selection: Selection, voice: Voice) -> None:
             voice.fail(one.reason)
 
 
-def _tell_reading(plans: Sequence[VisitPlan], voice: Voice) -> None:
-    """Tell what was seen of images only when they were read as a whole."""
-    for plan in plans:
-        for path in (plan.paths.t1w, *(pet.in_t1w for pet in plan.paths.pets)):
-            for note in read_derivative(path).reading_notes():
-                if note not in plan.visit.notes:
-                    voice.warn(f"{plan.label}: {note}")
-
-
 def _plan(selection: Selection, run: Run) -> tuple[list[VisitPlan], list[VisitPlan]]:
     """Plan all visits; those whose results are there already come second."""
     plans = [plan_visit(visit, run) for visit in selection.visits]
@@ -188,19 +199,18 @@ class Fresh:
 
 
 def _report(
+    subjects: Sequence[str],
     selection: Selection,
     problems: Sequence[Problem],
     template: Template,
     output_dir: Path,
-    fresh: Fresh,
     *,
-    remarks: Sequence[str],
+    fresh: Fresh,
 ) -> None:
-    """Write all reports; one of results that were there before keeps what it told of their run."""
-    for subject in _subjects(selection):
+    """Write reports; one of results that were there before keeps what it told of their run."""
+    for subject in subjects:
         notes = [note for v in selection.visits if v.subject == subject for note in v.notes]
         notes += [u.reason for u in selection.unused if u.subject == subject and not u.exit_code]
-        notes += remarks
         told = [problem.sentence for problem in problems if problem.subject == subject]
         made = subject in fresh.subjects or not (output_dir / f"sub-{subject}").is_dir()
         run = Told(notes=notes, problems=told)

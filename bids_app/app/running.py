@@ -1,12 +1,14 @@
 """Run graphs as the settings say, and tell how far they are, and of the run."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from nipype.pipeline.engine import Workflow
 
 from bids_app.app.preparation import read_plugin, share_resources, work_dir_of
+from bids_app.claims import claimed
 from bids_app.console import Voice
 from bids_app.provenance import Stamp
 from bids_app.report.runs import Told
@@ -20,6 +22,42 @@ def told_of(stamp: Stamp, started: float) -> Told:
         versions=stamp.versions, date=stamp.date, command=stamp.command,
         duration=time.monotonic() - started,
     )  # fmt: skip
+
+
+@contextmanager
+def hold(
+    settings: Settings,
+    stamp: Stamp,
+    voice: Voice,
+    *,
+    results: Collection[str],
+    intermediate: Collection[str],
+) -> Iterator[None]:
+    """Keep other runs from what this one works on, for as long as the block lasts.
+
+    Parameters
+    ----------
+    settings, stamp : Settings, Stamp
+        Of the run.
+    voice : Voice
+        Is told where a disk knows no locks.
+    results, intermediate : collection of str
+        What is claimed in the output folder, and in the work folder.
+
+    Raises
+    ------
+    CannotCreateError
+        If another run works on the same.
+    """
+    places = {
+        settings.output_dir.resolve(): results, work_dir_of(settings).resolve(): intermediate
+    }  # fmt: skip
+    with ExitStack() as stack:
+        for folder, names in places.items():
+            claim = claimed(folder, names, command=stamp.command, date=stamp.date)
+            if not stack.enter_context(claim):
+                voice.warn(f"{folder}: its disk knows no locks; start no second run into it")
+        yield
 
 
 @dataclass(frozen=True)

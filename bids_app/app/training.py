@@ -16,7 +16,7 @@ from bids_app.app.preparation import (
     work_dir_of,
 )
 from bids_app.app.results import gather_records
-from bids_app.app.running import Runner, told_of
+from bids_app.app.running import Runner, hold, told_of
 from bids_app.console import Voice
 from bids_app.crossvalidation import (
     GENERATORS,
@@ -77,15 +77,17 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     work_dir = work_dir_of(settings)
     make_writable(work_dir)
     ignore_also(settings.output_dir, work_dir)
-    study = _study(settings, stamp)
-    provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
-    for note in controls.notes:
-        voice.say(note)
-    runner = Runner(settings, voice, "mri2pet_train", _jobs(settings))
-    stored, problems = _store(study, controls, runner)
-    folds = deal(study, stored)
-    problems += _compute(study, controls, folds, means, runner)
-    _finish(study, settings, controls, problems, told_of(stamp, started))
+    rows = [f"train {name}" for name in _names(settings)]  # other runs may train other rows
+    with hold(settings, stamp, voice, results=rows, intermediate=["train"]):
+        study = _study(settings, stamp)
+        provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
+        for note in controls.notes:
+            voice.say(note)
+        runner = Runner(settings, voice, "mri2pet_train", _jobs(settings))
+        stored, problems = _store(study, controls, runner)
+        folds = deal(study, stored)
+        problems += _compute(study, controls, folds, means, runner)
+        _finish(study, settings, controls, problems, told_of(stamp, started))
     return _close(settings, study, problems, voice)
 
 

@@ -8,6 +8,7 @@ from bids_app.cohort.sources import find_label_maps, load_pattern
 from bids_app.cohort.visit import write_member
 from bids_app.errors import CannotCreateError
 from bids_app.files import write_json, write_text, write_tsv
+from bids_app.lifeline import start_fork_server
 from bids_app.simulation import metadata
 
 AGES = (20, 76)  # years, the second excluded; our choice
@@ -88,6 +89,7 @@ def write_cohort(plan: Plan, *, nprocs: int, version: str) -> None:
     if workers == 1:
         found = list(map(write_member, *everyone))
     else:
+        start_fork_server()
         with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
             found = list(pool.map(write_member, *everyone))
     _write_tables(plan, [row for rows in found for row in rows])

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 from bids_app.errors import CannotCreateError, InvalidBidsError, UsageError
+from bids_app.lifeline import last_act, tied
 
 COMMAND = "bids-validator-deno"
 NAMED_AT_MOST = 5  # kinds of errors in a message
@@ -25,11 +27,14 @@ def find_validator() -> str | None:
 def _run(command: str, bids_dir: Path) -> subprocess.CompletedProcess[str]:
     # Headers are not looked at here: one damaged image is that participant's problem, not all's.
     arguments = ["--format", "json", "--ignoreWarnings", "--ignoreNiftiHeaders"]
-    with tempfile.TemporaryDirectory() as cache:  # HOME may be absent, or not ours to write to
+    with (
+        tempfile.TemporaryDirectory() as cache,  # HOME may be absent, or not ours to write to
+        last_act(partial(shutil.rmtree, cache, ignore_errors=True)),
+    ):
         environment = {**os.environ, "DENO_DIR": cache, "DENO_NO_UPDATE_CHECK": "1"}
         environment.pop("BIDS_SCHEMA", None)  # the schema it carries, not one from the network
         return subprocess.run(
-            [command, *arguments, str(bids_dir.absolute())],
+            tied([command, *arguments, str(bids_dir.absolute())]),
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
 

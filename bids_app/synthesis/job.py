@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isnan
+from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 from bids_app.errors import Mri2petError
 from bids_app.files import write_tsv
 from bids_app.imaging.similarity import ssim
+from bids_app.lifeline import die_with_parent
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
 from bids_app.synthesis.evaluation import smooth_in_brain
 from bids_app.synthesis.fitting import Fit, Line, go_on
@@ -140,7 +142,15 @@ def run_job(fabric: Fabric, job: Job, out: Path) -> None:
         write_tsv(out / HISTORY, COLUMNS, rows_of(job.name, fit))
 
 
+def _run_tied(fabric: Fabric, job: Job, out: Path) -> None:
+    """Run a job; one of several processes ends with the one that launched them."""
+    parent = parent_process()
+    if fabric.world_size > 1 and parent is not None and parent.pid is not None:
+        die_with_parent(parent.pid)
+    run_job(fabric, job, out)
+
+
 def launch_job(fabric: Fabric, job: Job, out: Path) -> None:
     """Run a job in all processes of a Fabric that was not launched yet; see :func:`run_job`."""
     # Bound, not handed over: Fabric looks into arguments, and refuses frozen dataclasses.
-    fabric.launch(partial(run_job, job=job, out=out))
+    fabric.launch(partial(_run_tied, job=job, out=out))

@@ -3,7 +3,9 @@
 import getpass
 import os
 import re
+import subprocess
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -17,6 +19,8 @@ POLLING = 2.0  # s between two looks at the queue: each asks its server about ea
 WAITING = 20.0  # s for the result of a job that has left the queue, while a shared disk settles
 LOG_LINES = 200
 GPU_OPTION = re.compile(r"--(gres|gpus)|-G\b")  # sbatch's ways to ask for a GPU
+CANCEL = {"SLURM": "scancel", "SGE": "qdel", "PBS": "qdel", "LSF": "bkill", "OAR": "oardel"}
+CANCELLING = 2.0  # s, of the 5 s that a run has to end; our choice
 OWN_MEMORY = 1.0  # GiB that Python and its libraries take in a job of their own; seen: 0.25 to 0.7
 
 
@@ -84,6 +88,26 @@ def make_plugin(name: str, arguments: Mapping[str, object]) -> PluginBase:
     plugin = type(f"Telling{name}", (_Telling, kind), {})(plugin_args=dict(arguments))
     plugin._own_jobs = {}
     return plugin
+
+
+def cancel_jobs(plugin: PluginBase, name: str) -> None:
+    """Cancel the jobs that are waiting or running, since nobody will see to their results.
+
+    They would go on beside those of the next run, in the same folders.
+
+    Parameters
+    ----------
+    plugin : PluginBase
+        As :func:`make_plugin` makes it.
+    name : str
+        Of the plugin; jobs of queues without a command in ``CANCEL`` go on.
+    """
+    jobs = [str(taskid) for taskid in getattr(plugin, "_pending", ())]
+    if jobs and name in CANCEL:
+        with suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(
+                [CANCEL[name], *jobs], check=False, capture_output=True, timeout=CANCELLING
+            )
 
 
 def ask_for_needs(workflow: Workflow, name: str, arguments: Mapping[str, object]) -> None:

@@ -9,13 +9,15 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from multiprocessing import get_context, set_forkserver_preload
+from multiprocessing import get_context
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,8 +27,8 @@ from nipype.pipeline.plugins import multiproc
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from bids_app import errors
+from bids_app.lifeline import die_before_others, last_act, start_fork_server
 from bids_app.workflows import batch
-from bids_app.workflows.lifeline import die_before_others, die_with_parent
 
 MORE_MEMORY = "lower --nprocs, or give the run more memory and say so with --mem-gb"
 KILLED = (
@@ -42,6 +44,7 @@ DISK_FULL = errors.ReadWriteError.exit_code
 ANY_ERROR = re.compile(r"^\s*([\w.]+(?:Error|Exception|Interrupt|Exit)\b.*)$", re.MULTILINE)
 
 StatusCallback = Callable[[Node, str], None]
+FinishedCallback = Callable[[str, "Sequence[Crash]"], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,6 @@ def quiet(level: int) -> None:
 
 
 def _start_worker(cwd: str, level: int) -> None:
-    die_with_parent()
     die_before_others()
     multiproc.process_initializer(cwd)
     quiet(level)
@@ -80,13 +82,34 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
 
     A killed process does not stall the run: what it ran, and what broke with its pool, is tried
     once more, each in a pool of one, and reported if that is killed too.
+
+    Parameters
+    ----------
+    plugin_args : dict
+        As nipype's.
+    order : sequence of str
+        Names of graphs within the workflow. A node of one runs only where no node of those before
+        it is ready to: with few processes, one graph is done before the next begins. Empty: nodes
+        run as they become ready.
+    on_finished : callable or None
+        Is told the name of each of these graphs when nothing of it is left to do.
     """
 
-    def __init__(self, plugin_args: dict) -> None:
+    def __init__(
+        self,
+        plugin_args: dict,
+        order: Sequence[str] = (),
+        on_finished: Callable[[str], None] | None = None,
+    ) -> None:
         super().__init__(plugin_args=plugin_args)
+        self._order = {name: place for place, name in enumerate(order)}
+        self._on_finished = on_finished
+        self._finished: set[str] = set()
+        self._members: dict[str, list[int]] = {}
+        self._counted = 0
         self.pool: ProcessPoolExecutor
         self.pool.shutdown(wait=False)  # nipype's own; nothing has been submitted
-        set_forkserver_preload(["bids_app.workflows.forkserver"])
+        start_fork_server()
         self._level = logging.getLogger("nipype.workflow").level
         self._pools = {
             False: self._new_pool(self.processors),
@@ -135,6 +158,57 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         super()._clear_task(taskid)
         self._submitted.pop(taskid, None)
 
+    def _place(self, jobid: int) -> int:
+        """Say where in the order a node's graph stands; behind it, if it has no place."""
+        return self._order.get(_graph_of(self.procs[jobid]), len(self._order))
+
+    def _sort_jobs(self, jobids: Sequence[int], scheduler: str | None = "tsort") -> Sequence[int]:
+        ready: Sequence[int] = super()._sort_jobs(jobids, scheduler)
+        if not self._order:
+            return ready
+        return self._hold_back(sorted(ready, key=self._place))
+
+    def _hold_back(self, ready: Sequence[int]) -> Sequence[int]:
+        """Leave out nodes of later graphs where one of an earlier graph waits for room.
+
+        Else small nodes of later graphs would take its room again and again.
+        """
+        memory, processors, _ = self._check_resources(self.pending_tasks)
+        for number, jobid in enumerate(ready):
+            node = self.procs[jobid]
+            processors -= min(node.n_procs, self.processors)
+            memory -= min(node.mem_gb, self.memory_gb)
+            if processors < 0 or memory < 0:
+                return [
+                    one for n, one in enumerate(ready)
+                    if n <= number or self._place(one) == self._place(jobid)
+                ]  # fmt: skip
+        return ready
+
+    def _task_finished_cb(self, jobid: int, cached: bool = False) -> None:
+        super()._task_finished_cb(jobid, cached)
+        self._tell_finished(_graph_of(self.procs[jobid]))
+
+    def _remove_node_deps(self, jobid: int, crashfile: str, graph: object) -> dict:
+        removed: dict = super()._remove_node_deps(jobid, crashfile, graph)
+        self._tell_finished(_graph_of(self.procs[jobid]))
+        return removed
+
+    def _tell_finished(self, name: str) -> None:
+        """Tell of a graph once all its nodes have run, or failed, or cannot run."""
+        if self._on_finished is None or name in self._finished or name not in self._order:
+            return
+        if self._counted != len(self.procs):  # at first, and when a MapNode was expanded
+            self._counted = len(self.procs)
+            members = defaultdict(list)
+            for jobid, node in enumerate(self.procs):
+                members[_graph_of(node)].append(jobid)
+            self._members = dict(members)
+        jobs = self._members[name]
+        if self.proc_done[jobs].all() and not self.proc_pending[jobs].any():
+            self._finished.add(name)
+            self._on_finished(name)
+
     def _prerun_check(self, graph: object) -> None:
         """Let a worker of each pool import what its nodes need while the first ones run."""
         super()._prerun_check(graph)
@@ -153,6 +227,12 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
 
     def _postrun_check(self) -> None:
         self.close()
+
+
+def _graph_of(node: Node) -> str:
+    """Give the name of the graph within the workflow that a node belongs to."""
+    _, name, *_ = f"{node.fullname}.".split(".")
+    return name
 
 
 def _read_crash(file: Path) -> Crash:
@@ -204,7 +284,20 @@ def _run_elsewhere(
     }  # fmt: skip
     batch.name_user(os.environ)
     batch.ask_for_needs(workflow, name, arguments)
-    workflow.run(plugin=batch.make_plugin(name, arguments | {"status_callback": on_status}))
+    chosen = batch.make_plugin(name, arguments | {"status_callback": on_status})
+    with last_act(partial(batch.cancel_jobs, chosen, name)):
+        workflow.run(plugin=chosen)
+
+
+def _configure(workflow: Workflow, crashes: Path, *, stop_on_first_crash: bool) -> None:
+    """Tell nipype how to run; ``crashes`` is where it writes tracebacks."""
+    workflow.config["execution"] = {
+        "crashdump_dir": str(crashes), "crashfile_format": "txt",
+        "stop_on_first_crash": stop_on_first_crash, "poll_sleep_duration": 0.05,
+        "create_report": False, "remove_unnecessary_outputs": False,
+        "hash_method": "content",  # a copied dataset, or a template written anew, is the same
+    }  # fmt: skip
+    nipype.config.update_config({"execution": {"check_version": "false"}})
 
 
 def run_graph(
@@ -215,6 +308,7 @@ def run_graph(
     logs: Path,
     stop_on_first_crash: bool,
     on_status: StatusCallback,
+    on_finished: FinishedCallback | None = None,
 ) -> list[Crash]:
     """Run all nodes of a graph that are not done yet.
 
@@ -232,6 +326,10 @@ def run_graph(
         Do not go on with other participants.
     on_status : callable
         Is told of each node: (node, "start"), (node, "end") or (node, "exception").
+    on_finished : callable or None
+        Is told of each graph within this one when nothing of it is left to do: its name, and what
+        has failed so far, of all graphs. If given, each is done before the next begins, as far as
+        processes do not lie idle. Not on other plugins.
 
     Returns
     -------
@@ -242,24 +340,25 @@ def run_graph(
     crashes_here = base / f"crashes-{uuid4().hex}"
     crashes_here.mkdir(parents=True)
     _remove_stale_locks(workflow)
-    workflow.config["execution"] = {
-        "crashdump_dir": str(crashes_here), "crashfile_format": "txt",
-        "stop_on_first_crash": stop_on_first_crash, "poll_sleep_duration": 0.05,
-        "create_report": False, "remove_unnecessary_outputs": False,
-        "hash_method": "content",  # a copied dataset, or a template written anew, is the same
-    }  # fmt: skip
-    nipype.config.update_config({"execution": {"check_version": "false"}})
+    _configure(workflow, crashes_here, stop_on_first_crash=stop_on_first_crash)
     arguments = {
         "n_procs": resources.nprocs, "memory_gb": resources.mem_gb, "raise_insufficient": False,
         "n_gpu_procs": 1,  # all nodes that want a GPU want the same one
         "mp_context": "forkserver", "status_callback": on_status,
     }  # fmt: skip
-    failure = None
+    failure, crashes = None, list[Crash]()
+
+    def tell_finished(name: str) -> None:
+        crashes.extend(_collect(crashes_here, logs))
+        if on_finished is not None:
+            on_finished(name, crashes)
+
+    order = () if on_finished is None else [one.name for one in workflow._graph.nodes()]
     gc.freeze()  # nipype collects garbage at each look at its nodes: half a core, with all imports
     try:
         if plugin is None or plugin["plugin"] == "MultiProc":  # nipype's own mixes ANTs and torch
             arguments |= _arguments_of(plugin or {})
-            with closing(SeparatedMultiProcPlugin(arguments)) as here:
+            with closing(SeparatedMultiProcPlugin(arguments, order, tell_finished)) as here:
                 workflow.run(plugin=here)
         else:
             _run_elsewhere(workflow, plugin, on_status)
@@ -267,7 +366,7 @@ def run_graph(
         failure = error
     finally:
         gc.unfreeze()
-    crashes = _collect(crashes_here, logs)
+    crashes += _collect(crashes_here, logs)
     shutil.rmtree(crashes_here, ignore_errors=True)
     if failure is not None and not crashes:
         raise errors.Mri2petError(f"the run stopped: {failure}") from failure

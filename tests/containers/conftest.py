@@ -16,6 +16,14 @@ def commands():
         yield
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _network():
+    """Images are built with one, so that nobody is kept from it, as other tests are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LD_PRELOAD", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory):
     return copy_sources(tmp_path_factory.mktemp("sources"))

@@ -1,0 +1,325 @@
+"""What is left of runs that are killed at random moments, and do they go on to the same files.
+
+A small cohort is simulated and taken through all levels once, undisturbed. Then runs are begun
+anew and told to end: SIGKILL, SIGTERM or SIGINT, to the main process, to all processes or to one
+worker, at a moment drawn from the whole length of a run, or while one-class SVMs are fitted. After
+each: does a process live on, was the exit code right, how long did the end take; then the same
+command again has to exit with 0 and to have made the files of the undisturbed run.
+
+    python benchmarks/crash_loop.py WORK --kills 60 --seed 1
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import cycle, product
+from pathlib import Path
+
+MARK = "MRI2PET_CRASH_LOOP"  # in the environment of all processes of a run
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+TARGETS = ("main", "group", "worker")
+LEVELS = ("participant", "train", "group", "slabs")
+COMMON = ("--sloppy", "--nprocs", "2", "--omp-nthreads", "1")
+FOLDS = ("--folds", "2")
+OPTIONS = {
+    "participant": ("--participant-label", "control01", "control02"),
+    "train": (*FOLDS, "--models", "semi3d-cyclegan-mse", "--epochs", "4", "--width", "2"),
+    "group": (*FOLDS, "--detectors", "zscore", "pseudonormal"),
+    "slabs": (*FOLDS, "--detectors", "ocsvm"),
+}
+SETTLING = 3.0  # s until nothing may be left of a run
+SOON = 5.0  # s that Ctrl-C and SIGTERM have
+LONGEST = 1800.0  # s of a run; beyond, something hangs
+IGNORED = re.compile(r"(^|/)(logs|work|\.[^/]*)(/|$)|\.html$")
+# What may differ between runs: fields of JSON files, columns of tables
+FIELDS = frozenset({"date", "Date", "duration", "command", "GeneratedOn", "seconds", "created"})
+COLUMNS = frozenset({"seconds"})
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things lie below the folder of work; runs of all trials have the same paths."""
+
+    root: Path
+
+    @property
+    def bids(self) -> Path:
+        """The simulated cohort."""
+        return self.root / "bids"
+
+    @property
+    def out(self) -> Path:
+        """The output folder of the run at hand."""
+        return self.root / "out"
+
+    @property
+    def intermediate(self) -> Path:
+        """Its work folder."""
+        return self.root / "work"
+
+    def kept(self, name: str) -> Path:
+        """Give a place for an output folder that is kept."""
+        return self.root / "reference" / name
+
+
+def command_of(place: Place, level: str) -> list[str]:
+    """Give the command line of a level."""
+    real = "group" if level == "slabs" else level
+    words = [sys.executable, "-m", "bids_app.cli", str(place.bids), str(place.out), real]
+    return [*words, *COMMON, *OPTIONS[level], "-w", str(place.intermediate)]
+
+
+def fresh(place: Place, level: str) -> None:
+    """Lay out what a run of a level begins with."""
+    for folder in (place.out, place.intermediate):
+        shutil.rmtree(folder, ignore_errors=True)
+    if level != "participant":
+        shutil.copytree(place.kept("everyone"), place.out)
+
+
+class Run:
+    """A run of a level in a group of processes of its own."""
+
+    def __init__(self, place: Place, command: list[str], name: str) -> None:
+        self.mark = f"{MARK}={name}-{time.time_ns()}"
+        self.log = place.root / "said.txt"
+        environment = {**os.environ, MARK: self.mark.partition("=")[2]}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+
+    def said(self) -> str:
+        """Give what it has told so far."""
+        return self.log.read_text(errors="replace")
+
+    def family(self) -> dict[int, int]:
+        """Give its processes, but for zombies, and their parents."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                environment = (folder / "environ").read_bytes()
+                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            except (OSError, ValueError):
+                continue
+            if self.mark.encode() in environment.split(b"\0") and state not in "ZX":
+                found[int(folder.name)] = int(parent)
+        return found
+
+    def workers(self) -> list[int]:
+        """Give processes that the fork server has forked."""
+        family = self.family()
+        return sorted(p for p, parent in family.items() if family.get(parent) == self.process.pid)
+
+    def end(self, number: int, target: str, rng: random.Random) -> str:
+        """Send a signal; tell whom it reached."""
+        if target == "group":
+            os.killpg(self.process.pid, number)
+        elif target == "worker" and (workers := self.workers()):
+            os.kill(rng.choice(workers), number)
+        elif target == "worker":
+            return "nobody"
+        else:
+            os.kill(self.process.pid, number)
+        return target
+
+    def orphans(self) -> int:
+        """Count processes that live on after a while, and kill them."""
+        end = time.monotonic() + SETTLING
+        while (left := self.family()) and time.monotonic() < end:
+            time.sleep(0.05)
+        for process in left:
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        return len(left)
+
+
+def plain(path: Path) -> bytes:
+    """Give the content of a file without what may differ between equal runs."""
+    if path.suffix == ".json":
+        return json.dumps(_without(json.loads(path.read_text())), sort_keys=True).encode()
+    if path.suffix == ".tsv":
+        rows = [line.split("\t") for line in path.read_text().splitlines()]
+        kept = [n for n, name in enumerate(rows[0] if rows else []) if name not in COLUMNS]
+        return "\n".join("\t".join(row[n] for n in kept if n < len(row)) for row in rows).encode()
+    return path.read_bytes()
+
+
+def _without(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _without(one) for name, one in value.items() if name not in FIELDS}
+    return [_without(one) for one in value] if isinstance(value, list) else value
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Digest the files of a result; of HDF5, which notes the time, the size where it differs."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if path.is_file() and not IGNORED.search(name):
+            content = str(path.stat().st_size).encode() if path.suffix == ".h5" else plain(path)
+            found[name] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def different(root: Path, reference: Path) -> list[str]:
+    """Name files that are missing, too many, or not the same."""
+    one, other = digests(root), digests(reference)
+    unlike = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    cut = [p.name for p in root.glob("*.html") if not p.read_text().rstrip().endswith("</html>")]
+    return unlike + cut
+
+
+def finish(place: Place, command: list[str], name: str) -> tuple[int, str]:
+    """Run to the end; give the exit code, and what was said."""
+    run = Run(place, command, name)
+    try:
+        code = run.process.wait(LONGEST)
+    except subprocess.TimeoutExpired:
+        run.process.kill()
+        code = run.process.wait()
+    return code, run.said()
+
+
+def simulate(place: Place) -> None:
+    """Make the cohort, if it is not there."""
+    if (place.bids / "participants.tsv").exists():
+        return
+    shutil.rmtree(place.bids, ignore_errors=True)
+    words = ("--paired", "4", "--patients", "1", "--resolution", "4", "--seed", "1")
+    command = [sys.executable, "-m", "bids_app.simulate", str(place.bids), *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def undisturbed(place: Place, name: str, command: list[str]) -> float:
+    """Make the results of an undisturbed run, if they are not there; give its length, in s."""
+    times = place.root / "times.json"
+    known = dict(json.loads(times.read_text())) if times.exists() else {}
+    if name not in known:
+        shutil.rmtree(place.kept(name), ignore_errors=True)
+        fresh(place, "participant" if name == "everyone" else name)
+        begun = time.monotonic()
+        code, said = finish(place, command, name)
+        if code:
+            sys.exit(f"the undisturbed run of {name} exits with {code}:\n{said[-2000:]}")
+        known[name] = time.monotonic() - begun
+        shutil.copytree(place.out, place.kept(name))
+        times.write_text(json.dumps(known))
+        print(f"undisturbed {name}: {known[name]:.0f} s", flush=True)
+    return float(known[name])
+
+
+def prepare(place: Place, levels: list[str]) -> dict[str, float]:
+    """Make the cohort and the undisturbed results of levels; give how long runs take, in s."""
+    simulate(place)
+    if set(levels) - {"participant"}:
+        everyone = command_of(place, "participant")
+        start = everyone.index("--participant-label")
+        undisturbed(place, "everyone", everyone[:start] + everyone[start + 3 :])
+    return {level: undisturbed(place, level, command_of(place, level)) for level in levels}
+
+
+def wait_for_moment(run: Run, level: str, seconds: float, rng: random.Random) -> None:
+    """Wait until the moment of the signal, or until the run has ended by itself."""
+    if level == "slabs":
+        end = time.monotonic() + seconds
+        while "slab" not in run.said() and run.process.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        delay = rng.uniform(0, 2)
+    else:
+        delay = rng.uniform(0, seconds)
+    end = time.monotonic() + delay
+    while run.process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def right_code(number: int, reached: str) -> int:
+    """Give the exit code that a run should have, as Popen gives it."""
+    if reached in ("worker", "nobody", "too late"):
+        return 0
+    return -number if number == signal.SIGKILL else 128 + number
+
+
+def trial(
+    place: Place, level: str, number: int, *, target: str, seconds: float, rng: random.Random
+) -> dict[str, object]:
+    """Begin a run, send it a signal, look at what is left, and run it again."""
+    fresh(place, level)
+    command = command_of(place, level)
+    run = Run(place, command, level)
+    begun = time.monotonic()
+    wait_for_moment(run, level, seconds, rng)
+    moment = time.monotonic() - begun
+    late = run.process.poll() is not None
+    reached = "too late" if late else run.end(number, target, rng)
+    sent = time.monotonic()
+    code = run.process.wait(LONGEST)
+    took = time.monotonic() - sent if reached in ("main", "group") else 0.0
+    orphans, said = run.orphans(), run.said()
+    again, told = finish(place, command, level)
+    unlike = different(place.out, place.kept(level))
+    right = code == right_code(number, reached)
+    if not right or again or unlike:
+        (place.root / f"failed-{time.time_ns()}.txt").write_text(f"{said}\n--- again\n{told}")
+    return {
+        "level": level, "signal": signal.Signals(number).name, "to": reached,
+        "at_s": round(moment, 1), "code": code, "right": right, "end_s": round(took, 2),
+        "orphans": orphans, "traceback": "Traceback" in said, "again": again,
+        "unlike": " ".join(unlike[:3]) + (f" +{len(unlike) - 3}" if len(unlike) > 3 else ""),
+    }  # fmt: skip
+
+
+def total(rows: list[dict[str, object]]) -> str:
+    """Sum up all trials in a sentence."""
+    told = [row for row in rows if row["signal"] != "SIGKILL"]
+    ends = [float(str(row["end_s"])) for row in rows]
+    return (
+        f"{len(rows)} kills: {sum(int(str(row['orphans'])) for row in rows)} orphans, "
+        f"{sum(bool(row['unlike']) for row in rows)} mismatches, "
+        f"{sum(not row['right'] for row in rows)} wrong exit codes, "
+        f"{sum(row['again'] != 0 for row in rows)} second runs that failed, "
+        f"{sum(bool(row['traceback']) for row in told)} tracebacks; slowest end "
+        f"{max(ends, default=0):.2f} s ({sum(end > SOON for end in ends)} beyond {SOON:g} s)"
+    )
+
+
+def main() -> int:
+    """Do all trials; exit with 1 if anything is not as it should be."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("work", type=Path, help="a folder; results of undisturbed runs stay there")
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS))
+    given = parser.parse_args()
+    place, rng = Place(given.work.absolute()), random.Random(given.seed)
+    place.root.mkdir(parents=True, exist_ok=True)
+    seconds = prepare(place, given.levels)
+    kinds = list(product(SIGNALS, TARGETS, given.levels))
+    rng.shuffle(kinds)
+    rows: list[dict[str, object]] = []
+    for (number, target, level), _ in zip(cycle(kinds), range(given.kills), strict=False):
+        rows.append(trial(place, level, number, target=target, seconds=seconds[level], rng=rng))
+        if len(rows) == 1:
+            print("\t".join(rows[0]), flush=True)
+        print("\t".join(str(value) for value in rows[-1].values()), flush=True)
+    print(total(rows))
+    good = all(
+        row["right"] and not row["again"] and not row["orphans"] and not row["unlike"]
+        for row in rows
+    )
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""What a run has claimed for as long as it lives, so that no other works on the same.
+
+A claim is a file that lists what is claimed, and on which the kernel holds a lock: it is void as
+soon as the run has ended, however it ends, also on another machine that shares the disk.
+"""
+
+import fcntl
+import os
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+from uuid import uuid4
+
+from bids_app.errors import CannotCreateError, Mri2petError
+from bids_app.files import NO_LOCKS, locked, read_json, write_json
+from bids_app.lifeline import last_act
+
+FOLDER = ".mri2pet-runs"
+NAMED_AT_MOST = 3  # claims in a message
+
+
+@contextmanager
+def claimed(folder: Path, names: Collection[str], *, command: str, date: str) -> Iterator[bool]:
+    """Claim parts of a folder for as long as the block lasts; other parts are others' to claim.
+
+    Parameters
+    ----------
+    folder : Path
+        Writable.
+    names : collection of str
+        What is claimed: visits, rows of Table 1, a level.
+    command, date : str
+        Of the run, for those who are refused.
+
+    Yields
+    ------
+    bool
+        Whether the claims are held: False where the disk knows no locks.
+
+    Raises
+    ------
+    CannotCreateError
+        If another run that is alive has claimed one of these; it is named.
+    ReadWriteError
+        If the folder cannot be written to.
+    """
+    place = folder / FOLDER
+    path = place / f"{uuid4().hex}.json"
+    told = {
+        "claims": sorted(names), "host": socket.gethostname(), "process": os.getpid(),
+        "command": command, "date": date,
+    }  # fmt: skip
+    with locked(folder):
+        for other in sorted(place.glob("*.json")):
+            _refuse_overlap(folder, other, names)
+        write_json(path, told)
+        handle = path.open()
+        held = _is_locked_by(handle, fcntl.LOCK_EX)
+    try:
+        with handle, last_act(partial(path.unlink, missing_ok=True)):
+            yield held
+    finally:
+        with suppress(OSError, Mri2petError), locked(folder):
+            path.unlink(missing_ok=True)
+            place.rmdir()  # unless other runs have claims here
+
+
+def _is_locked_by(handle: TextIO, kind: int) -> bool:
+    """Lock a file if nobody else has; tell whether it is locked now.
+
+    Raises
+    ------
+    BlockingIOError
+        If somebody else has.
+    """
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def _refuse_overlap(folder: Path, other: Path, names: Collection[str]) -> None:
+    """Refuse what a run that is alive has claimed; remove the claims of one that is not."""
+    try:
+        with other.open() as handle:
+            _is_locked_by(handle, fcntl.LOCK_SH)
+    except BlockingIOError:
+        _refuse(folder, other, names)
+    except OSError:  # it has just ended
+        return
+    else:
+        with suppress(OSError):
+            other.unlink()
+
+
+def _refuse(folder: Path, other: Path, names: Collection[str]) -> None:
+    try:
+        told = read_json(other)
+    except Mri2petError:  # it has just ended
+        return
+    claims = told.get("claims")
+    both = sorted(set(names) & set(claims if isinstance(claims, list) else []))
+    if both:
+        more = f" and {len(both) - NAMED_AT_MOST} more" if len(both) > NAMED_AT_MOST else ""
+        raise CannotCreateError(
+            f"{folder}: another run is working on {', '.join(both[:NAMED_AT_MOST])}{more}: process "
+            f"{told.get('process')} on {told.get('host')}, begun at {told.get('date')} as "
+            f"{told.get('command')!r}; wait until it has ended, or stop it"
+        )
