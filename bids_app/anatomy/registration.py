@@ -12,8 +12,15 @@ from pathlib import Path
 
 import ants
 import numpy as np
+from scipy import ndimage
 
+from bids_app import nifti
+from bids_app.anatomy.transforms import strip_times
+from bids_app.imaging.pose import Pose, find_pose
 from bids_app.imaging.similarity import normalized_mutual_information
+from bids_app.imaging.tissue import classify, expected_uptake, winsorize
+from bids_app.imaging.verdict import Judgement, judge_pet
+from bids_app.imaging.volume import Affine, Mask, thin, zooms_of
 
 # Grid in mm, and levels, of the rigid registration of PET: ours. No PET is sharper than 2 mm.
 RIGID = {"aff_iterations": (500, 250, 100), "aff_shrink_factors": (4, 2, 1),
@@ -21,18 +28,35 @@ RIGID = {"aff_iterations": (500, 250, 100), "aff_shrink_factors": (4, 2, 1),
 QUICK_RIGID = {"aff_iterations": (200, 100), "aff_shrink_factors": (2, 1),
                "aff_smoothing_sigmas": (1, 0)}  # fmt: skip
 PET_GRID, QUICK_PET_GRID = 2.0, 4.0
-OF_LABELS = "genericLabel"  # interpolation
+OF_LABELS, NEAREST = "genericLabel", "nearestNeighbor"  # interpolation
+HALF = 0.5  # of a coarse voxel is brain
 BRAIN_MARGIN = 6  # mm around the brain in which PET and T1w are compared; our choice
+COARSE = 4.0  # mm; images that are searched for a pose are thinned out to it
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes in RAS+
+HEADER, CENTRE, SEARCH = "header", "centre of mass", "search of directions"
 
 
 @dataclass(frozen=True)
 class RigidResult:
-    """Where a PET went: the transform's file, which start won, similarity before and after."""
+    """Where a PET went.
+
+    Parameters
+    ----------
+    transform : Path
+        The transform's file.
+    start : str
+        The one that won.
+    before, after : float
+        Similarity.
+    judgement : Judgement
+        Whether it may be believed.
+    """
 
     transform: Path
     start: str
     before: float
     after: float
+    judgement: Judgement
 
 
 def correct_bias(t1w: Path, mask: Path, out: Path, *, shrink_factor: int) -> Path:
@@ -60,13 +84,51 @@ def seed_ants(seed: int) -> None:
     os.environ["ANTS_RANDOM_SEED"] = str(seed + 1)
 
 
+def _winsorized(image: ants.ANTsImage) -> ants.ANTsImage:
+    """Cut off extreme intensities of an image, for registration only; zeros are no brain."""
+    data = image.numpy()
+    return image.new_image_like(winsorize(data, data != 0))
+
+
+def _coarse(image: nifti.Image) -> nifti.Image:
+    data, affine = thin(np.nan_to_num(image.data), image.affine, COARSE)
+    return nifti.Image(data, affine)
+
+
+def _around(brain: Mask, zooms: Sequence[float], margin: float) -> Mask:
+    """Widen a brain by a margin in mm."""
+    away = ndimage.distance_transform_edt(~brain, sampling=zooms)
+    return away <= max(margin, *zooms)
+
+
+def _write_pose(pose: Affine, centre: Sequence[float], path: str) -> str:
+    """Write a rigid transform, world of the fixed image → world of the moving one, RAS+."""
+    own = LPS @ pose @ LPS
+    matrix, about = own[:3, :3], np.array(centre)
+    transform = ants.create_ants_transform(
+        transform_type="Euler3DTransform", center=tuple(about), matrix=matrix,
+        translation=tuple(matrix @ about + own[:3, 3] - about),
+    )  # fmt: skip
+    ants.write_transform(transform, path)
+    return path
+
+
+def _pose_in_template(brain: Path, template: Path) -> Pose:
+    """Search the pose of a brain in which it is most like the template's."""
+    fixed, moving = _coarse(nifti.load(template)), _coarse(nifti.load(brain))
+    where = _around(fixed.data > 0, fixed.zooms, BRAIN_MARGIN)
+    data = winsorize(moving.data, moving.data != 0)
+    return find_pose(fixed.data, fixed.affine, where, data, moving.affine, bounded=False)
+
+
 def register_to_template(
     brain: Path, template: Path, prefix: Path, *, quick: bool
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path, str]:
     """Register a brain to a template's brain: rigid, affine, then SyN, mutual information.
 
     Avants et al. (2008), Medical Image Analysis 12:26-41, by the settings of
-    ``antsRegistrationSyNQuick`` of ANTs; centres of mass are brought together first.
+    ``antsRegistrationSyNQuick`` of ANTs; centres of mass are brought together first. Where the
+    header has the head turned, it starts from the pose that :func:`find_pose` finds.
 
     Parameters
     ----------
@@ -81,20 +143,32 @@ def register_to_template(
     -------
     Path, Path
         Composite transforms (.h5), from brain to template and back.
+    str
+        The start.
     """
-    fixed, moving = ants.image_read(str(template)), ants.image_read(str(brain))
+    fixed = ants.image_read(str(template))
+    moving = _winsorized(ants.image_read(str(brain)))
+    pose, start, initial = _pose_in_template(brain, template), CENTRE, None
+    if pose.is_better:
+        start = SEARCH
+        centre = ants.get_center_of_mass(fixed)
+        initial = [_write_pose(pose.matrix, centre, f"{prefix}search_start.mat")]
     if quick:
         ants.registration(
-            fixed, moving, "SyN", outprefix=str(prefix), write_composite_transform=True,
+            fixed, moving, "SyN", initial_transform=initial, outprefix=str(prefix),
+            write_composite_transform=True,
             aff_iterations=(200, 100), aff_shrink_factors=(2, 1), aff_smoothing_sigmas=(1, 0),
             reg_iterations=(20, 5),
         )  # fmt: skip
     else:
         ants.registration(
-            fixed, moving, "antsRegistrationSyNQuick[s]", outprefix=str(prefix),
-            write_composite_transform=True,
+            fixed, moving, "antsRegistrationSyNQuick[s]", initial_transform=initial,
+            outprefix=str(prefix), write_composite_transform=True,
         )  # fmt: skip
-    return Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
+    there, back = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
+    for path in (there, back):
+        strip_times(path)
+    return there, back, start
 
 
 def _common_grid(image: ants.ANTsImage, zoom: float, interpolation: int) -> ants.ANTsImage:
@@ -102,23 +176,50 @@ def _common_grid(image: ants.ANTsImage, zoom: float, interpolation: int) -> ants
     return ants.resample_image(image, zooms, use_voxels=False, interp_type=interpolation)
 
 
-def _likeness(fixed: ants.ANTsImage, moving: ants.ANTsImage, where: np.ndarray, xfm: str) -> float:
-    moved = ants.apply_transforms(fixed, moving, [xfm])
-    return normalized_mutual_information(fixed.numpy(), moved.numpy(), where)
+def _likeness(
+    fixed: ants.ANTsImage, moving: ants.ANTsImage, where: Mask, xfm: str
+) -> tuple[float, np.ndarray, Mask]:
+    """Compare where the moving image reaches; the less it does, the less alike they are.
+
+    Returns
+    -------
+    float
+        Normalized mutual information; what is above 1 is multiplied by the share of ``where``
+        that the moving image covers.
+    ndarray, ndarray of bool
+        The moved image, and where it reaches.
+    """
+    moved = ants.apply_transforms(fixed, moving, [xfm]).numpy()
+    ones = moving.new_image_like(np.ones(moving.shape, np.float32))
+    covered = ants.apply_transforms(fixed, ones, [xfm], interpolator=NEAREST).numpy() > 0
+    seen = where & covered
+    share = float(seen.sum() / max(where.sum(), 1))
+    alike = normalized_mutual_information(fixed.numpy(), moved, seen) if seen.any() else 1.0
+    return 1 + (alike - 1) * share, moved, covered
 
 
-def _starts(fixed: ants.ANTsImage, moving: ants.ANTsImage, prefix: Path) -> dict[str, str]:
-    """Write the transforms that registration starts from: nothing moved, or centres matched."""
-    shift = np.subtract(ants.get_center_of_mass(moving), ants.get_center_of_mass(fixed))
-    starts = {}
-    for name, translation in (("header", np.zeros(3)), ("centre of mass", shift)):
-        transform = ants.create_ants_transform(
-            transform_type="Euler3DTransform", center=ants.get_center_of_mass(fixed),
-            translation=tuple(translation),
-        )  # fmt: skip
-        starts[name] = f"{prefix}{name.replace(' ', '_')}_start.mat"
-        ants.write_transform(transform, starts[name])
-    return starts
+def _starts(
+    fixed: ants.ANTsImage, moving: ants.ANTsImage, pose: Pose | None, prefix: Path
+) -> dict[str, str]:
+    """Write the transforms that registration starts from: by header, centres, and search."""
+    centre = ants.get_center_of_mass(fixed)
+    shifted = np.eye(4)
+    shifted[:3, 3] = LPS[:3, :3] @ np.subtract(ants.get_center_of_mass(moving), centre)
+    poses = {HEADER: np.eye(4), CENTRE: shifted}
+    if pose is not None and pose.is_better:
+        poses[SEARCH] = pose.matrix
+    return {
+        name: _write_pose(matrix, centre, f"{prefix}{name.replace(' ', '_')}_start.mat")
+        for name, matrix in poses.items()
+    }
+
+
+def _pose_in_t1w(pet: Path, uptake: nifti.Image) -> Pose:
+    """Search the pose of a PET in which it is most like the uptake that a T1w lets expect."""
+    fixed, moving = _coarse(uptake), _coarse(nifti.load(pet))
+    where = _around(fixed.data > 0, fixed.zooms, BRAIN_MARGIN)
+    data = winsorize(moving.data)
+    return find_pose(fixed.data, fixed.affine, where, data, moving.affine, bounded=True)
 
 
 def register_pet(
@@ -127,7 +228,8 @@ def register_pet(
     """Move a PET rigidly onto the T1w of the same person.
 
     Mattes's mutual information, from two starts: as the headers say, and with centres of mass
-    matched. The one whose result is more alike (normalized mutual information) is kept.
+    matched; and from a third where :func:`find_pose` finds one that is clearly better. The one
+    whose result is more alike (normalized mutual information) is kept.
 
     Parameters
     ----------
@@ -147,9 +249,12 @@ def register_pet(
     inside = _common_grid(brain, zoom, 1)
     radius = max(round(BRAIN_MARGIN / min(inside.spacing)), 1)
     around = ants.iMath(inside, "MD", radius)
-    moving = ants.image_read(str(pet))
+    whole = ants.image_read(str(pet))
+    moving = whole.new_image_like(winsorize(whole.numpy()))
     where = around.numpy() > 0
-    starts = _starts(fixed, moving, prefix)
+    classes = _classes(t1w, mask)
+    pose = _pose_in_t1w(pet, nifti.Image(expected_uptake(classes.data), classes.affine))
+    starts = _starts(fixed, moving, pose, prefix)
     results = []
     for name, start in starts.items():
         found = ants.registration(
@@ -157,10 +262,29 @@ def register_pet(
             outprefix=f"{prefix}{name.replace(' ', '_')}_", aff_random_sampling_rate=1.0,
             **levels,
         )["fwdtransforms"][0]  # fmt: skip
-        results.append((_likeness(fixed, moving, where, found), name, found))
+        results.append((_likeness(fixed, moving, where, found)[0], name, found))
     after, name, best = max(results)
     ants.write_transform(ants.read_transform(best), str(out))
-    return RigidResult(out, name, _likeness(fixed, moving, where, starts["header"]), after)
+    before = _likeness(fixed, moving, where, starts[HEADER])[0]
+    return RigidResult(out, name, before, after, _judge(moving, classes, best, prefix))
+
+
+def _classes(t1w: Path, mask: Path) -> nifti.Image:
+    """Sort the brain of a T1w into tissues, on its own grid."""
+    image, brain = nifti.load(t1w), nifti.load(mask).data > 0
+    return nifti.Image(classify(image.data, brain), image.affine)
+
+
+def _judge(
+    moving: ants.ANTsImage, classes: nifti.Image, transform: str, prefix: Path
+) -> Judgement:
+    """Judge where a PET lies on the tissues of its T1w, on a coarse grid."""
+    uptake, affine = thin(expected_uptake(classes.data), classes.affine, COARSE)
+    brain, _ = thin((classes.data > 0).astype(np.float32), classes.affine, COARSE)
+    nifti.save(nifti.Image(uptake, affine), prefix.with_name(f"{prefix.name}uptake.nii"))
+    grid = ants.image_read(f"{prefix}uptake.nii")
+    _, moved, covered = _likeness(grid, moving, brain > 0, transform)
+    return judge_pet(moved, uptake, brain >= HALF, covered, zooms_of(affine))
 
 
 def resample(
