@@ -12,15 +12,16 @@ from pathlib import Path
 
 import ants
 import numpy as np
+import pandas as pd
 from scipy import ndimage
 
 from bids_app import nifti
 from bids_app.anatomy.transforms import strip_times
-from bids_app.imaging.pose import Pose, find_pose
+from bids_app.imaging.pose import Pose, PoseSearch
 from bids_app.imaging.similarity import normalized_mutual_information
 from bids_app.imaging.tissue import classify, expected_uptake, winsorize
 from bids_app.imaging.verdict import Judgement, judge_pet
-from bids_app.imaging.volume import Affine, Mask, thin, zooms_of
+from bids_app.imaging.volume import Affine, Mask, thin
 
 # Grid in mm, and levels, of the rigid registration of PET: ours. No PET is sharper than 2 mm.
 RIGID = {"aff_iterations": (500, 250, 100), "aff_shrink_factors": (4, 2, 1),
@@ -29,7 +30,7 @@ QUICK_RIGID = {"aff_iterations": (200, 100), "aff_shrink_factors": (2, 1),
                "aff_smoothing_sigmas": (1, 0)}  # fmt: skip
 PET_GRID, QUICK_PET_GRID = 2.0, 4.0
 OF_LABELS, NEAREST = "genericLabel", "nearestNeighbor"  # interpolation
-HALF = 0.5  # of a coarse voxel is brain
+POINTS = 20  # every so many voxels of the brain tell the linear part of a transform
 BRAIN_MARGIN = 6  # mm around the brain in which PET and T1w are compared; our choice
 COARSE = 4.0  # mm; images that are searched for a pose are thinned out to it
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes in RAS+
@@ -113,22 +114,33 @@ def _write_pose(pose: Affine, centre: Sequence[float], path: str) -> str:
     return path
 
 
-def _pose_in_template(brain: Path, template: Path) -> Pose:
-    """Search the pose of a brain in which it is most like the template's."""
+def _search_in_template(brain: Path, template: Path) -> PoseSearch:
+    """Prepare to search the pose of a brain in which it is most like the template's."""
     fixed, moving = _coarse(nifti.load(template)), _coarse(nifti.load(brain))
     where = _around(fixed.data > 0, fixed.zooms, BRAIN_MARGIN)
     data = winsorize(moving.data, moving.data != 0)
-    return find_pose(fixed.data, fixed.affine, where, data, moving.affine, bounded=False)
+    return PoseSearch(fixed.data, fixed.affine, where, data, moving.affine, bounded=False)
+
+
+def _linear_part(transform: Path, template: Path) -> Affine:
+    """Fit an affine to what a transform does to the template's brain; fixed → moving, RAS+."""
+    image = _coarse(nifti.load(template))
+    voxels = np.argwhere(image.data > 0)[::POINTS]
+    points = np.c_[voxels, np.ones(len(voxels))] @ image.affine.T
+    table = pd.DataFrame((points @ LPS)[:, :3], columns=list("xyz"))
+    moved = ants.apply_transforms_to_points(3, table, [str(transform)]).to_numpy()[:, :3]
+    fitted, *_ = np.linalg.lstsq(points, moved @ LPS[:3, :3], rcond=None)
+    return np.vstack([fitted.T, [0, 0, 0, 1]])
 
 
 def register_to_template(
     brain: Path, template: Path, prefix: Path, *, quick: bool
-) -> tuple[Path, Path, str]:
+) -> tuple[Path, Path, str, float]:
     """Register a brain to a template's brain: rigid, affine, then SyN, mutual information.
 
     Avants et al. (2008), Medical Image Analysis 12:26-41, by the settings of
     ``antsRegistrationSyNQuick`` of ANTs; centres of mass are brought together first. Where the
-    header has the head turned, it starts from the pose that :func:`find_pose` finds.
+    header has the head turned, it starts from the pose that a search of all directions finds.
 
     Parameters
     ----------
@@ -145,10 +157,13 @@ def register_to_template(
         Composite transforms (.h5), from brain to template and back.
     str
         The start.
+    float
+        Correlation after the linear part alone, less that in the best pose of the search.
     """
     fixed = ants.image_read(str(template))
     moving = _winsorized(ants.image_read(str(brain)))
-    pose, start, initial = _pose_in_template(brain, template), CENTRE, None
+    search = _search_in_template(brain, template)
+    pose, start, initial = search.find(), CENTRE, None
     if pose.is_better:
         start = SEARCH
         centre = ants.get_center_of_mass(fixed)
@@ -168,7 +183,7 @@ def register_to_template(
     there, back = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
     for path in (there, back):
         strip_times(path)
-    return there, back, start
+    return there, back, start, search.score(_linear_part(there, template)) - pose.score
 
 
 def _common_grid(image: ants.ANTsImage, zoom: float, interpolation: int) -> ants.ANTsImage:
@@ -214,12 +229,13 @@ def _starts(
     }
 
 
-def _pose_in_t1w(pet: Path, uptake: nifti.Image) -> Pose:
-    """Search the pose of a PET in which it is most like the uptake that a T1w lets expect."""
-    fixed, moving = _coarse(uptake), _coarse(nifti.load(pet))
-    where = _around(fixed.data > 0, fixed.zooms, BRAIN_MARGIN)
-    data = winsorize(moving.data)
-    return find_pose(fixed.data, fixed.affine, where, data, moving.affine, bounded=True)
+def _search_in_t1w(pet: ants.ANTsImage, uptake: nifti.Image, prefix: Path) -> PoseSearch:
+    """Prepare to search the pose of a PET that is most like the uptake a T1w lets expect."""
+    name = f"{prefix}winsorized.nii"
+    pet.to_filename(name)
+    moving = _coarse(nifti.load(Path(name)))
+    where = _around(uptake.data > 0, uptake.zooms, BRAIN_MARGIN)
+    return PoseSearch(uptake.data, uptake.affine, where, moving.data, moving.affine, bounded=True)
 
 
 def register_pet(
@@ -228,7 +244,7 @@ def register_pet(
     """Move a PET rigidly onto the T1w of the same person.
 
     Mattes's mutual information, from two starts: as the headers say, and with centres of mass
-    matched; and from a third where :func:`find_pose` finds one that is clearly better. The one
+    matched; and from a third where a search of all directions finds one clearly better. The one
     whose result is more alike (normalized mutual information) is kept.
 
     Parameters
@@ -252,8 +268,9 @@ def register_pet(
     whole = ants.image_read(str(pet))
     moving = whole.new_image_like(winsorize(whole.numpy()))
     where = around.numpy() > 0
-    classes = _classes(t1w, mask)
-    pose = _pose_in_t1w(pet, nifti.Image(expected_uptake(classes.data), classes.affine))
+    uptake = _uptake(t1w, mask)
+    search = _search_in_t1w(moving, uptake, prefix)
+    pose = search.find()
     starts = _starts(fixed, moving, pose, prefix)
     results = []
     for name, start in starts.items():
@@ -266,25 +283,35 @@ def register_pet(
     after, name, best = max(results)
     ants.write_transform(ants.read_transform(best), str(out))
     before = _likeness(fixed, moving, where, starts[HEADER])[0]
-    return RigidResult(out, name, before, after, _judge(moving, classes, best, prefix))
+    behind = search.score(_pose_of(best)) - pose.score
+    return RigidResult(out, name, before, after, _judge(moving, uptake, best, prefix, behind))
 
 
-def _classes(t1w: Path, mask: Path) -> nifti.Image:
-    """Sort the brain of a T1w into tissues, on its own grid."""
+def _uptake(t1w: Path, mask: Path) -> nifti.Image:
+    """Give the uptake that the tissues of a T1w let expect, on a coarse grid; 0 outside."""
     image, brain = nifti.load(t1w), nifti.load(mask).data > 0
-    return nifti.Image(classify(image.data, brain), image.affine)
+    return _coarse(nifti.Image(expected_uptake(classify(image.data, brain)), image.affine))
 
 
 def _judge(
-    moving: ants.ANTsImage, classes: nifti.Image, transform: str, prefix: Path
+    moving: ants.ANTsImage, uptake: nifti.Image, transform: str, prefix: Path, behind: float
 ) -> Judgement:
     """Judge where a PET lies on the tissues of its T1w, on a coarse grid."""
-    uptake, affine = thin(expected_uptake(classes.data), classes.affine, COARSE)
-    brain, _ = thin((classes.data > 0).astype(np.float32), classes.affine, COARSE)
-    nifti.save(nifti.Image(uptake, affine), prefix.with_name(f"{prefix.name}uptake.nii"))
-    grid = ants.image_read(f"{prefix}uptake.nii")
-    _, moved, covered = _likeness(grid, moving, brain > 0, transform)
-    return judge_pet(moved, uptake, brain >= HALF, covered, zooms_of(affine))
+    name = f"{prefix}uptake.nii"
+    nifti.save(uptake, Path(name))
+    brain = ndimage.binary_fill_holes(uptake.data > 0)
+    _, moved, covered = _likeness(ants.image_read(name), moving, brain, transform)
+    return judge_pet(moved, uptake.data, brain, covered, uptake.zooms, behind=behind)
+
+
+def _pose_of(transform: str) -> Affine:
+    """Read a linear transform as a matrix, fixed → moving, RAS+."""
+    own = ants.read_transform(transform)
+    places = np.vstack([np.zeros(3), np.eye(3)])
+    moved = np.array([own.apply_to_point(tuple(place)) for place in places])
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = (moved[1:] - moved[0]).T, moved[0]
+    return LPS @ pose @ LPS
 
 
 def resample(

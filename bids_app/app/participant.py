@@ -31,7 +31,7 @@ from bids_app.derivatives.description import (
 )
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
-from bids_app.planning import Run, VisitPlan, is_done, plan_visit
+from bids_app.planning import Run, VisitPlan, doubts_of, is_done, plan_visit
 from bids_app.report.runs import Told
 from bids_app.report.subject import write_subject_report
 from bids_app.settings import Settings
@@ -81,6 +81,8 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
     fresh = Fresh(told_of(stamp, started), {plan.visit.subject for plan in plans})
     _report(selection, problems, template, settings.output_dir, fresh)
     finish_dataset(settings.output_dir, bids_dir=settings.bids_dir, participants=participants)
+    for doubt in (doubt for plan in [*plans, *done] for doubt in doubts_of(plan)):
+        voice.warn(doubt)
     return _close(plans, done, problems, settings, voice)
 
 

@@ -5,7 +5,6 @@ turned further is looked for here, from many starts, on a few thousand points. P
 transforms (4, 4), world → world in mm, RAS+, from the fixed image to the moving one.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 
@@ -22,6 +21,8 @@ Points = NDArray[np.float64]
 GRID = 8.0  # mm between points, and FWHM of the smoothing; our choice
 FIRST = 4  # every so many points count in the first round
 KEPT = 6  # starts that go on to the second round; our choice
+HALF = 0.5  # a voxel reaches so far from its centre
+FIRST_STEPS = (5.0, 5.0, 5.0, 8.0, 8.0, 8.0)  # of the optimizer: 0.1 rad, and mm
 STEPS = 160  # evaluations of each in the second round; our choice
 LEAST_SEEN = 0.5  # of the points inside the moving image; our choice
 TILT, CORNER = 45.0, 60.0  # degrees between axis-aligned directions: no direction is beyond 40°
@@ -82,9 +83,7 @@ def directions() -> list[NDArray[np.float64]]:
     Tilts of 45° about the axes and of 60° about the diagonals are those farthest from all 24.
     """
     axes = [TILT * axis for axis in np.eye(3)]
-    corners = [
-        CORNER * np.array([1, y, z]) / np.sqrt(3) for y, z in product((1, -1), repeat=2)
-    ]
+    corners = [CORNER * np.array([1, y, z]) / np.sqrt(3) for y, z in product((1, -1), repeat=2)]
     tilts = [np.eye(3)] + [
         Rotation.from_rotvec(one, degrees=True).as_matrix() for one in (*axes, *corners)
     ]
@@ -109,33 +108,58 @@ def centre_of(volume: Volume, affine: Affine) -> NDArray[np.float64]:
     return affine[:3, :3] @ indices + affine[:3, 3]
 
 
-class _Match:
-    """Correlation of two images, of which one is moved, at the points of the other."""
+class PoseSearch:
+    """Two images of one contrast, the correlation of which tells how alike they lie.
+
+    Parameters
+    ----------
+    fixed, moving : ndarray, (I, J, K) each
+        Any unit.
+    fixed_affine, moving_affine : ndarray, (4, 4)
+        Voxel indices → world coordinates in mm, RAS+.
+    where : ndarray of bool, (I, J, K)
+        Voxels of the fixed image that count: the brain, and some of what is around it.
+    bounded : bool
+        Whether nothing is known beyond the faces of the moving image (a PET); else there is
+        nothing (a brain alone).
+    """
 
     def __init__(
-        self, values: NDArray[np.float32], points: Points, moving: Volume, affine: Affine,
-        centres: tuple[NDArray[np.float64], NDArray[np.float64]], *, bounded: bool,
-    ) -> None:  # fmt: skip
-        self.values, self.points, self.moving = values.astype(float), points, moving
-        self.inverse, self.centres, self.bounded = np.linalg.inv(affine), centres, bounded
-
-    def matrix(self, turn: NDArray[np.float64], parameters: NDArray[np.float64]) -> Affine:
-        """Give a pose: turned about the centre, then moved by three angles and three shifts."""
-        fixed, moving = self.centres
-        small = Rotation.from_rotvec(np.asarray(parameters[:3]) * SCALE).as_matrix()
-        pose = np.eye(4)
-        pose[:3, :3] = small @ turn
-        pose[:3, 3] = moving + parameters[3:] - pose[:3, :3] @ fixed
-        return pose
+        self,
+        fixed: Volume,
+        fixed_affine: Affine,
+        where: Mask,
+        moving: Volume,
+        moving_affine: Affine,
+        *,
+        bounded: bool,
+    ) -> None:
+        self.points, indices = _lattice(where, fixed_affine)
+        self.values = smooth(fixed, GRID, zooms_of(fixed_affine))[indices].astype(np.float64)
+        self.moving = smooth(moving, GRID, zooms_of(moving_affine))
+        self.inverse, self.bounded = np.linalg.inv(moving_affine), bounded
+        self.centres = centre_of(fixed, fixed_affine), centre_of(moving, moving_affine)
 
     def score(self, pose: Affine, step: int = 1) -> float:
-        """Correlate; where the moving image is bounded, only points inside it count."""
+        """Correlate the images in a pose, at every so many points.
+
+        Parameters
+        ----------
+        pose : ndarray, (4, 4)
+            World of the fixed image → world of the moving one; need not be rigid.
+
+        Returns
+        -------
+        float
+            -1 to 1. Where the moving image is bounded, of the points inside it, times the root of
+            their share; -1 if that is less than half.
+        """
         whole = self.inverse @ pose
         places = whole[:3, :3] @ self.points[::step].T + whole[:3, 3:]
         values = self.values[::step]
-        sides = np.array(self.moving.shape)[:, None] - 0.5
-        seen = ((places > -0.5) & (places < sides)).all(axis=0)  # noqa: PLR2004
-        share = float(seen.mean())
+        sides = np.array(self.moving.shape)[:, None] - HALF
+        seen = ((places > -HALF) & (places < sides)).all(axis=0)
+        share = float(seen.mean()) if seen.size else 0.0
         if share < LEAST_SEEN:
             return -1.0
         if self.bounded:
@@ -145,73 +169,42 @@ class _Match:
         )
         if not (moved.std() > 0 and values.std() > 0):
             return -1.0
-        weight = np.sqrt(share) if self.bounded else 1.0
-        return float(np.corrcoef(values, moved)[0, 1]) * weight
+        return float(np.corrcoef(values, moved)[0, 1]) * (np.sqrt(share) if self.bounded else 1.0)
 
-    def climb(
+    def find(self) -> Pose:
+        """Search all directions; give the best pose, and what can be had near the header's."""
+        nothing = np.zeros(3)
+        fixed, moving = self.centres
+        header = [self._climb(np.eye(3), shift, NEAR) for shift in (nothing, fixed - moving)]
+        turns = directions()
+        scores = [self.score(self._pose(turn, np.zeros(6)), FIRST) for turn in turns]
+        best = np.argsort(scores)[::-1][:KEPT]
+        found = [self._climb(turns[index], nothing) for index in best]
+        score, matrix = max((*header, *found), key=lambda one: one[0])
+        return Pose(matrix, score, max(one[0] for one in header))
+
+    def _pose(self, turn: NDArray[np.float64], parameters: NDArray[np.float64]) -> Affine:
+        """Match centres of mass, turned, then moved by three angles and three shifts."""
+        fixed, moving = self.centres
+        small = Rotation.from_rotvec(np.asarray(parameters[:3]) * SCALE).as_matrix()
+        pose = np.eye(4)
+        pose[:3, :3] = small @ turn
+        pose[:3, 3] = moving + parameters[3:] - pose[:3, :3] @ fixed
+        return pose
+
+    def _climb(
         self, turn: NDArray[np.float64], shift: NDArray[np.float64], most: float = 180.0
     ) -> tuple[float, Affine]:
         """Improve a start, without turning it further from the header than by ``most`` degrees."""
 
         def loss(parameters: NDArray[np.float64]) -> float:
-            pose = self.matrix(turn, parameters)
+            pose = self._pose(turn, parameters)
             return 1.0 if _degrees(pose[:3, :3]) > most else -self.score(pose)
 
         found = optimize.minimize(
             loss,
             np.concatenate([np.zeros(3), shift]),
             method="Powell",
-            options={"maxfev": STEPS, "xtol": 0.5, "ftol": 1e-3,
-                     "direc": np.diag([5.0, 5, 5, 8, 8, 8])},
-        )  # fmt: skip
-        return -float(found.fun), self.matrix(turn, found.x)
-
-
-def find_pose(
-    fixed: Volume,
-    fixed_affine: Affine,
-    where: Mask,
-    moving: Volume,
-    moving_affine: Affine,
-    *,
-    bounded: bool,
-) -> Pose:
-    """Search all directions for the pose in which two images are most alike.
-
-    Parameters
-    ----------
-    fixed, moving : ndarray, (I, J, K) each
-        Images of one contrast, so that correlation tells how alike they are; any unit.
-    fixed_affine, moving_affine : ndarray, (4, 4)
-        Voxel indices → world coordinates in mm, RAS+.
-    where : ndarray of bool, (I, J, K)
-        Voxels of the fixed image that count: the brain, and some of what is around it.
-    bounded : bool
-        Whether nothing is known beyond the faces of the moving image (a PET); else there is
-        nothing (a brain alone).
-
-    Returns
-    -------
-    Pose
-        The best, and what can be had near the header's.
-    """
-    smoothed = smooth(fixed, GRID, zooms_of(fixed_affine))
-    points, indices = _lattice(where, fixed_affine)
-    centres = centre_of(fixed, fixed_affine), centre_of(moving, moving_affine)
-    match = _Match(
-        smoothed[indices], points, smooth(moving, GRID, zooms_of(moving_affine)), moving_affine,
-        centres, bounded=bounded,
-    )  # fmt: skip
-    nothing = np.zeros(3)
-    header = [match.climb(np.eye(3), shift, NEAR) for shift in (nothing, centres[0] - centres[1])]
-    starts = _first_round(match, directions())
-    found = [match.climb(turn, nothing) for turn in starts]
-    score, matrix = max((*header, *found), key=lambda one: one[0])
-    return Pose(matrix, score, max(one[0] for one in header))
-
-
-def _first_round(
-    match: _Match, turns: Sequence[NDArray[np.float64]]
-) -> list[NDArray[np.float64]]:
-    scores = [match.score(match.matrix(turn, np.zeros(6)), FIRST) for turn in turns]
-    return [turns[index] for index in np.argsort(scores)[::-1][:KEPT]]
+            options={"maxfev": STEPS, "xtol": 0.5, "ftol": 1e-3, "direc": np.diag(FIRST_STEPS)},
+        )
+        return -float(found.fun), self._pose(turn, found.x)
