@@ -1,4 +1,4 @@
-"""The app from end to end, in --sloppy, on ellipsoids."""
+"""The app from end to end, in --sloppy, on coarse brains."""
 
 import hashlib
 import json

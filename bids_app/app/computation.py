@@ -15,7 +15,7 @@ from bids_app.settings import Settings
 from bids_app.workflows.execution import Crash, Resources, run_graph
 
 # Parts of a graph without which a visit still has results
-BESIDES = (".pet_", ".trust_pet_", ".comparison_wf", ".uncertainty_wf")
+BESIDES = (".pet_", ".comparison_wf", ".uncertainty_wf")
 
 
 def compute(

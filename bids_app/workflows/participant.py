@@ -104,7 +104,7 @@ def init_preprocessing_wf(
         percentile=how.percentile, quick=how.quick, seed=how.seed, omp_nthreads=how.omp_nthreads,
     )  # fmt: skip
     _save_all(workflow, anatomical, outputs, "")
-    trust = Node(RefuseFailed(source=str(t1w)), name="trust_t1w", run_without_submitting=True)
+    trust = Node(RefuseFailed(source=str(t1w)), name="verdict", run_without_submitting=True)
     workflow.connect([
         (anatomical, trust, [("outputnode.t1w_in_template", "image"),
                              ("outputnode.t1w_in_template_measured", "measured")]),
@@ -127,7 +127,7 @@ def init_preprocessing_wf(
         workflow.connect([(anatomical, pet, fields)])
         _save_all(workflow, pet, plan.outputs, f"pet_{number}_")
         trust = Node(
-            RefuseFailed(source=str(plan.pet)), name=f"trust_pet_{number}",
+            RefuseFailed(source=str(plan.pet)), name=f"pet_{number}_verdict",
             run_without_submitting=True,
         )  # fmt: skip
         workflow.connect([
