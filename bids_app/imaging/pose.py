@@ -28,6 +28,7 @@ LEAST_SEEN = 0.5  # of the points inside the moving image; our choice
 TILT, CORNER = 45.0, 60.0  # degrees between axis-aligned directions: no direction is beyond 40°
 SCALE = 0.02  # rad to 1 mm, so that both steps of the optimizer move the cortex alike
 NEAR = 30.0  # degrees from the header that registration finds by itself; our choice
+LEAST_SCORE = 0.5  # in a pose that may overrule the header; brains that fit reach 0.7 and more
 CLEARLY = 0.03  # of the correlation: wrong directions are .06 below the right one and more
 
 
@@ -58,7 +59,8 @@ class Pose:
     @property
     def is_better(self) -> bool:
         """Whether it lies beyond what registration finds from the header, and is clearly better."""
-        return self.degrees > NEAR and self.score > self.header_score + CLEARLY
+        enough = max(LEAST_SCORE, self.header_score + CLEARLY)
+        return self.degrees > NEAR and self.score > enough
 
 
 def _degrees(turn: NDArray[np.float64]) -> float:

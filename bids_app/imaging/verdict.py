@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from bids_app.imaging.similarity import correlation, dice
 from bids_app.imaging.smoothing import smooth
@@ -19,6 +20,7 @@ PASS, DOUBT, FAIL = VERDICTS = ("pass", "doubt", "fail")
 GRID, BLUR = 4.0, 6.0  # mm: voxels, and FWHM, at which images of all resolutions are compared
 PET_BLUR = 6.0  # mm FWHM: what a T1w lets expect becomes about as soft as a PET
 HALF = 0.5  # of a coarse voxel is brain
+DEPTH = 6.0  # mm from the brain's surface, whose outline alone makes brains alike; our choice
 GREY_ABOVE, WHITE_BELOW, FLUID_BELOW = 0.8, 0.45, 0.2  # of expected uptake, grey's being 1
 TINY = 1e-6
 
@@ -68,7 +70,7 @@ INSIDE, UPTAKE, CONTRAST = "BrainInsidePET", "CorrelationWithExpectedUptake", "G
 BEHIND = "CorrelationBehindBestPose"  # where it lies, less that in the best pose of a search
 
 T1W_CRITERIA = (
-    Criterion(LIKENESS, 0.7, 0.6, "in the brain, T1w and template correlate by only {:.2f}"),
+    Criterion(LIKENESS, 0.6, 0.45, "deep in the brain, T1w and template correlate by only {:.2f}"),
     Criterion(OVERLAP, 0.9, 0.8, "the brain masks of T1w and template overlap by only {:.2f}"),
     Criterion(
         BEHIND, -0.04, -0.08,
@@ -182,7 +184,8 @@ def judge_t1w(
         thin(one.astype(np.float32), affine, GRID) for one in (t1w, template, template_brain)
     )
     zooms = zooms_of(coarse)
-    alike = correlation(smooth(moved, BLUR, zooms), smooth(fixed, BLUR, zooms), inside >= HALF)
+    deep = ndimage.distance_transform_edt(inside >= HALF, sampling=zooms) > DEPTH
+    alike = correlation(smooth(moved, BLUR, zooms), smooth(fixed, BLUR, zooms), deep)
     measures = {LIKENESS: alike, OVERLAP: dice(brain, template_brain)}
     if behind is not None:
         measures[BEHIND] = behind
