@@ -180,8 +180,8 @@ def test_a_registration_is_judged_before_and_after(tmp_path, rng, save):
     assert quality["DiceBrainMask"] == pytest.approx(dice(ellipsoid, moved), abs=1e-4)
     assert quality["SimilarityMetric"] == "normalized mutual information"
     assert "SyN" in quality["Method"]
-    assert quality["Verdict"] == "fail"  # noise is no brain
-    assert "correlate" in quality["VerdictReasons"][0]
+    assert quality["Verdict"] == "fail"
+    assert any("masks" in reason for reason in quality["VerdictReasons"])
 
 
 def told(verdict, *reasons):

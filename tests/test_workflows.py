@@ -232,7 +232,7 @@ def test_sidecars_go_with_their_images(build):
         ("brain_mask", []),
         ("t1w_in_template", ["judge", "scale"]),
         ("pet_0_in_t1w", ["read"]),
-        ("pet_0_in_template", ["register_to_t1w", "scale", "read"]),
+        ("pet_0_in_template", ["taint", "scale", "read"]),
         ("pet_0_to_t1w", ["register_to_t1w"]),
     ],
 )
