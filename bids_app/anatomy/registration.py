@@ -214,14 +214,14 @@ def _likeness(
 
 
 def _starts(
-    fixed: ants.ANTsImage, moving: ants.ANTsImage, pose: Pose | None, prefix: Path
+    fixed: ants.ANTsImage, moving: ants.ANTsImage, pose: Pose, prefix: Path
 ) -> dict[str, str]:
     """Write the transforms that registration starts from: by header, centres, and search."""
     centre = ants.get_center_of_mass(fixed)
     shifted = np.eye(4)
     shifted[:3, 3] = LPS[:3, :3] @ np.subtract(ants.get_center_of_mass(moving), centre)
     poses = {HEADER: np.eye(4), CENTRE: shifted}
-    if pose is not None and pose.is_better:
+    if pose.is_better:
         poses[SEARCH] = pose.matrix
     return {
         name: _write_pose(matrix, centre, f"{prefix}{name.replace(' ', '_')}_start.mat")
@@ -257,6 +257,11 @@ def register_pet(
         Where the transform, PET to T1w, goes; ITK's text format.
     quick : bool
         On a coarse grid, for trying things out.
+
+    Raises
+    ------
+    ValueError
+        If the T1w's brain has no tissues that could be told apart.
     """
     zoom, levels = (QUICK_PET_GRID, QUICK_RIGID) if quick else (PET_GRID, RIGID)
     brain = ants.image_read(str(mask))
@@ -271,8 +276,8 @@ def register_pet(
     uptake = _uptake(t1w, mask)
     search = _search_in_t1w(moving, uptake, prefix)
     pose = search.find()
-    starts = _starts(fixed, moving, pose, prefix)
     results = []
+    starts = _starts(fixed, moving, pose, prefix)
     for name, start in starts.items():
         found = ants.registration(
             fixed, moving, "Rigid", initial_transform=start, mask=around,

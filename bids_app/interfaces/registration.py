@@ -12,6 +12,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from bids_app.errors import UnusableDataError
 from bids_app.imaging.verdict import told_of
 
 ENGINE = "bids_app.anatomy.registration"  # imported by a worker before it is needed
@@ -105,10 +106,13 @@ class RegisterPET(SimpleInterface):
 
         seed_ants(self.inputs.seed)
         cwd = Path(runtime.cwd)
-        result = register_pet(
-            Path(self.inputs.pet), Path(self.inputs.t1w), Path(self.inputs.mask),
-            cwd / "rigid_", cwd / "pet_to_t1w.txt", quick=self.inputs.quick,
-        )  # fmt: skip
+        try:
+            result = register_pet(
+                Path(self.inputs.pet), Path(self.inputs.t1w), Path(self.inputs.mask),
+                cwd / "rigid_", cwd / "pet_to_t1w.txt", quick=self.inputs.quick,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UnusableDataError(f"{self.inputs.t1w}: {error}; look at the T1w") from error
         self._results["pet_to_t1w"] = str(result.transform)
         quality = {
             "Method": "ANTs: rigid; mutual information",
