@@ -20,9 +20,10 @@ from bids_app.derivatives.sidecars import (
     synthetic_pet,
     uncertainty,
 )
-from bids_app.errors import MissingInputError
+from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.files import read_json
 from bids_app.generators import GeneratorChoice, check_grid
+from bids_app.imaging.verdict import DOUBT, FAIL, reasons_of, verdict_of
 from bids_app.synthesis.card import Card
 from bids_app.visit import Visit
 from bids_app.workflows.outputs import Output
@@ -115,7 +116,9 @@ def plan_visit(visit: Visit, run: Run) -> VisitPlan:
 
 def is_done(plan: VisitPlan, run: Run) -> bool:
     """Tell whether all that the run's stage makes of a visit is there already."""
-    preprocessed = is_complete(plan.paths.preprocessed, plan.preprocessed)
+    preprocessed = is_complete(plan.paths.preprocessed, plan.preprocessed) and not any(
+        verdict_of(sidecar) == FAIL for _, sidecar in _registrations(plan.paths)
+    )
     wanted = [*plan.paths.synthesized]
     if run.generator is not None and run.generator.folds:
         wanted.append(plan.paths.uncertainty)
@@ -129,9 +132,35 @@ def is_done(plan: VisitPlan, run: Run) -> bool:
 
 def is_compared(paths: VisitPaths) -> bool:
     """Tell whether the synthetic PET was measured against the real one, if there is one."""
-    if not any(pet.in_template.exists() for pet in paths.pets[:1]):
+    if not any(_is_trusted(pet.in_template) for pet in paths.pets[:1]):
         return True
     return "Measures" in read_json(sidecar_path(paths.synthetic_pet))
+
+
+def _is_trusted(image: Path) -> bool:
+    """Tell whether an image is there, and its registration did not fail."""
+    return image.exists() and verdict_of(read_json(sidecar_path(image))) != FAIL
+
+
+def _registrations(paths: VisitPaths) -> list[tuple[Path, Sidecar]]:
+    """List the sidecars that tell of each registration of a visit, if they can be read."""
+    found = []
+    for path in (paths.t1w_in_template, *(pet.to_t1w for pet in paths.pets)):
+        try:
+            found.append((path, read_json(sidecar_path(path))))
+        except Mri2petError:
+            continue  # a run that did not come so far
+    return found
+
+
+def doubts_of(plan: VisitPlan) -> list[str]:
+    """Say which registrations of a visit are doubted, and why; one sentence an image."""
+    return [
+        f"{plan.label}: {path.name}: registration is in doubt: "
+        f"{'; '.join(reasons_of(sidecar['Registration']))}"  # type: ignore[arg-type]
+        for path, sidecar in _registrations(plan.paths)
+        if verdict_of(sidecar) == DOUBT
+    ]
 
 
 def _output(path: Path, sidecar: Sidecar) -> Output:
@@ -207,10 +236,15 @@ def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: Run) -> Workflow:
             )
         if run.generator is not None:
             check_grid(run.generator.card, nifti.load(path).grid, run.space.template)
+    if not _is_trusted(needed[0]):
+        raise UnusableDataError(
+            f"{needed[0]}: its registration failed, as its sidecar says; no PET is predicted from "
+            "it. Look at the report, and at the raw T1w and its header"
+        )
     return init_synthesis_from_disk_wf(
         t1w=needed[0],
         brain_mask=needed[1],
-        pets=[p.in_template for p in plan.paths.pets if p.in_template.exists()],
+        pets=[p.in_template for p in plan.paths.pets if _is_trusted(p.in_template)],
         synthesis=synthesis,
         omp_nthreads=run.preprocessing.omp_nthreads,
         name=plan.name,
@@ -224,6 +258,8 @@ def init_visit_wf(plan: VisitPlan, run: Run) -> Workflow:
     ------
     MissingInputError
         If the stage starts from results that are not there.
+    UnusableDataError
+        If it starts from a T1w whose registration failed.
     """
     if run.stage == "synthesize" and run.generator is not None:
         return _from_disk(plan, _synthesis_plan(plan, run, run.generator), run)

@@ -1,14 +1,21 @@
-"""Datasets small enough to make in a test: heads that are ellipsoids, already stripped."""
+"""Datasets small enough to make in a test: brains as coarse as can be, already stripped."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from nilearn.datasets import (
+    load_mni152_brain_mask,
+    load_mni152_gm_template,
+    load_mni152_wm_template,
+)
 from scipy import ndimage
 
 from bids_app import nifti
 
 SHAPE, ZOOM = (44, 52, 44), 4.0  # mm; 176 × 208 × 176 mm
+MIDDLE = (0, -18, 5)  # mm; of the template's brain
 PET = {"TracerName": "FDG", "TracerRadionuclide": "F18", "Units": "Bq/mL"}
 
 
@@ -18,17 +25,28 @@ def head_affine():
     return affine
 
 
+@cache
+def _tissues():
+    """Shares of grey matter, white matter and fluid: the template's, moved into the grid."""
+    maps = []
+    for load in (load_mni152_gm_template, load_mni152_wm_template, load_mni152_brain_mask):
+        image = load(resolution=2)
+        affine = head_affine()
+        affine[:3, 3] += MIDDLE
+        whole = np.linalg.inv(image.affine) @ affine
+        soft = ndimage.gaussian_filter(np.asarray(image.dataobj, np.float32), 0.8)
+        maps.append(ndimage.affine_transform(soft, whole[:3, :3], whole[:3, 3], SHAPE, order=1))
+    grey, white, inside = np.clip(maps, 0, 1)
+    return grey, white, inside > 0.5
+
+
 def brain(rng, *, inverted=False):
-    """An ellipsoid of 1.4 litres with a bright core and a textured shell; 0 outside."""
-    x = np.indices(SHAPE).astype(np.float32)
-    centre = (np.array(SHAPE) / 2).reshape(3, 1, 1, 1)
-    radius = np.sqrt(
-        (((x - centre) * ZOOM / np.array([65, 82, 62]).reshape(3, 1, 1, 1)) ** 2).sum(0)
-    )
+    """A T1w of the template's brain with texture, or, inverted, its FDG PET; 0 outside."""
+    grey, white, inside = _tissues()
     texture = ndimage.gaussian_filter(rng.standard_normal(SHAPE), 1.5) * 2
-    core = ndimage.gaussian_filter((radius < 0.7).astype(np.float32), 0.7)
-    tissue = (1.0 - 0.7 * core if inverted else 0.5 + 0.5 * core) * (1 + 0.1 * texture)
-    return np.where(radius < 1, 1000 * np.clip(tissue, 0.05, 2), 0).astype(np.float32)
+    tissue = grey + 0.3 * white if inverted else 0.6 * grey + white
+    tissue = (0.1 + tissue) * (1 + 0.1 * texture)
+    return np.where(inside, 1000 * np.clip(tissue, 0.05, 2), 0).astype(np.float32)
 
 
 def write_dataset(folder: Path) -> Path:
@@ -36,7 +54,7 @@ def write_dataset(folder: Path) -> Path:
     (folder / "dataset_description.json").write_text(
         '{"Name": "phantoms", "BIDSVersion": "1.10.0"}'
     )
-    (folder / "README").write_text("Ellipsoids.\n")
+    (folder / "README").write_text("Coarse brains.\n")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The app from end to end, in --sloppy, on ellipsoids."""
+"""The app from end to end, in --sloppy, on coarse brains."""
 
 import hashlib
 import json
@@ -56,10 +56,9 @@ TRANSFORMS = (
 
 
 def digests(root, pattern="sub-*/**/*"):
-    """Digest files; HDF5 notes the time in a file, so of those the name alone counts."""
+    """Digest files."""
     return {
-        str(path.relative_to(root)): path.suffix == ".h5"
-        or hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.glob(pattern))
         if path.is_file()
     }

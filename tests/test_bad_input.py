@@ -10,12 +10,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from phantoms import PET, add_pet, add_t1w, brain, head_affine, image_path, write_dataset
+from phantoms import PET, SHAPE, add_pet, add_t1w, brain, head_affine, image_path, write_dataset
 
 from bids_app import nifti
 from bids_app.cli import main
 from bids_app.dataset.validation import find_validator
 from bids_app.errors import ReadWriteError
+from bids_app.files import read_tsv
 
 NOBODY = 65534
 SLOPPY = ["participant", "--sloppy", "--nprocs", "2", "--skip-bids-validation"]
@@ -396,3 +397,35 @@ def test_an_invalid_dataset(tmp_path, rng, capsys):
     code = main([str(raw), str(tmp_path / "out"), "participant", "--sloppy"])
     assert code == 16
     assert "--skip-bids-validation" in capsys.readouterr().err
+
+
+def ball():
+    """Something as large as a brain with a bright core, and nothing else of one."""
+    x = np.indices(SHAPE)
+    middle = np.array(SHAPE).reshape(3, 1, 1, 1) / 2
+    radius = np.sqrt((((x - middle) * 4 / np.array([65, 82, 62]).reshape(3, 1, 1, 1)) ** 2).sum(0))
+    return np.where(radius < 1, 500 + 500 * (radius < 0.7), 0).astype(np.float32)
+
+
+def test_what_does_not_fit_is_used_nowhere(raw, rng, run, tmp_path):
+    """A T1w of a ball, and a PET of noise: files stay, and say fail; a second run says so again."""
+    add_t1w(raw, "ball", rng, data=ball())
+    add_t1w(raw, "noise", rng)
+    add_pet(raw, "noise", rng, data=rng.random(SHAPE).astype(np.float32))
+    code, said = run(raw)
+    assert code == 1
+    for name in ("sub-ball_T1w.nii.gz", "sub-noise_trc-18FFDG_pet.nii.gz"):
+        assert f"{name}: its registration failed: " in said
+    out = tmp_path / "out"
+    table = read_tsv(out / "desc-registration_metrics.tsv")
+    assert [row["verdict"] for row in table] == ["fail", "pass", "fail"]
+    assert "correlate by only" in table[0]["reasons"]
+    assert "FAILED: " in (out / "sub-ball.html").read_text()
+    synthetic = [path.name[:8] for path in out.glob("sub-*/pet/*desc-synth_pet.nii.gz")]
+    assert synthetic == ["sub-nois"]
+    code, said = run(raw, "--participant-label", "ball")
+    assert code == 65
+    assert "its registration failed" in said
+    code, said = run(raw, "--participant-label", "ball", "--stage", "synthesize")
+    assert code == 65
+    assert "no PET is predicted" in said

@@ -206,6 +206,8 @@ def write_visit(out: Path, raw: Path, visit: Visit, mark: str = "f") -> dict[Pat
     made[paths.t1w_in_template]["Registration"] = {
         **MEASURED["Registration"],
         "DiceBrainMask": 0.97,
+        "Verdict": "doubt",
+        "VerdictReasons": ["r is .5", "the masks overlap by .8"],
     }
     for of_pet in paths.pets:
         made[of_pet.in_template] |= {
@@ -346,6 +348,8 @@ def test_tables_list_all_that_lies_there(tmp_path, raw):
     assert {row["dice_brain_mask"] for row in rows if "_T1w" in row["file"]} == {"0.97"}
     assert {row["dice_brain_mask"] for row in rows if "_pet" in row["file"]} == {"n/a"}
     assert {row["similarity_after"] for row in rows} == {"1.23457"}
+    told = {(row["verdict"], row["reasons"]) for row in rows}
+    assert told == {("doubt", "r is .5; the masks overlap by .8"), ("n/a", "n/a")}
     assert [row["session_id"] for row in rows if row["participant_id"] == "sub-02"] == [
         "ses-a",
         "ses-a",

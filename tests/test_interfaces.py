@@ -1,4 +1,5 @@
 import json
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import phantoms
 import pytest
 import torch
 from nodes import run_interface
@@ -15,7 +17,12 @@ from bids_app import nifti
 from bids_app.anatomy import brain
 from bids_app.errors import UnusableDataError
 from bids_app.imaging.intensity import match_quantiles
-from bids_app.imaging.similarity import dice, measure, normalized_mutual_information
+from bids_app.imaging.similarity import (
+    correlation,
+    dice,
+    measure,
+    normalized_mutual_information,
+)
 from bids_app.imaging.smoothing import smooth
 from bids_app.interfaces.anatomy import ExtractBrain
 from bids_app.interfaces.derivatives import AddToSidecar, SaveDerivative
@@ -25,7 +32,9 @@ from bids_app.interfaces.imaging import (
     JudgeRegistration,
     ReadPET,
     ReadT1w,
+    RefuseFailed,
     ScaleIntensity,
+    TaintVerdict,
 )
 from bids_app.interfaces.synthesis import MeasureNovelty, MeasureSpread, SynthesizePET
 from bids_app.synthesis.card import REFERENCE, Card, file_sha256
@@ -171,6 +180,33 @@ def test_a_registration_is_judged_before_and_after(tmp_path, rng, save):
     assert quality["DiceBrainMask"] == pytest.approx(dice(ellipsoid, moved), abs=1e-4)
     assert quality["SimilarityMetric"] == "normalized mutual information"
     assert "SyN" in quality["Method"]
+    assert quality["Verdict"] == "fail"
+    assert any("masks" in reason for reason in quality["VerdictReasons"])
+
+
+def told(verdict, *reasons):
+    return {"Registration": {"Verdict": verdict, "VerdictReasons": list(reasons)}}
+
+
+@pytest.mark.parametrize("own", ["pass", "doubt", "fail"])
+@pytest.mark.parametrize("t1w", ["pass", "doubt", "fail"])
+def test_a_pet_is_believed_no_more_than_its_t1w(tmp_path, own, t1w):
+    reasons = {"pass": (), "doubt": ("a bit off",), "fail": ("far off",)}
+    measured = [{"IntensityScaling": {}}, told(t1w, *reasons[t1w])]
+    out = node(TaintVerdict, tmp_path, sidecar=told(own, *reasons[own]), t1w_measured=measured)
+    found = out.sidecar["Registration"]
+    assert found["Verdict"] == max(own, t1w, key=["pass", "doubt", "fail"].index)
+    assert len(found["VerdictReasons"]) == (own != "pass") + (t1w != "pass")
+    assert t1w == "pass" or f"its T1w: {reasons[t1w][0]}" in found["VerdictReasons"]
+
+
+def test_nothing_is_made_of_an_image_whose_registration_failed(tmp_path, rng, save):
+    inputs = {"image": save("in", rng.random(SHAPE)), "source": "sub-01_T1w.nii.gz"}
+    for verdict in ("pass", "doubt"):
+        out = node(RefuseFailed, tmp_path, measured=[{}, told(verdict, "why")], **inputs)
+        assert out.image == inputs["image"]
+    with pytest.raises(UnusableDataError, match=r"sub-01_T1w.*failed: why, and why else"):
+        node(RefuseFailed, tmp_path, measured=[told("fail", "why, and why else")], **inputs)
 
 
 def test_a_synthetic_pet_is_compared_with_the_real_one(tmp_path, rng, save):
@@ -609,6 +645,56 @@ def test_a_pet_finds_its_t1w(run_ants, tmp_path, orientation, far):
     assert not far or quality["Start"] == "centre of mass"
 
 
+@pytest.mark.ants
+@pytest.mark.parametrize("hot", [False, True])
+def test_a_pet_that_was_turned_in_its_header_finds_its_t1w(run_ants, tmp_path, rng, hot):
+    """By 180°, and one voxel is 4e4 times as hot as all others."""
+    t1w, pet = phantoms.brain(rng), phantoms.brain(rng, inverted=True)
+    affine, turn = phantoms.head_affine(), np.diag([-1.0, -1.0, 1.0, 1.0])
+    if hot:
+        pet[3, 4, 5] = 4e4 * pet.max()
+    paths = {}
+    for name, data, own in (
+        ("t1w", t1w, affine), ("mask", t1w > 0, affine), ("pet", pet, turn @ affine),
+    ):  # fmt: skip
+        paths[name] = str(tmp_path / f"{name}.nii.gz")
+        nifti.save(nifti.Image(data, own), paths[name])
+    out = run_ants("RegisterPET", **paths, quick=True, seed=0)
+    points = np.argwhere(t1w > 0)[::20] @ affine[:3, :3].T + affine[:3, 3]
+    error = read_rigid(out["pet_to_t1w"])(points) - points @ turn[:3, :3].T
+    assert np.linalg.norm(error, axis=-1).max() < 1
+    told = out["sidecar"]["Registration"]
+    assert told["Start"] == "search of directions"
+    assert (told["Verdict"], told["VerdictReasons"]) == ("pass", [])
+
+
+@pytest.mark.ants
+def test_a_turned_brain_is_registered_and_transforms_are_equal_byte_by_byte(
+    run_ants, tmp_path, rng
+):
+    affine, turn = phantoms.head_affine(), np.eye(4)
+    turn[:3, :3] = Rotation.from_euler("x", 110, degrees=True).as_matrix()
+    data = phantoms.brain(rng)
+    for name, own in (("template", affine), ("brain", turn @ affine)):
+        nifti.save(nifti.Image(data, own), tmp_path / f"{name}.nii.gz")
+    inputs = {name: str(tmp_path / f"{name}.nii.gz") for name in ("template", "brain")}
+    contents = []
+    for moment in (0, 1):
+        time.sleep(1.1 * moment)  # HDF5 notes seconds
+        out = run_ants("RegisterToTemplate", **inputs, quick=True, seed=0)
+        contents.append([Path(out[f"{a}_to_{b}"]).read_bytes() for a, b in BOTH_WAYS])
+    assert contents[0] == contents[1]
+    assert out["start"] == "search of directions"
+    assert out["behind"] > -0.02
+    moved = run_ants(
+        "Resample", image=inputs["brain"], reference=inputs["template"], interpolation="linear",
+        transforms=[out["t1w_to_template"]],
+    )  # fmt: skip
+    found = nifti.load(moved["image"]).data
+    assert correlation(found, data, data > 0) > 0.95
+
+
+BOTH_WAYS = (("t1w", "template"), ("template", "t1w"))
 TRANSLATION = """#Insight Transform File V1.0
 #Transform 0
 Transform: AffineTransform_double_3_3

@@ -470,6 +470,18 @@ def test_a_bad_registration_is_a_warning_at_the_top(tree):
     assert page.index("overlap by only 50 %") < page.index("What was found")
 
 
+@pytest.mark.parametrize(
+    ("verdict", "words"), [("pass", "It fits."), ("doubt", "IN DOUBT: r is"), ("fail", "FAILED: r")]
+)
+def test_the_verdict_comes_first(tree, verdict, words):
+    reasons = [] if verdict == "pass" else ["r is .1"]
+    tree.add_anatomy(DiceBrainMask=0.5, Verdict=verdict, VerdictReasons=reasons)
+    page = tree.write(**RUN)
+    table = page[page.index("Registrations</caption>") :]
+    assert table.index(f"<td>{verdict}</td>") < table.index("1.040") < table.index(words)
+    assert (page.index(words) < page.index("What was found")) == (verdict != "pass")
+
+
 def test_a_generator_that_knew_the_participant_is_a_warning(tree):
     tree.add_anatomy()
     tree.add_synthetic(TrainedOnThisParticipant=True)

@@ -232,7 +232,7 @@ def test_sidecars_go_with_their_images(build):
         ("brain_mask", []),
         ("t1w_in_template", ["judge", "scale"]),
         ("pet_0_in_t1w", ["read", "refuse_gaps"]),
-        ("pet_0_in_template", ["register_to_t1w", "scale", "read", "refuse_gaps"]),
+        ("pet_0_in_template", ["taint", "scale", "read", "refuse_gaps"]),
         ("pet_0_to_t1w", ["register_to_t1w"]),
     ],
 )
@@ -277,8 +277,19 @@ def test_registration_sees_the_brain_alone_and_is_judged_on_the_grid_of_the_outp
     assert producer(found, at("judge"), "before") == ("before", "image")
     assert producer(found, at("judge"), "after") == ("resample", "image")
     assert producer(found, at("judge"), "mask_after") == ("resample_mask", "image")
-    assert producer(found, at("synthesize"), "t1w") == ("scale", "image")
+    for field in ("start", "behind"):
+        assert producer(found, at("judge"), field) == ("register_to_template", field)
+    assert producer(found, at("synthesize"), "t1w") == ("verdict", "image")
+    assert producer(found, at("verdict"), "image") == ("scale", "image")
+    assert producer(found, at("verdict"), "measured") == ("measured", "out")
     assert producer(found, at("synthesize"), "mask") == ("resample_mask", "image")
+
+
+def test_a_pet_in_the_template_s_space_knows_the_verdict_on_its_t1w(build):
+    found = sources(build("preprocessing")._create_flat_graph())
+    (taint,) = {node for node, _ in found if node.name == "taint"}
+    assert producer(found, taint, "t1w_measured") == ("measured", "out")
+    assert producer(found, taint, "sidecar") == ("register_to_t1w", "sidecar")
 
 
 @pytest.mark.parametrize("pets", [0, 1, 2])
@@ -288,7 +299,10 @@ def test_a_synthetic_pet_is_compared_with_the_first_real_one(build, pets):
     assert names.count("compare") == min(pets, 1)
     if pets:
         compare, tell = node_of(graph, "compare"), node_of(graph, "tell")
-        real, field = trace(found, compare, "real")
+        gate, field = trace(found, compare, "real")
+        assert (gate.name, field) == ("pet_0_verdict", "image")
+        assert producer(found, gate, "measured") == ("register_to_t1w", "sidecar")
+        real, field = trace(found, gate, "image")
         assert (real.fullname.split(".")[-2:], field) == (["pet_0_wf", "scale"], "image")
         assert producer(found, compare, "synthetic") == ("synthesize", "pet")
         assert producer(found, compare, "mask") == ("resample_mask", "image")

@@ -12,8 +12,16 @@ from pathlib import Path
 
 import ants
 import numpy as np
+import pandas as pd
+from scipy import ndimage
 
+from bids_app import nifti
+from bids_app.anatomy.transforms import strip_times
+from bids_app.imaging.pose import Pose, PoseSearch
 from bids_app.imaging.similarity import normalized_mutual_information
+from bids_app.imaging.tissue import classify, expected_uptake, winsorize
+from bids_app.imaging.verdict import Judgement, judge_pet
+from bids_app.imaging.volume import Affine, Mask, thin
 
 # Grid in mm, and levels, of the rigid registration of PET: ours. No PET is sharper than 2 mm.
 RIGID = {"aff_iterations": (500, 250, 100), "aff_shrink_factors": (4, 2, 1),
@@ -21,18 +29,35 @@ RIGID = {"aff_iterations": (500, 250, 100), "aff_shrink_factors": (4, 2, 1),
 QUICK_RIGID = {"aff_iterations": (200, 100), "aff_shrink_factors": (2, 1),
                "aff_smoothing_sigmas": (1, 0)}  # fmt: skip
 PET_GRID, QUICK_PET_GRID = 2.0, 4.0
-OF_LABELS = "genericLabel"  # interpolation
+OF_LABELS, NEAREST = "genericLabel", "nearestNeighbor"  # interpolation
+POINTS = 20  # every so many voxels of the brain tell the linear part of a transform
 BRAIN_MARGIN = 6  # mm around the brain in which PET and T1w are compared; our choice
+COARSE = 4.0  # mm; images that are searched for a pose are thinned out to it
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes in RAS+
+HEADER, CENTRE, SEARCH = "header", "centre of mass", "search of directions"
 
 
 @dataclass(frozen=True)
 class RigidResult:
-    """Where a PET went: the transform's file, which start won, similarity before and after."""
+    """Where a PET went.
+
+    Parameters
+    ----------
+    transform : Path
+        The transform's file.
+    start : str
+        The one that won.
+    before, after : float
+        Similarity.
+    judgement : Judgement
+        Whether it may be believed.
+    """
 
     transform: Path
     start: str
     before: float
     after: float
+    judgement: Judgement
 
 
 def correct_bias(t1w: Path, mask: Path, out: Path, *, shrink_factor: int) -> Path:
@@ -60,13 +85,62 @@ def seed_ants(seed: int) -> None:
     os.environ["ANTS_RANDOM_SEED"] = str(seed + 1)
 
 
+def _winsorized(image: ants.ANTsImage) -> ants.ANTsImage:
+    """Cut off extreme intensities of an image, for registration only; zeros are no brain."""
+    data = image.numpy()
+    return image.new_image_like(winsorize(data, data != 0))
+
+
+def _coarse(image: nifti.Image) -> nifti.Image:
+    data, affine = thin(np.nan_to_num(image.data), image.affine, COARSE)
+    return nifti.Image(data, affine)
+
+
+def _around(brain: Mask, zooms: Sequence[float], margin: float) -> Mask:
+    """Widen a brain by a margin in mm."""
+    away = ndimage.distance_transform_edt(~brain, sampling=zooms)
+    return away <= max(margin, *zooms)
+
+
+def _write_pose(pose: Affine, centre: Sequence[float], path: str) -> str:
+    """Write a rigid transform, world of the fixed image → world of the moving one, RAS+."""
+    own = LPS @ pose @ LPS
+    matrix, about = own[:3, :3], np.array(centre)
+    transform = ants.create_ants_transform(
+        transform_type="Euler3DTransform", center=tuple(about), matrix=matrix,
+        translation=tuple(matrix @ about + own[:3, 3] - about),
+    )  # fmt: skip
+    ants.write_transform(transform, path)
+    return path
+
+
+def _search_in_template(brain: Path, template: Path) -> PoseSearch:
+    """Prepare to search the pose of a brain in which it is most like the template's."""
+    fixed, moving = _coarse(nifti.load(template)), _coarse(nifti.load(brain))
+    where = _around(fixed.data > 0, fixed.zooms, BRAIN_MARGIN)
+    data = winsorize(moving.data, moving.data != 0)
+    return PoseSearch(fixed.data, fixed.affine, where, data, moving.affine, bounded=False)
+
+
+def _linear_part(transform: Path, template: Path) -> Affine:
+    """Fit an affine to what a transform does to the template's brain; fixed → moving, RAS+."""
+    image = _coarse(nifti.load(template))
+    voxels = np.argwhere(image.data > 0)[::POINTS]
+    points = np.c_[voxels, np.ones(len(voxels))] @ image.affine.T
+    table = pd.DataFrame((points @ LPS)[:, :3], columns=list("xyz"))
+    moved = ants.apply_transforms_to_points(3, table, [str(transform)]).to_numpy()[:, :3]
+    fitted, *_ = np.linalg.lstsq(points, moved @ LPS[:3, :3], rcond=None)
+    return np.vstack([fitted.T, [0, 0, 0, 1]])
+
+
 def register_to_template(
     brain: Path, template: Path, prefix: Path, *, quick: bool
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path, str, float]:
     """Register a brain to a template's brain: rigid, affine, then SyN, mutual information.
 
     Avants et al. (2008), Medical Image Analysis 12:26-41, by the settings of
-    ``antsRegistrationSyNQuick`` of ANTs; centres of mass are brought together first.
+    ``antsRegistrationSyNQuick`` of ANTs; centres of mass are brought together first. Where the
+    header has the head turned, it starts from the pose that a search of all directions finds.
 
     Parameters
     ----------
@@ -81,20 +155,35 @@ def register_to_template(
     -------
     Path, Path
         Composite transforms (.h5), from brain to template and back.
+    str
+        The start.
+    float
+        Correlation after the linear part alone, less that in the best pose of the search.
     """
-    fixed, moving = ants.image_read(str(template)), ants.image_read(str(brain))
+    fixed = ants.image_read(str(template))
+    moving = _winsorized(ants.image_read(str(brain)))
+    search = _search_in_template(brain, template)
+    pose, start, initial = search.find(), CENTRE, None
+    if pose.is_better:
+        start = SEARCH
+        centre = ants.get_center_of_mass(fixed)
+        initial = [_write_pose(pose.matrix, centre, f"{prefix}search_start.mat")]
     if quick:
         ants.registration(
-            fixed, moving, "SyN", outprefix=str(prefix), write_composite_transform=True,
+            fixed, moving, "SyN", initial_transform=initial, outprefix=str(prefix),
+            write_composite_transform=True,
             aff_iterations=(200, 100), aff_shrink_factors=(2, 1), aff_smoothing_sigmas=(1, 0),
             reg_iterations=(20, 5),
         )  # fmt: skip
     else:
         ants.registration(
-            fixed, moving, "antsRegistrationSyNQuick[s]", outprefix=str(prefix),
-            write_composite_transform=True,
+            fixed, moving, "antsRegistrationSyNQuick[s]", initial_transform=initial,
+            outprefix=str(prefix), write_composite_transform=True,
         )  # fmt: skip
-    return Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
+    there, back = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
+    for path in (there, back):
+        strip_times(path)
+    return there, back, start, search.score(_linear_part(there, template)) - pose.score
 
 
 def _common_grid(image: ants.ANTsImage, zoom: float, interpolation: int) -> ants.ANTsImage:
@@ -102,23 +191,51 @@ def _common_grid(image: ants.ANTsImage, zoom: float, interpolation: int) -> ants
     return ants.resample_image(image, zooms, use_voxels=False, interp_type=interpolation)
 
 
-def _likeness(fixed: ants.ANTsImage, moving: ants.ANTsImage, where: np.ndarray, xfm: str) -> float:
-    moved = ants.apply_transforms(fixed, moving, [xfm])
-    return normalized_mutual_information(fixed.numpy(), moved.numpy(), where)
+def _likeness(
+    fixed: ants.ANTsImage, moving: ants.ANTsImage, where: Mask, xfm: str
+) -> tuple[float, np.ndarray, Mask]:
+    """Compare where the moving image reaches; the less it does, the less alike they are.
+
+    Returns
+    -------
+    float
+        Normalized mutual information; what is above 1 is multiplied by the share of ``where``
+        that the moving image covers.
+    ndarray, ndarray of bool
+        The moved image, and where it reaches.
+    """
+    moved = ants.apply_transforms(fixed, moving, [xfm]).numpy()
+    ones = moving.new_image_like(np.ones(moving.shape, np.float32))
+    covered = ants.apply_transforms(fixed, ones, [xfm], interpolator=NEAREST).numpy() > 0
+    seen = where & covered
+    share = float(seen.sum() / max(where.sum(), 1))
+    alike = normalized_mutual_information(fixed.numpy(), moved, seen) if seen.any() else 1.0
+    return 1 + (alike - 1) * share, moved, covered
 
 
-def _starts(fixed: ants.ANTsImage, moving: ants.ANTsImage, prefix: Path) -> dict[str, str]:
-    """Write the transforms that registration starts from: nothing moved, or centres matched."""
-    shift = np.subtract(ants.get_center_of_mass(moving), ants.get_center_of_mass(fixed))
-    starts = {}
-    for name, translation in (("header", np.zeros(3)), ("centre of mass", shift)):
-        transform = ants.create_ants_transform(
-            transform_type="Euler3DTransform", center=ants.get_center_of_mass(fixed),
-            translation=tuple(translation),
-        )  # fmt: skip
-        starts[name] = f"{prefix}{name.replace(' ', '_')}_start.mat"
-        ants.write_transform(transform, starts[name])
-    return starts
+def _starts(
+    fixed: ants.ANTsImage, moving: ants.ANTsImage, pose: Pose, prefix: Path
+) -> dict[str, str]:
+    """Write the transforms that registration starts from: by header, centres, and search."""
+    centre = ants.get_center_of_mass(fixed)
+    shifted = np.eye(4)
+    shifted[:3, 3] = LPS[:3, :3] @ np.subtract(ants.get_center_of_mass(moving), centre)
+    poses = {HEADER: np.eye(4), CENTRE: shifted}
+    if pose.is_better:
+        poses[SEARCH] = pose.matrix
+    return {
+        name: _write_pose(matrix, centre, f"{prefix}{name.replace(' ', '_')}_start.mat")
+        for name, matrix in poses.items()
+    }
+
+
+def _search_in_t1w(pet: ants.ANTsImage, uptake: nifti.Image, prefix: Path) -> PoseSearch:
+    """Prepare to search the pose of a PET that is most like the uptake a T1w lets expect."""
+    name = f"{prefix}winsorized.nii"
+    pet.to_filename(name)
+    moving = _coarse(nifti.load(Path(name)))
+    where = _around(uptake.data > 0, uptake.zooms, BRAIN_MARGIN)
+    return PoseSearch(uptake.data, uptake.affine, where, moving.data, moving.affine, bounded=True)
 
 
 def register_pet(
@@ -127,7 +244,8 @@ def register_pet(
     """Move a PET rigidly onto the T1w of the same person.
 
     Mattes's mutual information, from two starts: as the headers say, and with centres of mass
-    matched. The one whose result is more alike (normalized mutual information) is kept.
+    matched; and from a third where a search of all directions finds one clearly better. The one
+    whose result is more alike (normalized mutual information) is kept.
 
     Parameters
     ----------
@@ -139,6 +257,11 @@ def register_pet(
         Where the transform, PET to T1w, goes; ITK's text format.
     quick : bool
         On a coarse grid, for trying things out.
+
+    Raises
+    ------
+    ValueError
+        If the T1w's brain has no tissues that could be told apart.
     """
     zoom, levels = (QUICK_PET_GRID, QUICK_RIGID) if quick else (PET_GRID, RIGID)
     brain = ants.image_read(str(mask))
@@ -147,20 +270,53 @@ def register_pet(
     inside = _common_grid(brain, zoom, 1)
     radius = max(round(BRAIN_MARGIN / min(inside.spacing)), 1)
     around = ants.iMath(inside, "MD", radius)
-    moving = ants.image_read(str(pet))
+    whole = ants.image_read(str(pet))
+    moving = whole.new_image_like(winsorize(whole.numpy()))
     where = around.numpy() > 0
-    starts = _starts(fixed, moving, prefix)
+    uptake = _uptake(t1w, mask)
+    search = _search_in_t1w(moving, uptake, prefix)
+    pose = search.find()
     results = []
+    starts = _starts(fixed, moving, pose, prefix)
     for name, start in starts.items():
         found = ants.registration(
             fixed, moving, "Rigid", initial_transform=start, mask=around,
             outprefix=f"{prefix}{name.replace(' ', '_')}_", aff_random_sampling_rate=1.0,
             **levels,
         )["fwdtransforms"][0]  # fmt: skip
-        results.append((_likeness(fixed, moving, where, found), name, found))
+        results.append((_likeness(fixed, moving, where, found)[0], name, found))
     after, name, best = max(results)
     ants.write_transform(ants.read_transform(best), str(out))
-    return RigidResult(out, name, _likeness(fixed, moving, where, starts["header"]), after)
+    before = _likeness(fixed, moving, where, starts[HEADER])[0]
+    behind = search.score(_pose_of(best)) - pose.score
+    return RigidResult(out, name, before, after, _judge(moving, uptake, best, prefix, behind))
+
+
+def _uptake(t1w: Path, mask: Path) -> nifti.Image:
+    """Give the uptake that the tissues of a T1w let expect, on a coarse grid; 0 outside."""
+    image, brain = nifti.load(t1w), nifti.load(mask).data > 0
+    return _coarse(nifti.Image(expected_uptake(classify(image.data, brain)), image.affine))
+
+
+def _judge(
+    moving: ants.ANTsImage, uptake: nifti.Image, transform: str, prefix: Path, behind: float
+) -> Judgement:
+    """Judge where a PET lies on the tissues of its T1w, on a coarse grid."""
+    name = f"{prefix}uptake.nii"
+    nifti.save(uptake, Path(name))
+    brain = ndimage.binary_fill_holes(uptake.data > 0)
+    _, moved, covered = _likeness(ants.image_read(name), moving, brain, transform)
+    return judge_pet(moved, uptake.data, brain, covered, uptake.zooms, behind=behind)
+
+
+def _pose_of(transform: str) -> Affine:
+    """Read a linear transform as a matrix, fixed → moving, RAS+."""
+    own = ants.read_transform(transform)
+    places = np.vstack([np.zeros(3), np.eye(3)])
+    moved = np.array([own.apply_to_point(tuple(place)) for place in places])
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = (moved[1:] - moved[0]).T, moved[0]
+    return LPS @ pose @ LPS
 
 
 def resample(

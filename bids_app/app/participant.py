@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from bids_app.app.preparation import (
     share_resources,
     work_dir_of,
 )
-from bids_app.app.running import hold, told_of
+from bids_app.app.running import told_of
 from bids_app.console import Voice, count_line
 from bids_app.dataset.participants import read_participants
 from bids_app.dataset.validation import make_writable, validate_bids
@@ -31,7 +31,7 @@ from bids_app.derivatives.description import (
 )
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
-from bids_app.planning import Run, VisitPlan, is_done, label_of, plan_visit
+from bids_app.planning import Run, VisitPlan, doubts_of, is_done, plan_visit
 from bids_app.report.runs import Told
 from bids_app.report.subject import write_subject_report
 from bids_app.settings import Settings
@@ -62,19 +62,6 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
         return DONE
     make_writable(settings.output_dir)
     make_writable(work_dir_of(settings))
-    visits = [] if settings.reports_only else [label_of(visit) for visit in selection.visits]
-    with hold(settings, stamp, voice, results=visits, intermediate=visits):
-        return _carry_out(settings, selection, voice, stamp, started)
-
-
-def _carry_out(
-    settings: Settings,
-    selection: Selection,
-    voice: Voice,
-    stamp: provenance.Stamp,
-    started: float,
-) -> int:
-    """Do what is to be done with what was selected; return the exit code."""
     with _validation(settings) as validation:  # another process works on it meanwhile
         participants = _participants(settings, voice)
         template = prepare_template(settings)
@@ -88,32 +75,14 @@ def _carry_out(
     _start(settings, run, template, stamp)
     _tell_aside(selection, voice)
     plans, done = _plan(selection, run)
-    aside, reported = problems_of(selection), set[str]()
-    subjects = {plan.visit.subject for plan in plans}
-
-    def tell_finished(subject: str, problems: Sequence[Problem]) -> None:
-        fresh = Fresh(told_of(stamp, started), subjects)
-        with suppress(Exception):  # of any kind: it is tried again when all others are done
-            _report(
-                [subject],
-                selection,
-                [*aside, *problems],
-                template,
-                settings.output_dir,
-                fresh=fresh,
-            )
-            finish_dataset(
-                settings.output_dir, bids_dir=settings.bids_dir, participants=participants
-            )
-            reported.add(subject)
-
-    problems = aside + compute(plans, run, resources, settings, voice, on_finished=tell_finished)
+    problems = problems_of(selection) + compute(plans, run, resources, settings, voice)
     if settings.clean_workdir:
         clean([*plans, *done], problems, settings)
-    fresh = Fresh(told_of(stamp, started), subjects)
-    others = [subject for subject in _subjects(selection) if subject not in reported]
-    _report(others, selection, problems, template, settings.output_dir, fresh=fresh)
+    fresh = Fresh(told_of(stamp, started), {plan.visit.subject for plan in plans})
+    _report(selection, problems, template, settings.output_dir, fresh)
     finish_dataset(settings.output_dir, bids_dir=settings.bids_dir, participants=participants)
+    for doubt in (doubt for plan in [*plans, *done] for doubt in doubts_of(plan)):
+        voice.warn(doubt)
     return _close(plans, done, problems, settings, voice)
 
 
@@ -199,16 +168,14 @@ class Fresh:
 
 
 def _report(
-    subjects: Sequence[str],
     selection: Selection,
     problems: Sequence[Problem],
     template: Template,
     output_dir: Path,
-    *,
     fresh: Fresh,
 ) -> None:
-    """Write reports; one of results that were there before keeps what it told of their run."""
-    for subject in subjects:
+    """Write all reports; one of results that were there before keeps what it told of their run."""
+    for subject in _subjects(selection):
         notes = [note for v in selection.visits if v.subject == subject for note in v.notes]
         notes += [u.reason for u in selection.unused if u.subject == subject and not u.exit_code]
         told = [problem.sentence for problem in problems if problem.subject == subject]

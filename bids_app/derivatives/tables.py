@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import MISSING, locked, read_json, read_tsv, write_json, write_tsv
+from bids_app.imaging.verdict import reasons_of
 
 METRICS = {
     "participant_id": "Participant",
@@ -16,7 +17,9 @@ METRICS = {
     "similarity_before": "Similarity to the target where the headers put the images",
     "similarity_after": "Similarity to the target after registration",
     "dice_brain_mask": "Dice overlap of the warped brain mask with that of the template",
-    "start": "For PET: the start that led to the best result",
+    "start": "The start that led to the best result",
+    "verdict": "pass, doubt, or fail: an image that failed is used by no later level",
+    "reasons": "Why it is not pass",
 }
 REMARKS = "Remarks"  # our own key
 NAMED_AT_MOST = 5  # participants listed in a remark
@@ -27,6 +30,7 @@ FIELDS = {
     "similarity_after": "SimilarityAfter",
     "dice_brain_mask": "DiceBrainMask",
     "start": "Start",
+    "verdict": "Verdict",
 }
 
 
@@ -144,6 +148,7 @@ def _registrations(sidecars: Iterable[Path], output_dir: Path) -> Iterator[dict[
             "session_id": session,
             "file": inside.with_suffix(".nii.gz").as_posix(),
             **{column: measured.get(name) for column, name in FIELDS.items()},
+            "reasons": "; ".join(reasons_of(measured)) or None,
         }
 
 

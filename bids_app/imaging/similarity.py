@@ -55,6 +55,21 @@ def mean_absolute_error(one: Volume, other: Volume, where: Mask | None = None) -
     return float(np.mean(np.abs(one[chosen].astype(np.float64) - other[chosen])))
 
 
+def correlation(one: Volume, other: Volume, where: Mask) -> float:
+    """Pearson's correlation of two volumes over a mask, -1 to 1; 0 if either is constant there.
+
+    Examples
+    --------
+    >>> one = np.array([[[0.0, 1.0, 2.0, 5.0]]], np.float32)
+    >>> round(correlation(one, 3 - one, one < 5), 3)
+    -1.0
+    """
+    x, y = one[where].astype(np.float64), other[where].astype(np.float64)
+    if x.size == 0 or x.std() == 0 or y.std() == 0:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
 def dice(one: Mask, other: Mask) -> float:
     """Overlap of two masks: twice what they share, over the sum of both; 0 to 1.
 

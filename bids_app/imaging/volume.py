@@ -68,3 +68,39 @@ def grid_of_box(box: Box, resolution: float) -> Grid:
     affine = np.diag([resolution, resolution, resolution, 1.0])
     affine[:3, 3] = low
     return Grid((x, y, z), affine)
+
+
+def thin(volume: Volume, affine: Affine, zoom: float) -> tuple[Volume, Affine]:
+    """Average blocks of voxels, so that voxels become about as large as wanted, not smaller.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Any unit; kept.
+    affine : ndarray, (4, 4)
+        Voxel indices → world coordinates in mm, RAS+.
+    zoom : float
+        Voxel size in mm that is wanted; axes with larger voxels stay as they are.
+
+    Returns
+    -------
+    ndarray, (I', J', K')
+        float32. Voxels that fill no block at the end of an axis are left out.
+    ndarray, (4, 4)
+        Its affine.
+
+    Examples
+    --------
+    >>> thin(np.array([[[1, 3, 5, 9, 100]]], np.float32), np.eye(4), 2.0)[0]
+    array([[[2., 7.]]], dtype=float32)
+    """
+    steps = [
+        min(max(round(zoom / own), 1), side)
+        for own, side in zip(zooms_of(affine), volume.shape, strict=True)
+    ]
+    i, j, k = (side // step for side, step in zip(volume.shape, steps, strict=True))
+    a, b, c = steps
+    blocks = volume[: i * a, : j * b, : k * c].reshape(i, a, j, b, k, c)
+    coarse = affine @ np.diag([*steps, 1.0])
+    coarse[:3, 3] = affine[:3, 3] + affine[:3, :3] @ ((np.array(steps) - 1) / 2)
+    return blocks.mean(axis=(1, 3, 5), dtype=np.float32), coarse

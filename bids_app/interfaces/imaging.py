@@ -8,8 +8,10 @@ import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
+    InputMultiObject,
     SimpleInterface,
     TraitedSpec,
+    isdefined,
     traits,
 )
 
@@ -18,7 +20,8 @@ from bids_app.errors import UnusableDataError
 from bids_app.imaging.frames import average_frames
 from bids_app.imaging.gaps import fill
 from bids_app.imaging.intensity import clip_spikes, scale_to_unit
-from bids_app.imaging.similarity import dice, measure, normalized_mutual_information
+from bids_app.imaging.similarity import measure, normalized_mutual_information
+from bids_app.imaging.verdict import FAIL, judge_t1w, told_of, worse_of
 
 VOUCHED = "axis code where the header has none; empty: none is vouched for"
 VALID = "mask of the voxels that hold a number in the file; 0 was put into the others"
@@ -213,34 +216,105 @@ class _JudgeRegistrationInputSpec(BaseInterfaceInputSpec):
     before = File(exists=True, mandatory=True, desc="the moving image, as headers have it")
     after = File(exists=True, mandatory=True, desc="the moving image after registration")
     mask_after = File(exists=True, mandatory=True, desc="its brain mask after registration")
+    start = traits.Str(desc="from which registration began")
+    behind = traits.Float(desc="correlation there, less that in the best pose of a search")
 
 
 class _JudgeRegistrationOutputSpec(TraitedSpec):
-    sidecar = traits.Dict(desc="similarity before and after, and the Dice of the masks")
+    sidecar = traits.Dict(desc="similarity before and after, Dice of the masks, verdict")
 
 
 class JudgeRegistration(SimpleInterface):
-    """Measure how alike target and image are before and after; all lie on one grid."""
+    """Measure how alike target and image are before and after, and say whether to believe it.
+
+    All images lie on one grid.
+    """
 
     input_spec = _JudgeRegistrationInputSpec
     output_spec = _JudgeRegistrationOutputSpec
 
     def _run_interface(self, runtime):
-        fixed = nifti.load(self.inputs.fixed).data
-        where = nifti.load(self.inputs.fixed_mask).data > 0
+        target, mask = nifti.load(self.inputs.fixed), nifti.load(self.inputs.fixed_mask)
+        fixed, where = target.data, mask.data > 0
 
         def likeness(path):
             return normalized_mutual_information(fixed, nifti.load(path).data, where)
 
-        overlap = dice(where, nifti.load(self.inputs.mask_after).data > 0)
+        judgement = judge_t1w(
+            nifti.load(self.inputs.after).data, fixed, nifti.load(self.inputs.mask_after).data > 0,
+            where, target.affine,
+            behind=self.inputs.behind if isdefined(self.inputs.behind) else None,
+        )  # fmt: skip
+        start = {"Start": self.inputs.start} if isdefined(self.inputs.start) else {}
         quality = {
             "Method": METHOD,
+            **start,
             "SimilarityMetric": "normalized mutual information",
             "SimilarityBefore": round(likeness(self.inputs.before), 4),
             "SimilarityAfter": round(likeness(self.inputs.after), 4),
-            "DiceBrainMask": round(overlap, 4),
+            **told_of(judgement),
         }
         self._results["sidecar"] = {"Registration": quality}
+        return runtime
+
+
+class _TaintVerdictInputSpec(BaseInterfaceInputSpec):
+    sidecar = traits.Dict(mandatory=True, desc="of the registration of a PET to its T1w")
+    t1w_measured = InputMultiObject(
+        traits.Dict(), mandatory=True, desc="of that of the T1w to the template, among others"
+    )
+
+
+class _TaintVerdictOutputSpec(TraitedSpec):
+    sidecar = traits.Dict(desc="the PET's, no better than that of its T1w")
+
+
+class TaintVerdict(SimpleInterface):
+    """Let a PET in the template's space be believed no more than its T1w is."""
+
+    input_spec = _TaintVerdictInputSpec
+    output_spec = _TaintVerdictOutputSpec
+
+    def _run_interface(self, runtime):
+        own = dict(self.inputs.sidecar["Registration"])
+        t1w = _registration_of(self.inputs.t1w_measured)
+        own["Verdict"] = worse_of(own["Verdict"], t1w["Verdict"])
+        own["VerdictReasons"] = [
+            *own["VerdictReasons"], *(f"its T1w: {one}" for one in t1w["VerdictReasons"]),
+        ]  # fmt: skip
+        self._results["sidecar"] = {"Registration": own}
+        return runtime
+
+
+def _registration_of(measured):
+    return next(part["Registration"] for part in measured if "Registration" in part)
+
+
+class _RefuseFailedInputSpec(BaseInterfaceInputSpec):
+    image = File(exists=True, mandatory=True, desc="an image that was registered")
+    measured = InputMultiObject(traits.Dict(), mandatory=True, desc="with the verdict on it")
+    source = traits.Str(mandatory=True, desc="the file it was made from, for messages")
+
+
+class _RefuseFailedOutputSpec(TraitedSpec):
+    image = File(exists=True, desc="the same image")
+
+
+class RefuseFailed(SimpleInterface):
+    """Hand an image on unless its registration failed: nothing is made from a wrong image."""
+
+    input_spec = _RefuseFailedInputSpec
+    output_spec = _RefuseFailedOutputSpec
+
+    def _run_interface(self, runtime):
+        found = _registration_of(self.inputs.measured)
+        if found["Verdict"] == FAIL:
+            reasons = "; ".join(found["VerdictReasons"])
+            raise UnusableDataError(
+                f"{self.inputs.source}: its registration failed: {reasons}. Its results are used "
+                "nowhere; look at the report, and at the image and its header"
+            )
+        self._results["image"] = self.inputs.image
         return runtime
 
 

@@ -16,6 +16,7 @@ from nipype.interfaces.base import (
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
 from bids_app.imaging.gaps import enclosed, gaps_in
+from bids_app.imaging.verdict import told_of
 
 ENGINE = "bids_app.anatomy.registration"  # imported by a worker before it is needed
 
@@ -59,6 +60,8 @@ class _RegisterToTemplateInputSpec(BaseInterfaceInputSpec):
 class _RegisterToTemplateOutputSpec(TraitedSpec):
     t1w_to_template = File(exists=True, desc="composite transform, .h5")
     template_to_t1w = File(exists=True, desc="its inverse, .h5")
+    start = traits.Str(desc="from which registration began")
+    behind = traits.Float(desc="correlation there, less that in the best pose of a search")
 
 
 class RegisterToTemplate(SimpleInterface):
@@ -72,11 +75,12 @@ class RegisterToTemplate(SimpleInterface):
         from bids_app.anatomy.registration import register_to_template, seed_ants
 
         seed_ants(self.inputs.seed)
-        there, back = register_to_template(
+        there, back, start, behind = register_to_template(
             Path(self.inputs.brain), Path(self.inputs.template),
             Path(runtime.cwd) / "t1w_to_template_", quick=self.inputs.quick,
         )  # fmt: skip
         self._results.update(t1w_to_template=str(there), template_to_t1w=str(back))
+        self._results.update(start=start, behind=float(behind))
         return runtime
 
 
@@ -90,7 +94,7 @@ class _RegisterPETInputSpec(BaseInterfaceInputSpec):
 
 class _RegisterPETOutputSpec(TraitedSpec):
     pet_to_t1w = File(exists=True, desc="rigid transform, ITK's text format")
-    sidecar = traits.Dict(desc="the start that was kept, and similarity before and after")
+    sidecar = traits.Dict(desc="the start that was kept, similarity before and after, verdict")
 
 
 class RegisterPET(SimpleInterface):
@@ -105,10 +109,13 @@ class RegisterPET(SimpleInterface):
 
         seed_ants(self.inputs.seed)
         cwd = Path(runtime.cwd)
-        result = register_pet(
-            Path(self.inputs.pet), Path(self.inputs.t1w), Path(self.inputs.mask),
-            cwd / "rigid_", cwd / "pet_to_t1w.txt", quick=self.inputs.quick,
-        )  # fmt: skip
+        try:
+            result = register_pet(
+                Path(self.inputs.pet), Path(self.inputs.t1w), Path(self.inputs.mask),
+                cwd / "rigid_", cwd / "pet_to_t1w.txt", quick=self.inputs.quick,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UnusableDataError(f"{self.inputs.t1w}: {error}; look at the T1w") from error
         self._results["pet_to_t1w"] = str(result.transform)
         quality = {
             "Method": "ANTs: rigid; mutual information",
@@ -116,6 +123,7 @@ class RegisterPET(SimpleInterface):
             "SimilarityMetric": "normalized mutual information",
             "SimilarityBefore": round(result.before, 4),
             "SimilarityAfter": round(result.after, 4),
+            **told_of(result.judgement),
         }
         self._results["sidecar"] = {"Registration": quality}
         return runtime

@@ -180,7 +180,8 @@ def _anatomy(procedure: Procedure) -> str:
         f"image was resampled to {size} mm isotropic voxels, divided by the "
         f"{procedure.percentile:g}th percentile of its brain, clipped to 0..1, and set to 0 "
         "outside of the brain. Registrations were judged by normalized mutual information "
-        "(Studholme et al., 1999) before and after, and by the Dice overlap of the brain masks."
+        "(Studholme et al., 1999) before and after, by the Dice overlap of the brain masks, by "
+        "correlation with the template deep in the brain, and by a search of all directions."
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bids_app.imaging.verdict import reasons_of, verdict_of
 from bids_app.report.results import Derivative, Results
 
 LOWEST_DICE: Final = 0.9  # our choice: below it, brains that fit are rare
@@ -124,7 +125,7 @@ def folds_of(visit: Results) -> list[str]:
 
 
 def registration_rows(visits: Iterable[Results]) -> list[Row]:
-    """Tell, a registration a row: similarity before and after, Dice of the brain masks."""
+    """Tell, a registration a row: verdict, similarity before and after, Dice of the masks."""
     rows = []
     for visit in visits:
         if visit.t1w_in_template is not None:
@@ -136,12 +137,33 @@ def registration_rows(visits: Iterable[Results]) -> list[Row]:
 
 def _row(name: str, told: object) -> Row:
     numbers = told if isinstance(told, dict) else {}
+    verdict = verdict_of({"Registration": numbers})
     before, after, dice = (
         as_number(numbers.get(key))
         for key in ("SimilarityBefore", "SimilarityAfter", "DiceBrainMask")
     )
-    reading, flagged = read_registration(before, after, dice)
-    return Row(name, (show(before, 3), show(after, 3), show(dice, 3)), reading, flagged)
+    cells = (show(before, 3), show(after, 3), show(dice, 3))
+    if verdict is None:  # of a version that gave none
+        reading, flagged = read_registration(before, after, dice)
+        return Row(name, ("n/a", *cells), reading, flagged)
+    reading = read_verdict(verdict, reasons_of(numbers))
+    return Row(name, (verdict, *cells), reading, verdict != "pass")
+
+
+def read_verdict(verdict: str, reasons: Sequence[str]) -> str:
+    """Say in words what is thought of a registration.
+
+    Examples
+    --------
+    >>> read_verdict("pass", []), read_verdict("fail", ["half of the brain is missing"])
+    ('It fits.', 'FAILED: half of the brain is missing. The image is used nowhere.')
+    """
+    if verdict == "pass":
+        return "It fits."
+    why = "; ".join(reasons)
+    if verdict == "fail":
+        return f"FAILED: {why}. The image is used nowhere."
+    return f"IN DOUBT: {why}. Look at the figure before you use it."
 
 
 def read_registration(

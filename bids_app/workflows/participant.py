@@ -10,6 +10,7 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
+from bids_app.interfaces.imaging import RefuseFailed
 from bids_app.workflows.outputs import Output, save_node
 from bids_app.workflows.registration import init_anatomical_wf, init_pet_wf
 from bids_app.workflows.synthesis import SynthesisPlan, init_comparison_wf, init_synthesis_wf
@@ -91,11 +92,12 @@ def init_preprocessing_wf(
     Outputs
     -------
     t1w_in_template
-        T1w in [0, 1] on the grid of the outputs, brain only.
+        T1w in [0, 1] on the grid of the outputs, brain only; none if its registration failed.
     brain_mask_in_template
         The brain on that grid.
     pet_in_template
-        The first PET in [0, 1] on that grid; nothing if there is none.
+        The first PET in [0, 1] on that grid; nothing if there is none, or if its registration
+        failed.
     """
     workflow = Workflow(name)
     outputnode = Node(
@@ -108,9 +110,19 @@ def init_preprocessing_wf(
         percentile=how.percentile, quick=how.quick, seed=how.seed, omp_nthreads=how.omp_nthreads,
     )  # fmt: skip
     _save_all(workflow, anatomical, outputs, "")
-    same = ("t1w_in_template", "brain_mask_in_template")
-    workflow.connect([(anatomical, outputnode, [(f"outputnode.{f}", f) for f in same])])
-    onward = ("t1w", "brain_mask", "brain_mask_in_template", "t1w_to_template")
+    trust = Node(RefuseFailed(source=str(t1w)), name="verdict", run_without_submitting=True)
+    workflow.connect([
+        (anatomical, trust, [("outputnode.t1w_in_template", "image"),
+                             ("outputnode.t1w_in_template_measured", "measured")]),
+        (trust, outputnode, [("image", "t1w_in_template")]),
+        (anatomical, outputnode, [
+            ("outputnode.brain_mask_in_template", "brain_mask_in_template")
+        ]),
+    ])  # fmt: skip
+    onward = (
+        "t1w", "brain_mask", "brain_mask_in_template", "t1w_to_template",
+        "t1w_in_template_measured",
+    )  # fmt: skip
     for number, plan in enumerate(pets):
         pet = init_pet_wf(
             pet=plan.pet, orientation=plan.orientation, durations=plan.durations,
@@ -121,8 +133,16 @@ def init_preprocessing_wf(
         fields = [(f"outputnode.{field}", f"inputnode.{field}") for field in onward]
         workflow.connect([(anatomical, pet, fields)])
         _save_all(workflow, pet, plan.outputs, f"pet_{number}_")
+        trust = Node(
+            RefuseFailed(source=str(plan.pet)), name=f"pet_{number}_verdict",
+            run_without_submitting=True,
+        )  # fmt: skip
+        workflow.connect([
+            (pet, trust, [("outputnode.in_template", "image"),
+                          ("outputnode.to_t1w_measured", "measured")]),
+        ])  # fmt: skip
         if number == 0:
-            workflow.connect(pet, "outputnode.in_template", outputnode, "pet_in_template")
+            workflow.connect(trust, "image", outputnode, "pet_in_template")
     return workflow
 
 

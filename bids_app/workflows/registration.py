@@ -12,6 +12,7 @@ from bids_app.interfaces.imaging import (
     ReadPET,
     ReadT1w,
     ScaleIntensity,
+    TaintVerdict,
 )
 from bids_app.interfaces.registration import (
     CorrectBias,
@@ -128,6 +129,7 @@ def init_anatomical_wf(
         (resample, scale, [("image", "image")]),
         (resample_mask, scale, [("image", "mask")]),
         (before, judge, [("image", "before")]),
+        (register, judge, [("start", "start"), ("behind", "behind")]),
         (resample, judge, [("image", "after")]),
         (resample_mask, judge, [("image", "mask_after")]),
         (judge, measured, [("sidecar", "in1")]),
@@ -195,6 +197,8 @@ def init_pet_wf(
         The brain on the grid of ``reference``.
     t1w_to_template
         Composite transform, as ANTs writes it.
+    t1w_in_template_measured
+        Quality of that transform, among others.
 
     Outputs
     -------
@@ -212,9 +216,12 @@ def init_pet_wf(
         Quality of the registration.
     """
     inputnode = Node(
-        IdentityInterface(["t1w", "brain_mask", "brain_mask_in_template", "t1w_to_template"]),
+        IdentityInterface([
+            "t1w", "brain_mask", "brain_mask_in_template", "t1w_to_template",
+            "t1w_in_template_measured",
+        ]),
         name="inputnode",
-    )
+    )  # fmt: skip
     read = Node(
         ReadPET(
             pet=str(pet), orientation=orientation, durations=list(durations), frames=list(frames)
@@ -231,6 +238,7 @@ def init_pet_wf(
         Resample(reference=str(reference), interpolation=LINEAR), name="resample_to_template"
     )
     scale = Node(ScaleIntensity(percentile=percentile), name="scale")
+    taint = Node(TaintVerdict(), name="taint", run_without_submitting=True)
     measured = Node(Merge(4), name="measured", run_without_submitting=True)
     in_t1w = Node(Merge(2), name="measured_in_t1w", run_without_submitting=True)
     outputnode = Node(
@@ -256,7 +264,9 @@ def init_pet_wf(
         (path, to_template, [("out", "transforms")]),
         (to_template, scale, [("image", "image")]),
         (inputnode, scale, [("brain_mask_in_template", "mask")]),
-        (register, measured, [("sidecar", "in1")]),
+        (register, taint, [("sidecar", "sidecar")]),
+        (inputnode, taint, [("t1w_in_template_measured", "t1w_measured")]),
+        (taint, measured, [("sidecar", "in1")]),
         (scale, measured, [("sidecar", "in2")]),
         (read, measured, [("sidecar", "in3")]),
         (gaps, measured, [("sidecar", "in4")]),

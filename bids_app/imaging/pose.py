@@ -1,0 +1,212 @@
+"""How a head lies: a coarse search over all directions, where headers may be wrong.
+
+Registration finds the nearest optimum, a few centimetres and some 30° around its start. What is
+turned further is looked for here, from many starts, on a few thousand points. Poses are rigid
+transforms (4, 4), world → world in mm, RAS+, from the fixed image to the moving one.
+"""
+
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage, optimize
+from scipy.spatial.transform import Rotation
+
+from bids_app.imaging.smoothing import smooth
+from bids_app.imaging.volume import Affine, Mask, Volume, zooms_of
+
+Points = NDArray[np.float64]
+
+GRID = 8.0  # mm between points, and FWHM of the smoothing; our choice
+FIRST = 4  # every so many points count in the first round
+KEPT = 6  # starts that go on to the second round; our choice
+HALF = 0.5  # a voxel reaches so far from its centre
+FIRST_STEPS = (5.0, 5.0, 5.0, 8.0, 8.0, 8.0)  # of the optimizer: 0.1 rad, and mm
+STEPS = 160  # evaluations of each in the second round; our choice
+LEAST_SEEN = 0.5  # of the points inside the moving image; our choice
+TILT, CORNER = 45.0, 60.0  # degrees between axis-aligned directions: no direction is beyond 40°
+SCALE = 0.02  # rad to 1 mm, so that both steps of the optimizer move the cortex alike
+NEAR = 30.0  # degrees from the header that registration finds by itself; our choice
+LEAST_SCORE = 0.5  # in a pose that may overrule the header; brains that fit reach 0.7 and more
+CLEARLY = 0.03  # of the correlation: wrong directions are .06 below the right one and more
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where the search ended.
+
+    Parameters
+    ----------
+    matrix : ndarray, (4, 4)
+        World of the fixed image → world of the moving one, mm, RAS+.
+    score : float
+        Correlation there, -1 to 1.
+    header_score : float
+        The best that is reached within 30° of the header's pose, from there, and from centres of
+        mass matched.
+    """
+
+    matrix: Affine
+    score: float
+    header_score: float
+
+    @property
+    def degrees(self) -> float:
+        """How far it is turned from the header's pose, 0 to 180."""
+        return _degrees(self.matrix[:3, :3])
+
+    @property
+    def is_better(self) -> bool:
+        """Whether it lies beyond what registration finds from the header, and is clearly better."""
+        enough = max(LEAST_SCORE, self.header_score + CLEARLY)
+        return self.degrees > NEAR and self.score > enough
+
+
+def _degrees(turn: NDArray[np.float64]) -> float:
+    return float(np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))))
+
+
+def axis_aligned() -> list[NDArray[np.float64]]:
+    """Give the 24 rotations that carry axes onto axes."""
+    found = []
+    for order in permutations(range(3)):
+        for signs in product((1.0, -1.0), repeat=3):
+            matrix = np.zeros((3, 3))
+            matrix[range(3), order] = signs
+            if np.linalg.det(matrix) > 0:
+                found.append(matrix)
+    return found
+
+
+def directions() -> list[NDArray[np.float64]]:
+    """Give rotations that lie dense enough: the 24, each also tilted by 45° and by 60°.
+
+    Tilts of 45° about the axes and of 60° about the diagonals are those farthest from all 24.
+    """
+    axes = [TILT * axis for axis in np.eye(3)]
+    corners = [CORNER * np.array([1, y, z]) / np.sqrt(3) for y, z in product((1, -1), repeat=2)]
+    tilts = [np.eye(3)] + [
+        Rotation.from_rotvec(one, degrees=True).as_matrix() for one in (*axes, *corners)
+    ]
+    return [turn @ tilt for turn, tilt in product(axis_aligned(), tilts)]
+
+
+def _lattice(where: Mask, affine: Affine) -> tuple[Points, tuple[NDArray[np.intp], ...]]:
+    """Choose voxels of a mask about ``GRID`` mm apart; give their places, and their indices."""
+    steps = [max(round(GRID / zoom), 1) for zoom in zooms_of(affine)]
+    thin = np.zeros_like(where)
+    box = tuple(slice(step // 2, None, step) for step in steps)
+    thin[box] = where[box]
+    indices = np.nonzero(thin)
+    return np.stack(indices, axis=1) @ affine[:3, :3].T + affine[:3, 3], indices
+
+
+def centre_of(volume: Volume, affine: Affine) -> NDArray[np.float64]:
+    """Give the centre of mass of what is brighter than half of the brightest, in mm."""
+    low, high = np.percentile(volume, (1, 99.9))
+    bright = volume > (low + high) / 2
+    indices = np.argwhere(bright).mean(axis=0) if bright.any() else np.array(volume.shape) / 2
+    return affine[:3, :3] @ indices + affine[:3, 3]
+
+
+class PoseSearch:
+    """Two images of one contrast, the correlation of which tells how alike they lie.
+
+    Parameters
+    ----------
+    fixed, moving : ndarray, (I, J, K) each
+        Any unit.
+    fixed_affine, moving_affine : ndarray, (4, 4)
+        Voxel indices → world coordinates in mm, RAS+.
+    where : ndarray of bool, (I, J, K)
+        Voxels of the fixed image that count: the brain, and some of what is around it.
+    bounded : bool
+        Whether nothing is known beyond the faces of the moving image (a PET); else there is
+        nothing (a brain alone).
+    """
+
+    def __init__(
+        self,
+        fixed: Volume,
+        fixed_affine: Affine,
+        where: Mask,
+        moving: Volume,
+        moving_affine: Affine,
+        *,
+        bounded: bool,
+    ) -> None:
+        self.points, indices = _lattice(where, fixed_affine)
+        self.values = smooth(fixed, GRID, zooms_of(fixed_affine))[indices].astype(np.float64)
+        self.moving = smooth(moving, GRID, zooms_of(moving_affine))
+        self.inverse, self.bounded = np.linalg.inv(moving_affine), bounded
+        self.centres = centre_of(fixed, fixed_affine), centre_of(moving, moving_affine)
+
+    def score(self, pose: Affine, step: int = 1) -> float:
+        """Correlate the images in a pose, at every so many points.
+
+        Parameters
+        ----------
+        pose : ndarray, (4, 4)
+            World of the fixed image → world of the moving one; need not be rigid.
+
+        Returns
+        -------
+        float
+            -1 to 1. Where the moving image is bounded, of the points inside it, times the root of
+            their share; -1 if that is less than half.
+        """
+        whole = self.inverse @ pose
+        places = whole[:3, :3] @ self.points[::step].T + whole[:3, 3:]
+        values = self.values[::step]
+        sides = np.array(self.moving.shape)[:, None] - HALF
+        seen = ((places > -HALF) & (places < sides)).all(axis=0)
+        share = float(seen.mean()) if seen.size else 0.0
+        if share < LEAST_SEEN:
+            return -1.0
+        if self.bounded:
+            values, places = values[seen], places[:, seen]
+        moved = ndimage.map_coordinates(
+            self.moving, places, order=1, mode="nearest" if self.bounded else "constant"
+        )
+        if not (moved.std() > 0 and values.std() > 0):
+            return -1.0
+        return float(np.corrcoef(values, moved)[0, 1]) * (np.sqrt(share) if self.bounded else 1.0)
+
+    def find(self) -> Pose:
+        """Search all directions; give the best pose, and what can be had near the header's."""
+        nothing = np.zeros(3)
+        fixed, moving = self.centres
+        header = [self._climb(np.eye(3), shift, NEAR) for shift in (nothing, fixed - moving)]
+        turns = directions()
+        scores = [self.score(self._pose(turn, np.zeros(6)), FIRST) for turn in turns]
+        best = np.argsort(scores)[::-1][:KEPT]
+        found = [self._climb(turns[index], nothing) for index in best]
+        score, matrix = max((*header, *found), key=lambda one: one[0])
+        return Pose(matrix, score, max(one[0] for one in header))
+
+    def _pose(self, turn: NDArray[np.float64], parameters: NDArray[np.float64]) -> Affine:
+        """Match centres of mass, turned, then moved by three angles and three shifts."""
+        fixed, moving = self.centres
+        small = Rotation.from_rotvec(np.asarray(parameters[:3]) * SCALE).as_matrix()
+        pose = np.eye(4)
+        pose[:3, :3] = small @ turn
+        pose[:3, 3] = moving + parameters[3:] - pose[:3, :3] @ fixed
+        return pose
+
+    def _climb(
+        self, turn: NDArray[np.float64], shift: NDArray[np.float64], most: float = 180.0
+    ) -> tuple[float, Affine]:
+        """Improve a start, without turning it further from the header than by ``most`` degrees."""
+
+        def loss(parameters: NDArray[np.float64]) -> float:
+            pose = self._pose(turn, parameters)
+            return 1.0 if _degrees(pose[:3, :3]) > most else -self.score(pose)
+
+        found = optimize.minimize(
+            loss,
+            np.concatenate([np.zeros(3), shift]),
+            method="Powell",
+            options={"maxfev": STEPS, "xtol": 0.5, "ftol": 1e-3, "direc": np.diag(FIRST_STEPS)},
+        )
+        return -float(found.fun), self._pose(turn, found.x)

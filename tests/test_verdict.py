@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from phantoms import brain, head_affine
+from scipy import ndimage
+
+from bids_app.imaging.tissue import (
+    FLUID,
+    GREY,
+    OUTSIDE,
+    WHITE,
+    classify,
+    expected_uptake,
+    winsorize,
+)
+from bids_app.imaging.verdict import (
+    DOUBT,
+    FAIL,
+    INSIDE,
+    PASS,
+    PET_CRITERIA,
+    T1W_CRITERIA,
+    VERDICTS,
+    Criterion,
+    judge,
+    judge_pet,
+    judge_t1w,
+    reasons_of,
+    told_of,
+    verdict_of,
+    worse_of,
+)
+
+ZOOMS = (4.0, 4.0, 4.0)
+BOUNDS = [Criterion("A", 0.8, 0.6, "A is {:.2f}"), Criterion("B", 0.5, 0.0, "B is {:.2f}")]
+values = st.floats(-1, 1)
+
+
+@given(a=values, b=values, more=st.floats(0, 1))
+def test_a_better_measure_is_never_judged_worse(a, b, more):
+    before = judge({"A": a, "B": b}, BOUNDS)
+    after = judge({"A": a + more, "B": b}, BOUNDS)
+    assert VERDICTS.index(after.verdict) <= VERDICTS.index(before.verdict)
+    assert len(after.reasons) <= len(before.reasons)
+
+
+@given(a=values, b=values)
+def test_the_worst_criterion_decides(a, b):
+    alone = [judge({"A": a}, BOUNDS).verdict, judge({"B": b}, BOUNDS).verdict]
+    both = judge({"A": a, "B": b}, BOUNDS)
+    assert both.verdict == worse_of(*alone)
+    assert (both.verdict == PASS) == (not both.reasons)
+
+
+def test_bounds_belong_to_the_better_side_and_no_number_fails():
+    assert judge({"A": 0.8, "B": 0.5}, BOUNDS).verdict == PASS
+    assert judge({"A": 0.6, "B": 1.0}, BOUNDS).verdict == DOUBT
+    assert judge({"A": 0.59, "B": 1.0}, BOUNDS).verdict == FAIL
+    assert judge({"A": float("nan")}, BOUNDS).verdict == FAIL
+
+
+def test_what_is_told_is_read_again():
+    judgement = judge({"A": 0.61239, "B": 1.0}, BOUNDS)
+    told = told_of(judgement)
+    assert told["A"] == 0.6124
+    assert verdict_of({"Registration": told}) == DOUBT
+    assert reasons_of(told) == ["A is 0.61"]
+    assert verdict_of({"Registration": {"Method": "x"}}) is None
+    assert verdict_of({"Registration": 3}) is None
+    assert reasons_of({"VerdictReasons": None}) == []
+
+
+@pytest.mark.parametrize("criteria", [T1W_CRITERIA, PET_CRITERIA])
+def test_criteria_doubt_before_they_fail(criteria):
+    for one in criteria:
+        assert one.doubt > one.fail
+        assert f"{0.5:.2f}" in one.sentence.format(0.5)
+
+
+@pytest.fixture(scope="module")
+def person():
+    rng = np.random.default_rng(2)
+    t1w, pet = brain(rng), brain(rng, inverted=True)
+    return t1w, pet, t1w > 0
+
+
+def t1w_verdict(data, template):
+    judged = judge_t1w(data, template, data > 0, template > 0, head_affine(), behind=0.0)
+    return judged.verdict
+
+
+def test_a_t1w_that_fits_passes_and_others_fail(person):
+    template = brain(np.random.default_rng(9))
+    t1w, _, inside = person
+    rng = np.random.default_rng(8)
+    assert t1w_verdict(t1w, template) == PASS
+    assert t1w_verdict(np.where(inside, rng.random(t1w.shape), 0), template) == FAIL
+    assert t1w_verdict(np.where(inside, 1, 0).astype(np.float32), template) == FAIL  # a ball
+    assert t1w_verdict(ndimage.rotate(t1w, 90, (0, 1), reshape=False, order=1), template) == FAIL
+    slab = np.where(np.arange(t1w.shape[2]) < 22, t1w, 0)
+    assert t1w_verdict(slab, template) == FAIL
+
+
+@pytest.mark.parametrize(("behind", "verdict"), [(0.0, PASS), (-0.06, DOUBT), (-0.3, FAIL)])
+def test_a_better_pose_elsewhere_is_held_against_a_t1w(person, behind, verdict):
+    t1w, _, inside = person
+    found = judge_t1w(t1w, t1w, inside, inside, head_affine(), behind=behind)
+    assert found.verdict == verdict
+
+
+def pet_verdict(person, pet, covered=None):
+    t1w, _, inside = person
+    covered = np.ones_like(inside) if covered is None else covered
+    uptake = expected_uptake(classify(t1w, inside))
+    return judge_pet(pet, uptake, inside, covered, ZOOMS, behind=0.0)
+
+
+def test_a_pet_that_fits_passes_and_others_fail(person):
+    t1w, pet, _ = person
+    rng = np.random.default_rng(8)
+    assert pet_verdict(person, ndimage.gaussian_filter(pet, 0.7)).verdict == PASS
+    assert pet_verdict(person, rng.random(pet.shape)).verdict == FAIL
+    assert pet_verdict(person, t1w).verdict == FAIL  # white matter is brighter
+    for axis in (1, 2):
+        assert pet_verdict(person, np.flip(pet, axis)).verdict == FAIL
+    assert pet_verdict(person, np.roll(pet, 8, axis=1)).verdict == FAIL
+    assert pet_verdict(person, np.zeros_like(pet)).verdict == FAIL
+
+
+def test_only_what_a_pet_covers_is_judged(person):
+    _, pet, inside = person
+    layers = np.argwhere(inside)[:, 2]
+    for share, verdict in ((0.9, PASS), (0.7, DOUBT), (0.4, FAIL)):
+        covered = np.arange(inside.shape[2]) <= np.quantile(layers, share)
+        covered = np.broadcast_to(covered, inside.shape)
+        found = pet_verdict(person, np.where(covered, pet, 0), covered)
+        assert found.verdict == verdict
+        assert found.measures[INSIDE] == pytest.approx((covered & inside).sum() / inside.sum())
+        rest = pet_verdict(person, np.where(covered, pet, 1e6), covered)
+        assert rest == found
+
+
+# Tissue
+
+
+def test_tissues_are_told_apart_by_intensity():
+    rng = np.random.default_rng(1)
+    true = rng.choice([FLUID, GREY, WHITE], (20, 20, 20), p=[0.15, 0.5, 0.35]).astype(np.uint8)
+    true[0] = OUTSIDE
+    t1w = np.array([0, 200, 600, 900])[true] + 40 * rng.standard_normal(true.shape)
+    assert (classify(t1w, true > 0) == true).mean() > 0.999
+    assert (classify(3 * t1w + 50, true > 0) == classify(t1w, true > 0)).all()
+    uptake = expected_uptake(true)
+    assert uptake[true == GREY].min() == 1 > uptake[true == WHITE].max() > 0.2
+    assert uptake[0].max() == 0
+
+
+@pytest.mark.parametrize("where", [np.zeros((2, 3, 4), bool), np.ones((2, 3, 4), bool)])
+def test_what_has_no_tissues_is_refused(where):
+    with pytest.raises(ValueError, match="brain"):
+        classify(np.ones((2, 3, 4), np.float32), where)
+
+
+def test_one_hot_voxel_is_cut_off_and_the_rest_stays(rng):
+    volume = rng.random((20, 20, 20)).astype(np.float32)
+    hot = volume.copy()
+    hot[3, 4, 5] = 4e4 * volume.max()
+    assert winsorize(hot).max() <= volume.max()
+    middle = (hot > 0.01) & (hot < 0.99)
+    assert (winsorize(hot)[middle] == hot[middle]).all()
+    assert (winsorize(winsorize(hot)) == winsorize(hot)).mean() > 0.99
+    hot[0, 0, 0] = np.nan
+    assert np.isfinite(winsorize(hot)).all()
+
+
+def test_zeros_around_a_brain_do_not_count_when_it_is_winsorized(rng):
+    volume = np.zeros((20, 20, 20), np.float32)
+    volume[5:9, 5:9, 5:9] = rng.random((4, 4, 4)) + 1
+    cut = winsorize(volume, volume > 0, most=90)
+    assert (cut[volume == 0] == 0).all()
+    assert cut.max() == pytest.approx(np.percentile(volume[volume > 0], 90))
