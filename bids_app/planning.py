@@ -152,6 +152,8 @@ def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]
                     "in_template": outputs[paths.in_template],
                     "in_t1w": outputs[paths.in_t1w],
                     "to_t1w": outputs[paths.to_t1w],
+                    "coverage_in_template": outputs[paths.coverage_in_template],
+                    "coverage_in_t1w": outputs[paths.coverage_in_t1w],
                 },
             )
         )
@@ -201,10 +203,13 @@ def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: Run) -> Workflow:
             )
         if run.generator is not None:
             check_grid(run.generator.card, nifti.load(path).grid, run.space.template)
+    pets = [pet for pet in plan.paths.pets if pet.in_template.exists()]
+    masks = [pet.coverage_in_template for pet in pets[:1] if pet.coverage_in_template.exists()]
     return init_synthesis_from_disk_wf(
         t1w=needed[0],
         brain_mask=needed[1],
-        pets=[p.in_template for p in plan.paths.pets if p.in_template.exists()],
+        pets=[pet.in_template for pet in pets],
+        coverage=masks[0] if masks else None,
         synthesis=synthesis,
         omp_nthreads=run.preprocessing.omp_nthreads,
         name=plan.name,

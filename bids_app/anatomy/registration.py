@@ -13,6 +13,7 @@ from pathlib import Path
 import ants
 import numpy as np
 
+from bids_app.imaging.coverage import WHOLLY, field_of_view
 from bids_app.imaging.similarity import normalized_mutual_information
 
 # Grid in mm, and levels, of the rigid registration of PET: ours. No PET is sharper than 2 mm.
@@ -104,7 +105,11 @@ def _common_grid(image: ants.ANTsImage, zoom: float, interpolation: int) -> ants
 
 def _likeness(fixed: ants.ANTsImage, moving: ants.ANTsImage, where: np.ndarray, xfm: str) -> float:
     moved = ants.apply_transforms(fixed, moving, [xfm])
-    return normalized_mutual_information(fixed.numpy(), moved.numpy(), where)
+    field = moving.new_image_like(field_of_view(moving.numpy()).astype(np.float32))
+    covered = ants.apply_transforms(fixed, field, [xfm]).numpy() > WHOLLY
+    shared = where & covered  # as long as there is enough of it to be alike
+    region = shared if 2 * shared.sum() >= where.sum() else where
+    return normalized_mutual_information(fixed.numpy(), moved.numpy(), region)
 
 
 def _starts(fixed: ants.ANTsImage, moving: ants.ANTsImage, prefix: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from bids_app.derivatives.paths import (
 )
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import read_json
+from bids_app.imaging.coverage import COMPLETE, tell_missing
 
 AGAIN = "run the participant level again"
 OWN = "bids::"  # how a URI of this same dataset begins
@@ -95,6 +96,25 @@ def find_preprocessed(
             for visit in visits
         ]
     return found
+
+
+def tell_coverage(pet: Path) -> str:
+    """Say what a real PET lacks of the brain; nothing if that is 1 % or less, or not known.
+
+    Parameters
+    ----------
+    pet : Path
+        On a grid of the template, or that of the T1w.
+    """
+    sidecar = sidecar_path(pet)
+    told = read_json(sidecar) if sidecar.is_file() else {}
+    share = told.get("BrainCoverage")
+    if not isinstance(share, float | int) or share >= COMPLETE:
+        return ""
+    return (
+        f"{pet.name} covers {100 * share:.1f} % of the brain; "
+        f"{tell_missing(told.get('BrainNotCovered'))} is missing, and counts nowhere"
+    )
 
 
 def _labels(folder: Path, prefix: str) -> list[str]:

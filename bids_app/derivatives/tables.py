@@ -16,6 +16,7 @@ METRICS = {
     "similarity_after": "Similarity to the target after registration",
     "dice_brain_mask": "Dice overlap of the warped brain mask with that of the template",
     "start": "For PET: the start that led to the best result",
+    "coverage": "For PET: share of the brain that lies in the scanner's field of view, 0 to 1",
 }
 FIELDS = {
     "method": "Method",
@@ -57,9 +58,10 @@ def _write_participants(
 def _registrations(sidecars: Iterable[Path], output_dir: Path) -> Iterator[dict[str, object]]:
     for path in sorted(sidecars):
         try:
-            measured = read_json(path).get("Registration")
+            told = read_json(path)
         except (ReadWriteError, UnusableDataError):
             continue  # not written by us, or by a run that is not at its end
+        measured = told.get("Registration")
         if not isinstance(measured, dict):
             continue
         inside = path.relative_to(output_dir)
@@ -69,6 +71,7 @@ def _registrations(sidecars: Iterable[Path], output_dir: Path) -> Iterator[dict[
             "session_id": session,
             "file": inside.with_suffix(".nii.gz").as_posix(),
             **{column: measured.get(name) for column, name in FIELDS.items()},
+            "coverage": told.get("BrainCoverage"),
         }
 
 

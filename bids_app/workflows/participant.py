@@ -90,12 +90,16 @@ def init_preprocessing_wf(
         The brain on that grid.
     pet_in_template
         The first PET in [0, 1] on that grid; nothing if there is none.
+    coverage_in_template
+        What that PET covers.
     """
     workflow = Workflow(name)
     outputnode = Node(
-        IdentityInterface(["t1w_in_template", "brain_mask_in_template", "pet_in_template"]),
+        IdentityInterface([
+            "t1w_in_template", "brain_mask_in_template", "pet_in_template", "coverage_in_template",
+        ]),
         name="outputnode",
-    )
+    )  # fmt: skip
     anatomical = init_anatomical_wf(
         t1w=t1w, template=how.template, reference=how.reference,
         reference_mask=how.reference_mask, skull_strip=how.skull_strip,
@@ -115,7 +119,13 @@ def init_preprocessing_wf(
         workflow.connect([(anatomical, pet, fields)])
         _save_all(workflow, pet, plan.outputs, f"pet_{number}_")
         if number == 0:
-            workflow.connect(pet, "outputnode.in_template", outputnode, "pet_in_template")
+            first = {
+                "in_template": "pet_in_template",
+                "coverage_in_template": "coverage_in_template",
+            }
+            workflow.connect(
+                [(pet, outputnode, [(f"outputnode.{ours}", f) for ours, f in first.items()])]
+            )
     return workflow
 
 
@@ -153,6 +163,7 @@ def init_participant_wf(
         workflow.connect([
             (preprocessing, comparing, [
                 ("outputnode.pet_in_template", "inputnode.real"),
+                ("outputnode.coverage_in_template", "inputnode.coverage"),
                 ("outputnode.brain_mask_in_template", "inputnode.brain_mask"),
             ]),
             (synthesizing, comparing, [
@@ -170,6 +181,7 @@ def init_synthesis_from_disk_wf(
     pets: Sequence[Path],
     synthesis: SynthesisPlan,
     omp_nthreads: int,
+    coverage: Path | None = None,
     name: str = "participant_wf",
 ) -> Workflow:
     """Predict the PET of a visit that was preprocessed by an earlier run.
@@ -184,6 +196,8 @@ def init_synthesis_from_disk_wf(
         Generator and destination.
     omp_nthreads : int
         Threads that torch may use.
+    coverage : Path, optional
+        What the first of the real PETs covers; all by default.
     """
     synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=omp_nthreads)
     synthesizing.inputs.inputnode.t1w = str(t1w)
@@ -193,6 +207,8 @@ def init_synthesis_from_disk_wf(
     for pet in pets[:1]:
         comparing = init_comparison_wf()
         comparing.inputs.inputnode.real = str(pet)
+        if coverage is not None:
+            comparing.inputs.inputnode.coverage = str(coverage)
         comparing.inputs.inputnode.brain_mask = str(brain_mask)
         workflow.connect([
             (synthesizing, comparing, [
