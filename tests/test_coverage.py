@@ -60,9 +60,9 @@ def test_an_even_plane_inside_a_scan_and_an_even_scan_are_data(rng):
     ("axis", "sign", "words"),
     [
         (2, 1, "the top 2.4 cm"),
-        (2, -1, "the bottom 2.4 cm, where the cerebellum is"),
+        (2, -1, "the bottom 2.4 cm (cerebellum side)"),
         (1, 1, "the front 2.4 cm"),
-        (1, -1, "the back 2.4 cm, occipital"),
+        (1, -1, "the back 2.4 cm (occipital)"),
         (0, -1, "the left 2.4 cm"),
         (0, 1, "the right 2.4 cm"),
     ],

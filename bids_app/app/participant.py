@@ -137,9 +137,9 @@ def _tell_coverage(plans: Sequence[VisitPlan], voice: Voice) -> None:
     """Tell which PETs do not cover the brain; reports read it from their sidecars too."""
     for plan in plans:
         for pet in plan.paths.pets:
-            told = [tell_coverage(image) for image in (pet.in_t1w, pet.in_template)]
-            for sentence in [one for one in told if one][:1]:
-                voice.warn(f"{plan.label}: {sentence}")
+            told = tell_coverage(pet.in_template)
+            if told:
+                voice.warn(f"{plan.label}: {told}")
 
 
 def _plan(selection: Selection, run: Run) -> tuple[list[VisitPlan], list[VisitPlan]]:

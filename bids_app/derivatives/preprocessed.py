@@ -1,5 +1,6 @@
 """What the participant level has written, found again by its names."""
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,17 +105,21 @@ def tell_coverage(pet: Path) -> str:
     Parameters
     ----------
     pet : Path
-        On a grid of the template, or that of the T1w.
+        On a grid of the template, whose box may cut the brain; the same PET on the grid of the
+        T1w, which has all of it, is asked first.
     """
-    sidecar = sidecar_path(pet)
-    told = read_json(sidecar) if sidecar.is_file() else {}
-    share = told.get("BrainCoverage")
-    if not isinstance(share, float | int) or share >= COMPLETE:
-        return ""
-    return (
-        f"{pet.name} covers {100 * share:.1f} % of the brain; "
-        f"{tell_missing(told.get('BrainNotCovered'))} is missing, and counts nowhere"
-    )
+    in_t1w = pet.with_name(re.sub("_space-[^_]+_res-[^_]+_", "_space-T1w_", pet.name))
+    for image in (in_t1w, pet):
+        sidecar = sidecar_path(image)
+        told = read_json(sidecar) if sidecar.is_file() else {}
+        share = told.get("BrainCoverage")
+        if isinstance(share, float | int) and share < COMPLETE:
+            missing = tell_missing(told.get("BrainNotCovered"))
+            return (
+                f"{pet.name} covers {100 * share:.1f} % of the brain; {missing} is missing, and "
+                "counts nowhere"
+            )
+    return ""
 
 
 def _labels(folder: Path, prefix: str) -> list[str]:

@@ -16,9 +16,9 @@ LEAST_MISSING = 2.0  # mm at an end of the brain that are worth a word; our choi
 HALF = 0.5  # of a slice of the brain: it is missing where less is covered; our choice
 ENDS = (
     (2, 1, "the top {} cm"),
-    (2, -1, "the bottom {} cm, where the cerebellum is"),
+    (2, -1, "the bottom {} cm (cerebellum side)"),
     (1, 1, "the front {} cm"),
-    (1, -1, "the back {} cm, occipital"),
+    (1, -1, "the back {} cm (occipital)"),
     (0, -1, "the left {} cm"),
     (0, 1, "the right {} cm"),
 )
