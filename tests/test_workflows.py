@@ -42,7 +42,7 @@ OF_T1W = {  # output → the node and field it comes from
 OF_PET = {
     "in_t1w": ("coverage_in_t1w", "image"),
     "coverage_in_t1w": ("coverage_in_t1w", "coverage"),
-    "coverage_in_template": ("coverage_in_template", "coverage"),
+    "coverage_in_template": ("coverage_in_template", "covered_brain"),
     "in_template": ("scale", "image"),
     "to_t1w": ("register_to_t1w", "pet_to_t1w"),
 }
@@ -312,7 +312,8 @@ def test_a_synthetic_pet_is_compared_with_the_first_real_one(build, pets):
         assert (real.fullname.split(".")[-2:], field) == (["pet_0_wf", "scale"], "image")
         assert producer(found, compare, "synthetic") == ("synthesize", "pet")
         assert producer(found, compare, "mask") == ("resample_mask", "image")
-        assert producer(found, compare, "coverage") == ("coverage_in_template", "coverage")
+        covered = producer(found, compare, "coverage")
+        assert covered == ("coverage_in_template", "covered_brain")
         assert producer(found, tell, "sidecar_file") == ("save_synthetic_pet", "sidecar_file")
 
 

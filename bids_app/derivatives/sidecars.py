@@ -14,7 +14,7 @@ from bids_app.visit import Scan, Visit
 
 Sidecar = dict[str, object]
 FIELD_OF_VIEW = "ROI"  # "Type" of a mask of what an image covers: BIDS knows no better
-COVERED = "Where the PET was measured: within the scanner's field of view. Elsewhere it is 0"
+COVERED = "where the PET was measured: within the scanner's field of view. Elsewhere it is 0"
 SCALED = "arbitrary"  # "Units" of intensities that are divided by a percentile
 MATCHED_TO = "mean PET of the generator's training controls, in the brain"
 
@@ -145,13 +145,14 @@ def coverage_in_template(
 ) -> Sidecar:
     """Tell of the mask of what a real PET covers, on the app's grid."""
     sources = [origin.own(p) for p in (of_pet.in_template, paths.brain_mask_in_template)]
-    about = f"{COVERED}, in {space.template}"
+    about = f"Brain in {space.template} {COVERED}"
     return {**origin.entries(about, sources), "Type": FIELD_OF_VIEW, **space.entries()}
 
 
 def coverage_in_t1w(of_pet: PetPaths, paths: VisitPaths, origin: Provenance) -> Sidecar:
     """Tell of the mask of what a real PET covers, on the grid of the T1w."""
-    common = origin.entries(f"{COVERED}, on the grid of the T1w", [origin.own(of_pet.in_t1w)])
+    about = f"Grid of the T1w, {COVERED}"
+    common = origin.entries(about, [origin.own(of_pet.in_t1w)])
     return {**common, "Type": FIELD_OF_VIEW, "SpatialReference": origin.own(paths.t1w)}
 
 

@@ -91,7 +91,7 @@ def init_preprocessing_wf(
     pet_in_template
         The first PET in [0, 1] on that grid; nothing if there is none.
     coverage_in_template
-        What that PET covers.
+        The brain that this PET covers.
     """
     workflow = Workflow(name)
     outputnode = Node(

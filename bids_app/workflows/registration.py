@@ -202,7 +202,7 @@ def init_pet_wf(
     in_template_measured
         Quality of the registration, scaling, frames, and which part of the brain is covered.
     coverage_in_template
-        What the PET covers, on that grid.
+        The brain that the PET covers, on that grid.
     coverage_in_template_measured
         Which part of the brain that is.
     to_t1w
@@ -274,7 +274,7 @@ def init_pet_wf(
                                  ("sidecar", "coverage_in_t1w_measured")]),
         (in_t1w_measured, outputnode, [("out", "in_t1w_measured")]),
         (scale, outputnode, [("image", "in_template")]),
-        (cover_template, outputnode, [("coverage", "coverage_in_template"),
+        (cover_template, outputnode, [("covered_brain", "coverage_in_template"),
                                       ("sidecar", "coverage_in_template_measured")]),
         (measured, outputnode, [("out", "in_template_measured")]),
         (register, outputnode, [("pet_to_t1w", "to_t1w"), ("sidecar", "to_t1w_measured")]),
