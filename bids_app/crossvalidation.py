@@ -9,7 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_app.derivatives.paths import FDG_LABEL, derivative_path, resolution_label, sidecar_path
+from bids_app.derivatives.paths import (
+    FDG_LABEL,
+    coverage_path,
+    derivative_path,
+    resolution_label,
+    sidecar_path,
+)
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.derivatives.sidecars import SCALED, Space
 from bids_app.derivatives.versions import KEY as VERSION
@@ -71,6 +77,7 @@ def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[Storage
             StoragePlan(
                 name.replace("+", "_"), one.subject, one.session,
                 {"t1w": one.t1w, "pet": one.pets[0]}, ("t1w", "pet"), one.brain_mask, folder,
+                coverage_path(one.pets[0]),
             )
         )  # fmt: skip
     return plans

@@ -15,9 +15,10 @@ from numpy.lib.format import open_memmap
 
 from bids_app.errors import ReadWriteError
 from bids_app.files import read_json, write_bytes, write_json
-from bids_app.imaging.volume import zooms_of
+from bids_app.imaging.volume import Mask, zooms_of
 
 ABOUT = "about.json"
+HOLE = "hole"  # what is brain, but was not covered by the PET; no such array: nothing
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def store_arrays(folder: Path, owner: Owner, arrays: Mapping[str, np.ndarray]) -
     Parameters
     ----------
     folder : Path
-        Is made; files in it are replaced.
+        Is made; arrays in it are replaced.
     owner : Owner
         Whose they are.
     arrays : mapping
@@ -65,6 +66,8 @@ def store_arrays(folder: Path, owner: Owner, arrays: Mapping[str, np.ndarray]) -
         If they cannot be written.
     """
     digest = hashlib.sha256(json.dumps([owner.affine, list(arrays)]).encode())
+    for path in {*folder.glob("*.npy")} - {folder / f"{name}.npy" for name in arrays}:
+        path.unlink()  # of an earlier run; what is mapped elsewhere stays
     for name, array in arrays.items():
         digest.update(np.ascontiguousarray(array).tobytes())
         _save(np.asfortranarray(array), folder / f"{name}.npy")
@@ -116,3 +119,14 @@ def open_arrays(folder: Path, names: Iterable[str]) -> list[np.ndarray]:
         return [open_memmap(folder / f"{name}.npy", mode="c") for name in names]
     except (OSError, ValueError) as error:
         raise ReadWriteError(f"{folder}: cannot be read ({error}); delete it") from error
+
+
+def open_hole(folder: Path) -> Mask | None:
+    """Map what is brain in a visit, but was not covered by its PET; None if that is nothing.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be read.
+    """
+    return open_arrays(folder, [HOLE])[0] if (folder / f"{HOLE}.npy").exists() else None

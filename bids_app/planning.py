@@ -186,6 +186,8 @@ def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]
                     "in_template": outputs[paths.in_template],
                     "in_t1w": outputs[paths.in_t1w],
                     "to_t1w": outputs[paths.to_t1w],
+                    "coverage_in_template": outputs[paths.coverage_in_template],
+                    "coverage_in_t1w": outputs[paths.coverage_in_t1w],
                 },
                 orientation=pet.orientation,
             )
@@ -241,10 +243,13 @@ def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: Run) -> Workflow:
             f"{needed[0]}: its registration failed, as its sidecar says; no PET is predicted from "
             "it. Look at the report, and at the raw T1w and its header"
         )
+    pets = [pet for pet in plan.paths.pets if _is_trusted(pet.in_template)]
+    masks = [pet.coverage_in_template for pet in pets[:1] if pet.coverage_in_template.exists()]
     return init_synthesis_from_disk_wf(
         t1w=needed[0],
         brain_mask=needed[1],
-        pets=[p.in_template for p in plan.paths.pets if _is_trusted(p.in_template)],
+        pets=[pet.in_template for pet in pets],
+        coverage=masks[0] if masks else None,
         synthesis=synthesis,
         omp_nthreads=run.preprocessing.omp_nthreads,
         name=plan.name,

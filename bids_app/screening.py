@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_app.derivatives.paths import entities_of
+from bids_app.derivatives.paths import coverage_path, entities_of
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.derivatives.sidecars import Space
 from bids_app.detection.card import Control
@@ -143,6 +143,7 @@ def plan_pictures(
             plans[name] = StoragePlan(
                 name, one.label, session, {"pet": path}, ("pet",) if kind == "real" else (),
                 one.visit.brain_mask, screening.work_dir / VOLUMES / name,
+                coverage_path(path) if kind == "real" else None,
             )  # fmt: skip
     return list(plans.values())
 

@@ -20,6 +20,7 @@ from phantoms import add_pet, add_t1w, write_dataset
 from bids_app import nifti
 from bids_app.cli import main
 from bids_app.dataset.validation import find_validator
+from bids_app.files import read_tsv
 from bids_app.synthesis.card import REFERENCE, Card, file_sha256
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.reference import gather_reference, write_reference
@@ -40,6 +41,8 @@ FILES = {
     "sub-01/ses-b/pet": (
         f"sub-01_ses-b_trc-18FFDG_{SPACE}_desc-preproc_pet",
         "sub-01_ses-b_trc-18FFDG_space-T1w_desc-preproc_pet",
+        f"sub-01_ses-b_trc-18FFDG_{SPACE}_desc-coverage_mask",
+        "sub-01_ses-b_trc-18FFDG_space-T1w_desc-coverage_mask",
     ),
     "sub-02/anat": ("sub-02_desc-preproc_T1w", f"sub-02_{SPACE}_desc-preproc_T1w"),
     "sub-02/pet": (f"sub-02_trc-18FFDG_{SPACE}_desc-synth_pet",),
@@ -143,6 +146,29 @@ def test_a_synthetic_pet_says_that_it_is_one(out):
     assert set(json.loads(compared.read_text())["Measures"]) == {
         "SSIM", "PSNR", "SSIMBrain", "PSNRBrain"
     }  # fmt: skip
+
+
+def test_a_pet_tells_what_it_covers(out):
+    """In its sidecar, in the table and in a mask, of the brain on each grid."""
+    brains = {SPACE: f"sub-01_ses-a_{SPACE}_desc-brain_mask.nii.gz",
+              "space-T1w": "sub-01_ses-a_desc-brain_mask.nii.gz"}  # fmt: skip
+    for space, name in brains.items():
+        own = out / "sub-01/ses-b/pet" / f"sub-01_ses-b_trc-18FFDG_{space}_desc"
+        mask = nib.load(f"{own}-coverage_mask.nii.gz")
+        pet = nib.load(f"{own}-preproc_pet.nii.gz")
+        brain = np.asarray(nib.load(out / "sub-01/ses-a/anat" / name).dataobj) > 0
+        covered = np.asarray(mask.dataobj)
+        assert (mask.get_data_dtype(), set(np.unique(covered)) - {0, 1}) == (np.uint8, set())
+        np.testing.assert_allclose(mask.affine, pet.affine)
+        assert not np.asarray(pet.dataobj)[covered == 0].any()
+        share = json.loads(Path(f"{own}-preproc_pet.json").read_text())["BrainCoverage"]
+        assert share == pytest.approx((brain & (covered > 0)).sum() / brain.sum(), abs=1e-4)
+        assert share > 0.99
+        assert "SpatialReference" in json.loads(Path(f"{own}-coverage_mask.json").read_text())
+    rows = read_tsv(out / "desc-registration_metrics.tsv")
+    told = [float(row["coverage"]) for row in rows if row["file"].endswith("_pet.nii.gz")]
+    sidecar = out / f"sub-01/ses-b/pet/{FILES['sub-01/ses-b/pet'][0]}.json"
+    assert told == [json.loads(sidecar.read_text())["BrainCoverage"]]
 
 
 def test_the_report_begins_with_the_warning(out):

@@ -263,6 +263,8 @@ def test_where_the_results_of_a_visit_go(tmp_path, raw):
         f"{own}_space-{TEMPLATE}_res-1p5_desc-preproc_pet.nii.gz",
         f"{own}_space-T1w_desc-preproc_pet.nii.gz",
         f"{own}_from-pet_to-T1w_mode-image_xfm.txt",
+        f"{own}_space-{TEMPLATE}_res-1p5_desc-coverage_mask.nii.gz",
+        f"{own}_space-T1w_desc-coverage_mask.nii.gz",
         f"{pet}_space-{TEMPLATE}_res-1p5_desc-synth_pet.nii.gz",
     ]
     assert second.synthetic_pet.parent == tmp_path / "sub-02/ses-a/pet"
@@ -505,6 +507,7 @@ def test_the_description(tmp_path, raw):
     assert {row["desc_id"] for row in read_tsv(out / "descriptions.tsv")} == {
         "desc-preproc",
         "desc-brain",
+        "desc-coverage",
         "desc-synth",
         "desc-ocsvm",
         "desc-zscore",

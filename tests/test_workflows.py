@@ -40,7 +40,9 @@ OF_T1W = {  # output → the node and field it comes from
     "template_to_t1w": ("register_to_template", "template_to_t1w"),
 }
 OF_PET = {
-    "in_t1w": ("resample_to_t1w", "image"),
+    "in_t1w": ("coverage_in_t1w", "image"),
+    "coverage_in_t1w": ("coverage_in_t1w", "coverage"),
+    "coverage_in_template": ("coverage_in_template", "covered_brain"),
     "in_template": ("scale", "image"),
     "to_t1w": ("register_to_t1w", "pet_to_t1w"),
 }
@@ -231,8 +233,10 @@ def test_sidecars_go_with_their_images(build):
         ("t1w", ["extract_brain", "read"]),
         ("brain_mask", []),
         ("t1w_in_template", ["judge", "scale"]),
-        ("pet_0_in_t1w", ["read", "refuse_gaps"]),
-        ("pet_0_in_template", ["taint", "scale", "read", "refuse_gaps"]),
+        ("pet_0_in_t1w", ["read", "refuse_gaps", "coverage_in_t1w"]),
+        ("pet_0_in_template", ["taint", "scale", "read", "refuse_gaps", "coverage_in_template"]),
+        ("pet_0_coverage_in_t1w", ["coverage_in_t1w"]),
+        ("pet_0_coverage_in_template", ["coverage_in_template"]),
         ("pet_0_to_t1w", ["register_to_t1w"]),
     ],
 )
@@ -243,7 +247,7 @@ def test_what_was_measured_goes_into_the_sidecar(build, result, measured):
         assert (save, "measured") not in found
         return
     source, _ = trace(found, save, "measured")
-    if source.name.startswith("measured"):  # merged from several
+    if source.name.endswith("measured"):  # merged from several
         fields = [f"in{number + 1}" for number in range(len(measured))]
         assert [trace(found, source, field)[0].name for field in fields] == measured
     else:
@@ -256,6 +260,22 @@ def test_a_pet_goes_by_its_t1w_into_the_template(build):
     (path,) = {node for node, _ in found if node.name == "path"}
     assert producer(found, path, "in1") == ("register_to_template", "t1w_to_template")
     assert producer(found, path, "in2") == ("register_to_t1w", "pet_to_t1w")
+
+
+def test_a_pet_is_scaled_by_the_brain_it_covers_and_its_field_of_view_goes_its_way(build):
+    graph = build("participant")._create_flat_graph()
+    found, at = (
+        sources(graph),
+        lambda name: next(node for node in graph if node.name == name and "pet_0" in node.fullname),
+    )
+    assert producer(found, at("scale"), "mask") == ("coverage_in_template", "covered_brain")
+    assert producer(found, at("field_of_view"), "pet") == ("read", "pet")
+    for field, image in (("field_to_t1w", "resample_to_t1w"),
+                         ("field_to_template", "resample_to_template")):  # fmt: skip
+        assert producer(found, at(field), "image") == ("field_of_view", "field_of_view")
+        same = producer(found, at(image), "transforms")
+        assert producer(found, at(field), "transforms") == same
+        assert at(field).inputs.interpolation == "linear"
 
 
 def node_of(graph, name):
@@ -306,6 +326,8 @@ def test_a_synthetic_pet_is_compared_with_the_first_real_one(build, pets):
         assert (real.fullname.split(".")[-2:], field) == (["pet_0_wf", "scale"], "image")
         assert producer(found, compare, "synthetic") == ("synthesize", "pet")
         assert producer(found, compare, "mask") == ("resample_mask", "image")
+        covered = producer(found, compare, "coverage")
+        assert covered == ("coverage_in_template", "covered_brain")
         assert producer(found, tell, "sidecar_file") == ("save_synthetic_pet", "sidecar_file")
 
 

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from bids_app import nifti
 from bids_app.anatomy.transforms import strip_times
+from bids_app.imaging.coverage import field_of_view
 from bids_app.imaging.pose import Pose, PoseSearch
 from bids_app.imaging.similarity import normalized_mutual_information
 from bids_app.imaging.tissue import classify, expected_uptake, winsorize
@@ -205,8 +206,8 @@ def _likeness(
         The moved image, and where it reaches.
     """
     moved = ants.apply_transforms(fixed, moving, [xfm]).numpy()
-    ones = moving.new_image_like(np.ones(moving.shape, np.float32))
-    covered = ants.apply_transforms(fixed, ones, [xfm], interpolator=NEAREST).numpy() > 0
+    field = moving.new_image_like(field_of_view(moving.numpy()).astype(np.float32))
+    covered = ants.apply_transforms(fixed, field, [xfm], interpolator=NEAREST).numpy() > 0
     seen = where & covered
     share = float(seen.sum() / max(where.sum(), 1))
     alike = normalized_mutual_information(fixed.numpy(), moved, seen) if seen.any() else 1.0

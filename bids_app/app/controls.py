@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bids_app.derivatives.groups import select
-from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed
+from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed, tell_coverage
 from bids_app.derivatives.versions import ANEW, compare_versions, version_of
 from bids_app.errors import MissingInputError, NothingSelectedError
 from bids_app.settings import Settings
@@ -56,6 +56,11 @@ def choose_controls(settings: Settings, version: str) -> Controls:
         (f"sub-{one.subject}", version_of(path)) for one in pairs for path in (one.t1w, one.pets[0])
     ]
     told = compare_versions(made, version, advice=ANEW)
+    told += [
+        f"sub-{one.subject}: {gap}; no tile of training touches that"
+        for one in pairs
+        if (gap := tell_coverage(one.pets[0]))
+    ]
     return Controls(tuple(pairs), (*told, *notes))
 
 

@@ -59,6 +59,8 @@ class Seen:
         Where the first clusters lie on the T1w; None if they were not carried to it.
     above_zero : float or None
         Share of the brain that scores above 0.
+    not_covered : int
+        Lesions that the PET does not cover; they are not among ``lesions``.
     """
 
     sighting: Sighting
@@ -67,6 +69,7 @@ class Seen:
     shared: np.ndarray
     places: tuple[Place, ...] | None = None
     above_zero: float | None = None
+    not_covered: int = 0
 
     @property
     def row(self) -> tuple[str, str]:
@@ -106,6 +109,7 @@ def read_seen(sighting: Sighting) -> Seen | None:
         lesions = told["lesions"]
         count = 0 if lesions is None else int(lesions)  # type: ignore[call-overload]
         shared = np.array(told["overlaps"] if count else [], float).reshape(len(clusters), count)
+        not_covered = int(told.get("lesions_not_covered", 0))  # type: ignore[call-overload]
         share = told.get("above_zero")
         above_zero = None if share is None else float(share)  # type: ignore[arg-type]
         regions = told["regions"] if told["regions"] else [None] * len(clusters)
@@ -119,7 +123,7 @@ def read_seen(sighting: Sighting) -> Seen | None:
         ) from error
     return Seen(
         sighting, tuple(known), None if lesions is None else count, shared,
-        _read_places(sighting), above_zero,
+        _read_places(sighting), above_zero, not_covered,
     )  # fmt: skip
 
 

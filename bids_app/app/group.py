@@ -179,8 +179,14 @@ def _detect(run: GroupRun, people: People, card: DetectorCard | None, voice: Voi
 
 
 def _tell_lost_lesions(seen: Sequence[Seen]) -> list[str]:
-    lost = {one.sighting.who.who.label for one in seen if one.lesions == 0}
-    return [
+    """Tell of lesions that are in no curve: those off the grid, and those that no PET covers."""
+    counts = {one.sighting.who.who.label: one.not_covered for one in seen if one.not_covered}
+    uncovered = [
+        f"sub-{label}: {count} lesion(s) lie where the PET does not cover the brain; in no curve"
+        for label, count in sorted(counts.items())
+    ]
+    lost = {one.sighting.who.who.label for one in seen if one.lesions == 0 and not one.not_covered}
+    return uncovered + [
         f"sub-{label}: its mask of lesions marks no voxel of the grid; in no curve"
         for label in sorted(lost)
     ]

@@ -29,6 +29,7 @@ from bids_app.derivatives.description import (
     ignore_also,
     start_dataset,
 )
+from bids_app.derivatives.preprocessed import tell_coverage
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
 from bids_app.planning import Run, VisitPlan, doubts_of, is_done, plan_visit
@@ -76,6 +77,7 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
     _tell_aside(selection, voice)
     plans, done = _plan(selection, run)
     problems = problems_of(selection) + compute(plans, run, resources, settings, voice)
+    _tell_coverage([*plans, *done], voice)
     if settings.clean_workdir:
         clean([*plans, *done], problems, settings)
     fresh = Fresh(told_of(stamp, started), {plan.visit.subject for plan in plans})
@@ -131,6 +133,15 @@ def _tell_aside(selection: Selection, voice: Voice) -> None:
             voice.say(f"not used: {where}: {one.reason}")
         else:
             voice.fail(one.reason)
+
+
+def _tell_coverage(plans: Sequence[VisitPlan], voice: Voice) -> None:
+    """Tell which PETs do not cover the brain; reports read it from their sidecars too."""
+    for plan in plans:
+        for pet in plan.paths.pets:
+            told = tell_coverage(pet.in_template)
+            if told:
+                voice.warn(f"{plan.label}: {told}")
 
 
 def _plan(selection: Selection, run: Run) -> tuple[list[VisitPlan], list[VisitPlan]]:

@@ -1,13 +1,13 @@
 """Who takes part in the group level: controls to train on, patients to look at."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bids_app.app.intake import Problem
 from bids_app.derivatives.groups import select
 from bids_app.derivatives.paths import entities_of, sidecar_path
-from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed
+from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed, tell_coverage
 from bids_app.derivatives.versions import ANEW, compare_versions, version_of
 from bids_app.errors import (
     MissingInputError,
@@ -75,6 +75,7 @@ def choose_people(settings: Settings, *, controls: bool, version: str) -> People
         raise _nobody(more)
     made = [pair for one in (*chosen, *patients) for pair in _versions(one)]
     told = compare_versions(made, version, advice=ANEW)
+    told += _tell_gaps((*chosen, *patients))
     unknown, remarks = _unmatched(settings, well, ill)
     return People(
         tuple(chosen), tuple(patients), (*told, *remarks, *more, *notes), (*unknown, *problems)
@@ -103,6 +104,12 @@ def _unmatched(
         if label not in well and label not in ill
     ]
     return problems, notes
+
+
+def _tell_gaps(people: Iterable[Participant]) -> list[str]:
+    """Tell whose real PETs do not cover the brain."""
+    pets = [(one.label, one.pet) for one in people if one.pet is not None]
+    return [f"sub-{label}: {told}" for label, pet in pets if (told := tell_coverage(pet))]
 
 
 def _versions(one: Participant) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ IGNORED = (
 DESCRIPTIONS = {
     "preproc": "Acquired image after correction, registration and, with res-, scaling to 0..1",
     "brain": "Mask of the brain",
+    "coverage": "Mask of what the PET covers: the scanner's field of view",
     "synth": "SYNTHETIC PET, predicted from the T1w by a neural network; not a measurement",
     "ocsvm": "Clusters of the anomaly map of one one-class SVM a voxel",
     "zscore": "Clusters of the anomaly map against controls, voxel by voxel (Crawford-Howell t)",
@@ -38,7 +39,8 @@ acquired.
 - `sub-X.html`: report of each participant; look at it before using the images.
 - `desc-synth_std`, where it was asked for: standard deviation of the synthetic PET over the
   generators of the cross-validation's folds. It is no confidence interval.
-- `desc-registration_metrics.tsv`: how well each image fits.
+- `desc-registration_metrics.tsv`: how well each image fits, and how much of the brain a PET covers.
+- `desc-coverage_mask`: where a PET was measured. Elsewhere the PET is 0, which is no uptake of 0.
 - `descriptions.tsv`: what each `desc-` label means.
 - `generators/`, `crossvalidation/`, `table1.tsv`, `train.html`: what the train level has made. The
   synthetic PET in `crossvalidation/` comes from generators that did not see the participant.

@@ -121,6 +121,17 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name.partition(".")[0] + ".json")
 
 
+def coverage_path(pet: Path) -> Path:
+    """Give the path of the mask of what a resampled PET covers, which lies beside it.
+
+    Examples
+    --------
+    >>> coverage_path(Path("sub-01_trc-18FFDG_run-2_space-T1w_desc-preproc_pet.nii.gz")).name
+    'sub-01_trc-18FFDG_run-2_space-T1w_desc-coverage_mask.nii.gz'
+    """
+    return pet.with_name(pet.name.replace("_desc-preproc_pet.", "_desc-coverage_mask."))
+
+
 @dataclass(frozen=True)
 class PetPaths:
     """Results of one real PET image: in template space, in T1w space, and its transform."""
@@ -130,9 +141,20 @@ class PetPaths:
     to_t1w: Path
 
     @property
+    def coverage_in_template(self) -> Path:
+        """What the PET covers, in template space."""
+        return coverage_path(self.in_template)
+
+    @property
+    def coverage_in_t1w(self) -> Path:
+        """What the PET covers, in T1w space."""
+        return coverage_path(self.in_t1w)
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """All, without sidecars."""
-        return self.in_template, self.in_t1w, self.to_t1w
+        images = (self.in_template, self.in_t1w)
+        return *images, self.to_t1w, *map(coverage_path, images)
 
 
 @dataclass(frozen=True)

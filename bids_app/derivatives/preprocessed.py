@@ -1,5 +1,6 @@
 """What the participant level has written, found again by its names."""
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from bids_app.derivatives.paths import (
 )
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import read_json
+from bids_app.imaging.coverage import COMPLETE, tell_missing
 
 AGAIN = "run the participant level again"
 OWN = "bids::"  # how a URI of this same dataset begins
@@ -95,6 +97,29 @@ def find_preprocessed(
             for visit in visits
         ]
     return found
+
+
+def tell_coverage(pet: Path) -> str:
+    """Say what a real PET lacks of the brain; nothing if that is 1 % or less, or not known.
+
+    Parameters
+    ----------
+    pet : Path
+        On a grid of the template, whose box may cut the brain; the same PET on the grid of the
+        T1w, which has all of it, is asked first.
+    """
+    in_t1w = pet.with_name(re.sub("_space-[^_]+_res-[^_]+_", "_space-T1w_", pet.name))
+    for image in (in_t1w, pet):
+        sidecar = sidecar_path(image)
+        told = read_json(sidecar) if sidecar.is_file() else {}
+        share = told.get("BrainCoverage")
+        if isinstance(share, float | int) and share < COMPLETE:
+            missing = tell_missing(told.get("BrainNotCovered"))
+            return (
+                f"{pet.name} covers {100 * share:.1f} % of the brain; {missing} is missing, and "
+                "counts nowhere"
+            )
+    return ""
 
 
 def _labels(folder: Path, prefix: str) -> list[str]:

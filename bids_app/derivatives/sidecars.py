@@ -1,7 +1,7 @@
 """What stands beside each result: everything known before it is computed.
 
 Nodes merge in what they measure ("Registration", "IntensityScaling", "FramesUsed",
-"FrameDurationsUsed", "ReadingNotes", "Measures", "Novelty").
+"FrameDurationsUsed", "ReadingNotes", "BrainCoverage", "BrainNotCovered", "Measures", "Novelty").
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,8 @@ from bids_app.derivatives.versions import KEY as VERSION
 from bids_app.visit import Scan, Visit
 
 Sidecar = dict[str, object]
+FIELD_OF_VIEW = "ROI"  # "Type" of a mask of what an image covers: BIDS knows no better
+COVERED = "where the PET was measured: within the scanner's field of view. Elsewhere it is 0"
 SCALED = "arbitrary"  # "Units" of intensities that are divided by a percentile
 MATCHED_TO = "mean PET of the generator's training controls, in the brain"
 
@@ -138,6 +140,22 @@ def pet_in_t1w(pet: Scan, of_pet: PetPaths, paths: VisitPaths, origin: Provenanc
     }
 
 
+def coverage_in_template(
+    of_pet: PetPaths, paths: VisitPaths, origin: Provenance, space: Space
+) -> Sidecar:
+    """Tell of the mask of what a real PET covers, on the app's grid."""
+    sources = [origin.own(p) for p in (of_pet.in_template, paths.brain_mask_in_template)]
+    about = f"Brain in {space.template} {COVERED}"
+    return {**origin.entries(about, sources), "Type": FIELD_OF_VIEW, **space.entries()}
+
+
+def coverage_in_t1w(of_pet: PetPaths, paths: VisitPaths, origin: Provenance) -> Sidecar:
+    """Tell of the mask of what a real PET covers, on the grid of the T1w."""
+    about = f"Grid of the T1w, {COVERED}"
+    common = origin.entries(about, [origin.own(of_pet.in_t1w)])
+    return {**common, "Type": FIELD_OF_VIEW, "SpatialReference": origin.own(paths.t1w)}
+
+
 def pet_transform(pet: Scan, paths: VisitPaths, origin: Provenance) -> Sidecar:
     """Tell of the rigid transform from a PET to the T1w."""
     about = "Rigid transform from PET to T1w"
@@ -237,4 +255,7 @@ def preprocessing_sidecars(
         sidecars[of_pet.in_template] = pet_in_template(pet, of_pet, paths, origin, space)
         sidecars[of_pet.in_t1w] = pet_in_t1w(pet, of_pet, paths, origin)
         sidecars[of_pet.to_t1w] = pet_transform(pet, paths, origin)
+        covered = coverage_in_template(of_pet, paths, origin, space)
+        sidecars[of_pet.coverage_in_template] = covered
+        sidecars[of_pet.coverage_in_t1w] = coverage_in_t1w(of_pet, paths, origin)
     return sidecars

@@ -18,6 +18,7 @@ METRICS = {
     "similarity_after": "Similarity to the target after registration",
     "dice_brain_mask": "Dice overlap of the warped brain mask with that of the template",
     "start": "The start that led to the best result",
+    "coverage": "For PET: share of the brain that lies in the scanner's field of view, 0 to 1",
     "verdict": "pass, doubt, or fail: an image that failed is used by no later level",
     "reasons": "Why it is not pass",
 }
@@ -136,9 +137,10 @@ def _write_descriptions(
 def _registrations(sidecars: Iterable[Path], output_dir: Path) -> Iterator[dict[str, object]]:
     for path in sorted(sidecars):
         try:
-            measured = read_json(path).get("Registration")
+            told = read_json(path)
         except (ReadWriteError, UnusableDataError):
             continue  # not written by us, or by a run that is not at its end
+        measured = told.get("Registration")
         if not isinstance(measured, dict):
             continue
         inside = path.relative_to(output_dir)
@@ -149,6 +151,7 @@ def _registrations(sidecars: Iterable[Path], output_dir: Path) -> Iterator[dict[
             "file": inside.with_suffix(".nii.gz").as_posix(),
             **{column: measured.get(name) for column, name in FIELDS.items()},
             "reasons": "; ".join(reasons_of(measured)) or None,
+            "coverage": told.get("BrainCoverage"),
         }
 
 

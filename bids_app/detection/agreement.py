@@ -1,10 +1,28 @@
 """Where the brains of many people agree."""
 
 from collections.abc import Iterable
+from math import ceil
 
 import numpy as np
 
 from bids_app.imaging.volume import Mask
+
+ENOUGH = 10  # controls that know a voxel; our choice
+MOST = 0.75  # of the controls, where there are few; our choice
+
+
+def least_controls(controls: int) -> int:
+    """Say how many of the controls must know a voxel for it to be analysed.
+
+    Some do not where their PET does not cover the brain. Ten are enough, or three in four where
+    there are fewer than 14 controls, but two at least: our choice.
+
+    Examples
+    --------
+    >>> [least_controls(n) for n in (2, 3, 4, 8, 13, 14, 100)]
+    [2, 3, 3, 6, 10, 10, 10]
+    """
+    return max(min(ENOUGH, ceil(MOST * controls)), 2)
 
 
 def common_brain(masks: Iterable[Mask], share: float = 0.9) -> Mask:

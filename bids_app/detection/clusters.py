@@ -230,6 +230,36 @@ def separate_lesions(mask: Mask, affine: Affine, *, gap: float = LESION_GAP) -> 
     return np.where(mask, ndimage.label(around, CORNERS)[0], 0).astype(np.int16)
 
 
+def leave_out_uncovered(lesions: Labels, hole: Mask) -> tuple[Labels, int]:
+    """Leave out the lesions that a PET could not see: those in nothing but a hole.
+
+    Parameters
+    ----------
+    lesions : ndarray of int, (I, J, K)
+        As :func:`separate_lesions` gives them.
+    hole : ndarray of bool, (I, J, K)
+        What is brain, but was not covered by the PET.
+
+    Returns
+    -------
+    ndarray of int16, (I, J, K)
+        The others, numbered from 1 in their order.
+    int
+        How many were left out.
+
+    Examples
+    --------
+    >>> lesions = np.array([[[1, 0, 2, 2, 3]]])
+    >>> leave_out_uncovered(lesions, np.array([[[True, True, True, False, False]]]))
+    (array([[[0, 0, 1, 1, 2]]], dtype=int16), 1)
+    """
+    number = int(lesions.max(initial=0))
+    seen = np.unique(lesions[~hole & (lesions > 0)])
+    places = np.zeros(number + 1, np.int16)
+    places[seen] = np.arange(1, len(seen) + 1)
+    return places[lesions], number - len(seen)
+
+
 def overlaps(labels: Labels, lesions: Labels, voxel_volume: float) -> NDArray[np.float64]:
     """Measure what each cluster shares with each lesion.
 

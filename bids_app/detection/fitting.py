@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -10,9 +11,11 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from bids_app.detection.networks import SiameseAutoencoder
-from bids_app.detection.patches import draw_pairs
+from bids_app.detection.patches import draw_pairs, shared_places, whole_patches
 from bids_app.detection.spec import EncoderSpec
 from bids_app.imaging.volume import Mask, Volume
+
+Holes: TypeAlias = Sequence[Mask | None]
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ def fit_encoder(
     brain: Mask,
     spec: EncoderSpec,
     random: np.random.Generator,
+    *,
+    holes: Holes = (),
 ) -> Iterator[Epoch]:
     """Train an encoder where it is, an epoch at a time, with Adam.
 
@@ -140,6 +145,9 @@ def fit_encoder(
         How to train.
     random : numpy.random.Generator
         Draws the pairs.
+    holes : sequence of ndarray of bool or None
+        What each control's PET lacks of its brain, (I, J, K); None for nothing. No patch that
+        touches it is drawn. By default nobody's PET lacks anything.
 
     Yields
     ------
@@ -155,14 +163,21 @@ def fit_encoder(
     """
     if any(volume.shape != brain.shape for volume in volumes):
         raise ValueError(f"a control is not on the brain's grid of {brain.shape} voxels")
-    places = np.argwhere(brain)
+    whole = {
+        place: whole_patches(hole, spec.patch)
+        for place, hole in enumerate(holes)
+        if hole is not None
+    }
+    places = shared_places(brain, whole, len(volumes))
     device = next(encoder.parameters()).device
     optimizer = torch.optim.Adam(encoder.parameters(), spec.learning_rate)
     steps = spec.epochs * -(-spec.pairs_per_epoch // spec.batch_size)
     schedule = CosineAnnealingLR(optimizer, steps)
     for number in range(1, spec.epochs + 1):
         spread, losses = _Spread(spec.latents), []
-        drawn = draw_pairs(volumes, places, spec.pairs_per_epoch, random, size=spec.patch)
+        drawn = draw_pairs(
+            volumes, places, spec.pairs_per_epoch, random, size=spec.patch, whole=whole
+        )
         for pairs in torch.from_numpy(drawn).split(spec.batch_size):
             latents, loss = _step(encoder, pairs.to(device), optimizer, spec.alpha)
             schedule.step()
@@ -190,7 +205,12 @@ def _step(
 
 
 def train_encoder(
-    volumes: Sequence[Volume], brain: Mask, spec: EncoderSpec, *, seed: int
+    volumes: Sequence[Volume],
+    brain: Mask,
+    spec: EncoderSpec,
+    *,
+    seed: int,
+    holes: Holes = (),
 ) -> tuple[SiameseAutoencoder, list[dict[str, float]]]:
     """Train a new encoder on the CPU, from first weights to last epoch.
 
@@ -200,6 +220,8 @@ def train_encoder(
         As in :func:`fit_encoder`.
     seed : int
         Of first weights and pairs.
+    holes : sequence of ndarray of bool or None
+        As in :func:`fit_encoder`.
 
     Returns
     -------
@@ -214,6 +236,6 @@ def train_encoder(
         As :func:`fit_encoder`.
     """
     encoder = SiameseAutoencoder(spec, torch.Generator().manual_seed(seed))
-    epochs = fit_encoder(encoder, volumes, brain, spec, np.random.default_rng(seed))
+    epochs = fit_encoder(encoder, volumes, brain, spec, np.random.default_rng(seed), holes=holes)
     history = [asdict(epoch) for epoch in epochs]
     return encoder.eval(), history

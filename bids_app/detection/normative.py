@@ -6,14 +6,19 @@ has over the real one.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from bids_app.detection.agreement import least_controls
 from bids_app.imaging.smoothing import smooth
 from bids_app.imaging.volume import Mask, Volume
 
 FEWEST = 2  # controls: below, nothing varies
 LEAST_SD = 0.1  # of the median over the brain; our choice
+REACH = 0.05  # of a smoothed voxel's weight may lie where nothing is known
+Number = TypeVar("Number", np.float32, np.uint16)
 
 
 @dataclass(frozen=True)
@@ -24,14 +29,18 @@ class Norm:
     ----------
     mean, sd : ndarray, (I, J, K)
         Mean and standard deviation (n - 1) over controls, float32, in the unit of their volumes.
-        Where ``sd`` is 0 nothing is judged: outside the brain, and where controls are copies.
+        Where ``sd`` is 0 nothing is judged: outside the brain, and where controls are copies. NaN
+        where too few controls are known.
     n : int
         Controls; 2 or more.
+    counts : ndarray of uint16, (I, J, K), optional
+        How many of them are known at each voxel; by default all everywhere.
     """
 
     mean: Volume
     sd: Volume
     n: int
+    counts: NDArray[np.uint16] | None = None
 
     def excess(self, volume: Volume) -> Volume:
         """Give t of how much more a person has than controls.
@@ -44,12 +53,13 @@ class Norm:
         Parameters
         ----------
         volume : ndarray, (I, J, K)
-            In the unit of the controls' volumes, and treated as they were.
+            In the unit of the controls' volumes, and treated as they were; NaN where nothing is
+            known.
 
         Returns
         -------
         ndarray, (I, J, K)
-            float32; 0 where ``sd`` is 0.
+            float32; 0 where ``sd`` is 0, NaN where the volume or the norm is.
 
         Raises
         ------
@@ -58,9 +68,10 @@ class Norm:
         """
         if volume.shape != self.mean.shape:
             raise ValueError(f"{volume.shape} voxels differ from the norm's {self.mean.shape}")
-        judged = self.sd > 0
+        judged = (self.sd > 0) | np.isnan(self.sd)
         score = np.zeros(volume.shape, np.float32)
-        wide = self.sd[judged] * np.sqrt((self.n + 1) / self.n)
+        n = self.n if self.counts is None else self.counts[judged].astype(np.float64)
+        wide = self.sd[judged] * np.sqrt((n + 1) / np.maximum(n, 1))
         score[judged] = (volume[judged].astype(np.float64) - self.mean[judged]) / wide
         return score
 
@@ -72,12 +83,13 @@ class Norm:
 def learn_norm(volumes: Iterable[Volume], brain: Mask, *, least_sd: float = LEAST_SD) -> Norm:
     """Learn from controls, holding one volume at a time.
 
-    Welford (1962), Technometrics 4:419-420.
+    Welford (1962), Technometrics 4:419-420. A control counts where it is known; a voxel that too
+    few know (:func:`~bids_app.detection.agreement.least_controls`) has no norm.
 
     Parameters
     ----------
     volumes : iterable of ndarray, (I, J, K)
-        Two controls or more, on one grid, in one unit.
+        Two controls or more, on one grid, in one unit; NaN where nothing is known.
     brain : ndarray of bool, (I, J, K)
         Where a norm is wanted; mean and sd are 0 elsewhere.
     least_sd : float
@@ -91,30 +103,41 @@ def learn_norm(volumes: Iterable[Volume], brain: Mask, *, least_sd: float = LEAS
     """
     if not brain.any():
         raise ValueError("the brain of a norm is empty")
-    n, mean, squares = 0, np.zeros(int(brain.sum())), np.zeros(int(brain.sum()))
+    n, counts = 0, np.zeros(int(brain.sum()), np.uint16)
+    mean, squares = np.zeros(len(counts)), np.zeros(len(counts))
     for volume in volumes:
         if volume.shape != brain.shape:
             raise ValueError(f"{volume.shape} voxels differ from the brain's {brain.shape}")
         n += 1
         values = volume[brain]
-        change = values - mean
-        mean += change / n
-        squares += change * (values - mean)
+        known = ~np.isnan(values)
+        counts += known
+        change = np.where(known, values - mean, 0)
+        mean += change / np.maximum(counts, 1)
+        squares += change * np.where(known, values - mean, 0)
     if n < FEWEST:
         raise ValueError(f"{n} control(s) are too few for a norm; {FEWEST} are needed")
-    sd = np.sqrt(squares / (n - 1))
-    sd = np.maximum(sd, least_sd * float(np.median(sd)))
-    return Norm(_lay_out(mean, brain), _lay_out(sd, brain), n)
+    enough = counts >= least_controls(n)
+    sd = np.sqrt(squares / np.maximum(counts.astype(np.int64) - 1, 1))
+    middle = float(np.median(sd[enough])) if enough.any() else 0.0
+    mean, sd = (np.where(enough, one, np.nan) for one in (mean, np.maximum(sd, least_sd * middle)))
+    told = None if (counts == n).all() else _lay_out(counts, brain, np.uint16)
+    return Norm(_lay_out(mean, brain, np.float32), _lay_out(sd, brain, np.float32), n, told)
 
 
-def _lay_out(values: np.ndarray, brain: Mask) -> Volume:
-    volume = np.zeros(brain.shape, np.float32)
+def _lay_out(values: np.ndarray, brain: Mask, kind: type[Number]) -> NDArray[Number]:
+    volume = np.zeros(brain.shape, kind)
     volume[brain] = values
     return volume
 
 
 def smooth_within(
-    volume: Volume, brain: Mask, *, fwhm: float, zooms: tuple[float, float, float]
+    volume: Volume,
+    brain: Mask,
+    *,
+    fwhm: float,
+    zooms: tuple[float, float, float],
+    hole: Mask | None = None,
 ) -> Volume:
     """Smooth a volume with what the brain holds alone.
 
@@ -133,15 +156,23 @@ def smooth_within(
         Full width of the Gaussian at half of its maximum, in mm.
     zooms : tuple of float
         Voxel size in mm.
+    hole : ndarray of bool, (I, J, K), optional
+        What the volume lacks of the brain; nothing by default. It does not count either, and where
+        more than ``REACH`` of the weight would lie in it, the mean is not known.
 
     Returns
     -------
     ndarray, (I, J, K)
-        float32; 0 outside the brain.
+        float32; 0 outside the brain, NaN in a hole and within its reach.
     """
-    amount = smooth(np.where(brain, volume, 0).astype(np.float32), fwhm, zooms)
-    weight = smooth(brain.astype(np.float32), fwhm, zooms)
-    return np.divide(amount, weight, out=np.zeros_like(amount), where=brain)
+    known = brain if hole is None else brain & ~hole
+    amount = smooth(np.where(known, volume, 0).astype(np.float32), fwhm, zooms)
+    weight = smooth(known.astype(np.float32), fwhm, zooms)
+    means = np.divide(amount, weight, out=np.zeros_like(amount), where=known)
+    if hole is not None and (brain & hole).any():
+        whole = smooth(brain.astype(np.float32), fwhm, zooms)
+        means[brain & ((weight < (1 - REACH) * whole) | hole)] = np.nan
+    return means
 
 
 def pseudonormal_difference(synthetic: Volume, real: Volume) -> Volume:

@@ -23,21 +23,32 @@ SCORES: dict[str, Callable[[Norm, Volume], Volume]] = {
 
 
 def measure_uptake(
-    pet: Volume, brain: Mask, *, fwhm: float, zooms: tuple[float, float, float]
+    pet: Volume,
+    brain: Mask,
+    *,
+    fwhm: float,
+    zooms: tuple[float, float, float],
+    hole: Mask | None = None,
 ) -> Volume:
-    """Give what ``zscore`` compares: PET smoothed within the brain, (I, J, K)."""
-    return smooth_within(pet, brain, fwhm=fwhm, zooms=zooms)
+    """Give what ``zscore`` compares: PET smoothed within the brain, (I, J, K); NaN near a hole."""
+    return smooth_within(pet, brain, fwhm=fwhm, zooms=zooms, hole=hole)
 
 
 def measure_difference(
-    pet: Volume, synthetic: Volume, brain: Mask, *, fwhm: float, zooms: tuple[float, float, float]
+    pet: Volume,
+    synthetic: Volume,
+    brain: Mask,
+    *,
+    fwhm: float,
+    zooms: tuple[float, float, float],
+    hole: Mask | None = None,
 ) -> Volume:
     """Give what ``pseudonormal`` compares: synthetic minus real PET, smoothed, (I, J, K).
 
     Smoothed as for ``zscore``, our choice: else the noise of the scan would drown the rest.
     """
     difference = pseudonormal_difference(synthetic, pet)
-    return smooth_within(difference, brain, fwhm=fwhm, zooms=zooms)
+    return smooth_within(difference, brain, fwhm=fwhm, zooms=zooms, hole=hole)
 
 
 def save_norm(path: Path, norm: Norm) -> None:
@@ -48,7 +59,8 @@ def save_norm(path: Path, norm: Norm) -> None:
     ReadWriteError
         If it cannot be written.
     """
-    arrays = {"mean": np.ascontiguousarray(norm.mean), "sd": np.ascontiguousarray(norm.sd)}
+    volumes = {"mean": norm.mean, "sd": norm.sd, "counts": norm.counts}
+    arrays = {k: np.ascontiguousarray(one) for k, one in volumes.items() if one is not None}
     write_bytes(path, save(arrays, metadata={"norm": json.dumps({"controls": norm.n})}))
 
 
@@ -67,7 +79,8 @@ def load_norm(path: Path) -> Norm:
     try:
         with safe_open(path, framework="numpy") as file:
             n = int(json.loads(file.metadata()["norm"])["controls"])
-            return Norm(file.get_tensor("mean"), file.get_tensor("sd"), n)
+            counts = file.get_tensor("counts") if "counts" in file.keys() else None  # noqa: SIM118
+            return Norm(file.get_tensor("mean"), file.get_tensor("sd"), n, counts)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UnusableDataError(
             f"{path}: not the norm of a detector ({error}); fit the detector again"

@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
-from bids_app.imaging.volume import Volume
+from bids_app.imaging.volume import Mask, Volume
 
 LEVELS = 65535  # of 16 bits
+HOLE = "{}.hole"  # name of what a control's PET lacks; there for those alone that lack something
 
 
 def _quantize(volume: Volume) -> NDArray[np.uint16]:
@@ -24,7 +25,7 @@ def _quantize(volume: Volume) -> NDArray[np.uint16]:
     return np.ascontiguousarray(np.moveaxis(levels, 2, 0))
 
 
-def pack_controls(volumes: Sequence[Volume], path: Path) -> None:
+def pack_controls(volumes: Sequence[Volume], path: Path, holes: Sequence[Mask | None] = ()) -> None:
     """Write the PETs of controls, so that slices of them can be read.
 
     Parameters
@@ -33,14 +34,24 @@ def pack_controls(volumes: Sequence[Volume], path: Path) -> None:
         In [0, 1], on one grid; known from here on by their place in this sequence.
     path : Path
         Gets them; rounded to 1/65535.
+    holes : sequence of ndarray of bool or None
+        What each PET lacks of the brain, (I, J, K); None for nothing. By default nobody's lacks
+        anything.
 
     Raises
     ------
     ReadWriteError
         If it cannot be written.
     """
+    arrays: dict[str, np.ndarray] = {
+        f"{place}": _quantize(one) for place, one in enumerate(volumes)
+    }
+    for place, hole in enumerate(holes):
+        if hole is not None:
+            slices = np.moveaxis(hole, 2, 0).astype(np.uint8)
+            arrays[HOLE.format(place)] = np.ascontiguousarray(slices)
     try:
-        save_file({f"{place}": _quantize(one) for place, one in enumerate(volumes)}, path)
+        save_file(arrays, path)
     except (OSError, SafetensorError) as error:
         raise ReadWriteError(f"{path}: cannot be written ({error})") from error
 
@@ -75,14 +86,27 @@ class PackedControls:
                 f"{path}: not the controls of a detector ({error}); fit the detector again, or "
                 "fetch it again"
             ) from error
+        names = [HOLE.format(member) for member in self._members]
+        self._holes = {place: name for place, name in enumerate(names) if name in there}
         lost = [member for member in self._members if member not in there]
         if lost:
             raise UnusableDataError(
                 f"{path}: holds no control {', '.join(lost)}; it belongs to another detector"
             )
 
+    def __len__(self) -> int:
+        return len(self._members)
+
     def slices(self, k: int) -> NDArray[np.float32]:
         """Read slice ``k`` of all members, (members, I, J), in [0, 1]."""
         with safe_open(self._path, framework="numpy") as file:
             levels = np.stack([file.get_slice(member)[k] for member in self._members])
         return levels.astype(np.float32) / np.float32(LEVELS)
+
+    def holes(self, k: int) -> dict[int, Mask]:
+        """Read what members lack in slice ``k``, (I, J), by their place; those who do alone."""
+        if not self._holes:
+            return {}
+        with safe_open(self._path, framework="numpy") as file:
+            found = {place: file.get_slice(name)[k] > 0 for place, name in self._holes.items()}
+        return {place: hole for place, hole in found.items() if hole.any()}

@@ -1,11 +1,13 @@
 """Pairs of axial patches at one place of the brain, in two different controls."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_app.imaging.volume import Volume
+from bids_app.imaging.coverage import near
+from bids_app.imaging.volume import Mask, Volume
 
 PEOPLE = 2  # that a pair needs, at least
 
@@ -38,6 +40,37 @@ def cut_patches(volume: Volume, centres: NDArray[np.intp], size: int) -> NDArray
     return np.where(inside, found, 0).astype(np.float32, copy=False)
 
 
+def whole_patches(hole: Mask, size: int) -> Mask:
+    """Mark the voxels whose axial patch touches no hole, (I, J, K) or one slice of it, (I, J, 1).
+
+    Parameters
+    ----------
+    hole : ndarray of bool, (I, J, K)
+        What is brain, but was not covered by the PET.
+    size : int
+        Edge of a patch in voxels; odd.
+    """
+    return ~near(hole, (size, size, 1))
+
+
+def shared_places(brain: Mask, whole: Mapping[int, Mask], people: int) -> NDArray[np.intp]:
+    """List the voxels of a brain where two controls or more have a whole patch, (voxels, 3).
+
+    Parameters
+    ----------
+    brain : ndarray of bool, (I, J, K)
+        What is analysed.
+    whole : mapping
+        As :func:`draw_pairs` wants it.
+    people : int
+        How many controls there are.
+    """
+    known = np.full(brain.shape, people - len(whole))
+    for one in whole.values():
+        known += one
+    return np.argwhere(brain & (known >= PEOPLE))
+
+
 def draw_pairs(
     volumes: Sequence[Volume],
     places: NDArray[np.intp],
@@ -45,6 +78,7 @@ def draw_pairs(
     random: np.random.Generator,
     *,
     size: int,
+    whole: Mapping[int, Mask] = MappingProxyType({}),
 ) -> NDArray[np.float32]:
     """Draw pairs of patches: two different controls, one place, all equally likely.
 
@@ -60,11 +94,14 @@ def draw_pairs(
         Where chance comes from.
     size : int
         Edge of a patch in voxels; odd.
+    whole : mapping
+        Place of a control → ndarray of bool, (I, J, K): where its patches are whole. Those of
+        controls that are not named are whole everywhere. Every place has two such controls.
 
     Returns
     -------
     ndarray of float32, (count, 2, size, size)
-        In [0, 1].
+        In [0, 1]; whole.
 
     Raises
     ------
@@ -77,10 +114,25 @@ def draw_pairs(
     if not len(places):
         raise ValueError("the analysed brain has no voxel")
     centres = places[random.integers(len(places), size=count)]
-    one = random.integers(people, size=count)
-    other = (one + random.integers(1, people, size=count)) % people
+    known = np.ones((count, people), bool)
+    for person, mask in whole.items():
+        known[:, person] = mask[tuple(centres.T)]
+    one, other = _draw_two(known, random)
     pairs = np.empty((count, 2, size, size), np.float32)
     for person, volume in enumerate(volumes):
         for twin, chosen in enumerate((one == person, other == person)):
             pairs[chosen, twin] = cut_patches(volume, centres[chosen], size)
     return pairs
+
+
+def _draw_two(
+    known: NDArray[np.bool_], random: np.random.Generator
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Draw two different ones of those that each row, (count, people), knows."""
+    count, people = known.shape
+    number = people if known.all() else known.sum(axis=1)
+    one = random.integers(number, size=count)
+    other = (one + random.integers(1, number, size=count)) % number
+    order = np.argsort(~known, axis=1, kind="stable")  # those that are known come first
+    rows = np.arange(count)
+    return order[rows, one], order[rows, other]

@@ -6,6 +6,11 @@ Latents are centred on the mean of the controls at each voxel (our choice). The 
 notice; but gamma, 1 / (features × variance of all entries), would take the differences between
 the means of latents for spread, and the kernel would be so wide that it sees next to nothing
 (docs/results/detection.md).
+
+A PET may lack part of the brain: a *hole*. A control counts at a voxel if its patch there touches
+none; a voxel that too few controls know has no model, and a score that would rest on a patch with
+a hole is NaN. The coefficients of a one-class SVM sum to nu times its samples, so that those of a
+voxel with fewer controls are scaled up: scores of all voxels are in one unit.
 """
 
 from collections.abc import Sequence
@@ -14,10 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bids_app.detection.agreement import least_controls
 from bids_app.detection.encoding import latents_at
 from bids_app.detection.networks import SiameseAutoencoder
 from bids_app.detection.oneclass import VoxelwiseOneClassSVM
 from bids_app.detection.packed import PackedControls
+from bids_app.detection.patches import whole_patches
 from bids_app.detection.slabs import Slab, count_voxels
 from bids_app.detection.voxelmodels import VoxelModels, join, keep
 from bids_app.imaging.volume import Mask, Volume
@@ -51,23 +58,97 @@ class FoldOnSlab:
         """List the slices that have brain."""
         return [k for k in self.slab.slices() if self.brain[..., k].any()]
 
-    def latents(self, k: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def known(self, k: int) -> NDArray[np.bool_] | None:
+        """Tell which controls count at each voxel of a slice, (voxels, controls); None if all."""
+        holes = self.controls.holes(k)
+        if not holes:
+            return None
+        brain = self.brain[..., k]
+        known = np.ones((int(brain.sum()), len(self.controls)), bool)
+        for place, hole in holes.items():
+            known[:, place] = self._whole(hole)[brain]
+        return known
+
+    def _whole(self, hole: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return whole_patches(hole[..., np.newaxis], self.encoder.patch)[..., 0]
+
+    def latents(
+        self, k: int, known: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Give latents of controls in a slice, centred, (voxels, controls, latents), and means."""
         found = latents_at(self.encoder, self.controls.slices(k), self.brain[..., k])
-        mean = found.mean(axis=1, keepdims=True)
+        if known is None:
+            mean = found.mean(axis=1, keepdims=True)
+        else:
+            counts = np.maximum(known.sum(axis=1), 1).astype(np.float32)
+            mean = (found * known[..., np.newaxis]).sum(axis=1) / counts[:, np.newaxis]
+            mean = mean[:, np.newaxis]
         return found - mean, mean
 
     def score(
-        self, fitted: VoxelwiseOneClassSVM, volumes: Sequence[Volume], k: int, mean: np.ndarray
+        self,
+        fitted: VoxelwiseOneClassSVM,
+        scored: Sequence[Volume],
+        holes: Sequence[Mask | None],
+        k: int,
+        mean: NDArray[np.float32],
     ) -> NDArray[np.float32]:
-        """Score others in a slice, (volumes, voxels)."""
-        slices = np.stack([np.asarray(volume[..., k]) for volume in volumes])
-        latents = latents_at(self.encoder, slices, self.brain[..., k]) - mean
-        return -fitted.decision_function(latents).T.astype(np.float32)
+        """Score others in a slice, (scored, voxels); NaN where that cannot be."""
+        brain = self.brain[..., k]
+        slices = np.stack([np.asarray(volume[..., k]) for volume in scored])
+        latents = latents_at(self.encoder, slices, brain) - mean
+        scores = -fitted.decision_function(latents).T.astype(np.float32)
+        for row, hole in enumerate(holes):
+            if hole is not None and hole[..., k].any():
+                scores[row, ~self._whole(hole[..., k])[brain]] = np.nan
+        return scores
+
+
+def _fit(
+    latents: NDArray[np.float32], known: NDArray[np.bool_], nu: float, threads: int
+) -> VoxelModels:
+    """Fit voxels that not all controls count at: those with the same controls together.
+
+    Parameters
+    ----------
+    latents : ndarray, (voxels, controls, latents)
+        Centred.
+    known : ndarray of bool, (voxels, controls)
+        Who counts where.
+    nu : float
+        Of the one-class SVM.
+    threads : int
+        That share the voxels.
+
+    Returns
+    -------
+    VoxelModels
+        Those of voxels that too few controls know have no support, and offset NaN.
+    """
+    voxels, controls = known.shape
+    alphas = np.zeros((voxels, controls), np.float32)
+    gamma, offset = np.ones(voxels, np.float32), np.full(voxels, np.nan)
+    patterns, which = np.unique(known, axis=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        members = np.flatnonzero(pattern)
+        if len(members) < least_controls(controls):
+            continue
+        own = np.flatnonzero(which.ravel() == number)
+        models = keep(VoxelwiseOneClassSVM(nu=nu, threads=threads).fit(latents[own][:, members]))
+        share = controls / len(members)
+        owners = np.repeat(own, models.n_support)
+        alphas[owners, members[models.support]] = share * models.dual_coef
+        gamma[own], offset[own] = models.gamma, share * models.offset
+    supporting = alphas > 0
+    return VoxelModels(
+        n_support=supporting.sum(axis=1).astype(np.uint16),
+        support=np.nonzero(supporting)[1].astype(np.uint16),
+        dual_coef=alphas[supporting], gamma=gamma, offset=offset,
+    )  # fmt: skip
 
 
 def fit_slab(
-    fold: FoldOnSlab, scored: Sequence[Volume], *, nu: float
+    fold: FoldOnSlab, scored: Sequence[Volume], *, nu: float, holes: Sequence[Mask | None] = ()
 ) -> tuple[VoxelModels, NDArray[np.float32]]:
     """Fit one one-class SVM to each of the brain's voxels in a slab, and score others with them.
 
@@ -79,6 +160,9 @@ def fit_slab(
         PET in [0, 1] of those who are scored; mapped from disk, they are read slice by slice.
     nu : float
         Of the one-class SVM: 0.03, DESIGN, section 4.
+    holes : sequence of ndarray of bool or None
+        What the PET of each who is scored lacks of the brain, (I, J, K); None for nothing. By
+        default nobody's lacks anything.
 
     Returns
     -------
@@ -86,20 +170,29 @@ def fit_slab(
         Voxel by voxel.
     ndarray of float32, (scored, voxels)
         Minus the decision function: above 0 lies outside the boundary of the controls of the fold,
-        as much of the brain of others does, too. Voxels are in the order of
-        :mod:`bids_app.detection.slabs`.
+        as much of the brain of others does, too. NaN where the patch touches a hole, or too few
+        controls know the voxel. Voxels are in the order of :mod:`bids_app.detection.slabs`.
     """
     models, scores = [], [np.zeros((len(scored), 0), np.float32)]
     for k in fold.slices():
-        latents, mean = fold.latents(k)
-        fitted = VoxelwiseOneClassSVM(nu=nu, threads=fold.threads).fit(latents)
-        models.append(keep(fitted))
-        scores.append(fold.score(fitted, scored, k, mean))
+        known = fold.known(k)
+        latents, mean = fold.latents(k, known)
+        if known is None:
+            fitted = VoxelwiseOneClassSVM(nu=nu, threads=fold.threads).fit(latents)
+            models.append(keep(fitted))
+        else:
+            models.append(_fit(latents, known, nu, fold.threads))
+            whole = slice(0, len(latents))
+            fitted = models[-1].part(whole, latents, threads=fold.threads)
+        scores.append(fold.score(fitted, scored, holes, k, mean))
     return join(models), np.concatenate(scores, axis=1)
 
 
 def score_slab(
-    fold: FoldOnSlab, models: VoxelModels, scored: Sequence[Volume]
+    fold: FoldOnSlab,
+    models: VoxelModels,
+    scored: Sequence[Volume],
+    holes: Sequence[Mask | None] = (),
 ) -> NDArray[np.float32]:
     """Score the brain's voxels in a slab with models that were fitted before.
 
@@ -109,7 +202,7 @@ def score_slab(
         As it was fitted.
     models : VoxelModels
         Of this fold and slab.
-    scored : sequence of ndarray, (I, J, K)
+    scored, holes
         As in :func:`fit_slab`; scores are those it gives, but for rounding.
 
     Raises
@@ -124,8 +217,8 @@ def score_slab(
     start = 0
     for k in fold.slices():
         run = slice(start, start + int(fold.brain[..., k].sum()))
-        latents, mean = fold.latents(k)
+        latents, mean = fold.latents(k, fold.known(k))
         fitted = models.part(run, latents, threads=fold.threads)
-        scores.append(fold.score(fitted, scored, k, mean))
+        scores.append(fold.score(fitted, scored, holes, k, mean))
         start = run.stop
     return np.concatenate(scores, axis=1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from bids_app.imaging.coverage import near
 from bids_app.imaging.volume import Mask, Volume
 
 
@@ -24,7 +25,7 @@ def psnr(one: Volume, other: Volume, where: Mask | None = None) -> float:
     Returns
     -------
     float
-        Infinite where the volumes are equal.
+        Infinite where the volumes are equal; NaN where nothing counts.
 
     Examples
     --------
@@ -32,7 +33,7 @@ def psnr(one: Volume, other: Volume, where: Mask | None = None) -> float:
     20.0
     """
     chosen = slice(None) if where is None else where
-    error = float(np.mean((one[chosen].astype(np.float64) - other[chosen]) ** 2))
+    error = _average((one[chosen].astype(np.float64) - other[chosen]) ** 2)
     return float("inf") if error == 0 else float(-10 * np.log10(error))
 
 
@@ -52,7 +53,11 @@ def mean_absolute_error(one: Volume, other: Volume, where: Mask | None = None) -
     0.75
     """
     chosen = slice(None) if where is None else where
-    return float(np.mean(np.abs(one[chosen].astype(np.float64) - other[chosen])))
+    return _average(np.abs(one[chosen].astype(np.float64) - other[chosen]))
+
+
+def _average(values: np.ndarray) -> float:
+    return float(values.mean(dtype=np.float64)) if values.size else float("nan")
 
 
 def correlation(one: Volume, other: Volume, where: Mask) -> float:
@@ -112,6 +117,9 @@ def normalized_mutual_information(
     return (entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))) / together
 
 
+SIGMA, RADIUS = 1.5, 5  # voxels, of the window of SSIM
+
+
 def ssim_map(one: Volume, other: Volume) -> Volume:
     """Structural similarity around every voxel of two volumes in [0, 1]: Wang et al. (2004).
 
@@ -131,7 +139,7 @@ def ssim_map(one: Volume, other: Volume) -> Volume:
     """
 
     def local_mean(volume: np.ndarray) -> np.ndarray:
-        return ndimage.gaussian_filter(volume, 1.5, radius=5, mode="mirror")
+        return ndimage.gaussian_filter(volume, SIGMA, radius=RADIUS, mode="mirror")
 
     x, y = one.astype(np.float32), other.astype(np.float32)
     mean_x, mean_y = local_mean(x), local_mean(y)
@@ -163,7 +171,7 @@ def ssim(one: Volume, other: Volume, where: Mask | None = None) -> float:
 
 def _mean(volume: Volume, where: Mask | None = None) -> float:
     chosen = slice(None) if where is None else where
-    return float(volume[chosen].mean(dtype=np.float64))
+    return _average(volume[chosen])
 
 
 @dataclass(frozen=True)
@@ -176,12 +184,48 @@ class Measures:
     psnr_brain: float
 
 
-def measure(synthetic: Volume, real: Volume, brain: Mask) -> Measures:
-    """Compare a synthetic PET with the real one, both (I, J, K) in [0, 1] on one grid."""
+def judged(brain: Mask, covered: Mask) -> tuple[Mask, Mask]:
+    """Mark the voxels that count in comparisons with a PET that may lack part of the brain.
+
+    Parameters
+    ----------
+    brain, covered : ndarray of bool, (I, J, K)
+        The brain, and what the PET covers. Outside the brain both images are 0, covered or not.
+
+    Returns
+    -------
+    ndarray of bool, (I, J, K)
+        For measures of single voxels: those that are no hole.
+    ndarray of bool, (I, J, K)
+        For SSIM: those whose window touches none.
+    """
+    hole = brain & ~covered
+    width = 2 * RADIUS + 1
+    return ~hole, ~near(hole, (width, width, width))
+
+
+def measure(synthetic: Volume, real: Volume, brain: Mask, covered: Mask | None = None) -> Measures:
+    """Compare a synthetic PET with the real one.
+
+    Parameters
+    ----------
+    synthetic, real : ndarray, (I, J, K)
+        In [0, 1] on one grid, 0 outside the brain.
+    brain : ndarray of bool, (I, J, K)
+        The brain.
+    covered : ndarray of bool, (I, J, K), optional
+        What the real PET covers; all by default. What it does not counts in no measure.
+
+    Returns
+    -------
+    Measures
+        NaN where nothing counts.
+    """
     similarity = ssim_map(synthetic, real)
+    voxels, windows = judged(brain, np.ones_like(brain) if covered is None else covered)
     return Measures(
-        _mean(similarity),
-        psnr(synthetic, real),
-        _mean(similarity, brain),
-        psnr(synthetic, real, brain),
+        _mean(similarity, windows),
+        psnr(synthetic, real, voxels),
+        _mean(similarity, windows & brain),
+        psnr(synthetic, real, voxels & brain),
     )

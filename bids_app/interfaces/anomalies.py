@@ -17,13 +17,18 @@ from nipype.interfaces.base import (
 from bids_app import nifti
 from bids_app.detection.agreement import common_brain
 from bids_app.detection.card import CARD, card_from, card_values, digest_files
-from bids_app.detection.clusters import find_clusters, overlaps, separate_lesions
+from bids_app.detection.clusters import (
+    find_clusters,
+    leave_out_uncovered,
+    overlaps,
+    separate_lesions,
+)
 from bids_app.detection.places import locate
 from bids_app.detection.regions import name_regions, read_labels
 from bids_app.detection.slabs import Slab, mean_map
 from bids_app.errors import UnusableDataError
 from bids_app.files import copy_file, write_json
-from bids_app.mapped import open_arrays, read_owner
+from bids_app.mapped import open_arrays, open_hole, read_owner
 
 BRAIN = "brain"
 
@@ -78,7 +83,7 @@ class _MapAnomaliesInputSpec(BaseInterfaceInputSpec):
 
 
 class _MapAnomaliesOutputSpec(TraitedSpec):
-    statmap = File(exists=True, desc="anomaly map; more is more abnormal, 0 outside the brain")
+    statmap = File(exists=True, desc="anomaly map; more is more abnormal, 0 where nothing is known")
     labels = File(exists=True, desc="clusters by rank")
     clusters = File(exists=True, desc="all, what they share with lesions; share of brain above 0")
 
@@ -93,24 +98,31 @@ class MapAnomalies(SimpleInterface):
         inputs, cwd = self.inputs, Path(runtime.cwd)
         common = nifti.load(inputs.brain).data > 0
         affine = np.array(read_owner(Path(inputs.image)).affine)
-        brain = common & open_arrays(Path(inputs.image), [BRAIN])[0]
+        pieces = (
+            (Slab(*slab), np.load(path, mmap_mode="r")[row])
+            for path, slab, row in zip(inputs.scores, inputs.slabs, inputs.rows, strict=True)
+        )
+        score = mean_map(pieces, common, inputs.folds)
+        brain, hole = common & open_arrays(Path(inputs.image), [BRAIN])[0], self._hole(common)
         if not brain.any():
             raise UnusableDataError(
                 f"{inputs.image}: its brain has no voxel of that of controls; look at its "
                 "registration"
             )
-        pieces = (
-            (Slab(*slab), np.load(path, mmap_mode="r")[row])
-            for path, slab, row in zip(inputs.scores, inputs.slabs, inputs.rows, strict=True)
-        )
-        score = np.where(brain, mean_map(pieces, common, inputs.folds), 0).astype(np.float32)
+        brain &= ~hole & ~np.isnan(score)  # NaN is what no detector knows: near holes, of anybody
+        if not brain.any():
+            raise UnusableDataError(
+                f"{inputs.image}: nowhere do it and enough controls cover the brain; look at "
+                "coverage in desc-registration_metrics.tsv"
+            )
+        score = np.where(brain, score, 0).astype(np.float32)
         clusters, labels = find_clusters(
             score, brain, affine, extent=inputs.extent, minimum_volume=inputs.minimum_volume
         )
         found = {
             "clusters": [asdict(one) for one in clusters],
             "above_zero": float((score[brain] > 0).mean()),
-            **self._compared(labels, affine),
+            **self._compared(labels, affine, hole),
         }
         labels[labels > inputs.most] = 0
         nifti.save(nifti.Image(score, affine), cwd / "statmap.nii.gz")
@@ -120,11 +132,16 @@ class MapAnomalies(SimpleInterface):
             self._results[name.partition(".")[0]] = str(cwd / name)
         return runtime
 
-    def _compared(self, labels, affine):
+    def _hole(self, common):
+        hole = open_hole(Path(self.inputs.image))
+        return np.zeros_like(common) if hole is None else hole
+
+    def _compared(self, labels, affine, hole):
         """Compare clusters with lesions and regions, where those are known."""
-        told = {"lesions": None, "overlaps": None, "regions": None}
+        told = {"lesions": None, "lesions_not_covered": 0, "overlaps": None, "regions": None}
         if isdefined(self.inputs.lesions):
             lesions = separate_lesions(self._on_grid(self.inputs.lesions, labels) > 0, affine)
+            lesions, told["lesions_not_covered"] = leave_out_uncovered(lesions, hole)
             voxel_volume = float(abs(np.linalg.det(affine[:3, :3])))
             told["lesions"] = int(lesions.max())
             told["overlaps"] = overlaps(labels, lesions, voxel_volume).tolist()

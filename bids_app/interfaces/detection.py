@@ -26,7 +26,7 @@ from bids_app.detection.norms import (
 from bids_app.detection.packed import PackedControls, pack_controls
 from bids_app.detection.slabs import Slab, values_of
 from bids_app.files import write_json
-from bids_app.mapped import open_arrays, read_owner
+from bids_app.mapped import open_arrays, open_hole, read_owner
 
 ENGINE = "bids_app.detection.voxelwise"
 PET = "pet"
@@ -38,6 +38,10 @@ def _brain(path):
 
 def _pets(folders):
     return [open_arrays(Path(folder), [PET])[0] for folder in folders]
+
+
+def _holes(folders):
+    return [open_hole(Path(folder)) for folder in folders]
 
 
 class _TrainEncoderInputSpec(BaseInterfaceInputSpec):
@@ -72,7 +76,11 @@ class TrainEncoder(SimpleInterface):
         torch.set_num_threads(self.inputs.threads)
         spec = spec_from_dict(self.inputs.spec)
         encoder, epochs = train_encoder(
-            _pets(self.inputs.controls), _brain(self.inputs.brain), spec, seed=self.inputs.seed
+            _pets(self.inputs.controls),
+            _brain(self.inputs.brain),
+            spec,
+            seed=self.inputs.seed,
+            holes=_holes(self.inputs.controls),
         )
         cwd = Path(runtime.cwd)
         save_encoder(cwd / "encoder.safetensors", encoder, spec)
@@ -100,7 +108,7 @@ class PackControls(SimpleInterface):
 
     def _run_interface(self, runtime):
         path = Path(runtime.cwd) / "controls.safetensors"
-        pack_controls(_pets(self.inputs.controls), path)
+        pack_controls(_pets(self.inputs.controls), path, _holes(self.inputs.controls))
         self._results["packed"] = str(path)
         return runtime
 
@@ -156,7 +164,7 @@ class FitSlab(SimpleInterface):
         from bids_app.detection.voxelwise import fit_slab
 
         fold, scored = _fold_of(self.inputs), _pets(self.inputs.scored)
-        models, scores = fit_slab(fold, scored, nu=self.inputs.nu)
+        models, scores = fit_slab(fold, scored, nu=self.inputs.nu, holes=_holes(self.inputs.scored))
         cwd = Path(runtime.cwd)
         save_models(cwd / "voxels.safetensors", models)
         np.save(cwd / "scores.npy", scores)
@@ -185,7 +193,8 @@ class ApplySlab(SimpleInterface):
         from bids_app.detection.voxelwise import score_slab
 
         models = load_models(Path(self.inputs.voxels))
-        scores = score_slab(_fold_of(self.inputs), models, _pets(self.inputs.scored))
+        scored = _pets(self.inputs.scored)
+        scores = score_slab(_fold_of(self.inputs), models, scored, holes=_holes(self.inputs.scored))
         np.save(Path(runtime.cwd) / "scores.npy", scores)
         self._results["scores"] = str(Path(runtime.cwd) / "scores.npy")
         return runtime
@@ -220,11 +229,12 @@ def _measured(inputs, real, synthetic):
     brain = _brain(inputs.brain)
     for place, folder in enumerate(real):
         zooms = read_owner(Path(folder)).zooms
+        how = {"fwhm": inputs.fwhm, "zooms": zooms, "hole": open_hole(Path(folder))}
         if inputs.detector == "zscore":
-            yield measure_uptake(*_pets([folder]), brain, fwhm=inputs.fwhm, zooms=zooms)
+            yield measure_uptake(*_pets([folder]), brain, **how)
         else:
             pair = _pets([folder, synthetic[place]])
-            yield measure_difference(*pair, brain, fwhm=inputs.fwhm, zooms=zooms)
+            yield measure_difference(*pair, brain, **how)
 
 
 def _save_scores(inputs, norm, path):

@@ -17,6 +17,7 @@ from nipype.interfaces.base import (
 
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
+from bids_app.imaging.coverage import WHOLLY, brain_coverage, field_of_view, missing_parts
 from bids_app.imaging.frames import average_frames
 from bids_app.imaging.gaps import fill
 from bids_app.imaging.intensity import clip_spikes, scale_to_unit
@@ -172,6 +173,74 @@ class ApplyMask(SimpleInterface):
         return runtime
 
 
+class _FindFieldOfViewInputSpec(BaseInterfaceInputSpec):
+    pet = File(exists=True, mandatory=True, desc="one PET volume")
+    valid = File(exists=True, desc="what holds data, on the same grid; all without it")
+
+
+class _FindFieldOfViewOutputSpec(TraitedSpec):
+    field_of_view = File(exists=True, desc="1 where the PET holds data, 0 elsewhere")
+
+
+class FindFieldOfView(SimpleInterface):
+    """Mark what a PET holds data of: no planes that only fill it up, no voxel known to be none."""
+
+    input_spec = _FindFieldOfViewInputSpec
+    output_spec = _FindFieldOfViewOutputSpec
+
+    def _run_interface(self, runtime):
+        pet = nifti.load(self.inputs.pet)
+        held = field_of_view(pet.data)
+        if isdefined(self.inputs.valid):
+            held &= nifti.load(self.inputs.valid).data > 0
+        path = Path(runtime.cwd) / "field_of_view.nii.gz"
+        nifti.save(nifti.Image(held, pet.affine), path)
+        self._results["field_of_view"] = str(path)
+        return runtime
+
+
+class _MeasureCoverageInputSpec(BaseInterfaceInputSpec):
+    image = File(exists=True, mandatory=True, desc="a PET, resampled")
+    field_of_view = File(exists=True, mandatory=True, desc="its field of view, resampled with it")
+    mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
+
+
+class _MeasureCoverageOutputSpec(TraitedSpec):
+    image = File(exists=True, desc="the PET, 0 where it does not reach")
+    coverage = File(exists=True, desc="1 where it does")
+    covered_brain = File(exists=True, desc="the part of the brain that it covers")
+    sidecar = traits.Dict(desc="share of the brain that is covered, and what is missing")
+
+
+class MeasureCoverage(SimpleInterface):
+    """Find out where a resampled PET rests on data alone, and which part of the brain that is.
+
+    A voxel is covered if all it was interpolated from holds data.
+    """
+
+    input_spec = _MeasureCoverageInputSpec
+    output_spec = _MeasureCoverageOutputSpec
+
+    def _run_interface(self, runtime):
+        pet, cwd = nifti.load(self.inputs.image), Path(runtime.cwd)
+        covered = nifti.load(self.inputs.field_of_view).data > WHOLLY
+        brain = nifti.load(self.inputs.mask).data > 0
+        images = {
+            "image": np.where(covered, pet.data, 0),
+            "coverage": covered,
+            "covered_brain": brain & covered,
+        }
+        for name, data in images.items():
+            nifti.save(nifti.Image(data, pet.affine), cwd / f"{name}.nii.gz")
+            self._results[name] = str(cwd / f"{name}.nii.gz")
+        sidecar = {"BrainCoverage": round(brain_coverage(brain, covered), 4)}
+        missing = missing_parts(brain, covered, pet.affine)
+        if missing:
+            sidecar["BrainNotCovered"] = missing
+        self._results["sidecar"] = sidecar
+        return runtime
+
+
 class _ScaleIntensityInputSpec(BaseInterfaceInputSpec):
     image = File(exists=True, mandatory=True, desc="an image, any unit")
     mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
@@ -322,6 +391,7 @@ class _ComparePETInputSpec(BaseInterfaceInputSpec):
     synthetic = File(exists=True, mandatory=True, desc="synthetic PET in [0, 1]")
     real = File(exists=True, mandatory=True, desc="real PET in [0, 1] on the same grid")
     mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
+    coverage = File(exists=True, desc="what the real PET covers; all without it")
 
 
 class _ComparePETOutputSpec(TraitedSpec):
@@ -329,7 +399,7 @@ class _ComparePETOutputSpec(TraitedSpec):
 
 
 class ComparePET(SimpleInterface):
-    """Measure how alike a synthetic and a real PET are."""
+    """Measure how alike a synthetic and a real PET are, where the real one covers the brain."""
 
     input_spec = _ComparePETInputSpec
     output_spec = _ComparePETOutputSpec
@@ -337,10 +407,14 @@ class ComparePET(SimpleInterface):
     def _run_interface(self, runtime):
         names = {"ssim": "SSIM", "psnr": "PSNR", "ssim_brain": "SSIMBrain"}
         names["psnr_brain"] = "PSNRBrain"
+        covered = None
+        if isdefined(self.inputs.coverage):
+            covered = nifti.load(self.inputs.coverage).data > 0
         measures = measure(
             nifti.load(self.inputs.synthetic).data,
             nifti.load(self.inputs.real).data,
             nifti.load(self.inputs.mask).data > 0,
+            covered,
         )
         self._results["sidecar"] = {
             "Measures": {

@@ -12,12 +12,13 @@ from nipype.interfaces.base import (
 
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
+from bids_app.imaging.coverage import COMPLETE
 from bids_app.imaging.volume import Grid
-from bids_app.mapped import Owner, store_arrays
+from bids_app.mapped import HOLE, Owner, store_arrays
 
 ROUNDING = 1e-3  # intensities may be beyond 0..1, and affines apart, by so much
 SYNTHETIC = "SYNTHETIC"  # as the header of every synthetic image says
-BRAIN = "brain"
+PET, BRAIN = "pet", "brain"
 
 
 class _StoreVolumesInputSpec(BaseInterfaceInputSpec):
@@ -31,6 +32,9 @@ class _StoreVolumesInputSpec(BaseInterfaceInputSpec):
     shape = traits.Tuple(traits.Int, traits.Int, traits.Int, mandatory=True, desc="of the run")
     affine = traits.List(traits.List(traits.Float), mandatory=True, desc="of the run, in mm, RAS+")
     folder = traits.Str(mandatory=True, nohash=True, desc="where the volumes go")
+    coverage = traits.Str(
+        "", usedefault=True, desc="what the PET covers; empty for a synthetic one"
+    )
 
 
 class _StoreVolumesOutputSpec(TraitedSpec):
@@ -55,12 +59,37 @@ class StoreVolumes(SimpleInterface):
             tuple(map(tuple, brain.affine.tolist())),
         )
         arrays = {**{name: image.data for name, image in images.items()}, BRAIN: brain.data > 0}
+        if self.inputs.coverage:
+            hole = self._hole(images[PET].data, arrays[BRAIN])
+            arrays |= {HOLE: hole} if hole.any() else {}
         store_arrays(Path(self.inputs.folder), owner, arrays)
         self._results["folder"] = self.inputs.folder
         return runtime
 
+    def _hole(self, pet, brain):
+        """Mark the brain that the PET does not cover; refuse an older PET that may have a gap."""
+        path = Path(self.inputs.coverage)
+        if path.is_file():
+            covered = self._on_grid(nifti.load(path), path).data > 0
+            return brain & ~covered
+        empty = float((pet[brain] == 0).mean()) if brain.any() else 0.0
+        if empty > 1 - COMPLETE:
+            raise UnusableDataError(
+                f"{self.inputs.volumes[PET]}: is 0 in {empty:.1%} of the brain, and {path.name}, "
+                "which would tell what the scan does not cover, is not there; run the participant "
+                "level again"
+            )
+        return np.zeros(brain.shape, bool)
+
     def _load(self, path):
-        image = nifti.load_scan(path)
+        image = self._on_grid(nifti.load_scan(path), path)
+        if image.data.min() < -ROUNDING or image.data.max() > 1 + ROUNDING:
+            raise UnusableDataError(
+                f"{path}: has intensities beyond 0..1; run the participant level again"
+            )
+        return image
+
+    def _on_grid(self, image, path):
         grid = Grid(self.inputs.shape, np.array(self.inputs.affine))
         same = image.grid.shape == grid.shape and np.allclose(
             image.affine, grid.affine, atol=ROUNDING
@@ -69,10 +98,6 @@ class StoreVolumes(SimpleInterface):
             raise UnusableDataError(
                 f"{path}: lies on another grid than --bounding-box and --resolution say; run the "
                 "participant level again with the same"
-            )
-        if image.data.min() < -ROUNDING or image.data.max() > 1 + ROUNDING:
-            raise UnusableDataError(
-                f"{path}: has intensities beyond 0..1; run the participant level again"
             )
         return image
 

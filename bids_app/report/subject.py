@@ -15,7 +15,13 @@ from bids_app.report.panels import draw
 from bids_app.report.record import Record
 from bids_app.report.results import Results, find_results
 from bids_app.report.runs import Told, renew, tell_duration
-from bids_app.report.tables import comparison_rows, novelty_rows, registration_rows, warnings_of
+from bids_app.report.tables import (
+    comparison_rows,
+    coverage_rows,
+    novelty_rows,
+    registration_rows,
+    warnings_of,
+)
 
 DEMONSTRATION: Final = ("demonstrat", "simulat")  # as cards of generators put it
 
@@ -121,6 +127,7 @@ def _values(
         "record": record,
         "doubts": [one for one in warnings_of(visits) if one not in record.notes],
         "registrations": registration_rows(visits),
+        "coverages": coverage_rows(visits),
         "novelties": novelty_rows(visits),
         "comparisons": comparison_rows(visits),
         "anatomy": [panel for drawing in drawings for panel in drawing.anatomy],

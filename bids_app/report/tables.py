@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bids_app.imaging.coverage import COMPLETE, tell_missing
 from bids_app.imaging.verdict import reasons_of, verdict_of
 from bids_app.report.results import Derivative, Results
 
@@ -193,6 +194,38 @@ def read_registration(
     return "; ".join(words) + advice, worse or poor
 
 
+def coverage_rows(visits: Iterable[Results]) -> list[Row]:
+    """Tell, a PET a row, which share of the brain it covers, of all and of what is analysed."""
+    rows = []
+    for pet in (pet for visit in visits for pet in visit.pets):
+        images = [one for one in (pet.in_t1w, pet.in_template) if one is not None]
+        shares = [as_number(one.metadata.get("BrainCoverage")) for one in images]
+        known = [share for share in shares if share is not None]
+        if known:
+            worst = images[shares.index(min(known))]
+            reading, flagged = read_coverage(min(known), worst.metadata.get("BrainNotCovered"))
+            cells = tuple("n/a" if one is None else f"{100 * one:.1f} %" for one in shares)
+            rows.append(
+                Row(pet.name, cells if len(cells) > 1 else (*cells, "n/a"), reading, flagged)
+            )
+    return rows
+
+
+def read_coverage(share: float, missing: object) -> tuple[str, bool]:
+    """Say in words which part of the brain a PET covers, and whether that is too little.
+
+    Examples
+    --------
+    >>> read_coverage(0.9995, [])
+    ('All of the brain, or nearly.', False)
+    >>> read_coverage(0.931, ["the top 2.4 cm"])
+    ('INCOMPLETE: the top 2.4 cm of the brain is missing, and counts nowhere.', True)
+    """
+    if share >= COMPLETE:
+        return "All of the brain, or nearly.", False
+    return f"INCOMPLETE: {tell_missing(missing)} of the brain is missing, and counts nowhere.", True
+
+
 def warnings_of(visits: Sequence[Results]) -> list[str]:
     """Put into sentences what the files themselves give reason to doubt."""
     flagged = [f"{row.name}: {row.reading}" for row in registration_rows(visits) if row.flagged]
@@ -201,6 +234,11 @@ def warnings_of(visits: Sequence[Results]) -> list[str]:
         "is better than it would be for anybody else."
         for visit in visits
         if visit.synthetic and visit.synthetic.metadata.get("TrainedOnThisParticipant") is True
+    ]
+    partial = [
+        f"PET ({row.name}) covers {row.cells[0]} of the brain. {row.reading}"
+        for row in coverage_rows(visits)
+        if row.flagged
     ]
     strange = [f"T1w ({row.name}): {row.reading}" for row in novelty_rows(visits) if row.flagged]
     stale = [
@@ -211,4 +249,4 @@ def warnings_of(visits: Sequence[Results]) -> list[str]:
     ]
     faults = [one.fault for visit in visits for one in visit.derivatives() if one.fault]
     read = [note for visit in visits for note in visit.reading_notes()]
-    return [*flagged, *strange, *seen, *stale, *faults, *read]
+    return [*flagged, *partial, *strange, *seen, *stale, *faults, *read]

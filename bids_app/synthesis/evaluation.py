@@ -8,7 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
-from bids_app.imaging.similarity import mean_absolute_error, measure, ssim
+import numpy as np
+
+from bids_app.imaging.similarity import judged, mean_absolute_error, measure, ssim
 from bids_app.imaging.smoothing import smooth
 from bids_app.imaging.volume import Mask, Volume
 
@@ -57,7 +59,12 @@ METRICS = tuple(one.name for one in fields(Scores))  # in the order of the table
 
 
 def score(
-    synthetic: Volume, real: Volume, brain: Mask, lpips: tuple[float, float] = (math.nan, math.nan)
+    synthetic: Volume,
+    real: Volume,
+    brain: Mask,
+    lpips: tuple[float, float] = (math.nan, math.nan),
+    *,
+    covered: Mask | None = None,
 ) -> Scores:
     """Compare a synthetic PET with the real one.
 
@@ -69,17 +76,20 @@ def score(
         The brain on that grid.
     lpips : tuple of float
         Over the whole volume and in the brain, from whoever has the weights.
+    covered : ndarray of bool, (I, J, K), optional
+        What the real PET covers; all by default. What it does not counts in no measure.
     """
-    alike = measure(synthetic, real, brain)
+    alike = measure(synthetic, real, brain, covered)
+    voxels, _ = judged(brain, np.ones_like(brain) if covered is None else covered)
     return Scores(
         ssim=alike.ssim,
         psnr=alike.psnr,
         lpips=lpips[0],
-        mae=mean_absolute_error(synthetic, real),
+        mae=mean_absolute_error(synthetic, real, voxels),
         ssim_brain=alike.ssim_brain,
         psnr_brain=alike.psnr_brain,
         lpips_brain=lpips[1],
-        mae_brain=mean_absolute_error(synthetic, real, brain),
+        mae_brain=mean_absolute_error(synthetic, real, voxels & brain),
     )
 
 
@@ -110,7 +120,12 @@ def smooth_in_brain(
 
 
 def sweep(
-    unsmoothed: Volume, real: Volume, brain: Mask, *, zooms: tuple[float, float, float]
+    unsmoothed: Volume,
+    real: Volume,
+    brain: Mask,
+    *,
+    zooms: tuple[float, float, float],
+    covered: Mask | None = None,
 ) -> dict[float, float]:
     """Measure what smoothing does to SSIM: section 3.2, where 1.5 mm was best.
 
@@ -124,14 +139,17 @@ def sweep(
         The brain on their grid.
     zooms : tuple of float
         Voxel size in mm along each axis.
+    covered : ndarray of bool, (I, J, K), optional
+        What the real PET covers; all by default.
 
     Returns
     -------
     dict
         FWHM in mm, those of ``FWHM_SWEEP`` → SSIM over the whole volume.
     """
+    _, windows = judged(brain, np.ones_like(brain) if covered is None else covered)
     return {
-        fwhm: ssim(smooth_in_brain(unsmoothed, brain, fwhm=fwhm, zooms=zooms), real)
+        fwhm: ssim(smooth_in_brain(unsmoothed, brain, fwhm=fwhm, zooms=zooms), real, windows)
         for fwhm in FWHM_SWEEP
     }
 

@@ -13,9 +13,9 @@ from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import nn
 
-from bids_app.errors import Mri2petError
+from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.files import write_tsv
-from bids_app.imaging.similarity import ssim
+from bids_app.imaging.similarity import judged, ssim
 from bids_app.lifeline import die_with_parent
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
 from bids_app.synthesis.evaluation import smooth_in_brain
@@ -23,7 +23,7 @@ from bids_app.synthesis.fitting import Fit, Line, go_on
 from bids_app.synthesis.inference import predict
 from bids_app.synthesis.models import ModelSpec
 from bids_app.synthesis.training import Training
-from bids_app.synthesis.volumes import Volumes, open_volumes, pair_of
+from bids_app.synthesis.volumes import Volumes, open_volumes, usable_pairs
 
 KEPT, HISTORY, CHECKPOINT = "kept.safetensors", "history.tsv", "checkpoint.safetensors"
 COLUMNS = (
@@ -73,7 +73,8 @@ def mean_ssim(
     for visit in visits:
         raw = predict(visit.t1w, generator, spec.tiling)
         pet = smooth_in_brain(raw, visit.brain, fwhm=fwhm, zooms=visit.owner.zooms)
-        values.append(ssim(pet, visit.pet))
+        _, windows = judged(visit.brain, visit.covered)
+        values.append(ssim(pet, visit.pet, windows))
     return float(np.mean(values))
 
 
@@ -119,7 +120,12 @@ def run_job(fabric: Fabric, job: Job, out: Path) -> None:
     checkpoint = job.folder / CHECKPOINT
     if checkpoint.exists():
         restore_checkpoint(fit, checkpoint)
-    pairs = [pair_of(open_volumes(folder), job.spec) for folder in job.training]
+    pairs = usable_pairs(map(open_volumes, job.training), job.spec)
+    if not pairs:
+        raise UnusableDataError(
+            f"training of fold {job.name}: no PET covers any tile of the brain; look at coverage "
+            "in desc-registration_metrics.tsv"
+        )
 
     def validate(generator: nn.Module) -> float:
         return mean_ssim(generator, visits, job.spec, job.fwhm)

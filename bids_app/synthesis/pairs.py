@@ -17,7 +17,7 @@ class Pair:
     mri, pet : Tensor, (I, J, K)
         float32 in [0, 1], 0 outside the brain; may lie on disk, mapped.
     places : tuple of int
-        Tiles whose centre has brain; empty where all tiles are used.
+        Tiles that count: with brain, and covered by the PET; empty where all tiles are used.
     """
 
     mri: Tensor
@@ -60,3 +60,17 @@ def brain_tiles(tiling: Tiling, brain: Tensor) -> tuple[int, ...]:
     """
     shape = tuple(brain.shape)
     return tuple(index for index in range(tiling.count(shape)) if tiling.centre(brain, index).any())
+
+
+def whole_tiles(tiling: Tiling, hole: Tensor) -> tuple[int, ...]:
+    """List the tiles that hold nothing of a hole.
+
+    Parameters
+    ----------
+    tiling : Tiling
+        How a volume is cut.
+    hole : Tensor of bool, (I, J, K)
+        What is brain, but was not covered by the PET.
+    """
+    shape = tuple(hole.shape)
+    return tuple(index for index in range(tiling.count(shape)) if not tiling.cut(hole, index).any())

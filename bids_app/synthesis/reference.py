@@ -150,8 +150,9 @@ def _mean_quantiles(visits: Sequence[Volumes]) -> NDArray[np.float32]:
     total = np.zeros_like(visits[0].pet, dtype=np.float64)
     count = np.zeros_like(visits[0].brain, dtype=np.int32)
     for visit in visits:
-        total += visit.pet
-        count += visit.brain
+        known = visit.brain & visit.covered
+        total += np.where(known, visit.pet, 0)
+        count += known
     shared = count >= HALF * len(visits)
     levels = np.linspace(0, 1, QUANTILES)
     return np.quantile(total[shared] / count[shared], levels).astype(np.float32)
@@ -160,8 +161,8 @@ def _mean_quantiles(visits: Sequence[Volumes]) -> NDArray[np.float32]:
 def gather_reference(visits: Sequence[Volumes]) -> Reference:
     """Gather the reference from training images.
 
-    The mean PET is taken, at each voxel, over those whose brain has it, where that is at least
-    half of them.
+    The mean PET is taken, at each voxel, over those whose brain has it and whose PET covers it,
+    where that is at least half of them.
 
     Parameters
     ----------

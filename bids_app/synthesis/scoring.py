@@ -50,9 +50,10 @@ class Scorer:
     def _record(self, model: str, visit: Volumes, pet: Volume, by_fwhm: dict[float, float]) -> None:
         real, brain = np.asarray(visit.pet), np.asarray(visit.brain)
         distance: tuple[float, float] = (np.nan, np.nan)
-        if self._lpips is not None:
-            distance = volume_lpips(self._lpips, pet, real, brain)
-        scores = score(pet, real, brain, distance)
+        if self._lpips is not None:  # what the real PET does not cover is 0 in both
+            shown = pet if visit.hole is None else np.where(visit.hole, 0, pet)
+            distance = volume_lpips(self._lpips, shown, real, brain & visit.covered)
+        scores = score(pet, real, brain, distance, covered=visit.covered)
         owner = visit.owner
         self.records.append(
             Record(model, owner.participant, owner.session, self.fold, scores, by_fwhm)
@@ -63,7 +64,8 @@ class Scorer:
         raw = predict(np.asarray(visit.t1w), generator, tiling)
         zooms = visit.owner.zooms
         pet = smooth_in_brain(raw, visit.brain, fwhm=self.fwhm, zooms=zooms)
-        self._record(self.model, visit, pet, sweep(raw, visit.pet, visit.brain, zooms=zooms))
+        swept = sweep(raw, visit.pet, visit.brain, zooms=zooms, covered=visit.covered)
+        self._record(self.model, visit, pet, swept)
         return pet
 
     def score_baselines(self, visit: Volumes, mean: Volume) -> None:
@@ -78,12 +80,15 @@ class Scorer:
 
 
 def mean_pet(folders: Iterable[Path]) -> Volume:
-    """Average the real PET of visits, (I, J, K), one after the other."""
-    total, count = None, 0
-    for folder in folders:
-        pet = open_volumes(folder).pet
-        total = pet.astype(np.float64) if total is None else total + pet
-        count += 1
+    """Average the real PET of visits, (I, J, K), each where it covers the brain; 0 where none does.
+
+    One after the other is held.
+    """
+    total, count = None, np.zeros((), np.int64)
+    for visit in map(open_volumes, folders):
+        pet = np.where(visit.covered, visit.pet, 0).astype(np.float64)
+        total = pet if total is None else total + pet
+        count = count + visit.covered
     if total is None:
         raise ValueError("no visits to average")
-    return (total / count).astype(np.float32)
+    return (total / np.maximum(count, 1)).astype(np.float32)

@@ -192,9 +192,10 @@ def shuffled_batches(
 
 
 def _chosen(pair: Pair, spec: ModelSpec, random: torch.Generator) -> list[int]:
-    """Choose the tiles of a volume that an epoch sees: all, or some of those with brain."""
+    """Choose the tiles of a volume that an epoch sees: all that count, or some of those."""
     if not spec.tiles_per_volume:
-        return list(range(spec.tiling.count(tuple(pair.mri.shape))))
+        everything = range(spec.tiling.count(tuple(pair.mri.shape)))
+        return list(pair.places if pair.places else everything)
     order = torch.randperm(len(pair.places), generator=random)[: spec.tiles_per_volume]
     return [pair.places[int(place)] for place in order]
 

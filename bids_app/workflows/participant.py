@@ -98,12 +98,16 @@ def init_preprocessing_wf(
     pet_in_template
         The first PET in [0, 1] on that grid; nothing if there is none, or if its registration
         failed.
+    coverage_in_template
+        The brain that this PET covers.
     """
     workflow = Workflow(name)
     outputnode = Node(
-        IdentityInterface(["t1w_in_template", "brain_mask_in_template", "pet_in_template"]),
+        IdentityInterface([
+            "t1w_in_template", "brain_mask_in_template", "pet_in_template", "coverage_in_template",
+        ]),
         name="outputnode",
-    )
+    )  # fmt: skip
     anatomical = init_anatomical_wf(
         t1w=t1w, orientation=orientation, template=how.template, reference=how.reference,
         reference_mask=how.reference_mask, skull_strip=how.skull_strip,
@@ -142,7 +146,10 @@ def init_preprocessing_wf(
                           ("outputnode.to_t1w_measured", "measured")]),
         ])  # fmt: skip
         if number == 0:
-            workflow.connect(trust, "image", outputnode, "pet_in_template")
+            workflow.connect([
+                (trust, outputnode, [("image", "pet_in_template")]),
+                (pet, outputnode, [("outputnode.coverage_in_template", "coverage_in_template")]),
+            ])  # fmt: skip
     return workflow
 
 
@@ -183,6 +190,7 @@ def init_participant_wf(
         workflow.connect([
             (preprocessing, comparing, [
                 ("outputnode.pet_in_template", "inputnode.real"),
+                ("outputnode.coverage_in_template", "inputnode.coverage"),
                 ("outputnode.brain_mask_in_template", "inputnode.brain_mask"),
             ]),
             (synthesizing, comparing, [
@@ -200,6 +208,7 @@ def init_synthesis_from_disk_wf(
     pets: Sequence[Path],
     synthesis: SynthesisPlan,
     omp_nthreads: int,
+    coverage: Path | None = None,
     name: str = "participant_wf",
 ) -> Workflow:
     """Predict the PET of a visit that was preprocessed by an earlier run.
@@ -214,6 +223,8 @@ def init_synthesis_from_disk_wf(
         Generator and destination.
     omp_nthreads : int
         Threads that torch may use.
+    coverage : Path, optional
+        What the first of the real PETs covers; all by default.
     """
     synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=omp_nthreads)
     synthesizing.inputs.inputnode.t1w = str(t1w)
@@ -223,6 +234,8 @@ def init_synthesis_from_disk_wf(
     for pet in pets[:1]:
         comparing = init_comparison_wf()
         comparing.inputs.inputnode.real = str(pet)
+        if coverage is not None:
+            comparing.inputs.inputnode.coverage = str(coverage)
         comparing.inputs.inputnode.brain_mask = str(brain_mask)
         workflow.connect([
             (synthesizing, comparing, [

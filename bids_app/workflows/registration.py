@@ -8,7 +8,9 @@ from nipype.pipeline.engine import Node, Workflow
 from bids_app.interfaces.anatomy import ExtractBrain
 from bids_app.interfaces.imaging import (
     ApplyMask,
+    FindFieldOfView,
     JudgeRegistration,
+    MeasureCoverage,
     ReadPET,
     ReadT1w,
     ScaleIntensity,
@@ -164,7 +166,7 @@ def init_pet_wf(
     """Carry a PET image into MNI space by way of its participant's T1w.
 
     The PET moves rigidly onto the T1w, and from there along the T1w's own path to MNI. It is
-    resampled once for each grid.
+    resampled once for each grid, and its field of view with it.
 
     Parameters
     ----------
@@ -205,11 +207,20 @@ def init_pet_wf(
     in_t1w
         The PET on the grid of the T1w, in its own unit.
     in_t1w_measured
-        Which frames were averaged, and notes on how the PET was read.
+        Which frames were averaged, notes on how the PET was read, and which part of the brain is
+        covered.
+    coverage_in_t1w
+        What the PET covers, on that grid.
+    coverage_in_t1w_measured
+        Which part of the brain that is.
     in_template
         The PET in [0, 1] on the grid of ``reference``, brain only.
     in_template_measured
-        Quality of the registration, scaling, and frames.
+        Quality of the registration, scaling, frames, and which part of the brain is covered.
+    coverage_in_template
+        The brain that the PET covers, on that grid.
+    coverage_in_template_measured
+        Which part of the brain that is.
     to_t1w
         Rigid transform from PET to T1w, ITK's text format.
     to_t1w_measured
@@ -228,23 +239,28 @@ def init_pet_wf(
         ),
         name="read", mem_gb=1,
     )  # fmt: skip
+    find = Node(FindFieldOfView(), name="field_of_view")
     register = Node(
         RegisterPET(quick=quick, seed=seed), name="register_to_t1w", n_procs=omp_nthreads, mem_gb=2
     )
     gaps = Node(RefuseGaps(source=str(pet)), name="refuse_gaps")
     to_t1w = Node(Resample(interpolation=LINEAR), name="resample_to_t1w")
+    field_to_t1w = Node(Resample(interpolation=LINEAR), name="field_to_t1w")
+    cover_t1w = Node(MeasureCoverage(), name="coverage_in_t1w")
     path = Node(Merge(2), name="path", run_without_submitting=True)  # ANTs applies the last first
-    to_template = Node(
-        Resample(reference=str(reference), interpolation=LINEAR), name="resample_to_template"
-    )
+    grid = {"reference": str(reference), "interpolation": LINEAR}
+    to_template = Node(Resample(**grid), name="resample_to_template")
+    field_to_template = Node(Resample(**grid), name="field_to_template")
+    cover_template = Node(MeasureCoverage(), name="coverage_in_template")
     scale = Node(ScaleIntensity(percentile=percentile), name="scale")
     taint = Node(TaintVerdict(), name="taint", run_without_submitting=True)
-    measured = Node(Merge(4), name="measured", run_without_submitting=True)
-    in_t1w = Node(Merge(2), name="measured_in_t1w", run_without_submitting=True)
+    in_t1w_measured = Node(Merge(3), name="in_t1w_measured", run_without_submitting=True)
+    measured = Node(Merge(5), name="measured", run_without_submitting=True)
     outputnode = Node(
         IdentityInterface([
-            "in_t1w", "in_t1w_measured", "in_template", "in_template_measured", "to_t1w",
-            "to_t1w_measured",
+            "in_t1w", "in_t1w_measured", "coverage_in_t1w", "coverage_in_t1w_measured",
+            "in_template", "in_template_measured", "coverage_in_template",
+            "coverage_in_template_measured", "to_t1w", "to_t1w_measured",
         ]),
         name="outputnode",
     )  # fmt: skip
@@ -258,23 +274,39 @@ def init_pet_wf(
         (read, to_t1w, [("pet", "image")]),
         (inputnode, to_t1w, [("t1w", "reference")]),
         (register, to_t1w, [("pet_to_t1w", "transforms")]),
+        (read, find, [("pet", "pet"), ("valid", "valid")]),
+        (find, field_to_t1w, [("field_of_view", "image")]),
+        (inputnode, field_to_t1w, [("t1w", "reference")]),
+        (register, field_to_t1w, [("pet_to_t1w", "transforms")]),
+        (to_t1w, cover_t1w, [("image", "image")]),
+        (field_to_t1w, cover_t1w, [("image", "field_of_view")]),
+        (inputnode, cover_t1w, [("brain_mask", "mask")]),
         (inputnode, path, [("t1w_to_template", "in1")]),
         (register, path, [("pet_to_t1w", "in2")]),
         (read, to_template, [("pet", "image")]),
         (path, to_template, [("out", "transforms")]),
-        (to_template, scale, [("image", "image")]),
-        (inputnode, scale, [("brain_mask_in_template", "mask")]),
+        (find, field_to_template, [("field_of_view", "image")]),
+        (path, field_to_template, [("out", "transforms")]),
+        (to_template, cover_template, [("image", "image")]),
+        (field_to_template, cover_template, [("image", "field_of_view")]),
+        (inputnode, cover_template, [("brain_mask_in_template", "mask")]),
+        (cover_template, scale, [("image", "image"), ("covered_brain", "mask")]),
         (register, taint, [("sidecar", "sidecar")]),
         (inputnode, taint, [("t1w_in_template_measured", "t1w_measured")]),
         (taint, measured, [("sidecar", "in1")]),
         (scale, measured, [("sidecar", "in2")]),
         (read, measured, [("sidecar", "in3")]),
         (gaps, measured, [("sidecar", "in4")]),
-        (read, in_t1w, [("sidecar", "in1")]),
-        (gaps, in_t1w, [("sidecar", "in2")]),
-        (to_t1w, outputnode, [("image", "in_t1w")]),
-        (in_t1w, outputnode, [("out", "in_t1w_measured")]),
+        (cover_template, measured, [("sidecar", "in5")]),
+        (read, in_t1w_measured, [("sidecar", "in1")]),
+        (gaps, in_t1w_measured, [("sidecar", "in2")]),
+        (cover_t1w, in_t1w_measured, [("sidecar", "in3")]),
+        (cover_t1w, outputnode, [("image", "in_t1w"), ("coverage", "coverage_in_t1w"),
+                                 ("sidecar", "coverage_in_t1w_measured")]),
+        (in_t1w_measured, outputnode, [("out", "in_t1w_measured")]),
         (scale, outputnode, [("image", "in_template")]),
+        (cover_template, outputnode, [("covered_brain", "coverage_in_template"),
+                                      ("sidecar", "coverage_in_template_measured")]),
         (measured, outputnode, [("out", "in_template_measured")]),
         (register, outputnode, [("pet_to_t1w", "to_t1w"), ("sidecar", "to_t1w_measured")]),
     ])  # fmt: skip

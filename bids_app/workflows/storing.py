@@ -36,6 +36,8 @@ class StoragePlan:
         On the same grid.
     folder : Path
         Gets the volumes.
+    coverage : Path or None
+        What the PET covers, if that is to be known; that of a synthetic one is all.
     """
 
     name: str
@@ -45,6 +47,7 @@ class StoragePlan:
     real: Sequence[str]
     brain_mask: Path
     folder: Path
+    coverage: Path | None = None
 
 
 def init_storing_wf(
@@ -70,6 +73,7 @@ def init_storing_wf(
             brain_mask=str(plan.brain_mask), participant=plan.participant,
             session="" if plan.session is None else plan.session, shape=shape,
             affine=[list(row) for row in affine], folder=str(plan.folder),
+            coverage="" if plan.coverage is None else str(plan.coverage),
         )  # fmt: skip
         workflow.add_nodes([Node(store, name=f"store_{plan.name}", mem_gb=1)])
     return workflow

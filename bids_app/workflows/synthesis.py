@@ -180,16 +180,19 @@ def init_comparison_wf(*, name: str = "comparison_wf") -> Workflow:
         Real PET in [0, 1] on the same grid.
     brain_mask
         The brain on that grid.
+    coverage
+        What the real PET covers; all, if nothing is given.
     """
     inputnode = Node(
-        IdentityInterface(["synthetic", "sidecar_file", "real", "brain_mask"]), name="inputnode"
+        IdentityInterface(["synthetic", "sidecar_file", "real", "brain_mask", "coverage"]),
+        name="inputnode",
     )
     compare = Node(ComparePET(), name="compare")
     tell = Node(AddToSidecar(), name="tell")
     workflow = Workflow(name)
     workflow.connect([
         (inputnode, compare, [("synthetic", "synthetic"), ("real", "real"),
-                              ("brain_mask", "mask")]),
+                              ("brain_mask", "mask"), ("coverage", "coverage")]),
         (inputnode, tell, [("sidecar_file", "sidecar_file")]),
         (compare, tell, [("sidecar", "measured")]),
     ])  # fmt: skip

@@ -1,0 +1,135 @@
+"""Which part of a brain a PET covers, and what is missing of it.
+
+A scanner's field of view may end below the vertex or above the cerebellum. What lies outside was
+not measured: it is no uptake of 0. A *hole* is what is brain but not covered.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bids_app.imaging.volume import Affine, Mask, Volume, zooms_of
+
+WHOLLY = 0.999  # of what a voxel was interpolated from lies in the field of view; 1, but rounded
+COMPLETE = 0.99  # share of the brain: what covers less is told of; the issue's number
+LEAST_MISSING = 2.0  # mm at an end of the brain that are worth a word; our choice
+HALF = 0.5  # of a slice of the brain: it is missing where less is covered; our choice
+ENDS = (
+    (2, 1, "the top {} cm"),
+    (2, -1, "the bottom {} cm (cerebellum side)"),
+    (1, 1, "the front {} cm"),
+    (1, -1, "the back {} cm (occipital)"),
+    (0, -1, "the left {} cm"),
+    (0, 1, "the right {} cm"),
+)
+
+
+def field_of_view(volume: Volume) -> Mask:
+    """Mark the voxels of a scan that hold data: all but the empty planes at its ends.
+
+    Scanners and converters fill a volume up with planes of one value, 0 or another. A plane within
+    the volume that happens to be even stays.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Any unit.
+
+    Returns
+    -------
+    ndarray of bool, (I, J, K)
+        A box; all of a volume that is even throughout.
+
+    Examples
+    --------
+    >>> field_of_view(np.array([[[0, 1, 0, 3, 0, 0]], [[0, 2, 0, 5, 0, 0]]], np.float32))[0, 0]
+    array([False,  True,  True,  True, False, False])
+    """
+    held = np.ones(volume.shape, bool)
+    for axis in range(volume.ndim):
+        others = tuple(a for a in range(volume.ndim) if a != axis)
+        varied = np.flatnonzero(volume.max(axis=others) != volume.min(axis=others))
+        if varied.size:
+            planes = np.arange(volume.shape[axis])
+            inside = (planes >= varied[0]) & (planes <= varied[-1])
+            held &= inside.reshape([-1 if a == axis else 1 for a in range(volume.ndim)])
+    return held
+
+
+def brain_coverage(brain: Mask, covered: Mask) -> float:
+    """Give the share of a brain that is covered, 0 to 1; 0 of no brain.
+
+    Examples
+    --------
+    >>> brain_coverage(np.array([True, True, False]), np.array([False, True, True]))
+    0.5
+    """
+    total = int(brain.sum())
+    return int((brain & covered).sum()) / total if total else 0.0
+
+
+def near(hole: Mask, sides: tuple[int, int, int]) -> Mask:
+    """Mark the voxels around which a box touches a hole.
+
+    Parameters
+    ----------
+    hole : ndarray of bool, (I, J, K)
+        What was not measured.
+    sides : tuple of int
+        Of the box, in voxels; odd. What is beyond the border touches nothing.
+
+    Examples
+    --------
+    >>> near(np.array([[[False, False, False, True]]]), (1, 1, 3))
+    array([[[False, False,  True,  True]]])
+    """
+    found: Mask = ndimage.maximum_filter(hole, size=sides, mode="constant", cval=False)
+    return found
+
+
+def missing_parts(brain: Mask, covered: Mask, affine: Affine) -> list[str]:
+    """Say in words which ends of a brain are not covered, and how thick they are.
+
+    Parameters
+    ----------
+    brain, covered : ndarray of bool, (I, J, K)
+        On one grid.
+    affine : ndarray, (4, 4)
+        Voxel indices → mm, RAS+.
+
+    Returns
+    -------
+    list of str
+        ``"the top 2.4 cm"``: slices from that end of which less than half is covered. Scattered
+        holes are named as such.
+    """
+    lost = ~covered[brain]
+    if not lost.any():
+        return []
+    places = np.argwhere(brain) @ affine[:3, :3].T + affine[:3, 3]
+    step = min(zooms_of(affine))
+    told = [
+        words.format(f"{thickness / 10:.1f}")
+        for axis, sign, words in ENDS
+        if (thickness := _thickness(sign * places[:, axis], lost, step)) >= LEAST_MISSING
+    ]
+    return told if told else ["small parts at its surface"]
+
+
+def tell_missing(parts: object) -> str:
+    """Join what :func:`missing_parts` gave; of anything else, say that it is not known.
+
+    Examples
+    --------
+    >>> tell_missing(["the top 2.4 cm", "the left 0.4 cm"]), tell_missing(None)
+    ('the top 2.4 cm and the left 0.4 cm', 'a part')
+    """
+    return " and ".join(map(str, parts)) if isinstance(parts, list) and parts else "a part"
+
+
+def _thickness(height: NDArray[np.float64], lost: NDArray[np.bool_], step: float) -> float:
+    """Give in mm how far the slices go, from the highest down, of which most are lost."""
+    slices = np.floor((height.max() - height) / step + HALF).astype(int)
+    shares = np.bincount(slices, lost) / np.maximum(np.bincount(slices), 1)
+    held = np.flatnonzero(shares < HALF)
+    return step * (int(held[0]) if held.size else len(shares))
