@@ -1,6 +1,7 @@
 """What the participant level has written, found again by its names."""
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from bids_app.derivatives.paths import (
     resolution_label,
     sidecar_path,
 )
-from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.files import read_json
 
 AGAIN = "run the participant level again"
-OWN = "bids::"  # how a URI of this same dataset begins
+# Whose anatomy a URI of this same dataset names: "sub-01_ses-a".
+ANATOMY = re.compile(r"bids::(?:.*/)?anat/(sub-[0-9A-Za-z+]+(?:_ses-[0-9A-Za-z+]+)?)_[^/]*")
+VERDICTS = ("pass", "doubt", "fail")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,75 @@ def find_preprocessed(
     return found
 
 
+def t1w_of_pet(output_dir: Path, stem: str, visits: Collection[str]) -> str | None:
+    """Say on which T1w a real PET lies; every part of the app asks here.
+
+    Its sidecars tell, that in the space of the T1w first: ``SpatialReference`` and ``Sources`` name
+    anatomy of this dataset. Where neither does, it is the T1w of the PET's own session.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset.
+    stem : str
+        What the names of the PET's images begin with, before ``_space-``:
+        ``sub-01_ses-b_trc-18FFDG``.
+    visits : collection of str
+        Those with a T1w, as names begin: ``sub-01_ses-a``.
+
+    Returns
+    -------
+    str or None
+        One of ``visits``; None if the T1w that is named is not among them, or nothing tells.
+    """
+    own = "_".join(part for part in stem.split("_") if part.startswith(("sub-", "ses-")))
+    folder = output_dir.joinpath(*own.split("_"), "pet")
+    in_t1w = folder / f"{stem}_space-T1w_desc-preproc_pet.json"
+    others = sorted(set(folder.glob(f"{stem}_space-*_desc-preproc_pet.json")) - {in_t1w})
+    named = (_anatomy_in(sidecar) for sidecar in (in_t1w, *others))
+    home = next((visit for visit in named if visit is not None), own)
+    return home if home in visits else None
+
+
+def _anatomy_in(sidecar: Path) -> str | None:
+    """Read from a sidecar whose T1w an image lies on; None if it does not tell."""
+    try:
+        told = read_json(sidecar)
+    except Mri2petError:
+        return None
+    sources = told.get("Sources")
+    uris = [told.get("SpatialReference"), *(sources if isinstance(sources, list) else [])]
+    found = (ANATOMY.fullmatch(uri) for uri in uris if isinstance(uri, str))
+    return next((one[1] for one in found if one), None)
+
+
+def verdict_of(image: Path) -> tuple[str, str]:
+    """Read whether the registration of an image is to be trusted, and why not.
+
+    Parameters
+    ----------
+    image : Path
+        T1w or PET in the space of the template.
+
+    Returns
+    -------
+    verdict, reasons : str
+        ``pass``, ``doubt``, ``fail``, or empty if its sidecar does not tell, as those of versions
+        before 0.2; and the sentences of ``VerdictReasons``, joined.
+
+    Raises
+    ------
+    ReadWriteError, UnusableDataError
+        If there is a sidecar, but it cannot be read.
+    """
+    sidecar = sidecar_path(image)
+    told = read_json(sidecar).get("Registration") if sidecar.is_file() else None
+    known: Mapping[str, object] = told if isinstance(told, dict) else {}
+    verdict, reasons = known.get("Verdict"), known.get("VerdictReasons")
+    sentences = [str(one) for one in reasons] if isinstance(reasons, list) else []
+    return (str(verdict) if verdict in VERDICTS else ""), "; ".join(sentences)
+
+
 def _labels(folder: Path, prefix: str) -> list[str]:
     names = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
     return sorted(name for name in names if LABEL.fullmatch(name))
@@ -147,22 +219,18 @@ def _real_pets(
 
 
 def _home(root: Path, pet: Path, visits: list[Preprocessed]) -> Preprocessed:
-    """Find the visit whose T1w a PET lies on: as its sidecar says, else that of its session."""
+    """Find the visit whose T1w a PET lies on."""
     sidecar = sidecar_path(pet)
     if not sidecar.is_file():
         raise MissingInputError(
             f"{sidecar}: no such file, so {pet.name} may be unfinished; {AGAIN}"
         )
-    content = read_json(sidecar)
-    if content.get("Synthetic", False) is not False:
+    if read_json(sidecar).get("Synthetic", False) is not False:
         raise UnusableDataError(
             f"{sidecar}: says Synthetic, but the image is named as a measured one; {AGAIN}"
         )
-    listed = content.get("Sources")
-    sources = listed if isinstance(listed, list) else []
-    session = entities_of(pet).get("ses")
-    named = [v for v in visits if OWN + v.brain_mask.relative_to(root).as_posix() in sources]
-    same = [visit for visit in visits if visit.session == session]
-    for home in (*named, *same):
-        return home
-    raise UnusableDataError(f"{pet}: no T1w that it lies on is there; {AGAIN}")
+    by_name = {visit.t1w.name.partition("_space-")[0]: visit for visit in visits}
+    home = t1w_of_pet(root, pet.name.partition("_space-")[0], by_name)
+    if home is None:
+        raise UnusableDataError(f"{pet}: no T1w that it lies on is there; {AGAIN}")
+    return by_name[home]
