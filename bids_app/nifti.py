@@ -120,6 +120,18 @@ def check_header(path: Path) -> tuple[int, ...]:
     return shape
 
 
+def read_grid(path: Path) -> Grid:
+    """Read the grid of a volume from its header alone.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        As :func:`check_header`.
+    """
+    i, j, k = check_header(path)[:3]
+    return Grid((i, j, k), np.asarray(_open(path).affine, dtype=np.float64))
+
+
 def read_description(path: Path) -> str:
     """Read the header's ``descrip``.
 

@@ -204,7 +204,7 @@ def test_a_pet_is_never_put_on_another_t1w_than_the_one_it_names(out):
     write_visit(out, "01", "b", pets=[])
     assert [len(visit.pets) for visit in find_preprocessed(out, TEMPLATE, 1.0)] == [1, 0]
     gone.t1w_in_template.unlink()
-    with pytest.raises(UnusableDataError, match="ses-b_.*no T1w that it lies on is there"):
+    with pytest.raises(UnusableDataError, match=r"ses-b_.*no T1w that it lies on is there"):
         find_preprocessed(out, TEMPLATE, 1.0)
 
 
@@ -214,7 +214,9 @@ def test_preprocessed_and_reports_answer_alike_which_t1w_a_pet_lies_on(out):
         write_visit(out, "01", session, pets=[])
     pet = write_visit(out, "01", "b", pets=[{"ses": "c"}]).pets[0]
     stem = "sub-01_ses-c_trc-18FFDG"
-    anomaly = Anomaly("01", "c", stem, "real", "zscore", True, f"{TEMPLATE}_res-1", pet.to_t1w.parent)
+    anomaly = Anomaly(
+        "01", "c", stem, "real", "zscore", True, f"{TEMPLATE}_res-1", pet.to_t1w.parent
+    )
     for silent in (None, pet.in_t1w, pet.in_template):  # either sidecar is enough
         told = {} if silent is None else read_json(sidecar_path(silent))
         if silent is not None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from bids_app import provenance
-from bids_app.app.controls import Controls, choose_controls
 from bids_app.app.intake import Problem, error_of
 from bids_app.app.preparation import (
     refuse_places,
@@ -17,6 +16,7 @@ from bids_app.app.preparation import (
 )
 from bids_app.app.results import gather_records
 from bids_app.app.running import Runner, told_of
+from bids_app.app.subjects import Subjects, choose_controls, settle_grid
 from bids_app.console import Voice
 from bids_app.crossvalidation import (
     GENERATORS,
@@ -28,6 +28,7 @@ from bids_app.crossvalidation import (
 )
 from bids_app.dataset.validation import make_writable
 from bids_app.derivatives.description import dataset_name, ignore_also
+from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.derivatives.sidecars import Space
 from bids_app.derivatives.table1 import write_table1
 from bids_app.errors import MissingInputError
@@ -67,11 +68,14 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     """
     started = time.monotonic()
     refuse_places(settings)
+    settings, grid = settle_grid(settings)
     if settings.reports_only:
         return _report_again(settings, voice)
     controls = choose_controls(settings, stamp.versions["mri2pet"])
+    controls = replace(controls, notes=(*grid, *controls.notes))
     if settings.dry_run:
-        voice.tell_controls(controls.pairs, controls.notes, settings.output_dir)
+        told = [*controls.notes, *(problem.sentence for problem in controls.problems)]
+        voice.tell_controls(_visits(controls), told, settings.output_dir)
         return DONE
     means = _means(settings, voice)
     work_dir = work_dir_of(settings)
@@ -81,10 +85,12 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
     for note in controls.notes:
         voice.say(note)
+    for problem in controls.problems:
+        voice.fail(problem.sentence)
     runner = Runner(settings, voice, "mri2pet_train", _jobs(settings))
     stored, problems = _store(study, controls, runner)
     folds = deal(study, stored)
-    problems += _compute(study, controls, folds, means, runner)
+    problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
     _finish(study, settings, controls, problems, told_of(stamp, started))
     return _close(settings, study, problems, voice)
 
@@ -154,9 +160,9 @@ def _names(settings: Settings) -> tuple[str, ...]:
     return tuple(name for name in MODELS if not settings.models or name in settings.models)
 
 
-def _store(study: Study, controls: Controls, runner: Runner) -> tuple[list[Stored], list[Problem]]:
+def _store(study: Study, controls: Subjects, runner: Runner) -> tuple[list[Stored], list[Problem]]:
     """Store the volumes of all controls; those whose images cannot be used are left out."""
-    plans = plan_storage(study, controls.pairs)
+    plans = plan_storage(study, _visits(controls))
     graph = init_storing_wf(plans, shape=study.grid.shape, affine=study.grid.affine.tolist())
     crashes = runner.run([graph], {}, {})
     problems = [
@@ -174,14 +180,18 @@ def _store(study: Study, controls: Controls, runner: Runner) -> tuple[list[Store
     return stored, problems
 
 
+def _visits(controls: Subjects) -> list[Preprocessed]:
+    return [one.visit for one in controls.controls]
+
+
 def _stored(plan: StoragePlan) -> Stored:
     return Stored(plan.participant, plan.folder, read_digest(plan.folder))
 
 
 def _plans(
-    study: Study, controls: Controls, folds: Sequence[Fold], settings: Settings
+    study: Study, controls: Subjects, folds: Sequence[Fold], settings: Settings
 ) -> list[ModelPlan]:
-    by_label = {one.subject: one for one in controls.pairs}
+    by_label = {one.subject: one for one in _visits(controls)}
     return [
         plan_model(study, name, spec_of(name, settings), folds, by_label)
         for name in _names(settings)
@@ -193,7 +203,7 @@ def _graph_name(name: str) -> str:
 
 
 def _compute(
-    study: Study, controls: Controls, folds: Sequence[Fold], means: Means, runner: Runner
+    study: Study, controls: Subjects, folds: Sequence[Fold], means: Means, runner: Runner
 ) -> list[Problem]:
     """Train and score all rows, and score the baselines; tell and return what failed."""
     plans = _plans(study, controls, folds, runner.settings)
@@ -247,7 +257,7 @@ def _problem(crash: Crash, labels: Mapping[str, str]) -> Problem:
 def _finish(
     study: Study,
     settings: Settings,
-    controls: Controls,
+    controls: Subjects,
     problems: Sequence[Problem],
     told: Told,
 ) -> None:

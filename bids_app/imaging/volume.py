@@ -68,3 +68,20 @@ def grid_of_box(box: Box, resolution: float) -> Grid:
     affine = np.diag([resolution, resolution, resolution, 1.0])
     affine[:3, 3] = low
     return Grid((x, y, z), affine)
+
+
+def box_of_grid(grid: Grid) -> Box | None:
+    """Give the box of a grid that :func:`grid_of_box` laid; None if it is of another kind.
+
+    Examples
+    --------
+    >>> box_of_grid(grid_of_box((-78, -112, -50, 78, 76, 85), 4.0))
+    (-78.0, -112.0, -50.0, 78.0, 76.0, 82.0)
+    """
+    resolution = float(grid.affine[0, 0])
+    low = grid.affine[:3, 3]
+    x, y, z = (low + (np.array(grid.shape) - 1) * resolution).tolist()
+    box = (float(low[0]), float(low[1]), float(low[2]), x, y, z)
+    if resolution <= 0 or not np.allclose(grid_of_box(box, resolution).affine, grid.affine):
+        return None
+    return box
