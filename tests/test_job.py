@@ -202,7 +202,7 @@ def test_a_loss_that_is_no_number_stops_the_job_with_a_sentence(start, visits, m
 
     monkeypatch.setattr(Training, "_step", broken)
     epoch = {1: 1, 6: 2}[when]
-    match = rf"training of fold 3 stopped: a loss is not finite in epoch {epoch}; try again with "
+    match = rf"training of fold 3 stopped: a loss is not finite in epoch {epoch}, in 32-true pre"
     with pytest.raises(Mri2petError, match=match) as caught:
         start("3")
     assert caught.value.exit_code == 1

@@ -34,6 +34,7 @@ from bids_app.dataset.validation import make_writable
 from bids_app.derivatives.description import dataset_name, ignore_also, refresh_dataset
 from bids_app.derivatives.sidecars import Space
 from bids_app.detection.card import DetectorCard, check_files, check_grid, read_card
+from bids_app.errors import MissingInputError
 from bids_app.files import locked, remove_partials
 from bids_app.imaging.volume import grid_of_box
 from bids_app.report.group import write_group_report
@@ -66,7 +67,11 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     refuse_places(settings)
     if settings.reports_only:
         return _report_again(settings, voice)
-    settings, grid = settle_grid(settings)
+    try:
+        settings, grid = settle_grid(settings)
+    except MissingInputError:
+        _read_detector(settings)  # whose grid may be another than was asked for: that is told first
+        raise
     card = _read_detector(settings)
     version = stamp.versions["mri2pet"]
     subjects = choose_subjects(settings, controls=card is None, version=version)

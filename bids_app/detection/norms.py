@@ -13,6 +13,7 @@ from bids_app.detection.normative import Norm, pseudonormal_difference, smooth_w
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import write_bytes
 from bids_app.imaging.volume import Mask, Volume
+from bids_app.strict import parse_object
 
 ZSCORE_FWHM = 8.0  # mm; DESIGN, section 4
 Detector = Literal["zscore", "pseudonormal"]
@@ -47,9 +48,22 @@ def save_norm(path: Path, norm: Norm) -> None:
     ------
     ReadWriteError
         If it cannot be written.
+    UnusableDataError
+        If it holds a number that is not finite: nothing is written.
     """
+    try:
+        _refuse_infinite(norm)
+    except ValueError as error:
+        raise UnusableDataError(
+            f"{path.name}: {error}; look for controls whose PET is not finite, and leave them out"
+        ) from error
     arrays = {"mean": np.ascontiguousarray(norm.mean), "sd": np.ascontiguousarray(norm.sd)}
     write_bytes(path, save(arrays, metadata={"norm": json.dumps({"controls": norm.n})}))
+
+
+def _refuse_infinite(norm: Norm) -> None:
+    if not (np.isfinite(norm.mean).all() and np.isfinite(norm.sd).all() and (norm.sd >= 0).all()):
+        raise ValueError("mean or SD of controls is not finite")
 
 
 def load_norm(path: Path) -> Norm:
@@ -66,8 +80,13 @@ def load_norm(path: Path) -> Norm:
         raise MissingInputError(f"{path}: no such file; fit the detector again")
     try:
         with safe_open(path, framework="numpy") as file:
-            n = int(json.loads(file.metadata()["norm"])["controls"])
-            return Norm(file.get_tensor("mean"), file.get_tensor("sd"), n)
+            n = parse_object(file.metadata()["norm"])["controls"]
+            mean, sd = (file.get_tensor(name) for name in ("mean", "sd"))
+        if not isinstance(n, int) or n < 2 or {mean.ndim, sd.ndim} != {3}:  # noqa: PLR2004
+            raise ValueError(f"it tells of {n} controls, {mean.shape} and {sd.shape}")
+        norm = Norm(mean, sd, n)
+        _refuse_infinite(norm)
+        return norm
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UnusableDataError(
             f"{path}: not the norm of a detector ({error}); fit the detector again"
