@@ -348,6 +348,8 @@ def _tokens(path: Path) -> list[str]:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML ({error}); correct it") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: lists in lists without end; correct it") from error
     return [token for name, value in table.items() for token in _option(path, name, value)]
 
 

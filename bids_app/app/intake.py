@@ -1,6 +1,5 @@
 """Which images a run will work on, and which it sets aside before anything is computed."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from bids_app.errors import (
     UsageError,
 )
 from bids_app.settings import Settings
+from bids_app.strict import parse_object
 from bids_app.visit import Scan, Selection, Unused, Visit
 
 VOLUME_AXES = 3
@@ -71,7 +71,7 @@ def _read_filters(path: Path | None) -> object:
     if path is None:
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_object(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as JSON ({error}); correct it") from error
 

@@ -16,7 +16,10 @@ def _rows(path: Path) -> list[list[str]]:
     except UnicodeDecodeError as error:
         raise UnusableDataError(f"{path}: not UTF-8 text; save it again as UTF-8") from error
     lines = [line for line in text.splitlines() if line.strip()]
-    return list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    try:
+        return list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except csv.Error as error:
+        raise UnusableDataError(f"{path}: not a table of tabs ({error}); correct it") from error
 
 
 def read_participants(bids_dir: Path) -> dict[str, dict[str, str]]:
@@ -62,6 +65,6 @@ def read_participants(bids_dir: Path) -> dict[str, dict[str, str]]:
         record = dict(zip(header, cells, strict=True))
         label = record.pop("participant_id").removeprefix("sub-")
         if label in participants:
-            raise UnusableDataError(f"{path}: sub-{label} stands in it twice; remove one row")
+            raise UnusableDataError(f"{path}: sub-{label[:60]} stands in it twice; remove one row")
         participants[label] = record
     return participants
