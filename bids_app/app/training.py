@@ -31,7 +31,7 @@ from bids_app.derivatives.description import dataset_name, ignore_also
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.derivatives.sidecars import Space
 from bids_app.derivatives.table1 import write_table1
-from bids_app.errors import MissingInputError
+from bids_app.errors import MissingInputError, UsageError
 from bids_app.files import locked
 from bids_app.imaging.volume import grid_of_box
 from bids_app.mapped import read_digest
@@ -40,7 +40,7 @@ from bids_app.report.training import write_training_report
 from bids_app.resources import choose_device
 from bids_app.settings import LPIPS_VARIABLE, Settings
 from bids_app.synthesis.card import file_sha256
-from bids_app.synthesis.models import MODELS, ModelSpec
+from bids_app.synthesis.models import MODELS, ModelSpec, spec_from_dict, spec_to_dict
 from bids_app.synthesis.tiling import CubicPatches
 from bids_app.templates import uri_of
 from bids_app.workflows.execution import Crash
@@ -68,6 +68,7 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     """
     started = time.monotonic()
     refuse_places(settings)
+    _refuse_specs(settings)
     settings, grid = settle_grid(settings)
     if settings.reports_only:
         return _report_again(settings, voice)
@@ -115,6 +116,17 @@ def spec_of(name: str, settings: Settings) -> ModelSpec:
     if settings.batch_size is not None:
         spec = replace(spec, batch_size=settings.batch_size)
     return spec if settings.width is None else replace(spec, width=settings.width)
+
+
+def _refuse_specs(settings: Settings) -> None:
+    """Refuse networks and trainings that are larger than anyone's, before anything is built."""
+    for name in _names(settings):
+        try:
+            spec_from_dict(spec_to_dict(spec_of(name, settings)))
+        except ValueError as error:
+            raise UsageError(
+                f"{name}: {error}; correct --width, --epochs or --batch-size"
+            ) from error
 
 
 def _study(settings: Settings, stamp: provenance.Stamp) -> Study:

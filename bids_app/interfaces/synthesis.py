@@ -50,7 +50,7 @@ class SynthesizePET(SimpleInterface):
     def _run_interface(self, runtime):
         import torch
 
-        from bids_app.synthesis.inference import refuse_flat, synthesize
+        from bids_app.synthesis.inference import synthesize
         from bids_app.synthesis.weights import load_generator
 
         torch.set_num_threads(self.inputs.threads)
@@ -61,7 +61,6 @@ class SynthesizePET(SimpleInterface):
         tiling = overlap(card.spec.tiling) if self.inputs.overlap else card.spec.tiling
         try:
             pet = synthesize(t1w.data, generator, tiling, fwhm=self.inputs.fwhm, zooms=t1w.zooms)
-            refuse_flat(pet, brain)
         except FloatingPointError as error:
             raise UnusableDataError(
                 f"{folder}: of {Path(self.inputs.t1w).name}, {error}; no PET is written; train the "

@@ -115,6 +115,8 @@ def synthesize(
     Raises
     ------
     FloatingPointError
-        As :func:`predict`.
+        As :func:`predict` and :func:`refuse_flat`.
     """
-    return smooth(predict(t1w, generator, tiling, batch_size=batch_size), fwhm, zooms)
+    made = predict(t1w, generator, tiling, batch_size=batch_size)
+    refuse_flat(made, t1w > 0)
+    return smooth(made, fwhm, zooms)
