@@ -102,11 +102,12 @@ def test_what_is_no_pet_is_not_given(made, words):
         predict(np.full(SHAPE, 0.5, np.float32), Change(spoil), SliceTriplets())
 
 
-def test_a_dead_network_is_refused_and_one_that_is_not_is_not():
-    brain = np.zeros((4, 4, 4), bool)
-    brain[1:3] = True
-    pet = np.where(brain, 0.5, 0).astype(np.float32)
-    with pytest.raises(FloatingPointError, match=r"predicts 0\.5 in all of the brain"):
-        refuse_flat(pet, brain)
+def test_a_dead_network_is_refused_and_one_that_is_not_is_not(rng):
+    t1w = np.zeros((4, 4, 4), np.float32)
+    t1w[1:3] = rng.uniform(0.2, 1, (2, 4, 4))
+    pet = np.where(t1w > 0, 0.5, 0).astype(np.float32)
+    with pytest.raises(FloatingPointError, match=r"predicts 0\.5 everywhere in the brain"):
+        refuse_flat(pet, t1w)
+    refuse_flat(pet, pet)  # of a T1w that is the same everywhere, nothing else can be made
     pet[1, 1, 1] = 0.51
-    refuse_flat(pet, brain)
+    refuse_flat(pet, t1w)

@@ -343,7 +343,7 @@ def synthesize(tmp_path, tiny, save, t1w, head_affine):
     return run
 
 
-@pytest.mark.parametrize(("value", "words"), [(np.nan, "NaN"), (0.0, "predicts 0.5 in all of")])
+@pytest.mark.parametrize(("value", "words"), [(np.nan, "NaN"), (0.0, r"predicts 0\.5 everywhere")])
 def test_a_generator_that_predicts_nothing_writes_nothing(tmp_path, tiny, synthesize, value, words):
     """Its card is consistent: written for weights that are NaN, or 0 throughout."""
     folder, generator, card, _ = tiny

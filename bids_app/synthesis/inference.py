@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bids_app.imaging.smoothing import smooth
-from bids_app.imaging.volume import Mask, Volume
+from bids_app.imaging.volume import Volume
 from bids_app.synthesis.tiling import Tiling
 
 ROUNDING = 1e-3  # of intensities, by which bfloat16 may leave [0, 1]; our choice
@@ -65,25 +65,25 @@ def predict(t1w: Volume, generator: nn.Module, tiling: Tiling, *, batch_size: in
     return made
 
 
-def refuse_flat(pet: Volume, brain: Mask) -> None:
-    """Refuse what a dead network predicts: the same in all of the brain.
+def refuse_flat(pet: Volume, t1w: Volume) -> None:
+    """Refuse what a dead network predicts: the same in all of the brain, whatever the T1w is.
 
     Parameters
     ----------
     pet : ndarray, (I, J, K)
-        Predicted, in [0, 1].
-    brain : ndarray of bool, (I, J, K)
-        The brain.
+        Predicted, in [0, 1], not smoothed.
+    t1w : ndarray, (I, J, K)
+        That it was predicted from; 0 outside the brain.
 
     Raises
     ------
     FloatingPointError
         If intensities in the brain span no more than 1e-4, our choice: a PET spans most of 1.
     """
-    inside = pet[brain]
-    if inside.size and inside.max() - inside.min() <= FLAT:
+    brain = t1w > 0
+    if brain.any() and np.ptp(t1w[brain]) > FLAT and np.ptp(pet[brain]) <= FLAT:
         raise FloatingPointError(
-            f"the generator predicts {inside.max():.4g} everywhere in the brain"
+            f"the generator predicts {pet[brain].max():.4g} everywhere in the brain"
         )
 
 
@@ -118,5 +118,5 @@ def synthesize(
         As :func:`predict` and :func:`refuse_flat`.
     """
     made = predict(t1w, generator, tiling, batch_size=batch_size)
-    refuse_flat(made, t1w > 0)
+    refuse_flat(made, t1w)
     return smooth(made, fwhm, zooms)

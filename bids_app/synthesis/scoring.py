@@ -77,7 +77,7 @@ class Scorer:
             If the generator predicts no PET, or a score is not a number.
         """
         raw = predict(np.asarray(visit.t1w), generator, tiling)
-        refuse_flat(raw, np.asarray(visit.t1w) > 0)
+        refuse_flat(raw, np.asarray(visit.t1w))
         zooms = visit.owner.zooms
         pet = smooth_in_brain(raw, visit.brain, fwhm=self.fwhm, zooms=zooms)
         self._record(self.model, visit, pet, sweep(raw, visit.pet, visit.brain, zooms=zooms))
