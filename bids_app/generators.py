@@ -1,9 +1,10 @@
-"""Find the generator that a run names, and see that it fits."""
+"""Find the generator that a run names, see that it fits, and whom it has seen."""
 
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bids_app.errors import MissingInputError, UnusableDataError, UsageError
+from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, UsageError
 from bids_app.imaging.volume import Grid
 from bids_app.synthesis.card import (
     FOLDS,
@@ -18,6 +19,7 @@ from bids_app.synthesis.tiling import SliceTriplets
 SHIPPED = Path(__file__).parent / "data" / "generators"
 DEFAULT, SLOPPY = "default", "sloppy"
 FEWEST_FOLDS = 2  # one has no deviation
+DOI = re.compile(r"^(?:https?://(?:dx\.)?doi\.org/|doi:\s*)")  # before the number itself
 
 
 @dataclass(frozen=True)
@@ -168,3 +170,49 @@ def _check(choice: GeneratorChoice, grid: Grid, template: str) -> None:
             check_reference(choice.folder, choice.card)
         except UnusableDataError as error:
             raise UnusableDataError(f"{flag}: {error}, or leave the option out") from error
+
+
+def has_seen(card: Card, subject: str, dataset: str) -> bool:
+    """Whether a generator was trained on someone, in whatever session.
+
+    Labels such as 01 are those of others in another dataset; which it is, name or DOI tell.
+
+    Parameters
+    ----------
+    card : Card
+        Of the generator, wherever it was trained.
+    subject : str
+        Label without ``sub-``.
+    dataset : str
+        Name or DOI of the subject's raw dataset.
+
+    Examples
+    --------
+    >>> DOI.sub("", "https://doi.org/10.1/x"), DOI.sub("", "doi:10.1/x"), DOI.sub("", "My study")
+    ('10.1/x', '10.1/x', 'My study')
+    """
+    labels = {one.removeprefix("sub-") for one in card.participants}
+    return subject in labels and _identity(card.dataset) == _identity(dataset)
+
+
+def _identity(dataset: str) -> str:
+    return DOI.sub("", " ".join(dataset.casefold().split()))
+
+
+def known_cards(output_dir: Path) -> dict[str, Card]:
+    """Read the cards of all generators in a derivative dataset, those of folds too.
+
+    Returns
+    -------
+    dict
+        SHA-256 of the weights → card; what cannot be read is passed over.
+    """
+    root = output_dir / "generators"
+    cards = {}
+    for folder in sorted([*root.glob("*"), *root.glob(f"*/{FOLDS}/*")]):
+        try:
+            card = read_card(folder)
+        except Mri2petError:
+            continue  # told where it is used
+        cards[card.sha256] = card
+    return cards

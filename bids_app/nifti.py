@@ -170,6 +170,19 @@ def check_header(path: Path) -> tuple[int, ...]:
     return inspect(path).shape
 
 
+def read_grid(path: Path) -> Grid:
+    """Read the grid of a volume from its header alone.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        As :func:`check_header`.
+    """
+    header = inspect(path)
+    i, j, k = header.shape[:3]
+    return Grid((i, j, k), header.affine)
+
+
 def read_description(path: Path) -> str:
     """Read the header's ``descrip``.
 

@@ -22,9 +22,8 @@ from bids_app.derivatives.sidecars import (
 )
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.files import read_json
-from bids_app.generators import GeneratorChoice, check_grid
+from bids_app.generators import GeneratorChoice, check_grid, has_seen
 from bids_app.imaging.verdict import DOUBT, FAIL, reasons_of, verdict_of
-from bids_app.synthesis.card import Card
 from bids_app.visit import Visit
 from bids_app.workflows.outputs import Output
 from bids_app.workflows.participant import (
@@ -200,11 +199,6 @@ def _files(generator: GeneratorChoice) -> GeneratorFiles:
     return GeneratorFiles(generator.folder, card.sha256, card.reference_sha256)
 
 
-def _was_trained_on(card: Card, subject: str, run: Run) -> bool:
-    """Whether a generator knows this person: labels such as 01 are those of others elsewhere."""
-    return subject in card.participants and card.dataset == dataset_name(run.output_dir)
-
-
 def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> SynthesisPlan:
     options = generator.options
     sidecar = synthetic_pet(
@@ -213,7 +207,9 @@ def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> Sy
         run.space,
         generator=generator.description(),
         smoothing_fwhm=run.fwhm,
-        trained_on_this_participant=_was_trained_on(generator.card, plan.visit.subject, run),
+        trained_on_this_participant=has_seen(
+            generator.card, plan.visit.subject, dataset_name(run.output_dir)
+        ),
         overlap=options.overlap,
         match_histogram=options.match_histogram,
     )

@@ -23,7 +23,7 @@ VOLUMES = "pictures"  # folder of stored volumes, in the work folder
 
 @dataclass(frozen=True)
 class Synthetic:
-    """A synthetic PET, and the generator that its sidecar names.
+    """A synthetic PET, and the generator that its sidecar names, which has not seen the subject.
 
     Parameters
     ----------
@@ -31,8 +31,6 @@ class Synthetic:
         The image.
     generator, sha256 : str
         Name of the generator, and the SHA-256 of its weights; empty if they differ by fold.
-    seen : bool
-        Whether it was trained on this participant.
     trained_on, intended_use : str
         What its card says, as the sidecar has it; empty if that does not tell.
     """
@@ -40,7 +38,6 @@ class Synthetic:
     path: Path
     generator: str
     sha256: str
-    seen: bool
     trained_on: str = ""
     intended_use: str = ""
 

@@ -69,7 +69,8 @@ def write_control(out: Path, subject: str, rng, *, session=None, pet=True) -> Vi
     origin = Provenance(raw, out, "f", version("mri2pet"))
     told = sidecars.preprocessing_sidecars(visit, paths, origin, SPACE, skull_stripped=False)
     for path, volume in data.items():
-        write_json(sidecar_path(path), told[path])
+        judged = {} if volume is brain else {"Registration": {"Verdict": "pass"}}
+        write_json(sidecar_path(path), {**told[path], **judged})
         nifti.save(nifti.Image(volume, GRID.affine), path)
     return paths
 

@@ -3,7 +3,7 @@ import os
 import lookups
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, Phase, settings
 from scipy.spatial.transform import Rotation
 
 # Volumes in tests are tiny: threads would only wait for one another.
@@ -13,7 +13,12 @@ for variable in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
 NETWORK = lookups.guard()  # before anything is started, so that everything is watched
 
 settings.register_profile("mri2pet", deadline=None, max_examples=50)
-settings.load_profile("mri2pet")
+settings.register_profile(  # hours: CONTRIBUTING.md, "Tests"; nothing is made smaller
+    "long", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "20000")),
+    suppress_health_check=list(HealthCheck), print_blob=True,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)  # fmt: skip
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "mri2pet"))
 
 
 @pytest.fixture(autouse=True)

@@ -182,3 +182,30 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UnusableDataError, match=r"training\.safetensors: .*delete it"):
         restore_checkpoint(start(SIMPLE), path)
+
+
+@pytest.mark.parametrize("name", ["generators.", "kept.", "generator_optimizer.", "pool."])
+def test_a_checkpoint_that_holds_nan_is_refused(tmp_path, pairs, name):
+    fit = start(SIMPLE)
+    run(fit, pairs, last_epoch=2)
+    path = tmp_path / "checkpoint"
+    save_checkpoint(fit, path)
+    restore_checkpoint(start(SIMPLE), path)
+    tensors = checkpoint._state(fit)
+    spoilt = next(key for key in tensors if key.startswith(name) and tensors[key].ndim)
+    tensors[spoilt] = tensors[spoilt].clone()
+    tensors[spoilt].view(-1)[0] = torch.nan
+    save_file(tensors, path, metadata={"spec": checkpoint._told(fit.training)})
+    with pytest.raises(UnusableDataError, match=f"{spoilt} holds NaN or infinity.*delete it"):
+        restore_checkpoint(start(SIMPLE), path)
+
+
+@pytest.mark.parametrize("epoch", [-1, 0, 5, 10**9])
+def test_a_checkpoint_of_an_epoch_that_there_is_not_is_refused(tmp_path, pairs, epoch):
+    fit = start(SIMPLE)
+    run(fit, pairs, last_epoch=1)
+    tensors = {**checkpoint._state(fit), "epoch": torch.tensor(epoch)}
+    path = tmp_path / "checkpoint"
+    save_file(tensors, path, metadata={"spec": checkpoint._told(fit.training)})
+    with pytest.raises(UnusableDataError, match=f"saved in epoch {epoch}"):
+        restore_checkpoint(start(SIMPLE), path)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bids_app.imaging.smoothing import smooth
-from bids_app.synthesis.inference import predict, synthesize
+from bids_app.synthesis.inference import predict, refuse_flat, synthesize
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 from bids_app.synthesis.translator import build_translator
@@ -86,3 +86,28 @@ def test_tiles_without_brain_are_not_shown_to_the_network(t1w, tiling):
     assert 0 < sum(generator.batches) < tiling.count(t1w.shape)
     assert (pet[t1w > 0] == 1).all()
     assert pet.min() == 0
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [(torch.nan, "not finite"), (torch.inf, "not finite"), (1.1, "1.1, where PET is 0 to 1")],
+)
+def test_what_is_no_pet_is_not_given(made, words):
+    def spoil(x):
+        y = x.clone()
+        y.view(-1)[0] = made
+        return y
+
+    with pytest.raises(FloatingPointError, match=words):
+        predict(np.full(SHAPE, 0.5, np.float32), Change(spoil), SliceTriplets())
+
+
+def test_a_dead_network_is_refused_and_one_that_is_not_is_not(rng):
+    t1w = np.zeros((4, 4, 4), np.float32)
+    t1w[1:3] = rng.uniform(0.2, 1, (2, 4, 4))
+    pet = np.where(t1w > 0, 0.5, 0).astype(np.float32)
+    with pytest.raises(FloatingPointError, match=r"predicts 0\.5 everywhere in the brain"):
+        refuse_flat(pet, t1w)
+    refuse_flat(pet, pet)  # of a T1w that is the same everywhere, nothing else can be made
+    pet[1, 1, 1] = 0.51
+    refuse_flat(pet, t1w)

@@ -11,11 +11,13 @@ import phantoms
 import pytest
 import torch
 from nodes import run_interface
+from safetensors.torch import save_file
 from scipy.spatial.transform import Rotation
 
 from bids_app import nifti
 from bids_app.anatomy import brain
 from bids_app.errors import UnusableDataError
+from bids_app.files import write_json
 from bids_app.imaging.intensity import match_quantiles
 from bids_app.imaging.similarity import (
     correlation,
@@ -37,7 +39,7 @@ from bids_app.interfaces.imaging import (
     TaintVerdict,
 )
 from bids_app.interfaces.synthesis import MeasureNovelty, MeasureSpread, SynthesizePET
-from bids_app.synthesis.card import REFERENCE, Card, file_sha256
+from bids_app.synthesis.card import CARD, REFERENCE, WEIGHTS, Card, card_values, file_sha256
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.reference import Reference, look_at, novelty, write_reference
 from bids_app.synthesis.translator import build_translator
@@ -391,6 +393,19 @@ def synthesize(tmp_path, tiny, save, t1w, head_affine):
         return load_on_grid(out.pet, head_affine), mask
 
     return run
+
+
+@pytest.mark.parametrize(("value", "words"), [(np.nan, "NaN"), (0.0, r"predicts 0\.5 everywhere")])
+def test_a_generator_that_predicts_nothing_writes_nothing(tmp_path, tiny, synthesize, value, words):
+    """Its card is consistent: written for weights that are NaN, or 0 throughout."""
+    folder, generator, card, _ = tiny
+    weights = {k: torch.full_like(v, value) for k, v in generator.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    write_json(folder / CARD, card_values(replace(card, sha256=file_sha256(folder / WEIGHTS))))
+    with pytest.raises(UnusableDataError, match=words) as told:
+        synthesize()
+    assert str(folder) in f"{told.value}"
+    assert not list(tmp_path.rglob("pet.nii.gz"))
 
 
 def predict_slices(generator, t1w, firsts):

@@ -190,8 +190,11 @@ def test_a_job_that_had_ended_is_not_trained_again(start, monkeypatch):
 # Bad luck
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("when", [1, 6])
-def test_a_loss_that_is_no_number_stops_the_job_with_a_sentence(start, visits, monkeypatch, when):
+def test_a_loss_that_is_no_number_stops_the_job_with_a_sentence(
+    start, tmp_path, monkeypatch, when, precision
+):
     step, seen = Training._step, []
 
     def broken(training, batch):
@@ -202,10 +205,41 @@ def test_a_loss_that_is_no_number_stops_the_job_with_a_sentence(start, visits, m
 
     monkeypatch.setattr(Training, "_step", broken)
     epoch = {1: 1, 6: 2}[when]
-    match = rf"training of fold 3 stopped: a loss is not finite in epoch {epoch}; try again with "
+    match = rf"training of fold 3 stopped: a loss is not finite in epoch {epoch}, in {precision}"
     with pytest.raises(Mri2petError, match=match) as caught:
-        start("3")
+        start("3", precision=precision)
     assert caught.value.exit_code == 1
+    assert "--random-seed or a larger --batch-size" in f"{caught.value}"
+    assert not (tmp_path / "out-3" / KEPT).exists()
+    checkpoint = tmp_path / "3" / CHECKPOINT  # what was there before is kept
+    assert checkpoint.exists() is (epoch > 1)
+    if epoch > 1:
+        tensors = load_file(checkpoint)
+        assert int(tensors.pop("epoch")) == 1
+        assert all(one.isfinite().all() for name, one in tensors.items() if name != "history")
+
+
+def test_weights_that_became_no_numbers_stop_the_job(start, monkeypatch):
+    """In the last step of an epoch: its losses were still finite."""
+    step, seen = Training._step, []
+
+    def broken(training, batch):
+        losses = step(training, batch)
+        seen.append(batch)
+        if len(seen) == 6:
+            with torch.no_grad():
+                next(training.discriminators.parameters()).fill_(torch.inf)
+        return losses
+
+    monkeypatch.setattr(Training, "_step", broken)
+    with pytest.raises(Mri2petError, match="a weight is not finite in epoch 2"):
+        start("3")
+
+
+def test_a_validation_that_is_no_number_is_not_taken_for_none(start, monkeypatch):
+    monkeypatch.setattr(jobs, "mean_ssim", lambda *_: float("nan"))
+    with pytest.raises(Mri2petError, match="what the generator predicts is not finite in epoch 1"):
+        start("3")
 
 
 def test_a_checkpoint_that_cannot_be_read_is_told(start, tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed
 from bids_app.derivatives.sidecars import Provenance, Space
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import read_json, write_json
+from bids_app.report.anomalies import Anomaly, backdrop_of
+from bids_app.report.results import find_results
 from bids_app.visit import Scan, Visit
 
 TEMPLATE = "MNI152NLin2009aSym"
@@ -190,5 +192,42 @@ def test_a_pet_without_any_t1w_is_refused(out):
     paths = write_visit(out, "01", "a", pets=[{"ses": "b"}])
     real = paths.pets[0].in_template
     write_json(sidecar_path(real), {"Sources": []})
+    assert find_preprocessed(out, TEMPLATE, 1.0)[0].pets == (real,)  # the one on the T1w says it
+    write_json(sidecar_path(paths.pets[0].in_t1w), {})
     with pytest.raises(UnusableDataError, match=f"{real.name}: no T1w"):
         find_preprocessed(out, TEMPLATE, 1.0)
+
+
+def test_a_pet_is_never_put_on_another_t1w_than_the_one_it_names(out):
+    """That of its own session is there, but it lies on one that was deleted."""
+    gone = write_visit(out, "01", "a", pets=[{"ses": "b"}])
+    write_visit(out, "01", "b", pets=[])
+    assert [len(visit.pets) for visit in find_preprocessed(out, TEMPLATE, 1.0)] == [1, 0]
+    gone.t1w_in_template.unlink()
+    with pytest.raises(UnusableDataError, match=r"ses-b_.*no T1w that it lies on is there"):
+        find_preprocessed(out, TEMPLATE, 1.0)
+
+
+def test_preprocessed_and_reports_answer_alike_which_t1w_a_pet_lies_on(out):
+    """The PET of session c lies on the T1w of b, though a and c have a T1w of their own."""
+    for session in ("a", "c"):
+        write_visit(out, "01", session, pets=[])
+    pet = write_visit(out, "01", "b", pets=[{"ses": "c"}]).pets[0]
+    stem = "sub-01_ses-c_trc-18FFDG"
+    anomaly = Anomaly(
+        "01", "c", stem, "real", "zscore", True, f"{TEMPLATE}_res-1", pet.to_t1w.parent
+    )
+    for silent in (None, pet.in_t1w, pet.in_template):  # either sidecar is enough
+        told = {} if silent is None else read_json(sidecar_path(silent))
+        if silent is not None:
+            write_json(sidecar_path(silent), {})
+        visits = find_preprocessed(out, TEMPLATE, 1.0)
+        assert {one.session: len(one.pets) for one in visits} == {"a": 0, "b": 1, "c": 0}
+        shown = find_results(out, "01", (1, 1, 1))
+        assert {one.name: len(one.pets) for one in shown} == {
+            "sub-01, ses-a": 0, "sub-01, ses-b": 1, "sub-01, ses-c": 0,
+        }  # fmt: skip
+        assert "ses-b" in backdrop_of(out, anomaly, own=True).t1w.parts
+        assert "ses-b" in backdrop_of(out, anomaly, own=False).t1w.parts
+        if silent is not None:
+            write_json(sidecar_path(silent), told)

@@ -52,7 +52,7 @@ def participant(label, kind, session=None):
     visit = Preprocessed(
         label, session, OUT / f"sub-{label}_T1w.nii.gz", OUT / f"sub-{label}_mask.nii.gz", (), None
     )
-    made = Synthetic(image(label, "synth", session=session), "g", "a" * 64, seen=False)
+    made = Synthetic(image(label, "synth", session=session), "g", "a" * 64)
     return Participant(
         visit,
         None if kind == "synthetic" else image(label, "preproc", session=session),
@@ -320,7 +320,7 @@ def test_a_synthetic_image_is_never_stored_as_a_measured_one(tmp_path, rng):
     pet = paths.pets[0].in_template
     visit = Preprocessed("01", None, paths.t1w_in_template, paths.brain_mask_in_template, (), made)
     screening = replace(SCREENING, output_dir=out, work_dir=tmp_path / "work")
-    one = Participant(visit, pet, Synthetic(made, "g", "a" * 64, seen=False))
+    one = Participant(visit, pet, Synthetic(made, "g", "a" * 64))
     plans = plan_pictures(screening, [one], synthetic=True)
 
     def run(name):

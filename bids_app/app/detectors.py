@@ -268,12 +268,6 @@ def _with_both(pictures: Pictures) -> tuple[Pictures, tuple[str, ...]]:
             "them without --stage preprocess"
         )
     notes = [f"sub-{one.who.label}: not used by pseudonormal, no synthetic PET" for one in lost]
-    notes += [
-        f"sub-{one.who.label}: pseudonormal uses a synthetic PET whose generator was trained on "
-        "this participant; its difference to the real one is too small"
-        for one in kept.controls
-        if one.who.synthetic is not None and one.who.synthetic.seen
-    ]
     return kept, tuple(notes)
 
 

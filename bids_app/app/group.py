@@ -19,7 +19,6 @@ from bids_app.app.detectors import (
     tell_version,
 )
 from bids_app.app.intake import Problem, error_of
-from bids_app.app.people import People, choose_people
 from bids_app.app.pictures import Pictures, find_masks, take_pictures
 from bids_app.app.preparation import (
     prepare_template,
@@ -28,12 +27,14 @@ from bids_app.app.preparation import (
     work_dir_of,
 )
 from bids_app.app.running import Runner, hold, told_of
+from bids_app.app.subjects import Subjects, choose_subjects, settle_grid
 from bids_app.app.training import DONE, PARTIAL
 from bids_app.console import Voice
 from bids_app.dataset.validation import make_writable
 from bids_app.derivatives.description import dataset_name, ignore_also, refresh_dataset
 from bids_app.derivatives.sidecars import Space
 from bids_app.detection.card import DetectorCard, check_files, check_grid, read_card
+from bids_app.errors import MissingInputError
 from bids_app.files import locked, remove_partials
 from bids_app.imaging.volume import grid_of_box
 from bids_app.report.group import write_group_report
@@ -66,14 +67,20 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     refuse_places(settings)
     if settings.reports_only:
         return _report_again(settings, voice)
+    try:
+        settings, grid = settle_grid(settings)
+    except MissingInputError:
+        _read_detector(settings)  # whose grid may be another than was asked for: that is told first
+        raise
     card = _read_detector(settings)
     version = stamp.versions["mri2pet"]
-    people = choose_people(settings, controls=card is None, version=version)
-    if not people.patients:
-        raise error_of(people.problems)
-    _refuse(settings, card, people, version)
+    subjects = choose_subjects(settings, controls=card is None, version=version)
+    subjects = replace(subjects, notes=(*grid, *subjects.notes))
+    if not subjects.patients:
+        raise error_of(subjects.problems)
+    _refuse(settings, card, subjects, version)
     if settings.dry_run:
-        _tell_people(settings, people, card, voice)
+        _tell_subjects(settings, subjects, card, voice)
         return DONE
     work_dir = work_dir_of(settings)
     make_writable(work_dir)
@@ -83,7 +90,7 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
         jobs = settings.folds * len(settings.training_set)
         runner = Runner(settings, voice, GRAPH, jobs)
         run = GroupRun(_screening(settings, stamp), settings, runner)
-        outcome = _detect(run, people, card, voice)
+        outcome = _detect(run, subjects, card, voice)
         _finish(run, outcome, told_of(stamp, started))
         if settings.clean_workdir and not outcome.problems:
             for name in INTERMEDIATE:
@@ -115,12 +122,14 @@ def _read_detector(settings: Settings) -> DetectorCard | None:
     return card
 
 
-def _refuse(settings: Settings, card: DetectorCard | None, people: People, version: str) -> None:
+def _refuse(
+    settings: Settings, card: DetectorCard | None, subjects: Subjects, version: str
+) -> None:
     if settings.detector is None or card is None:
         refuse_settings(settings)
     else:
         tell_version(card, version)  # which refuses; notes are told later
-        refuse_card(settings.detector, card, settings, people.patients)
+        refuse_card(settings.detector, card, settings, subjects.patients)
 
 
 def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
@@ -128,11 +137,11 @@ def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
     return fitted or "pseudonormal" in settings.detectors
 
 
-def _tell_people(
-    settings: Settings, people: People, card: DetectorCard | None, voice: Voice
+def _tell_subjects(
+    settings: Settings, subjects: Subjects, card: DetectorCard | None, voice: Voice
 ) -> None:
     """Print whom the run would use, and by which images; refuse what it would refuse."""
-    controls, patients = people.controls, people.patients
+    controls, patients = subjects.controls, subjects.patients
     if not _needs_synthetic(settings, card):
         controls, patients = (
             tuple(replace(one, synthetic=None) for one in group) for group in (controls, patients)
@@ -141,9 +150,9 @@ def _tell_people(
     if card is None:
         refuse_folds(settings.folds, len(used))
     lesions = find_masks(settings, patients)
-    told = [*people.notes, *lesions.notes]
+    told = [*subjects.notes, *lesions.notes]
     told += [f"sub-{one.label}: not used, no real PET" for one in controls if one not in used]
-    told += [problem.sentence for problem in (*people.problems, *lesions.problems)]
+    told += [problem.sentence for problem in (*subjects.problems, *lesions.problems)]
     voice.tell_people(used, patients, told, settings.output_dir)
 
 
@@ -156,16 +165,16 @@ class _Outcome:
     problems: Sequence[Problem]
 
 
-def _detect(run: GroupRun, people: People, card: DetectorCard | None, voice: Voice) -> _Outcome:
+def _detect(run: GroupRun, subjects: Subjects, card: DetectorCard | None, voice: Voice) -> _Outcome:
     """Store, fit or apply, and map."""
     settings = run.settings
     pictures = take_pictures(
-        run.screening, people, run.runner, synthetic=_needs_synthetic(settings, card)
+        run.screening, subjects, run.runner, synthetic=_needs_synthetic(settings, card)
     )
-    early = [*people.problems, *pictures.problems]
+    early = [*subjects.problems, *pictures.problems]
     stopped = settings.stop_on_first_crash and pictures.problems
     plans = _plans(run, pictures, card) if pictures.patients and not stopped else []
-    notes = [*people.notes, *pictures.notes, *(note for plan in plans for note in plan.notes)]
+    notes = [*subjects.notes, *pictures.notes, *(note for plan in plans for note in plan.notes)]
     _tell(voice, notes, early)
     if stopped or not pictures.patients:
         raise error_of(early)

@@ -1,6 +1,5 @@
 """Which images a run will work on, and which it sets aside before anything is computed."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from bids_app.errors import (
 from bids_app.files import read_text
 from bids_app.header import Header
 from bids_app.settings import Settings
+from bids_app.strict import parse_object
 from bids_app.visit import Scan, Selection, Unused, Visit
 
 VOLUME_AXES = 3
@@ -74,8 +74,8 @@ def _read_filters(path: Path | None) -> object:
     if path is None:
         return None
     try:
-        return json.loads(read_text(path))
-    except (Mri2petError, ValueError, RecursionError) as error:
+        return parse_object(read_text(path))
+    except (Mri2petError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as JSON ({error}); correct it") from error
 
 

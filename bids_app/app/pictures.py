@@ -7,8 +7,8 @@ from pathlib import Path
 from nipype.pipeline.engine import Workflow
 
 from bids_app.app.intake import Problem
-from bids_app.app.people import People
 from bids_app.app.running import Runner
+from bids_app.app.subjects import Subjects
 from bids_app.derivatives.anomalies import (
     lesions_in_template,
     native_t1w,
@@ -60,15 +60,15 @@ class Pictures:
 
 
 def take_pictures(
-    screening: Screening, people: People, runner: Runner, *, synthetic: bool
+    screening: Screening, subjects: Subjects, runner: Runner, *, synthetic: bool
 ) -> Pictures:
-    """Check and store the PETs of all people, and what is known of lesions and regions.
+    """Check and store the PETs of all subjects, and what is known of lesions and regions.
 
     Parameters
     ----------
     screening : Screening
         The run.
-    people : People
+    subjects : Subjects
         Controls and patients.
     runner : Runner
         Runs the graphs.
@@ -82,16 +82,16 @@ def take_pictures(
     """
     settings = runner.settings
     atlas = _atlas_path(settings, screening)
-    patients, without_t1w = _with_t1w(people.patients)
+    patients, without_t1w = _with_t1w(subjects.patients)
     lesions = find_masks(settings, patients)
     masks = lesions.masks
-    plans = plan_pictures(screening, [*people.controls, *patients], synthetic=synthetic)
+    plans = plan_pictures(screening, [*subjects.controls, *patients], synthetic=synthetic)
     graphs = [init_storing_wf(
         plans, shape=screening.grid.shape, affine=screening.grid.affine.tolist(), name=STORING_WF
     )]  # fmt: skip
     graphs += _mask_graphs(screening, masks, settings)
     if settings.atlas is not None and atlas is not None:
-        reference = people.patients[0].visit.brain_mask
+        reference = subjects.patients[0].visit.brain_mask
         graphs.append(
             init_atlas_wf(
                 settings.atlas[0], reference, atlas,
@@ -102,7 +102,7 @@ def take_pictures(
     crashes = runner.run(graphs, {}, {})
     problems = [*without_t1w, *lesions.problems, *_problems(crashes, plans, list(masks))]
     stored = _stored(plans, crashes)
-    controls = [picture(one, stored) for one in people.controls]
+    controls = [picture(one, stored) for one in subjects.controls]
     pictured = [picture(one, stored) for one in patients]
     return Pictures(
         controls=tuple(c for c in controls if c.real is not None or c.synthetic is not None),

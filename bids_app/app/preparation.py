@@ -25,6 +25,7 @@ from bids_app.workflows.execution import Resources
 from bids_app.workflows.participant import Preprocessing
 
 RESULTS = {"train": "table1.tsv", "group": "clusters.tsv"}  # what shows that a level was run
+LARGEST_PLUGIN, MOST_BRACKETS = 1 << 15, 200  # bytes, [ or {; our choice
 PERCENTILE = 99.9  # our choice; the paper says "scaled between 0 and 1"
 
 
@@ -143,9 +144,15 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
     if path is None:
         return None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML, too
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: cannot be read as YAML ({error}); correct it") from error
+        text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST_PLUGIN else ""
+        if not text or max(text.count(sign) for sign in "[{") > MOST_BRACKETS:
+            raise UsageError(f"{path}: empty, or too large for a file of --use-plugin; correct it")
+        content = yaml.safe_load(text)  # JSON is YAML, too
+    except RecursionError as error:
+        raise UsageError(f"{path}: lists in lists without end; correct it") from error
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        told = " ".join(f"{error}".split())[:200]
+        raise UsageError(f"{path}: cannot be read as YAML ({told}); correct it") from error
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
         raise UsageError(f"{path}: names no plugin; write plugin: SLURM and plugin_args: …")
     arguments = content.get("plugin_args") or {}

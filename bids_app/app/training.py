@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from bids_app import provenance
-from bids_app.app.controls import Controls, choose_controls
 from bids_app.app.intake import Problem, error_of
 from bids_app.app.preparation import (
     refuse_places,
@@ -17,6 +16,7 @@ from bids_app.app.preparation import (
 )
 from bids_app.app.results import gather_records
 from bids_app.app.running import Runner, hold, told_of
+from bids_app.app.subjects import Subjects, choose_controls, settle_grid
 from bids_app.console import Voice
 from bids_app.crossvalidation import (
     GENERATORS,
@@ -28,9 +28,10 @@ from bids_app.crossvalidation import (
 )
 from bids_app.dataset.validation import make_writable
 from bids_app.derivatives.description import dataset_name, ignore_also
+from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.derivatives.sidecars import Space
 from bids_app.derivatives.table1 import write_table1
-from bids_app.errors import MissingInputError
+from bids_app.errors import MissingInputError, UsageError
 from bids_app.files import locked
 from bids_app.imaging.volume import grid_of_box
 from bids_app.mapped import read_digest
@@ -39,7 +40,7 @@ from bids_app.report.training import write_training_report
 from bids_app.resources import choose_device
 from bids_app.settings import LPIPS_VARIABLE, Settings
 from bids_app.synthesis.card import file_sha256
-from bids_app.synthesis.models import MODELS, ModelSpec
+from bids_app.synthesis.models import MODELS, ModelSpec, spec_from_dict, spec_to_dict
 from bids_app.synthesis.tiling import CubicPatches
 from bids_app.templates import uri_of
 from bids_app.workflows.execution import Crash
@@ -67,11 +68,15 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     """
     started = time.monotonic()
     refuse_places(settings)
+    _refuse_specs(settings)
+    settings, grid = settle_grid(settings)
     if settings.reports_only:
         return _report_again(settings, voice)
     controls = choose_controls(settings, stamp.versions["mri2pet"])
+    controls = replace(controls, notes=(*grid, *controls.notes))
     if settings.dry_run:
-        voice.tell_controls(controls.pairs, controls.notes, settings.output_dir)
+        told = [*controls.notes, *(problem.sentence for problem in controls.problems)]
+        voice.tell_controls(_visits(controls), told, settings.output_dir)
         return DONE
     means = _means(settings, voice)
     work_dir = work_dir_of(settings)
@@ -83,10 +88,12 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
         provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
         for note in controls.notes:
             voice.say(note)
+        for problem in controls.problems:
+            voice.fail(problem.sentence)
         runner = Runner(settings, voice, "mri2pet_train", _jobs(settings))
         stored, problems = _store(study, controls, runner)
         folds = deal(study, stored)
-        problems += _compute(study, controls, folds, means, runner)
+        problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
         _finish(study, settings, controls, problems, told_of(stamp, started))
     return _close(settings, study, problems, voice)
 
@@ -111,6 +118,17 @@ def spec_of(name: str, settings: Settings) -> ModelSpec:
     if settings.batch_size is not None:
         spec = replace(spec, batch_size=settings.batch_size)
     return spec if settings.width is None else replace(spec, width=settings.width)
+
+
+def _refuse_specs(settings: Settings) -> None:
+    """Refuse networks and trainings that are larger than anyone's, before anything is built."""
+    for name in _names(settings):
+        try:
+            spec_from_dict(spec_to_dict(spec_of(name, settings)))
+        except ValueError as error:
+            raise UsageError(
+                f"{name}: {error}; correct --width, --epochs or --batch-size"
+            ) from error
 
 
 def _study(settings: Settings, stamp: provenance.Stamp) -> Study:
@@ -156,9 +174,9 @@ def _names(settings: Settings) -> tuple[str, ...]:
     return tuple(name for name in MODELS if not settings.models or name in settings.models)
 
 
-def _store(study: Study, controls: Controls, runner: Runner) -> tuple[list[Stored], list[Problem]]:
+def _store(study: Study, controls: Subjects, runner: Runner) -> tuple[list[Stored], list[Problem]]:
     """Store the volumes of all controls; those whose images cannot be used are left out."""
-    plans = plan_storage(study, controls.pairs)
+    plans = plan_storage(study, _visits(controls))
     graph = init_storing_wf(plans, shape=study.grid.shape, affine=study.grid.affine.tolist())
     crashes = runner.run([graph], {}, {})
     problems = [
@@ -176,14 +194,18 @@ def _store(study: Study, controls: Controls, runner: Runner) -> tuple[list[Store
     return stored, problems
 
 
+def _visits(controls: Subjects) -> list[Preprocessed]:
+    return [one.visit for one in controls.controls]
+
+
 def _stored(plan: StoragePlan) -> Stored:
     return Stored(plan.participant, plan.folder, read_digest(plan.folder))
 
 
 def _plans(
-    study: Study, controls: Controls, folds: Sequence[Fold], settings: Settings
+    study: Study, controls: Subjects, folds: Sequence[Fold], settings: Settings
 ) -> list[ModelPlan]:
-    by_label = {one.subject: one for one in controls.pairs}
+    by_label = {one.subject: one for one in _visits(controls)}
     return [
         plan_model(study, name, spec_of(name, settings), folds, by_label)
         for name in _names(settings)
@@ -195,7 +217,7 @@ def _graph_name(name: str) -> str:
 
 
 def _compute(
-    study: Study, controls: Controls, folds: Sequence[Fold], means: Means, runner: Runner
+    study: Study, controls: Subjects, folds: Sequence[Fold], means: Means, runner: Runner
 ) -> list[Problem]:
     """Train and score all rows, and score the baselines; tell and return what failed."""
     plans = _plans(study, controls, folds, runner.settings)
@@ -249,7 +271,7 @@ def _problem(crash: Crash, labels: Mapping[str, str]) -> Problem:
 def _finish(
     study: Study,
     settings: Settings,
-    controls: Controls,
+    controls: Subjects,
     problems: Sequence[Problem],
     told: Told,
 ) -> None:

@@ -20,7 +20,8 @@ ALLOWED = (
     ast.List, ast.Tuple,
 )  # fmt: skip
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?")  # "01" is a label, not a number
-SHOWN = 8  # values of a column that a message names
+SHOWN, MOST_COLUMNS = 8, 40  # values of a column, and columns, that a message names
+LONGEST = 60  # characters of each
 
 
 def select(output_dir: Path, query: str) -> frozenset[str]:
@@ -112,7 +113,7 @@ def _read(path: Path) -> pd.DataFrame:
     ids = [row["participant_id"].strip() for row in rows]
     twice = sorted({one for one in ids if ids.count(one) > 1})
     if twice:
-        raise UnusableDataError(f"{path}: {twice[0]} stands in it twice; remove one row")
+        raise UnusableDataError(f"{path}: {_short(twice[0])} stands in it twice; remove one row")
     return pd.DataFrame({**cells, "participant_id": pd.Series(ids, dtype=object)})
 
 
@@ -132,7 +133,8 @@ def _why(output_dir: Path) -> str:
 
 def _columns_in(query: str, table: pd.DataFrame, why: str) -> list[str]:
     """Refuse what is no plain comparison; name the columns it asks for."""
-    there = f"columns are {', '.join(table.columns)}"
+    names = [_short(name) for name in table.columns[:MOST_COLUMNS]]
+    there = f"columns are {', '.join(names)}{', …' if len(names) < len(table.columns) else ''}"
     advice = f"write it like \"group == 'control'\"; {there}"
     if "@" in query or "__" in query:
         raise UsageError(f"query {query!r}: holds @ or __, which no query needs; {advice}")
@@ -161,8 +163,12 @@ def _answer(query: str, table: pd.DataFrame) -> pd.Series:
     return answer
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
 def _values(table: pd.DataFrame, column: str) -> str:
     values = table[column].dropna().unique().tolist()
-    shown = ", ".join(f"{v:g}" if isinstance(v, float) else repr(v) for v in values[:SHOWN])
+    shown = ", ".join(f"{v:g}" if isinstance(v, float) else _short(repr(v)) for v in values[:SHOWN])
     more = ", …" if len(values) > SHOWN else ""
     return f"{column} holds {shown}{more}" if values else f"{column} is n/a throughout"

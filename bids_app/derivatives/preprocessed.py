@@ -13,12 +13,16 @@ from bids_app.derivatives.paths import (
     resolution_label,
     sidecar_path,
 )
-from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.files import read_json
 from bids_app.imaging.coverage import COMPLETE, tell_missing
+from bids_app.imaging.verdict import VERDICTS, reasons_of, verdict_of
+from bids_app.imaging.volume import Box, box_of_grid
+from bids_app.nifti import read_grid
 
 AGAIN = "run the participant level again"
-OWN = "bids::"  # how a URI of this same dataset begins
+# Whose anatomy a URI of this same dataset names: "sub-01_ses-a".
+ANATOMY = re.compile(r"bids::(?:.*/)?anat/(sub-[0-9A-Za-z+]+(?:_ses-[0-9A-Za-z+]+)?)_[^/]*")
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,109 @@ def tell_coverage(pet: Path) -> str:
     return ""
 
 
+def t1w_of_pet(output_dir: Path, stem: str, visits: Collection[str]) -> str | None:
+    """Say on which T1w a real PET lies; every part of the app asks here.
+
+    Its sidecars tell, that in the space of the T1w first: ``SpatialReference`` and ``Sources`` name
+    anatomy of this dataset. Where neither does, it is the T1w of the PET's own session.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset.
+    stem : str
+        What the names of the PET's images begin with, before ``_space-``:
+        ``sub-01_ses-b_trc-18FFDG``.
+    visits : collection of str
+        Those with a T1w, as names begin: ``sub-01_ses-a``.
+
+    Returns
+    -------
+    str or None
+        One of ``visits``; None if the T1w that is named is not among them, or nothing tells.
+    """
+    own = "_".join(part for part in stem.split("_") if part.startswith(("sub-", "ses-")))
+    folder = output_dir.joinpath(*own.split("_"), "pet")
+    in_t1w = folder / f"{stem}_space-T1w_desc-preproc_pet.json"
+    others = sorted(set(folder.glob(f"{stem}_space-*_desc-preproc_pet.json")) - {in_t1w})
+    named = (_anatomy_in(sidecar) for sidecar in (in_t1w, *others))
+    home = next((visit for visit in named if visit is not None), own)
+    return home if home in visits else None
+
+
+def _anatomy_in(sidecar: Path) -> str | None:
+    """Read from a sidecar whose T1w an image lies on; None if it does not tell."""
+    try:
+        told = read_json(sidecar)
+    except Mri2petError:
+        return None
+    sources = told.get("Sources")
+    uris = [told.get("SpatialReference"), *(sources if isinstance(sources, list) else [])]
+    found = (ANATOMY.fullmatch(uri) for uri in uris if isinstance(uri, str))
+    return next((one[1] for one in found if one), None)
+
+
+def verdict_of_image(image: Path) -> tuple[str, str]:
+    """Read whether the registration of an image is to be trusted, and why not.
+
+    Parameters
+    ----------
+    image : Path
+        T1w or PET in the space of the template.
+
+    Returns
+    -------
+    verdict, reasons : str
+        ``pass``, ``doubt``, ``fail``, or empty if its sidecar does not tell, as those of versions
+        before 0.2; and the sentences of ``VerdictReasons``, joined.
+
+    Raises
+    ------
+    ReadWriteError, UnusableDataError
+        If there is a sidecar, but it cannot be read.
+    """
+    sidecar = sidecar_path(image)
+    told = read_json(sidecar) if sidecar.is_file() else {}
+    verdict, registration = verdict_of(told), told.get("Registration")
+    reasons = reasons_of(registration) if isinstance(registration, dict) else []
+    return (verdict if verdict in VERDICTS else "") or "", "; ".join(reasons)
+
+
+def find_grids(output_dir: Path) -> dict[tuple[str, float], list[Box]]:
+    """List the grids in template space that a derivative dataset has T1w on.
+
+    Returns
+    -------
+    dict
+        (template, resolution in mm) → boxes in mm, RAS+, of :func:`grid_of_box`. Images that are
+        named for another resolution than they have, or cannot be read, are passed over: whoever
+        uses them tells.
+    """
+    found: dict[tuple[str, float], set[Box]] = {}
+    for subject, sessions in _folders(output_dir):
+        for parts in ([f"sub-{subject}", *([f"ses-{one}"] if one else [])] for one in sessions):
+            folder, name = output_dir.joinpath(*parts, "anat"), "_".join(parts)
+            for path in folder.glob(f"{name}_space-*_res-*_desc-preproc_T1w.nii.gz"):
+                known = _grid_of(path)
+                if known is not None:
+                    template, resolution, box = known
+                    found.setdefault((template, resolution), set()).add(box)
+    return {key: sorted(found[key]) for key in sorted(found)}
+
+
+def _grid_of(path: Path) -> tuple[str, float, Box] | None:
+    try:
+        entities, grid = entities_of(path), read_grid(path)
+        resolution = round(float(grid.affine[0, 0]), 4)
+        box = box_of_grid(grid)
+        if box is None or resolution_label(resolution) != entities["res"]:
+            return None
+        x0, y0, z0, x1, y1, z1 = (round(side, 3) for side in box)
+        return entities["space"], resolution, (x0, y0, z0, x1, y1, z1)
+    except (Mri2petError, ValueError, KeyError):
+        return None
+
+
 def _labels(folder: Path, prefix: str) -> list[str]:
     names = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
     return sorted(name for name in names if LABEL.fullmatch(name))
@@ -172,22 +279,18 @@ def _real_pets(
 
 
 def _home(root: Path, pet: Path, visits: list[Preprocessed]) -> Preprocessed:
-    """Find the visit whose T1w a PET lies on: as its sidecar says, else that of its session."""
+    """Find the visit whose T1w a PET lies on."""
     sidecar = sidecar_path(pet)
     if not sidecar.is_file():
         raise MissingInputError(
             f"{sidecar}: no such file, so {pet.name} may be unfinished; {AGAIN}"
         )
-    content = read_json(sidecar)
-    if content.get("Synthetic", False) is not False:
+    if read_json(sidecar).get("Synthetic", False) is not False:
         raise UnusableDataError(
             f"{sidecar}: says Synthetic, but the image is named as a measured one; {AGAIN}"
         )
-    listed = content.get("Sources")
-    sources = listed if isinstance(listed, list) else []
-    session = entities_of(pet).get("ses")
-    named = [v for v in visits if OWN + v.brain_mask.relative_to(root).as_posix() in sources]
-    same = [visit for visit in visits if visit.session == session]
-    for home in (*named, *same):
-        return home
-    raise UnusableDataError(f"{pet}: no T1w that it lies on is there; {AGAIN}")
+    by_name = {visit.t1w.name.partition("_space-")[0]: visit for visit in visits}
+    home = t1w_of_pet(root, pet.name.partition("_space-")[0], by_name)
+    if home is None:
+        raise UnusableDataError(f"{pet}: no T1w that it lies on is there; {AGAIN}")
+    return by_name[home]

@@ -1,21 +1,54 @@
 """The card of a detector: what it was trained on, how, and which files belong to it."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import write_json
 from bids_app.imaging.volume import Grid, zooms_of
+from bids_app.strict import (
+    Check,
+    is_flag,
+    is_inner_name,
+    is_inside,
+    is_list,
+    is_mapping,
+    is_number,
+    is_plain,
+    is_sha256,
+    is_text,
+    is_whole,
+    read_object,
+    refuse_odd,
+)
 
 CARD = "card.json"
 CONTROL_CLUSTERS = "control_clusters.tsv"
 CONTROL_MAPS = "control_maps.tsv"
 CALIBRATION = (CONTROL_CLUSTERS, CONTROL_MAPS)  # what held-out controls show; there after the card
+_FOLDS = is_whole(1, 1000)
+_CONTROL_CHECKS: dict[str, Check] = {
+    "participant": is_text, "session": lambda value: value is None or is_text(value),
+    "synthetic": is_flag, "generator": is_text, "generator_sha256": is_text, "fold": _FOLDS,
+}  # fmt: skip
+_CHECKS: dict[str, Check] = {
+    **dict.fromkeys(("name", "version", "template", "dataset", "intended_use"), is_text),
+    "detectors": is_list(is_text, 100),
+    "shape": is_list(is_whole(1, 10_000), 3, 3),
+    "affine": is_list(is_list(is_number(), 4, 4), 4, 4),
+    "controls": is_list(lambda value: isinstance(value, dict), 100_000),
+    "folds": _FOLDS,
+    "slabs": is_list(is_list(is_whole(0, 10_000), 2, 2), 10_000),
+    "parameters": lambda value: isinstance(value, dict) and is_plain(value),
+    "seed": is_whole(0, 2**64 - 1),
+    "versions": is_mapping(is_text, 1000),
+    "files": is_mapping(is_sha256, 1_000_000),
+    "makers": is_list(is_mapping(is_text, 100), 100_000),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,14 +148,20 @@ def card_from(values: Mapping[str, object]) -> DetectorCard:
 
     Raises
     ------
-    ValueError, KeyError, TypeError
-        If they tell of something else.
+    ValueError
+        If a field is missing, unknown, or holds what it cannot be; if a file lies elsewhere.
     """
+    refuse_odd(values, _CHECKS, "versions files makers")
     known = dict(values)
+    for one in known["controls"]:  # type: ignore[attr-defined]
+        refuse_odd(one, _CONTROL_CHECKS)
+    outside = [one for one in known.get("files", {}) if not is_inner_name(one)]  # type: ignore[attr-defined]
+    if outside:
+        raise ValueError(f"{outside[0][:80]!r} is no file of its folder")
     known["detectors"] = tuple(known["detectors"])  # type: ignore[arg-type]
-    known["shape"] = tuple(int(side) for side in known["shape"])  # type: ignore[attr-defined]
+    known["shape"] = tuple(known["shape"])  # type: ignore[arg-type]
     known["affine"] = tuple(tuple(float(x) for x in row) for row in known["affine"])  # type: ignore[attr-defined]
-    known["slabs"] = tuple((int(a), int(b)) for a, b in known["slabs"])  # type: ignore[attr-defined]
+    known["slabs"] = tuple((a, b) for a, b in known["slabs"])  # type: ignore[attr-defined]
     known["controls"] = tuple(Control(**one) for one in known["controls"])  # type: ignore[attr-defined]
     return DetectorCard(**known)  # type: ignore[arg-type]
 
@@ -144,8 +183,10 @@ def read_card(folder: Path) -> DetectorCard:
             "OUTPUT_DIR/detectors/real or such"
         )
     try:
-        return card_from(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
+        return card_from(read_object(path))
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
         raise UnusableDataError(
             f"{path}: not the card of a detector ({error}); train it again, or fetch it again"
         ) from error
@@ -204,6 +245,10 @@ def check_files(folder: Path, card: DetectorCard) -> None:
         If the SHA-256 of one is another, or the card does not name all that calibrates.
     """
     for name in (*card.files, *CALIBRATION):
+        if not is_inside(folder, folder / name):
+            raise UnusableDataError(
+                f"{folder / name}: leads out of its folder; copy what it stands for to its place"
+            )
         if not (folder / name).is_file():
             raise MissingInputError(f"{folder / name}: no such file; the card beside it needs it")
     for name in CALIBRATION:
@@ -227,8 +272,9 @@ def check_grid(card: DetectorCard, grid: Grid, template: str) -> None:
     Raises
     ------
     UnusableDataError
-        If template, shape or affine differ.
+        If template, shape or affine differ, or slabs are not all of its slices, each once.
     """
+    _refuse_slabs(card)
     same = card.shape == grid.shape and np.allclose(card.affine, grid.affine, atol=1e-3)
     if not same or card.template != template:
         raise UnusableDataError(
@@ -236,6 +282,21 @@ def check_grid(card: DetectorCard, grid: Grid, template: str) -> None:
             f"{_tell(card.template, Grid(card.shape, np.array(card.affine)))}, the run wants "
             f"{_tell(template, grid)}; choose its --template, --bounding-box and --resolution, or "
             "train another detector"
+        )
+
+
+def _refuse_slabs(card: DetectorCard) -> None:
+    if "ocsvm" not in card.detectors:
+        return
+    ends = [0, *(last for _, last in card.slabs)]
+    if [first for first, _ in card.slabs] != ends[:-1] or ends != sorted(set(ends)):
+        raise UnusableDataError(
+            f"detector {card.name}: its card tells slabs with gaps; train again"
+        )
+    if ends[-1] != card.shape[2]:
+        raise UnusableDataError(
+            f"detector {card.name}: its card tells slabs of {ends[-1]} slices, where images have "
+            f"{card.shape[2]}; train it again"
         )
 
 

@@ -7,15 +7,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bids_app.detection.networks import SiameseAutoencoder
+from bids_app.detection.networks import SiameseAutoencoder, layers_of
 from bids_app.detection.spec import STRIDE, EncoderSpec, spec_from_dict, spec_to_dict
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import write_bytes
 from bids_app.imaging.volume import Mask
+from bids_app.strict import parse_object, refuse_shapes, shapes_of
 
 
 def _slide(encoder: SiameseAutoencoder, slices: Tensor) -> Tensor:
@@ -150,15 +151,21 @@ def load_encoder(path: Path, device: str = "cpu") -> SiameseAutoencoder:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; the detector beside it needs its encoder")
     try:
+        shapes = shapes_of(path)
         with safe_open(path, framework="pt") as file:
             told = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        spec = spec_from_dict(json.loads(told["spec"]))
+        spec = spec_from_dict(parse_object(told.get("spec", "")))
+        expected = nn.ModuleDict(layers_of(spec)).state_dict()
+        refuse_shapes(shapes, {k: ("F32", tuple(one.shape)) for k, one in expected.items()})
+        weights = load_file(path)
+        odd = [name for name, one in weights.items() if not torch.isfinite(one).all()]
+        if odd:
+            raise ValueError(f"{odd[0]} holds NaN or infinity")
         encoder = SiameseAutoencoder(spec, torch.Generator())
         encoder.load_state_dict(weights)
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
-    except (SafetensorError, KeyError, ValueError, AttributeError, RuntimeError) as error:
+    except (SafetensorError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0].rstrip(":")  # torch goes on for a line a weight
         raise UnusableDataError(
             f"{path}: not an encoder of this app ({reason}); train the detector again, or fetch "

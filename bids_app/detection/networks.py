@@ -40,21 +40,8 @@ class SiameseAutoencoder(nn.Module):
     def __init__(self, spec: EncoderSpec, random: torch.Generator) -> None:
         super().__init__()
         self.patch, self.side, self.latents = spec.patch, spec.side, spec.latents
-        one, two, three = FILTERS
-        four = spec.latents // spec.side**2
-        with torch.device("meta"):  # or torch would draw weights, from a seed of its own
-            self.encoder = nn.Sequential(
-                nn.Conv2d(1, one, 5), nn.ELU(),
-                nn.Conv2d(one, two, 3), nn.ELU(),
-                nn.Conv2d(two, three, 3, stride=STRIDE), nn.ELU(),
-                nn.Conv2d(three, four, 2),
-            )  # fmt: skip
-            self.decoder = nn.Sequential(
-                nn.ConvTranspose2d(four, three, 2), nn.ELU(),
-                nn.ConvTranspose2d(three, two, 3, stride=STRIDE), nn.ELU(),
-                nn.ConvTranspose2d(two, one, 3), nn.ELU(),
-                nn.ConvTranspose2d(one, 1, 5), nn.Sigmoid(),
-            )  # fmt: skip
+        layers = layers_of(spec)
+        self.encoder, self.decoder = layers["encoder"], layers["decoder"]
         self.to_empty(device="cpu")
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster here
         _initialize(self, random)
@@ -81,6 +68,26 @@ class SiameseAutoencoder(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Encode patches, (N, 1, patch, patch) in [0, 1], and decode them."""
         return self.decode(self.encode(patches))
+
+
+def layers_of(spec: EncoderSpec) -> dict[str, nn.Sequential]:
+    """Build ``encoder`` and ``decoder`` of a spec on the meta device: shapes without weights."""
+    one, two, three = FILTERS
+    four = spec.latents // spec.side**2
+    with torch.device("meta"):  # or torch would draw weights, from a seed of its own
+        encoder = nn.Sequential(
+            nn.Conv2d(1, one, 5), nn.ELU(),
+            nn.Conv2d(one, two, 3), nn.ELU(),
+            nn.Conv2d(two, three, 3, stride=STRIDE), nn.ELU(),
+            nn.Conv2d(three, four, 2),
+        )  # fmt: skip
+        decoder = nn.Sequential(
+            nn.ConvTranspose2d(four, three, 2), nn.ELU(),
+            nn.ConvTranspose2d(three, two, 3, stride=STRIDE), nn.ELU(),
+            nn.ConvTranspose2d(two, one, 3), nn.ELU(),
+            nn.ConvTranspose2d(one, 1, 5), nn.Sigmoid(),
+        )  # fmt: skip
+    return {"encoder": encoder, "decoder": decoder}
 
 
 def _initialize(network: nn.Module, random: torch.Generator) -> None:

@@ -13,6 +13,7 @@ from bids_app.detection.normative import Norm, pseudonormal_difference, smooth_w
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import write_bytes
 from bids_app.imaging.volume import Mask, Volume
+from bids_app.strict import parse_object
 
 ZSCORE_FWHM = 8.0  # mm; DESIGN, section 4
 Detector = Literal["zscore", "pseudonormal"]
@@ -58,10 +59,26 @@ def save_norm(path: Path, norm: Norm) -> None:
     ------
     ReadWriteError
         If it cannot be written.
+    UnusableDataError
+        If it holds a number that is not finite: nothing is written.
     """
+    try:
+        _refuse_infinite(norm)
+    except ValueError as error:
+        raise UnusableDataError(
+            f"{path.name}: {error}; look for controls whose PET is not finite, and leave them out"
+        ) from error
     volumes = {"mean": norm.mean, "sd": norm.sd, "counts": norm.counts}
     arrays = {k: np.ascontiguousarray(one) for k, one in volumes.items() if one is not None}
     write_bytes(path, save(arrays, metadata={"norm": json.dumps({"controls": norm.n})}))
+
+
+def _refuse_infinite(norm: Norm) -> None:
+    """Refuse what is no number, but for NaN where not all controls are known."""
+    numbers = np.isfinite(norm.mean) & np.isfinite(norm.sd) & (norm.sd >= 0)
+    unknown = np.isnan(norm.sd) & (False if norm.counts is None else norm.counts < norm.n)
+    if not (numbers | unknown).all():
+        raise ValueError("mean or SD of controls is not finite")
 
 
 def load_norm(path: Path) -> Norm:
@@ -78,9 +95,15 @@ def load_norm(path: Path) -> Norm:
         raise MissingInputError(f"{path}: no such file; fit the detector again")
     try:
         with safe_open(path, framework="numpy") as file:
-            n = int(json.loads(file.metadata()["norm"])["controls"])
+            n = parse_object(file.metadata()["norm"])["controls"]
+            mean, sd = (file.get_tensor(name) for name in ("mean", "sd"))
             counts = file.get_tensor("counts") if "counts" in file.keys() else None  # noqa: SIM118
-            return Norm(file.get_tensor("mean"), file.get_tensor("sd"), n, counts)
+        shapes = {one.shape for one in (mean, sd, counts) if one is not None}
+        if not isinstance(n, int) or n < 2 or len(shapes) > 1 or mean.ndim != 3:  # noqa: PLR2004
+            raise ValueError(f"it tells of {n} controls, and of volumes of {shapes}")
+        norm = Norm(mean, sd, n, counts)
+        _refuse_infinite(norm)
+        return norm
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UnusableDataError(
             f"{path}: not the norm of a detector ({error}); fit the detector again"

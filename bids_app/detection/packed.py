@@ -14,13 +14,19 @@ from safetensors.numpy import save_file
 
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.imaging.volume import Mask, Volume
+from bids_app.strict import shapes_of
 
 LEVELS = 65535  # of 16 bits
+AXES = 3
 HOLE = "{}.hole"  # name of what a control's PET lacks; there for those alone that lack something
 
 
 def _quantize(volume: Volume) -> NDArray[np.uint16]:
     """Turn (I, J, K) in [0, 1] into (K, I, J) of 16 bits."""
+    if not np.isfinite(volume).all():
+        raise UnusableDataError(
+            "a control's PET holds NaN or infinity, so no detector can be trained on it; exclude it"
+        )
     levels = np.rint(np.clip(volume, 0, 1) * LEVELS).astype(np.uint16)
     return np.ascontiguousarray(np.moveaxis(levels, 2, 0))
 
@@ -79,19 +85,23 @@ class PackedControls:
             raise MissingInputError(f"{path}: no such file; fit the detector again")
         self._path, self._members = path, [f"{member}" for member in members]
         try:
-            with safe_open(path, framework="numpy") as file:
-                there = set(file.keys())
-        except (OSError, SafetensorError) as error:
+            shapes = shapes_of(path)
+        except (OSError, ValueError) as error:
             raise UnusableDataError(
                 f"{path}: not the controls of a detector ({error}); fit the detector again, or "
                 "fetch it again"
             ) from error
         names = [HOLE.format(member) for member in self._members]
-        self._holes = {place: name for place, name in enumerate(names) if name in there}
-        lost = [member for member in self._members if member not in there]
+        self._holes = {place: name for place, name in enumerate(names) if name in shapes}
+        lost = [member for member in self._members if member not in shapes]
         if lost:
             raise UnusableDataError(
                 f"{path}: holds no control {', '.join(lost)}; it belongs to another detector"
+            )
+        kinds = {shapes[member] for member in self._members}
+        if len(kinds) > 1 or any(kind != "U16" or len(shape) != AXES for kind, shape in kinds):
+            raise UnusableDataError(
+                f"{path}: its controls are no volumes of 16 bits on one grid; fetch it again"
             )
 
     def __len__(self) -> int:

@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from bids_app.strict import Check, is_number, is_whole, refuse_odd
+
 SHRINKING = 6  # voxels that a patch loses to the first two convolutions: 5×5 and 3×3
+_CHECKS: dict[str, Check] = {
+    "patch": is_whole(1, 255), "latents": is_whole(1, 65_536), "alpha": is_number(-1e6, 1e6),
+    "epochs": is_whole(1, 1_000_000), "pairs_per_epoch": is_whole(1, 100_000_000),
+    "batch_size": is_whole(1, 1_000_000), "learning_rate": is_number(0, 10),
+}  # fmt: skip  # limits are our choice
 STRIDE = 3  # of the third convolution
 
 
@@ -82,10 +89,10 @@ def spec_from_dict(values: Mapping[str, object]) -> EncoderSpec:
     ValueError
         If a value is missing, not known, or makes no encoder.
     """
-    kinds = {name: type(value) for name, value in asdict(EncoderSpec()).items()}
     try:
-        if kinds.keys() != values.keys():
-            raise ValueError(f"it names {', '.join(sorted(values))}")
-        return EncoderSpec(**{name: kind(values[name]) for name, kind in kinds.items()})
-    except (TypeError, ValueError) as error:
+        if not isinstance(values, Mapping):
+            raise ValueError("no mapping")
+        refuse_odd(values, _CHECKS)
+        return EncoderSpec(**values)  # type: ignore[arg-type]
+    except ValueError as error:
         raise ValueError(f"not an encoder's spec: {error}") from error

@@ -13,7 +13,11 @@ from bids_app.detection.oneclass import VoxelwiseOneClassSVM
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import write_bytes
 
-NAMES = ("n_support", "support", "dual_coef", "gamma", "offset")
+KINDS: dict[str, type[np.generic]] = {
+    "n_support": np.uint16, "support": np.uint16, "dual_coef": np.float32, "gamma": np.float32,
+    "offset": np.float64,
+}  # fmt: skip
+NAMES = tuple(KINDS)
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,31 @@ def save_models(path: Path, models: VoxelModels) -> None:
     ------
     ReadWriteError
         If it cannot be written.
+    UnusableDataError
+        If one holds a number that is not finite: nothing is written.
     """
+    try:
+        _refuse_odd(models)
+    except ValueError as error:
+        raise UnusableDataError(
+            f"{path.name}: {error}, so these one-class SVMs have failed; look for controls whose "
+            "PET is not within 0..1, and leave them out"
+        ) from error
     write_bytes(path, save({name: getattr(models, name) for name in NAMES}))
+
+
+def _refuse_odd(models: VoxelModels) -> None:
+    for name, kind in KINDS.items():
+        array = getattr(models, name)
+        if array.dtype != kind or array.ndim != 1:
+            raise ValueError(f"{name} is {array.dtype} of {array.ndim} axes, not {kind.__name__}")
+        finite = np.isfinite(array)
+        if name == "offset":  # NaN where too few controls are known, so that nothing supports
+            finite |= np.isnan(array) & (models.n_support == 0)
+        if not finite.all():
+            raise ValueError(f"{name} holds NaN or infinity")
+    if (models.gamma < 0).any():
+        raise ValueError("gamma is below 0")
 
 
 def load_models(path: Path) -> VoxelModels:
@@ -109,6 +136,7 @@ def load_models(path: Path) -> VoxelModels:
         raise MissingInputError(f"{path}: no such file; fit the detector again, or fetch it again")
     try:
         models = VoxelModels(**load(path.read_bytes()))
+        _refuse_odd(models)
         total = {int(models.n_support.sum(dtype=np.int64)), len(models.support)}
         voxels = {len(models.n_support), len(models.gamma), len(models.offset)}
         if len(total | {len(models.dual_coef)}) > 1 or len(voxels) > 1:

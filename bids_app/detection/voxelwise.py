@@ -27,6 +27,7 @@ from bids_app.detection.packed import PackedControls
 from bids_app.detection.patches import whole_patches
 from bids_app.detection.slabs import Slab, count_voxels
 from bids_app.detection.voxelmodels import VoxelModels, join, keep
+from bids_app.errors import UnusableDataError
 from bids_app.imaging.volume import Mask, Volume
 
 
@@ -77,6 +78,11 @@ class FoldOnSlab:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Give latents of controls in a slice, centred, (voxels, controls, latents), and means."""
         found = latents_at(self.encoder, self.controls.slices(k), self.brain[..., k])
+        if not np.isfinite(found).all():
+            raise UnusableDataError(
+                f"latents of controls in slice {k} are not finite, so no one-class SVM can be "
+                "fitted; train the encoder again"
+            )
         if known is None:
             mean = found.mean(axis=1, keepdims=True)
         else:

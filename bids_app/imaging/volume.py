@@ -104,3 +104,20 @@ def thin(volume: Volume, affine: Affine, zoom: float) -> tuple[Volume, Affine]:
     coarse = affine @ np.diag([*steps, 1.0])
     coarse[:3, 3] = affine[:3, 3] + affine[:3, :3] @ ((np.array(steps) - 1) / 2)
     return blocks.mean(axis=(1, 3, 5), dtype=np.float32), coarse
+
+
+def box_of_grid(grid: Grid) -> Box | None:
+    """Give the box of a grid that :func:`grid_of_box` laid; None if it is of another kind.
+
+    Examples
+    --------
+    >>> box_of_grid(grid_of_box((-78, -112, -50, 78, 76, 85), 4.0))
+    (-78.0, -112.0, -50.0, 78.0, 76.0, 82.0)
+    """
+    resolution = float(grid.affine[0, 0])
+    low = grid.affine[:3, 3]
+    x, y, z = (low + (np.array(grid.shape) - 1) * resolution).tolist()
+    box = (float(low[0]), float(low[1]), float(low[2]), x, y, z)
+    if resolution <= 0 or not np.allclose(grid_of_box(box, resolution).affine, grid.affine):
+        return None
+    return box

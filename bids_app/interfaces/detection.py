@@ -25,6 +25,7 @@ from bids_app.detection.norms import (
 )
 from bids_app.detection.packed import PackedControls, pack_controls
 from bids_app.detection.slabs import Slab, values_of
+from bids_app.errors import UnusableDataError
 from bids_app.files import write_json
 from bids_app.mapped import open_arrays, open_hole, read_owner
 
@@ -34,6 +35,24 @@ PET = "pet"
 
 def _brain(path):
     return nifti.load(path).data > 0
+
+
+def _save_rows(path, scores, what, holes):
+    """Write scores, (scored, voxels), unless one is not finite without a reason.
+
+    NaN is what a voxel has that too few controls cover, in all rows; and what an image has where
+    its PET does not reach.
+    """
+    partial = np.array([hole is not None for hole in holes])
+    unknown = np.isnan(scores)
+    explained = unknown & (partial[:, np.newaxis] | unknown.all(axis=0))
+    odd = ~(np.isfinite(scores) | explained).all(axis=1)
+    if odd.any() or (scores.size and unknown.all()):
+        raise UnusableDataError(
+            f"{what}: scores of {odd.sum()} of {len(scores)} images are not finite, so none is "
+            "written; train the detector again, and leave out images that are not within 0..1"
+        )
+    np.save(path, scores)
 
 
 def _pets(folders):
@@ -151,6 +170,10 @@ def _fold_of(inputs):
     )
 
 
+def _slab_name(inputs):
+    return f"one-class SVMs of slices {inputs.first} to {inputs.last - 1}"
+
+
 class FitSlab(SimpleInterface):
     """Fit the one-class SVMs of the voxels of a slab in one fold, and score with them."""
 
@@ -167,7 +190,9 @@ class FitSlab(SimpleInterface):
         models, scores = fit_slab(fold, scored, nu=self.inputs.nu, holes=_holes(self.inputs.scored))
         cwd = Path(runtime.cwd)
         save_models(cwd / "voxels.safetensors", models)
-        np.save(cwd / "scores.npy", scores)
+        _save_rows(
+            cwd / "scores.npy", scores, _slab_name(self.inputs), _holes(self.inputs.scored)
+        )
         self._results.update(voxels=str(cwd / "voxels.safetensors"), scores=str(cwd / "scores.npy"))
         return runtime
 
@@ -195,7 +220,10 @@ class ApplySlab(SimpleInterface):
         models = load_models(Path(self.inputs.voxels))
         scored = _pets(self.inputs.scored)
         scores = score_slab(_fold_of(self.inputs), models, scored, holes=_holes(self.inputs.scored))
-        np.save(Path(runtime.cwd) / "scores.npy", scores)
+        _save_rows(
+            Path(runtime.cwd) / "scores.npy", scores, _slab_name(self.inputs),
+            _holes(self.inputs.scored),
+        )  # fmt: skip
         self._results["scores"] = str(Path(runtime.cwd) / "scores.npy")
         return runtime
 
@@ -241,8 +269,12 @@ def _save_scores(inputs, norm, path):
     brain = _brain(inputs.brain)
     whole = Slab(0, brain.shape[-1])
     volumes = _measured(inputs, inputs.scored, inputs.scored_synthetic)
+    if not norm.mean.shape == norm.sd.shape == brain.shape:
+        raise UnusableDataError(
+            f"{inputs.detector}: its norm lies on another grid than the images; train it again"
+        )
     rows = [values_of(SCORES[inputs.detector](norm, one), brain, whole) for one in volumes]
-    np.save(path, np.stack(rows))
+    _save_rows(path, np.stack(rows), f"{inputs.detector}", _holes(inputs.scored))
 
 
 class FitNorm(SimpleInterface):

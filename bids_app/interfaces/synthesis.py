@@ -59,7 +59,13 @@ class SynthesizePET(SimpleInterface):
         folder = Path(self.inputs.generator)
         generator, card = load_generator(folder, self.inputs.device)
         tiling = overlap(card.spec.tiling) if self.inputs.overlap else card.spec.tiling
-        pet = synthesize(t1w.data, generator, tiling, fwhm=self.inputs.fwhm, zooms=t1w.zooms)
+        try:
+            pet = synthesize(t1w.data, generator, tiling, fwhm=self.inputs.fwhm, zooms=t1w.zooms)
+        except FloatingPointError as error:
+            raise UnusableDataError(
+                f"{folder}: of {Path(self.inputs.t1w).name}, {error}; no PET is written; train the "
+                "generator again, or choose another --generator"
+            ) from error
         pet[~brain] = 0
         if self.inputs.match_histogram:
             reference = read_reference(check_reference(folder, card))

@@ -13,6 +13,7 @@ from nipype.interfaces.base import (
 )
 
 from bids_app import nifti
+from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json
 
 ENGINE = "bids_app.synthesis.job"
@@ -135,7 +136,13 @@ class ScoreGenerator(SimpleInterface):
         pets = []
         for number, folder in enumerate(self.inputs.validation):
             visit = open_volumes(Path(folder))
-            pet = scorer.score_generator(visit, generator, spec.tiling)
+            try:
+                pet = scorer.score_generator(visit, generator, spec.tiling)
+            except FloatingPointError as error:
+                raise UnusableDataError(
+                    f"fold {self.inputs.fold}, sub-{visit.owner.participant}: {error}; nothing of "
+                    "this row is published; train it again with another --random-seed"
+                ) from error
             path = Path(runtime.cwd) / f"pet_{number}.nii.gz"
             image = nifti.Image(pet, np.array(visit.owner.affine))
             nifti.save(image, path, description="SYNTHETIC FDG PET, mri2pet")

@@ -1,10 +1,10 @@
 """Score maps of a participant on disk, what belongs to them, and the T1w they lie on."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bids_app.derivatives.preprocessed import t1w_of_pet
 from bids_app.report.clusters import Cluster, read_clusters
 from bids_app.report.detectors import FOLDER, name_of, rank_of
 from bids_app.report.results import IMAGE, read_derivative
@@ -132,7 +132,7 @@ def find_anomalies(
 
 
 def backdrop_of(output_dir: Path, anomaly: Anomaly, *, own: bool) -> Backdrop:
-    """Find the T1w of an anomaly map: the one its PET was aligned to, else that of its session.
+    """Find the T1w of an anomaly map: the one its PET was aligned to.
 
     Parameters
     ----------
@@ -149,14 +149,11 @@ def backdrop_of(output_dir: Path, anomaly: Anomaly, *, own: bool) -> Backdrop:
         Its files need not be there.
     """
     space = "" if own else f"_space-{anomaly.space}"
-    found = [
-        Backdrop(
-            folder / f"{home}{space}_desc-preproc_T1w{IMAGE}",
-            folder / f"{home}{space}_desc-brain_mask{IMAGE}",
-        )
-        for home, folder in _homes(output_dir, anomaly)
-    ]
-    return next((one for one in found if one.t1w.exists()), found[0])
+    home, folder = _home(output_dir, anomaly)
+    return Backdrop(
+        folder / f"{home}{space}_desc-preproc_T1w{IMAGE}",
+        folder / f"{home}{space}_desc-brain_mask{IMAGE}",
+    )
 
 
 def lesions_of(output_dir: Path, anomaly: Anomaly) -> tuple[Path, ...]:
@@ -201,26 +198,11 @@ def _anomaly(output_dir: Path, path: Path, named: str) -> Anomaly:
     )
 
 
-def _homes(output_dir: Path, anomaly: Anomaly) -> Iterator[tuple[str, Path]]:
-    """Offer visits whose T1w may be the one: name of the visit, folder of its anatomy."""
+def _home(output_dir: Path, anomaly: Anomaly) -> tuple[str, Path]:
+    """Name the visit whose T1w the PET lies on, and the folder of its anatomy."""
     person = output_dir / f"sub-{anomaly.subject}"
-    names = [_reference(anomaly.own_statmap), *map(_reference, _aligned(person, anomaly))]
+    there = person.glob(f"**/anat/sub-*_desc-preproc_T1w{IMAGE}")
+    visits = {path.name.partition("_space-")[0].partition("_desc-")[0] for path in there}
     own = "_".join(part for part in anomaly.stem.split("_") if part.startswith(("sub-", "ses-")))
-    others = sorted(person.glob(f"**/anat/sub-*_desc-preproc_T1w{IMAGE}"))
-    names += [own, *(path.name.partition("_space-")[0].partition("_desc-")[0] for path in others)]
-    for name in dict.fromkeys(filter(None, names)):
-        session = [part for part in name.split("_") if part.startswith("ses-")]
-        yield name, person.joinpath(*session, "anat")
-
-
-def _aligned(person: Path, anomaly: Anomaly) -> list[Path]:
-    """Give the real PET in the space of its T1w, whose sidecar names that T1w."""
-    session = (f"ses-{anomaly.session}",) if anomaly.session else ()
-    name = f"{anomaly.stem}_space-{OWN}_desc-preproc_pet{IMAGE}"
-    return [person.joinpath(*session, "pet", name)]
-
-
-def _reference(image: Path) -> str:
-    """Read from a sidecar which visit's T1w an image lies on; empty if it does not tell."""
-    told = Path(read_derivative(image).text("SpatialReference")).name
-    return told.partition("_desc-preproc_T1w")[0] if "_desc-preproc_T1w" in told else ""
+    name = t1w_of_pet(output_dir, anomaly.stem, visits) or own
+    return name, person.joinpath(*name.split("_")[1:], "anat")

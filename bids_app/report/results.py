@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from bids_app.derivatives.preprocessed import t1w_of_pet
 from bids_app.errors import Mri2petError
 from bids_app.files import read_json
 from bids_app.nifti import check_header
@@ -132,16 +133,24 @@ def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tupl
     folder = output_dir / f"sub-{subject}"
     stems = sorted({_stem(path) for path in _images(folder, "anat")})
     visits = {stem: _results(folder, stem, shape) for stem in stems}
-    homes = {stem: visit.t1w.path.name for stem, visit in visits.items()}
     pets: dict[str, list[RealPet]] = {stem: [] for stem in stems}
     for stem in sorted({_stem(path) for path in _images(folder, "pet", "*desc-preproc_pet")}):
         in_t1w = read_derivative(_place(folder, "pet", f"{stem}_space-T1w_desc-preproc_pet"))
-        home = _home_of(in_t1w, stem, homes)
-        if home is not None:
+        home = t1w_of_pet(output_dir, stem, visits)
+        if home is None:
+            first = stems[0] if stems else ""
+            lost = f"{stem}: no T1w that this PET lies on is there; it is not shown."
+            visits |= {k: _with_fault(v, lost) for k, v in visits.items() if k == first}
+        else:
             space = visits[home].space
             beside = _in_space(folder, "pet", stem, space, "desc-preproc_pet")
             pets[home].append(RealPet(_say(stem), in_t1w, beside))
     return tuple(replace(visit, pets=tuple(pets[stem])) for stem, visit in visits.items())
+
+
+def _with_fault(visit: Results, fault: str) -> Results:
+    told = " ".join(filter(None, (visit.t1w.fault, fault)))
+    return replace(visit, t1w=replace(visit.t1w, fault=told))
 
 
 def _images(folder: Path, modality: str, pattern: str = "*_desc-*") -> list[Path]:
@@ -212,15 +221,6 @@ def _shape_of(path: Path) -> tuple[int, ...]:
         return check_header(path)
     except Mri2petError:
         return ()
-
-
-def _home_of(pet: Derivative, stem: str, homes: Mapping[str, str]) -> str | None:
-    """Find the visit whose T1w a PET lies on: as its sidecar says, else that of its session."""
-    reference = Path(pet.text("SpatialReference")).name
-    own = stem.partition("_trc-")[0]
-    named = [home for home, t1w in homes.items() if t1w == reference]
-    same = [home for home in homes if home == own]
-    return next(iter([*named, *same, *homes]), None)
 
 
 def _say(stem: str) -> str:

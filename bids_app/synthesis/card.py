@@ -1,17 +1,42 @@
 """The card of a generator: what rebuilds it, and what it is for. Read without torch."""
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.imaging.volume import Grid
+from bids_app.strict import (
+    Check,
+    is_list,
+    is_mapping,
+    is_number,
+    is_sha256,
+    is_text,
+    is_whole,
+    read_object,
+    refuse_odd,
+)
 from bids_app.synthesis.models import ModelSpec, spec_from_dict, spec_to_dict
 
 WEIGHTS, CARD, REFERENCE = "weights.safetensors", "card.json", "reference.safetensors"
+_CHECKS: dict[str, Check] = {
+    **dict.fromkeys(("name", "version", "template", "dataset", "trained_on", "intended_use"),
+                    is_text),
+    "spec": lambda value: isinstance(value, dict),
+    "shape": is_list(is_whole(1, 10_000), 3, 3),
+    "affine": is_list(is_list(is_number(-1e6, 1e6), 4, 4), 4, 4),
+    "sha256": is_sha256,
+    "participants": is_list(is_text, 1_000_000),
+    "seed": is_whole(0, 2**64 - 1),
+    "versions": is_mapping(is_text, 1000),
+    "metrics": is_mapping(is_number(), 1000),
+    "reference_sha256": is_sha256,
+}  # fmt: skip
+_NEWER = "versions metrics reference_sha256"  # fields that older cards lack
 FOLDS = "folds"  # of the cross-validation: each has a generator in a folder of its own
 
 
@@ -80,13 +105,14 @@ def card_from(values: dict[str, object]) -> Card:
 
     Raises
     ------
-    ValueError, KeyError, TypeError
-        If they tell of something else.
+    ValueError
+        If a field is missing, unknown, or holds what it cannot be.
     """
+    refuse_odd(values, _CHECKS, _NEWER)
     known = dict(values)
     known["spec"] = spec_from_dict(known["spec"])  # type: ignore[arg-type]
     known["affine"] = tuple(tuple(float(x) for x in row) for row in known["affine"])  # type: ignore[attr-defined]
-    known["shape"] = tuple(int(side) for side in known["shape"])  # type: ignore[attr-defined]
+    known["shape"] = tuple(known["shape"])  # type: ignore[arg-type]
     known["participants"] = tuple(known["participants"])  # type: ignore[arg-type]
     return Card(**known)  # type: ignore[arg-type]
 
@@ -98,6 +124,8 @@ def read_card(folder: Path) -> Card:
     ------
     MissingInputError
         If the folder holds no card.
+    ReadWriteError
+        If it cannot be read.
     UnusableDataError
         If it is not a card.
     """
@@ -105,8 +133,10 @@ def read_card(folder: Path) -> Card:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; --generator wants a folder with a card")
     try:
-        return card_from(json.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError) as error:
+        return card_from(read_object(path))
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
         raise UnusableDataError(
             f"{path}: not the card of a generator ({error}); train it again, or fetch it again"
         ) from error
@@ -120,9 +150,23 @@ def check_weights(folder: Path, card: Card) -> Path:
     MissingInputError
         If they are not there.
     UnusableDataError
-        If their SHA-256 is another.
+        If their SHA-256 is another, or one of them is no finite number.
     """
-    return _checked(folder / WEIGHTS, card.sha256)
+    path = _checked(folder / WEIGHTS, card.sha256)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = [one for one in file.keys() if file.get_slice(one).get_dtype() == "F32"]  # noqa: SIM118
+            odd = next((one for one in names if not np.isfinite(file.get_tensor(one)).all()), None)
+    except (SafetensorError, OSError) as error:
+        raise UnusableDataError(
+            f"{path}: does not fit the network of its card ({error}); fetch both again"
+        ) from error
+    if odd is not None:
+        raise UnusableDataError(
+            f"{path}: {odd} holds NaN or infinity, so the generator predicts nothing; train it "
+            "again, or choose another --generator"
+        )
+    return path
 
 
 def check_reference(folder: Path, card: Card) -> Path:

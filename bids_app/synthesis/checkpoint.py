@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import replacing
+from bids_app.strict import refuse_shapes, shapes_of
 from bids_app.synthesis.fitting import Fit, Line
 from bids_app.synthesis.models import spec_to_dict
 from bids_app.synthesis.training import Training
@@ -74,11 +75,33 @@ def _told(training: Training) -> str:
     return json.dumps(spec_to_dict(training.spec), sort_keys=True)
 
 
-def _read(path: Path, training: Training) -> dict[str, Tensor]:
+def _read(path: Path, fit: Fit) -> dict[str, Tensor]:
+    """Read tensors whose header fits the networks of a fit, and that are finite."""
+    shapes = shapes_of(path)
     with safe_open(path, framework="pt") as file:
-        if file.metadata() != {"spec": _told(training)}:
+        if file.metadata() != {"spec": _told(fit.training)}:
             raise ValueError("it belongs to other settings")
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    expected = {
+        name: ("F32", tuple(tensor.shape))
+        for name, tensor in _state(fit).items()
+        if name.startswith(("generators.", "discriminators."))
+    }
+    kept = {
+        f"kept.{name}": ("F32", tuple(tensor.shape))
+        for name, tensor in fit.training.generators[0].state_dict().items()
+    }
+    for prefix, own in (("generators.", expected), ("discriminators.", expected), ("kept.", kept)):
+        refuse_shapes(
+            {name: shape for name, shape in shapes.items() if name.startswith(prefix)},
+            {name: shape for name, shape in own.items() if name.startswith(prefix)},
+        )
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if name != "history" and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+    if not 0 < int(tensors["epoch"]) <= fit.training.spec.epochs:
+        raise ValueError(f"it was saved in epoch {int(tensors['epoch'])}")
+    return tensors
 
 
 def restore_checkpoint(fit: Fit, path: Path) -> None:
@@ -91,7 +114,7 @@ def restore_checkpoint(fit: Fit, path: Path) -> None:
     """
     training = fit.training
     try:
-        tensors = _read(path, training)
+        tensors = _read(path, fit)
         training.generators.load_state_dict(_below("generators.", tensors))
         training.discriminators.load_state_dict(_below("discriminators.", tensors))
         for name in ("generator_optimizer", "discriminator_optimizer"):

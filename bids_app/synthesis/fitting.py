@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isnan, nan
 
@@ -100,9 +101,15 @@ def _validated(fit: Fit, validate: Validate | None, last_epoch: int) -> float:
     ssim = nan
     if training.team.rank == 0:
         generator = training.generators[0].eval()
-        ssim = validate(generator)
+        with suppress(FloatingPointError):  # told below, by all processes alike
+            ssim = validate(generator)
         generator.train()
-    return float(training.fabric.broadcast(torch.tensor(ssim, dtype=torch.float64)))
+    told = float(training.fabric.broadcast(torch.tensor(ssim, dtype=torch.float64)))
+    if isnan(told):
+        raise FloatingPointError(
+            f"what the generator predicts is not finite in epoch {training.epoch}"
+        )
+    return told
 
 
 def go_on(
@@ -129,7 +136,7 @@ def go_on(
     Raises
     ------
     FloatingPointError
-        If a loss is not finite.
+        If a loss, a weight, a prediction or the validation SSIM is not finite.
     """
     training = fit.training
     while not fit.is_over(last_epoch):

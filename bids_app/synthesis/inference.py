@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
 
 from bids_app.imaging.smoothing import smooth
 from bids_app.imaging.volume import Volume
 from bids_app.synthesis.tiling import Tiling
+
+ROUNDING = 1e-3  # of intensities, by which bfloat16 may leave [0, 1]; our choice
+FLAT = 1e-4
 
 
 @torch.inference_mode()
@@ -33,6 +37,11 @@ def predict(t1w: Volume, generator: nn.Module, tiling: Tiling, *, batch_size: in
     -------
     ndarray, (I, J, K)
         float32 in [0, 1]. Tiles without brain are 0, unseen by the generator.
+
+    Raises
+    ------
+    FloatingPointError
+        If a voxel is not finite, or beyond [0, 1] by more than rounding.
     """
     device = next(generator.parameters()).device
     volume = torch.from_numpy(t1w)
@@ -46,7 +55,36 @@ def predict(t1w: Volume, generator: nn.Module, tiling: Tiling, *, batch_size: in
                 made[seen] = generator(tiles[seen].to(device)).float().cpu()
             yield from made
 
-    return tiling.merge(answers(), t1w.shape).numpy()
+    made = tiling.merge(answers(), t1w.shape).numpy()
+    if not np.isfinite(made).all():
+        raise FloatingPointError("the generator predicts what is not finite")
+    if made.min() < -ROUNDING or made.max() > 1 + ROUNDING:
+        raise FloatingPointError(
+            f"the generator predicts {made.min():.3g} to {made.max():.3g}, where PET is 0 to 1"
+        )
+    return made
+
+
+def refuse_flat(pet: Volume, t1w: Volume) -> None:
+    """Refuse what a dead network predicts: the same in all of the brain, whatever the T1w is.
+
+    Parameters
+    ----------
+    pet : ndarray, (I, J, K)
+        Predicted, in [0, 1], not smoothed.
+    t1w : ndarray, (I, J, K)
+        That it was predicted from; 0 outside the brain.
+
+    Raises
+    ------
+    FloatingPointError
+        If intensities in the brain span no more than 1e-4, our choice: a PET spans most of 1.
+    """
+    brain = t1w > 0
+    if brain.any() and np.ptp(t1w[brain]) > FLAT and np.ptp(pet[brain]) <= FLAT:
+        raise FloatingPointError(
+            f"the generator predicts {pet[brain].max():.4g} everywhere in the brain"
+        )
 
 
 def synthesize(
@@ -73,5 +111,12 @@ def synthesize(
     -------
     ndarray, (I, J, K)
         float32 in [0, 1], not masked: smoothing carries some of it out of the brain.
+
+    Raises
+    ------
+    FloatingPointError
+        As :func:`predict` and :func:`refuse_flat`.
     """
-    return smooth(predict(t1w, generator, tiling, batch_size=batch_size), fwhm, zooms)
+    made = predict(t1w, generator, tiling, batch_size=batch_size)
+    refuse_flat(made, t1w)
+    return smooth(made, fwhm, zooms)

@@ -111,7 +111,7 @@ def run_job(fabric: Fabric, job: Job, out: Path) -> None:
     Raises
     ------
     Mri2petError
-        If a loss is not finite.
+        If a loss, a weight or a prediction is not finite; checkpoints before it are kept.
     ReadWriteError, UnusableDataError
         If a checkpoint cannot be written, or read.
     """
@@ -140,8 +140,10 @@ def run_job(fabric: Fabric, job: Job, out: Path) -> None:
                 write_tsv(job.folder / HISTORY, COLUMNS, rows_of(job.name, fit))
     except FloatingPointError as error:
         raise Mri2petError(
-            f"training of fold {job.name} stopped: {error}; try again with another --random-seed, "
-            "or look for images that are not within 0..1"
+            f"training of fold {job.name} stopped: {error}, in {fabric._precision.precision} "
+            "precision; the learning rate is too high for these images: try again with another "
+            "--random-seed or a larger --batch-size, or look for images that are not within 0..1; "
+            f"what was trained before is kept in {job.folder}"
         ) from error
     if fabric.is_global_zero:
         save_file(fit.kept, out / KEPT)

@@ -23,6 +23,7 @@ PUBLISHED_SHA256 = "59caea9c9fb9a96229026388f7e58187bda4e00081374eed64974bf43e4c
 FETCHED_SHA256 = (
     "972b85a274f7af1bc18638c2257488e4740296ea1ddeefe6c5a48da7ece116e3"  # mri2pet-fetch's
 )
+LARGEST = 1 << 28  # bytes of a file of weights, which has 10 MB; our choice
 SMALLEST_SIDE = 31  # pixels: 31 → 7 → 3 → 1 along the strides of Lpips
 WANTED = "--lpips-weights wants the tensors of AlexNet's convolutions and the LPIPS v0.1 heads"
 
@@ -100,6 +101,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     ValueError
         If it is anything else.
     """
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"it has more than {LARGEST >> 20} MiB")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -1,12 +1,29 @@
 """The rows of Table 1, as data."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 
+from bids_app.strict import Check, is_flag, is_number, is_whole, refuse_odd
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, Tiling
 
 TILINGS: dict[str, type[SliceTriplets] | type[CubicPatches]] = {
     "semi3d": SliceTriplets,
     "patch3d": CubicPatches,
+}
+WIDEST, DEEPEST = 1024, 256  # feature maps, blocks: far more than anyone trains; our choice
+_CHECKS: dict[str, Check] = {
+    "tiling": lambda value: isinstance(value, dict),
+    "n_blocks": is_whole(0, DEEPEST), "width": is_whole(1, WIDEST),
+    "cycle": is_flag,
+    "epochs": is_whole(0, 1_000_000), "constant_epochs": is_whole(0, 1_000_000),
+    "batch_size": is_whole(1, 100_000),
+    **dict.fromkeys(("mse_weight", "adversarial_weight", "cycle_weight"), is_number(0, 1e9)),
+    "learning_rate": is_number(0, 10), "beta1": is_number(0, 1), "beta2": is_number(0, 1),
+    "pool_size": is_whole(0, 1_000_000), "tiles_per_volume": is_whole(0, 10_000_000),
+    "validation_interval": is_whole(1, 1_000_000), "patience": is_whole(0, 1_000_000),
+}  # fmt: skip
+_TILING_CHECKS: dict[str, dict[str, Check]] = {
+    "semi3d": {"step": is_whole(1, SliceTriplets.channels)},
+    "patch3d": {"size": is_whole(1, 512), "stride": is_whole(1, 512)},
 }
 
 
@@ -112,11 +129,18 @@ def spec_from_dict(values: dict[str, object]) -> ModelSpec:
     Raises
     ------
     ValueError
-        If a value is missing, or not known.
+        If a value is missing, not known, or beyond what any generator has.
     """
-    try:
-        tiling = dict(values["tiling"])  # type: ignore[call-overload]
-        kind = TILINGS[tiling.pop("kind")]
-        return ModelSpec(**{**values, "tiling": kind(**tiling)})  # type: ignore[arg-type]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not a generator's spec: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError("not a generator's spec")
+    optional = [one.name for one in fields(ModelSpec) if one.default is not MISSING]
+    refuse_odd(values, _CHECKS, " ".join(optional))
+    tiling = dict(values["tiling"])  # type: ignore[call-overload]
+    kind = tiling.pop("kind", None)
+    if not isinstance(kind, str) or kind not in TILINGS:
+        raise ValueError(f"there is no tiling {kind!r:.60}")
+    refuse_odd(tiling, _TILING_CHECKS[kind], "step size stride")
+    made = TILINGS[kind](**tiling)
+    if isinstance(made, CubicPatches) and made.stride > made.size:
+        raise ValueError("cubes that are further apart than they are wide leave gaps")
+    return ModelSpec(**{**values, "tiling": made})  # type: ignore[arg-type]

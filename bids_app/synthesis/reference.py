@@ -187,8 +187,28 @@ def write_reference(reference: Reference, path: Path) -> None:
     ------
     ReadWriteError
         If it cannot be written.
+    UnusableDataError
+        If it holds a number that is not finite: nothing is written.
     """
+    for array in asdict(reference).values():
+        if not np.isfinite(array).all():
+            raise UnusableDataError(
+                f"{path.name}: a training image is not finite; leave out images that are not "
+                "within 0..1"
+            )
     write_bytes(path, save({k: np.ascontiguousarray(v) for k, v in asdict(reference).items()}))
+
+
+def _refuse_odd(reference: Reference) -> None:
+    looks = (reference.t1w_mean, reference.t1w_sd)
+    shapes = {one.shape for one in looks} | {(2, *reference.brain.shape)}
+    if reference.brain.dtype != bool or len(shapes) > 1 or looks[0].ndim != 4:  # noqa: PLR2004
+        raise ValueError("its parts do not belong together")
+    if reference.pet_quantiles.shape != (QUANTILES,) or reference.novelties.ndim != 1:
+        raise ValueError(f"it has {reference.pet_quantiles.shape} quantiles")
+    for array in (*looks, reference.pet_quantiles, reference.novelties):
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise ValueError("it holds what is not a finite number")
 
 
 def read_reference(path: Path) -> Reference:
@@ -202,8 +222,10 @@ def read_reference(path: Path) -> Reference:
         If it is none.
     """
     try:
-        return Reference(**load(path.read_bytes()))
+        reference = Reference(**load(path.read_bytes()))
+        _refuse_odd(reference)
+        return reference
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
-    except (SafetensorError, TypeError) as error:
+    except (SafetensorError, TypeError, ValueError) as error:
         raise UnusableDataError(f"{path}: tells no reference ({error}); fetch it again") from error

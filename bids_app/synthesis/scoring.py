@@ -1,6 +1,8 @@
 """Score what generators, and baselines, make of visits they have not seen: Table 1's cells."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,17 @@ from bids_app.synthesis.evaluation import (
     smooth_in_brain,
     sweep,
 )
-from bids_app.synthesis.inference import predict
+from bids_app.synthesis.inference import predict, refuse_flat
 from bids_app.synthesis.lpips import Lpips, load_lpips, volume_lpips
 from bids_app.synthesis.tiling import Tiling
 from bids_app.synthesis.volumes import Volumes, open_volumes
+
+
+def _refuse_odd(scores: Mapping[str, float], *, lpips: bool) -> None:
+    """Refuse scores that are no numbers; PSNR of an image and itself is infinite."""
+    for name, value in scores.items():
+        if isnan(value) and (lpips or not name.startswith("lpips")):
+            raise FloatingPointError(f"its {name} is not a number")
 
 
 class Scorer:
@@ -54,14 +63,22 @@ class Scorer:
             shown = pet if visit.hole is None else np.where(visit.hole, 0, pet)
             distance = volume_lpips(self._lpips, shown, real, brain & visit.covered)
         scores = score(pet, real, brain, distance, covered=visit.covered)
+        _refuse_odd(asdict(scores), lpips=self._lpips is not None)
         owner = visit.owner
         self.records.append(
             Record(model, owner.participant, owner.session, self.fold, scores, by_fwhm)
         )
 
     def score_generator(self, visit: Volumes, generator: nn.Module, tiling: Tiling) -> Volume:
-        """Synthesize the PET of a visit, score it, and give it, (I, J, K) in [0, 1]."""
+        """Synthesize the PET of a visit, score it, and give it, (I, J, K) in [0, 1].
+
+        Raises
+        ------
+        FloatingPointError
+            If the generator predicts no PET, or a score is not a number.
+        """
         raw = predict(np.asarray(visit.t1w), generator, tiling)
+        refuse_flat(raw, np.asarray(visit.t1w))
         zooms = visit.owner.zooms
         pet = smooth_in_brain(raw, visit.brain, fwhm=self.fwhm, zooms=zooms)
         swept = sweep(raw, visit.pet, visit.brain, zooms=zooms, covered=visit.covered)

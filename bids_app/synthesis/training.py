@@ -146,7 +146,7 @@ class Training:
         Raises
         ------
         FloatingPointError
-            If a loss is not finite.
+            If a loss, or a weight after the last step, is not finite.
         """
         for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
             for group in optimizer.param_groups:
@@ -159,6 +159,9 @@ class Training:
             steps += 1
             if not torch.isfinite(total).all():
                 raise FloatingPointError(f"a loss is not finite in epoch {self.epoch + 1}")
+        weights = [*self.generators.parameters(), *self.discriminators.parameters()]
+        if not all(torch.isfinite(one).all() for one in weights):
+            raise FloatingPointError(f"a weight is not finite in epoch {self.epoch + 1}")
         self.epoch += 1
         mean = self.team.average(total.to(self.fabric.device) / max(steps, 1))
         generator, discriminator = mean.tolist()

@@ -1,14 +1,17 @@
 """A generator on disk: its weights as safetensors, beside its card. Nothing is ever unpickled."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import replacing, write_json
+from bids_app.strict import refuse_shapes, shapes_of
 from bids_app.synthesis.card import (
     CARD,
     WEIGHTS,
@@ -30,7 +33,10 @@ def save_generator(generator: nn.Module, card: Card, folder: Path) -> Card:
     ------
     ReadWriteError
         If they cannot be written: no space, no permission.
+    UnusableDataError
+        If one is no finite number: nothing is written.
     """
+    refuse_infinite(generator.state_dict(), folder / WEIGHTS)
     weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
     try:
         with replacing(folder / WEIGHTS) as partial:
@@ -46,19 +52,43 @@ def save_generator(generator: nn.Module, card: Card, folder: Path) -> Card:
 def load_weights(path: Path, spec: ModelSpec, device: str) -> ResnetGenerator:
     """Build the generator of a row of Table 1 with weights from a file.
 
+    The file's header is compared with a network that has shapes alone before one is built.
+
     Raises
     ------
     UnusableDataError
-        If they do not fit.
+        If they do not fit, or are not finite.
     """
-    generator = build_generator(spec)
     try:
-        generator.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
+        with torch.device("meta"):
+            shapes = build_generator(spec).state_dict()
+        expected = {name: ("F32", tuple(one.shape)) for name, one in shapes.items()}
+        refuse_shapes(shapes_of(path), expected)
+        weights = load_file(path)
+        generator = build_generator(spec)
+        generator.load_state_dict(weights)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise UnusableDataError(
-            f"{path}: does not fit the network of its card; fetch both again"
+            f"{path}: does not fit the network of its card ({error}); fetch both again"
         ) from error
+    refuse_infinite(weights, path)
     return generator.to(device).eval()
+
+
+def refuse_infinite(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that hold NaN or infinity.
+
+    Raises
+    ------
+    UnusableDataError
+        Which, of which file.
+    """
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise UnusableDataError(
+                f"{path}: {name} holds NaN or infinity, so the generator predicts nothing; train "
+                "it again, or choose another --generator"
+            )
 
 
 def load_generator(folder: Path, device: str) -> tuple[ResnetGenerator, Card]:

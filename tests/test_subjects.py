@@ -1,6 +1,8 @@
 """Who takes part in the group level: images are found by their names and sidecars."""
 
+import re
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from cohorts import write_control, write_controls, write_out_of_fold, write_synthetic
 
 from bids_app.app.intake import error_of
-from bids_app.app.people import choose_people
+from bids_app.app.subjects import choose_controls, choose_subjects
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import (
     MissingInputError,
@@ -20,6 +22,8 @@ from bids_app.errors import (
 from bids_app.files import read_json, write_json, write_tsv
 from bids_app.screening import Synthetic
 from bids_app.settings import Settings
+from bids_app.synthesis.card import Card, card_values
+from bids_app.synthesis.models import MODELS
 
 GROUPS = {"01": "control", "02": "control", "03": "control", "p1": "patient", "p2": "patient"}
 
@@ -54,11 +58,24 @@ def out(cohort, tmp_path):
 
 def choose(out, *, controls=True, **changed):
     settings = Settings(Path("/raw"), out, "group", sloppy=True, **changed)
-    return choose_people(settings, controls=controls, version=version("mri2pet"))
+    return choose_subjects(settings, controls=controls, version=version("mri2pet"))
 
 
 def labels(people):
     return [one.label for one in people]
+
+
+def the_problem(people, label, sentence):
+    """Give the exit code of the one problem that there is, which is this subject's."""
+    (problem,) = people.problems
+    assert problem.subject == label
+    assert re.search(sentence, problem.sentence)
+    return problem.exit_code
+
+
+def synthetic_of(people, label):
+    (made,) = (one.synthetic for one in (*people.controls, *people.patients) if one.label == label)
+    return made
 
 
 def edit(sidecar, **changed):
@@ -305,7 +322,7 @@ def test_a_control_with_a_t1w_alone_takes_part_by_its_synthetic_pet(out, rng):
     people = choose(out)
     assert labels(people.controls) == ["01", "02", "03", "04"]
     assert people.controls[-1].pet is None
-    assert people.controls[-1].synthetic == Synthetic(path, "g", "a" * 64, seen=False)
+    assert people.controls[-1].synthetic == Synthetic(path, "g", "a" * 64)
     assert people.notes == ("sub-05: not used, neither real nor synthetic PET",)
 
 
@@ -329,8 +346,9 @@ def test_a_measured_image_that_says_synthetic_is_refused(out):
         before = read_json(sidecar)
         for told in (True, "true", "yes", 1):
             edit(sidecar, Synthetic=told)
-            with pytest.raises(UnusableDataError, match=rf"sub-{label}_.*says Synthetic.*; run"):
-                choose(out)
+            people = choose(out)
+            assert label not in labels((*people.controls, *people.patients))
+            assert the_problem(people, label, rf"sub-{label}_.*says Synthetic.*; run") == 65
         write_json(sidecar, before)
     assert labels(choose(out).patients) == ["p1", "p2"]
 
@@ -340,15 +358,17 @@ def test_a_measured_image_that_says_synthetic_is_refused(out):
 def test_a_synthetic_image_has_to_say_that_it_is_one(out, label, told):
     (path,) = out.glob(f"sub-{label}/pet/*_desc-synth_pet.json")
     edit(path, Synthetic=told)
-    with pytest.raises(UnusableDataError, match=rf"{path.name}: does not say Synthetic.* partici"):
-        choose(out)
+    people = choose(out)
+    assert the_problem(people, label, rf"{path.name}: does not say Synthetic.* partici") == 65
+    assert synthetic_of(people, label) is None
 
 
 def test_a_synthetic_image_without_sidecar_may_be_unfinished(out):
     (path,) = out.glob("sub-03/pet/*_desc-synth_pet.json")
     path.unlink()
-    with pytest.raises(MissingInputError, match=rf"{path.name}: no such file.*; run the partici"):
-        choose(out)
+    people = choose(out)
+    assert the_problem(people, "03", rf"{path.name}: no such file.*; run the partici") == 66
+    assert synthetic_of(people, "03") is None
 
 
 def test_of_controls_that_the_generator_saw_the_image_out_of_fold_is_used(out, rng):
@@ -357,11 +377,13 @@ def test_of_controls_that_the_generator_saw_the_image_out_of_fold_is_used(out, r
     own = {label: write_synthetic(out, paths[label], rng, seen=label != "06") for label in paths}
     for label in ("04", "06"):
         write_out_of_fold(out, paths[label], rng)
-    *_, seen, alone, never = choose(out).controls
+    people = choose(out, training_set=("hybrid",), synthetic_controls="all")
+    *_, seen, alone, never = people.controls
     unseen = out / "crossvalidation" / "g" / own["04"].relative_to(out)
-    assert seen.synthetic == Synthetic(unseen, "g", "", seen=False)
-    assert alone.synthetic == Synthetic(own["05"], "g", "a" * 64, seen=True)
-    assert never.synthetic == Synthetic(own["06"], "g", "a" * 64, seen=False)
+    assert seen.synthetic == Synthetic(unseen, "g", "")
+    assert alone.synthetic is None
+    assert the_problem(people, "05", rf"{own['05'].name}: made by generator g, which was tr") == 65
+    assert never.synthetic == Synthetic(own["06"], "g", "a" * 64)
 
 
 @pytest.mark.parametrize(
@@ -379,15 +401,18 @@ def test_an_image_out_of_fold_has_to_say_that_it_is_synthetic(out, rng, changed,
         sidecar.unlink()
     else:
         edit(sidecar, **changed)
-    with pytest.raises(error, match=f"crossvalidation/.*json: {sentence}"):
-        choose(out)
+    people = choose(out)
+    assert the_problem(people, "03", f"crossvalidation/.*json: {sentence}") == error.exit_code
+    assert synthetic_of(people, "03") is None
 
 
 def test_an_image_that_claims_to_be_out_of_fold_but_saw_the_control_is_not_taken(out, rng):
     paths = write_control(out, "03", rng)
-    own = write_synthetic(out, paths, rng, seen=True)
+    write_synthetic(out, paths, rng, seen=True)
     edit(sidecar_path(write_out_of_fold(out, paths, rng)), TrainedOnThisParticipant=True)
-    assert choose(out).controls[-1].synthetic == Synthetic(own, "g", "a" * 64, seen=True)
+    people = choose(out, detectors=("pseudonormal",))
+    assert synthetic_of(people, "03") is None
+    assert the_problem(people, "03", "made by generator g, which was trained on this") == 65
 
 
 def test_a_sidecar_that_names_no_generator_and_one_that_cannot_be_read(out):
@@ -396,8 +421,180 @@ def test_a_sidecar_that_names_no_generator_and_one_that_cannot_be_read(out):
     made = choose(out).controls[-1].synthetic
     assert (made.generator, made.sha256) == ("unknown", "")
     path.write_text("{")
-    with pytest.raises(UnusableDataError, match=rf"{path.name}: not valid JSON"):
-        choose(out)
+    assert the_problem(choose(out), "03", rf"{path.name}: not valid JSON") == 65
+
+
+# Generators that have seen the subject
+
+
+def longitudinal(out, rng, *, seen=True):
+    """04: PET in sessions 1 and 2, and a synthetic PET of each."""
+    tell(out, {**GROUPS, "04": "control"})
+    paths = {session: write_control(out, "04", rng, session=session) for session in ("1", "2")}
+    for one in paths.values():
+        write_synthetic(out, one, rng, seen=seen)
+    return paths
+
+
+WANTED = [
+    {"training_set": ("hybrid",), "synthetic_controls": "all"},
+    {"training_set": ("synthetic",), "synthetic_controls": "all"},
+    {"detectors": ("pseudonormal",)},
+]
+
+
+@pytest.mark.parametrize("session", ["1", "2"])
+@pytest.mark.parametrize("asked", [(), ("1",), ("2",)])
+def test_the_session_with_a_held_out_synthetic_pet_is_used(out, rng, session, asked):
+    """Trained on one of the sessions: the generator knows the subject of the other as well."""
+    tell(out, GROUPS)
+    paths = longitudinal(out, rng)
+    write_out_of_fold(out, paths[session], rng)
+    second = second_pet(out, "p1", f"ses-{asked[0]}") if asked else None
+    people = choose(out, session_label=asked, **WANTED[0])
+    control = people.controls[-1] if not asked else people.controls[0]
+    assert (control.label, second is None) == ("04", not asked)
+    if control.session == session:
+        assert control.synthetic.path.is_relative_to(out / "crossvalidation" / "g")
+        assert people.problems == () or asked
+    else:  # the session that was asked for has a real PET, and no synthetic one to be used
+        assert control.session == asked[0] != session
+        assert control.synthetic is None
+        assert the_problem(people, "04", "made by generator g, which was trained on this") == 65
+
+
+@pytest.mark.parametrize("wanted", WANTED)
+def test_without_a_held_out_synthetic_pet_there_is_a_problem_and_no_other_is_taken(
+    out, rng, wanted
+):
+    longitudinal(out, rng)
+    people = choose(out, **wanted)
+    control = people.controls[-1]
+    assert (control.label, control.session, control.synthetic) == ("04", "1", None)
+    assert the_problem(people, "04", "trained on this participant.*is not there; it is not") == 65
+    assert choose(out).problems == ()  # real PETs alone: no synthetic one is needed
+
+
+def test_train_and_group_choose_the_same_visit(out, rng):
+    paths = longitudinal(out, rng)
+    settings = Settings(Path("/raw"), out, "train", sloppy=True)
+
+    def trained():
+        return choose_controls(settings, version("mri2pet")).controls[-1].visit
+
+    assert choose(out).controls[-1].visit == trained() == replace(trained(), session="1")
+    write_out_of_fold(out, paths["2"], rng)
+    assert choose(out).controls[-1].visit == trained() == replace(trained(), session="2")
+
+
+def test_a_t1w_alone_whose_generator_saw_the_subject_elsewhere_is_not_in_the_hybrid_set(out, rng):
+    tell(out, {**GROUPS, "04": "control"})
+    write_synthetic(out, write_control(out, "04", rng, pet=False), rng, seen=True)
+    people = choose(out, training_set=("hybrid",))
+    assert "04" not in labels(people.controls)
+    assert the_problem(people, "04", "trained on this participant") == 65
+    people = choose(out)
+    assert people.problems == ()
+    assert people.notes == (
+        "sub-04: not used, no real PET, and the generator of the synthetic one was trained on it",
+    )
+
+
+def write_generator(out, sha256, participants, dataset="ellipsoids", fold=""):
+    folder = out / "generators" / "g" / (f"folds/fold-{fold}" if fold else "")
+    rows = tuple(tuple(row) for row in np.eye(4).tolist())
+    card = Card(
+        "g", "0", MODELS["semi3d-gan"], "T", (3, 3, 3), rows, sha256, "x", "x",
+        tuple(participants), dataset, 0,
+    )  # fmt: skip
+    write_json(folder / "card.json", card_values(card))
+
+
+@pytest.mark.parametrize(
+    ("participants", "dataset", "seen"),
+    [
+        (["03"], "ellipsoids", True), (["sub-03"], " Ellipsoids", True),
+        (["02"], "ellipsoids", False), (["03"], "another study", False),
+    ],
+)  # fmt: skip
+def test_the_card_of_a_generator_tells_whom_it_has_seen(out, participants, dataset, seen):
+    """Whatever the sidecar says: it may be older than the generator of this name."""
+    write_generator(out, "a" * 64, participants, dataset)
+    people = choose(out, **WANTED[0])
+    assert (synthetic_of(people, "03") is None) is seen
+    assert bool(people.problems) is seen
+
+
+def test_the_card_of_a_fold_tells_whom_it_has_left_out(out, rng):
+    paths = write_control(out, "03", rng)
+    write_synthetic(out, paths, rng, seen=True)
+    held_out = write_out_of_fold(out, paths, rng)
+    write_generator(out, "b" * 64, ["01", "02"], fold="1")
+    assert synthetic_of(choose(out), "03").path == held_out
+    write_generator(out, "b" * 64, ["01", "03"], fold="1")
+    people = choose(out, **WANTED[0])
+    assert synthetic_of(people, "03") is None
+    assert the_problem(people, "03", "trained on this participant") == 65
+
+
+def test_a_sidecar_that_does_not_tell_whether_the_subject_was_seen_is_not_believed(out):
+    (path,) = out.glob("sub-03/pet/*_desc-synth_pet.json")
+    edit(path, TrainedOnThisParticipant=None)
+    assert synthetic_of(choose(out), "03") is None
+
+
+def test_a_name_of_a_generator_leads_nowhere_else(out, rng):
+    paths = write_control(out, "03", rng)
+    write_synthetic(out, paths, rng, seen=True)
+    (path,) = out.glob("sub-03/pet/*_desc-synth_pet.json")
+    held_out = write_out_of_fold(out, paths, rng)
+    shutil.copytree(held_out.parents[2], out.parent / "elsewhere")
+    edit(path, Generator={"Name": "../../elsewhere"})
+    assert synthetic_of(choose(out), "03") is None
+
+
+def test_a_patient_whom_the_generator_has_seen_has_no_pseudonormal_pet(out, rng):
+    (path,) = out.glob("sub-p1/pet/*_desc-synth_pet.json")
+    edit(path, TrainedOnThisParticipant=True)
+    people = choose(out, detectors=("pseudonormal",))
+    assert synthetic_of(people, "p1") is None
+    assert the_problem(people, "p1", "trained on this participant") == 65
+    assert choose(out).problems == ()
+
+
+# Registration
+
+
+def judge(image, verdict, *reasons):
+    edit(sidecar_path(image), Registration={"Verdict": verdict, "VerdictReasons": [*reasons]})
+
+
+def test_a_failed_t1w_takes_its_pets_and_its_synthetic_pet_along(out, rng):
+    tell(out, {**GROUPS, "04": "control"})
+    path = write_control(out, "04", rng, pet=False)
+    write_synthetic(out, path, rng)
+    judge(path.t1w_in_template, "fail", "tilted by 70 degrees")
+    judge(image_of(out, "p1", "T1w").with_suffix("").with_suffix(".nii.gz"), "fail", "no brain")
+    judge(pet_of(out, "p2"), "doubt", "noisy")
+    people = choose(out, training_set=("hybrid",))
+    assert labels(people.controls) == ["01", "02", "03"]
+    assert labels(people.patients) == ["p2"]
+    assert the_problem(people, "p1", "sub-p1: a patient whose registration has failed, so") == 65
+    assert [note.partition(":")[0] for note in people.notes] == ["sub-p2", "sub-04", "sub-p1"]
+    assert "is used, but its registration is in doubt (noisy)" in people.notes[0]
+    assert "tilted by 70 degrees" in people.notes[1]
+    assert "no brain" in people.notes[2]
+
+
+def test_of_two_pets_of_a_patient_the_failed_one_is_left_out(out):
+    first, second = pet_of(out, "p1"), second_pet(out, "p1", "run-2")
+    judge(second, "fail", "far off")
+    people = choose(out)
+    assert [one.pet for one in people.patients if one.label == "p1"] == [first]
+    assert people.problems == ()
+    assert people.notes == (
+        f"sub-p1: {second.name} is not used, its registration to the T1w has failed (far off)",
+    )
 
 
 # Other versions

@@ -1,0 +1,252 @@
+"""Read cards and tensors that others may have made: nothing is believed, nothing is unpickled.
+
+What is too large, too deep or of another kind is refused before memory is taken for it. All limits
+are our choice, far beyond what this app writes.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+LARGEST_CARD = 1 << 24  # bytes
+DEEPEST = 32  # lists and objects in one another
+LONGEST_TEXT = 20_000  # characters
+LARGEST_HEADER = 1 << 24  # bytes of a safetensors header
+HEADER_SIZE = 8  # bytes that say how long it is
+Check = Callable[[object], bool]
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # name → dtype as safetensors has it, and shape
+
+
+def read_object(path: Path) -> dict[str, object]:
+    """Read the JSON object of a card.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    ValueError
+        If it is too large, too deep, no JSON, no object, names a key twice, or holds NaN.
+    """
+    with path.open("rb") as file:
+        content = file.read(LARGEST_CARD + 1)
+    if len(content) > LARGEST_CARD:
+        raise ValueError(f"more than {LARGEST_CARD >> 20} MiB")
+    return parse_object(content.decode("utf-8"))
+
+
+def parse_object(text: str) -> dict[str, object]:
+    """Read a JSON object from text.
+
+    Raises
+    ------
+    ValueError
+        As :func:`read_object`.
+
+    Examples
+    --------
+    >>> parse_object('{"a": 1}')
+    {'a': 1}
+    >>> parse_object('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    ValueError: a stands in it twice
+    """
+    try:
+        values = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("lists in lists without end") from error
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    if _depth(values) > DEEPEST:
+        raise ValueError(f"more than {DEEPEST} lists in one another")
+    return values
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)} stands in it twice")
+    return values
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is no number")
+
+
+def _depth(value: dict[str, object]) -> int:
+    depth, row = (
+        0,
+        list[dict | list]([value]),
+    )  # row by row: a deep one would be too deep to go into
+    while row:
+        depth += 1
+        inner = [x for one in row for x in (one.values() if isinstance(one, dict) else one)]
+        row = [one for one in inner if isinstance(one, list | dict)]
+    return depth
+
+
+def refuse_odd(
+    values: Mapping[str, object], checks: Mapping[str, Check], optional: str = ""
+) -> None:
+    """Refuse fields that are missing, unknown, or not as their checks want them.
+
+    Parameters
+    ----------
+    values : mapping
+        Of a card, by field.
+    checks : mapping
+        Field → whether a value can be its.
+    optional : str
+        Fields that may be missing, with spaces between.
+
+    Raises
+    ------
+    ValueError
+        Which, and its value.
+    """
+    unknown = sorted(values.keys() - checks.keys())
+    if unknown:
+        raise ValueError(f"field {unknown[0][:40]!r} is not known")
+    missing = sorted(checks.keys() - values.keys() - set(optional.split()))
+    if missing:
+        raise ValueError(f"field {missing[0]} is missing")
+    for name, value in values.items():
+        if not checks[name](value):
+            raise ValueError(f"field {name} cannot be {_short(value)}")
+
+
+def _short(value: object) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "that large"
+    return text if len(text) <= 60 else f"{text[:60]}…"  # noqa: PLR2004
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is text, not without end, that UTF-8 can hold."""
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        return False
+    return not any("\ud800" <= sign <= "\udfff" for sign in value)
+
+
+def is_flag(value: object) -> bool:
+    """Whether a value is true or false, and not 1 or 0."""
+    return isinstance(value, bool)
+
+
+def is_whole(low: int, high: int) -> Check:
+    """Make a check for whole numbers of a range, both ends included."""
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def is_number(low: float = -math.inf, high: float = math.inf) -> Check:
+    """Make a check for finite numbers of a range, both ends included."""
+
+    def check(value: object) -> bool:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        return low <= value <= high and abs(value) <= sys.float_info.max
+
+    return check
+
+
+def is_list(check: Check, most: int, least: int = 0) -> Check:
+    """Make a check for lists (or tuples) of so many values that pass one."""
+    return lambda value: (
+        isinstance(value, list | tuple)
+        and least <= len(value) <= most
+        and all(check(one) for one in value)
+    )
+
+
+def is_mapping(check: Check, most: int) -> Check:
+    """Make a check for mappings from text to values that pass one."""
+    return lambda value: (
+        isinstance(value, dict)
+        and len(value) <= most
+        and all(is_text(key) and check(one) for key, one in value.items())
+    )
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is made of text, finite numbers, truth, nothing, lists and mappings."""
+    if isinstance(value, dict):
+        return all(is_text(key) and is_plain(one) for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return all(is_plain(one) for one in value)
+    return value is None or is_flag(value) or is_text(value) or is_number()(value)
+
+
+def is_sha256(value: object) -> bool:
+    """Whether a value is a SHA-256 in hexadecimal digits, or empty where there is none yet."""
+    return (
+        isinstance(value, str) and len(value) in (0, 64) and set(value) <= set("0123456789abcdef")
+    )
+
+
+def is_inner_name(value: object) -> bool:
+    """Whether a value is the name of a file in a folder: ``a/b.txt``, no way out of it.
+
+    Examples
+    --------
+    >>> [is_inner_name(one) for one in ("a/b.txt", "../a", "/a", "a/../../b", "", ".")]
+    [True, False, False, False, False, False]
+    """
+    if not is_text(value) or not isinstance(value, str) or set(value) & {"\\", "\0", ":"}:
+        return False
+    return bool(value) and all(part not in ("", ".", "..") for part in value.split("/"))
+
+
+def is_inside(folder: Path, path: Path) -> bool:
+    """Whether a file lies in a folder, links followed."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
+def shapes_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Read from the header of a safetensors file what is in it; no tensor is read.
+
+    Returns
+    -------
+    dict
+        Name → dtype (``F32``) and shape. The library has seen that they fit into the file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    ValueError
+        If it is no such file, or its header is too large.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(HEADER_SIZE), "little")
+    if not 0 < size <= min(LARGEST_HEADER, path.stat().st_size - HEADER_SIZE):
+        raise ValueError("no header of safetensors, or one that does not fit into the file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: (str(one.get_dtype()), tuple(one.get_shape())) for name, one in slices.items()
+            }
+    except SafetensorError as error:
+        raise ValueError(f"not safetensors: {error}") from error
+
+
+def refuse_shapes(found: Shapes, expected: Shapes) -> None:
+    """Refuse tensors that are not those that a network has.
+
+    Raises
+    ------
+    ValueError
+        Which is the first that is missing, unknown, or of another dtype or shape.
+    """
+    for name in sorted(found.keys() ^ expected.keys()):
+        raise ValueError(f"{name[:80]} is {'missing' if name in expected else 'unknown'}")
+    for name, (dtype, shape) in found.items():
+        wanted_dtype, wanted = expected[name]
+        if (dtype, shape) != (wanted_dtype, wanted):
+            raise ValueError(f"{name} is {dtype} {list(shape)}, not {wanted_dtype} {list(wanted)}")
