@@ -274,7 +274,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     add("--device", type=_device, help="auto (the default), cpu, cuda or cuda:N")
     add("--use-plugin", type=absolute_path, metavar="FILE",
         help="JSON or YAML with plugin and plugin_args of nipype")  # fmt: skip
-    add("-w", "--work-dir", type=absolute_path, metavar="DIR", help="default: OUTPUT_DIR/work")
+    add("-w", "--work-dir", type=absolute_path, metavar="DIR", help="default: OUTPUT_DIR/.work")
     add("--clean-workdir", action="store_true", help="delete intermediate files of what succeeded")
     add("--stop-on-first-crash", action="store_true", help="do not go on with other participants")
     add("--resource-monitor", action="store_true", help="let nipype record memory and CPU")

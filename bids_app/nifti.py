@@ -19,6 +19,7 @@ from bids_app.imaging.volume import Affine, Grid, zooms_of
 
 SMALLEST_ZOOM, LARGEST_ZOOM = 0.1, 20.0  # mm; our choice: no scanner of human heads is beyond
 SMALLEST_FIELD_OF_VIEW, LARGEST_FIELD_OF_VIEW = 50.0, 1000.0  # mm; our choice
+ROUNDING = 1e-3  # mm, by which affines of one grid may differ (our choice)
 NEARLY_WHOLE = 1e-3  # by which a label may differ from a whole number: scaling rounds (our choice)
 LARGEST_SHEAR = 0.05  # cosine between two axes of the grid; our choice
 UNREADABLE = (ImageFileError, HeaderDataError, EOFError, gzip.BadGzipFile, zlib.error, ValueError)
@@ -118,6 +119,36 @@ def check_header(path: Path) -> tuple[int, ...]:
         raise UnusableDataError(f"{path}: its shape is {shape}, not a volume; convert it again")
     _refuse_absurd_affine(path, image.affine, shape)
     return shape
+
+
+def check_grid(path: Path, grid: Grid) -> None:
+    """See from the header alone whether an image of template space lies on the run's grid.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError
+        As :func:`check_header`.
+    UnusableDataError
+        As :func:`check_header`, and if shape or affine differ.
+    """
+    shape, affine = check_header(path), np.asarray(_open(path).affine, dtype=np.float64)
+    if shape != grid.shape or not np.allclose(affine, grid.affine, atol=ROUNDING):
+        raise UnusableDataError(
+            f"{path}: lies on another grid than --bounding-box and --resolution say; run the "
+            "participant level again with the same"
+        )
+
+
+def read_grid(path: Path) -> Grid:
+    """Read the grid of a volume from its header.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        As :func:`check_header`.
+    """
+    i, j, k = check_header(path)[:3]
+    return Grid((i, j, k), np.asarray(_open(path).affine, dtype=np.float64))
 
 
 def read_description(path: Path) -> str:

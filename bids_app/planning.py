@@ -192,18 +192,28 @@ def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> Sy
     )  # fmt: skip
 
 
-def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: Run) -> Workflow:
-    needed = (plan.paths.t1w_in_template, plan.paths.brain_mask_in_template)
-    for path in needed:
+def refuse_unprepared(plan: VisitPlan, run: Run) -> None:
+    """Refuse a visit whose stage starts from results that are not there.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        If they are not there, cannot be read, or lie on a grid that the generator does not know.
+    """
+    if run.stage != "synthesize" or run.generator is None:
+        return
+    for path in (plan.paths.t1w_in_template, plan.paths.brain_mask_in_template):
         if not path.exists():
             raise MissingInputError(
                 f"{path}: no such file; run --stage preprocess for {plan.label} first"
             )
-        if run.generator is not None:
-            check_grid(run.generator.card, nifti.load(path).grid, run.space.template)
+        check_grid(run.generator.card, nifti.read_grid(path), run.space.template)
+
+
+def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: Run) -> Workflow:
     return init_synthesis_from_disk_wf(
-        t1w=needed[0],
-        brain_mask=needed[1],
+        t1w=plan.paths.t1w_in_template,
+        brain_mask=plan.paths.brain_mask_in_template,
         pets=[p.in_template for p in plan.paths.pets if p.in_template.exists()],
         synthesis=synthesis,
         omp_nthreads=run.preprocessing.omp_nthreads,
@@ -216,9 +226,10 @@ def init_visit_wf(plan: VisitPlan, run: Run) -> Workflow:
 
     Raises
     ------
-    MissingInputError
-        If the stage starts from results that are not there.
+    Mri2petError
+        As :func:`refuse_unprepared`.
     """
+    refuse_unprepared(plan, run)
     if run.stage == "synthesize" and run.generator is not None:
         return _from_disk(plan, _synthesis_plan(plan, run, run.generator), run)
     outputs = _preprocessing_outputs(plan, run)

@@ -15,7 +15,7 @@ from bids_app.errors import UnusableDataError
 from bids_app.imaging.volume import Grid
 from bids_app.mapped import Owner, store_arrays
 
-ROUNDING = 1e-3  # intensities may be beyond 0..1, and affines apart, by so much
+ROUNDING = 1e-3  # intensities may be beyond 0..1 by so much
 SYNTHETIC = "SYNTHETIC"  # as the header of every synthetic image says
 BRAIN = "brain"
 
@@ -60,16 +60,8 @@ class StoreVolumes(SimpleInterface):
         return runtime
 
     def _load(self, path):
+        nifti.check_grid(path, Grid(self.inputs.shape, np.array(self.inputs.affine)))
         image = nifti.load_scan(path)
-        grid = Grid(self.inputs.shape, np.array(self.inputs.affine))
-        same = image.grid.shape == grid.shape and np.allclose(
-            image.affine, grid.affine, atol=ROUNDING
-        )
-        if not same:
-            raise UnusableDataError(
-                f"{path}: lies on another grid than --bounding-box and --resolution say; run the "
-                "participant level again with the same"
-            )
         if image.data.min() < -ROUNDING or image.data.max() > 1 + ROUNDING:
             raise UnusableDataError(
                 f"{path}: has intensities beyond 0..1; run the participant level again"

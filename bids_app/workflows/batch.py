@@ -3,6 +3,7 @@
 import getpass
 import os
 import re
+import shutil
 from collections.abc import Mapping, MutableMapping
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ PLUGINS = "nipype.pipeline.plugins"
 POLLING = 2.0  # s between two looks at the queue: each asks its server about each job
 WAITING = 20.0  # s for the result of a job that has left the queue, while a shared disk settles
 LOG_LINES = 200
+SUBMITTING = {"SLURM": "sbatch", "SGE": "qsub", "PBS": "qsub", "LSF": "bsub", "OAR": "oarsub"}
 GPU_OPTION = re.compile(r"--(gres|gpus)|-G\b")  # sbatch's ways to ask for a GPU
 OWN_MEMORY = 1.0  # GiB that Python and its libraries take in a job of their own; seen: 0.25 to 0.7
 
@@ -61,6 +63,24 @@ def _class_of(name: str) -> type[PluginBase]:
             f"--use-plugin: {name} returns before its jobs are done; use another, such as SLURM"
         )
     return kind
+
+
+def refuse_plugin(name: str) -> None:
+    """Refuse a plugin that a run could not use, before it begins.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plugin, it does not wait for its jobs, or the command by which it
+        submits them is not on this machine.
+    """
+    _class_of(name)
+    command = SUBMITTING.get(name)
+    if command is not None and shutil.which(command) is None:
+        raise UsageError(
+            f"--use-plugin: there is no {command} here, by which {name} takes jobs; run where "
+            "there is one, or leave the option out"
+        )
 
 
 def make_plugin(name: str, arguments: Mapping[str, object]) -> PluginBase:
