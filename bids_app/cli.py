@@ -21,6 +21,7 @@ from bids_app.settings import (
     LEVELS,
     SLOPPY_RESOLUTION,
     TRAINING_SETS,
+    USED_BY,
     Settings,
 )
 from bids_app.synthesis.models import MODELS
@@ -30,6 +31,7 @@ DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 BOX_SIDES = 6
 NAMES = {"models", "training_set", "detectors"}  # once each, in the order given
 TUPLES = NAMES | {"bounding_box", "derivatives", "atlas"}
+FLAGS = {"validate": "--skip-bids-validation"}  # whose name is not that of its setting
 LABELS = {
     "participant_label": "sub-",
     "exclude_participant_label": "sub-",
@@ -411,7 +413,18 @@ def parse(argv: Sequence[str] | None) -> Settings:
     if "config_file" in given:
         configured = _options().parse_args(_tokens(given.config_file))
         given = argparse.Namespace(**{**vars(configured), **vars(given)})
+    _tell_unused(given)
     return _settings(vars(given))
+
+
+def _tell_unused(given: argparse.Namespace) -> None:
+    """Tell of options that are given, and that the level has no use for."""
+    unused = [
+        name for levels, names in USED_BY.items() if given.level not in levels for name in names
+    ]
+    flags = [FLAGS.get(name, "--" + name.replace("_", "-")) for name in unused if name in given]
+    if flags:
+        sys.stderr.write(f"warning: the level {given.level} does not use {', '.join(flags)}\n")
 
 
 def _run(argv: Sequence[str] | None) -> int:
