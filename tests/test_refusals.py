@@ -68,7 +68,7 @@ REFUSED = [
     ("participant", (*SLOPPY, "--use-plugin", "{study}/bad.json"), 64),
     ("participant", (*SLOPPY, "--use-plugin", "{study}/none.json"), 64),
     ("participant", (*SLOPPY, "--bids-filter-file", "{study}/bad.json"), 64),
-    ("participant", (*SLOPPY, "--participant-label", "nobody"), 66),
+    ("participant", (*SLOPPY, "--participant-label", "nobody"), 18),
     ("participant", (*SLOPPY, "--stage", "synthesize"), 66),
     ("participant", (*SLOPPY, "--stage", "preprocess", "--template", "NoSuchTemplate"), 66),
     ("participant", (*SLOPPY, "--stage", "preprocess", "--bounding-box", "500", "500", "500", "600",
@@ -139,7 +139,7 @@ def test_a_mistyped_output_folder_is_not_made(study, capsys, level, option):
 
 def test_a_dry_run_that_nothing_stops_writes_nothing(study, capsys):
     before = contents(study)
-    index = ("--bids-database-dir", str(study / "index"))
+    index = ("--bids-database-dir", str(study / "index"), "--skip-bids-validation")
     for level, options in (("participant", index), ("train", ()), ("group", ())):
         command = [str(study / "raw"), str(study / "out"), level, *SLOPPY, "--folds", "2"]
         assert main([*command, *options, "--dry-run"]) == 0
