@@ -185,7 +185,7 @@ def test_names_are_not_cut_in_a_narrow_terminal(study):
         (".", None, "holds the input folder"),
         ("raw/..", None, "holds the input folder"),
         ("foreign", None, "that mri2pet has not made"),
-        ("caf\udce9", None, "no UTF-8"),
+        ("out\udce9", None, "no UTF-8"),
     ],
 )
 def test_folders_that_a_run_must_not_write_to(study, capsys, out, work, said):
@@ -222,8 +222,8 @@ def test_the_validator_passes_over_a_work_folder_in_the_output(tmp_path):
 
 
 def test_names_of_files_that_are_no_text_can_be_kept(tmp_path):
-    write_json(tmp_path / "run.json", {"name": "caf\udce9"})
-    assert read_json(tmp_path / "run.json") == {"name": "caf\udce9"}
+    write_json(tmp_path / "run.json", {"name": "out\udce9"})
+    assert read_json(tmp_path / "run.json") == {"name": "out\udce9"}
 
 
 # One participant's fault is its own
