@@ -285,8 +285,10 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = _Add(parser.add_argument_group("run"))
     add("--sloppy", action="store_true", help="4 mm, coarse registration: to try things out only")
-    add("--dry-run", action="store_true",
-        help="print which images would be used, and what would be refused; write nothing")  # fmt: skip
+    add(
+        "--dry-run", action="store_true",
+        help="print which images would be used, and what would be refused; write nothing",
+    )  # fmt: skip
     add("--reports-only", action="store_true", help="write reports from the files in OUTPUT_DIR")
     add("--boilerplate-only", action="store_true", help="print the methods paragraph, and stop")
     add("--config-file", type=absolute_path, metavar="TOML",
