@@ -196,12 +196,27 @@ def _detect(run: GroupRun, people: People, card: DetectorCard | None, voice: Voi
     if stopped or not pictures.patients:
         raise error_of(early)
     late = _problems(_run(run, plans), plans)
+    there, unread = _read_all(plans, settings.output_dir / "logs")
+    late += unread
     _tell(voice, [], late)
-    seen = [read_seen(sighting) for plan in plans for sighting in plan.sightings]
-    there = [one for one in seen if one is not None]
     lost = _tell_lost_lesions(there)
     _tell(voice, lost, [])
     return _Outcome(there, [*notes, *lost], [*early, *late])
+
+
+def _read_all(plans: Sequence[SetPlan], logs: Path) -> tuple[list[Seen], list[Problem]]:
+    """Read what was seen of everyone; a file that cannot be read is its owner's problem."""
+    seen, problems = list[Seen](), list[Problem]()
+    for sighting in (sighting for plan in plans for sighting in plan.sightings):
+        try:
+            one = read_seen(sighting)
+        except Exception as error:  # of any kind: it is this participant's, and no one else's
+            label = sighting.who.who.label
+            problems.append(problem_of(error, label, f"sub-{label}", logs))
+            continue
+        if one is not None:
+            seen.append(one)
+    return seen, problems
 
 
 def _tell_lost_lesions(seen: Sequence[Seen]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bids_app import provenance
 from bids_app.app.controls import Controls, choose_controls
-from bids_app.app.intake import Problem, error_of, refuse_other_grids
+from bids_app.app.intake import Problem, error_of, problem_of, refuse_other_grids
 from bids_app.app.preparation import (
     make_places,
     refuse_places,
@@ -86,7 +86,7 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     stored, problems = _store(study, controls, runner)
     folds = deal(study, stored)
     problems += _compute(study, controls, folds, means, runner)
-    _finish(study, settings, controls, problems, told_of(stamp, started))
+    problems += _finish(study, runner, controls, problems, told_of(stamp, started))
     return _close(settings, study, problems, voice)
 
 
@@ -286,12 +286,13 @@ def _problem(crash: Crash, labels: Mapping[str, str]) -> Problem:
 
 def _finish(
     study: Study,
-    settings: Settings,
+    runner: Runner,
     controls: Controls,
     problems: Sequence[Problem],
     told: Told,
-) -> None:
-    """Write table and report."""
+) -> list[Problem]:
+    """Write table and report; where the report fails, generators and table stand."""
+    settings = runner.settings
     with locked(study.output_dir):
         gathered = gather_records(study)
         write_table1(study.output_dir, gathered.records)
@@ -300,9 +301,16 @@ def _finish(
         **told, "problems": sentences, "notes": [*controls.notes, *gathered.notes],
         "settings": vars(settings),
     }  # fmt: skip
-    write_training_report(
-        study.output_dir, template=settings.template, resolution=settings.grid_resolution, **whole
-    )
+    try:
+        write_training_report(
+            study.output_dir, template=settings.template, resolution=settings.grid_resolution,
+            **whole,
+        )  # fmt: skip
+    except Exception as error:  # of any kind: it is only the report
+        lost = problem_of(error, "", "train.html", study.output_dir / "logs")
+        runner.voice.fail(lost.sentence)
+        return [lost]
+    return []
 
 
 def _report_again(settings: Settings, voice: Voice) -> int:
