@@ -29,7 +29,7 @@ from cohorts import (
 )
 
 from bids_app import nifti
-from bids_app.app import detectors, group
+from bids_app.app import detectors, participant
 from bids_app.cli import main, parse
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.detections import (
@@ -80,7 +80,7 @@ def _small():
 def without_pages():
     """Write no reports of patients: they take longer than all else here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(group, "write_subject_report", lambda *_, **__: None)
+        patch.setattr(participant, "write_subject_report", lambda *_, **__: None)
         yield
 
 
