@@ -84,7 +84,7 @@ def run_seed(folder: Path, seed: int, given: argparse.Namespace) -> None:
     copied = patch.with_name("copied")
     if not copied.exists():
         shutil.rmtree(patch, ignore_errors=True)
-        shutil.copytree(semi, patch, ignore=shutil.ignore_patterns("work", "*_desc-synth_*"))
+        shutil.copytree(semi, patch, ignore=shutil.ignore_patterns(".work", "*_desc-synth_*"))
         copied.touch()
     lesions = f"lesions={bids / 'derivatives' / 'truth'}"
     for out, generator, sets, detectors in (
@@ -100,7 +100,7 @@ def run_seed(folder: Path, seed: int, given: argparse.Namespace) -> None:
 def findings(folder: Path, seed: int) -> Iterator[Finding]:
     """Read what was found in everyone of a seed, as the app keeps it in its work folder."""
     for (out, training_set), name in SETS.items():
-        for path in sorted((folder / out / "work" / "clusters" / training_set).glob("*/*.json")):
+        for path in sorted((folder / out / ".work" / "clusters" / training_set).glob("*/*.json")):
             told = read_json(path)
             clusters = [Cluster(**one) for one in told["clusters"]]
             lesions = told["lesions"] if told["lesions"] else 0

@@ -85,7 +85,7 @@ def app(work: Path, t1w: Path, threads: int) -> float:
 def inside(work: Path) -> float:
     """Seconds that the app's calls of ANTs and deepbet took, counted once where side by side."""
     spans = []
-    for path in (work / "out" / "work").rglob("result_*.pklz"):
+    for path in (work / "out" / ".work").rglob("result_*.pklz"):
         runtime = loadpkl(path).runtime
         if path.parent.name in CALLS and hasattr(runtime, "startTime"):
             spans.append(

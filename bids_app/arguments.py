@@ -1,14 +1,26 @@
 """What the command lines of all programs have in common; light, so that --help is quick."""
 
 import argparse
+import codecs
+import io
+import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
 
 from bids_app.errors import Mri2petError, ReadWriteError, UsageError
 from bids_app.lifeline import ended_by_signals
 
 INTERRUPTED = 130  # a shell's code for SIGINT
+UNSHOWABLE = "mri2pet"  # how codecs know :func:`_in_other_words`
+OTHER_WORDS = str.maketrans({
+    "—": "-", "–": "-", "−": "-", "×": "x", "³": "3", "²": "2", "…": "...", "·": "*", "±": "+-",
+    "“": '"', "”": '"', "’": "'", "→": "->",
+})  # fmt: skip
+STREAMS = ("stdin", "stdout", "stderr")
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,16 +31,183 @@ class Parser(argparse.ArgumentParser):
         self.exit(UsageError.exit_code, f"error: {message}; see {self.prog} --help\n")
 
 
+def absolute_path(text: str) -> Path:
+    """Read a path of the command line, or of a file of settings.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If no path can be written like this.
+    ReadWriteError
+        If it is relative to a folder that is there no more.
+    """
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no path")
+    try:
+        return Path(text).absolute()
+    except FileNotFoundError:
+        raise _no_folder() from None
+
+
+def refuse_lost_folder() -> None:
+    """Refuse to begin in a folder that has been deleted: libraries ask where they are.
+
+    Raises
+    ------
+    ReadWriteError
+        If the current folder is there no more.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise _no_folder() from None
+
+
+def _no_folder() -> ReadWriteError:
+    return ReadWriteError(
+        "the current folder was deleted; change to one that is there, and run the command again"
+    )
+
+
+def _in_other_words(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Write what an encoding has no sign for: bytes of file names as they are, signs by others."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    sign = error.object[error.start]
+    if "\udc80" <= sign <= "\udcff":  # how Python spells a byte that is no UTF-8 (PEP 383)
+        return bytes([ord(sign) - 0xDC00]), error.start + 1
+    known = sign.translate(OTHER_WORDS)
+    return known if known.isascii() else "?", error.start + 1
+
+
+class _Steady:
+    """A stream to whose end nobody may listen: a run goes on when it cannot be written to.
+
+    Parameters
+    ----------
+    stream : text stream
+        All else is as it has it.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, as far as that can be done."""
+        with self._losing():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, as far as that can be done."""
+        with self._losing():
+            self.stream.flush()
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+            with suppress(OSError, ValueError):  # what is buffered goes nowhere, at exit as well
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
+
+
+def _fill_gaps() -> None:
+    """Open what was closed: the next file would be taken for the standard output otherwise."""
+    for number in range(len(STREAMS)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    for name in STREAMS:
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
+@contextmanager
+def steady_streams() -> Iterator[_Steady]:
+    """Let no program end in a traceback because of where its messages go; give its output.
+
+    A terminal may know ASCII only, a reader may have gone (``| head -1``), a disk may be full, the
+    streams may be closed.
+    """
+    codecs.register_error(UNSHOWABLE, _in_other_words)
+    _fill_gaps()
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=UNSHOWABLE)
+    out, err = map(_Steady, before)
+    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    try:
+        yield out
+    finally:
+        out.flush()
+        err.flush()
+        sys.stdout, sys.stderr = before
+
+
+def forgive_warnings() -> None:
+    """Show warnings that ``python -W error`` makes errors: those of libraries would end a run.
+
+    Processes that are started later inherit it.
+    """
+
+    def shown(option: str) -> str:
+        action, colon, rest = option.partition(":")
+        return f"default{colon}{rest}" if action and "error".startswith(action) else option
+
+    sys.warnoptions[:] = map(shown, sys.warnoptions)
+    named = os.environ.get("PYTHONWARNINGS")
+    if named:
+        os.environ["PYTHONWARNINGS"] = ",".join(map(shown, named.split(",")))
+    if any(one[0] == "error" for one in warnings.filters):
+        kept = [("default" if one[0] == "error" else one[0], *one[1:]) for one in warnings.filters]
+        warnings.resetwarnings()  # also empties the record of which filter was met
+        warnings.filters[:] = kept  # type: ignore[index]
+
+
 def exit_code_of(run: Callable[[], int], *, interrupted: str) -> int:
     """Run a program; say in one sentence what goes wrong, and give the exit code of BEP027.
 
     Parameters
     ----------
     run : callable
-        Gives an exit code.
+        Reads the command line and gives an exit code.
     interrupted : str
         What to do after Ctrl-C or another signal to end, a sentence.
     """
+    with steady_streams() as out:
+        forgive_warnings()
+        try:
+            code = _code_of(run, interrupted)
+        except SystemExit as stop:  # argparse's, after --help and the like
+            code = stop.code if isinstance(stop.code, int) else 0
+            out.flush()
+            if _lost(out) and not code:
+                raise SystemExit(ReadWriteError.exit_code) from None
+            raise
+        out.flush()
+        return ReadWriteError.exit_code if _lost(out) and not code else code
+
+
+def _lost(out: _Steady) -> bool:
+    """Tell of an output that could not be written; one whose reader has gone is not missed."""
+    if out.error is None or isinstance(out.error, BrokenPipeError):
+        return False
+    sys.stderr.write(f"error: standard output: {out.error.strerror}; what was said is lost\n")
+    return True
+
+
+def _code_of(run: Callable[[], int], interrupted: str) -> int:
     try:
         with ended_by_signals(interrupted):
             return run()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from bids_app.arguments import Parser, exit_code_of
+from bids_app.arguments import Parser, absolute_path, exit_code_of, refuse_lost_folder
 from bids_app.caches import settled
 from bids_app.derivatives.lesions import NAME as LESIONS
 from bids_app.errors import UsageError
@@ -21,6 +21,7 @@ from bids_app.settings import (
     LEVELS,
     SLOPPY_RESOLUTION,
     TRAINING_SETS,
+    USED_BY,
     Settings,
 )
 from bids_app.synthesis.models import MODELS
@@ -31,6 +32,7 @@ BOX_SIDES = 6
 MOST_USUAL = "LAS"  # what nibabel, SPM and FSL take an image for that has no orientation
 NAMES = {"models", "training_set", "detectors"}  # once each, in the order given
 TUPLES = NAMES | {"bounding_box", "derivatives", "atlas"}
+FLAGS = {"validate": "--skip-bids-validation"}  # whose name is not that of its setting
 LABELS = {
     "participant_label": "sub-",
     "exclude_participant_label": "sub-",
@@ -104,11 +106,7 @@ def _named_path(text: str) -> tuple[str, Path]:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
     if name != LESIONS:
         raise argparse.ArgumentTypeError(f"{name!r} is not known; the only NAME is {LESIONS}")
-    return name, Path(path).absolute()
-
-
-def _path(text: str) -> Path:
-    return Path(text).absolute()
+    return name, absolute_path(path)
 
 
 class _Add:
@@ -143,10 +141,11 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         help="labels of FDG in the dataset, where trc- and TracerName do not say FDG",
     )  # fmt: skip
     add(
-        "--bids-filter-file", type=_path, metavar="FILE",
+        "--bids-filter-file", type=absolute_path, metavar="FILE",
         help='JSON: {"t1w": {"acquisition": "mprage"}, "pet": {"reconstruction": "acdyn"}}',
     )  # fmt: skip
-    add("--bids-database-dir", type=_path, metavar="DIR", help="where pybids keeps its index")
+    add("--bids-database-dir", type=absolute_path, metavar="DIR",
+        help="where pybids keeps its index")  # fmt: skip
     add("--skip-bids-validation", dest="validate", action="store_false",
         help="do not run the BIDS validator over BIDS_DIR first")  # fmt: skip
     add("-d", "--derivatives", nargs="+", type=_named_path, metavar="NAME=PATH",
@@ -227,7 +226,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="3D-patch: cubes drawn anew for each epoch inside the brain (the default), or all",
     )  # fmt: skip
     add(
-        "--lpips-weights", type=_path, metavar="FILE",
+        "--lpips-weights", type=absolute_path, metavar="FILE",
         help="AlexNet and LPIPS v0.1; default: $MRI2PET_LPIPS_WEIGHTS; without, LPIPS is n/a",
     )  # fmt: skip
 
@@ -254,7 +253,7 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(DETECTORS)}; default {' '.join(Settings.detectors)}",
     )  # fmt: skip
     add(
-        "--detector", type=_path, metavar="PATH",
+        "--detector", type=absolute_path, metavar="PATH",
         help="apply a detector of an earlier run, OUTPUT_DIR/detectors/SET; trains nothing",
     )  # fmt: skip
     add(
@@ -271,7 +270,7 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
              f"{Settings.cluster_extent:g}",
     )  # fmt: skip
     add(
-        "--atlas", nargs=2, type=_path, metavar=("NIFTI", "TSV"),
+        "--atlas", nargs=2, type=absolute_path, metavar=("NIFTI", "TSV"),
         help="labels in the template's space, and their names (columns index and name)",
     )  # fmt: skip
 
@@ -289,9 +288,9 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         help="memory; default: nine tenths of what is allowed",
     )
     add("--device", type=_device, help="auto (the default), cpu, cuda or cuda:N")
-    add("--use-plugin", type=_path, metavar="FILE",
+    add("--use-plugin", type=absolute_path, metavar="FILE",
         help="JSON or YAML with plugin and plugin_args of nipype")  # fmt: skip
-    add("-w", "--work-dir", type=_path, metavar="DIR", help="default: OUTPUT_DIR/work")
+    add("-w", "--work-dir", type=absolute_path, metavar="DIR", help="default: OUTPUT_DIR/.work")
     add("--clean-workdir", action="store_true", help="delete intermediate files of what succeeded")
     add("--stop-on-first-crash", action="store_true", help="do not go on with other participants")
     add("--resource-monitor", action="store_true", help="let nipype record memory and CPU")
@@ -300,10 +299,13 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = _Add(parser.add_argument_group("run"))
     add("--sloppy", action="store_true", help="4 mm, coarse registration: to try things out only")
-    add("--dry-run", action="store_true", help="print which images would be used, and stop")
+    add(
+        "--dry-run", action="store_true",
+        help="print which images would be used, and what would be refused; write nothing",
+    )  # fmt: skip
     add("--reports-only", action="store_true", help="write reports from the files in OUTPUT_DIR")
     add("--boilerplate-only", action="store_true", help="print the methods paragraph, and stop")
-    add("--config-file", type=_path, metavar="TOML",
+    add("--config-file", type=absolute_path, metavar="TOML",
         help="options by name; the command line overrides it")  # fmt: skip
     add("--random-seed", type=_seed, metavar="N", help=f"default {Settings.random_seed}")
     add("--notrack", action="store_true", help="accepted; nothing is ever tracked")
@@ -344,8 +346,8 @@ def build_parser() -> argparse.ArgumentParser:
         "create output; 74 read or write error; 129, 130, 143 ended by SIGHUP, Ctrl-C, "
         "SIGTERM.",
     )
-    parser.add_argument("bids_dir", type=_path, help="a BIDS dataset; never written to")
-    parser.add_argument("output_dir", type=_path, help="where the derivatives go")
+    parser.add_argument("bids_dir", type=absolute_path, help="a BIDS dataset; never written to")
+    parser.add_argument("output_dir", type=absolute_path, help="where the derivatives go")
     parser.add_argument("level", metavar="{" + ",".join(LEVELS) + "}", help="what to do")
     parser.add_argument(
         "--self-test", "--self_test", action=_SelfTest, nargs=0, default=argparse.SUPPRESS,
@@ -432,11 +434,23 @@ def parse(argv: Sequence[str] | None) -> Settings:
     if "config_file" in given:
         configured = _options().parse_args(_tokens(given.config_file))
         given = argparse.Namespace(**{**vars(configured), **vars(given)})
+    _tell_unused(given)
     return _settings(vars(given))
+
+
+def _tell_unused(given: argparse.Namespace) -> None:
+    """Tell of options that are given, and that the level has no use for."""
+    unused = [
+        name for levels, names in USED_BY.items() if given.level not in levels for name in names
+    ]
+    flags = [FLAGS.get(name, "--" + name.replace("_", "-")) for name in unused if name in given]
+    if flags:
+        sys.stderr.write(f"warning: the level {given.level} does not use {', '.join(flags)}\n")
 
 
 def _run(argv: Sequence[str] | None) -> int:
     settings = parse(argv)
+    refuse_lost_folder()
     with settled(os.environ):
         from bids_app.app.main import run
 

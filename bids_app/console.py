@@ -6,13 +6,15 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+from rich.table import Table
+from rich.text import Text
 
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.screening import Participant
 from bids_app.visit import Selection
 
-WIDE = 1000  # characters of a table that goes into a file: no cell is broken into lines
+WIDEST = 1_000_000  # characters of a line: in a file, no cell is broken into lines
+NONE = "—"  # in a table
 StatusCallback = Callable[[object, str], None]
 STEPS = {
     "extract_brain": "brain extraction",
@@ -28,59 +30,57 @@ class Voice:
     """Messages on standard error, and one closing line on standard output."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.out = Console(highlight=False, soft_wrap=True)
-        if not self.out.is_terminal:
-            self.out.width = WIDE
+        # Names of files may look like markup, [bold], or like the name of an emoji, :cat:
+        plain: dict[str, bool] = dict.fromkeys(("highlight", "markup", "emoji"), False)
+        self.console = Console(stderr=True, soft_wrap=True, **plain)  # type: ignore[arg-type]
+        self.out = Console(soft_wrap=True, **plain)  # type: ignore[arg-type]
 
     def say(self, text: str) -> None:
         """Tell something that is as it should be."""
-        self.console.print(text, markup=False)
+        self.console.print(text)
 
     def warn(self, text: str) -> None:
         """Tell something that a reader of the results should know."""
-        self.console.print(f"warning: {text}", style="yellow", markup=False)
+        self.console.print(f"warning: {text}", style="yellow")
 
     def fail(self, text: str) -> None:
         """Tell what went wrong, in a sentence."""
-        self.console.print(f"error: {text}", style="bold red", markup=False)
+        self.console.print(f"error: {text}", style="bold red")
 
     def close(self, text: str) -> None:
         """Say the last line of a run."""
-        self.out.print(text, markup=False)
+        self.out.print(text)
 
     def tell_selection(self, selection: Selection, root: Path) -> None:
         """Print which images will be used, and which not, and why; tables on standard output."""
 
         def name(path: Path | None) -> str:
-            return "—" if path is None else str(path.relative_to(root.absolute()))
+            return NONE if path is None else str(path.relative_to(root.absolute()))
 
-        used = Table("participant", "session", "T1w", "PET", "remarks", title="Used")
-        for visit in selection.visits:
-            pets = "\n".join(name(pet.path) for pet in visit.pets)
-            session = "—" if visit.session is None else visit.session
-            used.add_row(
-                visit.subject, session, name(visit.t1w.path), pets or "—", "\n".join(visit.notes)
+        used = [
+            (
+                visit.subject, visit.session or NONE, name(visit.t1w.path),
+                "\n".join(name(pet.path) for pet in visit.pets) or NONE, "\n".join(visit.notes),
             )
-        self.out.print(used)
+            for visit in selection.visits
+        ]  # fmt: skip
+        self._tell_table("Used", ("participant", "session", "T1w", "PET", "remarks"), used)
         if selection.unused:
-            unused = Table("participant", "image", "why", title="Not used")
-            for one in selection.unused:
-                unused.add_row(one.subject, name(one.path), one.reason)
-            self.out.print(unused)
+            unused = [(one.subject, name(one.path), one.reason) for one in selection.unused]
+            self._tell_table("Not used", ("participant", "image", "why"), unused)
 
     def tell_controls(
         self, pairs: Sequence[Preprocessed], notes: Sequence[str], root: Path
     ) -> None:
         """Print which controls will be used, and of which images, and what is told of others."""
-        used = Table("control", "session", "T1w", "PET", title="Used")
-        for one in pairs:
-            session = "—" if one.session is None else one.session
-            t1w, pet = (str(path.relative_to(root)) for path in (one.t1w, one.pets[0]))
-            used.add_row(one.subject, session, t1w, pet)
-        self.out.print(used)
+        used = [
+            (one.subject, one.session or NONE,
+             *(str(path.relative_to(root)) for path in (one.t1w, one.pets[0])))
+            for one in pairs
+        ]  # fmt: skip
+        self._tell_table("Used", ("control", "session", "T1w", "PET"), used)
         for note in notes:
-            self.out.print(note, markup=False)
+            self.out.print(note)
 
     def tell_people(
         self,
@@ -90,19 +90,41 @@ class Voice:
         root: Path,
     ) -> None:
         """Print who is a control, who a patient, which PET of theirs is used, and remarks."""
-        whole = (Column(name, overflow="fold") for name in ("PET", "synthetic PET"))
-        used = Table("group", "participant", "session", *whole, title="Used")
+        used = []
         for group, people in (("control", controls), ("patient", patients)):
             for one in people:
                 made = None if one.synthetic is None else one.synthetic.path
                 cells = [
-                    "—" if path is None else str(path.relative_to(root)) for path in (one.pet, made)
+                    NONE if path is None else str(path.relative_to(root))
+                    for path in (one.pet, made)
                 ]
-                session = "—" if one.session is None else one.session
-                used.add_row(group, one.label, session, *cells)
-        self.out.print(used)
+                used.append((group, one.label, one.session or NONE, *cells))
+        columns = ("group", "participant", "session", "PET", "synthetic PET")
+        self._tell_table("Used", columns, used)
         for note in notes:
-            self.out.print(note, markup=False)
+            self.out.print(note)
+
+    def _tell_table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+    ) -> None:
+        """Print a table; as a list where a terminal is too narrow for it: names are never cut."""
+        table = Table(*columns, title=title)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        before, self.out.width = self.out.width, WIDEST
+        width = self.out.measure(table).maximum
+        if not self.out.is_terminal or width <= before:
+            self.out.width = width
+            self.out.print(table)
+            self.out.width = before
+            return
+        self.out.width = before
+        self.out.print(title)
+        for row in rows:
+            told = ((name, line) for name, cell in zip(columns, row, strict=True)
+                    for line in cell.split("\n") if line)  # fmt: skip
+            for place, (name, line) in enumerate(told):
+                self.out.print(f"{'-' if place == 0 else ' '} {name}: {line}")
 
     @contextmanager
     def progress(

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from bids_app.arguments import Parser, exit_code_of
+from bids_app.arguments import Parser, absolute_path, exit_code_of, refuse_lost_folder
 from bids_app.errors import MissingInputError, UnusableDataError
 
 TIMEOUT, TRIES, PAUSE = 60.0, 3, 2.0  # s; times; s between them
@@ -122,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
         "be written.",
     )
     parser.add_argument(
-        "--lpips", type=Path, metavar="FILE",
+        "--lpips", type=absolute_path, metavar="FILE",
         help="weights of LPIPS, for mri2pet train; give the file by --lpips-weights, or name it "
         "in $MRI2PET_LPIPS_WEIGHTS",
     )  # fmt: skip
@@ -134,11 +134,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(given: argparse.Namespace) -> int:
+def _run(argv: Sequence[str] | None) -> int:
+    parser = build_parser()
+    given = parser.parse_args(argv)
+    if given.lpips is None and not given.template:
+        parser.error("nothing to fetch; give --lpips or --template")
+    refuse_lost_folder()
     from bids_app.templates import of_templateflow
 
     if given.lpips is not None:
-        fetch_lpips(given.lpips.absolute())
+        fetch_lpips(given.lpips)
         sys.stdout.write(f"{given.lpips}\n")
     for name in given.template:
         of_templateflow(name)
@@ -148,11 +153,7 @@ def _run(given: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch what is asked for; return the exit code of BEP027."""
-    parser = build_parser()
-    given = parser.parse_args(argv)
-    if given.lpips is None and not given.template:
-        parser.error("nothing to fetch; give --lpips or --template")
-    return exit_code_of(lambda: _run(given), interrupted="stopped; what is complete was kept")
+    return exit_code_of(lambda: _run(argv), interrupted="stopped; what is complete was kept")
 
 
 if __name__ == "__main__":

@@ -129,9 +129,14 @@ def write_text(path: Path, text: str) -> None:
     """
     try:
         with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_text(_showable(text), encoding="utf-8")
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _showable(text: str) -> str:
+    """Spell bytes of file names that are no text as JSON does, which gives them back."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -228,6 +233,37 @@ def read_tsv(path: Path) -> list[dict[str, str]]:
         raise ReadWriteError(f"{error}, or remove it") from error
     cells = [line.split("\t") for line in lines if line]
     return [dict(zip(cells[0], row, strict=False)) for row in cells[1:]]
+
+
+def place_in(folder: Path, path: Path) -> tuple[str, ...] | None:
+    """Say where a path lies in a folder, whatever way they are written.
+
+    Links and ``..`` are followed, and what the disk takes for one folder is one: of names that
+    differ in case only, or of one place that is mounted twice.
+
+    Parameters
+    ----------
+    folder, path : Path
+        Need not be there.
+
+    Returns
+    -------
+    tuple of str or None
+        The names that lead from the folder to the path, none where they are the same; None if it
+        does not lie in the folder.
+    """
+    root, inner = (Path(os.path.realpath(one)) for one in (folder, path))
+    for outer in (inner, *inner.parents):
+        if _is_same(outer, root):
+            return inner.relative_to(outer).parts
+    return None
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there
+        return one == other
 
 
 @contextmanager

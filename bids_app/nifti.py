@@ -22,6 +22,7 @@ from bids_app.header import LARGEST_HEADER, Header, read_header
 from bids_app.imaging.volume import Affine, Grid, zooms_of
 from bids_app.resources import GIB, find_limits
 
+ROUNDING = 1e-3  # mm, by which affines of one grid may differ (our choice)
 NEARLY_WHOLE = 1e-3  # by which a label may differ from a whole number: scaling rounds (our choice)
 GZIP = b"\x1f\x8b"  # how compressed files begin (RFC 1952)
 DEFLATE = 1032  # bytes that one of a compressed file can stand for, at most (zlib's documentation)
@@ -181,6 +182,24 @@ def read_grid(path: Path) -> Grid:
     header = inspect(path)
     i, j, k = header.shape[:3]
     return Grid((i, j, k), header.affine)
+
+
+def check_grid(path: Path, grid: Grid) -> None:
+    """See from the header alone whether an image of template space lies on the run's grid.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError
+        As :func:`check_header`.
+    UnusableDataError
+        As :func:`check_header`, and if shape or affine differ.
+    """
+    header = inspect(path)
+    if header.shape != grid.shape or not np.allclose(header.affine, grid.affine, atol=ROUNDING):
+        raise UnusableDataError(
+            f"{path}: lies on another grid than --bounding-box and --resolution say; run the "
+            "participant level again with the same"
+        )
 
 
 def read_description(path: Path) -> str:

@@ -225,25 +225,37 @@ def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> Sy
     )  # fmt: skip
 
 
-def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: Run) -> Workflow:
-    needed = (plan.paths.t1w_in_template, plan.paths.brain_mask_in_template)
-    for path in needed:
+def refuse_unprepared(plan: VisitPlan, run: Run) -> None:
+    """Refuse a visit whose stage starts from results that are not there.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        If they are not there, cannot be read, lie on a grid that the generator does not know, or
+        if the registration of the T1w failed.
+    """
+    if run.stage != "synthesize" or run.generator is None:
+        return
+    for path in (plan.paths.t1w_in_template, plan.paths.brain_mask_in_template):
         if not path.exists():
             raise MissingInputError(
                 f"{path}: no such file; run --stage preprocess for {plan.label} first"
             )
-        if run.generator is not None:
-            check_grid(run.generator.card, nifti.load(path).grid, run.space.template)
-    if not _is_trusted(needed[0]):
+        check_grid(run.generator.card, nifti.read_grid(path), run.space.template)
+    t1w = plan.paths.t1w_in_template
+    if not _is_trusted(t1w):
         raise UnusableDataError(
-            f"{needed[0]}: its registration failed, as its sidecar says; no PET is predicted from "
-            "it. Look at the report, and at the raw T1w and its header"
+            f"{t1w}: its registration failed, as its sidecar says; no PET is predicted from it. "
+            "Look at the report, and at the raw T1w and its header"
         )
+
+
+def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: Run) -> Workflow:
     pets = [pet for pet in plan.paths.pets if _is_trusted(pet.in_template)]
     masks = [pet.coverage_in_template for pet in pets[:1] if pet.coverage_in_template.exists()]
     return init_synthesis_from_disk_wf(
-        t1w=needed[0],
-        brain_mask=needed[1],
+        t1w=plan.paths.t1w_in_template,
+        brain_mask=plan.paths.brain_mask_in_template,
         pets=[pet.in_template for pet in pets],
         coverage=masks[0] if masks else None,
         synthesis=synthesis,
@@ -257,11 +269,10 @@ def init_visit_wf(plan: VisitPlan, run: Run) -> Workflow:
 
     Raises
     ------
-    MissingInputError
-        If the stage starts from results that are not there.
-    UnusableDataError
-        If it starts from a T1w whose registration failed.
+    Mri2petError
+        As :func:`refuse_unprepared`.
     """
+    refuse_unprepared(plan, run)
     if run.stage == "synthesize" and run.generator is not None:
         return _from_disk(plan, _synthesis_plan(plan, run, run.generator), run)
     outputs = _preprocessing_outputs(plan, run)

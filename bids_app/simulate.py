@@ -5,10 +5,9 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import cast
 
-from bids_app.arguments import Parser, exit_code_of
+from bids_app.arguments import Parser, absolute_path, exit_code_of, refuse_lost_folder
 from bids_app.errors import UsageError
 
 SMALLEST_RESOLUTION, LARGEST_RESOLUTION = 0.5, 8.0  # mm
@@ -32,10 +31,6 @@ class _Range:
         return value
 
 
-def _path(text: str) -> Path:
-    return Path(text).absolute()
-
-
 COUNT, POSITIVE = _Range(int, 0, 9999), _Range(int, 1, 9999)
 OPTIONS: tuple[tuple[str, dict[str, object]], ...] = (
     ("--paired", {"type": COUNT, "default": 4, "metavar": "N",
@@ -52,10 +47,10 @@ OPTIONS: tuple[tuple[str, dict[str, object]], ...] = (
                     "help": "scan everyone N times, in ses-01 on; default: no sessions"}),
     ("--frames", {"type": _Range(int, 1, MOST_FRAMES), "default": 1, "metavar": "N",
                   "help": "frames of PET; default 1, a static scan"}),
-    ("--anatomies", {"type": _path, "metavar": "DIR",
+    ("--anatomies", {"type": absolute_path, "metavar": "DIR",
                      "help": "label maps of whole heads, in FreeSurfer's aseg numbers; "
                              "default: the template that comes with nilearn"}),
-    ("--uptake-template", {"type": _path, "metavar": "NIFTI",
+    ("--uptake-template", {"type": absolute_path, "metavar": "NIFTI",
                            "help": "a mean FDG PET in MNI space; default: a built-in pattern"}),
     ("--lesion-depth", {"type": _Range(float, 0, 100), "nargs": 2, "default": (10.0, 40.0),
                         "metavar": ("LEAST", "MOST"),
@@ -77,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done; 64 usage; 65 unusable data; 66 input missing; 73 cannot "
         "create output; 74 read or write error.",
     )
-    parser.add_argument("bids_dir", type=_path, metavar="BIDS_DIR", help="a new or empty folder")
+    parser.add_argument(
+        "bids_dir", type=absolute_path, metavar="BIDS_DIR", help="a new or empty folder"
+    )
     for flag, options in OPTIONS:
         both = dict.fromkeys((flag, "--" + flag[2:].replace("-", "_")))
         parser.add_argument(*both, **options)  # type: ignore[arg-type]
@@ -85,7 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(given: dict[str, object]) -> int:
+def _run(argv: Sequence[str] | None) -> int:
+    given = vars(build_parser().parse_args(argv))
+    refuse_lost_folder()
     from bids_app.cohort.dataset import write_cohort
     from bids_app.cohort.plan import Plan
 
@@ -109,9 +108,8 @@ def _run(given: dict[str, object]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Simulate a cohort; return the exit code of BEP027."""
-    given = vars(build_parser().parse_args(argv))
     return exit_code_of(
-        lambda: _run(given),
+        lambda: _run(argv),
         interrupted="stopped; the folder is not complete: empty it before another try",
     )
 

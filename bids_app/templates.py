@@ -9,11 +9,13 @@ from nilearn import datasets
 from nilearn.image import resample_img
 
 from bids_app import nifti
-from bids_app.errors import CannotCreateError, MissingInputError
+from bids_app.errors import CannotCreateError, MissingInputError, UsageError
 from bids_app.imaging.volume import Grid, grid_of_box
 
 OWN = "MNI152NLin2009aSym"  # comes with nilearn: no network is needed
 REGISTRATION_RESOLUTION = 1.0  # mm
+FEWEST, MOST = 2, 1e9  # voxels: of a side; of a grid, 4 GB in float32 (our choice)
+HALF = 0.5  # voxel
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,25 @@ def _digest(name: str, *grids: Grid) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
-def prepare(name: str, grid: Grid, folder: Path, *, registration_resolution: float) -> Template:
+def _refuse_absurd(grid: Grid, mask: nifti.Image, name: str) -> None:
+    """Refuse a grid that no machine holds, that is no volume, or that lies beside the brain."""
+    size = " × ".join(map(str, grid.shape))
+    if min(grid.shape) < FEWEST or np.prod(grid.shape, dtype=float) > MOST:
+        raise UsageError(
+            f"--bounding-box and --resolution make a grid of {size} voxels; change one of them"
+        )
+    steps = np.linalg.inv(grid.affine) @ mask.affine
+    places = np.argwhere(mask.data) @ steps[:3, :3].T + steps[:3, 3]
+    if not ((places > -HALF) & (places < np.array(grid.shape) - HALF)).all(axis=1).any():
+        raise UsageError(
+            f"--bounding-box: holds nothing of the brain of {name}; give x0 y0 z0 x1 y1 z1 in mm, "
+            "RAS+"
+        )
+
+
+def prepare(
+    name: str, grid: Grid, folder: Path, *, registration_resolution: float, write: bool = True
+) -> Template:
     """Write a template's brain and mask where a run finds them.
 
     Parameters
@@ -128,17 +148,21 @@ def prepare(name: str, grid: Grid, folder: Path, *, registration_resolution: flo
         Is made if need be; one below it holds the files.
     registration_resolution : float
         Voxel size in mm of the image that T1w are registered to.
+    write : bool
+        If not, it is only seen whether a run could have it.
 
     Raises
     ------
     MissingInputError
         If TemplateFlow cannot give it.
+    UsageError
+        If the grid holds nothing of its brain.
     """
     t1w, mask = _own() if name == OWN else of_templateflow(name)
     brain = nifti.Image(np.where(mask.data, t1w.data, 0).astype(np.float32), t1w.affine)
     whole = _whole_grid(brain, registration_resolution)
     folder = folder / _digest(name, grid, whole)  # runs side by side may want other grids
-    folder.mkdir(parents=True, exist_ok=True)
+    _refuse_absurd(grid, mask, name)
     template = Template(
         name=name,
         brain=folder / "brain.nii.gz",
@@ -147,6 +171,9 @@ def prepare(name: str, grid: Grid, folder: Path, *, registration_resolution: flo
         reference_mask=folder / "grid_mask.nii.gz",
         uri=uri_of(name),
     )
+    if not write:
+        return template
+    folder.mkdir(parents=True, exist_ok=True)
     for place, brain_path, mask_path in (
         (whole, template.brain, template.brain_mask),
         (grid, template.reference, template.reference_mask),

@@ -12,7 +12,7 @@ from bids_app.cli import build_parser
 from bids_app.settings import LEVELS
 
 NOT_FOR_PIPELINES = {"help", "version", "self_test"}  # these do nothing but tell
-FOLDERS_AND_FILES = {"_path", "_named_path"}
+FOLDERS_AND_FILES = {"absolute_path", "_named_path"}
 NUMBERS = {"float", "_positive", "_not_negative", "_share"}
 WHOLE_NUMBERS = {"_count", "_seed"}
 

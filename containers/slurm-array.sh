@@ -5,7 +5,7 @@
 #
 # OPTIONS go to mri2pet. SIF names the container, mri2pet.sif here unless it is set; or COMMAND says
 # how to start an installed mri2pet. WORK names a folder for what is kept in between, one for each
-# OUTPUT_DIR, which has it in OUTPUT_DIR/work otherwise; what is done with is deleted. A task that
+# OUTPUT_DIR, which has it in OUTPUT_DIR/.work otherwise; what is done with is deleted. A task that
 # was killed goes on when it is submitted again: on any node that has the same WORK.
 #SBATCH --job-name=mri2pet
 #SBATCH --cpus-per-task=4

@@ -183,11 +183,11 @@ def test_the_validator_accepts_the_output(out):
 
 
 def test_a_second_run_skips_what_is_complete_and_redoes_what_is_not(raw, out, tmp_path):
-    copy = shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns("work"))
+    copy = shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns(".work"))
     lost = copy / "sub-02" / "anat" / f"sub-02_{SPACE}_desc-preproc_T1w.nii.gz"
     lost.unlink()
     times = {path: path.stat().st_mtime_ns for path in copy.glob("sub-01/**/*.nii.gz")}
-    options = ("--omp-nthreads", "1", "--skip-bids-validation", "-w", str(out / "work"))
+    options = ("--omp-nthreads", "1", "--skip-bids-validation", "-w", str(out / ".work"))
     assert main(arguments(raw, copy, *options)) == 0
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert digests(copy) == digests(out)
@@ -202,7 +202,7 @@ def test_reports_can_be_written_again_from_disk(raw, out):
 
 def test_stages_one_after_the_other_give_what_one_run_gives(raw, out, tmp_path):
     one = ("--omp-nthreads", "1", "--skip-bids-validation", "--participant-label", "02")
-    work = ("-w", str(out / "work"))
+    work = ("-w", str(out / ".work"))
     there = tmp_path / "out"
     assert main(arguments(raw, there, *one, "--stage", "synthesize")) == 66
     assert main(arguments(raw, there, *one, *work, "--stage", "preprocess")) == 0
@@ -230,7 +230,7 @@ def add_generator(out, folder, seed):
 
 
 def test_what_is_beyond_the_paper_is_done_when_asked_for(raw, out, tmp_path):
-    copy = shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns("work"))
+    copy = shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns(".work"))
     for seed, place in enumerate((".", "folds/fold-1", "folds/fold-2")):
         add_generator(out, copy / "generators" / "small" / place, seed)
     options = ("--stage", "synthesize", "--generator", "small", "--skip-bids-validation")

@@ -89,7 +89,7 @@ def test_options_of_the_caller_count(task):
 
 
 def test_a_task_that_is_submitted_again_has_the_same_work_folder(task, tmp_path):
-    """It is OUTPUT_DIR/work, mri2pet's own default, or WORK; neither is removed."""
+    """It is OUTPUT_DIR/.work, mri2pet's own default, or WORK; neither is removed."""
     assert of_mri2pet(task(1, SLURM_JOB_ID="7")).work_dir is None
     folder = tmp_path / "a disk" / "work"
     for job in "78":

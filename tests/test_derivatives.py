@@ -278,7 +278,7 @@ def test_where_the_results_of_a_visit_go(tmp_path, raw):
 def test_the_dataset_is_valid_bids(tmp_path, raw, place):
     out = tmp_path / place
     build(out, raw)
-    for name in ("logs/run.toml", "figures/sub-01_t1w.svg", "work/a/b.nii.gz", "train.html"):
+    for name in ("logs/run.toml", "figures/sub-01_t1w.svg", ".work/a/b.nii.gz", "train.html"):
         write_text(out / name, "x")
     (out / ".partial.json").write_text("{")  # as a killed run may leave it
     finish_dataset(out, bids_dir=raw, participants={"01": {"group": "x"}}, remarks=["told"])

@@ -29,7 +29,7 @@ from cohorts import (
 )
 
 from bids_app import nifti
-from bids_app.app import detectors, group
+from bids_app.app import detectors, participant
 from bids_app.cli import main, parse
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.detections import (
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.slow
 SETS, DETECTORS = ("real", "hybrid", "synthetic"), ("ocsvm", "zscore", "pseudonormal")
 REAL, T1W_ONLY = ("c1", "c2", "c3", "c4", "c5", "c6"), ("d1", "d2", "d3", "d4", "d5", "d6")
 PATIENTS = ("p1", "p2")  # T1w stored RAS, and LAS
-MADE = ("detectors", "work", "logs", "*_statmap.*", "*_clusters.*", "*_dseg.*", "*label-L*",
+MADE = ("detectors", ".work", "logs", "*_statmap.*", "*_clusters.*", "*_dseg.*", "*label-L*",
         "detection_*", "clusters.*", "*.html")  # fmt: skip
 COARSE = np.array([[5.0, 0, 0, -70], [0, 5, 0, -100], [0, 0, 5, -40], [0, 0, 0, 1]])
 
@@ -80,7 +80,7 @@ def _small():
 def without_pages():
     """Write no reports of patients: they take longer than all else here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(group, "write_subject_report", lambda *_, **__: None)
+        patch.setattr(participant, "write_subject_report", lambda *_, **__: None)
         yield
 
 
@@ -507,7 +507,7 @@ def test_a_detector_is_applied_without_its_controls_and_gives_the_same_maps(out,
         assert made_by["URI"] == (detector / "card.json").as_uri()
         assert (made_by["Dataset"], made_by["SHA256"]) == ("ellipsoids", sha256(detector))
     assert not list(there.glob("detection_*"))  # no lesions are known here
-    assert not [path for path in (there / "work").rglob("*") if path.suffix in {".npy", ".pklz"}]
+    assert not [path for path in (there / ".work").rglob("*") if path.suffix in {".npy", ".pklz"}]
 
 
 @pytest.mark.parametrize(
@@ -629,7 +629,7 @@ def test_a_run_that_was_killed_at_a_slab_goes_on_to_the_same_files(out, tmp_path
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, *options], stderr=subprocess.DEVNULL, env=environment
     )
-    graph, ends = there / "work" / "mri2pet_group" / "real_wf" / "ocsvm_wf", time.monotonic() + 300
+    graph, ends = there / ".work" / "mri2pet_group" / "real_wf" / "ocsvm_wf", time.monotonic() + 300
     while not (graph / "slab_2_1" / "voxels.safetensors").exists():
         assert process.poll() is None
         assert time.monotonic() < ends
@@ -769,7 +769,7 @@ def test_the_methods_paragraph_tells_what_was_done(out, tmp_path, capsys):
 
 
 def test_reports_can_be_written_again_from_disk(out, tmp_path, capsys):
-    there = copy_of(out, tmp_path, "work", "sub-*.html")
+    there = copy_of(out, tmp_path, ".work", "sub-*.html")
     before = (there / "group.html").read_text()
     (there / "group.html").unlink()
     assert main([*arguments(there, "--reports-only"), "--resolution", "3"]) == 0

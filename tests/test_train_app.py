@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 SEMI3D, PATCH3D = "semi3d-cyclegan-mse", "patch3d-gan-mse"
 CONTROLS = ("01", "02", "03", "04")
-MADE = ("generators", "crossvalidation", "work", "logs", "table1*", "train.html")
+MADE = ("generators", "crossvalidation", ".work", "logs", "table1*", "train.html")
 UNMEASURED = ("lpips", "lpips_brain")
 ALONE = ("--nprocs", "1")  # each process loads torch, which takes longer than to train here
 
@@ -43,7 +43,7 @@ def arguments(out, *options, models=(SEMI3D,)):
 
 def trained(out):
     """When each fit of the semi-3D row was computed."""
-    graph = out / "work" / "mri2pet_train" / "semi3d_cyclegan_mse_wf"
+    graph = out / ".work" / "mri2pet_train" / "semi3d_cyclegan_mse_wf"
     fits = graph.glob("train_*/kept.safetensors")
     return {path.parent.name: path.stat().st_mtime_ns for path in fits}
 
@@ -184,7 +184,7 @@ def test_the_report_tells_of_those_who_were_not_used(out):
 
 def test_nothing_unfinished_is_left(out):
     assert not [path for path in out.rglob(".*") if path.name.endswith((".npy", ".safetensors"))]
-    assert not list((out / "work" / "checkpoints").rglob("*.safetensors"))
+    assert not list((out / ".work" / "checkpoints").rglob("*.safetensors"))
 
 
 @pytest.mark.skipif(find_validator() is None, reason="bids-validator-deno is not installed")
@@ -227,7 +227,7 @@ def test_a_killed_run_goes_on_to_the_same_results(out, tmp_path):
     mark = f"MRI2PET_TEST={tmp_path}"
     environment = {**os.environ, "MRI2PET_TEST": str(tmp_path)}
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
-    checkpoints, ends = there / "work" / "checkpoints" / SEMI3D, time.monotonic() + 120
+    checkpoints, ends = there / ".work" / "checkpoints" / SEMI3D, time.monotonic() + 120
     while not list(checkpoints.glob("fold-*/checkpoint.safetensors")):
         assert process.poll() is None
         assert time.monotonic() < ends
@@ -295,7 +295,7 @@ def test_a_dry_run_tells_and_writes_nothing(out, capsys):
 
 
 def test_the_report_can_be_written_again_from_disk(out, tmp_path, capsys):
-    there = copy_of(out, tmp_path, "work")
+    there = copy_of(out, tmp_path, ".work")
     before = (there / "train.html").read_text()
     (there / "train.html").unlink()
     assert main(arguments(there, "--reports-only")) == 0

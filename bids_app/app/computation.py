@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 
 from nipype.pipeline.engine import Workflow
 
-from bids_app.app.intake import Problem
+from bids_app.app.intake import Problem, problem_of
 from bids_app.app.preparation import read_plugin, work_dir_of
 from bids_app.console import Voice
-from bids_app.errors import Mri2petError
 from bids_app.files import remove_partials
 from bids_app.planning import Run, VisitPlan, init_visit_wf
 from bids_app.settings import Settings
@@ -46,9 +45,9 @@ def compute(
             results = (*plan.paths.preprocessed, *plan.paths.synthesized)
             for folder in {path.parent for path in results}:
                 remove_partials(folder)
-        except Mri2petError as error:
-            told = f"{plan.label}: {error}"
-            problems.append(Problem(plan.visit.subject, told, error.exit_code, plan.name))
+        except Exception as error:  # of any kind: it is this visit's, and no one else's
+            logs = settings.output_dir / "logs"
+            problems.append(problem_of(error, plan.visit.subject, plan.label, logs, plan.name))
     if graphs:
         unbuilt, left = tuple(problems), set(graphs)
 

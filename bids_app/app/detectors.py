@@ -192,6 +192,60 @@ def plan_sets(run: GroupRun, pictures: Pictures) -> Iterator[SetPlan]:
         yield _plan_set(run, name, trained, dealt, pictures)
 
 
+def refuse_sets(screening: Screening, settings: Settings, pictures: Pictures) -> None:
+    """Refuse training sets and folds that these people cannot fill, before anything is computed.
+
+    Parameters
+    ----------
+    screening, settings : Screening, Settings
+        The run.
+    pictures : Pictures
+        Of all who may take part.
+
+    Raises
+    ------
+    UsageError, UnusableDataError
+        As :func:`plan_sets`.
+    """
+    dealt = deal(pictures.controls, screening.folds, screening.seed)
+    for name in settings.training_set:
+        trained = choose_images(name, pictures.controls, settings.synthetic_controls)
+        for detector in _detectors_of(name, settings):
+            _folds_of(detector, screening, trained, dealt, pictures)
+
+
+def refuse_applied(card: DetectorCard, settings: Settings, pictures: Pictures) -> None:
+    """Refuse detectors that were trained before where no patient has what they need.
+
+    Raises
+    ------
+    UnusableDataError
+        As :func:`plan_applied`.
+    """
+    if "pseudonormal" in _wanted(card, settings):
+        _with_both(pictures)
+
+
+def _detectors_of(training_set: str, settings: Settings) -> list[str]:
+    """List the detectors of a training set: pseudonormal is one of real PET alone."""
+    return [one for one in settings.detectors if one != "pseudonormal" or training_set == "real"]
+
+
+def _folds_of(
+    detector: str,
+    screening: Screening,
+    trained: Sequence[Trained],
+    dealt: Mapping[str, int],
+    pictures: Pictures,
+) -> tuple[Pictures, list[DetectorFold], tuple[str, ...]]:
+    """Say who is scored by a detector, what each fold is trained on, and what is to be told."""
+    used, seen, told = trained, pictures, tuple[str, ...]()
+    if detector == "pseudonormal":
+        used = [one for one in trained if one.picture.synthetic is not None]
+        seen, told = _with_both(pictures)
+    return seen, split(used, seen.controls, dealt, screening.folds, screening.seed), told
+
+
 def _tell_replaced(folder: Path, settings: Settings) -> list[str]:
     """Tell which detectors of an earlier run the new ones do not replace, but remove."""
     try:
@@ -225,15 +279,9 @@ def _plan_set(
     plans: dict[str, DetectorPlan] = {}
     sightings: list[Sighting] = []
     notes = _tell_replaced(folder, run.settings)
-    for detector in run.settings.detectors:
-        if detector == "pseudonormal" and name != "real":
-            continue
-        used, seen = trained, pictures
-        if detector == "pseudonormal":
-            used = [one for one in trained if one.picture.synthetic is not None]
-            seen, told = _with_both(pictures)
-            notes += told
-        folds = split(used, seen.controls, dealt, screening.folds, screening.seed)
+    for detector in _detectors_of(name, run.settings):
+        seen, folds, told = _folds_of(detector, screening, trained, dealt, pictures)
+        notes += told
         plans[detector], found = planner.plan(detector, seen, folds)
         sightings += found
     fitting = fitting_of(run, len(trained) + len(pictures.patients))

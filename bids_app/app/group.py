@@ -14,24 +14,35 @@ from bids_app.app.detectors import (
     SetPlan,
     plan_applied,
     plan_sets,
+    refuse_applied,
     refuse_card,
+    refuse_sets,
     refuse_settings,
     tell_version,
 )
-from bids_app.app.intake import Problem, error_of
-from bids_app.app.pictures import Pictures, find_masks, take_pictures
+from bids_app.app.intake import Problem, error_of, problem_of
+from bids_app.app.participant import report_subjects
+from bids_app.app.pictures import (
+    Pictures,
+    assume_pictures,
+    refuse_knowledge,
+    take_pictures,
+    usable_subjects,
+)
 from bids_app.app.preparation import (
+    make_places,
     prepare_template,
     refuse_places,
+    refuse_plugin,
     refuse_without_results,
+    tell_old_work,
     work_dir_of,
 )
 from bids_app.app.running import Runner, hold, told_of
 from bids_app.app.subjects import Subjects, choose_subjects, settle_grid
 from bids_app.app.training import DONE, PARTIAL
 from bids_app.console import Voice
-from bids_app.dataset.validation import make_writable
-from bids_app.derivatives.description import dataset_name, ignore_also, refresh_dataset
+from bids_app.derivatives.description import dataset_name, refresh_dataset
 from bids_app.derivatives.sidecars import Space
 from bids_app.detection.card import DetectorCard, check_files, check_grid, read_card
 from bids_app.errors import MissingInputError
@@ -40,8 +51,7 @@ from bids_app.imaging.volume import grid_of_box
 from bids_app.report.group import write_group_report
 from bids_app.report.runs import Told
 from bids_app.report.scored import GridSettings, last_run, write_run
-from bids_app.report.subject import write_subject_report
-from bids_app.screening import VOLUMES, Screening, refuse_folds
+from bids_app.screening import VOLUMES, Screening
 from bids_app.settings import Settings
 from bids_app.templates import uri_of
 from bids_app.workflows.execution import Crash
@@ -78,24 +88,39 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     subjects = replace(subjects, notes=(*grid, *subjects.notes))
     if not subjects.patients:
         raise error_of(subjects.problems)
-    _refuse(settings, card, subjects, version)
     if settings.dry_run:
         _tell_subjects(settings, subjects, card, voice)
+    told = _refuse(settings, card, subjects, stamp)
+    if settings.dry_run:
+        _tell(voice, *told)
         return DONE
-    work_dir = work_dir_of(settings)
-    make_writable(work_dir)
-    ignore_also(settings.output_dir, work_dir)
+    make_places(settings)
     with hold(settings, stamp, voice, results=["group"], intermediate=["group"]):
         provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
-        jobs = settings.folds * len(settings.training_set)
-        runner = Runner(settings, voice, GRAPH, jobs)
-        run = GroupRun(_screening(settings, stamp), settings, runner)
-        outcome = _detect(run, subjects, card, voice)
-        _finish(run, outcome, told_of(stamp, started))
-        if settings.clean_workdir and not outcome.problems:
-            for name in INTERMEDIATE:
-                shutil.rmtree(work_dir / name, ignore_errors=True)
+        for note in tell_old_work(settings):
+            voice.say(note)
+        outcome = _carry_out(settings, subjects, card, voice, stamp=stamp, started=started)
     return _close(settings, outcome, voice)
+
+
+def _carry_out(
+    settings: Settings,
+    subjects: Subjects,
+    card: DetectorCard | None,
+    voice: Voice,
+    *,
+    stamp: provenance.Stamp,
+    started: float,
+) -> "_Outcome":
+    """Detect, write tables and reports, and delete intermediate files where nothing failed."""
+    runner = Runner(settings, voice, GRAPH, settings.folds * len(settings.training_set))
+    run = GroupRun(_screening(settings, stamp), settings, runner)
+    outcome = _detect(run, subjects, card, voice)
+    problems = [*outcome.problems, *_finish(run, outcome, told_of(stamp, started), voice)]
+    if settings.clean_workdir and not problems:
+        for name in INTERMEDIATE:
+            shutil.rmtree(work_dir_of(settings) / name, ignore_errors=True)
+    return replace(outcome, problems=problems)
 
 
 def _screening(settings: Settings, stamp: provenance.Stamp) -> Screening:
@@ -123,13 +148,27 @@ def _read_detector(settings: Settings) -> DetectorCard | None:
 
 
 def _refuse(
-    settings: Settings, card: DetectorCard | None, subjects: Subjects, version: str
-) -> None:
+    settings: Settings, card: DetectorCard | None, subjects: Subjects, stamp: provenance.Stamp
+) -> tuple[list[str], list[Problem]]:
+    """See that the run can begin; give what a dry run tells of lesions, and of who is lost."""
+    screening = _screening(settings, stamp)
+    refuse_plugin(settings)
+    prepare_template(settings, write=False)  # reports of patients will want it
     if settings.detector is None or card is None:
         refuse_settings(settings)
     else:
-        tell_version(card, version)  # which refuses; notes are told later
+        tell_version(card, screening.versions["mri2pet"])  # which refuses; notes are told later
         refuse_card(settings.detector, card, settings, subjects.patients)
+    usable = usable_subjects(screening, subjects, synthetic=_needs_synthetic(settings, card))
+    lesions = refuse_knowledge(settings, usable.patients)
+    if not usable.patients:
+        raise error_of([*subjects.problems, *usable.problems])
+    pictures = assume_pictures(screening, usable, synthetic=_needs_synthetic(settings, card))
+    if card is None:
+        refuse_sets(screening, settings, pictures)
+    else:
+        refuse_applied(card, settings, pictures)
+    return list(lesions.notes), [*usable.problems, *lesions.problems]
 
 
 def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
@@ -140,19 +179,16 @@ def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
 def _tell_subjects(
     settings: Settings, subjects: Subjects, card: DetectorCard | None, voice: Voice
 ) -> None:
-    """Print whom the run would use, and by which images; refuse what it would refuse."""
+    """Print whom the run would use, and by which images."""
     controls, patients = subjects.controls, subjects.patients
     if not _needs_synthetic(settings, card):
         controls, patients = (
             tuple(replace(one, synthetic=None) for one in group) for group in (controls, patients)
         )
     used = [one for one in controls if one.pet is not None or one.synthetic is not None]
-    if card is None:
-        refuse_folds(settings.folds, len(used))
-    lesions = find_masks(settings, patients)
-    told = [*subjects.notes, *lesions.notes]
+    told = list(subjects.notes)
     told += [f"sub-{one.label}: not used, no real PET" for one in controls if one not in used]
-    told += [problem.sentence for problem in (*subjects.problems, *lesions.problems)]
+    told += [problem.sentence for problem in subjects.problems]
     voice.tell_people(used, patients, told, settings.output_dir)
 
 
@@ -179,12 +215,27 @@ def _detect(run: GroupRun, subjects: Subjects, card: DetectorCard | None, voice:
     if stopped or not pictures.patients:
         raise error_of(early)
     late = _problems(_run(run, plans), plans)
+    there, unread = _read_all(plans, settings.output_dir / "logs")
+    late += unread
     _tell(voice, [], late)
-    seen = [read_seen(sighting) for plan in plans for sighting in plan.sightings]
-    there = [one for one in seen if one is not None]
     lost = _tell_lost_lesions(there)
     _tell(voice, lost, [])
     return _Outcome(there, [*notes, *lost], [*early, *late])
+
+
+def _read_all(plans: Sequence[SetPlan], logs: Path) -> tuple[list[Seen], list[Problem]]:
+    """Read what was seen of everyone; a file that cannot be read is its owner's problem."""
+    seen, problems = list[Seen](), list[Problem]()
+    for sighting in (sighting for plan in plans for sighting in plan.sightings):
+        try:
+            one = read_seen(sighting)
+        except Exception as error:  # of any kind: it is this participant's, and no one else's
+            label = sighting.who.who.label
+            problems.append(problem_of(error, label, f"sub-{label}", logs))
+            continue
+        if one is not None:
+            seen.append(one)
+    return seen, problems
 
 
 def _tell_lost_lesions(seen: Sequence[Seen]) -> list[str]:
@@ -256,8 +307,8 @@ def _problems(crashes: Sequence[Crash], plans: Sequence[SetPlan]) -> list[Proble
     return problems
 
 
-def _finish(run: GroupRun, outcome: _Outcome, told: Told) -> None:
-    """Write tables and reports."""
+def _finish(run: GroupRun, outcome: _Outcome, told: Told, voice: Voice) -> list[Problem]:
+    """Write tables and reports; give what went wrong with reports."""
     settings, output_dir = run.settings, run.screening.output_dir
     refresh_dataset(output_dir)
     with locked(output_dir):
@@ -271,18 +322,30 @@ def _finish(run: GroupRun, outcome: _Outcome, told: Told) -> None:
     whole: Told = {
         **told, "problems": sentences, "notes": outcome.notes, "settings": vars(settings)
     }  # fmt: skip
-    write_group_report(
-        output_dir, template=settings.template, resolution=settings.grid_resolution, **whole
-    )
-    _report_patients(settings, {one.sighting.who.who.label for one in outcome.seen
-                                if not one.sighting.control})  # fmt: skip
+    problems = _report(settings, voice, whole)
+    patients = {one.sighting.who.who.label for one in outcome.seen if not one.sighting.control}
+    return problems + _report_patients(settings, patients, voice)
 
 
-def _report_patients(settings: Settings, patients: Collection[str]) -> None:
+def _report_patients(settings: Settings, patients: Collection[str], voice: Voice) -> list[Problem]:
     """Write the reports of patients again: they tell of anomalies now."""
     template = prepare_template(settings)
-    for subject in sorted(patients):
-        write_subject_report(settings.output_dir, subject, template_t1w=template.reference)
+    told = dict.fromkeys(sorted(patients), Told())
+    return report_subjects(settings.output_dir, told, template.reference, voice)
+
+
+def _report(settings: Settings, voice: Voice, told: Told) -> list[Problem]:
+    """Write ``group.html``; where that fails, tables and the patients' reports stand."""
+    output_dir = settings.output_dir
+    try:
+        write_group_report(
+            output_dir, template=settings.template, resolution=settings.grid_resolution, **told
+        )
+    except Exception as error:  # of any kind: it is only the report
+        problems = [problem_of(error, "", "group.html", output_dir / "logs")]
+        _tell(voice, [], problems)
+        return problems
+    return []
 
 
 def _report_again(settings: Settings, voice: Voice) -> int:
@@ -294,12 +357,15 @@ def _report_again(settings: Settings, voice: Voice) -> int:
             settings, template=run.grid.template, bounding_box=(x0, y0, z0, x1, y1, z1),
             resolution=run.grid.resolution,
         )  # fmt: skip
-    path = write_group_report(
-        settings.output_dir, template=settings.template, resolution=settings.grid_resolution
-    )
-    _report_patients(settings, {one.participant for one in run.maps if not one.control})
-    voice.close(f"mri2pet: report written; it is {path}")
-    return DONE
+    path = settings.output_dir / "group.html"
+    if settings.dry_run:
+        voice.close(f"mri2pet: the report would be written; it is {path}")
+        return DONE
+    problems = _report(settings, voice, Told())
+    patients = {one.participant for one in run.maps if not one.control}
+    problems += _report_patients(settings, patients, voice)
+    voice.close(f"mri2pet: reports written, {len(problems)} failed; see {path}")
+    return PARTIAL if problems else DONE
 
 
 def _close(settings: Settings, outcome: _Outcome, voice: Voice) -> int:

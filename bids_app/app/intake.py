@@ -1,8 +1,12 @@
 """Which images a run will work on, and which it sets aside before anything is computed."""
 
-from collections.abc import Sequence
+import re
+import traceback
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
+from uuid import uuid4
 
 from bids_app import nifti
 from bids_app.dataset.reading import frame_durations
@@ -15,8 +19,9 @@ from bids_app.errors import (
     UnusableDataError,
     UsageError,
 )
-from bids_app.files import read_text
+from bids_app.files import read_text, write_text
 from bids_app.header import Header
+from bids_app.imaging.volume import Grid
 from bids_app.settings import Settings
 from bids_app.strict import parse_object
 from bids_app.visit import Scan, Selection, Unused, Visit
@@ -65,9 +70,15 @@ def read_selection(settings: Settings) -> Selection:
         tracer_label=settings.tracer_label,
         run_label=settings.run_label,
         filters=_read_filters(settings.bids_filter_file),
-        database_dir=settings.bids_database_dir,
+        database_dir=_index_of(settings),
     )
     return _without_unusable(selection, settings)
+
+
+def _index_of(settings: Settings) -> Path | None:
+    """Say where the index is kept; a dry run makes none."""
+    folder = settings.bids_database_dir
+    return None if settings.dry_run and folder and not folder.is_dir() else folder
 
 
 def _read_filters(path: Path | None) -> object:
@@ -155,6 +166,58 @@ def _without_unusable(selection: Selection, settings: Settings) -> Selection:
         )
         visits.append(replace(visit, t1w=t1w, pets=tuple(others), notes=(*visit.notes, *notes)))
     return Selection(tuple(visits), tuple(unused))
+
+
+def problem_of(
+    error: Exception, subject: str, label: str, logs: Path | None, visit: str | None = None
+) -> Problem:
+    """Tell what went wrong for a participant; of an error that nobody foresaw, keep the traceback.
+
+    Parameters
+    ----------
+    error : Exception
+        That was caught.
+    subject, label : str
+        Whose; who or what, for people.
+    logs : Path or None
+        Gets the traceback, as ``crash-*``; None: it is kept nowhere.
+    visit : str, optional
+        Name of the visit's graph.
+    """
+    if isinstance(error, Mri2petError):
+        return Problem(subject, f"{label}: {error}", error.exit_code, visit)
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    where = ""
+    if logs is not None:
+        name = re.sub(r"\W+", "-", label)
+        path = logs / f"crash-{datetime.now():%Y%m%d-%H%M%S}-{name}-{uuid4().hex[:8]}.txt"
+        write_text(path, f"{label}\n\n{''.join(traceback.format_exception(error))}")
+        where = f"; its traceback is in {path}"
+    return Problem(subject, f"{label}: {said}{where}", 1, visit)
+
+
+def refuse_other_grids(images: Iterable[tuple[str, Path]], grid: Grid) -> list[Problem]:
+    """See from headers who has images on another grid than the run's.
+
+    Parameters
+    ----------
+    images : iterable of (str, Path)
+        Label of a participant, and an image in the template's space.
+    grid : Grid
+        Of the run.
+
+    Returns
+    -------
+    list of Problem
+        One a participant, at most.
+    """
+    problems: dict[str, Problem] = {}
+    for subject, path in images:
+        try:
+            nifti.check_grid(path, grid)
+        except Exception as error:  # of any kind: it is this participant's
+            problems.setdefault(subject, problem_of(error, subject, f"sub-{subject}", None))
+    return list(problems.values())
 
 
 def problems_of(selection: Selection) -> list[Problem]:

@@ -2,44 +2,65 @@
 
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bids_app import provenance
 from bids_app.app.computation import clean, compute
-from bids_app.app.intake import Problem, error_of, problems_of, read_selection, refuse_nothing
+from bids_app.app.intake import (
+    Problem,
+    error_of,
+    problem_of,
+    problems_of,
+    read_selection,
+    refuse_nothing,
+)
 from bids_app.app.preparation import (
+    make_places,
     prepare_generator,
     prepare_run,
     prepare_template,
     refuse_places,
+    refuse_plugin,
     share_resources,
-    work_dir_of,
+    tell_old_work,
 )
-from bids_app.app.running import told_of
+from bids_app.app.running import hold, told_of
 from bids_app.console import Voice, count_line
 from bids_app.dataset.participants import read_participants
-from bids_app.dataset.validation import make_writable, validate_bids
+from bids_app.dataset.reading import find_subjects
+from bids_app.dataset.validation import validate_bids
 from bids_app.derivatives.description import (
     Software,
     find_container,
-    ignore_also,
     start_dataset,
 )
 from bids_app.derivatives.preprocessed import tell_coverage
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
-from bids_app.planning import Run, VisitPlan, doubts_of, is_done, plan_visit
+from bids_app.planning import (
+    Run,
+    VisitPlan,
+    doubts_of,
+    is_done,
+    label_of,
+    plan_visit,
+    refuse_unprepared,
+)
+from bids_app.report.results import read_derivative
 from bids_app.report.runs import Told
 from bids_app.report.subject import write_subject_report
+from bids_app.resources import choose_device
 from bids_app.settings import Settings
 from bids_app.templates import Template
 from bids_app.visit import Selection
+from bids_app.workflows.execution import Resources
 
 DONE, PARTIAL = 0, 1  # exit codes
+_Table = tuple[dict[str, dict[str, str]], tuple[str, ...]]  # participants.tsv, and remarks on it
 
 
 def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
@@ -56,45 +77,95 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
         If the run cannot begin, or nothing that was selected can be used.
     """
     started = time.monotonic()
+    selection = _select(settings, voice)
+    if settings.reports_only:
+        return _report_again(selection, settings, voice)
+    table, template, run, resources = _prepare(settings, selection, voice, stamp)
+    plans, done, early = _plan(selection, run, None if settings.dry_run else settings.output_dir)
+    aside = [*problems_of(selection), *early]
+    if not (plans or done):
+        raise error_of(aside)
+    if settings.dry_run:
+        return _tell_plans(plans, done, early, voice)
+    visits = [label_of(visit) for visit in selection.visits]
+    with hold(settings, stamp, voice, results=visits, intermediate=visits):
+        _start(settings, run, template, stamp)
+        _tell_aside(selection, settings, early, voice)
+        subjects = {plan.visit.subject for plan in plans}
+        reports = _Reports(settings, selection, table, template, subjects, stamp, started, voice)
+        problems = [*aside, *_compute(plans, run, resources, reports, aside)]
+        _tell_images([*plans, *done], voice)
+        if settings.clean_workdir:
+            clean([*plans, *done], problems, settings)
+        problems += reports.finish(problems)
+        return _close(plans, done, problems, settings, voice)
+
+
+def _select(settings: Settings, voice: Voice) -> Selection:
+    """Choose images; a dry run prints them, whatever else may be refused later."""
     refuse_places(settings)
     selection = read_selection(settings)
     if settings.dry_run:
         voice.tell_selection(selection, settings.bids_dir)
-        return DONE
-    make_writable(settings.output_dir)
-    make_writable(work_dir_of(settings))
+    return selection
+
+
+def _compute(
+    plans: Sequence[VisitPlan],
+    run: Run,
+    resources: Resources,
+    reports: "_Reports",
+    aside: Sequence[Problem],
+) -> list[Problem]:
+    """Run the graphs of visits; each participant's report is written when its last node is done."""
+
+    def report(subject: str, problems: Sequence[Problem]) -> None:
+        with suppress(Exception):  # of any kind: it is tried again when all others are done
+            reports.write([subject], [*aside, *problems])
+            reports.tables()
+
+    settings, voice = reports.settings, reports.voice
+    return compute(plans, run, resources, settings, voice, on_finished=report)
+
+
+def _prepare(
+    settings: Settings, selection: Selection, voice: Voice, stamp: provenance.Stamp
+) -> tuple[_Table, Template, Run, Resources]:
+    """See that the run can begin: what is refused here is refused by a dry run as well.
+
+    Only the folders of the run and the template in them are written, by a dry run nothing.
+
+    Returns
+    -------
+    tuple
+        Columns of participants.tsv by label, with remarks; the template; what visits have in
+        common; what the run may use of the machine.
+    """
+    generator = prepare_generator(settings)
+    refuse_plugin(settings)
+    resources, threads = share_resources(settings, len(selection.visits))
+    choose_device(settings.device)  # refuses one that is not there
     with _validation(settings) as validation:  # another process works on it meanwhile
-        participants = _participants(settings, voice)
-        template = prepare_template(settings)
+        table = _participants(settings, voice)
+        if not settings.dry_run:
+            make_places(settings)
+        template = prepare_template(settings, write=not settings.dry_run)
         _heed(validation, voice)
     refuse_nothing(selection)
-    if settings.reports_only:
-        return _report_again(selection, template, settings.output_dir, voice)
-    generator = prepare_generator(settings)
-    resources, threads = share_resources(settings, len(selection.visits))
     run = prepare_run(settings, template, generator, threads, stamp.versions["mri2pet"])
-    _start(settings, run, template, stamp)
-    _tell_aside(selection, voice)
-    plans, done = _plan(selection, run)
-    problems = problems_of(selection) + compute(plans, run, resources, settings, voice)
-    _tell_coverage([*plans, *done], voice)
-    if settings.clean_workdir:
-        clean([*plans, *done], problems, settings)
-    fresh = Fresh(told_of(stamp, started), {plan.visit.subject for plan in plans})
-    _report(selection, problems, template, settings.output_dir, fresh)
-    finish_dataset(settings.output_dir, bids_dir=settings.bids_dir, participants=participants)
-    for doubt in (doubt for plan in [*plans, *done] for doubt in doubts_of(plan)):
-        voice.warn(doubt)
-    return _close(plans, done, problems, settings, voice)
+    return table, template, run, resources
 
 
-def _participants(settings: Settings, voice: Voice) -> dict[str, dict[str, str]]:
+def _participants(settings: Settings, voice: Voice) -> _Table:
     """Read participants.tsv, which images do not depend on; a damaged one is only told of."""
     try:
-        return read_participants(settings.bids_dir)
+        present = find_subjects(settings.bids_dir)
+        participants, remarks = read_participants(settings.bids_dir, present)
     except Mri2petError as error:
-        voice.warn(f"{error}; its columns are left out")
-        return {}
+        participants, remarks = {}, (f"{error}; its columns are left out",)
+    for remark in remarks:
+        voice.warn(remark)
+    return participants, remarks
 
 
 @contextmanager
@@ -119,11 +190,14 @@ def _start(settings: Settings, run: Run, template: Template, stamp: provenance.S
         template=run.space.template,
         reference=template.uri,
     )
-    ignore_also(settings.output_dir, work_dir_of(settings))
     provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
 
 
-def _tell_aside(selection: Selection, voice: Voice) -> None:
+def _tell_aside(
+    selection: Selection, settings: Settings, early: Sequence[Problem], voice: Voice
+) -> None:
+    for note in tell_old_work(settings):
+        voice.say(note)
     for visit in selection.visits:
         for note in visit.notes:
             voice.say(f"sub-{visit.subject}: {note}")
@@ -133,22 +207,62 @@ def _tell_aside(selection: Selection, voice: Voice) -> None:
             voice.say(f"not used: {where}: {one.reason}")
         else:
             voice.fail(one.reason)
+    for problem in early:
+        voice.fail(problem.sentence)
 
 
-def _tell_coverage(plans: Sequence[VisitPlan], voice: Voice) -> None:
-    """Tell which PETs do not cover the brain; reports read it from their sidecars too."""
+def _tell_images(plans: Sequence[VisitPlan], voice: Voice) -> None:
+    """Tell what was seen of images only when they were read, registered and resampled."""
     for plan in plans:
+        for path in (plan.paths.t1w, *(pet.in_t1w for pet in plan.paths.pets)):
+            for note in read_derivative(path).reading_notes():
+                if note not in plan.visit.notes:
+                    voice.warn(f"{plan.label}: {note}")
         for pet in plan.paths.pets:
             told = tell_coverage(pet.in_template)
             if told:
                 voice.warn(f"{plan.label}: {told}")
+        for doubt in doubts_of(plan):
+            voice.warn(doubt)
 
 
-def _plan(selection: Selection, run: Run) -> tuple[list[VisitPlan], list[VisitPlan]]:
-    """Plan all visits; those whose results are there already come second."""
-    plans = [plan_visit(visit, run) for visit in selection.visits]
-    done = [plan for plan in plans if is_done(plan, run)]
-    return [plan for plan in plans if plan not in done], done
+def _plan(
+    selection: Selection, run: Run, kept: Path | None
+) -> tuple[list[VisitPlan], list[VisitPlan], list[Problem]]:
+    """Plan all visits; those whose results are there already come second, the unfit third.
+
+    Tracebacks go to the logs of the output folder ``kept``; None: nowhere.
+    """
+    logs = None if kept is None else kept / "logs"
+    plans, done, problems = list[VisitPlan](), list[VisitPlan](), list[Problem]()
+    for visit in selection.visits:
+        try:
+            plan = plan_visit(visit, run)
+            if is_done(plan, run):
+                done.append(plan)
+            else:
+                refuse_unprepared(plan, run)
+                plans.append(plan)
+        except Exception as error:  # of any kind: it is this visit's, and no one else's
+            label = " ".join([f"sub-{visit.subject}", *[f"ses-{s}" for s in [visit.session] if s]])
+            problems.append(problem_of(error, visit.subject, label, logs))
+    return plans, done, problems
+
+
+def _tell_plans(
+    plans: Sequence[VisitPlan],
+    done: Sequence[VisitPlan],
+    early: Sequence[Problem],
+    voice: Voice,
+) -> int:
+    """Say the last lines of a dry run; return its exit code."""
+    for problem in early:
+        voice.fail(problem.sentence)
+    voice.close(
+        f"mri2pet: {len(plans)} visits would be computed, {len(done)} are complete already; this "
+        "was a dry run, and nothing was written"
+    )
+    return DONE
 
 
 def _subjects(selection: Selection) -> list[str]:
@@ -157,44 +271,113 @@ def _subjects(selection: Selection) -> list[str]:
     return sorted({visit.subject for visit in selection.visits} | images)
 
 
-def _report_again(selection: Selection, template: Template, output_dir: Path, voice: Voice) -> int:
+def _report_again(selection: Selection, settings: Settings, voice: Voice) -> int:
     """Write reports from what lies in the output folder; return the exit code."""
+    output_dir = settings.output_dir
     there = [one for one in _subjects(selection) if (output_dir / f"sub-{one}").is_dir()]
     if not there:
         raise MissingInputError(
             f"{output_dir}: holds no results of these participants; run without --reports-only"
         )
-    for subject in there:
-        write_subject_report(output_dir, subject, template_t1w=template.reference)
-    voice.close(f"mri2pet: {len(there)} reports written; they are in {output_dir}")
-    return DONE
+    if settings.dry_run:
+        voice.close(f"mri2pet: {len(there)} reports would be written, in {output_dir}")
+        return DONE
+    with _validation(settings) as validation:
+        make_places(settings)
+        template = prepare_template(settings)
+        _heed(validation, voice)
+    problems = report_subjects(output_dir, dict.fromkeys(there, Told()), template.reference, voice)
+    voice.close(
+        f"mri2pet: {len(there) - len(problems)} reports written, {len(problems)} failed; they are "
+        f"in {output_dir}"
+    )
+    return PARTIAL if problems else DONE
+
+
+def report_subjects(
+    output_dir: Path, told: Mapping[str, Told], template_t1w: Path, voice: Voice
+) -> list[Problem]:
+    """Write reports of participants; one that fails does not take the others with it.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    told : mapping
+        Label → what the run tells of it.
+    template_t1w : Path
+        The template, on the grid of the images in its space.
+    voice : Voice
+        Is told of what failed.
+
+    Returns
+    -------
+    list of Problem
+        One a report that could not be written.
+    """
+    problems = []
+    for subject, run in told.items():
+        try:
+            write_subject_report(output_dir, subject, template_t1w=template_t1w, **run)
+        except Exception as error:  # of any kind: results stand, and so do the others' reports
+            label = f"sub-{subject}.html"
+            problems.append(problem_of(error, subject, label, output_dir / "logs"))
+            voice.fail(problems[-1].sentence)
+    return problems
 
 
 @dataclass(frozen=True)
-class Fresh:
-    """A run that computed something: what it tells of itself, and whose visits it made."""
+class _Reports:
+    """The reports and tables of a run, written participant by participant.
 
-    told: Told
-    subjects: Collection[str]
+    ``fresh``: whose visits this run computes; of others, a report keeps what it told of their run.
+    """
 
+    settings: Settings
+    selection: Selection
+    table: _Table
+    template: Template
+    fresh: Collection[str]
+    stamp: provenance.Stamp
+    started: float
+    voice: Voice
+    written: set[str] = field(default_factory=set)
 
-def _report(
-    selection: Selection,
-    problems: Sequence[Problem],
-    template: Template,
-    output_dir: Path,
-    fresh: Fresh,
-) -> None:
-    """Write all reports; one of results that were there before keeps what it told of their run."""
-    for subject in _subjects(selection):
-        notes = [note for v in selection.visits if v.subject == subject for note in v.notes]
-        notes += [u.reason for u in selection.unused if u.subject == subject and not u.exit_code]
+    def _told(self, subject: str, problems: Sequence[Problem]) -> Told:
+        """Gather what the report of a participant tells."""
+        visits, unused = self.selection.visits, self.selection.unused
+        notes = [note for v in visits if v.subject == subject for note in v.notes]
+        notes += [u.reason for u in unused if u.subject == subject and not u.exit_code]
+        notes += self.table[1]
         told = [problem.sentence for problem in problems if problem.subject == subject]
-        made = subject in fresh.subjects or not (output_dir / f"sub-{subject}").is_dir()
         run = Told(notes=notes, problems=told)
-        if made:
-            run.update(fresh.told)
-        write_subject_report(output_dir, subject, template_t1w=template.reference, **run)
+        if subject in self.fresh or not (self.settings.output_dir / f"sub-{subject}").is_dir():
+            run.update(told_of(self.stamp, self.started))
+        return run
+
+    def write(self, subjects: Sequence[str], problems: Sequence[Problem]) -> list[Problem]:
+        """Write reports of participants; give what failed of it."""
+        told = {subject: self._told(subject, problems) for subject in subjects}
+        output_dir = self.settings.output_dir
+        failed = report_subjects(output_dir, told, self.template.reference, self.voice)
+        self.written.update(set(subjects) - {problem.subject for problem in failed})
+        return failed
+
+    def tables(self) -> list[str]:
+        """Write the tables of the dataset; give remarks on them."""
+        participants, remarks = self.table
+        return finish_dataset(
+            self.settings.output_dir, bids_dir=self.settings.bids_dir,
+            participants=participants, remarks=remarks,
+        )  # fmt: skip
+
+    def finish(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Write the reports that are not there yet, and the tables; give what failed of it."""
+        others = [one for one in _subjects(self.selection) if one not in self.written]
+        failed = self.write(others, problems)
+        for remark in self.tables():
+            self.voice.warn(remark)
+        return failed
 
 
 def _close(

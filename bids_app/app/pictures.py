@@ -1,12 +1,12 @@
 """Before detectors: PETs are stored, lesion masks and an atlas are brought onto the grid."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nipype.pipeline.engine import Workflow
 
-from bids_app.app.intake import Problem
+from bids_app.app.intake import Problem, refuse_other_grids
 from bids_app.app.running import Runner
 from bids_app.app.subjects import Subjects
 from bids_app.derivatives.anomalies import (
@@ -81,7 +81,8 @@ def take_pictures(
         If a dataset or file that the settings name is not there, or cannot be used.
     """
     settings = runner.settings
-    atlas = _atlas_path(settings, screening)
+    _refuse_atlas(settings)
+    atlas = None if settings.atlas is None else screening.work_dir / "atlas.nii.gz"
     patients, without_t1w = _with_t1w(subjects.patients)
     lesions = find_masks(settings, patients)
     masks = lesions.masks
@@ -184,6 +185,61 @@ def find_masks(settings: Settings, patients: Sequence[Participant]) -> Lesions:
     return Lesions(masks, tuple(notes), tuple(problems))
 
 
+def refuse_knowledge(settings: Settings, patients: Sequence[Participant]) -> Lesions:
+    """See that what is known of regions and lesions can be used, before anything is computed.
+
+    Raises
+    ------
+    Mri2petError
+        If a file or folder that the settings name is not there, or cannot be used.
+    """
+    _refuse_atlas(settings)
+    return find_masks(settings, patients)
+
+
+def usable_subjects(screening: Screening, subjects: Subjects, *, synthetic: bool) -> Subjects:
+    """Keep those whose images lie on the run's grid, patients also with what leads to their T1w.
+
+    Headers alone are looked at: an image may turn out to be damaged later. ``problems`` are those
+    that this finds, without those that the subjects came with.
+    """
+    patients, problems = _with_t1w(subjects.patients)
+    everyone = [*subjects.controls, *patients]
+    unfit = refuse_other_grids(
+        [(one.label, path) for one in everyone for path in (one.visit.brain_mask, one.pet) if path],
+        screening.grid,
+    )
+    odd = refuse_other_grids(
+        [(one.label, one.synthetic.path) for one in everyone if synthetic and one.synthetic],
+        screening.grid,
+    )
+    lost, without = ({problem.subject for problem in told} for told in (unfit, odd))
+    controls, kept = (
+        tuple(
+            replace(one, synthetic=None) if one.label in without else one
+            for one in group
+            if one.label not in lost
+        )
+        for group in (subjects.controls, patients)
+    )
+    return Subjects(controls, kept, subjects.notes, (*problems, *unfit, *odd))
+
+
+def assume_pictures(screening: Screening, subjects: Subjects, *, synthetic: bool) -> Pictures:
+    """Give the pictures that a run has where all images can be stored: nothing is."""
+    plans = plan_pictures(screening, [*subjects.controls, *subjects.patients], synthetic=synthetic)
+    stored = {plan.name: Picture(plan.name, plan.folder, "") for plan in plans}
+    controls, patients = (
+        tuple(picture(one, stored) for one in group)
+        for group in (subjects.controls, subjects.patients)
+    )
+    return Pictures(
+        tuple(c for c in controls if c.real is not None or c.synthetic is not None),
+        tuple(p for p in patients if p.real is not None),
+        {}, None, (), (),
+    )  # fmt: skip
+
+
 def _usable_mask(root: Path, visit: Preprocessed, settings: Settings) -> LesionMask | None:
     mask = find_lesion_mask(root, visit, settings.template)
     if mask is not None:
@@ -227,13 +283,11 @@ def _mask_graphs(
     return graphs
 
 
-def _atlas_path(settings: Settings, screening: Screening) -> Path | None:
-    if settings.atlas is None:
-        return None
-    image, names = settings.atlas
-    check_labels(image, orientation=settings.assume_orientation)
-    read_labels(names)
-    return screening.work_dir / "atlas.nii.gz"
+def _refuse_atlas(settings: Settings) -> None:
+    if settings.atlas is not None:
+        image, names = settings.atlas
+        check_labels(image, orientation=settings.assume_orientation)
+        read_labels(names)
 
 
 def _stored(plans: Sequence[StoragePlan], crashes: Sequence[Crash]) -> dict[str, Picture]:

@@ -1,14 +1,17 @@
 """What all visits of a run have in common: template, generator, resources."""
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
-from bids_app.dataset.validation import refuse_inside
+from bids_app.dataset.validation import make_writable, refuse_inside
+from bids_app.derivatives.description import ignore_also, refuse_foreign
 from bids_app.derivatives.sidecars import Space
-from bids_app.errors import MissingInputError, UsageError
+from bids_app.errors import CannotCreateError, MissingInputError, UsageError
+from bids_app.files import place_in
 from bids_app.generators import GeneratorChoice, Options, choose_generator
 from bids_app.imaging.volume import grid_of_box
 from bids_app.planning import Run
@@ -21,30 +24,120 @@ from bids_app.resources import (
 )
 from bids_app.settings import SLOPPY_RESOLUTION, Settings
 from bids_app.templates import REGISTRATION_RESOLUTION, Template, prepare
+from bids_app.workflows import batch
 from bids_app.workflows.execution import Resources
 from bids_app.workflows.participant import Preprocessing
 
 RESULTS = {"train": "table1.tsv", "group": "clusters.tsv"}  # what shows that a level was run
 LARGEST_PLUGIN, MOST_BRACKETS = 1 << 15, 200  # bytes, [ or {; our choice
+WORK = ".work"  # pybids and other BIDS tools pass over names that begin with a dot
+KEPT = ("logs", "figures", "generators", "detectors", "crossvalidation")  # beside sub-*
+OLD_GRAPHS = ("mri2pet", "mri2pet_train", "mri2pet_group")
 PERCENTILE = 99.9  # our choice; the paper says "scaled between 0 and 1"
 
 
 def work_dir_of(settings: Settings) -> Path:
     """Say where intermediate files go: a folder of the output, unless another was named."""
-    return settings.output_dir / "work" if settings.work_dir is None else settings.work_dir
+    return settings.output_dir / WORK if settings.work_dir is None else settings.work_dir
 
 
 def refuse_places(settings: Settings) -> None:
-    """Refuse folders to write to that lie in the raw dataset.
+    """Refuse folders that a run must not, or cannot, write to; nothing is made.
 
     Raises
     ------
     UsageError
-        As :func:`bids_app.dataset.validation.refuse_inside`.
+        As :func:`bids_app.dataset.validation.refuse_inside`; if the output folder holds the raw
+        dataset, or is that of another app; if the work folder would mix with data or results.
+    CannotCreateError
+        If a folder cannot be written to.
     """
-    for folder in (settings.output_dir, settings.work_dir, settings.bids_database_dir):
-        if folder is not None:
-            refuse_inside(settings.bids_dir, folder)
+    out, work, index = settings.output_dir, settings.work_dir, settings.bids_database_dir
+    for folder in (settings.bids_dir, out, work_dir_of(settings)):
+        _refuse_bytes(folder)
+    for folder in (out, *(one for one in (work, index) if one is not None)):
+        refuse_inside(settings.bids_dir, folder)
+    if place_in(out, settings.bids_dir) is not None:
+        raise UsageError(f"{out}: holds the input folder; choose another, its own folder")
+    if work is not None:
+        _refuse_work(work, settings)
+    refuse_foreign(out)
+    for folder in (out, work_dir_of(settings)):
+        _refuse_unwritable(folder)
+
+
+def _refuse_bytes(folder: Path) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{folder}: its name holds bytes that are no UTF-8, which ANTs cannot open; rename it"
+        ) from error
+
+
+def _refuse_work(work: Path, settings: Settings) -> None:
+    """Refuse a work folder whose files would lie among data or results."""
+    out, raw = settings.output_dir, settings.bids_dir
+    advice = "choose another --work-dir, a folder of its own"
+    inside = place_in(out, work)
+    if inside == ():
+        raise UsageError(f"{work}: is the output folder; {advice}")
+    if inside is None and place_in(raw, work) is not None:
+        raise UsageError(f"{work}: is inside the input dataset; {advice}")
+    if inside and (inside[0].startswith("sub-") or inside[0] in KEPT):
+        raise UsageError(f"{work}: is inside {out / inside[0]}, where results lie; {advice}")
+    for folder, what in ((out, "output"), (raw, "input")):
+        if place_in(work, folder) is not None:
+            raise UsageError(f"{work}: holds the {what} folder; {advice}")
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """See that a folder, or the one that it would be made in, can be written to."""
+    try:
+        there = next(one for one in (folder, *folder.parents) if one.is_symlink() or one.exists())
+        with tempfile.TemporaryFile(dir=there) as file:  # has no name on most disks
+            file.write(b"mri2pet")
+    except OSError as error:
+        raise CannotCreateError(
+            f"{folder}: cannot be written to ({error.strerror}); choose another folder"
+        ) from error
+
+
+def make_places(settings: Settings) -> None:
+    """Make the folders that a run writes to; the validator is to pass over the work folder.
+
+    Raises
+    ------
+    CannotCreateError
+        If one cannot be made.
+    """
+    make_writable(settings.output_dir)
+    make_writable(work_dir_of(settings))
+    ignore_also(settings.output_dir, work_dir_of(settings))
+
+
+def tell_old_work(settings: Settings) -> list[str]:
+    """Tell of a work folder of version 0.1, which no one uses any more."""
+    old = settings.output_dir / "work"
+    if settings.work_dir is not None or not any((old / one).is_dir() for one in OLD_GRAPHS):
+        return []
+    return [
+        f"{old}: intermediate files of version 0.1, which this one does not use (its own are in "
+        f"{work_dir_of(settings)}); delete it"
+    ]
+
+
+def refuse_plugin(settings: Settings) -> None:
+    """Refuse a plugin that could not be used, before anything is computed.
+
+    Raises
+    ------
+    UsageError
+        As :func:`read_plugin` and :func:`bids_app.workflows.batch.refuse_plugin`.
+    """
+    plugin = read_plugin(settings.use_plugin)
+    if plugin is not None:
+        batch.refuse_plugin(str(plugin["plugin"]))
 
 
 def refuse_without_results(settings: Settings, flag: str) -> None:
@@ -62,13 +155,17 @@ def refuse_without_results(settings: Settings, flag: str) -> None:
         )
 
 
-def prepare_template(settings: Settings) -> Template:
-    """Write the template where the run finds it, on the grid that the settings ask for."""
+def prepare_template(settings: Settings, *, write: bool = True) -> Template:
+    """Write the template where the run finds it, on the grid that the settings ask for.
+
+    ``write``: if not, it is only seen whether it can be had.
+    """
     return prepare(
         settings.template,
         grid_of_box(settings.bounding_box, settings.grid_resolution),
         work_dir_of(settings) / "template",
         registration_resolution=SLOPPY_RESOLUTION if settings.sloppy else REGISTRATION_RESOLUTION,
+        write=write,
     )
 
 

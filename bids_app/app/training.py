@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from bids_app import provenance
-from bids_app.app.intake import Problem, error_of
+from bids_app.app.intake import Problem, error_of, problem_of, refuse_other_grids
 from bids_app.app.preparation import (
+    make_places,
     refuse_places,
+    refuse_plugin,
     refuse_without_results,
     share_resources,
+    tell_old_work,
     work_dir_of,
 )
 from bids_app.app.results import gather_records
@@ -26,14 +29,13 @@ from bids_app.crossvalidation import (
     plan_model,
     plan_storage,
 )
-from bids_app.dataset.validation import make_writable
-from bids_app.derivatives.description import dataset_name, ignore_also
+from bids_app.derivatives.description import dataset_name
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.derivatives.sidecars import Space
 from bids_app.derivatives.table1 import write_table1
 from bids_app.errors import MissingInputError, UsageError
 from bids_app.files import locked
-from bids_app.imaging.volume import grid_of_box
+from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.mapped import read_digest
 from bids_app.report.runs import Told
 from bids_app.report.training import write_training_report
@@ -50,7 +52,8 @@ from bids_app.workflows.training import Fold, Means, ModelPlan, init_baselines_w
 DONE, PARTIAL = 0, 1  # exit codes
 MEMORY = {(2, False): 0.20, (2, True): 0.75, (3, False): 0.10, (3, True): 0.32}  # GiB a sample
 LEAST_VALIDATIONS = 10  # of a training of few epochs; our choice
-SLOPPY_PATCHES = CubicPatches(size=24, stride=8)  # the least that a discriminator can judge
+LEAST_SIDE = 24  # voxels that a discriminator can judge: three halvings, two 4×4 convolutions
+SLOPPY_PATCHES = CubicPatches(size=LEAST_SIDE, stride=8)
 
 
 def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
@@ -77,16 +80,14 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     if settings.dry_run:
         told = [*controls.notes, *(problem.sentence for problem in controls.problems)]
         voice.tell_controls(_visits(controls), told, settings.output_dir)
+    means, study = _prepare(settings, controls, voice, stamp)
+    if settings.dry_run:
         return DONE
-    means = _means(settings, voice)
-    work_dir = work_dir_of(settings)
-    make_writable(work_dir)
-    ignore_also(settings.output_dir, work_dir)
+    make_places(settings)
     rows = [f"train {name}" for name in _names(settings)]  # other runs may train other rows
     with hold(settings, stamp, voice, results=rows, intermediate=["train"]):
-        study = _study(settings, stamp)
         provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
-        for note in controls.notes:
+        for note in (*tell_old_work(settings), *controls.notes):
             voice.say(note)
         for problem in controls.problems:
             voice.fail(problem.sentence)
@@ -94,8 +95,47 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
         stored, problems = _store(study, controls, runner)
         folds = deal(study, stored)
         problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
-        _finish(study, settings, controls, problems, told_of(stamp, started))
+        problems += _finish(study, runner, controls, problems, told_of(stamp, started))
     return _close(settings, study, problems, voice)
+
+
+def _prepare(
+    settings: Settings, controls: Subjects, voice: Voice, stamp: provenance.Stamp
+) -> tuple[Means, Study]:
+    """See that the run can begin: what is refused here is refused by a dry run as well."""
+    refuse_plugin(settings)
+    means, study = _means(settings, voice), _study(settings, stamp)
+    images = [
+        (one.subject, path)
+        for one in _visits(controls)
+        for path in (one.t1w, one.pets[0], one.brain_mask)
+    ]
+    problems = refuse_other_grids(images, study.grid)
+    lost = {problem.subject for problem in problems}
+    fit = [Stored(one.subject, Path(), "") for one in _visits(controls) if one.subject not in lost]
+    if not fit:
+        raise error_of(problems)
+    deal(study, fit)
+    for name in _names(settings):
+        refuse_small_grid(name, spec_of(name, settings), study.grid)
+    return means, study
+
+
+def refuse_small_grid(name: str, spec: ModelSpec, grid: Grid) -> None:
+    """Refuse a grid whose tiles are too small for a discriminator.
+
+    Raises
+    ------
+    UsageError
+        If a side that tiles have is of fewer than 24 voxels.
+    """
+    sides = grid.shape[: spec.tiling.spatial_dims]
+    if min(sides) < LEAST_SIDE:
+        size = " × ".join(map(str, sides))
+        raise UsageError(
+            f"{name}: tiles of {size} voxels are smaller than the {LEAST_SIDE} that its "
+            "discriminator needs; choose a smaller --resolution, or a larger --bounding-box"
+        )
 
 
 def spec_of(name: str, settings: Settings) -> ModelSpec:
@@ -270,12 +310,13 @@ def _problem(crash: Crash, labels: Mapping[str, str]) -> Problem:
 
 def _finish(
     study: Study,
-    settings: Settings,
+    runner: Runner,
     controls: Subjects,
     problems: Sequence[Problem],
     told: Told,
-) -> None:
-    """Write table and report."""
+) -> list[Problem]:
+    """Write table and report; where the report fails, generators and table stand."""
+    settings = runner.settings
     with locked(study.output_dir):
         gathered = gather_records(study)
         write_table1(study.output_dir, gathered.records)
@@ -284,9 +325,16 @@ def _finish(
         **told, "problems": sentences, "notes": [*controls.notes, *gathered.notes],
         "settings": vars(settings),
     }  # fmt: skip
-    write_training_report(
-        study.output_dir, template=settings.template, resolution=settings.grid_resolution, **whole
-    )
+    try:
+        write_training_report(
+            study.output_dir, template=settings.template, resolution=settings.grid_resolution,
+            **whole,
+        )  # fmt: skip
+    except Exception as error:  # of any kind: it is only the report
+        lost = problem_of(error, "", "train.html", study.output_dir / "logs")
+        runner.voice.fail(lost.sentence)
+        return [lost]
+    return []
 
 
 def _report_again(settings: Settings, voice: Voice) -> int:

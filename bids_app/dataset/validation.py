@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from bids_app.errors import CannotCreateError, InvalidBidsError, UsageError
+from bids_app.files import place_in
 from bids_app.lifeline import last_act, tied
 
 COMMAND = "bids-validator-deno"
@@ -94,15 +95,13 @@ def refuse_inside(bids_dir: Path, output_dir: Path) -> None:
     UsageError
         If the folder is the input, or inside it but not under ``derivatives/``.
     """
-    raw, out = bids_dir.resolve(), output_dir.resolve()
-    if out == raw:
+    inside = place_in(bids_dir, output_dir)
+    if inside == ():
         raise UsageError(f"{output_dir}: is the input folder; choose another, its own folder")
-    if out.is_relative_to(raw):
-        first, *rest = out.relative_to(raw).parts
-        if first != "derivatives" or not rest:
-            raise UsageError(
-                f"{output_dir}: is inside the input dataset; use {bids_dir / 'derivatives/mri2pet'}"
-            )
+    if inside is not None and (inside[0] != "derivatives" or len(inside) == 1):
+        raise UsageError(
+            f"{output_dir}: is inside the input dataset; use {bids_dir / 'derivatives/mri2pet'}"
+        )
 
 
 def make_writable(output_dir: Path) -> None:

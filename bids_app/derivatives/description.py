@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_app.errors import ReadWriteError, UnusableDataError, UsageError
-from bids_app.files import locked, read_json, write_json, write_text, write_tsv
+from bids_app.files import locked, place_in, read_json, write_json, write_text, write_tsv
 
 NAME = "mri2pet"
 DESCRIPTION = "dataset_description.json"
 BIDS_VERSION = "1.10.0"
 # No slash at the end of a folder: the validator does not know it so. A slash inside anchors.
 IGNORED = (
-    "*.html", "logs", "figures", "work", "generators", "detectors", "*_xfm.*", "*_statmap.*",
-    "*_std.*", "*_clusters.*", "**/pet/*_mask.*", "**/pet/*_dseg.*", "desc-*_metrics.*", "table1*",
-    "crossvalidation", "detection_*", "clusters.*",
+    "*.html", "logs", "figures", ".work", "work", "generators", "detectors", "*_xfm.*",
+    "*_statmap.*", "*_std.*", "*_clusters.*", "**/pet/*_mask.*", "**/pet/*_dseg.*",
+    "desc-*_metrics.*", "table1*", "crossvalidation", "detection_*", "clusters.*",
 )  # fmt: skip
 DESCRIPTIONS = {
     "preproc": "Acquired image after correction, registration and, with res-, scaling to 0..1",
@@ -91,7 +91,15 @@ def find_container(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...
     return (("Type", "docker"), ("Tag", tag)) if tag else ()
 
 
-def _refuse_foreign(path: Path) -> None:
+def refuse_foreign(output_dir: Path) -> None:
+    """Refuse to write into the dataset of another app.
+
+    Raises
+    ------
+    UsageError
+        If one lies there, or something that cannot be understood.
+    """
+    path = output_dir / DESCRIPTION
     if not path.exists():
         return
     advice = "choose another output folder"
@@ -160,10 +168,10 @@ def _write_ignored(path: Path, patterns: Sequence[str]) -> None:
 
 def ignore_also(output_dir: Path, folder: Path) -> None:
     """Let the validator pass over a folder, if it lies in the dataset."""
-    if folder.is_relative_to(output_dir) and folder != output_dir:
+    inside = place_in(output_dir, folder)
+    if inside:
         with locked(output_dir):
-            first = folder.relative_to(output_dir).parts[0]
-            _write_ignored(output_dir / ".bidsignore", [first])
+            _write_ignored(output_dir / ".bidsignore", inside[:1])
 
 
 def start_dataset(
@@ -189,7 +197,7 @@ def start_dataset(
     """
     description = output_dir / DESCRIPTION
     with locked(output_dir):
-        _refuse_foreign(description)
+        refuse_foreign(output_dir)
         write_json(description, _description(bids_dir, output_dir, software, template, reference))
         _write_ignored(output_dir / ".bidsignore", IGNORED)
         readme = README.format(version=software.version, template=template)

@@ -47,7 +47,7 @@ def _save_rows(path, scores, what, holes):
     unknown = np.isnan(scores)
     explained = unknown & (partial[:, np.newaxis] | unknown.all(axis=0))
     odd = ~(np.isfinite(scores) | explained).all(axis=1)
-    if odd.any() or (scores.size and unknown.all()):
+    if odd.any():
         raise UnusableDataError(
             f"{what}: scores of {odd.sum()} of {len(scores)} images are not finite, so none is "
             "written; train the detector again, and leave out images that are not within 0..1"
@@ -190,9 +190,7 @@ class FitSlab(SimpleInterface):
         models, scores = fit_slab(fold, scored, nu=self.inputs.nu, holes=_holes(self.inputs.scored))
         cwd = Path(runtime.cwd)
         save_models(cwd / "voxels.safetensors", models)
-        _save_rows(
-            cwd / "scores.npy", scores, _slab_name(self.inputs), _holes(self.inputs.scored)
-        )
+        _save_rows(cwd / "scores.npy", scores, _slab_name(self.inputs), _holes(self.inputs.scored))
         self._results.update(voxels=str(cwd / "voxels.safetensors"), scores=str(cwd / "scores.npy"))
         return runtime
 

@@ -16,7 +16,7 @@ from bids_app.imaging.coverage import COMPLETE
 from bids_app.imaging.volume import Grid
 from bids_app.mapped import HOLE, Owner, store_arrays
 
-ROUNDING = 1e-3  # intensities may be beyond 0..1, and affines apart, by so much
+ROUNDING = 1e-3  # intensities may be beyond 0..1 by so much
 SYNTHETIC = "SYNTHETIC"  # as the header of every synthetic image says
 PET, BRAIN = "pet", "brain"
 
@@ -70,7 +70,9 @@ class StoreVolumes(SimpleInterface):
         """Mark the brain that the PET does not cover; refuse an older PET that may have a gap."""
         path = Path(self.inputs.coverage)
         if path.is_file():
-            covered = self._on_grid(nifti.load(path), path).data > 0
+            grid = Grid(self.inputs.shape, np.array(self.inputs.affine))
+            nifti.check_grid(path, grid)
+            covered = nifti.load(path).data > 0
             return brain & ~covered
         empty = float((pet[brain] == 0).mean()) if brain.any() else 0.0
         if empty > 1 - COMPLETE:
@@ -82,22 +84,11 @@ class StoreVolumes(SimpleInterface):
         return np.zeros(brain.shape, bool)
 
     def _load(self, path):
-        image = self._on_grid(nifti.load_scan(path), path)
+        nifti.check_grid(path, Grid(self.inputs.shape, np.array(self.inputs.affine)))
+        image = nifti.load_scan(path)
         if image.data.min() < -ROUNDING or image.data.max() > 1 + ROUNDING:
             raise UnusableDataError(
                 f"{path}: has intensities beyond 0..1; run the participant level again"
-            )
-        return image
-
-    def _on_grid(self, image, path):
-        grid = Grid(self.inputs.shape, np.array(self.inputs.affine))
-        same = image.grid.shape == grid.shape and np.allclose(
-            image.affine, grid.affine, atol=ROUNDING
-        )
-        if not same:
-            raise UnusableDataError(
-                f"{path}: lies on another grid than --bounding-box and --resolution say; run the "
-                "participant level again with the same"
             )
         return image
 

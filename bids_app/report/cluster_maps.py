@@ -118,7 +118,7 @@ def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
     if not shown:
         return Panel(first.name, "", missing=" ".join(faults))
     grid = crop(t1w, field)
-    inside = None if lesions is None else lesions[field]
+    inside = lesions[field] if lesions is not None and lesions[field].any() else None
     sections = best_sections(weigh(volumes)) if inside is None else sections_through(inside)
     columns = [Column(_words(one), Layer("T1w", grid, GREY)) for one in shown]
     figure = montage(f"Clusters of {first.name}", columns, sections, grid)

@@ -121,7 +121,7 @@ def _calibration(detected: Detected) -> list[str]:
         counts = {
             len(scores)
             for which, scores in detected.control_scores.items()
-            if which.training_set == name
+            if which.training_set == name and scores
         }
         if not counts:
             sentences.append(

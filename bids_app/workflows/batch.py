@@ -3,6 +3,7 @@
 import getpass
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ PLUGINS = "nipype.pipeline.plugins"
 POLLING = 2.0  # s between two looks at the queue: each asks its server about each job
 WAITING = 20.0  # s for the result of a job that has left the queue, while a shared disk settles
 LOG_LINES = 200
+SUBMITTING = {"SLURM": "sbatch", "SGE": "qsub", "PBS": "qsub", "LSF": "bsub", "OAR": "oarsub"}
 GPU_OPTION = re.compile(r"--(gres|gpus)|-G\b")  # sbatch's ways to ask for a GPU
 CANCEL = {"SLURM": "scancel", "SGE": "qdel", "PBS": "qdel", "LSF": "bkill", "OAR": "oardel"}
 CANCELLING = 2.0  # s, of the 5 s that a run has to end; our choice
@@ -65,6 +67,24 @@ def _class_of(name: str) -> type[PluginBase]:
             f"--use-plugin: {name} returns before its jobs are done; use another, such as SLURM"
         )
     return kind
+
+
+def refuse_plugin(name: str) -> None:
+    """Refuse a plugin that a run could not use, before it begins.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plugin, it does not wait for its jobs, or the command by which it
+        submits them is not on this machine.
+    """
+    _class_of(name)
+    command = SUBMITTING.get(name)
+    if command is not None and shutil.which(command) is None:
+        raise UsageError(
+            f"--use-plugin: there is no {command} here, by which {name} takes jobs; run where "
+            "there is one, or leave the option out"
+        )
 
 
 def make_plugin(name: str, arguments: Mapping[str, object]) -> PluginBase:

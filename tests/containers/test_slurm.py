@@ -57,7 +57,7 @@ def alone(bids, tmp_path_factory):
 def contents(out):
     """Each file with its bytes, or None if it holds a time."""
     paths = [p for p in out.rglob("*") if p.is_file() and p.relative_to(out).parts[0] not in
-             ("work", "logs")]  # fmt: skip
+             (".work", "logs")]  # fmt: skip
     return {
         str(path.relative_to(out)): None if path.suffix in STAMPED else path.read_bytes()
         for path in paths
@@ -92,7 +92,7 @@ def test_a_task_that_was_killed_goes_on_when_it_is_submitted_again(slurm, bids, 
     out = tmp_path / "out"
     first = submit(slurm, "1", bids, out).stdout.strip()
     for _ in range(600):
-        if begun := list((out / "work").glob("mri2pet/**/register_to_template")):
+        if begun := list((out / ".work").glob("mri2pet/**/register_to_template")):
             break
         time.sleep(0.2)
     call("scancel", first, env=slurm)

@@ -1,0 +1,37 @@
+"""README.md's promises are kept by tests that are there."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROW = re.compile(r"^\| (.+) \| `(tests/[\w/]+\.py)::(\w+)` \|$", re.MULTILINE)
+PROMISES = ROW.findall((ROOT / "docs" / "promises.md").read_text(encoding="utf-8"))
+
+
+@cache
+def names_in(file):
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+@cache
+def readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return " ".join(text.replace("\n> ", " ").split())
+
+
+def test_every_row_is_understood():
+    table = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    assert len(PROMISES) == table.count("\n| ") - 1  # but for the heads
+    assert len(PROMISES) > 30
+
+
+@pytest.mark.parametrize(("promise", "file", "test"), PROMISES)
+def test_a_promise_stands_in_the_readme_and_its_test_is_there(promise, file, test):
+    assert promise in readme()
+    assert test.startswith("test_")
+    assert test in names_in(file)
