@@ -310,10 +310,10 @@ def zeros(path, head, count, **fields):
 def test_a_bomb_is_not_unpacked(tmp_path, head, monkeypatch):
     monkeypatch.setattr(nifti, "LARGE", 1 << 24)
     path = zeros(tmp_path / "a.nii.gz", head, 2, dim=[4, 17, 14, 11, 6000, 1, 1, 1])
-    before = time.monotonic()
+    before = time.process_time()
     with pytest.raises(UnusableDataError, match=r"a\.nii\.gz: .*compressed so much"):
         nifti.load(path)
-    assert time.monotonic() - before < 1
+    assert time.process_time() - before < 1
 
 
 def test_a_bomb_behind_an_image_is_not_unpacked(tmp_path, head, monkeypatch):
@@ -408,7 +408,7 @@ def stored(tmp_path_factory):
 
 def survives(path, content):
     path.write_bytes(content)
-    before = time.monotonic()
+    before = time.process_time()
     try:
         image = nifti.load(path)
     except Mri2petError as error:
@@ -419,7 +419,7 @@ def survives(path, content):
         assert np.isfinite(image.affine).all()
     assert str(path) in told
     assert len(told.splitlines()) == 1
-    assert time.monotonic() - before < 1
+    assert time.process_time() - before < 1
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -795,6 +795,7 @@ def test_labels_stay_whole_numbers(run_ants, tmp_path, rng, moved):
     ("where", "shift", "refused"),
     [
         ((0, 0, 0), 0, True),
+        ("a voxel", 0, False),  # a ventricle
         ((0, 0, 70), 0, False),  # enclosed by numbers, but above the brain
         ((0, 0, 70), 60, True),  # which registration moves into it
         ((0, 0, slice(None)), 0, False),  # reaches the border: the PET is not there
@@ -805,11 +806,14 @@ def test_a_pet_with_gaps_in_the_brain_is_refused(run_ants, tmp_path, where, shif
     brain_ = np.linalg.norm(world(shape, affine) / [65, 80, 60], axis=-1) < 1
     valid = np.ones(shape, bool)
     middle = np.array(shape) // 2
+    if where == "a voxel":
+        valid[tuple(middle)], where = False, (0, 0, slice(0, 0))
     place = [
         x if isinstance(x, slice) else m + round(x / ZOOM)
         for x, m in zip(where, middle, strict=True)
     ]
-    valid[tuple(place)] = False
+    around = [x if isinstance(x, slice) else slice(x - 1, x + 2) for x in place]
+    valid[tuple(around)] = False
     for name, data in (("valid", valid), ("mask", brain_)):
         nifti.save(nifti.Image(data, affine), tmp_path / f"{name}.nii.gz")
     (tmp_path / "to_t1w.txt").write_text(TRANSLATION.format(0, 0, shift))

@@ -7,6 +7,9 @@ from bids_app.imaging.volume import Mask, Volume
 
 DEEP = 5.0  # mm below the surface of a brain; our choice: masks and registration err by less
 LARGEST_SHARE = 0.01  # of a brain that gaps near its surface may take; our choice
+# Of a brain that gaps of a PET may take anywhere, as where ventricles hold next to no tracer; our
+# choice: they are not covered, and told of
+LARGEST_SHARE_OF_PET = 0.0005
 
 
 def fill(volume: Volume) -> tuple[Volume, Mask]:

@@ -15,7 +15,7 @@ from nipype.interfaces.base import (
 
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
-from bids_app.imaging.gaps import enclosed, gaps_in
+from bids_app.imaging.gaps import LARGEST_SHARE_OF_PET, enclosed
 from bids_app.imaging.verdict import told_of
 
 ENGINE = "bids_app.anatomy.registration"  # imported by a worker before it is needed
@@ -223,9 +223,9 @@ class RefuseGaps(SimpleInterface):
             cwd / "gaps.nii.gz", mask, [Path(self.inputs.pet_to_t1w)], cwd / "gaps_in_t1w.nii.gz",
             interpolation="nearestNeighbor",
         )  # fmt: skip
-        brain = nifti.load(mask)
-        count = gaps_in(brain.data > 0, nifti.load(moved).data > 0, brain.zooms)
-        if count:
+        brain = nifti.load(mask).data > 0
+        count = int((brain & (nifti.load(moved).data > 0)).sum())
+        if count > LARGEST_SHARE_OF_PET * brain.sum():
             raise UnusableDataError(
                 f"{self.inputs.source}: is NaN or infinite inside the brain ({count} voxels of the "
                 "T1w); export or convert the image again"
