@@ -79,8 +79,9 @@ def open_volumes(folder: Path) -> Volumes:
     ReadWriteError
         If they cannot be read.
     """
+    owner = read_owner(folder)
     t1w, pet, brain = open_arrays(folder, NAMES)
-    return Volumes(read_owner(folder), t1w, pet, brain, open_hole(folder))
+    return Volumes(owner, t1w, pet, brain, open_hole(folder))
 
 
 def pair_of(volumes: Volumes, spec: ModelSpec) -> Pair:
