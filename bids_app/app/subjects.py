@@ -76,9 +76,11 @@ def settle_grid(settings: Settings) -> tuple[Settings, list[str]]:
     if len(fitting) > 1:
         raise UsageError(f"{settings.output_dir}: holds images on several grids: {there}; {choose}")
     if known and not fitting:
+        grid = f"{settings.template} at {settings.grid_resolution:g} mm"
+        grid += " is on this grid" if settings.level == "group" else ""
         raise MissingInputError(
-            f"{settings.output_dir}: holds no image on {_tell_grid(settings)}; there is {there}; "
-            f"{choose}, or run the participant level on another"
+            f"{settings.output_dir}: no image in {grid}; run the participant level first, or "
+            f"{choose} that is there: {there}"
         )
     if not known or _is_same_grid(fitting[0], settings):
         return settings, []

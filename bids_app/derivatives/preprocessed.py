@@ -127,13 +127,14 @@ def t1w_of_pet(output_dir: Path, stem: str, visits: Collection[str]) -> str | No
     folder = output_dir.joinpath(*own.split("_"), "pet")
     in_t1w = folder / f"{stem}_space-T1w_desc-preproc_pet.json"
     others = sorted(set(folder.glob(f"{stem}_space-*_desc-preproc_pet.json")) - {in_t1w})
-    named = (_anatomy_in(sidecar) for sidecar in (in_t1w, *others))
+    subject = own.partition("_")[0]
+    named = (_anatomy_in(sidecar, subject) for sidecar in (in_t1w, *others))
     home = next((visit for visit in named if visit is not None), own)
     return home if home in visits else None
 
 
-def _anatomy_in(sidecar: Path) -> str | None:
-    """Read from a sidecar whose T1w an image lies on; None if it does not tell."""
+def _anatomy_in(sidecar: Path, subject: str) -> str | None:
+    """Read from a sidecar on which T1w of its subject an image lies; None if it does not tell."""
     try:
         told = read_json(sidecar)
     except Mri2petError:
@@ -141,7 +142,8 @@ def _anatomy_in(sidecar: Path) -> str | None:
     sources = told.get("Sources")
     uris = [told.get("SpatialReference"), *(sources if isinstance(sources, list) else [])]
     found = (ANATOMY.fullmatch(uri) for uri in uris if isinstance(uri, str))
-    return next((one[1] for one in found if one), None)
+    own = (one[1] for one in found if one and one[1].partition("_")[0] == subject)
+    return next(own, None)
 
 
 def verdict_of(image: Path) -> tuple[str, str]:
