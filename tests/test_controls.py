@@ -312,6 +312,6 @@ def test_what_was_asked_for_and_is_not_there_is_told_with_what_is(grids, asked):
     out, write = grids
     write()
     with pytest.raises(
-        MissingInputError, match=rf"holds no image on .* there is {TEMPLATE} at 4 mm"
+        MissingInputError, match=rf"no image in .* that is there: {TEMPLATE} at 4 mm"
     ):
         settle(out, **asked)
