@@ -15,8 +15,6 @@ from bids_app.derivatives.paths import (
 )
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.files import read_json
-from bids_app.imaging.volume import Box, box_of_grid
-from bids_app.nifti import read_grid
 
 AGAIN = "run the participant level again"
 # Whose anatomy a URI of this same dataset names: "sub-01_ses-a".
@@ -171,41 +169,6 @@ def verdict_of(image: Path) -> tuple[str, str]:
     verdict, reasons = known.get("Verdict"), known.get("VerdictReasons")
     sentences = [str(one) for one in reasons] if isinstance(reasons, list) else []
     return (str(verdict) if verdict in VERDICTS else ""), "; ".join(sentences)
-
-
-def find_grids(output_dir: Path) -> dict[tuple[str, float], list[Box]]:
-    """List the grids in template space that a derivative dataset has T1w on.
-
-    Returns
-    -------
-    dict
-        (template, resolution in mm) → boxes in mm, RAS+, of :func:`grid_of_box`. Images that are
-        named for another resolution than they have, or cannot be read, are passed over: whoever
-        uses them tells.
-    """
-    found: dict[tuple[str, float], set[Box]] = {}
-    for subject, sessions in _folders(output_dir):
-        for parts in ([f"sub-{subject}", *([f"ses-{one}"] if one else [])] for one in sessions):
-            folder, name = output_dir.joinpath(*parts, "anat"), "_".join(parts)
-            for path in folder.glob(f"{name}_space-*_res-*_desc-preproc_T1w.nii.gz"):
-                known = _grid_of(path)
-                if known is not None:
-                    template, resolution, box = known
-                    found.setdefault((template, resolution), set()).add(box)
-    return {key: sorted(found[key]) for key in sorted(found)}
-
-
-def _grid_of(path: Path) -> tuple[str, float, Box] | None:
-    try:
-        entities, grid = entities_of(path), read_grid(path)
-        resolution = round(float(grid.affine[0, 0]), 4)
-        box = box_of_grid(grid)
-        if box is None or resolution_label(resolution) != entities["res"]:
-            return None
-        x0, y0, z0, x1, y1, z1 = (round(side, 3) for side in box)
-        return entities["space"], resolution, (x0, y0, z0, x1, y1, z1)
-    except (Mri2petError, ValueError, KeyError):
-        return None
 
 
 def _labels(folder: Path, prefix: str) -> list[str]:
