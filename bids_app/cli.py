@@ -397,7 +397,6 @@ def _refuse_twice(derivatives: tuple[tuple[str, Path], ...]) -> None:
 def _settings(given: dict[str, object]) -> Settings:
     for internal in ("notrack", "config_file"):
         given.pop(internal, None)
-    chosen = tuple(sorted(given.keys() - {"bids_dir", "output_dir", "level"}))
     for name, prefix in LABELS.items():
         if name in given:
             given[name] = normalize_labels(given[name], prefix)  # type: ignore[arg-type]
@@ -411,7 +410,7 @@ def _settings(given: dict[str, object]) -> Settings:
     if "pet_frames" in given:
         parts: list[tuple[int, ...]] = given["pet_frames"]  # type: ignore[assignment]
         given["pet_frames"] = tuple(sorted({frame for part in parts for frame in part}))
-    return Settings(**given, given=chosen)  # type: ignore[arg-type]
+    return Settings(**given)  # type: ignore[arg-type]
 
 
 def parse(argv: Sequence[str] | None) -> Settings:

@@ -199,6 +199,12 @@ def _files(generator: GeneratorChoice) -> GeneratorFiles:
     return GeneratorFiles(generator.folder, card.sha256, card.reference_sha256)
 
 
+def _was_trained_on(generator: GeneratorChoice, subject: str, run: Run) -> bool:
+    """Whether a generator knows this subject; without participants there is nothing to compare."""
+    card = generator.card
+    return bool(card.participants) and has_seen(card, subject, dataset_name(run.output_dir))
+
+
 def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> SynthesisPlan:
     options = generator.options
     sidecar = synthetic_pet(
@@ -207,9 +213,7 @@ def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> Sy
         run.space,
         generator=generator.description(),
         smoothing_fwhm=run.fwhm,
-        trained_on_this_participant=has_seen(
-            generator.card, plan.visit.subject, dataset_name(run.output_dir)
-        ),
+        trained_on_this_participant=_was_trained_on(generator, plan.visit.subject, run),
         overlap=options.overlap,
         match_histogram=options.match_histogram,
     )

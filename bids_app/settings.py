@@ -38,8 +38,6 @@ class Settings:
     output_dir: Path
     level: str
 
-    given: tuple[str, ...] = ()  # names of those that were chosen, be it by their default value
-
     # Selection
     participant_label: tuple[str, ...] = ()
     exclude_participant_label: tuple[str, ...] = ()

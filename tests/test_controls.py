@@ -294,10 +294,11 @@ def test_of_several_grids_one_has_to_be_chosen(grids):
     with pytest.raises(UsageError, match=r"several grids: .*Sym at 4 mm.*Sym at 8 mm.*MNI305 at 4"):
         settle(out)
     with pytest.raises(UsageError, match="choose one with --template, --resolution"):
-        settle(out, resolution=4.0)
+        settle(out)
     assert settle(out, resolution=8.0)[0].template == TEMPLATE
     assert settle(out, template="MNI305")[0].grid_resolution == 4.0
-    settings, _ = settle(out, resolution=4.0, given=("resolution", "template"))  # the default
+    settings, notes = settle(out, resolution=4.0)  # of two templates, the default
+    assert notes[0].startswith("not used, images on another grid: MNI152NLin2009aSym at 8 mm")
     assert settings.template == TEMPLATE
 
 
@@ -312,6 +313,6 @@ def test_what_was_asked_for_and_is_not_there_is_told_with_what_is(grids, asked):
     out, write = grids
     write()
     with pytest.raises(
-        MissingInputError, match=rf"holds no image on .* there is {TEMPLATE} at 4 mm"
+        MissingInputError, match=rf"no image in .* that is there: {TEMPLATE} at 4 mm"
     ):
         settle(out, **asked)

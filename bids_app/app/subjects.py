@@ -8,11 +8,10 @@ import numpy as np
 
 from bids_app.app.intake import Problem, error_of
 from bids_app.derivatives.description import dataset_name
-from bids_app.derivatives.groups import select
-from bids_app.derivatives.paths import entities_of, sidecar_path
+from bids_app.derivatives.groups import select, tell_unknown
+from bids_app.derivatives.paths import entities_of, resolution_label, sidecar_path
 from bids_app.derivatives.preprocessed import (
     Preprocessed,
-    find_grids,
     find_preprocessed,
     tell_coverage,
     verdict_of_image,
@@ -27,7 +26,8 @@ from bids_app.errors import (
 )
 from bids_app.files import read_json
 from bids_app.generators import has_seen, known_cards
-from bids_app.imaging.volume import grid_of_box
+from bids_app.imaging.volume import Box, box_of_grid, grid_of_box
+from bids_app.nifti import read_grid
 from bids_app.screening import Participant, Synthetic
 from bids_app.settings import Settings
 from bids_app.synthesis.card import Card
@@ -68,34 +68,81 @@ def settle_grid(settings: Settings) -> tuple[Settings, list[str]]:
     """
     known = [
         replace(settings, template=template, resolution=resolution, bounding_box=box)
-        for (template, resolution), boxes in find_grids(settings.output_dir).items()
-        for box in boxes
+        for template, resolution, box in find_grids(settings.output_dir)
     ]
-    fitting = [one for one in known if _is_wanted(one, settings)]
+    fitting = _prefer_defaults([one for one in known if _is_wanted(one, settings)])
     there = "; ".join(_tell_grid(one) for one in known)
     choose = "choose one with --template, --resolution and --bounding-box"
     if len(fitting) > 1:
         raise UsageError(f"{settings.output_dir}: holds images on several grids: {there}; {choose}")
     if known and not fitting:
+        grid = f"{settings.template} at {settings.grid_resolution:g} mm"
+        grid += " is on this grid" if settings.level == "group" else ""
         raise MissingInputError(
-            f"{settings.output_dir}: holds no image on {_tell_grid(settings)}; there is {there}; "
-            f"{choose}, or run the participant level on another"
+            f"{settings.output_dir}: no image in {grid}; run the participant level first, or "
+            f"{choose} that is there: {there}"
         )
-    if not known or _is_same_grid(fitting[0], settings):
+    if not known:
         return settings, []
-    return fitting[0], [f"the grid is that of the images, {_tell_grid(fitting[0])}"]
+    others = "; ".join(_tell_grid(one) for one in known if one != fitting[0])
+    notes = [f"not used, images on another grid: {others}"] if others else []
+    if _is_same_grid(fitting[0], settings):
+        return settings, notes
+    return fitting[0], [f"the grid is that of the images, {_tell_grid(fitting[0])}", *notes]
+
+
+def find_grids(output_dir: Path) -> list[tuple[str, float, Box]]:
+    """List the grids in template space that a derivative dataset has T1w on.
+
+    Returns
+    -------
+    list of (str, float, tuple)
+        Template, resolution in mm, and box in mm, RAS+, as :func:`grid_of_box` wants it. Images
+        that are named for another resolution than they have, or cannot be read, are passed over:
+        whoever uses them tells.
+    """
+    ending = "anat/sub-*_space-*_res-*_desc-preproc_T1w.nii.gz"
+    paths = [
+        path for level in ("sub-*", "sub-*/ses-*") for path in output_dir.glob(f"{level}/{ending}")
+    ]
+    return sorted({grid for path in paths if (grid := _grid_of(path)) is not None})
+
+
+def _grid_of(path: Path) -> tuple[str, float, Box] | None:
+    try:
+        entities, grid = entities_of(path), read_grid(path)
+        resolution = round(float(grid.affine[0, 0]), 4)
+        box = box_of_grid(grid)
+        if box is None or resolution_label(resolution) != entities["res"]:
+            return None
+        x0, y0, z0, x1, y1, z1 = (round(side, 3) for side in box)
+        return entities["space"], resolution, (x0, y0, z0, x1, y1, z1)
+    except (Mri2petError, ValueError, KeyError):
+        return None
 
 
 def _is_wanted(known: Settings, settings: Settings) -> bool:
     """Whether a grid is one that was asked for; what was not asked for may be any."""
     by_resolution = settings.resolution is not None or settings.sloppy
-    by_template = "template" in settings.given or settings.template != Settings.template
-    by_box = "bounding_box" in settings.given or settings.bounding_box != Settings.bounding_box
+    by_template = settings.template != Settings.template
+    by_box = settings.bounding_box != Settings.bounding_box
     return (
         (not by_resolution or known.grid_resolution == settings.grid_resolution)
         and (not by_template or known.template == settings.template)
         and (not by_box or _same_box(known, settings))
     )
+
+
+def _prefer_defaults(fitting: list[Settings]) -> list[Settings]:
+    """Keep those of the default template, then of the default box, if there are any.
+
+    Whether it was named or left at its default cannot be told apart.
+    """
+    standard = [one for one in fitting if one.template == Settings.template] or fitting
+    boxed = [
+        one for one in standard if _same_box(one, replace(one, bounding_box=Settings.bounding_box))
+    ]
+    return boxed or standard
 
 
 def _same_box(known: Settings, settings: Settings) -> bool:
@@ -152,6 +199,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     with_pet, _ = _look_at((one for one in visits if one.pets), settings)
     chosen = _visit_of_each(with_pet)
     notes = [*found.notes, *_tell_other_visits(visits, chosen)]
+    notes += tell_unknown(settings.output_dir, [settings.control_query])
     notes += [f"sub-{one}: not used, {ABSENT}" for one in sorted(wanted - set(found.there))]
     if not chosen:
         raise _nobody(notes, found)
@@ -204,6 +252,8 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     told = compare_versions(_versions(used), version, advice=ANEW)
     told += _tell_gaps(used)
     unknown, remarks = _unmatched(settings, well, ill)
+    queries = [settings.patient_query, *([settings.control_query] if controls else [])]
+    remarks += tell_unknown(settings.output_dir, queries)
     return Subjects(
         tuple(chosen), tuple(patients), (*told, *_tell_verdicts(used), *remarks, *more, *notes),
         (*unknown, *troubles, *problems),

@@ -17,8 +17,6 @@ from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.files import read_json
 from bids_app.imaging.coverage import COMPLETE, tell_missing
 from bids_app.imaging.verdict import VERDICTS, reasons_of, verdict_of
-from bids_app.imaging.volume import Box, box_of_grid
-from bids_app.nifti import read_grid
 
 AGAIN = "run the participant level again"
 # Whose anatomy a URI of this same dataset names: "sub-01_ses-a".
@@ -151,13 +149,14 @@ def t1w_of_pet(output_dir: Path, stem: str, visits: Collection[str]) -> str | No
     folder = output_dir.joinpath(*own.split("_"), "pet")
     in_t1w = folder / f"{stem}_space-T1w_desc-preproc_pet.json"
     others = sorted(set(folder.glob(f"{stem}_space-*_desc-preproc_pet.json")) - {in_t1w})
-    named = (_anatomy_in(sidecar) for sidecar in (in_t1w, *others))
+    subject = own.partition("_")[0]
+    named = (_anatomy_in(sidecar, subject) for sidecar in (in_t1w, *others))
     home = next((visit for visit in named if visit is not None), own)
     return home if home in visits else None
 
 
-def _anatomy_in(sidecar: Path) -> str | None:
-    """Read from a sidecar whose T1w an image lies on; None if it does not tell."""
+def _anatomy_in(sidecar: Path, subject: str) -> str | None:
+    """Read from a sidecar on which T1w of its subject an image lies; None if it does not tell."""
     try:
         told = read_json(sidecar)
     except Mri2petError:
@@ -165,7 +164,8 @@ def _anatomy_in(sidecar: Path) -> str | None:
     sources = told.get("Sources")
     uris = [told.get("SpatialReference"), *(sources if isinstance(sources, list) else [])]
     found = (ANATOMY.fullmatch(uri) for uri in uris if isinstance(uri, str))
-    return next((one[1] for one in found if one), None)
+    own = (one[1] for one in found if one and one[1].partition("_")[0] == subject)
+    return next(own, None)
 
 
 def verdict_of_image(image: Path) -> tuple[str, str]:
@@ -192,41 +192,6 @@ def verdict_of_image(image: Path) -> tuple[str, str]:
     verdict, registration = verdict_of(told), told.get("Registration")
     reasons = reasons_of(registration) if isinstance(registration, dict) else []
     return (verdict if verdict in VERDICTS else "") or "", "; ".join(reasons)
-
-
-def find_grids(output_dir: Path) -> dict[tuple[str, float], list[Box]]:
-    """List the grids in template space that a derivative dataset has T1w on.
-
-    Returns
-    -------
-    dict
-        (template, resolution in mm) → boxes in mm, RAS+, of :func:`grid_of_box`. Images that are
-        named for another resolution than they have, or cannot be read, are passed over: whoever
-        uses them tells.
-    """
-    found: dict[tuple[str, float], set[Box]] = {}
-    for subject, sessions in _folders(output_dir):
-        for parts in ([f"sub-{subject}", *([f"ses-{one}"] if one else [])] for one in sessions):
-            folder, name = output_dir.joinpath(*parts, "anat"), "_".join(parts)
-            for path in folder.glob(f"{name}_space-*_res-*_desc-preproc_T1w.nii.gz"):
-                known = _grid_of(path)
-                if known is not None:
-                    template, resolution, box = known
-                    found.setdefault((template, resolution), set()).add(box)
-    return {key: sorted(found[key]) for key in sorted(found)}
-
-
-def _grid_of(path: Path) -> tuple[str, float, Box] | None:
-    try:
-        entities, grid = entities_of(path), read_grid(path)
-        resolution = round(float(grid.affine[0, 0]), 4)
-        box = box_of_grid(grid)
-        if box is None or resolution_label(resolution) != entities["res"]:
-            return None
-        x0, y0, z0, x1, y1, z1 = (round(side, 3) for side in box)
-        return entities["space"], resolution, (x0, y0, z0, x1, y1, z1)
-    except (Mri2petError, ValueError, KeyError):
-        return None
 
 
 def _labels(folder: Path, prefix: str) -> list[str]:

@@ -77,7 +77,7 @@ def tell_settings(settings: Mapping[str, object]) -> dict[str, str]:
     return {
         name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         for name, value in settings.items()
-        if value is not None and value != () and name != "given"
+        if value is not None and value != ()
     }
 
 
