@@ -185,7 +185,6 @@ def test_names_are_not_cut_in_a_narrow_terminal(study):
         (".", None, "holds the input folder"),
         ("raw/..", None, "holds the input folder"),
         ("foreign", None, "that mri2pet has not made"),
-        ("out\udce9", None, "no UTF-8"),
     ],
 )
 def test_folders_that_a_run_must_not_write_to(study, capsys, out, work, said):
@@ -201,6 +200,15 @@ def test_folders_that_a_run_must_not_write_to(study, capsys, out, work, said):
         assert contents(study) == before
     finally:
         link.unlink()
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(study):
+    """In a process of its own: pytest cannot read what is said."""
+    command = [sys.executable, "-m", "bids_app.cli", str(study / "raw"), f"{study}/new\udce9",
+               "participant", *SLOPPY, "--dry-run"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 64
+    assert b"new\xe9: its name holds bytes that are no UTF-8" in done.stderr
 
 
 def test_a_place_is_found_however_it_is_written(tmp_path):
