@@ -205,11 +205,11 @@ def test_a_control_counts_at_a_voxel_only_if_its_whole_patch_is_covered(encoder,
         np.testing.assert_allclose(score[far], laid_out(everyone[row])[far], atol=2e-5)
 
 
+@pytest.mark.parametrize("hole", [top_hole(5), SIDE], ids=["top", "side"])
 def test_what_lies_in_a_gap_does_not_matter_and_scores_elsewhere_are_those_without_it(
-    encoder, people, tmp_path
+    encoder, people, tmp_path, hole
 ):
     controls, others = people
-    hole = top_hole(5)
     path = tmp_path / "controls.safetensors"
     fold = fold_of(encoder, controls, (), path)
     scores = [

@@ -17,7 +17,10 @@ from bids_app.imaging.volume import Mask, Volume
 
 FEWEST = 2  # controls: below, nothing varies
 LEAST_SD = 0.1  # of the median over the brain; our choice
-REACH = 0.05  # of a smoothed voxel's weight may lie where nothing is known
+# Of a smoothed voxel's weight, what may lie where nothing is known. Our choice, measured beside a
+# plane through simulated PET, at 8 mm: up to 5 % (about 6 mm from it) z is off by 0.27 at most;
+# with 10 to 20 % (4 mm) by up to 1.1, with more (2 mm) by up to 1.5.
+REACH = 0.05
 Number = TypeVar("Number", np.float32, np.uint16)
 
 
