@@ -523,6 +523,8 @@ def test_the_card_of_a_generator_tells_whom_it_has_seen(out, participants, datas
     people = choose(out, **WANTED[0])
     assert (synthetic_of(people, "03") is None) is seen
     assert bool(people.problems) is seen
+    namesake = "sub-03 of the dataset 'another study'"
+    assert any(namesake in note for note in people.notes) is (dataset == "another study")
 
 
 def test_the_card_of_a_fold_tells_whom_it_has_left_out(out, rng):

@@ -1,5 +1,6 @@
 """Which subjects take part in ``train`` and ``group``: controls, one visit each, and patients."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.app.intake import Problem, error_of
-from bids_app.derivatives.description import dataset_name
+from bids_app.derivatives.description import dataset_names
 from bids_app.derivatives.groups import select, tell_unknown
 from bids_app.derivatives.paths import entities_of, resolution_label, sidecar_path
 from bids_app.derivatives.preprocessed import (
@@ -25,7 +26,7 @@ from bids_app.errors import (
     UsageError,
 )
 from bids_app.files import read_json
-from bids_app.generators import has_seen, known_cards
+from bids_app.generators import CROSSVALIDATION, has_seen, known_cards, tell_namesakes
 from bids_app.imaging.volume import Box, box_of_grid, grid_of_box
 from bids_app.nifti import read_grid
 from bids_app.screening import Participant, Synthetic
@@ -33,7 +34,6 @@ from bids_app.settings import Settings
 from bids_app.synthesis.card import Card
 
 MISSING, UNUSABLE = MissingInputError.exit_code, UnusableDataError.exit_code
-CROSSVALIDATION = "crossvalidation"
 ABSENT = "no T1w on this grid"
 NOBODY = "no control is left after all selections; correct --control-query or the labels"
 
@@ -250,7 +250,7 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
         raise _nobody(more, healthy)
     used = [*chosen, *patients]
     told = compare_versions(_versions(used), version, advice=ANEW)
-    told += _tell_gaps(used)
+    told += [*_tell_gaps(used), *_tell_namesakes(used, settings)]
     unknown, remarks = _unmatched(settings, well, ill)
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]
     remarks += tell_unknown(settings.output_dir, queries)
@@ -339,6 +339,18 @@ def _tell_verdicts(used: Sequence[Participant]) -> list[str]:
     return notes
 
 
+def _tell_namesakes(used: Sequence[Participant], settings: Settings) -> list[str]:
+    """Tell of those whom a generator in this dataset knows by their labels from another one."""
+    names, out = dataset_names(settings.output_dir), settings.output_dir
+    cards = known_cards(out)
+    by_card = defaultdict[str, list[str]](list)
+    for one in used:
+        if one.synthetic is not None and one.synthetic.sha256 in cards:
+            by_card[one.synthetic.sha256].append(one.label)
+    notes = (tell_namesakes(cards[one], labels, names, out) for one, labels in by_card.items())
+    return [note for note in notes if note]
+
+
 def _tell_gaps(used: Sequence[Participant]) -> list[str]:
     """Tell whose real PETs do not cover the brain."""
     pets = {one.pet: one.label for one in used if one.pet is not None}
@@ -349,13 +361,13 @@ def _look_at(
     visits: Iterable[Preprocessed], settings: Settings
 ) -> tuple[list[Participant], dict[Preprocessed, Mri2petError]]:
     """Look at the first real and the synthetic PET of visits; say why one cannot be used."""
-    dataset = dataset_name(settings.output_dir)
+    names = dataset_names(settings.output_dir)
     cards = known_cards(settings.output_dir)
     candidates, errors = [], {}
     for visit in visits:
         made = None
         try:
-            made = _synthetic(visit, settings.output_dir, cards, dataset)
+            made = _synthetic(visit, settings.output_dir, cards, names)
         except Mri2petError as error:
             errors[visit] = error
         candidates.append(Participant(visit, next(iter(visit.pets), None), made))
@@ -467,7 +479,7 @@ class _SeenError(UnusableDataError):
 
 
 def _synthetic(
-    visit: Preprocessed, output_dir: Path, cards: Mapping[str, Card], dataset: str
+    visit: Preprocessed, output_dir: Path, cards: Mapping[str, Card], names: Collection[str]
 ) -> Synthetic | None:
     """Find the synthetic PET of a visit, by a generator that has never seen the subject.
 
@@ -487,7 +499,7 @@ def _synthetic(
 
     def saw(told: Mapping[str, object], sha256: str) -> bool:
         card = cards.get(sha256)
-        known = card is not None and has_seen(card, visit.subject, dataset)
+        known = card is not None and has_seen(card, visit.subject, names, output_dir)
         return known or told.get("TrainedOnThisParticipant") is not False
 
     told = _read_synthetic(visit.synthetic, "participant")
