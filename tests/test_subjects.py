@@ -564,6 +564,37 @@ def test_a_patient_whom_the_generator_has_seen_has_no_pseudonormal_pet(out, rng)
     assert choose(out).problems == ()
 
 
+# One damaged file costs its owner
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: path.write_text('{"Sources": ['), lambda path: path.write_text("[1]"),
+     lambda path: path.write_bytes(b"\xff"), Path.unlink, lambda path: edit(path, Sources=3)],
+    ids=["truncated", "list", "no text", "missing", "odd"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "pattern",
+    ["anat/*_res-4_desc-preproc_T1w.json", "pet/*_res-4_desc-preproc_pet.json",
+     "pet/*_space-T1w_desc-preproc_pet.json", "pet/*_desc-synth_pet.json",
+     "anat/*_res-4_desc-brain_mask.nii.gz"],
+)  # fmt: skip
+def test_a_damaged_file_costs_at_most_its_owner(out, pattern, damage):
+    sidecar = sidecar_path(pet_of(out, "03"))
+    in_t1w = sidecar.with_name(re.sub("_space-[^_]*_res-4", "_space-T1w", sidecar.name))
+    write_json(in_t1w, read_json(sidecar))
+    for path in out.glob(f"sub-03/{pattern}"):
+        if path.suffix == ".json" or damage is Path.unlink:
+            damage(path)
+    people = choose(out, **WANTED[0])
+    assert set(labels(people.controls)) >= {"01", "02"}
+    assert labels(people.patients) == ["p1", "p2"]
+    assert {problem.subject for problem in people.problems} <= {"03"}
+    assert ("03" in labels(people.controls)) or people.problems
+    with_pet = choose_controls(Settings(Path("/raw"), out, "train", sloppy=True), "0")
+    assert set(labels(with_pet.controls)) >= {"01", "02"}
+
+
 # Registration
 
 
