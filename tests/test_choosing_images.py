@@ -710,7 +710,7 @@ def test_rows_of_sessions_are_joined_where_they_agree(tmp_path):
     )
 
 
-@pytest.mark.parametrize("spelt", ["1", "1.0", "001", "sub-1"])
+@pytest.mark.parametrize("spelt", ["1", "1.0", "001", "sub-1", "sub_01", "SUB-1"])
 def test_zeros_that_were_lost_are_found_again_and_told(tmp_path, spelt):
     text = f"participant_id\tgroup\n{spelt}\tcontrol\n10\tpatient\n"
     people, (remark,) = table_of(tmp_path, text, ("01", "10"))

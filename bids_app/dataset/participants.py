@@ -110,9 +110,10 @@ def _join(rows: Sequence[Row]) -> tuple[dict[str, dict[str, str]], list[str]]:
 
 
 def _key(label: str) -> str:
-    """Reduce a label to what a spreadsheet that takes it for a number leaves; case is lost, too."""
-    number = re.fullmatch(r"0*(\d+?)(?:\.0+)?", label)
-    return number[1] if number is not None and label.isascii() else label.casefold()
+    """Reduce a label to what a spreadsheet leaves of a number; case and ``SUB_`` are lost, too."""
+    bare = re.sub(r"(?i)^sub[-_ ]", "", label)
+    number = re.fullmatch(r"0*(\d+?)(?:\.0+)?", bare)
+    return number[1] if number is not None and bare.isascii() else bare.casefold()
 
 
 def _match(
@@ -137,8 +138,8 @@ def _match(
             remarks.append(f"participant_id {told} may be {_listed(folders[key])}; spell it out")
     if renamed:
         remarks.append(
-            f"participant_id of {_listed(renamed)} is spelt otherwise (zeros lost, or letters in "
-            "another case); matched, since there is no other that it could be"
+            f"participant_id of {_listed(renamed)} is spelt otherwise (by zeros, by the case of "
+            "letters, or without sub-); matched, since there is no other that it could be"
         )
     return matched, remarks
 
