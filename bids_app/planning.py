@@ -200,9 +200,10 @@ def _files(generator: GeneratorChoice) -> GeneratorFiles:
 
 
 def _was_trained_on(generator: GeneratorChoice, subject: str, run: Run) -> bool:
-    """Whether a generator knows this subject; without participants there is nothing to compare."""
+    """Whether a generator knows this subject; where it bears no such label, there is nothing to compare."""
     card, out = generator.card, run.output_dir
-    return bool(card.participants) and has_seen(card, subject, dataset_names(out), out)
+    labels = {one.removeprefix("sub-") for one in card.participants}
+    return subject in labels and has_seen(card, subject, dataset_names(out), out)
 
 
 def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> SynthesisPlan:

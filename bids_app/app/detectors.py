@@ -520,6 +520,21 @@ def tell_version(card: DetectorCard, version: str) -> list[str]:
     )
 
 
+def _tell_namesakes(
+    folder: Path, card: DetectorCard, pictures: Pictures, output_dir: Path
+) -> list[str]:
+    """Tell of patients who bear the labels of controls of another dataset."""
+    own = {one.participant for one in card.controls}
+    both = sorted({f"sub-{one.who.label}" for one in pictures.patients if one.who.label in own})
+    if not both or _is_of_dataset(folder, card, output_dir):
+        return []
+    return [
+        f"{folder}: was trained on {', '.join(both)} of the dataset {card.dataset!r}, who are "
+        "taken for others than the patients of these labels; if the dataset was only renamed, "
+        "their maps show too little"
+    ]
+
+
 def _tell_not_applied(folder: Path, card: DetectorCard, settings: Settings) -> list[str]:
     """Tell what is asked for and cannot be had from detectors that were trained before."""
     absent = [one for one in settings.detectors if one not in card.detectors]
@@ -580,6 +595,7 @@ def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pict
     sightings: list[Sighting] = []
     notes = tell_version(card, run.screening.versions["mri2pet"])
     notes += _tell_not_applied(folder, card, run.settings)
+    notes += _tell_namesakes(folder, card, pictures, run.screening.output_dir)
     notes += _tell_other_clusters(card, run.settings)
     for detector in _wanted(card, run.settings):
         seen, told = _with_both(pictures) if detector == "pseudonormal" else (pictures, ())
