@@ -200,7 +200,7 @@ def _files(generator: GeneratorChoice) -> GeneratorFiles:
 
 
 def _was_trained_on(generator: GeneratorChoice, subject: str, run: Run) -> bool:
-    """Whether a generator knows this subject; where it bears no such label, there is nothing to compare."""
+    """Whether a generator knows this subject; nothing is read where its card has no such label."""
     card, out = generator.card, run.output_dir
     labels = {one.removeprefix("sub-") for one in card.participants}
     return subject in labels and has_seen(card, subject, dataset_names(out), out)

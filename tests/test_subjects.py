@@ -460,7 +460,34 @@ def test_the_session_with_a_held_out_synthetic_pet_is_used(out, rng, session, as
     else:  # the session that was asked for has a real PET, and no synthetic one to be used
         assert control.session == asked[0] != session
         assert control.synthetic is None
-        assert the_problem(people, "04", "made by generator g, which was trained on this") == 65
+        (problem,) = (one for one in people.problems if one.subject == "04")
+        assert "made by generator g, which was trained on this" in problem.sentence
+
+
+def test_a_seen_synthetic_pet_of_another_session_is_no_silent_fallback(out, rng):
+    """Had nobody seen 04, session 2 with both its PETs would be that of the control."""
+    tell(out, {**GROUPS, "04": "control"})
+    write_control(out, "04", rng, session="1")
+    path = write_synthetic(out, write_control(out, "04", rng, session="2"), rng)
+    assert choose(out, **WANTED[0]).controls[-1].session == "2"
+    edit(sidecar_path(path), TrainedOnThisParticipant=True)
+    people = choose(out, **WANTED[0])
+    assert (people.controls[-1].session, people.controls[-1].synthetic) == ("1", None)
+    assert the_problem(people, "04", "sub-04 ses-2: .* which was trained on this") == 65
+    assert choose(out).problems == ()  # real PET alone: nothing is missed
+
+
+def test_controls_are_of_the_sessions_that_are_asked_for_at_both_levels(out, rng):
+    tell(out, {**GROUPS, "04": "control"})
+    write_synthetic(out, write_control(out, "04", rng, session="1"), rng)
+    write_control(out, "04", rng, session="2")
+    second_pet(out, "p1", "ses-2")
+    trained = choose_controls(
+        Settings(Path("/raw"), out, "train", sloppy=True, session_label=("2",)), "0"
+    )
+    scored = choose(out, session_label=("2",))
+    assert [one.session for one in trained.controls if one.label == "04"] == ["2"]
+    assert [one.session for one in scored.controls if one.label == "04"] == ["2"]
 
 
 @pytest.mark.parametrize("wanted", WANTED)

@@ -411,15 +411,17 @@ def _controls(
     found: _Found, settings: Settings, wanted: Collection[str]
 ) -> tuple[list[Participant], list[str], list[Problem]]:
     """Choose controls, by a visit of the sessions that are asked for where they have one."""
-    visits = sorted(found.visits, key=lambda visit: not _is_in_sessions(visit, settings))
-    candidates, errors = _look_at(visits, settings)
-    chosen = _visit_of_each(candidates)
-    problems = [
-        Problem(one.label, f"{_name_of(one.visit)}: {error}", error.exit_code)
-        for one in chosen
-        if (error := errors.get(one.visit)) is not None
-        and (not isinstance(error, _SeenError) or _wants_synthetic(one, settings))
-    ]
+    candidates, errors = _look_at(found.visits, settings)
+    asked = [one for one in candidates if _is_in_sessions(one.visit, settings) and _rank(one)]
+    there = {one.label for one in asked}
+    chosen = _visit_of_each([*asked, *(one for one in candidates if one.label not in there)])
+    problems = []
+    for one in chosen:
+        visit = _visit_in_trouble(one, errors)
+        error = errors.get(visit)
+        if error and (not isinstance(error, _SeenError) or _wants_synthetic(one, settings)):
+            sentence = f"{_name_of(visit)}: {error}"
+            problems.append(Problem(one.label, sentence, error.exit_code))
     notes = [*found.notes]
     told = {problem.subject for problem in problems}
     for one in chosen:
@@ -429,6 +431,16 @@ def _controls(
             notes.append(f"sub-{one.label}: not used, {why}")
     notes += [f"sub-{one}: not used, {ABSENT}" for one in sorted(set(wanted) - set(found.there))]
     return [one for one in chosen if _rank(one) > 0], notes, [*found.problems, *problems]
+
+
+def _visit_in_trouble(
+    one: Participant, errors: Mapping[Preprocessed, Mri2petError]
+) -> Preprocessed:
+    """Give the visit whose synthetic PET fails a control: another one, which had been chosen."""
+    if one.synthetic is not None or one.visit in errors:
+        return one.visit
+    others = (visit for visit in errors if visit.subject == one.label)
+    return next(others, one.visit)
 
 
 def _wants_synthetic(one: Participant, settings: Settings) -> bool:
