@@ -591,6 +591,33 @@ def test_a_patient_whom_the_generator_has_seen_has_no_pseudonormal_pet(out, rng)
     assert choose(out).problems == ()
 
 
+@pytest.mark.parametrize(
+    ("table", "who"),
+    [
+        ("participant_id\tgroup\nsub-01\tcontrol\n02\tcontrol\n3\tcontrol\n", None),
+        ("participant_id\tgroup\nsub-01\tpatient\nsub-02\tcontrol\nsub-03\tcontrol\n", "01"),
+        ("participant_id\tgroup\nsub-01\tcontrol\nsub-02\tcontrol\n", "03"),
+        ("participant_id\tdiagnosis\nsub-01\tcontrol\n", "01, sub-02, sub-03"),
+        ("damaged", None),
+    ],
+)
+def test_a_raw_table_that_was_changed_since_is_told_of(out, tmp_path, table, who):
+    raw = tmp_path / "raw"
+    for label in ("01", "02", "03", "99"):
+        (raw / f"sub-{label}").mkdir(parents=True)
+    (raw / "participants.tsv").write_text(table)
+    settings = Settings(raw, out, "group", sloppy=True)
+    for notes in (
+        choose_subjects(settings, controls=True, version=version("mri2pet")).notes,
+        choose_controls(replace(settings, level="train"), version("mri2pet")).notes,
+    ):
+        told = [note for note in notes if "says otherwise of" in note]
+        assert len(told) == (who is not None)
+        assert all(
+            f"says otherwise of sub-{who} than {out}/participants.tsv" in one for one in told
+        )
+
+
 # One damaged file costs its owner
 
 

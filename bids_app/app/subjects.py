@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.app.intake import Problem, error_of
+from bids_app.dataset.participants import NAMED_AT_MOST, read_participants
 from bids_app.derivatives.description import dataset_names
 from bids_app.derivatives.groups import select, tell_unknown
 from bids_app.derivatives.paths import entities_of, resolution_label, sidecar_path
@@ -25,7 +26,7 @@ from bids_app.errors import (
     UnusableDataError,
     UsageError,
 )
-from bids_app.files import read_json
+from bids_app.files import read_json, read_tsv
 from bids_app.generators import CROSSVALIDATION, has_seen, known_cards, tell_namesakes
 from bids_app.imaging.volume import Box, box_of_grid, grid_of_box
 from bids_app.nifti import read_grid
@@ -200,6 +201,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     chosen = _visit_of_each(with_pet)
     notes = [*found.notes, *_tell_other_visits(visits, chosen)]
     notes += tell_unknown(settings.output_dir, [settings.control_query])
+    notes += _tell_stale(settings)
     notes += [f"sub-{one}: not used, {ABSENT}" for one in sorted(wanted - set(found.there))]
     if not chosen:
         raise _nobody(notes, found)
@@ -253,7 +255,7 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     told += [*_tell_gaps(used), *_tell_namesakes(used, settings)]
     unknown, remarks = _unmatched(settings, well, ill)
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]
-    remarks += tell_unknown(settings.output_dir, queries)
+    remarks += [*tell_unknown(settings.output_dir, queries), *_tell_stale(settings)]
     return Subjects(
         tuple(chosen), tuple(patients), (*told, *_tell_verdicts(used), *remarks, *more, *notes),
         (*unknown, *troubles, *problems),
@@ -337,6 +339,33 @@ def _tell_verdicts(used: Sequence[Participant]) -> list[str]:
             "be trusted, since an earlier version of mri2pet has made them; look at their reports"
         )
     return notes
+
+
+def _tell_stale(settings: Settings) -> list[str]:
+    """Tell of whom the raw ``participants.tsv`` speaks otherwise than that of the output.
+
+    The latter is used, for the raw dataset need not be there; the participant level writes it.
+    """
+    raw, out = (one / "participants.tsv" for one in (settings.bids_dir, settings.output_dir))
+    try:
+        present = [path.name.removeprefix("sub-") for path in settings.bids_dir.glob("sub-*")]
+        told, _ = read_participants(settings.bids_dir, present)
+        rows = {row.pop("participant_id", "").removeprefix("sub-"): row for row in read_tsv(out)}
+    except (Mri2petError, OSError):
+        return []  # the participant level tells why
+    own = sorted((told.keys() | set(present)) & rows.keys()) if told else []
+    odd = [f"sub-{one}" for one in own if _known(rows[one]) != _known(told.get(one, {}))]
+    if not odd:
+        return []
+    more = f" and {len(odd) - NAMED_AT_MOST} more" if len(odd) > NAMED_AT_MOST else ""
+    return [
+        f"{raw}: says otherwise of {', '.join(odd[:NAMED_AT_MOST])}{more} than {out}, which is "
+        "used; run the participant level again: what is complete is not computed again"
+    ]
+
+
+def _known(row: Mapping[str, str]) -> dict[str, str]:
+    return {name.strip(): cell for name, cell in row.items() if cell.strip() not in ("", "n/a")}
 
 
 def _tell_namesakes(used: Sequence[Participant], settings: Settings) -> list[str]:
