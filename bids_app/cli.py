@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from bids_app.arguments import Parser, absolute_path, exit_code_of, refuse_lost_folder
+from bids_app.arguments import (
+    Parser,
+    absolute_path,
+    exit_code_of,
+    read_names_as_utf8,
+    refuse_lost_folder,
+)
 from bids_app.caches import settled
 from bids_app.errors import UsageError
 from bids_app.labels import LESIONS, axis_code, normalize_labels
@@ -457,6 +463,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run mri2pet; return the exit code of BEP027."""
+    if argv is None:
+        read_names_as_utf8()
     return exit_code_of(
         lambda: _run(argv), interrupted="stopped; run the same command again to go on"
     )

@@ -18,7 +18,7 @@ def _lines(path: Path) -> list[str]:
             f"{path}: neither a label (letters and digits) nor a text file with one label a line"
         )
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as a list of labels ({error})") from error
     labels = [line.partition("#")[0].strip() for line in lines]

@@ -116,6 +116,20 @@ def test_a_dry_run_refuses_what_the_run_would(study, capsys, level, options, cod
 
 
 @pytest.mark.parametrize("options", [("--dry-run",), ()])
+def test_a_damaged_table_of_the_output_is_refused_before_anything_is_computed(
+    study, tmp_path, capsys, options
+):
+    out = shutil.copytree(study / "out", tmp_path / "out")
+    (out / "participants.tsv").write_bytes(b"participant_id\n\xff\n")
+    before = set(out.rglob("*"))
+    code = main([str(study / "raw"), str(out), "participant", *SLOPPY, "--stage", "preprocess",
+                 "--skip-bids-validation", *options])  # fmt: skip
+    assert code == 74
+    assert f"{out}/participants.tsv: not UTF-8 text" in capsys.readouterr().err
+    assert set(out.rglob("*")) == before
+
+
+@pytest.mark.parametrize("options", [("--dry-run",), ()])
 def test_what_is_not_bids_is_refused_by_both(study, tmp_path, capsys, options):
     raw = shutil.copytree(study / "raw", tmp_path / "raw")
     (raw / "sub-01" / "anat" / "sub-01_colour.nii.gz").write_text("")

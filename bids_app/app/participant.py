@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bids_app import provenance
@@ -36,12 +36,14 @@ from bids_app.dataset.validation import validate_bids
 from bids_app.derivatives.description import (
     Software,
     find_container,
+    raw_dataset_names,
     start_dataset,
 )
 from bids_app.derivatives.preprocessed import tell_coverage
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
-from bids_app.generators import GeneratorChoice
+from bids_app.files import read_tsv
+from bids_app.generators import GeneratorChoice, tell_namesakes
 from bids_app.planning import (
     Run,
     VisitPlan,
@@ -57,7 +59,7 @@ from bids_app.report.subject import write_subject_report
 from bids_app.resources import choose_device
 from bids_app.settings import Settings
 from bids_app.templates import Template
-from bids_app.visit import Selection
+from bids_app.visit import Selection, Visit
 from bids_app.workflows.execution import Resources
 
 DONE, PARTIAL = 0, 1  # exit codes
@@ -89,6 +91,7 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
         aside = [*problems_of(selection), *early]
         if not (plans or done):
             raise error_of(aside)
+        selection = _tell_namesakes(selection, run, voice)
         if settings.dry_run:
             return _tell_plans(plans, done, early, voice)
         _start(settings, run, template, stamp)
@@ -110,6 +113,24 @@ def _select(settings: Settings, voice: Voice) -> Selection:
     if settings.dry_run:
         voice.tell_selection(selection, settings.bids_dir)
     return selection
+
+
+def _tell_namesakes(selection: Selection, run: Run, voice: Voice) -> Selection:
+    """Tell, once and in reports, of labels that the generator knows from another dataset."""
+    if run.generator is None:
+        return selection
+    card, names = run.generator.card, raw_dataset_names(run.bids_dir)
+
+    def told(visits: Sequence[Visit]) -> str:
+        return tell_namesakes(card, [one.subject for one in visits], names, run.output_dir)
+
+    if not told(selection.visits):
+        return selection
+    voice.warn(told(selection.visits))
+    visits = [
+        replace(one, notes=(*one.notes, *filter(None, [told([one])]))) for one in selection.visits
+    ]
+    return replace(selection, visits=tuple(visits))
 
 
 def _compute(
@@ -135,6 +156,7 @@ def _refuse(settings: Settings) -> GeneratorChoice | None:
     generator = prepare_generator(settings)
     refuse_plugin(settings)
     choose_device(settings.device)  # refuses one that is not there
+    read_tsv(settings.output_dir / "participants.tsv")  # a damaged one is refused now, not late
     return generator
 
 

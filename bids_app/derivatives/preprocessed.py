@@ -112,8 +112,10 @@ def tell_coverage(pet: Path) -> str:
     """
     in_t1w = pet.with_name(re.sub("_space-[^_]+_res-[^_]+_", "_space-T1w_", pet.name))
     for image in (in_t1w, pet):
-        sidecar = sidecar_path(image)
-        told = read_json(sidecar) if sidecar.is_file() else {}
+        try:
+            told = read_json(sidecar_path(image))
+        except Mri2petError:
+            continue  # whoever needs it tells
         share = told.get("BrainCoverage")
         if isinstance(share, float | int) and share < COMPLETE:
             missing = tell_missing(told.get("BrainNotCovered"))
