@@ -12,7 +12,8 @@ from bids_app.imaging.volume import Affine, Mask, Volume, zooms_of
 
 WHOLLY = 0.999  # of what a voxel was interpolated from lies in the field of view; 1, but rounded
 COMPLETE = 0.99  # share of the brain: what covers less is told of; the number
-LEAST_FILLING, FEWEST_FILLING = 1e-3, 16  # of a scan, and voxels, that a part of one value has; ours
+# Of a scan, and in voxels, what a part of one value has at least to be no data; our choice
+LEAST_FILLING, FEWEST_FILLING = 1e-3, 16
 LEAST_MISSING = 2.0  # mm at an end of the brain that are worth a word; our choice
 HALF = 0.5  # of a slice of the brain: it is missing where less is covered; our choice
 ENDS = (
