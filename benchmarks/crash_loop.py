@@ -14,7 +14,9 @@ earlier is not counted as a kill.
 
     python benchmarks/crash_loop.py WORK --kills 60 --seed 1
 
-Results of undisturbed runs stay in WORK; delete it when the code has changed what they hold.
+Results of undisturbed runs stay in WORK; delete it when the code has changed what they hold. Much
+of a run is imports, in one process: two loops at a time, each with its WORK and --levels, take less
+long than one after the other.
 """
 
 import argparse
