@@ -44,7 +44,7 @@ LEVELS = ("participant", "train", "group", "slabs")
 COMMON = ("--sloppy", "--nprocs", "2", "--omp-nthreads", "1")
 FOLDS = ("--folds", "2")
 OPTIONS = {
-    "participant": ("--participant-label", "control01", "control02"),
+    "participant": ("--participant-label", "control01"),
     "train": (*FOLDS, "--models", "semi3d-cyclegan-mse", "--epochs", "4", "--width", "2"),
     "group": (*FOLDS, "--detectors", "zscore", "pseudonormal"),
     "slabs": (*FOLDS, "--detectors", "ocsvm"),
@@ -289,7 +289,7 @@ def prepare(place: Place, levels: list[str]) -> dict[str, Course]:
     if set(levels) - {"participant"}:
         everyone = command_of(place, "participant")
         start = everyone.index("--participant-label")
-        undisturbed(place, "everyone", everyone[:start] + everyone[start + 3 :])
+        undisturbed(place, "everyone", everyone[:start] + everyone[start + 2 :])
     return {level: undisturbed(place, level, command_of(place, level)) for level in levels}
 
 
