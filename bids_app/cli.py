@@ -12,9 +12,8 @@ from pathlib import Path
 
 from bids_app.arguments import Parser, absolute_path, exit_code_of, refuse_lost_folder
 from bids_app.caches import settled
-from bids_app.derivatives.lesions import NAME as LESIONS
 from bids_app.errors import UsageError
-from bids_app.labels import axis_code, normalize_labels
+from bids_app.labels import LESIONS, axis_code, normalize_labels
 from bids_app.settings import (
     DETECTORS,
     FULL_RESOLUTION,

@@ -48,6 +48,7 @@ def run(tmp_path):
         seed=0, omp_nthreads=1,
     )  # fmt: skip
     choice = GeneratorChoice(tmp_path / "generator", card_of("s"))
+    write_json(tmp_path / "out" / "dataset_description.json", {"Name": "mri2pet: raw"})
     return Run(
         tmp_path / "raw", tmp_path / "out", Space("T", 4.0, "t"), how, {}, "all", choice, 1.5,
         "cpu", "0.1.0",
@@ -144,7 +145,6 @@ def test_sidecars_tell_what_was_done_beyond_the_paper(visit, run):
 )
 def test_a_generator_knows_people_of_its_own_dataset(visit, run, subject, dataset, known):
     """Labels such as 02 are those of other people elsewhere."""
-    run.output_dir.mkdir()
     write_json(run.output_dir / "dataset_description.json", {"Name": "mri2pet: the same"})
     card = replace(run.generator.card, dataset=dataset)
     chosen = replace(run, generator=replace(run.generator, card=card))

@@ -41,6 +41,7 @@ from bids_app.derivatives.description import (
 from bids_app.derivatives.preprocessed import tell_coverage
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
+from bids_app.generators import GeneratorChoice
 from bids_app.planning import (
     Run,
     VisitPlan,
@@ -80,15 +81,16 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
     selection = _select(settings, voice)
     if settings.reports_only:
         return _report_again(selection, settings, voice)
-    table, template, run, resources = _prepare(settings, selection, voice, stamp)
-    plans, done, early = _plan(selection, run, None if settings.dry_run else settings.output_dir)
-    aside = [*problems_of(selection), *early]
-    if not (plans or done):
-        raise error_of(aside)
-    if settings.dry_run:
-        return _tell_plans(plans, done, early, voice)
-    visits = [label_of(visit) for visit in selection.visits]
-    with hold(settings, stamp, voice, results=visits, intermediate=visits):
+    generator = _refuse(settings)
+    with _held(settings, selection, voice, stamp):
+        table, template, run, resources = _prepare(settings, selection, generator, voice, stamp)
+        logs = None if settings.dry_run else settings.output_dir / "logs"
+        plans, done, early = _plan(selection, run, logs)
+        aside = [*problems_of(selection), *early]
+        if not (plans or done):
+            raise error_of(aside)
+        if settings.dry_run:
+            return _tell_plans(plans, done, early, voice)
         _start(settings, run, template, stamp)
         _tell_aside(selection, settings, early, voice)
         subjects = {plan.visit.subject for plan in plans}
@@ -128,12 +130,38 @@ def _compute(
     return compute(plans, run, resources, settings, voice, on_finished=report)
 
 
-def _prepare(
+def _refuse(settings: Settings) -> GeneratorChoice | None:
+    """Refuse what settings ask for and cannot be had, before any folder is made."""
+    generator = prepare_generator(settings)
+    refuse_plugin(settings)
+    choose_device(settings.device)  # refuses one that is not there
+    return generator
+
+
+@contextmanager
+def _held(
     settings: Settings, selection: Selection, voice: Voice, stamp: provenance.Stamp
+) -> Iterator[None]:
+    """Make the folders of the run, and keep its visits for its life; a dry run does neither."""
+    if settings.dry_run:
+        yield
+        return
+    make_places(settings)
+    visits = [label_of(visit) for visit in selection.visits]
+    with hold(settings, stamp, voice, results=visits, intermediate=visits):
+        yield
+
+
+def _prepare(
+    settings: Settings,
+    selection: Selection,
+    generator: GeneratorChoice | None,
+    voice: Voice,
+    stamp: provenance.Stamp,
 ) -> tuple[_Table, Template, Run, Resources]:
     """See that the run can begin: what is refused here is refused by a dry run as well.
 
-    Only the folders of the run and the template in them are written, by a dry run nothing.
+    Only the template is written, by a dry run nothing.
 
     Returns
     -------
@@ -141,14 +169,9 @@ def _prepare(
         Columns of participants.tsv by label, with remarks; the template; what visits have in
         common; what the run may use of the machine.
     """
-    generator = prepare_generator(settings)
-    refuse_plugin(settings)
     resources, threads = share_resources(settings, len(selection.visits))
-    choose_device(settings.device)  # refuses one that is not there
     with _validation(settings) as validation:  # another process works on it meanwhile
         table = _participants(settings, voice)
-        if not settings.dry_run:
-            make_places(settings)
         template = prepare_template(settings, write=not settings.dry_run)
         _heed(validation, voice)
     refuse_nothing(selection)
@@ -227,13 +250,12 @@ def _tell_images(plans: Sequence[VisitPlan], voice: Voice) -> None:
 
 
 def _plan(
-    selection: Selection, run: Run, kept: Path | None
+    selection: Selection, run: Run, logs: Path | None
 ) -> tuple[list[VisitPlan], list[VisitPlan], list[Problem]]:
     """Plan all visits; those whose results are there already come second, the unfit third.
 
-    Tracebacks go to the logs of the output folder ``kept``; None: nowhere.
+    Tracebacks go to the folder ``logs``; None: nowhere.
     """
-    logs = None if kept is None else kept / "logs"
     plans, done, problems = list[VisitPlan](), list[VisitPlan](), list[Problem]()
     for visit in selection.visits:
         try:

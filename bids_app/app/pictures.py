@@ -16,12 +16,12 @@ from bids_app.derivatives.anomalies import (
     template_to_t1w,
 )
 from bids_app.derivatives.description import uri_in
-from bids_app.derivatives.lesions import NAME as LESIONS
 from bids_app.derivatives.lesions import LesionMask, find_lesion_mask, no_mask_at_all
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.detection.regions import read_labels
 from bids_app.errors import MissingInputError, Mri2petError
+from bids_app.labels import LESIONS
 from bids_app.mapped import read_digest
 from bids_app.nifti import check_labels, inspect
 from bids_app.screening import Participant, Pictured, Screening, picture, plan_pictures
