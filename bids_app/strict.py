@@ -12,6 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from bids_app.files import read_text
+
 LARGEST_CARD = 1 << 24  # bytes
 DEEPEST = 32  # lists and objects in one another
 LONGEST_TEXT = 20_000  # characters
@@ -26,16 +28,14 @@ def read_object(path: Path) -> dict[str, object]:
 
     Raises
     ------
-    OSError
+    ReadWriteError
         If it cannot be read.
+    UnusableDataError
+        If it is no file, too large, or no UTF-8.
     ValueError
-        If it is too large, too deep, no JSON, no object, names a key twice, or holds NaN.
+        If it is too deep, no JSON, no object, names a key twice, or holds NaN.
     """
-    with path.open("rb") as file:
-        content = file.read(LARGEST_CARD + 1)
-    if len(content) > LARGEST_CARD:
-        raise ValueError(f"more than {LARGEST_CARD >> 20} MiB")
-    return parse_object(content.decode("utf-8"))
+    return parse_object(read_text(path, LARGEST_CARD))
 
 
 def parse_object(text: str) -> dict[str, object]:
@@ -210,6 +210,9 @@ def is_inside(folder: Path, path: Path) -> bool:
 def shapes_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Read from the header of a safetensors file what is in it; no tensor is read.
 
+    All that read such files ask this first: a header that claims more than the file has is refused
+    before memory is taken for it.
+
     Returns
     -------
     dict
@@ -222,6 +225,8 @@ def shapes_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     ValueError
         If it is no such file, or its header is too large.
     """
+    if path.exists() and not path.is_file():  # a named pipe would be read for ever
+        raise ValueError("a folder, pipe or device, not a file")
     with path.open("rb") as file:
         size = int.from_bytes(file.read(HEADER_SIZE), "little")
     if not 0 < size <= min(LARGEST_HEADER, path.stat().st_size - HEADER_SIZE):

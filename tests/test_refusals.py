@@ -147,6 +147,32 @@ def test_a_dry_run_that_nothing_stops_writes_nothing(study, capsys):
     assert "1 visits would be computed, 0 are complete" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("level", "spoilt", "counted"),
+    [
+        ("participant", "raw/sub-02/anat/sub-02_T1w.nii.gz", "1 visits would be computed"),
+        ("train", "out/sub-c3/pet/*res-4*desc-preproc_pet.nii.gz", "models would be trained, on 3"),
+        ("group", "out/sub-c3/pet/*res-4*desc-preproc_pet.nii.gz", "1 patients would be mapped"),
+    ],
+)
+def test_a_dry_run_ends_as_a_run_where_some_cannot_be_used(  # noqa: PLR0917
+    study, tmp_path, capsys, level, spoilt, counted
+):
+    there = shutil.copytree(study, tmp_path / "study")
+    add_t1w(there / "raw", "02", np.random.default_rng(4))
+    (path,) = there.glob(spoilt)
+    path.write_bytes(b"no image")
+    options = ("--skip-bids-validation",) if level == "participant" else ("--folds", "2")
+    command = [str(there / "raw"), str(there / "out"), level, *SLOPPY, *options]
+    assert main([*command, "--dry-run"]) == 1
+    told = capsys.readouterr()
+    closing = told.out.splitlines()[-1]
+    who = path.name.partition("_")[0]
+    assert counted in closing
+    assert f"1 have problems ({who})" in closing
+    assert path.name in told.out + told.err
+
+
 def test_names_are_not_cut_in_a_narrow_terminal(study):
     """In a terminal of 30 columns, and in a pipe."""
     command = f"{sys.executable} -m bids_app.cli {study}/raw {study}/new participant --sloppy"

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_app.errors import ReadWriteError, UnusableDataError, UsageError
-from bids_app.files import locked, place_in, read_json, write_json, write_text, write_tsv
+from bids_app.files import (
+    locked,
+    place_in,
+    read_json,
+    read_text,
+    write_json,
+    write_text,
+    write_tsv,
+)
 
 NAME = "mri2pet"
 DESCRIPTION = "dataset_description.json"
@@ -159,9 +167,9 @@ def _description(
 
 def _write_ignored(path: Path, patterns: Sequence[str]) -> None:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReadWriteError(f"{path}: cannot be read ({error}); remove it") from error
+        lines = read_text(path).splitlines() if path.exists() else []
+    except UnusableDataError as error:
+        raise ReadWriteError(f"{error}, or remove it") from error
     missing = [pattern for pattern in patterns if pattern not in lines]
     write_text(path, "\n".join([*lines, *missing]) + "\n")
 

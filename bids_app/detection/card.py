@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import write_json
 from bids_app.imaging.volume import Grid, zooms_of
 from bids_app.strict import (
@@ -184,8 +184,6 @@ def read_card(folder: Path) -> DetectorCard:
         )
     try:
         return card_from(read_object(path))
-    except OSError as error:
-        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise UnusableDataError(
             f"{path}: not the card of a detector ({error}); train it again, or fetch it again"

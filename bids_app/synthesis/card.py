@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.imaging.volume import Grid
 from bids_app.strict import (
     Check,
@@ -19,6 +19,7 @@ from bids_app.strict import (
     is_whole,
     read_object,
     refuse_odd,
+    shapes_of,
 )
 from bids_app.synthesis.models import ModelSpec, spec_from_dict, spec_to_dict
 
@@ -134,8 +135,6 @@ def read_card(folder: Path) -> Card:
         raise MissingInputError(f"{path}: no such file; --generator wants a folder with a card")
     try:
         return card_from(read_object(path))
-    except OSError as error:
-        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise UnusableDataError(
             f"{path}: not the card of a generator ({error}); train it again, or fetch it again"
@@ -154,10 +153,10 @@ def check_weights(folder: Path, card: Card) -> Path:
     """
     path = _checked(folder / WEIGHTS, card.sha256)
     try:
+        names = [name for name, (dtype, _) in shapes_of(path).items() if dtype == "F32"]
         with safe_open(path, framework="numpy") as file:
-            names = [one for one in file.keys() if file.get_slice(one).get_dtype() == "F32"]  # noqa: SIM118
             odd = next((one for one in names if not np.isfinite(file.get_tensor(one)).all()), None)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UnusableDataError(
             f"{path}: does not fit the network of its card ({error}); fetch both again"
         ) from error
