@@ -17,6 +17,7 @@ from bids_app.files import read_text
 LARGEST_CARD = 1 << 24  # bytes
 DEEPEST = 32  # lists and objects in one another
 LONGEST_TEXT = 20_000  # characters
+LONGEST_NAME = 200  # characters; folders take 255 bytes
 LARGEST_HEADER = 1 << 24  # bytes of a safetensors header
 HEADER_SIZE = 8  # bytes that say how long it is
 Check = Callable[[object], bool]
@@ -129,6 +130,19 @@ def is_text(value: object) -> bool:
     if not isinstance(value, str) or len(value) > LONGEST_TEXT:
         return False
     return not any("\ud800" <= sign <= "\udfff" for sign in value)
+
+
+def is_name(value: object) -> bool:
+    """Whether a value can name what is kept in a folder of that name, and stand in a sentence.
+
+    Examples
+    --------
+    >>> [is_name(one) for one in ("semi3d-gan", "our own", "", "..", "a/b", "a" * 300)]
+    [True, True, False, False, False, False]
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME:
+        return False
+    return value.isprintable() and not set(value) & {"/", "\\"} and bool(value.strip(". "))
 
 
 def is_flag(value: object) -> bool:

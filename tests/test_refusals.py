@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import fields
 
+import nibabel as nib
 import numpy as np
 import pytest
 from cohorts import write_control, write_controls, write_native, write_screened
@@ -41,6 +42,11 @@ def study(tmp_path_factory):
     write_json(folder / "astral.json", {"plugin": "Astral"})
     write_json(folder / "slurm.json", {"plugin": "SLURM"})
     write_text(folder / "bad.json", "[")
+    nib.save(
+        nib.Nifti1Image(np.ones((9, 9, 9), np.uint8), np.diag([20, 20, 20, 1])),
+        folder / "atlas.nii",
+    )
+    write_text(folder / "atlas.tsv", "index\tname\n1\tA\n")
     (folder / "empty").mkdir()
     write_json(folder / "foreign" / "dataset_description.json", {"Name": "x", "GeneratedBy": []})
     return folder
@@ -95,6 +101,8 @@ REFUSED = [
     ("group", (*SLOPPY, "--folds", "2", "--use-plugin", "{study}/astral.json"), 64),
     ("group", (*SLOPPY, "--folds", "2", "--bounding-box", "-78", "-112", "-50", "78", "76", "80"),
      65),
+    ("group", (*SLOPPY, "--folds", "2", "--atlas", "{study}/atlas.nii", "{study}/atlas.tsv",
+               "--bounding-box", "-78", "-112", "-50", "78", "76", "80"), 65),
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from bids_app.strict import (
     Check,
     is_list,
     is_mapping,
+    is_name,
     is_number,
     is_sha256,
     is_text,
@@ -25,8 +26,8 @@ from bids_app.synthesis.models import ModelSpec, spec_from_dict, spec_to_dict
 
 WEIGHTS, CARD, REFERENCE = "weights.safetensors", "card.json", "reference.safetensors"
 _CHECKS: dict[str, Check] = {
-    **dict.fromkeys(("name", "version", "template", "dataset", "trained_on", "intended_use"),
-                    is_text),
+    **dict.fromkeys(("version", "dataset", "trained_on", "intended_use"), is_text),
+    **dict.fromkeys(("name", "template"), is_name),
     "spec": lambda value: isinstance(value, dict),
     "shape": is_list(is_whole(1, 10_000), 3, 3),
     "affine": is_list(is_list(is_number(-1e6, 1e6), 4, 4), 4, 4),
