@@ -220,6 +220,17 @@ def test_json_that_is_no_card_is_told_why(tmp_path, text, words):
             read(tmp_path)
 
 
+@pytest.mark.parametrize("field", ["name", "template"])
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a\\b", "a\0b", "a\nb", "x" * 300])
+def test_what_a_card_names_can_be_a_folder(tmp_path, field, name):
+    write_json(tmp_path / CARD, {**card_values(CARD_OF), field: name})
+    with pytest.raises(UnusableDataError, match=f"field {field} cannot be"):
+        read_card(tmp_path)
+    write_json(tmp_path / CARD, {**detectors.card_values(DETECTOR), field: name})
+    with pytest.raises(UnusableDataError, match=f"field {field} cannot be"):
+        detectors.read_card(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../outside", "", ".", "a//b"])
 def test_a_detector_knows_no_file_of_another_folder(tmp_path, name):
     write_json(tmp_path / CARD, {**detectors.card_values(DETECTOR), "files": {name: "0" * 64}})
