@@ -85,6 +85,7 @@ REFUSED = [
     ("train", (*SLOPPY, "--folds", "9"), 65),
     ("train", (*SLOPPY, "--folds", "1"), 64),
     ("train", (*SLOPPY, "--lpips-weights", "{study}/none"), 66),
+    ("train", (*SLOPPY, "--lpips-weights", "{study}/file"), 65),
     ("train", (*SLOPPY, "--device", "cuda:1"), 64),
     ("train", (*SLOPPY, "--use-plugin", "{study}/astral.json"), 64),
     ("train", (*SLOPPY, "--control-query", "colour == 'red'"), 64),

@@ -217,8 +217,17 @@ def _lpips_weights(settings: Settings, voice: Voice) -> Path | None:
     return None
 
 
+def _refuse_lpips(weights: Path) -> None:
+    """Refuse what are no weights of LPIPS now, not when generators have been trained for days."""
+    from bids_app.synthesis.lpips import load_lpips  # torch; no run without weights waits for it
+
+    load_lpips(weights)
+
+
 def _means(settings: Settings, voice: Voice) -> Means:
     weights = _lpips_weights(settings, voice)
+    if weights is not None:
+        _refuse_lpips(weights)
     _, threads = share_resources(settings, _jobs(settings))
     sha256 = "" if weights is None else file_sha256(weights)
     return Means(choose_device(settings.device), threads, weights, sha256)
