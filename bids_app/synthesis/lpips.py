@@ -147,7 +147,8 @@ def load_lpips(path: Path, device: str = "cpu") -> Lpips:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; {WANTED}")
     try:
-        network, tensors = Lpips(file_sha256(path)), read_tensors(path)
+        tensors = read_tensors(path)  # first: it refuses what is too large to be digested
+        network = Lpips(file_sha256(path))
         _check_tensors(tensors, network.state_dict())
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
