@@ -18,7 +18,8 @@ from bids_app.arguments import (
     refuse_lost_folder,
 )
 from bids_app.caches import settled
-from bids_app.errors import UsageError
+from bids_app.errors import Mri2petError, UsageError
+from bids_app.files import read_text
 from bids_app.labels import LESIONS, axis_code, normalize_labels
 from bids_app.settings import (
     DETECTORS,
@@ -306,7 +307,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--sloppy", action="store_true", help="4 mm, coarse registration: to try things out only")
     add(
         "--dry-run", action="store_true",
-        help="print which images would be used, and what would be refused; write nothing",
+        help="print which images would be used, and what would be refused; write nothing; the exit "
+             "code is that of the run, as far as headers and tables tell",
     )  # fmt: skip
     add("--reports-only", action="store_true", help="write reports from the files in OUTPUT_DIR")
     add("--boilerplate-only", action="store_true", help="print the methods paragraph, and stop")
@@ -365,10 +367,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _tokens(path: Path) -> list[str]:
     """Turn the TOML of ``--config-file`` into what the command line would say."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(read_text(path))
+    except Mri2petError as error:
+        raise UsageError(f"{error}") from error
+    except ValueError as error:  # no TOML, or a number of more digits than Python reads
         raise UsageError(f"{path}: not valid TOML ({error}); correct it") from error
     except RecursionError as error:
         raise UsageError(f"{path}: lists in lists without end; correct it") from error

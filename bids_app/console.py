@@ -195,6 +195,17 @@ def _place(node: object) -> tuple[str, str]:
     return graph, rest[-1] if rest else ""
 
 
+def tell_troubled(who: Sequence[str]) -> str:
+    """Count those of whom a dry run finds images that cannot be used, and name them.
+
+    Examples
+    --------
+    >>> tell_troubled([]), tell_troubled(["sub-01", "sub-02"])
+    ('0 have problems', '2 have problems (sub-01, sub-02)')
+    """
+    return f"{len(who)} have problems" + (f" ({', '.join(who)})" if who else "")
+
+
 def count_line(done: int, skipped: int, failed: Sequence[str], output_dir: Path) -> str:
     """Write the closing line of a participant run.
 

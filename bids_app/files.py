@@ -70,8 +70,15 @@ def size_of(path: Path) -> int:
     return found.st_size
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
     """Read a small file of UTF-8 text, with or without a byte order mark.
+
+    Parameters
+    ----------
+    path : Path
+        Of a file: what would never end, such as a named pipe, is not opened.
+    largest : int
+        Bytes that such a file may have.
 
     Raises
     ------
@@ -83,15 +90,15 @@ def read_text(path: Path) -> str:
     try:
         size = size_of(path)
         with path.open("rb") as file:
-            content = file.read(LARGEST_TEXT + 1)
+            content = file.read(largest + 1)
     except MissingInputError as error:
         raise ReadWriteError(f"{path}: cannot be read (no such file)") from error
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(content) > LARGEST_TEXT:
+    if len(content) > largest:
         raise UnusableDataError(
-            f"{path}: has {size / 1e6:.0f} MB, and no such file has more than "
-            f"{LARGEST_TEXT / 1e6:.0f}; correct it"
+            f"{path}: has {size / 1e6:.3g} MB, and no such file has more than "
+            f"{largest / 1e6:.3g}; correct it"
         )
     try:
         return content.decode("utf-8-sig")

@@ -177,6 +177,12 @@ def _stored(path: Path, header: nib.Nifti1Header) -> np.dtype:
         raise UnusableDataError(
             f"{path}: holds {kind} of type {name or code}, not one intensity a voxel; {advice}"
         )
+    bits = int(header["bitpix"])
+    if bits not in (0, 8 * stored.itemsize):  # 0: not said; the type is then all that there is
+        raise UnusableDataError(
+            f"{path}: its header says {bits} bits a voxel (bitpix) of {stored.name}, which "
+            f"has {8 * stored.itemsize}; copy or convert it again"
+        )
     return stored.newbyteorder(header.endianness)
 
 

@@ -12,9 +12,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from bids_app.files import read_text
+
 LARGEST_CARD = 1 << 24  # bytes
 DEEPEST = 32  # lists and objects in one another
 LONGEST_TEXT = 20_000  # characters
+LONGEST_NAME = 200  # characters; folders take 255 bytes
 LARGEST_HEADER = 1 << 24  # bytes of a safetensors header
 HEADER_SIZE = 8  # bytes that say how long it is
 Check = Callable[[object], bool]
@@ -26,16 +29,14 @@ def read_object(path: Path) -> dict[str, object]:
 
     Raises
     ------
-    OSError
+    ReadWriteError
         If it cannot be read.
+    UnusableDataError
+        If it is no file, too large, or no UTF-8.
     ValueError
-        If it is too large, too deep, no JSON, no object, names a key twice, or holds NaN.
+        If it is too deep, no JSON, no object, names a key twice, or holds NaN.
     """
-    with path.open("rb") as file:
-        content = file.read(LARGEST_CARD + 1)
-    if len(content) > LARGEST_CARD:
-        raise ValueError(f"more than {LARGEST_CARD >> 20} MiB")
-    return parse_object(content.decode("utf-8"))
+    return parse_object(read_text(path, LARGEST_CARD))
 
 
 def parse_object(text: str) -> dict[str, object]:
@@ -131,6 +132,19 @@ def is_text(value: object) -> bool:
     return not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
+def is_name(value: object) -> bool:
+    """Whether a value can name what is kept in a folder of that name, and stand in a sentence.
+
+    Examples
+    --------
+    >>> [is_name(one) for one in ("semi3d-gan", "our own", "", "..", "a/b", "a" * 300)]
+    [True, True, False, False, False, False]
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME:
+        return False
+    return value.isprintable() and not set(value) & {"/", "\\"} and bool(value.strip(". "))
+
+
 def is_flag(value: object) -> bool:
     """Whether a value is true or false, and not 1 or 0."""
     return isinstance(value, bool)
@@ -210,6 +224,9 @@ def is_inside(folder: Path, path: Path) -> bool:
 def shapes_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Read from the header of a safetensors file what is in it; no tensor is read.
 
+    All that read such files ask this first: a header that claims more than the file has is refused
+    before memory is taken for it.
+
     Returns
     -------
     dict
@@ -222,6 +239,8 @@ def shapes_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     ValueError
         If it is no such file, or its header is too large.
     """
+    if path.exists() and not path.is_file():  # a named pipe would be read for ever
+        raise ValueError("a folder, pipe or device, not a file")
     with path.open("rb") as file:
         size = int.from_bytes(file.read(HEADER_SIZE), "little")
     if not 0 < size <= min(LARGEST_HEADER, path.stat().st_size - HEADER_SIZE):

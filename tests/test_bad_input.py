@@ -268,7 +268,8 @@ def test_files_that_are_none_take_nobody_else_down(raw, rng, run):
     with sidecars["endless"].open("wb") as file:
         file.truncate(1 << 36)
     code, said = run(raw, "--dry-run")
-    assert code == 0
+    assert code == 1
+    assert "5 have problems (sub-" in said
     used, _, unused = said.partition("Not used")
     assert all(f"sub-{name}_T1w" in used for name in ("ok", *sidecars))
     assert unused.count("named pipe") == 2
@@ -380,8 +381,9 @@ def test_a_dry_run_tells_which_of_several_images_is_used(raw, rng, run):
         image_path(raw, "01", "anat", name).write_bytes(add_t1w(raw, "02", rng).read_bytes())
     add_pet(raw, "02", rng, sidecar={"TracerName": "PIB"})
     code, said = run(raw, "--dry-run")
-    assert code == 0
+    assert code == 1  # as the run: the PET of sub-02 cannot be used
     for words in (
+        "1 have problems (sub-02)",
         "2 T1w images are equally good: sub-01_acq-a_T1w.nii.gz is used, the first by run",
         "because it has no contrast agent (ce-); choose with --bids-filter-file",
         "its name says trc-18FFDG, its sidecar TracerName 'PIB'",

@@ -21,6 +21,7 @@ from bids_app.imaging.intensity import clip_spikes
 from bids_app.interfaces.imaging import ReadPET, ReadT1w
 
 SHAPE = (17, 14, 11)
+MANY = max(300, settings.default.max_examples)  # the profile "long" has more
 CODES = ["".join(c) for order in permutations(["RL", "AP", "SI"]) for c in product(*order)]
 FIELDS = nib.Nifti1Header().template_dtype.fields
 
@@ -260,6 +261,8 @@ def test_what_is_not_one_number_a_voxel_is_refused(tmp_path, head, kind, words):
         ({"dim": [4, 17, 14, 11, 32767, 1, 1, 1]}, "truncated"),
         ({"dim": [5, 17, 14, 11, 2, 3, 1, 1]}, "not a volume"),
         ({"datatype": 99}, "type 99"),
+        ({"bitpix": 64}, "64 bits a voxel"),
+        ({"datatype": 2}, "bits a voxel"),
         ({"datatype": 1536}, "holds data"),
         ({"scl_slope": 1, "scl_inter": np.inf}, "scl_inter"),
         ({"magic": b"abc"}, "not a NIfTI"),
@@ -422,7 +425,7 @@ def survives(path, content):
     assert time.process_time() - before < 1
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=MANY, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.dictionaries(st.sampled_from(sorted(FIELDS)), st.lists(numbers, min_size=1)),
     cls=st.sampled_from([nib.Nifti1Image, nib.Nifti2Image]),
@@ -448,7 +451,7 @@ def test_any_field_of_a_header_gives_an_image_or_a_sentence(stored, head, change
     survives(stored, bytes(content))
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=MANY, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     places=st.dictionaries(st.integers(0, 551), st.integers(0, 255), max_size=40),
     cls=st.sampled_from([nib.Nifti1Image, nib.Nifti2Image]),

@@ -765,8 +765,9 @@ def test_a_dry_run_tells_and_writes_nothing(out, capsys):
 
 def test_a_dry_run_tells_who_is_not_used_and_refuses_what_the_run_would(out, capsys):
     options = ("--dry-run", "--participant-label", "p1", "nosuch")
-    assert main(arguments(out, *options)) == 0
+    assert main(arguments(out, *options)) == 1
     said = capsys.readouterr().out
+    assert "1 patients would be mapped, 1 have problems (sub-nosuch)" in said
     assert "sub-d1: not used, no real PET" in said
     assert "desc-synth" not in said
     assert "sub-nosuch: none of those whom --patient-query finds" in said

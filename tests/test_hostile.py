@@ -4,12 +4,14 @@ Few examples in a usual run; ``HYPOTHESIS_PROFILE=long`` runs 20,000 of each (CO
 """
 
 import json
+import os
 import resource
 import struct
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
-from itertools import accumulate
+from io import StringIO
+from itertools import accumulate, product
 from math import prod
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from bids_app.app.preparation import read_plugin
 from bids_app.cli import parse
 from bids_app.dataset.filters import check_filters
 from bids_app.dataset.participants import read_participants
+from bids_app.derivatives.description import ignore_also
 from bids_app.derivatives.groups import select
 from bids_app.detection import card as detectors
 from bids_app.detection.encoding import load_encoder, save_encoder
@@ -34,8 +37,15 @@ from bids_app.detection.norms import load_norm, save_norm
 from bids_app.detection.packed import PackedControls, pack_controls
 from bids_app.detection.spec import EncoderSpec
 from bids_app.detection.voxelmodels import VoxelModels, load_models, save_models
-from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
+from bids_app.errors import (
+    MissingInputError,
+    Mri2petError,
+    ReadWriteError,
+    UnusableDataError,
+    UsageError,
+)
 from bids_app.files import write_json
+from bids_app.labels import normalize_labels
 from bids_app.synthesis.card import (
     CARD,
     WEIGHTS,
@@ -200,7 +210,7 @@ def test_a_network_that_nobody_has_is_refused_before_it_is_built(tmp_path, spec)
         ('{"seed": NaN}', "NaN is no number"),
         ('{"a": ' * 100_000, "lists in lists without end"),
         ('{"a": ' + "[" * 40 + "]" * 40 + "}", "more than 32 lists in one another"),
-        ('{"a": "' + "x" * (1 << 24) + '"}', "more than 16 MiB"),
+        ('{"a": "' + "x" * (1 << 24) + '"}', "no such file has more than 16.8"),
     ],
 )  # fmt: skip
 def test_json_that_is_no_card_is_told_why(tmp_path, text, words):
@@ -208,6 +218,17 @@ def test_json_that_is_no_card_is_told_why(tmp_path, text, words):
     for read in (read_card, detectors.read_card):
         with soon(), pytest.raises(UnusableDataError, match=words):
             read(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["name", "template"])
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a\\b", "a\0b", "a\nb", "x" * 300])
+def test_what_a_card_names_can_be_a_folder(tmp_path, field, name):
+    write_json(tmp_path / CARD, {**card_values(CARD_OF), field: name})
+    with pytest.raises(UnusableDataError, match=f"field {field} cannot be"):
+        read_card(tmp_path)
+    write_json(tmp_path / CARD, {**detectors.card_values(DETECTOR), field: name})
+    with pytest.raises(UnusableDataError, match=f"field {field} cannot be"):
+        detectors.read_card(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../outside", "", ".", "a//b"])
@@ -442,16 +463,15 @@ toml = st.one_of(
 
 
 @given(toml)
-def test_any_file_of_options_is_read_or_refused(place, capsys, text):
+def test_any_file_of_options_is_read_or_refused(place, text):
     path = place / "options.toml"
     path.write_bytes(text)
 
     def read():
-        with suppress(SystemExit):  # of argparse, which has said why
+        with suppress(SystemExit), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             parse(["/raw", "/out", "participant", "--config-file", str(path)])
 
-    is_answered(read)
-    capsys.readouterr()
+    is_answered(read)  # argparse, too, has said why
 
 
 cells = st.one_of(
@@ -495,3 +515,29 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
         with pytest.raises(MissingInputError):
             read(tmp_path / "nowhere")
     assert not Path(tmp_path / "nowhere").exists()
+
+
+def test_lists_and_cards_are_files_of_some_size(tmp_path):
+    """A named pipe would be read for ever, and an endless file into memory."""
+    pipe, endless = tmp_path / "pipe", tmp_path / "endless"
+    os.mkfifo(pipe)
+    with endless.open("wb") as file:
+        file.truncate(1 << 36)
+    for path in (pipe, endless):
+        for read in (
+            lambda path: parse(["/raw", "/out", "participant", "--config-file", str(path)]),
+            lambda path: normalize_labels([str(path)], "sub-"),
+            read_plugin,
+            _read_filters,
+        ):
+            with soon(), pytest.raises(UsageError, match=path.name):
+                read(path)
+    for path, read in product((pipe, endless), (load_encoder, load_norm, load_models, load_lpips)):
+        with soon(), pytest.raises((UnusableDataError, MissingInputError), match=path.name):
+            read(path)
+    for path in (pipe, endless):
+        folder = tmp_path / f"out-{path.name}"
+        folder.mkdir()
+        (folder / ".bidsignore").symlink_to(path)
+        with soon(), pytest.raises(ReadWriteError, match="bidsignore"):
+            ignore_also(folder, folder / ".work")

@@ -1,5 +1,6 @@
 """Which patients have masks of lesions, and what is told of those who have none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -8,10 +9,11 @@ import pytest
 from cohorts import GRID, TEMPLATE
 
 from bids_app import nifti
-from bids_app.app.pictures import find_masks, refuse_knowledge
+from bids_app.app.pictures import _on_grid, find_masks, refuse_knowledge
 from bids_app.derivatives.preprocessed import Preprocessed
+from bids_app.derivatives.sidecars import Space
 from bids_app.errors import MissingInputError
-from bids_app.screening import Participant
+from bids_app.screening import Participant, Screening
 from bids_app.settings import Settings
 
 
@@ -131,3 +133,18 @@ def test_an_atlas_whose_header_disagrees_about_sides_is_told_of(tmp_path):
     (note,) = refuse_knowledge(Settings(Path("raw"), Path("out"), "group", atlas=atlas), []).notes
     assert "atlas.nii.gz: sform" in note
     assert "disagree about left and right" in note
+
+
+def test_the_grid_of_an_atlas_is_that_of_the_first_mask_that_lies_on_it(tmp_path):
+    people = []
+    for label, shape in (("p1", None), ("p2", (9, 9, 9)), ("p3", GRID.shape)):
+        path = tmp_path / f"{label}.nii.gz"
+        path.write_bytes(b"no image")
+        if shape is not None:
+            nifti.save(nifti.Image(np.ones(shape, np.uint8), GRID.affine), path)
+        who = patient(label)
+        people.append(replace(who, visit=replace(who.visit, brain_mask=path)))
+    space = Space(TEMPLATE, 4.0, "")
+    screening = Screening(tmp_path, tmp_path, space, GRID, "made", 2, 0, {})
+    assert _on_grid(screening, people) == tmp_path / "p3.nii.gz"
+    assert _on_grid(screening, people[:2]) is None

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import fields
 
+import nibabel as nib
 import numpy as np
 import pytest
 from cohorts import write_control, write_controls, write_native, write_screened
@@ -41,6 +42,11 @@ def study(tmp_path_factory):
     write_json(folder / "astral.json", {"plugin": "Astral"})
     write_json(folder / "slurm.json", {"plugin": "SLURM"})
     write_text(folder / "bad.json", "[")
+    nib.save(
+        nib.Nifti1Image(np.ones((9, 9, 9), np.uint8), np.diag([20, 20, 20, 1])),
+        folder / "atlas.nii",
+    )
+    write_text(folder / "atlas.tsv", "index\tname\n1\tA\n")
     (folder / "empty").mkdir()
     write_json(folder / "foreign" / "dataset_description.json", {"Name": "x", "GeneratedBy": []})
     return folder
@@ -79,6 +85,7 @@ REFUSED = [
     ("train", (*SLOPPY, "--folds", "9"), 65),
     ("train", (*SLOPPY, "--folds", "1"), 64),
     ("train", (*SLOPPY, "--lpips-weights", "{study}/none"), 66),
+    ("train", (*SLOPPY, "--lpips-weights", "{study}/file"), 65),
     ("train", (*SLOPPY, "--device", "cuda:1"), 64),
     ("train", (*SLOPPY, "--use-plugin", "{study}/astral.json"), 64),
     ("train", (*SLOPPY, "--control-query", "colour == 'red'"), 64),
@@ -95,6 +102,8 @@ REFUSED = [
     ("group", (*SLOPPY, "--folds", "2", "--use-plugin", "{study}/astral.json"), 64),
     ("group", (*SLOPPY, "--folds", "2", "--bounding-box", "-78", "-112", "-50", "78", "76", "80"),
      66),
+    ("group", (*SLOPPY, "--folds", "2", "--atlas", "{study}/atlas.nii", "{study}/atlas.tsv",
+                "--bounding-box", "-78", "-112", "-50", "78", "76", "80"), 66),
 ]  # fmt: skip
 
 
@@ -159,6 +168,32 @@ def test_a_dry_run_that_nothing_stops_writes_nothing(study, capsys):
         assert main([*command, *options, "--dry-run"]) == 0
         assert contents(study) == before
     assert "1 visits would be computed, 0 are complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("level", "spoilt", "counted"),
+    [
+        ("participant", "raw/sub-02/anat/sub-02_T1w.nii.gz", "1 visits would be computed"),
+        ("train", "out/sub-c3/pet/*res-4*desc-preproc_pet.nii.gz", "models would be trained, on 3"),
+        ("group", "out/sub-c3/pet/*res-4*desc-preproc_pet.nii.gz", "1 patients would be mapped"),
+    ],
+)
+def test_a_dry_run_ends_as_a_run_where_some_cannot_be_used(  # noqa: PLR0917
+    study, tmp_path, capsys, level, spoilt, counted
+):
+    there = shutil.copytree(study, tmp_path / "study")
+    add_t1w(there / "raw", "02", np.random.default_rng(4))
+    (path,) = there.glob(spoilt)
+    path.write_bytes(b"no image")
+    options = ("--skip-bids-validation",) if level == "participant" else ("--folds", "2")
+    command = [str(there / "raw"), str(there / "out"), level, *SLOPPY, *options]
+    assert main([*command, "--dry-run"]) == 1
+    told = capsys.readouterr()
+    closing = told.out.splitlines()[-1]
+    who = path.name.partition("_")[0]
+    assert counted in closing
+    assert f"1 have problems ({who})" in closing
+    assert path.name in told.out + told.err
 
 
 def test_names_are_not_cut_in_a_narrow_terminal(study):

@@ -41,7 +41,7 @@ from bids_app.app.preparation import (
 from bids_app.app.running import Runner, hold, told_of
 from bids_app.app.subjects import Subjects, choose_subjects, settle_grid
 from bids_app.app.training import DONE, PARTIAL
-from bids_app.console import Voice
+from bids_app.console import Voice, tell_troubled
 from bids_app.derivatives.description import dataset_name, refresh_dataset
 from bids_app.derivatives.sidecars import Space
 from bids_app.detection.card import DetectorCard, check_files, check_grid, read_card
@@ -90,10 +90,9 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
         raise error_of(subjects.problems)
     if settings.dry_run:
         _tell_subjects(settings, subjects, card, voice)
-    told = _refuse(settings, card, subjects, stamp)
+    usable = _refuse(settings, card, subjects, stamp)
     if settings.dry_run:
-        _tell(voice, *told)
-        return DONE
+        return _close_dry(usable, subjects.problems, voice)
     make_places(settings)
     with hold(settings, stamp, voice, results=["group"], intermediate=["group"]):
         provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
@@ -149,8 +148,8 @@ def _read_detector(settings: Settings) -> DetectorCard | None:
 
 def _refuse(
     settings: Settings, card: DetectorCard | None, subjects: Subjects, stamp: provenance.Stamp
-) -> tuple[list[str], list[Problem]]:
-    """See that the run can begin; give what a dry run tells of lesions, and of who is lost."""
+) -> Subjects:
+    """See that the run can begin; give who is left, with what a dry run tells of all others."""
     screening = _screening(settings, stamp)
     refuse_plugin(settings)
     prepare_template(settings, write=False)  # reports of patients will want it
@@ -168,7 +167,8 @@ def _refuse(
         refuse_sets(screening, settings, pictures)
     else:
         refuse_applied(card, settings, pictures)
-    return list(lesions.notes), [*usable.problems, *lesions.problems]
+    problems = (*usable.problems, *lesions.problems)
+    return replace(usable, notes=lesions.notes, problems=problems)
 
 
 def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
@@ -190,6 +190,17 @@ def _tell_subjects(
     told += [f"sub-{one.label}: not used, no real PET" for one in controls if one not in used]
     told += [problem.sentence for problem in subjects.problems]
     voice.tell_people(used, patients, told, settings.output_dir)
+
+
+def _close_dry(usable: Subjects, early: Sequence[Problem], voice: Voice) -> int:
+    """Say the last lines of a dry run; return the exit code that the run would have at best."""
+    _tell(voice, usable.notes, usable.problems)
+    troubled = {f"sub-{problem.subject}" for problem in (*early, *usable.problems)}
+    voice.close(
+        f"mri2pet: {len({one.label for one in usable.patients})} patients would be mapped, "
+        f"{tell_troubled(sorted(troubled))}; this was a dry run, and nothing was written"
+    )
+    return PARTIAL if troubled else DONE
 
 
 @dataclass(frozen=True)

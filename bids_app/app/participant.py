@@ -29,7 +29,7 @@ from bids_app.app.preparation import (
     tell_old_work,
 )
 from bids_app.app.running import hold, told_of
-from bids_app.console import Voice, count_line
+from bids_app.console import Voice, count_line, tell_troubled
 from bids_app.dataset.participants import read_participants
 from bids_app.dataset.reading import find_subjects
 from bids_app.dataset.validation import validate_bids
@@ -93,7 +93,7 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
             raise error_of(aside)
         selection = _tell_namesakes(selection, run, voice)
         if settings.dry_run:
-            return _tell_plans(plans, done, early, voice)
+            return _tell_plans(plans, done, aside, early, voice)
         _start(settings, run, template, stamp)
         _tell_aside(selection, settings, early, voice)
         subjects = {plan.visit.subject for plan in plans}
@@ -296,17 +296,22 @@ def _plan(
 def _tell_plans(
     plans: Sequence[VisitPlan],
     done: Sequence[VisitPlan],
+    aside: Sequence[Problem],
     early: Sequence[Problem],
     voice: Voice,
 ) -> int:
-    """Say the last lines of a dry run; return its exit code."""
+    """Say the last lines of a dry run; return the exit code that the run would have at best.
+
+    ``early`` are those of the problems ``aside`` that the tables have not told yet.
+    """
     for problem in early:
         voice.fail(problem.sentence)
+    troubled = sorted({f"sub-{problem.subject}" for problem in aside})
     voice.close(
-        f"mri2pet: {len(plans)} visits would be computed, {len(done)} are complete already; this "
-        "was a dry run, and nothing was written"
+        f"mri2pet: {len(plans)} visits would be computed, {len(done)} are complete already, "
+        f"{tell_troubled(troubled)}; this was a dry run, and nothing was written"
     )
-    return DONE
+    return PARTIAL if aside else DONE
 
 
 def _subjects(selection: Selection) -> list[str]:

@@ -91,8 +91,8 @@ def take_pictures(
         plans, shape=screening.grid.shape, affine=screening.grid.affine.tolist(), name=STORING_WF
     )]  # fmt: skip
     graphs += _mask_graphs(screening, masks, settings)
-    if settings.atlas is not None and atlas is not None:
-        reference = subjects.patients[0].visit.brain_mask
+    reference = _on_grid(screening, patients)
+    if settings.atlas is not None and atlas is not None and reference is not None:
         graphs.append(
             init_atlas_wf(
                 settings.atlas[0], reference, atlas,
@@ -129,6 +129,13 @@ def _with_t1w(patients: Sequence[Participant]) -> tuple[list[Participant], list[
     }
     problems = [_problem(visit, _absent(path)) for visit, path in absent.items()]
     return [one for one in patients if one.visit not in absent], problems
+
+
+def _on_grid(screening: Screening, people: Sequence[Participant]) -> Path | None:
+    """Give the first brain mask that lies on the grid; None where nobody has one."""
+    masks = {one.label: one.visit.brain_mask for one in people}
+    lost = {one.subject for one in refuse_other_grids(masks.items(), screening.grid)}
+    return next((mask for label, mask in masks.items() if label not in lost), None)
 
 
 def _absent(path: Path) -> MissingInputError:

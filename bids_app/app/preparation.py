@@ -10,8 +10,14 @@ import yaml
 from bids_app.dataset.validation import make_writable, refuse_inside
 from bids_app.derivatives.description import ignore_also, refuse_foreign
 from bids_app.derivatives.sidecars import Space
-from bids_app.errors import CannotCreateError, MissingInputError, UsageError
-from bids_app.files import place_in
+from bids_app.errors import (
+    CannotCreateError,
+    MissingInputError,
+    ReadWriteError,
+    UnusableDataError,
+    UsageError,
+)
+from bids_app.files import place_in, read_text
 from bids_app.generators import GeneratorChoice, Options, choose_generator
 from bids_app.imaging.volume import grid_of_box
 from bids_app.planning import Run
@@ -241,13 +247,15 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
     if path is None:
         return None
     try:
-        text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST_PLUGIN else ""
+        text = read_text(path, LARGEST_PLUGIN)
         if not text or max(text.count(sign) for sign in "[{") > MOST_BRACKETS:
             raise UsageError(f"{path}: empty, or too large for a file of --use-plugin; correct it")
         content = yaml.safe_load(text)  # JSON is YAML, too
     except RecursionError as error:
         raise UsageError(f"{path}: lists in lists without end; correct it") from error
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (ReadWriteError, UnusableDataError) as error:
+        raise UsageError(f"{error}") from error
+    except (ValueError, TypeError, yaml.YAMLError) as error:
         told = " ".join(f"{error}".split())[:200]
         raise UsageError(f"{path}: cannot be read as YAML ({told}); correct it") from error
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):

@@ -20,7 +20,7 @@ from bids_app.app.preparation import (
 from bids_app.app.results import gather_records
 from bids_app.app.running import Runner, hold, told_of
 from bids_app.app.subjects import Subjects, choose_controls, settle_grid
-from bids_app.console import Voice
+from bids_app.console import Voice, tell_troubled
 from bids_app.crossvalidation import (
     GENERATORS,
     Study,
@@ -80,9 +80,9 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     if settings.dry_run:
         told = [*controls.notes, *(problem.sentence for problem in controls.problems)]
         voice.tell_controls(_visits(controls), told, settings.output_dir)
-    means, study = _prepare(settings, controls, voice, stamp)
+    means, study, unfit = _prepare(settings, controls, voice, stamp)
     if settings.dry_run:
-        return DONE
+        return _close_dry(settings, controls, unfit, voice)
     make_places(settings)
     rows = [f"train {name}" for name in _names(settings)]  # other runs may train other rows
     with hold(settings, stamp, voice, results=rows, intermediate=["train"]):
@@ -101,8 +101,11 @@ def train(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
 
 def _prepare(
     settings: Settings, controls: Subjects, voice: Voice, stamp: provenance.Stamp
-) -> tuple[Means, Study]:
-    """See that the run can begin: what is refused here is refused by a dry run as well."""
+) -> tuple[Means, Study, list[Problem]]:
+    """See that the run can begin: what is refused here is refused by a dry run as well.
+
+    The problems are those of controls whose headers say that their images cannot be stored.
+    """
     refuse_plugin(settings)
     means, study = _means(settings, voice), _study(settings, stamp)
     images = [
@@ -118,7 +121,22 @@ def _prepare(
     deal(study, fit)
     for name in _names(settings):
         refuse_small_grid(name, spec_of(name, settings), study.grid)
-    return means, study
+    return means, study, problems
+
+
+def _close_dry(
+    settings: Settings, controls: Subjects, unfit: Sequence[Problem], voice: Voice
+) -> int:
+    """Say the last lines of a dry run; return the exit code that the run would have at best."""
+    for problem in unfit:
+        voice.fail(problem.sentence)
+    troubled = {f"sub-{problem.subject}" for problem in (*controls.problems, *unfit)}
+    usable = {one.subject for one in _visits(controls)} - {problem.subject for problem in unfit}
+    voice.close(
+        f"mri2pet: {len(_names(settings))} models would be trained, on {len(usable)} controls, "
+        f"{tell_troubled(sorted(troubled))}; this was a dry run, and nothing was written"
+    )
+    return PARTIAL if troubled else DONE
 
 
 def refuse_small_grid(name: str, spec: ModelSpec, grid: Grid) -> None:
@@ -199,8 +217,17 @@ def _lpips_weights(settings: Settings, voice: Voice) -> Path | None:
     return None
 
 
+def _refuse_lpips(weights: Path) -> None:
+    """Refuse what are no weights of LPIPS now, not when generators have been trained for days."""
+    from bids_app.synthesis.lpips import load_lpips  # torch; no run without weights waits for it
+
+    load_lpips(weights)
+
+
 def _means(settings: Settings, voice: Voice) -> Means:
     weights = _lpips_weights(settings, voice)
+    if weights is not None:
+        _refuse_lpips(weights)
     _, threads = share_resources(settings, _jobs(settings))
     sha256 = "" if weights is None else file_sha256(weights)
     return Means(choose_device(settings.device), threads, weights, sha256)

@@ -9,6 +9,7 @@ from bids_app.files import (
     locked,
     place_in,
     read_json,
+    read_text,
     split_lines,
     write_json,
     write_text,
@@ -171,9 +172,9 @@ def _description(
 
 def _write_ignored(path: Path, patterns: Sequence[str]) -> None:
     try:
-        text = path.read_text(encoding="utf-8").rstrip("\n") if path.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReadWriteError(f"{path}: cannot be read ({error}); remove it") from error
+        text = read_text(path).rstrip("\n") if path.exists() else ""
+    except UnusableDataError as error:
+        raise ReadWriteError(f"{error}, or remove it") from error
     lines = split_lines(text) if text else []
     missing = [pattern for pattern in patterns if pattern not in lines]
     write_text(path, "\n".join([*lines, *missing]) + "\n")

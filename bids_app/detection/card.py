@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import write_json
 from bids_app.imaging.volume import Grid, zooms_of
 from bids_app.strict import (
@@ -17,6 +17,7 @@ from bids_app.strict import (
     is_inside,
     is_list,
     is_mapping,
+    is_name,
     is_number,
     is_plain,
     is_sha256,
@@ -36,7 +37,8 @@ _CONTROL_CHECKS: dict[str, Check] = {
     "synthetic": is_flag, "generator": is_text, "generator_sha256": is_text, "fold": _FOLDS,
 }  # fmt: skip
 _CHECKS: dict[str, Check] = {
-    **dict.fromkeys(("name", "version", "template", "dataset", "intended_use"), is_text),
+    **dict.fromkeys(("version", "dataset", "intended_use"), is_text),
+    **dict.fromkeys(("name", "template"), is_name),
     "detectors": is_list(is_text, 100),
     "shape": is_list(is_whole(1, 10_000), 3, 3),
     "affine": is_list(is_list(is_number(), 4, 4), 4, 4),
@@ -184,8 +186,6 @@ def read_card(folder: Path) -> DetectorCard:
         )
     try:
         return card_from(read_object(path))
-    except OSError as error:
-        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise UnusableDataError(
             f"{path}: not the card of a detector ({error}); train it again, or fetch it again"

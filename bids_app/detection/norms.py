@@ -13,7 +13,7 @@ from bids_app.detection.normative import Norm, pseudonormal_difference, smooth_w
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import write_bytes
 from bids_app.imaging.volume import Mask, Volume
-from bids_app.strict import parse_object
+from bids_app.strict import parse_object, shapes_of
 
 ZSCORE_FWHM = 8.0  # mm; DESIGN, section 4
 Detector = Literal["zscore", "pseudonormal"]
@@ -94,6 +94,7 @@ def load_norm(path: Path) -> Norm:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; fit the detector again")
     try:
+        shapes_of(path)
         with safe_open(path, framework="numpy") as file:
             n = parse_object(file.metadata()["norm"])["controls"]
             mean, sd = (file.get_tensor(name) for name in ("mean", "sd"))
@@ -104,7 +105,7 @@ def load_norm(path: Path) -> Norm:
         norm = Norm(mean, sd, n, counts)
         _refuse_infinite(norm)
         return norm
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UnusableDataError(
             f"{path}: not the norm of a detector ({error}); fit the detector again"
         ) from error

@@ -12,6 +12,7 @@ from safetensors.numpy import load, save
 from bids_app.detection.oneclass import VoxelwiseOneClassSVM
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import write_bytes
+from bids_app.strict import shapes_of
 
 KINDS: dict[str, type[np.generic]] = {
     "n_support": np.uint16, "support": np.uint16, "dual_coef": np.float32, "gamma": np.float32,
@@ -137,6 +138,7 @@ def load_models(path: Path) -> VoxelModels:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; fit the detector again, or fetch it again")
     try:
+        shapes_of(path)
         models = VoxelModels(**load(path.read_bytes()))
         _refuse_odd(models)
         total = {int(models.n_support.sum(dtype=np.int64)), len(models.support)}

@@ -7,25 +7,27 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.imaging.volume import Grid
 from bids_app.strict import (
     Check,
     is_list,
     is_mapping,
+    is_name,
     is_number,
     is_sha256,
     is_text,
     is_whole,
     read_object,
     refuse_odd,
+    shapes_of,
 )
 from bids_app.synthesis.models import ModelSpec, spec_from_dict, spec_to_dict
 
 WEIGHTS, CARD, REFERENCE = "weights.safetensors", "card.json", "reference.safetensors"
 _CHECKS: dict[str, Check] = {
-    **dict.fromkeys(("name", "version", "template", "dataset", "trained_on", "intended_use"),
-                    is_text),
+    **dict.fromkeys(("version", "dataset", "trained_on", "intended_use"), is_text),
+    **dict.fromkeys(("name", "template"), is_name),
     "spec": lambda value: isinstance(value, dict),
     "shape": is_list(is_whole(1, 10_000), 3, 3),
     "affine": is_list(is_list(is_number(-1e6, 1e6), 4, 4), 4, 4),
@@ -134,8 +136,6 @@ def read_card(folder: Path) -> Card:
         raise MissingInputError(f"{path}: no such file; --generator wants a folder with a card")
     try:
         return card_from(read_object(path))
-    except OSError as error:
-        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise UnusableDataError(
             f"{path}: not the card of a generator ({error}); train it again, or fetch it again"
@@ -154,10 +154,10 @@ def check_weights(folder: Path, card: Card) -> Path:
     """
     path = _checked(folder / WEIGHTS, card.sha256)
     try:
+        names = [name for name, (dtype, _) in shapes_of(path).items() if dtype == "F32"]
         with safe_open(path, framework="numpy") as file:
-            names = [one for one in file.keys() if file.get_slice(one).get_dtype() == "F32"]  # noqa: SIM118
             odd = next((one for one in names if not np.isfinite(file.get_tensor(one)).all()), None)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UnusableDataError(
             f"{path}: does not fit the network of its card ({error}); fetch both again"
         ) from error

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.imaging.volume import Mask, Volume
+from bids_app.strict import shapes_of
 from bids_app.synthesis.card import file_sha256
 
 # Of the file alexnet_lpips_v0.1.pth: the five convolutions of torchvision's AlexNet, trained on
@@ -105,6 +106,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"it has more than {LARGEST >> 20} MiB")
     try:
         if path.suffix == ".safetensors":
+            shapes_of(path)
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of nearly any kind, when it is torch that meets other files
@@ -145,7 +147,8 @@ def load_lpips(path: Path, device: str = "cpu") -> Lpips:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; {WANTED}")
     try:
-        network, tensors = Lpips(file_sha256(path)), read_tensors(path)
+        tensors = read_tensors(path)  # first: it refuses what is too large to be digested
+        network = Lpips(file_sha256(path))
         _check_tensors(tensors, network.state_dict())
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error

@@ -20,6 +20,7 @@ from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import write_bytes
 from bids_app.imaging.cubes import average_cubes, cube_sides
 from bids_app.imaging.volume import Mask, Volume
+from bids_app.strict import shapes_of
 
 if TYPE_CHECKING:
     from bids_app.synthesis.volumes import Volumes
@@ -222,6 +223,7 @@ def read_reference(path: Path) -> Reference:
         If it is none.
     """
     try:
+        shapes_of(path)
         reference = Reference(**load(path.read_bytes()))
         _refuse_odd(reference)
         return reference
