@@ -220,11 +220,14 @@ def _detect(run: GroupRun, subjects: Subjects, card: DetectorCard | None, voice:
     )
     early = [*subjects.problems, *pictures.problems]
     stopped = settings.stop_on_first_crash and pictures.problems
-    plans = _plans(run, pictures, card) if pictures.patients and not stopped else []
-    notes = [*subjects.notes, *pictures.notes, *(note for plan in plans for note in plan.notes)]
-    _tell(voice, notes, early)
+    notes = [*subjects.notes, *pictures.notes]
+    _tell(voice, notes, early)  # before plans: who is lost may be why they cannot be made
     if stopped or not pictures.patients:
         raise error_of(early)
+    plans = _plans(run, pictures, card)
+    more = [note for plan in plans for note in plan.notes]
+    _tell(voice, more, [])
+    notes += more
     late = _problems(_run(run, plans), plans)
     there, unread = _read_all(plans, settings.output_dir / "logs")
     late += unread

@@ -94,6 +94,11 @@ class Lpips(nn.Module):
         return distances
 
 
+def _refuse_large(path: Path) -> None:
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"it has more than {LARGEST >> 20} MiB")
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a plain dict of tensors; code in the file, if there is any, is not run.
 
@@ -102,8 +107,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     ValueError
         If it is anything else.
     """
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"it has more than {LARGEST >> 20} MiB")
+    _refuse_large(path)
     try:
         if path.suffix == ".safetensors":
             shapes_of(path)
@@ -147,8 +151,8 @@ def load_lpips(path: Path, device: str = "cpu") -> Lpips:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; {WANTED}")
     try:
-        tensors = read_tensors(path)  # first: it refuses what is too large to be digested
-        network = Lpips(file_sha256(path))
+        _refuse_large(path)  # before it is digested, which takes as long as it is large
+        network, tensors = Lpips(file_sha256(path)), read_tensors(path)
         _check_tensors(tensors, network.state_dict())
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
