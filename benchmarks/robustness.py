@@ -25,12 +25,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import ants
 import nibabel as nib
 import numpy as np
+import pandas as pd
 
 BIN = Path(sys.executable).parent
 GRID = "space-MNI152NLin2009aSym_res-4"
 LIKE, NOT_LIKE = 0.95, 0.9  # correlation with the reference inside its brain; our choice
+NEAR = 2.0  # mm, mean over the brain, from where the reference was taken: half a voxel; our choice
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes in RAS+
+POINTS = 50  # every so many voxels of the template's brain are carried to tell how far that is
 TABLE = "desc-registration_metrics.tsv"
 
 
@@ -41,12 +46,14 @@ class Seen:
     likeness: float | None  # correlation with the reference; None: no result
     verdict: str
     sentences: tuple[str, ...]  # of the terminal, about this case
+    distance: float | None = None  # mm from where the reference was taken; None: not known
 
     def __str__(self) -> str:
         told = f"; {self.sentences[-1]}" if self.sentences else ""
         if self.likeness is None:
             return f"{self.verdict or 'no result'}{told}"
-        return f"r = {self.likeness:.3f}, {self.verdict}{told}"
+        far = "" if self.distance is None else f", {self.distance:.1f} mm"
+        return f"r = {self.likeness:.3f}{far}, {self.verdict}{told}"
 
 
 Answer = tuple[str, Callable[[Seen], bool]]
@@ -58,8 +65,15 @@ def has_result(seen: Seen) -> bool:
 
 
 def is_like(seen: Seen) -> bool:
-    """Tell whether there is a usable result that equals the reference."""
-    return has_result(seen) and seen.likeness is not None and seen.likeness >= LIKE
+    """Tell whether there is a usable result that equals the reference, or lies where it does."""
+    return has_result(seen) and seen.likeness is not None and (
+        seen.likeness >= LIKE or is_near(seen)
+    )  # fmt: skip
+
+
+def is_near(seen: Seen) -> bool:
+    """Tell whether an image of other resolution or contrast lies where the reference does."""
+    return seen.distance is not None and seen.distance <= NEAR
 
 
 def is_told(seen: Seen) -> bool:
@@ -82,7 +96,10 @@ FLAGGED: Answer = (
 )
 NOT_SILENT: Answer = (
     "near the reference, or told",
-    lambda seen: is_told(seen) or (seen.likeness is not None and seen.likeness >= NOT_LIKE),
+    lambda seen: (
+        is_told(seen)
+        or (seen.likeness is not None and (seen.likeness >= NOT_LIKE or is_near(seen)))
+    ),
 )
 UNKNOWABLE: Answer = ("nothing in the file can tell", lambda _: True)
 
@@ -95,10 +112,15 @@ T1W: dict[str, Answer] = {
     "slab72": FLAGGED, "ball": FLAGGED, "noise": FLAGGED, "infant": NOT_SILENT,
     "nanoutside": TOLD, "onenan": TOLD, "vertexcut": NOT_SILENT, "halfbrain": FLAGGED,
     "contrast": NOT_SILENT, "mp2rage": NOT_SILENT, "strippednoise": NOT_SILENT,
-    "empty": REFUSED, "notgz": REFUSED, "isgz": NOT_SILENT, "gzjunk": REFUSED, "html": REFUSED,
+    "empty": REFUSED, "isgz": NOT_SILENT, "gzjunk": REFUSED, "html": REFUSED,
     "lfs": REFUSED, "annex": REFUSED, "UPPER": REFUSED, "analyze": REFUSED,
     "realcode0": REFUSED, "realthick": NOT_SILENT, "realmp2rage": NOT_SILENT,
 }  # fmt: skip  # all others: as the reference
+# Cases of the reference's voxels in its order, or in its world: how far apart they lie is known
+SAME_ORDER = {
+    "tilted70deg", "upsidedown", "thick6", "realthick", "vertexcut", "contrast", "strippedneg",
+    "realneg", "padded", "realpad", "zscored", "hotvoxel", "mp2rage", "realmp2rage",
+}  # fmt: skip
 PET: dict[str, Answer] = {
     "mismatch": REFUSED, "strings4d": REFUSED, "notimes4d": REFUSED, "zerodur": NOT_SILENT,
     "nanoutside": TOLD, "nanframe": REFUSED, "zeros": REFUSED, "vertexcut": TOLD,
@@ -108,7 +130,7 @@ PET: dict[str, Answer] = {
 }  # fmt: skip
 NO_T1W, NO_PET = "_T1w.nii", "_pet.nii"
 NOT_FDG = {"tracer15", "tracer20"}  # FDOPA, fluorodeoxygalactose
-UNCLEAR = {"tracer12", "tracer18", "tracer22"}  # FGD, Fluorglucose, F-18: used or told of
+UNCLEAR = {"tracer08", "tracer12", "tracer18", "tracer22"}  # 18F fluoro-D-glucose, FGD, F-18 …
 NAMES: dict[str, str | tuple[str, ...]] = {  # what the used name has in it; NO_…: none is used
     "ceA": "sub-ceA_T1w", "ceB": "rec-norm_T1w", "ceC": "acq-mprage_T1w",
     "ceD": ("acq-mprage_T1w", "acq-bravoGd_T1w"), "part": "part-mag", "part2": "rec-x",
@@ -172,6 +194,27 @@ def likeness(path: Path, reference: Path, mask: Path, coverage: Path | None = No
     return float(np.corrcoef(one[where], other[where])[0, 1])
 
 
+def distance(raw: list[Path], transforms: list[Path], mask: Path) -> float:
+    """Tell how far apart two T1w were taken from, in mm, mean over the template's brain.
+
+    Where one header has turned the head of the other, the turn is that between their affines.
+    """
+    case, reference = (nib.load(path) for path in raw)
+    turn = np.eye(4)
+    if case.shape == reference.shape:
+        turn = case.affine @ np.linalg.inv(reference.affine)
+    brain = nib.load(mask)
+    voxels = np.argwhere(np.asarray(brain.dataobj) > 0)[::POINTS]
+    points = np.c_[voxels, np.ones(len(voxels))] @ brain.affine.T @ LPS
+    table = pd.DataFrame(points[:, :3], columns=list("xyz"))
+    places = [
+        ants.apply_transforms_to_points(3, table, [str(path)]).to_numpy()[:, :3] @ LPS[:3, :3]
+        for path in transforms
+    ]
+    wanted = places[1] @ turn[:3, :3].T + turn[:3, 3]
+    return float(np.linalg.norm(places[0] - wanted, axis=1).mean())
+
+
 def verdicts(out: Path) -> dict[str, str]:
     """Read the verdict of each image in template space, by its name."""
     header, *rows = [line.split("\t") for line in (out / TABLE).read_text().splitlines()]
@@ -192,12 +235,17 @@ def t1w_cases(work: Path, hdr: Path) -> Iterator[tuple[str, Answer, Seen]]:
         case = folder.name.removeprefix("sub-")
         reference = "real" if case.startswith("real") else "ref"
         made = image(case, "desc-preproc_T1w.nii.gz")
-        r = None
+        r = far = None
         if made.exists():
-            ours, mask = image(reference, "desc-preproc_T1w.nii.gz"), "desc-brain_mask.nii.gz"
-            r = likeness(made, ours, image(reference, mask))
+            ours = image(reference, "desc-preproc_T1w.nii.gz")
+            mask = image(reference, "desc-brain_mask.nii.gz")
+            r = likeness(made, ours, mask)
+            pair = (folder.name, f"sub-{reference}")
+            raw = [next((hdr / name / "anat").glob("*_T1w.nii*")) for name in pair]
+            xfm = [next((out / name / "anat").glob("*_from-T1w_to-*_xfm.h5")) for name in pair]
+            far = distance(raw, xfm, mask) if case in SAME_ORDER else None
         verdict = "" if r is None else told.get(made.name, "no verdict")
-        seen = Seen(r, verdict, sentences_about(text, case))
+        seen = Seen(r, verdict, sentences_about(text, case), far)
         yield case, T1W.get(case, SAME), seen
 
 

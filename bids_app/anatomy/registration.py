@@ -31,6 +31,7 @@ QUICK_RIGID = {"aff_iterations": (200, 100), "aff_shrink_factors": (2, 1),
                "aff_smoothing_sigmas": (1, 0)}  # fmt: skip
 PET_GRID, QUICK_PET_GRID = 2.0, 4.0
 OF_LABELS, NEAREST = "genericLabel", "nearestNeighbor"  # interpolation
+LEAST = 0.1  # percentile of the brain that becomes 0 if it is below; our choice, as in winsorize
 POINTS = 20  # every so many voxels of the brain tell the linear part of a transform
 BRAIN_MARGIN = 6  # mm around the brain in which PET and T1w are compared; our choice
 COARSE = 4.0  # mm; images that are searched for a pose are thinned out to it
@@ -64,6 +65,9 @@ class RigidResult:
 def correct_bias(t1w: Path, mask: Path, out: Path, *, shrink_factor: int) -> Path:
     """Remove the bias field of a T1w with N4 (Tustison et al. 2010, IEEE TMI 29:1310-1320).
 
+    N4 takes logarithms, and 0 stands for what is no brain: where part of the brain is below 0 (a
+    z-scored T1w), all is raised first, and what stays below 0 (a fill value of the air) is 0.
+
     Parameters
     ----------
     t1w, mask : Path
@@ -73,10 +77,12 @@ def correct_bias(t1w: Path, mask: Path, out: Path, *, shrink_factor: int) -> Pat
     shrink_factor : int
         Voxels are thinned out by it, along each axis, to measure the field: 4 is ANTs's own.
     """
-    image = ants.image_read(str(t1w))
-    corrected = ants.n4_bias_field_correction(
-        image, mask=ants.image_read(str(mask)), shrink_factor=shrink_factor
-    )
+    image, brain = ants.image_read(str(t1w)), ants.image_read(str(mask))
+    data = image.numpy()
+    if data.min() < 0:
+        least = float(np.percentile(data[brain.numpy() > 0], LEAST))
+        image = image.new_image_like(np.maximum(data - min(least, 0.0), 0))
+    corrected = ants.n4_bias_field_correction(image, mask=brain, shrink_factor=shrink_factor)
     corrected.to_filename(str(out))
     return out
 

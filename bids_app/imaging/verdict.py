@@ -22,7 +22,7 @@ PET_BLUR = 6.0  # mm FWHM: what a T1w lets expect becomes about as soft as a PET
 HALF = 0.5  # of a coarse voxel is brain
 DEPTH = 6.0  # mm from the brain's surface, whose outline alone makes brains alike; our choice
 GREY_ABOVE, WHITE_BELOW, FLUID_BELOW = 0.8, 0.45, 0.2  # of expected uptake, grey's being 1
-TINY = 1e-6
+TINY = 1e-6  # of the mean uptake: white matter that has none gives no ratio
 
 
 @dataclass(frozen=True)
@@ -225,5 +225,6 @@ def judge_pet(
     white = seen & (uptake > FLUID_BELOW) & (uptake < WHITE_BELOW)
     measures[UPTAKE] = correlation(pet, smooth(uptake, PET_BLUR, zooms), seen)
     if grey.any() and white.any():
-        measures[CONTRAST] = float(pet[grey].mean() / max(float(pet[white].mean()), TINY))
+        least = TINY * float(np.abs(pet[seen]).mean())  # whatever the unit: 1e-12 Bq/mL, too
+        measures[CONTRAST] = float(pet[grey].mean()) / max(float(pet[white].mean()), least)
     return judge(measures, PET_CRITERIA)
