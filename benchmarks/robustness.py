@@ -454,6 +454,7 @@ def main() -> None:
         right = judge(seen)
         counts[right] += 1
         told = str(seen).replace(str(arguments.work), "WORK").replace("|", "¦")
+        told = " ".join(told.replace("│", ";").split())
         print(f"| {case} | {answer} | {told} | {'yes' if right else '**NO**'} |", flush=True)
     print(f"\n{counts[True]} of {sum(counts.values())} cases are as they should be.")
 
