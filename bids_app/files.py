@@ -70,6 +70,10 @@ def size_of(path: Path) -> int:
     return found.st_size
 
 
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f}" if size >= 1e6 else f"{size / 1e6:.2g}"  # noqa: PLR2004
+
+
 def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
     """Read a small file of UTF-8 text, with or without a byte order mark.
 
@@ -97,8 +101,8 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
     if len(content) > largest:
         raise UnusableDataError(
-            f"{path}: has {size / 1e6:.3g} MB, and no such file has more than "
-            f"{largest / 1e6:.3g}; correct it"
+            f"{path}: has {_megabytes(size)} MB, and no such file has more than "
+            f"{_megabytes(largest)}; correct it"
         )
     try:
         return content.decode("utf-8-sig")
