@@ -74,7 +74,7 @@ def test_unreadable_contents_are_named_one_by_one(raw, rng, run, tmp_path):
         "truncated or damaged",
         "NaN or infinite",
         "all voxels are equal",
-        "not a readable",
+        "not a NIfTI image",
     ):
         assert word in said, word
     for name in ("truncated", "nan", "constant", "text"):
