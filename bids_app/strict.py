@@ -12,6 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from bids_app.errors import UnusableDataError
 from bids_app.files import read_text
 
 LARGEST_CARD = 1 << 24  # bytes
@@ -31,12 +32,15 @@ def read_object(path: Path) -> dict[str, object]:
     ------
     ReadWriteError
         If it cannot be read.
-    UnusableDataError
-        If it is no file, too large, or no UTF-8.
     ValueError
-        If it is too deep, no JSON, no object, names a key twice, or holds NaN.
+        If it is no file, too large, no UTF-8, too deep, no JSON, no object, names a key twice, or
+        holds NaN.
     """
-    return parse_object(read_text(path, LARGEST_CARD))
+    try:
+        text = read_text(path, LARGEST_CARD)
+    except UnusableDataError as error:
+        raise ValueError(f"{error}".removeprefix(f"{path}: ")) from error
+    return parse_object(text)
 
 
 def parse_object(text: str) -> dict[str, object]:

@@ -44,7 +44,8 @@ controls = st.builds(
 )  # fmt: skip
 rows = st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 4)
 cards = st.builds(
-    replace, st.just(CARD_OF), name=st.text(), shape=st.tuples(*[st.integers(1, 300)] * 3),
+    replace, st.just(CARD_OF), name=st.text("ab0_-", min_size=1),
+    shape=st.tuples(*[st.integers(1, 300)] * 3),
     affine=st.tuples(rows, rows, rows, rows), controls=st.lists(controls).map(tuple),
     slabs=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99))).map(tuple),
     detectors=st.lists(st.sampled_from(["ocsvm", "zscore", "pseudonormal"])).map(tuple),
