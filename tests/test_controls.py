@@ -237,7 +237,7 @@ def test_of_two_sessions_the_one_whose_registration_failed_is_passed_over(tmp_pa
 def test_images_that_nobody_has_judged_are_told_of_once(out):
     for one in choose(out).controls[:2]:
         judge(one.visit.t1w, None)
-        judge(one.pet, "maybe")
+        judge(one.pet, None)
     assert choose(out).notes == (
         "sub-01, sub-02: nothing tells whether their registration is to be trusted, since an "
         "earlier version of mri2pet has made them; look at their reports",

@@ -262,9 +262,9 @@ def test_controls_that_are_all_unusable_end_the_run(out, tmp_path, capsys):
     assert main(arguments(there, *ALONE)) == 65
     said = " ".join(capsys.readouterr().err.split())
     for label in CONTROLS:
-        assert (
-            f"sub-{label}_space-{TEMPLATE}_res-4_desc-preproc_T1w.nii.gz: lies on another" in said
-        )
+        # the grid is taken from the T1w that are there, so that it is the PET that lies on another
+        pet = f"sub-{label}_trc-18FFDG_space-{TEMPLATE}_res-4_desc-preproc_pet.nii.gz"
+        assert f"{pet}: lies on another grid" in said
     assert "0 subject(s)" not in said
     assert "Traceback" not in said
     assert not (there / "table1.tsv").exists()
