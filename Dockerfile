@@ -40,7 +40,7 @@ RUN sh containers/install.sh data "$LPIPS" $TEMPLATES && sh containers/install.s
 FROM python
 COPY --from=dependencies /opt/dependencies /opt/dependencies
 COPY --from=app /opt/mri2pet /opt/mri2pet
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 ARG CREATED=unknown
 LABEL org.opencontainers.image.title="mri2pet" \

@@ -3,13 +3,24 @@
 A small cohort is simulated and taken through all levels once, undisturbed. Then runs are begun
 anew and told to end: SIGKILL, SIGTERM or SIGINT, to the main process, to all processes or to one
 worker, at a moment drawn from the whole length of a run, or while one-class SVMs are fitted. After
-each: does a process live on, was the exit code right, how long did the end take; then the same
-command again has to exit with 0 and to have made the files of the undisturbed run.
+each: does a process live on, was the exit code right, how long did the end take, is a file cut off;
+then the same command again has to exit with 0 and to have made the files of the undisturbed run. A
+worker that is killed costs no second run: the first has to go on without it.
+
+Moments are drawn in the undisturbed run: so long after what it said last. They are met when a run
+has said as much, however busy the machine, and not before it has its handlers of signals: until
+then, for the first tenths of a second, Python and the kernel decide how it ends. A run that ends
+earlier is not counted as a kill.
 
     python benchmarks/crash_loop.py WORK --kills 60 --seed 1
+
+Results of undisturbed runs stay in WORK; delete it when the code has changed what they hold. Much
+of a run is imports, in one process: two loops at a time, each with its WORK and --levels, take less
+long than one after the other.
 """
 
 import argparse
+import gzip
 import hashlib
 import json
 import os
@@ -20,8 +31,10 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
+from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import cycle, product
+from itertools import product
 from pathlib import Path
 
 MARK = "MRI2PET_CRASH_LOOP"  # in the environment of all processes of a run
@@ -31,18 +44,29 @@ LEVELS = ("participant", "train", "group", "slabs")
 COMMON = ("--sloppy", "--nprocs", "2", "--omp-nthreads", "1")
 FOLDS = ("--folds", "2")
 OPTIONS = {
-    "participant": ("--participant-label", "control01", "control02"),
+    "participant": ("--participant-label", "control01"),
     "train": (*FOLDS, "--models", "semi3d-cyclegan-mse", "--epochs", "4", "--width", "2"),
     "group": (*FOLDS, "--detectors", "zscore", "pseudonormal"),
     "slabs": (*FOLDS, "--detectors", "ocsvm"),
 }
-SETTLING = 3.0  # s until nothing may be left of a run
+SLAB = "slab"  # in what a run says of the one-class SVMs of a slab
+LISTENING = 1 << (signal.SIGTERM - 1)  # in SigCgt of proc(5): the app has its handlers
+SETTLING = 5.0  # s until nothing may be left of a run; Python's resource tracker is the last
 SOON = 5.0  # s that Ctrl-C and SIGTERM have
 LONGEST = 1800.0  # s of a run; beyond, something hangs
+PARTIAL = re.compile(r"\.[0-9a-f]{32}\.")  # files that are being written
 IGNORED = re.compile(r"(^|/)(logs|work|\.[^/]*)(/|$)|\.html$")
 # What may differ between runs: fields of JSON files, columns of tables
 FIELDS = frozenset({"date", "Date", "duration", "command", "GeneratedOn", "seconds", "created"})
 COLUMNS = frozenset({"seconds"})
+
+
+@dataclass(frozen=True)
+class Course:
+    """When an undisturbed run said each line and when it ended; s from its first possible kill."""
+
+    times: list[float]
+    first: float  # before it, no run is killed
 
 
 @dataclass(frozen=True)
@@ -115,22 +139,34 @@ class Run:
                 found[int(folder.name)] = int(parent)
         return found
 
+    def listens(self) -> bool:
+        """Tell whether it has handlers of signals."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return False
+        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+        return caught is not None and bool(int(caught[1], 16) & LISTENING)
+
     def workers(self) -> list[int]:
         """Give processes that the fork server has forked."""
         family = self.family()
         return sorted(p for p, parent in family.items() if family.get(parent) == self.process.pid)
 
-    def end(self, number: int, target: str, rng: random.Random) -> str:
-        """Send a signal; tell whom it reached."""
-        if target == "group":
-            os.killpg(self.process.pid, number)
-        elif target == "worker" and (workers := self.workers()):
-            os.kill(rng.choice(workers), number)
-        elif target == "worker":
-            return "nobody"
-        else:
-            os.kill(self.process.pid, number)
-        return target
+    def end(self, number: int, target: str, rng: random.Random) -> bool:
+        """Send a signal; tell whether there was whom to send it to."""
+        while self.process.poll() is None:
+            workers = self.workers() if target == "worker" else [self.process.pid]
+            try:
+                if target == "group":
+                    os.killpg(self.process.pid, number)
+                else:
+                    os.kill(rng.choice(workers), number)
+            except (ProcessLookupError, IndexError):  # it has just ended, or none has begun yet
+                time.sleep(0.01)
+                continue
+            return True
+        return False
 
     def orphans(self) -> int:
         """Count processes that live on after a while, and kill them."""
@@ -150,7 +186,7 @@ def plain(path: Path) -> bytes:
     if path.suffix == ".json":
         return json.dumps(_without(json.loads(path.read_text())), sort_keys=True).encode()
     if path.suffix == ".tsv":
-        rows = [line.split("\t") for line in path.read_text().splitlines()]
+        rows = [line.split("\t") for line in path.read_text().split("\n")]
         kept = [n for n, name in enumerate(rows[0] if rows else []) if name not in COLUMNS]
         return "\n".join("\t".join(row[n] for n in kept if n < len(row)) for row in rows).encode()
     return path.read_bytes()
@@ -163,33 +199,60 @@ def _without(value: object) -> object:
 
 
 def digests(root: Path) -> dict[str, str]:
-    """Digest the files of a result; of HDF5, which notes the time, the size where it differs."""
-    found = {}
-    for path in sorted(root.rglob("*")):
+    """Digest the files of a result."""
+    return {
+        name: hashlib.sha256(plain(root / name)).hexdigest()
+        for name in sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+        if (root / name).is_file() and not IGNORED.search(name)
+    }
+
+
+def cut(root: Path) -> list[str]:
+    """Name files that end before their end, whatever else they hold."""
+    names = []
+    for path in root.rglob("*"):
         name = str(path.relative_to(root))
-        if path.is_file() and not IGNORED.search(name):
-            content = str(path.stat().st_size).encode() if path.suffix == ".h5" else plain(path)
-            found[name] = hashlib.sha256(content).hexdigest()
-    return found
+        if path.suffix in (".gz", ".json", ".html") and not re.search(r"(^|/)\.", name):
+            try:
+                _read_whole(path)
+            except (OSError, EOFError, ValueError, zlib.error):
+                names.append(f"cut:{name}")
+    return names
+
+
+def _read_whole(path: Path) -> None:
+    if path.suffix == ".gz":
+        gzip.decompress(path.read_bytes())
+    elif path.suffix == ".json":
+        json.loads(path.read_text())
+    elif not path.read_text().rstrip().endswith("</html>"):
+        raise EOFError(path)
 
 
 def different(root: Path, reference: Path) -> list[str]:
     """Name files that are missing, too many, or not the same."""
     one, other = digests(root), digests(reference)
     unlike = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    cut = [p.name for p in root.glob("*.html") if not p.read_text().rstrip().endswith("</html>")]
-    return unlike + cut
+    pages = {path.name for path in root.glob("*.html")} ^ {p.name for p in reference.glob("*.html")}
+    partial = [path.name for path in root.rglob(".*") if PARTIAL.match(path.name)]
+    return [*unlike, *sorted(pages), *partial, *cut(root)]
 
 
-def finish(place: Place, command: list[str], name: str) -> tuple[int, str]:
-    """Run to the end; give the exit code, and what was said."""
-    run = Run(place, command, name)
-    try:
-        code = run.process.wait(LONGEST)
-    except subprocess.TimeoutExpired:
-        run.process.kill()
-        code = run.process.wait()
-    return code, run.said()
+def finish(place: Place, command: list[str], name: str) -> tuple[int, str, list[float]]:
+    """Run to the end; give the exit code, what was said, and when each line of it and the end were.
+
+    Times are in s from the first moment at which the run may be sent a signal.
+    """
+    run, times, begun = Run(place, command, name), list[float](), time.monotonic()
+    last = begun + LONGEST
+    while run.process.poll() is None and time.monotonic() < last:
+        if not times and not run.listens():
+            begun = time.monotonic()
+        times += [time.monotonic() - begun] * (run.said().count("\n") - len(times))
+        time.sleep(0.02)
+    run.process.kill()
+    code = run.process.wait()
+    return code, run.said(), [*times, time.monotonic() - begun]
 
 
 def simulate(place: Place) -> None:
@@ -202,80 +265,80 @@ def simulate(place: Place) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def undisturbed(place: Place, name: str, command: list[str]) -> float:
-    """Make the results of an undisturbed run, if they are not there; give its length, in s."""
-    times = place.root / "times.json"
-    known = dict(json.loads(times.read_text())) if times.exists() else {}
+def undisturbed(place: Place, name: str, command: list[str]) -> Course:
+    """Make the results of an undisturbed run, if they are not there; give its course."""
+    courses = place.root / "courses.json"
+    known = dict(json.loads(courses.read_text())) if courses.exists() else {}
     if name not in known:
         shutil.rmtree(place.kept(name), ignore_errors=True)
         fresh(place, "participant" if name == "everyone" else name)
-        begun = time.monotonic()
-        code, said = finish(place, command, name)
+        code, said, times = finish(place, command, name)
         if code:
             sys.exit(f"the undisturbed run of {name} exits with {code}:\n{said[-2000:]}")
-        known[name] = time.monotonic() - begun
         shutil.copytree(place.out, place.kept(name))
-        times.write_text(json.dumps(known))
-        print(f"undisturbed {name}: {known[name]:.0f} s", flush=True)
-    return float(known[name])
+        begun = [t for t, line in zip(times, said.splitlines(), strict=False) if SLAB in line]
+        known[name] = {"times": times, "first": begun[0] if name == "slabs" else 0.0}
+        courses.write_text(json.dumps(known))
+        print(f"undisturbed {name}: {times[-1]:.0f} s", flush=True)
+    return Course(**known[name])
 
 
-def prepare(place: Place, levels: list[str]) -> dict[str, float]:
-    """Make the cohort and the undisturbed results of levels; give how long runs take, in s."""
+def prepare(place: Place, levels: list[str]) -> dict[str, Course]:
+    """Make the cohort and the undisturbed results of levels; give the courses of these runs."""
     simulate(place)
     if set(levels) - {"participant"}:
         everyone = command_of(place, "participant")
         start = everyone.index("--participant-label")
-        undisturbed(place, "everyone", everyone[:start] + everyone[start + 3 :])
+        undisturbed(place, "everyone", everyone[:start] + everyone[start + 2 :])
     return {level: undisturbed(place, level, command_of(place, level)) for level in levels}
 
 
-def wait_for_moment(run: Run, level: str, seconds: float, rng: random.Random) -> None:
+def wait_for_moment(run: Run, course: Course, rng: random.Random) -> None:
     """Wait until the moment of the signal, or until the run has ended by itself."""
-    if level == "slabs":
-        end = time.monotonic() + seconds
-        while "slab" not in run.said() and run.process.poll() is None and time.monotonic() < end:
-            time.sleep(0.02)
-        delay = rng.uniform(0, 2)
-    else:
-        delay = rng.uniform(0, seconds)
-    end = time.monotonic() + delay
+    moment = rng.uniform(course.first, course.times[-1])
+    lines = bisect_right(course.times, moment)
+    while run.process.poll() is None and not (run.listens() and run.said().count("\n") >= lines):
+        time.sleep(0.01)
+    end = time.monotonic() + moment - (course.times[lines - 1] if lines else 0.0)
     while run.process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
 
 
-def right_code(number: int, reached: str) -> int:
+def right_code(number: int, target: str) -> int:
     """Give the exit code that a run should have, as Popen gives it."""
-    if reached in ("worker", "nobody", "too late"):
+    if target == "worker":
         return 0
     return -number if number == signal.SIGKILL else 128 + number
 
 
 def trial(
-    place: Place, level: str, number: int, *, target: str, seconds: float, rng: random.Random
-) -> dict[str, object]:
-    """Begin a run, send it a signal, look at what is left, and run it again."""
+    place: Place, level: str, number: int, *, target: str, course: Course, rng: random.Random
+) -> dict[str, object] | None:
+    """Begin a run, send it a signal, look at what is left, run it again; None if it was late."""
     fresh(place, level)
-    command = command_of(place, level)
+    command, begun = command_of(place, level), time.monotonic()
     run = Run(place, command, level)
-    begun = time.monotonic()
-    wait_for_moment(run, level, seconds, rng)
+    wait_for_moment(run, course, rng)
     moment = time.monotonic() - begun
-    late = run.process.poll() is not None
-    reached = "too late" if late else run.end(number, target, rng)
+    reached = run.end(number, target, rng)
     sent = time.monotonic()
     code = run.process.wait(LONGEST)
-    took = time.monotonic() - sent if reached in ("main", "group") else 0.0
+    took = time.monotonic() - sent if target != "worker" else 0.0
     orphans, said = run.orphans(), run.said()
-    again, told = finish(place, command, level)
-    unlike = different(place.out, place.kept(level))
-    right = code == right_code(number, reached)
-    if not right or again or unlike:
+    if not reached and code == 0:
+        return None
+    halves, again, told = cut(place.out), 0, ""
+    if code:
+        again, told, _ = finish(place, command, level)
+    unlike = [*halves, *different(place.out, place.kept(level))]
+    right = code == right_code(number, target)
+    if not right or again or unlike or orphans:
         (place.root / f"failed-{time.time_ns()}.txt").write_text(f"{said}\n--- again\n{told}")
     return {
-        "level": level, "signal": signal.Signals(number).name, "to": reached,
+        "level": level, "signal": signal.Signals(number).name, "to": target,
         "at_s": round(moment, 1), "code": code, "right": right, "end_s": round(took, 2),
         "orphans": orphans, "traceback": "Traceback" in said, "again": again,
+        "all_s": round(time.monotonic() - begun),
         "unlike": " ".join(unlike[:3]) + (f" +{len(unlike) - 3}" if len(unlike) > 3 else ""),
     }  # fmt: skip
 
@@ -304,15 +367,19 @@ def main() -> int:
     given = parser.parse_args()
     place, rng = Place(given.work.absolute()), random.Random(given.seed)
     place.root.mkdir(parents=True, exist_ok=True)
-    seconds = prepare(place, given.levels)
+    courses = prepare(place, given.levels)
     kinds = list(product(SIGNALS, TARGETS, given.levels))
     rng.shuffle(kinds)
     rows: list[dict[str, object]] = []
-    for (number, target, level), _ in zip(cycle(kinds), range(given.kills), strict=False):
-        rows.append(trial(place, level, number, target=target, seconds=seconds[level], rng=rng))
+    while len(rows) < given.kills:
+        number, target, level = kinds[len(rows) % len(kinds)]
+        row = trial(place, level, number, target=target, course=courses[level], rng=rng)
+        if row is None:
+            continue
+        rows.append(row)
         if len(rows) == 1:
-            print("\t".join(rows[0]), flush=True)
-        print("\t".join(str(value) for value in rows[-1].values()), flush=True)
+            print("\t".join(row), flush=True)
+        print("\t".join(str(value) for value in row.values()), flush=True)
     print(total(rows))
     good = all(
         row["right"] and not row["again"] and not row["orphans"] and not row["unlike"]

@@ -80,6 +80,22 @@ def _in_other_words(error: UnicodeError) -> tuple[str | bytes, int]:
     return known if known.isascii() else "?", error.start + 1
 
 
+def read_names_as_utf8() -> None:
+    """Start a program again in Python's UTF-8 mode (PEP 540) where names of files are not UTF-8.
+
+    ANTs and the validator take names for UTF-8, whatever the locale says: in another one, a
+    dataset in ``données`` would not be found. Messages keep the encoding of the locale, but where
+    that is ASCII: there, as Python does by itself, UTF-8 is taken for what the terminal knows.
+    """
+    told = codecs.lookup(sys.getfilesystemencoding()).name
+    if told == "utf-8" or sys.flags.utf8_mode or not sys.executable:
+        return
+    if told != "ascii":
+        os.environ.setdefault("PYTHONIOENCODING", told)
+    os.environ["PYTHONUTF8"] = "1"  # of this process's children, too
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 class _Steady:
     """A stream to whose end nobody may listen: a run goes on when it cannot be written to.
 

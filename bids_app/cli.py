@@ -10,12 +10,17 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from bids_app.arguments import Parser, absolute_path, exit_code_of, refuse_lost_folder
+from bids_app.arguments import (
+    Parser,
+    absolute_path,
+    exit_code_of,
+    read_names_as_utf8,
+    refuse_lost_folder,
+)
 from bids_app.caches import settled
-from bids_app.derivatives.lesions import NAME as LESIONS
 from bids_app.errors import Mri2petError, UsageError
 from bids_app.files import read_text
-from bids_app.labels import axis_code, normalize_labels
+from bids_app.labels import LESIONS, axis_code, normalize_labels
 from bids_app.settings import (
     DETECTORS,
     FULL_RESOLUTION,
@@ -460,6 +465,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run mri2pet; return the exit code of BEP027."""
+    if argv is None:
+        read_names_as_utf8()
     return exit_code_of(
         lambda: _run(argv), interrupted="stopped; run the same command again to go on"
     )

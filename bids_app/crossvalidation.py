@@ -19,6 +19,7 @@ from bids_app.derivatives.paths import (
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.derivatives.sidecars import SCALED, Space
 from bids_app.derivatives.versions import KEY as VERSION
+from bids_app.generators import CROSSVALIDATION
 from bids_app.imaging.volume import Grid
 from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.folds import split
@@ -27,7 +28,7 @@ from bids_app.workflows.outputs import Output
 from bids_app.workflows.storing import StoragePlan, Stored
 from bids_app.workflows.training import Fold, FoldOutputs, ModelPlan
 
-CROSSVALIDATION, GENERATORS = "crossvalidation", "generators"
+GENERATORS = "generators"
 INTENDED_USE = (
     "Predicting the FDG PET of healthy controls from their T1w, scanned as the training controls "
     "were; for research. No basis for decisions about a patient."

@@ -13,7 +13,13 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from bids_app.arguments import Parser, absolute_path, exit_code_of, refuse_lost_folder
+from bids_app.arguments import (
+    Parser,
+    absolute_path,
+    exit_code_of,
+    read_names_as_utf8,
+    refuse_lost_folder,
+)
 from bids_app.errors import MissingInputError, UnusableDataError
 
 TIMEOUT, TRIES, PAUSE = 60.0, 3, 2.0  # s; times; s between them
@@ -153,6 +159,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch what is asked for; return the exit code of BEP027."""
+    if argv is None:
+        read_names_as_utf8()
     return exit_code_of(lambda: _run(argv), interrupted="stopped; what is complete was kept")
 
 

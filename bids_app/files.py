@@ -21,8 +21,27 @@ SPECIAL = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
 }  # fmt: skip
+NOWHERE = "a link that leads nowhere; fetch what it points to"
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # as some shared disks say
+
+
+def why_no_file(path: Path) -> str | None:
+    """Say what stands in place of a file (a folder, a named pipe …), and what to do, or None.
+
+    Nothing is opened. A link that leads nowhere is no file, either; where nothing stands, or it
+    cannot be looked at, whoever opens it tells.
+    """
+    try:
+        mode = path.stat().st_mode
+    except PermissionError:
+        return None
+    except OSError:
+        return NOWHERE if path.is_symlink() else None
+    if stat.S_ISREG(mode):
+        return None
+    what = SPECIAL.get(stat.S_IFMT(mode), "something else")
+    return f"{what}, not a file; replace or remove it"
 
 
 def size_of(path: Path) -> int:
@@ -45,9 +64,9 @@ def size_of(path: Path) -> int:
                 f"{path}: no such file; check the dataset, or fetch its content"
             ) from error
         raise ReadWriteError(f"{path}: cannot be looked at ({error.strerror})") from error
-    if not stat.S_ISREG(found.st_mode):
-        what = SPECIAL.get(stat.S_IFMT(found.st_mode), "something else")
-        raise UnusableDataError(f"{path}: is {what}, not a file; replace or remove it")
+    instead = why_no_file(path)
+    if instead is not None:
+        raise UnusableDataError(f"{path}: is {instead}")
     return found.st_size
 
 
@@ -224,6 +243,17 @@ def write_tsv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, ob
     write_text(path, "".join("\t".join(cells) + "\n" for cells in lines))
 
 
+def split_lines(text: str) -> list[str]:
+    r"""Split text where its lines end: other than ``str.splitlines``, not inside a cell.
+
+    Examples
+    --------
+    >>> split_lines("a\u2028b\x0bc\r\nd")
+    ['a\u2028b\x0bc', 'd']
+    """
+    return re.split(r"\r\n|\r|\n", text)
+
+
 def read_tsv(path: Path) -> list[dict[str, str]]:
     """Read a table as :func:`write_tsv` writes it; an absent one is empty.
 
@@ -235,7 +265,7 @@ def read_tsv(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     try:
-        lines = read_text(path).splitlines()
+        lines = split_lines(read_text(path))
     except UnusableDataError as error:
         raise ReadWriteError(f"{error}, or remove it") from error
     cells = [line.split("\t") for line in lines if line]

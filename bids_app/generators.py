@@ -1,6 +1,7 @@
 """Find the generator that a run names, see that it fits, and whom it has seen."""
 
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from bids_app.synthesis.tiling import SliceTriplets
 
 SHIPPED = Path(__file__).parent / "data" / "generators"
 DEFAULT, SLOPPY = "default", "sloppy"
+CROSSVALIDATION = "crossvalidation"  # folder of a derivative dataset, by names of generators
+NAMED_AT_MOST = 5  # participants listed in a sentence
 FEWEST_FOLDS = 2  # one has no deviation
 DOI = re.compile(r"^(?:https?://(?:dx\.)?doi\.org/|doi:\s*)")  # before the number itself
 
@@ -172,10 +175,12 @@ def _check(choice: GeneratorChoice, grid: Grid, template: str) -> None:
             raise UnusableDataError(f"{flag}: {error}, or leave the option out") from error
 
 
-def has_seen(card: Card, subject: str, dataset: str) -> bool:
+def has_seen(card: Card, subject: str, names: Collection[str], output_dir: Path) -> bool:
     """Whether a generator was trained on someone, in whatever session.
 
-    Labels such as 01 are those of others in another dataset; which it is, name or DOI tell.
+    Labels such as 01 are those of others in another dataset. Which it is, name or DOI tell; and,
+    since either may have been changed since, the images that the cross-validation of a generator
+    leaves in the derivative dataset, one of each whom it was trained on.
 
     Parameters
     ----------
@@ -183,16 +188,61 @@ def has_seen(card: Card, subject: str, dataset: str) -> bool:
         Of the generator, wherever it was trained.
     subject : str
         Label without ``sub-``.
-    dataset : str
-        Name or DOI of the subject's raw dataset.
+    names : collection of str
+        Title and DOI of the subject's raw dataset.
+    output_dir : Path
+        The derivative dataset that the subject is in.
+    """
+    labels = _labels(card)
+    return subject in labels and (is_one_of(card.dataset, names) or _is_from(card, output_dir))
+
+
+def is_one_of(dataset: str, names: Iterable[str]) -> bool:
+    """Whether a dataset is called by one of these names.
 
     Examples
     --------
-    >>> DOI.sub("", "https://doi.org/10.1/x"), DOI.sub("", "doi:10.1/x"), DOI.sub("", "My study")
-    ('10.1/x', '10.1/x', 'My study')
+    >>> is_one_of("https://doi.org/10.1/x", ["My study", "doi:10.1/x"])
+    True
+    >>> is_one_of("My  STUDY", ["My study"]), is_one_of("My study 2", ["My study"])
+    (True, False)
     """
-    labels = {one.removeprefix("sub-") for one in card.participants}
-    return subject in labels and _identity(card.dataset) == _identity(dataset)
+    return _identity(dataset) in set(map(_identity, names))
+
+
+def tell_namesakes(
+    card: Card, subjects: Iterable[str], names: Collection[str], output_dir: Path
+) -> str:
+    """Tell of those who bear the labels of people of another dataset that a generator has seen.
+
+    Returns
+    -------
+    str
+        A sentence; empty if there are none.
+    """
+    labels = sorted(_labels(card).intersection(subjects))
+    alike = [one for one in labels if not has_seen(card, one, names, output_dir)]
+    if not alike:
+        return ""
+    who = ", ".join(f"sub-{one}" for one in alike[:NAMED_AT_MOST])
+    more = f" and {len(alike) - NAMED_AT_MOST} more" if len(alike) > NAMED_AT_MOST else ""
+    return (
+        f"generator {card.name} was trained on {who}{more} of the dataset {card.dataset!r}; they "
+        f"are taken for others than those of {' or '.join(map(repr, names))}; if the dataset was "
+        "only renamed, their synthetic PETs are of a generator that has seen them"
+    )
+
+
+def _labels(card: Card) -> set[str]:
+    return {one.removeprefix("sub-") for one in card.participants}
+
+
+def _is_from(card: Card, output_dir: Path) -> bool:
+    """Whether a derivative dataset is the one that a generator was trained in."""
+    folder = output_dir / CROSSVALIDATION / Path(card.name).name
+    return bool(card.participants) and all(
+        (folder / f"sub-{Path(one).name}").is_dir() for one in _labels(card)
+    )
 
 
 def _identity(dataset: str) -> str:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_app.errors import Mri2petError, UsageError
-from bids_app.files import read_text
+from bids_app.files import read_text, split_lines
 
 LABEL = re.compile(r"[0-9A-Za-z+]+")  # BIDS 1.10, "Filesystem structure": alphanumeric, or plus
 AXES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}  # of the world, by where they point to
+LESIONS = "lesions"  # name of the dataset with masks of lesions, in --derivatives
 PREFIXES = ("sub-", "ses-", "trc-", "run-")
 
 
@@ -18,7 +19,7 @@ def _lines(path: Path) -> list[str]:
             f"{path}: neither a label (letters and digits) nor a text file with one label a line"
         )
     try:
-        lines = read_text(path).splitlines()
+        lines = split_lines(read_text(path))
     except Mri2petError as error:
         raise UsageError(f"{path}: cannot be read as a list of labels ({error})") from error
     labels = [line.partition("#")[0].strip() for line in lines]

@@ -10,7 +10,7 @@ from nipype.pipeline.engine import Workflow
 from bids_app import nifti
 from bids_app.dataset.reading import frame_durations
 from bids_app.derivatives.completion import fingerprint, is_complete, stored_fingerprint
-from bids_app.derivatives.description import dataset_name
+from bids_app.derivatives.description import dataset_names
 from bids_app.derivatives.paths import VisitPaths, sidecar_path, visit_paths
 from bids_app.derivatives.sidecars import (
     Provenance,
@@ -200,9 +200,10 @@ def _files(generator: GeneratorChoice) -> GeneratorFiles:
 
 
 def _was_trained_on(generator: GeneratorChoice, subject: str, run: Run) -> bool:
-    """Whether a generator knows this subject; without participants there is nothing to compare."""
-    card = generator.card
-    return bool(card.participants) and has_seen(card, subject, dataset_name(run.output_dir))
+    """Whether a generator knows this subject; nothing is read where its card has no such label."""
+    card, out = generator.card, run.output_dir
+    labels = {one.removeprefix("sub-") for one in card.participants}
+    return subject in labels and has_seen(card, subject, dataset_names(out), out)
 
 
 def _synthesis_plan(plan: VisitPlan, run: Run, generator: GeneratorChoice) -> SynthesisPlan:

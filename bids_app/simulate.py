@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import cast
 
-from bids_app.arguments import Parser, absolute_path, exit_code_of, refuse_lost_folder
+from bids_app.arguments import (
+    Parser,
+    absolute_path,
+    exit_code_of,
+    read_names_as_utf8,
+    refuse_lost_folder,
+)
 from bids_app.errors import UsageError
 
 SMALLEST_RESOLUTION, LARGEST_RESOLUTION = 0.5, 8.0  # mm
@@ -108,6 +114,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Simulate a cohort; return the exit code of BEP027."""
+    if argv is None:
+        read_names_as_utf8()
     return exit_code_of(
         lambda: _run(argv),
         interrupted="stopped; the folder is not complete: empty it before another try",

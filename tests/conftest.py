@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 # Volumes in tests are tiny: threads would only wait for one another.
 for variable in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
     os.environ.setdefault(variable, "1")
+os.environ["DENO_NO_UPDATE_CHECK"] = "1"  # of the validator, where a test runs it itself
 
 NETWORK = lookups.guard()  # before anything is started, so that everything is watched
 

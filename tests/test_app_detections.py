@@ -41,7 +41,7 @@ from bids_app.screening import Participant, Pictured
 
 MOST = 2  # clusters that are kept of a patient
 CARD_OF = DetectorCard(
-    "real", "7", ("ocsvm",), SPACE.template, (1, 1, 1), ((1.0,) * 4,) * 3, (), 2, ((0, 1),), {},
+    "real", "7", ("ocsvm",), SPACE.template, (1, 1, 1), ((1.0,) * 4,) * 4, (), 2, ((0, 1),), {},
     "ellipsoids", 0, "tests",
 )  # fmt: skip
 

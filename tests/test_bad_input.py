@@ -292,6 +292,7 @@ def test_files_that_are_none_take_nobody_else_down(raw, rng, run):
         ((2,), {"FrameDuration": [[9], {"a": 9}]}, "not a list of numbers"),
         ((), {"FrameDuration": {"a": [9]}}, None),
         ((2,), {"FrameDuration": [9, 0]}, "not above 0"),
+        ((2,), {"FrameDuration": [1e308, 1e308]}, "longer than any scan"),
     ],
 )
 def test_frames_need_durations_and_nothing_else(  # noqa: PLR0917

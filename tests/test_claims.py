@@ -14,6 +14,7 @@ import pytest
 from cohorts import write_controls, write_screened
 from phantoms import add_t1w
 
+from bids_app.app import group as group_level
 from bids_app.app.running import hold
 from bids_app.claims import FOLDER, claimed
 from bids_app.cli import main
@@ -143,7 +144,9 @@ def contents(folder):
     [("participant", "sub-01"), ("train", "train semi3d-gan"), ("train", "train"),
      ("group", "group")],
 )  # fmt: skip
-def test_each_level_is_refused_before_it_touches_anything(tmp_path, capsys, level, claims):
+def test_each_level_is_refused_before_it_touches_anything(
+    tmp_path, monkeypatch, capsys, level, claims
+):
     rng, out = np.random.default_rng(1), tmp_path / "out"
     write_controls(out, ("01", "02"), rng)
     write_screened(out, "p1", rng)
@@ -151,6 +154,7 @@ def test_each_level_is_refused_before_it_touches_anything(tmp_path, capsys, leve
     rows = [{"participant_id": f"sub-{one}", "group": group} for one, group in groups.items()]
     write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
     add_t1w(tmp_path / "raw", "01", rng)
+    monkeypatch.setattr(group_level, "_refuse", lambda *_: ([], []))  # tested elsewhere
     held = tmp_path / "work" if claims == "train" else out
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "node").touch()

@@ -49,9 +49,21 @@ def test_planes_that_only_fill_a_scan_up_are_no_field_of_view(before, after, axi
     assert np.array_equal(field_of_view(filled), expected)
 
 
-def test_an_even_plane_inside_a_scan_and_an_even_scan_are_data(rng):
-    data = rng.random((6, 6, 6)).astype(np.float32)
-    data[:, :, 3] = 0
+@pytest.mark.parametrize("filling", [0.0, -3.0])
+def test_a_gap_between_beds_and_a_wedge_are_no_field_of_view(rng, filling):
+    """What one value fills up to a face of the scan was not measured, wherever it lies."""
+    data = rng.random((16, 18, 20)).astype(np.float32) + 1
+    x, y, z = np.indices(data.shape)
+    for gap in ((z >= 9) & (z < 12), z == 9, 0.7 * y + z > 22, x + y + z > 40):
+        held = field_of_view(np.where(gap, np.float32(filling), data))
+        assert np.array_equal(held, ~gap)
+
+
+def test_dead_tissue_a_few_dark_voxels_and_an_even_scan_are_data(rng):
+    """A cyst has a head around it; noise that happens to be 0, here and there, is a measurement."""
+    data = rng.random((16, 18, 20)).astype(np.float32) + 1
+    data[5:10, 6:11, 7:12] = 0
+    data[0, 3, 4] = data[0, 9, 4] = data[7, 0, 0] = 0
     assert field_of_view(data).all()
     assert field_of_view(np.zeros((3, 3, 3), np.float32)).all()
 

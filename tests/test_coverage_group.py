@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_app import nifti
+from bids_app import header, nifti
 from bids_app.detection.agreement import least_controls
 from bids_app.detection.fitting import train_encoder
 from bids_app.detection.networks import SiameseAutoencoder
@@ -274,7 +274,7 @@ def store(folder, image, coverage, brain=BRAIN, **others):
 @pytest.fixture
 def large(monkeypatch):
     """Let small grids pass for those of heads."""
-    monkeypatch.setattr(nifti, "SMALLEST_FIELD_OF_VIEW", 20)
+    monkeypatch.setattr(header, "SMALLEST_FIELD_OF_VIEW", 20)
 
 
 def test_what_is_brain_and_not_covered_is_stored_and_forgotten_again(tmp_path, rng, large):

@@ -364,6 +364,18 @@ def test_dates_decide_if_all_are_known(raw):
     assert [len(v.pets) for v in selection.visits] == [1, 0]  # by rank, a tie: the earlier
 
 
+def test_times_of_other_zones_are_one_clock(raw):
+    """From 23:00 in New York to 20:00 in Tokyo of the next day there are 7 hours, not 21."""
+    images = {"01/1": ["T1w"], "01/2": [FDG], "01/3": ["T1w"]}
+    table = (
+        "session_id\tacq_time\nses-1\t2020-01-01T11:00:00-05:00\n"
+        "ses-2\t2020-01-01T23:00:00-05:00\nses-3\t2020-01-02T20:00:00+09:00\n"
+    )
+    selection = select(raw(images, {"sub-01/sub-01_sessions.tsv": table}))
+    assert [(v.session, len(v.pets)) for v in selection.visits] == [("1", 0), ("3", 1)]
+    assert "0.2917 days apart" in selection.visits[1].notes[0]
+
+
 def test_flags_that_part_a_pet_from_its_t1w_say_so(raw):
     root = raw({"01/a": ["T1w"], "01/b": [FDG], "02/b": ["T1w"]})
     selection = select(root, session_label=["b"])

@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import gzip
 import json
 import multiprocessing
 import shutil
@@ -450,7 +451,8 @@ def test_without_a_raw_table_what_is_known_stays(tmp_path):
         ["participant_id", "group"],
         [{"participant_id": "sub-01", "group": "control"}],
     )
-    assert finish_dataset(out, bids_dir=raw, participants={}) == []
+    (stale,) = finish_dataset(out, bids_dir=raw, participants={})
+    assert "participants.tsv: no such file; what an earlier run knew of sub-01 stays" in stale
     assert read_tsv(out / "participants.tsv")[0]["group"] == "control"
     (raw / "participants.tsv").write_text("damaged")  # it decides, though nobody can read it
     assert finish_dataset(out, bids_dir=raw, participants={}) == []
@@ -594,6 +596,24 @@ def test_fingerprints_follow_sources_and_generator(tmp_path, raw):
     sources[0].unlink()
     with pytest.raises(MissingInputError, match=sources[0].name):
         fingerprint({}, sources, bids_dir=raw)
+
+
+def test_a_change_inside_a_file_of_many_pieces_changes_the_fingerprint(tmp_path):
+    """bgzip and pigz -i write a checksum a piece: size, beginning and end may stay as they were."""
+    image = tmp_path / "sub-01_T1w.nii.gz"
+    voxels = np.random.default_rng(0).integers(0, 255, 400_000, dtype=np.uint8)
+
+    def write():
+        pieces = np.split(voxels, 8)
+        image.write_bytes(b"".join(gzip.compress(one.tobytes(), 0, mtime=0) for one in pieces))
+        return image.stat().st_size, fingerprint({}, [image], bids_dir=tmp_path)
+
+    size, mark = write()
+    assert write() == (size, mark)
+    voxels[200_000] ^= 1
+    again, other = write()
+    assert again == size
+    assert other != mark
 
 
 def test_a_visit_is_complete_when_all_of_it_is(tmp_path, raw):

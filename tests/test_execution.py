@@ -1,6 +1,8 @@
 import os
+import signal
 from collections import defaultdict
 from itertools import pairwise
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,29 @@ def test_one_participant_is_done_before_the_next_but_one_begins(run, nprocs):
     for name in names:
         assert {f"{name}_{n}" for n in range(3)} <= told.done[name]
     assert f"{names[-1]}_0" not in told.done[told.names[0]]  # so early is the first one told of
+
+
+def test_what_this_process_does_itself_does_not_let_the_next_participant_in(run):
+    for name in ("s1", "s2", "s3"):
+        nodes = run.visit(name, SlowNote, Note, SlowNote)
+        nodes[1].run_without_submitting = True
+    assert run.go(nprocs=1, on_finished=Told(run)) == []
+    noted = [line.split()[0] for line in run.log.read_text().splitlines()]
+    assert noted == [f"s{visit}_{n}" for visit in (1, 2, 3) for n in range(3)]
+
+
+def test_a_killed_server_of_processes_does_not_end_a_run(run):
+    class Statuses(list):
+        def append(self, one):
+            super().append(one)
+            if len(self) == 1:
+                os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+
+    run.statuses = Statuses()
+    for name in ("s1", "s2", "s3"):
+        run.visit(name, SlowNote, TorchNote)
+    assert run.go(on_finished=Told(run)) == []
+    assert {f"s{visit}_{n}" for visit in (1, 2, 3) for n in range(2)} == set(run.noted())
 
 
 def test_a_participant_that_failed_is_told_of_with_what_failed(run):

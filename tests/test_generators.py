@@ -6,7 +6,13 @@ import pytest
 
 from bids_app import generators
 from bids_app.errors import MissingInputError, UnusableDataError, UsageError
-from bids_app.generators import Options, choose_generator, find_generator
+from bids_app.generators import (
+    Options,
+    choose_generator,
+    find_generator,
+    has_seen,
+    tell_namesakes,
+)
 from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.settings import Settings
 from bids_app.synthesis.card import CARD, REFERENCE, WEIGHTS, Card, file_sha256
@@ -159,6 +165,19 @@ def test_a_fold_is_checked_as_the_generator_is(out):
     (mine / "folds" / "fold-2" / WEIGHTS).write_bytes(b"other")
     with pytest.raises(UnusableDataError, match="SHA-256"):
         choose(out, uncertainty=True)
+
+
+def test_labels_of_another_dataset_are_told_of(out):
+    card = Card("g", "0", MODELS["semi3d-gan"], "T", (3, 3, 3), (), "a" * 64, "x", "x",
+                ("sub-01", "02"), "Old title", 0)  # fmt: skip
+    told = tell_namesakes(card, ["01", "03"], ["New title", "10.1/x"], out)
+    assert "sub-01 of the dataset 'Old title'" in told
+    assert "'New title' or '10.1/x'" in told
+    assert tell_namesakes(card, ["03"], ["New title"], out) == ""
+    for known in (["10.1/x", "old  title"], ["Old title"]):
+        assert tell_namesakes(card, ["01"], known, out) == ""
+        assert has_seen(card, "01", known, out)
+        assert not has_seen(card, "03", known, out)
 
 
 def test_cubes_cannot_be_made_to_overlap_more(out):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -44,6 +45,7 @@ from bids_app.derivatives.detections import (
 from bids_app.detection import slabs
 from bids_app.detection.card import CALIBRATION, CONTROL_CLUSTERS, check_files, read_card
 from bids_app.detection.spec import EncoderSpec
+from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json, write_tsv
 from bids_app.settings import Settings
 
@@ -472,6 +474,20 @@ def test_what_a_trained_detector_cannot_give_is_told(out):
         f"{folder}: was trained on hybrid, and --training-set does not change that",
     ]
     assert told[1] == []
+
+
+def test_a_detector_knows_its_controls_when_their_dataset_was_renamed(out, tmp_path):
+    here = out / "detectors" / "real"
+    card = replace(read_card(here), dataset="an older title")
+    control = SimpleNamespace(who=SimpleNamespace(label=card.controls[0].participant))
+    patients = SimpleNamespace(patients=[control])
+    settings = Settings(out, out, "group")
+    with pytest.raises(UnusableDataError, match=f"was trained on sub-{control.who.label}, who"):
+        detectors.refuse_card(here, card, settings, [control.who])
+    assert detectors._tell_namesakes(here, card, patients, out) == []
+    detectors.refuse_card(tmp_path, card, settings, [control.who])  # which may be others
+    (note,) = detectors._tell_namesakes(tmp_path, card, patients, out)
+    assert f"sub-{control.who.label} of the dataset 'an older title'" in note
 
 
 def without_controls(out, folder):

@@ -661,26 +661,58 @@ def test_a_pet_finds_its_t1w(run_ants, tmp_path, orientation, far):
 
 
 @pytest.mark.ants
-@pytest.mark.parametrize("hot", [False, True])
-def test_a_pet_that_was_turned_in_its_header_finds_its_t1w(run_ants, tmp_path, rng, hot):
-    """By 180°, and one voxel is 4e4 times as hot as all others."""
+def test_a_pet_turned_in_its_header_finds_its_t1w_and_a_hot_voxel_changes_nothing(
+    run_ants, tmp_path, rng
+):
+    """By 180°; then one voxel is 4e4 times as hot as all others."""
     t1w, pet = phantoms.brain(rng), phantoms.brain(rng, inverted=True)
     affine, turn = phantoms.head_affine(), np.diag([-1.0, -1.0, 1.0, 1.0])
-    if hot:
-        pet[3, 4, 5] = 4e4 * pet.max()
+    hot = pet.copy()
+    hot[3, 4, 5] = 4e4 * pet.max()
     paths = {}
     for name, data, own in (
-        ("t1w", t1w, affine), ("mask", t1w > 0, affine), ("pet", pet, turn @ affine),
+        ("t1w", t1w, affine), ("mask", t1w > 0, affine),
+        ("pet", pet, turn @ affine), ("hot", hot, turn @ affine),
     ):  # fmt: skip
         paths[name] = str(tmp_path / f"{name}.nii.gz")
         nifti.save(nifti.Image(data, own), paths[name])
-    out = run_ants("RegisterPET", **paths, quick=True, seed=0)
     points = np.argwhere(t1w > 0)[::20] @ affine[:3, :3].T + affine[:3, 3]
-    error = read_rigid(out["pet_to_t1w"])(points) - points @ turn[:3, :3].T
-    assert np.linalg.norm(error, axis=-1).max() < 1
-    told = out["sidecar"]["Registration"]
-    assert told["Start"] == "search of directions"
-    assert (told["Verdict"], told["VerdictReasons"]) == ("pass", [])
+    found = []
+    for name in ("pet", "hot"):
+        out = run_ants(
+            "RegisterPET", pet=paths[name], t1w=paths["t1w"], mask=paths["mask"],
+            quick=True, seed=0,
+        )  # fmt: skip
+        found.append(read_rigid(out["pet_to_t1w"])(points))
+        error = found[-1] - points @ turn[:3, :3].T
+        assert np.linalg.norm(error, axis=-1).max() < 1
+        told = out["sidecar"]["Registration"]
+        assert told["Start"] == "search of directions"
+        assert (told["Verdict"], told["VerdictReasons"]) == ("pass", [])
+    assert np.linalg.norm(found[1] - found[0], axis=-1).max() < 0.3
+
+
+@pytest.mark.ants
+def test_a_hot_voxel_moves_no_t1w(run_ants, tmp_path, rng):
+    """In the brain, 4e4 times as bright as all others."""
+    affine = phantoms.head_affine()
+    template, data = phantoms.brain(rng), phantoms.brain(rng)
+    hot = data.copy()
+    hot[tuple(np.argwhere(data > 0)[99])] = 4e4 * data.max()
+    moved = {}
+    for name, image in (("template", template), ("cold", data), ("hot", hot)):
+        nifti.save(nifti.Image(image, affine), tmp_path / f"{name}.nii.gz")
+    for name in ("cold", "hot"):
+        out = run_ants(
+            "RegisterToTemplate", brain=str(tmp_path / f"{name}.nii.gz"),
+            template=str(tmp_path / "template.nii.gz"), quick=True, seed=0,
+        )  # fmt: skip
+        again = run_ants(
+            "Resample", image=str(tmp_path / "cold.nii.gz"), interpolation="linear",
+            reference=str(tmp_path / "template.nii.gz"), transforms=[out["t1w_to_template"]],
+        )  # fmt: skip
+        moved[name] = nifti.load(again["image"]).data
+    assert correlation(moved["cold"], moved["hot"], template > 0) > 0.995
 
 
 @pytest.mark.ants

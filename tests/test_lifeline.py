@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -254,3 +255,31 @@ def test_handlers_are_as_before_when_the_block_ends():
     with lifeline.ended_by_signals("gone"):
         assert signal.getsignal(signal.SIGTERM) is lifeline._wait
     assert [signal.getsignal(number) for number in lifeline.STOPPING] == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_program_can_be_told_to_end_while_it_is_loaded(begin, tmp_path, number, code):
+    (tmp_path / "heavy.py").write_text(
+        "import pathlib, time; pathlib.Path('loading').touch(); time.sleep(60)"
+    )
+    words = "import sys; sys.path.insert(0, '.'); from bids_app.start import begin; begin('heavy')"
+    run, mark = begin("-c", words)
+    wait_until((tmp_path / "loading").exists)
+    run.send_signal(number)
+    _, said = run.communicate(timeout=SOON)
+    assert (run.returncode, said) == (code, "stopped before anything was begun\n")
+    assert not family(mark)
+
+
+@pytest.mark.parametrize("name", ["mri2pet", "mri2pet-simulate", "mri2pet-fetch"])
+def test_programs_begin_where_they_can_be_told_to_end(name):
+    program = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["scripts"][
+        name
+    ]
+    module, _, function = program.partition(":")
+    assert module == "bids_app.start"
+    words = f"from {module} import {function}; {function}()"
+    done = subprocess.run(
+        [sys.executable, "-c", words, "--help"], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.startswith(f"usage: {name} ")

@@ -3,12 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from cohorts import GRID, TEMPLATE
 
 from bids_app import nifti
-from bids_app.app.pictures import _on_grid, find_masks
+from bids_app.app.pictures import _on_grid, find_masks, refuse_knowledge
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.derivatives.sidecars import Space
 from bids_app.errors import MissingInputError
@@ -119,6 +120,19 @@ def test_labels_may_be_rounded_by_scaling_and_unknown_outside(tmp_path):
 def test_where_no_masks_are_named_nothing_is_told():
     found = find_masks(Settings(Path("raw"), Path("out"), "group"), [patient("p1")])
     assert (found.masks, found.notes, found.problems) == ({}, (), ())
+
+
+def test_an_atlas_whose_header_disagrees_about_sides_is_told_of(tmp_path):
+    """Left and right of names of regions hang on it as those of lesions do."""
+    image = nib.Nifti1Image(np.ones(GRID.shape, np.uint8), GRID.affine)
+    image.set_sform(GRID.affine, 1)
+    image.set_qform(GRID.affine @ np.diag([-1, 1, 1, 1]), 1)
+    nib.save(image, tmp_path / "atlas.nii.gz")
+    (tmp_path / "atlas.tsv").write_text("index\tname\n1\tall\n")
+    atlas = (tmp_path / "atlas.nii.gz", tmp_path / "atlas.tsv")
+    (note,) = refuse_knowledge(Settings(Path("raw"), Path("out"), "group", atlas=atlas), []).notes
+    assert "atlas.nii.gz: sform" in note
+    assert "disagree about left and right" in note
 
 
 def test_the_grid_of_an_atlas_is_that_of_the_first_mask_that_lies_on_it(tmp_path):

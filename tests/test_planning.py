@@ -48,6 +48,7 @@ def run(tmp_path):
         seed=0, omp_nthreads=1,
     )  # fmt: skip
     choice = GeneratorChoice(tmp_path / "generator", card_of("s"))
+    write_json(tmp_path / "out" / "dataset_description.json", {"Name": "mri2pet: raw"})
     return Run(
         tmp_path / "raw", tmp_path / "out", Space("T", 4.0, "t"), how, {}, "all", choice, 1.5,
         "cpu", "0.1.0",
@@ -144,7 +145,6 @@ def test_sidecars_tell_what_was_done_beyond_the_paper(visit, run):
 )
 def test_a_generator_knows_people_of_its_own_dataset(visit, run, subject, dataset, known):
     """Labels such as 02 are those of other people elsewhere."""
-    run.output_dir.mkdir()
     write_json(run.output_dir / "dataset_description.json", {"Name": "mri2pet: the same"})
     card = replace(run.generator.card, dataset=dataset)
     chosen = replace(run, generator=replace(run.generator, card=card))
@@ -152,6 +152,19 @@ def test_a_generator_knows_people_of_its_own_dataset(visit, run, subject, datase
     graph = init_visit_wf(plan, chosen)
     (save,) = (n for n in graph._create_flat_graph() if n.name == "save_synthetic_pet")
     assert save.inputs.sidecar["TrainedOnThisParticipant"] is known
+
+
+@pytest.mark.parametrize("of_whom", [("02",), ("02", "03"), ()])
+def test_a_dataset_that_was_renamed_since_is_still_known(visit, run, of_whom):
+    """By what the cross-validation left of each whom the generator was trained on."""
+    write_json(run.output_dir / "dataset_description.json", {"Name": "mri2pet: a better title"})
+    card = replace(run.generator.card, dataset="the same", participants=("sub-02", "sub-03"))
+    for label in of_whom:
+        (run.output_dir / "crossvalidation" / card.name / f"sub-{label}").mkdir(parents=True)
+    chosen = replace(run, generator=replace(run.generator, card=card))
+    graph = init_visit_wf(plan_visit(replace(visit, subject="02"), chosen), chosen)
+    (save,) = (n for n in graph._create_flat_graph() if n.name == "save_synthetic_pet")
+    assert save.inputs.sidecar["TrainedOnThisParticipant"] is (len(of_whom) == 2)
 
 
 def test_an_orientation_that_is_vouched_for_is_another_result_where_it_is_used(visit, run):

@@ -4,7 +4,7 @@ import pytest
 
 from bids_app.derivatives import sidecars
 from bids_app.derivatives.paths import VisitPaths, derivative_path, sidecar_path, visit_paths
-from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed
+from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed, verdict_of_image
 from bids_app.derivatives.sidecars import Provenance, Space
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import read_json, write_json
@@ -231,3 +231,17 @@ def test_preprocessed_and_reports_answer_alike_which_t1w_a_pet_lies_on(out):
         assert "ses-b" in backdrop_of(out, anomaly, own=False).t1w.parts
         if silent is not None:
             write_json(sidecar_path(silent), told)
+
+
+@pytest.mark.parametrize(
+    ("written", "verdict"),
+    [("pass", "pass"), ("FAIL", "fail"), ("Doubt ", "doubt"), ("good", "doubt"), (None, "")],
+)
+def test_a_verdict_that_somebody_wrote_by_hand_is_no_pass_unless_it_says_so(
+    tmp_path, written, verdict
+):
+    told = {} if written is None else {"Verdict": written, "VerdictReasons": ["I looked at it"]}
+    write_json(tmp_path / "a.json", {"Registration": told})
+    found, reasons = verdict_of_image(tmp_path / "a.nii.gz")
+    assert found == verdict
+    assert ('says "good"' in reasons) == (written == "good")

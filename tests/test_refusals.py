@@ -89,7 +89,7 @@ REFUSED = [
     ("train", (*SLOPPY, "--device", "cuda:1"), 64),
     ("train", (*SLOPPY, "--use-plugin", "{study}/astral.json"), 64),
     ("train", (*SLOPPY, "--control-query", "colour == 'red'"), 64),
-    ("train", (*SLOPPY, "--bounding-box", "-78", "-112", "-50", "78", "76", "80"), 65),
+    ("train", (*SLOPPY, "--bounding-box", "-78", "-112", "-50", "78", "76", "80"), 66),
     ("train", ("--template", "Other"), 66),
     ("group", (*SLOPPY, "--folds", "9"), 65),
     ("group", (*SLOPPY, "--folds", "1"), 64),
@@ -101,9 +101,9 @@ REFUSED = [
     ("group", (*SLOPPY, "--folds", "2", "--detector", "{study}/empty"), None),
     ("group", (*SLOPPY, "--folds", "2", "--use-plugin", "{study}/astral.json"), 64),
     ("group", (*SLOPPY, "--folds", "2", "--bounding-box", "-78", "-112", "-50", "78", "76", "80"),
-     65),
+     66),
     ("group", (*SLOPPY, "--folds", "2", "--atlas", "{study}/atlas.nii", "{study}/atlas.tsv",
-               "--bounding-box", "-78", "-112", "-50", "78", "76", "80"), 66),
+                "--bounding-box", "-78", "-112", "-50", "78", "76", "80"), 66),
 ]  # fmt: skip
 
 
@@ -122,6 +122,20 @@ def test_a_dry_run_refuses_what_the_run_would(study, capsys, level, options, cod
     assert len(dry[1]) == 1
     assert dry[0] != 0
     assert code in (dry[0], None)
+
+
+@pytest.mark.parametrize("options", [("--dry-run",), ()])
+def test_a_damaged_table_of_the_output_is_refused_before_anything_is_computed(
+    study, tmp_path, capsys, options
+):
+    out = shutil.copytree(study / "out", tmp_path / "out")
+    (out / "participants.tsv").write_bytes(b"participant_id\n\xff\n")
+    before = set(out.rglob("*"))
+    code = main([str(study / "raw"), str(out), "participant", *SLOPPY, "--stage", "preprocess",
+                 "--skip-bids-validation", *options])  # fmt: skip
+    assert code == 74
+    assert f"{out}/participants.tsv: not UTF-8 text" in capsys.readouterr().err
+    assert set(out.rglob("*")) == before
 
 
 @pytest.mark.parametrize("options", [("--dry-run",), ()])
@@ -292,7 +306,7 @@ def test_a_plan_that_fails_does_not_stop_the_others(study, tmp_path, monkeypatch
             raise ZeroDivisionError("nobody foresaw this")
         return plan(visit, run)
 
-    def compute(plans, *_):
+    def compute(plans, *_, **__):
         seen.extend(one.visit.subject for one in plans)
         return []
 
@@ -321,7 +335,7 @@ def test_a_report_that_fails_is_a_problem_of_its_own(study, tmp_path, monkeypatc
         return write(out, subject, **told)
 
     monkeypatch.setattr(participant_level, "write_subject_report", fail)
-    monkeypatch.setattr(participant_level, "compute", lambda *_: [])
+    monkeypatch.setattr(participant_level, "compute", lambda *_, **__: [])
     out = tmp_path / "out"
     command = [str(raw), str(out), "participant", *SLOPPY, "--skip-bids-validation"]
     assert main(command) == 1
@@ -340,8 +354,8 @@ def test_a_report_that_fails_is_a_problem_of_its_own(study, tmp_path, monkeypatc
 def test_options_that_a_level_has_no_use_for_are_told_in_a_line(study, tmp_path, capsys):
     (tmp_path / "run.toml").write_text("clusters = 3\nnprocs = 1\n")
     options = ("--models", "semi3d-gan", "--nu", "0.1", "--config-file", str(tmp_path / "run.toml"))
-    assert told(study, "participant", (*SLOPPY, *options), capsys, "new", "--dry-run")[0] == 0
-    main([str(study / "raw"), str(study / "new"), "participant", *SLOPPY, *options, "--dry-run"])
+    command = [str(study / "raw"), str(study / "new"), "participant", *SLOPPY, *options]
+    assert main([*command, "--dry-run", "--skip-bids-validation"]) == 0
     (line,) = [one for one in capsys.readouterr().err.splitlines() if "does not use" in one]
     assert line == "warning: the level participant does not use --models, --nu, --clusters"
 

@@ -460,7 +460,34 @@ def test_the_session_with_a_held_out_synthetic_pet_is_used(out, rng, session, as
     else:  # the session that was asked for has a real PET, and no synthetic one to be used
         assert control.session == asked[0] != session
         assert control.synthetic is None
-        assert the_problem(people, "04", "made by generator g, which was trained on this") == 65
+        (problem,) = (one for one in people.problems if one.subject == "04")
+        assert "made by generator g, which was trained on this" in problem.sentence
+
+
+def test_a_seen_synthetic_pet_of_another_session_is_no_silent_fallback(out, rng):
+    """Had nobody seen 04, session 2 with both its PETs would be that of the control."""
+    tell(out, {**GROUPS, "04": "control"})
+    write_control(out, "04", rng, session="1")
+    path = write_synthetic(out, write_control(out, "04", rng, session="2"), rng)
+    assert choose(out, **WANTED[0]).controls[-1].session == "2"
+    edit(sidecar_path(path), TrainedOnThisParticipant=True)
+    people = choose(out, **WANTED[0])
+    assert (people.controls[-1].session, people.controls[-1].synthetic) == ("1", None)
+    assert the_problem(people, "04", "sub-04 ses-2: .* which was trained on this") == 65
+    assert choose(out).problems == ()  # real PET alone: nothing is missed
+
+
+def test_controls_are_of_the_sessions_that_are_asked_for_at_both_levels(out, rng):
+    tell(out, {**GROUPS, "04": "control"})
+    write_synthetic(out, write_control(out, "04", rng, session="1"), rng)
+    write_control(out, "04", rng, session="2")
+    second_pet(out, "p1", "ses-2")
+    trained = choose_controls(
+        Settings(Path("/raw"), out, "train", sloppy=True, session_label=("2",)), "0"
+    )
+    scored = choose(out, session_label=("2",))
+    assert [one.session for one in trained.controls if one.label == "04"] == ["2"]
+    assert [one.session for one in scored.controls if one.label == "04"] == ["2"]
 
 
 @pytest.mark.parametrize("wanted", WANTED)
@@ -523,6 +550,8 @@ def test_the_card_of_a_generator_tells_whom_it_has_seen(out, participants, datas
     people = choose(out, **WANTED[0])
     assert (synthetic_of(people, "03") is None) is seen
     assert bool(people.problems) is seen
+    namesake = "sub-03 of the dataset 'another study'"
+    assert any(namesake in note for note in people.notes) is (dataset == "another study")
 
 
 def test_the_card_of_a_fold_tells_whom_it_has_left_out(out, rng):
@@ -560,6 +589,64 @@ def test_a_patient_whom_the_generator_has_seen_has_no_pseudonormal_pet(out, rng)
     assert synthetic_of(people, "p1") is None
     assert the_problem(people, "p1", "trained on this participant") == 65
     assert choose(out).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("table", "who"),
+    [
+        ("participant_id\tgroup\nsub-01\tcontrol\n02\tcontrol\n3\tcontrol\n", None),
+        ("participant_id\tgroup\nsub-01\tpatient\nsub-02\tcontrol\nsub-03\tcontrol\n", "01"),
+        ("participant_id\tgroup\nsub-01\tcontrol\nsub-02\tcontrol\n", "03"),
+        ("participant_id\tdiagnosis\nsub-01\tcontrol\n", "01, sub-02, sub-03"),
+        ("damaged", None),
+    ],
+)
+def test_a_raw_table_that_was_changed_since_is_told_of(out, tmp_path, table, who):
+    raw = tmp_path / "raw"
+    for label in ("01", "02", "03", "99"):
+        (raw / f"sub-{label}").mkdir(parents=True)
+    (raw / "participants.tsv").write_text(table)
+    settings = Settings(raw, out, "group", sloppy=True)
+    for notes in (
+        choose_subjects(settings, controls=True, version=version("mri2pet")).notes,
+        choose_controls(replace(settings, level="train"), version("mri2pet")).notes,
+    ):
+        told = [note for note in notes if "says otherwise of" in note]
+        assert len(told) == (who is not None)
+        assert all(
+            f"says otherwise of sub-{who} than {out}/participants.tsv" in one for one in told
+        )
+
+
+# One damaged file costs its owner
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: path.write_text('{"Sources": ['), lambda path: path.write_text("[1]"),
+     lambda path: path.write_bytes(b"\xff"), Path.unlink, lambda path: edit(path, Sources=3)],
+    ids=["truncated", "list", "no text", "missing", "odd"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "pattern",
+    ["anat/*_res-4_desc-preproc_T1w.json", "pet/*_res-4_desc-preproc_pet.json",
+     "pet/*_space-T1w_desc-preproc_pet.json", "pet/*_desc-synth_pet.json",
+     "anat/*_res-4_desc-brain_mask.nii.gz"],
+)  # fmt: skip
+def test_a_damaged_file_costs_at_most_its_owner(out, pattern, damage):
+    sidecar = sidecar_path(pet_of(out, "03"))
+    in_t1w = sidecar.with_name(re.sub("_space-[^_]*_res-4", "_space-T1w", sidecar.name))
+    write_json(in_t1w, read_json(sidecar))
+    for path in out.glob(f"sub-03/{pattern}"):
+        if path.suffix == ".json" or damage is Path.unlink:
+            damage(path)
+    people = choose(out, **WANTED[0])
+    assert set(labels(people.controls)) >= {"01", "02"}
+    assert labels(people.patients) == ["p1", "p2"]
+    assert {problem.subject for problem in people.problems} <= {"03"}
+    assert ("03" in labels(people.controls)) or people.problems
+    with_pet = choose_controls(Settings(Path("/raw"), out, "train", sloppy=True), "0")
+    assert set(labels(with_pet.controls)) >= {"01", "02"}
 
 
 # Registration

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 PROGRAMS = ("bids_app.cli", "bids_app.simulate", "bids_app.fetch")
+LOCALE = "LC_ALL=POSIX PYTHONCOERCECLOCALE=0 PYTHONUTF8=0"
 
 
 def shell(line, cwd=None, **environment):
@@ -123,3 +124,17 @@ def test_warnings_are_no_errors_in_processes_that_a_run_starts():
     for flags, variable in (("-W error", ""), ("", "error"), ("-W error", "error,ignore::Warning")):
         done = shell(f'$PY {flags} -c "$CODE"', CODE=code, PYTHONWARNINGS=variable)
         assert done.returncode == 0, done.stderr
+
+
+def test_names_are_utf8_whatever_the_locale_says(tmp_path):
+    """What is told of a dataset in ``données`` is the same in a locale that knows ASCII only."""
+    raw = tmp_path / "données"
+    (raw / "sub-01" / "anat").mkdir(parents=True)
+    (raw / "sub-01" / "anat" / "sub-01_T1w.mgz").write_bytes(b"")
+    (raw / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+    line = f"$PY -m bids_app.cli '{raw}' '{tmp_path}/out' participant --dry-run --skip-bids-val"
+    line += "idation --stage preprocess"
+    done = [shell(f"{locale} {line}") for locale in ("", LOCALE)]
+    assert [one.returncode for one in done] == [65, 65]
+    assert done[0].stderr == done[1].stderr
+    assert "données/sub-01/anat/sub-01_T1w.mgz" in done[1].stderr.decode()

@@ -74,7 +74,7 @@ def norm(rng):
 
 
 def test_a_norm_is_read_as_it_was_written(tmp_path, norm, rng):
-    for one in (norm, Norm(norm.mean.T, norm.sd[::-1], 2)):
+    for one in (norm, Norm(norm.mean.T, norm.sd.T[::-1], 2)):
         save_norm(tmp_path / "norm.safetensors", one)
         read = load_norm(tmp_path / "norm.safetensors")
         np.testing.assert_array_equal(read.mean, one.mean)

@@ -18,7 +18,7 @@ from bids_app.derivatives.anomalies import (
     root_of,
     template_to_t1w,
 )
-from bids_app.derivatives.description import dataset_name
+from bids_app.derivatives.description import dataset_names
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.sidecars import Sidecar
 from bids_app.derivatives.versions import compare_versions
@@ -27,6 +27,8 @@ from bids_app.detection.norms import ZSCORE_FWHM
 from bids_app.detection.slabs import cut_slabs, thickness_of
 from bids_app.detection.spec import EncoderSpec, spec_to_dict
 from bids_app.errors import Mri2petError, UnusableDataError, UsageError
+from bids_app.files import place_in
+from bids_app.generators import is_one_of
 from bids_app.screening import (
     Participant,
     Pictured,
@@ -368,12 +370,18 @@ def refuse_card(
         )
     own = {one.participant for one in card.controls}
     both = ", ".join(sorted({f"sub-{one.label}" for one in patients if one.label in own}))
-    if both and card.dataset == dataset_name(settings.output_dir):
+    if both and _is_of_dataset(folder, card, settings.output_dir):
         raise UnusableDataError(
             f"{folder}: was trained on {both}, who would be a patient now; correct --patient-query"
         )
     if "pseudonormal" in wanted:
         _refuse_other_generators(folder, card, patients)
+
+
+def _is_of_dataset(folder: Path, card: DetectorCard, output_dir: Path) -> bool:
+    """Whether controls of a detector are people of a dataset, which may have been renamed since."""
+    made_here = place_in(output_dir / DETECTORS, folder) is not None
+    return made_here or is_one_of(card.dataset, dataset_names(output_dir))
 
 
 def _wanted(card: DetectorCard, settings: Settings) -> list[str]:
@@ -512,6 +520,21 @@ def tell_version(card: DetectorCard, version: str) -> list[str]:
     )
 
 
+def _tell_namesakes(
+    folder: Path, card: DetectorCard, pictures: Pictures, output_dir: Path
+) -> list[str]:
+    """Tell of patients who bear the labels of controls of another dataset."""
+    own = {one.participant for one in card.controls}
+    both = sorted({f"sub-{one.who.label}" for one in pictures.patients if one.who.label in own})
+    if not both or _is_of_dataset(folder, card, output_dir):
+        return []
+    return [
+        f"{folder}: was trained on {', '.join(both)} of the dataset {card.dataset!r}, who are "
+        "taken for others than the patients of these labels; if the dataset was only renamed, "
+        "their maps show too little"
+    ]
+
+
 def _tell_not_applied(folder: Path, card: DetectorCard, settings: Settings) -> list[str]:
     """Tell what is asked for and cannot be had from detectors that were trained before."""
     absent = [one for one in settings.detectors if one not in card.detectors]
@@ -572,6 +595,7 @@ def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pict
     sightings: list[Sighting] = []
     notes = tell_version(card, run.screening.versions["mri2pet"])
     notes += _tell_not_applied(folder, card, run.settings)
+    notes += _tell_namesakes(folder, card, pictures, run.screening.output_dir)
     notes += _tell_other_clusters(card, run.settings)
     for detector in _wanted(card, run.settings):
         seen, told = _with_both(pictures) if detector == "pseudonormal" else (pictures, ())

@@ -28,6 +28,7 @@ from bids_app.visit import Scan, Selection, Unused, Visit
 
 VOLUME_AXES = 3
 ADVICE = "give one length of time, in s, a frame"
+LONGEST_FRAME = 1e7  # s; beyond it a duration is none, in ms neither; our choice
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,10 @@ def _check_durations(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
             f"sidecar; {ADVICE}"
         )
     used = [durations[frame] for frame in chosen if frame < frames] if chosen else durations
-    if min(used, default=1) <= 0:
-        raise UnusableDataError(
-            f"{pet.path}: a FrameDuration in its sidecar is not above 0; {ADVICE}"
-        )
+    wrong = [duration for duration in used if not 0 < duration <= LONGEST_FRAME]
+    if wrong:
+        what = "not above 0" if wrong[0] <= 0 else f"{wrong[0]:g} s, longer than any scan"
+        raise UnusableDataError(f"{pet.path}: a FrameDuration in its sidecar is {what}; {ADVICE}")
 
 
 def _check_frames(pet: Scan, frames: int, chosen: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bids_app import provenance
@@ -36,11 +36,14 @@ from bids_app.dataset.validation import validate_bids
 from bids_app.derivatives.description import (
     Software,
     find_container,
+    raw_dataset_names,
     start_dataset,
 )
 from bids_app.derivatives.preprocessed import tell_coverage
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
+from bids_app.files import read_tsv
+from bids_app.generators import GeneratorChoice, tell_namesakes
 from bids_app.planning import (
     Run,
     VisitPlan,
@@ -56,7 +59,7 @@ from bids_app.report.subject import write_subject_report
 from bids_app.resources import choose_device
 from bids_app.settings import Settings
 from bids_app.templates import Template
-from bids_app.visit import Selection
+from bids_app.visit import Selection, Visit
 from bids_app.workflows.execution import Resources
 
 DONE, PARTIAL = 0, 1  # exit codes
@@ -80,15 +83,17 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
     selection = _select(settings, voice)
     if settings.reports_only:
         return _report_again(selection, settings, voice)
-    table, template, run, resources = _prepare(settings, selection, voice, stamp)
-    plans, done, early = _plan(selection, run, None if settings.dry_run else settings.output_dir)
-    aside = [*problems_of(selection), *early]
-    if not (plans or done):
-        raise error_of(aside)
-    if settings.dry_run:
-        return _tell_plans(plans, done, aside, early, voice)
-    visits = [label_of(visit) for visit in selection.visits]
-    with hold(settings, stamp, voice, results=visits, intermediate=visits):
+    generator = _refuse(settings)
+    with _held(settings, selection, voice, stamp):
+        table, template, run, resources = _prepare(settings, selection, generator, voice, stamp)
+        logs = None if settings.dry_run else settings.output_dir / "logs"
+        plans, done, early = _plan(selection, run, logs)
+        aside = [*problems_of(selection), *early]
+        if not (plans or done):
+            raise error_of(aside)
+        selection = _tell_namesakes(selection, run, voice)
+        if settings.dry_run:
+            return _tell_plans(plans, done, aside, early, voice)
         _start(settings, run, template, stamp)
         _tell_aside(selection, settings, early, voice)
         subjects = {plan.visit.subject for plan in plans}
@@ -110,6 +115,24 @@ def _select(settings: Settings, voice: Voice) -> Selection:
     return selection
 
 
+def _tell_namesakes(selection: Selection, run: Run, voice: Voice) -> Selection:
+    """Tell, once and in reports, of labels that the generator knows from another dataset."""
+    if run.generator is None:
+        return selection
+    card, names = run.generator.card, raw_dataset_names(run.bids_dir)
+
+    def told(visits: Sequence[Visit]) -> str:
+        return tell_namesakes(card, [one.subject for one in visits], names, run.output_dir)
+
+    if not told(selection.visits):
+        return selection
+    voice.warn(told(selection.visits))
+    visits = [
+        replace(one, notes=(*one.notes, *filter(None, [told([one])]))) for one in selection.visits
+    ]
+    return replace(selection, visits=tuple(visits))
+
+
 def _compute(
     plans: Sequence[VisitPlan],
     run: Run,
@@ -128,12 +151,39 @@ def _compute(
     return compute(plans, run, resources, settings, voice, on_finished=report)
 
 
-def _prepare(
+def _refuse(settings: Settings) -> GeneratorChoice | None:
+    """Refuse what settings ask for and cannot be had, before any folder is made."""
+    generator = prepare_generator(settings)
+    refuse_plugin(settings)
+    choose_device(settings.device)  # refuses one that is not there
+    read_tsv(settings.output_dir / "participants.tsv")  # a damaged one is refused now, not late
+    return generator
+
+
+@contextmanager
+def _held(
     settings: Settings, selection: Selection, voice: Voice, stamp: provenance.Stamp
+) -> Iterator[None]:
+    """Make the folders of the run, and keep its visits for its life; a dry run does neither."""
+    if settings.dry_run:
+        yield
+        return
+    make_places(settings)
+    visits = [label_of(visit) for visit in selection.visits]
+    with hold(settings, stamp, voice, results=visits, intermediate=visits):
+        yield
+
+
+def _prepare(
+    settings: Settings,
+    selection: Selection,
+    generator: GeneratorChoice | None,
+    voice: Voice,
+    stamp: provenance.Stamp,
 ) -> tuple[_Table, Template, Run, Resources]:
     """See that the run can begin: what is refused here is refused by a dry run as well.
 
-    Only the folders of the run and the template in them are written, by a dry run nothing.
+    Only the template is written, by a dry run nothing.
 
     Returns
     -------
@@ -141,14 +191,9 @@ def _prepare(
         Columns of participants.tsv by label, with remarks; the template; what visits have in
         common; what the run may use of the machine.
     """
-    generator = prepare_generator(settings)
-    refuse_plugin(settings)
     resources, threads = share_resources(settings, len(selection.visits))
-    choose_device(settings.device)  # refuses one that is not there
     with _validation(settings) as validation:  # another process works on it meanwhile
         table = _participants(settings, voice)
-        if not settings.dry_run:
-            make_places(settings)
         template = prepare_template(settings, write=not settings.dry_run)
         _heed(validation, voice)
     refuse_nothing(selection)
@@ -227,13 +272,12 @@ def _tell_images(plans: Sequence[VisitPlan], voice: Voice) -> None:
 
 
 def _plan(
-    selection: Selection, run: Run, kept: Path | None
+    selection: Selection, run: Run, logs: Path | None
 ) -> tuple[list[VisitPlan], list[VisitPlan], list[Problem]]:
     """Plan all visits; those whose results are there already come second, the unfit third.
 
-    Tracebacks go to the logs of the output folder ``kept``; None: nowhere.
+    Tracebacks go to the folder ``logs``; None: nowhere.
     """
-    logs = None if kept is None else kept / "logs"
     plans, done, problems = list[VisitPlan](), list[VisitPlan](), list[Problem]()
     for visit in selection.visits:
         try:

@@ -16,12 +16,12 @@ from bids_app.derivatives.anomalies import (
     template_to_t1w,
 )
 from bids_app.derivatives.description import uri_in
-from bids_app.derivatives.lesions import NAME as LESIONS
 from bids_app.derivatives.lesions import LesionMask, find_lesion_mask, no_mask_at_all
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.detection.regions import read_labels
 from bids_app.errors import MissingInputError, Mri2petError
+from bids_app.labels import LESIONS
 from bids_app.mapped import read_digest
 from bids_app.nifti import check_labels, inspect
 from bids_app.screening import Participant, Pictured, Screening, picture, plan_pictures
@@ -81,7 +81,7 @@ def take_pictures(
         If a dataset or file that the settings name is not there, or cannot be used.
     """
     settings = runner.settings
-    _refuse_atlas(settings)
+    of_atlas = _check_atlas(settings)
     atlas = None if settings.atlas is None else screening.work_dir / "atlas.nii.gz"
     patients, without_t1w = _with_t1w(subjects.patients)
     lesions = find_masks(settings, patients)
@@ -114,7 +114,7 @@ def take_pictures(
             if lesions_in_template(visit).is_file()
         },
         atlas=atlas if atlas is not None and atlas.is_file() else None,
-        notes=lesions.notes,
+        notes=(*of_atlas, *lesions.notes),
         problems=tuple(problems),
     )
 
@@ -195,13 +195,16 @@ def find_masks(settings: Settings, patients: Sequence[Participant]) -> Lesions:
 def refuse_knowledge(settings: Settings, patients: Sequence[Participant]) -> Lesions:
     """See that what is known of regions and lesions can be used, before anything is computed.
 
+    Notes are those on lesions, and on how the atlas's header is understood.
+
     Raises
     ------
     Mri2petError
         If a file or folder that the settings name is not there, or cannot be used.
     """
-    _refuse_atlas(settings)
-    return find_masks(settings, patients)
+    of_atlas = _check_atlas(settings)
+    lesions = find_masks(settings, patients)
+    return replace(lesions, notes=(*of_atlas, *lesions.notes))
 
 
 def usable_subjects(screening: Screening, subjects: Subjects, *, synthetic: bool) -> Subjects:
@@ -290,11 +293,14 @@ def _mask_graphs(
     return graphs
 
 
-def _refuse_atlas(settings: Settings) -> None:
-    if settings.atlas is not None:
-        image, names = settings.atlas
-        check_labels(image, orientation=settings.assume_orientation)
-        read_labels(names)
+def _check_atlas(settings: Settings) -> tuple[str, ...]:
+    """See that the atlas can be used; give notes on how its header is understood."""
+    if settings.atlas is None:
+        return ()
+    image, names = settings.atlas
+    check_labels(image, orientation=settings.assume_orientation)
+    read_labels(names)
+    return inspect(image, orientation=settings.assume_orientation).notes
 
 
 def _stored(plans: Sequence[StoragePlan], crashes: Sequence[Crash]) -> dict[str, Picture]:

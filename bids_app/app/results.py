@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_app.crossvalidation import CROSSVALIDATION, Study, records_path
+from bids_app.crossvalidation import Study, records_path
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import read_json
+from bids_app.generators import CROSSVALIDATION
 from bids_app.synthesis.evaluation import BASELINES, ROWS, Record, records_from_json
 
 Dealt = Mapping[int, frozenset[str]]

@@ -1,5 +1,6 @@
 """Which subjects take part in ``train`` and ``group``: controls, one visit each, and patients."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.app.intake import Problem, error_of
-from bids_app.derivatives.description import dataset_name
+from bids_app.dataset.participants import NAMED_AT_MOST, read_participants
+from bids_app.derivatives.description import dataset_names
 from bids_app.derivatives.groups import select, tell_unknown
 from bids_app.derivatives.paths import entities_of, resolution_label, sidecar_path
 from bids_app.derivatives.preprocessed import (
@@ -24,8 +26,8 @@ from bids_app.errors import (
     UnusableDataError,
     UsageError,
 )
-from bids_app.files import read_json
-from bids_app.generators import has_seen, known_cards
+from bids_app.files import read_json, read_tsv
+from bids_app.generators import CROSSVALIDATION, has_seen, known_cards, tell_namesakes
 from bids_app.imaging.volume import Box, box_of_grid, grid_of_box
 from bids_app.nifti import read_grid
 from bids_app.screening import Participant, Synthetic
@@ -33,7 +35,6 @@ from bids_app.settings import Settings
 from bids_app.synthesis.card import Card
 
 MISSING, UNUSABLE = MissingInputError.exit_code, UnusableDataError.exit_code
-CROSSVALIDATION = "crossvalidation"
 ABSENT = "no T1w on this grid"
 NOBODY = "no control is left after all selections; correct --control-query or the labels"
 
@@ -200,6 +201,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     chosen = _visit_of_each(with_pet)
     notes = [*found.notes, *_tell_other_visits(visits, chosen)]
     notes += tell_unknown(settings.output_dir, [settings.control_query])
+    notes += _tell_stale(settings)
     notes += [f"sub-{one}: not used, {ABSENT}" for one in sorted(wanted - set(found.there))]
     if not chosen:
         raise _nobody(notes, found)
@@ -250,10 +252,10 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
         raise _nobody(more, healthy)
     used = [*chosen, *patients]
     told = compare_versions(_versions(used), version, advice=ANEW)
-    told += _tell_gaps(used)
+    told += [*_tell_gaps(used), *_tell_namesakes(used, settings)]
     unknown, remarks = _unmatched(settings, well, ill)
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]
-    remarks += tell_unknown(settings.output_dir, queries)
+    remarks += [*tell_unknown(settings.output_dir, queries), *_tell_stale(settings)]
     return Subjects(
         tuple(chosen), tuple(patients), (*told, *_tell_verdicts(used), *remarks, *more, *notes),
         (*unknown, *troubles, *problems),
@@ -339,6 +341,45 @@ def _tell_verdicts(used: Sequence[Participant]) -> list[str]:
     return notes
 
 
+def _tell_stale(settings: Settings) -> list[str]:
+    """Tell of whom the raw ``participants.tsv`` speaks otherwise than that of the output.
+
+    The latter is used, for the raw dataset need not be there; the participant level writes it.
+    """
+    raw, out = (one / "participants.tsv" for one in (settings.bids_dir, settings.output_dir))
+    try:
+        present = [path.name.removeprefix("sub-") for path in settings.bids_dir.glob("sub-*")]
+        told, _ = read_participants(settings.bids_dir, present)
+        rows = {row.pop("participant_id", "").removeprefix("sub-"): row for row in read_tsv(out)}
+    except (Mri2petError, OSError):
+        return []  # the participant level tells why
+    own = sorted((told.keys() | set(present)) & rows.keys()) if told else []
+    odd = [f"sub-{one}" for one in own if _known(rows[one]) != _known(told.get(one, {}))]
+    if not odd:
+        return []
+    more = f" and {len(odd) - NAMED_AT_MOST} more" if len(odd) > NAMED_AT_MOST else ""
+    return [
+        f"{raw}: says otherwise of {', '.join(odd[:NAMED_AT_MOST])}{more} than {out}, which is "
+        "used; run the participant level again: what is complete is not computed again"
+    ]
+
+
+def _known(row: Mapping[str, str]) -> dict[str, str]:
+    return {name.strip(): cell for name, cell in row.items() if cell.strip() not in ("", "n/a")}
+
+
+def _tell_namesakes(used: Sequence[Participant], settings: Settings) -> list[str]:
+    """Tell of those whom a generator in this dataset knows by their labels from another one."""
+    names, out = dataset_names(settings.output_dir), settings.output_dir
+    cards = known_cards(out)
+    by_card = defaultdict[str, list[str]](list)
+    for one in used:
+        if one.synthetic is not None and one.synthetic.sha256 in cards:
+            by_card[one.synthetic.sha256].append(one.label)
+    notes = (tell_namesakes(cards[one], labels, names, out) for one, labels in by_card.items())
+    return [note for note in notes if note]
+
+
 def _tell_gaps(used: Sequence[Participant]) -> list[str]:
     """Tell whose real PETs do not cover the brain."""
     pets = {one.pet: one.label for one in used if one.pet is not None}
@@ -349,13 +390,13 @@ def _look_at(
     visits: Iterable[Preprocessed], settings: Settings
 ) -> tuple[list[Participant], dict[Preprocessed, Mri2petError]]:
     """Look at the first real and the synthetic PET of visits; say why one cannot be used."""
-    dataset = dataset_name(settings.output_dir)
+    names = dataset_names(settings.output_dir)
     cards = known_cards(settings.output_dir)
     candidates, errors = [], {}
     for visit in visits:
         made = None
         try:
-            made = _synthetic(visit, settings.output_dir, cards, dataset)
+            made = _synthetic(visit, settings.output_dir, cards, names)
         except Mri2petError as error:
             errors[visit] = error
         candidates.append(Participant(visit, next(iter(visit.pets), None), made))
@@ -399,15 +440,17 @@ def _controls(
     found: _Found, settings: Settings, wanted: Collection[str]
 ) -> tuple[list[Participant], list[str], list[Problem]]:
     """Choose controls, by a visit of the sessions that are asked for where they have one."""
-    visits = sorted(found.visits, key=lambda visit: not _is_in_sessions(visit, settings))
-    candidates, errors = _look_at(visits, settings)
-    chosen = _visit_of_each(candidates)
-    problems = [
-        Problem(one.label, f"{_name_of(one.visit)}: {error}", error.exit_code)
-        for one in chosen
-        if (error := errors.get(one.visit)) is not None
-        and (not isinstance(error, _SeenError) or _wants_synthetic(one, settings))
-    ]
+    candidates, errors = _look_at(found.visits, settings)
+    asked = [one for one in candidates if _is_in_sessions(one.visit, settings) and _rank(one)]
+    there = {one.label for one in asked}
+    chosen = _visit_of_each([*asked, *(one for one in candidates if one.label not in there)])
+    problems = []
+    for one in chosen:
+        visit = _visit_in_trouble(one, errors)
+        error = errors.get(visit)
+        if error and (not isinstance(error, _SeenError) or _wants_synthetic(one, settings)):
+            sentence = f"{_name_of(visit)}: {error}"
+            problems.append(Problem(one.label, sentence, error.exit_code))
     notes = [*found.notes]
     told = {problem.subject for problem in problems}
     for one in chosen:
@@ -417,6 +460,16 @@ def _controls(
             notes.append(f"sub-{one.label}: not used, {why}")
     notes += [f"sub-{one}: not used, {ABSENT}" for one in sorted(set(wanted) - set(found.there))]
     return [one for one in chosen if _rank(one) > 0], notes, [*found.problems, *problems]
+
+
+def _visit_in_trouble(
+    one: Participant, errors: Mapping[Preprocessed, Mri2petError]
+) -> Preprocessed:
+    """Give the visit whose synthetic PET fails a control: another one, which had been chosen."""
+    if one.synthetic is not None or one.visit in errors:
+        return one.visit
+    others = (visit for visit in errors if visit.subject == one.label)
+    return next(others, one.visit)
 
 
 def _wants_synthetic(one: Participant, settings: Settings) -> bool:
@@ -467,7 +520,7 @@ class _SeenError(UnusableDataError):
 
 
 def _synthetic(
-    visit: Preprocessed, output_dir: Path, cards: Mapping[str, Card], dataset: str
+    visit: Preprocessed, output_dir: Path, cards: Mapping[str, Card], names: Collection[str]
 ) -> Synthetic | None:
     """Find the synthetic PET of a visit, by a generator that has never seen the subject.
 
@@ -487,7 +540,7 @@ def _synthetic(
 
     def saw(told: Mapping[str, object], sha256: str) -> bool:
         card = cards.get(sha256)
-        known = card is not None and has_seen(card, visit.subject, dataset)
+        known = card is not None and has_seen(card, visit.subject, names, output_dir)
         return known or told.get("TrainedOnThisParticipant") is not False
 
     told = _read_synthetic(visit.synthetic, "participant")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bids_app.errors import ReadWriteError
+from bids_app.files import split_lines
 
 NAME = ".bidsignore"
 LARGEST = 1_000_000  # bytes; our choice: lists of thousands of files are a hundred times smaller
@@ -107,7 +108,7 @@ def _lines(bids_dir: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
-    return re.split(r"\r\n|\r|\n", text)
+    return split_lines(text)
 
 
 def read_bidsignore(bids_dir: Path) -> Ignored:

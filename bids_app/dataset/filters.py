@@ -96,7 +96,8 @@ def _passes(scan: Scan, query: Filter) -> bool:
 def why_illegal(scan: Scan) -> str | None:
     """Say which label of an image BIDS does not allow, or None: no result could be named so.
 
-    Nor may its name tell of another participant or session than the folders it lies in.
+    Nor may its name tell of another participant or session than the folders it lies in, or one of
+    both of a session and the other of none: which is wrong, only the owner can know.
     """
     folders = {"sub": scan.subject, "ses": scan.session}
     for key, label in (*scan.entities, *folders.items()):
@@ -111,6 +112,11 @@ def why_illegal(scan: Scan) -> str | None:
                 f"{scan.path}: its name says {key}-{label}, but it lies in {key}-{folders[key]}; "
                 "move or rename it"
             )
+    named, folder = scan.entity("ses"), scan.path.parents[1].name
+    if named is not None and not folder.startswith("ses-"):
+        return f"{scan.path}: its name says ses-{named}, but it lies in no ses- folder; move it"
+    if named is None and folder.startswith("ses-"):
+        return f"{scan.path}: lies in {folder}, but its name has no ses-; rename it"
     return None
 
 

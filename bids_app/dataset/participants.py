@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bids_app.errors import UnusableDataError
-from bids_app.files import read_text
+from bids_app.files import read_text, split_lines
 
 MISSING = "n/a"
 SILENT = frozenset((MISSING, "", "NA", "NaN", "nan"))  # cells that contradict no other
@@ -34,7 +34,7 @@ def _cell(text: str) -> str:
 
 def _split(text: str) -> list[tuple[int, list[str]]]:
     """Split a table into its rows that are not empty, and their cells; give numbers of lines."""
-    lines = enumerate(re.split(r"\r\n|\r|\n", text), start=1)
+    lines = enumerate(split_lines(text), start=1)
     return [(n, [_cell(cell) for cell in line.split("\t")]) for n, line in lines if line.strip()]
 
 
@@ -110,35 +110,36 @@ def _join(rows: Sequence[Row]) -> tuple[dict[str, dict[str, str]], list[str]]:
 
 
 def _key(label: str) -> str:
-    """Reduce a label to what a spreadsheet that takes it for a number leaves; case is lost, too."""
-    number = re.fullmatch(r"0*(\d+?)(?:\.0+)?", label)
-    return number[1] if number is not None and label.isascii() else label.casefold()
+    """Reduce a label to what a spreadsheet leaves of a number; case and ``SUB_`` are lost, too."""
+    bare = re.sub(r"(?i)^sub[-_ ]", "", label)
+    number = re.fullmatch(r"0*(\d+?)(?:\.0+)?", bare)
+    return number[1] if number is not None and bare.isascii() else bare.casefold()
 
 
 def _match(
     table: Mapping[str, dict[str, str]], present: Collection[str]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Give rows to participants whose label is spelt otherwise, where there is no doubt."""
-    lost, bare = (defaultdict[str, list[str]](list) for _ in range(2))
+    rows, folders = (defaultdict[str, list[str]](list) for _ in range(2))
     for label in table:
-        if label not in present:
-            lost[_key(label)].append(label)
+        rows[_key(label)].append(label)
     for label in present:
-        if label not in table:
-            bare[_key(label)].append(label)
+        folders[_key(label)].append(label)
     matched = dict(table)
     remarks, renamed = [], list[str]()
-    for key in lost.keys() & bare.keys():
-        if len(lost[key]) == 1 and len(bare[key]) == 1:
-            matched[bare[key][0]] = matched.pop(lost[key][0])
-            renamed.append(bare[key][0])
-        else:
-            rows = ", ".join(sorted(lost[key]))
-            remarks.append(f"participant_id {rows} may be {_listed(bare[key])}; spell it out")
+    for key in sorted(rows.keys() & folders.keys()):
+        lost, bare = set(rows[key]) - set(folders[key]), set(folders[key]) - set(rows[key])
+        if len(rows[key]) == len(folders[key]) == len(lost) == 1:
+            (label,) = bare
+            matched[label] = matched.pop(lost.pop())
+            renamed.append(label)
+        elif lost and bare:
+            told = ", ".join(sorted(lost))
+            remarks.append(f"participant_id {told} may be {_listed(folders[key])}; spell it out")
     if renamed:
         remarks.append(
-            f"participant_id of {_listed(renamed)} is spelt otherwise (zeros lost, or letters in "
-            "another case); matched, since there is no other that it could be"
+            f"participant_id of {_listed(renamed)} is spelt otherwise (by zeros, by the case of "
+            "letters, or without sub-); matched, since there is no other that it could be"
         )
     return matched, remarks
 

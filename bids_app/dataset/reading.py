@@ -8,14 +8,13 @@ from pathlib import Path
 
 from bids_app.dataset.bidsignore import Ignored
 from bids_app.dataset.index import DATATYPE, IMAGE, PET_SIDECAR, list_files
-from bids_app.dataset.strays import NOWHERE, why_no_file
 from bids_app.errors import (
     InvalidBidsError,
     MissingInputError,
     ReadWriteError,
     UnusableDataError,
 )
-from bids_app.files import read_json
+from bids_app.files import NOWHERE, read_json, why_no_file
 from bids_app.visit import Scan
 
 METADATA = ("TracerName", "FrameTimesStart", "FrameDuration", "Units")  # all that the app reads

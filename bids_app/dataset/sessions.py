@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from bids_app.errors import Mri2petError
@@ -35,9 +35,15 @@ def natural_key(text: Session) -> tuple[tuple[int, int, str], ...]:
 
 
 def _datetime(text: str) -> datetime | None:
+    """Read a time of BIDS, in UTC; one without a zone is taken for UTC.
+
+    >>> _datetime("2020-01-01T23:00:00-05:00")
+    datetime.datetime(2020, 1, 2, 4, 0)
+    """
     try:
-        return datetime.fromisoformat(text.strip()).replace(tzinfo=None)
-    except ValueError:
+        time = datetime.fromisoformat(text.strip())
+        return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):  # the latter: a zone that leads out of the calendar
         return None
 
 

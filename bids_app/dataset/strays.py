@@ -1,12 +1,12 @@
 """Files that somebody meant to be a T1w or a PET image, but that the app cannot take for one."""
 
 import re
-import stat
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from bids_app.dataset.index import DATATYPE, IMAGE
+from bids_app.files import NOWHERE, why_no_file
 
 SUFFIX = {datatype: suffix for suffix, datatype in DATATYPE.items()}
 # What may be meant: T1w, T1, pet as words of a name; MPRAGE and its kin under names of their own.
@@ -39,28 +39,6 @@ FORMATS = {  # by how a name ends, in lower case: what it is, and what to do
 }
 DICOM_FOLDER = re.compile(r"dicom|dcm", re.I)
 LOOKED_AT = 50  # entries of a folder: whether DICOM lies in it shows in the first
-NOWHERE = "a link that leads nowhere; fetch what it points to"
-NOT_FILES = (
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISDIR, "a folder"),
-)
-
-
-def why_no_file(path: Path) -> str | None:
-    """Say what stands in place of a file (a folder, a named pipe …), or None.
-
-    Nothing is opened. A link that leads nowhere is no file, either.
-    """
-    try:
-        mode = path.stat().st_mode
-    except PermissionError:
-        return None  # whoever opens it tells
-    except OSError:
-        return NOWHERE if path.is_symlink() else None
-    return next((f"{what}, not a file; remove it" for kind, what in NOT_FILES if kind(mode)), None)
 
 
 def _is_dicom(folder: Path) -> bool:

@@ -3,28 +3,18 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from os import SEEK_END
 from pathlib import Path
 
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import read_json
 
-ENDS = 1 << 16  # bytes
-
 
 def _content(path: Path) -> str:
-    """Digest the content of a file; of a compressed one its ends, for its last holds a checksum."""
+    """Digest all of a file: what gzip's last checksum covers may be the last of many pieces."""
     try:
         with path.open("rb") as file:
-            if path.suffix != ".gz":
-                return hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.seek(0, SEEK_END)
-            file.seek(0)
-            digest = hashlib.sha256(file.read(ENDS))
-            file.seek(max(size - ENDS, 0))
-            digest.update(file.read() + str(size).encode())
-            return digest.hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise MissingInputError(f"{path}: no such file; fetch its content") from error
     except OSError as error:

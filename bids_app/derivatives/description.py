@@ -10,6 +10,7 @@ from bids_app.files import (
     place_in,
     read_json,
     read_text,
+    split_lines,
     write_json,
     write_text,
     write_tsv,
@@ -138,13 +139,17 @@ def _links(output_dir: Path) -> dict[str, object]:
     return dict(links) if isinstance(links, dict) else {}
 
 
+def _read_raw(bids_dir: Path) -> dict[str, object]:
+    try:
+        return read_json(bids_dir / DESCRIPTION)
+    except (ReadWriteError, UnusableDataError):
+        return {}
+
+
 def _description(
     bids_dir: Path, output_dir: Path, software: Software, template: str, reference: str
 ) -> dict[str, object]:
-    try:
-        raw = read_json(bids_dir / DESCRIPTION)
-    except (ReadWriteError, UnusableDataError):
-        raw = {}
+    raw = _read_raw(bids_dir)
     link = _link(bids_dir, output_dir)
     made_by: dict[str, object] = {
         "Name": NAME,
@@ -167,9 +172,10 @@ def _description(
 
 def _write_ignored(path: Path, patterns: Sequence[str]) -> None:
     try:
-        lines = read_text(path).splitlines() if path.exists() else []
+        text = read_text(path).rstrip("\n") if path.exists() else ""
     except UnusableDataError as error:
         raise ReadWriteError(f"{error}, or remove it") from error
+    lines = split_lines(text) if text else []
     missing = [pattern for pattern in patterns if pattern not in lines]
     write_text(path, "\n".join([*lines, *missing]) + "\n")
 
@@ -253,10 +259,23 @@ def uri_in(output_dir: Path, name: str, folder: Path, path: Path) -> str:
     return f"bids:{name}:{inside}"
 
 
-def dataset_name(output_dir: Path) -> str:
-    """Name the raw dataset as the derivative one tells of it, by its DOI if it has one."""
+def dataset_names(output_dir: Path) -> tuple[str, ...]:
+    """Name the raw dataset as the derivative one tells of it: its DOI if it has one, its title."""
     content = read_json(output_dir / DESCRIPTION)
     sources = content.get("SourceDatasets")
     first = sources[0] if isinstance(sources, list) and sources else {}
     doi = first.get("DOI") if isinstance(first, dict) else None
-    return str(doi if doi else content.get("Name", output_dir.name)).removeprefix(f"{NAME}: ")
+    title = str(content.get("Name", output_dir.name)).removeprefix(f"{NAME}: ")
+    return (str(doi), title) if doi else (title,)
+
+
+def raw_dataset_names(bids_dir: Path) -> tuple[str, ...]:
+    """Name a raw dataset as :func:`dataset_names` does once a run has begun."""
+    raw = _read_raw(bids_dir)
+    doi, title = raw.get("DatasetDOI"), str(raw.get("Name", bids_dir.name))
+    return (doi, title) if isinstance(doi, str) and doi else (title,)
+
+
+def dataset_name(output_dir: Path) -> str:
+    """Name the raw dataset as the derivative one tells of it, by its DOI if it has one."""
+    return dataset_names(output_dir)[0]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from bids_app.derivatives.preprocessed import Preprocessed
 from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.labels import LESIONS
 
-NAME = "lesions"  # of the dataset in --derivatives
 MASK = "label-L_mask"  # how the name of one ends, before its extension
 EXTENSIONS = (".nii.gz", ".nii")
 
@@ -43,7 +43,7 @@ def find_lesion_mask(root: Path, visit: Preprocessed, template: str) -> LesionMa
         If several masks fit, or none of those that are there says a space that can be used.
     """
     if not root.is_dir():
-        raise MissingInputError(f"{root}: no such folder; correct --derivatives {NAME}=PATH")
+        raise MissingInputError(f"{root}: no such folder; correct --derivatives {LESIONS}=PATH")
     masks = _masks_of(root, visit.subject)
     own = [path for path in masks if visit.session and f"_ses-{visit.session}_" in path.name]
     timeless = [path for path in masks if "_ses-" not in path.name]
@@ -69,7 +69,7 @@ def no_mask_at_all(root: Path, template: str) -> MissingInputError:
     return MissingInputError(
         f"{root}: holds no mask of lesions of any patient of this run; name masks "
         f"sub-X/anat/sub-X[_ses-Y]_space-T1w_{MASK}.nii.gz (or space-{template}), or leave out "
-        f"--derivatives {NAME}=PATH"
+        f"--derivatives {LESIONS}=PATH"
     )
 
 

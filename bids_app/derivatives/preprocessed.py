@@ -16,7 +16,7 @@ from bids_app.derivatives.paths import (
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.files import read_json
 from bids_app.imaging.coverage import COMPLETE, tell_missing
-from bids_app.imaging.verdict import VERDICTS, reasons_of, verdict_of
+from bids_app.imaging.verdict import DOUBT, VERDICTS, reasons_of, verdict_of
 
 AGAIN = "run the participant level again"
 # Whose anatomy a URI of this same dataset names: "sub-01_ses-a".
@@ -112,8 +112,10 @@ def tell_coverage(pet: Path) -> str:
     """
     in_t1w = pet.with_name(re.sub("_space-[^_]+_res-[^_]+_", "_space-T1w_", pet.name))
     for image in (in_t1w, pet):
-        sidecar = sidecar_path(image)
-        told = read_json(sidecar) if sidecar.is_file() else {}
+        try:
+            told = read_json(sidecar_path(image))
+        except Mri2petError:
+            continue  # whoever needs it tells
         share = told.get("BrainCoverage")
         if isinstance(share, float | int) and share < COMPLETE:
             missing = tell_missing(told.get("BrainNotCovered"))
@@ -180,7 +182,8 @@ def verdict_of_image(image: Path) -> tuple[str, str]:
     -------
     verdict, reasons : str
         ``pass``, ``doubt``, ``fail``, or empty if its sidecar does not tell, as those of versions
-        before 0.2; and the sentences of ``VerdictReasons``, joined.
+        before 0.2; and the sentences of ``VerdictReasons``, joined. A verdict of another name is
+        a doubt.
 
     Raises
     ------
@@ -191,7 +194,10 @@ def verdict_of_image(image: Path) -> tuple[str, str]:
     told = read_json(sidecar) if sidecar.is_file() else {}
     verdict, registration = verdict_of(told), told.get("Registration")
     reasons = reasons_of(registration) if isinstance(registration, dict) else []
-    return (verdict if verdict in VERDICTS else "") or "", "; ".join(reasons)
+    if verdict is not None and verdict not in VERDICTS:
+        odd = f'its sidecar says "{verdict}", which is none of {", ".join(VERDICTS)}'
+        verdict, reasons = DOUBT, [odd, *reasons]
+    return verdict or "", "; ".join(reasons)
 
 
 def _labels(folder: Path, prefix: str) -> list[str]:

@@ -93,7 +93,7 @@ def _write_participants(
     explained = {k: v for k, v in explained.items() if k not in of_raw and k != "participant_id"}
     explained |= {k: v for k, v in _described(bids_dir).items() if k in columns and _is_storable(v)}
     told = [one for one in read_remarks(output_dir) if not one.startswith(f"{table}:")]
-    more = _tell_kept(table, kept) if raw else []
+    more = _tell_kept(table, kept, has_table=bool(raw))
     _write_descriptions(output_dir, explained, [*(told if kept else ()), *remarks, *more])
     return more
 
@@ -104,14 +104,21 @@ def _columns_of(rows: Iterable[Mapping[str, str]]) -> Iterator[str]:
         yield from (name for name, cell in row.items() if cell != MISSING)
 
 
-def _tell_kept(table: Path, kept: Iterable[str]) -> list[str]:
-    labels = sorted(f"sub-{label}" for label in kept)
+def _tell_kept(table: Path, kept: Mapping[str, Mapping[str, str]], *, has_table: bool) -> list[str]:
+    """Tell whose rows stay; where there is no table, of those that say anything."""
+    known = (set(row.values()) - {row["participant_id"], MISSING} for row in kept.values())
+    labels = sorted(
+        f"sub-{label}" for label, cells in zip(kept, known, strict=True) if has_table or cells
+    )
     if not labels:
         return []
     more = f" and {len(labels) - NAMED_AT_MOST} more" if len(labels) > NAMED_AT_MOST else ""
+    who = f"{', '.join(labels[:NAMED_AT_MOST])}{more}"
+    if not has_table:
+        return [f"{table}: no such file; what an earlier run knew of {who} stays, and may be stale"]
     return [
-        f"{table}: there is no {', '.join(labels[:NAMED_AT_MOST])}{more} in the raw dataset, so "
-        "what an earlier run knew stays; remove from the output who was withdrawn"
+        f"{table}: there is no {who} in the raw dataset, so what an earlier run knew stays; remove "
+        "from the output who was withdrawn"
     ]
 
 

@@ -113,7 +113,9 @@ def _refuse_odd(models: VoxelModels) -> None:
         if array.dtype != kind or array.ndim != 1:
             raise ValueError(f"{name} is {array.dtype} of {array.ndim} axes, not {kind.__name__}")
         finite = np.isfinite(array)
-        if name == "offset":  # NaN where too few controls are known, so that nothing supports
+        if (
+            name == "offset" and array.shape == models.n_support.shape
+        ):  # NaN where too few controls are known, so that nothing supports
             finite |= np.isnan(array) & (models.n_support == 0)
         if not finite.all():
             raise ValueError(f"{name} holds NaN or infinity")

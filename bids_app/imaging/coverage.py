@@ -12,6 +12,8 @@ from bids_app.imaging.volume import Affine, Mask, Volume, zooms_of
 
 WHOLLY = 0.999  # of what a voxel was interpolated from lies in the field of view; 1, but rounded
 COMPLETE = 0.99  # share of the brain: what covers less is told of; the issue's number
+# Of a scan, and in voxels, what a part of one value has at least to be no data; our choice
+LEAST_FILLING, FEWEST_FILLING = 1e-3, 16
 LEAST_MISSING = 2.0  # mm at an end of the brain that are worth a word; our choice
 HALF = 0.5  # of a slice of the brain: it is missing where less is covered; our choice
 ENDS = (
@@ -25,20 +27,23 @@ ENDS = (
 
 
 def field_of_view(volume: Volume) -> Mask:
-    """Mark the voxels of a scan that hold data: all but the empty planes at its ends.
+    """Mark the voxels of a scan that hold data: all but what only fills it up.
 
-    Scanners and converters fill a volume up with planes of one value, 0 or another. A plane within
-    the volume that happens to be even stays.
+    Scanners and converters fill a volume up with one value: planes at its ends, of 0 or another,
+    wedges where it was turned, the gap between two beds, what a mask took away. Such a part is of
+    one value throughout, 0 or the least of the scan, and reaches a face of the volume; a dead part
+    of a brain does not, as the head lies around it. Air that was cut off at 0 goes with it, which
+    is no loss.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Any unit.
+        Any unit; finite.
 
     Returns
     -------
     ndarray of bool, (I, J, K)
-        A box; all of a volume that is even throughout.
+        All of a volume that is even throughout.
 
     Examples
     --------
@@ -46,6 +51,9 @@ def field_of_view(volume: Volume) -> Mask:
     array([False,  True,  True,  True, False, False])
     """
     held = np.ones(volume.shape, bool)
+    least = volume.min()
+    if least == volume.max():
+        return held
     for axis in range(volume.ndim):
         others = tuple(a for a in range(volume.ndim) if a != axis)
         varied = np.flatnonzero(volume.max(axis=others) != volume.min(axis=others))
@@ -53,7 +61,22 @@ def field_of_view(volume: Volume) -> Mask:
             planes = np.arange(volume.shape[axis])
             inside = (planes >= varied[0]) & (planes <= varied[-1])
             held &= inside.reshape([-1 if a == axis else 1 for a in range(volume.ndim)])
+    for value in {0.0, float(least)}:
+        held &= ~_filling(volume == value)
     return held
+
+
+def _filling(even: Mask) -> Mask:
+    """Keep the parts of one value that are large and reach a face of the volume."""
+    parts, count = ndimage.label(even)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    faces = [np.take(parts, end, axis) for axis in range(parts.ndim) for end in (0, -1)]
+    outer = np.unique(np.concatenate([face.ravel() for face in faces]))
+    chosen = np.zeros(count + 1, bool)
+    chosen[outer] = sizes[outer] >= max(LEAST_FILLING * even.size, FEWEST_FILLING)
+    chosen[0] = False
+    kept: Mask = chosen[parts]
+    return kept
 
 
 def brain_coverage(brain: Mask, covered: Mask) -> float:

@@ -142,14 +142,16 @@ def told_of(judgement: Judgement) -> dict[str, object]:
 def verdict_of(sidecar: Mapping[str, object]) -> str | None:
     """Read the verdict on a registration: pass, doubt or fail; None where there is none.
 
+    Another word is given as it is, in small letters: people write into sidecars.
+
     Examples
     --------
-    >>> verdict_of({"Registration": {"Verdict": "doubt"}})
+    >>> verdict_of({"Registration": {"Verdict": "Doubt"}})
     'doubt'
     """
     told = sidecar.get("Registration")
     found = told.get("Verdict") if isinstance(told, Mapping) else None
-    return found if isinstance(found, str) else None
+    return found.strip().lower() if isinstance(found, str) else None
 
 
 def reasons_of(registration: Mapping[str, object]) -> list[str]:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -35,6 +36,7 @@ KILLED = (
     "bids_app.errors.Mri2petError: the process that ran it was killed, most likely because memory "
     f"ran out; {MORE_MEMORY}"
 )
+SERVER_GONE = 0.5  # s until a killed server of processes is seen to be gone; our choice
 NO_MEMORY = re.compile(
     r"MemoryError|std::bad_alloc|OutOfMemoryError|out of memory|an(?:'t|not) allocate memory", re.I
 )
@@ -131,7 +133,12 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         if self._pools[needs_torch]._broken:
             self._pools[needs_torch] = self._new_pool(self.processors)
         self.pool = self._pools[needs_torch]
-        taskid = super()._submit_job(node, updatehash)
+        try:
+            taskid = super()._submit_job(node, updatehash)
+        except (EOFError, OSError):  # the server of processes was killed; all that it forked ends
+            time.sleep(SERVER_GONE)
+            self.pool = self._pools[needs_torch] = self._new_pool(self.processors)
+            taskid = super()._submit_job(node, updatehash)
         self._submitted[taskid] = (node, updatehash)
         return taskid
 
@@ -169,16 +176,16 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         return self._hold_back(sorted(ready, key=self._place))
 
     def _hold_back(self, ready: Sequence[int]) -> Sequence[int]:
-        """Leave out nodes of later graphs where one of an earlier graph waits for room.
+        """Leave out nodes of later graphs where one of an earlier graph can run, or waits for room.
 
-        Else small nodes of later graphs would take its room again and again.
+        What was run before, or runs in this process, is done at once, and what follows it is ready
+        at the next look only: else nodes of later graphs would take its room in between. Nodes of
+        later graphs may run beside one that waits for the GPU.
         """
-        memory, processors, _ = self._check_resources(self.pending_tasks)
+        gpus = self._check_resources(self.pending_tasks)[2]
         for number, jobid in enumerate(ready):
             node = self.procs[jobid]
-            processors -= min(node.n_procs, self.processors)
-            memory -= min(node.mem_gb, self.memory_gb)
-            if processors < 0 or memory < 0:
+            if not node.is_gpu_node() or min(node.n_procs, self.n_gpu_procs) <= gpus:
                 return [
                     one for n, one in enumerate(ready)
                     if n <= number or self._place(one) == self._place(jobid)
@@ -362,7 +369,7 @@ def run_graph(
                 workflow.run(plugin=here)
         else:
             _run_elsewhere(workflow, plugin, on_status)
-    except (RuntimeError, AttributeError, TypeError, OSError, ValueError) as error:
+    except (RuntimeError, AttributeError, TypeError, OSError, ValueError, EOFError) as error:
         failure = error
     finally:
         gc.unfreeze()

@@ -1,0 +1,170 @@
+"""Images that are no good T1w or FDG PET of a whole brain, for benchmarks/verdict.py.
+
+Also FDG PET that is no simulation: two mean images of many people, carried into a person's T1w
+space along the inverse of that T1w's registration; DATA/fdg_templates has them.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from heads import Person
+from scipy import ndimage
+
+from bids_app import nifti
+from bids_app.anatomy import registration
+from bids_app.imaging.smoothing import smooth
+from bids_app.simulation.aseg import (
+    AMYGDALA,
+    BONE,
+    BRAINSTEM,
+    CAUDATE,
+    CEREBELLAR_CORTEX,
+    CEREBELLAR_WHITE,
+    CORTEX,
+    HIPPOCAMPUS,
+    PUTAMEN,
+    THALAMUS,
+    WHITE,
+)
+
+SLAB, RADIUS, FADE = 72.0, 68.0, 25.0  # mm: height; of a ball; of the light in its middle
+BLUR = 6.0  # mm FWHM of PET
+HALF = 0.5
+GREY = (*CORTEX, *CEREBELLAR_CORTEX, *THALAMUS, *CAUDATE, *PUTAMEN, *HIPPOCAMPUS, *AMYGDALA)
+WHITES = (*WHITE, *CEREBELLAR_WHITE, *BRAINSTEM)
+GREY_OF_PIB, ELSEWHERE = 0.6, 0.2  # of uptake in white matter
+CT_AIR, CT_BONE, CT_TISSUE = 0.0, 2000.0, 1035.0  # Hounsfield units + 1000, so that air is 0
+
+Maker = Callable[[nifti.Image], nifti.Image]
+
+
+def _places(image: nifti.Image) -> np.ndarray:
+    """Give how far right, anterior and superior of the brain's middle voxels are, in mm."""
+    voxels = np.moveaxis(np.indices(image.data.shape), 0, -1)
+    points = voxels @ image.affine[:3, :3].T
+    return points - points[image.data > 0].mean(axis=0)
+
+
+def slab(brain: nifti.Image) -> nifti.Image:
+    """Leave the middle 72 mm."""
+    keep = np.abs(_places(brain)[..., 2]) < SLAB / 2
+    return nifti.Image(np.where(keep, brain.data, 0), brain.affine)
+
+
+def right_half(brain: nifti.Image) -> nifti.Image:
+    """Leave the right hemisphere."""
+    return nifti.Image(np.where(_places(brain)[..., 0] > 0, brain.data, 0), brain.affine)
+
+
+def ball(brain: nifti.Image) -> nifti.Image:
+    """Give a ball of the size of a brain, brighter in its middle."""
+    away = np.linalg.norm(_places(brain), axis=-1)
+    light = 0.5 + 0.5 * np.exp(-((away / FADE) ** 2))
+    return nifti.Image(np.where(away < RADIUS, light, 0).astype(np.float32), brain.affine)
+
+
+def inverted(brain: nifti.Image) -> nifti.Image:
+    """Make white matter dark and fluid bright, as T2w has it."""
+    inside = brain.data > 0
+    top = 1.1 * np.percentile(brain.data[inside], 99.5)
+    data = np.clip(top - brain.data, 0.05 * top, None)
+    return nifti.Image(np.where(inside, data, 0).astype(np.float32), brain.affine)
+
+
+def noise(brain: nifti.Image) -> nifti.Image:
+    """Fill the outline with noise."""
+    data = np.random.default_rng(1).random(brain.data.shape) + HALF
+    return nifti.Image(np.where(brain.data > 0, data, 0).astype(np.float32), brain.affine)
+
+
+def mirrored(image: nifti.Image) -> nifti.Image:
+    """Exchange left and right, about the middle of what is bright."""
+    axis = int(np.abs(image.affine[0, :3]).argmax())
+    return nifti.Image(np.flip(image.data, axis).copy(), image.affine)
+
+
+T1W: dict[str, Maker] = {
+    "72 mm slab": slab, "right half": right_half, "ball": ball, "contrast inverted": inverted,
+    "noise in the outline": noise, "left and right exchanged": mirrored,
+}  # fmt: skip
+
+
+def _scanned(data: np.ndarray, person: Person) -> nifti.Image:
+    """Lay what was painted on a T1w's grid where that person's PET lies."""
+    return nifti.Image(data.astype(np.float32), person.true @ person.labels.affine)
+
+
+def _noisy(data: np.ndarray, share: float) -> np.ndarray:
+    rng = np.random.default_rng(2)
+    return data + share * data.max() * rng.standard_normal(data.shape).astype(np.float32)
+
+
+def pet_exchanged(person: Person) -> nifti.Image:
+    """Reflect a PET at the plane through the middle of its brain."""
+    centre = (person.true @ np.append(person.points[:, :3].mean(axis=0), 1))[:3]
+    normal = person.true[:3, 0]
+    mirror = np.eye(4)
+    mirror[:3, :3] -= 2 * np.outer(normal, normal)
+    mirror[:3, 3] = 2 * normal * (normal @ centre)
+    pet = person.pet
+    whole = np.linalg.inv(pet.affine) @ mirror @ pet.affine
+    data = ndimage.affine_transform(pet.data, whole[:3, :3], whole[:3, 3], order=1)
+    return nifti.Image(data, pet.affine)
+
+
+def amyloid(person: Person) -> nifti.Image:
+    """Paint uptake that is highest in white matter, as of amyloid tracers in healthy people."""
+    labels = person.labels
+    data = np.where(labels.data > 0, ELSEWHERE, 0).astype(np.float32)
+    data[np.isin(labels.data, GREY)] = GREY_OF_PIB
+    data[np.isin(labels.data, WHITES)] = 1
+    return _scanned(_noisy(smooth(data, BLUR, labels.zooms), 0.03), person)
+
+
+def ct(person: Person) -> nifti.Image:
+    """Paint a CT: bone bright, all else alike."""
+    labels = person.labels
+    data = np.where(labels.data > 0, CT_TISSUE, CT_AIR).astype(np.float32)
+    data[np.isin(labels.data, BONE)] = CT_BONE
+    return _scanned(_noisy(data, 0.01), person)
+
+
+def flat(person: Person) -> nifti.Image:
+    """Paint a head of one uptake."""
+    data = smooth((person.labels.data > 0).astype(np.float32), BLUR, person.labels.zooms)
+    return _scanned(_noisy(data, 0.03), person)
+
+
+def pet_noise(person: Person) -> nifti.Image:
+    """Give noise alone."""
+    data = np.random.default_rng(3).random(person.labels.data.shape).astype(np.float32)
+    return _scanned(smooth(data, BLUR, person.labels.zooms), person)
+
+
+def blurred(person: Person, fwhm: float) -> nifti.Image:
+    """Make the PET softer, as an old scanner would."""
+    return nifti.Image(smooth(person.pet.data, fwhm, person.pet.zooms), person.pet.affine)
+
+
+PET: dict[str, Callable] = {
+    "white above grey, as amyloid tracers": amyloid, "CT": ct, "flat": flat, "noise": pet_noise,
+    "left and right exchanged": pet_exchanged,
+    "blurred by 8 mm more": partial(blurred, fwhm=8.0),
+}  # fmt: skip
+
+
+def carried(template_pet: nifti.Image, t1w: Path, back: Path, work: Path) -> nifti.Image:
+    """Carry a mean PET into a person's space, along the inverse of a registration."""
+    source, out = work / "mean_pet.nii.gz", work / "carried_pet.nii.gz"
+    nifti.save(template_pet, source)
+    registration.resample(source, t1w, [back], out, interpolation="linear")
+    return nifti.load(out)
+
+
+def mean_pets(data: Path) -> Iterator[tuple[str, nifti.Image]]:
+    """Read mean FDG PET of many people; what is below 0 becomes 0."""
+    for path in sorted(data.glob("fdg_templates/*.nii.gz")):
+        image = nifti.load(path)
+        yield path.name.split("_")[0], nifti.Image(np.clip(image.data, 0, None), image.affine)
