@@ -196,6 +196,16 @@ def test_a_dry_run_ends_as_a_run_where_some_cannot_be_used(  # noqa: PLR0917
     assert path.name in told.out + told.err
 
 
+@pytest.mark.parametrize("more", [("--dry-run",), ()])
+def test_who_is_lost_is_told_where_too_few_are_left(study, tmp_path, capsys, more):
+    there = shutil.copytree(study, tmp_path / "study")
+    (path,) = there.glob("out/sub-c3/pet/*res-4*desc-preproc_pet.nii.gz")
+    path.write_bytes(b"no image")
+    code, errors = told(there, "group", (*SLOPPY, "--folds", "2"), capsys, "out", *more)
+    assert code == 65
+    assert [line.partition(" ")[2][:7] for line in errors] == ["sub-c3:", "fold 1 "]
+
+
 def test_names_are_not_cut_in_a_narrow_terminal(study):
     """In a terminal of 30 columns, and in a pipe."""
     command = f"{sys.executable} -m bids_app.cli {study}/raw {study}/new participant --sloppy"

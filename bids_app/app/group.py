@@ -45,7 +45,7 @@ from bids_app.console import Voice, tell_troubled
 from bids_app.derivatives.description import dataset_name, refresh_dataset
 from bids_app.derivatives.sidecars import Space
 from bids_app.detection.card import DetectorCard, check_files, check_grid, read_card
-from bids_app.errors import MissingInputError
+from bids_app.errors import MissingInputError, Mri2petError
 from bids_app.files import locked, remove_partials
 from bids_app.imaging.volume import grid_of_box
 from bids_app.report.group import write_group_report
@@ -90,7 +90,7 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
         raise error_of(subjects.problems)
     if settings.dry_run:
         _tell_subjects(settings, subjects, card, voice)
-    usable = _refuse(settings, card, subjects, stamp)
+    usable = _refuse(settings, card, subjects, stamp, voice)
     if settings.dry_run:
         return _close_dry(usable, subjects.problems, voice)
     make_places(settings)
@@ -147,7 +147,11 @@ def _read_detector(settings: Settings) -> DetectorCard | None:
 
 
 def _refuse(
-    settings: Settings, card: DetectorCard | None, subjects: Subjects, stamp: provenance.Stamp
+    settings: Settings,
+    card: DetectorCard | None,
+    subjects: Subjects,
+    stamp: provenance.Stamp,
+    voice: Voice,
 ) -> Subjects:
     """See that the run can begin; give who is left, with what a dry run tells of all others."""
     screening = _screening(settings, stamp)
@@ -163,10 +167,15 @@ def _refuse(
     if not usable.patients:
         raise error_of([*subjects.problems, *usable.problems])
     pictures = assume_pictures(screening, usable, synthetic=_needs_synthetic(settings, card))
-    if card is None:
-        refuse_sets(screening, settings, pictures)
-    else:
-        refuse_applied(card, settings, pictures)
+    try:
+        if card is None:
+            refuse_sets(screening, settings, pictures)
+        else:
+            refuse_applied(card, settings, pictures)
+    except Mri2petError:
+        early = () if settings.dry_run else subjects.problems  # which a dry run has told
+        _tell(voice, [], [*early, *usable.problems])  # who is lost may be why
+        raise
     problems = (*usable.problems, *lesions.problems)
     return replace(usable, notes=lesions.notes, problems=problems)
 
