@@ -350,6 +350,30 @@ def test_a_brain_of_a_size_that_none_has_is_refused(tmp_path, head, monkeypatch,
         node(ExtractBrain, tmp_path, t1w=path, source="sub-01_T1w", mode="force", threads=1)
 
 
+@pytest.mark.parametrize("filling", [0, -1024])
+def test_empty_planes_around_a_head_are_not_shown_to_deepbet(head, monkeypatch, filling):
+    """In a wide frame it found a brain of 17 litres."""
+    _, data, inside, affine = head
+    wide = np.pad(data, ((9, 4), (0, 0), (7, 30)), constant_values=filling)
+    shift = np.eye(4)
+    shift[:3, 3] = -9, 0, -7
+    seen = []
+
+    def run(_self, image):
+        seen.append(image)
+        return None, nib.Nifti1Image(np.ones(image.shape, np.uint8), image.affine), None
+
+    monkeypatch.setattr(brain.BrainExtraction, "__init__", lambda *_self, **_options: None)
+    monkeypatch.setattr(brain.BrainExtraction, "run", run)
+    monkeypatch.setattr(brain, "LARGEST_BRAIN", 1e6)
+    mask = brain.extract(nifti.Image(wide.astype(np.float32), affine @ shift), 1)
+    assert mask.shape == wide.shape
+    assert np.pad(inside, ((9, 4), (0, 0), (7, 30)))[~mask].sum() == 0
+    first = np.argwhere(mask)[0]
+    np.testing.assert_allclose(seen[0].affine[:3, 3], (affine @ shift @ [*first, 1])[:3], atol=1e-9)
+    assert seen[0].shape[2] <= data.shape[2]
+
+
 # Synthesis
 
 
@@ -595,6 +619,27 @@ def test_a_bias_field_is_removed(run_ants, tmp_path):
         ]
 
     assert np.less(variation(corrected.data), 0.5 * np.array(variation(tissue * field))).all()
+
+
+@pytest.mark.ants
+def test_a_t1w_below_zero_is_raised_and_what_is_no_brain_stays_zero(run_ants, tmp_path):
+    """As z-scores are, which had 0 in the middle of the brain."""
+    grid = grid_around((0, 0, 0))
+    points = world(*grid)
+    inside = np.linalg.norm(points / [65, 80, 60], axis=-1) < 1
+    tissue = np.where(np.linalg.norm(points / [40, 50, 35], axis=-1) < 1, 150.0, 100.0)
+    plain = np.where(inside, tissue, 0)
+    scored = np.where(inside, (tissue - 120) / 25, -9)
+    nifti.save(nifti.Image(inside, grid[1]), tmp_path / "mask.nii")
+    found = []
+    for data in (plain, scored):
+        nifti.save(nifti.Image(data, grid[1]), tmp_path / "t1w.nii")
+        t1w, mask = str(tmp_path / "t1w.nii"), str(tmp_path / "mask.nii")
+        out = run_ants("CorrectBias", t1w=t1w, mask=mask, shrink_factor=2)
+        found.append(nifti.load(out["t1w"]).data)
+    assert found[1].min() >= 0
+    assert found[1][~inside].max() == 0
+    assert np.corrcoef(found[0][inside], found[1][inside])[0, 1] > 0.99
 
 
 @pytest.mark.ants

@@ -128,6 +128,15 @@ def test_a_pet_that_fits_passes_and_others_fail(person):
     assert pet_verdict(person, np.zeros_like(pet)).verdict == FAIL
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1e-3, 1e6])
+def test_the_unit_of_a_pet_changes_no_verdict(person, unit):
+    _, pet, _ = person
+    told = pet_verdict(person, pet)
+    scaled = pet_verdict(person, (pet * unit).astype(np.float32))
+    assert scaled.verdict == told.verdict
+    assert scaled.measures == pytest.approx(told.measures, abs=1e-3)
+
+
 def test_only_what_a_pet_covers_is_judged(person):
     _, pet, inside = person
     layers = np.argwhere(inside)[:, 2]

@@ -226,5 +226,6 @@ def judge_pet(
     measures[UPTAKE] = correlation(pet, smooth(uptake, PET_BLUR, zooms), seen)
     if grey.any() and white.any():
         least = TINY * float(np.abs(pet[seen]).mean())  # whatever the unit: 1e-12 Bq/mL, too
-        measures[CONTRAST] = float(pet[grey].mean()) / max(float(pet[white].mean()), least)
+        of_white = max(float(pet[white].mean()), least)
+        measures[CONTRAST] = float(pet[grey].mean()) / of_white if of_white > 0 else 0.0
     return judge(measures, PET_CRITERIA)
