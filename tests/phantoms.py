@@ -76,7 +76,10 @@ def add_t1w(root, subject, rng, *, session=None, data=None, affine=None):
 
 def add_pet(root, subject, rng, *, session=None, name="trc-18FFDG_pet", data=None, sidecar=None):
     path = image_path(root, subject, "pet", name, session)
-    data = brain(rng, inverted=True) if data is None else data
+    if data is None:  # the air of a scan is never 0 throughout: what is, was not measured
+        data = brain(rng, inverted=True)
+        air = np.random.default_rng(0).random(data.shape, np.float32) * 0.01 * data.max()
+        data = np.maximum(data, air)
     nifti.save(nifti.Image(data, head_affine()), path)
     path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(sidecar or PET))
     return path
