@@ -56,6 +56,7 @@ from bids_app.imaging.verdict import (
     VERDICTS,
     judge,
     judge_t1w,
+    measure_brain,
     told_of,
 )
 from bids_app.templates import Template
@@ -106,6 +107,7 @@ def register_t1w(
         nifti.load(work / "after.nii.gz").data, target.data,
         nifti.load(work / "mask.nii.gz").data > 0,
         nifti.load(template.reference_mask).data > 0, target.affine, behind=behind,
+        own=measure_brain(brain.data, brain.data > 0, brain.affine),
     )  # fmt: skip
     return {"Start": start, **told_of(judgement)}, places(template, there)
 

@@ -26,6 +26,7 @@ from bids_app.imaging.similarity import (
     normalized_mutual_information,
 )
 from bids_app.imaging.smoothing import smooth
+from bids_app.imaging.verdict import measure_brain
 from bids_app.interfaces.anatomy import ExtractBrain
 from bids_app.interfaces.derivatives import AddToSidecar, SaveDerivative
 from bids_app.interfaces.imaging import (
@@ -171,7 +172,7 @@ def test_a_registration_is_judged_before_and_after(tmp_path, rng, save):
     out = node(
         JudgeRegistration, tmp_path, fixed=save("fixed", fixed), before=save("before", before),
         fixed_mask=save("where", ellipsoid), after=save("after", after),
-        mask_after=save("moved", moved),
+        mask_after=save("moved", moved), t1w=save("t1w", before), brain_mask=save("own", ellipsoid),
     )  # fmt: skip
     quality = out.sidecar["Registration"]
     told = [normalized_mutual_information(fixed, one, ellipsoid) for one in (before, after)]
@@ -180,6 +181,8 @@ def test_a_registration_is_judged_before_and_after(tmp_path, rng, save):
     )
     assert told[1] > told[0]
     assert quality["DiceBrainMask"] == pytest.approx(dice(ellipsoid, moved), abs=1e-4)
+    own = measure_brain(before, ellipsoid, nifti.load(tmp_path / "t1w.nii.gz").affine)
+    assert {name: quality[name] for name in own} == pytest.approx(own, abs=1e-4)
     assert quality["SimilarityMetric"] == "normalized mutual information"
     assert "SyN" in quality["Method"]
     assert quality["Verdict"] == "fail"

@@ -15,6 +15,7 @@ from bids_app.imaging.tissue import (
     winsorize,
 )
 from bids_app.imaging.verdict import (
+    DEEP_TO_RIM,
     DOUBT,
     FAIL,
     INSIDE,
@@ -22,10 +23,12 @@ from bids_app.imaging.verdict import (
     PET_CRITERIA,
     T1W_CRITERIA,
     VERDICTS,
+    WHOLE,
     Criterion,
     judge,
     judge_pet,
     judge_t1w,
+    measure_brain,
     reasons_of,
     told_of,
     verdict_of,
@@ -86,7 +89,7 @@ def person():
 
 
 def t1w_verdict(data, template):
-    judged = judge_t1w(data, template, data > 0, template > 0, head_affine(), behind=0.0)
+    judged = judge_t1w(data, template, data > 0, template > 0, head_affine(), own={}, behind=0.0)
     return judged.verdict
 
 
@@ -105,8 +108,68 @@ def test_a_t1w_that_fits_passes_and_others_fail(person):
 @pytest.mark.parametrize(("behind", "verdict"), [(0.0, PASS), (-0.06, DOUBT), (-0.3, FAIL)])
 def test_a_better_pose_elsewhere_is_held_against_a_t1w(person, behind, verdict):
     t1w, _, inside = person
-    found = judge_t1w(t1w, t1w, inside, inside, head_affine(), behind=behind)
+    found = judge_t1w(t1w, t1w, inside, inside, head_affine(), own={}, behind=behind)
     assert found.verdict == verdict
+
+
+BALL = np.sum((np.indices((40, 40, 40)) - 19.5) ** 2, axis=0)  # voxels of 4 mm, squared
+
+
+def head(radius=15.0, *, bright_rim=1.0):
+    """Give a ball of brain in a larger one of skin, and its mask."""
+    inside = radius**2 >= BALL
+    rim = inside & ((radius - 1) ** 2 < BALL)
+    data = np.where((radius + 3) ** 2 > BALL, 0.4, 0.0)
+    return np.where(rim, 0.6 * bright_rim, np.where(inside, 1.0, data)).astype(np.float32), inside
+
+
+def own_measures(t1w, inside):
+    return measure_brain(t1w, inside, np.diag([4.0, 4.0, 4.0, 1.0]))
+
+
+def verdict_on(measures):
+    return judge(measures, T1W_CRITERIA).verdict
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("way", [1, -1])
+@pytest.mark.parametrize("filled", [True, False])
+def test_a_t1w_that_ends_inside_the_brain_is_doubted(axis, way, filled):
+    t1w, inside = (np.moveaxis(part, 0, axis) for part in head())
+    assert own_measures(t1w, inside)[WHOLE] == 1
+    beyond = way * (np.indices(t1w.shape)[axis] - 19.5) > 10  # 20 mm of the ball's 60
+    if filled:
+        cut = own_measures(np.where(beyond, 0, t1w), inside & ~beyond)
+    else:
+        keep = tuple(
+            slice(None) if a != axis else (slice(None, 30) if way > 0 else slice(10, None))
+            for a in range(3)
+        )
+        cut = own_measures(t1w[keep], inside[keep])
+    assert cut[WHOLE] == pytest.approx((10 / 15) ** 2, abs=0.1)  # of a ball, by Pythagoras
+    assert verdict_on(cut) == DOUBT
+
+
+@pytest.mark.parametrize("margin", [0, 1, 5])
+def test_a_stripped_t1w_that_ends_with_its_brain_is_whole(margin):
+    t1w, inside = head()
+    box = (slice(5 - margin, 35 + margin),) * 3
+    found = own_measures(np.where(inside, t1w, 0)[box], inside[box])
+    assert found[WHOLE] > 0.8
+    assert verdict_on(found) == PASS
+
+
+def test_thick_slices_of_a_stripped_brain_do_not_end_inside_it():
+    t1w, inside = (part[:, :, 2::4] for part in head())
+    found = measure_brain(np.where(inside, t1w, 0), inside, np.diag([4.0, 4.0, 16.0, 1.0]))
+    assert found[WHOLE] == 1
+
+
+@pytest.mark.parametrize(("rim", "verdict"), [(1.0, PASS), (3.0, DOUBT), (8.0, FAIL)])
+def test_a_bright_rim_taken_for_brain_is_doubted(rim, verdict):
+    found = own_measures(*head(bright_rim=rim))
+    assert found[DEEP_TO_RIM] == pytest.approx(1 / (0.6 * rim), rel=0.01)
+    assert verdict_on(found) == verdict
 
 
 def pet_verdict(person, pet, covered=None):

@@ -21,6 +21,11 @@ GRID, BLUR = 4.0, 6.0  # mm: voxels, and FWHM, at which images of all resolution
 PET_BLUR = 6.0  # mm FWHM: what a T1w lets expect becomes about as soft as a PET
 HALF = 0.5  # of a coarse voxel is brain
 DEPTH = 6.0  # mm from the brain's surface, whose outline alone makes brains alike; our choice
+# In its own space: voxels in mm at which a brain is looked at, how thick its rim is, where its
+# depth begins, and what is the edge of a T1w; our choice
+OWN_GRID, RIM, DEEP, EDGE = 2.0, 4.0, 10.0, 3.0
+BRIGHTEST = 90  # percentile of the rim: that of a bright part of it
+STRIPPED = 0.05  # of the brain's voxels; a T1w that has fewer outside the brain was stripped
 GREY_ABOVE, WHITE_BELOW, FLUID_BELOW = 0.8, 0.45, 0.2  # of expected uptake, grey's being 1
 TINY = 1e-6  # of the mean uptake: white matter that has none gives no ratio
 
@@ -67,6 +72,7 @@ class Judgement:
 # Names of measures in sidecars
 LIKENESS, OVERLAP = "CorrelationWithTemplate", "DiceBrainMask"
 INSIDE, UPTAKE, CONTRAST = "BrainInsidePET", "CorrelationWithExpectedUptake", "GreyWhiteRatio"
+WHOLE, DEEP_TO_RIM = "BrainSectionInsideT1w", "DeepToRimRatio"
 BEHIND = "CorrelationBehindBestPose"  # where it lies, less that in the best pose of a search
 
 T1W_CRITERIA = (
@@ -75,6 +81,15 @@ T1W_CRITERIA = (
     Criterion(
         BEHIND, -0.04, -0.08,
         "there is a pose in which the T1w is more like the template (correlation {:+.2f} here)",
+    ),
+    Criterion(
+        WHOLE, 0.8, 0.2,
+        "the T1w ends inside the brain (of its largest section, only {:.2f} lies off the edge)",
+    ),
+    Criterion(
+        DEEP_TO_RIM, 0.75, 0.25,
+        "what was taken for brain has a bright rim (its depth is only {:.2f} of that), as contrast "
+        "agent, fat or another kind of image gives it",
     ),
 )  # fmt: skip
 PET_CRITERIA = (
@@ -167,6 +182,7 @@ def judge_t1w(
     template_brain: Mask,
     affine: Affine,
     *,
+    own: Mapping[str, float],
     behind: float | None = None,
 ) -> Judgement:
     """Judge the registration of a T1w to a template.
@@ -179,6 +195,8 @@ def judge_t1w(
         Their masks.
     affine : ndarray, (4, 4)
         Of the grid.
+    own : mapping
+        What :func:`measure_brain` told of the T1w in its own space.
     behind : float, optional
         Correlation in the pose that was found, less that in the best pose of a search.
     """
@@ -188,10 +206,69 @@ def judge_t1w(
     zooms = zooms_of(coarse)
     deep = ndimage.distance_transform_edt(inside >= HALF, sampling=zooms) > DEPTH
     alike = correlation(smooth(moved, BLUR, zooms), smooth(fixed, BLUR, zooms), deep)
-    measures = {LIKENESS: alike, OVERLAP: dice(brain, template_brain)}
+    measures = {LIKENESS: alike, OVERLAP: dice(brain, template_brain), **own}
     if behind is not None:
         measures[BEHIND] = behind
     return judge(measures, T1W_CRITERIA)
+
+
+def measure_brain(t1w: Volume, brain: Mask, affine: Affine) -> dict[str, float]:
+    """Measure on a T1w's own grid what a registration to a whole brain would hide.
+
+    A brain that is cut off at the edge of the image is stretched over the whole template, and
+    something bright around it, taken for brain, is pulled inside.
+
+    Parameters
+    ----------
+    t1w : ndarray, (I, J, K)
+        Without bias field, with all that is around the brain; any unit.
+    brain : ndarray of bool, (I, J, K)
+        Its mask.
+    affine : ndarray, (4, 4)
+        Voxel indices → mm.
+
+    Returns
+    -------
+    dict
+        1 less the largest section of the brain within 3 mm of an edge, in units of the largest
+        section along that axis; and the median deeper than 10 mm in the brain over the 90th
+        percentile of its rim of 4 mm. What cannot be measured is left out.
+    """
+    measures = {WHOLE: 1 - _section_at_edge(t1w, brain, zooms_of(affine))}
+    held = tuple(slice(int(at.min()), int(at.max()) + 1) for at in np.nonzero(brain))
+    (data, coarse), (inside, _) = (
+        thin(part[held].astype(np.float32), affine, OWN_GRID) for part in (t1w, brain)
+    )
+    zooms = zooms_of(coarse)
+    depth = ndimage.distance_transform_edt(np.pad(inside >= HALF, 1), sampling=zooms)
+    depth = depth[1:-1, 1:-1, 1:-1]
+    rim = data[(depth > 0) & (depth <= max(RIM, *zooms))]
+    deep = data[depth > DEEP]
+    if rim.size and deep.size:
+        bright = float(np.percentile(rim, BRIGHTEST))
+        if bright > 0:
+            measures[DEEP_TO_RIM] = float(np.median(deep)) / bright
+    return measures
+
+
+def _section_at_edge(t1w: Volume, brain: Mask, zooms: tuple[float, float, float]) -> float:
+    """Give the largest section of a brain at an edge of its image, as a share of its largest one.
+
+    The edge is where data end, as what was cut off may have been filled up; of a stripped image,
+    where the grid ends, since its data end with the brain.
+    """
+    stripped = np.count_nonzero(t1w[~brain]) < STRIPPED * np.count_nonzero(brain)
+    worst = 0.0
+    for axis, zoom in enumerate(zooms):
+        others = tuple(other for other in range(t1w.ndim) if other != axis)
+        sections = brain.sum(axis=others)
+        varied = np.flatnonzero(t1w.max(axis=others) != t1w.min(axis=others))
+        if not stripped and varied.size:
+            sections = sections[varied[0] : varied[-1] + 1]
+        thick = max(round(EDGE / zoom), 1)
+        at_edge = max(sections[:thick].max(), sections[-thick:].max())
+        worst = max(worst, float(at_edge / max(sections.max(), 1)))
+    return worst
 
 
 def judge_pet(

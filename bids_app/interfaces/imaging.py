@@ -22,7 +22,7 @@ from bids_app.imaging.frames import average_frames
 from bids_app.imaging.gaps import fill
 from bids_app.imaging.intensity import clip_spikes, scale_to_unit
 from bids_app.imaging.similarity import measure, normalized_mutual_information
-from bids_app.imaging.verdict import FAIL, judge_t1w, told_of, worse_of
+from bids_app.imaging.verdict import FAIL, judge_t1w, measure_brain, told_of, worse_of
 
 VOUCHED = "axis code where the header has none; empty: none is vouched for"
 VALID = "mask of the voxels that hold a number in the file; 0 was put into the others"
@@ -285,6 +285,8 @@ class _JudgeRegistrationInputSpec(BaseInterfaceInputSpec):
     before = File(exists=True, mandatory=True, desc="the moving image, as headers have it")
     after = File(exists=True, mandatory=True, desc="the moving image after registration")
     mask_after = File(exists=True, mandatory=True, desc="its brain mask after registration")
+    t1w = File(exists=True, mandatory=True, desc="the T1w on its own grid, with all that it holds")
+    brain_mask = File(exists=True, mandatory=True, desc="the brain on that grid")
     start = traits.Str(desc="from which registration began")
     behind = traits.Float(desc="correlation there, less that in the best pose of a search")
 
@@ -296,7 +298,7 @@ class _JudgeRegistrationOutputSpec(TraitedSpec):
 class JudgeRegistration(SimpleInterface):
     """Measure how alike target and image are before and after, and say whether to believe it.
 
-    All images lie on one grid.
+    All images lie on one grid, but for the T1w and its brain as they were before.
     """
 
     input_spec = _JudgeRegistrationInputSpec
@@ -305,6 +307,7 @@ class JudgeRegistration(SimpleInterface):
     def _run_interface(self, runtime):
         target, mask = nifti.load(self.inputs.fixed), nifti.load(self.inputs.fixed_mask)
         fixed, where = target.data, mask.data > 0
+        own = nifti.load(self.inputs.t1w)
 
         def likeness(path):
             return normalized_mutual_information(fixed, nifti.load(path).data, where)
@@ -312,6 +315,7 @@ class JudgeRegistration(SimpleInterface):
         judgement = judge_t1w(
             nifti.load(self.inputs.after).data, fixed, nifti.load(self.inputs.mask_after).data > 0,
             where, target.affine,
+            own=measure_brain(own.data, nifti.load(self.inputs.brain_mask).data > 0, own.affine),
             behind=self.inputs.behind if isdefined(self.inputs.behind) else None,
         )  # fmt: skip
         start = {"Start": self.inputs.start} if isdefined(self.inputs.start) else {}

@@ -134,6 +134,8 @@ def init_anatomical_wf(
         (register, judge, [("start", "start"), ("behind", "behind")]),
         (resample, judge, [("image", "after")]),
         (resample_mask, judge, [("image", "mask_after")]),
+        (correct, judge, [("t1w", "t1w")]),
+        (extract, judge, [("mask", "brain_mask")]),
         (judge, measured, [("sidecar", "in1")]),
         (scale, measured, [("sidecar", "in2")]),
         (extract, of_t1w, [("sidecar", "in1")]),
