@@ -21,6 +21,7 @@ from bids_app.caches import settled
 from bids_app.errors import Mri2petError, UsageError
 from bids_app.files import read_text
 from bids_app.labels import LESIONS, axis_code, normalize_labels
+from bids_app.lifeline import exit_with
 from bids_app.settings import (
     DETECTORS,
     FULL_RESOLUTION,
@@ -473,4 +474,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main())

@@ -21,6 +21,7 @@ from bids_app.arguments import (
     refuse_lost_folder,
 )
 from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.lifeline import exit_with
 
 TIMEOUT, TRIES, PAUSE = 60.0, 3, 2.0  # s; times; s between them
 
@@ -165,4 +166,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main())

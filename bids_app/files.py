@@ -115,7 +115,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a name to write a file to; then bring it to the disk, and rename it.
 
     After a crash of the machine, too, there is the file that was there before, or the new one,
-    whole: a rename may reach the disk before what was written does.
+    whole: a rename may reach the disk before what was written does. It is locked while it is
+    written, so that :func:`remove_partials` spares it.
 
     Yields
     ------
@@ -130,9 +131,12 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        _flush(partial)
-        partial.replace(path)
+        with partial.open("wb") as held:
+            with suppress(OSError):  # some disks know no locks
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield partial
+            _flush(partial)
+            partial.replace(path)
     except BaseException:
         _remove(partial)
         raise
@@ -347,8 +351,13 @@ def copy_file(source: Path, target: Path) -> None:
         raise ReadWriteError(f"{target}: cannot be written ({error.strerror})") from error
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove what writes that were killed have left in a folder, where no one else writes."""
-    for path in folder.glob(".*"):
+def remove_partials(folder: Path, *, below: bool = False) -> None:
+    """Remove what writes that were killed have left in a folder, and, if asked, in those below it.
+
+    What another process is writing is locked, and stays; where the disk knows no locks, all does.
+    """
+    for path in folder.rglob(".*") if below else folder.glob(".*"):
         if PARTIAL.match(path.name):
-            path.unlink(missing_ok=True)
+            with suppress(OSError), path.open("rb") as partial:
+                fcntl.flock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()

@@ -15,6 +15,7 @@ from bids_app.arguments import (
     refuse_lost_folder,
 )
 from bids_app.errors import UsageError
+from bids_app.lifeline import exit_with
 
 SMALLEST_RESOLUTION, LARGEST_RESOLUTION = 0.5, 8.0  # mm
 MOST_FRAMES, MOST_SESSIONS = 100, 99
@@ -123,4 +124,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main())

@@ -2,17 +2,18 @@
 
 import signal
 from importlib import import_module
+from typing import NoReturn
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback, should Ctrl-C come before the rest
 
-from bids_app.lifeline import ended_by_signals
+from bids_app.lifeline import ended_by_signals, exit_with
 
 SENTENCE = "stopped before anything was begun"
 
 
-def begin(program: str) -> int:
-    """Load a program and run it; return its exit code.
+def begin(program: str) -> NoReturn:
+    """Load a program, run it, and exit with its code.
 
     Parameters
     ----------
@@ -21,20 +22,19 @@ def begin(program: str) -> int:
     """
     with ended_by_signals(SENTENCE):
         module = import_module(program)
-    code: int = module.main()
-    return code
+    exit_with(module.main())
 
 
-def mri2pet() -> int:
+def mri2pet() -> NoReturn:
     """Run ``mri2pet``."""
-    return begin("bids_app.cli")
+    begin("bids_app.cli")
 
 
-def simulate() -> int:
+def simulate() -> NoReturn:
     """Run ``mri2pet-simulate``."""
-    return begin("bids_app.simulate")
+    begin("bids_app.simulate")
 
 
-def fetch() -> int:
+def fetch() -> NoReturn:
     """Run ``mri2pet-fetch``."""
-    return begin("bids_app.fetch")
+    begin("bids_app.fetch")

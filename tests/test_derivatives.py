@@ -40,6 +40,7 @@ from bids_app.files import (
     locked,
     read_json,
     read_tsv,
+    remove_partials,
     write_json,
     write_text,
     write_tsv,
@@ -745,3 +746,34 @@ def test_many_processes_write_one_dataset(tmp_path, raw):
     assert [worker.exitcode for worker in workers] == [0] * 8
     assert len(read_tsv(out / "participants.tsv")) == 3
     assert [p for p in out.rglob(".*") if p.name not in (".bidsignore", ".mri2pet.lock")] == []
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+from bids_app.files import replacing
+
+with replacing(Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    print(partial, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_write_has_left_is_removed_and_what_is_being_written_stays(tmp_path):
+    path = tmp_path / "logs" / "run.json"
+    write = subprocess.Popen(
+        [sys.executable, "-c", WRITING, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    partial = Path(write.stdout.readline().strip())
+    for below in (False, True):
+        remove_partials(tmp_path / "logs", below=below)
+    assert partial.exists()
+    write.kill()
+    write.communicate()
+    kept = path.with_name(".hidden.json")
+    kept.write_text("{}")
+    remove_partials(tmp_path)
+    assert partial.exists()
+    remove_partials(tmp_path, below=True)
+    assert list(path.parent.iterdir()) == [kept]

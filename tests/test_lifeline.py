@@ -283,3 +283,27 @@ def test_programs_begin_where_they_can_be_told_to_end(name):
         [sys.executable, "-c", words, "--help"], check=True, capture_output=True, text=True
     )
     assert done.stdout.startswith(f"usage: {name} ")
+
+
+ENDING = """
+import atexit, sys, time
+from bids_app.lifeline import ended_by_signals, exit_with
+
+def slow():
+    print("ending", flush=True)
+    time.sleep(2)
+
+with ended_by_signals("told to end"):
+    atexit.register(slow)
+exit_with(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("code", [0, 66])
+def test_a_run_whose_work_is_done_keeps_its_exit_code(begin, number, code):
+    run, _ = begin("-c", ENDING, code)
+    assert run.stdout.readline() == "ending\n"
+    os.kill(run.pid, number)
+    assert run.communicate(timeout=30)[1] == ""
+    assert run.returncode == code

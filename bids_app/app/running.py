@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from nipype.pipeline.engine import Workflow
 
-from bids_app.app.preparation import read_plugin, share_resources, work_dir_of
+from bids_app.app.preparation import KEPT, read_plugin, share_resources, work_dir_of
 from bids_app.claims import claimed
 from bids_app.console import Voice
+from bids_app.files import remove_partials
 from bids_app.provenance import Stamp
 from bids_app.report.runs import Told
 from bids_app.settings import Settings
@@ -35,6 +36,8 @@ def hold(
 ) -> Iterator[None]:
     """Keep other runs from what this one works on, for as long as the block lasts.
 
+    What a run that was killed has left half-written beside the folders of subjects is removed.
+
     Parameters
     ----------
     settings, stamp : Settings, Stamp
@@ -57,6 +60,9 @@ def hold(
             claim = claimed(folder, names, command=stamp.command, date=stamp.date)
             if not stack.enter_context(claim):
                 voice.warn(f"{folder}: its disk knows no locks; start no second run into it")
+        remove_partials(settings.output_dir)
+        for name in KEPT:
+            remove_partials(settings.output_dir / name, below=True)
         yield
 
 
