@@ -31,6 +31,7 @@ LARGE = 1 << 30  # bytes of an image that is refused if it is not plausible; our
 LARGEST_TAIL = 1 << 26  # bytes after the voxels of a compressed image; our choice
 PIECE = 1 << 24  # bytes that are read at once
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), 1e-30  # intensities; below, digits are lost
+FEW = 1e-3  # of the voxels: they are broken, where they alone are out of bounds; our choice
 AGAIN = "copy it again from its source"
 
 
@@ -243,13 +244,10 @@ def load(path: Path | str, *, orientation: str = "") -> Image:
         stored = _read_voxels(file, header)
         if isinstance(file, gzip.GzipFile):
             _finish(path, file)
-        data, unit = _scale(stored, header)
+        data, change = _scale(stored, header)
     notes = header.notes
-    if unit != 1:
-        notes += (
-            f"{path.name}: its intensities reach {unit:.2g}, and 32-bit floats do not hold them; "
-            f"they were divided by {unit:.6g}.",
-        )
+    if change:
+        notes += (f"{path.name}: its intensities reach {change}.",)
     return Image(data, header.affine, notes)
 
 
@@ -283,20 +281,27 @@ def _finish(path: Path, file: gzip.GzipFile) -> None:
             )
 
 
-def _scale(stored: np.ndarray, header: Header) -> tuple[np.ndarray, float]:
-    """Scale stored to true intensities; give them, and what they were divided by to fit."""
+def _scale(stored: np.ndarray, header: Header) -> tuple[np.ndarray, str]:
+    """Scale stored to true intensities; say how far they reach and what became of them, if any."""
     data = np.empty(stored.shape, np.float32, order="F")
-    peak = 0.0
+    peak, usual, broken = 0.0, 0.0, 0
     for k in range(stored.shape[-1]):  # slice by slice, or frame by frame: float64 takes memory
         true = _true(stored[..., k], header)
-        peak = max(peak, float(np.abs(true).max(initial=0, where=np.isfinite(true))))
+        size = np.abs(true, where=np.isfinite(true), out=np.zeros_like(true))
+        beyond = size > LARGEST
         with np.errstate(over="ignore", under="ignore"):
             data[..., k] = true
+        data[..., k][beyond] = np.copysign(LARGEST, true[beyond])
+        peak, broken = max(peak, float(size.max(initial=0))), broken + int(beyond.sum())
+        usual = max(usual, float(size.max(initial=0, where=~beyond)))
     if peak == 0 or SMALLEST <= peak <= LARGEST:
-        return data, 1.0
+        return data, ""
+    told = f"{peak:.2g}, and 32-bit floats do not hold them"
+    if 0 < broken <= FEW * stored.size and usual < np.sqrt(LARGEST):
+        return data, f"{told}; the voxels beyond, {broken} in number, were cut off"
     for k in range(stored.shape[-1]):
         data[..., k] = _true(stored[..., k], header) / peak
-    return data, peak
+    return data, f"{told}; they were divided by {peak:.6g}"
 
 
 def _true(stored: np.ndarray, header: Header) -> np.ndarray:

@@ -106,6 +106,19 @@ def test_a_whole_brain_lacks_nothing_and_scattered_holes_are_called_so(rng):
     assert brain_coverage(np.zeros(SHAPE, bool), brain) == 0
 
 
+@pytest.mark.parametrize("top", [0, 3])
+def test_a_gap_between_beds_is_no_surface(top):
+    brain = ball()
+    kept = np.ones(SHAPE[2], bool)
+    inside = np.flatnonzero(brain.any((0, 1)))
+    kept[inside[inside.size // 2] - 1 : inside[inside.size // 2] + 2] = False
+    share = (brain & ~kept).sum() / brain.sum()
+    kept[inside.max() + 1 - top :] = False
+    ends = [f"the top {0.4 * top:.1f} cm"] if top else []
+    found = missing_parts(brain, np.broadcast_to(kept, SHAPE), AFFINE)
+    assert found == [*ends, f"a part between the ends ({100 * share:.1f} %)"]
+
+
 def test_identical_images_with_other_gaps_are_alike(rng):
     """The synthetic PET has the whole brain, the real one a gap, which is no difference."""
     brain, covered = ball(), without_top(8)

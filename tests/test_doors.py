@@ -135,6 +135,18 @@ def test_what_float32_cannot_hold_is_divided_and_told(tmp_path, head, unit):
     assert "divided" in note
 
 
+@pytest.mark.parametrize("value", [1e300, -1e39])
+def test_a_broken_voxel_beyond_float32_does_not_scale_the_others(tmp_path, head, value):
+    """Tissue would be 0 after a division by it."""
+    data = head[0].astype(np.float64)
+    data[3, 4, 5] = value
+    image = nifti.load_scan(write(tmp_path / "a.nii", coded(data, head[1]).to_bytes()))
+    data[3, 4, 5] = np.copysign(float(np.finfo(np.float32).max), value)
+    assert np.array_equal(image.data, data.astype(np.float32))
+    (note,) = image.notes
+    assert "1 in number, were cut off" in note
+
+
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_a_voxel_without_a_number_leaves_the_others_as_they_are(tmp_path, head, value):
     data = head[0].astype(np.float32)

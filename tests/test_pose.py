@@ -95,6 +95,17 @@ def test_a_good_header_is_kept(head, template, tilt):
     assert found.header_score == pytest.approx(found.score, abs=0.01)
 
 
+@pytest.mark.parametrize("unit", [1e-28, 1e35])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_the_unit_of_an_image_changes_no_score(head, template, unit):
+    """Squares of 32-bit floats end at 1e-45 and at 1e38."""
+    scores = [
+        search(template, (head[0] * factor).astype(np.float32), head_affine()).score(np.eye(4))
+        for factor in (1, unit)
+    ]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-3)
+
+
 def test_noise_does_not_overrule_the_header(template):
     noise = np.random.default_rng(5).random(template.shape).astype(np.float32)
     assert not search(template, noise, head_affine()).find().is_better

@@ -191,7 +191,7 @@ def test_a_pet_that_fits_passes_and_others_fail(person):
     assert pet_verdict(person, np.zeros_like(pet)).verdict == FAIL
 
 
-@pytest.mark.parametrize("unit", [1e-12, 1e-3, 1e6])
+@pytest.mark.parametrize("unit", [1e-28, 1e-12, 1e-3, 1e6, 1e35])
 def test_the_unit_of_a_pet_changes_no_verdict(person, unit):
     _, pet, _ = person
     told = pet_verdict(person, pet)

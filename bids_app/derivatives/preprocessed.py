@@ -120,7 +120,7 @@ def tell_coverage(pet: Path) -> str:
         if isinstance(share, float | int) and share < COMPLETE:
             missing = tell_missing(told.get("BrainNotCovered"))
             return (
-                f"{pet.name} covers {100 * share:.1f} % of the brain; {missing} is missing, and "
+                f"{pet.name} covers {100 * share:.1f} % of the brain; what is missing ({missing}) "
                 "counts nowhere"
             )
     return ""

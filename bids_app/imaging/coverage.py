@@ -123,19 +123,26 @@ def missing_parts(brain: Mask, covered: Mask, affine: Affine) -> list[str]:
     Returns
     -------
     list of str
-        ``"the top 2.4 cm"``: slices from that end of which less than half is covered. Scattered
-        holes are named as such.
+        ``"the top 2.4 cm"``: slices from that end of which less than half is covered. A gap that is
+        no end, and scattered holes, are named as such.
     """
     lost = ~covered[brain]
     if not lost.any():
         return []
     places = np.argwhere(brain) @ affine[:3, :3].T + affine[:3, 3]
     step = min(zooms_of(affine))
-    told = [
-        words.format(f"{thickness / 10:.1f}")
-        for axis, sign, words in ENDS
-        if (thickness := _thickness(sign * places[:, axis], lost, step)) >= LEAST_MISSING
-    ]
+    told, rest = [], lost.copy()
+    for axis, sign, words in ENDS:
+        height = sign * places[:, axis]
+        thickness = _thickness(height, lost, step)
+        if thickness >= LEAST_MISSING:
+            told.append(words.format(f"{thickness / 10:.1f}"))
+            rest &= height.max() - height >= thickness - step / 2
+    hole = np.zeros(brain.shape, bool)
+    hole[brain] = rest
+    between = np.bincount(ndimage.label(hole)[0][hole], minlength=1).max() / lost.size
+    if between > 1 - COMPLETE:
+        told.append(f"a part between the ends ({100 * between:.1f} %)")
     return told if told else ["small parts at its surface"]
 
 

@@ -169,7 +169,7 @@ class PoseSearch:
         moved = ndimage.map_coordinates(
             self.moving, places, order=1, mode="nearest" if self.bounded else "constant"
         )
-        if not (moved.std() > 0 and values.std() > 0):
+        if np.ptp(moved) == 0 or np.ptp(values) == 0:  # their squares may be beyond 32 bits
             return -1.0
         return float(np.corrcoef(values, moved)[0, 1]) * (np.sqrt(share) if self.bounded else 1.0)
 

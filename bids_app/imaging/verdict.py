@@ -302,7 +302,8 @@ def judge_pet(
     white = seen & (uptake > FLUID_BELOW) & (uptake < WHITE_BELOW)
     measures[UPTAKE] = correlation(pet, smooth(uptake, PET_BLUR, zooms), seen)
     if grey.any() and white.any():
-        least = TINY * float(np.abs(pet[seen]).mean())  # whatever the unit: 1e-12 Bq/mL, too
-        of_white = max(float(pet[white].mean()), least)
-        measures[CONTRAST] = float(pet[grey].mean()) / of_white if of_white > 0 else 0.0
+        whole, inner, outer = (pet[part].astype(np.float64) for part in (seen, white, grey))
+        least = TINY * float(np.abs(whole).mean())  # whatever the unit: 1e-12 Bq/mL, too
+        of_white = max(float(inner.mean()), least)
+        measures[CONTRAST] = float(outer.mean()) / of_white if of_white > 0 else 0.0
     return judge(measures, PET_CRITERIA)

@@ -103,7 +103,7 @@ def thin(volume: Volume, affine: Affine, zoom: float) -> tuple[Volume, Affine]:
     blocks = volume[: i * a, : j * b, : k * c].reshape(i, a, j, b, k, c)
     coarse = affine @ np.diag([*steps, 1.0])
     coarse[:3, 3] = affine[:3, 3] + affine[:3, :3] @ ((np.array(steps) - 1) / 2)
-    return blocks.mean(axis=(1, 3, 5), dtype=np.float32), coarse
+    return blocks.mean(axis=(1, 3, 5), dtype=np.float64).astype(np.float32), coarse
 
 
 def box_of_grid(grid: Grid) -> Box | None:

@@ -219,11 +219,12 @@ def read_coverage(share: float, missing: object) -> tuple[str, bool]:
     >>> read_coverage(0.9995, [])
     ('All of the brain, or nearly.', False)
     >>> read_coverage(0.931, ["the top 2.4 cm"])
-    ('INCOMPLETE: the top 2.4 cm of the brain is missing, and counts nowhere.', True)
+    ('INCOMPLETE: what is missing (the top 2.4 cm of the brain) counts nowhere.', True)
     """
     if share >= COMPLETE:
         return "All of the brain, or nearly.", False
-    return f"INCOMPLETE: {tell_missing(missing)} of the brain is missing, and counts nowhere.", True
+    told = f"what is missing ({tell_missing(missing)} of the brain) counts nowhere"
+    return f"INCOMPLETE: {told}.", True
 
 
 def warnings_of(visits: Sequence[Results]) -> list[str]:
