@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -928,3 +930,53 @@ def test_labels_are_carried_from_where_nibabel_sees_them(run_ants, tmp_path, rng
         reference=str(tmp_path / "reference.nii.gz"), orientation="LAS",
     )  # fmt: skip
     assert np.array_equal(nifti.load(out["image"]).data, labels)
+
+
+STARTS = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import ants, numpy as np
+from bids_app.anatomy import registration
+
+better, scores = sys.argv[1] == "True", iter(map(float, sys.argv[2:]))
+pose = SimpleNamespace(matrix=np.eye(4), score=0.5, is_better=better)
+search = SimpleNamespace(find=lambda: pose, score=lambda matrix: next(scores))
+image = ants.from_numpy(np.ones((4, 4, 4), np.float32))
+tried = []
+
+def register_from(fixed, moving, initial, prefix, quick):
+    tried.append(initial is not None)
+    return Path(f"{prefix}there"), Path(f"{prefix}back")
+
+registration._register_from = register_from
+registration._search_in_template = lambda *_: search
+registration._linear_part = lambda *_: None
+ants.image_read = lambda *_: image
+there, back, start, ahead = registration.register_to_template(
+    Path("brain"), Path("template"), Path("t1w_"), quick=True
+)
+print(tried, there.name, back.name, start, round(ahead, 3), sep="|")
+"""
+
+
+@pytest.mark.ants
+@pytest.mark.parametrize(
+    ("better", "scores", "told"),
+    [
+        (False, [0.6], "[False]|t1w_there|t1w_back|centre of mass|0.1"),
+        (True, [0.6], "[True]|t1w_search_there|t1w_search_back|search of directions|0.1"),
+        (False, [0.48, 0.7], "[False, True]|t1w_search_there|t1w_search_back|"
+                            "search of directions|0.2"),
+        (False, [0.48, 0.4], "[False, True]|t1w_there|t1w_back|centre of mass|-0.02"),
+        (True, [0.4, 0.7], "[True, False]|t1w_there|t1w_back|centre of mass|0.2"),
+    ],
+)  # fmt: skip
+def test_a_brain_less_like_the_template_than_the_search_is_registered_from_both_starts(
+    tmp_path, better, scores, told
+):
+    run = subprocess.run(
+        [sys.executable, "-c", STARTS, str(better), *map(str, scores)],
+        check=False, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert run.stdout.strip() == told, run.stderr
