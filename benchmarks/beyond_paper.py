@@ -19,19 +19,16 @@ import numpy as np
 import torch
 
 from bids_app import nifti
-from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed
-from bids_app.imaging.intensity import match_quantiles
-from bids_app.imaging.smoothing import smooth
-from bids_app.imaging.spread import standard_deviation
+from bids_app.derivatives.find import Preprocessed, find_preprocessed
+from bids_app.imaging.intensity import match_quantiles, smooth, standard_deviation
 from bids_app.imaging.volume import Mask, Volume, zooms_of
 from bids_app.settings import Settings
 from bids_app.synthesis.card import FOLDS, Card, check_reference, read_card
 from bids_app.synthesis.evaluation import score, smooth_in_brain
-from bids_app.synthesis.inference import predict
+from bids_app.synthesis.inference import load_generator, predict
 from bids_app.synthesis.networks import ResnetGenerator
 from bids_app.synthesis.reference import Reference, novelty, read_reference
 from bids_app.synthesis.tiling import SliceTriplets, Tiling, overlap
-from bids_app.synthesis.weights import load_generator
 
 BLUR, SHIFT = 8.0, 10.0  # mm
 MEASURES = ("ssim_brain", "psnr_brain", "mae_brain")

@@ -35,19 +35,22 @@ from nilearn.image import resample_img
 from scipy import ndimage
 
 from bids_app import nifti
+from bids_app.derivatives.description import find_versions
 from bids_app.imaging.similarity import measure
 from bids_app.imaging.volume import grid_of_box
-from bids_app.provenance import find_versions
 from bids_app.settings import Settings
 from bids_app.synthesis.card import Card
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
-from bids_app.synthesis.device import choose_precision, make_fabric
-from bids_app.synthesis.fitting import Fit
-from bids_app.synthesis.inference import synthesize
+from bids_app.synthesis.inference import (
+    choose_precision,
+    load_generator,
+    make_fabric,
+    save_generator,
+    synthesize,
+)
 from bids_app.synthesis.models import MODELS, ModelSpec
 from bids_app.synthesis.pairs import Batch
-from bids_app.synthesis.training import Training
-from bids_app.synthesis.weights import load_generator, save_generator
+from bids_app.synthesis.training import Fit, Training
 
 HELD_OUT = ("13", "14")
 SEED = 2026

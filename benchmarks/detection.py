@@ -23,16 +23,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from bids_app import nifti
-from bids_app.derivatives.anomalies import root_of
-from bids_app.derivatives.detections import write_curve, write_tests
+from bids_app.derivatives.detections import root_of, write_curve, write_tests
 from bids_app.detection.clusters import Cluster, separate_lesions
-from bids_app.detection.evaluation import (
-    CurvePoint,
-    Finding,
-    compare,
-    detection_curve,
-    marks_of,
-)
+from bids_app.detection.evaluation import CurvePoint, Finding, compare, detection_curve, marks_of
 from bids_app.files import read_json
 from bids_app.settings import DETECTORS
 

@@ -20,13 +20,10 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from bids_app.detection.encoding import load_encoder, save_encoder
-from bids_app.detection.fitting import train_encoder
-from bids_app.detection.packed import PackedControls, pack_controls
-from bids_app.detection.slabs import Slab, count_voxels
-from bids_app.detection.spec import EncoderSpec
-from bids_app.detection.voxelmodels import load_models, save_models
-from bids_app.detection.voxelwise import FoldOnSlab, fit_slab, score_slab
+from bids_app.detection.autoencoder import load_encoder, save_encoder, train_encoder
+from bids_app.detection.card import EncoderSpec
+from bids_app.detection.slabs import PackedControls, Slab, count_voxels, pack_controls
+from bids_app.detection.voxelwise import FoldOnSlab, fit_slab, load_models, save_models, score_slab
 
 SHAPE = (157, 189, 136)
 FOLDS = 4

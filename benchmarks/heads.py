@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 from bids_app import nifti
 from bids_app.anatomy import registration
 from bids_app.imaging.pose import axis_aligned
-from bids_app.imaging.verdict import told_of
+from bids_app.imaging.verdict import sidecar_fields
 from bids_app.imaging.volume import grid_of_box, thin
 from bids_app.settings import Settings
 from bids_app.templates import Template, prepare
@@ -213,7 +213,7 @@ class Person:
         found = registration.register_pet(path, self.t1w, mask, work / "pet_", out, quick=True)
         wrong = np.linalg.inv(move) @ itk_affine(out) - self.true
         error = np.linalg.norm((self.points @ wrong.T)[:, :3], axis=1).mean()
-        return float(error), {"Start": found.start, **told_of(found.judgement)}
+        return float(error), {"Start": found.start, **sidecar_fields(found.judgement)}
 
 
 def painted(folder: Path, work: Path) -> Person:

@@ -19,10 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bids_app.detection.encoding import dense_latents, latents_at
-from bids_app.detection.fitting import fit_encoder
-from bids_app.detection.networks import SiameseAutoencoder
-from bids_app.detection.spec import EncoderSpec
+from bids_app.detection.autoencoder import (
+    SiameseAutoencoder,
+    dense_latents,
+    fit_encoder,
+    latents_at,
+)
+from bids_app.detection.card import EncoderSpec
 
 SHAPE = (157, 189, 136)
 CONTROLS = 26  # that a fold learns from, of 35

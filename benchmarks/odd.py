@@ -14,8 +14,8 @@ from scipy import ndimage
 
 from bids_app import nifti
 from bids_app.anatomy import registration
-from bids_app.imaging.smoothing import smooth
-from bids_app.simulation.aseg import (
+from bids_app.imaging.intensity import smooth
+from bids_app.simulation.anatomy import (
     AMYGDALA,
     BONE,
     BRAINSTEM,

@@ -42,7 +42,7 @@ from scipy.spatial.transform import Rotation
 from bids_app import nifti
 from bids_app.anatomy.registration import BRAIN_MARGIN
 from bids_app.imaging.pose import PoseSearch, axis_aligned
-from bids_app.imaging.tissue import classify, expected_uptake, winsorize
+from bids_app.imaging.verdict import classify, expected_uptake, winsorize
 from bids_app.imaging.volume import thin
 
 RIGHT_MM, RIGHT_DEGREES = 5.0, 10.0

@@ -18,16 +18,15 @@ import torch
 from safetensors.torch import load_file
 
 from bids_app import nifti
-from bids_app.derivatives.preprocessed import find_preprocessed
+from bids_app.derivatives.find import find_preprocessed
 from bids_app.imaging.volume import zooms_of
 from bids_app.settings import Settings
-from bids_app.synthesis.device import make_fabric
 from bids_app.synthesis.evaluation import score, smooth_in_brain
-from bids_app.synthesis.inference import predict
+from bids_app.synthesis.inference import make_fabric, predict
 from bids_app.synthesis.job import KEPT, Job, launch_job
 from bids_app.synthesis.models import MODELS, ModelSpec
 from bids_app.synthesis.networks import ResnetGenerator
-from bids_app.synthesis.volumes import Owner, open_volumes, store_volumes
+from bids_app.synthesis.pairs import Owner, open_volumes, store_volumes
 
 MEASURES = ("ssim_brain", "psnr_brain")
 

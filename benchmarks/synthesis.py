@@ -13,8 +13,7 @@ import torch
 
 from bids_app.generators import DEFAULT, find_generator
 from bids_app.settings import Settings
-from bids_app.synthesis.inference import synthesize
-from bids_app.synthesis.weights import load_generator
+from bids_app.synthesis.inference import load_generator, synthesize
 
 
 def main() -> None:

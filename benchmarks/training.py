@@ -21,13 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bids_app.synthesis.device import choose_precision, make_fabric
+from bids_app.synthesis.inference import choose_precision, make_fabric
+from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS, ModelSpec
 from bids_app.synthesis.networks import ReflectConv2d
 from bids_app.synthesis.pairs import Batch, Pair, brain_tiles
-from bids_app.synthesis.pool import ImagePool
-from bids_app.synthesis.training import Training, shuffled_batches
-from bids_app.synthesis.translator import build_translator
+from bids_app.synthesis.training import ImagePool, Training, shuffled_batches
 
 SHAPE = (157, 189, 136)
 SEED = 5

@@ -57,7 +57,7 @@ from bids_app.imaging.verdict import (
     judge,
     judge_t1w,
     measure_brain,
-    told_of,
+    sidecar_fields,
 )
 from bids_app.templates import Template
 
@@ -109,7 +109,7 @@ def register_t1w(
         nifti.load(template.reference_mask).data > 0, target.affine, behind=behind,
         own=measure_brain(brain.data, brain.data > 0, brain.affine),
     )  # fmt: skip
-    return {"Start": start, **told_of(judgement)}, places(template, there)
+    return {"Start": start, **sidecar_fields(judgement)}, places(template, there)
 
 
 def all_t1w(work: Path, data: Path, arguments: argparse.Namespace, done: set) -> Iterator[dict]:

@@ -11,17 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bids_app.arguments import (
+    LESIONS,
     Parser,
     absolute_path,
+    axis_code,
     exit_code_of,
+    normalize_labels,
     read_names_as_utf8,
     refuse_lost_folder,
 )
-from bids_app.caches import settled
 from bids_app.errors import Mri2petError, UsageError
 from bids_app.files import read_text
-from bids_app.labels import LESIONS, axis_code, normalize_labels
 from bids_app.lifeline import exit_with
+from bids_app.resources import settled
 from bids_app.settings import (
     DETECTORS,
     FULL_RESOLUTION,

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from bids_app.derivatives.preprocessed import Preprocessed
-from bids_app.screening import Participant
+from bids_app.derivatives.find import Preprocessed
+from bids_app.plan.group import Participant
 from bids_app.visit import Selection
 
 WIDEST = 1_000_000  # characters of a line: in a file, no cell is broken into lines
@@ -26,14 +26,14 @@ STEPS = {
 }
 
 
-class Voice:
+class Console:
     """Messages on standard error, and one closing line on standard output."""
 
     def __init__(self) -> None:
         # Names of files may look like markup, [bold], or like the name of an emoji, :cat:
         plain: dict[str, bool] = dict.fromkeys(("highlight", "markup", "emoji"), False)
-        self.console = Console(stderr=True, soft_wrap=True, **plain)  # type: ignore[arg-type]
-        self.out = Console(soft_wrap=True, **plain)  # type: ignore[arg-type]
+        self.console = RichConsole(stderr=True, soft_wrap=True, **plain)  # type: ignore[arg-type]
+        self.out = RichConsole(soft_wrap=True, **plain)  # type: ignore[arg-type]
 
     def say(self, text: str) -> None:
         """Tell something that is as it should be."""
@@ -195,7 +195,7 @@ def _place(node: object) -> tuple[str, str]:
     return graph, rest[-1] if rest else ""
 
 
-def tell_troubled(who: Sequence[str]) -> str:
+def list_troubled(who: Sequence[str]) -> str:
     """Count those of whom a dry run finds images that cannot be used, and name them.
 
     Examples

@@ -100,7 +100,7 @@ def fetch_lpips(out: Path) -> None:
     from safetensors.torch import save
 
     from bids_app.files import write_bytes
-    from bids_app.synthesis.lpips import FETCHED_SHA256, read_tensors
+    from bids_app.synthesis.scoring import FETCHED_SHA256, read_tensors
 
     with tempfile.TemporaryDirectory() as made:
         files = Path(made, "alexnet.pth"), Path(made, "heads.pth")

@@ -210,7 +210,7 @@ def is_one_of(dataset: str, names: Iterable[str]) -> bool:
     return _identity(dataset) in set(map(_identity, names))
 
 
-def tell_namesakes(
+def describe_namesakes(
     card: Card, subjects: Iterable[str], names: Collection[str], output_dir: Path
 ) -> str:
     """Tell of those who bear the labels of people of another dataset that a generator has seen.

@@ -13,9 +13,9 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
+from bids_app.arguments import AXES
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.imaging.volume import Affine, zooms_of
-from bids_app.labels import AXES
 
 SMALLEST_ZOOM, LARGEST_ZOOM = 0.1, 20.0  # mm; our choice: no scanner of human heads is beyond
 SMALLEST_FIELD_OF_VIEW, LARGEST_FIELD_OF_VIEW = 50.0, 1000.0  # mm; our choice

@@ -92,14 +92,13 @@ def build_parser() -> argparse.ArgumentParser:
 def _run(argv: Sequence[str] | None) -> int:
     given = vars(build_parser().parse_args(argv))
     refuse_lost_folder()
-    from bids_app.cohort.dataset import write_cohort
-    from bids_app.cohort.plan import Plan
+    from bids_app.simulation.cohort import CohortPlan, write_cohort
 
     nprocs = given.pop("nprocs")
     least, most = cast("Sequence[float]", given.pop("lesion_depth"))
     if least > most:
         raise UsageError(f"--lesion-depth {least:g} {most:g}: give the smaller number first")
-    plan = Plan(**given, lesion_depth=(least, most))  # type: ignore[arg-type]
+    plan = CohortPlan(**given, lesion_depth=(least, most))  # type: ignore[arg-type]
     if not plan.members:
         raise UsageError("nobody to simulate; give --paired, --t1w-only or --patients")
     start = time.monotonic()

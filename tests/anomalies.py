@@ -8,9 +8,9 @@ from scipy import ndimage
 from bids_app import nifti
 from bids_app.files import write_json, write_tsv
 from bids_app.imaging.volume import grid_of_box
+from bids_app.report.anomalies import ScoredRun, maps_on_disk, write_run
 from bids_app.report.group import write_group_report
-from bids_app.report.scored import Run, maps_on_disk, write_run
-from bids_app.report.subject import write_subject_report
+from bids_app.report.participant import write_subject_report
 
 TEMPLATE, RESOLUTION = "MNI152NLin2009aSym", 6.0
 T = f"{TEMPLATE}_res-6"
@@ -260,7 +260,7 @@ class Cohort:
         """Record that the last run made all maps but those with one of these words in the path."""
         there = maps_on_disk(self.out)
         maps = [one for one in there if not any(word in one.path for word in without)]
-        write_run(self.out, Run("A dataset.", maps))
+        write_run(self.out, ScoredRun("A dataset.", maps))
 
     def write(self, **run):
         """Write group.html, and give the page."""

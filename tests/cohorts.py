@@ -18,7 +18,7 @@ from bids_app.derivatives.sidecars import Provenance, Space
 from bids_app.files import write_json, write_tsv
 from bids_app.imaging.volume import grid_of_box
 from bids_app.settings import Settings
-from bids_app.synthesis.volumes import Owner, store_volumes
+from bids_app.synthesis.pairs import Owner, store_volumes
 from bids_app.visit import Scan, Visit
 
 TEMPLATE, RESOLUTION = Settings.template, 4.0

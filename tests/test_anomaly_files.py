@@ -10,7 +10,7 @@ from cohorts import GRID, SPACE, TEMPLATE, write_control, write_controls
 
 from bids_app import nifti
 from bids_app.dataset.validation import find_validator
-from bids_app.derivatives.anomalies import (
+from bids_app.derivatives.detections import (
     Origin,
     anomaly_paths,
     describe_card,
@@ -21,8 +21,8 @@ from bids_app.derivatives.anomalies import (
     t1w_to_template,
     template_to_t1w,
 )
+from bids_app.derivatives.find import find_preprocessed
 from bids_app.derivatives.paths import sidecar_path
-from bids_app.derivatives.preprocessed import find_preprocessed
 from bids_app.files import read_json, write_json
 from bids_app.settings import DETECTORS
 

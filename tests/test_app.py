@@ -22,11 +22,11 @@ from bids_app.cli import main
 from bids_app.dataset.validation import find_validator
 from bids_app.files import read_tsv
 from bids_app.synthesis.card import REFERENCE, Card, file_sha256
+from bids_app.synthesis.inference import save_generator
+from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.pairs import Owner, Volumes
 from bids_app.synthesis.reference import gather_reference, write_reference
-from bids_app.synthesis.translator import build_translator
-from bids_app.synthesis.volumes import Owner, Volumes
-from bids_app.synthesis.weights import save_generator
 
 pytestmark = pytest.mark.slow
 

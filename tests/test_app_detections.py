@@ -10,10 +10,16 @@ from cohorts import SPACE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_app.app.detections import CURVES, read_seen, scored_in, top_clusters, write_detections
-from bids_app.app.detectors import Sighting
-from bids_app.derivatives.anomalies import anomaly_paths, root_of
+from bids_app.app.detectors import ScoredImage
+from bids_app.app.group import (
+    CURVES,
+    read_image_clusters,
+    scored_in,
+    top_clusters,
+    write_detections,
+)
 from bids_app.derivatives.detections import (
+    anomaly_paths,
     read_all_clusters,
     read_clusters_table,
     read_control_clusters,
@@ -21,8 +27,9 @@ from bids_app.derivatives.detections import (
     read_curve,
     read_froc,
     read_tests,
+    root_of,
 )
-from bids_app.derivatives.preprocessed import Preprocessed
+from bids_app.derivatives.find import Preprocessed
 from bids_app.detection.card import (
     CARD,
     CONTROL_CLUSTERS,
@@ -31,13 +38,12 @@ from bids_app.detection.card import (
     check_files,
     read_card,
 )
-from bids_app.detection.clusters import Cluster
+from bids_app.detection.clusters import Cluster, Place
 from bids_app.detection.evaluation import Mark
-from bids_app.detection.places import Place
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json
-from bids_app.report.scored import Scored
-from bids_app.screening import Participant, Pictured
+from bids_app.plan.group import Participant, StoredSubject
+from bids_app.report.anomalies import ScoredSubject
 
 MOST = 2  # clusters that are kept of a patient
 CARD_OF = DetectorCard(
@@ -57,7 +63,7 @@ def who_is(label, session=None, run=""):
     visit = Preprocessed(label, session, Path("t1w"), Path("mask"), (), None)
     own = f"ses-{session}_" if session else ""
     name = f"sub-{label}_{own}trc-18FFDG_{run}space-{SPACE.template}_res-4_desc-preproc_pet.nii.gz"
-    return Pictured(Participant(visit, Path(name), None), None, None)
+    return StoredSubject(Participant(visit, Path(name), None), None, None)
 
 
 class Run:
@@ -75,7 +81,7 @@ class Run:
         who = who_is(label, session, run)
         number = f"{len(self.seen)}.json"
         root = root_of(self.out, training_set, primary=training_set == "real")
-        sighting = Sighting(
+        sighting = ScoredImage(
             training_set, detector, who, control, self.work / number,
             anomaly_paths(root, who.who.pet, detector, SPACE),
             (self.work / f"{number}.sidecar.json",),
@@ -84,7 +90,7 @@ class Run:
         clusters = [asdict(cluster(rank, one)) for rank, one in enumerate(sum_scores, 1)]
         known = {"lesions": None, "overlaps": None, "regions": None, **told}
         write_json(sighting.clusters, {"clusters": clusters, **known})
-        self.seen.append(read_seen(sighting))
+        self.seen.append(read_image_clusters(sighting))
         return self.seen[-1]
 
     def carry(self, seen, *places):
@@ -92,7 +98,7 @@ class Run:
         path = self.work / "T1w" / seen.sighting.clusters.name
         write_json(path, {"places": [asdict(one) for one in places]})
         place = self.seen.index(seen)
-        self.seen[place] = read_seen(replace(seen.sighting, places=path))
+        self.seen[place] = read_image_clusters(replace(seen.sighting, places=path))
         return self.seen[place].sighting
 
     def write(self, *, most=MOST, applied=None):
@@ -123,8 +129,8 @@ def again(run):
 def test_what_failed_was_not_seen(tmp_path):
     who = who_is("p1")
     paths = anomaly_paths(tmp_path, who.who.pet, "ocsvm", SPACE)
-    sighting = Sighting("real", "ocsvm", who, False, tmp_path / "no.json", paths)
-    assert read_seen(sighting) is None
+    sighting = ScoredImage("real", "ocsvm", who, False, tmp_path / "no.json", paths)
+    assert read_image_clusters(sighting) is None
 
 
 def test_overlaps_and_regions_join_their_clusters(run):
@@ -187,7 +193,7 @@ def test_a_file_that_is_damaged_is_refused_by_name(run, changed):
     told = {"lesions": 1} if changed is None else {**told, **changed}
     write_json(sighting.clusters, told)
     with pytest.raises(UnusableDataError) as refused:
-        read_seen(sighting)
+        read_image_clusters(sighting)
     assert f"{refused.value}".startswith(f"{sighting.clusters}: not the clusters of an image (")
     assert f"{refused.value}".endswith("; delete it, and run again")
 
@@ -198,10 +204,10 @@ def test_a_run_records_which_maps_it_has_made(run):
     control, patient = scored_in(run.out, "ellipsoids", run.seen).maps
     grid = f"space-{SPACE.template}_res-4"
     map_of = f"sub-c1/pet/sub-c1_trc-18FFDG_{grid}_stat-ocsvm_statmap.nii.gz"
-    assert control == Scored("c1", "", "real", "ocsvm", True, map_of)
+    assert control == ScoredSubject("c1", "", "real", "ocsvm", True, map_of)
     folder, name = "detectors/hybrid/sub-p1/ses-a/pet", "sub-p1_ses-a_trc-18FFDG_run-2"
     map_of = f"{folder}/{name}_{grid}_stat-zscore_statmap.nii.gz"
-    assert patient == Scored("p1", "a", "hybrid", "zscore", False, map_of)
+    assert patient == ScoredSubject("p1", "a", "hybrid", "zscore", False, map_of)
 
 
 # What controls say
@@ -428,7 +434,7 @@ def test_each_patient_has_a_table_in_the_space_of_the_t1w_with_what_controls_say
 def test_without_places_there_is_no_table_in_the_space_of_the_t1w(run):
     own = run.carry(run.add("p1", [9]))
     own.places.unlink()
-    run.seen[0] = read_seen(run.seen[0].sighting)
+    run.seen[0] = read_image_clusters(run.seen[0].sighting)
     run.write()
     assert run.seen[0].sighting.paths.table.is_file()
     table = own.paths.table_in_t1w
@@ -441,7 +447,7 @@ def test_places_that_are_damaged_are_refused_by_name(run, told):
     own = run.carry(run.add("p1", [9]))
     write_json(own.places, told)
     with pytest.raises(UnusableDataError, match=r"T1w/0\.json: not the places of clusters \("):
-        read_seen(run.seen[0].sighting)
+        read_image_clusters(run.seen[0].sighting)
 
 
 def test_one_table_has_the_clusters_of_all_patients(run):

@@ -10,7 +10,7 @@ from test_execution import Run
 
 from bids_app import lifeline
 from bids_app.errors import UsageError
-from bids_app.workflows import batch
+from bids_app.workflows import execution
 
 SBATCH = """#!/bin/bash
 echo "$@" >> {folder}/asked
@@ -36,8 +36,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.delenv("LOGNAME", raising=False)
-    monkeypatch.setattr(batch, "POLLING", 0.1)
-    monkeypatch.setattr(batch, "WAITING", 1.0)
+    monkeypatch.setattr(execution, "POLLING", 0.1)
+    monkeypatch.setattr(execution, "WAITING", 1.0)
     return Run(tmp_path)
 
 
@@ -135,10 +135,10 @@ def test_jobs_are_cancelled_when_the_run_is_told_to_end(run, tmp_path, monkeypat
 def test_the_last_error_of_its_log_is_told(tmp_path):
     (tmp_path / "slurm-7.out").write_text("a\nslurmstepd: error: Detected 1 oom_kill event\nb\n")
     (tmp_path / "slurm-8.out").write_text("error: of another job\n")
-    told = batch._sentence(7, "graph.node", tmp_path)
+    told = execution._sentence(7, "graph.node", tmp_path)
     assert "(slurmstepd: error: Detected 1 oom_kill event)" in told
     assert "another" not in told
-    assert "()" not in batch._sentence(9, "graph.node", tmp_path)
+    assert "()" not in execution._sentence(9, "graph.node", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_accounts_without_a_name_have_one(monkeypatch):
 
     environment = {}
     monkeypatch.setattr("getpass.getuser", nobody)
-    batch.name_user(environment)
+    execution.name_user(environment)
     assert environment == {"LOGNAME": f"uid{os.getuid()}"}
     environment["LOGNAME"] = "me"
-    batch.name_user(environment)
+    execution.name_user(environment)
     assert environment == {"LOGNAME": "me"}

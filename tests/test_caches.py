@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_app.caches import VARIABLES, settled
+from bids_app.resources import VARIABLES, settled
 
 FUNCTIONS = 3  # that smo compiles for its callers: scale, fit, score
 
@@ -41,7 +41,7 @@ def test_a_home_of_somebody_else_is_left_alone(tmp_path, monkeypatch):
     """As root's is for who runs a container by ``-u``: libraries that look into it would fail."""
     (tmp_path / "secret").write_text("x")
     monkeypatch.setattr("os.access", lambda place, _: str(place) != str(tmp_path))  # root may all
-    monkeypatch.setattr("bids_app.caches.is_writable", lambda folder: folder != tmp_path)
+    monkeypatch.setattr("bids_app.resources.is_writable", lambda folder: folder != tmp_path)
     environment = {"HOME": str(tmp_path)}
     with settled(environment) as made:
         assert Path(environment["HOME"]).parent == made
@@ -55,7 +55,9 @@ def test_what_cannot_be_written_to_is_copied(tmp_path, monkeypatch):
     (filled / "deep" / "code").write_bytes(b"\x00\x01")
     (filled / "deep" / "code").chmod(stat.S_IRUSR)
     filled.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    monkeypatch.setattr("bids_app.caches.is_writable", lambda folder: folder != filled)  # root may
+    monkeypatch.setattr(
+        "bids_app.resources.is_writable", lambda folder: folder != filled
+    )  # root may
     environment = {"HOME": str(tmp_path), "NUMBA_CACHE_DIR": str(filled)}
     with settled(environment):
         copy = Path(environment["NUMBA_CACHE_DIR"], "deep", "code")

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_app.detection.calibration import expected_in_control
+from bids_app.detection.clusters import expected_in_control
 
 scores = st.floats(0, 100)
 controls = st.lists(st.lists(scores, max_size=8), min_size=1, max_size=8)

@@ -17,10 +17,10 @@ from bids_app.synthesis.card import (
     file_sha256,
     read_card,
 )
+from bids_app.synthesis.inference import load_generator, save_generator
+from bids_app.synthesis.losses import build_generator, build_translator
 from bids_app.synthesis.models import MODELS, spec_from_dict, spec_to_dict
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
-from bids_app.synthesis.translator import build_generator, build_translator
-from bids_app.synthesis.weights import load_generator, save_generator
 
 SLICES = replace(MODELS["semi3d-cyclegan-mse"], n_blocks=1, width=2)
 PATCHES = replace(MODELS["patch3d-gan-mse"], width=3, tiling=CubicPatches(size=12, stride=4))

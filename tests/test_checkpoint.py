@@ -10,10 +10,9 @@ from safetensors.torch import save_file
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.synthesis import checkpoint
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
-from bids_app.synthesis.fitting import Fit, go_on
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.pairs import Pair
-from bids_app.synthesis.training import Training
+from bids_app.synthesis.training import Fit, Training, go_on
 
 SIMPLE = replace(
     MODELS["semi3d-gan-mse"],

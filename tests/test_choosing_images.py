@@ -12,13 +12,11 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from bids_app.dataset import reading
-from bids_app.dataset.bidsignore import read_bidsignore
+from bids_app.dataset import index as reading
 from bids_app.dataset.filters import Rules, check_filters, is_fdg, why_not, why_not_tracer
+from bids_app.dataset.index import parse_name, read_bidsignore
 from bids_app.dataset.participants import read_participants
-from bids_app.dataset.ranking import choose_best
-from bids_app.dataset.reading import parse_name
-from bids_app.dataset.selection import select
+from bids_app.dataset.selection import choose_best, select
 from bids_app.dataset.sessions import nearest_session, place_sessions, read_session_times
 from bids_app.errors import (
     MissingInputError,

@@ -15,13 +15,13 @@ from cohorts import write_controls, write_screened
 from phantoms import add_t1w
 
 from bids_app.app import group as group_level
-from bids_app.app.running import hold
+from bids_app.app.run import hold
 from bids_app.claims import FOLDER, claimed
 from bids_app.cli import main
-from bids_app.console import Voice
+from bids_app.console import Console
+from bids_app.derivatives.description import RunRecord
 from bids_app.errors import CannotCreateError
 from bids_app.files import write_tsv
-from bids_app.provenance import Stamp
 from bids_app.settings import Settings
 
 HOLD = """
@@ -108,8 +108,8 @@ def test_a_disk_without_locks_is_told_of(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "flock", refuse)
     settings = Settings(Path("/bids"), tmp_path, "participant", work_dir=tmp_path / "work")
     (tmp_path / "work").mkdir()
-    stamp = Stamp(date="d", command="c", versions={})
-    with hold(settings, stamp, Voice(), results=["sub-01"], intermediate=["sub-01"]):
+    stamp = RunRecord(date="d", command="c", versions={})
+    with hold(settings, stamp, Console(), results=["sub-01"], intermediate=["sub-01"]):
         pass
     assert capsys.readouterr().err.count("knows no locks; start no second run") == 2
 
@@ -117,7 +117,7 @@ def test_a_disk_without_locks_is_told_of(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("shared", ["output_dir", "work_dir"])
 def test_neither_the_output_nor_the_work_folder_is_shared_for_the_same_visit(tmp_path, shared):
     """Two outputs with one work folder destroy each other's nodes as well."""
-    stamp = Stamp(date="d", command="c", versions={})
+    stamp = RunRecord(date="d", command="c", versions={})
 
     def run(number, *visits):
         places = {name: tmp_path / f"{name}{number}" for name in ("output_dir", "work_dir")}
@@ -125,7 +125,7 @@ def test_neither_the_output_nor_the_work_folder_is_shared_for_the_same_visit(tmp
         for place in places.values():
             place.mkdir(exist_ok=True)
         settings = Settings(Path("/bids"), level="participant", **places)
-        return hold(settings, stamp, Voice(), results=visits, intermediate=visits)
+        return hold(settings, stamp, Console(), results=visits, intermediate=visits)
 
     with (
         run(1, "sub-01"), run(2, "sub-02"),

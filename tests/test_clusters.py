@@ -7,15 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from bids_app.detection.agreement import common_brain
 from bids_app.detection.clusters import (
     find_clusters,
+    name_regions,
     overlaps,
+    read_labels,
     separate_lesions,
     side_of,
     threshold_of,
 )
-from bids_app.detection.regions import name_regions, read_labels
+from bids_app.detection.evaluation import common_brain
 from bids_app.errors import MissingInputError, UnusableDataError
 
 SHAPE = (12, 10, 8)

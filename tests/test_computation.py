@@ -9,11 +9,11 @@ from nipype.pipeline.engine import Node, Workflow
 from nodes import Note, Refuse
 from phantoms import add_t1w, write_dataset
 
-from bids_app.app import computation, participant
-from bids_app.app.intake import Problem
+from bids_app.app import participant, run
 from bids_app.cli import main
-from bids_app.console import Voice
+from bids_app.console import Console
 from bids_app.errors import ReadWriteError
+from bids_app.plan.participant import Problem
 from bids_app.settings import Settings
 from bids_app.workflows.execution import Resources
 
@@ -44,11 +44,11 @@ def test_a_participant_is_told_of_after_the_last_visit_and_before_the_next_one(
         told.append((subject, noted, [problem.visit for problem in problems]))
 
     told = []
-    monkeypatch.setattr(computation, "init_visit_wf", build)
+    monkeypatch.setattr(run, "init_visit_wf", build)
     (tmp_path / "logs").mkdir()
     plans = [plan("b", 1, Note), plan("b", 2, Refuse), plan("b", 3, Note), plan("a", 1, Note)]
     settings = Settings(Path("/bids"), tmp_path, "participant", work_dir=tmp_path / "work")
-    computation.compute(plans, None, Resources(1, 4.0), settings, Voice(), on_finished=finished)
+    run.compute(plans, None, Resources(1, 4.0), settings, Console(), on_finished=finished)
     first, second, third = (plans[n].name for n in (0, 2, 3))
     assert told == [
         ("b", [first, second], [plans[1].name]), ("a", [first, second, third], [plans[1].name])

@@ -6,12 +6,12 @@ import pytest
 from cohorts import TEMPLATE, write_control, write_controls
 
 from bids_app import nifti
-from bids_app.app.subjects import choose_controls, settle_grid
+from bids_app.derivatives.find import find_preprocessed
 from bids_app.derivatives.paths import resolution_label, sidecar_path
-from bids_app.derivatives.preprocessed import find_preprocessed
 from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError, UsageError
 from bids_app.files import read_json, write_json, write_tsv
 from bids_app.imaging.volume import grid_of_box
+from bids_app.plan.cohort import choose_controls, settle_grid
 from bids_app.settings import Settings
 
 

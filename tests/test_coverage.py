@@ -12,12 +12,7 @@ from nodes import run_interface
 from scipy.spatial.transform import Rotation
 
 from bids_app import nifti
-from bids_app.imaging.coverage import (
-    brain_coverage,
-    field_of_view,
-    missing_parts,
-    near,
-)
+from bids_app.imaging.coverage import brain_coverage, field_of_view, missing_parts, near
 from bids_app.imaging.similarity import measure
 from bids_app.interfaces.imaging import FindFieldOfView, MeasureCoverage, ScaleIntensity
 
@@ -174,7 +169,7 @@ def ants_process():
 @pytest.fixture
 def run_ants(ants_process, tmp_path):
     def run(name, **inputs):
-        module = "bids_app.interfaces.registration"
+        module = "bids_app.interfaces.anatomy"
         return ants_process.submit(run_interface, module, name, inputs, tmp_path).result()
 
     return run

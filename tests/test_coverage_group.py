@@ -10,22 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bids_app import header, nifti
-from bids_app.detection.agreement import least_controls
-from bids_app.detection.fitting import train_encoder
-from bids_app.detection.networks import SiameseAutoencoder
-from bids_app.detection.normative import learn_norm, smooth_within
-from bids_app.detection.norms import load_norm, measure_uptake, save_norm
-from bids_app.detection.packed import PackedControls, pack_controls
-from bids_app.detection.patches import draw_pairs, shared_places, whole_patches
-from bids_app.detection.slabs import Slab
-from bids_app.detection.spec import EncoderSpec
+from bids_app.detection.autoencoder import (
+    SiameseAutoencoder,
+    draw_pairs,
+    shared_places,
+    train_encoder,
+    whole_patches,
+)
+from bids_app.detection.card import EncoderSpec
+from bids_app.detection.evaluation import least_controls
+from bids_app.detection.normative import (
+    learn_norm,
+    load_norm,
+    measure_uptake,
+    save_norm,
+    smooth_within,
+)
+from bids_app.detection.slabs import PackedControls, Slab, pack_controls
 from bids_app.detection.voxelwise import FoldOnSlab, fit_slab, score_slab
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json
-from bids_app.interfaces.anomalies import MapAnomalies
-from bids_app.interfaces.volumes import StoreVolumes
-from bids_app.mapped import Owner, open_hole, store_arrays
-from bids_app.nifti import load
+from bids_app.interfaces.detection import MapAnomalies
+from bids_app.interfaces.training import StoreVolumes
+from bids_app.nifti import Owner, load, open_hole, store_arrays
 
 SHAPE = (28, 30, 14)
 ZOOMS = (2.0, 2.0, 2.0)

@@ -9,16 +9,16 @@ import torch
 from cohorts import images
 
 from bids_app.errors import UnusableDataError
-from bids_app.mapped import Owner
-from bids_app.synthesis.device import make_fabric
+from bids_app.nifti import Owner
 from bids_app.synthesis.evaluation import score, sweep
+from bids_app.synthesis.inference import make_fabric
 from bids_app.synthesis.job import Job, mean_ssim, run_job
 from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.pairs import open_volumes, pair_of, store_volumes, usable_pairs
 from bids_app.synthesis.reference import gather_reference
 from bids_app.synthesis.scoring import Scorer, mean_pet
 from bids_app.synthesis.tiling import CubicPatches
 from bids_app.synthesis.training import shuffled_batches
-from bids_app.synthesis.volumes import open_volumes, pair_of, store_volumes, usable_pairs
 
 SHAPE = (24, 25, 18)
 AFFINE = tuple(map(tuple, np.diag([4.0, 4, 4, 1]).tolist()))

@@ -8,7 +8,12 @@ from cohorts import GRID, SPACE, TEMPLATE, write_control, write_controls
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_app.crossvalidation import (
+from bids_app.derivatives.find import Preprocessed, find_preprocessed
+from bids_app.derivatives.paths import entities_of
+from bids_app.errors import UnusableDataError, UsageError
+from bids_app.files import write_json
+from bids_app.interfaces.training import PublishGenerator
+from bids_app.plan.train import (
     Study,
     baseline_paths,
     deal,
@@ -18,15 +23,9 @@ from bids_app.crossvalidation import (
     seed_of,
     synthetic_path,
 )
-from bids_app.derivatives.paths import entities_of
-from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed
-from bids_app.errors import UnusableDataError, UsageError
-from bids_app.files import write_json
-from bids_app.interfaces.training import PublishGenerator
 from bids_app.synthesis.card import card_from
 from bids_app.synthesis.models import MODELS, spec_to_dict
-from bids_app.workflows.storing import Stored
-from bids_app.workflows.training import Fold
+from bids_app.workflows.training import Fold, Stored
 
 STUDY = Study(
     output_dir=Path("/out"), work_dir=Path("/work"), space=SPACE, grid=GRID, dataset="ellipsoids",

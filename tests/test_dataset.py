@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_app.dataset import reading, validation
+from bids_app.arguments import normalize_labels
+from bids_app.dataset import index as reading
+from bids_app.dataset import validation
 from bids_app.dataset.filters import check_filters, is_fdg
+from bids_app.dataset.index import find_subjects, frame_durations, parse_name
 from bids_app.dataset.participants import read_participants
-from bids_app.dataset.reading import find_subjects, frame_durations, parse_name
 from bids_app.dataset.selection import select
 from bids_app.dataset.sessions import natural_key, nearest_session
 from bids_app.dataset.validation import find_validator, make_writable, refuse_inside, validate_bids
@@ -25,7 +27,6 @@ from bids_app.errors import (
     UnusableDataError,
     UsageError,
 )
-from bids_app.labels import normalize_labels
 from bids_app.visit import Scan, Selection
 
 DS002748 = Path(__file__).parents[2] / "shared" / "data" / "ds002748"

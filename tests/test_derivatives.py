@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from bids_app import nifti
 from bids_app.derivatives import sidecars
-from bids_app.derivatives.completion import fingerprint, is_complete
 from bids_app.derivatives.description import (
     IGNORED,
     Software,
@@ -25,6 +24,7 @@ from bids_app.derivatives.description import (
     start_dataset,
     uri_in,
 )
+from bids_app.derivatives.find import fingerprint, is_complete
 from bids_app.derivatives.paths import (
     ENTITIES,
     derivative_path,

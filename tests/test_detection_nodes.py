@@ -8,31 +8,34 @@ import torch
 from sklearn.svm import OneClassSVM
 
 from bids_app import nifti
-from bids_app.detection.card import Control, DetectorCard, card_values, digest_files, read_card
-from bids_app.detection.encoding import load_encoder
-from bids_app.detection.fitting import train_encoder
+from bids_app.detection.autoencoder import cut_patches, load_encoder, train_encoder
+from bids_app.detection.card import (
+    Control,
+    DetectorCard,
+    EncoderSpec,
+    card_values,
+    digest_files,
+    read_card,
+    spec_to_dict,
+)
 from bids_app.detection.normative import smooth_within
-from bids_app.detection.patches import cut_patches
 from bids_app.detection.slabs import Slab, mean_map, values_of
-from bids_app.detection.spec import EncoderSpec, spec_to_dict
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import read_json, write_tsv
-from bids_app.interfaces.anomalies import (
-    AgreeOnBrain,
-    LocateClusters,
-    MapAnomalies,
-    PublishDetector,
-)
 from bids_app.interfaces.detection import (
+    AgreeOnBrain,
     ApplyNorm,
     ApplySlab,
     FitNorm,
     FitSlab,
+    LocateClusters,
+    MapAnomalies,
     PackControls,
+    PublishDetector,
     TrainEncoder,
 )
-from bids_app.interfaces.volumes import StoreVolumes
-from bids_app.mapped import Owner, open_arrays, read_digest, store_arrays
+from bids_app.interfaces.training import StoreVolumes
+from bids_app.nifti import Owner, open_arrays, read_digest, store_arrays
 
 SHAPE, ZOOMS = (18, 20, 6), (4.0, 4.0, 10.0)
 AFFINE = np.array([[4.0, 0, 0, -36], [0, 4, 0, -40], [0, 0, 10, -30], [0, 0, 0, 1]])
@@ -498,7 +501,7 @@ def test_there_is_no_card_where_files_could_not_be_copied(tmp_path, monkeypatch)
     def fail(source, target):
         raise ReadWriteError(f"{target}: cannot be written")
 
-    monkeypatch.setattr("bids_app.interfaces.anomalies.copy_file", fail)
+    monkeypatch.setattr("bids_app.interfaces.detection.copy_file", fail)
     with pytest.raises(ReadWriteError, match="cannot be written"):
         published(tmp_path, a="two")
     assert not (folder / "card.json").exists()

@@ -12,29 +12,28 @@ from hypothesis import strategies as st
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.utility import Merge
 
-from bids_app.detection.spec import EncoderSpec, spec_to_dict
-from bids_app.interfaces.anomalies import MapAnomalies
-from bids_app.interfaces.detection import FitNorm, FitSlab
-from bids_app.workflows import anomalies, detection, group
-from bids_app.workflows.anomalies import (
-    Clustering,
-    OnT1w,
-    Scored,
-    init_anomalies_wf,
-    init_atlas_wf,
-    init_lesions_wf,
-    init_on_t1w_wf,
-)
+from bids_app.detection.card import EncoderSpec, spec_to_dict
+from bids_app.interfaces.derivatives import Output
+from bids_app.interfaces.detection import FitNorm, FitSlab, MapAnomalies
+from bids_app.workflows import detection, group
+from bids_app.workflows import detection as anomalies
 from bids_app.workflows.detection import (
     PACKED,
     Applied,
+    Clustering,
     DetectorFold,
     Fitting,
-    Picture,
+    OnT1w,
+    ScoredMaps,
+    StoredImage,
+    init_anomalies_wf,
     init_applied_norm_wf,
     init_applied_ocsvm_wf,
+    init_atlas_wf,
+    init_lesions_wf,
     init_norm_wf,
     init_ocsvm_wf,
+    init_on_t1w_wf,
     norm_files,
     ocsvm_files,
 )
@@ -46,7 +45,6 @@ from bids_app.workflows.group import (
     init_applied_set_wf,
     init_training_set_wf,
 )
-from bids_app.workflows.outputs import Output
 
 FACTORIES = {
     name: factory
@@ -62,8 +60,8 @@ REAL = "/volumes/real"
 
 
 def picture(name):
-    made = Picture(f"made_{name}", Path(f"/volumes/made_{name}"), f"sha_made_{name}")
-    return Picture(f"real_{name}", Path(f"{REAL}_{name}"), f"sha_{name}", made)
+    made = StoredImage(f"made_{name}", Path(f"/volumes/made_{name}"), f"sha_made_{name}")
+    return StoredImage(f"real_{name}", Path(f"{REAL}_{name}"), f"sha_{name}", made)
 
 
 def controls_of(count):
@@ -92,7 +90,7 @@ def output(name):
 def scored(one, row, lesions=None):
     clusters = Path(f"/work/{one.name}.json")
     statmap, labels = (output(f"{one.name}_{kind}") for kind in ("statmap", "dseg"))
-    return Scored(one, row, lesions, statmap, labels, clusters)
+    return ScoredMaps(one, row, lesions, statmap, labels, clusters)
 
 
 def plan_of(folds, on_t1w=None):

@@ -29,20 +29,18 @@ from bids_app.derivatives.detections import (
     write_froc,
     write_tests,
 )
-from bids_app.detection.calibration import expected_in_control
-from bids_app.detection.clusters import Cluster
+from bids_app.detection.clusters import Cluster, Place, expected_in_control
 from bids_app.detection.evaluation import (
     UNITS,
-    Comparison,
     CurvePoint,
     Finding,
     FreePoint,
     Mark,
+    McNemarTest,
     compare,
     detection_curve,
     free_response,
 )
-from bids_app.detection.places import Place
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json, write_text
 
@@ -55,7 +53,7 @@ PLACE = Place(1, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 80.0)
 SECOND = replace(FIRST, rank=2, x=1.5, side="midline", sum_score=99.0, overlap=0.0, region=None)
 UNKNOWN = replace(FIRST, expected_in_control=None, overlap=None, region=None)
 POINT = CurvePoint("real", "ocsvm", "lesion", 1, 8, 4, 0.5, 0.215, 0.785, 0.5, None)
-TEST = Comparison("patient", 3, "real", "ocsvm", "hybrid", "zscore", 8, 6, 0, 0.03125, 0.0625)
+TEST = McNemarTest("patient", 3, "real", "ocsvm", "hybrid", "zscore", 8, 6, 0, 0.03125, 0.0625)
 CORNER = FreePoint("hybrid", "ocsvm", "patient", 417.5, 0.25, 0.75)
 
 PATIENTS = [
@@ -124,7 +122,7 @@ def test_columns_are_those_of_the_contract_and_all_are_explained(tmp_path):
         (detections.describe_control_clusters, ControlCluster),
         (detections.describe_control_maps, ControlMap),
         (detections.describe_curve, CurvePoint),
-        (detections.describe_tests, Comparison),
+        (detections.describe_tests, McNemarTest),
         (detections.describe_froc, FreePoint),
     ],
 )

@@ -16,7 +16,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from bids_app import files, nifti
 from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
-from bids_app.imaging.gaps import enclosed, fill, gaps_in
+from bids_app.imaging.coverage import enclosed, fill, gaps_in
 from bids_app.imaging.intensity import clip_spikes
 from bids_app.interfaces.imaging import ReadPET, ReadT1w
 

@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from bids_app import files
-from bids_app.detection import encoding
-from bids_app.detection.encoding import dense_latents, latents_at, load_encoder, save_encoder
-from bids_app.detection.networks import SiameseAutoencoder
-from bids_app.detection.patches import cut_patches
-from bids_app.detection.spec import EncoderSpec
+from bids_app.detection import autoencoder
+from bids_app.detection.autoencoder import (
+    SiameseAutoencoder,
+    cut_patches,
+    dense_latents,
+    latents_at,
+    load_encoder,
+    save_encoder,
+)
+from bids_app.detection.card import EncoderSpec
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 
 SPEC = EncoderSpec()
@@ -217,7 +222,7 @@ def test_a_disk_that_fails_is_told_from_a_damaged_file(tmp_path, monkeypatch):
 
     path = tmp_path / "encoder.safetensors"
     save_encoder(path, new_encoder(), SPEC)
-    monkeypatch.setattr(encoding, "safe_open", fail)
+    monkeypatch.setattr(autoencoder, "safe_open", fail)
     with pytest.raises(ReadWriteError, match=r"encoder\.safetensors: cannot be read \(Input"):
         load_encoder(path)
 

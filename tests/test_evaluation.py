@@ -15,13 +15,13 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from bids_app.imaging.smoothing import smooth
+from bids_app.imaging.intensity import smooth
 from bids_app.synthesis.evaluation import (
     BASELINES,
     FWHM_SWEEP,
     METRICS,
     ROWS,
-    Record,
+    ScoreRecord,
     Scores,
     records_from_json,
     records_to_json,
@@ -34,7 +34,7 @@ from bids_app.synthesis.models import MODELS
 ZOOMS = (1.0, 1.5, 2.0)
 numbers = st.floats(-1, 100) | st.sampled_from([math.nan, math.inf])
 records = st.builds(
-    Record,
+    ScoreRecord,
     model=st.sampled_from(list(ROWS)),
     participant=st.text("abc019", min_size=1),
     session=st.none() | st.text("abc019", min_size=1),
@@ -181,7 +181,7 @@ def test_records_come_back_from_json(some):
 
 def test_what_is_not_a_number_is_null():
     scores = Scores(0.5, math.inf, math.nan, *[0.25] * 5)
-    told = records_to_json([Record("semi3d-gan", "01", None, 1, scores, {0.5: math.nan})])
+    told = records_to_json([ScoreRecord("semi3d-gan", "01", None, 1, scores, {0.5: math.nan})])
     record = told["Records"][0]
     assert record["scores"]["lpips"] is None
     assert record["scores"]["psnr"] == "inf"

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bids_app.app.intake import Problem
 from bids_app.app.participant import _close
-from bids_app.console import Voice
+from bids_app.console import Console
+from bids_app.plan.participant import Problem
 from bids_app.settings import Settings
 
 SETTINGS = Settings(Path("/bids"), Path("/out"), "participant")
@@ -34,7 +34,7 @@ def plan(name, subject="01"):
 )
 def test_the_exit_code(plans, done, problems, code, capsys):
     told = [Problem("01", "sentence", number, visit, fatal) for visit, number, fatal in problems]
-    assert _close([*map(plan, plans)], [*map(plan, done)], told, SETTINGS, Voice()) == code
+    assert _close([*map(plan, plans)], [*map(plan, done)], told, SETTINGS, Console()) == code
     said = capsys.readouterr().out
     troubled = {visit for visit, _, _ in problems}
     assert f"{len(set(plans) - troubled)} visits done, {len(done)} already complete" in said

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save
 from bids_app import fetch
 from bids_app.errors import UnusableDataError
 from bids_app.fetch import Source, download, main
-from bids_app.synthesis import lpips
-from bids_app.synthesis.lpips import Lpips, load_lpips
+from bids_app.synthesis import scoring
+from bids_app.synthesis.scoring import Lpips, load_lpips
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def net(tmp_path, tensors, monkeypatch):
         monkeypatch.setattr(fetch, name, Source(path.as_uri(), known[:8]))
     ordered = {**features, **parts["HEADS"]}
     known = hashlib.sha256(save(ordered)).hexdigest()
-    monkeypatch.setattr(lpips, "FETCHED_SHA256", known)
+    monkeypatch.setattr(scoring, "FETCHED_SHA256", known)
     monkeypatch.setattr(fetch, "PAUSE", 0)
     return tmp_path
 
@@ -52,7 +52,7 @@ def test_weights_are_put_together_from_both_files(net, tensors):
 def test_other_tensors_are_refused_and_what_was_there_stays(net, monkeypatch, capsys):
     out = net / "lpips.safetensors"
     out.write_bytes(b"before")
-    monkeypatch.setattr(lpips, "FETCHED_SHA256", "0" * 64)
+    monkeypatch.setattr(scoring, "FETCHED_SHA256", "0" * 64)
     assert main(["--lpips", str(out)]) == 65
     assert "nothing was written" in capsys.readouterr().err
     assert out.read_bytes() == b"before"

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bids_app.errors import UnusableDataError, UsageError
-from bids_app.synthesis.folds import split
+from bids_app.synthesis.statistics import split
 
 cohorts = st.sets(st.text("abc019", min_size=1, max_size=4), min_size=2, max_size=40)
 

@@ -9,16 +9,16 @@ from bids_app.errors import MissingInputError, UnusableDataError, UsageError
 from bids_app.generators import (
     Options,
     choose_generator,
+    describe_namesakes,
     find_generator,
     has_seen,
-    tell_namesakes,
 )
 from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.settings import Settings
 from bids_app.synthesis.card import CARD, REFERENCE, WEIGHTS, Card, file_sha256
+from bids_app.synthesis.inference import save_generator
+from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import MODELS
-from bids_app.synthesis.translator import build_generator
-from bids_app.synthesis.weights import save_generator
 
 GRID = Grid((40, 48, 34), np.diag([4.0, 4, 4, 1]))
 
@@ -170,12 +170,12 @@ def test_a_fold_is_checked_as_the_generator_is(out):
 def test_labels_of_another_dataset_are_told_of(out):
     card = Card("g", "0", MODELS["semi3d-gan"], "T", (3, 3, 3), (), "a" * 64, "x", "x",
                 ("sub-01", "02"), "Old title", 0)  # fmt: skip
-    told = tell_namesakes(card, ["01", "03"], ["New title", "10.1/x"], out)
+    told = describe_namesakes(card, ["01", "03"], ["New title", "10.1/x"], out)
     assert "sub-01 of the dataset 'Old title'" in told
     assert "'New title' or '10.1/x'" in told
-    assert tell_namesakes(card, ["03"], ["New title"], out) == ""
+    assert describe_namesakes(card, ["03"], ["New title"], out) == ""
     for known in (["10.1/x", "old  title"], ["Old title"]):
-        assert tell_namesakes(card, ["01"], known, out) == ""
+        assert describe_namesakes(card, ["01"], known, out) == ""
         assert has_seen(card, "01", known, out)
         assert not has_seen(card, "03", known, out)
 

@@ -43,8 +43,13 @@ from bids_app.derivatives.detections import (
     read_tests,
 )
 from bids_app.detection import slabs
-from bids_app.detection.card import CALIBRATION, CONTROL_CLUSTERS, check_files, read_card
-from bids_app.detection.spec import EncoderSpec
+from bids_app.detection.card import (
+    CALIBRATION,
+    CONTROL_CLUSTERS,
+    EncoderSpec,
+    check_files,
+    read_card,
+)
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json, write_tsv
 from bids_app.settings import Settings
@@ -453,16 +458,16 @@ def test_a_report_is_about_what_its_run_has_scored(out, tmp_path):
 )  # fmt: skip
 def test_detectors_that_a_run_would_remove_are_told(out, wanted, told):
     settings = Settings(out.parent / "raw", out, "group", detectors=wanted)
-    notes = detectors._tell_replaced(out / "detectors" / "real", settings)
+    notes = detectors._describe_replaced(out / "detectors" / "real", settings)
     assert len(notes) == (told is not None)
     assert all(told in note for note in notes)
-    assert detectors._tell_replaced(out / "detectors" / "none", settings) == []
+    assert detectors._describe_replaced(out / "detectors" / "none", settings) == []
 
 
 def test_what_a_trained_detector_cannot_give_is_told(out):
     folder = out / "detectors" / "hybrid"
     told = [
-        detectors._tell_not_applied(
+        detectors._describe_not_applied(
             folder,
             read_card(folder),
             Settings(out, out, "group", detectors=names, training_set=sets),
@@ -484,9 +489,9 @@ def test_a_detector_knows_its_controls_when_their_dataset_was_renamed(out, tmp_p
     settings = Settings(out, out, "group")
     with pytest.raises(UnusableDataError, match=f"was trained on sub-{control.who.label}, who"):
         detectors.refuse_card(here, card, settings, [control.who])
-    assert detectors._tell_namesakes(here, card, patients, out) == []
+    assert detectors._describe_namesakes(here, card, patients, out) == []
     detectors.refuse_card(tmp_path, card, settings, [control.who])  # which may be others
-    (note,) = detectors._tell_namesakes(tmp_path, card, patients, out)
+    (note,) = detectors._describe_namesakes(tmp_path, card, patients, out)
     assert f"sub-{control.who.label} of the dataset 'an older title'" in note
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bids_app.derivatives.groups import select, tell_unknown
+from bids_app.derivatives.tables import describe_unknown_columns, select
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
 from bids_app.files import write_json, write_tsv
 
@@ -112,11 +112,11 @@ def test_the_reason_reaches_whoever_asks(remarked):
 
 def test_of_whom_nothing_is_known_is_told(remarked):
     control, patient, old = "group == 'control'", "group == 'patient'", "age > 50"
-    assert tell_unknown(remarked, [control, patient]) == [
+    assert describe_unknown_columns(remarked, [control, patient]) == [
         f"sub-03: not used, n/a in participants.tsv under group ({REMARK})"
     ]
-    assert tell_unknown(remarked, [control, old]) == []  # each query knows someone else
-    assert tell_unknown(remarked, [f"{old} and site == '01'"]) == [
+    assert describe_unknown_columns(remarked, [control, old]) == []  # each query knows someone else
+    assert describe_unknown_columns(remarked, [f"{old} and site == '01'"]) == [
         f"sub-04: not used, n/a in participants.tsv under age, site ({REMARK})"
     ]
 

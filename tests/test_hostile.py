@@ -22,21 +22,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from bids_app.app.intake import _read_filters
-from bids_app.app.preparation import read_plugin
+from bids_app.app.run import read_plugin
+from bids_app.arguments import normalize_labels
 from bids_app.cli import parse
 from bids_app.dataset.filters import check_filters
 from bids_app.dataset.participants import read_participants
 from bids_app.derivatives.description import ignore_also
-from bids_app.derivatives.groups import select
+from bids_app.derivatives.tables import select
 from bids_app.detection import card as detectors
-from bids_app.detection.encoding import load_encoder, save_encoder
-from bids_app.detection.networks import SiameseAutoencoder
-from bids_app.detection.normative import Norm
-from bids_app.detection.norms import load_norm, save_norm
-from bids_app.detection.packed import PackedControls, pack_controls
-from bids_app.detection.spec import EncoderSpec
-from bids_app.detection.voxelmodels import VoxelModels, load_models, save_models
+from bids_app.detection.autoencoder import SiameseAutoencoder, load_encoder, save_encoder
+from bids_app.detection.card import EncoderSpec
+from bids_app.detection.normative import Norm, load_norm, save_norm
+from bids_app.detection.slabs import PackedControls, pack_controls
+from bids_app.detection.voxelwise import VoxelModels, load_models, save_models
 from bids_app.errors import (
     MissingInputError,
     Mri2petError,
@@ -45,20 +43,13 @@ from bids_app.errors import (
     UsageError,
 )
 from bids_app.files import write_json
-from bids_app.labels import normalize_labels
-from bids_app.synthesis.card import (
-    CARD,
-    WEIGHTS,
-    Card,
-    card_values,
-    check_weights,
-    read_card,
-)
-from bids_app.synthesis.lpips import load_lpips
+from bids_app.plan.participant import _read_filters
+from bids_app.synthesis.card import CARD, WEIGHTS, Card, card_values, check_weights, read_card
+from bids_app.synthesis.inference import load_generator, load_weights, save_generator
+from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.reference import read_reference
-from bids_app.synthesis.translator import build_generator
-from bids_app.synthesis.weights import load_generator, load_weights, save_generator
+from bids_app.synthesis.scoring import load_lpips
 
 SPEC = replace(MODELS["semi3d-gan"], n_blocks=1, width=2)
 ROWS = tuple(tuple(row) for row in np.eye(4).tolist())
@@ -272,7 +263,7 @@ def write_header(path, header, size):
 
 def test_the_header_is_compared_before_a_network_is_built(tmp_path, tensors, monkeypatch):
     """Weights of a network four times as wide; nothing is allocated for either."""
-    monkeypatch.setattr("bids_app.synthesis.weights.load_file", lambda _: pytest.fail("was read"))
+    monkeypatch.setattr("bids_app.synthesis.inference.load_file", lambda _: pytest.fail("was read"))
     for wrong in (
         {k: torch.zeros(4 * v.shape[0], *v.shape[1:]) for k, v in tensors.items()},
         {k: v.double() for k, v in tensors.items()},

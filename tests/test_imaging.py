@@ -5,9 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from bids_app.imaging.cubes import average_cubes, cube_sides
-from bids_app.imaging.frames import average_frames
-from bids_app.imaging.intensity import match_quantiles, scale_to_unit
+from bids_app.imaging.intensity import (
+    average_frames,
+    match_quantiles,
+    scale_to_unit,
+    smooth,
+    standard_deviation,
+)
 from bids_app.imaging.similarity import (
     dice,
     measure,
@@ -16,9 +20,7 @@ from bids_app.imaging.similarity import (
     ssim,
     ssim_map,
 )
-from bids_app.imaging.smoothing import smooth
-from bids_app.imaging.spread import standard_deviation
-from bids_app.imaging.volume import grid_of_box, zooms_of
+from bids_app.imaging.volume import average_cubes, cube_sides, grid_of_box, zooms_of
 
 EVERYWHERE = np.ones((9, 9, 9), bool)
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from bids_app.imaging.smoothing import smooth
+from bids_app.imaging.intensity import smooth
 from bids_app.synthesis.inference import predict, refuse_flat, synthesize
+from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
-from bids_app.synthesis.translator import build_translator
 
 SHAPE, ZOOMS = (17, 14, 11), (4.0, 5.0, 6.0)
 TILINGS = [SliceTriplets(), CubicPatches(size=9, stride=3), SliceTriplets(step=1)]

@@ -20,14 +20,8 @@ from bids_app import nifti
 from bids_app.anatomy import brain
 from bids_app.errors import UnusableDataError
 from bids_app.files import write_json
-from bids_app.imaging.intensity import match_quantiles
-from bids_app.imaging.similarity import (
-    correlation,
-    dice,
-    measure,
-    normalized_mutual_information,
-)
-from bids_app.imaging.smoothing import smooth
+from bids_app.imaging.intensity import match_quantiles, smooth
+from bids_app.imaging.similarity import correlation, dice, measure, normalized_mutual_information
 from bids_app.imaging.verdict import measure_brain
 from bids_app.interfaces.anatomy import ExtractBrain
 from bids_app.interfaces.derivatives import AddToSidecar, SaveDerivative
@@ -43,10 +37,10 @@ from bids_app.interfaces.imaging import (
 )
 from bids_app.interfaces.synthesis import MeasureNovelty, MeasureSpread, SynthesizePET
 from bids_app.synthesis.card import CARD, REFERENCE, WEIGHTS, Card, card_values, file_sha256
+from bids_app.synthesis.inference import save_generator
+from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.reference import Reference, look_at, novelty, write_reference
-from bids_app.synthesis.translator import build_translator
-from bids_app.synthesis.weights import save_generator
 from bids_app.workflows import execution
 
 SHAPE = (17, 14, 11)
@@ -566,7 +560,7 @@ def ants_process():
 @pytest.fixture
 def run_ants(ants_process, tmp_path):
     def run(name, **inputs):
-        module = "bids_app.interfaces.registration"
+        module = "bids_app.interfaces.anatomy"
         return ants_process.submit(run_interface, module, name, inputs, tmp_path).result()
 
     return run

@@ -13,23 +13,13 @@ from bids_app.files import read_tsv
 from bids_app.imaging.similarity import ssim
 from bids_app.synthesis import job as jobs
 from bids_app.synthesis.checkpoint import save_checkpoint
-from bids_app.synthesis.device import make_fabric
 from bids_app.synthesis.evaluation import smooth_in_brain
-from bids_app.synthesis.inference import predict
-from bids_app.synthesis.job import (
-    CHECKPOINT,
-    COLUMNS,
-    HISTORY,
-    KEPT,
-    Job,
-    launch_job,
-    mean_ssim,
-)
+from bids_app.synthesis.inference import load_weights, make_fabric, predict
+from bids_app.synthesis.job import CHECKPOINT, COLUMNS, HISTORY, KEPT, Job, launch_job, mean_ssim
 from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.pairs import open_volumes
 from bids_app.synthesis.tiling import CubicPatches
 from bids_app.synthesis.training import Training
-from bids_app.synthesis.volumes import open_volumes
-from bids_app.synthesis.weights import load_weights
 
 SEMI3D = replace(
     MODELS["semi3d-cyclegan-mse"],

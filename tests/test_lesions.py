@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_app.derivatives.lesions import LesionMask, find_lesion_mask
-from bids_app.derivatives.preprocessed import Preprocessed
+from bids_app.derivatives.find import LesionMask, Preprocessed, find_lesion_mask
 from bids_app.errors import MissingInputError, UnusableDataError
 
 TEMPLATE = "MNI152NLin2009aSym"

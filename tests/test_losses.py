@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from bids_app.synthesis.losses import discriminator_loss, generator_loss
-from bids_app.synthesis.translator import Translator
+from bids_app.synthesis.losses import Translator, discriminator_loss, generator_loss
 
 WEIGHTS = {"adversarial_weight": 1.0, "cycle_weight": 10.0, "mse_weight": 0.0}
 

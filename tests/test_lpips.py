@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.torch import save_file
 
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
-from bids_app.synthesis.lpips import SMALLEST_SIDE, Lpips, load_lpips, volume_lpips
+from bids_app.synthesis.scoring import SMALLEST_SIDE, Lpips, load_lpips, volume_lpips
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "lpips" / "alexnet_lpips_v0.1.pth"
 real = pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL.name} is not in shared/data/lpips")

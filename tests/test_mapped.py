@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from bids_app import files
 from bids_app.errors import ReadWriteError, UnusableDataError
-from bids_app.mapped import ABOUT, Owner, open_arrays, read_digest, read_owner, store_arrays
+from bids_app.nifti import ABOUT, Owner, open_arrays, read_digest, read_owner, store_arrays
 
 AFFINE = ((-4.0, 0.0, 0.5, 7.0), (0.0, 5.0, 0.0, -3.0), (0.0, 1.5, 6.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 OWNER = Owner("01", "b", AFFINE)
@@ -69,7 +69,7 @@ def test_volumes_are_mapped_not_read(tmp_path):
     shape = (128, 128, 256)
     store_arrays(tmp_path, OWNER, {"pet": np.ones(shape, np.float32)})
     code = (
-        "import resource, sys; from pathlib import Path; from bids_app.mapped import open_arrays;"
+        "import resource, sys; from pathlib import Path; from bids_app.nifti import open_arrays;"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         "held = [open_arrays(Path(sys.argv[1]), ['pet'])[0] for _ in range(64)];"
         "total = sum(float(one[..., 7].sum()) for one in held);"

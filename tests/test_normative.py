@@ -6,12 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bids_app.detection.normative import (
-    learn_norm,
-    pseudonormal_difference,
-    smooth_within,
-)
-from bids_app.imaging.smoothing import smooth
+from bids_app.detection.normative import learn_norm, pseudonormal_difference, smooth_within
+from bids_app.imaging.intensity import smooth
 
 SHAPE = (9, 8, 7)
 seeds = st.integers(0, 10_000)

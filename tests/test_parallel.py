@@ -14,12 +14,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bids_app.files import read_tsv
-from bids_app.synthesis.device import make_fabric
+from bids_app.synthesis.inference import make_fabric
 from bids_app.synthesis.job import CHECKPOINT, HISTORY, KEPT, Job, launch_job
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.networks import PatchDiscriminator, ResnetGenerator
-from bids_app.synthesis.parallel import Team
-from bids_app.synthesis.training import LAYOUTS
+from bids_app.synthesis.training import LAYOUTS, Team
 
 sizes, totals = st.integers(1, 5), st.integers(1, 11)
 

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_app.detection.clusters import find_clusters
-from bids_app.detection.places import Place, locate
+from bids_app.detection.clusters import Place, find_clusters, locate
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 3, 0, -20], [0, 0, 4, 5], [0, 0, 0, 1]])
 

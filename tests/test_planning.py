@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bids_app.derivatives.completion import fingerprint
+from bids_app.derivatives.find import fingerprint
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.sidecars import Space
 from bids_app.files import write_json
 from bids_app.generators import GeneratorChoice, Options
 from bids_app.imaging.volume import Grid
-from bids_app.planning import Run, init_visit_wf, is_done, plan_visit
+from bids_app.plan.participant import ParticipantPlan, init_visit_wf, is_done, plan_visit
 from bids_app.synthesis.card import Card
 from bids_app.synthesis.models import MODELS
 from bids_app.visit import Scan, Visit
@@ -49,7 +49,7 @@ def run(tmp_path):
     )  # fmt: skip
     choice = GeneratorChoice(tmp_path / "generator", card_of("s"))
     write_json(tmp_path / "out" / "dataset_description.json", {"Name": "mri2pet: raw"})
-    return Run(
+    return ParticipantPlan(
         tmp_path / "raw", tmp_path / "out", Space("T", 4.0, "t"), how, {}, "all", choice, 1.5,
         "cpu", "0.1.0",
     )  # fmt: skip

@@ -8,7 +8,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_app.imaging.pose import NEAR, Pose, PoseSearch, axis_aligned, directions
-from bids_app.imaging.tissue import classify, expected_uptake
+from bids_app.imaging.verdict import classify, expected_uptake
 
 
 def degrees_between(one, other):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bids_app.app.preparation import read_plugin
+from bids_app.app.run import read_plugin
 from bids_app.errors import UsageError
 
 

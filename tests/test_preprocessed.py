@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from bids_app.derivatives import sidecars
+from bids_app.derivatives.find import Preprocessed, find_preprocessed, verdict_of_image
 from bids_app.derivatives.paths import VisitPaths, derivative_path, sidecar_path, visit_paths
-from bids_app.derivatives.preprocessed import Preprocessed, find_preprocessed, verdict_of_image
 from bids_app.derivatives.sidecars import Provenance, Space
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import read_json, write_json

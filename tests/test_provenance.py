@@ -3,8 +3,10 @@
 import json
 from importlib.metadata import version
 
-from bids_app.provenance import Stamp, find_versions, write_run
-from bids_app.report import group_methods, methods, training_methods
+from bids_app.derivatives.description import RunRecord, find_versions, write_run_record
+from bids_app.report import methods
+from bids_app.report import methods as group_methods
+from bids_app.report import methods as training_methods
 
 
 class Asked(dict):
@@ -22,11 +24,13 @@ class Asked(dict):
 def test_all_that_methods_paragraphs_cite_has_its_version_told():
     asked = Asked()
     detectors = ("ocsvm", "zscore", "pseudonormal")
-    group_methods.boilerplate(
-        group_methods.Procedure(versions=asked, detectors=detectors, evaluated=True)
+    group_methods.group_boilerplate(
+        group_methods.GroupProcedure(versions=asked, detectors=detectors, evaluated=True)
     )
     methods.boilerplate(methods.Procedure(versions=asked, pet=True, generator={"Name": "g"}))
-    training_methods.boilerplate(training_methods.Procedure(versions=asked, specs={}))
+    training_methods.training_boilerplate(
+        training_methods.TrainingProcedure(versions=asked, specs={})
+    )
     assert {"mri2pet", "numba", "torch", "antspyx", "scipy", "nibabel"} <= asked.names
     assert asked.names <= set(find_versions())
 
@@ -39,5 +43,7 @@ def test_versions_are_those_that_are_installed():
 
 
 def test_the_log_of_a_run_has_its_versions(tmp_path):
-    path = write_run(tmp_path, {}, Stamp("2026-01-01T00:00:00+00:00", "mri2pet", find_versions()))
+    path = write_run_record(
+        tmp_path, {}, RunRecord("2026-01-01T00:00:00+00:00", "mri2pet", find_versions())
+    )
     assert json.loads(path.read_text())["versions"]["numba"] == version("numba")

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_tsv, write_tsv
 from bids_app.synthesis.card import CARD, WEIGHTS, Card, card_values, file_sha256, read_card
-from bids_app.synthesis.evaluation import METRICS, Record, Scores, records_to_json
+from bids_app.synthesis.evaluation import METRICS, ScoreRecord, Scores, records_to_json
+from bids_app.synthesis.inference import load_generator
 from bids_app.synthesis.job import COLUMNS, HISTORY
+from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.publishing import Fitted, mean_metrics, publish
-from bids_app.synthesis.translator import build_translator
-from bids_app.synthesis.weights import load_generator
 
 SPEC = replace(MODELS["semi3d-gan-mse"], n_blocks=1, width=2)
 CARD_OF_ALL = Card(
@@ -26,7 +26,7 @@ CARD_OF_ALL = Card(
 
 def record(participant, fold, value, **changed):
     scores = replace(Scores(*[value] * len(METRICS)), **changed)
-    return Record(CARD_OF_ALL.name, participant, None, fold, scores, {})
+    return ScoreRecord(CARD_OF_ALL.name, participant, None, fold, scores, {})
 
 
 @pytest.fixture

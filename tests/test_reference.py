@@ -7,21 +7,21 @@ import torch
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import write_tsv
 from bids_app.synthesis.card import REFERENCE, Card, card_values, check_reference, read_card
+from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.job import COLUMNS
+from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.pairs import Owner, Volumes, open_volumes, store_volumes
 from bids_app.synthesis.publishing import Fitted, publish
 from bids_app.synthesis.reference import (
     Reference,
+    describe_novelty,
     gather_reference,
     look_at,
     novelty,
     read_reference,
-    tell_novelty,
     write_reference,
 )
-from bids_app.synthesis.translator import build_generator
-from bids_app.synthesis.volumes import Owner, Volumes, open_volumes, store_volumes
-from bids_app.synthesis.weights import save_generator
 
 SHAPE, ZOOMS = (16, 14, 12), (4.0, 4.0, 4.0)
 AFFINE = ((4.0, 0.0, 0.0, 0.0), (0.0, 4.0, 0.0, 0.0), (0.0, 0.0, 4.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -184,7 +184,7 @@ def test_a_second_visit_does_not_vouch_for_the_first(rng, visits):
 def test_one_participant_alone_has_nobody_to_be_compared_with(rng):
     alone = gather_reference([visit_of(rng, "01"), visit_of(rng, "01")])
     assert alone.novelties.shape == (0,)
-    told = tell_novelty(1.0, alone)
+    told = describe_novelty(1.0, alone)
     assert told["TrainingControlsHighest"] is None
     assert told["BeyondTrainingControls"] is False
     single = gather_reference([visit_of(rng, "01")])
@@ -193,7 +193,7 @@ def test_one_participant_alone_has_nobody_to_be_compared_with(rng):
 
 @pytest.mark.parametrize(("value", "beyond"), [(1.2, False), (1.5, False), (1.51, True)])
 def test_a_novelty_is_told_beside_those_of_the_training_controls(value, beyond):
-    told = tell_novelty(value, small_reference([1.5, 0.9, 1.1]))
+    told = describe_novelty(value, small_reference([1.5, 0.9, 1.1]))
     assert told["Value"] == value
     assert told["TrainingControls"] == 3
     assert told["TrainingControlsLowest"] == pytest.approx(0.9)

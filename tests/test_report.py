@@ -12,22 +12,25 @@ from scipy import ndimage
 
 from bids_app import nifti
 from bids_app.imaging.volume import grid_of_box
-from bids_app.report.colours import Scale, paint
-from bids_app.report.methods import Procedure, boilerplate
-from bids_app.report.outlines import tissue_levels, trace
-from bids_app.report.reportlets import Layer, mosaic
-from bids_app.report.slices import (
+from bids_app.report.figures import (
     PLANES,
+    Layer,
+    Scale,
     Section,
     crop,
     cut,
     field_around,
+    mosaic,
+    paint,
     position_of,
     spread,
+    tissue_levels,
+    trace,
     turn_to_ras,
 )
-from bids_app.report.subject import write_subject_report
-from bids_app.report.tables import read_novelty, read_registration
+from bids_app.report.methods import Procedure, boilerplate
+from bids_app.report.participant import write_subject_report
+from bids_app.report.results import read_novelty, read_registration
 
 T = "MNI152NLin2009aSym_res-6"
 GENERATOR = {

@@ -38,25 +38,36 @@ from bids_app import nifti
 from bids_app.derivatives import detections
 from bids_app.detection.card import Control, DetectorCard, card_values
 from bids_app.files import read_tsv, write_tsv
-from bids_app.report.anomalies import find_anomalies
-from bids_app.report.anomaly_section import section_of
-from bids_app.report.calibration import calibrations_of, draw_calibration
+from bids_app.report.anomalies import (
+    ScoredRun,
+    cluster_of,
+    find_anomalies,
+    find_detected,
+    maps_on_disk,
+    write_run,
+)
 from bids_app.report.charts import WIDTH
-from bids_app.report.cluster_maps import best_sections, draw_cluster_maps, sections_through
-from bids_app.report.clusters import cluster_of
-from bids_app.report.detected import find_detected
-from bids_app.report.detection_curves import draw_detection, draw_responses, follow
-from bids_app.report.detector_cards import card_of
-from bids_app.report.detectors import which
-from bids_app.report.evaluated import Response
-from bids_app.report.group import write_group_report
-from bids_app.report.group_methods import GROUP_REFERENCES, Procedure, boilerplate
-from bids_app.report.mcnemar import matches_of
-from bids_app.report.overlays import Heat, brightness, paint_ranks, paint_scores
-from bids_app.report.score_maps import heat_of, take_score_map
-from bids_app.report.scored import Run, maps_on_disk, write_run
-from bids_app.report.shelf import Shelf
-from bids_app.report.slices import AXIS_OF
+from bids_app.report.detection_charts import (
+    calibrations_of,
+    draw_calibration,
+    draw_detection,
+    draw_responses,
+    follow,
+)
+from bids_app.report.detectors import FreeResponse, card_of, which
+from bids_app.report.figures import AXIS_OF
+from bids_app.report.group import matches_of, write_group_report
+from bids_app.report.maps import (
+    best_sections,
+    draw_cluster_maps,
+    heat_of,
+    sections_through,
+    take_score_map,
+)
+from bids_app.report.methods import GROUP_REFERENCES, GroupProcedure, group_boilerplate
+from bids_app.report.panels import Heat, brightness, paint_ranks, paint_scores
+from bids_app.report.participant import section_of
+from bids_app.report.results import ImageCache
 from bids_app.report.viewer import find_stops, grid_over, make_viewer, resample
 
 SECTIONS = [
@@ -225,7 +236,7 @@ def test_odd_values_are_escaped(cohort):
 
 def test_the_reports_load_neither_torch_nor_numba_nor_plots():
     code = (
-        "import sys, bids_app.report.group, bids_app.report.subject; "
+        "import sys, bids_app.report.group, bids_app.report.participant; "
         "print({'torch', 'numba', 'sklearn', 'nilearn.plotting'} & set(sys.modules))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -577,7 +588,7 @@ def test_people_of_another_dataset_with_the_same_labels_are_others(cohort, tmp_p
     keep(cohort, training_set="hybrid", training_set_1="hybrid", training_set_2="hybrid")
     maps = [replace(one, training_set="hybrid") for one in maps_on_disk(cohort.out)
             if not one.control]  # fmt: skip
-    write_run(cohort.out, Run("A dataset.", maps))
+    write_run(cohort.out, ScoredRun("A dataset.", maps))
     false = ("scored as patients", "Synthetic PET must not stand for healthy people")
     told = {}
     for dataset in ("A dataset.", "Another one."):
@@ -656,7 +667,7 @@ pairs = st.lists(st.tuples(st.floats(0, 20), st.floats(0, 1)), min_size=1, max_s
 @given(pairs, st.floats(0.1, 20))
 def test_a_free_response_curve_never_falls(found, end):
     own = which("real", "ocsvm")
-    places = follow([Response(own, "lesion", x, y) for x, y in found], end)
+    places = follow([FreeResponse(own, "lesion", x, y) for x, y in found], end)
     assert places == sorted(places)
     assert places[0] == (0, 0)
     assert places[-1][0] == end
@@ -997,7 +1008,7 @@ def test_maps_of_another_grid_are_passed_over(made):
 def test_a_map_is_turned_so_that_left_is_left(made, own, label, side):
     """On disk, the first axis of the participant's own space counts towards the left."""
     anomaly = find_anomalies(made.out, label, spaces=(T,))[0]
-    score_map = take_score_map(Shelf(made.out), made.out, anomaly, own=own)
+    score_map = take_score_map(ImageCache(made.out), made.out, anomaly, own=own)
     place = np.unravel_index(np.nanargmax(score_map.scores.data), score_map.scores.data.shape)
     x = (score_map.scores.affine @ [*place, 1])[0] - own * MOVED[0]
     assert np.sign(x) == side
@@ -1010,7 +1021,7 @@ def test_a_map_is_turned_so_that_left_is_left(made, own, label, side):
 @pytest.fixture(scope="module")
 def score_map(made):
     anomaly = find_anomalies(made.out, "P1", spaces=(T,))[0]
-    return take_score_map(Shelf(made.out), made.out, anomaly, own=True)
+    return take_score_map(ImageCache(made.out), made.out, anomaly, own=True)
 
 
 def test_a_viewer_is_the_same_each_time_and_asks_the_web_for_nothing(score_map):
@@ -1072,7 +1083,7 @@ def test_methods_tell_what_was_done_and_cite_it(made):
         *("Holm S", "Chakraborty DP", "hybrid (2 controls with real PET, 1 with synthetic PET)"),
     ):
         assert told in text
-    only = boilerplate(Procedure(versions={}, detectors=("zscore",)))
+    only = group_boilerplate(GroupProcedure(versions={}, detectors=("zscore",)))
     assert "Crawford JR" in only
     assert "Schölkopf" not in only
     assert "McNemar" not in only
@@ -1080,8 +1091,8 @@ def test_methods_tell_what_was_done_and_cite_it(made):
 
 
 def test_every_reference_is_cited_somewhere():
-    text = boilerplate(
-        Procedure(
+    text = group_boilerplate(
+        GroupProcedure(
             versions={}, detectors=("ocsvm", "zscore", "pseudonormal"), evaluated=True,
             tested=True, free=True,
         )
@@ -1182,7 +1193,7 @@ CanvasRenderingContext2D.prototype.fillText = function (words, x, y) {
 @pytest.mark.parametrize(("label", "side"), [("P1", "L"), ("P2", "R")])
 def test_in_the_viewer_a_cluster_is_on_the_side_of_its_letter(made, browser, tmp_path, label, side):
     anomaly = find_anomalies(made.out, label, spaces=(T,))[0]
-    score_map = take_score_map(Shelf(made.out), made.out, anomaly, own=True)
+    score_map = take_score_map(ImageCache(made.out), made.out, anomaly, own=True)
     page = make_viewer(score_map, "viewer", own=True).html
     path = tmp_path / "viewer.html"
     path.write_text(page.replace("<body>", f"<body><script>{WRITTEN}</script>"), encoding="utf-8")

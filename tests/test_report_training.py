@@ -18,23 +18,45 @@ from bids_app.derivatives.paths import resolution_label
 from bids_app.derivatives.table1 import write_table1
 from bids_app.files import write_json, write_tsv
 from bids_app.imaging.volume import grid_of_box
-from bids_app.report.cards import Spec
-from bids_app.report.charts import Axis, axis_around
-from bids_app.report.curves import SERIES, draw_curves
-from bids_app.report.doubts import doubts_of
+from bids_app.report.cards import Spec, TrainedModel, epochs_of, find_trained, kept_epoch
+from bids_app.report.charts import (
+    HALF,
+    ROW,
+    SERIES,
+    VIOLIN_TOP,
+    Axis,
+    Sweep,
+    axis_around,
+    cautions_of,
+    draw_curves,
+    draw_sweeps,
+    draw_violins,
+    half_widths,
+    sweeps_of,
+)
 from bids_app.report.gallery import choose, draw_gallery, space_label
-from bids_app.report.history import epochs_of, kept_epoch
-from bids_app.report.methods import REFERENCES
-from bids_app.report.paper import BASELINES, PUBLISHED, configuration_of
-from bids_app.report.scores import Comparison, Row, Score, best_model
-from bids_app.report.sweep import Sweep, cautions_of, draw_sweeps, sweeps_of
-from bids_app.report.table1 import COLUMNS, table1, why_no_lpips
-from bids_app.report.trained import Trained, find_trained
-from bids_app.report.training import write_training_report
-from bids_app.report.training_methods import MORE_REFERENCES, Procedure, boilerplate
-from bids_app.report.violins import HALF, ROW, TOP, draw_violins, half_widths
-from bids_app.report.wilcoxon import least_p, matrices
-from bids_app.synthesis.evaluation import FWHM_SWEEP, METRICS, ROWS, Record, Scores
+from bids_app.report.methods import (
+    MORE_REFERENCES,
+    REFERENCES,
+    TrainingProcedure,
+    training_boilerplate,
+)
+from bids_app.report.table1 import (
+    BASELINES,
+    COLUMNS,
+    PUBLISHED,
+    Score,
+    ScoreComparison,
+    ScoreRow,
+    best_model,
+    configuration_of,
+    least_p,
+    matrices,
+    table1,
+    why_no_lpips,
+)
+from bids_app.report.train import doubts_of, write_training_report
+from bids_app.synthesis.evaluation import FWHM_SWEEP, METRICS, ROWS, ScoreRecord, Scores
 from bids_app.synthesis.models import MODELS, spec_to_dict
 
 TEMPLATE, RESOLUTION = "MNI152NLin2009aSym", 12.0
@@ -96,7 +118,7 @@ class Tree:
             scores = {k: math.nan if k.startswith("lpips") else v for k, v in scores.items()}
         swept = {f: scores["ssim"] - (f - 2) ** 2 / 100 for f in FWHM_SWEEP}
         sweep = {} if model in BASELINES else swept
-        return Record(model, subject, None, 1 + int(subject) % 3, Scores(**scores), sweep)
+        return ScoreRecord(model, subject, None, 1 + int(subject) % 3, Scores(**scores), sweep)
 
     def put(self, folder, name, data, **metadata):
         path = self.out / folder / f"{name}.nii.gz"
@@ -186,7 +208,7 @@ def cells_of(table):
 
 
 def row(model, **means):
-    return Row(
+    return ScoreRow(
         model=model,
         configuration="",
         n=5,
@@ -201,7 +223,7 @@ def score(model, participant, *, session="", sweep=(), **values):
 
 
 def comparison(metric, one, other, *, difference, p, p_holm, n=20):
-    return Comparison(metric, one, other, n, difference, p, p_holm)
+    return ScoreComparison(metric, one, other, n, difference, p, p_holm)
 
 
 # The page
@@ -253,7 +275,7 @@ def test_every_drawing_is_well_formed_and_has_words_for_those_who_do_not_see_it(
 
 
 def test_the_report_needs_no_torch():
-    code = "import sys, bids_app.report.training; print('torch' in sys.modules)"
+    code = "import sys, bids_app.report.train; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"
 
@@ -519,7 +541,7 @@ def test_every_control_is_a_dot_in_its_row(tree):
     trained = find_trained(tree.out)
     chart = draw_violins(trained.scores)
     assert len(chart.dots) == 3 * len(tree.models) * len(tree.subjects)
-    rows = [int((dot.y - TOP) // ROW) for dot in chart.dots]
+    rows = [int((dot.y - VIOLIN_TOP) // ROW) for dot in chart.dots]
     assert sorted(rows) == sorted(list(range(len(tree.models))) * 3 * len(tree.subjects))
     assert all(0 < dot.x < chart.width for dot in chart.dots)
 
@@ -736,7 +758,7 @@ def test_the_grid_is_spelled_as_file_names_are(resolution):
 
 
 def trained_with(rows=(), scores=(), cards=()):
-    return Trained(rows, scores, (), {name: {"name": name} for name in cards}, {}, ())
+    return TrainedModel(rows, scores, (), {name: {"name": name} for name in cards}, {}, ())
 
 
 def test_a_model_no_better_than_a_baseline_is_a_warning():
@@ -792,15 +814,18 @@ def test_methods_tell_what_was_done_with_which_version(tree):
 
 def test_a_reference_is_listed_when_it_is_cited_and_every_one_is():
     spec = Spec("semi3d", {"width": 64.0}, None, None, cycle=True)
-    full = Procedure(versions={}, specs={"one": spec}, lpips=True, tested=True)
+    full = TrainingProcedure(versions={}, specs={"one": spec}, lpips=True, tested=True)
     keys = re.findall(r'^"(.*)" = "(.*)"$', MORE_REFERENCES.read_text(), re.M)
     assert len(keys) == 8
-    assert all(key in boilerplate(full) and text in boilerplate(full) for key, text in keys)
+    assert all(
+        key in training_boilerplate(full) and text in training_boilerplate(full)
+        for key, text in keys
+    )
     known = re.findall(r'^"(.*)" =', REFERENCES.read_text() + MORE_REFERENCES.read_text(), re.M)
-    body = boilerplate(full).partition("References")[0].replace("\n", " ")
+    body = training_boilerplate(full).partition("References")[0].replace("\n", " ")
     cited = re.findall(r"[A-Z][\w-]+(?: (?:et al\.|and [A-Z]\w+))?, \d{4}", body)
     assert {one.replace("  ", " ") for one in cited} <= set(known)
-    plain = boilerplate(Procedure(versions={}, specs={"one": spec}))
+    plain = training_boilerplate(TrainingProcedure(versions={}, specs={"one": spec}))
     assert "Holm S" not in plain
     assert "Zhang R" not in plain
 

@@ -8,13 +8,13 @@ import torch
 from cohorts import store
 from torch import nn
 
+from bids_app.imaging.intensity import smooth
 from bids_app.imaging.similarity import mean_absolute_error, psnr, ssim
-from bids_app.imaging.smoothing import smooth
 from bids_app.synthesis import scoring
-from bids_app.synthesis.evaluation import BASELINES, FWHM_SWEEP, Record, records_from_json
+from bids_app.synthesis.evaluation import BASELINES, FWHM_SWEEP, ScoreRecord, records_from_json
+from bids_app.synthesis.pairs import Owner, open_volumes, store_volumes
 from bids_app.synthesis.scoring import Scorer, mean_pet
 from bids_app.synthesis.tiling import SliceTriplets
-from bids_app.synthesis.volumes import Owner, open_volumes, store_volumes
 
 ZOOMS = (4.0, 4.0, 4.0)
 
@@ -131,7 +131,7 @@ def test_lpips_compares_the_same_images(visit, monkeypatch):
 
 
 def test_what_is_told_can_be_read_again(visit, scorer):
-    def plain(record: Record):
+    def plain(record: ScoreRecord):
         return asdict(replace(record, scores=replace(record.scores, lpips=0, lpips_brain=0)))
 
     scorer.score_generator(visit, Half(), SliceTriplets())

@@ -10,27 +10,27 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bids_app import nifti
-from bids_app.derivatives.preprocessed import Preprocessed
+from bids_app.derivatives.find import Preprocessed
 from bids_app.errors import UnusableDataError, UsageError
-from bids_app.mapped import open_arrays, read_digest, read_owner
-from bids_app.screening import (
+from bids_app.nifti import open_arrays, read_digest, read_owner
+from bids_app.plan.group import (
+    GroupPlan,
     Participant,
-    Pictured,
-    Screening,
+    StoredSubject,
     Synthetic,
-    choose_images,
+    choose_training_images,
     deal,
-    picture,
-    plan_pictures,
+    join_stored,
+    list_training_controls,
+    plan_storage,
     seed_of,
     split,
-    tell_controls,
 )
-from bids_app.workflows.detection import Picture
-from bids_app.workflows.storing import init_storing_wf
+from bids_app.workflows.detection import StoredImage
+from bids_app.workflows.training import init_storing_wf
 
 OUT = Path("/out")
-SCREENING = Screening(OUT, Path("/work"), SPACE, GRID, "made", 4, 0, {"mri2pet": "0"})
+SCREENING = GroupPlan(OUT, Path("/work"), SPACE, GRID, "made", 4, 0, {"mri2pet": "0"})
 TRAINING_SETS = ("real", "hybrid", "synthetic")
 SYNTHETIC_CONTROLS = ("t1w-only", "all")
 KINDS = ("both", "real", "synthetic")  # PETs that a control has
@@ -63,9 +63,9 @@ def participant(label, kind, session=None):
 def pictured(kinds):
     """Controls 00, 01 … with these PETs, as they are once these were stored."""
     people = [participant(f"{n:02}", kind) for n, kind in enumerate(kinds)]
-    plans = plan_pictures(SCREENING, people, synthetic=True)
-    stored = {one.name: Picture(one.name, one.folder, f"sha {one.name}") for one in plans}
-    return [picture(one, stored) for one in people]
+    plans = plan_storage(SCREENING, people, synthetic=True)
+    stored = {one.name: StoredImage(one.name, one.folder, f"sha {one.name}") for one in plans}
+    return [join_stored(one, stored) for one in people]
 
 
 def owner(one):
@@ -76,7 +76,7 @@ def owner(one):
 def chosen_and_dealt(kinds, training_set, synthetic_controls, folds, seed):
     controls = pictured(kinds)
     try:
-        trained = choose_images(training_set, controls, synthetic_controls)
+        trained = choose_training_images(training_set, controls, synthetic_controls)
         dealt = deal(controls, folds, seed)
         return controls, trained, dealt, split(trained, controls, dealt, folds, seed)
     except UnusableDataError:
@@ -181,7 +181,7 @@ def names(trained):
     ],
 )
 def test_training_sets_by_hand(training_set, synthetic_controls, expected):
-    trained = choose_images(training_set, pictured(["both", "real", "synthetic"]),
+    trained = choose_training_images(training_set, pictured(["both", "real", "synthetic"]),
                             synthetic_controls)  # fmt: skip
     assert names(trained) == expected
 
@@ -190,9 +190,14 @@ def test_a_control_whose_real_pet_cannot_be_used_is_not_one_without():
     """A synthetic PET does not stand in for a damaged one unless asked for."""
     damaged = replace(pictured(["both"])[0], real=None)
     others = pictured(["both", "both", "synthetic"])[1:]
-    assert names(choose_images("hybrid", [damaged, *others], "t1w-only"))[-1] == "synthetic_sub_02"
-    assert len(choose_images("hybrid", [damaged, *others], "t1w-only")) == 2
-    assert "synthetic_sub_00" in names(choose_images("synthetic", [damaged, *others], "all"))
+    assert (
+        names(choose_training_images("hybrid", [damaged, *others], "t1w-only"))[-1]
+        == "synthetic_sub_02"
+    )
+    assert len(choose_training_images("hybrid", [damaged, *others], "t1w-only")) == 2
+    assert "synthetic_sub_00" in names(
+        choose_training_images("synthetic", [damaged, *others], "all")
+    )
 
 
 @pytest.mark.parametrize(
@@ -206,7 +211,7 @@ def test_a_control_whose_real_pet_cannot_be_used_is_not_one_without():
 )
 def test_a_training_set_without_images_is_refused(training_set, kinds, sentence):
     with pytest.raises(UnusableDataError, match=sentence) as told:
-        choose_images(training_set, pictured(kinds), "t1w-only")
+        choose_training_images(training_set, pictured(kinds), "t1w-only")
     assert told.value.exit_code == 65
 
 
@@ -227,7 +232,7 @@ def test_fewer_controls_than_folds_or_than_two_folds_are_refused():
 def test_a_fold_is_trained_on_two_controls_at_least(kinds, training_set):
     """Two images of one control are not two controls: pairs are of two people."""
     controls = pictured(kinds)
-    trained = choose_images(training_set, controls, "all")
+    trained = choose_training_images(training_set, controls, "all")
     with pytest.raises(UnusableDataError, match=r"has 1 control\(s\) to train on") as told:
         split(trained, controls, deal(controls, 2, 0), 2, 0)
     assert f"{told.value}".endswith("and needs 2; add controls, or choose more --folds")
@@ -250,7 +255,7 @@ def test_training_sets_share_the_seeds_of_folds():
     controls = pictured(["both"] * 6)
     dealt = deal(controls, 3, 11)
     for name in TRAINING_SETS:
-        folds = split(choose_images(name, controls, "all"), controls, dealt, 3, 11)
+        folds = split(choose_training_images(name, controls, "all"), controls, dealt, 3, 11)
         assert [one.seed for one in folds] == [seed_of(11, number) for number in (1, 2, 3)]
 
 
@@ -259,8 +264,8 @@ def test_training_sets_share_the_seeds_of_folds():
 
 def test_a_visit_is_stored_from_its_own_images():
     both = participant("01", "both", session="a")
-    real, made = plan_pictures(SCREENING, [both], synthetic=True)
-    assert [real] == plan_pictures(SCREENING, [both], synthetic=False)
+    real, made = plan_storage(SCREENING, [both], synthetic=True)
+    assert [real] == plan_storage(SCREENING, [both], synthetic=False)
     assert (real.name, made.name) == (
         "real_sub_01_ses_a_trc_18FFDG",
         "synthetic_sub_01_ses_a_trc_18FFDG",
@@ -276,7 +281,7 @@ def test_a_visit_is_stored_from_its_own_images():
 def test_two_pets_of_a_visit_share_their_synthetic_one():
     one = participant("p1", "both")
     runs = [replace(one, pet=image("p1", "preproc", f"run-{n}")) for n in (1, 2)]
-    plans = plan_pictures(SCREENING, runs, synthetic=True)
+    plans = plan_storage(SCREENING, runs, synthetic=True)
     assert [plan.name for plan in plans] == [
         "real_sub_p1_trc_18FFDG_run_1",
         "synthetic_sub_p1_trc_18FFDG",
@@ -288,13 +293,13 @@ def test_two_pets_of_a_visit_share_their_synthetic_one():
 def test_the_session_of_a_pet_is_not_that_of_the_t1w_it_lies_on():
     one = replace(participant("01", "both", session="a"), pet=image("01", "preproc", session="b"))
     assert one.session == "b"
-    assert [plan.session for plan in plan_pictures(SCREENING, [one], synthetic=True)] == ["b", "a"]
+    assert [plan.session for plan in plan_storage(SCREENING, [one], synthetic=True)] == ["b", "a"]
 
 
 @given(st.sets(st.text("+Pa0", min_size=1, max_size=4), min_size=2, max_size=6))
 def test_whoever_has_another_label_has_another_name(labels):
     people = [participant(label, "both", session) for label in labels for session in (None, label)]
-    names = [plan.name for plan in plan_pictures(SCREENING, people, synthetic=True)]
+    names = [plan.name for plan in plan_storage(SCREENING, people, synthetic=True)]
     assert len(set(names)) == 4 * len(labels)
     assert all(name.isascii() and name.isidentifier() for name in names)
 
@@ -302,14 +307,14 @@ def test_whoever_has_another_label_has_another_name(labels):
 def test_what_was_not_stored_is_not_there():
     both = participant("01", "both")
     real, made = (
-        Picture(one.name, one.folder, "sha")
-        for one in plan_pictures(SCREENING, [both], synthetic=True)
+        StoredImage(one.name, one.folder, "sha")
+        for one in plan_storage(SCREENING, [both], synthetic=True)
     )
-    assert picture(both, {}) == Pictured(both, None, None)
-    assert picture(both, {made.name: made}) == Pictured(both, None, made)
-    assert picture(both, {real.name: real}) == Pictured(both, real, None)
-    joined = picture(both, {real.name: real, made.name: made})
-    assert joined == Pictured(both, replace(real, synthetic=made), made)
+    assert join_stored(both, {}) == StoredSubject(both, None, None)
+    assert join_stored(both, {made.name: made}) == StoredSubject(both, None, made)
+    assert join_stored(both, {real.name: real}) == StoredSubject(both, real, None)
+    joined = join_stored(both, {real.name: real, made.name: made})
+    assert joined == StoredSubject(both, replace(real, synthetic=made), made)
 
 
 def test_a_synthetic_image_is_never_stored_as_a_measured_one(tmp_path, rng):
@@ -321,7 +326,7 @@ def test_a_synthetic_image_is_never_stored_as_a_measured_one(tmp_path, rng):
     visit = Preprocessed("01", None, paths.t1w_in_template, paths.brain_mask_in_template, (), made)
     screening = replace(SCREENING, output_dir=out, work_dir=tmp_path / "work")
     one = Participant(visit, pet, Synthetic(made, "g", "a" * 64))
-    plans = plan_pictures(screening, [one], synthetic=True)
+    plans = plan_storage(screening, [one], synthetic=True)
 
     def run(name):
         graph = init_storing_wf(plans, shape=GRID.shape, affine=GRID.affine.tolist())
@@ -348,7 +353,7 @@ def test_the_card_tells_real_from_synthetic():
         who=replace(controls[0].who, pet=image("00", "preproc", session="b")),
     )
     dealt = {"00": 2, "01": 1, "02": 3}
-    told = tell_controls(choose_images("hybrid", controls, "all"), dealt)
+    told = list_training_controls(choose_training_images("hybrid", controls, "all"), dealt)
     rows = [(one.participant, one.session, one.synthetic, one.fold) for one in told]
     assert rows == [
         ("00", "b", False, 2),

@@ -16,9 +16,9 @@ from bids_app.cli import main
 from bids_app.detection import oneclass
 from bids_app.errors import UnusableDataError
 from bids_app.settings import LPIPS_VARIABLE
-from bids_app.synthesis import lpips
+from bids_app.synthesis import scoring
 from bids_app.synthesis.card import file_sha256
-from bids_app.synthesis.lpips import Lpips
+from bids_app.synthesis.scoring import Lpips
 
 
 def fail():
@@ -150,7 +150,7 @@ def test_weights_of_lpips_are_known_by_their_checksum(monkeypatch, tmp_path, wei
         selftest.check_lpips()
     for name in ("PUBLISHED_SHA256", "FETCHED_SHA256"):
         with monkeypatch.context() as patch:
-            patch.setattr(lpips, name, file_sha256(weights))
+            patch.setattr(scoring, name, file_sha256(weights))
             assert selftest.check_lpips().endswith("has the published checksum")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bids_app.app import preparation
+from bids_app.app import run as preparation
 from bids_app.cli import parse
 from bids_app.resources import Limits
 

@@ -7,10 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from bids_app.detection.fitting import fit_encoder, siamese_loss, train_encoder
-from bids_app.detection.networks import SiameseAutoencoder
-from bids_app.detection.patches import cut_patches, draw_pairs
-from bids_app.detection.spec import EncoderSpec, spec_from_dict, spec_to_dict
+from bids_app.detection.autoencoder import (
+    SiameseAutoencoder,
+    cut_patches,
+    draw_pairs,
+    fit_encoder,
+    siamese_loss,
+    train_encoder,
+)
+from bids_app.detection.card import EncoderSpec, spec_from_dict, spec_to_dict
 
 SPEC = EncoderSpec()
 BRIEF = replace(SPEC, epochs=3, pairs_per_epoch=400, batch_size=32)

@@ -9,23 +9,40 @@ from scipy import ndimage
 
 from bids_app.imaging.volume import grid_of_box, zooms_of
 from bids_app.simulation import metadata, person
-from bids_app.simulation.anatomy import Anatomy, anatomy_from_labels, coordinates
-from bids_app.simulation.aseg import is_brain
-from bids_app.simulation.deformation import carry, deform, draw_displacement, jacobian
-from bids_app.simulation.lesions import DEPTHS, draw_lesions, factor_of, grey_of, mask_of
-from bids_app.simulation.person import draw_person, mark_lesions, place_head, scan_pet, scan_t1w
-from bids_app.simulation.placing import draw_pet_grid, head_box
-from bids_app.simulation.positioning import ORIENTATIONS, itk_text, lay_grid
-from bids_app.simulation.scanner import Scanner, acquire, blur, see
-from bids_app.simulation.t1w import paint_t1w, random_contrast
-from bids_app.simulation.template import anatomy_from_template
-from bids_app.simulation.uptake import (
+from bids_app.simulation.anatomy import Anatomy, anatomy_from_labels, coordinates, is_brain
+from bids_app.simulation.geometry import (
+    ORIENTATIONS,
+    carry,
+    deform,
+    draw_displacement,
+    itk_text,
+    jacobian,
+    lay_grid,
+)
+from bids_app.simulation.images import (
     PATTERN_GRID,
+    Scanner,
+    acquire,
     activity,
+    blur,
     draw_uptake,
+    paint_t1w,
     pattern_of_template,
+    random_contrast,
+    see,
     usual_pattern,
 )
+from bids_app.simulation.lesions import (
+    DEPTHS,
+    draw_lesions,
+    draw_pet_grid,
+    factor_of,
+    grey_of,
+    head_box,
+    mask_of,
+)
+from bids_app.simulation.person import draw_person, mark_lesions, place_head, scan_pet, scan_t1w
+from bids_app.simulation.template import anatomy_from_template
 
 CORTEX, WHITE, FLUID = (3, 42), (2, 41), (4, 24, 43)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from bids_app.synthesis.evaluation import METRICS, ROWS, Record, Scores
+from bids_app.synthesis.evaluation import METRICS, ROWS, ScoreRecord, Scores
 from bids_app.synthesis.statistics import (
     compare_rows,
     holm,
@@ -23,7 +23,7 @@ GAN, MSE, CYCLE, T1W = "semi3d-gan", "semi3d-gan-mse", "semi3d-cyclegan", "basel
 
 def record(model, participant, value, session=None, lpips=math.nan):
     scores = Scores(*[float(value)] * len(METRICS))
-    return Record(
+    return ScoreRecord(
         model, participant, session, 1, replace(scores, lpips=lpips, lpips_brain=lpips), {}
     )
 

@@ -10,17 +10,12 @@ import numpy as np
 import pytest
 from cohorts import write_control, write_controls, write_out_of_fold, write_synthetic
 
-from bids_app.app.intake import error_of
-from bids_app.app.subjects import choose_controls, choose_subjects
 from bids_app.derivatives.paths import sidecar_path
-from bids_app.errors import (
-    MissingInputError,
-    NothingSelectedError,
-    UnusableDataError,
-    UsageError,
-)
+from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError, UsageError
 from bids_app.files import read_json, write_json, write_tsv
-from bids_app.screening import Synthetic
+from bids_app.plan.cohort import choose_controls, choose_subjects
+from bids_app.plan.group import Synthetic
+from bids_app.plan.participant import error_of
 from bids_app.settings import Settings
 from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.models import MODELS

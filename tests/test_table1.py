@@ -18,7 +18,7 @@ from bids_app.synthesis.evaluation import (
     FWHM_SWEEP,
     METRICS,
     ROWS,
-    Record,
+    ScoreRecord,
     Scores,
     records_from_json,
     records_to_json,
@@ -48,7 +48,7 @@ def records(rng):
         for n, (participant, session) in enumerate(visits):
             level = 0.9 - 0.05 * place + 0.01 * rng.random()
             sweep = {} if model in BASELINES else swept(1.5)
-            found.append(Record(model, participant, session, n % 3 + 1, scores(level), sweep))
+            found.append(ScoreRecord(model, participant, session, n % 3 + 1, scores(level), sweep))
     return found
 
 
@@ -108,10 +108,10 @@ def test_every_column_is_explained_and_nothing_else(tmp_path, records):
 
 def test_values_by_hand(tmp_path):
     some = [
-        Record("semi3d-gan", "01", "a", 1, scores(0.5, lpips=0.125), swept(1)),
-        Record("semi3d-gan", "02", None, 2, scores(0.75, lpips=0.375), swept(1)),
-        Record("baseline-t1w", "01", "a", 1, scores(0.25), {}),
-        Record("baseline-t1w", "02", None, 2, scores(0.25), {}),
+        ScoreRecord("semi3d-gan", "01", "a", 1, scores(0.5, lpips=0.125), swept(1)),
+        ScoreRecord("semi3d-gan", "02", None, 2, scores(0.75, lpips=0.375), swept(1)),
+        ScoreRecord("baseline-t1w", "01", "a", 1, scores(0.25), {}),
+        ScoreRecord("baseline-t1w", "02", None, 2, scores(0.25), {}),
     ]
     (gan, t1w), subjects, tests = write(tmp_path, some)
     assert (gan["n"], gan["ssim_mean"], gan["ssim_sd"]) == ("2", "0.625", "0.176777")
@@ -158,7 +158,7 @@ def test_the_best_smoothing_is_that_of_the_mean(records):
     assert best_fwhm(records, "semi3d-gan") == 1.5
     assert best_fwhm(records, "baseline-t1w") is None
     some = [
-        Record("semi3d-gan", f"{n}", None, 1, scores(0.5), swept(best))
+        ScoreRecord("semi3d-gan", f"{n}", None, 1, scores(0.5), swept(best))
         for n, best in enumerate([0.5, 0.5, 3])
     ]
     assert best_fwhm(some, "semi3d-gan") == 0.5

@@ -15,15 +15,15 @@ import pytest
 from cohorts import GRID, TEMPLATE, images, write_control, write_controls
 
 from bids_app import nifti
-from bids_app.app import training
+from bids_app.app import train as training
 from bids_app.cli import main, parse
-from bids_app.console import Voice
+from bids_app.console import Console
 from bids_app.dataset.validation import find_validator
-from bids_app.derivatives.preprocessed import find_preprocessed
+from bids_app.derivatives.find import find_preprocessed
 from bids_app.files import read_json, read_tsv, write_tsv
 from bids_app.generators import choose_generator
 from bids_app.synthesis.evaluation import METRICS
-from bids_app.synthesis.weights import load_generator
+from bids_app.synthesis.inference import load_generator
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +100,7 @@ def test_a_variable_that_names_no_file_is_told_and_lpips_is_left_out(out, monkey
     """As in a container that was built without a network."""
     monkeypatch.setenv("MRI2PET_LPIPS_WEIGHTS", "/nowhere.safetensors")
     settings = parse(arguments(out))
-    assert training._lpips_weights(settings, Voice()) is None
+    assert training._lpips_weights(settings, Console()) is None
     assert "/nowhere.safetensors: no such file, though $MRI2PET" in capsys.readouterr().err
 
 

@@ -6,12 +6,12 @@ import torch
 from lightning_fabric import Fabric
 
 from bids_app.synthesis import checkpoint
-from bids_app.synthesis.fitting import Fit
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.pairs import Pair
-from bids_app.synthesis.pool import ImagePool
 from bids_app.synthesis.training import (
     Epoch,
+    Fit,
+    ImagePool,
     Losses,
     Training,
     learning_rate,

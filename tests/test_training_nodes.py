@@ -16,18 +16,17 @@ from bids_app.interfaces.training import (
     PublishGenerator,
     ScoreBaselines,
     ScoreGenerator,
+    StoreVolumes,
     TrainGenerator,
 )
-from bids_app.interfaces.volumes import StoreVolumes
 from bids_app.synthesis.card import Card, card_values, file_sha256
-from bids_app.synthesis.device import choose_precision, make_fabric
 from bids_app.synthesis.evaluation import BASELINES, records_from_json
+from bids_app.synthesis.inference import choose_precision, load_generator, make_fabric
 from bids_app.synthesis.job import HISTORY, KEPT, Job, launch_job
+from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS, spec_to_dict
+from bids_app.synthesis.pairs import open_volumes
 from bids_app.synthesis.training import Training
-from bids_app.synthesis.translator import build_translator
-from bids_app.synthesis.volumes import open_volumes
-from bids_app.synthesis.weights import load_generator
 
 SHAPE = (24, 25, 9)
 AFFINE = np.array([[4.0, 0, 0, -48], [0, 4, 0, -50], [0, 0, 8, -36], [0, 0, 0, 1]])

@@ -13,18 +13,20 @@ from hypothesis import strategies as st
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.utility import Merge
 
-from bids_app.synthesis.folds import split
+from bids_app.interfaces.derivatives import Output
 from bids_app.synthesis.models import MODELS, spec_to_dict
+from bids_app.synthesis.statistics import split
 from bids_app.workflows import training
-from bids_app.workflows.outputs import Output
-from bids_app.workflows.storing import StoragePlan, Stored, init_storing_wf
 from bids_app.workflows.training import (
+    ComputeSettings,
     Fold,
     FoldOutputs,
-    Means,
     ModelPlan,
+    StoragePlan,
+    Stored,
     init_baselines_wf,
     init_model_wf,
+    init_storing_wf,
 )
 
 FACTORIES = {
@@ -32,7 +34,7 @@ FACTORIES = {
     for name, factory in vars(training).items()
     if name.startswith("init_") and factory.__module__ == training.__name__
 }
-MEANS = Means("cpu", 3, Path("/lpips.pth"), "f" * 64)
+MEANS = ComputeSettings("cpu", 3, Path("/lpips.pth"), "f" * 64)
 
 
 def visits(count):
@@ -183,7 +185,7 @@ def test_what_computes_takes_its_threads_and_its_gpu(name, device, monkeypatch):
 
 def test_building_a_graph_loads_no_torch():
     code = (
-        "import sys; import bids_app.app.training, bids_app.workflows.training;"
+        "import sys; import bids_app.app.train, bids_app.workflows.training;"
         "print([name for name in ('torch', 'ants', 'deepbet', 'itk') if name in sys.modules])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,33 +5,31 @@ from hypothesis import strategies as st
 from phantoms import brain, head_affine
 from scipy import ndimage
 
-from bids_app.imaging.tissue import (
-    FLUID,
-    GREY,
-    OUTSIDE,
-    WHITE,
-    classify,
-    expected_uptake,
-    winsorize,
-)
 from bids_app.imaging.verdict import (
     DEEP_TO_RIM,
     DOUBT,
     FAIL,
+    FLUID,
+    GREY,
     INSIDE,
+    OUTSIDE,
     PASS,
     PET_CRITERIA,
     T1W_CRITERIA,
     VERDICTS,
+    WHITE,
     WHOLE,
     Criterion,
+    classify,
+    expected_uptake,
     judge,
     judge_pet,
     judge_t1w,
     measure_brain,
     reasons_of,
-    told_of,
+    sidecar_fields,
     verdict_of,
+    winsorize,
     worse_of,
 )
 
@@ -65,7 +63,7 @@ def test_bounds_belong_to_the_better_side_and_no_number_fails():
 
 def test_what_is_told_is_read_again():
     judgement = judge({"A": 0.61239, "B": 1.0}, BOUNDS)
-    told = told_of(judgement)
+    told = sidecar_fields(judgement)
     assert told["A"] == 0.6124
     assert verdict_of({"Registration": told}) == DOUBT
     assert reasons_of(told) == ["A is 0.61"]

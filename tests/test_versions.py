@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_app.derivatives.versions import compare_versions, version_of
+from bids_app.derivatives.description import compare_versions, version_of
 from bids_app.errors import UnusableDataError
 from bids_app.files import write_json
 

@@ -13,9 +13,15 @@ from hypothesis.extra.numpy import arrays
 
 from bids_app.errors import ReadWriteError
 from bids_app.synthesis.models import MODELS
-from bids_app.synthesis.pairs import brain_tiles
+from bids_app.synthesis.pairs import (
+    Owner,
+    brain_tiles,
+    open_volumes,
+    pair_of,
+    store_volumes,
+    tensor_of,
+)
 from bids_app.synthesis.tiling import CubicPatches
-from bids_app.synthesis.volumes import Owner, open_volumes, pair_of, store_volumes, tensor_of
 
 AFFINE = ((-4.0, 0.0, 0.5, 7.0), (0.0, 5.0, 0.0, -3.0), (0.0, 1.5, 6.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 SHAPE = (7, 6, 5)

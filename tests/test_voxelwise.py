@@ -17,30 +17,38 @@ from safetensors.numpy import save_file
 from sklearn.svm import OneClassSVM
 
 from bids_app import files
-from bids_app.detection.encoding import latents_at
-from bids_app.detection.networks import SiameseAutoencoder
-from bids_app.detection.normative import Norm, learn_norm, smooth_within
-from bids_app.detection.norms import (
+from bids_app.detection.autoencoder import SiameseAutoencoder, cut_patches, latents_at
+from bids_app.detection.card import EncoderSpec
+from bids_app.detection.normative import (
     SCORES,
+    Norm,
+    learn_norm,
     load_norm,
     measure_difference,
     measure_uptake,
     save_norm,
+    smooth_within,
 )
 from bids_app.detection.oneclass import VoxelwiseOneClassSVM
-from bids_app.detection.packed import PackedControls, pack_controls
-from bids_app.detection.patches import cut_patches
-from bids_app.detection.slabs import Slab, count_voxels, mean_map, values_of
-from bids_app.detection.spec import EncoderSpec
-from bids_app.detection.voxelmodels import (
+from bids_app.detection.slabs import (
+    PackedControls,
+    Slab,
+    count_voxels,
+    mean_map,
+    pack_controls,
+    values_of,
+)
+from bids_app.detection.voxelwise import (
     NAMES,
+    FoldOnSlab,
     VoxelModels,
+    fit_slab,
     join,
     keep,
     load_models,
     save_models,
+    score_slab,
 )
-from bids_app.detection.voxelwise import FoldOnSlab, fit_slab, score_slab
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 
 SHAPE = (18, 20, 8)

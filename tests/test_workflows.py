@@ -10,10 +10,9 @@ from documented import check_parameters
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.utility import IdentityInterface
 
-from bids_app.app.computation import BESIDES
-from bids_app.interfaces.derivatives import SaveDerivative
+from bids_app.app.run import BESIDES
+from bids_app.interfaces.derivatives import Output, SaveDerivative
 from bids_app.workflows import participant, registration, synthesis
-from bids_app.workflows.outputs import Output
 from bids_app.workflows.participant import (
     PetPlan,
     Preprocessing,

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from nipype.pipeline.engine import Workflow
 
-from bids_app.app.pictures import Pictures
-from bids_app.app.running import Runner
-from bids_app.derivatives.anomalies import (
+from bids_app.app.images import StoredCohort
+from bids_app.app.run import Runner
+from bids_app.derivatives.description import compare_versions, dataset_names
+from bids_app.derivatives.detections import (
     DETECTORS,
     AnomalyPaths,
     Origin,
@@ -18,31 +19,44 @@ from bids_app.derivatives.anomalies import (
     root_of,
     template_to_t1w,
 )
-from bids_app.derivatives.description import dataset_names
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.sidecars import Sidecar
-from bids_app.derivatives.versions import compare_versions
-from bids_app.detection.card import Control, DetectorCard, card_sha256, card_values, read_card
-from bids_app.detection.norms import ZSCORE_FWHM
+from bids_app.detection.card import (
+    Control,
+    DetectorCard,
+    EncoderSpec,
+    card_sha256,
+    card_values,
+    read_card,
+    spec_to_dict,
+)
+from bids_app.detection.normative import ZSCORE_FWHM
 from bids_app.detection.slabs import cut_slabs, thickness_of
-from bids_app.detection.spec import EncoderSpec, spec_to_dict
 from bids_app.errors import Mri2petError, UnusableDataError, UsageError
 from bids_app.files import place_in
 from bids_app.generators import is_one_of
-from bids_app.screening import (
+from bids_app.interfaces.derivatives import Output
+from bids_app.plan.group import (
+    GroupPlan,
     Participant,
-    Pictured,
-    Screening,
+    StoredSubject,
     Synthetic,
-    Trained,
-    choose_images,
+    TrainingImage,
+    choose_training_images,
     deal,
+    list_training_controls,
     split,
-    tell_controls,
 )
 from bids_app.settings import Settings
-from bids_app.workflows.anomalies import Clustering, OnT1w, Scored
-from bids_app.workflows.detection import PACKED, Applied, DetectorFold, Fitting
+from bids_app.workflows.detection import (
+    PACKED,
+    Applied,
+    Clustering,
+    DetectorFold,
+    Fitting,
+    OnT1w,
+    ScoredMaps,
+)
 from bids_app.workflows.group import (
     DetectorPlan,
     Publication,
@@ -50,7 +64,6 @@ from bids_app.workflows.group import (
     init_applied_set_wf,
     init_training_set_wf,
 )
-from bids_app.workflows.outputs import Output
 
 BRAIN_SHARE = 0.9  # of controls; our choice
 BYTES = 4  # of a float
@@ -63,7 +76,7 @@ INTENDED_USE = (
 
 
 @dataclass(frozen=True)
-class Sighting:
+class ScoredImage:
     """An image and a detector: who, which, and where its clusters are told.
 
     Parameters
@@ -86,7 +99,7 @@ class Sighting:
 
     training_set: str
     detector: str
-    who: Pictured
+    who: StoredSubject
     control: bool
     clusters: Path
     paths: AnomalyPaths
@@ -103,7 +116,7 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class SetPlan:
+class TrainingSetPlan:
     """A training set: its graph, what it will have seen, and what is to be told.
 
     Parameters
@@ -120,7 +133,7 @@ class SetPlan:
 
     name: str
     graph: Workflow
-    sightings: tuple[Sighting, ...]
+    sightings: tuple[ScoredImage, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -134,7 +147,7 @@ def encoder_spec(settings: Settings) -> EncoderSpec:
 class GroupRun:
     """What all training sets of a run share: its numbers, its settings, what runs it."""
 
-    screening: Screening
+    screening: GroupPlan
     settings: Settings
     runner: Runner
 
@@ -153,7 +166,7 @@ def fitting_of(run: GroupRun, images: int) -> Fitting:
     )  # fmt: skip
 
 
-def clustering_of(settings: Settings, pictures: Pictures) -> Clustering:
+def clustering_of(settings: Settings, pictures: StoredCohort) -> Clustering:
     """Say how clusters are found."""
     return Clustering(
         extent=settings.cluster_extent, minimum_volume=settings.min_cluster_size,
@@ -177,7 +190,7 @@ def refuse_settings(settings: Settings) -> None:
         )
 
 
-def plan_sets(run: GroupRun, pictures: Pictures) -> Iterator[SetPlan]:
+def plan_sets(run: GroupRun, pictures: StoredCohort) -> Iterator[TrainingSetPlan]:
     """Plan each training set that the settings name.
 
     Raises
@@ -190,11 +203,11 @@ def plan_sets(run: GroupRun, pictures: Pictures) -> Iterator[SetPlan]:
     settings = run.settings
     dealt = deal(pictures.controls, run.screening.folds, run.screening.seed)
     for name in settings.training_set:
-        trained = choose_images(name, pictures.controls, settings.synthetic_controls)
+        trained = choose_training_images(name, pictures.controls, settings.synthetic_controls)
         yield _plan_set(run, name, trained, dealt, pictures)
 
 
-def refuse_sets(screening: Screening, settings: Settings, pictures: Pictures) -> None:
+def refuse_sets(screening: GroupPlan, settings: Settings, pictures: StoredCohort) -> None:
     """Refuse training sets and folds that these people cannot fill, before anything is computed.
 
     Parameters
@@ -211,12 +224,12 @@ def refuse_sets(screening: Screening, settings: Settings, pictures: Pictures) ->
     """
     dealt = deal(pictures.controls, screening.folds, screening.seed)
     for name in settings.training_set:
-        trained = choose_images(name, pictures.controls, settings.synthetic_controls)
+        trained = choose_training_images(name, pictures.controls, settings.synthetic_controls)
         for detector in _detectors_of(name, settings):
             _folds_of(detector, screening, trained, dealt, pictures)
 
 
-def refuse_applied(card: DetectorCard, settings: Settings, pictures: Pictures) -> None:
+def refuse_applied(card: DetectorCard, settings: Settings, pictures: StoredCohort) -> None:
     """Refuse detectors that were trained before where no patient has what they need.
 
     Raises
@@ -235,11 +248,11 @@ def _detectors_of(training_set: str, settings: Settings) -> list[str]:
 
 def _folds_of(
     detector: str,
-    screening: Screening,
-    trained: Sequence[Trained],
+    screening: GroupPlan,
+    trained: Sequence[TrainingImage],
     dealt: Mapping[str, int],
-    pictures: Pictures,
-) -> tuple[Pictures, list[DetectorFold], tuple[str, ...]]:
+    pictures: StoredCohort,
+) -> tuple[StoredCohort, list[DetectorFold], tuple[str, ...]]:
     """Say who is scored by a detector, what each fold is trained on, and what is to be told."""
     used, seen, told = trained, pictures, tuple[str, ...]()
     if detector == "pseudonormal":
@@ -248,7 +261,7 @@ def _folds_of(
     return seen, split(used, seen.controls, dealt, screening.folds, screening.seed), told
 
 
-def _tell_replaced(folder: Path, settings: Settings) -> list[str]:
+def _describe_replaced(folder: Path, settings: Settings) -> list[str]:
     """Tell which detectors of an earlier run the new ones do not replace, but remove."""
     try:
         card = read_card(folder)
@@ -266,10 +279,10 @@ def _tell_replaced(folder: Path, settings: Settings) -> list[str]:
 def _plan_set(
     run: GroupRun,
     name: str,
-    trained: Sequence[Trained],
+    trained: Sequence[TrainingImage],
     dealt: Mapping[str, int],
-    pictures: Pictures,
-) -> SetPlan:
+    pictures: StoredCohort,
+) -> TrainingSetPlan:
     screening = run.screening
     folder = screening.output_dir / DETECTORS / name
     own = describe_card(
@@ -279,31 +292,31 @@ def _plan_set(
     primary = name == run.settings.training_set[0]
     planner = _Planner(screening, name, own, primary=primary)
     plans: dict[str, DetectorPlan] = {}
-    sightings: list[Sighting] = []
-    notes = _tell_replaced(folder, run.settings)
+    sightings: list[ScoredImage] = []
+    notes = _describe_replaced(folder, run.settings)
     for detector in _detectors_of(name, run.settings):
         seen, folds, told = _folds_of(detector, screening, trained, dealt, pictures)
         notes += told
         plans[detector], found = planner.plan(detector, seen, folds)
         sightings += found
     fitting = fitting_of(run, len(trained) + len(pictures.patients))
-    card = _card(run, name, tuple(plans), fitting, tell_controls(trained, dealt))
+    card = _card(run, name, tuple(plans), fitting, list_training_controls(trained, dealt))
     made = [one.who.synthetic for one in trained if one.synthetic]
     if "pseudonormal" in plans:
         compared = _with_both(pictures)[0].controls
         card.parameters[GENERATORS] = generators_of(compared)
         made += [one.who.synthetic for one in compared]
-    card.makers.extend(makers_of(made))
+    card.makers.extend(generators_in_sidecars(made))
     graph = init_training_set_wf(
         [one.picture for one in trained], plans, fitting,
         clustering_of(run.settings, pictures),
         Publication(folder, card_values(card)),
         share=BRAIN_SHARE, name=f"{name}_wf",
     )  # fmt: skip
-    return SetPlan(name, graph, tuple(sightings), tuple(notes))
+    return TrainingSetPlan(name, graph, tuple(sightings), tuple(notes))
 
 
-def _with_both(pictures: Pictures) -> tuple[Pictures, tuple[str, ...]]:
+def _with_both(pictures: StoredCohort) -> tuple[StoredCohort, tuple[str, ...]]:
     """Keep those with a real and a synthetic PET; tell of others."""
     everyone = [*pictures.controls, *pictures.patients]
     lost = [one for one in everyone if one.real and not one.real.synthetic]
@@ -321,7 +334,7 @@ def _with_both(pictures: Pictures) -> tuple[Pictures, tuple[str, ...]]:
     return kept, tuple(notes)
 
 
-def generators_of(people: Sequence[Pictured]) -> dict[str, list[str]]:
+def generators_of(people: Sequence[StoredSubject]) -> dict[str, list[str]]:
     """Tell whose synthetic PETs are used: name of the generator → SHA-256 of its weights.
 
     Those of a cross-validation have other weights for each fold; their SHA-256 is left out.
@@ -334,7 +347,7 @@ def generators_of(people: Sequence[Pictured]) -> dict[str, list[str]]:
     }
 
 
-def makers_of(made: Iterable[Synthetic | None]) -> list[dict[str, str]]:
+def generators_in_sidecars(made: Iterable[Synthetic | None]) -> list[dict[str, str]]:
     """Tell what the generators of synthetic PETs are, each once: for the card of a detector."""
     known = {
         (one.generator, one.trained_on, one.intended_use): None for one in made if one is not None
@@ -409,14 +422,14 @@ def _refuse_other_generators(
 class _Planner:
     """Plans the detectors of one training set: who is scored by which fold, what goes where."""
 
-    screening: Screening
+    screening: GroupPlan
     training_set: str
     card: Sidecar
     primary: bool
 
     def plan(
-        self, detector: str, pictures: Pictures, folds: Sequence[DetectorFold]
-    ) -> tuple[DetectorPlan, list[Sighting]]:
+        self, detector: str, pictures: StoredCohort, folds: Sequence[DetectorFold]
+    ) -> tuple[DetectorPlan, list[ScoredImage]]:
         """Plan one detector; without folds, patients alone are scored."""
         patients = [one.real for one in pictures.patients if one.real is not None]
         everyone = [*pictures.patients, *pictures.controls]
@@ -437,8 +450,8 @@ class _Planner:
         return DetectorPlan(folds, patients, targets), sightings
 
     def _target(
-        self, detector: str, one: Pictured, row: int, fold: int | None, lesions: Path | None
-    ) -> tuple[Target, Sighting]:
+        self, detector: str, one: StoredSubject, row: int, fold: int | None, lesions: Path | None
+    ) -> tuple[Target, ScoredImage]:
         screening, visit = self.screening, one.who.visit
         if one.real is None or one.who.pet is None:
             raise ValueError(f"sub-{one.who.label} has no real PET to be scored")
@@ -451,7 +464,7 @@ class _Planner:
         labels = origin.labels(paths.statmap, screening.space)
         folder = screening.work_dir / CLUSTERS / self.training_set / detector
         clusters = folder / f"{one.real.name}.json"
-        scored = Scored(
+        scored = ScoredMaps(
             one.real, row, lesions, _output(paths.statmap, told), _output(paths.labels, labels),
             clusters,
         )  # fmt: skip
@@ -463,7 +476,7 @@ class _Planner:
             carried,
         )  # fmt: skip
         target = Target(scored, fold, on_t1w if fold is None else None)
-        sighting = Sighting(
+        sighting = ScoredImage(
             self.training_set, detector, one, fold is not None, clusters, paths,
             tuple(output.sidecar_path for output in outputs_of(target)),
             carried if fold is None else None,
@@ -507,21 +520,21 @@ def _card(
     )  # fmt: skip
 
 
-def tell_version(card: DetectorCard, version: str) -> list[str]:
+def describe_version(card: DetectorCard, version: str) -> list[str]:
     """Tell of detectors that another version of the app has trained; refuse those of some.
 
     Raises
     ------
     UnusableDataError
-        As :func:`bids_app.derivatives.versions.compare_versions`.
+        As :func:`bids_app.derivatives.description.compare_versions`.
     """
     return compare_versions(
         [(f"detector {card.name}", card.version)], version, advice="to be sure, train it again"
     )
 
 
-def _tell_namesakes(
-    folder: Path, card: DetectorCard, pictures: Pictures, output_dir: Path
+def _describe_namesakes(
+    folder: Path, card: DetectorCard, pictures: StoredCohort, output_dir: Path
 ) -> list[str]:
     """Tell of patients who bear the labels of controls of another dataset."""
     own = {one.participant for one in card.controls}
@@ -535,7 +548,7 @@ def _tell_namesakes(
     ]
 
 
-def _tell_not_applied(folder: Path, card: DetectorCard, settings: Settings) -> list[str]:
+def _describe_not_applied(folder: Path, card: DetectorCard, settings: Settings) -> list[str]:
     """Tell what is asked for and cannot be had from detectors that were trained before."""
     absent = [one for one in settings.detectors if one not in card.detectors]
     notes = [f"{folder}: holds no {' and no '.join(absent)}, so no map of it"] * bool(absent)
@@ -546,7 +559,7 @@ def _tell_not_applied(folder: Path, card: DetectorCard, settings: Settings) -> l
     return notes
 
 
-def _tell_other_clusters(card: DetectorCard, settings: Settings) -> list[str]:
+def _describe_other_clusters(card: DetectorCard, settings: Settings) -> list[str]:
     wanted = {
         "cluster_extent": settings.cluster_extent,
         "min_cluster_size": settings.min_cluster_size,
@@ -569,7 +582,9 @@ def applied_of(folder: Path, card: DetectorCard) -> Applied:
     return Applied(folder, members, card.files.get(PACKED, ""))
 
 
-def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pictures) -> SetPlan:
+def plan_applied(
+    run: GroupRun, folder: Path, card: DetectorCard, pictures: StoredCohort
+) -> TrainingSetPlan:
     """Plan the application of detectors that were trained before.
 
     Parameters
@@ -592,11 +607,11 @@ def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pict
     )  # fmt: skip
     planner = _Planner(run.screening, card.name, made_by, primary=True)
     plans: dict[str, DetectorPlan] = {}
-    sightings: list[Sighting] = []
-    notes = tell_version(card, run.screening.versions["mri2pet"])
-    notes += _tell_not_applied(folder, card, run.settings)
-    notes += _tell_namesakes(folder, card, pictures, run.screening.output_dir)
-    notes += _tell_other_clusters(card, run.settings)
+    sightings: list[ScoredImage] = []
+    notes = describe_version(card, run.screening.versions["mri2pet"])
+    notes += _describe_not_applied(folder, card, run.settings)
+    notes += _describe_namesakes(folder, card, pictures, run.screening.output_dir)
+    notes += _describe_other_clusters(card, run.settings)
     for detector in _wanted(card, run.settings):
         seen, told = _with_both(pictures) if detector == "pseudonormal" else (pictures, ())
         notes += told
@@ -608,4 +623,4 @@ def plan_applied(run: GroupRun, folder: Path, card: DetectorCard, pictures: Pict
         applied_of(folder, card), plans, fitting, clustering_of(run.settings, pictures),
         name=f"{card.name}_applied_wf",
     )  # fmt: skip
-    return SetPlan(card.name, graph, tuple(sightings), tuple(notes))
+    return TrainingSetPlan(card.name, graph, tuple(sightings), tuple(notes))

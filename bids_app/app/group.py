@@ -1,66 +1,329 @@
-"""The group level: detectors trained on controls, anomaly maps and clusters of patients."""
+"""After detectors: clusters of everyone become tables, and controls give them their meaning.
+
+The group level: detectors trained on controls, anomaly maps and clusters of patients.
+"""
 
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bids_app import provenance
-from bids_app.app.detections import Seen, read_seen, scored_in, top_clusters, write_detections
+import numpy as np
+
 from bids_app.app.detectors import (
     CLUSTERS,
     GroupRun,
-    SetPlan,
+    ScoredImage,
+    TrainingSetPlan,
+    describe_version,
     plan_applied,
     plan_sets,
     refuse_applied,
     refuse_card,
     refuse_sets,
     refuse_settings,
-    tell_version,
 )
-from bids_app.app.intake import Problem, error_of, problem_of
-from bids_app.app.participant import report_subjects
-from bids_app.app.pictures import (
-    Pictures,
-    assume_pictures,
+from bids_app.app.images import (
+    StoredCohort,
+    assume_cohort,
     refuse_knowledge,
-    take_pictures,
+    store_cohort,
     usable_subjects,
 )
-from bids_app.app.preparation import (
+from bids_app.app.participant import report_subjects
+from bids_app.app.run import (
+    Runner,
+    describe_old_work,
+    hold,
     make_places,
     prepare_template,
     refuse_places,
     refuse_plugin,
     refuse_without_results,
-    tell_old_work,
+    summarize_run,
     work_dir_of,
 )
-from bids_app.app.running import Runner, hold, told_of
-from bids_app.app.subjects import Subjects, choose_subjects, settle_grid
-from bids_app.app.training import DONE, PARTIAL
-from bids_app.console import Voice, tell_troubled
+from bids_app.app.train import DONE, PARTIAL
+from bids_app.console import Console, list_troubled
+from bids_app.derivatives import description
 from bids_app.derivatives.description import dataset_name, refresh_dataset
+from bids_app.derivatives.detections import (
+    DETECTORS,
+    ControlCluster,
+    Listed,
+    control_findings,
+    control_sum_scores,
+    read_control_clusters,
+    sign,
+    write_all_clusters,
+    write_clusters_in_t1w,
+    write_clusters_table,
+    write_control_clusters,
+    write_control_maps,
+    write_curve,
+    write_froc,
+    write_tests,
+)
 from bids_app.derivatives.sidecars import Space
-from bids_app.detection.card import DetectorCard, check_files, check_grid, read_card
-from bids_app.errors import MissingInputError, Mri2petError
-from bids_app.files import locked, remove_partials
+from bids_app.detection.card import DetectorCard, check_files, check_grid, complete_card, read_card
+from bids_app.detection.clusters import Cluster, Place, expected_in_control
+from bids_app.detection.evaluation import Finding, compare, detection_curve, free_response, marks_of
+from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
+from bids_app.files import locked, read_json, remove_partials
 from bids_app.imaging.volume import grid_of_box
+from bids_app.plan.cohort import Subjects, choose_subjects, settle_grid
+from bids_app.plan.group import VOLUMES, GroupPlan
+from bids_app.plan.participant import Problem, error_of, problem_of
+from bids_app.report.anomalies import GridSettings, ScoredRun, ScoredSubject, last_run, write_run
 from bids_app.report.group import write_group_report
-from bids_app.report.runs import Told
-from bids_app.report.scored import GridSettings, last_run, write_run
-from bids_app.screening import VOLUMES, Screening
+from bids_app.report.page import RunSummary
 from bids_app.settings import Settings
 from bids_app.templates import uri_of
 from bids_app.workflows.execution import Crash
+
+CURVES = ("detection_curve", "detection_tests", "detection_froc")
+
+
+@dataclass(frozen=True)
+class ImageClusters:
+    """What a detector saw in one image: all clusters by rank, lesions that are known, overlaps.
+
+    Parameters
+    ----------
+    sighting : Sighting
+        Who and which.
+    clusters : tuple of Cluster
+        All of them.
+    lesions : int or None
+        How many are known; None if that is not known.
+    shared : ndarray, (clusters, lesions)
+        In mm³.
+    places : tuple of Place or None
+        Where the first clusters lie on the T1w; None if they were not carried to it.
+    above_zero : float or None
+        Share of the brain that scores above 0.
+    not_covered : int
+        Lesions that the PET does not cover; they are not among ``lesions``.
+    """
+
+    sighting: ScoredImage
+    clusters: tuple[Cluster, ...]
+    lesions: int | None
+    shared: np.ndarray
+    places: tuple[Place, ...] | None = None
+    above_zero: float | None = None
+    not_covered: int = 0
+
+    @property
+    def row(self) -> tuple[str, str]:
+        """Training set and detector."""
+        return self.sighting.training_set, self.sighting.detector
+
+    def listed(self, most: int | None = None) -> Listed:
+        """Give the clusters, or the first ones, as tables list them."""
+        sighting, who = self.sighting, self.sighting.who.who
+        return Listed(
+            who.label, who.session, sighting.training_set, sighting.detector, self.clusters[:most],
+            self.above_zero,
+        )  # fmt: skip
+
+    def finding(self) -> Finding:
+        """Give what evaluation needs."""
+        sighting, who = self.sighting, self.sighting.who.who
+        return Finding(
+            sighting.training_set, sighting.detector, who.label, who.session,
+            0 if self.lesions is None else self.lesions, marks_of(self.clusters, self.shared),
+        )  # fmt: skip
+
+
+def read_image_clusters(sighting: ScoredImage) -> ImageClusters | None:
+    """Read what a detector saw in one image; None if that failed.
+
+    Raises
+    ------
+    UnusableDataError
+        If the file is not what this app writes.
+    """
+    if not sighting.clusters.is_file():
+        return None
+    told = read_json(sighting.clusters)
+    try:
+        clusters = [Cluster(**one) for one in told["clusters"]]  # type: ignore[attr-defined]
+        lesions = told["lesions"]
+        count = 0 if lesions is None else int(lesions)  # type: ignore[call-overload]
+        shared = np.array(told["overlaps"] if count else [], float).reshape(len(clusters), count)
+        not_covered = int(told.get("lesions_not_covered", 0))  # type: ignore[call-overload]
+        share = told.get("above_zero")
+        above_zero = None if share is None else float(share)  # type: ignore[arg-type]
+        regions = told["regions"] if told["regions"] else [None] * len(clusters)
+        known = [
+            replace(one, region=region, overlap=None if lesions is None else float(row.sum()))
+            for one, region, row in zip(clusters, regions, shared, strict=True)  # type: ignore[call-overload]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableDataError(
+            f"{sighting.clusters}: not the clusters of an image ({error}); delete it, and run again"
+        ) from error
+    return ImageClusters(
+        sighting, tuple(known), None if lesions is None else count, shared,
+        _read_places(sighting), above_zero, not_covered,
+    )  # fmt: skip
+
+
+def _read_places(sighting: ScoredImage) -> tuple[Place, ...] | None:
+    path = sighting.places
+    if path is None or not path.is_file():
+        return None
+    try:
+        return tuple(Place(**one) for one in read_json(path)["places"])  # type: ignore[attr-defined]
+    except (KeyError, TypeError) as error:
+        raise UnusableDataError(
+            f"{path}: not the places of clusters ({error}); delete it, and run again"
+        ) from error
+
+
+def scored_in(output_dir: Path, dataset: str, seen: Iterable[ImageClusters]) -> ScoredRun:
+    """Tell reports what a run has scored.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset.
+    dataset : str
+        Name or DOI of the raw one.
+    seen : iterable of Seen
+        Controls and patients.
+    """
+    return ScoredRun(dataset, [_scored(output_dir, one.sighting) for one in seen])
+
+
+def _scored(output_dir: Path, one: ScoredImage) -> ScoredSubject:
+    who = one.who.who
+    return ScoredSubject(
+        who.label, who.session if who.session else "", one.training_set, one.detector, one.control,
+        one.paths.statmap.relative_to(output_dir).as_posix(),
+    )  # fmt: skip
+
+
+def write_detections(
+    output_dir: Path, seen: Sequence[ImageClusters], *, most: int, applied: Path | None
+) -> None:
+    """Write all tables: of each patient, of all, of controls, and curves where lesions are known.
+
+    Of several PETs of a session, tables of all patients, and curves, tell of the first.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset.
+    seen : sequence of Seen
+        Controls and patients, in any order.
+    most : int
+        Clusters that are kept of a patient.
+    applied : Path or None
+        Folder of detectors that were trained before: their controls calibrate.
+    """
+    controls: dict[str, list[ControlCluster]] = {}
+    for name in dict.fromkeys(one.sighting.training_set for one in seen):
+        folder = output_dir / DETECTORS / name if applied is None else applied
+        if applied is None:
+            _complete(folder, [one for one in seen if one.sighting.training_set == name])
+        controls[name] = read_control_clusters(folder)
+    scores = {
+        row: control_sum_scores(controls[row[0]], row[1])
+        for row in dict.fromkeys(one.row for one in seen)
+    }
+    counts = {row: len(own) for row, own in scores.items()}
+    patients = [_calibrated(one, scores[one.row]) for one in seen if not one.sighting.control]
+    for one in patients:
+        _write_table(one, most, counts[one.row])
+    first = _first_pets(patients)
+    write_all_clusters(output_dir, [one.listed(most) for one in first], counts)
+    healthy = [one for name in controls for one in control_findings(controls[name], name)]
+    _write_curves(output_dir, first, healthy, most)
+
+
+def _complete(folder: Path, seen: Iterable[ImageClusters]) -> None:
+    """Write what controls have beside their detector, and let maps know its card: it is whole."""
+    controls = [one.listed() for one in seen if one.sighting.control]
+    write_control_clusters(folder, controls)
+    write_control_maps(folder, controls)
+    sha256 = complete_card(folder)
+    made = [path for one in seen for path in one.sighting.sidecars if path.is_file()]
+    for path in made if sha256 else ():
+        sign(path, sha256)
+
+
+def _first_pets(seen: Iterable[ImageClusters]) -> list[ImageClusters]:
+    first: dict[tuple[str, str, str, str | None], ImageClusters] = {}
+    for one in seen:
+        listed = one.listed()
+        visit = listed.training_set, listed.detector, listed.participant, listed.session
+        first.setdefault(visit, one)
+    return list(first.values())
+
+
+def _write_table(one: ImageClusters, most: int, controls: int) -> None:
+    write_clusters_table(one.sighting.paths.table, one.clusters[:most], controls)
+    if one.places is not None:
+        table = one.sighting.paths.table_in_t1w
+        write_clusters_in_t1w(table, one.clusters[:most], one.places, controls)
+
+
+def _calibrated(one: ImageClusters, controls: Sequence[Sequence[float]]) -> ImageClusters:
+    clusters = tuple(
+        replace(cluster, expected_in_control=expected_in_control(cluster.sum_score, controls))
+        for cluster in one.clusters
+    )
+    return replace(one, clusters=clusters)
+
+
+def _write_curves(
+    output_dir: Path, patients: Iterable[ImageClusters], healthy: Sequence[Finding], most: int
+) -> None:
+    told = [one.finding() for one in patients if one.lesions]
+    if not told:
+        for name in CURVES:  # of an earlier run that knew lesions
+            for ending in (".tsv", ".json"):
+                (output_dir / f"{name}{ending}").unlink(missing_ok=True)
+        return
+    write_curve(output_dir, detection_curve(told, healthy, most=most))
+    write_tests(output_dir, compare(told, most=most))
+    write_froc(output_dir, free_response(told, healthy))
+
+
+def top_clusters(seen: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
+    """Tell the first cluster of each patient in a line, by training set and detector."""
+    lines: dict[str, list[str]] = {}
+    for one in seen:
+        sighting = one.sighting
+        if sighting.control:
+            continue
+        who = f"sub-{sighting.who.who.label}"
+        lines.setdefault(f"{sighting.training_set} {sighting.detector}", []).append(
+            f"{who}: {_describe_first(one)}"
+        )
+    return lines
+
+
+def _describe_first(one: ImageClusters) -> str:
+    if not one.clusters:
+        return "no cluster"
+    first = one.clusters[0]
+    place = f"{first.side}, ({first.x:z.0f}, {first.y:z.0f}, {first.z:z.0f}) mm"
+    size = f"{first.volume / 1000:.1f} cm³"
+    if first.overlap is None:
+        return f"{place}, {size}"
+    hit = f"{first.overlap / 1000:.1f} cm³ of it lesion" if first.overlap else "not in a lesion"
+    return f"{place}, {size}, {hit}"
+
 
 GRAPH = "mri2pet_group"
 INTERMEDIATE = (GRAPH, VOLUMES, CLUSTERS)  # folders of the work folder
 
 
-def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
+def group(settings: Settings, voice: Console, stamp: description.RunRecord) -> int:
     """Train detectors on controls, or take trained ones, and map what is abnormal in patients.
 
     Returns
@@ -89,14 +352,14 @@ def group(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
     if not subjects.patients:
         raise error_of(subjects.problems)
     if settings.dry_run:
-        _tell_subjects(settings, subjects, card, voice)
+        _report_subjects(settings, subjects, card, voice)
     usable = _refuse(settings, card, subjects, stamp, voice)
     if settings.dry_run:
         return _close_dry(usable, subjects.problems, voice)
     make_places(settings)
     with hold(settings, stamp, voice, results=["group"], intermediate=["group"]):
-        provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
-        for note in tell_old_work(settings):
+        description.write_run_record(settings.output_dir / "logs", vars(settings), stamp)
+        for note in describe_old_work(settings):
             voice.say(note)
         outcome = _carry_out(settings, subjects, card, voice, stamp=stamp, started=started)
     return _close(settings, outcome, voice)
@@ -106,24 +369,24 @@ def _carry_out(
     settings: Settings,
     subjects: Subjects,
     card: DetectorCard | None,
-    voice: Voice,
+    voice: Console,
     *,
-    stamp: provenance.Stamp,
+    stamp: description.RunRecord,
     started: float,
 ) -> "_Outcome":
     """Detect, write tables and reports, and delete intermediate files where nothing failed."""
     runner = Runner(settings, voice, GRAPH, settings.folds * len(settings.training_set))
     run = GroupRun(_screening(settings, stamp), settings, runner)
     outcome = _detect(run, subjects, card, voice)
-    problems = [*outcome.problems, *_finish(run, outcome, told_of(stamp, started), voice)]
+    problems = [*outcome.problems, *_finish(run, outcome, summarize_run(stamp, started), voice)]
     if settings.clean_workdir and not problems:
         for name in INTERMEDIATE:
             shutil.rmtree(work_dir_of(settings) / name, ignore_errors=True)
     return replace(outcome, problems=problems)
 
 
-def _screening(settings: Settings, stamp: provenance.Stamp) -> Screening:
-    return Screening(
+def _screening(settings: Settings, stamp: description.RunRecord) -> GroupPlan:
+    return GroupPlan(
         output_dir=settings.output_dir,
         work_dir=work_dir_of(settings),
         space=Space(settings.template, settings.grid_resolution, uri_of(settings.template)),
@@ -150,8 +413,8 @@ def _refuse(
     settings: Settings,
     card: DetectorCard | None,
     subjects: Subjects,
-    stamp: provenance.Stamp,
-    voice: Voice,
+    stamp: description.RunRecord,
+    voice: Console,
 ) -> Subjects:
     """See that the run can begin; give who is left, with what a dry run tells of all others."""
     screening = _screening(settings, stamp)
@@ -160,13 +423,13 @@ def _refuse(
     if settings.detector is None or card is None:
         refuse_settings(settings)
     else:
-        tell_version(card, screening.versions["mri2pet"])  # which refuses; notes are told later
+        describe_version(card, screening.versions["mri2pet"])  # which refuses; notes are told later
         refuse_card(settings.detector, card, settings, subjects.patients)
     usable = usable_subjects(screening, subjects, synthetic=_needs_synthetic(settings, card))
     lesions = refuse_knowledge(settings, usable.patients)
     if not usable.patients:
         raise error_of([*subjects.problems, *usable.problems])
-    pictures = assume_pictures(screening, usable, synthetic=_needs_synthetic(settings, card))
+    pictures = assume_cohort(screening, usable, synthetic=_needs_synthetic(settings, card))
     try:
         if card is None:
             refuse_sets(screening, settings, pictures)
@@ -174,7 +437,7 @@ def _refuse(
             refuse_applied(card, settings, pictures)
     except Mri2petError:
         early = () if settings.dry_run else subjects.problems  # which a dry run has told
-        _tell(voice, [], [*early, *usable.problems])  # who is lost may be why
+        _report_notes(voice, [], [*early, *usable.problems])  # who is lost may be why
         raise
     problems = (*usable.problems, *lesions.problems)
     return replace(usable, notes=lesions.notes, problems=problems)
@@ -185,8 +448,8 @@ def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
     return fitted or "pseudonormal" in settings.detectors
 
 
-def _tell_subjects(
-    settings: Settings, subjects: Subjects, card: DetectorCard | None, voice: Voice
+def _report_subjects(
+    settings: Settings, subjects: Subjects, card: DetectorCard | None, voice: Console
 ) -> None:
     """Print whom the run would use, and by which images."""
     controls, patients = subjects.controls, subjects.patients
@@ -201,13 +464,13 @@ def _tell_subjects(
     voice.tell_people(used, patients, told, settings.output_dir)
 
 
-def _close_dry(usable: Subjects, early: Sequence[Problem], voice: Voice) -> int:
+def _close_dry(usable: Subjects, early: Sequence[Problem], voice: Console) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best."""
-    _tell(voice, usable.notes, usable.problems)
+    _report_notes(voice, usable.notes, usable.problems)
     troubled = {f"sub-{problem.subject}" for problem in (*early, *usable.problems)}
     voice.close(
         f"mri2pet: {len({one.label for one in usable.patients})} patients would be mapped, "
-        f"{tell_troubled(sorted(troubled))}; this was a dry run, and nothing was written"
+        f"{list_troubled(sorted(troubled))}; this was a dry run, and nothing was written"
     )
     return PARTIAL if troubled else DONE
 
@@ -216,42 +479,46 @@ def _close_dry(usable: Subjects, early: Sequence[Problem], voice: Voice) -> int:
 class _Outcome:
     """What a run has seen, and what is to be told of it."""
 
-    seen: Sequence[Seen]
+    seen: Sequence[ImageClusters]
     notes: Sequence[str]
     problems: Sequence[Problem]
 
 
-def _detect(run: GroupRun, subjects: Subjects, card: DetectorCard | None, voice: Voice) -> _Outcome:
+def _detect(
+    run: GroupRun, subjects: Subjects, card: DetectorCard | None, voice: Console
+) -> _Outcome:
     """Store, fit or apply, and map."""
     settings = run.settings
-    pictures = take_pictures(
+    pictures = store_cohort(
         run.screening, subjects, run.runner, synthetic=_needs_synthetic(settings, card)
     )
     early = [*subjects.problems, *pictures.problems]
     stopped = settings.stop_on_first_crash and pictures.problems
     notes = [*subjects.notes, *pictures.notes]
-    _tell(voice, notes, early)  # before plans: who is lost may be why they cannot be made
+    _report_notes(voice, notes, early)  # before plans: who is lost may be why they cannot be made
     if stopped or not pictures.patients:
         raise error_of(early)
     plans = _plans(run, pictures, card)
     more = [note for plan in plans for note in plan.notes]
-    _tell(voice, more, [])
+    _report_notes(voice, more, [])
     notes += more
     late = _problems(_run(run, plans), plans)
     there, unread = _read_all(plans, settings.output_dir / "logs")
     late += unread
-    _tell(voice, [], late)
-    lost = _tell_lost_lesions(there)
-    _tell(voice, lost, [])
+    _report_notes(voice, [], late)
+    lost = _describe_lost_lesions(there)
+    _report_notes(voice, lost, [])
     return _Outcome(there, [*notes, *lost], [*early, *late])
 
 
-def _read_all(plans: Sequence[SetPlan], logs: Path) -> tuple[list[Seen], list[Problem]]:
+def _read_all(
+    plans: Sequence[TrainingSetPlan], logs: Path
+) -> tuple[list[ImageClusters], list[Problem]]:
     """Read what was seen of everyone; a file that cannot be read is its owner's problem."""
-    seen, problems = list[Seen](), list[Problem]()
+    seen, problems = list[ImageClusters](), list[Problem]()
     for sighting in (sighting for plan in plans for sighting in plan.sightings):
         try:
-            one = read_seen(sighting)
+            one = read_image_clusters(sighting)
         except Exception as error:  # of any kind: it is this participant's, and no one else's
             label = sighting.who.who.label
             problems.append(problem_of(error, label, f"sub-{label}", logs))
@@ -261,7 +528,7 @@ def _read_all(plans: Sequence[SetPlan], logs: Path) -> tuple[list[Seen], list[Pr
     return seen, problems
 
 
-def _tell_lost_lesions(seen: Sequence[Seen]) -> list[str]:
+def _describe_lost_lesions(seen: Sequence[ImageClusters]) -> list[str]:
     """Tell of lesions that are in no curve: those off the grid, and those that no PET covers."""
     counts = {one.sighting.who.who.label: one.not_covered for one in seen if one.not_covered}
     uncovered = [
@@ -275,14 +542,14 @@ def _tell_lost_lesions(seen: Sequence[Seen]) -> list[str]:
     ]
 
 
-def _tell(voice: Voice, notes: Sequence[str], problems: Sequence[Problem]) -> None:
+def _report_notes(voice: Console, notes: Sequence[str], problems: Sequence[Problem]) -> None:
     for note in notes:
         voice.say(note)
     for problem in problems:
         voice.fail(problem.sentence)
 
 
-def _run(run: GroupRun, plans: Sequence[SetPlan]) -> list[Crash]:
+def _run(run: GroupRun, plans: Sequence[TrainingSetPlan]) -> list[Crash]:
     for plan in plans:
         for sighting in plan.sightings:
             for path in sighting.stale:
@@ -292,14 +559,16 @@ def _run(run: GroupRun, plans: Sequence[SetPlan]) -> list[Crash]:
     return run.runner.run([plan.graph for plan in plans], labels, _words(plans))
 
 
-def _plans(run: GroupRun, pictures: Pictures, card: DetectorCard | None) -> list[SetPlan]:
+def _plans(
+    run: GroupRun, pictures: StoredCohort, card: DetectorCard | None
+) -> list[TrainingSetPlan]:
     folder = run.settings.detector
     if folder is None or card is None:
         return list(plan_sets(run, pictures))
     return [plan_applied(run, folder, card, pictures)]
 
 
-def _words(plans: Sequence[SetPlan]) -> dict[str, str]:
+def _words(plans: Sequence[TrainingSetPlan]) -> dict[str, str]:
     words = {"brain": "common brain", "publish": "detectors written"}
     names = {name.split(".")[-1] for plan in plans for name in plan.graph.list_node_names()}
     for name in names:
@@ -313,7 +582,7 @@ def _words(plans: Sequence[SetPlan]) -> dict[str, str]:
     return words
 
 
-def _problems(crashes: Sequence[Crash], plans: Sequence[SetPlan]) -> list[Problem]:
+def _problems(crashes: Sequence[Crash], plans: Sequence[TrainingSetPlan]) -> list[Problem]:
     """Say of each crash whose it is: a participant's, or a whole training set's."""
     owners: Mapping[str, str] = {
         f"{one.detector}_{one.who.real.name}": one.who.who.label
@@ -330,7 +599,7 @@ def _problems(crashes: Sequence[Crash], plans: Sequence[SetPlan]) -> list[Proble
     return problems
 
 
-def _finish(run: GroupRun, outcome: _Outcome, told: Told, voice: Voice) -> list[Problem]:
+def _finish(run: GroupRun, outcome: _Outcome, told: RunSummary, voice: Console) -> list[Problem]:
     """Write tables and reports; give what went wrong with reports."""
     settings, output_dir = run.settings, run.screening.output_dir
     refresh_dataset(output_dir)
@@ -342,7 +611,7 @@ def _finish(run: GroupRun, outcome: _Outcome, told: Told, voice: Voice) -> list[
         grid = GridSettings(settings.template, settings.bounding_box, settings.grid_resolution)
         write_run(output_dir, replace(scored, grid=grid))
     sentences = [problem.sentence for problem in outcome.problems]
-    whole: Told = {
+    whole: RunSummary = {
         **told, "problems": sentences, "notes": outcome.notes, "settings": vars(settings)
     }  # fmt: skip
     problems = _report(settings, voice, whole)
@@ -350,14 +619,16 @@ def _finish(run: GroupRun, outcome: _Outcome, told: Told, voice: Voice) -> list[
     return problems + _report_patients(settings, patients, voice)
 
 
-def _report_patients(settings: Settings, patients: Collection[str], voice: Voice) -> list[Problem]:
+def _report_patients(
+    settings: Settings, patients: Collection[str], voice: Console
+) -> list[Problem]:
     """Write the reports of patients again: they tell of anomalies now."""
     template = prepare_template(settings)
-    told = dict.fromkeys(sorted(patients), Told())
+    told = dict.fromkeys(sorted(patients), RunSummary())
     return report_subjects(settings.output_dir, told, template.reference, voice)
 
 
-def _report(settings: Settings, voice: Voice, told: Told) -> list[Problem]:
+def _report(settings: Settings, voice: Console, told: RunSummary) -> list[Problem]:
     """Write ``group.html``; where that fails, tables and the patients' reports stand."""
     output_dir = settings.output_dir
     try:
@@ -366,12 +637,12 @@ def _report(settings: Settings, voice: Voice, told: Told) -> list[Problem]:
         )
     except Exception as error:  # of any kind: it is only the report
         problems = [problem_of(error, "", "group.html", output_dir / "logs")]
-        _tell(voice, [], problems)
+        _report_notes(voice, [], problems)
         return problems
     return []
 
 
-def _report_again(settings: Settings, voice: Voice) -> int:
+def _report_again(settings: Settings, voice: Console) -> int:
     refuse_without_results(settings, "--reports-only")
     run = last_run(settings.output_dir)
     if run.grid is not None:  # which may be another than this command line's
@@ -384,14 +655,14 @@ def _report_again(settings: Settings, voice: Voice) -> int:
     if settings.dry_run:
         voice.close(f"mri2pet: the report would be written; it is {path}")
         return DONE
-    problems = _report(settings, voice, Told())
+    problems = _report(settings, voice, RunSummary())
     patients = {one.participant for one in run.maps if not one.control}
     problems += _report_patients(settings, patients, voice)
     voice.close(f"mri2pet: reports written, {len(problems)} failed; see {path}")
     return PARTIAL if problems else DONE
 
 
-def _close(settings: Settings, outcome: _Outcome, voice: Voice) -> int:
+def _close(settings: Settings, outcome: _Outcome, voice: Console) -> int:
     """Print the first cluster of each patient, and the last line; return the exit code."""
     for name, lines in top_clusters(outcome.seen).items():
         voice.say(f"first cluster, {name}")

@@ -4,25 +4,28 @@ import logging
 
 import nipype
 
-from bids_app import provenance
 from bids_app.app.group import group
 from bids_app.app.participant import participant
-from bids_app.app.preparation import PERCENTILE, prepare_generator, refuse_without_results
-from bids_app.app.training import train
-from bids_app.console import Voice
+from bids_app.app.run import PERCENTILE, prepare_generator, refuse_without_results
+from bids_app.app.train import train
+from bids_app.console import Console
+from bids_app.derivatives import description as provenance
 from bids_app.derivatives.paths import resolution_label
-from bids_app.report.group import tell_group_methods
+from bids_app.report.group import write_group_methods
 from bids_app.report.methods import Procedure, boilerplate
-from bids_app.report.training import tell_training_methods
+from bids_app.report.train import write_training_methods
 from bids_app.settings import Settings
 from bids_app.workflows.execution import quiet
 
-METHODS = {"train": tell_training_methods, "group": tell_group_methods}  # which tell what was done
+METHODS = {
+    "train": write_training_methods,
+    "group": write_group_methods,
+}  # which tell what was done
 LEVELS = {"participant": participant, "train": train, "group": group}
 LOUDNESS = {0: logging.CRITICAL, 1: logging.WARNING}
 
 
-def _procedure(settings: Settings, stamp: provenance.Stamp) -> Procedure:
+def _procedure(settings: Settings, stamp: provenance.RunRecord) -> Procedure:
     """Tell what the settings would do, to the methods paragraph."""
     generator = prepare_generator(settings)
     return Procedure(
@@ -40,7 +43,7 @@ def _procedure(settings: Settings, stamp: provenance.Stamp) -> Procedure:
     )
 
 
-def _tell_methods(settings: Settings, stamp: provenance.Stamp) -> str:
+def _write_methods(settings: Settings, stamp: provenance.RunRecord) -> str:
     """Write the methods paragraph: of participants what would be done, of others what was."""
     if settings.level not in METHODS:
         return boilerplate(_procedure(settings, stamp))
@@ -57,10 +60,10 @@ def run(settings: Settings) -> int:
         If the run cannot begin, or nothing of it can be used.
     """
     quiet(LOUDNESS.get(settings.verbose, logging.INFO))
-    voice, stamp = Voice(), provenance.stamp()
+    voice, stamp = Console(), provenance.start_record()
     if settings.resource_monitor:
         nipype.config.enable_resource_monitor()
     if settings.boilerplate_only:
-        voice.close(_tell_methods(settings, stamp))
+        voice.close(_write_methods(settings, stamp))
         return 0
     return LEVELS[settings.level](settings, voice, stamp)

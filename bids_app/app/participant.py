@@ -8,17 +8,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bids_app import provenance
-from bids_app.app.computation import clean, compute
-from bids_app.app.intake import (
-    Problem,
-    error_of,
-    problem_of,
-    problems_of,
-    read_selection,
-    refuse_nothing,
-)
-from bids_app.app.preparation import (
+from bids_app.app.run import (
+    clean,
+    compute,
+    describe_old_work,
+    hold,
     make_places,
     prepare_generator,
     prepare_run,
@@ -26,36 +20,42 @@ from bids_app.app.preparation import (
     refuse_places,
     refuse_plugin,
     share_resources,
-    tell_old_work,
+    summarize_run,
 )
-from bids_app.app.running import hold, told_of
-from bids_app.console import Voice, count_line, tell_troubled
+from bids_app.console import Console, count_line, list_troubled
+from bids_app.dataset.index import find_subjects
 from bids_app.dataset.participants import read_participants
-from bids_app.dataset.reading import find_subjects
 from bids_app.dataset.validation import validate_bids
+from bids_app.derivatives import description
 from bids_app.derivatives.description import (
     Software,
     find_container,
     raw_dataset_names,
     start_dataset,
 )
-from bids_app.derivatives.preprocessed import tell_coverage
+from bids_app.derivatives.find import describe_coverage
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
 from bids_app.files import read_tsv
-from bids_app.generators import GeneratorChoice, tell_namesakes
-from bids_app.planning import (
-    Run,
+from bids_app.generators import GeneratorChoice, describe_namesakes
+from bids_app.plan.participant import (
+    ParticipantPlan,
+    Problem,
     VisitPlan,
     doubts_of,
+    error_of,
     is_done,
     label_of,
     plan_visit,
+    problem_of,
+    problems_of,
+    read_selection,
+    refuse_nothing,
     refuse_unprepared,
 )
+from bids_app.report.page import RunSummary
+from bids_app.report.participant import write_subject_report
 from bids_app.report.results import read_derivative
-from bids_app.report.runs import Told
-from bids_app.report.subject import write_subject_report
 from bids_app.resources import choose_device
 from bids_app.settings import Settings
 from bids_app.templates import Template
@@ -66,7 +66,7 @@ DONE, PARTIAL = 0, 1  # exit codes
 _Table = tuple[dict[str, dict[str, str]], tuple[str, ...]]  # participants.tsv, and remarks on it
 
 
-def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> int:
+def participant(settings: Settings, voice: Console, stamp: description.RunRecord) -> int:
     """Bring every participant into MNI space, and predict the PET of each.
 
     Returns
@@ -91,22 +91,22 @@ def participant(settings: Settings, voice: Voice, stamp: provenance.Stamp) -> in
         aside = [*problems_of(selection), *early]
         if not (plans or done):
             raise error_of(aside)
-        selection = _tell_namesakes(selection, run, voice)
+        selection = _report_namesakes(selection, run, voice)
         if settings.dry_run:
-            return _tell_plans(plans, done, aside, early, voice)
+            return _report_plans(plans, done, aside, early, voice)
         _start(settings, run, template, stamp)
         _tell_aside(selection, settings, early, voice)
         subjects = {plan.visit.subject for plan in plans}
         reports = _Reports(settings, selection, table, template, subjects, stamp, started, voice)
         problems = [*aside, *_compute(plans, run, resources, reports, aside)]
-        _tell_images([*plans, *done], voice)
+        _report_images([*plans, *done], voice)
         if settings.clean_workdir:
             clean([*plans, *done], problems, settings)
         problems += reports.finish(problems)
         return _close(plans, done, problems, settings, voice)
 
 
-def _select(settings: Settings, voice: Voice) -> Selection:
+def _select(settings: Settings, voice: Console) -> Selection:
     """Choose images; a dry run prints them, whatever else may be refused later."""
     refuse_places(settings)
     selection = read_selection(settings)
@@ -115,14 +115,14 @@ def _select(settings: Settings, voice: Voice) -> Selection:
     return selection
 
 
-def _tell_namesakes(selection: Selection, run: Run, voice: Voice) -> Selection:
+def _report_namesakes(selection: Selection, run: ParticipantPlan, voice: Console) -> Selection:
     """Tell, once and in reports, of labels that the generator knows from another dataset."""
     if run.generator is None:
         return selection
     card, names = run.generator.card, raw_dataset_names(run.bids_dir)
 
     def told(visits: Sequence[Visit]) -> str:
-        return tell_namesakes(card, [one.subject for one in visits], names, run.output_dir)
+        return describe_namesakes(card, [one.subject for one in visits], names, run.output_dir)
 
     if not told(selection.visits):
         return selection
@@ -135,7 +135,7 @@ def _tell_namesakes(selection: Selection, run: Run, voice: Voice) -> Selection:
 
 def _compute(
     plans: Sequence[VisitPlan],
-    run: Run,
+    run: ParticipantPlan,
     resources: Resources,
     reports: "_Reports",
     aside: Sequence[Problem],
@@ -162,7 +162,7 @@ def _refuse(settings: Settings) -> GeneratorChoice | None:
 
 @contextmanager
 def _held(
-    settings: Settings, selection: Selection, voice: Voice, stamp: provenance.Stamp
+    settings: Settings, selection: Selection, voice: Console, stamp: description.RunRecord
 ) -> Iterator[None]:
     """Make the folders of the run, and keep its visits for its life; a dry run does neither."""
     if settings.dry_run:
@@ -178,9 +178,9 @@ def _prepare(
     settings: Settings,
     selection: Selection,
     generator: GeneratorChoice | None,
-    voice: Voice,
-    stamp: provenance.Stamp,
-) -> tuple[_Table, Template, Run, Resources]:
+    voice: Console,
+    stamp: description.RunRecord,
+) -> tuple[_Table, Template, ParticipantPlan, Resources]:
     """See that the run can begin: what is refused here is refused by a dry run as well.
 
     Only the template is written, by a dry run nothing.
@@ -195,13 +195,13 @@ def _prepare(
     with _validation(settings) as validation:  # another process works on it meanwhile
         table = _participants(settings, voice)
         template = prepare_template(settings, write=not settings.dry_run)
-        _heed(validation, voice)
+        _report_validation(validation, voice)
     refuse_nothing(selection)
     run = prepare_run(settings, template, generator, threads, stamp.versions["mri2pet"])
     return table, template, run, resources
 
 
-def _participants(settings: Settings, voice: Voice) -> _Table:
+def _participants(settings: Settings, voice: Console) -> _Table:
     """Read participants.tsv, which images do not depend on; a damaged one is only told of."""
     try:
         present = find_subjects(settings.bids_dir)
@@ -220,14 +220,16 @@ def _validation(settings: Settings) -> Iterator[Future[str | None] | None]:
         yield thread.submit(validate_bids, settings.bids_dir) if settings.validate else None
 
 
-def _heed(validation: Future[str | None] | None, voice: Voice) -> None:
+def _report_validation(validation: Future[str | None] | None, voice: Console) -> None:
     warning = None if validation is None else validation.result()
     if warning is not None:
         voice.warn(warning)
 
 
-def _start(settings: Settings, run: Run, template: Template, stamp: provenance.Stamp) -> None:
-    software = Software(stamp.versions["mri2pet"], provenance.CODE_URL, find_container(os.environ))
+def _start(
+    settings: Settings, run: ParticipantPlan, template: Template, stamp: description.RunRecord
+) -> None:
+    software = Software(stamp.versions["mri2pet"], description.CODE_URL, find_container(os.environ))
     start_dataset(
         settings.output_dir,
         bids_dir=settings.bids_dir,
@@ -235,13 +237,13 @@ def _start(settings: Settings, run: Run, template: Template, stamp: provenance.S
         template=run.space.template,
         reference=template.uri,
     )
-    provenance.write_run(settings.output_dir / "logs", vars(settings), stamp)
+    description.write_run_record(settings.output_dir / "logs", vars(settings), stamp)
 
 
 def _tell_aside(
-    selection: Selection, settings: Settings, early: Sequence[Problem], voice: Voice
+    selection: Selection, settings: Settings, early: Sequence[Problem], voice: Console
 ) -> None:
-    for note in tell_old_work(settings):
+    for note in describe_old_work(settings):
         voice.say(note)
     for visit in selection.visits:
         for note in visit.notes:
@@ -256,7 +258,7 @@ def _tell_aside(
         voice.fail(problem.sentence)
 
 
-def _tell_images(plans: Sequence[VisitPlan], voice: Voice) -> None:
+def _report_images(plans: Sequence[VisitPlan], voice: Console) -> None:
     """Tell what was seen of images only when they were read, registered and resampled."""
     for plan in plans:
         for path in (plan.paths.t1w, *(pet.in_t1w for pet in plan.paths.pets)):
@@ -264,7 +266,7 @@ def _tell_images(plans: Sequence[VisitPlan], voice: Voice) -> None:
                 if note not in plan.visit.notes:
                     voice.warn(f"{plan.label}: {note}")
         for pet in plan.paths.pets:
-            told = tell_coverage(pet.in_template)
+            told = describe_coverage(pet.in_template)
             if told:
                 voice.warn(f"{plan.label}: {told}")
         for doubt in doubts_of(plan):
@@ -272,7 +274,7 @@ def _tell_images(plans: Sequence[VisitPlan], voice: Voice) -> None:
 
 
 def _plan(
-    selection: Selection, run: Run, logs: Path | None
+    selection: Selection, run: ParticipantPlan, logs: Path | None
 ) -> tuple[list[VisitPlan], list[VisitPlan], list[Problem]]:
     """Plan all visits; those whose results are there already come second, the unfit third.
 
@@ -293,12 +295,12 @@ def _plan(
     return plans, done, problems
 
 
-def _tell_plans(
+def _report_plans(
     plans: Sequence[VisitPlan],
     done: Sequence[VisitPlan],
     aside: Sequence[Problem],
     early: Sequence[Problem],
-    voice: Voice,
+    voice: Console,
 ) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best.
 
@@ -309,7 +311,7 @@ def _tell_plans(
     troubled = sorted({f"sub-{problem.subject}" for problem in aside})
     voice.close(
         f"mri2pet: {len(plans)} visits would be computed, {len(done)} are complete already, "
-        f"{tell_troubled(troubled)}; this was a dry run, and nothing was written"
+        f"{list_troubled(troubled)}; this was a dry run, and nothing was written"
     )
     return PARTIAL if aside else DONE
 
@@ -320,7 +322,7 @@ def _subjects(selection: Selection) -> list[str]:
     return sorted({visit.subject for visit in selection.visits} | images)
 
 
-def _report_again(selection: Selection, settings: Settings, voice: Voice) -> int:
+def _report_again(selection: Selection, settings: Settings, voice: Console) -> int:
     """Write reports from what lies in the output folder; return the exit code."""
     output_dir = settings.output_dir
     there = [one for one in _subjects(selection) if (output_dir / f"sub-{one}").is_dir()]
@@ -334,8 +336,10 @@ def _report_again(selection: Selection, settings: Settings, voice: Voice) -> int
     with _validation(settings) as validation:
         make_places(settings)
         template = prepare_template(settings)
-        _heed(validation, voice)
-    problems = report_subjects(output_dir, dict.fromkeys(there, Told()), template.reference, voice)
+        _report_validation(validation, voice)
+    problems = report_subjects(
+        output_dir, dict.fromkeys(there, RunSummary()), template.reference, voice
+    )
     voice.close(
         f"mri2pet: {len(there) - len(problems)} reports written, {len(problems)} failed; they are "
         f"in {output_dir}"
@@ -344,7 +348,7 @@ def _report_again(selection: Selection, settings: Settings, voice: Voice) -> int
 
 
 def report_subjects(
-    output_dir: Path, told: Mapping[str, Told], template_t1w: Path, voice: Voice
+    output_dir: Path, told: Mapping[str, RunSummary], template_t1w: Path, voice: Console
 ) -> list[Problem]:
     """Write reports of participants; one that fails does not take the others with it.
 
@@ -387,21 +391,21 @@ class _Reports:
     table: _Table
     template: Template
     fresh: Collection[str]
-    stamp: provenance.Stamp
+    stamp: description.RunRecord
     started: float
-    voice: Voice
+    voice: Console
     written: set[str] = field(default_factory=set)
 
-    def _told(self, subject: str, problems: Sequence[Problem]) -> Told:
+    def _told(self, subject: str, problems: Sequence[Problem]) -> RunSummary:
         """Gather what the report of a participant tells."""
         visits, unused = self.selection.visits, self.selection.unused
         notes = [note for v in visits if v.subject == subject for note in v.notes]
         notes += [u.reason for u in unused if u.subject == subject and not u.exit_code]
         notes += self.table[1]
         told = [problem.sentence for problem in problems if problem.subject == subject]
-        run = Told(notes=notes, problems=told)
+        run = RunSummary(notes=notes, problems=told)
         if subject in self.fresh or not (self.settings.output_dir / f"sub-{subject}").is_dir():
-            run.update(told_of(self.stamp, self.started))
+            run.update(summarize_run(self.stamp, self.started))
         return run
 
     def write(self, subjects: Sequence[str], problems: Sequence[Problem]) -> list[Problem]:
@@ -434,7 +438,7 @@ def _close(
     done: Sequence[VisitPlan],
     problems: Sequence[Problem],
     settings: Settings,
-    voice: Voice,
+    voice: Console,
 ) -> int:
     """Say the last line; return the exit code."""
     troubled = {problem.visit for problem in problems}

@@ -105,7 +105,7 @@ def check_lpips() -> str:
     place = os.environ.get(LPIPS_VARIABLE)
     if not place or not Path(place).is_file():
         return f"${LPIPS_VARIABLE} names no file; LPIPS will be n/a"
-    from bids_app.synthesis.lpips import load_lpips
+    from bids_app.synthesis.scoring import load_lpips
 
     if not load_lpips(Path(place)).is_published:
         raise UnusableDataError(

@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bids_app.arguments import LABEL, same_run
 from bids_app.errors import UsageError
-from bids_app.labels import LABEL, same_run
 from bids_app.visit import Scan
 
 Filter = Mapping[str, object]

@@ -226,7 +226,7 @@ HOW: Mapping[str, Callable[[float], str]] = {
 }
 
 
-def tell_distance(
+def describe_distance(
     session: Session,
     nearest: Session,
     candidates: Iterable[Session],

@@ -1,18 +1,137 @@
-"""The input must be valid BIDS, and the output must have a place of its own."""
+"""Files that somebody meant to be a T1w or a PET image, but that the app cannot take for one.
+
+The input must be valid BIDS, and the output must have a place of its own.
+"""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
+from bids_app.dataset.index import DATATYPE, IMAGE
 from bids_app.errors import CannotCreateError, InvalidBidsError, UsageError
-from bids_app.files import place_in
+from bids_app.files import NOWHERE, place_in, why_no_file
 from bids_app.lifeline import last_act, tied
+
+SUFFIX = {datatype: suffix for suffix, datatype in DATATYPE.items()}
+# What may be meant: T1w, T1, pet as words of a name; MPRAGE and its kin under names of their own.
+MEANT = {
+    "anat": re.compile(r"(?<![a-z0-9])t1w?(?![a-z])|mprage|spgr|bravo"),
+    "pet": re.compile(r"(?<![a-z0-9])pet(?![a-z])"),
+}
+TO_NIFTI = "convert it to NIfTI"
+UNPACK = "unpack it, or store it as .nii or .nii.gz"
+FORMATS = {  # by how a name ends, in lower case: what it is, and what to do
+    ".img": (f"Analyze, or NIfTI in two files; {TO_NIFTI} in one (.nii.gz)"),
+    ".hdr": (f"Analyze, or NIfTI in two files; {TO_NIFTI} in one (.nii.gz)"),
+    ".mgz": f"FreeSurfer's format; {TO_NIFTI} (mri_convert)",
+    ".mgh": f"FreeSurfer's format; {TO_NIFTI} (mri_convert)",
+    ".dcm": f"DICOM; {TO_NIFTI} (dcm2niix)",
+    ".ima": f"DICOM; {TO_NIFTI} (dcm2niix)",
+    ".par": f"Philips's PAR/REC; {TO_NIFTI} (dcm2niix)",
+    ".mnc": f"MINC; {TO_NIFTI} (mnc2nii)",
+    ".nrrd": f"NRRD; {TO_NIFTI}",
+    ".mha": f"MetaImage; {TO_NIFTI}",
+    ".mhd": f"MetaImage; {TO_NIFTI}",
+    ".v": f"ECAT; {TO_NIFTI} (ecatpet2bids)",
+    ".zip": f"a packed archive; {UNPACK}",
+    ".tar": f"a packed archive; {UNPACK}",
+    ".tar.gz": f"a packed archive; {UNPACK}",
+    ".tgz": f"a packed archive; {UNPACK}",
+    ".nii.bz2": f"packed by another program than gzip; {UNPACK}",
+    ".nii.xz": f"packed by another program than gzip; {UNPACK}",
+    ".nii.zst": f"packed by another program than gzip; {UNPACK}",
+}
+DICOM_FOLDER = re.compile(r"dicom|dcm", re.I)
+LOOKED_AT = 50  # entries of a folder: whether DICOM lies in it shows in the first
+
+
+def _is_dicom(folder: Path) -> bool:
+    """Whether a folder's name, or one of its first files, is that of DICOM."""
+    if DICOM_FOLDER.search(folder.name):
+        return True
+    try:
+        names = [path.name.lower() for path in islice(folder.iterdir(), LOOKED_AT)]
+    except OSError:
+        return False
+    return any(name.endswith((".dcm", ".ima")) or name == "dicomdir" for name in names)
+
+
+def _why_named(name: str, datatype: str) -> str | None:
+    """Say what is wrong with the name of a file, or None if it is meant as something else."""
+    lower = name.lower()
+    meant = bool(MEANT[datatype].search(lower))
+    ending = next(
+        (end for end in sorted(FORMATS, key=len, reverse=True) if lower.endswith(end)), ""
+    )
+    if ending:
+        return f"it is {FORMATS[ending]}" if meant or not name.startswith("sub-") else None
+    if not meant or not lower.endswith((".nii", ".nii.gz")):
+        return None
+    form = f"sub-<label>[_ses-<label>][_…]_{SUFFIX[datatype]}.nii.gz"
+    if not name.endswith((".nii", ".nii.gz")):
+        return "BIDS spells its ending .nii or .nii.gz, in small letters; rename it"
+    return f"its name is not {form}; rename it, or remove it"
+
+
+def _why(path: Path, datatype: str) -> str | None:
+    match = IMAGE.fullmatch(path.name)
+    instead = why_no_file(path)
+    if match is not None:
+        # A link that leads nowhere is an image whose content is to be fetched; it is told later.
+        is_image = instead in (None, NOWHERE) or match[1] != SUFFIX[datatype]
+        return None if is_image else f"it is {instead}"
+    if path.is_dir():
+        return f"it is a folder of DICOM; {TO_NIFTI} (dcm2niix)" if _is_dicom(path) else None
+    named = _why_named(path.name, datatype)
+    if named is None or instead is None:
+        return named
+    return f"it is {instead}"
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError:
+        return []
+
+
+def find_strays(bids_dir: Path, subject: str) -> Iterator[tuple[Path, str | None, str, str]]:
+    """Look for what was meant as an image of a participant; nothing is opened.
+
+    Of many files that have the same fault, the first of a folder is given.
+
+    Yields
+    ------
+    tuple of (Path, str or None, {"t1w", "pet"}, str)
+        Where it lies, its session by its folder, what it was meant for, and a sentence without
+        its name: why it is no image, and what to do.
+    """
+    top = bids_dir / f"sub-{subject}"
+    if why_no_file(top) == NOWHERE:
+        yield top, None, "t1w", f"it is {NOWHERE}"
+    sessions = [name for name in _names(top) if name.startswith("ses-")]
+    for session in (None, *sessions):
+        for datatype, suffix in SUFFIX.items():
+            folder = (top if session is None else top / session) / datatype
+            label = None if session is None else session.removeprefix("ses-")
+            told = set[str]()
+            if folder.is_symlink() and not folder.is_dir():
+                yield folder, label, suffix.lower(), f"it is {why_no_file(folder)}"
+            for name in _names(folder):
+                why = _why(folder / name, datatype)
+                if why is not None and why not in told:
+                    told.add(why)
+                    yield folder / name, label, suffix.lower(), why
+
 
 COMMAND = "bids-validator-deno"
 NAMED_AT_MOST = 5  # kinds of errors in a message

@@ -1,9 +1,24 @@
-"""Files that say what a derivative dataset is."""
+"""Files that say what a derivative dataset is.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+By which version of the app a result was made, and whether this one can use it.
+
+What a run was: settings and versions, written for people and never read back.
+"""
+
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from uuid import uuid4
 
+from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import ReadWriteError, UnusableDataError, UsageError
 from bids_app.files import (
     locked,
@@ -279,3 +294,129 @@ def raw_dataset_names(bids_dir: Path) -> tuple[str, ...]:
 def dataset_name(output_dir: Path) -> str:
     """Name the raw dataset as the derivative one tells of it, by its DOI if it has one."""
     return dataset_names(output_dir)[0]
+
+
+KEY = "Version"  # in a sidecar
+ANEW = "to make them anew, delete their folders and run the participant level"
+_RELEASE = re.compile(r"(\d+)\.(\d+)")
+
+
+def version_of(image: Path) -> str:
+    """Read by which version of the app an image was made; empty if its sidecar does not tell."""
+    sidecar = sidecar_path(image)
+    told = read_json(sidecar).get(KEY) if sidecar.is_file() else None
+    return told if isinstance(told, str) else ""
+
+
+def compare_versions(made: Iterable[tuple[str, str]], version: str, *, advice: str) -> list[str]:
+    """Tell what other versions of the app have made, and refuse what cannot be used.
+
+    The first number of a version rises when what is made before and after cannot be compared
+    (CONTRIBUTING.md, "Changes"): that is refused. What another second number, or an unknown
+    version, has made is told of.
+
+    Parameters
+    ----------
+    made : iterable of (str, str)
+        What it is, ``"sub-01"``, and the version that made it; empty if that is not known.
+    version : str
+        Of the app that runs.
+    advice : str
+        What to do.
+
+    Returns
+    -------
+    list of str
+        A sentence, or none.
+
+    Raises
+    ------
+    UnusableDataError
+        If a first number differs.
+
+    Examples
+    --------
+    >>> compare_versions([("sub-01", "0.1.3"), ("sub-02", "0.2.0")], "0.1.0", advice="do it again")
+    ['made by mri2pet 0.2.0: sub-02; this is 0.1.0, and may have made them otherwise; do it again']
+    """
+    own = _release_of(version)
+    if own is None:  # a copy of the source that is not installed
+        return []
+    others = sorted({(by, what) for what, by in made if _release_of(by) != own})
+    foreign = [one for one in others if _is_foreign(one[0], own)]
+    if foreign:
+        raise UnusableDataError(
+            f"{_list(foreign)}; this is {version}, and what it makes cannot be compared with "
+            f"them; {advice}"
+        )
+    if not others:
+        return []
+    return [f"{_list(others)}; this is {version}, and may have made them otherwise; {advice}"]
+
+
+def _release_of(version: str) -> tuple[int, int] | None:
+    found = _RELEASE.match(version)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def _is_foreign(version: str, own: tuple[int, int]) -> bool:
+    release = _release_of(version)
+    return release is not None and release[0] != own[0]
+
+
+def _list(made: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(
+        f"made by {f'mri2pet {version}' if version else 'an unknown version'}: "
+        + ", ".join(what for _, what in group)
+        for version, group in groupby(made, itemgetter(0))
+    )
+
+
+PACKAGES = (
+    "mri2pet", "antspyx", "deepbet", "torch", "numba", "safetensors", "nipype", "pybids", "nibabel",
+    "nilearn", "numpy", "scipy", "templateflow", "bids-validator-deno",
+)  # fmt: skip
+CODE_URL = "https://github.com/mri2pet/mri2pet"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """When a run began, its command line, and the versions of what computes."""
+
+    date: str
+    command: str
+    versions: Mapping[str, str]
+
+
+def find_versions() -> dict[str, str]:
+    """Give the versions of Python and of the packages that decide about results."""
+    versions = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def start_record() -> RunRecord:
+    """Tell of this moment and this process."""
+    name = Path(sys.argv[0]).name
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return RunRecord(now, shlex.join([name, *sys.argv[1:]]), find_versions())
+
+
+def _plain(value: object) -> object:
+    """Spell the paths in a setting as text."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_run_record(logs: Path, settings: Mapping[str, object], run: RunRecord) -> Path:
+    """Write the settings of a run to ``logs/run-<date>-<random>.json``, for provenance only."""
+    plain = {k: _plain(v) for k, v in settings.items()}
+    date = run.date.replace(":", "").replace("+0000", "Z")
+    path = logs / f"run-{date}-{uuid4().hex[:8]}.json"
+    write_json(path, {**asdict(run), "settings": plain})
+    return path

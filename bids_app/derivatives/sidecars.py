@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bids_app.derivatives.description import KEY as VERSION
 from bids_app.derivatives.paths import PetPaths, VisitPaths
-from bids_app.derivatives.versions import KEY as VERSION
 from bids_app.visit import Scan, Visit
 
 Sidecar = dict[str, object]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.files import write_json, write_tsv
-from bids_app.synthesis.evaluation import FWHM_SWEEP, METRICS, ROWS, Record
+from bids_app.synthesis.evaluation import FWHM_SWEEP, METRICS, ROWS, ScoreRecord
 from bids_app.synthesis.statistics import compare_rows, mean_and_sd, participants_of, rows_of
 
 Line = dict[str, object]
@@ -44,7 +44,7 @@ _MODEL = (
 _CONFIGURATION = "What the network sees: semi-3D three adjacent slices, 3D-patch cubes"
 
 
-def write_table1(output_dir: Path, records: Sequence[Record]) -> None:
+def write_table1(output_dir: Path, records: Sequence[ScoreRecord]) -> None:
     """Write ``table1.tsv``, ``table1_subjects.tsv`` and ``table1_tests.tsv``, each with its JSON.
 
     Rows are in the order of ``ROWS``: models, then baselines; those without a record are left out.
@@ -73,7 +73,7 @@ def write_table1(output_dir: Path, records: Sequence[Record]) -> None:
         write_json(output_dir / f"{name}.json", dictionary)
 
 
-def best_fwhm(records: Sequence[Record], model: str) -> float | None:
+def best_fwhm(records: Sequence[ScoreRecord], model: str) -> float | None:
     """Give the smoothing, in mm, whose mean SSIM is highest: section 3.2; the least of equals."""
     swept = [one.sweep for one in records if one.model == model and one.sweep]
     if not swept:
@@ -151,7 +151,7 @@ def _describe(metric: str, lead: str = "") -> dict[str, object]:
     return {"Description": f"{lead}{where}: {text}", "Units": unit}
 
 
-def _rows(records: Sequence[Record]) -> list[Line]:
+def _rows(records: Sequence[ScoreRecord]) -> list[Line]:
     lines = []
     for model in rows_of(records):
         line: Line = {
@@ -167,10 +167,10 @@ def _rows(records: Sequence[Record]) -> list[Line]:
     return lines
 
 
-def _subjects(records: Sequence[Record]) -> list[Line]:
+def _subjects(records: Sequence[ScoreRecord]) -> list[Line]:
     order = {row: place for place, row in enumerate(ROWS)}
 
-    def place(one: Record) -> tuple[int, str, str]:
+    def place(one: ScoreRecord) -> tuple[int, str, str]:
         return order[one.model], one.participant, "" if one.session is None else one.session
 
     return [

@@ -1,14 +1,232 @@
-"""Clusters of a score map: what is most abnormal in it, in order."""
+"""Names of clusters, from an atlas.
 
+Where clusters lie, on the grid they were found on or on one they were carried to.
+
+What a cluster's score means: how often healthy people have such a cluster too.
+
+Clusters of a score map: what is most abnormal in it, in order.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from bids_app.detection.places import Labels, Place, place_of
+from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.files import read_tsv
 from bids_app.imaging.volume import Affine, Mask, Volume, zooms_of
+
+COLUMNS = ("index", "name")  # BIDS 1.10, "Segmentations": of a table that explains a _dseg
+
+
+def read_labels(path: Path) -> dict[int, str]:
+    """Read what the numbers of an atlas mean, from a table as BIDS has it beside a ``_dseg``.
+
+    Parameters
+    ----------
+    path : Path
+        Tab-separated, with the columns ``index`` and ``name``; others are passed over.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    ReadWriteError
+        If it cannot be read.
+    UnusableDataError
+        If a column is not there, a line has no whole number or no name, a number comes twice, or
+        there is no line.
+    """
+    if not path.exists():
+        raise MissingInputError(f"{path}: no such file; --atlas needs an image and its labels")
+    rows = read_tsv(path)
+    if not rows:
+        raise UnusableDataError(f"{path}: holds no label; write one a line below index and name")
+    absent = [column for column in COLUMNS if column not in rows[0]]
+    if absent:
+        raise UnusableDataError(
+            f"{path}: has no column {' or '.join(absent)}; the columns index and name, "
+            "separated by a tab, are needed"
+        )
+    names: dict[int, str] = {}
+    for line, row in enumerate(rows, 2):
+        index, name = _read_label(path, line, row)
+        if index in names:
+            raise UnusableDataError(f"{path}: line {line} says again what {index} is; keep one")
+        names[index] = name
+    return names
+
+
+def _read_label(path: Path, line: int, row: Mapping[str, str]) -> tuple[int, str]:
+    index, name = (row.get(column, "").strip() for column in COLUMNS)
+    if not index.removeprefix("-").isdecimal():
+        raise UnusableDataError(f"{path}: index {index!r} in line {line} is no whole number")
+    if not name:
+        raise UnusableDataError(f"{path}: {index} has no name in line {line}; write one")
+    return int(index), name
+
+
+def name_regions(
+    labels: NDArray[np.integer], atlas: NDArray[np.generic], names: Mapping[int, str]
+) -> list[str | None]:
+    """Name each cluster by the region that holds most of it.
+
+    Parameters
+    ----------
+    labels : ndarray of int, (I, J, K)
+        Clusters by rank, 0 elsewhere.
+    atlas : ndarray, (I, J, K)
+        Numbers of regions, 0 for background, on the same grid.
+    names : mapping
+        What the numbers mean; of others, the number is told.
+
+    Returns
+    -------
+    list of str or None
+        By rank. Background does not count; None where there is nothing else. Of equal shares, the
+        region with the lowest number.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ.
+    """
+    if labels.shape != atlas.shape:
+        raise ValueError(f"clusters of {labels.shape} and an atlas of {atlas.shape} voxels differ")
+    inside = labels > 0
+    ranks, regions = labels[inside], np.rint(atlas[inside]).astype(np.int64)
+    found: list[str | None] = []
+    for rank in range(1, int(labels.max(initial=0)) + 1):
+        mine = regions[(ranks == rank) & (regions != 0)]
+        numbers, counts = np.unique(mine, return_counts=True)
+        largest = int(numbers[counts.argmax()]) if numbers.size else None
+        found.append(None if largest is None else names.get(largest, f"label {largest}"))
+    return found
+
+
+Labels = NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cluster lies, and how large it is there.
+
+    Parameters
+    ----------
+    rank : int
+        Of the cluster, from 1.
+    x, y, z : float
+        Centre of mass, each voxel weighted by its score, in mm, RAS+.
+    peak_x, peak_y, peak_z : float
+        The voxel with the highest score, in mm, RAS+.
+    volume : float
+        In mm³.
+    """
+
+    rank: int
+    x: float
+    y: float
+    z: float
+    peak_x: float
+    peak_y: float
+    peak_z: float
+    volume: float
+
+
+def locate(score: Volume, labels: Labels, affine: Affine) -> list[Place]:
+    """Find out where clusters lie, from a score map and a label image on one grid.
+
+    Parameters
+    ----------
+    score : ndarray, (I, J, K)
+        Interpolated: at the edge of a cluster it may be 0 or below, and weighs nothing then.
+    labels : ndarray of int, (I, J, K)
+        The rank of the cluster that a voxel is in, 0 where it is in none.
+    affine : ndarray, (4, 4)
+        Voxel indices → mm, RAS+.
+
+    Returns
+    -------
+    list of Place
+        By rank; a cluster that has no voxel on this grid is not in it.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ.
+    """
+    if score.shape != labels.shape:
+        raise ValueError(f"a score map of {score.shape} and labels of {labels.shape} voxels differ")
+    where = np.nonzero(labels)
+    ranks, scores = labels[where], score[where].astype(np.float64)
+    places = np.stack(where, axis=-1) @ affine[:3, :3].T + affine[:3, 3]
+    voxel_volume = float(abs(np.linalg.det(affine[:3, :3])))
+    return [
+        place_of(rank, places[ranks == rank], scores[ranks == rank], voxel_volume)
+        for rank in np.unique(ranks).tolist()
+    ]
+
+
+def place_of(
+    rank: int, places: NDArray[np.float64], scores: NDArray[np.float64], voxel_volume: float
+) -> Place:
+    """Tell where voxels lie.
+
+    Parameters
+    ----------
+    rank : int
+        Of the cluster that they are.
+    places : ndarray, (voxels, 3)
+        In mm, RAS+.
+    scores : ndarray, (voxels,)
+        Their weights; those below 0 weigh nothing, and if none is above 0 all weigh the same.
+    voxel_volume : float
+        In mm³.
+    """
+    weights = np.maximum(scores, 0)
+    centre = np.average(places, axis=0, weights=weights if weights.any() else None)
+    x, y, z = centre.tolist()
+    peak_x, peak_y, peak_z = places[int(scores.argmax())].tolist()
+    return Place(rank, x, y, z, peak_x, peak_y, peak_z, len(scores) * voxel_volume)
+
+
+def expected_in_control(
+    sum_score: float, control_sum_scores: Sequence[Sequence[float]]
+) -> float | None:
+    """Give how many clusters of at least this score a healthy control is expected to have.
+
+    The mean over controls that took no part in training. The paper does not do this. It is a
+    number of clusters, not a probability: it can exceed 1.
+
+    Parameters
+    ----------
+    sum_score : float
+        Sum of the scores of a patient's cluster.
+    control_sum_scores : sequence of sequences of float
+        For each held-out control, those of all of its clusters, of the same detector and training
+        set; an empty one for a control that has none.
+
+    Returns
+    -------
+    float or None
+        From 0; None without controls.
+
+    Examples
+    --------
+    Of three controls one has two such clusters, one has one, one has none:
+
+    >>> expected_in_control(10.0, [[30.0, 10.0, 2.0], [12.0], []])
+    1.0
+    """
+    if not control_sum_scores:
+        return None
+    at_least = sum(one >= sum_score for scores in control_sum_scores for one in scores)
+    return at_least / len(control_sum_scores)
+
 
 CORNERS = np.ones((3, 3, 3), bool)  # 26 neighbours
 MIDLINE = 2.0  # mm from the plane x = 0, to either side, that belong to neither; our choice

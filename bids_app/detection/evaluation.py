@@ -1,4 +1,6 @@
-"""How well lesions are found, where they are known: Figure 4 of Zotova et al. (2021), and more.
+"""Where the brains of many people agree.
+
+How well lesions are found, where they are known: Figure 4 of Zotova et al. (2021), and more.
 
 A unit is a lesion, or a patient: a patient is found when one of its lesions is. Of a participant
 with several visits only one is used, the first by label, since a lesion that is scanned twice is
@@ -9,6 +11,7 @@ are somewhat too sure, those over patients are not.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import ceil
 from typing import TypeAlias
 
 import numpy as np
@@ -16,6 +19,64 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bids_app.detection.clusters import Cluster
+from bids_app.imaging.volume import Mask
+
+ENOUGH = 10  # controls that know a voxel; our choice
+MOST = 0.75  # of the controls, where there are few; our choice
+
+
+def least_controls(controls: int) -> int:
+    """Say how many of the controls must know a voxel for it to be analysed.
+
+    Some do not where their PET does not cover the brain. Ten are enough, or three in four where
+    there are fewer than 14 controls, but two at least: our choice.
+
+    Examples
+    --------
+    >>> [least_controls(n) for n in (2, 3, 4, 8, 13, 14, 100)]
+    [2, 3, 3, 6, 10, 10, 10]
+    """
+    return max(min(ENOUGH, ceil(MOST * controls)), 2)
+
+
+def common_brain(masks: Iterable[Mask], share: float = 0.9) -> Mask:
+    """Mark the voxels that are brain in at least a share of people, holding one mask at a time.
+
+    Parameters
+    ----------
+    masks : iterable of ndarray of bool, (I, J, K)
+        One or more brains on one grid.
+    share : float
+        Above 0, up to 1. Nine in ten is our choice: one mask that is too small does not cut all
+        others.
+
+    Returns
+    -------
+    ndarray of bool, (I, J, K)
+
+    Raises
+    ------
+    ValueError
+        If there is no mask, shapes differ, or no such share exists.
+
+    Examples
+    --------
+    >>> masks = [np.array([True, True, False]), np.array([True, False, False])]
+    >>> common_brain(masks), common_brain(masks, 0.5)
+    (array([ True, False, False]), array([ True,  True, False]))
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"a share of people is above 0 and up to 1, not {share}")
+    count, times = 0, np.zeros((), np.int32)
+    for mask in masks:
+        if count and mask.shape != times.shape:
+            raise ValueError(f"brains of {times.shape} and of {mask.shape} voxels differ")
+        times = times + mask
+        count += 1
+    if not count:
+        raise ValueError("without brains there is nothing that they have in common")
+    return times >= share * count * (1 - 1e-9)  # 0.28 of 25 is 7.000000000000001
+
 
 UNITS = ("lesion", "patient")
 MOST_CLUSTERS = 10  # kept per patient: Figure 4 begins with one and ends with ten
@@ -98,7 +159,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class McNemarTest:
     """Two detectors, compared at one number of ``clusters`` kept in each patient.
 
     ``n`` units were tried by both; ``only_1`` and ``only_2`` of them were found by one alone.
@@ -187,7 +248,7 @@ def detection_curve(
     ]
 
 
-def compare(patients: Iterable[Finding], *, most: int = MOST_CLUSTERS) -> list[Comparison]:
+def compare(patients: Iterable[Finding], *, most: int = MOST_CLUSTERS) -> list[McNemarTest]:
     """Test whether one detector finds units that another does not: McNemar's test, exact.
 
     Every two pairs of training set and detector, on the visits that both saw. Of the units that
@@ -318,7 +379,7 @@ def _curve_point(
 
 def _compare_two(
     ill: dict[Row, dict[Visit, Finding]], pair: tuple[Row, Row], unit: str, clusters: int
-) -> Comparison:
+) -> McNemarTest:
     one, other = (ill[row] for row in pair)
     both: list[tuple[bool, bool]] = []
     for first in _first_visits({visit: one[visit] for visit in one if visit in other}):
@@ -330,7 +391,7 @@ def _compare_two(
     differing = only_1 + only_2
     p = float(stats.binomtest(only_1, differing).pvalue) if differing else 1.0
     told = p if both else None
-    return Comparison(unit, clusters, *pair[0], *pair[1], len(both), only_1, only_2, told)
+    return McNemarTest(unit, clusters, *pair[0], *pair[1], len(both), only_1, only_2, told)
 
 
 def _best_scores(finding: Finding, unit: str) -> list[float]:

@@ -2,18 +2,27 @@
 
 ``zscore`` compares PET smoothed within the brain; ``pseudonormal`` compares what a synthetic PET
 has over the real one.
+
+Norms of the detectors that do not learn: what they compare, and their files.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from bids_app.detection.agreement import least_controls
-from bids_app.imaging.smoothing import smooth
+from bids_app.detection.evaluation import least_controls
+from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.files import write_bytes
+from bids_app.imaging.intensity import smooth
 from bids_app.imaging.volume import Mask, Volume
+from bids_app.strict import parse_object, shapes_of
 
 FEWEST = 2  # controls: below, nothing varies
 LEAST_SD = 0.1  # of the median over the brain; our choice
@@ -87,7 +96,7 @@ def learn_norm(volumes: Iterable[Volume], brain: Mask, *, least_sd: float = LEAS
     """Learn from controls, holding one volume at a time.
 
     Welford (1962), Technometrics 4:419-420. A control counts where it is known; a voxel that too
-    few know (:func:`~bids_app.detection.agreement.least_controls`) has no norm.
+    few know (:func:`~bids_app.detection.evaluation.least_controls`) has no norm.
 
     Parameters
     ----------
@@ -195,3 +204,99 @@ def pseudonormal_difference(synthetic: Volume, real: Volume) -> Volume:
         float32, -1 to 1.
     """
     return synthetic.astype(np.float32) - real.astype(np.float32)
+
+
+ZSCORE_FWHM = 8.0  # mm; DESIGN, section 4
+Detector = Literal["zscore", "pseudonormal"]
+SCORES: dict[str, Callable[[Norm, Volume], Volume]] = {
+    "zscore": Norm.deficit,
+    "pseudonormal": Norm.excess,
+}
+
+
+def measure_uptake(
+    pet: Volume,
+    brain: Mask,
+    *,
+    fwhm: float,
+    zooms: tuple[float, float, float],
+    hole: Mask | None = None,
+) -> Volume:
+    """Give what ``zscore`` compares: PET smoothed within the brain, (I, J, K); NaN near a hole."""
+    return smooth_within(pet, brain, fwhm=fwhm, zooms=zooms, hole=hole)
+
+
+def measure_difference(
+    pet: Volume,
+    synthetic: Volume,
+    brain: Mask,
+    *,
+    fwhm: float,
+    zooms: tuple[float, float, float],
+    hole: Mask | None = None,
+) -> Volume:
+    """Give what ``pseudonormal`` compares: synthetic minus real PET, smoothed, (I, J, K).
+
+    Smoothed as for ``zscore``, our choice: else the noise of the scan would drown the rest.
+    """
+    difference = pseudonormal_difference(synthetic, pet)
+    return smooth_within(difference, brain, fwhm=fwhm, zooms=zooms, hole=hole)
+
+
+def save_norm(path: Path, norm: Norm) -> None:
+    """Write a norm.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be written.
+    UnusableDataError
+        If it holds a number that is not finite: nothing is written.
+    """
+    try:
+        _refuse_infinite(norm)
+    except ValueError as error:
+        raise UnusableDataError(
+            f"{path.name}: {error}; look for controls whose PET is not finite, and leave them out"
+        ) from error
+    volumes = {"mean": norm.mean, "sd": norm.sd, "counts": norm.counts}
+    arrays = {k: np.ascontiguousarray(one) for k, one in volumes.items() if one is not None}
+    write_bytes(path, save(arrays, metadata={"norm": json.dumps({"controls": norm.n})}))
+
+
+def _refuse_infinite(norm: Norm) -> None:
+    """Refuse what is no number, but for NaN where not all controls are known."""
+    numbers = np.isfinite(norm.mean) & np.isfinite(norm.sd) & (norm.sd >= 0)
+    unknown = np.isnan(norm.sd) & (False if norm.counts is None else norm.counts < norm.n)
+    if not (numbers | unknown).all():
+        raise ValueError("mean or SD of controls is not finite")
+
+
+def load_norm(path: Path) -> Norm:
+    """Read a norm.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    UnusableDataError
+        If it holds no norm.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file; fit the detector again")
+    try:
+        shapes_of(path)
+        with safe_open(path, framework="numpy") as file:
+            n = parse_object(file.metadata()["norm"])["controls"]
+            mean, sd = (file.get_tensor(name) for name in ("mean", "sd"))
+            counts = file.get_tensor("counts") if "counts" in file.keys() else None  # noqa: SIM118
+        shapes = {one.shape for one in (mean, sd, counts) if one is not None}
+        if not isinstance(n, int) or n < 2 or len(shapes) > 1 or mean.ndim != 3:  # noqa: PLR2004
+            raise ValueError(f"it tells of {n} controls, and of volumes of {shapes}")
+        norm = Norm(mean, sd, n, counts)
+        _refuse_infinite(norm)
+        return norm
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UnusableDataError(
+            f"{path}: not the norm of a detector ({error}); fit the detector again"
+        ) from error

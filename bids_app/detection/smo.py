@@ -34,7 +34,7 @@ SQUARINGS = 8  # exp(x) = exp(x / 2**8) ** 2**8
 SERIES = tuple(1 / factorial(order) for order in range(10, -1, -1))  # of exp, highest order first
 
 
-class Problem(NamedTuple):
+class DualProblem(NamedTuple):
     """One voxel's problem, as far as it is solved. Shrinking moves samples to other places.
 
     Parameters
@@ -156,7 +156,7 @@ def fit(samples: Singles, gammas: Floats, nu: float, tolerance: float) -> tuple[
     alpha, gradient, full = np.empty(n), np.empty(n), np.empty(n)
     for voxel in range(voxels):
         _copy(samples[voxel], points)
-        problem = Problem(points, gammas[voxel], kernel, known, alpha, gradient, full, origin)
+        problem = DualProblem(points, gammas[voxel], kernel, known, alpha, gradient, full, origin)
         _begin(problem, nu)
         _solve(problem, tolerance)
         offsets[voxel] = _offset(problem)
@@ -242,7 +242,7 @@ def _exponentiate(values: Floats, factor: float) -> None:
 
 
 @njit
-def _row(problem: Problem, place: int) -> Singles:
+def _row(problem: DualProblem, place: int) -> Singles:
     """Give the kernel between one sample and all."""
     if not problem.known[place]:
         _compute_row(problem, place)
@@ -250,7 +250,7 @@ def _row(problem: Problem, place: int) -> Singles:
 
 
 @njit
-def _compute_row(problem: Problem, place: int) -> None:
+def _compute_row(problem: DualProblem, place: int) -> None:
     """Compute a row of the kernel, but for what other rows tell of it."""
     samples, kernel, known = problem.samples, problem.kernel, problem.known
     row = np.zeros(known.size)
@@ -264,7 +264,7 @@ def _compute_row(problem: Problem, place: int) -> None:
 
 
 @njit
-def _begin(problem: Problem, nu: float) -> None:
+def _begin(problem: DualProblem, nu: float) -> None:
     """Fill the first coefficients up to 1, until their sum is nu * n; compute the gradient."""
     remaining = 0.0
     for place in range(problem.alpha.size):
@@ -288,7 +288,7 @@ def _add(values: Floats, factor: float, row: Singles, first: int) -> None:
 
 
 @njit
-def _solve(problem: Problem, tolerance: float) -> None:
+def _solve(problem: DualProblem, tolerance: float) -> None:
     """Move pairs of coefficients until no pair violates the conditions by the tolerance.
 
     Every so often, samples are set aside whose coefficients seem settled. They come back when the
@@ -317,7 +317,7 @@ def _solve(problem: Problem, tolerance: float) -> None:
 
 
 @njit
-def _slopes(problem: Problem, active: int) -> tuple[float, float]:
+def _slopes(problem: DualProblem, active: int) -> tuple[float, float]:
     """Give the steepest ways of raising and of lowering one coefficient."""
     rise, fall = -np.inf, -np.inf
     for place in range(active):
@@ -329,7 +329,7 @@ def _slopes(problem: Problem, active: int) -> tuple[float, float]:
 
 
 @njit
-def _choose(problem: Problem, active: int, tolerance: float) -> tuple[int, int]:
+def _choose(problem: DualProblem, active: int, tolerance: float) -> tuple[int, int]:
     """Choose the coefficient to raise and the one to lower; -1, -1 at the solution."""
     alpha, gradient = problem.alpha, problem.gradient
     rise, fall = _slopes(problem, active)
@@ -348,7 +348,7 @@ def _choose(problem: Problem, active: int, tolerance: float) -> tuple[int, int]:
 
 
 @njit
-def _last(problem: Problem, active: int, rise: float) -> int:
+def _last(problem: DualProblem, active: int, rise: float) -> int:
     """Find the last coefficient to raise that is as steep as the steepest."""
     for place in range(active - 1, -1, -1):
         if problem.alpha[place] < 1 and -problem.gradient[place] == rise:
@@ -357,7 +357,7 @@ def _last(problem: Problem, active: int, rise: float) -> int:
 
 
 @njit
-def _move(problem: Problem, active: int, rising: int, falling: int) -> None:
+def _move(problem: DualProblem, active: int, rising: int, falling: int) -> None:
     """Take the best step along one pair, within 0 to 1, and bring the gradient up to date."""
     alpha, gradient = problem.alpha, problem.gradient
     up, down = _row(problem, rising), _row(problem, falling)
@@ -384,7 +384,7 @@ def _clip(one: float, other: float, total: float) -> tuple[float, float]:
 
 
 @njit(inline="always")  # each call would hand on all arrays, and mostly for nothing
-def _book(problem: Problem, place: int, before: float) -> None:
+def _book(problem: DualProblem, place: int, before: float) -> None:
     """Keep account of what the coefficients that are 1 contribute to the gradient."""
     change = (problem.alpha[place] >= 1) - (before >= 1)
     if change != 0:
@@ -392,7 +392,7 @@ def _book(problem: Problem, place: int, before: float) -> None:
 
 
 @njit
-def _set_aside(problem: Problem, active: int, rise: float, fall: float) -> int:
+def _set_aside(problem: DualProblem, active: int, rise: float, fall: float) -> int:
     """Move samples whose coefficients seem settled behind the others; tell how many these are."""
     for place in range(active):
         if place < active and _is_settled(problem, place, rise, fall):
@@ -404,14 +404,14 @@ def _set_aside(problem: Problem, active: int, rise: float, fall: float) -> int:
 
 
 @njit
-def _is_settled(problem: Problem, place: int, rise: float, fall: float) -> bool:
+def _is_settled(problem: DualProblem, place: int, rise: float, fall: float) -> bool:
     """Tell whether a coefficient is at a bound, and every pair would press it further there."""
     alpha, gradient = problem.alpha[place], problem.gradient[place]
     return -gradient > rise if alpha >= 1 else alpha <= 0 and gradient > fall
 
 
 @njit
-def _restore(problem: Problem, active: int) -> None:
+def _restore(problem: DualProblem, active: int) -> None:
     """Compute the gradient of the samples that were set aside."""
     if active == problem.alpha.size:
         return
@@ -423,7 +423,7 @@ def _restore(problem: Problem, active: int) -> None:
 
 
 @njit
-def _swap(problem: Problem, one: int, other: int) -> None:
+def _swap(problem: DualProblem, one: int, other: int) -> None:
     """Let two samples change places."""
     samples, kernel, n = problem.samples, problem.kernel, problem.alpha.size
     for column in range(samples.shape[1]):
@@ -440,7 +440,7 @@ def _swap(problem: Problem, one: int, other: int) -> None:
 
 
 @njit
-def _offset(problem: Problem) -> float:
+def _offset(problem: DualProblem) -> float:
     """Give rho: the gradient where 0 < alpha < 1, or else the middle of where it may be."""
     free, total, least, most = 0, 0.0, -np.inf, np.inf
     for place in range(problem.alpha.size):

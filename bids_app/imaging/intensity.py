@@ -1,9 +1,117 @@
-"""Intensities between 0 and 1, as the networks want them."""
+"""Gaussian smoothing, told in mm.
+
+How far several volumes are apart.
+
+From a dynamic PET to one volume.
+
+Intensities between 0 and 1, as the networks want them.
+"""
+
+import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from bids_app.imaging.volume import Mask, Volume
+
+SIGMA_OF_FWHM = 1 / math.sqrt(8 * math.log(2))
+
+
+def smooth(volume: Volume, fwhm: float, zooms: tuple[float, float, float]) -> Volume:
+    """Smooth a volume with an isotropic Gaussian.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Any unit; kept.
+    fwhm : float
+        Full width of the Gaussian at half of its maximum, in mm; 0 leaves the volume as it is.
+    zooms : tuple of float
+        Voxel size in mm along each axis.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        float32. Beyond its faces the volume goes on with the value at the face.
+    """
+    sigmas = [fwhm * SIGMA_OF_FWHM / zoom for zoom in zooms]
+    return ndimage.gaussian_filter(volume.astype(np.float32), sigmas, mode="nearest")
+
+
+def standard_deviation(volumes: Iterable[Volume]) -> Volume:
+    """Give the standard deviation of volumes, voxel by voxel, holding one at a time.
+
+    Welford (1962), Technometrics 4:419-420; over one less than there are, so that the variance
+    is right on average.
+
+    Parameters
+    ----------
+    volumes : iterable of ndarray, (I, J, K)
+        Two or more on one grid, any unit.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        float32, in their unit.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two.
+
+    Examples
+    --------
+    >>> one, other = np.zeros((1, 1, 2), np.float32), np.array([[[0, 2]]], np.float32)
+    >>> standard_deviation([one, other])
+    array([[[0.       , 1.4142135]]], dtype=float32)
+    """
+    count, mean, squares = 0, np.zeros(()), np.zeros(())
+    for volume in volumes:
+        count += 1
+        change = volume.astype(np.float64) - mean
+        mean = mean + change / count
+        squares = squares + change * (volume - mean)
+    if count < 2:  # noqa: PLR2004
+        raise ValueError(f"{count} volume(s) have no standard deviation")
+    return np.sqrt(squares / (count - 1)).astype(np.float32)
+
+
+def average_frames(frames: NDArray[np.float32], durations: NDArray[np.float64]) -> Volume:
+    """Average PET frames, each weighted by how long it lasted.
+
+    Parameters
+    ----------
+    frames : ndarray, (I, J, K, T)
+        Activity concentration, any unit; kept.
+    durations : ndarray, (T,)
+        Length of each frame in seconds.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        float32; a voxel that holds no number in one of the frames holds none on average.
+
+    Raises
+    ------
+    ValueError
+        If there is not one positive duration a frame.
+
+    Examples
+    --------
+    >>> average_frames(np.array([[[[1, 4]]]], np.float32), np.array([200.0, 100.0]))
+    array([[[2.]]], dtype=float32)
+    """
+    if durations.shape != frames.shape[3:]:
+        raise ValueError(f"{frames.shape[3]} frames but {durations.size} durations")
+    if not (durations > 0).all():
+        raise ValueError("a frame lasts no time")
+    total = np.zeros(frames.shape[:3], np.float64)
+    for number, share in enumerate(durations / durations.sum()):  # all at once takes memory
+        total += share * frames[..., number]
+    return total.astype(np.float32)
+
 
 SPIKE, TISSUE = 10.0, 99.9  # times this percentile of a T1w, no tissue is so bright; our choice
 

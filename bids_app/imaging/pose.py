@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
-from bids_app.imaging.smoothing import smooth
+from bids_app.imaging.intensity import smooth
 from bids_app.imaging.volume import Affine, Mask, Volume, zooms_of
 
 Points = NDArray[np.float64]

@@ -1,10 +1,15 @@
-"""Nodes that find the brain. Torch's: see CONTRIBUTING.md, "Processes"."""
+"""Nodes that find the brain. Torch's: see CONTRIBUTING.md, "Processes".
+
+Nodes that call ANTs: see CONTRIBUTING.md, "Processes".
+"""
 
 from pathlib import Path
 
+import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
+    InputMultiObject,
     SimpleInterface,
     TraitedSpec,
     isdefined,
@@ -13,7 +18,8 @@ from nipype.interfaces.base import (
 
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
-from bids_app.imaging.gaps import gaps_in
+from bids_app.imaging.coverage import LARGEST_SHARE_OF_PET, enclosed, gaps_in
+from bids_app.imaging.verdict import sidecar_fields
 
 
 class _ExtractBrainInputSpec(BaseInterfaceInputSpec):
@@ -66,3 +72,218 @@ class ExtractBrain(SimpleInterface):
                 f"{self.inputs.source}: {count} voxels are NaN or infinite in the brain; export or "
                 "convert the image again"
             )
+
+
+ENGINE = "bids_app.anatomy.registration"  # imported by a worker before it is needed
+
+
+class _CorrectBiasInputSpec(BaseInterfaceInputSpec):
+    t1w = File(exists=True, mandatory=True, desc="a T1w")
+    mask = File(exists=True, mandatory=True, desc="its brain")
+    shrink_factor = traits.Int(mandatory=True, desc="voxels are thinned out by it")
+
+
+class _CorrectBiasOutputSpec(TraitedSpec):
+    t1w = File(exists=True, desc="the T1w without its bias field")
+
+
+class CorrectBias(SimpleInterface):
+    """Remove the bias field of a T1w with N4."""
+
+    input_spec = _CorrectBiasInputSpec
+    output_spec = _CorrectBiasOutputSpec
+    engine = ENGINE
+
+    def _run_interface(self, runtime):
+        from bids_app.anatomy.registration import correct_bias
+
+        out = Path(runtime.cwd) / "t1w.nii.gz"
+        correct_bias(
+            Path(self.inputs.t1w), Path(self.inputs.mask), out,
+            shrink_factor=self.inputs.shrink_factor,
+        )  # fmt: skip
+        self._results["t1w"] = str(out)
+        return runtime
+
+
+class _RegisterToTemplateInputSpec(BaseInterfaceInputSpec):
+    brain = File(exists=True, mandatory=True, desc="T1w of a brain alone")
+    template = File(exists=True, mandatory=True, desc="the template's brain")
+    quick = traits.Bool(mandatory=True, desc="coarse levels only")
+    seed = traits.Int(mandatory=True, desc="of ANTs's random numbers")
+
+
+class _RegisterToTemplateOutputSpec(TraitedSpec):
+    t1w_to_template = File(exists=True, desc="composite transform, .h5")
+    template_to_t1w = File(exists=True, desc="its inverse, .h5")
+    start = traits.Str(desc="from which registration began")
+    behind = traits.Float(desc="correlation there, less that in the best pose of a search")
+
+
+class RegisterToTemplate(SimpleInterface):
+    """Register a brain to a template: rigid, affine, SyN."""
+
+    input_spec = _RegisterToTemplateInputSpec
+    output_spec = _RegisterToTemplateOutputSpec
+    engine = ENGINE
+
+    def _run_interface(self, runtime):
+        from bids_app.anatomy.registration import register_to_template, seed_ants
+
+        seed_ants(self.inputs.seed)
+        there, back, start, behind = register_to_template(
+            Path(self.inputs.brain), Path(self.inputs.template),
+            Path(runtime.cwd) / "t1w_to_template_", quick=self.inputs.quick,
+        )  # fmt: skip
+        self._results.update(t1w_to_template=str(there), template_to_t1w=str(back))
+        self._results.update(start=start, behind=float(behind))
+        return runtime
+
+
+class _RegisterPETInputSpec(BaseInterfaceInputSpec):
+    pet = File(exists=True, mandatory=True, desc="one PET volume")
+    t1w = File(exists=True, mandatory=True, desc="T1w of the same person")
+    mask = File(exists=True, mandatory=True, desc="the brain on the grid of the T1w")
+    quick = traits.Bool(mandatory=True, desc="on a coarse grid")
+    seed = traits.Int(mandatory=True, desc="of ANTs's random numbers")
+
+
+class _RegisterPETOutputSpec(TraitedSpec):
+    pet_to_t1w = File(exists=True, desc="rigid transform, ITK's text format")
+    sidecar = traits.Dict(desc="the start that was kept, similarity before and after, verdict")
+
+
+class RegisterPET(SimpleInterface):
+    """Move a PET rigidly onto the T1w of the same person."""
+
+    input_spec = _RegisterPETInputSpec
+    output_spec = _RegisterPETOutputSpec
+    engine = ENGINE
+
+    def _run_interface(self, runtime):
+        from bids_app.anatomy.registration import register_pet, seed_ants
+
+        seed_ants(self.inputs.seed)
+        cwd = Path(runtime.cwd)
+        try:
+            result = register_pet(
+                Path(self.inputs.pet), Path(self.inputs.t1w), Path(self.inputs.mask),
+                cwd / "rigid_", cwd / "pet_to_t1w.txt", quick=self.inputs.quick,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UnusableDataError(f"{self.inputs.t1w}: {error}; look at the T1w") from error
+        self._results["pet_to_t1w"] = str(result.transform)
+        quality = {
+            "Method": "ANTs: rigid; mutual information",
+            "Start": result.start,
+            "SimilarityMetric": "normalized mutual information",
+            "SimilarityBefore": round(result.before, 4),
+            "SimilarityAfter": round(result.after, 4),
+            **sidecar_fields(result.judgement),
+        }
+        self._results["sidecar"] = {"Registration": quality}
+        return runtime
+
+
+class _ResampleInputSpec(BaseInterfaceInputSpec):
+    image = File(exists=True, mandatory=True, desc="what is resampled")
+    reference = File(exists=True, mandatory=True, desc="the grid it gets")
+    transforms = InputMultiObject(
+        File(exists=True),
+        desc="as ANTs orders them: the last is applied first; none: as the headers say",
+    )
+    interpolation = traits.Str(mandatory=True, desc="ANTs's name of it")
+
+
+class _ResampleOutputSpec(TraitedSpec):
+    image = File(exists=True, desc="the image on its new grid")
+
+
+class Resample(SimpleInterface):
+    """Carry an image along transforms onto another grid, interpolating once."""
+
+    input_spec = _ResampleInputSpec
+    output_spec = _ResampleOutputSpec
+    engine = ENGINE
+
+    def _run_interface(self, runtime):
+        from bids_app.anatomy.registration import resample
+
+        transforms = self.inputs.transforms if isdefined(self.inputs.transforms) else []
+        out = Path(runtime.cwd) / "resampled.nii.gz"
+        resample(
+            Path(self.inputs.image), Path(self.inputs.reference),
+            [Path(path) for path in transforms], out,
+            interpolation=self.inputs.interpolation,
+        )  # fmt: skip
+        self._results["image"] = str(out)
+        return runtime
+
+
+class _CarryLabelsInputSpec(_ResampleInputSpec):
+    orientation = traits.Str(
+        "", usedefault=True, desc="axis code of the image where its header has none, or empty"
+    )
+
+
+class CarryLabels(Resample):
+    """Carry a mask or labels, as somebody made them, onto another grid.
+
+    ANTs sees them where all else does: left to itself, it chooses between sform and qform by rules
+    of its own.
+    """
+
+    input_spec = _CarryLabelsInputSpec
+
+    def _run_interface(self, runtime):
+        image = nifti.load(self.inputs.image, orientation=self.inputs.orientation)
+        labels = np.rint(np.nan_to_num(image.data)).astype(np.int32)
+        path = Path(runtime.cwd) / "labels.nii.gz"
+        nifti.save(nifti.Image(labels, image.affine), path)
+        self.inputs.image = str(path)
+        return super()._run_interface(runtime)
+
+
+class _RefuseGapsInputSpec(BaseInterfaceInputSpec):
+    valid = File(exists=True, mandatory=True, desc="where a PET holds numbers, on its own grid")
+    source = traits.Str(mandatory=True, desc="the file it was read from, for messages")
+    pet_to_t1w = File(exists=True, mandatory=True, desc="rigid transform")
+    mask = File(exists=True, mandatory=True, desc="the brain on the grid of the T1w")
+
+
+class _RefuseGapsOutputSpec(TraitedSpec):
+    sidecar = traits.Dict(desc="empty: results that are saved with it wait for this node")
+
+
+class RefuseGaps(SimpleInterface):
+    """Refuse a PET that holds no numbers at places inside the brain.
+
+    Only those that numbers enclose: elsewhere the PET may just not reach, which is no fault.
+    """
+
+    input_spec = _RefuseGapsInputSpec
+    output_spec = _RefuseGapsOutputSpec
+    engine = ENGINE
+
+    def _run_interface(self, runtime):
+        self._results["sidecar"] = {}
+        valid = nifti.load(self.inputs.valid)
+        gaps = enclosed(valid.data > 0)
+        if not gaps.any():
+            return runtime
+        from bids_app.anatomy.registration import resample
+
+        cwd, mask = Path(runtime.cwd), Path(self.inputs.mask)
+        nifti.save(nifti.Image(gaps, valid.affine), cwd / "gaps.nii.gz")
+        moved = resample(
+            cwd / "gaps.nii.gz", mask, [Path(self.inputs.pet_to_t1w)], cwd / "gaps_in_t1w.nii.gz",
+            interpolation="nearestNeighbor",
+        )  # fmt: skip
+        brain = nifti.load(mask).data > 0
+        count = int((brain & (nifti.load(moved).data > 0)).sum())
+        if count > LARGEST_SHARE_OF_PET * brain.sum():
+            raise UnusableDataError(
+                f"{self.inputs.source}: is NaN or infinite inside the brain ({count} voxels of the "
+                "T1w); export or convert the image again"
+            )
+        return runtime

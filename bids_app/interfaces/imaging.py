@@ -17,12 +17,10 @@ from nipype.interfaces.base import (
 
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
-from bids_app.imaging.coverage import WHOLLY, brain_coverage, field_of_view, missing_parts
-from bids_app.imaging.frames import average_frames
-from bids_app.imaging.gaps import fill
-from bids_app.imaging.intensity import clip_spikes, scale_to_unit
+from bids_app.imaging.coverage import WHOLLY, brain_coverage, field_of_view, fill, missing_parts
+from bids_app.imaging.intensity import average_frames, clip_spikes, scale_to_unit
 from bids_app.imaging.similarity import measure, normalized_mutual_information
-from bids_app.imaging.verdict import FAIL, judge_t1w, measure_brain, told_of, worse_of
+from bids_app.imaging.verdict import FAIL, judge_t1w, measure_brain, sidecar_fields, worse_of
 
 VOUCHED = "axis code where the header has none; empty: none is vouched for"
 VALID = "mask of the voxels that hold a number in the file; 0 was put into the others"
@@ -325,7 +323,7 @@ class JudgeRegistration(SimpleInterface):
             "SimilarityMetric": "normalized mutual information",
             "SimilarityBefore": round(likeness(self.inputs.before), 4),
             "SimilarityAfter": round(likeness(self.inputs.after), 4),
-            **told_of(judgement),
+            **sidecar_fields(judgement),
         }
         self._results["sidecar"] = {"Registration": quality}
         return runtime

@@ -16,10 +16,9 @@ from nipype.interfaces.base import (
 
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
-from bids_app.imaging.intensity import match_quantiles
-from bids_app.imaging.spread import standard_deviation
+from bids_app.imaging.intensity import match_quantiles, standard_deviation
 from bids_app.synthesis.card import check_reference, read_card
-from bids_app.synthesis.reference import novelty, read_reference, tell_novelty
+from bids_app.synthesis.reference import describe_novelty, novelty, read_reference
 from bids_app.synthesis.tiling import overlap
 
 
@@ -50,8 +49,7 @@ class SynthesizePET(SimpleInterface):
     def _run_interface(self, runtime):
         import torch
 
-        from bids_app.synthesis.inference import synthesize
-        from bids_app.synthesis.weights import load_generator
+        from bids_app.synthesis.inference import load_generator, synthesize
 
         torch.set_num_threads(self.inputs.threads)
         t1w = nifti.load(self.inputs.t1w)
@@ -123,5 +121,5 @@ class MeasureNovelty(SimpleInterface):
             value = novelty(t1w.data, t1w.zooms, reference)
         except ValueError as error:
             raise UnusableDataError(f"{path}: is of another grid ({error})") from error
-        self._results["sidecar"] = {"Novelty": tell_novelty(value, reference)}
+        self._results["sidecar"] = {"Novelty": describe_novelty(value, reference)}
         return runtime

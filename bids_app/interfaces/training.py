@@ -1,4 +1,7 @@
-"""Nodes that train generators and score them. Torch's: see CONTRIBUTING.md, "Processes"."""
+"""A node that checks preprocessed images and stores them so that others can map them.
+
+Nodes that train generators and score them. Torch's: see CONTRIBUTING.md, "Processes".
+"""
 
 import shutil
 from pathlib import Path
@@ -15,6 +18,94 @@ from nipype.interfaces.base import (
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json
+from bids_app.imaging.coverage import COMPLETE
+from bids_app.imaging.volume import Grid
+from bids_app.nifti import HOLE, Owner, store_arrays
+
+ROUNDING = 1e-3  # intensities may be beyond 0..1 by so much
+SYNTHETIC = "SYNTHETIC"  # as the header of every synthetic image says
+PET, BRAIN = "pet", "brain"
+
+
+class _StoreVolumesInputSpec(BaseInterfaceInputSpec):
+    volumes = traits.Dict(
+        traits.Str, traits.Str, mandatory=True, desc="images on the template's grid, in [0, 1]"
+    )
+    real = traits.List(traits.Str, mandatory=True, desc="names of those that must be measurements")
+    brain_mask = traits.Str(mandatory=True, desc="the brain on that grid")
+    participant = traits.Str(mandatory=True, desc="label")
+    session = traits.Str(mandatory=True, desc="label; empty for none")
+    shape = traits.Tuple(traits.Int, traits.Int, traits.Int, mandatory=True, desc="of the run")
+    affine = traits.List(traits.List(traits.Float), mandatory=True, desc="of the run, in mm, RAS+")
+    folder = traits.Str(mandatory=True, nohash=True, desc="where the volumes go")
+    coverage = traits.Str(
+        "", usedefault=True, desc="what the PET covers; empty for a synthetic one"
+    )
+
+
+class _StoreVolumesOutputSpec(TraitedSpec):
+    folder = traits.Str(desc="where the volumes are")
+
+
+class StoreVolumes(SimpleInterface):
+    """Check the images of one visit, and write them so that they can be mapped."""
+
+    input_spec = _StoreVolumesInputSpec
+    output_spec = _StoreVolumesOutputSpec
+    always_run = True  # the folder may have been deleted since
+
+    def _run_interface(self, runtime):
+        images = {name: self._load(Path(path)) for name, path in self.inputs.volumes.items()}
+        for name in self.inputs.real:
+            self._refuse_synthetic(Path(self.inputs.volumes[name]))
+        brain = self._load(Path(self.inputs.brain_mask))
+        owner = Owner(
+            self.inputs.participant,
+            self.inputs.session if self.inputs.session else None,
+            tuple(map(tuple, brain.affine.tolist())),
+        )
+        arrays = {**{name: image.data for name, image in images.items()}, BRAIN: brain.data > 0}
+        if self.inputs.coverage:
+            hole = self._hole(images[PET].data, arrays[BRAIN])
+            arrays |= {HOLE: hole} if hole.any() else {}
+        store_arrays(Path(self.inputs.folder), owner, arrays)
+        self._results["folder"] = self.inputs.folder
+        return runtime
+
+    def _hole(self, pet, brain):
+        """Mark the brain that the PET does not cover; refuse an older PET that may have a gap."""
+        path = Path(self.inputs.coverage)
+        if path.is_file():
+            grid = Grid(self.inputs.shape, np.array(self.inputs.affine))
+            nifti.check_grid(path, grid)
+            covered = nifti.load(path).data > 0
+            return brain & ~covered
+        empty = float((pet[brain] == 0).mean()) if brain.any() else 0.0
+        if empty > 1 - COMPLETE:
+            raise UnusableDataError(
+                f"{self.inputs.volumes[PET]}: is 0 in {empty:.1%} of the brain, and {path.name}, "
+                "which would tell what the scan does not cover, is not there; run the participant "
+                "level again"
+            )
+        return np.zeros(brain.shape, bool)
+
+    def _load(self, path):
+        nifti.check_grid(path, Grid(self.inputs.shape, np.array(self.inputs.affine)))
+        image = nifti.load_scan(path)
+        if image.data.min() < -ROUNDING or image.data.max() > 1 + ROUNDING:
+            raise UnusableDataError(
+                f"{path}: has intensities beyond 0..1; run the participant level again"
+            )
+        return image
+
+    @staticmethod
+    def _refuse_synthetic(path):
+        if nifti.read_description(path).startswith(SYNTHETIC):
+            raise UnusableDataError(
+                f"{path}: its header says {SYNTHETIC}, but the image is named as a measured one; "
+                "run the participant level again"
+            )
+
 
 ENGINE = "bids_app.synthesis.job"
 
@@ -53,7 +144,7 @@ class TrainGenerator(SimpleInterface):
     def _run_interface(self, runtime):
         import torch
 
-        from bids_app.synthesis.device import choose_precision, make_fabric
+        from bids_app.synthesis.inference import choose_precision, make_fabric
         from bids_app.synthesis.job import HISTORY, KEPT, Job, launch_job
         from bids_app.synthesis.models import spec_from_dict
 
@@ -120,10 +211,10 @@ class ScoreGenerator(SimpleInterface):
         import torch
 
         from bids_app.synthesis.card import file_sha256
+        from bids_app.synthesis.inference import load_weights
         from bids_app.synthesis.models import spec_from_dict
+        from bids_app.synthesis.pairs import open_volumes
         from bids_app.synthesis.scoring import Scorer
-        from bids_app.synthesis.volumes import open_volumes
-        from bids_app.synthesis.weights import load_weights
 
         torch.set_num_threads(self.inputs.threads)
         spec, weights = spec_from_dict(self.inputs.spec), Path(self.inputs.weights)
@@ -174,8 +265,8 @@ class ScoreBaselines(SimpleInterface):
     def _run_interface(self, runtime):
         import torch
 
+        from bids_app.synthesis.pairs import open_volumes
         from bids_app.synthesis.scoring import Scorer, mean_pet
-        from bids_app.synthesis.volumes import open_volumes
 
         torch.set_num_threads(self.inputs.threads)
         mean = mean_pet(Path(folder) for folder in self.inputs.training)

@@ -7,16 +7,11 @@ from typing import Final
 
 from bids_app.errors import Mri2petError
 from bids_app.nifti import Image
-from bids_app.report.colours import Scale
-from bids_app.report.montage import Column, montage
-from bids_app.report.panels import AROUND_BRAIN, DIFFERENCE, UPTAKE, Panel
-from bids_app.report.paper import configuration_of, full_name_of, name_in_short
-from bids_app.report.reportlets import Layer
-from bids_app.report.scores import Score, best_model
-from bids_app.report.shelf import Shelf, mask_of
-from bids_app.report.slices import Section, crop, field_around, spread
-from bids_app.report.tables import show
-from bids_app.report.trained import CROSS_VALIDATION
+from bids_app.report.cards import CROSS_VALIDATION
+from bids_app.report.figures import Layer, Scale, Section, crop, field_around, spread
+from bids_app.report.panels import AROUND_BRAIN, DIFFERENCE, UPTAKE, Column, Panel, montage
+from bids_app.report.results import ImageCache, mask_of, show
+from bids_app.report.table1 import Score, best_model, configuration_of, full_name_of, name_in_short
 
 JUDGED_BY: Final = "ssim_brain"  # whom to show
 GREY: Final = Scale("gray", 0.0, 1.0, "T1w")
@@ -96,7 +91,7 @@ def draw_gallery(
     title = f"{choice.score.visit}, left out in fold {choice.score.fold}"
     try:
         return _draw(
-            Shelf(output_dir), _Files(output_dir, choice.score, space), models, choice, title
+            ImageCache(output_dir), _Files(output_dir, choice.score, space), models, choice, title
         )
     except Mri2petError as error:
         return Panel(title, "", missing=str(error))
@@ -131,7 +126,9 @@ class _Files:
         return next(iter([*beside, *elsewhere]), own)
 
 
-def _draw(shelf: Shelf, files: _Files, models: Sequence[str], choice: Choice, title: str) -> Panel:
+def _draw(
+    shelf: ImageCache, files: _Files, models: Sequence[str], choice: Choice, title: str
+) -> Panel:
     t1w = shelf.take(files.anatomy("preproc_T1w"))
     brain = shelf.take(files.anatomy("brain_mask"), t1w)
     field = field_around(mask_of(brain), brain.zooms, AROUND_BRAIN)
@@ -156,7 +153,7 @@ def _draw(shelf: Shelf, files: _Files, models: Sequence[str], choice: Choice, ti
 
 
 def _take_all(
-    shelf: Shelf, paths: Mapping[str, Path], grid: Image
+    shelf: ImageCache, paths: Mapping[str, Path], grid: Image
 ) -> tuple[dict[str, Image], list[str]]:
     """Read what can be read; say of the rest why it cannot."""
     images, faults = dict[str, Image](), list[str]()

@@ -1,25 +1,442 @@
-"""The report of the group level, ``group.html``, from files on disk only."""
+"""McNemar's tests between detectors, as a reader sees them.
 
+What the group level has found, in plain words and one table.
+
+What the files of the group level themselves give reason to doubt, in sentences.
+
+The report of the group level, ``group.html``, from files on disk only.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Unpack
 
 from bids_app.files import write_text
-from bids_app.report import group_methods
-from bids_app.report.anomalies import Anomaly, find_anomalies
-from bids_app.report.calibration import calibration_lines, calibrations_of, draw_calibration
+from bids_app.report import methods as group_methods
+from bids_app.report.anomalies import (
+    Anomaly,
+    Detected,
+    Found,
+    ListedCluster,
+    find_anomalies,
+    find_detected,
+    format_expected,
+    format_score,
+)
 from bids_app.report.cards import enumerate_words
-from bids_app.report.cluster_maps import draw_cluster_maps
-from bids_app.report.detected import Detected, find_detected
-from bids_app.report.detection_curves import draw_detection, draw_responses
-from bids_app.report.detectors import name_visit
-from bids_app.report.findings import cluster_tables, summaries_of, tell_scoring, tell_training
+from bids_app.report.detection_charts import (
+    Calibration,
+    calibration_lines,
+    calibrations_of,
+    draw_calibration,
+    draw_detection,
+    draw_responses,
+)
+from bids_app.report.detectors import (
+    UNITS,
+    DetectionPoint,
+    DetectorCardSummary,
+    DetectorComparison,
+    DetectorKey,
+    name_of,
+    name_visit,
+    title_of,
+)
 from bids_app.report.gallery import space_label
-from bids_app.report.group_doubts import current, doubts_of
-from bids_app.report.mcnemar import matches_of
-from bids_app.report.page import render
-from bids_app.report.record import Record, read_record
-from bids_app.report.runs import Told, renew, tell_duration
-from bids_app.report.subject import tells_of_demonstration
+from bids_app.report.maps import draw_cluster_maps
+from bids_app.report.page import (
+    RecordSection,
+    RunSummary,
+    describe_duration,
+    read_record,
+    render,
+    renew,
+)
+from bids_app.report.participant import is_demonstration
+from bids_app.report.results import IMAGE, show
+
+SHOWN: Final = (1, 5, 10)  # clusters a patient at which detectors are compared (our choice)
+SIGNIFICANT: Final = 0.05  # our choice, as that of most of the field
+SMALLEST: Final = 0.001  # p below it are not written out
+NOTHING: Final = ("", "", "")
+
+
+@dataclass(frozen=True)
+class McNemarCell:
+    """At one number of clusters: found by the one alone, by the other alone, and p after Holm."""
+
+    only_one: str
+    only_other: str
+    p: str
+    significant: bool = False
+
+
+@dataclass(frozen=True)
+class McNemarPair:
+    """Two detectors."""
+
+    one: str
+    other: str
+    cells: tuple[McNemarCell, ...]
+
+
+@dataclass(frozen=True)
+class McNemarTests:
+    """All pairs on one unit: ``lesion`` or ``patient``."""
+
+    unit: str
+    n: str
+    clusters: tuple[int, ...]
+    pairs: tuple[McNemarPair, ...]
+
+
+def matches_of(detected: Detected) -> list[McNemarTests]:
+    """Lay out the tests, a unit a table; pairs in the order of the detectors."""
+    tables = (_matches([o for o in detected.comparisons if o.unit == unit], unit) for unit in UNITS)
+    return [table for table in tables if table.pairs]
+
+
+def show_p(p: float | None) -> str:
+    """Write a p-value.
+
+    Examples
+    --------
+    >>> show_p(0.0312), show_p(0.00001), show_p(1.0), show_p(None)
+    ('0.031', '< 0.001', '1.000', 'n/a')
+    """
+    return f"< {SMALLEST:g}" if p is not None and p < SMALLEST else show(p, 3)
+
+
+def _matches(comparisons: Sequence[DetectorComparison], unit: str) -> McNemarTests:
+    clusters = tuple(n for n in SHOWN if any(one.clusters == n for one in comparisons))
+    known = {(one.one, one.other, one.clusters): one for one in comparisons}
+    pairs = sorted({(one.one, one.other) for one in comparisons if one.clusters in clusters})
+    counts = sorted({one.n for one in comparisons if one.n is not None})
+    return McNemarTests(
+        unit=unit,
+        n=" or ".join(map(str, counts)),
+        clusters=clusters,
+        pairs=tuple(
+            McNemarPair(
+                title_of(one.training_set, one.detector),
+                title_of(other.training_set, other.detector),
+                tuple(_cell(known.get((one, other, n))) for n in clusters),
+            )
+            for one, other in pairs
+        ),
+    )
+
+
+def _cell(comparison: DetectorComparison | None) -> McNemarCell:
+    if comparison is None:
+        return McNemarCell("n/a", "n/a", "n/a")
+    p = comparison.p_holm
+    return McNemarCell(
+        only_one=_count_disagreements(comparison.only_one),
+        only_other=_count_disagreements(comparison.only_other),
+        p=show_p(p),
+        significant=p is not None and p < SIGNIFICANT,
+    )
+
+
+def _count_disagreements(value: int | None) -> str:
+    return "n/a" if value is None else str(value)
+
+
+FIRST: Final = 3  # ranks that the table of clusters shows of each patient
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A line of the summary: what one detector has found."""
+
+    name: str
+    clusters: str
+    beyond: str
+    lesions_first: str
+    lesions_last: str
+
+
+@dataclass(frozen=True)
+class ClusterRow:
+    """A line of the table of clusters."""
+
+    visit: str
+    page: str
+    cluster: ListedCluster
+    score: str
+    volume: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class ClusterTable:
+    """The first clusters of all patients by one detector."""
+
+    title: str
+    lines: tuple[ClusterRow, ...]
+    none: tuple[str, ...]
+    regions: bool
+    lesions: bool
+
+
+def describe_training(card: DetectorCardSummary) -> str:
+    """Tell whom a detector was trained on.
+
+    Examples
+    --------
+    >>> tell_training(Card("real", "detectors/real", ("ocsvm",), (), {}))
+    'real: its card names no controls.'
+    """
+    total = len(card.members)
+    if not total:
+        return f"{card.training_set}: its card names no controls."
+    if card.real == total:
+        return f"{card.training_set}: {_count(total, 'control')}, all with real PET."
+    made = f" by {enumerate_words(card.generators)}" if card.generators else ""
+    parts = [f"{card.real} with real PET"] * bool(card.real)
+    parts += [f"{card.synthetic} with SYNTHETIC PET{made}"] * bool(card.synthetic)
+    return f"{card.training_set}: {_count(total, 'control')}, {enumerate_words(parts)}."
+
+
+def describe_scoring(detected: Detected) -> list[str]:
+    """Tell who was scored by what, and which controls stand beside them."""
+    kinds = dict.fromkeys(name_of(one.detector) for one in detected.detectors)
+    by = f" by {enumerate_words(list(kinds))}" if kinds else ""
+    told = [f"{_count(len(detected.participants), 'patient')}, scored{by}."]
+    controls = {name for scores in detected.control_scores.values() for name in scores}
+    if controls:
+        told.append(
+            f"{_count(len(controls), 'control')}, for comparison: each with real PET, and only by "
+            "folds that had not been trained on it."
+        )
+    return told
+
+
+def summaries_of(detected: Detected, calibrations: Sequence[Calibration]) -> list[Summary]:
+    """Sum up, a detector a line."""
+    return [_summary(detected, one) for one in calibrations]
+
+
+def cluster_tables(detected: Detected) -> list[ClusterTable]:
+    """List the first clusters of each patient, a detector a table."""
+    return [_table(detected, which) for which in detected.detectors]
+
+
+def describe_interval(point: DetectionPoint | None) -> str:
+    """Tell a sensitivity with its interval.
+
+    Examples
+    --------
+    >>> which = Which((0, "", 0, ""), "real", "ocsvm")
+    >>> tell_interval(Point(which, "lesion", 1, 17, 9, 9 / 17, 0.31, 0.74, None, None))
+    '9 of 17 (53 %; 31 to 74 %)'
+    """
+    if point is None or point.n is None or point.found is None:
+        return "n/a"
+    interval = ""
+    if point.low is not None and point.high is not None:
+        interval = f"; {100 * point.low:.0f} to {100 * point.high:.0f} %"
+    return f"{point.found} of {point.n} ({100 * point.sensitivity:.0f} %{interval})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _summary(detected: Detected, calibration: Calibration) -> Summary:
+    which = calibration.which
+    points = sorted(
+        (one for one in detected.curve if one.which == which and one.unit == "lesion"),
+        key=lambda one: one.clusters,
+    )
+    beyond = f"{len(calibration.beyond)} of {len(calibration.patients)}"
+    if calibration.beyond:
+        beyond += f": {'; '.join(calibration.beyond)}"
+    first, last = (points[0], points[-1]) if points else (None, None)
+    return Summary(
+        name=title_of(which.training_set, which.detector),
+        clusters=show(sum(one.which == which for one in detected.clusters), 0),
+        beyond=beyond if calibration.controls else "n/a",
+        lesions_first=describe_interval(first),
+        lesions_last=describe_interval(last),
+    )
+
+
+def _table(detected: Detected, which: DetectorKey) -> ClusterTable:
+    own = [one for one in detected.clusters if one.which == which]
+    first = sorted(
+        (one for one in own if one.cluster.rank <= FIRST),
+        key=lambda one: (one.participant, one.session, one.cluster.rank),
+    )
+    marked = {(one.participant, one.session) for one in own}
+    without = [one for one in detected.patients_of(which) if one not in marked]
+    clusters = [one.cluster for one in first]
+    return ClusterTable(
+        title=title_of(which.training_set, which.detector),
+        lines=tuple(map(_line, first)),
+        none=tuple(f"sub-{participant}" for participant, _ in without),
+        regions=any(one.region for one in clusters),
+        lesions=any(one.overlap is not None for one in clusters),
+    )
+
+
+def _line(found: Found) -> ClusterRow:
+    return ClusterRow(
+        visit=found.visit,
+        page=f"sub-{found.participant}.html",
+        cluster=found.cluster,
+        score=format_score(found.cluster.sum_score),
+        volume=show(found.cluster.volume, 0),
+        expected=format_expected(found.cluster.expected),
+    )
+
+
+FEW: Final = 20  # held-out controls; with fewer, what to expect of them is coarse (our choice)
+
+
+def doubts_of(output_dir: Path, detected: Detected) -> list[str]:
+    """List what is missing, who took part twice, and what too few controls cannot tell.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    detected : Detected
+        Its tables and cards.
+    """
+    return [
+        *detected.faults,
+        *_trained_on_patients(detected),
+        *_synthetic_controls(output_dir, detected),
+        *_calibration(detected),
+        *_flat_maps(detected),
+        *_left_over(detected),
+    ]
+
+
+def current(output_dir: Path, anomalies: Sequence[Anomaly], detected: Detected) -> list[Anomaly]:
+    """Leave out maps that an earlier run has left."""
+    own = {one.path for one in detected.maps}
+    return [one for one in anomalies if one.path_in(output_dir) in own]
+
+
+def _left_over(detected: Detected) -> list[str]:
+    """Name what lies in the dataset and is not of this run, in one sentence."""
+    scored = {one.participant for one in detected.maps}
+    people, others = set[str](), dict[str, set[str]]()
+    for one in detected.stale_maps:
+        if one.path.startswith(tuple(f"{folder}/" for folder in detected.stale_folders)):
+            continue
+        if one.participant in scored:
+            title = title_of(one.training_set, one.detector)
+            others.setdefault(title, set()).add(one.participant)
+        else:
+            people.add(one.participant)
+    parts = [f"all maps of {_list(people)}"] if people else []
+    parts += [f"maps of {title} of {_list(own)}" for title, own in sorted(others.items())]
+    if detected.stale_folders:
+        parts.append(f"all of {enumerate_words(detected.stale_folders)}")
+    if not parts:
+        return []
+    return [f"Left over from an earlier run, and no part of this report: {'; '.join(parts)}."]
+
+
+def _own_cards(detected: Detected) -> Mapping[str, DetectorCardSummary]:
+    """Keep cards whose controls are people of this dataset: sub-01 of another is somebody else."""
+    return {
+        name: card
+        for name, card in detected.cards.items()
+        if not detected.dataset or card.dataset == detected.dataset
+    }
+
+
+def _trained_on_patients(detected: Detected) -> list[str]:
+    """Find patients that a detector was trained on, so that it takes them for healthy."""
+    patients = set(detected.participants)
+    both = {
+        name: patients & {one.participant for one in card.members}
+        for name, card in _own_cards(detected).items()
+    }
+    return [
+        f"The detectors of {name} were trained on people who are scored as patients: "
+        f"{_list(people)}. Their maps show too little."
+        for name, people in both.items()
+        if people
+    ]
+
+
+def _synthetic_controls(output_dir: Path, detected: Detected) -> list[str]:
+    """Find controls that were scored although only synthetic PET of them is there."""
+    sentences = []
+    for name, card in _own_cards(detected).items():
+        scored = {
+            visit
+            for which, scores in detected.control_scores.items()
+            if which.training_set == name
+            for visit in scores
+        }
+        lacking = {one for one in _made_up(card, scored) if not _has_pet(output_dir, one)}
+        if lacking:
+            sentences.append(
+                f"Controls of {name} were scored, but no real PET of them is in this dataset: "
+                f"{_list(lacking)}. Synthetic PET must not stand for healthy people."
+            )
+    return sentences
+
+
+def _made_up(card: DetectorCardSummary, scored: Iterable[str]) -> set[str]:
+    visits = set(scored)
+    return {one.participant for one in card.members if one.synthetic and one.visit in visits}
+
+
+def _has_pet(output_dir: Path, participant: str) -> bool:
+    """Tell whether someone has a real PET; of those whose folder is gone it is taken on trust."""
+    folder = output_dir / f"sub-{participant}"
+    return not folder.exists() or any(folder.glob(f"**/pet/*_desc-preproc_pet{IMAGE}"))
+
+
+def _calibration(detected: Detected) -> list[str]:
+    sentences = []
+    for name in detected.cards:
+        counts = {
+            len(scores)
+            for which, scores in detected.control_scores.items()
+            if which.training_set == name and scores
+        }
+        if not counts:
+            sentences.append(
+                f"No control was held out for {name}: nothing tells how many such clusters healthy "
+                "people have."
+            )
+        elif min(counts) < FEW:
+            few = min(counts)
+            sentences.append(
+                f"Only {few} control{'s' * (few != 1)} held out for {name}: what is "
+                f"expected in a healthy control is coarse, in steps of {1 / few:.2g}."
+            )
+    return sentences
+
+
+def _flat_maps(detected: Detected) -> list[str]:
+    """Find detectors by which a control has no cluster: then patients seem to have too many."""
+    sentences = []
+    for which, scores in detected.control_scores.items():
+        without = sum(not own for own in scores.values())
+        if without:
+            sentences.append(
+                f"{without} of {len(scores)} held-out controls have no cluster by "
+                f"{title_of(which.training_set, which.detector)}. Where that is because many of "
+                "their voxels score alike, as with very few controls to train on, too little is "
+                "expected of a healthy control."
+            )
+    return sentences
+
+
+def _list(people: Iterable[str]) -> str:
+    return enumerate_words([f"sub-{label}" for label in sorted(people)])
+
 
 NAME: Final = "group"  # of the report, and of its record
 MOST_PICTURED: Final = 40  # patients; the others are pictured in their own reports (our choice)
@@ -30,13 +447,13 @@ def write_group_report(
     *,
     template: str,
     resolution: float,
-    **told: Unpack[Told],
+    **told: Unpack[RunSummary],
 ) -> Path:
     """Write ``group.html``.
 
     What is not told is taken from the last run's record, ``logs/group_report.json``; what is
     told is kept there. It is about what that run has scored, as
-    :func:`bids_app.report.scored.write_run` has recorded it.
+    :func:`bids_app.report.anomalies.write_run` has recorded it.
 
     Parameters
     ----------
@@ -47,7 +464,7 @@ def write_group_report(
     resolution : float
         Of the images in its space, in mm.
     **told
-        What the run tells of itself, see :class:`bids_app.report.runs.Told`.
+        What the run tells of itself, see :class:`bids_app.report.page.RunSummary`.
 
     Returns
     -------
@@ -68,22 +485,24 @@ def write_group_report(
     return path
 
 
-def tell_group_methods(output_dir: Path) -> str:
+def write_group_methods(output_dir: Path) -> str:
     """Write the methods paragraph of what the last run did, as plain text."""
     record = read_record(output_dir, NAME)
     return _methods(find_detected(output_dir, record.settings.get("detector", "")), record)
 
 
-def _methods(detected: Detected, record: Record) -> str:
-    procedure = group_methods.procedure_of(detected, record.versions, record.settings)
-    return group_methods.boilerplate(procedure)
+def _methods(detected: Detected, record: RecordSection) -> str:
+    procedure = group_methods.group_procedure(detected, record.versions, record.settings)
+    return group_methods.group_boilerplate(procedure)
 
 
-def _values(output_dir: Path, detected: Detected, record: Record, space: str) -> dict[str, object]:
+def _values(
+    output_dir: Path, detected: Detected, record: RecordSection, space: str
+) -> dict[str, object]:
     pictured, others = detected.participants[:MOST_PICTURED], detected.participants[MOST_PICTURED:]
     return {
         "record": record,
-        "duration": tell_duration(record.duration),
+        "duration": describe_duration(record.duration),
         "space": space,
         "doubts": doubts_of(output_dir, detected),
         "maps": [
@@ -113,16 +532,16 @@ def _detectors(detected: Detected) -> dict[str, object]:
         one.name
         for card in cards
         for one in card.makers
-        if tells_of_demonstration(one.intended_use, one.trained_on)
+        if is_demonstration(one.intended_use, one.trained_on)
     })  # fmt: skip
     return {
         "cards": cards,
-        "demonstration": any(tells_of_demonstration(c.intended_use, c.dataset) for c in cards),
+        "demonstration": any(is_demonstration(c.intended_use, c.dataset) for c in cards),
         "makers": enumerate_words(makers) if makers else "",
         "pseudonormal": any(one.detector == "pseudonormal" for one in detected.detectors),
         "synthetic": _tell_synthetic(detected),
-        "training": [tell_training(card) for card in cards],
-        "scoring": tell_scoring(detected),
+        "training": [describe_training(card) for card in cards],
+        "scoring": describe_scoring(detected),
     }
 
 

@@ -1,25 +1,315 @@
-"""What a report shows of one visit: figures with what a reader should look for.
+"""Colours laid over a grey T1w: scores above a threshold, and clusters by rank.
+
+What is not shown is transparent. Scores are drawn in matplotlib's plasma, which has no dark end and
+no grey, so that they are seen on a T1w and are not taken for PET.
+
+A figure of columns: one image each, the same slices below one another.
+
+What a report shows of one visit: figures with what a reader should look for.
 
 A figure whose files are missing or cannot be read gives way to a sentence that says so.
 """
 
-from collections.abc import Callable, Sequence
+import base64
+import io
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
+import matplotlib as mpl
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
 
 from bids_app.errors import Mri2petError
 from bids_app.imaging.volume import Mask, Volume
 from bids_app.nifti import Image
-from bids_app.report.colours import Colours, Scale
-from bids_app.report.outlines import Outline, tissue_levels
-from bids_app.report.reportlets import Figure, Layer, flicker, mosaic
-from bids_app.report.results import RealPet, Results
-from bids_app.report.shelf import Shelf, mask_of
-from bids_app.report.slices import Section, crop, field_around, spread
-from bids_app.report.tables import folds_of, tell_measures
+from bids_app.report.charts import WIDTH
+from bids_app.report.figures import (
+    LETTERS_OF,
+    Bar,
+    Colours,
+    Figure,
+    Frame,
+    Layer,
+    Outline,
+    Scale,
+    Section,
+    Spot,
+    Text,
+    Tile,
+    bars_of,
+    crop,
+    cut,
+    field_around,
+    flicker,
+    mosaic,
+    paint,
+    place_of,
+    show_end,
+    size_of,
+    spread,
+    tissue_levels,
+)
+from bids_app.report.results import (
+    ImageCache,
+    RealPet,
+    Results,
+    describe_measures,
+    folds_of,
+    mask_of,
+)
+
+Painter: TypeAlias = Callable[[int, Spot], str]
+
+COLOURS: Final = "plasma"
+HIT: Final = (70, 225, 150)  # of rank 1: a cluster that overlaps a known lesion
+OTHER: Final = (255, 140, 40)  # and all others
+FAINTEST: Final = 0.45  # brightness of the last rank, of that of the first (our choice)
+LAST_RANK: Final = 10  # and all beyond it
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Which scores are shown, and how.
+
+    Parameters
+    ----------
+    threshold : float
+        Not below 0; scores below it are transparent.
+    high : float
+        The score that is drawn brightest, above the threshold; the other end of the colours is 0.
+    """
+
+    threshold: float
+    high: float
+
+
+def paint_scores(scores: Volume, heat: Heat) -> str:
+    """Draw a slice of a score map, one pixel a voxel, as a ``data:`` address.
+
+    Parameters
+    ----------
+    scores : ndarray, (rows, columns)
+        The top row first; higher is more abnormal.
+    heat : Heat
+        How they are coloured.
+    """
+    finite = np.nan_to_num(scores.astype(np.float32), nan=-1.0)
+    unit = np.clip(finite / heat.high, 0, 1)
+    indices = np.where(finite >= heat.threshold, 1 + (unit * 254).round(), 0).astype(np.uint8)
+    table = mpl.colormaps[COLOURS](np.linspace(0, 1, 255), bytes=True)[:, :3]
+    return _encode(indices, np.vstack([np.zeros((1, 3)), table]).astype(np.uint8))
+
+
+def paint_ranks(labels: Volume, hits: Collection[int]) -> str:
+    """Draw a slice of a label image, one pixel a voxel, as a ``data:`` address.
+
+    Parameters
+    ----------
+    labels : ndarray, (rows, columns)
+        Ranks, 0 elsewhere; the top row first.
+    hits : collection of int
+        Ranks of clusters that overlap a lesion.
+    """
+    indices = np.clip(np.nan_to_num(labels).round(), 0, 255).astype(np.uint8)
+    table = np.zeros((256, 3))
+    for rank in range(1, 256):
+        table[rank] = np.array(HIT if rank in hits else OTHER) * brightness(rank)
+    return _encode(indices, table.round().astype(np.uint8))
+
+
+def brightness(rank: int) -> float:
+    """Give the brightness of a rank, from 1 for the first.
+
+    Examples
+    --------
+    >>> brightness(1), round(brightness(10), 2)
+    (1.0, 0.45)
+    """
+    return 1 - (1 - FAINTEST) * (min(rank, LAST_RANK) - 1) / (LAST_RANK - 1)
+
+
+def _encode(indices: NDArray[np.uint8], table: NDArray[np.uint8]) -> str:
+    picture = Pillow.fromarray(np.ascontiguousarray(indices))
+    picture.putpalette(table.tobytes())
+    content = io.BytesIO()
+    picture.save(content, "PNG", transparency=0)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+
+
+def lay_over(figure: Figure, paint: Painter, bars: tuple[Bar, ...]) -> Figure:
+    """Lay pictures over those of a figure that is still.
+
+    Parameters
+    ----------
+    figure : Figure
+        One frame.
+    paint : callable
+        Gives the picture over one of its tiles: by the tile's number, and its place.
+    bars : tuple of Bar
+        What the colours mean.
+    """
+    (frame,) = figure.frames
+    over = tuple(Tile(paint(n, tile.spot), tile.spot) for n, tile in enumerate(frame.tiles))
+    return replace(figure, frames=(Frame(frame.name, (*frame.tiles, *over)),), bars=bars)
+
+
+def bar_of_scores(heat: Heat) -> Bar:
+    """Show the colours of scores; those that are not drawn are left out."""
+    row = np.linspace(heat.threshold, heat.high, 256, dtype=np.float32)[np.newaxis]
+    low, high = show_end(heat.threshold), show_end(heat.high)
+    return Bar("anomaly score", paint_scores(row, heat), low, high)
+
+
+def bars_of_ranks(*, lesions: bool) -> tuple[Bar, ...]:
+    """Show the colours of clusters; where lesions are known, those of hits and of others."""
+    row = np.repeat(np.arange(1, LAST_RANK + 1), 16).astype(np.float32)[np.newaxis]
+    last = f"rank {LAST_RANK}"
+    other = Bar("clusters", paint_ranks(row, ()), "rank 1", last)
+    if not lesions:
+        return (other,)
+    hit = Bar("on a lesion", paint_ranks(row, range(1, 256)), "rank 1", last)
+    return (hit, replace(other, name="elsewhere"))
+
+
+def painter_of(volumes: list[Volume], paint: Callable[[int, Volume], str]) -> Painter:
+    """Paint the slices of volumes that take turns from tile to tile."""
+
+    def painted(number: int, spot: Spot) -> str:
+        place = number % len(volumes)
+        return paint(place, cut(volumes[place], spot.section))
+
+    return painted
+
+
+WIDEST: Final = 210.0  # px of a column, where there are few (our choice)
+MARGIN, GAP = 18.0, 4.0  # px on the left, for the name of a row; between columns and rows
+LINE, HEADER = 14.0, 20.0  # px of a line of words; above a slice, for its letters and place
+
+
+@dataclass(frozen=True)
+class Column:
+    """What stands below one another.
+
+    Parameters
+    ----------
+    words : tuple of str
+        Above it, the name in the middle.
+    layer : Layer or None
+        An image on the grid of all; None if it is missing.
+    difference : Layer or None
+        Drawn below the image; None if there is none.
+    """
+
+    words: tuple[str, str, str]
+    layer: Layer | None
+    difference: Layer | None = None
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    layers: tuple[Layer | None, ...]
+    spots: tuple[Spot, ...]
+    empty: str  # said where there is no image
+
+
+def montage(
+    title: str, columns: Sequence[Column], sections: Sequence[Section], grid: Image
+) -> Figure:
+    """Draw, for each slice, a row of images and a row of differences.
+
+    Parameters
+    ----------
+    title : str
+        A heading.
+    columns : sequence of Column
+        From left to right.
+    sections : sequence of Section
+        From top to bottom. Each fills the width of a column, so that views differ in scale.
+    grid : Image
+        Any image on the grid of all, RAS+.
+
+    Returns
+    -------
+    Figure
+        One frame, laid out in px.
+    """
+    side = min(WIDEST, (WIDTH - MARGIN) / len(columns) - GAP)
+    lefts = [MARGIN + place * (side + GAP) for place in range(len(columns))]
+    rows = _rows(columns, sections, grid, lefts, side)
+    layers = [one for row in rows for one in row.layers if one is not None]
+    texts = [
+        Text(words, x + side / 2, LINE * (n + 0.8), strong=n == 1)
+        for x, column in zip(lefts, columns, strict=True)
+        for n, words in enumerate(column.words)
+    ]
+    names = ", ".join(" ".join(column.words[:2]).strip() for column in columns)
+    places = ", ".join(place_of(grid, section) for section in sections)
+    last = rows[-1].spots[-1]
+    return Figure(
+        title=title,
+        description=f"{names}. Slices at {places}. Left of the participant is on the left.",
+        width=last.x + last.width + GAP,
+        height=last.y + last.height + GAP,
+        frames=(Frame("", tuple(tile for row in rows for tile in _tiles(row))),),
+        texts=(*texts, *(text for row in rows for text in _texts(row, grid))),
+        bars=bars_of([layer for layer in layers if layer.scale.colours != "gray"]),
+    )
+
+
+def _rows(
+    columns: Sequence[Column],
+    sections: Sequence[Section],
+    grid: Image,
+    lefts: Sequence[float],
+    side: float,
+) -> list[_Row]:
+    images = tuple(column.layer for column in columns)
+    differences = tuple(column.difference for column in columns)
+    rows, y = list[_Row](), 3 * LINE
+    for section in sections:
+        width, height = size_of(grid, section.plane)
+        tall = side * height / width
+        y += HEADER
+        for name, layers, empty in (
+            (section.plane.capitalize(), images, "no image"),
+            ("Difference", differences, ""),
+        ):
+            if any(layers):
+                spots = tuple(Spot(section, x, y, side, tall) for x in lefts)
+                rows.append(_Row(name, layers, spots, empty))
+                y += tall + GAP
+    return rows
+
+
+def _tiles(row: _Row) -> list[Tile]:
+    return [
+        Tile(paint(cut(layer.image.data, spot.section), layer.scale), spot)
+        for layer, spot in zip(row.layers, row.spots, strict=True)
+        if layer is not None
+    ]
+
+
+def _texts(row: _Row, grid: Image) -> list[Text]:
+    """Name a row; give letters and places above images, and say where one is missing."""
+    first = row.spots[0]
+    texts = [Text(row.name, MARGIN - 6, first.y + first.height / 2, turned=True)]
+    for layer, spot in zip(row.layers, row.spots, strict=True):
+        middle, y = spot.x + spot.width / 2, spot.y - 5
+        if layer is None and row.empty:
+            texts.append(Text(row.empty, middle, spot.y + spot.height / 2))
+        elif row.empty:
+            one, other = LETTERS_OF[spot.section.plane]
+            texts += [
+                Text(one, spot.x + 1, y, "start"),
+                Text(place_of(grid, spot.section), middle, y),
+                Text(other, spot.x + spot.width - 1, y, "end"),
+            ]
+    return texts
+
 
 AROUND_HEAD, AROUND_BRAIN = 18.0, 4.0  # mm shown beyond the brain (our choice)
 BRIGHTEST: Final = 99.5  # percentile of the brain that is drawn brightest (our choice)
@@ -73,7 +363,7 @@ def draw(output_dir: Path, visit: Results, template_t1w: Path) -> Drawings:
     template_t1w : Path
         The template, on the grid of the images in its space.
     """
-    shelf = Shelf(output_dir)
+    shelf = ImageCache(output_dir)
     extraction = _attempt(
         Panel(
             f"Brain mask on the T1w ({visit.name})",
@@ -146,7 +436,7 @@ def _brain_outline(brain: Image, colours: tuple[str, str]) -> Outline:
     return Outline("edge of the brain mask", colours[0], brain.data, 0.5)
 
 
-def _brain_extraction(shelf: Shelf, visit: Results) -> Figure:
+def _brain_extraction(shelf: ImageCache, visit: Results) -> Figure:
     t1w = shelf.take_derivative(visit.t1w)
     brain, t1w = _to_brain(shelf.take_derivative(visit.mask, t1w), AROUND_HEAD, t1w)
     layers = [_grey(f"T1w ({visit.name})", t1w, brain)]
@@ -155,7 +445,7 @@ def _brain_extraction(shelf: Shelf, visit: Results) -> Figure:
     )
 
 
-def _normalization(shelf: Shelf, visit: Results, template_t1w: Path) -> Figure:
+def _normalization(shelf: ImageCache, visit: Results, template_t1w: Path) -> Figure:
     template = shelf.take(template_t1w)
     t1w = shelf.take_derivative(visit.t1w_in_template, template)
     brain = shelf.take_derivative(visit.mask_in_template, template)
@@ -166,7 +456,7 @@ def _normalization(shelf: Shelf, visit: Results, template_t1w: Path) -> Figure:
     return flicker("T1w and template in turn", layers, outlines, mask_of(brain))
 
 
-def _coregistration(shelf: Shelf, visit: Results, pet: RealPet) -> Figure:
+def _coregistration(shelf: ImageCache, visit: Results, pet: RealPet) -> Figure:
     t1w = shelf.take_derivative(visit.t1w)
     moved = shelf.take_derivative(pet.in_t1w, t1w)
     brain = shelf.take_derivative(visit.mask, t1w)
@@ -181,7 +471,7 @@ def _coregistration(shelf: Shelf, visit: Results, pet: RealPet) -> Figure:
     return flicker("T1w and PET in turn", layers, outlines, mask_of(brain))
 
 
-def _compare_all(shelf: Shelf, visit: Results) -> tuple[Panel, ...]:
+def _compare_all(shelf: ImageCache, visit: Results) -> tuple[Panel, ...]:
     """Compare with each real PET; where none can be shown, show the synthetic PET by itself."""
     panels = [
         _attempt(_announce(visit, pet), lambda pet=pet: _comparison(shelf, visit, pet))  # type: ignore[misc]
@@ -201,7 +491,7 @@ def _announce(visit: Results, pet: RealPet | None) -> Panel:
             f"T1w and SYNTHETIC PET ({visit.name})",
             "Predicted from the T1w above it; no real PET can be shown beside it.",
         )
-    told = tell_measures(visit.synthetic) if len(visit.pets) == 1 else ""
+    told = describe_measures(visit.synthetic) if len(visit.pets) == 1 else ""
     return Panel(
         f"T1w, SYNTHETIC PET and real PET ({pet.name})",
         "Blue: the real PET is brighter than the synthetic one; red: it is less bright. Both were "
@@ -209,7 +499,7 @@ def _announce(visit: Results, pet: RealPet | None) -> Panel:
     )
 
 
-def _comparison(shelf: Shelf, visit: Results, pet: RealPet | None) -> tuple[Figure, ...]:
+def _comparison(shelf: ImageCache, visit: Results, pet: RealPet | None) -> tuple[Figure, ...]:
     t1w = shelf.take_derivative(visit.t1w_in_template)
     brain = shelf.take_derivative(visit.mask_in_template, t1w)
     pets: list[tuple[str, Image]] = []
@@ -226,7 +516,7 @@ def _comparison(shelf: Shelf, visit: Results, pet: RealPet | None) -> tuple[Figu
     return _mosaics(layers, brain)
 
 
-def _tell_uncertainty(shelf: Shelf, visit: Results) -> tuple[Panel, ...]:
+def _tell_uncertainty(shelf: ImageCache, visit: Results) -> tuple[Panel, ...]:
     if not visit.is_spread_of_synthetic:
         return ()
     panel = Panel(
@@ -238,7 +528,7 @@ def _tell_uncertainty(shelf: Shelf, visit: Results) -> tuple[Panel, ...]:
     return (_attempt(panel, lambda: _spread_mosaics(shelf, visit)),)
 
 
-def _spread_mosaics(shelf: Shelf, visit: Results) -> tuple[Figure, ...]:
+def _spread_mosaics(shelf: ImageCache, visit: Results) -> tuple[Figure, ...]:
     pet = shelf.take_derivative(visit.synthetic)
     spread = shelf.take_derivative(visit.uncertainty, pet)
     brain = shelf.take_derivative(visit.mask_in_template, pet)

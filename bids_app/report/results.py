@@ -1,13 +1,28 @@
-"""Which files a participant has among the derivatives, and what their sidecars say."""
+"""Which files a participant has among the derivatives, and what their sidecars say.
 
-from collections.abc import Iterable, Mapping
+Images of a participant, read from disk once and turned so that they can be sliced.
+
+The numbers of a participant, each with a plain reading.
+
+What was done beyond the paper, in sentences for a methods paragraph.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
-from bids_app.derivatives.preprocessed import t1w_of_pet
-from bids_app.errors import Mri2petError
+import numpy as np
+
+from bids_app.derivatives.find import t1w_of_pet
+from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.files import read_json
-from bids_app.nifti import check_header
+from bids_app.imaging.coverage import COMPLETE, describe_missing
+from bids_app.imaging.verdict import reasons_of, verdict_of
+from bids_app.imaging.volume import Mask
+from bids_app.nifti import Image, check_header, load
+from bids_app.report.figures import turn_to_ras
 
 IMAGE, SIDECAR = ".nii.gz", ".json"
 
@@ -225,3 +240,352 @@ def _shape_of(path: Path) -> tuple[int, ...]:
 
 def _say(stem: str) -> str:
     return ", ".join(part for part in stem.split("_") if not part.startswith("trc-"))
+
+
+class ImageCache:
+    """Images, RAS+, by path.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset; files are named from there.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        self._output_dir = output_dir
+        self._images: dict[Path, Image] = {}
+
+    def take(self, path: Path, grid: Image | None = None) -> Image:
+        """Read an image.
+
+        Parameters
+        ----------
+        path : Path
+            A NIfTI image.
+        grid : Image, optional
+            The image it ought to lie on.
+
+        Raises
+        ------
+        MissingInputError, ReadWriteError, UnusableDataError
+            As :func:`bids_app.nifti.load`; UnusableDataError also if it lies on another grid.
+        """
+        if path not in self._images:
+            if not path.exists():
+                raise MissingInputError(f"{self._tell(path)} is missing.")
+            self._images[path] = turn_to_ras(load(path))
+        image = self._images[path]
+        if image.data.ndim != 3:  # noqa: PLR2004
+            raise UnusableDataError(f"{self._tell(path)} is not one volume.")
+        if grid is not None and not _share_grid(image, grid):
+            raise UnusableDataError(f"{self._tell(path)} lies on another grid than it should.")
+        return image
+
+    def take_derivative(self, derivative: Derivative | None, grid: Image | None = None) -> Image:
+        """Read a derivative, as :meth:`take`; None is one that was never written."""
+        if derivative is None:
+            raise MissingInputError("No image in the space of the template was written.")
+        return self.take(derivative.path, grid)
+
+    def _tell(self, path: Path) -> str:
+        inside = path.is_relative_to(self._output_dir)
+        return path.relative_to(self._output_dir).as_posix() if inside else str(path)
+
+
+def mask_of(brain: Image) -> Mask:
+    """Tell inside from outside."""
+    inside: Mask = brain.data > 0.5  # noqa: PLR2004
+    return inside
+
+
+def _share_grid(one: Image, other: Image) -> bool:
+    same = one.data.shape == other.data.shape
+    return same and np.allclose(one.affine, other.affine, atol=1e-2)
+
+
+LOWEST_DICE: Final = 0.9  # our choice: below it, brains that fit are rare
+MEASURES: Final = ("SSIM", "PSNR", "SSIMBrain", "PSNRBrain")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table; ``flagged`` where a reader should look twice."""
+
+    name: str
+    cells: tuple[str, ...]
+    reading: str = ""
+    flagged: bool = False
+
+
+def as_number(value: object) -> float | None:
+    """Take a number for what it is, and anything else for none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        return None
+    return float(value)
+
+
+def show(value: float | None, digits: int) -> str:
+    """Write a number, or ``n/a``.
+
+    Examples
+    --------
+    >>> show(0.98765, 3), show(None, 3), show(float("inf"), 1)
+    ('0.988', 'n/a', '∞')
+    """
+    if value is None:
+        return "n/a"
+    return "∞" if math.isinf(value) else f"{value:.{digits}f}"
+
+
+def measures_of(synthetic: Derivative | None) -> dict[str, float | None]:
+    """Give how alike the synthetic and the real PET are; empty where nothing was measured."""
+    found = None if synthetic is None else synthetic.metadata.get("Measures")
+    if not isinstance(found, dict) or not found:
+        return {}
+    return {name: as_number(found.get(name)) for name in MEASURES}
+
+
+def describe_measures(synthetic: Derivative) -> str:
+    """Put into a sentence how alike the synthetic and the real PET are; empty if not measured."""
+    found = measures_of(synthetic)
+    if not found:
+        return ""
+    return (
+        f"SSIM {show(found['SSIM'], 3)}, PSNR {show(found['PSNR'], 1)} dB in the whole volume; "
+        f"SSIM {show(found['SSIMBrain'], 3)}, PSNR {show(found['PSNRBrain'], 1)} dB in the brain."
+    )
+
+
+def comparison_rows(visits: Iterable[Results]) -> list[Row]:
+    """Tell, a visit a row: SSIM and PSNR (dB) in the whole volume, then in the brain."""
+    rows = []
+    for visit in visits:
+        found = measures_of(visit.synthetic)
+        if found:
+            cells = [show(found[name], 3 if name.startswith("SSIM") else 1) for name in MEASURES]
+            rows.append(Row(visit.name, tuple(cells)))
+    return rows
+
+
+def novelty_rows(visits: Iterable[Results]) -> list[Row]:
+    """Tell, a visit a row, how unlike the training T1w the T1w is, and what those have."""
+    rows = []
+    for visit in visits:
+        told = None if visit.synthetic is None else visit.synthetic.metadata.get("Novelty")
+        if isinstance(told, dict) and told:
+            rows.append(_novelty_row(visit.name, told))
+    return rows
+
+
+def _novelty_row(name: str, told: Mapping[str, object]) -> Row:
+    value, low, high, count = (
+        as_number(told.get(key))
+        for key in (
+            "Value", "TrainingControlsLowest", "TrainingControlsHighest", "TrainingControls",
+        )
+    )  # fmt: skip
+    others = f"{show(low, 2)} to {show(high, 2)} (n = {show(count, 0)})"
+    reading, flagged = read_novelty(value, high)
+    return Row(name, (show(value, 2), others), reading, flagged)
+
+
+def read_novelty(value: float | None, highest: float | None) -> tuple[str, bool]:
+    """Say in words how unlike the training T1w a T1w is, and whether that is a reason to doubt.
+
+    Parameters
+    ----------
+    value, highest : float or None
+        Of the T1w, and the highest of the training controls, each against the others.
+
+    Examples
+    --------
+    >>> read_novelty(1.1, 1.2)
+    ('Like the T1w of the training controls.', False)
+    >>> read_novelty(3.4, 1.2)
+    ('UNLIKE the T1w of every training control: doubt the synthetic PET.', True)
+    """
+    if value is None or highest is None:
+        return "Not known.", False
+    if value > highest:
+        return "UNLIKE the T1w of every training control: doubt the synthetic PET.", True
+    return "Like the T1w of the training controls.", False
+
+
+def folds_of(visit: Results) -> list[str]:
+    """List the generators of folds whose predictions the map of uncertainty compares."""
+    if visit.uncertainty is None or not visit.is_spread_of_synthetic:
+        return []
+    told = visit.uncertainty.metadata.get("FoldGeneratorsSHA256")
+    return [str(one) for one in told] if isinstance(told, list) else []
+
+
+def registration_rows(visits: Iterable[Results]) -> list[Row]:
+    """Tell, a registration a row: verdict, similarity before and after, Dice of the masks."""
+    rows = []
+    for visit in visits:
+        if visit.t1w_in_template is not None:
+            told = visit.t1w_in_template.metadata.get("Registration")
+            rows.append(_row(f"T1w → template ({visit.name})", told))
+        rows += [_row(f"PET → T1w ({pet.name})", pet.get("Registration")) for pet in visit.pets]
+    return rows
+
+
+def _row(name: str, told: object) -> Row:
+    numbers = told if isinstance(told, dict) else {}
+    verdict = verdict_of({"Registration": numbers})
+    before, after, dice = (
+        as_number(numbers.get(key))
+        for key in ("SimilarityBefore", "SimilarityAfter", "DiceBrainMask")
+    )
+    cells = (show(before, 3), show(after, 3), show(dice, 3))
+    if verdict is None:  # of a version that gave none
+        reading, flagged = read_registration(before, after, dice)
+        return Row(name, ("n/a", *cells), reading, flagged)
+    reading = read_verdict(verdict, reasons_of(numbers))
+    return Row(name, (verdict, *cells), reading, verdict != "pass")
+
+
+def read_verdict(verdict: str, reasons: Sequence[str]) -> str:
+    """Say in words what is thought of a registration.
+
+    Examples
+    --------
+    >>> read_verdict("pass", []), read_verdict("fail", ["half of the brain is missing"])
+    ('It fits.', 'FAILED: half of the brain is missing. The image is used nowhere.')
+    """
+    if verdict == "pass":
+        return "It fits."
+    why = "; ".join(reasons)
+    if verdict == "fail":
+        return f"FAILED: {why}. The image is used nowhere."
+    return f"IN DOUBT: {why}. Look at the figure before you use it."
+
+
+def read_registration(
+    before: float | None, after: float | None, dice: float | None
+) -> tuple[str, bool]:
+    """Say in words what the numbers of a registration mean, and whether they look bad.
+
+    Examples
+    --------
+    >>> read_registration(1.05, 1.2, 0.97)
+    ('More alike than before; the brain masks overlap by 97 %.', False)
+    >>> read_registration(1.05, 1.02, None)
+    ('LESS alike than before registration: look at the figure.', True)
+    """
+    words = []
+    if before is not None and after is not None:
+        worse = after < before
+        words.append("LESS alike than before registration" if worse else "More alike than before")
+    else:
+        worse = False
+    poor = dice is not None and dice < LOWEST_DICE
+    if dice is not None:
+        words.append(f"the brain masks overlap by {'only ' * poor}{100 * dice:.0f} %")
+    if not words:
+        return "Not measured.", False
+    advice = ": look at the figure." if worse or poor else "."
+    return "; ".join(words) + advice, worse or poor
+
+
+def coverage_rows(visits: Iterable[Results]) -> list[Row]:
+    """Tell, a PET a row, which share of the brain it covers, of all and of what is analysed."""
+    rows = []
+    for pet in (pet for visit in visits for pet in visit.pets):
+        images = [one for one in (pet.in_t1w, pet.in_template) if one is not None]
+        shares = [as_number(one.metadata.get("BrainCoverage")) for one in images]
+        known = [share for share in shares if share is not None]
+        if known:
+            worst = images[shares.index(min(known))]
+            reading, flagged = read_coverage(min(known), worst.metadata.get("BrainNotCovered"))
+            cells = tuple("n/a" if one is None else f"{100 * one:.1f} %" for one in shares)
+            rows.append(
+                Row(pet.name, cells if len(cells) > 1 else (*cells, "n/a"), reading, flagged)
+            )
+    return rows
+
+
+def read_coverage(share: float, missing: object) -> tuple[str, bool]:
+    """Say in words which part of the brain a PET covers, and whether that is too little.
+
+    Examples
+    --------
+    >>> read_coverage(0.9995, [])
+    ('All of the brain, or nearly.', False)
+    >>> read_coverage(0.931, ["the top 2.4 cm"])
+    ('INCOMPLETE: what is missing (the top 2.4 cm of the brain) counts nowhere.', True)
+    """
+    if share >= COMPLETE:
+        return "All of the brain, or nearly.", False
+    told = f"what is missing ({describe_missing(missing)} of the brain) counts nowhere"
+    return f"INCOMPLETE: {told}.", True
+
+
+def warnings_of(visits: Sequence[Results]) -> list[str]:
+    """Put into sentences what the files themselves give reason to doubt."""
+    flagged = [f"{row.name}: {row.reading}" for row in registration_rows(visits) if row.flagged]
+    seen = [
+        f"{visit.name}: the generator was trained on this participant, so that its synthetic PET "
+        "is better than it would be for anybody else."
+        for visit in visits
+        if visit.synthetic and visit.synthetic.metadata.get("TrainedOnThisParticipant") is True
+    ]
+    partial = [
+        f"PET ({row.name}) covers {row.cells[0]} of the brain. {row.reading}"
+        for row in coverage_rows(visits)
+        if row.flagged
+    ]
+    strange = [f"T1w ({row.name}): {row.reading}" for row in novelty_rows(visits) if row.flagged]
+    stale = [
+        f"{visit.name}: the map of uncertainty (desc-synth_std) is not shown, as it was not made "
+        "with this synthetic PET; run with --uncertainty again, or delete it."
+        for visit in visits
+        if visit.uncertainty is not None and not visit.is_spread_of_synthetic
+    ]
+    faults = [one.fault for visit in visits for one in visit.derivatives() if one.fault]
+    read = [note for visit in visits for note in visit.reading_notes()]
+    return [*flagged, *partial, *strange, *seen, *stale, *faults, *read]
+
+
+OVERLAP: Final = (
+    " Triplets of slices began at every slice, and what was predicted of a slice was averaged."
+)
+MATCHED: Final = (
+    " In the brain, the intensities of the predicted image were mapped, quantile by quantile, to "
+    "those of the mean PET of the controls that the generator was trained on."
+)
+UNCERTAINTY: Final = (
+    " The standard deviation of the predictions of {folds} generators, each trained without one "
+    "fold of the controls, was computed voxel by voxel."
+)
+NOVELTY: Final = (
+    " The T1w image was compared with those that the generator was trained on: by the root mean "
+    "square, over cubes of 8 mm in the brain, of the difference of mean and standard deviation "
+    "within the cube from theirs, in units of their standard deviation."
+)
+
+
+def describe_extensions(*, overlap: bool, matched: bool, folds: int, novelty: bool) -> str:
+    """Tell what was done beyond the paper, each sentence after a space; empty if nothing was.
+
+    Parameters
+    ----------
+    overlap, matched : bool
+        Overlapping triplets were averaged; intensities were matched to the training controls'.
+    folds : int
+        Generators of folds whose predictions were compared; 0 if none were.
+    novelty : bool
+        The T1w was compared with those of the training controls.
+
+    Examples
+    --------
+    >>> tell_beyond(overlap=False, matched=False, folds=0, novelty=False)
+    ''
+    """
+    sentences = (
+        (OVERLAP, overlap),
+        (MATCHED, matched),
+        (UNCERTAINTY.format(folds=folds), folds > 0),
+        (NOVELTY, novelty),
+    )
+    return "".join(sentence for sentence, done in sentences if done)

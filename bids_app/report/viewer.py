@@ -15,11 +15,11 @@ from scipy import ndimage
 
 from bids_app.imaging.volume import Affine, Grid, Volume, grid_of_box
 from bids_app.nifti import Image, to_nibabel
-from bids_app.report.overlays import COLOURS, Heat
+from bids_app.report.figures import crop, field_around
+from bids_app.report.maps import ScoreMap
 from bids_app.report.page import TEMPLATES
-from bids_app.report.score_maps import ScoreMap
-from bids_app.report.shelf import mask_of
-from bids_app.report.slices import crop, field_around
+from bids_app.report.panels import COLOURS, Heat
+from bids_app.report.results import mask_of
 
 FINEST: Final = 1.5  # mm; edge of a voxel, so that a page stays small (our choice)
 MARGIN: Final = 6.0  # mm shown beyond the brain (our choice)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_app.simulation.aseg import NAMES
+from bids_app.simulation.anatomy import NAMES
 
 BIDS_VERSION = "1.10.0"
 MAKER = {"Manufacturer": "mri2pet", "ManufacturersModelName": "mri2pet-simulate"}

@@ -6,20 +6,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_app.imaging.volume import Affine, Grid, Mask, Volume, zooms_of
-from bids_app.simulation.anatomy import Anatomy
-from bids_app.simulation.aseg import is_brain, is_in_skull
-from bids_app.simulation.deformation import Displacement, carry, draw_displacement
-from bids_app.simulation.lesions import Lesion, draw_lesions, factor_of, mask_of
-from bids_app.simulation.placing import (
+from bids_app.simulation.anatomy import Anatomy, is_brain, is_in_skull
+from bids_app.simulation.geometry import Displacement, carry, draw_displacement, lay_grid
+from bids_app.simulation.images import (
+    Contrast,
+    Scanner,
+    Uptake,
+    acquire,
+    activity,
+    blur,
+    draw_scanner,
+    draw_uptake,
+    paint_t1w,
+    random_contrast,
+    see,
+)
+from bids_app.simulation.lesions import (
+    Lesion,
+    draw_lesions,
     draw_motion,
     draw_pet_grid,
     draw_t1w_grid,
+    factor_of,
     head_box,
+    mask_of,
 )
-from bids_app.simulation.positioning import lay_grid
-from bids_app.simulation.scanner import Scanner, acquire, blur, draw_scanner, see
-from bids_app.simulation.t1w import Contrast, paint_t1w, random_contrast
-from bids_app.simulation.uptake import Uptake, activity, draw_uptake
 
 LARGEST_SKULL = 2.13  # litres inside, fluid included; our choice: few people have more
 TRIES = 20  # of warps; a source that is larger itself stays so
@@ -103,13 +114,13 @@ def draw_person(
     source : Anatomy
         The head to make another from.
     pattern : ndarray
-        Regional uptake that people share, as :func:`~bids_app.simulation.uptake.usual_pattern`.
+        Regional uptake that people share, as :func:`~bids_app.simulation.images.usual_pattern`.
     rng : numpy.random.Generator
         Where chance comes from.
     depths : tuple of float or None
         Least and most share of uptake that lesions lose; None where there are no lesions.
     strength : float
-        Of the warp, as :func:`~bids_app.simulation.deformation.draw_displacement` has it.
+        Of the warp, as :func:`~bids_app.simulation.geometry.draw_displacement` has it.
     """
     displacement = _draw_displacement(source, rng, strength)
     uptake, contrast = draw_uptake(pattern, rng), random_contrast(rng)

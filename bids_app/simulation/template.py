@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from bids_app.imaging.volume import Affine, Grid, Mask, Volume, zooms_of
 from bids_app.simulation.anatomy import Anatomy, Labels, coordinates
-from bids_app.simulation.deformation import sample
+from bids_app.simulation.geometry import sample
 
 # Centre (x > 0) and covariance (xx, yy, zz, xy, xz, yz) in MNI mm and mm², means of both sides
 # of 14 label maps warped to MNI152NLin2009aSym (our measurement).

@@ -13,9 +13,8 @@ from torch.optim import Optimizer
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import replacing
 from bids_app.strict import refuse_shapes, shapes_of
-from bids_app.synthesis.fitting import Fit, Line
 from bids_app.synthesis.models import spec_to_dict
-from bids_app.synthesis.training import Training
+from bids_app.synthesis.training import Fit, HistoryRow, Training
 
 
 def _optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -127,7 +126,7 @@ def restore_checkpoint(fit: Fit, path: Path) -> None:
         training.epoch = int(tensors["epoch"])
         training.random.set_state(tensors["random"])
         fit.kept = _below("kept.", tensors)
-        fit.history = [Line.of(row) for row in tensors["history"].tolist()]
+        fit.history = [HistoryRow.of(row) for row in tensors["history"].tolist()]
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0].rstrip(":")  # torch goes on for a line a weight
         raise UnusableDataError(

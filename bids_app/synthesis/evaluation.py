@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
+from bids_app.imaging.intensity import smooth
 from bids_app.imaging.similarity import judged, mean_absolute_error, measure, ssim
-from bids_app.imaging.smoothing import smooth
 from bids_app.imaging.volume import Mask, Volume
 
 FWHM_SWEEP = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # mm; the range of section 3.2, the steps are ours
@@ -155,7 +155,7 @@ def sweep(
 
 
 @dataclass(frozen=True)
-class Record:
+class ScoreRecord:
     """How one model, or baseline, did for one visit that it was not trained on.
 
     Parameters
@@ -180,7 +180,7 @@ class Record:
     sweep: Mapping[float, float] = field(default_factory=dict)
 
 
-def records_to_json(records: Sequence[Record]) -> dict[str, object]:
+def records_to_json(records: Sequence[ScoreRecord]) -> dict[str, object]:
     """Tell records in plain values that JSON can hold; nan becomes null, infinity a word."""
     return {
         "Records": [
@@ -194,7 +194,7 @@ def records_to_json(records: Sequence[Record]) -> dict[str, object]:
     }
 
 
-def records_from_json(content: Mapping[str, object]) -> list[Record]:
+def records_from_json(content: Mapping[str, object]) -> list[ScoreRecord]:
     """Read what :func:`records_to_json` told.
 
     Raises
@@ -207,7 +207,7 @@ def records_from_json(content: Mapping[str, object]) -> list[Record]:
         if not isinstance(told, list):
             raise TypeError("no list")
         return [
-            Record(
+            ScoreRecord(
                 **{
                     **one,
                     "scores": Scores(**{k: _number(value) for k, value in one["scores"].items()}),

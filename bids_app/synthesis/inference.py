@@ -1,14 +1,173 @@
-"""From a T1w volume to the PET that a generator predicts."""
+"""Where and in which precision to train: Lightning Fabric, set up for what a run was given.
 
-from collections.abc import Iterator
+A generator on disk: its weights as safetensors, beside its card. Nothing is ever unpickled.
+
+From a T1w volume to the PET that a generator predicts.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from bids_app.imaging.smoothing import smooth
+from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.files import replacing, write_json
+from bids_app.imaging.intensity import smooth
 from bids_app.imaging.volume import Volume
+from bids_app.strict import refuse_shapes, shapes_of
+from bids_app.synthesis.card import (
+    CARD,
+    WEIGHTS,
+    Card,
+    card_values,
+    check_weights,
+    file_sha256,
+    read_card,
+)
+from bids_app.synthesis.losses import build_generator
+from bids_app.synthesis.models import ModelSpec
+from bids_app.synthesis.networks import ResnetGenerator
 from bids_app.synthesis.tiling import Tiling
+
+
+def choose_precision(device: str) -> str:
+    """Choose how numbers are held while networks compute; weights stay float32.
+
+    ``bf16-mixed`` on CPUs and GPUs that compute with bfloat16 themselves, ``32-true`` elsewhere.
+    Measured faster on such a CPU (benchmarks/training.py), and no worse (benchmarks/precision.py);
+    not measured on GPUs.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    if device.startswith("cuda"):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def make_fabric(device: str, precision: str, processes: int = 1) -> Fabric:
+    """Set up Fabric; whoever gets it launches it.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu``; ``cuda:N`` for one GPU, ``cuda`` for all there are.
+    precision : str
+        As :func:`choose_precision` gives it.
+    processes : int
+        That share each batch, on a CPU; with ``cuda`` there is one a GPU.
+    """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets otherwise
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        devices: int | list[int] = processes
+    else:
+        devices = [int(number)] if number else torch.cuda.device_count()
+    alone = devices == 1 or isinstance(devices, list)
+    strategy = "auto" if alone else "ddp_spawn"
+    return Fabric(
+        accelerator=kind, devices=devices, strategy=strategy, precision=precision,  # type: ignore[arg-type]
+        plugins=LightningEnvironment(),  # in a job of SLURM, Fabric takes over ranks it finds there
+    )  # fmt: skip
+
+
+def save_generator(generator: nn.Module, card: Card, folder: Path) -> Card:
+    """Write weights and card into a folder, which is made; return the card with its SHA-256.
+
+    Raises
+    ------
+    ReadWriteError
+        If they cannot be written: no space, no permission.
+    UnusableDataError
+        If one is no finite number: nothing is written.
+    """
+    refuse_infinite(generator.state_dict(), folder / WEIGHTS)
+    weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
+    try:
+        with replacing(folder / WEIGHTS) as partial:
+            save_file(weights, partial)
+            partial.chmod(0o644)  # safetensors lets only the owner read
+    except (OSError, SafetensorError) as error:
+        raise ReadWriteError(f"{folder / WEIGHTS}: cannot be written ({error})") from error
+    signed = replace(card, sha256=file_sha256(folder / WEIGHTS))
+    write_json(folder / CARD, card_values(signed))
+    return read_card(folder)
+
+
+def load_weights(path: Path, spec: ModelSpec, device: str) -> ResnetGenerator:
+    """Build the generator of a row of Table 1 with weights from a file.
+
+    The file's header is compared with a network that has shapes alone before one is built.
+
+    Raises
+    ------
+    UnusableDataError
+        If they do not fit, or are not finite.
+    """
+    try:
+        with torch.device("meta"):
+            shapes = build_generator(spec).state_dict()
+        expected = {name: ("F32", tuple(one.shape)) for name, one in shapes.items()}
+        refuse_shapes(shapes_of(path), expected)
+        weights = load_file(path)
+        generator = build_generator(spec)
+        generator.load_state_dict(weights)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise UnusableDataError(
+            f"{path}: does not fit the network of its card ({error}); fetch both again"
+        ) from error
+    refuse_infinite(weights, path)
+    return generator.to(device).eval()
+
+
+def refuse_infinite(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that hold NaN or infinity.
+
+    Raises
+    ------
+    UnusableDataError
+        Which, of which file.
+    """
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise UnusableDataError(
+                f"{path}: {name} holds NaN or infinity, so the generator predicts nothing; train "
+                "it again, or choose another --generator"
+            )
+
+
+def load_generator(folder: Path, device: str) -> tuple[ResnetGenerator, Card]:
+    """Rebuild a generator from its folder, ready to synthesize.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``weights.safetensors`` and ``card.json``.
+    device : str
+        A torch device.
+
+    Raises
+    ------
+    MissingInputError, UnusableDataError
+        As :func:`read_card` and :func:`check_weights`; UnusableDataError also if the weights do
+        not fit the card's network.
+    """
+    card = read_card(folder)
+    path = check_weights(folder, card)
+    return load_weights(path, card.spec, device), card
+
 
 ROUNDING = 1e-3  # of intensities, by which bfloat16 may leave [0, 1]; our choice
 FLAT = 1e-4
@@ -27,7 +186,7 @@ def predict(t1w: Volume, generator: nn.Module, tiling: Tiling, *, batch_size: in
     t1w : ndarray, (I, J, K)
         Intensities in [0, 1], 0 outside the brain, on the grid the generator was trained on.
     generator : nn.Module
-        As :func:`bids_app.synthesis.weights.load_generator` returns it.
+        As :func:`bids_app.synthesis.inference.load_generator` returns it.
     tiling : Tiling
         How the generator sees a volume.
     batch_size : int

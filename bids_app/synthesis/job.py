@@ -19,11 +19,10 @@ from bids_app.imaging.similarity import judged, ssim
 from bids_app.lifeline import die_with_parent
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
 from bids_app.synthesis.evaluation import smooth_in_brain
-from bids_app.synthesis.fitting import Fit, Line, go_on
 from bids_app.synthesis.inference import predict
 from bids_app.synthesis.models import ModelSpec
-from bids_app.synthesis.training import Training
-from bids_app.synthesis.volumes import Volumes, open_volumes, usable_pairs
+from bids_app.synthesis.pairs import Volumes, open_volumes, usable_pairs
+from bids_app.synthesis.training import Fit, HistoryRow, Training, go_on
 
 KEPT, HISTORY, CHECKPOINT = "kept.safetensors", "history.tsv", "checkpoint.safetensors"
 COLUMNS = (
@@ -43,7 +42,7 @@ class Job:
     spec : ModelSpec
         A row of Table 1.
     training, validation : sequence of Path
-        Folders of :func:`bids_app.synthesis.volumes.store_volumes`; without validation the last
+        Folders of :func:`bids_app.synthesis.pairs.store_volumes`; without validation the last
         epoch is kept.
     last_epoch : int
         To stop at, if not earlier.
@@ -83,7 +82,7 @@ def rows_of(name: str, fit: Fit) -> list[dict[str, object]]:
     return [_row(name, line, kept=line.epoch == fit.kept_epoch) for line in fit.history]
 
 
-def _row(name: str, line: Line, *, kept: bool) -> dict[str, object]:
+def _row(name: str, line: HistoryRow, *, kept: bool) -> dict[str, object]:
     return {
         "fold": name,
         "epoch": line.epoch,

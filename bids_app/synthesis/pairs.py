@@ -1,10 +1,20 @@
-"""T1w and PET of one person, and batches of their tiles."""
+"""T1w and PET of one person, and batches of their tiles.
 
+T1w, PET and brain of a visit on disk, as training maps them.
+"""
+
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bids_app.imaging.volume import Mask, Volume
+from bids_app.nifti import HOLE, Owner, open_arrays, open_hole, read_owner, store_arrays
+from bids_app.synthesis.models import ModelSpec
 from bids_app.synthesis.tiling import Tiling
 
 
@@ -74,3 +84,108 @@ def whole_tiles(tiling: Tiling, hole: Tensor) -> tuple[int, ...]:
     """
     shape = tuple(hole.shape)
     return tuple(index for index in range(tiling.count(shape)) if not tiling.cut(hole, index).any())
+
+
+NAMES = ("t1w", "pet", "brain")
+
+
+def store_volumes(
+    folder: Path,
+    owner: Owner,
+    *,
+    t1w: Volume,
+    pet: Volume,
+    brain: Mask,
+    hole: Mask | None = None,
+) -> str:
+    """Write the volumes of one visit, (I, J, K) each, so that they can be mapped.
+
+    Parameters
+    ----------
+    folder : Path
+        Is made; files in it are replaced.
+    owner : Owner
+        Whose they are.
+    t1w, pet : ndarray, (I, J, K)
+        Intensities in [0, 1], 0 outside the brain.
+    brain : ndarray of bool, (I, J, K)
+        The brain.
+    hole : ndarray of bool, (I, J, K), optional
+        What the PET lacks of it; nothing by default.
+
+    Returns
+    -------
+    str
+        SHA-256 of the content.
+
+    Raises
+    ------
+    ReadWriteError
+        If they cannot be written.
+    """
+    arrays = dict(zip(NAMES, (t1w, pet, brain), strict=True))
+    return store_arrays(folder, owner, arrays if hole is None else {**arrays, HOLE: hole})
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """Volumes of one visit, mapped; those of :func:`store_volumes`."""
+
+    owner: Owner
+    t1w: Volume
+    pet: Volume
+    brain: Mask
+    hole: Mask | None = None
+
+    @property
+    def covered(self) -> Mask:
+        """All but what the PET lacks of the brain, (I, J, K)."""
+        return np.ones(self.brain.shape, bool) if self.hole is None else ~self.hole
+
+
+def open_volumes(folder: Path) -> Volumes:
+    """Map the volumes of one visit.
+
+    Raises
+    ------
+    ReadWriteError
+        If they cannot be read.
+    """
+    owner = read_owner(folder)
+    t1w, pet, brain = open_arrays(folder, NAMES)
+    return Volumes(owner, t1w, pet, brain, open_hole(folder))
+
+
+def pair_of(volumes: Volumes, spec: ModelSpec) -> Pair:
+    """Give volumes as training sees them, with the tiles that count where not all do.
+
+    Those are the tiles that have brain, where the spec asks for it, and that hold nothing that the
+    PET does not cover: no network sees the edge of a field of view.
+
+    Raises
+    ------
+    ValueError
+        If there is no such tile.
+    """
+    brain = torch.from_numpy(volumes.brain)
+    places = brain_tiles(spec.tiling, brain) if spec.tiles_per_volume else ()
+    if volumes.hole is not None:
+        whole = whole_tiles(spec.tiling, torch.from_numpy(volumes.hole))
+        places = tuple(sorted(set(places) & set(whole))) if spec.tiles_per_volume else whole
+        if not places:
+            raise ValueError("no tile of it is covered by the PET")
+    return Pair(tensor_of(volumes.t1w), tensor_of(volumes.pet), places)
+
+
+def usable_pairs(visits: Iterable[Volumes], spec: ModelSpec) -> list[Pair]:
+    """Give the pairs of visits, but for those of which the PET covers no tile."""
+    pairs = []
+    for visit in visits:
+        with suppress(ValueError):
+            pairs.append(pair_of(visit, spec))
+    return pairs
+
+
+def tensor_of(volume: Volume) -> Tensor:
+    """Give a mapped volume as a tensor, without reading it."""
+    return torch.from_numpy(np.asarray(volume))

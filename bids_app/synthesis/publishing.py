@@ -11,10 +11,10 @@ import numpy as np
 from bids_app.files import read_tsv, write_tsv
 from bids_app.synthesis.card import FOLDS, REFERENCE, Card, card_from, file_sha256
 from bids_app.synthesis.evaluation import METRICS, records_from_json
+from bids_app.synthesis.inference import load_weights, save_generator
 from bids_app.synthesis.job import COLUMNS, HISTORY
+from bids_app.synthesis.pairs import open_volumes
 from bids_app.synthesis.reference import gather_reference, write_reference
-from bids_app.synthesis.volumes import open_volumes
-from bids_app.synthesis.weights import load_weights, save_generator
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Fitted:
         Whom each was trained on.
     volumes : sequence of Path
         Folders of all that the generator was trained on; see
-        :func:`bids_app.synthesis.volumes.store_volumes`.
+        :func:`bids_app.synthesis.pairs.store_volumes`.
     fold_volumes : sequence of sequence of Path
         Of those that each fold was trained on.
     histories : sequence of Path

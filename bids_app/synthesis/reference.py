@@ -18,12 +18,11 @@ from safetensors.numpy import load, save
 
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import write_bytes
-from bids_app.imaging.cubes import average_cubes, cube_sides
-from bids_app.imaging.volume import Mask, Volume
+from bids_app.imaging.volume import Mask, Volume, average_cubes, cube_sides
 from bids_app.strict import shapes_of
 
 if TYPE_CHECKING:
-    from bids_app.synthesis.volumes import Volumes
+    from bids_app.synthesis.pairs import Volumes
 
 QUANTILES = 1001  # of the mean PET; our choice
 CUBE = 8.0  # mm; our choice: gyri of two brains do not meet, so less would count them as unlike
@@ -119,7 +118,7 @@ def novelty(t1w: Volume, zooms: tuple[float, float, float], reference: Reference
     return _distance(look, reference.t1w_mean, reference.t1w_sd, reference.brain)
 
 
-def tell_novelty(value: float, reference: Reference) -> dict[str, object]:
+def describe_novelty(value: float, reference: Reference) -> dict[str, object]:
     """Put the novelty of a T1w beside those of the training T1w, as a sidecar tells it."""
     others = reference.novelties
     known = bool(others.size)

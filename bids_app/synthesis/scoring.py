@@ -1,26 +1,239 @@
-"""Score what generators, and baselines, make of visits they have not seen: Table 1's cells."""
+"""Learned perceptual image patch similarity, LPIPS, of two volumes: 0 is alike, more is less so.
+
+Zhang, Isola, Efros, Shechtman & Wang (2018), CVPR, 586-595, equation 1. Zotova et al. (2021), who
+give it in Table 1, do not say of which network: AlexNet, the default of its authors' code, here.
+
+Score what generators, and baselines, make of visits they have not seen: Table 1's cells.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from math import isnan
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
-from torch import nn
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bids_app.imaging.volume import Volume
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.imaging.volume import Mask, Volume
+from bids_app.strict import shapes_of
+from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.evaluation import (
     BASELINES,
-    Record,
+    ScoreRecord,
     records_to_json,
     score,
     smooth_in_brain,
     sweep,
 )
 from bids_app.synthesis.inference import predict, refuse_flat
-from bids_app.synthesis.lpips import Lpips, load_lpips, volume_lpips
+from bids_app.synthesis.pairs import Volumes, open_volumes
 from bids_app.synthesis.tiling import Tiling
-from bids_app.synthesis.volumes import Volumes, open_volumes
+
+# Of the file alexnet_lpips_v0.1.pth: the five convolutions of torchvision's AlexNet, trained on
+# ImageNet, and the heads of the package lpips 0.1.4, weights/v0.1/alex.pth.
+PUBLISHED_SHA256 = "59caea9c9fb9a96229026388f7e58187bda4e00081374eed64974bf43e4c5396"
+FETCHED_SHA256 = (
+    "972b85a274f7af1bc18638c2257488e4740296ea1ddeefe6c5a48da7ece116e3"  # mri2pet-fetch's
+)
+LARGEST = 1 << 28  # bytes of a file of weights, which has 10 MB; our choice
+SMALLEST_SIDE = 31  # pixels: 31 → 7 → 3 → 1 along the strides of Lpips
+WANTED = "--lpips-weights wants the tensors of AlexNet's convolutions and the LPIPS v0.1 heads"
+
+
+class Head(nn.Module):
+    """Weigh the channels of one layer: (N, channels, *size) to (N, 1, *size)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # The authors train with a dropout in front: hence model.1.weight.
+        self.model = nn.Sequential(nn.Identity(), nn.Conv2d(channels, 1, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class Lpips(nn.Module):
+    """Measure how far apart two images are for AlexNet, layer by layer.
+
+    ``forward`` maps two batches (N, 3, I, J), unitless intensities in [-1, 1], 31 pixels a side
+    or more, to five maps of distance (N, 1, smaller size), one after each ReLU: the features of a
+    pixel are brought to length 1, subtracted, squared, and weighted by a head. Sizes of layers are
+    those of torchvision's AlexNet; shift and scale of the colours, and the 1e-10 that keeps a
+    length from being 0, those of the authors' code, package lpips 0.1.4.
+
+    Parameters
+    ----------
+    sha256 : str
+        Of the file the weights come from.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    CHANNELS = (64, 192, 384, 256, 256)
+
+    def __init__(self, sha256: str) -> None:
+        super().__init__()
+        self.sha256 = sha256
+        one, two, three, four, five = self.CHANNELS
+        self.features = nn.Sequential(
+            nn.Conv2d(3, one, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(one, two, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(two, three, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(three, four, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(four, five, 3, padding=1), nn.ReLU(),
+        )  # fmt: skip
+        for number, channels in enumerate(self.CHANNELS):
+            self.add_module(f"lin{number}", Head(channels))
+        colours = torch.tensor([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]])[..., None, None]
+        self.register_buffer("shift", colours[0], persistent=False)
+        self.register_buffer("scale", colours[1], persistent=False)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the weights come from a file of the published tensors, byte for byte."""
+        return self.sha256 in (PUBLISHED_SHA256, FETCHED_SHA256)
+
+    def forward(self, one: Tensor, other: Tensor) -> list[Tensor]:
+        x = (torch.cat([one, other]) - self.shift) / self.scale
+        distances: list[Tensor] = []
+        for layer in self.features:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                unit = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+                difference = (unit[: len(one)] - unit[len(one) :]).square()
+                distances.append(self.get_submodule(f"lin{len(distances)}")(difference))
+        return distances
+
+
+def _refuse_large(path: Path) -> None:
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"it has more than {LARGEST >> 20} MiB")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a plain dict of tensors; code in the file, if there is any, is not run.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    _refuse_large(path)
+    try:
+        if path.suffix == ".safetensors":
+            shapes_of(path)
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of nearly any kind, when it is torch that meets other files
+        raise ValueError("not a file of tensors") from error
+    if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
+        raise ValueError("not a plain dict of tensors")
+    return content
+
+
+def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    odd = sorted(tensors.keys() ^ expected.keys(), key=str)
+    if odd:
+        raise ValueError(f"{odd[0]} is {'missing' if odd[0] in expected else 'unknown'}")
+    for name, tensor in tensors.items():
+        shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+        if shape != wanted:
+            raise ValueError(f"{name} has shape {shape}, not {wanted}")
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise ValueError(f"{name} holds what is not a finite number")
+
+
+def load_lpips(path: Path, device: str = "cpu") -> Lpips:
+    """Build the network from a file of weights, ready to measure.
+
+    Parameters
+    ----------
+    path : Path
+        ``.safetensors``, or a plain dict of tensors as ``torch.save`` writes it (no code in it is
+        run): ``features.{0,3,6,8,10}.{weight,bias}`` and ``lin{0..4}.model.1.weight``.
+    device : str
+        A torch device.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        If there is no such file; if it cannot be read; if it holds anything else.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file; {WANTED}")
+    try:
+        _refuse_large(path)  # before it is digested, which takes as long as it is large
+        network, tensors = Lpips(file_sha256(path)), read_tensors(path)
+        _check_tensors(tensors, network.state_dict())
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UnusableDataError(f"{path}: not the weights of LPIPS ({error}); {WANTED}") from error
+    network.load_state_dict(tensors)
+    return network.requires_grad_(requires_grad=False).to(device).eval()
+
+
+class VolumeLpips(NamedTuple):
+    """LPIPS over the whole slices of two volumes, and over chosen voxels; 0 is alike."""
+
+    whole: float
+    chosen: float
+
+
+def _slices(volume: Volume | Mask, mode: Literal["edge", "constant"]) -> Tensor:
+    """Lay out the transverse slices, (K, I, J), filled up to what the pools need."""
+    missing = [max(SMALLEST_SIDE - side, 0) for side in volume.shape[:2]]
+    filling = [*((both // 2, both - both // 2) for both in missing), (0, 0)]
+    return torch.from_numpy(np.pad(volume, filling, mode=mode)).movedim(-1, 0)
+
+
+@torch.inference_mode()
+def volume_lpips(
+    network: Lpips, one: Volume, other: Volume, where: Mask | None = None, *, batch_size: int = 8
+) -> VolumeLpips:
+    """Measure LPIPS between two volumes, transverse slice by transverse slice.
+
+    A slice is shown as three equal channels. AlexNet's pools need 31 voxels a side: a smaller
+    slice is filled up around it with the values of its border, as if the bounding box were
+    larger, and the filling counts in ``whole``. To enlarge it would be to change the scale.
+
+    Parameters
+    ----------
+    network : Lpips
+        As :func:`load_lpips` returns it.
+    one, other : ndarray, (I, J, K)
+        Intensities in [0, 1]; slices lie along the last axis.
+    where : ndarray of bool, (I, J, K), optional
+        The voxels that count in ``chosen``, such as the brain's; all by default.
+    batch_size : int
+        Slices the network sees at once; changes the memory needed, not the result.
+
+    Returns
+    -------
+    VolumeLpips
+        ``whole``: the LPIPS of a slice, averaged over all slices. ``chosen``: the map of LPIPS,
+        averaged over the voxels that count; NaN where there are none. The map sums the layers'
+        distances, each brought to the slice's size by linear interpolation, as the authors' code
+        does with ``spatial=True``. It is coarse, every fourth to sixteenth voxel, and knows of
+        voxels around it, outside the mask too.
+    """
+    ones, others = _slices(one, "edge"), _slices(other, "edge")
+    counted = np.ones(one.shape, bool) if where is None else where
+    counting, device = _slices(counted, "constant"), network.shift.device
+    whole = torch.zeros((), dtype=torch.float64, device=device)
+    chosen = torch.zeros_like(whole)
+    for k in torch.arange(one.shape[-1]).split(batch_size):
+        shown = (s[k, None].to(device).mul(2).sub(1).expand(-1, 3, -1, -1) for s in (ones, others))
+        for distance in network(*shown):
+            spread = F.interpolate(distance, counting.shape[1:], mode="bilinear")
+            whole += distance.mean((1, 2, 3), dtype=torch.float64).sum()
+            chosen += spread[:, 0][counting[k].to(device)].sum(dtype=torch.float64)
+    return VolumeLpips(float(whole / one.shape[-1]), float(chosen / int(counted.sum())))
 
 
 def _refuse_odd(scores: Mapping[str, float], *, lpips: bool) -> None:
@@ -42,7 +255,7 @@ class Scorer:
     fwhm : float
         Smoothing of a synthetic PET, in mm.
     lpips_weights : Path or None
-        As :func:`bids_app.synthesis.lpips.load_lpips` wants them; None leaves LPIPS out.
+        As :func:`bids_app.synthesis.scoring.load_lpips` wants them; None leaves LPIPS out.
     device : str
         A torch device.
     """
@@ -54,7 +267,7 @@ class Scorer:
         self._lpips: Lpips | None = None
         if lpips_weights is not None:
             self._lpips = load_lpips(lpips_weights, device)
-        self.records: list[Record] = []
+        self.records: list[ScoreRecord] = []
 
     def _record(self, model: str, visit: Volumes, pet: Volume, by_fwhm: dict[float, float]) -> None:
         real, brain = np.asarray(visit.pet), np.asarray(visit.brain)
@@ -66,7 +279,7 @@ class Scorer:
         _refuse_odd(asdict(scores), lpips=self._lpips is not None)
         owner = visit.owner
         self.records.append(
-            Record(model, owner.participant, owner.session, self.fold, scores, by_fwhm)
+            ScoreRecord(model, owner.participant, owner.session, self.fold, scores, by_fwhm)
         )
 
     def score_generator(self, visit: Volumes, generator: nn.Module, tiling: Tiling) -> Volume:

@@ -1,4 +1,7 @@
-"""What Table 1 says of many participants: means, deviations, and tests between its rows."""
+"""Who validates what: the folds of a cross-validation over subjects.
+
+What Table 1 says of many participants: means, deviations, and tests between its rows.
+"""
 
 import math
 from collections import defaultdict
@@ -9,13 +12,69 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
-from bids_app.synthesis.evaluation import METRICS, ROWS, Record
+from bids_app.errors import UnusableDataError, UsageError
+from bids_app.synthesis.evaluation import METRICS, ROWS, ScoreRecord
+
+FEWEST_SUBJECTS = 2  # with one fold, no one would be left to train on
+
+
+def split(
+    subjects: Iterable[str], folds: int, random: np.random.Generator
+) -> list[tuple[str, ...]]:
+    """Deal subjects out to the validation sets of a cross-validation.
+
+    Parameters
+    ----------
+    subjects : iterable of str
+        Labels, in any order; one that comes twice (two visits) counts once, so that all images of
+        a subject are on one side.
+    folds : int
+        How many sets: 4 in Zotova et al. (2021), section 3.2.
+    random : numpy.random.Generator
+        Decides who comes where.
+
+    Returns
+    -------
+    list of tuple of str
+        Disjoint, together all subjects; sizes differ by one at most, the larger ones first. Those
+        who are not in a fold's set are its training set.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer than two folds.
+    UnusableDataError
+        If there are fewer subjects than folds.
+
+    Examples
+    --------
+    35 controls: 26 to train on and 9 to validate with, as in section 3.2; once 27 and 8.
+
+    >>> sets = split([f"{n:02}" for n in range(35)], 4, np.random.default_rng(0))
+    >>> [len(one) for one in sets]
+    [9, 9, 9, 8]
+    """
+    everyone = sorted(set(subjects))
+    if folds < FEWEST_SUBJECTS:
+        raise UsageError(f"--folds {folds}: cross-validation needs at least {FEWEST_SUBJECTS}")
+    if len(everyone) < folds:
+        raise UnusableDataError(
+            f"{len(everyone)} subject(s) with T1w and PET are fewer than --folds {folds}; "
+            "choose fewer folds, or add subjects"
+        )
+    order = [everyone[index] for index in random.permutation(len(everyone))]
+    size, larger = divmod(len(order), folds)
+    ends = [(fold + 1) * size + min(fold + 1, larger) for fold in range(folds)]
+    return [
+        tuple(sorted(order[start:end])) for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
+
 
 FEWEST = 2  # participants: below, nothing varies
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedTest:
     """Two rows of the table, compared in one metric; nan where there is no number.
 
     Parameters
@@ -42,7 +101,7 @@ class Comparison:
     p_holm: float
 
 
-def rows_of(records: Iterable[Record]) -> list[str]:
+def rows_of(records: Iterable[ScoreRecord]) -> list[str]:
     """Name the models and baselines there are, in the order of the table.
 
     Raises
@@ -56,12 +115,12 @@ def rows_of(records: Iterable[Record]) -> list[str]:
     return [row for row in ROWS if row in there]
 
 
-def participants_of(records: Iterable[Record], model: str) -> int:
+def participants_of(records: Iterable[ScoreRecord], model: str) -> int:
     """Count those that a model was scored on."""
     return len({one.participant for one in records if one.model == model})
 
 
-def mean_and_sd(records: Iterable[Record], model: str, metric: str) -> tuple[float, float]:
+def mean_and_sd(records: Iterable[ScoreRecord], model: str, metric: str) -> tuple[float, float]:
     """Give mean and standard deviation (n - 1) of a metric over participants.
 
     Those with several visits count once, with their mean; visits without a number are left out.
@@ -73,7 +132,7 @@ def mean_and_sd(records: Iterable[Record], model: str, metric: str) -> tuple[flo
     return mean, float(np.std(values, ddof=1)) if enough else math.nan
 
 
-def compare_rows(records: Sequence[Record]) -> list[Comparison]:
+def compare_rows(records: Sequence[ScoreRecord]) -> list[PairedTest]:
     """Test every two rows against one another, metric by metric.
 
     Two-tailed Wilcoxon signed-rank test: Zotova et al. (2021), section 3.2. Pairs are visits; the
@@ -92,7 +151,7 @@ def compare_rows(records: Sequence[Record]) -> list[Comparison]:
         tests = [signed_rank(each) for each in differences]
         corrected = holm([p for _, p in tests])
         comparisons += [
-            Comparison(
+            PairedTest(
                 metric, *pair, len(each), float(np.median(each)) if each else math.nan, *test, p
             )
             for pair, each, test, p in zip(pairs, differences, tests, corrected, strict=True)
@@ -143,7 +202,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _visits(
-    records: Iterable[Record], model: str, metric: str
+    records: Iterable[ScoreRecord], model: str, metric: str
 ) -> dict[tuple[str, str | None], float]:
     """Give the values of one row, as far as they are numbers."""
     values: dict[tuple[str, str | None], float] = {}
@@ -164,7 +223,7 @@ def _participant_means(values: Iterable[tuple[tuple[str, str | None], float]]) -
     return [float(np.mean(grouped[participant])) for participant in sorted(grouped)]
 
 
-def _differences(records: Iterable[Record], one: str, other: str, metric: str) -> list[float]:
+def _differences(records: Iterable[ScoreRecord], one: str, other: str, metric: str) -> list[float]:
     """Give one - other for each participant, averaged over the visits that both have."""
     first, second = _visits(records, one, metric), _visits(records, other, metric)
     return _participant_means(

@@ -1,20 +1,146 @@
-"""The training loop of a row of Table 1. It yields epochs; whoever iterates saves and stops."""
+"""Earlier fakes, so that a discriminator does not forget them.
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+Processes that train the same networks together, each on its share of every batch.
+
+What they end with is what one process would end with on the whole batches: losses are means over
+the samples of a batch, so gradients are averaged over all samples, and the pools of fakes see them
+in the order of the batch.
+
+The training loop of a row of Table 1. It yields epochs; whoever iterates saves and stops.
+
+A training that is watched: which epoch's generator is kept, and when to stop.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from math import isnan, nan
+from typing import Final, TypeVar
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from bids_app.synthesis.losses import discriminator_loss, generator_loss
+from bids_app.synthesis.losses import (
+    Translator,
+    build_translator,
+    discriminator_loss,
+    generator_loss,
+)
 from bids_app.synthesis.models import ModelSpec
 from bids_app.synthesis.pairs import Batch, Pair
-from bids_app.synthesis.parallel import Team
-from bids_app.synthesis.pool import ImagePool
-from bids_app.synthesis.translator import Translator, build_translator
+
+
+class ImagePool:
+    """A memory of fakes: Zhu et al. (2017), section 4, after Shrivastava et al. (2017).
+
+    Parameters
+    ----------
+    size : int
+        Fakes to remember; 0 remembers none.
+    random : torch.Generator
+        On the CPU; decides which fakes are exchanged.
+    """
+
+    def __init__(self, size: int, random: torch.Generator) -> None:
+        self.size, self.random = size, random
+        self.images: list[Tensor] = []
+
+    def exchange(self, fakes: Tensor) -> Tensor:
+        """Remember the new fakes; give, each with probability 1/2, an older one in its place.
+
+        Parameters
+        ----------
+        fakes : Tensor, (N, channels, *size)
+            Detached.
+
+        Returns
+        -------
+        Tensor, (N, channels, *size)
+            While the pool is not full, the new fakes themselves.
+        """
+        return torch.stack([self._exchange_one(fake) for fake in fakes])
+
+    def _exchange_one(self, fake: Tensor) -> Tensor:
+        if len(self.images) < self.size:
+            self.images.append(fake.clone())
+            return fake
+        if not self.size or torch.rand((), generator=self.random) < 0.5:  # noqa: PLR2004
+            return fake
+        place = int(torch.randint(self.size, (), generator=self.random))
+        older = self.images[place]
+        self.images[place] = fake.clone()
+        return older
+
+
+Item = TypeVar("Item")
+
+
+class Team:
+    """All processes of a Fabric, or the only one.
+
+    Parameters
+    ----------
+    fabric : Fabric
+        Launched.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.fabric = fabric
+        self.rank, self.size = fabric.global_rank, fabric.world_size
+
+    def share(self, batch: Sequence[Item]) -> list[Item]:
+        """Give this process every ``size``-th item, or the first one if none is left for it."""
+        own = batch[self.rank :: self.size]
+        return list(own if len(own) else batch[:1])
+
+    def weight(self, total: int) -> float:
+        """Weigh this process's share of ``total`` samples so that the mean over processes is right.
+
+        A share that stands for nothing, because there were fewer samples than processes, weighs 0.
+        """
+        return len(range(self.rank, total, self.size)) * self.size / total
+
+    def gather(self, share: Tensor, total: int) -> Tensor:
+        """Put the shares of a batch together again, in its order.
+
+        Parameters
+        ----------
+        share : Tensor, (n, ...)
+            Of this process.
+        total : int
+            Samples of the whole batch.
+
+        Returns
+        -------
+        Tensor, (total, ...)
+            Alike in all processes.
+        """
+        if self.size == 1:
+            return share
+        most = -(-total // self.size)
+        filling = share[:1].expand(most - len(share), *share.shape[1:])
+        shares: Tensor = self.fabric.all_gather(torch.cat([share, filling]))  # type: ignore[assignment]
+        return shares.transpose(0, 1).flatten(0, 1)[:total]
+
+    def average_gradients(self, networks: nn.Module) -> None:
+        """Replace gradients by their mean over all processes."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in networks.parameters() if p.grad is not None]
+        mean = self.average(torch.cat([g.flatten() for g in gradients]))
+        for gradient, part in zip(
+            gradients, mean.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(part.view_as(gradient))
+
+    def average(self, value: Tensor) -> Tensor:
+        """Give the mean of a value over all processes."""
+        if self.size == 1:
+            return value
+        return self.fabric.all_reduce(value, reduce_op="mean")  # type: ignore[return-value]
+
 
 # Channels as the innermost axis: what convolutions of one thread group read together, faster here.
 LAYOUTS: Final = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -216,3 +342,144 @@ def train(training: Training, pairs: Sequence[Pair]) -> Iterator[Epoch]:
     while training.epoch < training.spec.epochs:
         batches = shuffled_batches(pairs, training.spec, training.random, training.team)
         yield training.run_epoch(batches)
+
+
+Validate = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """An epoch in the history of a fit.
+
+    Parameters
+    ----------
+    epoch : int
+        From 1.
+    generator_loss, discriminator_loss : float
+        Means over its steps; unitless.
+    ssim : float
+        Mean over the validation volumes; nan where it was not looked at.
+    learning_rate : float
+        Of both optimizers.
+    seconds : float
+        That the epoch took, with validation.
+    """
+
+    epoch: int
+    generator_loss: float
+    discriminator_loss: float
+    ssim: float
+    learning_rate: float
+    seconds: float
+
+    @classmethod
+    def of(cls, row: Sequence[float]) -> "HistoryRow":
+        """Build it from a row of numbers."""
+        epoch, *rest = row
+        return cls(int(epoch), *rest)
+
+
+class Fit:
+    """A training, its history, and the weights that are kept of it.
+
+    Early stopping is that of Zotova et al. (2021), section 3.2: the generator with the best SSIM
+    on validation volumes is kept. Without validation the last one is.
+
+    Parameters
+    ----------
+    training : Training
+        New.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.history: list[HistoryRow] = []
+        self.kept: dict[str, Tensor] = {}
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch whose weights are kept, the first of the best; 0 before the first."""
+        looked_at = [line for line in self.history if not isnan(line.ssim)]
+        if looked_at:
+            return max(looked_at, key=lambda line: line.ssim).epoch
+        return self.history[-1].epoch if self.history else 0
+
+    def is_over(self, last_epoch: int) -> bool:
+        """Whether the last epoch was run, or validation has not improved for too long."""
+        epoch = self.training.epoch
+        watched = any(not isnan(line.ssim) for line in self.history)
+        patience = self.training.spec.patience
+        return epoch >= last_epoch or (watched and epoch - self.kept_epoch >= patience)
+
+    def keep(self) -> None:
+        """Remember the weights of the generator MRI → PET as they are."""
+        state = self.training.generators[0].state_dict()
+        self.kept = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in state.items()
+        }
+
+
+def _looks(fit: Fit, last_epoch: int) -> bool:
+    epoch, interval = fit.training.epoch, fit.training.spec.validation_interval
+    return epoch % interval == 0 or epoch >= last_epoch
+
+
+def _validated(fit: Fit, validate: Validate | None, last_epoch: int) -> float:
+    """Give the SSIM of this epoch's generator; one process looks, all learn of it."""
+    if validate is None or not _looks(fit, last_epoch):
+        return nan
+    training = fit.training
+    ssim = nan
+    if training.team.rank == 0:
+        generator = training.generators[0].eval()
+        with suppress(FloatingPointError):  # told below, by all processes alike
+            ssim = validate(generator)
+        generator.train()
+    told = float(training.fabric.broadcast(torch.tensor(ssim, dtype=torch.float64)))
+    if isnan(told):
+        raise FloatingPointError(
+            f"what the generator predicts is not finite in epoch {training.epoch}"
+        )
+    return told
+
+
+def go_on(
+    fit: Fit, pairs: Sequence[Pair], *, validate: Validate | None, last_epoch: int
+) -> Iterator[HistoryRow]:
+    """Run the epochs that are left, one at a time.
+
+    Parameters
+    ----------
+    fit : Fit
+        New, or restored from a checkpoint.
+    pairs : sequence of Pair
+        What is learned from.
+    validate : callable or None
+        Gives the mean SSIM of a generator on volumes it does not learn from.
+    last_epoch : int
+        To stop at, if not earlier; the learning rate follows the spec's own epochs.
+
+    Yields
+    ------
+    Line
+        An epoch, when its weights were judged; whoever iterates saves.
+
+    Raises
+    ------
+    FloatingPointError
+        If a loss, a weight, a prediction or the validation SSIM is not finite.
+    """
+    training = fit.training
+    while not fit.is_over(last_epoch):
+        started = time.perf_counter()
+        rate = learning_rate(training.spec, training.epoch)
+        batches = shuffled_batches(pairs, training.spec, training.random, training.team)
+        epoch = training.run_epoch(batches)
+        ssim = _validated(fit, validate, last_epoch)
+        losses, seconds = epoch.losses, time.perf_counter() - started
+        line = HistoryRow(epoch.number, losses.generator, losses.discriminator, ssim, rate, seconds)
+        fit.history.append(line)
+        if fit.kept_epoch == epoch.number:
+            fit.keep()
+        yield line

@@ -7,23 +7,21 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
-from bids_app.interfaces.anomalies import AgreeOnBrain, PublishDetector
-from bids_app.workflows.anomalies import (
-    Clustering,
-    OnT1w,
-    Scored,
-    init_anomalies_wf,
-    init_on_t1w_wf,
-)
+from bids_app.interfaces.detection import AgreeOnBrain, PublishDetector
 from bids_app.workflows.detection import (
     Applied,
+    Clustering,
     DetectorFold,
     Fitting,
-    Picture,
+    OnT1w,
+    ScoredMaps,
+    StoredImage,
+    init_anomalies_wf,
     init_applied_norm_wf,
     init_applied_ocsvm_wf,
     init_norm_wf,
     init_ocsvm_wf,
+    init_on_t1w_wf,
     norm_files,
     ocsvm_files,
 )
@@ -45,7 +43,7 @@ class Target:
         Where results on the T1w's own grid go, if they are wanted.
     """
 
-    scored: Scored
+    scored: ScoredMaps
     fold: int | None
     on_t1w: OnT1w | None
 
@@ -65,7 +63,7 @@ class DetectorPlan:
     """
 
     folds: Sequence[DetectorFold]
-    patients: Sequence[Picture]
+    patients: Sequence[StoredImage]
     targets: Sequence[Target]
 
 
@@ -78,7 +76,7 @@ class Publication:
 
 
 def init_training_set_wf(
-    controls: Sequence[Picture],
+    controls: Sequence[StoredImage],
     detectors: Mapping[str, DetectorPlan],
     fitting: Fitting,
     clustering: Clustering,
@@ -182,7 +180,7 @@ def _files_of(detector: str, folds: int, slabs: int) -> list[str]:
 
 
 def _fitted(
-    detector: str, controls: Sequence[Picture], plan: DetectorPlan, fitting: Fitting
+    detector: str, controls: Sequence[StoredImage], plan: DetectorPlan, fitting: Fitting
 ) -> Workflow:
     if detector == "ocsvm":
         return init_ocsvm_wf(controls, plan.folds, plan.patients, fitting)
@@ -190,7 +188,7 @@ def _fitted(
 
 
 def _applied(
-    detector: str, applied: Applied, patients: Sequence[Picture], fitting: Fitting
+    detector: str, applied: Applied, patients: Sequence[StoredImage], fitting: Fitting
 ) -> Workflow:
     if detector == "ocsvm":
         return init_applied_ocsvm_wf(applied, patients, fitting)

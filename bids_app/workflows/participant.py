@@ -10,8 +10,8 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
+from bids_app.interfaces.derivatives import Output, save_node
 from bids_app.interfaces.imaging import RefuseFailed
-from bids_app.workflows.outputs import Output, save_node
 from bids_app.workflows.registration import init_anatomical_wf, init_pet_wf
 from bids_app.workflows.synthesis import SynthesisPlan, init_comparison_wf, init_synthesis_wf
 

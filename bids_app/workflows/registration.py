@@ -5,7 +5,14 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
-from bids_app.interfaces.anatomy import ExtractBrain
+from bids_app.interfaces.anatomy import (
+    CorrectBias,
+    ExtractBrain,
+    RefuseGaps,
+    RegisterPET,
+    RegisterToTemplate,
+    Resample,
+)
 from bids_app.interfaces.imaging import (
     ApplyMask,
     FindFieldOfView,
@@ -15,13 +22,6 @@ from bids_app.interfaces.imaging import (
     ReadT1w,
     ScaleIntensity,
     TaintVerdict,
-)
-from bids_app.interfaces.registration import (
-    CorrectBias,
-    RefuseGaps,
-    RegisterPET,
-    RegisterToTemplate,
-    Resample,
 )
 
 SMOOTH = "bSpline"  # cubic; 2 s for a T1w at 1 mm, where a windowed sinc takes 11

@@ -1,4 +1,7 @@
-"""Cross-validation of generators as graphs: folds and rows are nodes, volumes are files."""
+"""Preprocessed images are checked, and stored so that nodes can map them into memory.
+
+Cross-validation of generators as graphs: folds and rows are nodes, volumes are files.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,19 +10,88 @@ from pathlib import Path
 from nipype.interfaces.utility import Merge
 from nipype.pipeline.engine import Node, Workflow
 
-from bids_app.interfaces.derivatives import SaveDerivatives, SaveFile
+from bids_app.interfaces.derivatives import Output, SaveDerivatives, SaveFile
 from bids_app.interfaces.training import (
     PublishGenerator,
     ScoreBaselines,
     ScoreGenerator,
+    StoreVolumes,
     TrainGenerator,
 )
-from bids_app.workflows.outputs import Output
-from bids_app.workflows.storing import Stored
 
 
 @dataclass(frozen=True)
-class Means:
+class Stored:
+    """Volumes of one visit as :class:`StoreVolumes` writes them, and a digest of their content."""
+
+    participant: str
+    folder: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class StoragePlan:
+    """Images of a visit that are to be stored, and the folder that gets them.
+
+    Parameters
+    ----------
+    name : str
+        Letters, digits and underscores; another one for each.
+    participant, session : str, str or None
+        Labels.
+    volumes : mapping
+        Name → image in 0..1.
+    real : sequence of str
+        Names of those that must be measurements.
+    brain_mask : Path
+        On the same grid.
+    folder : Path
+        Gets the volumes.
+    coverage : Path or None
+        What the PET covers, if that is to be known; that of a synthetic one is all.
+    """
+
+    name: str
+    participant: str
+    session: str | None
+    volumes: Mapping[str, Path]
+    real: Sequence[str]
+    brain_mask: Path
+    folder: Path
+    coverage: Path | None = None
+
+
+def init_storing_wf(
+    plans: Sequence[StoragePlan],
+    *,
+    shape: tuple[int, int, int],
+    affine: Sequence[Sequence[float]],
+    name: str = "storing_wf",
+) -> Workflow:
+    """Check the images of all visits, and write them so that they can be mapped.
+
+    Parameters
+    ----------
+    plans : sequence of StoragePlan
+        One a visit.
+    shape, affine : sequence
+        Of the run's grid; in mm, RAS+.
+    """
+    workflow = Workflow(name)
+    for plan in plans:
+        store = StoreVolumes(
+            volumes={key: str(path) for key, path in plan.volumes.items()}, real=list(plan.real),
+            brain_mask=str(plan.brain_mask), participant=plan.participant,
+            session="" if plan.session is None else plan.session, shape=shape,
+            affine=[list(row) for row in affine], folder=str(plan.folder),
+            coverage="" if plan.coverage is None else str(plan.coverage),
+        )  # fmt: skip
+        workflow.add_nodes([Node(store, name=f"store_{plan.name}", mem_gb=1)])
+    return workflow
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
     """What training and scoring compute with.
 
     Parameters
@@ -120,7 +192,7 @@ def _train(
     place: int,
     fold: str,
     visits: Fold,
-    means: Means,
+    means: ComputeSettings,
     *,
     fwhm: float,
     mem_gb: float,
@@ -134,7 +206,7 @@ def _train(
     return Node(train, name=f"train_{fold}", n_procs=means.threads, mem_gb=mem_gb)
 
 
-def _score(plan: ModelPlan, fold: Fold, means: Means, fwhm: float) -> Node:
+def _score(plan: ModelPlan, fold: Fold, means: ComputeSettings, fwhm: float) -> Node:
     score = ScoreGenerator(
         model=plan.name, fold=fold.number, spec=dict(plan.spec), fwhm=fwhm,
         validation=_folders(fold.validation), digests=fold.digests,
@@ -152,7 +224,13 @@ def _saving(outputs: Sequence[Output]) -> SaveDerivatives:
 
 
 def init_model_wf(
-    plan: ModelPlan, folds: Sequence[Fold], means: Means, *, fwhm: float, mem_gb: float, name: str
+    plan: ModelPlan,
+    folds: Sequence[Fold],
+    means: ComputeSettings,
+    *,
+    fwhm: float,
+    mem_gb: float,
+    name: str,
 ) -> Workflow:
     """Cross-validate a row of Table 1, then train its generator on all.
 
@@ -225,7 +303,11 @@ def _connect_fold(
 
 
 def init_baselines_wf(
-    folds: Sequence[Fold], outputs: Sequence[Path], means: Means, *, name: str = "baselines_wf"
+    folds: Sequence[Fold],
+    outputs: Sequence[Path],
+    means: ComputeSettings,
+    *,
+    name: str = "baselines_wf",
 ) -> Workflow:
     """Score what a generator must beat: the mean training PET, and the T1w itself.
 

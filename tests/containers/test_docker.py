@@ -137,7 +137,7 @@ def test_machine_code_of_numba_was_filled_when_the_image_was_built(image):
     """For the code where it was installed: nothing is compiled again."""
     code = """
 import os
-from bids_app.caches import settled
+from bids_app.resources import settled
 with settled(os.environ):
     from bids_app.app.selftest import check_machines
     print(check_machines())

@@ -1,0 +1,476 @@
+"""What all visits of a run have in common: template, generator, resources.
+
+Run graphs as the settings say, and tell how far they are, and of the run.
+
+Run the graphs of visits, and say in sentences what failed.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from nipype.pipeline.engine import Workflow
+
+from bids_app.claims import claimed
+from bids_app.console import Console
+from bids_app.dataset.validation import make_writable, refuse_inside
+from bids_app.derivatives.description import RunRecord, ignore_also, refuse_foreign
+from bids_app.derivatives.sidecars import Space
+from bids_app.errors import (
+    CannotCreateError,
+    MissingInputError,
+    ReadWriteError,
+    UnusableDataError,
+    UsageError,
+)
+from bids_app.files import place_in, read_text, remove_partials
+from bids_app.generators import GeneratorChoice, Options, choose_generator
+from bids_app.imaging.volume import grid_of_box
+from bids_app.plan.participant import ParticipantPlan, Problem, VisitPlan, init_visit_wf, problem_of
+from bids_app.report.page import RunSummary
+from bids_app.resources import (
+    choose_device,
+    find_limits,
+    limit_threads,
+    threads_of_job,
+    threads_per_node,
+)
+from bids_app.settings import SLOPPY_RESOLUTION, Settings
+from bids_app.templates import REGISTRATION_RESOLUTION, Template, prepare
+from bids_app.workflows import execution
+from bids_app.workflows.execution import Crash, FinishedCallback, Resources, run_graph
+from bids_app.workflows.participant import Preprocessing
+
+RESULTS = {"train": "table1.tsv", "group": "clusters.tsv"}  # what shows that a level was run
+LARGEST_PLUGIN, MOST_BRACKETS = 1 << 15, 200  # bytes, [ or {; our choice
+WORK = ".work"  # pybids and other BIDS tools pass over names that begin with a dot
+KEPT = ("logs", "figures", "generators", "detectors", "crossvalidation")  # beside sub-*
+OLD_GRAPHS = ("mri2pet", "mri2pet_train", "mri2pet_group")
+PERCENTILE = 99.9  # our choice; the paper says "scaled between 0 and 1"
+
+
+def work_dir_of(settings: Settings) -> Path:
+    """Say where intermediate files go: a folder of the output, unless another was named."""
+    return settings.output_dir / WORK if settings.work_dir is None else settings.work_dir
+
+
+def refuse_places(settings: Settings) -> None:
+    """Refuse folders that a run must not, or cannot, write to; nothing is made.
+
+    Raises
+    ------
+    UsageError
+        As :func:`bids_app.dataset.validation.refuse_inside`; if the output folder holds the raw
+        dataset, or is that of another app; if the work folder would mix with data or results.
+    CannotCreateError
+        If a folder cannot be written to.
+    """
+    out, work, index = settings.output_dir, settings.work_dir, settings.bids_database_dir
+    for folder in (settings.bids_dir, out, work_dir_of(settings)):
+        _refuse_bytes(folder)
+    for folder in (out, *(one for one in (work, index) if one is not None)):
+        refuse_inside(settings.bids_dir, folder)
+    if place_in(out, settings.bids_dir) is not None:
+        raise UsageError(f"{out}: holds the input folder; choose another, its own folder")
+    if work is not None:
+        _refuse_work(work, settings)
+    refuse_foreign(out)
+    for folder in (out, work_dir_of(settings)):
+        _refuse_unwritable(folder)
+
+
+def _refuse_bytes(folder: Path) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{folder}: its name holds bytes that are no UTF-8, which ANTs cannot open; rename it"
+        ) from error
+
+
+def _refuse_work(work: Path, settings: Settings) -> None:
+    """Refuse a work folder whose files would lie among data or results."""
+    out, raw = settings.output_dir, settings.bids_dir
+    advice = "choose another --work-dir, a folder of its own"
+    inside = place_in(out, work)
+    if inside == ():
+        raise UsageError(f"{work}: is the output folder; {advice}")
+    if inside is None and place_in(raw, work) is not None:
+        raise UsageError(f"{work}: is inside the input dataset; {advice}")
+    if inside and (inside[0].startswith("sub-") or inside[0] in KEPT):
+        raise UsageError(f"{work}: is inside {out / inside[0]}, where results lie; {advice}")
+    for folder, what in ((out, "output"), (raw, "input")):
+        if place_in(work, folder) is not None:
+            raise UsageError(f"{work}: holds the {what} folder; {advice}")
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """See that a folder, or the one that it would be made in, can be written to."""
+    try:
+        there = next(one for one in (folder, *folder.parents) if one.is_symlink() or one.exists())
+        with tempfile.TemporaryFile(dir=there) as file:  # has no name on most disks
+            file.write(b"mri2pet")
+    except OSError as error:
+        raise CannotCreateError(
+            f"{folder}: cannot be written to ({error.strerror}); choose another folder"
+        ) from error
+
+
+def make_places(settings: Settings) -> None:
+    """Make the folders that a run writes to; the validator is to pass over the work folder.
+
+    Raises
+    ------
+    CannotCreateError
+        If one cannot be made.
+    """
+    make_writable(settings.output_dir)
+    make_writable(work_dir_of(settings))
+    ignore_also(settings.output_dir, work_dir_of(settings))
+
+
+def describe_old_work(settings: Settings) -> list[str]:
+    """Tell of a work folder of version 0.1, which no one uses any more."""
+    old = settings.output_dir / "work"
+    if settings.work_dir is not None or not any((old / one).is_dir() for one in OLD_GRAPHS):
+        return []
+    return [
+        f"{old}: intermediate files of version 0.1, which this one does not use (its own are in "
+        f"{work_dir_of(settings)}); delete it"
+    ]
+
+
+def refuse_plugin(settings: Settings) -> None:
+    """Refuse a plugin that could not be used, before anything is computed.
+
+    Raises
+    ------
+    UsageError
+        As :func:`read_plugin` and :func:`bids_app.workflows.execution.refuse_plugin`.
+    """
+    plugin = read_plugin(settings.use_plugin)
+    if plugin is not None:
+        execution.refuse_plugin(str(plugin["plugin"]))
+
+
+def refuse_without_results(settings: Settings, flag: str) -> None:
+    """Refuse a flag that is about what a level has done, where it has not.
+
+    Raises
+    ------
+    MissingInputError
+        If its table is not there.
+    """
+    if not (settings.output_dir / RESULTS[settings.level]).is_file():
+        raise MissingInputError(
+            f"{settings.output_dir}: holds no results of the {settings.level} level; run without "
+            f"{flag}"
+        )
+
+
+def prepare_template(settings: Settings, *, write: bool = True) -> Template:
+    """Write the template where the run finds it, on the grid that the settings ask for.
+
+    ``write``: if not, it is only seen whether it can be had.
+    """
+    return prepare(
+        settings.template,
+        grid_of_box(settings.bounding_box, settings.grid_resolution),
+        work_dir_of(settings) / "template",
+        registration_resolution=SLOPPY_RESOLUTION if settings.sloppy else REGISTRATION_RESOLUTION,
+        write=write,
+    )
+
+
+def prepare_generator(settings: Settings) -> GeneratorChoice | None:
+    """Find the generator and see that it fits, or None where the run synthesizes nothing."""
+    if settings.stage == "preprocess":
+        return None
+    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    options = Options(
+        settings.overlap, settings.match_histogram, settings.uncertainty, settings.novelty
+    )
+    return choose_generator(
+        settings.generator, settings.output_dir, grid, settings.template,
+        sloppy=settings.sloppy, options=options,
+    )  # fmt: skip
+
+
+def share_resources(settings: Settings, visits: int) -> tuple[Resources, int]:
+    """Decide on CPUs and memory of the run, and threads of a node; tell libraries of both.
+
+    Where nodes become jobs of a queue, the CPUs of this process do not bound their threads.
+    """
+    limits = find_limits(os.environ)
+    nprocs = limits.cpus if settings.nprocs is None else settings.nprocs
+    mem_gb = limits.mem_gb if settings.mem_gb is None else settings.mem_gb
+    wanted = settings.omp_nthreads
+    plugin = read_plugin(settings.use_plugin)
+    if plugin is not None and plugin["plugin"] != "MultiProc":
+        threads = threads_of_job() if wanted is None else wanted
+    else:
+        threads = threads_per_node(nprocs, visits) if wanted is None else min(wanted, nprocs)
+    limit_threads(os.environ, threads)
+    return Resources(nprocs, mem_gb), threads
+
+
+def prepare_run(
+    settings: Settings,
+    template: Template,
+    generator: GeneratorChoice | None,
+    threads: int,
+    version: str,
+) -> ParticipantPlan:
+    """Gather what decides about the results of all visits; ``version`` is that of the app."""
+    preprocessing = Preprocessing(
+        template=template.brain, reference=template.reference,
+        reference_mask=template.reference_mask, skull_strip=settings.skull_strip,
+        frames=settings.pet_frames, percentile=PERCENTILE, quick=settings.sloppy,
+        omp_nthreads=threads, seed=settings.random_seed,
+    )  # fmt: skip
+    parameters = {
+        "template": settings.template, "bounding_box": settings.bounding_box,
+        "resolution": settings.grid_resolution, "skull_strip": settings.skull_strip,
+        "pet_frames": settings.pet_frames, "percentile": PERCENTILE, "quick": settings.sloppy,
+        "seed": settings.random_seed,
+    }  # fmt: skip
+    return ParticipantPlan(
+        bids_dir=settings.bids_dir, output_dir=settings.output_dir,
+        space=Space(settings.template, settings.grid_resolution, template.uri),
+        preprocessing=preprocessing, parameters=parameters, stage=settings.stage,
+        generator=generator, fwhm=settings.smoothing_fwhm, device=choose_device(settings.device),
+        version=version,
+    )  # fmt: skip
+
+
+def read_plugin(path: Path | None) -> Mapping[str, object] | None:
+    """Read the file of ``--use-plugin``: ``plugin`` and ``plugin_args`` of nipype.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read, names no plugin, or its ``plugin_args`` are no mapping.
+    """
+    if path is None:
+        return None
+    try:
+        text = read_text(path, LARGEST_PLUGIN)
+        if not text or max(text.count(sign) for sign in "[{") > MOST_BRACKETS:
+            raise UsageError(f"{path}: empty, or too large for a file of --use-plugin; correct it")
+        content = yaml.safe_load(text)  # JSON is YAML, too
+    except RecursionError as error:
+        raise UsageError(f"{path}: lists in lists without end; correct it") from error
+    except (ReadWriteError, UnusableDataError) as error:
+        raise UsageError(f"{error}") from error
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        told = " ".join(f"{error}".split())[:200]
+        raise UsageError(f"{path}: cannot be read as YAML ({told}); correct it") from error
+    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
+        raise UsageError(f"{path}: names no plugin; write plugin: SLURM and plugin_args: …")
+    arguments = content.get("plugin_args") or {}
+    if not isinstance(arguments, dict):
+        raise UsageError(f"{path}: plugin_args is no mapping; write names and values below it")
+    return content | {"plugin_args": arguments}
+
+
+def summarize_run(stamp: RunRecord, started: float) -> RunSummary:
+    """Gather what reports tell of a run that ends now; it started at this monotonic time."""
+    return RunSummary(
+        versions=stamp.versions, date=stamp.date, command=stamp.command,
+        duration=time.monotonic() - started,
+    )  # fmt: skip
+
+
+@contextmanager
+def hold(
+    settings: Settings,
+    stamp: RunRecord,
+    voice: Console,
+    *,
+    results: Collection[str],
+    intermediate: Collection[str],
+) -> Iterator[None]:
+    """Keep other runs from what this one works on, for as long as the block lasts.
+
+    What a run that was killed has left half-written beside the folders of subjects is removed.
+
+    Parameters
+    ----------
+    settings, stamp : Settings, Stamp
+        Of the run.
+    voice : Voice
+        Is told where a disk knows no locks.
+    results, intermediate : collection of str
+        What is claimed in the output folder, and in the work folder.
+
+    Raises
+    ------
+    CannotCreateError
+        If another run works on the same.
+    """
+    places = {
+        settings.output_dir.resolve(): results, work_dir_of(settings).resolve(): intermediate
+    }  # fmt: skip
+    with ExitStack() as stack:
+        for folder, names in places.items():
+            claim = claimed(folder, names, command=stamp.command, date=stamp.date)
+            if not stack.enter_context(claim):
+                voice.warn(f"{folder}: its disk knows no locks; start no second run into it")
+        remove_partials(settings.output_dir)
+        for name in KEPT:
+            remove_partials(settings.output_dir / name, below=True)
+        yield
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs the graphs of one level.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    voice : Voice
+        Is told.
+    name : str
+        Of the folder of intermediate files, in the work folder.
+    jobs : int
+        That can run side by side, at most.
+    """
+
+    settings: Settings
+    voice: Console
+    name: str
+    jobs: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a node."""
+        return share_resources(self.settings, self.jobs)[1]
+
+    def run(
+        self, graphs: Sequence[Workflow], labels: Mapping[str, str], words: Mapping[str, str]
+    ) -> list[Crash]:
+        """Run graphs side by side; what failed is returned.
+
+        Parameters
+        ----------
+        graphs : sequence of Workflow
+            Names differ.
+        labels, words : mapping
+            As :meth:`bids_app.console.Console.progress` wants them.
+        """
+        settings = self.settings
+        workflow = Workflow(self.name, base_dir=str(work_dir_of(settings)))
+        workflow.add_nodes(list(graphs))
+        steps = {graph.name: len(graph.list_node_names()) for graph in graphs}
+        resources, _ = share_resources(settings, self.jobs)
+        with self.voice.progress(labels, steps, words) as on_status:
+            return run_graph(
+                workflow,
+                resources=resources,
+                plugin=read_plugin(settings.use_plugin),
+                logs=settings.output_dir / "logs",
+                stop_on_first_crash=settings.stop_on_first_crash,
+                on_status=on_status,
+            )
+
+
+# Parts of a graph without which a visit still has results
+BESIDES = (".pet_", ".comparison_wf", ".uncertainty_wf")
+
+
+def compute(
+    plans: Sequence[VisitPlan],
+    run: ParticipantPlan,
+    resources: Resources,
+    settings: Settings,
+    voice: Console,
+    *,
+    on_finished: Callable[[str, Sequence[Problem]], None],
+) -> list[Problem]:
+    """Run the graphs of visits, one participant's before the next's; tell and return what failed.
+
+    Parameters
+    ----------
+    plans : sequence of VisitPlan
+        Of all visits, those of a participant beside one another.
+    run, resources, settings, voice
+        Of the run.
+    on_finished : callable
+        Is told a participant's label, and what has failed so far, when nothing is left to be done
+        for that participant. Not where another plugin runs the graphs.
+    """
+    problems, graphs = [], {}
+    for plan in plans:
+        try:
+            graphs[plan.name] = init_visit_wf(plan, run)
+            results = (*plan.paths.preprocessed, *plan.paths.synthesized)
+            for folder in {path.parent for path in results}:
+                remove_partials(folder)
+        except Exception as error:  # of any kind: it is this visit's, and no one else's
+            logs = settings.output_dir / "logs"
+            problems.append(problem_of(error, plan.visit.subject, plan.label, logs, plan.name))
+    if graphs:
+        unbuilt, left = tuple(problems), set(graphs)
+
+        def tell_finished(name: str, crashes: Sequence[Crash]) -> None:
+            left.discard(name)
+            (subject,) = {plan.visit.subject for plan in plans if plan.name == name}
+            if not any(plan.name in left for plan in plans if plan.visit.subject == subject):
+                on_finished(subject, [*unbuilt, *(_problem(crash, plans) for crash in crashes)])
+
+        crashes = _run_graphs(graphs, plans, resources, settings, voice, on_finished=tell_finished)
+        problems += [_problem(crash, plans) for crash in crashes]
+    for problem in problems:
+        voice.fail(problem.sentence)
+    return problems
+
+
+def clean(plans: Sequence[VisitPlan], problems: Sequence[Problem], settings: Settings) -> None:
+    """Delete intermediate files of visits in which nothing failed."""
+    failed = {problem.visit for problem in problems}
+    for plan in plans:
+        if plan.name not in failed:
+            shutil.rmtree(work_dir_of(settings) / "mri2pet" / plan.name, ignore_errors=True)
+
+
+def _run_graphs(
+    graphs: dict[str, Workflow],
+    plans: Sequence[VisitPlan],
+    resources: Resources,
+    settings: Settings,
+    voice: Console,
+    *,
+    on_finished: FinishedCallback,
+) -> list[Crash]:
+    workflow = Workflow("mri2pet", base_dir=str(work_dir_of(settings)))
+    workflow.add_nodes(list(graphs.values()))
+    labels = {plan.name: plan.label for plan in plans if plan.name in graphs}
+    steps = {name: len(graph.list_node_names()) for name, graph in graphs.items()}
+    with voice.progress(labels, steps) as on_status:
+        return run_graph(
+            workflow,
+            resources=resources,
+            plugin=read_plugin(settings.use_plugin),
+            logs=settings.output_dir / "logs",
+            stop_on_first_crash=settings.stop_on_first_crash,
+            on_status=on_status,
+            on_finished=on_finished,
+        )
+
+
+def _problem(crash: Crash, plans: Sequence[VisitPlan]) -> Problem:
+    parts = crash.node.split(".")
+    for plan in plans:
+        if plan.name in parts:
+            told = f"{plan.label}: {crash.sentence}"
+            fatal = not any(part in crash.node for part in BESIDES)
+            return Problem(plan.visit.subject, told, crash.exit_code, plan.name, fatal)
+    return Problem("?", crash.sentence, crash.exit_code)

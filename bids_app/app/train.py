@@ -1,0 +1,398 @@
+"""The train level: the generators of Table 1, cross-validated on controls with T1w and PET."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bids_app.app.run import (
+    Runner,
+    describe_old_work,
+    hold,
+    make_places,
+    refuse_places,
+    refuse_plugin,
+    refuse_without_results,
+    share_resources,
+    summarize_run,
+    work_dir_of,
+)
+from bids_app.console import Console, list_troubled
+from bids_app.derivatives import description
+from bids_app.derivatives.description import dataset_name
+from bids_app.derivatives.find import Preprocessed
+from bids_app.derivatives.sidecars import Space
+from bids_app.derivatives.table1 import write_table1
+from bids_app.errors import MissingInputError, UsageError
+from bids_app.files import locked
+from bids_app.imaging.volume import Grid, grid_of_box
+from bids_app.nifti import read_digest
+from bids_app.plan.cohort import Subjects, choose_controls, settle_grid
+from bids_app.plan.participant import Problem, error_of, problem_of, refuse_other_grids
+from bids_app.plan.train import (
+    GENERATORS,
+    Study,
+    baseline_paths,
+    deal,
+    gather_records,
+    plan_model,
+    plan_storage,
+)
+from bids_app.report.page import RunSummary
+from bids_app.report.train import write_training_report
+from bids_app.resources import choose_device
+from bids_app.settings import LPIPS_VARIABLE, Settings
+from bids_app.synthesis.card import file_sha256
+from bids_app.synthesis.models import MODELS, ModelSpec, spec_from_dict, spec_to_dict
+from bids_app.synthesis.tiling import CubicPatches
+from bids_app.templates import uri_of
+from bids_app.workflows.execution import Crash
+from bids_app.workflows.training import (
+    ComputeSettings,
+    Fold,
+    ModelPlan,
+    StoragePlan,
+    Stored,
+    init_baselines_wf,
+    init_model_wf,
+    init_storing_wf,
+)
+
+DONE, PARTIAL = 0, 1  # exit codes
+MEMORY = {(2, False): 0.20, (2, True): 0.75, (3, False): 0.10, (3, True): 0.32}  # GiB a sample
+LEAST_VALIDATIONS = 10  # of a training of few epochs; our choice
+LEAST_SIDE = 24  # voxels that a discriminator can judge: three halvings, two 4×4 convolutions
+SLOPPY_PATCHES = CubicPatches(size=LEAST_SIDE, stride=8)
+
+
+def train(settings: Settings, voice: Console, stamp: description.RunRecord) -> int:
+    """Cross-validate the generators that the settings name, and train them on all controls.
+
+    Returns
+    -------
+    int
+        0 if all went well, 1 if some control or some row failed.
+
+    Raises
+    ------
+    Mri2petError
+        If the run cannot begin, or nothing of it can be used.
+    """
+    started = time.monotonic()
+    refuse_places(settings)
+    _refuse_specs(settings)
+    settings, grid = settle_grid(settings)
+    if settings.reports_only:
+        return _report_again(settings, voice)
+    controls = choose_controls(settings, stamp.versions["mri2pet"])
+    controls = replace(controls, notes=(*grid, *controls.notes))
+    if settings.dry_run:
+        told = [*controls.notes, *(problem.sentence for problem in controls.problems)]
+        voice.tell_controls(_visits(controls), told, settings.output_dir)
+    means, study, unfit = _prepare(settings, controls, voice, stamp)
+    if settings.dry_run:
+        return _close_dry(settings, controls, unfit, voice)
+    make_places(settings)
+    rows = [f"train {name}" for name in _names(settings)]  # other runs may train other rows
+    with hold(settings, stamp, voice, results=rows, intermediate=["train"]):
+        description.write_run_record(settings.output_dir / "logs", vars(settings), stamp)
+        for note in (*describe_old_work(settings), *controls.notes):
+            voice.say(note)
+        for problem in controls.problems:
+            voice.fail(problem.sentence)
+        runner = Runner(settings, voice, "mri2pet_train", _jobs(settings))
+        stored, problems = _store(study, controls, runner)
+        folds = deal(study, stored)
+        problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
+        problems += _finish(study, runner, controls, problems, summarize_run(stamp, started))
+    return _close(settings, study, problems, voice)
+
+
+def _prepare(
+    settings: Settings, controls: Subjects, voice: Console, stamp: description.RunRecord
+) -> tuple[ComputeSettings, Study, list[Problem]]:
+    """See that the run can begin: what is refused here is refused by a dry run as well.
+
+    The problems are those of controls whose headers say that their images cannot be stored.
+    """
+    refuse_plugin(settings)
+    means, study = _means(settings, voice), _study(settings, stamp)
+    images = [
+        (one.subject, path)
+        for one in _visits(controls)
+        for path in (one.t1w, one.pets[0], one.brain_mask)
+    ]
+    problems = refuse_other_grids(images, study.grid)
+    lost = {problem.subject for problem in problems}
+    fit = [Stored(one.subject, Path(), "") for one in _visits(controls) if one.subject not in lost]
+    if not fit:
+        raise error_of(problems)
+    deal(study, fit)
+    for name in _names(settings):
+        refuse_small_grid(name, spec_of(name, settings), study.grid)
+    return means, study, problems
+
+
+def _close_dry(
+    settings: Settings, controls: Subjects, unfit: Sequence[Problem], voice: Console
+) -> int:
+    """Say the last lines of a dry run; return the exit code that the run would have at best."""
+    for problem in unfit:
+        voice.fail(problem.sentence)
+    troubled = {f"sub-{problem.subject}" for problem in (*controls.problems, *unfit)}
+    usable = {one.subject for one in _visits(controls)} - {problem.subject for problem in unfit}
+    voice.close(
+        f"mri2pet: {len(_names(settings))} models would be trained, on {len(usable)} controls, "
+        f"{list_troubled(sorted(troubled))}; this was a dry run, and nothing was written"
+    )
+    return PARTIAL if troubled else DONE
+
+
+def refuse_small_grid(name: str, spec: ModelSpec, grid: Grid) -> None:
+    """Refuse a grid whose tiles are too small for a discriminator.
+
+    Raises
+    ------
+    UsageError
+        If a side that tiles have is of fewer than 24 voxels.
+    """
+    sides = grid.shape[: spec.tiling.spatial_dims]
+    if min(sides) < LEAST_SIDE:
+        size = " × ".join(map(str, sides))
+        raise UsageError(
+            f"{name}: tiles of {size} voxels are smaller than the {LEAST_SIDE} that its "
+            "discriminator needs; choose a smaller --resolution, or a larger --bounding-box"
+        )
+
+
+def spec_of(name: str, settings: Settings) -> ModelSpec:
+    """Give the row of Table 1 with what the settings change of it."""
+    spec = MODELS[name]
+    if settings.sloppy:
+        tiling = SLOPPY_PATCHES if isinstance(spec.tiling, CubicPatches) else spec.tiling
+        spec = replace(
+            spec, tiling=tiling, n_blocks=2, width=4, epochs=2, constant_epochs=1, batch_size=4,
+            tiles_per_volume=min(spec.tiles_per_volume, 16), validation_interval=1,
+        )  # fmt: skip
+    if settings.epochs is not None:
+        constant = round(settings.epochs * spec.constant_epochs / spec.epochs)
+        interval = min(spec.validation_interval, max(1, settings.epochs // LEAST_VALIDATIONS))
+        spec = replace(
+            spec, epochs=settings.epochs, constant_epochs=constant, validation_interval=interval
+        )
+    if settings.patches == "all":
+        spec = replace(spec, tiles_per_volume=0)
+    if settings.batch_size is not None:
+        spec = replace(spec, batch_size=settings.batch_size)
+    return spec if settings.width is None else replace(spec, width=settings.width)
+
+
+def _refuse_specs(settings: Settings) -> None:
+    """Refuse networks and trainings that are larger than anyone's, before anything is built."""
+    for name in _names(settings):
+        try:
+            spec_from_dict(spec_to_dict(spec_of(name, settings)))
+        except ValueError as error:
+            raise UsageError(
+                f"{name}: {error}; correct --width, --epochs or --batch-size"
+            ) from error
+
+
+def _study(settings: Settings, stamp: description.RunRecord) -> Study:
+    return Study(
+        output_dir=settings.output_dir,
+        work_dir=work_dir_of(settings),
+        space=Space(settings.template, settings.grid_resolution, uri_of(settings.template)),
+        grid=grid_of_box(settings.bounding_box, settings.grid_resolution),
+        dataset=dataset_name(settings.output_dir),
+        folds=settings.folds,
+        fwhm=settings.smoothing_fwhm,
+        seed=settings.random_seed,
+        versions=stamp.versions,
+    )
+
+
+def _lpips_weights(settings: Settings, voice: Console) -> Path | None:
+    """Find the weights; a container whose build had no network names a file that is not there."""
+    weights = settings.lpips_weights
+    if weights is not None and not weights.is_file():
+        raise MissingInputError(f"{weights}: no such file; correct --lpips-weights")
+    named = os.environ.get(LPIPS_VARIABLE)
+    if weights is not None or not named:
+        return weights
+    if Path(named).is_file():
+        return Path(named).absolute()
+    voice.warn(f"{named}: no such file, though ${LPIPS_VARIABLE} names it; LPIPS will be n/a")
+    return None
+
+
+def _refuse_lpips(weights: Path) -> None:
+    """Refuse what are no weights of LPIPS now, not when generators have been trained for days."""
+    from bids_app.synthesis.scoring import load_lpips  # torch; no run without weights waits for it
+
+    load_lpips(weights)
+
+
+def _means(settings: Settings, voice: Console) -> ComputeSettings:
+    weights = _lpips_weights(settings, voice)
+    if weights is not None:
+        _refuse_lpips(weights)
+    _, threads = share_resources(settings, _jobs(settings))
+    sha256 = "" if weights is None else file_sha256(weights)
+    return ComputeSettings(choose_device(settings.device), threads, weights, sha256)
+
+
+def _jobs(settings: Settings) -> int:
+    return settings.folds * len(_names(settings))
+
+
+def _names(settings: Settings) -> tuple[str, ...]:
+    return tuple(name for name in MODELS if not settings.models or name in settings.models)
+
+
+def _store(study: Study, controls: Subjects, runner: Runner) -> tuple[list[Stored], list[Problem]]:
+    """Store the volumes of all controls; those whose images cannot be used are left out."""
+    plans = plan_storage(study, _visits(controls))
+    graph = init_storing_wf(plans, shape=study.grid.shape, affine=study.grid.affine.tolist())
+    crashes = runner.run([graph], {}, {})
+    problems = [
+        Problem(plan.participant, f"sub-{plan.participant}: {crash.sentence}", crash.exit_code)
+        for crash in crashes
+        for plan in plans
+        if crash.node.split(".")[-1] == f"store_{plan.name}"
+    ]
+    for problem in problems:
+        runner.voice.fail(problem.sentence)
+    lost = {problem.subject for problem in problems}
+    stored = [_stored(plan) for plan in plans if plan.participant not in lost]
+    if not stored and problems:
+        raise error_of(problems)
+    return stored, problems
+
+
+def _visits(controls: Subjects) -> list[Preprocessed]:
+    return [one.visit for one in controls.controls]
+
+
+def _stored(plan: StoragePlan) -> Stored:
+    return Stored(plan.participant, plan.folder, read_digest(plan.folder))
+
+
+def _plans(
+    study: Study, controls: Subjects, folds: Sequence[Fold], settings: Settings
+) -> list[ModelPlan]:
+    by_label = {one.subject: one for one in _visits(controls)}
+    return [
+        plan_model(study, name, spec_of(name, settings), folds, by_label)
+        for name in _names(settings)
+    ]
+
+
+def _graph_name(name: str) -> str:
+    return name.replace("-", "_") + "_wf"
+
+
+def _compute(
+    study: Study, controls: Subjects, folds: Sequence[Fold], means: ComputeSettings, runner: Runner
+) -> list[Problem]:
+    """Train and score all rows, and score the baselines; tell and return what failed."""
+    plans = _plans(study, controls, folds, runner.settings)
+    baselines = baseline_paths(study, folds)
+    for path in [*baselines, *(out.records for plan in plans for out in plan.outputs)]:
+        path.unlink(missing_ok=True)  # of an earlier run; made again, from nodes done if they are
+    memory = {plan.name: memory_of(spec_of(plan.name, runner.settings)) for plan in plans}
+    graphs = [
+        init_model_wf(
+            plan, folds, means,
+            fwhm=study.fwhm, mem_gb=memory[plan.name], name=_graph_name(plan.name),
+        )
+        for plan in plans
+    ]  # fmt: skip
+    labels = {_graph_name(plan.name): plan.name for plan in plans}
+    crashes = runner.run(
+        [init_baselines_wf(folds, baselines, means), *graphs],
+        {**labels, "baselines_wf": "baselines"},
+        _words(folds),
+    )
+    problems = [_problem(crash, labels) for crash in crashes]
+    for problem in problems:
+        runner.voice.fail(problem.sentence)
+    return problems
+
+
+def memory_of(spec: ModelSpec) -> float:
+    """Say how much memory one training needs, in GiB.
+
+    A step at the paper's sizes in float32 took, at its peak, 1.49, 4.11 (semi-3D, without and
+    with a cycle) and 3.46 GiB (3D-patch, with), in bfloat16 1.35, 3.05 and 2.69, of which 0.7 are
+    imports and data: docs/results/training.md. A little more is asked for.
+    """
+    per_sample = MEMORY[spec.tiling.spatial_dims, spec.cycle]
+    return 1.0 + per_sample * spec.batch_size * spec.width / 64
+
+
+def _words(folds: Sequence[Fold]) -> dict[str, str]:
+    words = {"train_all": "training on all"}
+    for fold in folds:
+        words[f"train_{fold.number}"] = f"fold {fold.number}, training"
+        words[f"score_{fold.number}"] = f"fold {fold.number}, scores"
+    return words
+
+
+def _problem(crash: Crash, labels: Mapping[str, str]) -> Problem:
+    row = next((label for name, label in labels.items() if name in crash.node), "baselines")
+    return Problem(row, f"{row}: {crash.sentence}", crash.exit_code, visit=row)
+
+
+def _finish(
+    study: Study,
+    runner: Runner,
+    controls: Subjects,
+    problems: Sequence[Problem],
+    told: RunSummary,
+) -> list[Problem]:
+    """Write table and report; where the report fails, generators and table stand."""
+    settings = runner.settings
+    with locked(study.output_dir):
+        gathered = gather_records(study)
+        write_table1(study.output_dir, gathered.records)
+    sentences = [problem.sentence for problem in problems]
+    whole: RunSummary = {
+        **told, "problems": sentences, "notes": [*controls.notes, *gathered.notes],
+        "settings": vars(settings),
+    }  # fmt: skip
+    try:
+        write_training_report(
+            study.output_dir, template=settings.template, resolution=settings.grid_resolution,
+            **whole,
+        )  # fmt: skip
+    except Exception as error:  # of any kind: it is only the report
+        lost = problem_of(error, "", "train.html", study.output_dir / "logs")
+        runner.voice.fail(lost.sentence)
+        return [lost]
+    return []
+
+
+def _report_again(settings: Settings, voice: Console) -> int:
+    refuse_without_results(settings, "--reports-only")
+    path = write_training_report(
+        settings.output_dir, template=settings.template, resolution=settings.grid_resolution
+    )
+    voice.close(f"mri2pet: report written; it is {path}")
+    return DONE
+
+
+def _close(settings: Settings, study: Study, problems: Sequence[Problem], voice: Console) -> int:
+    """Say the last line; return the exit code."""
+    rows = _names(settings)
+    lost = [name for name in rows if name in {problem.subject for problem in problems}]
+    report = study.output_dir / "train.html"
+    voice.close(
+        f"mri2pet: {len(rows) - len(lost)} models trained, {len(lost)} failed"
+        + (f" ({', '.join(lost)})" if lost else "")
+        + f"; generators are in {study.output_dir / GENERATORS}, the report is {report}"
+    )
+    if not problems:
+        return DONE
+    return error_of(problems).exit_code if len(lost) == len(rows) else PARTIAL

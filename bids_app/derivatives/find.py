@@ -1,0 +1,423 @@
+"""What the participant level has written, found again by its names.
+
+Masks of known lesions, found in a dataset of derivatives by their names.
+
+Whether a result is there already, made from the same files with the same settings.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bids_app.arguments import LESIONS
+from bids_app.derivatives.paths import (
+    FDG_LABEL,
+    LABEL,
+    derivative_path,
+    entities_of,
+    resolution_label,
+    sidecar_path,
+)
+from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
+from bids_app.files import read_json
+from bids_app.imaging.coverage import COMPLETE, describe_missing
+from bids_app.imaging.verdict import DOUBT, VERDICTS, reasons_of, verdict_of
+
+AGAIN = "run the participant level again"
+# Whose anatomy a URI of this same dataset names: "sub-01_ses-a".
+ANATOMY = re.compile(r"bids::(?:.*/)?anat/(sub-[0-9A-Za-z+]+(?:_ses-[0-9A-Za-z+]+)?)_[^/]*")
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """Images of one visit, all on one grid of the template.
+
+    Parameters
+    ----------
+    subject, session : str, str or None
+        Labels without ``sub-`` and ``ses-``; those of the T1w.
+    t1w, brain_mask : Path
+        T1w in 0..1, and the brain.
+    pets : tuple of Path
+        Real ones in 0..1, which lie on this T1w; may be of other sessions.
+    synthetic : Path or None
+        Predicted from the T1w.
+    """
+
+    subject: str
+    session: str | None
+    t1w: Path
+    brain_mask: Path
+    pets: tuple[Path, ...]
+    synthetic: Path | None
+
+
+def find_preprocessed(
+    output_dir: Path,
+    template: str,
+    resolution: float,
+    subjects: Collection[str] | None = None,
+) -> list[Preprocessed]:
+    """Find the visits that the participant level has brought onto a grid.
+
+    A PET is real if its name says ``desc-preproc`` and its sidecar does not say ``Synthetic``.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset. Only ``sub-*`` and ``ses-*`` in it are looked at.
+    template : str
+        Name of the template, as a ``space-`` label.
+    resolution : float
+        Of the grid, in mm.
+    subjects : collection of str, optional
+        Labels without ``sub-``: whom to look for; all by default.
+
+    Returns
+    -------
+    list of Preprocessed
+        By subject, then session; empty where there are none.
+
+    Raises
+    ------
+    MissingInputError
+        If a brain mask, or the sidecar of a real PET, is not there.
+    UnusableDataError
+        If a PET that passes for real is synthetic, or lies on no T1w that is there.
+    """
+    grid = {"space": template, "res": resolution_label(resolution)}
+    found = []
+    for subject, sessions in _folders(output_dir):
+        if subjects is not None and subject not in subjects:
+            continue
+        visits = [
+            visit
+            for session in sessions
+            if (visit := _visit(output_dir, subject, session, grid)) is not None
+        ]
+        pets = [
+            pet for session in sessions for pet in _real_pets(output_dir, subject, session, grid)
+        ]
+        homes = {pet: _home(output_dir, pet, visits) for pet in pets}
+        found += [
+            replace(visit, pets=tuple(pet for pet in pets if homes[pet] == visit))
+            for visit in visits
+        ]
+    return found
+
+
+def describe_coverage(pet: Path) -> str:
+    """Say what a real PET lacks of the brain; nothing if that is 1 % or less, or not known.
+
+    Parameters
+    ----------
+    pet : Path
+        On a grid of the template, whose box may cut the brain; the same PET on the grid of the
+        T1w, which has all of it, is asked first.
+    """
+    in_t1w = pet.with_name(re.sub("_space-[^_]+_res-[^_]+_", "_space-T1w_", pet.name))
+    for image in (in_t1w, pet):
+        try:
+            told = read_json(sidecar_path(image))
+        except Mri2petError:
+            continue  # whoever needs it tells
+        share = told.get("BrainCoverage")
+        if isinstance(share, float | int) and share < COMPLETE:
+            missing = describe_missing(told.get("BrainNotCovered"))
+            return (
+                f"{pet.name} covers {100 * share:.1f} % of the brain; what is missing ({missing}) "
+                "counts nowhere"
+            )
+    return ""
+
+
+def t1w_of_pet(output_dir: Path, stem: str, visits: Collection[str]) -> str | None:
+    """Say on which T1w a real PET lies; every part of the app asks here.
+
+    Its sidecars tell, that in the space of the T1w first: ``SpatialReference`` and ``Sources`` name
+    anatomy of this dataset. Where neither does, it is the T1w of the PET's own session.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset.
+    stem : str
+        What the names of the PET's images begin with, before ``_space-``:
+        ``sub-01_ses-b_trc-18FFDG``.
+    visits : collection of str
+        Those with a T1w, as names begin: ``sub-01_ses-a``.
+
+    Returns
+    -------
+    str or None
+        One of ``visits``; None if the T1w that is named is not among them, or nothing tells.
+    """
+    own = "_".join(part for part in stem.split("_") if part.startswith(("sub-", "ses-")))
+    folder = output_dir.joinpath(*own.split("_"), "pet")
+    in_t1w = folder / f"{stem}_space-T1w_desc-preproc_pet.json"
+    others = sorted(set(folder.glob(f"{stem}_space-*_desc-preproc_pet.json")) - {in_t1w})
+    subject = own.partition("_")[0]
+    named = (_anatomy_in(sidecar, subject) for sidecar in (in_t1w, *others))
+    home = next((visit for visit in named if visit is not None), own)
+    return home if home in visits else None
+
+
+def _anatomy_in(sidecar: Path, subject: str) -> str | None:
+    """Read from a sidecar on which T1w of its subject an image lies; None if it does not tell."""
+    try:
+        told = read_json(sidecar)
+    except Mri2petError:
+        return None
+    sources = told.get("Sources")
+    uris = [told.get("SpatialReference"), *(sources if isinstance(sources, list) else [])]
+    found = (ANATOMY.fullmatch(uri) for uri in uris if isinstance(uri, str))
+    own = (one[1] for one in found if one and one[1].partition("_")[0] == subject)
+    return next(own, None)
+
+
+def verdict_of_image(image: Path) -> tuple[str, str]:
+    """Read whether the registration of an image is to be trusted, and why not.
+
+    Parameters
+    ----------
+    image : Path
+        T1w or PET in the space of the template.
+
+    Returns
+    -------
+    verdict, reasons : str
+        ``pass``, ``doubt``, ``fail``, or empty if its sidecar does not tell, as those of versions
+        before 0.2; and the sentences of ``VerdictReasons``, joined. A verdict of another name is
+        a doubt.
+
+    Raises
+    ------
+    ReadWriteError, UnusableDataError
+        If there is a sidecar, but it cannot be read.
+    """
+    sidecar = sidecar_path(image)
+    told = read_json(sidecar) if sidecar.is_file() else {}
+    verdict, registration = verdict_of(told), told.get("Registration")
+    reasons = reasons_of(registration) if isinstance(registration, dict) else []
+    if verdict is not None and verdict not in VERDICTS:
+        odd = f'its sidecar says "{verdict}", which is none of {", ".join(VERDICTS)}'
+        verdict, reasons = DOUBT, [odd, *reasons]
+    return verdict or "", "; ".join(reasons)
+
+
+def _labels(folder: Path, prefix: str) -> list[str]:
+    names = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
+    return sorted(name for name in names if LABEL.fullmatch(name))
+
+
+def _folders(output_dir: Path) -> Iterator[tuple[str, list[str | None]]]:
+    for subject in _labels(output_dir, "sub-"):
+        yield subject, [None, *_labels(output_dir / f"sub-{subject}", "ses-")]
+
+
+def _visit(
+    root: Path, subject: str, session: str | None, grid: dict[str, str]
+) -> Preprocessed | None:
+    def path(datatype: str, suffix: str, **entities: str) -> Path:
+        return derivative_path(
+            root,
+            subject=subject,
+            session=session,
+            datatype=datatype,
+            suffix=suffix,
+            extension=".nii.gz",
+            entities={**grid, **entities},
+        )
+
+    t1w, mask = path("anat", "T1w", desc="preproc"), path("anat", "mask", desc="brain")
+    if not t1w.is_file():
+        return None
+    if not mask.is_file():
+        raise MissingInputError(f"{mask}: no such file; {AGAIN}")
+    synthetic = path("pet", "pet", trc=FDG_LABEL, desc="synth")
+    return Preprocessed(subject, session, t1w, mask, (), synthetic if synthetic.is_file() else None)
+
+
+def _real_pets(
+    root: Path, subject: str, session: str | None, grid: dict[str, str]
+) -> Iterator[Path]:
+    folder = root.joinpath(f"sub-{subject}", *([] if session is None else [f"ses-{session}"]))
+    visit = {"sub": subject} if session is None else {"sub": subject, "ses": session}
+    expected = {**visit, "trc": FDG_LABEL, **grid, "desc": "preproc"}
+    for path in sorted(folder.glob("pet/sub-*_desc-preproc_pet.nii.gz")):
+        try:
+            entities = entities_of(path)
+        except ValueError:
+            continue  # not a name that we give
+        shared = {key: label for key, label in entities.items() if key not in ("rec", "run")}
+        if shared == expected:
+            yield path
+
+
+def _home(root: Path, pet: Path, visits: list[Preprocessed]) -> Preprocessed:
+    """Find the visit whose T1w a PET lies on."""
+    sidecar = sidecar_path(pet)
+    if not sidecar.is_file():
+        raise MissingInputError(
+            f"{sidecar}: no such file, so {pet.name} may be unfinished; {AGAIN}"
+        )
+    if read_json(sidecar).get("Synthetic", False) is not False:
+        raise UnusableDataError(
+            f"{sidecar}: says Synthetic, but the image is named as a measured one; {AGAIN}"
+        )
+    by_name = {visit.t1w.name.partition("_space-")[0]: visit for visit in visits}
+    home = t1w_of_pet(root, pet.name.partition("_space-")[0], by_name)
+    if home is None:
+        raise UnusableDataError(f"{pet}: no T1w that it lies on is there; {AGAIN}")
+    return by_name[home]
+
+
+MASK = "label-L_mask"  # how the name of one ends, before its extension
+EXTENSIONS = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class LesionMask:
+    """A mask, and whether it was drawn in the space of the template or on the T1w."""
+
+    path: Path
+    in_template: bool
+
+
+def find_lesion_mask(root: Path, visit: Preprocessed, template: str) -> LesionMask | None:
+    """Find the mask of a visit's lesions; None where none was drawn.
+
+    Looked for are ``sub-X[…]_space-<template>_label-L_mask.nii.gz`` (or ``.nii``) and
+    ``…_space-T1w_…`` in the participant's folder, the former first; of the visit's own session,
+    else of none.
+
+    Parameters
+    ----------
+    root : Path
+        The dataset.
+    visit : Preprocessed
+        Whose.
+    template : str
+        Name of the template, as a ``space-`` label.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such dataset.
+    UnusableDataError
+        If several masks fit, or none of those that are there says a space that can be used.
+    """
+    if not root.is_dir():
+        raise MissingInputError(f"{root}: no such folder; correct --derivatives {LESIONS}=PATH")
+    masks = _masks_of(root, visit.subject)
+    own = [path for path in masks if visit.session and f"_ses-{visit.session}_" in path.name]
+    timeless = [path for path in masks if "_ses-" not in path.name]
+    there = own if own else timeless
+    for space in (template, "T1w"):
+        found = [path for path in there if f"_space-{space}_" in path.name]
+        if len(found) > 1:
+            raise UnusableDataError(
+                f"{found[0]}: and {found[1].name} are masks of the same visit; keep one"
+            )
+        if found:
+            return LesionMask(found[0], space == template)
+    if there:
+        raise UnusableDataError(
+            f"{there[0]}: its name says neither space-T1w nor space-{template}, and masks of "
+            "other spaces cannot be used; name or resample it so"
+        )
+    return None
+
+
+def no_mask_at_all(root: Path, template: str) -> MissingInputError:
+    """Say that nobody has a mask there, and what is looked for."""
+    return MissingInputError(
+        f"{root}: holds no mask of lesions of any patient of this run; name masks "
+        f"sub-X/anat/sub-X[_ses-Y]_space-T1w_{MASK}.nii.gz (or space-{template}), or leave out "
+        f"--derivatives {LESIONS}=PATH"
+    )
+
+
+def _masks_of(root: Path, subject: str) -> list[Path]:
+    names = (f"sub-{subject}_*{MASK}{extension}" for extension in EXTENSIONS)
+    return sorted(path for name in names for path in (root / f"sub-{subject}").rglob(name))
+
+
+def _content(path: Path) -> str:
+    """Digest all of a file: what gzip's last checksum covers may be the last of many pieces."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path}: no such file; fetch its content") from error
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def fingerprint(
+    parameters: Mapping[str, object],
+    sources: Iterable[Path],
+    *,
+    bids_dir: Path,
+    generator_sha256: str | None = None,
+) -> str:
+    """Digest what decides about a result.
+
+    Parameters
+    ----------
+    parameters : mapping
+        Settings by name, as JSON can hold them: those that change the result, no others.
+    sources : iterable of Path
+        Raw images; their names inside the dataset and their content count, in any order.
+    bids_dir : Path
+        Root of the raw dataset, which may move.
+    generator_sha256 : str, optional
+        Of the generator's weights; None for what no generator makes.
+
+    Returns
+    -------
+    str
+        SHA-256, in hexadecimal.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError
+        If a source is not there, or cannot be looked at.
+    """
+    root = bids_dir.absolute()
+    files = sorted((path.relative_to(root).as_posix(), _content(path)) for path in sources)
+    content = {"parameters": parameters, "sources": files, "generator": generator_sha256}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def stored_fingerprint(path: Path) -> str:
+    """Give the fingerprint that a result carries; empty if there is none."""
+    try:
+        return str(read_json(sidecar_path(path)).get("Fingerprint", ""))
+    except (ReadWriteError, UnusableDataError):
+        return ""
+
+
+def is_complete(files: Iterable[Path], fingerprint: str) -> bool:
+    """Whether all files are there, not empty, and their sidecars carry the fingerprint.
+
+    Parameters
+    ----------
+    files : iterable of Path
+        Results that have sidecars.
+    fingerprint : str
+        As :func:`fingerprint` gives it.
+    """
+    return all(_is_made(path, fingerprint) for path in files)
+
+
+def _is_made(path: Path, fingerprint: str) -> bool:
+    try:
+        made = path.stat().st_size > 0
+        return made and read_json(sidecar_path(path)).get("Fingerprint") == fingerprint
+    except (OSError, ReadWriteError, UnusableDataError):
+        return False

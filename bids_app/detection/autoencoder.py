@@ -1,0 +1,633 @@
+"""The siamese autoencoder: patches → latents → patches.
+
+Zotova et al. (2021), section 2.2, take the network of Alaverdyan et al. (2020), figure 5, for
+patches of 15×15 voxels and 64 latents. That figure was not at hand: filters and activations are
+our choice.
+
+Pairs of axial patches at one place of the brain, in two different controls.
+
+Training of the siamese autoencoder. It yields its epochs; whoever iterates saves and stops.
+
+Latents of the patch around every voxel of a slice, and the encoder's file.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from bids_app.detection.card import STRIDE, EncoderSpec, spec_from_dict, spec_to_dict
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.files import write_bytes
+from bids_app.imaging.coverage import near
+from bids_app.imaging.volume import Mask, Volume
+from bids_app.strict import parse_object, refuse_shapes, shapes_of
+
+FILTERS = (3, 4, 12)  # feature maps after the first three convolutions; our choice
+
+
+class SiameseAutoencoder(nn.Module):
+    """Turn patches into latents and back. Both twins are this one network.
+
+    Convolutions 5×5, 3×3, 3×3 with stride 3, and 2×2: 15 → 11 → 9 → 3 → 2 voxels. ELU between
+    them: with ReLU, which easily loses some of so few feature maps, latents of simulated PET lay
+    along 2 to 3 directions instead of 5 to 7, and patches were reconstructed worse. Latents have
+    no activation and no bounds. The decoder is the mirror, and ends in a sigmoid.
+
+    Parameters
+    ----------
+    spec : EncoderSpec
+        Gives the size of a patch, and the number of latents.
+    random : torch.Generator
+        On the CPU; draws the first weights, as Glorot & Bengio (2010), eq. 16. Biases are 0.
+
+    Examples
+    --------
+    >>> network = SiameseAutoencoder(EncoderSpec(), torch.Generator().manual_seed(0))
+    >>> network.encode(torch.rand(5, 1, 15, 15)).shape
+    torch.Size([5, 64])
+    """
+
+    def __init__(self, spec: EncoderSpec, random: torch.Generator) -> None:
+        super().__init__()
+        self.patch, self.side, self.latents = spec.patch, spec.side, spec.latents
+        layers = layers_of(spec)
+        self.encoder, self.decoder = layers["encoder"], layers["decoder"]
+        self.to_empty(device="cpu")
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster here
+        _initialize(self, random)
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """Give the latents of patches.
+
+        Parameters
+        ----------
+        patches : Tensor, (N, 1, patch, patch)
+            Intensities in [0, 1], 0 outside the brain.
+
+        Returns
+        -------
+        Tensor, (N, latents)
+            Place by place, row by row: at each, all feature maps.
+        """
+        return self.encoder(patches).permute(0, 2, 3, 1).flatten(1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Give the patches, (N, 1, patch, patch) in [0, 1], that latents (N, latents) tell of."""
+        return self.decoder(latents.unflatten(1, (self.side, self.side, -1)).permute(0, 3, 1, 2))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Encode patches, (N, 1, patch, patch) in [0, 1], and decode them."""
+        return self.decode(self.encode(patches))
+
+
+def layers_of(spec: EncoderSpec) -> dict[str, nn.Sequential]:
+    """Build ``encoder`` and ``decoder`` of a spec on the meta device: shapes without weights."""
+    one, two, three = FILTERS
+    four = spec.latents // spec.side**2
+    with torch.device("meta"):  # or torch would draw weights, from a seed of its own
+        encoder = nn.Sequential(
+            nn.Conv2d(1, one, 5), nn.ELU(),
+            nn.Conv2d(one, two, 3), nn.ELU(),
+            nn.Conv2d(two, three, 3, stride=STRIDE), nn.ELU(),
+            nn.Conv2d(three, four, 2),
+        )  # fmt: skip
+        decoder = nn.Sequential(
+            nn.ConvTranspose2d(four, three, 2), nn.ELU(),
+            nn.ConvTranspose2d(three, two, 3, stride=STRIDE), nn.ELU(),
+            nn.ConvTranspose2d(two, one, 3), nn.ELU(),
+            nn.ConvTranspose2d(one, 1, 5), nn.Sigmoid(),
+        )  # fmt: skip
+    return {"encoder": encoder, "decoder": decoder}
+
+
+def _initialize(network: nn.Module, random: torch.Generator) -> None:
+    for parameter in network.parameters():
+        with torch.no_grad():
+            if parameter.ndim == 1:
+                parameter.zero_()
+            else:
+                bound = math.sqrt(6 / (parameter[0].numel() + parameter[:, 0].numel()))
+                parameter.uniform_(-bound, bound, generator=random)
+
+
+PEOPLE = 2  # that a pair needs, at least
+
+
+def cut_patches(volume: Volume, centres: NDArray[np.intp], size: int) -> NDArray[np.float32]:
+    """Cut axial patches around voxels out of a volume, which may lie on disk, mapped.
+
+    Only the patches are read.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Any unit.
+    centres : ndarray of int, (N, 3)
+        Voxels inside the volume.
+    size : int
+        Edge in voxels; odd.
+
+    Returns
+    -------
+    ndarray of float32, (N, size, size)
+        In the volume's unit; 0 beyond its border, as outside the brain.
+    """
+    steps = np.arange(size) - size // 2
+    rows = centres[:, 0, None, None] + steps[:, None]
+    columns = centres[:, 1, None, None] + steps
+    inside = (rows >= 0) & (rows < volume.shape[0]) & (columns >= 0) & (columns < volume.shape[1])
+    last_row, last_column = volume.shape[0] - 1, volume.shape[1] - 1
+    found = volume[rows.clip(0, last_row), columns.clip(0, last_column), centres[:, 2, None, None]]
+    return np.where(inside, found, 0).astype(np.float32, copy=False)
+
+
+def whole_patches(hole: Mask, size: int) -> Mask:
+    """Mark the voxels whose axial patch touches no hole, (I, J, K) or one slice of it, (I, J, 1).
+
+    Parameters
+    ----------
+    hole : ndarray of bool, (I, J, K)
+        What is brain, but was not covered by the PET.
+    size : int
+        Edge of a patch in voxels; odd.
+    """
+    return ~near(hole, (size, size, 1))
+
+
+def shared_places(brain: Mask, whole: Mapping[int, Mask], people: int) -> NDArray[np.intp]:
+    """List the voxels of a brain where two controls or more have a whole patch, (voxels, 3).
+
+    Parameters
+    ----------
+    brain : ndarray of bool, (I, J, K)
+        What is analysed.
+    whole : mapping
+        As :func:`draw_pairs` wants it.
+    people : int
+        How many controls there are.
+    """
+    known = np.full(brain.shape, people - len(whole))
+    for one in whole.values():
+        known += one
+    return np.argwhere(brain & (known >= PEOPLE))
+
+
+def draw_pairs(
+    volumes: Sequence[Volume],
+    places: NDArray[np.intp],
+    count: int,
+    random: np.random.Generator,
+    *,
+    size: int,
+    whole: Mapping[int, Mask] = MappingProxyType({}),
+) -> NDArray[np.float32]:
+    """Draw pairs of patches: two different controls, one place, all equally likely.
+
+    Parameters
+    ----------
+    volumes : sequence of ndarray, (I, J, K)
+        One a control, on one grid, in [0, 1]; may lie on disk, mapped.
+    places : ndarray of int, (voxels, 3)
+        Where a patch may have its centre, as ``np.argwhere`` of the analysed brain gives it.
+    count : int
+        Pairs.
+    random : numpy.random.Generator
+        Where chance comes from.
+    size : int
+        Edge of a patch in voxels; odd.
+    whole : mapping
+        Place of a control → ndarray of bool, (I, J, K): where its patches are whole. Those of
+        controls that are not named are whole everywhere. Every place has two such controls.
+
+    Returns
+    -------
+    ndarray of float32, (count, 2, size, size)
+        In [0, 1]; whole.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two controls, or no place.
+    """
+    people = len(volumes)
+    if people < PEOPLE:
+        raise ValueError(f"a pair needs {PEOPLE} controls, not {people}")
+    if not len(places):
+        raise ValueError("the analysed brain has no voxel")
+    centres = places[random.integers(len(places), size=count)]
+    known = np.ones((count, people), bool)
+    for person, mask in whole.items():
+        known[:, person] = mask[tuple(centres.T)]
+    one, other = _draw_two(known, random)
+    pairs = np.empty((count, 2, size, size), np.float32)
+    for person, volume in enumerate(volumes):
+        for twin, chosen in enumerate((one == person, other == person)):
+            pairs[chosen, twin] = cut_patches(volume, centres[chosen], size)
+    return pairs
+
+
+def _draw_two(
+    known: NDArray[np.bool_], random: np.random.Generator
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Draw two different ones of those that each row, (count, people), knows."""
+    count, people = known.shape
+    number = people if known.all() else known.sum(axis=1)
+    one = random.integers(number, size=count)
+    other = (one + random.integers(1, number, size=count)) % number
+    order = np.argsort(~known, axis=1, kind="stable")  # those that are known come first
+    rows = np.arange(count)
+    return order[rows, one], order[rows, other]
+
+
+Holes: TypeAlias = Sequence[Mask | None]
+
+
+@dataclass(frozen=True)
+class EncoderEpoch:
+    """An epoch that has been run; means over its pairs.
+
+    Parameters
+    ----------
+    number : int
+        From 1.
+    loss : float
+        What is minimised: twice ``reconstruction`` minus alpha times ``similarity``.
+    reconstruction : float
+        Mean squared error of a patch, whose intensities are in [0, 1].
+    similarity : float
+        Cosine between the latents of a pair, -1 to 1.
+    variance : float
+        Of a latent over places and people, mean over latents; 0 if all patches become one.
+    dimensions : float
+        Along how many directions latents vary: (sum of v)² / sum of v², v the eigenvalues of
+        their covariance. 1 if they lie on a line, the number of latents if there is no
+        preferred direction; 0 if nothing varies.
+    between_people : float
+        Share of that variance that is between two people at one place; 0 if their latents have
+        become equal, 1 if places do not differ.
+    """
+
+    number: int
+    loss: float
+    reconstruction: float
+    similarity: float
+    variance: float
+    dimensions: float
+    between_people: float
+
+
+@dataclass(frozen=True)
+class EncoderLosses:
+    """Of a batch of pairs; ``total`` is what is minimised, the others as in :class:`Epoch`."""
+
+    total: Tensor
+    reconstruction: Tensor
+    similarity: Tensor
+
+
+def siamese_loss(pairs: Tensor, made: Tensor, latents: Tensor, *, alpha: float) -> EncoderLosses:
+    """Judge latents of pairs of patches, and what was made of them again.
+
+    Zotova et al. (2021), section 2.2, after Alaverdyan et al. (2020): the error of both patches,
+    minus ``alpha`` times the cosine similarity of their latents. The patches keep latents from
+    becoming equal, which the similarity alone would be content with.
+
+    Parameters
+    ----------
+    pairs, made : Tensor, (N, 2, size, size)
+        Patches in [0, 1], given and reconstructed.
+    latents : Tensor, (N, 2, latents)
+        Of both patches of each pair.
+    alpha : float
+        Weight of the similarity.
+
+    Examples
+    --------
+    >>> pairs = torch.zeros(1, 2, 15, 15)
+    >>> float(siamese_loss(pairs, pairs + 0.5, torch.ones(1, 2, 64), alpha=0.25).total)
+    0.25
+    """
+    reconstruction = F.mse_loss(made, pairs)
+    similarity = F.cosine_similarity(latents[:, 0], latents[:, 1]).mean()
+    return EncoderLosses(2 * reconstruction - alpha * similarity, reconstruction, similarity)
+
+
+class _Spread:
+    """Sums over the latents of an epoch, that tell how they are spread; float64."""
+
+    def __init__(self, size: int) -> None:
+        self.count, self.apart = 0, 0.0
+        self.total, self.products = np.zeros(size), np.zeros((size, size))
+
+    def add(self, latents: Tensor) -> None:
+        """Take the latents of pairs, (N, 2, latents), into account."""
+        values = latents.detach().cpu().numpy().astype(np.float64)
+        self.apart += float(np.square(values[:, 0] - values[:, 1]).sum())
+        flat = values.reshape(-1, values.shape[-1])
+        self.count += len(flat)
+        self.total += flat.sum(axis=0)
+        self.products += flat.T @ flat
+
+    def measure(self) -> tuple[float, float, float]:
+        """Give variance, dimensions and between_people of :class:`Epoch`."""
+        mean = self.total / self.count
+        covariance = self.products / self.count - np.outer(mean, mean)
+        variance = float(np.trace(covariance))
+        if variance <= np.finfo(np.float64).eps * float(np.trace(self.products)):
+            return 0.0, 0.0, 0.0
+        within = self.apart / self.count / variance  # of two draws, half the squared difference
+        return variance / len(mean), float(variance**2 / np.square(covariance).sum()), within
+
+
+def _epoch(number: int, losses: Sequence[tuple[float, ...]], spread: _Spread) -> EncoderEpoch:
+    loss, reconstruction, similarity = np.average(
+        [values for *values, _ in losses], axis=0, weights=[size for *_, size in losses]
+    ).tolist()
+    return EncoderEpoch(number, loss, reconstruction, similarity, *spread.measure())
+
+
+def fit_encoder(
+    encoder: SiameseAutoencoder,
+    volumes: Sequence[Volume],
+    brain: Mask,
+    spec: EncoderSpec,
+    random: np.random.Generator,
+    *,
+    holes: Holes = (),
+) -> Iterator[EncoderEpoch]:
+    """Train an encoder where it is, an epoch at a time, with Adam.
+
+    Parameters
+    ----------
+    encoder : SiameseAutoencoder
+        New, of the same spec, on the device to compute on; changed in place.
+    volumes : sequence of ndarray, (I, J, K)
+        PET of one control each, on one grid, in [0, 1], 0 outside the brain; may lie on disk.
+    brain : ndarray of bool, (I, J, K)
+        The analysed brain: centres of patches.
+    spec : EncoderSpec
+        How to train.
+    random : numpy.random.Generator
+        Draws the pairs.
+    holes : sequence of ndarray of bool or None
+        What each control's PET lacks of its brain, (I, J, K); None for nothing. No patch that
+        touches it is drawn. By default nobody's PET lacks anything.
+
+    Yields
+    ------
+    Epoch
+        When it was run.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two controls, no voxel in the brain, or another grid.
+    FloatingPointError
+        If a loss is not finite.
+    """
+    if any(volume.shape != brain.shape for volume in volumes):
+        raise ValueError(f"a control is not on the brain's grid of {brain.shape} voxels")
+    whole = {
+        place: whole_patches(hole, spec.patch)
+        for place, hole in enumerate(holes)
+        if hole is not None
+    }
+    places = shared_places(brain, whole, len(volumes))
+    device = next(encoder.parameters()).device
+    optimizer = torch.optim.Adam(encoder.parameters(), spec.learning_rate)
+    steps = spec.epochs * -(-spec.pairs_per_epoch // spec.batch_size)
+    schedule = CosineAnnealingLR(optimizer, steps)
+    for number in range(1, spec.epochs + 1):
+        spread, losses = _Spread(spec.latents), []
+        drawn = draw_pairs(
+            volumes, places, spec.pairs_per_epoch, random, size=spec.patch, whole=whole
+        )
+        for pairs in torch.from_numpy(drawn).split(spec.batch_size):
+            latents, loss = _step(encoder, pairs.to(device), optimizer, spec.alpha)
+            schedule.step()
+            if not np.isfinite(loss[0]):
+                raise FloatingPointError(f"the loss of the encoder is not finite in epoch {number}")
+            losses.append((*loss, len(pairs)))
+            spread.add(latents)
+        yield _epoch(number, losses, spread)
+
+
+def _step(
+    encoder: SiameseAutoencoder, pairs: Tensor, optimizer: torch.optim.Optimizer, alpha: float
+) -> tuple[Tensor, tuple[float, ...]]:
+    """Improve an encoder once; give the latents, (N, 2, latents), and the three losses."""
+    patches = pairs.flatten(0, 1).unsqueeze(1)
+    latents = encoder.encode(patches)
+    made = encoder.decode(latents).reshape(pairs.shape)
+    latents = latents.unflatten(0, (-1, 2))
+    losses = siamese_loss(pairs, made, latents, alpha=alpha)
+    optimizer.zero_grad()
+    losses.total.backward()
+    optimizer.step()
+    told = torch.stack([losses.total, losses.reconstruction, losses.similarity]).tolist()
+    return latents, tuple(told)
+
+
+def train_encoder(
+    volumes: Sequence[Volume],
+    brain: Mask,
+    spec: EncoderSpec,
+    *,
+    seed: int,
+    holes: Holes = (),
+) -> tuple[SiameseAutoencoder, list[dict[str, float]]]:
+    """Train a new encoder on the CPU, from first weights to last epoch.
+
+    Parameters
+    ----------
+    volumes, brain, spec
+        As in :func:`fit_encoder`.
+    seed : int
+        Of first weights and pairs.
+    holes : sequence of ndarray of bool or None
+        As in :func:`fit_encoder`.
+
+    Returns
+    -------
+    SiameseAutoencoder
+        Ready to encode.
+    list of dict
+        Its epochs, in plain values.
+
+    Raises
+    ------
+    ValueError, FloatingPointError
+        As :func:`fit_encoder`.
+    """
+    encoder = SiameseAutoencoder(spec, torch.Generator().manual_seed(seed))
+    epochs = fit_encoder(encoder, volumes, brain, spec, np.random.default_rng(seed), holes=holes)
+    history = [asdict(epoch) for epoch in epochs]
+    return encoder.eval(), history
+
+
+def _slide(encoder: SiameseAutoencoder, slices: Tensor) -> Tensor:
+    """Run the convolutions over whole slices, none of them skipped.
+
+    Where a convolution would skip places, it now visits all, and those behind it look as far
+    apart as it would have skipped: stride becomes dilation.
+
+    Parameters
+    ----------
+    slices : Tensor, (N, I, J)
+        Intensities in [0, 1].
+
+    Returns
+    -------
+    Tensor, (N, maps, I + 3 (side - 1), J + 3 (side - 1))
+        What a patch that begins at (i, j) has there, and at every third place from there.
+    """
+    half = encoder.patch // 2
+    x = F.pad(slices.unsqueeze(1), (half, half, half, half))
+    dilation = 1
+    for layer in encoder.encoder:
+        if isinstance(layer, nn.Conv2d):
+            x = F.conv2d(x, layer.weight, layer.bias, dilation=dilation)
+            dilation *= layer.stride[0]
+        else:
+            x = layer(x)
+    return x
+
+
+@torch.inference_mode()
+def dense_latents(encoder: SiameseAutoencoder, slices: Tensor) -> Tensor:
+    """Give the latents of the patch around every voxel.
+
+    They are those of :meth:`SiameseAutoencoder.encode`, patch by patch.
+
+    Parameters
+    ----------
+    encoder : SiameseAutoencoder
+        Trained; on the device of the slices.
+    slices : Tensor, (S, I, J)
+        Axial slices, intensities in [0, 1]; beyond the border they are 0.
+
+    Returns
+    -------
+    Tensor, (S, latents, I, J)
+        float32, no bounds.
+    """
+    maps = _slide(encoder, slices)
+    rows, columns = slices.shape[1:]
+    corners = [
+        maps[:, :, STRIDE * a : STRIDE * a + rows, STRIDE * b : STRIDE * b + columns]
+        for a in range(encoder.side)
+        for b in range(encoder.side)
+    ]
+    return torch.cat(corners, dim=1)
+
+
+def _places(mask: Mask, side: int) -> Tensor:
+    """Tell where in flattened maps of :func:`_slide` the latents of a mask's voxels are."""
+    steps = STRIDE * np.arange(side)
+    rows, columns = (axis[:, None, None] for axis in np.nonzero(mask))
+    width = mask.shape[1] + STRIDE * (side - 1)
+    return torch.from_numpy(((rows + steps[:, None]) * width + columns + steps).ravel())
+
+
+@torch.inference_mode()
+def latents_at(
+    encoder: SiameseAutoencoder, slices: NDArray[np.float32], mask: Mask
+) -> NDArray[np.float32]:
+    """Give the latents of one axial slice of many people, at the voxels of a mask.
+
+    Parameters
+    ----------
+    encoder : SiameseAutoencoder
+        Trained; where it is, is computed.
+    slices : ndarray, (S, I, J)
+        The slice of S people, in [0, 1]; beyond the border they are 0.
+    mask : ndarray of bool, (I, J)
+        The voxels, taken row by row.
+
+    Returns
+    -------
+    ndarray of float32, (voxels, S, latents)
+        As a one-class SVM a voxel wants them. Beside it, no more than the maps of one person's
+        slice are held.
+    """
+    device = next(encoder.parameters()).device
+    places = _places(mask, encoder.side).to(device)
+    found = np.empty((int(mask.sum()), len(slices), encoder.latents), np.float32)
+    for person, one in enumerate(slices):
+        maps = _slide(encoder, torch.from_numpy(np.array(one, np.float32)).to(device)[None])[0]
+        rows = maps.permute(1, 2, 0).flatten(0, 1).index_select(0, places)
+        found[:, person] = rows.view(found.shape[0], found.shape[2]).cpu().numpy()
+    return found
+
+
+def save_encoder(path: Path, encoder: SiameseAutoencoder, spec: EncoderSpec) -> None:
+    """Write an encoder, with what rebuilds it; the file is whole or absent.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be written: no space, no permission.
+    """
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
+    }
+    told = json.dumps(spec_to_dict(spec), sort_keys=True)
+    write_bytes(path, save(weights, metadata={"spec": told}))
+
+
+def load_encoder(path: Path, device: str = "cpu") -> SiameseAutoencoder:
+    """Rebuild an encoder from its file, ready to encode.
+
+    Parameters
+    ----------
+    path : Path
+        As :func:`save_encoder` wrote it.
+    device : str
+        A torch device.
+
+    Raises
+    ------
+    MissingInputError
+        If it is not there.
+    ReadWriteError
+        If it cannot be read from its disk.
+    UnusableDataError
+        If it is damaged, or something else.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file; the detector beside it needs its encoder")
+    try:
+        shapes = shapes_of(path)
+        with safe_open(path, framework="pt") as file:
+            told = file.metadata() or {}
+        spec = spec_from_dict(parse_object(told.get("spec", "")))
+        expected = nn.ModuleDict(layers_of(spec)).state_dict()
+        refuse_shapes(shapes, {k: ("F32", tuple(one.shape)) for k, one in expected.items()})
+        weights = load_file(path)
+        odd = [name for name, one in weights.items() if not torch.isfinite(one).all()]
+        if odd:
+            raise ValueError(f"{odd[0]} holds NaN or infinity")
+        encoder = SiameseAutoencoder(spec, torch.Generator())
+        encoder.load_state_dict(weights)
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(":")  # torch goes on for a line a weight
+        raise UnusableDataError(
+            f"{path}: not an encoder of this app ({reason}); train the detector again, or fetch "
+            "it again"
+        ) from error
+    return encoder.to(device).eval()

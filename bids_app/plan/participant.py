@@ -1,0 +1,549 @@
+"""Which images a run will work on, and which it sets aside before anything is computed.
+
+From a visit to the graph that works on it: which files it makes, and which are made already.
+"""
+
+import re
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from uuid import uuid4
+
+from nipype.pipeline.engine import Workflow
+
+from bids_app import nifti
+from bids_app.dataset.index import frame_durations
+from bids_app.dataset.selection import select
+from bids_app.derivatives.description import dataset_names
+from bids_app.derivatives.find import fingerprint, is_complete, stored_fingerprint
+from bids_app.derivatives.paths import VisitPaths, sidecar_path, visit_paths
+from bids_app.derivatives.sidecars import (
+    Provenance,
+    Sidecar,
+    Space,
+    preprocessing_sidecars,
+    synthetic_pet,
+    uncertainty,
+)
+from bids_app.errors import (
+    MissingInputError,
+    Mri2petError,
+    NothingSelectedError,
+    ReadWriteError,
+    UnusableDataError,
+    UsageError,
+)
+from bids_app.files import read_json, read_text, write_text
+from bids_app.generators import GeneratorChoice, check_grid, has_seen
+from bids_app.header import Header
+from bids_app.imaging.verdict import DOUBT, FAIL, reasons_of, verdict_of
+from bids_app.imaging.volume import Grid
+from bids_app.interfaces.derivatives import Output
+from bids_app.settings import Settings
+from bids_app.strict import parse_object
+from bids_app.visit import Scan, Selection, Unused, Visit
+from bids_app.workflows.participant import (
+    PetPlan,
+    Preprocessing,
+    init_participant_wf,
+    init_preprocessing_wf,
+    init_synthesis_from_disk_wf,
+)
+from bids_app.workflows.synthesis import GeneratorFiles, SynthesisPlan, UncertaintyPlan
+
+VOLUME_AXES = 3
+ADVICE = "give one length of time, in s, a frame"
+LONGEST_FRAME = 1e7  # s; beyond it a duration is none, in ms neither; our choice
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong for a participant.
+
+    Parameters
+    ----------
+    subject, sentence : str
+        Who, and what, where, and what to do.
+    exit_code : int
+        Of the run, if nothing else could be used either.
+    visit : str or None
+        Name of the visit's graph; None if the images were set aside before there was one.
+    fatal : bool
+        Whether the visit is left without the results of its T1w.
+    """
+
+    subject: str
+    sentence: str
+    exit_code: int
+    visit: str | None = None
+    fatal: bool = True
+
+
+def read_selection(settings: Settings) -> Selection:
+    """Choose images as the settings say, and set aside those whose headers forbid their use.
+
+    Raises
+    ------
+    Mri2petError
+        As :func:`bids_app.dataset.selection.select`; UsageError also if the filter file is no
+        JSON.
+    """
+    selection = select(
+        settings.bids_dir,
+        participant_label=settings.participant_label,
+        exclude_participant_label=settings.exclude_participant_label,
+        session_label=settings.session_label,
+        tracer_label=settings.tracer_label,
+        run_label=settings.run_label,
+        filters=_read_filters(settings.bids_filter_file),
+        database_dir=_index_of(settings),
+    )
+    return _without_unusable(selection, settings)
+
+
+def _index_of(settings: Settings) -> Path | None:
+    """Say where the index is kept; a dry run makes none."""
+    folder = settings.bids_database_dir
+    return None if settings.dry_run and folder and not folder.is_dir() else folder
+
+
+def _read_filters(path: Path | None) -> object:
+    if path is None:
+        return None
+    try:
+        return parse_object(read_text(path))
+    except (Mri2petError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as JSON ({error}); correct it") from error
+
+
+def _check_t1w(t1w: Scan, orientation: str) -> Header:
+    header = nifti.inspect(t1w.path, orientation=orientation)
+    if len(header.shape) != VOLUME_AXES:
+        raise UnusableDataError(
+            f"{t1w.path}: {header.shape[3]} volumes, where a T1w has one; average or choose one of "
+            "them"
+        )
+    return header
+
+
+def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
+    header = nifti.inspect(pet.path, orientation=orientation)
+    frames = header.shape[3] if len(header.shape) > VOLUME_AXES else 1
+    if frames > 1:  # a single volume is used as it is, whatever its sidecar says of frames
+        _check_durations(pet, frames, chosen)
+    _check_frames(pet, frames, chosen)
+    return header
+
+
+def _check_durations(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
+    durations = frame_durations(pet)
+    if not durations:
+        told = "FrameDuration" in dict(pet.metadata)
+        what = "FrameDuration is not a list of numbers" if told else "there is no FrameDuration"
+        raise UnusableDataError(f"{pet.path}: {frames} frames, but {what} in its sidecar; {ADVICE}")
+    if len(durations) != frames:
+        raise UnusableDataError(
+            f"{pet.path}: {frames} frames, but {len(durations)} FrameDuration values in its "
+            f"sidecar; {ADVICE}"
+        )
+    used = [durations[frame] for frame in chosen if frame < frames] if chosen else durations
+    wrong = [duration for duration in used if not 0 < duration <= LONGEST_FRAME]
+    if wrong:
+        what = "not above 0" if wrong[0] <= 0 else f"{wrong[0]:g} s, longer than any scan"
+        raise UnusableDataError(f"{pet.path}: a FrameDuration in its sidecar is {what}; {ADVICE}")
+
+
+def _check_frames(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
+    if any(frame >= frames for frame in chosen):
+        raise UnusableDataError(
+            f"{pet.path}: has {frames} frames, from 0 on, and no frame {max(chosen)}; change "
+            "--pet-frames"
+        )
+
+
+def _usable_pets(
+    visit: Visit, settings: Settings
+) -> tuple[list[tuple[Scan, Header]], list[Unused]]:
+    usable, unused = [], []
+    for pet in visit.pets:
+        try:
+            header = _check_pet(pet, settings.pet_frames, settings.assume_orientation)
+            usable.append((pet, header))
+        except Mri2petError as error:
+            unused.append(Unused(pet.subject, pet.path, f"{error}", error.exit_code))
+    return usable, unused
+
+
+def _without_unusable(selection: Selection, settings: Settings) -> Selection:
+    orientation = settings.assume_orientation
+    visits, unused = [], list(selection.unused)
+    for visit in selection.visits:
+        pets, left_aside = _usable_pets(visit, settings)
+        unused += left_aside
+        try:
+            known = [(visit.t1w, _check_t1w(visit.t1w, orientation)), *pets]
+        except Mri2petError as error:
+            unused.append(Unused(visit.subject, visit.t1w.path, f"{error}", error.exit_code))
+            continue
+        notes = [note for _, header in known for note in header.notes]
+        t1w, *others = (
+            replace(scan, orientation=orientation) if header.assumed else scan
+            for scan, header in known
+        )
+        visits.append(replace(visit, t1w=t1w, pets=tuple(others), notes=(*visit.notes, *notes)))
+    return Selection(tuple(visits), tuple(unused))
+
+
+def problem_of(
+    error: Exception, subject: str, label: str, logs: Path | None, visit: str | None = None
+) -> Problem:
+    """Tell what went wrong for a participant; of an error that nobody foresaw, keep the traceback.
+
+    Parameters
+    ----------
+    error : Exception
+        That was caught.
+    subject, label : str
+        Whose; who or what, for people.
+    logs : Path or None
+        Gets the traceback, as ``crash-*``; None: it is kept nowhere.
+    visit : str, optional
+        Name of the visit's graph.
+    """
+    if isinstance(error, Mri2petError):
+        return Problem(subject, f"{label}: {error}", error.exit_code, visit)
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    where = ""
+    if logs is not None:
+        name = re.sub(r"\W+", "-", label)
+        path = logs / f"crash-{datetime.now():%Y%m%d-%H%M%S}-{name}-{uuid4().hex[:8]}.txt"
+        write_text(path, f"{label}\n\n{''.join(traceback.format_exception(error))}")
+        where = f"; its traceback is in {path}"
+    return Problem(subject, f"{label}: {said}{where}", 1, visit)
+
+
+def refuse_other_grids(images: Iterable[tuple[str, Path]], grid: Grid) -> list[Problem]:
+    """See from headers who has images on another grid than the run's.
+
+    Parameters
+    ----------
+    images : iterable of (str, Path)
+        Label of a participant, and an image in the template's space.
+    grid : Grid
+        Of the run.
+
+    Returns
+    -------
+    list of Problem
+        One a participant, at most.
+    """
+    problems: dict[str, Problem] = {}
+    for subject, path in images:
+        try:
+            nifti.check_grid(path, grid)
+        except Exception as error:  # of any kind: it is this participant's
+            problems.setdefault(subject, problem_of(error, subject, f"sub-{subject}", None))
+    return list(problems.values())
+
+
+def problems_of(selection: Selection) -> list[Problem]:
+    """List what cannot be used although it was selected."""
+    return [
+        Problem(one.subject, one.reason, one.exit_code)
+        for one in selection.unused
+        if one.exit_code is not None
+    ]
+
+
+def refuse_nothing(selection: Selection) -> None:
+    """Stop if there is nothing to work on.
+
+    Raises
+    ------
+    MissingInputError, UnusableDataError
+        If all that was selected is missing, or cannot be used.
+    NothingSelectedError
+        If nothing was selected.
+    """
+    if selection.visits:
+        return
+    problems = problems_of(selection)
+    if not problems:
+        raise NothingSelectedError("no image is left after all selections; look at --dry-run")
+    raise error_of(problems)
+
+
+def error_of(problems: Sequence[Problem]) -> Mri2petError:
+    """Make one error of the problems of a run in which nothing could be used."""
+    text = "; ".join(problem.sentence for problem in problems)
+    codes = {problem.exit_code for problem in problems}
+    for kind in (MissingInputError, UnusableDataError, ReadWriteError):
+        if codes == {kind.exit_code}:
+            return kind(text)
+    if codes <= {MissingInputError.exit_code, UnusableDataError.exit_code}:
+        return UnusableDataError(text)
+    return Mri2petError(text)
+
+
+ANATOMICAL_OUTPUTS = (  # alike in the workflow's outputnode and in VisitPaths
+    "t1w", "brain_mask", "t1w_in_template", "brain_mask_in_template", "t1w_to_template",
+    "template_to_t1w",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ParticipantPlan:
+    """What all visits of a run have in common."""
+
+    bids_dir: Path
+    output_dir: Path
+    space: Space
+    preprocessing: Preprocessing
+    parameters: Mapping[str, object]
+    stage: str
+    generator: GeneratorChoice | None
+    fwhm: float
+    device: str
+    version: str
+
+
+@dataclass(frozen=True)
+class VisitPlan:
+    """A visit, where its results go, and the digests that tell whether they are there."""
+
+    visit: Visit
+    paths: VisitPaths
+    preprocessed: str
+    synthesized: str
+
+    @property
+    def name(self) -> str:
+        """Name of its graph: letters, digits and underscores."""
+        parts = ["sub", self.visit.subject]
+        if self.visit.session is not None:
+            parts += ["ses", self.visit.session]
+        return re.sub(r"\W", "_", "_".join([*parts, "wf"]))
+
+    @property
+    def label(self) -> str:
+        """Name of the visit for people."""
+        return label_of(self.visit)
+
+
+def label_of(visit: Visit) -> str:
+    """Give the name of a visit for people."""
+    session = "" if visit.session is None else f" ses-{visit.session}"
+    return f"sub-{visit.subject}{session}"
+
+
+def plan_visit(visit: Visit, run: ParticipantPlan) -> VisitPlan:
+    """Name the results of a visit and digest what decides about them.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError
+        If an image is not there, or cannot be looked at.
+    """
+    paths = visit_paths(run.output_dir, visit, run.space.template, run.space.resolution)
+    pets = [pet.path for pet in visit.pets]
+    decisive = {**run.parameters, "frame_durations": [*map(frame_durations, visit.pets)]}
+    vouched = [scan.orientation for scan in (visit.t1w, *visit.pets)]
+    if any(vouched):  # what is not needed changes nothing
+        decisive["assume_orientation"] = vouched
+    preprocessed = fingerprint(decisive, [visit.t1w.path, *pets], bids_dir=run.bids_dir)
+    if run.stage == "synthesize":  # from whatever an earlier run has made
+        preprocessed = stored_fingerprint(paths.t1w_in_template)
+    options = {} if run.generator is None else run.generator.decisive()
+    synthesized = fingerprint(
+        {"fwhm": run.fwhm, "preprocessed": preprocessed, **options},
+        [visit.t1w.path],
+        bids_dir=run.bids_dir,
+        generator_sha256=None if run.generator is None else run.generator.card.sha256,
+    )
+    return VisitPlan(visit, paths, preprocessed, synthesized)
+
+
+def is_done(plan: VisitPlan, run: ParticipantPlan) -> bool:
+    """Tell whether all that the run's stage makes of a visit is there already."""
+    preprocessed = is_complete(plan.paths.preprocessed, plan.preprocessed) and not any(
+        verdict_of(sidecar) == FAIL for _, sidecar in _registrations(plan.paths)
+    )
+    wanted = [*plan.paths.synthesized]
+    if run.generator is not None and run.generator.folds:
+        wanted.append(plan.paths.uncertainty)
+    synthesized = is_complete(wanted, plan.synthesized) and is_compared(plan.paths)
+    return {
+        "all": preprocessed and synthesized,
+        "preprocess": preprocessed,
+        "synthesize": synthesized,
+    }[run.stage]
+
+
+def is_compared(paths: VisitPaths) -> bool:
+    """Tell whether the synthetic PET was measured against the real one, if there is one."""
+    if not any(_is_trusted(pet.in_template) for pet in paths.pets[:1]):
+        return True
+    return "Measures" in read_json(sidecar_path(paths.synthetic_pet))
+
+
+def _is_trusted(image: Path) -> bool:
+    """Tell whether an image is there, and its registration did not fail."""
+    return image.exists() and verdict_of(read_json(sidecar_path(image))) != FAIL
+
+
+def _registrations(paths: VisitPaths) -> list[tuple[Path, Sidecar]]:
+    """List the sidecars that tell of each registration of a visit, if they can be read."""
+    found = []
+    for path in (paths.t1w_in_template, *(pet.to_t1w for pet in paths.pets)):
+        try:
+            found.append((path, read_json(sidecar_path(path))))
+        except Mri2petError:
+            continue  # a run that did not come so far
+    return found
+
+
+def doubts_of(plan: VisitPlan) -> list[str]:
+    """Say which registrations of a visit are doubted, and why; one sentence an image."""
+    return [
+        f"{plan.label}: {path.name}: registration is in doubt: "
+        f"{'; '.join(reasons_of(sidecar['Registration']))}"  # type: ignore[arg-type]
+        for path, sidecar in _registrations(plan.paths)
+        if verdict_of(sidecar) == DOUBT
+    ]
+
+
+def _output(path: Path, sidecar: Sidecar) -> Output:
+    return Output(path, sidecar_path(path), sidecar)
+
+
+def _preprocessing_outputs(plan: VisitPlan, run: ParticipantPlan) -> dict[Path, Output]:
+    origin = Provenance(run.bids_dir, run.output_dir, plan.preprocessed, run.version)
+    sidecars = preprocessing_sidecars(
+        plan.visit, plan.paths, origin, run.space, skull_stripped=False
+    )
+    return {path: _output(path, sidecar) for path, sidecar in sidecars.items()}
+
+
+def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]:
+    plans = []
+    for pet, paths in zip(plan.visit.pets, plan.paths.pets, strict=True):
+        plans.append(
+            PetPlan(
+                pet=pet.path,
+                durations=frame_durations(pet),
+                outputs={
+                    "in_template": outputs[paths.in_template],
+                    "in_t1w": outputs[paths.in_t1w],
+                    "to_t1w": outputs[paths.to_t1w],
+                    "coverage_in_template": outputs[paths.coverage_in_template],
+                    "coverage_in_t1w": outputs[paths.coverage_in_t1w],
+                },
+                orientation=pet.orientation,
+            )
+        )
+    return plans
+
+
+def _files(generator: GeneratorChoice) -> GeneratorFiles:
+    card = generator.card
+    return GeneratorFiles(generator.folder, card.sha256, card.reference_sha256)
+
+
+def _was_trained_on(generator: GeneratorChoice, subject: str, run: ParticipantPlan) -> bool:
+    """Whether a generator knows this subject; nothing is read where its card has no such label."""
+    card, out = generator.card, run.output_dir
+    labels = {one.removeprefix("sub-") for one in card.participants}
+    return subject in labels and has_seen(card, subject, dataset_names(out), out)
+
+
+def _synthesis_plan(
+    plan: VisitPlan, run: ParticipantPlan, generator: GeneratorChoice
+) -> SynthesisPlan:
+    options = generator.options
+    sidecar = synthetic_pet(
+        plan.paths,
+        Provenance(run.bids_dir, run.output_dir, plan.synthesized, run.version),
+        run.space,
+        generator=generator.description(),
+        smoothing_fwhm=run.fwhm,
+        trained_on_this_participant=_was_trained_on(generator, plan.visit.subject, run),
+        overlap=options.overlap,
+        match_histogram=options.match_histogram,
+    )
+    spread = None
+    if generator.folds:
+        told = uncertainty(sidecar, run.space, [one.card.sha256 for one in generator.folds])
+        output = _output(plan.paths.uncertainty, told)
+        spread = UncertaintyPlan(tuple(map(_files, generator.folds)), output)
+    return SynthesisPlan(
+        _files(generator), run.fwhm, run.device, _output(plan.paths.synthetic_pet, sidecar),
+        overlap=options.overlap, match_histogram=options.match_histogram, novelty=options.novelty,
+        uncertainty=spread,
+    )  # fmt: skip
+
+
+def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:
+    """Refuse a visit whose stage starts from results that are not there.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        If they are not there, cannot be read, lie on a grid that the generator does not know, or
+        if the registration of the T1w failed.
+    """
+    if run.stage != "synthesize" or run.generator is None:
+        return
+    for path in (plan.paths.t1w_in_template, plan.paths.brain_mask_in_template):
+        if not path.exists():
+            raise MissingInputError(
+                f"{path}: no such file; run --stage preprocess for {plan.label} first"
+            )
+        check_grid(run.generator.card, nifti.read_grid(path), run.space.template)
+    t1w = plan.paths.t1w_in_template
+    if not _is_trusted(t1w):
+        raise UnusableDataError(
+            f"{t1w}: its registration failed, as its sidecar says; no PET is predicted from it. "
+            "Look at the report, and at the raw T1w and its header"
+        )
+
+
+def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: ParticipantPlan) -> Workflow:
+    pets = [pet for pet in plan.paths.pets if _is_trusted(pet.in_template)]
+    masks = [pet.coverage_in_template for pet in pets[:1] if pet.coverage_in_template.exists()]
+    return init_synthesis_from_disk_wf(
+        t1w=plan.paths.t1w_in_template,
+        brain_mask=plan.paths.brain_mask_in_template,
+        pets=[pet.in_template for pet in pets],
+        coverage=masks[0] if masks else None,
+        synthesis=synthesis,
+        omp_nthreads=run.preprocessing.omp_nthreads,
+        name=plan.name,
+    )
+
+
+def init_visit_wf(plan: VisitPlan, run: ParticipantPlan) -> Workflow:
+    """Build the graph that a run's stage wants for a visit.
+
+    Raises
+    ------
+    Mri2petError
+        As :func:`refuse_unprepared`.
+    """
+    refuse_unprepared(plan, run)
+    if run.stage == "synthesize" and run.generator is not None:
+        return _from_disk(plan, _synthesis_plan(plan, run, run.generator), run)
+    outputs = _preprocessing_outputs(plan, run)
+    anatomical = {field: outputs[getattr(plan.paths, field)] for field in ANATOMICAL_OUTPUTS}
+    pets = _pet_plans(plan, outputs)
+    if run.generator is None:
+        return init_preprocessing_wf(
+            t1w=plan.visit.t1w.path, outputs=anatomical, pets=pets, how=run.preprocessing,
+            orientation=plan.visit.t1w.orientation, name=plan.name,
+        )  # fmt: skip
+    return init_participant_wf(
+        t1w=plan.visit.t1w.path, outputs=anatomical, pets=pets, how=run.preprocessing,
+        synthesis=_synthesis_plan(plan, run, run.generator),
+        orientation=plan.visit.t1w.orientation, name=plan.name,
+    )  # fmt: skip

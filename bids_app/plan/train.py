@@ -1,0 +1,274 @@
+"""From controls to the graphs that cross-validate generators: folds, seeds, names of results.
+
+Scores of all rows that lie in a derivative dataset, from this run and from earlier ones.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bids_app.derivatives.description import KEY as VERSION
+from bids_app.derivatives.find import Preprocessed
+from bids_app.derivatives.paths import (
+    FDG_LABEL,
+    coverage_path,
+    derivative_path,
+    resolution_label,
+    sidecar_path,
+)
+from bids_app.derivatives.sidecars import SCALED, Space
+from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.files import read_json
+from bids_app.generators import CROSSVALIDATION
+from bids_app.imaging.volume import Grid
+from bids_app.interfaces.derivatives import Output
+from bids_app.synthesis.card import Card, card_values
+from bids_app.synthesis.evaluation import BASELINES, ROWS, ScoreRecord, records_from_json
+from bids_app.synthesis.models import ModelSpec, spec_to_dict
+from bids_app.synthesis.statistics import split
+from bids_app.workflows.training import Fold, FoldOutputs, ModelPlan, StoragePlan, Stored
+
+GENERATORS = "generators"
+INTENDED_USE = (
+    "Predicting the FDG PET of healthy controls from their T1w, scanned as the training controls "
+    "were; for research. No basis for decisions about a patient."
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all rows of a run of the train level have in common.
+
+    Parameters
+    ----------
+    output_dir, work_dir : Path
+        The derivative dataset; intermediate files.
+    space, grid : Space, Grid
+        Of all images.
+    dataset : str
+        Name or DOI of the raw dataset.
+    folds : int
+        Of the cross-validation.
+    fwhm : float
+        Smoothing of a synthetic PET, in mm.
+    seed : int
+        Of all randomness.
+    versions : mapping
+        Name → version of what computes.
+    """
+
+    output_dir: Path
+    work_dir: Path
+    space: Space
+    grid: Grid
+    dataset: str
+    folds: int
+    fwhm: float
+    seed: int
+    versions: Mapping[str, str]
+
+
+def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[StoragePlan]:
+    """Name the folders that the volumes of controls are stored in."""
+    plans = []
+    for one in controls:
+        name = "_".join(["sub", one.subject, *([] if one.session is None else [one.session])])
+        folder = study.work_dir / "volumes" / name
+        plans.append(
+            StoragePlan(
+                name.replace("+", "_"), one.subject, one.session,
+                {"t1w": one.t1w, "pet": one.pets[0]}, ("t1w", "pet"), one.brain_mask, folder,
+                coverage_path(one.pets[0]),
+            )
+        )  # fmt: skip
+    return plans
+
+
+def deal(study: Study, stored: Sequence[Stored]) -> list[Fold]:
+    """Deal controls out to folds.
+
+    Raises
+    ------
+    UsageError, UnusableDataError
+        As :func:`bids_app.synthesis.statistics.split`.
+    """
+    random = np.random.default_rng(study.seed)
+    sets = split([one.participant for one in stored], study.folds, random)
+    return [
+        Fold(
+            number,
+            [one for one in stored if one.participant not in left_out],
+            [one for one in stored if one.participant in left_out],
+        )
+        for number, left_out in enumerate(sets, start=1)
+    ]
+
+
+def seed_of(study: Study, name: str, place: int) -> int:
+    """Derive the seed of one fit from that of the run: another one for each row and fold."""
+    sequence = np.random.SeedSequence([study.seed, zlib.crc32(name.encode()), place])
+    return int(sequence.generate_state(1)[0])
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def records_path(study: Study, name: str, fold: int) -> Path:
+    """Name the file with the scores of one row on one fold."""
+    return study.output_dir / CROSSVALIDATION / name / f"fold-{fold}_scores.json"
+
+
+def synthetic_path(study: Study, name: str, control: Preprocessed) -> Path:
+    """Name the synthetic PET of a control by the generator of the fold that left it out."""
+    return derivative_path(
+        study.output_dir / CROSSVALIDATION / name,
+        subject=control.subject, session=control.session, datatype="pet", suffix="pet",
+        extension=".nii.gz",
+        entities={
+            "trc": FDG_LABEL, "space": study.space.template,
+            "res": resolution_label(study.space.resolution), "desc": "synth",
+        },
+    )  # fmt: skip
+
+
+def _output(study: Study, name: str, control: Preprocessed, fold: int) -> Output:
+    path = synthetic_path(study, name, control)
+    source = control.t1w.relative_to(study.output_dir).as_posix()
+    sidecar = {
+        "Synthetic": True,
+        "Description": f"SYNTHETIC FDG PET in {study.space.template}, predicted from the T1w by a "
+        f"generator that was not trained on this participant; not a measurement",
+        "Sources": [f"bids::{source}"],
+        "SkullStripped": True,
+        "Units": SCALED,
+        **study.space.entries(),
+        "Generator": {"Name": name, "Version": study.versions["mri2pet"]},
+        VERSION: study.versions["mri2pet"],
+        "Fold": fold,
+        "Folds": study.folds,
+        "SmoothingFWHM": study.fwhm,
+        "TrainedOnThisParticipant": False,
+    }
+    return Output(path, sidecar_path(path), sidecar)
+
+
+def _card(study: Study, name: str, spec: ModelSpec, folds: Sequence[Fold]) -> Card:
+    everyone = sorted({one.participant for fold in folds for one in fold.validation})
+    rows = study.grid.affine.tolist()
+    return Card(
+        name=name, version=study.versions["mri2pet"], spec=spec, template=study.space.template,
+        shape=study.grid.shape, affine=tuple(tuple(row) for row in rows), sha256="",
+        trained_on=f"T1w and FDG PET of {len(everyone)} controls of {study.dataset}",
+        intended_use=INTENDED_USE, participants=tuple(everyone), dataset=study.dataset,
+        seed=study.seed, versions=dict(study.versions),
+    )  # fmt: skip
+
+
+def plan_model(
+    study: Study,
+    name: str,
+    spec: ModelSpec,
+    folds: Sequence[Fold],
+    controls: Mapping[str, Preprocessed],
+) -> ModelPlan:
+    """Plan a row of Table 1: its seeds, and where its checkpoints and results go.
+
+    Parameters
+    ----------
+    study : Study
+        What rows have in common.
+    name, spec : str, ModelSpec
+        The row.
+    folds : sequence of Fold
+        In order.
+    controls : mapping
+        Images by participant label.
+    """
+    seeds = [seed_of(study, name, place) for place in range(len(folds) + 1)]
+    values = spec_to_dict(spec)
+    everyone = sorted(one.sha256 for fold in folds for one in fold.validation)
+    told = [*(fold.digests for fold in folds), everyone]
+    places = [*(f"fold-{fold.number}" for fold in folds), "all"]
+    checkpoints = [
+        study.work_dir / "checkpoints" / name
+        / f"{place}_{_digest(values, digests, seed, study.fwhm)}"
+        for place, digests, seed in zip(places, told, seeds, strict=True)
+    ]  # fmt: skip
+    outputs = [
+        FoldOutputs(
+            records_path(study, name, fold.number),
+            [_output(study, name, controls[v.participant], fold.number) for v in fold.validation],
+        )
+        for fold in folds
+    ]
+    card = card_values(_card(study, name, spec, folds))
+    folder = study.output_dir / GENERATORS / name
+    return ModelPlan(name, values, seeds, checkpoints, outputs, card, folder)
+
+
+def baseline_paths(study: Study, folds: Sequence[Fold]) -> list[Path]:
+    """Name the files with the scores of the baselines, one a fold."""
+    return [records_path(study, "baselines", fold.number) for fold in folds]
+
+
+Dealt = Mapping[int, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Records of rows that can stand in one table, and why others cannot."""
+
+    records: list[ScoreRecord]
+    notes: list[str]
+
+
+def _read(path: Path) -> list[ScoreRecord]:
+    try:
+        return records_from_json(read_json(path))
+    except ValueError as error:
+        raise UnusableDataError(f"{path}: {error}; delete it") from error
+
+
+def _of_row(study: Study, name: str) -> list[ScoreRecord] | None:
+    """Read the records of a row; None if a fold's are not there."""
+    try:
+        parts = [_read(records_path(study, name, k + 1)) for k in range(study.folds)]
+    except (ReadWriteError, UnusableDataError):
+        return None
+    return [record for part in parts for record in part]
+
+
+def _dealt(records: list[ScoreRecord]) -> Dealt:
+    folds = {record.fold for record in records}
+    return {
+        fold: frozenset(one.participant for one in records if one.fold == fold) for fold in folds
+    }
+
+
+def gather_records(study: Study) -> Gathered:
+    """Gather the scores of all rows that were scored on the same folds as the baselines.
+
+    Rows may come from runs of their own, side by side; each lists what all have written so far.
+    """
+    baselines = _of_row(study, "baselines")
+    records = [] if baselines is None else list(baselines)
+    dealt = _dealt(records)
+    notes = []
+    for name in ROWS:
+        folder = study.output_dir / CROSSVALIDATION / name
+        if name in BASELINES or not folder.is_dir():
+            continue
+        own = _of_row(study, name)
+        if own is None:
+            notes.append(f"{name}: not in the table, scores of a fold are missing")
+        elif dealt and _dealt(own) != dealt:
+            notes.append(f"{name}: not in the table, it was cross-validated on other folds")
+        else:
+            records += own
+    return Gathered(records, notes)

@@ -1,0 +1,551 @@
+"""From numbers to pictures: which grey or colour a value has.
+
+MRI is grey and PET is in colour, so that one is never taken for the other. PET is shown in
+matplotlib's inferno, whose lightness rises evenly, and how uncertain it is in viridis, likewise;
+differences in RdBu_r, white at zero.
+
+Slices of a volume, as they are laid before a reader.
+
+A volume is turned so that its axes point right, anterior and superior, without resampling. Axial
+and coronal slices then have the participant's left on the left (neurological convention), and
+sagittal slices have posterior on the left. Row 0 of a slice is its top.
+
+Lines drawn over slices: the edge of the brain, and of the white matter.
+
+Figures of slices: pictures, lines and words, each with its place in mm.
+
+A figure is laid out here and written as SVG by the page's template.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import permutations
+from typing import Final, Literal, TypeAlias
+
+import contourpy
+import matplotlib as mpl
+import numpy as np
+from contourpy import LineType
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from scipy import ndimage
+
+from bids_app.imaging.volume import Mask, Volume
+from bids_app.nifti import Image
+
+Colours: TypeAlias = Literal["gray", "inferno", "viridis", "RdBu_r"]
+
+JPEG_QUALITY: Final = 88  # our choice: no block is seen at twice the size
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is drawn darkest and brightest, and in which colours.
+
+    Parameters
+    ----------
+    colours : str
+        A colour map of matplotlib.
+    low, high : float
+        Values at its two ends; beyond them the ends go on.
+    name, unit : str
+        What the values are; the unit may be empty.
+    """
+
+    colours: Colours
+    low: float
+    high: float
+    name: str
+    unit: str = ""
+
+
+@cache
+def _palette(colours: Colours) -> bytes:
+    table = mpl.colormaps[colours](np.arange(256), bytes=True)
+    return np.ascontiguousarray(table[:, :3]).tobytes()
+
+
+def to_bytes(values: Volume, scale: Scale) -> NDArray[np.uint8]:
+    """Bring values to 0..255; what is not a number counts as zero."""
+    width = scale.high - scale.low
+    finite = np.nan_to_num(values.astype(np.float32), posinf=scale.high, neginf=scale.low)
+    unit = (finite - scale.low) / (width if width > 0 else 1)
+    return (np.clip(unit, 0, 1) * 255).round().astype(np.uint8)
+
+
+def paint(values: Volume, scale: Scale) -> str:
+    """Draw a slice, one pixel a voxel.
+
+    Parameters
+    ----------
+    values : ndarray, (rows, columns)
+        The top row first.
+    scale : Scale
+        How they are coloured.
+
+    Returns
+    -------
+    str
+        A ``data:`` address: JPEG for grey, PNG with a palette for colours.
+    """
+    picture = Pillow.fromarray(np.ascontiguousarray(to_bytes(values, scale)))
+    content = io.BytesIO()
+    if scale.colours == "gray":
+        picture.save(content, "JPEG", quality=JPEG_QUALITY)
+        kind = "jpeg"
+    else:
+        picture.putpalette(_palette(scale.colours))
+        picture.save(content, "PNG")
+        kind = "png"
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+
+
+def paint_bar(scale: Scale) -> str:
+    """Draw the colours of a scale from its low end to its high end, as a ``data:`` address."""
+    return paint(np.linspace(scale.low, scale.high, 256, dtype=np.float32)[np.newaxis], scale)
+
+
+Plane: TypeAlias = Literal["axial", "coronal", "sagittal"]
+Field: TypeAlias = tuple[slice, slice, slice]
+
+PLANES: Final[tuple[Plane, ...]] = ("axial", "coronal", "sagittal")
+AXIS_OF: Final[dict[Plane, int]] = {"sagittal": 0, "coronal": 1, "axial": 2}
+LETTERS_OF: Final[dict[Plane, tuple[str, str]]] = {
+    "axial": ("L", "R"),
+    "coronal": ("L", "R"),
+    "sagittal": ("P", "A"),
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One slice of a volume: across which axis, and where (an index of a RAS+ volume)."""
+
+    plane: Plane
+    index: int
+
+
+def turn_to_ras(image: Image) -> Image:
+    """Permute and flip the axes of an image so that they point right, anterior and superior.
+
+    Each axis goes to the world axis it is nearest to; an oblique image stays oblique.
+
+    Examples
+    --------
+    >>> voxels = np.arange(2, dtype=np.float32).reshape(2, 1, 1)
+    >>> to_the_left = np.diag([-1.0, 1.0, 1.0, 1.0])
+    >>> turned = turn_to_ras(Image(voxels, to_the_left))
+    >>> turned.data.ravel().tolist(), turned.affine[0].tolist()
+    ([1.0, 0.0], [1.0, 0.0, 0.0, -1.0])
+    """
+    axes = np.abs(image.affine[:3, :3] / image.zooms)
+    order = max(permutations(range(3)), key=lambda chosen: sum(axes[range(3), chosen]))
+    data = image.data.transpose(order)
+    affine = image.affine[:, [*order, 3]].copy()
+    for axis in range(3):
+        if affine[axis, axis] < 0:
+            data = np.flip(data, axis)
+            affine[:, 3] += affine[:, axis] * (data.shape[axis] - 1)
+            affine[:, axis] *= -1
+    return Image(data, affine)
+
+
+def field_around(mask: Mask, zooms: tuple[float, float, float], margin: float) -> Field:
+    """Find the smallest box around a mask, widened by a margin in mm; all where it is empty."""
+    box = []
+    for axis, zoom in enumerate(zooms):
+        others = tuple({0, 1, 2} - {axis})
+        inside = np.flatnonzero(mask.any(axis=others))
+        if not inside.size:
+            return (slice(None),) * 3
+        extra = round(margin / zoom)
+        box.append(slice(max(int(inside[0]) - extra, 0), int(inside[-1]) + extra + 1))
+    i, j, k = box
+    return i, j, k
+
+
+def crop(image: Image, field: Field) -> Image:
+    """Keep a part of an image; what is kept stays where it is in the world."""
+    affine = image.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [part.start or 0 for part in field]
+    return Image(image.data[field], affine)
+
+
+def spread(mask: Mask, plane: Plane, count: int) -> tuple[Section, ...]:
+    """Choose slices at equal distances through a mask, its ends left out."""
+    others = tuple({0, 1, 2} - {AXIS_OF[plane]})
+    inside = np.flatnonzero(mask.any(axis=others))
+    last = mask.shape[AXIS_OF[plane]] - 1
+    first, last = (int(inside[0]), int(inside[-1])) if inside.size else (0, last)
+    places = np.floor(np.linspace(first, last, count + 2)[1:-1] + 0.5).astype(int)
+    return tuple(Section(plane, index) for index in places.tolist())
+
+
+def cut(volume: Volume, section: Section) -> Volume:
+    """Cut a slice out of a RAS+ volume.
+
+    Returns
+    -------
+    ndarray, (rows, columns)
+        As it is shown: left (or posterior) first in a row, the top row first.
+    """
+    across = np.moveaxis(volume, AXIS_OF[section.plane], 0)[section.index]
+    return across.T[::-1]
+
+
+def size_of(image: Image, plane: Plane) -> tuple[float, float]:
+    """Give width and height of a slice in mm."""
+    across, up = (axis for axis in range(3) if axis != AXIS_OF[plane])
+    shape, zooms = image.data.shape, image.zooms
+    return shape[across] * zooms[across], shape[up] * zooms[up]
+
+
+def position_of(image: Image, section: Section) -> float:
+    """Give the world coordinate, in mm, of the middle of a slice along the axis it is across."""
+    axis = AXIS_OF[section.plane]
+    middle = (np.array(image.data.shape[:3]) - 1) / 2
+    middle[axis] = section.index
+    return float(image.affine[axis, :3] @ middle + image.affine[axis, 3])
+
+
+SMOOTHING: Final = 0.7  # voxels; our choice: enough to calm the noise of a T1w
+FEWEST_POINTS: Final = 12  # our choice: shorter lines are specks
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A line to be drawn where a volume crosses a level.
+
+    Parameters
+    ----------
+    name : str
+        What it follows, for the legend.
+    colour : str
+        As CSS writes it.
+    volume : ndarray, (I, J, K)
+        RAS+.
+    level : float
+        In the unit of the volume.
+    """
+
+    name: str
+    colour: str
+    volume: Volume
+    level: float
+
+
+def tissue_levels(t1w: Volume, brain: Mask) -> tuple[float, float]:
+    """Find two intensities that part CSF from grey, and grey from white matter.
+
+    Three means on the intensities of the brain (Lloyd's algorithm), started at the 10th, 45th and
+    80th percentile (our choice). Meant for drawing only.
+
+    Returns
+    -------
+    tuple of float
+        CSF | grey and grey | white, in the unit of the T1w; zeros where the brain is empty.
+    """
+    values = t1w[brain][::5]  # a fifth of the voxels tells as much
+    if not values.size:
+        return 0.0, 0.0
+    means = np.percentile(values, [10, 45, 80])
+    for _ in range(12):
+        borders = (means[1:] + means[:-1]) / 2
+        group = np.digitize(values, borders)
+        counts = np.bincount(group, minlength=3)
+        sums = np.bincount(group, weights=values, minlength=3)
+        means = np.where(counts > 0, sums / np.maximum(counts, 1), means)
+    lower, upper = ((means[1:] + means[:-1]) / 2).tolist()
+    return lower, upper
+
+
+def trace(values: Volume, level: float, size: tuple[float, float]) -> str:
+    """Follow a level through a slice.
+
+    Parameters
+    ----------
+    values : ndarray, (rows, columns)
+        A slice, the top row first.
+    level : float
+        In the unit of the values.
+    size : tuple of float
+        Width and height of the slice in mm.
+
+    Returns
+    -------
+    str
+        A path as SVG writes it, in mm from the slice's upper left corner.
+    """
+    rows, columns = values.shape
+    if min(rows, columns) < 2:  # noqa: PLR2004 - a line needs two neighbours on each side
+        return ""
+    step = np.array([size[0] / columns, size[1] / rows])
+    calm = ndimage.gaussian_filter(values.astype(np.float32), SMOOTHING)
+    lines = contourpy.contour_generator(z=calm, line_type=LineType.Separate).lines(level)
+    points = (np.asarray(line, dtype=np.float64) for line in lines)
+    return "".join(_path((line + 0.5) * step) for line in points if len(line) >= FEWEST_POINTS)
+
+
+def _path(points: NDArray[np.float64]) -> str:
+    """Write one line as a path, in steps of a tenth of a mm from point to point."""
+    tenths = np.round(points * 10).astype(int)
+    first, moves = tenths[0], np.diff(tenths, axis=0)
+    steps = " ".join(f"{x / 10:g} {y / 10:g}" for x, y in moves[moves.any(axis=1)].tolist())
+    return f"M{first[0] / 10:g} {first[1] / 10:g}l{steps}"
+
+
+GAP: Final = 4.0  # mm between slices
+MARGIN: Final = 16.0  # mm on the left, for the name of a row
+HEADER: Final = 15.0  # mm above a slice, for its letters and place
+AXIS_NAMES: Final[dict[Plane, str]] = {"sagittal": "x", "coronal": "y", "axial": "z"}
+FLICKER_COUNTS: Final[dict[Plane, int]] = {"axial": 6, "coronal": 6, "sagittal": 5}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A volume on the figure's grid, and how it is coloured."""
+
+    name: str
+    image: Image
+    scale: Scale
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a slice lies in a figure: its upper left corner and its size, in mm."""
+
+    section: Section
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture in its place."""
+
+    href: str
+    spot: Spot
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words in their place; ``turned`` words are read from below, ``strong`` ones are heavier."""
+
+    words: str
+    x: float
+    y: float
+    anchor: str = "middle"
+    turned: bool = False
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """Paths of one colour, each in the place of its slice."""
+
+    name: str
+    colour: str
+    paths: tuple[tuple[str, Spot], ...]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What is seen at one moment."""
+
+    name: str
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The colours of a scale, and what its ends mean."""
+
+    name: str
+    href: str
+    low: str
+    high: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing of ``width`` × ``height`` mm; two frames are shown in turn."""
+
+    title: str
+    description: str
+    width: float
+    height: float
+    frames: tuple[Frame, ...]
+    texts: tuple[Text, ...]
+    lines: tuple[Line, ...] = ()
+    bars: tuple[Bar, ...] = field(default=())
+
+
+def place_of(image: Image, section: Section) -> str:
+    """Say where a slice is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> shifted = np.eye(4)
+    >>> shifted[2, 3] = -7
+    >>> place_of(Image(np.zeros((3, 3, 9), np.float32), shifted), Section("axial", 2))
+    'z = −5 mm'
+    """
+    value = round(position_of(image, section))
+    return f"{AXIS_NAMES[section.plane]} = {value} mm".replace("-", "−")
+
+
+def show_end(value: float) -> str:
+    """Write the end of a scale to three digits, without powers of ten.
+
+    Examples
+    --------
+    >>> show_end(18543.2), show_end(-0.5)
+    ('18 500', '−0.5')
+    """
+    rounded = float(f"{value:.3g}")
+    words = f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"  # noqa: PLR2004
+    return words.replace(",", " ").replace("-", "−")
+
+
+def _lay_row(image: Image, sections: Sequence[Section], y: float) -> tuple[Spot, ...]:
+    spots, x = [], MARGIN
+    for section in sections:
+        width, height = size_of(image, section.plane)
+        spots.append(Spot(section, x, y, width, height))
+        x += width + GAP
+    return tuple(spots)
+
+
+def _headers(image: Image, spots: Sequence[Spot]) -> list[Text]:
+    texts = []
+    for spot in spots:
+        first, last = LETTERS_OF[spot.section.plane]
+        y, right = spot.y - 3.5, spot.x + spot.width
+        texts += [
+            Text(first, spot.x + 1, y, "start"),
+            Text(place_of(image, spot.section), spot.x + spot.width / 2, y),
+            Text(last, right - 1, y, "end"),
+        ]
+    return texts
+
+
+def _name_row(words: str, spots: Sequence[Spot]) -> Text:
+    middle = spots[0].y + max(spot.height for spot in spots) / 2
+    return Text(words, MARGIN - 6, middle, turned=True)
+
+
+def _tiles(layer: Layer, spots: Sequence[Spot]) -> tuple[Tile, ...]:
+    return tuple(
+        Tile(paint(cut(layer.image.data, spot.section), layer.scale), spot) for spot in spots
+    )
+
+
+def _draw(outline: Outline, spots: Sequence[Spot]) -> Line:
+    paths = (
+        (trace(cut(outline.volume, spot.section), outline.level, (spot.width, spot.height)), spot)
+        for spot in spots
+    )
+    return Line(outline.name, outline.colour, tuple((path, spot) for path, spot in paths if path))
+
+
+def bars_of(layers: Sequence[Layer]) -> tuple[Bar, ...]:
+    """Give the colours of each scale once."""
+    scales: Mapping[Scale, None] = dict.fromkeys(layer.scale for layer in layers)
+    return tuple(
+        Bar(
+            name=scale.name,
+            href=paint_bar(scale),
+            low=show_end(scale.low),
+            high=f"{show_end(scale.high)} {scale.unit}".strip(),
+        )
+        for scale in scales
+    )
+
+
+def _describe(names: Sequence[str], image: Image, sections: Sequence[Section]) -> str:
+    places = ", ".join(place_of(image, section) for section in sections)
+    return f"{' and '.join(names)}. Slices at {places}. Left of the participant is on the left."
+
+
+def flicker(
+    title: str, layers: Sequence[Layer], outlines: Sequence[Outline], brain: Mask
+) -> Figure:
+    """Draw volumes of one grid in the same place, to be shown in turn, under the same lines.
+
+    Parameters
+    ----------
+    title : str
+        A heading.
+    layers : sequence of Layer
+        One or two volumes, RAS+.
+    outlines : sequence of Outline
+        Lines over both.
+    brain : ndarray of bool, (I, J, K)
+        Slices are spread over it.
+
+    Returns
+    -------
+    Figure
+        A row of slices a plane.
+    """
+    image = layers[0].image
+    y = HEADER * len(layers)  # two layers: a line above all for the name of the one in sight
+    spots, texts = list[Spot](), list[Text]()
+    for plane, count in FLICKER_COUNTS.items():
+        row = _lay_row(image, spread(brain, plane, count), y)
+        spots += row
+        texts += [*_headers(image, row), _name_row(plane.capitalize(), row)]
+        y += max(spot.height for spot in row) + HEADER
+    return Figure(
+        title=title,
+        description=_describe(
+            [layer.name for layer in layers], image, [spot.section for spot in spots]
+        ),
+        width=max(spot.x + spot.width for spot in spots),
+        height=y - HEADER + GAP,
+        frames=tuple(Frame(layer.name, _tiles(layer, spots)) for layer in layers),
+        texts=tuple(texts),
+        lines=tuple(_draw(outline, spots) for outline in outlines),
+        bars=bars_of([layer for layer in layers if layer.scale.colours != "gray"]),
+    )
+
+
+def mosaic(title: str, layers: Sequence[Layer], sections: Sequence[Section]) -> Figure:
+    """Draw the same slices of several volumes of one grid, a row a volume.
+
+    Parameters
+    ----------
+    title : str
+        A heading.
+    layers : sequence of Layer
+        Volumes, RAS+, from the top row to the bottom row.
+    sections : sequence of Section
+        From the left column to the right column.
+
+    Returns
+    -------
+    Figure
+        One frame.
+    """
+    image = layers[0].image
+    y, tiles, texts = HEADER, list[Tile](), list[Text]()
+    for layer in layers:
+        row = _lay_row(image, sections, y)
+        texts += [_name_row(layer.name, row)] + (_headers(image, row) if y == HEADER else [])
+        tiles += _tiles(layer, row)
+        y += max(spot.height for spot in row) + GAP
+    return Figure(
+        title=title,
+        description=_describe([layer.name for layer in layers], image, sections),
+        width=max(spot.x + spot.width for spot in row),
+        height=y,
+        frames=(Frame("", tuple(tiles)),),
+        texts=tuple(texts),
+        bars=bars_of([layer for layer in layers if layer.scale.colours != "gray"]),
+    )

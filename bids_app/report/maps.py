@@ -1,0 +1,300 @@
+"""The score map of one detector over the participant's T1w, slice by slice.
+
+Clusters over the T1w, a column a detector, as Figure 3 of Zotova et al. (2021).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from scipy import ndimage
+
+from bids_app.errors import Mri2petError
+from bids_app.imaging.volume import Mask, Volume
+from bids_app.nifti import Image
+from bids_app.report.anomalies import Anomaly, backdrop_of, columns_told, lesions_of
+from bids_app.report.detectors import name_of
+from bids_app.report.figures import (
+    AXIS_OF,
+    PLANES,
+    Field,
+    Figure,
+    Layer,
+    Line,
+    Section,
+    crop,
+    cut,
+    field_around,
+    mosaic,
+    spread,
+    trace,
+)
+from bids_app.report.gallery import GREY
+from bids_app.report.panels import (
+    AROUND_BRAIN,
+    Column,
+    Heat,
+    Panel,
+    bar_of_scores,
+    bars_of_ranks,
+    brightness,
+    lay_over,
+    montage,
+    paint_ranks,
+    paint_scores,
+    painter_of,
+)
+from bids_app.report.results import ImageCache, mask_of
+
+SHOWN: Final = 98.0  # percentile of a brain's scores, shown where no cluster is (our choice)
+TOP: Final = 99.99  # percentile of a brain's scores that is drawn brightest (our choice)
+ROWS: Final = ("Axial slices, lower half", "Axial slices, upper half", "Coronal and sagittal")
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """A score map with all it is drawn with, on one grid, RAS+.
+
+    Parameters
+    ----------
+    scores, t1w, brain : Image
+        The map, NaN where nothing was scored; the T1w under it and the mask of its brain.
+    labels : Image or None
+        Clusters: the value of a voxel is the rank. None if they cannot be read.
+    heat : Heat
+        Which scores are shown.
+    """
+
+    scores: Image
+    t1w: Image
+    brain: Image
+    labels: Image | None
+    heat: Heat
+
+
+def take_score_map(shelf: ImageCache, output_dir: Path, anomaly: Anomaly, *, own: bool) -> ScoreMap:
+    """Read a score map and what belongs to it.
+
+    Parameters
+    ----------
+    shelf : Shelf
+        Of ``output_dir``.
+    output_dir : Path
+        The derivative dataset.
+    anomaly : Anomaly
+        The map.
+    own : bool
+        In the space of the participant's T1w, not in that of the template.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        If map, T1w or brain mask cannot be read, or do not lie on one grid.
+    """
+    backdrop = backdrop_of(output_dir, anomaly, own=own)
+    path, labels = (
+        (anomaly.own_statmap, anomaly.own_labels) if own else (anomaly.statmap, anomaly.labels)
+    )
+    t1w = shelf.take(backdrop.t1w)
+    brain = shelf.take(backdrop.brain, t1w)
+    told = shelf.take(path, t1w)
+    scores = Image(np.where(mask_of(brain) & (told.data != 0), told.data, np.nan), told.affine)
+    try:
+        clusters = shelf.take(labels, t1w)
+    except Mri2petError:
+        clusters = None
+    ranks = None if clusters is None else clusters.data
+    return ScoreMap(scores, t1w, brain, clusters, heat_of(scores.data, ranks))
+
+
+def heat_of(scores: Volume, labels: Volume | None) -> Heat:
+    """Choose which scores are shown: from the smallest one in a cluster on, none below 0.
+
+    Parameters
+    ----------
+    scores : ndarray, (I, J, K)
+        Higher is more abnormal; NaN where nothing was scored.
+    labels : ndarray or None, (I, J, K)
+        Ranks, 0 elsewhere. Without clusters, the brightest 2 % of the brain are shown.
+    """
+    scored = np.isfinite(scores)
+    inside = scores[scored] if scored.any() else np.zeros(1, np.float32)
+    usual, top = (float(value) for value in np.percentile(inside, [SHOWN, TOP]))
+    clustered = scores[scored & (labels > 0.5)] if labels is not None else scores[:0]  # noqa: PLR2004
+    threshold = max(float(clustered.min()) if clustered.size else usual, 0.0)
+    return Heat(threshold, top if top > threshold else threshold + 1.0)
+
+
+def draw_score_map(score_map: ScoreMap, title: str, caption: str) -> Panel:
+    """Draw a score map over its T1w: axial, coronal and sagittal slices through all of the brain.
+
+    Parameters
+    ----------
+    score_map : ScoreMap
+        As :func:`take_score_map` reads it.
+        In the space of the template, where the T1w is scaled to 0..1.
+    title, caption : str
+        The heading; what to look for.
+    """
+    field = field_around(mask_of(score_map.brain), score_map.brain.zooms, AROUND_BRAIN)
+    brain, t1w, scores = (
+        crop(image, field) for image in (score_map.brain, score_map.t1w, score_map.scores)
+    )
+    heat = score_map.heat
+    paint = painter_of([scores.data], lambda _, values: paint_scores(values, heat))
+    bars = (bar_of_scores(heat),)
+    layers = [Layer("T1w and scores", t1w, GREY)]
+    figures = (
+        lay_over(mosaic(name, layers, sections), paint, bars)
+        for name, sections in zip(ROWS, _blocks(mask_of(brain)), strict=True)
+    )
+    return Panel(title, caption, tuple(figures))
+
+
+def _blocks(brain: Mask) -> tuple[tuple[Section, ...], ...]:
+    axial = spread(brain, "axial", 12)
+    return axial[:6], axial[6:], (*spread(brain, "coronal", 3), *spread(brain, "sagittal", 3))
+
+
+LESION: Final = "#00b7ff"  # colour of the line around a lesion: none of the clusters has it
+
+
+def draw_cluster_maps(output_dir: Path, anomalies: Sequence[Anomaly]) -> list[Panel]:
+    """Draw the clusters of all detectors beside one another, a panel a PET.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    anomalies : sequence of Anomaly
+        Of one participant.
+
+    Returns
+    -------
+    list of Panel
+        Without a figure, but with the reason, where the T1w cannot be read.
+    """
+    return [
+        _attempt(output_dir, [one for one in anomalies if one.stem == stem])
+        for stem in dict.fromkeys(one.stem for one in anomalies)
+    ]
+
+
+def weigh(volumes: Sequence[Volume]) -> Volume:
+    """Add up how bright the clusters of several label images are drawn, voxel by voxel."""
+    table = np.array([0.0, *(brightness(rank) for rank in range(1, 256))], np.float32)
+    ranks = (np.clip(labels.round(), 0, 255).astype(np.uint8) for labels in volumes)
+    total: Volume = sum((table[one] for one in ranks), np.zeros(volumes[0].shape, np.float32))
+    return total
+
+
+def best_sections(weights: Volume) -> tuple[Section, ...]:
+    """Choose a slice a view: the one that holds most, the middle one where there is nothing.
+
+    Parameters
+    ----------
+    weights : ndarray, (I, J, K)
+        RAS+, not below 0.
+    """
+    chosen = []
+    for plane in PLANES:
+        axis = AXIS_OF[plane]
+        sums = weights.sum(axis=tuple({0, 1, 2} - {axis}))
+        middle = weights.shape[axis] // 2
+        chosen.append(Section(plane, int(sums.argmax()) if sums.any() else middle))
+    return tuple(chosen)
+
+
+def sections_through(mask: Mask) -> tuple[Section, ...]:
+    """Choose a slice a view through the middle of the largest part of a mask."""
+    parts, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = ndimage.sum_labels(mask, parts, range(1, count + 1))
+    largest = parts == 1 + int(np.argmax(sizes))
+    middle = [round(place) for place in ndimage.center_of_mass(largest)]
+    return tuple(Section(plane, middle[AXIS_OF[plane]]) for plane in PLANES)
+
+
+def take_lesions(shelf: ImageCache, output_dir: Path, anomaly: Anomaly, grid: Image) -> Mask | None:
+    """Read all lesions of a participant as one mask; None if none is known.
+
+    A mask that lies there, but that no cluster was compared with, is of an earlier run.
+    """
+    if anomaly.clusters and not columns_told(anomaly.clusters)[1]:
+        return None
+    paths = lesions_of(output_dir, anomaly)
+    masks = [mask_of(shelf.take(path, grid)) for path in paths]
+    together: Mask | None = np.any(masks, axis=0) if masks else None
+    return together if together is not None and together.any() else None
+
+
+def _attempt(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
+    try:
+        return _draw(output_dir, anomalies)
+    except Mri2petError as error:
+        return Panel(anomalies[0].name, "", missing=str(error))
+
+
+def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
+    shelf, first = ImageCache(output_dir), anomalies[0]
+    backdrop = backdrop_of(output_dir, first, own=False)
+    t1w = shelf.take(backdrop.t1w)
+    brain = shelf.take(backdrop.brain, t1w)
+    field = field_around(mask_of(brain), brain.zooms, AROUND_BRAIN)
+    lesions = take_lesions(shelf, output_dir, first, t1w)
+    shown, volumes, faults = _labels(shelf, anomalies, t1w, field)
+    if not shown:
+        return Panel(first.name, "", missing=" ".join(faults))
+    grid = crop(t1w, field)
+    inside = lesions[field] if lesions is not None and lesions[field].any() else None
+    sections = best_sections(weigh(volumes)) if inside is None else sections_through(inside)
+    columns = [Column(_words(one), Layer("T1w", grid, GREY)) for one in shown]
+    figure = montage(f"Clusters of {first.name}", columns, sections, grid)
+    hits = [_hits(labels, inside) for labels in volumes]
+    paint = painter_of(volumes, lambda place, labels: paint_ranks(labels, hits[place]))
+    figure = lay_over(figure, paint, bars_of_ranks(lesions=inside is not None))
+    if inside is not None:
+        figure = _outline(figure, inside)
+    return Panel(first.name, " ".join([_caption(inside), *faults]), (figure,))
+
+
+def _labels(
+    shelf: ImageCache, anomalies: Sequence[Anomaly], grid: Image, field: Field
+) -> tuple[list[Anomaly], list[Volume], list[str]]:
+    """Read the label images that can be read; say of the rest why they cannot."""
+    shown, volumes, faults = list[Anomaly](), list[Volume](), list[str]()
+    for one in anomalies:
+        try:
+            volumes.append(shelf.take(one.labels, grid).data[field])
+            shown.append(one)
+        except Mri2petError as error:
+            faults.append(str(error))
+    return shown, volumes, faults
+
+
+def _hits(labels: Volume, lesions: Mask | None) -> set[int]:
+    """List the ranks of clusters that share a voxel with a lesion."""
+    return set() if lesions is None else set(np.unique(labels[lesions]).astype(int).tolist()) - {0}
+
+
+def _words(anomaly: Anomaly) -> tuple[str, str, str]:
+    count = len(anomaly.clusters)
+    clusters = f"{count} cluster{'s' * (count != 1)}"
+    return anomaly.training_set, name_of(anomaly.detector), clusters
+
+
+def _caption(lesions: Mask | None) -> str:
+    if lesions is not None:
+        return "Slices through the lesion, the same for all."
+    return "Slices on which the clusters of all columns together are brightest, the same for all."
+
+
+def _outline(figure: Figure, lesions: Mask) -> Figure:
+    volume = lesions.astype(np.float32)
+    spots = dict.fromkeys(tile.spot for tile in figure.frames[0].tiles)
+    paths = (
+        (trace(cut(volume, spot.section), 0.5, (spot.width, spot.height)), spot) for spot in spots
+    )
+    line = Line("edge of the lesion", LESION, tuple((path, spot) for path, spot in paths if path))
+    return replace(figure, lines=(line,))

@@ -1,0 +1,239 @@
+"""What the files of the train level themselves give reason to doubt, in sentences.
+
+The report of the train level, ``train.html``, from files on disk only.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Unpack
+
+from bids_app.errors import Mri2petError
+from bids_app.files import read_json, write_text
+from bids_app.report import methods as training_methods
+from bids_app.report.cards import (
+    CROSS_VALIDATION,
+    TrainedModel,
+    cohorts_of,
+    find_trained,
+    folds_of,
+    generator_lines,
+    grids_of,
+    kept_epoch,
+    rank,
+    statements_of,
+)
+from bids_app.report.charts import cautions_of, draw_curves, draw_sweeps, draw_violins, sweeps_of
+from bids_app.report.gallery import draw_gallery, space_label
+from bids_app.report.page import (
+    RecordSection,
+    RunSummary,
+    as_value,
+    describe_duration,
+    read_record,
+    render,
+    renew,
+)
+from bids_app.report.participant import is_demonstration
+from bids_app.report.results import as_number, show
+from bids_app.report.table1 import (
+    ScoreRow,
+    beside_the_paper,
+    full_name_of,
+    is_baseline,
+    least_p,
+    matrices,
+    names_of,
+    not_measured,
+    sign_of,
+    table1,
+    why_no_lpips,
+)
+
+JUDGES: Final = {"ssim_brain": "SSIM", "psnr_brain": "PSNR"}  # inside the brain
+
+
+def doubts_of(trained: TrainedModel) -> list[str]:
+    """List what is missing, what was not compared alike, and what a baseline does as well."""
+    return [
+        *trained.faults,
+        *not_measured(trained.rows),
+        *_uneven(trained),
+        *_without_network(trained),
+        *_no_better(trained.rows),
+    ]
+
+
+def _uneven(trained: TrainedModel) -> list[str]:
+    """Find rows that do not stand on all controls."""
+    everyone = len(trained.participants)
+    uneven = [row for row in trained.rows if row.n is not None and row.n != everyone]
+    if not everyone or not uneven:
+        return []
+    told = ", ".join(f"{full_name_of(row.model)} on {row.n}" for row in uneven)
+    return [f"Not all rows of Table 1 stand on all {everyone} controls: {told}."]
+
+
+def _without_network(trained: TrainedModel) -> list[str]:
+    """Find models that were trained but not scored."""
+    scored = {score.model for score in trained.scores}
+    return [
+        f"{full_name_of(model)} was trained, but no control was scored with it."
+        for model in trained.models
+        if scored and model not in scored
+    ]
+
+
+def _no_better(rows: Sequence[ScoreRow]) -> list[str]:
+    """Find models that a baseline, which needs no network, is as good as inside the brain."""
+    sentences = []
+    baselines = [row for row in rows if is_baseline(row.model)]
+    for row in (row for row in rows if not is_baseline(row.model)):
+        lost = {
+            full_name_of(baseline.model): [
+                name for metric, name in JUDGES.items() if _beats(baseline, row, metric)
+            ]
+            for baseline in baselines
+        }
+        told = [f"{name} ({' and '.join(metrics)})" for name, metrics in lost.items() if metrics]
+        if told:
+            sentences.append(
+                f"Inside the brain, {full_name_of(row.model)} is no better than a baseline: "
+                f"{'; '.join(told)}."
+            )
+    return sentences
+
+
+def _beats(one: ScoreRow, other: ScoreRow, metric: str) -> bool:
+    """Tell whether the first is at least as good; not if either was not measured."""
+    mine, theirs = one.means[metric], other.means[metric]
+    return mine is not None and theirs is not None and sign_of(metric) * (mine - theirs) >= 0
+
+
+NAME: Final = "train"  # of the report, and of its record
+
+
+def write_training_report(
+    output_dir: Path,
+    *,
+    template: str,
+    resolution: float,
+    **told: Unpack[RunSummary],
+) -> Path:
+    """Write ``train.html``.
+
+    What is not told is taken from the last run's record, ``logs/train_report.json``; what is
+    told is kept there.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    template : str
+        Its name, as a ``space-`` label.
+    resolution : float
+        Of the images in its space, in mm.
+    **told
+        What the run tells of itself, see :class:`bids_app.report.page.RunSummary`.
+
+    Returns
+    -------
+    Path
+        The report.
+
+    Raises
+    ------
+    ReadWriteError
+        If report or record cannot be written. A missing file is no error: the report says so.
+    """
+    record = renew(output_dir, NAME, told)
+    trained = find_trained(output_dir)
+    page = render("training.html", _values(output_dir, trained, record, template, resolution))
+    path = output_dir / f"{NAME}.html"
+    write_text(path, page)
+    return path
+
+
+def write_training_methods(output_dir: Path) -> str:
+    """Write the methods paragraph of what the last run did, as plain text."""
+    record = read_record(output_dir, NAME)
+    return _methods(find_trained(output_dir), record, _smoothing(output_dir, record))
+
+
+def _methods(trained: TrainedModel, record: RecordSection, fwhm: float | None) -> str:
+    procedure = training_methods.training_procedure(trained, record.versions, fwhm)
+    return training_methods.training_boilerplate(procedure)
+
+
+def _values(
+    output_dir: Path, trained: TrainedModel, record: RecordSection, template: str, resolution: float
+) -> dict[str, object]:
+    fwhm = _smoothing(output_dir, record)
+    return {
+        "record": record,
+        "duration": describe_duration(record.duration),
+        "doubts": doubts_of(trained),
+        "trained": trained,
+        "gallery": draw_gallery(
+            output_dir, trained.scores, trained.models, space_label(template, resolution)
+        ),
+        "methods": _methods(trained, record, fwhm),
+        **_generators(trained),
+        **_results(trained, fwhm),
+        "smoothing_cautions": cautions_of(sweeps_of(trained.scores), resolution),
+    }
+
+
+def _generators(trained: TrainedModel) -> dict[str, object]:
+    """Gather what was trained on what."""
+    told = {
+        key: statements_of(trained, key)
+        for key in ("trained_on", "intended_use", "dataset", "seed", "version")
+    }
+    return {
+        "statements": told,
+        "demonstration": is_demonstration(*told["trained_on"], *told["intended_use"]),
+        "grids": grids_of(trained),
+        "generators": generator_lines(trained),
+        "cohorts": cohorts_of(trained),
+    }
+
+
+def _results(trained: TrainedModel, fwhm: float | None) -> dict[str, object]:
+    """Lay out tables and charts."""
+    sweeps = sweeps_of(trained.scores)
+    histories = {model: trained.histories.get(model, ()) for model in trained.models}
+    folds = sorted({fold for epochs in histories.values() for fold in folds_of(epochs)}, key=rank)
+    return {
+        "groups": table1(trained.rows),
+        "pairs": beside_the_paper(trained.rows),
+        "no_lpips": why_no_lpips(trained.rows),
+        "matrices": matrices(trained.comparisons),
+        "compared": names_of(trained.comparisons),
+        "least_p": least_p(trained.comparisons),
+        "violins": draw_violins(trained.scores),
+        "curves": draw_curves(histories),
+        "folds": folds,
+        "kept": {
+            full_name_of(model): [kept_epoch(epochs, fold) for fold in folds]
+            for model, epochs in histories.items()
+            if epochs
+        },
+        "sweep": draw_sweeps(sweeps, fwhm),
+        "best_smoothing": [
+            (full_name_of(one.model), f"{one.best:g}", show(one.means[one.best], 3))
+            for one in sweeps
+        ],
+    }
+
+
+def _smoothing(output_dir: Path, record: RecordSection) -> float | None:
+    """Find by how much synthetic PET was smoothed, in mm: as a sidecar says, else the settings."""
+    pattern = f"{CROSS_VALIDATION}/*/sub-*/**/*_desc-synth_pet.json"
+    for sidecar in sorted(output_dir.glob(pattern))[:1]:
+        try:
+            told = as_number(read_json(sidecar).get("SmoothingFWHM"))
+        except Mri2petError:
+            told = None
+        if told is not None:
+            return told
+    return as_value(record.settings.get("smoothing_fwhm"))

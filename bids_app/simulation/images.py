@@ -1,0 +1,391 @@
+"""What a PET scanner makes of uptake: blur, another grid, frames, noise.
+
+Paint a T1w image on a label map, as one scanner or another would show it.
+
+How much FDG each part of a brain takes up: by tissue, by region, and by person.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
+from bids_app.imaging.volume import Affine, Grid, Volume, grid_of_box
+from bids_app.simulation.anatomy import NAMES, Anatomy, Labels, coordinates, is_in_skull, table_of
+from bids_app.simulation.geometry import random_field, sample, to_indices
+
+PSF = (4.5, 5.5)  # mm; range of FWHM among scanners; our choice
+CORTEX = (15e3, 30e3)  # Bq/mL in cortex: 180–300 MBq in 60–90 kg an hour later; our choice
+NOISE = (0.02, 0.05)  # of cortex, over the whole scan; our choice
+NOISE_FWHM = 4.0  # mm; reconstruction correlates noise; our choice
+RISE = 0.03  # growth of uptake from the first frame to the last; our choice
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """How a PET scan turns out.
+
+    Parameters
+    ----------
+    fwhm : float
+        Of the point spread function, in mm.
+    scale : float
+        Bq/mL where uptake is 1.
+    noise : float
+        Standard deviation of noise where uptake is 1, as a share of it; it goes with the square
+        root of uptake.
+    """
+
+    fwhm: float
+    scale: float
+    noise: float
+
+
+def draw_scanner(rng: np.random.Generator) -> Scanner:
+    """Draw how a PET scan turns out."""
+    return Scanner(*(float(rng.uniform(*bounds)) for bounds in (PSF, CORTEX, NOISE)))
+
+
+def blur(activity: Volume, scanner: Scanner, zooms: tuple[float, float, float]) -> Volume:
+    """See uptake through the point spread function: the PET without noise, in Bq/mL."""
+    return smooth(activity, scanner.fwhm, zooms) * np.float32(scanner.scale)
+
+
+def see(noisefree: Volume, affine: Affine, grid: Grid, pet_to_t1w: Affine) -> Volume:
+    """Resample the noise-free PET onto the PET scanner's grid, linearly.
+
+    Parameters
+    ----------
+    noisefree : ndarray, (I, J, K)
+        On the grid of the T1w.
+    affine : ndarray, (4, 4)
+        Of the T1w.
+    grid : Grid
+        Of the PET.
+    pet_to_t1w : ndarray, (4, 4)
+        World coordinates of PET → world coordinates of T1w, in mm.
+
+    Returns
+    -------
+    ndarray
+        0 beyond the T1w.
+    """
+    pet_to_index = np.linalg.inv(affine) @ pet_to_t1w @ grid.affine
+    return ndimage.affine_transform(
+        noisefree, pet_to_index[:3, :3], pet_to_index[:3, 3], grid.shape, order=1, cval=0.0
+    )  # fmt: skip
+
+
+def acquire(
+    noisefree: Volume, scanner: Scanner, durations: NDArray[np.float64],
+    zooms: tuple[float, float, float], rng: np.random.Generator,
+) -> NDArray[np.float32]:  # fmt: skip
+    """Add the noise of a scan, frame by frame.
+
+    Parameters
+    ----------
+    noisefree : ndarray, (I, J, K)
+        In Bq/mL; the mean over all frames.
+    scanner : Scanner
+        How noisy it is.
+    durations : ndarray, (T,)
+        Of the frames, in seconds; shorter frames are noisier.
+    zooms : tuple of float
+        Voxel size in mm along each axis.
+    rng : numpy.random.Generator
+        Where chance comes from.
+
+    Returns
+    -------
+    ndarray, (I, J, K, T)
+        float32, in Bq/mL, not negative. Averaged by duration, frames give a scan of the whole
+        time.
+    """
+    spread = scanner.noise * np.sqrt(np.maximum(noisefree, 0) * scanner.scale)
+    middles = np.cumsum(durations) - durations / 2
+    growth = RISE * (middles - np.average(middles, weights=durations)) / durations.sum()
+    frames = []
+    for duration, gain in zip(durations, growth, strict=True):
+        noise = smooth(rng.standard_normal(noisefree.shape, dtype=np.float32), NOISE_FWHM, zooms)
+        noise *= spread * np.float32(np.sqrt(durations.sum() / duration) / noise.std())
+        frames.append(np.maximum(noisefree * np.float32(1 + gain) + noise, 0))
+    return np.stack(frames, axis=-1).astype(np.float32)
+
+
+# Where a structure lies between cortex (0) and white matter (1), for T1w (our choice).
+BETWEEN = {
+    "cerebellar_cortex": 0.02, "hippocampus": 0.05, "amygdala": 0.0, "caudate": 0.08,
+    "accumbens": 0.12, "putamen": 0.28, "thalamus": 0.55, "pallidum": 0.80, "ventral_dc": 0.72,
+    "brainstem": 0.85, "cerebellar_white": 0.97, "cord": 0.8,
+}  # fmt: skip
+# Head tissue as a share of white matter: mean and standard deviation among scanners (our choice).
+HEAD = {
+    "skin": (1.05, 0.20), "muscle": (0.62, 0.12), "mucosa": (0.55, 0.12), "eye": (0.25, 0.06),
+    "vessel": (0.40, 0.20), "bone": (0.10, 0.04), "marrow": (0.75, 0.25),
+}  # fmt: skip
+WAVES = 4  # cosines of the bias field along each axis, the constant among them
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How bright each tissue is in one scan, and how good the scan is.
+
+    Parameters
+    ----------
+    means : ndarray, (1024,)
+        Brightness by label; white matter is about 1.
+    texture : float
+        Standard deviation of brightness within a tissue, as a share of white matter.
+    fwhm : float
+        Resolution in mm.
+    bias : float
+        Standard deviation of the logarithm of the bias field.
+    noise : float
+        Standard deviation of the noise of each of the two channels, as a share of white matter.
+    """
+
+    means: NDArray[np.float32]
+    texture: float
+    fwhm: float
+    bias: float
+    noise: float
+
+
+def random_contrast(rng: np.random.Generator) -> Contrast:
+    """Draw the contrast of a T1w scan: white > grey > fluid, by how much differs among scanners.
+
+    Cortex lies at 0.5 to 0.8 of white matter, fluid at 0.08 to 0.4 (our choice, wide on purpose).
+    """
+    white = 1.0
+    cortex = float(rng.uniform(0.50, 0.80))
+    fluid = float(rng.uniform(0.08, min(0.40, cortex - 0.15)))
+    values = {"white": white, "cortex": cortex, "fluid": fluid}
+    values["plexus"] = fluid + float(rng.uniform(0.2, 0.6)) * (cortex - fluid)
+    for name, share in BETWEEN.items():
+        share = np.clip(share + rng.normal(0, 0.06), -0.1, 1.0)  # noqa: PLW2901
+        values[name] = cortex + float(share) * (white - cortex)
+    for name, (mean, spread) in HEAD.items():
+        values[name] = float(np.clip(rng.normal(mean, spread), 0.02, 1.6))
+    means = table_of(values)
+    means[[25, 57, 77]] = cortex + 0.5 * (white - cortex)  # lesions of white matter
+    return Contrast(
+        means=means,
+        texture=float(rng.uniform(0.01, 0.04)),
+        fwhm=float(rng.uniform(0.7, 1.6)),
+        bias=float(rng.uniform(0.03, 0.15)),
+        noise=float(rng.uniform(0.01, 0.045)),
+    )
+
+
+def draw_bias_field(shape: tuple[int, ...], size: float, rng: np.random.Generator) -> Volume:
+    """Draw a smooth field around 1: the exponential of a sum of slow cosines.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (I, J, K).
+    size : float
+        Standard deviation of its logarithm.
+    rng : numpy.random.Generator
+        Where chance comes from.
+    """
+    orders = np.arange(WAVES)
+    weights = rng.standard_normal((WAVES,) * 3) / (1 + np.add.outer(np.add.outer(
+        orders**2, orders**2), orders**2))  # fmt: skip
+    weights[0, 0, 0] = 0
+    field = weights
+    for n in shape:  # one axis at a time: it goes to the end when it is done
+        waves = np.cos(np.pi * np.outer(orders, (np.arange(n) + 0.5) / n))
+        field = np.tensordot(field, waves, axes=(0, 0))
+    return np.exp(size * field / field.std()).astype(np.float32)
+
+
+def paint_t1w(
+    labels: Labels,
+    contrast: Contrast,
+    rng: np.random.Generator,
+    zooms: tuple[float, float, float],
+) -> Volume:
+    """Paint a T1w image: tissue, texture, partial volume, bias field, Rician noise.
+
+    Parameters
+    ----------
+    labels : ndarray of int16, (I, J, K)
+        A head or a bare brain; 0 is air.
+    contrast : Contrast
+        As :func:`random_contrast` draws one.
+    rng : numpy.random.Generator
+        Where chance comes from.
+    zooms : tuple of float
+        Voxel size in mm along each axis.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        float32, not negative; white matter is about 1.
+    """
+    noise = rng.standard_normal(labels.shape, dtype=np.float32)
+    t1w = contrast.means[labels]
+    t1w += contrast.texture * (t1w > 0) * noise
+    t1w = smooth(t1w, contrast.fwhm, zooms)
+    t1w *= draw_bias_field(labels.shape, contrast.bias, rng)
+    real = t1w + contrast.noise * rng.standard_normal(labels.shape, dtype=np.float32)
+    other = contrast.noise * rng.standard_normal(labels.shape, dtype=np.float32)
+    return np.hypot(real, other)
+
+
+# Uptake by tissue; cortex is 1. Ratios as FDG is known to show them, numbers our choice. After the
+# scanner's blur nuclei are the brighter ones: the cortex, 2–3 mm thin, loses more to it.
+TISSUE = {
+    "cortex": 1.0, "cerebellar_cortex": 0.86, "thalamus": 0.92, "caudate": 1.00, "putamen": 1.00,
+    "accumbens": 1.00, "pallidum": 0.70, "hippocampus": 0.68, "amygdala": 0.68,
+    "ventral_dc": 0.60, "brainstem": 0.48, "cerebellar_white": 0.34, "fluid": 0.04,
+    "plexus": 0.04, "cord": 0.30, "muscle": 0.12, "skin": 0.08, "mucosa": 0.20, "eye": 0.12,
+    "vessel": 0.15, "bone": 0.05, "marrow": 0.12,
+}  # fmt: skip
+WHITE = (0.22, 0.29)  # range among people: cortex is about four times as bright; our choice
+TISSUE_SD = 0.05  # among people, of each tissue; our choice
+SIDE_SD = 0.015  # between the sides of a person; our choice
+
+# Centre (x > 0, MNI mm), sigma (mm) and change of uptake, alike on both sides (our choice):
+REGIONS = (
+    ((6.0, -50.0, 28.0), 15.0, 0.20),  # posterior cingulate, precuneus
+    ((10.0, -84.0, 4.0), 18.0, 0.16),  # occipital
+    ((32.0, 38.0, 22.0), 24.0, 0.10),  # frontal
+    ((23.0, 6.0, 2.0), 10.0, 0.08),  # striatum
+    ((11.0, -18.0, 7.0), 9.0, 0.06),  # thalamus
+    ((26.0, -18.0, -20.0), 14.0, -0.20),  # medial temporal
+    ((36.0, 10.0, -36.0), 16.0, -0.16),  # temporal pole
+    ((20.0, -65.0, -38.0), 22.0, -0.10),  # cerebellum
+)
+PATTERN_ZOOM = 4.0  # mm
+PATTERN_GRID = grid_of_box(
+    (-92, -128, -76, 92, 92, 108), PATTERN_ZOOM
+)  # beyond any brain in MNI space
+VARIATION_SD = 0.05  # of a person's own pattern; our choice
+VARIATION = ((40.0, 0.90), (30.0, 0.35))  # (FWHM in mm, weight): mirrored, then one-sided
+RANGE = (0.6, 1.5)  # of a template's pattern; our choice
+
+
+@dataclass(frozen=True)
+class Uptake:
+    """How one person's brain takes up FDG.
+
+    Parameters
+    ----------
+    tissue : ndarray of float32, (1024,)
+        By label; cortex is about 1.
+    region : ndarray of float32
+        A factor about 1, on ``PATTERN_GRID`` in MNI space.
+    """
+
+    tissue: NDArray[np.float32]
+    region: Volume
+
+
+def usual_pattern() -> Volume:
+    """Give the regional pattern that FDG shows in health, as a factor about 1.
+
+    Posterior cingulate, occipital and frontal cortex, striatum and thalamus are high; medial
+    temporal lobe and cerebellum are low.
+
+    Returns
+    -------
+    ndarray
+        On ``PATTERN_GRID``, left and right alike.
+    """
+    points = np.abs(coordinates(PATTERN_GRID)) * [1, 0, 0] + coordinates(PATTERN_GRID) * [0, 1, 1]
+    pattern = np.ones(PATTERN_GRID.shape)
+    for centre, sigma, change in REGIONS:
+        distance = np.linalg.norm(points - np.array(centre), axis=-1)
+        pattern += change * np.exp(-0.5 * (distance / sigma) ** 2)
+    return pattern.astype(np.float32)
+
+
+def pattern_of_template(template: Volume, grid: Grid, anatomy: Anatomy) -> Volume:
+    """Give the regional pattern of a mean FDG PET: what tissue alone does not explain of it.
+
+    Parameters
+    ----------
+    template : ndarray, (I, J, K)
+        A mean PET in MNI space, any unit, not negative.
+    grid : Grid
+        Of the template.
+    anatomy : Anatomy
+        A head in MNI space: its world coordinates are MNI coordinates.
+
+    Returns
+    -------
+    ndarray
+        On ``PATTERN_GRID``, left and right alike, 0.6 to 1.5; 1 outside the brain.
+    """
+    points, zooms = coordinates(PATTERN_GRID), (PATTERN_ZOOM,) * 3
+    pet = smooth(sample(template, to_indices(points, grid.affine)), 10.0, zooms)
+    expected = smooth(_mean_tissue()[anatomy.labels], 14.0, anatomy.zooms)
+    brain = smooth(_is_brain_tissue()[anatomy.labels], 4.0, anatomy.zooms)
+    where = to_indices(points, anatomy.affine)
+    expected, inside = sample(expected, where), sample(brain, where) > 0.5  # noqa: PLR2004
+    ratio = pet / np.maximum(expected, 0.12)
+    ratio = np.clip(ratio / np.median(ratio[inside]), *RANGE)
+    ratio = np.where(inside, ratio, 1.0).astype(np.float32)
+    return smooth((ratio + ratio[::-1]) / 2, 8.0, zooms)  # the grid is even about x = 0
+
+
+def _mean_tissue() -> NDArray[np.float32]:
+    return table_of({**TISSUE, "white": float(np.mean(WHITE))})
+
+
+def _is_brain_tissue() -> NDArray[np.float32]:
+    table = (np.arange(1024) < 500).astype(np.float32)  # noqa: PLR2004
+    table[[0, 24]] = 0
+    return table
+
+
+def _unit_field(fwhm: float, rng: np.random.Generator) -> Volume:
+    return random_field(PATTERN_GRID.shape, fwhm * SIGMA_OF_FWHM / PATTERN_ZOOM, rng)
+
+
+def draw_uptake(pattern: Volume, rng: np.random.Generator) -> Uptake:
+    """Draw how one person's brain takes up FDG.
+
+    Parameters
+    ----------
+    pattern : ndarray
+        What people share, as :func:`usual_pattern` gives it.
+    rng : numpy.random.Generator
+        Where chance comes from.
+
+    Returns
+    -------
+    Uptake
+        Tissues differ by 5 %, sides by 1.5 %, and regions by 5 %, smoothly and mostly alike on
+        both sides (our choice).
+    """
+    values = {**TISSUE, "white": float(rng.uniform(*WHITE))}
+    table = table_of(values)
+    for name, labels in NAMES.items():
+        own = 1.0 if name in ("cortex", "white") else 1 + TISSUE_SD * rng.standard_normal()
+        table[list(labels)] *= own * (1 + SIDE_SD * rng.standard_normal(len(labels)))
+    (wide, shared), (fine, own_side) = VARIATION
+    both = _unit_field(wide, rng)
+    mirrored = both + both[::-1]
+    variation = shared * mirrored / mirrored.std() + own_side * _unit_field(fine, rng)
+    region = pattern * np.exp(VARIATION_SD * variation)
+    return Uptake(np.maximum(table, 0).astype(np.float32), region.astype(np.float32))
+
+
+def activity(anatomy: Anatomy, uptake: Uptake) -> Volume:
+    """Lay uptake out over a head, as a perfect scanner would see it.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        Cortex is about 1; the head around the brain is faint.
+    """
+    volume = uptake.tissue[anatomy.labels]
+    brain = is_in_skull(anatomy.labels)
+    where = to_indices(anatomy.mni[brain], PATTERN_GRID.affine)
+    volume[brain] *= sample(uptake.region, where)
+    return volume
