@@ -35,6 +35,7 @@ from bids_app.synthesis.models import MODELS
 UNKNOWN_LEVEL = 17  # BEP027
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 BOX_SIDES = 6
+LAST_FRAME = 32766  # NIfTI-1 has no more than 32767
 MOST_USUAL = "LAS"  # what nibabel, SPM and FSL take an image for that has no orientation
 NAMES = {"models", "training_set", "detectors"}  # once each, in the order given
 TUPLES = NAMES | {"bounding_box", "derivatives", "atlas"}
@@ -103,6 +104,8 @@ def _frames(text: str) -> tuple[int, ...]:
     first, last = int(found[1]), int(found[2] or found[1])
     if last < first:
         raise argparse.ArgumentTypeError(f"{text!r} ends before it begins")
+    if last > LAST_FRAME:
+        raise argparse.ArgumentTypeError(f"{text!r}: no image has frames beyond {LAST_FRAME}")
     return tuple(range(first, last + 1))
 
 

@@ -212,6 +212,7 @@ def test_a_wrong_command_line_is_64(argv, capsys):
         "--nprocs 1.5", "--omp-nthreads -2", "--device gpu", "--device cuda:", "--stage none",
         "--skull-strip maybe", "--assume-orientation RAR", "--assume-orientation RA",
         "--assume-orientation /bids", "--pet-frames 4-", "--pet-frames 5-3", "--pet-frames -1",
+        "--pet-frames 0-99999999999",
         "--bounding-box -78 -112 -50 78 76", "--bounding-box -78 -112 -50 78 76 nan",
         "--bounding-box 78 -112 -50 -78 76 85", "--derivatives lesions",
         "--derivatives lesion=/masks", "--derivatives lesions=/masks other=/masks",
