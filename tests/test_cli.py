@@ -160,6 +160,11 @@ def test_a_file_of_settings_can_ask_for_what_is_beyond_the_paper(tmp_path, on):
     assert {getattr(settings, name) for name in names} == {on}
 
 
+@pytest.mark.parametrize(("said", "level"), [(0, 0), (1, 1), (2, 2), (10**20, 2), (-1, 0)])
+def test_a_file_of_settings_can_be_as_verbose_as_it_likes(tmp_path, said, level):
+    assert parse(*config(tmp_path, f"verbose = {said}")).verbose == level
+
+
 def test_labels_of_a_file_of_settings_lose_their_prefix(tmp_path):
     settings = parse(*config(tmp_path, 'participant-label = ["sub-01", "02"]'))
     assert settings.participant_label == ("01", "02")
