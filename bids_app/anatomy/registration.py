@@ -1,6 +1,4 @@
-"""Files of transforms, made the same whenever they hold the same.
-
-Everything that ANTs does: bias field, registration, resampling. Images are files here.
+"""Everything that ANTs does: bias field, registration, resampling, transforms. Images are files.
 
 ANTs uses ITK's threads, so nothing here may run in a process that also runs torch. The number of
 threads is read by ITK once, from the environment, before a process first uses it. A transform

@@ -1,9 +1,8 @@
-"""Grey and white matter from the intensities of a T1w alone, and the FDG uptake they let expect.
-
-Whether a registration may be believed: pass, doubt or fail, by absolute criteria.
+"""Whether a registration may be believed: pass, doubt or fail, by absolute criteria.
 
 Comparing an image with itself before and after registration tells only that it moved uphill. The
-criteria here say what a brain that lies right looks like. Their bounds are our choice, learnt on
+criteria here say what a brain that lies right looks like: like the template, and, of a PET, like
+the uptake that grey and white matter of the T1w let expect. Their bounds are our choice, learnt on
 real and painted heads that were turned on purpose: docs/results/participant.md has the numbers.
 None of them sees a brain whose left and right were exchanged: it is too like its mirror image.
 """
