@@ -12,24 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bids_app.derivatives.detections import DETECTORS_FOLDER
+from bids_app.detection.detectors import DETECTORS, TRAINING_SETS, detector_of
 from bids_app.errors import Mri2petError
 from bids_app.files import read_json
 from bids_app.report.cards import UNKNOWN
 from bids_app.report.charts import PALETTE
 from bids_app.report.page import Cells, as_count, as_label, as_value, read_lines
-
-DETECTORS_FOLDER: Final = "detectors"
-SETS: Final = ("real", "hybrid", "synthetic")  # in the order in which they are shown
-NAMES: Final = {"ocsvm": "OC-SVM", "zscore": "z score", "pseudonormal": "pseudo-normal"}
-MEANINGS: Final = {
-    "ocsvm": "distance beyond the boundary that a one-class SVM draws, at that voxel, around the "
-    "controls it was trained on; above 0 is outside of it, and so is much of the brain of a "
-    "control it was not trained on",
-    "zscore": "how much less uptake there is than in controls, as the t of Crawford and Howell",
-    "pseudonormal": "how much less uptake there is than in the synthetic PET predicted from the "
-    "participant's own T1w, against the same difference in controls, as a t",
-}
-DASHES: Final = {"ocsvm": "", "zscore": "7 3", "pseudonormal": "2 3"}
 
 
 @dataclass(frozen=True, order=True)
@@ -70,7 +59,7 @@ def label_of(value: object, prefix: str) -> str:
 
 def name_of(detector: str) -> str:
     """Give the name of a detector as a reader sees it."""
-    return NAMES.get(detector, detector)
+    return detector_of(detector).label
 
 
 def title_of(training_set: str, detector: str) -> str:
@@ -89,7 +78,7 @@ def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
     Examples
     --------
-    >>> in_order(["synthetic", "mine", "real", "real"], SETS)
+    >>> in_order(["synthetic", "mine", "real", "real"], TRAINING_SETS)
     ['real', 'synthetic', 'mine']
     """
     places = list(known)
@@ -101,7 +90,7 @@ def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 def rank_of(training_set: str, detector: str) -> tuple[int, str, int, str]:
     """Say where a detector stands: training sets in their order, then detectors in theirs."""
-    sets, kinds = list(SETS), list(NAMES)
+    sets, kinds = list(TRAINING_SETS), list(DETECTORS)
     return (
         sets.index(training_set) if training_set in sets else len(sets),
         training_set,
@@ -112,7 +101,7 @@ def rank_of(training_set: str, detector: str) -> tuple[int, str, int, str]:
 
 def colour_of(training_set: str, sets: Sequence[str]) -> str:
     """Give the colour of a training set: one a set, from the palette of Okabe and Ito."""
-    places = in_order([*SETS, *sets], SETS)
+    places = in_order([*TRAINING_SETS, *sets], TRAINING_SETS)
     return (PALETTE[0], PALETTE[5], PALETTE[2], *PALETTE)[
         places.index(training_set) % (3 + len(PALETTE))
     ]
@@ -257,7 +246,7 @@ def find_cards(
 
 def folders_of(output_dir: Path, sets: Collection[str], applied: str = "") -> list[Path]:
     """Say where detectors lie, in the order in which they are shown; as :func:`find_cards`."""
-    own = [output_dir / DETECTORS_FOLDER / name for name in in_order(sets, SETS)]
+    own = [output_dir / DETECTORS_FOLDER / name for name in in_order(sets, TRAINING_SETS)]
     return [Path(applied)] if applied else own
 
 
