@@ -5,11 +5,13 @@ From scores to what a reader sees: anomaly maps and clusters, on the template an
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from bids_app.detection.detectors import DETECTORS
 from bids_app.interfaces.anatomy import CarryLabels, Resample
 from bids_app.interfaces.derivatives import Output, SaveDerivatives, SaveFile, save_node
 from bids_app.interfaces.detection import (
@@ -156,7 +158,6 @@ def init_ocsvm_wf(
             threads=1,  # of so small a network they would wait for one another
         )  # fmt: skip
         train = Node(encoder, name=f"encoder_{fold.number}", mem_gb=2)
-        merge = _merge_scores(fold.number, len(fitting.slabs))
         start = 2 + place * per_fold
         workflow.connect([
             (inputnode, train, [("brain", "brain")]),
@@ -167,28 +168,33 @@ def init_ocsvm_wf(
             "digests": _digests(fold.controls), "nu": fitting.nu, "threads": fitting.threads,
             **_scored([*patients, *fold.held_out]),
         }  # fmt: skip
-        for number, (first, last) in enumerate(fitting.slabs, start=1):
-            fit = _slab_node(
-                FitSlab(first=first, last=last, **common), fold.number, number, fitting
-            )
+        slabs = [FitSlab(first=first, last=last, **common) for first, last in fitting.slabs]
+        fits = _slab_nodes(slabs, fold.number, fitting)
+        _connect_scores(workflow, inputnode, fold.number, fits)
+        for number, fit in enumerate(fits, start=1):
             workflow.connect([
-                (inputnode, fit, [("brain", "brain")]),
                 (pack, fit, [("packed", "packed")]),
                 (train, fit, [("encoder", "encoder")]),
-                (fit, merge, [("scores", f"in{number}")]),
                 (fit, files, [("voxels", f"in{start + number}")]),
             ])  # fmt: skip
     return workflow
 
 
-def _slab_node(interface: FitSlab | ApplySlab, fold: int, slab: int, fitting: Fitting) -> Node:
-    return Node(
-        interface, name=f"slab_{fold}_{slab}", n_procs=fitting.threads, mem_gb=fitting.mem_gb
-    )
+def _slab_nodes(slabs: Sequence[ApplySlab], fold: int, fitting: Fitting) -> list[Node]:
+    return [
+        Node(slab, name=f"slab_{fold}_{number}", n_procs=fitting.threads, mem_gb=fitting.mem_gb)
+        for number, slab in enumerate(slabs, start=1)
+    ]
 
 
-def _merge_scores(fold: int, pieces: int) -> Node:
-    return Node(Merge(pieces), name=f"scores_{fold}", run_without_submitting=True)
+def _connect_scores(workflow: Workflow, inputnode: Node, fold: int, nodes: Sequence[Node]) -> None:
+    """Give the nodes of a fold the brain, and gather their scores in node ``scores_K``."""
+    merge = Node(Merge(len(nodes)), name=f"scores_{fold}", run_without_submitting=True)
+    for number, node in enumerate(nodes, start=1):
+        workflow.connect([
+            (inputnode, node, [("brain", "brain")]),
+            (node, merge, [("scores", f"in{number}")]),
+        ])  # fmt: skip
 
 
 def ocsvm_files(folds: int, slabs: int) -> list[str]:
@@ -207,12 +213,12 @@ def ocsvm_files(folds: int, slabs: int) -> list[str]:
 
 
 def norm_files(detector: str, folds: int) -> list[str]:
-    """Name the files of ``zscore`` or ``pseudonormal`` in the folder of detectors."""
+    """Name the files of a detector that is a norm in the folder of detectors."""
     return [f"{detector}/fold-{fold}.safetensors" for fold in range(1, folds + 1)]
 
 
 def _synthetic(detector: str, pictures: Sequence[StoredImage]) -> list[StoredImage]:
-    if detector == "zscore":
+    if not DETECTORS[detector].synthetic:
         return []
     return [one.synthetic for one in pictures if one.synthetic is not None]
 
@@ -231,10 +237,10 @@ def init_norm_wf(
 
     Parameters
     ----------
-    detector : {"zscore", "pseudonormal"}
-        Which.
+    detector : str
+        Which, of those whose method is a norm.
     folds : sequence of DetectorFold
-        In order; of pseudonormal, every picture has its synthetic one.
+        In order; every picture has its synthetic one, if the detector compares both.
     patients : sequence of Picture
         Scored by every fold, before the controls it holds out.
     fitting : Fitting
@@ -256,12 +262,8 @@ def init_norm_wf(
             **_scored_both(detector, [*patients, *fold.held_out]),
         )  # fmt: skip
         fit = Node(norm, name=f"norm_{fold.number}", mem_gb=2)
-        merge = _merge_scores(fold.number, 1)
-        workflow.connect([
-            (inputnode, fit, [("brain", "brain")]),
-            (fit, merge, [("scores", "in1")]),
-            (fit, files, [("norm", f"in{place}")]),
-        ])  # fmt: skip
+        _connect_scores(workflow, inputnode, fold.number, [fit])
+        workflow.connect(fit, "norm", files, f"in{place}")
     return workflow
 
 
@@ -329,15 +331,11 @@ def init_applied_ocsvm_wf(
             "packed": str(applied.folder / packed), "members": list(members),
             "digests": [applied.sha256], "threads": fitting.threads,
         }  # fmt: skip
-        merge = _merge_scores(fold, len(fitting.slabs))
-        for number, (first, last) in enumerate(fitting.slabs, start=1):
-            voxels = str(applied.folder / next(files))
-            slab = ApplySlab(first=first, last=last, voxels=voxels, **common)
-            apply = _slab_node(slab, fold, number, fitting)
-            workflow.connect([
-                (inputnode, apply, [("brain", "brain")]),
-                (apply, merge, [("scores", f"in{number}")]),
-            ])  # fmt: skip
+        slabs = [
+            ApplySlab(first=first, last=last, voxels=str(applied.folder / next(files)), **common)
+            for first, last in fitting.slabs
+        ]
+        _connect_scores(workflow, inputnode, fold, _slab_nodes(slabs, fold, fitting))
     return workflow
 
 
@@ -355,8 +353,8 @@ def init_applied_norm_wf(
 
     Parameters
     ----------
-    detector : {"zscore", "pseudonormal"}
-        Which.
+    detector : str
+        Which, of those whose method is a norm.
     applied : Applied
         The detectors.
     patients : sequence of Picture
@@ -376,12 +374,72 @@ def init_applied_norm_wf(
             detector=detector, fwhm=fitting.fwhm, norm=str(applied.folder / norm),
             **_scored_both(detector, patients),
         )  # fmt: skip
-        apply, merge = Node(node, name=f"norm_{fold}", mem_gb=2), _merge_scores(fold, 1)
-        workflow.connect([
-            (inputnode, apply, [("brain", "brain")]),
-            (apply, merge, [("scores", "in1")]),
-        ])  # fmt: skip
+        apply = Node(node, name=f"norm_{fold}", mem_gb=2)
+        _connect_scores(workflow, inputnode, fold, [apply])
     return workflow
+
+
+def init_fitted_wf(
+    detector: str,
+    controls: Sequence[StoredImage],
+    folds: Sequence[DetectorFold],
+    patients: Sequence[StoredImage],
+    fitting: Fitting,
+) -> Workflow:
+    """Fit a detector by its method: :func:`init_ocsvm_wf` or :func:`init_norm_wf`.
+
+    Parameters
+    ----------
+    detector : str
+        A key of ``DETECTORS``; the workflow is named after it.
+    controls, folds, patients, fitting
+        As the method takes them.
+
+    Inputs
+    ------
+    brain
+        What is analysed.
+    """
+    factories = {"svm": partial(init_ocsvm_wf, controls), "norm": partial(init_norm_wf, detector)}
+    factory = factories[DETECTORS[detector].method]
+    return factory(folds, patients, fitting, name=f"{detector}_wf")
+
+
+def init_applied_wf(
+    detector: str, applied: Applied, patients: Sequence[StoredImage], fitting: Fitting
+) -> Workflow:
+    """Apply a detector by its method: :func:`init_applied_ocsvm_wf` or the one of norms.
+
+    Parameters
+    ----------
+    detector : str
+        A key of ``DETECTORS``; the workflow is named after it.
+    applied, patients, fitting
+        As the method takes them.
+
+    Inputs
+    ------
+    brain
+        What is analysed.
+    """
+    factories = {"svm": init_applied_ocsvm_wf, "norm": partial(init_applied_norm_wf, detector)}
+    factory = factories[DETECTORS[detector].method]
+    return factory(applied, patients, fitting, name=f"{detector}_wf")
+
+
+def files_of(detector: str, folds: int, slabs: int) -> list[str]:
+    """Name the files of a detector in the folder of detectors, as its node ``files`` has them."""
+    namers = {
+        "svm": partial(ocsvm_files, folds, slabs),
+        "norm": partial(norm_files, detector, folds),
+    }
+    return namers[DETECTORS[detector].method]()
+
+
+def slabs_of(detector: str, fitting: Fitting) -> Sequence[tuple[int, int]]:
+    """List the slabs whose scores a detector gives in each fold: a norm's is the whole volume."""
+    whole = [(fitting.slabs[0][0], fitting.slabs[-1][1])]
+    return {"svm": fitting.slabs, "norm": whole}[DETECTORS[detector].method]
 
 
 @dataclass(frozen=True)
