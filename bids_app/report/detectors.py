@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from bids_app.derivatives.detections import DETECTORS_FOLDER
-from bids_app.detection.detectors import DETECTORS, TRAINING_SETS, detector_of
+from bids_app.detection.detectors import DETECTORS, detector_of
+from bids_app.detection.detectors import TRAINING_SETS as SETS
 from bids_app.errors import Mri2petError
 from bids_app.files import read_json
 from bids_app.report.cards import UNKNOWN
@@ -78,7 +79,7 @@ def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
     Examples
     --------
-    >>> in_order(["synthetic", "mine", "real", "real"], TRAINING_SETS)
+    >>> in_order(["synthetic", "mine", "real", "real"], SETS)
     ['real', 'synthetic', 'mine']
     """
     places = list(known)
@@ -90,7 +91,7 @@ def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 def rank_of(training_set: str, detector: str) -> tuple[int, str, int, str]:
     """Say where a detector stands: training sets in their order, then detectors in theirs."""
-    sets, kinds = list(TRAINING_SETS), list(DETECTORS)
+    sets, kinds = list(SETS), list(DETECTORS)
     return (
         sets.index(training_set) if training_set in sets else len(sets),
         training_set,
@@ -101,7 +102,7 @@ def rank_of(training_set: str, detector: str) -> tuple[int, str, int, str]:
 
 def colour_of(training_set: str, sets: Sequence[str]) -> str:
     """Give the colour of a training set: one a set, from the palette of Okabe and Ito."""
-    places = in_order([*TRAINING_SETS, *sets], TRAINING_SETS)
+    places = in_order([*SETS, *sets], SETS)
     return (PALETTE[0], PALETTE[5], PALETTE[2], *PALETTE)[
         places.index(training_set) % (3 + len(PALETTE))
     ]
@@ -246,7 +247,7 @@ def find_cards(
 
 def folders_of(output_dir: Path, sets: Collection[str], applied: str = "") -> list[Path]:
     """Say where detectors lie, in the order in which they are shown; as :func:`find_cards`."""
-    own = [output_dir / DETECTORS_FOLDER / name for name in in_order(sets, TRAINING_SETS)]
+    own = [output_dir / DETECTORS_FOLDER / name for name in in_order(sets, SETS)]
     return [Path(applied)] if applied else own
 
 

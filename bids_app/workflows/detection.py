@@ -3,7 +3,7 @@
 From scores to what a reader sees: anomaly maps and clusters, on the template and on the T1w.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -158,6 +158,7 @@ def init_ocsvm_wf(
             threads=1,  # of so small a network they would wait for one another
         )  # fmt: skip
         train = Node(encoder, name=f"encoder_{fold.number}", mem_gb=2)
+        merge = _merge_scores(fold.number, len(fitting.slabs))
         start = 2 + place * per_fold
         workflow.connect([
             (inputnode, train, [("brain", "brain")]),
@@ -168,33 +169,28 @@ def init_ocsvm_wf(
             "digests": _digests(fold.controls), "nu": fitting.nu, "threads": fitting.threads,
             **_scored([*patients, *fold.held_out]),
         }  # fmt: skip
-        slabs = [FitSlab(first=first, last=last, **common) for first, last in fitting.slabs]
-        fits = _slab_nodes(slabs, fold.number, fitting)
-        _connect_scores(workflow, inputnode, fold.number, fits)
-        for number, fit in enumerate(fits, start=1):
+        for number, (first, last) in enumerate(fitting.slabs, start=1):
+            fit = _slab_node(
+                FitSlab(first=first, last=last, **common), fold.number, number, fitting
+            )
             workflow.connect([
+                (inputnode, fit, [("brain", "brain")]),
                 (pack, fit, [("packed", "packed")]),
                 (train, fit, [("encoder", "encoder")]),
+                (fit, merge, [("scores", f"in{number}")]),
                 (fit, files, [("voxels", f"in{start + number}")]),
             ])  # fmt: skip
     return workflow
 
 
-def _slab_nodes(slabs: Sequence[ApplySlab], fold: int, fitting: Fitting) -> list[Node]:
-    return [
-        Node(slab, name=f"slab_{fold}_{number}", n_procs=fitting.threads, mem_gb=fitting.mem_gb)
-        for number, slab in enumerate(slabs, start=1)
-    ]
+def _slab_node(interface: FitSlab | ApplySlab, fold: int, slab: int, fitting: Fitting) -> Node:
+    return Node(
+        interface, name=f"slab_{fold}_{slab}", n_procs=fitting.threads, mem_gb=fitting.mem_gb
+    )
 
 
-def _connect_scores(workflow: Workflow, inputnode: Node, fold: int, nodes: Sequence[Node]) -> None:
-    """Give the nodes of a fold the brain, and gather their scores in node ``scores_K``."""
-    merge = Node(Merge(len(nodes)), name=f"scores_{fold}", run_without_submitting=True)
-    for number, node in enumerate(nodes, start=1):
-        workflow.connect([
-            (inputnode, node, [("brain", "brain")]),
-            (node, merge, [("scores", f"in{number}")]),
-        ])  # fmt: skip
+def _merge_scores(fold: int, pieces: int) -> Node:
+    return Node(Merge(pieces), name=f"scores_{fold}", run_without_submitting=True)
 
 
 def ocsvm_files(folds: int, slabs: int) -> list[str]:
@@ -262,8 +258,12 @@ def init_norm_wf(
             **_scored_both(detector, [*patients, *fold.held_out]),
         )  # fmt: skip
         fit = Node(norm, name=f"norm_{fold.number}", mem_gb=2)
-        _connect_scores(workflow, inputnode, fold.number, [fit])
-        workflow.connect(fit, "norm", files, f"in{place}")
+        merge = _merge_scores(fold.number, 1)
+        workflow.connect([
+            (inputnode, fit, [("brain", "brain")]),
+            (fit, merge, [("scores", "in1")]),
+            (fit, files, [("norm", f"in{place}")]),
+        ])  # fmt: skip
     return workflow
 
 
@@ -331,11 +331,15 @@ def init_applied_ocsvm_wf(
             "packed": str(applied.folder / packed), "members": list(members),
             "digests": [applied.sha256], "threads": fitting.threads,
         }  # fmt: skip
-        slabs = [
-            ApplySlab(first=first, last=last, voxels=str(applied.folder / next(files)), **common)
-            for first, last in fitting.slabs
-        ]
-        _connect_scores(workflow, inputnode, fold, _slab_nodes(slabs, fold, fitting))
+        merge = _merge_scores(fold, len(fitting.slabs))
+        for number, (first, last) in enumerate(fitting.slabs, start=1):
+            voxels = str(applied.folder / next(files))
+            slab = ApplySlab(first=first, last=last, voxels=voxels, **common)
+            apply = _slab_node(slab, fold, number, fitting)
+            workflow.connect([
+                (inputnode, apply, [("brain", "brain")]),
+                (apply, merge, [("scores", f"in{number}")]),
+            ])  # fmt: skip
     return workflow
 
 
@@ -374,8 +378,11 @@ def init_applied_norm_wf(
             detector=detector, fwhm=fitting.fwhm, norm=str(applied.folder / norm),
             **_scored_both(detector, patients),
         )  # fmt: skip
-        apply = Node(node, name=f"norm_{fold}", mem_gb=2)
-        _connect_scores(workflow, inputnode, fold, [apply])
+        apply, merge = Node(node, name=f"norm_{fold}", mem_gb=2), _merge_scores(fold, 1)
+        workflow.connect([
+            (inputnode, apply, [("brain", "brain")]),
+            (apply, merge, [("scores", "in1")]),
+        ])  # fmt: skip
     return workflow
 
 
@@ -400,7 +407,10 @@ def init_fitted_wf(
     brain
         What is analysed.
     """
-    factories = {"svm": partial(init_ocsvm_wf, controls), "norm": partial(init_norm_wf, detector)}
+    factories: dict[str, Callable[..., Workflow]] = {
+        "svm": partial(init_ocsvm_wf, controls),
+        "norm": partial(init_norm_wf, detector),
+    }
     factory = factories[DETECTORS[detector].method]
     return factory(folds, patients, fitting, name=f"{detector}_wf")
 
@@ -422,7 +432,10 @@ def init_applied_wf(
     brain
         What is analysed.
     """
-    factories = {"svm": init_applied_ocsvm_wf, "norm": partial(init_applied_norm_wf, detector)}
+    factories: dict[str, Callable[..., Workflow]] = {
+        "svm": init_applied_ocsvm_wf,
+        "norm": partial(init_applied_norm_wf, detector),
+    }
     factory = factories[DETECTORS[detector].method]
     return factory(applied, patients, fitting, name=f"{detector}_wf")
 
