@@ -15,19 +15,13 @@ from bids_app.derivatives.paths import FDG_LABEL, derivative_path, entities_of, 
 from bids_app.derivatives.sidecars import Sidecar, Space
 from bids_app.detection.card import CARD, CONTROL_CLUSTERS, CONTROL_MAPS
 from bids_app.detection.clusters import MIDLINE, Cluster, Place
+from bids_app.detection.detectors import DETECTORS
 from bids_app.detection.evaluation import CurvePoint, Finding, FreePoint, Mark, McNemarTest
 from bids_app.errors import UnusableDataError
 from bids_app.files import MISSING, read_json, read_tsv, write_json, write_tsv
 
-DETECTORS = "detectors"
+DETECTORS_FOLDER = "detectors"
 _CARD = "DetectorCard"  # in a sidecar
-_MEANING = {
-    "ocsvm": "minus the decision function of a one-class SVM on the latents of patches; above 0 "
-    "lies outside the boundary of the controls it was trained on, as does much of the brain of a "
-    "control it was not trained on",
-    "zscore": "Crawford-Howell t of the uptake of controls minus this one's, after smoothing",
-    "pseudonormal": "t of synthetic minus real PET, against that difference in controls",
-}
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class AnomalyPaths:
 
 def root_of(output_dir: Path, training_set: str, *, primary: bool) -> Path:
     """Say where maps of a training set go: those of the primary one, to participants' folders."""
-    return output_dir if primary else output_dir / DETECTORS / training_set
+    return output_dir if primary else output_dir / DETECTORS_FOLDER / training_set
 
 
 def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> AnomalyPaths:
@@ -158,7 +152,7 @@ class Origin:
 
     def statmap(self, pet: Path, space: Space) -> Sidecar:
         """Tell of an anomaly map on the template's grid."""
-        meaning = _MEANING[self.detector]
+        meaning = DETECTORS[self.detector].statmap
         text = f"Anomaly of FDG PET, more is more abnormal: {meaning}. For research; no diagnosis"
         return {
             "Description": text, **self._common([pet]), "SkullStripped": True, **space.entries()
@@ -232,12 +226,7 @@ _HOW: Dictionary = {
     },
     "detector": {
         "Description": "What made the score map; more is more abnormal",
-        "Levels": {
-            "ocsvm": "One one-class SVM a voxel, on latents of patches. Zotova et al. (2021),"
-            " section 2.2; score 0 is its boundary around the controls that it was trained on",
-            "zscore": "Crawford-Howell t of less uptake than in controls, of smoothed PET",
-            "pseudonormal": "Crawford-Howell t of synthetic minus real PET",
-        },
+        "Levels": {name: detector.score for name, detector in DETECTORS.items()},
     },
 }
 _UNIT: Dictionary = {
