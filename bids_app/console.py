@@ -51,7 +51,7 @@ class Console:
         """Say the last line of a run."""
         self.out.print(text)
 
-    def tell_selection(self, selection: Selection, root: Path) -> None:
+    def report_selection(self, selection: Selection, root: Path) -> None:
         """Print which images will be used, and which not, and why; tables on standard output."""
 
         def name(path: Path | None) -> str:
@@ -69,7 +69,7 @@ class Console:
             unused = [(one.subject, name(one.path), one.reason) for one in selection.unused]
             self._tell_table("Not used", ("participant", "image", "why"), unused)
 
-    def tell_controls(
+    def report_controls(
         self, pairs: Sequence[Preprocessed], notes: Sequence[str], root: Path
     ) -> None:
         """Print which controls will be used, and of which images, and what is told of others."""
@@ -82,7 +82,7 @@ class Console:
         for note in notes:
             self.out.print(note)
 
-    def tell_people(
+    def report_subjects(
         self,
         controls: Sequence[Participant],
         patients: Sequence[Participant],
@@ -200,7 +200,7 @@ def list_troubled(who: Sequence[str]) -> str:
 
     Examples
     --------
-    >>> tell_troubled([]), tell_troubled(["sub-01", "sub-02"])
+    >>> list_troubled([]), list_troubled(["sub-01", "sub-02"])
     ('0 have problems', '2 have problems (sub-01, sub-02)')
     """
     return f"{len(who)} have problems" + (f" ({', '.join(who)})" if who else "")

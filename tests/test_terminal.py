@@ -70,8 +70,8 @@ def test_a_current_folder_that_was_deleted_is_a_sentence(tmp_path, command):
 SAY = (
     "import sys; from bids_app.arguments import exit_code_of\n"
     "def run():\n"
-    "    from bids_app.console import Voice\n"
-    "    voice = Voice()\n"
+    "    from bids_app.console import Console\n"
+    "    voice = Console()\n"
     "    for _ in range(2000): voice.say('a line — of progress \\udcff'); voice.close('the last')\n"
     "    open(sys.argv[1], 'w').write('done'); return 0\n"
     "sys.exit(exit_code_of(run, interrupted='stopped'))\n"

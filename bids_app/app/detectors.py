@@ -84,7 +84,7 @@ class ScoredImage:
     ----------
     training_set, detector : str
         What scored it.
-    who : Pictured
+    who : StoredSubject
         Whose PET.
     control : bool
         Whether it is a held-out control.
@@ -126,7 +126,7 @@ class TrainingSetPlan:
         Of the training set.
     graph : Workflow
         That does it all.
-    sightings : tuple of Sighting
+    sightings : tuple of ScoredImage
         All images and detectors.
     notes : tuple of str
         Sentences.
@@ -215,9 +215,9 @@ def refuse_sets(screening: GroupPlan, settings: Settings, pictures: StoredCohort
 
     Parameters
     ----------
-    screening, settings : Screening, Settings
+    screening, settings : GroupPlan, Settings
         The run.
-    pictures : Pictures
+    pictures : StoredCohort
         Of all who may take part.
 
     Raises
@@ -598,7 +598,7 @@ def plan_applied(
         The run.
     folder, card : Path, DetectorCard
         Of the detectors.
-    pictures : Pictures
+    pictures : StoredCohort
         Of patients.
 
     Raises

@@ -89,7 +89,7 @@ class ImageClusters:
 
     Parameters
     ----------
-    sighting : Sighting
+    sighting : ScoredImage
         Who and which.
     clusters : tuple of Cluster
         All of them.
@@ -190,7 +190,7 @@ def scored_in(output_dir: Path, dataset: str, seen: Iterable[ImageClusters]) -> 
         Root of the derivative dataset.
     dataset : str
         Name or DOI of the raw one.
-    seen : iterable of Seen
+    seen : iterable of ImageClusters
         Controls and patients.
     """
     return ScoredRun(dataset, [_scored(output_dir, one.sighting) for one in seen])
@@ -215,7 +215,7 @@ def write_detections(
     ----------
     output_dir : Path
         Root of the derivative dataset.
-    seen : sequence of Seen
+    seen : sequence of ImageClusters
         Controls and patients, in any order.
     most : int
         Clusters that are kept of a patient.
@@ -459,7 +459,7 @@ def _report_subjects(
     told = list(subjects.notes)
     told += [f"sub-{one.label}: not used, no real PET" for one in controls if one not in used]
     told += [problem.sentence for problem in subjects.problems]
-    voice.tell_people(used, patients, told, settings.output_dir)
+    voice.report_subjects(used, patients, told, settings.output_dir)
 
 
 def _close_dry(usable: Subjects, early: Sequence[Problem], voice: Console) -> int:

@@ -38,7 +38,7 @@ class StoredCohort:
 
     Parameters
     ----------
-    controls, patients : tuple of Pictured
+    controls, patients : tuple of StoredSubject
         With a stored PET, real or synthetic; patients with a real one.
     lesions : mapping
         Mask on the template's grid, by T1w of the patient's visit.
@@ -63,7 +63,7 @@ def store_cohort(
 
     Parameters
     ----------
-    screening : Screening
+    screening : GroupPlan
         The run.
     subjects : Subjects
         Controls and patients.

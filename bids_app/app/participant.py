@@ -111,7 +111,7 @@ def _select(settings: Settings, voice: Console) -> Selection:
     refuse_places(settings)
     selection = read_selection(settings)
     if settings.dry_run:
-        voice.tell_selection(selection, settings.bids_dir)
+        voice.report_selection(selection, settings.bids_dir)
     return selection
 
 
@@ -360,7 +360,7 @@ def report_subjects(
         Label → what the run tells of it.
     template_t1w : Path
         The template, on the grid of the images in its space.
-    voice : Voice
+    voice : Console
         Is told of what failed.
 
     Returns

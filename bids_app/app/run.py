@@ -297,9 +297,9 @@ def hold(
 
     Parameters
     ----------
-    settings, stamp : Settings, Stamp
+    settings, stamp : Settings, RunRecord
         Of the run.
-    voice : Voice
+    voice : Console
         Is told where a disk knows no locks.
     results, intermediate : collection of str
         What is claimed in the output folder, and in the work folder.
@@ -331,7 +331,7 @@ class Runner:
     ----------
     settings : Settings
         Of the run.
-    voice : Voice
+    voice : Console
         Is told.
     name : str
         Of the folder of intermediate files, in the work folder.

@@ -89,7 +89,7 @@ def train(settings: Settings, voice: Console, stamp: description.RunRecord) -> i
     controls = replace(controls, notes=(*grid, *controls.notes))
     if settings.dry_run:
         told = [*controls.notes, *(problem.sentence for problem in controls.problems)]
-        voice.tell_controls(_visits(controls), told, settings.output_dir)
+        voice.report_controls(_visits(controls), told, settings.output_dir)
     means, study, unfit = _prepare(settings, controls, voice, stamp)
     if settings.dry_run:
         return _close_dry(settings, controls, unfit, voice)

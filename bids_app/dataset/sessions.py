@@ -236,9 +236,9 @@ def describe_distance(
 
     Examples
     --------
-    >>> tell_distance("M054", "M060", ["M000", "M060"], {})
+    >>> describe_distance("M054", "M060", ["M000", "M060"], {})
     '6 apart by the numbers of their labels'
-    >>> tell_distance("2", "1", ["1", "3"], {})
+    >>> describe_distance("2", "1", ["1", "3"], {})
     '1 apart by the numbers of their labels, the earlier of two as near'
     """
     options = set(candidates)

@@ -219,7 +219,7 @@ def describe_missing(parts: object) -> str:
 
     Examples
     --------
-    >>> tell_missing(["the top 2.4 cm", "the left 0.4 cm"]), tell_missing(None)
+    >>> describe_missing(["the top 2.4 cm", "the left 0.4 cm"]), describe_missing(None)
     ('the top 2.4 cm and the left 0.4 cm', 'a part')
     """
     return " and ".join(map(str, parts)) if isinstance(parts, list) and parts else "a part"

@@ -123,7 +123,7 @@ def plan_storage(
 
     Parameters
     ----------
-    screening : Screening
+    screening : GroupPlan
         The run.
     people : iterable of Participant
         Controls and patients.
@@ -172,7 +172,7 @@ def choose_training_images(
     ----------
     training_set : {"real", "hybrid", "synthetic"}
         Real PETs, both, or synthetic ones.
-    controls : sequence of Pictured
+    controls : sequence of StoredSubject
         All.
     synthetic_controls : {"t1w-only", "all"}
         Whose synthetic PET is taken: that of controls without a real one, or of all.
@@ -255,7 +255,7 @@ def split(
     ----------
     trained : sequence of Trained
         The training set.
-    controls : sequence of Pictured
+    controls : sequence of StoredSubject
         Whose real PETs are scored by the fold that leaves them out, in the training set or not.
     dealt : mapping
         As :func:`deal` gives it.

@@ -50,7 +50,7 @@ class Calibration:
 
     Parameters
     ----------
-    which : Which
+    which : DetectorKey
         The detector.
     controls : dict
         Held-out control → its highest ``sum_score``; 0 where it has no cluster.
@@ -301,8 +301,8 @@ def follow(responses: Sequence[FreeResponse], end: float) -> list[tuple[float, f
 
     Examples
     --------
-    >>> one = Which((0, "", 0, ""), "real", "ocsvm")
-    >>> found = [Response(one, "lesion", x, y) for x, y in ((2.0, 0.5), (0.5, 0.25), (1.0, 0.25))]
+    >>> one = DetectorKey((0, "", 0, ""), "real", "ocsvm")
+    >>> found = [FreeResponse(one, "lesion", x, y) for x, y in ((2.0, 0.5), (0.5, 0.25), (1.0, 0.25))]
     >>> follow(found, 1.5)
     [(0.0, 0.0), (0.5, 0.0), (0.5, 0.25), (1.5, 0.25)]
     """

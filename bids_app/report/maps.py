@@ -76,7 +76,7 @@ def take_score_map(shelf: ImageCache, output_dir: Path, anomaly: Anomaly, *, own
 
     Parameters
     ----------
-    shelf : Shelf
+    shelf : ImageCache
         Of ``output_dir``.
     output_dir : Path
         The derivative dataset.

@@ -221,7 +221,7 @@ def renew(output_dir: Path, report: str, told: RunSummary) -> RecordSection:
         The derivative dataset.
     report : str
         The report's name.
-    told : Told
+    told : RunSummary
         Of the run.
 
     Raises
@@ -248,7 +248,7 @@ def describe_settings(settings: Mapping[str, object]) -> dict[str, str]:
 
     Examples
     --------
-    >>> tell_settings({"nu": 0.03, "detectors": ("ocsvm", "zscore"), "atlas": None, "runs": ()})
+    >>> describe_settings({"nu": 0.03, "detectors": ("ocsvm", "zscore"), "atlas": None, "runs": ()})
     {'nu': '0.03', 'detectors': 'ocsvm, zscore'}
     """
     return {
@@ -263,7 +263,7 @@ def describe_duration(seconds: float | None) -> str:
 
     Examples
     --------
-    >>> tell_duration(7320.0), tell_duration(755.2), tell_duration(None)
+    >>> describe_duration(7320.0), describe_duration(755.2), describe_duration(None)
     ('2 h 2 min', '12 min 35 s', '')
     """
     if seconds is None:

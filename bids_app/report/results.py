@@ -572,7 +572,7 @@ def describe_extensions(*, overlap: bool, matched: bool, folds: int, novelty: bo
 
     Examples
     --------
-    >>> tell_beyond(overlap=False, matched=False, folds=0, novelty=False)
+    >>> describe_extensions(overlap=False, matched=False, folds=0, novelty=False)
     ''
     """
     sentences = (

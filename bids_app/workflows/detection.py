@@ -40,7 +40,7 @@ class StoredImage:
         Its volumes.
     sha256 : str
         Of their content.
-    synthetic : Picture or None
+    synthetic : StoredImage or None
         The synthetic PET of the same visit, where the detector compares both.
     """
 
@@ -58,9 +58,9 @@ class DetectorFold:
     ----------
     number : int
         From 1.
-    controls : sequence of Picture
+    controls : sequence of StoredImage
         That are trained on.
-    held_out : sequence of Picture
+    held_out : sequence of StoredImage
         Real PET of controls that are not.
     seed : int
         Of all randomness.
@@ -131,11 +131,11 @@ def init_ocsvm_wf(
 
     Parameters
     ----------
-    controls : sequence of Picture
+    controls : sequence of StoredImage
         The training set; those of each fold are among them.
     folds : sequence of DetectorFold
         In order.
-    patients : sequence of Picture
+    patients : sequence of StoredImage
         Scored by every fold, before the controls it holds out.
     fitting : Fitting
         How.
@@ -237,7 +237,7 @@ def init_norm_wf(
         Which, of those whose method is a norm.
     folds : sequence of DetectorFold
         In order; every picture has its synthetic one, if the detector compares both.
-    patients : sequence of Picture
+    patients : sequence of StoredImage
         Scored by every fold, before the controls it holds out.
     fitting : Fitting
         How.
@@ -311,7 +311,7 @@ def init_applied_ocsvm_wf(
     ----------
     applied : Applied
         The detectors.
-    patients : sequence of Picture
+    patients : sequence of StoredImage
         Scored by every fold.
     fitting : Fitting
         How; what only fitting needs is not used.
@@ -361,7 +361,7 @@ def init_applied_norm_wf(
         Which, of those whose method is a norm.
     applied : Applied
         The detectors.
-    patients : sequence of Picture
+    patients : sequence of StoredImage
         Scored by every fold.
     fitting : Fitting
         How; what only fitting needs is not used.
@@ -484,7 +484,7 @@ class ScoredMaps:
 
     Parameters
     ----------
-    picture : Picture
+    picture : StoredImage
         The image.
     row : int
         Where it stands in the scores of each fold that has scored it.

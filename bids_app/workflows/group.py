@@ -54,7 +54,7 @@ class DetectorPlan:
     ----------
     folds : sequence of DetectorFold
         In order.
-    patients : sequence of Picture
+    patients : sequence of StoredImage
         Scored by every fold, before the controls it holds out.
     targets : sequence of Target
         All that are scored.
@@ -87,7 +87,7 @@ def init_training_set_wf(
 
     Parameters
     ----------
-    controls : sequence of Picture
+    controls : sequence of StoredImage
         That detectors are trained on.
     detectors : mapping
         Name → plan.

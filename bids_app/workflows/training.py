@@ -240,7 +240,7 @@ def init_model_wf(
         The row.
     folds : sequence of Fold
         In order.
-    means : Means
+    means : ComputeSettings
         To compute with.
     fwhm : float
         Smoothing of a synthetic PET, in mm.
@@ -314,7 +314,7 @@ def init_baselines_wf(
         In order.
     outputs : sequence of Path
         Where the scores go, one a fold.
-    means : Means
+    means : ComputeSettings
         To compute with.
     """
     workflow = Workflow(name)
