@@ -732,6 +732,7 @@ def test_numbers_of_a_free_response_curve_end_within_the_chart(made):
     detected = find_detected(made.out)
     many = [replace(one, per_control=10.0) for one in detected.responses]
     chart = draw_responses(replace(detected, responses=many))
+    assert {axes.get_xlim() for axes in chart.figure.axes} == {(0, 10)}  # no further
     root = ElementTree.fromstring(
         f'<svg xmlns:xlink="http://www.w3.org/1999/xlink">{chart.svg}</svg>'
     )
