@@ -2,6 +2,7 @@ import base64
 import copy
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -46,13 +47,15 @@ from bids_app.report.anomalies import (
     maps_on_disk,
     write_run,
 )
-from bids_app.report.charts import WIDTH
 from bids_app.report.detection_charts import (
+    ACROSS,
+    FALSE,
     calibrations_of,
     draw_calibration,
     draw_detection,
     draw_responses,
     follow,
+    name_of,
 )
 from bids_app.report.detectors import FreeResponse, card_of, which
 from bids_app.report.figures import AXIS_OF
@@ -237,7 +240,8 @@ def test_odd_values_are_escaped(cohort):
 def test_the_reports_load_neither_torch_nor_numba_nor_plots():
     code = (
         "import sys, bids_app.report.group, bids_app.report.participant; "
-        "print({'torch', 'numba', 'sklearn', 'nilearn.plotting'} & set(sys.modules))"
+        "print({'torch', 'numba', 'sklearn', 'nilearn.plotting', 'matplotlib.figure', "
+        "'matplotlib.pyplot'} & set(sys.modules))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "set()"
@@ -375,12 +379,23 @@ def test_equal_to_the_highest_control_is_not_above_it(made):
 def test_every_person_is_a_dot_on_the_axis_of_its_detector(made):
     calibrations = calibrations_of(find_detected(made.out))
     chart = draw_calibration(calibrations, SETS)
-    assert len(chart.dots) == len(calibrations) * (2 + 2)
-    assert all(0 < dot.x < WIDTH for dot in chart.dots)
-    patients, controls = chart.dots[2:4], chart.dots[:2]
-    assert min(dot.x for dot in patients) > max(dot.x for dot in controls)  # OC-SVM, real
-    assert len({dot.y for dot in controls}) == 1
-    assert patients[0].y < controls[0].y
+    assert len(chart.figure.axes) == len(calibrations)
+    for axes, calibration in zip(chart.figure.axes, calibrations, strict=True):
+        limit, controls, patients = axes.lines
+        assert limit.get_xdata()[0] == max(calibration.controls.values())
+        assert list(controls.get_xdata()) == list(calibration.controls.values())
+        assert list(patients.get_xdata()) == list(calibration.patients.values())
+        assert len(controls.get_xdata()) == len(patients.get_xdata()) == 2
+        low, high = axes.get_xlim()
+        assert all(low <= x < high for x, _ in [*controls.get_xydata(), *patients.get_xydata()])
+        assert len(set(controls.get_ydata())) == 1
+        assert min(patients.get_ydata()) > max(controls.get_ydata())  # y counts upwards
+        for told in (name_of(calibration), "2 of 2 patients above all 2 controls"):
+            assert f">{told}</text>" in chart.svg
+    _, controls, patients = chart.figure.axes[0].lines  # OC-SVM, real
+    assert min(patients.get_xdata()) > max(controls.get_xdata())
+    assert patients.get_color() == chart.keys[1].colour != controls.get_color()
+    assert controls.get_color() == chart.keys[0].colour
     assert draw_calibration([replace(c, controls={}) for c in calibrations], SETS) is None
 
 
@@ -612,52 +627,76 @@ def test_colours_tell_training_sets_and_dashes_tell_detectors(made):
     real, other, hybrid, _ = chart.keys
     assert real.colour == other.colour != hybrid.colour
     assert real.dash == hybrid.dash != other.dash
-    lines = [stroke for stroke in chart.strokes if stroke.width == 2]
-    assert [(one.colour, one.dash) for one in lines[:4]] == [
-        (key.colour, key.dash) for key in chart.keys
-    ]
-    assert len(lines) == 4 * len(UNITS)
+    for axes in chart.figure.axes:
+        assert [line.get_color() for line in axes.lines] == [key.colour for key in chart.keys]
+        whole, dashed, *others = [line.get_linestyle() for line in axes.lines]
+        assert others == [whole, dashed] != [dashed, whole]
+    assert len(chart.figure.axes) == len(UNITS)
 
 
 def test_every_point_of_the_curve_is_drawn_where_it_is(made):
     detected = find_detected(made.out)
-    dots = draw_detection(detected).dots
-    assert len(dots) == 4 * len(UNITS) * 10
-    points = sorted(
-        (p for p in detected.curve if p.unit == "lesion"), key=lambda p: (p.which, p.clusters)
-    )
-    heights = np.array([dot.y for dot in dots[:40]])
-    sensitivities = np.array([point.sensitivity for point in points])
-    assert np.corrcoef(heights, sensitivities)[0, 1] == pytest.approx(-1)  # px count downwards
-    steps = np.diff([dot.x for dot in dots[:10]])
-    assert steps == pytest.approx(steps[0])
-    assert steps[0] > 0
+    chart = draw_detection(detected)
+    for axes, unit in zip(chart.figure.axes, UNITS, strict=True):
+        assert len(axes.lines) == 4
+        for line, detector in zip(
+            axes.lines, sorted({p.which for p in detected.curve}), strict=True
+        ):
+            own = {
+                p.clusters: p.sensitivity
+                for p in detected.curve
+                if p.unit == unit and p.which == detector
+            }
+            assert len(own) == 10
+            assert line.get_marker() == "o"
+            assert [round(x) for x in line.get_xdata()] == sorted(own)
+            assert list(line.get_ydata()) == [own[clusters] for clusters in sorted(own)]
+            assert np.diff(line.get_xdata()) == pytest.approx(1)
+        assert axes.get_ylim() == (0, 1)
+        low, high = axes.get_xlim()
+        assert [x for x in axes.get_xticks() if low < x < high] == list(range(1, 11))
+    for told in ("Lesions: sensitivity", "Patients with a lesion: sensitivity", ACROSS):
+        assert f">{told}</text>" in chart.svg
 
 
 def test_equal_curves_do_not_hide_one_another(made):
     detected = find_detected(made.out)
     alike = [replace(point, sensitivity=0.5) for point in detected.curve]
-    chart = draw_detection(replace(detected, curve=alike))
-    places = [(round(dot.x, 1), dot.y) for dot in chart.dots]
+    axes, _ = draw_detection(replace(detected, curve=alike)).figure.axes
+    places = [tuple(point) for line in axes.lines for point in line.get_xydata()]
     assert len(set(places)) == len(places)
-    shift = max(dot.x for dot in chart.dots[::10][:4]) - min(dot.x for dot in chart.dots[::10][:4])
-    assert shift < chart.dots[1].x - chart.dots[0].x  # by less than a cluster
+    first = [line.get_xdata()[0] for line in axes.lines]
+    assert 0 < max(first) - min(first) < 1  # by less than a cluster
 
 
 def test_intervals_lie_around_their_lines(made):
     detected = find_detected(made.out)
-    bands = [stroke for stroke in draw_detection(detected).strokes if stroke.fill != "none"]
-    assert len(bands) == 4 * len(UNITS)
-    assert all(band.path.count("L") == 19 for band in bands)
+    for axes, unit in zip(draw_detection(detected).figure.axes, UNITS, strict=True):
+        assert len(axes.patches) == 4
+        for band, line, detector in zip(
+            axes.patches, axes.lines, sorted({p.which for p in detected.curve}), strict=True
+        ):
+            own = [p for p in detected.curve if p.unit == unit and p.which == detector]
+            low, high = band.get_xy()[:10], band.get_xy()[19:9:-1]
+            assert low[:, 0] == pytest.approx(line.get_xdata())
+            assert high[:, 0] == pytest.approx(line.get_xdata())
+            assert sorted(low[:, 1]) == sorted(p.low for p in own)
+            assert sorted(high[:, 1]) == sorted(p.high for p in own)
+            assert (low[:, 1] <= line.get_ydata()).all()
+            assert (high[:, 1] >= line.get_ydata()).all()
+            assert band.get_alpha() < 0.2
     unknown = [replace(point, low=None) for point in detected.curve]
     chart = draw_detection(replace(detected, curve=unknown))
-    assert not [stroke for stroke in chart.strokes if stroke.fill != "none"]
+    assert not any(axes.patches for axes in chart.figure.axes)
 
 
 def test_a_curve_of_one_point_is_drawn(made):
     detected = find_detected(made.out)
     chart = draw_detection(replace(detected, curve=detected.curve[:1]))
-    assert len(chart.dots) == 1
+    (axes,) = chart.figure.axes
+    assert len(axes.lines) == 1
+    assert len(axes.lines[0].get_xdata()) == 1
+    assert chart.svg
     assert draw_detection(replace(detected, curve=[])) is None
 
 
@@ -675,18 +714,53 @@ def test_a_free_response_curve_never_falls(found, end):
 
 
 def test_free_response_curves_end_within_the_chart(made):
-    chart = draw_responses(find_detected(made.out))
-    numbers = [float(n) for s in chart.strokes for n in re.findall(r"[\d.]+", s.path)[::2]]
-    assert max(numbers) <= WIDTH
-    assert len([s for s in chart.strokes if s.width == 2]) == 4 * len(UNITS)
+    detected = find_detected(made.out)
+    chart = draw_responses(detected)
+    for axes, unit in zip(chart.figure.axes, UNITS, strict=True):
+        assert len(axes.lines) == 4
+        _, end = axes.get_xlim()
+        for line, detector in zip(
+            axes.lines, sorted({r.which for r in detected.responses}), strict=True
+        ):
+            own = [r for r in detected.responses if r.unit == unit and r.which == detector]
+            assert [tuple(point) for point in line.get_xydata()] == follow(own, end)
+            assert max(line.get_xdata()) == end
+        assert f">{FALSE}</text>" in chart.svg
 
 
 def test_numbers_of_a_free_response_curve_end_within_the_chart(made):
     detected = find_detected(made.out)
     many = [replace(one, per_control=10.0) for one in detected.responses]
-    texts = draw_responses(replace(detected, responses=many)).texts
-    ends = [text.x + 7 * len(text.words) / 2 for text in texts if text.anchor == "middle"]
-    assert max(ends) <= WIDTH  # a digit is 7 px wide
+    chart = draw_responses(replace(detected, responses=many))
+    assert {axes.get_xlim() for axes in chart.figure.axes} == {(0, 10)}  # no further
+    root = ElementTree.fromstring(
+        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink">{chart.svg}</svg>'
+    )
+    ends = [
+        float(text.get("x")) + 7 * len(text.text) / 2
+        for text in root.iter("text")
+        if "text-anchor: middle" in text.get("style")
+    ]
+    assert max(ends) <= chart.size[0]  # a digit is 7 px wide
+
+
+def test_values_that_are_no_numbers_have_no_place_in_a_chart(made):
+    detected = find_detected(made.out)
+    odd = [
+        replace(point, sensitivity=value, clusters=10**n)
+        for n, (point, value) in enumerate(
+            zip(detected.curve, (math.inf, -math.inf, 0.5, 1e308), strict=False)
+        )
+    ]
+    responses = [replace(one, per_control=math.inf) for one in detected.responses]
+    one = calibrations_of(detected)[0]
+    controls = {**one.controls, "odd": math.inf}
+    for chart in (
+        draw_detection(replace(detected, curve=odd)),
+        draw_responses(replace(detected, responses=responses)),
+        draw_calibration([replace(one, controls=controls)], SETS),
+    ):
+        assert not re.search(r"\b(nan|inf)\b", chart.svg, re.I)
 
 
 # Colours over the T1w

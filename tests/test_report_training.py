@@ -7,6 +7,7 @@ import subprocess
 import sys
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,17 +22,16 @@ from bids_app.imaging.volume import grid_of_box
 from bids_app.report.cards import Spec, TrainedModel, epochs_of, find_trained, kept_epoch
 from bids_app.report.charts import (
     HALF,
-    ROW,
     SERIES,
-    VIOLIN_TOP,
-    Axis,
     Sweep,
-    axis_around,
     cautions_of,
     draw_curves,
     draw_sweeps,
     draw_violins,
     half_widths,
+    limits_around,
+    new_figure,
+    set_axis,
     sweeps_of,
 )
 from bids_app.report.gallery import choose, draw_gallery, space_label
@@ -49,9 +49,11 @@ from bids_app.report.table1 import (
     ScoreRow,
     best_model,
     configuration_of,
+    full_name_of,
     least_p,
     matrices,
     table1,
+    values_of,
     why_no_lpips,
 )
 from bids_app.report.train import doubts_of, write_training_report
@@ -500,27 +502,61 @@ def test_tests_of_the_run_fill_the_matrices(tree):
 finite = st.floats(-1e6, 1e6)
 
 
-@given(st.lists(finite, max_size=20), st.booleans())
-def test_all_values_have_room_on_an_axis_and_keep_their_order(values, steep):
-    axis = axis_around(values, 10.0, 110.0, steep=steep)
-    places = [axis.place(value) for value in sorted(values)]
-    assert all(10 < place < 110 for place in places)
-    assert places == sorted(places)
-    assert axis.place(axis.low) == pytest.approx(10)
-    assert axis.place(axis.high) == pytest.approx(110)
-    assert all(axis.low <= tick <= axis.high for tick in axis.ticks())
+def ticks_of(limits, **kind):
+    """The words along an axis."""
+    axes = new_figure(400, 300).subplots()
+    set_axis(axes.xaxis, limits, **kind)
+    low, high = limits
+    places = [place for place in axes.get_xticks() if low <= place <= high]
+    return axes.xaxis.get_major_formatter().format_ticks(places)
+
+
+def dots_of(axes):
+    """Where the dots of a panel are, in its units."""
+    return [point for line in axes.lines if line.get_marker() == "o" for point in line.get_xydata()]
+
+
+def curves_of(axes):
+    return [line for line in axes.lines if line.get_marker() == "None"]
+
+
+@given(st.lists(finite, max_size=20))
+def test_all_values_have_room_on_an_axis(values):
+    low, high = limits_around(values)
+    assert all(low < value < high for value in values)
+    assert low < high
+    assert limits_around([*values, math.inf, -math.inf, math.nan]) == (low, high)
+
+
+@given(st.lists(st.floats(1e-11, 1e6), min_size=1, max_size=20))
+def test_all_values_have_room_on_a_logarithmic_axis(values):
+    low, high = limits_around(values, logarithmic=True)
+    assert 0 < low <= min(values)
+    assert max(values) <= high
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5 + 1e-12], [0.0, 1e-13], [-3.0] * 4])
+def test_alike_values_are_drawn_as_equal(values):
+    low, high = limits_around(values)
+    assert high - low > 0.1
 
 
 def test_axes_of_steep_losses_are_logarithmic():
-    assert axis_around([0.1, 50], 0, 1, steep=True).logarithmic
-    assert not axis_around([1, 19], 0, 1, steep=True).logarithmic
-    assert not axis_around([0, 50], 0, 1, steep=True).logarithmic
-    assert not axis_around([0.1, 50], 0, 1).logarithmic
-    assert Axis(1, 100, 0, 200, logarithmic=True).ticks()[:3] == [1, 2, 5]
+    for losses, scale in (([0.1, 50], "log"), ([1, 19], "linear"), ([0, 50], "linear")):
+        told = epochs(*(f"1 {n} {loss} 0.5 {loss} 0" for n, loss in enumerate(losses, 1)))
+        chart = draw_curves({"semi3d-gan": told})
+        scales = [axes.get_yscale() for axes in chart.figure.axes]
+        assert scales == [scale, "linear", "linear"]  # SSIM never
+        assert ("Loss of the generators (logarithmic)" in chart.svg) == (scale == "log")
+    assert ticks_of((1, 100), logarithmic=True)[:3] == ["1", "2", "5"]
+    for high in (30, 190, 210, 1e4, 1e9, 1e18):
+        assert 2 < len(ticks_of((1, high), logarithmic=True)) < 9
 
 
-def test_epochs_are_whole_numbers():
-    assert Axis(0.9, 3.1, 0, 1, whole=True).ticks() == [1, 2, 3]
+def test_words_along_axes_are_few_and_round():
+    assert ticks_of((0.9, 3.1), whole=True) == ["1", "2", "3"]
+    assert ticks_of((-0.3, 0.31)) == ["−0.2", "0", "0.2"]
+    assert ticks_of((0.0, 1.0)) == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
 
 
 def test_a_violin_is_widest_where_values_are_many(rng):
@@ -539,18 +575,42 @@ def test_too_few_or_equal_values_have_no_width(values):
 def test_every_control_is_a_dot_in_its_row(tree):
     trained = find_trained(tree.out)
     chart = draw_violins(trained.scores)
-    assert len(chart.dots) == 3 * len(tree.models) * len(tree.subjects)
-    rows = [int((dot.y - VIOLIN_TOP) // ROW) for dot in chart.dots]
-    assert sorted(rows) == sorted(list(range(len(tree.models))) * 3 * len(tree.subjects))
-    assert all(0 < dot.x < chart.width for dot in chart.dots)
+    assert len(chart.figure.axes) == 3
+    names = [label.get_text() for label in chart.figure.axes[0].get_yticklabels()]
+    assert names == [full_name_of(model) for model in tree.models]
+    for axes, metric in zip(chart.figure.axes, ("ssim", "psnr", "lpips"), strict=True):
+        dots = dots_of(axes)
+        assert len(dots) == len(tree.models) * len(tree.subjects)
+        low, high = axes.get_xlim()
+        assert all(low < x < high for x, _ in dots)
+        for place, model in enumerate(tree.models):
+            own = sorted(x for x, y in dots if abs(y - place) < 0.5)
+            assert own == sorted(values_of(trained.scores, model, metric).values())
+        below, above = axes.get_ylim()
+        assert below > len(tree.models) - 1 > 0 > above  # the first row is at the top
+
+
+def test_violins_show_mean_and_one_sd_to_either_side():
+    scores = [score("semi3d-gan", f"sub-{n}", ssim=ssim) for n, ssim in enumerate((0.7, 0.8, 0.9))]
+    (axes,) = draw_violins(scores).figure.axes
+    spread, middle = curves_of(axes)
+    assert spread.get_xdata() == pytest.approx([0.7, 0.9])
+    assert middle.get_xdata() == pytest.approx([0.8, 0.8])
+    (outline,) = axes.patches
+    assert outline.get_extents().width > 0
+    edge = outline.get_xy()
+    assert edge[:, 0].min() == pytest.approx(0.7)
+    assert edge[:, 0].max() == pytest.approx(0.9)
+    assert np.ptp(edge[:, 1]) == pytest.approx(2 * HALF, rel=0.01)
 
 
 def test_a_control_with_two_visits_is_one_dot_at_their_mean():
     visits = [score("semi3d-gan", "sub-1", session=s, ssim=v) for s, v in (("a", 0.7), ("b", 0.9))]
     other = [score("semi3d-gan", "sub-2", ssim=0.8), score("semi3d-gan", "sub-3", ssim=math.inf)]
-    dots = draw_violins([*visits, *other]).dots
+    (axes,) = draw_violins([*visits, *other]).figure.axes
+    dots = dots_of(axes)
     assert len(dots) == 2
-    assert dots[0].x == pytest.approx(dots[1].x)
+    assert [x for x, _ in dots] == pytest.approx([0.8, 0.8])
     assert draw_violins([score("semi3d-gan", "sub-1")]) is None
 
 
@@ -574,25 +634,41 @@ def test_of_an_epoch_that_was_run_twice_the_later_line_counts():
 def test_curves_have_a_line_a_fold_and_mark_the_epoch_that_was_kept(tree):
     histories = find_trained(tree.out).histories
     chart = draw_curves(histories)
-    curves = [stroke for stroke in chart.strokes if stroke.width == 1.4]
+    panels = chart.figure.axes
+    curves = [curve for axes in panels for curve in curves_of(axes)]
+    assert len(panels) == len(SHOWN) * len(SERIES)
     assert len(curves) == len(SHOWN) * (4 * len(SERIES) - 1)  # the final one has no SSIM
-    assert len(chart.dots) == len(SHOWN) * 3
+    dots = [dots_of(axes) for axes in panels]
+    assert [len(own) for own in dots] == [0, 0, 3] * len(SHOWN)
     assert [key.name for key in chart.keys] == [
         *("fold 1", "fold 2", "fold 3", "final generator, all controls")
     ]
     assert len({key.colour for key in chart.keys}) == 4
-    heights = [float(xy.split()[1]) for xy in re.split("[ML]", curves[0].path)[1:]]
-    assert heights == sorted(heights)  # the loss falls: px count downwards
-    for dot in chart.dots:  # epoch 4 has the best SSIM: nothing of its curve is above
-        own = [s for s in chart.strokes if s.width == 1.4 and f"{dot.x:.1f} {dot.y:.1f}" in s.path]
-        assert own
-        assert min(float(xy.split()[1]) for xy in re.split("[ML]", own[0].path)[1:]) >= dot.y - 0.1
+    assert [curve.get_color() for curve in curves[:4]] == [key.colour for key in chart.keys]
+    assert list(curves[0].get_xdata()) == list(range(1, 7))
+    assert curves[0].get_ydata() == pytest.approx([100 / n**2 for n in range(1, 7)], rel=1e-5)
+    for axes in panels[2::3]:  # epoch 4 has the best SSIM: nothing of its curve is above
+        assert [tuple(dot) for dot in dots_of(axes)] == [(4, 0.8)] * 3
+        assert all(curve.get_ydata().max() == 0.8 for curve in curves_of(axes))
+    for model in SHOWN:
+        assert f">{full_name_of(model)}</text>" in chart.svg
+
+
+def test_the_ssim_of_different_models_compares():
+    one, other = epochs("1 1 3 1 0.5 1"), epochs("1 1 30 1 0.9 1")
+    panels = draw_curves({"semi3d-gan": one, "semi3d-gan-mse": other}).figure.axes
+    assert panels[2].get_ylim() == panels[5].get_ylim()
+    assert panels[0].get_ylim() != panels[3].get_ylim()  # losses do not
 
 
 def test_losses_that_are_no_numbers_leave_a_gap_and_not_a_crash():
-    told = epochs("1 1 nan inf n/a 0", "1 2 3 -inf 0.5 1", "1 3 2 1 inf 0")
+    told = epochs("1 1 nan inf n/a 0", "1 2 3 -inf 0.5 1", "1 3 2 1 inf 0", "1 4 1e308 -1e308 0 0")
     chart = draw_curves({"semi3d-gan": told})
-    assert not [stroke for stroke in chart.strokes if re.search("nan|inf", stroke.path)]
+    assert not re.search(r"\b(nan|inf)\b", chart.svg, re.I)
+    generators, discriminators, ssim = chart.figure.axes
+    assert curves_of(generators)[0].get_xdata().tolist() == [2, 3, 4]
+    assert curves_of(discriminators)[0].get_xdata().tolist() == [3, 4]
+    assert dots_of(ssim)[0].tolist() == [2, 0.5]
     assert draw_curves({"semi3d-gan": ()}) is None
 
 
@@ -601,12 +677,18 @@ def test_the_best_smoothing_is_found_and_that_of_the_run_is_marked(tree):
     assert [one.model for one in sweeps] == list(SHOWN)
     assert {one.best for one in sweeps} == {2.0}
     chart = draw_sweeps(sweeps, 1.5)
-    (mark,) = [text for text in chart.texts if text.words == "this run: 1.5 mm"]
-    best = sorted({dot.x for dot in chart.dots if dot.radius > 4})
-    half_way = sorted({dot.x for dot in chart.dots})[3]
-    assert len(best) == 1
-    assert half_way < mark.x < best[0]
-    assert not [t for t in draw_sweeps(sweeps, None).texts if t.words.startswith("this run")]
+    (axes,) = chart.figure.axes
+    assert chart.svg.count(">this run: 1.5 mm</text>") == 1
+    assert list(axes.lines[0].get_xdata()) == [1.5, 1.5]  # and the dashed line is there
+    best = [line for line in axes.lines if line.get_markersize() == 9]
+    assert {x for line in best for x in line.get_xdata()} == {2.0}
+    for sweep, curve in zip(sweeps, axes.lines[1::2], strict=True):
+        assert dict(curve.get_xydata()) == sweep.means
+    assert [key.name for key in chart.keys] == [full_name_of(model) for model in SHOWN]
+    for told in ("SSIM, whole volume", "FWHM of the Gaussian (mm)"):
+        assert f">{told}</text>" in chart.svg
+    assert "this run" not in draw_sweeps(sweeps, None).svg
+    assert "this run" not in draw_sweeps(sweeps, 99.0).svg
     assert draw_sweeps([], 1.5) is None
 
 
@@ -618,6 +700,42 @@ def test_a_best_smoothing_that_tells_little_is_said_to():
     assert "2 mm" in narrow
     assert cautions_of(swept[1:], 1.0) == []
     assert cautions_of([], 2.0) == []
+
+
+def odd_violins():
+    """A chart whose names are made to break out of it."""
+    odd = ["<script>&\"'", "$\\frac$", "_hidden", ' id="a_1" clip-path="x"', "</svg>"]
+    return draw_violins([score(name, "sub-1", ssim=0.5 + n / 9) for n, name in enumerate(odd)])
+
+
+def test_names_are_shown_as_they_are():
+    svg = odd_violins().svg
+    for told in ("&lt;script&gt;&amp;\"'", "$\\frac$", "_hidden", "&lt;/svg&gt;"):
+        assert f">{told}</text>" in svg
+    assert "<script" not in svg
+    ElementTree.fromstring(f'<svg xmlns:xlink="http://www.w3.org/1999/xlink">{svg}</svg>')
+
+
+def test_a_chart_is_the_same_to_the_byte_each_time(tree):
+    scores = find_trained(tree.out).scores
+    chart = draw_violins(scores)
+    assert chart.svg == draw_violins(scores).svg == chart.svg
+    assert not re.search(r"metadata|\b20\d\d-", chart.svg)  # no date
+
+
+def test_charts_of_one_page_share_no_id():
+    charts = [draw_violins([score("semi3d-gan", "sub-1", **{m: 0.5})]) for m in ("ssim", "lpips")]
+    ids = [re.findall(r'\bid="(.*?)"', chart.svg) for chart in charts]
+    assert all(ids)
+    assert not set(ids[0]) & set(ids[1])
+
+
+def test_charts_do_not_heed_the_style_of_the_reader_and_leave_it_as_it_is(tree):
+    scores = find_trained(tree.out).scores
+    plain = draw_violins(scores).svg
+    with mpl.rc_context({"text.usetex": True, "font.size": 30, "lines.linewidth": 9}):
+        assert draw_violins(scores).svg == plain
+        assert mpl.rcParams["font.size"] == 30
 
 
 def test_cautions_about_smoothing_are_in_the_page(tree):

@@ -1,6 +1,4 @@
-"""Charts of numbers: lines, dots and words, each with its place in px.
-
-A chart is laid out here and written as SVG by the page's template, as figures of slices are.
+"""Charts of numbers, drawn by matplotlib and written as SVG into a page.
 
 Learning curves: losses and validation SSIM of every fold, and which epoch was kept.
 
@@ -9,155 +7,179 @@ What smoothing does to SSIM: the mean over controls against the FWHM of the Gaus
 Violin plots: how a metric is spread over controls, a row of Table 1 beside the others.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean, stdev
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
+import matplotlib as mpl
 import numpy as np
-from matplotlib.ticker import LogLocator, MaxNLocator
+from markupsafe import Markup
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.stats import gaussian_kde
 
 from bids_app.report.cards import ALL, HistoryEpoch, folds_of, kept_epoch, rank
-from bids_app.report.figures import Text
 from bids_app.report.table1 import Score, colour_of, dash_of, full_name_of, in_order, values_of
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import XAxis, YAxis
+    from matplotlib.figure import Figure
+
 WIDTH: Final = 1160.0  # px; the width of the page
+PALETTE: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe, Ito
 FAINT: Final = "#d0d7de"
 INK: Final = "#1b1f24"
+STYLE: Final[Mapping[Any, object]] = {
+    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a "$" in a name is one
+    "text.color": INK,
+    "font.family": "DejaVu Sans",  # matplotlib brings it; the page puts its own in its place
+    "font.size": 11.0,
+    "figure.facecolor": "none",
+    "figure.constrained_layout.w_pad": 0.12,
+    "figure.constrained_layout.h_pad": 0.06,
+    "axes.facecolor": "none",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": "medium",
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": FAINT,
+    "xtick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.color": INK,
+    "ytick.major.size": 0,
+    "lines.scale_dashes": False,
+    "lines.markeredgecolor": "white",
+    "lines.markeredgewidth": 0.6,
+}
+CLIPS_AND_IDS: Final = re.compile(
+    r' id="[\w.]+_\d+"| clip-path="[^"]*"|<clipPath.*?</clipPath>', re.DOTALL
+)
 MOST_TICKS: Final = 6
+TWO_DECADES: Final = 200.0  # with room at both ends; up to there 2 and 5 are written, too
 SPARE: Final = 0.06  # of the range, left free at either end of an axis (our choice)
 ALIKE: Final = 1e-9  # of the largest value: what differs by less is drawn as equal (our choice)
 SMALLEST: Final = 1e-12  # on a logarithmic axis; below it a loss is rounding (our choice)
+LARGEST: Final = 1e300  # beyond it a value has no place on an axis, as infinity has none
 LOGARITHMIC: Final = 20.0  # largest over smallest value beyond which an axis is (our choice)
 
 
-@dataclass(frozen=True)
-class Stroke:
-    """A line, or the edge of a filled shape, as SVG writes paths; ``fill`` may be ``none``."""
-
-    path: str
-    colour: str
-    width: float = 1.0
-    dash: str = ""
-    fill: str = "none"
-
-
-@dataclass(frozen=True)
-class Dot:
-    """A filled circle with a white edge."""
-
-    x: float
-    y: float
-    radius: float
-    colour: str
+@contextmanager
+def plain_style() -> Iterator[None]:
+    """Draw in one style, whatever the reader's own ``matplotlibrc`` says."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a colour means."""
+    """What the colour and the dashes of a line mean; dashes in px, as SVG writes them."""
 
     name: str
     colour: str
     dash: str = ""
 
+    @property
+    def linestyle(self) -> str | tuple[int, tuple[float, ...]]:
+        """The dashes as matplotlib has them."""
+        return (0, tuple(map(float, self.dash.split()))) if self.dash else "-"
+
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing of ``width`` × ``height`` px."""
+    """A figure, what it shows in words, and what its lines mean."""
 
     title: str
     description: str
-    width: float
-    height: float
-    strokes: tuple[Stroke, ...]
-    dots: tuple[Dot, ...]
-    texts: tuple[Text, ...]
-    keys: tuple[Key, ...] = field(default=())
+    figure: Figure
+    keys: tuple[Key, ...] = ()
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in px."""
+        width, height = 72 * self.figure.get_size_inches()
+        return float(width), float(height)
+
+    @property
+    def svg(self) -> Markup:
+        """What stands between ``<svg>`` and ``</svg>``; the same each time, to the byte.
+
+        Ids of groups and clip paths are left out: a page has several charts, and addresses of
+        nothing but itself. The other ids are salted with the title.
+        """
+        content = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        with plain_style():
+            mpl.rcParams["svg.hashsalt"] = self.title
+            self.figure.savefig(content, format="svg", metadata=nothing)
+        drawn = content.getvalue().partition("</defs>")[2].rpartition("</svg>")[0]
+        return Markup(CLIPS_AND_IDS.sub("", drawn))
 
 
-@dataclass(frozen=True)
-class Axis:
-    """Where values lie along a side of a chart.
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure, its size in px; matplotlib is loaded where something is drawn."""
+    from matplotlib.figure import Figure
 
-    Parameters
-    ----------
-    low, high : float
-        The values at its ends.
-    start, end : float
-        The places of those in px; ``start`` may be the larger one, as on an axis that goes up.
-    logarithmic : bool
-        Equal steps are equal factors; both values are then above 0.
-    whole : bool
-        Only whole numbers mean something.
-
-    Examples
-    --------
-    >>> Axis(0, 10, 100, 0).place(2.5), Axis(1, 100, 0, 200, logarithmic=True).place(10)
-    (75.0, 100.0)
-    """
-
-    low: float
-    high: float
-    start: float
-    end: float
-    logarithmic: bool = False
-    whole: bool = False
-
-    def place(self, value: float) -> float:
-        """Say where a value lies, in px."""
-        low, high, here = self.low, self.high, value
-        if self.logarithmic:
-            low, high, here = math.log(low), math.log(high), math.log(here)
-        return self.start + (here - low) / (high - low) * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        """Choose round values between its ends."""
-        locator = (
-            LogLocator(subs=(1.0, 2.0, 5.0), numticks=20)
-            if self.logarithmic
-            else MaxNLocator(MOST_TICKS, steps=[1, 2, 5, 10], integer=self.whole)
-        )
-        inside = [
-            float(tick)
-            for tick in locator.tick_values(self.low, self.high)
-            if self.low <= tick <= self.high
-        ]
-        return inside[:: math.ceil(len(inside) / (MOST_TICKS + 1))]
+    return Figure(figsize=(width / 72, height / 72), layout="constrained")
 
 
-def axis_around(
-    values: Iterable[float],
-    start: float,
-    end: float,
-    *,
-    steep: bool = False,
-    whole: bool = False,
-) -> Axis:
-    """Lay an axis out so that all values have room.
-
-    Parameters
-    ----------
-    values : iterable of float
-        Finite; there may be none.
-    start, end : float
-        Places of its ends in px.
-    steep : bool
-        The axis becomes logarithmic where positive values differ by large factors.
-    whole : bool
-        Only whole numbers mean something.
-    """
-    found = list(values)
+def limits_around(values: Iterable[float], *, logarithmic: bool = False) -> tuple[float, float]:
+    """Give the ends of an axis on which all values have room; there may be none."""
+    found = [value for value in values if abs(value) < LARGEST]
     low, high = (min(found), max(found)) if found else (0.0, 1.0)
-    if steep and low > SMALLEST and high / low > LOGARITHMIC:
+    if logarithmic:
         factor = (high / low) ** SPARE
-        return Axis(low / factor, high * factor, start, end, logarithmic=True)
+        return low / factor, high * factor
     largest = max(abs(low), abs(high))
     alike = high - low <= max(ALIKE * largest, SMALLEST)
     spare = SPARE * (max(largest, 1.0) if alike else high - low)
-    return Axis(low - spare, high + spare, start, end, whole=whole)
+    return low - spare, high + spare
+
+
+def is_steep(values: Sequence[float]) -> bool:
+    """Tell whether values are positive and differ by so large factors that logarithms show more.
+
+    Examples
+    --------
+    >>> is_steep([0.1, 50]), is_steep([1, 19]), is_steep([0, 50]), is_steep([])
+    (True, False, False, False)
+    """
+    return bool(values) and min(values) > SMALLEST and max(values) / min(values) > LOGARITHMIC
+
+
+def set_axis(
+    axis: XAxis | YAxis,
+    limits: tuple[float, float],
+    *,
+    logarithmic: bool = False,
+    whole: bool = False,
+    most: int = MOST_TICKS,
+) -> None:
+    """Set the ends of an axis, and round values between them."""
+    name = axis.axis_name
+    axis.axes.set(**{f"{name}scale": "log" if logarithmic else "linear", f"{name}lim": limits})
+    if logarithmic:
+        few = limits[1] / limits[0] < TWO_DECADES
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=most))
+    else:
+        axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10], integer=whole))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: show_tick(value))
 
 
 def show_tick(value: float) -> str:
@@ -171,43 +193,13 @@ def show_tick(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def line(points: Sequence[tuple[float, float]], *, closed: bool = False) -> str:
-    """Write a path through points in px.
-
-    Examples
-    --------
-    >>> line([(0, 1), (2.25, 3)])
-    'M0.0 1.0L2.2 3.0'
-    """
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + "Z" * closed
-
-
-def frame(across: Axis, up: Axis) -> tuple[list[Stroke], list[Text]]:
-    """Draw the axes of a panel: faint lines at round values of ``up``, words at both axes."""
-    left, right, bottom = across.start, across.end, up.start
-    strokes = [
-        Stroke(line([(left, up.place(tick)), (right, up.place(tick))]), FAINT)
-        for tick in up.ticks()
-    ]
-    strokes.append(Stroke(line([(left, bottom), (right, bottom)]), INK))
-    texts = [Text(show_tick(tick), left - 5, up.place(tick) + 4, "end") for tick in up.ticks()]
-    texts += [Text(show_tick(tick), across.place(tick), bottom + 15) for tick in across.ticks()]
-    return strokes, texts
-
-
 def describe_range(values: Sequence[float], digits: int) -> str:
     """Tell values to those who do not see the chart: ``"0.81 to 0.88"``."""
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}".replace("-", "−")
 
 
-SIDE, CURVE_LEFT, CURVE_GAP = (
-    320.0,
-    50.0,
-    62.0,
-)  # px: width of a panel, before the first, between two
-ABOVE, PANEL, BELOW = 40.0, 118.0, 26.0  # px: over a row of panels, its height, under it
-PALETTE: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe, Ito
-DASHES: Final = ("", "6 3", "2 3")  # when there are more folds than colours
+CURVES: Final = 184.0  # px: height of a row of learning curves
+FOLD_DASHES: Final = ("", "6 3", "2 3")  # when there are more folds than colours
 SSIM: Final = "SSIM, validation"
 SERIES: Final[dict[str, Callable[[HistoryEpoch], float | None]]] = {
     "Loss of the generators": lambda epoch: epoch.generator_loss,
@@ -216,15 +208,7 @@ SERIES: Final[dict[str, Callable[[HistoryEpoch], float | None]]] = {
 }
 
 
-@dataclass(frozen=True)
-class CurvePanel:
-    """The lines of one quantity of one model, and marks where an epoch was kept."""
-
-    strokes: list[Stroke]
-    dots: list[Dot]
-    texts: list[Text]
-
-
+@plain_style()
 def draw_curves(histories: Mapping[str, Sequence[HistoryEpoch]]) -> Chart | None:
     """Draw a row of three panels a model, with a line a fold.
 
@@ -242,36 +226,26 @@ def draw_curves(histories: Mapping[str, Sequence[HistoryEpoch]]) -> Chart | None
     if not shown:
         return None
     folds = sorted({fold for epochs in shown.values() for fold in folds_of(epochs)}, key=rank)
-    styles = {fold: _key(fold, place) for place, fold in enumerate(folds)}
+    keys = {fold: _fold_key(fold, place) for place, fold in enumerate(folds)}
     similarities = [ssim for epochs in shown.values() for ssim in _values(epochs, SERIES[SSIM])]
-    panels, texts = list[CurvePanel](), list[Text]()
-    for place, (model, epochs) in enumerate(shown.items()):
-        top = place * (ABOVE + PANEL + BELOW) + ABOVE
-        texts.append(Text(full_name_of(model), 0, top - 24, "start", strong=True))
-        for column, (title, series) in enumerate(SERIES.items()):
-            start = CURVE_LEFT + column * (SIDE + CURVE_GAP)
-            across = axis_around([e.number for e in epochs], start, start + SIDE, whole=True)
+    figure = new_figure(WIDTH, CURVES * len(shown))
+    parts = figure.subfigures(len(shown), squeeze=False)[:, 0]
+    for part, (model, epochs) in zip(parts, shown.items(), strict=True):
+        part.suptitle(full_name_of(model), x=0, ha="left", size="medium", weight="bold")
+        for axes, (title, series) in zip(part.subplots(1, 3), SERIES.items(), strict=True):
             values = similarities if title == SSIM else _values(epochs, series)
-            up = axis_around(values, top + PANEL, top, steep=title != SSIM)
-            panels.append(_panel(epochs, series, across, up, styles, marked=title == SSIM))
-            logarithmic = " (logarithmic)" * up.logarithmic
-            texts.append(Text(title + logarithmic, start, top - 7, "start"))
-    return Chart(
-        title="Learning curves",
-        description=_describe_curves(shown),
-        width=WIDTH,
-        height=len(shown) * (ABOVE + PANEL + BELOW),
-        strokes=tuple(stroke for panel in panels for stroke in panel.strokes),
-        dots=tuple(dot for panel in panels for dot in panel.dots),
-        texts=(*texts, *(text for panel in panels for text in panel.texts)),
-        keys=tuple(styles.values()),
-    )
+            steep = title != SSIM and is_steep(values)
+            set_axis(axes.xaxis, limits_around(e.number for e in epochs), whole=True)
+            set_axis(axes.yaxis, limits_around(values, logarithmic=steep), logarithmic=steep)
+            axes.set_title(title + " (logarithmic)" * steep)
+            _draw_folds(axes, epochs, series, keys, marked=title == SSIM)
+    return Chart("Learning curves", _describe_curves(shown), figure, tuple(keys.values()))
 
 
-def _key(fold: str, place: int) -> Key:
+def _fold_key(fold: str, place: int) -> Key:
     if fold == ALL:
         return Key("final generator, all controls", INK, "5 3")
-    dash = DASHES[place // len(PALETTE) % len(DASHES)]
+    dash = FOLD_DASHES[place // len(PALETTE) % len(FOLD_DASHES)]
     return Key(f"fold {fold}", PALETTE[place % len(PALETTE)], dash)
 
 
@@ -290,32 +264,26 @@ def _describe_curves(histories: Mapping[str, Sequence[HistoryEpoch]]) -> str:
     return f"Epochs that were kept: {'; '.join(told)}."
 
 
-def _panel(
+def _draw_folds(
+    axes: Axes,
     epochs: Sequence[HistoryEpoch],
     series: Callable[[HistoryEpoch], float | None],
-    across: Axis,
-    up: Axis,
-    styles: Mapping[str, Key],
+    keys: Mapping[str, Key],
     *,
     marked: bool,
-) -> CurvePanel:
-    strokes, texts = frame(across, up)
-    dots = []
-    for fold, style in styles.items():
+) -> None:
+    for fold, key in keys.items():
         points = {
-            epoch.number: (across.place(epoch.number), up.place(value))
+            epoch.number: value
             for epoch in epochs
             if epoch.fold == fold and (value := series(epoch)) is not None and isfinite(value)
         }
         if points:
-            strokes.append(Stroke(line(list(points.values())), style.colour, 1.4, style.dash))
+            numbers, values = list(points), list(points.values())
+            axes.plot(numbers, values, color=key.colour, lw=1.4, ls=key.linestyle)
         kept = [e.number for e in epochs if e.fold == fold and e.kept and e.number in points]
-        dots += [Dot(*points[number], 4, style.colour) for number in kept if marked]
-    return CurvePanel(strokes, dots, texts)
-
-
-SWEEP_WIDTH, HEIGHT = 760.0, 330.0  # px
-SWEEP_LEFT, SWEEP_TOP, SWEEP_BOTTOM = 56.0, 24.0, 40.0  # px left of, above and below the panel
+        if kept and marked:
+            axes.plot(kept, [points[number] for number in kept], "o", ms=8, color=key.colour)
 
 
 @dataclass(frozen=True)
@@ -366,6 +334,7 @@ def cautions_of(sweeps: Sequence[Sweep], resolution: float) -> list[str]:
     return told
 
 
+@plain_style()
 def draw_sweeps(sweeps: Sequence[Sweep], fwhm: float | None) -> Chart | None:
     """Draw a line a model.
 
@@ -383,65 +352,46 @@ def draw_sweeps(sweeps: Sequence[Sweep], fwhm: float | None) -> Chart | None:
     """
     if not sweeps:
         return None
-    across = axis_around([w for one in sweeps for w in one.means], SWEEP_LEFT, SWEEP_WIDTH - 8)
-    values = [ssim for one in sweeps for ssim in one.means.values()]
-    up = axis_around(values, HEIGHT - SWEEP_BOTTOM, SWEEP_TOP)
-    strokes, texts = frame(across, up)
-    if fwhm is not None and across.low <= fwhm <= across.high:
-        x = across.place(fwhm)
-        strokes.append(Stroke(line([(x, SWEEP_TOP), (x, HEIGHT - SWEEP_BOTTOM)]), INK, 1, "3 3"))
-        texts.append(Text(f"this run: {fwhm:g} mm", x + 5, SWEEP_TOP + 8, "start"))
-    texts.append(Text("SSIM, whole volume", 0, 12, "start", strong=True))
-    texts.append(Text("FWHM of the Gaussian (mm)", (SWEEP_LEFT + SWEEP_WIDTH) / 2, HEIGHT - 6))
-    curves = [_curve(one, across, up) for one in sweeps]
-    told = [
-        f"{full_name_of(one.model)}: best at {one.best:g} mm, "
-        f"{describe_range(list(one.means.values()), 3)}"
-        for one in sweeps
-    ]
-    return Chart(
-        title="SSIM against smoothing",
-        description="; ".join(told) + ".",
-        width=SWEEP_WIDTH,
-        height=HEIGHT,
-        strokes=(*strokes, *(stroke for stroke, _ in curves)),
-        dots=tuple(dot for _, dots in curves for dot in dots),
-        texts=tuple(texts),
-        keys=tuple(
-            Key(full_name_of(one.model), colour_of(one.model), dash_of(one.model)) for one in sweeps
-        ),
+    figure = new_figure(760, 330)
+    axes = figure.subplots()
+    low, high = limits_around(width for sweep in sweeps for width in sweep.means)
+    set_axis(axes.xaxis, (low, high))
+    set_axis(axes.yaxis, limits_around(v for sweep in sweeps for v in sweep.means.values()))
+    axes.set_title("SSIM, whole volume", weight="bold")
+    axes.set_xlabel("FWHM of the Gaussian (mm)")
+    if fwhm is not None and low <= fwhm <= high:
+        axes.axvline(fwhm, color=INK, lw=1, ls=(0, (3, 3)))
+        axes.annotate(
+            f"this run: {fwhm:g} mm",
+            (fwhm, 1),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(5, -10),
+            textcoords="offset points",
+        )
+    keys = []
+    for sweep in sweeps:
+        key = Key(full_name_of(sweep.model), colour_of(sweep.model), dash_of(sweep.model))
+        widths, means = list(sweep.means), list(sweep.means.values())
+        axes.plot(widths, means, color=key.colour, lw=1.6, ls=key.linestyle, marker="o", ms=4.4)
+        axes.plot(sweep.best, max(means), "o", color=key.colour, ms=9)
+        keys.append(key)
+    told = "; ".join(
+        f"{full_name_of(sweep.model)}: best at {sweep.best:g} mm, "
+        f"{describe_range(list(sweep.means.values()), 3)}"
+        for sweep in sweeps
     )
+    return Chart("SSIM against smoothing", f"{told}.", figure, tuple(keys))
 
 
-def _curve(sweep: Sweep, across: Axis, up: Axis) -> tuple[Stroke, list[Dot]]:
-    colour, best = colour_of(sweep.model), sweep.best
-    points = [(across.place(fwhm), up.place(ssim)) for fwhm, ssim in sweep.means.items()]
-    dots = [
-        Dot(x, y, 4.5 if fwhm == best else 2.2, colour)
-        for fwhm, (x, y) in zip(sweep.means, points, strict=True)
-    ]
-    return Stroke(line(points), colour, 1.6, dash_of(sweep.model)), dots
-
-
-SHOWN: Final = {"ssim": "SSIM ↑", "psnr": "PSNR (dB) ↑", "lpips": "LPIPS ↓"}
-NAMES: Final = 235.0  # px on the left for the names of the rows
-VIOLIN_TOP, ROW, VIOLIN_BOTTOM = 26.0, 38.0, 24.0  # px above, for each row, and below
-VIOLIN_GAP: Final = 26.0  # px between panels
-HALF: Final = 15.0  # px from the middle of a violin to its widest place
+METRIC_NAMES: Final = {"ssim": "SSIM ↑", "psnr": "PSNR (dB) ↑", "lpips": "LPIPS ↓"}
+HALF: Final = 0.4  # of the height of a row, from the middle of a violin to its widest place
 POINTS: Final = 60  # of an outline, our choice
 FEWEST: Final = 3  # values below which a density says nothing (our choice)
 VIOLIN_ALIKE: Final = 1e-9  # of a value: differences below it are rounding
 GOLDEN: Final = 0.618034  # multiples of it fill 0..1 evenly: dots beside one another, not random
 
 
-@dataclass(frozen=True)
-class Violin:
-    """The marks of one row in one panel."""
-
-    strokes: tuple[Stroke, ...]
-    dots: tuple[Dot, ...]
-
-
+@plain_style()
 def draw_violins(scores: Sequence[Score]) -> Chart | None:
     """Draw SSIM, PSNR and LPIPS of every row, with a dot a control.
 
@@ -457,33 +407,25 @@ def draw_violins(scores: Sequence[Score]) -> Chart | None:
     """
     models = in_order(score.model for score in scores)
     measured = {
-        metric: {model: values_of(scores, model, metric) for model in models} for metric in SHOWN
+        metric: {model: values_of(scores, model, metric) for model in models}
+        for metric in METRIC_NAMES
     }
     panels = {metric: found for metric, found in measured.items() if any(found.values())}
     if not panels:
         return None
-    middles = {model: VIOLIN_TOP + ROW * (place + 0.5) for place, model in enumerate(models)}
-    side = (WIDTH - NAMES - VIOLIN_GAP * len(panels)) / len(panels)
-    strokes, dots = list[Stroke](), list[Dot]()
-    texts = [Text(full_name_of(model), NAMES - 12, y + 4, "end") for model, y in middles.items()]
-    for place, (metric, found) in enumerate(panels.items()):
-        left = NAMES + place * (side + VIOLIN_GAP)
-        all_values = [value for values in found.values() for value in values.values()]
-        axis = axis_around(all_values, left, left + side)
-        rules, words = _frame(SHOWN[metric], axis, middles)
-        violins = [_violin(m, list(found[m].values()), axis, y) for m, y in middles.items()]
-        strokes += [*rules, *(stroke for violin in violins for stroke in violin.strokes)]
-        dots += [dot for violin in violins for dot in violin.dots]
-        texts += words
-    return Chart(
-        title="Violin plots of " + ", ".join(metric.upper() for metric in panels),
-        description=_describe_violins(panels),
-        width=WIDTH,
-        height=VIOLIN_TOP + ROW * len(models) + VIOLIN_BOTTOM,
-        strokes=tuple(strokes),
-        dots=tuple(dots),
-        texts=tuple(texts),
-    )
+    figure = new_figure(WIDTH, 50 + 38 * len(models))
+    columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (metric, found) in zip(columns, panels.items(), strict=True):
+        axes.set_title(METRIC_NAMES[metric], weight="bold")
+        axes.grid(visible=True, axis="x")
+        set_axis(axes.xaxis, limits_around(v for own in found.values() for v in own.values()))
+        for place, (model, values) in enumerate(found.items()):
+            if values:
+                _draw_violin(axes, place, list(values.values()), colour_of(model))
+    columns[0].set(ylim=(len(models) - 0.5, -0.5), yticks=range(len(models)))
+    columns[0].set_yticklabels(map(full_name_of, models))
+    title = "Violin plots of " + ", ".join(metric.upper() for metric in panels)
+    return Chart(title, _describe_violins(panels), figure)
 
 
 def _describe_violins(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -497,38 +439,19 @@ def _describe_violins(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -
     return "; ".join(told) + "."
 
 
-def _frame(title: str, axis: Axis, middles: Mapping[str, float]) -> tuple[list[Stroke], list[Text]]:
-    """Draw a panel's ticks, and a faint line along each row."""
-    bottom = max(middles.values()) + ROW / 2
-    ticks = axis.ticks()
-    strokes = [Stroke(line([(axis.start, y), (axis.end, y)]), FAINT) for y in middles.values()]
-    strokes += [
-        Stroke(line([(axis.place(tick), VIOLIN_TOP), (axis.place(tick), bottom)]), FAINT)
-        for tick in ticks
-    ]
-    texts = [Text(show_tick(tick), axis.place(tick), bottom + 16) for tick in ticks]
-    return strokes, [Text(title, axis.start, VIOLIN_TOP - 10, "start", strong=True), *texts]
-
-
-def _violin(model: str, values: Sequence[float], axis: Axis, y: float) -> Violin:
+def _draw_violin(axes: Axes, place: int, values: Sequence[float], colour: str) -> None:
     """Draw the density between the extremes, mean ± SD, and a dot a value."""
-    if not values:
-        return Violin((), ())
-    colour, mean = colour_of(model), fmean(values)
-    grid = np.linspace(min(values), max(values), POINTS).tolist()
-    edge = list(zip(map(axis.place, grid), half_widths(values, grid), strict=True))
-    outline = [(x, y - half) for x, half in edge] + [(x, y + half) for x, half in reversed(edge)]
-    middle = axis.place(mean)
-    strokes = [Stroke(line(outline, closed=True), colour, fill=colour)]
+    grid = np.linspace(min(values), max(values), POINTS)
+    half = np.array(half_widths(values, grid.tolist()))
+    outline = np.concatenate([place - half, place + half[::-1]])
+    axes.fill([*grid, *grid[::-1]], outline, facecolor=(colour, 0.35), edgecolor=colour)
+    middle, offsets = fmean(values), np.arange(len(values)) * GOLDEN % 1 - 0.5
     if len(values) > 1:
-        ends = [(axis.place(mean + side * stdev(values)), y) for side in (-1, 1)]
-        strokes.append(Stroke(line(ends), INK, 1.5))
-    strokes.append(Stroke(line([(middle, y - HALF), (middle, y + HALF)]), INK, 2.5))
-    dots = tuple(
-        Dot(axis.place(value), y + ((place * GOLDEN) % 1 - 0.5) * (half + 2), 2.6, colour)
-        for place, (value, half) in enumerate(zip(values, half_widths(values, values), strict=True))
-    )
-    return Violin(tuple(strokes), dots)
+        spread = stdev(values)
+        axes.plot([middle - spread, middle + spread], [place, place], color=INK, lw=1.5)
+    axes.plot([middle, middle], [place - HALF, place + HALF], color=INK, lw=2.5)
+    beside = place + offsets * (np.array(half_widths(values, values)) + 0.05)
+    axes.plot(values, beside, "o", ms=5.2, color=colour)
 
 
 def half_widths(values: Sequence[float], places: Sequence[float]) -> list[float]:
@@ -544,7 +467,7 @@ def half_widths(values: Sequence[float], places: Sequence[float]) -> list[float]
     Returns
     -------
     list of float
-        From the middle to the edge, in px; 0 where there are too few values, or all are equal.
+        From the middle to the edge, in rows; 0 where there are too few values, or all are equal.
     """
     if len(values) < FEWEST or np.ptp(values) <= VIOLIN_ALIKE * np.abs(values).max():
         return [0.0] * len(places)

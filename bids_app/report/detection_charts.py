@@ -5,27 +5,25 @@ Detection curves: sensitivity against clusters a patient, as Figure 4 of Zotova 
 And free-response curves: sensitivity against the false clusters of a healthy control.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
-from math import ceil, floor, isfinite
+from math import isfinite
 from statistics import mean, median
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bids_app.detection.detectors import detector_of
 from bids_app.report.anomalies import Detected, format_score
 from bids_app.report.charts import (
-    FAINT,
-    INK,
+    LARGEST,
     WIDTH,
-    Axis,
     Chart,
-    Dot,
     Key,
-    Stroke,
-    frame,
-    line,
-    show_tick,
+    new_figure,
+    plain_style,
+    set_axis,
 )
 from bids_app.report.detectors import (
     UNITS,
@@ -36,11 +34,12 @@ from bids_app.report.detectors import (
     name_visit,
     title_of,
 )
-from bids_app.report.figures import Text
 from bids_app.report.table1 import GREY
 
-NAME, END = 250.0, 230.0  # px on the left for the detector; on the right for what was counted
-ROW, TOP = 66.0, 8.0  # px: height of a row; above the first
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 HEADROOM: Final = 1.06  # of the highest value, at the right end of an axis (our choice)
 
 
@@ -50,7 +49,7 @@ class Calibration:
 
     Parameters
     ----------
-    which : DetectorKey
+    which : Which
         The detector.
     controls : dict
         Held-out control → its highest ``sum_score``; 0 where it has no cluster.
@@ -100,6 +99,7 @@ def calibration_lines(calibrations: Sequence[Calibration]) -> list[CalibrationLi
     return [_line(one) for one in calibrations if one.controls]
 
 
+@plain_style()
 def draw_calibration(calibrations: Sequence[Calibration], sets: Sequence[str]) -> Chart | None:
     """Draw, a detector a row, a dot a person: patients above, held-out controls below.
 
@@ -108,35 +108,39 @@ def draw_calibration(calibrations: Sequence[Calibration], sets: Sequence[str]) -
     Chart or None
         None if no control was held out.
     """
-    shown = [one for one in calibrations if one.controls]
+    shown = [calibration for calibration in calibrations if calibration.controls]
     if not shown:
         return None
-    strokes, dots, texts = list[Stroke](), list[Dot](), list[Text]()
-    for place, one in enumerate(shown):
-        top = TOP + place * ROW
-        highest = max([*one.controls.values(), *one.patients.values(), 1e-9])
-        across = Axis(0, HEADROOM * highest, NAME, WIDTH - END)
-        lines, words = _row(one, across, top)
-        strokes += lines
-        texts += words
-        colour = colour_of(one.which.training_set, sets)
-        dots += [Dot(across.place(v), top + 30, 4, GREY) for v in one.controls.values()]
-        dots += [Dot(across.place(v), top + 14, 4.5, colour) for v in one.patients.values()]
-    keys = [Key("held-out controls", GREY)]
-    keys += [
-        Key(f"patients, detectors trained on {name}", colour_of(name, sets))
-        for name in dict.fromkeys(one.which.training_set for one in shown)
-    ]
+    figure = new_figure(WIDTH, 66 * len(shown))
+    rows = figure.subplots(len(shown), squeeze=False)[:, 0]
+    for axes, calibration in zip(rows, shown, strict=True):
+        _draw_people(axes, calibration, colour_of(calibration.which.training_set, sets))
+    trained = dict.fromkeys(calibration.which.training_set for calibration in shown)
     return Chart(
-        title="First clusters of patients and of held-out controls",
-        description=" ".join(f"{name_of(one)}: {_tell_beyond(one)}." for one in shown),
-        width=WIDTH,
-        height=TOP + len(shown) * ROW,
-        strokes=tuple(strokes),
-        dots=tuple(dots),
-        texts=tuple(texts),
-        keys=tuple(keys),
+        "First clusters of patients and of held-out controls",
+        " ".join(f"{name_of(calibration)}: {_tell_beyond(calibration)}." for calibration in shown),
+        figure,
+        (
+            Key("held-out controls", GREY),
+            *(
+                Key(f"patients, detectors trained on {name}", colour_of(name, sets))
+                for name in trained
+            ),
+        ),
     )
+
+
+def _draw_people(axes: Axes, calibration: Calibration, colour: str) -> None:
+    controls, patients = list(calibration.controls.values()), list(calibration.patients.values())
+    highest = max(value for value in [*controls, *patients, 1e-9] if value < LARGEST)
+    set_axis(axes.xaxis, (0.0, HEADROOM * highest))
+    axes.set_ylim(-0.8, 1.6)
+    axes.set_yticks([0.5], [name_of(calibration)], weight="bold")
+    axes.grid(visible=False)
+    axes.axvline(max(controls), color=GREY, lw=1, ls=(0, (3, 3)))
+    axes.plot(controls, [0] * len(controls), "o", ms=8, color=GREY)
+    axes.plot(patients, [1] * len(patients), "o", ms=9, color=colour)
+    axes.text(1.01, 0.5, _tell_beyond(calibration), va="center", transform=axes.transAxes)
 
 
 def name_of(calibration: Calibration) -> str:
@@ -183,70 +187,16 @@ def _tell_beyond(calibration: Calibration) -> str:
     return f"{len(calibration.beyond)} of {patients} patients above all {controls} controls"
 
 
-def _row(calibration: Calibration, across: Axis, top: float) -> tuple[list[Stroke], list[Text]]:
-    bottom, limit = top + 40, across.place(max(calibration.controls.values()))
-    strokes = [
-        Stroke(line([(across.start, bottom), (across.end, bottom)]), INK),
-        Stroke(line([(limit, top + 4), (limit, bottom)]), FAINT, 1.5, "3 3"),
-    ]
-    texts = [Text(show_tick(tick), across.place(tick), bottom + 14) for tick in across.ticks()]
-    texts += [
-        Text(name_of(calibration), 0, top + 25, "start", strong=True),
-        Text(_tell_beyond(calibration), across.end + 12, top + 25, "start"),
-    ]
-    return strokes, texts
-
-
-SIDE, LEFT, GAP = 510.0, 50.0, 76.0  # px: width of a panel, before the first, between two
-ABOVE, PANEL, BELOW = 30.0, 260.0, 42.0  # px: over the panels, their height, under them
+PANEL: Final = 332.0  # px: height of a chart of sensitivities
 ASIDE: Final = 0.05  # clusters by which lines are moved apart, so that equal ones are seen
 MOST_FALSE: Final = 10.0  # false clusters a control up to which a curve is drawn (our choice)
+MOST_CLUSTERS: Final = 12  # up to which every whole number is written
 UNIT_NAMES: Final = {"lesion": "Lesions", "patient": "Patients with a lesion"}
 ACROSS: Final = "clusters kept a patient"
 FALSE: Final = "false clusters of at least that score a healthy control"
 
 
-class CountAxis(Axis):
-    """An axis that counts: every whole number is written."""
-
-    def ticks(self) -> list[float]:
-        """List the whole numbers between its ends."""
-        return [float(count) for count in range(ceil(self.low), floor(self.high) + 1)]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What is drawn, while it becomes more."""
-
-    strokes: list[Stroke] = field(default_factory=list)
-    dots: list[Dot] = field(default_factory=list)
-    texts: list[Text] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Style:
-    """How the line of a detector is drawn; ``aside`` in clusters."""
-
-    name: str
-    colour: str
-    dash: str
-    aside: float
-
-
-def styles_of(detectors: Sequence[DetectorKey], sets: Sequence[str]) -> dict[DetectorKey, Style]:
-    """Give each detector its line: the colour tells the training set, the dashes the detector."""
-    middle = (len(detectors) - 1) / 2
-    return {
-        one: Style(
-            name=title_of(one.training_set, one.detector),
-            colour=colour_of(one.training_set, sets),
-            dash=detector_of(one.detector).dash,
-            aside=ASIDE * (place - middle),
-        )
-        for place, one in enumerate(detectors)
-    }
-
-
+@plain_style()
 def draw_detection(detected: Detected) -> Chart | None:
     """Draw sensitivity against clusters: lesions on the left, patients on the right.
 
@@ -258,42 +208,41 @@ def draw_detection(detected: Detected) -> Chart | None:
     shown = [unit for unit in UNITS if any(point.unit == unit for point in detected.curve)]
     if not shown:
         return None
-    styles, drawing = styles_of(*_lines_of(detected.curve)), Drawing()
+    keys = _keys_of(detected.curve)
+    figure, panels = _draw_panels(shown, ACROSS)
     most = max(point.clusters for point in detected.curve)
-    for column, unit in enumerate(shown):
-        across, up = _axes(column, 0.6, max(most, 2) + 0.4, CountAxis)
-        points = [point for point in detected.curve if point.unit == unit]
-        _draw_panel(drawing, across, up, UNIT_NAMES[unit], ACROSS)
-        drawing.strokes.extend(_bands(points, across, up, styles))
-        for which, style in styles.items():
-            own = sorted((p for p in points if p.which == which), key=lambda p: p.clusters)
-            places = [
-                (across.place(p.clusters + style.aside), up.place(p.sensitivity)) for p in own
-            ]
-            if places:
-                drawing.strokes.append(Stroke(line(places), style.colour, 2, style.dash))
-            drawing.dots.extend(Dot(x, y, 3, style.colour) for x, y in places)
-    return _chart("Detection curves", _describe(detected.curve, styles), drawing, _keys(styles))
+    for unit, axes in panels.items():
+        limits = (0.6, max(most, 2) + 0.4)
+        set_axis(axes.xaxis, limits, whole=True, most=MOST_CLUSTERS)
+        for place, (which, key) in enumerate(keys.items()):
+            own = [p for p in detected.curve if p.unit == unit and p.which == which]
+            aside = ASIDE * (place - (len(keys) - 1) / 2)
+            _draw_curve(axes, sorted(own, key=lambda p: p.clusters), key, aside)
+    told = _describe(detected.curve, keys)
+    return Chart("Detection curves", told, figure, tuple(keys.values()))
 
 
+@plain_style()
 def draw_responses(detected: Detected) -> Chart | None:
     """Draw sensitivity against false clusters a control; None where it is not known."""
-    shown = [unit for unit in UNITS if any(one.unit == unit for one in detected.responses)]
+    shown = [
+        unit for unit in UNITS if any(response.unit == unit for response in detected.responses)
+    ]
     if not shown:
         return None
-    styles, drawing = styles_of(*_lines_of(detected.responses)), Drawing()
-    finite = [one.per_control for one in detected.responses if isfinite(one.per_control)]
+    keys = _keys_of(detected.responses)
+    figure, panels = _draw_panels(shown, FALSE)
+    finite = [r.per_control for r in detected.responses if isfinite(r.per_control)]
     end = min(MOST_FALSE, 1.05 * max([0.5, *finite]))
-    for column, unit in enumerate(shown):
-        across, up = _axes(column, 0.0, end)
-        _draw_panel(drawing, across, up, UNIT_NAMES[unit], FALSE)
-        for which, style in styles.items():
-            own = [o for o in detected.responses if o.unit == unit and o.which == which]
-            places = [(across.place(x), up.place(y)) for x, y in follow(own, end)]
-            if places:
-                drawing.strokes.append(Stroke(line(places), style.colour, 2, style.dash))
+    for unit, axes in panels.items():
+        set_axis(axes.xaxis, (0.0, end))
+        for which, key in keys.items():
+            own = [r for r in detected.responses if r.unit == unit and r.which == which]
+            if own:
+                false, sensitivity = zip(*follow(own, end), strict=True)
+                axes.plot(false, sensitivity, lw=2, color=key.colour, ls=key.linestyle)
     told = f"Sensitivity at up to {end:g} false clusters a healthy control."
-    return _chart("Free-response curves", told, drawing, _keys(styles))
+    return Chart("Free-response curves", told, figure, tuple(keys.values()))
 
 
 def follow(responses: Sequence[FreeResponse], end: float) -> list[tuple[float, float]]:
@@ -301,9 +250,9 @@ def follow(responses: Sequence[FreeResponse], end: float) -> list[tuple[float, f
 
     Examples
     --------
-    >>> one = DetectorKey((0, "", 0, ""), "real", "ocsvm")
-    >>> found = [FreeResponse(one, "lesion", x, y) for x, y in ((2.0, 0.5), (0.5, 0.25), (1.0, 0.25))]
-    >>> follow(found, 1.5)
+    >>> own = DetectorKey((0, "", 0, ""), "real", "ocsvm")
+    >>> pairs = ((2.0, 0.5), (0.5, 0.25), (1.0, 0.25))
+    >>> follow([FreeResponse(own, "lesion", *pair) for pair in pairs], 1.5)
     [(0.0, 0.0), (0.5, 0.0), (0.5, 0.25), (1.5, 0.25)]
     """
     known = sorted((o.per_control, o.sensitivity) for o in responses if o.per_control <= end)
@@ -316,54 +265,50 @@ def follow(responses: Sequence[FreeResponse], end: float) -> list[tuple[float, f
     return [*places, (end, places[-1][1])]
 
 
-def _lines_of(
+def _keys_of(
     lines: Sequence[DetectionPoint] | Sequence[FreeResponse],
-) -> tuple[list[DetectorKey], list[str]]:
-    detectors = sorted({one.which for one in lines})
-    return detectors, list(dict.fromkeys(one.training_set for one in detectors))
+) -> dict[DetectorKey, Key]:
+    """Give each detector its line: the colour tells the training set, the dashes the detector."""
+    detectors = sorted({line.which for line in lines})
+    sets = list(dict.fromkeys(which.training_set for which in detectors))
+    return {
+        which: Key(
+            title_of(which.training_set, which.detector),
+            colour_of(which.training_set, sets),
+            detector_of(which.detector).dash,
+        )
+        for which in detectors
+    }
 
 
-def _axes(column: int, low: float, high: float, kind: type[Axis] = Axis) -> tuple[Axis, Axis]:
-    start = LEFT + column * (SIDE + GAP)
-    return kind(low, high, start, start + SIDE), Axis(0, 1, ABOVE + PANEL, ABOVE)
+def _draw_panels(units: Sequence[str], across: str) -> tuple[Figure, dict[str, Axes]]:
+    """Make a panel for each unit."""
+    figure = new_figure(WIDTH / len(UNITS) * len(units), PANEL)
+    panels = dict(zip(units, figure.subplots(1, len(units), squeeze=False)[0], strict=True))
+    for unit, axes in panels.items():
+        axes.set_title(f"{UNIT_NAMES[unit]}: sensitivity", weight="bold")
+        axes.set_xlabel(across)
+        set_axis(axes.yaxis, (0.0, 1.0))
+    return figure, panels
 
 
-def _draw_panel(drawing: Drawing, across: Axis, up: Axis, title: str, below: str) -> None:
-    strokes, texts = frame(across, up)
-    drawing.strokes.extend(strokes)
-    drawing.texts.extend(texts)
-    drawing.texts.extend(
-        [
-            Text(f"{title}: sensitivity", across.start, ABOVE - 12, "start", strong=True),
-            Text(below, (across.start + across.end) / 2, ABOVE + PANEL + 32),
-        ]
-    )
+def _draw_curve(axes: Axes, points: Sequence[DetectionPoint], key: Key, aside: float) -> None:
+    """Draw a line, and its intervals where more than one is known."""
+    known = [
+        (p.clusters + aside, p.low, p.high)
+        for p in points
+        if p.low is not None and p.high is not None
+    ]
+    if len(known) > 1:
+        x, low, high = zip(*known, strict=True)
+        axes.fill([*x, *x[::-1]], [*low, *high[::-1]], color=key.colour, alpha=0.07, lw=0)
+    if points:
+        across = [point.clusters + aside for point in points]
+        sensitivities = [point.sensitivity for point in points]
+        axes.plot(across, sensitivities, marker="o", ms=6, lw=2, color=key.colour, ls=key.linestyle)
 
 
-def _bands(
-    points: Sequence[DetectionPoint], across: Axis, up: Axis, styles: Mapping[DetectorKey, Style]
-) -> list[Stroke]:
-    """Fill the intervals of each line, its edges left open."""
-    strokes = []
-    ordered = sorted(points, key=lambda point: (point.which, point.clusters))
-    for which, members in groupby(ordered, key=lambda point: point.which):
-        style = styles[which]
-        known = [
-            (across.place(p.clusters + style.aside), up.place(p.low), up.place(p.high))
-            for p in members
-            if p.low is not None and p.high is not None
-        ]
-        if len(known) > 1:
-            edge = [(x, low) for x, low, _ in known] + [(x, high) for x, _, high in known[::-1]]
-            strokes.append(Stroke(line(edge, closed=True), "none", 0, fill=style.colour))
-    return strokes
-
-
-def _keys(styles: Mapping[DetectorKey, Style]) -> tuple[Key, ...]:
-    return tuple(Key(style.name, style.colour, style.dash) for style in styles.values())
-
-
-def _describe(points: Sequence[DetectionPoint], styles: Mapping[DetectorKey, Style]) -> str:
+def _describe(points: Sequence[DetectionPoint], keys: Mapping[DetectorKey, Key]) -> str:
     """Tell the ends of the lines to those who do not see them."""
     told = []
     for (which, unit), members in groupby(
@@ -371,19 +316,6 @@ def _describe(points: Sequence[DetectionPoint], styles: Mapping[DetectorKey, Sty
     ):
         last = list(members)[-1]
         told.append(
-            f"{styles[which].name}, {unit}s: {last.sensitivity:.2f} at {last.clusters} clusters"
+            f"{keys[which].name}, {unit}s: {last.sensitivity:.2f} at {last.clusters} clusters"
         )
     return f"{'; '.join(told)}."
-
-
-def _chart(title: str, description: str, drawing: Drawing, keys: tuple[Key, ...]) -> Chart:
-    return Chart(
-        title=title,
-        description=description,
-        width=WIDTH,
-        height=ABOVE + PANEL + BELOW,
-        strokes=tuple(drawing.strokes),
-        dots=tuple(drawing.dots),
-        texts=tuple(drawing.texts),
-        keys=keys,
-    )
