@@ -94,10 +94,10 @@ def scored(one, row, lesions=None):
 
 
 def plan_of(folds, on_t1w=None):
-    targets = [Target(scored(one, row), None, on_t1w) for row, one in enumerate(PATIENTS)]
+    targets = [Target(scored(one, row), None, on_t1w, one.name) for row, one in enumerate(PATIENTS)]
     for fold in folds:
         rows = enumerate(fold.held_out, start=len(PATIENTS))
-        targets += [Target(scored(one, row), fold.number, None) for row, one in rows]
+        targets += [Target(scored(one, row), fold.number, None, one.name) for row, one in rows]
     return DetectorPlan(folds, PATIENTS, targets)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from bids_app.app.run import (
     refuse_places,
     refuse_plugin,
     refuse_without_results,
+    report_notes,
     share_resources,
     summarize_run,
     work_dir_of,
@@ -47,8 +48,8 @@ from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.models import MODELS, ModelSpec, spec_from_dict, spec_to_dict
 from bids_app.synthesis.tiling import CubicPatches
 from bids_app.templates import uri_of
-from bids_app.workflows.execution import Crash
 from bids_app.workflows.training import (
+    BASELINES,
     ComputeSettings,
     Fold,
     ModelPlan,
@@ -255,15 +256,8 @@ def _store(study: Study, controls: Subjects, runner: Runner) -> tuple[list[Store
     """Store the volumes of all controls; those whose images cannot be used are left out."""
     plans = plan_storage(study, _visits(controls))
     graph = init_storing_wf(plans, shape=study.grid.shape, affine=study.grid.affine.tolist())
-    crashes = runner.run([graph], {}, {})
-    problems = [
-        Problem(plan.participant, f"sub-{plan.participant}: {crash.sentence}", crash.exit_code)
-        for crash in crashes
-        for plan in plans
-        if crash.node.split(".")[-1] == f"store_{plan.name}"
-    ]
-    for problem in problems:
-        runner.voice.fail(problem.sentence)
+    problems = runner.run([graph])
+    report_notes(runner.voice, problems=problems)
     lost = {problem.subject for problem in problems}
     stored = [_stored(plan) for plan in plans if plan.participant not in lost]
     if not stored and problems:
@@ -289,10 +283,6 @@ def _plans(
     ]
 
 
-def _graph_name(name: str) -> str:
-    return name.replace("-", "_") + "_wf"
-
-
 def _compute(
     study: Study, controls: Subjects, folds: Sequence[Fold], means: ComputeSettings, runner: Runner
 ) -> list[Problem]:
@@ -305,19 +295,14 @@ def _compute(
     graphs = [
         init_model_wf(
             plan, folds, means,
-            fwhm=study.fwhm, mem_gb=memory[plan.name], name=_graph_name(plan.name),
+            fwhm=study.fwhm, mem_gb=memory[plan.name],
+            name=f"{plan.name.replace('-', '_')}_wf",
         )
         for plan in plans
     ]  # fmt: skip
-    labels = {_graph_name(plan.name): plan.name for plan in plans}
-    crashes = runner.run(
-        [init_baselines_wf(folds, baselines, means), *graphs],
-        {**labels, "baselines_wf": "baselines"},
-        _words(folds),
-    )
-    problems = [_problem(crash, labels) for crash in crashes]
-    for problem in problems:
-        runner.voice.fail(problem.sentence)
+    shown = [*(plan.name for plan in plans), BASELINES]
+    problems = runner.run([init_baselines_wf(folds, baselines, means), *graphs], shown)
+    report_notes(runner.voice, problems=problems)
     return problems
 
 
@@ -330,19 +315,6 @@ def memory_of(spec: ModelSpec) -> float:
     """
     per_sample = MEMORY[spec.tiling.spatial_dims, spec.cycle]
     return 1.0 + per_sample * spec.batch_size * spec.width / 64
-
-
-def _words(folds: Sequence[Fold]) -> dict[str, str]:
-    words = {"train_all": "training on all"}
-    for fold in folds:
-        words[f"train_{fold.number}"] = f"fold {fold.number}, training"
-        words[f"score_{fold.number}"] = f"fold {fold.number}, scores"
-    return words
-
-
-def _problem(crash: Crash, labels: Mapping[str, str]) -> Problem:
-    row = next((label for name, label in labels.items() if name in crash.node), "baselines")
-    return Problem(row, f"{row}: {crash.sentence}", crash.exit_code, visit=row)
 
 
 def _finish(

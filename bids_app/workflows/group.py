@@ -25,6 +25,7 @@ from bids_app.workflows.detection import (
     norm_files,
     ocsvm_files,
 )
+from bids_app.workflows.execution import label_nodes
 
 BRAIN_FILE = "brain_mask.nii.gz"
 
@@ -41,11 +42,14 @@ class Target:
         The fold that scores a control; None for a patient: all do.
     on_t1w : OnT1w or None
         Where results on the T1w's own grid go, if they are wanted.
+    participant : str
+        Label of whose image it is.
     """
 
     scored: ScoredMaps
     fold: int | None
     on_t1w: OnT1w | None
+    participant: str
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ def init_training_set_wf(
         digests=[one.sha256 for one in controls], share=share,
     )  # fmt: skip
     brain = Node(agree, name="brain", mem_gb=1)
+    label_nodes(brain, step="common brain")
     fitted = {
         detector: _fitted(detector, controls, plan, fitting) for detector, plan in detectors.items()
     }
@@ -117,6 +122,7 @@ def init_training_set_wf(
         card=dict(publication.card), names=files, folder=str(publication.folder)
     )
     publishing = Node(publish, name="publish")
+    label_nodes(publishing, step="detectors written")
     sources = Node(Merge(1 + len(fitted)), name="sources", run_without_submitting=True)
     workflow = Workflow(name)
     workflow.connect([
@@ -214,7 +220,9 @@ def _connect_targets(
     for target in targets:
         count = folds if target.fold is None else 1
         name = f"{detector}_{target.scored.picture.name}"
+        owner, label = target.participant, f"sub-{target.participant}"
         anomalies = init_anomalies_wf(target.scored, slabs, count, clustering, name=f"{name}_wf")
+        label_nodes(anomalies, owner=owner, label=label)
         source, field = (
             (everyone, "out") if target.fold is None else (graph, f"scores_{target.fold}.out")
         )
@@ -224,5 +232,6 @@ def _connect_targets(
         ])  # fmt: skip
         if target.on_t1w is not None:
             carried = init_on_t1w_wf(target.on_t1w, name=f"{name}_t1w_wf")
+            label_nodes(carried, owner=owner, label=label)
             fields = [(f"outputnode.{one}", f"inputnode.{one}") for one in ("statmap", "labels")]
             workflow.connect([(anomalies, carried, fields)])
