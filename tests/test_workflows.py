@@ -422,6 +422,29 @@ def test_without_a_map_of_uncertainty_a_visit_still_has_results(build, beyond, s
     assert not hasattr(node_of(graph, "synthesize"), "fatal")  # so it is
 
 
+def test_without_a_pet_a_visit_still_has_results(build):
+    graph = build("participant", pets=2)._create_flat_graph()
+    lesser = [node for node in graph if hasattr(node, "fatal")]
+    assert not any(node.fatal for node in lesser)
+    named = {node.fullname.split(".")[-2] for node in lesser} - {"preprocessing_wf"}
+    assert named == {"pet_0_wf", "pet_1_wf", "comparison_wf"}
+    own = {node.name for node in lesser if node.fullname.split(".")[-2] == "preprocessing_wf"}
+    assert own == {"pet_0_verdict", "pet_1_verdict"}
+    assert all(node in lesser for node in graph if ".pet_" in node.fullname)
+
+
+def test_people_are_told_of_the_steps_that_take_long(build, beyond):
+    graph = build("participant", plan=beyond)._create_flat_graph()
+    assert {node.name: node.step for node in graph if hasattr(node, "step")} == {
+        "extract_brain": "brain extraction",
+        "correct_bias": "bias field",
+        "register_to_template": "T1w to template",
+        "register_to_t1w": "PET to T1w",
+        "synthesize": "synthetic PET",
+        "spread": "uncertainty",
+    }
+
+
 def test_only_nodes_of_torch_say_so(build):
     graph = build("participant")._create_flat_graph()
     said = {node.name for node in graph if getattr(node.interface, "uses_torch", False)}

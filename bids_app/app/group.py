@@ -33,20 +33,22 @@ from bids_app.app.images import (
 )
 from bids_app.app.participant import report_subjects
 from bids_app.app.run import (
+    DONE,
+    PARTIAL,
     Runner,
-    describe_old_work,
-    hold,
-    make_places,
+    begin,
+    close_dry,
+    exit_code_of,
     prepare_template,
     refuse_places,
     refuse_plugin,
     refuse_without_results,
+    report_failure,
     report_notes,
     summarize_run,
     work_dir_of,
 )
-from bids_app.app.train import DONE, PARTIAL
-from bids_app.console import Console, list_troubled
+from bids_app.console import Console
 from bids_app.derivatives import description
 from bids_app.derivatives.description import dataset_name, refresh_dataset
 from bids_app.derivatives.detections import (
@@ -356,11 +358,7 @@ def group(settings: Settings, voice: Console, stamp: description.RunRecord) -> i
     usable = _refuse(settings, card, subjects, stamp, voice)
     if settings.dry_run:
         return _close_dry(usable, subjects.problems, voice)
-    make_places(settings)
-    with hold(settings, stamp, voice, results=["group"], intermediate=["group"]):
-        description.write_run_record(settings.output_dir / "logs", vars(settings), stamp)
-        for note in describe_old_work(settings):
-            voice.say(note)
+    with begin(settings, stamp, voice, results=["group"]):
         outcome = _carry_out(settings, subjects, card, voice, stamp=stamp, started=started)
     return _close(settings, outcome, voice)
 
@@ -467,12 +465,8 @@ def _report_subjects(
 def _close_dry(usable: Subjects, early: Sequence[Problem], voice: Console) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best."""
     report_notes(voice, usable.notes, usable.problems)
-    troubled = {f"sub-{problem.subject}" for problem in (*early, *usable.problems)}
-    voice.close(
-        f"mri2pet: {len({one.label for one in usable.patients})} patients would be mapped, "
-        f"{list_troubled(sorted(troubled))}; this was a dry run, and nothing was written"
-    )
-    return PARTIAL if troubled else DONE
+    told = f"{len({one.label for one in usable.patients})} patients would be mapped"
+    return close_dry(told, [*early, *usable.problems], voice)
 
 
 @dataclass(frozen=True)
@@ -592,15 +586,11 @@ def _report_patients(
 def _report(settings: Settings, voice: Console, told: RunSummary) -> list[Problem]:
     """Write ``group.html``; where that fails, tables and the patients' reports stand."""
     output_dir = settings.output_dir
-    try:
+    with report_failure(voice, name="group.html", logs=output_dir / "logs") as lost:
         write_group_report(
             output_dir, template=settings.template, resolution=settings.grid_resolution, **told
         )
-    except Exception as error:  # of any kind: it is only the report
-        problems = [problem_of(error, "", "group.html", output_dir / "logs")]
-        report_notes(voice, [], problems)
-        return problems
-    return []
+    return lost
 
 
 def _report_again(settings: Settings, voice: Console) -> int:
@@ -635,6 +625,4 @@ def _close(settings: Settings, outcome: _Outcome, voice: Console) -> int:
         f"mri2pet: {len(mapped)} patients mapped, {len(outcome.problems)} problems; the report "
         f"is {report}"
     )
-    if not outcome.problems:
-        return DONE
-    return PARTIAL if mapped else error_of(outcome.problems).exit_code
+    return exit_code_of(outcome.problems, usable=bool(mapped))

@@ -19,9 +19,14 @@ import yaml
 from nipype.pipeline.engine import Workflow
 
 from bids_app.claims import claimed
-from bids_app.console import Console
+from bids_app.console import Console, list_troubled
 from bids_app.dataset.validation import make_writable, refuse_inside
-from bids_app.derivatives.description import RunRecord, ignore_also, refuse_foreign
+from bids_app.derivatives.description import (
+    RunRecord,
+    ignore_also,
+    refuse_foreign,
+    write_run_record,
+)
 from bids_app.derivatives.sidecars import Space
 from bids_app.errors import (
     CannotCreateError,
@@ -33,7 +38,14 @@ from bids_app.errors import (
 from bids_app.files import place_in, read_text, remove_partials
 from bids_app.generators import GeneratorChoice, Options, choose_generator
 from bids_app.imaging.volume import grid_of_box
-from bids_app.plan.participant import ParticipantPlan, Problem, VisitPlan, init_visit_wf, problem_of
+from bids_app.plan.participant import (
+    ParticipantPlan,
+    Problem,
+    VisitPlan,
+    error_of,
+    init_visit_wf,
+    problem_of,
+)
 from bids_app.report.page import RunSummary
 from bids_app.resources import (
     choose_device,
@@ -48,6 +60,7 @@ from bids_app.workflows import execution
 from bids_app.workflows.execution import Crash, Resources, label_nodes, nodes_of, run_graph
 from bids_app.workflows.participant import Preprocessing
 
+DONE, PARTIAL = 0, 1  # exit codes
 RESULTS = {"train": "table1.tsv", "group": "clusters.tsv"}  # what shows that a level was run
 LARGEST_PLUGIN, MOST_BRACKETS = 1 << 15, 200  # bytes, [ or {; our choice
 WORK = ".work"  # pybids and other BIDS tools pass over names that begin with a dot
@@ -280,6 +293,24 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
     return content | {"plugin_args": arguments}
 
 
+@contextmanager
+def begin(
+    settings: Settings, stamp: RunRecord, voice: Console, *, results: Collection[str]
+) -> Iterator[None]:
+    """Make the folders of a run of controls or patients, keep others from them, and record it.
+
+    Parameters
+    ----------
+    settings, stamp, voice, results
+        As :func:`hold` has them.
+    """
+    make_places(settings)
+    with hold(settings, stamp, voice, results=results, intermediate=[settings.level]):
+        write_run_record(settings.output_dir / "logs", vars(settings), stamp)
+        report_notes(voice, describe_old_work(settings))
+        yield
+
+
 def report_notes(
     voice: Console, notes: Iterable[str] = (), problems: Iterable[Problem] = ()
 ) -> None:
@@ -288,6 +319,62 @@ def report_notes(
         voice.say(note)
     for problem in problems:
         voice.fail(problem.sentence)
+
+
+@contextmanager
+def report_failure(
+    voice: Console, *, name: str, logs: Path, subject: str = ""
+) -> Iterator[list[Problem]]:
+    """Write a report in the block; where that fails, it is told: all other results stand.
+
+    Parameters
+    ----------
+    voice
+        Is told.
+    name : str
+        Of the report's file.
+    logs : Path
+        Gets the traceback of an error that nobody foresaw.
+    subject : str
+        Label of the participant whose report it is; "" if it is of all.
+
+    Yields
+    ------
+    list of Problem
+        Behind the block, what failed.
+    """
+    problems: list[Problem] = []
+    try:
+        yield problems
+    except Exception as error:  # of any kind: it is only the report
+        problems.append(problem_of(error, subject, name, logs))
+        report_notes(voice, problems=problems)
+
+
+def close_dry(told: str, problems: Sequence[Problem], voice: Console) -> int:
+    """Say the last line of a dry run; return the exit code that the run would have at best.
+
+    Parameters
+    ----------
+    told : str
+        What the run would do.
+    problems : sequence of Problem
+        All that are known before it.
+    voice
+        Is told.
+    """
+    troubled = sorted({f"sub-{problem.subject}" for problem in problems})
+    voice.close(
+        f"mri2pet: {told}, {list_troubled(troubled)}; this was a dry run, and nothing was written"
+    )
+    return PARTIAL if problems else DONE
+
+
+def exit_code_of(problems: Sequence[Problem], *, usable: bool) -> int:
+    """Say how a run ended: well, in part, or, where nothing of it is usable, by what went wrong."""
+    if not problems:
+        return DONE
+    return PARTIAL if usable else error_of(problems).exit_code
 
 
 def summarize_run(stamp: RunRecord, started: float) -> RunSummary:
@@ -430,9 +517,13 @@ class Runner:
         """
         resources, _ = share_resources(self.settings, self.jobs)
         return run_graphs(
-            graphs, self.settings, self.voice,
-            name=self.name, resources=resources, labels={part: part for part in shown},
-        )  # fmt: skip
+            graphs,
+            self.settings,
+            self.voice,
+            name=self.name,
+            resources=resources,
+            labels={part: part for part in shown},
+        )
 
 
 def compute(
@@ -479,11 +570,14 @@ def compute(
                 on_finished(subject, [*unbuilt, *failed])
 
         problems += run_graphs(
-            list(graphs.values()), settings, voice,
-            name="mri2pet", resources=resources,
+            list(graphs.values()),
+            settings,
+            voice,
+            name="mri2pet",
+            resources=resources,
             labels={plan.name: plan.label for plan in plans if plan.name in graphs},
             on_finished=tell_finished,
-        )  # fmt: skip
+        )
     report_notes(voice, problems=problems)
     return problems
 

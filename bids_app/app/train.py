@@ -7,19 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from bids_app.app.run import (
+    DONE,
     Runner,
-    describe_old_work,
-    hold,
-    make_places,
+    begin,
+    close_dry,
+    exit_code_of,
     refuse_places,
     refuse_plugin,
     refuse_without_results,
+    report_failure,
     report_notes,
     share_resources,
     summarize_run,
     work_dir_of,
 )
-from bids_app.console import Console, list_troubled
+from bids_app.console import Console
 from bids_app.derivatives import description
 from bids_app.derivatives.description import dataset_name
 from bids_app.derivatives.find import Preprocessed
@@ -30,7 +32,7 @@ from bids_app.files import locked
 from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.nifti import read_digest
 from bids_app.plan.cohort import Subjects, choose_controls, settle_grid
-from bids_app.plan.participant import Problem, error_of, problem_of, refuse_other_grids
+from bids_app.plan.participant import Problem, error_of, refuse_other_grids
 from bids_app.plan.train import (
     GENERATORS,
     Study,
@@ -60,7 +62,6 @@ from bids_app.workflows.training import (
     init_storing_wf,
 )
 
-DONE, PARTIAL = 0, 1  # exit codes
 MEMORY = {(2, False): 0.20, (2, True): 0.75, (3, False): 0.10, (3, True): 0.32}  # GiB a sample
 LEAST_VALIDATIONS = 10  # of a training of few epochs; our choice
 LEAST_SIDE = 24  # voxels that a discriminator can judge: three halvings, two 4×4 convolutions
@@ -94,14 +95,9 @@ def train(settings: Settings, voice: Console, stamp: description.RunRecord) -> i
     means, study, unfit = _prepare(settings, controls, voice, stamp)
     if settings.dry_run:
         return _close_dry(settings, controls, unfit, voice)
-    make_places(settings)
     rows = [f"train {name}" for name in _names(settings)]  # other runs may train other rows
-    with hold(settings, stamp, voice, results=rows, intermediate=["train"]):
-        description.write_run_record(settings.output_dir / "logs", vars(settings), stamp)
-        for note in (*describe_old_work(settings), *controls.notes):
-            voice.say(note)
-        for problem in controls.problems:
-            voice.fail(problem.sentence)
+    with begin(settings, stamp, voice, results=rows):
+        report_notes(voice, controls.notes, controls.problems)
         runner = Runner(settings, voice, "mri2pet_train", _jobs(settings))
         stored, problems = _store(study, controls, runner)
         folds = deal(study, stored)
@@ -139,15 +135,10 @@ def _close_dry(
     settings: Settings, controls: Subjects, unfit: Sequence[Problem], voice: Console
 ) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best."""
-    for problem in unfit:
-        voice.fail(problem.sentence)
-    troubled = {f"sub-{problem.subject}" for problem in (*controls.problems, *unfit)}
+    report_notes(voice, problems=unfit)
     usable = {one.subject for one in _visits(controls)} - {problem.subject for problem in unfit}
-    voice.close(
-        f"mri2pet: {len(_names(settings))} models would be trained, on {len(usable)} controls, "
-        f"{list_troubled(sorted(troubled))}; this was a dry run, and nothing was written"
-    )
-    return PARTIAL if troubled else DONE
+    told = f"{len(_names(settings))} models would be trained, on {len(usable)} controls"
+    return close_dry(told, [*controls.problems, *unfit], voice)
 
 
 def refuse_small_grid(name: str, spec: ModelSpec, grid: Grid) -> None:
@@ -334,16 +325,15 @@ def _finish(
         **told, "problems": sentences, "notes": [*controls.notes, *gathered.notes],
         "settings": vars(settings),
     }  # fmt: skip
-    try:
+    logs = study.output_dir / "logs"
+    with report_failure(runner.voice, name="train.html", logs=logs) as lost:
         write_training_report(
-            study.output_dir, template=settings.template, resolution=settings.grid_resolution,
+            study.output_dir,
+            template=settings.template,
+            resolution=settings.grid_resolution,
             **whole,
-        )  # fmt: skip
-    except Exception as error:  # of any kind: it is only the report
-        lost = problem_of(error, "", "train.html", study.output_dir / "logs")
-        runner.voice.fail(lost.sentence)
-        return [lost]
-    return []
+        )
+    return lost
 
 
 def _report_again(settings: Settings, voice: Console) -> int:
@@ -365,6 +355,4 @@ def _close(settings: Settings, study: Study, problems: Sequence[Problem], voice:
         + (f" ({', '.join(lost)})" if lost else "")
         + f"; generators are in {study.output_dir / GENERATORS}, the report is {report}"
     )
-    if not problems:
-        return DONE
-    return error_of(problems).exit_code if len(lost) == len(rows) else PARTIAL
+    return exit_code_of(problems, usable=len(lost) < len(rows))

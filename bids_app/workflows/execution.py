@@ -360,10 +360,13 @@ def _run_here(
 ) -> None:
     """Run a graph by :class:`SeparatedMultiProcPlugin`: nipype's own mixes ANTs and torch."""
     arguments = {
-        "n_procs": resources.nprocs, "memory_gb": resources.mem_gb, "raise_insufficient": False,
+        "n_procs": resources.nprocs,
+        "memory_gb": resources.mem_gb,
+        "raise_insufficient": False,
         "n_gpu_procs": 1,  # all nodes that want a GPU want the same one
-        "mp_context": "forkserver", "status_callback": on_status,
-    }  # fmt: skip
+        "mp_context": "forkserver",
+        "status_callback": on_status,
+    }
     arguments |= _arguments_of(plugin or {})
     with closing(SeparatedMultiProcPlugin(arguments, order, on_finished)) as here:
         workflow.run(plugin=here)

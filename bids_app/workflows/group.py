@@ -137,7 +137,7 @@ def init_training_set_wf(
         plan, slabs = detectors[detector], _slabs_of(detector, fitting)
         _connect_targets(
             workflow, brain, graph, plan.targets,
-            folds=len(plan.folds), slabs=slabs, clustering=clustering,
+            detector=detector, folds=len(plan.folds), slabs=slabs, clustering=clustering,
         )  # fmt: skip
     return workflow
 
@@ -171,7 +171,8 @@ def init_applied_set_wf(
         workflow.connect([(brain, graph, [("brain", "inputnode.brain")])])
         _connect_targets(
             workflow, brain, graph, plan.targets,
-            folds=applied.folds, slabs=_slabs_of(detector, fitting), clustering=clustering,
+            detector=detector, folds=applied.folds, slabs=_slabs_of(detector, fitting),
+            clustering=clustering,
         )  # fmt: skip
     return workflow
 
@@ -207,12 +208,12 @@ def _connect_targets(
     graph: Workflow,
     targets: Sequence[Target],
     *,
+    detector: str,
     folds: int,
     slabs: Sequence[tuple[int, int]],
     clustering: Clustering,
 ) -> None:
     """Give each image the scores of the folds that have scored it."""
-    detector = graph.name.removesuffix("_wf")
     everyone = Node(Merge(folds), name=f"{detector}_scores", run_without_submitting=True)
     workflow.connect([
         (graph, everyone, [(f"scores_{fold}.out", f"in{fold}")]) for fold in range(1, folds + 1)
