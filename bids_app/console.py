@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,15 +16,17 @@ from bids_app.visit import Selection
 
 WIDEST = 1_000_000  # characters of a line: in a file, no cell is broken into lines
 NONE = "—"  # in a table
-StatusCallback = Callable[[object, str], None]
-STEPS = {
-    "extract_brain": "brain extraction",
-    "correct_bias": "bias field",
-    "register_to_template": "T1w to template",
-    "register_to_t1w": "PET to T1w",
-    "synthesize": "synthetic PET",
-    "spread": "uncertainty",
-}
+
+
+class LabelledNode(Protocol):
+    """What is told of a node; see :func:`bids_app.workflows.execution.label_nodes`."""
+
+    name: str
+    part: str
+    step: str
+
+
+StatusCallback = Callable[[LabelledNode, str], None]
 
 
 class Console:
@@ -128,18 +131,18 @@ class Console:
 
     @contextmanager
     def progress(
-        self, labels: Mapping[str, str], steps: Mapping[str, int], words: Mapping[str, str] = STEPS
+        self, labels: Mapping[str, str], steps: Mapping[str, int]
     ) -> Iterator[StatusCallback]:
-        """Show how far each visit is, until the block ends.
+        """Show how far each part of a run is, until the block ends.
+
+        Nodes without words for their step are not told of, unless they fail.
 
         Parameters
         ----------
         labels : mapping
-            Names of visits for people, by the names of their graphs.
+            Names of parts for people; others are not told of.
         steps : mapping
-            Nodes of each graph.
-        words : mapping
-            Names of nodes for people; others are not told of, unless they fail.
+            Nodes of each part.
 
         Yields
         ------
@@ -147,12 +150,12 @@ class Console:
             To be told (node, status), as :func:`run_graph` wants it.
         """
         if self.console.is_terminal:
-            yield from self._bars(labels, steps, words)
+            yield from self._bars(labels, steps)
         else:
-            yield self._lines(labels, words)
+            yield self._lines(labels)
 
     def _bars(
-        self, labels: Mapping[str, str], steps: Mapping[str, int], words: Mapping[str, str]
+        self, labels: Mapping[str, str], steps: Mapping[str, int]
     ) -> Iterator[StatusCallback]:
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -160,39 +163,32 @@ class Console:
         )  # fmt: skip
         with Progress(*columns, console=self.console) as bars:
             tasks = {
-                name: bars.add_task(label, total=steps[name], step="", start=False)
-                for name, label in labels.items()
+                part: bars.add_task(label, total=steps[part], step="", start=False)
+                for part, label in labels.items()
             }
 
-            def tell(node: object, status: str) -> None:
-                graph, step = _place(node)
-                if graph not in tasks:
+            def tell(node: LabelledNode, status: str) -> None:
+                if node.part not in tasks:
                     return
+                task = tasks[node.part]
                 if status == "start":
-                    bars.start_task(tasks[graph])
-                    if step in words:
-                        bars.update(tasks[graph], step=words[step])
+                    bars.start_task(task)
+                    if node.step:
+                        bars.update(task, step=node.step)
                 elif status == "end":
-                    bars.advance(tasks[graph])
+                    bars.advance(task)
                 else:
-                    bars.update(tasks[graph], step=f"failed: {words.get(step, step)}")
+                    bars.update(task, step=f"failed: {node.step or node.name}")
 
             yield tell
 
-    def _lines(self, labels: Mapping[str, str], words: Mapping[str, str]) -> StatusCallback:
-        def tell(node: object, status: str) -> None:
-            graph, step = _place(node)
-            if graph in labels and (step in words or status == "exception"):
+    def _lines(self, labels: Mapping[str, str]) -> StatusCallback:
+        def tell(node: LabelledNode, status: str) -> None:
+            if node.part in labels and (node.step or status == "exception"):
                 word = {"start": "started", "end": "done", "exception": "FAILED"}[status]
-                self.say(f"{labels[graph]}: {words.get(step, step)} {word}")
+                self.say(f"{labels[node.part]}: {node.step or node.name} {word}")
 
         return tell
-
-
-def _place(node: object) -> tuple[str, str]:
-    """Give the visit's graph that a node belongs to, and the node's own name."""
-    _, graph, *rest = f"{node.fullname}".split(".")  # type: ignore[attr-defined]
-    return graph, rest[-1] if rest else ""
 
 
 def list_troubled(who: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from test_execution import Run
 from bids_app import lifeline
 from bids_app.errors import UsageError
 from bids_app.workflows import execution
+from bids_app.workflows.execution import label_nodes
 
 SBATCH = """#!/bin/bash
 echo "$@" >> {folder}/asked
@@ -97,8 +98,9 @@ def test_a_job_that_is_gone_is_told_and_the_others_go_on(run):
 
 
 def test_bad_data_is_told_as_on_one_machine(run):
-    run.node(Refuse, "refuse")
+    label_nodes(run.node(Refuse, "refuse"), owner="01", label="sub-01", part="s1", fatal=False)
     (crash,) = run.go(plugin=SLURM)
+    assert (crash.owner, crash.label, crash.part, crash.fatal) == ("01", "sub-01", "s1", False)
     assert crash.sentence == "/data/sub-01_T1w.nii.gz: all voxels are equal; export it again"
     assert crash.exit_code == 65
 

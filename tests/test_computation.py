@@ -55,6 +55,28 @@ def test_a_participant_is_told_of_after_the_last_visit_and_before_the_next_one(
     ]  # fmt: skip
 
 
+def test_steps_with_words_and_all_that_fail_are_told_of_line_by_line(capsys):
+    def node(name, step, part="s1"):
+        return SimpleNamespace(name=name, step=step, part=part)
+
+    with Console().progress({"s1": "sub-01"}, {"s1": 3}) as tell:
+        for one, status in [
+            (node("encoder_1", "encoder of fold 1"), "start"),
+            (node("mask", ""), "start"),
+            (node("encoder_1", "encoder of fold 1"), "end"),
+            (node("mask", ""), "exception"),
+            (node("slab_1_2", "slab 2"), "exception"),
+            (node("aside", "aside", "s2"), "exception"),
+        ]:
+            tell(one, status)
+    assert capsys.readouterr().err.splitlines() == [
+        "sub-01: encoder of fold 1 started",
+        "sub-01: encoder of fold 1 done",
+        "sub-01: mask FAILED",
+        "sub-01: slab 2 FAILED",
+    ]
+
+
 @pytest.fixture
 def raw(tmp_path):
     root = write_dataset(tmp_path / "raw")

@@ -2,6 +2,7 @@ import inspect
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from bids_app.workflows.detection import (
     norm_files,
     ocsvm_files,
 )
+from bids_app.workflows.execution import label_nodes
 from bids_app.workflows.group import (
     BRAIN_FILE,
     DetectorPlan,
@@ -96,10 +98,10 @@ def scored(one, row, lesions=None):
 
 
 def plan_of(folds, on_t1w=None):
-    targets = [Target(scored(one, row), None, on_t1w) for row, one in enumerate(PATIENTS)]
+    targets = [Target(scored(one, row), None, on_t1w, one.name) for row, one in enumerate(PATIENTS)]
     for fold in folds:
         rows = enumerate(fold.held_out, start=len(PATIENTS))
-        targets += [Target(scored(one, row), fold.number, None) for row, one in rows]
+        targets += [Target(scored(one, row), fold.number, None, one.name) for row, one in rows]
     return DetectorPlan(folds, PATIENTS, targets)
 
 
@@ -576,3 +578,50 @@ def test_a_detector_that_was_changed_is_applied_again(applied):
         now = hashed(applied)
         assert now[changed] != before[changed]
         before = now
+
+
+# What nodes say
+
+
+def test_maps_are_their_participants_and_all_else_is_the_training_sets(t1w):
+    plan = plan_of(folds_of(controls_of(5), 2), t1w)
+    workflow = init_training_set_wf(
+        controls_of(5),
+        {"zscore": plan},
+        FITTING,
+        CLUSTERING,
+        Publication(Path("/out/detectors/real"), {"name": "real"}),
+        share=0.9,
+        name="real_wf",
+    )
+    label_nodes(workflow, owner="real", label="real", part="real")
+    nodes, _ = nodes_of(workflow)
+    owners = defaultdict(set)
+    for name, node in nodes.items():
+        assert node.part == "real"
+        assert node.label == (node.owner if node.owner == "real" else f"sub-{node.owner}")
+        owners[node.owner].add(name.partition(".")[0])
+    people = {f"real_{one}" for one in ("p1", "p2", "c0", "c1", "c2", "c3", "c4")}
+    assert set(owners) == people | {"real"}
+    for one in people - {"real_p1", "real_p2"}:
+        assert owners[one] == {f"zscore_{one}_wf"}
+    assert owners["real_p1"] == {"zscore_real_p1_wf", "zscore_real_p1_t1w_wf"}
+
+
+def test_people_are_told_of_the_steps_that_take_long(applied):
+    fitted, _ = nodes_of(training_set())
+    steps = {node.step for node in fitted.values() if hasattr(node, "step")}
+    assert steps == {
+        "common brain",
+        "detectors written",
+        *(f"encoder of fold {fold}" for fold in (1, 2)),
+        *(f"norm of fold {fold}" for fold in (1, 2)),
+        *(
+            f"one-class SVMs of fold {fold}, slab {slab + 1}"
+            for fold in (1, 2)
+            for slab in range(len(SLABS))
+        ),
+    }
+    again, _ = nodes_of(applied_set(applied))
+    told = {node.step for node in again.values() if hasattr(node, "step")}
+    assert told == {step for step in steps if step.startswith(("norm", "one-class"))}

@@ -22,7 +22,7 @@ from nodes import (
 
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.lifeline import WORKER_SCORE
-from bids_app.workflows.execution import Resources, run_graph
+from bids_app.workflows.execution import Resources, label_nodes, run_graph
 
 
 class Run:
@@ -48,6 +48,7 @@ class Run:
         graph.add_nodes(nodes)
         for one, other in pairwise(nodes):
             graph.connect(one, "word", other, "after")
+        label_nodes(graph, part=name)
         self.workflow.add_nodes([graph])
         return nodes
 
@@ -258,6 +259,36 @@ def test_a_plugin_of_nipype_takes_the_run_elsewhere(run):
     assert crash.exit_code == UnusableDataError.exit_code
     assert set(run.noted()) == {"good"}
     assert ("good", "end") in run.statuses
+
+
+PLUGINS = {"here": None, "MultiProc": {"plugin": "MultiProc"}, "Linear": {"plugin": "Linear"}}
+
+
+@pytest.mark.parametrize("plugin", PLUGINS.values(), ids=PLUGINS)
+def test_a_crash_carries_what_its_node_says_it_is(run, plugin):
+    here, aside = run.visit("s1", Note, Refuse)[1], run.visit("s2", Refuse)[0]
+    aside.run_without_submitting = True
+    label_nodes(here, owner="01", label="sub-01 ses-a", fatal=False)
+    label_nodes(run.workflow, owner="semi3d-gan", label="a row")  # what is said already stands
+    crashes = {crash.part: crash for crash in run.go(plugin=plugin)}
+    fields = {
+        part: (crash.node, crash.owner, crash.label, crash.fatal) for part, crash in crashes.items()
+    }
+    assert fields == {
+        "s1": ("graph.s1.s1_1", "01", "sub-01 ses-a", False),
+        "s2": ("graph.s2.s2_0", "semi3d-gan", "a row", True),
+    }
+
+
+def test_what_nodes_say_does_not_change_what_they_compute(run, tmp_path):
+    run.visit("s1", Note)
+    assert run.go() == []
+    again = Run(tmp_path)
+    (other,) = again.visit("s1", Note)
+    label_nodes(other, owner="01", label="sub-01", step="noted", fatal=False)
+    assert again.go() == []
+    assert again.noted() == run.noted()  # it was done
+    assert len(again.noted()["s1_0"]) == 1
 
 
 def test_a_full_disk_is_said_in_a_sentence(run, monkeypatch):

@@ -139,6 +139,30 @@ GRAPHS = {
 }  # fmt: skip
 
 
+def test_nodes_of_a_row_say_which_and_what_they_do():
+    nodes, _ = build(folds=2)
+    row = plan_of(folds_of(visits(5), 2)).name
+    assert {(node.owner, node.label, node.part) for node in nodes.values()} == {(row, row, row)}
+    assert {name: node.step for name, node in nodes.items() if hasattr(node, "step")} == {
+        "train_1": "fold 1, training",
+        "train_2": "fold 2, training",
+        "train_all": "training on all",
+        "score_1": "fold 1, scores",
+        "score_2": "fold 2, scores",
+    }
+
+
+def test_nodes_of_baselines_and_of_stored_images_say_whose_they_are():
+    nodes, _ = nodes_of(GRAPHS["baselines"]())
+    assert {(node.owner, node.label, node.part) for node in nodes.values()} == {("baselines",) * 3}
+    assert nodes["score_2"].step == "fold 2, scores"
+    nodes, _ = nodes_of(GRAPHS["storing"]())
+    assert {name: (node.owner, node.label, node.part) for name, node in nodes.items()} == {
+        "store_sub_01": ("01", "sub-01", "sub_01"),
+        "store_sub_02_b": ("02", "sub-02", "sub_02_b"),
+    }
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_node_gets_what_it_needs(name):
     nodes, graph = nodes_of(GRAPHS[name]())

@@ -10,7 +10,6 @@ from documented import check_parameters
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.utility import IdentityInterface
 
-from bids_app.app.run import BESIDES
 from bids_app.interfaces.derivatives import Output, SaveDerivative
 from bids_app.workflows import participant, registration, synthesis
 from bids_app.workflows.participant import (
@@ -419,8 +418,31 @@ def test_novelty_is_of_the_t1w_and_goes_into_the_sidecar_of_the_synthetic_pet(bu
 @pytest.mark.parametrize("step", ["spread", "synthesize_2", "save_uncertainty"])
 def test_without_a_map_of_uncertainty_a_visit_still_has_results(build, beyond, step):
     graph = build("participant", plan=beyond)._create_flat_graph()
-    assert any(part in node_of(graph, step).fullname for part in BESIDES)
-    assert not any(part in node_of(graph, "synthesize").fullname for part in BESIDES)
+    assert node_of(graph, step).fatal is False
+    assert not hasattr(node_of(graph, "synthesize"), "fatal")  # so it is
+
+
+def test_without_a_pet_a_visit_still_has_results(build):
+    graph = build("participant", pets=2)._create_flat_graph()
+    lesser = [node for node in graph if hasattr(node, "fatal")]
+    assert not any(node.fatal for node in lesser)
+    named = {node.fullname.split(".")[-2] for node in lesser} - {"preprocessing_wf"}
+    assert named == {"pet_0_wf", "pet_1_wf", "comparison_wf"}
+    own = {node.name for node in lesser if node.fullname.split(".")[-2] == "preprocessing_wf"}
+    assert own == {"pet_0_verdict", "pet_1_verdict"}
+    assert all(node in lesser for node in graph if ".pet_" in node.fullname)
+
+
+def test_people_are_told_of_the_steps_that_take_long(build, beyond):
+    graph = build("participant", plan=beyond)._create_flat_graph()
+    assert {node.name: node.step for node in graph if hasattr(node, "step")} == {
+        "extract_brain": "brain extraction",
+        "correct_bias": "bias field",
+        "register_to_template": "T1w to template",
+        "register_to_t1w": "PET to T1w",
+        "synthesize": "synthetic PET",
+        "spread": "uncertainty",
+    }
 
 
 def test_only_nodes_of_torch_say_so(build):

@@ -58,6 +58,7 @@ from bids_app.workflows.detection import (
     OnT1w,
     ScoredMaps,
 )
+from bids_app.workflows.execution import label_nodes
 from bids_app.workflows.group import (
     DetectorPlan,
     Publication,
@@ -316,6 +317,7 @@ def _plan_set(
         Publication(folder, card_values(card)),
         share=BRAIN_SHARE, name=f"{name}_wf",
     )  # fmt: skip
+    label_nodes(graph, owner=name, label=name, part=name)
     return TrainingSetPlan(name, graph, tuple(sightings), tuple(notes))
 
 
@@ -480,7 +482,7 @@ class _Planner:
             _output(paths.labels_in_t1w, origin.in_t1w(labels, paths.labels, visit)),
             carried,
         )  # fmt: skip
-        target = Target(scored, fold, on_t1w if fold is None else None)
+        target = Target(scored, fold, on_t1w if fold is None else None, one.who.label)
         sighting = ScoredImage(
             self.training_set, detector, one, fold is not None, clusters, paths,
             tuple(output.sidecar_path for output in outputs_of(target)),
@@ -628,4 +630,5 @@ def plan_applied(
         applied_of(folder, card), plans, fitting, clustering_of(run.settings, pictures),
         name=f"{card.name}_applied_wf",
     )  # fmt: skip
+    label_nodes(graph, owner=card.name, label=f"{card.name}_applied", part=card.name)
     return TrainingSetPlan(card.name, graph, tuple(sightings), tuple(notes))

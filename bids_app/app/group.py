@@ -30,19 +30,22 @@ from bids_app.app.images import (
 )
 from bids_app.app.participant import report_subjects
 from bids_app.app.run import (
+    DONE,
+    PARTIAL,
     Runner,
-    describe_old_work,
-    hold,
-    make_places,
+    begin,
+    close_dry,
+    exit_code_of,
     prepare_template,
     refuse_places,
     refuse_plugin,
     refuse_without_results,
+    report_failure,
+    report_notes,
     summarize_run,
     work_dir_of,
 )
-from bids_app.app.train import DONE, PARTIAL
-from bids_app.console import Console, list_troubled
+from bids_app.console import Console
 from bids_app.derivatives import description
 from bids_app.derivatives.description import dataset_name, refresh_dataset
 from bids_app.derivatives.detections import (
@@ -78,7 +81,6 @@ from bids_app.report.group import write_group_report
 from bids_app.report.page import RunSummary
 from bids_app.settings import Settings
 from bids_app.templates import uri_of
-from bids_app.workflows.execution import Crash
 
 CURVES = ("detection_curve", "detection_tests", "detection_froc")
 
@@ -354,11 +356,7 @@ def group(settings: Settings, voice: Console, stamp: description.RunRecord) -> i
     usable = _refuse(settings, card, subjects, stamp, voice)
     if settings.dry_run:
         return _close_dry(usable, subjects.problems, voice)
-    make_places(settings)
-    with hold(settings, stamp, voice, results=["group"], intermediate=["group"]):
-        description.write_run_record(settings.output_dir / "logs", vars(settings), stamp)
-        for note in describe_old_work(settings):
-            voice.say(note)
+    with begin(settings, stamp, voice, results=["group"]):
         outcome = _carry_out(settings, subjects, card, voice, stamp=stamp, started=started)
     return _close(settings, outcome, voice)
 
@@ -435,7 +433,7 @@ def _refuse(
             refuse_applied(card, settings, pictures)
     except Mri2petError:
         early = () if settings.dry_run else subjects.problems  # which a dry run has told
-        _report_notes(voice, [], [*early, *usable.problems])  # who is lost may be why
+        report_notes(voice, [], [*early, *usable.problems])  # who is lost may be why
         raise
     problems = (*usable.problems, *lesions.problems)
     return replace(usable, notes=lesions.notes, problems=problems)
@@ -464,13 +462,9 @@ def _report_subjects(
 
 def _close_dry(usable: Subjects, early: Sequence[Problem], voice: Console) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best."""
-    _report_notes(voice, usable.notes, usable.problems)
-    troubled = {f"sub-{problem.subject}" for problem in (*early, *usable.problems)}
-    voice.close(
-        f"mri2pet: {len({one.label for one in usable.patients})} patients would be mapped, "
-        f"{list_troubled(sorted(troubled))}; this was a dry run, and nothing was written"
-    )
-    return PARTIAL if troubled else DONE
+    report_notes(voice, usable.notes, usable.problems)
+    told = f"{len({one.label for one in usable.patients})} patients would be mapped"
+    return close_dry(told, [*early, *usable.problems], voice)
 
 
 @dataclass(frozen=True)
@@ -493,19 +487,19 @@ def _detect(
     early = [*subjects.problems, *pictures.problems]
     stopped = settings.stop_on_first_crash and pictures.problems
     notes = [*subjects.notes, *pictures.notes]
-    _report_notes(voice, notes, early)  # before plans: who is lost may be why they cannot be made
+    report_notes(voice, notes, early)  # before plans: who is lost may be why they cannot be made
     if stopped or not pictures.patients:
         raise error_of(early)
     plans = _plans(run, pictures, card)
     more = [note for plan in plans for note in plan.notes]
-    _report_notes(voice, more, [])
+    report_notes(voice, more, [])
     notes += more
-    late = _problems(_run(run, plans), plans)
+    late = _run(run, plans)
     there, unread = _read_all(plans, settings.output_dir / "logs")
     late += unread
-    _report_notes(voice, [], late)
+    report_notes(voice, [], late)
     lost = _describe_lost_lesions(there)
-    _report_notes(voice, lost, [])
+    report_notes(voice, lost, [])
     return _Outcome(there, [*notes, *lost], [*early, *late])
 
 
@@ -540,21 +534,13 @@ def _describe_lost_lesions(seen: Sequence[ImageClusters]) -> list[str]:
     ]
 
 
-def _report_notes(voice: Console, notes: Sequence[str], problems: Sequence[Problem]) -> None:
-    for note in notes:
-        voice.say(note)
-    for problem in problems:
-        voice.fail(problem.sentence)
-
-
-def _run(run: GroupRun, plans: Sequence[TrainingSetPlan]) -> list[Crash]:
+def _run(run: GroupRun, plans: Sequence[TrainingSetPlan]) -> list[Problem]:
     for plan in plans:
         for sighting in plan.sightings:
             for path in sighting.stale:
                 path.unlink(missing_ok=True)
             remove_partials(sighting.paths.table.parent)
-    labels = {plan.graph.name: plan.name for plan in plans}
-    return run.runner.run([plan.graph for plan in plans], labels, _words(plans))
+    return run.runner.run([plan.graph for plan in plans], [plan.name for plan in plans])
 
 
 def _plans(
@@ -564,37 +550,6 @@ def _plans(
     if folder is None or card is None:
         return list(plan_sets(run, pictures))
     return [plan_applied(run, folder, card, pictures)]
-
-
-def _words(plans: Sequence[TrainingSetPlan]) -> dict[str, str]:
-    words = {"brain": "common brain", "publish": "detectors written"}
-    names = {name.split(".")[-1] for plan in plans for name in plan.graph.list_node_names()}
-    for name in names:
-        kind, *numbers = name.split("_")
-        if kind == "slab":
-            words[name] = f"one-class SVMs of fold {numbers[0]}, slab {numbers[1]}"
-        elif kind == "encoder":
-            words[name] = f"encoder of fold {numbers[0]}"
-        elif kind == "norm":
-            words[name] = f"norm of fold {numbers[0]}"
-    return words
-
-
-def _problems(crashes: Sequence[Crash], plans: Sequence[TrainingSetPlan]) -> list[Problem]:
-    """Say of each crash whose it is: a participant's, or a whole training set's."""
-    owners: Mapping[str, str] = {
-        f"{one.detector}_{one.who.real.name}": one.who.who.label
-        for plan in plans
-        for one in plan.sightings
-        if one.who.real is not None
-    }
-    problems = []
-    for crash in crashes:
-        parts = [part.removesuffix("_wf").removesuffix("_t1w") for part in crash.node.split(".")]
-        who = next((owners[part] for part in parts if part in owners), "")
-        place = f"sub-{who}" if who else parts[1] if len(parts) > 1 else parts[0]
-        problems.append(Problem(who, f"{place}: {crash.sentence}", crash.exit_code))
-    return problems
 
 
 def _finish(run: GroupRun, outcome: _Outcome, told: RunSummary, voice: Console) -> list[Problem]:
@@ -629,15 +584,11 @@ def _report_patients(
 def _report(settings: Settings, voice: Console, told: RunSummary) -> list[Problem]:
     """Write ``group.html``; where that fails, tables and the patients' reports stand."""
     output_dir = settings.output_dir
-    try:
+    with report_failure(voice, name="group.html", logs=output_dir / "logs") as lost:
         write_group_report(
             output_dir, template=settings.template, resolution=settings.grid_resolution, **told
         )
-    except Exception as error:  # of any kind: it is only the report
-        problems = [problem_of(error, "", "group.html", output_dir / "logs")]
-        _report_notes(voice, [], problems)
-        return problems
-    return []
+    return lost
 
 
 def _report_again(settings: Settings, voice: Console) -> int:
@@ -672,6 +623,4 @@ def _close(settings: Settings, outcome: _Outcome, voice: Console) -> int:
         f"mri2pet: {len(mapped)} patients mapped, {len(outcome.problems)} problems; the report "
         f"is {report}"
     )
-    if not outcome.problems:
-        return DONE
-    return PARTIAL if mapped else error_of(outcome.problems).exit_code
+    return exit_code_of(outcome.problems, usable=bool(mapped))

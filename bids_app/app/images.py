@@ -26,8 +26,8 @@ from bids_app.plan.group import GroupPlan, Participant, StoredSubject, join_stor
 from bids_app.plan.participant import Problem, refuse_other_grids
 from bids_app.settings import Settings
 from bids_app.workflows.detection import StoredImage, init_atlas_wf, init_lesions_wf
-from bids_app.workflows.execution import Crash
-from bids_app.workflows.training import StoragePlan, init_storing_wf
+from bids_app.workflows.execution import label_nodes
+from bids_app.workflows.training import init_storing_wf
 
 ATLAS_WF, STORING_WF = "atlas_wf", "storing_wf"
 
@@ -97,9 +97,14 @@ def store_cohort(
             )
         )  # fmt: skip
         atlas.unlink(missing_ok=True)  # of an earlier run
-    crashes = runner.run(graphs, {}, {})
-    problems = [*without_t1w, *lesions.problems, *_problems(crashes, plans, list(masks))]
-    stored = _stored_images(plans, crashes)
+    failed = runner.run(graphs)
+    problems = [*without_t1w, *lesions.problems, *failed]
+    lost = {problem.visit for problem in failed}
+    stored = {
+        plan.name: StoredImage(plan.name, plan.folder, read_digest(plan.folder))
+        for plan in plans
+        if plan.name not in lost
+    }
     controls = [join_stored(one, stored) for one in subjects.controls]
     pictured = [join_stored(one, stored) for one in patients]
     return StoredCohort(
@@ -281,12 +286,12 @@ def _mask_graphs(
         }  # fmt: skip
         output = Output(path, sidecar_path(path), sidecar)
         name = f"lesions_{number}_wf"
-        graphs.append(
-            init_lesions_wf(
-                mask.path, visit.brain_mask, transforms, output,
-                orientation=settings.assume_orientation, name=name,
-            )
+        graph = init_lesions_wf(
+            mask.path, visit.brain_mask, transforms, output,
+            orientation=settings.assume_orientation, name=name,
         )  # fmt: skip
+        label_nodes(graph, owner=visit.subject, label=f"sub-{visit.subject}")
+        graphs.append(graph)
     return graphs
 
 
@@ -298,28 +303,3 @@ def _check_atlas(settings: Settings) -> tuple[str, ...]:
     check_labels(image, orientation=settings.assume_orientation)
     read_labels(names)
     return inspect(image, orientation=settings.assume_orientation).notes
-
-
-def _stored_images(
-    plans: Sequence[StoragePlan], crashes: Sequence[Crash]
-) -> dict[str, StoredImage]:
-    lost = {crash.node.split(".")[-1].removeprefix("store_") for crash in crashes}
-    return {
-        plan.name: StoredImage(plan.name, plan.folder, read_digest(plan.folder))
-        for plan in plans
-        if plan.name not in lost
-    }
-
-
-def _problems(
-    crashes: Sequence[Crash], plans: Sequence[StoragePlan], visits: Sequence[Preprocessed]
-) -> list[Problem]:
-    owners = {f"store_{plan.name}": plan.participant for plan in plans}
-    owners |= {f"lesions_{number}_wf": one.subject for number, one in enumerate(visits)}
-    problems = []
-    for crash in crashes:
-        parts = crash.node.split(".")
-        who = next((owners[part] for part in parts if part in owners), "")
-        sentence = f"sub-{who}: {crash.sentence}" if who else crash.sentence
-        problems.append(Problem(who, sentence, crash.exit_code))
-    return problems

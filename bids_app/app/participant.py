@@ -9,9 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bids_app.app.run import (
+    DONE,
+    PARTIAL,
     clean,
+    close_dry,
     compute,
     describe_old_work,
+    exit_code_of,
     hold,
     make_places,
     prepare_generator,
@@ -19,10 +23,12 @@ from bids_app.app.run import (
     prepare_template,
     refuse_places,
     refuse_plugin,
+    report_failure,
+    report_notes,
     share_resources,
     summarize_run,
 )
-from bids_app.console import Console, count_line, list_troubled
+from bids_app.console import Console, count_line
 from bids_app.dataset.index import find_subjects
 from bids_app.dataset.participants import read_participants
 from bids_app.dataset.validation import validate_bids
@@ -62,7 +68,6 @@ from bids_app.templates import Template
 from bids_app.visit import Selection, Visit
 from bids_app.workflows.execution import Resources
 
-DONE, PARTIAL = 0, 1  # exit codes
 _Table = tuple[dict[str, dict[str, str]], tuple[str, ...]]  # participants.tsv, and remarks on it
 
 
@@ -254,8 +259,7 @@ def _tell_aside(
             voice.say(f"not used: {where}: {one.reason}")
         else:
             voice.fail(one.reason)
-    for problem in early:
-        voice.fail(problem.sentence)
+    report_notes(voice, problems=early)
 
 
 def _report_images(plans: Sequence[VisitPlan], voice: Console) -> None:
@@ -306,14 +310,9 @@ def _report_plans(
 
     ``early`` are those of the problems ``aside`` that the tables have not told yet.
     """
-    for problem in early:
-        voice.fail(problem.sentence)
-    troubled = sorted({f"sub-{problem.subject}" for problem in aside})
-    voice.close(
-        f"mri2pet: {len(plans)} visits would be computed, {len(done)} are complete already, "
-        f"{list_troubled(troubled)}; this was a dry run, and nothing was written"
-    )
-    return PARTIAL if aside else DONE
+    report_notes(voice, problems=early)
+    told = f"{len(plans)} visits would be computed, {len(done)} are complete already"
+    return close_dry(told, aside, voice)
 
 
 def _subjects(selection: Selection) -> list[str]:
@@ -368,14 +367,12 @@ def report_subjects(
     list of Problem
         One a report that could not be written.
     """
-    problems = []
+    problems, logs = list[Problem](), output_dir / "logs"
     for subject, run in told.items():
-        try:
+        name = f"sub-{subject}.html"
+        with report_failure(voice, name=name, logs=logs, subject=subject) as lost:
             write_subject_report(output_dir, subject, template_t1w=template_t1w, **run)
-        except Exception as error:  # of any kind: results stand, and so do the others' reports
-            label = f"sub-{subject}.html"
-            problems.append(problem_of(error, subject, label, output_dir / "logs"))
-            voice.fail(problems[-1].sentence)
+        problems += lost
     return problems
 
 
@@ -446,7 +443,5 @@ def _close(
     well = [plan for plan in plans if plan.name not in troubled]
     failed = sorted({f"sub-{problem.subject}" for problem in problems})
     voice.close(count_line(len(well), len(done), failed, settings.output_dir))
-    if not problems:
-        return DONE
     usable = [*done, *(plan for plan in plans if plan.name not in lost)]
-    return PARTIAL if usable else error_of(problems).exit_code
+    return exit_code_of(problems, usable=bool(usable))

@@ -4,7 +4,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,14 @@ import yaml
 from nipype.pipeline.engine import Workflow
 
 from bids_app.claims import claimed
-from bids_app.console import Console
+from bids_app.console import Console, list_troubled
 from bids_app.dataset.validation import make_writable, refuse_inside
-from bids_app.derivatives.description import RunRecord, ignore_also, refuse_foreign
+from bids_app.derivatives.description import (
+    RunRecord,
+    ignore_also,
+    refuse_foreign,
+    write_run_record,
+)
 from bids_app.derivatives.sidecars import Space
 from bids_app.errors import (
     CannotCreateError,
@@ -27,7 +33,14 @@ from bids_app.errors import (
 from bids_app.files import place_in, read_text, remove_partials
 from bids_app.generators import GeneratorChoice, Options, choose_generator
 from bids_app.imaging.volume import grid_of_box
-from bids_app.plan.participant import ParticipantPlan, Problem, VisitPlan, init_visit_wf, problem_of
+from bids_app.plan.participant import (
+    ParticipantPlan,
+    Problem,
+    VisitPlan,
+    error_of,
+    init_visit_wf,
+    problem_of,
+)
 from bids_app.report.page import RunSummary
 from bids_app.resources import (
     choose_device,
@@ -39,9 +52,10 @@ from bids_app.resources import (
 from bids_app.settings import SLOPPY_RESOLUTION, Settings
 from bids_app.templates import REGISTRATION_RESOLUTION, Template, prepare
 from bids_app.workflows import execution
-from bids_app.workflows.execution import Crash, FinishedCallback, Resources, run_graph
+from bids_app.workflows.execution import Crash, Resources, label_nodes, nodes_of, run_graph
 from bids_app.workflows.participant import Preprocessing
 
+DONE, PARTIAL = 0, 1  # exit codes
 RESULTS = {"train": "table1.tsv", "group": "clusters.tsv"}  # what shows that a level was run
 LARGEST_PLUGIN, MOST_BRACKETS = 1 << 15, 200  # bytes, [ or {; our choice
 WORK = ".work"  # pybids and other BIDS tools pass over names that begin with a dot
@@ -274,6 +288,90 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
     return content | {"plugin_args": arguments}
 
 
+@contextmanager
+def begin(
+    settings: Settings, stamp: RunRecord, voice: Console, *, results: Collection[str]
+) -> Iterator[None]:
+    """Make the folders of a run of controls or patients, keep others from them, and record it.
+
+    Parameters
+    ----------
+    settings, stamp, voice, results
+        As :func:`hold` has them.
+    """
+    make_places(settings)
+    with hold(settings, stamp, voice, results=results, intermediate=[settings.level]):
+        write_run_record(settings.output_dir / "logs", vars(settings), stamp)
+        report_notes(voice, describe_old_work(settings))
+        yield
+
+
+def report_notes(
+    voice: Console, notes: Iterable[str] = (), problems: Iterable[Problem] = ()
+) -> None:
+    """Tell what a reader may want to know, then what went wrong."""
+    for note in notes:
+        voice.say(note)
+    for problem in problems:
+        voice.fail(problem.sentence)
+
+
+@contextmanager
+def report_failure(
+    voice: Console, *, name: str, logs: Path, subject: str = ""
+) -> Iterator[list[Problem]]:
+    """Write a report in the block; where that fails, it is told: all other results stand.
+
+    Parameters
+    ----------
+    voice
+        Is told.
+    name : str
+        Of the report's file.
+    logs : Path
+        Gets the traceback of an error that nobody foresaw.
+    subject : str
+        Label of the participant whose report it is; "" if it is of all.
+
+    Yields
+    ------
+    list of Problem
+        Behind the block, what failed.
+    """
+    problems: list[Problem] = []
+    try:
+        yield problems
+    except Exception as error:  # of any kind: it is only the report
+        problems.append(problem_of(error, subject, name, logs))
+        report_notes(voice, problems=problems)
+
+
+def close_dry(told: str, problems: Sequence[Problem], voice: Console) -> int:
+    """Say the last line of a dry run; return the exit code that the run would have at best.
+
+    Parameters
+    ----------
+    told : str
+        What the run would do.
+    problems : sequence of Problem
+        All that are known before it.
+    voice
+        Is told.
+    """
+    troubled = sorted({f"sub-{problem.subject}" for problem in problems})
+    voice.close(
+        f"mri2pet: {told}, {list_troubled(troubled)}; this was a dry run, and nothing was written"
+    )
+    return PARTIAL if problems else DONE
+
+
+def exit_code_of(problems: Sequence[Problem], *, usable: bool) -> int:
+    """Say how a run ended: well, in part, or, where nothing of it is usable, by what went wrong."""
+    if not problems:
+        return DONE
+    return PARTIAL if usable else error_of(problems).exit_code
+
+
 def summarize_run(stamp: RunRecord, started: float) -> RunSummary:
     """Gather what reports tell of a run that ends now; it started at this monotonic time."""
     return RunSummary(
@@ -323,6 +421,59 @@ def hold(
         yield
 
 
+def run_graphs(
+    graphs: Sequence[Workflow],
+    settings: Settings,
+    voice: Console,
+    *,
+    name: str,
+    resources: Resources,
+    labels: Mapping[str, str],
+    on_finished: Callable[[str, Sequence[Problem]], None] | None = None,
+) -> list[Problem]:
+    """Run graphs side by side; what failed is returned, and not told yet.
+
+    Parameters
+    ----------
+    graphs : sequence of Workflow
+        Names differ; :func:`bids_app.workflows.execution.label_nodes` has told what nodes are.
+    settings, voice
+        Of the run.
+    name : str
+        Of the folder of intermediate files, in the work folder.
+    resources : Resources
+        What the run may use of this machine.
+    labels : mapping
+        Names for people of those parts whose progress is shown.
+    on_finished : callable or None
+        As :func:`run_graph` has it; it is told problems.
+    """
+    workflow = Workflow(name, base_dir=str(work_dir_of(settings)))
+    workflow.add_nodes(list(graphs))
+    steps = Counter(getattr(node, "part", "") for node in nodes_of(workflow))
+
+    def tell_finished(part: str, crashes: Sequence[Crash]) -> None:
+        if on_finished is not None:
+            on_finished(part, [*map(_problem, crashes)])
+
+    with voice.progress(labels, steps) as on_status:
+        crashes = run_graph(
+            workflow,
+            resources=resources,
+            plugin=read_plugin(settings.use_plugin),
+            logs=settings.output_dir / "logs",
+            stop_on_first_crash=settings.stop_on_first_crash,
+            on_status=on_status,
+            on_finished=None if on_finished is None else tell_finished,
+        )
+    return [*map(_problem, crashes)]
+
+
+def _problem(crash: Crash) -> Problem:
+    sentence = f"{crash.label}: {crash.sentence}" if crash.label else crash.sentence
+    return Problem(crash.owner, sentence, crash.exit_code, crash.part, crash.fatal)
+
+
 @dataclass(frozen=True)
 class Runner:
     """Runs the graphs of one level.
@@ -349,36 +500,25 @@ class Runner:
         """Threads of a node."""
         return share_resources(self.settings, self.jobs)[1]
 
-    def run(
-        self, graphs: Sequence[Workflow], labels: Mapping[str, str], words: Mapping[str, str]
-    ) -> list[Crash]:
-        """Run graphs side by side; what failed is returned.
+    def run(self, graphs: Sequence[Workflow], shown: Iterable[str] = ()) -> list[Problem]:
+        """Run graphs side by side, as :func:`run_graphs`; what failed is returned.
 
         Parameters
         ----------
         graphs : sequence of Workflow
             Names differ.
-        labels, words : mapping
-            As :meth:`bids_app.console.Console.progress` wants them.
+        shown : iterable of str
+            Parts whose progress is shown.
         """
-        settings = self.settings
-        workflow = Workflow(self.name, base_dir=str(work_dir_of(settings)))
-        workflow.add_nodes(list(graphs))
-        steps = {graph.name: len(graph.list_node_names()) for graph in graphs}
-        resources, _ = share_resources(settings, self.jobs)
-        with self.voice.progress(labels, steps, words) as on_status:
-            return run_graph(
-                workflow,
-                resources=resources,
-                plugin=read_plugin(settings.use_plugin),
-                logs=settings.output_dir / "logs",
-                stop_on_first_crash=settings.stop_on_first_crash,
-                on_status=on_status,
-            )
-
-
-# Parts of a graph without which a visit still has results
-BESIDES = (".pet_", ".comparison_wf", ".uncertainty_wf")
+        resources, _ = share_resources(self.settings, self.jobs)
+        return run_graphs(
+            graphs,
+            self.settings,
+            self.voice,
+            name=self.name,
+            resources=resources,
+            labels={part: part for part in shown},
+        )
 
 
 def compute(
@@ -406,6 +546,9 @@ def compute(
     for plan in plans:
         try:
             graphs[plan.name] = init_visit_wf(plan, run)
+            label_nodes(
+                graphs[plan.name], owner=plan.visit.subject, label=plan.label, part=plan.name
+            )
             results = (*plan.paths.preprocessed, *plan.paths.synthesized)
             for folder in {path.parent for path in results}:
                 remove_partials(folder)
@@ -415,16 +558,22 @@ def compute(
     if graphs:
         unbuilt, left = tuple(problems), set(graphs)
 
-        def tell_finished(name: str, crashes: Sequence[Crash]) -> None:
+        def tell_finished(name: str, failed: Sequence[Problem]) -> None:
             left.discard(name)
             (subject,) = {plan.visit.subject for plan in plans if plan.name == name}
             if not any(plan.name in left for plan in plans if plan.visit.subject == subject):
-                on_finished(subject, [*unbuilt, *(_problem(crash, plans) for crash in crashes)])
+                on_finished(subject, [*unbuilt, *failed])
 
-        crashes = _run_graphs(graphs, plans, resources, settings, voice, on_finished=tell_finished)
-        problems += [_problem(crash, plans) for crash in crashes]
-    for problem in problems:
-        voice.fail(problem.sentence)
+        problems += run_graphs(
+            list(graphs.values()),
+            settings,
+            voice,
+            name="mri2pet",
+            resources=resources,
+            labels={plan.name: plan.label for plan in plans if plan.name in graphs},
+            on_finished=tell_finished,
+        )
+    report_notes(voice, problems=problems)
     return problems
 
 
@@ -434,38 +583,3 @@ def clean(plans: Sequence[VisitPlan], problems: Sequence[Problem], settings: Set
     for plan in plans:
         if plan.name not in failed:
             shutil.rmtree(work_dir_of(settings) / "mri2pet" / plan.name, ignore_errors=True)
-
-
-def _run_graphs(
-    graphs: dict[str, Workflow],
-    plans: Sequence[VisitPlan],
-    resources: Resources,
-    settings: Settings,
-    voice: Console,
-    *,
-    on_finished: FinishedCallback,
-) -> list[Crash]:
-    workflow = Workflow("mri2pet", base_dir=str(work_dir_of(settings)))
-    workflow.add_nodes(list(graphs.values()))
-    labels = {plan.name: plan.label for plan in plans if plan.name in graphs}
-    steps = {name: len(graph.list_node_names()) for name, graph in graphs.items()}
-    with voice.progress(labels, steps) as on_status:
-        return run_graph(
-            workflow,
-            resources=resources,
-            plugin=read_plugin(settings.use_plugin),
-            logs=settings.output_dir / "logs",
-            stop_on_first_crash=settings.stop_on_first_crash,
-            on_status=on_status,
-            on_finished=on_finished,
-        )
-
-
-def _problem(crash: Crash, plans: Sequence[VisitPlan]) -> Problem:
-    parts = crash.node.split(".")
-    for plan in plans:
-        if plan.name in parts:
-            told = f"{plan.label}: {crash.sentence}"
-            fatal = not any(part in crash.node for part in BESIDES)
-            return Problem(plan.visit.subject, told, crash.exit_code, plan.name, fatal)
-    return Problem("?", crash.sentence, crash.exit_code)

@@ -2,23 +2,26 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bids_app.app.run import (
+    DONE,
     Runner,
-    describe_old_work,
-    hold,
-    make_places,
+    begin,
+    close_dry,
+    exit_code_of,
     refuse_places,
     refuse_plugin,
     refuse_without_results,
+    report_failure,
+    report_notes,
     share_resources,
     summarize_run,
     work_dir_of,
 )
-from bids_app.console import Console, list_troubled
+from bids_app.console import Console
 from bids_app.derivatives import description
 from bids_app.derivatives.description import dataset_name
 from bids_app.derivatives.find import Preprocessed
@@ -29,7 +32,7 @@ from bids_app.files import locked
 from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.nifti import read_digest
 from bids_app.plan.cohort import Subjects, choose_controls, settle_grid
-from bids_app.plan.participant import Problem, error_of, problem_of, refuse_other_grids
+from bids_app.plan.participant import Problem, error_of, refuse_other_grids
 from bids_app.plan.train import (
     GENERATORS,
     Study,
@@ -47,8 +50,8 @@ from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.models import MODELS, ModelSpec, spec_from_dict, spec_to_dict
 from bids_app.synthesis.tiling import CubicPatches
 from bids_app.templates import uri_of
-from bids_app.workflows.execution import Crash
 from bids_app.workflows.training import (
+    BASELINES,
     ComputeSettings,
     Fold,
     ModelPlan,
@@ -59,7 +62,6 @@ from bids_app.workflows.training import (
     init_storing_wf,
 )
 
-DONE, PARTIAL = 0, 1  # exit codes
 MEMORY = {(2, False): 0.20, (2, True): 0.75, (3, False): 0.10, (3, True): 0.32}  # GiB a sample
 LEAST_VALIDATIONS = 10  # of a training of few epochs; our choice
 LEAST_SIDE = 24  # voxels that a discriminator can judge: three halvings, two 4×4 convolutions
@@ -93,14 +95,9 @@ def train(settings: Settings, voice: Console, stamp: description.RunRecord) -> i
     means, study, unfit = _prepare(settings, controls, voice, stamp)
     if settings.dry_run:
         return _close_dry(settings, controls, unfit, voice)
-    make_places(settings)
     rows = [f"train {name}" for name in _names(settings)]  # other runs may train other rows
-    with hold(settings, stamp, voice, results=rows, intermediate=["train"]):
-        description.write_run_record(settings.output_dir / "logs", vars(settings), stamp)
-        for note in (*describe_old_work(settings), *controls.notes):
-            voice.say(note)
-        for problem in controls.problems:
-            voice.fail(problem.sentence)
+    with begin(settings, stamp, voice, results=rows):
+        report_notes(voice, controls.notes, controls.problems)
         runner = Runner(settings, voice, "mri2pet_train", _jobs(settings))
         stored, problems = _store(study, controls, runner)
         folds = deal(study, stored)
@@ -138,15 +135,10 @@ def _close_dry(
     settings: Settings, controls: Subjects, unfit: Sequence[Problem], voice: Console
 ) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best."""
-    for problem in unfit:
-        voice.fail(problem.sentence)
-    troubled = {f"sub-{problem.subject}" for problem in (*controls.problems, *unfit)}
+    report_notes(voice, problems=unfit)
     usable = {one.subject for one in _visits(controls)} - {problem.subject for problem in unfit}
-    voice.close(
-        f"mri2pet: {len(_names(settings))} models would be trained, on {len(usable)} controls, "
-        f"{list_troubled(sorted(troubled))}; this was a dry run, and nothing was written"
-    )
-    return PARTIAL if troubled else DONE
+    told = f"{len(_names(settings))} models would be trained, on {len(usable)} controls"
+    return close_dry(told, [*controls.problems, *unfit], voice)
 
 
 def refuse_small_grid(name: str, spec: ModelSpec, grid: Grid) -> None:
@@ -255,15 +247,8 @@ def _store(study: Study, controls: Subjects, runner: Runner) -> tuple[list[Store
     """Store the volumes of all controls; those whose images cannot be used are left out."""
     plans = plan_storage(study, _visits(controls))
     graph = init_storing_wf(plans, shape=study.grid.shape, affine=study.grid.affine.tolist())
-    crashes = runner.run([graph], {}, {})
-    problems = [
-        Problem(plan.participant, f"sub-{plan.participant}: {crash.sentence}", crash.exit_code)
-        for crash in crashes
-        for plan in plans
-        if crash.node.split(".")[-1] == f"store_{plan.name}"
-    ]
-    for problem in problems:
-        runner.voice.fail(problem.sentence)
+    problems = runner.run([graph])
+    report_notes(runner.voice, problems=problems)
     lost = {problem.subject for problem in problems}
     stored = [_stored(plan) for plan in plans if plan.participant not in lost]
     if not stored and problems:
@@ -289,10 +274,6 @@ def _plans(
     ]
 
 
-def _graph_name(name: str) -> str:
-    return name.replace("-", "_") + "_wf"
-
-
 def _compute(
     study: Study, controls: Subjects, folds: Sequence[Fold], means: ComputeSettings, runner: Runner
 ) -> list[Problem]:
@@ -305,19 +286,14 @@ def _compute(
     graphs = [
         init_model_wf(
             plan, folds, means,
-            fwhm=study.fwhm, mem_gb=memory[plan.name], name=_graph_name(plan.name),
+            fwhm=study.fwhm, mem_gb=memory[plan.name],
+            name=f"{plan.name.replace('-', '_')}_wf",
         )
         for plan in plans
     ]  # fmt: skip
-    labels = {_graph_name(plan.name): plan.name for plan in plans}
-    crashes = runner.run(
-        [init_baselines_wf(folds, baselines, means), *graphs],
-        {**labels, "baselines_wf": "baselines"},
-        _words(folds),
-    )
-    problems = [_problem(crash, labels) for crash in crashes]
-    for problem in problems:
-        runner.voice.fail(problem.sentence)
+    shown = [*(plan.name for plan in plans), BASELINES]
+    problems = runner.run([init_baselines_wf(folds, baselines, means), *graphs], shown)
+    report_notes(runner.voice, problems=problems)
     return problems
 
 
@@ -330,19 +306,6 @@ def memory_of(spec: ModelSpec) -> float:
     """
     per_sample = MEMORY[spec.tiling.spatial_dims, spec.cycle]
     return 1.0 + per_sample * spec.batch_size * spec.width / 64
-
-
-def _words(folds: Sequence[Fold]) -> dict[str, str]:
-    words = {"train_all": "training on all"}
-    for fold in folds:
-        words[f"train_{fold.number}"] = f"fold {fold.number}, training"
-        words[f"score_{fold.number}"] = f"fold {fold.number}, scores"
-    return words
-
-
-def _problem(crash: Crash, labels: Mapping[str, str]) -> Problem:
-    row = next((label for name, label in labels.items() if name in crash.node), "baselines")
-    return Problem(row, f"{row}: {crash.sentence}", crash.exit_code, visit=row)
 
 
 def _finish(
@@ -362,16 +325,15 @@ def _finish(
         **told, "problems": sentences, "notes": [*controls.notes, *gathered.notes],
         "settings": vars(settings),
     }  # fmt: skip
-    try:
+    logs = study.output_dir / "logs"
+    with report_failure(runner.voice, name="train.html", logs=logs) as lost:
         write_training_report(
-            study.output_dir, template=settings.template, resolution=settings.grid_resolution,
+            study.output_dir,
+            template=settings.template,
+            resolution=settings.grid_resolution,
             **whole,
-        )  # fmt: skip
-    except Exception as error:  # of any kind: it is only the report
-        lost = problem_of(error, "", "train.html", study.output_dir / "logs")
-        runner.voice.fail(lost.sentence)
-        return [lost]
-    return []
+        )
+    return lost
 
 
 def _report_again(settings: Settings, voice: Console) -> int:
@@ -393,6 +355,4 @@ def _close(settings: Settings, study: Study, problems: Sequence[Problem], voice:
         + (f" ({', '.join(lost)})" if lost else "")
         + f"; generators are in {study.output_dir / GENERATORS}, the report is {report}"
     )
-    if not problems:
-        return DONE
-    return error_of(problems).exit_code if len(lost) == len(rows) else PARTIAL
+    return exit_code_of(problems, usable=len(lost) < len(rows))

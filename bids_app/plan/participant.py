@@ -66,7 +66,9 @@ class Problem:
     exit_code : int
         Of the run, if nothing else could be used either.
     visit : str or None
-        Name of the visit's graph; None if the images were set aside before there was one.
+        Name of the visit's graph, or of what else is lost as one, as
+        :func:`bids_app.workflows.execution.label_nodes` has it; None if images were set aside
+        before there was a graph.
     fatal : bool
         Whether the visit is left without the results of its T1w.
     """

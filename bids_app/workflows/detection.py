@@ -24,6 +24,7 @@ from bids_app.interfaces.detection import (
     PackControls,
     TrainEncoder,
 )
+from bids_app.workflows.execution import label_nodes
 
 PACKED = "ocsvm/controls.safetensors"
 
@@ -158,6 +159,7 @@ def init_ocsvm_wf(
             threads=1,  # of so small a network they would wait for one another
         )  # fmt: skip
         train = Node(encoder, name=f"encoder_{fold.number}", mem_gb=2)
+        label_nodes(train, step=f"encoder of fold {fold.number}")
         merge = _merge_scores(fold.number, len(fitting.slabs))
         start = 2 + place * per_fold
         workflow.connect([
@@ -184,9 +186,17 @@ def init_ocsvm_wf(
 
 
 def _slab_node(interface: FitSlab | ApplySlab, fold: int, slab: int, fitting: Fitting) -> Node:
-    return Node(
+    node = Node(
         interface, name=f"slab_{fold}_{slab}", n_procs=fitting.threads, mem_gb=fitting.mem_gb
     )
+    label_nodes(node, step=f"one-class SVMs of fold {fold}, slab {slab}")
+    return node
+
+
+def _norm_node(interface: FitNorm | ApplyNorm, fold: int) -> Node:
+    node = Node(interface, name=f"norm_{fold}", mem_gb=2)
+    label_nodes(node, step=f"norm of fold {fold}")
+    return node
 
 
 def _merge_scores(fold: int, pieces: int) -> Node:
@@ -257,7 +267,7 @@ def init_norm_wf(
             controls_synthetic=_folders(made), digests=_digests([*fold.controls, *made]),
             **_scored_both(detector, [*patients, *fold.held_out]),
         )  # fmt: skip
-        fit = Node(norm, name=f"norm_{fold.number}", mem_gb=2)
+        fit = _norm_node(norm, fold.number)
         merge = _merge_scores(fold.number, 1)
         workflow.connect([
             (inputnode, fit, [("brain", "brain")]),
@@ -378,7 +388,7 @@ def init_applied_norm_wf(
             detector=detector, fwhm=fitting.fwhm, norm=str(applied.folder / norm),
             **_scored_both(detector, patients),
         )  # fmt: skip
-        apply, merge = Node(node, name=f"norm_{fold}", mem_gb=2), _merge_scores(fold, 1)
+        apply, merge = _norm_node(node, fold), _merge_scores(fold, 1)
         workflow.connect([
             (inputnode, apply, [("brain", "brain")]),
             (apply, merge, [("scores", "in1")]),

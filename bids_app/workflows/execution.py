@@ -1,5 +1,7 @@
 """Run a graph: on this machine, or where a nipype plugin takes it; tell what went wrong.
 
+A node says itself whose it is and what it does; see :func:`label_nodes`.
+
 On this machine, ANTs and torch compute in processes of their own. Processes are started by a
 server that has imported neither, so nothing is ever forked with their threads in it. Plugins for
 queues of a cluster are told what nodes need, and tell why a job is gone.
@@ -14,11 +16,11 @@ import shutil
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
@@ -63,12 +65,71 @@ class Resources:
 
 @dataclass(frozen=True)
 class Crash:
-    """A node that failed: its place in the graph, a sentence, an exit code, the traceback."""
+    """A node that failed.
+
+    Parameters
+    ----------
+    node : str
+        Its place in the graph.
+    sentence : str
+        What went wrong, and what to do.
+    exit_code : int
+        Of the run, if nothing can be used.
+    file : Path
+        The traceback.
+    owner, label, part, fatal
+        As :func:`label_nodes` has set them.
+    """
 
     node: str
     sentence: str
     exit_code: int
     file: Path
+    owner: str = ""
+    label: str = ""
+    part: str = ""
+    fatal: bool = True
+
+
+def nodes_of(graph: Workflow | Node) -> Collection[Node]:
+    """List the nodes of a graph and of all graphs within it; of a node, itself."""
+    return graph._get_all_nodes() if isinstance(graph, Workflow) else (graph,)
+
+
+def label_nodes(
+    graph: Workflow | Node,
+    *,
+    owner: str | None = None,
+    label: str | None = None,
+    part: str | None = None,
+    step: str | None = None,
+    fatal: bool | None = None,
+) -> None:
+    """Let nodes say what they are; what a node says already, of a graph within, it keeps.
+
+    These are attributes of nodes and no inputs: results do not depend on them.
+
+    Parameters
+    ----------
+    graph : Workflow or Node
+        Its nodes, or a single one.
+    owner : str
+        Whose failure it is: label of a participant, row of Table 1, or training set.
+    label : str
+        Whom sentences on its failure name first; "" for nobody.
+    part : str
+        What is lost with it, and is followed as one: graph of a visit, row, training set, or image
+        that is stored.
+    step : str
+        What it does, for people who follow the run; "" if they need not know.
+    fatal : bool
+        Whether its owner is left without the results that matter; so it is if nothing else is said.
+    """
+    told = {"owner": owner, "label": label, "part": part, "step": step, "fatal": fatal}
+    for node in nodes_of(graph):
+        for name, value in told.items():
+            if value is not None and not hasattr(node, name):
+                setattr(node, name, value)
 
 
 def quiet(level: int) -> None:
@@ -94,11 +155,11 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
     plugin_args : dict
         As nipype's.
     order : sequence of str
-        Names of graphs within the workflow. A node of one runs only where no node of those before
-        it is ready to: with few processes, one graph is done before the next begins. Empty: nodes
-        run as they become ready.
+        Parts of the workflow. A node of one runs only where no node of those before it is ready
+        to: with few processes, one part is done before the next begins. Empty: nodes run as they
+        become ready.
     on_finished : callable or None
-        Is told the name of each of these graphs when nothing of it is left to do.
+        Is told the name of each of these parts when nothing of it is left to do.
     """
 
     def __init__(
@@ -170,8 +231,8 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         self._submitted.pop(taskid, None)
 
     def _place(self, jobid: int) -> int:
-        """Say where in the order a node's graph stands; behind it, if it has no place."""
-        return self._order.get(_graph_of(self.procs[jobid]), len(self._order))
+        """Say where in the order a node's part stands; behind it, if it has no place."""
+        return self._order.get(self.procs[jobid].part, len(self._order))
 
     def _sort_jobs(self, jobids: Sequence[int], scheduler: str | None = "tsort") -> Sequence[int]:
         ready: Sequence[int] = super()._sort_jobs(jobids, scheduler)
@@ -180,11 +241,11 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         return self._hold_back(sorted(ready, key=self._place))
 
     def _hold_back(self, ready: Sequence[int]) -> Sequence[int]:
-        """Leave out nodes of later graphs where one of an earlier graph can run, or waits for room.
+        """Leave out nodes of later parts where one of an earlier part can run, or waits for room.
 
         What was run before, or runs in this process, is done at once, and what follows it is ready
-        at the next look only: else nodes of later graphs would take its room in between. Nodes of
-        later graphs may run beside one that waits for the GPU.
+        at the next look only: else nodes of later parts would take its room in between. Nodes of
+        later parts may run beside one that waits for the GPU.
         """
         gpus = self._check_resources(self.pending_tasks)[2]
         for number, jobid in enumerate(ready):
@@ -198,22 +259,22 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
 
     def _task_finished_cb(self, jobid: int, cached: bool = False) -> None:
         super()._task_finished_cb(jobid, cached)
-        self._tell_finished(_graph_of(self.procs[jobid]))
+        self._tell_finished(self.procs[jobid].part)
 
     def _remove_node_deps(self, jobid: int, crashfile: str, graph: object) -> dict:
         removed: dict = super()._remove_node_deps(jobid, crashfile, graph)
-        self._tell_finished(_graph_of(self.procs[jobid]))
+        self._tell_finished(self.procs[jobid].part)
         return removed
 
     def _tell_finished(self, name: str) -> None:
-        """Tell of a graph once all its nodes have run, or failed, or cannot run."""
+        """Tell of a part once all its nodes have run, or failed, or cannot run."""
         if self._on_finished is None or name in self._finished or name not in self._order:
             return
         if self._counted != len(self.procs):  # at first, and when a MapNode was expanded
             self._counted = len(self.procs)
             members = defaultdict(list)
             for jobid, node in enumerate(self.procs):
-                members[_graph_of(node)].append(jobid)
+                members[node.part].append(jobid)
             self._members = dict(members)
         jobs = self._members[name]
         if self.proc_done[jobs].all() and not self.proc_pending[jobs].any():
@@ -240,48 +301,74 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         self.close()
 
 
-def _graph_of(node: Node) -> str:
-    """Give the name of the graph within the workflow that a node belongs to."""
-    _, name, *_ = f"{node.fullname}.".split(".")
-    return name
-
-
-def _read_crash(file: Path) -> Crash:
-    text = file.read_text(errors="replace")
-    node = text.partition("\n")[0].removeprefix("Node: ").strip()
+def _explain(name: str, text: str, file: Path) -> tuple[str, int]:
+    """Give the sentence and the exit code for the traceback of a node."""
     summaries = SUMMARY.findall(text)
     if summaries:
         kind, sentence = summaries[-1]
-        return Crash(node, sentence.strip(), getattr(errors, kind).exit_code, file)
+        return sentence.strip(), getattr(errors, kind).exit_code
     if NO_SPACE in text:
-        return Crash(node, f"{NO_SPACE}; make room, or choose another --work-dir", DISK_FULL, file)
+        return f"{NO_SPACE}; make room, or choose another --work-dir", DISK_FULL
     if NO_MEMORY.search(text):
-        return Crash(node, f"{node}: memory ran out; {MORE_MEMORY}", 1, file)
+        return f"{name}: memory ran out; {MORE_MEMORY}", 1
     others = ANY_ERROR.findall(text)
     last = others[-1].strip() if others else "failed without a message"
-    return Crash(node, f"{node}: {last}; its traceback is in {file}", 1, file)
+    return f"{name}: {last}; its traceback is in {file}", 1
 
 
-def _collect(folder: Path, logs: Path) -> list[Crash]:
+def _read_crash(file: Path, failed: Mapping[str, Node]) -> Crash:
+    """Read the file that nipype wrote of one of the nodes that failed, given by full name."""
+    text = file.read_text(errors="replace")
+    name = text.partition("\n")[0].removeprefix("Node: ").strip()
+    crash = Crash(name, *_explain(name, text, file), file)
+    node = failed.get(name)
+    if node is None:  # a disk was so full that the file is empty
+        return crash
+    return replace(crash, owner=node.owner, label=node.label, part=node.part, fatal=node.fatal)
+
+
+def _collect(folder: Path, logs: Path, failed: Mapping[str, Node]) -> list[Crash]:
     crashes = []
     for file in sorted(folder.glob("crash-*.txt")):
         kept = logs / file.name
         shutil.move(file, kept)
-        crashes.append(_read_crash(kept))
+        crashes.append(_read_crash(kept, failed))
     return crashes
 
 
 def _remove_stale_locks(workflow: Workflow) -> None:
     """Remove locks that a killed run left on results of the same nodes."""
-    names = {name.partition(".")[0] for name in workflow.list_node_names()}
-    for name in names:
-        folder = Path(workflow.base_dir) / workflow.name / name
+    for member in workflow._graph.nodes():
+        folder = Path(workflow.base_dir) / workflow.name / member.name
         for lock in folder.rglob("*.lock"):
             lock.unlink(missing_ok=True)
 
 
 def _arguments_of(plugin: Mapping[str, object]) -> dict:
     return dict(plugin.get("plugin_args", {}))  # type: ignore[call-overload]
+
+
+def _run_here(
+    workflow: Workflow,
+    resources: Resources,
+    plugin: Mapping[str, object] | None,
+    on_status: StatusCallback,
+    *,
+    order: Sequence[str],
+    on_finished: Callable[[str], None],
+) -> None:
+    """Run a graph by :class:`SeparatedMultiProcPlugin`: nipype's own mixes ANTs and torch."""
+    arguments = {
+        "n_procs": resources.nprocs,
+        "memory_gb": resources.mem_gb,
+        "raise_insufficient": False,
+        "n_gpu_procs": 1,  # all nodes that want a GPU want the same one
+        "mp_context": "forkserver",
+        "status_callback": on_status,
+    }
+    arguments |= _arguments_of(plugin or {})
+    with closing(SeparatedMultiProcPlugin(arguments, order, on_finished)) as here:
+        workflow.run(plugin=here)
 
 
 def _run_elsewhere(
@@ -300,8 +387,11 @@ def _run_elsewhere(
         workflow.run(plugin=chosen)
 
 
-def _configure(workflow: Workflow, crashes: Path, *, stop_on_first_crash: bool) -> None:
+def _make_ready(workflow: Workflow, crashes: Path, *, stop_on_first_crash: bool) -> None:
     """Tell nipype how to run; ``crashes`` is where it writes tracebacks."""
+    crashes.mkdir(parents=True)
+    _remove_stale_locks(workflow)
+    label_nodes(workflow, owner="", label="", part="", step="", fatal=True)
     workflow.config["execution"] = {
         "crashdump_dir": str(crashes), "crashfile_format": "txt",
         "stop_on_first_crash": stop_on_first_crash, "poll_sleep_duration": 0.05,
@@ -309,6 +399,12 @@ def _configure(workflow: Workflow, crashes: Path, *, stop_on_first_crash: bool) 
         "hash_method": "content",  # a copied dataset, or a template written anew, is the same
     }  # fmt: skip
     nipype.config.update_config({"execution": {"check_version": "false"}})
+
+
+def _parts_of(workflow: Workflow) -> list[str]:
+    """List the parts of a workflow, in the order in which its graphs were added."""
+    members = workflow._graph.nodes()
+    return list(dict.fromkeys(node.part for member in members for node in nodes_of(member)))
 
 
 def run_graph(
@@ -338,8 +434,8 @@ def run_graph(
     on_status : callable
         Is told of each node: (node, "start"), (node, "end") or (node, "exception").
     on_finished : callable or None
-        Is told of each graph within this one when nothing of it is left to do: its name, and what
-        has failed so far, of all graphs. If given, each is done before the next begins, as far as
+        Is told of each part of the graph when nothing of it is left to do: its name, and what has
+        failed so far, of all parts. If given, each is done before the next begins, as far as
         processes do not lie idle. Not on other plugins.
 
     Returns
@@ -349,35 +445,33 @@ def run_graph(
     """
     base = Path(workflow.base_dir)
     crashes_here = base / f"crashes-{uuid4().hex}"
-    crashes_here.mkdir(parents=True)
-    _remove_stale_locks(workflow)
-    _configure(workflow, crashes_here, stop_on_first_crash=stop_on_first_crash)
-    arguments = {
-        "n_procs": resources.nprocs, "memory_gb": resources.mem_gb, "raise_insufficient": False,
-        "n_gpu_procs": 1,  # all nodes that want a GPU want the same one
-        "mp_context": "forkserver", "status_callback": on_status,
-    }  # fmt: skip
-    failure, crashes = None, list[Crash]()
+    _make_ready(workflow, crashes_here, stop_on_first_crash=stop_on_first_crash)
+    failure, crashes, failed = None, list[Crash](), dict[str, Node]()
+
+    def note_status(node: Node, status: str) -> None:
+        if status == "exception":
+            failed[node.fullname] = node
+        on_status(node, status)
 
     def tell_finished(name: str) -> None:
-        crashes.extend(_collect(crashes_here, logs))
+        crashes.extend(_collect(crashes_here, logs, failed))
         if on_finished is not None:
             on_finished(name, crashes)
 
-    order = () if on_finished is None else [one.name for one in workflow._graph.nodes()]
     gc.freeze()  # nipype collects garbage at each look at its nodes: half a core, with all imports
     try:
-        if plugin is None or plugin["plugin"] == "MultiProc":  # nipype's own mixes ANTs and torch
-            arguments |= _arguments_of(plugin or {})
-            with closing(SeparatedMultiProcPlugin(arguments, order, tell_finished)) as here:
-                workflow.run(plugin=here)
+        if plugin is None or plugin["plugin"] == "MultiProc":
+            order = () if on_finished is None else _parts_of(workflow)
+            _run_here(
+                workflow, resources, plugin, note_status, order=order, on_finished=tell_finished
+            )
         else:
-            _run_elsewhere(workflow, plugin, on_status)
+            _run_elsewhere(workflow, plugin, note_status)
     except (RuntimeError, AttributeError, TypeError, OSError, ValueError, EOFError) as error:
         failure = error
     finally:
         gc.unfreeze()
-    crashes += _collect(crashes_here, logs)
+    crashes += _collect(crashes_here, logs, failed)
     shutil.rmtree(crashes_here, ignore_errors=True)
     if failure is not None and not crashes:
         raise errors.Mri2petError(f"the run stopped: {failure}") from failure

@@ -23,6 +23,7 @@ from bids_app.workflows.detection import (
     init_on_t1w_wf,
     slabs_of,
 )
+from bids_app.workflows.execution import label_nodes
 
 BRAIN_FILE = "brain_mask.nii.gz"
 
@@ -39,11 +40,14 @@ class Target:
         The fold that scores a control; None for a patient: all do.
     on_t1w : OnT1w or None
         Where results on the T1w's own grid go, if they are wanted.
+    participant : str
+        Label of whose image it is.
     """
 
     scored: ScoredMaps
     fold: int | None
     on_t1w: OnT1w | None
+    participant: str
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ def init_training_set_wf(
         digests=[one.sha256 for one in controls], share=share,
     )  # fmt: skip
     brain = Node(agree, name="brain", mem_gb=1)
+    label_nodes(brain, step="common brain")
     fitted = {
         detector: init_fitted_wf(detector, controls, plan.folds, plan.patients, fitting)
         for detector, plan in detectors.items()
@@ -116,6 +121,7 @@ def init_training_set_wf(
         card=dict(publication.card), names=files, folder=str(publication.folder)
     )
     publishing = Node(publish, name="publish")
+    label_nodes(publishing, step="detectors written")
     sources = Node(Merge(1 + len(fitted)), name="sources", run_without_submitting=True)
     workflow = Workflow(name)
     workflow.connect([
@@ -130,7 +136,7 @@ def init_training_set_wf(
         plan, slabs = detectors[detector], slabs_of(detector, fitting)
         _connect_targets(
             workflow, brain, graph, plan.targets,
-            folds=len(plan.folds), slabs=slabs, clustering=clustering,
+            detector=detector, folds=len(plan.folds), slabs=slabs, clustering=clustering,
         )  # fmt: skip
     return workflow
 
@@ -164,7 +170,8 @@ def init_applied_set_wf(
         workflow.connect([(brain, graph, [("brain", "inputnode.brain")])])
         _connect_targets(
             workflow, brain, graph, plan.targets,
-            folds=applied.folds, slabs=slabs_of(detector, fitting), clustering=clustering,
+            detector=detector, folds=applied.folds, slabs=slabs_of(detector, fitting),
+            clustering=clustering,
         )  # fmt: skip
     return workflow
 
@@ -175,12 +182,12 @@ def _connect_targets(
     graph: Workflow,
     targets: Sequence[Target],
     *,
+    detector: str,
     folds: int,
     slabs: Sequence[tuple[int, int]],
     clustering: Clustering,
 ) -> None:
     """Give each image the scores of the folds that have scored it."""
-    detector = graph.name.removesuffix("_wf")
     everyone = Node(Merge(folds), name=f"{detector}_scores", run_without_submitting=True)
     workflow.connect([
         (graph, everyone, [(f"scores_{fold}.out", f"in{fold}")]) for fold in range(1, folds + 1)
@@ -188,7 +195,9 @@ def _connect_targets(
     for target in targets:
         count = folds if target.fold is None else 1
         name = f"{detector}_{target.scored.picture.name}"
+        owner, label = target.participant, f"sub-{target.participant}"
         anomalies = init_anomalies_wf(target.scored, slabs, count, clustering, name=f"{name}_wf")
+        label_nodes(anomalies, owner=owner, label=label)
         source, field = (
             (everyone, "out") if target.fold is None else (graph, f"scores_{target.fold}.out")
         )
@@ -198,5 +207,6 @@ def _connect_targets(
         ])  # fmt: skip
         if target.on_t1w is not None:
             carried = init_on_t1w_wf(target.on_t1w, name=f"{name}_t1w_wf")
+            label_nodes(carried, owner=owner, label=label)
             fields = [(f"outputnode.{one}", f"inputnode.{one}") for one in ("statmap", "labels")]
             workflow.connect([(anomalies, carried, fields)])

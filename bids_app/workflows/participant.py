@@ -12,6 +12,7 @@ from nipype.pipeline.engine import Node, Workflow
 
 from bids_app.interfaces.derivatives import Output, save_node
 from bids_app.interfaces.imaging import RefuseFailed
+from bids_app.workflows.execution import label_nodes
 from bids_app.workflows.registration import init_anatomical_wf, init_pet_wf
 from bids_app.workflows.synthesis import SynthesisPlan, init_comparison_wf, init_synthesis_wf
 
@@ -141,6 +142,8 @@ def init_preprocessing_wf(
             RefuseFailed(source=str(plan.pet)), name=f"pet_{number}_verdict",
             run_without_submitting=True,
         )  # fmt: skip
+        for lesser in (pet, trust):  # without a PET, a visit still has results
+            label_nodes(lesser, fatal=False)
         workflow.connect([
             (pet, trust, [("outputnode.in_template", "image"),
                           ("outputnode.to_t1w_measured", "measured")]),

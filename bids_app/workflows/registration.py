@@ -23,6 +23,7 @@ from bids_app.interfaces.imaging import (
     ScaleIntensity,
     TaintVerdict,
 )
+from bids_app.workflows.execution import label_nodes
 
 SMOOTH = "bSpline"  # cubic; 2 s for a T1w at 1 mm, where a windowed sinc takes 11
 CRISP = "nearestNeighbor"
@@ -90,14 +91,17 @@ def init_anatomical_wf(
         ExtractBrain(source=str(t1w), mode=skull_strip, threads=omp_nthreads),
         name="extract_brain", n_procs=omp_nthreads, mem_gb=3,
     )  # fmt: skip
+    label_nodes(extract, step="brain extraction")
     correct = Node(
         CorrectBias(shrink_factor=4), name="correct_bias", n_procs=omp_nthreads, mem_gb=2
     )
+    label_nodes(correct, step="bias field")
     mask = Node(ApplyMask(), name="mask", mem_gb=1)
     register = Node(
         RegisterToTemplate(template=str(template), quick=quick, seed=seed),
         name="register_to_template", n_procs=omp_nthreads, mem_gb=3,
     )  # fmt: skip
+    label_nodes(register, step="T1w to template")
     grid = {"reference": str(reference)}
     before = Node(Resample(**grid, interpolation=LINEAR), name="before")
     resample = Node(Resample(**grid, interpolation=SMOOTH), name="resample")
@@ -245,6 +249,7 @@ def init_pet_wf(
     register = Node(
         RegisterPET(quick=quick, seed=seed), name="register_to_t1w", n_procs=omp_nthreads, mem_gb=2
     )
+    label_nodes(register, step="PET to T1w")
     gaps = Node(RefuseGaps(source=str(pet)), name="refuse_gaps")
     to_t1w = Node(Resample(interpolation=LINEAR), name="resample_to_t1w")
     field_to_t1w = Node(Resample(interpolation=LINEAR), name="field_to_t1w")

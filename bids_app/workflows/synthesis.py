@@ -9,6 +9,7 @@ from nipype.pipeline.engine import Node, Workflow
 from bids_app.interfaces.derivatives import AddToSidecar, Output, save_node
 from bids_app.interfaces.imaging import ComparePET
 from bids_app.interfaces.synthesis import MeasureNovelty, MeasureSpread, SynthesizePET
+from bids_app.workflows.execution import label_nodes
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def init_synthesis_wf(
     inputnode = Node(IdentityInterface(["t1w", "brain_mask"]), name="inputnode")
     outputnode = Node(IdentityInterface(["pet", "sidecar_file"]), name="outputnode")
     synthesize = _synthesize(plan, plan.generator, omp_nthreads, "synthesize")
+    label_nodes(synthesize, step="synthetic PET")
     save = save_node(plan.output, "synthetic_pet")
     workflow = Workflow(name)
     workflow.connect([
@@ -152,6 +154,7 @@ def init_uncertainty_wf(
     inputnode = Node(IdentityInterface(["t1w", "brain_mask"]), name="inputnode")
     pets = Node(Merge(len(uncertainty.generators)), name="pets", run_without_submitting=True)
     spread = Node(MeasureSpread(), name="spread")
+    label_nodes(spread, step="uncertainty")
     save = save_node(uncertainty.output, "uncertainty")
     workflow = Workflow(name)
     for number, generator in enumerate(uncertainty.generators, start=1):
@@ -163,6 +166,7 @@ def init_uncertainty_wf(
     workflow.connect([
         (pets, spread, [("out", "images")]), (spread, save, [("spread", "in_file")]),
     ])  # fmt: skip
+    label_nodes(workflow, fatal=False)
     return workflow
 
 
@@ -195,4 +199,5 @@ def init_comparison_wf(*, name: str = "comparison_wf") -> Workflow:
         (inputnode, tell, [("sidecar_file", "sidecar_file")]),
         (compare, tell, [("sidecar", "measured")]),
     ])  # fmt: skip
+    label_nodes(workflow, fatal=False)
     return workflow

@@ -15,6 +15,9 @@ from bids_app.interfaces.training import (
     StoreVolumes,
     TrainGenerator,
 )
+from bids_app.workflows.execution import label_nodes
+
+BASELINES = "baselines"  # scored beside the rows of Table 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,10 @@ def init_storing_wf(
             affine=[list(row) for row in affine], folder=str(plan.folder),
             coverage="" if plan.coverage is None else str(plan.coverage),
         )  # fmt: skip
-        workflow.add_nodes([Node(store, name=f"store_{plan.name}", mem_gb=1)])
+        node = Node(store, name=f"store_{plan.name}", mem_gb=1)
+        person = plan.participant
+        label_nodes(node, owner=person, label=f"sub-{person}", part=plan.name)
+        workflow.add_nodes([node])
     return workflow
 
 
@@ -200,7 +206,10 @@ def _train(
         digests=visits.digests, kept_epochs=[], fwhm=fwhm,
         checkpoints=str(plan.checkpoints[place]), **means.inputs(),
     )  # fmt: skip
-    return Node(train, name=f"train_{fold}", n_procs=means.threads, mem_gb=mem_gb)
+    node = Node(train, name=f"train_{fold}", n_procs=means.threads, mem_gb=mem_gb)
+    step = f"fold {visits.number}, training" if visits.number else "training on all"
+    label_nodes(node, step=step)
+    return node
 
 
 def _score(plan: ModelPlan, fold: Fold, means: ComputeSettings, fwhm: float) -> Node:
@@ -209,7 +218,13 @@ def _score(plan: ModelPlan, fold: Fold, means: ComputeSettings, fwhm: float) -> 
         validation=_folders(fold.validation), digests=fold.digests,
         **means.inputs(), **means.lpips(),
     )  # fmt: skip
-    return Node(score, name=f"score_{fold.number}", n_procs=means.threads, mem_gb=2)
+    return _score_node(score, fold, means)
+
+
+def _score_node(score: ScoreGenerator | ScoreBaselines, fold: Fold, means: ComputeSettings) -> Node:
+    node = Node(score, name=f"score_{fold.number}", n_procs=means.threads, mem_gb=2)
+    label_nodes(node, step=f"fold {fold.number}, scores")
+    return node
 
 
 def _saving(outputs: Sequence[Output]) -> SaveDerivatives:
@@ -284,6 +299,7 @@ def init_model_wf(
             (train, merges["history"], [("history", into)]),
             (score, merges["records"], [("records", into)]),
         ])  # fmt: skip
+    label_nodes(workflow, owner=plan.name, label=plan.name, part=plan.name)
     return workflow
 
 
@@ -320,11 +336,12 @@ def init_baselines_wf(
     workflow = Workflow(name)
     for fold, output in zip(folds, outputs, strict=True):
         score = ScoreBaselines(
-            model="baselines", fold=fold.number, training=_folders(fold.training),
+            model=BASELINES, fold=fold.number, training=_folders(fold.training),
             validation=_folders(fold.validation), digests=fold.digests,
             **means.inputs(), **means.lpips(),
         )  # fmt: skip
-        node = Node(score, name=f"score_{fold.number}", n_procs=means.threads, mem_gb=2)
+        node = _score_node(score, fold, means)
         save = Node(SaveFile(out_file=str(output)), name=f"save_records_{fold.number}")
         workflow.connect([(node, save, [("records", "in_file")])])
+    label_nodes(workflow, owner=BASELINES, label=BASELINES, part=BASELINES)
     return workflow
