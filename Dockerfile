@@ -31,6 +31,7 @@ FROM dependencies AS app
 COPY containers/install.sh containers/
 COPY pyproject.toml README.md LICENSE ./
 COPY bids_app bids_app
+COPY mri2pet mri2pet
 RUN sh containers/install.sh app
 ARG LPIPS=yes
 ARG TEMPLATES=

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test test-containers lint clean
+.PHONY: demo test test-fast test-containers lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,9 @@ demo: $(VENV)/.installed  ## Simulate a small cohort, bring it into MNI space, m
 
 test: $(VENV)/.installed  ## Run all tests but those of containers, a file of them on each of two processes
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/containers
+
+test-fast: $(VENV)/.installed  ## Run the tests that neither run the app nor ANTs
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/containers -m "not slow and not ants"
 
 test-containers: $(VENV)/.installed  ## Build images and run them, and a SLURM of one node, where the tools are: half an hour
 	$(BIN)/pytest tests/containers

@@ -1,7 +1,4 @@
-"""What the command lines of all programs have in common; light, so that --help is quick.
-
-Labels of BIDS entities, as people type them.
-"""
+"""What the command lines of all programs have in common; light, so that --help is quick."""
 
 import argparse
 import codecs

@@ -38,6 +38,8 @@ from bids_app.synthesis.models import MODELS
 UNKNOWN_LEVEL = 17  # BEP027
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 BOX_SIDES = 6
+MOST_VERBOSE = 2
+LAST_FRAME = 32766  # NIfTI-1 has no more than 32767
 MOST_USUAL = "LAS"  # what nibabel, SPM and FSL take an image for that has no orientation
 NAMES = {"models", "training_set", "detectors"}  # once each, in the order given
 TUPLES = NAMES | {"bounding_box", "derivatives", "atlas"}
@@ -106,6 +108,8 @@ def _frames(text: str) -> tuple[int, ...]:
     first, last = int(found[1]), int(found[2] or found[1])
     if last < first:
         raise argparse.ArgumentTypeError(f"{text!r} ends before it begins")
+    if last > LAST_FRAME:
+        raise argparse.ArgumentTypeError(f"{text!r}: no image has frames beyond {LAST_FRAME}")
     return tuple(range(first, last + 1))
 
 
@@ -388,7 +392,7 @@ def _option(path: Path, name: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [flag] if value else []
     if name == "verbose" and isinstance(value, int):
-        return [flag] * value
+        return [flag] * min(value, MOST_VERBOSE)
     return [flag, *(str(one) for one in (value if isinstance(value, list) else [value]))]
 
 

@@ -223,7 +223,8 @@ def _coded(header: nib.Nifti1Header) -> list[str]:
 
 
 def _sform(header: nib.Nifti1Header) -> Affine:
-    rows = [np.asarray(header[f"srow_{axis}"], dtype=np.float64) for axis in "xyz"]
+    with np.errstate(invalid="ignore"):  # a NaN that signals
+        rows = [np.asarray(header[f"srow_{axis}"], dtype=np.float64) for axis in "xyz"]
     return np.vstack([*rows, [0, 0, 0, 1]])
 
 

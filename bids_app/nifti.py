@@ -1,10 +1,8 @@
-"""Open and save NIfTI images; the one place that does.
+"""Open and save NIfTI images, the one place that does, and volumes of a cohort mapped from disk.
 
-What cannot be an image of a head is refused here, with a sentence that names the file.
-
-Volumes of a cohort on disk, mapped into memory page by page: a cohort of any size can be used.
-
-Arrays lie with the last axis outermost, so that the voxels of a transverse slice lie together.
+What cannot be an image of a head is refused here, with a sentence that names the file. Volumes are
+mapped into memory page by page, so that a cohort of any size can be used; arrays lie with the last
+axis outermost, so that the voxels of a transverse slice lie together.
 """
 
 import gzip

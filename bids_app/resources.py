@@ -1,7 +1,4 @@
-"""How many CPUs, how much memory, and which device a run may use.
-
-Where libraries keep files of their own: not in a home that may be absent, full or read-only.
-"""
+"""CPUs, memory and device that a run may use, and where libraries keep their caches."""
 
 import os
 import re

@@ -160,6 +160,11 @@ def test_a_file_of_settings_can_ask_for_what_is_beyond_the_paper(tmp_path, on):
     assert {getattr(settings, name) for name in names} == {on}
 
 
+@pytest.mark.parametrize(("said", "level"), [(0, 0), (1, 1), (2, 2), (10**20, 2), (-1, 0)])
+def test_a_file_of_settings_can_be_as_verbose_as_it_likes(tmp_path, said, level):
+    assert parse(*config(tmp_path, f"verbose = {said}")).verbose == level
+
+
 def test_labels_of_a_file_of_settings_lose_their_prefix(tmp_path):
     settings = parse(*config(tmp_path, 'participant-label = ["sub-01", "02"]'))
     assert settings.participant_label == ("01", "02")
@@ -212,6 +217,7 @@ def test_a_wrong_command_line_is_64(argv, capsys):
         "--nprocs 1.5", "--omp-nthreads -2", "--device gpu", "--device cuda:", "--stage none",
         "--skull-strip maybe", "--assume-orientation RAR", "--assume-orientation RA",
         "--assume-orientation /bids", "--pet-frames 4-", "--pet-frames 5-3", "--pet-frames -1",
+        "--pet-frames 0-99999999999",
         "--bounding-box -78 -112 -50 78 76", "--bounding-box -78 -112 -50 78 76 nan",
         "--bounding-box 78 -112 -50 -78 76 85", "--derivatives lesions",
         "--derivatives lesion=/masks", "--derivatives lesions=/masks other=/masks",

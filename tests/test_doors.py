@@ -135,6 +135,17 @@ def test_what_float32_cannot_hold_is_divided_and_told(tmp_path, head, unit):
     assert "divided" in note
 
 
+@pytest.mark.parametrize("field", ["srow_x", "srow_z", "quatern_b", "qoffset_x", "scl_slope"])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_nan_of_a_header_that_signals_gives_no_warning(tmp_path, head, field):
+    """Damaged bytes do that; numpy warns on the terminal when it converts such a NaN."""
+    place = nib.Nifti1Header.template_dtype.fields[field][1]
+    content = bytearray(coded(*head).to_bytes())
+    content[place : place + 4] = bytes.fromhex("0100a07f")
+    image = nifti.load_scan(write(tmp_path / "a.nii", bytes(content)))
+    assert np.array_equal(image.data, head[0])
+
+
 @pytest.mark.parametrize("value", [1e300, -1e39])
 def test_a_broken_voxel_beyond_float32_does_not_scale_the_others(tmp_path, head, value):
     """Tissue would be 0 after a division by it."""

@@ -157,6 +157,16 @@ def test_a_stripped_t1w_that_ends_with_its_brain_is_whole(margin):
     assert verdict_on(found) == PASS
 
 
+def test_a_slab_of_a_stripped_brain_ends_inside_it():
+    fine = np.diag([2.0, 2.0, 2.0, 1.0])
+    t1w, inside = (part.repeat(2, 0).repeat(2, 1).repeat(2, 2) for part in head())
+    stripped = np.where(inside, t1w, 0)
+    assert measure_brain(stripped, inside, fine)[WHOLE] > 0.8
+    slab = np.abs(np.arange(80) - 39.5) < 18
+    found = measure_brain(stripped * slab, inside & slab, fine)
+    assert verdict_on(found) == DOUBT
+
+
 def test_thick_slices_of_a_stripped_brain_do_not_end_inside_it():
     t1w, inside = (part[:, :, 2::4] for part in head())
     found = measure_brain(np.where(inside, t1w, 0), inside, np.diag([4.0, 4.0, 16.0, 1.0]))

@@ -1,6 +1,4 @@
-"""Files of transforms, made the same whenever they hold the same.
-
-Everything that ANTs does: bias field, registration, resampling. Images are files here.
+"""Everything that ANTs does: bias field, registration, resampling, transforms. Images are files.
 
 ANTs uses ITK's threads, so nothing here may run in a process that also runs torch. The number of
 threads is read by ITK once, from the environment, before a process first uses it. A transform
@@ -257,7 +255,7 @@ def register_to_template(
     pose = search.find()
     centre = ants.get_center_of_mass(fixed)
     turned = [_write_pose(pose.matrix, centre, f"{prefix}search_start.mat")]
-    starts = {CENTRE: (None, prefix), SEARCH: (turned, f"{prefix}search_")}
+    starts = {CENTRE: (None, f"{prefix}"), SEARCH: (turned, f"{prefix}search_")}
     results = []
     for start in (SEARCH, CENTRE) if pose.is_better else (CENTRE, SEARCH):
         there, back = _register_from(fixed, moving, *starts[start], quick=quick)
@@ -273,7 +271,7 @@ def _register_from(
     fixed: ants.ANTsImage,
     moving: ants.ANTsImage,
     initial: list[str] | None,
-    prefix: Path | str,
+    prefix: str,
     *,
     quick: bool,
 ) -> tuple[Path, Path]:
@@ -283,7 +281,7 @@ def _register_from(
     """
     if quick:
         ants.registration(
-            fixed, moving, "SyN", initial_transform=initial, outprefix=str(prefix),
+            fixed, moving, "SyN", initial_transform=initial, outprefix=prefix,
             write_composite_transform=True,
             aff_iterations=(200, 100), aff_shrink_factors=(2, 1), aff_smoothing_sigmas=(1, 0),
             reg_iterations=(20, 5),
@@ -291,7 +289,7 @@ def _register_from(
     else:
         ants.registration(
             fixed, moving, "antsRegistrationSyNQuick[s]", initial_transform=initial,
-            outprefix=str(prefix), write_composite_transform=True,
+            outprefix=prefix, write_composite_transform=True,
         )  # fmt: skip
     there, back = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
     for path in (there, back):

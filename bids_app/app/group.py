@@ -1,7 +1,4 @@
-"""After detectors: clusters of everyone become tables, and controls give them their meaning.
-
-The group level: detectors trained on controls, anomaly maps and clusters of patients.
-"""
+"""The group level: detectors trained on controls, anomaly maps and clusters of patients, tables."""
 
 import shutil
 import time

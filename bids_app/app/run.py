@@ -1,9 +1,4 @@
-"""What all visits of a run have in common: template, generator, resources.
-
-Run graphs as the settings say, and tell how far they are, and of the run.
-
-Run the graphs of visits, and say in sentences what failed.
-"""
+"""What the levels share: folders, template, generator and resources, and running of graphs."""
 
 import os
 import shutil

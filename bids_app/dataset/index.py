@@ -1,8 +1,6 @@
-"""Which files a dataset's ``.bidsignore`` leaves out.
+"""The files of a raw BIDS dataset: T1w and PET images and their sidecars, found with pybids.
 
-The index of a raw BIDS dataset: pybids, kept to what is needed.
-
-The files of a raw BIDS dataset: its T1w and PET images, and what their sidecars say.
+pybids lists the files; which of them ``.bidsignore`` leaves out is decided here.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""Which of several images of a session is the best one.
-
-Which images a run works on, which it leaves aside, and why.
-"""
+"""Which images a run works on, which it leaves aside, and why; the best of several of a session."""
 
 import re
 from collections import defaultdict

@@ -1,7 +1,4 @@
-"""Files that somebody meant to be a T1w or a PET image, but that the app cannot take for one.
-
-The input must be valid BIDS, and the output must have a place of its own.
-"""
+"""Whether the input is valid BIDS, which of its files only resemble images, where output may go."""
 
 import json
 import os

@@ -1,9 +1,4 @@
-"""Files that say what a derivative dataset is.
-
-By which version of the app a result was made, and whether this one can use it.
-
-What a run was: settings and versions, written for people and never read back.
-"""
+"""Files that describe a derivative dataset: description, versions, the record of each run."""
 
 import platform
 import re

@@ -1,6 +1,4 @@
-"""Where anomaly maps and clusters of a visit go, and what stands beside them.
-
-What detectors found, as files: clusters of patients and controls, and which lesions are found.
+"""Anomaly maps and clusters of the group level: their paths, sidecars and tables.
 
 Each table has its dictionary beside it. An absent table is read as one without lines.
 """

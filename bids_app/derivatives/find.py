@@ -1,9 +1,4 @@
-"""What the participant level has written, found again by its names.
-
-Masks of known lesions, found in a dataset of derivatives by their names.
-
-Whether a result is there already, made from the same files with the same settings.
-"""
+"""Results of the participant level and lesion masks, found by name; whether they are up to date."""
 
 import hashlib
 import json

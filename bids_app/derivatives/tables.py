@@ -1,7 +1,4 @@
-"""Tables of a whole derivative dataset, gathered from what lies in it.
-
-Who is a control, who a patient: a question to the table of participants.
-"""
+"""Tables of a whole derivative dataset: participants and their groups, registration metrics."""
 
 import ast
 import json

@@ -1,14 +1,8 @@
-"""The siamese autoencoder: patches → latents → patches.
+"""The siamese autoencoder: networks, pairs of patches, training, and latents of whole slices.
 
 Zotova et al. (2021), section 2.2, take the network of Alaverdyan et al. (2020), figure 5, for
 patches of 15×15 voxels and 64 latents. That figure was not at hand: filters and activations are
-our choice.
-
-Pairs of axial patches at one place of the brain, in two different controls.
-
-Training of the siamese autoencoder. It yields its epochs; whoever iterates saves and stops.
-
-Latents of the patch around every voxel of a slice, and the encoder's file.
+our choice. A pair is two axial patches at one place of the brain, in two different controls.
 """
 
 import json

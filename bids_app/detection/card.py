@@ -1,7 +1,4 @@
-"""What an encoder is and how it is trained, as data; read without torch.
-
-The card of a detector: what it was trained on, how, and which files belong to it.
-"""
+"""The card of a detector: its encoder, what it was trained on, and its files; no torch."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,10 +1,7 @@
-"""Names of clusters, from an atlas.
+"""Clusters of a score map: what is most abnormal, in order, where it lies, and what it means.
 
-Where clusters lie, on the grid they were found on or on one they were carried to.
-
-What a cluster's score means: how often healthy people have such a cluster too.
-
-Clusters of a score map: what is most abnormal in it, in order.
+Where: the region of an atlas, on the grid a cluster was found on or on one it was carried to. What
+it means: how often healthy people have such a cluster too.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,4 @@
-"""Where the brains of many people agree.
-
-How well lesions are found, where they are known: Figure 4 of Zotova et al. (2021), and more.
+"""How well lesions are found, where they are known: Figure 4 of Zotova et al. (2021), and more.
 
 A unit is a lesion, or a patient: a patient is found when one of its lesions is. Of a participant
 with several visits only one is used, the first by label, since a lesion that is scanned twice is

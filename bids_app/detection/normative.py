@@ -1,9 +1,7 @@
-"""Maps of how far a person is from controls, voxel by voxel, without learning.
+"""Detectors that do not learn: maps of how far a person is from controls, voxel by voxel.
 
 ``zscore`` compares PET smoothed within the brain; ``pseudonormal`` compares what a synthetic PET
-has over the real one.
-
-Norms of the detectors that do not learn: what they compare, and their files.
+has over the real one. A norm is the mean and deviation of controls, and their number.
 """
 
 import json

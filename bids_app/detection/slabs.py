@@ -1,11 +1,9 @@
-"""Slabs of transverse slices: a brain is computed on slab by slab, in any order, anywhere.
+"""Slabs of transverse slices, on which a brain is computed in any order, and packed controls.
 
 Values of a slab are those of the brain's voxels, slice by slice, the last axis of a slice fastest.
-
-Controls as a detector keeps them: 16 bits a voxel, slice by slice, in one file.
-
-A one-class SVM is told by which controls support it, and how much; their latents are computed
-again from these images. That is a tenth of the latents, and the same to the last bit.
+A detector keeps its controls at 16 bits a voxel, in one file: a one-class SVM is told by which
+controls support it, and how much, and their latents are computed again from these images. That is
+a tenth of the latents, and the same to the last bit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,6 +1,4 @@
-"""One-class SVMs of many voxels on disk: which controls support each, and how much.
-
-The voxelwise detector on a slab: latents of controls, one one-class SVM a voxel, scores.
+"""The voxelwise detector on a slab: latents of controls, one one-class SVM a voxel, scores.
 
 Slice by slice: what is held is the latents of one slice, whatever the volume's size.
 
@@ -12,7 +10,8 @@ the means of latents for spread, and the kernel would be so wide that it sees ne
 A PET may lack part of the brain: a *hole*. A control counts at a voxel if its patch there touches
 none; a voxel that too few controls know has no model, and a score that would rest on a patch with
 a hole is NaN. The coefficients of a one-class SVM sum to nu times its samples, so that those of a
-voxel with fewer controls are scaled up: scores of all voxels are in one unit.
+voxel with fewer controls are scaled up: scores of all voxels are in one unit. On disk are the
+controls that support each voxel's SVM, and how much.
 """
 
 from collections.abc import Sequence

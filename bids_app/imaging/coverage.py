@@ -1,9 +1,8 @@
-"""Gaps: voxels that hold no number, as SPM writes them where an image does not reach.
-
-Which part of a brain a PET covers, and what is missing of it.
+"""Which part of a brain a PET covers, what is missing of it, and gaps that hold no number.
 
 A scanner's field of view may end below the vertex or above the cerebellum. What lies outside was
-not measured: it is no uptake of 0. A *hole* is what is brain but not covered.
+not measured: it is no uptake of 0. A *hole* is what is brain but not covered. A *gap* is NaN, as
+SPM writes it where an image does not reach.
 """
 
 import numpy as np

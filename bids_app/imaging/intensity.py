@@ -1,11 +1,4 @@
-"""Gaussian smoothing, told in mm.
-
-How far several volumes are apart.
-
-From a dynamic PET to one volume.
-
-Intensities between 0 and 1, as the networks want them.
-"""
+"""Intensities of volumes: smoothing, averages of frames, spread, and scaling to 0..1."""
 
 import math
 from collections.abc import Iterable

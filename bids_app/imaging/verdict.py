@@ -1,9 +1,8 @@
-"""Grey and white matter from the intensities of a T1w alone, and the FDG uptake they let expect.
-
-Whether a registration may be believed: pass, doubt or fail, by absolute criteria.
+"""Whether a registration may be believed: pass, doubt or fail, by absolute criteria.
 
 Comparing an image with itself before and after registration tells only that it moved uphill. The
-criteria here say what a brain that lies right looks like. Their bounds are our choice, learnt on
+criteria here say what a brain that lies right looks like: like the template, and, of a PET, like
+the uptake that grey and white matter of the T1w let expect. Their bounds are our choice, learnt on
 real and painted heads that were turned on purpose: docs/results/participant.md has the numbers.
 None of them sees a brain whose left and right were exchanged: it is too like its mirror image.
 """
@@ -353,8 +352,9 @@ def measure_brain(t1w: Volume, brain: Mask, affine: Affine) -> dict[str, float]:
 def _section_at_edge(t1w: Volume, brain: Mask, zooms: tuple[float, float, float]) -> float:
     """Give the largest section of a brain at an edge of its image, as a share of its largest one.
 
-    The edge is where data end, as what was cut off may have been filled up; of a stripped image,
-    where the grid ends, since its data end with the brain.
+    The edge is where data end, as what was cut off may have been filled up. The data of a stripped
+    image end with the brain: in thin slices, the outermost section of a whole brain is small (at
+    most 0.13 of the largest in 28 brains), in thick ones it may not be, and the grid's edge counts.
     """
     stripped = np.count_nonzero(t1w[~brain]) < STRIPPED * np.count_nonzero(brain)
     worst = 0.0
@@ -362,7 +362,7 @@ def _section_at_edge(t1w: Volume, brain: Mask, zooms: tuple[float, float, float]
         others = tuple(other for other in range(t1w.ndim) if other != axis)
         sections = brain.sum(axis=others)
         varied = np.flatnonzero(t1w.max(axis=others) != t1w.min(axis=others))
-        if not stripped and varied.size:
+        if varied.size and not (stripped and zoom > EDGE):
             sections = sections[varied[0] : varied[-1] + 1]
         thick = max(round(EDGE / zoom), 1)
         at_edge = max(sections[:thick].max(), sections[-thick:].max())

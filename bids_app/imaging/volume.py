@@ -1,7 +1,4 @@
-"""Volumes and the grids they lie on: shape, and voxel → world affine in mm, RAS+.
-
-Volumes seen in cubes: what they hold, without where in the cube.
-"""
+"""Volumes and the grids they lie on: shape, and voxel → world affine in mm, RAS+; cubes of them."""
 
 from dataclasses import dataclass
 from typing import TypeAlias

@@ -1,7 +1,4 @@
-"""Nodes that find the brain. Torch's: see CONTRIBUTING.md, "Processes".
-
-Nodes that call ANTs: see CONTRIBUTING.md, "Processes".
-"""
+"""Nodes that find the brain (torch) and that call ANTs: see CONTRIBUTING.md, "Processes"."""
 
 from pathlib import Path
 

@@ -1,7 +1,4 @@
-"""Where results go, and what is told of them: given to graphs from outside.
-
-Nodes that put results where they belong, with what was measured beside them.
-"""
+"""Nodes that put results where they belong, with what was measured beside them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

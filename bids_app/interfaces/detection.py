@@ -1,8 +1,6 @@
-"""Nodes that fit detectors to controls, and score others with them.
+"""Nodes that fit detectors, score images with them, and make maps and clusters of the scores.
 
 Those that encode patches are torch's: see CONTRIBUTING.md, "Processes".
-
-Nodes that lay out anomaly maps, cut them into clusters, and publish detectors.
 """
 
 from contextlib import suppress

@@ -1,6 +1,6 @@
-"""A node that checks preprocessed images and stores them so that others can map them.
+"""Nodes that store volumes for training, train generators and score them.
 
-Nodes that train generators and score them. Torch's: see CONTRIBUTING.md, "Processes".
+Training is torch's: see CONTRIBUTING.md, "Processes".
 """
 
 import shutil

@@ -1,7 +1,4 @@
-"""Which images a run will work on, and which it sets aside before anything is computed.
-
-From a visit to the graph that works on it: which files it makes, and which are made already.
-"""
+"""From images to graphs of visits: which can be used, which files they make or have made."""
 
 import re
 import traceback

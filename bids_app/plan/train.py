@@ -1,7 +1,4 @@
-"""From controls to the graphs that cross-validate generators: folds, seeds, names of results.
-
-Scores of all rows that lie in a derivative dataset, from this run and from earlier ones.
-"""
+"""From controls to graphs that cross-validate generators: folds, seeds, names, scores."""
 
 import hashlib
 import json

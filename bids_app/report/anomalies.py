@@ -1,10 +1,4 @@
-"""Clusters of abnormal voxels, as tables tell them.
-
-Score maps of a participant on disk, what belongs to them, and the T1w they lie on.
-
-Which maps a run of the group level has made: what its report is about.
-
-All that the group level has written as tables.
+"""What the group level has written: score maps, clusters and tables, as reports read them.
 
 What is missing or cannot be understood is left out, and a sentence says so.
 """

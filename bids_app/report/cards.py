@@ -1,10 +1,6 @@
-"""How training went: the epochs that ``generators/<model>/history.tsv`` lists.
-
-All that the train level has written.
+"""What the train level has written: generators, their cards, and how their training went.
 
 What is missing or cannot be understood is left out, and a sentence says so.
-
-Which generators were trained, and on what, as their cards tell it.
 """
 
 import math

@@ -1,11 +1,4 @@
-"""Detectors of anomalies, and the training sets they learn from: names, order, colours.
-
-What the cards of detectors say: whom they were trained on, and how.
-
-How well lesions were found, as ``detection_*.tsv`` tell it.
-
-Held-out controls: their clusters, and how much of a healthy brain scores above 0.
-"""
+"""Detectors as reports name and draw them: cards, lesions found, held-out controls."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,20 +1,13 @@
-"""From numbers to pictures: which grey or colour a value has.
+"""Figures of slices: colours, slices, outlines, and their layout in mm.
 
 MRI is grey and PET is in colour, so that one is never taken for the other. PET is shown in
 matplotlib's inferno, whose lightness rises evenly, and how uncertain it is in viridis, likewise;
 differences in RdBu_r, white at zero.
 
-Slices of a volume, as they are laid before a reader.
-
 A volume is turned so that its axes point right, anterior and superior, without resampling. Axial
 and coronal slices then have the participant's left on the left (neurological convention), and
-sagittal slices have posterior on the left. Row 0 of a slice is its top.
-
-Lines drawn over slices: the edge of the brain, and of the white matter.
-
-Figures of slices: pictures, lines and words, each with its place in mm.
-
-A figure is laid out here and written as SVG by the page's template.
+sagittal slices have posterior on the left. Row 0 of a slice is its top. A figure is written as SVG
+by the page's template.
 """
 
 import base64

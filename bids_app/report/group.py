@@ -1,11 +1,4 @@
-"""McNemar's tests between detectors, as a reader sees them.
-
-What the group level has found, in plain words and one table.
-
-What the files of the group level themselves give reason to doubt, in sentences.
-
-The report of the group level, ``group.html``, from files on disk only.
-"""
+"""The report of the group level, ``group.html``, from files on disk only."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

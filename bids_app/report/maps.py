@@ -1,7 +1,4 @@
-"""The score map of one detector over the participant's T1w, slice by slice.
-
-Clusters over the T1w, a column a detector, as Figure 3 of Zotova et al. (2021).
-"""
+"""Score maps and clusters over the participant's T1w, as Figure 3 of Zotova et al. (2021)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

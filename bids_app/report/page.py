@@ -1,10 +1,6 @@
-"""From values to a page of HTML, by the templates in ``data/report``.
+"""From values to a page of HTML, by the templates in ``data/report``, and records of runs.
 
-What a run says beyond its images, kept so that a report can be redone.
-
-Cells of tables as text files hold them: numbers, or ``n/a``.
-
-What a run tells of itself for its report: some of it anew, the rest as the last run did.
+The latter is kept, so that a report can be made again.
 """
 
 import math

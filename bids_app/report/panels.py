@@ -1,13 +1,8 @@
-"""Colours laid over a grey T1w: scores above a threshold, and clusters by rank.
+"""What a report shows of one visit: overlays on the T1w, columns of images, and panels of figures.
 
-What is not shown is transparent. Scores are drawn in matplotlib's plasma, which has no dark end and
-no grey, so that they are seen on a T1w and are not taken for PET.
-
-A figure of columns: one image each, the same slices below one another.
-
-What a report shows of one visit: figures with what a reader should look for.
-
-A figure whose files are missing or cannot be read gives way to a sentence that says so.
+Scores are drawn in matplotlib's plasma, which has no dark end and no grey, so that they are seen on
+a T1w and are not taken for PET. A figure whose files are missing or cannot be read gives way to a
+sentence that says so.
 """
 
 import base64

@@ -1,7 +1,4 @@
-"""The section "Anomalies" of a participant's report: tables, pictures and slice viewers.
-
-The report of one participant, from files on disk only.
-"""
+"""The report of one participant, from files on disk only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

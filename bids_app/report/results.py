@@ -1,11 +1,4 @@
-"""Which files a participant has among the derivatives, and what their sidecars say.
-
-Images of a participant, read from disk once and turned so that they can be sliced.
-
-The numbers of a participant, each with a plain reading.
-
-What was done beyond the paper, in sentences for a methods paragraph.
-"""
+"""Which derivatives a participant has, their images, and their numbers in plain words."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,11 +1,4 @@
-"""What Zotova et al. (2021) call their models, what they measured, and how we draw each of them.
-
-How well the models did, as ``table1*.tsv`` tell it.
-
-Table 1 as a reader sees it: mean ± SD, the best of each column, and the paper's beside it.
-
-The p-values between all rows of Table 1, laid out as matrices.
-"""
+"""Table 1 as a reader sees it: mean ± SD, the best of each column, the paper's beside it, tests."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

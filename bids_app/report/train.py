@@ -1,7 +1,4 @@
-"""What the files of the train level themselves give reason to doubt, in sentences.
-
-The report of the train level, ``train.html``, from files on disk only.
-"""
+"""The report of the train level, ``train.html``, from files on disk only."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,10 +1,8 @@
-"""The numbers of a label map, and what tissue each one is.
+"""A head as a label map, what tissue each label is, and where its voxels lie in MNI space.
 
 Brain structures have FreeSurfer's "aseg" numbers. Numbers from 500 on are tissues of the head
 around the brain, as whole-head label maps name them; what each is was read off from where it lies
 and what it touches in 14 such maps (our measurement).
-
-A head as a label map, and where each of its voxels lies in MNI space.
 """
 
 from dataclasses import dataclass

@@ -1,11 +1,4 @@
-"""Who is to be simulated, and how.
-
-What people are made from: a template or label maps, and a pattern of uptake.
-
-The files of one participant: images, their metadata, and the truth about them.
-
-A cohort of simulated people, written as a BIDS dataset with its truth.
-"""
+"""A cohort of simulated people: who and how, from what, and the BIDS dataset with its truth."""
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass

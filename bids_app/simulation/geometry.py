@@ -1,7 +1,4 @@
-"""How a head lies in a scanner: grids of any orientation, and rigid offsets.
-
-Another person's head out of one: a random smooth diffeomorphic warp.
-"""
+"""How a head lies in a scanner, rigidly, and another person's head out of one, by smooth warps."""
 
 from dataclasses import dataclass
 from typing import TypeVar

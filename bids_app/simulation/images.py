@@ -1,9 +1,4 @@
-"""What a PET scanner makes of uptake: blur, another grid, frames, noise.
-
-Paint a T1w image on a label map, as one scanner or another would show it.
-
-How much FDG each part of a brain takes up: by tissue, by region, and by person.
-"""
+"""T1w and FDG PET of a label map, as scanners show them: contrast, uptake, blur, frames, noise."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,4 @@
-"""Which grids a T1w and a PET of a head are taken on, and how it moved between the two.
-
-Patches of grey matter that take up less FDG, and that T1w does not show.
-"""
+"""Patches of grey matter that take up less FDG, and that T1w does not show; and where heads lie."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,6 @@
-"""Where and in which precision to train: Lightning Fabric, set up for what a run was given.
+"""From a T1w volume to the PET that a generator predicts: device, weights, tiles.
 
-A generator on disk: its weights as safetensors, beside its card. Nothing is ever unpickled.
-
-From a T1w volume to the PET that a generator predicts.
+Weights are safetensors, beside their card. Nothing is ever unpickled.
 """
 
 import logging

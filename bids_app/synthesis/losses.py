@@ -1,6 +1,4 @@
-"""A generator and the discriminator that judges what it makes.
-
-What the networks are trained for: equations 1 to 3 of Zotova et al. (2021).
+"""What the networks are trained for: equations 1 to 3 of Zotova et al. (2021).
 
 The paper's G_B and D_B, which make and judge PET, are ``to_pet``; G_A and D_A are ``to_mri``.
 """

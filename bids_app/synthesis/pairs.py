@@ -1,7 +1,4 @@
-"""T1w and PET of one person, and batches of their tiles.
-
-T1w, PET and brain of a visit on disk, as training maps them.
-"""
+"""T1w and PET of one person, mapped from disk, and batches of their tiles."""
 
 from collections.abc import Iterable
 from contextlib import suppress

@@ -1,9 +1,8 @@
-"""Learned perceptual image patch similarity, LPIPS, of two volumes: 0 is alike, more is less so.
+"""Scores of synthetic PET, and of baselines, for Table 1, and the LPIPS among them.
 
-Zhang, Isola, Efros, Shechtman & Wang (2018), CVPR, 586-595, equation 1. Zotova et al. (2021), who
-give it in Table 1, do not say of which network: AlexNet, the default of its authors' code, here.
-
-Score what generators, and baselines, make of visits they have not seen: Table 1's cells.
+LPIPS: Zhang, Isola, Efros, Shechtman & Wang (2018), CVPR, 586-595, equation 1; 0 is alike, more is
+less so. Zotova et al. (2021), who give it in Table 1, do not say of which network: AlexNet, the
+default of its authors' code, here.
 """
 
 from collections.abc import Iterable, Mapping

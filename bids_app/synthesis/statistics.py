@@ -1,7 +1,4 @@
-"""Who validates what: the folds of a cross-validation over subjects.
-
-What Table 1 says of many participants: means, deviations, and tests between its rows.
-"""
+"""Folds of a cross-validation, and what Table 1 says of many: means, deviations, tests."""
 
 import math
 from collections import defaultdict

@@ -1,14 +1,9 @@
-"""Earlier fakes, so that a discriminator does not forget them.
+"""The training loop of a row of Table 1. It yields epochs; whoever iterates saves and stops.
 
-Processes that train the same networks together, each on its share of every batch.
-
-What they end with is what one process would end with on the whole batches: losses are means over
-the samples of a batch, so gradients are averaged over all samples, and the pools of fakes see them
-in the order of the batch.
-
-The training loop of a row of Table 1. It yields epochs; whoever iterates saves and stops.
-
-A training that is watched: which epoch's generator is kept, and when to stop.
+Several processes can train the same networks together, each on its share of every batch. What they
+end with is what one process would end with on the whole batches: losses are means over the samples
+of a batch, so gradients are averaged over all samples, and the pools of earlier fakes, which keep a
+discriminator from forgetting, see them in the order of the batch.
 """
 
 import time

@@ -1,6 +1,6 @@
-"""Detectors as graphs: folds and slabs are nodes, fitted to controls or applied as they were.
+"""Detectors as graphs: folds and slabs are nodes, fitted or applied; and what is made of scores.
 
-From scores to what a reader sees: anomaly maps and clusters, on the template and on the T1w.
+From scores come anomaly maps and clusters, on the template and on the T1w.
 """
 
 from collections.abc import Mapping, Sequence

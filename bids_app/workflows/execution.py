@@ -1,9 +1,8 @@
 """Run a graph: on this machine, or where a nipype plugin takes it; tell what went wrong.
 
 On this machine, ANTs and torch compute in processes of their own. Processes are started by a
-server that has imported neither, so nothing is ever forked with their threads in it.
-
-nipype's plugins for queues of a cluster, told what nodes need, and telling why a job is gone.
+server that has imported neither, so nothing is ever forked with their threads in it. Plugins for
+queues of a cluster are told what nodes need, and tell why a job is gone.
 """
 
 import gc

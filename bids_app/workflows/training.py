@@ -1,7 +1,4 @@
-"""Preprocessed images are checked, and stored so that nodes can map them into memory.
-
-Cross-validation of generators as graphs: folds and rows are nodes, volumes are files.
-"""
+"""Cross-validation of generators as graphs: folds and rows are nodes, volumes are files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

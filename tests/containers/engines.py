@@ -17,7 +17,8 @@ TOOLS = Path(os.environ.get("MRI2PET_TOOLS", PROJECT.parent / "shared" / "tools"
 CONTAINERS_DIR = Path(os.environ.get("CONTAINERS_DIR", "/tmp/mri2pet-containers"))
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 SOURCES = ("Dockerfile", "singularity.def", "containers/dependencies.sh", "containers/install.sh",
-           "constraints.txt", "pyproject.toml", "README.md", "LICENSE", "bids_app")  # fmt: skip
+           "constraints.txt", "pyproject.toml", "README.md", "LICENSE", "bids_app",
+           "mri2pet")  # fmt: skip
 AS_A_CLUSTER = (
     "--rm", "--pull=never", "--network=none", "-u", "1234:1234", "--passwd=false", "-e", "HOME=/",
     "--read-only", "--read-only-tmpfs=false", "--tmpfs", "/tmp:rw,mode=1777,size=256m",

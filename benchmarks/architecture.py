@@ -1,0 +1,115 @@
+"""Count what the architecture is held to: modules, code lines, records, and what a run passes.
+
+    python benchmarks/architecture.py [--trace LABEL MRI2PET-ARGUMENTS…]
+
+Code lines are those that hold code, without docstrings; records are dataclasses. ``--trace`` begins
+a run in this process and stops where the first graph would run. It counts the functions of the app
+that were called until then, and the kinds of record whose text names LABEL:
+
+    python benchmarks/architecture.py --trace control01 BIDS OUT participant --sloppy
+    python benchmarks/architecture.py --trace sub-control01_trc BIDS OUT group --sloppy
+"""
+
+import ast
+import io
+import sys
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+ROOT = Path(__file__).parents[1] / "bids_app"
+NO_CODE = {
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}  # fmt: skip
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+class Enough(BaseException):
+    """Raised where the first graph would run."""
+
+
+def docstring_lines(tree: ast.Module) -> set[int]:
+    """Give the numbers of the lines of all docstrings."""
+    lines: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            text = node.body[0]
+            lines |= set(range(text.lineno, (text.end_lineno or text.lineno) + 1))
+    return lines
+
+
+def code_lines(source: str) -> int:
+    """Count the lines that hold code."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in NO_CODE:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return len(lines - docstring_lines(ast.parse(source)))
+
+
+def records(tree: ast.Module) -> Iterator[str]:
+    """Name the dataclasses of a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            names = {ast.unparse(one).partition("(")[0] for one in node.decorator_list}
+            if names & {"dataclass", "dataclasses.dataclass"}:
+                yield node.name
+
+
+def count() -> None:
+    """Print the counts of the code as it lies there."""
+    sources = [path.read_text() for path in ROOT.rglob("*.py") if path.name != "__init__.py"]
+    trees = [ast.parse(source) for source in sources]
+    classes = Counter(
+        node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)
+    )
+    lines = sum(map(code_lines, sources))
+    found = sum(len(list(records(tree))) for tree in trees)
+    print(f"modules                              {len(sources)}")
+    print(f"code lines                           {lines}")
+    print(f"modules a thousand lines             {1000 * len(sources) / lines:.1f}")
+    print(f"records                              {found}")
+    print(f"records a thousand lines             {1000 * found / lines:.1f}")
+    print(f"names of classes in several modules  {sum(n > 1 for n in classes.values())}")
+
+
+def trace(label: str, arguments: list[str]) -> None:
+    """Print what a run passes until its first graph."""
+    functions: set[tuple[str, str]] = set()
+    kinds: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(str(ROOT)):
+            functions.add((code.co_filename, code.co_qualname))
+            if code.co_name == "run_graph":
+                raise Enough
+        if event == "return" and (code.co_name, code.co_filename) == ("__init__", "<string>"):
+            made = frame.f_locals.get("self")
+            name = f"{type(made).__module__}.{type(made).__name__}"
+            if name.startswith("bids_app") and label in repr(made):
+                kinds.add(name)
+
+    from bids_app.cli import _run
+
+    sys.setprofile(note)
+    try:
+        _run(arguments)
+    except Enough:
+        pass
+    finally:
+        sys.setprofile(None)
+    print(f"functions before the first node      {len(functions)}")
+    print(f"kinds of record that name {label}: {len(kinds)}")
+    for name in sorted(kinds):
+        print(f"    {name}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--trace"]:
+        trace(sys.argv[2], sys.argv[3:])
+    else:
+        count()
