@@ -25,9 +25,9 @@ from matplotlib import pyplot as plt
 from bids_app import nifti
 from bids_app.derivatives.detections import root_of, write_curve, write_tests
 from bids_app.detection.clusters import Cluster, separate_lesions
+from bids_app.detection.detectors import DETECTORS
 from bids_app.detection.evaluation import CurvePoint, Finding, compare, detection_curve, marks_of
 from bids_app.files import read_json
-from bids_app.settings import DETECTORS
 
 SHOWN = (1, 3, 5, 10)  # clusters a patient, of which is told
 SEMI3D, PATCH3D = "semi3d-gan-mse", "patch3d-gan-mse"

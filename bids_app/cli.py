@@ -20,16 +20,15 @@ from bids_app.arguments import (
     read_names_as_utf8,
     refuse_lost_folder,
 )
+from bids_app.detection.detectors import DETECTORS, TRAINING_SETS
 from bids_app.errors import Mri2petError, UsageError
 from bids_app.files import read_text
 from bids_app.lifeline import exit_with
 from bids_app.resources import settled
 from bids_app.settings import (
-    DETECTORS,
     FULL_RESOLUTION,
     LEVELS,
     SLOPPY_RESOLUTION,
-    TRAINING_SETS,
     USED_BY,
     Settings,
 )
@@ -262,7 +261,7 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
              "default), or all",
     )  # fmt: skip
     add(
-        "--detectors", nargs="+", choices=DETECTORS, metavar="NAME",
+        "--detectors", nargs="+", choices=tuple(DETECTORS), metavar="NAME",
         help=f"of {', '.join(DETECTORS)}; default {' '.join(Settings.detectors)}",
     )  # fmt: skip
     add(

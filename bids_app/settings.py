@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LEVELS = ("participant", "train", "group")  # in the order of a study
-TRAINING_SETS = ("real", "hybrid", "synthetic")
-DETECTORS = ("ocsvm", "zscore", "pseudonormal")
 FULL_RESOLUTION = 1.0  # mm; Zotova et al. (2021), section 3.1
 SLOPPY_RESOLUTION = 4.0  # mm; for tests and for trying things out
 # Settings that one or two levels alone use; all others count for every level

@@ -23,8 +23,8 @@ from bids_app.derivatives.detections import (
 )
 from bids_app.derivatives.find import find_preprocessed
 from bids_app.derivatives.paths import sidecar_path
+from bids_app.detection.detectors import DETECTORS
 from bids_app.files import read_json, write_json
-from bids_app.settings import DETECTORS
 
 OUT = Path("/out")
 MADE_BY = {"URI": "bids::detectors/x/card.json", "Dataset": "ellipsoids", "Version": "0.1"}

@@ -29,7 +29,9 @@ from bids_app.workflows.detection import (
     init_anomalies_wf,
     init_applied_norm_wf,
     init_applied_ocsvm_wf,
+    init_applied_wf,
     init_atlas_wf,
+    init_fitted_wf,
     init_lesions_wf,
     init_norm_wf,
     init_ocsvm_wf,
@@ -182,6 +184,8 @@ def graphs_of(applied, t1w):
         "init_applied_norm_wf": init_applied_norm_wf(
             "zscore", applied, PATIENTS, FITTING, name="norm_wf"
         ),
+        "init_fitted_wf": init_fitted_wf("zscore", controls_of(5), folds, PATIENTS, FITTING),
+        "init_applied_wf": init_applied_wf("zscore", applied, PATIENTS, FITTING),
         "init_anomalies_wf": init_anomalies_wf(
             scored(PATIENTS[0], 0), SLABS, 2, CLUSTERING, name="a_wf"
         ),

@@ -207,8 +207,8 @@ def test_tables_and_groups_do_without_torch():
     modules = ", ".join(
         f"bids_app.{name}"
         for name in (
-            *("synthesis.evaluation", "synthesis.statistics", "synthesis.folds"),
-            *("derivatives.table1", "derivatives.preprocessed", "derivatives.groups"),
+            *("synthesis.evaluation", "synthesis.statistics", "plan.train"),
+            *("derivatives.table1", "derivatives.find", "derivatives.tables"),
         )
     )
     code = f"import sys, {modules}; print('torch' in sys.modules)"

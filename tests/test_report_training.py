@@ -43,7 +43,6 @@ from bids_app.report.methods import (
 from bids_app.report.table1 import (
     BASELINES,
     COLUMNS,
-    PUBLISHED,
     Score,
     ScoreComparison,
     ScoreRow,
@@ -56,7 +55,7 @@ from bids_app.report.table1 import (
 )
 from bids_app.report.train import doubts_of, write_training_report
 from bids_app.synthesis.evaluation import FWHM_SWEEP, METRICS, ROWS, ScoreRecord, Scores
-from bids_app.synthesis.models import MODELS, spec_to_dict
+from bids_app.synthesis.models import MODELS, PUBLISHED, spec_to_dict
 
 TEMPLATE, RESOLUTION = "MNI152NLin2009aSym", 12.0
 SPACE = f"space-{TEMPLATE}_res-12"

@@ -10,7 +10,7 @@ from bids_app.app.images import StoredCohort
 from bids_app.app.run import Runner
 from bids_app.derivatives.description import compare_versions, dataset_names
 from bids_app.derivatives.detections import (
-    DETECTORS,
+    DETECTORS_FOLDER,
     AnomalyPaths,
     Origin,
     anomaly_paths,
@@ -30,6 +30,7 @@ from bids_app.detection.card import (
     read_card,
     spec_to_dict,
 )
+from bids_app.detection.detectors import DETECTORS, needing_synthetic
 from bids_app.detection.normative import ZSCORE_FWHM
 from bids_app.detection.slabs import cut_slabs, thickness_of
 from bids_app.errors import Mri2petError, UnusableDataError, UsageError
@@ -181,13 +182,15 @@ def refuse_settings(settings: Settings) -> None:
     Raises
     ------
     UsageError
-        If pseudonormal is asked for without the training set real.
+        If a detector is asked for without a training set that it can be fitted to.
     """
-    if "pseudonormal" in settings.detectors and "real" not in settings.training_set:
-        raise UsageError(
-            "--detectors pseudonormal compares with controls who have a real PET; add real to "
-            "--training-set"
-        )
+    for detector in settings.detectors:
+        fitting = DETECTORS[detector].training_sets
+        if not set(fitting) & set(settings.training_set):
+            raise UsageError(
+                f"--detectors {detector} compares with controls who have a real PET; add "
+                f"{' or '.join(fitting)} to --training-set"
+            )
 
 
 def plan_sets(run: GroupRun, pictures: StoredCohort) -> Iterator[TrainingSetPlan]:
@@ -237,13 +240,13 @@ def refuse_applied(card: DetectorCard, settings: Settings, pictures: StoredCohor
     UnusableDataError
         As :func:`plan_applied`.
     """
-    if "pseudonormal" in _wanted(card, settings):
-        _with_both(pictures)
+    for detector in _wanted(card, settings):
+        _usable_by(detector, pictures)
 
 
 def _detectors_of(training_set: str, settings: Settings) -> list[str]:
-    """List the detectors of a training set: pseudonormal is one of real PET alone."""
-    return [one for one in settings.detectors if one != "pseudonormal" or training_set == "real"]
+    """List the detectors that can be fitted to a training set."""
+    return [name for name in settings.detectors if training_set in DETECTORS[name].training_sets]
 
 
 def _folds_of(
@@ -254,10 +257,10 @@ def _folds_of(
     pictures: StoredCohort,
 ) -> tuple[StoredCohort, list[DetectorFold], tuple[str, ...]]:
     """Say who is scored by a detector, what each fold is trained on, and what is to be told."""
-    used, seen, told = trained, pictures, tuple[str, ...]()
-    if detector == "pseudonormal":
-        used = [one for one in trained if one.picture.synthetic is not None]
-        seen, told = _with_both(pictures)
+    seen, told = _usable_by(detector, pictures)
+    used = trained
+    if DETECTORS[detector].synthetic:
+        used = [image for image in trained if image.picture.synthetic is not None]
     return seen, split(used, seen.controls, dealt, screening.folds, screening.seed), told
 
 
@@ -284,7 +287,7 @@ def _plan_set(
     pictures: StoredCohort,
 ) -> TrainingSetPlan:
     screening = run.screening
-    folder = screening.output_dir / DETECTORS / name
+    folder = screening.output_dir / DETECTORS_FOLDER / name
     own = describe_card(
         screening.output_dir, folder,
         dataset=screening.dataset, version=screening.versions["mri2pet"],
@@ -302,8 +305,8 @@ def _plan_set(
     fitting = fitting_of(run, len(trained) + len(pictures.patients))
     card = _card(run, name, tuple(plans), fitting, list_training_controls(trained, dealt))
     made = [one.who.synthetic for one in trained if one.synthetic]
-    if "pseudonormal" in plans:
-        compared = _with_both(pictures)[0].controls
+    for detector in needing_synthetic(plans):
+        compared = _usable_by(detector, pictures)[0].controls
         card.parameters[GENERATORS] = generators_of(compared)
         made += [one.who.synthetic for one in compared]
     card.makers.extend(generators_in_sidecars(made))
@@ -316,8 +319,10 @@ def _plan_set(
     return TrainingSetPlan(name, graph, tuple(sightings), tuple(notes))
 
 
-def _with_both(pictures: StoredCohort) -> tuple[StoredCohort, tuple[str, ...]]:
-    """Keep those with a real and a synthetic PET; tell of others."""
+def _usable_by(detector: str, pictures: StoredCohort) -> tuple[StoredCohort, tuple[str, ...]]:
+    """Keep those with a real and a synthetic PET, if a detector compares both; tell of others."""
+    if not DETECTORS[detector].synthetic:
+        return pictures, ()
     everyone = [*pictures.controls, *pictures.patients]
     lost = [one for one in everyone if one.real and not one.real.synthetic]
     kept = replace(
@@ -327,10 +332,10 @@ def _with_both(pictures: StoredCohort) -> tuple[StoredCohort, tuple[str, ...]]:
     )
     if not kept.patients:
         raise UnusableDataError(
-            "detector pseudonormal: no patient has a synthetic PET; run the participant level on "
+            f"detector {detector}: no patient has a synthetic PET; run the participant level on "
             "them without --stage preprocess"
         )
-    notes = [f"sub-{one.who.label}: not used by pseudonormal, no synthetic PET" for one in lost]
+    notes = [f"sub-{one.who.label}: not used by {detector}, no synthetic PET" for one in lost]
     return kept, tuple(notes)
 
 
@@ -387,13 +392,13 @@ def refuse_card(
         raise UnusableDataError(
             f"{folder}: was trained on {both}, who would be a patient now; correct --patient-query"
         )
-    if "pseudonormal" in wanted:
-        _refuse_other_generators(folder, card, patients)
+    for detector in needing_synthetic(wanted):
+        _refuse_other_generators(detector, folder, card, patients)
 
 
 def _is_of_dataset(folder: Path, card: DetectorCard, output_dir: Path) -> bool:
     """Whether controls of a detector are people of a dataset, which may have been renamed since."""
-    made_here = place_in(output_dir / DETECTORS, folder) is not None
+    made_here = place_in(output_dir / DETECTORS_FOLDER, folder) is not None
     return made_here or is_one_of(card.dataset, dataset_names(output_dir))
 
 
@@ -402,7 +407,7 @@ def _wanted(card: DetectorCard, settings: Settings) -> list[str]:
 
 
 def _refuse_other_generators(
-    folder: Path, card: DetectorCard, patients: Sequence[Participant]
+    detector: str, folder: Path, card: DetectorCard, patients: Sequence[Participant]
 ) -> None:
     known = card.parameters.get(GENERATORS, {})
     for one in patients:
@@ -412,7 +417,7 @@ def _refuse_other_generators(
         digests = known.get(made.generator) if isinstance(known, dict) else None
         if digests is None or (digests and made.sha256 and made.sha256 not in digests):
             raise UnusableDataError(
-                f"{made.path}: made by generator {made.generator}, but pseudonormal in {folder} "
+                f"{made.path}: made by generator {made.generator}, but {detector} in {folder} "
                 "compares with controls whose synthetic PET another one made; synthesize with the "
                 "same generator, or choose other --detectors"
             )
@@ -599,7 +604,7 @@ def plan_applied(
     Raises
     ------
     UnusableDataError
-        If no patient has the synthetic PET that pseudonormal needs.
+        If no patient has the synthetic PET that a detector compares with.
     """
     made_by = describe_card(
         run.screening.output_dir, folder,
@@ -613,7 +618,7 @@ def plan_applied(
     notes += _describe_namesakes(folder, card, pictures, run.screening.output_dir)
     notes += _describe_other_clusters(card, run.settings)
     for detector in _wanted(card, run.settings):
-        seen, told = _with_both(pictures) if detector == "pseudonormal" else (pictures, ())
+        seen, told = _usable_by(detector, pictures)
         notes += told
         plans[detector], found = planner.plan(detector, seen, [])
         sightings += found

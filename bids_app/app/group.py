@@ -46,7 +46,7 @@ from bids_app.console import Console, list_troubled
 from bids_app.derivatives import description
 from bids_app.derivatives.description import dataset_name, refresh_dataset
 from bids_app.derivatives.detections import (
-    DETECTORS,
+    DETECTORS_FOLDER,
     ControlCluster,
     Listed,
     control_findings,
@@ -65,6 +65,7 @@ from bids_app.derivatives.detections import (
 from bids_app.derivatives.sidecars import Space
 from bids_app.detection.card import DetectorCard, check_files, check_grid, complete_card, read_card
 from bids_app.detection.clusters import Cluster, Place, expected_in_control
+from bids_app.detection.detectors import needing_synthetic
 from bids_app.detection.evaluation import Finding, compare, detection_curve, free_response, marks_of
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.files import locked, read_json, remove_partials
@@ -223,7 +224,7 @@ def write_detections(
     """
     controls: dict[str, list[ControlCluster]] = {}
     for name in dict.fromkeys(one.sighting.training_set for one in seen):
-        folder = output_dir / DETECTORS / name if applied is None else applied
+        folder = output_dir / DETECTORS_FOLDER / name if applied is None else applied
         if applied is None:
             _complete(folder, [one for one in seen if one.sighting.training_set == name])
         controls[name] = read_control_clusters(folder)
@@ -442,7 +443,7 @@ def _refuse(
 
 def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
     fitted = card is None and set(settings.training_set) != {"real"}
-    return fitted or "pseudonormal" in settings.detectors
+    return fitted or bool(needing_synthetic(settings.detectors))
 
 
 def _report_subjects(

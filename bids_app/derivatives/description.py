@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from bids_app.derivatives.paths import sidecar_path
+from bids_app.detection.detectors import DETECTORS
 from bids_app.errors import ReadWriteError, UnusableDataError, UsageError
 from bids_app.files import (
     locked,
@@ -40,9 +41,7 @@ DESCRIPTIONS = {
     "brain": "Mask of the brain",
     "coverage": "Mask of what the PET covers: the scanner's field of view",
     "synth": "SYNTHETIC PET, predicted from the T1w by a neural network; not a measurement",
-    "ocsvm": "Clusters of the anomaly map of one one-class SVM a voxel",
-    "zscore": "Clusters of the anomaly map against controls, voxel by voxel (Crawford-Howell t)",
-    "pseudonormal": "Clusters of the anomaly map of synthetic minus real PET",
+    **{name: detector.clusters for name, detector in DETECTORS.items()},
 }
 README = """\
 # Derivatives of mri2pet {version}

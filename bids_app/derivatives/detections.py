@@ -15,19 +15,13 @@ from bids_app.derivatives.paths import FDG_LABEL, derivative_path, entities_of, 
 from bids_app.derivatives.sidecars import Dictionary, Sidecar, Space, read_dictionary, write_table
 from bids_app.detection.card import CARD, CONTROL_CLUSTERS, CONTROL_MAPS
 from bids_app.detection.clusters import Cluster, Place
+from bids_app.detection.detectors import DETECTORS
 from bids_app.detection.evaluation import CurvePoint, Finding, FreePoint, Mark, McNemarTest
 from bids_app.errors import UnusableDataError
 from bids_app.files import MISSING, read_json, read_tsv, write_json
 
-DETECTORS = "detectors"
+DETECTORS_FOLDER = "detectors"
 _CARD = "DetectorCard"  # in a sidecar
-_MEANING = {
-    "ocsvm": "minus the decision function of a one-class SVM on the latents of patches; above 0 "
-    "lies outside the boundary of the controls it was trained on, as does much of the brain of a "
-    "control it was not trained on",
-    "zscore": "Crawford-Howell t of the uptake of controls minus this one's, after smoothing",
-    "pseudonormal": "t of synthetic minus real PET, against that difference in controls",
-}
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class AnomalyPaths:
 
 def root_of(output_dir: Path, training_set: str, *, primary: bool) -> Path:
     """Say where maps of a training set go: those of the primary one, to participants' folders."""
-    return output_dir if primary else output_dir / DETECTORS / training_set
+    return output_dir if primary else output_dir / DETECTORS_FOLDER / training_set
 
 
 def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> AnomalyPaths:
@@ -158,7 +152,7 @@ class Origin:
 
     def statmap(self, pet: Path, space: Space) -> Sidecar:
         """Tell of an anomaly map on the template's grid."""
-        meaning = _MEANING[self.detector]
+        meaning = DETECTORS[self.detector].statmap
         text = f"Anomaly of FDG PET, more is more abnormal: {meaning}. For research; no diagnosis"
         return {
             "Description": text, **self._common([pet]), "SkullStripped": True, **space.entries()
@@ -471,29 +465,29 @@ def describe_clusters_in_t1w(controls: str = "") -> Dictionary:
 
 def describe_all_clusters(controls: str = "") -> Dictionary:
     """Explain the columns of ``clusters.tsv``, as describe_clusters does."""
-    dictionary = read_dictionary("visits", "training_sets", "detectors", "clusters")
+    dictionary = _explain("visits", "training_sets", "detectors", "clusters")
     return _resting_on(controls, dictionary)
 
 
 def describe_control_clusters() -> Dictionary:
     """Explain the columns of ``control_clusters.tsv``, in their order."""
-    return read_dictionary("visits", "detectors", "control_clusters")
+    return _explain("visits", "detectors", "control_clusters")
 
 
 def describe_control_maps() -> Dictionary:
     """Explain the columns of ``control_maps.tsv``, in their order."""
-    return read_dictionary("visits", "detectors", "control_maps")
+    return _explain("visits", "detectors", "control_maps")
 
 
 def describe_curve() -> Dictionary:
     """Explain the columns of ``detection_curve.tsv``, in their order."""
-    return read_dictionary("training_sets", "detectors", "units", "detection_curve")
+    return _explain("training_sets", "detectors", "units", "detection_curve")
 
 
 def describe_tests() -> Dictionary:
     """Explain the columns of ``detection_tests.tsv``, in their order."""
     dictionary = read_dictionary("units", "detection_tests")
-    for column, entry in read_dictionary("training_sets", "detectors").items():
+    for column, entry in _explain("training_sets", "detectors").items():
         for number in (1, 2):
             dictionary[f"{column}_{number}"]["Levels"] = entry["Levels"]
     return dictionary
@@ -501,7 +495,16 @@ def describe_tests() -> Dictionary:
 
 def describe_froc() -> Dictionary:
     """Explain the columns of ``detection_froc.tsv``, in their order."""
-    return read_dictionary("training_sets", "detectors", "units", "detection_froc")
+    return _explain("training_sets", "detectors", "units", "detection_froc")
+
+
+def _explain(*names: str) -> Dictionary:
+    """Read a dictionary with the column ``detector``, whose levels are all detectors."""
+    dictionary = read_dictionary(*names)
+    dictionary["detector"]["Levels"] = {
+        name: detector.score for name, detector in DETECTORS.items()
+    }
+    return dictionary
 
 
 def _resting_on(controls: str, dictionary: Dictionary) -> Dictionary:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bids_app.detection.detectors import detector_of
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import write_json
 from bids_app.imaging.volume import Grid, zooms_of
@@ -379,7 +380,7 @@ def check_grid(card: DetectorCard, grid: Grid, template: str) -> None:
 
 
 def _refuse_slabs(card: DetectorCard) -> None:
-    if "ocsvm" not in card.detectors:
+    if all(detector_of(name).method != "svm" for name in card.detectors):
         return
     ends = [0, *(last for _, last in card.slabs)]
     if [first for first, _ in card.slabs] != ends[:-1] or ends != sorted(set(ends)):

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -205,11 +205,6 @@ def pseudonormal_difference(synthetic: Volume, real: Volume) -> Volume:
 
 
 ZSCORE_FWHM = 8.0  # mm; DESIGN, section 4
-Detector = Literal["zscore", "pseudonormal"]
-SCORES: dict[str, Callable[[Norm, Volume], Volume]] = {
-    "zscore": Norm.deficit,
-    "pseudonormal": Norm.excess,
-}
 
 
 def measure_uptake(
@@ -239,6 +234,17 @@ def measure_difference(
     """
     difference = pseudonormal_difference(synthetic, pet)
     return smooth_within(difference, brain, fwhm=fwhm, zooms=zooms, hole=hole)
+
+
+# Detector → what it compares, of a PET and its synthetic one if it needs that; its score
+MEASURES: dict[str, Callable[..., Volume]] = {
+    "zscore": measure_uptake,
+    "pseudonormal": measure_difference,
+}
+SCORES: dict[str, Callable[[Norm, Volume], Volume]] = {
+    "zscore": Norm.deficit,
+    "pseudonormal": Norm.excess,
+}
 
 
 def save_norm(path: Path, norm: Norm) -> None:

@@ -30,11 +30,10 @@ from bids_app.detection.clusters import (
 )
 from bids_app.detection.evaluation import common_brain
 from bids_app.detection.normative import (
+    MEASURES,
     SCORES,
     learn_norm,
     load_norm,
-    measure_difference,
-    measure_uptake,
     save_norm,
 )
 from bids_app.detection.slabs import PackedControls, Slab, mean_map, pack_controls, values_of
@@ -157,12 +156,7 @@ class _SlabInputSpec(BaseInterfaceInputSpec):
     threads = traits.Int(mandatory=True, nohash=True, desc="that torch and numba may use")
 
 
-class _FitSlabInputSpec(_SlabInputSpec):
-    nu = traits.Float(mandatory=True, desc="of the one-class SVM")
-
-
-class _FitSlabOutputSpec(TraitedSpec):
-    voxels = File(exists=True, desc="one one-class SVM a voxel")
+class _ScoresOutputSpec(TraitedSpec):
     scores = File(exists=True, desc="(scored, voxels), .npy")
 
 
@@ -186,78 +180,64 @@ def _slab_name(inputs):
     return f"one-class SVMs of slices {inputs.first} to {inputs.last - 1}"
 
 
-class FitSlab(SimpleInterface):
-    """Fit the one-class SVMs of the voxels of a slab in one fold, and score with them."""
-
-    input_spec = _FitSlabInputSpec
-    output_spec = _FitSlabOutputSpec
-    uses_torch = True
-    engine = ENGINE
-
-    def _run_interface(self, runtime):
-        from bids_app.detection.voxelwise import fit_slab, save_models
-
-        fold, scored = _fold_of(self.inputs), _pets(self.inputs.scored)
-        models, scores = fit_slab(fold, scored, nu=self.inputs.nu, holes=_holes(self.inputs.scored))
-        cwd = Path(runtime.cwd)
-        save_models(cwd / "voxels.safetensors", models)
-        _save_rows(cwd / "scores.npy", scores, _slab_name(self.inputs), _holes(self.inputs.scored))
-        self._results.update(voxels=str(cwd / "voxels.safetensors"), scores=str(cwd / "scores.npy"))
-        return runtime
-
-
 class _ApplySlabInputSpec(_SlabInputSpec):
     voxels = File(exists=True, mandatory=True, desc="one one-class SVM a voxel")
-
-
-class _ApplySlabOutputSpec(TraitedSpec):
-    scores = File(exists=True, desc="(scored, voxels), .npy")
 
 
 class ApplySlab(SimpleInterface):
     """Score with one-class SVMs that were fitted before."""
 
     input_spec = _ApplySlabInputSpec
-    output_spec = _ApplySlabOutputSpec
+    output_spec = _ScoresOutputSpec
     uses_torch = True
     engine = ENGINE
 
     def _run_interface(self, runtime):
+        path, holes = Path(runtime.cwd) / "scores.npy", _holes(self.inputs.scored)
+        _save_rows(path, self._score(path.parent, holes), _slab_name(self.inputs), holes)
+        self._results["scores"] = str(path)
+        return runtime
+
+    def _score(self, _, holes):
         from bids_app.detection.voxelwise import load_models, score_slab
 
         models = load_models(Path(self.inputs.voxels))
-        scored = _pets(self.inputs.scored)
-        scores = score_slab(_fold_of(self.inputs), models, scored, holes=_holes(self.inputs.scored))
-        _save_rows(
-            Path(runtime.cwd) / "scores.npy", scores, _slab_name(self.inputs),
-            _holes(self.inputs.scored),
-        )  # fmt: skip
-        self._results["scores"] = str(Path(runtime.cwd) / "scores.npy")
-        return runtime
+        return score_slab(_fold_of(self.inputs), models, _pets(self.inputs.scored), holes=holes)
+
+
+class _FitSlabInputSpec(_SlabInputSpec):
+    nu = traits.Float(mandatory=True, desc="of the one-class SVM")
+
+
+class _FitSlabOutputSpec(_ScoresOutputSpec):
+    voxels = File(exists=True, desc="one one-class SVM a voxel")
+
+
+class FitSlab(ApplySlab):
+    """Fit the one-class SVMs of the voxels of a slab in one fold, and score with them."""
+
+    input_spec = _FitSlabInputSpec
+    output_spec = _FitSlabOutputSpec
+
+    def _score(self, cwd, holes):
+        from bids_app.detection.voxelwise import fit_slab, save_models
+
+        fold, scored = _fold_of(self.inputs), _pets(self.inputs.scored)
+        models, scores = fit_slab(fold, scored, nu=self.inputs.nu, holes=holes)
+        save_models(cwd / "voxels.safetensors", models)
+        self._results["voxels"] = str(cwd / "voxels.safetensors")
+        return scores
 
 
 class _NormInputSpec(BaseInterfaceInputSpec):
-    detector = traits.Enum("zscore", "pseudonormal", mandatory=True, desc="which")
+    detector = traits.Str(mandatory=True, desc="which, a key of SCORES")
     brain = File(exists=True, mandatory=True, desc="what is analysed")
     fwhm = traits.Float(mandatory=True, desc="smoothing before, in mm")
     scored = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
     scored_synthetic = traits.List(
-        traits.Str, mandatory=True, nohash=True, desc="of their synthetic PET; none for zscore"
+        traits.Str, mandatory=True, nohash=True, desc="of their synthetic PET, if it is compared"
     )
     scored_digests = traits.List(traits.Str, mandatory=True, desc="of all those, in that order")
-
-
-class _FitNormInputSpec(_NormInputSpec):
-    controls = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
-    controls_synthetic = traits.List(
-        traits.Str, mandatory=True, nohash=True, desc="of their synthetic PET; none for zscore"
-    )
-    digests = traits.List(traits.Str, mandatory=True, desc="of all those, in that order")
-
-
-class _FitNormOutputSpec(TraitedSpec):
-    norm = File(exists=True, desc="mean and SD of controls")
-    scores = File(exists=True, desc="(scored, voxels), .npy")
 
 
 def _measured(inputs, real, synthetic):
@@ -266,11 +246,8 @@ def _measured(inputs, real, synthetic):
     for place, folder in enumerate(real):
         zooms = read_owner(Path(folder)).zooms
         how = {"fwhm": inputs.fwhm, "zooms": zooms, "hole": open_hole(Path(folder))}
-        if inputs.detector == "zscore":
-            yield measure_uptake(*_pets([folder]), brain, **how)
-        else:
-            pair = _pets([folder, synthetic[place]])
-            yield measure_difference(*pair, brain, **how)
+        pets = _pets([folder, *synthetic[place : place + 1]])
+        yield MEASURES[inputs.detector](*pets, brain, **how)
 
 
 def _save_scores(inputs, norm, path):
@@ -285,42 +262,50 @@ def _save_scores(inputs, norm, path):
     _save_rows(path, np.stack(rows), f"{inputs.detector}", _holes(inputs.scored))
 
 
-class FitNorm(SimpleInterface):
-    """Learn what controls are like in each voxel, and tell how far others are from it."""
-
-    input_spec = _FitNormInputSpec
-    output_spec = _FitNormOutputSpec
-
-    def _run_interface(self, runtime):
-        inputs, cwd = self.inputs, Path(runtime.cwd)
-        volumes = _measured(inputs, inputs.controls, inputs.controls_synthetic)
-        norm = learn_norm(volumes, _brain(inputs.brain))
-        save_norm(cwd / "norm.safetensors", norm)
-        _save_scores(inputs, norm, cwd / "scores.npy")
-        self._results.update(norm=str(cwd / "norm.safetensors"), scores=str(cwd / "scores.npy"))
-        return runtime
-
-
 class _ApplyNormInputSpec(_NormInputSpec):
     norm = File(exists=True, mandatory=True, desc="mean and SD of controls")
-
-
-class _ApplyNormOutputSpec(TraitedSpec):
-    scores = File(exists=True, desc="(scored, voxels), .npy")
 
 
 class ApplyNorm(SimpleInterface):
     """Tell how far others are from controls that were learned from before."""
 
     input_spec = _ApplyNormInputSpec
-    output_spec = _ApplyNormOutputSpec
+    output_spec = _ScoresOutputSpec
 
     def _run_interface(self, runtime):
-        _save_scores(
-            self.inputs, load_norm(Path(self.inputs.norm)), Path(runtime.cwd) / "scores.npy"
-        )
-        self._results["scores"] = str(Path(runtime.cwd) / "scores.npy")
+        path = Path(runtime.cwd) / "scores.npy"
+        _save_scores(self.inputs, self._norm(path.parent), path)
+        self._results["scores"] = str(path)
         return runtime
+
+    def _norm(self, _):
+        return load_norm(Path(self.inputs.norm))
+
+
+class _FitNormInputSpec(_NormInputSpec):
+    controls = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
+    controls_synthetic = traits.List(
+        traits.Str, mandatory=True, nohash=True, desc="of their synthetic PET, if it is compared"
+    )
+    digests = traits.List(traits.Str, mandatory=True, desc="of all those, in that order")
+
+
+class _FitNormOutputSpec(_ScoresOutputSpec):
+    norm = File(exists=True, desc="mean and SD of controls")
+
+
+class FitNorm(ApplyNorm):
+    """Learn what controls are like in each voxel, and tell how far others are from it."""
+
+    input_spec = _FitNormInputSpec
+    output_spec = _FitNormOutputSpec
+
+    def _norm(self, cwd):
+        volumes = _measured(self.inputs, self.inputs.controls, self.inputs.controls_synthetic)
+        norm = learn_norm(volumes, _brain(self.inputs.brain))
+        save_norm(cwd / "norm.safetensors", norm)
+        self._results["norm"] = str(cwd / "norm.safetensors")
+        return norm
 
 
 BRAIN = "brain"

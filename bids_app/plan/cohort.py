@@ -17,6 +17,7 @@ from bids_app.derivatives.find import (
 )
 from bids_app.derivatives.paths import entities_of, resolution_label, sidecar_path
 from bids_app.derivatives.tables import describe_unknown_columns, select
+from bids_app.detection.detectors import needing_synthetic
 from bids_app.errors import (
     MissingInputError,
     Mri2petError,
@@ -478,7 +479,7 @@ def _visit_in_trouble(
 
 def _wants_synthetic(one: Participant, settings: Settings) -> bool:
     """Whether a run of the group level uses the synthetic PET of a control."""
-    if "pseudonormal" in settings.detectors and one.pet is not None:
+    if needing_synthetic(settings.detectors) and one.pet is not None:
         return True
     everyone = settings.synthetic_controls == "all" or one.pet is None
     return everyone and bool({"hybrid", "synthetic"} & set(settings.training_set))
@@ -495,7 +496,7 @@ def _patients(
     problems = [
         Problem(visit.subject, f"{_name_of(visit)}: {error}", error.exit_code)
         for visit, error in errors.items()
-        if not isinstance(error, _SeenError) or "pseudonormal" in settings.detectors
+        if not isinstance(error, _SeenError) or needing_synthetic(settings.detectors)
     ]
     for label in sorted(set(wanted) - there):
         why, code = f"without a PET on this grid{where}; run the participant level on it", MISSING

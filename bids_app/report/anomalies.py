@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from bids_app.derivatives.detections import DETECTORS_FOLDER
 from bids_app.derivatives.find import t1w_of_pet
 from bids_app.errors import Mri2petError
 from bids_app.files import read_json, write_json
 from bids_app.report.detectors import (
-    DETECTORS_FOLDER,
     DetectionPoint,
     DetectorCardSummary,
     DetectorComparison,

@@ -24,6 +24,7 @@ from bids_app.report.table1 import (
     row_of,
     score_of,
 )
+from bids_app.synthesis.models import CONFIGURATIONS
 
 ALL: Final = "all"  # the "fold" of the final generator
 
@@ -182,7 +183,6 @@ def _read_card(output_dir: Path, model: str) -> tuple[Mapping[str, object], tupl
 
 
 UNKNOWN: Final = "unknown"
-CONFIGURATIONS: Final = {"semi3d": "semi-3D", "patch3d": "3D-patch"}  # tiling → paper's word
 SHORT: Final = 12  # digits of a SHA-256 that tell it from others
 WEIGHTS: Final = {"adversarial_weight": "adversarial", "cycle_weight": "cycle", "mse_weight": "MSE"}
 

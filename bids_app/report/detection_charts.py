@@ -12,6 +12,7 @@ from math import ceil, floor, isfinite
 from statistics import mean, median
 from typing import Final
 
+from bids_app.detection.detectors import detector_of
 from bids_app.report.anomalies import Detected, format_score
 from bids_app.report.charts import (
     FAINT,
@@ -27,7 +28,6 @@ from bids_app.report.charts import (
     show_tick,
 )
 from bids_app.report.detectors import (
-    DASHES,
     UNITS,
     DetectionPoint,
     DetectorKey,
@@ -240,7 +240,7 @@ def styles_of(detectors: Sequence[DetectorKey], sets: Sequence[str]) -> dict[Det
         one: Style(
             name=title_of(one.training_set, one.detector),
             colour=colour_of(one.training_set, sets),
-            dash=DASHES.get(one.detector, "1 3"),
+            dash=detector_of(one.detector).dash,
             aside=ASIDE * (place - middle),
         )
         for place, one in enumerate(detectors)

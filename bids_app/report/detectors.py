@@ -5,24 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bids_app.derivatives.detections import DETECTORS_FOLDER
+from bids_app.detection.detectors import DETECTORS, detector_of
+from bids_app.detection.detectors import TRAINING_SETS as SETS
 from bids_app.errors import Mri2petError
 from bids_app.files import read_json
 from bids_app.report.cards import UNKNOWN
 from bids_app.report.charts import PALETTE
 from bids_app.report.page import Cells, as_count, as_label, as_value, read_lines
-
-DETECTORS_FOLDER: Final = "detectors"
-SETS: Final = ("real", "hybrid", "synthetic")  # in the order in which they are shown
-NAMES: Final = {"ocsvm": "OC-SVM", "zscore": "z score", "pseudonormal": "pseudo-normal"}
-MEANINGS: Final = {
-    "ocsvm": "distance beyond the boundary that a one-class SVM draws, at that voxel, around the "
-    "controls it was trained on; above 0 is outside of it, and so is much of the brain of a "
-    "control it was not trained on",
-    "zscore": "how much less uptake there is than in controls, as the t of Crawford and Howell",
-    "pseudonormal": "how much less uptake there is than in the synthetic PET predicted from the "
-    "participant's own T1w, against the same difference in controls, as a t",
-}
-DASHES: Final = {"ocsvm": "", "zscore": "7 3", "pseudonormal": "2 3"}
 
 
 @dataclass(frozen=True, order=True)
@@ -63,7 +53,7 @@ def label_of(value: object, prefix: str) -> str:
 
 def name_of(detector: str) -> str:
     """Give the name of a detector as a reader sees it."""
-    return NAMES.get(detector, detector)
+    return detector_of(detector).label
 
 
 def title_of(training_set: str, detector: str) -> str:
@@ -94,7 +84,7 @@ def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 def rank_of(training_set: str, detector: str) -> tuple[int, str, int, str]:
     """Say where a detector stands: training sets in their order, then detectors in theirs."""
-    sets, kinds = list(SETS), list(NAMES)
+    sets, kinds = list(SETS), list(DETECTORS)
     return (
         sets.index(training_set) if training_set in sets else len(sets),
         training_set,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Unpack
 
+from bids_app.detection.detectors import needing_synthetic
 from bids_app.files import write_text
 from bids_app.report.anomalies import (
     Anomaly,
@@ -532,7 +533,7 @@ def _detectors(detected: Detected) -> dict[str, object]:
         "cards": cards,
         "demonstration": any(is_demonstration(c.intended_use, c.dataset) for c in cards),
         "makers": enumerate_words(makers) if makers else "",
-        "pseudonormal": any(one.detector == "pseudonormal" for one in detected.detectors),
+        "comparing": _comparing(detected),
         "synthetic": _tell_synthetic(detected),
         "training": [describe_training(card) for card in cards],
         "scoring": describe_scoring(detected),
@@ -560,6 +561,13 @@ def _tell_synthetic(detected: Detected) -> str:
     told = []
     if sets:
         told.append(f"detectors of {enumerate_words(sets)} were trained on synthetic PET")
-    if any(one.detector == "pseudonormal" for one in detected.detectors):
-        told.append("the detector “pseudo-normal” compares real with synthetic PET")
+    told += [
+        f"the detector “{label}” compares real with synthetic PET" for label in _comparing(detected)
+    ]
     return "; ".join(told)
+
+
+def _comparing(detected: Detected) -> list[str]:
+    """Name the detectors that compare real with synthetic PET."""
+    names = dict.fromkeys(key.detector for key in detected.detectors)
+    return [name_of(name) for name in needing_synthetic(names)]

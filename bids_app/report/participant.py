@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Unpack
 
+from bids_app.detection.detectors import detector_of
 from bids_app.errors import Mri2petError
 from bids_app.files import write_text
 from bids_app.nifti import check_header
@@ -18,7 +19,7 @@ from bids_app.report.anomalies import (
     format_numbers,
     read_run,
 )
-from bids_app.report.detectors import MEANINGS, control_scores, find_cards
+from bids_app.report.detectors import control_scores, find_cards
 from bids_app.report.maps import ScoreMap, draw_score_map, take_score_map
 from bids_app.report.methods import boilerplate_of
 from bids_app.report.page import (
@@ -225,7 +226,7 @@ def _part(output_dir: Path, anomaly: Anomaly, name: str, doubts: Sequence[str]) 
     return AnomalyPart(
         name=name,
         title=title,
-        meaning=MEANINGS.get(anomaly.detector, "higher is more abnormal"),
+        meaning=detector_of(anomaly.detector).meaning,
         lines=tuple(
             line_of(one, columns, own_places.get(one.rank, "")) for one in anomaly.clusters
         ),

@@ -10,60 +10,10 @@ from typing import Final
 from bids_app.report.page import Cells, as_count, as_label, as_value
 from bids_app.report.results import show
 from bids_app.synthesis.evaluation import METRICS
+from bids_app.synthesis.models import PUBLISHED
 
 BASELINE: Final = "baseline-"
 GREY: Final = "#6e7781"
-
-
-@dataclass(frozen=True)
-class Published:
-    """A row of Table 1 of Zotova et al. (2021).
-
-    Parameters
-    ----------
-    configuration, name : str
-        Its first two columns.
-    ssim, psnr, lpips : tuple of float
-        Mean and SD over the paper's 35 controls; PSNR in dB.
-    colour, dash : str
-        As SVG writes them, from the palette of Okabe and Ito, which colour-blind readers can
-        tell apart (our choice); rows without MSE are dashed, 3D-patch ones dotted.
-    """
-
-    configuration: str
-    name: str
-    ssim: tuple[float, float]
-    psnr: tuple[float, float]
-    lpips: tuple[float, float]
-    colour: str
-    dash: str = ""
-
-
-_SEMI3D, _PATCH3D = "semi-3D", "3D-patch"
-PUBLISHED: Final = {
-    "semi3d-gan": Published(
-        _SEMI3D, "Simple-GAN", (0.818, 0.021), (19.655, 1.441), (0.035, 0.008), "#56b4e9", "7 3"
-    ),
-    "semi3d-gan-mse": Published(
-        _SEMI3D, "Simple-GAN with MSE loss", (0.879, 0.021), (23.177, 1.760), (0.022, 0.005),
-        "#0072b2",
-    ),
-    "semi3d-cyclegan": Published(
-        _SEMI3D, "Cycle-GAN", (0.837, 0.028), (21.750, 1.142), (0.030, 0.006), "#e69f00", "7 3"
-    ),
-    "semi3d-cyclegan-mse": Published(
-        _SEMI3D, "Cycle-GAN with MSE loss", (0.883, 0.022), (23.525, 1.388), (0.022, 0.005),
-        "#d55e00",
-    ),
-    "patch3d-gan-mse": Published(
-        _PATCH3D, "Simple-GAN with MSE loss", (0.869, 0.031), (19.852, 0.597), (0.034, 0.017),
-        "#cc79a7", "2 3",
-    ),
-    "patch3d-cyclegan-mse": Published(
-        _PATCH3D, "Cycle-GAN with MSE loss", (0.875, 0.023), (17.760, 1.767), (0.026, 0.007),
-        "#009e73", "2 3",
-    ),
-}  # fmt: skip
 # Name → what it is
 BASELINES: Final = {
     "baseline-mean-pet": "Mean PET of the training controls",
@@ -349,12 +299,7 @@ def beside_the_paper(rows: Sequence[ScoreRow]) -> list[Table1Pair]:
     pairs = []
     for row in rows:
         if row.model in PUBLISHED:
-            published = PUBLISHED[row.model]
-            theirs = zip(
-                ("ssim", "psnr", "lpips"),
-                (published.ssim, published.psnr, published.lpips),
-                strict=True,
-            )
+            theirs = zip(("ssim", "psnr", "lpips"), PUBLISHED[row.model].scores, strict=True)
             cells = [
                 (_tell(row.means[metric], row.sds[metric]), _tell(*values))
                 for metric, values in theirs

@@ -13,18 +13,13 @@ import numpy as np
 from bids_app.imaging.intensity import smooth
 from bids_app.imaging.similarity import judged, mean_absolute_error, measure, ssim
 from bids_app.imaging.volume import Mask, Volume
+from bids_app.synthesis.models import PUBLISHED
 
 FWHM_SWEEP = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # mm; the range of section 3.2, the steps are ours
 BASELINES = ("baseline-mean-pet", "baseline-t1w")  # ours: what a reader compares a generator with
-# Name → configuration, in the order of the table. Its models are the keys of models.MODELS (a
-# test), told again because those come with torch.
+# Name → configuration, in the order of the table
 ROWS: dict[str, str] = {
-    "semi3d-gan": "semi-3D",
-    "semi3d-gan-mse": "semi-3D",
-    "semi3d-cyclegan": "semi-3D",
-    "semi3d-cyclegan-mse": "semi-3D",
-    "patch3d-gan-mse": "3D-patch",
-    "patch3d-cyclegan-mse": "3D-patch",
+    **{name: row.configuration for name, row in PUBLISHED.items()},
     **dict.fromkeys(BASELINES, "baseline"),
 }
 

@@ -9,6 +9,7 @@ TILINGS: dict[str, type[SliceTriplets] | type[CubicPatches]] = {
     "semi3d": SliceTriplets,
     "patch3d": CubicPatches,
 }
+CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch"}  # tiling → the paper's word
 WIDEST, DEEPEST = 1024, 256  # feature maps, blocks: far more than anyone trains; our choice
 _CHECKS: dict[str, Check] = {
     "tiling": lambda value: isinstance(value, dict),
@@ -29,7 +30,7 @@ _TILING_CHECKS: dict[str, dict[str, Check]] = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A row of Table 1 of Zotova et al. (2021): what is built, and how it is trained.
+    """What is built, and how it is trained: the spec of a row of Table 1.
 
     Parameters
     ----------
@@ -87,6 +88,35 @@ class ModelSpec:
     patience: int = 40
 
 
+@dataclass(frozen=True)
+class Published:
+    """A row of Table 1 of Zotova et al. (2021): what was trained, what came of it, how it is drawn.
+
+    Parameters
+    ----------
+    name : str
+        Its second column.
+    spec : ModelSpec
+        What is built, and how it is trained.
+    scores : tuple of (float, float)
+        Mean and SD over the paper's 35 controls: of SSIM, of PSNR in dB, of LPIPS.
+    colour, dash : str
+        As SVG writes them, from the palette of Okabe and Ito, which colour-blind readers can
+        tell apart (our choice); rows without MSE are dashed, 3D-patch ones dotted.
+    """
+
+    name: str
+    spec: ModelSpec
+    scores: tuple[tuple[float, float], ...]
+    colour: str
+    dash: str = ""
+
+    @property
+    def configuration(self) -> str:
+        """Its first column: semi-3D or 3D-patch."""
+        return CONFIGURATIONS[_kind_of(self.spec)]
+
+
 _SEMI3D = ModelSpec(
     tiling=SliceTriplets(), n_blocks=9, cycle=False,
     epochs=200, constant_epochs=100, batch_size=5, mse_weight=0.0,
@@ -98,14 +128,53 @@ _PATCH3D = ModelSpec(
 )  # fmt: skip
 _MSE = 1000.0
 
-MODELS: dict[str, ModelSpec] = {
-    "semi3d-gan": _SEMI3D,
-    "semi3d-gan-mse": replace(_SEMI3D, mse_weight=_MSE),
-    "semi3d-cyclegan": replace(_SEMI3D, cycle=True),
-    "semi3d-cyclegan-mse": replace(_SEMI3D, cycle=True, mse_weight=_MSE),
-    "patch3d-gan-mse": replace(_PATCH3D, mse_weight=_MSE),
-    "patch3d-cyclegan-mse": replace(_PATCH3D, cycle=True, mse_weight=_MSE),
+PUBLISHED = {  # in the order of the table
+    "semi3d-gan": Published(
+        name="Simple-GAN",
+        spec=_SEMI3D,
+        scores=((0.818, 0.021), (19.655, 1.441), (0.035, 0.008)),
+        colour="#56b4e9",
+        dash="7 3",
+    ),
+    "semi3d-gan-mse": Published(
+        name="Simple-GAN with MSE loss",
+        spec=replace(_SEMI3D, mse_weight=_MSE),
+        scores=((0.879, 0.021), (23.177, 1.760), (0.022, 0.005)),
+        colour="#0072b2",
+    ),
+    "semi3d-cyclegan": Published(
+        name="Cycle-GAN",
+        spec=replace(_SEMI3D, cycle=True),
+        scores=((0.837, 0.028), (21.750, 1.142), (0.030, 0.006)),
+        colour="#e69f00",
+        dash="7 3",
+    ),
+    "semi3d-cyclegan-mse": Published(
+        name="Cycle-GAN with MSE loss",
+        spec=replace(_SEMI3D, cycle=True, mse_weight=_MSE),
+        scores=((0.883, 0.022), (23.525, 1.388), (0.022, 0.005)),
+        colour="#d55e00",
+    ),
+    "patch3d-gan-mse": Published(
+        name="Simple-GAN with MSE loss",
+        spec=replace(_PATCH3D, mse_weight=_MSE),
+        scores=((0.869, 0.031), (19.852, 0.597), (0.034, 0.017)),
+        colour="#cc79a7",
+        dash="2 3",
+    ),
+    "patch3d-cyclegan-mse": Published(
+        name="Cycle-GAN with MSE loss",
+        spec=replace(_PATCH3D, cycle=True, mse_weight=_MSE),
+        scores=((0.875, 0.023), (17.760, 1.767), (0.026, 0.007)),
+        colour="#009e73",
+        dash="2 3",
+    ),
 }
+MODELS = {name: row.spec for name, row in PUBLISHED.items()}
+
+
+def _kind_of(spec: ModelSpec) -> str:
+    return next(name for name, kind in TILINGS.items() if isinstance(spec.tiling, kind))
 
 
 def spec_to_dict(spec: ModelSpec) -> dict[str, object]:
@@ -118,9 +187,8 @@ def spec_to_dict(spec: ModelSpec) -> dict[str, object]:
     >>> spec_from_dict(spec_to_dict(MODELS["patch3d-gan-mse"])) == MODELS["patch3d-gan-mse"]
     True
     """
-    kind = next(name for name, kind in TILINGS.items() if isinstance(spec.tiling, kind))
     tiling = {} if spec.tiling == SliceTriplets() else asdict(spec.tiling)  # type: ignore[call-overload]
-    return {**asdict(spec), "tiling": {"kind": kind, **tiling}}
+    return {**asdict(spec), "tiling": {"kind": _kind_of(spec), **tiling}}
 
 
 def spec_from_dict(values: dict[str, object]) -> ModelSpec:

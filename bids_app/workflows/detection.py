@@ -3,13 +3,15 @@
 From scores come anomaly maps and clusters, on the template and on the T1w.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from bids_app.detection.detectors import DETECTORS
 from bids_app.interfaces.anatomy import CarryLabels, Resample
 from bids_app.interfaces.derivatives import Output, SaveDerivatives, SaveFile, save_node
 from bids_app.interfaces.detection import (
@@ -207,12 +209,12 @@ def ocsvm_files(folds: int, slabs: int) -> list[str]:
 
 
 def norm_files(detector: str, folds: int) -> list[str]:
-    """Name the files of ``zscore`` or ``pseudonormal`` in the folder of detectors."""
+    """Name the files of a detector that is a norm in the folder of detectors."""
     return [f"{detector}/fold-{fold}.safetensors" for fold in range(1, folds + 1)]
 
 
 def _synthetic(detector: str, pictures: Sequence[StoredImage]) -> list[StoredImage]:
-    if detector == "zscore":
+    if not DETECTORS[detector].synthetic:
         return []
     return [one.synthetic for one in pictures if one.synthetic is not None]
 
@@ -231,10 +233,10 @@ def init_norm_wf(
 
     Parameters
     ----------
-    detector : {"zscore", "pseudonormal"}
-        Which.
+    detector : str
+        Which, of those whose method is a norm.
     folds : sequence of DetectorFold
-        In order; of pseudonormal, every picture has its synthetic one.
+        In order; every picture has its synthetic one, if the detector compares both.
     patients : sequence of Picture
         Scored by every fold, before the controls it holds out.
     fitting : Fitting
@@ -355,8 +357,8 @@ def init_applied_norm_wf(
 
     Parameters
     ----------
-    detector : {"zscore", "pseudonormal"}
-        Which.
+    detector : str
+        Which, of those whose method is a norm.
     applied : Applied
         The detectors.
     patients : sequence of Picture
@@ -382,6 +384,75 @@ def init_applied_norm_wf(
             (apply, merge, [("scores", "in1")]),
         ])  # fmt: skip
     return workflow
+
+
+def init_fitted_wf(
+    detector: str,
+    controls: Sequence[StoredImage],
+    folds: Sequence[DetectorFold],
+    patients: Sequence[StoredImage],
+    fitting: Fitting,
+) -> Workflow:
+    """Fit a detector by its method: :func:`init_ocsvm_wf` or :func:`init_norm_wf`.
+
+    Parameters
+    ----------
+    detector : str
+        A key of ``DETECTORS``; the workflow is named after it.
+    controls, folds, patients, fitting
+        As the method takes them.
+
+    Inputs
+    ------
+    brain
+        What is analysed.
+    """
+    factories: dict[str, Callable[..., Workflow]] = {
+        "svm": partial(init_ocsvm_wf, controls),
+        "norm": partial(init_norm_wf, detector),
+    }
+    factory = factories[DETECTORS[detector].method]
+    return factory(folds, patients, fitting, name=f"{detector}_wf")
+
+
+def init_applied_wf(
+    detector: str, applied: Applied, patients: Sequence[StoredImage], fitting: Fitting
+) -> Workflow:
+    """Apply a detector by its method: :func:`init_applied_ocsvm_wf` or the one of norms.
+
+    Parameters
+    ----------
+    detector : str
+        A key of ``DETECTORS``; the workflow is named after it.
+    applied, patients, fitting
+        As the method takes them.
+
+    Inputs
+    ------
+    brain
+        What is analysed.
+    """
+    factories: dict[str, Callable[..., Workflow]] = {
+        "svm": init_applied_ocsvm_wf,
+        "norm": partial(init_applied_norm_wf, detector),
+    }
+    factory = factories[DETECTORS[detector].method]
+    return factory(applied, patients, fitting, name=f"{detector}_wf")
+
+
+def files_of(detector: str, folds: int, slabs: int) -> list[str]:
+    """Name the files of a detector in the folder of detectors, as its node ``files`` has them."""
+    namers = {
+        "svm": partial(ocsvm_files, folds, slabs),
+        "norm": partial(norm_files, detector, folds),
+    }
+    return namers[DETECTORS[detector].method]()
+
+
+def slabs_of(detector: str, fitting: Fitting) -> Sequence[tuple[int, int]]:
+    """List the slabs whose scores a detector gives in each fold: a norm's is the whole volume."""
+    whole = [(fitting.slabs[0][0], fitting.slabs[-1][1])]
+    return {"svm": fitting.slabs, "norm": whole}[DETECTORS[detector].method]
 
 
 @dataclass(frozen=True)

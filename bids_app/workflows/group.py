@@ -16,14 +16,12 @@ from bids_app.workflows.detection import (
     OnT1w,
     ScoredMaps,
     StoredImage,
+    files_of,
     init_anomalies_wf,
-    init_applied_norm_wf,
-    init_applied_ocsvm_wf,
-    init_norm_wf,
-    init_ocsvm_wf,
+    init_applied_wf,
+    init_fitted_wf,
     init_on_t1w_wf,
-    norm_files,
-    ocsvm_files,
+    slabs_of,
 )
 
 BRAIN_FILE = "brain_mask.nii.gz"
@@ -108,11 +106,12 @@ def init_training_set_wf(
     )  # fmt: skip
     brain = Node(agree, name="brain", mem_gb=1)
     fitted = {
-        detector: _fitted(detector, controls, plan, fitting) for detector, plan in detectors.items()
+        detector: init_fitted_wf(detector, controls, plan.folds, plan.patients, fitting)
+        for detector, plan in detectors.items()
     }
     files = [BRAIN_FILE]
     for detector, plan in detectors.items():
-        files += _files_of(detector, len(plan.folds), len(fitting.slabs))
+        files += files_of(detector, len(plan.folds), len(fitting.slabs))
     publish = PublishDetector(
         card=dict(publication.card), names=files, folder=str(publication.folder)
     )
@@ -128,7 +127,7 @@ def init_training_set_wf(
             (brain, graph, [("brain", "inputnode.brain")]),
             (graph, sources, [("files.out", f"in{place}")]),
         ])  # fmt: skip
-        plan, slabs = detectors[detector], _slabs_of(detector, fitting)
+        plan, slabs = detectors[detector], slabs_of(detector, fitting)
         _connect_targets(
             workflow, brain, graph, plan.targets,
             folds=len(plan.folds), slabs=slabs, clustering=clustering,
@@ -161,38 +160,13 @@ def init_applied_set_wf(
     brain.inputs.brain = str(applied.folder / BRAIN_FILE)
     workflow = Workflow(name)
     for detector, plan in detectors.items():
-        graph = _applied(detector, applied, plan.patients, fitting)
+        graph = init_applied_wf(detector, applied, plan.patients, fitting)
         workflow.connect([(brain, graph, [("brain", "inputnode.brain")])])
         _connect_targets(
             workflow, brain, graph, plan.targets,
-            folds=applied.folds, slabs=_slabs_of(detector, fitting), clustering=clustering,
+            folds=applied.folds, slabs=slabs_of(detector, fitting), clustering=clustering,
         )  # fmt: skip
     return workflow
-
-
-def _slabs_of(detector: str, fitting: Fitting) -> Sequence[tuple[int, int]]:
-    whole = (fitting.slabs[0][0], fitting.slabs[-1][1])
-    return fitting.slabs if detector == "ocsvm" else [whole]
-
-
-def _files_of(detector: str, folds: int, slabs: int) -> list[str]:
-    return ocsvm_files(folds, slabs) if detector == "ocsvm" else norm_files(detector, folds)
-
-
-def _fitted(
-    detector: str, controls: Sequence[StoredImage], plan: DetectorPlan, fitting: Fitting
-) -> Workflow:
-    if detector == "ocsvm":
-        return init_ocsvm_wf(controls, plan.folds, plan.patients, fitting)
-    return init_norm_wf(detector, plan.folds, plan.patients, fitting, name=f"{detector}_wf")
-
-
-def _applied(
-    detector: str, applied: Applied, patients: Sequence[StoredImage], fitting: Fitting
-) -> Workflow:
-    if detector == "ocsvm":
-        return init_applied_ocsvm_wf(applied, patients, fitting)
-    return init_applied_norm_wf(detector, applied, patients, fitting, name=f"{detector}_wf")
 
 
 def _connect_targets(

@@ -1,0 +1,114 @@
+"""The detectors, an entry each: their names, what their scores mean, how they are drawn.
+
+Nothing that computes is loaded here: the command line reads this table, too.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+TRAINING_SETS = ("real", "hybrid", "synthetic")  # in the order in which they are shown
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector of anomalies: all that tells it from others, but for its arithmetic.
+
+    What is left out is said of a detector that this version of the app does not know.
+
+    Parameters
+    ----------
+    label : str
+        Its name, as people read it.
+    meaning : str
+        What a score is, in reports.
+    score, statmap, clusters : str
+        What a score is, in the data dictionary of tables and in the sidecar of a map; what its
+        clusters are, in ``descriptions.tsv``.
+    unit : str
+        Of a score.
+    direction : {"hypo", "hyper", "both"}
+        What it finds: too little uptake, too much, or either.
+    dash : str
+        Of its lines in charts, as SVG writes them; a line's colour is that of the training set.
+    method : {"svm", "norm"}
+        How it is fitted and applied: :func:`bids_app.workflows.detection.init_fitted_wf`. What a
+        ``norm`` compares is in :mod:`bids_app.detection.normative`.
+    synthetic : bool
+        Whether it compares a PET with the synthetic one of the same visit.
+    training_sets : tuple of str
+        That it can be fitted to.
+    """
+
+    label: str
+    meaning: str = "higher is more abnormal"
+    score: str = ""
+    statmap: str = ""
+    clusters: str = ""
+    unit: str = ""
+    direction: Literal["hypo", "hyper", "both"] = "both"
+    dash: str = "1 3"
+    method: Literal["svm", "norm"] = "norm"
+    synthetic: bool = False
+    training_sets: tuple[str, ...] = TRAINING_SETS
+
+
+DETECTORS = {  # in the order in which they are shown
+    "ocsvm": Detector(
+        label="OC-SVM",
+        meaning="distance beyond the boundary that a one-class SVM draws, at that voxel, around "
+        "the controls it was trained on; above 0 is outside of it, and so is much of the brain of "
+        "a control it was not trained on",
+        score="One one-class SVM a voxel, on latents of patches. Zotova et al. (2021), section "
+        "2.2; score 0 is its boundary around the controls that it was trained on",
+        statmap="minus the decision function of a one-class SVM on the latents of patches; above 0 "
+        "lies outside the boundary of the controls it was trained on, as does much of the brain of "
+        "a control it was not trained on",
+        clusters="Clusters of the anomaly map of one one-class SVM a voxel",
+        unit="distance to the boundary",
+        direction="both",
+        dash="",
+        method="svm",
+    ),
+    "zscore": Detector(
+        label="z score",
+        meaning="how much less uptake there is than in controls, as the t of Crawford and Howell",
+        score="Crawford-Howell t of less uptake than in controls, of smoothed PET",
+        statmap="Crawford-Howell t of the uptake of controls minus this one's, after smoothing",
+        clusters="Clusters of the anomaly map against controls, voxel by voxel (Crawford-Howell t)",
+        unit="t",
+        direction="hypo",
+        dash="7 3",
+        method="norm",
+    ),
+    "pseudonormal": Detector(
+        label="pseudo-normal",
+        meaning="how much less uptake there is than in the synthetic PET predicted from the "
+        "participant's own T1w, against the same difference in controls, as a t",
+        score="Crawford-Howell t of synthetic minus real PET",
+        statmap="t of synthetic minus real PET, against that difference in controls",
+        clusters="Clusters of the anomaly map of synthetic minus real PET",
+        unit="t",
+        direction="hypo",
+        dash="2 3",
+        method="norm",
+        synthetic=True,
+        training_sets=("real",),
+    ),
+}
+
+
+def detector_of(name: str) -> Detector:
+    """Look a detector up; one that is not known goes by its name."""
+    return DETECTORS.get(name, Detector(name))
+
+
+def needing_synthetic(names: Iterable[str]) -> list[str]:
+    """List the detectors that compare real with synthetic PET, in the order given.
+
+    Examples
+    --------
+    >>> needing_synthetic(["zscore", "pseudonormal", "of another version"])
+    ['pseudonormal']
+    """
+    return [name for name in names if detector_of(name).synthetic]
