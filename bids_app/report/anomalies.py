@@ -136,7 +136,7 @@ def format_numbers(cluster: ListedCluster) -> tuple[str, ...]:
     Examples
     --------
     >>> line = {"rank": "1", "x": "-22.4", "y": "14", "z": "9", "volume": "1340", "sum_score": "9"}
-    >>> tell_numbers(cluster_of(line))
+    >>> format_numbers(cluster_of(line))
     ('1340', 'n/a', 'n/a', '9.00')
     """
     return (
@@ -150,7 +150,7 @@ def format_score(value: float | None) -> str:
 
     Examples
     --------
-    >>> tell_score(0.01234), tell_score(3.0), tell_score(1234.5), tell_score(-2.0)
+    >>> format_score(0.01234), format_score(3.0), format_score(1234.5), format_score(-2.0)
     ('0.0123', '3.00', '1234', '−2.00')
     """
     if value is None:
@@ -164,7 +164,7 @@ def format_expected(value: float | None) -> str:
 
     Examples
     --------
-    >>> tell_expected(0.0), tell_expected(0.029), tell_expected(3.5), tell_expected(None)
+    >>> format_expected(0.0), format_expected(0.029), format_expected(3.5), format_expected(None)
     ('0', '0.029', '3.5', 'n/a')
     """
     if value is None:

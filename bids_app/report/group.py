@@ -181,7 +181,7 @@ def describe_training(card: DetectorCardSummary) -> str:
 
     Examples
     --------
-    >>> tell_training(Card("real", "detectors/real", ("ocsvm",), (), {}))
+    >>> describe_training(DetectorCardSummary("real", "detectors/real", ("ocsvm",), (), {}))
     'real: its card names no controls.'
     """
     total = len(card.members)
@@ -224,8 +224,8 @@ def describe_interval(point: DetectionPoint | None) -> str:
 
     Examples
     --------
-    >>> which = Which((0, "", 0, ""), "real", "ocsvm")
-    >>> tell_interval(Point(which, "lesion", 1, 17, 9, 9 / 17, 0.31, 0.74, None, None))
+    >>> which = DetectorKey((0, "", 0, ""), "real", "ocsvm")
+    >>> describe_interval(DetectionPoint(which, "lesion", 1, 17, 9, 9 / 17, 0.31, 0.74, None, None))
     '9 of 17 (53 %; 31 to 74 %)'
     """
     if point is None or point.n is None or point.found is None:

@@ -283,7 +283,7 @@ def is_demonstration(*told: str) -> bool:
 
     Examples
     --------
-    >>> tells_of_demonstration("Research.", "T1w and PET SIMULATED on label maps.")
+    >>> is_demonstration("Research.", "T1w and PET SIMULATED on label maps.")
     True
     """
     return any(word in " ".join(told).lower() for word in DEMONSTRATION)
