@@ -29,7 +29,7 @@ from bids_app.derivatives.detections import (
     write_froc,
     write_tests,
 )
-from bids_app.detection.clusters import Cluster, Place, expected_in_control
+from bids_app.detection.clusters import MIDLINE, Cluster, Place, expected_in_control
 from bids_app.detection.evaluation import (
     UNITS,
     CurvePoint,
@@ -145,6 +145,12 @@ def test_levels_are_all_that_can_be_told():
     )
     for source in ("McNemar (1947)", "Holm (1979)", "Wilson", "Zotova et al. (2021), section 2.2"):
         assert source in described
+
+
+def test_sides_are_told_as_they_are_decided():
+    levels = detections.describe_clusters()["side"]["Levels"]
+    assert levels["left"] == f"x below -{MIDLINE:g} mm"
+    assert levels["right"] == f"x above {MIDLINE:g} mm"
 
 
 def test_what_was_written_is_read_back(tmp_path):

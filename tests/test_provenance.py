@@ -5,8 +5,6 @@ from importlib.metadata import version
 
 from bids_app.derivatives.description import RunRecord, find_versions, write_run_record
 from bids_app.report import methods
-from bids_app.report import methods as group_methods
-from bids_app.report import methods as training_methods
 
 
 class Asked(dict):
@@ -24,13 +22,9 @@ class Asked(dict):
 def test_all_that_methods_paragraphs_cite_has_its_version_told():
     asked = Asked()
     detectors = ("ocsvm", "zscore", "pseudonormal")
-    group_methods.group_boilerplate(
-        group_methods.GroupProcedure(versions=asked, detectors=detectors, evaluated=True)
-    )
-    methods.boilerplate(methods.Procedure(versions=asked, pet=True, generator={"Name": "g"}))
-    training_methods.training_boilerplate(
-        training_methods.TrainingProcedure(versions=asked, specs={})
-    )
+    methods.group_boilerplate(versions=asked, detectors=detectors, evaluated=True)
+    methods.boilerplate(versions=asked, pet=True, generator={"Name": "g"})
+    methods.training_boilerplate(versions=asked, specs={})
     assert {"mri2pet", "numba", "torch", "antspyx", "scipy", "nibabel"} <= asked.names
     assert asked.names <= set(find_versions())
 

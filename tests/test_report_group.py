@@ -38,7 +38,7 @@ from test_report import Reader
 from bids_app import nifti
 from bids_app.derivatives import detections
 from bids_app.detection.card import Control, DetectorCard, card_values
-from bids_app.files import read_tsv, write_tsv
+from bids_app.files import read_json, read_tsv, write_tsv
 from bids_app.report.anomalies import (
     ScoredRun,
     cluster_of,
@@ -67,7 +67,7 @@ from bids_app.report.maps import (
     sections_through,
     take_score_map,
 )
-from bids_app.report.methods import GROUP_REFERENCES, GroupProcedure, group_boilerplate
+from bids_app.report.methods import GROUP_REFERENCES, group_boilerplate
 from bids_app.report.panels import Heat, brightness, paint_ranks, paint_scores
 from bids_app.report.participant import section_of
 from bids_app.report.results import ImageCache
@@ -224,6 +224,21 @@ def test_what_a_run_says_anew_replaces_what_was_kept(cohort):
     page = cohort.write(problems=[])
     assert RUN["problems"][0] not in page
     assert RUN["notes"][0] in page
+
+
+def test_settings_are_kept_as_data_and_told_as_text(cohort):
+    told = {"nu": 0.03, "detectors": ("ocsvm", "zscore"), "atlas": None, "runs": ()}
+    paths = {"detector": cohort.out / "detectors", "derivatives": (("masks", cohort.out),)}
+    page = cohort.write(**{**RUN, "settings": {**told, **paths}})
+    data = {"nu": 0.03, "detectors": ["ocsvm", "zscore"], "atlas": None, "runs": []}
+    data |= {"detector": f"{cohort.out}/detectors", "derivatives": [["masks", f"{cohort.out}"]]}
+    assert read_json(cohort.out / "logs" / "group_report.json")["settings"] == data
+    about = text_of(section(page, "about"))
+    for words in ("nu 0.03", "detectors ocsvm, zscore", f"derivatives masks={cohort.out}"):
+        assert words in about
+    assert "atlas" not in about
+    assert "runs" not in about
+    assert cohort.write() == page  # as the record has it
 
 
 def test_odd_values_are_escaped(cohort):
@@ -1157,7 +1172,7 @@ def test_methods_tell_what_was_done_and_cite_it(made):
         *("Holm S", "Chakraborty DP", "hybrid (2 controls with real PET, 1 with synthetic PET)"),
     ):
         assert told in text
-    only = group_boilerplate(GroupProcedure(versions={}, detectors=("zscore",)))
+    only = group_boilerplate(versions={}, detectors=("zscore",))
     assert "Crawford JR" in only
     assert "Schölkopf" not in only
     assert "McNemar" not in only
@@ -1165,12 +1180,10 @@ def test_methods_tell_what_was_done_and_cite_it(made):
 
 
 def test_every_reference_is_cited_somewhere():
+    detectors = ("ocsvm", "zscore", "pseudonormal")
     text = group_boilerplate(
-        GroupProcedure(
-            versions={}, detectors=("ocsvm", "zscore", "pseudonormal"), evaluated=True,
-            tested=True, free=True,
-        )
-    )  # fmt: skip
+        versions={}, detectors=detectors, evaluated=True, tested=True, free=True
+    )
     titles = re.findall(r'^".*" = "(.*)"$', GROUP_REFERENCES.read_text(), re.M)
     assert len(titles) > 6
     assert all(title in text for title in titles)

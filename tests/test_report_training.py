@@ -38,7 +38,6 @@ from bids_app.report.gallery import choose, draw_gallery, space_label
 from bids_app.report.methods import (
     MORE_REFERENCES,
     REFERENCES,
-    TrainingProcedure,
     training_boilerplate,
 )
 from bids_app.report.table1 import (
@@ -931,18 +930,15 @@ def test_methods_tell_what_was_done_with_which_version(tree):
 
 def test_a_reference_is_listed_when_it_is_cited_and_every_one_is():
     spec = Spec("semi3d", {"width": 64.0}, None, None, cycle=True)
-    full = TrainingProcedure(versions={}, specs={"one": spec}, lpips=True, tested=True)
+    full = training_boilerplate(versions={}, specs={"one": spec}, lpips=True, tested=True)
     keys = re.findall(r'^"(.*)" = "(.*)"$', MORE_REFERENCES.read_text(), re.M)
     assert len(keys) == 8
-    assert all(
-        key in training_boilerplate(full) and text in training_boilerplate(full)
-        for key, text in keys
-    )
+    assert all(key in full and text in full for key, text in keys)
     known = re.findall(r'^"(.*)" =', REFERENCES.read_text() + MORE_REFERENCES.read_text(), re.M)
-    body = training_boilerplate(full).partition("References")[0].replace("\n", " ")
+    body = full.partition("References")[0].replace("\n", " ")
     cited = re.findall(r"[A-Z][\w-]+(?: (?:et al\.|and [A-Z]\w+))?, \d{4}", body)
     assert {one.replace("  ", " ") for one in cited} <= set(known)
-    plain = training_boilerplate(TrainingProcedure(versions={}, specs={"one": spec}))
+    plain = training_boilerplate(versions={}, specs={"one": spec})
     assert "Holm S" not in plain
     assert "Zhang R" not in plain
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bids_app.derivatives.sidecars import read_dictionary
 from bids_app.derivatives.table1 import best_fwhm, write_table1
 from bids_app.errors import ReadWriteError
 from bids_app.files import read_json, read_tsv, write_json, write_text
@@ -104,6 +105,12 @@ def test_every_column_is_explained_and_nothing_else(tmp_path, records):
         "Zotova et al. (2021), section 3.2",
     ):
         assert source in described
+
+
+def test_what_explains_columns_tells_what_the_code_does():
+    best = read_dictionary("table1")["fwhm_best"]["Description"]
+    assert f" ({', '.join(f'{fwhm:g}' for fwhm in FWHM_SWEEP)} mm)," in best
+    assert list(read_dictionary("table1_tests")["metric"]["Levels"]) == list(METRICS)
 
 
 def test_values_by_hand(tmp_path):

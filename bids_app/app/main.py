@@ -12,7 +12,7 @@ from bids_app.console import Console
 from bids_app.derivatives import description as provenance
 from bids_app.derivatives.paths import resolution_label
 from bids_app.report.group import write_group_methods
-from bids_app.report.methods import Procedure, boilerplate
+from bids_app.report.methods import boilerplate
 from bids_app.report.train import write_training_methods
 from bids_app.settings import Settings
 from bids_app.workflows.execution import quiet
@@ -25,16 +25,16 @@ LEVELS = {"participant": participant, "train": train, "group": group}
 LOUDNESS = {0: logging.CRITICAL, 1: logging.WARNING}
 
 
-def _procedure(settings: Settings, stamp: provenance.RunRecord) -> Procedure:
-    """Tell what the settings would do, to the methods paragraph."""
+def _write_plan(settings: Settings, stamp: provenance.RunRecord) -> str:
+    """Write the methods paragraph of what the settings would do to participants."""
     generator = prepare_generator(settings)
-    return Procedure(
+    return boilerplate(
         versions=stamp.versions,
         template=settings.template,
         resolution=resolution_label(settings.grid_resolution),
         percentile=PERCENTILE,
         pet=True,
-        generator={} if generator is None else generator.description(),
+        generator=None if generator is None else generator.description(),
         fwhm=settings.smoothing_fwhm,
         overlap=settings.overlap,
         matched=settings.match_histogram,
@@ -46,7 +46,7 @@ def _procedure(settings: Settings, stamp: provenance.RunRecord) -> Procedure:
 def _write_methods(settings: Settings, stamp: provenance.RunRecord) -> str:
     """Write the methods paragraph: of participants what would be done, of others what was."""
     if settings.level not in METHODS:
-        return boilerplate(_procedure(settings, stamp))
+        return _write_plan(settings, stamp)
     refuse_without_results(settings, "--boilerplate-only")
     return METHODS[settings.level](settings.output_dir)
 

@@ -400,17 +400,26 @@ def start_record() -> RunRecord:
     return RunRecord(now, shlex.join([name, *sys.argv[1:]]), find_versions())
 
 
+def plain_settings(settings: Mapping[str, object]) -> dict[str, object]:
+    """Turn settings into what JSON can hold: paths are text, tuples are lists.
+
+    Examples
+    --------
+    >>> plain_settings({"nu": 0.03, "atlas": (Path("labels.nii"), Path("names.tsv"))})
+    {'nu': 0.03, 'atlas': ['labels.nii', 'names.tsv']}
+    """
+    return {name: _plain(value) for name, value in settings.items()}
+
+
 def _plain(value: object) -> object:
-    """Spell the paths in a setting as text."""
     if isinstance(value, tuple):
-        return [_plain(one) for one in value]
+        return [_plain(part) for part in value]
     return str(value) if isinstance(value, Path) else value
 
 
 def write_run_record(logs: Path, settings: Mapping[str, object], run: RunRecord) -> Path:
     """Write the settings of a run to ``logs/run-<date>-<random>.json``, for provenance only."""
-    plain = {k: _plain(v) for k, v in settings.items()}
     date = run.date.replace(":", "").replace("+0000", "Z")
     path = logs / f"run-{date}-{uuid4().hex[:8]}.json"
-    write_json(path, {**asdict(run), "settings": plain})
+    write_json(path, {**asdict(run), "settings": plain_settings(settings)})
     return path

@@ -12,13 +12,13 @@ from typing import TypeVar, get_args, get_type_hints
 from bids_app.derivatives.description import KEY as VERSION
 from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.paths import FDG_LABEL, derivative_path, entities_of, resolution_label
-from bids_app.derivatives.sidecars import Sidecar, Space
+from bids_app.derivatives.sidecars import Dictionary, Sidecar, Space, read_dictionary, write_table
 from bids_app.detection.card import CARD, CONTROL_CLUSTERS, CONTROL_MAPS
-from bids_app.detection.clusters import MIDLINE, Cluster, Place
+from bids_app.detection.clusters import Cluster, Place
 from bids_app.detection.detectors import DETECTORS
 from bids_app.detection.evaluation import CurvePoint, Finding, FreePoint, Mark, McNemarTest
 from bids_app.errors import UnusableDataError
-from bids_app.files import MISSING, read_json, read_tsv, write_json, write_tsv
+from bids_app.files import MISSING, read_json, read_tsv, write_json
 
 DETECTORS_FOLDER = "detectors"
 _CARD = "DetectorCard"  # in a sidecar
@@ -206,41 +206,11 @@ def _beside(visit: Preprocessed, *, suffix: str, extension: str, entities: dict[
 
 
 Line = dict[str, object]
-Dictionary = dict[str, dict[str, object]]
 Row = TypeVar("Row")
 
 CLUSTERS = "clusters"
 CURVE, TESTS, FROC = "detection_curve", "detection_tests", "detection_froc"
-_WHO: Dictionary = {
-    "participant_id": {"Description": "Participant"},
-    "session_id": {"Description": "Session; n/a where there is none"},
-}
-_HOW: Dictionary = {
-    "training_set": {
-        "Description": "Controls that the detector was trained on",
-        "Levels": {
-            "real": "Real PET",
-            "hybrid": "Real PET, and synthetic PET of controls who only have T1w",
-            "synthetic": "Synthetic PET alone",
-        },
-    },
-    "detector": {
-        "Description": "What made the score map; more is more abnormal",
-        "Levels": {name: detector.score for name, detector in DETECTORS.items()},
-    },
-}
-_UNIT: Dictionary = {
-    "unit": {
-        "Description": "What is found or not; of several visits of a participant, the first",
-        "Levels": {
-            "lesion": "A lesion; those of one patient are not independent",
-            "patient": "A patient: found when one of the lesions is",
-        },
-    }
-}
 _PLACED = ("x", "y", "z", "peak_x", "peak_y", "peak_z", "volume")  # differ between spaces
-_AS_FOUND = "As found in the space of the template"
-_KEPT = "How many clusters are kept in each patient, at most: those of the first ranks"
 
 
 @dataclass(frozen=True)
@@ -338,7 +308,7 @@ def write_clusters_table(path: Path, clusters: Sequence[Cluster], controls: int)
     ReadWriteError
         If a file cannot be written; so do all others here.
     """
-    _write(path, describe_clusters(f"{controls}"), [vars(one) for one in clusters])
+    write_table(path, describe_clusters(f"{controls}"), [vars(one) for one in clusters])
 
 
 def write_clusters_in_t1w(
@@ -352,7 +322,7 @@ def write_clusters_in_t1w(
     found = {place.rank: vars(place) for place in places}
     lost = {**dict.fromkeys(_PLACED), "volume": 0.0}
     lines = [{**vars(one), **lost, **found.get(one.rank, {})} for one in clusters]
-    _write(path, describe_clusters_in_t1w(f"{controls}"), lines)
+    write_table(path, describe_clusters_in_t1w(f"{controls}"), lines)
 
 
 def write_all_clusters(
@@ -368,7 +338,7 @@ def write_all_clusters(
         for cluster in one.clusters
     ]
     told = ", ".join(f"{count} ({' '.join(names)})" for names, count in controls.items())
-    _write(output_dir / f"{CLUSTERS}.tsv", describe_all_clusters(told), lines)
+    write_table(output_dir / f"{CLUSTERS}.tsv", describe_all_clusters(told), lines)
 
 
 def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
@@ -381,7 +351,7 @@ def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
         for one in visits
         for numbers in ([vars(cluster) for cluster in one.clusters] if one.clusters else [{}])
     ]
-    _write(folder / CONTROL_CLUSTERS, describe_control_clusters(), lines)
+    write_table(folder / CONTROL_CLUSTERS, describe_control_clusters(), lines)
 
 
 def write_control_maps(folder: Path, visits: Iterable[Listed]) -> None:
@@ -389,22 +359,22 @@ def write_control_maps(folder: Path, visits: Iterable[Listed]) -> None:
     lines = [
         {**_who(one), "detector": one.detector, "above_zero": one.above_zero} for one in visits
     ]
-    _write(folder / CONTROL_MAPS, describe_control_maps(), lines)
+    write_table(folder / CONTROL_MAPS, describe_control_maps(), lines)
 
 
 def write_curve(output_dir: Path, points: Sequence[CurvePoint]) -> None:
     """Write ``detection_curve.tsv``."""
-    _write(output_dir / f"{CURVE}.tsv", describe_curve(), [vars(one) for one in points])
+    write_table(output_dir / f"{CURVE}.tsv", describe_curve(), [vars(one) for one in points])
 
 
 def write_tests(output_dir: Path, comparisons: Sequence[McNemarTest]) -> None:
     """Write ``detection_tests.tsv``."""
-    _write(output_dir / f"{TESTS}.tsv", describe_tests(), [vars(one) for one in comparisons])
+    write_table(output_dir / f"{TESTS}.tsv", describe_tests(), [vars(one) for one in comparisons])
 
 
 def write_froc(output_dir: Path, points: Sequence[FreePoint]) -> None:
     """Write ``detection_froc.tsv``."""
-    _write(output_dir / f"{FROC}.tsv", describe_froc(), [vars(one) for one in points])
+    write_table(output_dir / f"{FROC}.tsv", describe_froc(), [vars(one) for one in points])
 
 
 def read_clusters_table(path: Path) -> list[Cluster]:
@@ -485,167 +455,69 @@ def describe_clusters(controls: str = "") -> Dictionary:
 
     ``controls`` says how many ``expected_in_control`` rests on; empty if that is not known.
     """
-    rests_on = f". Number of these controls: {controls}" if controls else ""
-    return {
-        "rank": {"Description": "Rank by sum_score, from 1; the value in the label image"},
-        **_places("", "Centre of mass, weighted by score,"),
-        **_places("peak_", "Voxel with the highest score,"),
-        "peak_score": {"Description": "Highest score; its unit is that of the score map"},
-        "volume": {"Description": "Volume", "Units": "mm^3"},
-        "side": {
-            "Description": "Side of the person, by the centre of mass",
-            "Levels": {
-                "left": f"x below -{MIDLINE:g} mm",
-                "right": f"x above {MIDLINE:g} mm",
-                "midline": "x between them",
-            },
-        },
-        "mean_score": {"Description": "Mean of the scores of its voxels"},
-        "sum_score": {
-            "Description": "Sum of the absolute scores of its voxels; depends on the voxel size"
-        },
-        "expected_in_control": {
-            "Description": "Clusters of at least this sum_score that a healthy control is expected"
-            " to have: mean over controls that took no part in training; a number, not a"
-            " probability; n/a without such controls. A control's map is made by the one fold that"
-            " left it out, a patient's is the mean over all folds, and smoother: the two are not"
-            f" quite alike{rests_on}"
-        },
-        "overlap": {
-            "Description": "Volume shared with lesions; n/a where no lesion is known",
-            "Units": "mm^3",
-        },
-        "region": {
-            "Description": "Region of the atlas that holds most of it; n/a without an atlas, and"
-            " outside of its regions"
-        },
-    }
+    return _resting_on(controls, read_dictionary("clusters"))
 
 
 def describe_clusters_in_t1w(controls: str = "") -> Dictionary:
     """Explain the columns of a cluster table in the space of the T1w, as describe_clusters does."""
-    lost = "n/a where no voxel of it is left there"
-    placed: Dictionary = {
-        "rank": describe_clusters()["rank"],
-        **_places("", f"Centre of mass, weighted by score, {lost},", "T1w"),
-        **_places("peak_", f"Voxel with the highest score, {lost},", "T1w"),
-        "volume": {"Description": "Volume in the space of the T1w", "Units": "mm^3"},
-    }
-    return {
-        column: placed.get(column, {**entry, "Description": f"{entry['Description']}. {_AS_FOUND}"})
-        for column, entry in describe_clusters(controls).items()
-    }
+    return _resting_on(controls, read_dictionary("clusters_in_t1w"))
 
 
 def describe_all_clusters(controls: str = "") -> Dictionary:
     """Explain the columns of ``clusters.tsv``, as describe_clusters does."""
-    return {**_WHO, **_HOW, **describe_clusters(controls)}
+    dictionary = _explain("visits", "training_sets", "detectors", "clusters")
+    return _resting_on(controls, dictionary)
 
 
 def describe_control_clusters() -> Dictionary:
     """Explain the columns of ``control_clusters.tsv``, in their order."""
-    told = ("x", "y", "z", "volume", "mean_score", "sum_score")
-    text = "Rank by sum_score, from 1; n/a, as all that follows, for a control without clusters"
-    return {
-        **_WHO,
-        "detector": _HOW["detector"],
-        "rank": {"Description": text},
-        **{column: describe_clusters()[column] for column in told},
-    }
+    return _explain("visits", "detectors", "control_clusters")
 
 
 def describe_control_maps() -> Dictionary:
     """Explain the columns of ``control_maps.tsv``, in their order."""
-    return {
-        **_WHO,
-        "detector": _HOW["detector"],
-        "above_zero": {
-            "Description": "Share of the brain that scores above 0, 0 to 1, in the map by the fold"
-            " that left this control out"
-        },
-    }
+    return _explain("visits", "detectors", "control_maps")
 
 
 def describe_curve() -> Dictionary:
     """Explain the columns of ``detection_curve.tsv``, in their order."""
-    interval = "of the Wilson 95 % interval of sensitivity, 0 to 1"
-    return {
-        **_HOW,
-        **_UNIT,
-        "clusters": {"Description": _KEPT},
-        "n": {"Description": "Units: all lesions that are known, or all patients with one"},
-        "found": {"Description": "Units of which a kept cluster overlaps a voxel or more"},
-        "sensitivity": {
-            "Description": "found / n, 0 to 1. Zotova et al. (2021), section 3.3, figure 4"
-        },
-        "low": {"Description": f"Lower end {interval}"},
-        "high": {"Description": f"Upper end {interval}"},
-        "false_clusters_per_patient": {
-            "Description": "Mean number of kept clusters that overlap no lesion, over the patients"
-        },
-        "false_clusters_per_control": {
-            "Description": "Mean number of kept clusters, over controls that took no part in"
-            " training; n/a without such controls"
-        },
-    }
+    return _explain("training_sets", "detectors", "units", "detection_curve")
 
 
 def describe_tests() -> Dictionary:
     """Explain the columns of ``detection_tests.tsv``, in their order."""
-    sides: Dictionary = {}
-    for number, other in ((1, "one"), (2, "other")):
-        for column, entry in _HOW.items():
-            text = f"{entry['Description']}: the {other} that is compared"
-            sides[f"{column}_{number}"] = {**entry, "Description": text}
-    return {
-        **_UNIT,
-        "clusters": {"Description": _KEPT},
-        **sides,
-        "n": {"Description": "Units that both were tried on"},
-        "only_1": {"Description": "Units that only the one found"},
-        "only_2": {"Description": "Units that only the other found"},
-        "p": {
-            "Description": "Two-tailed, 0 to 1, not corrected; 1 where both found the same, n/a"
-            " where n is 0. Exact McNemar's test: McNemar (1947), Psychometrika 12:153-157"
-        },
-        "p_holm": {
-            "Description": "p corrected by Holm (1979), Scandinavian Journal of Statistics 6:65-70,"
-            " for all pairs with this unit and number of clusters"
-        },
-    }
+    dictionary = read_dictionary("units", "detection_tests")
+    for column, entry in _explain("training_sets", "detectors").items():
+        for number in (1, 2):
+            dictionary[f"{column}_{number}"]["Levels"] = entry["Levels"]
+    return dictionary
 
 
 def describe_froc() -> Dictionary:
     """Explain the columns of ``detection_froc.tsv``, in their order."""
-    return {
-        **_HOW,
-        **_UNIT,
-        "sum_score": {"Description": "All clusters of at least this sum of scores are kept"},
-        "false_clusters_per_control": {
-            "Description": "Mean number of them, over controls that took no part in training"
-        },
-        "sensitivity": {"Description": "Share of units that one of them overlaps, 0 to 1"},
-    }
+    return _explain("training_sets", "detectors", "units", "detection_froc")
 
 
-def _places(lead: str, text: str, space: str = "template") -> Dictionary:
-    return {
-        f"{lead}{axis}": {
-            "Description": f"{text} along {axis} in the space of the {space}, RAS+",
-            "Units": "mm",
-        }
-        for axis in "xyz"
+def _explain(*names: str) -> Dictionary:
+    """Read a dictionary with the column ``detector``, whose levels are all detectors."""
+    dictionary = read_dictionary(*names)
+    dictionary["detector"]["Levels"] = {
+        name: detector.score for name, detector in DETECTORS.items()
     }
+    return dictionary
+
+
+def _resting_on(controls: str, dictionary: Dictionary) -> Dictionary:
+    """Say how many controls ``expected_in_control`` rests on."""
+    told = f". Number of these controls: {controls}" if controls else ""
+    entry = dictionary["expected_in_control"]
+    entry["Description"] = str(entry["Description"]).replace("{controls}", told)
+    return dictionary
 
 
 def _who(visit: Listed) -> Line:
     session = None if visit.session is None else f"ses-{visit.session}"
     return {"participant_id": f"sub-{visit.participant}", "session_id": session}
-
-
-def _write(path: Path, dictionary: Dictionary, lines: Sequence[Mapping[str, object]]) -> None:
-    write_tsv(path, list(dictionary), lines)
-    write_json(path.with_suffix(".json"), dictionary)
 
 
 def _read(path: Path, kind: Callable[..., Row]) -> list[Row]:

@@ -2,17 +2,23 @@
 
 Nodes merge in what they measure ("Registration", "IntensityScaling", "FramesUsed",
 "FrameDurationsUsed", "ReadingNotes", "BrainCoverage", "BrainNotCovered", "Measures", "Novelty").
+
+Beside a table stands its data dictionary, from ``data/dictionaries``.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bids_app.derivatives.description import KEY as VERSION
 from bids_app.derivatives.paths import PetPaths, VisitPaths
+from bids_app.files import read_text, write_json, write_tsv
 from bids_app.visit import Scan, Visit
 
 Sidecar = dict[str, object]
+Dictionary = dict[str, dict[str, object]]  # column → what explains it
+DICTIONARIES = Path(__file__).parents[1] / "data" / "dictionaries"
 FIELD_OF_VIEW = "ROI"  # "Type" of a mask of what an image covers: BIDS knows no better
 COVERED = "where the PET was measured: within the scanner's field of view. Elsewhere it is 0"
 SCALED = "arbitrary"  # "Units" of intensities that are divided by a percentile
@@ -259,3 +265,43 @@ def preprocessing_sidecars(
         sidecars[of_pet.coverage_in_template] = covered
         sidecars[of_pet.coverage_in_t1w] = coverage_in_t1w(of_pet, paths, origin)
     return sidecars
+
+
+def read_dictionary(*names: str) -> Dictionary:
+    """Read what explains the columns of a table, in their order.
+
+    Parameters
+    ----------
+    *names : str
+        Files in ``data/dictionaries``, without ``.json``; columns of the first come first.
+
+    Examples
+    --------
+    >>> list(read_dictionary("visits", "control_maps"))
+    ['participant_id', 'session_id', 'above_zero']
+    """
+    dictionary: Dictionary = {}
+    for name in names:
+        dictionary |= json.loads(read_text(DICTIONARIES / f"{name}.json"))
+    return dictionary
+
+
+def write_table(path: Path, dictionary: Dictionary, lines: Sequence[Mapping[str, object]]) -> None:
+    """Write a table, and its dictionary beside it.
+
+    Parameters
+    ----------
+    path : Path
+        The table.
+    dictionary : dict
+        Explains its columns, in their order.
+    lines : sequence of dict
+        Column → value; other keys are left out.
+
+    Raises
+    ------
+    ReadWriteError
+        If one of them cannot be written.
+    """
+    write_tsv(path, list(dictionary), lines)
+    write_json(path.with_suffix(".json"), dictionary)

@@ -9,24 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bids_app.derivatives.sidecars import read_dictionary, write_table
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
 from bids_app.files import MISSING, locked, read_json, read_tsv, write_json, write_tsv
 from bids_app.imaging.verdict import reasons_of
 
-METRICS = {
-    "participant_id": "Participant",
-    "session_id": "Session of the image that was moved",
-    "file": "The moved image, as a path inside this dataset",
-    "method": "Algorithm",
-    "similarity_metric": "How similarity is measured; more is better",
-    "similarity_before": "Similarity to the target where the headers put the images",
-    "similarity_after": "Similarity to the target after registration",
-    "dice_brain_mask": "Dice overlap of the warped brain mask with that of the template",
-    "start": "The start that led to the best result",
-    "coverage": "For PET: share of the brain that lies in the scanner's field of view, 0 to 1",
-    "verdict": "pass, doubt, or fail: an image that failed is used by no later level",
-    "reasons": "Why it is not pass",
-}
 REMARKS = "Remarks"  # our own key
 NAMED_AT_MOST = 5  # participants listed in a remark
 FIELDS = {
@@ -140,7 +127,7 @@ def _write_descriptions(
 ) -> None:
     """Write what explains the columns, and under the first of them the remarks."""
     if remarks:
-        first = explained.get("participant_id", {"Description": METRICS["participant_id"]})
+        first = explained.get("participant_id", read_dictionary("visits")["participant_id"])
         known = first if isinstance(first, dict) else {}
         explained["participant_id"] = {**known, REMARKS: list(remarks)}
     write_json(output_dir / "participants.json", explained)
@@ -174,8 +161,8 @@ def _write_registrations(output_dir: Path) -> None:
         for path in output_dir.glob(f"{folders}/*_space-*_res-*_desc-preproc_*.json")
     ]
     table = output_dir / "desc-registration_metrics.tsv"
-    write_tsv(table, list(METRICS), list(_registrations(sidecars, output_dir)))
-    write_json(table.with_suffix(".json"), {k: {"Description": v} for k, v in METRICS.items()})
+    lines = list(_registrations(sidecars, output_dir))
+    write_table(table, read_dictionary("registration_metrics"), lines)
 
 
 def finish_dataset(

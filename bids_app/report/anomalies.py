@@ -572,7 +572,7 @@ class Detected:
         return tuple(dict.fromkeys(one.training_set for one in self.detectors))
 
 
-def find_detected(output_dir: Path, applied: str = "") -> Detected:
+def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
     """Read all that the last run of the group level has written into a derivative dataset.
 
     Where no record tells which maps are of that run, all that are there are taken for it.
@@ -581,8 +581,8 @@ def find_detected(output_dir: Path, applied: str = "") -> Detected:
     ----------
     output_dir : Path
         The derivative dataset.
-    applied : str
-        The folder of detectors that were trained before and were applied; empty if there is none.
+    applied : Path, optional
+        The folder of detectors that were trained before and were applied; None if there is none.
     """
     run, there = read_run(output_dir), maps_on_disk(output_dir)
     maps = there if run is None else run.maps

@@ -49,7 +49,7 @@ class Calibration:
 
     Parameters
     ----------
-    which : Which
+    which : DetectorKey
         The detector.
     controls : dict
         Held-out control → its highest ``sum_score``; 0 where it has no cluster.

@@ -201,7 +201,7 @@ class DetectorCardSummary:
 
 
 def find_cards(
-    output_dir: Path, sets: Collection[str], applied: str = ""
+    output_dir: Path, sets: Collection[str], applied: Path | None = None
 ) -> tuple[dict[str, DetectorCardSummary], tuple[str, ...]]:
     """Read the cards of training sets.
 
@@ -211,9 +211,9 @@ def find_cards(
         The derivative dataset.
     sets : collection of str
         Whose cards are wanted.
-    applied : str
+    applied : Path, optional
         The folder of detectors that were trained before and were applied: no others are then
-        looked at. Empty if the run trained its own.
+        looked at. None if the run trained its own.
 
     Returns
     -------
@@ -233,15 +233,15 @@ def find_cards(
             state = "cannot be read" if (folder / "card.json").exists() else "is missing"
             faults.append(f"{told}/card.json {state}.")
         else:
-            name = str(values.get("name", folder.name)) if applied else folder.name
+            name = str(values.get("name", folder.name)) if applied is not None else folder.name
             cards[name] = card_of(name, told, values)
     return cards, tuple(faults)
 
 
-def folders_of(output_dir: Path, sets: Collection[str], applied: str = "") -> list[Path]:
+def folders_of(output_dir: Path, sets: Collection[str], applied: Path | None = None) -> list[Path]:
     """Say where detectors lie, in the order in which they are shown; as :func:`find_cards`."""
     own = [output_dir / DETECTORS_FOLDER / name for name in in_order(sets, SETS)]
-    return [Path(applied)] if applied else own
+    return own if applied is None else [applied]
 
 
 def card_of(training_set: str, folder: str, told: Mapping[str, object]) -> DetectorCardSummary:

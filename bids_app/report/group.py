@@ -7,7 +7,6 @@ from typing import Final, Unpack
 
 from bids_app.detection.detectors import needing_synthetic
 from bids_app.files import write_text
-from bids_app.report import methods as group_methods
 from bids_app.report.anomalies import (
     Anomaly,
     Detected,
@@ -39,10 +38,12 @@ from bids_app.report.detectors import (
 )
 from bids_app.report.gallery import space_label
 from bids_app.report.maps import draw_cluster_maps
+from bids_app.report.methods import group_boilerplate_of
 from bids_app.report.page import (
     RecordSection,
     RunSummary,
     describe_duration,
+    describe_settings,
     read_record,
     render,
     renew,
@@ -473,7 +474,7 @@ def write_group_report(
         If report or record cannot be written. A missing file is no error: the report says so.
     """
     record = renew(output_dir, NAME, told)
-    detected = find_detected(output_dir, record.settings.get("detector", ""))
+    detected = find_detected(output_dir, record.detector)
     space = space_label(template, resolution)
     page = render("group.html", _values(output_dir, detected, record, space))
     path = output_dir / f"{NAME}.html"
@@ -484,12 +485,12 @@ def write_group_report(
 def write_group_methods(output_dir: Path) -> str:
     """Write the methods paragraph of what the last run did, as plain text."""
     record = read_record(output_dir, NAME)
-    return _methods(find_detected(output_dir, record.settings.get("detector", "")), record)
+    return _methods(find_detected(output_dir, record.detector), record)
 
 
 def _methods(detected: Detected, record: RecordSection) -> str:
-    procedure = group_methods.group_procedure(detected, record.versions, record.settings)
-    return group_methods.group_boilerplate(procedure)
+    settings = describe_settings(record.settings)
+    return group_boilerplate_of(detected, record.versions, settings)
 
 
 def _values(

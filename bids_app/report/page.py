@@ -12,6 +12,7 @@ from typing import Final, TypeAlias, TypedDict
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from bids_app.derivatives.description import plain_settings
 from bids_app.errors import Mri2petError
 from bids_app.files import MISSING, read_json, read_tsv, write_json
 
@@ -41,6 +42,7 @@ def render(template: str, values: Mapping[str, object]) -> str:
         lstrip_blocks=True,
     )
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    environment.filters["described"] = describe_settings
     return environment.get_template(template).render(style=style, **values)
 
 
@@ -64,7 +66,8 @@ class RecordSection:
     duration : float or None
         In seconds.
     settings : dict
-        What the run was asked to do, as a reader is told; only the train level's.
+        What the run was asked to do, by the names of the flags, as JSON holds it; empty for the
+        participant level.
     """
 
     notes: Sequence[str] = ()
@@ -73,7 +76,13 @@ class RecordSection:
     date: str = ""
     command: str = ""
     duration: float | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def detector(self) -> Path | None:
+        """The folder of detectors that were applied; None if the run trained its own."""
+        folder = self.settings.get("detector")
+        return Path(folder) if isinstance(folder, str) and folder else None
 
 
 def path_of(output_dir: Path, report: str) -> Path:
@@ -237,25 +246,31 @@ def renew(output_dir: Path, report: str, told: RunSummary) -> RecordSection:
         date=told.get("date", last.date),
         command=told.get("command", last.command),
         duration=told.get("duration", last.duration),
-        settings=describe_settings(told.get("settings", last.settings)),
+        settings=plain_settings(told.get("settings", last.settings)),
     )
     write_record(output_dir, report, record)
     return record
 
 
 def describe_settings(settings: Mapping[str, object]) -> dict[str, str]:
-    """Write settings as a reader sees them; those that were not made are left out.
+    """Write settings of a record as a reader sees them; those that were not made are left out.
 
     Examples
     --------
-    >>> describe_settings({"nu": 0.03, "detectors": ("ocsvm", "zscore"), "atlas": None, "runs": ()})
+    >>> describe_settings({"nu": 0.03, "detectors": ["ocsvm", "zscore"], "atlas": None, "runs": []})
     {'nu': '0.03', 'detectors': 'ocsvm, zscore'}
+    >>> describe_settings({"derivatives": [["masks", "/data/masks"]]})
+    {'derivatives': 'masks=/data/masks'}
     """
     return {
-        name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        name: ", ".join(map(_describe_part, value)) if isinstance(value, list) else str(value)
         for name, value in settings.items()
-        if value is not None and value != ()
+        if value is not None and value != []
     }
+
+
+def _describe_part(part: object) -> str:
+    return "=".join(map(str, part)) if isinstance(part, list) else str(part)
 
 
 def describe_duration(seconds: float | None) -> str:

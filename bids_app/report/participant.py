@@ -21,7 +21,7 @@ from bids_app.report.anomalies import (
 )
 from bids_app.report.detectors import control_scores, find_cards
 from bids_app.report.maps import ScoreMap, draw_score_map, take_score_map
-from bids_app.report.methods import boilerplate, procedure_of
+from bids_app.report.methods import boilerplate_of
 from bids_app.report.page import (
     RecordSection,
     RunSummary,
@@ -197,7 +197,7 @@ def line_of(cluster: ListedCluster, columns: Sequence[str], own_place: str) -> S
 
 def _controls(output_dir: Path, anomalies: Sequence[Anomaly]) -> dict[tuple[str, str], int]:
     """Count held-out controls by training set and detector of the last run."""
-    applied = read_record(output_dir, "group").settings.get("detector", "")
+    applied = read_record(output_dir, "group").detector
     cards, _ = find_cards(output_dir, {one.training_set for one in anomalies}, applied)
     scores, _ = control_scores(output_dir, cards)
     return {(which.training_set, which.detector): len(own) for which, own in scores.items()}
@@ -361,7 +361,7 @@ def _values(
         "coregistration": [panel for drawing in drawings for panel in drawing.coregistration],
         "pet": [panel for drawing in drawings for panel in drawing.pet],
         "anomalies": section_of(output_dir, subject, spaces),
-        "methods": boilerplate(procedure_of(visits, record.versions)) if visits else "",
+        "methods": boilerplate_of(visits, record.versions) if visits else "",
         "duration": describe_duration(record.duration),
     }
 

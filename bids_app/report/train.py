@@ -6,7 +6,6 @@ from typing import Final, Unpack
 
 from bids_app.errors import Mri2petError
 from bids_app.files import read_json, write_text
-from bids_app.report import methods as training_methods
 from bids_app.report.cards import (
     CROSS_VALIDATION,
     TrainedModel,
@@ -21,10 +20,10 @@ from bids_app.report.cards import (
 )
 from bids_app.report.charts import cautions_of, draw_curves, draw_sweeps, draw_violins, sweeps_of
 from bids_app.report.gallery import draw_gallery, space_label
+from bids_app.report.methods import training_boilerplate_of
 from bids_app.report.page import (
     RecordSection,
     RunSummary,
-    as_value,
     describe_duration,
     read_record,
     render,
@@ -157,8 +156,7 @@ def write_training_methods(output_dir: Path) -> str:
 
 
 def _methods(trained: TrainedModel, record: RecordSection, fwhm: float | None) -> str:
-    procedure = training_methods.training_procedure(trained, record.versions, fwhm)
-    return training_methods.training_boilerplate(procedure)
+    return training_boilerplate_of(trained, record.versions, fwhm)
 
 
 def _values(
@@ -233,4 +231,4 @@ def _smoothing(output_dir: Path, record: RecordSection) -> float | None:
             told = None
         if told is not None:
             return told
-    return as_value(record.settings.get("smoothing_fwhm"))
+    return as_number(record.settings.get("smoothing_fwhm"))

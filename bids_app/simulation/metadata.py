@@ -1,8 +1,11 @@
 """What a raw dataset says about its images, in BIDS' words."""
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
+from bids_app.files import read_json
 from bids_app.simulation.anatomy import NAMES
 
 BIDS_VERSION = "1.10.0"
@@ -11,36 +14,9 @@ WAIT, LENGTH = 2400.0, 1200.0  # s from injection to scan, and of the scan; our 
 MASS = 5.0  # µg of FDG; our choice
 DOSE = (150.0, 250.0)  # MBq; our choice
 
-PARTICIPANTS = {
-    "group": {
-        "Description": "Whether lesions were simulated",
-        "Levels": {"control": "none", "patient": "one or two hypometabolic lesions"},
-    },
-    "age": {"Description": "Age, drawn at random; the images do not depend on it", "Units": "year"},
-    "sex": {
-        "Description": "Sex, drawn at random; the images do not depend on it",
-        "Levels": {"F": "female", "M": "male"},
-    },
-}
-LESION_COLUMNS = {
-    "participant_id": {"Description": "The patient"},
-    "session_id": {"Description": "The session whose T1w x, y, z and volume belong to"},
-    "lesion": {"Description": "Number of the lesion within the patient, from 1"},
-    "side": {"Description": "Of the patient", "Levels": {"left": "left", "right": "right"}},
-    **{
-        axis: {"Description": f"Centre along {axis} in the T1w's world, RAS+", "Units": "mm"}
-        for axis in "xyz"
-    },
-    **{
-        f"mni_{axis}": {"Description": f"Centre along {axis} in MNI space, RAS+", "Units": "mm"}
-        for axis in "xyz"
-    },
-    "volume": {
-        "Description": "Grey matter that loses at least half of depth, on the T1w's grid",
-        "Units": "mm^3",
-    },
-    "depth": {"Description": "Uptake lost at the centre, before the scanner's blur", "Units": "%"},
-}
+DICTIONARIES = Path(__file__).parents[1] / "data" / "dictionaries"
+PARTICIPANTS = read_json(DICTIONARIES / "simulated_participants.json")
+LESION_COLUMNS = read_json(DICTIONARIES / "simulated_lesions.json")
 README = """# A simulated cohort
 
 T1w MRI and FDG PET of people who do not exist, made by mri2pet {version}:

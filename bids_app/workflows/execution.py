@@ -1,7 +1,5 @@
 """Run a graph: on this machine, or where a nipype plugin takes it; tell what went wrong.
 
-A node says itself whose it is and what it does; see :func:`label_nodes`.
-
 On this machine, ANTs and torch compute in processes of their own. Processes are started by a
 server that has imported neither, so nothing is ever forked with their threads in it. Plugins for
 queues of a cluster are told what nodes need, and tell why a job is gone.
