@@ -15,7 +15,6 @@ from bids_app.console import Console
 from bids_app.errors import ReadWriteError
 from bids_app.plan.participant import Problem
 from bids_app.settings import Settings
-from bids_app.workflows.execution import Resources
 
 
 def plan(subject, session, *kinds):
@@ -47,8 +46,11 @@ def test_a_participant_is_told_of_after_the_last_visit_and_before_the_next_one(
     monkeypatch.setattr(run, "init_visit_wf", build)
     (tmp_path / "logs").mkdir()
     plans = [plan("b", 1, Note), plan("b", 2, Refuse), plan("b", 3, Note), plan("a", 1, Note)]
-    settings = Settings(Path("/bids"), tmp_path, "participant", work_dir=tmp_path / "work")
-    run.compute(plans, None, Resources(1, 4.0), settings, Console(), on_finished=finished)
+    settings = Settings(
+        Path("/bids"), tmp_path, "participant", work_dir=tmp_path / "work", nprocs=1, mem_gb=4.0
+    )
+    runner = run.Runner(settings, Console(), "mri2pet", len(plans))
+    run.compute(plans, None, runner, on_finished=finished)
     first, second, third = (plans[n].name for n in (0, 2, 3))
     assert told == [
         ("b", [first, second], [plans[1].name]), ("a", [first, second, third], [plans[1].name])

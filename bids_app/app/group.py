@@ -540,7 +540,7 @@ def _run(run: GroupRun, plans: Sequence[TrainingSetPlan]) -> list[Problem]:
             for path in sighting.stale:
                 path.unlink(missing_ok=True)
             remove_partials(sighting.paths.table.parent)
-    return run.runner.run([plan.graph for plan in plans], [plan.name for plan in plans])
+    return run.runner.run([plan.graph for plan in plans], {plan.name: plan.name for plan in plans})
 
 
 def _plans(

@@ -97,7 +97,7 @@ def store_cohort(
             )
         )  # fmt: skip
         atlas.unlink(missing_ok=True)  # of an earlier run
-    failed = runner.run(graphs)
+    failed = runner.run(graphs, {})
     problems = [*without_t1w, *lesions.problems, *failed]
     lost = {problem.visit for problem in failed}
     stored = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from bids_app.app.run import (
     DONE,
     PARTIAL,
+    Runner,
     clean,
     close_dry,
     compute,
@@ -66,7 +67,6 @@ from bids_app.resources import choose_device
 from bids_app.settings import Settings
 from bids_app.templates import Template
 from bids_app.visit import Selection, Visit
-from bids_app.workflows.execution import Resources
 
 _Table = tuple[dict[str, dict[str, str]], tuple[str, ...]]  # participants.tsv, and remarks on it
 
@@ -90,7 +90,7 @@ def participant(settings: Settings, voice: Console, stamp: description.RunRecord
         return _report_again(selection, settings, voice)
     generator = _refuse(settings)
     with _held(settings, selection, voice, stamp):
-        table, template, run, resources = _prepare(settings, selection, generator, voice, stamp)
+        table, template, run = _prepare(settings, selection, generator, voice, stamp)
         logs = None if settings.dry_run else settings.output_dir / "logs"
         plans, done, early = _plan(selection, run, logs)
         aside = [*problems_of(selection), *early]
@@ -103,7 +103,7 @@ def participant(settings: Settings, voice: Console, stamp: description.RunRecord
         _tell_aside(selection, settings, early, voice)
         subjects = {plan.visit.subject for plan in plans}
         reports = _Reports(settings, selection, table, template, subjects, stamp, started, voice)
-        problems = [*aside, *_compute(plans, run, resources, reports, aside)]
+        problems = [*aside, *_compute(plans, run, reports, aside)]
         _report_images([*plans, *done], voice)
         if settings.clean_workdir:
             clean([*plans, *done], problems, settings)
@@ -141,7 +141,6 @@ def _report_namesakes(selection: Selection, run: ParticipantPlan, voice: Console
 def _compute(
     plans: Sequence[VisitPlan],
     run: ParticipantPlan,
-    resources: Resources,
     reports: "_Reports",
     aside: Sequence[Problem],
 ) -> list[Problem]:
@@ -152,8 +151,8 @@ def _compute(
             reports.write([subject], [*aside, *problems])
             reports.tables()
 
-    settings, voice = reports.settings, reports.voice
-    return compute(plans, run, resources, settings, voice, on_finished=report)
+    runner = Runner(reports.settings, reports.voice, "mri2pet", len(reports.selection.visits))
+    return compute(plans, run, runner, on_finished=report)
 
 
 def _refuse(settings: Settings) -> GeneratorChoice | None:
@@ -185,7 +184,7 @@ def _prepare(
     generator: GeneratorChoice | None,
     voice: Console,
     stamp: description.RunRecord,
-) -> tuple[_Table, Template, ParticipantPlan, Resources]:
+) -> tuple[_Table, Template, ParticipantPlan]:
     """See that the run can begin: what is refused here is refused by a dry run as well.
 
     Only the template is written, by a dry run nothing.
@@ -194,16 +193,16 @@ def _prepare(
     -------
     tuple
         Columns of participants.tsv by label, with remarks; the template; what visits have in
-        common; what the run may use of the machine.
+        common.
     """
-    resources, threads = share_resources(settings, len(selection.visits))
+    _, threads = share_resources(settings, len(selection.visits))
     with _validation(settings) as validation:  # another process works on it meanwhile
         table = _participants(settings, voice)
         template = prepare_template(settings, write=not settings.dry_run)
         _report_validation(validation, voice)
     refuse_nothing(selection)
     run = prepare_run(settings, template, generator, threads, stamp.versions["mri2pet"])
-    return table, template, run, resources
+    return table, template, run
 
 
 def _participants(settings: Settings, voice: Console) -> _Table:

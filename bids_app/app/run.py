@@ -421,54 +421,6 @@ def hold(
         yield
 
 
-def run_graphs(
-    graphs: Sequence[Workflow],
-    settings: Settings,
-    voice: Console,
-    *,
-    name: str,
-    resources: Resources,
-    labels: Mapping[str, str],
-    on_finished: Callable[[str, Sequence[Problem]], None] | None = None,
-) -> list[Problem]:
-    """Run graphs side by side; what failed is returned, and not told yet.
-
-    Parameters
-    ----------
-    graphs : sequence of Workflow
-        Names differ; :func:`bids_app.workflows.execution.label_nodes` has told what nodes are.
-    settings, voice
-        Of the run.
-    name : str
-        Of the folder of intermediate files, in the work folder.
-    resources : Resources
-        What the run may use of this machine.
-    labels : mapping
-        Names for people of those parts whose progress is shown.
-    on_finished : callable or None
-        As :func:`run_graph` has it; it is told problems.
-    """
-    workflow = Workflow(name, base_dir=str(work_dir_of(settings)))
-    workflow.add_nodes(list(graphs))
-    steps = Counter(getattr(node, "part", "") for node in nodes_of(workflow))
-
-    def tell_finished(part: str, crashes: Sequence[Crash]) -> None:
-        if on_finished is not None:
-            on_finished(part, [*map(_problem, crashes)])
-
-    with voice.progress(labels, steps) as on_status:
-        crashes = run_graph(
-            workflow,
-            resources=resources,
-            plugin=read_plugin(settings.use_plugin),
-            logs=settings.output_dir / "logs",
-            stop_on_first_crash=settings.stop_on_first_crash,
-            on_status=on_status,
-            on_finished=None if on_finished is None else tell_finished,
-        )
-    return [*map(_problem, crashes)]
-
-
 def _problem(crash: Crash) -> Problem:
     sentence = f"{crash.label}: {crash.sentence}" if crash.label else crash.sentence
     return Problem(crash.owner, sentence, crash.exit_code, crash.part, crash.fatal)
@@ -500,33 +452,50 @@ class Runner:
         """Threads of a node."""
         return share_resources(self.settings, self.jobs)[1]
 
-    def run(self, graphs: Sequence[Workflow], shown: Iterable[str] = ()) -> list[Problem]:
-        """Run graphs side by side, as :func:`run_graphs`; what failed is returned.
+    def run(
+        self,
+        graphs: Sequence[Workflow],
+        labels: Mapping[str, str],
+        on_finished: Callable[[str, Sequence[Problem]], None] | None = None,
+    ) -> list[Problem]:
+        """Run graphs side by side; what failed is returned, and not told yet.
 
         Parameters
         ----------
         graphs : sequence of Workflow
-            Names differ.
-        shown : iterable of str
-            Parts whose progress is shown.
+            Names differ; :func:`bids_app.workflows.execution.label_nodes` has told what nodes are.
+        labels : mapping
+            Names for people of those parts whose progress is shown.
+        on_finished : callable or None
+            As :func:`run_graph` has it; it is told problems.
         """
-        resources, _ = share_resources(self.settings, self.jobs)
-        return run_graphs(
-            graphs,
-            self.settings,
-            self.voice,
-            name=self.name,
-            resources=resources,
-            labels={part: part for part in shown},
-        )
+        settings = self.settings
+        workflow = Workflow(self.name, base_dir=str(work_dir_of(settings)))
+        workflow.add_nodes(list(graphs))
+        steps = Counter(getattr(node, "part", "") for node in nodes_of(workflow))
+        resources, _ = share_resources(settings, self.jobs)
+
+        def tell_finished(part: str, crashes: Sequence[Crash]) -> None:
+            if on_finished is not None:
+                on_finished(part, [*map(_problem, crashes)])
+
+        with self.voice.progress(labels, steps) as on_status:
+            crashes = run_graph(
+                workflow,
+                resources=resources,
+                plugin=read_plugin(settings.use_plugin),
+                logs=settings.output_dir / "logs",
+                stop_on_first_crash=settings.stop_on_first_crash,
+                on_status=on_status,
+                on_finished=None if on_finished is None else tell_finished,
+            )
+        return [*map(_problem, crashes)]
 
 
 def compute(
     plans: Sequence[VisitPlan],
     run: ParticipantPlan,
-    resources: Resources,
-    settings: Settings,
-    voice: Console,
+    runner: Runner,
     *,
     on_finished: Callable[[str, Sequence[Problem]], None],
 ) -> list[Problem]:
@@ -536,8 +505,10 @@ def compute(
     ----------
     plans : sequence of VisitPlan
         Of all visits, those of a participant beside one another.
-    run, resources, settings, voice
-        Of the run.
+    run : ParticipantPlan
+        What they have in common.
+    runner : Runner
+        Runs the graphs.
     on_finished : callable
         Is told a participant's label, and what has failed so far, when nothing is left to be done
         for that participant. Not where another plugin runs the graphs.
@@ -553,7 +524,7 @@ def compute(
             for folder in {path.parent for path in results}:
                 remove_partials(folder)
         except Exception as error:  # of any kind: it is this visit's, and no one else's
-            logs = settings.output_dir / "logs"
+            logs = runner.settings.output_dir / "logs"
             problems.append(problem_of(error, plan.visit.subject, plan.label, logs, plan.name))
     if graphs:
         unbuilt, left = tuple(problems), set(graphs)
@@ -564,16 +535,9 @@ def compute(
             if not any(plan.name in left for plan in plans if plan.visit.subject == subject):
                 on_finished(subject, [*unbuilt, *failed])
 
-        problems += run_graphs(
-            list(graphs.values()),
-            settings,
-            voice,
-            name="mri2pet",
-            resources=resources,
-            labels={plan.name: plan.label for plan in plans if plan.name in graphs},
-            on_finished=tell_finished,
-        )
-    report_notes(voice, problems=problems)
+        labels = {plan.name: plan.label for plan in plans if plan.name in graphs}
+        problems += runner.run(list(graphs.values()), labels, tell_finished)
+    report_notes(runner.voice, problems=problems)
     return problems
 
 

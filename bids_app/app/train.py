@@ -247,7 +247,7 @@ def _store(study: Study, controls: Subjects, runner: Runner) -> tuple[list[Store
     """Store the volumes of all controls; those whose images cannot be used are left out."""
     plans = plan_storage(study, _visits(controls))
     graph = init_storing_wf(plans, shape=study.grid.shape, affine=study.grid.affine.tolist())
-    problems = runner.run([graph])
+    problems = runner.run([graph], {})
     report_notes(runner.voice, problems=problems)
     lost = {problem.subject for problem in problems}
     stored = [_stored(plan) for plan in plans if plan.participant not in lost]
@@ -291,8 +291,8 @@ def _compute(
         )
         for plan in plans
     ]  # fmt: skip
-    shown = [*(plan.name for plan in plans), BASELINES]
-    problems = runner.run([init_baselines_wf(folds, baselines, means), *graphs], shown)
+    labels = {row: row for row in (*(plan.name for plan in plans), BASELINES)}
+    problems = runner.run([init_baselines_wf(folds, baselines, means), *graphs], labels)
     report_notes(runner.voice, problems=problems)
     return problems
 
