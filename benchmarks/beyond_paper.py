@@ -115,10 +115,12 @@ def try_changes(trained: Trained, visit: Visit) -> list[list[float]]:
     """Give the novelty of a T1w after each change, and the highest of the training controls."""
     highest = float(trained.reference.novelties.max())
     return [
-        [novelty(change(visit.t1w, visit.brain, visit.zooms), visit.zooms, trained.reference),
-         highest]
+        [
+            novelty(change(visit.t1w, visit.brain, visit.zooms), visit.zooms, trained.reference),
+            highest,
+        ]
         for change in CHANGES.values()
-    ]  # fmt: skip
+    ]
 
 
 def trust_uncertainty(folder: Path, people: Sequence[Preprocessed], device: str) -> list[float]:
@@ -185,9 +187,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="of a run of the train level")
     parser.add_argument("--models", nargs="+", help="default: all in OUT/generators")
     parser.add_argument(
-        "--unseen", type=Path, nargs="*", default=[],
+        "--unseen",
+        type=Path,
+        nargs="*",
+        default=[],
         help="other derivative datasets, of people whom no generator has seen",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()

@@ -194,8 +194,8 @@ def plain(path: Path) -> bytes:
 
 def _without(value: object) -> object:
     if isinstance(value, dict):
-        return {name: _without(one) for name, one in value.items() if name not in FIELDS}
-    return [_without(one) for one in value] if isinstance(value, list) else value
+        return {name: _without(item) for name, item in value.items() if name not in FIELDS}
+    return [_without(item) for item in value] if isinstance(value, list) else value
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -336,12 +336,19 @@ def trial(
     if not right or again or unlike or orphans:
         (place.root / f"failed-{time.time_ns()}.txt").write_text(f"{said}\n--- again\n{told}")
     return {
-        "level": level, "signal": signal.Signals(number).name, "to": target,
-        "at_s": round(moment, 1), "code": code, "right": right, "end_s": round(took, 2),
-        "orphans": orphans, "traceback": "Traceback" in said, "again": again,
+        "level": level,
+        "signal": signal.Signals(number).name,
+        "to": target,
+        "at_s": round(moment, 1),
+        "code": code,
+        "right": right,
+        "end_s": round(took, 2),
+        "orphans": orphans,
+        "traceback": "Traceback" in said,
+        "again": again,
         "all_s": round(time.monotonic() - begun),
         "unlike": " ".join(unlike[:3]) + (f" +{len(unlike) - 3}" if len(unlike) > 3 else ""),
-    }  # fmt: skip
+    }
 
 
 def total(rows: list[dict[str, object]]) -> str:

@@ -217,14 +217,21 @@ def main() -> None:
     generator = training.generators[0].eval()
     metrics = evaluate(generator, held_out, mean_pet)
     card = Card(
-        name="default", version=find_versions()["mri2pet"],
+        name="default",
+        version=find_versions()["mri2pet"],
         spec=replace(SPEC, epochs=training.epoch, constant_epochs=training.epoch // 2),
-        template=Settings.template, shape=GRID.shape,
-        affine=tuple(tuple(row) for row in GRID.affine.tolist()), sha256="",
-        trained_on=TRAINED_ON, intended_use=INTENDED_USE, participants=(),
-        dataset="simulated on SynthSeg training label maps 01 to 12", seed=SEED,
-        versions={**find_versions(), "precision": precision}, metrics=metrics,
-    )  # fmt: skip
+        template=Settings.template,
+        shape=GRID.shape,
+        affine=tuple(tuple(row) for row in GRID.affine.tolist()),
+        sha256="",
+        trained_on=TRAINED_ON,
+        intended_use=INTENDED_USE,
+        participants=(),
+        dataset="simulated on SynthSeg training label maps 01 to 12",
+        seed=SEED,
+        versions={**find_versions(), "precision": precision},
+        metrics=metrics,
+    )
     save_generator(generator, card, given.generator)
     print(json.dumps(metrics, indent=2))
     if given.against is not None:

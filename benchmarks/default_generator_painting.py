@@ -15,9 +15,23 @@ STRIATUM, PALLIDUM, TEMPORAL = (11, 50, 12, 51, 26, 58), (13, 52), (17, 53, 18, 
 FLUID = (4, 5, 14, 15, 24, 43, 44, 72, 30, 31, 62, 63)
 OTHER_WHITE = (77, 85, 251, 252, 253, 254, 255)
 PAIRS = (
-    (2, 41), (3, 42), (4, 43), (5, 44), (7, 46), (8, 47), (10, 49), (11, 50), (12, 51), (13, 52),
-    (17, 53), (18, 54), (26, 58), (28, 60), (30, 62), (31, 63),
-)  # fmt: skip
+    (2, 41),
+    (3, 42),
+    (4, 43),
+    (5, 44),
+    (7, 46),
+    (8, 47),
+    (10, 49),
+    (11, 50),
+    (12, 51),
+    (13, 52),
+    (17, 53),
+    (18, 54),
+    (26, 58),
+    (28, 60),
+    (30, 62),
+    (31, 63),
+)
 VESSELS = (136, 137, 163, 164)
 HEAD = 300  # labels from here on are not brain
 N_LABELS = 1024
@@ -30,11 +44,22 @@ def _table(values: tuple[tuple[tuple[int, ...], float], ...]) -> np.ndarray:
     return table
 
 
-UPTAKE = _table((
-    (WHITE + OTHER_WHITE, 0.26), (CEREBELLAR_WHITE, 0.34), (STEM, 0.48), (VENTRAL, 0.6),
-    (CORTEX, 1.0), (CEREBELLUM, 0.86), (THALAMUS, 1.02), (STRIATUM, 1.1), (PALLIDUM, 0.7),
-    (TEMPORAL, 0.68), (FLUID, 0.04), ((0,), 0.04),
-))  # fmt: skip
+UPTAKE = _table(
+    (
+        (WHITE + OTHER_WHITE, 0.26),
+        (CEREBELLAR_WHITE, 0.34),
+        (STEM, 0.48),
+        (VENTRAL, 0.6),
+        (CORTEX, 1.0),
+        (CEREBELLUM, 0.86),
+        (THALAMUS, 1.02),
+        (STRIATUM, 1.1),
+        (PALLIDUM, 0.7),
+        (TEMPORAL, 0.68),
+        (FLUID, 0.04),
+        ((0,), 0.04),
+    )
+)
 
 
 def simplify(labels: np.ndarray) -> np.ndarray:
@@ -58,8 +83,9 @@ def field(shape: tuple[int, ...], fwhm: float, rng: np.random.Generator) -> np.n
 
 def warp(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Displace labels smoothly, by 2.5 mm (SD), and mirror half of them."""
-    places = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in labels.shape), indexing="ij",
-                         sparse=True)  # fmt: skip
+    places = np.meshgrid(
+        *(np.arange(n, dtype=np.float32) for n in labels.shape), indexing="ij", sparse=True
+    )
     moved = [place + 2.5 * field(labels.shape, 35, rng) for place in places]
     out = ndimage.map_coordinates(labels, moved, order=0, mode="nearest")
     if rng.random() < 0.5:
@@ -86,14 +112,22 @@ def paint_t1w(labels: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -
     def between(low: float, high: float) -> float:
         return grey + (1 - grey) * rng.uniform(low, high)
 
-    table = _table((
-        (WHITE + OTHER_WHITE, 1.0), (CEREBELLAR_WHITE, rng.uniform(0.9, 1.02)),
-        (STEM, rng.uniform(0.82, 1)), (VENTRAL, between(0.5, 1)), (CORTEX, grey),
-        (CEREBELLUM, grey * rng.uniform(0.9, 1.08)), (THALAMUS, between(0.25, 0.75)),
-        (STRIATUM, between(0.02, 0.4)), (PALLIDUM, between(0.5, 1)),
-        (TEMPORAL, grey * rng.uniform(0.95, 1.08)), (FLUID, fluid),
-        ((0,), fluid * rng.uniform(0.3, 1.2)),
-    ))  # fmt: skip
+    table = _table(
+        (
+            (WHITE + OTHER_WHITE, 1.0),
+            (CEREBELLAR_WHITE, rng.uniform(0.9, 1.02)),
+            (STEM, rng.uniform(0.82, 1)),
+            (VENTRAL, between(0.5, 1)),
+            (CORTEX, grey),
+            (CEREBELLUM, grey * rng.uniform(0.9, 1.08)),
+            (THALAMUS, between(0.25, 0.75)),
+            (STRIATUM, between(0.02, 0.4)),
+            (PALLIDUM, between(0.5, 1)),
+            (TEMPORAL, grey * rng.uniform(0.95, 1.08)),
+            (FLUID, fluid),
+            ((0,), fluid * rng.uniform(0.3, 1.2)),
+        )
+    )
     table *= 1 + 0.02 * rng.standard_normal(N_LABELS).astype(np.float32)
     image = table[labels] * (1 + 0.03 * field(labels.shape, float(rng.uniform(4, 10)), rng))
     if rng.random() < 0.5:  # grey matter fades into white, as in thin or myelinated cortex

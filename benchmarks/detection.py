@@ -56,10 +56,25 @@ def simulate(bids: Path, seed: int, given: argparse.Namespace) -> None:
         return
     shutil.rmtree(bids, ignore_errors=True)
     anatomies = () if given.anatomies is None else ("--anatomies", given.anatomies)
-    call("mri2pet-simulate", bids, "--paired", given.paired, "--t1w-only", given.t1w_only,
-         "--patients", given.patients, "--seed", seed, "--nprocs", given.nprocs, *anatomies,
-         "--resolution", given.simulated_resolution,
-         "--lesion-depth", *given.lesion_depth)  # fmt: skip
+    call(
+        "mri2pet-simulate",
+        bids,
+        "--paired",
+        given.paired,
+        "--t1w-only",
+        given.t1w_only,
+        "--patients",
+        given.patients,
+        "--seed",
+        seed,
+        "--nprocs",
+        given.nprocs,
+        *anatomies,
+        "--resolution",
+        given.simulated_resolution,
+        "--lesion-depth",
+        *given.lesion_depth,
+    )
     done.touch()
 
 
@@ -72,8 +87,21 @@ def run_seed(folder: Path, seed: int, given: argparse.Namespace) -> None:
     level = ("participant", "--sloppy", *grid, "--omp-nthreads", 1, "--stage")
     call("mri2pet", bids, semi, *level, "preprocess")
     for model, epochs in ((SEMI3D, given.epochs), (PATCH3D, given.patch_epochs)):
-        call("mri2pet", bids, semi, "train", *grid, "--width", given.width, "--folds", 2,
-             "--models", model, "--epochs", epochs)  # fmt: skip
+        call(
+            "mri2pet",
+            bids,
+            semi,
+            "train",
+            *grid,
+            "--width",
+            given.width,
+            "--folds",
+            2,
+            "--models",
+            model,
+            "--epochs",
+            epochs,
+        )
     copied = patch.with_name("copied")
     if not copied.exists():
         shutil.rmtree(patch, ignore_errors=True)
@@ -84,10 +112,28 @@ def run_seed(folder: Path, seed: int, given: argparse.Namespace) -> None:
         (semi, SEMI3D, ("real", "hybrid"), ("ocsvm", "zscore", "pseudonormal")),
         (patch, PATCH3D, ("hybrid",), ("ocsvm", "zscore")),
     ):
-        call("mri2pet", bids, out, *level, "synthesize",
-             "--generator", out / "generators" / generator)  # fmt: skip
-        call("mri2pet", bids, out, "group", *grid, "--training-set", *sets,
-             "--detectors", *detectors, "-d", lesions)  # fmt: skip
+        call(
+            "mri2pet",
+            bids,
+            out,
+            *level,
+            "synthesize",
+            "--generator",
+            out / "generators" / generator,
+        )
+        call(
+            "mri2pet",
+            bids,
+            out,
+            "group",
+            *grid,
+            "--training-set",
+            *sets,
+            "--detectors",
+            *detectors,
+            "-d",
+            lesions,
+        )
 
 
 def findings(folder: Path, seed: int) -> Iterator[Finding]:
@@ -115,7 +161,7 @@ def hit_by_chance(work: Path, seeds: list[int], out: str, training_set: str, det
             mask = nifti.load(path)
             lesions = separate_lesions(mask.data > 0, mask.affine)
             for number in range(1, int(lesions.max()) + 1):
-                inside = (one[(lesions == number) & (one > 0)] for one in ranks)
+                inside = (rank[(lesions == number) & (rank > 0)] for rank in ranks)
                 firsts += [int(one.min()) if one.size else sys.maxsize for one in inside]
     for clusters in SHOWN if firsts else ():
         share = np.mean(np.array(firsts) <= clusters)

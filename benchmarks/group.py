@@ -32,7 +32,7 @@ FOLDS = 4
 def brain() -> np.ndarray:
     """Mark an ellipsoid as large as a brain: 1.8 million voxels."""
     places = np.meshgrid(*(np.linspace(-1, 1, side) for side in SHAPE), indexing="ij", sparse=True)
-    return sum((one / 0.93) ** 2 for one in places) < 1
+    return sum((place / 0.93) ** 2 for place in places) < 1
 
 
 def write_volumes(folder: Path, count: int) -> None:
@@ -79,17 +79,19 @@ def measure(work: Path, given: argparse.Namespace) -> dict[str, float]:
     told["controls, MiB"] = packed.stat().st_size / 2**20
     slab = Slab(60, 60 + given.slices)
     fold = FoldOnSlab(
-        load_encoder(encoder_file), PackedControls(packed, range(training)), mask, slab,
+        load_encoder(encoder_file),
+        PackedControls(packed, range(training)),
+        mask,
+        slab,
         given.threads,
-    )  # fmt: skip
+    )
     models, scores = timed("slab, fitted", lambda: fit_slab(fold, scored, nu=0.03))
     save_models(work / "voxels.safetensors", models)
     told["slab, MiB"] = (work / "voxels.safetensors").stat().st_size / 2**20
     told["slab, voxels"] = count_voxels(mask, slab)
     told["support vectors a voxel"] = float(models.n_support.mean())
     again = timed(
-        "slab, applied",
-        lambda: score_slab(fold, load_models(work / "voxels.safetensors"), scored),
+        "slab, applied", lambda: score_slab(fold, load_models(work / "voxels.safetensors"), scored)
     )
     told["largest difference"] = float(np.abs(again - scores).max())
     told["memory at most, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -67,9 +67,20 @@ def simulate(work: Path, data: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "simulated").exists():
         subprocess.run(
-            ["mri2pet-simulate", work / "simulated", "--paired", "14", "--resolution", "2",
-             "--seed", "6", "--anatomies", data / "labelmaps"], check=True,
-        )  # fmt: skip
+            [
+                "mri2pet-simulate",
+                work / "simulated",
+                "--paired",
+                "14",
+                "--resolution",
+                "2",
+                "--seed",
+                "6",
+                "--anatomies",
+                data / "labelmaps",
+            ],
+            check=True,
+        )
 
 
 def save_corrected(image: nifti.Image, path: Path, work: Path) -> None:
@@ -131,9 +142,11 @@ def turned(
 def template_at(grid: float, work: Path) -> Template:
     """Lay the template on a grid, in mm, as the app does."""
     return prepare(
-        Settings.template, grid_of_box(Settings.bounding_box, grid), work / "template",
+        Settings.template,
+        grid_of_box(Settings.bounding_box, grid),
+        work / "template",
         registration_resolution=grid,
-    )  # fmt: skip
+    )
 
 
 def people(work: Path) -> list[Path]:

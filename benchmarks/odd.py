@@ -86,9 +86,13 @@ def mirrored(image: nifti.Image) -> nifti.Image:
 
 
 T1W: dict[str, Maker] = {
-    "72 mm slab": slab, "right half": right_half, "ball": ball, "contrast inverted": inverted,
-    "noise in the outline": noise, "left and right exchanged": mirrored,
-}  # fmt: skip
+    "72 mm slab": slab,
+    "right half": right_half,
+    "ball": ball,
+    "contrast inverted": inverted,
+    "noise in the outline": noise,
+    "left and right exchanged": mirrored,
+}
 
 
 def _scanned(data: np.ndarray, person: Person) -> nifti.Image:
@@ -149,10 +153,13 @@ def blurred(person: Person, fwhm: float) -> nifti.Image:
 
 
 PET: dict[str, Callable] = {
-    "white above grey, as amyloid tracers": amyloid, "CT": ct, "flat": flat, "noise": pet_noise,
+    "white above grey, as amyloid tracers": amyloid,
+    "CT": ct,
+    "flat": flat,
+    "noise": pet_noise,
     "left and right exchanged": pet_exchanged,
     "blurred by 8 mm more": partial(blurred, fwhm=8.0),
-}  # fmt: skip
+}
 
 
 def carried(template_pet: nifti.Image, t1w: Path, back: Path, work: Path) -> nifti.Image:

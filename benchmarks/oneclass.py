@@ -121,9 +121,13 @@ def store(voxels: int, random: np.random.Generator) -> None:
                 ("uint8", as_bytes(vectors), FEATURES + 4),
             ):
                 again = VoxelwiseOneClassSVM.from_support(
-                    rounded, machine.dual_coef_, machine.n_support_, gamma=machine.gamma_,
-                    offset=machine.offset_, threads=2,
-                )  # fmt: skip
+                    rounded,
+                    machine.dual_coef_,
+                    machine.n_support_,
+                    gamma=machine.gamma_,
+                    offset=machine.offset_,
+                    threads=2,
+                )
                 error = (np.abs(again.decision_function(scored) - decisions) / spread).mean()
                 gigabytes = MODELS * (count * (size + 4) + 10) / 1e9
                 told += f"; {name} {gigabytes:.1f} GB ({error:.1e})"

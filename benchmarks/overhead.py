@@ -25,8 +25,13 @@ from bids_app.settings import Settings
 from bids_app.templates import prepare
 
 CALLS = (
-    "extract_brain", "correct_bias", "register_to_template", "before", "resample", "resample_mask",
-)  # fmt: skip
+    "extract_brain",
+    "correct_bias",
+    "register_to_template",
+    "before",
+    "resample",
+    "resample_mask",
+)
 BRAIN = """
 import sys, time; from pathlib import Path; from bids_app import nifti
 from bids_app.anatomy import brain
@@ -59,9 +64,11 @@ def bare(work: Path, t1w: Path, threads: int) -> float:
     """Seconds that the bare calls take."""
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
     template = prepare(
-        Settings.template, grid_of_box(Settings.bounding_box, 1.0), work / "template",
+        Settings.template,
+        grid_of_box(Settings.bounding_box, 1.0),
+        work / "template",
         registration_resolution=1.0,
-    )  # fmt: skip
+    )
     return timed(BRAIN, work, t1w, threads) + timed(ANTS, work, template.brain, template.reference)
 
 
@@ -76,9 +83,18 @@ def app(work: Path, t1w: Path, threads: int) -> float:
     shutil.copyfile(t1w, anat / "sub-01_T1w.nii.gz")
     start = time.perf_counter()
     subprocess.run(
-        ["mri2pet", work / "bids", work / "out", "participant", "--nprocs", str(threads),
-         "--omp-nthreads", str(threads)], check=True,
-    )  # fmt: skip
+        [
+            "mri2pet",
+            work / "bids",
+            work / "out",
+            "participant",
+            "--nprocs",
+            str(threads),
+            "--omp-nthreads",
+            str(threads),
+        ],
+        check=True,
+    )
     return time.perf_counter() - start
 
 

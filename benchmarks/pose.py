@@ -92,9 +92,13 @@ class Case:
         image, move = turned(self.moving, turn, shift)
         began = process_time()
         found = PoseSearch(
-            self.fixed.data, self.fixed.affine, self.where, image.data, image.affine,
+            self.fixed.data,
+            self.fixed.affine,
+            self.where,
+            image.data,
+            image.affine,
             bounded=self.bounded,
-        ).find()  # fmt: skip
+        ).find()
         row = {"better": bool(found.is_better), "degrees": found.degrees, "score": found.score}
         return {**row, "seconds": process_time() - began}, np.linalg.inv(move) @ found.matrix
 
@@ -143,8 +147,13 @@ def measure(work: Path, data: Path, every: int, done: set) -> Iterator[dict]:
             row, pose = case.search(turn, shift)
             millimetres, degrees = case.errors(pose)
             turned_by = float(np.degrees(Rotation.from_matrix(turn).magnitude()))
-            yield {"key": [kind, name, told], "turned": turned_by, "mm": millimetres,
-                   "wrong_by": degrees, **row}  # fmt: skip
+            yield {
+                "key": [kind, name, told],
+                "turned": turned_by,
+                "mm": millimetres,
+                "wrong_by": degrees,
+                **row,
+            }
 
 
 def tell(rows: list[dict]) -> None:

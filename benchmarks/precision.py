@@ -82,8 +82,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    spec = replace(MODELS[given.model], width=given.width, epochs=given.epochs,
-                   constant_epochs=given.epochs // 2)  # fmt: skip
+    spec = replace(
+        MODELS[given.model],
+        width=given.width,
+        epochs=given.epochs,
+        constant_epochs=given.epochs // 2,
+    )
     with TemporaryDirectory() as made:
         people = store(given.out, given.resolution, Path(made))
         left = max(len(people) // 4, 1)

@@ -85,9 +85,18 @@ def prepare(arguments: argparse.Namespace, raw: Path, out: Path) -> None:
     """Simulate the cohort, unless it is there, and preprocess it."""
     anatomies = ["--anatomies", arguments.anatomies] if arguments.anatomies else []
     if not raw.exists():
-        run("mri2pet-simulate", raw, "--paired", arguments.participants, "--resolution",
-            arguments.resolution, "--seed", arguments.seed, "--vary-orientation",
-            *anatomies)  # fmt: skip
+        run(
+            "mri2pet-simulate",
+            raw,
+            "--paired",
+            arguments.participants,
+            "--resolution",
+            arguments.resolution,
+            "--seed",
+            arguments.seed,
+            "--vary-orientation",
+            *anatomies,
+        )
     run("mri2pet", raw, out, "participant", "--stage", "preprocess", "--skip-bids-validation")
 
 

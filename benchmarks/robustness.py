@@ -66,9 +66,9 @@ def has_result(seen: Seen) -> bool:
 
 def is_like(seen: Seen) -> bool:
     """Tell whether there is a usable result that equals the reference, or lies where it does."""
-    return has_result(seen) and seen.likeness is not None and (
-        seen.likeness >= LIKE or is_near(seen)
-    )  # fmt: skip
+    return (
+        has_result(seen) and seen.likeness is not None and (seen.likeness >= LIKE or is_near(seen))
+    )
 
 
 def is_near(seen: Seen) -> bool:
@@ -83,9 +83,7 @@ def is_told(seen: Seen) -> bool:
 
 SAME: Answer = ("as the reference", is_like)
 TOLD: Answer = ("as the reference, and told", lambda seen: is_like(seen) and is_told(seen))
-REFUSED: Answer = (
-    "refused with a sentence", lambda seen: seen.likeness is None and is_told(seen),
-)  # fmt: skip
+REFUSED: Answer = ("refused with a sentence", lambda seen: seen.likeness is None and is_told(seen))
 ALIGNED_OR_FAILED: Answer = (
     "as the reference, or refused, or verdict fail",
     lambda seen: is_like(seen) or (not has_result(seen) and is_told(seen)),
@@ -118,32 +116,81 @@ T1W: dict[str, Answer] = {
 }  # fmt: skip  # all others: as the reference
 # Cases of the reference's voxels in its order, or in its world: how far apart they lie is known
 SAME_ORDER = {
-    "tilted70deg", "upsidedown", "thick6", "realthick", "vertexcut", "contrast", "strippedneg",
-    "realneg", "padded", "realpad", "zscored", "hotvoxel", "mp2rage", "realmp2rage",
-}  # fmt: skip
+    "tilted70deg",
+    "upsidedown",
+    "thick6",
+    "realthick",
+    "vertexcut",
+    "contrast",
+    "strippedneg",
+    "realneg",
+    "padded",
+    "realpad",
+    "zscored",
+    "hotvoxel",
+    "mp2rage",
+    "realmp2rage",
+}
 PET: dict[str, Answer] = {
-    "mismatch": REFUSED, "strings4d": REFUSED, "notimes4d": REFUSED, "zerodur": NOT_SILENT,
-    "nanoutside": TOLD, "nanframe": REFUSED, "zeros": REFUSED, "vertexcut": TOLD,
-    "rot90z": ALIGNED_OR_FAILED, "rot180z": ALIGNED_OR_FAILED, "tilt35": ALIGNED_OR_FAILED,
-    "code0": REFUSED, "mirrored": UNKNOWABLE, "nosidecarnotrc": REFUSED, "noisyneg": NOT_SILENT,
-    "thick": NOT_SILENT, "negative": NOT_SILENT, "undecayed": NOT_SILENT,
-}  # fmt: skip
+    "mismatch": REFUSED,
+    "strings4d": REFUSED,
+    "notimes4d": REFUSED,
+    "zerodur": NOT_SILENT,
+    "nanoutside": TOLD,
+    "nanframe": REFUSED,
+    "zeros": REFUSED,
+    "vertexcut": TOLD,
+    "rot90z": ALIGNED_OR_FAILED,
+    "rot180z": ALIGNED_OR_FAILED,
+    "tilt35": ALIGNED_OR_FAILED,
+    "code0": REFUSED,
+    "mirrored": UNKNOWABLE,
+    "nosidecarnotrc": REFUSED,
+    "noisyneg": NOT_SILENT,
+    "thick": NOT_SILENT,
+    "negative": NOT_SILENT,
+    "undecayed": NOT_SILENT,
+}
 NO_T1W, NO_PET = "_T1w.nii", "_pet.nii"
 NOT_FDG = {"tracer15", "tracer20"}  # FDOPA, fluorodeoxygalactose
 UNCLEAR = {"tracer08", "tracer12", "tracer18", "tracer22"}  # 18F fluoro-D-glucose, FGD, F-18 …
 NAMES: dict[str, str | tuple[str, ...]] = {  # what the used name has in it; NO_…: none is used
-    "ceA": "sub-ceA_T1w", "ceB": "rec-norm_T1w", "ceC": "acq-mprage_T1w",
-    "ceD": ("acq-mprage_T1w", "acq-bravoGd_T1w"), "part": "part-mag", "part2": "rec-x",
-    "phaseonly": NO_T1W, "chunk": NO_T1W, "space": "acq-x_T1w", "spaceB": "sub-spaceB_T1w",
-    "desc": "sub-desc_T1w", "mask": "rec-x_T1w", "wrongname": NO_T1W, "wrongses": NO_T1W,
-    "noses": NO_T1W, "nac": "rec-ac_pet", "dyn": "rec-acstat_pet",
-    "adni": ("rec-coregavg_pet", "rec-coregiso_pet"), "petspace": "trc-18FFDG_pet",
-    "seg": "rec-a_pet", "ct": "trc-18FFDG_pet", "trccontra": NO_PET, "noname": NO_PET,
-    "copy": "anat/sub-copy_T1w.nii.gz", "heudi": "sub-heudi_T1w.nii.gz", "ignimg": "acq-good_T1w",
-    "maconly": "sub-maconly_ce-z_T1w", "bom": "sub-bom_pet", "jnan": "sub-jnan_pet",
-    "latin": NO_PET, "comma": NO_PET, "utf16": NO_PET, "inherit": "trc-inherited_pet",
-    "inherit2": "acq-rootonly_pet", "mac": "sub-mac_T1w",
-}  # fmt: skip
+    "ceA": "sub-ceA_T1w",
+    "ceB": "rec-norm_T1w",
+    "ceC": "acq-mprage_T1w",
+    "ceD": ("acq-mprage_T1w", "acq-bravoGd_T1w"),
+    "part": "part-mag",
+    "part2": "rec-x",
+    "phaseonly": NO_T1W,
+    "chunk": NO_T1W,
+    "space": "acq-x_T1w",
+    "spaceB": "sub-spaceB_T1w",
+    "desc": "sub-desc_T1w",
+    "mask": "rec-x_T1w",
+    "wrongname": NO_T1W,
+    "wrongses": NO_T1W,
+    "noses": NO_T1W,
+    "nac": "rec-ac_pet",
+    "dyn": "rec-acstat_pet",
+    "adni": ("rec-coregavg_pet", "rec-coregiso_pet"),
+    "petspace": "trc-18FFDG_pet",
+    "seg": "rec-a_pet",
+    "ct": "trc-18FFDG_pet",
+    "trccontra": NO_PET,
+    "noname": NO_PET,
+    "copy": "anat/sub-copy_T1w.nii.gz",
+    "heudi": "sub-heudi_T1w.nii.gz",
+    "ignimg": "acq-good_T1w",
+    "maconly": "sub-maconly_ce-z_T1w",
+    "bom": "sub-bom_pet",
+    "jnan": "sub-jnan_pet",
+    "latin": NO_PET,
+    "comma": NO_PET,
+    "utf16": NO_PET,
+    "inherit": "trc-inherited_pet",
+    "inherit2": "acq-rootonly_pet",
+    "mac": "sub-mac_T1w",
+}
 
 
 def run(log: Path, *command: object) -> tuple[int, str]:
@@ -160,17 +207,37 @@ def run(log: Path, *command: object) -> tuple[int, str]:
 def simulate(work: Path) -> Path:
     """Make the dataset that cases are made of."""
     base = work / "base"
-    run(work / "base.log", BIN / "mri2pet-simulate", base, "--paired", 4, "--t1w-only", 2,
-        "--patients", 2, "--resolution", 3, "--seed", 3)  # fmt: skip
+    run(
+        work / "base.log",
+        BIN / "mri2pet-simulate",
+        base,
+        "--paired",
+        4,
+        "--t1w-only",
+        2,
+        "--patients",
+        2,
+        "--resolution",
+        3,
+        "--seed",
+        3,
+    )
     return base
 
 
 def process(work: Path, bids: Path) -> tuple[int, str]:
     """Bring all images of a dataset into template space, coarsely."""
     return run(
-        work / f"{bids.name}.log", BIN / "mri2pet", bids, work / f"{bids.name}_out", "participant",
-        "--sloppy", "--stage", "preprocess", "--skip-bids-validation",
-    )  # fmt: skip
+        work / f"{bids.name}.log",
+        BIN / "mri2pet",
+        bids,
+        work / f"{bids.name}_out",
+        "participant",
+        "--sloppy",
+        "--stage",
+        "preprocess",
+        "--skip-bids-validation",
+    )
 
 
 def sentences_about(text: str, case: str) -> tuple[str, ...]:
@@ -178,10 +245,12 @@ def sentences_about(text: str, case: str) -> tuple[str, ...]:
     lines = (line.strip() for line in text.splitlines())
     ends = (" started", " done", " FAILED")
     about = [
-        line for line in lines
+        line
+        for line in lines
         if any(f"{key}-{case}{end}" in line for key in ("sub", "ses") for end in ":_/ ,")
-        and not line.endswith(ends) and "visits done" not in line
-    ]  # fmt: skip
+        and not line.endswith(ends)
+        and "visits done" not in line
+    ]
     return tuple(about)
 
 
@@ -299,9 +368,15 @@ def tracer_cases(work: Path, bids: Path) -> Iterator[tuple[str, Answer, Seen]]:
 def dry_run(work: Path, bids: Path) -> str:
     """Print which images would be used."""
     _, text = run(
-        work / f"{bids.name}_dry.log", BIN / "mri2pet", bids, work / f"{bids.name}_dry",
-        "participant", "--sloppy", "--dry-run", "--skip-bids-validation",
-    )  # fmt: skip
+        work / f"{bids.name}_dry.log",
+        BIN / "mri2pet",
+        bids,
+        work / f"{bids.name}_dry",
+        "participant",
+        "--sloppy",
+        "--dry-run",
+        "--skip-bids-validation",
+    )
     return text
 
 
@@ -423,8 +498,14 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, Answer, Seen]]:
     base = simulate(work)
     heads = [] if arguments.heads is None else [arguments.heads]
     if {"t1w", "pet"} & set(arguments.parts):
-        run(work / "images.log", sys.executable, arguments.cases / "make_images.py", base, work,
-            *heads)  # fmt: skip
+        run(
+            work / "images.log",
+            sys.executable,
+            arguments.cases / "make_images.py",
+            base,
+            work,
+            *heads,
+        )
     if "t1w" in arguments.parts:
         yield from t1w_cases(work, work / "hdr")
     if "pet" in arguments.parts:

@@ -96,9 +96,12 @@ def use_own_layers_of_torch(network: nn.Module) -> None:
         use_own_layers_of_torch(layer)
         if isinstance(layer, ReflectConv2d):
             plain = nn.Conv2d(
-                layer.in_channels, layer.out_channels, layer.kernel_size,  # type: ignore[arg-type]
-                padding=layer.padding, padding_mode="reflect",  # type: ignore[arg-type]
-            )  # fmt: skip
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel_size,  # type: ignore[arg-type]
+                padding=layer.padding,
+                padding_mode="reflect",  # type: ignore[arg-type]
+            )
             plain.load_state_dict(layer.state_dict())
             setattr(network, name, plain)
 
@@ -162,13 +165,13 @@ def agree(spec: ModelSpec, steps: int) -> None:
     batches = [b for _ in range(50) for b in shuffled_batches([some], spec, _random())][:steps]
     plain, cast = PlainLoop(spec), PlainLoop(spec, bfloat16=True)
     ours, own_cast = start(spec, "32-true"), start(spec, "bf16-mixed")
-    table = np.array([
-        [plain.step(b)[0], cast.step(b)[0], ours.step(b).generator, own_cast.step(b).generator]
-        for b in batches
-    ])  # fmt: skip
-    for name, column in (
-        ("plain in bfloat16", 1), ("ours in float32", 2), ("ours in bfloat16", 3),
-    ):  # fmt: skip
+    table = np.array(
+        [
+            [plain.step(b)[0], cast.step(b)[0], ours.step(b).generator, own_cast.step(b).generator]
+            for b in batches
+        ]
+    )
+    for name, column in (("plain in bfloat16", 1), ("ours in float32", 2), ("ours in bfloat16", 3)):
         apart = np.abs(table[:, column] / table[:, 0] - 1)
         means = table[:, column].mean() / table[:, 0].mean() - 1
         print(
@@ -218,8 +221,13 @@ def rates(steps: int, peak: float) -> None:
     for name, spec in MODELS.items():
         training, one = start(spec), pair(spec)
         inside = 0.0
-        batches = shuffled_batches([one], replace(spec, tiles_per_volume=steps * spec.batch_size)
-                                   if spec.tiles_per_volume else spec, _random())  # fmt: skip
+        batches = shuffled_batches(
+            [one],
+            replace(spec, tiles_per_volume=steps * spec.batch_size)
+            if spec.tiles_per_volume
+            else spec,
+            _random(),
+        )
         began, count, size = time.perf_counter(), 0, ()
         for batch, _ in zip(batches, range(steps + 1), strict=False):
             if count == 0:  # the first warms up

@@ -104,11 +104,14 @@ def register_t1w(
         )
     target = nifti.load(template.reference)
     judgement = judge_t1w(
-        nifti.load(work / "after.nii.gz").data, target.data,
+        nifti.load(work / "after.nii.gz").data,
+        target.data,
         nifti.load(work / "mask.nii.gz").data > 0,
-        nifti.load(template.reference_mask).data > 0, target.affine, behind=behind,
+        nifti.load(template.reference_mask).data > 0,
+        target.affine,
+        behind=behind,
         own=measure_brain(brain.data, brain.data > 0, brain.affine),
-    )  # fmt: skip
+    )
     return {"Start": start, **sidecar_fields(judgement)}, places(template, there)
 
 
@@ -248,7 +251,7 @@ def tell_of(rows: list[dict], words: str, criteria: Iterable) -> None:
         f"{words}: {len(rows)} registrations of {len({row['key'][1] for row in rows})} heads, "
         f"{len(right)} right{middle}, {(errors > WRONG).sum()} wrong"
     )
-    alone = [one for one in criteria if one.measure != BEHIND]
+    alone = [criterion for criterion in criteria if criterion.measure != BEHIND]
     for told, bounds in (("all criteria", criteria), ("without the search's", alone)):
         print(f"  {told}: {judged(rows, bounds)}")
     tell_measures([row for row in rows if row["error"] < RIGHT], "  right: ")

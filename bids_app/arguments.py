@@ -18,10 +18,23 @@ from bids_app.lifeline import ended_by_signals
 
 INTERRUPTED = 130  # a shell's code for SIGINT
 UNSHOWABLE = "mri2pet"  # how codecs know :func:`_in_other_words`
-OTHER_WORDS = str.maketrans({
-    "—": "-", "–": "-", "−": "-", "×": "x", "³": "3", "²": "2", "…": "...", "·": "*", "±": "+-",
-    "“": '"', "”": '"', "’": "'", "→": "->",
-})  # fmt: skip
+OTHER_WORDS = str.maketrans(
+    {
+        "—": "-",
+        "–": "-",
+        "−": "-",
+        "×": "x",
+        "³": "3",
+        "²": "2",
+        "…": "...",
+        "·": "*",
+        "±": "+-",
+        "“": '"',
+        "”": '"',
+        "’": "'",
+        "→": "->",
+    }
+)
 STREAMS = ("stdin", "stdout", "stderr")
 
 

@@ -50,9 +50,12 @@ def claimed(folder: Path, names: Collection[str], *, command: str, date: str) ->
     place = folder / FOLDER
     path = place / f"{uuid4().hex}.json"
     told = {
-        "claims": sorted(names), "host": socket.gethostname(), "process": os.getpid(),
-        "command": command, "date": date,
-    }  # fmt: skip
+        "claims": sorted(names),
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "command": command,
+        "date": date,
+    }
     with locked(folder):
         for other in sorted(place.glob("*.json")):
             _refuse_overlap(folder, other, names)

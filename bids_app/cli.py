@@ -25,13 +25,7 @@ from bids_app.errors import Mri2petError, UsageError
 from bids_app.files import read_text
 from bids_app.lifeline import exit_with
 from bids_app.resources import settled
-from bids_app.settings import (
-    FULL_RESOLUTION,
-    LEVELS,
-    SLOPPY_RESOLUTION,
-    USED_BY,
-    Settings,
-)
+from bids_app.settings import FULL_RESOLUTION, LEVELS, SLOPPY_RESOLUTION, USED_BY, Settings
 from bids_app.synthesis.models import MODELS
 
 UNKNOWN_LEVEL = 17  # BEP027
@@ -141,158 +135,274 @@ def _underscored(flag: str) -> str:
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     add = _Add(parser.add_argument_group("which images"))
     for name, prefix, what in (
-        ("participant", "sub-", "participants"), ("exclude-participant", "sub-", "all but these"),
-        ("session", "ses-", "sessions"), ("run", "run-", "runs"),
-    ):  # fmt: skip
+        ("participant", "sub-", "participants"),
+        ("exclude-participant", "sub-", "all but these"),
+        ("session", "ses-", "sessions"),
+        ("run", "run-", "runs"),
+    ):
         add(
-            f"--{name}-label", nargs="+", metavar="LABEL",
+            f"--{name}-label",
+            nargs="+",
+            metavar="LABEL",
             help=f"{what}, with or without {prefix}; or a text file with one label a line",
-        )  # fmt: skip
+        )
     add(
-        "--tracer-label", nargs="+", metavar="LABEL",
+        "--tracer-label",
+        nargs="+",
+        metavar="LABEL",
         help="labels of FDG in the dataset, where trc- and TracerName do not say FDG",
-    )  # fmt: skip
+    )
     add(
-        "--bids-filter-file", type=absolute_path, metavar="FILE",
+        "--bids-filter-file",
+        type=absolute_path,
+        metavar="FILE",
         help='JSON: {"t1w": {"acquisition": "mprage"}, "pet": {"reconstruction": "acdyn"}}',
-    )  # fmt: skip
-    add("--bids-database-dir", type=absolute_path, metavar="DIR",
-        help="where pybids keeps its index")  # fmt: skip
-    add("--skip-bids-validation", dest="validate", action="store_false",
-        help="do not run the BIDS validator over BIDS_DIR first")  # fmt: skip
-    add("-d", "--derivatives", nargs="+", type=_named_path, metavar="NAME=PATH",
+    )
+    add(
+        "--bids-database-dir",
+        type=absolute_path,
+        metavar="DIR",
+        help="where pybids keeps its index",
+    )
+    add(
+        "--skip-bids-validation",
+        dest="validate",
+        action="store_false",
+        help="do not run the BIDS validator over BIDS_DIR first",
+    )
+    add(
+        "-d",
+        "--derivatives",
+        nargs="+",
+        type=_named_path,
+        metavar="NAME=PATH",
         help="lesions=PATH: group compares clusters with the masks of lesions in PATH, "
-             "sub-X/anat/sub-X_space-T1w_label-L_mask.nii.gz (or .nii)")  # fmt: skip
+        "sub-X/anat/sub-X_space-T1w_label-L_mask.nii.gz (or .nii)",
+    )
 
 
 def _add_participant(parser: argparse.ArgumentParser) -> None:
     add = _Add(parser.add_argument_group("participant"))
-    add("--template", metavar="NAME",
-        help=f"of TemplateFlow; {Settings.template}, the default, needs no network")  # fmt: skip
-    add("--bounding-box", nargs=BOX_SIDES, type=float, metavar="MM",
+    add(
+        "--template",
+        metavar="NAME",
+        help=f"of TemplateFlow; {Settings.template}, the default, needs no network",
+    )
+    add(
+        "--bounding-box",
+        nargs=BOX_SIDES,
+        type=float,
+        metavar="MM",
         help="x0 y0 z0 x1 y1 z1 in mm, RAS+; default "
-             f"{' '.join(f'{side:g}' for side in Settings.bounding_box)}")  # fmt: skip
-    add("--resolution", type=_positive, metavar="MM",
-        help=f"default {FULL_RESOLUTION:g} mm; {SLOPPY_RESOLUTION:g} mm with --sloppy")  # fmt: skip
-    add("--skull-strip", choices=("auto", "force", "skip"),
-        help="auto (the default) sees whether the T1w is stripped already")  # fmt: skip
+        f"{' '.join(f'{side:g}' for side in Settings.bounding_box)}",
+    )
     add(
-        "--assume-orientation", nargs="?", const=MOST_USUAL, type=_orientation, metavar="CODE",
+        "--resolution",
+        type=_positive,
+        metavar="MM",
+        help=f"default {FULL_RESOLUTION:g} mm; {SLOPPY_RESOLUTION:g} mm with --sloppy",
+    )
+    add(
+        "--skull-strip",
+        choices=("auto", "force", "skip"),
+        help="auto (the default) sees whether the T1w is stripped already",
+    )
+    add(
+        "--assume-orientation",
+        nargs="?",
+        const=MOST_USUAL,
+        type=_orientation,
+        metavar="CODE",
         help="vouch for the order of voxels (LAS, RAS, …: where the axes point to) of images whose "
-             "headers cannot tell left from right, sform and qform being of code 0; without CODE: "
-             f"{MOST_USUAL}, as nibabel and SPM take them. Such images are refused otherwise",
-    )  # fmt: skip
+        "headers cannot tell left from right, sform and qform being of code 0; without CODE: "
+        f"{MOST_USUAL}, as nibabel and SPM take them. Such images are refused otherwise",
+    )
     add(
-        "--pet-frames", nargs="+", type=_frames, metavar="FRAME",
+        "--pet-frames",
+        nargs="+",
+        type=_frames,
+        metavar="FRAME",
         help="frames of a dynamic PET to average, from 0, as 3 4 5 or 3-5; default all",
-    )  # fmt: skip
-    add("--generator", metavar="NAME|PATH",
-        help="a folder with weights and card, or the name of one in OUTPUT_DIR/generators; "
-             "default: the one that comes with mri2pet, a demonstration")  # fmt: skip
-    add("--smoothing-fwhm", type=_not_negative, metavar="MM",
-        help=f"of the synthetic PET; default {Settings.smoothing_fwhm:g} mm")  # fmt: skip
+    )
     add(
-        "--stage", choices=("all", "preprocess", "synthesize"),
+        "--generator",
+        metavar="NAME|PATH",
+        help="a folder with weights and card, or the name of one in OUTPUT_DIR/generators; "
+        "default: the one that comes with mri2pet, a demonstration",
+    )
+    add(
+        "--smoothing-fwhm",
+        type=_not_negative,
+        metavar="MM",
+        help=f"of the synthetic PET; default {Settings.smoothing_fwhm:g} mm",
+    )
+    add(
+        "--stage",
+        choices=("all", "preprocess", "synthesize"),
         help="only bring images into template space, or only synthesize from those; default all",
-    )  # fmt: skip
+    )
 
 
 def _add_beyond(parser: argparse.ArgumentParser) -> None:
     add = _Add(parser.add_argument_group("participant, beyond the paper"))
-    add("--overlap", action="store_true",
-        help="semi-3D generators: triplets begin at every slice, and what is predicted of a slice "
-             "is averaged")  # fmt: skip
     add(
-        "--match-histogram", action="store_true",
+        "--overlap",
+        action="store_true",
+        help="semi-3D generators: triplets begin at every slice, and what is predicted of a slice "
+        "is averaged",
+    )
+    add(
+        "--match-histogram",
+        action="store_true",
         help="give the synthetic PET the intensities of the mean PET of the training controls",
-    )  # fmt: skip
-    add("--uncertainty", action="store_true",
+    )
+    add(
+        "--uncertainty",
+        action="store_true",
         help="also write the standard deviation over the generators of the cross-validation's "
-             "folds (desc-synth_std)")  # fmt: skip
-    add("--novelty", action="store_true",
-        help="tell how unlike those of the training controls the T1w is")  # fmt: skip
+        "folds (desc-synth_std)",
+    )
+    add(
+        "--novelty",
+        action="store_true",
+        help="tell how unlike those of the training controls the T1w is",
+    )
 
 
 def _add_people(parser: argparse.ArgumentParser) -> None:
     add = _Add(parser.add_argument_group("train and group"))
     add(
-        "--control-query", metavar="QUERY",
+        "--control-query",
+        metavar="QUERY",
         help=f"who is a control, by participants.tsv; default {Settings.control_query!r}",
-    )  # fmt: skip
-    add("--folds", type=_count, metavar="N",
-        help=f"that controls are dealt out to; default {Settings.folds}")  # fmt: skip
+    )
+    add(
+        "--folds",
+        type=_count,
+        metavar="N",
+        help=f"that controls are dealt out to; default {Settings.folds}",
+    )
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     add = _Add(parser.add_argument_group("train"))
-    add("--models", nargs="+", choices=tuple(MODELS), metavar="NAME",
-        help=f"rows of Table 1, default all: {', '.join(MODELS)}")  # fmt: skip
-    add("--epochs", type=_count, metavar="N",
-        help="at most; default 200 for semi-3D, 100 for 3D-patch, as the paper")  # fmt: skip
-    add("--batch-size", type=_count, metavar="N",
-        help="default 5 for semi-3D, 10 for 3D-patch, as the paper")  # fmt: skip
-    add("--width", type=_count, metavar="N",
-        help="feature maps of the first convolution; default 64")  # fmt: skip
     add(
-        "--patches", choices=("brain", "all"),
+        "--models",
+        nargs="+",
+        choices=tuple(MODELS),
+        metavar="NAME",
+        help=f"rows of Table 1, default all: {', '.join(MODELS)}",
+    )
+    add(
+        "--epochs",
+        type=_count,
+        metavar="N",
+        help="at most; default 200 for semi-3D, 100 for 3D-patch, as the paper",
+    )
+    add(
+        "--batch-size",
+        type=_count,
+        metavar="N",
+        help="default 5 for semi-3D, 10 for 3D-patch, as the paper",
+    )
+    add(
+        "--width",
+        type=_count,
+        metavar="N",
+        help="feature maps of the first convolution; default 64",
+    )
+    add(
+        "--patches",
+        choices=("brain", "all"),
         help="3D-patch: cubes drawn anew for each epoch inside the brain (the default), or all",
-    )  # fmt: skip
+    )
     add(
-        "--lpips-weights", type=absolute_path, metavar="FILE",
+        "--lpips-weights",
+        type=absolute_path,
+        metavar="FILE",
         help="AlexNet and LPIPS v0.1; default: $MRI2PET_LPIPS_WEIGHTS; without, LPIPS is n/a",
-    )  # fmt: skip
+    )
 
 
 def _add_group(parser: argparse.ArgumentParser) -> None:
     add = _Add(parser.add_argument_group("group"))
     add(
-        "--patient-query", metavar="QUERY",
+        "--patient-query",
+        metavar="QUERY",
         help=f"who is a patient, by participants.tsv; default {Settings.patient_query!r}",
-    )  # fmt: skip
+    )
     add(
-        "--training-set", nargs="+", choices=TRAINING_SETS, metavar="SET",
+        "--training-set",
+        nargs="+",
+        choices=TRAINING_SETS,
+        metavar="SET",
         help="real (the default): real PET of controls; hybrid: synthetic PET of those without as "
-             "well; synthetic: that alone. Several in one run; maps of the first go to the "
-             "participants' folders",
-    )  # fmt: skip
+        "well; synthetic: that alone. Several in one run; maps of the first go to the "
+        "participants' folders",
+    )
     add(
-        "--synthetic-controls", choices=("t1w-only", "all"),
+        "--synthetic-controls",
+        choices=("t1w-only", "all"),
         help="whose synthetic PET hybrid and synthetic take: controls without a real PET (the "
-             "default), or all",
-    )  # fmt: skip
+        "default), or all",
+    )
     add(
-        "--detectors", nargs="+", choices=tuple(DETECTORS), metavar="NAME",
+        "--detectors",
+        nargs="+",
+        choices=tuple(DETECTORS),
+        metavar="NAME",
         help=f"of {', '.join(DETECTORS)}; default {' '.join(Settings.detectors)}",
-    )  # fmt: skip
+    )
     add(
-        "--detector", type=absolute_path, metavar="PATH",
+        "--detector",
+        type=absolute_path,
+        metavar="PATH",
         help="apply a detector of an earlier run, OUTPUT_DIR/detectors/SET; trains nothing",
-    )  # fmt: skip
+    )
     add(
-        "--nu", type=_share, metavar="NU",
+        "--nu",
+        type=_share,
+        metavar="NU",
         help=f"share of outliers among controls, of the one-class SVM; default {Settings.nu:g}",
-    )  # fmt: skip
-    add("--clusters", type=_count, metavar="N",
-        help=f"kept for each patient; default {Settings.clusters}")  # fmt: skip
-    add("--min-cluster-size", type=_not_negative, metavar="MM3",
-        help=f"default {Settings.min_cluster_size:g} mm³")  # fmt: skip
+    )
     add(
-        "--cluster-extent", type=_share, metavar="SHARE",
+        "--clusters",
+        type=_count,
+        metavar="N",
+        help=f"kept for each patient; default {Settings.clusters}",
+    )
+    add(
+        "--min-cluster-size",
+        type=_not_negative,
+        metavar="MM3",
+        help=f"default {Settings.min_cluster_size:g} mm³",
+    )
+    add(
+        "--cluster-extent",
+        type=_share,
+        metavar="SHARE",
         help="share of the brain that is above the threshold of clusters; default "
-             f"{Settings.cluster_extent:g}",
-    )  # fmt: skip
+        f"{Settings.cluster_extent:g}",
+    )
     add(
-        "--atlas", nargs=2, type=absolute_path, metavar=("NIFTI", "TSV"),
+        "--atlas",
+        nargs=2,
+        type=absolute_path,
+        metavar=("NIFTI", "TSV"),
         help="labels in the template's space, and their names (columns index and name)",
-    )  # fmt: skip
+    )
 
 
 def _add_resources(parser: argparse.ArgumentParser) -> None:
     add = _Add(parser.add_argument_group("resources"))
     add("--nprocs", type=_count, metavar="N", help="CPUs; default: all that are allowed")
-    add("--omp-nthreads", type=_count, metavar="N",
+    add(
+        "--omp-nthreads",
+        type=_count,
+        metavar="N",
         help="threads of one step; default: CPUs shared among participants. "
-             "ANTs repeats itself to the last bit only with 1")  # fmt: skip
+        "ANTs repeats itself to the last bit only with 1",
+    )
     add(
         "--mem-gb",
         type=_positive,
@@ -300,8 +410,12 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         help="memory; default: nine tenths of what is allowed",
     )
     add("--device", type=_device, help="auto (the default), cpu, cuda or cuda:N")
-    add("--use-plugin", type=absolute_path, metavar="FILE",
-        help="JSON or YAML with plugin and plugin_args of nipype")  # fmt: skip
+    add(
+        "--use-plugin",
+        type=absolute_path,
+        metavar="FILE",
+        help="JSON or YAML with plugin and plugin_args of nipype",
+    )
     add("-w", "--work-dir", type=absolute_path, metavar="DIR", help="default: OUTPUT_DIR/.work")
     add("--clean-workdir", action="store_true", help="delete intermediate files of what succeeded")
     add("--stop-on-first-crash", action="store_true", help="do not go on with other participants")
@@ -312,14 +426,19 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add = _Add(parser.add_argument_group("run"))
     add("--sloppy", action="store_true", help="4 mm, coarse registration: to try things out only")
     add(
-        "--dry-run", action="store_true",
+        "--dry-run",
+        action="store_true",
         help="print which images would be used, and what would be refused; write nothing; the exit "
-             "code is that of the run, as far as headers and tables tell",
-    )  # fmt: skip
+        "code is that of the run, as far as headers and tables tell",
+    )
     add("--reports-only", action="store_true", help="write reports from the files in OUTPUT_DIR")
     add("--boilerplate-only", action="store_true", help="print the methods paragraph, and stop")
-    add("--config-file", type=absolute_path, metavar="TOML",
-        help="options by name; the command line overrides it")  # fmt: skip
+    add(
+        "--config-file",
+        type=absolute_path,
+        metavar="TOML",
+        help="options by name; the command line overrides it",
+    )
     add("--random-seed", type=_seed, metavar="N", help=f"default {Settings.random_seed}")
     add("--notrack", action="store_true", help="accepted; nothing is ever tracked")
     add("-v", "--verbose", action="count", help="tell more; twice: all that nipype tells")
@@ -328,9 +447,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _options() -> argparse.ArgumentParser:
     options = Parser(add_help=False, allow_abbrev=False, prog="mri2pet")
     for add in (
-        _add_selection, _add_participant, _add_beyond, _add_people, _add_train, _add_group,
-        _add_resources, _add_run,
-    ):  # fmt: skip
+        _add_selection,
+        _add_participant,
+        _add_beyond,
+        _add_people,
+        _add_train,
+        _add_group,
+        _add_resources,
+        _add_run,
+    ):
         add(options)
     return options
 
@@ -363,9 +488,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("output_dir", type=absolute_path, help="where the derivatives go")
     parser.add_argument("level", metavar="{" + ",".join(LEVELS) + "}", help="what to do")
     parser.add_argument(
-        "--self-test", "--self_test", action=_SelfTest, nargs=0, default=argparse.SUPPRESS,
+        "--self-test",
+        "--self_test",
+        action=_SelfTest,
+        nargs=0,
+        default=argparse.SUPPRESS,
         help="see that what is installed works, with a simulated person, and exit",
-    )  # fmt: skip
+    )
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser
 

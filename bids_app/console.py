@@ -62,11 +62,14 @@ class Console:
 
         used = [
             (
-                visit.subject, visit.session or NONE, name(visit.t1w.path),
-                "\n".join(name(pet.path) for pet in visit.pets) or NONE, "\n".join(visit.notes),
+                visit.subject,
+                visit.session or NONE,
+                name(visit.t1w.path),
+                "\n".join(name(pet.path) for pet in visit.pets) or NONE,
+                "\n".join(visit.notes),
             )
             for visit in selection.visits
-        ]  # fmt: skip
+        ]
         self._tell_table("Used", ("participant", "session", "T1w", "PET", "remarks"), used)
         if selection.unused:
             unused = [(one.subject, name(one.path), one.reason) for one in selection.unused]
@@ -77,10 +80,13 @@ class Console:
     ) -> None:
         """Print which controls will be used, and of which images, and what is told of others."""
         used = [
-            (one.subject, one.session or NONE,
-             *(str(path.relative_to(root)) for path in (one.t1w, one.pets[0])))
-            for one in pairs
-        ]  # fmt: skip
+            (
+                pair.subject,
+                pair.session or NONE,
+                *(str(path.relative_to(root)) for path in (pair.t1w, pair.pets[0])),
+            )
+            for pair in pairs
+        ]
         self._tell_table("Used", ("control", "session", "T1w", "PET"), used)
         for note in notes:
             self.out.print(note)
@@ -95,13 +101,13 @@ class Console:
         """Print who is a control, who a patient, which PET of theirs is used, and remarks."""
         used = []
         for group, people in (("control", controls), ("patient", patients)):
-            for one in people:
-                made = None if one.synthetic is None else one.synthetic.path
+            for subject in people:
+                made = None if subject.synthetic is None else subject.synthetic.path
                 cells = [
                     NONE if path is None else str(path.relative_to(root))
-                    for path in (one.pet, made)
+                    for path in (subject.pet, made)
                 ]
-                used.append((group, one.label, one.session or NONE, *cells))
+                used.append((group, subject.label, subject.session or NONE, *cells))
         columns = ("group", "participant", "session", "PET", "synthetic PET")
         self._tell_table("Used", columns, used)
         for note in notes:
@@ -124,8 +130,12 @@ class Console:
         self.out.width = before
         self.out.print(title)
         for row in rows:
-            told = ((name, line) for name, cell in zip(columns, row, strict=True)
-                    for line in cell.split("\n") if line)  # fmt: skip
+            told = (
+                (name, line)
+                for name, cell in zip(columns, row, strict=True)
+                for line in cell.split("\n")
+                if line
+            )
             for place, (name, line) in enumerate(told):
                 self.out.print(f"{'-' if place == 0 else ' '} {name}: {line}")
 
@@ -158,9 +168,12 @@ class Console:
         self, labels: Mapping[str, str], steps: Mapping[str, int]
     ) -> Iterator[StatusCallback]:
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("{task.fields[step]}"),
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[step]}"),
+        )
         with Progress(*columns, console=self.console) as bars:
             tasks = {
                 part: bars.add_task(label, total=steps[part], step="", start=False)

@@ -129,14 +129,19 @@ def build_parser() -> argparse.ArgumentParser:
         "be written.",
     )
     parser.add_argument(
-        "--lpips", type=absolute_path, metavar="FILE",
+        "--lpips",
+        type=absolute_path,
+        metavar="FILE",
         help="weights of LPIPS, for mri2pet train; give the file by --lpips-weights, or name it "
         "in $MRI2PET_LPIPS_WEIGHTS",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--template", nargs="+", default=[], metavar="NAME",
+        "--template",
+        nargs="+",
+        default=[],
+        metavar="NAME",
         help="templates of TemplateFlow, into $TEMPLATEFLOW_HOME",
-    )  # fmt: skip
+    )
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser
 

@@ -18,9 +18,12 @@ PARTIAL = re.compile(r"\.[0-9a-f]{32}\.")  # names of files that are being writt
 MISSING = "n/a"  # BIDS, "Tabular files"
 LARGEST_TEXT = 1 << 25  # bytes of a sidecar, table or list that is read; our choice
 SPECIAL = {
-    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-}  # fmt: skip
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 NOWHERE = "a link that leads nowhere; fetch what it points to"
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # as some shared disks say
@@ -71,7 +74,7 @@ def size_of(path: Path) -> int:
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.0f}" if size >= 1e6 else f"{size / 1e6:.2g}"  # noqa: PLR2004
+    return f"{size / 1e6:.0f}" if size >= 1e6 else f"{size / 1e6:.2g}"
 
 
 def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:

@@ -82,7 +82,7 @@ class GeneratorChoice:
         if self.options.match_histogram or self.options.novelty:
             told["reference"] = self.card.reference_sha256
         if self.folds:
-            told["folds"] = [[one.card.sha256, one.card.reference_sha256] for one in self.folds]
+            told["folds"] = [[fold.card.sha256, fold.card.reference_sha256] for fold in self.folds]
         return told
 
 
@@ -221,7 +221,7 @@ def describe_namesakes(
         A sentence; empty if there are none.
     """
     labels = sorted(_labels(card).intersection(subjects))
-    alike = [one for one in labels if not has_seen(card, one, names, output_dir)]
+    alike = [label for label in labels if not has_seen(card, label, names, output_dir)]
     if not alike:
         return ""
     who = ", ".join(f"sub-{one}" for one in alike[:NAMED_AT_MOST])
@@ -234,14 +234,14 @@ def describe_namesakes(
 
 
 def _labels(card: Card) -> set[str]:
-    return {one.removeprefix("sub-") for one in card.participants}
+    return {participant.removeprefix("sub-") for participant in card.participants}
 
 
 def _is_from(card: Card, output_dir: Path) -> bool:
     """Whether a derivative dataset is the one that a generator was trained in."""
     folder = output_dir / CROSSVALIDATION / Path(card.name).name
     return bool(card.participants) and all(
-        (folder / f"sub-{Path(one).name}").is_dir() for one in _labels(card)
+        (folder / f"sub-{Path(label).name}").is_dir() for label in _labels(card)
     )
 
 

@@ -157,7 +157,7 @@ def _shape(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
         )
     full = tuple(lengths[:axes])
     shape = full[:3] + tuple(length for length in full[3:] if length > 1)
-    if not 3 <= len(shape) <= 4 or min(shape[:3]) < 2:  # noqa: PLR2004
+    if not 3 <= len(shape) <= 4 or min(shape[:3]) < 2:
         raise UnusableDataError(f"{path}: its shape is {full}, not a volume; convert it again")
     return shape
 

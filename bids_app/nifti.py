@@ -353,7 +353,7 @@ def check_labels(path: Path, *, orientation: str = "") -> None:
         whole numbers.
     """
     image = load(path, orientation=orientation)
-    if image.data.ndim != 3:  # noqa: PLR2004
+    if image.data.ndim != 3:
         raise UnusableDataError(
             f"{path}: has {image.data.ndim} axes, and labels have three; give a single volume"
         )

@@ -9,19 +9,38 @@ SLOPPY_RESOLUTION = 4.0  # mm; for tests and for trying things out
 # Settings that one or two levels alone use; all others count for every level
 USED_BY = {
     ("participant",): (
-        "tracer_label", "run_label", "bids_filter_file", "bids_database_dir", "validate",
-        "skull_strip", "pet_frames", "generator", "stage", "overlap", "match_histogram",
-        "uncertainty", "novelty",
+        "tracer_label",
+        "run_label",
+        "bids_filter_file",
+        "bids_database_dir",
+        "validate",
+        "skull_strip",
+        "pet_frames",
+        "generator",
+        "stage",
+        "overlap",
+        "match_histogram",
+        "uncertainty",
+        "novelty",
     ),
     ("participant", "train"): ("device", "smoothing_fwhm"),
     ("train",): ("models", "epochs", "batch_size", "width", "patches", "lpips_weights"),
     ("train", "group"): ("control_query", "folds"),
     ("participant", "group"): ("clean_workdir",),
     ("group",): (
-        "derivatives", "patient_query", "training_set", "synthetic_controls", "detectors",
-        "detector", "nu", "clusters", "min_cluster_size", "cluster_extent", "atlas",
+        "derivatives",
+        "patient_query",
+        "training_set",
+        "synthetic_controls",
+        "detectors",
+        "detector",
+        "nu",
+        "clusters",
+        "min_cluster_size",
+        "cluster_extent",
+        "atlas",
     ),
-}  # fmt: skip
+}
 LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"  # in the environment, where --lpips-weights is not given
 
 

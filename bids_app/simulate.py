@@ -40,33 +40,110 @@ class _Range:
 
 COUNT, POSITIVE = _Range(int, 0, 9999), _Range(int, 1, 9999)
 OPTIONS: tuple[tuple[str, dict[str, object]], ...] = (
-    ("--paired", {"type": COUNT, "default": 4, "metavar": "N",
-                  "help": "controls with T1w and PET; default 4"}),
-    ("--t1w-only", {"type": COUNT, "default": 0, "metavar": "N",
-                    "help": "controls with T1w alone; default none"}),
-    ("--patients", {"type": COUNT, "default": 0, "metavar": "N",
-                    "help": "patients, with one or two lesions each; default none"}),
-    ("--resolution", {"type": _Range(float, SMALLEST_RESOLUTION, LARGEST_RESOLUTION),
-                      "default": 1.0, "metavar": "MM", "help": "voxel size of T1w; default 1"}),
-    ("--seed", {"type": _Range(int, 0, 2**63 - 1), "default": 0, "metavar": "S",
-                "help": "equal seeds give equal bytes; default 0"}),
-    ("--sessions", {"type": _Range(int, 0, MOST_SESSIONS), "default": 0, "metavar": "N",
-                    "help": "scan everyone N times, in ses-01 on; default: no sessions"}),
-    ("--frames", {"type": _Range(int, 1, MOST_FRAMES), "default": 1, "metavar": "N",
-                  "help": "frames of PET; default 1, a static scan"}),
-    ("--anatomies", {"type": absolute_path, "metavar": "DIR",
-                     "help": "label maps of whole heads, in FreeSurfer's aseg numbers; "
-                             "default: the template that comes with nilearn"}),
-    ("--uptake-template", {"type": absolute_path, "metavar": "NIFTI",
-                           "help": "a mean FDG PET in MNI space; default: a built-in pattern"}),
-    ("--lesion-depth", {"type": _Range(float, 0, 100), "nargs": 2, "default": (10.0, 40.0),
-                        "metavar": ("LEAST", "MOST"),
-                        "help": "uptake that lesions lose, in %%, drawn between; default 10 40"}),
-    ("--vary-orientation", {"action": "store_true",
-                            "help": "let arrays point to many directions, not only RAS"}),
-    ("--nprocs", {"type": POSITIVE, "default": 1, "metavar": "N",
-                  "help": "participants made at a time; default 1"}),
-)  # fmt: skip
+    (
+        "--paired",
+        {
+            "type": COUNT,
+            "default": 4,
+            "metavar": "N",
+            "help": "controls with T1w and PET; default 4",
+        },
+    ),
+    (
+        "--t1w-only",
+        {
+            "type": COUNT,
+            "default": 0,
+            "metavar": "N",
+            "help": "controls with T1w alone; default none",
+        },
+    ),
+    (
+        "--patients",
+        {
+            "type": COUNT,
+            "default": 0,
+            "metavar": "N",
+            "help": "patients, with one or two lesions each; default none",
+        },
+    ),
+    (
+        "--resolution",
+        {
+            "type": _Range(float, SMALLEST_RESOLUTION, LARGEST_RESOLUTION),
+            "default": 1.0,
+            "metavar": "MM",
+            "help": "voxel size of T1w; default 1",
+        },
+    ),
+    (
+        "--seed",
+        {
+            "type": _Range(int, 0, 2**63 - 1),
+            "default": 0,
+            "metavar": "S",
+            "help": "equal seeds give equal bytes; default 0",
+        },
+    ),
+    (
+        "--sessions",
+        {
+            "type": _Range(int, 0, MOST_SESSIONS),
+            "default": 0,
+            "metavar": "N",
+            "help": "scan everyone N times, in ses-01 on; default: no sessions",
+        },
+    ),
+    (
+        "--frames",
+        {
+            "type": _Range(int, 1, MOST_FRAMES),
+            "default": 1,
+            "metavar": "N",
+            "help": "frames of PET; default 1, a static scan",
+        },
+    ),
+    (
+        "--anatomies",
+        {
+            "type": absolute_path,
+            "metavar": "DIR",
+            "help": "label maps of whole heads, in FreeSurfer's aseg numbers; "
+            "default: the template that comes with nilearn",
+        },
+    ),
+    (
+        "--uptake-template",
+        {
+            "type": absolute_path,
+            "metavar": "NIFTI",
+            "help": "a mean FDG PET in MNI space; default: a built-in pattern",
+        },
+    ),
+    (
+        "--lesion-depth",
+        {
+            "type": _Range(float, 0, 100),
+            "nargs": 2,
+            "default": (10.0, 40.0),
+            "metavar": ("LEAST", "MOST"),
+            "help": "uptake that lesions lose, in %%, drawn between; default 10 40",
+        },
+    ),
+    (
+        "--vary-orientation",
+        {"action": "store_true", "help": "let arrays point to many directions, not only RAS"},
+    ),
+    (
+        "--nprocs",
+        {
+            "type": POSITIVE,
+            "default": 1,
+            "metavar": "N",
+            "help": "participants made at a time; default 1",
+        },
+    ),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -90,7 +90,7 @@ def _depth(value: dict[str, object]) -> int:
     while row:
         depth += 1
         inner = [x for one in row for x in (one.values() if isinstance(one, dict) else one)]
-        row = [one for one in inner if isinstance(one, list | dict)]
+        row = [item for item in inner if isinstance(item, list | dict)]
     return depth
 
 
@@ -126,7 +126,7 @@ def refuse_odd(
 
 def _short(value: object) -> str:
     text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "that large"
-    return text if len(text) <= 60 else f"{text[:60]}…"  # noqa: PLR2004
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def is_text(value: object) -> bool:
@@ -175,7 +175,7 @@ def is_list(check: Check, most: int, least: int = 0) -> Check:
     return lambda value: (
         isinstance(value, list | tuple)
         and least <= len(value) <= most
-        and all(check(one) for one in value)
+        and all(check(item) for item in value)
     )
 
 
@@ -184,16 +184,16 @@ def is_mapping(check: Check, most: int) -> Check:
     return lambda value: (
         isinstance(value, dict)
         and len(value) <= most
-        and all(is_text(key) and check(one) for key, one in value.items())
+        and all(is_text(key) and check(item) for key, item in value.items())
     )
 
 
 def is_plain(value: object) -> bool:
     """Whether a value is made of text, finite numbers, truth, nothing, lists and mappings."""
     if isinstance(value, dict):
-        return all(is_text(key) and is_plain(one) for key, one in value.items())
+        return all(is_text(key) and is_plain(item) for key, item in value.items())
     if isinstance(value, list | tuple):
-        return all(is_plain(one) for one in value)
+        return all(is_plain(item) for item in value)
     return value is None or is_flag(value) or is_text(value) or is_number()(value)
 
 
@@ -253,7 +253,8 @@ def shapes_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {
-                name: (str(one.get_dtype()), tuple(one.get_shape())) for name, one in slices.items()
+                name: (str(plane.get_dtype()), tuple(plane.get_shape()))
+                for name, plane in slices.items()
             }
     except SafetensorError as error:
         raise ValueError(f"not safetensors: {error}") from error

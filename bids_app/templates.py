@@ -93,9 +93,13 @@ def of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
 
 def _onto(image: nifti.Image, grid: Grid, interpolation: str) -> nifti.Image:
     moved = resample_img(
-        nifti.to_nibabel(image), grid.affine, grid.shape, interpolation=interpolation,
-        force_resample=True, copy_header=True,
-    )  # fmt: skip
+        nifti.to_nibabel(image),
+        grid.affine,
+        grid.shape,
+        interpolation=interpolation,
+        force_resample=True,
+        copy_header=True,
+    )
     return nifti.Image(np.asarray(moved.dataobj, np.float32), grid.affine)
 
 

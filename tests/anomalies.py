@@ -117,28 +117,44 @@ class Cohort:
         synthetic = training_set == "hybrid"
         members = [(label, False) for label in CONTROLS] + [("C3", True)] * synthetic
         card = {
-            "name": training_set, "version": "0.1.0", "detectors": list(DETECTORS),
-            "template": TEMPLATE, "shape": list(self.grid.shape), "affine": self.affine.tolist(),
+            "name": training_set,
+            "version": "0.1.0",
+            "detectors": list(DETECTORS),
+            "template": TEMPLATE,
+            "shape": list(self.grid.shape),
+            "affine": self.affine.tolist(),
             "controls": [
                 {
-                    "participant": label, "session": None, "synthetic": made, "fold": 1 + n % 2,
+                    "participant": label,
+                    "session": None,
+                    "synthetic": made,
+                    "fold": 1 + n % 2,
                     "generator": "semi3d-cyclegan-mse" if made else "",
                     "generator_sha256": "ab" * 32 if made else "",
                 }
                 for n, (label, made) in enumerate(members)
             ],
-            "folds": 2, "slabs": [[0, 23]], "dataset": "A dataset.", "seed": 3,
+            "folds": 2,
+            "slabs": [[0, 23]],
+            "dataset": "A dataset.",
+            "seed": 3,
             "parameters": {
-                "nu": 0.03, "encoder": {"patch": 15, "latents": 64}, "cluster_extent": 0.02,
+                "nu": 0.03,
+                "encoder": {"patch": 15, "latents": 64},
+                "cluster_extent": 0.02,
             },
-            "intended_use": "Research.", "versions": {"torch": "2.13.0"}, "files": {},
+            "intended_use": "Research.",
+            "versions": {"torch": "2.13.0"},
+            "files": {},
             "makers": [
                 {
-                    "name": "semi3d-cyclegan-mse", "trained_on": "PET of 35 controls.",
+                    "name": "semi3d-cyclegan-mse",
+                    "trained_on": "PET of 35 controls.",
                     "intended_use": "Mapping.",
                 }
-            ] * synthetic,
-        }  # fmt: skip
+            ]
+            * synthetic,
+        }
         write_json(folder / "card.json", card)
         lines = []
         for place, detector in enumerate(DETECTORS):
@@ -184,9 +200,10 @@ class Cohort:
                     line[axis] += MOVED[number]
                     line[f"peak_{axis}"] += MOVED[number]
             write_tsv(
-                self.out / folder / f"{stem}_space-T1w_desc-{detector}_clusters.tsv", CLUSTER,
+                self.out / folder / f"{stem}_space-T1w_desc-{detector}_clusters.tsv",
+                CLUSTER,
                 own_lines,
-            )  # fmt: skip
+            )
             self.put(folder, f"{stem}_space-T1w_desc-{detector}_dseg", ranks, **place)
         return lines
 
@@ -210,15 +227,22 @@ class Cohort:
         lesion = label in PATIENTS and np.linalg.norm(world - PATIENTS.get(label, 0), axis=-1) < 16
         overlap = 216.0 * int((inside & lesion).sum()) if label in PATIENTS else 0.0
         return {
-            "rank": rank, "x": x, "y": y, "z": z,
-            "peak_x": peak[0], "peak_y": peak[1], "peak_z": peak[2],
-            "peak_score": float(scores[inside].max()), "volume": 216.0 * int(inside.sum()),
-            "side": "left" if x < 0 else "right", "mean_score": float(scores[inside].mean()),
+            "rank": rank,
+            "x": x,
+            "y": y,
+            "z": z,
+            "peak_x": peak[0],
+            "peak_y": peak[1],
+            "peak_z": peak[2],
+            "peak_score": float(scores[inside].max()),
+            "volume": 216.0 * int(inside.sum()),
+            "side": "left" if x < 0 else "right",
+            "mean_score": float(scores[inside].mean()),
             "sum_score": float(scores[inside].sum()),
             "expected_in_control": 0.0 if rank == 1 else 0.5,
             "overlap": overlap if self.lesions else None,
             "region": "Frontal lobe" if rank == 1 else None,
-        }  # fmt: skip
+        }
 
     # Tables
 
@@ -236,24 +260,36 @@ class Cohort:
         write_tsv(self.out / "detection_curve.tsv", CURVE, curve)
         tests = [
             {
-                "unit": unit, "clusters": n, "training_set_1": one[0], "detector_1": one[1],
-                "training_set_2": other[0], "detector_2": other[1], "n": 17, "only_1": 6,
-                "only_2": 1, "p": 0.125, "p_holm": 0.75 if n < 10 else 0.0312,
+                "unit": unit,
+                "clusters": n,
+                "training_set_1": one[0],
+                "detector_1": one[1],
+                "training_set_2": other[0],
+                "detector_2": other[1],
+                "n": 17,
+                "only_1": 6,
+                "only_2": 1,
+                "p": 0.125,
+                "p_holm": 0.75 if n < 10 else 0.0312,
             }
             for unit in UNITS
             for n in range(1, 11)
             for one, other in combinations(rows, 2)
-        ]  # fmt: skip
+        ]
         write_tsv(self.out / "detection_tests.tsv", TESTS, tests)
         froc = [
             {
-                "training_set": row[0], "detector": row[1], "unit": unit, "sum_score": 50.0 - n,
-                "false_clusters_per_control": n / 2, "sensitivity": self.found_by(row, n) / 17,
+                "training_set": row[0],
+                "detector": row[1],
+                "unit": unit,
+                "sum_score": 50.0 - n,
+                "false_clusters_per_control": n / 2,
+                "sensitivity": self.found_by(row, n) / 17,
             }
             for row in rows
             for unit in UNITS
             for n in range(1, 11)
-        ]  # fmt: skip
+        ]
         write_tsv(self.out / "detection_froc.tsv", FROC, froc)
 
     def record(self, *, without=()):
@@ -281,8 +317,15 @@ class Cohort:
         found = self.found_by(row, clusters)
         share = found / 17
         return {
-            "training_set": row[0], "detector": row[1], "unit": unit, "clusters": clusters,
-            "n": 17, "found": found, "sensitivity": share, "low": max(share - 0.2, 0),
-            "high": min(share + 0.2, 1), "false_clusters_per_patient": clusters - share,
+            "training_set": row[0],
+            "detector": row[1],
+            "unit": unit,
+            "clusters": clusters,
+            "n": 17,
+            "found": found,
+            "sensitivity": share,
+            "low": max(share - 0.2, 0),
+            "high": min(share + 0.2, 1),
+            "false_clusters_per_patient": clusters - share,
             "false_clusters_per_control": clusters * 0.9,
-        }  # fmt: skip
+        }

@@ -41,9 +41,11 @@ class Browser:
         start = ["-c", 'exec "${@:3}" 3<&"$1" 4>&"$2"', "bash", str(theirs_in), str(theirs_out)]
         self._process = subprocess.Popen(
             [BASH, *start, CHROMIUM, *FLAGS, f"--user-data-dir={folder}"],
-            pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            pass_fds=(theirs_in, theirs_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},
-        )  # fmt: skip
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         self._number, self._rest, self.events, self._target = 0, b"", [], None
@@ -157,16 +159,16 @@ class Browser:
 
     def complaints(self):
         """List errors and warnings of all frames."""
-        logged = [one["entry"]["text"] for one in self.seen("Log.entryAdded")]
+        logged = [image["entry"]["text"] for image in self.seen("Log.entryAdded")]
         called = [
-            str(one["args"])
-            for one in self.seen("Runtime.consoleAPICalled")
-            if one["type"] in ("error", "warning", "assert")
+            str(image["args"])
+            for image in self.seen("Runtime.consoleAPICalled")
+            if image["type"] in ("error", "warning", "assert")
         ]
-        thrown = [str(one["exceptionDetails"]) for one in self.seen("Runtime.exceptionThrown")]
+        thrown = [str(image["exceptionDetails"]) for image in self.seen("Runtime.exceptionThrown")]
         return [*logged, *called, *thrown]
 
     def fetched(self):
         """List the addresses that were asked for, data: ones left out."""
-        urls = [one["request"]["url"] for one in self.seen("Network.requestWillBeSent")]
+        urls = [image["request"]["url"] for image in self.seen("Network.requestWillBeSent")]
         return [url for url in urls if not url.startswith(("data:", "about:"))]

@@ -50,9 +50,14 @@ def store(folder: Path, rng, participant: str, shape=(24, 25, 9), session=None) 
 
 def _scan(raw: Path, subject: str, session: str | None, datatype: str) -> Scan:
     path = derivative_path(
-        raw, subject=subject, session=session, datatype=datatype,
-        suffix={"anat": "T1w", "pet": "pet"}[datatype], extension=".nii.gz", entities={},
-    )  # fmt: skip
+        raw,
+        subject=subject,
+        session=session,
+        datatype=datatype,
+        suffix={"anat": "T1w", "pet": "pet"}[datatype],
+        extension=".nii.gz",
+        entities={},
+    )
     return Scan(path, subject, session, ())
 
 
@@ -85,9 +90,9 @@ def write_controls(out: Path, subjects, rng) -> dict[str, VisitPaths]:
     start_dataset(
         out, bids_dir=raw, software=software, template=TEMPLATE, reference=SPACE.reference
     )
-    rows = [{"participant_id": f"sub-{one}", "group": "control"} for one in subjects]
+    rows = [{"participant_id": f"sub-{subject}", "group": "control"} for subject in subjects]
     write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
-    return {one: write_control(out, one, rng) for one in subjects}
+    return {subject: write_control(out, subject, rng) for subject in subjects}
 
 
 def _synthesized(path: Path, rng, sidecar) -> None:
@@ -100,10 +105,13 @@ def write_synthetic(out: Path, paths: VisitPaths, rng, *, seen=False) -> Path:
     path = paths.synthetic_pet
     path.parent.mkdir(exist_ok=True)
     sidecar = sidecars.synthetic_pet(
-        paths, Provenance(out.parent.absolute() / "raw", out, "f", version("mri2pet")), SPACE,
-        generator={"Name": "g", "Version": "0", "SHA256": "a" * 64}, smoothing_fwhm=1.5,
+        paths,
+        Provenance(out.parent.absolute() / "raw", out, "f", version("mri2pet")),
+        SPACE,
+        generator={"Name": "g", "Version": "0", "SHA256": "a" * 64},
+        smoothing_fwhm=1.5,
         trained_on_this_participant=seen,
-    )  # fmt: skip
+    )
     _synthesized(path, rng, sidecar)
     return path
 

@@ -15,10 +15,13 @@ NETWORK = lookups.guard()  # before anything is started, so that everything is w
 
 settings.register_profile("mri2pet", deadline=None, max_examples=50)
 settings.register_profile(  # hours: CONTRIBUTING.md, "Tests"; nothing is made smaller
-    "long", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "20000")),
-    suppress_health_check=list(HealthCheck), print_blob=True,
+    "long",
+    deadline=None,
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "20000")),
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
-)  # fmt: skip
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "mri2pet"))
 
 

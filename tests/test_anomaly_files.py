@@ -144,8 +144,10 @@ def test_the_card_of_a_detector_is_named_wherever_it_lies(tmp_path):
     told = {"dataset": "doi:10.1/x", "version": "0.1"}
     own = describe_card(tmp_path / "out", tmp_path / "out" / "detectors" / "real", **told)
     assert own == {
-        "URI": "bids::detectors/real/card.json", "Dataset": "doi:10.1/x", "Version": "0.1",
-    }  # fmt: skip
+        "URI": "bids::detectors/real/card.json",
+        "Dataset": "doi:10.1/x",
+        "Version": "0.1",
+    }
     other = describe_card(tmp_path / "out", tmp_path / "there", **told, sha256="a" * 64)
     assert other["URI"] == (tmp_path / "there" / "card.json").as_uri()
     assert other["SHA256"] == "a" * 64
@@ -156,8 +158,10 @@ def test_a_sidecar_is_signed_and_else_stays_as_it_is(tmp_path):
     sign(tmp_path / "a.json", "c" * 64)
     sign(tmp_path / "a.json", "b" * 64)
     assert read_json(tmp_path / "a.json") == {
-        "A": 1, "DetectorCard": {**MADE_BY, "SHA256": "b" * 64}, "B": 2,
-    }  # fmt: skip
+        "A": 1,
+        "DetectorCard": {**MADE_BY, "SHA256": "b" * 64},
+        "B": 2,
+    }
 
 
 def test_on_the_t1w_the_grid_is_that_of_the_t1w(visit):

@@ -34,8 +34,10 @@ SPACE = "space-MNI152NLin2009aSym_res-4"
 XFM = "mode-image_xfm"
 FILES = {
     "sub-01/ses-a/anat": (
-        "sub-01_ses-a_desc-preproc_T1w", "sub-01_ses-a_desc-brain_mask",
-        f"sub-01_ses-a_{SPACE}_desc-preproc_T1w", f"sub-01_ses-a_{SPACE}_desc-brain_mask",
+        "sub-01_ses-a_desc-preproc_T1w",
+        "sub-01_ses-a_desc-brain_mask",
+        f"sub-01_ses-a_{SPACE}_desc-preproc_T1w",
+        f"sub-01_ses-a_{SPACE}_desc-brain_mask",
     ),
     "sub-01/ses-a/pet": (f"sub-01_ses-a_trc-18FFDG_{SPACE}_desc-synth_pet",),
     "sub-01/ses-b/pet": (
@@ -46,11 +48,17 @@ FILES = {
     ),
     "sub-02/anat": ("sub-02_desc-preproc_T1w", f"sub-02_{SPACE}_desc-preproc_T1w"),
     "sub-02/pet": (f"sub-02_trc-18FFDG_{SPACE}_desc-synth_pet",),
-}  # fmt: skip
+}
 OF_THE_DATASET = (
-    "sub-01.html", "sub-02.html", "participants.tsv", "descriptions.tsv", "README.md",
-    "dataset_description.json", ".bidsignore", "desc-registration_metrics.tsv",
-)  # fmt: skip
+    "sub-01.html",
+    "sub-02.html",
+    "participants.tsv",
+    "descriptions.tsv",
+    "README.md",
+    "dataset_description.json",
+    ".bidsignore",
+    "desc-registration_metrics.tsv",
+)
 TRANSFORMS = (
     f"sub-01/ses-a/anat/sub-01_ses-a_from-T1w_to-MNI152NLin2009aSym_{XFM}.h5",
     f"sub-01/ses-a/anat/sub-01_ses-a_from-MNI152NLin2009aSym_to-T1w_{XFM}.h5",
@@ -152,14 +160,19 @@ def test_a_synthetic_pet_says_that_it_is_one(out):
         assert not {"InjectedRadioactivity", "TimeZero", "ScanStart"} & set(sidecar)
     compared = out / "sub-01/ses-a/pet" / f"{FILES['sub-01/ses-a/pet'][0]}.json"
     assert set(json.loads(compared.read_text())["Measures"]) == {
-        "SSIM", "PSNR", "SSIMBrain", "PSNRBrain"
-    }  # fmt: skip
+        "SSIM",
+        "PSNR",
+        "SSIMBrain",
+        "PSNRBrain",
+    }
 
 
 def test_a_pet_tells_what_it_covers(out):
     """In its sidecar, in the table and in a mask, of the brain on each grid."""
-    brains = {SPACE: f"sub-01_ses-a_{SPACE}_desc-brain_mask.nii.gz",
-              "space-T1w": "sub-01_ses-a_desc-brain_mask.nii.gz"}  # fmt: skip
+    brains = {
+        SPACE: f"sub-01_ses-a_{SPACE}_desc-brain_mask.nii.gz",
+        "space-T1w": "sub-01_ses-a_desc-brain_mask.nii.gz",
+    }
     for space, name in brains.items():
         own = out / "sub-01/ses-b/pet" / f"sub-01_ses-b_trc-18FFDG_{space}_desc"
         mask = nib.load(f"{own}-coverage_mask.nii.gz")
@@ -230,9 +243,20 @@ def add_generator(out, folder, seed):
         visits.append(Volumes(Owner(path.name, None, affine), t1w.data, t1w.data, t1w.data > 0))
     write_reference(gather_reference(visits), folder / REFERENCE)
     card = Card(
-        "small", "0", spec, "MNI152NLin2009aSym", visits[0].t1w.shape, affine, "", "noise",
-        "tests", (), "none", seed, reference_sha256=file_sha256(folder / REFERENCE),
-    )  # fmt: skip
+        "small",
+        "0",
+        spec,
+        "MNI152NLin2009aSym",
+        visits[0].t1w.shape,
+        affine,
+        "",
+        "noise",
+        "tests",
+        (),
+        "none",
+        seed,
+        reference_sha256=file_sha256(folder / REFERENCE),
+    )
     random = torch.Generator().manual_seed(seed)
     save_generator(build_translator(spec, random).generator, card, folder)
 

@@ -47,9 +47,20 @@ from bids_app.report.anomalies import ScoredSubject
 
 MOST = 2  # clusters that are kept of a patient
 CARD_OF = DetectorCard(
-    "real", "7", ("ocsvm",), SPACE.template, (1, 1, 1), ((1.0,) * 4,) * 4, (), 2, ((0, 1),), {},
-    "ellipsoids", 0, "tests",
-)  # fmt: skip
+    "real",
+    "7",
+    ("ocsvm",),
+    SPACE.template,
+    (1, 1, 1),
+    ((1.0,) * 4,) * 4,
+    (),
+    2,
+    ((0, 1),),
+    {},
+    "ellipsoids",
+    0,
+    "tests",
+)
 
 
 def cluster(rank, sum_score, **changed):
@@ -74,20 +85,32 @@ class Run:
         self.seen = []
 
     def add(
-        self, label, sum_scores, *, control=False, detector="ocsvm", training_set="real",
-        session=None, run="", **told,
-    ):  # fmt: skip
+        self,
+        label,
+        sum_scores,
+        *,
+        control=False,
+        detector="ocsvm",
+        training_set="real",
+        session=None,
+        run="",
+        **told,
+    ):
         """Say what a detector saw: sums of scores, by rank; ``told`` of lesions and regions."""
         who = who_is(label, session, run)
         number = f"{len(self.seen)}.json"
         root = root_of(self.out, training_set, primary=training_set == "real")
         sighting = ScoredImage(
-            training_set, detector, who, control, self.work / number,
+            training_set,
+            detector,
+            who,
+            control,
+            self.work / number,
             anomaly_paths(root, who.who.pet, detector, SPACE),
             (self.work / f"{number}.sidecar.json",),
-        )  # fmt: skip
+        )
         write_json(sighting.sidecars[0], {"Name": label, "DetectorCard": {"URI": "bids::x"}})
-        clusters = [asdict(cluster(rank, one)) for rank, one in enumerate(sum_scores, 1)]
+        clusters = [asdict(cluster(rank, score)) for rank, score in enumerate(sum_scores, 1)]
         known = {"lesions": None, "overlaps": None, "regions": None, **told}
         write_json(sighting.clusters, {"clusters": clusters, **known})
         self.seen.append(read_image_clusters(sighting))
@@ -134,8 +157,13 @@ def test_what_failed_was_not_seen(tmp_path):
 
 
 def test_overlaps_and_regions_join_their_clusters(run):
-    seen = run.add("p1", [9, 5, 1], lesions=2, overlaps=[[64.0, 0.0], [0.0, 0.0], [8.0, 16.0]],
-                   regions=["insula", None, "cuneus"])  # fmt: skip
+    seen = run.add(
+        "p1",
+        [9, 5, 1],
+        lesions=2,
+        overlaps=[[64.0, 0.0], [0.0, 0.0], [8.0, 16.0]],
+        regions=["insula", None, "cuneus"],
+    )
     assert seen.lesions == 2
     assert [one.overlap for one in seen.clusters] == [64.0, 0.0, 24.0]
     assert [one.region for one in seen.clusters] == ["insula", None, "cuneus"]
@@ -156,7 +184,7 @@ def test_an_empty_mask_is_not_the_absence_of_one(run, lesions, overlap):
     assert [one.overlap for one in seen.clusters] == [overlap, overlap]
     assert [one.region for one in seen.clusters] == [None, None]
     assert seen.finding().lesions == 0
-    assert [one.lesions for one in seen.finding().marks] == [frozenset(), frozenset()]
+    assert [mark.lesions for mark in seen.finding().marks] == [frozenset(), frozenset()]
 
 
 @pytest.mark.parametrize("lesions", [None, 0, 2])
@@ -237,7 +265,7 @@ def test_the_card_of_a_detector_knows_what_calibrates_it(run):
 
 
 def signatures(run):
-    told = [read_json(one.sighting.sidecars[0]) for one in run.seen]
+    told = [read_json(image.sighting.sidecars[0]) for image in run.seen]
     assert all(one["DetectorCard"]["URI"] == "bids::x" for one in told)
     return [one["DetectorCard"].get("SHA256") for one in told]
 
@@ -276,8 +304,8 @@ def test_a_control_without_clusters_counts(run):
     run.write()
     assert run.expected() == {"p1": [0.25]}
     lines = read_control_clusters(run.out / "detectors" / "real")
-    assert [one.participant_id for one in lines] == ["sub-c1", "sub-c2", "sub-c3", "sub-c4"]
-    assert [one.rank for one in lines] == [1, None, None, None]
+    assert [line.participant_id for line in lines] == ["sub-c1", "sub-c2", "sub-c3", "sub-c4"]
+    assert [line.rank for line in lines] == [1, None, None, None]
 
 
 def test_tables_tell_how_many_controls_what_is_expected_rests_on(run):
@@ -287,7 +315,7 @@ def test_tables_tell_how_many_controls_what_is_expected_rests_on(run):
     seen = [run.add("p1", [5], detector=one) for one in ("ocsvm", "zscore", "pseudonormal")]
     run.write()
     ends = ["3", "1", "0", "3 (real ocsvm), 1 (real zscore), 0 (real pseudonormal)"]
-    tables = [*(one.sighting.paths.table for one in seen), run.out / "clusters.tsv"]
+    tables = [*(image.sighting.paths.table for image in seen), run.out / "clusters.tsv"]
     for path, end in zip(tables, ends, strict=True):
         told = read_json(path.with_suffix(".json"))["expected_in_control"]["Description"]
         assert told.endswith(f"Number of these controls: {end}")
@@ -308,11 +336,12 @@ def test_how_much_of_a_healthy_brain_scores_above_0_is_kept_with_the_detector(ru
     run.add("p1", [8], above_zero=0.125)
     run.write()
     told = {
-        name: [(one.participant_id, one.detector, one.above_zero) for one in read_control_maps(
-            run.out / "detectors" / name
-        )]
+        name: [
+            (one.participant_id, one.detector, one.above_zero)
+            for one in read_control_maps(run.out / "detectors" / name)
+        ]
         for name in ("real", "hybrid")
-    }  # fmt: skip
+    }
     assert told == {
         "real": [("sub-c1", "ocsvm", 0.75), ("sub-c2", "ocsvm", 0.5), ("sub-c1", "zscore", None)],
         "hybrid": [("sub-c1", "ocsvm", 0.25)],
@@ -394,9 +423,13 @@ def test_a_detector_that_is_applied_has_curves_with_its_own_controls(run, tmp_pa
         own, applied = ((one.out / f"{file}.tsv").read_text() for one in (run, there))
         assert own == applied
     points = [
-        one for one in read_curve(there.out) if (one.detector, one.unit) == ("ocsvm", "lesion")
+        point
+        for point in read_curve(there.out)
+        if (point.detector, point.unit) == ("ocsvm", "lesion")
     ]
-    assert [one.false_clusters_per_control for one in points] == pytest.approx([2 / 3, 1], rel=1e-5)
+    assert [point.false_clusters_per_control for point in points] == pytest.approx(
+        [2 / 3, 1], rel=1e-5
+    )
     assert {(one.training_set, one.detector) for one in read_froc(there.out)} == {
         (name, "ocsvm"),
         (name, "zscore"),
@@ -457,10 +490,16 @@ def test_one_table_has_the_clusters_of_all_patients(run):
     run.add("c1", [5], control=True)
     run.write()
     rows = [
-        (row["participant_id"], row["session_id"], row["training_set"], row["detector"],
-         row["rank"], row["sum_score"])
+        (
+            row["participant_id"],
+            row["session_id"],
+            row["training_set"],
+            row["detector"],
+            row["rank"],
+            row["sum_score"],
+        )
         for row in read_tsv(run.out / "clusters.tsv")
-    ]  # fmt: skip
+    ]
     assert rows == [
         ("sub-p1", "n/a", "real", "ocsvm", "1", "9"),
         ("sub-p1", "n/a", "real", "ocsvm", "2", "8"),
@@ -479,7 +518,7 @@ def test_of_several_pets_of_a_session_joint_tables_tell_of_the_first(run):
         assert [one.sum_score for one in read_clusters_table(seen.sighting.paths.table)] == scores
     listed = [(one.session, one.clusters[0].sum_score) for one in read_all_clusters(run.out)]
     assert listed == [(None, 9), ("a", 7)]
-    assert {(one.n, one.found) for one in read_curve(run.out)} == {(1, 1)}
+    assert {(point.n, point.found) for point in read_curve(run.out)} == {(1, 1)}
 
 
 # Curves
@@ -512,7 +551,7 @@ def test_clusters_that_are_not_kept_count_in_the_free_response(run):
     run.add("c1", [2], control=True)
     run.add("p1", [9, 8, 7], lesions=1, overlaps=[[0.0], [0.0], [64.0]])
     run.write(most=1)
-    assert [one.found for one in read_curve(run.out)] == [0, 0]
+    assert [point.found for point in read_curve(run.out)] == [0, 0]
     assert [one.sensitivity for one in read_froc(run.out)] == [1, 1, 1, 1]
 
 

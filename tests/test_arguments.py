@@ -9,14 +9,20 @@ from bids_app.errors import UnusableDataError
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (UnusableDataError("a.nii.gz: empty; export it again"), 65,
-         "error: a.nii.gz: empty; export it again\n"),
-        (OSError(28, "No space left on device", "/out/x"), 74,
-         "error: /out/x: No space left on device\n"),
+        (
+            UnusableDataError("a.nii.gz: empty; export it again"),
+            65,
+            "error: a.nii.gz: empty; export it again\n",
+        ),
+        (
+            OSError(28, "No space left on device", "/out/x"),
+            74,
+            "error: /out/x: No space left on device\n",
+        ),
         (OSError("the disk is gone"), 74, "error: the disk is gone\n"),
         (KeyboardInterrupt(), 130, "run it again\n"),
     ],
-)  # fmt: skip
+)
 def test_what_goes_wrong_is_a_sentence_and_a_code(error, code, said, capsys):
     def fail():
         raise error

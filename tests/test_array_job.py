@@ -36,9 +36,11 @@ def task(tmp_path, bids):
 
     def run(number, *options, out="out", **environment):
         subprocess.run(
-            ["bash", SCRIPT, bids, out, *options], cwd=tmp_path, check=True,
+            ["bash", SCRIPT, bids, out, *options],
+            cwd=tmp_path,
+            check=True,
             env=known | {"SLURM_ARRAY_TASK_ID": str(number), **environment},
-        )  # fmt: skip
+        )
         return (tmp_path / "asked").read_text().splitlines()
 
     return run

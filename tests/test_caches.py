@@ -86,10 +86,13 @@ with caches.settled(os.environ):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(filled), "NUMBA_DEBUG_CACHE": "1"}
     said = [
         subprocess.run(
-            [sys.executable, "-c", script, barred], env=environment, check=True, text=True,
+            [sys.executable, "-c", script, barred],
+            env=environment,
+            check=True,
+            text=True,
             capture_output=True,
         ).stdout
         for barred in ("", str(filled))
-    ]  # fmt: skip
+    ]
     assert said[0].count("data saved to") == said[1].count("data loaded from") == FUNCTIONS
     assert "data saved to" not in said[1]

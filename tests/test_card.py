@@ -29,11 +29,21 @@ GRID = Grid((40, 48, 34), np.diag([4.0, 4, 4, 1]) + np.eye(4, k=3) * -78)
 
 def card_of(spec):
     return Card(
-        name="tiny", version="0.1.0", spec=spec, template="MNI152NLin2009aSym", shape=GRID.shape,
-        affine=tuple(tuple(row) for row in GRID.affine.tolist()), sha256="",
-        trained_on="noise", intended_use="tests", participants=("01", "02"), dataset="none",
-        seed=4, versions={"torch": "2"}, metrics={"ssim": 0.5},
-    )  # fmt: skip
+        name="tiny",
+        version="0.1.0",
+        spec=spec,
+        template="MNI152NLin2009aSym",
+        shape=GRID.shape,
+        affine=tuple(tuple(row) for row in GRID.affine.tolist()),
+        sha256="",
+        trained_on="noise",
+        intended_use="tests",
+        participants=("01", "02"),
+        dataset="none",
+        seed=4,
+        versions={"torch": "2"},
+        metrics={"ssim": 0.5},
+    )
 
 
 @pytest.fixture(params=[SLICES, PATCHES], ids=["slices", "patches"])

@@ -16,8 +16,13 @@ from bids_app.synthesis.training import Fit, Training, go_on
 
 SIMPLE = replace(
     MODELS["semi3d-gan-mse"],
-    n_blocks=1, width=2, epochs=4, constant_epochs=2, batch_size=2, pool_size=2,
-)  # fmt: skip
+    n_blocks=1,
+    width=2,
+    epochs=4,
+    constant_epochs=2,
+    batch_size=2,
+    pool_size=2,
+)
 CYCLE = replace(SIMPLE, cycle=True)
 
 
@@ -121,9 +126,11 @@ def test_an_interrupted_fit_ends_like_an_uninterrupted_one(tmp_path, pairs, spec
     scores = [0.3, 0.6, 0.2, 0.5]
     uninterrupted = start(spec)
     for line in go_on(
-        uninterrupted, pairs, last_epoch=4,
+        uninterrupted,
+        pairs,
+        last_epoch=4,
         validate=lambda _: scores[uninterrupted.training.epoch - 1],
-    ):  # fmt: skip
+    ):
         if line.epoch == stopped:
             save_checkpoint(uninterrupted, tmp_path / "training.safetensors")
     resumed = start(spec, seed=9)

@@ -128,7 +128,7 @@ def test_the_better_one_wins_whatever_runs_and_names(pair, others, swapped):
     assert chosen[None].path == scans[0].path
     assert other.path == scans[1].path
     assert "because" in other.reason
-    assert not any("equally good" in one for one in remarks[None])
+    assert not any("equally good" in remark for remark in remarks[None])
 
 
 @given(st.permutations(["rec-acstat", "rec-acdyn", "rec-osem", "rec-nacstat", "rec-nacdyn"]))
@@ -142,18 +142,26 @@ def test_the_order_of_reconstructions_is_one(labels):
 
 
 def test_the_images_of_the_issue(raw):
-    root = raw({
-        "1": ["part-phase_T1w", "part-mag_T1w"], "2": ["part-phase_T1w", "rec-x_T1w"],
-        "3": ["ce-gad_T1w", "rec-norm_T1w"], "4": ["acq-gre_ce-gad_T1w", "acq-mprage_T1w"],
-        "5": ["T1w", "trc-18FFDG_rec-nac_run-1_pet", "trc-18FFDG_rec-ac_pet"],
-        "6": ["T1w", "trc-18FFDG_rec-acdyn_pet", "trc-18FFDG_rec-acstat_pet"],
-        "7": ["chunk-1_T1w", "T1w"],
-    })  # fmt: skip
+    root = raw(
+        {
+            "1": ["part-phase_T1w", "part-mag_T1w"],
+            "2": ["part-phase_T1w", "rec-x_T1w"],
+            "3": ["ce-gad_T1w", "rec-norm_T1w"],
+            "4": ["acq-gre_ce-gad_T1w", "acq-mprage_T1w"],
+            "5": ["T1w", "trc-18FFDG_rec-nac_run-1_pet", "trc-18FFDG_rec-ac_pet"],
+            "6": ["T1w", "trc-18FFDG_rec-acdyn_pet", "trc-18FFDG_rec-acstat_pet"],
+            "7": ["chunk-1_T1w", "T1w"],
+        }
+    )
     assert used(select(root)) == {
-        "1/None": ["part-mag_T1w"], "2/None": ["rec-x_T1w"], "3/None": ["rec-norm_T1w"],
-        "4/None": ["acq-mprage_T1w"], "5/None": ["T1w", "trc-18FFDG_rec-ac_pet"],
-        "6/None": ["T1w", "trc-18FFDG_rec-acstat_pet"], "7/None": ["T1w"],
-    }  # fmt: skip
+        "1/None": ["part-mag_T1w"],
+        "2/None": ["rec-x_T1w"],
+        "3/None": ["rec-norm_T1w"],
+        "4/None": ["acq-mprage_T1w"],
+        "5/None": ["T1w", "trc-18FFDG_rec-ac_pet"],
+        "6/None": ["T1w", "trc-18FFDG_rec-acstat_pet"],
+        "7/None": ["T1w"],
+    }
     assert problems(select(root)) == []
 
 
@@ -245,7 +253,7 @@ def test_a_name_that_contradicts_its_folders_is_a_problem(raw, path, says):
     root = raw({"01/1": [], "02": ["T1w"]}, {path: ""})
     selection = select(root)
     assert list(used(selection)) == ["02/None"]
-    ((reason, code),) = [one for one in problems(selection) if "its name" in one[0]]
+    ((reason, code),) = [problem for problem in problems(selection) if "its name" in problem[0]]
     assert code == 65
     assert says in reason
 
@@ -266,9 +274,12 @@ def test_a_copy_of_a_file_is_no_image(raw):
 
 def test_bidsignore_is_obeyed_for_participants_sessions_and_images(raw):
     images = {
-        "01": ["acq-bad_T1w", "acq-good_T1w"], "02": ["T1w"], "03/1": ["T1w"], "03/2": ["T1w"],
+        "01": ["acq-bad_T1w", "acq-good_T1w"],
+        "02": ["T1w"],
+        "03/1": ["T1w"],
+        "03/2": ["T1w"],
         "04": ["T1w", "trc-18FFDG_rec-acstat_pet", "trc-18FFDG_rec-acdyn_pet"],
-    }  # fmt: skip
+    }
     ignore = "# all\nsub-02/\n**/*_acq-bad_T1w.nii.gz\nses-2\n/sub-04/pet/*acstat*\n"
     root = raw(images, {".bidsignore": ignore})
     selection = select(root)
@@ -281,9 +292,11 @@ def test_bidsignore_is_obeyed_for_participants_sessions_and_images(raw):
     assert [v.notes for v in selection.visits] == [()] * 3
     told = {u.path.name if u.path else u.subject: u.reason for u in selection.unused}
     assert set(told) == {
-        "02", "sub-01_acq-bad_T1w.nii.gz", "sub-03_ses-2_T1w.nii.gz",
+        "02",
+        "sub-01_acq-bad_T1w.nii.gz",
+        "sub-03_ses-2_T1w.nii.gz",
         "sub-04_trc-18FFDG_rec-acstat_pet.nii.gz",
-    }  # fmt: skip
+    }
     assert all(".bidsignore" in reason for reason in told.values())
 
 
@@ -303,13 +316,41 @@ def test_an_ignored_t1w_leaves_nothing_of_its_participant(raw):
 
 
 PATHS = (
-    "sub-01/anat/sub-01_T1w.nii.gz", "sub-02/ses-1/pet/sub-02_ses-1_pet.nii.gz", "a/b/c", "a/a/a",
-    "sub-02/anat/a b.nii", "#x", "!y", "a/b/a/c", "x[1]/y", "sub-1",
-)  # fmt: skip
+    "sub-01/anat/sub-01_T1w.nii.gz",
+    "sub-02/ses-1/pet/sub-02_ses-1_pet.nii.gz",
+    "a/b/c",
+    "a/a/a",
+    "sub-02/anat/a b.nii",
+    "#x",
+    "!y",
+    "a/b/a/c",
+    "x[1]/y",
+    "sub-1",
+)
 FRAGMENTS = (
-    "sub-", "sub-0?", "*", "/", "/**/", "**/", "a", "b", "c", "[ab]", "[!a]", "[a-c]", "_T1w",
-    "anat", "ses-*", ".nii*", "?", "\\*", "\\#x", "\\!y", " ", "[1]",
-)  # fmt: skip
+    "sub-",
+    "sub-0?",
+    "*",
+    "/",
+    "/**/",
+    "**/",
+    "a",
+    "b",
+    "c",
+    "[ab]",
+    "[!a]",
+    "[a-c]",
+    "_T1w",
+    "anat",
+    "ses-*",
+    ".nii*",
+    "?",
+    "\\*",
+    "\\#x",
+    "\\!y",
+    " ",
+    "[1]",
+)
 lines = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=4).map("".join)
 
 
@@ -407,12 +448,20 @@ def test_what_is_not_fdg(name):
 @pytest.mark.parametrize(
     ("label", "full"),
     [
-        ("18FFDG", "PIB"), ("FDG", "Pittsburgh compound B"), ("18FFDG", "florbetapir"),
-        ("11CPIB", "FDG"), ("PIB", "18F-fluorodeoxyglucose"), ("18FAV45", "Fluordesoxyglucose"),
-        ("11Cxyz", "FDG"), ("18FFDG", "FDOPA"), ("18FFDOPA", "FDG"), ("18FFDGal", "FDG"),
-        ("18FFDG", "FDGal"), ("18FFDG", "AZ1234"),
+        ("18FFDG", "PIB"),
+        ("FDG", "Pittsburgh compound B"),
+        ("18FFDG", "florbetapir"),
+        ("11CPIB", "FDG"),
+        ("PIB", "18F-fluorodeoxyglucose"),
+        ("18FAV45", "Fluordesoxyglucose"),
+        ("11Cxyz", "FDG"),
+        ("18FFDG", "FDOPA"),
+        ("18FFDOPA", "FDG"),
+        ("18FFDGal", "FDG"),
+        ("18FFDG", "FDGal"),
+        ("18FFDG", "AZ1234"),
     ],
-)  # fmt: skip
+)
 def test_a_tracer_that_contradicts_itself_is_a_problem_that_names_both(label, full):
     reason, code = why_not_tracer(scan(f"trc-{label}_pet", TracerName=full), ())
     assert code == 65
@@ -593,8 +642,11 @@ def make_loop(path: Path) -> None:
 
 
 MAKERS = {
-    "named pipe": make_pipe, "socket": make_socket, "device": make_device, "folder": Path.mkdir,
-}  # fmt: skip
+    "named pipe": make_pipe,
+    "socket": make_socket,
+    "device": make_device,
+    "folder": Path.mkdir,
+}
 
 
 @pytest.mark.parametrize("what", MAKERS)
@@ -720,10 +772,13 @@ def test_zeros_that_were_lost_are_found_again_and_told(tmp_path, spelt):
 @pytest.mark.parametrize(
     ("ids", "present"),
     [
-        (("1",), ("01", "001")), (("1", "001"), ("01",)), (("a",), ("A", "á")),
-        (("01", "001"), ("01", "1")), (("A", "aA"), ("A", "AA", "Aa")),
+        (("1",), ("01", "001")),
+        (("1", "001"), ("01",)),
+        (("a",), ("A", "á")),
+        (("01", "001"), ("01", "1")),
+        (("A", "aA"), ("A", "AA", "Aa")),
     ],
-)  # fmt: skip
+)
 def test_labels_that_may_be_two_are_matched_to_none(tmp_path, ids, present):
     text = "participant_id\tgroup\n" + "".join(f"{one}\tcontrol\n" for one in ids)
     people, remarks = table_of(tmp_path, text, present)

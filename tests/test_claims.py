@@ -54,9 +54,13 @@ def test_the_second_is_refused_and_told_of_the_first(first, tmp_path):
         pass
     said = str(refused.value)
     for word in (
-        str(tmp_path), "sub-02 ses-a", str(first.pid), socket.gethostname(), "yesterday",
+        str(tmp_path),
+        "sub-02 ses-a",
+        str(first.pid),
+        socket.gethostname(),
+        "yesterday",
         "mri2pet first",
-    ):  # fmt: skip
+    ):
         assert word in said
     assert "sub-01" not in said
     assert "sub-03" not in said
@@ -128,9 +132,11 @@ def test_neither_the_output_nor_the_work_folder_is_shared_for_the_same_visit(tmp
         return hold(settings, stamp, Console(), results=visits, intermediate=visits)
 
     with (
-        run(1, "sub-01"), run(2, "sub-02"),
-        pytest.raises(CannotCreateError, match=shared), run(3, "sub-02"),
-    ):  # fmt: skip
+        run(1, "sub-01"),
+        run(2, "sub-02"),
+        pytest.raises(CannotCreateError, match=shared),
+        run(3, "sub-02"),
+    ):
         pass
     assert not list(tmp_path.rglob("*.json"))
 
@@ -141,9 +147,13 @@ def contents(folder):
 
 @pytest.mark.parametrize(
     ("level", "claims"),
-    [("participant", "sub-01"), ("train", "train semi3d-gan"), ("train", "train"),
-     ("group", "group")],
-)  # fmt: skip
+    [
+        ("participant", "sub-01"),
+        ("train", "train semi3d-gan"),
+        ("train", "train"),
+        ("group", "group"),
+    ],
+)
 def test_each_level_is_refused_before_it_touches_anything(
     tmp_path, monkeypatch, capsys, level, claims
 ):
@@ -164,8 +174,10 @@ def test_each_level_is_refused_before_it_touches_anything(
         assert main([str(tmp_path / "raw"), str(out), level, *words]) == 73
         after = contents(tmp_path)
         assert after.keys() - before.keys() <= {
-            out / ".mri2pet.lock", tmp_path / "work" / ".mri2pet.lock", out / ".bidsignore"
-        }  # fmt: skip
+            out / ".mri2pet.lock",
+            tmp_path / "work" / ".mri2pet.lock",
+            out / ".bidsignore",
+        }
         assert {path: after[path] for path in before if path.name != ".bidsignore"} == {
             path: text for path, text in before.items() if path.name != ".bidsignore"
         }

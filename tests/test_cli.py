@@ -75,8 +75,11 @@ def test_every_flag_has_both_spellings():
         (["--run-label", "run-1"], "run_label", ("1",)),
         (["--tracer-label", "trc-FDG"], "tracer_label", ("FDG",)),
         (["--skip_bids_validation"], "validate", False),
-        (["--bounding-box", "-70", "-100", "-50.5", "70", "80", "90"], "bounding_box",
-         (-70, -100, -50.5, 70, 80, 90)),
+        (
+            ["--bounding-box", "-70", "-100", "-50.5", "70", "80", "90"],
+            "bounding_box",
+            (-70, -100, -50.5, 70, 80, 90),
+        ),
         (["--resolution", "1.5"], "resolution", 1.5),
         (["--skull-strip", "force"], "skull_strip", "force"),
         (["--assume-orientation", "ras"], "assume_orientation", "RAS"),
@@ -101,7 +104,7 @@ def test_every_flag_has_both_spellings():
         (["--sloppy"], "sloppy", True),
         (["--notrack"], "dry_run", False),
     ],
-)  # fmt: skip
+)
 def test_a_flag_becomes_a_setting(typed, name, value):
     assert getattr(parse(*typed), name) == value
 
@@ -197,11 +200,16 @@ def test_an_unknown_level_is_17(capsys):
 @pytest.mark.parametrize(
     "argv",
     [
-        [], ["bids"], ["bids", "out"], [*WHERE, "more"], [*WHERE, "--colour"],
-        [*WHERE, "--sloppier"], [*WHERE, "--slop"],
+        [],
+        ["bids"],
+        ["bids", "out"],
+        [*WHERE, "more"],
+        [*WHERE, "--colour"],
+        [*WHERE, "--sloppier"],
+        [*WHERE, "--slop"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_a_wrong_command_line_is_64(argv, capsys):
     assert exit_code(*argv) == 64
     told = capsys.readouterr().err
@@ -212,18 +220,36 @@ def test_a_wrong_command_line_is_64(argv, capsys):
 @pytest.mark.parametrize(
     "typed",
     [
-        "--resolution 0", "--resolution nan", "--resolution inf", "--resolution fine",
-        "--smoothing-fwhm -1", "--smoothing-fwhm nan", "--mem-gb 0", "--nprocs 0",
-        "--nprocs 1.5", "--omp-nthreads -2", "--device gpu", "--device cuda:", "--stage none",
-        "--skull-strip maybe", "--assume-orientation RAR", "--assume-orientation RA",
-        "--assume-orientation /bids", "--pet-frames 4-", "--pet-frames 5-3", "--pet-frames -1",
+        "--resolution 0",
+        "--resolution nan",
+        "--resolution inf",
+        "--resolution fine",
+        "--smoothing-fwhm -1",
+        "--smoothing-fwhm nan",
+        "--mem-gb 0",
+        "--nprocs 0",
+        "--nprocs 1.5",
+        "--omp-nthreads -2",
+        "--device gpu",
+        "--device cuda:",
+        "--stage none",
+        "--skull-strip maybe",
+        "--assume-orientation RAR",
+        "--assume-orientation RA",
+        "--assume-orientation /bids",
+        "--pet-frames 4-",
+        "--pet-frames 5-3",
+        "--pet-frames -1",
         "--pet-frames 0-99999999999",
-        "--bounding-box -78 -112 -50 78 76", "--bounding-box -78 -112 -50 78 76 nan",
-        "--bounding-box 78 -112 -50 -78 76 85", "--derivatives lesions",
-        "--derivatives lesion=/masks", "--derivatives lesions=/masks other=/masks",
+        "--bounding-box -78 -112 -50 78 76",
+        "--bounding-box -78 -112 -50 78 76 nan",
+        "--bounding-box 78 -112 -50 -78 76 85",
+        "--derivatives lesions",
+        "--derivatives lesion=/masks",
+        "--derivatives lesions=/masks other=/masks",
         "--derivatives lesions=/one lesions=/two",
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_64(typed, capsys):
     with pytest.raises((SystemExit, UsageError)) as stop:
         parse(*typed.split())

@@ -145,24 +145,26 @@ def test_tables_and_labels_say_the_same(seed, extent, minimum_volume, most):
     score, brain = draw(seed), draw(seed + 1) > -0.2
     clusters, labels = find(score, brain, extent=extent, minimum_volume=minimum_volume, most=most)
     assert labels.dtype == np.int16
-    assert [one.rank for one in clusters] == [*range(1, len(clusters) + 1)]
+    assert [cluster.rank for cluster in clusters] == [*range(1, len(clusters) + 1)]
     assert labels.max() == len(clusters) <= (len(clusters) if most is None else most)
     assert (score[labels > 0] > threshold_of(score, brain, extent)).all()
     assert brain[labels > 0].all()
-    for one in clusters:
-        own = labels == one.rank
+    for cluster in clusters:
+        own = labels == cluster.rank
         assert ndimage.label(own, np.ones((3, 3, 3)))[1] == 1
-        assert one.volume == pytest.approx(8 * own.sum())
-        assert one.volume >= minimum_volume * (1 - 1e-6)
-        assert one.sum_score == pytest.approx(np.abs(score[own]).sum(), rel=1e-5)
-        assert one.mean_score == pytest.approx(score[own].mean(), rel=1e-5)
-        assert one.peak_score == score[own].max()
+        assert cluster.volume == pytest.approx(8 * own.sum())
+        assert cluster.volume >= minimum_volume * (1 - 1e-6)
+        assert cluster.sum_score == pytest.approx(np.abs(score[own]).sum(), rel=1e-5)
+        assert cluster.mean_score == pytest.approx(score[own].mean(), rel=1e-5)
+        assert cluster.peak_score == score[own].max()
         centre = ndimage.center_of_mass(score * own)
-        assert (one.x, one.y, one.z) == pytest.approx((AFFINE @ [*centre, 1])[:3], abs=1e-4)
-        peak = np.linalg.inv(AFFINE) @ [one.peak_x, one.peak_y, one.peak_z, 1]
-        assert (score * own)[tuple(np.rint(peak[:3]).astype(int))] == one.peak_score
-        assert one.side == side_of(one.x)
-    sums = [one.sum_score for one in clusters]
+        assert (cluster.x, cluster.y, cluster.z) == pytest.approx(
+            (AFFINE @ [*centre, 1])[:3], abs=1e-4
+        )
+        peak = np.linalg.inv(AFFINE) @ [cluster.peak_x, cluster.peak_y, cluster.peak_z, 1]
+        assert (score * own)[tuple(np.rint(peak[:3]).astype(int))] == cluster.peak_score
+        assert cluster.side == side_of(cluster.x)
+    sums = [cluster.sum_score for cluster in clusters]
     assert sums == sorted(sums, reverse=True)
 
 
@@ -241,8 +243,7 @@ def test_a_lesion_on_the_left_stays_left_and_a_mirrored_head_has_it_right():
 
 
 @pytest.mark.parametrize(
-    ("x", "side"),
-    [(-2.1, "left"), (-2, "midline"), (0, "midline"), (2, "midline"), (2.1, "right")],
+    ("x", "side"), [(-2.1, "left"), (-2, "midline"), (0, "midline"), (2, "midline"), (2.1, "right")]
 )
 def test_sides(x, side):
     assert side_of(x) == side
@@ -250,10 +251,13 @@ def test_sides(x, side):
 
 def test_clusters_by_hand():
     score = spots(
-        ((1, 1, 1), 1), ((2, 2, 2), 3),  # neighbours by a corner: 4 in all
+        ((1, 1, 1), 1),
+        ((2, 2, 2), 3),  # neighbours by a corner: 4 in all
         ((8, 1, 1), 2.5),
-        ((8, 8, 5), 2), ((8, 8, 6), 2), ((8, 7, 6), 2),
-    )  # fmt: skip
+        ((8, 8, 5), 2),
+        ((8, 8, 6), 2),
+        ((8, 7, 6), 2),
+    )
     (first, second, third), labels = find(score)
     assert [one.volume for one in (first, second, third)] == pytest.approx([24, 16, 8])
     assert (first.sum_score, first.mean_score, first.peak_score) == (6, 2, 2)
@@ -286,9 +290,9 @@ def test_of_equal_peaks_the_first_is_told():
     score = np.round(draw(3, (40, 30, 20), 2.0) * 20).astype(np.float32)
     clusters, labels = find(score, np.isfinite(score), extent=0.2)
     assert clusters[0].volume > 8000
-    for one in clusters:
-        first = np.argwhere((labels == one.rank) & (score == one.peak_score))[0]
-        assert (one.peak_x, one.peak_y, one.peak_z) == tuple((AFFINE @ [*first, 1])[:3])
+    for cluster in clusters:
+        first = np.argwhere((labels == cluster.rank) & (score == cluster.peak_score))[0]
+        assert (cluster.peak_x, cluster.peak_y, cluster.peak_z) == tuple((AFFINE @ [*first, 1])[:3])
 
 
 def test_more_clusters_than_labels_are_refused():

@@ -67,9 +67,10 @@ def long_cohort(tmp_path_factory):
 def test_members_and_their_images(cohort):
     rows = read_tsv(cohort / "participants.tsv")
     assert [(row["participant_id"], row["group"]) for row in rows] == [
-        ("sub-control01", "control"), ("sub-control02", "control"),
+        ("sub-control01", "control"),
+        ("sub-control02", "control"),
         ("sub-patient01", "patient"),
-    ]  # fmt: skip
+    ]
     assert all(18 <= int(row["age"]) <= 90 and row["sex"] in ("F", "M") for row in rows)
     with_pet = {path.parent.parent.name for path in cohort.glob("sub-*/pet/*_pet.nii.gz")}
     assert with_pet == {"sub-control01", "sub-patient01"}

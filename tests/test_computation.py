@@ -20,10 +20,12 @@ from bids_app.settings import Settings
 def plan(subject, session, *kinds):
     """A visit whose graph has nodes of these kinds, one after the other."""
     return SimpleNamespace(
-        name=f"sub_{subject}_ses_{session}_wf", label=f"sub-{subject} ses-{session}", kinds=kinds,
+        name=f"sub_{subject}_ses_{session}_wf",
+        label=f"sub-{subject} ses-{session}",
+        kinds=kinds,
         visit=SimpleNamespace(subject=subject),
         paths=SimpleNamespace(preprocessed=(), synthesized=()),
-    )  # fmt: skip
+    )
 
 
 def test_a_participant_is_told_of_after_the_last_visit_and_before_the_next_one(
@@ -53,8 +55,9 @@ def test_a_participant_is_told_of_after_the_last_visit_and_before_the_next_one(
     run.compute(plans, None, runner, on_finished=finished)
     first, second, third = (plans[n].name for n in (0, 2, 3))
     assert told == [
-        ("b", [first, second], [plans[1].name]), ("a", [first, second, third], [plans[1].name])
-    ]  # fmt: skip
+        ("b", [first, second], [plans[1].name]),
+        ("a", [first, second, third], [plans[1].name]),
+    ]
 
 
 def test_steps_with_words_and_all_that_fail_are_told_of_line_by_line(capsys):

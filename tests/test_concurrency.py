@@ -28,12 +28,24 @@ def runs(tmp_path_factory):
     mri2pet = Path(sys.executable).with_name("mri2pet")
     begun = [
         subprocess.Popen(
-            [mri2pet, bids, out, "participant", "--sloppy", "--nprocs", "1",
-             "--skip-bids-validation", "--participant-label", label],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [
+                mri2pet,
+                bids,
+                out,
+                "participant",
+                "--sloppy",
+                "--nprocs",
+                "1",
+                "--skip-bids-validation",
+                "--participant-label",
+                label,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for label in (*LABELS, LABELS[-1])
-    ]  # fmt: skip
+    ]
     assert all(run.poll() is None for run in begun)
     ended = [(*run.communicate(), run.returncode) for run in begun]
     return out, [*ended[:-2], *sorted(ended[-2:], key=lambda one: one[-1])]

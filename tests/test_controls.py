@@ -42,17 +42,17 @@ def choose(out, **changed):
 
 
 def labels(controls):
-    return [one.label for one in controls.controls]
+    return [control.label for control in controls.controls]
 
 
 def test_controls_are_those_of_the_query_with_their_images(out):
     controls = choose(out)
     assert labels(controls) == ["01", "02", "03"]
     assert controls.notes == ()
-    assert [one.visit for one in controls.controls] == find_preprocessed(
+    assert [control.visit for control in controls.controls] == find_preprocessed(
         out, TEMPLATE, 4.0, {"01", "02", "03"}
     )
-    assert all(one.pet and one.visit.t1w.is_file() for one in controls.controls)
+    assert all(control.pet and control.visit.t1w.is_file() for control in controls.controls)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,10 @@ def test_of_several_visits_the_first_with_both_images_is_used(tmp_path, rng):
     write_control(out, "02", rng, session="b")
     write_control(out, "02", rng, session="c")
     controls = choose(out)
-    assert [(one.label, one.session) for one in controls.controls] == [("01", None), ("02", "b")]
+    assert [(control.label, control.session) for control in controls.controls] == [
+        ("01", None),
+        ("02", "b"),
+    ]
     assert controls.notes == (
         "sub-02 ses-a: not used, no real PET",
         "sub-02 ses-c: not used, an earlier session of this participant is",
@@ -100,7 +103,10 @@ def test_sessions_can_be_chosen(tmp_path, rng):
         for session in ("a", "b"):
             write_control(out, label, rng, session=session)
     controls = choose(out, session_label=("b",))
-    assert [(one.label, one.session) for one in controls.controls] == [("01", "b"), ("02", "b")]
+    assert [(control.label, control.session) for control in controls.controls] == [
+        ("01", "b"),
+        ("02", "b"),
+    ]
     assert controls.notes == ()
 
 
@@ -218,8 +224,8 @@ def test_a_failed_registration_is_not_learned_from_and_a_doubtful_one_is_told_of
 
 
 def test_where_all_registrations_failed_there_is_nothing_to_use(out):
-    for one in choose(out).controls:
-        judge(one.visit.t1w, "fail", "upside down")
+    for control in choose(out).controls:
+        judge(control.visit.t1w, "fail", "upside down")
     with pytest.raises(UnusableDataError, match=r"sub-01: not used.*upside down\); sub-02") as told:
         choose(out)
     assert told.value.exit_code == 65
@@ -231,13 +237,13 @@ def test_of_two_sessions_the_one_whose_registration_failed_is_passed_over(tmp_pa
     tell(out, {"01": "control"})
     first, _ = (write_control(out, "01", rng, session=one) for one in ("a", "b"))
     judge(first.pets[0].in_template, "fail")
-    assert [one.session for one in choose(out).controls] == ["b"]
+    assert [control.session for control in choose(out).controls] == ["b"]
 
 
 def test_images_that_nobody_has_judged_are_told_of_once(out):
-    for one in choose(out).controls[:2]:
-        judge(one.visit.t1w, None)
-        judge(one.pet, None)
+    for control in choose(out).controls[:2]:
+        judge(control.visit.t1w, None)
+        judge(control.pet, None)
     assert choose(out).notes == (
         "sub-01, sub-02: nothing tells whether their registration is to be trusted, since an "
         "earlier version of mri2pet has made them; look at their reports",
@@ -305,10 +311,12 @@ def test_of_several_grids_one_has_to_be_chosen(grids):
 @pytest.mark.parametrize(
     "asked",
     [
-        {"resolution": 1.0}, {"template": "MNI305"}, {"sloppy": True, "resolution": 2.0},
+        {"resolution": 1.0},
+        {"template": "MNI305"},
+        {"sloppy": True, "resolution": 2.0},
         {"bounding_box": (-60, -60, -40, 60, 60, 40)},
     ],
-)  # fmt: skip
+)
 def test_what_was_asked_for_and_is_not_there_is_told_with_what_is(grids, asked):
     out, write = grids
     write()

@@ -83,7 +83,10 @@ def test_a_voxel_that_too_few_controls_cover_is_not_analysed(tmp_path, rng, coun
     """Ten are enough, or three in four of fewer; the file of the norm knows it too."""
     hole = top_hole(3)
     controls = [pet(rng) for _ in range(count)]
-    told = [np.where(hole, np.nan, one) if k < gaps else one for k, one in enumerate(controls)]
+    told = [
+        np.where(hole, np.nan, control) if k < gaps else control
+        for k, control in enumerate(controls)
+    ]
     norm = learn_norm(told, BRAIN)
     save_norm(tmp_path / "norm.safetensors", norm)
     for one in (norm, load_norm(tmp_path / "norm.safetensors")):
@@ -271,10 +274,17 @@ def store(folder, image, coverage, brain=BRAIN, **others):
     if coverage is not None:
         nifti.save(nifti.Image(coverage, AFFINE), mask)
     StoreVolumes(
-        volumes={"pet": str(folder / "x_desc-preproc_pet.nii.gz")}, real=["pet"],
-        brain_mask=str(folder / "brain.nii.gz"), participant="01", session="", shape=SHAPE,
-        affine=AFFINE.tolist(), folder=str(folder / "stored"), coverage=str(mask), **others,
-    ).run(cwd=str(folder))  # fmt: skip
+        volumes={"pet": str(folder / "x_desc-preproc_pet.nii.gz")},
+        real=["pet"],
+        brain_mask=str(folder / "brain.nii.gz"),
+        participant="01",
+        session="",
+        shape=SHAPE,
+        affine=AFFINE.tolist(),
+        folder=str(folder / "stored"),
+        coverage=str(mask),
+        **others,
+    ).run(cwd=str(folder))
     return folder / "stored"
 
 
@@ -322,13 +332,21 @@ def test_no_cluster_lies_in_a_gap_and_the_threshold_ignores_it(tmp_path, rng, la
         )
         found[name] = (
             MapAnomalies(
-                scores=[str(tmp_path / f"{name}.npy")], slabs=[(0, SHAPE[2])], rows=[0], folds=1,
-                brain=str(brain_file), image=str(tmp_path / name), digest="", extent=0.01,
-                minimum_volume=16.0, most=5, lesions=str(tmp_path / "lesions.nii.gz"),
+                scores=[str(tmp_path / f"{name}.npy")],
+                slabs=[(0, SHAPE[2])],
+                rows=[0],
+                folds=1,
+                brain=str(brain_file),
+                image=str(tmp_path / name),
+                digest="",
+                extent=0.01,
+                minimum_volume=16.0,
+                most=5,
+                lesions=str(tmp_path / "lesions.nii.gz"),
             )
             .run(cwd=str(tmp_path))
             .outputs
-        )  # fmt: skip
+        )
         labels = load(found[name].labels).data
         assert labels.any()
         assert not labels[hole].any()

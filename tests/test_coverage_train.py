@@ -83,14 +83,16 @@ def test_what_is_not_covered_judges_nothing(stored, rng):
     visits = [open_volumes(stored(name, 5, filling)) for name, filling in (("a", 0.0), ("b", 1.0))]
     made = np.clip(np.asarray(visits[0].t1w), 0, 1)
     first, second = (
-        score(made, np.asarray(one.pet), one.brain, covered=one.covered) for one in visits
+        score(made, np.asarray(visit.pet), visit.brain, covered=visit.covered) for visit in visits
     )
-    numbers = [(one.ssim, one.psnr, one.mae, one.ssim_brain, one.psnr_brain, one.mae_brain)
-               for one in (first, second)]  # fmt: skip
+    numbers = [
+        (one.ssim, one.psnr, one.mae, one.ssim_brain, one.psnr_brain, one.mae_brain)
+        for one in (first, second)
+    ]
     assert numbers[0] == pytest.approx(numbers[1], abs=1e-9)
     swept = [
-        sweep(made, np.asarray(one.pet), one.brain, zooms=ZOOMS, covered=one.covered)
-        for one in visits
+        sweep(made, np.asarray(visit.pet), visit.brain, zooms=ZOOMS, covered=visit.covered)
+        for visit in visits
     ]
     assert swept[0] == pytest.approx(swept[1], abs=1e-9)
     one = visits[0]

@@ -28,18 +28,29 @@ from bids_app.synthesis.models import MODELS, spec_to_dict
 from bids_app.workflows.training import Fold, Stored
 
 STUDY = Study(
-    output_dir=Path("/out"), work_dir=Path("/work"), space=SPACE, grid=GRID, dataset="ellipsoids",
-    folds=3, fwhm=1.5, seed=5, versions={"mri2pet": "7", "torch": "2"},
-)  # fmt: skip
+    output_dir=Path("/out"),
+    work_dir=Path("/work"),
+    space=SPACE,
+    grid=GRID,
+    dataset="ellipsoids",
+    folds=3,
+    fwhm=1.5,
+    seed=5,
+    versions={"mri2pet": "7", "torch": "2"},
+)
 NAME, SPEC = "semi3d-gan-mse", MODELS["semi3d-gan-mse"]
 
 
 def control(subject, session=None, out=Path("/out")):
     folder = out / f"sub-{subject}" if session is None else out / f"sub-{subject}/ses-{session}"
     return Preprocessed(
-        subject, session, folder / "anat/t1w.nii.gz", folder / "anat/mask.nii.gz",
-        (folder / "pet/pet.nii.gz", folder / "pet/other.nii.gz"), None,
-    )  # fmt: skip
+        subject,
+        session,
+        folder / "anat/t1w.nii.gz",
+        folder / "anat/mask.nii.gz",
+        (folder / "pet/pet.nii.gz", folder / "pet/other.nii.gz"),
+        None,
+    )
 
 
 def stored(count):
@@ -48,7 +59,7 @@ def stored(count):
 
 def plan(count=7, study=STUDY, name=NAME, spec=SPEC):
     visits = stored(count)
-    controls = {one.participant: control(one.participant) for one in visits}
+    controls = {visit.participant: control(visit.participant) for visit in visits}
     return plan_model(study, name, spec, deal(study, visits), controls)
 
 
@@ -78,7 +89,7 @@ def test_folds_leave_each_control_out_once(count, folds, seed):
     dealt = deal(replace(STUDY, folds=folds, seed=seed), visits)
     assert [fold.number for fold in dealt] == list(range(1, folds + 1))
     left_out = [one.participant for fold in dealt for one in fold.validation]
-    assert sorted(left_out) == [one.participant for one in visits]
+    assert sorted(left_out) == [visit.participant for visit in visits]
     for fold in dealt:
         together = [*fold.training, *fold.validation]
         assert sorted(together, key=lambda one: one.participant) == visits
@@ -145,7 +156,7 @@ def test_a_fit_that_would_end_otherwise_has_another_checkpoint(change):
 def test_checkpoints_stay_where_the_work_is():
     versions = replace(STUDY, versions={"mri2pet": "8"}, output_dir=Path("/elsewhere"))
     controls = {
-        one.participant: control(one.participant, out=Path("/elsewhere")) for one in stored(7)
+        image.participant: control(image.participant, out=Path("/elsewhere")) for image in stored(7)
     }
     other = plan_model(versions, NAME, SPEC, deal(versions, stored(7)), controls)
     assert plan().checkpoints == other.checkpoints

@@ -412,7 +412,7 @@ def test_rows_of_other_datasets_are_kept_and_told(three):
     explained = read_json(out / "participants.json")
     assert explained["group"] == {"Description": "g"}
     assert explained["site"] == {"Description": "s"}
-    assert [one.rpartition(": ")[2] for one in read_remarks(out)[:2]] == [
+    assert [remark.rpartition(": ")[2] for remark in read_remarks(out)[:2]] == [
         "about site",
         "about group",
     ]
@@ -425,7 +425,7 @@ def test_a_control_that_was_withdrawn_is_none_in_the_output(three, row):
     finish(out, first, {"01": {"group": "control"}, **({"02": row} if row else {})})
     groups = {one["participant_id"]: one["group"] for one in read_tsv(out / "participants.tsv")}
     assert groups == {"sub-01": "control", "sub-02": "n/a", "sub-03": "patient"}
-    assert [one.rpartition(": ")[2] for one in read_remarks(out)][:1] == ["about site"]
+    assert [remark.rpartition(": ")[2] for remark in read_remarks(out)][:1] == ["about site"]
 
 
 def test_a_column_that_was_renamed_is_gone(tmp_path):
@@ -438,8 +438,9 @@ def test_a_column_that_was_renamed_is_gone(tmp_path):
     ]
     explained = read_json(out / "participants.json")
     assert explained.pop("participant_id")["Remarks"] == [
-        f"{raw}/participants.tsv: about diagnosis", f"{raw}/participants.tsv: about x"
-    ]  # fmt: skip
+        f"{raw}/participants.tsv: about diagnosis",
+        f"{raw}/participants.tsv: about x",
+    ]
     assert explained == {"diagnosis": {"Description": "d"}}
 
 
@@ -462,8 +463,9 @@ def test_without_a_raw_table_what_is_known_stays(tmp_path):
 
 shards = st.lists(
     st.dictionaries(st.sampled_from("abcd"), st.sampled_from(["control", "patient"]), min_size=1),
-    min_size=1, max_size=4,
-)  # fmt: skip
+    min_size=1,
+    max_size=4,
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -45,10 +45,14 @@ def test_a_flag_more_changes_it():
 
 
 def test_every_flag_is_described():
-    told = {one["command-line-flag"] for one in describe(build_parser())["inputs"]
-            if "command-line-flag" in one}  # fmt: skip
-    flags = {max(a.option_strings[:2], key=len) for a in build_parser()._actions
-             if a.option_strings}  # fmt: skip
+    told = {
+        one["command-line-flag"]
+        for one in describe(build_parser())["inputs"]
+        if "command-line-flag" in one
+    }
+    flags = {
+        max(a.option_strings[:2], key=len) for a in build_parser()._actions if a.option_strings
+    }
     assert flags - told == {"--help", "--version", "--self-test"}
 
 
@@ -62,12 +66,21 @@ def test_boutiques_finds_it_valid():
 @needs_bosh
 def test_the_command_it_gives_is_understood(tmp_path):
     wanted = {
-        "bids_dir": "/bids", "output_dir": "/out", "level": "group", "nu": 0.1,
-        "participant_label": ["01", "02"], "bounding_box": [-70, -100, -40, 70, 70, 80],
-        "skip_bids_validation": True, "sloppy": True, "derivatives": ["lesions=/truth"],
-        "detectors": ["ocsvm", "zscore"], "atlas": ["/a.nii.gz", "/a.tsv"], "nprocs": 3,
-        "work_dir": "/work", "random_seed": 7,
-    }  # fmt: skip
+        "bids_dir": "/bids",
+        "output_dir": "/out",
+        "level": "group",
+        "nu": 0.1,
+        "participant_label": ["01", "02"],
+        "bounding_box": [-70, -100, -40, 70, 70, 80],
+        "skip_bids_validation": True,
+        "sloppy": True,
+        "derivatives": ["lesions=/truth"],
+        "detectors": ["ocsvm", "zscore"],
+        "atlas": ["/a.nii.gz", "/a.tsv"],
+        "nprocs": 3,
+        "work_dir": "/work",
+        "random_seed": 7,
+    }
     invocation = tmp_path / "invocation.json"
     invocation.write_text(json.dumps(wanted))
     code, said = bosh("exec", "simulate", DESCRIPTOR, "-i", invocation)
@@ -87,9 +100,15 @@ def test_the_command_it_gives_is_understood(tmp_path):
 def test_the_babs_example_asks_for_what_mri2pet_understands():
     told = yaml.safe_load((CONTAINERS / "babs.yaml").read_text())
     assert set(told) == {
-        "input_datasets", "bids_app_args", "singularity_args", "all_results_in_one_zip",
-        "zip_foldernames", "cluster_resources", "script_preamble", "job_compute_space",
-    }  # fmt: skip
+        "input_datasets",
+        "bids_app_args",
+        "singularity_args",
+        "all_results_in_one_zip",
+        "zip_foldernames",
+        "cluster_resources",
+        "script_preamble",
+        "job_compute_space",
+    }
     given = dict(told["bids_app_args"])
     words = [given.pop("$SUBJECT_SELECTION_FLAG"), "sub-01"]
     words += [word for pair in given.items() for word in pair if word]

@@ -61,7 +61,11 @@ def draw_study(seed, rows=ROWS):
 
 
 def of(points, unit, row=REAL):
-    return [one for one in points if one.unit == unit and (one.training_set, one.detector) == row]
+    return [
+        point
+        for point in points
+        if point.unit == unit and (point.training_set, point.detector) == row
+    ]
 
 
 seeds = st.integers(0, 100_000)
@@ -75,7 +79,7 @@ def test_more_clusters_find_no_less_and_err_no_less(seed):
     points = detection_curve(*draw_study(seed))
     for unit, row in product(UNITS, ROWS):
         curve = of(points, unit, row)
-        assert [one.clusters for one in curve] == [*range(1, 11)]
+        assert [point.clusters for point in curve] == [*range(1, 11)]
         for one, more in pairwise(curve):
             assert one.sensitivity <= more.sensitivity
             assert one.false_clusters_per_patient <= more.false_clusters_per_patient
@@ -85,22 +89,22 @@ def test_more_clusters_find_no_less_and_err_no_less(seed):
 
 @given(seeds)
 def test_numbers_of_a_curve_fit_one_another(seed):
-    for one in detection_curve(*draw_study(seed)):
-        assert 0 <= one.found <= one.n
-        assert one.sensitivity == one.found / one.n
-        assert 0 <= one.low <= one.sensitivity + 1e-12
-        assert one.sensitivity - 1e-12 <= one.high <= 1
-        assert one.low < one.high
+    for point in detection_curve(*draw_study(seed)):
+        assert 0 <= point.found <= point.n
+        assert point.sensitivity == point.found / point.n
+        assert 0 <= point.low <= point.sensitivity + 1e-12
+        assert point.sensitivity - 1e-12 <= point.high <= 1
+        assert point.low < point.high
 
 
 @given(seeds)
 def test_intervals_are_wilsons_formula(seed):
     z = 1.959963984540054
-    for one in detection_curve(*draw_study(seed)):
-        n, p = one.n, one.sensitivity
+    for point in detection_curve(*draw_study(seed)):
+        n, p = point.n, point.sensitivity
         centre = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        assert (one.low, one.high) == pytest.approx((centre - half, centre + half), abs=1e-9)
+        assert (point.low, point.high) == pytest.approx((centre - half, centre + half), abs=1e-9)
 
 
 @given(seeds)
@@ -213,8 +217,8 @@ def test_p_is_what_counting_all_ways_gives(seed):
 def test_what_one_finds_more_of_is_what_tests_count(seed):
     patients, _ = draw_study(seed)
     curve = {
-        (one.training_set, one.detector, one.unit, one.clusters): one
-        for one in detection_curve(patients)
+        (point.training_set, point.detector, point.unit, point.clusters): point
+        for point in detection_curve(patients)
     }
     for test in compare(patients):
         one, other = (
@@ -329,9 +333,11 @@ def test_the_staircase_is_what_trying_every_score_gives(seed):
 
 def at(score, unit, patients, controls):
     tried = []
-    for one in patients:
-        hit = {n for mark in one.marks if mark.sum_score >= score for n in mark.lesions}
-        tried += [bool(hit)] if unit == "patient" else [n in hit for n in range(1, one.lesions + 1)]
+    for patient in patients:
+        hit = {n for mark in patient.marks if mark.sum_score >= score for n in mark.lesions}
+        tried += (
+            [bool(hit)] if unit == "patient" else [n in hit for n in range(1, patient.lesions + 1)]
+        )
     false = [sum(mark.sum_score >= score for mark in one.marks) for one in controls]
     return np.mean(tried), np.mean(false)
 
@@ -358,14 +364,16 @@ def test_a_free_response_by_hand():
     ]
     assert points == [(7, 1, 1 / 3), (4, 1.5, 2 / 3), (3, 2, 2 / 3)]
     points = of(free_response(patients, controls), "patient")
-    assert [(one.sum_score, one.sensitivity) for one in points] == [(7, 0.5), (3, 0.5)]
+    assert [(point.sum_score, point.sensitivity) for point in points] == [(7, 0.5), (3, 0.5)]
 
 
 def test_without_controls_there_is_no_free_response():
     patients = [finding(row, "01", [(1,)]) for row in (REAL, ZSCORE)]
     points = free_response(patients, [control(ZSCORE, "c1", [])])
-    assert {(one.training_set, one.detector) for one in points} == {ZSCORE}
-    assert [(one.false_clusters_per_control, one.sensitivity) for one in points] == [(0, 1)] * 2
+    assert {(point.training_set, point.detector) for point in points} == {ZSCORE}
+    assert [(point.false_clusters_per_control, point.sensitivity) for point in points] == [
+        (0, 1)
+    ] * 2
 
 
 # From maps

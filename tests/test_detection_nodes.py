@@ -86,10 +86,17 @@ def test_a_pet_is_stored_with_its_brain_and_a_digest_of_both(tmp_path, rng):
         nib.save(nib.Nifti1Image(data, AFFINE), tmp_path / f"{name}.nii.gz")
         nib.save(nib.Nifti1Image(brain.astype(np.uint8), AFFINE), tmp_path / f"{name}_mask.nii.gz")
         run(
-            StoreVolumes, tmp_path / "node", volumes={"pet": str(tmp_path / f"{name}.nii.gz")},
-            real=["pet"], brain_mask=str(tmp_path / f"{name}_mask.nii.gz"), participant="01",
-            session="", shape=SHAPE, affine=AFFINE.tolist(), folder=str(tmp_path / name),
-        )  # fmt: skip
+            StoreVolumes,
+            tmp_path / "node",
+            volumes={"pet": str(tmp_path / f"{name}.nii.gz")},
+            real=["pet"],
+            brain_mask=str(tmp_path / f"{name}_mask.nii.gz"),
+            participant="01",
+            session="",
+            shape=SHAPE,
+            affine=AFFINE.tolist(),
+            folder=str(tmp_path / name),
+        )
         stored = open_arrays(tmp_path / name, ["pet", "brain"])
         np.testing.assert_array_equal(stored[0], data)
         np.testing.assert_array_equal(stored[1], brain)
@@ -134,10 +141,15 @@ def common(root, tmp_path_factory):
     controls = folders(root, 0, 1, 2, 3)
     packed = run(PackControls, folder / "pack", controls=controls, digests=["a", "b", "c", "d"])
     return {
-        "brain": str(root / "brain.nii.gz"), "encoder": trained(root, folder / "train").encoder,
-        "packed": packed.packed, "members": [0, 2, 3], "digests": ["a", "c", "d"], "threads": 1,
-        "scored": folders(root, 5, 1), "scored_digests": ["f", "b"],
-    }  # fmt: skip
+        "brain": str(root / "brain.nii.gz"),
+        "encoder": trained(root, folder / "train").encoder,
+        "packed": packed.packed,
+        "members": [0, 2, 3],
+        "digests": ["a", "c", "d"],
+        "threads": 1,
+        "scored": folders(root, 5, 1),
+        "scored_digests": ["f", "b"],
+    }
 
 
 def test_scores_are_those_of_one_svm_a_voxel_fitted_to_the_members(root, tmp_path, common):
@@ -148,7 +160,7 @@ def test_scores_are_those_of_one_svm_a_voxel_fitted_to_the_members(root, tmp_pat
     encoder, depth = load_encoder(Path(common["encoder"])), int(BRAIN[..., 2].sum())
     for place in (0, 7, depth - 1, depth, len(slab) - 1):
         centre = np.array([[*slab[place], 2 if place < depth else 3]])
-        patches = np.stack([cut_patches(one, centre, 15)[0] for one in pets(root, 0, 2, 3, 5, 1)])
+        patches = np.stack([cut_patches(pet, centre, 15)[0] for pet in pets(root, 0, 2, 3, 5, 1)])
         with torch.no_grad():
             latents = encoder.encode(torch.from_numpy(patches)[:, None]).double().numpy()
         latents -= latents[:3].mean(axis=0)
@@ -216,10 +228,13 @@ def flat(tmp_path):
 
 def test_zscore_is_the_t_of_a_deficit(root, tmp_path, flat):
     out = run(
-        FitNorm, tmp_path / "node", controls=[flat("a", 0.4), flat("b", 0.5), flat("c", 0.6)],
-        controls_synthetic=[], digests=["a", "b", "c"],
+        FitNorm,
+        tmp_path / "node",
+        controls=[flat("a", 0.4), flat("b", 0.5), flat("c", 0.6)],
+        controls_synthetic=[],
+        digests=["a", "b", "c"],
         **norm_inputs(root, "zscore", scored=[flat("ill", 0.3), flat("well", 0.5)]),
-    )  # fmt: skip
+    )
     scores = np.load(out.scores)
     assert scores.shape == (2, BRAIN.sum())
     np.testing.assert_allclose(scores[0], 0.2 / (0.1 * np.sqrt(4 / 3)), rtol=1e-4)
@@ -229,11 +244,14 @@ def test_zscore_is_the_t_of_a_deficit(root, tmp_path, flat):
 def test_pseudonormal_is_the_t_of_synthetic_minus_real(root, tmp_path, flat):
     """Differences of controls: 0.0, 0.1, 0.2; of the one who is scored: 0.4."""
     out = run(
-        FitNorm, tmp_path / "node", controls=[flat("a", 0.5), flat("b", 0.4), flat("c", 0.4)],
-        controls_synthetic=[flat("d", 0.5), flat("e", 0.5), flat("f", 0.6)], digests=["a"],
+        FitNorm,
+        tmp_path / "node",
+        controls=[flat("a", 0.5), flat("b", 0.4), flat("c", 0.4)],
+        controls_synthetic=[flat("d", 0.5), flat("e", 0.5), flat("f", 0.6)],
+        digests=["a"],
         **norm_inputs(root, "pseudonormal", scored=[flat("ill", 0.2)])
         | {"scored_synthetic": [flat("made", 0.6)]},
-    )  # fmt: skip
+    )
     expected = (0.4 - 0.1) / (0.1 * np.sqrt(4 / 3))
     np.testing.assert_allclose(np.load(out.scores), expected, rtol=1e-4)
 
@@ -244,21 +262,28 @@ def test_a_norm_that_was_learned_before_gives_the_same_scores(root, tmp_path, de
     inputs = norm_inputs(root, detector, scored=folders(root, 5, 4))
     inputs |= {"fwhm": 8.0, "scored_synthetic": folders(root, 0, 1) if made else []}
     out = run(
-        FitNorm, tmp_path / "fit", controls=folders(root, 0, 1, 2), digests=["a", "b", "c"],
-        controls_synthetic=folders(root, 3, 4, 5) if made else [], **inputs,
-    )  # fmt: skip
+        FitNorm,
+        tmp_path / "fit",
+        controls=folders(root, 0, 1, 2),
+        digests=["a", "b", "c"],
+        controls_synthetic=folders(root, 3, 4, 5) if made else [],
+        **inputs,
+    )
     again = run(ApplyNorm, tmp_path / "apply", norm=out.norm, **inputs)
     np.testing.assert_array_equal(np.load(again.scores), np.load(out.scores))
 
 
 def test_norms_compare_what_was_smoothed_in_the_brain_with_the_voxels_own_size(root, tmp_path):
     out = run(
-        FitNorm, tmp_path / "node", controls=folders(root, 0, 1, 2), controls_synthetic=[],
+        FitNorm,
+        tmp_path / "node",
+        controls=folders(root, 0, 1, 2),
+        controls_synthetic=[],
         digests=["a", "b", "c"],
         **norm_inputs(root, "zscore", scored=folders(root, 5)) | {"fwhm": 12.0},
-    )  # fmt: skip
+    )
     smoothed = [
-        smooth_within(one, BRAIN, fwhm=12.0, zooms=ZOOMS)[BRAIN] for one in pets(root, 0, 1, 2, 5)
+        smooth_within(pet, BRAIN, fwhm=12.0, zooms=ZOOMS)[BRAIN] for pet in pets(root, 0, 1, 2, 5)
     ]
     sd = np.std(smoothed[:3], axis=0, ddof=1)
     sd = np.maximum(sd, 0.1 * np.median(sd))
@@ -324,10 +349,17 @@ def scored(root, tmp_path, rng):
     own = BRAIN.copy()
     own[4:14, 5:15, 1] = False  # this one's brain begins later
     inputs = {
-        "scores": paths, "slabs": SLABS * 2, "rows": [1] * 4, "folds": 2,
-        "brain": str(root / "brain.nii.gz"), "image": store(tmp_path / "own", 0.5 * own, own),
-        "digest": "a", "extent": 0.4, "minimum_volume": 1.0, "most": 10,
-    }  # fmt: skip
+        "scores": paths,
+        "slabs": SLABS * 2,
+        "rows": [1] * 4,
+        "folds": 2,
+        "brain": str(root / "brain.nii.gz"),
+        "image": store(tmp_path / "own", 0.5 * own, own),
+        "digest": "a",
+        "extent": 0.4,
+        "minimum_volume": 1.0,
+        "most": 10,
+    }
     return inputs, np.where(own, volume, 0)
 
 
@@ -382,9 +414,13 @@ def test_clusters_are_compared_with_lesions_and_regions(tmp_path, scored):
     atlas[:9], atlas[9:] = 300, 7
     write_tsv(tmp_path / "names.tsv", ["index", "name"], [{"index": 300, "name": "Left"}])
     out = run(
-        MapAnomalies, tmp_path / "node", lesions=save_image(tmp_path / "l.nii.gz", lesions),
-        atlas=save_image(tmp_path / "a.nii.gz", atlas), names=str(tmp_path / "names.tsv"), **inputs,
-    )  # fmt: skip
+        MapAnomalies,
+        tmp_path / "node",
+        lesions=save_image(tmp_path / "l.nii.gz", lesions),
+        atlas=save_image(tmp_path / "a.nii.gz", atlas),
+        names=str(tmp_path / "names.tsv"),
+        **inputs,
+    )
     told = read_json(Path(out.clusters))
     assert told["lesions"] == 2
     np.testing.assert_allclose(told["overlaps"], [[0, 0], [6 * 160, 0]])  # mm³
@@ -398,9 +434,11 @@ def test_an_image_on_another_grid_is_not_compared(tmp_path, scored, name):
     write_tsv(tmp_path / "names.tsv", ["index", "name"], [{"index": 1, "name": "all"}])
     with pytest.raises(UnusableDataError, match=r"other\.nii\.gz: lies on another grid"):
         run(
-            MapAnomalies, tmp_path / "node", names=str(tmp_path / "names.tsv"),
+            MapAnomalies,
+            tmp_path / "node",
+            names=str(tmp_path / "names.tsv"),
             **{**inputs, name: other},
-        )  # fmt: skip
+        )
 
 
 def test_a_brain_that_is_nowhere_that_of_controls_is_refused(tmp_path, scored):
@@ -432,17 +470,25 @@ def test_clusters_are_located_on_the_grid_that_they_were_carried_to(tmp_path):
     nifti.save(nifti.Image(score, AFFINE), tmp_path / "score.nii.gz")
     nifti.save(nifti.Image(labels, AFFINE), tmp_path / "labels.nii.gz")
     out = run(
-        LocateClusters, tmp_path / "node",
-        statmap=str(tmp_path / "score.nii.gz"), labels=str(tmp_path / "labels.nii.gz"),
-    )  # fmt: skip
+        LocateClusters,
+        tmp_path / "node",
+        statmap=str(tmp_path / "score.nii.gz"),
+        labels=str(tmp_path / "labels.nii.gz"),
+    )
     assert read_json(Path(out.places)) == {
         "places": [
             {
-                "rank": 2, "x": -15.0, "y": -16.0, "z": -10.0,
-                "peak_x": -16.0, "peak_y": -16.0, "peak_z": -10.0, "volume": pytest.approx(320),
+                "rank": 2,
+                "x": -15.0,
+                "y": -16.0,
+                "z": -10.0,
+                "peak_x": -16.0,
+                "peak_y": -16.0,
+                "peak_z": -10.0,
+                "volume": pytest.approx(320),
             }
         ]
-    }  # fmt: skip
+    }
 
 
 # Publishing
@@ -454,15 +500,28 @@ def published(tmp_path, **files):
         (tmp_path / name).write_text(content)
     rows = tuple(map(tuple, AFFINE.tolist()))
     card = DetectorCard(
-        "real", "7", ("zscore",), "MNI", SHAPE, rows, (Control("01", None, False, "", "", 1),), 2,
-        ((0, 6),), {"nu": 0.03}, "ellipsoids", 0, "tests",
-    )  # fmt: skip
+        "real",
+        "7",
+        ("zscore",),
+        "MNI",
+        SHAPE,
+        rows,
+        (Control("01", None, False, "", "", 1),),
+        2,
+        ((0, 6),),
+        {"nu": 0.03},
+        "ellipsoids",
+        0,
+        "tests",
+    )
     out = run(
-        PublishDetector, tmp_path / "node", card=card_values(card),
+        PublishDetector,
+        tmp_path / "node",
+        card=card_values(card),
         sources=[str(tmp_path / name) for name in files],
         names=[f"zscore/{name}.safetensors" for name in files],
         folder=str(tmp_path / "detectors" / "real"),
-    )  # fmt: skip
+    )
     return Path(out.folder), card
 
 

@@ -76,8 +76,8 @@ def folds_of(controls, count):
     return [
         DetectorFold(
             number + 1,
-            [one for place, one in enumerate(controls) if place % count != number],
-            [one for place, one in enumerate(controls) if place % count == number],
+            [control for place, control in enumerate(controls) if place % count != number],
+            [control for place, control in enumerate(controls) if place % count == number],
             100 + number,
         )
         for number in range(count)
@@ -110,10 +110,14 @@ def training_set(count=5, folds=2, fitting=FITTING, clustering=CLUSTERING, **cha
     controls = changed.get("controls", controls_of(count))
     plan = plan_of(folds_of(controls, folds))
     return init_training_set_wf(
-        controls, dict.fromkeys(DETECTORS, plan), fitting, clustering,
+        controls,
+        dict.fromkeys(DETECTORS, plan),
+        fitting,
+        clustering,
         Publication(Path("/out/detectors/real"), {"name": "real"}),
-        share=changed.get("share", 0.9), name="real_wf",
-    )  # fmt: skip
+        share=changed.get("share", 0.9),
+        name="real_wf",
+    )
 
 
 @pytest.fixture
@@ -122,9 +126,12 @@ def t1w(tmp_path):
     for name in ("t1w.nii.gz", "back.h5"):
         (tmp_path / name).write_bytes(b"\1")
     return OnT1w(
-        tmp_path / "t1w.nii.gz", tmp_path / "back.h5", output("t1w_statmap"), output("t1w_dseg"),
+        tmp_path / "t1w.nii.gz",
+        tmp_path / "back.h5",
+        output("t1w_statmap"),
+        output("t1w_dseg"),
         Path("/work/T1w/p1.json"),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -229,9 +236,14 @@ def test_every_node_gets_what_it_needs(applied, t1w):
     whole = [training_set(), applied_set(applied)]
     fitted = plan_of(folds_of(controls_of(5), 2), on_t1w=t1w)
     with_t1w = init_training_set_wf(
-        controls_of(5), {"zscore": fitted}, FITTING, CLUSTERING, Publication(Path("/d"), {}),
-        share=0.9, name="real_wf",
-    )  # fmt: skip
+        controls_of(5),
+        {"zscore": fitted},
+        FITTING,
+        CLUSTERING,
+        Publication(Path("/d"), {}),
+        share=0.9,
+        name="real_wf",
+    )
     others = [graphs_of(applied, t1w)[name] for name in ("init_lesions_wf", "init_atlas_wf")]
     for workflow in (*whole, with_t1w, *others):
         nodes, graph = nodes_of(workflow)
@@ -291,11 +303,11 @@ def test_nobody_is_scored_by_what_was_fitted_to_them(count, folds):
         if not isinstance(node.interface, (FitSlab, FitNorm)):
             continue
         fold = dealt[int(name.split("_")[2])]
-        own = [str(one.folder) for one in fold.controls]
+        own = [str(control.folder) for control in fold.controls]
         assert fitted_to(graph, node) == own
         assert set(node.inputs.scored).isdisjoint(own)
         people = [*PATIENTS, *fold.held_out]
-        assert node.inputs.scored == [str(one.folder) for one in people]
+        assert node.inputs.scored == [str(subject.folder) for subject in people]
         if isinstance(node.interface, FitSlab):
             ((encoder, field),) = origins(graph, node, "encoder")
             assert (encoder.name, field) == (f"encoder_{fold.number}", "encoder")
@@ -343,8 +355,9 @@ def test_pseudonormal_compares_with_the_synthetic_pet_of_the_same_people():
     for fold in (1, 2):
         inputs = nodes[f"pseudonormal_wf.norm_{fold}"].inputs
         for real, made in (
-            (inputs.controls, inputs.controls_synthetic), (inputs.scored, inputs.scored_synthetic),
-        ):  # fmt: skip
+            (inputs.controls, inputs.controls_synthetic),
+            (inputs.scored, inputs.scored_synthetic),
+        ):
             assert made == [one.replace("/real_", "/made_") for one in real]
         inputs = nodes[f"zscore_wf.norm_{fold}"].inputs
         assert (inputs.controls_synthetic, inputs.scored_synthetic) == ([], [])
@@ -405,15 +418,21 @@ def test_what_is_known_of_lesions_and_regions_reaches_the_map(t1w):
 def test_maps_are_interpolated_and_labels_are_not_on_their_way_to_the_t1w(t1w):
     plan = plan_of(folds_of(controls_of(4), 2), on_t1w=t1w)
     workflow = init_training_set_wf(
-        controls_of(4), {"zscore": plan}, FITTING, CLUSTERING, Publication(Path("/d"), {}),
-        share=0.9, name="real_wf",
-    )  # fmt: skip
+        controls_of(4),
+        {"zscore": plan},
+        FITTING,
+        CLUSTERING,
+        Publication(Path("/d"), {}),
+        share=0.9,
+        name="real_wf",
+    )
     nodes, graph = nodes_of(workflow)
     assert len([name for name in nodes if name.endswith("t1w_wf.save")]) == len(PATIENTS)
     start = "zscore_real_p1"
     for name, field, how in (
-        ("carry_map", "statmap", "linear"), ("carry_labels", "labels", "genericLabel")
-    ):  # fmt: skip
+        ("carry_map", "statmap", "linear"),
+        ("carry_labels", "labels", "genericLabel"),
+    ):
         carry = nodes[f"{start}_t1w_wf.{name}"]
         assert origins(graph, carry, "image") == [(nodes[f"{start}_wf.map"], field)]
         assert carry.inputs.interpolation == how
@@ -476,9 +495,10 @@ def test_what_was_trained_before_is_only_applied(applied):
     for name, node in nodes.items():
         if name.endswith("_wf.map"):
             sources = origins(graph, node, "scores")
-            assert [source.inputs.scored_digests[row] for (source, _), row in zip(
-                sources, node.inputs.rows, strict=True
-            )] == [node.inputs.digest] * len(sources)  # fmt: skip
+            assert [
+                source.inputs.scored_digests[row]
+                for (source, _), row in zip(sources, node.inputs.rows, strict=True)
+            ] == [node.inputs.digest] * len(sources)
 
 
 # What is computed again
@@ -502,11 +522,15 @@ def changed_by(**changed):
 
 def elsewhere(controls):
     return [
-        replace(one, folder=Path("/elsewhere") / one.name, synthetic=replace(
-            one.synthetic, folder=Path("/elsewhere") / one.synthetic.name
-        ))
-        for one in controls
-    ]  # fmt: skip
+        replace(
+            control,
+            folder=Path("/elsewhere") / control.name,
+            synthetic=replace(
+                control.synthetic, folder=Path("/elsewhere") / control.synthetic.name
+            ),
+        )
+        for control in controls
+    ]
 
 
 @pytest.mark.parametrize(
@@ -540,15 +564,28 @@ MADE_ANEW = replace(picture("c1").synthetic, sha256="another")
         ({"clustering": replace(CLUSTERING, extent=0.03)}, MAPS),
         ({"clustering": replace(CLUSTERING, minimum_volume=90.0)}, MAPS),
         ({"share": 0.8}, ("brain",)),
-        ({"controls": with_other(1, sha256="another")},
-         ("brain", "ocsvm_wf.pack", *ENCODERS, *SLAB_NODES, *NORMS)),
-        ({"controls": with_other(0, sha256="another")},  # fold 1 holds it out, and scores it
-         ("brain", "ocsvm_wf.pack", *SLAB_NODES, *NORMS)),
+        (
+            {"controls": with_other(1, sha256="another")},
+            ("brain", "ocsvm_wf.pack", *ENCODERS, *SLAB_NODES, *NORMS),
+        ),
+        (
+            {"controls": with_other(0, sha256="another")},  # fold 1 holds it out, and scores it
+            ("brain", "ocsvm_wf.pack", *SLAB_NODES, *NORMS),
+        ),
         ({"controls": with_other(1, synthetic=MADE_ANEW)}, NORMS[1:]),
     ],
-    ids=["nu", "smoothing", "encoder", "extent", "volume", "share", "a control",
-         "a control that is held out", "a synthetic PET"],
-)  # fmt: skip
+    ids=[
+        "nu",
+        "smoothing",
+        "encoder",
+        "extent",
+        "volume",
+        "share",
+        "a control",
+        "a control that is held out",
+        "a synthetic PET",
+    ],
+)
 def test_what_changes_a_result_computes_it_again(changed, anew):
     assert changed_by(**changed) == set(anew)
 
@@ -566,9 +603,7 @@ def test_slabs_that_are_cut_as_before_are_not_computed_again():
 def test_a_detector_that_was_changed_is_applied_again(applied):
     def hashed(one):
         nodes, _ = nodes_of(applied_set(one))
-        return [
-            nodes[name].inputs.get_hashval("content")[1] for name in (*SLAB_NODES, *NORMS)
-        ]  # fmt: skip
+        return [nodes[name].inputs.get_hashval("content")[1] for name in (*SLAB_NODES, *NORMS)]
 
     before = hashed(applied)
     assert hashed(replace(applied, sha256="another"))[0] != before[0]
@@ -603,8 +638,8 @@ def test_maps_are_their_participants_and_all_else_is_the_training_sets(t1w):
         owners[node.owner].add(name.partition(".")[0])
     people = {f"real_{one}" for one in ("p1", "p2", "c0", "c1", "c2", "c3", "c4")}
     assert set(owners) == people | {"real"}
-    for one in people - {"real_p1", "real_p2"}:
-        assert owners[one] == {f"zscore_{one}_wf"}
+    for subject in people - {"real_p1", "real_p2"}:
+        assert owners[subject] == {f"zscore_{subject}_wf"}
     assert owners["real_p1"] == {"zscore_real_p1_wf", "zscore_real_p1_t1w_wf"}
 
 

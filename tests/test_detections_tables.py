@@ -201,9 +201,10 @@ def test_on_the_t1w_places_are_others_and_all_else_is_as_found(tmp_path):
 def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unlike(tmp_path):
     tables = write_all(tmp_path)
     for name, controls in (
-        ("sub-01_clusters", "3"), ("sub-01_space-T1w_clusters", "3"),
+        ("sub-01_clusters", "3"),
+        ("sub-01_space-T1w_clusters", "3"),
         ("clusters", "3 (real ocsvm), 1 (real zscore)"),
-    ):  # fmt: skip
+    ):
         told = read_json(tables[name].with_suffix(".json"))["expected_in_control"]["Description"]
         assert "A control's map is made by the one fold that left it out, a patient's is" in told
         assert f". Number of these controls: {controls}" in told

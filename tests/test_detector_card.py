@@ -30,27 +30,45 @@ GRID = grid_of_box((-78, -112, -50, 78, 76, 85), 4.0)
 REAL = Control("01", None, False, "", "", 1)
 MADE = Control("02", "a", True, "semi3d-cyclegan-mse", "a" * 64, 2)
 CARD_OF = DetectorCard(
-    name="hybrid", version="0.1", detectors=("ocsvm", "zscore"), template="MNI152NLin2009aSym",
-    shape=GRID.shape, affine=tuple(tuple(row) for row in GRID.affine.tolist()),
-    controls=(REAL, MADE), folds=2, slabs=((0, 8), (8, 34)),
-    parameters={"nu": 0.03, "gamma": "scale", "encoder": {"latents": 64}}, dataset="doi:10.1/x",
-    seed=7, intended_use="Research.", versions={"mri2pet": "0.1"},
+    name="hybrid",
+    version="0.1",
+    detectors=("ocsvm", "zscore"),
+    template="MNI152NLin2009aSym",
+    shape=GRID.shape,
+    affine=tuple(tuple(row) for row in GRID.affine.tolist()),
+    controls=(REAL, MADE),
+    folds=2,
+    slabs=((0, 8), (8, 34)),
+    parameters={"nu": 0.03, "gamma": "scale", "encoder": {"latents": 64}},
+    dataset="doi:10.1/x",
+    seed=7,
+    intended_use="Research.",
+    versions={"mri2pet": "0.1"},
     files={"ocsvm/fold-1/encoder.safetensors": "0" * 64},
-)  # fmt: skip
+)
 labels = st.text("ab+0", min_size=1, max_size=3)
 controls = st.builds(
-    Control, labels, st.none() | labels, st.booleans(), st.text(max_size=3), st.text(max_size=3),
+    Control,
+    labels,
+    st.none() | labels,
+    st.booleans(),
+    st.text(max_size=3),
+    st.text(max_size=3),
     st.integers(1, 9),
-)  # fmt: skip
+)
 rows = st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 4)
 cards = st.builds(
-    replace, st.just(CARD_OF), name=st.text("ab0_-", min_size=1),
+    replace,
+    st.just(CARD_OF),
+    name=st.text("ab0_-", min_size=1),
     shape=st.tuples(*[st.integers(1, 300)] * 3),
-    affine=st.tuples(rows, rows, rows, rows), controls=st.lists(controls).map(tuple),
+    affine=st.tuples(rows, rows, rows, rows),
+    controls=st.lists(controls).map(tuple),
     slabs=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99))).map(tuple),
     detectors=st.lists(st.sampled_from(["ocsvm", "zscore", "pseudonormal"])).map(tuple),
-    seed=st.integers(0, 2**32 - 1), dataset=st.text(),
-)  # fmt: skip
+    seed=st.integers(0, 2**32 - 1),
+    dataset=st.text(),
+)
 
 
 @pytest.fixture
@@ -241,5 +259,6 @@ def test_another_grid_is_refused_and_the_difference_can_be_read(grid, template, 
     assert told.value.exit_code == 65
     text = f"{told.value}"
     assert text.startswith("detector hybrid: its card says MNI152NLin2009aSym on 40×48×34 voxels ")
-    assert text.endswith("; choose its --template, --bounding-box and --resolution, or train "
-                         "another detector")  # fmt: skip
+    assert text.endswith(
+        "; choose its --template, --bounding-box and --resolution, or train another detector"
+    )

@@ -60,7 +60,9 @@ def test_a_line_of_the_table_is_all_that_a_norm_needs_outside_of_its_arithmetic(
     graph = init_fitted_wf("mine", controls_of(5), folds, PATIENTS, FITTING)
     fit = graph.get_node("norm_1").interface.inputs
     assert graph.name == "mine_wf"
-    assert fit.controls_synthetic == [f"{one.synthetic.folder}" for one in folds[0].controls]
+    assert fit.controls_synthetic == [
+        f"{control.synthetic.folder}" for control in folds[0].controls
+    ]
     assert files_of("mine", 2, 3) == ["mine/fold-1.safetensors", "mine/fold-2.safetensors"]
     assert slabs_of("mine", FITTING) == [(0, 34)]
     assert title_of("real", "mine") == "Mine, real"

@@ -12,12 +12,18 @@ def test_the_import_package_tells_its_version():
 def test_the_package_runs_as_the_command_does(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "mri2pet", "--version"],
-        capture_output=True, text=True, cwd=tmp_path, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
     assert run.stdout.split()[-1].lstrip("v") == version("mri2pet")
     wrong = subprocess.run(
         [sys.executable, "-m", "mri2pet", str(tmp_path / "none"), str(tmp_path / "out"), "group"],
-        capture_output=True, text=True, cwd=tmp_path, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
     assert wrong.returncode == 66
     assert str(tmp_path / "out") in wrong.stderr

@@ -256,10 +256,12 @@ def test_a_qform_stands_in_for_a_broken_sform(tmp_path, head, value):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("c8", "complex"), ("c16", "complex"), ([("R", "u1"), ("G", "u1"), ("B", "u1")], "colours"),
+        ("c8", "complex"),
+        ("c16", "complex"),
+        ([("R", "u1"), ("G", "u1"), ("B", "u1")], "colours"),
         ([("R", "u1"), ("G", "u1"), ("B", "u1"), ("A", "u1")], "colours"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_one_number_a_voxel_is_refused(tmp_path, head, kind, words):
     data = np.zeros(SHAPE, kind)
     path = tmp_path / "a.nii.gz"
@@ -468,8 +470,11 @@ def test_any_field_of_a_header_gives_an_image_or_a_sentence(stored, head, change
             target = header[name].reshape(-1)
             with np.errstate(all="ignore"):
                 wide = np.resize(np.array(values, np.float64), target.size)
-                target[:] = np.nan_to_num(wide).astype(np.int64).astype(target.dtype) if (
-                    target.dtype.kind in "iu") else wide.astype(target.dtype)  # fmt: skip
+                target[:] = (
+                    np.nan_to_num(wide).astype(np.int64).astype(target.dtype)
+                    if (target.dtype.kind in "iu")
+                    else wide.astype(target.dtype)
+                )
     content[: dtype.itemsize] = header.tobytes()
     survives(stored, bytes(content))
 
@@ -591,8 +596,9 @@ def test_bright_vessels_are_no_broken_voxels(rng):
 def test_orientation_reaches_the_nodes(tmp_path, unknown, code):
     expected = nifti.load(unknown, orientation=code)
     for interface, name, more in (
-        (ReadT1w, "t1w", {}), (ReadPET, "pet", {"durations": [], "frames": []}),
-    ):  # fmt: skip
+        (ReadT1w, "t1w", {}),
+        (ReadPET, "pet", {"durations": [], "frames": []}),
+    ):
         out = node(interface, tmp_path, **{name: str(unknown)}, **more, orientation=code)
         read = nifti.load(getattr(out, name))
         assert read.affine == pytest.approx(expected.affine, abs=1e-4)

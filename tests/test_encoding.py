@@ -47,9 +47,9 @@ def patch_by_patch(encoder, slices):
     centres = np.argwhere(np.ones((rows, columns, 1), bool))
     encoded = [
         encoder.encode(
-            torch.from_numpy(cut_patches(one[..., None], centres, encoder.patch))[:, None]
+            torch.from_numpy(cut_patches(plane[..., None], centres, encoder.patch))[:, None]
         )
-        for one in slices
+        for plane in slices
     ]
     return torch.stack(encoded).unflatten(1, (rows, columns)).permute(0, 3, 1, 2).numpy()
 

@@ -95,9 +95,13 @@ def test_one_participant_that_fails_leaves_the_others_alone(run):
         assert str(crash.file) in unforeseen.sentence or crash is refused
     assert set(run.noted()) == {"beside"}
     assert set(run.statuses) == {
-        ("beside", "start"), ("beside", "end"), ("refuse", "start"), ("refuse", "exception"),
-        ("stumble", "start"), ("stumble", "exception"),
-    }  # fmt: skip
+        ("beside", "start"),
+        ("beside", "end"),
+        ("refuse", "start"),
+        ("refuse", "exception"),
+        ("stumble", "start"),
+        ("stumble", "exception"),
+    }
 
 
 def test_a_killed_process_is_reported_and_its_neighbour_completes(run):

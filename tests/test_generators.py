@@ -64,9 +64,12 @@ def test_a_generator_is_described_by_its_card(out):
     card = json.loads((out / "generators" / "mine" / CARD).read_text())
     assert choice.folder == out / "generators" / "mine"
     assert choice.description() == {
-        "Name": "mine", "Version": "7", "SHA256": card["sha256"], "TrainedOn": "noise",
+        "Name": "mine",
+        "Version": "7",
+        "SHA256": card["sha256"],
+        "TrainedOn": "noise",
         "IntendedUse": "tests",
-    }  # fmt: skip
+    }
 
 
 def test_a_generator_that_does_not_fit_is_refused_before_anything_is_run(out):
@@ -117,12 +120,14 @@ def test_each_option_decides_about_the_result(out):
     digest = card.reference_sha256
     assert choose(out, overlap=True).decisive() == {"overlap": True}
     assert choose(out, match_histogram=True).decisive() == {
-        "match_histogram": True, "reference": digest,
-    }  # fmt: skip
+        "match_histogram": True,
+        "reference": digest,
+    }
     assert choose(out, novelty=True).decisive() == {"novelty": True, "reference": digest}
     assert choose(out, uncertainty=True).decisive() == {
-        "uncertainty": True, "folds": [[one.sha256, digest] for one in folds],
-    }  # fmt: skip
+        "uncertainty": True,
+        "folds": [[fold.sha256, digest] for fold in folds],
+    }
 
 
 def test_folds_are_in_the_order_of_their_numbers_and_used_as_the_generator_is(out):
@@ -132,8 +137,8 @@ def test_folds_are_in_the_order_of_their_numbers_and_used_as_the_generator_is(ou
     add_generator(mine, reference=b"r")
     (mine / "folds" / "fold-x").mkdir()
     choice = choose(out, uncertainty=True, overlap=True, match_histogram=True, novelty=True)
-    assert [one.folder.name for one in choice.folds] == ["fold-1", "fold-2", "fold-10"]
-    assert {one.options for one in choice.folds} == {Options(overlap=True, match_histogram=True)}
+    assert [fold.folder.name for fold in choice.folds] == ["fold-1", "fold-2", "fold-10"]
+    assert {fold.options for fold in choice.folds} == {Options(overlap=True, match_histogram=True)}
 
 
 @pytest.mark.parametrize("folds", [0, 1])
@@ -168,8 +173,20 @@ def test_a_fold_is_checked_as_the_generator_is(out):
 
 
 def test_labels_of_another_dataset_are_told_of(out):
-    card = Card("g", "0", MODELS["semi3d-gan"], "T", (3, 3, 3), (), "a" * 64, "x", "x",
-                ("sub-01", "02"), "Old title", 0)  # fmt: skip
+    card = Card(
+        "g",
+        "0",
+        MODELS["semi3d-gan"],
+        "T",
+        (3, 3, 3),
+        (),
+        "a" * 64,
+        "x",
+        "x",
+        ("sub-01", "02"),
+        "Old title",
+        0,
+    )
     told = describe_namesakes(card, ["01", "03"], ["New title", "10.1/x"], out)
     assert "sub-01 of the dataset 'Old title'" in told
     assert "'New title' or '10.1/x'" in told

@@ -59,8 +59,18 @@ pytestmark = pytest.mark.slow
 SETS, DETECTORS = ("real", "hybrid", "synthetic"), ("ocsvm", "zscore", "pseudonormal")
 REAL, T1W_ONLY = ("c1", "c2", "c3", "c4", "c5", "c6"), ("d1", "d2", "d3", "d4", "d5", "d6")
 PATIENTS = ("p1", "p2")  # T1w stored RAS, and LAS
-MADE = ("detectors", ".work", "logs", "*_statmap.*", "*_clusters.*", "*_dseg.*", "*label-L*",
-        "detection_*", "clusters.*", "*.html")  # fmt: skip
+MADE = (
+    "detectors",
+    ".work",
+    "logs",
+    "*_statmap.*",
+    "*_clusters.*",
+    "*_dseg.*",
+    "*label-L*",
+    "detection_*",
+    "clusters.*",
+    "*.html",
+)
 COARSE = np.array([[5.0, 0, 0, -70], [0, 5, 0, -100], [0, 0, 5, -40], [0, 0, 0, 1]])
 
 
@@ -196,7 +206,7 @@ def load(path):
         ("-d lesions=/l", {"derivatives": (("lesions", Path("/l")),)}),
         ("", {"training_set": ("real",), "detectors": ("ocsvm", "zscore"), "folds": 4}),
     ],
-)  # fmt: skip
+)
 def test_flags_become_settings(flags, expected):
     found = parse(["/raw", "/out", "group", *flags.split()])
     assert {name: getattr(found, name) for name in expected} == expected
@@ -205,11 +215,22 @@ def test_flags_become_settings(flags, expected):
 @pytest.mark.parametrize(
     "flags",
     [
-        "--training-set mixed", "--detectors ocsvm lstm", "--synthetic-controls none", "--nu 0",
-        "--nu 1", "--nu nan", "--clusters 0", "--min-cluster-size -1", "--min-cluster-size inf",
-        "--cluster-extent 1", "--atlas one.nii.gz", "-d lesions", "--training-set", "--folds 0",
+        "--training-set mixed",
+        "--detectors ocsvm lstm",
+        "--synthetic-controls none",
+        "--nu 0",
+        "--nu 1",
+        "--nu nan",
+        "--clusters 0",
+        "--min-cluster-size -1",
+        "--min-cluster-size inf",
+        "--cluster-extent 1",
+        "--atlas one.nii.gz",
+        "-d lesions",
+        "--training-set",
+        "--folds 0",
     ],
-)  # fmt: skip
+)
 def test_flags_that_cannot_be_understood(flags, capsys):
     with pytest.raises(SystemExit) as left:
         parse(["/raw", "/out", "group", *flags.split()])
@@ -225,9 +246,11 @@ def test_patients_and_controls_have_all_files(out, training_set, detector):
     root = root_of(out, training_set)
     images = [f"stat-{detector}_statmap", f"desc-{detector}_dseg"]
     made_by = {
-        "URI": f"bids::detectors/{training_set}/card.json", "Dataset": "ellipsoids",
-        "Version": version("mri2pet"), "SHA256": sha256(out / "detectors" / training_set),
-    }  # fmt: skip
+        "URI": f"bids::detectors/{training_set}/card.json",
+        "Dataset": "ellipsoids",
+        "Version": version("mri2pet"),
+        "SHA256": sha256(out / "detectors" / training_set),
+    }
     for label in (*PATIENTS, *REAL):
         spaces = [f"{TEMPLATE}_res-4", *(["T1w"] if label in PATIENTS else [])]
         for space in spaces:
@@ -303,8 +326,11 @@ def test_clusters_have_the_same_ranks_and_scores_on_the_t1w_but_lie_where_they_a
 def test_controls_are_scored_by_the_fold_that_left_them_out(out):
     for training_set in SETS:
         card = read_card(out / "detectors" / training_set)
-        folds = {one.participant: one.fold for one in card.controls}
-        dealt = {one.participant: one.fold for one in read_card(out / "detectors/hybrid").controls}
+        folds = {control.participant: control.fold for control in card.controls}
+        dealt = {
+            control.participant: control.fold
+            for control in read_card(out / "detectors/hybrid").controls
+        }
         assert folds.items() <= dealt.items()
         for label in REAL:
             path = result(root_of(out, training_set), label, "stat-zscore_statmap.json")
@@ -316,12 +342,12 @@ def test_a_card_tells_which_controls_are_synthetic_and_what_made_them(out):
     trained = {"real": REAL, "hybrid": (*REAL, *T1W_ONLY), "synthetic": T1W_ONLY}
     for training_set, labels in trained.items():
         card = read_card(out / "detectors" / training_set)
-        assert {one.participant: one.synthetic for one in card.controls} == {
+        assert {control.participant: control.synthetic for control in card.controls} == {
             label: label in T1W_ONLY for label in labels
         }
-        for one in card.controls:
-            generator = ("g", "a" * 64) if one.synthetic else ("", "")
-            assert (one.generator, one.generator_sha256) == generator
+        for control in card.controls:
+            generator = ("g", "a" * 64) if control.synthetic else ("", "")
+            assert (control.generator, control.generator_sha256) == generator
         assert card.detectors == tuple(used(training_set))
         assert (card.template, card.shape, card.folds) == (TEMPLATE, GRID.shape, 2)
         assert card.slabs == ((0, 12), (12, 24), (24, 34))
@@ -336,22 +362,25 @@ def test_a_card_tells_what_the_generators_are_that_made_its_synthetic_pet(out):
     untold = {"name": "g", "trained_on": "", "intended_use": ""}
     demonstration = untold | {"intended_use": "Demonstration"}
     for training_set, makers in (
-        ("real", [untold]), ("hybrid", [untold, demonstration]),
+        ("real", [untold]),
+        ("hybrid", [untold, demonstration]),
         ("synthetic", [untold, demonstration]),
-    ):  # fmt: skip
+    ):
         assert read_card(out / "detectors" / training_set).makers == makers
     assert "was made by g, whose card says that it is a dem" in (out / "group.html").read_text()
 
 
 def test_tables_tell_of_all_patients_and_of_controls(out):
     listed = read_all_clusters(out)
-    found = {(one.participant, one.training_set, one.detector) for one in listed}
+    found = {(cluster.participant, cluster.training_set, cluster.detector) for cluster in listed}
     assert found == {(label, *pair) for label in PATIENTS for pair in EVERY}
-    for one in listed:
+    for cluster in listed:
         path = result(
-            root_of(out, one.training_set), one.participant, f"desc-{one.detector}_clusters.tsv"
+            root_of(out, cluster.training_set),
+            cluster.participant,
+            f"desc-{cluster.detector}_clusters.tsv",
         )
-        assert tuple(read_clusters_table(path)) == one.clusters
+        assert tuple(read_clusters_table(path)) == cluster.clusters
     for training_set in SETS:
         lines = read_control_clusters(out / "detectors" / training_set)
         assert {line.participant_id for line in lines} == {f"sub-{label}" for label in REAL}
@@ -370,11 +399,11 @@ def test_tables_tell_of_all_patients_and_of_controls(out):
 
 def test_lesions_that_are_known_give_curves(out):
     points = read_curve(out)
-    assert {(one.training_set, one.detector) for one in points} == set(EVERY)
-    assert {(one.unit, one.clusters) for one in points} == {
+    assert {(point.training_set, point.detector) for point in points} == set(EVERY)
+    assert {(point.unit, point.clusters) for point in points} == {
         (unit, n) for unit in ("lesion", "patient") for n in range(1, 11)
     }
-    assert {(one.n, one.found) for one in points} == {(2, 2)}
+    assert {(point.n, point.found) for point in points} == {(2, 2)}
     assert len(read_tests(out)) == 2 * 10 * 21  # pairs of the 7 in EVERY
     assert {(one.training_set, one.detector) for one in read_froc(out)} == set(EVERY)
 
@@ -441,7 +470,7 @@ def test_a_report_is_about_what_its_run_has_scored(out, tmp_path):
         "pseudo-normal, real of sub-c2, sub-c3, sub-c4, sub-c5, sub-c6 and sub-p1; all of "
         "detectors/hybrid and detectors/synthetic."
     ) in page
-    assert {one.participant for one in read_all_clusters(there)} == {"p1"}
+    assert {cluster.participant for cluster in read_all_clusters(there)} == {"p1"}
     assert not list(there.glob("detection_*"))  # no lesions were given to this run
     with without_pages():
         assert main(arguments(there, "--reports-only")) == 0
@@ -453,9 +482,11 @@ def test_a_report_is_about_what_its_run_has_scored(out, tmp_path):
 
 @pytest.mark.parametrize(
     ("wanted", "told"),
-    [(("zscore",), "holds ocsvm and pseudonormal of an earlier run, which this run will remove"),
-     (("zscore", "ocsvm", "pseudonormal"), None)],
-)  # fmt: skip
+    [
+        (("zscore",), "holds ocsvm and pseudonormal of an earlier run, which this run will remove"),
+        (("zscore", "ocsvm", "pseudonormal"), None),
+    ],
+)
 def test_detectors_that_a_run_would_remove_are_told(out, wanted, told):
     settings = Settings(out.parent / "raw", out, "group", detectors=wanted)
     notes = detectors._describe_replaced(out / "detectors" / "real", settings)
@@ -712,23 +743,27 @@ def test_who_cannot_be_used_is_named_and_the_others_are_done(unlucky):
     assert "sub-p7: its mask of lesions marks no voxel of the grid; in no curve" in said
     assert "sub-p6: no mask of lesions; in no curve" in said
     assert "Traceback" not in said
-    assert {one.participant for one in read_all_clusters(there)} == {"p1", "p2", "p7"}
+    assert {cluster.participant for cluster in read_all_clusters(there)} == {"p1", "p2", "p7"}
     assert "all voxels are equal" in (there / "group.html").read_text()
-    assert {one.n for one in read_curve(there)} == {1}  # p1's lesion
+    assert {point.n for point in read_curve(there)} == {1}  # p1's lesion
 
 
 def test_a_control_has_no_part_in_the_fold_that_scores_it(out, unlucky):
     there, _, _ = unlucky
     (fold,) = (
-        one.fold for one in read_card(out / "detectors/real").controls if one.participant == "c1"
+        control.fold
+        for control in read_card(out / "detectors/real").controls
+        if control.participant == "c1"
     )
     norms = [f"detectors/real/zscore/fold-{number}.safetensors" for number in (fold, 3 - fold)]
     own, other = ((out / name).read_bytes() == (there / name).read_bytes() for name in norms)
     assert own
     assert not other
-    lines = [one for one in read_control_clusters(there / "detectors/real") if one.rank == 1]
-    (first,) = (one for one in lines if one.participant_id == "sub-c1")
-    assert first.sum_score == max(one.sum_score for one in lines)
+    lines = [
+        cluster for cluster in read_control_clusters(there / "detectors/real") if cluster.rank == 1
+    ]
+    (first,) = (line for line in lines if line.participant_id == "sub-c1")
+    assert first.sum_score == max(line.sum_score for line in lines)
     assert np.linalg.norm(np.subtract((first.x, first.y, first.z), LESION)) < 10
 
 
@@ -809,13 +844,21 @@ def test_reports_can_be_written_again_from_disk(out, tmp_path, capsys):
         (("--patient-query", "group == 'nobody'"), 65, "nobody in it matches"),
         (("--patient-query", "participant_id == 'sub-c1'"), 65, "sub-c1 would be control and pat"),
         (("--participant-label", "p9"), 18, "no patient is left"),
-        (("--patient-query", "participant_id == 'sub-d1'", "--control-query",
-          "participant_id != 'sub-d1'"), 66, "sub-d1: a patient without a PET on this grid"),
+        (
+            (
+                "--patient-query",
+                "participant_id == 'sub-d1'",
+                "--control-query",
+                "participant_id != 'sub-d1'",
+            ),
+            66,
+            "sub-d1: a patient without a PET on this grid",
+        ),
         (("--resolution", "2"), 66, "on this grid; run the participant level"),
         (("--session-label", "b"), 66, "sub-p1: a patient without a PET on this grid in"),
         (("--training-set", "hybrid", "--detectors", "pseudonormal"), 64, "add real to --training"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_begin_says_why_and_writes_nothing(out, capsys, options, code, words):
     before = files(out)
     assert main(arguments(out, *options)) == code

@@ -54,22 +54,45 @@ from bids_app.synthesis.scoring import load_lpips
 SPEC = replace(MODELS["semi3d-gan"], n_blocks=1, width=2)
 ROWS = tuple(tuple(row) for row in np.eye(4).tolist())
 CARD_OF = Card(
-    "tiny", "0.1.0", SPEC, "T", (9, 9, 9), ROWS, "", "noise", "tests", ("01",), "none", 4,
-    {"torch": "2"}, {"ssim": 0.5},
-)  # fmt: skip
+    "tiny",
+    "0.1.0",
+    SPEC,
+    "T",
+    (9, 9, 9),
+    ROWS,
+    "",
+    "noise",
+    "tests",
+    ("01",),
+    "none",
+    4,
+    {"torch": "2"},
+    {"ssim": 0.5},
+)
 DETECTOR = detectors.DetectorCard(
-    name="real", version="0.1", detectors=("ocsvm", "zscore"), template="T", shape=(9, 9, 9),
-    affine=ROWS, controls=(detectors.Control("01", None, False, "", "", 1),), folds=2,
-    slabs=((0, 5), (5, 9)), parameters={"nu": 0.03, "encoder": {"latents": 64}}, dataset="x",
-    seed=7, intended_use="Research.", versions={"a": "b"}, files={"a/b.nii.gz": "0" * 64},
+    name="real",
+    version="0.1",
+    detectors=("ocsvm", "zscore"),
+    template="T",
+    shape=(9, 9, 9),
+    affine=ROWS,
+    controls=(detectors.Control("01", None, False, "", "", 1),),
+    folds=2,
+    slabs=((0, 5), (5, 9)),
+    parameters={"nu": 0.03, "encoder": {"latents": 64}},
+    dataset="x",
+    seed=7,
+    intended_use="Research.",
+    versions={"a": "b"},
+    files={"a/b.nii.gz": "0" * 64},
     makers=[{"name": "g"}],
-)  # fmt: skip
+)
 SOON = 1.0  # seconds
 MEMORY = 1 << 28  # bytes beyond what the process has
 
-odd_numbers = st.sampled_from([
-    -1, 0, 1, 10**5, 10**9, 2**63, 2**64, 10**400, 1e308, 1e5, -0.5, float("nan"), float("inf"),
-])  # fmt: skip
+odd_numbers = st.sampled_from(
+    [-1, 0, 1, 10**5, 10**9, 2**63, 2**64, 10**400, 1e308, 1e5, -0.5, float("nan"), float("inf")]
+)
 odd_text = st.sampled_from(["", "../x", "/etc/passwd", "\0", "é", "\ud800", "x" * 10**5, "sub-01"])
 leaves = st.one_of(
     st.none(), st.booleans(), odd_numbers, st.integers(), st.floats(), odd_text, st.text(max_size=9)
@@ -80,7 +103,7 @@ values = st.recursive(
         st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=6), inner, max_size=4)
     ),
     max_leaves=8,
-)  # fmt: skip
+)
 deep = st.sampled_from(["[" * 100_000, '{"a":' * 100_000, "[" * 40 + "]" * 40])
 junk = st.one_of(st.binary(max_size=300), deep.map(str.encode), st.just(b"\xff\xfe"), st.just(b""))
 
@@ -89,7 +112,7 @@ def places(value, path=()):
     """List the ways to all that stands in a value."""
     inner = value.items() if isinstance(value, dict) else ()
     inner = enumerate(value) if isinstance(value, list) else inner
-    return [path, *(way for key, one in inner for way in places(one, (*path, key)))]
+    return [path, *(way for key, item in inner for way in places(item, (*path, key)))]
 
 
 def put(value, path, new):
@@ -99,7 +122,7 @@ def put(value, path, new):
     key, *rest = path
     if isinstance(value, dict):
         return {**value, key: put(value[key], rest, new)}
-    return [put(one, rest, new) if n == key else one for n, one in enumerate(value)]
+    return [put(item, rest, new) if n == key else item for n, item in enumerate(value)]
 
 
 @st.composite
@@ -178,15 +201,24 @@ def test_any_card_of_a_detector_is_read_or_refused(place, text):
 @pytest.mark.parametrize(
     "spec",
     [
-        {"width": 100_000}, {"n_blocks": 10**9}, {"width": 10**400}, {"width": -1}, {"width": 2.0},
-        {"width": True}, {"n_blocks": "9"}, {"batch_size": 0}, {"learning_rate": -1},
+        {"width": 100_000},
+        {"n_blocks": 10**9},
+        {"width": 10**400},
+        {"width": -1},
+        {"width": 2.0},
+        {"width": True},
+        {"n_blocks": "9"},
+        {"batch_size": 0},
+        {"learning_rate": -1},
         {"tiling": {"kind": "patch3d", "size": 10**9, "stride": 1}},
         {"tiling": {"kind": "patch3d", "size": 8, "stride": 0}},
         {"tiling": {"kind": "patch3d", "size": 8, "stride": 9}},
-        {"tiling": {"kind": ["semi3d"]}}, {"tiling": []}, {"surprise": 1},
+        {"tiling": {"kind": ["semi3d"]}},
+        {"tiling": []},
+        {"surprise": 1},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_network_that_nobody_has_is_refused_before_it_is_built(tmp_path, spec):
     whole = card_values(CARD_OF)
     write_json(tmp_path / CARD, {**whole, "spec": {**whole["spec"], **spec}})
@@ -203,7 +235,7 @@ def test_a_network_that_nobody_has_is_refused_before_it_is_built(tmp_path, spec)
         ('{"a": ' + "[" * 40 + "]" * 40 + "}", "more than 32 lists in one another"),
         ('{"a": "' + "x" * (1 << 24) + '"}', "no such file has more than 17"),
     ],
-)  # fmt: skip
+)
 def test_json_that_is_no_card_is_told_why(tmp_path, text, words):
     (tmp_path / CARD).write_text(text)
     for read in (read_card, detectors.read_card):
@@ -342,10 +374,16 @@ def whole(place, tensors):
         folder / "norm", Norm(np.ones((3, 4, 5), np.float32), np.ones((3, 4, 5), np.float32), 4)
     )
     pack_controls([rng.random((3, 4, 5), np.float32) for _ in range(2)], folder / "packed")
-    save_models(folder / "models", VoxelModels(
-        np.array([2, 1], np.uint16), np.array([0, 1, 1], np.uint16), np.ones(3, np.float32),
-        np.ones(2, np.float32), np.zeros(2),
-    ))  # fmt: skip
+    save_models(
+        folder / "models",
+        VoxelModels(
+            np.array([2, 1], np.uint16),
+            np.array([0, 1, 1], np.uint16),
+            np.ones(3, np.float32),
+            np.ones(2, np.float32),
+            np.zeros(2),
+        ),
+    )
     return {
         folder / "weights": lambda path: load_weights(path, SPEC, "cpu"),
         folder / "encoder": load_encoder,
@@ -437,20 +475,50 @@ toml = st.one_of(
     junk,
     st.lists(
         st.tuples(
-            st.sampled_from([
-                "nprocs", "template", "bounding-box", "sloppy", "verbose", "pet_frames", "x",
-                "participant_label", "derivatives", "config_file", "random_seed", "notrack", "help",
-            ]),
-            st.sampled_from([
-                "1", "-1", "1e400", "nan", "true", "false", '"a"', '""', "[]", "[1, 2]", "[[1]]",
-                "[1,2,3,4,5,6]", "1979-05-27", "{a = 1}", '"0-99999999999"', '"--help"',
-                '"\\u0000"',
-                "99999999999999999999999", "[" * 5000 + "]" * 5000,
-            ]),
+            st.sampled_from(
+                [
+                    "nprocs",
+                    "template",
+                    "bounding-box",
+                    "sloppy",
+                    "verbose",
+                    "pet_frames",
+                    "x",
+                    "participant_label",
+                    "derivatives",
+                    "config_file",
+                    "random_seed",
+                    "notrack",
+                    "help",
+                ]
+            ),
+            st.sampled_from(
+                [
+                    "1",
+                    "-1",
+                    "1e400",
+                    "nan",
+                    "true",
+                    "false",
+                    '"a"',
+                    '""',
+                    "[]",
+                    "[1, 2]",
+                    "[[1]]",
+                    "[1,2,3,4,5,6]",
+                    "1979-05-27",
+                    "{a = 1}",
+                    '"0-99999999999"',
+                    '"--help"',
+                    '"\\u0000"',
+                    "99999999999999999999999",
+                    "[" * 5000 + "]" * 5000,
+                ]
+            ),
         ),
         max_size=3,
     ).map(lambda rows: "".join(f"{name} = {value}\n" for name, value in rows).encode()),
-)  # fmt: skip
+)
 
 
 @given(toml)
@@ -484,14 +552,24 @@ def test_any_table_of_participants_is_read_or_refused(place, text):
 yaml_files = st.one_of(
     junk,
     damaged({"plugin": "SLURM", "plugin_args": {"sbatch_args": "-p x", "n": [1, 2]}}),
-    st.sampled_from([
-        b"plugin: !!python/object/apply:os.system [x]", b"a: &a [*a]", b"? {a: 1}\n: 2", b"- 1",
-        b"plugin: 2001-01-01", b"a: &a [x,x,x]\nb: &b [*a,*a,*a]\nplugin: M\n", b"plugin: ]",
-        b"1: 2",
-        b"plugin: MultiProc\nplugin_args: [1]", b"[" * 3000, b"\t", b"- " * 900,
-        b"plugin: SLURM\nplugin_args: 0",
-    ]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            b"plugin: !!python/object/apply:os.system [x]",
+            b"a: &a [*a]",
+            b"? {a: 1}\n: 2",
+            b"- 1",
+            b"plugin: 2001-01-01",
+            b"a: &a [x,x,x]\nb: &b [*a,*a,*a]\nplugin: M\n",
+            b"plugin: ]",
+            b"1: 2",
+            b"plugin: MultiProc\nplugin_args: [1]",
+            b"[" * 3000,
+            b"\t",
+            b"- " * 900,
+            b"plugin: SLURM\nplugin_args: 0",
+        ]
+    ),
+)
 
 
 @given(yaml_files)

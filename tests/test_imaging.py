@@ -300,9 +300,9 @@ def quantiles_of(values, count=1001):
 @given(values=brightness, other=brightness)
 def test_matching_keeps_ranks(values, other):
     matched = match_quantiles(*line(values), quantiles_of(other)).ravel()
-    for one, two in zip(*np.triu_indices(len(values), 1), strict=True):
-        order = np.sign(values[one] - values[two])
-        assert np.sign(matched[one] - matched[two]) in (0, order)
+    for index, two in zip(*np.triu_indices(len(values), 1), strict=True):
+        order = np.sign(values[index] - values[two])
+        assert np.sign(matched[index] - matched[two]) in (0, order)
     assert min(other) - 1e-6 <= matched.min() <= matched.max() <= max(other) + 1e-6
 
 

@@ -166,10 +166,16 @@ def test_a_registration_is_judged_before_and_after(tmp_path, rng, save):
     after = (0.7 * fixed + 0.3 * before).astype(np.float32)
     moved = np.roll(ellipsoid, 2, axis=0)
     out = node(
-        JudgeRegistration, tmp_path, fixed=save("fixed", fixed), before=save("before", before),
-        fixed_mask=save("where", ellipsoid), after=save("after", after),
-        mask_after=save("moved", moved), t1w=save("t1w", before), brain_mask=save("own", ellipsoid),
-    )  # fmt: skip
+        JudgeRegistration,
+        tmp_path,
+        fixed=save("fixed", fixed),
+        before=save("before", before),
+        fixed_mask=save("where", ellipsoid),
+        after=save("after", after),
+        mask_after=save("moved", moved),
+        t1w=save("t1w", before),
+        brain_mask=save("own", ellipsoid),
+    )
     quality = out.sidecar["Registration"]
     told = [normalized_mutual_information(fixed, one, ellipsoid) for one in (before, after)]
     assert [quality["SimilarityBefore"], quality["SimilarityAfter"]] == pytest.approx(
@@ -389,14 +395,28 @@ def tiny(tmp_path, head_affine, t1w):
     affine = tuple(tuple(row) for row in head_affine.tolist())
     look = look_at(t1w, (4.0, 5.0, 6.0))
     reference = Reference(
-        np.linspace(0.2, 0.9, 1001, dtype=np.float32) ** 2, look + 0.1, np.full_like(look, 0.05),
-        np.ones(look.shape[1:], bool), np.array([0.9, 1.2], np.float32),
-    )  # fmt: skip
+        np.linspace(0.2, 0.9, 1001, dtype=np.float32) ** 2,
+        look + 0.1,
+        np.full_like(look, 0.05),
+        np.ones(look.shape[1:], bool),
+        np.array([0.9, 1.2], np.float32),
+    )
     write_reference(reference, tmp_path / "tiny" / REFERENCE)
     card = Card(
-        "tiny", "0", spec, "T", SHAPE, affine, "", "noise", "tests", (), "none", 0,
+        "tiny",
+        "0",
+        spec,
+        "T",
+        SHAPE,
+        affine,
+        "",
+        "noise",
+        "tests",
+        (),
+        "none",
+        0,
         reference_sha256=file_sha256(tmp_path / "tiny" / REFERENCE),
-    )  # fmt: skip
+    )
     return (
         tmp_path / "tiny",
         generator,
@@ -413,10 +433,19 @@ def synthesize(tmp_path, tiny, save, t1w, head_affine):
 
     def run(*, overlap=False, match_histogram=False):
         out = node(
-            SynthesizePET, tmp_path, t1w=save("t1w", t1w), mask=save("mask", mask),
-            generator=str(folder), sha256=card.sha256, reference_sha256=card.reference_sha256,
-            fwhm=6.0, overlap=overlap, match_histogram=match_histogram, device="cpu", threads=1,
-        )  # fmt: skip
+            SynthesizePET,
+            tmp_path,
+            t1w=save("t1w", t1w),
+            mask=save("mask", mask),
+            generator=str(folder),
+            sha256=card.sha256,
+            reference_sha256=card.reference_sha256,
+            fwhm=6.0,
+            overlap=overlap,
+            match_histogram=match_histogram,
+            device="cpu",
+            threads=1,
+        )
         assert b"SYNTHETIC" in nib.load(out.pet).header["descrip"].item()
         return load_on_grid(out.pet, head_affine), mask
 
@@ -508,15 +537,19 @@ def test_a_t1w_on_another_grid_is_refused(tmp_path, tiny, head_affine):
 def test_a_result_is_put_in_its_place_with_all_that_is_known(tmp_path, rng, save):
     source, place = save("in", rng.random(SHAPE)), tmp_path / "out" / "sub-01" / "anat"
     interface = SaveDerivative(
-        in_file=source, out_file=str(place / "a_T1w.nii.gz"),
-        sidecar_file=str(place / "a_T1w.json"), sidecar={"Sources": ["bids:raw:x"], "A": 1},
+        in_file=source,
+        out_file=str(place / "a_T1w.nii.gz"),
+        sidecar_file=str(place / "a_T1w.json"),
+        sidecar={"Sources": ["bids:raw:x"], "A": 1},
         measured=[{"A": 2}, {"B": {"C": 0.5}}],
-    )  # fmt: skip
+    )
     out = interface.run(cwd=str(tmp_path)).outputs
     assert Path(out.out_file).read_bytes() == Path(source).read_bytes()
     assert json.loads((place / "a_T1w.json").read_text()) == {
-        "Sources": ["bids:raw:x"], "A": 2, "B": {"C": 0.5},
-    }  # fmt: skip
+        "Sources": ["bids:raw:x"],
+        "A": 2,
+        "B": {"C": 0.5},
+    }
     assert sorted(file.name for file in place.iterdir()) == ["a_T1w.json", "a_T1w.nii.gz"]
     assert interface.always_run
 
@@ -524,9 +557,12 @@ def test_a_result_is_put_in_its_place_with_all_that_is_known(tmp_path, rng, save
 def test_a_result_of_which_nothing_was_measured_has_its_sidecar(tmp_path, rng, save):
     inputs = {"in_file": save("in", rng.random(SHAPE)), "sidecar": {"A": 1}}
     out = node(
-        SaveDerivative, tmp_path, **inputs, out_file=str(tmp_path / "a.nii.gz"),
+        SaveDerivative,
+        tmp_path,
+        **inputs,
+        out_file=str(tmp_path / "a.nii.gz"),
         sidecar_file=str(tmp_path / "a.json"),
-    )  # fmt: skip
+    )
     assert json.loads(Path(out.sidecar_file).read_text()) == {"A": 1}
 
 
@@ -541,13 +577,22 @@ def test_what_is_measured_later_is_added(tmp_path):
 # ANTs, in a process without torch
 
 ZOOM = 5.0
-DIRECTIONS = {"RAS": np.eye(3), "LAS": np.diag([-1, 1, 1]),
-              "LIA": np.array([[-1, 0, 0], [0, 0, 1], [0, -1, 0]])}  # fmt: skip
-BLOBS = np.array([
-    # x, y, z in mm, width in mm, T1w, PET
-    [0, 0, 0, 25, 1.0, 0.4], [-30, 20, 10, 10, 0.8, -0.3], [25, -35, 15, 12, -0.7, 0.9],
-    [10, 35, -20, 9, 0.9, 0.8], [-20, -30, -15, 11, -0.6, 0.5], [35, 10, 25, 8, 0.7, -0.4],
-])  # fmt: skip
+DIRECTIONS = {
+    "RAS": np.eye(3),
+    "LAS": np.diag([-1, 1, 1]),
+    "LIA": np.array([[-1, 0, 0], [0, 0, 1], [0, -1, 0]]),
+}
+BLOBS = np.array(
+    [
+        # x, y, z in mm, width in mm, T1w, PET
+        [0, 0, 0, 25, 1.0, 0.4],
+        [-30, 20, 10, 10, 0.8, -0.3],
+        [25, -35, 15, 12, -0.7, 0.9],
+        [10, 35, -20, 9, 0.9, 0.8],
+        [-20, -30, -15, 11, -0.6, 0.5],
+        [35, 10, 25, 8, 0.7, -0.4],
+    ]
+)
 
 
 @pytest.fixture(scope="module")
@@ -646,13 +691,16 @@ def test_a_brain_is_registered_to_a_template_and_back(run_ants, tmp_path):
     template = paint(tmp_path / "template.nii.gz", 4, grid_around((0, 0, 0)))
     turn = Rotation.from_euler("xyz", (8, -6, 10), degrees=True).as_matrix()
     brain_ = paint(
-        tmp_path / "brain.nii.gz", 4, grid_around((20, -15, 10), "LIA"),
+        tmp_path / "brain.nii.gz",
+        4,
+        grid_around((20, -15, 10), "LIA"),
         lambda points: (points - [20, -15, 10]) @ turn * [1.1, 0.92, 1.05],
-    )  # fmt: skip
+    )
     out = run_ants("RegisterToTemplate", brain=brain_, template=template, quick=True, seed=0)
     for moving, fixed, transform in (
-        (brain_, template, "t1w_to_template"), (template, brain_, "template_to_t1w"),
-    ):  # fmt: skip
+        (brain_, template, "t1w_to_template"),
+        (template, brain_, "template_to_t1w"),
+    ):
         target = nifti.load(fixed)
         inputs = {"image": moving, "reference": fixed, "interpolation": "linear"}
         before = nifti.load(run_ants("Resample", **inputs)["image"])
@@ -696,9 +744,11 @@ def test_a_pet_finds_its_t1w(run_ants, tmp_path, orientation, far):
     inside = anatomy(world(*head_grid), 4) > 50
     nifti.save(nifti.Image(inside, head_grid[1]), tmp_path / "mask.nii.gz")
     pet = paint(
-        tmp_path / "pet.nii.gz", 5, grid_around(shift, orientation),
+        tmp_path / "pet.nii.gz",
+        5,
+        grid_around(shift, orientation),
         lambda points: (points - shift) @ turn,
-    )  # fmt: skip
+    )
     mask = str(tmp_path / "mask.nii.gz")
     out = run_ants("RegisterPET", pet=pet, t1w=t1w, mask=mask, quick=False, seed=0)
     points = world(*head_grid)[inside]
@@ -720,18 +770,19 @@ def test_a_pet_turned_in_its_header_finds_its_t1w_and_a_hot_voxel_changes_nothin
     hot[3, 4, 5] = 4e4 * pet.max()
     paths = {}
     for name, data, own in (
-        ("t1w", t1w, affine), ("mask", t1w > 0, affine),
-        ("pet", pet, turn @ affine), ("hot", hot, turn @ affine),
-    ):  # fmt: skip
+        ("t1w", t1w, affine),
+        ("mask", t1w > 0, affine),
+        ("pet", pet, turn @ affine),
+        ("hot", hot, turn @ affine),
+    ):
         paths[name] = str(tmp_path / f"{name}.nii.gz")
         nifti.save(nifti.Image(data, own), paths[name])
     points = np.argwhere(t1w > 0)[::20] @ affine[:3, :3].T + affine[:3, 3]
     found = []
     for name in ("pet", "hot"):
         out = run_ants(
-            "RegisterPET", pet=paths[name], t1w=paths["t1w"], mask=paths["mask"],
-            quick=True, seed=0,
-        )  # fmt: skip
+            "RegisterPET", pet=paths[name], t1w=paths["t1w"], mask=paths["mask"], quick=True, seed=0
+        )
         found.append(read_rigid(out["pet_to_t1w"])(points))
         error = found[-1] - points @ turn[:3, :3].T
         assert np.linalg.norm(error, axis=-1).max() < 1
@@ -753,13 +804,19 @@ def test_a_hot_voxel_moves_no_t1w(run_ants, tmp_path, rng):
         nifti.save(nifti.Image(image, affine), tmp_path / f"{name}.nii.gz")
     for name in ("cold", "hot"):
         out = run_ants(
-            "RegisterToTemplate", brain=str(tmp_path / f"{name}.nii.gz"),
-            template=str(tmp_path / "template.nii.gz"), quick=True, seed=0,
-        )  # fmt: skip
+            "RegisterToTemplate",
+            brain=str(tmp_path / f"{name}.nii.gz"),
+            template=str(tmp_path / "template.nii.gz"),
+            quick=True,
+            seed=0,
+        )
         again = run_ants(
-            "Resample", image=str(tmp_path / "cold.nii.gz"), interpolation="linear",
-            reference=str(tmp_path / "template.nii.gz"), transforms=[out["t1w_to_template"]],
-        )  # fmt: skip
+            "Resample",
+            image=str(tmp_path / "cold.nii.gz"),
+            interpolation="linear",
+            reference=str(tmp_path / "template.nii.gz"),
+            transforms=[out["t1w_to_template"]],
+        )
         moved[name] = nifti.load(again["image"]).data
     assert correlation(moved["cold"], moved["hot"], template > 0) > 0.995
 
@@ -783,9 +840,12 @@ def test_a_turned_brain_is_registered_and_transforms_are_equal_byte_by_byte(
     assert out["start"] == "search of directions"
     assert out["behind"] > -0.02
     moved = run_ants(
-        "Resample", image=inputs["brain"], reference=inputs["template"], interpolation="linear",
+        "Resample",
+        image=inputs["brain"],
+        reference=inputs["template"],
+        interpolation="linear",
         transforms=[out["t1w_to_template"]],
-    )  # fmt: skip
+    )
     found = nifti.load(moved["image"]).data
     assert correlation(found, data, data > 0) > 0.95
 
@@ -809,9 +869,12 @@ def test_an_image_is_carried_along_a_translation(run_ants, tmp_path, rng):
         (tmp_path / f"{name}.txt").write_text(TRANSLATION.format(*shift))
     image = str(tmp_path / "image.nii.gz")
     out = run_ants(
-        "Resample", image=image, reference=image, interpolation="nearestNeighbor",
+        "Resample",
+        image=image,
+        reference=image,
+        interpolation="nearestNeighbor",
         transforms=[str(tmp_path / "one.txt"), str(tmp_path / "other.txt")],
-    )  # fmt: skip
+    )
     moved = nifti.load(out["image"])
     # together 6 mm to the left, 12 mm to the front, 6 mm up: voxels (1, -1, 2) in LIA
     expected = np.zeros_like(data)
@@ -899,9 +962,11 @@ def test_a_pet_with_gaps_in_the_brain_is_refused(run_ants, tmp_path, where, shif
         nifti.save(nifti.Image(data, affine), tmp_path / f"{name}.nii.gz")
     (tmp_path / "to_t1w.txt").write_text(TRANSLATION.format(0, 0, shift))
     inputs = {
-        "valid": str(tmp_path / "valid.nii.gz"), "mask": str(tmp_path / "mask.nii.gz"),
-        "pet_to_t1w": str(tmp_path / "to_t1w.txt"), "source": "sub-01_pet.nii.gz",
-    }  # fmt: skip
+        "valid": str(tmp_path / "valid.nii.gz"),
+        "mask": str(tmp_path / "mask.nii.gz"),
+        "pet_to_t1w": str(tmp_path / "to_t1w.txt"),
+        "source": "sub-01_pet.nii.gz",
+    }
     if refused:
         with pytest.raises(UnusableDataError, match=r"sub-01_pet\.nii\.gz: is NaN or infinite ins"):
             run_ants("RefuseGaps", **inputs)
@@ -920,9 +985,12 @@ def test_labels_are_carried_from_where_nibabel_sees_them(run_ants, tmp_path, rng
     nib.save(image, tmp_path / "labels.nii.gz")
     nifti.save(nifti.Image(labels, affine), tmp_path / "reference.nii.gz")
     out = run_ants(
-        "CarryLabels", image=str(tmp_path / "labels.nii.gz"), interpolation="genericLabel",
-        reference=str(tmp_path / "reference.nii.gz"), orientation="LAS",
-    )  # fmt: skip
+        "CarryLabels",
+        image=str(tmp_path / "labels.nii.gz"),
+        interpolation="genericLabel",
+        reference=str(tmp_path / "reference.nii.gz"),
+        orientation="LAS",
+    )
     assert np.array_equal(nifti.load(out["image"]).data, labels)
 
 
@@ -960,17 +1028,23 @@ print(tried, there.name, back.name, start, round(ahead, 3), sep="|")
     [
         (False, [0.6], "[False]|t1w_there|t1w_back|centre of mass|0.1"),
         (True, [0.6], "[True]|t1w_search_there|t1w_search_back|search of directions|0.1"),
-        (False, [0.48, 0.7], "[False, True]|t1w_search_there|t1w_search_back|"
-                            "search of directions|0.2"),
+        (
+            False,
+            [0.48, 0.7],
+            "[False, True]|t1w_search_there|t1w_search_back|search of directions|0.2",
+        ),
         (False, [0.48, 0.4], "[False, True]|t1w_there|t1w_back|centre of mass|-0.02"),
         (True, [0.4, 0.7], "[True, False]|t1w_there|t1w_back|centre of mass|0.2"),
     ],
-)  # fmt: skip
+)
 def test_a_brain_less_like_the_template_than_the_search_is_registered_from_both_starts(
     tmp_path, better, scores, told
 ):
     run = subprocess.run(
         [sys.executable, "-c", STARTS, str(better), *map(str, scores)],
-        check=False, capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert run.stdout.strip() == told, run.stderr

@@ -23,12 +23,25 @@ from bids_app.synthesis.training import Training
 
 SEMI3D = replace(
     MODELS["semi3d-cyclegan-mse"],
-    n_blocks=1, width=2, epochs=4, constant_epochs=2, batch_size=6, pool_size=3,
-)  # fmt: skip
+    n_blocks=1,
+    width=2,
+    epochs=4,
+    constant_epochs=2,
+    batch_size=6,
+    pool_size=3,
+)
 PATCH3D = replace(
-    MODELS["patch3d-gan-mse"], tiling=CubicPatches(24, 8), n_blocks=1, width=2, epochs=4,
-    constant_epochs=4, batch_size=2, pool_size=3, tiles_per_volume=3, validation_interval=3,
-)  # fmt: skip
+    MODELS["patch3d-gan-mse"],
+    tiling=CubicPatches(24, 8),
+    n_blocks=1,
+    width=2,
+    epochs=4,
+    constant_epochs=4,
+    batch_size=2,
+    pool_size=3,
+    tiles_per_volume=3,
+    validation_interval=3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +68,10 @@ def start(tmp_path, visits):
 
 def without_seconds(out):
     rows = read_tsv(out / HISTORY)
-    return [{name: cell for name, cell in row.items() if name not in ("fold", "seconds")}
-            for row in rows]  # fmt: skip
+    return [
+        {name: cell for name, cell in row.items() if name not in ("fold", "seconds")}
+        for row in rows
+    ]
 
 
 def assert_same(one, other):
@@ -115,8 +130,10 @@ def test_what_is_kept_is_the_generator_of_the_best_epoch(start, visits):
 def test_without_validation_the_last_epoch_is_kept(start):
     rows = read_tsv(start("all", validation=[], last_epoch=3) / HISTORY)
     assert [(row["kept"], row["ssim_validation"]) for row in rows] == [
-        ("0", "n/a"), ("0", "n/a"), ("1", "n/a")
-    ]  # fmt: skip
+        ("0", "n/a"),
+        ("0", "n/a"),
+        ("1", "n/a"),
+    ]
 
 
 def test_early_stopping_looks_at_what_will_be_written(visits):
@@ -160,9 +177,10 @@ def test_a_job_that_was_stopped_in_an_epoch_ends_like_one_that_was_not(
     assert not (tmp_path / "out-stopped" / KEPT).exists()
     epochs = []
     monkeypatch.setattr(
-        jobs, "save_checkpoint",
+        jobs,
+        "save_checkpoint",
         lambda fit, path: epochs.append(fit.training.epoch) or save_checkpoint(fit, path),
-    )  # fmt: skip
+    )
     assert_same(start("stopped", spec=spec, precision=precision), whole)
     assert epochs == [3, 4]  # nothing is trained twice
 
@@ -206,7 +224,7 @@ def test_a_loss_that_is_no_number_stops_the_job_with_a_sentence(
     if epoch > 1:
         tensors = load_file(checkpoint)
         assert int(tensors.pop("epoch")) == 1
-        assert all(one.isfinite().all() for name, one in tensors.items() if name != "history")
+        assert all(tensor.isfinite().all() for name, tensor in tensors.items() if name != "history")
 
 
 def test_weights_that_became_no_numbers_stop_the_job(start, monkeypatch):

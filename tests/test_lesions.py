@@ -140,7 +140,7 @@ def test_a_dataset_that_is_not_there_is_told(tmp_path):
 @pytest.mark.parametrize("space", [ON_T1W, IN_TEMPLATE])
 @pytest.mark.parametrize("others", [("res-1", "res-2"), ("run-1", "run-2"), (None, "res-1")])
 def test_two_masks_of_one_visit_are_ambiguous(tmp_path, space, others):
-    masks = [draw(tmp_path, *((space,) if one is None else (space, one))) for one in others]
+    masks = [draw(tmp_path, *((space,) if other is None else (space, other))) for other in others]
     with pytest.raises(UnusableDataError) as told:
         find(tmp_path)
     assert told.value.exit_code == 65

@@ -76,10 +76,14 @@ def begin(tmp_path):
     def start(*words):
         mark = f"MRI2PET_TEST={tmp_path}"
         run = subprocess.Popen(
-            [sys.executable, *map(str, words)], cwd=tmp_path, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, *map(str, words)],
+            cwd=tmp_path,
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**os.environ, "MRI2PET_TEST": str(tmp_path), "PYTHONPATH": str(HERE)},
-        )  # fmt: skip
+        )
         begun.append(run)
         return run, mark
 
@@ -117,10 +121,13 @@ def ended(run, code):
 @pytest.mark.parametrize(
     ("number", "code", "to_all"),
     [
-        (signal.SIGINT, 130, True), (signal.SIGINT, 130, False), (signal.SIGTERM, 143, True),
-        (signal.SIGTERM, 143, False), (signal.SIGHUP, 129, True),
+        (signal.SIGINT, 130, True),
+        (signal.SIGINT, 130, False),
+        (signal.SIGTERM, 143, True),
+        (signal.SIGTERM, 143, False),
+        (signal.SIGHUP, 129, True),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_is_told_to_end_ends_soon_and_whole(graph, tmp_path, number, code, to_all):
     """As ``docker stop`` tells the first process alone, and a terminal all of them."""
     run, mark = graph()
@@ -172,9 +179,12 @@ def test_the_first_process_of_a_container_is_told_as_well(tmp_path):
     script = tmp_path / "graph.py"
     script.write_text(GRAPH)
     run = subprocess.Popen(
-        [*unshare, sys.executable, script, tmp_path], stderr=subprocess.PIPE, text=True,
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE)},
-    )  # fmt: skip
+        [*unshare, sys.executable, script, tmp_path],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+    )
     wait_until(computing(tmp_path))
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGTERM)

@@ -112,7 +112,7 @@ def test_scores_by_hand():
 def test_the_unit_does_not_matter(seed, factor, shift):
     controls, person = draw(seed, 5), draw(seed + 1)
     expected = learn_norm(controls, BRAIN).deficit(person)
-    norm = learn_norm((factor * one.astype(float) + shift for one in controls), BRAIN)
+    norm = learn_norm((factor * control.astype(float) + shift for control in controls), BRAIN)
     found = norm.deficit(factor * person.astype(float) + shift)
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
 

@@ -45,9 +45,14 @@ def without_variance(random, n, features):
 
 
 KINDS = [
-    spread, with_means_of_their_own, far_from_zero, duplicated, on_a_lattice,
-    along_few_directions, without_variance,
-]  # fmt: skip
+    spread,
+    with_means_of_their_own,
+    far_from_zero,
+    duplicated,
+    on_a_lattice,
+    along_few_directions,
+    without_variance,
+]
 
 
 def draw(kind, random, n, features):
@@ -196,9 +201,12 @@ def test_voxels_may_be_none(latents):
 
 def kept(machine):
     return {
-        "support_vectors": machine.support_vectors_, "dual_coef": machine.dual_coef_,
-        "n_support": machine.n_support_, "gamma": machine.gamma_, "offset": machine.offset_,
-    }  # fmt: skip
+        "support_vectors": machine.support_vectors_,
+        "dual_coef": machine.dual_coef_,
+        "n_support": machine.n_support_,
+        "gamma": machine.gamma_,
+        "offset": machine.offset_,
+    }
 
 
 def test_support_vectors_are_all_that_scores_need(latents):
@@ -286,9 +294,13 @@ def kernels(tmp_path):
 
     def compute(code):
         return subprocess.run(
-            [sys.executable, "-B", "-c", code], cwd=tmp_path, env=environment,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [sys.executable, "-B", "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     return compute
 

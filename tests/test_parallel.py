@@ -126,9 +126,12 @@ def test_one_process_alone_changes_nothing():
 # Networks: torch had errors here, on CPUs, seen in version 2.13
 
 NETWORKS = [
-    (ResnetGenerator, 2, 24), (ResnetGenerator, 3, 16), (PatchDiscriminator, 2, 24),
-    (PatchDiscriminator, 3, 24), (PatchDiscriminator, 3, 32),
-]  # fmt: skip
+    (ResnetGenerator, 2, 24),
+    (ResnetGenerator, 3, 16),
+    (PatchDiscriminator, 2, 24),
+    (PatchDiscriminator, 3, 24),
+    (PatchDiscriminator, 3, 32),
+]
 BUILD = {
     ResnetGenerator: lambda dims, channels: ResnetGenerator(dims, channels, n_blocks=1, width=4),
     PatchDiscriminator: lambda dims, channels: PatchDiscriminator(dims, channels, width=4),
@@ -183,8 +186,14 @@ def test_gradients_in_half_precision_are_those_in_full_but_for_rounding(network_
 
 SPEC = replace(
     MODELS["semi3d-cyclegan-mse"],
-    n_blocks=1, width=2, epochs=4, constant_epochs=4, batch_size=3, pool_size=4, patience=1,
-)  # fmt: skip
+    n_blocks=1,
+    width=2,
+    epochs=4,
+    constant_epochs=4,
+    batch_size=3,
+    pool_size=4,
+    patience=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -197,9 +206,15 @@ def ends(tmp_path_factory):
         out = root / f"out{processes}"
         out.mkdir()
         job = Job(
-            "1", SPEC, visits[:2], visits[2:], last_epoch=4, seed=3, fwhm=1.5,
+            "1",
+            SPEC,
+            visits[:2],
+            visits[2:],
+            last_epoch=4,
+            seed=3,
+            fwhm=1.5,
             folder=root / f"checkpoints{processes}",
-        )  # fmt: skip
+        )
         launch_job(make_fabric("cpu", "32-true", processes), job, out)
         places.append((job.folder, out))
     return places
@@ -228,8 +243,11 @@ def test_two_processes_end_with_what_one_ends_with(ends):
         and not is_of_no_effect(name)
     ]
     assert {name.partition(".")[0] for name in compared} == {
-        "generators", "discriminators", "kept", "pool"
-    }  # fmt: skip
+        "generators",
+        "discriminators",
+        "kept",
+        "pool",
+    }
     assert [n for n in compared if not torch.allclose(one[n], two[n], rtol=0, atol=1e-5)] == []
     assert torch.equal(one["random"], two["random"])
     start = next(n for n in compared if n.startswith("generators."))

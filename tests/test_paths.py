@@ -12,9 +12,14 @@ labels = st.text("abcXYZ019+", min_size=1, max_size=6)
 @given(labels, st.none() | labels, st.dictionaries(st.sampled_from(ENTITIES[2:]), labels))
 def test_entities_come_back_from_a_name(subject, session, entities):
     path = derivative_path(
-        Path("out"), subject=subject, session=session, datatype="pet", suffix="pet",
-        extension=".nii.gz", entities=entities,
-    )  # fmt: skip
+        Path("out"),
+        subject=subject,
+        session=session,
+        datatype="pet",
+        suffix="pet",
+        extension=".nii.gz",
+        entities=entities,
+    )
     expected = {"sub": subject, **entities, **({} if session is None else {"ses": session})}
     assert entities_of(path) == expected
 

@@ -39,7 +39,7 @@ def test_a_patient_without_a_mask_is_told_and_the_others_are_found(tmp_path):
     draw(tmp_path, f"sub-p2_ses-a_space-{TEMPLATE}_label-L_mask.nii")
     people = [patient("p1"), patient("p2", "a"), patient("p2", "b"), patient("p3")]
     found = find(tmp_path, *people)
-    assert [(one.subject, one.session) for one in found.masks] == [("p1", None), ("p2", "a")]
+    assert [(mask.subject, mask.session) for mask in found.masks] == [("p1", None), ("p2", "a")]
     assert found.problems == ()
     assert found.notes[2:] == (
         "sub-p2 ses-b: no mask of lesions; in no curve",

@@ -37,8 +37,17 @@ def test_on_the_grid_that_they_were_found_on_places_are_those_of_the_table(seed,
         score, np.ones(score.shape, bool), affine, extent=0.2, minimum_volume=0
     )
     found = [
-        (one.rank, one.x, one.y, one.z, one.peak_x, one.peak_y, one.peak_z, one.volume)
-        for one in clusters
+        (
+            cluster.rank,
+            cluster.x,
+            cluster.y,
+            cluster.z,
+            cluster.peak_x,
+            cluster.peak_y,
+            cluster.peak_z,
+            cluster.volume,
+        )
+        for cluster in clusters
     ]
     located = [tuple(vars(one).values()) for one in locate(score, labels, affine)]
     np.testing.assert_allclose(located, found, atol=1e-6)

@@ -24,9 +24,20 @@ NAMES = ("overlap", "match_histogram", "uncertainty", "novelty")
 def card_of(sha256, reference="r"):
     affine = tuple(tuple(row) for row in GRID.affine.tolist())
     return Card(
-        "mine", "7", MODELS["semi3d-gan-mse"], "T", GRID.shape, affine, sha256, "noise", "tests",
-        ("02",), "none", 0, reference_sha256=reference,
-    )  # fmt: skip
+        "mine",
+        "7",
+        MODELS["semi3d-gan-mse"],
+        "T",
+        GRID.shape,
+        affine,
+        sha256,
+        "noise",
+        "tests",
+        ("02",),
+        "none",
+        0,
+        reference_sha256=reference,
+    )
 
 
 @pytest.fixture
@@ -44,15 +55,30 @@ def run(tmp_path):
     for name in ("generator", "fold-1", "fold-2"):
         (tmp_path / name).mkdir()
     how = Preprocessing(
-        tmp_path / "template", tmp_path / "grid", tmp_path / "mask", "auto", (), 99.9, quick=True,
-        seed=0, omp_nthreads=1,
-    )  # fmt: skip
+        tmp_path / "template",
+        tmp_path / "grid",
+        tmp_path / "mask",
+        "auto",
+        (),
+        99.9,
+        quick=True,
+        seed=0,
+        omp_nthreads=1,
+    )
     choice = GeneratorChoice(tmp_path / "generator", card_of("s"))
     write_json(tmp_path / "out" / "dataset_description.json", {"Name": "mri2pet: raw"})
     return ParticipantPlan(
-        tmp_path / "raw", tmp_path / "out", Space("T", 4.0, "t"), how, {}, "all", choice, 1.5,
-        "cpu", "0.1.0",
-    )  # fmt: skip
+        tmp_path / "raw",
+        tmp_path / "out",
+        Space("T", 4.0, "t"),
+        how,
+        {},
+        "all",
+        choice,
+        1.5,
+        "cpu",
+        "0.1.0",
+    )
 
 
 def with_options(run, *names):
@@ -71,9 +97,11 @@ def with_options(run, *names):
 def test_without_options_a_result_is_known_by_what_it_was_known_by_before(visit, run):
     plan = plan_visit(visit, run)
     assert plan.synthesized == fingerprint(
-        {"fwhm": 1.5, "preprocessed": plan.preprocessed}, [visit.t1w.path], bids_dir=run.bids_dir,
+        {"fwhm": 1.5, "preprocessed": plan.preprocessed},
+        [visit.t1w.path],
+        bids_dir=run.bids_dir,
         generator_sha256="s",
-    )  # fmt: skip
+    )
 
 
 def test_each_choice_of_options_is_another_result(visit, run):
@@ -87,9 +115,12 @@ def test_another_reference_is_another_result(visit, run, option):
     one = with_options(run, option)
     other = replace(one, generator=replace(one.generator, card=card_of("s", "other")))
     assert plan_visit(visit, one).synthesized != plan_visit(visit, other).synthesized
-    assert plan_visit(visit, run).synthesized == plan_visit(
-        visit, replace(run, generator=replace(run.generator, card=card_of("s", "other")))
-    ).synthesized  # fmt: skip
+    assert (
+        plan_visit(visit, run).synthesized
+        == plan_visit(
+            visit, replace(run, generator=replace(run.generator, card=card_of("s", "other")))
+        ).synthesized
+    )
 
 
 def test_another_fold_is_another_result(visit, run):

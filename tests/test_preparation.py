@@ -25,8 +25,9 @@ def test_arguments_may_be_left_out(write, text):
     assert read_plugin(write(text)) == {"plugin": "SLURM", "plugin_args": {}}
 
 
-@pytest.mark.parametrize("text", ["plugin: PBS\nplugin_args: {a: 1}",
-                                  '{"plugin": "PBS", "plugin_args": {"a": 1}}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text", ["plugin: PBS\nplugin_args: {a: 1}", '{"plugin": "PBS", "plugin_args": {"a": 1}}']
+)
 def test_yaml_and_json_are_read_alike(write, text):
     assert read_plugin(write(text)) == {"plugin": "PBS", "plugin_args": {"a": 1}}
 

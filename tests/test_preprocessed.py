@@ -18,9 +18,14 @@ GENERATOR = {"Name": "g"}
 
 def scan(raw: Path, subject, session, datatype, **entities) -> Scan:
     path = derivative_path(
-        raw, subject=subject, session=session, datatype=datatype,
-        suffix="pet" if datatype == "pet" else "T1w", extension=".nii.gz", entities=entities,
-    )  # fmt: skip
+        raw,
+        subject=subject,
+        session=session,
+        datatype=datatype,
+        suffix="pet" if datatype == "pet" else "T1w",
+        extension=".nii.gz",
+        entities=entities,
+    )
     return Scan(path, subject, session, tuple(entities.items()))
 
 
@@ -42,9 +47,13 @@ def write_visit(
     made = sidecars.preprocessing_sidecars(visit, paths, origin, space, skull_stripped=False)
     if synthetic:
         made[paths.synthetic_pet] = sidecars.synthetic_pet(
-            paths, origin, space, generator=GENERATOR, smoothing_fwhm=1.5,
+            paths,
+            origin,
+            space,
+            generator=GENERATOR,
+            smoothing_fwhm=1.5,
             trained_on_this_participant=False,
-        )  # fmt: skip
+        )
     for path, content in made.items():
         write_json(sidecar_path(path), content)
         path.write_bytes(b"x")
@@ -222,11 +231,13 @@ def test_preprocessed_and_reports_answer_alike_which_t1w_a_pet_lies_on(out):
         if silent is not None:
             write_json(sidecar_path(silent), {})
         visits = find_preprocessed(out, TEMPLATE, 1.0)
-        assert {one.session: len(one.pets) for one in visits} == {"a": 0, "b": 1, "c": 0}
+        assert {visit.session: len(visit.pets) for visit in visits} == {"a": 0, "b": 1, "c": 0}
         shown = find_results(out, "01", (1, 1, 1))
-        assert {one.name: len(one.pets) for one in shown} == {
-            "sub-01, ses-a": 0, "sub-01, ses-b": 1, "sub-01, ses-c": 0,
-        }  # fmt: skip
+        assert {subject.name: len(subject.pets) for subject in shown} == {
+            "sub-01, ses-a": 0,
+            "sub-01, ses-b": 1,
+            "sub-01, ses-c": 0,
+        }
         assert "ses-b" in backdrop_of(out, anomaly, own=True).t1w.parts
         assert "ses-b" in backdrop_of(out, anomaly, own=False).t1w.parts
         if silent is not None:

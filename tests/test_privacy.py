@@ -52,10 +52,14 @@ def watched(tmp_path):
 @PRELOADED
 @pytest.mark.parametrize(
     ("program", "expected"),
-    [(LOOK_UP, "look-up example.org"), (CONNECT, "connect 192.0.2.1"), (NEAR, ""),
-     (POOL, "look-up example.org")],
+    [
+        (LOOK_UP, "look-up example.org"),
+        (CONNECT, "connect 192.0.2.1"),
+        (NEAR, ""),
+        (POOL, "look-up example.org"),
+    ],
     ids=["look-up", "connection", "this machine", "worker"],
-)  # fmt: skip
+)
 def test_what_leaves_a_process_is_seen(watched, program, expected):
     seen = watched(program)
     assert seen.startswith(expected)

@@ -19,9 +19,20 @@ from bids_app.synthesis.publishing import Fitted, mean_metrics, publish
 
 SPEC = replace(MODELS["semi3d-gan-mse"], n_blocks=1, width=2)
 CARD_OF_ALL = Card(
-    "semi3d-gan-mse", "7", SPEC, "MNI", (24, 25, 9), ((4.0, 0.0, 0.0, 0.0),) * 4, "", "two people",
-    "tests", ("01", "02"), "ellipsoids", 3, {"torch": "2"},
-)  # fmt: skip
+    "semi3d-gan-mse",
+    "7",
+    SPEC,
+    "MNI",
+    (24, 25, 9),
+    ((4.0, 0.0, 0.0, 0.0),) * 4,
+    "",
+    "two people",
+    "tests",
+    ("01", "02"),
+    "ellipsoids",
+    3,
+    {"torch": "2"},
+)
 
 
 def record(participant, fold, value, **changed):
@@ -45,16 +56,18 @@ def fitted(tmp_path, rng):
 
     folders = [store(tmp_path / name, rng, name) for name in ("01", "02")]
     return Fitted(
-        weights=weights(9), folds=[weights(1), weights(2)],
+        weights=weights(9),
+        folds=[weights(1), weights(2)],
         fold_participants=[("02",), ("01",)],
-        volumes=folders, fold_volumes=[folders[1:], folders[:1]],
+        volumes=folders,
+        fold_volumes=[folders[1:], folders[:1]],
         histories=[history("1", 2), history("2", 3), history("all", 1)],
         records=[
             records_to_json([record("01", 1, 0.9, lpips=float("nan"))]),
             records_to_json([record("02", 2, 0.6, lpips=float("nan")), record("03", 2, 0.0)]),
         ],
         precision="bf16-mixed",
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -69,8 +82,8 @@ def assert_generates(folder, weights):
     other = build_translator(SPEC, torch.Generator().manual_seed(0)).generator
     other.load_state_dict(load_file(weights))
     assert all(
-        torch.equal(one, two)
-        for one, two in zip(generator.parameters(), other.parameters(), strict=True)
+        torch.equal(parameter, two)
+        for parameter, two in zip(generator.parameters(), other.parameters(), strict=True)
     )
     assert card.sha256 == file_sha256(folder / WEIGHTS)
 
@@ -134,10 +147,13 @@ def test_histories_stand_one_below_the_other(folder):
     assert tuple(rows[0]) == COLUMNS
     told = [(row["fold"], row["epoch"], row["kept"]) for row in rows]
     assert told == [
-        ("1", "1", "0"), ("1", "2", "1"),
-        ("2", "1", "0"), ("2", "2", "0"), ("2", "3", "1"),
+        ("1", "1", "0"),
+        ("1", "2", "1"),
+        ("2", "1", "0"),
+        ("2", "2", "0"),
+        ("2", "3", "1"),
         ("all", "1", "1"),
-    ]  # fmt: skip
+    ]
 
 
 def test_publishing_twice_changes_nothing(folder, fitted):

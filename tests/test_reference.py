@@ -50,10 +50,10 @@ def reference(visits):
 
 def same(one, other):
     return all(
-        np.array_equal(getattr(one, name), getattr(other, name)) and
-        getattr(one, name).dtype == getattr(other, name).dtype
+        np.array_equal(getattr(one, name), getattr(other, name))
+        and getattr(one, name).dtype == getattr(other, name).dtype
         for name in vars(one)
-    )  # fmt: skip
+    )
 
 
 # What is kept
@@ -123,9 +123,12 @@ def small_reference(novelties=()):
     """Two cubes, of which one is brain: its mean is 0.5 ± 0.1, its spread 0.2 ± 0.001."""
     mean, sd = np.array([[[[0.5, 0.9]]], [[[0.2, 0.0]]]]), np.array([[[[0.1, 1]]], [[[0.001, 1]]]])
     return Reference(
-        np.zeros(1001, np.float32), mean.astype(np.float32), sd.astype(np.float32),
-        np.array([[[True, False]]]), np.array(novelties, np.float32),
-    )  # fmt: skip
+        np.zeros(1001, np.float32),
+        mean.astype(np.float32),
+        sd.astype(np.float32),
+        np.array([[[True, False]]]),
+        np.array(novelties, np.float32),
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,11 +227,15 @@ def published(tmp_path, rng):
     weights = tmp_path / "fit" / "weights.safetensors"
     write_tsv(tmp_path / "history.tsv", COLUMNS, [])
     fitted = Fitted(
-        weights=weights, folds=[weights, weights], fold_participants=[("c", "d"), ("a", "b")],
-        volumes=list(folders.values()), fold_volumes=[[folders["c"], folders["d"]],
-                                                      [folders["a"], folders["b"]]],
-        histories=[tmp_path / "history.tsv"], records=[{"Records": []}] * 2, precision="32-true",
-    )  # fmt: skip
+        weights=weights,
+        folds=[weights, weights],
+        fold_participants=[("c", "d"), ("a", "b")],
+        volumes=list(folders.values()),
+        fold_volumes=[[folders["c"], folders["d"]], [folders["a"], folders["b"]]],
+        histories=[tmp_path / "history.tsv"],
+        records=[{"Records": []}] * 2,
+        precision="32-true",
+    )
     publish(card_values(card), fitted, tmp_path / "out")
     return tmp_path / "out", folders
 

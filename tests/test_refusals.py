@@ -58,7 +58,7 @@ def contents(folder):
 
 def told(study, level, options, capsys, out="out", *more):
     """Run, and give exit code and the errors that were told."""
-    given = [one.format(study=study) for one in options]
+    given = [option.format(study=study) for option in options]
     code = main([str(study / "raw"), str(study / out), level, *given, *more])
     lines = capsys.readouterr().err.splitlines()
     return code, [line for line in lines if line.startswith("error: ")]
@@ -77,8 +77,22 @@ REFUSED = [
     ("participant", (*SLOPPY, "--participant-label", "nobody"), 18),
     ("participant", (*SLOPPY, "--stage", "synthesize"), 66),
     ("participant", (*SLOPPY, "--stage", "preprocess", "--template", "NoSuchTemplate"), 66),
-    ("participant", (*SLOPPY, "--stage", "preprocess", "--bounding-box", "500", "500", "500", "600",
-                     "600", "600"), 64),
+    (
+        "participant",
+        (
+            *SLOPPY,
+            "--stage",
+            "preprocess",
+            "--bounding-box",
+            "500",
+            "500",
+            "500",
+            "600",
+            "600",
+            "600",
+        ),
+        64,
+    ),
     ("participant", ("--stage", "preprocess", "--resolution", "0.001"), 64),
     ("participant", (*SLOPPY, "-w", "{study}/file/work"), 73),
     ("participant", (*SLOPPY, "-w", "{study}/new/out"), 64),
@@ -100,11 +114,31 @@ REFUSED = [
     ("group", (*SLOPPY, "--folds", "2", "--training-set", "hybrid"), 65),
     ("group", (*SLOPPY, "--folds", "2", "--detector", "{study}/empty"), None),
     ("group", (*SLOPPY, "--folds", "2", "--use-plugin", "{study}/astral.json"), 64),
-    ("group", (*SLOPPY, "--folds", "2", "--bounding-box", "-78", "-112", "-50", "78", "76", "80"),
-     66),
-    ("group", (*SLOPPY, "--folds", "2", "--atlas", "{study}/atlas.nii", "{study}/atlas.tsv",
-                "--bounding-box", "-78", "-112", "-50", "78", "76", "80"), 66),
-]  # fmt: skip
+    (
+        "group",
+        (*SLOPPY, "--folds", "2", "--bounding-box", "-78", "-112", "-50", "78", "76", "80"),
+        66,
+    ),
+    (
+        "group",
+        (
+            *SLOPPY,
+            "--folds",
+            "2",
+            "--atlas",
+            "{study}/atlas.nii",
+            "{study}/atlas.tsv",
+            "--bounding-box",
+            "-78",
+            "-112",
+            "-50",
+            "78",
+            "76",
+            "80",
+        ),
+        66,
+    ),
+]
 
 
 @pytest.mark.parametrize(
@@ -131,8 +165,18 @@ def test_a_damaged_table_of_the_output_is_refused_before_anything_is_computed(
     out = shutil.copytree(study / "out", tmp_path / "out")
     (out / "participants.tsv").write_bytes(b"participant_id\n\xff\n")
     before = set(out.rglob("*"))
-    code = main([str(study / "raw"), str(out), "participant", *SLOPPY, "--stage", "preprocess",
-                 "--skip-bids-validation", *options])  # fmt: skip
+    code = main(
+        [
+            str(study / "raw"),
+            str(out),
+            "participant",
+            *SLOPPY,
+            "--stage",
+            "preprocess",
+            "--skip-bids-validation",
+            *options,
+        ]
+    )
     assert code == 74
     assert f"{out}/participants.tsv: not UTF-8 text" in capsys.readouterr().err
     assert set(out.rglob("*")) == before
@@ -215,8 +259,9 @@ def test_names_are_not_cut_in_a_narrow_terminal(study):
     for line in (f"script -qec '{command}' /dev/null", f"{command} | cat"):
         if line.startswith("script") and shutil.which("script") is None:
             continue
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False,
-                              env=environment)  # fmt: skip
+        done = subprocess.run(
+            ["bash", "-c", line], capture_output=True, text=True, check=False, env=environment
+        )
         assert name in done.stdout
         assert "…" not in done.stdout
 
@@ -263,8 +308,16 @@ def test_folders_that_a_run_must_not_write_to(study, capsys, out, work, said):
 
 def test_a_folder_whose_name_is_no_text_is_refused(study):
     """In a process of its own: pytest cannot read what is said."""
-    command = [sys.executable, "-m", "bids_app.cli", str(study / "raw"), f"{study}/new\udce9",
-               "participant", *SLOPPY, "--dry-run"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "bids_app.cli",
+        str(study / "raw"),
+        f"{study}/new\udce9",
+        "participant",
+        *SLOPPY,
+        "--dry-run",
+    ]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 64
     assert b"new\xe9: its name holds bytes that are no UTF-8" in done.stderr
@@ -307,7 +360,7 @@ def test_a_plan_that_fails_does_not_stop_the_others(study, tmp_path, monkeypatch
         return plan(visit, run)
 
     def compute(plans, *_, **__):
-        seen.extend(one.visit.subject for one in plans)
+        seen.extend(plan.visit.subject for plan in plans)
         return []
 
     monkeypatch.setattr(participant_level, "plan_visit", fail)

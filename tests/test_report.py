@@ -494,9 +494,12 @@ def test_a_generator_that_knew_the_participant_is_a_warning(tree):
 # Beyond the paper
 
 NOVELTY = {
-    "Value": 1.1, "TrainingControls": 9, "TrainingControlsLowest": 0.9,
-    "TrainingControlsHighest": 1.2, "BeyondTrainingControls": False,
-}  # fmt: skip
+    "Value": 1.1,
+    "TrainingControls": 9,
+    "TrainingControlsLowest": 0.9,
+    "TrainingControlsHighest": 1.2,
+    "BeyondTrainingControls": False,
+}
 
 
 def test_without_options_nothing_beyond_the_paper_is_told(whole):

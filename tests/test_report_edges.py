@@ -64,8 +64,11 @@ def no_tables_of_controls(cohort):
 
 def a_single_patient(cohort):
     rows = read_tsv(cohort.out / "clusters.tsv")
-    write_tsv(cohort.out / "clusters.tsv", list(rows[0]),
-              [row for row in rows if row["participant_id"] == "sub-P1"])  # fmt: skip
+    write_tsv(
+        cohort.out / "clusters.tsv",
+        list(rows[0]),
+        [row for row in rows if row["participant_id"] == "sub-P1"],
+    )
     shutil.rmtree(cohort.out / "sub-P2")
     for folder in cohort.out.glob("detectors/*/sub-P2"):
         shutil.rmtree(folder)
@@ -124,11 +127,24 @@ def no_curves(cohort):
 
 
 DAMAGES = (
-    lose_on_the_t1w, lose_all_on_the_t1w, find_nothing, score_nothing, controls_without_clusters,
-    no_controls, no_tables_of_controls, a_single_patient, lesions_beside_the_brain, empty_masks,
-    lose_sidecars, spoil_sidecars, empty_sidecars, lists_for_objects, folders_for_sidecars, no_maps,
+    lose_on_the_t1w,
+    lose_all_on_the_t1w,
+    find_nothing,
+    score_nothing,
+    controls_without_clusters,
+    no_controls,
+    no_tables_of_controls,
+    a_single_patient,
+    lesions_beside_the_brain,
+    empty_masks,
+    lose_sidecars,
+    spoil_sidecars,
+    empty_sidecars,
+    lists_for_objects,
+    folders_for_sidecars,
+    no_maps,
     no_curves,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")

@@ -318,8 +318,13 @@ def test_without_lesions_nothing_is_evaluated_and_nothing_is_missing(tmp_path):
 
 
 def test_an_odd_card_does_not_lose_the_report(cohort):
-    odd = {"controls": [3, {"fold": [1]}], "detectors": 4, "parameters": 5, "shape": "x",
-           "makers": [7, {}]}  # fmt: skip
+    odd = {
+        "controls": [3, {"fold": [1]}],
+        "detectors": 4,
+        "parameters": 5,
+        "shape": "x",
+        "makers": [7, {}],
+    }
     for path in cohort.out.glob("detectors/*/card.json"):
         path.write_text(json.dumps(odd))
     page = cohort.write(**RUN)
@@ -343,12 +348,23 @@ def test_a_card_as_it_is_written_is_understood():
     members = (Control("01", None, False, "", "", 1), Control("02", "b", True, "gan", "ff", 2))
     affine = tuple(map(tuple, np.diag([2.0, 2, 2, 1]).tolist()))
     card = DetectorCard(
-        "hybrid", "0.1", ("ocsvm",), "MNI", (9, 8, 7), affine, members, 4, ((0, 7),), {"nu": 0.03},
-        "DOI", 5, "Research.",
-    )  # fmt: skip
+        "hybrid",
+        "0.1",
+        ("ocsvm",),
+        "MNI",
+        (9, 8, 7),
+        affine,
+        members,
+        4,
+        ((0, 7),),
+        {"nu": 0.03},
+        "DOI",
+        5,
+        "Research.",
+    )
     told = card_of("hybrid", "detectors/hybrid", json.loads(json.dumps(card_values(card))))
     assert (told.real, told.synthetic, told.generators) == (1, 1, ("gan",))
-    assert [one.visit for one in told.members] == ["sub-01", "sub-02, ses-b"]
+    assert [member.visit for member in told.members] == ["sub-01", "sub-02, ses-b"]
     assert told.grid == "MNI, 9×8×7 voxels of 2 mm"
     assert (told.folds, told.seed, told.tell("nu")) == ("4", "5", "0.03")
 
@@ -357,8 +373,11 @@ def test_the_first_clusters_of_each_patient_lead_to_its_report(made):
     page = section(made.write(**RUN), "clusters")
     first = tables_in(page)[0]
     assert [line[:2] for line in first[1:]] == [
-        ["sub-P1", "1"], ["sub-P1", "2"], ["sub-P2", "1"], ["sub-P2", "2"]
-    ]  # fmt: skip
+        ["sub-P1", "1"],
+        ["sub-P1", "2"],
+        ["sub-P2", "1"],
+        ["sub-P2", "2"],
+    ]
     assert first[1][3:5] == ["left", "Frontal lobe"]
     assert first[3][3] == "right"
     assert [line[-1] for line in first[1:]] == ["yes", "no", "yes", "no"]
@@ -421,8 +440,14 @@ def test_mcnemar_is_shown_at_one_five_and_ten_clusters(made):
     assert len(lesions.pairs) == 6
     assert [cell.significant for cell in lesions.pairs[0].cells] == [False, False, True]
     first = tables_in(section(made.write(**RUN), "detection"))[0]
-    assert first[2] == ["OC-SVM, real", "z score, real", *["6", "1", "0.750"] * 2, "6", "1",
-                        "0.031"]  # fmt: skip
+    assert first[2] == [
+        "OC-SVM, real",
+        "z score, real",
+        *["6", "1", "0.750"] * 2,
+        "6",
+        "1",
+        "0.031",
+    ]
 
 
 # Doubts
@@ -461,9 +486,11 @@ def test_how_much_of_a_healthy_brain_scores_above_0_is_told(cohort):
     place = heads.index("Brain above 0: mean")
     shares = {line[0]: line[place] for line in lines}
     assert shares == {
-        "OC-SVM, real": "93 %", "z score, real": "93 %", "OC-SVM, hybrid": "93 %",
+        "OC-SVM, real": "93 %",
+        "z score, real": "93 %",
+        "OC-SVM, hybrid": "93 %",
         "z score, hybrid": "n/a",
-    }  # fmt: skip
+    }
     assert "a score above 0 is no sign of disease" in page
 
 
@@ -497,9 +524,10 @@ def keep(cohort, **wanted):
     """Leave those lines in the tables of all patients that have these cells, as a new run would."""
     for path in cohort.out.glob("*.tsv"):
         lines = [
-            one for one in read_tsv(path)
+            one
+            for one in read_tsv(path)
             if all(one.get(name, cell) == cell for name, cell in wanted.items())
-        ]  # fmt: skip
+        ]
         write_tsv(path, list(read_tsv(path)[0]), lines)
 
 
@@ -524,8 +552,9 @@ def test_a_detector_of_an_earlier_run_is_told_and_not_shown(cohort):
 
 def test_a_control_that_is_no_longer_one_is_not_taken_for_a_patient(cohort):
     for path in cohort.out.glob("detectors/*/card.json"):
-        controls = [one for one in json.loads(path.read_text())["controls"]
-                    if one["participant"] != "C2"]  # fmt: skip
+        controls = [
+            one for one in json.loads(path.read_text())["controls"] if one["participant"] != "C2"
+        ]
         change(path, controls=controls)
     cohort.record(without=("sub-C2",))
     page = cohort.write(**RUN)
@@ -553,7 +582,7 @@ def test_a_patient_without_a_map_by_a_detector_is_not_one_without_clusters_of_it
     path = cohort.out / "clusters.tsv"
     lines = read_tsv(path)
     gone = ("sub-P2", "zscore")
-    kept = [one for one in lines if (one["participant_id"], one["detector"]) != gone]
+    kept = [line for line in lines if (line["participant_id"], line["detector"]) != gone]
     write_tsv(path, list(lines[0]), kept)
     page = cohort.write(**RUN)
     assert row_of(page, "z score, real")[2] == "0 of 1"
@@ -616,8 +645,9 @@ def test_people_of_another_dataset_with_the_same_labels_are_others(cohort, tmp_p
     for path in cohort.out.glob("sub-C1/pet/*_pet.nii.gz"):
         path.unlink()
     keep(cohort, training_set="hybrid", training_set_1="hybrid", training_set_2="hybrid")
-    maps = [replace(one, training_set="hybrid") for one in maps_on_disk(cohort.out)
-            if not one.control]  # fmt: skip
+    maps = [
+        replace(one, training_set="hybrid") for one in maps_on_disk(cohort.out) if not one.control
+    ]
     write_run(cohort.out, ScoredRun("A dataset.", maps))
     false = ("scored as patients", "Synthetic PET must not stand for healthy people")
     told = {}
@@ -745,7 +775,7 @@ def test_free_response_curves_end_within_the_chart(made):
 
 def test_numbers_of_a_free_response_curve_end_within_the_chart(made):
     detected = find_detected(made.out)
-    many = [replace(one, per_control=10.0) for one in detected.responses]
+    many = [replace(response, per_control=10.0) for response in detected.responses]
     chart = draw_responses(replace(detected, responses=many))
     assert {axes.get_xlim() for axes in chart.figure.axes} == {(0, 10)}  # no further
     root = ElementTree.fromstring(
@@ -767,7 +797,7 @@ def test_values_that_are_no_numbers_have_no_place_in_a_chart(made):
             zip(detected.curve, (math.inf, -math.inf, 0.5, 1e308), strict=False)
         )
     ]
-    responses = [replace(one, per_control=math.inf) for one in detected.responses]
+    responses = [replace(response, per_control=math.inf) for response in detected.responses]
     one = calibrations_of(detected)[0]
     controls = {**one.controls, "odd": math.inf}
     for chart in (
@@ -941,7 +971,7 @@ def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unli
     assert page.count(unlike) == 1
     for path in cohort.out.glob("detectors/*/control_clusters.tsv"):
         lines = [one for one in read_tsv(path) if one["detector"] == "zscore"]
-        write_tsv(path, CONTROL, [one for one in lines if one["participant_id"] == "sub-C1"])
+        write_tsv(path, CONTROL, [line for line in lines if line["participant_id"] == "sub-C1"])
     page = section(cohort.write_subject("P1"), "anomalies")
     assert page.count("What is expected rests on 1 held-out control.") == len(SETS)
     assert page.count("No control was held out, so that nothing tells what is expected.") == 2
@@ -1135,8 +1165,9 @@ def test_stops_are_at_the_peaks_in_world_coordinates(score_map):
 @given(st.integers(0, 3), st.floats(-40, 40))
 def test_resampling_moves_nothing_in_the_world(turns, angle):
     affine = np.eye(4)
-    affine[:3, :3] = Rotation.from_euler("xyz", (angle, 90 * turns, angle / 2), degrees=True)\
-        .as_matrix() @ np.diag([-4.0, 5.0, 6.0])  # fmt: skip
+    affine[:3, :3] = Rotation.from_euler(
+        "xyz", (angle, 90 * turns, angle / 2), degrees=True
+    ).as_matrix() @ np.diag([-4.0, 5.0, 6.0])
     affine[:3, 3] = -affine[:3, :3] @ np.array([10, 9, 8])
     indices = np.stack(np.meshgrid(*map(np.arange, (21, 19, 17)), indexing="ij"), axis=-1)
     world = indices @ affine[:3, :3].T + affine[:3, 3]

@@ -35,11 +35,7 @@ from bids_app.report.charts import (
     sweeps_of,
 )
 from bids_app.report.gallery import choose, draw_gallery, space_label
-from bids_app.report.methods import (
-    MORE_REFERENCES,
-    REFERENCES,
-    training_boilerplate,
-)
+from bids_app.report.methods import MORE_REFERENCES, REFERENCES, training_boilerplate
 from bids_app.report.table1 import (
     BASELINES,
     COLUMNS,
@@ -162,13 +158,16 @@ class Tree:
         write_json(folder / "card.json", card)
         lines = [
             {
-                "fold": fold, "epoch": epoch, "generator_loss": 100 / epoch**2,
-                "discriminator_loss": 0.5, "kept": int(epoch == 4),
+                "fold": fold,
+                "epoch": epoch,
+                "generator_loss": 100 / epoch**2,
+                "discriminator_loss": 0.5,
+                "kept": int(epoch == 4),
                 "ssim_validation": None if fold == "all" else 0.8 - abs(epoch - 4) / 50,
             }
             for fold in (1, 2, 3, "all")
             for epoch in range(1, 7)
-        ]  # fmt: skip
+        ]
         write_tsv(folder / "history.tsv", list(lines[0]), lines)
 
     def write(self, **run):
@@ -397,9 +396,13 @@ def test_table1_tells_what_was_measured(tree):
     lines = cells_of(first)[2:]
     # level 0.003 on average; SD of 0.001 … 0.005 is 0.00158
     assert lines[0][:6] == [
-        "semi-3D", "Simple-GAN", "0.897 ± 0.002", "24.997 ± 0.002", "0.023 ± 0.002",
+        "semi-3D",
+        "Simple-GAN",
+        "0.897 ± 0.002",
+        "24.997 ± 0.002",
+        "0.023 ± 0.002",
         "0.797 ± 0.002",
-    ]  # fmt: skip
+    ]
     assert [line[-9] for line in lines] == [
         *("Simple-GAN", "Cycle-GAN with MSE loss", "Simple-GAN with MSE loss"),
         *("Mean PET of the training controls", "The T1w itself"),
@@ -412,9 +415,14 @@ def test_the_values_of_the_paper_stand_beside_as_other_data(tree):
     assert "OTHER DATA" in second
     lines = cells_of(second)[2:]
     assert lines[1] == [
-        "semi-3D Cycle-GAN with MSE loss", "0.867 ± 0.002", "0.883 ± 0.022", "24.967 ± 0.002",
-        "23.525 ± 1.388", "0.053 ± 0.002", "0.022 ± 0.005",
-    ]  # fmt: skip
+        "semi-3D Cycle-GAN with MSE loss",
+        "0.867 ± 0.002",
+        "0.883 ± 0.022",
+        "24.967 ± 0.002",
+        "23.525 ± 1.388",
+        "0.053 ± 0.002",
+        "0.022 ± 0.005",
+    ]
     assert len(lines) == len(SHOWN)  # the paper has no baselines
 
 
@@ -692,8 +700,10 @@ def test_the_best_smoothing_is_found_and_that_of_the_run_is_marked(tree):
 
 
 def test_a_best_smoothing_that_tells_little_is_said_to():
-    swept = [Sweep("semi3d-gan", {0.0: 0.5, 1.5: 0.6, 3.0: 0.7}),
-             Sweep("semi3d-gan-mse", {0.0: 0.5, 1.5: 0.6, 3.0: 0.5})]  # fmt: skip
+    swept = [
+        Sweep("semi3d-gan", {0.0: 0.5, 1.5: 0.6, 3.0: 0.7}),
+        Sweep("semi3d-gan-mse", {0.0: 0.5, 1.5: 0.6, 3.0: 0.5}),
+    ]
     edge, narrow = cautions_of(swept, 2.0)
     assert edge.startswith("semi-3D Simple-GAN: the widest")
     assert "2 mm" in narrow

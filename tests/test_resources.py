@@ -63,10 +63,7 @@ def test_control_groups_of_version_2(cgroup, cpu, memory, expected):
 
 @pytest.mark.parametrize(
     ("quota", "memory", "expected"),
-    [
-        ("300000", str(8 * GIB), (3, 7.2)),
-        ("-1", str(0x7FFFFFFFFFFFF000), (16, 57.6)),
-    ],
+    [("300000", str(8 * GIB), (3, 7.2)), ("-1", str(0x7FFFFFFFFFFFF000), (16, 57.6))],
 )
 def test_control_groups_of_version_1(cgroup, quota, memory, expected):
     root = cgroup(
@@ -81,10 +78,13 @@ def test_control_groups_of_version_1(cgroup, quota, memory, expected):
     ("listing", "cpu", "memory"),
     [
         ("0::/job/step", "job/cpu.max", "job/step/memory.max"),
-        ("5:cpu,cpuacct:/job\n4:memory:/job/step\n0::/", "cpu/job/cpu.cfs_quota_us",
-         "memory/job/step/memory.limit_in_bytes"),
+        (
+            "5:cpu,cpuacct:/job\n4:memory:/job/step\n0::/",
+            "cpu/job/cpu.cfs_quota_us",
+            "memory/job/step/memory.limit_in_bytes",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_group_within_another_counts(tmp_path, listing, cpu, memory):
     """A job of SLURM is in a group below the root, and Apptainer leaves it there."""
     for name, text in ((cpu, "200000 100000"), (memory, str(3 * GIB))):

@@ -64,8 +64,8 @@ def pictured(kinds):
     """Controls 00, 01 … with these PETs, as they are once these were stored."""
     people = [participant(f"{n:02}", kind) for n, kind in enumerate(kinds)]
     plans = plan_storage(SCREENING, people, synthetic=True)
-    stored = {one.name: StoredImage(one.name, one.folder, f"sha {one.name}") for one in plans}
-    return [join_stored(one, stored) for one in people]
+    stored = {plan.name: StoredImage(plan.name, plan.folder, f"sha {plan.name}") for plan in plans}
+    return [join_stored(subject, stored) for subject in people]
 
 
 def owner(one):
@@ -91,8 +91,8 @@ def test_everyone_is_left_out_once_and_real_pets_are_spread_evenly(kinds, folds,
     assume(len(kinds) >= folds)
     controls = pictured(kinds)
     dealt = deal(controls, folds, seed)
-    assert set(dealt) == {one.who.label for one in controls}
-    real = [dealt[one.who.label] for one in controls if one.real is not None]
+    assert set(dealt) == {control.who.label for control in controls}
+    real = [dealt[control.who.label] for control in controls if control.real is not None]
     for numbers in (list(dealt.values()), real):
         sizes = [numbers.count(fold) for fold in range(1, folds + 1)]
         assert sum(sizes) == len(numbers)
@@ -137,10 +137,12 @@ def test_nobody_is_scored_by_a_fold_that_trained_on_them(
     for part in parts:
         assert not {*map(owner, part.controls)} & {*map(owner, part.held_out)}
     scored = [one.name for part in parts for one in part.held_out]
-    assert sorted(scored) == sorted(one.real.name for one in controls if one.real is not None)
+    assert sorted(scored) == sorted(
+        control.real.name for control in controls if control.real is not None
+    )
     assert all(name.startswith("real_") for name in scored)  # whatever was trained on
-    for one in trained:
-        holding = [part.number for part in parts if one.picture in part.controls]
+    for model in trained:
+        holding = [part.number for part in parts if model.picture in part.controls]
         assert len(holding) == folds - 1
 
 
@@ -149,24 +151,24 @@ def test_a_training_set_holds_what_its_name_says(
     kinds, training_set, synthetic_controls, folds, seed
 ):
     controls, trained, *_ = chosen_and_dealt(kinds, training_set, synthetic_controls, folds, seed)
-    real = {one.real.name for one in controls if one.real is not None}
+    real = {control.real.name for control in controls if control.real is not None}
     made = {
-        one.synthetic.name
-        for one in controls
-        if one.synthetic is not None and (one.real is None or synthetic_controls == "all")
+        control.synthetic.name
+        for control in controls
+        if control.synthetic is not None and (control.real is None or synthetic_controls == "all")
     }
     expected = {"real": real, "hybrid": real | made, "synthetic": made}[training_set]
-    assert sorted(one.picture.name for one in trained) == sorted(expected)
-    for one in trained:
-        kind = "synthetic_" if one.synthetic else "real_"
-        assert one.picture.name.startswith(kind)
+    assert sorted(model.picture.name for model in trained) == sorted(expected)
+    for model in trained:
+        kind = "synthetic_" if model.synthetic else "real_"
+        assert model.picture.name.startswith(kind)
 
 
 # Which images
 
 
 def names(trained):
-    return [one.picture.name.removesuffix("_trc_18FFDG") for one in trained]
+    return [model.picture.name.removesuffix("_trc_18FFDG") for model in trained]
 
 
 @pytest.mark.parametrize(
@@ -181,8 +183,9 @@ def names(trained):
     ],
 )
 def test_training_sets_by_hand(training_set, synthetic_controls, expected):
-    trained = choose_training_images(training_set, pictured(["both", "real", "synthetic"]),
-                            synthetic_controls)  # fmt: skip
+    trained = choose_training_images(
+        training_set, pictured(["both", "real", "synthetic"]), synthetic_controls
+    )
     assert names(trained) == expected
 
 
@@ -237,7 +240,7 @@ def test_a_fold_is_trained_on_two_controls_at_least(kinds, training_set):
         split(trained, controls, deal(controls, 2, 0), 2, 0)
     assert f"{told.value}".endswith("and needs 2; add controls, or choose more --folds")
     folds = split(trained, controls, deal(controls, 3, 0), 3, 0)  # as the sentence advises
-    assert all(len({*map(owner, one.controls)}) == 2 for one in folds)
+    assert all(len({*map(owner, fold.controls)}) == 2 for fold in folds)
 
 
 # Seeds
@@ -256,7 +259,7 @@ def test_training_sets_share_the_seeds_of_folds():
     dealt = deal(controls, 3, 11)
     for name in TRAINING_SETS:
         folds = split(choose_training_images(name, controls, "all"), controls, dealt, 3, 11)
-        assert [one.seed for one in folds] == [seed_of(11, number) for number in (1, 2, 3)]
+        assert [fold.seed for fold in folds] == [seed_of(11, number) for number in (1, 2, 3)]
 
 
 # What is stored
@@ -349,8 +352,7 @@ def test_a_synthetic_image_is_never_stored_as_a_measured_one(tmp_path, rng):
 def test_the_card_tells_real_from_synthetic():
     controls = [*pictured(["both", "real", "synthetic"])]
     controls[0] = replace(
-        controls[0],
-        who=replace(controls[0].who, pet=image("00", "preproc", session="b")),
+        controls[0], who=replace(controls[0].who, pet=image("00", "preproc", session="b"))
     )
     dealt = {"00": 2, "01": 1, "02": 3}
     told = list_training_controls(choose_training_images("hybrid", controls, "all"), dealt)

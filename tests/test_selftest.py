@@ -75,11 +75,13 @@ def shadow(tmp_path, monkeypatch):
     ("broken", "failed"),
     [
         (["numba", "nibabel"], {"packages", "one-class SVMs", "participant"}),
-        (["numpy", "sklearn"],
-         {"packages", "threads", "generators", "one-class SVMs", "participant"}),
+        (
+            ["numpy", "sklearn"],
+            {"packages", "threads", "generators", "one-class SVMs", "participant"},
+        ),
     ],
     ids=["numba", "numpy"],
-)  # fmt: skip
+)
 def test_what_cannot_be_imported_is_told_by_each_check_that_needs_it(
     shadow, monkeypatch, broken, failed
 ):

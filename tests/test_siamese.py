@@ -55,10 +55,21 @@ def test_a_spec_survives_being_told(spec):
 
 @pytest.mark.parametrize(
     "change",
-    [{"patch": 14}, {"patch": 17}, {"patch": 12}, {"patch": 9}, {"latents": 63}, {"latents": 0},
-     {"epochs": 0}, {"pairs_per_epoch": 0}, {"batch_size": 0}, {"alpha": "much"}, {"depth": 3}],
+    [
+        {"patch": 14},
+        {"patch": 17},
+        {"patch": 12},
+        {"patch": 9},
+        {"latents": 63},
+        {"latents": 0},
+        {"epochs": 0},
+        {"pairs_per_epoch": 0},
+        {"batch_size": 0},
+        {"alpha": "much"},
+        {"depth": 3},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_spec_that_makes_no_encoder_is_refused(change):
     with pytest.raises(ValueError, match="not an encoder's spec"):
         spec_from_dict({**spec_to_dict(SPEC), **change})

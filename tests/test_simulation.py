@@ -53,10 +53,12 @@ def head() -> Anatomy:
     maps = [
         load(resolution=2)
         for load in (
-            datasets.load_mni152_template, datasets.load_mni152_gm_template,
-            datasets.load_mni152_wm_template, datasets.load_mni152_brain_mask,
+            datasets.load_mni152_template,
+            datasets.load_mni152_gm_template,
+            datasets.load_mni152_wm_template,
+            datasets.load_mni152_brain_mask,
         )
-    ]  # fmt: skip
+    ]
     t1w, gm, wm, mask = (np.asarray(image.dataobj, np.float32) for image in maps)
     fine = anatomy_from_template(t1w, gm, wm, mask > 0, maps[0].affine)
     affine = fine.affine @ np.diag([2.0, 2.0, 2.0, 1.0])
@@ -200,8 +202,9 @@ def test_template_made_of_the_usual_pattern_gives_it_back(head):
     flat = draw_uptake(usual_pattern(), np.random.default_rng(0)).tissue
     ones = np.ones(PATTERN_GRID.shape, np.float32)
     grid = grid_of_box((-92, -128, -76, 92, 92, 108), 4.0)
-    tissue = flat[carry(head, draw_displacement(head.grid, np.random.default_rng(0), strength=0),
-                        grid).labels]  # fmt: skip
+    tissue = flat[
+        carry(head, draw_displacement(head.grid, np.random.default_rng(0), strength=0), grid).labels
+    ]
     bright = ones.copy()
     bright[:, : grid.shape[1] // 2] = 1.3  # the back of the brain
     pet = ndimage.gaussian_filter(tissue * bright, 1.2)

@@ -57,7 +57,7 @@ def choose(out, *, controls=True, **changed):
 
 
 def labels(people):
-    return [one.label for one in people]
+    return [subject.label for subject in people]
 
 
 def the_problem(people, label, sentence):
@@ -69,7 +69,11 @@ def the_problem(people, label, sentence):
 
 
 def synthetic_of(people, label):
-    (made,) = (one.synthetic for one in (*people.controls, *people.patients) if one.label == label)
+    (made,) = (
+        control.synthetic
+        for control in (*people.controls, *people.patients)
+        if control.label == label
+    )
     return made
 
 
@@ -103,10 +107,10 @@ def test_controls_and_patients_are_those_of_the_queries(out):
     assert labels(people.controls) == ["01", "02", "03"]
     assert labels(people.patients) == ["p1", "p2"]
     assert people.notes == people.problems == ()
-    for one in (*people.controls, *people.patients):
-        assert one.pet == pet_of(out, one.label)
-        assert one.session is None
-        assert (one.synthetic is not None) is (one.label in ("03", "p1"))
+    for control in (*people.controls, *people.patients):
+        assert control.pet == pet_of(out, control.label)
+        assert control.session is None
+        assert (control.synthetic is not None) is (control.label in ("03", "p1"))
 
 
 def test_who_is_what_is_a_question_to_the_table(out):
@@ -191,7 +195,10 @@ def test_a_patient_without_pet_is_a_problem_and_the_others_go_on(out, rng):
     write_synthetic(out, write_control(out, "p3", rng, pet=False), rng)
     people = choose(out)
     assert labels(people.patients) == ["p1", "p2"]
-    assert [(one.subject, one.exit_code) for one in people.problems] == [("p3", 66), ("p4", 66)]
+    assert [(problem.subject, problem.exit_code) for problem in people.problems] == [
+        ("p3", 66),
+        ("p4", 66),
+    ]
     assert people.problems[0].sentence == (
         "sub-p3: a patient without a PET on this grid; run the participant level on it, or "
         "exclude it"
@@ -213,7 +220,7 @@ def test_derivatives_of_another_grid_are_not_looked_at(out):
         choose(out, resolution=2.0)
     people = choose(out, resolution=2.0, controls=False)
     assert people.patients == ()
-    assert [one.exit_code for one in people.problems] == [66, 66]
+    assert [problem.exit_code for problem in people.problems] == [66, 66]
 
 
 def test_a_control_has_one_visit_and_a_patient_all_that_have_a_pet(out, rng):
@@ -223,8 +230,8 @@ def test_a_control_has_one_visit_and_a_patient_all_that_have_a_pet(out, rng):
         write_control(out, label, rng, session="b")
         write_control(out, label, rng, session="c")
     people = choose(out)
-    assert [(one.label, one.session) for one in people.controls][-1] == ("04", "b")
-    visits = [(one.label, one.session) for one in people.patients]
+    assert [(control.label, control.session) for control in people.controls][-1] == ("04", "b")
+    visits = [(patient.label, patient.session) for patient in people.patients]
     assert visits == [("p1", None), ("p2", None), ("p3", "b"), ("p3", "c")]
     assert people.notes == ("sub-p3 ses-a: not used, no real PET",)
 
@@ -257,9 +264,9 @@ def test_sessions_can_be_chosen(out, rng):
         for session in ("a", "b"):
             write_control(out, label, rng, session=session)
     people = choose(out, session_label=("b",))
-    controls = [(one.label, one.session) for one in people.controls]
+    controls = [(control.label, control.session) for control in people.controls]
     assert controls == [("04", "b"), ("01", None)]  # whose only visit has no session
-    assert [(one.label, one.session) for one in people.patients] == [("p3", "b")]
+    assert [(patient.label, patient.session) for patient in people.patients] == [("p3", "b")]
     assert people.notes == ()
     (problem,) = people.problems
     assert problem.sentence.startswith(
@@ -278,7 +285,7 @@ def test_every_pet_of_a_patient_is_looked_at_and_what_tables_leave_out_is_told(o
     first = pet_of(out, "p1")
     second = second_pet(out, "p1", "run-2")
     people = choose(out)
-    assert {one.pet for one in people.patients if one.label == "p1"} == {first, second}
+    assert {patient.pet for patient in people.patients if patient.label == "p1"} == {first, second}
     assert people.notes == (
         "sub-p1: each PET has a map and a table; clusters.tsv and curves tell of the first of a "
         "session",
@@ -288,7 +295,7 @@ def test_every_pet_of_a_patient_is_looked_at_and_what_tables_leave_out_is_told(o
 def test_pets_of_other_sessions_are_visits_of_their_own(out):
     second_pet(out, "p1", "ses-late")
     people = choose(out)
-    sessions = [one.session for one in people.patients if one.label == "p1"]
+    sessions = [patient.session for patient in people.patients if patient.label == "p1"]
     assert sessions == [None, "late"]
     assert people.notes == ()
 
@@ -426,8 +433,8 @@ def longitudinal(out, rng, *, seen=True):
     """04: PET in sessions 1 and 2, and a synthetic PET of each."""
     tell(out, {**GROUPS, "04": "control"})
     paths = {session: write_control(out, "04", rng, session=session) for session in ("1", "2")}
-    for one in paths.values():
-        write_synthetic(out, one, rng, seen=seen)
+    for path in paths.values():
+        write_synthetic(out, path, rng, seen=seen)
     return paths
 
 
@@ -481,8 +488,8 @@ def test_controls_are_of_the_sessions_that_are_asked_for_at_both_levels(out, rng
         Settings(Path("/raw"), out, "train", sloppy=True, session_label=("2",)), "0"
     )
     scored = choose(out, session_label=("2",))
-    assert [one.session for one in trained.controls if one.label == "04"] == ["2"]
-    assert [one.session for one in scored.controls if one.label == "04"] == ["2"]
+    assert [control.session for control in trained.controls if control.label == "04"] == ["2"]
+    assert [control.session for control in scored.controls if control.label == "04"] == ["2"]
 
 
 @pytest.mark.parametrize("wanted", WANTED)
@@ -526,19 +533,31 @@ def write_generator(out, sha256, participants, dataset="ellipsoids", fold=""):
     folder = out / "generators" / "g" / (f"folds/fold-{fold}" if fold else "")
     rows = tuple(tuple(row) for row in np.eye(4).tolist())
     card = Card(
-        "g", "0", MODELS["semi3d-gan"], "T", (3, 3, 3), rows, sha256, "x", "x",
-        tuple(participants), dataset, 0,
-    )  # fmt: skip
+        "g",
+        "0",
+        MODELS["semi3d-gan"],
+        "T",
+        (3, 3, 3),
+        rows,
+        sha256,
+        "x",
+        "x",
+        tuple(participants),
+        dataset,
+        0,
+    )
     write_json(folder / "card.json", card_values(card))
 
 
 @pytest.mark.parametrize(
     ("participants", "dataset", "seen"),
     [
-        (["03"], "ellipsoids", True), (["sub-03"], " Ellipsoids", True),
-        (["02"], "ellipsoids", False), (["03"], "another study", False),
+        (["03"], "ellipsoids", True),
+        (["sub-03"], " Ellipsoids", True),
+        (["02"], "ellipsoids", False),
+        (["03"], "another study", False),
     ],
-)  # fmt: skip
+)
 def test_the_card_of_a_generator_tells_whom_it_has_seen(out, participants, dataset, seen):
     """Whatever the sidecar says: it may be older than the generator of this name."""
     write_generator(out, "a" * 64, participants, dataset)
@@ -618,16 +637,25 @@ def test_a_raw_table_that_was_changed_since_is_told_of(out, tmp_path, table, who
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda path: path.write_text('{"Sources": ['), lambda path: path.write_text("[1]"),
-     lambda path: path.write_bytes(b"\xff"), Path.unlink, lambda path: edit(path, Sources=3)],
+    [
+        lambda path: path.write_text('{"Sources": ['),
+        lambda path: path.write_text("[1]"),
+        lambda path: path.write_bytes(b"\xff"),
+        Path.unlink,
+        lambda path: edit(path, Sources=3),
+    ],
     ids=["truncated", "list", "no text", "missing", "odd"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize(
     "pattern",
-    ["anat/*_res-4_desc-preproc_T1w.json", "pet/*_res-4_desc-preproc_pet.json",
-     "pet/*_space-T1w_desc-preproc_pet.json", "pet/*_desc-synth_pet.json",
-     "anat/*_res-4_desc-brain_mask.nii.gz"],
-)  # fmt: skip
+    [
+        "anat/*_res-4_desc-preproc_T1w.json",
+        "pet/*_res-4_desc-preproc_pet.json",
+        "pet/*_space-T1w_desc-preproc_pet.json",
+        "pet/*_desc-synth_pet.json",
+        "anat/*_res-4_desc-brain_mask.nii.gz",
+    ],
+)
 def test_a_damaged_file_costs_at_most_its_owner(out, pattern, damage):
     sidecar = sidecar_path(pet_of(out, "03"))
     in_t1w = sidecar.with_name(re.sub("_space-[^_]*_res-4", "_space-T1w", sidecar.name))
@@ -672,7 +700,7 @@ def test_of_two_pets_of_a_patient_the_failed_one_is_left_out(out):
     first, second = pet_of(out, "p1"), second_pet(out, "p1", "run-2")
     judge(second, "fail", "far off")
     people = choose(out)
-    assert [one.pet for one in people.patients if one.label == "p1"] == [first]
+    assert [patient.pet for patient in people.patients if patient.label == "p1"] == [first]
     assert people.problems == ()
     assert people.notes == (
         f"sub-p1: {second.name} is not used, its registration to the T1w has failed (far off)",

@@ -149,7 +149,7 @@ def test_no_cell_says_nan(tmp_path, records):
 
 
 def test_a_single_row_has_no_tests(tmp_path, records):
-    _, _, tests = write(tmp_path, [one for one in records if one.model == "semi3d-gan"])
+    _, _, tests = write(tmp_path, [record for record in records if record.model == "semi3d-gan"])
     assert tests == []
     assert read_json(tmp_path / "table1_tests.json")["p"]
 

@@ -55,10 +55,12 @@ def test_signs_are_written_in_other_words(tmp_path):
 @pytest.mark.parametrize(
     "command",
     [
-        "bids_app.cli in out participant", "bids_app.cli /in /out participant",
-        "bids_app.simulate out", "bids_app.fetch --lpips file",
+        "bids_app.cli in out participant",
+        "bids_app.cli /in /out participant",
+        "bids_app.simulate out",
+        "bids_app.fetch --lpips file",
     ],
-)  # fmt: skip
+)
 def test_a_current_folder_that_was_deleted_is_a_sentence(tmp_path, command):
     (tmp_path / "gone").mkdir()
     done = shell(f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && $PY -m {command}")
@@ -81,10 +83,15 @@ SAY = (
 @pytest.mark.parametrize(
     ("to", "code"),
     [
-        ("2>&1 | head -1 >/dev/null", 0), ("2>/dev/full", 0), ("2>&-", 0), (">&-", 0),
-        (">/dev/full", 74), (">/dev/full 2>&1", 74), ("| head -1 >/dev/null", 0),
+        ("2>&1 | head -1 >/dev/null", 0),
+        ("2>/dev/full", 0),
+        ("2>&-", 0),
+        (">&-", 0),
+        (">/dev/full", 74),
+        (">/dev/full 2>&1", 74),
+        ("| head -1 >/dev/null", 0),
     ],
-)  # fmt: skip
+)
 def test_a_run_goes_on_though_nobody_listens(tmp_path, to, code):
     done = shell(f'PYTHONIOENCODING=ascii $PY -c "$SAY" {tmp_path}/file {to}', SAY=SAY)
     assert done.returncode == code

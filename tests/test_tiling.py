@@ -7,9 +7,7 @@ from bids_app.synthesis.pairs import brain_tiles
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, overlap
 
 STEPS = (1, 2, 3)
-TILINGS = [
-    *map(SliceTriplets, STEPS), CubicPatches(4, 2), CubicPatches(6, 2), CubicPatches(5, 5),
-]  # fmt: skip
+TILINGS = [*map(SliceTriplets, STEPS), CubicPatches(4, 2), CubicPatches(6, 2), CubicPatches(5, 5)]
 sides = st.integers(min_value=1, max_value=13)
 
 

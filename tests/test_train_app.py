@@ -37,8 +37,16 @@ ALONE = ("--nprocs", "1")  # each process loads torch, which takes longer than t
 def arguments(out, *options, models=(SEMI3D,)):
     small = ("--sloppy", "--folds", "2", "--epochs", "2", "--width", "2")
     machine = ("--nprocs", "2", "--omp-nthreads", "1")
-    return [str(out.parent / "raw"), str(out), "train", "--models", *models, *small, *machine,
-            *options]  # fmt: skip
+    return [
+        str(out.parent / "raw"),
+        str(out),
+        "train",
+        "--models",
+        *models,
+        *small,
+        *machine,
+        *options,
+    ]
 
 
 def trained(out):
@@ -117,7 +125,9 @@ def test_the_table_is_filled_but_for_lpips_without_weights(out):
 def test_the_mean_of_the_table_is_that_of_its_subjects(out):
     subjects = read_tsv(out / "table1_subjects.tsv")
     for row in read_tsv(out / "table1.tsv"):
-        values = [float(one["ssim"]) for one in subjects if one["model"] == row["model"]]
+        values = [
+            float(subject["ssim"]) for subject in subjects if subject["model"] == row["model"]
+        ]
         assert float(row["ssim_mean"]) == pytest.approx(np.mean(values), rel=1e-4)
 
 
@@ -338,9 +348,14 @@ def test_what_cannot_begin_says_why_and_writes_nothing(out, capsys, options, cod
 
 @pytest.mark.parametrize(
     ("model", "epochs", "interval"),
-    [("patch3d-gan-mse", None, 5), ("patch3d-gan-mse", "100", 5), ("patch3d-gan-mse", "30", 3),
-     ("patch3d-gan-mse", "5", 1), ("semi3d-gan", "5", 1)],
-)  # fmt: skip
+    [
+        ("patch3d-gan-mse", None, 5),
+        ("patch3d-gan-mse", "100", 5),
+        ("patch3d-gan-mse", "30", 3),
+        ("patch3d-gan-mse", "5", 1),
+        ("semi3d-gan", "5", 1),
+    ],
+)
 def test_a_training_of_few_epochs_is_validated_often_enough_to_choose_one(
     tmp_path, model, epochs, interval
 ):

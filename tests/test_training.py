@@ -21,8 +21,13 @@ from bids_app.synthesis.training import (
 
 SIMPLE = replace(
     MODELS["semi3d-gan-mse"],
-    n_blocks=1, width=2, epochs=4, constant_epochs=2, batch_size=2, pool_size=2,
-)  # fmt: skip
+    n_blocks=1,
+    width=2,
+    epochs=4,
+    constant_epochs=2,
+    batch_size=2,
+    pool_size=2,
+)
 CYCLE = replace(SIMPLE, cycle=True)
 
 

@@ -32,8 +32,13 @@ SHAPE = (24, 25, 9)
 AFFINE = np.array([[4.0, 0, 0, -48], [0, 4, 0, -50], [0, 0, 8, -36], [0, 0, 0, 1]])
 SPEC = replace(
     MODELS["semi3d-gan-mse"],
-    n_blocks=1, width=2, epochs=3, constant_epochs=3, batch_size=3, pool_size=2,
-)  # fmt: skip
+    n_blocks=1,
+    width=2,
+    epochs=3,
+    constant_epochs=3,
+    batch_size=3,
+    pool_size=2,
+)
 MEANS = {"device": "cpu", "threads": 1, "use_gpu": False}
 NO_LPIPS = {"lpips_weights": "", "lpips_sha256": ""}
 
@@ -56,10 +61,15 @@ def visit(tmp_path, rng):
         return str(tmp_path / f"{name}.nii.gz")
 
     inputs = {
-        "volumes": {"t1w": write("t1w", t1w), "pet": write("pet", pet)}, "real": ["t1w", "pet"],
-        "brain_mask": write("mask", brain.astype(np.uint8)), "participant": "01", "session": "",
-        "shape": SHAPE, "affine": AFFINE.tolist(), "folder": str(tmp_path / "stored"),
-    }  # fmt: skip
+        "volumes": {"t1w": write("t1w", t1w), "pet": write("pet", pet)},
+        "real": ["t1w", "pet"],
+        "brain_mask": write("mask", brain.astype(np.uint8)),
+        "participant": "01",
+        "session": "",
+        "shape": SHAPE,
+        "affine": AFFINE.tolist(),
+        "folder": str(tmp_path / "stored"),
+    }
     return inputs, write, {"t1w": t1w, "pet": pet, "brain": brain}
 
 
@@ -161,10 +171,18 @@ def folders(tmp_path_factory):
 
 def training(tmp_path, folders, **changed):
     inputs = {
-        "model": "semi3d-gan-mse", "fold": "1", "spec": spec_to_dict(SPEC), "seed": 4,
-        "training": folders[:2], "validation": folders[2:], "digests": ["a", "b", "|", "c"],
-        "kept_epochs": [], "fwhm": 8.0, "checkpoints": str(tmp_path / "checkpoints"), **MEANS,
-    }  # fmt: skip
+        "model": "semi3d-gan-mse",
+        "fold": "1",
+        "spec": spec_to_dict(SPEC),
+        "seed": 4,
+        "training": folders[:2],
+        "validation": folders[2:],
+        "digests": ["a", "b", "|", "c"],
+        "kept_epochs": [],
+        "fwhm": 8.0,
+        "checkpoints": str(tmp_path / "checkpoints"),
+        **MEANS,
+    }
     return {**inputs, **changed}
 
 
@@ -222,10 +240,18 @@ def weights(tmp_path_factory):
 
 def test_a_fold_is_scored_and_its_synthetic_pet_is_written(tmp_path, folders, weights):
     out = run(
-        ScoreGenerator, tmp_path / "node", model="semi3d-gan-mse", fold=2, digests=["a"],
-        spec=spec_to_dict(SPEC), weights=weights, fwhm=1.5, validation=folders[1:],
-        **MEANS, **NO_LPIPS,
-    )  # fmt: skip
+        ScoreGenerator,
+        tmp_path / "node",
+        model="semi3d-gan-mse",
+        fold=2,
+        digests=["a"],
+        spec=spec_to_dict(SPEC),
+        weights=weights,
+        fwhm=1.5,
+        validation=folders[1:],
+        **MEANS,
+        **NO_LPIPS,
+    )
     records = records_from_json(read_json(tmp_path / "node" / "records.json"))
     assert out.records == str(tmp_path / "node" / "records.json")
     told = [(one.model, one.participant, one.fold) for one in records]
@@ -247,30 +273,53 @@ def test_a_fold_is_scored_and_its_synthetic_pet_is_written(tmp_path, folders, we
 def test_weights_that_do_not_fit_are_refused(tmp_path, folders, weights):
     with pytest.raises(UnusableDataError, match=r"kept\.safetensors: does not fit"):
         run(
-            ScoreGenerator, tmp_path / "node", model="semi3d-gan-mse", fold=2, digests=["a"],
-            spec=spec_to_dict(replace(SPEC, width=3)), weights=weights, fwhm=1.5,
-            validation=folders[1:], **MEANS, **NO_LPIPS,
-        )  # fmt: skip
+            ScoreGenerator,
+            tmp_path / "node",
+            model="semi3d-gan-mse",
+            fold=2,
+            digests=["a"],
+            spec=spec_to_dict(replace(SPEC, width=3)),
+            weights=weights,
+            fwhm=1.5,
+            validation=folders[1:],
+            **MEANS,
+            **NO_LPIPS,
+        )
 
 
 def test_lpips_weights_that_are_gone_are_told(tmp_path, folders, weights):
     lpips = {"lpips_weights": str(tmp_path / "lpips.pth"), "lpips_sha256": "a"}
     with pytest.raises((MissingInputError, ReadWriteError), match=r"lpips\.pth"):
         run(
-            ScoreGenerator, tmp_path / "node", model="semi3d-gan-mse", fold=2, digests=["a"],
-            spec=spec_to_dict(SPEC), weights=weights, fwhm=1.5, validation=folders[1:],
-            **MEANS, **lpips,
-        )  # fmt: skip
+            ScoreGenerator,
+            tmp_path / "node",
+            model="semi3d-gan-mse",
+            fold=2,
+            digests=["a"],
+            spec=spec_to_dict(SPEC),
+            weights=weights,
+            fwhm=1.5,
+            validation=folders[1:],
+            **MEANS,
+            **lpips,
+        )
 
 
 def test_baselines_are_the_mean_of_the_training_pets_and_the_t1w(tmp_path, folders):
     out = run(
-        ScoreBaselines, tmp_path / "node", model="baselines", fold=3, digests=["a"],
-        training=folders[:2], validation=folders[2:], **MEANS, **NO_LPIPS,
-    )  # fmt: skip
+        ScoreBaselines,
+        tmp_path / "node",
+        model="baselines",
+        fold=3,
+        digests=["a"],
+        training=folders[:2],
+        validation=folders[2:],
+        **MEANS,
+        **NO_LPIPS,
+    )
     mean, t1w = records_from_json(read_json(Path(out.records)))
     assert (mean.model, t1w.model) == BASELINES
-    first, second, left_out = (open_volumes(Path(one)) for one in folders)
+    first, second, left_out = (open_volumes(Path(folder)) for folder in folders)
     guess = np.where(left_out.brain, (first.pet + second.pet) / 2, 0)
     assert mean.scores.mae == pytest.approx(np.abs(guess - left_out.pet).mean(), abs=1e-6)
     error = np.abs(left_out.t1w - left_out.pet).mean()
@@ -289,25 +338,50 @@ def test_a_generator_is_published_from_what_other_nodes_left(tmp_path, folders):
     ]
     scored = [
         run(
-            ScoreGenerator, tmp_path / f"score{k}", model="semi3d-gan-mse", fold=k, digests=["a"],
-            spec=spec_to_dict(SPEC), weights=trained[k - 1].weights, fwhm=1.5,
-            validation=folders[k : k + 1], **MEANS, **NO_LPIPS,
+            ScoreGenerator,
+            tmp_path / f"score{k}",
+            model="semi3d-gan-mse",
+            fold=k,
+            digests=["a"],
+            spec=spec_to_dict(SPEC),
+            weights=trained[k - 1].weights,
+            fwhm=1.5,
+            validation=folders[k : k + 1],
+            **MEANS,
+            **NO_LPIPS,
         )
         for k in (1, 2)
-    ]  # fmt: skip
+    ]
     rows = tuple(map(tuple, AFFINE.tolist()))
     card = Card(
-        "semi3d-gan-mse", "7", SPEC, "MNI", SHAPE, rows, "", "three", "tests", ("01", "02", "03"),
-        "ellipsoids", 0,
-    )  # fmt: skip
+        "semi3d-gan-mse",
+        "7",
+        SPEC,
+        "MNI",
+        SHAPE,
+        rows,
+        "",
+        "three",
+        "tests",
+        ("01", "02", "03"),
+        "ellipsoids",
+        0,
+    )
     out = run(
-        PublishGenerator, tmp_path / "publish", card=card_values(card), weights=trained[2].weights,
-        fold_weights=[one.weights for one in trained[:2]],
+        PublishGenerator,
+        tmp_path / "publish",
+        card=card_values(card),
+        weights=trained[2].weights,
+        fold_weights=[model.weights for model in trained[:2]],
         fold_participants=[["01", "03"], ["01", "02"]],
-        volumes=folders, fold_volumes=[folders[::2], folders[:2]], digests=["a", "b", "c"],
-        histories=[one.history for one in trained], records=[one.records for one in scored],
-        precision="32-true", folder=str(tmp_path / "generators" / "mine"),
-    )  # fmt: skip
+        volumes=folders,
+        fold_volumes=[folders[::2], folders[:2]],
+        digests=["a", "b", "c"],
+        histories=[model.history for model in trained],
+        records=[one.records for one in scored],
+        precision="32-true",
+        folder=str(tmp_path / "generators" / "mine"),
+    )
     _, read = load_generator(Path(out.folder), "cpu")
     assert read.participants == ("01", "02", "03")
     assert read.sha256 == file_sha256(Path(trained[2].weights))
@@ -325,12 +399,14 @@ def test_results_go_to_their_places_with_what_was_measured(tmp_path):
     for name in names:
         (tmp_path / f"{name}.in").write_text(name)
     run(
-        SaveDerivatives, tmp_path / "node",
+        SaveDerivatives,
+        tmp_path / "node",
         in_files=[str(tmp_path / f"{name}.in") for name in names],
         out_files=[str(tmp_path / "out" / f"{name}.nii") for name in names],
         sidecar_files=[str(tmp_path / "out" / f"{name}.json") for name in names],
-        sidecars=[{"Name": name, "SHA256": "?"} for name in names], measured={"SHA256": "f"},
-    )  # fmt: skip
+        sidecars=[{"Name": name, "SHA256": "?"} for name in names],
+        measured={"SHA256": "f"},
+    )
     for name in names:
         assert (tmp_path / "out" / f"{name}.nii").read_text() == name
         told = json.loads((tmp_path / "out" / f"{name}.json").read_text())

@@ -42,12 +42,12 @@ def visits(count):
 
 
 def folds_of(controls, count, seed=0):
-    sets = split([one.participant for one in controls], count, np.random.default_rng(seed))
+    sets = split([control.participant for control in controls], count, np.random.default_rng(seed))
     return [
         Fold(
             number,
-            [one for one in controls if one.participant not in left_out],
-            [one for one in controls if one.participant in left_out],
+            [control for control in controls if control.participant not in left_out],
+            [control for control in controls if control.participant in left_out],
         )
         for number, left_out in enumerate(sets, start=1)
     ]
@@ -71,7 +71,7 @@ def plan_of(folds, model="semi3d-gan-mse"):
         ],
         card={"name": model},
         folder=Path("/out/generators") / model,
-    )  # fmt: skip
+    )
 
 
 def build(count=5, folds=2, means=MEANS, **changed):
@@ -130,13 +130,17 @@ STORAGE = [
 GRAPHS = {
     "storing": lambda: init_storing_wf(STORAGE, shape=(4, 5, 6), affine=np.eye(4).tolist()),
     "model": lambda: init_model_wf(
-        plan_of(folds_of(visits(5), 2)), folds_of(visits(5), 2), MEANS,
-        fwhm=1.5, mem_gb=4.0, name="row_wf",
+        plan_of(folds_of(visits(5), 2)),
+        folds_of(visits(5), 2),
+        MEANS,
+        fwhm=1.5,
+        mem_gb=4.0,
+        name="row_wf",
     ),
     "baselines": lambda: init_baselines_wf(
         folds_of(visits(5), 2), [Path("/out/1.json"), Path("/out/2.json")], MEANS
     ),
-}  # fmt: skip
+}
 
 
 def test_nodes_of_a_row_say_which_and_what_they_do():
@@ -239,7 +243,7 @@ def test_nobody_is_scored_by_a_network_that_saw_them(count, folds, seed):
     dealt = folds_of(controls, folds, seed)
     graph = init_model_wf(plan_of(dealt), dealt, MEANS, fwhm=1.5, mem_gb=4.0, name="row_wf")
     nodes, graph = nodes_of(graph)
-    everyone, scored = {str(one.folder) for one in controls}, []
+    everyone, scored = {str(control.folder) for control in controls}, []
     for number in range(1, folds + 1):
         train, score = nodes[f"train_{number}"], nodes[f"score_{number}"]
         assert set(train.inputs.training).isdisjoint(score.inputs.validation)
@@ -292,7 +296,7 @@ def test_the_published_generator_is_the_one_of_all():
     assert origin(graph, nodes["publish"], "weights") == ("train_all", "weights")
     assert inputs.folder == "/out/generators/semi3d-gan-mse"
     for number, participants in enumerate(inputs.fold_participants, start=1):
-        trained_on = [f"/volumes/{one}" for one in participants]
+        trained_on = [f"/volumes/{participant}" for participant in participants]
         assert trained_on == nodes[f"train_{number}"].inputs.training
     assert nodes["publish"].interface.always_run
 

@@ -74,9 +74,9 @@ def test_what_is_told_is_read_again():
 
 @pytest.mark.parametrize("criteria", [T1W_CRITERIA, PET_CRITERIA])
 def test_criteria_doubt_before_they_fail(criteria):
-    for one in criteria:
-        assert one.doubt > one.fail
-        assert f"{0.5:.2f}" in one.sentence.format(0.5)
+    for criterion in criteria:
+        assert criterion.doubt > criterion.fail
+        assert f"{0.5:.2f}" in criterion.sentence.format(0.5)
 
 
 @pytest.fixture(scope="module")

@@ -125,9 +125,12 @@ def test_a_low_patch_is_high_in_both_maps(rng):
     controls = [noisy() for _ in range(8)]
     patient = noisy()
     patient[8:11, 9:12, 3:6] -= 0.3
-    uptake = [measure_uptake(one, brain, fwhm=8.0, zooms=zooms) for one in [*controls, patient]]
+    uptake = [
+        measure_uptake(control, brain, fwhm=8.0, zooms=zooms) for control in [*controls, patient]
+    ]
     differences = [
-        measure_difference(one, pet, brain, fwhm=8.0, zooms=zooms) for one in [*controls, patient]
+        measure_difference(control, pet, brain, fwhm=8.0, zooms=zooms)
+        for control in [*controls, patient]
     ]
     for name, measured in (("zscore", uptake), ("pseudonormal", differences)):
         score = SCORES[name](learn_norm(measured[:-1], brain), measured[-1])
@@ -207,9 +210,8 @@ def equal(one, other):
 
 
 @given(
-    seed=seeds, samples=st.integers(2, 40), features=st.integers(1, 8),
-    scale=st.floats(1e-3, 1e3),
-)  # fmt: skip
+    seed=seeds, samples=st.integers(2, 40), features=st.integers(1, 8), scale=st.floats(1e-3, 1e3)
+)
 def test_kept_models_score_with_the_controls_latents_as_fresh_ones(seed, samples, features, scale):
     estimator, controls, others = fitted(
         seed, voxels=5, samples=samples, features=features, scale=scale
@@ -246,10 +248,15 @@ def test_parts_score_as_the_whole_and_joined_parts_are_the_whole(seed, cuts):
         np.testing.assert_array_equal(decide(whole, controls, others, piece), scores[piece])
         begin = int(whole.n_support[: piece.start].sum())
         own = slice(begin, begin + int(whole.n_support[piece].sum()))
-        parts.append(VoxelModels(
-            whole.n_support[piece], whole.support[own], whole.dual_coef[own], whole.gamma[piece],
-            whole.offset[piece],
-        ))  # fmt: skip
+        parts.append(
+            VoxelModels(
+                whole.n_support[piece],
+                whole.support[own],
+                whole.dual_coef[own],
+                whole.gamma[piece],
+                whole.offset[piece],
+            )
+        )
     assert equal(join(parts), whole)
 
 
@@ -326,7 +333,7 @@ def fit(encoder, cohort, slab=SLAB):
 @torch.no_grad()
 def latents_by_hand(encoder, volumes, place):
     """Latents of the patches around one voxel, (volumes, latents), without going densely."""
-    patches = [cut_patches(one, np.array([place]), encoder.patch) for one in volumes]
+    patches = [cut_patches(volume, np.array([place]), encoder.patch) for volume in volumes]
     return encoder.encode(torch.from_numpy(np.stack(patches))).numpy()
 
 
@@ -375,7 +382,7 @@ def test_the_mean_of_latents_does_not_widen_the_kernel(encoder, cohort):
     """Of latents as they come, differences between their means would count as spread."""
     models, _ = fit(encoder, cohort)
     controls, _, brain, _ = cohort
-    raw = latents_at(encoder, np.stack([one[..., 4] for one in controls]), brain[..., 4])
+    raw = latents_at(encoder, np.stack([control[..., 4] for control in controls]), brain[..., 4])
     uncentred = VoxelwiseOneClassSVM(nu=NU, threads=1).fit(raw).gamma_
     before = int(brain[..., 2:4].sum())
     centred = models.gamma[before : before + len(raw)]
@@ -388,8 +395,8 @@ def test_the_mean_of_latents_does_not_widen_the_kernel(encoder, cohort):
 def test_the_cut_into_slabs_changes_nothing(encoder, cohort, cuts):
     models, whole = fit(encoder, cohort)
     parts = [fit(encoder, cohort, Slab(a, b)) for a, b in pairwise(cuts)]
-    np.testing.assert_array_equal(np.concatenate([one for _, one in parts], axis=1), whole)
-    assert equal(join([one for one, _ in parts]), models)
+    np.testing.assert_array_equal(np.concatenate([part for _, part in parts], axis=1), whole)
+    assert equal(join([part for part, _ in parts]), models)
 
 
 def test_stored_models_score_as_those_that_were_just_fitted(encoder, cohort, tmp_path):

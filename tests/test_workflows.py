@@ -70,19 +70,27 @@ def output(name):
 def pet_plans(there, count):
     return [
         PetPlan(
-            there(f"pet{number}.nii.gz"), (60.0, 30.0),
+            there(f"pet{number}.nii.gz"),
+            (60.0, 30.0),
             {name: output(f"pet_{number}_{name}") for name in OF_PET},
         )
         for number in range(count)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture
 def how(there):
     return Preprocessing(
-        there("template.nii.gz"), there("grid.nii.gz"), there("grid_mask.nii.gz"),
-        "auto", (0, 1), 99.5, quick=True, seed=0, omp_nthreads=3,
-    )  # fmt: skip
+        there("template.nii.gz"),
+        there("grid.nii.gz"),
+        there("grid_mask.nii.gz"),
+        "auto",
+        (0, 1),
+        99.5,
+        quick=True,
+        seed=0,
+        omp_nthreads=3,
+    )
 
 
 @pytest.fixture
@@ -99,9 +107,12 @@ def beyond(plan, tmp_path):
         (tmp_path / f"fold-{number}").mkdir()
         folds.append(GeneratorFiles(tmp_path / f"fold-{number}", f"{number}" * 64, "f" * 64))
     return replace(
-        plan, overlap=True, match_histogram=True, novelty=True,
+        plan,
+        overlap=True,
+        match_histogram=True,
+        novelty=True,
         uncertainty=UncertaintyPlan(tuple(folds), output("uncertainty")),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -118,8 +129,13 @@ def build(there, how, plan, beyond):
         }
         factories = {
             "anatomical": lambda: init_anatomical_wf(
-                t1w=visit["t1w"], template=how.template, reference_mask=how.reference_mask,
-                skull_strip="auto", quick=True, seed=0, **images,
+                t1w=visit["t1w"],
+                template=how.template,
+                reference_mask=how.reference_mask,
+                skull_strip="auto",
+                quick=True,
+                seed=0,
+                **images,
             ),
             "pet": lambda: init_pet_wf(
                 pet=there("pet.nii.gz"), durations=(), frames=(), quick=True, seed=0, **images
@@ -132,10 +148,13 @@ def build(there, how, plan, beyond):
             "comparison": init_comparison_wf,
             "participant": lambda: init_participant_wf(**visit, synthesis=plan),
             "synthesis_from_disk": lambda: init_synthesis_from_disk_wf(
-                t1w=there("t1w.nii.gz"), brain_mask=there("mask.nii.gz"),
-                pets=[one.pet for one in visit["pets"]], synthesis=plan, omp_nthreads=1,
+                t1w=there("t1w.nii.gz"),
+                brain_mask=there("mask.nii.gz"),
+                pets=[one.pet for one in visit["pets"]],
+                synthesis=plan,
+                omp_nthreads=1,
             ),
-        }  # fmt: skip
+        }
         return factories[name]()
 
     return build
@@ -268,8 +287,10 @@ def test_a_pet_is_scaled_by_the_brain_it_covers_and_its_field_of_view_goes_its_w
     )
     assert producer(found, at("scale"), "mask") == ("coverage_in_template", "covered_brain")
     assert producer(found, at("field_of_view"), "pet") == ("read", "pet")
-    for field, image in (("field_to_t1w", "resample_to_t1w"),
-                         ("field_to_template", "resample_to_template")):  # fmt: skip
+    for field, image in (
+        ("field_to_t1w", "resample_to_t1w"),
+        ("field_to_template", "resample_to_template"),
+    ):
         assert producer(found, at(field), "image") == ("field_of_view", "field_of_view")
         same = producer(found, at(image), "transforms")
         assert producer(found, at(field), "transforms") == same
@@ -374,9 +395,15 @@ def test_nothing_is_done_beyond_the_paper_unless_asked_for(build, beyond):
         for plan in (replace(beyond, novelty=False, uncertainty=None), beyond)
     )
     assert {name.split(".")[-1] for name in more - plain} == {
-        "measure_novelty", "synthesize_1", "synthesize_2", "synthesize_3", "pets", "spread",
-        "save_uncertainty", "inputnode",
-    }  # fmt: skip
+        "measure_novelty",
+        "synthesize_1",
+        "synthesize_2",
+        "synthesize_3",
+        "pets",
+        "spread",
+        "save_uncertainty",
+        "inputnode",
+    }
     assert plain < more
     node = node_of(build("participant")._create_flat_graph(), "synthesize")
     assert (node.inputs.overlap, node.inputs.match_histogram) == (False, False)

@@ -102,10 +102,16 @@ def _finish(a: int, b: int, c: int) -> int:
 
 
 # Grid in mm, and levels, of the rigid registration of PET: ours. No PET is sharper than 2 mm.
-RIGID = {"aff_iterations": (500, 250, 100), "aff_shrink_factors": (4, 2, 1),
-         "aff_smoothing_sigmas": (2, 1, 0)}  # fmt: skip
-QUICK_RIGID = {"aff_iterations": (200, 100), "aff_shrink_factors": (2, 1),
-               "aff_smoothing_sigmas": (1, 0)}  # fmt: skip
+RIGID = {
+    "aff_iterations": (500, 250, 100),
+    "aff_shrink_factors": (4, 2, 1),
+    "aff_smoothing_sigmas": (2, 1, 0),
+}
+QUICK_RIGID = {
+    "aff_iterations": (200, 100),
+    "aff_shrink_factors": (2, 1),
+    "aff_smoothing_sigmas": (1, 0),
+}
 PET_GRID, QUICK_PET_GRID = 2.0, 4.0
 OF_LABELS, NEAREST = "genericLabel", "nearestNeighbor"  # interpolation
 LEAST = 0.1  # percentile of the brain that becomes 0 if it is below; our choice, as in winsorize
@@ -194,9 +200,11 @@ def _write_pose(pose: Affine, centre: Sequence[float], path: str) -> str:
     own = LPS @ pose @ LPS
     matrix, about = own[:3, :3], np.array(centre)
     transform = ants.create_ants_transform(
-        transform_type="Euler3DTransform", center=tuple(about), matrix=matrix,
+        transform_type="Euler3DTransform",
+        center=tuple(about),
+        matrix=matrix,
         translation=tuple(matrix @ about + own[:3, 3] - about),
-    )  # fmt: skip
+    )
     ants.write_transform(transform, path)
     return path
 
@@ -281,16 +289,26 @@ def _register_from(
     """
     if quick:
         ants.registration(
-            fixed, moving, "SyN", initial_transform=initial, outprefix=prefix,
+            fixed,
+            moving,
+            "SyN",
+            initial_transform=initial,
+            outprefix=prefix,
             write_composite_transform=True,
-            aff_iterations=(200, 100), aff_shrink_factors=(2, 1), aff_smoothing_sigmas=(1, 0),
+            aff_iterations=(200, 100),
+            aff_shrink_factors=(2, 1),
+            aff_smoothing_sigmas=(1, 0),
             reg_iterations=(20, 5),
-        )  # fmt: skip
+        )
     else:
         ants.registration(
-            fixed, moving, "antsRegistrationSyNQuick[s]", initial_transform=initial,
-            outprefix=prefix, write_composite_transform=True,
-        )  # fmt: skip
+            fixed,
+            moving,
+            "antsRegistrationSyNQuick[s]",
+            initial_transform=initial,
+            outprefix=prefix,
+            write_composite_transform=True,
+        )
     there, back = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
     for path in (there, back):
         strip_times(path)
@@ -391,10 +409,15 @@ def register_pet(
     starts = _starts(fixed, moving, pose, prefix)
     for name, start in starts.items():
         found = ants.registration(
-            fixed, moving, "Rigid", initial_transform=start, mask=around,
-            outprefix=f"{prefix}{name.replace(' ', '_')}_", aff_random_sampling_rate=1.0,
+            fixed,
+            moving,
+            "Rigid",
+            initial_transform=start,
+            mask=around,
+            outprefix=f"{prefix}{name.replace(' ', '_')}_",
+            aff_random_sampling_rate=1.0,
             **levels,
-        )["fwdtransforms"][0]  # fmt: skip
+        )["fwdtransforms"][0]
         results.append((_likeness(fixed, moving, where, found)[0], name, found))
     after, name, best = max(results)
     ants.write_transform(ants.read_transform(best), str(out))

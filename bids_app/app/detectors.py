@@ -161,20 +161,24 @@ def fitting_of(run: GroupRun, images: int) -> Fitting:
     spec = encoder_spec(run.settings)
     area = grid.shape[0] * grid.shape[1]
     return Fitting(
-        encoder=spec_to_dict(spec), nu=run.settings.nu,
-        slabs=[(slab.first, slab.last) for slab in slabs], fwhm=ZSCORE_FWHM,
+        encoder=spec_to_dict(spec),
+        nu=run.settings.nu,
+        slabs=[(slab.first, slab.last) for slab in slabs],
+        fwhm=ZSCORE_FWHM,
         threads=run.runner.threads,
         mem_gb=1 + images * area * spec.latents * BYTES / 2**30,  # one slice at a time
-    )  # fmt: skip
+    )
 
 
 def clustering_of(settings: Settings, pictures: StoredCohort) -> Clustering:
     """Say how clusters are found."""
     return Clustering(
-        extent=settings.cluster_extent, minimum_volume=settings.min_cluster_size,
-        most=settings.clusters, atlas=pictures.atlas,
+        extent=settings.cluster_extent,
+        minimum_volume=settings.min_cluster_size,
+        most=settings.clusters,
+        atlas=pictures.atlas,
         names=None if settings.atlas is None else settings.atlas[1],
-    )  # fmt: skip
+    )
 
 
 def refuse_settings(settings: Settings) -> None:
@@ -271,7 +275,7 @@ def _describe_replaced(folder: Path, settings: Settings) -> list[str]:
         card = read_card(folder)
     except Mri2petError:
         return []  # none, or none that is whole
-    lost = [one for one in card.detectors if one not in settings.detectors]
+    lost = [detector for detector in card.detectors if detector not in settings.detectors]
     if not lost:
         return []
     return [
@@ -290,9 +294,11 @@ def _plan_set(
     screening = run.screening
     folder = screening.output_dir / DETECTORS_FOLDER / name
     own = describe_card(
-        screening.output_dir, folder,
-        dataset=screening.dataset, version=screening.versions["mri2pet"],
-    )  # fmt: skip
+        screening.output_dir,
+        folder,
+        dataset=screening.dataset,
+        version=screening.versions["mri2pet"],
+    )
     primary = name == run.settings.training_set[0]
     planner = _Planner(screening, name, own, primary=primary)
     plans: dict[str, DetectorPlan] = {}
@@ -305,18 +311,21 @@ def _plan_set(
         sightings += found
     fitting = fitting_of(run, len(trained) + len(pictures.patients))
     card = _card(run, name, tuple(plans), fitting, list_training_controls(trained, dealt))
-    made = [one.who.synthetic for one in trained if one.synthetic]
+    made = [model.who.synthetic for model in trained if model.synthetic]
     for detector in needing_synthetic(plans):
         compared = _usable_by(detector, pictures)[0].controls
         card.parameters[GENERATORS] = generators_of(compared)
-        made += [one.who.synthetic for one in compared]
+        made += [comparison.who.synthetic for comparison in compared]
     card.makers.extend(generators_in_sidecars(made))
     graph = init_training_set_wf(
-        [one.picture for one in trained], plans, fitting,
+        [model.picture for model in trained],
+        plans,
+        fitting,
         clustering_of(run.settings, pictures),
         Publication(folder, card_values(card)),
-        share=BRAIN_SHARE, name=f"{name}_wf",
-    )  # fmt: skip
+        share=BRAIN_SHARE,
+        name=f"{name}_wf",
+    )
     label_nodes(graph, owner=name, label=name, part=name)
     return TrainingSetPlan(name, graph, tuple(sightings), tuple(notes))
 
@@ -326,11 +335,15 @@ def _usable_by(detector: str, pictures: StoredCohort) -> tuple[StoredCohort, tup
     if not DETECTORS[detector].synthetic:
         return pictures, ()
     everyone = [*pictures.controls, *pictures.patients]
-    lost = [one for one in everyone if one.real and not one.real.synthetic]
+    lost = [subject for subject in everyone if subject.real and not subject.real.synthetic]
     kept = replace(
         pictures,
-        controls=tuple(one for one in pictures.controls if one.real and one.real.synthetic),
-        patients=tuple(one for one in pictures.patients if one.real and one.real.synthetic),
+        controls=tuple(
+            control for control in pictures.controls if control.real and control.real.synthetic
+        ),
+        patients=tuple(
+            patient for patient in pictures.patients if patient.real and patient.real.synthetic
+        ),
     )
     if not kept.patients:
         raise UnusableDataError(
@@ -346,10 +359,10 @@ def generators_of(people: Sequence[StoredSubject]) -> dict[str, list[str]]:
 
     Those of a cross-validation have other weights for each fold; their SHA-256 is left out.
     """
-    made = [one.who.synthetic for one in people if one.who.synthetic is not None]
-    names = sorted({one.generator for one in made})
+    made = [subject.who.synthetic for subject in people if subject.who.synthetic is not None]
+    names = sorted({pet.generator for pet in made})
     return {
-        name: sorted({one.sha256 for one in made if one.generator == name and one.sha256})
+        name: sorted({pet.sha256 for pet in made if pet.generator == name and pet.sha256})
         for name in names
     }
 
@@ -357,7 +370,7 @@ def generators_of(people: Sequence[StoredSubject]) -> dict[str, list[str]]:
 def generators_in_sidecars(made: Iterable[Synthetic | None]) -> list[dict[str, str]]:
     """Tell what the generators of synthetic PETs are, each once: for the card of a detector."""
     known = {
-        (one.generator, one.trained_on, one.intended_use): None for one in made if one is not None
+        (pet.generator, pet.trained_on, pet.intended_use): None for pet in made if pet is not None
     }
     names = ("name", "trained_on", "intended_use")
     return [dict(zip(names, values, strict=True)) for values in sorted(known)]
@@ -388,8 +401,10 @@ def refuse_card(
         raise UnusableDataError(
             f"{folder}: holds {', '.join(card.detectors)}; choose --detectors of those"
         )
-    own = {one.participant for one in card.controls}
-    both = ", ".join(sorted({f"sub-{one.label}" for one in patients if one.label in own}))
+    own = {control.participant for control in card.controls}
+    both = ", ".join(
+        sorted({f"sub-{patient.label}" for patient in patients if patient.label in own})
+    )
     if both and _is_of_dataset(folder, card, settings.output_dir):
         raise UnusableDataError(
             f"{folder}: was trained on {both}, who would be a patient now; correct --patient-query"
@@ -405,15 +420,15 @@ def _is_of_dataset(folder: Path, card: DetectorCard, output_dir: Path) -> bool:
 
 
 def _wanted(card: DetectorCard, settings: Settings) -> list[str]:
-    return [one for one in settings.detectors if one in card.detectors]
+    return [detector for detector in settings.detectors if detector in card.detectors]
 
 
 def _refuse_other_generators(
     detector: str, folder: Path, card: DetectorCard, patients: Sequence[Participant]
 ) -> None:
     known = card.parameters.get(GENERATORS, {})
-    for one in patients:
-        made = one.synthetic
+    for patient in patients:
+        made = patient.synthetic
         if made is None:
             continue
         digests = known.get(made.generator) if isinstance(known, dict) else None
@@ -438,11 +453,11 @@ class _Planner:
         self, detector: str, pictures: StoredCohort, folds: Sequence[DetectorFold]
     ) -> tuple[DetectorPlan, list[ScoredImage]]:
         """Plan one detector; without folds, patients alone are scored."""
-        patients = [one.real for one in pictures.patients if one.real is not None]
+        patients = [patient.real for patient in pictures.patients if patient.real is not None]
         everyone = [*pictures.patients, *pictures.controls]
-        by_name = {one.real.name: one for one in everyone if one.real is not None}
+        by_name = {subject.real.name: subject for subject in everyone if subject.real is not None}
         places: list[tuple[str, int, int | None]] = [
-            (one.name, row, None) for row, one in enumerate(patients)
+            (patient.name, row, None) for row, patient in enumerate(patients)
         ]
         for fold in folds:
             rows = enumerate(fold.held_out, start=len(patients))
@@ -472,22 +487,32 @@ class _Planner:
         folder = screening.work_dir / CLUSTERS / self.training_set / detector
         clusters = folder / f"{one.real.name}.json"
         scored = ScoredMaps(
-            one.real, row, lesions, _output(paths.statmap, told), _output(paths.labels, labels),
+            one.real,
+            row,
+            lesions,
+            _output(paths.statmap, told),
+            _output(paths.labels, labels),
             clusters,
-        )  # fmt: skip
+        )
         carried = folder / "T1w" / clusters.name
         on_t1w = OnT1w(
-            native_t1w(visit), template_to_t1w(visit),
+            native_t1w(visit),
+            template_to_t1w(visit),
             _output(paths.statmap_in_t1w, origin.in_t1w(told, paths.statmap, visit)),
             _output(paths.labels_in_t1w, origin.in_t1w(labels, paths.labels, visit)),
             carried,
-        )  # fmt: skip
+        )
         target = Target(scored, fold, on_t1w if fold is None else None, one.who.label)
         sighting = ScoredImage(
-            self.training_set, detector, one, fold is not None, clusters, paths,
+            self.training_set,
+            detector,
+            one,
+            fold is not None,
+            clusters,
+            paths,
             tuple(output.sidecar_path for output in outputs_of(target)),
             carried if fold is None else None,
-        )  # fmt: skip
+        )
         return target, sighting
 
 
@@ -512,19 +537,29 @@ def _card(
     screening, settings = run.screening, run.settings
     rows = screening.grid.affine.tolist()
     return DetectorCard(
-        name=name, version=screening.versions["mri2pet"], detectors=detectors,
-        template=screening.space.template, shape=screening.grid.shape,
-        affine=tuple(tuple(row) for row in rows), controls=controls, folds=screening.folds,
+        name=name,
+        version=screening.versions["mri2pet"],
+        detectors=detectors,
+        template=screening.space.template,
+        shape=screening.grid.shape,
+        affine=tuple(tuple(row) for row in rows),
+        controls=controls,
+        folds=screening.folds,
         slabs=tuple((first, last) for first, last in fitting.slabs),
         parameters={
-            "nu": settings.nu, "gamma": "scale", "brain_share": BRAIN_SHARE,
-            "fwhm": fitting.fwhm, "encoder": dict(fitting.encoder),
+            "nu": settings.nu,
+            "gamma": "scale",
+            "brain_share": BRAIN_SHARE,
+            "fwhm": fitting.fwhm,
+            "encoder": dict(fitting.encoder),
             "cluster_extent": settings.cluster_extent,
             "min_cluster_size": settings.min_cluster_size,
         },
-        dataset=screening.dataset, seed=screening.seed, intended_use=INTENDED_USE,
+        dataset=screening.dataset,
+        seed=screening.seed,
+        intended_use=INTENDED_USE,
         versions=dict(screening.versions),
-    )  # fmt: skip
+    )
 
 
 def describe_version(card: DetectorCard, version: str) -> list[str]:
@@ -544,8 +579,10 @@ def _describe_namesakes(
     folder: Path, card: DetectorCard, pictures: StoredCohort, output_dir: Path
 ) -> list[str]:
     """Tell of patients who bear the labels of controls of another dataset."""
-    own = {one.participant for one in card.controls}
-    both = sorted({f"sub-{one.who.label}" for one in pictures.patients if one.who.label in own})
+    own = {control.participant for control in card.controls}
+    both = sorted(
+        {f"sub-{patient.who.label}" for patient in pictures.patients if patient.who.label in own}
+    )
     if not both or _is_of_dataset(folder, card, output_dir):
         return []
     return [
@@ -557,7 +594,7 @@ def _describe_namesakes(
 
 def _describe_not_applied(folder: Path, card: DetectorCard, settings: Settings) -> list[str]:
     """Tell what is asked for and cannot be had from detectors that were trained before."""
-    absent = [one for one in settings.detectors if one not in card.detectors]
+    absent = [detector for detector in settings.detectors if detector not in card.detectors]
     notes = [f"{folder}: holds no {' and no '.join(absent)}, so no map of it"] * bool(absent)
     if settings.training_set not in (Settings.training_set, (card.name,)):
         notes.append(
@@ -583,7 +620,7 @@ def _describe_other_clusters(card: DetectorCard, settings: Settings) -> list[str
 def applied_of(folder: Path, card: DetectorCard) -> Applied:
     """Tell graphs of detectors that were trained before: whom each fold was trained on."""
     members = [
-        [place for place, one in enumerate(card.controls) if one.fold != fold]
+        [place for place, control in enumerate(card.controls) if control.fold != fold]
         for fold in range(1, card.folds + 1)
     ]
     return Applied(folder, members, card.files.get(PACKED, ""))
@@ -609,9 +646,12 @@ def plan_applied(
         If no patient has the synthetic PET that a detector compares with.
     """
     made_by = describe_card(
-        run.screening.output_dir, folder,
-        dataset=card.dataset, version=card.version, sha256=card_sha256(folder),
-    )  # fmt: skip
+        run.screening.output_dir,
+        folder,
+        dataset=card.dataset,
+        version=card.version,
+        sha256=card_sha256(folder),
+    )
     planner = _Planner(run.screening, card.name, made_by, primary=True)
     plans: dict[str, DetectorPlan] = {}
     sightings: list[ScoredImage] = []
@@ -627,8 +667,11 @@ def plan_applied(
     fwhm = float(str(card.parameters.get("fwhm", ZSCORE_FWHM)))
     fitting = replace(fitting_of(run, len(pictures.patients)), slabs=card.slabs, fwhm=fwhm)
     graph = init_applied_set_wf(
-        applied_of(folder, card), plans, fitting, clustering_of(run.settings, pictures),
+        applied_of(folder, card),
+        plans,
+        fitting,
+        clustering_of(run.settings, pictures),
         name=f"{card.name}_applied_wf",
-    )  # fmt: skip
+    )
     label_nodes(graph, owner=card.name, label=f"{card.name}_applied", part=card.name)
     return TrainingSetPlan(card.name, graph, tuple(sightings), tuple(notes))

@@ -124,17 +124,25 @@ class ImageClusters:
         """Give the clusters, or the first ones, as tables list them."""
         sighting, who = self.sighting, self.sighting.who.who
         return Listed(
-            who.label, who.session, sighting.training_set, sighting.detector, self.clusters[:most],
+            who.label,
+            who.session,
+            sighting.training_set,
+            sighting.detector,
+            self.clusters[:most],
             self.above_zero,
-        )  # fmt: skip
+        )
 
     def finding(self) -> Finding:
         """Give what evaluation needs."""
         sighting, who = self.sighting, self.sighting.who.who
         return Finding(
-            sighting.training_set, sighting.detector, who.label, who.session,
-            0 if self.lesions is None else self.lesions, marks_of(self.clusters, self.shared),
-        )  # fmt: skip
+            sighting.training_set,
+            sighting.detector,
+            who.label,
+            who.session,
+            0 if self.lesions is None else self.lesions,
+            marks_of(self.clusters, self.shared),
+        )
 
 
 def read_image_clusters(sighting: ScoredImage) -> ImageClusters | None:
@@ -158,17 +166,22 @@ def read_image_clusters(sighting: ScoredImage) -> ImageClusters | None:
         above_zero = None if share is None else float(share)  # type: ignore[arg-type]
         regions = told["regions"] if told["regions"] else [None] * len(clusters)
         known = [
-            replace(one, region=region, overlap=None if lesions is None else float(row.sum()))
-            for one, region, row in zip(clusters, regions, shared, strict=True)  # type: ignore[call-overload]
+            replace(cluster, region=region, overlap=None if lesions is None else float(row.sum()))
+            for cluster, region, row in zip(clusters, regions, shared, strict=True)  # type: ignore[call-overload]
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise UnusableDataError(
             f"{sighting.clusters}: not the clusters of an image ({error}); delete it, and run again"
         ) from error
     return ImageClusters(
-        sighting, tuple(known), None if lesions is None else count, shared,
-        _read_places(sighting), above_zero, not_covered,
-    )  # fmt: skip
+        sighting,
+        tuple(known),
+        None if lesions is None else count,
+        shared,
+        _read_places(sighting),
+        above_zero,
+        not_covered,
+    )
 
 
 def _read_places(sighting: ScoredImage) -> tuple[Place, ...] | None:
@@ -195,15 +208,19 @@ def scored_in(output_dir: Path, dataset: str, seen: Iterable[ImageClusters]) -> 
     seen : iterable of ImageClusters
         Controls and patients.
     """
-    return ScoredRun(dataset, [_scored(output_dir, one.sighting) for one in seen])
+    return ScoredRun(dataset, [_scored(output_dir, image.sighting) for image in seen])
 
 
 def _scored(output_dir: Path, one: ScoredImage) -> ScoredSubject:
     who = one.who.who
     return ScoredSubject(
-        who.label, who.session if who.session else "", one.training_set, one.detector, one.control,
+        who.label,
+        who.session if who.session else "",
+        one.training_set,
+        one.detector,
+        one.control,
         one.paths.statmap.relative_to(output_dir).as_posix(),
-    )  # fmt: skip
+    )
 
 
 def write_detections(
@@ -225,19 +242,21 @@ def write_detections(
         Folder of detectors that were trained before: their controls calibrate.
     """
     controls: dict[str, list[ControlCluster]] = {}
-    for name in dict.fromkeys(one.sighting.training_set for one in seen):
+    for name in dict.fromkeys(image.sighting.training_set for image in seen):
         folder = output_dir / DETECTORS_FOLDER / name if applied is None else applied
         if applied is None:
-            _complete(folder, [one for one in seen if one.sighting.training_set == name])
+            _complete(folder, [image for image in seen if image.sighting.training_set == name])
         controls[name] = read_control_clusters(folder)
     scores = {
         row: control_sum_scores(controls[row[0]], row[1])
-        for row in dict.fromkeys(one.row for one in seen)
+        for row in dict.fromkeys(image.row for image in seen)
     }
     counts = {row: len(own) for row, own in scores.items()}
-    patients = [_calibrated(one, scores[one.row]) for one in seen if not one.sighting.control]
-    for one in patients:
-        _write_table(one, most, counts[one.row])
+    patients = [
+        _calibrated(image, scores[image.row]) for image in seen if not image.sighting.control
+    ]
+    for patient in patients:
+        _write_table(patient, most, counts[patient.row])
     first = _first_pets(patients)
     write_all_clusters(output_dir, [one.listed(most) for one in first], counts)
     healthy = [one for name in controls for one in control_findings(controls[name], name)]
@@ -246,21 +265,21 @@ def write_detections(
 
 def _complete(folder: Path, seen: Iterable[ImageClusters]) -> None:
     """Write what controls have beside their detector, and let maps know its card: it is whole."""
-    controls = [one.listed() for one in seen if one.sighting.control]
+    controls = [image.listed() for image in seen if image.sighting.control]
     write_control_clusters(folder, controls)
     write_control_maps(folder, controls)
     sha256 = complete_card(folder)
-    made = [path for one in seen for path in one.sighting.sidecars if path.is_file()]
+    made = [path for image in seen for path in image.sighting.sidecars if path.is_file()]
     for path in made if sha256 else ():
         sign(path, sha256)
 
 
 def _first_pets(seen: Iterable[ImageClusters]) -> list[ImageClusters]:
     first: dict[tuple[str, str, str, str | None], ImageClusters] = {}
-    for one in seen:
-        listed = one.listed()
+    for image in seen:
+        listed = image.listed()
         visit = listed.training_set, listed.detector, listed.participant, listed.session
-        first.setdefault(visit, one)
+        first.setdefault(visit, image)
     return list(first.values())
 
 
@@ -282,7 +301,7 @@ def _calibrated(one: ImageClusters, controls: Sequence[Sequence[float]]) -> Imag
 def _write_curves(
     output_dir: Path, patients: Iterable[ImageClusters], healthy: Sequence[Finding], most: int
 ) -> None:
-    told = [one.finding() for one in patients if one.lesions]
+    told = [patient.finding() for patient in patients if patient.lesions]
     if not told:
         for name in CURVES:  # of an earlier run that knew lesions
             for ending in (".tsv", ".json"):
@@ -296,13 +315,13 @@ def _write_curves(
 def top_clusters(seen: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
     """Tell the first cluster of each patient in a line, by training set and detector."""
     lines: dict[str, list[str]] = {}
-    for one in seen:
-        sighting = one.sighting
+    for image in seen:
+        sighting = image.sighting
         if sighting.control:
             continue
         who = f"sub-{sighting.who.who.label}"
         lines.setdefault(f"{sighting.training_set} {sighting.detector}", []).append(
-            f"{who}: {_describe_first(one)}"
+            f"{who}: {_describe_first(image)}"
         )
     return lines
 
@@ -451,11 +470,16 @@ def _report_subjects(
     controls, patients = subjects.controls, subjects.patients
     if not _needs_synthetic(settings, card):
         controls, patients = (
-            tuple(replace(one, synthetic=None) for one in group) for group in (controls, patients)
+            tuple(replace(subject, synthetic=None) for subject in group)
+            for group in (controls, patients)
         )
-    used = [one for one in controls if one.pet is not None or one.synthetic is not None]
+    used = [
+        control for control in controls if control.pet is not None or control.synthetic is not None
+    ]
     told = list(subjects.notes)
-    told += [f"sub-{one.label}: not used, no real PET" for one in controls if one not in used]
+    told += [
+        f"sub-{control.label}: not used, no real PET" for control in controls if control not in used
+    ]
     told += [problem.sentence for problem in subjects.problems]
     voice.report_subjects(used, patients, told, settings.output_dir)
 
@@ -463,7 +487,7 @@ def _report_subjects(
 def _close_dry(usable: Subjects, early: Sequence[Problem], voice: Console) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best."""
     report_notes(voice, usable.notes, usable.problems)
-    told = f"{len({one.label for one in usable.patients})} patients would be mapped"
+    told = f"{len({patient.label for patient in usable.patients})} patients would be mapped"
     return close_dry(told, [*early, *usable.problems], voice)
 
 
@@ -522,12 +546,18 @@ def _read_all(
 
 def _describe_lost_lesions(seen: Sequence[ImageClusters]) -> list[str]:
     """Tell of lesions that are in no curve: those off the grid, and those that no PET covers."""
-    counts = {one.sighting.who.who.label: one.not_covered for one in seen if one.not_covered}
+    counts = {
+        image.sighting.who.who.label: image.not_covered for image in seen if image.not_covered
+    }
     uncovered = [
         f"sub-{label}: {count} lesion(s) lie where the PET does not cover the brain; in no curve"
         for label, count in sorted(counts.items())
     ]
-    lost = {one.sighting.who.who.label for one in seen if one.lesions == 0 and not one.not_covered}
+    lost = {
+        image.sighting.who.who.label
+        for image in seen
+        if image.lesions == 0 and not image.not_covered
+    }
     return uncovered + [
         f"sub-{label}: its mask of lesions marks no voxel of the grid; in no curve"
         for label in sorted(lost)
@@ -565,10 +595,15 @@ def _finish(run: GroupRun, outcome: _Outcome, told: RunSummary, voice: Console) 
         write_run(output_dir, replace(scored, grid=grid))
     sentences = [problem.sentence for problem in outcome.problems]
     whole: RunSummary = {
-        **told, "problems": sentences, "notes": outcome.notes, "settings": vars(settings)
-    }  # fmt: skip
+        **told,
+        "problems": sentences,
+        "notes": outcome.notes,
+        "settings": vars(settings),
+    }
     problems = _report(settings, voice, whole)
-    patients = {one.sighting.who.who.label for one in outcome.seen if not one.sighting.control}
+    patients = {
+        image.sighting.who.who.label for image in outcome.seen if not image.sighting.control
+    }
     return problems + _report_patients(settings, patients, voice)
 
 
@@ -597,9 +632,11 @@ def _report_again(settings: Settings, voice: Console) -> int:
     if run.grid is not None:  # which may be another than this command line's
         x0, y0, z0, x1, y1, z1 = run.grid.bounding_box
         settings = replace(
-            settings, template=run.grid.template, bounding_box=(x0, y0, z0, x1, y1, z1),
+            settings,
+            template=run.grid.template,
+            bounding_box=(x0, y0, z0, x1, y1, z1),
             resolution=run.grid.resolution,
-        )  # fmt: skip
+        )
     path = settings.output_dir / "group.html"
     if settings.dry_run:
         voice.close(f"mri2pet: the report would be written; it is {path}")
@@ -617,7 +654,7 @@ def _close(settings: Settings, outcome: _Outcome, voice: Console) -> int:
         voice.say(f"first cluster, {name}")
         for line in lines:
             voice.say(f"  {line}")
-    mapped = {one.sighting.who.who.label for one in outcome.seen if not one.sighting.control}
+    mapped = {image.sighting.who.who.label for image in outcome.seen if not image.sighting.control}
     report: Path = settings.output_dir / "group.html"
     voice.close(
         f"mri2pet: {len(mapped)} patients mapped, {len(outcome.problems)} problems; the report "

@@ -84,18 +84,26 @@ def store_cohort(
     lesions = find_masks(settings, patients)
     masks = lesions.masks
     plans = plan_storage(screening, [*subjects.controls, *patients], synthetic=synthetic)
-    graphs = [init_storing_wf(
-        plans, shape=screening.grid.shape, affine=screening.grid.affine.tolist(), name=STORING_WF
-    )]  # fmt: skip
+    graphs = [
+        init_storing_wf(
+            plans,
+            shape=screening.grid.shape,
+            affine=screening.grid.affine.tolist(),
+            name=STORING_WF,
+        )
+    ]
     graphs += _mask_graphs(screening, masks, settings)
     reference = _on_grid(screening, patients)
     if settings.atlas is not None and atlas is not None and reference is not None:
         graphs.append(
             init_atlas_wf(
-                settings.atlas[0], reference, atlas,
-                orientation=settings.assume_orientation, name=ATLAS_WF,
+                settings.atlas[0],
+                reference,
+                atlas,
+                orientation=settings.assume_orientation,
+                name=ATLAS_WF,
             )
-        )  # fmt: skip
+        )
         atlas.unlink(missing_ok=True)  # of an earlier run
     failed = runner.run(graphs, {})
     problems = [*without_t1w, *lesions.problems, *failed]
@@ -105,8 +113,8 @@ def store_cohort(
         for plan in plans
         if plan.name not in lost
     }
-    controls = [join_stored(one, stored) for one in subjects.controls]
-    pictured = [join_stored(one, stored) for one in patients]
+    controls = [join_stored(control, stored) for control in subjects.controls]
+    pictured = [join_stored(patient, stored) for patient in patients]
     return StoredCohort(
         controls=tuple(c for c in controls if c.real is not None or c.synthetic is not None),
         patients=tuple(p for p in pictured if p.real is not None),
@@ -125,17 +133,17 @@ def _with_t1w(patients: Sequence[Participant]) -> tuple[list[Participant], list[
     """Keep patients whose results can be carried to their T1w; tell of others."""
     absent = {
         visit: path
-        for visit in dict.fromkeys(one.visit for one in patients)
+        for visit in dict.fromkeys(patient.visit for patient in patients)
         for path in (template_to_t1w(visit), native_t1w(visit))
         if not path.is_file()
     }
     problems = [_problem(visit, _absent(path)) for visit, path in absent.items()]
-    return [one for one in patients if one.visit not in absent], problems
+    return [patient for patient in patients if patient.visit not in absent], problems
 
 
 def _on_grid(screening: GroupPlan, people: Sequence[Participant]) -> Path | None:
     """Give the first brain mask that lies on the grid; None where nobody has one."""
-    masks = {one.label: one.visit.brain_mask for one in people}
+    masks = {subject.label: subject.visit.brain_mask for subject in people}
     lost = {one.subject for one in refuse_other_grids(masks.items(), screening.grid)}
     return next((mask for label, mask in masks.items() if label not in lost), None)
 
@@ -177,7 +185,7 @@ def find_masks(settings: Settings, patients: Sequence[Participant]) -> Lesions:
         return Lesions({})
     masks: dict[Preprocessed, LesionMask] = {}
     notes, problems = list[str](), list[Problem]()
-    for visit in dict.fromkeys(one.visit for one in patients):
+    for visit in dict.fromkeys(patient.visit for patient in patients):
         try:
             mask = _usable_mask(root, visit, settings)
         except Mri2petError as error:
@@ -218,19 +226,28 @@ def usable_subjects(screening: GroupPlan, subjects: Subjects, *, synthetic: bool
     patients, problems = _with_t1w(subjects.patients)
     everyone = [*subjects.controls, *patients]
     unfit = refuse_other_grids(
-        [(one.label, path) for one in everyone for path in (one.visit.brain_mask, one.pet) if path],
+        [
+            (subject.label, path)
+            for subject in everyone
+            for path in (subject.visit.brain_mask, subject.pet)
+            if path
+        ],
         screening.grid,
     )
     odd = refuse_other_grids(
-        [(one.label, one.synthetic.path) for one in everyone if synthetic and one.synthetic],
+        [
+            (subject.label, subject.synthetic.path)
+            for subject in everyone
+            if synthetic and subject.synthetic
+        ],
         screening.grid,
     )
     lost, without = ({problem.subject for problem in told} for told in (unfit, odd))
     controls, kept = (
         tuple(
-            replace(one, synthetic=None) if one.label in without else one
-            for one in group
-            if one.label not in lost
+            replace(subject, synthetic=None) if subject.label in without else subject
+            for subject in group
+            if subject.label not in lost
         )
         for group in (subjects.controls, patients)
     )
@@ -242,14 +259,17 @@ def assume_cohort(screening: GroupPlan, subjects: Subjects, *, synthetic: bool) 
     plans = plan_storage(screening, [*subjects.controls, *subjects.patients], synthetic=synthetic)
     stored = {plan.name: StoredImage(plan.name, plan.folder, "") for plan in plans}
     controls, patients = (
-        tuple(join_stored(one, stored) for one in group)
+        tuple(join_stored(subject, stored) for subject in group)
         for group in (subjects.controls, subjects.patients)
     )
     return StoredCohort(
         tuple(c for c in controls if c.real is not None or c.synthetic is not None),
         tuple(p for p in patients if p.real is not None),
-        {}, None, (), (),
-    )  # fmt: skip
+        {},
+        None,
+        (),
+        (),
+    )
 
 
 def _usable_mask(root: Path, visit: Preprocessed, settings: Settings) -> LesionMask | None:
@@ -282,14 +302,20 @@ def _mask_graphs(
         uris = [f"bids::{one.relative_to(screening.output_dir).as_posix()}" for one in transforms]
         sidecar = {
             "Description": f"Lesions as {mask.path.name} has them, in {screening.space.template}",
-            "Sources": [drawn, *uris], "Type": "Lesion", **screening.space.entries(),
-        }  # fmt: skip
+            "Sources": [drawn, *uris],
+            "Type": "Lesion",
+            **screening.space.entries(),
+        }
         output = Output(path, sidecar_path(path), sidecar)
         name = f"lesions_{number}_wf"
         graph = init_lesions_wf(
-            mask.path, visit.brain_mask, transforms, output,
-            orientation=settings.assume_orientation, name=name,
-        )  # fmt: skip
+            mask.path,
+            visit.brain_mask,
+            transforms,
+            output,
+            orientation=settings.assume_orientation,
+            name=name,
+        )
         label_nodes(graph, owner=visit.subject, label=f"sub-{visit.subject}")
         graphs.append(graph)
     return graphs

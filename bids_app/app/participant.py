@@ -127,22 +127,20 @@ def _report_namesakes(selection: Selection, run: ParticipantPlan, voice: Console
     card, names = run.generator.card, raw_dataset_names(run.bids_dir)
 
     def told(visits: Sequence[Visit]) -> str:
-        return describe_namesakes(card, [one.subject for one in visits], names, run.output_dir)
+        return describe_namesakes(card, [visit.subject for visit in visits], names, run.output_dir)
 
     if not told(selection.visits):
         return selection
     voice.warn(told(selection.visits))
     visits = [
-        replace(one, notes=(*one.notes, *filter(None, [told([one])]))) for one in selection.visits
+        replace(visit, notes=(*visit.notes, *filter(None, [told([visit])])))
+        for visit in selection.visits
     ]
     return replace(selection, visits=tuple(visits))
 
 
 def _compute(
-    plans: Sequence[VisitPlan],
-    run: ParticipantPlan,
-    reports: "_Reports",
-    aside: Sequence[Problem],
+    plans: Sequence[VisitPlan], run: ParticipantPlan, reports: "_Reports", aside: Sequence[Problem]
 ) -> list[Problem]:
     """Run the graphs of visits; each participant's report is written when its last node is done."""
 
@@ -252,12 +250,12 @@ def _tell_aside(
     for visit in selection.visits:
         for note in visit.notes:
             voice.say(f"sub-{visit.subject}: {note}")
-    for one in selection.unused:
-        where = f"sub-{one.subject}" if one.path is None else one.path.name
-        if one.exit_code is None:
-            voice.say(f"not used: {where}: {one.reason}")
+    for unused in selection.unused:
+        where = f"sub-{unused.subject}" if unused.path is None else unused.path.name
+        if unused.exit_code is None:
+            voice.say(f"not used: {where}: {unused.reason}")
         else:
-            voice.fail(one.reason)
+            voice.fail(unused.reason)
     report_notes(voice, problems=early)
 
 
@@ -316,14 +314,16 @@ def _report_plans(
 
 def _subjects(selection: Selection) -> list[str]:
     """List participants whose images were looked at, with or without success."""
-    images = {one.subject for one in selection.unused if one.path is not None}
+    images = {unused.subject for unused in selection.unused if unused.path is not None}
     return sorted({visit.subject for visit in selection.visits} | images)
 
 
 def _report_again(selection: Selection, settings: Settings, voice: Console) -> int:
     """Write reports from what lies in the output folder; return the exit code."""
     output_dir = settings.output_dir
-    there = [one for one in _subjects(selection) if (output_dir / f"sub-{one}").is_dir()]
+    there = [
+        subject for subject in _subjects(selection) if (output_dir / f"sub-{subject}").is_dir()
+    ]
     if not there:
         raise MissingInputError(
             f"{output_dir}: holds no results of these participants; run without --reports-only"
@@ -416,13 +416,15 @@ class _Reports:
         """Write the tables of the dataset; give remarks on them."""
         participants, remarks = self.table
         return finish_dataset(
-            self.settings.output_dir, bids_dir=self.settings.bids_dir,
-            participants=participants, remarks=remarks,
-        )  # fmt: skip
+            self.settings.output_dir,
+            bids_dir=self.settings.bids_dir,
+            participants=participants,
+            remarks=remarks,
+        )
 
     def finish(self, problems: Sequence[Problem]) -> list[Problem]:
         """Write the reports that are not there yet, and the tables; give what failed of it."""
-        others = [one for one in _subjects(self.selection) if one not in self.written]
+        others = [subject for subject in _subjects(self.selection) if subject not in self.written]
         failed = self.write(others, problems)
         for remark in self.tables():
             self.voice.warn(remark)

@@ -147,7 +147,7 @@ def make_places(settings: Settings) -> None:
 def describe_old_work(settings: Settings) -> list[str]:
     """Tell of a work folder of version 0.1, which no one uses any more."""
     old = settings.output_dir / "work"
-    if settings.work_dir is not None or not any((old / one).is_dir() for one in OLD_GRAPHS):
+    if settings.work_dir is not None or not any((old / name).is_dir() for name in OLD_GRAPHS):
         return []
     return [
         f"{old}: intermediate files of version 0.1, which this one does not use (its own are in "
@@ -206,9 +206,13 @@ def prepare_generator(settings: Settings) -> GeneratorChoice | None:
         settings.overlap, settings.match_histogram, settings.uncertainty, settings.novelty
     )
     return choose_generator(
-        settings.generator, settings.output_dir, grid, settings.template,
-        sloppy=settings.sloppy, options=options,
-    )  # fmt: skip
+        settings.generator,
+        settings.output_dir,
+        grid,
+        settings.template,
+        sloppy=settings.sloppy,
+        options=options,
+    )
 
 
 def share_resources(settings: Settings, visits: int) -> tuple[Resources, int]:
@@ -238,24 +242,38 @@ def prepare_run(
 ) -> ParticipantPlan:
     """Gather what decides about the results of all visits; ``version`` is that of the app."""
     preprocessing = Preprocessing(
-        template=template.brain, reference=template.reference,
-        reference_mask=template.reference_mask, skull_strip=settings.skull_strip,
-        frames=settings.pet_frames, percentile=PERCENTILE, quick=settings.sloppy,
-        omp_nthreads=threads, seed=settings.random_seed,
-    )  # fmt: skip
+        template=template.brain,
+        reference=template.reference,
+        reference_mask=template.reference_mask,
+        skull_strip=settings.skull_strip,
+        frames=settings.pet_frames,
+        percentile=PERCENTILE,
+        quick=settings.sloppy,
+        omp_nthreads=threads,
+        seed=settings.random_seed,
+    )
     parameters = {
-        "template": settings.template, "bounding_box": settings.bounding_box,
-        "resolution": settings.grid_resolution, "skull_strip": settings.skull_strip,
-        "pet_frames": settings.pet_frames, "percentile": PERCENTILE, "quick": settings.sloppy,
+        "template": settings.template,
+        "bounding_box": settings.bounding_box,
+        "resolution": settings.grid_resolution,
+        "skull_strip": settings.skull_strip,
+        "pet_frames": settings.pet_frames,
+        "percentile": PERCENTILE,
+        "quick": settings.sloppy,
         "seed": settings.random_seed,
-    }  # fmt: skip
+    }
     return ParticipantPlan(
-        bids_dir=settings.bids_dir, output_dir=settings.output_dir,
+        bids_dir=settings.bids_dir,
+        output_dir=settings.output_dir,
         space=Space(settings.template, settings.grid_resolution, template.uri),
-        preprocessing=preprocessing, parameters=parameters, stage=settings.stage,
-        generator=generator, fwhm=settings.smoothing_fwhm, device=choose_device(settings.device),
+        preprocessing=preprocessing,
+        parameters=parameters,
+        stage=settings.stage,
+        generator=generator,
+        fwhm=settings.smoothing_fwhm,
+        device=choose_device(settings.device),
         version=version,
-    )  # fmt: skip
+    )
 
 
 def read_plugin(path: Path | None) -> Mapping[str, object] | None:
@@ -375,9 +393,11 @@ def exit_code_of(problems: Sequence[Problem], *, usable: bool) -> int:
 def summarize_run(stamp: RunRecord, started: float) -> RunSummary:
     """Gather what reports tell of a run that ends now; it started at this monotonic time."""
     return RunSummary(
-        versions=stamp.versions, date=stamp.date, command=stamp.command,
+        versions=stamp.versions,
+        date=stamp.date,
+        command=stamp.command,
         duration=time.monotonic() - started,
-    )  # fmt: skip
+    )
 
 
 @contextmanager
@@ -407,9 +427,7 @@ def hold(
     CannotCreateError
         If another run works on the same.
     """
-    places = {
-        settings.output_dir.resolve(): results, work_dir_of(settings).resolve(): intermediate
-    }  # fmt: skip
+    places = {settings.output_dir.resolve(): results, work_dir_of(settings).resolve(): intermediate}
     with ExitStack() as stack:
         for folder, names in places.items():
             claim = claimed(folder, names, command=stamp.command, date=stamp.date)

@@ -48,8 +48,11 @@ print(len(os.listdir("/proc/self/task")) - before)
 
 def check_packages() -> str:
     """Import all that mri2pet asks for; list versions."""
-    wanted = [re.split(r"[^\w.-]", line)[0] for line in requires("mri2pet") or []
-              if "extra ==" not in line]  # fmt: skip
+    wanted = [
+        re.split(r"[^\w.-]", line)[0]
+        for line in requires("mri2pet") or []
+        if "extra ==" not in line
+    ]
     modules = {
         distribution.lower().replace("_", "-"): module
         for module, names in packages_distributions().items()
@@ -163,12 +166,17 @@ def _run(
     *words: str, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run Python in a process of its own, as shut off as this one."""
-    flags = [f for f, on in (("-E", sys.flags.ignore_environment), ("-s", sys.flags.no_user_site))
-             if on]  # fmt: skip
+    flags = [
+        f for f, on in (("-E", sys.flags.ignore_environment), ("-s", sys.flags.no_user_site)) if on
+    ]
     return subprocess.run(
-        [sys.executable, "-P", *flags, *words], capture_output=True, text=True, check=False,
-        timeout=TIMEOUT, env=environment,
-    )  # fmt: skip
+        [sys.executable, "-P", *flags, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
+        env=environment,
+    )
 
 
 def _refuse_failure(name: str, run: subprocess.CompletedProcess[str]) -> None:

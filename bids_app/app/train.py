@@ -116,13 +116,17 @@ def _prepare(
     refuse_plugin(settings)
     means, study = _means(settings, voice), _study(settings, stamp)
     images = [
-        (one.subject, path)
-        for one in _visits(controls)
-        for path in (one.t1w, one.pets[0], one.brain_mask)
+        (visit.subject, path)
+        for visit in _visits(controls)
+        for path in (visit.t1w, visit.pets[0], visit.brain_mask)
     ]
     problems = refuse_other_grids(images, study.grid)
     lost = {problem.subject for problem in problems}
-    fit = [Stored(one.subject, Path(), "") for one in _visits(controls) if one.subject not in lost]
+    fit = [
+        Stored(visit.subject, Path(), "")
+        for visit in _visits(controls)
+        if visit.subject not in lost
+    ]
     if not fit:
         raise error_of(problems)
     deal(study, fit)
@@ -136,7 +140,7 @@ def _close_dry(
 ) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best."""
     report_notes(voice, problems=unfit)
-    usable = {one.subject for one in _visits(controls)} - {problem.subject for problem in unfit}
+    usable = {visit.subject for visit in _visits(controls)} - {problem.subject for problem in unfit}
     told = f"{len(_names(settings))} models would be trained, on {len(usable)} controls"
     return close_dry(told, [*controls.problems, *unfit], voice)
 
@@ -164,9 +168,16 @@ def spec_of(name: str, settings: Settings) -> ModelSpec:
     if settings.sloppy:
         tiling = SLOPPY_PATCHES if isinstance(spec.tiling, CubicPatches) else spec.tiling
         spec = replace(
-            spec, tiling=tiling, n_blocks=2, width=4, epochs=2, constant_epochs=1, batch_size=4,
-            tiles_per_volume=min(spec.tiles_per_volume, 16), validation_interval=1,
-        )  # fmt: skip
+            spec,
+            tiling=tiling,
+            n_blocks=2,
+            width=4,
+            epochs=2,
+            constant_epochs=1,
+            batch_size=4,
+            tiles_per_volume=min(spec.tiles_per_volume, 16),
+            validation_interval=1,
+        )
     if settings.epochs is not None:
         constant = round(settings.epochs * spec.constant_epochs / spec.epochs)
         interval = min(spec.validation_interval, max(1, settings.epochs // LEAST_VALIDATIONS))
@@ -257,7 +268,7 @@ def _store(study: Study, controls: Subjects, runner: Runner) -> tuple[list[Store
 
 
 def _visits(controls: Subjects) -> list[Preprocessed]:
-    return [one.visit for one in controls.controls]
+    return [control.visit for control in controls.controls]
 
 
 def _stored(plan: StoragePlan) -> Stored:
@@ -267,7 +278,7 @@ def _stored(plan: StoragePlan) -> Stored:
 def _plans(
     study: Study, controls: Subjects, folds: Sequence[Fold], settings: Settings
 ) -> list[ModelPlan]:
-    by_label = {one.subject: one for one in _visits(controls)}
+    by_label = {visit.subject: visit for visit in _visits(controls)}
     return [
         plan_model(study, name, spec_of(name, settings), folds, by_label)
         for name in _names(settings)
@@ -285,12 +296,15 @@ def _compute(
     memory = {plan.name: memory_of(spec_of(plan.name, runner.settings)) for plan in plans}
     graphs = [
         init_model_wf(
-            plan, folds, means,
-            fwhm=study.fwhm, mem_gb=memory[plan.name],
+            plan,
+            folds,
+            means,
+            fwhm=study.fwhm,
+            mem_gb=memory[plan.name],
             name=f"{plan.name.replace('-', '_')}_wf",
         )
         for plan in plans
-    ]  # fmt: skip
+    ]
     labels = {row: row for row in (*(plan.name for plan in plans), BASELINES)}
     problems = runner.run([init_baselines_wf(folds, baselines, means), *graphs], labels)
     report_notes(runner.voice, problems=problems)
@@ -309,11 +323,7 @@ def memory_of(spec: ModelSpec) -> float:
 
 
 def _finish(
-    study: Study,
-    runner: Runner,
-    controls: Subjects,
-    problems: Sequence[Problem],
-    told: RunSummary,
+    study: Study, runner: Runner, controls: Subjects, problems: Sequence[Problem], told: RunSummary
 ) -> list[Problem]:
     """Write table and report; where the report fails, generators and table stand."""
     settings = runner.settings
@@ -322,9 +332,11 @@ def _finish(
         write_table1(study.output_dir, gathered.records)
     sentences = [problem.sentence for problem in problems]
     whole: RunSummary = {
-        **told, "problems": sentences, "notes": [*controls.notes, *gathered.notes],
+        **told,
+        "problems": sentences,
+        "notes": [*controls.notes, *gathered.notes],
         "settings": vars(settings),
-    }  # fmt: skip
+    }
     logs = study.output_dir / "logs"
     with report_failure(runner.voice, name="train.html", logs=logs) as lost:
         write_training_report(

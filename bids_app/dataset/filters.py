@@ -13,11 +13,26 @@ Filter = Mapping[str, object]
 
 # Names that pybids, and so other apps' filter files, give to the keys of a file name.
 SHORT = {
-    "subject": "sub", "session": "ses", "task": "task", "acquisition": "acq", "ceagent": "ce",
-    "tracer": "trc", "reconstruction": "rec", "direction": "dir", "run": "run", "echo": "echo",
-    "flip": "flip", "inv": "inv", "inversion": "inv", "mt": "mt", "part": "part", "chunk": "chunk",
-    "modality": "mod", "space": "space", "desc": "desc",
-}  # fmt: skip
+    "subject": "sub",
+    "session": "ses",
+    "task": "task",
+    "acquisition": "acq",
+    "ceagent": "ce",
+    "tracer": "trc",
+    "reconstruction": "rec",
+    "direction": "dir",
+    "run": "run",
+    "echo": "echo",
+    "flip": "flip",
+    "inv": "inv",
+    "inversion": "inv",
+    "mt": "mt",
+    "part": "part",
+    "chunk": "chunk",
+    "modality": "mod",
+    "space": "space",
+    "desc": "desc",
+}
 IMPLIED = ("datatype", "suffix")  # follow from the key "t1w" or "pet"
 EXTENSION = "extension"
 
@@ -83,9 +98,7 @@ def _matches(label: str | None, key: str, wanted: object) -> bool:
 
 def _passes(scan: Scan, query: Filter) -> bool:
     extension = "".join(scan.path.name.partition(".")[1:])
-    labels = {
-        **dict(scan.entities), "sub": scan.subject, "ses": scan.session, EXTENSION: extension
-    }  # fmt: skip
+    labels = {**dict(scan.entities), "sub": scan.subject, "ses": scan.session, EXTENSION: extension}
     return all(
         _matches(labels.get(SHORT.get(name, name)), SHORT.get(name, name), wanted)
         for name, wanted in query.items()
@@ -160,17 +173,41 @@ TRACERS = {  # the first that is found counts
     "NAV4694": r"nav4694|azd4694|flutafuranol",
     "flortaucipir": r"flortaucipir|av1451|t807|tauvid",
     "MK6240": r"mk6240|florquinitau",
-    "PI2620": r"pi2620", "RO948": r"ro6958948|ro948", "THK": r"thk5\d\d\d", "PBB3": r"pbb3|apn1607",
-    "raclopride": r"raclop", "fallypride": r"fallyprid", "PHNO": r"phno", "PE2I": r"pe2i",
-    "DASB": r"dasb", "MADAM": r"madam", "WAY100635": r"way100635", "MPPF": r"mppf",
-    "CIMBI36": r"cimbi36", "SB207145": r"sb207145", "altanserin": r"altanserin",
-    "flumazenil": r"flumazenil|fmz$", "UCBJ": r"ucbj|ucba|synvest|sdm8", "PK11195": r"pk11195",
-    "PBR28": r"pbr28", "DPA714": r"dpa714", "carfentanil": r"carfentanil", "FEPPA": r"feppa",
-    "water": r"^(15o|o15)(h2o|water)|^h215o|water$", "methionine": r"methionin",
-    "SCH23390": r"sch23390", "FLB457": r"flb457", "MDL100907": r"mdl100907", "PSMA": r"psma",
-    "choline": r"choline|fluorocholin", "acetate": r"acetate", "ammonia": r"ammonia|13nnh3",
-    "fluoride": r"naf$|fluoride$", "DOTATATE": r"dotat", "FES": r"fluoroestradiol",
-}  # fmt: skip
+    "PI2620": r"pi2620",
+    "RO948": r"ro6958948|ro948",
+    "THK": r"thk5\d\d\d",
+    "PBB3": r"pbb3|apn1607",
+    "raclopride": r"raclop",
+    "fallypride": r"fallyprid",
+    "PHNO": r"phno",
+    "PE2I": r"pe2i",
+    "DASB": r"dasb",
+    "MADAM": r"madam",
+    "WAY100635": r"way100635",
+    "MPPF": r"mppf",
+    "CIMBI36": r"cimbi36",
+    "SB207145": r"sb207145",
+    "altanserin": r"altanserin",
+    "flumazenil": r"flumazenil|fmz$",
+    "UCBJ": r"ucbj|ucba|synvest|sdm8",
+    "PK11195": r"pk11195",
+    "PBR28": r"pbr28",
+    "DPA714": r"dpa714",
+    "carfentanil": r"carfentanil",
+    "FEPPA": r"feppa",
+    "water": r"^(15o|o15)(h2o|water)|^h215o|water$",
+    "methionine": r"methionin",
+    "SCH23390": r"sch23390",
+    "FLB457": r"flb457",
+    "MDL100907": r"mdl100907",
+    "PSMA": r"psma",
+    "choline": r"choline|fluorocholin",
+    "acetate": r"acetate",
+    "ammonia": r"ammonia|13nnh3",
+    "fluoride": r"naf$|fluoride$",
+    "DOTATATE": r"dotat",
+    "FES": r"fluoroestradiol",
+}
 # Fluorine, deoxy and glucose in the order and the spelling of many languages and of chemistry:
 # fludeoxyglucose, 2-deoxy-2-[18F]fluoro-D-glucose, désoxyglucose, Fluordesoxyglukose, glicosio.
 FDG_IN_FULL = (r"fl(?:uo|u|o)r?", r"d[ei][sz]?(?:ox|oks|oss)[iy]", r"gl[iuy](?:k|c|kk)o")

@@ -297,8 +297,15 @@ def _without_t1w(subject: str, files: RawFiles, pets: Mapping[Session, Scan]) ->
         advice = f"the flags leave out that of {_listed(sessions)}" if sessions else "see the flags"
         return [Unused(subject, None, f"sub-{subject}: no T1w for its PET; {advice}", 66)]
     if ignored:
-        return [Unused(subject, None, f"sub-{subject}: no T1w that .bidsignore does not leave out; "
-                       "change it, or exclude the participant", 66)]  # fmt: skip
+        return [
+            Unused(
+                subject,
+                None,
+                f"sub-{subject}: no T1w that .bidsignore does not leave out; "
+                "change it, or exclude the participant",
+                66,
+            )
+        ]
     if present:
         reason = "no T1w; PET alone cannot be used, add the participant's T1w or exclude it"
     else:
@@ -334,12 +341,17 @@ def _without_ignored(
     """Leave out participants whose folder ``.bidsignore`` names; who asks for them is told."""
     ignored = [label for label in present if is_ignored(Path(f"sub-{label}"), is_folder=True)]
     unused = [
-        Unused(label, None, f"sub-{label}: .bidsignore leaves it out; change it, or do not ask for "
-               "this participant", 66)
+        Unused(
+            label,
+            None,
+            f"sub-{label}: .bidsignore leaves it out; change it, or do not ask for "
+            "this participant",
+            66,
+        )
         if label in wanted
         else Unused(label, None, f"sub-{label}: .bidsignore leaves it out")
         for label in ignored
-    ]  # fmt: skip
+    ]
     return [label for label in present if label not in ignored], unused
 
 

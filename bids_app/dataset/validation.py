@@ -152,8 +152,11 @@ def _run(command: str, bids_dir: Path) -> subprocess.CompletedProcess[str]:
         environment.pop("BIDS_SCHEMA", None)  # the schema it carries, not one from the network
         return subprocess.run(
             tied([command, *arguments, str(bids_dir.absolute())]),
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
 
 def _group(issues: list[dict[str, object]]) -> dict[str, list[str]]:

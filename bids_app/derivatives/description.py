@@ -32,10 +32,25 @@ DESCRIPTION = "dataset_description.json"
 BIDS_VERSION = "1.10.0"
 # No slash at the end of a folder: the validator does not know it so. A slash inside anchors.
 IGNORED = (
-    "*.html", "logs", "figures", ".work", "work", "generators", "detectors", "*_xfm.*",
-    "*_statmap.*", "*_std.*", "*_clusters.*", "**/pet/*_mask.*", "**/pet/*_dseg.*",
-    "desc-*_metrics.*", "table1*", "crossvalidation", "detection_*", "clusters.*",
-)  # fmt: skip
+    "*.html",
+    "logs",
+    "figures",
+    ".work",
+    "work",
+    "generators",
+    "detectors",
+    "*_xfm.*",
+    "*_statmap.*",
+    "*_std.*",
+    "*_clusters.*",
+    "**/pet/*_mask.*",
+    "**/pet/*_dseg.*",
+    "desc-*_metrics.*",
+    "table1*",
+    "crossvalidation",
+    "detection_*",
+    "clusters.*",
+)
 DESCRIPTIONS = {
     "preproc": "Acquired image after correction, registration and, with res-, scaling to 0..1",
     "brain": "Mask of the brain",
@@ -337,7 +352,7 @@ def compare_versions(made: Iterable[tuple[str, str]], version: str, *, advice: s
     if own is None:  # a copy of the source that is not installed
         return []
     others = sorted({(by, what) for what, by in made if _release_of(by) != own})
-    foreign = [one for one in others if _is_foreign(one[0], own)]
+    foreign = [other for other in others if _is_foreign(other[0], own)]
     if foreign:
         raise UnusableDataError(
             f"{_list(foreign)}; this is {version}, and what it makes cannot be compared with "
@@ -367,9 +382,21 @@ def _list(made: Iterable[tuple[str, str]]) -> str:
 
 
 PACKAGES = (
-    "mri2pet", "antspyx", "deepbet", "torch", "numba", "safetensors", "nipype", "pybids", "nibabel",
-    "nilearn", "numpy", "scipy", "templateflow", "bids-validator-deno",
-)  # fmt: skip
+    "mri2pet",
+    "antspyx",
+    "deepbet",
+    "torch",
+    "numba",
+    "safetensors",
+    "nipype",
+    "pybids",
+    "nibabel",
+    "nilearn",
+    "numpy",
+    "scipy",
+    "templateflow",
+    "bids-validator-deno",
+)
 CODE_URL = "https://github.com/mri2pet/mri2pet"
 
 

@@ -69,10 +69,14 @@ def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> Anomaly
 
     def path(suffix: str, extension: str, **labels: str) -> Path:
         return derivative_path(
-            root, subject=entities["sub"], session=entities.get("ses"), datatype="pet",
-            suffix=suffix, extension=extension,
+            root,
+            subject=entities["sub"],
+            session=entities.get("ses"),
+            datatype="pet",
+            suffix=suffix,
+            extension=extension,
             entities={"trc": FDG_LABEL, **own, **labels},
-        )  # fmt: skip
+        )
 
     return AnomalyPaths(
         statmap=path("statmap", ".nii.gz", **grid, stat=detector),
@@ -155,8 +159,11 @@ class Origin:
         meaning = DETECTORS[self.detector].statmap
         text = f"Anomaly of FDG PET, more is more abnormal: {meaning}. For research; no diagnosis"
         return {
-            "Description": text, **self._common([pet]), "SkullStripped": True, **space.entries()
-        }  # fmt: skip
+            "Description": text,
+            **self._common([pet]),
+            "SkullStripped": True,
+            **space.entries(),
+        }
 
     def labels(self, statmap: Path, space: Space) -> Sidecar:
         """Tell of the label image of clusters on the template's grid."""
@@ -200,9 +207,14 @@ def lesions_in_template(visit: Preprocessed) -> Path:
 def _beside(visit: Preprocessed, *, suffix: str, extension: str, entities: dict[str, str]) -> Path:
     root = visit.t1w.parents[2 if visit.session is None else 3]
     return derivative_path(
-        root, subject=visit.subject, session=visit.session, datatype="anat", suffix=suffix,
-        extension=extension, entities=entities,
-    )  # fmt: skip
+        root,
+        subject=visit.subject,
+        session=visit.session,
+        datatype="anat",
+        suffix=suffix,
+        extension=extension,
+        entities=entities,
+    )
 
 
 Line = dict[str, object]
@@ -308,7 +320,7 @@ def write_clusters_table(path: Path, clusters: Sequence[Cluster], controls: int)
     ReadWriteError
         If a file cannot be written; so do all others here.
     """
-    write_table(path, describe_clusters(f"{controls}"), [vars(one) for one in clusters])
+    write_table(path, describe_clusters(f"{controls}"), [vars(cluster) for cluster in clusters])
 
 
 def write_clusters_in_t1w(
@@ -321,7 +333,7 @@ def write_clusters_in_t1w(
     """
     found = {place.rank: vars(place) for place in places}
     lost = {**dict.fromkeys(_PLACED), "volume": 0.0}
-    lines = [{**vars(one), **lost, **found.get(one.rank, {})} for one in clusters]
+    lines = [{**vars(cluster), **lost, **found.get(cluster.rank, {})} for cluster in clusters]
     write_table(path, describe_clusters_in_t1w(f"{controls}"), lines)
 
 
@@ -333,9 +345,14 @@ def write_all_clusters(
     ``controls``: how many ``expected_in_control`` rests on, by training set and detector.
     """
     lines = [
-        {**_who(one), "training_set": one.training_set, "detector": one.detector, **vars(cluster)}
-        for one in visits
-        for cluster in one.clusters
+        {
+            **_who(visit),
+            "training_set": visit.training_set,
+            "detector": visit.detector,
+            **vars(cluster),
+        }
+        for visit in visits
+        for cluster in visit.clusters
     ]
     told = ", ".join(f"{count} ({' '.join(names)})" for names, count in controls.items())
     write_table(output_dir / f"{CLUSTERS}.tsv", describe_all_clusters(told), lines)
@@ -347,9 +364,9 @@ def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
     A control without clusters has one line without numbers: it counts in every mean.
     """
     lines = [
-        {**_who(one), "detector": one.detector, **numbers}
-        for one in visits
-        for numbers in ([vars(cluster) for cluster in one.clusters] if one.clusters else [{}])
+        {**_who(visit), "detector": visit.detector, **numbers}
+        for visit in visits
+        for numbers in ([vars(cluster) for cluster in visit.clusters] if visit.clusters else [{}])
     ]
     write_table(folder / CONTROL_CLUSTERS, describe_control_clusters(), lines)
 
@@ -357,24 +374,29 @@ def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
 def write_control_maps(folder: Path, visits: Iterable[Listed]) -> None:
     """Write ``control_maps.tsv``, in the folder of a training set."""
     lines = [
-        {**_who(one), "detector": one.detector, "above_zero": one.above_zero} for one in visits
+        {**_who(visit), "detector": visit.detector, "above_zero": visit.above_zero}
+        for visit in visits
     ]
     write_table(folder / CONTROL_MAPS, describe_control_maps(), lines)
 
 
 def write_curve(output_dir: Path, points: Sequence[CurvePoint]) -> None:
     """Write ``detection_curve.tsv``."""
-    write_table(output_dir / f"{CURVE}.tsv", describe_curve(), [vars(one) for one in points])
+    write_table(output_dir / f"{CURVE}.tsv", describe_curve(), [vars(point) for point in points])
 
 
 def write_tests(output_dir: Path, comparisons: Sequence[McNemarTest]) -> None:
     """Write ``detection_tests.tsv``."""
-    write_table(output_dir / f"{TESTS}.tsv", describe_tests(), [vars(one) for one in comparisons])
+    write_table(
+        output_dir / f"{TESTS}.tsv",
+        describe_tests(),
+        [vars(comparison) for comparison in comparisons],
+    )
 
 
 def write_froc(output_dir: Path, points: Sequence[FreePoint]) -> None:
     """Write ``detection_froc.tsv``."""
-    write_table(output_dir / f"{FROC}.tsv", describe_froc(), [vars(one) for one in points])
+    write_table(output_dir / f"{FROC}.tsv", describe_froc(), [vars(point) for point in points])
 
 
 def read_clusters_table(path: Path) -> list[Cluster]:
@@ -443,11 +465,15 @@ def control_findings(lines: Iterable[ControlCluster], training_set: str) -> list
             own.append(Mark(line.rank, line.sum_score))
     return [
         Finding(
-            training_set, detector, who.removeprefix("sub-"),
-            None if session is None else session.removeprefix("ses-"), 0, tuple(own),
+            training_set,
+            detector,
+            who.removeprefix("sub-"),
+            None if session is None else session.removeprefix("ses-"),
+            0,
+            tuple(own),
         )
         for (detector, who, session), own in marks.items()
-    ]  # fmt: skip
+    ]
 
 
 def describe_clusters(controls: str = "") -> Dictionary:

@@ -51,10 +51,7 @@ class Preprocessed:
 
 
 def find_preprocessed(
-    output_dir: Path,
-    template: str,
-    resolution: float,
-    subjects: Collection[str] | None = None,
+    output_dir: Path, template: str, resolution: float, subjects: Collection[str] | None = None
 ) -> list[Preprocessed]:
     """Find the visits that the participant level has brought onto a grid.
 

@@ -10,9 +10,25 @@ from bids_app.visit import Scan, Visit
 # Order of the keys in a file name: BIDS 1.10, appendix "Entity table"; from, to and mode as in
 # fMRIPrep's transforms, stat as in the statistical maps of BEP 002.
 ENTITIES = (
-    "sub", "ses", "task", "acq", "ce", "trc", "rec", "run", "part", "from", "to", "mode", "space",
-    "seg", "res", "label", "stat", "desc",
-)  # fmt: skip
+    "sub",
+    "ses",
+    "task",
+    "acq",
+    "ce",
+    "trc",
+    "rec",
+    "run",
+    "part",
+    "from",
+    "to",
+    "mode",
+    "space",
+    "seg",
+    "res",
+    "label",
+    "stat",
+    "desc",
+)
 LABEL = re.compile(r"[0-9A-Za-z+]+")
 FDG_LABEL = "18FFDG"  # of all results: no other tracer is used
 
@@ -105,7 +121,7 @@ def resolution_label(resolution: float) -> str:
     >>> resolution_label(1.0), resolution_label(1.5)
     ('1', '1p5')
     """
-    if not 0 < resolution < 1000:  # noqa: PLR2004  # else the label would need an exponent
+    if not 0 < resolution < 1000:  # else the label would need an exponent
         raise ValueError(f"{resolution} mm is not a resolution")
     return f"{resolution:.4f}".rstrip("0").rstrip(".").replace(".", "p")
 

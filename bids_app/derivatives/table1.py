@@ -32,7 +32,7 @@ def write_table1(output_dir: Path, records: Sequence[ScoreRecord]) -> None:
     ReadWriteError
         If a file cannot be written.
     """
-    tests = [_cells(vars(one)) for one in compare_rows(records)]
+    tests = [_cells(vars(row)) for row in compare_rows(records)]
     for name, lines in (
         ("table1", _rows(records)),
         ("table1_subjects", _subjects(records)),
@@ -43,7 +43,7 @@ def write_table1(output_dir: Path, records: Sequence[ScoreRecord]) -> None:
 
 def best_fwhm(records: Sequence[ScoreRecord], model: str) -> float | None:
     """Give the smoothing, in mm, whose mean SSIM is highest: section 3.2; the least of equals."""
-    swept = [one.sweep for one in records if one.model == model and one.sweep]
+    swept = [record.sweep for record in records if record.model == model and record.sweep]
     if not swept:
         return None
     means = {fwhm: float(np.mean([one[fwhm] for one in swept])) for fwhm in FWHM_SWEEP}
@@ -74,14 +74,14 @@ def _subjects(records: Sequence[ScoreRecord]) -> list[Line]:
 
     return [
         {
-            "model": one.model,
-            "participant_id": f"sub-{one.participant}",
-            "session_id": None if one.session is None else f"ses-{one.session}",
-            "fold": one.fold,
-            **_cells(vars(one.scores)),
-            **_cells({_sweep_column(fwhm): value for fwhm, value in one.sweep.items()}),
+            "model": record.model,
+            "participant_id": f"sub-{record.participant}",
+            "session_id": None if record.session is None else f"ses-{record.session}",
+            "fold": record.fold,
+            **_cells(vars(record.scores)),
+            **_cells({_sweep_column(fwhm): value for fwhm, value in record.sweep.items()}),
         }
-        for one in sorted(records, key=place)
+        for record in sorted(records, key=place)
     ]
 
 

@@ -84,7 +84,7 @@ def _write_participants(
     explained = {k: v for k, v in _described(output_dir).items() if k in columns}
     explained = {k: v for k, v in explained.items() if k not in of_raw and k != "participant_id"}
     explained |= {k: v for k, v in _described(bids_dir).items() if k in columns and _is_storable(v)}
-    told = [one for one in read_remarks(output_dir) if not one.startswith(f"{table}:")]
+    told = [remark for remark in read_remarks(output_dir) if not remark.startswith(f"{table}:")]
     more = _tell_kept(table, kept, has_table=bool(raw))
     _write_descriptions(output_dir, explained, [*(told if kept else ()), *remarks, *more])
     return more
@@ -205,10 +205,25 @@ def finish_dataset(
 # What a query may hold: comparisons of columns with values, and how these are joined. No call, no
 # attribute, no subscript: pandas would run them.
 ALLOWED = (
-    ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.BinOp, ast.BitAnd, ast.BitOr, ast.UnaryOp,
-    ast.Not, ast.Invert, ast.USub, ast.Compare, ast.cmpop, ast.Name, ast.Load, ast.Constant,
-    ast.List, ast.Tuple,
-)  # fmt: skip
+    ast.Expression,
+    ast.BoolOp,
+    ast.And,
+    ast.Or,
+    ast.BinOp,
+    ast.BitAnd,
+    ast.BitOr,
+    ast.UnaryOp,
+    ast.Not,
+    ast.Invert,
+    ast.USub,
+    ast.Compare,
+    ast.cmpop,
+    ast.Name,
+    ast.Load,
+    ast.Constant,
+    ast.List,
+    ast.Tuple,
+)
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?")  # "01" is a label, not a number
 SHOWN, MOST_COLUMNS = 8, 40  # values of a column, and columns, that a message names
 LONGEST = 60  # characters of each

@@ -93,17 +93,24 @@ def layers_of(spec: EncoderSpec) -> dict[str, nn.Sequential]:
     four = spec.latents // spec.side**2
     with torch.device("meta"):  # or torch would draw weights, from a seed of its own
         encoder = nn.Sequential(
-            nn.Conv2d(1, one, 5), nn.ELU(),
-            nn.Conv2d(one, two, 3), nn.ELU(),
-            nn.Conv2d(two, three, 3, stride=STRIDE), nn.ELU(),
+            nn.Conv2d(1, one, 5),
+            nn.ELU(),
+            nn.Conv2d(one, two, 3),
+            nn.ELU(),
+            nn.Conv2d(two, three, 3, stride=STRIDE),
+            nn.ELU(),
             nn.Conv2d(three, four, 2),
-        )  # fmt: skip
+        )
         decoder = nn.Sequential(
-            nn.ConvTranspose2d(four, three, 2), nn.ELU(),
-            nn.ConvTranspose2d(three, two, 3, stride=STRIDE), nn.ELU(),
-            nn.ConvTranspose2d(two, one, 3), nn.ELU(),
-            nn.ConvTranspose2d(one, 1, 5), nn.Sigmoid(),
-        )  # fmt: skip
+            nn.ConvTranspose2d(four, three, 2),
+            nn.ELU(),
+            nn.ConvTranspose2d(three, two, 3, stride=STRIDE),
+            nn.ELU(),
+            nn.ConvTranspose2d(two, one, 3),
+            nn.ELU(),
+            nn.ConvTranspose2d(one, 1, 5),
+            nn.Sigmoid(),
+        )
     return {"encoder": encoder, "decoder": decoder}
 
 
@@ -436,12 +443,7 @@ def _step(
 
 
 def train_encoder(
-    volumes: Sequence[Volume],
-    brain: Mask,
-    spec: EncoderSpec,
-    *,
-    seed: int,
-    holes: Holes = (),
+    volumes: Sequence[Volume], brain: Mask, spec: EncoderSpec, *, seed: int, holes: Holes = ()
 ) -> tuple[SiameseAutoencoder, list[dict[str, float]]]:
     """Train a new encoder on the CPU, from first weights to last epoch.
 
@@ -560,8 +562,8 @@ def latents_at(
     device = next(encoder.parameters()).device
     places = _places(mask, encoder.side).to(device)
     found = np.empty((int(mask.sum()), len(slices), encoder.latents), np.float32)
-    for person, one in enumerate(slices):
-        maps = _slide(encoder, torch.from_numpy(np.array(one, np.float32)).to(device)[None])[0]
+    for person, plane in enumerate(slices):
+        maps = _slide(encoder, torch.from_numpy(np.array(plane, np.float32)).to(device)[None])[0]
         rows = maps.permute(1, 2, 0).flatten(0, 1).index_select(0, places)
         found[:, person] = rows.view(found.shape[0], found.shape[2]).cpu().numpy()
     return found
@@ -611,7 +613,7 @@ def load_encoder(path: Path, device: str = "cpu") -> SiameseAutoencoder:
         expected = nn.ModuleDict(layers_of(spec)).state_dict()
         refuse_shapes(shapes, {k: ("F32", tuple(one.shape)) for k, one in expected.items()})
         weights = load_file(path)
-        odd = [name for name, one in weights.items() if not torch.isfinite(one).all()]
+        odd = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
         if odd:
             raise ValueError(f"{odd[0]} holds NaN or infinity")
         encoder = SiameseAutoencoder(spec, torch.Generator())

@@ -127,9 +127,13 @@ CONTROL_MAPS = "control_maps.tsv"
 CALIBRATION = (CONTROL_CLUSTERS, CONTROL_MAPS)  # what held-out controls show; there after the card
 _FOLDS = is_whole(1, 1000)
 _CONTROL_CHECKS: dict[str, Check] = {
-    "participant": is_text, "session": lambda value: value is None or is_text(value),
-    "synthetic": is_flag, "generator": is_text, "generator_sha256": is_text, "fold": _FOLDS,
-}  # fmt: skip
+    "participant": is_text,
+    "session": lambda value: value is None or is_text(value),
+    "synthetic": is_flag,
+    "generator": is_text,
+    "generator_sha256": is_text,
+    "fold": _FOLDS,
+}
 _CHECKS: dict[str, Check] = {
     **dict.fromkeys(("version", "dataset", "intended_use"), is_text),
     **dict.fromkeys(("name", "template"), is_name),
@@ -144,7 +148,7 @@ _CHECKS: dict[str, Check] = {
     "versions": is_mapping(is_text, 1000),
     "files": is_mapping(is_sha256, 1_000_000),
     "makers": is_list(is_mapping(is_text, 100), 100_000),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,9 @@ class DetectorCard:
     @property
     def generators(self) -> frozenset[str]:
         """SHA-256 of the weights of all generators that its synthetic images came from."""
-        return frozenset(one.generator_sha256 for one in self.controls if one.generator_sha256)
+        return frozenset(
+            control.generator_sha256 for control in self.controls if control.generator_sha256
+        )
 
 
 def card_values(card: DetectorCard) -> dict[str, object]:
@@ -249,8 +255,8 @@ def card_from(values: Mapping[str, object]) -> DetectorCard:
     """
     refuse_odd(values, _CHECKS, "versions files makers")
     known = dict(values)
-    for one in known["controls"]:  # type: ignore[attr-defined]
-        refuse_odd(one, _CONTROL_CHECKS)
+    for candidate in known["controls"]:  # type: ignore[attr-defined]
+        refuse_odd(candidate, _CONTROL_CHECKS)
     outside = [one for one in known.get("files", {}) if not is_inner_name(one)]  # type: ignore[attr-defined]
     if outside:
         raise ValueError(f"{outside[0][:80]!r} is no file of its folder")
@@ -258,7 +264,7 @@ def card_from(values: Mapping[str, object]) -> DetectorCard:
     known["shape"] = tuple(known["shape"])  # type: ignore[arg-type]
     known["affine"] = tuple(tuple(float(x) for x in row) for row in known["affine"])  # type: ignore[attr-defined]
     known["slabs"] = tuple((a, b) for a, b in known["slabs"])  # type: ignore[attr-defined]
-    known["controls"] = tuple(Control(**one) for one in known["controls"])  # type: ignore[attr-defined]
+    known["controls"] = tuple(Control(**candidate) for candidate in known["controls"])  # type: ignore[attr-defined]
     return DetectorCard(**known)  # type: ignore[arg-type]
 
 

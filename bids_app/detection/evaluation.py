@@ -322,16 +322,19 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _with_lesions(patients: Iterable[Finding]) -> list[Finding]:
-    return [one for one in patients if one.lesions]
+    return [patient for patient in patients if patient.lesions]
 
 
 def _by_row(findings: Iterable[Finding]) -> dict[Row, dict[Visit, Finding]]:
     rows: dict[Row, dict[Visit, Finding]] = {}
-    for one in findings:
-        row, visit = (one.training_set, one.detector), (one.participant, one.session)
+    for finding in findings:
+        row, visit = (
+            (finding.training_set, finding.detector),
+            (finding.participant, finding.session),
+        )
         if visit in rows.setdefault(row, {}):
             raise ValueError(f"{' '.join(row)} has two findings of {visit}")
-        rows[row][visit] = one
+        rows[row][visit] = finding
     return rows
 
 
@@ -357,10 +360,10 @@ def _keep(finding: Finding, clusters: int) -> list[Mark]:
 def _curve_point(
     row: Row, unit: str, clusters: int, patients: list[Finding], controls: list[Finding]
 ) -> CurvePoint:
-    tried = [found for one in patients for found in _try(one, unit, clusters)]
+    tried = [found for patient in patients for found in _try(patient, unit, clusters)]
     interval = stats.binomtest(sum(tried), len(tried)).proportion_ci(method="wilson")
-    false = sum(not mark.lesions for one in patients for mark in _keep(one, clusters))
-    healthy = sum(len(_keep(one, clusters)) for one in controls)
+    false = sum(not mark.lesions for patient in patients for mark in _keep(patient, clusters))
+    healthy = sum(len(_keep(control, clusters)) for control in controls)
     return CurvePoint(
         *row,
         unit=unit,
@@ -404,9 +407,9 @@ def _best_scores(finding: Finding, unit: str) -> list[float]:
 def _corners(
     row: Row, unit: str, patients: list[Finding], controls: list[Finding]
 ) -> list[FreePoint]:
-    best = [score for one in patients for score in _best_scores(one, unit)]
-    false = [mark.sum_score for one in controls for mark in one.marks]
-    n = len(patients) if unit == "patient" else sum(one.lesions for one in patients)
+    best = [score for patient in patients for score in _best_scores(patient, unit)]
+    false = [mark.sum_score for control in controls for mark in control.marks]
+    n = len(patients) if unit == "patient" else sum(patient.lesions for patient in patients)
     lowest = [min(best + false)] if best or false else []
     return [
         FreePoint(

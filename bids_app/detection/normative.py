@@ -264,7 +264,9 @@ def save_norm(path: Path, norm: Norm) -> None:
             f"{path.name}: {error}; look for controls whose PET is not finite, and leave them out"
         ) from error
     volumes = {"mean": norm.mean, "sd": norm.sd, "counts": norm.counts}
-    arrays = {k: np.ascontiguousarray(one) for k, one in volumes.items() if one is not None}
+    arrays = {
+        k: np.ascontiguousarray(volume) for k, volume in volumes.items() if volume is not None
+    }
     write_bytes(path, save(arrays, metadata={"norm": json.dumps({"controls": norm.n})}))
 
 
@@ -295,7 +297,7 @@ def load_norm(path: Path) -> Norm:
             mean, sd = (file.get_tensor(name) for name in ("mean", "sd"))
             counts = file.get_tensor("counts") if "counts" in file.keys() else None  # noqa: SIM118
         shapes = {one.shape for one in (mean, sd, counts) if one is not None}
-        if not isinstance(n, int) or n < 2 or len(shapes) > 1 or mean.ndim != 3:  # noqa: PLR2004
+        if not isinstance(n, int) or n < 2 or len(shapes) > 1 or mean.ndim != 3:
             raise ValueError(f"it tells of {n} controls, and of volumes of {shapes}")
         norm = Norm(mean, sd, n, counts)
         _refuse_infinite(norm)

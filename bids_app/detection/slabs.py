@@ -153,7 +153,7 @@ def pack_controls(volumes: Sequence[Volume], path: Path, holes: Sequence[Mask | 
         If it cannot be written.
     """
     arrays: dict[str, np.ndarray] = {
-        f"{place}": _quantize(one) for place, one in enumerate(volumes)
+        f"{place}": _quantize(volume) for place, volume in enumerate(volumes)
     }
     for place, hole in enumerate(holes):
         if hole is not None:

@@ -33,9 +33,12 @@ from bids_app.imaging.volume import Mask, Volume
 from bids_app.strict import shapes_of
 
 KINDS: dict[str, type[np.generic]] = {
-    "n_support": np.uint16, "support": np.uint16, "dual_coef": np.float32, "gamma": np.float32,
+    "n_support": np.uint16,
+    "support": np.uint16,
+    "dual_coef": np.float32,
+    "gamma": np.float32,
     "offset": np.float64,
-}  # fmt: skip
+}
 NAMES = tuple(KINDS)
 
 
@@ -82,9 +85,13 @@ class VoxelModels:
         own = slice(begin, begin + int(counts.sum()))
         owners = np.repeat(np.arange(len(counts)), counts)
         return VoxelwiseOneClassSVM.from_support(
-            latents[owners, self.support[own]], self.dual_coef[own], counts,
-            gamma=self.gamma[voxels], offset=self.offset[voxels], threads=threads,
-        )  # fmt: skip
+            latents[owners, self.support[own]],
+            self.dual_coef[own],
+            counts,
+            gamma=self.gamma[voxels],
+            offset=self.offset[voxels],
+            threads=threads,
+        )
 
 
 def keep(estimator: VoxelwiseOneClassSVM) -> VoxelModels:
@@ -291,8 +298,10 @@ def _fit(
     return VoxelModels(
         n_support=supporting.sum(axis=1).astype(np.uint16),
         support=np.nonzero(supporting)[1].astype(np.uint16),
-        dual_coef=alphas[supporting], gamma=gamma, offset=offset,
-    )  # fmt: skip
+        dual_coef=alphas[supporting],
+        gamma=gamma,
+        offset=offset,
+    )
 
 
 def fit_slab(

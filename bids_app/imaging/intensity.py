@@ -66,7 +66,7 @@ def standard_deviation(volumes: Iterable[Volume]) -> Volume:
         change = volume.astype(np.float64) - mean
         mean = mean + change / count
         squares = squares + change * (volume - mean)
-    if count < 2:  # noqa: PLR2004
+    if count < 2:
         raise ValueError(f"{count} volume(s) have no standard deviation")
     return np.sqrt(squares / (count - 1)).astype(np.float32)
 

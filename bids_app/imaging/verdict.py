@@ -177,32 +177,42 @@ T1W_CRITERIA = (
     Criterion(LIKENESS, 0.6, 0.45, "deep in the brain, T1w and template correlate by only {:.2f}"),
     Criterion(OVERLAP, 0.9, 0.8, "the brain masks of T1w and template overlap by only {:.2f}"),
     Criterion(
-        BEHIND, -0.04, -0.08,
+        BEHIND,
+        -0.04,
+        -0.08,
         "there is a pose in which the T1w is more like the template (correlation {:+.2f} here)",
     ),
     Criterion(
-        WHOLE, 0.8, 0.2,
+        WHOLE,
+        0.8,
+        0.2,
         "the T1w ends inside the brain (of its largest section, only {:.2f} lies off the edge)",
     ),
     Criterion(
-        DEEP_TO_RIM, 0.75, 0.25,
+        DEEP_TO_RIM,
+        0.75,
+        0.25,
         "what was taken for brain has a bright rim (its depth is only {:.2f} of that), as contrast "
         "agent, fat or another kind of image gives it",
     ),
-)  # fmt: skip
+)
 PET_CRITERIA = (
     Criterion(INSIDE, 0.8, 0.5, "only {:.2f} of the brain lies inside the PET"),
     Criterion(
-        UPTAKE, 0.5, 0.35,
+        UPTAKE,
+        0.5,
+        0.35,
         "in the brain, the PET correlates by only {:.2f} with the uptake that grey and white "
         "matter of the T1w let expect",
     ),
     Criterion(CONTRAST, 1.05, 1.0, "uptake of grey matter is only {:.2f} of that of white matter"),
     Criterion(
-        BEHIND, -0.05, -0.1,
+        BEHIND,
+        -0.05,
+        -0.1,
         "there is a pose in which the PET is more like the T1w (correlation {:+.2f} here)",
     ),
-)  # fmt: skip
+)
 
 
 def judge(measures: Mapping[str, float], criteria: Sequence[Criterion]) -> Judgement:
@@ -221,14 +231,14 @@ def judge(measures: Mapping[str, float], criteria: Sequence[Criterion]) -> Judge
     Judgement(verdict='doubt', reasons=('A is only 0.70',), measures={'A': 0.7})
     """
     worst, reasons = PASS, []
-    for one in criteria:
-        if one.measure not in measures:
+    for criterion in criteria:
+        if criterion.measure not in measures:
             continue
-        value = measures[one.measure]
-        if value >= one.doubt:
+        value = measures[criterion.measure]
+        if value >= criterion.doubt:
             continue
-        reasons.append(one.sentence.format(value))
-        worst = worse_of(worst, DOUBT if value >= one.fail else FAIL)
+        reasons.append(criterion.sentence.format(value))
+        worst = worse_of(worst, DOUBT if value >= criterion.fail else FAIL)
     return Judgement(worst, tuple(reasons), dict(measures))
 
 

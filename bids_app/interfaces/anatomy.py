@@ -96,9 +96,11 @@ class CorrectBias(SimpleInterface):
 
         out = Path(runtime.cwd) / "t1w.nii.gz"
         correct_bias(
-            Path(self.inputs.t1w), Path(self.inputs.mask), out,
+            Path(self.inputs.t1w),
+            Path(self.inputs.mask),
+            out,
             shrink_factor=self.inputs.shrink_factor,
-        )  # fmt: skip
+        )
         self._results["t1w"] = str(out)
         return runtime
 
@@ -129,9 +131,11 @@ class RegisterToTemplate(SimpleInterface):
 
         seed_ants(self.inputs.seed)
         there, back, start, behind = register_to_template(
-            Path(self.inputs.brain), Path(self.inputs.template),
-            Path(runtime.cwd) / "t1w_to_template_", quick=self.inputs.quick,
-        )  # fmt: skip
+            Path(self.inputs.brain),
+            Path(self.inputs.template),
+            Path(runtime.cwd) / "t1w_to_template_",
+            quick=self.inputs.quick,
+        )
         self._results.update(t1w_to_template=str(there), template_to_t1w=str(back))
         self._results.update(start=start, behind=float(behind))
         return runtime
@@ -164,9 +168,13 @@ class RegisterPET(SimpleInterface):
         cwd = Path(runtime.cwd)
         try:
             result = register_pet(
-                Path(self.inputs.pet), Path(self.inputs.t1w), Path(self.inputs.mask),
-                cwd / "rigid_", cwd / "pet_to_t1w.txt", quick=self.inputs.quick,
-            )  # fmt: skip
+                Path(self.inputs.pet),
+                Path(self.inputs.t1w),
+                Path(self.inputs.mask),
+                cwd / "rigid_",
+                cwd / "pet_to_t1w.txt",
+                quick=self.inputs.quick,
+            )
         except ValueError as error:
             raise UnusableDataError(f"{self.inputs.t1w}: {error}; look at the T1w") from error
         self._results["pet_to_t1w"] = str(result.transform)
@@ -209,10 +217,12 @@ class Resample(SimpleInterface):
         transforms = self.inputs.transforms if isdefined(self.inputs.transforms) else []
         out = Path(runtime.cwd) / "resampled.nii.gz"
         resample(
-            Path(self.inputs.image), Path(self.inputs.reference),
-            [Path(path) for path in transforms], out,
+            Path(self.inputs.image),
+            Path(self.inputs.reference),
+            [Path(path) for path in transforms],
+            out,
             interpolation=self.inputs.interpolation,
-        )  # fmt: skip
+        )
         self._results["image"] = str(out)
         return runtime
 
@@ -273,9 +283,12 @@ class RefuseGaps(SimpleInterface):
         cwd, mask = Path(runtime.cwd), Path(self.inputs.mask)
         nifti.save(nifti.Image(gaps, valid.affine), cwd / "gaps.nii.gz")
         moved = resample(
-            cwd / "gaps.nii.gz", mask, [Path(self.inputs.pet_to_t1w)], cwd / "gaps_in_t1w.nii.gz",
+            cwd / "gaps.nii.gz",
+            mask,
+            [Path(self.inputs.pet_to_t1w)],
+            cwd / "gaps_in_t1w.nii.gz",
             interpolation="nearestNeighbor",
-        )  # fmt: skip
+        )
         brain = nifti.load(mask).data > 0
         count = int((brain & (nifti.load(moved).data > 0)).sum())
         if count > LARGEST_SHARE_OF_PET * brain.sum():

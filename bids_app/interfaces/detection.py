@@ -29,13 +29,7 @@ from bids_app.detection.clusters import (
     separate_lesions,
 )
 from bids_app.detection.evaluation import common_brain
-from bids_app.detection.normative import (
-    MEASURES,
-    SCORES,
-    learn_norm,
-    load_norm,
-    save_norm,
-)
+from bids_app.detection.normative import MEASURES, SCORES, learn_norm, load_norm, save_norm
 from bids_app.detection.slabs import PackedControls, Slab, mean_map, pack_controls, values_of
 from bids_app.errors import UnusableDataError
 from bids_app.files import copy_file, write_json
@@ -258,7 +252,7 @@ def _save_scores(inputs, norm, path):
         raise UnusableDataError(
             f"{inputs.detector}: its norm lies on another grid than the images; train it again"
         )
-    rows = [values_of(SCORES[inputs.detector](norm, one), brain, whole) for one in volumes]
+    rows = [values_of(SCORES[inputs.detector](norm, volume), brain, whole) for volume in volumes]
     _save_rows(path, np.stack(rows), f"{inputs.detector}", _holes(inputs.scored))
 
 
@@ -398,7 +392,7 @@ class MapAnomalies(SimpleInterface):
             score, brain, affine, extent=inputs.extent, minimum_volume=inputs.minimum_volume
         )
         found = {
-            "clusters": [asdict(one) for one in clusters],
+            "clusters": [asdict(cluster) for cluster in clusters],
             "above_zero": float((score[brain] > 0).mean()),
             **self._compared(labels, affine, hole),
         }
@@ -457,7 +451,7 @@ class LocateClusters(SimpleInterface):
         ranks = np.rint(labels.data).astype(np.int16)
         places = locate(score.data, ranks, score.affine)
         path = Path(runtime.cwd) / "places.json"
-        write_json(path, {"places": [asdict(one) for one in places]})
+        write_json(path, {"places": [asdict(place) for place in places]})
         self._results["places"] = str(path)
         return runtime
 

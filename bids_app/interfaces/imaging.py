@@ -63,7 +63,7 @@ class ReadT1w(SimpleInterface):
 
     def _run_interface(self, runtime):
         image = nifti.load_scan(self.inputs.t1w, orientation=self.inputs.orientation, gaps=True)
-        if image.data.ndim != 3:  # noqa: PLR2004
+        if image.data.ndim != 3:
             raise UnusableDataError(
                 f"{self.inputs.t1w}: {image.data.shape[3]} volumes, where a T1w has one; "
                 "average or choose one of them"
@@ -116,14 +116,15 @@ class ReadPET(SimpleInterface):
         nifti.save(nifti.Image(valid, image.affine), cwd / "valid.nii.gz")
         frames = {"FramesUsed": used, "FrameDurationsUsed": durations}
         self._results.update(
-            pet=str(cwd / "pet.nii.gz"), valid=str(cwd / "valid.nii.gz"),
+            pet=str(cwd / "pet.nii.gz"),
+            valid=str(cwd / "valid.nii.gz"),
             sidecar=frames | _notes(average.notes),
-        )  # fmt: skip
+        )
         return runtime
 
     def _one_volume(self, data):
         path, durations = self.inputs.pet, np.array(self.inputs.durations, float)
-        if data.ndim == 3:  # noqa: PLR2004
+        if data.ndim == 3:
             return data, [0], durations.tolist() if durations.size == 1 else []
         count = data.shape[3]
         if durations.size != count:
@@ -311,11 +312,14 @@ class JudgeRegistration(SimpleInterface):
             return normalized_mutual_information(fixed, nifti.load(path).data, where)
 
         judgement = judge_t1w(
-            nifti.load(self.inputs.after).data, fixed, nifti.load(self.inputs.mask_after).data > 0,
-            where, target.affine,
+            nifti.load(self.inputs.after).data,
+            fixed,
+            nifti.load(self.inputs.mask_after).data > 0,
+            where,
+            target.affine,
             own=measure_brain(own.data, nifti.load(self.inputs.brain_mask).data > 0, own.affine),
             behind=self.inputs.behind if isdefined(self.inputs.behind) else None,
-        )  # fmt: skip
+        )
         start = {"Start": self.inputs.start} if isdefined(self.inputs.start) else {}
         quality = {
             "Method": METHOD,
@@ -351,8 +355,9 @@ class TaintVerdict(SimpleInterface):
         t1w = _registration_of(self.inputs.t1w_measured)
         own["Verdict"] = worse_of(own["Verdict"], t1w["Verdict"])
         own["VerdictReasons"] = [
-            *own["VerdictReasons"], *(f"its T1w: {one}" for one in t1w["VerdictReasons"]),
-        ]  # fmt: skip
+            *own["VerdictReasons"],
+            *(f"its T1w: {one}" for one in t1w["VerdictReasons"]),
+        ]
         self._results["sidecar"] = {"Registration": own}
         return runtime
 

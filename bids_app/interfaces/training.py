@@ -166,9 +166,11 @@ class TrainGenerator(SimpleInterface):
         launch_job(make_fabric(self.inputs.device, precision), job, cwd)
         shutil.rmtree(job.folder, ignore_errors=True)  # nothing is left to resume
         self._results.update(
-            weights=str(cwd / KEPT), history=str(cwd / HISTORY), precision=precision,
+            weights=str(cwd / KEPT),
+            history=str(cwd / HISTORY),
+            precision=precision,
             kept_epoch=self._kept_epoch(cwd / HISTORY),
-        )  # fmt: skip
+        )
         return runtime
 
     @staticmethod
@@ -220,10 +222,12 @@ class ScoreGenerator(SimpleInterface):
         spec, weights = spec_from_dict(self.inputs.spec), Path(self.inputs.weights)
         generator = load_weights(weights, spec, self.inputs.device)
         scorer = Scorer(
-            self.inputs.model, self.inputs.fold, self.inputs.fwhm,
+            self.inputs.model,
+            self.inputs.fold,
+            self.inputs.fwhm,
             Path(self.inputs.lpips_weights) if self.inputs.lpips_weights else None,
             self.inputs.device,
-        )  # fmt: skip
+        )
         pets = []
         for number, folder in enumerate(self.inputs.validation):
             visit = open_volumes(Path(folder))
@@ -241,9 +245,8 @@ class ScoreGenerator(SimpleInterface):
         records = Path(runtime.cwd) / "records.json"
         write_json(records, scorer.told())
         self._results.update(
-            records=str(records), pets=pets,
-            sidecar={"GeneratorSHA256": file_sha256(weights)},
-        )  # fmt: skip
+            records=str(records), pets=pets, sidecar={"GeneratorSHA256": file_sha256(weights)}
+        )
         return runtime
 
 
@@ -271,10 +274,12 @@ class ScoreBaselines(SimpleInterface):
         torch.set_num_threads(self.inputs.threads)
         mean = mean_pet(Path(folder) for folder in self.inputs.training)
         scorer = Scorer(
-            self.inputs.model, self.inputs.fold, 0.0,
+            self.inputs.model,
+            self.inputs.fold,
+            0.0,
             Path(self.inputs.lpips_weights) if self.inputs.lpips_weights else None,
             self.inputs.device,
-        )  # fmt: skip
+        )
         for folder in self.inputs.validation:
             scorer.score_baselines(open_volumes(Path(folder)), mean)
         records = Path(runtime.cwd) / "records.json"
@@ -321,7 +326,9 @@ class PublishGenerator(SimpleInterface):
             Fitted(
                 weights=Path(self.inputs.weights),
                 folds=[Path(path) for path in self.inputs.fold_weights],
-                fold_participants=[tuple(one) for one in self.inputs.fold_participants],
+                fold_participants=[
+                    tuple(participant) for participant in self.inputs.fold_participants
+                ],
                 volumes=[Path(folder) for folder in self.inputs.volumes],
                 fold_volumes=[[Path(one) for one in fold] for fold in self.inputs.fold_volumes],
                 histories=[Path(path) for path in self.inputs.histories],

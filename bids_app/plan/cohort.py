@@ -71,8 +71,10 @@ def settle_grid(settings: Settings) -> tuple[Settings, list[str]]:
         replace(settings, template=template, resolution=resolution, bounding_box=box)
         for template, resolution, box in find_grids(settings.output_dir)
     ]
-    fitting = _prefer_defaults([one for one in known if _is_wanted(one, settings)])
-    there = "; ".join(_describe_grid(one) for one in known)
+    fitting = _prefer_defaults(
+        [candidate for candidate in known if _is_wanted(candidate, settings)]
+    )
+    there = "; ".join(_describe_grid(candidate) for candidate in known)
     choose = "choose one with --template, --resolution and --bounding-box"
     if len(fitting) > 1:
         raise UsageError(f"{settings.output_dir}: holds images on several grids: {there}; {choose}")
@@ -85,7 +87,7 @@ def settle_grid(settings: Settings) -> tuple[Settings, list[str]]:
         )
     if not known:
         return settings, []
-    others = "; ".join(_describe_grid(one) for one in known if one != fitting[0])
+    others = "; ".join(_describe_grid(candidate) for candidate in known if candidate != fitting[0])
     notes = [f"not used, images on another grid: {others}"] if others else []
     if _is_same_grid(fitting[0], settings):
         return settings, notes
@@ -139,9 +141,13 @@ def _prefer_defaults(fitting: list[Settings]) -> list[Settings]:
 
     Whether it was named or left at its default cannot be told apart.
     """
-    standard = [one for one in fitting if one.template == Settings.template] or fitting
+    standard = [
+        candidate for candidate in fitting if candidate.template == Settings.template
+    ] or fitting
     boxed = [
-        one for one in standard if _same_box(one, replace(one, bounding_box=Settings.bounding_box))
+        candidate
+        for candidate in standard
+        if _same_box(candidate, replace(candidate, bounding_box=Settings.bounding_box))
     ]
     return boxed or standard
 
@@ -186,7 +192,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
         registration of all has failed.
     """
     queried = select(settings.output_dir, settings.control_query)
-    wanted = {one for one in queried if _is_asked_for(one, settings)}
+    wanted = {label for label in queried if _is_asked_for(label, settings)}
     wanted -= set(settings.exclude_participant_label)
     if not wanted:
         raise NothingSelectedError(NOBODY)
@@ -196,8 +202,8 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
             f"{settings.output_dir}: no T1w of these controls in {settings.template} at "
             f"{settings.grid_resolution:g} mm; run the participant level first"
         )
-    visits = [one for one in found.visits if _is_in_sessions(one, settings)]
-    with_pet, _ = _look_at((one for one in visits if one.pets), settings)
+    visits = [visit for visit in found.visits if _is_in_sessions(visit, settings)]
+    with_pet, _ = _look_at((visit for visit in visits if visit.pets), settings)
     chosen = _visit_of_each(with_pet)
     notes = [*found.notes, *_describe_other_visits(visits, chosen)]
     notes += describe_unknown_columns(settings.output_dir, [settings.control_query])
@@ -240,7 +246,7 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     well = select(settings.output_dir, settings.control_query) if controls else frozenset()
     _refuse_both(well & ill)
     excluded = set(settings.exclude_participant_label)
-    wanted = {one for one in ill - excluded if _is_asked_for(one, settings)}
+    wanted = {patient for patient in ill - excluded if _is_asked_for(patient, settings)}
     if not wanted:
         raise NothingSelectedError(
             "no patient is left after all selections; correct --patient-query or the labels"
@@ -257,9 +263,11 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]
     remarks += [*describe_unknown_columns(settings.output_dir, queries), *_describe_stale(settings)]
     return Subjects(
-        tuple(chosen), tuple(patients), (*told, *_describe_verdicts(used), *remarks, *more, *notes),
+        tuple(chosen),
+        tuple(patients),
+        (*told, *_describe_verdicts(used), *remarks, *more, *notes),
         (*unknown, *troubles, *problems),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -326,14 +334,19 @@ def _with_reasons(sentence: str, reasons: str) -> str:
 def _describe_verdicts(used: Sequence[Participant]) -> list[str]:
     """Tell of registrations in doubt, and, once, of those that nobody has judged."""
     notes, unknown = [], []
-    images = {image: one for one in used for image in (one.visit.t1w, one.pet) if image is not None}
-    for image, one in images.items():
+    images = {
+        image: participant
+        for participant in used
+        for image in (participant.visit.t1w, participant.pet)
+        if image is not None
+    }
+    for image, stored_image in images.items():
         verdict, reasons = verdict_of_image(image)
         if verdict == "doubt":
             told = _with_reasons("its registration is in doubt", reasons)
-            notes.append(f"{_name_of(one.visit)}: {image.name} is used, but {told}")
+            notes.append(f"{_name_of(stored_image.visit)}: {image.name} is used, but {told}")
         elif not verdict:
-            unknown.append(f"sub-{one.label}")
+            unknown.append(f"sub-{stored_image.label}")
     if unknown:
         notes.append(
             f"{', '.join(dict.fromkeys(unknown))}: nothing tells whether their registration is to "
@@ -374,16 +387,18 @@ def _describe_namesakes(used: Sequence[Participant], settings: Settings) -> list
     names, out = dataset_names(settings.output_dir), settings.output_dir
     cards = known_cards(out)
     by_card = defaultdict[str, list[str]](list)
-    for one in used:
-        if one.synthetic is not None and one.synthetic.sha256 in cards:
-            by_card[one.synthetic.sha256].append(one.label)
+    for participant in used:
+        if participant.synthetic is not None and participant.synthetic.sha256 in cards:
+            by_card[participant.synthetic.sha256].append(participant.label)
     notes = (describe_namesakes(cards[one], labels, names, out) for one, labels in by_card.items())
     return [note for note in notes if note]
 
 
 def _describe_gaps(used: Sequence[Participant]) -> list[str]:
     """Tell whose real PETs do not cover the brain."""
-    pets = {one.pet: one.label for one in used if one.pet is not None}
+    pets = {
+        participant.pet: participant.label for participant in used if participant.pet is not None
+    }
     return [
         f"sub-{label}: {told}" for pet, label in pets.items() if (told := describe_coverage(pet))
     ]
@@ -412,10 +427,10 @@ def _visit_of_each(candidates: Iterable[Participant]) -> list[Participant]:
     A synthetic PET counts only if its generator has not seen the subject.
     """
     chosen: dict[str, Participant] = {}
-    for one in candidates:
-        before = chosen.get(one.label)
-        if before is None or _rank(one) > _rank(before):
-            chosen[one.label] = one
+    for candidate in candidates:
+        before = chosen.get(candidate.label)
+        if before is None or _rank(candidate) > _rank(before):
+            chosen[candidate.label] = candidate
     return list(chosen.values())
 
 
@@ -446,9 +461,15 @@ def _controls(
 ) -> tuple[list[Participant], list[str], list[Problem]]:
     """Choose controls, by a visit of the sessions that are asked for where they have one."""
     candidates, errors = _look_at(found.visits, settings)
-    asked = [one for one in candidates if _is_in_sessions(one.visit, settings) and _rank(one)]
+    asked = [
+        candidate
+        for candidate in candidates
+        if _is_in_sessions(candidate.visit, settings) and _rank(candidate)
+    ]
     there = {one.label for one in asked}
-    chosen = _visit_of_each([*asked, *(one for one in candidates if one.label not in there)])
+    chosen = _visit_of_each(
+        [*asked, *(candidate for candidate in candidates if candidate.label not in there)]
+    )
     problems = []
     for one in chosen:
         visit = _visit_in_trouble(one, errors)
@@ -490,8 +511,10 @@ def _patients(
 ) -> tuple[list[Participant], list[str], list[Problem]]:
     visits = [one for one in found.visits if _is_in_sessions(one, settings)]
     candidates, errors = _look_at(visits, settings)
-    chosen = [replace(one, pet=pet) for one in candidates for pet in one.visit.pets]
-    there = {one.label for one in chosen} | {one.subject for one in found.problems}
+    chosen = [
+        replace(candidate, pet=pet) for candidate in candidates for pet in candidate.visit.pets
+    ]
+    there = {one.label for one in chosen} | {problem.subject for problem in found.problems}
     where = " in these sessions" if settings.session_label else ""
     problems = [
         Problem(visit.subject, f"{_name_of(visit)}: {error}", error.exit_code)
@@ -610,9 +633,13 @@ def _unmatched(
 def _versions(used: Iterable[Participant]) -> list[tuple[str, str]]:
     """Say by which versions of the app the images of subjects were made."""
     made = [
-        (one.label, path)
-        for one in used
-        for path in (one.visit.t1w, one.pet, None if one.synthetic is None else one.synthetic.path)
+        (participant.label, path)
+        for participant in used
+        for path in (
+            participant.visit.t1w,
+            participant.pet,
+            None if participant.synthetic is None else participant.synthetic.path,
+        )
     ]
     return [(f"sub-{label}", version_of(path)) for label, path in made if path is not None]
 

@@ -131,17 +131,22 @@ def plan_storage(
         Whether synthetic PETs are wanted, too.
     """
     plans = {}  # by name: two PETs of a visit have one synthetic PET
-    for one in people:
-        wanted = [] if one.pet is None else [("real", one.pet, one.session)]
-        if synthetic and one.synthetic is not None:
-            wanted.append(("synthetic", one.synthetic.path, one.visit.session))
+    for subject in people:
+        wanted = [] if subject.pet is None else [("real", subject.pet, subject.session)]
+        if synthetic and subject.synthetic is not None:
+            wanted.append(("synthetic", subject.synthetic.path, subject.visit.session))
         for kind, path, session in wanted:
             name = _name(path, kind)
             plans[name] = StoragePlan(
-                name, one.label, session, {"pet": path}, ("pet",) if kind == "real" else (),
-                one.visit.brain_mask, screening.work_dir / VOLUMES / name,
+                name,
+                subject.label,
+                session,
+                {"pet": path},
+                ("pet",) if kind == "real" else (),
+                subject.visit.brain_mask,
+                screening.work_dir / VOLUMES / name,
                 coverage_path(path) if kind == "real" else None,
-            )  # fmt: skip
+            )
     return list(plans.values())
 
 
@@ -234,8 +239,8 @@ def deal(controls: Sequence[StoredSubject], folds: int, seed: int) -> dict[str, 
     UsageError, UnusableDataError
         As :func:`refuse_folds`.
     """
-    real = sorted({one.who.label for one in controls if one.real is not None})
-    others = sorted({one.who.label for one in controls} - set(real))
+    real = sorted({control.who.label for control in controls if control.real is not None})
+    others = sorted({control.who.label for control in controls} - set(real))
     refuse_folds(folds, len(real) + len(others))
     random = np.random.default_rng(seed)
     order = [part[k] for part in (real, others) for k in random.permutation(len(part))]
@@ -269,10 +274,12 @@ def split(
     """
     parts = []
     for number in range(1, folds + 1):
-        chosen = [one for one in trained if dealt[one.who.label] != number]
+        chosen = [model for model in trained if dealt[model.who.label] != number]
         people = {one.who.label for one in chosen}
         held_out = [
-            one.real for one in controls if one.real is not None and dealt[one.who.label] == number
+            control.real
+            for control in controls
+            if control.real is not None and dealt[control.who.label] == number
         ]
         if len(people) < FEWEST:
             raise UnusableDataError(
@@ -295,15 +302,17 @@ def list_training_controls(
 ) -> tuple[Control, ...]:
     """Tell what detectors were trained on, as their card does."""
     told = []
-    for one in trained:
-        made = one.who.synthetic if one.synthetic else None
-        session = one.who.visit.session if one.synthetic else one.who.session
+    for model in trained:
+        made = model.who.synthetic if model.synthetic else None
+        session = model.who.visit.session if model.synthetic else model.who.session
         told.append(
             Control(
-                participant=one.who.label, session=session, synthetic=one.synthetic,
+                participant=model.who.label,
+                session=session,
+                synthetic=model.synthetic,
                 generator="" if made is None else made.generator,
                 generator_sha256="" if made is None else made.sha256,
-                fold=dealt[one.who.label],
+                fold=dealt[model.who.label],
             )
-        )  # fmt: skip
+        )
     return tuple(told)

@@ -250,9 +250,9 @@ def refuse_other_grids(images: Iterable[tuple[str, Path]], grid: Grid) -> list[P
 def problems_of(selection: Selection) -> list[Problem]:
     """List what cannot be used although it was selected."""
     return [
-        Problem(one.subject, one.reason, one.exit_code)
-        for one in selection.unused
-        if one.exit_code is not None
+        Problem(unused.subject, unused.reason, unused.exit_code)
+        for unused in selection.unused
+        if unused.exit_code is not None
     ]
 
 
@@ -287,9 +287,13 @@ def error_of(problems: Sequence[Problem]) -> Mri2petError:
 
 
 ANATOMICAL_OUTPUTS = (  # alike in the workflow's outputnode and in VisitPaths
-    "t1w", "brain_mask", "t1w_in_template", "brain_mask_in_template", "t1w_to_template",
+    "t1w",
+    "brain_mask",
+    "t1w_in_template",
+    "brain_mask_in_template",
+    "t1w_to_template",
     "template_to_t1w",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -453,7 +457,7 @@ def _files(generator: GeneratorChoice) -> GeneratorFiles:
 def _was_trained_on(generator: GeneratorChoice, subject: str, run: ParticipantPlan) -> bool:
     """Whether a generator knows this subject; nothing is read where its card has no such label."""
     card, out = generator.card, run.output_dir
-    labels = {one.removeprefix("sub-") for one in card.participants}
+    labels = {participant.removeprefix("sub-") for participant in card.participants}
     return subject in labels and has_seen(card, subject, dataset_names(out), out)
 
 
@@ -473,14 +477,19 @@ def _synthesis_plan(
     )
     spread = None
     if generator.folds:
-        told = uncertainty(sidecar, run.space, [one.card.sha256 for one in generator.folds])
+        told = uncertainty(sidecar, run.space, [fold.card.sha256 for fold in generator.folds])
         output = _output(plan.paths.uncertainty, told)
         spread = UncertaintyPlan(tuple(map(_files, generator.folds)), output)
     return SynthesisPlan(
-        _files(generator), run.fwhm, run.device, _output(plan.paths.synthetic_pet, sidecar),
-        overlap=options.overlap, match_histogram=options.match_histogram, novelty=options.novelty,
+        _files(generator),
+        run.fwhm,
+        run.device,
+        _output(plan.paths.synthetic_pet, sidecar),
+        overlap=options.overlap,
+        match_histogram=options.match_histogram,
+        novelty=options.novelty,
         uncertainty=spread,
-    )  # fmt: skip
+    )
 
 
 def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:
@@ -538,11 +547,19 @@ def init_visit_wf(plan: VisitPlan, run: ParticipantPlan) -> Workflow:
     pets = _pet_plans(plan, outputs)
     if run.generator is None:
         return init_preprocessing_wf(
-            t1w=plan.visit.t1w.path, outputs=anatomical, pets=pets, how=run.preprocessing,
-            orientation=plan.visit.t1w.orientation, name=plan.name,
-        )  # fmt: skip
+            t1w=plan.visit.t1w.path,
+            outputs=anatomical,
+            pets=pets,
+            how=run.preprocessing,
+            orientation=plan.visit.t1w.orientation,
+            name=plan.name,
+        )
     return init_participant_wf(
-        t1w=plan.visit.t1w.path, outputs=anatomical, pets=pets, how=run.preprocessing,
+        t1w=plan.visit.t1w.path,
+        outputs=anatomical,
+        pets=pets,
+        how=run.preprocessing,
         synthesis=_synthesis_plan(plan, run, run.generator),
-        orientation=plan.visit.t1w.orientation, name=plan.name,
-    )  # fmt: skip
+        orientation=plan.visit.t1w.orientation,
+        name=plan.name,
+    )

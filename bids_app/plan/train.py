@@ -73,16 +73,23 @@ class Study:
 def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[StoragePlan]:
     """Name the folders that the volumes of controls are stored in."""
     plans = []
-    for one in controls:
-        name = "_".join(["sub", one.subject, *([] if one.session is None else [one.session])])
+    for control in controls:
+        name = "_".join(
+            ["sub", control.subject, *([] if control.session is None else [control.session])]
+        )
         folder = study.work_dir / "volumes" / name
         plans.append(
             StoragePlan(
-                name.replace("+", "_"), one.subject, one.session,
-                {"t1w": one.t1w, "pet": one.pets[0]}, ("t1w", "pet"), one.brain_mask, folder,
-                coverage_path(one.pets[0]),
+                name.replace("+", "_"),
+                control.subject,
+                control.session,
+                {"t1w": control.t1w, "pet": control.pets[0]},
+                ("t1w", "pet"),
+                control.brain_mask,
+                folder,
+                coverage_path(control.pets[0]),
             )
-        )  # fmt: skip
+        )
     return plans
 
 
@@ -95,12 +102,12 @@ def deal(study: Study, stored: Sequence[Stored]) -> list[Fold]:
         As :func:`bids_app.synthesis.statistics.split`.
     """
     random = np.random.default_rng(study.seed)
-    sets = split([one.participant for one in stored], study.folds, random)
+    sets = split([image.participant for image in stored], study.folds, random)
     return [
         Fold(
             number,
-            [one for one in stored if one.participant not in left_out],
-            [one for one in stored if one.participant in left_out],
+            [image for image in stored if image.participant not in left_out],
+            [image for image in stored if image.participant in left_out],
         )
         for number, left_out in enumerate(sets, start=1)
     ]
@@ -125,13 +132,18 @@ def synthetic_path(study: Study, name: str, control: Preprocessed) -> Path:
     """Name the synthetic PET of a control by the generator of the fold that left it out."""
     return derivative_path(
         study.output_dir / CROSSVALIDATION / name,
-        subject=control.subject, session=control.session, datatype="pet", suffix="pet",
+        subject=control.subject,
+        session=control.session,
+        datatype="pet",
+        suffix="pet",
         extension=".nii.gz",
         entities={
-            "trc": FDG_LABEL, "space": study.space.template,
-            "res": resolution_label(study.space.resolution), "desc": "synth",
+            "trc": FDG_LABEL,
+            "space": study.space.template,
+            "res": resolution_label(study.space.resolution),
+            "desc": "synth",
         },
-    )  # fmt: skip
+    )
 
 
 def _output(study: Study, name: str, control: Preprocessed, fold: int) -> Output:
@@ -159,12 +171,20 @@ def _card(study: Study, name: str, spec: ModelSpec, folds: Sequence[Fold]) -> Ca
     everyone = sorted({one.participant for fold in folds for one in fold.validation})
     rows = study.grid.affine.tolist()
     return Card(
-        name=name, version=study.versions["mri2pet"], spec=spec, template=study.space.template,
-        shape=study.grid.shape, affine=tuple(tuple(row) for row in rows), sha256="",
+        name=name,
+        version=study.versions["mri2pet"],
+        spec=spec,
+        template=study.space.template,
+        shape=study.grid.shape,
+        affine=tuple(tuple(row) for row in rows),
+        sha256="",
         trained_on=f"T1w and FDG PET of {len(everyone)} controls of {study.dataset}",
-        intended_use=INTENDED_USE, participants=tuple(everyone), dataset=study.dataset,
-        seed=study.seed, versions=dict(study.versions),
-    )  # fmt: skip
+        intended_use=INTENDED_USE,
+        participants=tuple(everyone),
+        dataset=study.dataset,
+        seed=study.seed,
+        versions=dict(study.versions),
+    )
 
 
 def plan_model(
@@ -193,10 +213,12 @@ def plan_model(
     told = [*(fold.digests for fold in folds), everyone]
     places = [*(f"fold-{fold.number}" for fold in folds), "all"]
     checkpoints = [
-        study.work_dir / "checkpoints" / name
+        study.work_dir
+        / "checkpoints"
+        / name
         / f"{place}_{_digest(values, digests, seed, study.fwhm)}"
         for place, digests, seed in zip(places, told, seeds, strict=True)
-    ]  # fmt: skip
+    ]
     outputs = [
         FoldOutputs(
             records_path(study, name, fold.number),

@@ -155,7 +155,7 @@ def format_score(value: float | None) -> str:
     """
     if value is None:
         return "n/a"
-    words = f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"  # noqa: PLR2004
+    words = f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
     return words.replace("-", "−")
 
 
@@ -175,8 +175,8 @@ def format_expected(value: float | None) -> str:
 def columns_told(clusters: Sequence[ListedCluster]) -> tuple[bool, bool]:
     """Say whether any cluster has a region, and whether any knows of a lesion."""
     return (
-        any(one.region for one in clusters),
-        any(one.overlap is not None for one in clusters),
+        any(cluster.region for cluster in clusters),
+        any(cluster.overlap is not None for cluster in clusters),
     )
 
 
@@ -471,7 +471,7 @@ def read_run(output_dir: Path) -> ScoredRun | None:
 
 def maps_on_disk(output_dir: Path) -> list[ScoredSubject]:
     """List all maps that lie in a derivative dataset, of whatever run."""
-    return [_scored(output_dir, one) for one in find_anomalies(output_dir, "*")]
+    return [_scored(output_dir, anomaly) for anomaly in find_anomalies(output_dir, "*")]
 
 
 def last_run(output_dir: Path) -> ScoredRun:
@@ -482,9 +482,13 @@ def last_run(output_dir: Path) -> ScoredRun:
 
 def _scored(output_dir: Path, one: Anomaly) -> ScoredSubject:
     return ScoredSubject(
-        one.subject, one.session, one.training_set, one.detector, one.held_out,
+        one.subject,
+        one.session,
+        one.training_set,
+        one.detector,
+        one.held_out,
         one.path_in(output_dir),
-    )  # fmt: skip
+    )
 
 
 Line = TypeVar("Line")
@@ -554,7 +558,7 @@ class Detected:
     def detectors(self) -> list[DetectorKey]:
         """All that have scored someone, or have found something."""
         scored = {one.which for one in self.maps}
-        found = {one.which for one in self.clusters} | {one.which for one in self.curve}
+        found = {cluster.which for cluster in self.clusters} | {point.which for point in self.curve}
         return sorted(scored | found)
 
     @property
@@ -569,7 +573,7 @@ class Detected:
     @property
     def training_sets(self) -> tuple[str, ...]:
         """All training sets, in the order in which they are shown."""
-        return tuple(dict.fromkeys(one.training_set for one in self.detectors))
+        return tuple(dict.fromkeys(detector.training_set for detector in self.detectors))
 
 
 def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
@@ -630,7 +634,7 @@ def _read(
 ) -> tuple[list[Line], list[str]]:
     lines, faults = read_lines(output_dir, table, needed)
     understood = [read(line) for line in lines]
-    kept = [one for one in understood if one is not None]
+    kept = [number for number in understood if number is not None]
     lost = len(lines) - len(kept)
     told = [f"{table}: {lost} of its lines cannot be understood and are left out."] * (lost > 0)
     return kept, [*faults, *told]

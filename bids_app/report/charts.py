@@ -321,13 +321,13 @@ def cautions_of(sweeps: Sequence[Sweep], resolution: float) -> list[str]:
         Size of a voxel in mm.
     """
     told = []
-    edge = [full_name_of(one.model) for one in sweeps if one.best == max(one.means)]
+    edge = [full_name_of(sweep.model) for sweep in sweeps if sweep.best == max(sweep.means)]
     if edge:
         told.append(
             f"{', '.join(edge)}: the widest Gaussian that was tried is the best; a wider one might "
             "be better still."
         )
-    if sweeps and min(one.best for one in sweeps) < resolution:
+    if sweeps and min(sweep.best for sweep in sweeps) < resolution:
         told.append(
             f"A voxel is {resolution:g} mm wide: narrower Gaussians hardly change the images."
         )

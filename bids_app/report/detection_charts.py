@@ -16,15 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from bids_app.detection.detectors import detector_of
 from bids_app.report.anomalies import Detected, format_score
-from bids_app.report.charts import (
-    LARGEST,
-    WIDTH,
-    Chart,
-    Key,
-    new_figure,
-    plain_style,
-    set_axis,
-)
+from bids_app.report.charts import LARGEST, WIDTH, Chart, Key, new_figure, plain_style, set_axis
 from bids_app.report.detectors import (
     UNITS,
     DetectionPoint,
@@ -91,12 +83,12 @@ class CalibrationLine:
 
 def calibrations_of(detected: Detected) -> list[Calibration]:
     """Compare patients with held-out controls, a detector each."""
-    return [_calibration(detected, one) for one in detected.detectors]
+    return [_calibration(detected, detector) for detector in detected.detectors]
 
 
 def calibration_lines(calibrations: Sequence[Calibration]) -> list[CalibrationLine]:
     """Lay out what controls have, and how many patients have more."""
-    return [_line(one) for one in calibrations if one.controls]
+    return [_line(calibration) for calibration in calibrations if calibration.controls]
 
 
 @plain_style()
@@ -162,10 +154,10 @@ def _calibration(detected: Detected, which: DetectorKey) -> Calibration:
 
 def _patients(detected: Detected, which: DetectorKey) -> dict[str, float]:
     highest = {name_visit(*one): 0.0 for one in detected.patients_of(which)}
-    for one in detected.clusters:
-        score = one.cluster.sum_score
-        if one.which == which and score is not None:
-            highest[one.visit] = max(highest.get(one.visit, 0.0), score)
+    for cluster in detected.clusters:
+        score = cluster.cluster.sum_score
+        if cluster.which == which and score is not None:
+            highest[cluster.visit] = max(highest.get(cluster.visit, 0.0), score)
     return dict(sorted(highest.items()))
 
 
@@ -265,9 +257,7 @@ def follow(responses: Sequence[FreeResponse], end: float) -> list[tuple[float, f
     return [*places, (end, places[-1][1])]
 
 
-def _keys_of(
-    lines: Sequence[DetectionPoint] | Sequence[FreeResponse],
-) -> dict[DetectorKey, Key]:
+def _keys_of(lines: Sequence[DetectionPoint] | Sequence[FreeResponse]) -> dict[DetectorKey, Key]:
     """Give each detector its line: the colour tells the training set, the dashes the detector."""
     detectors = sorted({line.which for line in lines})
     sets = list(dict.fromkeys(which.training_set for which in detectors))

@@ -177,12 +177,12 @@ class DetectorCardSummary:
     @property
     def real(self) -> int:
         """How many controls have real PET."""
-        return sum(not one.synthetic for one in self.members)
+        return sum(not member.synthetic for member in self.members)
 
     @property
     def synthetic(self) -> int:
         """How many controls have synthetic PET."""
-        return sum(one.synthetic for one in self.members)
+        return sum(member.synthetic for member in self.members)
 
     @property
     def named(self) -> str:
@@ -192,7 +192,7 @@ class DetectorCardSummary:
     @property
     def generators(self) -> tuple[str, ...]:
         """What made the synthetic PET, each once."""
-        return tuple(dict.fromkeys(one.generator for one in self.members if one.synthetic))
+        return tuple(dict.fromkeys(member.generator for member in self.members if member.synthetic))
 
     def tell(self, name: str) -> str:
         """Give a parameter by the last part of its name; empty if the card does not tell it."""
@@ -257,7 +257,7 @@ def card_of(training_set: str, folder: str, told: Mapping[str, object]) -> Detec
         training_set=training_set,
         folder=folder,
         detectors=tuple(map(str, kinds)) if isinstance(kinds, list) else (),
-        members=tuple(_member(one) for one in members if isinstance(one, dict)),
+        members=tuple(_member(member) for member in members if isinstance(member, dict)),
         parameters=_flat(parameters) if isinstance(parameters, dict) else {},
         grid=_grid(told),
         folds=folds,

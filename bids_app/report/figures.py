@@ -273,7 +273,7 @@ def trace(values: Volume, level: float, size: tuple[float, float]) -> str:
         A path as SVG writes it, in mm from the slice's upper left corner.
     """
     rows, columns = values.shape
-    if min(rows, columns) < 2:  # noqa: PLR2004 - a line needs two neighbours on each side
+    if min(rows, columns) < 2:  # a line needs two neighbours on each side
         return ""
     step = np.array([size[0] / columns, size[1] / rows])
     calm = ndimage.gaussian_filter(values.astype(np.float32), SMOOTHING)
@@ -402,7 +402,7 @@ def show_end(value: float) -> str:
     ('18 500', '−0.5')
     """
     rounded = float(f"{value:.3g}")
-    words = f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"  # noqa: PLR2004
+    words = f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
     return words.replace(",", " ").replace("-", "−")
 
 

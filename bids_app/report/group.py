@@ -104,21 +104,32 @@ def show_p(p: float | None) -> str:
 
 
 def _matches(comparisons: Sequence[DetectorComparison], unit: str) -> McNemarTests:
-    clusters = tuple(n for n in SHOWN if any(one.clusters == n for one in comparisons))
-    known = {(one.one, one.other, one.clusters): one for one in comparisons}
-    pairs = sorted({(one.one, one.other) for one in comparisons if one.clusters in clusters})
-    counts = sorted({one.n for one in comparisons if one.n is not None})
+    clusters = tuple(
+        n for n in SHOWN if any(comparison.clusters == n for comparison in comparisons)
+    )
+    known = {
+        (comparison.one, comparison.other, comparison.clusters): comparison
+        for comparison in comparisons
+    }
+    pairs = sorted(
+        {
+            (comparison.one, comparison.other)
+            for comparison in comparisons
+            if comparison.clusters in clusters
+        }
+    )
+    counts = sorted({comparison.n for comparison in comparisons if comparison.n is not None})
     return McNemarTests(
         unit=unit,
         n=" or ".join(map(str, counts)),
         clusters=clusters,
         pairs=tuple(
             McNemarPair(
-                title_of(one.training_set, one.detector),
+                title_of(pair.training_set, pair.detector),
                 title_of(other.training_set, other.detector),
-                tuple(_cell(known.get((one, other, n))) for n in clusters),
+                tuple(_cell(known.get((pair, other, n))) for n in clusters),
             )
-            for one, other in pairs
+            for pair, other in pairs
         ),
     )
 
@@ -197,7 +208,7 @@ def describe_training(card: DetectorCardSummary) -> str:
 
 def describe_scoring(detected: Detected) -> list[str]:
     """Tell who was scored by what, and which controls stand beside them."""
-    kinds = dict.fromkeys(name_of(one.detector) for one in detected.detectors)
+    kinds = dict.fromkeys(name_of(detector.detector) for detector in detected.detectors)
     by = f" by {enumerate_words(list(kinds))}" if kinds else ""
     told = [f"{_count(len(detected.participants), 'patient')}, scored{by}."]
     controls = {name for scores in detected.control_scores.values() for name in scores}
@@ -211,7 +222,7 @@ def describe_scoring(detected: Detected) -> list[str]:
 
 def summaries_of(detected: Detected, calibrations: Sequence[Calibration]) -> list[Summary]:
     """Sum up, a detector a line."""
-    return [_summary(detected, one) for one in calibrations]
+    return [_summary(detected, calibration) for calibration in calibrations]
 
 
 def cluster_tables(detected: Detected) -> list[ClusterTable]:
@@ -245,7 +256,7 @@ def _count(number: int, noun: str) -> str:
 def _summary(detected: Detected, calibration: Calibration) -> Summary:
     which = calibration.which
     points = sorted(
-        (one for one in detected.curve if one.which == which and one.unit == "lesion"),
+        (point for point in detected.curve if point.which == which and point.unit == "lesion"),
         key=lambda one: one.clusters,
     )
     beyond = f"{len(calibration.beyond)} of {len(calibration.patients)}"
@@ -254,7 +265,7 @@ def _summary(detected: Detected, calibration: Calibration) -> Summary:
     first, last = (points[0], points[-1]) if points else (None, None)
     return Summary(
         name=title_of(which.training_set, which.detector),
-        clusters=show(sum(one.which == which for one in detected.clusters), 0),
+        clusters=show(sum(cluster.which == which for cluster in detected.clusters), 0),
         beyond=beyond if calibration.controls else "n/a",
         lesions_first=describe_interval(first),
         lesions_last=describe_interval(last),
@@ -262,7 +273,7 @@ def _summary(detected: Detected, calibration: Calibration) -> Summary:
 
 
 def _table(detected: Detected, which: DetectorKey) -> ClusterTable:
-    own = [one for one in detected.clusters if one.which == which]
+    own = [cluster for cluster in detected.clusters if cluster.which == which]
     first = sorted(
         (one for one in own if one.cluster.rank <= FIRST),
         key=lambda one: (one.participant, one.session, one.cluster.rank),
@@ -274,8 +285,8 @@ def _table(detected: Detected, which: DetectorKey) -> ClusterTable:
         title=title_of(which.training_set, which.detector),
         lines=tuple(map(_line, first)),
         none=tuple(f"sub-{participant}" for participant, _ in without),
-        regions=any(one.region for one in clusters),
-        lesions=any(one.overlap is not None for one in clusters),
+        regions=any(cluster.region for cluster in clusters),
+        lesions=any(cluster.overlap is not None for cluster in clusters),
     )
 
 
@@ -316,7 +327,7 @@ def doubts_of(output_dir: Path, detected: Detected) -> list[str]:
 def current(output_dir: Path, anomalies: Sequence[Anomaly], detected: Detected) -> list[Anomaly]:
     """Leave out maps that an earlier run has left."""
     own = {one.path for one in detected.maps}
-    return [one for one in anomalies if one.path_in(output_dir) in own]
+    return [anomaly for anomaly in anomalies if anomaly.path_in(output_dir) in own]
 
 
 def _left_over(detected: Detected) -> list[str]:
@@ -353,7 +364,7 @@ def _trained_on_patients(detected: Detected) -> list[str]:
     """Find patients that a detector was trained on, so that it takes them for healthy."""
     patients = set(detected.participants)
     both = {
-        name: patients & {one.participant for one in card.members}
+        name: patients & {member.participant for member in card.members}
         for name, card in _own_cards(detected).items()
     }
     return [
@@ -385,7 +396,9 @@ def _synthetic_controls(output_dir: Path, detected: Detected) -> list[str]:
 
 def _made_up(card: DetectorCardSummary, scored: Iterable[str]) -> set[str]:
     visits = set(scored)
-    return {one.participant for one in card.members if one.synthetic and one.visit in visits}
+    return {
+        member.participant for member in card.members if member.synthetic and member.visit in visits
+    }
 
 
 def _has_pet(output_dir: Path, participant: str) -> bool:
@@ -440,11 +453,7 @@ MOST_PICTURED: Final = 40  # patients; the others are pictured in their own repo
 
 
 def write_group_report(
-    output_dir: Path,
-    *,
-    template: str,
-    resolution: float,
-    **told: Unpack[RunSummary],
+    output_dir: Path, *, template: str, resolution: float, **told: Unpack[RunSummary]
 ) -> Path:
     """Write ``group.html``.
 
@@ -525,12 +534,14 @@ def _page(label: str) -> str:
 def _detectors(detected: Detected) -> dict[str, object]:
     """Gather what was trained on what."""
     cards = list(detected.cards.values())
-    makers = sorted({
-        one.name
-        for card in cards
-        for one in card.makers
-        if is_demonstration(one.intended_use, one.trained_on)
-    })  # fmt: skip
+    makers = sorted(
+        {
+            one.name
+            for card in cards
+            for one in card.makers
+            if is_demonstration(one.intended_use, one.trained_on)
+        }
+    )
     return {
         "cards": cards,
         "demonstration": any(is_demonstration(c.intended_use, c.dataset) for c in cards),

@@ -119,7 +119,7 @@ def heat_of(scores: Volume, labels: Volume | None) -> Heat:
     scored = np.isfinite(scores)
     inside = scores[scored] if scored.any() else np.zeros(1, np.float32)
     usual, top = (float(value) for value in np.percentile(inside, [SHOWN, TOP]))
-    clustered = scores[scored & (labels > 0.5)] if labels is not None else scores[:0]  # noqa: PLR2004
+    clustered = scores[scored & (labels > 0.5)] if labels is not None else scores[:0]
     threshold = max(float(clustered.min()) if clustered.size else usual, 0.0)
     return Heat(threshold, top if top > threshold else threshold + 1.0)
 
@@ -174,8 +174,8 @@ def draw_cluster_maps(output_dir: Path, anomalies: Sequence[Anomaly]) -> list[Pa
         Without a figure, but with the reason, where the T1w cannot be read.
     """
     return [
-        _attempt(output_dir, [one for one in anomalies if one.stem == stem])
-        for stem in dict.fromkeys(one.stem for one in anomalies)
+        _attempt(output_dir, [anomaly for anomaly in anomalies if anomaly.stem == stem])
+        for stem in dict.fromkeys(anomaly.stem for anomaly in anomalies)
     ]
 
 
@@ -246,7 +246,7 @@ def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
     grid = crop(t1w, field)
     inside = lesions[field] if lesions is not None and lesions[field].any() else None
     sections = best_sections(weigh(volumes)) if inside is None else sections_through(inside)
-    columns = [Column(_words(one), Layer("T1w", grid, GREY)) for one in shown]
+    columns = [Column(_words(subject), Layer("T1w", grid, GREY)) for subject in shown]
     figure = montage(f"Clusters of {first.name}", columns, sections, grid)
     hits = [_hits(labels, inside) for labels in volumes]
     paint = painter_of(volumes, lambda place, labels: paint_ranks(labels, hits[place]))
@@ -261,10 +261,10 @@ def _labels(
 ) -> tuple[list[Anomaly], list[Volume], list[str]]:
     """Read the label images that can be read; say of the rest why they cannot."""
     shown, volumes, faults = list[Anomaly](), list[Volume](), list[str]()
-    for one in anomalies:
+    for anomaly in anomalies:
         try:
-            volumes.append(shelf.take(one.labels, grid).data[field])
-            shown.append(one)
+            volumes.append(shelf.take(anomaly.labels, grid).data[field])
+            shown.append(anomaly)
         except Mri2petError as error:
             faults.append(str(error))
     return shown, volumes, faults

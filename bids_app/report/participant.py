@@ -148,15 +148,15 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> Anoma
         return None
     run, controls = read_run(output_dir), _controls(output_dir, anomalies)
     parts = []
-    for place, one in enumerate(anomalies, 1):
-        doubts = _left_over(output_dir, one, run)
-        part = _part(output_dir, one, f"anomaly-{place}", doubts)
-        count = controls.get((one.training_set, one.detector), 0)
-        parts.append((one.primary, replace(part, controls=None if doubts else count)))
+    for place, anomaly in enumerate(anomalies, 1):
+        doubts = _left_over(output_dir, anomaly, run)
+        part = _part(output_dir, anomaly, f"anomaly-{place}", doubts)
+        count = controls.get((anomaly.training_set, anomaly.detector), 0)
+        parts.append((anomaly.primary, replace(part, controls=None if doubts else count)))
     return AnomalySection(
         parts=tuple(part for primary, part in parts if primary),
         others=tuple(part for primary, part in parts if not primary),
-        control=any(one.held_out for one in anomalies),
+        control=any(anomaly.held_out for anomaly in anomalies),
     )
 
 
@@ -198,7 +198,7 @@ def line_of(cluster: ListedCluster, columns: Sequence[str], own_place: str) -> S
 def _controls(output_dir: Path, anomalies: Sequence[Anomaly]) -> dict[tuple[str, str], int]:
     """Count held-out controls by training set and detector of the last run."""
     applied = read_record(output_dir, "group").detector
-    cards, _ = find_cards(output_dir, {one.training_set for one in anomalies}, applied)
+    cards, _ = find_cards(output_dir, {anomaly.training_set for anomaly in anomalies}, applied)
     scores, _ = control_scores(output_dir, cards)
     return {(which.training_set, which.detector): len(own) for which, own in scores.items()}
 
@@ -221,14 +221,15 @@ def _part(output_dir: Path, anomaly: Anomaly, name: str, doubts: Sequence[str]) 
             faults += fault
     except Mri2petError as error:
         panel = replace(panel, missing=str(error))
-    own_places = {one.rank: one.place for one in anomaly.own_clusters}
+    own_places = {cluster.rank: cluster.place for cluster in anomaly.own_clusters}
     columns = columns_of(anomaly.clusters, placed=bool(own_places))
     return AnomalyPart(
         name=name,
         title=title,
         meaning=detector_of(anomaly.detector).meaning,
         lines=tuple(
-            line_of(one, columns, own_places.get(one.rank, "")) for one in anomaly.clusters
+            line_of(cluster, columns, own_places.get(cluster.rank, ""))
+            for cluster in anomaly.clusters
         ),
         columns=columns,
         panel=panel,
@@ -290,11 +291,7 @@ def is_demonstration(*told: str) -> bool:
 
 
 def write_subject_report(
-    output_dir: Path,
-    subject: str,
-    *,
-    template_t1w: Path,
-    **told: Unpack[RunSummary],
+    output_dir: Path, subject: str, *, template_t1w: Path, **told: Unpack[RunSummary]
 ) -> Path:
     """Write ``sub-X.html``.
 

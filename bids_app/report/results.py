@@ -268,7 +268,7 @@ class ImageCache:
                 raise MissingInputError(f"{self._tell(path)} is missing.")
             self._images[path] = turn_to_ras(load(path))
         image = self._images[path]
-        if image.data.ndim != 3:  # noqa: PLR2004
+        if image.data.ndim != 3:
             raise UnusableDataError(f"{self._tell(path)} is not one volume.")
         if grid is not None and not _share_grid(image, grid):
             raise UnusableDataError(f"{self._tell(path)} lies on another grid than it should.")
@@ -287,7 +287,7 @@ class ImageCache:
 
 def mask_of(brain: Image) -> Mask:
     """Tell inside from outside."""
-    inside: Mask = brain.data > 0.5  # noqa: PLR2004
+    inside: Mask = brain.data > 0.5
     return inside
 
 
@@ -374,9 +374,12 @@ def _novelty_row(name: str, told: Mapping[str, object]) -> Row:
     value, low, high, count = (
         as_number(told.get(key))
         for key in (
-            "Value", "TrainingControlsLowest", "TrainingControlsHighest", "TrainingControls",
+            "Value",
+            "TrainingControlsLowest",
+            "TrainingControlsHighest",
+            "TrainingControls",
         )
-    )  # fmt: skip
+    )
     others = f"{show(low, 2)} to {show(high, 2)} (n = {show(count, 0)})"
     reading, flagged = read_novelty(value, high)
     return Row(name, (show(value, 2), others), reading, flagged)
@@ -486,7 +489,7 @@ def coverage_rows(visits: Iterable[Results]) -> list[Row]:
     rows = []
     for pet in (pet for visit in visits for pet in visit.pets):
         images = [one for one in (pet.in_t1w, pet.in_template) if one is not None]
-        shares = [as_number(one.metadata.get("BrainCoverage")) for one in images]
+        shares = [as_number(image.metadata.get("BrainCoverage")) for image in images]
         known = [share for share in shares if share is not None]
         if known:
             worst = images[shares.index(min(known))]

@@ -37,11 +37,7 @@ def in_order(models: Iterable[str]) -> list[str]:
     known = [*PUBLISHED, *BASELINES]
 
     def place(model: str) -> tuple[bool, int, str]:
-        return (
-            is_baseline(model),
-            known.index(model) if model in known else len(known),
-            model,
-        )
+        return (is_baseline(model), known.index(model) if model in known else len(known), model)
 
     return sorted(set(models), key=place)
 
@@ -231,8 +227,15 @@ def best_model(scores: Sequence[Score], metric: str) -> str | None:
 
 # As the page's template has them: whole volume, brain, and the error of both.
 COLUMNS: Final = (
-    "ssim", "psnr", "lpips", "ssim_brain", "psnr_brain", "lpips_brain", "mae", "mae_brain",
-)  # fmt: skip
+    "ssim",
+    "psnr",
+    "lpips",
+    "ssim_brain",
+    "psnr_brain",
+    "lpips_brain",
+    "mae",
+    "mae_brain",
+)
 DIGITS: Final = 3  # after the point, as the paper's
 
 
@@ -400,8 +403,10 @@ def matrices(comparisons: Sequence[ScoreComparison]) -> list[Matrix]:
     models = _models(comparisons)
     laid = []
     for metric, title in SHOWN.items():
-        tests = _both_ways([one for one in comparisons if one.metric == metric])
-        if any(one.p is not None for one in tests.values()):
+        tests = _both_ways(
+            [comparison for comparison in comparisons if comparison.metric == metric]
+        )
+        if any(test.p is not None for test in tests.values()):
             lines = tuple(
                 tuple(
                     _wilcoxon_cell(metric, tests, models, row, column)
@@ -423,8 +428,11 @@ def least_p(comparisons: Sequence[ScoreComparison]) -> str:
 
     The signs of n differences fall in 2ⁿ ways, two of which are as one-sided as can be.
     """
-    counts = [one.n for one in comparisons if one.n]
-    pairs = max((sum(one.metric == metric for one in comparisons) for metric in SHOWN), default=0)
+    counts = [comparison.n for comparison in comparisons if comparison.n]
+    pairs = max(
+        (sum(comparison.metric == metric for comparison in comparisons) for metric in SHOWN),
+        default=0,
+    )
     if not counts or 2 * pairs / 2 ** max(counts) <= SIGNIFICANT:
         return ""
     least = 2 / 2 ** max(counts)
@@ -456,18 +464,25 @@ def show_p(p: float | None) -> str:
 
 
 def _models(comparisons: Sequence[ScoreComparison]) -> list[str]:
-    return in_order(name for one in comparisons for name in (one.one, one.other))
+    return in_order(
+        name for comparison in comparisons for name in (comparison.one, comparison.other)
+    )
 
 
 def _both_ways(tests: Sequence[ScoreComparison]) -> dict[tuple[str, str], ScoreComparison]:
     """Find a test by its rows, whichever comes first; the difference follows."""
     swapped = [
         ScoreComparison(
-            t.metric, t.other, t.one, t.n, None if t.difference is None else -t.difference,
-            t.p, t.p_holm,
+            t.metric,
+            t.other,
+            t.one,
+            t.n,
+            None if t.difference is None else -t.difference,
+            t.p,
+            t.p_holm,
         )
         for t in tests
-    ]  # fmt: skip
+    ]
     return {(test.one, test.other): test for test in (*swapped, *tests)}
 
 

@@ -109,11 +109,7 @@ NAME: Final = "train"  # of the report, and of its record
 
 
 def write_training_report(
-    output_dir: Path,
-    *,
-    template: str,
-    resolution: float,
-    **told: Unpack[RunSummary],
+    output_dir: Path, *, template: str, resolution: float, **told: Unpack[RunSummary]
 ) -> Path:
     """Write ``train.html``.
 
@@ -215,8 +211,8 @@ def _results(trained: TrainedModel, fwhm: float | None) -> dict[str, object]:
         },
         "sweep": draw_sweeps(sweeps, fwhm),
         "best_smoothing": [
-            (full_name_of(one.model), f"{one.best:g}", show(one.means[one.best], 3))
-            for one in sweeps
+            (full_name_of(sweep.model), f"{sweep.best:g}", show(sweep.means[sweep.best], 3))
+            for sweep in sweeps
         ],
     }
 

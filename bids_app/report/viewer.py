@@ -139,7 +139,7 @@ def _crop(score_map: ScoreMap) -> ScoreMap:
     """Keep what the viewer shows."""
     brain = score_map.brain
     field = field_around(mask_of(brain), brain.zooms, 2 * MARGIN)
-    scores, t1w, brain = (crop(one, field) for one in (score_map.scores, score_map.t1w, brain))
+    scores, t1w, brain = (crop(score, field) for score in (score_map.scores, score_map.t1w, brain))
     labels = None if score_map.labels is None else crop(score_map.labels, field)
     return ScoreMap(scores, t1w, brain, labels, score_map.heat)
 

@@ -38,13 +38,30 @@ BONE = (515,)
 MARROW = (516,)
 
 NAMES = {
-    "white": WHITE, "cortex": CORTEX, "fluid": FLUID, "plexus": PLEXUS,
-    "cerebellar_white": CEREBELLAR_WHITE, "cerebellar_cortex": CEREBELLAR_CORTEX,
-    "thalamus": THALAMUS, "caudate": CAUDATE, "putamen": PUTAMEN, "pallidum": PALLIDUM,
-    "brainstem": BRAINSTEM, "hippocampus": HIPPOCAMPUS, "amygdala": AMYGDALA,
-    "accumbens": ACCUMBENS, "ventral_dc": VENTRAL_DC, "vessel": VESSEL, "eye": EYE,
-    "muscle": MUSCLE, "mucosa": MUCOSA, "skin": SKIN, "cord": CORD, "bone": BONE, "marrow": MARROW,
-}  # fmt: skip
+    "white": WHITE,
+    "cortex": CORTEX,
+    "fluid": FLUID,
+    "plexus": PLEXUS,
+    "cerebellar_white": CEREBELLAR_WHITE,
+    "cerebellar_cortex": CEREBELLAR_CORTEX,
+    "thalamus": THALAMUS,
+    "caudate": CAUDATE,
+    "putamen": PUTAMEN,
+    "pallidum": PALLIDUM,
+    "brainstem": BRAINSTEM,
+    "hippocampus": HIPPOCAMPUS,
+    "amygdala": AMYGDALA,
+    "accumbens": ACCUMBENS,
+    "ventral_dc": VENTRAL_DC,
+    "vessel": VESSEL,
+    "eye": EYE,
+    "muscle": MUSCLE,
+    "mucosa": MUCOSA,
+    "skin": SKIN,
+    "cord": CORD,
+    "bone": BONE,
+    "marrow": MARROW,
+}
 
 SIZE = 1024  # of a table by label
 HEAD = 500  # labels from here on are tissues of the head
@@ -97,15 +114,31 @@ Labels = NDArray[np.int16]
 
 # Centroids in MNI mm: means over 14 label maps warped to MNI152NLin2009aSym (our measurement).
 CENTROIDS: dict[int, tuple[float, float, float]] = {
-    2: (-28.4, -16.5, 19.9), 41: (28.4, -16.5, 19.9), 3: (-32.6, -18.8, 15.3),
-    42: (32.6, -18.8, 15.3), 4: (-13.9, -14.9, 14.1), 43: (13.9, -14.9, 14.1),
-    7: (-18.9, -53.8, -35.0), 46: (18.9, -53.8, -35.0), 8: (-23.6, -63.6, -33.0),
-    47: (23.6, -63.6, -33.0), 10: (-11.2, -18.3, 6.3), 49: (11.2, -18.3, 6.3),
-    11: (-13.1, 9.4, 8.7), 50: (13.1, 9.4, 8.7), 12: (-26.0, 1.4, -1.1), 51: (26.0, 1.4, -1.1),
-    13: (-20.7, -2.5, -2.6), 52: (20.7, -2.5, -2.6), 14: (0.0, -11.2, -3.6),
-    15: (0.0, -44.5, -33.5), 17: (-25.6, -22.2, -14.4), 53: (25.6, -22.2, -14.4),
-    18: (-24.2, -4.3, -20.2), 54: (24.2, -4.3, -20.2),
-}  # fmt: skip
+    2: (-28.4, -16.5, 19.9),
+    41: (28.4, -16.5, 19.9),
+    3: (-32.6, -18.8, 15.3),
+    42: (32.6, -18.8, 15.3),
+    4: (-13.9, -14.9, 14.1),
+    43: (13.9, -14.9, 14.1),
+    7: (-18.9, -53.8, -35.0),
+    46: (18.9, -53.8, -35.0),
+    8: (-23.6, -63.6, -33.0),
+    47: (23.6, -63.6, -33.0),
+    10: (-11.2, -18.3, 6.3),
+    49: (11.2, -18.3, 6.3),
+    11: (-13.1, 9.4, 8.7),
+    50: (13.1, 9.4, 8.7),
+    12: (-26.0, 1.4, -1.1),
+    51: (26.0, 1.4, -1.1),
+    13: (-20.7, -2.5, -2.6),
+    52: (20.7, -2.5, -2.6),
+    14: (0.0, -11.2, -3.6),
+    15: (0.0, -44.5, -33.5),
+    17: (-25.6, -22.2, -14.4),
+    53: (25.6, -22.2, -14.4),
+    18: (-24.2, -4.3, -20.2),
+    54: (24.2, -4.3, -20.2),
+}
 FEWEST_CENTROIDS = 8  # our choice: twice the points that fix an affine
 MARGIN = 4  # mm of air kept around a head
 
@@ -228,7 +261,7 @@ def anatomy_from_labels(labels: Labels, affine: Affine) -> Anatomy:
     ValueError
         If too few structures are there, or a label is out of range.
     """
-    if labels.min() < 0 or labels.max() >= 1024:  # noqa: PLR2004
+    if labels.min() < 0 or labels.max() >= 1024:
         raise ValueError("labels must lie between 0 and 1023")
     labels, affine = _crop(labels.astype(np.int16), affine, MARGIN)
     centroids = _measure_centroids(labels, affine)

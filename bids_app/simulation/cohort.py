@@ -155,10 +155,12 @@ def template_anatomy(resolution: int) -> Anatomy:
     t1w, gm, wm, mask = (
         load(resolution=resolution)
         for load in (
-            datasets.load_mni152_template, datasets.load_mni152_gm_template,
-            datasets.load_mni152_wm_template, datasets.load_mni152_brain_mask,
+            datasets.load_mni152_template,
+            datasets.load_mni152_gm_template,
+            datasets.load_mni152_wm_template,
+            datasets.load_mni152_brain_mask,
         )
-    )  # fmt: skip
+    )
     head, grey, white = (np.asarray(image.dataobj, np.float32) for image in (t1w, gm, wm))
     return anatomy_from_template(head, grey, white, np.asarray(mask.dataobj) > 0, t1w.affine)
 
@@ -173,7 +175,7 @@ def load_anatomy(path: Path) -> Anatomy:
     """
     image = nifti.load(path)
     labels = np.rint(image.data)
-    if labels.ndim != 3 or not np.array_equal(labels, image.data):  # noqa: PLR2004
+    if labels.ndim != 3 or not np.array_equal(labels, image.data):
         raise UnusableDataError(f"{path}: not a label map; give whole numbers in three dimensions")
     try:
         return anatomy_from_labels(labels.astype(np.int32), image.affine)
@@ -194,7 +196,7 @@ def load_pattern(path: Path | None) -> Volume:
     if path is None:
         return usual_pattern()
     image = nifti.load_scan(path)
-    if image.data.ndim != 3:  # noqa: PLR2004
+    if image.data.ndim != 3:
         raise UnusableDataError(f"{path}: {image.data.ndim} dimensions; give one volume")
     if not image.data.max() > 0:
         raise UnusableDataError(f"{path}: nothing in it is above zero; give a mean PET")
@@ -210,7 +212,7 @@ STRENGTH_OF_TEMPLATE, STRENGTH_OF_LABELS = 1.0, 0.6  # a label map already is on
 def _draw_member(plan: CohortPlan, member: SimulatedSubject, pattern: Volume) -> Person:
     strength = STRENGTH_OF_TEMPLATE
     if plan.anatomies is None:
-        source = template_anatomy(1 if plan.resolution < 2 else 2)  # noqa: PLR2004
+        source = template_anatomy(1 if plan.resolution < 2 else 2)
     else:
         maps = find_label_maps(plan.anatomies)
         offset = plan.paired + plan.t1w_only if member.group == "patient" else 0
@@ -256,8 +258,10 @@ class _Visit:
 
 def _save(
     data: NDArray[np.float32] | NDArray[np.int16] | NDArray[np.bool_],
-    affine: Affine, stem: str, about: dict[str, object],
-) -> None:  # fmt: skip
+    affine: Affine,
+    stem: str,
+    about: dict[str, object],
+) -> None:
     image = nifti.Image(data, affine)  # type: ignore[arg-type]
     nifti.save(image, Path(f"{stem}.nii.gz"), description="SIMULATED by mri2pet")
     write_json(Path(f"{stem}.json"), about)
@@ -295,10 +299,13 @@ def _write_lesions(visit: _Visit, person: Person) -> list[dict[str, object]]:
     for number, lesion in enumerate(person.lesions, 1):
         volume = mask_of(lesion, head.labels, head.affine).sum() * np.prod(head.zooms)
         row: dict[str, object] = {
-            "participant_id": subject, "lesion": number, "side": lesion.side,
+            "participant_id": subject,
+            "lesion": number,
+            "side": lesion.side,
             "session_id": f"ses-{visit.session}" if visit.session else None,
-            "volume": float(volume), "depth": 100 * lesion.depth,
-        }  # fmt: skip
+            "volume": float(volume),
+            "depth": 100 * lesion.depth,
+        }
         row |= dict(zip("xyz", lesion.centre, strict=True))
         row |= {f"mni_{axis}": mm for axis, mm in zip("xyz", lesion.mni, strict=True)}
         rows.append(row)

@@ -174,7 +174,7 @@ def sample(volume: NDArray[Number], indices: Volume, *, order: int = 1) -> NDArr
         Of the kind of ``volume``.
     """
     where = np.moveaxis(indices, -1, 0)
-    if volume.ndim == 3:  # noqa: PLR2004
+    if volume.ndim == 3:
         return ndimage.map_coordinates(volume, where, order=order, mode="nearest")
     parts = [
         ndimage.map_coordinates(volume[..., c], where, order=order, mode="nearest")
@@ -321,6 +321,6 @@ def _mni_at(anatomy: Anatomy, points: Volume, indices: Volume) -> Volume:
     linear = points @ outline[:3, :3].T.astype(np.float32) + outline[:3, 3].astype(np.float32)
     expected = coordinates(Grid((i, j, k), outline @ anatomy.affine))
     rest = anatomy.mni - expected
-    if np.abs(rest).max() < 0.01:  # noqa: PLR2004  # an affine is all there is: the usual case
+    if np.abs(rest).max() < 0.01:  # an affine is all there is: the usual case
         return linear
     return linear + sample(rest, indices)

@@ -70,13 +70,16 @@ def see(noisefree: Volume, affine: Affine, grid: Grid, pet_to_t1w: Affine) -> Vo
     pet_to_index = np.linalg.inv(affine) @ pet_to_t1w @ grid.affine
     return ndimage.affine_transform(
         noisefree, pet_to_index[:3, :3], pet_to_index[:3, 3], grid.shape, order=1, cval=0.0
-    )  # fmt: skip
+    )
 
 
 def acquire(
-    noisefree: Volume, scanner: Scanner, durations: NDArray[np.float64],
-    zooms: tuple[float, float, float], rng: np.random.Generator,
-) -> NDArray[np.float32]:  # fmt: skip
+    noisefree: Volume,
+    scanner: Scanner,
+    durations: NDArray[np.float64],
+    zooms: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
     """Add the noise of a scan, frame by frame.
 
     Parameters
@@ -111,15 +114,29 @@ def acquire(
 
 # Where a structure lies between cortex (0) and white matter (1), for T1w (our choice).
 BETWEEN = {
-    "cerebellar_cortex": 0.02, "hippocampus": 0.05, "amygdala": 0.0, "caudate": 0.08,
-    "accumbens": 0.12, "putamen": 0.28, "thalamus": 0.55, "pallidum": 0.80, "ventral_dc": 0.72,
-    "brainstem": 0.85, "cerebellar_white": 0.97, "cord": 0.8,
-}  # fmt: skip
+    "cerebellar_cortex": 0.02,
+    "hippocampus": 0.05,
+    "amygdala": 0.0,
+    "caudate": 0.08,
+    "accumbens": 0.12,
+    "putamen": 0.28,
+    "thalamus": 0.55,
+    "pallidum": 0.80,
+    "ventral_dc": 0.72,
+    "brainstem": 0.85,
+    "cerebellar_white": 0.97,
+    "cord": 0.8,
+}
 # Head tissue as a share of white matter: mean and standard deviation among scanners (our choice).
 HEAD = {
-    "skin": (1.05, 0.20), "muscle": (0.62, 0.12), "mucosa": (0.55, 0.12), "eye": (0.25, 0.06),
-    "vessel": (0.40, 0.20), "bone": (0.10, 0.04), "marrow": (0.75, 0.25),
-}  # fmt: skip
+    "skin": (1.05, 0.20),
+    "muscle": (0.62, 0.12),
+    "mucosa": (0.55, 0.12),
+    "eye": (0.25, 0.06),
+    "vessel": (0.40, 0.20),
+    "bone": (0.10, 0.04),
+    "marrow": (0.75, 0.25),
+}
 WAVES = 4  # cosines of the bias field along each axis, the constant among them
 
 
@@ -187,8 +204,9 @@ def draw_bias_field(shape: tuple[int, ...], size: float, rng: np.random.Generato
         Where chance comes from.
     """
     orders = np.arange(WAVES)
-    weights = rng.standard_normal((WAVES,) * 3) / (1 + np.add.outer(np.add.outer(
-        orders**2, orders**2), orders**2))  # fmt: skip
+    weights = rng.standard_normal((WAVES,) * 3) / (
+        1 + np.add.outer(np.add.outer(orders**2, orders**2), orders**2)
+    )
     weights[0, 0, 0] = 0
     field = weights
     for n in shape:  # one axis at a time: it goes to the end when it is done
@@ -198,10 +216,7 @@ def draw_bias_field(shape: tuple[int, ...], size: float, rng: np.random.Generato
 
 
 def paint_t1w(
-    labels: Labels,
-    contrast: Contrast,
-    rng: np.random.Generator,
-    zooms: tuple[float, float, float],
+    labels: Labels, contrast: Contrast, rng: np.random.Generator, zooms: tuple[float, float, float]
 ) -> Volume:
     """Paint a T1w image: tissue, texture, partial volume, bias field, Rician noise.
 
@@ -234,12 +249,29 @@ def paint_t1w(
 # Uptake by tissue; cortex is 1. Ratios as FDG is known to show them, numbers our choice. After the
 # scanner's blur nuclei are the brighter ones: the cortex, 2–3 mm thin, loses more to it.
 TISSUE = {
-    "cortex": 1.0, "cerebellar_cortex": 0.86, "thalamus": 0.92, "caudate": 1.00, "putamen": 1.00,
-    "accumbens": 1.00, "pallidum": 0.70, "hippocampus": 0.68, "amygdala": 0.68,
-    "ventral_dc": 0.60, "brainstem": 0.48, "cerebellar_white": 0.34, "fluid": 0.04,
-    "plexus": 0.04, "cord": 0.30, "muscle": 0.12, "skin": 0.08, "mucosa": 0.20, "eye": 0.12,
-    "vessel": 0.15, "bone": 0.05, "marrow": 0.12,
-}  # fmt: skip
+    "cortex": 1.0,
+    "cerebellar_cortex": 0.86,
+    "thalamus": 0.92,
+    "caudate": 1.00,
+    "putamen": 1.00,
+    "accumbens": 1.00,
+    "pallidum": 0.70,
+    "hippocampus": 0.68,
+    "amygdala": 0.68,
+    "ventral_dc": 0.60,
+    "brainstem": 0.48,
+    "cerebellar_white": 0.34,
+    "fluid": 0.04,
+    "plexus": 0.04,
+    "cord": 0.30,
+    "muscle": 0.12,
+    "skin": 0.08,
+    "mucosa": 0.20,
+    "eye": 0.12,
+    "vessel": 0.15,
+    "bone": 0.05,
+    "marrow": 0.12,
+}
 WHITE = (0.22, 0.29)  # range among people: cortex is about four times as bright; our choice
 TISSUE_SD = 0.05  # among people, of each tissue; our choice
 SIDE_SD = 0.015  # between the sides of a person; our choice
@@ -321,7 +353,7 @@ def pattern_of_template(template: Volume, grid: Grid, anatomy: Anatomy) -> Volum
     expected = smooth(_mean_tissue()[anatomy.labels], 14.0, anatomy.zooms)
     brain = smooth(_is_brain_tissue()[anatomy.labels], 4.0, anatomy.zooms)
     where = to_indices(points, anatomy.affine)
-    expected, inside = sample(expected, where), sample(brain, where) > 0.5  # noqa: PLR2004
+    expected, inside = sample(expected, where), sample(brain, where) > 0.5
     ratio = pet / np.maximum(expected, 0.12)
     ratio = np.clip(ratio / np.median(ratio[inside]), *RANGE)
     ratio = np.where(inside, ratio, 1.0).astype(np.float32)
@@ -333,7 +365,7 @@ def _mean_tissue() -> NDArray[np.float32]:
 
 
 def _is_brain_tissue() -> NDArray[np.float32]:
-    table = (np.arange(1024) < 500).astype(np.float32)  # noqa: PLR2004
+    table = (np.arange(1024) < 500).astype(np.float32)
     table[[0, 24]] = 0
     return table
 

@@ -67,21 +67,35 @@ def describe_pet(
     starts = WAIT + np.cumsum(durations) - durations
     return {
         **MAKER,
-        "Modality": "PT", "BodyPart": "BRAIN", "Units": "Bq/mL", "ImageComments": "simulated",
-        "TracerName": "FDG", "TracerRadionuclide": "F18",
-        "InjectedRadioactivity": dose, "InjectedRadioactivityUnits": "MBq",
-        "InjectedMass": MASS, "InjectedMassUnits": "ug",
-        "SpecificRadioactivity": round(dose / MASS, 3), "SpecificRadioactivityUnits": "MBq/ug",
+        "Modality": "PT",
+        "BodyPart": "BRAIN",
+        "Units": "Bq/mL",
+        "ImageComments": "simulated",
+        "TracerName": "FDG",
+        "TracerRadionuclide": "F18",
+        "InjectedRadioactivity": dose,
+        "InjectedRadioactivityUnits": "MBq",
+        "InjectedMass": MASS,
+        "InjectedMassUnits": "ug",
+        "SpecificRadioactivity": round(dose / MASS, 3),
+        "SpecificRadioactivityUnits": "MBq/ug",
         "ModeOfAdministration": "bolus",
-        "TimeZero": "10:00:00", "InjectionStart": 0, "ScanStart": WAIT,
-        "FrameTimesStart": starts.tolist(), "FrameDuration": durations.tolist(),
+        "TimeZero": "10:00:00",
+        "InjectionStart": 0,
+        "ScanStart": WAIT,
+        "FrameTimesStart": starts.tolist(),
+        "FrameDuration": durations.tolist(),
         "AcquisitionMode": "list mode",
-        "ImageDecayCorrected": True, "ImageDecayCorrectionTime": 0,
-        "ReconMethodName": "simulated", "ReconMethodParameterLabels": ["point spread function"],
-        "ReconMethodParameterUnits": ["mm"], "ReconMethodParameterValues": [round(fwhm, 2)],
-        "ReconFilterType": "none", "ReconFilterSize": 0,
+        "ImageDecayCorrected": True,
+        "ImageDecayCorrectionTime": 0,
+        "ReconMethodName": "simulated",
+        "ReconMethodParameterLabels": ["point spread function"],
+        "ReconMethodParameterUnits": ["mm"],
+        "ReconMethodParameterValues": [round(fwhm, 2)],
+        "ReconFilterType": "none",
+        "ReconFilterSize": 0,
         "AttenuationCorrection": "none needed: simulated without attenuation",
-    }  # fmt: skip
+    }
 
 
 def frame_durations(count: int) -> NDArray[np.float64]:
@@ -95,9 +109,12 @@ def describe_dataset(version: str, *, truth: bool) -> dict[str, object]:
     common: dict[str, object] = {"BIDSVersion": BIDS_VERSION, "GeneratedBy": [made_by]}
     if truth:
         return {
-            "Name": "The truth about a simulated cohort", "DatasetType": "derivative", **common,
-            "SourceDatasets": [{"URL": "../.."}], "DatasetLinks": {"raw": "../.."},
-        }  # fmt: skip
+            "Name": "The truth about a simulated cohort",
+            "DatasetType": "derivative",
+            **common,
+            "SourceDatasets": [{"URL": "../.."}],
+            "DatasetLinks": {"raw": "../.."},
+        }
     return {
         "Name": "A simulated T1w and FDG PET cohort",
         "DatasetType": "raw",

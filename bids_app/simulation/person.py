@@ -151,9 +151,13 @@ def scan_t1w(person: Person, head: Anatomy, rng: np.random.Generator) -> Volume:
 
 
 def scan_pet(
-    person: Person, head: Anatomy, durations: NDArray[np.float64], rng: np.random.Generator, *,
+    person: Person,
+    head: Anatomy,
+    durations: NDArray[np.float64],
+    rng: np.random.Generator,
+    *,
     vary: bool,
-) -> PetScan:  # fmt: skip
+) -> PetScan:
     """Take an FDG PET.
 
     Parameters

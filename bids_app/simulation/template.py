@@ -56,10 +56,10 @@ def _is_cerebellum(points: Volume) -> Mask:
 
 def _cut_off_cerebellum(labels: Labels, points: Volume) -> None:
     y, z = points[..., 1], points[..., 2]
-    chosen = np.nonzero((y < -20) & (z < 5) & ((labels == 2) | (labels == 3)))  # noqa: PLR2004
+    chosen = np.nonzero((y < -20) & (z < 5) & ((labels == 2) | (labels == 3)))
     here = labels[chosen]
     within = _is_cerebellum(points[chosen])
-    labels[chosen] = np.where(within, np.where(here == 2, 7, 8), here)  # noqa: PLR2004
+    labels[chosen] = np.where(within, np.where(here == 2, 7, 8), here)
 
 
 def _label_tissue(grey: Volume, white: Volume, t1w: Volume, brain: Mask) -> Labels:
@@ -86,17 +86,17 @@ def _place_nuclei(labels: Labels, points: Volume, grey: Volume) -> None:
 
 def _place_brainstem(labels: Labels, points: Volume) -> None:
     x, y, z = (points[..., axis] for axis in range(3))
-    chosen = np.nonzero((np.abs(x) < 25) & (y > -60) & (y < 0) & (z < -8))  # noqa: PLR2004
+    chosen = np.nonzero((np.abs(x) < 25) & (y > -60) & (y < 0) & (z < -8))
     near, here = points[chosen], labels[chosen]
     stem = _mahalanobis(near, *BRAINSTEM) < 1.2 * ELLIPSOID
-    stem |= (np.abs(near[:, 0]) < 9) & (near[:, 1] > -45) & (near[:, 2] < -48)  # noqa: PLR2004
+    stem |= (np.abs(near[:, 0]) < 9) & (near[:, 1] > -45) & (near[:, 2] < -48)
     labels[chosen] = np.where(stem & np.isin(here, (2, 3, 7, 28)), 16, here)
 
 
 def _place_ventricles(labels: Labels, points: Volume) -> None:
     low, high = np.array(VENTRICLE_BOX, np.float32)
     deep = ((points > low) & (points < high)).all(axis=-1)
-    labels[ndimage.binary_opening(deep & (labels == 24))] = 4  # noqa: PLR2004
+    labels[ndimage.binary_opening(deep & (labels == 24))] = 4
 
 
 def _tell_sides(labels: Labels, x: Volume) -> Labels:
@@ -114,7 +114,7 @@ def _measure_distance(mask: Mask, zooms: tuple[float, float, float]) -> Volume:
     The inner skull is the brain, closed. At half the resolution where that is enough: eight times
     as fast.
     """
-    step = 2 if max(zooms) < 1.5 else 1  # noqa: PLR2004
+    step = 2 if max(zooms) < 1.5 else 1
     spare = round(2 * CLOSING / (step * min(zooms))) + 2
     coarse = np.pad(mask[::step, ::step, ::step], spare)
     wide = [step * zoom for zoom in zooms]

@@ -37,7 +37,7 @@ _CHECKS: dict[str, Check] = {
     "versions": is_mapping(is_text, 1000),
     "metrics": is_mapping(is_number(), 1000),
     "reference_sha256": is_sha256,
-}  # fmt: skip
+}
 _NEWER = "versions metrics reference_sha256"  # fields that older cards lack
 FOLDS = "folds"  # of the cross-validation: each has a generator in a folder of its own
 

@@ -180,11 +180,11 @@ def records_to_json(records: Sequence[ScoreRecord]) -> dict[str, object]:
     return {
         "Records": [
             {
-                **asdict(one),
-                "scores": {k: _plain(value) for k, value in asdict(one.scores).items()},
-                "sweep": {f"{fwhm:g}": _plain(value) for fwhm, value in one.sweep.items()},
+                **asdict(record),
+                "scores": {k: _plain(value) for k, value in asdict(record.scores).items()},
+                "sweep": {f"{fwhm:g}": _plain(value) for fwhm, value in record.sweep.items()},
             }
-            for one in records
+            for record in records
         ]
     }
 

@@ -76,9 +76,12 @@ def make_fabric(device: str, precision: str, processes: int = 1) -> Fabric:
     alone = devices == 1 or isinstance(devices, list)
     strategy = "auto" if alone else "ddp_spawn"
     return Fabric(
-        accelerator=kind, devices=devices, strategy=strategy, precision=precision,  # type: ignore[arg-type]
+        accelerator=kind,
+        devices=devices,
+        strategy=strategy,
+        precision=precision,  # type: ignore[arg-type]
         plugins=LightningEnvironment(),  # in a job of SLURM, Fabric takes over ranks it finds there
-    )  # fmt: skip
+    )
 
 
 def save_generator(generator: nn.Module, card: Card, folder: Path) -> Card:
@@ -117,7 +120,7 @@ def load_weights(path: Path, spec: ModelSpec, device: str) -> ResnetGenerator:
     try:
         with torch.device("meta"):
             shapes = build_generator(spec).state_dict()
-        expected = {name: ("F32", tuple(one.shape)) for name, one in shapes.items()}
+        expected = {name: ("F32", tuple(shape.shape)) for name, shape in shapes.items()}
         refuse_shapes(shapes_of(path), expected)
         weights = load_file(path)
         generator = build_generator(spec)

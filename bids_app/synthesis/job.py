@@ -26,9 +26,15 @@ from bids_app.synthesis.training import Fit, HistoryRow, Training, go_on
 
 KEPT, HISTORY, CHECKPOINT = "kept.safetensors", "history.tsv", "checkpoint.safetensors"
 COLUMNS = (
-    "fold", "epoch", "generator_loss", "discriminator_loss", "ssim_validation", "learning_rate",
-    "seconds", "kept",
-)  # fmt: skip
+    "fold",
+    "epoch",
+    "generator_loss",
+    "discriminator_loss",
+    "ssim_validation",
+    "learning_rate",
+    "seconds",
+    "kept",
+)
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,21 @@ CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch"}  # tiling → the 
 WIDEST, DEEPEST = 1024, 256  # feature maps, blocks: far more than anyone trains; our choice
 _CHECKS: dict[str, Check] = {
     "tiling": lambda value: isinstance(value, dict),
-    "n_blocks": is_whole(0, DEEPEST), "width": is_whole(1, WIDEST),
+    "n_blocks": is_whole(0, DEEPEST),
+    "width": is_whole(1, WIDEST),
     "cycle": is_flag,
-    "epochs": is_whole(0, 1_000_000), "constant_epochs": is_whole(0, 1_000_000),
+    "epochs": is_whole(0, 1_000_000),
+    "constant_epochs": is_whole(0, 1_000_000),
     "batch_size": is_whole(1, 100_000),
     **dict.fromkeys(("mse_weight", "adversarial_weight", "cycle_weight"), is_number(0, 1e9)),
-    "learning_rate": is_number(0, 10), "beta1": is_number(0, 1), "beta2": is_number(0, 1),
-    "pool_size": is_whole(0, 1_000_000), "tiles_per_volume": is_whole(0, 10_000_000),
-    "validation_interval": is_whole(1, 1_000_000), "patience": is_whole(0, 1_000_000),
-}  # fmt: skip
+    "learning_rate": is_number(0, 10),
+    "beta1": is_number(0, 1),
+    "beta2": is_number(0, 1),
+    "pool_size": is_whole(0, 1_000_000),
+    "tiles_per_volume": is_whole(0, 10_000_000),
+    "validation_interval": is_whole(1, 1_000_000),
+    "patience": is_whole(0, 1_000_000),
+}
 _TILING_CHECKS: dict[str, dict[str, Check]] = {
     "semi3d": {"step": is_whole(1, SliceTriplets.channels)},
     "patch3d": {"size": is_whole(1, 512), "stride": is_whole(1, 512)},
@@ -118,14 +124,25 @@ class Published:
 
 
 _SEMI3D = ModelSpec(
-    tiling=SliceTriplets(), n_blocks=9, cycle=False,
-    epochs=200, constant_epochs=100, batch_size=5, mse_weight=0.0,
-)  # fmt: skip
+    tiling=SliceTriplets(),
+    n_blocks=9,
+    cycle=False,
+    epochs=200,
+    constant_epochs=100,
+    batch_size=5,
+    mse_weight=0.0,
+)
 _PATCH3D = ModelSpec(
-    tiling=CubicPatches(), n_blocks=2, cycle=False,
-    epochs=100, constant_epochs=100, batch_size=10, mse_weight=0.0,
-    tiles_per_volume=256, validation_interval=5,
-)  # fmt: skip
+    tiling=CubicPatches(),
+    n_blocks=2,
+    cycle=False,
+    epochs=100,
+    constant_epochs=100,
+    batch_size=10,
+    mse_weight=0.0,
+    tiles_per_volume=256,
+    validation_interval=5,
+)
 _MSE = 1000.0
 
 PUBLISHED = {  # in the order of the table
@@ -201,7 +218,7 @@ def spec_from_dict(values: dict[str, object]) -> ModelSpec:
     """
     if not isinstance(values, dict):
         raise ValueError("not a generator's spec")
-    optional = [one.name for one in fields(ModelSpec) if one.default is not MISSING]
+    optional = [field.name for field in fields(ModelSpec) if field.default is not MISSING]
     refuse_odd(values, _CHECKS, " ".join(optional))
     tiling = dict(values["tiling"])  # type: ignore[call-overload]
     kind = tiling.pop("kind", None)

@@ -92,9 +92,12 @@ class ResidualBlock(nn.Module):
         super().__init__()
         conv, norm = REFLECT[spatial_dims], NORM[spatial_dims]
         self.layers = nn.Sequential(
-            conv(width, width, 3, padding=1), norm(width), nn.ReLU(),
-            conv(width, width, 3, padding=1), norm(width),
-        )  # fmt: skip
+            conv(width, width, 3, padding=1),
+            norm(width),
+            nn.ReLU(),
+            conv(width, width, 3, padding=1),
+            norm(width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
@@ -137,14 +140,25 @@ class ResnetGenerator(nn.Module):
         conv, up, norm = CONV[spatial_dims], TRANSPOSED[spatial_dims], NORM[spatial_dims]
         reflect = REFLECT[spatial_dims]
         self.layers = nn.Sequential(
-            reflect(channels, width, 7, padding=3), norm(width), nn.ReLU(),
-            conv(width, 2 * width, 3, stride=2, padding=1), norm(2 * width), nn.ReLU(),
-            conv(2 * width, 4 * width, 3, stride=2, padding=1), norm(4 * width), nn.ReLU(),
+            reflect(channels, width, 7, padding=3),
+            norm(width),
+            nn.ReLU(),
+            conv(width, 2 * width, 3, stride=2, padding=1),
+            norm(2 * width),
+            nn.ReLU(),
+            conv(2 * width, 4 * width, 3, stride=2, padding=1),
+            norm(4 * width),
+            nn.ReLU(),
             *(ResidualBlock(spatial_dims, 4 * width) for _ in range(n_blocks)),
-            up(4 * width, 2 * width, 3, 2, padding=1, output_padding=1), norm(2 * width), nn.ReLU(),
-            up(2 * width, width, 3, 2, padding=1, output_padding=1), norm(width), nn.ReLU(),
-            reflect(width, channels, 7, padding=3), nn.Sigmoid(),
-        )  # fmt: skip
+            up(4 * width, 2 * width, 3, 2, padding=1, output_padding=1),
+            norm(2 * width),
+            nn.ReLU(),
+            up(2 * width, width, 3, 2, padding=1, output_padding=1),
+            norm(width),
+            nn.ReLU(),
+            reflect(width, channels, 7, padding=3),
+            nn.Sigmoid(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2:]
@@ -176,12 +190,21 @@ class PatchDiscriminator(nn.Module):
         # The last two get their zeros beforehand: of a padded one whose input is 3 voxels wide, as
         # in 3D-patch, torch 2.13 computes nonsense as the gradient, on CPUs in bfloat16.
         self.layers = nn.Sequential(
-            conv(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
-            conv(width, 2 * width, 4, stride=2, padding=1), norm(2 * width), nn.LeakyReLU(0.2),
-            conv(2 * width, 4 * width, 4, stride=2, padding=1), norm(4 * width), nn.LeakyReLU(0.2),
-            pad(1), conv(4 * width, 8 * width, 4), norm(8 * width), nn.LeakyReLU(0.2),
-            pad(1), conv(8 * width, 1, 4),
-        )  # fmt: skip
+            conv(channels, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            conv(width, 2 * width, 4, stride=2, padding=1),
+            norm(2 * width),
+            nn.LeakyReLU(0.2),
+            conv(2 * width, 4 * width, 4, stride=2, padding=1),
+            norm(4 * width),
+            nn.LeakyReLU(0.2),
+            pad(1),
+            conv(4 * width, 8 * width, 4),
+            norm(8 * width),
+            nn.LeakyReLU(0.2),
+            pad(1),
+            conv(8 * width, 1, 4),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)

@@ -50,7 +50,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Move it to a device, channels innermost, where networks expect them."""
-        layout = torch.channels_last if self.mri.ndim == 4 else torch.channels_last_3d  # noqa: PLR2004
+        layout = torch.channels_last if self.mri.ndim == 4 else torch.channels_last_3d
         move = {"device": device, "memory_format": layout}
         return Batch(self.mri.to(**move), self.pet.to(**move), self.total)  # type: ignore[call-overload]
 
@@ -87,13 +87,7 @@ NAMES = ("t1w", "pet", "brain")
 
 
 def store_volumes(
-    folder: Path,
-    owner: Owner,
-    *,
-    t1w: Volume,
-    pet: Volume,
-    brain: Mask,
-    hole: Mask | None = None,
+    folder: Path, owner: Owner, *, t1w: Volume, pet: Volume, brain: Mask, hole: Mask | None = None
 ) -> str:
     """Write the volumes of one visit, (I, J, K) each, so that they can be mapped.
 

@@ -55,7 +55,9 @@ class Fitted:
 def mean_metrics(records: Sequence[Mapping[str, object]]) -> dict[str, float]:
     """Average each metric over the visits of some folds; those that are not finite are left out."""
     everyone = [one for content in records for one in records_from_json(content)]
-    means = {m: float(np.mean([getattr(one.scores, m) for one in everyone])) for m in METRICS}
+    means = {
+        m: float(np.mean([getattr(subject.scores, m) for subject in everyone])) for m in METRICS
+    }
     return {metric: round(mean, 4) for metric, mean in means.items() if isfinite(mean)}
 
 
@@ -105,7 +107,7 @@ def _remove_folds(folder: Path, *, beyond: int) -> None:
 
 
 def _save(weights: Path, volumes: Sequence[Path], card: Card, folder: Path) -> None:
-    reference = gather_reference([open_volumes(one) for one in volumes])
+    reference = gather_reference([open_volumes(volume) for volume in volumes])
     write_reference(reference, folder / REFERENCE)
     card = replace(card, reference_sha256=file_sha256(folder / REFERENCE))
     save_generator(load_weights(weights, card.spec, "cpu"), card, folder)

@@ -137,7 +137,7 @@ def describe_novelty(value: float, reference: Reference) -> dict[str, object]:
 def _novelties(looks: Looks, participants: Sequence[str], brain: Mask) -> NDArray[np.float32]:
     """Compare each image with those of all other participants."""
     owners = np.array(participants)
-    if len(set(participants)) < 2:  # noqa: PLR2004
+    if len(set(participants)) < 2:
         return np.zeros(0, np.float32)
     values = [
         _distance(look, *_summarize(looks[owners != owner]), brain)
@@ -201,8 +201,8 @@ def write_reference(reference: Reference, path: Path) -> None:
 
 def _refuse_odd(reference: Reference) -> None:
     looks = (reference.t1w_mean, reference.t1w_sd)
-    shapes = {one.shape for one in looks} | {(2, *reference.brain.shape)}
-    if reference.brain.dtype != bool or len(shapes) > 1 or looks[0].ndim != 4:  # noqa: PLR2004
+    shapes = {look.shape for look in looks} | {(2, *reference.brain.shape)}
+    if reference.brain.dtype != bool or len(shapes) > 1 or looks[0].ndim != 4:
         raise ValueError("its parts do not belong together")
     if reference.pet_quantiles.shape != (QUANTILES,) or reference.novelties.ndim != 1:
         raise ValueError(f"it has {reference.pet_quantiles.shape} quantiles")

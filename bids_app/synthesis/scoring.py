@@ -80,12 +80,19 @@ class Lpips(nn.Module):
         self.sha256 = sha256
         one, two, three, four, five = self.CHANNELS
         self.features = nn.Sequential(
-            nn.Conv2d(3, one, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, stride=2),
-            nn.Conv2d(one, two, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, stride=2),
-            nn.Conv2d(two, three, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(three, four, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(four, five, 3, padding=1), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(3, one, 11, stride=4, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(one, two, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(two, three, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(three, four, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(four, five, 3, padding=1),
+            nn.ReLU(),
+        )
         for number, channels in enumerate(self.CHANNELS):
             self.add_module(f"lin{number}", Head(channels))
         colours = torch.tensor([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]])[..., None, None]

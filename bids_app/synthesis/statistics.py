@@ -106,7 +106,7 @@ def rows_of(records: Iterable[ScoreRecord]) -> list[str]:
     ValueError
         If one is not a row of the table.
     """
-    there = {one.model for one in records}
+    there = {record.model for record in records}
     if not there <= set(ROWS):
         raise ValueError(f"no rows of the table: {sorted(there - set(ROWS))}")
     return [row for row in ROWS if row in there]
@@ -114,7 +114,7 @@ def rows_of(records: Iterable[ScoreRecord]) -> list[str]:
 
 def participants_of(records: Iterable[ScoreRecord], model: str) -> int:
     """Count those that a model was scored on."""
-    return len({one.participant for one in records if one.model == model})
+    return len({record.participant for record in records if record.model == model})
 
 
 def mean_and_sd(records: Iterable[ScoreRecord], model: str, metric: str) -> tuple[float, float]:
@@ -203,13 +203,13 @@ def _visits(
 ) -> dict[tuple[str, str | None], float]:
     """Give the values of one row, as far as they are numbers."""
     values: dict[tuple[str, str | None], float] = {}
-    for one in records:
-        if one.model != model:
+    for record in records:
+        if record.model != model:
             continue
-        visit = (one.participant, one.session)
+        visit = (record.participant, record.session)
         if visit in values:
             raise ValueError(f"{model} was scored twice on {visit}")
-        values[visit] = getattr(one.scores, metric)
+        values[visit] = getattr(record.scores, metric)
     return {visit: value for visit, value in values.items() if not math.isnan(value)}
 
 

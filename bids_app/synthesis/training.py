@@ -61,7 +61,7 @@ class ImagePool:
         if len(self.images) < self.size:
             self.images.append(fake.clone())
             return fake
-        if not self.size or torch.rand((), generator=self.random) < 0.5:  # noqa: PLR2004
+        if not self.size or torch.rand((), generator=self.random) < 0.5:
             return fake
         place = int(torch.randint(self.size, (), generator=self.random))
         older = self.images[place]
@@ -233,11 +233,14 @@ class Training:
         weight = self.team.weight(batch.total)
         self.discriminators.requires_grad_(requires_grad=False)
         loss, made = generator_loss(
-            to_pet, to_mri, batch.mri, batch.pet,
+            to_pet,
+            to_mri,
+            batch.mri,
+            batch.pet,
             adversarial_weight=spec.adversarial_weight,
             cycle_weight=spec.cycle_weight,
             mse_weight=spec.mse_weight,
-        )  # fmt: skip
+        )
         self._improve(self.generators, self.generator_optimizer, weight * loss)
         self.discriminators.requires_grad_(requires_grad=True)
         judged = self._judge(to_pet, self.pools[0], batch.pet, made.fake_pet, batch.total)
@@ -281,7 +284,7 @@ class Training:
             if not torch.isfinite(total).all():
                 raise FloatingPointError(f"a loss is not finite in epoch {self.epoch + 1}")
         weights = [*self.generators.parameters(), *self.discriminators.parameters()]
-        if not all(torch.isfinite(one).all() for one in weights):
+        if not all(torch.isfinite(weight).all() for weight in weights):
             raise FloatingPointError(f"a weight is not finite in epoch {self.epoch + 1}")
         self.epoch += 1
         mean = self.team.average(total.to(self.fabric.device) / max(steps, 1))

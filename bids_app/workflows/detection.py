@@ -102,11 +102,11 @@ class Fitting:
 
 
 def _folders(pictures: Sequence[StoredImage]) -> list[str]:
-    return [str(one.folder) for one in pictures]
+    return [str(image.folder) for image in pictures]
 
 
 def _digests(pictures: Sequence[StoredImage]) -> list[str]:
-    return [one.sha256 for one in pictures]
+    return [image.sha256 for image in pictures]
 
 
 def _scored(pictures: Sequence[StoredImage]) -> dict[str, list[str]]:
@@ -149,39 +149,44 @@ def init_ocsvm_wf(
     workflow = Workflow(name)
     inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
     pack = Node(PackControls(**_trained(controls)), name="pack", mem_gb=1)
-    places = {one.name: place for place, one in enumerate(controls)}
+    places = {control.name: place for place, control in enumerate(controls)}
     per_fold = 1 + len(fitting.slabs)
     files = Node(Merge(1 + len(folds) * per_fold), name="files", run_without_submitting=True)
     workflow.connect([(pack, files, [("packed", "in1")])])
     for place, fold in enumerate(folds):
         encoder = TrainEncoder(
-            **_trained(fold.controls), spec=dict(fitting.encoder), seed=fold.seed,
+            **_trained(fold.controls),
+            spec=dict(fitting.encoder),
+            seed=fold.seed,
             threads=1,  # of so small a network they would wait for one another
-        )  # fmt: skip
+        )
         train = Node(encoder, name=f"encoder_{fold.number}", mem_gb=2)
         label_nodes(train, step=f"encoder of fold {fold.number}")
         merge = _merge_scores(fold.number, len(fitting.slabs))
         start = 2 + place * per_fold
-        workflow.connect([
-            (inputnode, train, [("brain", "brain")]),
-            (train, files, [("encoder", f"in{start}")]),
-        ])  # fmt: skip
+        workflow.connect(
+            [(inputnode, train, [("brain", "brain")]), (train, files, [("encoder", f"in{start}")])]
+        )
         common = {
-            "members": [places[one.name] for one in fold.controls],
-            "digests": _digests(fold.controls), "nu": fitting.nu, "threads": fitting.threads,
+            "members": [places[control.name] for control in fold.controls],
+            "digests": _digests(fold.controls),
+            "nu": fitting.nu,
+            "threads": fitting.threads,
             **_scored([*patients, *fold.held_out]),
-        }  # fmt: skip
+        }
         for number, (first, last) in enumerate(fitting.slabs, start=1):
             fit = _slab_node(
                 FitSlab(first=first, last=last, **common), fold.number, number, fitting
             )
-            workflow.connect([
-                (inputnode, fit, [("brain", "brain")]),
-                (pack, fit, [("packed", "packed")]),
-                (train, fit, [("encoder", "encoder")]),
-                (fit, merge, [("scores", f"in{number}")]),
-                (fit, files, [("voxels", f"in{start + number}")]),
-            ])  # fmt: skip
+            workflow.connect(
+                [
+                    (inputnode, fit, [("brain", "brain")]),
+                    (pack, fit, [("packed", "packed")]),
+                    (train, fit, [("encoder", "encoder")]),
+                    (fit, merge, [("scores", f"in{number}")]),
+                    (fit, files, [("voxels", f"in{start + number}")]),
+                ]
+            )
     return workflow
 
 
@@ -226,7 +231,7 @@ def norm_files(detector: str, folds: int) -> list[str]:
 def _synthetic(detector: str, pictures: Sequence[StoredImage]) -> list[StoredImage]:
     if not DETECTORS[detector].synthetic:
         return []
-    return [one.synthetic for one in pictures if one.synthetic is not None]
+    return [image.synthetic for image in pictures if image.synthetic is not None]
 
 
 def init_norm_wf(
@@ -263,17 +268,22 @@ def init_norm_wf(
     for place, fold in enumerate(folds, start=1):
         made = _synthetic(detector, fold.controls)
         norm = FitNorm(
-            detector=detector, fwhm=fitting.fwhm, controls=_folders(fold.controls),
-            controls_synthetic=_folders(made), digests=_digests([*fold.controls, *made]),
+            detector=detector,
+            fwhm=fitting.fwhm,
+            controls=_folders(fold.controls),
+            controls_synthetic=_folders(made),
+            digests=_digests([*fold.controls, *made]),
             **_scored_both(detector, [*patients, *fold.held_out]),
-        )  # fmt: skip
+        )
         fit = _norm_node(norm, fold.number)
         merge = _merge_scores(fold.number, 1)
-        workflow.connect([
-            (inputnode, fit, [("brain", "brain")]),
-            (fit, merge, [("scores", "in1")]),
-            (fit, files, [("norm", f"in{place}")]),
-        ])  # fmt: skip
+        workflow.connect(
+            [
+                (inputnode, fit, [("brain", "brain")]),
+                (fit, merge, [("scores", "in1")]),
+                (fit, files, [("norm", f"in{place}")]),
+            ]
+        )
     return workflow
 
 
@@ -337,29 +347,29 @@ def init_applied_ocsvm_wf(
     files = iter(names)
     for fold, members in enumerate(applied.members, start=1):
         common = {
-            **_scored(patients), "encoder": str(applied.folder / next(files)),
-            "packed": str(applied.folder / packed), "members": list(members),
-            "digests": [applied.sha256], "threads": fitting.threads,
-        }  # fmt: skip
+            **_scored(patients),
+            "encoder": str(applied.folder / next(files)),
+            "packed": str(applied.folder / packed),
+            "members": list(members),
+            "digests": [applied.sha256],
+            "threads": fitting.threads,
+        }
         merge = _merge_scores(fold, len(fitting.slabs))
         for number, (first, last) in enumerate(fitting.slabs, start=1):
             voxels = str(applied.folder / next(files))
             slab = ApplySlab(first=first, last=last, voxels=voxels, **common)
             apply = _slab_node(slab, fold, number, fitting)
-            workflow.connect([
-                (inputnode, apply, [("brain", "brain")]),
-                (apply, merge, [("scores", f"in{number}")]),
-            ])  # fmt: skip
+            workflow.connect(
+                [
+                    (inputnode, apply, [("brain", "brain")]),
+                    (apply, merge, [("scores", f"in{number}")]),
+                ]
+            )
     return workflow
 
 
 def init_applied_norm_wf(
-    detector: str,
-    applied: Applied,
-    patients: Sequence[StoredImage],
-    fitting: Fitting,
-    *,
-    name: str,
+    detector: str, applied: Applied, patients: Sequence[StoredImage], fitting: Fitting, *, name: str
 ) -> Workflow:
     """Compare patients with controls that were learned from before.
 
@@ -385,14 +395,15 @@ def init_applied_norm_wf(
     inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
     for fold, norm in enumerate(norm_files(detector, applied.folds), start=1):
         node = ApplyNorm(
-            detector=detector, fwhm=fitting.fwhm, norm=str(applied.folder / norm),
+            detector=detector,
+            fwhm=fitting.fwhm,
+            norm=str(applied.folder / norm),
             **_scored_both(detector, patients),
-        )  # fmt: skip
+        )
         apply, merge = _norm_node(node, fold), _merge_scores(fold, 1)
-        workflow.connect([
-            (inputnode, apply, [("brain", "brain")]),
-            (apply, merge, [("scores", "in1")]),
-        ])  # fmt: skip
+        workflow.connect(
+            [(inputnode, apply, [("brain", "brain")]), (apply, merge, [("scores", "in1")])]
+        )
     return workflow
 
 
@@ -574,22 +585,29 @@ def init_anomalies_wf(
     outputnode = Node(IdentityInterface(["statmap", "labels"]), name="outputnode")
     known = {"lesions": scored.lesions, "atlas": clustering.atlas, "names": clustering.names}
     anomalies = MapAnomalies(
-        slabs=list(slabs) * folds, rows=[scored.row] * (len(slabs) * folds), folds=folds,
-        image=str(scored.picture.folder), digest=scored.picture.sha256,
-        extent=clustering.extent, minimum_volume=clustering.minimum_volume, most=clustering.most,
+        slabs=list(slabs) * folds,
+        rows=[scored.row] * (len(slabs) * folds),
+        folds=folds,
+        image=str(scored.picture.folder),
+        digest=scored.picture.sha256,
+        extent=clustering.extent,
+        minimum_volume=clustering.minimum_volume,
+        most=clustering.most,
         **{name: str(path) for name, path in known.items() if path is not None},
-    )  # fmt: skip
+    )
     anomaly_map = Node(anomalies, name="map", mem_gb=1)
     saves = [save_node(scored.statmap, "statmap"), save_node(scored.labels, "labels")]
     save_clusters = Node(SaveFile(out_file=str(scored.clusters)), name="save_clusters")
     workflow = Workflow(name)
-    workflow.connect([
-        (inputnode, anomaly_map, [("scores", "scores"), ("brain", "brain")]),
-        (anomaly_map, saves[0], [("statmap", "in_file")]),
-        (anomaly_map, saves[1], [("labels", "in_file")]),
-        (anomaly_map, save_clusters, [("clusters", "in_file")]),
-        (anomaly_map, outputnode, [("statmap", "statmap"), ("labels", "labels")]),
-    ])  # fmt: skip
+    workflow.connect(
+        [
+            (inputnode, anomaly_map, [("scores", "scores"), ("brain", "brain")]),
+            (anomaly_map, saves[0], [("statmap", "in_file")]),
+            (anomaly_map, saves[1], [("labels", "in_file")]),
+            (anomaly_map, save_clusters, [("clusters", "in_file")]),
+            (anomaly_map, outputnode, [("statmap", "statmap"), ("labels", "labels")]),
+        ]
+    )
     return workflow
 
 
@@ -611,28 +629,31 @@ def init_on_t1w_wf(target: OnT1w, *, name: str) -> Workflow:
     inputnode = Node(IdentityInterface(["statmap", "labels"]), name="inputnode")
     common = {"reference": str(target.t1w), "transforms": [str(target.template_to_t1w)]}
     carry_map = Node(Resample(interpolation="linear", **common), name="carry_map", mem_gb=2)
-    carry_labels = Node(Resample(interpolation="genericLabel", **common), name="carry_labels",
-                        mem_gb=2)  # fmt: skip
+    carry_labels = Node(
+        Resample(interpolation="genericLabel", **common), name="carry_labels", mem_gb=2
+    )
     both = Node(Merge(2), name="both", run_without_submitting=True)
     outputs = [target.statmap, target.labels]
     save = SaveDerivatives(
-        out_files=[str(one.path) for one in outputs],
-        sidecar_files=[str(one.sidecar_path) for one in outputs],
-        sidecars=[dict(one.sidecar) for one in outputs],
+        out_files=[str(output.path) for output in outputs],
+        sidecar_files=[str(output.sidecar_path) for output in outputs],
+        sidecars=[dict(output.sidecar) for output in outputs],
     )
     places = Node(LocateClusters(), name="locate", mem_gb=1)
     save_places = Node(SaveFile(out_file=str(target.places)), name="save_places")
     workflow = Workflow(name)
-    workflow.connect([
-        (inputnode, carry_map, [("statmap", "image")]),
-        (inputnode, carry_labels, [("labels", "image")]),
-        (carry_map, places, [("image", "statmap")]),
-        (carry_labels, places, [("image", "labels")]),
-        (places, save_places, [("places", "in_file")]),
-        (carry_map, both, [("image", "in1")]),
-        (carry_labels, both, [("image", "in2")]),
-        (both, Node(save, name="save"), [("out", "in_files")]),
-    ])  # fmt: skip
+    workflow.connect(
+        [
+            (inputnode, carry_map, [("statmap", "image")]),
+            (inputnode, carry_labels, [("labels", "image")]),
+            (carry_map, places, [("image", "statmap")]),
+            (carry_labels, places, [("image", "labels")]),
+            (places, save_places, [("places", "in_file")]),
+            (carry_map, both, [("image", "in1")]),
+            (carry_labels, both, [("image", "in2")]),
+            (both, Node(save, name="save"), [("out", "in_files")]),
+        ]
+    )
     return workflow
 
 
@@ -695,11 +716,13 @@ def init_atlas_wf(
     """
     carry = Node(
         CarryLabels(
-            image=str(atlas), orientation=orientation, reference=str(reference),
+            image=str(atlas),
+            orientation=orientation,
+            reference=str(reference),
             interpolation="genericLabel",
         ),
         name="carry",
-    )  # fmt: skip
+    )
     save = Node(SaveFile(out_file=str(output)), name="save")
     workflow = Workflow(name)
     workflow.connect([(carry, save, [("image", "in_file")])])

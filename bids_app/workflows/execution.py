@@ -250,9 +250,10 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
             node = self.procs[jobid]
             if not node.is_gpu_node() or min(node.n_procs, self.n_gpu_procs) <= gpus:
                 return [
-                    one for n, one in enumerate(ready)
+                    one
+                    for n, one in enumerate(ready)
                     if n <= number or self._place(one) == self._place(jobid)
-                ]  # fmt: skip
+                ]
         return ready
 
     def _task_finished_cb(self, jobid: int, cached: bool = False) -> None:
@@ -376,8 +377,9 @@ def _run_elsewhere(
     name = str(plugin["plugin"])
     arguments = _arguments_of(plugin)
     workflow.config["execution"] |= {
-        "poll_sleep_duration": POLLING, "job_finished_timeout": WAITING,
-    }  # fmt: skip
+        "poll_sleep_duration": POLLING,
+        "job_finished_timeout": WAITING,
+    }
     name_user(os.environ)
     ask_for_needs(workflow, name, arguments)
     chosen = make_plugin(name, arguments | {"status_callback": on_status})
@@ -391,11 +393,14 @@ def _make_ready(workflow: Workflow, crashes: Path, *, stop_on_first_crash: bool)
     _remove_stale_locks(workflow)
     label_nodes(workflow, owner="", label="", part="", step="", fatal=True)
     workflow.config["execution"] = {
-        "crashdump_dir": str(crashes), "crashfile_format": "txt",
-        "stop_on_first_crash": stop_on_first_crash, "poll_sleep_duration": 0.05,
-        "create_report": False, "remove_unnecessary_outputs": False,
+        "crashdump_dir": str(crashes),
+        "crashfile_format": "txt",
+        "stop_on_first_crash": stop_on_first_crash,
+        "poll_sleep_duration": 0.05,
+        "create_report": False,
+        "remove_unnecessary_outputs": False,
         "hash_method": "content",  # a copied dataset, or a template written anew, is the same
-    }  # fmt: skip
+    }
     nipype.config.update_config({"execution": {"check_version": "false"}})
 
 

@@ -105,9 +105,10 @@ def init_training_set_wf(
         Of controls, whose brain a voxel that is analysed must be in.
     """
     agree = AgreeOnBrain(
-        controls=[str(one.folder) for one in controls],
-        digests=[one.sha256 for one in controls], share=share,
-    )  # fmt: skip
+        controls=[str(control.folder) for control in controls],
+        digests=[control.sha256 for control in controls],
+        share=share,
+    )
     brain = Node(agree, name="brain", mem_gb=1)
     label_nodes(brain, step="common brain")
     fitted = {
@@ -124,20 +125,27 @@ def init_training_set_wf(
     label_nodes(publishing, step="detectors written")
     sources = Node(Merge(1 + len(fitted)), name="sources", run_without_submitting=True)
     workflow = Workflow(name)
-    workflow.connect([
-        (brain, sources, [("brain", "in1")]),
-        (sources, publishing, [("out", "sources")]),
-    ])  # fmt: skip
+    workflow.connect(
+        [(brain, sources, [("brain", "in1")]), (sources, publishing, [("out", "sources")])]
+    )
     for place, (detector, graph) in enumerate(fitted.items(), start=2):
-        workflow.connect([
-            (brain, graph, [("brain", "inputnode.brain")]),
-            (graph, sources, [("files.out", f"in{place}")]),
-        ])  # fmt: skip
+        workflow.connect(
+            [
+                (brain, graph, [("brain", "inputnode.brain")]),
+                (graph, sources, [("files.out", f"in{place}")]),
+            ]
+        )
         plan, slabs = detectors[detector], slabs_of(detector, fitting)
         _connect_targets(
-            workflow, brain, graph, plan.targets,
-            detector=detector, folds=len(plan.folds), slabs=slabs, clustering=clustering,
-        )  # fmt: skip
+            workflow,
+            brain,
+            graph,
+            plan.targets,
+            detector=detector,
+            folds=len(plan.folds),
+            slabs=slabs,
+            clustering=clustering,
+        )
     return workflow
 
 
@@ -169,10 +177,15 @@ def init_applied_set_wf(
         graph = init_applied_wf(detector, applied, plan.patients, fitting)
         workflow.connect([(brain, graph, [("brain", "inputnode.brain")])])
         _connect_targets(
-            workflow, brain, graph, plan.targets,
-            detector=detector, folds=applied.folds, slabs=slabs_of(detector, fitting),
+            workflow,
+            brain,
+            graph,
+            plan.targets,
+            detector=detector,
+            folds=applied.folds,
+            slabs=slabs_of(detector, fitting),
             clustering=clustering,
-        )  # fmt: skip
+        )
     return workflow
 
 
@@ -189,9 +202,9 @@ def _connect_targets(
 ) -> None:
     """Give each image the scores of the folds that have scored it."""
     everyone = Node(Merge(folds), name=f"{detector}_scores", run_without_submitting=True)
-    workflow.connect([
-        (graph, everyone, [(f"scores_{fold}.out", f"in{fold}")]) for fold in range(1, folds + 1)
-    ])  # fmt: skip
+    workflow.connect(
+        [(graph, everyone, [(f"scores_{fold}.out", f"in{fold}")]) for fold in range(1, folds + 1)]
+    )
     for target in targets:
         count = folds if target.fold is None else 1
         name = f"{detector}_{target.scored.picture.name}"
@@ -201,10 +214,12 @@ def _connect_targets(
         source, field = (
             (everyone, "out") if target.fold is None else (graph, f"scores_{target.fold}.out")
         )
-        workflow.connect([
-            (source, anomalies, [(field, "inputnode.scores")]),
-            (brain, anomalies, [("brain", "inputnode.brain")]),
-        ])  # fmt: skip
+        workflow.connect(
+            [
+                (source, anomalies, [(field, "inputnode.scores")]),
+                (brain, anomalies, [("brain", "inputnode.brain")]),
+            ]
+        )
         if target.on_t1w is not None:
             carried = init_on_t1w_wf(target.on_t1w, name=f"{name}_t1w_wf")
             label_nodes(carried, owner=owner, label=label)

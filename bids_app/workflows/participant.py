@@ -104,55 +104,96 @@ def init_preprocessing_wf(
     """
     workflow = Workflow(name)
     outputnode = Node(
-        IdentityInterface([
-            "t1w_in_template", "brain_mask_in_template", "pet_in_template", "coverage_in_template",
-        ]),
+        IdentityInterface(
+            ["t1w_in_template", "brain_mask_in_template", "pet_in_template", "coverage_in_template"]
+        ),
         name="outputnode",
-    )  # fmt: skip
+    )
     anatomical = init_anatomical_wf(
-        t1w=t1w, orientation=orientation, template=how.template, reference=how.reference,
-        reference_mask=how.reference_mask, skull_strip=how.skull_strip,
-        percentile=how.percentile, quick=how.quick, seed=how.seed, omp_nthreads=how.omp_nthreads,
-    )  # fmt: skip
+        t1w=t1w,
+        orientation=orientation,
+        template=how.template,
+        reference=how.reference,
+        reference_mask=how.reference_mask,
+        skull_strip=how.skull_strip,
+        percentile=how.percentile,
+        quick=how.quick,
+        seed=how.seed,
+        omp_nthreads=how.omp_nthreads,
+    )
     _save_all(workflow, anatomical, outputs, "")
     trust = Node(RefuseFailed(source=str(t1w)), name="verdict", run_without_submitting=True)
-    workflow.connect([
-        (anatomical, trust, [("outputnode.t1w_in_template", "image"),
-                             ("outputnode.t1w_in_template_measured", "measured")]),
-        (trust, outputnode, [("image", "t1w_in_template")]),
-        (anatomical, outputnode, [
-            ("outputnode.brain_mask_in_template", "brain_mask_in_template")
-        ]),
-    ])  # fmt: skip
+    workflow.connect(
+        [
+            (
+                anatomical,
+                trust,
+                [
+                    ("outputnode.t1w_in_template", "image"),
+                    ("outputnode.t1w_in_template_measured", "measured"),
+                ],
+            ),
+            (trust, outputnode, [("image", "t1w_in_template")]),
+            (
+                anatomical,
+                outputnode,
+                [("outputnode.brain_mask_in_template", "brain_mask_in_template")],
+            ),
+        ]
+    )
     onward = (
-        "t1w", "brain_mask", "brain_mask_in_template", "t1w_to_template",
+        "t1w",
+        "brain_mask",
+        "brain_mask_in_template",
+        "t1w_to_template",
         "t1w_in_template_measured",
-    )  # fmt: skip
+    )
     for number, plan in enumerate(pets):
         pet = init_pet_wf(
-            pet=plan.pet, orientation=plan.orientation, durations=plan.durations,
-            frames=how.frames, reference=how.reference, percentile=how.percentile,
-            quick=how.quick, seed=how.seed,
-            omp_nthreads=how.omp_nthreads, name=f"pet_{number}_wf",
-        )  # fmt: skip
+            pet=plan.pet,
+            orientation=plan.orientation,
+            durations=plan.durations,
+            frames=how.frames,
+            reference=how.reference,
+            percentile=how.percentile,
+            quick=how.quick,
+            seed=how.seed,
+            omp_nthreads=how.omp_nthreads,
+            name=f"pet_{number}_wf",
+        )
         fields = [(f"outputnode.{field}", f"inputnode.{field}") for field in onward]
         workflow.connect([(anatomical, pet, fields)])
         _save_all(workflow, pet, plan.outputs, f"pet_{number}_")
         trust = Node(
-            RefuseFailed(source=str(plan.pet)), name=f"pet_{number}_verdict",
+            RefuseFailed(source=str(plan.pet)),
+            name=f"pet_{number}_verdict",
             run_without_submitting=True,
-        )  # fmt: skip
+        )
         for lesser in (pet, trust):  # without a PET, a visit still has results
             label_nodes(lesser, fatal=False)
-        workflow.connect([
-            (pet, trust, [("outputnode.in_template", "image"),
-                          ("outputnode.to_t1w_measured", "measured")]),
-        ])  # fmt: skip
+        workflow.connect(
+            [
+                (
+                    pet,
+                    trust,
+                    [
+                        ("outputnode.in_template", "image"),
+                        ("outputnode.to_t1w_measured", "measured"),
+                    ],
+                )
+            ]
+        )
         if number == 0:
-            workflow.connect([
-                (trust, outputnode, [("image", "pet_in_template")]),
-                (pet, outputnode, [("outputnode.coverage_in_template", "coverage_in_template")]),
-            ])  # fmt: skip
+            workflow.connect(
+                [
+                    (trust, outputnode, [("image", "pet_in_template")]),
+                    (
+                        pet,
+                        outputnode,
+                        [("outputnode.coverage_in_template", "coverage_in_template")],
+                    ),
+                ]
+            )
     return workflow
 
 
@@ -182,25 +223,41 @@ def init_participant_wf(
     )
     synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=how.omp_nthreads)
     workflow = Workflow(name)
-    workflow.connect([
-        (preprocessing, synthesizing, [
-            ("outputnode.t1w_in_template", "inputnode.t1w"),
-            ("outputnode.brain_mask_in_template", "inputnode.brain_mask"),
-        ]),
-    ])  # fmt: skip
+    workflow.connect(
+        [
+            (
+                preprocessing,
+                synthesizing,
+                [
+                    ("outputnode.t1w_in_template", "inputnode.t1w"),
+                    ("outputnode.brain_mask_in_template", "inputnode.brain_mask"),
+                ],
+            )
+        ]
+    )
     for _ in pets[:1]:
         comparing = init_comparison_wf()
-        workflow.connect([
-            (preprocessing, comparing, [
-                ("outputnode.pet_in_template", "inputnode.real"),
-                ("outputnode.coverage_in_template", "inputnode.coverage"),
-                ("outputnode.brain_mask_in_template", "inputnode.brain_mask"),
-            ]),
-            (synthesizing, comparing, [
-                ("outputnode.pet", "inputnode.synthetic"),
-                ("outputnode.sidecar_file", "inputnode.sidecar_file"),
-            ]),
-        ])  # fmt: skip
+        workflow.connect(
+            [
+                (
+                    preprocessing,
+                    comparing,
+                    [
+                        ("outputnode.pet_in_template", "inputnode.real"),
+                        ("outputnode.coverage_in_template", "inputnode.coverage"),
+                        ("outputnode.brain_mask_in_template", "inputnode.brain_mask"),
+                    ],
+                ),
+                (
+                    synthesizing,
+                    comparing,
+                    [
+                        ("outputnode.pet", "inputnode.synthetic"),
+                        ("outputnode.sidecar_file", "inputnode.sidecar_file"),
+                    ],
+                ),
+            ]
+        )
     return workflow
 
 
@@ -240,10 +297,16 @@ def init_synthesis_from_disk_wf(
         if coverage is not None:
             comparing.inputs.inputnode.coverage = str(coverage)
         comparing.inputs.inputnode.brain_mask = str(brain_mask)
-        workflow.connect([
-            (synthesizing, comparing, [
-                ("outputnode.pet", "inputnode.synthetic"),
-                ("outputnode.sidecar_file", "inputnode.sidecar_file"),
-            ]),
-        ])  # fmt: skip
+        workflow.connect(
+            [
+                (
+                    synthesizing,
+                    comparing,
+                    [
+                        ("outputnode.pet", "inputnode.synthetic"),
+                        ("outputnode.sidecar_file", "inputnode.sidecar_file"),
+                    ],
+                )
+            ]
+        )
     return workflow

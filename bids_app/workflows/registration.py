@@ -89,8 +89,10 @@ def init_anatomical_wf(
     read = Node(ReadT1w(t1w=str(t1w), orientation=orientation), name="read", mem_gb=1)
     extract = Node(
         ExtractBrain(source=str(t1w), mode=skull_strip, threads=omp_nthreads),
-        name="extract_brain", n_procs=omp_nthreads, mem_gb=3,
-    )  # fmt: skip
+        name="extract_brain",
+        n_procs=omp_nthreads,
+        mem_gb=3,
+    )
     label_nodes(extract, step="brain extraction")
     correct = Node(
         CorrectBias(shrink_factor=4), name="correct_bias", n_procs=omp_nthreads, mem_gb=2
@@ -99,8 +101,10 @@ def init_anatomical_wf(
     mask = Node(ApplyMask(), name="mask", mem_gb=1)
     register = Node(
         RegisterToTemplate(template=str(template), quick=quick, seed=seed),
-        name="register_to_template", n_procs=omp_nthreads, mem_gb=3,
-    )  # fmt: skip
+        name="register_to_template",
+        n_procs=omp_nthreads,
+        mem_gb=3,
+    )
     label_nodes(register, step="T1w to template")
     grid = {"reference": str(reference)}
     before = Node(Resample(**grid, interpolation=LINEAR), name="before")
@@ -113,46 +117,59 @@ def init_anatomical_wf(
     measured = Node(Merge(2), name="measured", run_without_submitting=True)
     of_t1w = Node(Merge(2), name="measured_of_t1w", run_without_submitting=True)
     outputnode = Node(
-        IdentityInterface([
-            "t1w", "t1w_measured", "brain_mask", "t1w_in_template", "t1w_in_template_measured",
-            "brain_mask_in_template", "t1w_to_template", "template_to_t1w",
-        ]),
+        IdentityInterface(
+            [
+                "t1w",
+                "t1w_measured",
+                "brain_mask",
+                "t1w_in_template",
+                "t1w_in_template_measured",
+                "brain_mask_in_template",
+                "t1w_to_template",
+                "template_to_t1w",
+            ]
+        ),
         name="outputnode",
-    )  # fmt: skip
+    )
     workflow = Workflow(name)
-    workflow.connect([
-        (read, extract, [("t1w", "t1w"), ("valid", "valid")]),
-        (read, correct, [("t1w", "t1w")]),
-        (extract, correct, [("mask", "mask")]),
-        (correct, mask, [("t1w", "image")]),
-        (extract, mask, [("mask", "mask")]),
-        (mask, register, [("image", "brain")]),
-        (mask, before, [("image", "image")]),
-        (mask, resample, [("image", "image")]),
-        (register, resample, [("t1w_to_template", "transforms")]),
-        (extract, resample_mask, [("mask", "image")]),
-        (register, resample_mask, [("t1w_to_template", "transforms")]),
-        (resample, scale, [("image", "image")]),
-        (resample_mask, scale, [("image", "mask")]),
-        (before, judge, [("image", "before")]),
-        (register, judge, [("start", "start"), ("behind", "behind")]),
-        (resample, judge, [("image", "after")]),
-        (resample_mask, judge, [("image", "mask_after")]),
-        (correct, judge, [("t1w", "t1w")]),
-        (extract, judge, [("mask", "brain_mask")]),
-        (judge, measured, [("sidecar", "in1")]),
-        (scale, measured, [("sidecar", "in2")]),
-        (extract, of_t1w, [("sidecar", "in1")]),
-        (read, of_t1w, [("sidecar", "in2")]),
-        (correct, outputnode, [("t1w", "t1w")]),
-        (of_t1w, outputnode, [("out", "t1w_measured")]),
-        (extract, outputnode, [("mask", "brain_mask")]),
-        (scale, outputnode, [("image", "t1w_in_template")]),
-        (measured, outputnode, [("out", "t1w_in_template_measured")]),
-        (resample_mask, outputnode, [("image", "brain_mask_in_template")]),
-        (register, outputnode, [("t1w_to_template", "t1w_to_template"),
-                                ("template_to_t1w", "template_to_t1w")]),
-    ])  # fmt: skip
+    workflow.connect(
+        [
+            (read, extract, [("t1w", "t1w"), ("valid", "valid")]),
+            (read, correct, [("t1w", "t1w")]),
+            (extract, correct, [("mask", "mask")]),
+            (correct, mask, [("t1w", "image")]),
+            (extract, mask, [("mask", "mask")]),
+            (mask, register, [("image", "brain")]),
+            (mask, before, [("image", "image")]),
+            (mask, resample, [("image", "image")]),
+            (register, resample, [("t1w_to_template", "transforms")]),
+            (extract, resample_mask, [("mask", "image")]),
+            (register, resample_mask, [("t1w_to_template", "transforms")]),
+            (resample, scale, [("image", "image")]),
+            (resample_mask, scale, [("image", "mask")]),
+            (before, judge, [("image", "before")]),
+            (register, judge, [("start", "start"), ("behind", "behind")]),
+            (resample, judge, [("image", "after")]),
+            (resample_mask, judge, [("image", "mask_after")]),
+            (correct, judge, [("t1w", "t1w")]),
+            (extract, judge, [("mask", "brain_mask")]),
+            (judge, measured, [("sidecar", "in1")]),
+            (scale, measured, [("sidecar", "in2")]),
+            (extract, of_t1w, [("sidecar", "in1")]),
+            (read, of_t1w, [("sidecar", "in2")]),
+            (correct, outputnode, [("t1w", "t1w")]),
+            (of_t1w, outputnode, [("out", "t1w_measured")]),
+            (extract, outputnode, [("mask", "brain_mask")]),
+            (scale, outputnode, [("image", "t1w_in_template")]),
+            (measured, outputnode, [("out", "t1w_in_template_measured")]),
+            (resample_mask, outputnode, [("image", "brain_mask_in_template")]),
+            (
+                register,
+                outputnode,
+                [("t1w_to_template", "t1w_to_template"), ("template_to_t1w", "template_to_t1w")],
+            ),
+        ]
+    )
     return workflow
 
 
@@ -233,18 +250,24 @@ def init_pet_wf(
         Quality of the registration.
     """
     inputnode = Node(
-        IdentityInterface([
-            "t1w", "brain_mask", "brain_mask_in_template", "t1w_to_template",
-            "t1w_in_template_measured",
-        ]),
+        IdentityInterface(
+            [
+                "t1w",
+                "brain_mask",
+                "brain_mask_in_template",
+                "t1w_to_template",
+                "t1w_in_template_measured",
+            ]
+        ),
         name="inputnode",
-    )  # fmt: skip
+    )
     read = Node(
         ReadPET(
             pet=str(pet), orientation=orientation, durations=list(durations), frames=list(frames)
         ),
-        name="read", mem_gb=1,
-    )  # fmt: skip
+        name="read",
+        mem_gb=1,
+    )
     find = Node(FindFieldOfView(), name="field_of_view")
     register = Node(
         RegisterPET(quick=quick, seed=seed), name="register_to_t1w", n_procs=omp_nthreads, mem_gb=2
@@ -264,57 +287,81 @@ def init_pet_wf(
     in_t1w_measured = Node(Merge(3), name="in_t1w_measured", run_without_submitting=True)
     measured = Node(Merge(5), name="measured", run_without_submitting=True)
     outputnode = Node(
-        IdentityInterface([
-            "in_t1w", "in_t1w_measured", "coverage_in_t1w", "coverage_in_t1w_measured",
-            "in_template", "in_template_measured", "coverage_in_template",
-            "coverage_in_template_measured", "to_t1w", "to_t1w_measured",
-        ]),
+        IdentityInterface(
+            [
+                "in_t1w",
+                "in_t1w_measured",
+                "coverage_in_t1w",
+                "coverage_in_t1w_measured",
+                "in_template",
+                "in_template_measured",
+                "coverage_in_template",
+                "coverage_in_template_measured",
+                "to_t1w",
+                "to_t1w_measured",
+            ]
+        ),
         name="outputnode",
-    )  # fmt: skip
+    )
     workflow = Workflow(name)
-    workflow.connect([
-        (read, register, [("pet", "pet")]),
-        (inputnode, register, [("t1w", "t1w"), ("brain_mask", "mask")]),
-        (read, gaps, [("valid", "valid")]),
-        (register, gaps, [("pet_to_t1w", "pet_to_t1w")]),
-        (inputnode, gaps, [("brain_mask", "mask")]),
-        (read, to_t1w, [("pet", "image")]),
-        (inputnode, to_t1w, [("t1w", "reference")]),
-        (register, to_t1w, [("pet_to_t1w", "transforms")]),
-        (read, find, [("pet", "pet"), ("valid", "valid")]),
-        (find, field_to_t1w, [("field_of_view", "image")]),
-        (inputnode, field_to_t1w, [("t1w", "reference")]),
-        (register, field_to_t1w, [("pet_to_t1w", "transforms")]),
-        (to_t1w, cover_t1w, [("image", "image")]),
-        (field_to_t1w, cover_t1w, [("image", "field_of_view")]),
-        (inputnode, cover_t1w, [("brain_mask", "mask")]),
-        (inputnode, path, [("t1w_to_template", "in1")]),
-        (register, path, [("pet_to_t1w", "in2")]),
-        (read, to_template, [("pet", "image")]),
-        (path, to_template, [("out", "transforms")]),
-        (find, field_to_template, [("field_of_view", "image")]),
-        (path, field_to_template, [("out", "transforms")]),
-        (to_template, cover_template, [("image", "image")]),
-        (field_to_template, cover_template, [("image", "field_of_view")]),
-        (inputnode, cover_template, [("brain_mask_in_template", "mask")]),
-        (cover_template, scale, [("image", "image"), ("covered_brain", "mask")]),
-        (register, taint, [("sidecar", "sidecar")]),
-        (inputnode, taint, [("t1w_in_template_measured", "t1w_measured")]),
-        (taint, measured, [("sidecar", "in1")]),
-        (scale, measured, [("sidecar", "in2")]),
-        (read, measured, [("sidecar", "in3")]),
-        (gaps, measured, [("sidecar", "in4")]),
-        (cover_template, measured, [("sidecar", "in5")]),
-        (read, in_t1w_measured, [("sidecar", "in1")]),
-        (gaps, in_t1w_measured, [("sidecar", "in2")]),
-        (cover_t1w, in_t1w_measured, [("sidecar", "in3")]),
-        (cover_t1w, outputnode, [("image", "in_t1w"), ("coverage", "coverage_in_t1w"),
-                                 ("sidecar", "coverage_in_t1w_measured")]),
-        (in_t1w_measured, outputnode, [("out", "in_t1w_measured")]),
-        (scale, outputnode, [("image", "in_template")]),
-        (cover_template, outputnode, [("covered_brain", "coverage_in_template"),
-                                      ("sidecar", "coverage_in_template_measured")]),
-        (measured, outputnode, [("out", "in_template_measured")]),
-        (register, outputnode, [("pet_to_t1w", "to_t1w"), ("sidecar", "to_t1w_measured")]),
-    ])  # fmt: skip
+    workflow.connect(
+        [
+            (read, register, [("pet", "pet")]),
+            (inputnode, register, [("t1w", "t1w"), ("brain_mask", "mask")]),
+            (read, gaps, [("valid", "valid")]),
+            (register, gaps, [("pet_to_t1w", "pet_to_t1w")]),
+            (inputnode, gaps, [("brain_mask", "mask")]),
+            (read, to_t1w, [("pet", "image")]),
+            (inputnode, to_t1w, [("t1w", "reference")]),
+            (register, to_t1w, [("pet_to_t1w", "transforms")]),
+            (read, find, [("pet", "pet"), ("valid", "valid")]),
+            (find, field_to_t1w, [("field_of_view", "image")]),
+            (inputnode, field_to_t1w, [("t1w", "reference")]),
+            (register, field_to_t1w, [("pet_to_t1w", "transforms")]),
+            (to_t1w, cover_t1w, [("image", "image")]),
+            (field_to_t1w, cover_t1w, [("image", "field_of_view")]),
+            (inputnode, cover_t1w, [("brain_mask", "mask")]),
+            (inputnode, path, [("t1w_to_template", "in1")]),
+            (register, path, [("pet_to_t1w", "in2")]),
+            (read, to_template, [("pet", "image")]),
+            (path, to_template, [("out", "transforms")]),
+            (find, field_to_template, [("field_of_view", "image")]),
+            (path, field_to_template, [("out", "transforms")]),
+            (to_template, cover_template, [("image", "image")]),
+            (field_to_template, cover_template, [("image", "field_of_view")]),
+            (inputnode, cover_template, [("brain_mask_in_template", "mask")]),
+            (cover_template, scale, [("image", "image"), ("covered_brain", "mask")]),
+            (register, taint, [("sidecar", "sidecar")]),
+            (inputnode, taint, [("t1w_in_template_measured", "t1w_measured")]),
+            (taint, measured, [("sidecar", "in1")]),
+            (scale, measured, [("sidecar", "in2")]),
+            (read, measured, [("sidecar", "in3")]),
+            (gaps, measured, [("sidecar", "in4")]),
+            (cover_template, measured, [("sidecar", "in5")]),
+            (read, in_t1w_measured, [("sidecar", "in1")]),
+            (gaps, in_t1w_measured, [("sidecar", "in2")]),
+            (cover_t1w, in_t1w_measured, [("sidecar", "in3")]),
+            (
+                cover_t1w,
+                outputnode,
+                [
+                    ("image", "in_t1w"),
+                    ("coverage", "coverage_in_t1w"),
+                    ("sidecar", "coverage_in_t1w_measured"),
+                ],
+            ),
+            (in_t1w_measured, outputnode, [("out", "in_t1w_measured")]),
+            (scale, outputnode, [("image", "in_template")]),
+            (
+                cover_template,
+                outputnode,
+                [
+                    ("covered_brain", "coverage_in_template"),
+                    ("sidecar", "coverage_in_template_measured"),
+                ],
+            ),
+            (measured, outputnode, [("out", "in_template_measured")]),
+            (register, outputnode, [("pet_to_t1w", "to_t1w"), ("sidecar", "to_t1w_measured")]),
+        ]
+    )
     return workflow

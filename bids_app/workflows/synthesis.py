@@ -63,11 +63,15 @@ class SynthesisPlan:
 
 def _synthesize(plan: SynthesisPlan, generator: GeneratorFiles, threads: int, name: str) -> Node:
     synthesize = SynthesizePET(
-        generator=str(generator.folder), sha256=generator.sha256, fwhm=plan.fwhm,
+        generator=str(generator.folder),
+        sha256=generator.sha256,
+        fwhm=plan.fwhm,
         reference_sha256=generator.reference_sha256 if plan.match_histogram else "",
-        overlap=plan.overlap, match_histogram=plan.match_histogram,
-        device=plan.device, threads=threads,
-    )  # fmt: skip
+        overlap=plan.overlap,
+        match_histogram=plan.match_histogram,
+        device=plan.device,
+        threads=threads,
+    )
     return Node(synthesize, name=name, n_procs=threads, mem_gb=2)
 
 
@@ -103,20 +107,22 @@ def init_synthesis_wf(
     label_nodes(synthesize, step="synthetic PET")
     save = save_node(plan.output, "synthetic_pet")
     workflow = Workflow(name)
-    workflow.connect([
-        (inputnode, synthesize, [("t1w", "t1w"), ("brain_mask", "mask")]),
-        (synthesize, save, [("pet", "in_file")]),
-        (synthesize, outputnode, [("pet", "pet")]),
-        (save, outputnode, [("sidecar_file", "sidecar_file")]),
-    ])  # fmt: skip
+    workflow.connect(
+        [
+            (inputnode, synthesize, [("t1w", "t1w"), ("brain_mask", "mask")]),
+            (synthesize, save, [("pet", "in_file")]),
+            (synthesize, outputnode, [("pet", "pet")]),
+            (save, outputnode, [("sidecar_file", "sidecar_file")]),
+        ]
+    )
     if plan.novelty:
         compare = MeasureNovelty(
             generator=str(plan.generator.folder), reference_sha256=plan.generator.reference_sha256
         )
         node = Node(compare, name="measure_novelty")
-        workflow.connect([
-            (inputnode, node, [("t1w", "t1w")]), (node, save, [("sidecar", "measured")]),
-        ])  # fmt: skip
+        workflow.connect(
+            [(inputnode, node, [("t1w", "t1w")]), (node, save, [("sidecar", "measured")])]
+        )
     if plan.uncertainty is not None:
         measuring = init_uncertainty_wf(
             plan=plan, uncertainty=plan.uncertainty, omp_nthreads=omp_nthreads
@@ -159,13 +165,13 @@ def init_uncertainty_wf(
     workflow = Workflow(name)
     for number, generator in enumerate(uncertainty.generators, start=1):
         synthesize = _synthesize(plan, generator, omp_nthreads, f"synthesize_{number}")
-        workflow.connect([
-            (inputnode, synthesize, [("t1w", "t1w"), ("brain_mask", "mask")]),
-            (synthesize, pets, [("pet", f"in{number}")]),
-        ])  # fmt: skip
-    workflow.connect([
-        (pets, spread, [("out", "images")]), (spread, save, [("spread", "in_file")]),
-    ])  # fmt: skip
+        workflow.connect(
+            [
+                (inputnode, synthesize, [("t1w", "t1w"), ("brain_mask", "mask")]),
+                (synthesize, pets, [("pet", f"in{number}")]),
+            ]
+        )
+    workflow.connect([(pets, spread, [("out", "images")]), (spread, save, [("spread", "in_file")])])
     label_nodes(workflow, fatal=False)
     return workflow
 
@@ -193,11 +199,21 @@ def init_comparison_wf(*, name: str = "comparison_wf") -> Workflow:
     compare = Node(ComparePET(), name="compare")
     tell = Node(AddToSidecar(), name="tell")
     workflow = Workflow(name)
-    workflow.connect([
-        (inputnode, compare, [("synthetic", "synthetic"), ("real", "real"),
-                              ("brain_mask", "mask"), ("coverage", "coverage")]),
-        (inputnode, tell, [("sidecar_file", "sidecar_file")]),
-        (compare, tell, [("sidecar", "measured")]),
-    ])  # fmt: skip
+    workflow.connect(
+        [
+            (
+                inputnode,
+                compare,
+                [
+                    ("synthetic", "synthetic"),
+                    ("real", "real"),
+                    ("brain_mask", "mask"),
+                    ("coverage", "coverage"),
+                ],
+            ),
+            (inputnode, tell, [("sidecar_file", "sidecar_file")]),
+            (compare, tell, [("sidecar", "measured")]),
+        ]
+    )
     label_nodes(workflow, fatal=False)
     return workflow

@@ -80,12 +80,16 @@ def init_storing_wf(
     workflow = Workflow(name)
     for plan in plans:
         store = StoreVolumes(
-            volumes={key: str(path) for key, path in plan.volumes.items()}, real=list(plan.real),
-            brain_mask=str(plan.brain_mask), participant=plan.participant,
-            session="" if plan.session is None else plan.session, shape=shape,
-            affine=[list(row) for row in affine], folder=str(plan.folder),
+            volumes={key: str(path) for key, path in plan.volumes.items()},
+            real=list(plan.real),
+            brain_mask=str(plan.brain_mask),
+            participant=plan.participant,
+            session="" if plan.session is None else plan.session,
+            shape=shape,
+            affine=[list(row) for row in affine],
+            folder=str(plan.folder),
             coverage="" if plan.coverage is None else str(plan.coverage),
-        )  # fmt: skip
+        )
         node = Node(store, name=f"store_{plan.name}", mem_gb=1)
         person = plan.participant
         label_nodes(node, owner=person, label=f"sub-{person}", part=plan.name)
@@ -201,11 +205,18 @@ def _train(
     mem_gb: float,
 ) -> Node:
     train = TrainGenerator(
-        model=plan.name, fold=fold, spec=dict(plan.spec), seed=plan.seeds[place],
-        training=_folders(visits.training), validation=_folders(visits.validation),
-        digests=visits.digests, kept_epochs=[], fwhm=fwhm,
-        checkpoints=str(plan.checkpoints[place]), **means.inputs(),
-    )  # fmt: skip
+        model=plan.name,
+        fold=fold,
+        spec=dict(plan.spec),
+        seed=plan.seeds[place],
+        training=_folders(visits.training),
+        validation=_folders(visits.validation),
+        digests=visits.digests,
+        kept_epochs=[],
+        fwhm=fwhm,
+        checkpoints=str(plan.checkpoints[place]),
+        **means.inputs(),
+    )
     node = Node(train, name=f"train_{fold}", n_procs=means.threads, mem_gb=mem_gb)
     step = f"fold {visits.number}, training" if visits.number else "training on all"
     label_nodes(node, step=step)
@@ -214,10 +225,15 @@ def _train(
 
 def _score(plan: ModelPlan, fold: Fold, means: ComputeSettings, fwhm: float) -> Node:
     score = ScoreGenerator(
-        model=plan.name, fold=fold.number, spec=dict(plan.spec), fwhm=fwhm,
-        validation=_folders(fold.validation), digests=fold.digests,
-        **means.inputs(), **means.lpips(),
-    )  # fmt: skip
+        model=plan.name,
+        fold=fold.number,
+        spec=dict(plan.spec),
+        fwhm=fwhm,
+        validation=_folders(fold.validation),
+        digests=fold.digests,
+        **means.inputs(),
+        **means.lpips(),
+    )
     return _score_node(score, fold, means)
 
 
@@ -229,9 +245,9 @@ def _score_node(score: ScoreGenerator | ScoreBaselines, fold: Fold, means: Compu
 
 def _saving(outputs: Sequence[Output]) -> SaveDerivatives:
     return SaveDerivatives(
-        out_files=[str(one.path) for one in outputs],
-        sidecar_files=[str(one.sidecar_path) for one in outputs],
-        sidecars=[dict(one.sidecar) for one in outputs],
+        out_files=[str(output.path) for output in outputs],
+        sidecar_files=[str(output.sidecar_path) for output in outputs],
+        sidecars=[dict(output.sidecar) for output in outputs],
     )
 
 
@@ -266,11 +282,13 @@ def init_model_wf(
     everyone = sorted(everyone, key=lambda visit: visit.participant)
     train_all = _train(plan, last, "all", Fold(0, everyone, ()), means, fwhm=fwhm, mem_gb=mem_gb)
     publish = PublishGenerator(
-        card=dict(plan.card), folder=str(plan.folder),
+        card=dict(plan.card),
+        folder=str(plan.folder),
         fold_participants=[[one.participant for one in fold.training] for fold in folds],
-        volumes=_folders(everyone), fold_volumes=[_folders(fold.training) for fold in folds],
-        digests=[one.sha256 for one in everyone],
-    )  # fmt: skip
+        volumes=_folders(everyone),
+        fold_volumes=[_folders(fold.training) for fold in folds],
+        digests=[subject.sha256 for subject in everyone],
+    )
     publishing = Node(publish, name="publish", mem_gb=1)
     lists = {
         "kept_epoch": (train_all, "kept_epochs", last),
@@ -278,27 +296,33 @@ def init_model_wf(
         "history": (publishing, "histories", last + 1),
         "records": (publishing, "records", last),
     }
-    merges = {field: Node(Merge(size), name=f"all_{field}", run_without_submitting=True)
-              for field, (_, _, size) in lists.items()}  # fmt: skip
+    merges = {
+        field: Node(Merge(size), name=f"all_{field}", run_without_submitting=True)
+        for field, (_, _, size) in lists.items()
+    }
     workflow = Workflow(name)
-    workflow.connect([
-        (merges[field], node, [("out", into)]) for field, (node, into, _) in lists.items()
-    ])  # fmt: skip
-    workflow.connect([
-        (train_all, merges["history"], [("history", f"in{last + 1}")]),
-        (train_all, publishing, [("weights", "weights"), ("precision", "precision")]),
-    ])  # fmt: skip
+    workflow.connect(
+        [(merges[field], node, [("out", into)]) for field, (node, into, _) in lists.items()]
+    )
+    workflow.connect(
+        [
+            (train_all, merges["history"], [("history", f"in{last + 1}")]),
+            (train_all, publishing, [("weights", "weights"), ("precision", "precision")]),
+        ]
+    )
     for place, fold in enumerate(folds):
         train = _train(plan, place, f"{fold.number}", fold, means, fwhm=fwhm, mem_gb=mem_gb)
         score = _score(plan, fold, means, fwhm)
         _connect_fold(workflow, train, score, plan.outputs[place], fold.number)
         into = f"in{place + 1}"
-        workflow.connect([
-            (train, merges["kept_epoch"], [("kept_epoch", into)]),
-            (train, merges["weights"], [("weights", into)]),
-            (train, merges["history"], [("history", into)]),
-            (score, merges["records"], [("records", into)]),
-        ])  # fmt: skip
+        workflow.connect(
+            [
+                (train, merges["kept_epoch"], [("kept_epoch", into)]),
+                (train, merges["weights"], [("weights", into)]),
+                (train, merges["history"], [("history", into)]),
+                (score, merges["records"], [("records", into)]),
+            ]
+        )
     label_nodes(workflow, owner=plan.name, label=plan.name, part=plan.name)
     return workflow
 
@@ -308,11 +332,13 @@ def _connect_fold(
 ) -> None:
     save_pets = Node(_saving(outputs.pets), name=f"save_pets_{number}")
     save_records = Node(SaveFile(out_file=str(outputs.records)), name=f"save_records_{number}")
-    workflow.connect([
-        (train, score, [("weights", "weights")]),
-        (score, save_pets, [("pets", "in_files"), ("sidecar", "measured")]),
-        (score, save_records, [("records", "in_file")]),
-    ])  # fmt: skip
+    workflow.connect(
+        [
+            (train, score, [("weights", "weights")]),
+            (score, save_pets, [("pets", "in_files"), ("sidecar", "measured")]),
+            (score, save_records, [("records", "in_file")]),
+        ]
+    )
 
 
 def init_baselines_wf(
@@ -336,10 +362,14 @@ def init_baselines_wf(
     workflow = Workflow(name)
     for fold, output in zip(folds, outputs, strict=True):
         score = ScoreBaselines(
-            model=BASELINES, fold=fold.number, training=_folders(fold.training),
-            validation=_folders(fold.validation), digests=fold.digests,
-            **means.inputs(), **means.lpips(),
-        )  # fmt: skip
+            model=BASELINES,
+            fold=fold.number,
+            training=_folders(fold.training),
+            validation=_folders(fold.validation),
+            digests=fold.digests,
+            **means.inputs(),
+            **means.lpips(),
+        )
         node = _score_node(score, fold, means)
         save = Node(SaveFile(out_file=str(output)), name=f"save_records_{fold.number}")
         workflow.connect([(node, save, [("records", "in_file")])])

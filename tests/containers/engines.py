@@ -16,14 +16,35 @@ PROJECT = Path(__file__).parents[2]
 TOOLS = Path(os.environ.get("MRI2PET_TOOLS", PROJECT.parent / "shared" / "tools"))
 CONTAINERS_DIR = Path(os.environ.get("CONTAINERS_DIR", "/tmp/mri2pet-containers"))
 BASE = "docker.io/library/python:3.11-slim-bookworm"
-SOURCES = ("Dockerfile", "singularity.def", "containers/dependencies.sh", "containers/install.sh",
-           "constraints.txt", "pyproject.toml", "README.md", "LICENSE", "bids_app",
-           "mri2pet")  # fmt: skip
+SOURCES = (
+    "Dockerfile",
+    "singularity.def",
+    "containers/dependencies.sh",
+    "containers/install.sh",
+    "constraints.txt",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "bids_app",
+    "mri2pet",
+)
 AS_A_CLUSTER = (
-    "--rm", "--pull=never", "--network=none", "-u", "1234:1234", "--passwd=false", "-e", "HOME=/",
-    "--read-only", "--read-only-tmpfs=false", "--tmpfs", "/tmp:rw,mode=1777,size=256m",
-    "--cap-drop=all", "--security-opt", "no-new-privileges",
-)  # fmt: skip
+    "--rm",
+    "--pull=never",
+    "--network=none",
+    "-u",
+    "1234:1234",
+    "--passwd=false",
+    "-e",
+    "HOME=/",
+    "--read-only",
+    "--read-only-tmpfs=false",
+    "--tmpfs",
+    "/tmp:rw,mode=1777,size=256m",
+    "--cap-drop=all",
+    "--security-opt",
+    "no-new-privileges",
+)
 
 
 def call(*words, check=True, **options):
@@ -53,9 +74,19 @@ def podman(*words, **options):
 
 def build(sources, name):
     """Build the Dockerfile's image; layers that are there already are used again."""
-    call("bash", TOOLS / "containers" / "build.sh", sources, name, "--layers=true",
-         "--build-arg", "TORCH_INDEX=none", "--build-arg", "VERSION=9.8.7",
-         "--build-arg", "REVISION=abcdef")  # fmt: skip
+    call(
+        "bash",
+        TOOLS / "containers" / "build.sh",
+        sources,
+        name,
+        "--layers=true",
+        "--build-arg",
+        "TORCH_INDEX=none",
+        "--build-arg",
+        "VERSION=9.8.7",
+        "--build-arg",
+        "REVISION=abcdef",
+    )
 
 
 def run_image(image, *words, options=AS_A_CLUSTER, check=True):

@@ -27,9 +27,16 @@ CLEAN = ("--cleanenv", "--containall", "--no-home")
 def apptainer(*words, check=True, cwd=None, **environment):
     """Run it inside its own root, as a user who is not root."""
     return call(
-        "bash", TOOLS / "containers" / "apptainer.sh", "-u", USER, "apptainer", *words,
-        check=check, cwd=cwd, env={**os.environ, "HOME": "/home/appt", **environment},
-    )  # fmt: skip
+        "bash",
+        TOOLS / "containers" / "apptainer.sh",
+        "-u",
+        USER,
+        "apptainer",
+        *words,
+        check=check,
+        cwd=cwd,
+        env={**os.environ, "HOME": "/home/appt", **environment},
+    )
 
 
 @pytest.fixture(scope="session")
@@ -55,19 +62,40 @@ def sif(image, tmp_path_factory):
     found = Path(wheels).is_dir() if wheels else False
     more = ("-B", f"{wheels}:/srv") if found else ()
     apptainer(
-        "build", "--force", "-B", "/etc/ssl/certs:/mnt", *more, folder / "app.sif", definition,
-        cwd=folder, BINDS=wheels if found else "", APPTAINERENV_TORCH_INDEX="none",
+        "build",
+        "--force",
+        "-B",
+        "/etc/ssl/certs:/mnt",
+        *more,
+        folder / "app.sif",
+        definition,
+        cwd=folder,
+        BINDS=wheels if found else "",
+        APPTAINERENV_TORCH_INDEX="none",
         APPTAINERENV_PIP_CERT="/mnt/ca-certificates.crt",
         **({"APPTAINERENV_PIP_FIND_LINKS": "/srv"} if found else {}),
-    )  # fmt: skip
+    )
     return folder / "app.sif"
 
 
 def test_a_person_is_done_without_home_or_environment(sif, bids, tmp_path):
     let_in(bids.parent)
     out = make_out(tmp_path)
-    run = apptainer("run", *CLEAN, "-B", f"{bids}:/bids:ro", "-B", f"{out}:/out", sif,
-                    "/bids", "/out", "participant", "--sloppy", "-w", "/out/work")  # fmt: skip
+    run = apptainer(
+        "run",
+        *CLEAN,
+        "-B",
+        f"{bids}:/bids:ro",
+        "-B",
+        f"{out}:/out",
+        sif,
+        "/bids",
+        "/out",
+        "participant",
+        "--sloppy",
+        "-w",
+        "/out/work",
+    )
     assert "1 visits done, 0 already complete, 0 failed" in run.stdout
     assert (out / "sub-control01.html").exists()
     assert list(out.glob("sub-control01/pet/*_desc-synth_pet.nii.gz"))
@@ -77,8 +105,16 @@ def test_what_the_caller_has_in_the_environment_does_no_harm(sif, tmp_path):
     """Without --cleanenv all of it comes in."""
     pollute(tmp_path)
     let_in(tmp_path)
-    run = apptainer("run", "--containall", "-B", f"{tmp_path}:/dirt", sif, "--self-test",
-                    PYTHONPATH="/dirt", PYTHONSTARTUP="/dirt/numpy.py")  # fmt: skip
+    run = apptainer(
+        "run",
+        "--containall",
+        "-B",
+        f"{tmp_path}:/dirt",
+        sif,
+        "--self-test",
+        PYTHONPATH="/dirt",
+        PYTHONSTARTUP="/dirt/numpy.py",
+    )
     assert "no checks failed" in run.stdout
 
 

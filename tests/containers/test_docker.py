@@ -39,8 +39,16 @@ def done(image, bids, tmp_path_factory):
     out = make_out(tmp_path_factory.mktemp("docker"))
     before = digests(bids)
     volumes = ("-v", f"{bids}:/bids:ro", "-v", f"{out}:/out")
-    run = run_image(image, "/bids", "/out", "participant", "--sloppy", "--omp-nthreads", 1,
-                    options=(*AS_A_CLUSTER, *volumes))  # fmt: skip
+    run = run_image(
+        image,
+        "/bids",
+        "/out",
+        "participant",
+        "--sloppy",
+        "--omp-nthreads",
+        1,
+        options=(*AS_A_CLUSTER, *volumes),
+    )
     assert digests(bids) == before
     return out, run
 
@@ -87,8 +95,15 @@ def test_other_python_packages_of_the_caller_do_no_harm(image, tmp_path):
     for folder in ("path", "home/.local/lib/python3.11/site-packages"):
         pollute(tmp_path / folder)
     let_in(tmp_path)
-    options = (*AS_A_CLUSTER, "-v", f"{tmp_path}:/dirt:ro", "-e", "PYTHONPATH=/dirt/path",
-               "-e", "HOME=/dirt/home")  # fmt: skip
+    options = (
+        *AS_A_CLUSTER,
+        "-v",
+        f"{tmp_path}:/dirt:ro",
+        "-e",
+        "PYTHONPATH=/dirt/path",
+        "-e",
+        "HOME=/dirt/home",
+    )
     assert "no checks failed" in run_image(image, "--self-test", options=options).stdout
 
 
@@ -165,14 +180,24 @@ def test_a_template_that_was_fetched_beforehand_is_bound(image, bids, tmp_path):
     assert run.returncode == 66
     assert f"\nerror: template {name}: TemplateFlow cannot give it (" in run.stderr
     images = {"T1w": load_mni152_template(1), "desc-brain_mask": load_mni152_brain_mask(1)}
-    for suffix, one in images.items():
+    for suffix, stored_image in images.items():
         path = fetched / "templateflow" / f"tpl-{name}" / f"tpl-{name}_res-01_{suffix}.nii.gz"
         assert path.stat().st_size == 0  # TemplateFlow's stub of it, which the run has made
-        one.to_filename(path)
+        stored_image.to_filename(path)
     out = make_out(tmp_path / "run")
     volumes = ("-v", f"{bids}:/bids:ro", "-v", f"{out}:/out", "-v", f"{fetched}:/fetched:ro")
-    run_image(image, "/bids", "/out", "participant", "--sloppy", "--stage", "preprocess",
-              "--template", name, options=(*AS_A_CLUSTER, *place, *volumes))  # fmt: skip
+    run_image(
+        image,
+        "/bids",
+        "/out",
+        "participant",
+        "--sloppy",
+        "--stage",
+        "preprocess",
+        "--template",
+        name,
+        options=(*AS_A_CLUSTER, *place, *volumes),
+    )
     assert list(out.glob(f"sub-control01/anat/*_space-{name}_*T1w.nii.gz"))
 
 

@@ -56,8 +56,11 @@ def alone(bids, tmp_path_factory):
 
 def contents(out):
     """Each file with its bytes, or None if it holds a time."""
-    paths = [p for p in out.rglob("*") if p.is_file() and p.relative_to(out).parts[0] not in
-             (".work", "logs")]  # fmt: skip
+    paths = [
+        p
+        for p in out.rglob("*")
+        if p.is_file() and p.relative_to(out).parts[0] not in (".work", "logs")
+    ]
     return {
         str(path.relative_to(out)): None if path.suffix in STAMPED else path.read_bytes()
         for path in paths
@@ -75,10 +78,21 @@ def submit(slurm, tasks, bids, out, *options, wait=()):
     """Submit the array job; what its tasks say goes beside their output folder."""
     script, logs = PROJECT / "containers" / "slurm-array.sh", out.parent
     return call(
-        "sbatch", *wait, "--parsable", f"--array={tasks}", "--cpus-per-task=1", "--mem=4G",
-        f"--output={logs}/%A_%a.log", script, bids, out, *PARTICIPANT[1:], *options,
-        env={**slurm, "COMMAND": "mri2pet"}, check=False,
-    )  # fmt: skip
+        "sbatch",
+        *wait,
+        "--parsable",
+        f"--array={tasks}",
+        "--cpus-per-task=1",
+        "--mem=4G",
+        f"--output={logs}/%A_%a.log",
+        script,
+        bids,
+        out,
+        *PARTICIPANT[1:],
+        *options,
+        env={**slurm, "COMMAND": "mri2pet"},
+        check=False,
+    )
 
 
 def test_an_array_job_gives_the_same_files(slurm, bids, alone, tmp_path):
@@ -110,8 +124,14 @@ def test_a_task_that_was_killed_goes_on_when_it_is_submitted_again(slurm, bids, 
 
 def test_a_job_that_is_cancelled_is_told_and_another_run_finishes(slurm, bids, alone, tmp_path):
     out = tmp_path / "out"
-    words = ["mri2pet", str(bids), str(out), *PARTICIPANT, "--use-plugin",
-             str(PROJECT / "containers" / "slurm.yaml")]  # fmt: skip
+    words = [
+        "mri2pet",
+        str(bids),
+        str(out),
+        *PARTICIPANT,
+        "--use-plugin",
+        str(PROJECT / "containers" / "slurm.yaml"),
+    ]
     with subprocess.Popen(
         words, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
@@ -147,8 +167,17 @@ def screened(tmp_path_factory):
 
 
 def test_the_group_level_as_jobs_gives_the_same_files(slurm, screened, tmp_path):
-    words = ("group", "--sloppy", "--folds", "2", "--omp-nthreads", "1", "--detectors", "ocsvm",
-             "zscore")  # fmt: skip
+    words = (
+        "group",
+        "--sloppy",
+        "--folds",
+        "2",
+        "--omp-nthreads",
+        "1",
+        "--detectors",
+        "ocsvm",
+        "zscore",
+    )
     found = []
     for plugin in ((), ("--use-plugin", PROJECT / "containers" / "slurm.yaml")):
         folder = tmp_path / str(len(found))
