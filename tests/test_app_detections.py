@@ -100,7 +100,7 @@ class Run:
         who = who_is(label, session, run)
         number = f"{len(self.seen)}.json"
         root = root_of(self.out, training_set, primary=training_set == "real")
-        sighting = ScoredImage(
+        scored_image = ScoredImage(
             training_set,
             detector,
             who,
@@ -109,20 +109,20 @@ class Run:
             anomaly_paths(root, who.who.pet, detector, SPACE),
             (self.work / f"{number}.sidecar.json",),
         )
-        write_json(sighting.sidecars[0], {"Name": label, "DetectorCard": {"URI": "bids::x"}})
+        write_json(scored_image.sidecars[0], {"Name": label, "DetectorCard": {"URI": "bids::x"}})
         clusters = [asdict(cluster(rank, score)) for rank, score in enumerate(sum_scores, 1)]
         known = {"lesions": None, "overlaps": None, "regions": None, **told}
-        write_json(sighting.clusters, {"clusters": clusters, **known})
-        self.seen.append(read_image_clusters(sighting))
+        write_json(scored_image.clusters, {"clusters": clusters, **known})
+        self.seen.append(read_image_clusters(scored_image))
         return self.seen[-1]
 
     def carry(self, seen, *places):
         """Say where clusters of an image lie on the T1w."""
-        path = self.work / "T1w" / seen.sighting.clusters.name
+        path = self.work / "T1w" / seen.scored_image.clusters.name
         write_json(path, {"places": [asdict(one) for one in places]})
         place = self.seen.index(seen)
-        self.seen[place] = read_image_clusters(replace(seen.sighting, places=path))
-        return self.seen[place].sighting
+        self.seen[place] = read_image_clusters(replace(seen.scored_image, places=path))
+        return self.seen[place].scored_image
 
     def write(self, *, most=MOST, applied=None):
         write_detections(self.out, self.seen, most=most, applied=applied)
@@ -152,8 +152,8 @@ def again(run):
 def test_what_failed_was_not_seen(tmp_path):
     who = who_is("p1")
     paths = anomaly_paths(tmp_path, who.who.pet, "ocsvm", SPACE)
-    sighting = ScoredImage("real", "ocsvm", who, False, tmp_path / "no.json", paths)
-    assert read_image_clusters(sighting) is None
+    scored_image = ScoredImage("real", "ocsvm", who, False, tmp_path / "no.json", paths)
+    assert read_image_clusters(scored_image) is None
 
 
 def test_overlaps_and_regions_join_their_clusters(run):
@@ -216,13 +216,13 @@ def test_who_was_seen_is_told_as_tables_want_it(run):
     ],
 )
 def test_a_file_that_is_damaged_is_refused_by_name(run, changed):
-    sighting = run.add("p1", [9, 5], lesions=2, overlaps=[[1.0, 0.0]] * 2).sighting
-    told = json.loads(sighting.clusters.read_text())
+    scored_image = run.add("p1", [9, 5], lesions=2, overlaps=[[1.0, 0.0]] * 2).scored_image
+    told = json.loads(scored_image.clusters.read_text())
     told = {"lesions": 1} if changed is None else {**told, **changed}
-    write_json(sighting.clusters, told)
+    write_json(scored_image.clusters, told)
     with pytest.raises(UnusableDataError) as refused:
-        read_image_clusters(sighting)
-    assert f"{refused.value}".startswith(f"{sighting.clusters}: not the clusters of an image (")
+        read_image_clusters(scored_image)
+    assert f"{refused.value}".startswith(f"{scored_image.clusters}: not the clusters of an image (")
     assert f"{refused.value}".endswith("; delete it, and run again")
 
 
@@ -265,7 +265,7 @@ def test_the_card_of_a_detector_knows_what_calibrates_it(run):
 
 
 def signatures(run):
-    told = [read_json(image.sighting.sidecars[0]) for image in run.seen]
+    told = [read_json(image.scored_image.sidecars[0]) for image in run.seen]
     assert all(one["DetectorCard"]["URI"] == "bids::x" for one in told)
     return [one["DetectorCard"].get("SHA256") for one in told]
 
@@ -292,9 +292,9 @@ def test_the_card_of_an_earlier_run_does_not_sign_maps_of_another(run):
 def test_a_map_that_could_not_be_carried_is_not_signed(run):
     write_json(run.out / "detectors" / "real" / CARD, card_values(CARD_OF))
     seen = run.add("p1", [20])
-    seen.sighting.sidecars[0].unlink()
+    seen.scored_image.sidecars[0].unlink()
     run.write()
-    assert not seen.sighting.sidecars[0].exists()
+    assert not seen.scored_image.sidecars[0].exists()
 
 
 def test_a_control_without_clusters_counts(run):
@@ -315,7 +315,7 @@ def test_tables_tell_how_many_controls_what_is_expected_rests_on(run):
     seen = [run.add("p1", [5], detector=one) for one in ("ocsvm", "zscore", "pseudonormal")]
     run.write()
     ends = ["3", "1", "0", "3 (real ocsvm), 1 (real zscore), 0 (real pseudonormal)"]
-    tables = [*(image.sighting.paths.table for image in seen), run.out / "clusters.tsv"]
+    tables = [*(image.scored_image.paths.table for image in seen), run.out / "clusters.tsv"]
     for path, end in zip(tables, ends, strict=True):
         told = read_json(path.with_suffix(".json"))["expected_in_control"]["Description"]
         assert told.endswith(f"Number of these controls: {end}")
@@ -444,12 +444,14 @@ def test_each_patient_has_a_table_of_its_first_clusters(run):
     seen = run.add("p1", [9, 8, 7])
     none = run.add("p2", [])
     run.write()
-    first, second = read_clusters_table(seen.sighting.paths.table)
+    first, second = read_clusters_table(seen.scored_image.paths.table)
     assert (first.rank, first.sum_score) == (1, 9.0)
     assert (second.rank, second.sum_score) == (2, 8.0)
-    assert read_clusters_table(none.sighting.paths.table) == []
-    assert none.sighting.paths.table.is_file()
-    assert not run.seen[0].sighting.paths.table.exists()  # a control's are in control_clusters.tsv
+    assert read_clusters_table(none.scored_image.paths.table) == []
+    assert none.scored_image.paths.table.is_file()
+    assert not run.seen[
+        0
+    ].scored_image.paths.table.exists()  # a control's are in control_clusters.tsv
     assert len(read_control_clusters(run.out / "detectors" / "real")) == 3
 
 
@@ -467,9 +469,9 @@ def test_each_patient_has_a_table_in_the_space_of_the_t1w_with_what_controls_say
 def test_without_places_there_is_no_table_in_the_space_of_the_t1w(run):
     own = run.carry(run.add("p1", [9]))
     own.places.unlink()
-    run.seen[0] = read_image_clusters(run.seen[0].sighting)
+    run.seen[0] = read_image_clusters(run.seen[0].scored_image)
     run.write()
-    assert run.seen[0].sighting.paths.table.is_file()
+    assert run.seen[0].scored_image.paths.table.is_file()
     table = own.paths.table_in_t1w
     assert not table.exists()
     assert own.stale == [own.clusters, own.places, table, table.with_suffix(".json")]
@@ -480,7 +482,7 @@ def test_places_that_are_damaged_are_refused_by_name(run, told):
     own = run.carry(run.add("p1", [9]))
     write_json(own.places, told)
     with pytest.raises(UnusableDataError, match=r"T1w/0\.json: not the places of clusters \("):
-        read_image_clusters(run.seen[0].sighting)
+        read_image_clusters(run.seen[0].scored_image)
 
 
 def test_one_table_has_the_clusters_of_all_patients(run):
@@ -515,7 +517,9 @@ def test_of_several_pets_of_a_session_joint_tables_tell_of_the_first(run):
     other = run.add("p1", [7], session="a", **lesion)
     run.write()
     for seen, scores in ((first, [9]), (second, [4]), (other, [7])):
-        assert [one.sum_score for one in read_clusters_table(seen.sighting.paths.table)] == scores
+        assert [
+            one.sum_score for one in read_clusters_table(seen.scored_image.paths.table)
+        ] == scores
     listed = [(one.session, one.clusters[0].sum_score) for one in read_all_clusters(run.out)]
     assert listed == [(None, 9), ("a", 7)]
     assert {(point.n, point.found) for point in read_curve(run.out)} == {(1, 1)}

@@ -112,8 +112,8 @@ def test_a_disk_without_locks_is_told_of(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "flock", refuse)
     settings = Settings(Path("/bids"), tmp_path, "participant", work_dir=tmp_path / "work")
     (tmp_path / "work").mkdir()
-    stamp = RunRecord(date="d", command="c", versions={})
-    with hold(settings, stamp, Console(), results=["sub-01"], intermediate=["sub-01"]):
+    run_record = RunRecord(date="d", command="c", versions={})
+    with hold(settings, run_record, Console(), results=["sub-01"], intermediate=["sub-01"]):
         pass
     assert capsys.readouterr().err.count("knows no locks; start no second run") == 2
 
@@ -121,7 +121,7 @@ def test_a_disk_without_locks_is_told_of(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("shared", ["output_dir", "work_dir"])
 def test_neither_the_output_nor_the_work_folder_is_shared_for_the_same_visit(tmp_path, shared):
     """Two outputs with one work folder destroy each other's nodes as well."""
-    stamp = RunRecord(date="d", command="c", versions={})
+    run_record = RunRecord(date="d", command="c", versions={})
 
     def run(number, *visits):
         places = {name: tmp_path / f"{name}{number}" for name in ("output_dir", "work_dir")}
@@ -129,7 +129,7 @@ def test_neither_the_output_nor_the_work_folder_is_shared_for_the_same_visit(tmp
         for place in places.values():
             place.mkdir(exist_ok=True)
         settings = Settings(Path("/bids"), level="participant", **places)
-        return hold(settings, stamp, Console(), results=visits, intermediate=visits)
+        return hold(settings, run_record, Console(), results=visits, intermediate=visits)
 
     with (
         run(1, "sub-01"),

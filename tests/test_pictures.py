@@ -145,6 +145,6 @@ def test_the_grid_of_an_atlas_is_that_of_the_first_mask_that_lies_on_it(tmp_path
         who = patient(label)
         people.append(replace(who, visit=replace(who.visit, brain_mask=path)))
     space = Space(TEMPLATE, 4.0, "")
-    screening = GroupPlan(tmp_path, tmp_path, space, GRID, "made", 2, 0, {})
-    assert _on_grid(screening, people) == tmp_path / "p3.nii.gz"
-    assert _on_grid(screening, people[:2]) is None
+    group_plan = GroupPlan(tmp_path, tmp_path, space, GRID, "made", 2, 0, {})
+    assert _on_grid(group_plan, people) == tmp_path / "p3.nii.gz"
+    assert _on_grid(group_plan, people[:2]) is None

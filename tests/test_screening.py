@@ -142,7 +142,7 @@ def test_nobody_is_scored_by_a_fold_that_trained_on_them(
     )
     assert all(name.startswith("real_") for name in scored)  # whatever was trained on
     for model in trained:
-        holding = [part.number for part in parts if model.picture in part.controls]
+        holding = [part.number for part in parts if model.image in part.controls]
         assert len(holding) == folds - 1
 
 
@@ -158,17 +158,17 @@ def test_a_training_set_holds_what_its_name_says(
         if control.synthetic is not None and (control.real is None or synthetic_controls == "all")
     }
     expected = {"real": real, "hybrid": real | made, "synthetic": made}[training_set]
-    assert sorted(model.picture.name for model in trained) == sorted(expected)
+    assert sorted(model.image.name for model in trained) == sorted(expected)
     for model in trained:
         kind = "synthetic_" if model.synthetic else "real_"
-        assert model.picture.name.startswith(kind)
+        assert model.image.name.startswith(kind)
 
 
 # Which images
 
 
 def names(trained):
-    return [model.picture.name.removesuffix("_trc_18FFDG") for model in trained]
+    return [model.image.name.removesuffix("_trc_18FFDG") for model in trained]
 
 
 @pytest.mark.parametrize(
@@ -327,9 +327,9 @@ def test_a_synthetic_image_is_never_stored_as_a_measured_one(tmp_path, rng):
     made = write_synthetic(out, paths, rng)
     pet = paths.pets[0].in_template
     visit = Preprocessed("01", None, paths.t1w_in_template, paths.brain_mask_in_template, (), made)
-    screening = replace(SCREENING, output_dir=out, work_dir=tmp_path / "work")
+    group_plan = replace(SCREENING, output_dir=out, work_dir=tmp_path / "work")
     one = Participant(visit, pet, Synthetic(made, "g", "a" * 64))
-    plans = plan_storage(screening, [one], synthetic=True)
+    plans = plan_storage(group_plan, [one], synthetic=True)
 
     def run(name):
         graph = init_storing_wf(plans, shape=GRID.shape, affine=GRID.affine.tolist())

@@ -73,8 +73,8 @@ SAY = (
     "import sys; from bids_app.arguments import exit_code_of\n"
     "def run():\n"
     "    from bids_app.console import Console\n"
-    "    voice = Console()\n"
-    "    for _ in range(2000): voice.say('a line — of progress \\udcff'); voice.close('the last')\n"
+    "    console = Console()\n"
+    "    for _ in range(2000): console.say('a line — of progress \\udcff'); console.close('the last')\n"
     "    open(sys.argv[1], 'w').write('done'); return 0\n"
     "sys.exit(exit_code_of(run, interrupted='stopped'))\n"
 )

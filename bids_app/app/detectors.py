@@ -1,4 +1,4 @@
-"""From settings and pictures to the graphs of training sets, fitted or applied."""
+"""From settings and stored images to the graphs of training sets, fitted or applied."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -127,7 +127,7 @@ class TrainingSetPlan:
         Of the training set.
     graph : Workflow
         That does it all.
-    sightings : tuple of ScoredImage
+    scored_images : tuple of ScoredImage
         All images and detectors.
     notes : tuple of str
         Sentences.
@@ -135,7 +135,7 @@ class TrainingSetPlan:
 
     name: str
     graph: Workflow
-    sightings: tuple[ScoredImage, ...]
+    scored_images: tuple[ScoredImage, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -149,14 +149,14 @@ def encoder_spec(settings: Settings) -> EncoderSpec:
 class GroupRun:
     """What all training sets of a run share: its numbers, its settings, what runs it."""
 
-    screening: GroupPlan
+    group_plan: GroupPlan
     settings: Settings
     runner: Runner
 
 
 def fitting_of(run: GroupRun, images: int) -> Fitting:
     """Say how detectors are fitted; ``images`` are trained on or scored in a fold, at most."""
-    grid, resolution = run.screening.grid, run.screening.space.resolution
+    grid, resolution = run.group_plan.grid, run.group_plan.space.resolution
     slabs = cut_slabs(grid.shape[2], thickness_of(resolution))
     spec = encoder_spec(run.settings)
     area = grid.shape[0] * grid.shape[1]
@@ -170,13 +170,13 @@ def fitting_of(run: GroupRun, images: int) -> Fitting:
     )
 
 
-def clustering_of(settings: Settings, pictures: StoredCohort) -> Clustering:
+def clustering_of(settings: Settings, cohort: StoredCohort) -> Clustering:
     """Say how clusters are found."""
     return Clustering(
         extent=settings.cluster_extent,
         minimum_volume=settings.min_cluster_size,
         most=settings.clusters,
-        atlas=pictures.atlas,
+        atlas=cohort.atlas,
         names=None if settings.atlas is None else settings.atlas[1],
     )
 
@@ -198,7 +198,7 @@ def refuse_settings(settings: Settings) -> None:
             )
 
 
-def plan_sets(run: GroupRun, pictures: StoredCohort) -> Iterator[TrainingSetPlan]:
+def plan_sets(run: GroupRun, cohort: StoredCohort) -> Iterator[TrainingSetPlan]:
     """Plan each training set that the settings name.
 
     Raises
@@ -209,20 +209,20 @@ def plan_sets(run: GroupRun, pictures: StoredCohort) -> Iterator[TrainingSetPlan
         If there are too few controls, or a set has none.
     """
     settings = run.settings
-    dealt = deal(pictures.controls, run.screening.folds, run.screening.seed)
+    dealt = deal(cohort.controls, run.group_plan.folds, run.group_plan.seed)
     for name in settings.training_set:
-        trained = choose_training_images(name, pictures.controls, settings.synthetic_controls)
-        yield _plan_set(run, name, trained, dealt, pictures)
+        trained = choose_training_images(name, cohort.controls, settings.synthetic_controls)
+        yield _plan_set(run, name, trained, dealt, cohort)
 
 
-def refuse_sets(screening: GroupPlan, settings: Settings, pictures: StoredCohort) -> None:
+def refuse_sets(group_plan: GroupPlan, settings: Settings, cohort: StoredCohort) -> None:
     """Refuse training sets and folds that these people cannot fill, before anything is computed.
 
     Parameters
     ----------
-    screening, settings : GroupPlan, Settings
+    group_plan, settings : GroupPlan, Settings
         The run.
-    pictures : StoredCohort
+    cohort : StoredCohort
         Of all who may take part.
 
     Raises
@@ -230,14 +230,14 @@ def refuse_sets(screening: GroupPlan, settings: Settings, pictures: StoredCohort
     UsageError, UnusableDataError
         As :func:`plan_sets`.
     """
-    dealt = deal(pictures.controls, screening.folds, screening.seed)
+    dealt = deal(cohort.controls, group_plan.folds, group_plan.seed)
     for name in settings.training_set:
-        trained = choose_training_images(name, pictures.controls, settings.synthetic_controls)
+        trained = choose_training_images(name, cohort.controls, settings.synthetic_controls)
         for detector in _detectors_of(name, settings):
-            _folds_of(detector, screening, trained, dealt, pictures)
+            _folds_of(detector, group_plan, trained, dealt, cohort)
 
 
-def refuse_applied(card: DetectorCard, settings: Settings, pictures: StoredCohort) -> None:
+def refuse_applied(card: DetectorCard, settings: Settings, cohort: StoredCohort) -> None:
     """Refuse detectors that were trained before where no patient has what they need.
 
     Raises
@@ -246,7 +246,7 @@ def refuse_applied(card: DetectorCard, settings: Settings, pictures: StoredCohor
         As :func:`plan_applied`.
     """
     for detector in _wanted(card, settings):
-        _usable_by(detector, pictures)
+        _usable_by(detector, cohort)
 
 
 def _detectors_of(training_set: str, settings: Settings) -> list[str]:
@@ -256,17 +256,17 @@ def _detectors_of(training_set: str, settings: Settings) -> list[str]:
 
 def _folds_of(
     detector: str,
-    screening: GroupPlan,
+    group_plan: GroupPlan,
     trained: Sequence[TrainingImage],
     dealt: Mapping[str, int],
-    pictures: StoredCohort,
+    cohort: StoredCohort,
 ) -> tuple[StoredCohort, list[DetectorFold], tuple[str, ...]]:
     """Say who is scored by a detector, what each fold is trained on, and what is to be told."""
-    seen, told = _usable_by(detector, pictures)
+    seen, told = _usable_by(detector, cohort)
     used = trained
     if DETECTORS[detector].synthetic:
-        used = [image for image in trained if image.picture.synthetic is not None]
-    return seen, split(used, seen.controls, dealt, screening.folds, screening.seed), told
+        used = [image for image in trained if image.image.synthetic is not None]
+    return seen, split(used, seen.controls, dealt, group_plan.folds, group_plan.seed), told
 
 
 def _describe_replaced(folder: Path, settings: Settings) -> list[str]:
@@ -289,60 +289,60 @@ def _plan_set(
     name: str,
     trained: Sequence[TrainingImage],
     dealt: Mapping[str, int],
-    pictures: StoredCohort,
+    cohort: StoredCohort,
 ) -> TrainingSetPlan:
-    screening = run.screening
-    folder = screening.output_dir / DETECTORS_FOLDER / name
+    group_plan = run.group_plan
+    folder = group_plan.output_dir / DETECTORS_FOLDER / name
     own = describe_card(
-        screening.output_dir,
+        group_plan.output_dir,
         folder,
-        dataset=screening.dataset,
-        version=screening.versions["mri2pet"],
+        dataset=group_plan.dataset,
+        version=group_plan.versions["mri2pet"],
     )
     primary = name == run.settings.training_set[0]
-    planner = _Planner(screening, name, own, primary=primary)
+    planner = _Planner(group_plan, name, own, primary=primary)
     plans: dict[str, DetectorPlan] = {}
-    sightings: list[ScoredImage] = []
+    scored_images: list[ScoredImage] = []
     notes = _describe_replaced(folder, run.settings)
     for detector in _detectors_of(name, run.settings):
-        seen, folds, told = _folds_of(detector, screening, trained, dealt, pictures)
+        seen, folds, told = _folds_of(detector, group_plan, trained, dealt, cohort)
         notes += told
         plans[detector], found = planner.plan(detector, seen, folds)
-        sightings += found
-    fitting = fitting_of(run, len(trained) + len(pictures.patients))
+        scored_images += found
+    fitting = fitting_of(run, len(trained) + len(cohort.patients))
     card = _card(run, name, tuple(plans), fitting, list_training_controls(trained, dealt))
     made = [model.who.synthetic for model in trained if model.synthetic]
     for detector in needing_synthetic(plans):
-        compared = _usable_by(detector, pictures)[0].controls
+        compared = _usable_by(detector, cohort)[0].controls
         card.parameters[GENERATORS] = generators_of(compared)
         made += [comparison.who.synthetic for comparison in compared]
     card.makers.extend(generators_in_sidecars(made))
     graph = init_training_set_wf(
-        [model.picture for model in trained],
+        [model.image for model in trained],
         plans,
         fitting,
-        clustering_of(run.settings, pictures),
+        clustering_of(run.settings, cohort),
         Publication(folder, card_values(card)),
         share=BRAIN_SHARE,
         name=f"{name}_wf",
     )
     label_nodes(graph, owner=name, label=name, part=name)
-    return TrainingSetPlan(name, graph, tuple(sightings), tuple(notes))
+    return TrainingSetPlan(name, graph, tuple(scored_images), tuple(notes))
 
 
-def _usable_by(detector: str, pictures: StoredCohort) -> tuple[StoredCohort, tuple[str, ...]]:
+def _usable_by(detector: str, cohort: StoredCohort) -> tuple[StoredCohort, tuple[str, ...]]:
     """Keep those with a real and a synthetic PET, if a detector compares both; tell of others."""
     if not DETECTORS[detector].synthetic:
-        return pictures, ()
-    everyone = [*pictures.controls, *pictures.patients]
+        return cohort, ()
+    everyone = [*cohort.controls, *cohort.patients]
     lost = [subject for subject in everyone if subject.real and not subject.real.synthetic]
     kept = replace(
-        pictures,
+        cohort,
         controls=tuple(
-            control for control in pictures.controls if control.real and control.real.synthetic
+            control for control in cohort.controls if control.real and control.real.synthetic
         ),
         patients=tuple(
-            patient for patient in pictures.patients if patient.real and patient.real.synthetic
+            patient for patient in cohort.patients if patient.real and patient.real.synthetic
         ),
     )
     if not kept.patients:
@@ -444,17 +444,17 @@ def _refuse_other_generators(
 class _Planner:
     """Plans the detectors of one training set: who is scored by which fold, what goes where."""
 
-    screening: GroupPlan
+    group_plan: GroupPlan
     training_set: str
     card: Sidecar
     primary: bool
 
     def plan(
-        self, detector: str, pictures: StoredCohort, folds: Sequence[DetectorFold]
+        self, detector: str, cohort: StoredCohort, folds: Sequence[DetectorFold]
     ) -> tuple[DetectorPlan, list[ScoredImage]]:
         """Plan one detector; without folds, patients alone are scored."""
-        patients = [patient.real for patient in pictures.patients if patient.real is not None]
-        everyone = [*pictures.patients, *pictures.controls]
+        patients = [patient.real for patient in cohort.patients if patient.real is not None]
+        everyone = [*cohort.patients, *cohort.controls]
         by_name = {subject.real.name: subject for subject in everyone if subject.real is not None}
         places: list[tuple[str, int, int | None]] = [
             (patient.name, row, None) for row, patient in enumerate(patients)
@@ -462,29 +462,29 @@ class _Planner:
         for fold in folds:
             rows = enumerate(fold.held_out, start=len(patients))
             places += [(one.name, row, fold.number) for row, one in rows]
-        targets, sightings = [], []
+        targets, scored_images = [], []
         for name, row, number in places:
             one = by_name[name]
-            lesions = None if number else pictures.lesions.get(one.who.visit.t1w)
-            target, sighting = self._target(detector, one, row, number, lesions)
+            lesions = None if number else cohort.lesions.get(one.who.visit.t1w)
+            target, scored_image = self._target(detector, one, row, number, lesions)
             targets.append(target)
-            sightings.append(sighting)
-        return DetectorPlan(folds, patients, targets), sightings
+            scored_images.append(scored_image)
+        return DetectorPlan(folds, patients, targets), scored_images
 
     def _target(
         self, detector: str, one: StoredSubject, row: int, fold: int | None, lesions: Path | None
     ) -> tuple[Target, ScoredImage]:
-        screening, visit = self.screening, one.who.visit
+        group_plan, visit = self.group_plan, one.who.visit
         if one.real is None or one.who.pet is None:
             raise ValueError(f"sub-{one.who.label} has no real PET to be scored")
-        root = root_of(screening.output_dir, self.training_set, primary=self.primary)
-        paths = anomaly_paths(root, one.who.pet, detector, screening.space)
-        version = screening.versions["mri2pet"]
-        origin = Origin(screening.output_dir, detector, self.training_set, version, self.card)
-        told = origin.statmap(one.who.pet, screening.space)
+        root = root_of(group_plan.output_dir, self.training_set, primary=self.primary)
+        paths = anomaly_paths(root, one.who.pet, detector, group_plan.space)
+        version = group_plan.versions["mri2pet"]
+        origin = Origin(group_plan.output_dir, detector, self.training_set, version, self.card)
+        told = origin.statmap(one.who.pet, group_plan.space)
         told["Fold"] = "mean over all" if fold is None else fold
-        labels = origin.labels(paths.statmap, screening.space)
-        folder = screening.work_dir / CLUSTERS / self.training_set / detector
+        labels = origin.labels(paths.statmap, group_plan.space)
+        folder = group_plan.work_dir / CLUSTERS / self.training_set / detector
         clusters = folder / f"{one.real.name}.json"
         scored = ScoredMaps(
             one.real,
@@ -503,7 +503,7 @@ class _Planner:
             carried,
         )
         target = Target(scored, fold, on_t1w if fold is None else None, one.who.label)
-        sighting = ScoredImage(
+        scored_image = ScoredImage(
             self.training_set,
             detector,
             one,
@@ -513,7 +513,7 @@ class _Planner:
             tuple(output.sidecar_path for output in outputs_of(target)),
             carried if fold is None else None,
         )
-        return target, sighting
+        return target, scored_image
 
 
 def outputs_of(target: Target) -> list[Output]:
@@ -534,17 +534,17 @@ def _card(
     fitting: Fitting,
     controls: tuple[Control, ...],
 ) -> DetectorCard:
-    screening, settings = run.screening, run.settings
-    rows = screening.grid.affine.tolist()
+    group_plan, settings = run.group_plan, run.settings
+    rows = group_plan.grid.affine.tolist()
     return DetectorCard(
         name=name,
-        version=screening.versions["mri2pet"],
+        version=group_plan.versions["mri2pet"],
         detectors=detectors,
-        template=screening.space.template,
-        shape=screening.grid.shape,
+        template=group_plan.space.template,
+        shape=group_plan.grid.shape,
         affine=tuple(tuple(row) for row in rows),
         controls=controls,
-        folds=screening.folds,
+        folds=group_plan.folds,
         slabs=tuple((first, last) for first, last in fitting.slabs),
         parameters={
             "nu": settings.nu,
@@ -555,10 +555,10 @@ def _card(
             "cluster_extent": settings.cluster_extent,
             "min_cluster_size": settings.min_cluster_size,
         },
-        dataset=screening.dataset,
-        seed=screening.seed,
+        dataset=group_plan.dataset,
+        seed=group_plan.seed,
         intended_use=INTENDED_USE,
-        versions=dict(screening.versions),
+        versions=dict(group_plan.versions),
     )
 
 
@@ -576,12 +576,12 @@ def describe_version(card: DetectorCard, version: str) -> list[str]:
 
 
 def _describe_namesakes(
-    folder: Path, card: DetectorCard, pictures: StoredCohort, output_dir: Path
+    folder: Path, card: DetectorCard, cohort: StoredCohort, output_dir: Path
 ) -> list[str]:
     """Tell of patients who bear the labels of controls of another dataset."""
     own = {control.participant for control in card.controls}
     both = sorted(
-        {f"sub-{patient.who.label}" for patient in pictures.patients if patient.who.label in own}
+        {f"sub-{patient.who.label}" for patient in cohort.patients if patient.who.label in own}
     )
     if not both or _is_of_dataset(folder, card, output_dir):
         return []
@@ -627,7 +627,7 @@ def applied_of(folder: Path, card: DetectorCard) -> Applied:
 
 
 def plan_applied(
-    run: GroupRun, folder: Path, card: DetectorCard, pictures: StoredCohort
+    run: GroupRun, folder: Path, card: DetectorCard, cohort: StoredCohort
 ) -> TrainingSetPlan:
     """Plan the application of detectors that were trained before.
 
@@ -637,7 +637,7 @@ def plan_applied(
         The run.
     folder, card : Path, DetectorCard
         Of the detectors.
-    pictures : StoredCohort
+    cohort : StoredCohort
         Of patients.
 
     Raises
@@ -646,32 +646,32 @@ def plan_applied(
         If no patient has the synthetic PET that a detector compares with.
     """
     made_by = describe_card(
-        run.screening.output_dir,
+        run.group_plan.output_dir,
         folder,
         dataset=card.dataset,
         version=card.version,
         sha256=card_sha256(folder),
     )
-    planner = _Planner(run.screening, card.name, made_by, primary=True)
+    planner = _Planner(run.group_plan, card.name, made_by, primary=True)
     plans: dict[str, DetectorPlan] = {}
-    sightings: list[ScoredImage] = []
-    notes = describe_version(card, run.screening.versions["mri2pet"])
+    scored_images: list[ScoredImage] = []
+    notes = describe_version(card, run.group_plan.versions["mri2pet"])
     notes += _describe_not_applied(folder, card, run.settings)
-    notes += _describe_namesakes(folder, card, pictures, run.screening.output_dir)
+    notes += _describe_namesakes(folder, card, cohort, run.group_plan.output_dir)
     notes += _describe_other_clusters(card, run.settings)
     for detector in _wanted(card, run.settings):
-        seen, told = _usable_by(detector, pictures)
+        seen, told = _usable_by(detector, cohort)
         notes += told
         plans[detector], found = planner.plan(detector, seen, [])
-        sightings += found
+        scored_images += found
     fwhm = float(str(card.parameters.get("fwhm", ZSCORE_FWHM)))
-    fitting = replace(fitting_of(run, len(pictures.patients)), slabs=card.slabs, fwhm=fwhm)
+    fitting = replace(fitting_of(run, len(cohort.patients)), slabs=card.slabs, fwhm=fwhm)
     graph = init_applied_set_wf(
         applied_of(folder, card),
         plans,
         fitting,
-        clustering_of(run.settings, pictures),
+        clustering_of(run.settings, cohort),
         name=f"{card.name}_applied_wf",
     )
     label_nodes(graph, owner=card.name, label=f"{card.name}_applied", part=card.name)
-    return TrainingSetPlan(card.name, graph, tuple(sightings), tuple(notes))
+    return TrainingSetPlan(card.name, graph, tuple(scored_images), tuple(notes))

@@ -91,7 +91,7 @@ class ImageClusters:
 
     Parameters
     ----------
-    sighting : ScoredImage
+    scored_image : ScoredImage
         Who and which.
     clusters : tuple of Cluster
         All of them.
@@ -107,7 +107,7 @@ class ImageClusters:
         Lesions that the PET does not cover; they are not among ``lesions``.
     """
 
-    sighting: ScoredImage
+    scored_image: ScoredImage
     clusters: tuple[Cluster, ...]
     lesions: int | None
     shared: np.ndarray
@@ -118,26 +118,26 @@ class ImageClusters:
     @property
     def row(self) -> tuple[str, str]:
         """Training set and detector."""
-        return self.sighting.training_set, self.sighting.detector
+        return self.scored_image.training_set, self.scored_image.detector
 
     def listed(self, most: int | None = None) -> Listed:
         """Give the clusters, or the first ones, as tables list them."""
-        sighting, who = self.sighting, self.sighting.who.who
+        scored_image, who = self.scored_image, self.scored_image.who.who
         return Listed(
             who.label,
             who.session,
-            sighting.training_set,
-            sighting.detector,
+            scored_image.training_set,
+            scored_image.detector,
             self.clusters[:most],
             self.above_zero,
         )
 
     def finding(self) -> Finding:
         """Give what evaluation needs."""
-        sighting, who = self.sighting, self.sighting.who.who
+        scored_image, who = self.scored_image, self.scored_image.who.who
         return Finding(
-            sighting.training_set,
-            sighting.detector,
+            scored_image.training_set,
+            scored_image.detector,
             who.label,
             who.session,
             0 if self.lesions is None else self.lesions,
@@ -145,7 +145,7 @@ class ImageClusters:
         )
 
 
-def read_image_clusters(sighting: ScoredImage) -> ImageClusters | None:
+def read_image_clusters(scored_image: ScoredImage) -> ImageClusters | None:
     """Read what a detector saw in one image; None if that failed.
 
     Raises
@@ -153,9 +153,9 @@ def read_image_clusters(sighting: ScoredImage) -> ImageClusters | None:
     UnusableDataError
         If the file is not what this app writes.
     """
-    if not sighting.clusters.is_file():
+    if not scored_image.clusters.is_file():
         return None
-    told = read_json(sighting.clusters)
+    told = read_json(scored_image.clusters)
     try:
         clusters = [Cluster(**one) for one in told["clusters"]]  # type: ignore[attr-defined]
         lesions = told["lesions"]
@@ -171,21 +171,22 @@ def read_image_clusters(sighting: ScoredImage) -> ImageClusters | None:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise UnusableDataError(
-            f"{sighting.clusters}: not the clusters of an image ({error}); delete it, and run again"
+            f"{scored_image.clusters}: not the clusters of an image ({error}); delete it, and run "
+            "again"
         ) from error
     return ImageClusters(
-        sighting,
+        scored_image,
         tuple(known),
         None if lesions is None else count,
         shared,
-        _read_places(sighting),
+        _read_places(scored_image),
         above_zero,
         not_covered,
     )
 
 
-def _read_places(sighting: ScoredImage) -> tuple[Place, ...] | None:
-    path = sighting.places
+def _read_places(scored_image: ScoredImage) -> tuple[Place, ...] | None:
+    path = scored_image.places
     if path is None or not path.is_file():
         return None
     try:
@@ -208,7 +209,7 @@ def scored_in(output_dir: Path, dataset: str, seen: Iterable[ImageClusters]) -> 
     seen : iterable of ImageClusters
         Controls and patients.
     """
-    return ScoredRun(dataset, [_scored(output_dir, image.sighting) for image in seen])
+    return ScoredRun(dataset, [_scored(output_dir, image.scored_image) for image in seen])
 
 
 def _scored(output_dir: Path, one: ScoredImage) -> ScoredSubject:
@@ -242,10 +243,10 @@ def write_detections(
         Folder of detectors that were trained before: their controls calibrate.
     """
     controls: dict[str, list[ControlCluster]] = {}
-    for name in dict.fromkeys(image.sighting.training_set for image in seen):
+    for name in dict.fromkeys(image.scored_image.training_set for image in seen):
         folder = output_dir / DETECTORS_FOLDER / name if applied is None else applied
         if applied is None:
-            _complete(folder, [image for image in seen if image.sighting.training_set == name])
+            _complete(folder, [image for image in seen if image.scored_image.training_set == name])
         controls[name] = read_control_clusters(folder)
     scores = {
         row: control_sum_scores(controls[row[0]], row[1])
@@ -253,7 +254,7 @@ def write_detections(
     }
     counts = {row: len(own) for row, own in scores.items()}
     patients = [
-        _calibrated(image, scores[image.row]) for image in seen if not image.sighting.control
+        _calibrated(image, scores[image.row]) for image in seen if not image.scored_image.control
     ]
     for patient in patients:
         _write_table(patient, most, counts[patient.row])
@@ -265,11 +266,11 @@ def write_detections(
 
 def _complete(folder: Path, seen: Iterable[ImageClusters]) -> None:
     """Write what controls have beside their detector, and let maps know its card: it is whole."""
-    controls = [image.listed() for image in seen if image.sighting.control]
+    controls = [image.listed() for image in seen if image.scored_image.control]
     write_control_clusters(folder, controls)
     write_control_maps(folder, controls)
     sha256 = complete_card(folder)
-    made = [path for image in seen for path in image.sighting.sidecars if path.is_file()]
+    made = [path for image in seen for path in image.scored_image.sidecars if path.is_file()]
     for path in made if sha256 else ():
         sign(path, sha256)
 
@@ -284,9 +285,9 @@ def _first_pets(seen: Iterable[ImageClusters]) -> list[ImageClusters]:
 
 
 def _write_table(one: ImageClusters, most: int, controls: int) -> None:
-    write_clusters_table(one.sighting.paths.table, one.clusters[:most], controls)
+    write_clusters_table(one.scored_image.paths.table, one.clusters[:most], controls)
     if one.places is not None:
-        table = one.sighting.paths.table_in_t1w
+        table = one.scored_image.paths.table_in_t1w
         write_clusters_in_t1w(table, one.clusters[:most], one.places, controls)
 
 
@@ -316,11 +317,11 @@ def top_clusters(seen: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
     """Tell the first cluster of each patient in a line, by training set and detector."""
     lines: dict[str, list[str]] = {}
     for image in seen:
-        sighting = image.sighting
-        if sighting.control:
+        scored_image = image.scored_image
+        if scored_image.control:
             continue
-        who = f"sub-{sighting.who.who.label}"
-        lines.setdefault(f"{sighting.training_set} {sighting.detector}", []).append(
+        who = f"sub-{scored_image.who.who.label}"
+        lines.setdefault(f"{scored_image.training_set} {scored_image.detector}", []).append(
             f"{who}: {_describe_first(image)}"
         )
     return lines
@@ -342,7 +343,7 @@ GRAPH = "mri2pet_group"
 INTERMEDIATE = (GRAPH, VOLUMES, CLUSTERS)  # folders of the work folder
 
 
-def group(settings: Settings, voice: Console, stamp: description.RunRecord) -> int:
+def group(settings: Settings, console: Console, run_record: description.RunRecord) -> int:
     """Train detectors on controls, or take trained ones, and map what is abnormal in patients.
 
     Returns
@@ -358,49 +359,54 @@ def group(settings: Settings, voice: Console, stamp: description.RunRecord) -> i
     started = time.monotonic()
     refuse_places(settings)
     if settings.reports_only:
-        return _report_again(settings, voice)
+        return _report_again(settings, console)
     try:
         settings, grid = settle_grid(settings)
     except MissingInputError:
         _read_detector(settings)  # whose grid may be another than was asked for: that is told first
         raise
     card = _read_detector(settings)
-    version = stamp.versions["mri2pet"]
+    version = run_record.versions["mri2pet"]
     subjects = choose_subjects(settings, controls=card is None, version=version)
     subjects = replace(subjects, notes=(*grid, *subjects.notes))
     if not subjects.patients:
         raise error_of(subjects.problems)
     if settings.dry_run:
-        _report_subjects(settings, subjects, card, voice)
-    usable = _refuse(settings, card, subjects, stamp, voice)
+        _report_subjects(settings, subjects, card, console)
+    usable = _refuse(settings, card, subjects, run_record, console)
     if settings.dry_run:
-        return _close_dry(usable, subjects.problems, voice)
-    with begin(settings, stamp, voice, results=["group"]):
-        outcome = _carry_out(settings, subjects, card, voice, stamp=stamp, started=started)
-    return _close(settings, outcome, voice)
+        return _close_dry(usable, subjects.problems, console)
+    with begin(settings, run_record, console, results=["group"]):
+        outcome = _carry_out(
+            settings, subjects, card, console, run_record=run_record, started=started
+        )
+    return _close(settings, outcome, console)
 
 
 def _carry_out(
     settings: Settings,
     subjects: Subjects,
     card: DetectorCard | None,
-    voice: Console,
+    console: Console,
     *,
-    stamp: description.RunRecord,
+    run_record: description.RunRecord,
     started: float,
 ) -> "_Outcome":
     """Detect, write tables and reports, and delete intermediate files where nothing failed."""
-    runner = Runner(settings, voice, GRAPH, settings.folds * len(settings.training_set))
-    run = GroupRun(_screening(settings, stamp), settings, runner)
-    outcome = _detect(run, subjects, card, voice)
-    problems = [*outcome.problems, *_finish(run, outcome, summarize_run(stamp, started), voice)]
+    runner = Runner(settings, console, GRAPH, settings.folds * len(settings.training_set))
+    run = GroupRun(_screening(settings, run_record), settings, runner)
+    outcome = _detect(run, subjects, card, console)
+    problems = [
+        *outcome.problems,
+        *_finish(run, outcome, summarize_run(run_record, started), console),
+    ]
     if settings.clean_workdir and not problems:
         for name in INTERMEDIATE:
             shutil.rmtree(work_dir_of(settings) / name, ignore_errors=True)
     return replace(outcome, problems=problems)
 
 
-def _screening(settings: Settings, stamp: description.RunRecord) -> GroupPlan:
+def _screening(settings: Settings, run_record: description.RunRecord) -> GroupPlan:
     return GroupPlan(
         output_dir=settings.output_dir,
         work_dir=work_dir_of(settings),
@@ -409,7 +415,7 @@ def _screening(settings: Settings, stamp: description.RunRecord) -> GroupPlan:
         dataset=dataset_name(settings.output_dir),
         folds=settings.folds,
         seed=settings.random_seed,
-        versions=stamp.versions,
+        versions=run_record.versions,
     )
 
 
@@ -428,31 +434,33 @@ def _refuse(
     settings: Settings,
     card: DetectorCard | None,
     subjects: Subjects,
-    stamp: description.RunRecord,
-    voice: Console,
+    run_record: description.RunRecord,
+    console: Console,
 ) -> Subjects:
     """See that the run can begin; give who is left, with what a dry run tells of all others."""
-    screening = _screening(settings, stamp)
+    group_plan = _screening(settings, run_record)
     refuse_plugin(settings)
     prepare_template(settings, write=False)  # reports of patients will want it
     if settings.detector is None or card is None:
         refuse_settings(settings)
     else:
-        describe_version(card, screening.versions["mri2pet"])  # which refuses; notes are told later
+        describe_version(
+            card, group_plan.versions["mri2pet"]
+        )  # which refuses; notes are told later
         refuse_card(settings.detector, card, settings, subjects.patients)
-    usable = usable_subjects(screening, subjects, synthetic=_needs_synthetic(settings, card))
+    usable = usable_subjects(group_plan, subjects, synthetic=_needs_synthetic(settings, card))
     lesions = refuse_knowledge(settings, usable.patients)
     if not usable.patients:
         raise error_of([*subjects.problems, *usable.problems])
-    pictures = assume_cohort(screening, usable, synthetic=_needs_synthetic(settings, card))
+    cohort = assume_cohort(group_plan, usable, synthetic=_needs_synthetic(settings, card))
     try:
         if card is None:
-            refuse_sets(screening, settings, pictures)
+            refuse_sets(group_plan, settings, cohort)
         else:
-            refuse_applied(card, settings, pictures)
+            refuse_applied(card, settings, cohort)
     except Mri2petError:
         early = () if settings.dry_run else subjects.problems  # which a dry run has told
-        report_notes(voice, [], [*early, *usable.problems])  # who is lost may be why
+        report_notes(console, [], [*early, *usable.problems])  # who is lost may be why
         raise
     problems = (*usable.problems, *lesions.problems)
     return replace(usable, notes=lesions.notes, problems=problems)
@@ -464,7 +472,7 @@ def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
 
 
 def _report_subjects(
-    settings: Settings, subjects: Subjects, card: DetectorCard | None, voice: Console
+    settings: Settings, subjects: Subjects, card: DetectorCard | None, console: Console
 ) -> None:
     """Print whom the run would use, and by which images."""
     controls, patients = subjects.controls, subjects.patients
@@ -481,14 +489,14 @@ def _report_subjects(
         f"sub-{control.label}: not used, no real PET" for control in controls if control not in used
     ]
     told += [problem.sentence for problem in subjects.problems]
-    voice.report_subjects(used, patients, told, settings.output_dir)
+    console.report_subjects(used, patients, told, settings.output_dir)
 
 
-def _close_dry(usable: Subjects, early: Sequence[Problem], voice: Console) -> int:
+def _close_dry(usable: Subjects, early: Sequence[Problem], console: Console) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best."""
-    report_notes(voice, usable.notes, usable.problems)
+    report_notes(console, usable.notes, usable.problems)
     told = f"{len({patient.label for patient in usable.patients})} patients would be mapped"
-    return close_dry(told, [*early, *usable.problems], voice)
+    return close_dry(told, [*early, *usable.problems], console)
 
 
 @dataclass(frozen=True)
@@ -501,29 +509,29 @@ class _Outcome:
 
 
 def _detect(
-    run: GroupRun, subjects: Subjects, card: DetectorCard | None, voice: Console
+    run: GroupRun, subjects: Subjects, card: DetectorCard | None, console: Console
 ) -> _Outcome:
     """Store, fit or apply, and map."""
     settings = run.settings
-    pictures = store_cohort(
-        run.screening, subjects, run.runner, synthetic=_needs_synthetic(settings, card)
+    cohort = store_cohort(
+        run.group_plan, subjects, run.runner, synthetic=_needs_synthetic(settings, card)
     )
-    early = [*subjects.problems, *pictures.problems]
-    stopped = settings.stop_on_first_crash and pictures.problems
-    notes = [*subjects.notes, *pictures.notes]
-    report_notes(voice, notes, early)  # before plans: who is lost may be why they cannot be made
-    if stopped or not pictures.patients:
+    early = [*subjects.problems, *cohort.problems]
+    stopped = settings.stop_on_first_crash and cohort.problems
+    notes = [*subjects.notes, *cohort.notes]
+    report_notes(console, notes, early)  # before plans: who is lost may be why they cannot be made
+    if stopped or not cohort.patients:
         raise error_of(early)
-    plans = _plans(run, pictures, card)
+    plans = _plans(run, cohort, card)
     more = [note for plan in plans for note in plan.notes]
-    report_notes(voice, more, [])
+    report_notes(console, more, [])
     notes += more
     late = _run(run, plans)
     there, unread = _read_all(plans, settings.output_dir / "logs")
     late += unread
-    report_notes(voice, [], late)
+    report_notes(console, [], late)
     lost = _describe_lost_lesions(there)
-    report_notes(voice, lost, [])
+    report_notes(console, lost, [])
     return _Outcome(there, [*notes, *lost], [*early, *late])
 
 
@@ -532,11 +540,11 @@ def _read_all(
 ) -> tuple[list[ImageClusters], list[Problem]]:
     """Read what was seen of everyone; a file that cannot be read is its owner's problem."""
     seen, problems = list[ImageClusters](), list[Problem]()
-    for sighting in (sighting for plan in plans for sighting in plan.sightings):
+    for scored_image in (scored_image for plan in plans for scored_image in plan.scored_images):
         try:
-            one = read_image_clusters(sighting)
+            one = read_image_clusters(scored_image)
         except Exception as error:  # of any kind: it is this participant's, and no one else's
-            label = sighting.who.who.label
+            label = scored_image.who.who.label
             problems.append(problem_of(error, label, f"sub-{label}", logs))
             continue
         if one is not None:
@@ -547,14 +555,14 @@ def _read_all(
 def _describe_lost_lesions(seen: Sequence[ImageClusters]) -> list[str]:
     """Tell of lesions that are in no curve: those off the grid, and those that no PET covers."""
     counts = {
-        image.sighting.who.who.label: image.not_covered for image in seen if image.not_covered
+        image.scored_image.who.who.label: image.not_covered for image in seen if image.not_covered
     }
     uncovered = [
         f"sub-{label}: {count} lesion(s) lie where the PET does not cover the brain; in no curve"
         for label, count in sorted(counts.items())
     ]
     lost = {
-        image.sighting.who.who.label
+        image.scored_image.who.who.label
         for image in seen
         if image.lesions == 0 and not image.not_covered
     }
@@ -566,31 +574,29 @@ def _describe_lost_lesions(seen: Sequence[ImageClusters]) -> list[str]:
 
 def _run(run: GroupRun, plans: Sequence[TrainingSetPlan]) -> list[Problem]:
     for plan in plans:
-        for sighting in plan.sightings:
-            for path in sighting.stale:
+        for scored_image in plan.scored_images:
+            for path in scored_image.stale:
                 path.unlink(missing_ok=True)
-            remove_partials(sighting.paths.table.parent)
+            remove_partials(scored_image.paths.table.parent)
     return run.runner.run([plan.graph for plan in plans], {plan.name: plan.name for plan in plans})
 
 
-def _plans(
-    run: GroupRun, pictures: StoredCohort, card: DetectorCard | None
-) -> list[TrainingSetPlan]:
+def _plans(run: GroupRun, cohort: StoredCohort, card: DetectorCard | None) -> list[TrainingSetPlan]:
     folder = run.settings.detector
     if folder is None or card is None:
-        return list(plan_sets(run, pictures))
-    return [plan_applied(run, folder, card, pictures)]
+        return list(plan_sets(run, cohort))
+    return [plan_applied(run, folder, card, cohort)]
 
 
-def _finish(run: GroupRun, outcome: _Outcome, told: RunSummary, voice: Console) -> list[Problem]:
+def _finish(run: GroupRun, outcome: _Outcome, told: RunSummary, console: Console) -> list[Problem]:
     """Write tables and reports; give what went wrong with reports."""
-    settings, output_dir = run.settings, run.screening.output_dir
+    settings, output_dir = run.settings, run.group_plan.output_dir
     refresh_dataset(output_dir)
     with locked(output_dir):
         write_detections(
             output_dir, outcome.seen, most=settings.clusters, applied=settings.detector
         )
-        scored = scored_in(output_dir, run.screening.dataset, outcome.seen)
+        scored = scored_in(output_dir, run.group_plan.dataset, outcome.seen)
         grid = GridSettings(settings.template, settings.bounding_box, settings.grid_resolution)
         write_run(output_dir, replace(scored, grid=grid))
     sentences = [problem.sentence for problem in outcome.problems]
@@ -600,33 +606,33 @@ def _finish(run: GroupRun, outcome: _Outcome, told: RunSummary, voice: Console) 
         "notes": outcome.notes,
         "settings": vars(settings),
     }
-    problems = _report(settings, voice, whole)
+    problems = _report(settings, console, whole)
     patients = {
-        image.sighting.who.who.label for image in outcome.seen if not image.sighting.control
+        image.scored_image.who.who.label for image in outcome.seen if not image.scored_image.control
     }
-    return problems + _report_patients(settings, patients, voice)
+    return problems + _report_patients(settings, patients, console)
 
 
 def _report_patients(
-    settings: Settings, patients: Collection[str], voice: Console
+    settings: Settings, patients: Collection[str], console: Console
 ) -> list[Problem]:
     """Write the reports of patients again: they tell of anomalies now."""
     template = prepare_template(settings)
     told = dict.fromkeys(sorted(patients), RunSummary())
-    return report_subjects(settings.output_dir, told, template.reference, voice)
+    return report_subjects(settings.output_dir, told, template.reference, console)
 
 
-def _report(settings: Settings, voice: Console, told: RunSummary) -> list[Problem]:
+def _report(settings: Settings, console: Console, told: RunSummary) -> list[Problem]:
     """Write ``group.html``; where that fails, tables and the patients' reports stand."""
     output_dir = settings.output_dir
-    with report_failure(voice, name="group.html", logs=output_dir / "logs") as lost:
+    with report_failure(console, name="group.html", logs=output_dir / "logs") as lost:
         write_group_report(
             output_dir, template=settings.template, resolution=settings.grid_resolution, **told
         )
     return lost
 
 
-def _report_again(settings: Settings, voice: Console) -> int:
+def _report_again(settings: Settings, console: Console) -> int:
     refuse_without_results(settings, "--reports-only")
     run = last_run(settings.output_dir)
     if run.grid is not None:  # which may be another than this command line's
@@ -639,24 +645,26 @@ def _report_again(settings: Settings, voice: Console) -> int:
         )
     path = settings.output_dir / "group.html"
     if settings.dry_run:
-        voice.close(f"mri2pet: the report would be written; it is {path}")
+        console.close(f"mri2pet: the report would be written; it is {path}")
         return DONE
-    problems = _report(settings, voice, RunSummary())
+    problems = _report(settings, console, RunSummary())
     patients = {one.participant for one in run.maps if not one.control}
-    problems += _report_patients(settings, patients, voice)
-    voice.close(f"mri2pet: reports written, {len(problems)} failed; see {path}")
+    problems += _report_patients(settings, patients, console)
+    console.close(f"mri2pet: reports written, {len(problems)} failed; see {path}")
     return PARTIAL if problems else DONE
 
 
-def _close(settings: Settings, outcome: _Outcome, voice: Console) -> int:
+def _close(settings: Settings, outcome: _Outcome, console: Console) -> int:
     """Print the first cluster of each patient, and the last line; return the exit code."""
     for name, lines in top_clusters(outcome.seen).items():
-        voice.say(f"first cluster, {name}")
+        console.say(f"first cluster, {name}")
         for line in lines:
-            voice.say(f"  {line}")
-    mapped = {image.sighting.who.who.label for image in outcome.seen if not image.sighting.control}
+            console.say(f"  {line}")
+    mapped = {
+        image.scored_image.who.who.label for image in outcome.seen if not image.scored_image.control
+    }
     report: Path = settings.output_dir / "group.html"
-    voice.close(
+    console.close(
         f"mri2pet: {len(mapped)} patients mapped, {len(outcome.problems)} problems; the report "
         f"is {report}"
     )

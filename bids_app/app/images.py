@@ -57,13 +57,13 @@ class StoredCohort:
 
 
 def store_cohort(
-    screening: GroupPlan, subjects: Subjects, runner: Runner, *, synthetic: bool
+    group_plan: GroupPlan, subjects: Subjects, runner: Runner, *, synthetic: bool
 ) -> StoredCohort:
     """Check and store the PETs of all subjects, and what is known of lesions and regions.
 
     Parameters
     ----------
-    screening : GroupPlan
+    group_plan : GroupPlan
         The run.
     subjects : Subjects
         Controls and patients.
@@ -79,21 +79,21 @@ def store_cohort(
     """
     settings = runner.settings
     of_atlas = _check_atlas(settings)
-    atlas = None if settings.atlas is None else screening.work_dir / "atlas.nii.gz"
+    atlas = None if settings.atlas is None else group_plan.work_dir / "atlas.nii.gz"
     patients, without_t1w = _with_t1w(subjects.patients)
     lesions = find_masks(settings, patients)
     masks = lesions.masks
-    plans = plan_storage(screening, [*subjects.controls, *patients], synthetic=synthetic)
+    plans = plan_storage(group_plan, [*subjects.controls, *patients], synthetic=synthetic)
     graphs = [
         init_storing_wf(
             plans,
-            shape=screening.grid.shape,
-            affine=screening.grid.affine.tolist(),
+            shape=group_plan.grid.shape,
+            affine=group_plan.grid.affine.tolist(),
             name=STORING_WF,
         )
     ]
-    graphs += _mask_graphs(screening, masks, settings)
-    reference = _on_grid(screening, patients)
+    graphs += _mask_graphs(group_plan, masks, settings)
+    reference = _on_grid(group_plan, patients)
     if settings.atlas is not None and atlas is not None and reference is not None:
         graphs.append(
             init_atlas_wf(
@@ -114,10 +114,10 @@ def store_cohort(
         if plan.name not in lost
     }
     controls = [join_stored(control, stored) for control in subjects.controls]
-    pictured = [join_stored(patient, stored) for patient in patients]
+    stored_subjects = [join_stored(patient, stored) for patient in patients]
     return StoredCohort(
         controls=tuple(c for c in controls if c.real is not None or c.synthetic is not None),
-        patients=tuple(p for p in pictured if p.real is not None),
+        patients=tuple(p for p in stored_subjects if p.real is not None),
         lesions={
             visit.t1w: lesions_in_template(visit)
             for visit in masks
@@ -141,10 +141,10 @@ def _with_t1w(patients: Sequence[Participant]) -> tuple[list[Participant], list[
     return [patient for patient in patients if patient.visit not in absent], problems
 
 
-def _on_grid(screening: GroupPlan, people: Sequence[Participant]) -> Path | None:
+def _on_grid(group_plan: GroupPlan, people: Sequence[Participant]) -> Path | None:
     """Give the first brain mask that lies on the grid; None where nobody has one."""
     masks = {subject.label: subject.visit.brain_mask for subject in people}
-    lost = {one.subject for one in refuse_other_grids(masks.items(), screening.grid)}
+    lost = {one.subject for one in refuse_other_grids(masks.items(), group_plan.grid)}
     return next((mask for label, mask in masks.items() if label not in lost), None)
 
 
@@ -217,7 +217,7 @@ def refuse_knowledge(settings: Settings, patients: Sequence[Participant]) -> Les
     return replace(lesions, notes=(*of_atlas, *lesions.notes))
 
 
-def usable_subjects(screening: GroupPlan, subjects: Subjects, *, synthetic: bool) -> Subjects:
+def usable_subjects(group_plan: GroupPlan, subjects: Subjects, *, synthetic: bool) -> Subjects:
     """Keep those whose images lie on the run's grid, patients also with what leads to their T1w.
 
     Headers alone are looked at: an image may turn out to be damaged later. ``problems`` are those
@@ -232,7 +232,7 @@ def usable_subjects(screening: GroupPlan, subjects: Subjects, *, synthetic: bool
             for path in (subject.visit.brain_mask, subject.pet)
             if path
         ],
-        screening.grid,
+        group_plan.grid,
     )
     odd = refuse_other_grids(
         [
@@ -240,7 +240,7 @@ def usable_subjects(screening: GroupPlan, subjects: Subjects, *, synthetic: bool
             for subject in everyone
             if synthetic and subject.synthetic
         ],
-        screening.grid,
+        group_plan.grid,
     )
     lost, without = ({problem.subject for problem in told} for told in (unfit, odd))
     controls, kept = (
@@ -254,9 +254,9 @@ def usable_subjects(screening: GroupPlan, subjects: Subjects, *, synthetic: bool
     return Subjects(controls, kept, subjects.notes, (*problems, *unfit, *odd))
 
 
-def assume_cohort(screening: GroupPlan, subjects: Subjects, *, synthetic: bool) -> StoredCohort:
-    """Give the pictures that a run has where all images can be stored: nothing is."""
-    plans = plan_storage(screening, [*subjects.controls, *subjects.patients], synthetic=synthetic)
+def assume_cohort(group_plan: GroupPlan, subjects: Subjects, *, synthetic: bool) -> StoredCohort:
+    """Give the cohort that a run has where all images can be stored: nothing is."""
+    plans = plan_storage(group_plan, [*subjects.controls, *subjects.patients], synthetic=synthetic)
     stored = {plan.name: StoredImage(plan.name, plan.folder, "") for plan in plans}
     controls, patients = (
         tuple(join_stored(subject, stored) for subject in group)
@@ -290,7 +290,7 @@ def _tell_mask(visit: Preprocessed, mask: LesionMask | None) -> str:
 
 
 def _mask_graphs(
-    screening: GroupPlan, masks: Mapping[Preprocessed, LesionMask], settings: Settings
+    group_plan: GroupPlan, masks: Mapping[Preprocessed, LesionMask], settings: Settings
 ) -> list[Workflow]:
     graphs = []
     for number, (visit, mask) in enumerate(masks.items()):
@@ -298,13 +298,13 @@ def _mask_graphs(
         path.unlink(missing_ok=True)  # of an earlier run
         transforms = [] if mask.in_template else [t1w_to_template(visit)]
         root = dict(settings.derivatives)[LESIONS]
-        drawn = uri_in(screening.output_dir, LESIONS, root, mask.path)
-        uris = [f"bids::{one.relative_to(screening.output_dir).as_posix()}" for one in transforms]
+        drawn = uri_in(group_plan.output_dir, LESIONS, root, mask.path)
+        uris = [f"bids::{one.relative_to(group_plan.output_dir).as_posix()}" for one in transforms]
         sidecar = {
-            "Description": f"Lesions as {mask.path.name} has them, in {screening.space.template}",
+            "Description": f"Lesions as {mask.path.name} has them, in {group_plan.space.template}",
             "Sources": [drawn, *uris],
             "Type": "Lesion",
-            **screening.space.entries(),
+            **group_plan.space.entries(),
         }
         output = Output(path, sidecar_path(path), sidecar)
         name = f"lesions_{number}_wf"

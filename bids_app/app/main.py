@@ -25,11 +25,11 @@ LEVELS = {"participant": participant, "train": train, "group": group}
 LOUDNESS = {0: logging.CRITICAL, 1: logging.WARNING}
 
 
-def _write_plan(settings: Settings, stamp: provenance.RunRecord) -> str:
+def _write_plan(settings: Settings, run_record: provenance.RunRecord) -> str:
     """Write the methods paragraph of what the settings would do to participants."""
     generator = prepare_generator(settings)
     return boilerplate(
-        versions=stamp.versions,
+        versions=run_record.versions,
         template=settings.template,
         resolution=resolution_label(settings.grid_resolution),
         percentile=PERCENTILE,
@@ -43,10 +43,10 @@ def _write_plan(settings: Settings, stamp: provenance.RunRecord) -> str:
     )
 
 
-def _write_methods(settings: Settings, stamp: provenance.RunRecord) -> str:
+def _write_methods(settings: Settings, run_record: provenance.RunRecord) -> str:
     """Write the methods paragraph: of participants what would be done, of others what was."""
     if settings.level not in METHODS:
-        return _write_plan(settings, stamp)
+        return _write_plan(settings, run_record)
     refuse_without_results(settings, "--boilerplate-only")
     return METHODS[settings.level](settings.output_dir)
 
@@ -60,10 +60,10 @@ def run(settings: Settings) -> int:
         If the run cannot begin, or nothing of it can be used.
     """
     quiet(LOUDNESS.get(settings.verbose, logging.INFO))
-    voice, stamp = Console(), provenance.start_record()
+    console, run_record = Console(), provenance.start_record()
     if settings.resource_monitor:
         nipype.config.enable_resource_monitor()
     if settings.boilerplate_only:
-        voice.close(_write_methods(settings, stamp))
+        console.close(_write_methods(settings, run_record))
         return 0
-    return LEVELS[settings.level](settings, voice, stamp)
+    return LEVELS[settings.level](settings, console, run_record)

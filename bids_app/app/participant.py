@@ -71,7 +71,7 @@ from bids_app.visit import Selection, Visit
 _Table = tuple[dict[str, dict[str, str]], tuple[str, ...]]  # participants.tsv, and remarks on it
 
 
-def participant(settings: Settings, voice: Console, stamp: description.RunRecord) -> int:
+def participant(settings: Settings, console: Console, run_record: description.RunRecord) -> int:
     """Bring every participant into MNI space, and predict the PET of each.
 
     Returns
@@ -85,42 +85,44 @@ def participant(settings: Settings, voice: Console, stamp: description.RunRecord
         If the run cannot begin, or nothing that was selected can be used.
     """
     started = time.monotonic()
-    selection = _select(settings, voice)
+    selection = _select(settings, console)
     if settings.reports_only:
-        return _report_again(selection, settings, voice)
+        return _report_again(selection, settings, console)
     generator = _refuse(settings)
-    with _held(settings, selection, voice, stamp):
-        table, template, run = _prepare(settings, selection, generator, voice, stamp)
+    with _held(settings, selection, console, run_record):
+        table, template, run = _prepare(settings, selection, generator, console, run_record)
         logs = None if settings.dry_run else settings.output_dir / "logs"
         plans, done, early = _plan(selection, run, logs)
         aside = [*problems_of(selection), *early]
         if not (plans or done):
             raise error_of(aside)
-        selection = _report_namesakes(selection, run, voice)
+        selection = _report_namesakes(selection, run, console)
         if settings.dry_run:
-            return _report_plans(plans, done, aside, early, voice)
-        _start(settings, run, template, stamp)
-        _tell_aside(selection, settings, early, voice)
+            return _report_plans(plans, done, aside, early, console)
+        _start(settings, run, template, run_record)
+        _tell_aside(selection, settings, early, console)
         subjects = {plan.visit.subject for plan in plans}
-        reports = _Reports(settings, selection, table, template, subjects, stamp, started, voice)
+        reports = _Reports(
+            settings, selection, table, template, subjects, run_record, started, console
+        )
         problems = [*aside, *_compute(plans, run, reports, aside)]
-        _report_images([*plans, *done], voice)
+        _report_images([*plans, *done], console)
         if settings.clean_workdir:
             clean([*plans, *done], problems, settings)
         problems += reports.finish(problems)
-        return _close(plans, done, problems, settings, voice)
+        return _close(plans, done, problems, settings, console)
 
 
-def _select(settings: Settings, voice: Console) -> Selection:
+def _select(settings: Settings, console: Console) -> Selection:
     """Choose images; a dry run prints them, whatever else may be refused later."""
     refuse_places(settings)
     selection = read_selection(settings)
     if settings.dry_run:
-        voice.report_selection(selection, settings.bids_dir)
+        console.report_selection(selection, settings.bids_dir)
     return selection
 
 
-def _report_namesakes(selection: Selection, run: ParticipantPlan, voice: Console) -> Selection:
+def _report_namesakes(selection: Selection, run: ParticipantPlan, console: Console) -> Selection:
     """Tell, once and in reports, of labels that the generator knows from another dataset."""
     if run.generator is None:
         return selection
@@ -131,7 +133,7 @@ def _report_namesakes(selection: Selection, run: ParticipantPlan, voice: Console
 
     if not told(selection.visits):
         return selection
-    voice.warn(told(selection.visits))
+    console.warn(told(selection.visits))
     visits = [
         replace(visit, notes=(*visit.notes, *filter(None, [told([visit])])))
         for visit in selection.visits
@@ -149,7 +151,7 @@ def _compute(
             reports.write([subject], [*aside, *problems])
             reports.tables()
 
-    runner = Runner(reports.settings, reports.voice, "mri2pet", len(reports.selection.visits))
+    runner = Runner(reports.settings, reports.console, "mri2pet", len(reports.selection.visits))
     return compute(plans, run, runner, on_finished=report)
 
 
@@ -164,7 +166,7 @@ def _refuse(settings: Settings) -> GeneratorChoice | None:
 
 @contextmanager
 def _held(
-    settings: Settings, selection: Selection, voice: Console, stamp: description.RunRecord
+    settings: Settings, selection: Selection, console: Console, run_record: description.RunRecord
 ) -> Iterator[None]:
     """Make the folders of the run, and keep its visits for its life; a dry run does neither."""
     if settings.dry_run:
@@ -172,7 +174,7 @@ def _held(
         return
     make_places(settings)
     visits = [label_of(visit) for visit in selection.visits]
-    with hold(settings, stamp, voice, results=visits, intermediate=visits):
+    with hold(settings, run_record, console, results=visits, intermediate=visits):
         yield
 
 
@@ -180,8 +182,8 @@ def _prepare(
     settings: Settings,
     selection: Selection,
     generator: GeneratorChoice | None,
-    voice: Console,
-    stamp: description.RunRecord,
+    console: Console,
+    run_record: description.RunRecord,
 ) -> tuple[_Table, Template, ParticipantPlan]:
     """See that the run can begin: what is refused here is refused by a dry run as well.
 
@@ -195,15 +197,15 @@ def _prepare(
     """
     _, threads = share_resources(settings, len(selection.visits))
     with _validation(settings) as validation:  # another process works on it meanwhile
-        table = _participants(settings, voice)
+        table = _participants(settings, console)
         template = prepare_template(settings, write=not settings.dry_run)
-        _report_validation(validation, voice)
+        _report_validation(validation, console)
     refuse_nothing(selection)
-    run = prepare_run(settings, template, generator, threads, stamp.versions["mri2pet"])
+    run = prepare_run(settings, template, generator, threads, run_record.versions["mri2pet"])
     return table, template, run
 
 
-def _participants(settings: Settings, voice: Console) -> _Table:
+def _participants(settings: Settings, console: Console) -> _Table:
     """Read participants.tsv, which images do not depend on; a damaged one is only told of."""
     try:
         present = find_subjects(settings.bids_dir)
@@ -211,7 +213,7 @@ def _participants(settings: Settings, voice: Console) -> _Table:
     except Mri2petError as error:
         participants, remarks = {}, (f"{error}; its columns are left out",)
     for remark in remarks:
-        voice.warn(remark)
+        console.warn(remark)
     return participants, remarks
 
 
@@ -222,16 +224,18 @@ def _validation(settings: Settings) -> Iterator[Future[str | None] | None]:
         yield thread.submit(validate_bids, settings.bids_dir) if settings.validate else None
 
 
-def _report_validation(validation: Future[str | None] | None, voice: Console) -> None:
+def _report_validation(validation: Future[str | None] | None, console: Console) -> None:
     warning = None if validation is None else validation.result()
     if warning is not None:
-        voice.warn(warning)
+        console.warn(warning)
 
 
 def _start(
-    settings: Settings, run: ParticipantPlan, template: Template, stamp: description.RunRecord
+    settings: Settings, run: ParticipantPlan, template: Template, run_record: description.RunRecord
 ) -> None:
-    software = Software(stamp.versions["mri2pet"], description.CODE_URL, find_container(os.environ))
+    software = Software(
+        run_record.versions["mri2pet"], description.CODE_URL, find_container(os.environ)
+    )
     start_dataset(
         settings.output_dir,
         bids_dir=settings.bids_dir,
@@ -239,39 +243,39 @@ def _start(
         template=run.space.template,
         reference=template.uri,
     )
-    description.write_run_record(settings.output_dir / "logs", vars(settings), stamp)
+    description.write_run_record(settings.output_dir / "logs", vars(settings), run_record)
 
 
 def _tell_aside(
-    selection: Selection, settings: Settings, early: Sequence[Problem], voice: Console
+    selection: Selection, settings: Settings, early: Sequence[Problem], console: Console
 ) -> None:
     for note in describe_old_work(settings):
-        voice.say(note)
+        console.say(note)
     for visit in selection.visits:
         for note in visit.notes:
-            voice.say(f"sub-{visit.subject}: {note}")
+            console.say(f"sub-{visit.subject}: {note}")
     for unused in selection.unused:
         where = f"sub-{unused.subject}" if unused.path is None else unused.path.name
         if unused.exit_code is None:
-            voice.say(f"not used: {where}: {unused.reason}")
+            console.say(f"not used: {where}: {unused.reason}")
         else:
-            voice.fail(unused.reason)
-    report_notes(voice, problems=early)
+            console.fail(unused.reason)
+    report_notes(console, problems=early)
 
 
-def _report_images(plans: Sequence[VisitPlan], voice: Console) -> None:
+def _report_images(plans: Sequence[VisitPlan], console: Console) -> None:
     """Tell what was seen of images only when they were read, registered and resampled."""
     for plan in plans:
         for path in (plan.paths.t1w, *(pet.in_t1w for pet in plan.paths.pets)):
             for note in read_derivative(path).reading_notes():
                 if note not in plan.visit.notes:
-                    voice.warn(f"{plan.label}: {note}")
+                    console.warn(f"{plan.label}: {note}")
         for pet in plan.paths.pets:
             told = describe_coverage(pet.in_template)
             if told:
-                voice.warn(f"{plan.label}: {told}")
+                console.warn(f"{plan.label}: {told}")
         for doubt in doubts_of(plan):
-            voice.warn(doubt)
+            console.warn(doubt)
 
 
 def _plan(
@@ -301,15 +305,15 @@ def _report_plans(
     done: Sequence[VisitPlan],
     aside: Sequence[Problem],
     early: Sequence[Problem],
-    voice: Console,
+    console: Console,
 ) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best.
 
     ``early`` are those of the problems ``aside`` that the tables have not told yet.
     """
-    report_notes(voice, problems=early)
+    report_notes(console, problems=early)
     told = f"{len(plans)} visits would be computed, {len(done)} are complete already"
-    return close_dry(told, aside, voice)
+    return close_dry(told, aside, console)
 
 
 def _subjects(selection: Selection) -> list[str]:
@@ -318,7 +322,7 @@ def _subjects(selection: Selection) -> list[str]:
     return sorted({visit.subject for visit in selection.visits} | images)
 
 
-def _report_again(selection: Selection, settings: Settings, voice: Console) -> int:
+def _report_again(selection: Selection, settings: Settings, console: Console) -> int:
     """Write reports from what lies in the output folder; return the exit code."""
     output_dir = settings.output_dir
     there = [
@@ -329,16 +333,16 @@ def _report_again(selection: Selection, settings: Settings, voice: Console) -> i
             f"{output_dir}: holds no results of these participants; run without --reports-only"
         )
     if settings.dry_run:
-        voice.close(f"mri2pet: {len(there)} reports would be written, in {output_dir}")
+        console.close(f"mri2pet: {len(there)} reports would be written, in {output_dir}")
         return DONE
     with _validation(settings) as validation:
         make_places(settings)
         template = prepare_template(settings)
-        _report_validation(validation, voice)
+        _report_validation(validation, console)
     problems = report_subjects(
-        output_dir, dict.fromkeys(there, RunSummary()), template.reference, voice
+        output_dir, dict.fromkeys(there, RunSummary()), template.reference, console
     )
-    voice.close(
+    console.close(
         f"mri2pet: {len(there) - len(problems)} reports written, {len(problems)} failed; they are "
         f"in {output_dir}"
     )
@@ -346,7 +350,7 @@ def _report_again(selection: Selection, settings: Settings, voice: Console) -> i
 
 
 def report_subjects(
-    output_dir: Path, told: Mapping[str, RunSummary], template_t1w: Path, voice: Console
+    output_dir: Path, told: Mapping[str, RunSummary], template_t1w: Path, console: Console
 ) -> list[Problem]:
     """Write reports of participants; one that fails does not take the others with it.
 
@@ -358,7 +362,7 @@ def report_subjects(
         Label → what the run tells of it.
     template_t1w : Path
         The template, on the grid of the images in its space.
-    voice : Console
+    console : Console
         Is told of what failed.
 
     Returns
@@ -369,7 +373,7 @@ def report_subjects(
     problems, logs = list[Problem](), output_dir / "logs"
     for subject, run in told.items():
         name = f"sub-{subject}.html"
-        with report_failure(voice, name=name, logs=logs, subject=subject) as lost:
+        with report_failure(console, name=name, logs=logs, subject=subject) as lost:
             write_subject_report(output_dir, subject, template_t1w=template_t1w, **run)
         problems += lost
     return problems
@@ -387,9 +391,9 @@ class _Reports:
     table: _Table
     template: Template
     fresh: Collection[str]
-    stamp: description.RunRecord
+    run_record: description.RunRecord
     started: float
-    voice: Console
+    console: Console
     written: set[str] = field(default_factory=set)
 
     def _told(self, subject: str, problems: Sequence[Problem]) -> RunSummary:
@@ -401,14 +405,14 @@ class _Reports:
         told = [problem.sentence for problem in problems if problem.subject == subject]
         run = RunSummary(notes=notes, problems=told)
         if subject in self.fresh or not (self.settings.output_dir / f"sub-{subject}").is_dir():
-            run.update(summarize_run(self.stamp, self.started))
+            run.update(summarize_run(self.run_record, self.started))
         return run
 
     def write(self, subjects: Sequence[str], problems: Sequence[Problem]) -> list[Problem]:
         """Write reports of participants; give what failed of it."""
         told = {subject: self._told(subject, problems) for subject in subjects}
         output_dir = self.settings.output_dir
-        failed = report_subjects(output_dir, told, self.template.reference, self.voice)
+        failed = report_subjects(output_dir, told, self.template.reference, self.console)
         self.written.update(set(subjects) - {problem.subject for problem in failed})
         return failed
 
@@ -427,7 +431,7 @@ class _Reports:
         others = [subject for subject in _subjects(self.selection) if subject not in self.written]
         failed = self.write(others, problems)
         for remark in self.tables():
-            self.voice.warn(remark)
+            self.console.warn(remark)
         return failed
 
 
@@ -436,13 +440,13 @@ def _close(
     done: Sequence[VisitPlan],
     problems: Sequence[Problem],
     settings: Settings,
-    voice: Console,
+    console: Console,
 ) -> int:
     """Say the last line; return the exit code."""
     troubled = {problem.visit for problem in problems}
     lost = {problem.visit for problem in problems if problem.fatal}
     well = [plan for plan in plans if plan.name not in troubled]
     failed = sorted({f"sub-{problem.subject}" for problem in problems})
-    voice.close(count_line(len(well), len(done), failed, settings.output_dir))
+    console.close(count_line(len(well), len(done), failed, settings.output_dir))
     usable = [*done, *(plan for plan in plans if plan.name not in lost)]
     return exit_code_of(problems, usable=bool(usable))

@@ -308,41 +308,41 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
 
 @contextmanager
 def begin(
-    settings: Settings, stamp: RunRecord, voice: Console, *, results: Collection[str]
+    settings: Settings, run_record: RunRecord, console: Console, *, results: Collection[str]
 ) -> Iterator[None]:
     """Make the folders of a run of controls or patients, keep others from them, and record it.
 
     Parameters
     ----------
-    settings, stamp, voice, results
+    settings, run_record, console, results
         As :func:`hold` has them.
     """
     make_places(settings)
-    with hold(settings, stamp, voice, results=results, intermediate=[settings.level]):
-        write_run_record(settings.output_dir / "logs", vars(settings), stamp)
-        report_notes(voice, describe_old_work(settings))
+    with hold(settings, run_record, console, results=results, intermediate=[settings.level]):
+        write_run_record(settings.output_dir / "logs", vars(settings), run_record)
+        report_notes(console, describe_old_work(settings))
         yield
 
 
 def report_notes(
-    voice: Console, notes: Iterable[str] = (), problems: Iterable[Problem] = ()
+    console: Console, notes: Iterable[str] = (), problems: Iterable[Problem] = ()
 ) -> None:
     """Tell what a reader may want to know, then what went wrong."""
     for note in notes:
-        voice.say(note)
+        console.say(note)
     for problem in problems:
-        voice.fail(problem.sentence)
+        console.fail(problem.sentence)
 
 
 @contextmanager
 def report_failure(
-    voice: Console, *, name: str, logs: Path, subject: str = ""
+    console: Console, *, name: str, logs: Path, subject: str = ""
 ) -> Iterator[list[Problem]]:
     """Write a report in the block; where that fails, it is told: all other results stand.
 
     Parameters
     ----------
-    voice
+    console
         Is told.
     name : str
         Of the report's file.
@@ -361,10 +361,10 @@ def report_failure(
         yield problems
     except Exception as error:  # of any kind: it is only the report
         problems.append(problem_of(error, subject, name, logs))
-        report_notes(voice, problems=problems)
+        report_notes(console, problems=problems)
 
 
-def close_dry(told: str, problems: Sequence[Problem], voice: Console) -> int:
+def close_dry(told: str, problems: Sequence[Problem], console: Console) -> int:
     """Say the last line of a dry run; return the exit code that the run would have at best.
 
     Parameters
@@ -373,11 +373,11 @@ def close_dry(told: str, problems: Sequence[Problem], voice: Console) -> int:
         What the run would do.
     problems : sequence of Problem
         All that are known before it.
-    voice
+    console
         Is told.
     """
     troubled = sorted({f"sub-{problem.subject}" for problem in problems})
-    voice.close(
+    console.close(
         f"mri2pet: {told}, {list_troubled(troubled)}; this was a dry run, and nothing was written"
     )
     return PARTIAL if problems else DONE
@@ -390,12 +390,12 @@ def exit_code_of(problems: Sequence[Problem], *, usable: bool) -> int:
     return PARTIAL if usable else error_of(problems).exit_code
 
 
-def summarize_run(stamp: RunRecord, started: float) -> RunSummary:
+def summarize_run(run_record: RunRecord, started: float) -> RunSummary:
     """Gather what reports tell of a run that ends now; it started at this monotonic time."""
     return RunSummary(
-        versions=stamp.versions,
-        date=stamp.date,
-        command=stamp.command,
+        versions=run_record.versions,
+        date=run_record.date,
+        command=run_record.command,
         duration=time.monotonic() - started,
     )
 
@@ -403,8 +403,8 @@ def summarize_run(stamp: RunRecord, started: float) -> RunSummary:
 @contextmanager
 def hold(
     settings: Settings,
-    stamp: RunRecord,
-    voice: Console,
+    run_record: RunRecord,
+    console: Console,
     *,
     results: Collection[str],
     intermediate: Collection[str],
@@ -415,9 +415,9 @@ def hold(
 
     Parameters
     ----------
-    settings, stamp : Settings, RunRecord
+    settings, run_record : Settings, RunRecord
         Of the run.
-    voice : Console
+    console : Console
         Is told where a disk knows no locks.
     results, intermediate : collection of str
         What is claimed in the output folder, and in the work folder.
@@ -430,9 +430,9 @@ def hold(
     places = {settings.output_dir.resolve(): results, work_dir_of(settings).resolve(): intermediate}
     with ExitStack() as stack:
         for folder, names in places.items():
-            claim = claimed(folder, names, command=stamp.command, date=stamp.date)
+            claim = claimed(folder, names, command=run_record.command, date=run_record.date)
             if not stack.enter_context(claim):
-                voice.warn(f"{folder}: its disk knows no locks; start no second run into it")
+                console.warn(f"{folder}: its disk knows no locks; start no second run into it")
         remove_partials(settings.output_dir)
         for name in KEPT:
             remove_partials(settings.output_dir / name, below=True)
@@ -452,7 +452,7 @@ class Runner:
     ----------
     settings : Settings
         Of the run.
-    voice : Console
+    console : Console
         Is told.
     name : str
         Of the folder of intermediate files, in the work folder.
@@ -461,7 +461,7 @@ class Runner:
     """
 
     settings: Settings
-    voice: Console
+    console: Console
     name: str
     jobs: int
 
@@ -497,7 +497,7 @@ class Runner:
             if on_finished is not None:
                 on_finished(part, [*map(_problem, crashes)])
 
-        with self.voice.progress(labels, steps) as on_status:
+        with self.console.progress(labels, steps) as on_status:
             crashes = run_graph(
                 workflow,
                 resources=resources,
@@ -555,7 +555,7 @@ def compute(
 
         labels = {plan.name: plan.label for plan in plans if plan.name in graphs}
         problems += runner.run(list(graphs.values()), labels, tell_finished)
-    report_notes(runner.voice, problems=problems)
+    report_notes(runner.console, problems=problems)
     return problems
 
 

@@ -68,7 +68,7 @@ LEAST_SIDE = 24  # voxels that a discriminator can judge: three halvings, two 4Ã
 SLOPPY_PATCHES = CubicPatches(size=LEAST_SIDE, stride=8)
 
 
-def train(settings: Settings, voice: Console, stamp: description.RunRecord) -> int:
+def train(settings: Settings, console: Console, run_record: description.RunRecord) -> int:
     """Cross-validate the generators that the settings name, and train them on all controls.
 
     Returns
@@ -86,35 +86,35 @@ def train(settings: Settings, voice: Console, stamp: description.RunRecord) -> i
     _refuse_specs(settings)
     settings, grid = settle_grid(settings)
     if settings.reports_only:
-        return _report_again(settings, voice)
-    controls = choose_controls(settings, stamp.versions["mri2pet"])
+        return _report_again(settings, console)
+    controls = choose_controls(settings, run_record.versions["mri2pet"])
     controls = replace(controls, notes=(*grid, *controls.notes))
     if settings.dry_run:
         told = [*controls.notes, *(problem.sentence for problem in controls.problems)]
-        voice.report_controls(_visits(controls), told, settings.output_dir)
-    means, study, unfit = _prepare(settings, controls, voice, stamp)
+        console.report_controls(_visits(controls), told, settings.output_dir)
+    means, study, unfit = _prepare(settings, controls, console, run_record)
     if settings.dry_run:
-        return _close_dry(settings, controls, unfit, voice)
+        return _close_dry(settings, controls, unfit, console)
     rows = [f"train {name}" for name in _names(settings)]  # other runs may train other rows
-    with begin(settings, stamp, voice, results=rows):
-        report_notes(voice, controls.notes, controls.problems)
-        runner = Runner(settings, voice, "mri2pet_train", _jobs(settings))
+    with begin(settings, run_record, console, results=rows):
+        report_notes(console, controls.notes, controls.problems)
+        runner = Runner(settings, console, "mri2pet_train", _jobs(settings))
         stored, problems = _store(study, controls, runner)
         folds = deal(study, stored)
         problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
-        problems += _finish(study, runner, controls, problems, summarize_run(stamp, started))
-    return _close(settings, study, problems, voice)
+        problems += _finish(study, runner, controls, problems, summarize_run(run_record, started))
+    return _close(settings, study, problems, console)
 
 
 def _prepare(
-    settings: Settings, controls: Subjects, voice: Console, stamp: description.RunRecord
+    settings: Settings, controls: Subjects, console: Console, run_record: description.RunRecord
 ) -> tuple[ComputeSettings, Study, list[Problem]]:
     """See that the run can begin: what is refused here is refused by a dry run as well.
 
     The problems are those of controls whose headers say that their images cannot be stored.
     """
     refuse_plugin(settings)
-    means, study = _means(settings, voice), _study(settings, stamp)
+    means, study = _means(settings, console), _study(settings, run_record)
     images = [
         (visit.subject, path)
         for visit in _visits(controls)
@@ -136,13 +136,13 @@ def _prepare(
 
 
 def _close_dry(
-    settings: Settings, controls: Subjects, unfit: Sequence[Problem], voice: Console
+    settings: Settings, controls: Subjects, unfit: Sequence[Problem], console: Console
 ) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best."""
-    report_notes(voice, problems=unfit)
+    report_notes(console, problems=unfit)
     usable = {visit.subject for visit in _visits(controls)} - {problem.subject for problem in unfit}
     told = f"{len(_names(settings))} models would be trained, on {len(usable)} controls"
-    return close_dry(told, [*controls.problems, *unfit], voice)
+    return close_dry(told, [*controls.problems, *unfit], console)
 
 
 def refuse_small_grid(name: str, spec: ModelSpec, grid: Grid) -> None:
@@ -202,7 +202,7 @@ def _refuse_specs(settings: Settings) -> None:
             ) from error
 
 
-def _study(settings: Settings, stamp: description.RunRecord) -> Study:
+def _study(settings: Settings, run_record: description.RunRecord) -> Study:
     return Study(
         output_dir=settings.output_dir,
         work_dir=work_dir_of(settings),
@@ -212,11 +212,11 @@ def _study(settings: Settings, stamp: description.RunRecord) -> Study:
         folds=settings.folds,
         fwhm=settings.smoothing_fwhm,
         seed=settings.random_seed,
-        versions=stamp.versions,
+        versions=run_record.versions,
     )
 
 
-def _lpips_weights(settings: Settings, voice: Console) -> Path | None:
+def _lpips_weights(settings: Settings, console: Console) -> Path | None:
     """Find the weights; a container whose build had no network names a file that is not there."""
     weights = settings.lpips_weights
     if weights is not None and not weights.is_file():
@@ -226,7 +226,7 @@ def _lpips_weights(settings: Settings, voice: Console) -> Path | None:
         return weights
     if Path(named).is_file():
         return Path(named).absolute()
-    voice.warn(f"{named}: no such file, though ${LPIPS_VARIABLE} names it; LPIPS will be n/a")
+    console.warn(f"{named}: no such file, though ${LPIPS_VARIABLE} names it; LPIPS will be n/a")
     return None
 
 
@@ -237,8 +237,8 @@ def _refuse_lpips(weights: Path) -> None:
     load_lpips(weights)
 
 
-def _means(settings: Settings, voice: Console) -> ComputeSettings:
-    weights = _lpips_weights(settings, voice)
+def _means(settings: Settings, console: Console) -> ComputeSettings:
+    weights = _lpips_weights(settings, console)
     if weights is not None:
         _refuse_lpips(weights)
     _, threads = share_resources(settings, _jobs(settings))
@@ -259,7 +259,7 @@ def _store(study: Study, controls: Subjects, runner: Runner) -> tuple[list[Store
     plans = plan_storage(study, _visits(controls))
     graph = init_storing_wf(plans, shape=study.grid.shape, affine=study.grid.affine.tolist())
     problems = runner.run([graph], {})
-    report_notes(runner.voice, problems=problems)
+    report_notes(runner.console, problems=problems)
     lost = {problem.subject for problem in problems}
     stored = [_stored(plan) for plan in plans if plan.participant not in lost]
     if not stored and problems:
@@ -307,7 +307,7 @@ def _compute(
     ]
     labels = {row: row for row in (*(plan.name for plan in plans), BASELINES)}
     problems = runner.run([init_baselines_wf(folds, baselines, means), *graphs], labels)
-    report_notes(runner.voice, problems=problems)
+    report_notes(runner.console, problems=problems)
     return problems
 
 
@@ -338,7 +338,7 @@ def _finish(
         "settings": vars(settings),
     }
     logs = study.output_dir / "logs"
-    with report_failure(runner.voice, name="train.html", logs=logs) as lost:
+    with report_failure(runner.console, name="train.html", logs=logs) as lost:
         write_training_report(
             study.output_dir,
             template=settings.template,
@@ -348,21 +348,21 @@ def _finish(
     return lost
 
 
-def _report_again(settings: Settings, voice: Console) -> int:
+def _report_again(settings: Settings, console: Console) -> int:
     refuse_without_results(settings, "--reports-only")
     path = write_training_report(
         settings.output_dir, template=settings.template, resolution=settings.grid_resolution
     )
-    voice.close(f"mri2pet: report written; it is {path}")
+    console.close(f"mri2pet: report written; it is {path}")
     return DONE
 
 
-def _close(settings: Settings, study: Study, problems: Sequence[Problem], voice: Console) -> int:
+def _close(settings: Settings, study: Study, problems: Sequence[Problem], console: Console) -> int:
     """Say the last line; return the exit code."""
     rows = _names(settings)
     lost = [name for name in rows if name in {problem.subject for problem in problems}]
     report = study.output_dir / "train.html"
-    voice.close(
+    console.close(
         f"mri2pet: {len(rows) - len(lost)} models trained, {len(lost)} failed"
         + (f" ({', '.join(lost)})" if lost else "")
         + f"; generators are in {study.output_dir / GENERATORS}, the report is {report}"

@@ -117,13 +117,13 @@ def _name(path: Path, kind: str) -> str:
 
 
 def plan_storage(
-    screening: GroupPlan, people: Iterable[Participant], *, synthetic: bool
+    group_plan: GroupPlan, people: Iterable[Participant], *, synthetic: bool
 ) -> list[StoragePlan]:
     """Name the folders that the PETs of people are stored in.
 
     Parameters
     ----------
-    screening : GroupPlan
+    group_plan : GroupPlan
         The run.
     people : iterable of Participant
         Controls and patients.
@@ -144,7 +144,7 @@ def plan_storage(
                 {"pet": path},
                 ("pet",) if kind == "real" else (),
                 subject.visit.brain_mask,
-                screening.work_dir / VOLUMES / name,
+                group_plan.work_dir / VOLUMES / name,
                 coverage_path(path) if kind == "real" else None,
             )
     return list(plans.values())
@@ -164,7 +164,7 @@ class TrainingImage:
     """An image that detectors are trained on, and whose."""
 
     who: Participant
-    picture: StoredImage
+    image: StoredImage
     synthetic: bool
 
 
@@ -286,8 +286,8 @@ def split(
                 f"fold {number} has {len(people)} control(s) to train on, and needs {FEWEST}; add "
                 "controls, or choose more --folds"
             )
-        pictures = [one.picture for one in chosen]
-        parts.append(DetectorFold(number, pictures, held_out, seed_of(seed, number)))
+        images = [one.image for one in chosen]
+        parts.append(DetectorFold(number, images, held_out, seed_of(seed, number)))
     return parts
 
 

@@ -101,20 +101,20 @@ class Fitting:
     mem_gb: float
 
 
-def _folders(pictures: Sequence[StoredImage]) -> list[str]:
-    return [str(image.folder) for image in pictures]
+def _folders(images: Sequence[StoredImage]) -> list[str]:
+    return [str(image.folder) for image in images]
 
 
-def _digests(pictures: Sequence[StoredImage]) -> list[str]:
-    return [image.sha256 for image in pictures]
+def _digests(images: Sequence[StoredImage]) -> list[str]:
+    return [image.sha256 for image in images]
 
 
-def _scored(pictures: Sequence[StoredImage]) -> dict[str, list[str]]:
-    return {"scored": _folders(pictures), "scored_digests": _digests(pictures)}
+def _scored(images: Sequence[StoredImage]) -> dict[str, list[str]]:
+    return {"scored": _folders(images), "scored_digests": _digests(images)}
 
 
-def _trained(pictures: Sequence[StoredImage]) -> dict[str, list[str]]:
-    return {"controls": _folders(pictures), "digests": _digests(pictures)}
+def _trained(images: Sequence[StoredImage]) -> dict[str, list[str]]:
+    return {"controls": _folders(images), "digests": _digests(images)}
 
 
 def init_ocsvm_wf(
@@ -228,10 +228,10 @@ def norm_files(detector: str, folds: int) -> list[str]:
     return [f"{detector}/fold-{fold}.safetensors" for fold in range(1, folds + 1)]
 
 
-def _synthetic(detector: str, pictures: Sequence[StoredImage]) -> list[StoredImage]:
+def _synthetic(detector: str, images: Sequence[StoredImage]) -> list[StoredImage]:
     if not DETECTORS[detector].synthetic:
         return []
-    return [image.synthetic for image in pictures if image.synthetic is not None]
+    return [image.synthetic for image in images if image.synthetic is not None]
 
 
 def init_norm_wf(
@@ -251,7 +251,7 @@ def init_norm_wf(
     detector : str
         Which, of those whose method is a norm.
     folds : sequence of DetectorFold
-        In order; every picture has its synthetic one, if the detector compares both.
+        In order; every image has its synthetic one, if the detector compares both.
     patients : sequence of StoredImage
         Scored by every fold, before the controls it holds out.
     fitting : Fitting
@@ -287,12 +287,12 @@ def init_norm_wf(
     return workflow
 
 
-def _scored_both(detector: str, pictures: Sequence[StoredImage]) -> dict[str, list[str]]:
-    made = _synthetic(detector, pictures)
+def _scored_both(detector: str, images: Sequence[StoredImage]) -> dict[str, list[str]]:
+    made = _synthetic(detector, images)
     return {
-        "scored": _folders(pictures),
+        "scored": _folders(images),
         "scored_synthetic": _folders(made),
-        "scored_digests": _digests([*pictures, *made]),
+        "scored_digests": _digests([*images, *made]),
     }
 
 
@@ -505,7 +505,7 @@ class ScoredMaps:
 
     Parameters
     ----------
-    picture : StoredImage
+    image : StoredImage
         The image.
     row : int
         Where it stands in the scores of each fold that has scored it.
@@ -517,7 +517,7 @@ class ScoredMaps:
         All its clusters, JSON; a file for this app alone.
     """
 
-    picture: StoredImage
+    image: StoredImage
     row: int
     lesions: Path | None
     statmap: Output
@@ -588,8 +588,8 @@ def init_anomalies_wf(
         slabs=list(slabs) * folds,
         rows=[scored.row] * (len(slabs) * folds),
         folds=folds,
-        image=str(scored.picture.folder),
-        digest=scored.picture.sha256,
+        image=str(scored.image.folder),
+        digest=scored.image.sha256,
         extent=clustering.extent,
         minimum_volume=clustering.minimum_volume,
         most=clustering.most,

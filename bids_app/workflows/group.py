@@ -207,7 +207,7 @@ def _connect_targets(
     )
     for target in targets:
         count = folds if target.fold is None else 1
-        name = f"{detector}_{target.scored.picture.name}"
+        name = f"{detector}_{target.scored.image.name}"
         owner, label = target.participant, f"sub-{target.participant}"
         anomalies = init_anomalies_wf(target.scored, slabs, count, clustering, name=f"{name}_wf")
         label_nodes(anomalies, owner=owner, label=label)
