@@ -74,7 +74,8 @@ SAY = (
     "def run():\n"
     "    from bids_app.console import Console\n"
     "    console = Console()\n"
-    "    for _ in range(2000): console.say('a line — of progress \\udcff'); console.close('the last')\n"
+    "    for _ in range(2000): console.say('a line — of progress \\udcff')\n"
+    "    console.close('the last')\n"
     "    open(sys.argv[1], 'w').write('done'); return 0\n"
     "sys.exit(exit_code_of(run, interrupted='stopped'))\n"
 )
