@@ -42,7 +42,7 @@ from bids_app.detection.clusters import Cluster, Place
 from bids_app.detection.evaluation import Mark
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json
-from bids_app.plan.group import Participant, StoredSubject
+from bids_app.plan.group import Participant
 from bids_app.report.anomalies import ScoredSubject
 
 MOST = 2  # clusters that are kept of a patient
@@ -74,7 +74,7 @@ def who_is(label, session=None, run=""):
     visit = Preprocessed(label, session, Path("t1w"), Path("mask"), (), None)
     own = f"ses-{session}_" if session else ""
     name = f"sub-{label}_{own}trc-18FFDG_{run}space-{SPACE.template}_res-4_desc-preproc_pet.nii.gz"
-    return StoredSubject(Participant(visit, Path(name), None), None, None)
+    return Participant(visit, Path(name), None)
 
 
 class Run:
@@ -106,7 +106,7 @@ class Run:
             who,
             control,
             self.work / number,
-            anomaly_paths(root, who.who.pet, detector, SPACE),
+            anomaly_paths(root, who.pet, detector, SPACE),
             (self.work / f"{number}.sidecar.json",),
         )
         write_json(scored_image.sidecars[0], {"Name": label, "DetectorCard": {"URI": "bids::x"}})
@@ -151,7 +151,7 @@ def again(run):
 
 def test_what_failed_was_not_seen(tmp_path):
     who = who_is("p1")
-    paths = anomaly_paths(tmp_path, who.who.pet, "ocsvm", SPACE)
+    paths = anomaly_paths(tmp_path, who.pet, "ocsvm", SPACE)
     scored_image = ScoredImage("real", "ocsvm", who, False, tmp_path / "no.json", paths)
     assert read_image_clusters(scored_image) is None
 

@@ -515,15 +515,17 @@ def test_what_a_trained_detector_cannot_give_is_told(out):
 def test_a_detector_knows_its_controls_when_their_dataset_was_renamed(out, tmp_path):
     here = out / "detectors" / "real"
     card = replace(read_card(here), dataset="an older title")
-    control = SimpleNamespace(who=SimpleNamespace(label=card.controls[0].participant))
+    control = SimpleNamespace(participant=SimpleNamespace(label=card.controls[0].participant))
     patients = SimpleNamespace(patients=[control])
     settings = Settings(out, out, "group")
-    with pytest.raises(UnusableDataError, match=f"was trained on sub-{control.who.label}, who"):
-        detectors.refuse_card(here, card, settings, [control.who])
+    with pytest.raises(
+        UnusableDataError, match=f"was trained on sub-{control.participant.label}, who"
+    ):
+        detectors.refuse_card(here, card, settings, [control.participant])
     assert detectors._describe_namesakes(here, card, patients, out) == []
-    detectors.refuse_card(tmp_path, card, settings, [control.who])  # which may be others
+    detectors.refuse_card(tmp_path, card, settings, [control.participant])  # which may be others
     (note,) = detectors._describe_namesakes(tmp_path, card, patients, out)
-    assert f"sub-{control.who.label} of the dataset 'an older title'" in note
+    assert f"sub-{control.participant.label} of the dataset 'an older title'" in note
 
 
 def without_controls(out, folder):

@@ -91,8 +91,8 @@ def test_everyone_is_left_out_once_and_real_pets_are_spread_evenly(kinds, folds,
     assume(len(kinds) >= folds)
     controls = pictured(kinds)
     dealt = deal(controls, folds, seed)
-    assert set(dealt) == {control.who.label for control in controls}
-    real = [dealt[control.who.label] for control in controls if control.real is not None]
+    assert set(dealt) == {control.participant.label for control in controls}
+    real = [dealt[control.participant.label] for control in controls if control.real is not None]
     for numbers in (list(dealt.values()), real):
         sizes = [numbers.count(fold) for fold in range(1, folds + 1)]
         assert sum(sizes) == len(numbers)
@@ -352,7 +352,8 @@ def test_a_synthetic_image_is_never_stored_as_a_measured_one(tmp_path, rng):
 def test_the_card_tells_real_from_synthetic():
     controls = [*pictured(["both", "real", "synthetic"])]
     controls[0] = replace(
-        controls[0], who=replace(controls[0].who, pet=image("00", "preproc", session="b"))
+        controls[0],
+        participant=replace(controls[0].participant, pet=image("00", "preproc", session="b")),
     )
     dealt = {"00": 2, "01": 1, "02": 3}
     told = list_training_controls(choose_training_images("hybrid", controls, "all"), dealt)

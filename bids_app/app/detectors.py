@@ -85,7 +85,7 @@ class ScoredImage:
     ----------
     training_set, detector : str
         What scored it.
-    who : StoredSubject
+    participant : Participant
         Whose PET.
     control : bool
         Whether it is a held-out control.
@@ -101,7 +101,7 @@ class ScoredImage:
 
     training_set: str
     detector: str
-    who: StoredSubject
+    participant: Participant
     control: bool
     clusters: Path
     paths: AnomalyPaths
@@ -311,11 +311,11 @@ def _plan_set(
         scored_images += found
     fitting = fitting_of(run, len(trained) + len(cohort.patients))
     card = _card(run, name, tuple(plans), fitting, list_training_controls(trained, dealt))
-    made = [model.who.synthetic for model in trained if model.synthetic]
+    made = [model.participant.synthetic for model in trained if model.synthetic]
     for detector in needing_synthetic(plans):
         compared = _usable_by(detector, cohort)[0].controls
         card.parameters[GENERATORS] = generators_of(compared)
-        made += [comparison.who.synthetic for comparison in compared]
+        made += [comparison.participant.synthetic for comparison in compared]
     card.makers.extend(generators_in_sidecars(made))
     graph = init_training_set_wf(
         [model.image for model in trained],
@@ -350,7 +350,9 @@ def _usable_by(detector: str, cohort: StoredCohort) -> tuple[StoredCohort, tuple
             f"detector {detector}: no patient has a synthetic PET; run the participant level on "
             "them without --stage preprocess"
         )
-    notes = [f"sub-{one.who.label}: not used by {detector}, no synthetic PET" for one in lost]
+    notes = [
+        f"sub-{one.participant.label}: not used by {detector}, no synthetic PET" for one in lost
+    ]
     return kept, tuple(notes)
 
 
@@ -359,7 +361,11 @@ def generators_of(people: Sequence[StoredSubject]) -> dict[str, list[str]]:
 
     Those of a cross-validation have other weights for each fold; their SHA-256 is left out.
     """
-    made = [subject.who.synthetic for subject in people if subject.who.synthetic is not None]
+    made = [
+        subject.participant.synthetic
+        for subject in people
+        if subject.participant.synthetic is not None
+    ]
     names = sorted({pet.generator for pet in made})
     return {
         name: sorted({pet.sha256 for pet in made if pet.generator == name and pet.sha256})
@@ -465,7 +471,7 @@ class _Planner:
         targets, scored_images = [], []
         for name, row, number in places:
             one = by_name[name]
-            lesions = None if number else cohort.lesions.get(one.who.visit.t1w)
+            lesions = None if number else cohort.lesions.get(one.participant.visit.t1w)
             target, scored_image = self._target(detector, one, row, number, lesions)
             targets.append(target)
             scored_images.append(scored_image)
@@ -474,14 +480,14 @@ class _Planner:
     def _target(
         self, detector: str, one: StoredSubject, row: int, fold: int | None, lesions: Path | None
     ) -> tuple[Target, ScoredImage]:
-        group_plan, visit = self.group_plan, one.who.visit
-        if one.real is None or one.who.pet is None:
-            raise ValueError(f"sub-{one.who.label} has no real PET to be scored")
+        group_plan, visit = self.group_plan, one.participant.visit
+        if one.real is None or one.participant.pet is None:
+            raise ValueError(f"sub-{one.participant.label} has no real PET to be scored")
         root = root_of(group_plan.output_dir, self.training_set, primary=self.primary)
-        paths = anomaly_paths(root, one.who.pet, detector, group_plan.space)
+        paths = anomaly_paths(root, one.participant.pet, detector, group_plan.space)
         version = group_plan.versions["mri2pet"]
         origin = Origin(group_plan.output_dir, detector, self.training_set, version, self.card)
-        told = origin.statmap(one.who.pet, group_plan.space)
+        told = origin.statmap(one.participant.pet, group_plan.space)
         told["Fold"] = "mean over all" if fold is None else fold
         labels = origin.labels(paths.statmap, group_plan.space)
         folder = group_plan.work_dir / CLUSTERS / self.training_set / detector
@@ -502,11 +508,11 @@ class _Planner:
             _output(paths.labels_in_t1w, origin.in_t1w(labels, paths.labels, visit)),
             carried,
         )
-        target = Target(scored, fold, on_t1w if fold is None else None, one.who.label)
+        target = Target(scored, fold, on_t1w if fold is None else None, one.participant.label)
         scored_image = ScoredImage(
             self.training_set,
             detector,
-            one,
+            one.participant,
             fold is not None,
             clusters,
             paths,
@@ -581,7 +587,11 @@ def _describe_namesakes(
     """Tell of patients who bear the labels of controls of another dataset."""
     own = {control.participant for control in card.controls}
     both = sorted(
-        {f"sub-{patient.who.label}" for patient in cohort.patients if patient.who.label in own}
+        {
+            f"sub-{patient.participant.label}"
+            for patient in cohort.patients
+            if patient.participant.label in own
+        }
     )
     if not both or _is_of_dataset(folder, card, output_dir):
         return []

@@ -122,7 +122,7 @@ class ImageClusters:
 
     def listed(self, most: int | None = None) -> Listed:
         """Give the clusters, or the first ones, as tables list them."""
-        scored_image, who = self.scored_image, self.scored_image.who.who
+        scored_image, who = self.scored_image, self.scored_image.participant
         return Listed(
             who.label,
             who.session,
@@ -134,7 +134,7 @@ class ImageClusters:
 
     def finding(self) -> Finding:
         """Give what evaluation needs."""
-        scored_image, who = self.scored_image, self.scored_image.who.who
+        scored_image, who = self.scored_image, self.scored_image.participant
         return Finding(
             scored_image.training_set,
             scored_image.detector,
@@ -213,7 +213,7 @@ def scored_in(output_dir: Path, dataset: str, seen: Iterable[ImageClusters]) -> 
 
 
 def _scored(output_dir: Path, one: ScoredImage) -> ScoredSubject:
-    who = one.who.who
+    who = one.participant
     return ScoredSubject(
         who.label,
         who.session if who.session else "",
@@ -320,7 +320,7 @@ def top_clusters(seen: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
         scored_image = image.scored_image
         if scored_image.control:
             continue
-        who = f"sub-{scored_image.who.who.label}"
+        who = f"sub-{scored_image.participant.label}"
         lines.setdefault(f"{scored_image.training_set} {scored_image.detector}", []).append(
             f"{who}: {_describe_first(image)}"
         )
@@ -544,7 +544,7 @@ def _read_all(
         try:
             one = read_image_clusters(scored_image)
         except Exception as error:  # of any kind: it is this participant's, and no one else's
-            label = scored_image.who.who.label
+            label = scored_image.participant.label
             problems.append(problem_of(error, label, f"sub-{label}", logs))
             continue
         if one is not None:
@@ -555,14 +555,16 @@ def _read_all(
 def _describe_lost_lesions(seen: Sequence[ImageClusters]) -> list[str]:
     """Tell of lesions that are in no curve: those off the grid, and those that no PET covers."""
     counts = {
-        image.scored_image.who.who.label: image.not_covered for image in seen if image.not_covered
+        image.scored_image.participant.label: image.not_covered
+        for image in seen
+        if image.not_covered
     }
     uncovered = [
         f"sub-{label}: {count} lesion(s) lie where the PET does not cover the brain; in no curve"
         for label, count in sorted(counts.items())
     ]
     lost = {
-        image.scored_image.who.who.label
+        image.scored_image.participant.label
         for image in seen
         if image.lesions == 0 and not image.not_covered
     }
@@ -608,7 +610,9 @@ def _finish(run: GroupRun, outcome: _Outcome, told: RunSummary, console: Console
     }
     problems = _report(settings, console, whole)
     patients = {
-        image.scored_image.who.who.label for image in outcome.seen if not image.scored_image.control
+        image.scored_image.participant.label
+        for image in outcome.seen
+        if not image.scored_image.control
     }
     return problems + _report_patients(settings, patients, console)
 
@@ -661,7 +665,9 @@ def _close(settings: Settings, outcome: _Outcome, console: Console) -> int:
         for line in lines:
             console.say(f"  {line}")
     mapped = {
-        image.scored_image.who.who.label for image in outcome.seen if not image.scored_image.control
+        image.scored_image.participant.label
+        for image in outcome.seen
+        if not image.scored_image.control
     }
     report: Path = settings.output_dir / "group.html"
     console.close(

@@ -75,7 +75,7 @@ class Participant:
 class StoredSubject:
     """A participant, and the stored PETs."""
 
-    who: Participant
+    participant: Participant
     real: StoredImage | None
     synthetic: StoredImage | None
 
@@ -163,7 +163,7 @@ def join_stored(one: Participant, stored: Mapping[str, StoredImage]) -> StoredSu
 class TrainingImage:
     """An image that detectors are trained on, and whose."""
 
-    who: Participant
+    participant: Participant
     image: StoredImage
     synthetic: bool
 
@@ -187,11 +187,11 @@ def choose_training_images(
     UnusableDataError
         If a kind of image that the set needs is not there at all.
     """
-    real = [TrainingImage(c.who, c.real, False) for c in controls if c.real is not None]
+    real = [TrainingImage(c.participant, c.real, False) for c in controls if c.real is not None]
     made = [
-        TrainingImage(c.who, c.synthetic, True)
+        TrainingImage(c.participant, c.synthetic, True)
         for c in controls
-        if c.synthetic is not None and (synthetic_controls == "all" or c.who.pet is None)
+        if c.synthetic is not None and (synthetic_controls == "all" or c.participant.pet is None)
     ]
     if training_set != "synthetic" and not real:
         raise UnusableDataError(
@@ -239,8 +239,8 @@ def deal(controls: Sequence[StoredSubject], folds: int, seed: int) -> dict[str, 
     UsageError, UnusableDataError
         As :func:`refuse_folds`.
     """
-    real = sorted({control.who.label for control in controls if control.real is not None})
-    others = sorted({control.who.label for control in controls} - set(real))
+    real = sorted({control.participant.label for control in controls if control.real is not None})
+    others = sorted({control.participant.label for control in controls} - set(real))
     refuse_folds(folds, len(real) + len(others))
     random = np.random.default_rng(seed)
     order = [part[k] for part in (real, others) for k in random.permutation(len(part))]
@@ -274,12 +274,12 @@ def split(
     """
     parts = []
     for number in range(1, folds + 1):
-        chosen = [model for model in trained if dealt[model.who.label] != number]
-        people = {one.who.label for one in chosen}
+        chosen = [model for model in trained if dealt[model.participant.label] != number]
+        people = {one.participant.label for one in chosen}
         held_out = [
             control.real
             for control in controls
-            if control.real is not None and dealt[control.who.label] == number
+            if control.real is not None and dealt[control.participant.label] == number
         ]
         if len(people) < FEWEST:
             raise UnusableDataError(
@@ -303,16 +303,16 @@ def list_training_controls(
     """Tell what detectors were trained on, as their card does."""
     told = []
     for model in trained:
-        made = model.who.synthetic if model.synthetic else None
-        session = model.who.visit.session if model.synthetic else model.who.session
+        made = model.participant.synthetic if model.synthetic else None
+        session = model.participant.visit.session if model.synthetic else model.participant.session
         told.append(
             Control(
-                participant=model.who.label,
+                participant=model.participant.label,
                 session=session,
                 synthetic=model.synthetic,
                 generator="" if made is None else made.generator,
                 generator_sha256="" if made is None else made.sha256,
-                fold=dealt[model.who.label],
+                fold=dealt[model.participant.label],
             )
         )
     return tuple(told)
