@@ -74,9 +74,9 @@ def test_machine_code_of_a_read_only_cache_is_used(tmp_path):
     script = """
 import os, sys
 import numpy as np
-from bids_app import caches
-caches.is_writable = lambda folder: str(folder) != sys.argv[1]
-with caches.settled(os.environ):
+from bids_app import resources
+resources.is_writable = lambda folder: str(folder) != sys.argv[1]
+with resources.settled(os.environ):
     from bids_app.detection.oneclass import VoxelwiseOneClassSVM
     x = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
     VoxelwiseOneClassSVM(threads=1).fit(x).decision_function(x)

@@ -21,8 +21,8 @@ from nodes import (
 )
 
 from bids_app.errors import ReadWriteError, UnusableDataError
-from bids_app.lifeline import WORKER_SCORE
-from bids_app.workflows.execution import Resources, label_nodes, run_graph
+from bids_app.lifeline import WORKER_SCORE, start_fork_server
+from bids_app.workflows.execution import Resources, SeparatedMultiProcPlugin, label_nodes, run_graph
 
 
 class Run:
@@ -328,3 +328,14 @@ def test_memory_that_ran_out_is_said_with_what_to_change(run, monkeypatch, error
     assert crash.sentence.startswith("graph.large: memory ran out; lower --nprocs")
     assert "--mem-gb" in crash.sentence
     assert crash.exit_code == 1
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_workers_heed_limits_younger_than_the_server_that_forks_them(monkeypatch, threads):
+    start_fork_server()
+    monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", threads)
+    plugin = SeparatedMultiProcPlugin({"n_procs": 1})
+    for pool in plugin._pools.values():
+        told = pool.submit(os.getenv, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS").result()
+        pool.shutdown()
+        assert told == threads

@@ -34,6 +34,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 from bids_app import errors
 from bids_app.errors import UsageError
 from bids_app.lifeline import die_before_others, last_act, start_fork_server
+from bids_app.resources import THREAD_VARIABLES
 
 MORE_MEMORY = "lower --nprocs, or give the run more memory and say so with --mem-gb"
 KILLED = (
@@ -136,7 +137,13 @@ def quiet(level: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def _start_worker(cwd: str, level: int) -> None:
+def _limits() -> dict[str, str]:
+    return {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
+
+
+def _start_worker(cwd: str, level: int, threads: Mapping[str, str]) -> None:
+    """Begin a worker: the server that forked it may be older than the limits of this run."""
+    os.environ.update(threads)
     die_before_others()
     multiproc.process_initializer(cwd)
     quiet(level)
@@ -187,7 +194,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         return ProcessPoolExecutor(
             max_workers=workers,
             initializer=_start_worker,
-            initargs=(self._cwd, self._level),
+            initargs=(self._cwd, self._level, _limits()),
             mp_context=get_context("forkserver"),
         )
 
