@@ -9,7 +9,7 @@ import torch
 from deepbet.bet import BrainExtraction
 from scipy import ndimage
 
-from bids_app.imaging.volume import Mask
+from bids_app.imaging.volume import Mask, box_of_data
 from bids_app.nifti import Image, to_nibabel
 
 SMALLEST_BRAIN, LARGEST_BRAIN = 0.5, 2.3  # litres; our choice: an infant's, and none is larger
@@ -48,15 +48,10 @@ def _without_empty_planes(image: Image) -> tuple[tuple[slice, ...], Image]:
     deepbet sees the whole field of view at one size: in a head with 12 cm of nothing around it, it
     found a brain of 17 litres.
     """
-    data = image.data
-    sides = []
-    for axis in range(data.ndim):
-        others = tuple(a for a in range(data.ndim) if a != axis)
-        varied = np.flatnonzero(data.max(axis=others) != data.min(axis=others))
-        sides.append(slice(varied[0], varied[-1] + 1) if varied.size else slice(None))
+    box = box_of_data(image.data)
     affine = image.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [side.start or 0 for side in sides]
-    return tuple(sides), Image(data[tuple(sides)], affine)
+    affine[:3, 3] += affine[:3, :3] @ [side.start or 0 for side in box]
+    return box, Image(image.data[box], affine)
 
 
 def extract(image: Image, threads: int) -> Mask:

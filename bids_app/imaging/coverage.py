@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bids_app.imaging.volume import Affine, Mask, Volume, zooms_of
+from bids_app.imaging.volume import Affine, Mask, Volume, box_of_data, zooms_of
 
 DEEP = 5.0  # mm below the surface of a brain; our choice: masks and registration err by less
 LARGEST_SHARE = 0.01  # of a brain that gaps near its surface may take; our choice
@@ -118,17 +118,11 @@ def field_of_view(volume: Volume) -> Mask:
     >>> field_of_view(np.array([[[0, 1, 0, 3, 0, 0]], [[0, 2, 0, 5, 0, 0]]], np.float32))[0, 0]
     array([False,  True,  True,  True, False, False])
     """
-    held = np.ones(volume.shape, bool)
     least = volume.min()
     if least == volume.max():
-        return held
-    for axis in range(volume.ndim):
-        others = tuple(a for a in range(volume.ndim) if a != axis)
-        varied = np.flatnonzero(volume.max(axis=others) != volume.min(axis=others))
-        if varied.size:
-            planes = np.arange(volume.shape[axis])
-            inside = (planes >= varied[0]) & (planes <= varied[-1])
-            held &= inside.reshape([-1 if a == axis else 1 for a in range(volume.ndim)])
+        return np.ones(volume.shape, bool)
+    held = np.zeros(volume.shape, bool)
+    held[box_of_data(volume)] = True
     for value in {0.0, float(least)}:
         held &= ~_filling(volume == value)
     return held

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from bids_app.imaging.intensity import smooth
 from bids_app.imaging.similarity import correlation, dice
-from bids_app.imaging.volume import Affine, Mask, Volume, thin, zooms_of
+from bids_app.imaging.volume import Affine, Mask, Volume, box_of_data, thin, zooms_of
 
 OUTSIDE, FLUID, GREY, WHITE = range(4)
 BINS, ROUNDS = 256, 50  # of the histogram, and of Lloyd's iteration, which ends sooner
@@ -367,13 +367,12 @@ def _section_at_edge(t1w: Volume, brain: Mask, zooms: tuple[float, float, float]
     most 0.13 of the largest in 28 brains), in thick ones it may not be, and the grid's edge counts.
     """
     stripped = np.count_nonzero(t1w[~brain]) < STRIPPED * np.count_nonzero(brain)
-    worst = 0.0
+    box, worst = box_of_data(t1w), 0.0
     for axis, zoom in enumerate(zooms):
         others = tuple(other for other in range(t1w.ndim) if other != axis)
         sections = brain.sum(axis=others)
-        varied = np.flatnonzero(t1w.max(axis=others) != t1w.min(axis=others))
-        if varied.size and not (stripped and zoom > EDGE):
-            sections = sections[varied[0] : varied[-1] + 1]
+        if not (stripped and zoom > EDGE):
+            sections = sections[box[axis]]
         thick = max(round(EDGE / zoom), 1)
         at_edge = max(sections[:thick].max(), sections[-thick:].max())
         worst = max(worst, float(at_edge / max(sections.max(), 1)))

@@ -106,6 +106,32 @@ def thin(volume: Volume, affine: Affine, zoom: float) -> tuple[Volume, Affine]:
     return blocks.mean(axis=(1, 3, 5), dtype=np.float64).astype(np.float32), coarse
 
 
+def box_of_data(volume: Volume) -> tuple[slice, ...]:
+    """Give where a volume holds data: without the planes at its ends that are of one value.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Any unit; finite.
+
+    Returns
+    -------
+    tuple of slice
+        One an axis; all of an axis along which every plane is of one value.
+
+    Examples
+    --------
+    >>> box_of_data(np.array([[[0, 1, 0, 3, 0, 0]], [[0, 2, 0, 5, 0, 0]]]))
+    (slice(0, 2, None), slice(0, 1, None), slice(1, 4, None))
+    """
+    box = []
+    for axis in range(volume.ndim):
+        others = tuple(other for other in range(volume.ndim) if other != axis)
+        varied = np.flatnonzero(volume.max(axis=others) != volume.min(axis=others))
+        box.append(slice(int(varied[0]), int(varied[-1]) + 1) if varied.size else slice(None))
+    return tuple(box)
+
+
 def box_of_grid(grid: Grid) -> Box | None:
     """Give the box of a grid that :func:`grid_of_box` laid; None if it is of another kind.
 
