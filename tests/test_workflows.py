@@ -10,7 +10,7 @@ from documented import check_parameters
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.utility import IdentityInterface
 
-from bids_app.interfaces.derivatives import Output, SaveDerivative
+from bids_app.interfaces.derivatives import SaveDerivative
 from bids_app.workflows import participant, registration, synthesis
 from bids_app.workflows.participant import (
     PetPlan,
@@ -64,7 +64,7 @@ def generator(tmp_path):
 
 
 def output(name):
-    return Output(Path(f"/out/{name}.nii.gz"), Path(f"/out/{name}.json"), {"Name": name})
+    return Path(f"/out/{name}.nii.gz"), {"Name": name}
 
 
 def pet_plans(there, count):
@@ -118,7 +118,7 @@ def beyond(plan, tmp_path):
 @pytest.fixture
 def build(there, how, plan, beyond):
     """Build any of the workflows, by the name of its factory."""
-    images = {"reference": how.reference, "percentile": 99.9, "omp_nthreads": 1}
+    here = replace(how, percentile=99.9, omp_nthreads=1, frames=())
 
     def build(name, pets=1, plan=plan):
         visit = {
@@ -128,18 +128,8 @@ def build(there, how, plan, beyond):
             "how": how,
         }
         factories = {
-            "anatomical": lambda: init_anatomical_wf(
-                t1w=visit["t1w"],
-                template=how.template,
-                reference_mask=how.reference_mask,
-                skull_strip="auto",
-                quick=True,
-                seed=0,
-                **images,
-            ),
-            "pet": lambda: init_pet_wf(
-                pet=there("pet.nii.gz"), durations=(), frames=(), quick=True, seed=0, **images
-            ),
+            "anatomical": lambda: init_anatomical_wf(t1w=visit["t1w"], how=here),
+            "pet": lambda: init_pet_wf(pet=there("pet.nii.gz"), durations=(), how=here),
             "preprocessing": lambda: init_preprocessing_wf(**visit),
             "synthesis": lambda: init_synthesis_wf(plan=plan, omp_nthreads=1),
             "uncertainty": lambda: init_uncertainty_wf(

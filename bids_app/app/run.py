@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import yaml
@@ -53,7 +54,7 @@ from bids_app.settings import SLOPPY_RESOLUTION, Settings
 from bids_app.templates import REGISTRATION_RESOLUTION, Template, prepare
 from bids_app.workflows import execution
 from bids_app.workflows.execution import Crash, Resources, label_nodes, nodes_of, run_graph
-from bids_app.workflows.participant import Preprocessing
+from bids_app.workflows.registration import Preprocessing
 
 DONE, PARTIAL = 0, 1  # exit codes
 RESULTS = {"train": "table1.tsv", "group": "clusters.tsv"}  # what shows that a level was run
@@ -465,10 +466,10 @@ class Runner:
     name: str
     jobs: int
 
-    @property
-    def threads(self) -> int:
-        """Threads of a node."""
-        return share_resources(self.settings, self.jobs)[1]
+    @cached_property
+    def shares(self) -> tuple[Resources, int]:
+        """What the run may use of this machine, and threads of a node."""
+        return share_resources(self.settings, self.jobs)
 
     def run(
         self,
@@ -491,7 +492,6 @@ class Runner:
         workflow = Workflow(self.name, base_dir=str(work_dir_of(settings)))
         workflow.add_nodes(list(graphs))
         steps = Counter(getattr(node, "part", "") for node in nodes_of(workflow))
-        resources, _ = share_resources(settings, self.jobs)
 
         def tell_finished(part: str, crashes: Sequence[Crash]) -> None:
             if on_finished is not None:
@@ -500,7 +500,7 @@ class Runner:
         with self.console.progress(labels, steps) as on_status:
             crashes = run_graph(
                 workflow,
-                resources=resources,
+                resources=self.shares[0],
                 plugin=read_plugin(settings.use_plugin),
                 logs=settings.output_dir / "logs",
                 stop_on_first_crash=settings.stop_on_first_crash,

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +10,18 @@ import numpy as np
 
 from bids_app.derivatives.description import KEY as VERSION
 from bids_app.derivatives.find import Preprocessed
-from bids_app.derivatives.paths import (
-    FDG_LABEL,
-    coverage_path,
-    derivative_path,
-    resolution_label,
-    sidecar_path,
-)
-from bids_app.derivatives.sidecars import SCALED, Space
+from bids_app.derivatives.paths import FDG_LABEL, coverage_path, derivative_path, resolution_label
+from bids_app.derivatives.sidecars import SCALED
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import read_json
 from bids_app.generators import CROSSVALIDATION
-from bids_app.imaging.volume import Grid
-from bids_app.interfaces.derivatives import Output
+from bids_app.plan.cohort import Study, seed_of
 from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.evaluation import BASELINES, ROWS, ScoreRecord, records_from_json
 from bids_app.synthesis.models import ModelSpec, spec_to_dict
 from bids_app.synthesis.statistics import split
-from bids_app.workflows.training import Fold, FoldOutputs, ModelPlan, StoragePlan, Stored
+from bids_app.workflows.execution import Output
+from bids_app.workflows.training import Fold, FoldOutputs, ModelPlan, StoredImage
 
 GENERATORS = "generators"
 INTENDED_USE = (
@@ -37,40 +30,7 @@ INTENDED_USE = (
 )
 
 
-@dataclass(frozen=True)
-class Study:
-    """What all rows of a run of the train level have in common.
-
-    Parameters
-    ----------
-    output_dir, work_dir : Path
-        The derivative dataset; intermediate files.
-    space, grid : Space, Grid
-        Of all images.
-    dataset : str
-        Name or DOI of the raw dataset.
-    folds : int
-        Of the cross-validation.
-    fwhm : float
-        Smoothing of a synthetic PET, in mm.
-    seed : int
-        Of all randomness.
-    versions : mapping
-        Name → version of what computes.
-    """
-
-    output_dir: Path
-    work_dir: Path
-    space: Space
-    grid: Grid
-    dataset: str
-    folds: int
-    fwhm: float
-    seed: int
-    versions: Mapping[str, str]
-
-
-def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[StoragePlan]:
+def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[StoredImage]:
     """Name the folders that the volumes of controls are stored in."""
     plans = []
     for control in controls:
@@ -79,7 +39,7 @@ def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[Storage
         )
         folder = study.work_dir / "volumes" / name
         plans.append(
-            StoragePlan(
+            StoredImage(
                 name.replace("+", "_"),
                 control.subject,
                 control.session,
@@ -93,7 +53,7 @@ def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[Storage
     return plans
 
 
-def deal(study: Study, stored: Sequence[Stored]) -> list[Fold]:
+def deal(study: Study, stored: Sequence[StoredImage]) -> list[Fold]:
     """Deal controls out to folds.
 
     Raises
@@ -111,12 +71,6 @@ def deal(study: Study, stored: Sequence[Stored]) -> list[Fold]:
         )
         for number, left_out in enumerate(sets, start=1)
     ]
-
-
-def seed_of(study: Study, name: str, place: int) -> int:
-    """Derive the seed of one fit from that of the run: another one for each row and fold."""
-    sequence = np.random.SeedSequence([study.seed, zlib.crc32(name.encode()), place])
-    return int(sequence.generate_state(1)[0])
 
 
 def _digest(*parts: object) -> str:
@@ -164,11 +118,11 @@ def _output(study: Study, name: str, control: Preprocessed, fold: int) -> Output
         "SmoothingFWHM": study.fwhm,
         "TrainedOnThisParticipant": False,
     }
-    return Output(path, sidecar_path(path), sidecar)
+    return path, sidecar
 
 
 def _card(study: Study, name: str, spec: ModelSpec, folds: Sequence[Fold]) -> Card:
-    everyone = sorted({one.participant for fold in folds for one in fold.validation})
+    everyone = sorted({image.participant for fold in folds for image in fold.validation})
     rows = study.grid.affine.tolist()
     return Card(
         name=name,
@@ -207,9 +161,9 @@ def plan_model(
     controls : mapping
         Images by participant label.
     """
-    seeds = [seed_of(study, name, place) for place in range(len(folds) + 1)]
+    seeds = [seed_of(study.seed, name, place) for place in range(len(folds) + 1)]
     values = spec_to_dict(spec)
-    everyone = sorted(one.sha256 for fold in folds for one in fold.validation)
+    everyone = sorted(image.sha256 for fold in folds for image in fold.validation)
     told = [*(fold.digests for fold in folds), everyone]
     places = [*(f"fold-{fold.number}" for fold in folds), "all"]
     checkpoints = [
@@ -222,7 +176,10 @@ def plan_model(
     outputs = [
         FoldOutputs(
             records_path(study, name, fold.number),
-            [_output(study, name, controls[v.participant], fold.number) for v in fold.validation],
+            [
+                _output(study, name, controls[image.participant], fold.number)
+                for image in fold.validation
+            ],
         )
         for fold in folds
     ]
@@ -266,7 +223,8 @@ def _of_row(study: Study, name: str) -> list[ScoreRecord] | None:
 def _dealt(records: list[ScoreRecord]) -> Dealt:
     folds = {record.fold for record in records}
     return {
-        fold: frozenset(one.participant for one in records if one.fold == fold) for fold in folds
+        fold: frozenset(record.participant for record in records if record.fold == fold)
+        for fold in folds
     }
 
 

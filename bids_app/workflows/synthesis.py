@@ -6,10 +6,10 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
-from bids_app.interfaces.derivatives import AddToSidecar, Output, save_node
+from bids_app.interfaces.derivatives import AddToSidecar
 from bids_app.interfaces.imaging import ComparePET
 from bids_app.interfaces.synthesis import MeasureNovelty, MeasureSpread, SynthesizePET
-from bids_app.workflows.execution import label_nodes
+from bids_app.workflows.execution import Output, label_nodes, save_node
 
 
 @dataclass(frozen=True)
