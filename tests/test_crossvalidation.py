@@ -179,19 +179,19 @@ def test_a_synthetic_pet_is_named_by_bids_below_its_row(session):
 
 def test_each_fold_tells_of_those_it_left_out():
     made, folds = plan(), deal(STUDY, stored(7))
-    assert len(made.outputs) == 3
-    for fold, outputs in zip(folds, made.outputs, strict=True):
-        assert outputs.records == records_path(STUDY, NAME, fold.number)
-        labels = [entities_of(path)["sub"] for path, _ in outputs.pets]
+    assert len(made.records) == 3
+    for fold, records, pets in zip(folds, made.records, made.pets, strict=True):
+        assert records == records_path(STUDY, NAME, fold.number)
+        labels = [entities_of(path)["sub"] for path, _ in pets]
         assert labels == [one.participant for one in fold.validation]
-        for path, sidecar in outputs.pets:
+        for path, sidecar in pets:
             assert sidecar_path(path) == path.with_name(path.name[: -len(".nii.gz")] + ".json")
             assert (sidecar["Fold"], sidecar["Folds"]) == (fold.number, 3)
 
 
 def test_a_sidecar_says_that_it_is_synthetic_and_whose_it_is():
     made = plan(study=replace(STUDY, fwhm=2.5))
-    path, told = made.outputs[0].pets[0]
+    path, told = made.pets[0][0]
     label = entities_of(path)["sub"]
     sidecar = json.loads(json.dumps(dict(told)))
     assert sidecar["Synthetic"] is True
@@ -208,8 +208,8 @@ def test_a_sidecar_says_that_it_is_synthetic_and_whose_it_is():
 def test_files_of_rows_and_baselines_do_not_collide():
     folds = deal(STUDY, stored(7))
     paths = baseline_paths(STUDY, folds)
-    paths += [out.records for name in MODELS for out in plan(name=name).outputs]
-    paths += [path for name in MODELS for out in plan(name=name).outputs for path, _ in out.pets]
+    paths += [path for name in MODELS for path in plan(name=name).records]
+    paths += [path for name in MODELS for pets in plan(name=name).pets for path, _ in pets]
     assert len(set(paths)) == len(paths) == 3 * 7 + 6 * 7
     assert all(path.is_relative_to("/out/crossvalidation") for path in paths)
 
@@ -245,8 +245,8 @@ def test_what_cross_validation_writes_never_passes_for_a_measurement(tmp_path, r
     controls = {one.subject: one for one in before}
     visits = [stored_image(label, tmp_path / label, label) for label in controls]
     made = plan_model(study, NAME, SPEC, deal(study, visits), controls)
-    for outputs in made.outputs:
-        for path, sidecar in outputs.pets:
+    for pets in made.pets:
+        for path, sidecar in pets:
             write_json(sidecar_path(path), {**sidecar, "Synthetic": False})
             path.write_bytes(b"synthetic")
     assert find_preprocessed(out, TEMPLATE, 4.0) == before

@@ -20,7 +20,6 @@ from bids_app.workflows import training
 from bids_app.workflows.training import (
     ComputeSettings,
     Fold,
-    FoldOutputs,
     ModelPlan,
     StoredImage,
     init_baselines_wf,
@@ -62,12 +61,8 @@ def plan_of(folds, model="semi3d-gan-mse"):
         spec=spec_to_dict(MODELS[model]),
         seeds=[100 + place for place in range(len(folds) + 1)],
         checkpoints=[Path(f"/checkpoints/{place}") for place in range(len(folds) + 1)],
-        outputs=[
-            FoldOutputs(
-                Path(f"/out/{fold.number}.json"), [pet(one.participant) for one in fold.validation]
-            )
-            for fold in folds
-        ],
+        records=[Path(f"/out/{fold.number}.json") for fold in folds],
+        pets=[[pet(one.participant) for one in fold.validation] for fold in folds],
         card={"name": model},
         folder=Path("/out/generators") / model,
     )

@@ -22,31 +22,15 @@ from bids_app.app.run import (
     refuse_places,
     refuse_plugin,
     refuse_without_results,
-    report_failure,
+    report_level,
     report_notes,
+    summarize_level,
     summarize_run,
     work_dir_of,
 )
 from bids_app.console import Console
-from bids_app.derivatives import description
+from bids_app.derivatives import description, detections
 from bids_app.derivatives.description import refresh_dataset
-from bids_app.derivatives.detections import (
-    DETECTORS_FOLDER,
-    ControlCluster,
-    Listed,
-    control_findings,
-    control_sum_scores,
-    read_control_clusters,
-    sign,
-    write_all_clusters,
-    write_clusters_in_t1w,
-    write_clusters_table,
-    write_control_clusters,
-    write_control_maps,
-    write_curve,
-    write_froc,
-    write_tests,
-)
 from bids_app.detection.card import DetectorCard, check_files, check_grid, complete_card, read_card
 from bids_app.detection.clusters import Cluster, Place, expected_in_control
 from bids_app.detection.detectors import needing_synthetic
@@ -116,10 +100,12 @@ class ImageClusters:
         """Label of whose image it is."""
         return self.scored_image.image.participant
 
-    def listed(self, most: int | None = None) -> Listed:
+    def listed(self, most: int | None = None) -> detections.Listed:
         """Give the clusters, or the first ones, as tables list them."""
         session = self.scored_image.image.session
-        return Listed(self.subject, session, *self.row, self.clusters[:most], self.above_zero)
+        return detections.Listed(
+            self.subject, session, *self.row, self.clusters[:most], self.above_zero
+        )
 
     def finding(self) -> Finding:
         """Give what evaluation needs."""
@@ -224,14 +210,14 @@ def write_detections(
     applied : Path or None
         Folder of detectors that were trained before: their controls calibrate.
     """
-    controls: dict[str, list[ControlCluster]] = {}
+    controls: dict[str, list[detections.ControlCluster]] = {}
     for name in dict.fromkeys(image.scored_image.training_set for image in seen):
-        folder = output_dir / DETECTORS_FOLDER / name if applied is None else applied
+        folder = output_dir / detections.DETECTORS_FOLDER / name if applied is None else applied
         if applied is None:
             _complete(folder, [image for image in seen if image.scored_image.training_set == name])
-        controls[name] = read_control_clusters(folder)
+        controls[name] = detections.read_control_clusters(folder)
     scores = {
-        row: control_sum_scores(controls[row[0]], row[1])
+        row: detections.control_sum_scores(controls[row[0]], row[1])
         for row in dict.fromkeys(image.row for image in seen)
     }
     counts = {row: len(own) for row, own in scores.items()}
@@ -241,20 +227,22 @@ def write_detections(
     for patient in patients:
         _write_table(patient, most, counts[patient.row])
     first = _first_pets(patients)
-    write_all_clusters(output_dir, [patient.listed(most) for patient in first], counts)
-    healthy = [found for name in controls for found in control_findings(controls[name], name)]
+    detections.write_all_clusters(output_dir, [patient.listed(most) for patient in first], counts)
+    healthy = [
+        found for name in controls for found in detections.control_findings(controls[name], name)
+    ]
     _write_curves(output_dir, first, healthy, most)
 
 
 def _complete(folder: Path, seen: Iterable[ImageClusters]) -> None:
     """Write what controls have beside their detector, and let maps know its card: it is whole."""
     controls = [image.listed() for image in seen if image.scored_image.control]
-    write_control_clusters(folder, controls)
-    write_control_maps(folder, controls)
+    detections.write_control_clusters(folder, controls)
+    detections.write_control_maps(folder, controls)
     sha256 = complete_card(folder)
     made = [path for image in seen for path in image.scored_image.sidecar_paths if path.is_file()]
     for path in made if sha256 else ():
-        sign(path, sha256)
+        detections.sign(path, sha256)
 
 
 def _first_pets(seen: Iterable[ImageClusters]) -> list[ImageClusters]:
@@ -266,9 +254,9 @@ def _first_pets(seen: Iterable[ImageClusters]) -> list[ImageClusters]:
 
 def _write_table(patient: ImageClusters, most: int, controls: int) -> None:
     paths, clusters = patient.scored_image.paths, patient.clusters[:most]
-    write_clusters_table(paths["table"], clusters, controls)
+    detections.write_clusters_table(paths["table"], clusters, controls)
     if patient.places is not None:
-        write_clusters_in_t1w(paths["table_in_t1w"], clusters, patient.places, controls)
+        detections.write_clusters_in_t1w(paths["table_in_t1w"], clusters, patient.places, controls)
 
 
 def _calibrated(patient: ImageClusters, controls: Sequence[Sequence[float]]) -> ImageClusters:
@@ -288,9 +276,9 @@ def _write_curves(
             for ending in (".tsv", ".json"):
                 (output_dir / f"{name}{ending}").unlink(missing_ok=True)
         return
-    write_curve(output_dir, detection_curve(told, healthy, most=most))
-    write_tests(output_dir, compare(told, most=most))
-    write_froc(output_dir, free_response(told, healthy))
+    detections.write_curve(output_dir, detection_curve(told, healthy, most=most))
+    detections.write_tests(output_dir, compare(told, most=most))
+    detections.write_froc(output_dir, free_response(told, healthy))
 
 
 def top_clusters(seen: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
@@ -550,14 +538,8 @@ def _finish(study: Study, runner: Runner, outcome: _Outcome, told: RunSummary) -
         scored = scored_in(output_dir, study.dataset, outcome.seen)
         grid = GridSettings(settings.template, settings.bounding_box, settings.grid_resolution)
         write_run(output_dir, replace(scored, grid=grid))
-    sentences = [problem.sentence for problem in outcome.problems]
-    whole: RunSummary = {
-        **told,
-        "problems": sentences,
-        "notes": outcome.notes,
-        "settings": vars(settings),
-    }
-    problems = _report(settings, console, whole)
+    whole = summarize_level(told, settings, outcome.notes, outcome.problems)
+    problems = report_level(settings, console, write_group_report, whole)
     patients = {image.subject for image in outcome.seen if not image.scored_image.control}
     return problems + _report_patients(settings, patients, console)
 
@@ -569,16 +551,6 @@ def _report_patients(
     template = prepare_template(settings)
     told = dict.fromkeys(sorted(patients), RunSummary())
     return report_subjects(settings.output_dir, told, template.reference, console)
-
-
-def _report(settings: Settings, console: Console, told: RunSummary) -> list[Problem]:
-    """Write ``group.html``; where that fails, tables and the patients' reports stand."""
-    output_dir = settings.output_dir
-    with report_failure(console, name="group.html", logs=output_dir / "logs") as lost:
-        write_group_report(
-            output_dir, template=settings.template, resolution=settings.grid_resolution, **told
-        )
-    return lost
 
 
 def _report_again(settings: Settings, console: Console) -> int:
@@ -596,7 +568,7 @@ def _report_again(settings: Settings, console: Console) -> int:
     if settings.dry_run:
         console.close(f"mri2pet: the report would be written; it is {path}")
         return DONE
-    problems = _report(settings, console, RunSummary())
+    problems = report_level(settings, console, write_group_report, RunSummary())
     patients = {scored.participant for scored in run.maps if not scored.control}
     problems += _report_patients(settings, patients, console)
     console.close(f"mri2pet: reports written, {len(problems)} failed; see {path}")

@@ -84,7 +84,7 @@ def refuse_places(settings: Settings) -> None:
     out, work, index = settings.output_dir, settings.work_dir, settings.bids_database_dir
     for folder in (settings.bids_dir, out, work_dir_of(settings)):
         _refuse_bytes(folder)
-    for folder in (out, *(one for one in (work, index) if one is not None)):
+    for folder in (out, *(folder for folder in (work, index) if folder is not None)):
         refuse_inside(settings.bids_dir, folder)
     if place_in(out, settings.bids_dir) is not None:
         raise UsageError(f"{out}: holds the input folder; choose another, its own folder")
@@ -123,7 +123,9 @@ def _refuse_work(work: Path, settings: Settings) -> None:
 def _refuse_unwritable(folder: Path) -> None:
     """See that a folder, or the one that it would be made in, can be written to."""
     try:
-        there = next(one for one in (folder, *folder.parents) if one.is_symlink() or one.exists())
+        there = next(
+            place for place in (folder, *folder.parents) if place.is_symlink() or place.exists()
+        )
         with tempfile.TemporaryFile(dir=there) as file:  # has no name on most disks
             file.write(b"mri2pet")
     except OSError as error:
@@ -363,6 +365,24 @@ def report_failure(
     except Exception as error:  # of any kind: it is only the report
         problems.append(problem_of(error, subject, name, logs))
         report_notes(console, problems=problems)
+
+
+def report_level(
+    settings: Settings, console: Console, write: Callable[..., Path], told: RunSummary
+) -> list[Problem]:
+    """Write the report of ``train`` or ``group``; where that fails, all other results stand."""
+    name, output_dir = f"{settings.level}.html", settings.output_dir
+    with report_failure(console, name=name, logs=output_dir / "logs") as lost:
+        write(output_dir, template=settings.template, resolution=settings.grid_resolution, **told)
+    return lost
+
+
+def summarize_level(
+    told: RunSummary, settings: Settings, notes: Sequence[str], problems: Iterable[Problem]
+) -> RunSummary:
+    """Add what a run of ``train`` or ``group`` tells to what every run does."""
+    sentences = [problem.sentence for problem in problems]
+    return {**told, "problems": sentences, "notes": notes, "settings": vars(settings)}
 
 
 def close_dry(told: str, problems: Sequence[Problem], console: Console) -> int:

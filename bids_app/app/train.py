@@ -16,8 +16,9 @@ from bids_app.app.run import (
     refuse_places,
     refuse_plugin,
     refuse_without_results,
-    report_failure,
+    report_level,
     report_notes,
+    summarize_level,
     summarize_run,
     work_dir_of,
 )
@@ -259,7 +260,7 @@ def _compute(
     """Train and score all rows, and score the baselines; tell and return what failed."""
     plans = _plans(study, controls, folds, runner.settings)
     baselines = baseline_paths(study, folds)
-    for path in [*baselines, *(out.records for plan in plans for out in plan.outputs)]:
+    for path in [*baselines, *(path for plan in plans for path in plan.records)]:
         path.unlink(missing_ok=True)  # of an earlier run; made again, from nodes done if they are
     memory = {plan.name: memory_of(spec_of(plan.name, runner.settings)) for plan in plans}
     graphs = [
@@ -296,24 +297,10 @@ def _finish(
     """Write table and report; where the report fails, generators and table stand."""
     settings = runner.settings
     with locked(study.output_dir):
-        gathered = gather_records(study)
-        write_table1(study.output_dir, gathered.records)
-    sentences = [problem.sentence for problem in problems]
-    whole: RunSummary = {
-        **told,
-        "problems": sentences,
-        "notes": [*controls.notes, *gathered.notes],
-        "settings": vars(settings),
-    }
-    logs = study.output_dir / "logs"
-    with report_failure(runner.console, name="train.html", logs=logs) as lost:
-        write_training_report(
-            study.output_dir,
-            template=settings.template,
-            resolution=settings.grid_resolution,
-            **whole,
-        )
-    return lost
+        records, notes = gather_records(study)
+        write_table1(study.output_dir, records)
+    whole = summarize_level(told, settings, [*controls.notes, *notes], problems)
+    return report_level(settings, runner.console, write_training_report, whole)
 
 
 def _report_again(settings: Settings, console: Console) -> int:

@@ -330,7 +330,9 @@ class PublishGenerator(SimpleInterface):
                     tuple(participant) for participant in self.inputs.fold_participants
                 ],
                 volumes=[Path(folder) for folder in self.inputs.volumes],
-                fold_volumes=[[Path(one) for one in fold] for fold in self.inputs.fold_volumes],
+                fold_volumes=[
+                    [Path(folder) for folder in fold] for fold in self.inputs.fold_volumes
+                ],
                 histories=[Path(path) for path in self.inputs.histories],
                 records=[read_json(Path(path)) for path in self.inputs.records],
                 precision=self.inputs.precision,

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from bids_app.synthesis.evaluation import BASELINES, ROWS, ScoreRecord, records_
 from bids_app.synthesis.models import ModelSpec, spec_to_dict
 from bids_app.synthesis.statistics import split
 from bids_app.workflows.execution import Output
-from bids_app.workflows.training import Fold, FoldOutputs, ModelPlan, StoredImage
+from bids_app.workflows.training import Fold, ModelPlan, StoredImage
 
 GENERATORS = "generators"
 INTENDED_USE = (
@@ -173,19 +172,17 @@ def plan_model(
         / f"{place}_{_digest(values, digests, seed, study.fwhm)}"
         for place, digests, seed in zip(places, told, seeds, strict=True)
     ]
-    outputs = [
-        FoldOutputs(
-            records_path(study, name, fold.number),
-            [
-                _output(study, name, controls[image.participant], fold.number)
-                for image in fold.validation
-            ],
-        )
+    records = [records_path(study, name, fold.number) for fold in folds]
+    pets = [
+        [
+            _output(study, name, controls[image.participant], fold.number)
+            for image in fold.validation
+        ]
         for fold in folds
     ]
     card = card_values(_card(study, name, spec, folds))
     folder = study.output_dir / GENERATORS / name
-    return ModelPlan(name, values, seeds, checkpoints, outputs, card, folder)
+    return ModelPlan(name, values, seeds, checkpoints, records, pets, card, folder)
 
 
 def baseline_paths(study: Study, folds: Sequence[Fold]) -> list[Path]:
@@ -194,14 +191,6 @@ def baseline_paths(study: Study, folds: Sequence[Fold]) -> list[Path]:
 
 
 Dealt = Mapping[int, frozenset[str]]
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """Records of rows that can stand in one table, and why others cannot."""
-
-    records: list[ScoreRecord]
-    notes: list[str]
 
 
 def _read(path: Path) -> list[ScoreRecord]:
@@ -228,10 +217,17 @@ def _dealt(records: list[ScoreRecord]) -> Dealt:
     }
 
 
-def gather_records(study: Study) -> Gathered:
+def gather_records(study: Study) -> tuple[list[ScoreRecord], list[str]]:
     """Gather the scores of all rows that were scored on the same folds as the baselines.
 
     Rows may come from runs of their own, side by side; each lists what all have written so far.
+
+    Returns
+    -------
+    records : list of ScoreRecord
+        Of rows that can stand in one table.
+    notes : list of str
+        Why others cannot.
     """
     baselines = _of_row(study, "baselines")
     records = [] if baselines is None else list(baselines)
@@ -248,4 +244,4 @@ def gather_records(study: Study) -> Gathered:
             notes.append(f"{name}: not in the table, it was cross-validated on other folds")
         else:
             records += own
-    return Gathered(records, notes)
+    return records, notes

@@ -285,9 +285,9 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
             node = self.procs[jobid]
             if not node.is_gpu_node() or min(node.n_procs, self.n_gpu_procs) <= gpus:
                 return [
-                    one
-                    for n, one in enumerate(ready)
-                    if n <= number or self._place(one) == self._place(jobid)
+                    other
+                    for n, other in enumerate(ready)
+                    if n <= number or self._place(other) == self._place(jobid)
                 ]
         return ready
 

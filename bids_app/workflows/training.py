@@ -152,14 +152,6 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class FoldOutputs:
-    """Where the results of a row on one fold go: scores, and a synthetic PET a visit left out."""
-
-    records: Path
-    pets: Sequence[Output]
-
-
-@dataclass(frozen=True)
 class ModelPlan:
     """A row of Table 1, and where its results go.
 
@@ -173,8 +165,10 @@ class ModelPlan:
         One a fold, then that of the fit to all.
     checkpoints : sequence of Path
         Folders, one a fold, then that of the fit to all.
-    outputs : sequence of FoldOutputs
-        One a fold.
+    records : sequence of Path
+        Where scores go, one a fold.
+    pets : sequence of sequence of Output
+        Where synthetic PETs go, for each fold those of the visits that it leaves out.
     card : mapping
         Of the generator, as far as it is known.
     folder : Path
@@ -185,7 +179,8 @@ class ModelPlan:
     spec: Mapping[str, object]
     seeds: Sequence[int]
     checkpoints: Sequence[Path]
-    outputs: Sequence[FoldOutputs]
+    records: Sequence[Path]
+    pets: Sequence[Sequence[Output]]
     card: Mapping[str, object]
     folder: Path
 
@@ -311,7 +306,7 @@ def init_model_wf(
     for place, fold in enumerate(folds):
         train = _train(plan, place, f"{fold.number}", fold, means, fwhm=fwhm, mem_gb=mem_gb)
         score = _score(plan, fold, means, fwhm)
-        _connect_fold(workflow, train, score, plan.outputs[place], fold.number)
+        _connect_fold(workflow, train, score, plan, place)
         into = f"in{place + 1}"
         workflow.connect(
             [
@@ -326,10 +321,11 @@ def init_model_wf(
 
 
 def _connect_fold(
-    workflow: Workflow, train: Node, score: Node, outputs: FoldOutputs, number: int
+    workflow: Workflow, train: Node, score: Node, plan: ModelPlan, place: int
 ) -> None:
-    save_pets = save_all_node(outputs.pets, f"save_pets_{number}")
-    save_records = Node(SaveFile(out_file=str(outputs.records)), name=f"save_records_{number}")
+    number = place + 1
+    save_pets = save_all_node(plan.pets[place], f"save_pets_{number}")
+    save_records = Node(SaveFile(out_file=str(plan.records[place])), name=f"save_records_{number}")
     workflow.connect(
         [
             (train, score, [("weights", "weights")]),
