@@ -556,18 +556,9 @@ def init_lesions_wf(
     orientation : str
         Axis code that is vouched for where the mask's header has none.
     """
-    inputs = {"transforms": [str(path) for path in transforms]} if transforms else {}
-    carry = Node(
-        CarryLabels(
-            image=str(mask),
-            orientation=orientation,
-            reference=str(reference),
-            interpolation="genericLabel",
-            **inputs,
-        ),
-        name="carry",
-        mem_gb=2,
-    )
+    carry = _carry_node(mask, reference, orientation, mem_gb=2)
+    if transforms:
+        carry.inputs.transforms = [str(path) for path in transforms]
     workflow = Workflow(name)
     workflow.connect([(carry, save_node(output, "lesions"), [("image", "in_file")])])
     return workflow
@@ -589,16 +580,17 @@ def init_atlas_wf(
     orientation : str
         Axis code that is vouched for where the header has none.
     """
-    carry = Node(
-        CarryLabels(
-            image=str(atlas),
-            orientation=orientation,
-            reference=str(reference),
-            interpolation="genericLabel",
-        ),
-        name="carry",
-    )
     save = Node(SaveFile(out_file=str(output)), name="save")
-    workflow = Workflow(name)
+    carry, workflow = _carry_node(atlas, reference, orientation), Workflow(name)
     workflow.connect([(carry, save, [("image", "in_file")])])
     return workflow
+
+
+def _carry_node(labels: Path, reference: Path, orientation: str, mem_gb: float = 0.2) -> Node:
+    carry = CarryLabels(
+        image=str(labels),
+        orientation=orientation,
+        reference=str(reference),
+        interpolation="genericLabel",
+    )
+    return Node(carry, name="carry", mem_gb=mem_gb)

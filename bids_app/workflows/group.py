@@ -76,15 +76,8 @@ def init_training_set_wf(
         patients = [image.image for image in images if not image.control]
         graph = init_detector_wf(detector, controls, own, patients, fitting)
         workflow.connect([(graph, sources, [("files.out", f"in{place}")])])
-        _connect_images(
-            workflow,
-            brain,
-            graph,
-            images,
-            detector=detector,
-            folds=len(own),
-            slabs=slabs_of(detector, fitting),
-            clustering=clustering,
+        _connect(
+            workflow, brain, graph, images, folds=len(own), fitting=fitting, clustering=clustering
         )
     return workflow
 
@@ -117,31 +110,25 @@ def init_applied_set_wf(
         images = [image for image in scored if image.detector == detector]
         patients = [image.image for image in images]
         graph = init_detector_wf(detector, (), folds, patients, fitting, applied=applied)
-        _connect_images(
-            workflow,
-            brain,
-            graph,
-            images,
-            detector=detector,
-            folds=len(folds),
-            slabs=slabs_of(detector, fitting),
-            clustering=clustering,
+        _connect(
+            workflow, brain, graph, images, folds=len(folds), fitting=fitting, clustering=clustering
         )
     return workflow
 
 
-def _connect_images(
+def _connect(
     workflow: Workflow,
     brain: Node,
     graph: Workflow,
     images: Sequence[ScoredImage],
     *,
-    detector: str,
     folds: int,
-    slabs: Sequence[tuple[int, int]],
+    fitting: Fitting,
     clustering: Clustering,
 ) -> None:
     """Give a detector the brain, and each image the scores of the folds that have scored it."""
+    detector = images[0].detector
+    slabs = slabs_of(detector, fitting)
     everyone = Node(Merge(folds), name=f"{detector}_scores", run_without_submitting=True)
     workflow.connect([(brain, graph, [("brain", "inputnode.brain")])])
     workflow.connect(
