@@ -49,7 +49,7 @@ from bids_app.workflows.participant import (
     init_synthesis_from_disk_wf,
 )
 from bids_app.workflows.registration import Preprocessing
-from bids_app.workflows.synthesis import GeneratorFiles, SynthesisPlan, UncertaintyPlan
+from bids_app.workflows.synthesis import SynthesisPlan
 
 VOLUME_AXES = 3
 ADVICE = "give one length of time, in s, a frame"
@@ -445,11 +445,6 @@ def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]
     ]
 
 
-def _files(generator: GeneratorChoice) -> GeneratorFiles:
-    card = generator.card
-    return GeneratorFiles(generator.folder, card.sha256, card.reference_sha256)
-
-
 def _was_trained_on(generator: GeneratorChoice, subject: str, run: ParticipantPlan) -> bool:
     """Whether a generator knows this subject; nothing is read where its card has no such label."""
     card, out = generator.card, run.output_dir
@@ -474,18 +469,9 @@ def _synthesis_plan(
     spread = None
     if generator.folds:
         told = uncertainty(sidecar, run.space, [fold.card.sha256 for fold in generator.folds])
-        output = plan.paths.uncertainty, told
-        spread = UncertaintyPlan(tuple(map(_files, generator.folds)), output)
-    return SynthesisPlan(
-        _files(generator),
-        run.fwhm,
-        run.device,
-        (plan.paths.synthetic_pet, sidecar),
-        overlap=options.overlap,
-        match_histogram=options.match_histogram,
-        novelty=options.novelty,
-        uncertainty=spread,
-    )
+        spread = plan.paths.uncertainty, told
+    output = plan.paths.synthetic_pet, sidecar
+    return SynthesisPlan(generator, run.fwhm, run.device, output, uncertainty=spread)
 
 
 def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:
