@@ -519,9 +519,7 @@ def test_a_detector_knows_its_controls_when_their_dataset_was_renamed(out, tmp_p
     control = SimpleNamespace(label=card.controls[0].participant, maker=None)
     patients = SimpleNamespace(patients=[control])
     settings = Settings(out, out, "group")
-    with pytest.raises(
-        UnusableDataError, match=f"was trained on sub-{control.label}, who"
-    ):
+    with pytest.raises(UnusableDataError, match=f"was trained on sub-{control.label}, who"):
         detectors.refuse_card(here, card, settings, [control])
     assert detectors._describe_namesakes(here, card, patients, out) == []
     detectors.refuse_card(tmp_path, card, settings, [control])  # which may be others
