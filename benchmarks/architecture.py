@@ -110,6 +110,7 @@ def trace(label: str, arguments: list[str]) -> None:
     from bids_app.cli import _run
 
     watch = Watch(label)
+    sys.argv = ["mri2pet", *arguments]  # a run's record tells of it, and would name LABEL
     sys.setprofile(watch)
     try:
         _run(arguments)

@@ -341,10 +341,10 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
     if settings.dry_run:
         return _close_dry(usable, subjects.problems, console)
     with begin(settings, run_record, console, results=["group"]):
-        outcome = _carry_out(
+        seen, problems = _carry_out(
             settings, subjects, card, console, run_record=run_record, started=started
         )
-    return _close(settings, outcome, console)
+    return _close(settings, seen, problems, console)
 
 
 def _carry_out(
@@ -355,17 +355,17 @@ def _carry_out(
     *,
     run_record: description.RunRecord,
     started: float,
-) -> "_Outcome":
+) -> tuple[list[ImageClusters], list[Problem]]:
     """Detect, write tables and reports, and delete intermediate files where nothing failed."""
     runner = Runner(settings, console, GRAPH, settings.folds * len(settings.training_set))
     study = plan_study(settings, work_dir_of(settings), run_record.versions)
-    outcome = _detect(study, subjects, card, runner)
-    problems = [*outcome.problems]
-    problems += _finish(study, runner, outcome, summarize_run(run_record, started))
+    seen, notes, problems = _detect(study, subjects, card, runner)
+    told = summarize_level(summarize_run(run_record, started), settings, notes, problems)
+    problems += _finish(study, runner, seen, told)
     if settings.clean_workdir and not problems:
         for name in INTERMEDIATE:
             shutil.rmtree(work_dir_of(settings) / name, ignore_errors=True)
-    return replace(outcome, problems=problems)
+    return seen, problems
 
 
 def _read_detector(settings: Settings) -> DetectorCard | None:
@@ -448,19 +448,10 @@ def _close_dry(usable: Subjects, early: Sequence[Problem], console: Console) -> 
     return close_dry(told, [*early, *usable.problems], console)
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What a run has seen, and what is to be told of it."""
-
-    seen: Sequence[ImageClusters]
-    notes: Sequence[str]
-    problems: Sequence[Problem]
-
-
 def _detect(
     study: Study, subjects: Subjects, card: DetectorCard | None, runner: Runner
-) -> _Outcome:
-    """Store, fit or apply, and map."""
+) -> tuple[list[ImageClusters], list[str], list[Problem]]:
+    """Store, fit or apply, and map; give what was seen, what is to be told, and what failed."""
     settings, console = runner.settings, runner.console
     cohort = store_cohort(study, subjects, runner, synthetic=_needs_synthetic(settings, card))
     early = [*subjects.problems, *cohort.problems]
@@ -485,7 +476,7 @@ def _detect(
     report_notes(console, [], late)
     lost = _describe_lost_lesions(there)
     report_notes(console, lost, [])
-    return _Outcome(there, [*notes, *lost], [*early, *late])
+    return there, [*notes, *lost], [*early, *late]
 
 
 def _read_all(
@@ -527,20 +518,19 @@ def _run(
     return runner.run(graphs, {image.training_set: image.training_set for image in scored})
 
 
-def _finish(study: Study, runner: Runner, outcome: _Outcome, told: RunSummary) -> list[Problem]:
+def _finish(
+    study: Study, runner: Runner, seen: Sequence[ImageClusters], told: RunSummary
+) -> list[Problem]:
     """Write tables and reports; give what went wrong with reports."""
     settings, console, output_dir = runner.settings, runner.console, study.output_dir
     refresh_dataset(output_dir)
     with locked(output_dir):
-        write_detections(
-            output_dir, outcome.seen, most=settings.clusters, applied=settings.detector
-        )
-        scored = scored_in(output_dir, study.dataset, outcome.seen)
+        write_detections(output_dir, seen, most=settings.clusters, applied=settings.detector)
+        scored = scored_in(output_dir, study.dataset, seen)
         grid = GridSettings(settings.template, settings.bounding_box, settings.grid_resolution)
         write_run(output_dir, replace(scored, grid=grid))
-    whole = summarize_level(told, settings, outcome.notes, outcome.problems)
-    problems = report_level(settings, console, write_group_report, whole)
-    patients = {image.subject for image in outcome.seen if not image.scored_image.control}
+    problems = report_level(settings, console, write_group_report, told)
+    patients = {image.subject for image in seen if not image.scored_image.control}
     return problems + _report_patients(settings, patients, console)
 
 
@@ -575,16 +565,17 @@ def _report_again(settings: Settings, console: Console) -> int:
     return PARTIAL if problems else DONE
 
 
-def _close(settings: Settings, outcome: _Outcome, console: Console) -> int:
+def _close(
+    settings: Settings, seen: Sequence[ImageClusters], problems: Sequence[Problem], console: Console
+) -> int:
     """Print the first cluster of each patient, and the last line; return the exit code."""
-    for name, lines in top_clusters(outcome.seen).items():
+    for name, lines in top_clusters(seen).items():
         console.say(f"first cluster, {name}")
         for line in lines:
             console.say(f"  {line}")
-    mapped = {image.subject for image in outcome.seen if not image.scored_image.control}
+    mapped = {image.subject for image in seen if not image.scored_image.control}
     report: Path = settings.output_dir / "group.html"
     console.close(
-        f"mri2pet: {len(mapped)} patients mapped, {len(outcome.problems)} problems; the report "
-        f"is {report}"
+        f"mri2pet: {len(mapped)} patients mapped, {len(problems)} problems; the report is {report}"
     )
-    return exit_code_of(outcome.problems, usable=bool(mapped))
+    return exit_code_of(problems, usable=bool(mapped))
