@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from bids_app.derivatives.find import Preprocessed
-from bids_app.plan.group import Participant
 from bids_app.visit import Selection
 
 WIDEST = 1_000_000  # characters of a line: in a file, no cell is broken into lines
@@ -93,21 +92,23 @@ class Console:
 
     def report_subjects(
         self,
-        controls: Sequence[Participant],
-        patients: Sequence[Participant],
+        subjects: Sequence[tuple[str, str, str | None, Path | None, Path | None]],
         notes: Sequence[str],
         root: Path,
     ) -> None:
-        """Print who is a control, who a patient, which PET of theirs is used, and remarks."""
-        used = []
-        for group, people in (("control", controls), ("patient", patients)):
-            for subject in people:
-                made = None if subject.synthetic is None else subject.synthetic.path
-                cells = [
-                    NONE if path is None else str(path.relative_to(root))
-                    for path in (subject.pet, made)
-                ]
-                used.append((group, subject.label, subject.session or NONE, *cells))
+        """Print who is a control, who a patient, which PET of theirs is used, and remarks.
+
+        ``subjects``: group, label and session of each, real and synthetic PET.
+        """
+        used = [
+            (
+                group,
+                label,
+                session or NONE,
+                *(NONE if path is None else str(path.relative_to(root)) for path in pets),
+            )
+            for group, label, session, *pets in subjects
+        ]
         columns = ("group", "participant", "session", "PET", "synthetic PET")
         self._tell_table("Used", columns, used)
         for note in notes:

@@ -20,10 +20,18 @@ from bids_app.imaging.volume import grid_of_box
 from bids_app.settings import Settings
 from bids_app.synthesis.pairs import Owner, store_volumes
 from bids_app.visit import Scan, Visit
+from bids_app.workflows.training import StoredImage
 
 TEMPLATE, RESOLUTION = Settings.template, 4.0
 GRID = grid_of_box(Settings.bounding_box, RESOLUTION)  # 40×48×34 voxels
 SPACE = Space(TEMPLATE, RESOLUTION, "https://example.org/T1w.nii.gz")
+
+
+def stored_image(label: str, folder: Path, sha256: str, *, name="", synthetic=None) -> StoredImage:
+    """What is known of an image that was stored; where it came from does not matter."""
+    return StoredImage(
+        name or label, label, None, {}, (), Path("mask"), folder, None, sha256, synthetic
+    )
 
 
 def images(rng, shape=GRID.shape):

@@ -58,7 +58,7 @@ def visit(tmp_path, rng):
 )
 def test_names_are_those_of_the_contract(detector, entities, session, folder, stem):
     paths = anomaly_paths(OUT, pet(*entities, session=session), detector, SPACE)
-    names = {name: path.relative_to(OUT / folder).as_posix() for name, path in vars(paths).items()}
+    names = {name: path.relative_to(OUT / folder).as_posix() for name, path in paths.items()}
     assert names == {
         "statmap": f"{stem}_{GRID_LABELS}_stat-{detector}_statmap.nii.gz",
         "labels": f"{stem}_{GRID_LABELS}_desc-{detector}_dseg.nii.gz",
@@ -80,8 +80,8 @@ def test_results_of_detectors_sets_and_pets_have_files_of_their_own():
         for name, primary in (("real", True), ("hybrid", False), ("synthetic", False))
         for image in (pet(), pet("run-1"), pet("run-2"), pet(session="a"))
         for detector in DETECTORS
-        for path in vars(
-            anomaly_paths(root_of(OUT, name, primary=primary), image, detector, SPACE)
+        for path in anomaly_paths(
+            root_of(OUT, name, primary=primary), image, detector, SPACE
         ).values()
     ]
     assert len(set(paths)) == len(paths) == 3 * 4 * 3 * 6
@@ -111,12 +111,12 @@ def sidecars(visit, detector, training_set="real", *, primary=True):
         root_of(out, training_set, primary=primary), visit.pets[0], detector, SPACE
     )
     statmap = origin.statmap(visit.pets[0], SPACE)
-    labels = origin.labels(paths.statmap, SPACE)
+    labels = origin.labels(paths["statmap"], SPACE)
     return {
-        paths.statmap: statmap,
-        paths.labels: labels,
-        paths.statmap_in_t1w: origin.in_t1w(statmap, paths.statmap, visit),
-        paths.labels_in_t1w: origin.in_t1w(labels, paths.labels, visit),
+        paths["statmap"]: statmap,
+        paths["labels"]: labels,
+        paths["statmap_in_t1w"]: origin.in_t1w(statmap, paths["statmap"], visit),
+        paths["labels_in_t1w"]: origin.in_t1w(labels, paths["labels"], visit),
     }
 
 

@@ -6,11 +6,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from cohorts import SPACE
+from cohorts import SPACE, stored_image
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_app.app.detectors import ScoredImage
 from bids_app.app.group import (
     CURVES,
     read_image_clusters,
@@ -29,7 +28,6 @@ from bids_app.derivatives.detections import (
     read_tests,
     root_of,
 )
-from bids_app.derivatives.find import Preprocessed
 from bids_app.detection.card import (
     CARD,
     CONTROL_CLUSTERS,
@@ -42,8 +40,8 @@ from bids_app.detection.clusters import Cluster, Place
 from bids_app.detection.evaluation import Mark
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json
-from bids_app.plan.group import Participant
 from bids_app.report.anomalies import ScoredSubject
+from bids_app.workflows.detection import ScoredImage
 
 MOST = 2  # clusters that are kept of a patient
 CARD_OF = DetectorCard(
@@ -71,10 +69,16 @@ def cluster(rank, sum_score, **changed):
 
 
 def who_is(label, session=None, run=""):
-    visit = Preprocessed(label, session, Path("t1w"), Path("mask"), (), None)
     own = f"ses-{session}_" if session else ""
     name = f"sub-{label}_{own}trc-18FFDG_{run}space-{SPACE.template}_res-4_desc-preproc_pet.nii.gz"
-    return Participant(visit, Path(name), None)
+    image = stored_image(label, Path("volumes"), "sha")
+    return replace(image, session=session, volumes={"pet": Path(name)})
+
+
+def scored(training_set, detector, image, root, clusters, *, control=False):
+    paths = anomaly_paths(root, image.volumes["pet"], detector, SPACE)
+    fold = 1 if control else None
+    return ScoredImage(training_set, detector, image, 0, fold, paths, {"statmap": {}}, clusters)
 
 
 class Run:
@@ -100,16 +104,11 @@ class Run:
         who = who_is(label, session, run)
         number = f"{len(self.seen)}.json"
         root = root_of(self.out, training_set, primary=training_set == "real")
-        scored_image = ScoredImage(
-            training_set,
-            detector,
-            who,
-            control,
-            self.work / number,
-            anomaly_paths(root, who.pet, detector, SPACE),
-            (self.work / f"{number}.sidecar.json",),
+        clusters_file = self.work / number
+        scored_image = scored(training_set, detector, who, root, clusters_file, control=control)
+        write_json(
+            scored_image.sidecar_paths[0], {"Name": label, "DetectorCard": {"URI": "bids::x"}}
         )
-        write_json(scored_image.sidecars[0], {"Name": label, "DetectorCard": {"URI": "bids::x"}})
         clusters = [asdict(cluster(rank, score)) for rank, score in enumerate(sum_scores, 1)]
         known = {"lesions": None, "overlaps": None, "regions": None, **told}
         write_json(scored_image.clusters, {"clusters": clusters, **known})
@@ -150,9 +149,7 @@ def again(run):
 
 
 def test_what_failed_was_not_seen(tmp_path):
-    who = who_is("p1")
-    paths = anomaly_paths(tmp_path, who.pet, "ocsvm", SPACE)
-    scored_image = ScoredImage("real", "ocsvm", who, False, tmp_path / "no.json", paths)
+    scored_image = scored("real", "ocsvm", who_is("p1"), tmp_path, tmp_path / "no.json")
     assert read_image_clusters(scored_image) is None
 
 
@@ -265,7 +262,7 @@ def test_the_card_of_a_detector_knows_what_calibrates_it(run):
 
 
 def signatures(run):
-    told = [read_json(image.scored_image.sidecars[0]) for image in run.seen]
+    told = [read_json(image.scored_image.sidecar_paths[0]) for image in run.seen]
     assert all(one["DetectorCard"]["URI"] == "bids::x" for one in told)
     return [one["DetectorCard"].get("SHA256") for one in told]
 
@@ -292,9 +289,9 @@ def test_the_card_of_an_earlier_run_does_not_sign_maps_of_another(run):
 def test_a_map_that_could_not_be_carried_is_not_signed(run):
     write_json(run.out / "detectors" / "real" / CARD, card_values(CARD_OF))
     seen = run.add("p1", [20])
-    seen.scored_image.sidecars[0].unlink()
+    seen.scored_image.sidecar_paths[0].unlink()
     run.write()
-    assert not seen.scored_image.sidecars[0].exists()
+    assert not seen.scored_image.sidecar_paths[0].exists()
 
 
 def test_a_control_without_clusters_counts(run):
@@ -315,7 +312,7 @@ def test_tables_tell_how_many_controls_what_is_expected_rests_on(run):
     seen = [run.add("p1", [5], detector=one) for one in ("ocsvm", "zscore", "pseudonormal")]
     run.write()
     ends = ["3", "1", "0", "3 (real ocsvm), 1 (real zscore), 0 (real pseudonormal)"]
-    tables = [*(image.scored_image.paths.table for image in seen), run.out / "clusters.tsv"]
+    tables = [*(image.scored_image.paths["table"] for image in seen), run.out / "clusters.tsv"]
     for path, end in zip(tables, ends, strict=True):
         told = read_json(path.with_suffix(".json"))["expected_in_control"]["Description"]
         assert told.endswith(f"Number of these controls: {end}")
@@ -444,14 +441,14 @@ def test_each_patient_has_a_table_of_its_first_clusters(run):
     seen = run.add("p1", [9, 8, 7])
     none = run.add("p2", [])
     run.write()
-    first, second = read_clusters_table(seen.scored_image.paths.table)
+    first, second = read_clusters_table(seen.scored_image.paths["table"])
     assert (first.rank, first.sum_score) == (1, 9.0)
     assert (second.rank, second.sum_score) == (2, 8.0)
-    assert read_clusters_table(none.scored_image.paths.table) == []
-    assert none.scored_image.paths.table.is_file()
-    assert not run.seen[
-        0
-    ].scored_image.paths.table.exists()  # a control's are in control_clusters.tsv
+    assert read_clusters_table(none.scored_image.paths["table"]) == []
+    assert none.scored_image.paths["table"].is_file()
+    assert (
+        not run.seen[0].scored_image.paths["table"].exists()
+    )  # a control's are in control_clusters.tsv
     assert len(read_control_clusters(run.out / "detectors" / "real")) == 3
 
 
@@ -459,11 +456,11 @@ def test_each_patient_has_a_table_in_the_space_of_the_t1w_with_what_controls_say
     run.add("c1", [8], control=True)
     own = run.carry(run.add("p1", [9, 8, 7]), Place(1, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 80.0))
     run.write()
-    first, second = read_tsv(own.paths.table_in_t1w)
+    first, second = read_tsv(own.paths["table_in_t1w"])
     assert (first["rank"], first["sum_score"], first["expected_in_control"]) == ("1", "9", "0")
     assert [first[axis] for axis in "xyz"] == ["1", "2", "3"]
     assert (second["rank"], second["expected_in_control"], second["x"]) == ("2", "1", "n/a")
-    assert own.paths.table_in_t1w.with_suffix(".json").is_file()
+    assert own.paths["table_in_t1w"].with_suffix(".json").is_file()
 
 
 def test_without_places_there_is_no_table_in_the_space_of_the_t1w(run):
@@ -471,8 +468,8 @@ def test_without_places_there_is_no_table_in_the_space_of_the_t1w(run):
     own.places.unlink()
     run.seen[0] = read_image_clusters(run.seen[0].scored_image)
     run.write()
-    assert run.seen[0].scored_image.paths.table.is_file()
-    table = own.paths.table_in_t1w
+    assert run.seen[0].scored_image.paths["table"].is_file()
+    table = own.paths["table_in_t1w"]
     assert not table.exists()
     assert own.stale == [own.clusters, own.places, table, table.with_suffix(".json")]
 
@@ -518,7 +515,7 @@ def test_of_several_pets_of_a_session_joint_tables_tell_of_the_first(run):
     run.write()
     for seen, scores in ((first, [9]), (second, [4]), (other, [7])):
         assert [
-            one.sum_score for one in read_clusters_table(seen.scored_image.paths.table)
+            one.sum_score for one in read_clusters_table(seen.scored_image.paths["table"])
         ] == scores
     listed = [(one.session, one.clusters[0].sum_score) for one in read_all_clusters(run.out)]
     assert listed == [(None, 9), ("a", 7)]

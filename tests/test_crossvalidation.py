@@ -4,28 +4,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cohorts import GRID, SPACE, TEMPLATE, write_control, write_controls
+from cohorts import GRID, SPACE, TEMPLATE, stored_image, write_control, write_controls
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bids_app.derivatives.find import Preprocessed, find_preprocessed
-from bids_app.derivatives.paths import entities_of
+from bids_app.derivatives.paths import entities_of, sidecar_path
 from bids_app.errors import UnusableDataError, UsageError
 from bids_app.files import write_json
 from bids_app.interfaces.training import PublishGenerator
+from bids_app.plan.cohort import Study, seed_of
 from bids_app.plan.train import (
-    Study,
     baseline_paths,
     deal,
     plan_model,
     plan_storage,
     records_path,
-    seed_of,
     synthetic_path,
 )
 from bids_app.synthesis.card import card_from
 from bids_app.synthesis.models import MODELS, spec_to_dict
-from bids_app.workflows.training import Fold, Stored
+from bids_app.workflows.training import Fold
 
 STUDY = Study(
     output_dir=Path("/out"),
@@ -54,7 +53,7 @@ def control(subject, session=None, out=Path("/out")):
 
 
 def stored(count):
-    return [Stored(f"{n:02}", Path(f"/volumes/{n:02}"), f"sha{n:02}") for n in range(count)]
+    return [stored_image(f"{n:02}", Path(f"/volumes/{n:02}"), f"sha{n:02}") for n in range(count)]
 
 
 def plan(count=7, study=STUDY, name=NAME, spec=SPEC):
@@ -123,18 +122,16 @@ def test_too_few_controls_are_refused():
 
 
 def test_every_fit_has_a_seed_of_its_own():
-    seeds = [seed_of(STUDY, name, place) for name in MODELS for place in range(5)]
+    seeds = [seed_of(STUDY.seed, name, place) for name in MODELS for place in range(5)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)  # what torch and nipype take
-    assert seeds == [seed_of(STUDY, name, place) for name in MODELS for place in range(5)]
+    assert seeds == [seed_of(STUDY.seed, name, place) for name in MODELS for place in range(5)]
 
 
 def test_seeds_follow_that_of_the_run():
-    one, other = (
-        [seed_of(replace(STUDY, seed=seed), NAME, place) for place in range(5)] for seed in (5, 6)
-    )
+    one, other = ([seed_of(seed, NAME, place) for place in range(5)] for seed in (5, 6))
     assert not set(one) & set(other)
-    assert plan().seeds == [seed_of(STUDY, NAME, place) for place in range(4)]
+    assert plan().seeds == [seed_of(STUDY.seed, NAME, place) for place in range(4)]
 
 
 CHANGES = {
@@ -182,23 +179,21 @@ def test_a_synthetic_pet_is_named_by_bids_below_its_row(session):
 
 def test_each_fold_tells_of_those_it_left_out():
     made, folds = plan(), deal(STUDY, stored(7))
-    assert len(made.outputs) == 3
-    for fold, outputs in zip(folds, made.outputs, strict=True):
-        assert outputs.records == records_path(STUDY, NAME, fold.number)
-        labels = [entities_of(pet.path)["sub"] for pet in outputs.pets]
+    assert len(made.records) == 3
+    for fold, records, pets in zip(folds, made.records, made.pets, strict=True):
+        assert records == records_path(STUDY, NAME, fold.number)
+        labels = [entities_of(path)["sub"] for path, _ in pets]
         assert labels == [one.participant for one in fold.validation]
-        for pet in outputs.pets:
-            assert pet.sidecar_path == pet.path.with_name(
-                pet.path.name[: -len(".nii.gz")] + ".json"
-            )
-            assert (pet.sidecar["Fold"], pet.sidecar["Folds"]) == (fold.number, 3)
+        for path, sidecar in pets:
+            assert sidecar_path(path) == path.with_name(path.name[: -len(".nii.gz")] + ".json")
+            assert (sidecar["Fold"], sidecar["Folds"]) == (fold.number, 3)
 
 
 def test_a_sidecar_says_that_it_is_synthetic_and_whose_it_is():
     made = plan(study=replace(STUDY, fwhm=2.5))
-    pet = made.outputs[0].pets[0]
-    label = entities_of(pet.path)["sub"]
-    sidecar = json.loads(json.dumps(dict(pet.sidecar)))
+    path, told = made.pets[0][0]
+    label = entities_of(path)["sub"]
+    sidecar = json.loads(json.dumps(dict(told)))
     assert sidecar["Synthetic"] is True
     assert sidecar["TrainedOnThisParticipant"] is False
     assert sidecar["Description"].startswith("SYNTHETIC")
@@ -213,8 +208,8 @@ def test_a_sidecar_says_that_it_is_synthetic_and_whose_it_is():
 def test_files_of_rows_and_baselines_do_not_collide():
     folds = deal(STUDY, stored(7))
     paths = baseline_paths(STUDY, folds)
-    paths += [out.records for name in MODELS for out in plan(name=name).outputs]
-    paths += [pet.path for name in MODELS for out in plan(name=name).outputs for pet in out.pets]
+    paths += [path for name in MODELS for path in plan(name=name).records]
+    paths += [path for name in MODELS for pets in plan(name=name).pets for path, _ in pets]
     assert len(set(paths)) == len(paths) == 3 * 7 + 6 * 7
     assert all(path.is_relative_to("/out/crossvalidation") for path in paths)
 
@@ -248,12 +243,12 @@ def test_what_cross_validation_writes_never_passes_for_a_measurement(tmp_path, r
     study = replace(STUDY, output_dir=out)
     before = find_preprocessed(out, TEMPLATE, 4.0)
     controls = {one.subject: one for one in before}
-    visits = [Stored(label, tmp_path / label, label) for label in controls]
+    visits = [stored_image(label, tmp_path / label, label) for label in controls]
     made = plan_model(study, NAME, SPEC, deal(study, visits), controls)
-    for outputs in made.outputs:
-        for pet in outputs.pets:
-            write_json(pet.sidecar_path, {**pet.sidecar, "Synthetic": False})
-            pet.path.write_bytes(b"synthetic")
+    for pets in made.pets:
+        for path, sidecar in pets:
+            write_json(sidecar_path(path), {**sidecar, "Synthetic": False})
+            path.write_bytes(b"synthetic")
     assert find_preprocessed(out, TEMPLATE, 4.0) == before
     row = out / "crossvalidation" / NAME
     for label in controls:

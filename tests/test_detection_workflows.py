@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cohorts import stored_image
 from documented import check_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,6 @@ from nipype.interfaces.base import isdefined
 from nipype.interfaces.utility import Merge
 
 from bids_app.detection.card import EncoderSpec, spec_to_dict
-from bids_app.interfaces.derivatives import Output
 from bids_app.interfaces.detection import FitNorm, FitSlab, MapAnomalies
 from bids_app.workflows import detection, group
 from bids_app.workflows import detection as anomalies
@@ -22,17 +22,11 @@ from bids_app.workflows.detection import (
     PACKED,
     Applied,
     Clustering,
-    DetectorFold,
     Fitting,
-    OnT1w,
-    ScoredMaps,
-    StoredImage,
+    ScoredImage,
     init_anomalies_wf,
-    init_applied_norm_wf,
-    init_applied_ocsvm_wf,
-    init_applied_wf,
     init_atlas_wf,
-    init_fitted_wf,
+    init_detector_wf,
     init_lesions_wf,
     init_norm_wf,
     init_ocsvm_wf,
@@ -41,14 +35,8 @@ from bids_app.workflows.detection import (
     ocsvm_files,
 )
 from bids_app.workflows.execution import label_nodes
-from bids_app.workflows.group import (
-    BRAIN_FILE,
-    DetectorPlan,
-    Publication,
-    Target,
-    init_applied_set_wf,
-    init_training_set_wf,
-)
+from bids_app.workflows.group import BRAIN_FILE, init_applied_set_wf, init_training_set_wf
+from bids_app.workflows.training import Fold
 
 FACTORIES = {
     name: factory
@@ -61,11 +49,12 @@ SLABS = ((0, 12), (12, 24), (24, 34))
 FITTING = Fitting(spec_to_dict(EncoderSpec()), 0.03, SLABS, 8.0, 3, 2.5)
 CLUSTERING = Clustering(0.02, 82.0, 10, None, None)
 REAL = "/volumes/real"
+NAMES = {"statmap": "statmap", "labels": "dseg"}
 
 
 def picture(name):
-    made = StoredImage(f"made_{name}", Path(f"/volumes/made_{name}"), f"sha_made_{name}")
-    return StoredImage(f"real_{name}", Path(f"{REAL}_{name}"), f"sha_{name}", made)
+    made = stored_image(f"made_{name}", Path(f"/volumes/made_{name}"), f"sha_made_{name}")
+    return stored_image(f"real_{name}", Path(f"{REAL}_{name}"), f"sha_{name}", synthetic=made)
 
 
 def controls_of(count):
@@ -74,7 +63,7 @@ def controls_of(count):
 
 def folds_of(controls, count):
     return [
-        DetectorFold(
+        Fold(
             number + 1,
             [control for place, control in enumerate(controls) if place % count != number],
             [control for place, control in enumerate(controls) if place % count == number],
@@ -88,33 +77,49 @@ PATIENTS = [picture("p1"), picture("p2")]
 
 
 def output(name):
-    return Output(Path(f"/out/{name}.nii.gz"), Path(f"/out/{name}.json"), {"Name": name})
+    return Path(f"/out/{name}.nii.gz"), {"Name": name}
 
 
-def scored(one, row, lesions=None):
-    clusters = Path(f"/work/{one.name}.json")
-    statmap, labels = (output(f"{one.name}_{kind}") for kind in ("statmap", "dseg"))
-    return ScoredMaps(one, row, lesions, statmap, labels, clusters)
+def scored(image, row, fold=None, *, detector="zscore", lesions=None, t1w=None):
+    outputs = {kind: output(f"{image.name}_{name}") for kind, name in NAMES.items()}
+    if t1w:
+        outputs |= {f"{kind}_in_t1w": output(f"t1w_{name}") for kind, name in NAMES.items()}
+    return ScoredImage(
+        "real",
+        detector,
+        image,
+        row,
+        fold,
+        {kind: path for kind, (path, _) in outputs.items()} | (t1w or {}),
+        {kind: sidecar for kind, (_, sidecar) in outputs.items()},
+        Path(f"/work/{image.name}.json"),
+        lesions,
+        Path("/work/T1w/p1.json") if t1w else None,
+    )
 
 
-def plan_of(folds, on_t1w=None):
-    targets = [Target(scored(one, row), None, on_t1w, one.name) for row, one in enumerate(PATIENTS)]
-    for fold in folds:
-        rows = enumerate(fold.held_out, start=len(PATIENTS))
-        targets += [Target(scored(one, row), fold.number, None, one.name) for row, one in rows]
-    return DetectorPlan(folds, PATIENTS, targets)
+def scored_by(detector, folds, t1w=None):
+    """All that a detector scores: patients by all folds, controls by theirs."""
+    images = [scored(one, row, detector=detector, t1w=t1w) for row, one in enumerate(PATIENTS)]
+    return images + [
+        scored(one, row, fold.number, detector=detector)
+        for fold in folds
+        for row, one in enumerate(fold.validation, start=len(PATIENTS))
+    ]
 
 
 def training_set(count=5, folds=2, fitting=FITTING, clustering=CLUSTERING, **changed):
     """Build the graph of a training set with all detectors."""
     controls = changed.get("controls", controls_of(count))
-    plan = plan_of(folds_of(controls, folds))
+    dealt, detectors = folds_of(controls, folds), changed.get("detectors", DETECTORS)
     return init_training_set_wf(
         controls,
-        dict.fromkeys(DETECTORS, plan),
+        dict.fromkeys(detectors, dealt),
+        [image for name in detectors for image in scored_by(name, dealt, changed.get("t1w"))],
         fitting,
         clustering,
-        Publication(Path("/out/detectors/real"), {"name": "real"}),
+        folder=Path("/out/detectors/real"),
+        card={"name": "real"},
         share=changed.get("share", 0.9),
         name="real_wf",
     )
@@ -122,16 +127,10 @@ def training_set(count=5, folds=2, fitting=FITTING, clustering=CLUSTERING, **cha
 
 @pytest.fixture
 def t1w(tmp_path):
-    """Where results on a T1w go; its files are there."""
+    """Grid of a T1w, and the transform to it; the files are there."""
     for name in ("t1w.nii.gz", "back.h5"):
         (tmp_path / name).write_bytes(b"\1")
-    return OnT1w(
-        tmp_path / "t1w.nii.gz",
-        tmp_path / "back.h5",
-        output("t1w_statmap"),
-        output("t1w_dseg"),
-        Path("/work/T1w/p1.json"),
-    )
+    return {"t1w": tmp_path / "t1w.nii.gz", "template_to_t1w": tmp_path / "back.h5"}
 
 
 @pytest.fixture
@@ -145,10 +144,8 @@ def applied(tmp_path):
 
 
 def applied_set(applied):
-    plan = plan_of([])
-    return init_applied_set_wf(
-        applied, dict.fromkeys(DETECTORS, plan), FITTING, CLUSTERING, name="real_applied_wf"
-    )
+    images = [image for name in DETECTORS for image in scored_by(name, [])]
+    return init_applied_set_wf(applied, images, FITTING, CLUSTERING, name="real_applied_wf")
 
 
 def nodes_of(workflow):
@@ -185,22 +182,22 @@ def test_docstrings_list_the_parameters(name):
 
 def graphs_of(applied, t1w):
     folds = folds_of(controls_of(5), 2)
-    here = {"reference": t1w.t1w, "output": output("lesions"), "name": "lesions_wf"}
+    here = {"reference": t1w["t1w"], "output": output("lesions"), "name": "lesions_wf"}
+    transforms = [t1w["template_to_t1w"]]
     return {
         "init_ocsvm_wf": init_ocsvm_wf(controls_of(5), folds, PATIENTS, FITTING),
         "init_norm_wf": init_norm_wf("pseudonormal", folds, PATIENTS, FITTING, name="norm_wf"),
-        "init_applied_ocsvm_wf": init_applied_ocsvm_wf(applied, PATIENTS, FITTING),
-        "init_applied_norm_wf": init_applied_norm_wf(
-            "zscore", applied, PATIENTS, FITTING, name="norm_wf"
+        "init_detector_wf": init_detector_wf(
+            "zscore", (), applied.folds, PATIENTS, FITTING, applied=applied
         ),
-        "init_fitted_wf": init_fitted_wf("zscore", controls_of(5), folds, PATIENTS, FITTING),
-        "init_applied_wf": init_applied_wf("zscore", applied, PATIENTS, FITTING),
         "init_anomalies_wf": init_anomalies_wf(
             scored(PATIENTS[0], 0), SLABS, 2, CLUSTERING, name="a_wf"
         ),
-        "init_on_t1w_wf": init_on_t1w_wf(t1w, name="t1w_wf"),
-        "init_lesions_wf": init_lesions_wf(t1w.t1w, transforms=[t1w.template_to_t1w], **here),
-        "init_atlas_wf": init_atlas_wf(t1w.t1w, t1w.t1w, Path("/work/atlas"), name="atlas_wf"),
+        "init_on_t1w_wf": init_on_t1w_wf(scored(PATIENTS[0], 0, t1w=t1w), name="t1w_wf"),
+        "init_lesions_wf": init_lesions_wf(t1w["t1w"], transforms=transforms, **here),
+        "init_atlas_wf": init_atlas_wf(
+            t1w["t1w"], t1w["t1w"], Path("/work/atlas"), name="atlas_wf"
+        ),
         "init_training_set_wf": training_set(),
         "init_applied_set_wf": applied_set(applied),
     }
@@ -234,16 +231,7 @@ def test_building_a_graph_loads_neither_torch_nor_numba():
 
 def test_every_node_gets_what_it_needs(applied, t1w):
     whole = [training_set(), applied_set(applied)]
-    fitted = plan_of(folds_of(controls_of(5), 2), on_t1w=t1w)
-    with_t1w = init_training_set_wf(
-        controls_of(5),
-        {"zscore": fitted},
-        FITTING,
-        CLUSTERING,
-        Publication(Path("/d"), {}),
-        share=0.9,
-        name="real_wf",
-    )
+    with_t1w = training_set(detectors=("zscore",), t1w=t1w)
     others = [graphs_of(applied, t1w)[name] for name in ("init_lesions_wf", "init_atlas_wf")]
     for workflow in (*whole, with_t1w, *others):
         nodes, graph = nodes_of(workflow)
@@ -303,10 +291,10 @@ def test_nobody_is_scored_by_what_was_fitted_to_them(count, folds):
         if not isinstance(node.interface, (FitSlab, FitNorm)):
             continue
         fold = dealt[int(name.split("_")[2])]
-        own = [str(control.folder) for control in fold.controls]
+        own = [str(control.folder) for control in fold.training]
         assert fitted_to(graph, node) == own
         assert set(node.inputs.scored).isdisjoint(own)
-        people = [*PATIENTS, *fold.held_out]
+        people = [*PATIENTS, *fold.validation]
         assert node.inputs.scored == [str(subject.folder) for subject in people]
         if isinstance(node.interface, FitSlab):
             ((encoder, field),) = origins(graph, node, "encoder")
@@ -399,13 +387,14 @@ def test_maps_labels_and_clusters_go_where_they_belong():
 
 
 def test_what_is_known_of_lesions_and_regions_reaches_the_map(t1w):
-    known = replace(CLUSTERING, atlas=t1w.t1w, names=t1w.template_to_t1w, most=4)
+    there, names = t1w.values()
+    known = replace(CLUSTERING, atlas=there, names=names, most=4)
     nodes, _ = nodes_of(
-        init_anomalies_wf(scored(PATIENTS[0], 1, t1w.t1w), SLABS, 2, known, name="a_wf")
+        init_anomalies_wf(scored(PATIENTS[0], 1, lesions=there), SLABS, 2, known, name="a_wf")
     )
     inputs = nodes["map"].inputs
-    assert (inputs.lesions, inputs.atlas) == (str(t1w.t1w), str(t1w.t1w))
-    assert inputs.names == str(t1w.template_to_t1w)
+    assert (inputs.lesions, inputs.atlas) == (str(there), str(there))
+    assert inputs.names == str(names)
     assert (inputs.extent, inputs.minimum_volume, inputs.most) == (0.02, 82.0, 4)
     assert (inputs.rows, inputs.folds) == ([1] * 6, 2)
     nodes, _ = nodes_of(
@@ -416,17 +405,7 @@ def test_what_is_known_of_lesions_and_regions_reaches_the_map(t1w):
 
 
 def test_maps_are_interpolated_and_labels_are_not_on_their_way_to_the_t1w(t1w):
-    plan = plan_of(folds_of(controls_of(4), 2), on_t1w=t1w)
-    workflow = init_training_set_wf(
-        controls_of(4),
-        {"zscore": plan},
-        FITTING,
-        CLUSTERING,
-        Publication(Path("/d"), {}),
-        share=0.9,
-        name="real_wf",
-    )
-    nodes, graph = nodes_of(workflow)
+    nodes, graph = nodes_of(training_set(4, detectors=("zscore",), t1w=t1w))
     assert len([name for name in nodes if name.endswith("t1w_wf.save")]) == len(PATIENTS)
     start = "zscore_real_p1"
     for name, field, how in (
@@ -436,8 +415,8 @@ def test_maps_are_interpolated_and_labels_are_not_on_their_way_to_the_t1w(t1w):
         carry = nodes[f"{start}_t1w_wf.{name}"]
         assert origins(graph, carry, "image") == [(nodes[f"{start}_wf.map"], field)]
         assert carry.inputs.interpolation == how
-        assert carry.inputs.reference == str(t1w.t1w)
-        assert carry.inputs.transforms == [str(t1w.template_to_t1w)]
+        assert carry.inputs.reference == str(t1w["t1w"])
+        assert carry.inputs.transforms == [str(t1w["template_to_t1w"])]
     save = nodes[f"{start}_t1w_wf.save"]
     carried = [node.name for node, _ in origins(graph, save, "in_files")]
     assert carried == ["carry_map", "carry_labels"]
@@ -448,12 +427,12 @@ def test_maps_are_interpolated_and_labels_are_not_on_their_way_to_the_t1w(t1w):
 
 @pytest.mark.parametrize("in_template", [True, False])
 def test_masks_of_lesions_come_along_the_transform_of_the_t1w_if_they_lie_there(t1w, in_template):
-    transforms = [] if in_template else [t1w.template_to_t1w]
+    transforms = [] if in_template else [t1w["template_to_t1w"]]
     nodes, graph = nodes_of(
-        init_lesions_wf(t1w.t1w, t1w.template_to_t1w, transforms, output("mask"), name="l_wf")
+        init_lesions_wf(t1w["t1w"], t1w["template_to_t1w"], transforms, output("mask"), name="l_wf")
     )
     inputs = nodes["carry"].inputs
-    assert inputs.reference == str(t1w.template_to_t1w)
+    assert inputs.reference == str(t1w["template_to_t1w"])
     assert inputs.interpolation == "genericLabel"
     found = inputs.transforms if isdefined(inputs.transforms) else []
     assert found == [str(path) for path in transforms]
@@ -462,10 +441,12 @@ def test_masks_of_lesions_come_along_the_transform_of_the_t1w_if_they_lie_there(
 
 
 def test_labels_of_an_atlas_are_not_interpolated(t1w):
-    workflow = init_atlas_wf(t1w.t1w, t1w.template_to_t1w, Path("/work/a.nii.gz"), name="atlas_wf")
+    workflow = init_atlas_wf(
+        t1w["t1w"], t1w["template_to_t1w"], Path("/work/a.nii.gz"), name="atlas_wf"
+    )
     nodes, graph = nodes_of(workflow)
     inputs = nodes["carry"].inputs
-    assert (inputs.image, inputs.reference) == (str(t1w.t1w), str(t1w.template_to_t1w))
+    assert (inputs.image, inputs.reference) == (str(t1w["t1w"]), str(t1w["template_to_t1w"]))
     assert inputs.interpolation == "genericLabel"
     assert origins(graph, nodes["save"], "in_file") == [(nodes["carry"], "image")]
     assert nodes["save"].inputs.out_file == "/work/a.nii.gz"
@@ -619,16 +600,7 @@ def test_a_detector_that_was_changed_is_applied_again(applied):
 
 
 def test_maps_are_their_participants_and_all_else_is_the_training_sets(t1w):
-    plan = plan_of(folds_of(controls_of(5), 2), t1w)
-    workflow = init_training_set_wf(
-        controls_of(5),
-        {"zscore": plan},
-        FITTING,
-        CLUSTERING,
-        Publication(Path("/out/detectors/real"), {"name": "real"}),
-        share=0.9,
-        name="real_wf",
-    )
+    workflow = training_set(detectors=("zscore",), t1w=t1w)
     label_nodes(workflow, owner="real", label="real", part="real")
     nodes, _ = nodes_of(workflow)
     owners = defaultdict(set)

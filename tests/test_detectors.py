@@ -8,7 +8,7 @@ from bids_app.detection.detectors import DETECTORS, TRAINING_SETS, Detector, det
 from bids_app.detection.normative import MEASURES, SCORES
 from bids_app.report.detectors import rank_of, title_of
 from bids_app.settings import Settings
-from bids_app.workflows.detection import files_of, init_fitted_wf, slabs_of
+from bids_app.workflows.detection import files_of, init_detector_wf, slabs_of
 
 DOCS = Path(__file__).parents[1] / "docs" / "detection.md"
 
@@ -57,11 +57,11 @@ def test_a_line_of_the_table_is_all_that_a_norm_needs_outside_of_its_arithmetic(
     own = Detector("Mine", method="norm", synthetic=True)
     monkeypatch.setitem(DETECTORS, "mine", own)
     folds = folds_of(controls_of(5), 2)
-    graph = init_fitted_wf("mine", controls_of(5), folds, PATIENTS, FITTING)
+    graph = init_detector_wf("mine", controls_of(5), folds, PATIENTS, FITTING)
     fit = graph.get_node("norm_1").interface.inputs
     assert graph.name == "mine_wf"
     assert fit.controls_synthetic == [
-        f"{control.synthetic.folder}" for control in folds[0].controls
+        f"{control.synthetic.folder}" for control in folds[0].training
     ]
     assert files_of("mine", 2, 3) == ["mine/fold-1.safetensors", "mine/fold-2.safetensors"]
     assert slabs_of("mine", FITTING) == [(0, 34)]

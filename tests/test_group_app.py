@@ -30,7 +30,7 @@ from cohorts import (
 )
 
 from bids_app import nifti
-from bids_app.app import detectors, participant
+from bids_app.app import participant
 from bids_app.cli import main, parse
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.detections import (
@@ -52,6 +52,7 @@ from bids_app.detection.card import (
 )
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json, write_tsv
+from bids_app.plan import detectors
 from bids_app.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -515,17 +516,15 @@ def test_what_a_trained_detector_cannot_give_is_told(out):
 def test_a_detector_knows_its_controls_when_their_dataset_was_renamed(out, tmp_path):
     here = out / "detectors" / "real"
     card = replace(read_card(here), dataset="an older title")
-    control = SimpleNamespace(participant=SimpleNamespace(label=card.controls[0].participant))
+    control = SimpleNamespace(label=card.controls[0].participant, maker=None)
     patients = SimpleNamespace(patients=[control])
     settings = Settings(out, out, "group")
-    with pytest.raises(
-        UnusableDataError, match=f"was trained on sub-{control.participant.label}, who"
-    ):
-        detectors.refuse_card(here, card, settings, [control.participant])
+    with pytest.raises(UnusableDataError, match=f"was trained on sub-{control.label}, who"):
+        detectors.refuse_card(here, card, settings, [control])
     assert detectors._describe_namesakes(here, card, patients, out) == []
-    detectors.refuse_card(tmp_path, card, settings, [control.participant])  # which may be others
+    detectors.refuse_card(tmp_path, card, settings, [control])  # which may be others
     (note,) = detectors._describe_namesakes(tmp_path, card, patients, out)
-    assert f"sub-{control.participant.label} of the dataset 'an older title'" in note
+    assert f"sub-{control.label} of the dataset 'an older title'" in note
 
 
 def without_controls(out, folder):

@@ -9,11 +9,11 @@ import pytest
 from cohorts import GRID, TEMPLATE
 
 from bids_app import nifti
-from bids_app.app.images import _on_grid, find_masks, refuse_knowledge
 from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.sidecars import Space
 from bids_app.errors import MissingInputError
-from bids_app.plan.group import GroupPlan, Participant
+from bids_app.plan.cohort import Participant, Study
+from bids_app.plan.group import find_masks, mask_on_grid, refuse_knowledge
 from bids_app.settings import Settings
 
 
@@ -145,6 +145,6 @@ def test_the_grid_of_an_atlas_is_that_of_the_first_mask_that_lies_on_it(tmp_path
         who = patient(label)
         people.append(replace(who, visit=replace(who.visit, brain_mask=path)))
     space = Space(TEMPLATE, 4.0, "")
-    group_plan = GroupPlan(tmp_path, tmp_path, space, GRID, "made", 2, 0, {})
-    assert _on_grid(group_plan, people) == tmp_path / "p3.nii.gz"
-    assert _on_grid(group_plan, people[:2]) is None
+    study = Study(tmp_path, tmp_path, space, GRID, "made", 2, 0, {}, 1.5)
+    assert mask_on_grid(study, people) == tmp_path / "p3.nii.gz"
+    assert mask_on_grid(study, people[:2]) is None

@@ -15,7 +15,7 @@ from bids_app.plan.participant import ParticipantPlan, init_visit_wf, is_done, p
 from bids_app.synthesis.card import Card
 from bids_app.synthesis.models import MODELS
 from bids_app.visit import Scan, Visit
-from bids_app.workflows.participant import Preprocessing
+from bids_app.workflows.registration import Preprocessing
 
 GRID = Grid((4, 4, 4), np.diag([4.0, 4, 4, 1]))
 NAMES = ("overlap", "match_histogram", "uncertainty", "novelty")

@@ -13,24 +13,19 @@ from bids_app import nifti
 from bids_app.derivatives.find import Preprocessed
 from bids_app.errors import UnusableDataError, UsageError
 from bids_app.nifti import open_arrays, read_digest, read_owner
+from bids_app.plan.cohort import Participant, Study, SyntheticMaker, seed_of
 from bids_app.plan.group import (
-    GroupPlan,
-    Participant,
-    StoredSubject,
-    Synthetic,
     choose_training_images,
     deal,
     join_stored,
     list_training_controls,
     plan_storage,
-    seed_of,
     split,
 )
-from bids_app.workflows.detection import StoredImage
 from bids_app.workflows.training import init_storing_wf
 
 OUT = Path("/out")
-SCREENING = GroupPlan(OUT, Path("/work"), SPACE, GRID, "made", 4, 0, {"mri2pet": "0"})
+SCREENING = Study(OUT, Path("/work"), SPACE, GRID, "made", 4, 0, {"mri2pet": "0"}, 1.5)
 TRAINING_SETS = ("real", "hybrid", "synthetic")
 SYNTHETIC_CONTROLS = ("t1w-only", "all")
 KINDS = ("both", "real", "synthetic")  # PETs that a control has
@@ -52,19 +47,22 @@ def participant(label, kind, session=None):
     visit = Preprocessed(
         label, session, OUT / f"sub-{label}_T1w.nii.gz", OUT / f"sub-{label}_mask.nii.gz", (), None
     )
-    made = Synthetic(image(label, "synth", session=session), "g", "a" * 64)
+    made = image(label, "synth", session=session), SyntheticMaker("g", "a" * 64)
     return Participant(
         visit,
         None if kind == "synthetic" else image(label, "preproc", session=session),
-        None if kind == "real" else made,
+        *((None, None) if kind == "real" else made),
     )
 
 
 def pictured(kinds):
     """Controls 00, 01 … with these PETs, as they are once these were stored."""
-    people = [participant(f"{n:02}", kind) for n, kind in enumerate(kinds)]
+    return stored_of([participant(f"{n:02}", kind) for n, kind in enumerate(kinds)])
+
+
+def stored_of(people):
     plans = plan_storage(SCREENING, people, synthetic=True)
-    stored = {plan.name: StoredImage(plan.name, plan.folder, f"sha {plan.name}") for plan in plans}
+    stored = {plan.name: replace(plan, sha256=f"sha {plan.name}") for plan in plans}
     return [join_stored(subject, stored) for subject in people]
 
 
@@ -91,8 +89,8 @@ def test_everyone_is_left_out_once_and_real_pets_are_spread_evenly(kinds, folds,
     assume(len(kinds) >= folds)
     controls = pictured(kinds)
     dealt = deal(controls, folds, seed)
-    assert set(dealt) == {control.participant.label for control in controls}
-    real = [dealt[control.participant.label] for control in controls if control.real is not None]
+    assert set(dealt) == {control.label for control in controls}
+    real = [dealt[control.label] for control in controls if control.stored_pet is not None]
     for numbers in (list(dealt.values()), real):
         sizes = [numbers.count(fold) for fold in range(1, folds + 1)]
         assert sum(sizes) == len(numbers)
@@ -112,7 +110,7 @@ def test_the_order_of_controls_does_not_matter(kinds, order, folds, seed):
 def test_whoever_joins_without_real_pet_those_with_one_are_dealt_alike(kinds, more, folds, seed):
     """So that training sets, and runs with other training sets, can be compared."""
     assume(len(kinds) >= folds)
-    alone = [one for one in pictured(kinds) if one.real is not None]
+    alone = [one for one in pictured(kinds) if one.stored_pet is not None]
     assume(len(alone) >= folds)
     dealt = deal(pictured([*kinds, *["synthetic"] * more]), folds, seed)
     assert deal(alone, folds, seed).items() <= dealt.items()
@@ -135,14 +133,14 @@ def test_nobody_is_scored_by_a_fold_that_trained_on_them(
     )
     assert [part.number for part in parts] == list(range(1, folds + 1))
     for part in parts:
-        assert not {*map(owner, part.controls)} & {*map(owner, part.held_out)}
-    scored = [one.name for part in parts for one in part.held_out]
+        assert not {*map(owner, part.training)} & {*map(owner, part.validation)}
+    scored = [one.name for part in parts for one in part.validation]
     assert sorted(scored) == sorted(
-        control.real.name for control in controls if control.real is not None
+        control.stored_pet.name for control in controls if control.stored_pet is not None
     )
     assert all(name.startswith("real_") for name in scored)  # whatever was trained on
     for model in trained:
-        holding = [part.number for part in parts if model.image in part.controls]
+        holding = [part.number for part in parts if model in part.training]
         assert len(holding) == folds - 1
 
 
@@ -151,24 +149,25 @@ def test_a_training_set_holds_what_its_name_says(
     kinds, training_set, synthetic_controls, folds, seed
 ):
     controls, trained, *_ = chosen_and_dealt(kinds, training_set, synthetic_controls, folds, seed)
-    real = {control.real.name for control in controls if control.real is not None}
+    real = {control.stored_pet.name for control in controls if control.stored_pet is not None}
     made = {
-        control.synthetic.name
+        control.stored_synthetic.name
         for control in controls
-        if control.synthetic is not None and (control.real is None or synthetic_controls == "all")
+        if control.stored_synthetic is not None
+        and (control.stored_pet is None or synthetic_controls == "all")
     }
     expected = {"real": real, "hybrid": real | made, "synthetic": made}[training_set]
-    assert sorted(model.image.name for model in trained) == sorted(expected)
+    assert sorted(model.name for model in trained) == sorted(expected)
     for model in trained:
-        kind = "synthetic_" if model.synthetic else "real_"
-        assert model.image.name.startswith(kind)
+        kind = "real_" if model.real else "synthetic_"
+        assert model.name.startswith(kind)
 
 
 # Which images
 
 
 def names(trained):
-    return [model.image.name.removesuffix("_trc_18FFDG") for model in trained]
+    return [model.name.removesuffix("_trc_18FFDG") for model in trained]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +190,7 @@ def test_training_sets_by_hand(training_set, synthetic_controls, expected):
 
 def test_a_control_whose_real_pet_cannot_be_used_is_not_one_without():
     """A synthetic PET does not stand in for a damaged one unless asked for."""
-    damaged = replace(pictured(["both"])[0], real=None)
+    damaged = replace(pictured(["both"])[0], stored_pet=None)
     others = pictured(["both", "both", "synthetic"])[1:]
     assert (
         names(choose_training_images("hybrid", [damaged, *others], "t1w-only"))[-1]
@@ -240,7 +239,7 @@ def test_a_fold_is_trained_on_two_controls_at_least(kinds, training_set):
         split(trained, controls, deal(controls, 2, 0), 2, 0)
     assert f"{told.value}".endswith("and needs 2; add controls, or choose more --folds")
     folds = split(trained, controls, deal(controls, 3, 0), 3, 0)  # as the sentence advises
-    assert all(len({*map(owner, fold.controls)}) == 2 for fold in folds)
+    assert all(len({*map(owner, fold.training)}) == 2 for fold in folds)
 
 
 # Seeds
@@ -248,10 +247,10 @@ def test_a_fold_is_trained_on_two_controls_at_least(kinds, training_set):
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_folds_and_runs_have_seeds_of_their_own(one, other):
-    seeds = [seed_of(seed, fold) for seed in {one, other} for fold in range(1, 6)]
+    seeds = [seed_of(seed, "encoder", fold) for seed in {one, other} for fold in range(1, 6)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**32 for seed in seeds)
-    assert seed_of(one, 1) == seeds[[*{one, other}].index(one) * 5]
+    assert seed_of(one, "encoder", 1) == seeds[[*{one, other}].index(one) * 5]
 
 
 def test_training_sets_share_the_seeds_of_folds():
@@ -259,7 +258,9 @@ def test_training_sets_share_the_seeds_of_folds():
     dealt = deal(controls, 3, 11)
     for name in TRAINING_SETS:
         folds = split(choose_training_images(name, controls, "all"), controls, dealt, 3, 11)
-        assert [fold.seed for fold in folds] == [seed_of(11, number) for number in (1, 2, 3)]
+        assert [fold.seed for fold in folds] == [
+            seed_of(11, "encoder", number) for number in (1, 2, 3)
+        ]
 
 
 # What is stored
@@ -273,7 +274,7 @@ def test_a_visit_is_stored_from_its_own_images():
         "real_sub_01_ses_a_trc_18FFDG",
         "synthetic_sub_01_ses_a_trc_18FFDG",
     )
-    assert (real.volumes, made.volumes) == ({"pet": both.pet}, {"pet": both.synthetic.path})
+    assert (real.volumes, made.volumes) == ({"pet": both.pet}, {"pet": both.synthetic})
     assert (real.real, made.real) == (("pet",), ())
     for one in (real, made):
         assert (one.participant, one.session) == ("01", "a")
@@ -310,14 +311,14 @@ def test_whoever_has_another_label_has_another_name(labels):
 def test_what_was_not_stored_is_not_there():
     both = participant("01", "both")
     real, made = (
-        StoredImage(one.name, one.folder, "sha")
-        for one in plan_storage(SCREENING, [both], synthetic=True)
+        replace(one, sha256="sha") for one in plan_storage(SCREENING, [both], synthetic=True)
     )
-    assert join_stored(both, {}) == StoredSubject(both, None, None)
-    assert join_stored(both, {made.name: made}) == StoredSubject(both, None, made)
-    assert join_stored(both, {real.name: real}) == StoredSubject(both, real, None)
+    assert join_stored(both, {}) == both
+    assert join_stored(both, {made.name: made}) == replace(both, stored_synthetic=made)
+    assert join_stored(both, {real.name: real}) == replace(both, stored_pet=real)
     joined = join_stored(both, {real.name: real, made.name: made})
-    assert joined == StoredSubject(both, replace(real, synthetic=made), made)
+    real = replace(real, synthetic=made)
+    assert joined == replace(both, stored_pet=real, stored_synthetic=made)
 
 
 def test_a_synthetic_image_is_never_stored_as_a_measured_one(tmp_path, rng):
@@ -327,9 +328,9 @@ def test_a_synthetic_image_is_never_stored_as_a_measured_one(tmp_path, rng):
     made = write_synthetic(out, paths, rng)
     pet = paths.pets[0].in_template
     visit = Preprocessed("01", None, paths.t1w_in_template, paths.brain_mask_in_template, (), made)
-    group_plan = replace(SCREENING, output_dir=out, work_dir=tmp_path / "work")
-    one = Participant(visit, pet, Synthetic(made, "g", "a" * 64))
-    plans = plan_storage(group_plan, [one], synthetic=True)
+    study = replace(SCREENING, output_dir=out, work_dir=tmp_path / "work")
+    one = Participant(visit, pet, made, SyntheticMaker("g", "a" * 64))
+    plans = plan_storage(study, [one], synthetic=True)
 
     def run(name):
         graph = init_storing_wf(plans, shape=GRID.shape, affine=GRID.affine.tolist())
@@ -350,14 +351,14 @@ def test_a_synthetic_image_is_never_stored_as_a_measured_one(tmp_path, rng):
 
 
 def test_the_card_tells_real_from_synthetic():
-    controls = [*pictured(["both", "real", "synthetic"])]
-    controls[0] = replace(
-        controls[0],
-        participant=replace(controls[0].participant, pet=image("00", "preproc", session="b")),
-    )
+    people = [participant(f"{n:02}", kind) for n, kind in enumerate(KINDS)]
+    people[0] = replace(people[0], pet=image("00", "preproc", session="b"))
+    controls = stored_of(people)
     dealt = {"00": 2, "01": 1, "02": 3}
-    told = list_training_controls(choose_training_images("hybrid", controls, "all"), dealt)
-    rows = [(one.participant, one.session, one.synthetic, one.fold) for one in told]
+    told = list_training_controls(
+        choose_training_images("hybrid", controls, "all"), controls, dealt
+    )
+    rows = [(one["participant"], one["session"], one["synthetic"], one["fold"]) for one in told]
     assert rows == [
         ("00", "b", False, 2),
         ("01", None, False, 1),
@@ -365,5 +366,5 @@ def test_the_card_tells_real_from_synthetic():
         ("02", None, True, 3),
     ]
     for one in told:
-        made = ("g", "a" * 64) if one.synthetic else ("", "")
-        assert (one.generator, one.generator_sha256) == made
+        made = ("g", "a" * 64) if one["synthetic"] else ("", "")
+        assert (one["generator"], one["generator_sha256"]) == made

@@ -13,8 +13,7 @@ from cohorts import write_control, write_controls, write_out_of_fold, write_synt
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError, UsageError
 from bids_app.files import read_json, write_json, write_tsv
-from bids_app.plan.cohort import choose_controls, choose_subjects
-from bids_app.plan.group import Synthetic
+from bids_app.plan.cohort import SyntheticMaker, choose_controls, choose_subjects
 from bids_app.plan.participant import error_of
 from bids_app.settings import Settings
 from bids_app.synthesis.card import Card, card_values
@@ -324,7 +323,8 @@ def test_a_control_with_a_t1w_alone_takes_part_by_its_synthetic_pet(out, rng):
     people = choose(out)
     assert labels(people.controls) == ["01", "02", "03", "04"]
     assert people.controls[-1].pet is None
-    assert people.controls[-1].synthetic == Synthetic(path, "g", "a" * 64)
+    assert people.controls[-1].synthetic == path
+    assert people.controls[-1].maker == SyntheticMaker("g", "a" * 64)
     assert people.notes == ("sub-05: not used, neither real nor synthetic PET",)
 
 
@@ -335,10 +335,10 @@ def test_what_the_card_of_a_generator_says_comes_with_its_synthetic_pet(out, rng
     generator = {"Name": "g", "TrainedOn": "T1w of heads.", "IntendedUse": "A demonstration."}
     edit(sidecar_path(path), Generator=generator)
     for made in (path, write_out_of_fold(out, paths, rng)):  # then that is taken, of the same name
-        synthetic = choose(out).controls[-1].synthetic
-        assert synthetic.path.name == made.name
-        assert synthetic.trained_on == "T1w of heads."
-        assert synthetic.intended_use == "A demonstration."
+        control = choose(out).controls[-1]
+        assert control.synthetic.name == made.name
+        assert control.maker.trained_on == "T1w of heads."
+        assert control.maker.intended_use == "A demonstration."
 
 
 def test_a_measured_image_that_says_synthetic_is_refused(out):
@@ -382,10 +382,10 @@ def test_of_controls_that_the_generator_saw_the_image_out_of_fold_is_used(out, r
     people = choose(out, training_set=("hybrid",), synthetic_controls="all")
     *_, seen, alone, never = people.controls
     unseen = out / "crossvalidation" / "g" / own["04"].relative_to(out)
-    assert seen.synthetic == Synthetic(unseen, "g", "")
+    assert (seen.synthetic, seen.maker) == (unseen, SyntheticMaker("g", ""))
     assert alone.synthetic is None
     assert the_problem(people, "05", rf"{own['05'].name}: made by generator g, which was tr") == 65
-    assert never.synthetic == Synthetic(own["06"], "g", "a" * 64)
+    assert (never.synthetic, never.maker) == (own["06"], SyntheticMaker("g", "a" * 64))
 
 
 @pytest.mark.parametrize(
@@ -420,8 +420,8 @@ def test_an_image_that_claims_to_be_out_of_fold_but_saw_the_control_is_not_taken
 def test_a_sidecar_that_names_no_generator_and_one_that_cannot_be_read(out):
     (path,) = out.glob("sub-03/pet/*_desc-synth_pet.json")
     edit(path, Generator="g")
-    made = choose(out).controls[-1].synthetic
-    assert (made.generator, made.sha256) == ("unknown", "")
+    maker = choose(out).controls[-1].maker
+    assert (maker.name, maker.sha256) == ("unknown", "")
     path.write_text("{")
     assert the_problem(choose(out), "03", rf"{path.name}: not valid JSON") == 65
 
@@ -457,7 +457,7 @@ def test_the_session_with_a_held_out_synthetic_pet_is_used(out, rng, session, as
     control = people.controls[-1] if not asked else people.controls[0]
     assert (control.label, second is None) == ("04", not asked)
     if control.session == session:
-        assert control.synthetic.path.is_relative_to(out / "crossvalidation" / "g")
+        assert control.synthetic.is_relative_to(out / "crossvalidation" / "g")
         assert people.problems == () or asked
     else:  # the session that was asked for has a real PET, and no synthetic one to be used
         assert control.session == asked[0] != session
@@ -573,7 +573,7 @@ def test_the_card_of_a_fold_tells_whom_it_has_left_out(out, rng):
     write_synthetic(out, paths, rng, seen=True)
     held_out = write_out_of_fold(out, paths, rng)
     write_generator(out, "b" * 64, ["01", "02"], fold="1")
-    assert synthetic_of(choose(out), "03").path == held_out
+    assert synthetic_of(choose(out), "03") == held_out
     write_generator(out, "b" * 64, ["01", "03"], fold="1")
     people = choose(out, **WANTED[0])
     assert synthetic_of(people, "03") is None

@@ -7,23 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cohorts import stored_image
 from documented import check_parameters
 from hypothesis import given
 from hypothesis import strategies as st
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.utility import Merge
 
-from bids_app.interfaces.derivatives import Output
 from bids_app.synthesis.models import MODELS, spec_to_dict
 from bids_app.synthesis.statistics import split
 from bids_app.workflows import training
 from bids_app.workflows.training import (
     ComputeSettings,
     Fold,
-    FoldOutputs,
     ModelPlan,
-    StoragePlan,
-    Stored,
+    StoredImage,
     init_baselines_wf,
     init_model_wf,
     init_storing_wf,
@@ -38,7 +36,7 @@ MEANS = ComputeSettings("cpu", 3, Path("/lpips.pth"), "f" * 64)
 
 
 def visits(count):
-    return [Stored(f"{n:02}", Path(f"/volumes/{n:02}"), f"sha{n:02}") for n in range(count)]
+    return [stored_image(f"{n:02}", Path(f"/volumes/{n:02}"), f"sha{n:02}") for n in range(count)]
 
 
 def folds_of(controls, count, seed=0):
@@ -54,7 +52,7 @@ def folds_of(controls, count, seed=0):
 
 
 def pet(name):
-    return Output(Path(f"/out/{name}.nii.gz"), Path(f"/out/{name}.json"), {"Name": name})
+    return Path(f"/out/{name}.nii.gz"), {"Name": name}
 
 
 def plan_of(folds, model="semi3d-gan-mse"):
@@ -63,12 +61,8 @@ def plan_of(folds, model="semi3d-gan-mse"):
         spec=spec_to_dict(MODELS[model]),
         seeds=[100 + place for place in range(len(folds) + 1)],
         checkpoints=[Path(f"/checkpoints/{place}") for place in range(len(folds) + 1)],
-        outputs=[
-            FoldOutputs(
-                Path(f"/out/{fold.number}.json"), [pet(one.participant) for one in fold.validation]
-            )
-            for fold in folds
-        ],
+        records=[Path(f"/out/{fold.number}.json") for fold in folds],
+        pets=[[pet(one.participant) for one in fold.validation] for fold in folds],
         card={"name": model},
         folder=Path("/out/generators") / model,
     )
@@ -116,7 +110,7 @@ def test_graphs_without_doors_document_none(name):
 
 
 STORAGE = [
-    StoragePlan(
+    StoredImage(
         f"sub_{name}",
         label,
         session,
@@ -376,7 +370,7 @@ def test_what_changes_a_result_computes_it_again(changed, anew):
 
 def test_images_that_changed_are_used_again(monkeypatch):
     before = hashes()
-    changed = [*visits(4), Stored("04", Path("/volumes/04"), "another")]
+    changed = [*visits(4), stored_image("04", Path("/volumes/04"), "another")]
     monkeypatch.setitem(globals(), "visits", lambda _: changed)
     assert all(before[name] != value for name, value in hashes().items())
 

@@ -5,25 +5,26 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from documented import check_parameters
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.utility import IdentityInterface
 
-from bids_app.interfaces.derivatives import Output, SaveDerivative
+from bids_app.generators import GeneratorChoice, Options
+from bids_app.interfaces.derivatives import SaveDerivative
+from bids_app.synthesis.card import Card
+from bids_app.synthesis.models import MODELS
 from bids_app.workflows import participant, registration, synthesis
 from bids_app.workflows.participant import (
     PetPlan,
-    Preprocessing,
     init_participant_wf,
     init_preprocessing_wf,
     init_synthesis_from_disk_wf,
 )
-from bids_app.workflows.registration import init_anatomical_wf, init_pet_wf
+from bids_app.workflows.registration import Preprocessing, init_anatomical_wf, init_pet_wf
 from bids_app.workflows.synthesis import (
-    GeneratorFiles,
     SynthesisPlan,
-    UncertaintyPlan,
     init_comparison_wf,
     init_synthesis_wf,
     init_uncertainty_wf,
@@ -64,7 +65,7 @@ def generator(tmp_path):
 
 
 def output(name):
-    return Output(Path(f"/out/{name}.nii.gz"), Path(f"/out/{name}.json"), {"Name": name})
+    return Path(f"/out/{name}.nii.gz"), {"Name": name}
 
 
 def pet_plans(there, count):
@@ -93,10 +94,29 @@ def how(there):
     )
 
 
+def card(sha256, reference_sha256):
+    affine = tuple(map(tuple, np.eye(4).tolist()))
+    return Card(
+        name="g",
+        version="1",
+        spec=MODELS["semi3d-gan"],
+        template="T",
+        shape=(4, 4, 4),
+        affine=affine,
+        sha256=sha256,
+        trained_on="",
+        intended_use="",
+        participants=(),
+        dataset="",
+        seed=0,
+        reference_sha256=reference_sha256,
+    )
+
+
 @pytest.fixture
 def plan(generator):
-    files = GeneratorFiles(generator, "0" * 64, "1" * 64)
-    return SynthesisPlan(files, 1.5, "cpu", output("synthetic_pet"))
+    chosen = GeneratorChoice(generator, card("0" * 64, "1" * 64))
+    return SynthesisPlan(chosen, 1.5, "cpu", output("synthetic_pet"))
 
 
 @pytest.fixture
@@ -105,20 +125,17 @@ def beyond(plan, tmp_path):
     folds = []
     for number in (1, 2, 3):
         (tmp_path / f"fold-{number}").mkdir()
-        folds.append(GeneratorFiles(tmp_path / f"fold-{number}", f"{number}" * 64, "f" * 64))
-    return replace(
-        plan,
-        overlap=True,
-        match_histogram=True,
-        novelty=True,
-        uncertainty=UncertaintyPlan(tuple(folds), output("uncertainty")),
-    )
+        own = card(f"{number}" * 64, "f" * 64)
+        folds.append(GeneratorChoice(tmp_path / f"fold-{number}", own))
+    options = Options(overlap=True, match_histogram=True, uncertainty=True, novelty=True)
+    generator = replace(plan.generator, options=options, folds=tuple(folds))
+    return replace(plan, generator=generator, uncertainty=output("uncertainty"))
 
 
 @pytest.fixture
 def build(there, how, plan, beyond):
     """Build any of the workflows, by the name of its factory."""
-    images = {"reference": how.reference, "percentile": 99.9, "omp_nthreads": 1}
+    here = replace(how, percentile=99.9, omp_nthreads=1, frames=())
 
     def build(name, pets=1, plan=plan):
         visit = {
@@ -128,22 +145,12 @@ def build(there, how, plan, beyond):
             "how": how,
         }
         factories = {
-            "anatomical": lambda: init_anatomical_wf(
-                t1w=visit["t1w"],
-                template=how.template,
-                reference_mask=how.reference_mask,
-                skull_strip="auto",
-                quick=True,
-                seed=0,
-                **images,
-            ),
-            "pet": lambda: init_pet_wf(
-                pet=there("pet.nii.gz"), durations=(), frames=(), quick=True, seed=0, **images
-            ),
+            "anatomical": lambda: init_anatomical_wf(t1w=visit["t1w"], how=here),
+            "pet": lambda: init_pet_wf(pet=there("pet.nii.gz"), durations=(), how=here),
             "preprocessing": lambda: init_preprocessing_wf(**visit),
             "synthesis": lambda: init_synthesis_wf(plan=plan, omp_nthreads=1),
             "uncertainty": lambda: init_uncertainty_wf(
-                plan=beyond, uncertainty=beyond.uncertainty, omp_nthreads=1
+                plan=beyond, output=beyond.uncertainty, omp_nthreads=1
             ),
             "comparison": init_comparison_wf,
             "participant": lambda: init_participant_wf(**visit, synthesis=plan),
@@ -390,9 +397,11 @@ def test_every_node_gets_what_it_needs_beyond_the_paper_too(build, beyond, name)
 
 
 def test_nothing_is_done_beyond_the_paper_unless_asked_for(build, beyond):
+    options = replace(beyond.generator.options, novelty=False)
+    without = replace(beyond.generator, options=options)
     plain, more = (
         {node.fullname for node in build("participant", plan=plan)._create_flat_graph()}
-        for plan in (replace(beyond, novelty=False, uncertainty=None), beyond)
+        for plan in (replace(beyond, generator=without, uncertainty=None), beyond)
     )
     assert {name.split(".")[-1] for name in more - plain} == {
         "measure_novelty",

@@ -24,32 +24,12 @@ DETECTORS_FOLDER = "detectors"
 _CARD = "DetectorCard"  # in a sidecar
 
 
-@dataclass(frozen=True)
-class AnomalyPaths:
-    """Results of one detector on one PET.
-
-    Parameters
-    ----------
-    statmap, labels, table : Path
-        On the template's grid: anomaly map, clusters by rank, their table.
-    statmap_in_t1w, labels_in_t1w, table_in_t1w : Path
-        On the grid of the T1w.
-    """
-
-    statmap: Path
-    labels: Path
-    table: Path
-    statmap_in_t1w: Path
-    labels_in_t1w: Path
-    table_in_t1w: Path
-
-
 def root_of(output_dir: Path, training_set: str, *, primary: bool) -> Path:
     """Say where maps of a training set go: those of the primary one, to participants' folders."""
     return output_dir if primary else output_dir / DETECTORS_FOLDER / training_set
 
 
-def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> AnomalyPaths:
+def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> dict[str, Path]:
     """Name the results of a detector on a PET.
 
     Parameters
@@ -62,6 +42,12 @@ def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> Anomaly
         Its name.
     space : Space
         The template's grid.
+
+    Returns
+    -------
+    dict
+        ``statmap``, ``labels`` and ``table``, on the template's grid: anomaly map, clusters by
+        rank, their table; and each with ``_in_t1w``, on the grid of the T1w.
     """
     entities = entities_of(pet)
     own = {key: entities.get(key) for key in ("rec", "run")}
@@ -78,14 +64,14 @@ def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> Anomaly
             entities={"trc": FDG_LABEL, **own, **labels},
         )
 
-    return AnomalyPaths(
-        statmap=path("statmap", ".nii.gz", **grid, stat=detector),
-        labels=path("dseg", ".nii.gz", **grid, desc=detector),
-        table=path("clusters", ".tsv", **grid, desc=detector),
-        statmap_in_t1w=path("statmap", ".nii.gz", space="T1w", stat=detector),
-        labels_in_t1w=path("dseg", ".nii.gz", space="T1w", desc=detector),
-        table_in_t1w=path("clusters", ".tsv", space="T1w", desc=detector),
-    )
+    return {
+        "statmap": path("statmap", ".nii.gz", **grid, stat=detector),
+        "labels": path("dseg", ".nii.gz", **grid, desc=detector),
+        "table": path("clusters", ".tsv", **grid, desc=detector),
+        "statmap_in_t1w": path("statmap", ".nii.gz", space="T1w", stat=detector),
+        "labels_in_t1w": path("dseg", ".nii.gz", space="T1w", desc=detector),
+        "table_in_t1w": path("clusters", ".tsv", space="T1w", desc=detector),
+    }
 
 
 def describe_card(

@@ -32,7 +32,7 @@ class Detector:
     dash : str
         Of its lines in charts, as SVG writes them; a line's colour is that of the training set.
     method : {"svm", "norm"}
-        How it is fitted and applied: :func:`bids_app.workflows.detection.init_fitted_wf`. What a
+        How it is fitted and applied: :func:`bids_app.workflows.detection.init_detector_wf`. What a
         ``norm`` compares is in :mod:`bids_app.detection.normative`.
     synthetic : bool
         Whether it compares a PET with the synthetic one of the same visit.
