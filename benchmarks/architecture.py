@@ -58,7 +58,7 @@ def records(tree: ast.Module) -> Iterator[str]:
     """Name the dataclasses of a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
-            names = {ast.unparse(one).partition("(")[0] for one in node.decorator_list}
+            names = {ast.unparse(decorator).partition("(")[0] for decorator in node.decorator_list}
             if names & {"dataclass", "dataclasses.dataclass"}:
                 yield node.name
 

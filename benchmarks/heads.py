@@ -116,7 +116,7 @@ def brain_of_labels(labels: np.ndarray) -> np.ndarray:
 def turns(rng: np.random.Generator, count: int) -> Iterator[tuple[str, np.ndarray]]:
     """Draw directions: nothing turned, then axis-aligned ones and tilts by turns."""
     yield "as it is", np.eye(3)
-    aligned = [one for one in axis_aligned() if np.trace(one) < 3]
+    aligned = [rotation for rotation in axis_aligned() if np.trace(rotation) < 3]
     for number in range(count):
         if number % 2 == 0:
             index = int(rng.integers(len(aligned)))

@@ -43,11 +43,11 @@ class PlainLoop:
         self.spec, self.bfloat16 = spec, bfloat16
         self.translators = [build_translator(spec, random) for _ in range(1 + spec.cycle)]
         self.pools = [ImagePool(spec.pool_size, random) for _ in self.translators]
-        for one in self.translators:
-            use_own_layers_of_torch(one.generator)
+        for translator in self.translators:
+            use_own_layers_of_torch(translator.generator)
         betas = (spec.beta1, spec.beta2)
-        makers = nn.ModuleList([one.generator for one in self.translators])
-        judges = nn.ModuleList([one.discriminator for one in self.translators])
+        makers = nn.ModuleList([translator.generator for translator in self.translators])
+        judges = nn.ModuleList([translator.discriminator for translator in self.translators])
         self.makers = torch.optim.Adam(makers.parameters(), spec.learning_rate, betas)
         self.judges = torch.optim.Adam(judges.parameters(), spec.learning_rate, betas)
 
@@ -113,7 +113,7 @@ def pair(spec: ModelSpec, shape: tuple[int, int, int] = SHAPE) -> Pair:
     brain = (places**2).sum(axis=0) < 0.8
     waves = sum(np.sin(rng.normal(0, 6, 3) @ places.reshape(3, -1) + k) for k in range(8))
     t1w = np.where(brain, 0.5 + 0.06 * waves.reshape(shape), 0).clip(0, 1).astype(np.float32)
-    t1w, pet = (np.asfortranarray(one) for one in (t1w, np.where(brain, 1 - t1w, 0)))
+    t1w, pet = (np.asfortranarray(volume) for volume in (t1w, np.where(brain, 1 - t1w, 0)))
     places_of = brain_tiles(spec.tiling, torch.from_numpy(brain)) if spec.tiles_per_volume else ()
     return Pair(torch.from_numpy(t1w), torch.from_numpy(pet.astype(np.float32)), places_of)
 

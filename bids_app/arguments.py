@@ -18,22 +18,8 @@ from bids_app.lifeline import ended_by_signals
 
 INTERRUPTED = 130  # a shell's code for SIGINT
 UNSHOWABLE = "mri2pet"  # how codecs know :func:`_in_other_words`
-OTHER_WORDS = str.maketrans(
-    {
-        "—": "-",
-        "–": "-",
-        "−": "-",
-        "×": "x",
-        "³": "3",
-        "²": "2",
-        "…": "...",
-        "·": "*",
-        "±": "+-",
-        "“": '"',
-        "”": '"',
-        "’": "'",
-        "→": "->",
-    }
+OTHER_WORDS = str.maketrans("—–−×³²·“”’", '---x32*""\'') | str.maketrans(
+    {"…": "...", "±": "+-", "→": "->"}
 )
 STREAMS = ("stdin", "stdout", "stderr")
 
@@ -44,6 +30,37 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(UsageError.exit_code, f"error: {message}; see {self.prog} --help\n")
+
+
+def add_option(
+    to: argparse._ActionsContainer,
+    flags: str,
+    text: str,
+    metavar: str | tuple[str, ...] | None = None,
+    read: Callable[[str], object] | None = None,
+    **options: Any,
+) -> None:
+    """Add an option to a parser or a group of it, in both spellings, with ``-`` and with ``_``.
+
+    Parameters
+    ----------
+    to : ArgumentParser or group
+        Is changed.
+    flags : str
+        One, or a short and a long one with a space between.
+    text : str
+        For ``--help``.
+    metavar, read, options
+        As argparse knows them; ``read`` is its ``type``.
+    """
+    spellings = [
+        spelling
+        for flag in flags.split()
+        for spelling in dict.fromkeys((flag, flag[:2] + flag[2:].replace("-", "_")))
+    ]
+    known = {"help": text, "metavar": metavar, "type": read}
+    options |= {name: value for name, value in known.items() if value is not None}
+    to.add_argument(*spellings, **options)
 
 
 def absolute_path(text: str) -> Path:
@@ -200,8 +217,11 @@ def forgive_warnings() -> None:
     named = os.environ.get("PYTHONWARNINGS")
     if named:
         os.environ["PYTHONWARNINGS"] = ",".join(map(shown, named.split(",")))
-    if any(one[0] == "error" for one in warnings.filters):
-        kept = [("default" if one[0] == "error" else one[0], *one[1:]) for one in warnings.filters]
+    if any(entry[0] == "error" for entry in warnings.filters):
+        kept = [
+            ("default" if entry[0] == "error" else entry[0], *entry[1:])
+            for entry in warnings.filters
+        ]
         warnings.resetwarnings()  # also empties the record of which filter was met
         warnings.filters[:] = kept  # type: ignore[index]
 

@@ -6,7 +6,8 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from bids_app.arguments import (
     LESIONS,
     Parser,
     absolute_path,
+    add_option,
     axis_code,
     exit_code_of,
     normalize_labels,
@@ -46,39 +48,26 @@ LABELS = {
 }
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+def _number(
+    kind: type[int] | type[float], may_be: Callable[[float], bool], otherwise: str
+) -> Callable[[str], float]:
+    """Make a reader of numbers that says what is wrong with others."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not may_be(value):
+            raise argparse.ArgumentTypeError(f"{text} {otherwise}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse says it of what is no number
+    return read
 
 
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
+_positive = _number(float, lambda value: 0 < value < math.inf, "is not above 0")
+_not_negative = _number(float, lambda value: 0 <= value < math.inf, "is below 0")
+_share = _number(float, lambda value: 0 < value < 1, "does not lie between 0 and 1")
+_count = _number(int, lambda value: value >= 1, "is not a whole number above 0")
+_seed = _number(int, lambda value: value >= 0, "is below 0")
 
 
 def _device(text: str) -> str:
@@ -115,25 +104,13 @@ def _named_path(text: str) -> tuple[str, Path]:
     return name, absolute_path(path)
 
 
-class _Add:
-    """Adds options to a group in both spellings; what is not given stays out of the namespace."""
-
-    def __init__(self, group: argparse._ArgumentGroup) -> None:
-        self.group = group
-
-    def __call__(self, *flags: str, **options: object) -> None:
-        both = [
-            spelling for flag in flags for spelling in dict.fromkeys((flag, _underscored(flag)))
-        ]
-        self.group.add_argument(*both, default=argparse.SUPPRESS, **options)  # type: ignore[arg-type]
-
-
-def _underscored(flag: str) -> str:
-    return "--" + flag[2:].replace("-", "_") if flag.startswith("--") else flag
+def _group(parser: argparse.ArgumentParser, title: str) -> Callable[..., None]:
+    """Begin a group of options; what is not given stays out of the namespace."""
+    return partial(add_option, parser.add_argument_group(title), default=argparse.SUPPRESS)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("which images"))
+    add = _group(parser, "which images")
     for name, prefix, what in (
         ("participant", "sub-", "participants"),
         ("exclude-participant", "sub-", "all but these"),
@@ -142,306 +119,253 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     ):
         add(
             f"--{name}-label",
+            f"{what}, with or without {prefix}; or a text file with one label a line",
+            "LABEL",
             nargs="+",
-            metavar="LABEL",
-            help=f"{what}, with or without {prefix}; or a text file with one label a line",
         )
     add(
         "--tracer-label",
+        "labels of FDG in the dataset, where trc- and TracerName do not say FDG",
+        "LABEL",
         nargs="+",
-        metavar="LABEL",
-        help="labels of FDG in the dataset, where trc- and TracerName do not say FDG",
     )
     add(
         "--bids-filter-file",
-        type=absolute_path,
-        metavar="FILE",
-        help='JSON: {"t1w": {"acquisition": "mprage"}, "pet": {"reconstruction": "acdyn"}}',
+        'JSON: {"t1w": {"acquisition": "mprage"}, "pet": {"reconstruction": "acdyn"}}',
+        "FILE",
+        absolute_path,
     )
-    add(
-        "--bids-database-dir",
-        type=absolute_path,
-        metavar="DIR",
-        help="where pybids keeps its index",
-    )
+    add("--bids-database-dir", "where pybids keeps its index", "DIR", absolute_path)
     add(
         "--skip-bids-validation",
+        "do not run the BIDS validator over BIDS_DIR first",
         dest="validate",
         action="store_false",
-        help="do not run the BIDS validator over BIDS_DIR first",
     )
     add(
-        "-d",
-        "--derivatives",
-        nargs="+",
-        type=_named_path,
-        metavar="NAME=PATH",
-        help="lesions=PATH: group compares clusters with the masks of lesions in PATH, "
+        "-d --derivatives",
+        "lesions=PATH: group compares clusters with the masks of lesions in PATH, "
         "sub-X/anat/sub-X_space-T1w_label-L_mask.nii.gz (or .nii)",
+        "NAME=PATH",
+        _named_path,
+        nargs="+",
     )
 
 
 def _add_participant(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("participant"))
+    add = _group(parser, "participant")
     add(
-        "--template",
-        metavar="NAME",
-        help=f"of TemplateFlow; {Settings.template}, the default, needs no network",
+        "--template", f"of TemplateFlow; {Settings.template}, the default, needs no network", "NAME"
     )
     add(
         "--bounding-box",
-        nargs=BOX_SIDES,
-        type=float,
-        metavar="MM",
-        help="x0 y0 z0 x1 y1 z1 in mm, RAS+; default "
+        "x0 y0 z0 x1 y1 z1 in mm, RAS+; default "
         f"{' '.join(f'{side:g}' for side in Settings.bounding_box)}",
+        "MM",
+        float,
+        nargs=BOX_SIDES,
     )
     add(
         "--resolution",
-        type=_positive,
-        metavar="MM",
-        help=f"default {FULL_RESOLUTION:g} mm; {SLOPPY_RESOLUTION:g} mm with --sloppy",
+        f"default {FULL_RESOLUTION:g} mm; {SLOPPY_RESOLUTION:g} mm with --sloppy",
+        "MM",
+        _positive,
     )
     add(
         "--skull-strip",
+        "auto (the default) sees whether the T1w is stripped already",
         choices=("auto", "force", "skip"),
-        help="auto (the default) sees whether the T1w is stripped already",
     )
     add(
         "--assume-orientation",
-        nargs="?",
-        const=MOST_USUAL,
-        type=_orientation,
-        metavar="CODE",
-        help="vouch for the order of voxels (LAS, RAS, …: where the axes point to) of images whose "
+        "vouch for the order of voxels (LAS, RAS, …: where the axes point to) of images whose "
         "headers cannot tell left from right, sform and qform being of code 0; without CODE: "
         f"{MOST_USUAL}, as nibabel and SPM take them. Such images are refused otherwise",
+        "CODE",
+        _orientation,
+        nargs="?",
+        const=MOST_USUAL,
     )
     add(
         "--pet-frames",
+        "frames of a dynamic PET to average, from 0, as 3 4 5 or 3-5; default all",
+        "FRAME",
+        _frames,
         nargs="+",
-        type=_frames,
-        metavar="FRAME",
-        help="frames of a dynamic PET to average, from 0, as 3 4 5 or 3-5; default all",
     )
     add(
         "--generator",
-        metavar="NAME|PATH",
-        help="a folder with weights and card, or the name of one in OUTPUT_DIR/generators; "
+        "a folder with weights and card, or the name of one in OUTPUT_DIR/generators; "
         "default: the one that comes with mri2pet, a demonstration",
+        "NAME|PATH",
     )
     add(
         "--smoothing-fwhm",
-        type=_not_negative,
-        metavar="MM",
-        help=f"of the synthetic PET; default {Settings.smoothing_fwhm:g} mm",
+        f"of the synthetic PET; default {Settings.smoothing_fwhm:g} mm",
+        "MM",
+        _not_negative,
     )
     add(
         "--stage",
+        "only bring images into template space, or only synthesize from those; default all",
         choices=("all", "preprocess", "synthesize"),
-        help="only bring images into template space, or only synthesize from those; default all",
     )
 
 
 def _add_beyond(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("participant, beyond the paper"))
+    add = _group(parser, "participant, beyond the paper")
     add(
         "--overlap",
-        action="store_true",
-        help="semi-3D generators: triplets begin at every slice, and what is predicted of a slice "
+        "semi-3D generators: triplets begin at every slice, and what is predicted of a slice "
         "is averaged",
+        action="store_true",
     )
     add(
         "--match-histogram",
+        "give the synthetic PET the intensities of the mean PET of the training controls",
         action="store_true",
-        help="give the synthetic PET the intensities of the mean PET of the training controls",
     )
     add(
         "--uncertainty",
-        action="store_true",
-        help="also write the standard deviation over the generators of the cross-validation's "
+        "also write the standard deviation over the generators of the cross-validation's "
         "folds (desc-synth_std)",
+        action="store_true",
     )
     add(
         "--novelty",
+        "tell how unlike those of the training controls the T1w is",
         action="store_true",
-        help="tell how unlike those of the training controls the T1w is",
     )
 
 
 def _add_people(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("train and group"))
+    add = _group(parser, "train and group")
     add(
         "--control-query",
-        metavar="QUERY",
-        help=f"who is a control, by participants.tsv; default {Settings.control_query!r}",
+        f"who is a control, by participants.tsv; default {Settings.control_query!r}",
+        "QUERY",
     )
-    add(
-        "--folds",
-        type=_count,
-        metavar="N",
-        help=f"that controls are dealt out to; default {Settings.folds}",
-    )
+    add("--folds", f"that controls are dealt out to; default {Settings.folds}", "N", _count)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("train"))
+    add = _group(parser, "train")
     add(
         "--models",
+        f"rows of Table 1, default all: {', '.join(MODELS)}",
+        "NAME",
         nargs="+",
         choices=tuple(MODELS),
-        metavar="NAME",
-        help=f"rows of Table 1, default all: {', '.join(MODELS)}",
     )
-    add(
-        "--epochs",
-        type=_count,
-        metavar="N",
-        help="at most; default 200 for semi-3D, 100 for 3D-patch, as the paper",
-    )
-    add(
-        "--batch-size",
-        type=_count,
-        metavar="N",
-        help="default 5 for semi-3D, 10 for 3D-patch, as the paper",
-    )
-    add(
-        "--width",
-        type=_count,
-        metavar="N",
-        help="feature maps of the first convolution; default 64",
-    )
+    add("--epochs", "at most; default 200 for semi-3D, 100 for 3D-patch, as the paper", "N", _count)
+    add("--batch-size", "default 5 for semi-3D, 10 for 3D-patch, as the paper", "N", _count)
+    add("--width", "feature maps of the first convolution; default 64", "N", _count)
     add(
         "--patches",
+        "3D-patch: cubes drawn anew for each epoch inside the brain (the default), or all",
         choices=("brain", "all"),
-        help="3D-patch: cubes drawn anew for each epoch inside the brain (the default), or all",
     )
     add(
         "--lpips-weights",
-        type=absolute_path,
-        metavar="FILE",
-        help="AlexNet and LPIPS v0.1; default: $MRI2PET_LPIPS_WEIGHTS; without, LPIPS is n/a",
+        "AlexNet and LPIPS v0.1; default: $MRI2PET_LPIPS_WEIGHTS; without, LPIPS is n/a",
+        "FILE",
+        absolute_path,
     )
 
 
 def _add_group(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("group"))
+    add = _group(parser, "group")
     add(
         "--patient-query",
-        metavar="QUERY",
-        help=f"who is a patient, by participants.tsv; default {Settings.patient_query!r}",
+        f"who is a patient, by participants.tsv; default {Settings.patient_query!r}",
+        "QUERY",
     )
     add(
         "--training-set",
-        nargs="+",
-        choices=TRAINING_SETS,
-        metavar="SET",
-        help="real (the default): real PET of controls; hybrid: synthetic PET of those without as "
+        "real (the default): real PET of controls; hybrid: synthetic PET of those without as "
         "well; synthetic: that alone. Several in one run; maps of the first go to the "
         "participants' folders",
+        "SET",
+        nargs="+",
+        choices=TRAINING_SETS,
     )
     add(
         "--synthetic-controls",
-        choices=("t1w-only", "all"),
-        help="whose synthetic PET hybrid and synthetic take: controls without a real PET (the "
+        "whose synthetic PET hybrid and synthetic take: controls without a real PET (the "
         "default), or all",
+        choices=("t1w-only", "all"),
     )
     add(
         "--detectors",
+        f"of {', '.join(DETECTORS)}; default {' '.join(Settings.detectors)}",
+        "NAME",
         nargs="+",
         choices=tuple(DETECTORS),
-        metavar="NAME",
-        help=f"of {', '.join(DETECTORS)}; default {' '.join(Settings.detectors)}",
     )
     add(
         "--detector",
-        type=absolute_path,
-        metavar="PATH",
-        help="apply a detector of an earlier run, OUTPUT_DIR/detectors/SET; trains nothing",
+        "apply a detector of an earlier run, OUTPUT_DIR/detectors/SET; trains nothing",
+        "PATH",
+        absolute_path,
     )
     add(
         "--nu",
-        type=_share,
-        metavar="NU",
-        help=f"share of outliers among controls, of the one-class SVM; default {Settings.nu:g}",
+        f"share of outliers among controls, of the one-class SVM; default {Settings.nu:g}",
+        "NU",
+        _share,
     )
-    add(
-        "--clusters",
-        type=_count,
-        metavar="N",
-        help=f"kept for each patient; default {Settings.clusters}",
-    )
-    add(
-        "--min-cluster-size",
-        type=_not_negative,
-        metavar="MM3",
-        help=f"default {Settings.min_cluster_size:g} mm³",
-    )
+    add("--clusters", f"kept for each patient; default {Settings.clusters}", "N", _count)
+    add("--min-cluster-size", f"default {Settings.min_cluster_size:g} mm³", "MM3", _not_negative)
     add(
         "--cluster-extent",
-        type=_share,
-        metavar="SHARE",
-        help="share of the brain that is above the threshold of clusters; default "
+        "share of the brain that is above the threshold of clusters; default "
         f"{Settings.cluster_extent:g}",
+        "SHARE",
+        _share,
     )
     add(
         "--atlas",
+        "labels in the template's space, and their names (columns index and name)",
+        ("NIFTI", "TSV"),
+        absolute_path,
         nargs=2,
-        type=absolute_path,
-        metavar=("NIFTI", "TSV"),
-        help="labels in the template's space, and their names (columns index and name)",
     )
 
 
 def _add_resources(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("resources"))
-    add("--nprocs", type=_count, metavar="N", help="CPUs; default: all that are allowed")
+    add = _group(parser, "resources")
+    add("--nprocs", "CPUs; default: all that are allowed", "N", _count)
     add(
         "--omp-nthreads",
-        type=_count,
-        metavar="N",
-        help="threads of one step; default: CPUs shared among participants. "
+        "threads of one step; default: CPUs shared among participants. "
         "ANTs repeats itself to the last bit only with 1",
+        "N",
+        _count,
     )
-    add(
-        "--mem-gb",
-        type=_positive,
-        metavar="GB",
-        help="memory; default: nine tenths of what is allowed",
-    )
-    add("--device", type=_device, help="auto (the default), cpu, cuda or cuda:N")
-    add(
-        "--use-plugin",
-        type=absolute_path,
-        metavar="FILE",
-        help="JSON or YAML with plugin and plugin_args of nipype",
-    )
-    add("-w", "--work-dir", type=absolute_path, metavar="DIR", help="default: OUTPUT_DIR/.work")
-    add("--clean-workdir", action="store_true", help="delete intermediate files of what succeeded")
-    add("--stop-on-first-crash", action="store_true", help="do not go on with other participants")
-    add("--resource-monitor", action="store_true", help="let nipype record memory and CPU")
+    add("--mem-gb", "memory; default: nine tenths of what is allowed", "GB", _positive)
+    add("--device", "auto (the default), cpu, cuda or cuda:N", read=_device)
+    add("--use-plugin", "JSON or YAML with plugin and plugin_args of nipype", "FILE", absolute_path)
+    add("-w --work-dir", "default: OUTPUT_DIR/.work", "DIR", absolute_path)
+    add("--clean-workdir", "delete intermediate files of what succeeded", action="store_true")
+    add("--stop-on-first-crash", "do not go on with other participants", action="store_true")
+    add("--resource-monitor", "let nipype record memory and CPU", action="store_true")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("run"))
-    add("--sloppy", action="store_true", help="4 mm, coarse registration: to try things out only")
+    add = _group(parser, "run")
+    add("--sloppy", "4 mm, coarse registration: to try things out only", action="store_true")
     add(
         "--dry-run",
-        action="store_true",
-        help="print which images would be used, and what would be refused; write nothing; the exit "
+        "print which images would be used, and what would be refused; write nothing; the exit "
         "code is that of the run, as far as headers and tables tell",
+        action="store_true",
     )
-    add("--reports-only", action="store_true", help="write reports from the files in OUTPUT_DIR")
-    add("--boilerplate-only", action="store_true", help="print the methods paragraph, and stop")
-    add(
-        "--config-file",
-        type=absolute_path,
-        metavar="TOML",
-        help="options by name; the command line overrides it",
-    )
-    add("--random-seed", type=_seed, metavar="N", help=f"default {Settings.random_seed}")
-    add("--notrack", action="store_true", help="accepted; nothing is ever tracked")
-    add("-v", "--verbose", action="count", help="tell more; twice: all that nipype tells")
+    add("--reports-only", "write reports from the files in OUTPUT_DIR", action="store_true")
+    add("--boilerplate-only", "print the methods paragraph, and stop", action="store_true")
+    add("--config-file", "options by name; the command line overrides it", "TOML", absolute_path)
+    add("--random-seed", f"default {Settings.random_seed}", "N", _seed)
+    add("--notrack", "accepted; nothing is ever tracked", action="store_true")
+    add("-v --verbose", "tell more; twice: all that nipype tells", action="count")
 
 
 def _options() -> argparse.ArgumentParser:
@@ -521,7 +445,7 @@ def _option(path: Path, name: str, value: object) -> list[str]:
         return [flag] if value else []
     if name == "verbose" and isinstance(value, int):
         return [flag] * min(value, MOST_VERBOSE)
-    return [flag, *(str(one) for one in (value if isinstance(value, list) else [value]))]
+    return [flag, *(str(item) for item in (value if isinstance(value, list) else [value]))]
 
 
 def _refuse_inverted(box: tuple[float, ...]) -> None:

@@ -72,7 +72,7 @@ class Console:
         ]
         self._tell_table("Used", ("participant", "session", "T1w", "PET", "remarks"), used)
         if selection.unused:
-            unused = [(one.subject, name(one.path), one.reason) for one in selection.unused]
+            unused = [(entry.subject, name(entry.path), entry.reason) for entry in selection.unused]
             self._tell_table("Not used", ("participant", "image", "why"), unused)
 
     def report_controls(

@@ -300,7 +300,7 @@ def place_in(folder: Path, path: Path) -> tuple[str, ...] | None:
         The names that lead from the folder to the path, none where they are the same; None if it
         does not lie in the folder.
     """
-    root, inner = (Path(os.path.realpath(one)) for one in (folder, path))
+    root, inner = (Path(os.path.realpath(place)) for place in (folder, path))
     for outer in (inner, *inner.parents):
         if _is_same(outer, root):
             return inner.relative_to(outer).parts

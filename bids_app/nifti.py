@@ -368,11 +368,11 @@ def check_labels(path: Path, *, orientation: str = "") -> None:
 def to_nibabel(image: Image) -> nib.Nifti1Image:
     """Give an image as nibabel has it, sform and qform alike; booleans become bytes."""
     data = image.data.astype(np.uint8) if image.data.dtype == bool else image.data
-    picture = nib.Nifti1Image(data, image.affine)
-    picture.header.set_xyzt_units("mm")
-    picture.header.set_sform(image.affine, code=1)
-    picture.header.set_qform(image.affine, code=1)
-    return picture
+    image_file = nib.Nifti1Image(data, image.affine)
+    image_file.header.set_xyzt_units("mm")
+    image_file.header.set_sform(image.affine, code=1)
+    image_file.header.set_qform(image.affine, code=1)
+    return image_file
 
 
 def save(image: Image, path: Path | str, *, description: str = "", gaps: bool = False) -> None:
@@ -403,9 +403,9 @@ def save(image: Image, path: Path | str, *, description: str = "", gaps: bool = 
             f"{path}: was not written, as {odd} of its voxels would be NaN or infinite; look at "
             "what it is made from"
         )
-    picture = to_nibabel(image)
-    picture.header["descrip"] = description
-    content = picture.to_bytes()
+    image_file = to_nibabel(image)
+    image_file.header["descrip"] = description
+    content = image_file.to_bytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=3, mtime=0)
     try:

@@ -89,7 +89,7 @@ def _depth(value: dict[str, object]) -> int:
     )  # row by row: a deep one would be too deep to go into
     while row:
         depth += 1
-        inner = [x for one in row for x in (one.values() if isinstance(one, dict) else one)]
+        inner = [x for item in row for x in (item.values() if isinstance(item, dict) else item)]
         row = [item for item in inner if isinstance(item, list | dict)]
     return depth
 
@@ -141,7 +141,7 @@ def is_name(value: object) -> bool:
 
     Examples
     --------
-    >>> [is_name(one) for one in ("semi3d-gan", "our own", "", "..", "a/b", "a" * 300)]
+    >>> [is_name(name) for name in ("semi3d-gan", "our own", "", "..", "a/b", "a" * 300)]
     [True, True, False, False, False, False]
     """
     if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME:
@@ -209,7 +209,7 @@ def is_inner_name(value: object) -> bool:
 
     Examples
     --------
-    >>> [is_inner_name(one) for one in ("a/b.txt", "../a", "/a", "a/../../b", "", ".")]
+    >>> [is_inner_name(name) for name in ("a/b.txt", "../a", "/a", "a/../../b", "", ".")]
     [True, False, False, False, False, False]
     """
     if not is_text(value) or not isinstance(value, str) or set(value) & {"\\", "\0", ":"}:

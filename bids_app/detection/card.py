@@ -257,7 +257,7 @@ def card_from(values: Mapping[str, object]) -> DetectorCard:
     known = dict(values)
     for candidate in known["controls"]:  # type: ignore[attr-defined]
         refuse_odd(candidate, _CONTROL_CHECKS)
-    outside = [one for one in known.get("files", {}) if not is_inner_name(one)]  # type: ignore[attr-defined]
+    outside = [name for name in known.get("files", {}) if not is_inner_name(name)]  # type: ignore[attr-defined]
     if outside:
         raise ValueError(f"{outside[0][:80]!r} is no file of its folder")
     known["detectors"] = tuple(known["detectors"])  # type: ignore[arg-type]

@@ -156,7 +156,9 @@ def check_weights(folder: Path, card: Card) -> Path:
     try:
         names = [name for name, (dtype, _) in shapes_of(path).items() if dtype == "F32"]
         with safe_open(path, framework="numpy") as file:
-            odd = next((one for one in names if not np.isfinite(file.get_tensor(one)).all()), None)
+            odd = next(
+                (name for name in names if not np.isfinite(file.get_tensor(name)).all()), None
+            )
     except (SafetensorError, OSError, ValueError) as error:
         raise UnusableDataError(
             f"{path}: does not fit the network of its card ({error}); fetch both again"

@@ -48,7 +48,7 @@ def split(
     35 controls: 26 to train on and 9 to validate with, as in section 3.2; once 27 and 8.
 
     >>> sets = split([f"{n:02}" for n in range(35)], 4, np.random.default_rng(0))
-    >>> [len(one) for one in sets]
+    >>> [len(labels) for labels in sets]
     [9, 9, 9, 8]
     """
     everyone = sorted(set(subjects))

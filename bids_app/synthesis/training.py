@@ -193,16 +193,19 @@ class Training:
         self.team = Team(fabric)
         self.epoch = 0
         plain = [build_translator(spec, random) for _ in range(1 + spec.cycle)]
-        self.generators = nn.ModuleList([one.generator for one in plain])
-        self.discriminators = nn.ModuleList([one.discriminator for one in plain])
+        self.generators = nn.ModuleList([translator.generator for translator in plain])
+        self.discriminators = nn.ModuleList([translator.discriminator for translator in plain])
         layout = {"memory_format": LAYOUTS[spec.tiling.spatial_dims]}
         for networks in (self.generators, self.discriminators):
             networks.to(**layout)  # type: ignore[call-overload]
         self.generator_optimizer = self._adam(self.generators)
         self.discriminator_optimizer = self._adam(self.discriminators)
         self.translators = [
-            Translator(fabric.setup_module(one.generator), fabric.setup_module(one.discriminator))
-            for one in plain
+            Translator(
+                fabric.setup_module(translator.generator),
+                fabric.setup_module(translator.discriminator),
+            )
+            for translator in plain
         ]
         self.pools = [ImagePool(spec.pool_size, random) for _ in plain]
 
@@ -216,8 +219,8 @@ class Training:
         """Keep Fabric from averaging gradients: a step averages them once, at its end."""
         with ExitStack() as stack:
             if self.team.size > 1:
-                for one in self.translators:
-                    for network in (one.generator, one.discriminator):
+                for translator in self.translators:
+                    for network in (translator.generator, translator.discriminator):
                         unsynced = self.fabric.no_backward_sync(network)  # type: ignore[arg-type]
                         stack.enter_context(unsynced)
             yield
