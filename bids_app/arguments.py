@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from bids_app.errors import Mri2petError, ReadWriteError, UsageError
 from bids_app.files import read_text, split_lines
@@ -34,9 +34,8 @@ class Parser(argparse.ArgumentParser):
 
 def add_option(
     to: argparse._ActionsContainer,
-    flags: str,
+    usage: str,
     text: str,
-    metavar: str | tuple[str, ...] | None = None,
     read: Callable[[str], object] | None = None,
     **options: Any,
 ) -> None:
@@ -46,21 +45,19 @@ def add_option(
     ----------
     to : ArgumentParser or group
         Is changed.
-    flags : str
-        One, or a short and a long one with a space between.
-    text : str
-        For ``--help``.
-    metavar, read, options
-        As argparse knows them; ``read`` is its ``type``.
+    usage : str
+        One flag, or a short and a long one, and what stands for its values: ``-w --work-dir DIR``.
+    text, read, options
+        ``help``, ``type`` and others of argparse.
     """
-    spellings = [
-        spelling
-        for flag in flags.split()
-        for spelling in dict.fromkeys((flag, flag[:2] + flag[2:].replace("-", "_")))
-    ]
-    known = {"help": text, "metavar": metavar, "type": read}
-    options |= {name: value for name, value in known.items() if value is not None}
-    to.add_argument(*spellings, **options)
+    flags = [word for word in usage.split() if word.startswith("-")]
+    values = tuple(usage.split()[len(flags) :])
+    if values:
+        options["metavar"] = values if len(values) > 1 else values[0]
+    if read is not None:
+        options["type"] = read
+    spellings = [{flag: 0, flag[:2] + flag[2:].replace("-", "_"): 0} for flag in flags]
+    to.add_argument(*(name for pair in spellings for name in pair), help=text, **options)
 
 
 def absolute_path(text: str) -> Path:
@@ -177,7 +174,7 @@ def _fill_gaps() -> None:
     for name in STREAMS:
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - it stays open
 
 
 @contextmanager
@@ -194,7 +191,7 @@ def steady_streams() -> Iterator[_Steady]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=UNSHOWABLE)
     out, err = map(_Steady, before)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = cast("TextIO", out), cast("TextIO", err)
     try:
         yield out
     finally:
@@ -223,7 +220,7 @@ def forgive_warnings() -> None:
             for entry in warnings.filters
         ]
         warnings.resetwarnings()  # also empties the record of which filter was met
-        warnings.filters[:] = kept  # type: ignore[index]
+        cast("list[object]", warnings.filters)[:] = kept
 
 
 def exit_code_of(run: Callable[[], int], *, interrupted: str) -> int:

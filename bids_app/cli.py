@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from bids_app.arguments import (
     LESIONS,
@@ -118,24 +119,21 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         ("run", "run-", "runs"),
     ):
         add(
-            f"--{name}-label",
+            f"--{name}-label LABEL",
             f"{what}, with or without {prefix}; or a text file with one label a line",
-            "LABEL",
             nargs="+",
         )
     add(
-        "--tracer-label",
+        "--tracer-label LABEL",
         "labels of FDG in the dataset, where trc- and TracerName do not say FDG",
-        "LABEL",
         nargs="+",
     )
     add(
-        "--bids-filter-file",
+        "--bids-filter-file FILE",
         'JSON: {"t1w": {"acquisition": "mprage"}, "pet": {"reconstruction": "acdyn"}}',
-        "FILE",
         absolute_path,
     )
-    add("--bids-database-dir", "where pybids keeps its index", "DIR", absolute_path)
+    add("--bids-database-dir DIR", "where pybids keeps its index", absolute_path)
     add(
         "--skip-bids-validation",
         "do not run the BIDS validator over BIDS_DIR first",
@@ -143,10 +141,9 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         action="store_false",
     )
     add(
-        "-d --derivatives",
+        "-d --derivatives NAME=PATH",
         "lesions=PATH: group compares clusters with the masks of lesions in PATH, "
         "sub-X/anat/sub-X_space-T1w_label-L_mask.nii.gz (or .nii)",
-        "NAME=PATH",
         _named_path,
         nargs="+",
     )
@@ -154,21 +151,17 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 def _add_participant(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "participant")
+    add("--template NAME", f"of TemplateFlow; {Settings.template}, the default, needs no network")
     add(
-        "--template", f"of TemplateFlow; {Settings.template}, the default, needs no network", "NAME"
-    )
-    add(
-        "--bounding-box",
+        "--bounding-box MM",
         "x0 y0 z0 x1 y1 z1 in mm, RAS+; default "
         f"{' '.join(f'{side:g}' for side in Settings.bounding_box)}",
-        "MM",
         float,
         nargs=BOX_SIDES,
     )
     add(
-        "--resolution",
+        "--resolution MM",
         f"default {FULL_RESOLUTION:g} mm; {SLOPPY_RESOLUTION:g} mm with --sloppy",
-        "MM",
         _positive,
     )
     add(
@@ -177,32 +170,28 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "force", "skip"),
     )
     add(
-        "--assume-orientation",
+        "--assume-orientation CODE",
         "vouch for the order of voxels (LAS, RAS, …: where the axes point to) of images whose "
         "headers cannot tell left from right, sform and qform being of code 0; without CODE: "
         f"{MOST_USUAL}, as nibabel and SPM take them. Such images are refused otherwise",
-        "CODE",
         _orientation,
         nargs="?",
         const=MOST_USUAL,
     )
     add(
-        "--pet-frames",
+        "--pet-frames FRAME",
         "frames of a dynamic PET to average, from 0, as 3 4 5 or 3-5; default all",
-        "FRAME",
         _frames,
         nargs="+",
     )
     add(
-        "--generator",
+        "--generator NAME|PATH",
         "a folder with weights and card, or the name of one in OUTPUT_DIR/generators; "
         "default: the one that comes with mri2pet, a demonstration",
-        "NAME|PATH",
     )
     add(
-        "--smoothing-fwhm",
+        "--smoothing-fwhm MM",
         f"of the synthetic PET; default {Settings.smoothing_fwhm:g} mm",
-        "MM",
         _not_negative,
     )
     add(
@@ -241,34 +230,31 @@ def _add_beyond(parser: argparse.ArgumentParser) -> None:
 def _add_people(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "train and group")
     add(
-        "--control-query",
+        "--control-query QUERY",
         f"who is a control, by participants.tsv; default {Settings.control_query!r}",
-        "QUERY",
     )
-    add("--folds", f"that controls are dealt out to; default {Settings.folds}", "N", _count)
+    add("--folds N", f"that controls are dealt out to; default {Settings.folds}", _count)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "train")
     add(
-        "--models",
+        "--models NAME",
         f"rows of Table 1, default all: {', '.join(MODELS)}",
-        "NAME",
         nargs="+",
         choices=tuple(MODELS),
     )
-    add("--epochs", "at most; default 200 for semi-3D, 100 for 3D-patch, as the paper", "N", _count)
-    add("--batch-size", "default 5 for semi-3D, 10 for 3D-patch, as the paper", "N", _count)
-    add("--width", "feature maps of the first convolution; default 64", "N", _count)
+    add("--epochs N", "at most; default 200 for semi-3D, 100 for 3D-patch, as the paper", _count)
+    add("--batch-size N", "default 5 for semi-3D, 10 for 3D-patch, as the paper", _count)
+    add("--width N", "feature maps of the first convolution; default 64", _count)
     add(
         "--patches",
         "3D-patch: cubes drawn anew for each epoch inside the brain (the default), or all",
         choices=("brain", "all"),
     )
     add(
-        "--lpips-weights",
+        "--lpips-weights FILE",
         "AlexNet and LPIPS v0.1; default: $MRI2PET_LPIPS_WEIGHTS; without, LPIPS is n/a",
-        "FILE",
         absolute_path,
     )
 
@@ -276,16 +262,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _add_group(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "group")
     add(
-        "--patient-query",
+        "--patient-query QUERY",
         f"who is a patient, by participants.tsv; default {Settings.patient_query!r}",
-        "QUERY",
     )
     add(
-        "--training-set",
+        "--training-set SET",
         "real (the default): real PET of controls; hybrid: synthetic PET of those without as "
         "well; synthetic: that alone. Several in one run; maps of the first go to the "
         "participants' folders",
-        "SET",
         nargs="+",
         choices=TRAINING_SETS,
     )
@@ -296,37 +280,32 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
         choices=("t1w-only", "all"),
     )
     add(
-        "--detectors",
+        "--detectors NAME",
         f"of {', '.join(DETECTORS)}; default {' '.join(Settings.detectors)}",
-        "NAME",
         nargs="+",
         choices=tuple(DETECTORS),
     )
     add(
-        "--detector",
+        "--detector PATH",
         "apply a detector of an earlier run, OUTPUT_DIR/detectors/SET; trains nothing",
-        "PATH",
         absolute_path,
     )
     add(
-        "--nu",
+        "--nu NU",
         f"share of outliers among controls, of the one-class SVM; default {Settings.nu:g}",
-        "NU",
         _share,
     )
-    add("--clusters", f"kept for each patient; default {Settings.clusters}", "N", _count)
-    add("--min-cluster-size", f"default {Settings.min_cluster_size:g} mm³", "MM3", _not_negative)
+    add("--clusters N", f"kept for each patient; default {Settings.clusters}", _count)
+    add("--min-cluster-size MM3", f"default {Settings.min_cluster_size:g} mm³", _not_negative)
     add(
-        "--cluster-extent",
+        "--cluster-extent SHARE",
         "share of the brain that is above the threshold of clusters; default "
         f"{Settings.cluster_extent:g}",
-        "SHARE",
         _share,
     )
     add(
-        "--atlas",
+        "--atlas NIFTI TSV",
         "labels in the template's space, and their names (columns index and name)",
-        ("NIFTI", "TSV"),
         absolute_path,
         nargs=2,
     )
@@ -334,18 +313,17 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
 
 def _add_resources(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "resources")
-    add("--nprocs", "CPUs; default: all that are allowed", "N", _count)
+    add("--nprocs N", "CPUs; default: all that are allowed", _count)
     add(
-        "--omp-nthreads",
+        "--omp-nthreads N",
         "threads of one step; default: CPUs shared among participants. "
         "ANTs repeats itself to the last bit only with 1",
-        "N",
         _count,
     )
-    add("--mem-gb", "memory; default: nine tenths of what is allowed", "GB", _positive)
-    add("--device", "auto (the default), cpu, cuda or cuda:N", read=_device)
-    add("--use-plugin", "JSON or YAML with plugin and plugin_args of nipype", "FILE", absolute_path)
-    add("-w --work-dir", "default: OUTPUT_DIR/.work", "DIR", absolute_path)
+    add("--mem-gb GB", "memory; default: nine tenths of what is allowed", _positive)
+    add("--device", "auto (the default), cpu, cuda or cuda:N", _device)
+    add("--use-plugin FILE", "JSON or YAML with plugin and plugin_args of nipype", absolute_path)
+    add("-w --work-dir DIR", "default: OUTPUT_DIR/.work", absolute_path)
     add("--clean-workdir", "delete intermediate files of what succeeded", action="store_true")
     add("--stop-on-first-crash", "do not go on with other participants", action="store_true")
     add("--resource-monitor", "let nipype record memory and CPU", action="store_true")
@@ -362,8 +340,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     add("--reports-only", "write reports from the files in OUTPUT_DIR", action="store_true")
     add("--boilerplate-only", "print the methods paragraph, and stop", action="store_true")
-    add("--config-file", "options by name; the command line overrides it", "TOML", absolute_path)
-    add("--random-seed", f"default {Settings.random_seed}", "N", _seed)
+    add("--config-file TOML", "options by name; the command line overrides it", absolute_path)
+    add("--random-seed N", f"default {Settings.random_seed}", _seed)
     add("--notrack", "accepted; nothing is ever tracked", action="store_true")
     add("-v --verbose", "tell more; twice: all that nipype tells", action="count")
 
@@ -460,23 +438,21 @@ def _refuse_twice(derivatives: tuple[tuple[str, Path], ...]) -> None:
         raise UsageError(f"--derivatives: {', '.join(names)}; give each name once")
 
 
-def _settings(given: dict[str, object]) -> Settings:
+def _settings(given: dict[str, Any]) -> Settings:
     for internal in ("notrack", "config_file"):
         given.pop(internal, None)
     for name, prefix in LABELS.items():
         if name in given:
-            given[name] = normalize_labels(given[name], prefix)  # type: ignore[arg-type]
+            given[name] = normalize_labels(given[name], prefix)
     for name in TUPLES & given.keys():
-        values: list[object] = given[name]  # type: ignore[assignment]
-        given[name] = tuple(dict.fromkeys(values) if name in NAMES else values)
+        given[name] = tuple(dict.fromkeys(given[name]) if name in NAMES else given[name])
     if "bounding_box" in given:
-        _refuse_inverted(given["bounding_box"])  # type: ignore[arg-type]
+        _refuse_inverted(given["bounding_box"])
     if "derivatives" in given:
-        _refuse_twice(given["derivatives"])  # type: ignore[arg-type]
+        _refuse_twice(given["derivatives"])
     if "pet_frames" in given:
-        parts: list[tuple[int, ...]] = given["pet_frames"]  # type: ignore[assignment]
-        given["pet_frames"] = tuple(sorted({frame for part in parts for frame in part}))
-    return Settings(**given)  # type: ignore[arg-type]
+        given["pet_frames"] = tuple(sorted(set().union(*given["pet_frames"])))
+    return Settings(**given)
 
 
 def parse(argv: Sequence[str] | None) -> Settings:
@@ -505,9 +481,8 @@ def parse(argv: Sequence[str] | None) -> Settings:
 
 def _tell_unused(given: argparse.Namespace) -> None:
     """Tell of options that are given, and that the level has no use for."""
-    unused = [
-        name for levels, names in USED_BY.items() if given.level not in levels for name in names
-    ]
+    others = (names for levels, names in USED_BY.items() if given.level not in levels.split())
+    unused = [name for names in others for name in names.split()]
     flags = [FLAGS.get(name, "--" + name.replace("_", "-")) for name in unused if name in given]
     if flags:
         sys.stderr.write(f"warning: the level {given.level} does not use {', '.join(flags)}\n")

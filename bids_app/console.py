@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -34,9 +35,8 @@ class Console:
 
     def __init__(self) -> None:
         # Names of files may look like markup, [bold], or like the name of an emoji, :cat:
-        plain: dict[str, bool] = dict.fromkeys(("highlight", "markup", "emoji"), False)
-        self.console = RichConsole(stderr=True, soft_wrap=True, **plain)  # type: ignore[arg-type]
-        self.out = RichConsole(soft_wrap=True, **plain)  # type: ignore[arg-type]
+        plain = partial(RichConsole, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self.console, self.out = plain(stderr=True), plain()
 
     def say(self, text: str) -> None:
         """Tell something that is as it should be."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from io import BufferedIOBase, BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import nibabel as nib
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from bids_app.errors import ReadWriteError, UnusableDataError
-from bids_app.files import read_json, replacing, size_of, write_bytes, write_json
+from bids_app.files import read_json, size_of, write_bytes, write_json
 from bids_app.header import LARGEST_HEADER, Header, read_header
 from bids_app.imaging.volume import Affine, Grid, Mask, zooms_of
 from bids_app.resources import GIB, find_limits
@@ -72,13 +72,13 @@ class Image:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[BufferedIOBase]:
+def _reading(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
     """Open an image, compressed or not, and say in a sentence why it cannot be read."""
     try:
         with path.open("rb") as file:
             compressed = file.read(len(GZIP)) == GZIP
             file.seek(0)
-            yield gzip.GzipFile(fileobj=file) if compressed else file  # type: ignore[misc]
+            yield gzip.GzipFile(fileobj=file) if compressed else file
     except PermissionError as error:
         raise ReadWriteError(f"{path}: no permission to read it; run chmod +r on it") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -256,7 +256,7 @@ def load(path: Path | str, *, orientation: str = "") -> Image:
     return Image(data, header.affine, notes)
 
 
-def _read_voxels(file: BufferedIOBase, header: Header) -> np.ndarray:
+def _read_voxels(file: gzip.GzipFile | BufferedReader, header: Header) -> np.ndarray:
     """Read exactly what the header says."""
     rest = header.offset
     while rest:
@@ -265,7 +265,7 @@ def _read_voxels(file: BufferedIOBase, header: Header) -> np.ndarray:
             raise EOFError("it ends before its first voxel")
         rest -= skipped
     values = np.empty(header.bytes, np.uint8)
-    view, filled = memoryview(values), 0  # type: ignore[arg-type]
+    view, filled = values.data, 0
     while filled < len(view):
         got = file.readinto(view[filled : filled + PIECE])
         if not got:
@@ -408,11 +408,7 @@ def save(image: Image, path: Path | str, *, description: str = "", gaps: bool = 
     content = image_file.to_bytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=3, mtime=0)
-    try:
-        with replacing(path) as partial:
-            partial.write_bytes(content)
-    except OSError as error:
-        raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
+    write_bytes(path, content)
 
 
 ABOUT = "about.json"
@@ -489,7 +485,7 @@ def read_owner(folder: Path) -> Owner:
         If it cannot be read.
     """
     about = read_json(folder / ABOUT)
-    affine = tuple(tuple(float(x) for x in row) for row in about["affine"])  # type: ignore[attr-defined]
+    affine = tuple(tuple(float(x) for x in row) for row in about["affine"])
     session = about["session"]
     return Owner(str(about["participant"]), None if session is None else str(session), affine)
 

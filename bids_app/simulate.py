@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import cast
+from typing import Any
 
 from bids_app.arguments import (
     Parser,
@@ -57,54 +57,42 @@ def build_parser() -> argparse.ArgumentParser:
         "bids_dir", type=absolute_path, metavar="BIDS_DIR", help="a new or empty folder"
     )
     add = partial(add_option, parser)
-    add("--paired", "controls with T1w and PET; default 4", "N", COUNT, default=4)
-    add("--t1w-only", "controls with T1w alone; default none", "N", COUNT, default=0)
-    add("--patients", "patients, with one or two lesions each; default none", "N", COUNT, default=0)
+    add("--paired N", "controls with T1w and PET; default 4", COUNT, default=4)
+    add("--t1w-only N", "controls with T1w alone; default none", COUNT, default=0)
+    add("--patients N", "patients, with one or two lesions each; default none", COUNT, default=0)
     add(
-        "--resolution",
+        "--resolution MM",
         "voxel size of T1w; default 1",
-        "MM",
         _Range(float, SMALLEST_RESOLUTION, LARGEST_RESOLUTION),
         default=1.0,
     )
+    add("--seed S", "equal seeds give equal bytes; default 0", _Range(int, 0, 2**63 - 1), default=0)
     add(
-        "--seed",
-        "equal seeds give equal bytes; default 0",
-        "S",
-        _Range(int, 0, 2**63 - 1),
-        default=0,
-    )
-    add(
-        "--sessions",
+        "--sessions N",
         "scan everyone N times, in ses-01 on; default: no sessions",
-        "N",
         _Range(int, 0, MOST_SESSIONS),
         default=0,
     )
     add(
-        "--frames",
+        "--frames N",
         "frames of PET; default 1, a static scan",
-        "N",
         _Range(int, 1, MOST_FRAMES),
         default=1,
     )
     add(
-        "--anatomies",
+        "--anatomies DIR",
         "label maps of whole heads, in FreeSurfer's aseg numbers; "
         "default: the template that comes with nilearn",
-        "DIR",
         absolute_path,
     )
     add(
-        "--uptake-template",
+        "--uptake-template NIFTI",
         "a mean FDG PET in MNI space; default: a built-in pattern",
-        "NIFTI",
         absolute_path,
     )
     add(
-        "--lesion-depth",
+        "--lesion-depth LEAST MOST",
         "uptake that lesions lose, in %%, drawn between; default 10 40",
-        ("LEAST", "MOST"),
         _Range(float, 0, 100),
         nargs=2,
         default=(10.0, 40.0),
@@ -114,25 +102,25 @@ def build_parser() -> argparse.ArgumentParser:
         "let arrays point to many directions, not only RAS",
         action="store_true",
     )
-    add("--nprocs", "participants made at a time; default 1", "N", POSITIVE, default=1)
+    add("--nprocs N", "participants made at a time; default 1", POSITIVE, default=1)
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    given = vars(build_parser().parse_args(argv))
+    given: dict[str, Any] = vars(build_parser().parse_args(argv))
     refuse_lost_folder()
     from bids_app.simulation.cohort import CohortPlan, write_cohort
 
     nprocs = given.pop("nprocs")
-    least, most = cast("Sequence[float]", given.pop("lesion_depth"))
+    least, most = given.pop("lesion_depth")
     if least > most:
         raise UsageError(f"--lesion-depth {least:g} {most:g}: give the smaller number first")
-    plan = CohortPlan(**given, lesion_depth=(least, most))  # type: ignore[arg-type]
+    plan = CohortPlan(**given, lesion_depth=(least, most))
     if not plan.members:
         raise UsageError("nobody to simulate; give --paired, --t1w-only or --patients")
     start = time.monotonic()
-    write_cohort(plan, nprocs=nprocs, version=version("mri2pet"))  # type: ignore[arg-type]
+    write_cohort(plan, nprocs=nprocs, version=version("mri2pet"))
     count = len(plan.members)
     sys.stdout.write(
         f"{count} participant{'' if count == 1 else 's'} "

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from bids_app.errors import UnusableDataError
-from bids_app.files import read_text
+from bids_app.files import Json, read_text
 
 LARGEST_CARD = 1 << 24  # bytes
 DEEPEST = 32  # lists and objects in one another
@@ -25,7 +25,7 @@ Check = Callable[[object], bool]
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # name → dtype as safetensors has it, and shape
 
 
-def read_object(path: Path) -> dict[str, object]:
+def read_object(path: Path) -> Json:
     """Read the JSON object of a card.
 
     Raises
@@ -43,7 +43,7 @@ def read_object(path: Path) -> dict[str, object]:
     return parse_object(text)
 
 
-def parse_object(text: str) -> dict[str, object]:
+def parse_object(text: str) -> Json:
     """Read a JSON object from text.
 
     Raises
@@ -251,7 +251,7 @@ def shapes_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise ValueError("no header of safetensors, or one that does not fit into the file")
     try:
         with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             return {
                 name: (str(plane.get_dtype()), tuple(plane.get_shape()))
                 for name, plane in slices.items()

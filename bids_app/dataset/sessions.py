@@ -103,7 +103,7 @@ def _read_date(text: str, form: str) -> datetime | None:
 
 def _letters(labels: Collection[str]) -> str:
     """Give the letters that all labels begin with: the ``MR`` of ``MR20200601``."""
-    letters = {re.match(r"\D*", label)[0] for label in labels}  # type: ignore[index]
+    letters = {re.split(r"\d", label, maxsplit=1)[0] for label in labels}
     return letters.pop() if len(letters) == 1 else ""
 
 

@@ -297,7 +297,7 @@ def load_norm(path: Path) -> Norm:
         with safe_open(path, framework="numpy") as file:
             n = parse_object(file.metadata()["norm"])["controls"]
             mean, sd = (file.get_tensor(name) for name in ("mean", "sd"))
-            counts = file.get_tensor("counts") if "counts" in file.keys() else None  # noqa: SIM118
+            counts = file.get_tensor("counts") if "counts" in file.keys() else None  # noqa: SIM118 - it is no mapping
         shapes = {array.shape for array in (mean, sd, counts) if array is not None}
         if not isinstance(n, int) or n < 2 or len(shapes) > 1 or mean.ndim != 3:
             raise ValueError(f"it tells of {n} controls, and of volumes of {shapes}")

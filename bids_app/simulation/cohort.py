@@ -262,7 +262,7 @@ def _save(
     stem: str,
     about: dict[str, object],
 ) -> None:
-    image = nifti.Image(data, affine)  # type: ignore[arg-type]
+    image = nifti.Image(data, affine)
     nifti.save(image, Path(f"{stem}.nii.gz"), description="SIMULATED by mri2pet")
     write_json(Path(f"{stem}.json"), about)
 
