@@ -202,29 +202,22 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_beyond(parser: argparse.ArgumentParser) -> None:
-    add = _group(parser, "participant, beyond the paper")
+    add = partial(_group(parser, "participant, beyond the paper"), action="store_true")
     add(
         "--overlap",
         "semi-3D generators: triplets begin at every slice, and what is predicted of a slice "
         "is averaged",
-        action="store_true",
     )
     add(
         "--match-histogram",
         "give the synthetic PET the intensities of the mean PET of the training controls",
-        action="store_true",
     )
     add(
         "--uncertainty",
         "also write the standard deviation over the generators of the cross-validation's "
         "folds (desc-synth_std)",
-        action="store_true",
     )
-    add(
-        "--novelty",
-        "tell how unlike those of the training controls the T1w is",
-        action="store_true",
-    )
+    add("--novelty", "tell how unlike those of the training controls the T1w is")
 
 
 def _add_people(parser: argparse.ArgumentParser) -> None:
@@ -475,12 +468,12 @@ def parse(argv: Sequence[str] | None) -> Settings:
     if "config_file" in given:
         configured = _options().parse_args(_tokens(given.config_file))
         given = argparse.Namespace(**{**vars(configured), **vars(given)})
-    _tell_unused(given)
+    _warn_unused(given)
     return _settings(vars(given))
 
 
-def _tell_unused(given: argparse.Namespace) -> None:
-    """Tell of options that are given, and that the level has no use for."""
+def _warn_unused(given: argparse.Namespace) -> None:
+    """Warn of options that are given, and that the level has no use for."""
     others = (names for levels, names in USED_BY.items() if given.level not in levels.split())
     unused = [name for names in others for name in names.split()]
     flags = [FLAGS.get(name, "--" + name.replace("_", "-")) for name in unused if name in given]

@@ -375,7 +375,7 @@ def to_nibabel(image: Image) -> nib.Nifti1Image:
     return image_file
 
 
-def save(image: Image, path: Path | str, *, description: str = "", gaps: bool = False) -> None:
+def save(image: Image, path: Path | str, *, description: str = "") -> None:
     """Write an image so that it is either whole or absent, and equal data give equal bytes.
 
     Parameters
@@ -386,18 +386,16 @@ def save(image: Image, path: Path | str, *, description: str = "", gaps: bool = 
         Ends in ``.nii.gz`` or ``.nii``; replaced if it exists.
     description : str
         The header's ``descrip``, at most 79 characters.
-    gaps : bool
-        Whether some voxels may hold no number.
 
     Raises
     ------
     UnusableDataError
-        If a voxel is NaN or infinite, and none may be; nothing is written.
+        If a voxel is NaN or infinite; nothing is written.
     ReadWriteError
         If it cannot be written: no space, no permission.
     """
     path = Path(path)
-    odd = 0 if gaps else int(image.data.size - np.isfinite(image.data).sum())
+    odd = int(image.data.size - np.isfinite(image.data).sum())
     if odd:
         raise UnusableDataError(
             f"{path}: was not written, as {odd} of its voxels would be NaN or infinite; look at "

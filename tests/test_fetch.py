@@ -105,8 +105,8 @@ def test_templates_are_asked_of_templateflow(monkeypatch, capsys):
     assert asked == ["MNI152NLin6Asym", "MNI152NLin2009cAsym"]
 
 
-@pytest.mark.parametrize("source", [fetch.ALEXNET, fetch.HEADS])
-def test_sources_are_known_by_their_checksum_and_encrypted(source):
-    assert source.url.startswith("https://")
-    assert len(source.sha256) >= 8
-    int(source.sha256, 16)
+@pytest.mark.parametrize(("url", "sha256"), [fetch.ALEXNET, fetch.HEADS])
+def test_sources_are_known_by_their_checksum_and_encrypted(url, sha256):
+    assert url.startswith("https://")
+    assert len(sha256) >= 8
+    int(sha256, 16)

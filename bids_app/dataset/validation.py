@@ -164,7 +164,7 @@ def _group(issues: list[dict[str, object]]) -> dict[str, list[str]]:
     return dict(groups)
 
 
-def _told(code: str, places: list[str]) -> str:
+def _describe(code: str, places: list[str]) -> str:
     named = next((place for place in places if place), "")
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""
     return f"{code} ({named}{more})" if named else code
@@ -193,7 +193,7 @@ def validate_bids(bids_dir: Path) -> str | None:
         return f"{COMMAND} did not work ({error!r}): the dataset was not validated"
     groups = _group(issues)
     if groups:
-        kinds = [_told(code, places) for code, places in groups.items()]
+        kinds = [_describe(code, places) for code, places in groups.items()]
         more = f"; and {len(kinds) - NAMED_AT_MOST} more" if len(kinds) > NAMED_AT_MOST else ""
         raise InvalidBidsError(
             f"{bids_dir}: not valid BIDS: {'; '.join(kinds[:NAMED_AT_MOST])}{more}; {ADVICE}"

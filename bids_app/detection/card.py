@@ -368,9 +368,9 @@ def check_grid(card: DetectorCard, grid: Grid, template: str) -> None:
     if not same or card.template != template:
         raise UnusableDataError(
             f"detector {card.name}: its card says "
-            f"{_tell(card.template, Grid(card.shape, np.array(card.affine)))}, the run wants "
-            f"{_tell(template, grid)}; choose its --template, --bounding-box and --resolution, or "
-            "train another detector"
+            f"{_describe(card.template, Grid(card.shape, np.array(card.affine)))}, the run wants "
+            f"{_describe(template, grid)}; choose its --template, --bounding-box and --resolution, "
+            "or train another detector"
         )
 
 
@@ -389,7 +389,7 @@ def _refuse_slabs(card: DetectorCard) -> None:
         )
 
 
-def _tell(template: str, grid: Grid) -> str:
+def _describe(template: str, grid: Grid) -> str:
     size, zooms = ("×".join(f"{x:g}" for x in row) for row in (grid.shape, zooms_of(grid.affine)))
     first = ", ".join(f"{x:g}" for x in grid.affine[:3, 3])
     return f"{template} on {size} voxels of {zooms} mm from ({first})"

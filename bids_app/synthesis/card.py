@@ -199,11 +199,11 @@ def check_grid(card: Card, grid: Grid, template: str) -> None:
     same = card.shape == grid.shape and np.allclose(card.affine, grid.affine, atol=1e-3)
     if not same or card.template != template:
         raise UnusableDataError(
-            f"generator {card.name}: its card says {_tell(card.template, card.shape)}, the run "
-            f"wants {_tell(template, grid.shape)}; choose its --template, --bounding-box and "
+            f"generator {card.name}: its card says {_describe(card.template, card.shape)}, the run "
+            f"wants {_describe(template, grid.shape)}; choose its --template, --bounding-box and "
             "--resolution, or another --generator"
         )
 
 
-def _tell(template: str, shape: tuple[int, int, int]) -> str:
+def _describe(template: str, shape: tuple[int, int, int]) -> str:
     return f"{template} on {'×'.join(map(str, shape))} voxels"

@@ -51,15 +51,15 @@ def split(
     >>> [len(labels) for labels in sets]
     [9, 9, 9, 8]
     """
-    everyone = sorted(set(subjects))
+    labels = sorted(set(subjects))
     if folds < FEWEST_SUBJECTS:
         raise UsageError(f"--folds {folds}: cross-validation needs at least {FEWEST_SUBJECTS}")
-    if len(everyone) < folds:
+    if len(labels) < folds:
         raise UnusableDataError(
-            f"{len(everyone)} subject(s) with T1w and PET are fewer than --folds {folds}; "
+            f"{len(labels)} subject(s) with T1w and PET are fewer than --folds {folds}; "
             "choose fewer folds, or add subjects"
         )
-    order = [everyone[index] for index in random.permutation(len(everyone))]
+    order = [labels[index] for index in random.permutation(len(labels))]
     size, larger = divmod(len(order), folds)
     ends = [(fold + 1) * size + min(fold + 1, larger) for fold in range(folds)]
     return [
