@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -33,9 +34,8 @@ class Console:
 
     def __init__(self) -> None:
         # Names of files may look like markup, [bold], or like the name of an emoji, :cat:
-        plain: dict[str, bool] = dict.fromkeys(("highlight", "markup", "emoji"), False)
-        self.console = RichConsole(stderr=True, soft_wrap=True, **plain)  # type: ignore[arg-type]
-        self.out = RichConsole(soft_wrap=True, **plain)  # type: ignore[arg-type]
+        plain = partial(RichConsole, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self.console, self.out = plain(stderr=True), plain()
 
     def say(self, text: str) -> None:
         """Tell something that is as it should be."""
@@ -71,7 +71,7 @@ class Console:
         ]
         self._tell_table("Used", ("participant", "session", "T1w", "PET", "remarks"), used)
         if selection.unused:
-            unused = [(one.subject, name(one.path), one.reason) for one in selection.unused]
+            unused = [(entry.subject, name(entry.path), entry.reason) for entry in selection.unused]
             self._tell_table("Not used", ("participant", "image", "why"), unused)
 
     def report_controls(

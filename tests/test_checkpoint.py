@@ -201,7 +201,7 @@ def test_a_checkpoint_that_holds_nan_is_refused(tmp_path, pairs, name):
     spoilt = next(key for key in tensors if key.startswith(name) and tensors[key].ndim)
     tensors[spoilt] = tensors[spoilt].clone()
     tensors[spoilt].view(-1)[0] = torch.nan
-    save_file(tensors, path, metadata={"spec": checkpoint._told(fit.training)})
+    save_file(tensors, path, metadata={"spec": checkpoint._spec_text(fit.training)})
     with pytest.raises(UnusableDataError, match=f"{spoilt} holds NaN or infinity.*delete it"):
         restore_checkpoint(start(SIMPLE), path)
 
@@ -212,6 +212,6 @@ def test_a_checkpoint_of_an_epoch_that_there_is_not_is_refused(tmp_path, pairs, 
     run(fit, pairs, last_epoch=1)
     tensors = {**checkpoint._state(fit), "epoch": torch.tensor(epoch)}
     path = tmp_path / "checkpoint"
-    save_file(tensors, path, metadata={"spec": checkpoint._told(fit.training)})
+    save_file(tensors, path, metadata={"spec": checkpoint._spec_text(fit.training)})
     with pytest.raises(UnusableDataError, match=f"saved in epoch {epoch}"):
         restore_checkpoint(start(SIMPLE), path)

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from bids_app import files
 from bids_app.detection import autoencoder
 from bids_app.detection.autoencoder import (
+    STRIDE,
     SiameseAutoencoder,
+    _slide,
     cut_patches,
-    dense_latents,
     latents_at,
     load_encoder,
     save_encoder,
@@ -24,6 +25,19 @@ SPEC = EncoderSpec()
 SPECS = [SPEC, EncoderSpec(patch=21), EncoderSpec(latents=12)]
 sides = st.integers(1, 33)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@torch.inference_mode()
+def dense_latents(encoder: SiameseAutoencoder, slices: torch.Tensor) -> torch.Tensor:
+    """Give the latents of the patch around every voxel, (S, latents, I, J)."""
+    maps = _slide(encoder, slices)
+    rows, columns = slices.shape[1:]
+    corners = [
+        maps[:, :, STRIDE * a : STRIDE * a + rows, STRIDE * b : STRIDE * b + columns]
+        for a in range(encoder.side)
+        for b in range(encoder.side)
+    ]
+    return torch.cat(corners, dim=1)
 
 
 def told(spec):

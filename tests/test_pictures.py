@@ -83,7 +83,7 @@ def garble(path, _image):
 def soften(path, image):
     data = image.data * np.float32(0.7)
     data[0] = np.nan
-    nifti.save(nifti.Image(data, image.affine), path, gaps=True)
+    nifti.to_nibabel(nifti.Image(data, image.affine)).to_filename(path)
 
 
 def double(path, image):
@@ -113,7 +113,7 @@ def test_labels_may_be_rounded_by_scaling_and_unknown_outside(tmp_path):
     path = draw(tmp_path, f"sub-p1_space-{TEMPLATE}_label-L_mask.nii.gz")
     data = np.full(GRID.shape, 0.99999, np.float32)
     data[0] = np.nan
-    nifti.save(nifti.Image(data, GRID.affine), path, gaps=True)
+    nifti.to_nibabel(nifti.Image(data, GRID.affine)).to_filename(path)
     assert find(tmp_path, patient("p1")).problems == ()
 
 

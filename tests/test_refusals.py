@@ -419,6 +419,6 @@ def test_options_that_are_used_are_not_told(study, capsys):
 
 
 def test_levels_are_told_of_settings_that_there_are():
-    names = [name for group in USED_BY.values() for name in group]
+    names = [name for group in USED_BY.values() for name in group.split()]
     assert len(names) == len(set(names))
     assert set(names) <= {field.name for field in fields(Settings)}
