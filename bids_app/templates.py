@@ -123,7 +123,7 @@ def _digest(name: str, *grids: Grid) -> str:
 
 def _holds(grid: Grid, steps: Affine, plane: Mask, i: int) -> bool:
     """Say whether a voxel of a mask's ``i``-th plane lies on a grid, where ``steps`` leads it."""
-    places = (np.argwhere(plane) + [i, 0, 0]) @ steps[:3, :3].T + steps[:3, 3]
+    places = (np.argwhere(plane) + np.array([i, 0, 0])) @ steps[:3, :3].T + steps[:3, 3]
     return bool(((places > -HALF) & (places < np.array(grid.shape) - HALF)).all(axis=1).any())
 
 
