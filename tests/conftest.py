@@ -21,6 +21,7 @@ PRELOADED = (
     "sklearn.decomposition",
     "sklearn.linear_model",
     "statsmodels.api",
+    "sympy",
     *(
         f"bids_app.interfaces.{name}"
         for name in ("anatomy", "detection", "imaging", "synthesis", "training")

@@ -95,7 +95,7 @@ def command_of(process):
 
 
 def arguments(raw, out, *options):
-    return [str(raw), str(out), "participant", "--sloppy", "--nprocs", "2", *options]
+    return [str(raw), str(out), "participant", "--sloppy", "--nprocs", "1", *options]
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +300,8 @@ def test_a_killed_run_goes_on_to_the_same_files(raw, out, tmp_path, label, momen
     """
     there = tmp_path / "out"
     options = ("--omp-nthreads", "1", "--skip-bids-validation", "--participant-label", label)
-    command = [sys.executable, "-m", "bids_app.cli", *arguments(raw, there, *options)]
+    begun = arguments(raw, there, *options, "--nprocs", "2")
+    command = [sys.executable, "-m", "bids_app.cli", *begun]
     mark = f"MRI2PET_TEST={tmp_path}"
     environment = {**os.environ, "MRI2PET_TEST": str(tmp_path)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)

@@ -13,6 +13,7 @@ from bids_app.errors import UsageError
 from bids_app.workflows import execution
 from bids_app.workflows.execution import label_nodes
 
+pytestmark = pytest.mark.slow
 SBATCH = """#!/bin/bash
 echo "$@" >> {folder}/asked
 while [ $# -gt 1 ]; do case $1 in -o) out=$2; shift;; esac; shift; done

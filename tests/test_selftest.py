@@ -75,6 +75,7 @@ def shadow(tmp_path, monkeypatch):
     return lambda name, text: (tmp_path / f"{name}.py").write_text(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "failed"),
     [
@@ -139,6 +140,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
         selftest.check_packages()
 
 
+@pytest.mark.slow
 def test_threads_of_both_libraries_are_told_and_heed_what_a_step_may_have(monkeypatch):
     monkeypatch.setattr(selftest, "threads_per_node", lambda _cpus, **_visits: 1)
     assert selftest.check_threads() == "1 of torch and 1 of ITK, where a step may have 1"
