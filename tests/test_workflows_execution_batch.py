@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from nipype.pipeline.plugins import SLURMPlugin
 from nodes import Die, GpuNote, Note, Refuse, TorchNote
-from test_execution import Run
+from test_workflows_execution import Run
 
 from bids_app import lifeline
 from bids_app.errors import UsageError
