@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from test_report import Reader
+from test_report_participant import Reader
 
 from bids_app import nifti
 from bids_app.derivatives import detections

@@ -210,6 +210,7 @@ def test_sessions_share_the_head_but_not_noise_or_position(long_cohort):
     assert volumes[0] == pytest.approx(volumes[1], rel=0.03)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_bytes_on_any_number_of_processes(tmp_path, cohort):
     options = ("--paired", 1, "--t1w-only", 1, "--patients", 1, "--nprocs", 2)
     assert simulate(tmp_path / "again", *options, "--seed", 3) == 0

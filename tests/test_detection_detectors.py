@@ -2,7 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_detection_workflows import FITTING, PATIENTS, controls_of, folds_of
+from test_workflows_detection import FITTING, PATIENTS, controls_of, folds_of
 
 from bids_app.detection.detectors import DETECTORS, TRAINING_SETS, Detector, detector_of
 from bids_app.detection.normative import MEASURES, SCORES

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +21,13 @@ from bids_app.errors import ReadWriteError
 from bids_app.files import read_tsv
 
 NOBODY = 65534
-SLOPPY = ["participant", "--sloppy", "--nprocs", "2", "--skip-bids-validation"]
+AFFINES = {
+    "zero": (np.zeros((4, 4)), "no inverse"),
+    "huge": (np.diag([400.0, 4.0, 4.0, 1.0]), "400"),
+    "flat": (np.diag([0.2, 4.0, 4.0, 1.0]), "field of view"),
+    "sheared": (np.array([[4, 2, 0, 0], [0, 4, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1.0]]), "sheared"),
+}
+SLOPPY = ["participant", "--sloppy", "--nprocs", "1", "--skip-bids-validation"]
 
 
 @pytest.fixture
@@ -59,8 +67,27 @@ def test_a_participant_with_pet_only(raw, rng, run):
     assert "no T1w" in said
 
 
-def test_unreadable_contents_are_named_one_by_one(raw, rng, run, tmp_path):
-    """Truncated, NaN, constant: seen by nodes; each is told, and 65 as nothing is usable."""
+def write_with_affine(path, data, affine):
+    image = nib.Nifti1Image(data, np.eye(4))
+    image.header["qform_code"], image.header["sform_code"] = 0, 2
+    for row, name in zip(affine, ("srow_x", "srow_y", "srow_z"), strict=False):
+        image.header[name] = row
+    nib.save(nib.Nifti1Image(image.dataobj, None, image.header), path)
+
+
+def run_once(folder, raw, *options):
+    """Run for several tests; give the output folder, the exit code and all that was said."""
+    out, said = folder / "out", StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        code = main([str(raw), str(out), *SLOPPY, *options])
+    return out, code, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def unusable(tmp_path_factory):
+    """Run where no T1w can be used, each for a reason of its own."""
+    folder, rng = tmp_path_factory.mktemp("unusable"), np.random.default_rng(7)
+    raw = write_dataset(folder / "raw")
     truncated = add_t1w(raw, "truncated", rng)
     truncated.write_bytes(truncated.read_bytes()[:20000])
     data = brain(rng)
@@ -68,7 +95,17 @@ def test_unreadable_contents_are_named_one_by_one(raw, rng, run, tmp_path):
     rewrite(image_path(raw, "nan", "anat", "T1w"), data)
     rewrite(image_path(raw, "constant", "anat", "T1w"), np.full((44, 52, 44), 7, np.float32))
     image_path(raw, "text", "anat", "T1w").write_text("this is not an image")
-    code, said = run(raw)
+    several = np.stack([brain(rng)] * 3, axis=-1)
+    rewrite(image_path(raw, "several", "anat", "T1w"), several)
+    for name, (affine, _) in AFFINES.items():
+        write_with_affine(image_path(raw, name, "anat", "T1w"), brain(rng), affine)
+    return run_once(folder, raw)
+
+
+@pytest.mark.slow
+def test_unreadable_contents_are_named_one_by_one(unusable):
+    """Truncated, NaN, constant: seen by nodes; each is told, and 65 as nothing is usable."""
+    out, code, said = unusable
     assert code == 65
     for word in (
         "truncated or damaged",
@@ -80,39 +117,24 @@ def test_unreadable_contents_are_named_one_by_one(raw, rng, run, tmp_path):
     for name in ("truncated", "nan", "constant", "text"):
         assert f"sub-{name}_T1w.nii.gz" in said
     assert "Traceback" not in said
-    assert list((tmp_path / "out" / "logs").glob("crash-*"))
+    assert list((out / "logs").glob("crash-*"))
 
 
-def test_a_t1w_of_several_volumes(raw, rng, run):
-    rewrite(image_path(raw, "01", "anat", "T1w"), np.stack([brain(rng)] * 3, axis=-1))
-    code, said = run(raw)
-    assert code == 65
-    assert "3 volumes" in said
+def told_of(unusable, name):
+    """Give the one line on an image."""
+    (line,) = [line for line in unusable[2].splitlines() if f"sub-{name}_T1w.nii.gz: " in line]
+    return line
 
 
-@pytest.mark.parametrize(
-    ("affine", "word"),
-    [
-        (np.zeros((4, 4)), "no inverse"),
-        (np.diag([400.0, 4.0, 4.0, 1.0]), "400"),
-        (np.diag([0.2, 4.0, 4.0, 1.0]), "field of view"),
-        (np.array([[4, 2, 0, 0], [0, 4, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1.0]]), "sheared"),
-    ],
-    ids=["zero", "huge", "flat", "sheared"],
-)
-def test_affines_that_no_scanner_writes(raw, rng, run, affine, word):
-    path = image_path(raw, "01", "anat", "T1w")
-    image = nib.Nifti1Image(brain(rng), np.eye(4))
-    image.header["qform_code"], image.header["sform_code"] = 0, 2
-    for row, name in zip(affine, ("srow_x", "srow_y", "srow_z"), strict=False):
-        image.header[name] = row
-    header = image.header
-    image = nib.Nifti1Image(image.dataobj, None, header)
-    nib.save(image, path)
-    code, said = run(raw)
-    assert code == 65
-    assert word in said
-    assert path.name in said
+@pytest.mark.slow
+def test_a_t1w_of_several_volumes(unusable):
+    assert "3 volumes" in told_of(unusable, "several")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AFFINES)
+def test_affines_that_no_scanner_writes(unusable, name):
+    assert AFFINES[name][1] in told_of(unusable, name)
 
 
 def test_an_image_without_read_permission(rng):
@@ -308,30 +330,6 @@ def test_frames_need_durations_and_nothing_else(  # noqa: PLR0917
 
 
 @pytest.mark.slow
-def test_one_bad_pet_does_not_stop_the_others(raw, rng, run, tmp_path):
-    """(x,y,z,1); 4D without timing; two runs; another tracer: T1w of all go on."""
-    for subject in ("ok", "frames", "runs", "tracer"):
-        add_t1w(raw, subject, rng)
-    pet = brain(rng, inverted=True)
-    add_pet(raw, "ok", rng, data=pet[..., None])
-    add_pet(raw, "frames", rng, data=np.stack([pet, pet], axis=-1))
-    add_pet(raw, "runs", rng, name="trc-18FFDG_run-01_pet")
-    add_pet(raw, "runs", rng, name="trc-18FFDG_run-02_pet")
-    add_pet(raw, "tracer", rng, name="trc-PIB_pet", sidecar={**PET, "TracerName": "PIB"})
-    code, said = run(raw)
-    assert code == 1
-    assert "sub-frames_trc-18FFDG_pet.nii.gz: 2 frames" in said
-    assert "run-02" in said
-    assert "PIB" in said
-    out = tmp_path / "out"
-    synthetic = {path.parent.parent.name for path in out.rglob("*desc-synth_pet.nii.gz")}
-    assert synthetic == {"sub-ok", "sub-frames", "sub-runs", "sub-tracer"}
-    real = {path.parent.parent.name for path in out.rglob("*res-4_desc-preproc_pet.nii.gz")}
-    assert real == {"sub-ok", "sub-runs"}
-    assert "2 frames" in (out / "sub-frames.html").read_text()
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_disk_that_is_full(raw, rng, run, tmp_path):
     add_t1w(raw, "01", rng)
@@ -410,25 +408,58 @@ def ball():
     return np.where(radius < 1, 500 + 500 * (radius < 0.7), 0).astype(np.float32)
 
 
-def test_what_does_not_fit_is_used_nowhere(raw, rng, run, tmp_path):
-    """A T1w of a ball, and a PET of noise: files stay, and say fail; a second run says so again."""
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Run where something is wrong with everybody but one, and nothing with most T1w."""
+    folder, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(7)
+    raw = write_dataset(folder / "raw")
+    for subject in ("ok", "frames", "runs", "tracer", "noise"):
+        add_t1w(raw, subject, rng)
+    pet = brain(rng, inverted=True)
+    add_pet(raw, "ok", rng, data=pet[..., None])
+    add_pet(raw, "frames", rng, data=np.stack([pet, pet], axis=-1))
+    add_pet(raw, "runs", rng, name="trc-18FFDG_run-01_pet")
+    add_pet(raw, "runs", rng, name="trc-18FFDG_run-02_pet")
+    add_pet(raw, "tracer", rng, name="trc-PIB_pet", sidecar={**PET, "TracerName": "PIB"})
     add_t1w(raw, "ball", rng, data=ball())
-    add_t1w(raw, "noise", rng)
     add_pet(raw, "noise", rng, data=rng.random(SHAPE).astype(np.float32))
-    code, said = run(raw)
+    return run_once(folder, raw)
+
+
+@pytest.mark.slow
+def test_one_bad_pet_does_not_stop_the_others(mixed):
+    """(x,y,z,1); 4D without timing; two runs; another tracer: T1w of all go on."""
+    out, code, said = mixed
+    assert code == 1
+    assert "sub-frames_trc-18FFDG_pet.nii.gz: 2 frames" in said
+    assert "run-02" in said
+    assert "PIB" in said
+    synthetic = {path.parent.parent.name for path in out.rglob("*desc-synth_pet.nii.gz")}
+    assert synthetic == {"sub-ok", "sub-frames", "sub-runs", "sub-tracer", "sub-noise"}
+    real = {path.parent.parent.name for path in out.rglob("*res-4_desc-preproc_pet.nii.gz")}
+    assert real == {"sub-ok", "sub-runs", "sub-noise"}
+    assert "2 frames" in (out / "sub-frames.html").read_text()
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_used_nowhere(mixed, run, tmp_path):
+    """A T1w of a ball, and a PET of noise: files stay, and say fail; a second run says so again."""
+    out, code, said = mixed
     assert code == 1
     for name in ("sub-ball_T1w.nii.gz", "sub-noise_trc-18FFDG_pet.nii.gz"):
         assert f"{name}: its registration failed: " in said
-    out = tmp_path / "out"
     table = read_tsv(out / "desc-registration_metrics.tsv")
-    assert [row["verdict"] for row in table] == ["fail", "pass", "fail"]
-    assert "correlate by only" in table[0]["reasons"]
+    of_both = [row for row in table if row["participant_id"] in ("sub-ball", "sub-noise")]
+    assert [row["verdict"] for row in of_both] == ["fail", "pass", "fail"]
+    assert "fail" not in {row["verdict"] for row in table if row not in of_both}
+    assert "correlate by only" in of_both[0]["reasons"]
     assert "FAILED: " in (out / "sub-ball.html").read_text()
-    synthetic = [path.name[:8] for path in out.glob("sub-*/pet/*desc-synth_pet.nii.gz")]
-    assert synthetic == ["sub-nois"]
-    code, said = run(raw, "--participant-label", "ball")
+    assert not list(out.glob("sub-ball/pet/*desc-synth_pet.nii.gz"))
+    there = shutil.copytree(out, tmp_path / "out")
+    code, said = run(out.parent / "raw", "--participant-label", "ball", out=there)
     assert code == 65
     assert "its registration failed" in said
-    code, said = run(raw, "--participant-label", "ball", "--stage", "synthesize")
+    again = ("--participant-label", "ball", "--stage", "synthesize")
+    code, said = run(out.parent / "raw", *again, out=there)
     assert code == 65
     assert "no PET is predicted" in said

@@ -250,6 +250,7 @@ def test_who_is_lost_is_told_where_too_few_are_left(study, tmp_path, capsys, mor
     assert [line.partition(" ")[2][:7] for line in errors] == ["sub-c3:", "fold 1 "]
 
 
+@pytest.mark.slow
 def test_names_are_not_cut_in_a_narrow_terminal(study):
     """In a terminal of 30 columns, and in a pipe."""
     command = f"{sys.executable} -m bids_app.cli {study}/raw {study}/new participant --sloppy"

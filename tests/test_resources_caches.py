@@ -69,6 +69,7 @@ def test_what_cannot_be_written_to_is_copied(tmp_path, monkeypatch):
     filled.chmod(stat.S_IRWXU)
 
 
+@pytest.mark.slow
 def test_machine_code_of_a_read_only_cache_is_used(tmp_path):
     """As in a container: filled at build, copied at run; nothing is compiled again."""
     script = """

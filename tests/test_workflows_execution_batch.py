@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from nipype.pipeline.plugins import SLURMPlugin
 from nodes import Die, GpuNote, Note, Refuse, TorchNote
-from test_execution import Run
+from test_workflows_execution import Run
 
 from bids_app import lifeline
 from bids_app.errors import UsageError
 from bids_app.workflows import execution
 from bids_app.workflows.execution import label_nodes
 
+pytestmark = pytest.mark.slow
 SBATCH = """#!/bin/bash
 echo "$@" >> {folder}/asked
 while [ $# -gt 1 ]; do case $1 in -o) out=$2; shift;; esac; shift; done

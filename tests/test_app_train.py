@@ -233,7 +233,7 @@ def results(out):
 def test_a_killed_run_goes_on_to_the_same_results(out, tmp_path):
     """SIGKILL for the main process, when a fold has its first checkpoint."""
     there = copy_of(out, tmp_path, *MADE)
-    command = [sys.executable, "-m", "bids_app.cli", *arguments(there)]
+    command = [sys.executable, "-m", "bids_app.cli", *arguments(there, *ALONE)]
     mark = f"MRI2PET_TEST={tmp_path}"
     environment = {**os.environ, "MRI2PET_TEST": str(tmp_path)}
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)

@@ -665,9 +665,9 @@ def content_of(path):
 
 
 RUN = """
-import sys, pytest, test_group_app
+import sys, pytest, test_app_group
 from bids_app.cli import main, parse
-test_group_app.make_small(pytest.MonkeyPatch())
+test_app_group.make_small(pytest.MonkeyPatch())
 sys.exit(main(sys.argv[1:]))
 """
 

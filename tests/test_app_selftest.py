@@ -1,20 +1,23 @@
 """``--self-test`` tells what works and what does not."""
 
+import re
 import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from bids_app import generators
+from bids_app import generators, nifti
 from bids_app.app import selftest
 from bids_app.cli import main
 from bids_app.detection import oneclass
 from bids_app.errors import UnusableDataError
+from bids_app.files import write_json, write_text
 from bids_app.settings import LPIPS_VARIABLE
 from bids_app.synthesis import scoring
 from bids_app.synthesis.card import file_sha256
@@ -48,6 +51,7 @@ def test_all_is_well_here(monkeypatch, capfd):
     assert stopped.value.code == 0, said
     assert [line.split()[0] for line in said[:-1]] == ["ok"] * len(selftest.CHECKS)
     assert f"torch {version('torch')}" in said[0]
+    assert re.search(r"correlates with the real one by 0\.9\d$", said[-2])
     assert said[-1].endswith("no checks failed")
 
 
@@ -71,6 +75,7 @@ def shadow(tmp_path, monkeypatch):
     return lambda name, text: (tmp_path / f"{name}.py").write_text(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "failed"),
     [
@@ -135,6 +140,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
         selftest.check_packages()
 
 
+@pytest.mark.slow
 def test_threads_of_both_libraries_are_told_and_heed_what_a_step_may_have(monkeypatch):
     monkeypatch.setattr(selftest, "threads_per_node", lambda _cpus, **_visits: 1)
     assert selftest.check_threads() == "1 of torch and 1 of ITK, where a step may have 1"
@@ -173,7 +179,35 @@ def test_a_command_that_fails_is_told_with_its_last_words(monkeypatch):
         selftest.check_participant()
 
 
-def test_synthetic_pet_unlike_the_real_one_is_refused(monkeypatch):
-    monkeypatch.setattr(selftest, "LEAST_LIKENESS", 1.0)
-    with pytest.raises(UnusableDataError, match=r"like the real by 0\.9\d only"):
+@pytest.fixture
+def written(monkeypatch, rng):
+    """Write what a run leaves of somebody, in its place; the likeness of the PETs is given."""
+
+    def write(likeness):
+        real, other = (one - one.mean() for one in rng.random((2, 12, 13, 14)))
+        other -= real * (real * other).sum() / (real**2).sum()  # not like the real one at all
+        made = likeness * real / real.std() + np.sqrt(1 - likeness**2) * other / other.std()
+
+        def run(module, _bids, out, *_):
+            if module == "bids_app.simulate":
+                return
+            stem = Path(out, "sub-control01", "pet", "sub-control01_trc-18FFDG_space-MNI_desc")
+            stem.parent.mkdir(parents=True)
+            for name, data in (("synth", made), ("preproc", real)):
+                nifti.save(
+                    nifti.Image(data, np.diag([10, 10, 10, 1.0])), Path(f"{stem}-{name}_pet.nii.gz")
+                )
+                write_json(Path(f"{stem}-{name}_pet.json"), {"Synthetic": name == "synth"})
+            write_text(Path(out, "sub-control01.html"), "a report")
+
+        monkeypatch.setattr(selftest, "_call", run)
+
+    return write
+
+
+def test_synthetic_pet_unlike_the_real_one_is_refused(written):
+    written(0.69)
+    with pytest.raises(UnusableDataError, match=r"like the real by 0\.69 only"):
         selftest.check_participant()
+    written(0.71)
+    assert selftest.check_participant().endswith("correlates with the real one by 0.71")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import Reader, decode
+from test_report_participant import Reader, decode
 
 from bids_app import nifti
 from bids_app.derivatives.paths import resolution_label
