@@ -19,6 +19,7 @@ from bids_app.app.group import (
     write_detections,
 )
 from bids_app.derivatives.detections import (
+    ScoredSubject,
     anomaly_paths,
     read_all_clusters,
     read_clusters_table,
@@ -43,7 +44,6 @@ from bids_app.detection.evaluation import Mark
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json
 from bids_app.plan.group import Participant
-from bids_app.report.anomalies import ScoredSubject
 
 MOST = 2  # clusters that are kept of a patient
 CARD_OF = DetectorCard(

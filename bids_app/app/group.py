@@ -52,8 +52,11 @@ from bids_app.derivatives.detections import (
     DETECTORS_FOLDER,
     ControlCluster,
     Listed,
+    ScoredRun,
+    ScoredSubject,
     control_findings,
     control_sum_scores,
+    last_run,
     read_control_clusters,
     sign,
     write_all_clusters,
@@ -63,6 +66,7 @@ from bids_app.derivatives.detections import (
     write_control_maps,
     write_curve,
     write_froc,
+    write_run,
     write_tests,
 )
 from bids_app.derivatives.sidecars import Space
@@ -76,7 +80,6 @@ from bids_app.imaging.volume import grid_of_box
 from bids_app.plan.cohort import Subjects, choose_subjects, settle_grid
 from bids_app.plan.group import VOLUMES, GroupPlan
 from bids_app.plan.participant import Problem, error_of, problem_of
-from bids_app.report.anomalies import GridSettings, ScoredRun, ScoredSubject, last_run, write_run
 from bids_app.report.group import write_group_report
 from bids_app.report.page import RunSummary
 from bids_app.settings import Settings
@@ -599,7 +602,7 @@ def _finish(run: GroupRun, outcome: _Outcome, told: RunSummary, console: Console
             output_dir, outcome.seen, most=settings.clusters, applied=settings.detector
         )
         scored = scored_in(output_dir, run.group_plan.dataset, outcome.seen)
-        grid = GridSettings(settings.template, settings.bounding_box, settings.grid_resolution)
+        grid = (settings.template, settings.bounding_box, settings.grid_resolution)
         write_run(output_dir, replace(scored, grid=grid))
     sentences = [problem.sentence for problem in outcome.problems]
     whole: RunSummary = {
@@ -640,12 +643,12 @@ def _report_again(settings: Settings, console: Console) -> int:
     refuse_without_results(settings, "--reports-only")
     run = last_run(settings.output_dir)
     if run.grid is not None:  # which may be another than this command line's
-        x0, y0, z0, x1, y1, z1 = run.grid.bounding_box
+        template, (x0, y0, z0, x1, y1, z1), resolution = run.grid
         settings = replace(
             settings,
-            template=run.grid.template,
+            template=template,
             bounding_box=(x0, y0, z0, x1, y1, z1),
-            resolution=run.grid.resolution,
+            resolution=resolution,
         )
     path = settings.output_dir / "group.html"
     if settings.dry_run:

@@ -41,6 +41,7 @@ from bids_app.derivatives.description import (
     start_dataset,
 )
 from bids_app.derivatives.find import describe_coverage
+from bids_app.derivatives.sidecars import read_derivative
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
 from bids_app.files import read_tsv
@@ -62,7 +63,6 @@ from bids_app.plan.participant import (
 )
 from bids_app.report.page import RunSummary
 from bids_app.report.participant import write_subject_report
-from bids_app.report.results import read_derivative
 from bids_app.resources import choose_device
 from bids_app.settings import Settings
 from bids_app.templates import Template

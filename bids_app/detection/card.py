@@ -24,6 +24,7 @@ from bids_app.strict import (
     is_sha256,
     is_text,
     is_whole,
+    keep_known,
     read_object,
     refuse_odd,
 )
@@ -149,6 +150,19 @@ _CHECKS: dict[str, Check] = {
     "files": is_mapping(is_sha256, 1_000_000),
     "makers": is_list(is_mapping(is_text, 100), 100_000),
 }
+_BLANK_CONTROL: dict[str, object] = {
+    **dict.fromkeys(("participant", "generator", "generator_sha256"), ""),
+    "session": None,
+    "synthetic": False,
+    "fold": 0,
+}
+_BLANK: dict[str, object] = {
+    **dict.fromkeys(("name", "version", "template", "dataset", "intended_use"), ""),
+    **dict.fromkeys(("detectors", "shape", "affine", "controls", "slabs"), ()),
+    "folds": 0,
+    "parameters": {},
+    "seed": -1,
+}  # of a card that does not tell, for reports
 
 
 @dataclass(frozen=True)
@@ -245,18 +259,23 @@ def card_values(card: DetectorCard) -> dict[str, object]:
     return asdict(card)
 
 
-def card_from(values: Mapping[str, object]) -> DetectorCard:
+def card_from(values: Mapping[str, object], *, lenient: bool = False) -> DetectorCard:
     """Build the card that plain values tell of.
+
+    ``lenient``: what is missing or cannot be is empty; folds are 0 then, and a seed is -1.
 
     Raises
     ------
     ValueError
         If a field is missing, unknown, or holds what it cannot be; if a file lies elsewhere.
     """
-    refuse_odd(values, _CHECKS, "versions files makers")
-    known = dict(values)
-    for candidate in known["controls"]:  # type: ignore[attr-defined]
-        refuse_odd(candidate, _CONTROL_CHECKS)
+    if lenient:
+        known = _keep_known(values)
+    else:
+        refuse_odd(values, _CHECKS, "versions files makers")
+        known = dict(values)
+        for candidate in known["controls"]:  # type: ignore[attr-defined]
+            refuse_odd(candidate, _CONTROL_CHECKS)
     outside = [one for one in known.get("files", {}) if not is_inner_name(one)]  # type: ignore[attr-defined]
     if outside:
         raise ValueError(f"{outside[0][:80]!r} is no file of its folder")
@@ -268,8 +287,16 @@ def card_from(values: Mapping[str, object]) -> DetectorCard:
     return DetectorCard(**known)  # type: ignore[arg-type]
 
 
-def read_card(folder: Path) -> DetectorCard:
-    """Read the card of a detector.
+def _keep_known(values: Mapping[str, object]) -> dict[str, object]:
+    known = keep_known({**values, "files": {}}, _CHECKS, _BLANK)
+    controls = known["controls"]
+    if isinstance(controls, list):
+        known["controls"] = [keep_known(c, _CONTROL_CHECKS, _BLANK_CONTROL) for c in controls]
+    return known
+
+
+def read_card(folder: Path, *, lenient: bool = False) -> DetectorCard:
+    """Read the card of a detector; ``lenient``, for reports, as :func:`card_from` has it.
 
     Raises
     ------
@@ -285,7 +312,7 @@ def read_card(folder: Path) -> DetectorCard:
             "OUTPUT_DIR/detectors/real or such"
         )
     try:
-        return card_from(read_object(path))
+        return card_from(read_object(path), lenient=lenient)
     except ValueError as error:
         raise UnusableDataError(
             f"{path}: not the card of a detector ({error}); train it again, or fetch it again"

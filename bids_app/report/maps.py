@@ -8,11 +8,11 @@ from typing import Final
 import numpy as np
 from scipy import ndimage
 
+from bids_app.derivatives.detections import Anomaly, backdrop_of, lesions_of
 from bids_app.errors import Mri2petError
 from bids_app.imaging.volume import Mask, Volume
 from bids_app.nifti import Image
-from bids_app.report.anomalies import Anomaly, backdrop_of, columns_told, lesions_of
-from bids_app.report.detectors import name_of
+from bids_app.report.anomalies import columns_told, name_of
 from bids_app.report.figures import (
     AXIS_OF,
     PLANES,
@@ -90,12 +90,13 @@ def take_score_map(shelf: ImageCache, output_dir: Path, anomaly: Anomaly, *, own
     MissingInputError, ReadWriteError, UnusableDataError
         If map, T1w or brain mask cannot be read, or do not lie on one grid.
     """
-    backdrop = backdrop_of(output_dir, anomaly, own=own)
+    paths = anomaly.paths
     path, labels = (
-        (anomaly.own_statmap, anomaly.own_labels) if own else (anomaly.statmap, anomaly.labels)
+        (paths.statmap_in_t1w, paths.labels_in_t1w) if own else (paths.statmap, paths.labels)
     )
-    t1w = shelf.take(backdrop.t1w)
-    brain = shelf.take(backdrop.brain, t1w)
+    t1w_path, mask_path = backdrop_of(output_dir, anomaly, own=own)
+    t1w = shelf.take(t1w_path)
+    brain = shelf.take(mask_path, t1w)
     told = shelf.take(path, t1w)
     scores = Image(np.where(mask_of(brain) & (told.data != 0), told.data, np.nan), told.affine)
     try:
@@ -235,9 +236,9 @@ def _attempt(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
 
 def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
     shelf, first = ImageCache(output_dir), anomalies[0]
-    backdrop = backdrop_of(output_dir, first, own=False)
-    t1w = shelf.take(backdrop.t1w)
-    brain = shelf.take(backdrop.brain, t1w)
+    t1w_path, mask_path = backdrop_of(output_dir, first, own=False)
+    t1w = shelf.take(t1w_path)
+    brain = shelf.take(mask_path, t1w)
     field = field_around(mask_of(brain), brain.zooms, AROUND_BRAIN)
     lesions = take_lesions(shelf, output_dir, first, t1w)
     shown, volumes, faults = _labels(shelf, anomalies, t1w, field)
@@ -263,7 +264,7 @@ def _labels(
     shown, volumes, faults = list[Anomaly](), list[Volume](), list[str]()
     for anomaly in anomalies:
         try:
-            volumes.append(shelf.take(anomaly.labels, grid).data[field])
+            volumes.append(shelf.take(anomaly.paths.labels, grid).data[field])
             shown.append(anomaly)
         except Mri2petError as error:
             faults.append(str(error))

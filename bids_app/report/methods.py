@@ -5,24 +5,27 @@ Texts are templates in ``data/report/methods``; here is what fills them in.
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Final
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from bids_app.derivatives.find import RealPet, Results
 from bids_app.report.anomalies import Detected
 from bids_app.report.cards import (
-    UNKNOWN,
-    Spec,
+    Specs,
     TrainedModel,
     by_configuration,
-    enumerate_words,
+    describe_grid,
     grids_of,
-    spec_of,
+    tell_losses,
+    tell_number,
 )
-from bids_app.report.page import TEMPLATES
-from bids_app.report.results import RealPet, Results, as_number, folds_of
-from bids_app.report.table1 import full_name_of
+from bids_app.report.page import TEMPLATES, enumerate_words
+from bids_app.report.results import as_number
+from bids_app.synthesis.models import ModelSpec
+from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 
 REFERENCES: Final = TEMPLATES / "references.toml"
 MORE_REFERENCES: Final = TEMPLATES / "training_references.toml"
@@ -148,7 +151,7 @@ def boilerplate_of(visits: Sequence[Results], versions: Mapping[str, str]) -> st
         compared=any(bool(image.metadata.get("Measures")) for image in synthetic),
         overlap=first.get("OverlappingTripletsAveraged") is True,
         matched=bool(first.get("HistogramMatchedTo")),
-        folds=max((len(folds_of(visit)) for visit in visits), default=0),
+        folds=max((len(visit.folds) for visit in visits), default=0),
         novelty=any(bool(image.metadata.get("Novelty")) for image in synthetic),
     )
 
@@ -156,7 +159,7 @@ def boilerplate_of(visits: Sequence[Results], versions: Mapping[str, str]) -> st
 def training_boilerplate(
     *,
     versions: Mapping[str, str],
-    specs: Mapping[str, Spec],
+    specs: Specs,
     controls: int = 0,
     folds: Sequence[int] = (),
     grids: Sequence[str] = (),
@@ -171,7 +174,7 @@ def training_boilerplate(
     versions : dict
         Distribution → version; what is missing is left out.
     specs : dict
-        Name of a model → its spec.
+        Name of a model → its spec; None if it is not known.
     controls : int
         Participants that were scored.
     folds : sequence of int
@@ -189,16 +192,16 @@ def training_boilerplate(
     >>> text.startswith("Generators of synthetic FDG PET were trained with mri2pet 0.1.0")
     True
     """
-    patches = [spec for spec in specs.values() if spec.tiles == "patch3d"]
+    tilings = [spec.tiling for spec in specs.values() if spec is not None]
     values: dict[str, object] = {
         "controls": controls,
         "grids": grids,
-        "losses": {name: spec.losses() for name, spec in specs.items()},
-        "semi3d": any(spec.tiles == "semi3d" for spec in specs.values()),
-        "cubes": dict.fromkeys(map(_describe_cubes, patches)),
+        "losses": {name: tell_losses(spec) for name, spec in specs.items()},
+        "semi3d": any(isinstance(tiling, SliceTriplets) for tiling in tilings),
+        "cubes": dict.fromkeys(filter(None, map(_describe_cubes, specs.values()))),
         "specs": {name: _tell(specs, name) for name in NUMBERS},
         "schedule": by_configuration(specs, _describe_schedule) if specs else "",
-        "stopped_early": any("patience" in spec.numbers for spec in specs.values()),
+        "stopped_early": bool(tilings),
         "folds": folds,
         "left_out": enumerate_words([str(size) for size in folds]) if folds else "",
         "fwhm": _show(fwhm),
@@ -214,15 +217,13 @@ def training_boilerplate_of(
     """Write the methods of the train level, from what tables and cards tell."""
     return training_boilerplate(
         versions=versions,
-        specs={
-            full_name_of(model): spec_of(trained.cards.get(model, {})) for model in trained.models
-        },
+        specs=trained.specs,
         controls=len(trained.participants),
         folds=tuple(trained.folds.values()),
         grids=grids_of(trained),
         fwhm=fwhm,
-        lpips=any(row.means["lpips"] is not None for row in trained.rows),
-        tested=any(comparison.p is not None for comparison in trained.comparisons),
+        lpips=any(not isnan(row.means["lpips"]) for row in trained.rows),
+        tested=any(not isnan(test.p) for test in trained.comparisons),
     )
 
 
@@ -293,27 +294,29 @@ def group_boilerplate(
 
 
 def group_boilerplate_of(
-    detected: Detected, versions: Mapping[str, str], settings: Mapping[str, str]
+    detected: Detected, versions: Mapping[str, str], numbers: Mapping[str, str]
 ) -> str:
-    """Write the methods of the group level, from what tables, cards and settings tell."""
-    cards = list(detected.cards.values())
-    parameters = {
-        key.rpartition(".")[2]: value for card in cards for key, value in card.parameters.items()
-    }
+    """Write the methods of the group level, from what tables and cards tell.
+
+    ``numbers``: settings and parameters of the detectors by name.
+    """
+    training, grids = [], []
+    for name, card in detected.cards.items():
+        made = sum(control.synthetic for control in card.controls)
+        real = f"{len(card.controls) - made} controls with real PET"
+        training.append(f"{name} ({real}, {made} with synthetic PET)")
+        grids.append(describe_grid(card.template, card.shape, card.affine))
+    cards = detected.cards.values()
     return group_boilerplate(
         versions=versions,
-        detectors=tuple(dict.fromkeys(told.detector for told in detected.detectors)),
-        training=[
-            f"{card.training_set} ({card.real} controls with real PET, {card.synthetic} with "
-            "synthetic PET)"
-            for card in cards
-        ],
-        synthetic=any(card.synthetic for card in cards),
-        grids=list(dict.fromkeys(card.grid for card in cards if card.grid)),
-        folds=next((card.folds for card in cards if card.folds), ""),
-        numbers={**settings, **parameters},
+        detectors=tuple(dict.fromkeys(detector for _, detector in detected.detectors)),
+        training=training,
+        synthetic=any(control.synthetic for card in cards for control in card.controls),
+        grids=list(dict.fromkeys(filter(None, grids))),
+        folds=next((str(card.folds) for card in cards if card.folds), ""),
+        numbers=numbers,
         evaluated=bool(detected.curve),
-        tested=any(comparison.p is not None for comparison in detected.comparisons),
+        tested=any(test.p is not None for test in detected.comparisons),
         free=bool(detected.responses),
     )
 
@@ -363,20 +366,21 @@ def _describe_generator(told: Mapping[str, object]) -> dict[str, str]:
     }
 
 
-def _tell(specs: Mapping[str, Spec], name: str) -> str:
+def _tell(specs: Specs, name: str) -> str:
     """Tell a number of the specs; empty where there are none."""
-    return by_configuration(specs, lambda spec: spec.tell(name)) if specs else ""
+    return by_configuration(specs, lambda spec: tell_number(spec, name)) if specs else ""
 
 
-def _describe_cubes(spec: Spec) -> tuple[str, str, str]:
+def _describe_cubes(spec: ModelSpec | None) -> tuple[str, str, str] | None:
     """Tell edge and stride in voxels, and how many are drawn; the last is empty for all."""
-    size, stride = (UNKNOWN if side is None else f"{side:g}" for side in (spec.size, spec.stride))
-    drawn = spec.numbers.get("tiles_per_volume", 0)
-    return size, stride, f"{drawn:g}" if drawn else ""
+    if spec is None or not isinstance(spec.tiling, CubicPatches):
+        return None
+    drawn = f"{spec.tiles_per_volume}" if spec.tiles_per_volume else ""
+    return f"{spec.tiling.size}", f"{spec.tiling.stride}", drawn
 
 
-def _describe_schedule(spec: Spec) -> str:
-    whole, constant = (spec.numbers.get(key) for key in ("epochs", "constant_epochs"))
-    falls = whole is not None and constant is not None and constant < whole
-    fall = f", constant for {constant:g} and then falling linearly to 0" if falls else ""
-    return f"at most {spec.tell('epochs')} epochs{fall}"
+def _describe_schedule(spec: ModelSpec | None) -> str:
+    falls = spec is not None and spec.constant_epochs < spec.epochs
+    constant = tell_number(spec, "constant_epochs")
+    fall = f", constant for {constant} and then falling linearly to 0" if falls else ""
+    return f"at most {tell_number(spec, 'epochs')} epochs{fall}"

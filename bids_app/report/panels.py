@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
+from bids_app.derivatives.find import RealPet, Results
 from bids_app.errors import Mri2petError
 from bids_app.imaging.volume import Mask, Volume
 from bids_app.nifti import Image
@@ -47,14 +48,7 @@ from bids_app.report.figures import (
     spread,
     tissue_levels,
 )
-from bids_app.report.results import (
-    ImageCache,
-    RealPet,
-    Results,
-    describe_measures,
-    folds_of,
-    mask_of,
-)
+from bids_app.report.results import ImageCache, describe_measures, mask_of
 
 Painter: TypeAlias = Callable[[int, Spot], str]
 
@@ -337,17 +331,8 @@ class Panel:
     missing: str = ""
 
 
-@dataclass(frozen=True)
-class Drawings:
-    """The panels of one visit, by section of the report."""
-
-    anatomy: tuple[Panel, ...]
-    coregistration: tuple[Panel, ...]
-    pet: tuple[Panel, ...]
-
-
-def draw(output_dir: Path, visit: Results, template_t1w: Path) -> Drawings:
-    """Draw all there is of a visit.
+def draw(output_dir: Path, visit: Results, template_t1w: Path) -> dict[str, tuple[Panel, ...]]:
+    """Draw all there is of a visit: panels by section of the report.
 
     Parameters
     ----------
@@ -375,21 +360,22 @@ def draw(output_dir: Path, visit: Results, template_t1w: Path) -> Drawings:
         ),
         lambda: (_normalization(shelf, visit, template_t1w),),
     )
-    return Drawings(
-        anatomy=(extraction, normalization),
-        coregistration=tuple(
-            _attempt(
-                Panel(
-                    f"PET → T1w ({pet.name})",
-                    "The lines are drawn from the T1w. Uptake should fill the band between them, "
-                    "on both sides alike, with no bright rim outside of the brain.",
-                ),
-                lambda pet=pet: (_coregistration(shelf, visit, pet),),  # type: ignore[misc]
-            )
-            for pet in visit.pets
-        ),
-        pet=(*_compare_all(shelf, visit), *_tell_uncertainty(shelf, visit)),
-    )
+    coregistrations = [
+        _attempt(
+            Panel(
+                f"PET → T1w ({pet.name})",
+                "The lines are drawn from the T1w. Uptake should fill the band between them, "
+                "on both sides alike, with no bright rim outside of the brain.",
+            ),
+            lambda pet=pet: (_coregistration(shelf, visit, pet),),  # type: ignore[misc]
+        )
+        for pet in visit.pets
+    ]
+    return {
+        "anatomy": (extraction, normalization),
+        "coregistration": tuple(coregistrations),
+        "pet": (*_compare_all(shelf, visit), *_tell_uncertainty(shelf, visit)),
+    }
 
 
 def _attempt(panel: Panel, figures: Callable[[], tuple[Figure, ...]]) -> Panel:
@@ -517,7 +503,7 @@ def _tell_uncertainty(shelf: ImageCache, visit: Results) -> tuple[Panel, ...]:
     panel = Panel(
         f"Uncertainty of the SYNTHETIC PET ({visit.name})",
         f"Bright: generators that were trained without one fold of the controls each, "
-        f"{len(folds_of(visit))} of them, disagree there. Dark says only that they agree: they "
+        f"{len(visit.folds)} of them, disagree there. Dark says only that they agree: they "
         "may be wrong alike, and what the T1w does not show, none of them knows.",
     )
     return (_attempt(panel, lambda: _spread_mosaics(shelf, visit)),)

@@ -18,6 +18,7 @@ from bids_app.strict import (
     is_sha256,
     is_text,
     is_whole,
+    keep_known,
     read_object,
     refuse_odd,
     shapes_of,
@@ -39,6 +40,12 @@ _CHECKS: dict[str, Check] = {
     "reference_sha256": is_sha256,
 }
 _NEWER = "versions metrics reference_sha256"  # fields that older cards lack
+_BLANK: dict[str, object] = {
+    **dict.fromkeys(("name", "version", "template", "sha256"), ""),
+    **dict.fromkeys(("trained_on", "intended_use", "dataset"), ""),
+    **dict.fromkeys(("shape", "affine", "participants"), ()),
+    "seed": -1,
+}  # of a card that does not tell, for reports
 FOLDS = "folds"  # of the cross-validation: each has a generator in a folder of its own
 
 
@@ -102,25 +109,30 @@ def card_values(card: Card) -> dict[str, object]:
     return {**asdict(card), "spec": spec_to_dict(card.spec)}
 
 
-def card_from(values: dict[str, object]) -> Card:
+def card_from(values: dict[str, object], *, lenient: bool = False) -> Card:
     """Build the card that plain values tell of.
+
+    ``lenient``: a field that is missing or holds what it cannot be is empty, a seed -1; only the
+    spec is not, without which nothing is known of the generator.
 
     Raises
     ------
     ValueError
         If a field is missing, unknown, or holds what it cannot be.
     """
-    refuse_odd(values, _CHECKS, _NEWER)
-    known = dict(values)
-    known["spec"] = spec_from_dict(known["spec"])  # type: ignore[arg-type]
+    if not lenient:
+        refuse_odd(values, _CHECKS, _NEWER)
+    checks = {**_CHECKS, "sha256": is_text}  # it is only shown
+    known = keep_known(values, checks, _BLANK) if lenient else dict(values)
+    known["spec"] = spec_from_dict(known.get("spec"))  # type: ignore[arg-type]
     known["affine"] = tuple(tuple(float(x) for x in row) for row in known["affine"])  # type: ignore[attr-defined]
     known["shape"] = tuple(known["shape"])  # type: ignore[arg-type]
     known["participants"] = tuple(known["participants"])  # type: ignore[arg-type]
     return Card(**known)  # type: ignore[arg-type]
 
 
-def read_card(folder: Path) -> Card:
-    """Read the card of a generator.
+def read_card(folder: Path, *, lenient: bool = False) -> Card:
+    """Read the card of a generator; ``lenient``, for reports, as :func:`card_from` has it.
 
     Raises
     ------
@@ -135,7 +147,7 @@ def read_card(folder: Path) -> Card:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; --generator wants a folder with a card")
     try:
-        return card_from(read_object(path))
+        return card_from(read_object(path), lenient=lenient)
     except ValueError as error:
         raise UnusableDataError(
             f"{path}: not the card of a generator ({error}); train it again, or fetch it again"
