@@ -197,7 +197,7 @@ def test_what_is_left_is_drawn_below_the_letter_l(codes, turn):
     ]
     layer = Layer("T1w", image, Scale("gray", 0, 1, "T1w"))
     figure = mosaic("mark", [layer], sections)
-    for tile in figure.frames[0].tiles:
+    for tile in figure.frames[0][1]:
         picture, spot = decode(tile.href), tile.spot
         row, column = ndimage.center_of_mass(picture > 128)
         x = spot.x + (column + 0.5) / picture.shape[1] * spot.width

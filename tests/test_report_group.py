@@ -852,7 +852,7 @@ def maps(cohort, label="P1"):
 
 def over(figure):
     """The tiles that lie over the T1w."""
-    tiles = figure.frames[0].tiles
+    tiles = figure.frames[0][1]
     return tiles[len(tiles) // 2 :]
 
 
@@ -881,8 +881,8 @@ def test_there_is_a_column_a_detector_and_a_row_a_view(made):
     words = [text.words for text in figure.texts if text.words in SETS]
     assert words == ["real", "real", "hybrid", "hybrid"]
     assert len(figure.bars) == 2
-    assert [line.name for line in figure.lines] == ["edge of the lesion"]
-    assert len(figure.lines[0].paths) == len(over(figure))
+    assert [name for name, _, _ in figure.lines] == ["edge of the lesion"]
+    assert len(figure.lines[0][2]) == len(over(figure))
     for tile in over(figure):
         red, green, *_ = rgba(tile.href)[rgba(tile.href)[..., 3] > 0].T
         assert (green > red).all()  # all of these slices go through the lesion, and hit it

@@ -799,7 +799,7 @@ def test_pictures_stand_in_columns_of_one_scale_with_differences_below(tree):
     panel = gallery(tree)
     assert panel.title == "sub-03, left out in fold 1"
     (figure,) = panel.figures
-    tiles = sorted(figure.frames[0].tiles, key=lambda tile: (tile.spot.y, tile.spot.x))
+    tiles = sorted(figure.frames[0][1], key=lambda tile: (tile.spot.y, tile.spot.x))
     assert len(tiles) == 3 * (5 + 3)
     lefts = sorted({tile.spot.x for tile in tiles})
     assert len(lefts) == 5
@@ -807,7 +807,7 @@ def test_pictures_stand_in_columns_of_one_scale_with_differences_below(tree):
     assert [name for _, name in names] == [
         *("T1w", "Simple-GAN", "Cycle-GAN + MSE", "Simple-GAN + MSE", "Real PET")
     ]
-    assert [bar.name.partition(" ")[0] for bar in figure.bars] == ["PET", "synthetic"]
+    assert [name.partition(" ")[0] for name, *_ in figure.bars] == ["PET", "synthetic"]
     axial = [tile for tile in tiles if tile.spot.section.plane == "axial"]
     pets = [decode(tile.href).max() for tile in axial[1:5]]
     assert pets == [*sorted(pets[:3]), pets[1]]  # 0.25, 0.5, 0.75 and the real 0.5
@@ -818,7 +818,7 @@ def test_pictures_stand_in_columns_of_one_scale_with_differences_below(tree):
 
 def test_left_is_left(tree):
     (figure,) = gallery(tree).figures
-    t1w = decode(figure.frames[0].tiles[0].href)  # brighter towards the right
+    t1w = decode(figure.frames[0][1][0].href)  # brighter towards the right
     middle = t1w[t1w.shape[0] // 2]
     inside = np.flatnonzero(middle > 30)
     assert middle[inside[-1]] > middle[inside[0]]
@@ -861,7 +861,7 @@ def test_the_real_pet_of_another_session_is_found_where_there_is_none_of_its_own
     path_of(tree, "preproc_pet").unlink()
     panel = gallery(tree)
     assert f"sub-03_ses-a_{stem}.nii.gz." in panel.caption
-    assert len(panel.figures[0].frames[0].tiles) == 3 * (5 + 3)
+    assert len(panel.figures[0].frames[0][1]) == 3 * (5 + 3)
 
 
 def test_of_two_sessions_the_own_one_is_shown(tree):
@@ -877,7 +877,7 @@ def test_of_two_sessions_the_own_one_is_shown(tree):
     panel = draw_gallery(tree.out, scores, ["semi3d-gan"], SPACE.removeprefix("space-"))
     assert panel.title.startswith("sub-07, ses-b, left out")
     assert "Real PET: sub-07_ses-b_" in panel.caption
-    assert len(panel.figures[0].frames[0].tiles) == 3 * (3 + 1)
+    assert len(panel.figures[0].frames[0][1]) == 3 * (3 + 1)
 
 
 # Doubts

@@ -17,16 +17,13 @@ from bids_app.report.figures import (
     AXIS_OF,
     PLANES,
     Field,
-    Figure,
     Layer,
-    Line,
     Section,
+    blocks_of,
     crop,
-    cut,
+    draw_line,
     field_around,
     mosaic,
-    spread,
-    trace,
 )
 from bids_app.report.gallery import GREY
 from bids_app.report.panels import (
@@ -41,7 +38,6 @@ from bids_app.report.panels import (
     montage,
     paint_ranks,
     paint_scores,
-    painter_of,
 )
 from bids_app.report.results import ImageCache, mask_of
 
@@ -141,19 +137,16 @@ def draw_score_map(score_map: ScoreMap, title: str, caption: str) -> Panel:
         crop(image, field) for image in (score_map.brain, score_map.t1w, score_map.scores)
     )
     heat = score_map.heat
-    paint = painter_of([scores.data], lambda _, values: paint_scores(values, heat))
-    bars = (bar_of_scores(heat),)
-    layers = [Layer("T1w and scores", t1w, GREY)]
+    bars, layers = bar_of_scores(heat), [Layer("T1w and scores", t1w, GREY)]
+    rows = (
+        mosaic(name, layers, sections)
+        for name, sections in zip(ROWS, blocks_of(mask_of(brain)), strict=True)
+    )
     figures = (
-        lay_over(mosaic(name, layers, sections), paint, bars)
-        for name, sections in zip(ROWS, _blocks(mask_of(brain)), strict=True)
+        lay_over(row, [scores.data], lambda _, values: paint_scores(values, heat), bars)
+        for row in rows
     )
     return Panel(title, caption, tuple(figures))
-
-
-def _blocks(brain: Mask) -> tuple[tuple[Section, ...], ...]:
-    axial = spread(brain, "axial", 12)
-    return axial[:6], axial[6:], (*spread(brain, "coronal", 3), *spread(brain, "sagittal", 3))
 
 
 LESION: Final = "#00b7ff"  # colour of the line around a lesion: none of the clusters has it
@@ -250,10 +243,12 @@ def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
     columns = [Column(_words(subject), Layer("T1w", grid, GREY)) for subject in shown]
     figure = montage(f"Clusters of {first.name}", columns, sections, grid)
     hits = [_hits(labels, inside) for labels in volumes]
-    paint = painter_of(volumes, lambda place, labels: paint_ranks(labels, hits[place]))
-    figure = lay_over(figure, paint, bars_of_ranks(lesions=inside is not None))
+    bars = bars_of_ranks(lesions=inside is not None)
+    figure = lay_over(figure, volumes, lambda n, labels: paint_ranks(labels, hits[n]), bars)
     if inside is not None:
-        figure = _outline(figure, inside)
+        outline = ("edge of the lesion", LESION, inside.astype(np.float32), 0.5)
+        spots = dict.fromkeys(tile.spot for tile in figure.frames[0][1])
+        figure = replace(figure, lines=(draw_line(outline, spots),))
     return Panel(first.name, " ".join([_caption(inside), *faults]), (figure,))
 
 
@@ -286,13 +281,3 @@ def _caption(lesions: Mask | None) -> str:
     if lesions is not None:
         return "Slices through the lesion, the same for all."
     return "Slices on which the clusters of all columns together are brightest, the same for all."
-
-
-def _outline(figure: Figure, lesions: Mask) -> Figure:
-    volume = lesions.astype(np.float32)
-    spots = dict.fromkeys(tile.spot for tile in figure.frames[0].tiles)
-    paths = (
-        (trace(cut(volume, spot.section), 0.5, (spot.width, spot.height)), spot) for spot in spots
-    )
-    line = Line("edge of the lesion", LESION, tuple((path, spot) for path, spot in paths if path))
-    return replace(figure, lines=(line,))

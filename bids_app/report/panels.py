@@ -23,11 +23,8 @@ from bids_app.imaging.volume import Mask, Volume
 from bids_app.nifti import Image
 from bids_app.report.charts import WIDTH
 from bids_app.report.figures import (
-    LETTERS_OF,
-    Bar,
     Colours,
     Figure,
-    Frame,
     Layer,
     Outline,
     Scale,
@@ -36,21 +33,22 @@ from bids_app.report.figures import (
     Text,
     Tile,
     bars_of,
+    blocks_of,
     crop,
     cut,
+    describe_slices,
     field_around,
     flicker,
+    head,
     mosaic,
-    paint,
-    place_of,
     show_end,
     size_of,
-    spread,
+    tile_of,
     tissue_levels,
 )
 from bids_app.report.results import ImageCache, describe_measures, mask_of
 
-Painter: TypeAlias = Callable[[int, Spot], str]
+Bars: TypeAlias = tuple[tuple[str, str, str, str], ...]  # as a figure has them
 
 COLOURS: Final = "plasma"
 HIT: Final = (70, 225, 150)  # of rank 1: a cluster that overlaps a known lesion
@@ -128,49 +126,41 @@ def _encode(indices: NDArray[np.uint8], table: NDArray[np.uint8]) -> str:
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
 
 
-def lay_over(figure: Figure, paint: Painter, bars: tuple[Bar, ...]) -> Figure:
+def lay_over(
+    figure: Figure, volumes: Sequence[Volume], paint: Callable[[int, Volume], str], bars: Bars
+) -> Figure:
     """Lay pictures over those of a figure that is still.
 
     Parameters
     ----------
     figure : Figure
         One frame.
+    volumes : sequence of ndarray, (I, J, K)
+        Take turns from tile to tile.
     paint : callable
-        Gives the picture over one of its tiles: by the tile's number, and its place.
-    bars : tuple of Bar
+        Draws a slice of one of them: from its number, and the slice.
+    bars : tuple
         What the colours mean.
     """
-    (frame,) = figure.frames
-    over = tuple(Tile(paint(n, tile.spot), tile.spot) for n, tile in enumerate(frame.tiles))
-    return replace(figure, frames=(Frame(frame.name, (*frame.tiles, *over)),), bars=bars)
+    ((name, tiles),) = figure.frames
+    places = ((number % len(volumes), tile.spot) for number, tile in enumerate(tiles))
+    over = [Tile(paint(n, cut(volumes[n], spot.section)), spot) for n, spot in places]
+    return replace(figure, frames=((name, (*tiles, *over)),), bars=bars)
 
 
-def bar_of_scores(heat: Heat) -> Bar:
+def bar_of_scores(heat: Heat) -> Bars:
     """Show the colours of scores; those that are not drawn are left out."""
     row = np.linspace(heat.threshold, heat.high, 256, dtype=np.float32)[np.newaxis]
     low, high = show_end(heat.threshold), show_end(heat.high)
-    return Bar("anomaly score", paint_scores(row, heat), low, high)
+    return (("anomaly score", paint_scores(row, heat), low, high),)
 
 
-def bars_of_ranks(*, lesions: bool) -> tuple[Bar, ...]:
+def bars_of_ranks(*, lesions: bool) -> Bars:
     """Show the colours of clusters; where lesions are known, those of hits and of others."""
     row = np.repeat(np.arange(1, LAST_RANK + 1), 16).astype(np.float32)[np.newaxis]
-    last = f"rank {LAST_RANK}"
-    other = Bar("clusters", paint_ranks(row, ()), "rank 1", last)
-    if not lesions:
-        return (other,)
-    hit = Bar("on a lesion", paint_ranks(row, range(1, 256)), "rank 1", last)
-    return (hit, replace(other, name="elsewhere"))
-
-
-def painter_of(volumes: list[Volume], paint: Callable[[int, Volume], str]) -> Painter:
-    """Paint the slices of volumes that take turns from tile to tile."""
-
-    def painted(number: int, spot: Spot) -> str:
-        place = number % len(volumes)
-        return paint(place, cut(volumes[place], spot.section))
-
-    return painted
+    ends = ("rank 1", f"rank {LAST_RANK}")
+    other = ("elsewhere" if lesions else "clusters", paint_ranks(row, ()), *ends)
+    return (("on a lesion", paint_ranks(row, range(1, 256)), *ends), other) if lesions else (other,)
 
 
 WIDEST: Final = 210.0  # px of a column, where there are few (our choice)
@@ -197,14 +187,6 @@ class Column:
     difference: Layer | None = None
 
 
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    layers: tuple[Layer | None, ...]
-    spots: tuple[Spot, ...]
-    empty: str  # said where there is no image
-
-
 def montage(
     title: str, columns: Sequence[Column], sections: Sequence[Section], grid: Image
 ) -> Figure:
@@ -228,75 +210,58 @@ def montage(
     """
     side = min(WIDEST, (WIDTH - MARGIN) / len(columns) - GAP)
     lefts = [MARGIN + place * (side + GAP) for place in range(len(columns))]
-    rows = _rows(columns, sections, grid, lefts, side)
-    layers = [one for row in rows for one in row.layers if one is not None]
     texts = [
         Text(words, x + side / 2, LINE * (n + 0.8), strong=n == 1)
         for x, column in zip(lefts, columns, strict=True)
         for n, words in enumerate(column.words)
     ]
-    names = ", ".join(" ".join(column.words[:2]).strip() for column in columns)
-    places = ", ".join(place_of(grid, section) for section in sections)
-    last = rows[-1].spots[-1]
-    return Figure(
-        title=title,
-        description=f"{names}. Slices at {places}. Left of the participant is on the left.",
-        width=last.x + last.width + GAP,
-        height=last.y + last.height + GAP,
-        frames=(Frame("", tuple(tile for row in rows for tile in _tiles(row))),),
-        texts=(*texts, *(text for row in rows for text in _texts(row, grid))),
-        bars=bars_of([layer for layer in layers if layer.scale.colours != "gray"]),
-    )
-
-
-def _rows(
-    columns: Sequence[Column],
-    sections: Sequence[Section],
-    grid: Image,
-    lefts: Sequence[float],
-    side: float,
-) -> list[_Row]:
-    images = tuple(column.layer for column in columns)
-    differences = tuple(column.difference for column in columns)
-    rows, y = list[_Row](), 3 * LINE
+    images = [column.layer for column in columns]
+    differences = [column.difference for column in columns]
+    tiles, y = list[Tile](), 3 * LINE
     for section in sections:
         width, height = size_of(grid, section.plane)
         tall = side * height / width
         y += HEADER
-        for name, layers, empty in (
-            (section.plane.capitalize(), images, "no image"),
-            ("Difference", differences, ""),
-        ):
-            if any(layers):
-                spots = tuple(Spot(section, x, y, side, tall) for x in lefts)
-                rows.append(_Row(name, layers, spots, empty))
-                y += tall + GAP
-    return rows
+        spots = [Spot(section, x, y, side, tall) for x in lefts]
+        if any(images):
+            tiles += _paint(images, spots)
+            texts += [_name(section.plane.capitalize(), spots), *_heads(images, spots, grid)]
+            y += tall + GAP
+        if any(differences):
+            spots = [replace(spot, y=y) for spot in spots]
+            tiles += _paint(differences, spots)
+            texts.append(_name("Difference", spots))
+            y += tall + GAP
+    names = ", ".join(" ".join(column.words[:2]).strip() for column in columns)
+    return Figure(
+        title=title,
+        description=describe_slices(names, grid, sections),
+        width=lefts[-1] + side + GAP,
+        height=y,
+        frames=(("", tuple(tiles)),),
+        texts=tuple(texts),
+        bars=bars_of([layer for layer in (*images, *differences) if layer is not None]),
+    )
 
 
-def _tiles(row: _Row) -> list[Tile]:
-    return [
-        Tile(paint(cut(layer.image.data, spot.section), layer.scale), spot)
-        for layer, spot in zip(row.layers, row.spots, strict=True)
-        if layer is not None
-    ]
+def _name(words: str, spots: Sequence[Spot]) -> Text:
+    return Text(words, MARGIN - 6, spots[0].y + spots[0].height / 2, turned=True)
 
 
-def _texts(row: _Row, grid: Image) -> list[Text]:
-    """Name a row; give letters and places above images, and say where one is missing."""
-    first = row.spots[0]
-    texts = [Text(row.name, MARGIN - 6, first.y + first.height / 2, turned=True)]
-    for layer, spot in zip(row.layers, row.spots, strict=True):
-        middle, y = spot.x + spot.width / 2, spot.y - 5
-        if layer is None and row.empty:
-            texts.append(Text(row.empty, middle, spot.y + spot.height / 2))
-        elif row.empty:
-            one, other = LETTERS_OF[spot.section.plane]
-            texts += [
-                Text(one, spot.x + 1, y, "start"),
-                Text(place_of(grid, spot.section), middle, y),
-                Text(other, spot.x + spot.width - 1, y, "end"),
-            ]
+def _paint(layers: Sequence[Layer | None], spots: Sequence[Spot]) -> list[Tile]:
+    known = ((layer, spot) for layer, spot in zip(layers, spots, strict=True) if layer is not None)
+    return [tile_of(layer, spot) for layer, spot in known]
+
+
+def _heads(layers: Sequence[Layer | None], spots: Sequence[Spot], grid: Image) -> list[Text]:
+    """Give letters and places above images, and say where one is missing."""
+    texts = list[Text]()
+    for layer, spot in zip(layers, spots, strict=True):
+        if layer is None:
+            middle = (spot.x + spot.width / 2, spot.y + spot.height / 2)
+            texts.append(Text("no image", *middle))
+        else:
+            texts += head(grid, spot, above=5)
     return texts
 
 
@@ -408,13 +373,13 @@ def _tissue_outlines(
     inside = np.where(brain, t1w, 0)
     lower, upper = tissue_levels(t1w, brain)
     return (
-        Outline(f"edge of the grey matter of {whose}", colours[0], inside, lower),
-        Outline(f"edge of the white matter of {whose}", colours[1], inside, upper),
+        (f"edge of the grey matter of {whose}", colours[0], inside, lower),
+        (f"edge of the white matter of {whose}", colours[1], inside, upper),
     )
 
 
 def _brain_outline(brain: Image, colours: tuple[str, str]) -> Outline:
-    return Outline("edge of the brain mask", colours[0], brain.data, 0.5)
+    return "edge of the brain mask", colours[0], brain.data, 0.5
 
 
 def _brain_extraction(shelf: ImageCache, visit: Results) -> Figure:
@@ -520,10 +485,5 @@ def _spread_mosaics(shelf: ImageCache, visit: Results) -> tuple[Figure, ...]:
 
 def _mosaics(layers: Sequence[Layer], brain: Image) -> tuple[Figure, ...]:
     titles = ("Axial slices, lower half", "Axial slices, upper half", "Coronal and sagittal slices")
-    blocks = zip(titles, _blocks(mask_of(brain)), strict=True)
+    blocks = zip(titles, blocks_of(mask_of(brain)), strict=True)
     return tuple(mosaic(title, layers, sections) for title, sections in blocks)
-
-
-def _blocks(brain: Mask) -> tuple[tuple[Section, ...], ...]:
-    axial = spread(brain, "axial", 12)
-    return axial[:6], axial[6:], (*spread(brain, "coronal", 3), *spread(brain, "sagittal", 3))
