@@ -337,12 +337,12 @@ def test_an_odd_card_does_not_lose_the_report(cohort):
 
 
 def test_the_report_reads_the_columns_that_are_written():
-    assert list(detections.describe_clusters()) == CLUSTER
-    assert list(detections.describe_control_clusters()) == CONTROL
-    assert list(detections.describe_control_maps()) == CONTROL_MAP
-    assert list(detections.describe_curve()) == CURVE
-    assert list(detections.describe_tests()) == TESTS
-    assert list(detections.describe_froc()) == FROC
+    assert list(detections.describe("clusters")) == CLUSTER
+    assert list(detections.describe("control_clusters")) == CONTROL
+    assert list(detections.describe("control_maps")) == CONTROL_MAP
+    assert list(detections.describe("detection_curve")) == CURVE
+    assert list(detections.describe("detection_tests")) == TESTS
+    assert list(detections.describe("detection_froc")) == FROC
 
 
 def test_a_card_as_it_is_written_is_understood():

@@ -247,6 +247,16 @@ def _beside(visit: Preprocessed, *, suffix: str, extension: str, entities: dict[
 Line = dict[str, object]
 CLUSTERS = "clusters"
 CURVE, TESTS, FROC = "detection_curve", "detection_tests", "detection_froc"
+DICTIONARIES = {  # table → what explains it, in data/dictionaries
+    "clusters": ("clusters",),
+    "clusters_in_t1w": ("clusters_in_t1w",),
+    "all_clusters": ("visits", "training_sets", "detectors", "clusters"),
+    "control_clusters": ("visits", "detectors", "control_clusters"),
+    "control_maps": ("visits", "detectors", "control_maps"),
+    CURVE: ("training_sets", "detectors", "units", CURVE),
+    TESTS: ("units", TESTS),
+    FROC: ("training_sets", "detectors", "units", FROC),
+}
 _PLACE = ("rank", "x", "y", "z")  # without them a line of clusters says nothing
 _OWNER = ("participant_id", "training_set", "detector")
 _UNIT = ("training_set", "detector", "unit")
@@ -333,7 +343,7 @@ def write_clusters_table(path: Path, clusters: Sequence[Cluster], controls: int)
     ReadWriteError
         If a file cannot be written; so do all others here.
     """
-    write_table(path, describe_clusters(f"{controls}"), [vars(cluster) for cluster in clusters])
+    write_table(path, describe("clusters", f"{controls}"), [vars(cluster) for cluster in clusters])
 
 
 def write_clusters_in_t1w(
@@ -347,7 +357,7 @@ def write_clusters_in_t1w(
     found = {place.rank: vars(place) for place in places}
     lost = {**dict.fromkeys(_PLACED), "volume": 0.0}
     lines = [{**vars(cluster), **lost, **found.get(cluster.rank, {})} for cluster in clusters]
-    write_table(path, describe_clusters_in_t1w(f"{controls}"), lines)
+    write_table(path, describe("clusters_in_t1w", f"{controls}"), lines)
 
 
 def write_all_clusters(
@@ -368,7 +378,7 @@ def write_all_clusters(
         for cluster in visit.clusters
     ]
     told = ", ".join(f"{count} ({' '.join(names)})" for names, count in controls.items())
-    write_table(output_dir / f"{CLUSTERS}.tsv", describe_all_clusters(told), lines)
+    write_table(output_dir / f"{CLUSTERS}.tsv", describe("all_clusters", told), lines)
 
 
 def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
@@ -381,7 +391,7 @@ def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
         for visit in visits
         for numbers in ([vars(cluster) for cluster in visit.clusters] if visit.clusters else [{}])
     ]
-    write_table(folder / CONTROL_CLUSTERS, describe_control_clusters(), lines)
+    write_table(folder / CONTROL_CLUSTERS, describe("control_clusters"), lines)
 
 
 def write_control_maps(folder: Path, visits: Iterable[Listed]) -> None:
@@ -390,26 +400,22 @@ def write_control_maps(folder: Path, visits: Iterable[Listed]) -> None:
         {**_who(visit), "detector": visit.detector, "above_zero": visit.above_zero}
         for visit in visits
     ]
-    write_table(folder / CONTROL_MAPS, describe_control_maps(), lines)
+    write_table(folder / CONTROL_MAPS, describe("control_maps"), lines)
 
 
 def write_curve(output_dir: Path, points: Sequence[CurvePoint]) -> None:
     """Write ``detection_curve.tsv``."""
-    write_table(output_dir / f"{CURVE}.tsv", describe_curve(), [vars(point) for point in points])
+    write_table(output_dir / f"{CURVE}.tsv", describe(CURVE), list(map(vars, points)))
 
 
-def write_tests(output_dir: Path, comparisons: Sequence[McNemarTest]) -> None:
+def write_tests(output_dir: Path, tests: Sequence[McNemarTest]) -> None:
     """Write ``detection_tests.tsv``."""
-    write_table(
-        output_dir / f"{TESTS}.tsv",
-        describe_tests(),
-        [vars(comparison) for comparison in comparisons],
-    )
+    write_table(output_dir / f"{TESTS}.tsv", describe(TESTS), list(map(vars, tests)))
 
 
 def write_froc(output_dir: Path, points: Sequence[FreePoint]) -> None:
     """Write ``detection_froc.tsv``."""
-    write_table(output_dir / f"{FROC}.tsv", describe_froc(), [vars(point) for point in points])
+    write_table(output_dir / f"{FROC}.tsv", describe(FROC), list(map(vars, points)))
 
 
 def read_clusters_table(path: Path, faults: Faults | None = None) -> list[Cluster]:
@@ -499,68 +505,28 @@ def control_findings(lines: Iterable[ControlCluster], training_set: str) -> list
     ]
 
 
-def describe_clusters(controls: str = "") -> Dictionary:
-    """Explain the columns of a cluster table, in their order.
+def describe(table: str, controls: str = "") -> Dictionary:
+    """Explain the columns of a table, in their order.
 
-    ``controls`` says how many ``expected_in_control`` rests on; empty if that is not known.
+    Parameters
+    ----------
+    table : str
+        A key of ``DICTIONARIES``.
+    controls : str
+        How many ``expected_in_control`` rests on; empty if that is not known.
     """
-    return _resting_on(controls, read_dictionary("clusters"))
-
-
-def describe_clusters_in_t1w(controls: str = "") -> Dictionary:
-    """Explain the columns of a cluster table in the space of the T1w, as describe_clusters does."""
-    return _resting_on(controls, read_dictionary("clusters_in_t1w"))
-
-
-def describe_all_clusters(controls: str = "") -> Dictionary:
-    """Explain the columns of ``clusters.tsv``, as describe_clusters does."""
-    dictionary = _explain("visits", "training_sets", "detectors", "clusters")
-    return _resting_on(controls, dictionary)
-
-
-def describe_control_clusters() -> Dictionary:
-    """Explain the columns of ``control_clusters.tsv``, in their order."""
-    return _explain("visits", "detectors", "control_clusters")
-
-
-def describe_control_maps() -> Dictionary:
-    """Explain the columns of ``control_maps.tsv``, in their order."""
-    return _explain("visits", "detectors", "control_maps")
-
-
-def describe_curve() -> Dictionary:
-    """Explain the columns of ``detection_curve.tsv``, in their order."""
-    return _explain("training_sets", "detectors", "units", "detection_curve")
-
-
-def describe_tests() -> Dictionary:
-    """Explain the columns of ``detection_tests.tsv``, in their order."""
-    dictionary = read_dictionary("units", "detection_tests")
-    for column, entry in _explain("training_sets", "detectors").items():
-        for number in (1, 2):
-            dictionary[f"{column}_{number}"]["Levels"] = entry["Levels"]
-    return dictionary
-
-
-def describe_froc() -> Dictionary:
-    """Explain the columns of ``detection_froc.tsv``, in their order."""
-    return _explain("training_sets", "detectors", "units", "detection_froc")
-
-
-def _explain(*names: str) -> Dictionary:
-    """Read a dictionary with the column ``detector``, whose levels are all detectors."""
-    dictionary = read_dictionary(*names)
-    dictionary["detector"]["Levels"] = {
-        name: detector.score for name, detector in DETECTORS.items()
+    dictionary = read_dictionary(*DICTIONARIES[table])
+    levels: dict[str, object] = {
+        "training_set": read_dictionary("training_sets")["training_set"]["Levels"],
+        "detector": {name: detector.score for name, detector in DETECTORS.items()},
     }
-    return dictionary
-
-
-def _resting_on(controls: str, dictionary: Dictionary) -> Dictionary:
-    """Say how many controls ``expected_in_control`` rests on."""
+    for column, entry in dictionary.items():
+        kind = column.removesuffix("_1").removesuffix("_2")
+        if kind in levels:
+            entry["Levels"] = levels[kind]
     told = f". Number of these controls: {controls}" if controls else ""
-    entry = dictionary["expected_in_control"]
-    entry["Description"] = str(entry["Description"]).replace("{controls}", told)
+    for entry in dictionary.values():
+        entry["Description"] = str(entry["Description"]).replace("{controls}", told)
     return dictionary
 
 

@@ -15,7 +15,7 @@ from types import NoneType
 from typing import TypeVar, get_args, get_type_hints
 
 from bids_app.derivatives.description import KEY as VERSION
-from bids_app.derivatives.paths import PetPaths, VisitPaths, sidecar_path
+from bids_app.derivatives.paths import VisitPaths, sidecar_path
 from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.files import MISSING, read_json, read_text, read_tsv, write_json, write_tsv
 from bids_app.visit import Scan, Visit
@@ -90,91 +90,6 @@ class Provenance:
             "Fingerprint": self.fingerprint,
             VERSION: self.version,
         }
-
-
-def t1w(scan: Scan, origin: Provenance, *, skull_stripped: bool) -> Sidecar:
-    """Tell of the corrected T1w; ``skull_stripped`` if it already came so."""
-    about = "T1w corrected for the bias field, on its own grid"
-    return {**origin.entries(about, [origin.raw(scan)]), "SkullStripped": skull_stripped}
-
-
-def brain_mask(paths: VisitPaths, origin: Provenance) -> Sidecar:
-    """Tell of the brain mask on the grid of the T1w."""
-    reference = origin.own(paths.t1w)
-    common = origin.entries("Brain, on the grid of the T1w", [reference])
-    return {**common, "Type": "Brain", "SpatialReference": reference}
-
-
-def t1w_in_template(paths: VisitPaths, origin: Provenance, space: Space) -> Sidecar:
-    """Tell of the T1w on the app's grid."""
-    sources = [origin.own(p) for p in (paths.t1w, paths.brain_mask, paths.t1w_to_template)]
-    about = f"T1w of the brain in {space.template}, intensities in 0..1"
-    return {**origin.entries(about, sources), "SkullStripped": True, **space.entries()}
-
-
-def brain_mask_in_template(paths: VisitPaths, origin: Provenance, space: Space) -> Sidecar:
-    """Tell of the brain mask on the app's grid."""
-    sources = [origin.own(p) for p in (paths.brain_mask, paths.t1w_to_template)]
-    about = f"Brain, in {space.template}"
-    return {**origin.entries(about, sources), "Type": "Brain", **space.entries()}
-
-
-def anatomical_transform(paths: VisitPaths, origin: Provenance, space: Space) -> Sidecar:
-    """Tell of the transforms between T1w and template, either way."""
-    sources = [origin.own(paths.t1w), origin.own(paths.brain_mask)]
-    about = f"Transform between T1w and {space.template}: affine and deformation"
-    return {**origin.entries(about, sources), "SpatialReference": space.reference}
-
-
-def pet_in_template(
-    pet: Scan, of_pet: PetPaths, paths: VisitPaths, origin: Provenance, space: Space
-) -> Sidecar:
-    """Tell of a real PET on the app's grid."""
-    computed = (of_pet.to_t1w, paths.t1w_to_template, paths.brain_mask_in_template)
-    about = f"Acquired PET of the brain in {space.template}, intensities in 0..1"
-    return {
-        **origin.entries(about, [origin.raw(pet), *map(origin.own, computed)]),
-        "SkullStripped": True,
-        "Units": SCALED,
-        **space.entries(),
-    }
-
-
-def pet_in_t1w(pet: Scan, of_pet: PetPaths, paths: VisitPaths, origin: Provenance) -> Sidecar:
-    """Tell of a real PET on the grid of the T1w, in its own units."""
-    units = dict(pet.metadata).get("Units")
-    about = "Acquired PET on the grid of the T1w, in its own units"
-    return {
-        **origin.entries(about, [origin.raw(pet), origin.own(of_pet.to_t1w)]),
-        "SkullStripped": False,
-        "SpatialReference": origin.own(paths.t1w),
-        **({} if units is None else {"Units": units}),
-    }
-
-
-def coverage_in_template(
-    of_pet: PetPaths, paths: VisitPaths, origin: Provenance, space: Space
-) -> Sidecar:
-    """Tell of the mask of what a real PET covers, on the app's grid."""
-    sources = [origin.own(p) for p in (of_pet.in_template, paths.brain_mask_in_template)]
-    about = f"Brain in {space.template} {COVERED}"
-    return {**origin.entries(about, sources), "Type": FIELD_OF_VIEW, **space.entries()}
-
-
-def coverage_in_t1w(of_pet: PetPaths, paths: VisitPaths, origin: Provenance) -> Sidecar:
-    """Tell of the mask of what a real PET covers, on the grid of the T1w."""
-    about = f"Grid of the T1w, {COVERED}"
-    common = origin.entries(about, [origin.own(of_pet.in_t1w)])
-    return {**common, "Type": FIELD_OF_VIEW, "SpatialReference": origin.own(paths.t1w)}
-
-
-def pet_transform(pet: Scan, paths: VisitPaths, origin: Provenance) -> Sidecar:
-    """Tell of the rigid transform from a PET to the T1w."""
-    about = "Rigid transform from PET to T1w"
-    return {
-        **origin.entries(about, [origin.raw(pet), origin.own(paths.t1w)]),
-        "SpatialReference": origin.own(paths.t1w),
-    }
 
 
 def synthetic_pet(
@@ -254,22 +169,68 @@ def preprocessing_sidecars(
     skull_stripped : bool
         Whether the raw T1w came without skull.
     """
-    transform = anatomical_transform(paths, origin, space)
-    sidecars = {
-        paths.t1w: t1w(visit.t1w, origin, skull_stripped=skull_stripped),
-        paths.brain_mask: brain_mask(paths, origin),
-        paths.t1w_in_template: t1w_in_template(paths, origin, space),
-        paths.brain_mask_in_template: brain_mask_in_template(paths, origin, space),
+    template, raw, own, tell = space.template, origin.raw, origin.own, origin.entries
+    t1w, mask, to_template = map(own, (paths.t1w, paths.brain_mask, paths.t1w_to_template))
+    mask_there, grid = own(paths.brain_mask_in_template), space.entries()
+    on_t1w = {"SpatialReference": t1w}
+    about = f"Transform between T1w and {template}: affine and deformation"
+    transform = {**tell(about, [t1w, mask]), "SpatialReference": space.reference}
+    sidecars: dict[Path, Sidecar] = {
+        paths.t1w: {
+            **tell("T1w corrected for the bias field, on its own grid", [raw(visit.t1w)]),
+            "SkullStripped": skull_stripped,
+        },
+        paths.brain_mask: {
+            **tell("Brain, on the grid of the T1w", [t1w]),
+            "Type": "Brain",
+            **on_t1w,
+        },
+        paths.t1w_in_template: {
+            **tell(
+                f"T1w of the brain in {template}, intensities in 0..1", [t1w, mask, to_template]
+            ),
+            "SkullStripped": True,
+            **grid,
+        },
+        paths.brain_mask_in_template: {
+            **tell(f"Brain, in {template}", [mask, to_template]),
+            "Type": "Brain",
+            **grid,
+        },
         paths.t1w_to_template: transform,
         paths.template_to_t1w: dict(transform),
     }
     for pet, of_pet in zip(visit.pets, paths.pets, strict=True):
-        sidecars[of_pet.in_template] = pet_in_template(pet, of_pet, paths, origin, space)
-        sidecars[of_pet.in_t1w] = pet_in_t1w(pet, of_pet, paths, origin)
-        sidecars[of_pet.to_t1w] = pet_transform(pet, paths, origin)
-        covered = coverage_in_template(of_pet, paths, origin, space)
-        sidecars[of_pet.coverage_in_template] = covered
-        sidecars[of_pet.coverage_in_t1w] = coverage_in_t1w(of_pet, paths, origin)
+        to_t1w, units = own(of_pet.to_t1w), dict(pet.metadata).get("Units")
+        sidecars[of_pet.in_template] = {
+            **tell(
+                f"Acquired PET of the brain in {template}, intensities in 0..1",
+                [raw(pet), to_t1w, to_template, mask_there],
+            ),
+            "SkullStripped": True,
+            "Units": SCALED,
+            **grid,
+        }
+        sidecars[of_pet.in_t1w] = {
+            **tell("Acquired PET on the grid of the T1w, in its own units", [raw(pet), to_t1w]),
+            "SkullStripped": False,
+            **on_t1w,
+            **({} if units is None else {"Units": units}),
+        }
+        sidecars[of_pet.to_t1w] = {
+            **tell("Rigid transform from PET to T1w", [raw(pet), t1w]),
+            **on_t1w,
+        }
+        sidecars[of_pet.coverage_in_template] = {
+            **tell(f"Brain in {template} {COVERED}", [own(of_pet.in_template), mask_there]),
+            "Type": FIELD_OF_VIEW,
+            **grid,
+        }
+        sidecars[of_pet.coverage_in_t1w] = {
+            **tell(f"Grid of the T1w, {COVERED}", [own(of_pet.in_t1w)]),
+            "Type": FIELD_OF_VIEW,
+            **on_t1w,
+        }
     return sidecars
 
 
