@@ -68,7 +68,7 @@ from bids_app.report.maps import (
     sections_through,
     take_score_map,
 )
-from bids_app.report.methods import GROUP_REFERENCES, group_boilerplate
+from bids_app.report.methods import GROUP_REFERENCES, write_methods
 from bids_app.report.panels import Heat, brightness, paint_ranks, paint_scores
 from bids_app.report.participant import section_of
 from bids_app.report.results import ImageCache
@@ -1205,7 +1205,7 @@ def test_methods_tell_what_was_done_and_cite_it(made):
         *("Holm S", "Chakraborty DP", "hybrid (2 controls with real PET, 1 with synthetic PET)"),
     ):
         assert told in text
-    only = group_boilerplate(versions={}, detectors=("zscore",))
+    only = write_methods("group", {}, {"detectors": ("zscore",)})
     assert "Crawford JR" in only
     assert "Schölkopf" not in only
     assert "McNemar" not in only
@@ -1214,9 +1214,8 @@ def test_methods_tell_what_was_done_and_cite_it(made):
 
 def test_every_reference_is_cited_somewhere():
     detectors = ("ocsvm", "zscore", "pseudonormal")
-    text = group_boilerplate(
-        versions={}, detectors=detectors, evaluated=True, tested=True, free=True
-    )
+    done = {"evaluated": True, "tested": True, "free": True}
+    text = write_methods("group", {}, {"detectors": detectors, **done})
     titles = re.findall(r'^".*" = "(.*)"$', GROUP_REFERENCES.read_text(), re.M)
     assert len(titles) > 6
     assert all(title in text for title in titles)

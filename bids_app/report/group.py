@@ -34,7 +34,7 @@ from bids_app.report.charts import (
     draw_responses,
 )
 from bids_app.report.maps import draw_cluster_maps
-from bids_app.report.methods import group_boilerplate_of
+from bids_app.report.methods import group_methods
 from bids_app.report.page import (
     UNKNOWN,
     RunSummary,
@@ -459,7 +459,7 @@ def _methods(detected: Detected, record: RunSummary) -> str:
     settings = describe_settings(record["settings"])
     numbers = [flatten(card.parameters) for card in detected.cards.values()]
     known = {key.rpartition(".")[2]: v for own in numbers for key, v in own.items()}
-    return group_boilerplate_of(detected, record["versions"], {**settings, **known})
+    return group_methods(detected, record["versions"], {**settings, **known})
 
 
 def _maps(output_dir: Path, label: str, detected: Detected, space: str) -> list[Anomaly]:

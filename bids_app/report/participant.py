@@ -22,7 +22,7 @@ from bids_app.report.anomalies import (
     place_of,
 )
 from bids_app.report.maps import ScoreMap, draw_score_map, take_score_map
-from bids_app.report.methods import boilerplate_of
+from bids_app.report.methods import participant_methods
 from bids_app.report.page import (
     RunSummary,
     detector_of_run,
@@ -204,7 +204,7 @@ def write_subject_report(
                 for section in ("anatomy", "coregistration", "pet")
             },
             "anomalies": section_of(output_dir, subject, spaces),
-            "methods": boilerplate_of(visits, record["versions"]) if visits else "",
+            "methods": participant_methods(visits, record["versions"]) if visits else "",
         }
 
     return write_report(output_dir, f"sub-{subject}", told, "subject.html", gather)

@@ -27,7 +27,7 @@ from bids_app.report.charts import (
     sweeps_of,
 )
 from bids_app.report.gallery import draw_gallery
-from bids_app.report.methods import training_boilerplate_of
+from bids_app.report.methods import training_methods
 from bids_app.report.page import RunSummary, is_demonstration, read_record, show, write_report
 from bids_app.report.results import as_number
 from bids_app.report.table1 import (
@@ -138,7 +138,7 @@ def write_training_report(
             "doubts": doubts_of(trained),
             "trained": trained,
             "gallery": draw_gallery(output_dir, trained.scores, trained.models, space),
-            "methods": training_boilerplate_of(trained, record["versions"], fwhm),
+            "methods": training_methods(trained, record["versions"], fwhm),
             **_generators(trained),
             **_results(trained, fwhm),
             "smoothing_cautions": cautions_of(sweeps_of(trained.scores), resolution),
@@ -151,7 +151,7 @@ def write_training_methods(output_dir: Path) -> str:
     """Write the methods paragraph of what the last run did, as plain text."""
     record = read_record(output_dir, NAME)
     fwhm = _smoothing(output_dir, record)
-    return training_boilerplate_of(find_trained(output_dir), record["versions"], fwhm)
+    return training_methods(find_trained(output_dir), record["versions"], fwhm)
 
 
 def _generators(trained: TrainedModel) -> dict[str, object]:
