@@ -84,16 +84,20 @@ def paint(values: Volume, scale: Scale) -> str:
     str
         A ``data:`` address: JPEG for grey, PNG with a palette for colours.
     """
-    picture = Pillow.fromarray(np.ascontiguousarray(to_bytes(values, scale)))
-    content = io.BytesIO()
-    if scale.colours == "gray":
-        picture.save(content, "JPEG", quality=JPEG_QUALITY)
-        kind = "jpeg"
-    else:
-        picture.putpalette(_palette(scale.colours))
-        picture.save(content, "PNG")
-        kind = "png"
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+    pixels = to_bytes(values, scale)
+    if scale.colours != "gray":
+        return encode(pixels, "PNG", _palette(scale.colours))
+    return encode(pixels, "JPEG", quality=JPEG_QUALITY)
+
+
+def encode(pixels: NDArray[np.uint8], kind: str, palette: bytes = b"", **options: int) -> str:
+    """Write a picture as a ``data:`` address; ``options`` are Pillow's."""
+    picture, content = Pillow.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
+    if palette:
+        picture.putpalette(palette)
+    picture.save(content, kind, **options)
+    text = base64.b64encode(content.getvalue()).decode("ascii")
+    return f"data:image/{kind.lower()};base64,{text}"
 
 
 def paint_bar(scale: Scale) -> str:

@@ -104,10 +104,10 @@ def _draw(
     similarities: Mapping[str, float | None],
     panel: Panel,
 ) -> Panel:
-    shelf = ImageCache(output_dir)
-    t1w = shelf.take(_path(output_dir, score, "anat", f"space-{space}_desc-preproc_T1w"))
+    cache = ImageCache(output_dir)
+    t1w = cache.take(_path(output_dir, score, "anat", f"space-{space}_desc-preproc_T1w"))
     mask = _path(output_dir, score, "anat", f"space-{space}_desc-brain_mask")
-    brain = shelf.take(mask, t1w)
+    brain = cache.take(mask, t1w)
     field = field_around(mask_of(brain), brain.zooms, AROUND_BRAIN)
     ending = f"trc-18FFDG_space-{space}_desc-synth_pet"
     paths = {
@@ -115,7 +115,7 @@ def _draw(
         for model in similarities
     }
     paths[""] = _real(output_dir, score, space)
-    images, faults = _take_all(shelf, paths, t1w)
+    images, faults = cache.take_all(paths, t1w)
     cropped = {name: crop(image, field) for name, image in images.items()}
     grid, real = crop(t1w, field), cropped.pop("", None)
     columns = [
@@ -127,19 +127,6 @@ def _draw(
     figure = montage("T1w, SYNTHETIC PET of each model, real PET", columns, sections, grid)
     told = [panel.caption, f"Real PET: {paths[''].name}.", *faults]
     return replace(panel, caption=" ".join(told), figures=(figure,))
-
-
-def _take_all(
-    shelf: ImageCache, paths: Mapping[str, Path], grid: Image
-) -> tuple[dict[str, Image], list[str]]:
-    """Read what can be read; say of the rest why it cannot."""
-    images, faults = dict[str, Image](), list[str]()
-    for name, path in paths.items():
-        try:
-            images[name] = shelf.take(path, grid)
-        except Mri2petError as error:
-            faults.append(str(error))
-    return images, faults
 
 
 def _column(model: str, pet: Image | None, real: Image | None, ssim: float | None) -> Column:

@@ -16,7 +16,6 @@ from bids_app.report.anomalies import columns_told, name_of
 from bids_app.report.figures import (
     AXIS_OF,
     PLANES,
-    Field,
     Layer,
     Section,
     blocks_of,
@@ -67,12 +66,12 @@ class ScoreMap:
     heat: Heat
 
 
-def take_score_map(shelf: ImageCache, output_dir: Path, anomaly: Anomaly, *, own: bool) -> ScoreMap:
+def take_score_map(cache: ImageCache, output_dir: Path, anomaly: Anomaly, *, own: bool) -> ScoreMap:
     """Read a score map and what belongs to it.
 
     Parameters
     ----------
-    shelf : ImageCache
+    cache : ImageCache
         Of ``output_dir``.
     output_dir : Path
         The derivative dataset.
@@ -91,12 +90,12 @@ def take_score_map(shelf: ImageCache, output_dir: Path, anomaly: Anomaly, *, own
         (paths.statmap_in_t1w, paths.labels_in_t1w) if own else (paths.statmap, paths.labels)
     )
     t1w_path, mask_path = backdrop_of(output_dir, anomaly, own=own)
-    t1w = shelf.take(t1w_path)
-    brain = shelf.take(mask_path, t1w)
-    told = shelf.take(path, t1w)
+    t1w = cache.take(t1w_path)
+    brain = cache.take(mask_path, t1w)
+    told = cache.take(path, t1w)
     scores = Image(np.where(mask_of(brain) & (told.data != 0), told.data, np.nan), told.affine)
     try:
-        clusters = shelf.take(labels, t1w)
+        clusters = cache.take(labels, t1w)
     except Mri2petError:
         clusters = None
     ranks = None if clusters is None else clusters.data
@@ -207,7 +206,7 @@ def sections_through(mask: Mask) -> tuple[Section, ...]:
     return tuple(Section(plane, middle[AXIS_OF[plane]]) for plane in PLANES)
 
 
-def take_lesions(shelf: ImageCache, output_dir: Path, anomaly: Anomaly, grid: Image) -> Mask | None:
+def take_lesions(cache: ImageCache, output_dir: Path, anomaly: Anomaly, grid: Image) -> Mask | None:
     """Read all lesions of a participant as one mask; None if none is known.
 
     A mask that lies there, but that no cluster was compared with, is of an earlier run.
@@ -215,7 +214,7 @@ def take_lesions(shelf: ImageCache, output_dir: Path, anomaly: Anomaly, grid: Im
     if anomaly.clusters and not columns_told(anomaly.clusters)[1]:
         return None
     paths = lesions_of(output_dir, anomaly)
-    masks = [mask_of(shelf.take(path, grid)) for path in paths]
+    masks = [mask_of(cache.take(path, grid)) for path in paths]
     together: Mask | None = np.any(masks, axis=0) if masks else None
     return together if together is not None and together.any() else None
 
@@ -228,13 +227,15 @@ def _attempt(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
 
 
 def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
-    shelf, first = ImageCache(output_dir), anomalies[0]
+    cache, first = ImageCache(output_dir), anomalies[0]
     t1w_path, mask_path = backdrop_of(output_dir, first, own=False)
-    t1w = shelf.take(t1w_path)
-    brain = shelf.take(mask_path, t1w)
+    t1w = cache.take(t1w_path)
+    brain = cache.take(mask_path, t1w)
     field = field_around(mask_of(brain), brain.zooms, AROUND_BRAIN)
-    lesions = take_lesions(shelf, output_dir, first, t1w)
-    shown, volumes, faults = _labels(shelf, anomalies, t1w, field)
+    lesions = take_lesions(cache, output_dir, first, t1w)
+    paths = {number: anomaly.paths.labels for number, anomaly in enumerate(anomalies)}
+    labels, faults = cache.take_all(paths, t1w)
+    shown, volumes = [anomalies[n] for n in labels], [one.data[field] for one in labels.values()]
     if not shown:
         return Panel(first.name, "", missing=" ".join(faults))
     grid = crop(t1w, field)
@@ -242,28 +243,14 @@ def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
     sections = best_sections(weigh(volumes)) if inside is None else sections_through(inside)
     columns = [Column(_words(subject), Layer("T1w", grid, GREY)) for subject in shown]
     figure = montage(f"Clusters of {first.name}", columns, sections, grid)
-    hits = [_hits(labels, inside) for labels in volumes]
+    hits = [_hits(volume, inside) for volume in volumes]
     bars = bars_of_ranks(lesions=inside is not None)
-    figure = lay_over(figure, volumes, lambda n, labels: paint_ranks(labels, hits[n]), bars)
+    figure = lay_over(figure, volumes, lambda n, ranks: paint_ranks(ranks, hits[n]), bars)
     if inside is not None:
         outline = ("edge of the lesion", LESION, inside.astype(np.float32), 0.5)
         spots = dict.fromkeys(tile.spot for tile in figure.frames[0][1])
         figure = replace(figure, lines=(draw_line(outline, spots),))
     return Panel(first.name, " ".join([_caption(inside), *faults]), (figure,))
-
-
-def _labels(
-    shelf: ImageCache, anomalies: Sequence[Anomaly], grid: Image, field: Field
-) -> tuple[list[Anomaly], list[Volume], list[str]]:
-    """Read the label images that can be read; say of the rest why they cannot."""
-    shown, volumes, faults = list[Anomaly](), list[Volume](), list[str]()
-    for anomaly in anomalies:
-        try:
-            volumes.append(shelf.take(anomaly.paths.labels, grid).data[field])
-            shown.append(anomaly)
-        except Mri2petError as error:
-            faults.append(str(error))
-    return shown, volumes, faults
 
 
 def _hits(labels: Volume, lesions: Mask | None) -> set[int]:

@@ -5,8 +5,6 @@ a T1w and are not taken for PET. A figure whose files are missing or cannot be r
 sentence that says so.
 """
 
-import base64
-import io
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +12,6 @@ from typing import Final, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image as Pillow
 
 from bids_app.derivatives.find import RealPet, Results
 from bids_app.errors import Mri2petError
@@ -37,6 +33,7 @@ from bids_app.report.figures import (
     crop,
     cut,
     describe_slices,
+    encode,
     field_around,
     flicker,
     head,
@@ -87,7 +84,8 @@ def paint_scores(scores: Volume, heat: Heat) -> str:
     unit = np.clip(finite / heat.high, 0, 1)
     indices = np.where(finite >= heat.threshold, 1 + (unit * 254).round(), 0).astype(np.uint8)
     table = mpl.colormaps[COLOURS](np.linspace(0, 1, 255), bytes=True)[:, :3]
-    return _encode(indices, np.vstack([np.zeros((1, 3)), table]).astype(np.uint8))
+    palette = np.vstack([np.zeros((1, 3)), table]).astype(np.uint8).tobytes()
+    return encode(indices, "PNG", palette, transparency=0)
 
 
 def paint_ranks(labels: Volume, hits: Collection[int]) -> str:
@@ -104,7 +102,8 @@ def paint_ranks(labels: Volume, hits: Collection[int]) -> str:
     table = np.zeros((256, 3))
     for rank in range(1, 256):
         table[rank] = np.array(HIT if rank in hits else OTHER) * brightness(rank)
-    return _encode(indices, table.round().astype(np.uint8))
+    palette = table.round().astype(np.uint8).tobytes()
+    return encode(indices, "PNG", palette, transparency=0)
 
 
 def brightness(rank: int) -> float:
@@ -116,14 +115,6 @@ def brightness(rank: int) -> float:
     (1.0, 0.45)
     """
     return 1 - (1 - FAINTEST) * (min(rank, LAST_RANK) - 1) / (LAST_RANK - 1)
-
-
-def _encode(indices: NDArray[np.uint8], table: NDArray[np.uint8]) -> str:
-    picture = Pillow.fromarray(np.ascontiguousarray(indices))
-    picture.putpalette(table.tobytes())
-    content = io.BytesIO()
-    picture.save(content, "PNG", transparency=0)
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
 
 
 def lay_over(
@@ -308,14 +299,14 @@ def draw(output_dir: Path, visit: Results, template_t1w: Path) -> dict[str, tupl
     template_t1w : Path
         The template, on the grid of the images in its space.
     """
-    shelf = ImageCache(output_dir)
+    cache = ImageCache(output_dir)
     extraction = _attempt(
         Panel(
             f"Brain mask on the T1w ({visit.name})",
             "The line should follow the surface of the brain: no skull or eye inside, no cortex "
             "or cerebellum outside.",
         ),
-        lambda: (_brain_extraction(shelf, visit),),
+        lambda: (_brain_extraction(cache, visit),),
     )
     normalization = _attempt(
         Panel(
@@ -323,7 +314,7 @@ def draw(output_dir: Path, visit: Results, template_t1w: Path) -> dict[str, tupl
             "The lines are drawn from the template and stay as they are while the pictures "
             "change. Ventricles, insula and surface of the T1w should lie on them.",
         ),
-        lambda: (_normalization(shelf, visit, template_t1w),),
+        lambda: (_normalization(cache, visit, template_t1w),),
     )
     coregistrations = [
         _attempt(
@@ -332,14 +323,14 @@ def draw(output_dir: Path, visit: Results, template_t1w: Path) -> dict[str, tupl
                 "The lines are drawn from the T1w. Uptake should fill the band between them, "
                 "on both sides alike, with no bright rim outside of the brain.",
             ),
-            lambda pet=pet: (_coregistration(shelf, visit, pet),),  # type: ignore[misc]
+            lambda pet=pet: (_coregistration(cache, visit, pet),),  # type: ignore[misc]
         )
         for pet in visit.pets
     ]
     return {
         "anatomy": (extraction, normalization),
         "coregistration": tuple(coregistrations),
-        "pet": (*_compare_all(shelf, visit), *_tell_uncertainty(shelf, visit)),
+        "pet": (*_compare_all(cache, visit), *_tell_uncertainty(cache, visit)),
     }
 
 
@@ -382,19 +373,19 @@ def _brain_outline(brain: Image, colours: tuple[str, str]) -> Outline:
     return "edge of the brain mask", colours[0], brain.data, 0.5
 
 
-def _brain_extraction(shelf: ImageCache, visit: Results) -> Figure:
-    t1w = shelf.take_derivative(visit.t1w)
-    brain, t1w = _to_brain(shelf.take_derivative(visit.mask, t1w), AROUND_HEAD, t1w)
+def _brain_extraction(cache: ImageCache, visit: Results) -> Figure:
+    t1w = cache.take_derivative(visit.t1w)
+    brain, t1w = _to_brain(cache.take_derivative(visit.mask, t1w), AROUND_HEAD, t1w)
     layers = [_grey(f"T1w ({visit.name})", t1w, brain)]
     return flicker(
         "Brain mask on the T1w", layers, [_brain_outline(brain, ON_GREY)], mask_of(brain)
     )
 
 
-def _normalization(shelf: ImageCache, visit: Results, template_t1w: Path) -> Figure:
-    template = shelf.take(template_t1w)
-    t1w = shelf.take_derivative(visit.t1w_in_template, template)
-    brain = shelf.take_derivative(visit.mask_in_template, template)
+def _normalization(cache: ImageCache, visit: Results, template_t1w: Path) -> Figure:
+    template = cache.take(template_t1w)
+    t1w = cache.take_derivative(visit.t1w_in_template, template)
+    brain = cache.take_derivative(visit.mask_in_template, template)
     brain, t1w, template = _to_brain(brain, AROUND_BRAIN, t1w, template)
     name = f"T1w moved to the template ({visit.name})"
     layers = [_grey("Template", template, brain), _grey(name, t1w, brain)]
@@ -402,10 +393,10 @@ def _normalization(shelf: ImageCache, visit: Results, template_t1w: Path) -> Fig
     return flicker("T1w and template in turn", layers, outlines, mask_of(brain))
 
 
-def _coregistration(shelf: ImageCache, visit: Results, pet: RealPet) -> Figure:
-    t1w = shelf.take_derivative(visit.t1w)
-    moved = shelf.take_derivative(pet.in_t1w, t1w)
-    brain = shelf.take_derivative(visit.mask, t1w)
+def _coregistration(cache: ImageCache, visit: Results, pet: RealPet) -> Figure:
+    t1w = cache.take_derivative(visit.t1w)
+    moved = cache.take_derivative(pet.in_t1w, t1w)
+    brain = cache.take_derivative(visit.mask, t1w)
     brain, t1w, moved = _to_brain(brain, AROUND_HEAD, t1w, moved)
     scale = _scale(moved, mask_of(brain), "inferno", "PET", pet.in_t1w.text("Units"))
     layers = [
@@ -417,14 +408,14 @@ def _coregistration(shelf: ImageCache, visit: Results, pet: RealPet) -> Figure:
     return flicker("T1w and PET in turn", layers, outlines, mask_of(brain))
 
 
-def _compare_all(shelf: ImageCache, visit: Results) -> tuple[Panel, ...]:
+def _compare_all(cache: ImageCache, visit: Results) -> tuple[Panel, ...]:
     """Compare with each real PET; where none can be shown, show the synthetic PET by itself."""
     panels = [
-        _attempt(_announce(visit, pet), lambda pet=pet: _comparison(shelf, visit, pet))  # type: ignore[misc]
+        _attempt(_announce(visit, pet), lambda pet=pet: _comparison(cache, visit, pet))  # type: ignore[misc]
         for pet in visit.pets
     ]
     if visit.synthetic is not None and not any(panel.figures for panel in panels):
-        panels.append(_attempt(_announce(visit, None), lambda: _comparison(shelf, visit, None)))
+        panels.append(_attempt(_announce(visit, None), lambda: _comparison(cache, visit, None)))
     return tuple(panels)
 
 
@@ -445,14 +436,14 @@ def _announce(visit: Results, pet: RealPet | None) -> Panel:
     )
 
 
-def _comparison(shelf: ImageCache, visit: Results, pet: RealPet | None) -> tuple[Figure, ...]:
-    t1w = shelf.take_derivative(visit.t1w_in_template)
-    brain = shelf.take_derivative(visit.mask_in_template, t1w)
+def _comparison(cache: ImageCache, visit: Results, pet: RealPet | None) -> tuple[Figure, ...]:
+    t1w = cache.take_derivative(visit.t1w_in_template)
+    brain = cache.take_derivative(visit.mask_in_template, t1w)
     pets: list[tuple[str, Image]] = []
     if visit.synthetic is not None:
-        pets.append(("SYNTHETIC PET", shelf.take_derivative(visit.synthetic, t1w)))
+        pets.append(("SYNTHETIC PET", cache.take_derivative(visit.synthetic, t1w)))
     if pet is not None:
-        pets.append(("Real PET", shelf.take_derivative(pet.in_template, t1w)))
+        pets.append(("Real PET", cache.take_derivative(pet.in_template, t1w)))
     brain, t1w, *images = _to_brain(brain, AROUND_BRAIN, t1w, *(image for _, image in pets))
     layers = [Layer("T1w", t1w, Scale("gray", 0.0, 1.0, "T1w"))]
     layers += [Layer(name, image, UPTAKE) for (name, _), image in zip(pets, images, strict=True)]
@@ -462,7 +453,7 @@ def _comparison(shelf: ImageCache, visit: Results, pet: RealPet | None) -> tuple
     return _mosaics(layers, brain)
 
 
-def _tell_uncertainty(shelf: ImageCache, visit: Results) -> tuple[Panel, ...]:
+def _tell_uncertainty(cache: ImageCache, visit: Results) -> tuple[Panel, ...]:
     if not visit.is_spread_of_synthetic:
         return ()
     panel = Panel(
@@ -471,13 +462,13 @@ def _tell_uncertainty(shelf: ImageCache, visit: Results) -> tuple[Panel, ...]:
         f"{len(visit.folds)} of them, disagree there. Dark says only that they agree: they "
         "may be wrong alike, and what the T1w does not show, none of them knows.",
     )
-    return (_attempt(panel, lambda: _spread_mosaics(shelf, visit)),)
+    return (_attempt(panel, lambda: _spread_mosaics(cache, visit)),)
 
 
-def _spread_mosaics(shelf: ImageCache, visit: Results) -> tuple[Figure, ...]:
-    pet = shelf.take_derivative(visit.synthetic)
-    spread = shelf.take_derivative(visit.uncertainty, pet)
-    brain = shelf.take_derivative(visit.mask_in_template, pet)
+def _spread_mosaics(cache: ImageCache, visit: Results) -> tuple[Figure, ...]:
+    pet = cache.take_derivative(visit.synthetic)
+    spread = cache.take_derivative(visit.uncertainty, pet)
+    brain = cache.take_derivative(visit.mask_in_template, pet)
     brain, pet, spread = _to_brain(brain, AROUND_BRAIN, pet, spread)
     layers = [Layer("SYNTHETIC PET", pet, UPTAKE), Layer("Uncertainty", spread, SPREAD)]
     return _mosaics(layers, brain)

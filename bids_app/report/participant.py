@@ -117,13 +117,13 @@ def _part(
     """Gather what one detector says of one PET; ``name`` is for addresses inside the page."""
     trained = f", trained on {anomaly.training_set}" if anomaly.training_set else ""
     title = f"{name_of(anomaly.detector)}{trained} ({anomaly.name})"
-    shelf, panel, viewer = ImageCache(output_dir), Panel(title, CAPTION), None
+    cache, panel, viewer = ImageCache(output_dir), Panel(title, CAPTION), None
     faults = [*doubts, *anomaly.faults]
     try:
-        score_map = take_score_map(shelf, output_dir, anomaly, own=False)
+        score_map = take_score_map(cache, output_dir, anomaly, own=False)
         panel = draw_score_map(score_map, title, CAPTION)
         if anomaly.primary:
-            viewer, fault = _viewer(shelf, output_dir, anomaly, score_map, name)
+            viewer, fault = _viewer(cache, output_dir, anomaly, score_map, name)
             faults += fault
     except Mri2petError as error:
         panel = replace(panel, missing=str(error))
@@ -148,13 +148,13 @@ def _part(
 
 
 def _viewer(
-    shelf: ImageCache, output_dir: Path, anomaly: Anomaly, in_template: ScoreMap, name: str
+    cache: ImageCache, output_dir: Path, anomaly: Anomaly, in_template: ScoreMap, name: str
 ) -> tuple[Viewer, list[str]]:
     """View the map in the participant's own space, or else in that of the template."""
     if not anomaly.paths.statmap_in_t1w.exists():
         return make_viewer(in_template, name, own=False), []
     try:
-        own = take_score_map(shelf, output_dir, anomaly, own=True)
+        own = take_score_map(cache, output_dir, anomaly, own=True)
     except Mri2petError as error:
         return make_viewer(in_template, name, own=False), [str(error)]
     return make_viewer(replace(own, heat=in_template.heat), name, own=True), []

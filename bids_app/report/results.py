@@ -4,19 +4,21 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
 from bids_app.derivatives.find import Results
 from bids_app.derivatives.sidecars import Derivative, Faults
-from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.imaging.coverage import COMPLETE, describe_missing
 from bids_app.imaging.verdict import reasons_of, verdict_of
 from bids_app.imaging.volume import Mask
 from bids_app.nifti import Image, load
 from bids_app.report.figures import turn_to_ras
 from bids_app.report.page import show
+
+Label = TypeVar("Label")
 
 
 class ImageCache:
@@ -63,6 +65,18 @@ class ImageCache:
         if derivative is None:
             raise MissingInputError("No image in the space of the template was written.")
         return self.take(derivative.path, grid)
+
+    def take_all(
+        self, paths: Mapping[Label, Path], grid: Image
+    ) -> tuple[dict[Label, Image], list[str]]:
+        """Read what can be read of images on one grid; say of the rest why it cannot."""
+        images, faults = dict[Label, Image](), list[str]()
+        for label, path in paths.items():
+            try:
+                images[label] = self.take(path, grid)
+            except Mri2petError as error:
+                faults.append(str(error))
+        return images, faults
 
 
 def mask_of(brain: Image) -> Mask:
