@@ -207,41 +207,27 @@ class Origin:
 
 def native_t1w(visit: Preprocessed) -> Path:
     """Name the corrected T1w on its own grid."""
-    return _beside(visit, suffix="T1w", extension=".nii.gz", entities={"desc": "preproc"})
+    return _beside(visit, "desc-preproc_T1w.nii.gz")
 
 
 def template_to_t1w(visit: Preprocessed) -> Path:
     """Name the transform from the template to the T1w."""
-    space = entities_of(visit.t1w)["space"]
-    steps = {"from": space, "to": "T1w", "mode": "image"}
-    return _beside(visit, suffix="xfm", extension=".h5", entities=steps)
+    return _beside(visit, f"from-{entities_of(visit.t1w)['space']}_to-T1w_mode-image_xfm.h5")
 
 
 def t1w_to_template(visit: Preprocessed) -> Path:
     """Name the transform from the T1w to the template."""
-    space = entities_of(visit.t1w)["space"]
-    steps = {"from": "T1w", "to": space, "mode": "image"}
-    return _beside(visit, suffix="xfm", extension=".h5", entities=steps)
+    return _beside(visit, f"from-T1w_to-{entities_of(visit.t1w)['space']}_mode-image_xfm.h5")
 
 
 def lesions_in_template(visit: Preprocessed) -> Path:
     """Name the mask of known lesions on the template's grid."""
-    entities = entities_of(visit.t1w)
-    grid = {key: entities[key] for key in ("space", "res")}
-    return _beside(visit, suffix="mask", extension=".nii.gz", entities={**grid, "label": "L"})
+    space, res = (entities_of(visit.t1w)[key] for key in ("space", "res"))
+    return _beside(visit, f"space-{space}_res-{res}_label-L_mask.nii.gz")
 
 
-def _beside(visit: Preprocessed, *, suffix: str, extension: str, entities: dict[str, str]) -> Path:
-    root = visit.t1w.parents[2 if visit.session is None else 3]
-    return derivative_path(
-        root,
-        subject=visit.subject,
-        session=visit.session,
-        datatype="anat",
-        suffix=suffix,
-        extension=extension,
-        entities=entities,
-    )
+def _beside(visit: Preprocessed, ending: str) -> Path:
+    return visit.t1w.with_name(f"{visit.t1w.name.partition('_space-')[0]}_{ending}")
 
 
 Line = dict[str, object]
