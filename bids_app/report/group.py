@@ -51,7 +51,6 @@ from bids_app.report.page import (
 SHOWN: Final = (1, 5, 10)  # clusters a patient at which detectors are compared (our choice)
 SIGNIFICANT: Final = 0.05  # our choice, as that of most of the field
 SMALLEST: Final = 0.001  # p below it are not written out
-NOTHING: Final = ("", "", "")
 
 
 def matches_of(detected: Detected) -> list[dict[str, object]]:
