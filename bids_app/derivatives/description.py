@@ -42,25 +42,6 @@ DESCRIPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Software:
-    """What made the dataset.
-
-    Parameters
-    ----------
-    version : str
-        Of the app.
-    code_url : str
-        Where its source is.
-    container : tuple of (str, str)
-        BIDS fields of the container it runs in (``Type``, ``Tag``, ``URI``); empty without one.
-    """
-
-    version: str
-    code_url: str
-    container: tuple[tuple[str, str], ...] = ()
-
-
 def find_container(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Say which container a run is in, from its environment.
 
@@ -126,24 +107,16 @@ def _read_raw(bids_dir: Path) -> dict[str, object]:
 
 
 def _description(
-    bids_dir: Path, output_dir: Path, software: Software, template: str, reference: str
+    bids_dir: Path, output_dir: Path, made_by: Mapping[str, object], reference: str
 ) -> dict[str, object]:
     raw = _read_raw(bids_dir)
     link = _link(bids_dir, output_dir)
-    made_by: dict[str, object] = {
-        "Name": NAME,
-        "Version": software.version,
-        "CodeURL": software.code_url,
-        "Description": f"T1w and FDG PET in {template}, and synthetic FDG PET from T1w",
-    }
-    if software.container:
-        made_by["Container"] = dict(software.container)
     source = {"URL": link, "DOI": raw.get("DatasetDOI"), "Version": raw.get("DatasetVersion")}
     return {
         "Name": f"{NAME}: {raw.get('Name', bids_dir.name)}",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [made_by],
+        "GeneratedBy": [dict(made_by)],
         "SourceDatasets": [{k: v for k, v in source.items() if isinstance(v, str)}],
         "DatasetLinks": {**_links(output_dir), "raw": link, "template": reference},
     }
@@ -168,7 +141,13 @@ def ignore_also(output_dir: Path, folder: Path) -> None:
 
 
 def start_dataset(
-    output_dir: Path, *, bids_dir: Path, software: Software, template: str, reference: str
+    output_dir: Path,
+    *,
+    bids_dir: Path,
+    version: str,
+    container: Iterable[tuple[str, str]] = (),
+    template: str,
+    reference: str,
 ) -> None:
     """Write the files that say what the dataset is, before any result.
 
@@ -176,8 +155,10 @@ def start_dataset(
     ----------
     output_dir, bids_dir : Path
         Roots of the derivative and of the raw dataset. Lines a user added to ``.bidsignore`` stay.
-    software : Software
-        What makes it.
+    version : str
+        Of the app.
+    container : iterable of (str, str)
+        BIDS fields of the container it runs in, as :func:`find_container` gives them.
     template, reference : str
         Name of the template, and URI of its image.
 
@@ -188,13 +169,22 @@ def start_dataset(
     ReadWriteError
         If they cannot be written.
     """
+    made_by: dict[str, object] = {
+        "Name": NAME,
+        "Version": version,
+        "CodeURL": CODE_URL,
+        "Description": f"T1w and FDG PET in {template}, and synthetic FDG PET from T1w",
+    }
+    fields = dict(container)
+    if fields:
+        made_by["Container"] = fields
     description = output_dir / DESCRIPTION
     with locked(output_dir):
         refuse_foreign(output_dir)
-        write_json(description, _description(bids_dir, output_dir, software, template, reference))
+        write_json(description, _description(bids_dir, output_dir, made_by, reference))
         _write_ignored(output_dir / ".bidsignore", IGNORED)
         about = read_text(TEXTS / "README.md")
-        readme = about.format(version=software.version, template=template)
+        readme = about.format(version=version, template=template)
         write_text(output_dir / "README.md", readme)
         _write_descriptions(output_dir)
 
