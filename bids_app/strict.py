@@ -124,6 +124,21 @@ def refuse_odd(
             raise ValueError(f"field {name} cannot be {_short(value)}")
 
 
+def keep_known(
+    values: Mapping[str, object], checks: Mapping[str, Check], blank: Mapping[str, object]
+) -> dict[str, object]:
+    """Keep the fields that are as their checks want them; those of ``blank`` stand for others.
+
+    Examples
+    --------
+    >>> checks = {"name": is_text, "seed": is_whole(0, 9)}
+    >>> keep_known({"name": 3, "seed": 5, "odd": 1}, checks, {"name": ""})
+    {'name': '', 'seed': 5}
+    """
+    known = {name: values[name] for name in checks if name in values}
+    return {**blank, **{name: value for name, value in known.items() if checks[name](value)}}
+
+
 def _short(value: object) -> str:
     text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "that large"
     return text if len(text) <= 60 else f"{text[:60]}…"

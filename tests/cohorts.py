@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from bids_app import nifti
 from bids_app.derivatives import sidecars
-from bids_app.derivatives.description import Software, start_dataset
+from bids_app.derivatives.description import start_dataset
 from bids_app.derivatives.paths import VisitPaths, derivative_path, sidecar_path, visit_paths
 from bids_app.derivatives.sidecars import Provenance, Space
 from bids_app.files import write_json, write_tsv
@@ -94,10 +94,7 @@ def write_controls(out: Path, subjects, rng) -> dict[str, VisitPaths]:
     raw.mkdir(parents=True, exist_ok=True)
     write_json(raw / "dataset_description.json", {"Name": "ellipsoids", "BIDSVersion": "1.10.0"})
     out.mkdir()
-    software = Software("0", "https://example.org")
-    start_dataset(
-        out, bids_dir=raw, software=software, template=TEMPLATE, reference=SPACE.reference
-    )
+    start_dataset(out, bids_dir=raw, version="0", template=TEMPLATE, reference=SPACE.reference)
     rows = [{"participant_id": f"sub-{subject}", "group": "control"} for subject in subjects]
     write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
     return {subject: write_control(out, subject, rng) for subject in subjects}

@@ -18,6 +18,7 @@ from bids_app.app.group import (
     write_detections,
 )
 from bids_app.derivatives.detections import (
+    ScoredSubject,
     anomaly_paths,
     read_all_clusters,
     read_clusters_table,
@@ -40,7 +41,6 @@ from bids_app.detection.clusters import Cluster, Place
 from bids_app.detection.evaluation import Mark
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json
-from bids_app.report.anomalies import ScoredSubject
 from bids_app.workflows.detection import ScoredImage
 
 MOST = 2  # clusters that are kept of a patient

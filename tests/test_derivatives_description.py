@@ -22,9 +22,9 @@ class Asked(dict):
 def test_all_that_methods_paragraphs_cite_has_its_version_told():
     asked = Asked()
     detectors = ("ocsvm", "zscore", "pseudonormal")
-    methods.group_boilerplate(versions=asked, detectors=detectors, evaluated=True)
-    methods.boilerplate(versions=asked, pet=True, generator={"Name": "g"})
-    methods.training_boilerplate(versions=asked, specs={})
+    methods.write_methods("group", asked, {"detectors": detectors, "evaluated": True})
+    methods.write_methods("participant", asked, {"pet": True, "generator": {"Name": "g"}})
+    methods.write_methods("train", asked, {})
     assert {"mri2pet", "numba", "torch", "antspyx", "scipy", "nibabel"} <= asked.names
     assert asked.names <= set(find_versions())
 

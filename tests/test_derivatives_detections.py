@@ -116,39 +116,40 @@ def test_columns_are_those_of_the_contract_and_all_are_explained(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("describe", "kind"),
+    ("table", "kind"),
     [
-        (detections.describe_clusters, Cluster),
-        (detections.describe_control_clusters, ControlCluster),
-        (detections.describe_control_maps, ControlMap),
-        (detections.describe_curve, CurvePoint),
-        (detections.describe_tests, McNemarTest),
-        (detections.describe_froc, FreePoint),
+        ("clusters", Cluster),
+        ("control_clusters", ControlCluster),
+        ("control_maps", ControlMap),
+        ("detection_curve", CurvePoint),
+        ("detection_tests", McNemarTest),
+        ("detection_froc", FreePoint),
     ],
 )
-def test_columns_are_the_fields_of_a_line(describe, kind):
+def test_columns_are_the_fields_of_a_line(table, kind):
     named = [field.name for field in fields(kind)]
     if kind is Cluster:  # its place comes first; the table has the peak's score beside the peak
         named.insert(named.index("volume"), named.pop(named.index("peak_score")))
-    assert list(describe()) == named
+    assert list(detections.describe(table)) == named
 
 
 def test_levels_are_all_that_can_be_told():
-    told = detections.describe_tests()
+    told = detections.describe("detection_tests")
     assert list(told["unit"]["Levels"]) == list(UNITS)
     for number in (1, 2):
         assert list(told[f"training_set_{number}"]["Levels"]) == ["real", "hybrid", "synthetic"]
         assert list(told[f"detector_{number}"]["Levels"]) == ["ocsvm", "zscore", "pseudonormal"]
-    assert list(detections.describe_clusters()["side"]["Levels"]) == ["left", "right", "midline"]
+    assert list(detections.describe("clusters")["side"]["Levels"]) == ["left", "right", "midline"]
     described = json.dumps(
-        [told, detections.describe_curve(), detections.describe_all_clusters()], ensure_ascii=False
+        [told, detections.describe("detection_curve"), detections.describe("all_clusters")],
+        ensure_ascii=False,
     )
     for source in ("McNemar (1947)", "Holm (1979)", "Wilson", "Zotova et al. (2021), section 2.2"):
         assert source in described
 
 
 def test_sides_are_told_as_they_are_decided():
-    levels = detections.describe_clusters()["side"]["Levels"]
+    levels = detections.describe("clusters")["side"]["Levels"]
     assert levels["left"] == f"x below -{MIDLINE:g} mm"
     assert levels["right"] == f"x above {MIDLINE:g} mm"
 

@@ -3,13 +3,17 @@ from pathlib import Path
 import pytest
 
 from bids_app.derivatives import sidecars
-from bids_app.derivatives.find import Preprocessed, find_preprocessed, verdict_of_image
+from bids_app.derivatives.detections import Anomaly, backdrop_of, paths_beside
+from bids_app.derivatives.find import (
+    Preprocessed,
+    find_preprocessed,
+    find_results,
+    verdict_of_image,
+)
 from bids_app.derivatives.paths import VisitPaths, derivative_path, sidecar_path, visit_paths
 from bids_app.derivatives.sidecars import Provenance, Space
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import read_json, write_json
-from bids_app.report.anomalies import Anomaly, backdrop_of
-from bids_app.report.results import find_results
 from bids_app.visit import Scan, Visit
 
 TEMPLATE = "MNI152NLin2009aSym"
@@ -223,9 +227,9 @@ def test_preprocessed_and_reports_answer_alike_which_t1w_a_pet_lies_on(out):
         write_visit(out, "01", session, pets=[])
     pet = write_visit(out, "01", "b", pets=[{"ses": "c"}]).pets[0]
     stem = "sub-01_ses-c_trc-18FFDG"
-    anomaly = Anomaly(
-        "01", "c", stem, "real", "zscore", True, f"{TEMPLATE}_res-1", pet.to_t1w.parent
-    )
+    space = f"{TEMPLATE}_res-1"
+    paths = paths_beside(pet.to_t1w.with_name(f"{stem}_space-{space}_stat-zscore_statmap.nii.gz"))
+    anomaly = Anomaly("01", "c", stem, "real", "zscore", True, space, paths)
     for silent in (None, pet.in_t1w, pet.in_template):  # either sidecar is enough
         told = {} if silent is None else read_json(sidecar_path(silent))
         if silent is not None:
@@ -238,8 +242,8 @@ def test_preprocessed_and_reports_answer_alike_which_t1w_a_pet_lies_on(out):
             "sub-01, ses-b": 1,
             "sub-01, ses-c": 0,
         }
-        assert "ses-b" in backdrop_of(out, anomaly, own=True).t1w.parts
-        assert "ses-b" in backdrop_of(out, anomaly, own=False).t1w.parts
+        assert "ses-b" in backdrop_of(out, anomaly, own=True)[0].parts
+        assert "ses-b" in backdrop_of(out, anomaly, own=False)[0].parts
         if silent is not None:
             write_json(sidecar_path(silent), told)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from test_workflows_detection import FITTING, PATIENTS, controls_of, folds_of
 
-from bids_app.detection.detectors import DETECTORS, TRAINING_SETS, Detector, detector_of
+from bids_app.detection.detectors import DETECTORS, TRAINING_SETS, Detector, detector_of, rank_of
 from bids_app.detection.normative import MEASURES, SCORES
-from bids_app.report.detectors import rank_of, title_of
+from bids_app.report.anomalies import title_of
 from bids_app.settings import Settings
 from bids_app.workflows.detection import files_of, init_detector_wf, slabs_of
 

@@ -28,7 +28,7 @@ from bids_app.report.figures import (
     trace,
     turn_to_ras,
 )
-from bids_app.report.methods import boilerplate
+from bids_app.report.methods import write_methods
 from bids_app.report.participant import write_subject_report
 from bids_app.report.results import read_novelty, read_registration
 
@@ -197,7 +197,7 @@ def test_what_is_left_is_drawn_below_the_letter_l(codes, turn):
     ]
     layer = Layer("T1w", image, Scale("gray", 0, 1, "T1w"))
     figure = mosaic("mark", [layer], sections)
-    for tile in figure.frames[0].tiles:
+    for tile in figure.frames[0][1]:
         picture, spot = decode(tile.href), tile.spot
         row, column = ndimage.center_of_mass(picture > 128)
         x = spot.x + (column + 0.5) / picture.shape[1] * spot.width
@@ -594,22 +594,25 @@ def test_methods_tell_what_was_done_beyond_the_paper_and_nothing_else(tree, told
 
 def test_methods_name_tools_with_versions_and_cite_what_was_done():
     versions = {"mri2pet": "1.2.3", "deepbet": "4.5.6", "torch": "7.8.9"}
-    plain = boilerplate(versions=versions)
-    full = boilerplate(
-        versions=versions, pet=True, frames_averaged=True, generator=GENERATOR, compared=True
-    )
+    plain = write_methods("participant", versions, {})
+    done = {"pet": True, "frames_averaged": True, "generator": GENERATOR, "compared": True}
+    full = write_methods("participant", versions, done)
     for told in ("mri2pet 1.2.3", "deepbet 4.5.6", "Avants BB", "Tustison NJ", "Fonov VS"):
         assert told in plain
     for told in ("PyTorch 7.8.9", "Zhu J-Y", "Wang Z", "Norgaard M", "default 0.1.0", "averaged"):
         assert told in full
         assert told not in plain
-    assert "Fisch L" not in boilerplate(versions=versions, skull_stripped=True)
-    assert "Ciric R" in boilerplate(versions=versions, template="MNIPediatricAsym")
+    assert "Fisch L" not in write_methods("participant", versions, {"skull_stripped": True})
+    assert "Ciric R" in write_methods("participant", versions, {"template": "MNIPediatricAsym"})
 
 
 def test_every_reference_is_cited_somewhere():
     texts = [
-        boilerplate(versions={}, template=template, pet=True, generator=GENERATOR, compared=True)
+        write_methods(
+            "participant",
+            {},
+            {"template": template, "pet": True, "generator": GENERATOR, "compared": True},
+        )
         for template in ("MNI152NLin2009aSym", "MNI152NLin6Asym")
     ]
     path = Path(__file__).parents[1] / "bids_app" / "data" / "report" / "references.toml"

@@ -15,15 +15,14 @@ from hypothesis import strategies as st
 from test_report_participant import Reader, decode
 
 from bids_app import nifti
-from bids_app.derivatives.paths import resolution_label
-from bids_app.derivatives.table1 import write_table1
+from bids_app.derivatives.table1 import ScoreRow, epochs_of, write_table1
 from bids_app.files import write_json, write_tsv
 from bids_app.imaging.volume import grid_of_box
-from bids_app.report.cards import Spec, TrainedModel, epochs_of, find_trained, kept_epoch
+from bids_app.report.cards import TrainedModel, find_trained, kept_epoch
 from bids_app.report.charts import (
     HALF,
     SERIES,
-    Sweep,
+    best_of,
     cautions_of,
     draw_curves,
     draw_sweeps,
@@ -34,14 +33,11 @@ from bids_app.report.charts import (
     set_axis,
     sweeps_of,
 )
-from bids_app.report.gallery import choose, draw_gallery, space_label
-from bids_app.report.methods import MORE_REFERENCES, REFERENCES, training_boilerplate
+from bids_app.report.gallery import choose, draw_gallery
+from bids_app.report.methods import MORE_REFERENCES, REFERENCES, tell_specs, write_methods
 from bids_app.report.table1 import (
     BASELINES,
     COLUMNS,
-    Score,
-    ScoreComparison,
-    ScoreRow,
     best_model,
     configuration_of,
     full_name_of,
@@ -52,8 +48,10 @@ from bids_app.report.table1 import (
     why_no_lpips,
 )
 from bids_app.report.train import doubts_of, write_training_report
+from bids_app.synthesis.card import card_from
 from bids_app.synthesis.evaluation import FWHM_SWEEP, METRICS, ROWS, ScoreRecord, Scores
 from bids_app.synthesis.models import MODELS, PUBLISHED, spec_to_dict
+from bids_app.synthesis.statistics import PairedTest
 
 TEMPLATE, RESOLUTION = "MNI152NLin2009aSym", 12.0
 SPACE = f"space-{TEMPLATE}_res-12"
@@ -211,18 +209,22 @@ def row(model, **means):
         model=model,
         configuration="",
         n=5,
-        means={metric: means.get(metric) for metric in METRICS},
+        means={metric: means.get(metric, math.nan) for metric in METRICS},
         sds=dict.fromkeys(METRICS, 0.01),
     )
 
 
 def score(model, participant, *, session="", sweep=(), **values):
-    known = {metric: values.get(metric) for metric in METRICS}
-    return Score(model, participant, session, "1", known, dict(sweep))
+    known = Scores(**{metric: values.get(metric, math.nan) for metric in METRICS})
+    label = participant.removeprefix("sub-")
+    return ScoreRecord(
+        model, label, session.removeprefix("ses-") if session else None, 1, known, dict(sweep)
+    )
 
 
 def comparison(metric, one, other, *, difference, p, p_holm, n=20):
-    return ScoreComparison(metric, one, other, n, difference, p, p_holm)
+    difference, p, p_holm = (math.nan if v is None else v for v in (difference, p, p_holm))
+    return PairedTest(metric, one, other, n, difference, math.nan, p, p_holm)
 
 
 # The page
@@ -427,8 +429,7 @@ def test_the_values_of_the_paper_stand_beside_as_other_data(tree):
 
 
 def best_in(rows, metric):
-    cells = [line.cells[COLUMNS.index(metric)] for group in table1(rows) for line in group.lines]
-    return [cell.best for cell in cells]
+    return [cells[COLUMNS.index(metric)][2] for _, lines in table1(rows) for _, cells in lines]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -452,10 +453,10 @@ def test_models_that_cannot_be_told_apart_are_best_together():
 
 def test_p_is_below_the_diagonal_and_holm_above_it():
     tests = [comparison("ssim", "semi3d-gan", "baseline-t1w", difference=0.1, p=0.02, p_holm=0.04)]
-    ((corner, above), (below, end)) = matrices(tests)[0].lines
-    assert (below.text, below.kind, below.better) == ("0.020", "plain", "")
-    assert (above.text, above.kind, above.better) == ("0.040", "holm", "row")
-    assert corner.kind == end.kind == "same"
+    _, ((corner, above), (below, end)) = matrices(tests)[0]
+    assert below == ("0.020", "plain", "")
+    assert above == ("0.040", "holm", "row")
+    assert corner[1] == end[1] == "same"
 
 
 @pytest.mark.parametrize("metric", ["ssim", "psnr_brain", "lpips", "lpips_brain"])
@@ -468,12 +469,14 @@ def test_the_mark_points_to_the_better_model_whichever_comes_first(metric, diffe
     assert straight == turned
     less = metric.startswith("lpips")
     expected = "" if difference == 0 else "row" if (difference > 0) != less else "column"
-    assert straight[0].lines[0][1].better == expected
+    _, lines = straight[0]
+    assert lines[0][1][2] == expected
 
 
 def test_what_is_not_significant_after_holm_is_not_marked():
     tests = [comparison("ssim", "semi3d-gan", "baseline-t1w", difference=0.1, p=0.001, p_holm=0.05)]
-    assert matrices(tests)[0].lines[0][1].better == ""
+    _, lines = matrices(tests)[0]
+    assert lines[0][1][2] == ""
     assert matrices([comparison("ssim", "a", "b", difference=None, p=None, p_holm=None)]) == []
 
 
@@ -630,7 +633,7 @@ def test_of_an_epoch_that_was_run_twice_the_later_line_counts():
     told = epochs(
         "2 2 5 1 0.5 0", "1 1 9 1 0.5 0", "2 2 7 1 0.6 1", "all 1 1 1 n/a 0", "10 1 1 1 1 0"
     )
-    assert [(e.fold, e.number, e.generator_loss) for e in told] == [
+    assert [(e.fold, e.epoch, e.generator_loss) for e in told] == [
         *(("1", 1, 9.0), ("2", 2, 7.0), ("10", 1, 1.0), ("all", 1, 1.0))
     ]
     assert kept_epoch(told, "2") == "2 of 2"
@@ -681,34 +684,35 @@ def test_losses_that_are_no_numbers_leave_a_gap_and_not_a_crash():
 
 def test_the_best_smoothing_is_found_and_that_of_the_run_is_marked(tree):
     sweeps = sweeps_of(find_trained(tree.out).scores)
-    assert [one.model for one in sweeps] == list(SHOWN)
-    assert {one.best for one in sweeps} == {2.0}
+    assert list(sweeps) == list(SHOWN)
+    assert {best_of(means) for means in sweeps.values()} == {2.0}
     chart = draw_sweeps(sweeps, 1.5)
     (axes,) = chart.figure.axes
     assert chart.svg.count(">this run: 1.5 mm</text>") == 1
     assert list(axes.lines[0].get_xdata()) == [1.5, 1.5]  # and the dashed line is there
     best = [line for line in axes.lines if line.get_markersize() == 9]
     assert {x for line in best for x in line.get_xdata()} == {2.0}
-    for sweep, curve in zip(sweeps, axes.lines[1::2], strict=True):
-        assert dict(curve.get_xydata()) == sweep.means
+    for means, curve in zip(sweeps.values(), axes.lines[1::2], strict=True):
+        assert dict(curve.get_xydata()) == means
     assert [key.name for key in chart.keys] == [full_name_of(model) for model in SHOWN]
     for told in ("SSIM, whole volume", "FWHM of the Gaussian (mm)"):
         assert f">{told}</text>" in chart.svg
     assert "this run" not in draw_sweeps(sweeps, None).svg
     assert "this run" not in draw_sweeps(sweeps, 99.0).svg
-    assert draw_sweeps([], 1.5) is None
+    assert draw_sweeps({}, 1.5) is None
 
 
 def test_a_best_smoothing_that_tells_little_is_said_to():
-    swept = [
-        Sweep("semi3d-gan", {0.0: 0.5, 1.5: 0.6, 3.0: 0.7}),
-        Sweep("semi3d-gan-mse", {0.0: 0.5, 1.5: 0.6, 3.0: 0.5}),
-    ]
+    swept = {
+        "semi3d-gan": {0.0: 0.5, 1.5: 0.6, 3.0: 0.7},
+        "semi3d-gan-mse": {0.0: 0.5, 1.5: 0.6, 3.0: 0.5},
+    }
     edge, narrow = cautions_of(swept, 2.0)
     assert edge.startswith("semi-3D Simple-GAN: the widest")
     assert "2 mm" in narrow
-    assert cautions_of(swept[1:], 1.0) == []
-    assert cautions_of([], 2.0) == []
+    del swept["semi3d-gan"]
+    assert cautions_of(swept, 1.0) == []
+    assert cautions_of({}, 2.0) == []
 
 
 def odd_violins():
@@ -777,10 +781,11 @@ def test_the_control_in_the_middle_of_the_best_model_is_shown():
     scores += [score(bad, who, ssim_brain=0.1) for who in values]
     scores += [score("baseline-t1w", who, ssim_brain=0.99) for who in values]
     assert best_model(scores, "ssim_brain") == good
-    choice = choose(scores)
-    assert (choice.score.participant, choice.score.model) == ("sub-4", good)
-    assert choice.similarities[bad] == 0.1
-    assert choose([s for s in scores if s.participant != "sub-1"]).score.participant == "sub-5"
+    chosen, similarities = choose(scores)
+    assert (chosen.participant, chosen.model) == ("4", good)
+    assert similarities[bad] == 0.1
+    chosen, _ = choose([s for s in scores if s.participant != "1"])
+    assert chosen.participant == "5"
     assert choose([score(good, "sub-1")]) is None
 
 
@@ -794,7 +799,7 @@ def test_pictures_stand_in_columns_of_one_scale_with_differences_below(tree):
     panel = gallery(tree)
     assert panel.title == "sub-03, left out in fold 1"
     (figure,) = panel.figures
-    tiles = sorted(figure.frames[0].tiles, key=lambda tile: (tile.spot.y, tile.spot.x))
+    tiles = sorted(figure.frames[0][1], key=lambda tile: (tile.spot.y, tile.spot.x))
     assert len(tiles) == 3 * (5 + 3)
     lefts = sorted({tile.spot.x for tile in tiles})
     assert len(lefts) == 5
@@ -802,7 +807,7 @@ def test_pictures_stand_in_columns_of_one_scale_with_differences_below(tree):
     assert [name for _, name in names] == [
         *("T1w", "Simple-GAN", "Cycle-GAN + MSE", "Simple-GAN + MSE", "Real PET")
     ]
-    assert [bar.name.partition(" ")[0] for bar in figure.bars] == ["PET", "synthetic"]
+    assert [name.partition(" ")[0] for name, *_ in figure.bars] == ["PET", "synthetic"]
     axial = [tile for tile in tiles if tile.spot.section.plane == "axial"]
     pets = [decode(tile.href).max() for tile in axial[1:5]]
     assert pets == [*sorted(pets[:3]), pets[1]]  # 0.25, 0.5, 0.75 and the real 0.5
@@ -813,7 +818,7 @@ def test_pictures_stand_in_columns_of_one_scale_with_differences_below(tree):
 
 def test_left_is_left(tree):
     (figure,) = gallery(tree).figures
-    t1w = decode(figure.frames[0].tiles[0].href)  # brighter towards the right
+    t1w = decode(figure.frames[0][1][0].href)  # brighter towards the right
     middle = t1w[t1w.shape[0] // 2]
     inside = np.flatnonzero(middle > 30)
     assert middle[inside[-1]] > middle[inside[0]]
@@ -856,7 +861,7 @@ def test_the_real_pet_of_another_session_is_found_where_there_is_none_of_its_own
     path_of(tree, "preproc_pet").unlink()
     panel = gallery(tree)
     assert f"sub-03_ses-a_{stem}.nii.gz." in panel.caption
-    assert len(panel.figures[0].frames[0].tiles) == 3 * (5 + 3)
+    assert len(panel.figures[0].frames[0][1]) == 3 * (5 + 3)
 
 
 def test_of_two_sessions_the_own_one_is_shown(tree):
@@ -872,19 +877,16 @@ def test_of_two_sessions_the_own_one_is_shown(tree):
     panel = draw_gallery(tree.out, scores, ["semi3d-gan"], SPACE.removeprefix("space-"))
     assert panel.title.startswith("sub-07, ses-b, left out")
     assert "Real PET: sub-07_ses-b_" in panel.caption
-    assert len(panel.figures[0].frames[0].tiles) == 3 * (3 + 1)
-
-
-@pytest.mark.parametrize("resolution", [1.0, 1.5, 2.0, 10.0, 0.8, 1.25])
-def test_the_grid_is_spelled_as_file_names_are(resolution):
-    assert space_label("MNI", resolution) == f"MNI_res-{resolution_label(resolution)}"
+    assert len(panel.figures[0].frames[0][1]) == 3 * (3 + 1)
 
 
 # Doubts
 
 
 def trained_with(rows=(), scores=(), cards=()):
-    return TrainedModel(rows, scores, (), {name: {"name": name} for name in cards}, {}, ())
+    told = {"spec": spec_to_dict(MODELS["semi3d-gan"])}
+    known = {name: card_from({**told, "name": name}, lenient=True) for name in cards}
+    return TrainedModel(rows, scores, (), known, {}, ())
 
 
 def test_a_model_no_better_than_a_baseline_is_a_warning():
@@ -939,8 +941,8 @@ def test_methods_tell_what_was_done_with_which_version(tree):
 
 
 def test_a_reference_is_listed_when_it_is_cited_and_every_one_is():
-    spec = Spec("semi3d", {"width": 64.0}, None, None, cycle=True)
-    full = training_boilerplate(versions={}, specs={"one": spec}, lpips=True, tested=True)
+    spec = MODELS["semi3d-cyclegan"]
+    full = write_methods("train", {}, {**tell_specs({"one": spec}), "lpips": True, "tested": True})
     keys = re.findall(r'^"(.*)" = "(.*)"$', MORE_REFERENCES.read_text(), re.M)
     assert len(keys) == 8
     assert all(key in full and text in full for key, text in keys)
@@ -948,7 +950,7 @@ def test_a_reference_is_listed_when_it_is_cited_and_every_one_is():
     body = full.partition("References")[0].replace("\n", " ")
     cited = re.findall(r"[A-Z][\w-]+(?: (?:et al\.|and [A-Z]\w+))?, \d{4}", body)
     assert {one.replace("  ", " ") for one in cited} <= set(known)
-    plain = training_boilerplate(versions={}, specs={"one": spec})
+    plain = write_methods("train", {}, tell_specs({"one": spec}))
     assert "Holm S" not in plain
     assert "Zhang R" not in plain
 

@@ -51,7 +51,6 @@ from bids_app.plan.detectors import (
 )
 from bids_app.plan.group import VOLUMES, assume_cohort, keep_usable, refuse_knowledge
 from bids_app.plan.participant import Problem, error_of, problem_of
-from bids_app.report.anomalies import GridSettings, ScoredRun, ScoredSubject, last_run, write_run
 from bids_app.report.group import write_group_report
 from bids_app.report.page import RunSummary
 from bids_app.settings import Settings
@@ -166,7 +165,9 @@ def _read_places(scored_image: ScoredImage) -> tuple[Place, ...] | None:
         ) from error
 
 
-def scored_in(output_dir: Path, dataset: str, seen: Iterable[ImageClusters]) -> ScoredRun:
+def scored_in(
+    output_dir: Path, dataset: str, seen: Iterable[ImageClusters]
+) -> detections.ScoredRun:
     """Tell reports what a run has scored.
 
     Parameters
@@ -178,11 +179,13 @@ def scored_in(output_dir: Path, dataset: str, seen: Iterable[ImageClusters]) -> 
     seen : iterable of ImageClusters
         Controls and patients.
     """
-    return ScoredRun(dataset, [_scored(output_dir, image.scored_image) for image in seen])
+    return detections.ScoredRun(
+        dataset, [_scored(output_dir, image.scored_image) for image in seen]
+    )
 
 
-def _scored(output_dir: Path, scored: ScoredImage) -> ScoredSubject:
-    return ScoredSubject(
+def _scored(output_dir: Path, scored: ScoredImage) -> detections.ScoredSubject:
+    return detections.ScoredSubject(
         scored.image.participant,
         scored.image.session if scored.image.session else "",
         scored.training_set,
@@ -527,8 +530,8 @@ def _finish(
     with locked(output_dir):
         write_detections(output_dir, seen, most=settings.clusters, applied=settings.detector)
         scored = scored_in(output_dir, study.dataset, seen)
-        grid = GridSettings(settings.template, settings.bounding_box, settings.grid_resolution)
-        write_run(output_dir, replace(scored, grid=grid))
+        grid = (settings.template, settings.bounding_box, settings.grid_resolution)
+        detections.write_run(output_dir, replace(scored, grid=grid))
     problems = report_level(settings, console, write_group_report, told)
     patients = {image.subject for image in seen if not image.scored_image.control}
     return problems + _report_patients(settings, patients, console)
@@ -545,14 +548,14 @@ def _report_patients(
 
 def _report_again(settings: Settings, console: Console) -> int:
     refuse_without_results(settings, "--reports-only")
-    run = last_run(settings.output_dir)
+    run = detections.last_run(settings.output_dir)
     if run.grid is not None:  # which may be another than this command line's
-        x0, y0, z0, x1, y1, z1 = run.grid.bounding_box
+        template, (x0, y0, z0, x1, y1, z1), resolution = run.grid
         settings = replace(
             settings,
-            template=run.grid.template,
+            template=template,
             bounding_box=(x0, y0, z0, x1, y1, z1),
-            resolution=run.grid.resolution,
+            resolution=resolution,
         )
     path = settings.output_dir / "group.html"
     if settings.dry_run:

@@ -138,6 +138,19 @@ _CHECKS: dict[str, strict.Check] = {
     "files": strict.is_mapping(strict.is_sha256, 1_000_000),
     "makers": strict.is_list(strict.is_mapping(strict.is_text, 100), 100_000),
 }
+_BLANK_CONTROL: dict[str, object] = {
+    **dict.fromkeys(("participant", "generator", "generator_sha256"), ""),
+    "session": None,
+    "synthetic": False,
+    "fold": 0,
+}
+_BLANK: dict[str, object] = {
+    **dict.fromkeys(("name", "version", "template", "dataset", "intended_use"), ""),
+    **dict.fromkeys(("detectors", "shape", "affine", "controls", "slabs"), ()),
+    "folds": 0,
+    "parameters": {},
+    "seed": -1,
+}  # of a card that does not tell, for reports
 
 
 @dataclass(frozen=True)
@@ -234,18 +247,23 @@ def card_values(card: DetectorCard) -> dict[str, object]:
     return asdict(card)
 
 
-def card_from(values: Json) -> DetectorCard:
+def card_from(values: Json, *, lenient: bool = False) -> DetectorCard:
     """Build the card that plain values tell of.
+
+    ``lenient``: what is missing or cannot be is empty; folds are 0 then, and a seed is -1.
 
     Raises
     ------
     ValueError
         If a field is missing, unknown, or holds what it cannot be; if a file lies elsewhere.
     """
-    strict.refuse_odd(values, _CHECKS, "versions files makers")
-    known = dict(values)
-    for candidate in known["controls"]:
-        strict.refuse_odd(candidate, _CONTROL_CHECKS)
+    if lenient:
+        known = _keep_known(values)
+    else:
+        strict.refuse_odd(values, _CHECKS, "versions files makers")
+        known = dict(values)
+        for candidate in known["controls"]:
+            strict.refuse_odd(candidate, _CONTROL_CHECKS)
     outside = [name for name in known.get("files", {}) if not strict.is_inner_name(name)]
     if outside:
         raise ValueError(f"{outside[0][:80]!r} is no file of its folder")
@@ -257,8 +275,18 @@ def card_from(values: Json) -> DetectorCard:
     return DetectorCard(**known)
 
 
-def read_card(folder: Path) -> DetectorCard:
-    """Read the card of a detector.
+def _keep_known(values: Json) -> Json:
+    known: Json = strict.keep_known({**values, "files": {}}, _CHECKS, _BLANK)
+    controls = known["controls"]
+    if isinstance(controls, list):
+        known["controls"] = [
+            strict.keep_known(control, _CONTROL_CHECKS, _BLANK_CONTROL) for control in controls
+        ]
+    return known
+
+
+def read_card(folder: Path, *, lenient: bool = False) -> DetectorCard:
+    """Read the card of a detector; ``lenient``, for reports, as :func:`card_from` has it.
 
     Raises
     ------
@@ -274,7 +302,7 @@ def read_card(folder: Path) -> DetectorCard:
             "OUTPUT_DIR/detectors/real or such"
         )
     try:
-        return card_from(strict.read_object(path))
+        return card_from(strict.read_object(path), lenient=lenient)
     except ValueError as error:
         raise UnusableDataError(
             f"{path}: not the card of a detector ({error}); train it again, or fetch it again"

@@ -28,6 +28,12 @@ _CHECKS: dict[str, strict.Check] = {
     "reference_sha256": strict.is_sha256,
 }
 _NEWER = "versions metrics reference_sha256"  # fields that older cards lack
+_BLANK: dict[str, object] = {
+    **dict.fromkeys(("name", "version", "template", "sha256"), ""),
+    **dict.fromkeys(("trained_on", "intended_use", "dataset"), ""),
+    **dict.fromkeys(("shape", "affine", "participants"), ()),
+    "seed": -1,
+}  # of a card that does not tell, for reports
 FOLDS = "folds"  # of the cross-validation: each has a generator in a folder of its own
 
 
@@ -91,25 +97,30 @@ def card_values(card: Card) -> dict[str, object]:
     return {**asdict(card), "spec": spec_to_dict(card.spec)}
 
 
-def card_from(values: Json) -> Card:
+def card_from(values: Json, *, lenient: bool = False) -> Card:
     """Build the card that plain values tell of.
+
+    ``lenient``: a field that is missing or holds what it cannot be is empty, a seed -1; only the
+    spec is not, without which nothing is known of the generator.
 
     Raises
     ------
     ValueError
         If a field is missing, unknown, or holds what it cannot be.
     """
-    strict.refuse_odd(values, _CHECKS, _NEWER)
-    known = dict(values)
-    known["spec"] = spec_from_dict(known["spec"])
+    if not lenient:
+        strict.refuse_odd(values, _CHECKS, _NEWER)
+    checks = {**_CHECKS, "sha256": strict.is_text}  # it is only shown
+    known: Json = strict.keep_known(values, checks, _BLANK) if lenient else dict(values)
+    known["spec"] = spec_from_dict(known.get("spec", {}))
     known["affine"] = tuple(tuple(float(x) for x in row) for row in known["affine"])
     known["shape"] = tuple(known["shape"])
     known["participants"] = tuple(known["participants"])
     return Card(**known)
 
 
-def read_card(folder: Path) -> Card:
-    """Read the card of a generator.
+def read_card(folder: Path, *, lenient: bool = False) -> Card:
+    """Read the card of a generator; ``lenient``, for reports, as :func:`card_from` has it.
 
     Raises
     ------
@@ -124,7 +135,7 @@ def read_card(folder: Path) -> Card:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; --generator wants a folder with a card")
     try:
-        return card_from(strict.read_object(path))
+        return card_from(strict.read_object(path), lenient=lenient)
     except ValueError as error:
         raise UnusableDataError(
             f"{path}: not the card of a generator ({error}); train it again, or fetch it again"

@@ -121,7 +121,7 @@ class Published:
     @property
     def configuration(self) -> str:
         """Its first column: semi-3D or 3D-patch."""
-        return CONFIGURATIONS[_kind_of(self.spec)]
+        return CONFIGURATIONS[kind_of(self.spec)]
 
 
 _SEMI3D = ModelSpec(
@@ -181,7 +181,8 @@ PUBLISHED = {  # in the order of the table
 MODELS = {name: row.spec for name, row in PUBLISHED.items()}
 
 
-def _kind_of(spec: ModelSpec) -> str:
+def kind_of(spec: ModelSpec) -> str:
+    """Name how a spec cuts volumes into tiles: ``semi3d`` or ``patch3d``."""
     return next(name for name, kind in TILINGS.items() if isinstance(spec.tiling, kind))
 
 
@@ -196,7 +197,7 @@ def spec_to_dict(spec: ModelSpec) -> dict[str, object]:
     True
     """
     tiling = {} if spec.tiling == SliceTriplets() else asdict(spec.tiling)  # type: ignore[call-overload]  # all are dataclasses
-    return {**asdict(spec), "tiling": {"kind": _kind_of(spec), **tiling}}
+    return {**asdict(spec), "tiling": {"kind": kind_of(spec), **tiling}}
 
 
 def spec_from_dict(values: Json) -> ModelSpec:
