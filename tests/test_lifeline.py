@@ -83,6 +83,8 @@ def begin(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "MRI2PET_TEST": str(tmp_path), "PYTHONPATH": str(HERE)},
+            # under nohup, SIGHUP is ignored, and stays so in programs that are begun there
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         begun.append(run)
         return run, mark
