@@ -76,15 +76,14 @@ def begin(tmp_path):
     def start(*words):
         mark = f"MRI2PET_TEST={tmp_path}"
         run = subprocess.Popen(
-            [sys.executable, *map(str, words)],
+            # under nohup, SIGHUP is ignored, and stays so in programs that are begun there
+            ["env", "--default-signal=HUP", sys.executable, *map(str, words)],
             cwd=tmp_path,
             text=True,
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "MRI2PET_TEST": str(tmp_path), "PYTHONPATH": str(HERE)},
-            # under nohup, SIGHUP is ignored, and stays so in programs that are begun there
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         begun.append(run)
         return run, mark
