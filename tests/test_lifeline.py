@@ -17,8 +17,8 @@ GRAPH = """
 import sys
 from pathlib import Path
 from nodes import SleepInC
-from test_execution import Run
-from bids_app.arguments import exit_code_of
+from test_workflows_execution import Run
+from bids_app.arguments import run_program
 
 def go():
     run = Run(Path(sys.argv[1]))
@@ -28,12 +28,12 @@ def go():
     return 0
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(go, interrupted="run it again"))
+    sys.exit(run_program(go, interrupted="run it again"))
 """
 VALIDATION = """
 import sys, threading, time
 from pathlib import Path
-from bids_app.arguments import exit_code_of
+from bids_app.arguments import run_program
 from bids_app.dataset import validation
 
 validation.find_validator = lambda: sys.argv[1]
@@ -43,7 +43,7 @@ def go():
     thread.start()
     thread.join()
 
-exit_code_of(go, interrupted="run it again")
+run_program(go, interrupted="run it again")
 """
 SOON = 5.0  # s, of the contract
 
@@ -76,7 +76,8 @@ def begin(tmp_path):
     def start(*words):
         mark = f"MRI2PET_TEST={tmp_path}"
         run = subprocess.Popen(
-            [sys.executable, *map(str, words)],
+            # under nohup, SIGHUP is ignored, and stays so in programs that are begun there
+            ["env", "--default-signal=HUP", sys.executable, *map(str, words)],
             cwd=tmp_path,
             text=True,
             start_new_session=True,

@@ -1,12 +1,10 @@
 """From images to graphs of visits: which can be used, which files they make or have made."""
 
 import re
-import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from functools import partial
 from pathlib import Path
-from uuid import uuid4
 
 from nipype.pipeline.engine import Workflow
 
@@ -28,56 +26,30 @@ from bids_app.errors import (
     MissingInputError,
     Mri2petError,
     NothingSelectedError,
-    ReadWriteError,
     UnusableDataError,
     UsageError,
 )
-from bids_app.files import read_json, read_text, write_text
+from bids_app.files import read_json, read_text
 from bids_app.generators import GeneratorChoice, check_grid, has_seen
 from bids_app.header import Header
 from bids_app.imaging.verdict import DOUBT, FAIL, reasons_of, verdict_of
-from bids_app.imaging.volume import Grid
-from bids_app.interfaces.derivatives import Output
+from bids_app.plan.problems import Problem, error_of
 from bids_app.settings import Settings
 from bids_app.strict import parse_object
 from bids_app.visit import Scan, Selection, Unused, Visit
+from bids_app.workflows.execution import Output
 from bids_app.workflows.participant import (
     PetPlan,
-    Preprocessing,
     init_participant_wf,
     init_preprocessing_wf,
     init_synthesis_from_disk_wf,
 )
-from bids_app.workflows.synthesis import GeneratorFiles, SynthesisPlan, UncertaintyPlan
+from bids_app.workflows.registration import Preprocessing
+from bids_app.workflows.synthesis import SynthesisPlan
 
 VOLUME_AXES = 3
 ADVICE = "give one length of time, in s, a frame"
 LONGEST_FRAME = 1e7  # s; beyond it a duration is none, in ms neither; our choice
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What went wrong for a participant.
-
-    Parameters
-    ----------
-    subject, sentence : str
-        Who, and what, where, and what to do.
-    exit_code : int
-        Of the run, if nothing else could be used either.
-    visit : str or None
-        Name of the visit's graph, or of what else is lost as one, as
-        :func:`bids_app.workflows.execution.label_nodes` has it; None if images were set aside
-        before there was a graph.
-    fatal : bool
-        Whether the visit is left without the results of its T1w.
-    """
-
-    subject: str
-    sentence: str
-    exit_code: int
-    visit: str | None = None
-    fatal: bool = True
 
 
 def read_selection(settings: Settings) -> Selection:
@@ -195,58 +167,6 @@ def _without_unusable(selection: Selection, settings: Settings) -> Selection:
     return Selection(tuple(visits), tuple(unused))
 
 
-def problem_of(
-    error: Exception, subject: str, label: str, logs: Path | None, visit: str | None = None
-) -> Problem:
-    """Tell what went wrong for a participant; of an error that nobody foresaw, keep the traceback.
-
-    Parameters
-    ----------
-    error : Exception
-        That was caught.
-    subject, label : str
-        Whose; who or what, for people.
-    logs : Path or None
-        Gets the traceback, as ``crash-*``; None: it is kept nowhere.
-    visit : str, optional
-        Name of the visit's graph.
-    """
-    if isinstance(error, Mri2petError):
-        return Problem(subject, f"{label}: {error}", error.exit_code, visit)
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    where = ""
-    if logs is not None:
-        name = re.sub(r"\W+", "-", label)
-        path = logs / f"crash-{datetime.now():%Y%m%d-%H%M%S}-{name}-{uuid4().hex[:8]}.txt"
-        write_text(path, f"{label}\n\n{''.join(traceback.format_exception(error))}")
-        where = f"; its traceback is in {path}"
-    return Problem(subject, f"{label}: {said}{where}", 1, visit)
-
-
-def refuse_other_grids(images: Iterable[tuple[str, Path]], grid: Grid) -> list[Problem]:
-    """See from headers who has images on another grid than the run's.
-
-    Parameters
-    ----------
-    images : iterable of (str, Path)
-        Label of a participant, and an image in the template's space.
-    grid : Grid
-        Of the run.
-
-    Returns
-    -------
-    list of Problem
-        One a participant, at most.
-    """
-    problems: dict[str, Problem] = {}
-    for subject, path in images:
-        try:
-            nifti.check_grid(path, grid)
-        except Exception as error:  # of any kind: it is this participant's
-            problems.setdefault(subject, problem_of(error, subject, f"sub-{subject}", None))
-    return list(problems.values())
-
-
 def problems_of(selection: Selection) -> list[Problem]:
     """List what cannot be used although it was selected."""
     return [
@@ -274,18 +194,6 @@ def refuse_nothing(selection: Selection) -> None:
     raise error_of(problems)
 
 
-def error_of(problems: Sequence[Problem]) -> Mri2petError:
-    """Make one error of the problems of a run in which nothing could be used."""
-    text = "; ".join(problem.sentence for problem in problems)
-    codes = {problem.exit_code for problem in problems}
-    for kind in (MissingInputError, UnusableDataError, ReadWriteError):
-        if codes == {kind.exit_code}:
-            return kind(text)
-    if codes <= {MissingInputError.exit_code, UnusableDataError.exit_code}:
-        return UnusableDataError(text)
-    return Mri2petError(text)
-
-
 ANATOMICAL_OUTPUTS = (  # alike in the workflow's outputnode and in VisitPaths
     "t1w",
     "brain_mask",
@@ -293,6 +201,13 @@ ANATOMICAL_OUTPUTS = (  # alike in the workflow's outputnode and in VisitPaths
     "brain_mask_in_template",
     "t1w_to_template",
     "template_to_t1w",
+)
+PET_OUTPUTS = (  # likewise
+    "in_template",
+    "in_t1w",
+    "to_t1w",
+    "coverage_in_template",
+    "coverage_in_t1w",
 )
 
 
@@ -417,41 +332,24 @@ def doubts_of(plan: VisitPlan) -> list[str]:
     ]
 
 
-def _output(path: Path, sidecar: Sidecar) -> Output:
-    return Output(path, sidecar_path(path), sidecar)
-
-
 def _preprocessing_outputs(plan: VisitPlan, run: ParticipantPlan) -> dict[Path, Output]:
     origin = Provenance(run.bids_dir, run.output_dir, plan.preprocessed, run.version)
     sidecars = preprocessing_sidecars(
         plan.visit, plan.paths, origin, run.space, skull_stripped=False
     )
-    return {path: _output(path, sidecar) for path, sidecar in sidecars.items()}
+    return {path: (path, sidecar) for path, sidecar in sidecars.items()}
 
 
 def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]:
-    plans = []
-    for pet, paths in zip(plan.visit.pets, plan.paths.pets, strict=True):
-        plans.append(
-            PetPlan(
-                pet=pet.path,
-                durations=frame_durations(pet),
-                outputs={
-                    "in_template": outputs[paths.in_template],
-                    "in_t1w": outputs[paths.in_t1w],
-                    "to_t1w": outputs[paths.to_t1w],
-                    "coverage_in_template": outputs[paths.coverage_in_template],
-                    "coverage_in_t1w": outputs[paths.coverage_in_t1w],
-                },
-                orientation=pet.orientation,
-            )
+    return [
+        PetPlan(
+            pet=pet.path,
+            durations=frame_durations(pet),
+            outputs={field: outputs[getattr(paths, field)] for field in PET_OUTPUTS},
+            orientation=pet.orientation,
         )
-    return plans
-
-
-def _files(generator: GeneratorChoice) -> GeneratorFiles:
-    card = generator.card
-    return GeneratorFiles(generator.folder, card.sha256, card.reference_sha256)
+        for pet, paths in zip(plan.visit.pets, plan.paths.pets, strict=True)
+    ]
 
 
 def _was_trained_on(generator: GeneratorChoice, subject: str, run: ParticipantPlan) -> bool:
@@ -478,18 +376,9 @@ def _synthesis_plan(
     spread = None
     if generator.folds:
         told = uncertainty(sidecar, run.space, [fold.card.sha256 for fold in generator.folds])
-        output = _output(plan.paths.uncertainty, told)
-        spread = UncertaintyPlan(tuple(map(_files, generator.folds)), output)
-    return SynthesisPlan(
-        _files(generator),
-        run.fwhm,
-        run.device,
-        _output(plan.paths.synthetic_pet, sidecar),
-        overlap=options.overlap,
-        match_histogram=options.match_histogram,
-        novelty=options.novelty,
-        uncertainty=spread,
-    )
+        spread = plan.paths.uncertainty, told
+    output = plan.paths.synthetic_pet, sidecar
+    return SynthesisPlan(generator, run.fwhm, run.device, output, uncertainty=spread)
 
 
 def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:
@@ -542,24 +431,16 @@ def init_visit_wf(plan: VisitPlan, run: ParticipantPlan) -> Workflow:
     refuse_unprepared(plan, run)
     if run.stage == "synthesize" and run.generator is not None:
         return _from_disk(plan, _synthesis_plan(plan, run, run.generator), run)
+    build: Callable[..., Workflow] = init_preprocessing_wf
+    if run.generator is not None:
+        synthesis = _synthesis_plan(plan, run, run.generator)
+        build = partial(init_participant_wf, synthesis=synthesis)
     outputs = _preprocessing_outputs(plan, run)
-    anatomical = {field: outputs[getattr(plan.paths, field)] for field in ANATOMICAL_OUTPUTS}
-    pets = _pet_plans(plan, outputs)
-    if run.generator is None:
-        return init_preprocessing_wf(
-            t1w=plan.visit.t1w.path,
-            outputs=anatomical,
-            pets=pets,
-            how=run.preprocessing,
-            orientation=plan.visit.t1w.orientation,
-            name=plan.name,
-        )
-    return init_participant_wf(
+    return build(
         t1w=plan.visit.t1w.path,
-        outputs=anatomical,
-        pets=pets,
+        outputs={field: outputs[getattr(plan.paths, field)] for field in ANATOMICAL_OUTPUTS},
+        pets=_pet_plans(plan, outputs),
         how=run.preprocessing,
-        synthesis=_synthesis_plan(plan, run, run.generator),
         orientation=plan.visit.t1w.orientation,
         name=plan.name,
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 
+from bids_app.files import Json
 from bids_app.strict import Check, is_flag, is_number, is_whole, refuse_odd
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, Tiling
 
@@ -120,7 +121,7 @@ class Published:
     @property
     def configuration(self) -> str:
         """Its first column: semi-3D or 3D-patch."""
-        return CONFIGURATIONS[_kind_of(self.spec)]
+        return CONFIGURATIONS[kind_of(self.spec)]
 
 
 _SEMI3D = ModelSpec(
@@ -132,14 +133,8 @@ _SEMI3D = ModelSpec(
     batch_size=5,
     mse_weight=0.0,
 )
-_PATCH3D = ModelSpec(
-    tiling=CubicPatches(),
-    n_blocks=2,
-    cycle=False,
-    epochs=100,
-    constant_epochs=100,
-    batch_size=10,
-    mse_weight=0.0,
+_PATCH3D = replace(
+    replace(_SEMI3D, tiling=CubicPatches(), n_blocks=2, epochs=100, batch_size=10),
     tiles_per_volume=256,
     validation_interval=5,
 )
@@ -147,50 +142,47 @@ _MSE = 1000.0
 
 PUBLISHED = {  # in the order of the table
     "semi3d-gan": Published(
-        name="Simple-GAN",
-        spec=_SEMI3D,
-        scores=((0.818, 0.021), (19.655, 1.441), (0.035, 0.008)),
-        colour="#56b4e9",
-        dash="7 3",
+        "Simple-GAN", _SEMI3D, ((0.818, 0.021), (19.655, 1.441), (0.035, 0.008)), "#56b4e9", "7 3"
     ),
     "semi3d-gan-mse": Published(
-        name="Simple-GAN with MSE loss",
-        spec=replace(_SEMI3D, mse_weight=_MSE),
-        scores=((0.879, 0.021), (23.177, 1.760), (0.022, 0.005)),
-        colour="#0072b2",
+        "Simple-GAN with MSE loss",
+        replace(_SEMI3D, mse_weight=_MSE),
+        ((0.879, 0.021), (23.177, 1.760), (0.022, 0.005)),
+        "#0072b2",
     ),
     "semi3d-cyclegan": Published(
-        name="Cycle-GAN",
-        spec=replace(_SEMI3D, cycle=True),
-        scores=((0.837, 0.028), (21.750, 1.142), (0.030, 0.006)),
-        colour="#e69f00",
-        dash="7 3",
+        "Cycle-GAN",
+        replace(_SEMI3D, cycle=True),
+        ((0.837, 0.028), (21.750, 1.142), (0.030, 0.006)),
+        "#e69f00",
+        "7 3",
     ),
     "semi3d-cyclegan-mse": Published(
-        name="Cycle-GAN with MSE loss",
-        spec=replace(_SEMI3D, cycle=True, mse_weight=_MSE),
-        scores=((0.883, 0.022), (23.525, 1.388), (0.022, 0.005)),
-        colour="#d55e00",
+        "Cycle-GAN with MSE loss",
+        replace(_SEMI3D, cycle=True, mse_weight=_MSE),
+        ((0.883, 0.022), (23.525, 1.388), (0.022, 0.005)),
+        "#d55e00",
     ),
     "patch3d-gan-mse": Published(
-        name="Simple-GAN with MSE loss",
-        spec=replace(_PATCH3D, mse_weight=_MSE),
-        scores=((0.869, 0.031), (19.852, 0.597), (0.034, 0.017)),
-        colour="#cc79a7",
-        dash="2 3",
+        "Simple-GAN with MSE loss",
+        replace(_PATCH3D, mse_weight=_MSE),
+        ((0.869, 0.031), (19.852, 0.597), (0.034, 0.017)),
+        "#cc79a7",
+        "2 3",
     ),
     "patch3d-cyclegan-mse": Published(
-        name="Cycle-GAN with MSE loss",
-        spec=replace(_PATCH3D, cycle=True, mse_weight=_MSE),
-        scores=((0.875, 0.023), (17.760, 1.767), (0.026, 0.007)),
-        colour="#009e73",
-        dash="2 3",
+        "Cycle-GAN with MSE loss",
+        replace(_PATCH3D, cycle=True, mse_weight=_MSE),
+        ((0.875, 0.023), (17.760, 1.767), (0.026, 0.007)),
+        "#009e73",
+        "2 3",
     ),
 }
 MODELS = {name: row.spec for name, row in PUBLISHED.items()}
 
 
-def _kind_of(spec: ModelSpec) -> str:
+def kind_of(spec: ModelSpec) -> str:
+    """Name how a spec cuts volumes into tiles: ``semi3d`` or ``patch3d``."""
     return next(name for name, kind in TILINGS.items() if isinstance(spec.tiling, kind))
 
 
@@ -204,11 +196,11 @@ def spec_to_dict(spec: ModelSpec) -> dict[str, object]:
     >>> spec_from_dict(spec_to_dict(MODELS["patch3d-gan-mse"])) == MODELS["patch3d-gan-mse"]
     True
     """
-    tiling = {} if spec.tiling == SliceTriplets() else asdict(spec.tiling)  # type: ignore[call-overload]
-    return {**asdict(spec), "tiling": {"kind": _kind_of(spec), **tiling}}
+    tiling = {} if spec.tiling == SliceTriplets() else asdict(spec.tiling)  # type: ignore[call-overload]  # all are dataclasses
+    return {**asdict(spec), "tiling": {"kind": kind_of(spec), **tiling}}
 
 
-def spec_from_dict(values: dict[str, object]) -> ModelSpec:
+def spec_from_dict(values: Json) -> ModelSpec:
     """Build the spec that a card holds.
 
     Raises
@@ -220,7 +212,7 @@ def spec_from_dict(values: dict[str, object]) -> ModelSpec:
         raise ValueError("not a generator's spec")
     optional = [field.name for field in fields(ModelSpec) if field.default is not MISSING]
     refuse_odd(values, _CHECKS, " ".join(optional))
-    tiling = dict(values["tiling"])  # type: ignore[call-overload]
+    tiling = dict(values["tiling"])
     kind = tiling.pop("kind", None)
     if not isinstance(kind, str) or kind not in TILINGS:
         raise ValueError(f"there is no tiling {kind!r:.60}")
@@ -228,4 +220,4 @@ def spec_from_dict(values: dict[str, object]) -> ModelSpec:
     made = TILINGS[kind](**tiling)
     if isinstance(made, CubicPatches) and made.stride > made.size:
         raise ValueError("cubes that are further apart than they are wide leave gaps")
-    return ModelSpec(**{**values, "tiling": made})  # type: ignore[arg-type]
+    return ModelSpec(**{**values, "tiling": made})
