@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from bids_app.errors import UnusableDataError
+from bids_app.imaging.intensity import smooth
 from bids_app.nifti import Owner
 from bids_app.synthesis.pairs import Volumes
 from bids_app.synthesis.tissue import (
@@ -18,7 +19,7 @@ from bids_app.synthesis.tissue import (
     tissue_shares,
 )
 
-SHAPE, ZOOMS, PSF = (36, 32, 28), (3.0, 3.0, 3.0), 6.0
+SHAPE, ZOOMS, PSF = (28, 24, 22), (3.0, 3.0, 3.0), 6.0
 AFFINE = tuple(map(tuple, np.diag([*ZOOMS, 1.0]).tolist()))
 MEANS = (0.2, 0.6, 0.9)  # of fluid, grey and white matter
 
@@ -48,7 +49,7 @@ def make_visit(seed, uptake=alike, means=MEANS):
     t1w = make_t1w(seed, means)
     x = np.linspace(0, 1, SHAPE[0])[:, None, None]
     a, b, c = uptake(x)
-    grey, white = tissue_shares(t1w, ZOOMS, PSF)
+    grey, white = (smooth(share, PSF, ZOOMS) for share in tissue_shares(t1w))
     pet = np.where(box(), a * grey + b * white + c, 0).astype(np.float32)
     return Volumes(Owner(f"{seed:02d}", None, AFFINE), t1w, pet, box())
 
@@ -61,7 +62,7 @@ def test_tissue_means_are_found_in_any_shares():
 def test_tissues_share_a_voxel():
     t1w = np.zeros((1, 1, 8), np.float32)
     t1w[0, 0, 1:] = 0.2, 0.6, 0.9, 0.75, 0.4, 0.2, 0.9
-    grey, white = tissue_shares(t1w, ZOOMS, 0.0)
+    grey, white = tissue_shares(t1w)
     means = find_tissue_means(t1w)
     assert np.all(grey + white <= 1 + 1e-6)
     for place, value in enumerate(t1w[0, 0]):
@@ -104,7 +105,7 @@ def test_contrast_of_another_scanner_does_not_matter():
 def test_what_a_pet_does_not_cover_does_not_count():
     visits = [make_visit(seed) for seed in range(3)]
     hole = np.zeros(SHAPE, bool)
-    hole[:, :, 16:] = True
+    hole[:, :, 13:] = True
     gone = [replace(v, pet=np.where(hole, 0, v.pet), hole=hole) for v in visits[:1]] + visits[1:]
     unseen = make_visit(99)
     predicted = fit_tissue_model(gone).predict(unseen.t1w, ZOOMS)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from sklearn.cluster import KMeans
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import replacing
 from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
-from bids_app.imaging.volume import Volume, average_cubes, cube_sides
+from bids_app.imaging.volume import Volume, cube_sides
 
 if TYPE_CHECKING:
     from bids_app.synthesis.pairs import Volumes
@@ -40,11 +40,10 @@ PSF_FWHM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # mm; tried; PET scanners have 4
 KERNEL_FWHM = (6.0, 9.0, 13.0, 20.0)  # mm; tried; the more controls, the narrower the best
 USUAL_KERNEL = 9.0  # mm; while the blur is chosen, which hardly depends on it
 RIDGE = 1e-3  # pull towards the coefficients of the whole brain; our choice
-PSF_CONTROLS = 6  # whose PET the blur is chosen with: all tell nearly the same; our choice
+PSF_CONTROLS = 4  # whose PET the blur is chosen with: all tell nearly the same; our choice
 GROUPS = 8  # of controls left out in turn, at most; our choice
 FEWEST = 2  # controls: one is left out, one is fitted
 TERMS = 3  # grey, white, 1
-PRODUCTS = tuple(combinations_with_replacement(range(TERMS), 2))
 Moments = NDArray[np.float64]
 
 
@@ -77,10 +76,8 @@ def find_tissue_means(t1w: Volume) -> tuple[float, float, float]:
     return fluid, grey, white
 
 
-def tissue_shares(
-    t1w: Volume, zooms: tuple[float, float, float], psf_fwhm: float
-) -> tuple[Volume, Volume]:
-    """Give the shares of grey and of white matter in each voxel, as a scanner blurs them.
+def tissue_shares(t1w: Volume) -> tuple[Volume, Volume]:
+    """Give the shares of grey and of white matter in each voxel.
 
     Between the means of two tissues, a voxel is a mixture of both.
 
@@ -88,21 +85,16 @@ def tissue_shares(
     ----------
     t1w : ndarray, (I, J, K)
         Intensities in [0, 1], 0 outside the brain.
-    zooms : tuple of float
-        Voxel size in mm along each axis.
-    psf_fwhm : float
-        Of the blur, in mm.
 
     Returns
     -------
     tuple of ndarray, (I, J, K)
-        float32 in [0, 1]: grey, then white.
+        float32 in [0, 1]: grey, then white; 0 outside the brain.
     """
-    means = find_tissue_means(t1w)
-    inside = t1w > 0
-    grey = np.where(inside, np.interp(t1w, means, (0, 1, 0)), 0)
-    white = np.where(inside, np.interp(t1w, means, (0, 0, 1)), 0)
-    return smooth(grey, psf_fwhm, zooms), smooth(white, psf_fwhm, zooms)
+    fluid, grey, white = find_tissue_means(t1w)
+    upwards = np.clip((t1w - fluid) / (grey - fluid), 0, 1)
+    white_share = np.clip((t1w - grey) / (white - grey), 0, 1)
+    return upwards - white_share, white_share
 
 
 @dataclass(frozen=True)
@@ -144,7 +136,7 @@ class TissueModel:
         sides = cube_sides(CUBE, zooms)
         if count_cubes(t1w.shape, sides) != self.coefficients.shape[1:]:
             raise ValueError(f"{t1w.shape} voxels are not the grid of the tissue model")
-        grey, white = tissue_shares(t1w, zooms, self.psf_fwhm)
+        grey, white = (smooth(share, self.psf_fwhm, zooms) for share in tissue_shares(t1w))
         a, b, c = (_spread(one, sides, t1w.shape) for one in self.coefficients)
         return np.where(t1w > 0, np.clip(a * grey + b * white + c, 0, 1), 0).astype(np.float32)
 
@@ -161,55 +153,63 @@ def _spread(cubes: Volume, sides: tuple[int, ...], shape: tuple[int, ...]) -> Vo
     return ndimage.affine_transform(cubes, to_cubes, first, shape, order=1, mode="nearest")
 
 
-def _moments(visit: Volumes, psf_fwhm: float) -> Moments:
-    """Average, in each cube, the products that least squares needs of one control.
+def _cut(volume: NDArray[np.float32], sides: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Cut a volume into cubes, (I', J', K', voxels of a cube); it goes on with 0."""
+    short = [-voxels % side for voxels, side in zip(volume.shape, sides, strict=True)]
+    filled = np.pad(volume, [(0, voxels) for voxels in short])
+    i, j, k = count_cubes(volume.shape, sides)
+    a, b, c = sides
+    return filled.reshape(i, a, j, b, k, c).transpose(0, 2, 4, 1, 3, 5).reshape(i, j, k, -1)
+
+
+def _moments(visit: Volumes, blurs: Sequence[float]) -> list[Moments]:
+    """Sum, in each cube, the products that least squares needs of one control, for each blur.
 
     Returns
     -------
-    ndarray, (10, I', J', K')
-        Of each two of grey, white and 1; of each with the PET; of the PET with itself. What is not
-        brain, or not covered by the PET, is 0 in all.
+    list of ndarray, (I', J', K', 4, 4)
+        Of each two of grey, white, 1 and the PET. What is not brain, or not covered by the PET, is
+        0 in all.
     """
     zooms = visit.owner.zooms
-    known = (visit.brain & visit.covered & (visit.t1w > 0)).astype(np.float32)
-    terms = [share * known for share in tissue_shares(visit.t1w, zooms, psf_fwhm)] + [known]
-    pet = visit.pet * known
-    products = [terms[i] * terms[j] for i, j in PRODUCTS]
-    products += [*(term * pet for term in terms), pet * pet]
-    return np.stack([average_cubes(product, cube_sides(CUBE, zooms)) for product in products])
+    sides = cube_sides(CUBE, zooms)
+    known = _cut((visit.brain & visit.covered & (visit.t1w > 0)).astype(np.float32), sides)
+    brain = known.any(axis=-1)
+    known = known[brain]
+    pet = _cut(visit.pet, sides)[brain] * known
+    shares = tissue_shares(visit.t1w)
+    found = []
+    for fwhm in blurs:
+        seen = [_cut(smooth(share, fwhm, zooms), sides)[brain] * known for share in shares]
+        terms = np.stack([*seen, known, pet], axis=-1)
+        moments = np.zeros((*brain.shape, TERMS + 1, TERMS + 1))
+        moments[brain] = np.matmul(terms.transpose(0, 2, 1), terms)
+        found.append(moments)
+    return found
 
 
-def _normal_equations(moments: Moments) -> tuple[Moments, Moments]:
-    """Arrange moments as the matrices, (…, 3, 3), and right-hand sides, (…, 3), of cubes."""
-    matrix = np.empty((*moments.shape[1:], TERMS, TERMS))
-    for product, (i, j) in zip(moments, PRODUCTS, strict=False):
-        matrix[..., i, j] = matrix[..., j, i] = product
-    return matrix, np.moveaxis(moments[len(PRODUCTS) : -1], 0, -1)
-
-
-def _solve(moments: Moments, kernel_fwhm: float) -> Moments:
-    """Solve for the coefficients of each cube from the cubes around it; (…, 3).
+def _solve(moments: Moments, kernel_fwhm: float) -> NDArray[np.float64]:
+    """Solve for the coefficients of each cube, (I', J', K', 3), from the cubes around it.
 
     A ridge draws them to those of the whole brain where cubes say little.
     """
     sigma = kernel_fwhm / CUBE * SIGMA_OF_FWHM
-    near = np.stack([ndimage.gaussian_filter(m, sigma, mode="constant") for m in moments])
-    matrix, right = _normal_equations(near)
-    whole, whole_right = _normal_equations(moments.mean(axis=(1, 2, 3)))
-    usual = np.linalg.solve(whole, whole_right)
-    ridge = RIDGE * np.diag(np.diag(whole)) + 1e-12 * np.eye(TERMS)
-    coefficients = np.broadcast_to(usual, right.shape).copy()
-    told = matrix[..., -1, -1] > 0  # beyond the kernel's reach of the brain nothing is told
-    sums = (right[told] + ridge @ usual)[..., np.newaxis]
-    coefficients[told] = np.linalg.solve(matrix[told] + ridge, sums)[..., 0]
+    near = ndimage.gaussian_filter(moments, (*[sigma] * 3, 0, 0), mode="constant")
+    whole = moments.mean(axis=(0, 1, 2))
+    usual = np.linalg.solve(whole[:TERMS, :TERMS], whole[:TERMS, TERMS])
+    ridge = RIDGE * np.diag(np.diag(whole[:TERMS, :TERMS]))
+    coefficients = np.broadcast_to(usual, (*near.shape[:3], TERMS)).copy()
+    told = near[..., TERMS - 1, TERMS - 1] > 0  # beyond the kernel's reach nothing is told
+    sums = near[told, :TERMS, TERMS] + ridge @ usual
+    matrices = near[told, :TERMS, :TERMS] + ridge
+    coefficients[told] = np.linalg.solve(matrices, sums[..., np.newaxis])[..., 0]
     return coefficients
 
 
-def _squared_error(coefficients: Moments, moments: Moments) -> float:
-    """Sum the squared errors of coefficients, from moments alone."""
-    matrix, right = _normal_equations(moments)
-    predicted = np.einsum("...i,...ij,...j", coefficients, matrix, coefficients)
-    return float((moments[-1] - 2 * np.einsum("...i,...i", coefficients, right) + predicted).sum())
+def _squared_error(coefficients: NDArray[np.float64], moments: Moments) -> float:
+    """Sum the squared errors of coefficients, from moments alone: θᵀMθ with θ = (a, b, c, −1)."""
+    theta = np.concatenate([coefficients, -np.ones((*coefficients.shape[:3], 1))], axis=-1)
+    return float(np.einsum("...i,...ij,...j", theta, moments, theta, optimize=True).sum())
 
 
 def _left_out_error(groups: Sequence[Moments], kernel_fwhm: float) -> float:
@@ -239,20 +239,19 @@ def fit_tissue_model(visits: Sequence[Volumes]) -> TissueModel:
         people.setdefault(visit.owner.participant, []).append(visit)
     if len(people) < FEWEST:
         raise ValueError(f"a tissue model needs {FEWEST} participants, not {len(people)}")
+    controls = list(people.values())
 
-    def measure(psf_fwhm: float, count: int, number: int) -> list[Moments]:
-        chosen = list(people.values())[:count]
-        return [
-            np.sum([_moments(visit, psf_fwhm) for own in chosen[start::number] for visit in own], 0)
-            for start in range(min(number, len(chosen)))
-        ]
+    def measure(members: Sequence[list[Volumes]], blurs: Sequence[float]) -> list[Moments]:
+        """Sum the moments of some controls, a blur each."""
+        every = (_moments(visit, blurs) for own in members for visit in own)
+        return reduce(lambda one, other: list(map(np.add, one, other)), every)
 
-    def error_of_psf(psf_fwhm: float) -> float:
-        return _left_out_error(measure(psf_fwhm, PSF_CONTROLS, PSF_CONTROLS), USUAL_KERNEL)
-
-    psf_fwhm = min(PSF_FWHM, key=error_of_psf)
-    groups = measure(psf_fwhm, len(people), GROUPS)
-    kernel = min(KERNEL_FWHM, key=lambda width: _left_out_error(groups, width))
+    few = [measure([own], PSF_FWHM) for own in controls[:PSF_CONTROLS]]
+    errors = [_left_out_error(groups, USUAL_KERNEL) for groups in zip(*few, strict=True)]
+    psf_fwhm = PSF_FWHM[int(np.argmin(errors))]
+    number = min(GROUPS, len(controls))
+    groups = [measure(controls[start::number], [psf_fwhm])[0] for start in range(number)]
+    kernel = min(KERNEL_FWHM, key=lambda fwhm: _left_out_error(groups, fwhm))
     coefficients = np.moveaxis(_solve(np.sum(groups, axis=0), kernel), -1, 0)
     return TissueModel(coefficients.astype(np.float32), psf_fwhm)
 
