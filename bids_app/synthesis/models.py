@@ -1,15 +1,21 @@
 """The rows of Table 1, as data."""
 
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import TypeAlias
 
+from bids_app.imaging.volume import cube_sides
 from bids_app.strict import Check, is_flag, is_number, is_whole, refuse_odd
-from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, Tiling
+from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, Tiling, WholeVolume
 
 TILINGS: dict[str, type[SliceTriplets] | type[CubicPatches]] = {
     "semi3d": SliceTriplets,
     "patch3d": CubicPatches,
 }
-CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch"}  # tiling → the paper's word
+WHOLE = "whole"
+# Tiling → the paper's word; ours for the last
+CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch", WHOLE: "no network"}
+CUBE = 3.0  # mm; a tissue model's coefficients are smoother than that; our choice
+TISSUE = "tissue"  # the name of the tissue model among those of the rows
 WIDEST, DEEPEST = 1024, 256  # feature maps, blocks: far more than anyone trains; our choice
 _CHECKS: dict[str, Check] = {
     "tiling": lambda value: isinstance(value, dict),
@@ -27,6 +33,11 @@ _CHECKS: dict[str, Check] = {
     "tiles_per_volume": is_whole(0, 10_000_000),
     "validation_interval": is_whole(1, 1_000_000),
     "patience": is_whole(0, 1_000_000),
+}
+_TISSUE_CHECKS: dict[str, Check] = {
+    "tiling": lambda value: isinstance(value, dict),
+    "sides": lambda value: _is_triple(value, 64),
+    "cubes": lambda value: _is_triple(value, 1024),
 }
 _TILING_CHECKS: dict[str, dict[str, Check]] = {
     "semi3d": {"step": is_whole(1, SliceTriplets.channels)},
@@ -92,6 +103,55 @@ class ModelSpec:
     tiles_per_volume: int = 0
     validation_interval: int = 1
     patience: int = 40
+
+
+@dataclass(frozen=True)
+class TissueSpec:
+    """What a tissue model, :class:`bids_app.synthesis.tissue.TissueModel`, is built from.
+
+    Parameters
+    ----------
+    sides : tuple of int
+        Voxels along the edges of a cube, which has coefficients of its own.
+    cubes : tuple of int
+        Their number along each axis of the grid.
+    """
+
+    sides: tuple[int, int, int]
+    cubes: tuple[int, int, int]
+
+    @property
+    def tiling(self) -> WholeVolume:
+        """How it sees a volume."""
+        return WholeVolume()
+
+
+def count_cubes(shape: tuple[int, ...], sides: tuple[int, ...]) -> tuple[int, ...]:
+    """Count the cubes that a volume is cut into, along each axis."""
+    return tuple(-(-voxels // side) for voxels, side in zip(shape, sides, strict=True))
+
+
+def tissue_spec(shape: tuple[int, int, int], zooms: tuple[float, float, float]) -> TissueSpec:
+    """Say what a tissue model of a grid is built from.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Voxels along each axis.
+    zooms : tuple of float
+        Voxel size in mm along each axis.
+
+    Examples
+    --------
+    >>> tissue_spec((157, 189, 136), (1.0, 1.0, 1.0))
+    TissueSpec(sides=(3, 3, 3), cubes=(53, 63, 46))
+    """
+    sides = cube_sides(CUBE, zooms)
+    i, j, k = count_cubes(shape, sides)
+    return TissueSpec(sides, (i, j, k))
+
+
+Spec: TypeAlias = ModelSpec | TissueSpec
 
 
 @dataclass(frozen=True)
@@ -188,13 +248,19 @@ PUBLISHED = {  # in the order of the table
     ),
 }
 MODELS = {name: row.spec for name, row in PUBLISHED.items()}
+TRAINABLE = (*MODELS, TISSUE)  # all names that --models takes
+
+
+def _is_triple(value: object, most: int) -> bool:
+    """Whether it is three whole numbers from 1 on, as a card has them."""
+    return isinstance(value, list) and len(value) == 3 and all(map(is_whole(1, most), value))
 
 
 def _kind_of(spec: ModelSpec) -> str:
     return next(name for name, kind in TILINGS.items() if isinstance(spec.tiling, kind))
 
 
-def spec_to_dict(spec: ModelSpec) -> dict[str, object]:
+def spec_to_dict(spec: Spec) -> dict[str, object]:
     """Tell a spec in plain values, as a card holds it.
 
     Triplets without overlap tell no ``step``: what was computed before it was known stays valid.
@@ -204,11 +270,13 @@ def spec_to_dict(spec: ModelSpec) -> dict[str, object]:
     >>> spec_from_dict(spec_to_dict(MODELS["patch3d-gan-mse"])) == MODELS["patch3d-gan-mse"]
     True
     """
+    if isinstance(spec, TissueSpec):
+        return {"tiling": {"kind": WHOLE}, "sides": list(spec.sides), "cubes": list(spec.cubes)}
     tiling = {} if spec.tiling == SliceTriplets() else asdict(spec.tiling)  # type: ignore[call-overload]
     return {**asdict(spec), "tiling": {"kind": _kind_of(spec), **tiling}}
 
 
-def spec_from_dict(values: dict[str, object]) -> ModelSpec:
+def spec_from_dict(values: dict[str, object]) -> Spec:
     """Build the spec that a card holds.
 
     Raises
@@ -218,6 +286,9 @@ def spec_from_dict(values: dict[str, object]) -> ModelSpec:
     """
     if not isinstance(values, dict):
         raise ValueError("not a generator's spec")
+    if values.get("tiling") == {"kind": WHOLE}:
+        refuse_odd(values, _TISSUE_CHECKS)
+        return TissueSpec(tuple(values["sides"]), tuple(values["cubes"]))  # type: ignore[arg-type]
     optional = [field.name for field in fields(ModelSpec) if field.default is not MISSING]
     refuse_odd(values, _CHECKS, " ".join(optional))
     tiling = dict(values["tiling"])  # type: ignore[call-overload]

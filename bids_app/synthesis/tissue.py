@@ -7,35 +7,26 @@ place ``x`` of the template,
 
 where ``grey`` and ``white`` are the shares of grey and of white matter that the T1w shows, blurred
 as the scanner blurs, and ``a``, ``b`` and ``c`` are the uptake of the training controls around
-``x``. No torch here.
+``x``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from scipy import ndimage
 from sklearn.cluster import KMeans
+from torch import Tensor, nn
 
-from bids_app.errors import ReadWriteError, UnusableDataError
-from bids_app.files import replacing
 from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
 from bids_app.imaging.volume import Volume, cube_sides
-
-if TYPE_CHECKING:
-    from bids_app.synthesis.pairs import Volumes
+from bids_app.synthesis.models import CUBE, TissueSpec, count_cubes, tissue_spec
+from bids_app.synthesis.pairs import Volumes
 
 BINS = 256  # of the histogram that tissue means are found in; our choice
 STARTS = (0.10, 0.45, 0.85)  # quantiles that fluid, grey and white matter start at; our choice
-CUBE = 3.0  # mm; coefficients are stored once a cube: they are smoother than that
 PSF_FWHM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # mm; tried; PET scanners have 4 to 8
 KERNEL_FWHM = (6.0, 9.0, 13.0, 20.0)  # mm; tried; the more controls, the narrower the best
 USUAL_KERNEL = 9.0  # mm; while the blur is chosen, which hardly depends on it
@@ -97,53 +88,46 @@ def tissue_shares(t1w: Volume) -> tuple[Volume, Volume]:
     return upwards - white_share, white_share
 
 
-@dataclass(frozen=True)
-class TissueModel:
-    """A fitted tissue model.
+class TissueModel(nn.Module):
+    """A tissue model, which takes the place of a network.
+
+    ``forward`` maps T1w, (N, 1, I, J, K), with intensities in [0, 1] and 0 outside the brain, to
+    the PET predicted for them, in the same shape and range, 0 where the T1w is 0. It is computed
+    on a CPU.
 
     Parameters
     ----------
-    coefficients : ndarray of float32, (3, I', J', K')
-        Uptake of grey and of white matter, and what both leave, in each cube of 3 mm; in the unit
-        of the PET it was fitted to.
-    psf_fwhm : float
-        Blur of tissue, in mm.
+    spec : TissueSpec
+        Cubes of its grid.
+
+    Attributes
+    ----------
+    coefficients : Parameter, (3, I', J', K')
+        Uptake of grey and of white matter, and what both leave, in each cube; in the unit of the
+        PET they were fitted to.
+    psf_sigma : Parameter, (3,)
+        Blur of tissue along each axis, in voxels: the standard deviation of a Gaussian.
     """
 
-    coefficients: NDArray[np.float32]
-    psf_fwhm: float
+    def __init__(self, spec: TissueSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.coefficients = nn.Parameter(torch.zeros(TERMS, *spec.cubes), requires_grad=False)
+        self.psf_sigma = nn.Parameter(torch.zeros(3), requires_grad=False)
 
-    def predict(self, t1w: Volume, zooms: tuple[float, float, float]) -> Volume:
-        """Predict the PET of a T1w.
+    def forward(self, t1w: Tensor) -> Tensor:
+        made = [self._predict(volume[0].cpu().numpy()) for volume in t1w]
+        return torch.from_numpy(np.stack(made))[:, None].to(t1w.device)
 
-        Parameters
-        ----------
-        t1w : ndarray, (I, J, K)
-            Intensities in [0, 1], 0 outside the brain, on the grid of the controls.
-        zooms : tuple of float
-            Voxel size in mm along each axis.
-
-        Returns
-        -------
-        ndarray, (I, J, K)
-            float32 in [0, 1], 0 where the T1w is 0.
-
-        Raises
-        ------
-        ValueError
-            If the T1w lies on another grid, or has fewer than three intensities.
-        """
-        sides = cube_sides(CUBE, zooms)
-        if count_cubes(t1w.shape, sides) != self.coefficients.shape[1:]:
+    def _predict(self, t1w: Volume) -> Volume:
+        if count_cubes(t1w.shape, self.spec.sides) != self.spec.cubes:
             raise ValueError(f"{t1w.shape} voxels are not the grid of the tissue model")
-        grey, white = (smooth(share, self.psf_fwhm, zooms) for share in tissue_shares(t1w))
-        a, b, c = (_spread(one, sides, t1w.shape) for one in self.coefficients)
-        return np.where(t1w > 0, np.clip(a * grey + b * white + c, 0, 1), 0).astype(np.float32)
-
-
-def count_cubes(shape: tuple[int, ...], sides: tuple[int, ...]) -> tuple[int, ...]:
-    """Count the cubes that a volume is cut into, along each axis."""
-    return tuple(-(-voxels // side) for voxels, side in zip(shape, sides, strict=True))
+        sigma, sides = self.psf_sigma.tolist(), self.spec.sides
+        shares = tissue_shares(t1w)
+        grey, white = (ndimage.gaussian_filter(share, sigma, mode="nearest") for share in shares)
+        a, b, c = (_spread(cubes, sides, t1w.shape) for cubes in self.coefficients.cpu().numpy())
+        pet = np.clip(a * grey + b * white + c, 0, 1)
+        return np.where(t1w > 0, pet, 0).astype(np.float32)
 
 
 def _spread(cubes: Volume, sides: tuple[int, ...], shape: tuple[int, ...]) -> Volume:
@@ -253,44 +237,8 @@ def fit_tissue_model(visits: Sequence[Volumes]) -> TissueModel:
     groups = [measure(controls[start::number], [psf_fwhm])[0] for start in range(number)]
     kernel = min(KERNEL_FWHM, key=lambda fwhm: _left_out_error(groups, fwhm))
     coefficients = np.moveaxis(_solve(np.sum(groups, axis=0), kernel), -1, 0)
-    return TissueModel(coefficients.astype(np.float32), psf_fwhm)
-
-
-def save_tissue_model(model: TissueModel, path: Path) -> None:
-    """Write a tissue model as safetensors.
-
-    Raises
-    ------
-    ReadWriteError
-        If it cannot be written.
-    """
-    tensors = {
-        "coefficients": np.ascontiguousarray(model.coefficients),
-        "psf_fwhm": np.array([model.psf_fwhm], np.float32),
-    }
-    try:
-        with replacing(path) as partial:
-            save_file(tensors, partial)
-            partial.chmod(0o644)  # safetensors lets only the owner read
-    except (OSError, SafetensorError) as error:
-        raise ReadWriteError(f"{path}: cannot be written ({error})") from error
-
-
-def load_tissue_model(path: Path) -> TissueModel:
-    """Read a tissue model.
-
-    Raises
-    ------
-    UnusableDataError
-        If the file holds none, or one that is not finite.
-    """
-    try:
-        tensors = load_file(path)
-        coefficients, psf_fwhm = tensors["coefficients"], float(tensors["psf_fwhm"][0])
-        if coefficients.ndim != 4 or len(coefficients) != TERMS:
-            raise ValueError(f"coefficients of shape {coefficients.shape}")
-        if not (np.isfinite(coefficients).all() and 0 <= psf_fwhm <= max(PSF_FWHM)):
-            raise ValueError("values that are not finite, or a blur that is out of range")
-    except (SafetensorError, OSError, KeyError, IndexError, ValueError) as error:
-        raise UnusableDataError(f"{path}: not a tissue model ({error}); fit it again") from error
-    return TissueModel(coefficients.astype(np.float32), psf_fwhm)
+    owner = visits[0].owner
+    model = TissueModel(tissue_spec(visits[0].t1w.shape, owner.zooms))
+    model.coefficients.copy_(torch.from_numpy(coefficients))
+    model.psf_sigma.copy_(torch.tensor([psf_fwhm * SIGMA_OF_FWHM / zoom for zoom in owner.zooms]))
+    return model.eval()
