@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= demo
+TEST = $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/containers
 
 .PHONY: demo test test-fast test-containers lint clean
 
@@ -21,10 +22,11 @@ demo: $(VENV)/.installed  ## Simulate a small cohort, bring it into MNI space, m
 	@echo "Look at $(DEMO)/out/group.html, and at the reports of participants beside it"
 
 test: $(VENV)/.installed  ## Run all tests but those of containers, a file of them on each of two processes
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/containers
+	$(BIN)/python -m compileall -q bids_app  # else each program that a test starts may compile it
+	$(TEST)
 
 test-fast: $(VENV)/.installed  ## Run the tests that neither run the app nor ANTs
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/containers -m "not slow and not ants"
+	$(TEST) -m "not slow and not ants"
 
 test-containers: $(VENV)/.installed  ## Build images and run them, and a SLURM of one node, where the tools are: half an hour
 	$(BIN)/pytest tests/containers

@@ -2,9 +2,10 @@
 
     python benchmarks/architecture.py [--trace LABEL MRI2PET-ARGUMENTS…]
 
-Code lines are those that hold code, without docstrings; records are dataclasses. ``--trace`` begins
-a run in this process and stops where the first graph would run. It counts the functions of the app
-that were called until then, and the kinds of record whose text names LABEL:
+Code lines are those that hold code, without docstrings; records are dataclasses. ``--trace`` takes
+a run through in this process, its nodes in others as always. It counts the functions of the app
+that were called before the first graph, and the kinds of record whose text names LABEL: until then,
+until the first cluster table is written, and to the end:
 
     python benchmarks/architecture.py --trace control01 BIDS OUT participant --sloppy
     python benchmarks/architecture.py --trace sub-control01_trc BIDS OUT group --sloppy
@@ -29,10 +30,7 @@ NO_CODE = {
     tokenize.ENDMARKER,
 }
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-
-
-class Enough(BaseException):
-    """Raised where the first graph would run."""
+TABLES = ("write_control_clusters", "write_all_clusters")  # which the group level writes
 
 
 def docstring_lines(tree: ast.Module) -> set[int]:
@@ -58,7 +56,7 @@ def records(tree: ast.Module) -> Iterator[str]:
     """Name the dataclasses of a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
-            names = {ast.unparse(one).partition("(")[0] for one in node.decorator_list}
+            names = {ast.unparse(name).partition("(")[0] for name in node.decorator_list}
             if names & {"dataclass", "dataclasses.dataclass"}:
                 yield node.name
 
@@ -80,36 +78,50 @@ def count() -> None:
     print(f"names of classes in several modules  {sum(n > 1 for n in classes.values())}")
 
 
-def trace(label: str, arguments: list[str]) -> None:
-    """Print what a run passes until its first graph."""
-    functions: set[tuple[str, str]] = set()
-    kinds: set[str] = set()
+class Watch:
+    """What a run passes in this process: functions before its first graph, and kinds of record."""
 
-    def note(frame: FrameType, event: str, _: object) -> None:
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.functions: set[tuple[str, str]] = set()
+        self.kinds: dict[str, None] = {}  # in the order in which they appear
+        self.counts: dict[str, int] = {}
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> None:
+        """Note a call or a return; :func:`sys.setprofile` wants it so."""
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(str(ROOT)):
-            functions.add((code.co_filename, code.co_qualname))
+        if event == "call" and not self.counts and code.co_filename.startswith(str(ROOT)):
+            self.functions.add((code.co_filename, code.co_qualname))
             if code.co_name == "run_graph":
-                raise Enough
-        if event == "return" and (code.co_name, code.co_filename) == ("__init__", "<string>"):
-            made = frame.f_locals.get("self")
-            name = f"{type(made).__module__}.{type(made).__name__}"
-            if name.startswith("bids_app") and label in repr(made):
-                kinds.add(name)
+                self.counts["before the first node"] = len(self.kinds)
+        elif event == "return" and code.co_name in TABLES:
+            self.counts.setdefault("until the first cluster table", len(self.kinds))
+        elif event == "return" and (code.co_name, code.co_filename) == ("__init__", "<string>"):
+            self._note_record(frame.f_locals.get("self"))
 
+    def _note_record(self, made: object) -> None:
+        name = f"{type(made).__module__}.{type(made).__name__}"
+        if name.startswith("bids_app") and name not in self.kinds and self.label in repr(made):
+            self.kinds[name] = None
+
+
+def trace(label: str, arguments: list[str]) -> None:
+    """Print what a run passes until its first graph, its first cluster table, and in all."""
     from bids_app.cli import _run
 
-    sys.setprofile(note)
+    watch = Watch(label)
+    sys.argv = ["mri2pet", *arguments]  # a run's record tells of it, and would name LABEL
+    sys.setprofile(watch)
     try:
         _run(arguments)
-    except Enough:
-        pass
     finally:
         sys.setprofile(None)
-    print(f"functions before the first node      {len(functions)}")
-    print(f"kinds of record that name {label}: {len(kinds)}")
-    for name in sorted(kinds):
+    print(f"functions before the first node      {len(watch.functions)}")
+    print(f"kinds of record that name {label}, in the order in which they appear:")
+    for name in watch.kinds:
         print(f"    {name}")
+    for until, number in {**watch.counts, "in all": len(watch.kinds)}.items():
+        print(f"{until:36} {number}")
 
 
 if __name__ == "__main__":

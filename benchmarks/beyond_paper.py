@@ -74,7 +74,7 @@ def load_trained(folder: Path, device: str) -> Trained:
 def find_people(out: Path, card: Card) -> list[Preprocessed]:
     """List all visits of a derivative dataset that have a PET on the grid of a generator."""
     resolution = zooms_of(np.array(card.affine))[0]
-    return [one for one in find_preprocessed(out, card.template, resolution) if one.pets]
+    return [visit for visit in find_preprocessed(out, card.template, resolution) if visit.pets]
 
 
 def open_visit(person: Preprocessed) -> Visit:
@@ -108,7 +108,7 @@ def try_options(trained: Trained, visit: Visit) -> dict[str, list[float]]:
         both = "--match-histogram" if name == "off" else f"{name} --match-histogram"
         made[both] = match_quantiles(pet, visit.brain, trained.reference.pet_quantiles)
     scores = {name: score(pet, visit.pet, visit.brain) for name, pet in made.items()}
-    return {name: [getattr(one, key) for key in MEASURES] for name, one in scores.items()}
+    return {name: [getattr(score, key) for key in MEASURES] for name, score in scores.items()}
 
 
 def try_changes(trained: Trained, visit: Visit) -> list[list[float]]:
@@ -149,9 +149,9 @@ def tell(values: Sequence[float], digits: int) -> str:
 
 def print_options(model: str, scores: Sequence[dict[str, list[float]]]) -> None:
     """Print a line an option."""
-    plain = np.array([one["off"] for one in scores])
+    plain = np.array([of_visit["off"] for of_visit in scores])
     for option in scores[0]:
-        values = np.array([one[option] for one in scores])
+        values = np.array([of_visit[option] for of_visit in scores])
         cells = [tell(list(values[:, n]), digits) for n, digits in enumerate((3, 2, 4))]
         better = ((values - plain) * (1, 1, -1) > 0).sum(axis=0)
         counts = "" if option == "off" else ", ".join(f"{count}" for count in better)
@@ -208,7 +208,9 @@ def main() -> None:
     for name in names:
         people = find_people(arguments.out, read_card(root / name))
         others = [
-            one for out in arguments.unseen for one in find_people(out, read_card(root / name))
+            person
+            for out in arguments.unseen
+            for person in find_people(out, read_card(root / name))
         ]
         scores, novelties = measure(root / name, people, arguments.device)
         if not scores:

@@ -137,7 +137,7 @@ def paint_t1w(labels: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -
     image = image * np.exp(rng.uniform(0.02, 0.09) * bias)
     noise = rng.uniform(0.005, 0.045) * rng.standard_normal((2, *labels.shape)).astype(np.float32)
     if rng.random() < 0.6:  # resampling correlates noise
-        noise = np.stack([2 * ndimage.gaussian_filter(one, 0.6) for one in noise])
+        noise = np.stack([2 * ndimage.gaussian_filter(plane, 0.6) for plane in noise])
     image = np.hypot(image + noise[0], noise[1])
     image = image / np.percentile(image[brain], 99.9) * rng.choice([1.0, rng.uniform(0.72, 1.0)])
     image = np.clip(image, 0, 1) ** rng.uniform(0.85, 1.2)
@@ -146,8 +146,10 @@ def paint_t1w(labels: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -
 
 def regional_uptake(template: np.ndarray, maps: list[np.ndarray]) -> np.ndarray:
     """Divide a mean PET by what tissue alone would show at its sharpness; mirrored and smooth."""
-    tissue = np.mean([ndimage.gaussian_filter(UPTAKE[one], 14 * SIGMA) for one in maps], axis=0)
-    inside = np.mean([one > 0 for one in maps], axis=0) > 0.5
+    tissue = np.mean(
+        [ndimage.gaussian_filter(UPTAKE[labels], 14 * SIGMA) for labels in maps], axis=0
+    )
+    inside = np.mean([labels > 0 for labels in maps], axis=0) > 0.5
     ratio = ndimage.gaussian_filter(template, 10 * SIGMA) / np.maximum(tissue, 0.12)
     ratio = np.where(inside, np.clip(ratio / np.median(ratio[inside]), 0.6, 1.5), 1.0)
     return ndimage.gaussian_filter((ratio + ratio[::-1]) / 2, 8 * SIGMA).astype(np.float32)

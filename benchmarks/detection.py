@@ -141,7 +141,7 @@ def findings(folder: Path, seed: int) -> Iterator[Finding]:
     for (out, training_set), name in SETS.items():
         for path in sorted((folder / out / ".work" / "clusters" / training_set).glob("*/*.json")):
             told = read_json(path)
-            clusters = [Cluster(**one) for one in told["clusters"]]
+            clusters = [Cluster(**values) for values in told["clusters"]]
             lesions = told["lesions"] if told["lesions"] else 0
             shared = np.array(told["overlaps"] if lesions else [], float)
             marks = marks_of(clusters, shared.reshape(len(clusters), lesions))
@@ -162,7 +162,7 @@ def hit_by_chance(work: Path, seeds: list[int], out: str, training_set: str, det
             lesions = separate_lesions(mask.data > 0, mask.affine)
             for number in range(1, int(lesions.max()) + 1):
                 inside = (rank[(lesions == number) & (rank > 0)] for rank in ranks)
-                firsts += [int(one.min()) if one.size else sys.maxsize for one in inside]
+                firsts += [int(ranks.min()) if ranks.size else sys.maxsize for ranks in inside]
     for clusters in SHOWN if firsts else ():
         share = np.mean(np.array(firsts) <= clusters)
         name = SETS[out, training_set]
@@ -208,10 +208,10 @@ def report(work: Path, seeds: list[int]) -> None:
     everyone = {seed: list(findings(work / f"seed-{seed}", seed)) for seed in seeds}
     for seed, found in everyone.items():
         print(f"seed {seed}")
-        tell(detection_curve([one for one in found if is_patient(one)]))
-    found = [one for seed in seeds for one in everyone[seed]]
-    patients = [one for one in found if is_patient(one)]
-    points = detection_curve(patients, [one for one in found if not is_patient(one)])
+        tell(detection_curve([subject for subject in found if is_patient(subject)]))
+    found = [subject for seed in seeds for subject in everyone[seed]]
+    patients = [subject for subject in found if is_patient(subject)]
+    points = detection_curve(patients, [subject for subject in found if not is_patient(subject)])
     print("all seeds")
     tell(points)
     write_curve(work, points)

@@ -116,7 +116,7 @@ def brain_of_labels(labels: np.ndarray) -> np.ndarray:
 def turns(rng: np.random.Generator, count: int) -> Iterator[tuple[str, np.ndarray]]:
     """Draw directions: nothing turned, then axis-aligned ones and tilts by turns."""
     yield "as it is", np.eye(3)
-    aligned = [one for one in axis_aligned() if np.trace(one) < 3]
+    aligned = [rotation for rotation in axis_aligned() if np.trace(rotation) < 3]
     for number in range(count):
         if number % 2 == 0:
             index = int(rng.integers(len(aligned)))
@@ -223,10 +223,12 @@ class Person:
         nifti.save(nifti.Image(self.brain, self.labels.affine), mask)
         nifti.save(image, path)
         registration.seed_ants(0)
-        found = registration.register_pet(path, self.t1w, mask, work / "pet_", out, quick=True)
+        start, _, _, judgement = registration.register_pet(
+            path, self.t1w, mask, work / "pet_", out, quick=True
+        )
         wrong = np.linalg.inv(move) @ itk_affine(out) - self.true
         error = np.linalg.norm((self.points @ wrong.T)[:, :3], axis=1).mean()
-        return float(error), {"Start": found.start, **sidecar_fields(found.judgement)}
+        return float(error), {"Start": start, **sidecar_fields(judgement)}
 
 
 def painted(folder: Path, work: Path) -> Person:

@@ -47,8 +47,8 @@ def with_sklearn(train: Latents, scored: Latents) -> NDArray[np.float64]:
     """Fit and score voxel by voxel, with scikit-learn."""
     return np.stack(
         [
-            OneClassSVM(nu=0.03).fit(one).decision_function(other)
-            for one, other in zip(train, scored, strict=True)
+            OneClassSVM(nu=0.03).fit(learnt).decision_function(asked)
+            for learnt, asked in zip(train, scored, strict=True)
         ]
     )
 

@@ -34,13 +34,13 @@ MEASURES = ("ssim_brain", "psnr_brain")
 def store(out: Path, resolution: float, folder: Path) -> list[Path]:
     """Store everyone who has a PET, as training maps them."""
     stored = []
-    for one in find_preprocessed(out, Settings.template, resolution):
-        if one.pets:
-            images = [nifti.load(path) for path in (one.t1w, one.pets[0], one.brain_mask)]
+    for visit in find_preprocessed(out, Settings.template, resolution):
+        if visit.pets:
+            images = [nifti.load(path) for path in (visit.t1w, visit.pets[0], visit.brain_mask)]
             t1w, pet, brain = (image.data for image in images)
             affine = tuple(map(tuple, images[0].affine.tolist()))
-            place = folder / one.subject
-            owner = Owner(one.subject, one.session, affine)
+            place = folder / visit.subject
+            owner = Owner(visit.subject, visit.session, affine)
             store_volumes(place, owner, t1w=t1w, pet=pet, brain=brain > 0)
             stored.append(place)
     return stored
@@ -61,11 +61,11 @@ def measure(network: ResnetGenerator, spec: ModelSpec, people: Sequence[Path]) -
     """Score those left out: (people, measures)."""
     rows = []
     for place in people:
-        one = open_volumes(place)
-        zooms = zooms_of(np.array(one.owner.affine))
-        raw = predict(one.t1w, network, spec.tiling)
-        pet = smooth_in_brain(raw, one.brain, fwhm=Settings.smoothing_fwhm, zooms=zooms)
-        found = score(pet, one.pet, one.brain)
+        volumes = open_volumes(place)
+        zooms = zooms_of(np.array(volumes.owner.affine))
+        raw = predict(volumes.t1w, network, spec.tiling)
+        pet = smooth_in_brain(raw, volumes.brain, fwhm=Settings.smoothing_fwhm, zooms=zooms)
+        found = score(pet, volumes.pet, volumes.brain)
         rows.append([getattr(found, name) for name in MEASURES])
     return np.array(rows)
 

@@ -43,11 +43,11 @@ class PlainLoop:
         self.spec, self.bfloat16 = spec, bfloat16
         self.translators = [build_translator(spec, random) for _ in range(1 + spec.cycle)]
         self.pools = [ImagePool(spec.pool_size, random) for _ in self.translators]
-        for one in self.translators:
-            use_own_layers_of_torch(one.generator)
+        for translator in self.translators:
+            use_own_layers_of_torch(translator.generator)
         betas = (spec.beta1, spec.beta2)
-        makers = nn.ModuleList([one.generator for one in self.translators])
-        judges = nn.ModuleList([one.discriminator for one in self.translators])
+        makers = nn.ModuleList([translator.generator for translator in self.translators])
+        judges = nn.ModuleList([translator.discriminator for translator in self.translators])
         self.makers = torch.optim.Adam(makers.parameters(), spec.learning_rate, betas)
         self.judges = torch.optim.Adam(judges.parameters(), spec.learning_rate, betas)
 
@@ -98,9 +98,9 @@ def use_own_layers_of_torch(network: nn.Module) -> None:
             plain = nn.Conv2d(
                 layer.in_channels,
                 layer.out_channels,
-                layer.kernel_size,  # type: ignore[arg-type]
+                layer.kernel_size,
                 padding=layer.padding,
-                padding_mode="reflect",  # type: ignore[arg-type]
+                padding_mode="reflect",
             )
             plain.load_state_dict(layer.state_dict())
             setattr(network, name, plain)
@@ -113,7 +113,7 @@ def pair(spec: ModelSpec, shape: tuple[int, int, int] = SHAPE) -> Pair:
     brain = (places**2).sum(axis=0) < 0.8
     waves = sum(np.sin(rng.normal(0, 6, 3) @ places.reshape(3, -1) + k) for k in range(8))
     t1w = np.where(brain, 0.5 + 0.06 * waves.reshape(shape), 0).clip(0, 1).astype(np.float32)
-    t1w, pet = (np.asfortranarray(one) for one in (t1w, np.where(brain, 1 - t1w, 0)))
+    t1w, pet = (np.asfortranarray(volume) for volume in (t1w, np.where(brain, 1 - t1w, 0)))
     places_of = brain_tiles(spec.tiling, torch.from_numpy(brain)) if spec.tiles_per_volume else ()
     return Pair(torch.from_numpy(t1w), torch.from_numpy(pet.astype(np.float32)), places_of)
 
@@ -142,8 +142,8 @@ def compare(spec: ModelSpec, steps: int, block: int) -> None:
         part = batches[first : first + block]
         theirs: list[tuple[float, float]] = []
         own: list = []
-        spent["plain"] += seconds(lambda: theirs.extend(plain.step(b) for b in part))  # noqa: B023
-        spent["ours"] += seconds(lambda: own.extend(ours.step(b) for b in part))  # noqa: B023
+        spent["plain"] += seconds(lambda: theirs.extend(plain.step(b) for b in part))  # noqa: B023 - called at once
+        spent["ours"] += seconds(lambda: own.extend(ours.step(b) for b in part))  # noqa: B023 - called at once
         lines += [(*a, b.generator, b.discriminator) for a, b in zip(theirs, own, strict=True)]
         ratio = spent["plain"] / spent["ours"]
         done = first + len(part)
@@ -161,7 +161,7 @@ def compare(spec: ModelSpec, steps: int, block: int) -> None:
 
 def agree(spec: ModelSpec, steps: int) -> None:
     """Print how far losses of the same batches are apart: loops, and precisions, at half size."""
-    some = pair(spec, tuple(side // 2 for side in SHAPE))  # type: ignore[arg-type]
+    some = pair(spec, tuple(side // 2 for side in SHAPE))
     batches = [b for _ in range(50) for b in shuffled_batches([some], spec, _random())][:steps]
     plain, cast = PlainLoop(spec), PlainLoop(spec, bfloat16=True)
     ours, own_cast = start(spec, "32-true"), start(spec, "bf16-mixed")
@@ -192,7 +192,7 @@ def matmul_peak(threads: int) -> float:
     for kind in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(2048, 2048).to(kind) for _ in range(2))
         torch.mm(a, b)
-        took = min(seconds(lambda: torch.mm(a, b)) for _ in range(5))  # noqa: B023
+        took = min(seconds(lambda: torch.mm(a, b)) for _ in range(5))  # noqa: B023 - called at once
         print(f"matmul {kind}: {2 * 2048**3 / took / 1e9:.0f} GFLOP/s with {threads} threads")
         best = max(best, 2 * 2048**3 / took / 1e9)
     return best
@@ -234,7 +234,7 @@ def rates(steps: int, peak: float) -> None:
                 training.step(batch)
                 began, inside = time.perf_counter(), 0.0
             else:
-                inside += seconds(lambda: training.step(batch))  # noqa: B023
+                inside += seconds(lambda: training.step(batch))  # noqa: B023 - called at once
             count += 1
             size = tuple(batch.mri.shape[2:])
         whole = time.perf_counter() - began

@@ -236,7 +236,7 @@ def tell(rows: list[dict]) -> None:
         for told in dict.fromkeys(row["key"][2] for row in mine):
             chosen = [row for row in mine if row["key"][2] == told]
             errors = [row["error"] for row in chosen]
-            counts = [[row["Verdict"] for row in chosen].count(one) for one in VERDICTS]
+            counts = [[row["Verdict"] for row in chosen].count(verdict) for verdict in VERDICTS]
             off = f"{min(errors):.1f} to {max(errors):.1f} mm"
             print(f"{kind}: {told}: {off}; pass, doubt, fail {counts}")
             tell_measures(chosen, "    ")
@@ -260,7 +260,7 @@ def tell_of(rows: list[dict], words: str, criteria: Iterable) -> None:
 
 def tell_measures(rows: list[dict], words: str) -> None:
     """Print the range of each measure."""
-    names = [one.measure for one in (*T1W_CRITERIA, *PET_CRITERIA)]
+    names = [criterion.measure for criterion in (*T1W_CRITERIA, *PET_CRITERIA)]
     for name in dict.fromkeys(names):
         values = [row[name] for row in rows if name in row]
         if values:

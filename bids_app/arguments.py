@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from bids_app.errors import Mri2petError, ReadWriteError, UsageError
 from bids_app.files import read_text, split_lines
@@ -18,22 +18,8 @@ from bids_app.lifeline import ended_by_signals
 
 INTERRUPTED = 130  # a shell's code for SIGINT
 UNSHOWABLE = "mri2pet"  # how codecs know :func:`_in_other_words`
-OTHER_WORDS = str.maketrans(
-    {
-        "—": "-",
-        "–": "-",
-        "−": "-",
-        "×": "x",
-        "³": "3",
-        "²": "2",
-        "…": "...",
-        "·": "*",
-        "±": "+-",
-        "“": '"',
-        "”": '"',
-        "’": "'",
-        "→": "->",
-    }
+OTHER_WORDS = str.maketrans("—–−×³²·“”’", '---x32*""\'') | str.maketrans(
+    {"…": "...", "±": "+-", "→": "->"}
 )
 STREAMS = ("stdin", "stdout", "stderr")
 
@@ -44,6 +30,34 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(UsageError.exit_code, f"error: {message}; see {self.prog} --help\n")
+
+
+def add_option(
+    to: argparse._ActionsContainer,
+    usage: str,
+    text: str,
+    read: Callable[[str], object] | None = None,
+    **options: Any,
+) -> None:
+    """Add an option to a parser or a group of it, in both spellings, with ``-`` and with ``_``.
+
+    Parameters
+    ----------
+    to : ArgumentParser or group
+        Is changed.
+    usage : str
+        One flag, or a short and a long one, and what stands for its values: ``-w --work-dir DIR``.
+    text, read, options
+        ``help``, ``type`` and others of argparse.
+    """
+    flags = [word for word in usage.split() if word.startswith("-")]
+    values = tuple(usage.split()[len(flags) :])
+    if values:
+        options["metavar"] = values if len(values) > 1 else values[0]
+    if read is not None:
+        options["type"] = read
+    spellings = [{flag: 0, flag[:2] + flag[2:].replace("-", "_"): 0} for flag in flags]
+    to.add_argument(*(name for pair in spellings for name in pair), help=text, **options)
 
 
 def absolute_path(text: str) -> Path:
@@ -160,7 +174,7 @@ def _fill_gaps() -> None:
     for name in STREAMS:
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - it stays open
 
 
 @contextmanager
@@ -177,7 +191,7 @@ def steady_streams() -> Iterator[_Steady]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=UNSHOWABLE)
     out, err = map(_Steady, before)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = cast("TextIO", out), cast("TextIO", err)
     try:
         yield out
     finally:
@@ -200,10 +214,13 @@ def forgive_warnings() -> None:
     named = os.environ.get("PYTHONWARNINGS")
     if named:
         os.environ["PYTHONWARNINGS"] = ",".join(map(shown, named.split(",")))
-    if any(one[0] == "error" for one in warnings.filters):
-        kept = [("default" if one[0] == "error" else one[0], *one[1:]) for one in warnings.filters]
+    if any(entry[0] == "error" for entry in warnings.filters):
+        kept = [
+            ("default" if entry[0] == "error" else entry[0], *entry[1:])
+            for entry in warnings.filters
+        ]
         warnings.resetwarnings()  # also empties the record of which filter was met
-        warnings.filters[:] = kept  # type: ignore[index]
+        cast("list[object]", warnings.filters)[:] = kept
 
 
 def exit_code_of(run: Callable[[], int], *, interrupted: str) -> int:

@@ -6,14 +6,17 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from bids_app.arguments import (
     LESIONS,
     Parser,
     absolute_path,
+    add_option,
     axis_code,
     exit_code_of,
     normalize_labels,
@@ -46,39 +49,26 @@ LABELS = {
 }
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+def _number(
+    kind: type[int] | type[float], may_be: Callable[[float], bool], otherwise: str
+) -> Callable[[str], float]:
+    """Make a reader of numbers that says what is wrong with others."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not may_be(value):
+            raise argparse.ArgumentTypeError(f"{text} {otherwise}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse says it of what is no number
+    return read
 
 
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
+_positive = _number(float, lambda value: 0 < value < math.inf, "is not above 0")
+_not_negative = _number(float, lambda value: 0 <= value < math.inf, "is below 0")
+_share = _number(float, lambda value: 0 < value < 1, "does not lie between 0 and 1")
+_count = _number(int, lambda value: value >= 1, "is not a whole number above 0")
+_seed = _number(int, lambda value: value >= 0, "is below 0")
 
 
 def _device(text: str) -> str:
@@ -115,25 +105,13 @@ def _named_path(text: str) -> tuple[str, Path]:
     return name, absolute_path(path)
 
 
-class _Add:
-    """Adds options to a group in both spellings; what is not given stays out of the namespace."""
-
-    def __init__(self, group: argparse._ArgumentGroup) -> None:
-        self.group = group
-
-    def __call__(self, *flags: str, **options: object) -> None:
-        both = [
-            spelling for flag in flags for spelling in dict.fromkeys((flag, _underscored(flag)))
-        ]
-        self.group.add_argument(*both, default=argparse.SUPPRESS, **options)  # type: ignore[arg-type]
-
-
-def _underscored(flag: str) -> str:
-    return "--" + flag[2:].replace("-", "_") if flag.startswith("--") else flag
+def _group(parser: argparse.ArgumentParser, title: str) -> Callable[..., None]:
+    """Begin a group of options; what is not given stays out of the namespace."""
+    return partial(add_option, parser.add_argument_group(title), default=argparse.SUPPRESS)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("which images"))
+    add = _group(parser, "which images")
     for name, prefix, what in (
         ("participant", "sub-", "participants"),
         ("exclude-participant", "sub-", "all but these"),
@@ -141,307 +119,224 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         ("run", "run-", "runs"),
     ):
         add(
-            f"--{name}-label",
+            f"--{name}-label LABEL",
+            f"{what}, with or without {prefix}; or a text file with one label a line",
             nargs="+",
-            metavar="LABEL",
-            help=f"{what}, with or without {prefix}; or a text file with one label a line",
         )
     add(
-        "--tracer-label",
+        "--tracer-label LABEL",
+        "labels of FDG in the dataset, where trc- and TracerName do not say FDG",
         nargs="+",
-        metavar="LABEL",
-        help="labels of FDG in the dataset, where trc- and TracerName do not say FDG",
     )
     add(
-        "--bids-filter-file",
-        type=absolute_path,
-        metavar="FILE",
-        help='JSON: {"t1w": {"acquisition": "mprage"}, "pet": {"reconstruction": "acdyn"}}',
+        "--bids-filter-file FILE",
+        'JSON: {"t1w": {"acquisition": "mprage"}, "pet": {"reconstruction": "acdyn"}}',
+        absolute_path,
     )
-    add(
-        "--bids-database-dir",
-        type=absolute_path,
-        metavar="DIR",
-        help="where pybids keeps its index",
-    )
+    add("--bids-database-dir DIR", "where pybids keeps its index", absolute_path)
     add(
         "--skip-bids-validation",
+        "do not run the BIDS validator over BIDS_DIR first",
         dest="validate",
         action="store_false",
-        help="do not run the BIDS validator over BIDS_DIR first",
     )
     add(
-        "-d",
-        "--derivatives",
-        nargs="+",
-        type=_named_path,
-        metavar="NAME=PATH",
-        help="lesions=PATH: group compares clusters with the masks of lesions in PATH, "
+        "-d --derivatives NAME=PATH",
+        "lesions=PATH: group compares clusters with the masks of lesions in PATH, "
         "sub-X/anat/sub-X_space-T1w_label-L_mask.nii.gz (or .nii)",
+        _named_path,
+        nargs="+",
     )
 
 
 def _add_participant(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("participant"))
+    add = _group(parser, "participant")
+    add("--template NAME", f"of TemplateFlow; {Settings.template}, the default, needs no network")
     add(
-        "--template",
-        metavar="NAME",
-        help=f"of TemplateFlow; {Settings.template}, the default, needs no network",
-    )
-    add(
-        "--bounding-box",
-        nargs=BOX_SIDES,
-        type=float,
-        metavar="MM",
-        help="x0 y0 z0 x1 y1 z1 in mm, RAS+; default "
+        "--bounding-box MM",
+        "x0 y0 z0 x1 y1 z1 in mm, RAS+; default "
         f"{' '.join(f'{side:g}' for side in Settings.bounding_box)}",
+        float,
+        nargs=BOX_SIDES,
     )
     add(
-        "--resolution",
-        type=_positive,
-        metavar="MM",
-        help=f"default {FULL_RESOLUTION:g} mm; {SLOPPY_RESOLUTION:g} mm with --sloppy",
+        "--resolution MM",
+        f"default {FULL_RESOLUTION:g} mm; {SLOPPY_RESOLUTION:g} mm with --sloppy",
+        _positive,
     )
     add(
         "--skull-strip",
+        "auto (the default) sees whether the T1w is stripped already",
         choices=("auto", "force", "skip"),
-        help="auto (the default) sees whether the T1w is stripped already",
     )
     add(
-        "--assume-orientation",
-        nargs="?",
-        const=MOST_USUAL,
-        type=_orientation,
-        metavar="CODE",
-        help="vouch for the order of voxels (LAS, RAS, …: where the axes point to) of images whose "
+        "--assume-orientation CODE",
+        "vouch for the order of voxels (LAS, RAS, …: where the axes point to) of images whose "
         "headers cannot tell left from right, sform and qform being of code 0; without CODE: "
         f"{MOST_USUAL}, as nibabel and SPM take them. Such images are refused otherwise",
+        _orientation,
+        nargs="?",
+        const=MOST_USUAL,
     )
     add(
-        "--pet-frames",
+        "--pet-frames FRAME",
+        "frames of a dynamic PET to average, from 0, as 3 4 5 or 3-5; default all",
+        _frames,
         nargs="+",
-        type=_frames,
-        metavar="FRAME",
-        help="frames of a dynamic PET to average, from 0, as 3 4 5 or 3-5; default all",
     )
     add(
-        "--generator",
-        metavar="NAME|PATH",
-        help="a folder with weights and card, or the name of one in OUTPUT_DIR/generators; "
+        "--generator NAME|PATH",
+        "a folder with weights and card, or the name of one in OUTPUT_DIR/generators; "
         "default: the one that comes with mri2pet, a demonstration",
     )
     add(
-        "--smoothing-fwhm",
-        type=_not_negative,
-        metavar="MM",
-        help=f"of the synthetic PET; default {Settings.smoothing_fwhm:g} mm",
+        "--smoothing-fwhm MM",
+        f"of the synthetic PET; default {Settings.smoothing_fwhm:g} mm",
+        _not_negative,
     )
     add(
         "--stage",
+        "only bring images into template space, or only synthesize from those; default all",
         choices=("all", "preprocess", "synthesize"),
-        help="only bring images into template space, or only synthesize from those; default all",
     )
 
 
 def _add_beyond(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("participant, beyond the paper"))
+    add = partial(_group(parser, "participant, beyond the paper"), action="store_true")
     add(
         "--overlap",
-        action="store_true",
-        help="semi-3D generators: triplets begin at every slice, and what is predicted of a slice "
+        "semi-3D generators: triplets begin at every slice, and what is predicted of a slice "
         "is averaged",
     )
     add(
         "--match-histogram",
-        action="store_true",
-        help="give the synthetic PET the intensities of the mean PET of the training controls",
+        "give the synthetic PET the intensities of the mean PET of the training controls",
     )
     add(
         "--uncertainty",
-        action="store_true",
-        help="also write the standard deviation over the generators of the cross-validation's "
+        "also write the standard deviation over the generators of the cross-validation's "
         "folds (desc-synth_std)",
     )
-    add(
-        "--novelty",
-        action="store_true",
-        help="tell how unlike those of the training controls the T1w is",
-    )
+    add("--novelty", "tell how unlike those of the training controls the T1w is")
 
 
 def _add_people(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("train and group"))
+    add = _group(parser, "train and group")
     add(
-        "--control-query",
-        metavar="QUERY",
-        help=f"who is a control, by participants.tsv; default {Settings.control_query!r}",
+        "--control-query QUERY",
+        f"who is a control, by participants.tsv; default {Settings.control_query!r}",
     )
-    add(
-        "--folds",
-        type=_count,
-        metavar="N",
-        help=f"that controls are dealt out to; default {Settings.folds}",
-    )
+    add("--folds N", f"that controls are dealt out to; default {Settings.folds}", _count)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("train"))
+    add = _group(parser, "train")
     add(
-        "--models",
+        "--models NAME",
+        f"rows of Table 1, default all: {', '.join(MODELS)}",
         nargs="+",
         choices=tuple(MODELS),
-        metavar="NAME",
-        help=f"rows of Table 1, default all: {', '.join(MODELS)}",
     )
-    add(
-        "--epochs",
-        type=_count,
-        metavar="N",
-        help="at most; default 200 for semi-3D, 100 for 3D-patch, as the paper",
-    )
-    add(
-        "--batch-size",
-        type=_count,
-        metavar="N",
-        help="default 5 for semi-3D, 10 for 3D-patch, as the paper",
-    )
-    add(
-        "--width",
-        type=_count,
-        metavar="N",
-        help="feature maps of the first convolution; default 64",
-    )
+    add("--epochs N", "at most; default 200 for semi-3D, 100 for 3D-patch, as the paper", _count)
+    add("--batch-size N", "default 5 for semi-3D, 10 for 3D-patch, as the paper", _count)
+    add("--width N", "feature maps of the first convolution; default 64", _count)
     add(
         "--patches",
+        "3D-patch: cubes drawn anew for each epoch inside the brain (the default), or all",
         choices=("brain", "all"),
-        help="3D-patch: cubes drawn anew for each epoch inside the brain (the default), or all",
     )
     add(
-        "--lpips-weights",
-        type=absolute_path,
-        metavar="FILE",
-        help="AlexNet and LPIPS v0.1; default: $MRI2PET_LPIPS_WEIGHTS; without, LPIPS is n/a",
+        "--lpips-weights FILE",
+        "AlexNet and LPIPS v0.1; default: $MRI2PET_LPIPS_WEIGHTS; without, LPIPS is n/a",
+        absolute_path,
     )
 
 
 def _add_group(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("group"))
+    add = _group(parser, "group")
     add(
-        "--patient-query",
-        metavar="QUERY",
-        help=f"who is a patient, by participants.tsv; default {Settings.patient_query!r}",
+        "--patient-query QUERY",
+        f"who is a patient, by participants.tsv; default {Settings.patient_query!r}",
     )
     add(
-        "--training-set",
-        nargs="+",
-        choices=TRAINING_SETS,
-        metavar="SET",
-        help="real (the default): real PET of controls; hybrid: synthetic PET of those without as "
+        "--training-set SET",
+        "real (the default): real PET of controls; hybrid: synthetic PET of those without as "
         "well; synthetic: that alone. Several in one run; maps of the first go to the "
         "participants' folders",
+        nargs="+",
+        choices=TRAINING_SETS,
     )
     add(
         "--synthetic-controls",
-        choices=("t1w-only", "all"),
-        help="whose synthetic PET hybrid and synthetic take: controls without a real PET (the "
+        "whose synthetic PET hybrid and synthetic take: controls without a real PET (the "
         "default), or all",
+        choices=("t1w-only", "all"),
     )
     add(
-        "--detectors",
+        "--detectors NAME",
+        f"of {', '.join(DETECTORS)}; default {' '.join(Settings.detectors)}",
         nargs="+",
         choices=tuple(DETECTORS),
-        metavar="NAME",
-        help=f"of {', '.join(DETECTORS)}; default {' '.join(Settings.detectors)}",
     )
     add(
-        "--detector",
-        type=absolute_path,
-        metavar="PATH",
-        help="apply a detector of an earlier run, OUTPUT_DIR/detectors/SET; trains nothing",
+        "--detector PATH",
+        "apply a detector of an earlier run, OUTPUT_DIR/detectors/SET; trains nothing",
+        absolute_path,
     )
     add(
-        "--nu",
-        type=_share,
-        metavar="NU",
-        help=f"share of outliers among controls, of the one-class SVM; default {Settings.nu:g}",
+        "--nu NU",
+        f"share of outliers among controls, of the one-class SVM; default {Settings.nu:g}",
+        _share,
     )
+    add("--clusters N", f"kept for each patient; default {Settings.clusters}", _count)
+    add("--min-cluster-size MM3", f"default {Settings.min_cluster_size:g} mm³", _not_negative)
     add(
-        "--clusters",
-        type=_count,
-        metavar="N",
-        help=f"kept for each patient; default {Settings.clusters}",
-    )
-    add(
-        "--min-cluster-size",
-        type=_not_negative,
-        metavar="MM3",
-        help=f"default {Settings.min_cluster_size:g} mm³",
-    )
-    add(
-        "--cluster-extent",
-        type=_share,
-        metavar="SHARE",
-        help="share of the brain that is above the threshold of clusters; default "
+        "--cluster-extent SHARE",
+        "share of the brain that is above the threshold of clusters; default "
         f"{Settings.cluster_extent:g}",
+        _share,
     )
     add(
-        "--atlas",
+        "--atlas NIFTI TSV",
+        "labels in the template's space, and their names (columns index and name)",
+        absolute_path,
         nargs=2,
-        type=absolute_path,
-        metavar=("NIFTI", "TSV"),
-        help="labels in the template's space, and their names (columns index and name)",
     )
 
 
 def _add_resources(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("resources"))
-    add("--nprocs", type=_count, metavar="N", help="CPUs; default: all that are allowed")
+    add = _group(parser, "resources")
+    add("--nprocs N", "CPUs; default: all that are allowed", _count)
     add(
-        "--omp-nthreads",
-        type=_count,
-        metavar="N",
-        help="threads of one step; default: CPUs shared among participants. "
+        "--omp-nthreads N",
+        "threads of one step; default: CPUs shared among participants. "
         "ANTs repeats itself to the last bit only with 1",
+        _count,
     )
-    add(
-        "--mem-gb",
-        type=_positive,
-        metavar="GB",
-        help="memory; default: nine tenths of what is allowed",
-    )
-    add("--device", type=_device, help="auto (the default), cpu, cuda or cuda:N")
-    add(
-        "--use-plugin",
-        type=absolute_path,
-        metavar="FILE",
-        help="JSON or YAML with plugin and plugin_args of nipype",
-    )
-    add("-w", "--work-dir", type=absolute_path, metavar="DIR", help="default: OUTPUT_DIR/.work")
-    add("--clean-workdir", action="store_true", help="delete intermediate files of what succeeded")
-    add("--stop-on-first-crash", action="store_true", help="do not go on with other participants")
-    add("--resource-monitor", action="store_true", help="let nipype record memory and CPU")
+    add("--mem-gb GB", "memory; default: nine tenths of what is allowed", _positive)
+    add("--device", "auto (the default), cpu, cuda or cuda:N", _device)
+    add("--use-plugin FILE", "JSON or YAML with plugin and plugin_args of nipype", absolute_path)
+    add("-w --work-dir DIR", "default: OUTPUT_DIR/.work", absolute_path)
+    add("--clean-workdir", "delete intermediate files of what succeeded", action="store_true")
+    add("--stop-on-first-crash", "do not go on with other participants", action="store_true")
+    add("--resource-monitor", "let nipype record memory and CPU", action="store_true")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    add = _Add(parser.add_argument_group("run"))
-    add("--sloppy", action="store_true", help="4 mm, coarse registration: to try things out only")
+    add = _group(parser, "run")
+    add("--sloppy", "4 mm, coarse registration: to try things out only", action="store_true")
     add(
         "--dry-run",
-        action="store_true",
-        help="print which images would be used, and what would be refused; write nothing; the exit "
+        "print which images would be used, and what would be refused; write nothing; the exit "
         "code is that of the run, as far as headers and tables tell",
+        action="store_true",
     )
-    add("--reports-only", action="store_true", help="write reports from the files in OUTPUT_DIR")
-    add("--boilerplate-only", action="store_true", help="print the methods paragraph, and stop")
-    add(
-        "--config-file",
-        type=absolute_path,
-        metavar="TOML",
-        help="options by name; the command line overrides it",
-    )
-    add("--random-seed", type=_seed, metavar="N", help=f"default {Settings.random_seed}")
-    add("--notrack", action="store_true", help="accepted; nothing is ever tracked")
-    add("-v", "--verbose", action="count", help="tell more; twice: all that nipype tells")
+    add("--reports-only", "write reports from the files in OUTPUT_DIR", action="store_true")
+    add("--boilerplate-only", "print the methods paragraph, and stop", action="store_true")
+    add("--config-file TOML", "options by name; the command line overrides it", absolute_path)
+    add("--random-seed N", f"default {Settings.random_seed}", _seed)
+    add("--notrack", "accepted; nothing is ever tracked", action="store_true")
+    add("-v --verbose", "tell more; twice: all that nipype tells", action="count")
 
 
 def _options() -> argparse.ArgumentParser:
@@ -521,7 +416,7 @@ def _option(path: Path, name: str, value: object) -> list[str]:
         return [flag] if value else []
     if name == "verbose" and isinstance(value, int):
         return [flag] * min(value, MOST_VERBOSE)
-    return [flag, *(str(one) for one in (value if isinstance(value, list) else [value]))]
+    return [flag, *(str(item) for item in (value if isinstance(value, list) else [value]))]
 
 
 def _refuse_inverted(box: tuple[float, ...]) -> None:
@@ -536,23 +431,21 @@ def _refuse_twice(derivatives: tuple[tuple[str, Path], ...]) -> None:
         raise UsageError(f"--derivatives: {', '.join(names)}; give each name once")
 
 
-def _settings(given: dict[str, object]) -> Settings:
+def _settings(given: dict[str, Any]) -> Settings:
     for internal in ("notrack", "config_file"):
         given.pop(internal, None)
     for name, prefix in LABELS.items():
         if name in given:
-            given[name] = normalize_labels(given[name], prefix)  # type: ignore[arg-type]
+            given[name] = normalize_labels(given[name], prefix)
     for name in TUPLES & given.keys():
-        values: list[object] = given[name]  # type: ignore[assignment]
-        given[name] = tuple(dict.fromkeys(values) if name in NAMES else values)
+        given[name] = tuple(dict.fromkeys(given[name]) if name in NAMES else given[name])
     if "bounding_box" in given:
-        _refuse_inverted(given["bounding_box"])  # type: ignore[arg-type]
+        _refuse_inverted(given["bounding_box"])
     if "derivatives" in given:
-        _refuse_twice(given["derivatives"])  # type: ignore[arg-type]
+        _refuse_twice(given["derivatives"])
     if "pet_frames" in given:
-        parts: list[tuple[int, ...]] = given["pet_frames"]  # type: ignore[assignment]
-        given["pet_frames"] = tuple(sorted({frame for part in parts for frame in part}))
-    return Settings(**given)  # type: ignore[arg-type]
+        given["pet_frames"] = tuple(sorted(set().union(*given["pet_frames"])))
+    return Settings(**given)
 
 
 def parse(argv: Sequence[str] | None) -> Settings:
@@ -575,15 +468,14 @@ def parse(argv: Sequence[str] | None) -> Settings:
     if "config_file" in given:
         configured = _options().parse_args(_tokens(given.config_file))
         given = argparse.Namespace(**{**vars(configured), **vars(given)})
-    _tell_unused(given)
+    _warn_unused(given)
     return _settings(vars(given))
 
 
-def _tell_unused(given: argparse.Namespace) -> None:
-    """Tell of options that are given, and that the level has no use for."""
-    unused = [
-        name for levels, names in USED_BY.items() if given.level not in levels for name in names
-    ]
+def _warn_unused(given: argparse.Namespace) -> None:
+    """Warn of options that are given, and that the level has no use for."""
+    others = (names for levels, names in USED_BY.items() if given.level not in levels.split())
+    unused = [name for names in others for name in names.split()]
     flags = [FLAGS.get(name, "--" + name.replace("_", "-")) for name in unused if name in given]
     if flags:
         sys.stderr.write(f"warning: the level {given.level} does not use {', '.join(flags)}\n")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from bids_app.derivatives.find import Preprocessed
-from bids_app.plan.group import Participant
 from bids_app.visit import Selection
 
 WIDEST = 1_000_000  # characters of a line: in a file, no cell is broken into lines
@@ -34,9 +34,8 @@ class Console:
 
     def __init__(self) -> None:
         # Names of files may look like markup, [bold], or like the name of an emoji, :cat:
-        plain: dict[str, bool] = dict.fromkeys(("highlight", "markup", "emoji"), False)
-        self.console = RichConsole(stderr=True, soft_wrap=True, **plain)  # type: ignore[arg-type]
-        self.out = RichConsole(soft_wrap=True, **plain)  # type: ignore[arg-type]
+        plain = partial(RichConsole, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self.console, self.out = plain(stderr=True), plain()
 
     def say(self, text: str) -> None:
         """Tell something that is as it should be."""
@@ -72,7 +71,7 @@ class Console:
         ]
         self._tell_table("Used", ("participant", "session", "T1w", "PET", "remarks"), used)
         if selection.unused:
-            unused = [(one.subject, name(one.path), one.reason) for one in selection.unused]
+            unused = [(entry.subject, name(entry.path), entry.reason) for entry in selection.unused]
             self._tell_table("Not used", ("participant", "image", "why"), unused)
 
     def report_controls(
@@ -93,21 +92,23 @@ class Console:
 
     def report_subjects(
         self,
-        controls: Sequence[Participant],
-        patients: Sequence[Participant],
+        subjects: Sequence[tuple[str, str, str | None, Path | None, Path | None]],
         notes: Sequence[str],
         root: Path,
     ) -> None:
-        """Print who is a control, who a patient, which PET of theirs is used, and remarks."""
-        used = []
-        for group, people in (("control", controls), ("patient", patients)):
-            for subject in people:
-                made = None if subject.synthetic is None else subject.synthetic.path
-                cells = [
-                    NONE if path is None else str(path.relative_to(root))
-                    for path in (subject.pet, made)
-                ]
-                used.append((group, subject.label, subject.session or NONE, *cells))
+        """Print who is a control, who a patient, which PET of theirs is used, and remarks.
+
+        ``subjects``: group, label and session of each, real and synthetic PET.
+        """
+        used = [
+            (
+                group,
+                label,
+                session or NONE,
+                *(NONE if path is None else str(path.relative_to(root)) for path in pets),
+            )
+            for group, label, session, *pets in subjects
+        ]
         columns = ("group", "participant", "session", "PET", "synthetic PET")
         self._tell_table("Used", columns, used)
         for note in notes:

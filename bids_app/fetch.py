@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from urllib.error import URLError
@@ -26,33 +25,17 @@ from bids_app.lifeline import exit_with
 TIMEOUT, TRIES, PAUSE = 60.0, 3, 2.0  # s; times; s between them
 
 
-@dataclass(frozen=True)
-class Source:
-    """A file on the net.
-
-    Parameters
-    ----------
-    url : str
-        Where it lies.
-    sha256 : str
-        How its checksum begins.
-    """
-
-    url: str
-    sha256: str
-
-
-# torchvision names the file by the first digits of its checksum. The heads are those of the
-# package lpips 0.1.4, whose checksum is known.
-ALEXNET = Source("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79")
-HEADS = Source(
+# Addresses, and how checksums begin. torchvision names the file by the first digits of its
+# checksum. The heads are those of the package lpips 0.1.4, whose checksum is known.
+ALEXNET = ("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79")
+HEADS = (
     "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth",
     "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
 )
 
 
-def download(source: Source, target: Path) -> None:
-    """Fetch a file, and compare its checksum.
+def download(url: str, sha256: str, target: Path) -> None:
+    """Fetch a file, and compare how its checksum begins with what is known of it.
 
     Raises
     ------
@@ -65,21 +48,21 @@ def download(source: Source, target: Path) -> None:
 
     for left in reversed(range(TRIES)):
         try:
-            with urlopen(source.url, timeout=TIMEOUT) as answer, target.open("wb") as file:
+            with urlopen(url, timeout=TIMEOUT) as answer, target.open("wb") as file:
                 while block := answer.read(1 << 20):
                     file.write(block)
             break
         except (URLError, TimeoutError, ConnectionError) as error:
             if not left:
                 raise MissingInputError(
-                    f"{source.url}: cannot be fetched ({error}); do this where there is a network, "
+                    f"{url}: cannot be fetched ({error}); do this where there is a network, "
                     "and copy the result"
                 ) from error
             time.sleep(PAUSE)
     found = file_sha256(target)
-    if not found.startswith(source.sha256):
+    if not found.startswith(sha256):
         raise UnusableDataError(
-            f"{source.url}: is not the file that was expected, for its SHA-256 is {found}; "
+            f"{url}: is not the file that was expected, for its SHA-256 is {found}; "
             "something on the way may have changed it"
         )
 
@@ -105,14 +88,14 @@ def fetch_lpips(out: Path) -> None:
     with tempfile.TemporaryDirectory() as made:
         files = Path(made, "alexnet.pth"), Path(made, "heads.pth")
         for source, file in zip((ALEXNET, HEADS), files, strict=True):
-            download(source, file)
+            download(*source, file)
         alexnet, heads = (read_tensors(file) for file in files)
     convolutions = {name: value for name, value in alexnet.items() if name.startswith("features.")}
     tensors = {name: value.contiguous() for name, value in {**convolutions, **heads}.items()}
     content = save(tensors)
     if hashlib.sha256(content).hexdigest() != FETCHED_SHA256:
         raise UnusableDataError(
-            f"{ALEXNET.url} and {HEADS.url}: do not hold the weights published for LPIPS; nothing "
+            f"{ALEXNET[0]} and {HEADS[0]}: do not hold the weights published for LPIPS; nothing "
             "was written"
         )
     write_bytes(out, content)

@@ -10,10 +10,12 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 
+Json = dict[str, Any]  # an object; what it holds is checked where it is read
 PARTIAL = re.compile(r"\.[0-9a-f]{32}\.")  # names of files that are being written
 MISSING = "n/a"  # BIDS, "Tabular files"
 LARGEST_TEXT = 1 << 25  # bytes of a sidecar, table or list that is read; our choice
@@ -141,7 +143,8 @@ def replacing(path: Path) -> Iterator[Path]:
             _flush(partial)
             partial.replace(path)
     except BaseException:
-        _remove(partial)
+        with suppress(OSError):  # the disk has gone; the first error tells
+            partial.unlink(missing_ok=True)
         raise
     with suppress(OSError):  # the file is there; some disks do not let folders be flushed
         _flush(path.parent)
@@ -164,16 +167,8 @@ def write_text(path: Path, text: str) -> None:
     ReadWriteError
         If it cannot be written: no space, no permission. What was there before stays.
     """
-    try:
-        with replacing(path) as partial:
-            partial.write_text(_showable(text), encoding="utf-8")
-    except OSError as error:
-        raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _showable(text: str) -> str:
-    """Spell bytes of file names that are no text as JSON does, which gives them back."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    # Bytes of file names that are no text are spelt as JSON does, which gives them back.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -191,13 +186,6 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return  # the disk has gone; the first error tells
-
-
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write a JSON object.
 
@@ -212,7 +200,7 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     write_text(path, text + "\n")
 
 
-def read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path) -> Json:
     """Read a JSON object.
 
     Raises
@@ -300,7 +288,7 @@ def place_in(folder: Path, path: Path) -> tuple[str, ...] | None:
         The names that lead from the folder to the path, none where they are the same; None if it
         does not lie in the folder.
     """
-    root, inner = (Path(os.path.realpath(one)) for one in (folder, path))
+    root, inner = (Path(os.path.realpath(place)) for place in (folder, path))
     for outer in (inner, *inner.parents):
         if _is_same(outer, root):
             return inner.relative_to(outer).parts

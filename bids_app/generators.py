@@ -137,8 +137,8 @@ def choose_generator(
     if not options.uncertainty:
         return choice
     folds = tuple(
-        GeneratorChoice(one, read_card(one), replace(options, uncertainty=False, novelty=False))
-        for one in _find_folds(choice)
+        GeneratorChoice(place, read_card(place), replace(options, uncertainty=False, novelty=False))
+        for place in _find_folds(choice)
     )
     for fold in folds:
         _check(fold, grid, template)
@@ -224,7 +224,7 @@ def describe_namesakes(
     alike = [label for label in labels if not has_seen(card, label, names, output_dir)]
     if not alike:
         return ""
-    who = ", ".join(f"sub-{one}" for one in alike[:NAMED_AT_MOST])
+    who = ", ".join(f"sub-{label}" for label in alike[:NAMED_AT_MOST])
     more = f" and {len(alike) - NAMED_AT_MOST} more" if len(alike) > NAMED_AT_MOST else ""
     return (
         f"generator {card.name} was trained on {who}{more} of the dataset {card.dataset!r}; they "

@@ -13,7 +13,6 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from bids_app.arguments import AXES
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.imaging.volume import Affine, zooms_of
 
@@ -29,7 +28,6 @@ POINTERS = (b"version https://git-lfs", b"/annex/objects/")  # what stands in fo
 LARGEST_HEADER = max(FORMATS)
 MOST_AXES = 7
 XFORM_CODES = range(1, 6)  # of nifti1.h and nifti2.h; 0 is unknown, others mean nothing
-POSITIVE = "RAS"  # directions in which the coordinates of the world grow
 CORRECT = "correct sform or qform, or convert the image again"
 
 
@@ -124,16 +122,16 @@ def assumed_affine(shape: tuple[int, ...], zooms: tuple[float, ...], orientation
            [ 0.,  0.,  0.,  1.]])
     """
     affine = np.zeros((4, 4))
-    for axis, letter in enumerate(orientation):
-        affine[AXES[letter], axis] = zooms[axis] if letter in POSITIVE else -zooms[axis]
+    axes, signs = nib.orientations.axcodes2ornt(orientation).T
+    affine[axes.astype(int), range(3)] = signs * zooms
     affine[:3, 3] = -affine[:3, :3] @ (np.array(shape[:3]) - 1) / 2
     affine[3, 3] = 1
     return affine + 0.0  # no -0
 
 
 def _parse(path: Path, content: bytes) -> nib.Nifti1Header:
-    for endianness, order in (("<", "little"), (">", "big")):
-        size = int.from_bytes(content[:4], order)  # type: ignore[arg-type]
+    for endianness, first in (("<", content[:4]), (">", content[:4][::-1])):
+        size = int.from_bytes(first, "little")
         if size in FORMATS and len(content) >= size:
             header = FORMATS[size](content[:size], endianness=endianness, check=False)
             if header["magic"].item() in MAGIC[size]:
@@ -169,7 +167,7 @@ def _stored(path: Path, header: nib.Nifti1Header) -> np.dtype:
             f"{path}: its header says data of type {code}, which NIfTI does not have; convert it "
             "again"
         )
-    stored = np.dtype(nib.nifti1.data_type_codes.dtype[code])  # type: ignore[call-overload]
+    stored = header.get_data_dtype()
     if stored.kind not in "iuf":
         name = nib.nifti1.data_type_codes.label[code]
         kind = "complex numbers" if stored.kind == "c" else "colours" if stored.names else "data"
@@ -183,7 +181,7 @@ def _stored(path: Path, header: nib.Nifti1Header) -> np.dtype:
             f"{path}: its header says {bits} bits a voxel (bitpix) of {stored.name}, which "
             f"has {8 * stored.itemsize}; copy or convert it again"
         )
-    return stored.newbyteorder(header.endianness)
+    return stored
 
 
 def _offset(path: Path, header: nib.Nifti1Header) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from io import BufferedIOBase, BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import nibabel as nib
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from bids_app.errors import ReadWriteError, UnusableDataError
-from bids_app.files import read_json, replacing, size_of, write_bytes, write_json
+from bids_app.files import read_json, size_of, write_bytes, write_json
 from bids_app.header import LARGEST_HEADER, Header, read_header
 from bids_app.imaging.volume import Affine, Grid, Mask, zooms_of
 from bids_app.resources import GIB, find_limits
@@ -72,13 +72,13 @@ class Image:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[BufferedIOBase]:
+def _reading(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
     """Open an image, compressed or not, and say in a sentence why it cannot be read."""
     try:
         with path.open("rb") as file:
             compressed = file.read(len(GZIP)) == GZIP
             file.seek(0)
-            yield gzip.GzipFile(fileobj=file) if compressed else file  # type: ignore[misc]
+            yield gzip.GzipFile(fileobj=file) if compressed else file
     except PermissionError as error:
         raise ReadWriteError(f"{path}: no permission to read it; run chmod +r on it") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -256,7 +256,7 @@ def load(path: Path | str, *, orientation: str = "") -> Image:
     return Image(data, header.affine, notes)
 
 
-def _read_voxels(file: BufferedIOBase, header: Header) -> np.ndarray:
+def _read_voxels(file: gzip.GzipFile | BufferedReader, header: Header) -> np.ndarray:
     """Read exactly what the header says."""
     rest = header.offset
     while rest:
@@ -265,7 +265,7 @@ def _read_voxels(file: BufferedIOBase, header: Header) -> np.ndarray:
             raise EOFError("it ends before its first voxel")
         rest -= skipped
     values = np.empty(header.bytes, np.uint8)
-    view, filled = memoryview(values), 0  # type: ignore[arg-type]
+    view, filled = values.data, 0
     while filled < len(view):
         got = file.readinto(view[filled : filled + PIECE])
         if not got:
@@ -368,14 +368,14 @@ def check_labels(path: Path, *, orientation: str = "") -> None:
 def to_nibabel(image: Image) -> nib.Nifti1Image:
     """Give an image as nibabel has it, sform and qform alike; booleans become bytes."""
     data = image.data.astype(np.uint8) if image.data.dtype == bool else image.data
-    picture = nib.Nifti1Image(data, image.affine)
-    picture.header.set_xyzt_units("mm")
-    picture.header.set_sform(image.affine, code=1)
-    picture.header.set_qform(image.affine, code=1)
-    return picture
+    image_file = nib.Nifti1Image(data, image.affine)
+    image_file.header.set_xyzt_units("mm")
+    image_file.header.set_sform(image.affine, code=1)
+    image_file.header.set_qform(image.affine, code=1)
+    return image_file
 
 
-def save(image: Image, path: Path | str, *, description: str = "", gaps: bool = False) -> None:
+def save(image: Image, path: Path | str, *, description: str = "") -> None:
     """Write an image so that it is either whole or absent, and equal data give equal bytes.
 
     Parameters
@@ -386,33 +386,27 @@ def save(image: Image, path: Path | str, *, description: str = "", gaps: bool = 
         Ends in ``.nii.gz`` or ``.nii``; replaced if it exists.
     description : str
         The header's ``descrip``, at most 79 characters.
-    gaps : bool
-        Whether some voxels may hold no number.
 
     Raises
     ------
     UnusableDataError
-        If a voxel is NaN or infinite, and none may be; nothing is written.
+        If a voxel is NaN or infinite; nothing is written.
     ReadWriteError
         If it cannot be written: no space, no permission.
     """
     path = Path(path)
-    odd = 0 if gaps else int(image.data.size - np.isfinite(image.data).sum())
+    odd = int(image.data.size - np.isfinite(image.data).sum())
     if odd:
         raise UnusableDataError(
             f"{path}: was not written, as {odd} of its voxels would be NaN or infinite; look at "
             "what it is made from"
         )
-    picture = to_nibabel(image)
-    picture.header["descrip"] = description
-    content = picture.to_bytes()
+    image_file = to_nibabel(image)
+    image_file.header["descrip"] = description
+    content = image_file.to_bytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=3, mtime=0)
-    try:
-        with replacing(path) as partial:
-            partial.write_bytes(content)
-    except OSError as error:
-        raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
+    write_bytes(path, content)
 
 
 ABOUT = "about.json"
@@ -489,7 +483,7 @@ def read_owner(folder: Path) -> Owner:
         If it cannot be read.
     """
     about = read_json(folder / ABOUT)
-    affine = tuple(tuple(float(x) for x in row) for row in about["affine"])  # type: ignore[attr-defined]
+    affine = tuple(tuple(float(x) for x in row) for row in about["affine"])
     session = about["session"]
     return Owner(str(about["participant"]), None if session is None else str(session), affine)
 

@@ -6,40 +6,16 @@ from pathlib import Path
 LEVELS = ("participant", "train", "group")  # in the order of a study
 FULL_RESOLUTION = 1.0  # mm; Zotova et al. (2021), section 3.1
 SLOPPY_RESOLUTION = 4.0  # mm; for tests and for trying things out
-# Settings that one or two levels alone use; all others count for every level
+# Settings that one or two levels alone use; all others count for every level. With spaces between
 USED_BY = {
-    ("participant",): (
-        "tracer_label",
-        "run_label",
-        "bids_filter_file",
-        "bids_database_dir",
-        "validate",
-        "skull_strip",
-        "pet_frames",
-        "generator",
-        "stage",
-        "overlap",
-        "match_histogram",
-        "uncertainty",
-        "novelty",
-    ),
-    ("participant", "train"): ("device", "smoothing_fwhm"),
-    ("train",): ("models", "epochs", "batch_size", "width", "patches", "lpips_weights"),
-    ("train", "group"): ("control_query", "folds"),
-    ("participant", "group"): ("clean_workdir",),
-    ("group",): (
-        "derivatives",
-        "patient_query",
-        "training_set",
-        "synthetic_controls",
-        "detectors",
-        "detector",
-        "nu",
-        "clusters",
-        "min_cluster_size",
-        "cluster_extent",
-        "atlas",
-    ),
+    "participant": "tracer_label run_label bids_filter_file bids_database_dir validate skull_strip "
+    "pet_frames generator stage overlap match_histogram uncertainty novelty",
+    "participant train": "device smoothing_fwhm",
+    "train": "models epochs batch_size width patches lpips_weights",
+    "train group": "control_query folds",
+    "participant group": "clean_workdir",
+    "group": "derivatives patient_query training_set synthetic_controls detectors detector nu "
+    "clusters min_cluster_size cluster_extent atlas",
 }
 LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"  # in the environment, where --lpips-weights is not given
 

@@ -4,12 +4,14 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
-from typing import cast
+from typing import Any
 
 from bids_app.arguments import (
     Parser,
     absolute_path,
+    add_option,
     exit_code_of,
     read_names_as_utf8,
     refuse_lost_folder,
@@ -39,111 +41,6 @@ class _Range:
 
 
 COUNT, POSITIVE = _Range(int, 0, 9999), _Range(int, 1, 9999)
-OPTIONS: tuple[tuple[str, dict[str, object]], ...] = (
-    (
-        "--paired",
-        {
-            "type": COUNT,
-            "default": 4,
-            "metavar": "N",
-            "help": "controls with T1w and PET; default 4",
-        },
-    ),
-    (
-        "--t1w-only",
-        {
-            "type": COUNT,
-            "default": 0,
-            "metavar": "N",
-            "help": "controls with T1w alone; default none",
-        },
-    ),
-    (
-        "--patients",
-        {
-            "type": COUNT,
-            "default": 0,
-            "metavar": "N",
-            "help": "patients, with one or two lesions each; default none",
-        },
-    ),
-    (
-        "--resolution",
-        {
-            "type": _Range(float, SMALLEST_RESOLUTION, LARGEST_RESOLUTION),
-            "default": 1.0,
-            "metavar": "MM",
-            "help": "voxel size of T1w; default 1",
-        },
-    ),
-    (
-        "--seed",
-        {
-            "type": _Range(int, 0, 2**63 - 1),
-            "default": 0,
-            "metavar": "S",
-            "help": "equal seeds give equal bytes; default 0",
-        },
-    ),
-    (
-        "--sessions",
-        {
-            "type": _Range(int, 0, MOST_SESSIONS),
-            "default": 0,
-            "metavar": "N",
-            "help": "scan everyone N times, in ses-01 on; default: no sessions",
-        },
-    ),
-    (
-        "--frames",
-        {
-            "type": _Range(int, 1, MOST_FRAMES),
-            "default": 1,
-            "metavar": "N",
-            "help": "frames of PET; default 1, a static scan",
-        },
-    ),
-    (
-        "--anatomies",
-        {
-            "type": absolute_path,
-            "metavar": "DIR",
-            "help": "label maps of whole heads, in FreeSurfer's aseg numbers; "
-            "default: the template that comes with nilearn",
-        },
-    ),
-    (
-        "--uptake-template",
-        {
-            "type": absolute_path,
-            "metavar": "NIFTI",
-            "help": "a mean FDG PET in MNI space; default: a built-in pattern",
-        },
-    ),
-    (
-        "--lesion-depth",
-        {
-            "type": _Range(float, 0, 100),
-            "nargs": 2,
-            "default": (10.0, 40.0),
-            "metavar": ("LEAST", "MOST"),
-            "help": "uptake that lesions lose, in %%, drawn between; default 10 40",
-        },
-    ),
-    (
-        "--vary-orientation",
-        {"action": "store_true", "help": "let arrays point to many directions, not only RAS"},
-    ),
-    (
-        "--nprocs",
-        {
-            "type": POSITIVE,
-            "default": 1,
-            "metavar": "N",
-            "help": "participants made at a time; default 1",
-        },
-    ),
-)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -159,27 +56,71 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "bids_dir", type=absolute_path, metavar="BIDS_DIR", help="a new or empty folder"
     )
-    for flag, options in OPTIONS:
-        both = dict.fromkeys((flag, "--" + flag[2:].replace("-", "_")))
-        parser.add_argument(*both, **options)  # type: ignore[arg-type]
+    add = partial(add_option, parser)
+    add("--paired N", "controls with T1w and PET; default 4", COUNT, default=4)
+    add("--t1w-only N", "controls with T1w alone; default none", COUNT, default=0)
+    add("--patients N", "patients, with one or two lesions each; default none", COUNT, default=0)
+    add(
+        "--resolution MM",
+        "voxel size of T1w; default 1",
+        _Range(float, SMALLEST_RESOLUTION, LARGEST_RESOLUTION),
+        default=1.0,
+    )
+    add("--seed S", "equal seeds give equal bytes; default 0", _Range(int, 0, 2**63 - 1), default=0)
+    add(
+        "--sessions N",
+        "scan everyone N times, in ses-01 on; default: no sessions",
+        _Range(int, 0, MOST_SESSIONS),
+        default=0,
+    )
+    add(
+        "--frames N",
+        "frames of PET; default 1, a static scan",
+        _Range(int, 1, MOST_FRAMES),
+        default=1,
+    )
+    add(
+        "--anatomies DIR",
+        "label maps of whole heads, in FreeSurfer's aseg numbers; "
+        "default: the template that comes with nilearn",
+        absolute_path,
+    )
+    add(
+        "--uptake-template NIFTI",
+        "a mean FDG PET in MNI space; default: a built-in pattern",
+        absolute_path,
+    )
+    add(
+        "--lesion-depth LEAST MOST",
+        "uptake that lesions lose, in %%, drawn between; default 10 40",
+        _Range(float, 0, 100),
+        nargs=2,
+        default=(10.0, 40.0),
+    )
+    add(
+        "--vary-orientation",
+        "let arrays point to many directions, not only RAS",
+        action="store_true",
+    )
+    add("--nprocs N", "participants made at a time; default 1", POSITIVE, default=1)
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    given = vars(build_parser().parse_args(argv))
+    given: dict[str, Any] = vars(build_parser().parse_args(argv))
     refuse_lost_folder()
     from bids_app.simulation.cohort import CohortPlan, write_cohort
 
     nprocs = given.pop("nprocs")
-    least, most = cast("Sequence[float]", given.pop("lesion_depth"))
+    least, most = given.pop("lesion_depth")
     if least > most:
         raise UsageError(f"--lesion-depth {least:g} {most:g}: give the smaller number first")
-    plan = CohortPlan(**given, lesion_depth=(least, most))  # type: ignore[arg-type]
+    plan = CohortPlan(**given, lesion_depth=(least, most))
     if not plan.members:
         raise UsageError("nobody to simulate; give --paired, --t1w-only or --patients")
     start = time.monotonic()
-    write_cohort(plan, nprocs=nprocs, version=version("mri2pet"))  # type: ignore[arg-type]
+    write_cohort(plan, nprocs=nprocs, version=version("mri2pet"))
     count = len(plan.members)
     sys.stdout.write(
         f"{count} participant{'' if count == 1 else 's'} "

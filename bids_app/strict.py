@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from bids_app.errors import UnusableDataError
-from bids_app.files import read_text
+from bids_app.files import Json, read_text
 
 LARGEST_CARD = 1 << 24  # bytes
 DEEPEST = 32  # lists and objects in one another
@@ -25,7 +25,7 @@ Check = Callable[[object], bool]
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # name → dtype as safetensors has it, and shape
 
 
-def read_object(path: Path) -> dict[str, object]:
+def read_object(path: Path) -> Json:
     """Read the JSON object of a card.
 
     Raises
@@ -43,7 +43,7 @@ def read_object(path: Path) -> dict[str, object]:
     return parse_object(text)
 
 
-def parse_object(text: str) -> dict[str, object]:
+def parse_object(text: str) -> Json:
     """Read a JSON object from text.
 
     Raises
@@ -89,7 +89,7 @@ def _depth(value: dict[str, object]) -> int:
     )  # row by row: a deep one would be too deep to go into
     while row:
         depth += 1
-        inner = [x for one in row for x in (one.values() if isinstance(one, dict) else one)]
+        inner = [x for item in row for x in (item.values() if isinstance(item, dict) else item)]
         row = [item for item in inner if isinstance(item, list | dict)]
     return depth
 
@@ -124,6 +124,21 @@ def refuse_odd(
             raise ValueError(f"field {name} cannot be {_short(value)}")
 
 
+def keep_known(
+    values: Mapping[str, object], checks: Mapping[str, Check], blank: Mapping[str, object]
+) -> dict[str, object]:
+    """Keep the fields that are as their checks want them; those of ``blank`` stand for others.
+
+    Examples
+    --------
+    >>> checks = {"name": is_text, "seed": is_whole(0, 9)}
+    >>> keep_known({"name": 3, "seed": 5, "odd": 1}, checks, {"name": ""})
+    {'name': '', 'seed': 5}
+    """
+    known = {name: values[name] for name in checks if name in values}
+    return {**blank, **{name: value for name, value in known.items() if checks[name](value)}}
+
+
 def _short(value: object) -> str:
     text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "that large"
     return text if len(text) <= 60 else f"{text[:60]}…"
@@ -141,7 +156,7 @@ def is_name(value: object) -> bool:
 
     Examples
     --------
-    >>> [is_name(one) for one in ("semi3d-gan", "our own", "", "..", "a/b", "a" * 300)]
+    >>> [is_name(name) for name in ("semi3d-gan", "our own", "", "..", "a/b", "a" * 300)]
     [True, True, False, False, False, False]
     """
     if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME:
@@ -209,7 +224,7 @@ def is_inner_name(value: object) -> bool:
 
     Examples
     --------
-    >>> [is_inner_name(one) for one in ("a/b.txt", "../a", "/a", "a/../../b", "", ".")]
+    >>> [is_inner_name(name) for name in ("a/b.txt", "../a", "/a", "a/../../b", "", ".")]
     [True, False, False, False, False, False]
     """
     if not is_text(value) or not isinstance(value, str) or set(value) & {"\\", "\0", ":"}:
@@ -251,7 +266,7 @@ def shapes_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise ValueError("no header of safetensors, or one that does not fit into the file")
     try:
         with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             return {
                 name: (str(plane.get_dtype()), tuple(plane.get_shape()))
                 for name, plane in slices.items()

@@ -10,7 +10,7 @@ from nilearn.image import resample_img
 
 from bids_app import nifti
 from bids_app.errors import CannotCreateError, MissingInputError, UsageError
-from bids_app.imaging.volume import Grid, grid_of_box
+from bids_app.imaging.volume import Affine, Grid, Mask, grid_of_box
 
 OWN = "MNI152NLin2009aSym"  # comes with nilearn: no network is needed
 REGISTRATION_RESOLUTION = 1.0  # mm
@@ -121,6 +121,12 @@ def _digest(name: str, *grids: Grid) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
+def _holds(grid: Grid, steps: Affine, plane: Mask, i: int) -> bool:
+    """Say whether a voxel of a mask's ``i``-th plane lies on a grid, where ``steps`` leads it."""
+    places = (np.argwhere(plane) + np.array([i, 0, 0])) @ steps[:3, :3].T + steps[:3, 3]
+    return bool(((places > -HALF) & (places < np.array(grid.shape) - HALF)).all(axis=1).any())
+
+
 def _refuse_absurd(grid: Grid, mask: nifti.Image, name: str) -> None:
     """Refuse a grid that no machine holds, that is no volume, or that lies beside the brain."""
     size = " × ".join(map(str, grid.shape))
@@ -129,8 +135,8 @@ def _refuse_absurd(grid: Grid, mask: nifti.Image, name: str) -> None:
             f"--bounding-box and --resolution make a grid of {size} voxels; change one of them"
         )
     steps = np.linalg.inv(grid.affine) @ mask.affine
-    places = np.argwhere(mask.data) @ steps[:3, :3].T + steps[:3, 3]
-    if not ((places > -HALF) & (places < np.array(grid.shape) - HALF)).all(axis=1).any():
+    planes = np.flatnonzero(mask.data.any(axis=(1, 2)))
+    if not any(_holds(grid, steps, mask.data[i : i + 1], i) for i in planes):
         raise UsageError(
             f"--bounding-box: holds nothing of the brain of {name}; give x0 y0 z0 x1 y1 z1 in mm, "
             "RAS+"

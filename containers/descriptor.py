@@ -13,8 +13,6 @@ from bids_app.settings import LEVELS
 
 NOT_FOR_PIPELINES = {"help", "version", "self_test"}  # these do nothing but tell
 FOLDERS_AND_FILES = {"absolute_path", "_named_path"}
-NUMBERS = {"float", "_positive", "_not_negative", "_share"}
-WHOLE_NUMBERS = {"_count", "_seed"}
 
 
 def kind_of(action: argparse.Action) -> dict[str, object]:
@@ -24,9 +22,9 @@ def kind_of(action: argparse.Action) -> dict[str, object]:
     name = getattr(action.type, "__name__", "")
     if name in FOLDERS_AND_FILES and action.dest != "derivatives":  # those are NAME=PATH
         kind: dict[str, object] = {"type": "File"}
-    elif name in NUMBERS:
+    elif name == "float":
         kind = {"type": "Number"}
-    elif name in WHOLE_NUMBERS:
+    elif name == "int":
         kind = {"type": "Number", "integer": True}
     else:
         kind = {"type": "String"}
@@ -64,9 +62,9 @@ def describe(parser: argparse.ArgumentParser) -> dict[str, object]:
     Flags come after the positional arguments, so that none of those that take several values
     swallows a folder.
     """
-    actions = [one for one in parser._actions if one.dest not in NOT_FOR_PIPELINES]
-    ordered = [one for one in actions if one.required] + [
-        one for one in actions if not one.required
+    actions = [action for action in parser._actions if action.dest not in NOT_FOR_PIPELINES]
+    ordered = [action for action in actions if action.required] + [
+        action for action in actions if not action.required
     ]
     inputs = [input_of(action) for action in ordered]
     number = version("mri2pet")
@@ -78,7 +76,7 @@ def describe(parser: argparse.ArgumentParser) -> dict[str, object]:
         "url": "https://github.com/mri2pet/mri2pet",
         "tags": {"domain": ["neuroinformatics", "mri", "pet"], "toolType": ["bids-app"]},
         "container-image": {"type": "docker", "image": f"mri2pet:{number}"},
-        "command-line": " ".join(["mri2pet", *(str(one["value-key"]) for one in inputs)]),
+        "command-line": " ".join(["mri2pet", *(str(item["value-key"]) for item in inputs)]),
         "inputs": inputs,
         "output-files": [
             {

@@ -6,9 +6,9 @@ import numpy as np
 from scipy import ndimage
 
 from bids_app import nifti
+from bids_app.derivatives.detections import ScoredRun, maps_on_disk, write_run
 from bids_app.files import write_json, write_tsv
 from bids_app.imaging.volume import grid_of_box
-from bids_app.report.anomalies import ScoredRun, maps_on_disk, write_run
 from bids_app.report.group import write_group_report
 from bids_app.report.participant import write_subject_report
 

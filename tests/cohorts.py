@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from bids_app import nifti
 from bids_app.derivatives import sidecars
-from bids_app.derivatives.description import Software, start_dataset
+from bids_app.derivatives.description import start_dataset
 from bids_app.derivatives.paths import VisitPaths, derivative_path, sidecar_path, visit_paths
 from bids_app.derivatives.sidecars import Provenance, Space
 from bids_app.files import write_json, write_tsv
@@ -20,10 +20,18 @@ from bids_app.imaging.volume import grid_of_box
 from bids_app.settings import Settings
 from bids_app.synthesis.pairs import Owner, store_volumes
 from bids_app.visit import Scan, Visit
+from bids_app.workflows.training import StoredImage
 
 TEMPLATE, RESOLUTION = Settings.template, 4.0
 GRID = grid_of_box(Settings.bounding_box, RESOLUTION)  # 40×48×34 voxels
 SPACE = Space(TEMPLATE, RESOLUTION, "https://example.org/T1w.nii.gz")
+
+
+def stored_image(label: str, folder: Path, sha256: str, *, name="", synthetic=None) -> StoredImage:
+    """What is known of an image that was stored; where it came from does not matter."""
+    return StoredImage(
+        name or label, label, None, {}, (), Path("mask"), folder, None, sha256, synthetic
+    )
 
 
 def images(rng, shape=GRID.shape):
@@ -86,10 +94,7 @@ def write_controls(out: Path, subjects, rng) -> dict[str, VisitPaths]:
     raw.mkdir(parents=True, exist_ok=True)
     write_json(raw / "dataset_description.json", {"Name": "ellipsoids", "BIDSVersion": "1.10.0"})
     out.mkdir()
-    software = Software("0", "https://example.org")
-    start_dataset(
-        out, bids_dir=raw, software=software, template=TEMPLATE, reference=SPACE.reference
-    )
+    start_dataset(out, bids_dir=raw, version="0", template=TEMPLATE, reference=SPACE.reference)
     rows = [{"participant_id": f"sub-{subject}", "group": "control"} for subject in subjects]
     write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
     return {subject: write_control(out, subject, rng) for subject in subjects}

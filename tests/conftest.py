@@ -1,4 +1,5 @@
 import os
+from multiprocessing import forkserver
 
 import lookups
 import numpy as np
@@ -13,6 +14,22 @@ os.environ["DENO_NO_UPDATE_CHECK"] = "1"  # of the validator, where a test runs 
 
 NETWORK = lookups.guard()  # before anything is started, so that everything is watched
 
+# Runs in one process of tests share the server that forks their workers: it imports, once, what
+# workers would import again and again. None of it starts threads, or is torch, ANTs or numba.
+PRELOADED = (
+    "matplotlib.pyplot",
+    "sklearn.decomposition",
+    "sklearn.linear_model",
+    "statsmodels.api",
+    "sympy",
+    *(
+        f"bids_app.interfaces.{name}"
+        for name in ("anatomy", "detection", "imaging", "synthesis", "training")
+    ),
+)
+preload = forkserver.set_forkserver_preload
+forkserver.set_forkserver_preload = lambda names: preload([*names, *PRELOADED])
+
 settings.register_profile("mri2pet", deadline=None, max_examples=50)
 settings.register_profile(  # hours: CONTRIBUTING.md, "Tests"; nothing is made smaller
     "long",
@@ -23,6 +40,12 @@ settings.register_profile(  # hours: CONTRIBUTING.md, "Tests"; nothing is made s
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "mri2pet"))
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with files that run the app: what is left for the end is short, for all processes."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True)

@@ -17,13 +17,7 @@ from hypothesis import strategies as st
 
 from bids_app import nifti
 from bids_app.derivatives import sidecars
-from bids_app.derivatives.description import (
-    IGNORED,
-    Software,
-    find_container,
-    start_dataset,
-    uri_in,
-)
+from bids_app.derivatives.description import IGNORED, find_container, start_dataset, uri_in
 from bids_app.derivatives.find import fingerprint, is_complete
 from bids_app.derivatives.paths import (
     ENTITIES,
@@ -49,7 +43,7 @@ from bids_app.visit import Scan, Visit
 
 TEMPLATE = "MNI152NLin2009aSym"
 SPACE = Space(TEMPLATE, 1.0, "https://example.org/template.nii.gz")
-SOFTWARE = Software("0.1.0", "https://example.org/mri2pet", (("Type", "docker"), ("Tag", "m:1")))
+SOFTWARE = {"version": "0.1.0", "container": (("Type", "docker"), ("Tag", "m:1"))}
 GENERATOR = {"Name": "g", "Version": "1", "SHA256": "0" * 64, "TrainedOn": "x", "IntendedUse": "y"}
 VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or (
     shutil.which("bids-validator-deno")
@@ -234,9 +228,7 @@ def write_visit(out: Path, raw: Path, visit: Visit, mark: str = "f") -> dict[Pat
 
 def start(out: Path, raw: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    start_dataset(
-        out, bids_dir=raw, software=SOFTWARE, template=TEMPLATE, reference=SPACE.reference
-    )
+    start_dataset(out, bids_dir=raw, **SOFTWARE, template=TEMPLATE, reference=SPACE.reference)
 
 
 def build(out: Path, raw: Path) -> dict[Path, dict]:

@@ -2,6 +2,8 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import pytest
+
 import mri2pet
 
 
@@ -9,6 +11,7 @@ def test_the_import_package_tells_its_version():
     assert mri2pet.__version__ == version("mri2pet")
 
 
+@pytest.mark.slow
 def test_the_package_runs_as_the_command_does(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "mri2pet", "--version"],

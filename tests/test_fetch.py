@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save
 
 from bids_app import fetch
 from bids_app.errors import UnusableDataError
-from bids_app.fetch import Source, download, main
+from bids_app.fetch import download, main
 from bids_app.synthesis import scoring
 from bids_app.synthesis.scoring import Lpips, load_lpips
 
@@ -32,7 +32,7 @@ def net(tmp_path, tensors, monkeypatch):
         path = tmp_path / f"{name}.pth"
         torch.save(content, path)
         known = hashlib.sha256(path.read_bytes()).hexdigest()
-        monkeypatch.setattr(fetch, name, Source(path.as_uri(), known[:8]))
+        monkeypatch.setattr(fetch, name, (path.as_uri(), known[:8]))
     ordered = {**features, **parts["HEADS"]}
     known = hashlib.sha256(save(ordered)).hexdigest()
     monkeypatch.setattr(scoring, "FETCHED_SHA256", known)
@@ -60,13 +60,12 @@ def test_other_tensors_are_refused_and_what_was_there_stays(net, monkeypatch, ca
 
 
 def test_another_file_than_expected_is_refused(net):
-    source = Source((net / "HEADS.pth").as_uri(), "0123")
     with pytest.raises(UnusableDataError, match=r"HEADS\.pth: is not the file that was expected"):
-        download(source, net / "copy")
+        download((net / "HEADS.pth").as_uri(), "0123", net / "copy")
 
 
 def test_without_a_network_a_sentence_says_what_to_do(net, monkeypatch, capsys):
-    monkeypatch.setattr(fetch, "HEADS", Source((net / "nowhere").as_uri(), ""))
+    monkeypatch.setattr(fetch, "HEADS", ((net / "nowhere").as_uri(), ""))
     assert main(["--lpips", str(net / "out.safetensors")]) == 66
     said = capsys.readouterr().err
     assert said.startswith("error: file:")
@@ -87,8 +86,7 @@ def test_a_network_that_hiccups_is_asked_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fetch, "urlopen", open_url)
     monkeypatch.setattr(fetch, "PAUSE", 0)
-    source = Source("https://example.org/x", hashlib.sha256(content).hexdigest())
-    download(source, tmp_path / "x")
+    download("https://example.org/x", hashlib.sha256(content).hexdigest(), tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == content
     assert len(asked) == fetch.TRIES
 
@@ -107,8 +105,8 @@ def test_templates_are_asked_of_templateflow(monkeypatch, capsys):
     assert asked == ["MNI152NLin6Asym", "MNI152NLin2009cAsym"]
 
 
-@pytest.mark.parametrize("source", [fetch.ALEXNET, fetch.HEADS])
-def test_sources_are_known_by_their_checksum_and_encrypted(source):
-    assert source.url.startswith("https://")
-    assert len(source.sha256) >= 8
-    int(source.sha256, 16)
+@pytest.mark.parametrize(("url", "sha256"), [fetch.ALEXNET, fetch.HEADS])
+def test_sources_are_known_by_their_checksum_and_encrypted(url, sha256):
+    assert url.startswith("https://")
+    assert len(sha256) >= 8
+    int(sha256, 16)

@@ -17,7 +17,7 @@ GRAPH = """
 import sys
 from pathlib import Path
 from nodes import SleepInC
-from test_execution import Run
+from test_workflows_execution import Run
 from bids_app.arguments import exit_code_of
 
 def go():

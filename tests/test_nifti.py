@@ -156,7 +156,7 @@ def test_an_image_that_may_not_be_read_is_named(tmp_path, image, monkeypatch):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_scan_with_values_that_are_no_numbers_is_refused(tmp_path, image, value):
     image.data[3, 4, 5:7] = value
-    nifti.save(image, tmp_path / "t1w.nii.gz", gaps=True)
+    nifti.to_nibabel(image).to_filename(tmp_path / "t1w.nii.gz")
     with pytest.raises(UnusableDataError, match=r"t1w\.nii\.gz: 2 voxels are NaN"):
         nifti.load_scan(tmp_path / "t1w.nii.gz")
 

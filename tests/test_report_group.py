@@ -33,21 +33,23 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from test_report import Reader
+from test_report_participant import Reader
 
 from bids_app import nifti
 from bids_app.derivatives import detections
-from bids_app.detection.card import Control, DetectorCard, card_values
-from bids_app.files import read_json, read_tsv, write_tsv
-from bids_app.report.anomalies import (
+from bids_app.derivatives.detections import (
     ScoredRun,
-    cluster_of,
     find_anomalies,
-    find_detected,
     maps_on_disk,
+    read_clusters_table,
     write_run,
 )
-from bids_app.report.detection_charts import (
+from bids_app.derivatives.sidecars import Faults
+from bids_app.detection.card import Control, DetectorCard, card_from, card_values
+from bids_app.detection.evaluation import FreePoint
+from bids_app.files import read_json, read_tsv, write_tsv
+from bids_app.report.anomalies import find_detected, in_rank, key_of, place_of
+from bids_app.report.charts import (
     ACROSS,
     FALSE,
     calibrations_of,
@@ -57,9 +59,8 @@ from bids_app.report.detection_charts import (
     follow,
     name_of,
 )
-from bids_app.report.detectors import FreeResponse, card_of, which
 from bids_app.report.figures import AXIS_OF
-from bids_app.report.group import matches_of, write_group_report
+from bids_app.report.group import describe_card, matches_of, write_group_report
 from bids_app.report.maps import (
     best_sections,
     draw_cluster_maps,
@@ -67,7 +68,7 @@ from bids_app.report.maps import (
     sections_through,
     take_score_map,
 )
-from bids_app.report.methods import GROUP_REFERENCES, group_boilerplate
+from bids_app.report.methods import GROUP_REFERENCES, write_methods
 from bids_app.report.panels import Heat, brightness, paint_ranks, paint_scores
 from bids_app.report.participant import section_of
 from bids_app.report.results import ImageCache
@@ -336,12 +337,12 @@ def test_an_odd_card_does_not_lose_the_report(cohort):
 
 
 def test_the_report_reads_the_columns_that_are_written():
-    assert list(detections.describe_clusters()) == CLUSTER
-    assert list(detections.describe_control_clusters()) == CONTROL
-    assert list(detections.describe_control_maps()) == CONTROL_MAP
-    assert list(detections.describe_curve()) == CURVE
-    assert list(detections.describe_tests()) == TESTS
-    assert list(detections.describe_froc()) == FROC
+    assert list(detections.describe("clusters")) == CLUSTER
+    assert list(detections.describe("control_clusters")) == CONTROL
+    assert list(detections.describe("control_maps")) == CONTROL_MAP
+    assert list(detections.describe("detection_curve")) == CURVE
+    assert list(detections.describe("detection_tests")) == TESTS
+    assert list(detections.describe("detection_froc")) == FROC
 
 
 def test_a_card_as_it_is_written_is_understood():
@@ -362,11 +363,13 @@ def test_a_card_as_it_is_written_is_understood():
         5,
         "Research.",
     )
-    told = card_of("hybrid", "detectors/hybrid", json.loads(json.dumps(card_values(card))))
-    assert (told.real, told.synthetic, told.generators) == (1, 1, ("gan",))
-    assert [member.visit for member in told.members] == ["sub-01", "sub-02, ses-b"]
-    assert told.grid == "MNI, 9×8×7 voxels of 2 mm"
-    assert (told.folds, told.seed, told.tell("nu")) == ("4", "5", "0.03")
+    values = json.loads(json.dumps(card_values(card)))
+    told = describe_card(card_from(values, lenient=True))
+    assert told == describe_card(card)
+    assert (told["real"], told["synthetic"], told["generators"]) == (1, 1, ["gan"])
+    assert [visit for visit, _, _ in told["controls"]] == ["sub-01", "sub-02, ses-b"]
+    assert told["grid"] == "MNI, 9×8×7 voxels of 2 mm"
+    assert (told["folds"], told["seed"], told["parameters"]) == (4, "5", {"nu": "0.03"})
 
 
 def test_the_first_clusters_of_each_patient_lead_to_its_report(made):
@@ -435,10 +438,11 @@ def test_every_person_is_a_dot_on_the_axis_of_its_detector(made):
 
 def test_mcnemar_is_shown_at_one_five_and_ten_clusters(made):
     lesions, patients = matches_of(find_detected(made.out))
-    assert (lesions.unit, patients.unit) == UNITS
-    assert (lesions.clusters, lesions.n) == ((1, 5, 10), "17")
-    assert len(lesions.pairs) == 6
-    assert [cell.significant for cell in lesions.pairs[0].cells] == [False, False, True]
+    assert (lesions["unit"], patients["unit"]) == UNITS
+    assert (lesions["clusters"], lesions["n"]) == ([1, 5, 10], "17")
+    assert len(lesions["pairs"]) == 6
+    _, _, cells = lesions["pairs"][0]
+    assert [significant for *_, significant in cells] == [False, False, True]
     first = tables_in(section(made.write(**RUN), "detection"))[0]
     assert first[2] == [
         "OC-SVM, real",
@@ -684,13 +688,11 @@ def test_every_point_of_the_curve_is_drawn_where_it_is(made):
     chart = draw_detection(detected)
     for axes, unit in zip(chart.figure.axes, UNITS, strict=True):
         assert len(axes.lines) == 4
-        for line, detector in zip(
-            axes.lines, sorted({p.which for p in detected.curve}), strict=True
-        ):
+        for line, detector in zip(axes.lines, in_rank(map(key_of, detected.curve)), strict=True):
             own = {
                 p.clusters: p.sensitivity
                 for p in detected.curve
-                if p.unit == unit and p.which == detector
+                if p.unit == unit and key_of(p) == detector
             }
             assert len(own) == 10
             assert line.get_marker() == "o"
@@ -719,9 +721,9 @@ def test_intervals_lie_around_their_lines(made):
     for axes, unit in zip(draw_detection(detected).figure.axes, UNITS, strict=True):
         assert len(axes.patches) == 4
         for band, line, detector in zip(
-            axes.patches, axes.lines, sorted({p.which for p in detected.curve}), strict=True
+            axes.patches, axes.lines, in_rank(map(key_of, detected.curve)), strict=True
         ):
-            own = [p for p in detected.curve if p.unit == unit and p.which == detector]
+            own = [p for p in detected.curve if p.unit == unit and key_of(p) == detector]
             low, high = band.get_xy()[:10], band.get_xy()[19:9:-1]
             assert low[:, 0] == pytest.approx(line.get_xdata())
             assert high[:, 0] == pytest.approx(line.get_xdata())
@@ -730,7 +732,7 @@ def test_intervals_lie_around_their_lines(made):
             assert (low[:, 1] <= line.get_ydata()).all()
             assert (high[:, 1] >= line.get_ydata()).all()
             assert band.get_alpha() < 0.2
-    unknown = [replace(point, low=None) for point in detected.curve]
+    unknown = [replace(point, low=math.nan) for point in detected.curve]
     chart = draw_detection(replace(detected, curve=unknown))
     assert not any(axes.patches for axes in chart.figure.axes)
 
@@ -750,8 +752,7 @@ pairs = st.lists(st.tuples(st.floats(0, 20), st.floats(0, 1)), min_size=1, max_s
 
 @given(pairs, st.floats(0.1, 20))
 def test_a_free_response_curve_never_falls(found, end):
-    own = which("real", "ocsvm")
-    places = follow([FreeResponse(own, "lesion", x, y) for x, y in found], end)
+    places = follow([FreePoint("real", "ocsvm", "lesion", 9.0, x, y) for x, y in found], end)
     assert places == sorted(places)
     assert places[0] == (0, 0)
     assert places[-1][0] == end
@@ -765,9 +766,9 @@ def test_free_response_curves_end_within_the_chart(made):
         assert len(axes.lines) == 4
         _, end = axes.get_xlim()
         for line, detector in zip(
-            axes.lines, sorted({r.which for r in detected.responses}), strict=True
+            axes.lines, in_rank(map(key_of, detected.responses)), strict=True
         ):
-            own = [r for r in detected.responses if r.unit == unit and r.which == detector]
+            own = [r for r in detected.responses if r.unit == unit and key_of(r) == detector]
             assert [tuple(point) for point in line.get_xydata()] == follow(own, end)
             assert max(line.get_xdata()) == end
         assert f">{FALSE}</text>" in chart.svg
@@ -775,7 +776,7 @@ def test_free_response_curves_end_within_the_chart(made):
 
 def test_numbers_of_a_free_response_curve_end_within_the_chart(made):
     detected = find_detected(made.out)
-    many = [replace(response, per_control=10.0) for response in detected.responses]
+    many = [replace(response, false_clusters_per_control=10.0) for response in detected.responses]
     chart = draw_responses(replace(detected, responses=many))
     assert {axes.get_xlim() for axes in chart.figure.axes} == {(0, 10)}  # no further
     root = ElementTree.fromstring(
@@ -797,7 +798,8 @@ def test_values_that_are_no_numbers_have_no_place_in_a_chart(made):
             zip(detected.curve, (math.inf, -math.inf, 0.5, 1e308), strict=False)
         )
     ]
-    responses = [replace(response, per_control=math.inf) for response in detected.responses]
+    without_end = {"false_clusters_per_control": math.inf}
+    responses = [replace(response, **without_end) for response in detected.responses]
     one = calibrations_of(detected)[0]
     controls = {**one.controls, "odd": math.inf}
     for chart in (
@@ -850,7 +852,7 @@ def maps(cohort, label="P1"):
 
 def over(figure):
     """The tiles that lie over the T1w."""
-    tiles = figure.frames[0].tiles
+    tiles = figure.frames[0][1]
     return tiles[len(tiles) // 2 :]
 
 
@@ -879,8 +881,8 @@ def test_there_is_a_column_a_detector_and_a_row_a_view(made):
     words = [text.words for text in figure.texts if text.words in SETS]
     assert words == ["real", "real", "hybrid", "hybrid"]
     assert len(figure.bars) == 2
-    assert [line.name for line in figure.lines] == ["edge of the lesion"]
-    assert len(figure.lines[0].paths) == len(over(figure))
+    assert [name for name, _, _ in figure.lines] == ["edge of the lesion"]
+    assert len(figure.lines[0][2]) == len(over(figure))
     for tile in over(figure):
         red, green, *_ = rgba(tile.href)[rgba(tile.href)[..., 3] > 0].T
         assert (green > red).all()  # all of these slices go through the lesion, and hit it
@@ -1111,14 +1113,14 @@ def test_the_t1w_is_that_which_the_pet_was_aligned_to(cohort):
         change(path, SpatialReference=reference)
     (person / "ses-b" / "anat" / f"sub-P1_ses-b_space-{T}_desc-preproc_T1w.nii.gz").write_bytes(b"")
     told = section_of(cohort.out, "P1", (T,))
-    assert {part.title.rpartition("(")[2] for part in told.parts} == {"sub-P1, ses-c)"}
-    assert all("ses-b" in part.panel.missing for part in told.parts)
+    assert {part["title"].rpartition("(")[2] for part in told["parts"]} == {"sub-P1, ses-c)"}
+    assert all("ses-b" in part["panel"].missing for part in told["parts"])
     (one, *_) = find_anomalies(cohort.out, "P1", spaces=(T,))
     assert (one.session, one.training_set, one.primary) == ("c", "real", True)
 
 
 def test_maps_of_another_grid_are_passed_over(made):
-    assert find_anomalies(made.out, "P1", spaces=("MNI152NLin2009aSym_res-1",)) == ()
+    assert find_anomalies(made.out, "P1", spaces=("MNI152NLin2009aSym_res-1",)) == []
     assert len(find_anomalies(made.out, "P1")) == len(SETS) * len(DETECTORS)
 
 
@@ -1156,9 +1158,9 @@ def test_a_viewer_is_the_same_each_time_and_asks_the_web_for_nothing(score_map):
 
 def test_stops_are_at_the_peaks_in_world_coordinates(score_map):
     grid = grid_over(score_map.brain)
-    first, second = find_stops(score_map, grid)
-    assert (first.rank, second.rank) == (1, 2)
-    world = (grid.affine @ [first.x, first.y, first.z, 1])[:3]
+    stops = find_stops(score_map, grid)
+    assert list(stops) == [1, 2]
+    world = (grid.affine @ [*stops[1], 1])[:3]
     assert world == pytest.approx(np.array(PATIENTS["P1"]) + MOVED, abs=5)
 
 
@@ -1185,7 +1187,7 @@ def test_a_healthy_brain_shows_nothing_in_the_viewer(score_map):
     heat = heat_of(scores.data, None)
     assert heat.threshold == 0
     healthy = make_viewer(replace(score_map, scores=scores, heat=heat, labels=None), "a", own=True)
-    assert healthy.stops == ()
+    assert healthy.stops == {}
     (overlay,) = re.findall(r'id="overlayImg-a".*?src="(.*?)"', healthy.html, re.S)
     opaque = rgba(overlay)[..., 3] > 0
     assert not opaque[: len(opaque) // 2].any()  # behind the last slice, nilearn fills up
@@ -1203,7 +1205,7 @@ def test_methods_tell_what_was_done_and_cite_it(made):
         *("Holm S", "Chakraborty DP", "hybrid (2 controls with real PET, 1 with synthetic PET)"),
     ):
         assert told in text
-    only = group_boilerplate(versions={}, detectors=("zscore",))
+    only = write_methods("group", {}, {"detectors": ("zscore",)})
     assert "Crawford JR" in only
     assert "Schölkopf" not in only
     assert "McNemar" not in only
@@ -1212,19 +1214,20 @@ def test_methods_tell_what_was_done_and_cite_it(made):
 
 def test_every_reference_is_cited_somewhere():
     detectors = ("ocsvm", "zscore", "pseudonormal")
-    text = group_boilerplate(
-        versions={}, detectors=detectors, evaluated=True, tested=True, free=True
-    )
+    done = {"evaluated": True, "tested": True, "free": True}
+    text = write_methods("group", {}, {"detectors": detectors, **done})
     titles = re.findall(r'^".*" = "(.*)"$', GROUP_REFERENCES.read_text(), re.M)
     assert len(titles) > 6
     assert all(title in text for title in titles)
 
 
-def test_a_line_that_says_no_place_is_no_cluster():
-    line = {"rank": "1", "x": "1", "y": "2", "z": "3"}
-    assert cluster_of(line).place == "1, 2, 3"
+def test_a_line_that_says_no_place_is_no_cluster(tmp_path):
+    line, path = {"rank": "1", "x": "1", "y": "2", "z": "3"}, tmp_path / "clusters.tsv"
+    write_tsv(path, list(line), [line])
+    assert [place_of(one) for one in read_clusters_table(path, Faults(tmp_path))] == ["1, 2, 3"]
     for odd in ({"rank": "n/a"}, {"rank": "1.5"}, {"rank": "0"}, {"x": "n/a"}, {"z": "left"}):
-        assert cluster_of({**line, **odd}) is None
+        write_tsv(path, list(line), [{**line, **odd}])
+        assert read_clusters_table(path, Faults(tmp_path)) == []
 
 
 # In a browser

@@ -1,10 +1,12 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from nilearn import datasets
 from templateflow import api as templateflow
 
 from bids_app import nifti
-from bids_app.errors import MissingInputError
+from bids_app.errors import MissingInputError, UsageError
 from bids_app.imaging.volume import grid_of_box
 from bids_app.templates import OWN, prepare
 
@@ -98,18 +100,32 @@ def test_a_template_without_a_file_is_missing(tmp_path, monkeypatch, found):
         prepare("Empty", GRID, tmp_path / "template", registration_resolution=4.0)
 
 
-def test_a_template_of_templateflow_is_used(tmp_path, monkeypatch, rng):
-    affine = np.diag([4.0, 4, 4, 1])
-    affine[:3, 3] = -78, -112, -50
+@pytest.fixture
+def mine(tmp_path, monkeypatch, rng):
+    """Give TemplateFlow a template, ``Mine``; its T1w and its mask."""
     t1w = (1 + rng.random(GRID.shape)).astype(np.float32)
     mask = np.zeros(GRID.shape, bool)
     mask[5:30, 5:40, 5:30] = True
     paths = {}
     for suffix, data in (("T1w", t1w), ("mask", mask)):
         paths[suffix] = tmp_path / f"{suffix}.nii.gz"
-        nifti.save(nifti.Image(data, affine), paths[suffix])
+        nifti.save(nifti.Image(data, GRID.affine), paths[suffix])
     monkeypatch.setattr(templateflow, "get", lambda _name, **query: paths[query["suffix"]])
+    return t1w, mask
+
+
+def test_a_template_of_templateflow_is_used(tmp_path, mine):
+    t1w, mask = mine
     made = prepare("Mine", GRID, tmp_path / "template", registration_resolution=4.0)
     assert np.array_equal(nifti.load(made.reference_mask).data > 0, mask)
     expected = np.where(mask, t1w, 0)
     assert nifti.load(made.reference).data == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("x", "held"), [(-160, False), (-158, True), (39, True), (41, False)])
+def test_a_grid_holds_something_of_the_brain(tmp_path, mine, x, held):
+    """Of this one, whose mask begins in plane 5, at -58 mm, and ends in plane 29, at 38 mm."""
+    grid = grid_of_box((x, -112, -50, x + 100, 76, 85), 4.0)
+    outcome = nullcontext() if held else pytest.raises(UsageError, match="nothing of the brain")
+    with outcome:
+        prepare("Mine", grid, tmp_path, registration_resolution=4.0, write=False)

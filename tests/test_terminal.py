@@ -134,6 +134,7 @@ def test_warnings_are_no_errors_in_processes_that_a_run_starts():
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_names_are_utf8_whatever_the_locale_says(tmp_path):
     """What is told of a dataset in ``données`` is the same in a locale that knows ASCII only."""
     raw = tmp_path / "données"

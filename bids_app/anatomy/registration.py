@@ -8,7 +8,6 @@ threads is read by ITK once, from the environment, before a process first uses i
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
@@ -123,29 +122,6 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes in RAS+
 # correlation, wrong ones by -.02 to -.08 (docs/results/participant.md); our choice
 AHEAD = -0.01
 HEADER, CENTRE, SEARCH = "header", "centre of mass", "search of directions"
-
-
-@dataclass(frozen=True)
-class RigidResult:
-    """Where a PET went.
-
-    Parameters
-    ----------
-    transform : Path
-        The transform's file.
-    start : str
-        The one that won.
-    before, after : float
-        Similarity.
-    judgement : Judgement
-        Whether it may be believed.
-    """
-
-    transform: Path
-    start: str
-    before: float
-    after: float
-    judgement: Judgement
 
 
 def correct_bias(t1w: Path, mask: Path, out: Path, *, shrink_factor: int) -> Path:
@@ -369,7 +345,7 @@ def _search_in_t1w(pet: ants.ANTsImage, uptake: nifti.Image, prefix: Path) -> Po
 
 def register_pet(
     pet: Path, t1w: Path, mask: Path, prefix: Path, out: Path, *, quick: bool
-) -> RigidResult:
+) -> tuple[str, float, float, Judgement]:
     """Move a PET rigidly onto the T1w of the same person.
 
     Mattes's mutual information, from two starts: as the headers say, and with centres of mass
@@ -386,6 +362,15 @@ def register_pet(
         Where the transform, PET to T1w, goes; ITK's text format.
     quick : bool
         On a coarse grid, for trying things out.
+
+    Returns
+    -------
+    str
+        The start that won.
+    float, float
+        Similarity before and after.
+    Judgement
+        Whether the result may be believed.
 
     Raises
     ------
@@ -423,7 +408,7 @@ def register_pet(
     ants.write_transform(ants.read_transform(best), str(out))
     before = _likeness(fixed, moving, where, starts[HEADER])[0]
     behind = search.score(_pose_of(best)) - pose.score
-    return RigidResult(out, name, before, after, _judge(moving, uptake, best, prefix, behind))
+    return name, before, after, _judge(moving, uptake, best, prefix, behind)
 
 
 def _uptake(t1w: Path, mask: Path) -> nifti.Image:

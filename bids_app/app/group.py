@@ -7,27 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from nipype.pipeline.engine import Workflow
 
-from bids_app.app.detectors import (
-    CLUSTERS,
-    GroupRun,
-    ScoredImage,
-    TrainingSetPlan,
-    describe_version,
-    plan_applied,
-    plan_sets,
-    refuse_applied,
-    refuse_card,
-    refuse_sets,
-    refuse_settings,
-)
-from bids_app.app.images import (
-    StoredCohort,
-    assume_cohort,
-    refuse_knowledge,
-    store_cohort,
-    usable_subjects,
-)
+from bids_app.app.images import store_cohort
 from bids_app.app.participant import report_subjects
 from bids_app.app.run import (
     DONE,
@@ -40,32 +22,15 @@ from bids_app.app.run import (
     refuse_places,
     refuse_plugin,
     refuse_without_results,
-    report_failure,
+    report_level,
     report_notes,
+    summarize_level,
     summarize_run,
     work_dir_of,
 )
 from bids_app.console import Console
-from bids_app.derivatives import description
-from bids_app.derivatives.description import dataset_name, refresh_dataset
-from bids_app.derivatives.detections import (
-    DETECTORS_FOLDER,
-    ControlCluster,
-    Listed,
-    control_findings,
-    control_sum_scores,
-    read_control_clusters,
-    sign,
-    write_all_clusters,
-    write_clusters_in_t1w,
-    write_clusters_table,
-    write_control_clusters,
-    write_control_maps,
-    write_curve,
-    write_froc,
-    write_tests,
-)
-from bids_app.derivatives.sidecars import Space
+from bids_app.derivatives import description, detections
+from bids_app.derivatives.description import refresh_dataset
 from bids_app.detection.card import DetectorCard, check_files, check_grid, complete_card, read_card
 from bids_app.detection.clusters import Cluster, Place, expected_in_control
 from bids_app.detection.detectors import needing_synthetic
@@ -73,14 +38,23 @@ from bids_app.detection.evaluation import Finding, compare, detection_curve, fre
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.files import locked, read_json, remove_partials
 from bids_app.imaging.volume import grid_of_box
-from bids_app.plan.cohort import Subjects, choose_subjects, settle_grid
-from bids_app.plan.group import VOLUMES, GroupPlan
+from bids_app.plan.cohort import Study, Subjects, choose_subjects, plan_study, settle_grid
+from bids_app.plan.detectors import (
+    CLUSTERS,
+    describe_version,
+    plan_applied,
+    plan_sets,
+    refuse_applied,
+    refuse_card,
+    refuse_sets,
+    refuse_settings,
+)
+from bids_app.plan.group import VOLUMES, assume_cohort, keep_usable, refuse_knowledge
 from bids_app.plan.participant import Problem, error_of, problem_of
-from bids_app.report.anomalies import GridSettings, ScoredRun, ScoredSubject, last_run, write_run
 from bids_app.report.group import write_group_report
 from bids_app.report.page import RunSummary
 from bids_app.settings import Settings
-from bids_app.templates import uri_of
+from bids_app.workflows.detection import ScoredImage
 
 CURVES = ("detection_curve", "detection_tests", "detection_froc")
 
@@ -120,29 +94,23 @@ class ImageClusters:
         """Training set and detector."""
         return self.scored_image.training_set, self.scored_image.detector
 
-    def listed(self, most: int | None = None) -> Listed:
+    @property
+    def subject(self) -> str:
+        """Label of whose image it is."""
+        return self.scored_image.image.participant
+
+    def listed(self, most: int | None = None) -> detections.Listed:
         """Give the clusters, or the first ones, as tables list them."""
-        scored_image, who = self.scored_image, self.scored_image.participant
-        return Listed(
-            who.label,
-            who.session,
-            scored_image.training_set,
-            scored_image.detector,
-            self.clusters[:most],
-            self.above_zero,
+        session = self.scored_image.image.session
+        return detections.Listed(
+            self.subject, session, *self.row, self.clusters[:most], self.above_zero
         )
 
     def finding(self) -> Finding:
         """Give what evaluation needs."""
-        scored_image, who = self.scored_image, self.scored_image.participant
-        return Finding(
-            scored_image.training_set,
-            scored_image.detector,
-            who.label,
-            who.session,
-            0 if self.lesions is None else self.lesions,
-            marks_of(self.clusters, self.shared),
-        )
+        lesions = 0 if self.lesions is None else self.lesions
+        session, marks = self.scored_image.image.session, marks_of(self.clusters, self.shared)
+        return Finding(*self.row, self.subject, session, lesions, marks)
 
 
 def read_image_clusters(scored_image: ScoredImage) -> ImageClusters | None:
@@ -157,7 +125,7 @@ def read_image_clusters(scored_image: ScoredImage) -> ImageClusters | None:
         return None
     told = read_json(scored_image.clusters)
     try:
-        clusters = [Cluster(**one) for one in told["clusters"]]  # type: ignore[attr-defined]
+        clusters = [Cluster(**cluster) for cluster in told["clusters"]]  # type: ignore[attr-defined]
         lesions = told["lesions"]
         count = 0 if lesions is None else int(lesions)  # type: ignore[call-overload]
         shared = np.array(told["overlaps"] if count else [], float).reshape(len(clusters), count)
@@ -190,14 +158,16 @@ def _read_places(scored_image: ScoredImage) -> tuple[Place, ...] | None:
     if path is None or not path.is_file():
         return None
     try:
-        return tuple(Place(**one) for one in read_json(path)["places"])  # type: ignore[attr-defined]
+        return tuple(Place(**place) for place in read_json(path)["places"])  # type: ignore[attr-defined]
     except (KeyError, TypeError) as error:
         raise UnusableDataError(
             f"{path}: not the places of clusters ({error}); delete it, and run again"
         ) from error
 
 
-def scored_in(output_dir: Path, dataset: str, seen: Iterable[ImageClusters]) -> ScoredRun:
+def scored_in(
+    output_dir: Path, dataset: str, seen: Iterable[ImageClusters]
+) -> detections.ScoredRun:
     """Tell reports what a run has scored.
 
     Parameters
@@ -209,18 +179,19 @@ def scored_in(output_dir: Path, dataset: str, seen: Iterable[ImageClusters]) -> 
     seen : iterable of ImageClusters
         Controls and patients.
     """
-    return ScoredRun(dataset, [_scored(output_dir, image.scored_image) for image in seen])
+    return detections.ScoredRun(
+        dataset, [_scored(output_dir, image.scored_image) for image in seen]
+    )
 
 
-def _scored(output_dir: Path, one: ScoredImage) -> ScoredSubject:
-    who = one.participant
-    return ScoredSubject(
-        who.label,
-        who.session if who.session else "",
-        one.training_set,
-        one.detector,
-        one.control,
-        one.paths.statmap.relative_to(output_dir).as_posix(),
+def _scored(output_dir: Path, scored: ScoredImage) -> detections.ScoredSubject:
+    return detections.ScoredSubject(
+        scored.image.participant,
+        scored.image.session if scored.image.session else "",
+        scored.training_set,
+        scored.detector,
+        scored.control,
+        scored.paths["statmap"].relative_to(output_dir).as_posix(),
     )
 
 
@@ -242,14 +213,14 @@ def write_detections(
     applied : Path or None
         Folder of detectors that were trained before: their controls calibrate.
     """
-    controls: dict[str, list[ControlCluster]] = {}
+    controls: dict[str, list[detections.ControlCluster]] = {}
     for name in dict.fromkeys(image.scored_image.training_set for image in seen):
-        folder = output_dir / DETECTORS_FOLDER / name if applied is None else applied
+        folder = output_dir / detections.DETECTORS_FOLDER / name if applied is None else applied
         if applied is None:
             _complete(folder, [image for image in seen if image.scored_image.training_set == name])
-        controls[name] = read_control_clusters(folder)
+        controls[name] = detections.read_control_clusters(folder)
     scores = {
-        row: control_sum_scores(controls[row[0]], row[1])
+        row: detections.control_sum_scores(controls[row[0]], row[1])
         for row in dict.fromkeys(image.row for image in seen)
     }
     counts = {row: len(own) for row, own in scores.items()}
@@ -259,44 +230,44 @@ def write_detections(
     for patient in patients:
         _write_table(patient, most, counts[patient.row])
     first = _first_pets(patients)
-    write_all_clusters(output_dir, [one.listed(most) for one in first], counts)
-    healthy = [one for name in controls for one in control_findings(controls[name], name)]
+    detections.write_all_clusters(output_dir, [patient.listed(most) for patient in first], counts)
+    healthy = [
+        found for name in controls for found in detections.control_findings(controls[name], name)
+    ]
     _write_curves(output_dir, first, healthy, most)
 
 
 def _complete(folder: Path, seen: Iterable[ImageClusters]) -> None:
     """Write what controls have beside their detector, and let maps know its card: it is whole."""
     controls = [image.listed() for image in seen if image.scored_image.control]
-    write_control_clusters(folder, controls)
-    write_control_maps(folder, controls)
+    detections.write_control_clusters(folder, controls)
+    detections.write_control_maps(folder, controls)
     sha256 = complete_card(folder)
-    made = [path for image in seen for path in image.scored_image.sidecars if path.is_file()]
+    made = [path for image in seen for path in image.scored_image.sidecar_paths if path.is_file()]
     for path in made if sha256 else ():
-        sign(path, sha256)
+        detections.sign(path, sha256)
 
 
 def _first_pets(seen: Iterable[ImageClusters]) -> list[ImageClusters]:
-    first: dict[tuple[str, str, str, str | None], ImageClusters] = {}
+    first: dict[tuple[object, ...], ImageClusters] = {}
     for image in seen:
-        listed = image.listed()
-        visit = listed.training_set, listed.detector, listed.participant, listed.session
-        first.setdefault(visit, image)
+        first.setdefault((*image.row, image.subject, image.scored_image.image.session), image)
     return list(first.values())
 
 
-def _write_table(one: ImageClusters, most: int, controls: int) -> None:
-    write_clusters_table(one.scored_image.paths.table, one.clusters[:most], controls)
-    if one.places is not None:
-        table = one.scored_image.paths.table_in_t1w
-        write_clusters_in_t1w(table, one.clusters[:most], one.places, controls)
+def _write_table(patient: ImageClusters, most: int, controls: int) -> None:
+    paths, clusters = patient.scored_image.paths, patient.clusters[:most]
+    detections.write_clusters_table(paths["table"], clusters, controls)
+    if patient.places is not None:
+        detections.write_clusters_in_t1w(paths["table_in_t1w"], clusters, patient.places, controls)
 
 
-def _calibrated(one: ImageClusters, controls: Sequence[Sequence[float]]) -> ImageClusters:
+def _calibrated(patient: ImageClusters, controls: Sequence[Sequence[float]]) -> ImageClusters:
     clusters = tuple(
         replace(cluster, expected_in_control=expected_in_control(cluster.sum_score, controls))
-        for cluster in one.clusters
+        for cluster in patient.clusters
     )
-    return replace(one, clusters=clusters)
+    return replace(patient, clusters=clusters)
 
 
 def _write_curves(
@@ -308,29 +279,25 @@ def _write_curves(
             for ending in (".tsv", ".json"):
                 (output_dir / f"{name}{ending}").unlink(missing_ok=True)
         return
-    write_curve(output_dir, detection_curve(told, healthy, most=most))
-    write_tests(output_dir, compare(told, most=most))
-    write_froc(output_dir, free_response(told, healthy))
+    detections.write_curve(output_dir, detection_curve(told, healthy, most=most))
+    detections.write_tests(output_dir, compare(told, most=most))
+    detections.write_froc(output_dir, free_response(told, healthy))
 
 
 def top_clusters(seen: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
     """Tell the first cluster of each patient in a line, by training set and detector."""
     lines: dict[str, list[str]] = {}
     for image in seen:
-        scored_image = image.scored_image
-        if scored_image.control:
-            continue
-        who = f"sub-{scored_image.participant.label}"
-        lines.setdefault(f"{scored_image.training_set} {scored_image.detector}", []).append(
-            f"{who}: {_describe_first(image)}"
-        )
+        if not image.scored_image.control:
+            line = f"{image.scored_image.label}: {_describe_first(image)}"
+            lines.setdefault(" ".join(image.row), []).append(line)
     return lines
 
 
-def _describe_first(one: ImageClusters) -> str:
-    if not one.clusters:
+def _describe_first(patient: ImageClusters) -> str:
+    if not patient.clusters:
         return "no cluster"
-    first = one.clusters[0]
+    first = patient.clusters[0]
     place = f"{first.side}, ({first.x:z.0f}, {first.y:z.0f}, {first.z:z.0f}) mm"
     size = f"{first.volume / 1000:.1f} cm³"
     if first.overlap is None:
@@ -377,10 +344,10 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
     if settings.dry_run:
         return _close_dry(usable, subjects.problems, console)
     with begin(settings, run_record, console, results=["group"]):
-        outcome = _carry_out(
+        seen, problems = _carry_out(
             settings, subjects, card, console, run_record=run_record, started=started
         )
-    return _close(settings, outcome, console)
+    return _close(settings, seen, problems, console)
 
 
 def _carry_out(
@@ -391,32 +358,17 @@ def _carry_out(
     *,
     run_record: description.RunRecord,
     started: float,
-) -> "_Outcome":
+) -> tuple[list[ImageClusters], list[Problem]]:
     """Detect, write tables and reports, and delete intermediate files where nothing failed."""
     runner = Runner(settings, console, GRAPH, settings.folds * len(settings.training_set))
-    run = GroupRun(_screening(settings, run_record), settings, runner)
-    outcome = _detect(run, subjects, card, console)
-    problems = [
-        *outcome.problems,
-        *_finish(run, outcome, summarize_run(run_record, started), console),
-    ]
+    study = plan_study(settings, work_dir_of(settings), run_record.versions)
+    seen, notes, problems = _detect(study, subjects, card, runner)
+    told = summarize_level(summarize_run(run_record, started), settings, notes, problems)
+    problems += _finish(study, runner, seen, told)
     if settings.clean_workdir and not problems:
         for name in INTERMEDIATE:
             shutil.rmtree(work_dir_of(settings) / name, ignore_errors=True)
-    return replace(outcome, problems=problems)
-
-
-def _screening(settings: Settings, run_record: description.RunRecord) -> GroupPlan:
-    return GroupPlan(
-        output_dir=settings.output_dir,
-        work_dir=work_dir_of(settings),
-        space=Space(settings.template, settings.grid_resolution, uri_of(settings.template)),
-        grid=grid_of_box(settings.bounding_box, settings.grid_resolution),
-        dataset=dataset_name(settings.output_dir),
-        folds=settings.folds,
-        seed=settings.random_seed,
-        versions=run_record.versions,
-    )
+    return seen, problems
 
 
 def _read_detector(settings: Settings) -> DetectorCard | None:
@@ -438,24 +390,22 @@ def _refuse(
     console: Console,
 ) -> Subjects:
     """See that the run can begin; give who is left, with what a dry run tells of all others."""
-    group_plan = _screening(settings, run_record)
+    study = plan_study(settings, work_dir_of(settings), run_record.versions)
     refuse_plugin(settings)
     prepare_template(settings, write=False)  # reports of patients will want it
     if settings.detector is None or card is None:
         refuse_settings(settings)
     else:
-        describe_version(
-            card, group_plan.versions["mri2pet"]
-        )  # which refuses; notes are told later
+        describe_version(card, study.versions["mri2pet"])  # which refuses; notes are told later
         refuse_card(settings.detector, card, settings, subjects.patients)
-    usable = usable_subjects(group_plan, subjects, synthetic=_needs_synthetic(settings, card))
+    usable = keep_usable(study, subjects, synthetic=_needs_synthetic(settings, card))
     lesions = refuse_knowledge(settings, usable.patients)
     if not usable.patients:
         raise error_of([*subjects.problems, *usable.problems])
-    cohort = assume_cohort(group_plan, usable, synthetic=_needs_synthetic(settings, card))
+    cohort = assume_cohort(study, usable, synthetic=_needs_synthetic(settings, card))
     try:
         if card is None:
-            refuse_sets(group_plan, settings, cohort)
+            refuse_sets(study, settings, cohort)
         else:
             refuse_applied(card, settings, cohort)
     except Mri2petError:
@@ -475,21 +425,23 @@ def _report_subjects(
     settings: Settings, subjects: Subjects, card: DetectorCard | None, console: Console
 ) -> None:
     """Print whom the run would use, and by which images."""
-    controls, patients = subjects.controls, subjects.patients
-    if not _needs_synthetic(settings, card):
-        controls, patients = (
-            tuple(replace(subject, synthetic=None) for subject in group)
-            for group in (controls, patients)
-        )
+    needed = _needs_synthetic(settings, card)
+    told = [
+        *subjects.notes,
+        *(
+            f"sub-{control.label}: not used, no real PET"
+            for control in subjects.controls
+            if control.pet is None and not (needed and control.synthetic)
+        ),
+        *(problem.sentence for problem in subjects.problems),
+    ]
     used = [
-        control for control in controls if control.pet is not None or control.synthetic is not None
+        (group, subject.label, subject.session, subject.pet, subject.synthetic if needed else None)
+        for group, people in (("control", subjects.controls), ("patient", subjects.patients))
+        for subject in people
+        if subject.pet or (needed and subject.synthetic)
     ]
-    told = list(subjects.notes)
-    told += [
-        f"sub-{control.label}: not used, no real PET" for control in controls if control not in used
-    ]
-    told += [problem.sentence for problem in subjects.problems]
-    console.report_subjects(used, patients, told, settings.output_dir)
+    console.report_subjects(used, told, settings.output_dir)
 
 
 def _close_dry(usable: Subjects, early: Sequence[Problem], console: Console) -> int:
@@ -499,121 +451,89 @@ def _close_dry(usable: Subjects, early: Sequence[Problem], console: Console) -> 
     return close_dry(told, [*early, *usable.problems], console)
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What a run has seen, and what is to be told of it."""
-
-    seen: Sequence[ImageClusters]
-    notes: Sequence[str]
-    problems: Sequence[Problem]
-
-
 def _detect(
-    run: GroupRun, subjects: Subjects, card: DetectorCard | None, console: Console
-) -> _Outcome:
-    """Store, fit or apply, and map."""
-    settings = run.settings
-    cohort = store_cohort(
-        run.group_plan, subjects, run.runner, synthetic=_needs_synthetic(settings, card)
-    )
+    study: Study, subjects: Subjects, card: DetectorCard | None, runner: Runner
+) -> tuple[list[ImageClusters], list[str], list[Problem]]:
+    """Store, fit or apply, and map; give what was seen, what is to be told, and what failed."""
+    settings, console = runner.settings, runner.console
+    cohort = store_cohort(study, subjects, runner, synthetic=_needs_synthetic(settings, card))
     early = [*subjects.problems, *cohort.problems]
     stopped = settings.stop_on_first_crash and cohort.problems
     notes = [*subjects.notes, *cohort.notes]
     report_notes(console, notes, early)  # before plans: who is lost may be why they cannot be made
     if stopped or not cohort.patients:
         raise error_of(early)
-    plans = _plans(run, cohort, card)
-    more = [note for plan in plans for note in plan.notes]
+    _, threads = runner.shares
+    if settings.detector is None or card is None:
+        plans = list(plan_sets(study, settings, cohort, threads=threads))
+    else:
+        folder = settings.detector
+        plans = [plan_applied(study, settings, cohort, folder, card, threads=threads)]
+    more = [note for _, _, notes_of_set in plans for note in notes_of_set]
     report_notes(console, more, [])
     notes += more
-    late = _run(run, plans)
-    there, unread = _read_all(plans, settings.output_dir / "logs")
+    scored = [image for _, images, _ in plans for image in images]
+    late = _run(runner, [graph for graph, _, _ in plans], scored)
+    there, unread = _read_all(scored, settings.output_dir / "logs")
     late += unread
     report_notes(console, [], late)
     lost = _describe_lost_lesions(there)
     report_notes(console, lost, [])
-    return _Outcome(there, [*notes, *lost], [*early, *late])
+    return there, [*notes, *lost], [*early, *late]
 
 
 def _read_all(
-    plans: Sequence[TrainingSetPlan], logs: Path
+    scored: Sequence[ScoredImage], logs: Path
 ) -> tuple[list[ImageClusters], list[Problem]]:
     """Read what was seen of everyone; a file that cannot be read is its owner's problem."""
     seen, problems = list[ImageClusters](), list[Problem]()
-    for scored_image in (scored_image for plan in plans for scored_image in plan.scored_images):
+    for image in scored:
         try:
-            one = read_image_clusters(scored_image)
+            found = read_image_clusters(image)
         except Exception as error:  # of any kind: it is this participant's, and no one else's
-            label = scored_image.participant.label
-            problems.append(problem_of(error, label, f"sub-{label}", logs))
+            problems.append(problem_of(error, image.image.participant, image.label, logs))
             continue
-        if one is not None:
-            seen.append(one)
+        seen += [] if found is None else [found]
     return seen, problems
 
 
 def _describe_lost_lesions(seen: Sequence[ImageClusters]) -> list[str]:
     """Tell of lesions that are in no curve: those off the grid, and those that no PET covers."""
-    counts = {
-        image.scored_image.participant.label: image.not_covered
-        for image in seen
-        if image.not_covered
-    }
+    counts = {image.subject: image.not_covered for image in seen if image.not_covered}
     uncovered = [
         f"sub-{label}: {count} lesion(s) lie where the PET does not cover the brain; in no curve"
         for label, count in sorted(counts.items())
     ]
-    lost = {
-        image.scored_image.participant.label
-        for image in seen
-        if image.lesions == 0 and not image.not_covered
-    }
+    lost = {image.subject for image in seen if image.lesions == 0 and not image.not_covered}
     return uncovered + [
         f"sub-{label}: its mask of lesions marks no voxel of the grid; in no curve"
         for label in sorted(lost)
     ]
 
 
-def _run(run: GroupRun, plans: Sequence[TrainingSetPlan]) -> list[Problem]:
-    for plan in plans:
-        for scored_image in plan.scored_images:
-            for path in scored_image.stale:
-                path.unlink(missing_ok=True)
-            remove_partials(scored_image.paths.table.parent)
-    return run.runner.run([plan.graph for plan in plans], {plan.name: plan.name for plan in plans})
+def _run(
+    runner: Runner, graphs: Sequence[Workflow], scored: Sequence[ScoredImage]
+) -> list[Problem]:
+    for image in scored:
+        for path in image.stale:
+            path.unlink(missing_ok=True)
+        remove_partials(image.paths["table"].parent)
+    return runner.run(graphs, {image.training_set: image.training_set for image in scored})
 
 
-def _plans(run: GroupRun, cohort: StoredCohort, card: DetectorCard | None) -> list[TrainingSetPlan]:
-    folder = run.settings.detector
-    if folder is None or card is None:
-        return list(plan_sets(run, cohort))
-    return [plan_applied(run, folder, card, cohort)]
-
-
-def _finish(run: GroupRun, outcome: _Outcome, told: RunSummary, console: Console) -> list[Problem]:
+def _finish(
+    study: Study, runner: Runner, seen: Sequence[ImageClusters], told: RunSummary
+) -> list[Problem]:
     """Write tables and reports; give what went wrong with reports."""
-    settings, output_dir = run.settings, run.group_plan.output_dir
+    settings, console, output_dir = runner.settings, runner.console, study.output_dir
     refresh_dataset(output_dir)
     with locked(output_dir):
-        write_detections(
-            output_dir, outcome.seen, most=settings.clusters, applied=settings.detector
-        )
-        scored = scored_in(output_dir, run.group_plan.dataset, outcome.seen)
-        grid = GridSettings(settings.template, settings.bounding_box, settings.grid_resolution)
-        write_run(output_dir, replace(scored, grid=grid))
-    sentences = [problem.sentence for problem in outcome.problems]
-    whole: RunSummary = {
-        **told,
-        "problems": sentences,
-        "notes": outcome.notes,
-        "settings": vars(settings),
-    }
-    problems = _report(settings, console, whole)
-    patients = {
-        image.scored_image.participant.label
-        for image in outcome.seen
-        if not image.scored_image.control
-    }
+        write_detections(output_dir, seen, most=settings.clusters, applied=settings.detector)
+        scored = scored_in(output_dir, study.dataset, seen)
+        grid = (settings.template, settings.bounding_box, settings.grid_resolution)
+        detections.write_run(output_dir, replace(scored, grid=grid))
+    problems = report_level(settings, console, write_group_report, told)
+    patients = {image.subject for image in seen if not image.scored_image.control}
     return problems + _report_patients(settings, patients, console)
 
 
@@ -626,52 +546,39 @@ def _report_patients(
     return report_subjects(settings.output_dir, told, template.reference, console)
 
 
-def _report(settings: Settings, console: Console, told: RunSummary) -> list[Problem]:
-    """Write ``group.html``; where that fails, tables and the patients' reports stand."""
-    output_dir = settings.output_dir
-    with report_failure(console, name="group.html", logs=output_dir / "logs") as lost:
-        write_group_report(
-            output_dir, template=settings.template, resolution=settings.grid_resolution, **told
-        )
-    return lost
-
-
 def _report_again(settings: Settings, console: Console) -> int:
     refuse_without_results(settings, "--reports-only")
-    run = last_run(settings.output_dir)
+    run = detections.last_run(settings.output_dir)
     if run.grid is not None:  # which may be another than this command line's
-        x0, y0, z0, x1, y1, z1 = run.grid.bounding_box
+        template, (x0, y0, z0, x1, y1, z1), resolution = run.grid
         settings = replace(
             settings,
-            template=run.grid.template,
+            template=template,
             bounding_box=(x0, y0, z0, x1, y1, z1),
-            resolution=run.grid.resolution,
+            resolution=resolution,
         )
     path = settings.output_dir / "group.html"
     if settings.dry_run:
         console.close(f"mri2pet: the report would be written; it is {path}")
         return DONE
-    problems = _report(settings, console, RunSummary())
-    patients = {one.participant for one in run.maps if not one.control}
+    problems = report_level(settings, console, write_group_report, RunSummary())
+    patients = {scored.participant for scored in run.maps if not scored.control}
     problems += _report_patients(settings, patients, console)
     console.close(f"mri2pet: reports written, {len(problems)} failed; see {path}")
     return PARTIAL if problems else DONE
 
 
-def _close(settings: Settings, outcome: _Outcome, console: Console) -> int:
+def _close(
+    settings: Settings, seen: Sequence[ImageClusters], problems: Sequence[Problem], console: Console
+) -> int:
     """Print the first cluster of each patient, and the last line; return the exit code."""
-    for name, lines in top_clusters(outcome.seen).items():
+    for name, lines in top_clusters(seen).items():
         console.say(f"first cluster, {name}")
         for line in lines:
             console.say(f"  {line}")
-    mapped = {
-        image.scored_image.participant.label
-        for image in outcome.seen
-        if not image.scored_image.control
-    }
+    mapped = {image.subject for image in seen if not image.scored_image.control}
     report: Path = settings.output_dir / "group.html"
     console.close(
-        f"mri2pet: {len(mapped)} patients mapped, {len(outcome.problems)} problems; the report "
-        f"is {report}"
+        f"mri2pet: {len(mapped)} patients mapped, {len(problems)} problems; the report is {report}"
     )
-    return exit_code_of(outcome.problems, usable=bool(mapped))
+    return exit_code_of(problems, usable=bool(mapped))

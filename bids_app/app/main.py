@@ -12,7 +12,7 @@ from bids_app.console import Console
 from bids_app.derivatives import description as provenance
 from bids_app.derivatives.paths import resolution_label
 from bids_app.report.group import write_group_methods
-from bids_app.report.methods import boilerplate
+from bids_app.report.methods import write_methods
 from bids_app.report.train import write_training_methods
 from bids_app.settings import Settings
 from bids_app.workflows.execution import quiet
@@ -28,19 +28,19 @@ LOUDNESS = {0: logging.CRITICAL, 1: logging.WARNING}
 def _write_plan(settings: Settings, run_record: provenance.RunRecord) -> str:
     """Write the methods paragraph of what the settings would do to participants."""
     generator = prepare_generator(settings)
-    return boilerplate(
-        versions=run_record.versions,
-        template=settings.template,
-        resolution=resolution_label(settings.grid_resolution),
-        percentile=PERCENTILE,
-        pet=True,
-        generator=None if generator is None else generator.description(),
-        fwhm=settings.smoothing_fwhm,
-        overlap=settings.overlap,
-        matched=settings.match_histogram,
-        folds=0 if generator is None else len(generator.folds),
-        novelty=settings.novelty,
-    )
+    told = {
+        "template": settings.template,
+        "size": resolution_label(settings.grid_resolution).replace("p", "."),
+        "percentile": PERCENTILE,
+        "pet": True,
+        "generator": None if generator is None else generator.description(),
+        "fwhm": settings.smoothing_fwhm,
+        "overlap": settings.overlap,
+        "matched": settings.match_histogram,
+        "folds": 0 if generator is None else len(generator.folds),
+        "novelty": settings.novelty,
+    }
+    return write_methods("participant", run_record.versions, told)
 
 
 def _write_methods(settings: Settings, run_record: provenance.RunRecord) -> str:

@@ -34,13 +34,9 @@ from bids_app.dataset.index import find_subjects
 from bids_app.dataset.participants import read_participants
 from bids_app.dataset.validation import validate_bids
 from bids_app.derivatives import description
-from bids_app.derivatives.description import (
-    Software,
-    find_container,
-    raw_dataset_names,
-    start_dataset,
-)
+from bids_app.derivatives.description import find_container, raw_dataset_names, start_dataset
 from bids_app.derivatives.find import describe_coverage
+from bids_app.derivatives.sidecars import read_derivative
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
 from bids_app.files import read_tsv
@@ -62,7 +58,6 @@ from bids_app.plan.participant import (
 )
 from bids_app.report.page import RunSummary
 from bids_app.report.participant import write_subject_report
-from bids_app.report.results import read_derivative
 from bids_app.resources import choose_device
 from bids_app.settings import Settings
 from bids_app.templates import Template
@@ -233,13 +228,11 @@ def _report_validation(validation: Future[str | None] | None, console: Console) 
 def _start(
     settings: Settings, run: ParticipantPlan, template: Template, run_record: description.RunRecord
 ) -> None:
-    software = Software(
-        run_record.versions["mri2pet"], description.CODE_URL, find_container(os.environ)
-    )
     start_dataset(
         settings.output_dir,
         bids_dir=settings.bids_dir,
-        software=software,
+        version=run_record.versions["mri2pet"],
+        container=find_container(os.environ),
         template=run.space.template,
         reference=template.uri,
     )

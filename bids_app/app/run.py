@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import yaml
@@ -53,7 +54,7 @@ from bids_app.settings import SLOPPY_RESOLUTION, Settings
 from bids_app.templates import REGISTRATION_RESOLUTION, Template, prepare
 from bids_app.workflows import execution
 from bids_app.workflows.execution import Crash, Resources, label_nodes, nodes_of, run_graph
-from bids_app.workflows.participant import Preprocessing
+from bids_app.workflows.registration import Preprocessing
 
 DONE, PARTIAL = 0, 1  # exit codes
 RESULTS = {"train": "table1.tsv", "group": "clusters.tsv"}  # what shows that a level was run
@@ -83,7 +84,7 @@ def refuse_places(settings: Settings) -> None:
     out, work, index = settings.output_dir, settings.work_dir, settings.bids_database_dir
     for folder in (settings.bids_dir, out, work_dir_of(settings)):
         _refuse_bytes(folder)
-    for folder in (out, *(one for one in (work, index) if one is not None)):
+    for folder in (out, *(folder for folder in (work, index) if folder is not None)):
         refuse_inside(settings.bids_dir, folder)
     if place_in(out, settings.bids_dir) is not None:
         raise UsageError(f"{out}: holds the input folder; choose another, its own folder")
@@ -122,7 +123,9 @@ def _refuse_work(work: Path, settings: Settings) -> None:
 def _refuse_unwritable(folder: Path) -> None:
     """See that a folder, or the one that it would be made in, can be written to."""
     try:
-        there = next(one for one in (folder, *folder.parents) if one.is_symlink() or one.exists())
+        there = next(
+            place for place in (folder, *folder.parents) if place.is_symlink() or place.exists()
+        )
         with tempfile.TemporaryFile(dir=there) as file:  # has no name on most disks
             file.write(b"mri2pet")
     except OSError as error:
@@ -364,6 +367,24 @@ def report_failure(
         report_notes(console, problems=problems)
 
 
+def report_level(
+    settings: Settings, console: Console, write: Callable[..., Path], told: RunSummary
+) -> list[Problem]:
+    """Write the report of ``train`` or ``group``; where that fails, all other results stand."""
+    name, output_dir = f"{settings.level}.html", settings.output_dir
+    with report_failure(console, name=name, logs=output_dir / "logs") as lost:
+        write(output_dir, template=settings.template, resolution=settings.grid_resolution, **told)
+    return lost
+
+
+def summarize_level(
+    told: RunSummary, settings: Settings, notes: Sequence[str], problems: Iterable[Problem]
+) -> RunSummary:
+    """Add what a run of ``train`` or ``group`` tells to what every run does."""
+    sentences = [problem.sentence for problem in problems]
+    return {**told, "problems": sentences, "notes": notes, "settings": vars(settings)}
+
+
 def close_dry(told: str, problems: Sequence[Problem], console: Console) -> int:
     """Say the last line of a dry run; return the exit code that the run would have at best.
 
@@ -465,10 +486,10 @@ class Runner:
     name: str
     jobs: int
 
-    @property
-    def threads(self) -> int:
-        """Threads of a node."""
-        return share_resources(self.settings, self.jobs)[1]
+    @cached_property
+    def shares(self) -> tuple[Resources, int]:
+        """What the run may use of this machine, and threads of a node."""
+        return share_resources(self.settings, self.jobs)
 
     def run(
         self,
@@ -491,7 +512,6 @@ class Runner:
         workflow = Workflow(self.name, base_dir=str(work_dir_of(settings)))
         workflow.add_nodes(list(graphs))
         steps = Counter(getattr(node, "part", "") for node in nodes_of(workflow))
-        resources, _ = share_resources(settings, self.jobs)
 
         def tell_finished(part: str, crashes: Sequence[Crash]) -> None:
             if on_finished is not None:
@@ -500,7 +520,7 @@ class Runner:
         with self.console.progress(labels, steps) as on_status:
             crashes = run_graph(
                 workflow,
-                resources=resources,
+                resources=self.shares[0],
                 plugin=read_plugin(settings.use_plugin),
                 logs=settings.output_dir / "logs",
                 stop_on_first_crash=settings.stop_on_first_crash,

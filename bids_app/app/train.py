@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bids_app.app.images import store_images
 from bids_app.app.run import (
     DONE,
     Runner,
@@ -15,27 +16,23 @@ from bids_app.app.run import (
     refuse_places,
     refuse_plugin,
     refuse_without_results,
-    report_failure,
+    report_level,
     report_notes,
-    share_resources,
+    summarize_level,
     summarize_run,
     work_dir_of,
 )
 from bids_app.console import Console
 from bids_app.derivatives import description
-from bids_app.derivatives.description import dataset_name
 from bids_app.derivatives.find import Preprocessed
-from bids_app.derivatives.sidecars import Space
 from bids_app.derivatives.table1 import write_table1
 from bids_app.errors import MissingInputError, UsageError
 from bids_app.files import locked
-from bids_app.imaging.volume import Grid, grid_of_box
-from bids_app.nifti import read_digest
-from bids_app.plan.cohort import Subjects, choose_controls, settle_grid
+from bids_app.imaging.volume import Grid
+from bids_app.plan.cohort import Study, Subjects, choose_controls, plan_study, settle_grid
 from bids_app.plan.participant import Problem, error_of, refuse_other_grids
 from bids_app.plan.train import (
     GENERATORS,
-    Study,
     baseline_paths,
     deal,
     gather_records,
@@ -49,17 +46,14 @@ from bids_app.settings import LPIPS_VARIABLE, Settings
 from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.models import MODELS, ModelSpec, spec_from_dict, spec_to_dict
 from bids_app.synthesis.tiling import CubicPatches
-from bids_app.templates import uri_of
 from bids_app.workflows.training import (
     BASELINES,
     ComputeSettings,
     Fold,
     ModelPlan,
-    StoragePlan,
-    Stored,
+    StoredImage,
     init_baselines_wf,
     init_model_wf,
-    init_storing_wf,
 )
 
 MEMORY = {(2, False): 0.20, (2, True): 0.75, (3, False): 0.10, (3, True): 0.32}  # GiB a sample
@@ -92,13 +86,13 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
     if settings.dry_run:
         told = [*controls.notes, *(problem.sentence for problem in controls.problems)]
         console.report_controls(_visits(controls), told, settings.output_dir)
-    means, study, unfit = _prepare(settings, controls, console, run_record)
+    runner = Runner(settings, console, "mri2pet_train", settings.folds * len(_names(settings)))
+    means, study, unfit = _prepare(runner, controls, run_record)
     if settings.dry_run:
         return _close_dry(settings, controls, unfit, console)
     rows = [f"train {name}" for name in _names(settings)]  # other runs may train other rows
     with begin(settings, run_record, console, results=rows):
         report_notes(console, controls.notes, controls.problems)
-        runner = Runner(settings, console, "mri2pet_train", _jobs(settings))
         stored, problems = _store(study, controls, runner)
         folds = deal(study, stored)
         problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
@@ -107,26 +101,25 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
 
 
 def _prepare(
-    settings: Settings, controls: Subjects, console: Console, run_record: description.RunRecord
+    runner: Runner, controls: Subjects, run_record: description.RunRecord
 ) -> tuple[ComputeSettings, Study, list[Problem]]:
     """See that the run can begin: what is refused here is refused by a dry run as well.
 
     The problems are those of controls whose headers say that their images cannot be stored.
     """
+    settings = runner.settings
     refuse_plugin(settings)
-    means, study = _means(settings, console), _study(settings, run_record)
-    images = [
+    means = _means(runner)
+    study = plan_study(settings, work_dir_of(settings), run_record.versions)
+    paths = [
         (visit.subject, path)
         for visit in _visits(controls)
         for path in (visit.t1w, visit.pets[0], visit.brain_mask)
     ]
-    problems = refuse_other_grids(images, study.grid)
+    problems = refuse_other_grids(paths, study.grid)
     lost = {problem.subject for problem in problems}
-    fit = [
-        Stored(visit.subject, Path(), "")
-        for visit in _visits(controls)
-        if visit.subject not in lost
-    ]
+    images = plan_storage(study, _visits(controls))
+    fit = [image for image in images if image.participant not in lost]
     if not fit:
         raise error_of(problems)
     deal(study, fit)
@@ -202,20 +195,6 @@ def _refuse_specs(settings: Settings) -> None:
             ) from error
 
 
-def _study(settings: Settings, run_record: description.RunRecord) -> Study:
-    return Study(
-        output_dir=settings.output_dir,
-        work_dir=work_dir_of(settings),
-        space=Space(settings.template, settings.grid_resolution, uri_of(settings.template)),
-        grid=grid_of_box(settings.bounding_box, settings.grid_resolution),
-        dataset=dataset_name(settings.output_dir),
-        folds=settings.folds,
-        fwhm=settings.smoothing_fwhm,
-        seed=settings.random_seed,
-        versions=run_record.versions,
-    )
-
-
 def _lpips_weights(settings: Settings, console: Console) -> Path | None:
     """Find the weights; a container whose build had no network names a file that is not there."""
     weights = settings.lpips_weights
@@ -237,31 +216,25 @@ def _refuse_lpips(weights: Path) -> None:
     load_lpips(weights)
 
 
-def _means(settings: Settings, console: Console) -> ComputeSettings:
-    weights = _lpips_weights(settings, console)
+def _means(runner: Runner) -> ComputeSettings:
+    weights = _lpips_weights(runner.settings, runner.console)
     if weights is not None:
         _refuse_lpips(weights)
-    _, threads = share_resources(settings, _jobs(settings))
     sha256 = "" if weights is None else file_sha256(weights)
-    return ComputeSettings(choose_device(settings.device), threads, weights, sha256)
-
-
-def _jobs(settings: Settings) -> int:
-    return settings.folds * len(_names(settings))
+    device = choose_device(runner.settings.device)
+    return ComputeSettings(device, runner.shares[1], weights, sha256)
 
 
 def _names(settings: Settings) -> tuple[str, ...]:
     return tuple(name for name in MODELS if not settings.models or name in settings.models)
 
 
-def _store(study: Study, controls: Subjects, runner: Runner) -> tuple[list[Stored], list[Problem]]:
+def _store(
+    study: Study, controls: Subjects, runner: Runner
+) -> tuple[list[StoredImage], list[Problem]]:
     """Store the volumes of all controls; those whose images cannot be used are left out."""
-    plans = plan_storage(study, _visits(controls))
-    graph = init_storing_wf(plans, shape=study.grid.shape, affine=study.grid.affine.tolist())
-    problems = runner.run([graph], {})
+    stored, problems = store_images(study, plan_storage(study, _visits(controls)), runner)
     report_notes(runner.console, problems=problems)
-    lost = {problem.subject for problem in problems}
-    stored = [_stored(plan) for plan in plans if plan.participant not in lost]
     if not stored and problems:
         raise error_of(problems)
     return stored, problems
@@ -269,10 +242,6 @@ def _store(study: Study, controls: Subjects, runner: Runner) -> tuple[list[Store
 
 def _visits(controls: Subjects) -> list[Preprocessed]:
     return [control.visit for control in controls.controls]
-
-
-def _stored(plan: StoragePlan) -> Stored:
-    return Stored(plan.participant, plan.folder, read_digest(plan.folder))
 
 
 def _plans(
@@ -291,7 +260,7 @@ def _compute(
     """Train and score all rows, and score the baselines; tell and return what failed."""
     plans = _plans(study, controls, folds, runner.settings)
     baselines = baseline_paths(study, folds)
-    for path in [*baselines, *(out.records for plan in plans for out in plan.outputs)]:
+    for path in [*baselines, *(path for plan in plans for path in plan.records)]:
         path.unlink(missing_ok=True)  # of an earlier run; made again, from nodes done if they are
     memory = {plan.name: memory_of(spec_of(plan.name, runner.settings)) for plan in plans}
     graphs = [
@@ -328,24 +297,10 @@ def _finish(
     """Write table and report; where the report fails, generators and table stand."""
     settings = runner.settings
     with locked(study.output_dir):
-        gathered = gather_records(study)
-        write_table1(study.output_dir, gathered.records)
-    sentences = [problem.sentence for problem in problems]
-    whole: RunSummary = {
-        **told,
-        "problems": sentences,
-        "notes": [*controls.notes, *gathered.notes],
-        "settings": vars(settings),
-    }
-    logs = study.output_dir / "logs"
-    with report_failure(runner.console, name="train.html", logs=logs) as lost:
-        write_training_report(
-            study.output_dir,
-            template=settings.template,
-            resolution=settings.grid_resolution,
-            **whole,
-        )
-    return lost
+        records, notes = gather_records(study)
+        write_table1(study.output_dir, records)
+    whole = summarize_level(told, settings, [*controls.notes, *notes], problems)
+    return report_level(settings, runner.console, write_training_report, whole)
 
 
 def _report_again(settings: Settings, console: Console) -> int:

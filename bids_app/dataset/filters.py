@@ -12,26 +12,17 @@ from bids_app.visit import Scan
 Filter = Mapping[str, object]
 
 # Names that pybids, and so other apps' filter files, give to the keys of a file name.
-SHORT = {
+ALIKE = ("task", "run", "echo", "flip", "inv", "mt", "part", "chunk", "space", "desc")
+SHORT = {name: name for name in ALIKE} | {
     "subject": "sub",
     "session": "ses",
-    "task": "task",
     "acquisition": "acq",
     "ceagent": "ce",
     "tracer": "trc",
     "reconstruction": "rec",
     "direction": "dir",
-    "run": "run",
-    "echo": "echo",
-    "flip": "flip",
-    "inv": "inv",
     "inversion": "inv",
-    "mt": "mt",
-    "part": "part",
-    "chunk": "chunk",
     "modality": "mod",
-    "space": "space",
-    "desc": "desc",
 }
 IMPLIED = ("datatype", "suffix")  # follow from the key "t1w" or "pet"
 EXTENSION = "extension"

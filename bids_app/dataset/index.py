@@ -1,19 +1,13 @@
-"""The files of a raw BIDS dataset: T1w and PET images and their sidecars, found with pybids.
-
-pybids lists the files; which of them ``.bidsignore`` leaves out is decided here.
-"""
+"""The files of a raw BIDS dataset: T1w and PET images and their sidecars."""
 
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Protocol
-
-from bids import BIDSLayout, BIDSLayoutIndexer
-from sqlalchemy.exc import SQLAlchemyError
 
 from bids_app.errors import (
     InvalidBidsError,
@@ -27,8 +21,10 @@ from bids_app.visit import Scan
 
 NAME = ".bidsignore"
 LARGEST = 1_000_000  # bytes; our choice: lists of thousands of files are a hundred times smaller
-STAR = "[^/]*"
-CLASS = re.compile(r"\[([!^]?)((?:\]|\\.)?(?:\\.|[^\]\\])*)\]")
+CLASS = r"\[(?P<no>[!^]?)(?P<body>(?:\]|\\.)?(?:\\.|[^\]\\])*)\]"
+PART = re.compile(rf"(?:{CLASS}|\\[^/]|[^/])+")  # of a pattern, between slashes
+TOKEN = re.compile(rf"(?P<star>\*+)|{CLASS}|(?P<any>\?)|\\?(?P<sign>.)", re.S)
+Rule = tuple[tuple[re.Pattern[str] | None, ...], bool, bool]  # names of a path; see _compile
 
 
 class Ignored(Protocol):
@@ -38,81 +34,62 @@ class Ignored(Protocol):
         """Answer for a path relative to the root of the dataset."""
 
 
-def _class(found: re.Match[str]) -> str:
-    """Write ``[!a-z]`` of a pattern as a regular expression; it never matches a slash."""
-    body = re.sub(r"\\(.)", r"\1", found[2])
-    safe = re.sub(r"([\\\]\[^&~|])", r"\\\1", body)
-    return f"(?!/)[{'^' if found[1] else ''}{safe}]"
+def _sign(found: re.Match[str]) -> str:
+    """Write a part of a pattern that stands for one sign as a regular expression."""
+    if found[0] == "[":
+        raise re.error("a bracket that is never closed: git matches nothing by it, either")
+    if found["any"] or found["body"] is None:
+        return "." if found["any"] else re.escape(found["sign"])
+    body = re.sub(r"([\\\]\[^&~|])", r"\\\1", re.sub(r"\\(.)", r"\1", found["body"]))
+    return f"[{'^' if found['no'] else ''}{body}]"
 
 
-def _tokens(pattern: str) -> Iterator[str]:
-    """Write a pattern, part by part, as a regular expression."""
-    at = 0
-    while at < len(pattern):
-        rest = pattern[at:]
-        found = CLASS.match(rest)
-        if rest.startswith("/**/"):
-            yield "/(?:.*/)?"
-            at += 3  # the second slash may begin the next one
-            while pattern[at : at + 4] == "/**/":
-                at += 3
-            at += 1
-        elif rest == "/**":
-            yield "/.+"
-            return
-        elif rest.startswith("**/") and at == 0:
-            yield "(?:.*/)?"
-            at += 3
-        elif rest.startswith("*"):
-            yield STAR
-            at += len(rest) - len(rest.lstrip("*"))
-        elif found is not None:
-            yield _class(found)
-            at += found.end()
-        else:
-            escaped = rest[0] == "\\" and len(rest) > 1
-            yield "[^/]" if rest[0] == "?" else re.escape(rest[1] if escaped else rest[0])
-            at += 2 if escaped else 1
-
-
-def _join(tokens: Sequence[str]) -> str:
-    """Join the parts of an expression so that many stars in one pattern take no longer than one.
+def _name_pattern(part: str) -> re.Pattern[str] | None:
+    """Compile what a pattern says of one name on a path; None stands for any number of names.
 
     What stands between two stars is taken where it first fits, and never anywhere else: a later
-    place leaves less for the rest.
+    place leaves less for the rest, and many stars in one pattern take no longer than one.
     """
-    written, is_open = "", False
-    for at, token in enumerate(tokens):
-        if token != STAR:
-            written += token
-            continue
-        following = (one for one in tokens[at + 1 :] if one in (STAR, "/.+") or ".*" in one)
-        closes = next(following, "") == STAR
-        written += (")" if is_open else "") + ("(?>[^/]*?" if closes else STAR)
-        is_open = closes
-    return written
+    if part == "**":
+        return None
+    pieces = [""]
+    for found in TOKEN.finditer(part):
+        if found["star"]:
+            pieces.append("")
+        else:
+            pieces[-1] += _sign(found)
+    first, *between = pieces
+    last = f".*{between.pop()}" if between else ""
+    return re.compile(first + "".join(f"(?>.*?{piece})" for piece in between) + last, re.S)
 
 
-def _compile(line: str) -> tuple[re.Pattern[str], bool, bool] | None:
+def _compile(line: str) -> Rule | None:
     """Read a line: what it matches, whether only folders, whether it takes back."""
     pattern = re.sub(r"(?<!\\)[ \t]+$", "", line)
-    if not pattern or pattern.startswith("#"):
-        return None
     taken_back = pattern.startswith("!")
-    pattern = pattern[1:] if taken_back else pattern
-    if "[" in re.sub(r"\\.", "", CLASS.sub("", pattern)):
-        return None  # a bracket that is never closed: git matches nothing by it, either
+    pattern = pattern.removeprefix("!")
     only_folders = pattern.endswith("/")
-    pattern = pattern[:-1] if only_folders else pattern
-    if not pattern:
+    pattern = pattern.removesuffix("/")
+    parts = [found[0] for found in PART.finditer(pattern)]
+    if not parts or "//" in pattern or line.startswith("#"):
         return None
-    anchored = "/" in pattern
-    whole = _join([*_tokens(pattern.removeprefix("/"))])
+    parts = parts if "/" in pattern else ["**", *parts]
     try:
-        expression = re.compile(whole if anchored else f"(?:.*/)?{whole}", re.S)
-    except re.error:
-        return None  # such as [z-a]
-    return expression, only_folders, taken_back
+        return tuple(map(_name_pattern, parts)), only_folders, taken_back
+    except re.error:  # also of [z-a]
+        return None
+
+
+def _fits(names: Sequence[str], patterns: Sequence[re.Pattern[str] | None]) -> bool:
+    """Whether the names of a path are those that a rule asks for."""
+    if not patterns:
+        return not names
+    first, *rest = patterns
+    if first is not None:
+        return bool(names) and first.fullmatch(names[0]) is not None and _fits(names[1:], rest)
+    if not rest:
+        return bool(names)
+    return any(_fits(names[n:], rest) for n in range(len(names)))
 
 
 def _lines(bids_dir: Path) -> list[str]:
@@ -148,16 +125,15 @@ def read_bidsignore(bids_dir: Path) -> Ignored:
     """
     rules = [rule for rule in map(_compile, _lines(bids_dir)) if rule is not None]
 
-    def decides(place: str, is_folder: bool) -> bool:
-        for pattern, only_folders, taken_back in reversed(rules):
-            if (is_folder or not only_folders) and pattern.fullmatch(place):
+    def decides(names: Sequence[str], is_folder: bool) -> bool:
+        for patterns, only_folders, taken_back in reversed(rules):
+            if (is_folder or not only_folders) and _fits(names, patterns):
                 return not taken_back
         return False
 
     def is_ignored(path: Path, is_folder: bool = False) -> bool:
-        parts = path.parts
-        places = ["/".join(parts[: n + 1]) for n in range(len(parts))]
-        return any(decides(place, True) for place in places[:-1]) or decides(places[-1], is_folder)
+        folders = [path.parts[:n] for n in range(1, len(path.parts))]
+        return any(decides(names, True) for names in folders) or decides(path.parts, is_folder)
 
     return is_ignored
 
@@ -166,29 +142,48 @@ DATATYPE = {"T1w": "anat", "pet": "pet"}
 IMAGE = re.compile(r"sub-.*_(T1w|pet)\.nii(\.gz)?")
 NO_CONFIG = "mri2pet_no_layout_config.json"  # a file of a dataset that pybids would open and obey
 PET_SIDECAR = re.compile(r"(.*_)?pet\.json")
+ELSEWHERE = re.compile(  # for pybids: folders and files, from the root of a dataset, of no use
+    r"^(?!/(sub-[^/]+(/ses-[^/]+)?(/(anat|pet))?/?)?([^/]*(pet\.json|(T1w|pet)\.nii(\.gz)?))?$)"
+)
 
 
-class _Elsewhere:
-    """A pattern, for pybids, of all that need not be looked at.
+def _is_of_use(name: str) -> bool:
+    return IMAGE.fullmatch(name) is not None or PET_SIDECAR.fullmatch(name) is not None
 
-    pybids asks its patterns to ``search`` each path, of files and folders, from the root of the
-    dataset. One look-up a level is quicker than an expression with hundreds of labels.
-    """
 
-    def __init__(self, subjects: Collection[str] | None) -> None:
-        self.subjects = None if subjects is None else frozenset(f"sub-{s}" for s in subjects)
+def _list(bids_dir: Path, subjects: Iterable[str]) -> list[Path]:
+    tops = [bids_dir / f"sub-{subject}" for subject in subjects]
+    tops += [session for top in tops for session in top.glob("ses-*")]
+    inner = [top / datatype for top in tops for datatype in DATATYPE.values()]
+    folders = filter(Path.is_dir, [bids_dir, *tops, *inner])
+    found = (path for folder in folders for path in folder.iterdir() if _is_of_use(path.name))
+    return [path for path in found if not path.is_dir()]
 
-    def search(self, path: str) -> bool:
-        *folders, name = path.strip("/").split("/")
-        if PET_SIDECAR.fullmatch(name) or IMAGE.fullmatch(name):
-            return False
-        inside = [*folders, name]
-        if not inside[0].startswith("sub-"):
-            return True
-        if self.subjects is not None and inside[0] not in self.subjects:
-            return True
-        rest = inside[2:] if len(inside) > 1 and inside[1].startswith("ses-") else inside[1:]
-        return len(rest) > 1 or (len(rest) == 1 and rest[0] not in DATATYPE.values())
+
+def _list_indexed(bids_dir: Path, database_dir: Path) -> list[Path]:
+    """List what an index by pybids holds, which outlives this run and its selection."""
+    from bids import BIDSLayout, BIDSLayoutIndexer  # slow: docs/results/pybids.md
+    from sqlalchemy.exc import SQLAlchemyError
+
+    indexer = BIDSLayoutIndexer(
+        validate=False, ignore=[ELSEWHERE], index_metadata=False, config_filename=NO_CONFIG
+    )
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            layout = BIDSLayout(
+                bids_dir, validate=False, indexer=indexer, database_path=database_dir
+            )
+            files = list(map(Path, layout.files))
+    except (OSError, ValueError, TypeError, SQLAlchemyError) as error:
+        why = str(error).partition("\n")[0]
+        raise UsageError(
+            f"{database_dir}: cannot be used as --bids-database-dir ({why}); choose another"
+        ) from error
+    if not all(path.is_relative_to(bids_dir) for path in files):
+        raise UsageError(
+            f"{database_dir}: is the index of another dataset; delete it, or choose another folder"
+        )
+    return files
 
 
 def list_files(
@@ -201,42 +196,26 @@ def list_files(
     bids_dir : Path
         Root of the raw dataset, absolute.
     subjects : collection of str
-        Labels. An index that is kept holds everyone: it outlives this run and its selection.
+        Labels.
     database_dir : Path, optional
-        Where pybids keeps its index between runs.
+        Where pybids keeps its index between runs. One that is there is believed, and holds
+        everyone.
 
     Raises
     ------
     InvalidBidsError
-        If pybids cannot read the dataset.
+        If a folder cannot be read.
     UsageError
         If the index cannot be used, or is that of another dataset.
     """
-    elsewhere = _Elsewhere(subjects if database_dir is None else None)
-    indexer = BIDSLayoutIndexer(
-        validate=False, ignore=[elsewhere], index_metadata=False, config_filename=NO_CONFIG
-    )
+    if database_dir is not None:
+        return sorted(_list_indexed(bids_dir, database_dir))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            layout = BIDSLayout(
-                bids_dir, validate=False, indexer=indexer, database_path=database_dir
-            )
-            files = sorted(map(Path, layout.files))
-    except (OSError, ValueError, TypeError, SQLAlchemyError) as error:
-        why = str(error).partition("\n")[0]
-        if database_dir is not None:
-            raise UsageError(
-                f"{database_dir}: cannot be used as --bids-database-dir ({why}); choose another"
-            ) from error
+        return sorted(_list(bids_dir, subjects))
+    except OSError as error:
         raise InvalidBidsError(
-            f"{bids_dir}: cannot be read as a BIDS dataset ({why}); run bids-validator-deno on it"
+            f"{bids_dir}: cannot be read as a BIDS dataset ({error}); run bids-validator-deno on it"
         ) from error
-    if not all(path.is_relative_to(bids_dir) for path in files):
-        raise UsageError(
-            f"{database_dir}: is the index of another dataset; delete it, or choose another folder"
-        )
-    return files
 
 
 METADATA = ("TracerName", "FrameTimesStart", "FrameDuration", "Units")  # all that the app reads
@@ -399,7 +378,7 @@ def read_metadata(scan: Scan, sidecars: Mapping[Path, tuple[Path, ...]]) -> Scan
         If it cannot be read.
     """
     own = scan.path.with_name(scan.path.name.partition(".")[0] + ".json")
-    if own.is_dir():  # pybids lists no folders
+    if own.is_dir():  # no folder is listed
         raise UnusableDataError(f"{own}: is a folder, not a file; remove it")
     entities = frozenset(scan.entities)
     metadata: dict[str, object] = {}

@@ -250,7 +250,7 @@ def _find_strays(subject: str, bids_dir: Path, rules: Rules, is_ignored: Ignored
     return strays
 
 
-def _tell_strays(strays: Sequence[Stray], there: Mapping[str, Collection[Session]]) -> list[Unused]:
+def _as_unused(strays: Sequence[Stray], there: Mapping[str, Collection[Session]]) -> list[Unused]:
     """Make a problem of what is no image, unless its session has an image of that kind."""
     return [
         Unused(scan.subject, scan.path, why, None if scan.session in there[key] else 65)
@@ -286,6 +286,10 @@ def _visits(
     ]
 
 
+def _aside(label: str, why: str, exit_code: int | None = None) -> Unused:
+    return Unused(label, None, f"sub-{label}: {why}", exit_code)
+
+
 def _without_t1w(subject: str, files: RawFiles, pets: Mapping[Session, Scan]) -> list[Unused]:
     """Say why a participant has no T1w; not where its images say so, each for itself."""
     present, left_out = files.pets.get(subject, ()), files.t1ws.get(subject, ())
@@ -295,22 +299,14 @@ def _without_t1w(subject: str, files: RawFiles, pets: Mapping[Session, Scan]) ->
     if left_out:
         sessions = [f"ses-{s.session}" for s in left_out if s.session is not None]
         advice = f"the flags leave out that of {_listed(sessions)}" if sessions else "see the flags"
-        return [Unused(subject, None, f"sub-{subject}: no T1w for its PET; {advice}", 66)]
-    if ignored:
-        return [
-            Unused(
-                subject,
-                None,
-                f"sub-{subject}: no T1w that .bidsignore does not leave out; "
-                "change it, or exclude the participant",
-                66,
-            )
-        ]
-    if present:
-        reason = "no T1w; PET alone cannot be used, add the participant's T1w or exclude it"
+        why = f"no T1w for its PET; {advice}"
+    elif ignored:
+        why = "no T1w that .bidsignore does not leave out; change it, or exclude the participant"
+    elif present:
+        why = "no T1w; PET alone cannot be used, add the participant's T1w or exclude it"
     else:
-        reason = "no T1w and no PET; add its images or exclude it"
-    return [Unused(subject, None, f"sub-{subject}: {reason}", 66)]
+        why = "no T1w and no PET; add its images or exclude it"
+    return [_aside(subject, why, 66)]
 
 
 def _select_of(
@@ -322,7 +318,7 @@ def _select_of(
     best_t1ws, other_t1ws, of_t1ws = choose_best(t1ws, "t1w")
     best_pets, other_pets, of_pets = choose_best(pets, "pet")
     strays += no_pets + _find_strays(subject, bids_dir, rules, is_ignored)
-    no_images = _tell_strays(strays, {"t1w": best_t1ws, "pet": best_pets})
+    no_images = _as_unused(strays, {"t1w": best_t1ws, "pet": best_pets})
     unused += other_t1ws + unused_pets + other_tracers + other_pets + no_images
     unused += [
         Unused(subject, scan.path, ".bidsignore leaves it out")
@@ -340,16 +336,9 @@ def _without_ignored(
 ) -> tuple[list[str], list[Unused]]:
     """Leave out participants whose folder ``.bidsignore`` names; who asks for them is told."""
     ignored = [label for label in present if is_ignored(Path(f"sub-{label}"), is_folder=True)]
+    why, advice = ".bidsignore leaves it out", "; change it, or do not ask for this participant"
     unused = [
-        Unused(
-            label,
-            None,
-            f"sub-{label}: .bidsignore leaves it out; change it, or do not ask for "
-            "this participant",
-            66,
-        )
-        if label in wanted
-        else Unused(label, None, f"sub-{label}: .bidsignore leaves it out")
+        _aside(label, why + advice, 66) if label in wanted else _aside(label, why)
         for label in ignored
     ]
     return [label for label in present if label not in ignored], unused
@@ -361,14 +350,14 @@ def _choose_subjects(
     known = frozenset(present)
     present, ignored = _without_ignored(present, wanted, is_ignored)
     unused = [
-        Unused(label, None, f"sub-{label}: not in the dataset; correct --participant-label", 66)
+        _aside(label, "not in the dataset; correct --participant-label", 66)
         for label in wanted
         if label not in known
     ]
     unused += [
-        Unused(label, None, f"sub-{label}: left out by --exclude-participant-label")
+        _aside(label, "left out by --exclude-participant-label")
         if label in known
-        else Unused(label, None, f"sub-{label}: to be excluded, but not in the dataset")
+        else _aside(label, "to be excluded, but not in the dataset")
         for label in excluded
     ]
     unused += ignored

@@ -103,7 +103,7 @@ def _read_date(text: str, form: str) -> datetime | None:
 
 def _letters(labels: Collection[str]) -> str:
     """Give the letters that all labels begin with: the ``MR`` of ``MR20200601``."""
-    letters = {re.match(r"\D*", label)[0] for label in labels}  # type: ignore[index]
+    letters = {re.split(r"\d", label, maxsplit=1)[0] for label in labels}
     return letters.pop() if len(letters) == 1 else ""
 
 
@@ -169,11 +169,11 @@ def place_sessions(
     >>> place_sessions(["20200101", "20200301"], {})
     ({'20200101': 0.0, '20200301': 60.0}, 'dates')
     """
-    everyone = list(sessions)
-    if all(label in times for label in everyone):
-        return _days({label: times[label] for label in everyone}), "acq_time"
-    labels = [label for label in everyone if label is not None]
-    if len(labels) == len(everyone):
+    everything = list(sessions)
+    if all(label in times for label in everything):
+        return _days({label: times[label] for label in everything}), "acq_time"
+    labels = [label for label in everything if label is not None]
+    if len(labels) == len(everything):
         dates = _dates(labels)
         if dates is not None:
             return _days(dates), "dates"
@@ -181,7 +181,7 @@ def place_sessions(
         numbers = None if _may_be_dates(labels) else _numbers(labels)
         if numbers is not None:
             return numbers, "numbers"
-    ordered = sorted(set(everyone), key=natural_key)
+    ordered = sorted(set(everything), key=natural_key)
     return {label: float(rank) for rank, label in enumerate(ordered)}, "order"
 
 

@@ -27,25 +27,20 @@ MEANT = {
 TO_NIFTI = "convert it to NIfTI"
 UNPACK = "unpack it, or store it as .nii or .nii.gz"
 FORMATS = {  # by how a name ends, in lower case: what it is, and what to do
-    ".img": (f"Analyze, or NIfTI in two files; {TO_NIFTI} in one (.nii.gz)"),
-    ".hdr": (f"Analyze, or NIfTI in two files; {TO_NIFTI} in one (.nii.gz)"),
-    ".mgz": f"FreeSurfer's format; {TO_NIFTI} (mri_convert)",
-    ".mgh": f"FreeSurfer's format; {TO_NIFTI} (mri_convert)",
-    ".dcm": f"DICOM; {TO_NIFTI} (dcm2niix)",
-    ".ima": f"DICOM; {TO_NIFTI} (dcm2niix)",
-    ".par": f"Philips's PAR/REC; {TO_NIFTI} (dcm2niix)",
-    ".mnc": f"MINC; {TO_NIFTI} (mnc2nii)",
-    ".nrrd": f"NRRD; {TO_NIFTI}",
-    ".mha": f"MetaImage; {TO_NIFTI}",
-    ".mhd": f"MetaImage; {TO_NIFTI}",
-    ".v": f"ECAT; {TO_NIFTI} (ecatpet2bids)",
-    ".zip": f"a packed archive; {UNPACK}",
-    ".tar": f"a packed archive; {UNPACK}",
-    ".tar.gz": f"a packed archive; {UNPACK}",
-    ".tgz": f"a packed archive; {UNPACK}",
-    ".nii.bz2": f"packed by another program than gzip; {UNPACK}",
-    ".nii.xz": f"packed by another program than gzip; {UNPACK}",
-    ".nii.zst": f"packed by another program than gzip; {UNPACK}",
+    ending: what
+    for endings, what in (
+        (".img .hdr", f"Analyze, or NIfTI in two files; {TO_NIFTI} in one (.nii.gz)"),
+        (".mgz .mgh", f"FreeSurfer's format; {TO_NIFTI} (mri_convert)"),
+        (".dcm .ima", f"DICOM; {TO_NIFTI} (dcm2niix)"),
+        (".par", f"Philips's PAR/REC; {TO_NIFTI} (dcm2niix)"),
+        (".mnc", f"MINC; {TO_NIFTI} (mnc2nii)"),
+        (".nrrd", f"NRRD; {TO_NIFTI}"),
+        (".mha .mhd", f"MetaImage; {TO_NIFTI}"),
+        (".v", f"ECAT; {TO_NIFTI} (ecatpet2bids)"),
+        (".zip .tar .tar.gz .tgz", f"a packed archive; {UNPACK}"),
+        (".nii.bz2 .nii.xz .nii.zst", f"packed by another program than gzip; {UNPACK}"),
+    )
+    for ending in endings.split()
 }
 DICOM_FOLDER = re.compile(r"dicom|dcm", re.I)
 LOOKED_AT = 50  # entries of a folder: whether DICOM lies in it shows in the first
@@ -169,7 +164,7 @@ def _group(issues: list[dict[str, object]]) -> dict[str, list[str]]:
     return dict(groups)
 
 
-def _told(code: str, places: list[str]) -> str:
+def _describe(code: str, places: list[str]) -> str:
     named = next((place for place in places if place), "")
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""
     return f"{code} ({named}{more})" if named else code
@@ -198,7 +193,7 @@ def validate_bids(bids_dir: Path) -> str | None:
         return f"{COMMAND} did not work ({error!r}): the dataset was not validated"
     groups = _group(issues)
     if groups:
-        kinds = [_told(code, places) for code, places in groups.items()]
+        kinds = [_describe(code, places) for code, places in groups.items()]
         more = f"; and {len(kinds) - NAMED_AT_MOST} more" if len(kinds) > NAMED_AT_MOST else ""
         raise InvalidBidsError(
             f"{bids_dir}: not valid BIDS: {'; '.join(kinds[:NAMED_AT_MOST])}{more}; {ADVICE}"

@@ -30,27 +30,9 @@ from bids_app.files import (
 NAME = "mri2pet"
 DESCRIPTION = "dataset_description.json"
 BIDS_VERSION = "1.10.0"
+TEXTS = Path(__file__).parents[1] / "data" / "dataset"
 # No slash at the end of a folder: the validator does not know it so. A slash inside anchors.
-IGNORED = (
-    "*.html",
-    "logs",
-    "figures",
-    ".work",
-    "work",
-    "generators",
-    "detectors",
-    "*_xfm.*",
-    "*_statmap.*",
-    "*_std.*",
-    "*_clusters.*",
-    "**/pet/*_mask.*",
-    "**/pet/*_dseg.*",
-    "desc-*_metrics.*",
-    "table1*",
-    "crossvalidation",
-    "detection_*",
-    "clusters.*",
-)
+IGNORED = tuple((TEXTS / "bidsignore").read_text(encoding="utf-8").split())
 DESCRIPTIONS = {
     "preproc": "Acquired image after correction, registration and, with res-, scaling to 0..1",
     "brain": "Mask of the brain",
@@ -58,52 +40,6 @@ DESCRIPTIONS = {
     "synth": "SYNTHETIC PET, predicted from the T1w by a neural network; not a measurement",
     **{name: detector.clusters for name, detector in DETECTORS.items()},
 }
-README = """\
-# Derivatives of mri2pet {version}
-
-T1-weighted MRI, and FDG PET where there is one, in the space {template}, and for each T1w a
-**SYNTHETIC** FDG PET.
-
-Files with `desc-synth` in their name were predicted from the T1w by a neural network. They are not
-measurements, show nothing that the T1w does not determine, and are no basis for decisions about a
-patient. Their sidecars say `"Synthetic": true` and name the generator. `desc-preproc` is what was
-acquired.
-
-- `sub-X.html`: report of each participant; look at it before using the images.
-- `desc-synth_std`, where it was asked for: standard deviation of the synthetic PET over the
-  generators of the cross-validation's folds. It is no confidence interval.
-- `desc-registration_metrics.tsv`: how well each image fits, and how much of the brain a PET covers.
-- `desc-coverage_mask`: where a PET was measured. Elsewhere the PET is 0, which is no uptake of 0.
-- `descriptions.tsv`: what each `desc-` label means.
-- `generators/`, `crossvalidation/`, `table1.tsv`, `train.html`: what the train level has made. The
-  synthetic PET in `crossvalidation/` comes from generators that did not see the participant.
-- `stat-…_statmap`, `desc-…_clusters`, `desc-…_dseg`: anomaly maps of the group level and their
-  clusters, for research; more is more abnormal. Those of controls come from detectors that did not
-  see them. `group.html`, `clusters.tsv`, `detection_*`: what was found; `detectors/`: by what.
-- `logs/`: settings and versions of each run.
-
-Images on the grid of the template are divided by a percentile of the brain (see the sidecars) and
-lie within 0..1; those with `space-T1w` or without `space-` keep their units.
-"""
-
-
-@dataclass(frozen=True)
-class Software:
-    """What made the dataset.
-
-    Parameters
-    ----------
-    version : str
-        Of the app.
-    code_url : str
-        Where its source is.
-    container : tuple of (str, str)
-        BIDS fields of the container it runs in (``Type``, ``Tag``, ``URI``); empty without one.
-    """
-
-    version: str
-    code_url: str
-    container: tuple[tuple[str, str], ...] = ()
 
 
 def find_container(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -171,24 +107,16 @@ def _read_raw(bids_dir: Path) -> dict[str, object]:
 
 
 def _description(
-    bids_dir: Path, output_dir: Path, software: Software, template: str, reference: str
+    bids_dir: Path, output_dir: Path, made_by: Mapping[str, object], reference: str
 ) -> dict[str, object]:
     raw = _read_raw(bids_dir)
     link = _link(bids_dir, output_dir)
-    made_by: dict[str, object] = {
-        "Name": NAME,
-        "Version": software.version,
-        "CodeURL": software.code_url,
-        "Description": f"T1w and FDG PET in {template}, and synthetic FDG PET from T1w",
-    }
-    if software.container:
-        made_by["Container"] = dict(software.container)
     source = {"URL": link, "DOI": raw.get("DatasetDOI"), "Version": raw.get("DatasetVersion")}
     return {
         "Name": f"{NAME}: {raw.get('Name', bids_dir.name)}",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [made_by],
+        "GeneratedBy": [dict(made_by)],
         "SourceDatasets": [{k: v for k, v in source.items() if isinstance(v, str)}],
         "DatasetLinks": {**_links(output_dir), "raw": link, "template": reference},
     }
@@ -213,7 +141,13 @@ def ignore_also(output_dir: Path, folder: Path) -> None:
 
 
 def start_dataset(
-    output_dir: Path, *, bids_dir: Path, software: Software, template: str, reference: str
+    output_dir: Path,
+    *,
+    bids_dir: Path,
+    version: str,
+    container: Iterable[tuple[str, str]] = (),
+    template: str,
+    reference: str,
 ) -> None:
     """Write the files that say what the dataset is, before any result.
 
@@ -221,8 +155,10 @@ def start_dataset(
     ----------
     output_dir, bids_dir : Path
         Roots of the derivative and of the raw dataset. Lines a user added to ``.bidsignore`` stay.
-    software : Software
-        What makes it.
+    version : str
+        Of the app.
+    container : iterable of (str, str)
+        BIDS fields of the container it runs in, as :func:`find_container` gives them.
     template, reference : str
         Name of the template, and URI of its image.
 
@@ -233,12 +169,22 @@ def start_dataset(
     ReadWriteError
         If they cannot be written.
     """
+    made_by: dict[str, object] = {
+        "Name": NAME,
+        "Version": version,
+        "CodeURL": CODE_URL,
+        "Description": f"T1w and FDG PET in {template}, and synthetic FDG PET from T1w",
+    }
+    fields = dict(container)
+    if fields:
+        made_by["Container"] = fields
     description = output_dir / DESCRIPTION
     with locked(output_dir):
         refuse_foreign(output_dir)
-        write_json(description, _description(bids_dir, output_dir, software, template, reference))
+        write_json(description, _description(bids_dir, output_dir, made_by, reference))
         _write_ignored(output_dir / ".bidsignore", IGNORED)
-        readme = README.format(version=software.version, template=template)
+        about = read_text(TEXTS / "README.md")
+        readme = about.format(version=version, template=template)
         write_text(output_dir / "README.md", readme)
         _write_descriptions(output_dir)
 

@@ -1,47 +1,40 @@
 """Anomaly maps and clusters of the group level: their paths, sidecars and tables.
 
-Each table has its dictionary beside it. An absent table is read as one without lines.
+Each table has its dictionary beside it. An absent table is read as one without lines. A reader that
+is given ``faults`` reads what it can: see :func:`bids_app.derivatives.sidecars.read_rows`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import NoneType
-from typing import TypeVar, get_args, get_type_hints
 
 from bids_app.derivatives.description import KEY as VERSION
-from bids_app.derivatives.find import Preprocessed
+from bids_app.derivatives.find import Preprocessed, t1w_of_pet
 from bids_app.derivatives.paths import FDG_LABEL, derivative_path, entities_of, resolution_label
-from bids_app.derivatives.sidecars import Dictionary, Sidecar, Space, read_dictionary, write_table
+from bids_app.derivatives.sidecars import (
+    Dictionary,
+    Faults,
+    Sidecar,
+    Space,
+    as_label,
+    read_derivative,
+    read_dictionary,
+    read_pairs,
+    read_rows,
+    write_table,
+)
 from bids_app.detection.card import CARD, CONTROL_CLUSTERS, CONTROL_MAPS
 from bids_app.detection.clusters import Cluster, Place
-from bids_app.detection.detectors import DETECTORS
+from bids_app.detection.detectors import DETECTORS, rank_of
 from bids_app.detection.evaluation import CurvePoint, Finding, FreePoint, Mark, McNemarTest
-from bids_app.errors import UnusableDataError
-from bids_app.files import MISSING, read_json, read_tsv, write_json
+from bids_app.errors import Mri2petError
+from bids_app.files import read_json, write_json
 
 DETECTORS_FOLDER = "detectors"
+STATMAP = "_statmap.nii.gz"
+OWN = "T1w"  # space- label of the participant's own T1w
+SCORED = "logs/group_scored.json"  # in the derivative dataset
 _CARD = "DetectorCard"  # in a sidecar
-
-
-@dataclass(frozen=True)
-class AnomalyPaths:
-    """Results of one detector on one PET.
-
-    Parameters
-    ----------
-    statmap, labels, table : Path
-        On the template's grid: anomaly map, clusters by rank, their table.
-    statmap_in_t1w, labels_in_t1w, table_in_t1w : Path
-        On the grid of the T1w.
-    """
-
-    statmap: Path
-    labels: Path
-    table: Path
-    statmap_in_t1w: Path
-    labels_in_t1w: Path
-    table_in_t1w: Path
 
 
 def root_of(output_dir: Path, training_set: str, *, primary: bool) -> Path:
@@ -49,7 +42,7 @@ def root_of(output_dir: Path, training_set: str, *, primary: bool) -> Path:
     return output_dir if primary else output_dir / DETECTORS_FOLDER / training_set
 
 
-def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> AnomalyPaths:
+def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> dict[str, Path]:
     """Name the results of a detector on a PET.
 
     Parameters
@@ -62,30 +55,50 @@ def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> Anomaly
         Its name.
     space : Space
         The template's grid.
+
+    Returns
+    -------
+    dict
+        ``statmap``, ``labels`` and ``table``, on the template's grid: anomaly map, clusters by
+        rank, their table; and each with ``_in_t1w``, on the grid of the T1w.
     """
     entities = entities_of(pet)
     own = {key: entities.get(key) for key in ("rec", "run")}
     grid = {"space": space.template, "res": resolution_label(space.resolution)}
-
-    def path(suffix: str, extension: str, **labels: str) -> Path:
-        return derivative_path(
-            root,
-            subject=entities["sub"],
-            session=entities.get("ses"),
-            datatype="pet",
-            suffix=suffix,
-            extension=extension,
-            entities={"trc": FDG_LABEL, **own, **labels},
-        )
-
-    return AnomalyPaths(
-        statmap=path("statmap", ".nii.gz", **grid, stat=detector),
-        labels=path("dseg", ".nii.gz", **grid, desc=detector),
-        table=path("clusters", ".tsv", **grid, desc=detector),
-        statmap_in_t1w=path("statmap", ".nii.gz", space="T1w", stat=detector),
-        labels_in_t1w=path("dseg", ".nii.gz", space="T1w", desc=detector),
-        table_in_t1w=path("clusters", ".tsv", space="T1w", desc=detector),
+    statmap = derivative_path(
+        root,
+        subject=entities["sub"],
+        session=entities.get("ses"),
+        datatype="pet",
+        suffix="statmap",
+        extension=".nii.gz",
+        entities={"trc": FDG_LABEL, **own, **grid, "stat": detector},
     )
+    return paths_beside(statmap)
+
+
+def paths_beside(statmap: Path) -> dict[str, Path]:
+    """Name what belongs to an anomaly map on the template's grid."""
+    stem, space, detector = parts_of(statmap)
+
+    def path(space: str, ending: str) -> Path:
+        return statmap.with_name(f"{stem}_space-{space}_{ending}")
+
+    return {
+        "statmap": statmap,
+        "labels": path(space, f"desc-{detector}_dseg.nii.gz"),
+        "table": path(space, f"desc-{detector}_clusters.tsv"),
+        "statmap_in_t1w": path(OWN, f"stat-{detector}{STATMAP}"),
+        "labels_in_t1w": path(OWN, f"desc-{detector}_dseg.nii.gz"),
+        "table_in_t1w": path(OWN, f"desc-{detector}_clusters.tsv"),
+    }
+
+
+def parts_of(statmap: Path) -> tuple[str, str, str]:
+    """Take the name of a map apart: whose PET, the grid of the template, and the detector."""
+    stem, _, rest = statmap.name.partition("_space-")
+    space, _, end = rest.partition("_stat-")
+    return stem, space, end.removesuffix(STATMAP)
 
 
 def describe_card(
@@ -180,48 +193,45 @@ class Origin:
 
 def native_t1w(visit: Preprocessed) -> Path:
     """Name the corrected T1w on its own grid."""
-    return _beside(visit, suffix="T1w", extension=".nii.gz", entities={"desc": "preproc"})
+    return _beside(visit, "desc-preproc_T1w.nii.gz")
 
 
 def template_to_t1w(visit: Preprocessed) -> Path:
     """Name the transform from the template to the T1w."""
-    space = entities_of(visit.t1w)["space"]
-    steps = {"from": space, "to": "T1w", "mode": "image"}
-    return _beside(visit, suffix="xfm", extension=".h5", entities=steps)
+    return _beside(visit, f"from-{entities_of(visit.t1w)['space']}_to-T1w_mode-image_xfm.h5")
 
 
 def t1w_to_template(visit: Preprocessed) -> Path:
     """Name the transform from the T1w to the template."""
-    space = entities_of(visit.t1w)["space"]
-    steps = {"from": "T1w", "to": space, "mode": "image"}
-    return _beside(visit, suffix="xfm", extension=".h5", entities=steps)
+    return _beside(visit, f"from-T1w_to-{entities_of(visit.t1w)['space']}_mode-image_xfm.h5")
 
 
 def lesions_in_template(visit: Preprocessed) -> Path:
     """Name the mask of known lesions on the template's grid."""
-    entities = entities_of(visit.t1w)
-    grid = {key: entities[key] for key in ("space", "res")}
-    return _beside(visit, suffix="mask", extension=".nii.gz", entities={**grid, "label": "L"})
+    space, res = (entities_of(visit.t1w)[key] for key in ("space", "res"))
+    return _beside(visit, f"space-{space}_res-{res}_label-L_mask.nii.gz")
 
 
-def _beside(visit: Preprocessed, *, suffix: str, extension: str, entities: dict[str, str]) -> Path:
-    root = visit.t1w.parents[2 if visit.session is None else 3]
-    return derivative_path(
-        root,
-        subject=visit.subject,
-        session=visit.session,
-        datatype="anat",
-        suffix=suffix,
-        extension=extension,
-        entities=entities,
-    )
+def _beside(visit: Preprocessed, ending: str) -> Path:
+    return visit.t1w.with_name(f"{visit.t1w.name.partition('_space-')[0]}_{ending}")
 
 
 Line = dict[str, object]
-Row = TypeVar("Row")
-
 CLUSTERS = "clusters"
 CURVE, TESTS, FROC = "detection_curve", "detection_tests", "detection_froc"
+DICTIONARIES = {  # table → what explains it, in data/dictionaries
+    "clusters": ("clusters",),
+    "clusters_in_t1w": ("clusters_in_t1w",),
+    "all_clusters": ("visits", "training_sets", "detectors", "clusters"),
+    "control_clusters": ("visits", "detectors", "control_clusters"),
+    "control_maps": ("visits", "detectors", "control_maps"),
+    CURVE: ("training_sets", "detectors", "units", CURVE),
+    TESTS: ("units", TESTS),
+    FROC: ("training_sets", "detectors", "units", FROC),
+}
+_PLACE = ("rank", "x", "y", "z")  # without them a line of clusters says nothing
+_OWNER = ("participant_id", "training_set", "detector")
+_UNIT = ("training_set", "detector", "unit")
 _PLACED = ("x", "y", "z", "peak_x", "peak_y", "peak_z", "volume")  # differ between spaces
 
 
@@ -249,21 +259,6 @@ class Listed:
     detector: str
     clusters: tuple[Cluster, ...]
     above_zero: float | None = None
-
-
-@dataclass(frozen=True)
-class _Owner:
-    """Who a line of ``clusters.tsv`` is of; identifiers have their prefixes, as in the file."""
-
-    participant_id: str
-    session_id: str | None
-    training_set: str
-    detector: str
-
-    def list(self, clusters: Iterable[Cluster]) -> Listed:
-        session = None if self.session_id is None else self.session_id.removeprefix("ses-")
-        participant = self.participant_id.removeprefix("sub-")
-        return Listed(participant, session, self.training_set, self.detector, tuple(clusters))
 
 
 @dataclass(frozen=True)
@@ -320,7 +315,7 @@ def write_clusters_table(path: Path, clusters: Sequence[Cluster], controls: int)
     ReadWriteError
         If a file cannot be written; so do all others here.
     """
-    write_table(path, describe_clusters(f"{controls}"), [vars(cluster) for cluster in clusters])
+    write_table(path, describe("clusters", f"{controls}"), [vars(cluster) for cluster in clusters])
 
 
 def write_clusters_in_t1w(
@@ -334,7 +329,7 @@ def write_clusters_in_t1w(
     found = {place.rank: vars(place) for place in places}
     lost = {**dict.fromkeys(_PLACED), "volume": 0.0}
     lines = [{**vars(cluster), **lost, **found.get(cluster.rank, {})} for cluster in clusters]
-    write_table(path, describe_clusters_in_t1w(f"{controls}"), lines)
+    write_table(path, describe("clusters_in_t1w", f"{controls}"), lines)
 
 
 def write_all_clusters(
@@ -355,7 +350,7 @@ def write_all_clusters(
         for cluster in visit.clusters
     ]
     told = ", ".join(f"{count} ({' '.join(names)})" for names, count in controls.items())
-    write_table(output_dir / f"{CLUSTERS}.tsv", describe_all_clusters(told), lines)
+    write_table(output_dir / f"{CLUSTERS}.tsv", describe("all_clusters", told), lines)
 
 
 def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
@@ -368,7 +363,7 @@ def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
         for visit in visits
         for numbers in ([vars(cluster) for cluster in visit.clusters] if visit.clusters else [{}])
     ]
-    write_table(folder / CONTROL_CLUSTERS, describe_control_clusters(), lines)
+    write_table(folder / CONTROL_CLUSTERS, describe("control_clusters"), lines)
 
 
 def write_control_maps(folder: Path, visits: Iterable[Listed]) -> None:
@@ -377,73 +372,79 @@ def write_control_maps(folder: Path, visits: Iterable[Listed]) -> None:
         {**_who(visit), "detector": visit.detector, "above_zero": visit.above_zero}
         for visit in visits
     ]
-    write_table(folder / CONTROL_MAPS, describe_control_maps(), lines)
+    write_table(folder / CONTROL_MAPS, describe("control_maps"), lines)
 
 
 def write_curve(output_dir: Path, points: Sequence[CurvePoint]) -> None:
     """Write ``detection_curve.tsv``."""
-    write_table(output_dir / f"{CURVE}.tsv", describe_curve(), [vars(point) for point in points])
+    write_table(output_dir / f"{CURVE}.tsv", describe(CURVE), list(map(vars, points)))
 
 
-def write_tests(output_dir: Path, comparisons: Sequence[McNemarTest]) -> None:
+def write_tests(output_dir: Path, tests: Sequence[McNemarTest]) -> None:
     """Write ``detection_tests.tsv``."""
-    write_table(
-        output_dir / f"{TESTS}.tsv",
-        describe_tests(),
-        [vars(comparison) for comparison in comparisons],
-    )
+    write_table(output_dir / f"{TESTS}.tsv", describe(TESTS), list(map(vars, tests)))
 
 
 def write_froc(output_dir: Path, points: Sequence[FreePoint]) -> None:
     """Write ``detection_froc.tsv``."""
-    write_table(output_dir / f"{FROC}.tsv", describe_froc(), [vars(point) for point in points])
+    write_table(output_dir / f"{FROC}.tsv", describe(FROC), list(map(vars, points)))
 
 
-def read_clusters_table(path: Path) -> list[Cluster]:
-    """Read the clusters of one score map.
+def read_clusters_table(path: Path, faults: Faults | None = None) -> list[Cluster]:
+    """Read the clusters of one score map, by rank.
 
     Raises
     ------
-    ReadWriteError
-        If the table cannot be read; so do all others here.
-    UnusableDataError
-        If it lacks a column, or a cell is not what the column is; so do all others here.
+    ReadWriteError, UnusableDataError
+        As :func:`bids_app.derivatives.sidecars.read_rows`; so do all others here.
     """
-    return _read(path, Cluster)
+    clusters = read_rows(path, Cluster, _PLACE, faults)
+    return sorted((one for one in clusters if one.rank > 0), key=lambda cluster: cluster.rank)
 
 
-def read_all_clusters(output_dir: Path) -> list[Listed]:
+def read_all_clusters(output_dir: Path, faults: Faults | None = None) -> list[Listed]:
     """Read ``clusters.tsv``; visits without clusters are not in it."""
-    path = output_dir / f"{CLUSTERS}.tsv"
-    grouped: dict[_Owner, list[Cluster]] = {}
-    for owner, cluster in zip(_read(path, _Owner), _read(path, Cluster), strict=True):
-        grouped.setdefault(owner, []).append(cluster)
-    return [owner.list(clusters) for owner, clusters in grouped.items()]
+    path, needed = output_dir / f"{CLUSTERS}.tsv", (*_OWNER, *_PLACE)
+    grouped: dict[tuple[str, ...], list[Cluster]] = {}
+    for cells, cluster in read_pairs(path, Cluster, needed, faults):
+        visit = _visit_of(cells["participant_id"], as_label(cells.get("session_id")))
+        owner = (*visit, cells["training_set"], cells["detector"])
+        if cluster.rank > 0:
+            grouped.setdefault(owner, []).append(cluster)
+    return [
+        Listed(participant, session if session else None, training_set, detector, tuple(clusters))
+        for (participant, session, training_set, detector), clusters in grouped.items()
+    ]
 
 
-def read_control_clusters(folder: Path) -> list[ControlCluster]:
+def read_control_clusters(folder: Path, faults: Faults | None = None) -> list[ControlCluster]:
     """Read ``control_clusters.tsv`` of a training set."""
-    return _read(folder / CONTROL_CLUSTERS, ControlCluster)
+    needed = ("participant_id", "detector")
+    return read_rows(folder / CONTROL_CLUSTERS, ControlCluster, needed, faults)
 
 
-def read_control_maps(folder: Path) -> list[ControlMap]:
+def read_control_maps(folder: Path, faults: Faults | None = None) -> list[ControlMap]:
     """Read ``control_maps.tsv`` of a training set."""
-    return _read(folder / CONTROL_MAPS, ControlMap)
+    needed = ("participant_id", "detector", "above_zero")
+    return read_rows(folder / CONTROL_MAPS, ControlMap, needed, faults)
 
 
-def read_curve(output_dir: Path) -> list[CurvePoint]:
+def read_curve(output_dir: Path, faults: Faults | None = None) -> list[CurvePoint]:
     """Read ``detection_curve.tsv``."""
-    return _read(output_dir / f"{CURVE}.tsv", CurvePoint)
+    needed = (*_UNIT, "clusters", "sensitivity")
+    return read_rows(output_dir / f"{CURVE}.tsv", CurvePoint, needed, faults)
 
 
-def read_tests(output_dir: Path) -> list[McNemarTest]:
+def read_tests(output_dir: Path, faults: Faults | None = None) -> list[McNemarTest]:
     """Read ``detection_tests.tsv``."""
-    return _read(output_dir / f"{TESTS}.tsv", McNemarTest)
+    needed = ("unit", "clusters", "detector_1", "detector_2")
+    return read_rows(output_dir / f"{TESTS}.tsv", McNemarTest, needed, faults)
 
 
-def read_froc(output_dir: Path) -> list[FreePoint]:
+def read_froc(output_dir: Path, faults: Faults | None = None) -> list[FreePoint]:
     """Read ``detection_froc.tsv``."""
-    return _read(output_dir / f"{FROC}.tsv", FreePoint)
+    needed = (*_UNIT, "false_clusters_per_control", "sensitivity")
+    return read_rows(output_dir / f"{FROC}.tsv", FreePoint, needed, faults)
 
 
 def control_sum_scores(lines: Iterable[ControlCluster], detector: str) -> list[list[float]]:
@@ -476,68 +477,28 @@ def control_findings(lines: Iterable[ControlCluster], training_set: str) -> list
     ]
 
 
-def describe_clusters(controls: str = "") -> Dictionary:
-    """Explain the columns of a cluster table, in their order.
+def describe(table: str, controls: str = "") -> Dictionary:
+    """Explain the columns of a table, in their order.
 
-    ``controls`` says how many ``expected_in_control`` rests on; empty if that is not known.
+    Parameters
+    ----------
+    table : str
+        A key of ``DICTIONARIES``.
+    controls : str
+        How many ``expected_in_control`` rests on; empty if that is not known.
     """
-    return _resting_on(controls, read_dictionary("clusters"))
-
-
-def describe_clusters_in_t1w(controls: str = "") -> Dictionary:
-    """Explain the columns of a cluster table in the space of the T1w, as describe_clusters does."""
-    return _resting_on(controls, read_dictionary("clusters_in_t1w"))
-
-
-def describe_all_clusters(controls: str = "") -> Dictionary:
-    """Explain the columns of ``clusters.tsv``, as describe_clusters does."""
-    dictionary = _explain("visits", "training_sets", "detectors", "clusters")
-    return _resting_on(controls, dictionary)
-
-
-def describe_control_clusters() -> Dictionary:
-    """Explain the columns of ``control_clusters.tsv``, in their order."""
-    return _explain("visits", "detectors", "control_clusters")
-
-
-def describe_control_maps() -> Dictionary:
-    """Explain the columns of ``control_maps.tsv``, in their order."""
-    return _explain("visits", "detectors", "control_maps")
-
-
-def describe_curve() -> Dictionary:
-    """Explain the columns of ``detection_curve.tsv``, in their order."""
-    return _explain("training_sets", "detectors", "units", "detection_curve")
-
-
-def describe_tests() -> Dictionary:
-    """Explain the columns of ``detection_tests.tsv``, in their order."""
-    dictionary = read_dictionary("units", "detection_tests")
-    for column, entry in _explain("training_sets", "detectors").items():
-        for number in (1, 2):
-            dictionary[f"{column}_{number}"]["Levels"] = entry["Levels"]
-    return dictionary
-
-
-def describe_froc() -> Dictionary:
-    """Explain the columns of ``detection_froc.tsv``, in their order."""
-    return _explain("training_sets", "detectors", "units", "detection_froc")
-
-
-def _explain(*names: str) -> Dictionary:
-    """Read a dictionary with the column ``detector``, whose levels are all detectors."""
-    dictionary = read_dictionary(*names)
-    dictionary["detector"]["Levels"] = {
-        name: detector.score for name, detector in DETECTORS.items()
+    dictionary = read_dictionary(*DICTIONARIES[table])
+    levels: dict[str, object] = {
+        "training_set": read_dictionary("training_sets")["training_set"]["Levels"],
+        "detector": {name: detector.score for name, detector in DETECTORS.items()},
     }
-    return dictionary
-
-
-def _resting_on(controls: str, dictionary: Dictionary) -> Dictionary:
-    """Say how many controls ``expected_in_control`` rests on."""
+    for column, entry in dictionary.items():
+        kind = column.removesuffix("_1").removesuffix("_2")
+        if kind in levels:
+            entry["Levels"] = levels[kind]
     told = f". Number of these controls: {controls}" if controls else ""
-    entry = dictionary["expected_in_control"]
-    entry["Description"] = str(entry["Description"]).replace("{controls}", told)
+    for entry in dictionary.values():
+        entry["Description"] = str(entry["Description"]).replace("{controls}", told)
     return dictionary
 
 
@@ -546,27 +507,223 @@ def _who(visit: Listed) -> Line:
     return {"participant_id": f"sub-{visit.participant}", "session_id": session}
 
 
-def _read(path: Path, kind: Callable[..., Row]) -> list[Row]:
-    columns = get_type_hints(kind)
-    rows = []
-    for number, line in enumerate(read_tsv(path), 2):
-        try:
-            rows.append(kind(**{name: _value(line[name], columns[name]) for name in columns}))
-        except KeyError as error:
-            raise UnusableDataError(
-                f"{path}: line {number} has no {error}; run the group level again"
-            ) from error
-        except ValueError as error:
-            raise UnusableDataError(
-                f"{path}: line {number} cannot be read ({error}); run the group level again"
-            ) from error
-    return rows
+def _visit_of(participant: str, session: str | None) -> tuple[str, str]:
+    """Take the prefixes from identifiers, as tables have them."""
+    return participant.removeprefix("sub-"), (session if session else "").removeprefix("ses-")
 
 
-def _value(cell: str, annotation: object) -> object:
-    """Read a cell as the field it is for."""
-    choices = get_args(annotation)
-    if cell == MISSING and NoneType in choices:
+@dataclass(frozen=True)
+class Anomaly:
+    """The score map of one detector for one PET, as it lies in a derivative dataset.
+
+    Parameters
+    ----------
+    subject, session : str
+        Labels; ``session`` is empty where there is none.
+    stem : str
+        The first part of its files' names: who, and which PET.
+    training_set, detector : str
+        ``training_set`` is empty where it is not known.
+    primary : bool
+        Of the training set whose maps lie with the participant's images.
+    space : str
+        Of the template, as in file names: ``"MNI152NLin2009aSym_res-1"``.
+    paths : mapping
+        Its files; they need not all be there.
+    held_out : bool
+        One fold scored it, that left this participant out: a control's.
+    clusters, own_clusters : tuple of Cluster
+        By rank; and those that lie on the participant's own T1w, with their places there.
+    faults : tuple of str
+        What of its tables is missing or damaged.
+    """
+
+    subject: str
+    session: str
+    stem: str
+    training_set: str
+    detector: str
+    primary: bool
+    space: str
+    paths: Mapping[str, Path]
+    held_out: bool = False
+    clusters: tuple[Cluster, ...] = ()
+    own_clusters: tuple[Cluster, ...] = ()
+    faults: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Whose PET it is: ``"sub-01, ses-02"``."""
+        return ", ".join(part for part in self.stem.split("_") if not part.startswith("trc-"))
+
+
+def find_anomalies(
+    output_dir: Path, subject: str, *, spaces: tuple[str, ...] = ()
+) -> list[Anomaly]:
+    """Gather the score maps of a participant.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    subject : str
+        Its label, without ``sub-``; ``"*"`` for everyone.
+    spaces : tuple of str
+        Of the template, as in file names; maps in others are passed over. Empty: any.
+
+    Returns
+    -------
+    list of Anomaly
+        By PET; the primary training set first.
+    """
+    folders = sorted(path for path in (output_dir / DETECTORS_FOLDER).glob("*") if path.is_dir())
+    roots = {"": output_dir, **{path.name: path for path in folders}}
+    found = [
+        _anomaly(output_dir, path, training_set)
+        for training_set, root in roots.items()
+        for path in sorted(root.glob(f"sub-{subject}/**/*{STATMAP}"))
+        if f"_space-{OWN}_" not in path.name
+    ]
+    kept = [anomaly for anomaly in found if not spaces or anomaly.space in spaces]
+    return sorted(kept, key=lambda a: (a.stem, not a.primary, rank_of(a.training_set, a.detector)))
+
+
+def _anomaly(output_dir: Path, path: Path, named: str) -> Anomaly:
+    (stem, space, detector), paths, faults = parts_of(path), paths_beside(path), Faults(output_dir)
+    own = paths["table_in_t1w"] if paths["table_in_t1w"].exists() else None
+    clusters = read_clusters_table(paths["table"], faults)
+    own_clusters = [] if own is None else read_clusters_table(own, faults)
+    told = read_derivative(path)
+    entities = dict(part.partition("-")[::2] for part in stem.split("_"))
+    return Anomaly(
+        subject=entities.get("sub", ""),
+        session=entities.get("ses", ""),
+        stem=stem,
+        training_set=named if named else told.text("TrainingSet"),
+        detector=detector,
+        primary=not named,
+        space=space,
+        paths=paths,
+        held_out=isinstance(told.metadata.get("Fold"), int),
+        clusters=tuple(clusters),
+        own_clusters=tuple(own_clusters),
+        faults=tuple(fault for fault in faults if not fault.endswith("is empty.")),  # none found
+    )
+
+
+def backdrop_of(output_dir: Path, anomaly: Anomaly, *, own: bool) -> tuple[Path, Path]:
+    """Name the T1w that the PET of a map was aligned to, and the mask of its brain.
+
+    ``own``: in the participant's own space, not in that of the template. They need not be there.
+    """
+    space = "" if own else f"_space-{anomaly.space}"
+    person = output_dir / f"sub-{anomaly.subject}"
+    there = person.glob("**/anat/sub-*_desc-preproc_T1w.nii.gz")
+    visits = {path.name.partition("_space-")[0].partition("_desc-")[0] for path in there}
+    visit = "_".join(part for part in anomaly.stem.split("_") if part.startswith(("sub-", "ses-")))
+    home = t1w_of_pet(output_dir, anomaly.stem, visits)
+    home = visit if home is None else home
+    folder = person.joinpath(*home.split("_")[1:], "anat")
+    return (
+        folder / f"{home}{space}_desc-preproc_T1w.nii.gz",
+        folder / f"{home}{space}_desc-brain_mask.nii.gz",
+    )
+
+
+def lesions_of(output_dir: Path, anomaly: Anomaly) -> list[Path]:
+    """List the lesion masks of a participant in the space of an anomaly map."""
+    pattern = f"sub-{anomaly.subject}_*space-{anomaly.space}_label-*_mask.nii.gz"
+    return sorted((output_dir / f"sub-{anomaly.subject}").glob(f"**/{pattern}"))
+
+
+@dataclass(frozen=True)
+class ScoredSubject:
+    """A map: whose PET, and what scored it.
+
+    Parameters
+    ----------
+    participant, session : str
+        Labels; ``session`` is empty where there is none.
+    training_set, detector : str
+        What scored it.
+    control : bool
+        Whether it is a held-out control's.
+    path : str
+        The map, inside the derivative dataset.
+    """
+
+    participant: str
+    session: str
+    training_set: str
+    detector: str
+    control: bool
+    path: str
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """What a run has scored.
+
+    Parameters
+    ----------
+    dataset : str
+        Name or DOI of the raw dataset that was scored; empty if not told.
+    maps : sequence of ScoredSubject
+        Of patients and of held-out controls.
+    grid : tuple of (str, sequence of float, float), or None
+        On which they lie in the template's space: template, box in mm (RAS+), and resolution in mm,
+        as the settings of the run have them; None if not told.
+    """
+
+    dataset: str
+    maps: Sequence[ScoredSubject]
+    grid: tuple[str, Sequence[float], float] | None = None
+
+
+_GRID = ("template", "bounding_box", "resolution")
+
+
+def write_run(output_dir: Path, run: ScoredRun) -> None:
+    """Record what the run has scored, for its report and for later ones.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be written.
+    """
+    grid = None if run.grid is None else dict(zip(_GRID, run.grid, strict=True))
+    maps = [asdict(one) for one in run.maps]
+    write_json(output_dir / SCORED, {"dataset": run.dataset, "grid": grid, "maps": maps})
+
+
+def read_run(output_dir: Path) -> ScoredRun | None:
+    """Read what the last run has scored; None where no record tells it, or it is damaged."""
+    try:
+        told = read_json(output_dir / SCORED)
+        maps = [ScoredSubject(**one) for one in told["maps"]]  # type: ignore[attr-defined]
+        grid = told.get("grid")
+        known = tuple(grid[key] for key in _GRID) if isinstance(grid, dict) else None
+        return ScoredRun(str(told["dataset"]), maps, known)  # type: ignore[arg-type]
+    except (Mri2petError, KeyError, TypeError):
         return None
-    kind = choices[0] if choices else annotation
-    return kind(cell) if kind in (int, float) else cell  # type: ignore[operator]
+
+
+def maps_on_disk(output_dir: Path) -> list[ScoredSubject]:
+    """List all maps that lie in a derivative dataset, of whatever run."""
+    return [
+        ScoredSubject(
+            anomaly.subject,
+            anomaly.session,
+            anomaly.training_set,
+            anomaly.detector,
+            anomaly.held_out,
+            anomaly.paths["statmap"].relative_to(output_dir).as_posix(),
+        )
+        for anomaly in find_anomalies(output_dir, "*")
+    ]
+
+
+def last_run(output_dir: Path) -> ScoredRun:
+    """Tell what the last run has scored; without a record, all maps on disk stand for it."""
+    run = read_run(output_dir)
+    return ScoredRun("", maps_on_disk(output_dir)) if run is None else run

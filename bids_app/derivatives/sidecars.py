@@ -7,17 +7,23 @@ Beside a table stands its data dictionary, from ``data/dictionaries``.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
+from typing import TypeVar, get_args, get_type_hints
 
 from bids_app.derivatives.description import KEY as VERSION
-from bids_app.derivatives.paths import PetPaths, VisitPaths
-from bids_app.files import read_text, write_json, write_tsv
+from bids_app.derivatives.paths import VisitPaths, sidecar_path
+from bids_app.errors import Mri2petError, UnusableDataError
+from bids_app.files import MISSING, read_json, read_text, read_tsv, write_json, write_tsv
 from bids_app.visit import Scan, Visit
 
 Sidecar = dict[str, object]
 Dictionary = dict[str, dict[str, object]]  # column → what explains it
+Cells = Mapping[str, str]  # column → cell, of a line
+Row = TypeVar("Row")
 DICTIONARIES = Path(__file__).parents[1] / "data" / "dictionaries"
 FIELD_OF_VIEW = "ROI"  # "Type" of a mask of what an image covers: BIDS knows no better
 COVERED = "where the PET was measured: within the scanner's field of view. Elsewhere it is 0"
@@ -84,91 +90,6 @@ class Provenance:
             "Fingerprint": self.fingerprint,
             VERSION: self.version,
         }
-
-
-def t1w(scan: Scan, origin: Provenance, *, skull_stripped: bool) -> Sidecar:
-    """Tell of the corrected T1w; ``skull_stripped`` if it already came so."""
-    about = "T1w corrected for the bias field, on its own grid"
-    return {**origin.entries(about, [origin.raw(scan)]), "SkullStripped": skull_stripped}
-
-
-def brain_mask(paths: VisitPaths, origin: Provenance) -> Sidecar:
-    """Tell of the brain mask on the grid of the T1w."""
-    reference = origin.own(paths.t1w)
-    common = origin.entries("Brain, on the grid of the T1w", [reference])
-    return {**common, "Type": "Brain", "SpatialReference": reference}
-
-
-def t1w_in_template(paths: VisitPaths, origin: Provenance, space: Space) -> Sidecar:
-    """Tell of the T1w on the app's grid."""
-    sources = [origin.own(p) for p in (paths.t1w, paths.brain_mask, paths.t1w_to_template)]
-    about = f"T1w of the brain in {space.template}, intensities in 0..1"
-    return {**origin.entries(about, sources), "SkullStripped": True, **space.entries()}
-
-
-def brain_mask_in_template(paths: VisitPaths, origin: Provenance, space: Space) -> Sidecar:
-    """Tell of the brain mask on the app's grid."""
-    sources = [origin.own(p) for p in (paths.brain_mask, paths.t1w_to_template)]
-    about = f"Brain, in {space.template}"
-    return {**origin.entries(about, sources), "Type": "Brain", **space.entries()}
-
-
-def anatomical_transform(paths: VisitPaths, origin: Provenance, space: Space) -> Sidecar:
-    """Tell of the transforms between T1w and template, either way."""
-    sources = [origin.own(paths.t1w), origin.own(paths.brain_mask)]
-    about = f"Transform between T1w and {space.template}: affine and deformation"
-    return {**origin.entries(about, sources), "SpatialReference": space.reference}
-
-
-def pet_in_template(
-    pet: Scan, of_pet: PetPaths, paths: VisitPaths, origin: Provenance, space: Space
-) -> Sidecar:
-    """Tell of a real PET on the app's grid."""
-    computed = (of_pet.to_t1w, paths.t1w_to_template, paths.brain_mask_in_template)
-    about = f"Acquired PET of the brain in {space.template}, intensities in 0..1"
-    return {
-        **origin.entries(about, [origin.raw(pet), *map(origin.own, computed)]),
-        "SkullStripped": True,
-        "Units": SCALED,
-        **space.entries(),
-    }
-
-
-def pet_in_t1w(pet: Scan, of_pet: PetPaths, paths: VisitPaths, origin: Provenance) -> Sidecar:
-    """Tell of a real PET on the grid of the T1w, in its own units."""
-    units = dict(pet.metadata).get("Units")
-    about = "Acquired PET on the grid of the T1w, in its own units"
-    return {
-        **origin.entries(about, [origin.raw(pet), origin.own(of_pet.to_t1w)]),
-        "SkullStripped": False,
-        "SpatialReference": origin.own(paths.t1w),
-        **({} if units is None else {"Units": units}),
-    }
-
-
-def coverage_in_template(
-    of_pet: PetPaths, paths: VisitPaths, origin: Provenance, space: Space
-) -> Sidecar:
-    """Tell of the mask of what a real PET covers, on the app's grid."""
-    sources = [origin.own(p) for p in (of_pet.in_template, paths.brain_mask_in_template)]
-    about = f"Brain in {space.template} {COVERED}"
-    return {**origin.entries(about, sources), "Type": FIELD_OF_VIEW, **space.entries()}
-
-
-def coverage_in_t1w(of_pet: PetPaths, paths: VisitPaths, origin: Provenance) -> Sidecar:
-    """Tell of the mask of what a real PET covers, on the grid of the T1w."""
-    about = f"Grid of the T1w, {COVERED}"
-    common = origin.entries(about, [origin.own(of_pet.in_t1w)])
-    return {**common, "Type": FIELD_OF_VIEW, "SpatialReference": origin.own(paths.t1w)}
-
-
-def pet_transform(pet: Scan, paths: VisitPaths, origin: Provenance) -> Sidecar:
-    """Tell of the rigid transform from a PET to the T1w."""
-    about = "Rigid transform from PET to T1w"
-    return {
-        **origin.entries(about, [origin.raw(pet), origin.own(paths.t1w)]),
-        "SpatialReference": origin.own(paths.t1w),
-    }
 
 
 def synthetic_pet(
@@ -248,22 +169,68 @@ def preprocessing_sidecars(
     skull_stripped : bool
         Whether the raw T1w came without skull.
     """
-    transform = anatomical_transform(paths, origin, space)
-    sidecars = {
-        paths.t1w: t1w(visit.t1w, origin, skull_stripped=skull_stripped),
-        paths.brain_mask: brain_mask(paths, origin),
-        paths.t1w_in_template: t1w_in_template(paths, origin, space),
-        paths.brain_mask_in_template: brain_mask_in_template(paths, origin, space),
+    template, raw, own, tell = space.template, origin.raw, origin.own, origin.entries
+    t1w, mask, to_template = map(own, (paths.t1w, paths.brain_mask, paths.t1w_to_template))
+    mask_there, grid = own(paths.brain_mask_in_template), space.entries()
+    on_t1w = {"SpatialReference": t1w}
+    about = f"Transform between T1w and {template}: affine and deformation"
+    transform = {**tell(about, [t1w, mask]), "SpatialReference": space.reference}
+    sidecars: dict[Path, Sidecar] = {
+        paths.t1w: {
+            **tell("T1w corrected for the bias field, on its own grid", [raw(visit.t1w)]),
+            "SkullStripped": skull_stripped,
+        },
+        paths.brain_mask: {
+            **tell("Brain, on the grid of the T1w", [t1w]),
+            "Type": "Brain",
+            **on_t1w,
+        },
+        paths.t1w_in_template: {
+            **tell(
+                f"T1w of the brain in {template}, intensities in 0..1", [t1w, mask, to_template]
+            ),
+            "SkullStripped": True,
+            **grid,
+        },
+        paths.brain_mask_in_template: {
+            **tell(f"Brain, in {template}", [mask, to_template]),
+            "Type": "Brain",
+            **grid,
+        },
         paths.t1w_to_template: transform,
         paths.template_to_t1w: dict(transform),
     }
     for pet, of_pet in zip(visit.pets, paths.pets, strict=True):
-        sidecars[of_pet.in_template] = pet_in_template(pet, of_pet, paths, origin, space)
-        sidecars[of_pet.in_t1w] = pet_in_t1w(pet, of_pet, paths, origin)
-        sidecars[of_pet.to_t1w] = pet_transform(pet, paths, origin)
-        covered = coverage_in_template(of_pet, paths, origin, space)
-        sidecars[of_pet.coverage_in_template] = covered
-        sidecars[of_pet.coverage_in_t1w] = coverage_in_t1w(of_pet, paths, origin)
+        to_t1w, units = own(of_pet.to_t1w), dict(pet.metadata).get("Units")
+        sidecars[of_pet.in_template] = {
+            **tell(
+                f"Acquired PET of the brain in {template}, intensities in 0..1",
+                [raw(pet), to_t1w, to_template, mask_there],
+            ),
+            "SkullStripped": True,
+            "Units": SCALED,
+            **grid,
+        }
+        sidecars[of_pet.in_t1w] = {
+            **tell("Acquired PET on the grid of the T1w, in its own units", [raw(pet), to_t1w]),
+            "SkullStripped": False,
+            **on_t1w,
+            **({} if units is None else {"Units": units}),
+        }
+        sidecars[of_pet.to_t1w] = {
+            **tell("Rigid transform from PET to T1w", [raw(pet), t1w]),
+            **on_t1w,
+        }
+        sidecars[of_pet.coverage_in_template] = {
+            **tell(f"Brain in {template} {COVERED}", [own(of_pet.in_template), mask_there]),
+            "Type": FIELD_OF_VIEW,
+            **grid,
+        }
+        sidecars[of_pet.coverage_in_t1w] = {
+            **tell(f"Grid of the T1w, {COVERED}", [own(of_pet.in_t1w)]),
+            "Type": FIELD_OF_VIEW,
+            **on_t1w,
+        }
     return sidecars
 
 
@@ -305,3 +272,198 @@ def write_table(path: Path, dictionary: Dictionary, lines: Sequence[Mapping[str,
     """
     write_tsv(path, list(dictionary), lines)
     write_json(path.with_suffix(".json"), dictionary)
+
+
+class Faults(list[str]):
+    """What is missing or damaged in a dataset, a sentence each.
+
+    Reports are lenient: a reader that is given this adds to it, and reads on.
+
+    Parameters
+    ----------
+    root : Path
+        The dataset; its files are named from there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def add(self, path: Path, fault: str) -> None:
+        """Say what is wrong with a file."""
+        self.append(f"{self.name(path)}{fault}")
+
+    def name(self, path: Path) -> str:
+        """Name a file from the root of the dataset."""
+        inside = path.is_relative_to(self.root)
+        return path.relative_to(self.root).as_posix() if inside else str(path)
+
+    def tell_unread(self, path: Path) -> None:
+        """Say of a file that could not be read whether it is there."""
+        self.add(path, " cannot be read." if path.exists() else " is missing.")
+
+
+def as_value(cell: str | None) -> float:
+    """Read a number, perhaps infinite; nan if it is none.
+
+    Examples
+    --------
+    >>> as_value("0.88"), as_value("inf"), as_value("n/a"), as_value(None)
+    (0.88, inf, nan, nan)
+    """
+    try:
+        return float(MISSING if cell is None else cell)
+    except ValueError:
+        return math.nan
+
+
+def as_label(cell: str | None) -> str:
+    """Read a label; empty where there is none."""
+    return "" if cell is None or cell == MISSING else cell
+
+
+def read_lines(path: Path, needed: Sequence[str], faults: Faults) -> list[Cells]:
+    """Read the lines of a table that have something in all of the columns ``needed``."""
+    try:
+        lines = read_tsv(path)
+    except Mri2petError:
+        faults.tell_unread(path)
+        return []
+    if not lines:
+        faults.add(path, " is empty." if path.exists() else " is missing.")
+    whole: list[Cells] = [line for line in lines if all(as_label(line.get(c)) for c in needed)]
+    lost = len(lines) - len(whole)
+    if lost:
+        faults.add(path, f": {lost} of its lines lack {' or '.join(needed)} and are left out.")
+    return whole
+
+
+def read_rows(
+    path: Path, kind: Callable[..., Row], needed: Sequence[str] = (), faults: Faults | None = None
+) -> list[Row]:
+    """Read the lines of a table of the group level.
+
+    Parameters
+    ----------
+    path : Path
+        The table. An absent one is read as one without lines.
+    kind : type
+        A dataclass, a field a column.
+    needed : sequence of str
+        Columns without which a line says nothing.
+    faults : Faults, optional
+        For reports: gets what is missing or damaged, and the rest is read, see :func:`known_row`.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be read.
+    UnusableDataError
+        If it lacks a column, or a cell is not what the column is.
+    """
+    return [row for _, row in read_pairs(path, kind, needed, faults)]
+
+
+def read_pairs(
+    path: Path, kind: Callable[..., Row], needed: Sequence[str], faults: Faults | None
+) -> list[tuple[Cells, Row]]:
+    """Read as :func:`read_rows`, each line with all of its cells."""
+    if faults is not None:
+        lines = read_lines(path, needed, faults)
+        known = ((line, known_row(line, kind, needed)) for line in lines)
+        kept = [(line, row) for line, row in known if row is not None]
+        lost = len(lines) - len(kept)
+        if lost:
+            faults.add(path, f": {lost} of its lines cannot be understood and are left out.")
+        return kept
+    columns, pairs = get_type_hints(kind), list[tuple[Cells, Row]]()
+    for number, line in enumerate(read_tsv(path), 2):
+        missing = [name for name in (*columns, *needed) if name not in line]
+        if missing:
+            raise UnusableDataError(
+                f"{path}: line {number} has no {missing[0]!r}; run the group level again"
+            )
+        try:
+            row = kind(**{name: _cell(line[name], columns[name]) for name in columns})
+        except ValueError as error:
+            raise UnusableDataError(
+                f"{path}: line {number} cannot be read ({error}); run the group level again"
+            ) from error
+        pairs.append((line, row))
+    return pairs
+
+
+def known_row(line: Cells, kind: Callable[..., Row], needed: Sequence[str]) -> Row | None:
+    """Read what can be read of a line.
+
+    A cell that cannot is None where the field may be, else nan or empty; without a whole number,
+    or one that is needed, a line is not understood, and None.
+    """
+    values = dict[str, object]()
+    for name, annotation in get_type_hints(kind).items():
+        try:
+            value = _cell(line.get(name, MISSING), annotation)
+        except ValueError:
+            value = None
+        if annotation is str:
+            value = as_label(line.get(name))
+        elif value is None or (isinstance(value, float) and math.isnan(value)):
+            if annotation is int or (annotation is float and name in needed):
+                return None
+            value = math.nan if annotation is float else None
+        values[name] = value
+    return kind(**values)
+
+
+def _cell(cell: str, annotation: object) -> object:
+    """Read a cell as the field it is for."""
+    choices = get_args(annotation)
+    if cell == MISSING and NoneType in choices:
+        return None
+    kind = choices[0] if choices else annotation
+    return kind(cell) if kind in (int, float) else cell  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """An image that ought to be there, and its sidecar.
+
+    Parameters
+    ----------
+    path : Path
+        The image.
+    metadata : dict
+        Empty where the sidecar is missing or cannot be read.
+    fault : str
+        What is wrong with the sidecar; empty if nothing is.
+    """
+
+    path: Path
+    metadata: Mapping[str, object]
+    fault: str = ""
+
+    def text(self, key: str) -> str:
+        """Give a value as text; empty where there is none."""
+        value = self.metadata.get(key)
+        return "" if value is None else str(value)
+
+    def reading_notes(self) -> list[str]:
+        """List what is to be known of how the raw image was read, in sentences."""
+        told = self.metadata.get("ReadingNotes")
+        return [str(note) for note in told] if isinstance(told, list) else []
+
+    def sources(self) -> tuple[str, ...]:
+        """Name the files of the raw dataset it was made from."""
+        listed = self.metadata.get("Sources")
+        uris = [str(uri) for uri in listed] if isinstance(listed, list) else []
+        return tuple(uri.removeprefix("bids:raw:") for uri in uris if uri.startswith("bids:raw:"))
+
+
+def read_derivative(path: Path) -> Derivative:
+    """Read the sidecar of an image; the image itself need not be there."""
+    sidecar = sidecar_path(path)
+    try:
+        return Derivative(path, read_json(sidecar))
+    except Mri2petError:
+        state = "cannot be read" if sidecar.exists() else "is missing"
+        return Derivative(path, {}, f"{sidecar.name} {state}; what it would tell is left out.")

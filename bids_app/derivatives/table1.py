@@ -1,16 +1,65 @@
-"""Table 1 as files: one line a row, one line a visit, one line a test, each with its dictionary."""
+"""Table 1 as files: one line a row, one line a visit, one line a test, each with its dictionary.
+
+Only reports read them, and the history of a training: what is missing or damaged is left out.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bids_app.derivatives.sidecars import read_dictionary, write_table
-from bids_app.synthesis.evaluation import FWHM_SWEEP, METRICS, ROWS, ScoreRecord
-from bids_app.synthesis.statistics import compare_rows, mean_and_sd, participants_of, rows_of
+from bids_app.derivatives.sidecars import (
+    Cells,
+    Faults,
+    as_label,
+    as_value,
+    known_row,
+    read_dictionary,
+    read_lines,
+    read_rows,
+    write_table,
+)
+from bids_app.synthesis.evaluation import FWHM_SWEEP, METRICS, ROWS, ScoreRecord, Scores
+from bids_app.synthesis.statistics import (
+    PairedTest,
+    compare_rows,
+    mean_and_sd,
+    participants_of,
+    rows_of,
+)
 
 Line = dict[str, object]
+SWEEP = "ssim_fwhm"  # first letters of the columns of the smoothing sweep
+ALL = "all"  # the "fold" of the final generator
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A line of ``table1.tsv``: mean and SD over controls of each metric; nan is n/a."""
+
+    model: str
+    configuration: str
+    n: int | None
+    means: Mapping[str, float]
+    sds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class HistoryEpoch:
+    """A line of ``history.tsv``: an epoch of one fold; ``fold`` is its number, or ``all``.
+
+    Losses are means over the epoch's steps, unitless; ``ssim_validation`` is that of the validation
+    volumes; ``kept`` is 1 for the epoch whose weights were kept.
+    """
+
+    fold: str
+    epoch: int
+    generator_loss: float
+    discriminator_loss: float
+    ssim_validation: float
+    kept: int | None
 
 
 def write_table1(output_dir: Path, records: Sequence[ScoreRecord]) -> None:
@@ -86,7 +135,7 @@ def _subjects(records: Sequence[ScoreRecord]) -> list[Line]:
 
 
 def _sweep_column(fwhm: float) -> str:
-    return f"ssim_fwhm{fwhm:g}".replace(".", "p")
+    return f"{SWEEP}{fwhm:g}".replace(".", "p")
 
 
 def _cells(values: Mapping[str, object]) -> Line:
@@ -96,3 +145,71 @@ def _cells(values: Mapping[str, object]) -> Line:
 def _cell(value: object) -> object:
     """Let a number that there is not be n/a."""
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def read_table1(output_dir: Path, faults: Faults) -> list[ScoreRow]:
+    """Read ``table1.tsv``."""
+    return [
+        ScoreRow(
+            model=cells["model"],
+            configuration=as_label(cells.get("configuration")),
+            n=int(n) if (n := as_value(cells.get("n"))).is_integer() else None,
+            means={metric: as_value(cells.get(f"{metric}_mean")) for metric in METRICS},
+            sds={metric: as_value(cells.get(f"{metric}_sd")) for metric in METRICS},
+        )
+        for cells in read_lines(output_dir / "table1.tsv", ["model"], faults)
+    ]
+
+
+def read_scores(output_dir: Path, faults: Faults) -> list[ScoreRecord]:
+    """Read ``table1_subjects.tsv``; a fold that it does not tell is 0."""
+    needed = ["model", "participant_id"]
+    lines = read_lines(output_dir / "table1_subjects.tsv", needed, faults)
+    return [_record(cells) for cells in lines]
+
+
+def _record(cells: Cells) -> ScoreRecord:
+    session, fold = as_label(cells.get("session_id")), as_value(cells.get("fold"))
+    swept = {
+        as_value(name.removeprefix(SWEEP).replace("p", ".")): as_value(cell)
+        for name, cell in cells.items()
+        if name.startswith(SWEEP)
+    }
+    return ScoreRecord(
+        model=cells["model"],
+        participant=cells["participant_id"].removeprefix("sub-"),
+        session=session.removeprefix("ses-") if session else None,
+        fold=int(fold) if fold.is_integer() else 0,
+        scores=Scores(**{metric: as_value(cells.get(metric)) for metric in METRICS}),
+        sweep={f: v for f, v in swept.items() if math.isfinite(f) and math.isfinite(v)},
+    )
+
+
+def read_tests(output_dir: Path, faults: Faults) -> list[PairedTest]:
+    """Read ``table1_tests.tsv``."""
+    needed = ("metric", "model_1", "model_2")
+    return read_rows(output_dir / "table1_tests.tsv", PairedTest, needed, faults)
+
+
+def read_history(folder: Path, faults: Faults) -> list[HistoryEpoch]:
+    """Read the history of a generator; of an epoch that was run twice, the later line counts."""
+    return epochs_of(read_lines(folder / "history.tsv", ["fold", "epoch"], faults))
+
+
+def epochs_of(lines: Sequence[Cells]) -> list[HistoryEpoch]:
+    """Read all epochs, fold by fold."""
+    known = (known_row(cells, HistoryEpoch, ()) for cells in lines)
+    epochs = {(row.fold, row.epoch): row for row in known if row is not None}
+    return sorted(epochs.values(), key=lambda row: (rank(row.fold), row.epoch))
+
+
+def rank(fold: str) -> tuple[bool, float, str]:
+    """Say where a fold stands in a list: by number, the final generator last.
+
+    Examples
+    --------
+    >>> sorted(["all", "10", "2"], key=rank)
+    ['2', '10', 'all']
+    """
+    number = as_value(fold)
+    return fold == ALL, math.inf if math.isnan(number) else number, fold

@@ -60,7 +60,7 @@ class SiameseAutoencoder(nn.Module):
         layers = layers_of(spec)
         self.encoder, self.decoder = layers["encoder"], layers["decoder"]
         self.to_empty(device="cpu")
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster here
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster here; its types lack it
         _initialize(self, random)
 
     def encode(self, patches: Tensor) -> Tensor:
@@ -181,8 +181,8 @@ def shared_places(brain: Mask, whole: Mapping[int, Mask], people: int) -> NDArra
         How many controls there are.
     """
     known = np.full(brain.shape, people - len(whole))
-    for one in whole.values():
-        known += one
+    for has_patch in whole.values():
+        known += has_patch
     return np.argwhere(brain & (known >= PEOPLE))
 
 
@@ -502,34 +502,6 @@ def _slide(encoder: SiameseAutoencoder, slices: Tensor) -> Tensor:
     return x
 
 
-@torch.inference_mode()
-def dense_latents(encoder: SiameseAutoencoder, slices: Tensor) -> Tensor:
-    """Give the latents of the patch around every voxel.
-
-    They are those of :meth:`SiameseAutoencoder.encode`, patch by patch.
-
-    Parameters
-    ----------
-    encoder : SiameseAutoencoder
-        Trained; on the device of the slices.
-    slices : Tensor, (S, I, J)
-        Axial slices, intensities in [0, 1]; beyond the border they are 0.
-
-    Returns
-    -------
-    Tensor, (S, latents, I, J)
-        float32, no bounds.
-    """
-    maps = _slide(encoder, slices)
-    rows, columns = slices.shape[1:]
-    corners = [
-        maps[:, :, STRIDE * a : STRIDE * a + rows, STRIDE * b : STRIDE * b + columns]
-        for a in range(encoder.side)
-        for b in range(encoder.side)
-    ]
-    return torch.cat(corners, dim=1)
-
-
 def _places(mask: Mask, side: int) -> Tensor:
     """Tell where in flattened maps of :func:`_slide` the latents of a mask's voxels are."""
     steps = STRIDE * np.arange(side)
@@ -611,7 +583,7 @@ def load_encoder(path: Path, device: str = "cpu") -> SiameseAutoencoder:
             told = file.metadata() or {}
         spec = spec_from_dict(parse_object(told.get("spec", "")))
         expected = nn.ModuleDict(layers_of(spec)).state_dict()
-        refuse_shapes(shapes, {k: ("F32", tuple(one.shape)) for k, one in expected.items()})
+        refuse_shapes(shapes, {k: ("F32", tuple(tensor.shape)) for k, tensor in expected.items()})
         weights = load_file(path)
         odd = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
         if odd:

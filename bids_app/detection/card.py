@@ -1,39 +1,28 @@
 """The card of a detector: its encoder, what it was trained on, and its files; no torch."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from bids_app import strict
 from bids_app.detection.detectors import detector_of
 from bids_app.errors import MissingInputError, UnusableDataError
-from bids_app.files import write_json
+from bids_app.files import Json, write_json
 from bids_app.imaging.volume import Grid, zooms_of
-from bids_app.strict import (
-    Check,
-    is_flag,
-    is_inner_name,
-    is_inside,
-    is_list,
-    is_mapping,
-    is_name,
-    is_number,
-    is_plain,
-    is_sha256,
-    is_text,
-    is_whole,
-    read_object,
-    refuse_odd,
-)
 
 SHRINKING = 6  # voxels that a patch loses to the first two convolutions: 5×5 and 3×3
-_SPEC_CHECKS: dict[str, Check] = {
-    "patch": is_whole(1, 255), "latents": is_whole(1, 65_536), "alpha": is_number(-1e6, 1e6),
-    "epochs": is_whole(1, 1_000_000), "pairs_per_epoch": is_whole(1, 100_000_000),
-    "batch_size": is_whole(1, 1_000_000), "learning_rate": is_number(0, 10),
-}  # fmt: skip  # limits are our choice
+_SPEC_CHECKS: dict[str, strict.Check] = {
+    "patch": strict.is_whole(1, 255),
+    "latents": strict.is_whole(1, 65_536),
+    "alpha": strict.is_number(-1e6, 1e6),
+    "epochs": strict.is_whole(1, 1_000_000),
+    "pairs_per_epoch": strict.is_whole(1, 100_000_000),
+    "batch_size": strict.is_whole(1, 1_000_000),
+    "learning_rate": strict.is_number(0, 10),
+}  # limits are our choice
 STRIDE = 3  # of the third convolution
 
 
@@ -104,7 +93,7 @@ def spec_to_dict(spec: EncoderSpec) -> dict[str, object]:
     return asdict(spec)
 
 
-def spec_from_dict(values: Mapping[str, object]) -> EncoderSpec:
+def spec_from_dict(values: Json) -> EncoderSpec:
     """Build the spec that plain values tell of.
 
     Raises
@@ -113,10 +102,10 @@ def spec_from_dict(values: Mapping[str, object]) -> EncoderSpec:
         If a value is missing, not known, or makes no encoder.
     """
     try:
-        if not isinstance(values, Mapping):
+        if not isinstance(values, dict):
             raise ValueError("no mapping")
-        refuse_odd(values, _SPEC_CHECKS)
-        return EncoderSpec(**values)  # type: ignore[arg-type]
+        strict.refuse_odd(values, _SPEC_CHECKS)
+        return EncoderSpec(**values)
     except ValueError as error:
         raise ValueError(f"not an encoder's spec: {error}") from error
 
@@ -125,30 +114,43 @@ CARD = "card.json"
 CONTROL_CLUSTERS = "control_clusters.tsv"
 CONTROL_MAPS = "control_maps.tsv"
 CALIBRATION = (CONTROL_CLUSTERS, CONTROL_MAPS)  # what held-out controls show; there after the card
-_FOLDS = is_whole(1, 1000)
-_CONTROL_CHECKS: dict[str, Check] = {
-    "participant": is_text,
-    "session": lambda value: value is None or is_text(value),
-    "synthetic": is_flag,
-    "generator": is_text,
-    "generator_sha256": is_text,
+_FOLDS = strict.is_whole(1, 1000)
+_CONTROL_CHECKS: dict[str, strict.Check] = {
+    "participant": strict.is_text,
+    "session": lambda value: value is None or strict.is_text(value),
+    "synthetic": strict.is_flag,
+    "generator": strict.is_text,
+    "generator_sha256": strict.is_text,
     "fold": _FOLDS,
 }
-_CHECKS: dict[str, Check] = {
-    **dict.fromkeys(("version", "dataset", "intended_use"), is_text),
-    **dict.fromkeys(("name", "template"), is_name),
-    "detectors": is_list(is_text, 100),
-    "shape": is_list(is_whole(1, 10_000), 3, 3),
-    "affine": is_list(is_list(is_number(), 4, 4), 4, 4),
-    "controls": is_list(lambda value: isinstance(value, dict), 100_000),
+_CHECKS: dict[str, strict.Check] = {
+    **dict.fromkeys(("version", "dataset", "intended_use"), strict.is_text),
+    **dict.fromkeys(("name", "template"), strict.is_name),
+    "detectors": strict.is_list(strict.is_text, 100),
+    "shape": strict.is_list(strict.is_whole(1, 10_000), 3, 3),
+    "affine": strict.is_list(strict.is_list(strict.is_number(), 4, 4), 4, 4),
+    "controls": strict.is_list(lambda value: isinstance(value, dict), 100_000),
     "folds": _FOLDS,
-    "slabs": is_list(is_list(is_whole(0, 10_000), 2, 2), 10_000),
-    "parameters": lambda value: isinstance(value, dict) and is_plain(value),
-    "seed": is_whole(0, 2**64 - 1),
-    "versions": is_mapping(is_text, 1000),
-    "files": is_mapping(is_sha256, 1_000_000),
-    "makers": is_list(is_mapping(is_text, 100), 100_000),
+    "slabs": strict.is_list(strict.is_list(strict.is_whole(0, 10_000), 2, 2), 10_000),
+    "parameters": lambda value: isinstance(value, dict) and strict.is_plain(value),
+    "seed": strict.is_whole(0, 2**64 - 1),
+    "versions": strict.is_mapping(strict.is_text, 1000),
+    "files": strict.is_mapping(strict.is_sha256, 1_000_000),
+    "makers": strict.is_list(strict.is_mapping(strict.is_text, 100), 100_000),
 }
+_BLANK_CONTROL: dict[str, object] = {
+    **dict.fromkeys(("participant", "generator", "generator_sha256"), ""),
+    "session": None,
+    "synthetic": False,
+    "fold": 0,
+}
+_BLANK: dict[str, object] = {
+    **dict.fromkeys(("name", "version", "template", "dataset", "intended_use"), ""),
+    **dict.fromkeys(("detectors", "shape", "affine", "controls", "slabs"), ()),
+    "folds": 0,
+    "parameters": {},
+    "seed": -1,
+}  # of a card that does not tell, for reports
 
 
 @dataclass(frozen=True)
@@ -245,31 +247,46 @@ def card_values(card: DetectorCard) -> dict[str, object]:
     return asdict(card)
 
 
-def card_from(values: Mapping[str, object]) -> DetectorCard:
+def card_from(values: Json, *, lenient: bool = False) -> DetectorCard:
     """Build the card that plain values tell of.
+
+    ``lenient``: what is missing or cannot be is empty; folds are 0 then, and a seed is -1.
 
     Raises
     ------
     ValueError
         If a field is missing, unknown, or holds what it cannot be; if a file lies elsewhere.
     """
-    refuse_odd(values, _CHECKS, "versions files makers")
-    known = dict(values)
-    for candidate in known["controls"]:  # type: ignore[attr-defined]
-        refuse_odd(candidate, _CONTROL_CHECKS)
-    outside = [one for one in known.get("files", {}) if not is_inner_name(one)]  # type: ignore[attr-defined]
+    if lenient:
+        known = _keep_known(values)
+    else:
+        strict.refuse_odd(values, _CHECKS, "versions files makers")
+        known = dict(values)
+        for candidate in known["controls"]:
+            strict.refuse_odd(candidate, _CONTROL_CHECKS)
+    outside = [name for name in known.get("files", {}) if not strict.is_inner_name(name)]
     if outside:
         raise ValueError(f"{outside[0][:80]!r} is no file of its folder")
-    known["detectors"] = tuple(known["detectors"])  # type: ignore[arg-type]
-    known["shape"] = tuple(known["shape"])  # type: ignore[arg-type]
-    known["affine"] = tuple(tuple(float(x) for x in row) for row in known["affine"])  # type: ignore[attr-defined]
-    known["slabs"] = tuple((a, b) for a, b in known["slabs"])  # type: ignore[attr-defined]
-    known["controls"] = tuple(Control(**candidate) for candidate in known["controls"])  # type: ignore[attr-defined]
-    return DetectorCard(**known)  # type: ignore[arg-type]
+    known["detectors"] = tuple(known["detectors"])
+    known["shape"] = tuple(known["shape"])
+    known["affine"] = tuple(tuple(float(x) for x in row) for row in known["affine"])
+    known["slabs"] = tuple((a, b) for a, b in known["slabs"])
+    known["controls"] = tuple(Control(**candidate) for candidate in known["controls"])
+    return DetectorCard(**known)
 
 
-def read_card(folder: Path) -> DetectorCard:
-    """Read the card of a detector.
+def _keep_known(values: Json) -> Json:
+    known: Json = strict.keep_known({**values, "files": {}}, _CHECKS, _BLANK)
+    controls = known["controls"]
+    if isinstance(controls, list):
+        known["controls"] = [
+            strict.keep_known(control, _CONTROL_CHECKS, _BLANK_CONTROL) for control in controls
+        ]
+    return known
+
+
+def read_card(folder: Path, *, lenient: bool = False) -> DetectorCard:
+    """Read the card of a detector; ``lenient``, for reports, as :func:`card_from` has it.
 
     Raises
     ------
@@ -285,7 +302,7 @@ def read_card(folder: Path) -> DetectorCard:
             "OUTPUT_DIR/detectors/real or such"
         )
     try:
-        return card_from(read_object(path))
+        return card_from(strict.read_object(path), lenient=lenient)
     except ValueError as error:
         raise UnusableDataError(
             f"{path}: not the card of a detector ({error}); train it again, or fetch it again"
@@ -345,7 +362,7 @@ def check_files(folder: Path, card: DetectorCard) -> None:
         If the SHA-256 of one is another, or the card does not name all that calibrates.
     """
     for name in (*card.files, *CALIBRATION):
-        if not is_inside(folder, folder / name):
+        if not strict.is_inside(folder, folder / name):
             raise UnusableDataError(
                 f"{folder / name}: leads out of its folder; copy what it stands for to its place"
             )
@@ -379,9 +396,9 @@ def check_grid(card: DetectorCard, grid: Grid, template: str) -> None:
     if not same or card.template != template:
         raise UnusableDataError(
             f"detector {card.name}: its card says "
-            f"{_tell(card.template, Grid(card.shape, np.array(card.affine)))}, the run wants "
-            f"{_tell(template, grid)}; choose its --template, --bounding-box and --resolution, or "
-            "train another detector"
+            f"{_describe(card.template, Grid(card.shape, np.array(card.affine)))}, the run wants "
+            f"{_describe(template, grid)}; choose its --template, --bounding-box and --resolution, "
+            "or train another detector"
         )
 
 
@@ -400,7 +417,7 @@ def _refuse_slabs(card: DetectorCard) -> None:
         )
 
 
-def _tell(template: str, grid: Grid) -> str:
+def _describe(template: str, grid: Grid) -> str:
     size, zooms = ("×".join(f"{x:g}" for x in row) for row in (grid.shape, zooms_of(grid.affine)))
     first = ", ".join(f"{x:g}" for x in grid.affine[:3, 3])
     return f"{template} on {size} voxels of {zooms} mm from ({first})"

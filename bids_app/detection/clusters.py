@@ -221,7 +221,7 @@ def expected_in_control(
     """
     if not control_sum_scores:
         return None
-    at_least = sum(one >= sum_score for scores in control_sum_scores for one in scores)
+    at_least = sum(score >= sum_score for scores in control_sum_scores for score in scores)
     return at_least / len(control_sum_scores)
 
 

@@ -32,7 +32,7 @@ class Detector:
     dash : str
         Of its lines in charts, as SVG writes them; a line's colour is that of the training set.
     method : {"svm", "norm"}
-        How it is fitted and applied: :func:`bids_app.workflows.detection.init_fitted_wf`. What a
+        How it is fitted and applied: :func:`bids_app.workflows.detection.init_detector_wf`. What a
         ``norm`` compares is in :mod:`bids_app.detection.normative`.
     synthetic : bool
         Whether it compares a PET with the synthetic one of the same visit.
@@ -112,3 +112,14 @@ def needing_synthetic(names: Iterable[str]) -> list[str]:
     ['pseudonormal']
     """
     return [name for name in names if detector_of(name).synthetic]
+
+
+def rank_of(training_set: str, detector: str) -> tuple[int, str, int, str]:
+    """Say where a detector stands: training sets in their order, then detectors in theirs."""
+    kinds = list(DETECTORS)
+    return (
+        TRAINING_SETS.index(training_set) if training_set in TRAINING_SETS else len(TRAINING_SETS),
+        training_set,
+        kinds.index(detector) if detector in kinds else len(kinds),
+        detector,
+    )

@@ -128,7 +128,9 @@ class Finding:
     marks: tuple[Mark, ...]
 
     def __post_init__(self) -> None:
-        odd = {one for mark in self.marks for one in mark.lesions} - {*range(1, self.lesions + 1)}
+        odd = {lesion for mark in self.marks for lesion in mark.lesions} - {
+            *range(1, self.lesions + 1)
+        }
         if odd:
             raise ValueError(f"{self.participant} has {self.lesions} lesions, no number {min(odd)}")
 
@@ -416,8 +418,8 @@ def _corners(
             *row,
             unit=unit,
             sum_score=score,
-            false_clusters_per_control=sum(one >= score for one in false) / len(controls),
-            sensitivity=sum(one >= score for one in best) / n,
+            false_clusters_per_control=sum(other >= score for other in false) / len(controls),
+            sensitivity=sum(other >= score for other in best) / n,
         )
         for score in sorted({*best, *lowest}, reverse=True)
     ]

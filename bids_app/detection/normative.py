@@ -130,7 +130,9 @@ def learn_norm(volumes: Iterable[Volume], brain: Mask, *, least_sd: float = LEAS
     enough = counts >= least_controls(n)
     sd = np.sqrt(squares / np.maximum(counts.astype(np.int64) - 1, 1))
     middle = float(np.median(sd[enough])) if enough.any() else 0.0
-    mean, sd = (np.where(enough, one, np.nan) for one in (mean, np.maximum(sd, least_sd * middle)))
+    mean, sd = (
+        np.where(enough, array, np.nan) for array in (mean, np.maximum(sd, least_sd * middle))
+    )
     told = None if (counts == n).all() else _lay_out(counts, brain, np.uint16)
     return Norm(_lay_out(mean, brain, np.float32), _lay_out(sd, brain, np.float32), n, told)
 
@@ -295,8 +297,8 @@ def load_norm(path: Path) -> Norm:
         with safe_open(path, framework="numpy") as file:
             n = parse_object(file.metadata()["norm"])["controls"]
             mean, sd = (file.get_tensor(name) for name in ("mean", "sd"))
-            counts = file.get_tensor("counts") if "counts" in file.keys() else None  # noqa: SIM118
-        shapes = {one.shape for one in (mean, sd, counts) if one is not None}
+            counts = file.get_tensor("counts") if "counts" in file.keys() else None  # noqa: SIM118 - it is no mapping
+        shapes = {array.shape for array in (mean, sd, counts) if array is not None}
         if not isinstance(n, int) or n < 2 or len(shapes) > 1 or mean.ndim != 3:
             raise ValueError(f"it tells of {n} controls, and of volumes of {shapes}")
         norm = Norm(mean, sd, n, counts)

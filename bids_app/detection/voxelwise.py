@@ -109,7 +109,9 @@ def join(parts: Sequence[VoxelModels]) -> VoxelModels:
     """Join the models of voxels that follow one another; of none, give models of no voxel."""
     whole, single = np.zeros(0, np.uint16), np.zeros(0, np.float32)
     every = [VoxelModels(whole, whole, single, single, np.zeros(0)), *parts]
-    return VoxelModels(*(np.concatenate([getattr(one, name) for one in every]) for name in NAMES))
+    return VoxelModels(
+        *(np.concatenate([getattr(models, name) for models in every]) for name in NAMES)
+    )
 
 
 def save_models(path: Path, models: VoxelModels) -> None:

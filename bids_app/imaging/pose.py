@@ -87,7 +87,7 @@ def directions() -> list[NDArray[np.float64]]:
     axes = [TILT * axis for axis in np.eye(3)]
     corners = [CORNER * np.array([1, y, z]) / np.sqrt(3) for y, z in product((1, -1), repeat=2)]
     tilts = [np.eye(3)] + [
-        Rotation.from_rotvec(one, degrees=True).as_matrix() for one in (*axes, *corners)
+        Rotation.from_rotvec(vector, degrees=True).as_matrix() for vector in (*axes, *corners)
     ]
     return [turn @ tilt for turn, tilt in product(axis_aligned(), tilts)]
 
@@ -183,7 +183,7 @@ class PoseSearch:
         best = np.argsort(scores)[::-1][:KEPT]
         found = [self._climb(turns[index], nothing) for index in best]
         score, matrix = max((*header, *found), key=lambda one: one[0])
-        return Pose(matrix, score, max(one[0] for one in header))
+        return Pose(matrix, score, max(match[0] for match in header))
 
     def _pose(self, turn: NDArray[np.float64], parameters: NDArray[np.float64]) -> Affine:
         """Match centres of mass, turned, then moved by three angles and three shifts."""

@@ -280,7 +280,7 @@ def verdict_of(sidecar: Mapping[str, object]) -> str | None:
 def reasons_of(registration: Mapping[str, object]) -> list[str]:
     """Read the sentences why a registration is no pass, of a sidecar's ``Registration``."""
     told = registration.get("VerdictReasons")
-    return [str(one) for one in told] if isinstance(told, list) else []
+    return [str(reason) for reason in told] if isinstance(told, list) else []
 
 
 def judge_t1w(
@@ -309,7 +309,7 @@ def judge_t1w(
         Correlation in the pose that was found, less that in the best pose of a search.
     """
     (moved, coarse), (fixed, _), (inside, _) = (
-        thin(one.astype(np.float32), affine, GRID) for one in (t1w, template, template_brain)
+        thin(volume.astype(np.float32), affine, GRID) for volume in (t1w, template, template_brain)
     )
     zooms = zooms_of(coarse)
     deep = ndimage.distance_transform_edt(inside >= HALF, sampling=zooms) > DEPTH

@@ -166,25 +166,26 @@ class RegisterPET(SimpleInterface):
 
         seed_ants(self.inputs.seed)
         cwd = Path(runtime.cwd)
+        pet_to_t1w = cwd / "pet_to_t1w.txt"
         try:
-            result = register_pet(
+            start, before, after, judgement = register_pet(
                 Path(self.inputs.pet),
                 Path(self.inputs.t1w),
                 Path(self.inputs.mask),
                 cwd / "rigid_",
-                cwd / "pet_to_t1w.txt",
+                pet_to_t1w,
                 quick=self.inputs.quick,
             )
         except ValueError as error:
             raise UnusableDataError(f"{self.inputs.t1w}: {error}; look at the T1w") from error
-        self._results["pet_to_t1w"] = str(result.transform)
+        self._results["pet_to_t1w"] = str(pet_to_t1w)
         quality = {
             "Method": "ANTs: rigid; mutual information",
-            "Start": result.start,
+            "Start": start,
             "SimilarityMetric": "normalized mutual information",
-            "SimilarityBefore": round(result.before, 4),
-            "SimilarityAfter": round(result.after, 4),
-            **sidecar_fields(result.judgement),
+            "SimilarityBefore": round(before, 4),
+            "SimilarityAfter": round(after, 4),
+            **sidecar_fields(judgement),
         }
         self._results["sidecar"] = {"Registration": quality}
         return runtime

@@ -1,7 +1,5 @@
 """Nodes that put results where they belong, with what was measured beside them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from nipype.interfaces.base import (
@@ -13,28 +11,8 @@ from nipype.interfaces.base import (
     isdefined,
     traits,
 )
-from nipype.pipeline.engine import Node
 
 from bids_app.files import copy_file, read_json, write_json
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where a result and its sidecar go, and what is known of it beforehand."""
-
-    path: Path
-    sidecar_path: Path
-    sidecar: Mapping[str, object]
-
-
-def save_node(output: Output, name: str) -> Node:
-    """Make the node that puts a result, its ``in_file``, in its place."""
-    node = SaveDerivative(
-        out_file=str(output.path),
-        sidecar_file=str(output.sidecar_path),
-        sidecar=dict(output.sidecar),
-    )
-    return Node(node, name=f"save_{name}")
 
 
 class _SaveDerivativeInputSpec(BaseInterfaceInputSpec):

@@ -69,9 +69,12 @@ def _holes(folders):
     return [open_hole(Path(folder)) for folder in folders]
 
 
-class _TrainEncoderInputSpec(BaseInterfaceInputSpec):
+class _ControlsInputSpec(BaseInterfaceInputSpec):
     controls = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
     digests = traits.List(traits.Str, mandatory=True, desc="of the volumes, in that order")
+
+
+class _TrainEncoderInputSpec(_ControlsInputSpec):
     brain = File(exists=True, mandatory=True, desc="what is analysed")
     spec = traits.Dict(mandatory=True, desc="as spec_to_dict gives it")
     seed = traits.Int(mandatory=True, desc="of all randomness")
@@ -115,11 +118,6 @@ class TrainEncoder(SimpleInterface):
         return runtime
 
 
-class _PackControlsInputSpec(BaseInterfaceInputSpec):
-    controls = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
-    digests = traits.List(traits.Str, mandatory=True, desc="of the volumes, in that order")
-
-
 class _PackControlsOutputSpec(TraitedSpec):
     packed = File(exists=True, desc="PET of all controls, as a detector keeps them")
 
@@ -127,7 +125,7 @@ class _PackControlsOutputSpec(TraitedSpec):
 class PackControls(SimpleInterface):
     """Write the PETs of all controls of a training set as its detector keeps them."""
 
-    input_spec = _PackControlsInputSpec
+    input_spec = _ControlsInputSpec
     output_spec = _PackControlsOutputSpec
 
     def _run_interface(self, runtime):
@@ -305,9 +303,7 @@ class FitNorm(ApplyNorm):
 BRAIN = "brain"
 
 
-class _AgreeOnBrainInputSpec(BaseInterfaceInputSpec):
-    controls = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
-    digests = traits.List(traits.Str, mandatory=True, desc="of the volumes, in that order")
+class _AgreeOnBrainInputSpec(_ControlsInputSpec):
     share = traits.Float(mandatory=True, desc="of controls, whose brain a voxel must be in")
 
 

@@ -356,7 +356,7 @@ class TaintVerdict(SimpleInterface):
         own["Verdict"] = worse_of(own["Verdict"], t1w["Verdict"])
         own["VerdictReasons"] = [
             *own["VerdictReasons"],
-            *(f"its T1w: {one}" for one in t1w["VerdictReasons"]),
+            *(f"its T1w: {reason}" for reason in t1w["VerdictReasons"]),
         ]
         self._results["sidecar"] = {"Registration": own}
         return runtime

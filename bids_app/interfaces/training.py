@@ -110,7 +110,13 @@ class StoreVolumes(SimpleInterface):
 ENGINE = "bids_app.synthesis.job"
 
 
-class _TrainGeneratorInputSpec(BaseInterfaceInputSpec):
+class _ComputeInputSpec(BaseInterfaceInputSpec):
+    device = traits.Str(mandatory=True, nohash=True, desc="torch device to compute on")
+    threads = traits.Int(mandatory=True, nohash=True, desc="that torch may use")
+    use_gpu = traits.Bool(mandatory=True, nohash=True, desc="whether it takes a slot for GPUs")
+
+
+class _TrainGeneratorInputSpec(_ComputeInputSpec):
     model = traits.Str(mandatory=True, desc="name of the row of Table 1")
     fold = traits.Str(mandatory=True, desc="a fold's number, or all")
     spec = traits.Dict(mandatory=True, desc="as spec_to_dict gives it")
@@ -121,9 +127,6 @@ class _TrainGeneratorInputSpec(BaseInterfaceInputSpec):
     seed = traits.Int(mandatory=True, desc="of all randomness")
     fwhm = traits.Float(mandatory=True, desc="smoothing before validation, in mm")
     checkpoints = traits.Str(mandatory=True, nohash=True, desc="folder for checkpoints")
-    device = traits.Str(mandatory=True, nohash=True, desc="torch device to compute on")
-    threads = traits.Int(mandatory=True, nohash=True, desc="that torch may use")
-    use_gpu = traits.Bool(mandatory=True, nohash=True, desc="whether it takes a slot for GPUs")
 
 
 class _TrainGeneratorOutputSpec(TraitedSpec):
@@ -185,16 +188,23 @@ class TrainGenerator(SimpleInterface):
         return next(int(row["epoch"]) for row in read_tsv(history) if row["kept"] == "1")
 
 
-class _ScoreInputSpec(BaseInterfaceInputSpec):
+class _ScoreInputSpec(_ComputeInputSpec):
     model = traits.Str(mandatory=True, desc="name of the row of the table")
     fold = traits.Int(mandatory=True, desc="from 1")
     validation = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
     digests = traits.List(traits.Str, mandatory=True, desc="of all volumes that decide")
     lpips_weights = traits.Str(mandatory=True, nohash=True, desc="a file; empty for none")
     lpips_sha256 = traits.Str(mandatory=True, desc="of that file")
-    device = traits.Str(mandatory=True, nohash=True, desc="torch device to compute on")
-    threads = traits.Int(mandatory=True, nohash=True, desc="that torch may use")
-    use_gpu = traits.Bool(mandatory=True, nohash=True, desc="whether it takes a slot for GPUs")
+
+
+def _scorer(inputs, fwhm):
+    import torch
+
+    from bids_app.synthesis.scoring import Scorer
+
+    torch.set_num_threads(inputs.threads)
+    lpips = Path(inputs.lpips_weights) if inputs.lpips_weights else None
+    return Scorer(inputs.model, inputs.fold, fwhm, lpips, inputs.device)
 
 
 class _ScoreGeneratorInputSpec(_ScoreInputSpec):
@@ -217,24 +227,14 @@ class ScoreGenerator(SimpleInterface):
     uses_torch = True
 
     def _run_interface(self, runtime):
-        import torch
-
         from bids_app.synthesis.card import file_sha256
         from bids_app.synthesis.inference import load_weights
         from bids_app.synthesis.models import spec_from_dict
         from bids_app.synthesis.pairs import open_volumes
-        from bids_app.synthesis.scoring import Scorer
 
-        torch.set_num_threads(self.inputs.threads)
+        scorer = _scorer(self.inputs, self.inputs.fwhm)
         spec, weights = spec_from_dict(self.inputs.spec), Path(self.inputs.weights)
         generator = load_weights(weights, spec, self.inputs.device)
-        scorer = Scorer(
-            self.inputs.model,
-            self.inputs.fold,
-            self.inputs.fwhm,
-            Path(self.inputs.lpips_weights) if self.inputs.lpips_weights else None,
-            self.inputs.device,
-        )
         pets = []
         for number, folder in enumerate(self.inputs.validation):
             visit = open_volumes(Path(folder))
@@ -273,20 +273,11 @@ class ScoreBaselines(SimpleInterface):
     uses_torch = True
 
     def _run_interface(self, runtime):
-        import torch
-
         from bids_app.synthesis.pairs import open_volumes
-        from bids_app.synthesis.scoring import Scorer, mean_pet
+        from bids_app.synthesis.scoring import mean_pet
 
-        torch.set_num_threads(self.inputs.threads)
+        scorer = _scorer(self.inputs, 0.0)
         mean = mean_pet(Path(folder) for folder in self.inputs.training)
-        scorer = Scorer(
-            self.inputs.model,
-            self.inputs.fold,
-            0.0,
-            Path(self.inputs.lpips_weights) if self.inputs.lpips_weights else None,
-            self.inputs.device,
-        )
         for folder in self.inputs.validation:
             scorer.score_baselines(open_volumes(Path(folder)), mean)
         records = Path(runtime.cwd) / "records.json"
@@ -337,7 +328,9 @@ class PublishGenerator(SimpleInterface):
                     tuple(participant) for participant in self.inputs.fold_participants
                 ],
                 volumes=[Path(folder) for folder in self.inputs.volumes],
-                fold_volumes=[[Path(one) for one in fold] for fold in self.inputs.fold_volumes],
+                fold_volumes=[
+                    [Path(folder) for folder in fold] for fold in self.inputs.fold_volumes
+                ],
                 histories=[Path(path) for path in self.inputs.histories],
                 records=[read_json(Path(path)) for path in self.inputs.records],
                 precision=self.inputs.precision,

@@ -1,14 +1,22 @@
 """Which subjects take part in ``train`` and ``group``: controls, one visit each, and patients."""
 
+import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from bids_app.dataset.participants import NAMED_AT_MOST, read_participants
-from bids_app.derivatives.description import ANEW, compare_versions, dataset_names, version_of
+from bids_app.derivatives.description import (
+    ANEW,
+    compare_versions,
+    dataset_name,
+    dataset_names,
+    version_of,
+)
 from bids_app.derivatives.find import (
     Preprocessed,
     describe_coverage,
@@ -16,6 +24,7 @@ from bids_app.derivatives.find import (
     verdict_of_image,
 )
 from bids_app.derivatives.paths import entities_of, resolution_label, sidecar_path
+from bids_app.derivatives.sidecars import Space
 from bids_app.derivatives.tables import describe_unknown_columns, select
 from bids_app.detection.detectors import needing_synthetic
 from bids_app.errors import (
@@ -27,12 +36,13 @@ from bids_app.errors import (
 )
 from bids_app.files import read_json, read_tsv
 from bids_app.generators import CROSSVALIDATION, describe_namesakes, has_seen, known_cards
-from bids_app.imaging.volume import Box, box_of_grid, grid_of_box
+from bids_app.imaging.volume import Box, Grid, box_of_grid, grid_of_box
 from bids_app.nifti import read_grid
-from bids_app.plan.group import Participant, Synthetic
 from bids_app.plan.participant import Problem, error_of
 from bids_app.settings import Settings
 from bids_app.synthesis.card import Card
+from bids_app.templates import uri_of
+from bids_app.workflows.training import StoredImage
 
 MISSING, UNUSABLE = MissingInputError.exit_code, UnusableDataError.exit_code
 ABSENT = "no T1w on this grid"
@@ -40,13 +50,133 @@ NOBODY = "no control is left after all selections; correct --control-query or th
 
 
 @dataclass(frozen=True)
+class SyntheticMaker:
+    """The generator of a synthetic PET, as its sidecar names it; it has not seen the subject.
+
+    Parameters
+    ----------
+    name, sha256 : str
+        Its name, and the SHA-256 of its weights; empty if they differ by fold.
+    trained_on, intended_use : str
+        What its card says, as the sidecar has it; empty if that does not tell.
+    """
+
+    name: str
+    sha256: str
+    trained_on: str = ""
+    intended_use: str = ""
+
+
+@dataclass(frozen=True)
+class Participant:
+    """One visit of someone: its images, a real PET and a synthetic one where there are.
+
+    Parameters
+    ----------
+    visit : Preprocessed
+        T1w and brain on the run's grid.
+    pet, synthetic : Path or None
+        Real; predicted from the T1w.
+    maker : SyntheticMaker or None
+        What the synthetic one was predicted by.
+    stored_pet, stored_synthetic : StoredImage or None
+        Both, once they are stored, if they can be.
+    """
+
+    visit: Preprocessed
+    pet: Path | None
+    synthetic: Path | None = None
+    maker: SyntheticMaker | None = None
+    stored_pet: StoredImage | None = None
+    stored_synthetic: StoredImage | None = None
+
+    @property
+    def label(self) -> str:
+        """The participant's label."""
+        return self.visit.subject
+
+    @property
+    def session(self) -> str | None:
+        """The session of the PET, or of the T1w where there is none."""
+        return self.visit.session if self.pet is None else entities_of(self.pet).get("ses")
+
+
+@dataclass(frozen=True)
 class Subjects:
-    """Controls, one visit each, and patients, every PET of each; what is to be told of others."""
+    """Who takes part, and what is known of them beforehand.
+
+    Parameters
+    ----------
+    controls, patients : tuple of Participant
+        One visit of each control; every PET of each patient.
+    notes, problems : tuple
+        What is to be told of others.
+    lesions : mapping
+        Mask on the template's grid, by T1w of the patient's visit; once it is there.
+    atlas : Path or None
+        Its labels on the grid; once they are there.
+    """
 
     controls: tuple[Participant, ...]
     patients: tuple[Participant, ...] = ()
     notes: tuple[str, ...] = ()
-    problems: tuple[Problem, ...] = field(default=())
+    problems: tuple[Problem, ...] = ()
+    lesions: Mapping[Path, Path] = field(default_factory=dict)
+    atlas: Path | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all rows of a run of the train level, or all training sets of ``group``, share.
+
+    Parameters
+    ----------
+    output_dir, work_dir : Path
+        The derivative dataset; intermediate files.
+    space, grid : Space, Grid
+        Of all images.
+    dataset : str
+        Name or DOI of the raw dataset.
+    folds : int
+        That controls are dealt out to.
+    seed : int
+        Of all randomness.
+    versions : mapping
+        Name → version of what computes.
+    fwhm : float
+        Smoothing of a synthetic PET, in mm.
+    """
+
+    output_dir: Path
+    work_dir: Path
+    space: Space
+    grid: Grid
+    dataset: str
+    folds: int
+    seed: int
+    versions: Mapping[str, str]
+    fwhm: float
+
+
+def plan_study(settings: Settings, work_dir: Path, versions: Mapping[str, str]) -> Study:
+    """Gather what a run of ``train`` or ``group`` has in common."""
+    return Study(
+        output_dir=settings.output_dir,
+        work_dir=work_dir,
+        space=Space(settings.template, settings.grid_resolution, uri_of(settings.template)),
+        grid=grid_of_box(settings.bounding_box, settings.grid_resolution),
+        dataset=dataset_name(settings.output_dir),
+        folds=settings.folds,
+        seed=settings.random_seed,
+        versions=versions,
+        fwhm=settings.smoothing_fwhm,
+    )
+
+
+def seed_of(seed: int, name: str, place: int) -> int:
+    """Derive the seed of one fit from that of the run: another one for each name and fold."""
+    sequence = np.random.SeedSequence([seed, zlib.crc32(name.encode()), place])
+    return int(sequence.generate_state(1)[0])
 
 
 def settle_grid(settings: Settings) -> tuple[Settings, list[str]]:
@@ -196,25 +326,25 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     wanted -= set(settings.exclude_participant_label)
     if not wanted:
         raise NothingSelectedError(NOBODY)
-    found = _find(settings, wanted)
-    if not (found.there or found.problems):
+    everything, failed, problems = _find(settings, wanted)
+    if not (everything or failed or problems):
         raise MissingInputError(
             f"{settings.output_dir}: no T1w of these controls in {settings.template} at "
             f"{settings.grid_resolution:g} mm; run the participant level first"
         )
-    visits = [visit for visit in found.visits if _is_in_sessions(visit, settings)]
+    visits = [visit for visit in everything if _is_in_sessions(visit, settings)]
     with_pet, _ = _look_at((visit for visit in visits if visit.pets), settings)
     chosen = _visit_of_each(with_pet)
-    notes = [*found.notes, *_describe_other_visits(visits, chosen)]
+    notes = [*chain(*failed.values()), *_describe_other_visits(visits, chosen)]
     notes += describe_unknown_columns(settings.output_dir, [settings.control_query])
     notes += _describe_stale(settings)
-    notes += [f"sub-{one}: not used, {ABSENT}" for one in sorted(wanted - set(found.there))]
+    notes += _describe_absent(wanted, everything, failed, problems)
     if not chosen:
-        raise _nobody(notes, found)
+        raise _nobody(notes, failed, problems)
     told = compare_versions(_versions(chosen), version, advice=ANEW)
     told += [f"{gap}; no tile of training touches that" for gap in _describe_gaps(chosen)]
     return Subjects(
-        tuple(chosen), (), (*told, *_describe_verdicts(chosen), *notes), tuple(found.problems)
+        tuple(chosen), (), (*told, *_describe_verdicts(chosen), *notes), tuple(problems)
     )
 
 
@@ -251,11 +381,8 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
         raise NothingSelectedError(
             "no patient is left after all selections; correct --patient-query or the labels"
         )
-    patients, notes, problems = _patients(_find(settings, wanted), settings, wanted)
-    healthy = _find(settings, well - excluded)
-    chosen, more, troubles = _controls(healthy, settings, well - excluded)
-    if controls and not chosen:
-        raise _nobody(more, healthy)
+    patients, notes, problems = _patients(settings, wanted)
+    chosen, more, troubles = _controls(settings, well - excluded, needed=controls)
     used = [*chosen, *patients]
     told = compare_versions(_versions(used), version, advice=ANEW)
     told += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
@@ -270,25 +397,18 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     )
 
 
-@dataclass(frozen=True)
-class _FoundVisits:
-    """Visits of some subjects that can be used, and what is to be told of all others.
+_Failed = dict[str, list[str]]  # subject of whom a registration has failed → what is told of it
 
-    ``there``: labels of all who have a T1w on the grid, usable or not, or a problem; ``failed``:
-    of those of whom a registration has failed.
+
+def _find(
+    settings: Settings, labels: Collection[str]
+) -> tuple[list[Preprocessed], _Failed, list[Problem]]:
+    """Find visits whose registration has not failed; one bad file costs its own subject only.
+
+    Whoever is neither among the visits, nor among those that failed, nor among the problems has no
+    T1w on the grid.
     """
-
-    visits: Sequence[Preprocessed]
-    there: Collection[str]
-    notes: Sequence[str]
-    problems: Sequence[Problem]
-    failed: Collection[str]
-
-
-def _find(settings: Settings, labels: Collection[str]) -> _FoundVisits:
-    """Find visits whose registration has not failed; one bad file costs its own subject only."""
-    visits, there, notes, problems = list[Preprocessed](), set[str](), list[str](), list[Problem]()
-    failed = set[str]()
+    visits, failed, problems = list[Preprocessed](), _Failed(), list[Problem]()
     for label in sorted(labels):
         try:
             found = find_preprocessed(
@@ -297,13 +417,22 @@ def _find(settings: Settings, labels: Collection[str]) -> _FoundVisits:
             usable, told = _leave_out_failed(found)
         except Mri2petError as error:
             problems.append(Problem(label, f"sub-{label}: {error}", error.exit_code))
-            there.add(label)
             continue
-        there |= {one.subject for one in found}
-        failed |= {label} if told else set()
         visits += usable
-        notes += told
-    return _FoundVisits(visits, there, notes, problems, failed)
+        if told:
+            failed[label] = told
+    return visits, failed, problems
+
+
+def _describe_absent(
+    wanted: Collection[str],
+    visits: Sequence[Preprocessed],
+    failed: _Failed,
+    problems: Sequence[Problem],
+) -> list[str]:
+    there = {visit.subject for visit in visits} | {problem.subject for problem in problems}
+    absent = sorted(set(wanted) - there - failed.keys())
+    return [f"sub-{label}: not used, {ABSENT}" for label in absent]
 
 
 def _leave_out_failed(visits: Sequence[Preprocessed]) -> tuple[list[Preprocessed], list[str]]:
@@ -340,13 +469,13 @@ def _describe_verdicts(used: Sequence[Participant]) -> list[str]:
         for image in (participant.visit.t1w, participant.pet)
         if image is not None
     }
-    for image, stored_image in images.items():
+    for image, participant in images.items():
         verdict, reasons = verdict_of_image(image)
         if verdict == "doubt":
             told = _with_reasons("its registration is in doubt", reasons)
-            notes.append(f"{_name_of(stored_image.visit)}: {image.name} is used, but {told}")
+            notes.append(f"{_name_of(participant.visit)}: {image.name} is used, but {told}")
         elif not verdict:
-            unknown.append(f"sub-{stored_image.label}")
+            unknown.append(f"sub-{participant.label}")
     if unknown:
         notes.append(
             f"{', '.join(dict.fromkeys(unknown))}: nothing tells whether their registration is to "
@@ -360,7 +489,7 @@ def _describe_stale(settings: Settings) -> list[str]:
 
     The latter is used, for the raw dataset need not be there; the participant level writes it.
     """
-    raw, out = (one / "participants.tsv" for one in (settings.bids_dir, settings.output_dir))
+    raw, out = (folder / "participants.tsv" for folder in (settings.bids_dir, settings.output_dir))
     try:
         present = [path.name.removeprefix("sub-") for path in settings.bids_dir.glob("sub-*")]
         told, _ = read_participants(settings.bids_dir, present)
@@ -368,7 +497,7 @@ def _describe_stale(settings: Settings) -> list[str]:
     except (Mri2petError, OSError):
         return []  # the participant level tells why
     own = sorted((told.keys() | set(present)) & rows.keys()) if told else []
-    odd = [f"sub-{one}" for one in own if _known(rows[one]) != _known(told.get(one, {}))]
+    odd = [f"sub-{label}" for label in own if _known(rows[label]) != _known(told.get(label, {}))]
     if not odd:
         return []
     more = f" and {len(odd) - NAMED_AT_MOST} more" if len(odd) > NAMED_AT_MOST else ""
@@ -388,9 +517,9 @@ def _describe_namesakes(used: Sequence[Participant], settings: Settings) -> list
     cards = known_cards(out)
     by_card = defaultdict[str, list[str]](list)
     for participant in used:
-        if participant.synthetic is not None and participant.synthetic.sha256 in cards:
-            by_card[participant.synthetic.sha256].append(participant.label)
-    notes = (describe_namesakes(cards[one], labels, names, out) for one, labels in by_card.items())
+        if participant.maker is not None and participant.maker.sha256 in cards:
+            by_card[participant.maker.sha256].append(participant.label)
+    notes = (describe_namesakes(cards[key], labels, names, out) for key, labels in by_card.items())
     return [note for note in notes if note]
 
 
@@ -412,12 +541,12 @@ def _look_at(
     cards = known_cards(settings.output_dir)
     candidates, errors = [], {}
     for visit in visits:
-        made = None
+        made, maker = None, None
         try:
-            made = _synthetic(visit, settings.output_dir, cards, names)
+            made, maker = _synthetic(visit, settings.output_dir, cards, names)
         except Mri2petError as error:
             errors[visit] = error
-        candidates.append(Participant(visit, next(iter(visit.pets), None), made))
+        candidates.append(Participant(visit, next(iter(visit.pets), None), made, maker))
     return candidates, errors
 
 
@@ -434,14 +563,14 @@ def _visit_of_each(candidates: Iterable[Participant]) -> list[Participant]:
     return list(chosen.values())
 
 
-def _rank(one: Participant) -> int:
-    return 2 * (one.pet is not None) + (one.synthetic is not None)
+def _rank(candidate: Participant) -> int:
+    return 2 * (candidate.pet is not None) + (candidate.synthetic is not None)
 
 
 def _describe_other_visits(
     visits: Sequence[Preprocessed], chosen: Sequence[Participant]
 ) -> list[str]:
-    notes, used = [], {one.label: one.visit for one in chosen}
+    notes, used = [], {participant.label: participant.visit for participant in chosen}
     for visit in visits:
         if not visit.pets:
             notes.append(f"{_name_of(visit)}: not used, no real PET")
@@ -457,64 +586,69 @@ def _name_of(visit: Preprocessed) -> str:
 
 
 def _controls(
-    found: _FoundVisits, settings: Settings, wanted: Collection[str]
+    settings: Settings, wanted: Collection[str], *, needed: bool
 ) -> tuple[list[Participant], list[str], list[Problem]]:
     """Choose controls, by a visit of the sessions that are asked for where they have one."""
-    candidates, errors = _look_at(found.visits, settings)
+    visits, failed, early = _find(settings, wanted)
+    candidates, errors = _look_at(visits, settings)
     asked = [
         candidate
         for candidate in candidates
         if _is_in_sessions(candidate.visit, settings) and _rank(candidate)
     ]
-    there = {one.label for one in asked}
+    there = {candidate.label for candidate in asked}
     chosen = _visit_of_each(
         [*asked, *(candidate for candidate in candidates if candidate.label not in there)]
     )
     problems = []
-    for one in chosen:
-        visit = _visit_in_trouble(one, errors)
+    for control in chosen:
+        visit = _visit_in_trouble(control, errors)
         error = errors.get(visit)
-        if error and (not isinstance(error, _SeenError) or _wants_synthetic(one, settings)):
+        if error and (not isinstance(error, _SeenError) or _wants_synthetic(control, settings)):
             sentence = f"{_name_of(visit)}: {error}"
-            problems.append(Problem(one.label, sentence, error.exit_code))
-    notes = [*found.notes]
+            problems.append(Problem(control.label, sentence, error.exit_code))
+    notes = [*chain(*failed.values())]
     told = {problem.subject for problem in problems}
-    for one in chosen:
-        if _rank(one) == 0 and one.label not in told:
+    for control in chosen:
+        if _rank(control) == 0 and control.label not in told:
             why = "no real PET, and the generator of the synthetic one was trained on it"
-            why = why if one.visit in errors else "neither real nor synthetic PET"
-            notes.append(f"sub-{one.label}: not used, {why}")
-    notes += [f"sub-{one}: not used, {ABSENT}" for one in sorted(set(wanted) - set(found.there))]
-    return [one for one in chosen if _rank(one) > 0], notes, [*found.problems, *problems]
+            why = why if control.visit in errors else "neither real nor synthetic PET"
+            notes.append(f"sub-{control.label}: not used, {why}")
+    notes += _describe_absent(wanted, visits, failed, early)
+    usable = [control for control in chosen if _rank(control) > 0]
+    if needed and not usable:
+        raise _nobody(notes, failed, early)
+    return usable, notes, [*early, *problems]
 
 
 def _visit_in_trouble(
-    one: Participant, errors: Mapping[Preprocessed, Mri2petError]
+    control: Participant, errors: Mapping[Preprocessed, Mri2petError]
 ) -> Preprocessed:
     """Give the visit whose synthetic PET fails a control: another one, which had been chosen."""
-    if one.synthetic is not None or one.visit in errors:
-        return one.visit
-    others = (visit for visit in errors if visit.subject == one.label)
-    return next(others, one.visit)
+    if control.synthetic is not None or control.visit in errors:
+        return control.visit
+    others = (visit for visit in errors if visit.subject == control.label)
+    return next(others, control.visit)
 
 
-def _wants_synthetic(one: Participant, settings: Settings) -> bool:
+def _wants_synthetic(control: Participant, settings: Settings) -> bool:
     """Whether a run of the group level uses the synthetic PET of a control."""
-    if needing_synthetic(settings.detectors) and one.pet is not None:
+    if needing_synthetic(settings.detectors) and control.pet is not None:
         return True
-    everyone = settings.synthetic_controls == "all" or one.pet is None
+    everyone = settings.synthetic_controls == "all" or control.pet is None
     return everyone and bool({"hybrid", "synthetic"} & set(settings.training_set))
 
 
 def _patients(
-    found: _FoundVisits, settings: Settings, wanted: Collection[str]
+    settings: Settings, wanted: Collection[str]
 ) -> tuple[list[Participant], list[str], list[Problem]]:
-    visits = [one for one in found.visits if _is_in_sessions(one, settings)]
+    everything, failed, early = _find(settings, wanted)
+    visits = [visit for visit in everything if _is_in_sessions(visit, settings)]
     candidates, errors = _look_at(visits, settings)
     chosen = [
         replace(candidate, pet=pet) for candidate in candidates for pet in candidate.visit.pets
     ]
-    there = {one.label for one in chosen} | {problem.subject for problem in found.problems}
+    there = {patient.label for patient in chosen} | {problem.subject for problem in early}
     where = " in these sessions" if settings.session_label else ""
     problems = [
         Problem(visit.subject, f"{_name_of(visit)}: {error}", error.exit_code)
@@ -523,12 +657,12 @@ def _patients(
     ]
     for label in sorted(set(wanted) - there):
         why, code = f"without a PET on this grid{where}; run the participant level on it", MISSING
-        if label in found.failed:
+        if label in failed:
             why, code = "whose registration has failed, so that no map is made; mend it", UNUSABLE
         problems.append(Problem(label, f"sub-{label}: a patient {why}, or exclude it", code))
-    notes = [*found.notes]
+    notes = [*chain(*failed.values())]
     notes += [note for visit in visits if visit.subject in there for note in _tell_visit(visit)]
-    return chosen, notes, [*found.problems, *problems]
+    return chosen, notes, [*early, *problems]
 
 
 def _tell_visit(visit: Preprocessed) -> list[str]:
@@ -549,7 +683,7 @@ class _SeenError(UnusableDataError):
 
 def _synthetic(
     visit: Preprocessed, output_dir: Path, cards: Mapping[str, Card], names: Collection[str]
-) -> Synthetic | None:
+) -> tuple[Path, SyntheticMaker] | tuple[None, None]:
     """Find the synthetic PET of a visit, by a generator that has never seen the subject.
 
     Where the generator has, it is that of the cross-validation, by the fold that left the subject
@@ -564,7 +698,7 @@ def _synthetic(
         whatever session, and there is no image by a fold that has not.
     """
     if visit.synthetic is None:
-        return None
+        return None, None
 
     def saw(told: Mapping[str, object], sha256: str) -> bool:
         card = cards.get(sha256)
@@ -575,15 +709,17 @@ def _synthetic(
     made = told.get("Generator")
     by: dict[str, object] = made if isinstance(made, dict) else {}
     name, sha256 = str(by.get("Name", "unknown")), str(by.get("SHA256", ""))
-    trained_on, intended_use = (str(by.get(key, "")) for key in ("TrainedOn", "IntendedUse"))
+    maker = SyntheticMaker(
+        name, sha256, *(str(by.get(key, "")) for key in ("TrainedOn", "IntendedUse"))
+    )
     if not saw(told, sha256):
-        return Synthetic(visit.synthetic, name, sha256, trained_on, intended_use)
+        return visit.synthetic, maker
     folder = output_dir / CROSSVALIDATION / Path(name).name  # whatever a sidecar says, inside
     unseen = folder / visit.synthetic.relative_to(output_dir)
     if unseen.is_file():
         told = _read_synthetic(unseen, "train")
         if not saw(told, str(told.get("GeneratorSHA256", ""))):
-            return Synthetic(unseen, name, "", trained_on, intended_use)
+            return unseen, replace(maker, sha256="")
     raise _SeenError(
         f"{visit.synthetic}: made by generator {name}, which was trained on this participant, and "
         f"{unseen} by a fold that left it out is not there; it is not used; train {name} on this "
@@ -635,23 +771,19 @@ def _versions(used: Iterable[Participant]) -> list[tuple[str, str]]:
     made = [
         (participant.label, path)
         for participant in used
-        for path in (
-            participant.visit.t1w,
-            participant.pet,
-            None if participant.synthetic is None else participant.synthetic.path,
-        )
+        for path in (participant.visit.t1w, participant.pet, participant.synthetic)
     ]
     return [(f"sub-{label}", version_of(path)) for label, path in made if path is not None]
 
 
-def _nobody(notes: Sequence[str], found: _FoundVisits) -> Mri2petError:
-    """Say why no control is left."""
-    if found.problems and not notes:
-        return error_of(found.problems)
+def _nobody(notes: Sequence[str], failed: _Failed, problems: Sequence[Problem]) -> Mri2petError:
+    """Say why no control is left; the problems are those of visits that could not be found."""
+    if problems and not notes:
+        return error_of(problems)
     if not notes:
         return NothingSelectedError(NOBODY)
-    told = [*(problem.sentence for problem in found.problems), *notes]
-    kind = UnusableDataError if found.failed or found.problems else MissingInputError
+    told = [*(problem.sentence for problem in problems), *notes]
+    kind = UnusableDataError if failed or problems else MissingInputError
     return kind("; ".join(told) + "; run the participant level on controls")
 
 

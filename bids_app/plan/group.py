@@ -1,113 +1,26 @@
-"""From people to the images that detectors are trained on and applied to: sets, folds, names."""
+"""From subjects to the images that detectors are trained on and applied to: sets, folds, names."""
 
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from bids_app.derivatives.find import Preprocessed
-from bids_app.derivatives.paths import coverage_path, entities_of
-from bids_app.derivatives.sidecars import Space
-from bids_app.detection.card import Control
-from bids_app.errors import UnusableDataError, UsageError
-from bids_app.imaging.volume import Grid
-from bids_app.workflows.detection import DetectorFold, StoredImage
-from bids_app.workflows.training import StoragePlan
+from bids_app.arguments import LESIONS
+from bids_app.derivatives.detections import native_t1w, t1w_to_template, template_to_t1w
+from bids_app.derivatives.find import LesionMask, Preprocessed, find_lesion_mask, no_mask_at_all
+from bids_app.derivatives.paths import coverage_path
+from bids_app.detection.clusters import read_labels
+from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, UsageError
+from bids_app.nifti import check_labels, inspect
+from bids_app.plan.cohort import Participant, Study, Subjects, seed_of
+from bids_app.plan.participant import Problem, refuse_other_grids
+from bids_app.settings import Settings
+from bids_app.workflows.training import Fold, StoredImage
 
 FEWEST = 2  # controls that a fold is trained on: pairs are of two
 VOLUMES = "pictures"  # folder of stored volumes, in the work folder
-
-
-@dataclass(frozen=True)
-class Synthetic:
-    """A synthetic PET, and the generator that its sidecar names, which has not seen the subject.
-
-    Parameters
-    ----------
-    path : Path
-        The image.
-    generator, sha256 : str
-        Name of the generator, and the SHA-256 of its weights; empty if they differ by fold.
-    trained_on, intended_use : str
-        What its card says, as the sidecar has it; empty if that does not tell.
-    """
-
-    path: Path
-    generator: str
-    sha256: str
-    trained_on: str = ""
-    intended_use: str = ""
-
-
-@dataclass(frozen=True)
-class Participant:
-    """One visit of someone: its images, a real PET and a synthetic one where there are.
-
-    Parameters
-    ----------
-    visit : Preprocessed
-        T1w and brain on the run's grid.
-    pet : Path or None
-        Real.
-    synthetic : Synthetic or None
-        Predicted from the T1w.
-    """
-
-    visit: Preprocessed
-    pet: Path | None
-    synthetic: Synthetic | None
-
-    @property
-    def label(self) -> str:
-        """The participant's label."""
-        return self.visit.subject
-
-    @property
-    def session(self) -> str | None:
-        """The session of the PET, or of the T1w where there is none."""
-        return self.visit.session if self.pet is None else entities_of(self.pet).get("ses")
-
-
-@dataclass(frozen=True)
-class StoredSubject:
-    """A participant, and the stored PETs."""
-
-    participant: Participant
-    real: StoredImage | None
-    synthetic: StoredImage | None
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """What all training sets of a run of the group level have in common.
-
-    Parameters
-    ----------
-    output_dir, work_dir : Path
-        The derivative dataset; intermediate files.
-    space, grid : Space, Grid
-        Of all images.
-    dataset : str
-        Name or DOI of the raw dataset.
-    folds : int
-        That controls are dealt out to.
-    seed : int
-        Of all randomness.
-    versions : mapping
-        Name → version of what computes.
-    """
-
-    output_dir: Path
-    work_dir: Path
-    space: Space
-    grid: Grid
-    dataset: str
-    folds: int
-    seed: int
-    versions: Mapping[str, str]
 
 
 def _name(path: Path, kind: str) -> str:
@@ -117,67 +30,77 @@ def _name(path: Path, kind: str) -> str:
 
 
 def plan_storage(
-    group_plan: GroupPlan, people: Iterable[Participant], *, synthetic: bool
-) -> list[StoragePlan]:
-    """Name the folders that the PETs of people are stored in.
+    study: Study, subjects: Iterable[Participant], *, synthetic: bool
+) -> list[StoredImage]:
+    """Name the folders that the PETs of subjects are stored in.
 
     Parameters
     ----------
-    group_plan : GroupPlan
+    study : Study
         The run.
-    people : iterable of Participant
+    subjects : iterable of Participant
         Controls and patients.
     synthetic : bool
         Whether synthetic PETs are wanted, too.
     """
-    plans = {}  # by name: two PETs of a visit have one synthetic PET
-    for subject in people:
+    images = {}  # by name: two PETs of a visit have one synthetic PET
+    for subject in subjects:
         wanted = [] if subject.pet is None else [("real", subject.pet, subject.session)]
         if synthetic and subject.synthetic is not None:
-            wanted.append(("synthetic", subject.synthetic.path, subject.visit.session))
+            wanted.append(("synthetic", subject.synthetic, subject.visit.session))
         for kind, path, session in wanted:
             name = _name(path, kind)
-            plans[name] = StoragePlan(
+            images[name] = StoredImage(
                 name,
                 subject.label,
                 session,
                 {"pet": path},
                 ("pet",) if kind == "real" else (),
                 subject.visit.brain_mask,
-                group_plan.work_dir / VOLUMES / name,
+                study.work_dir / VOLUMES / name,
                 coverage_path(path) if kind == "real" else None,
             )
-    return list(plans.values())
+    return list(images.values())
 
 
-def join_stored(one: Participant, stored: Mapping[str, StoredImage]) -> StoredSubject:
-    """Join a participant with what was stored of it; what could not be stored is None."""
-    made = None if one.synthetic is None else stored.get(_name(one.synthetic.path, "synthetic"))
-    real = None if one.pet is None else stored.get(_name(one.pet, "real"))
-    if real is not None and made is not None:
-        real = StoredImage(real.name, real.folder, real.sha256, made)
-    return StoredSubject(one, real, made)
+def join_stored(subject: Participant, stored: Mapping[str, StoredImage]) -> Participant:
+    """Let a participant know what was stored of it; what could not be stored is None."""
+    made = None
+    if subject.synthetic is not None:
+        made = stored.get(_name(subject.synthetic, "synthetic"))
+    pet = None if subject.pet is None else stored.get(_name(subject.pet, "real"))
+    if pet is not None:
+        pet = replace(pet, synthetic=made)
+    return replace(subject, stored_pet=pet, stored_synthetic=made)
 
 
-@dataclass(frozen=True)
-class TrainingImage:
-    """An image that detectors are trained on, and whose."""
+def join_cohort(cohort: Subjects, stored: Mapping[str, StoredImage]) -> Subjects:
+    """Keep controls of whom a PET was stored, and patients of whom a real one was."""
+    controls = [join_stored(control, stored) for control in cohort.controls]
+    patients = [join_stored(patient, stored) for patient in cohort.patients]
+    return replace(
+        cohort,
+        controls=tuple(c for c in controls if c.stored_pet or c.stored_synthetic),
+        patients=tuple(patient for patient in patients if patient.stored_pet),
+    )
 
-    participant: Participant
-    image: StoredImage
-    synthetic: bool
+
+def assume_cohort(study: Study, cohort: Subjects, *, synthetic: bool) -> Subjects:
+    """Give the cohort that a run has where all images can be stored: nothing is."""
+    images = plan_storage(study, [*cohort.controls, *cohort.patients], synthetic=synthetic)
+    return join_cohort(cohort, {image.name: image for image in images})
 
 
 def choose_training_images(
-    training_set: str, controls: Sequence[StoredSubject], synthetic_controls: str
-) -> list[TrainingImage]:
+    training_set: str, controls: Sequence[Participant], synthetic_controls: str
+) -> list[StoredImage]:
     """Choose what a training set holds.
 
     Parameters
     ----------
     training_set : {"real", "hybrid", "synthetic"}
         Real PETs, both, or synthetic ones.
-    controls : sequence of StoredSubject
+    controls : sequence of Participant
         All.
     synthetic_controls : {"t1w-only", "all"}
         Whose synthetic PET is taken: that of controls without a real one, or of all.
@@ -187,11 +110,12 @@ def choose_training_images(
     UnusableDataError
         If a kind of image that the set needs is not there at all.
     """
-    real = [TrainingImage(c.participant, c.real, False) for c in controls if c.real is not None]
+    real = [control.stored_pet for control in controls if control.stored_pet is not None]
     made = [
-        TrainingImage(c.participant, c.synthetic, True)
-        for c in controls
-        if c.synthetic is not None and (synthetic_controls == "all" or c.participant.pet is None)
+        control.stored_synthetic
+        for control in controls
+        if control.stored_synthetic is not None
+        and (synthetic_controls == "all" or control.pet is None)
     ]
     if training_set != "synthetic" and not real:
         raise UnusableDataError(
@@ -226,7 +150,7 @@ def refuse_folds(folds: int, controls: int) -> None:
         )
 
 
-def deal(controls: Sequence[StoredSubject], folds: int, seed: int) -> dict[str, int]:
+def deal(controls: Sequence[Participant], folds: int, seed: int) -> dict[str, int]:
     """Deal controls out to folds: those with a real PET evenly, then those without.
 
     Returns
@@ -239,8 +163,8 @@ def deal(controls: Sequence[StoredSubject], folds: int, seed: int) -> dict[str, 
     UsageError, UnusableDataError
         As :func:`refuse_folds`.
     """
-    real = sorted({control.participant.label for control in controls if control.real is not None})
-    others = sorted({control.participant.label for control in controls} - set(real))
+    real = sorted({control.label for control in controls if control.stored_pet is not None})
+    others = sorted({control.label for control in controls} - set(real))
     refuse_folds(folds, len(real) + len(others))
     random = np.random.default_rng(seed)
     order = [part[k] for part in (real, others) for k in random.permutation(len(part))]
@@ -248,19 +172,19 @@ def deal(controls: Sequence[StoredSubject], folds: int, seed: int) -> dict[str, 
 
 
 def split(
-    trained: Sequence[TrainingImage],
-    controls: Sequence[StoredSubject],
+    trained: Sequence[StoredImage],
+    controls: Sequence[Participant],
     dealt: Mapping[str, int],
     folds: int,
     seed: int,
-) -> list[DetectorFold]:
+) -> list[Fold]:
     """Say for each fold what it is trained on, and whom it holds out.
 
     Parameters
     ----------
-    trained : sequence of Trained
+    trained : sequence of StoredImage
         The training set.
-    controls : sequence of StoredSubject
+    controls : sequence of Participant
         Whose real PETs are scored by the fold that leaves them out, in the training set or not.
     dealt : mapping
         As :func:`deal` gives it.
@@ -273,46 +197,188 @@ def split(
         If a fold is left with fewer than two controls to train on.
     """
     parts = []
+    scored = [control.stored_pet for control in controls if control.stored_pet is not None]
     for number in range(1, folds + 1):
-        chosen = [model for model in trained if dealt[model.participant.label] != number]
-        people = {one.participant.label for one in chosen}
-        held_out = [
-            control.real
-            for control in controls
-            if control.real is not None and dealt[control.participant.label] == number
-        ]
-        if len(people) < FEWEST:
+        training = [image for image in trained if dealt[image.participant] != number]
+        held_out = [image for image in scored if dealt[image.participant] == number]
+        count = len({image.participant for image in training})
+        if count < FEWEST:
             raise UnusableDataError(
-                f"fold {number} has {len(people)} control(s) to train on, and needs {FEWEST}; add "
+                f"fold {number} has {count} control(s) to train on, and needs {FEWEST}; add "
                 "controls, or choose more --folds"
             )
-        images = [one.image for one in chosen]
-        parts.append(DetectorFold(number, images, held_out, seed_of(seed, number)))
+        parts.append(Fold(number, training, held_out, seed_of(seed, "encoder", number)))
     return parts
 
 
-def seed_of(seed: int, fold: int) -> int:
-    """Derive the seed of one fold from that of the run."""
-    sequence = np.random.SeedSequence([seed, zlib.crc32(b"encoder"), fold])
-    return int(sequence.generate_state(1)[0])
-
-
 def list_training_controls(
-    trained: Sequence[TrainingImage], dealt: Mapping[str, int]
-) -> tuple[Control, ...]:
+    trained: Sequence[StoredImage], controls: Sequence[Participant], dealt: Mapping[str, int]
+) -> list[dict[str, object]]:
     """Tell what detectors were trained on, as their card does."""
-    told = []
-    for model in trained:
-        made = model.participant.synthetic if model.synthetic else None
-        session = model.participant.visit.session if model.synthetic else model.participant.session
+    makers = {control.label: control.maker for control in controls}
+    told = list[dict[str, object]]()
+    for image in trained:
+        maker = None if image.real else makers[image.participant]
         told.append(
-            Control(
-                participant=model.participant.label,
-                session=session,
-                synthetic=model.synthetic,
-                generator="" if made is None else made.generator,
-                generator_sha256="" if made is None else made.sha256,
-                fold=dealt[model.participant.label],
-            )
+            {
+                "participant": image.participant,
+                "session": image.session,
+                "synthetic": not image.real,
+                "generator": "" if maker is None else maker.name,
+                "generator_sha256": "" if maker is None else maker.sha256,
+                "fold": dealt[image.participant],
+            }
         )
-    return tuple(told)
+    return told
+
+
+def keep_with_t1w(patients: Sequence[Participant]) -> tuple[list[Participant], list[Problem]]:
+    """Keep patients whose results can be carried to their T1w; tell of others."""
+    absent = {
+        visit: path
+        for visit in dict.fromkeys(patient.visit for patient in patients)
+        for path in (template_to_t1w(visit), native_t1w(visit))
+        if not path.is_file()
+    }
+    problems = [_problem(visit, _absent(path)) for visit, path in absent.items()]
+    return [patient for patient in patients if patient.visit not in absent], problems
+
+
+def mask_on_grid(study: Study, subjects: Sequence[Participant]) -> Path | None:
+    """Give the first brain mask that lies on the grid; None where nobody has one."""
+    masks = {subject.label: subject.visit.brain_mask for subject in subjects}
+    lost = {problem.subject for problem in refuse_other_grids(masks.items(), study.grid)}
+    return next((mask for label, mask in masks.items() if label not in lost), None)
+
+
+def _absent(path: Path) -> MissingInputError:
+    return MissingInputError(f"{path}: no such file; run the participant level again")
+
+
+def _problem(visit: Preprocessed, error: Mri2petError) -> Problem:
+    return Problem(visit.subject, f"sub-{visit.subject}: {error}", error.exit_code)
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """Masks of lesions by visit of a patient; what is to be told of them, and of who has none."""
+
+    masks: Mapping[Preprocessed, LesionMask]
+    notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def find_masks(settings: Settings, patients: Sequence[Participant]) -> Lesions:
+    """Find masks of lesions, where the settings name a dataset of such.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    patients : sequence of Participant
+        That are to be mapped.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such dataset, or it holds a mask of none of the patients.
+    """
+    root = dict(settings.derivatives).get(LESIONS)
+    if root is None:
+        return Lesions({})
+    masks: dict[Preprocessed, LesionMask] = {}
+    notes, problems = list[str](), list[Problem]()
+    for visit in dict.fromkeys(patient.visit for patient in patients):
+        try:
+            mask = _usable_mask(root, visit, settings)
+        except Mri2petError as error:
+            if not root.is_dir():
+                raise
+            problems.append(_problem(visit, error))
+            continue
+        notes.append(_tell_mask(visit, mask))
+        if mask is not None:
+            masks[visit] = mask
+            notes += inspect(mask.path, orientation=settings.assume_orientation).notes
+    if patients and not (masks or problems):
+        raise no_mask_at_all(root, settings.template)
+    return Lesions(masks, tuple(notes), tuple(problems))
+
+
+def refuse_knowledge(settings: Settings, patients: Sequence[Participant]) -> Lesions:
+    """See that what is known of regions and lesions can be used, before anything is computed.
+
+    Notes are those on lesions, and on how the atlas's header is understood.
+
+    Raises
+    ------
+    Mri2petError
+        If a file or folder that the settings name is not there, or cannot be used.
+    """
+    of_atlas = check_atlas(settings)
+    lesions = find_masks(settings, patients)
+    return replace(lesions, notes=(*of_atlas, *lesions.notes))
+
+
+def keep_usable(study: Study, cohort: Subjects, *, synthetic: bool) -> Subjects:
+    """Keep those whose images lie on the run's grid, patients also with what leads to their T1w.
+
+    Headers alone are looked at: an image may turn out to be damaged later. ``problems`` are those
+    that this finds, without those that the subjects came with.
+    """
+    patients, problems = keep_with_t1w(cohort.patients)
+    everyone = [*cohort.controls, *patients]
+    unfit = refuse_other_grids(
+        [
+            (subject.label, path)
+            for subject in everyone
+            for path in (subject.visit.brain_mask, subject.pet)
+            if path
+        ],
+        study.grid,
+    )
+    odd = refuse_other_grids(
+        [
+            (subject.label, subject.synthetic)
+            for subject in everyone
+            if synthetic and subject.synthetic
+        ],
+        study.grid,
+    )
+    lost, without = ({problem.subject for problem in told} for told in (unfit, odd))
+    controls, kept = (
+        tuple(
+            replace(subject, synthetic=None, maker=None) if subject.label in without else subject
+            for subject in group
+            if subject.label not in lost
+        )
+        for group in (cohort.controls, patients)
+    )
+    return Subjects(controls, kept, cohort.notes, (*problems, *unfit, *odd))
+
+
+def _usable_mask(root: Path, visit: Preprocessed, settings: Settings) -> LesionMask | None:
+    mask = find_lesion_mask(root, visit, settings.template)
+    if mask is not None:
+        check_labels(mask.path, orientation=settings.assume_orientation)
+        if not mask.in_template and not t1w_to_template(visit).is_file():
+            raise _absent(t1w_to_template(visit))
+    return mask
+
+
+def _tell_mask(visit: Preprocessed, mask: LesionMask | None) -> str:
+    who = f"sub-{visit.subject}" + (f" ses-{visit.session}" if visit.session else "")
+    if mask is None:
+        return f"{who}: no mask of lesions; in no curve"
+    how = "resampled" if mask.in_template else "carried from the T1w"
+    return f"{who}: lesions are those of {mask.path.name}, {how} to the grid"
+
+
+def check_atlas(settings: Settings) -> tuple[str, ...]:
+    """See that the atlas can be used; give notes on how its header is understood."""
+    if settings.atlas is None:
+        return ()
+    image, names = settings.atlas
+    check_labels(image, orientation=settings.assume_orientation)
+    read_labels(names)
+    return inspect(image, orientation=settings.assume_orientation).notes

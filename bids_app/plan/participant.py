@@ -2,9 +2,10 @@
 
 import re
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -37,18 +38,18 @@ from bids_app.generators import GeneratorChoice, check_grid, has_seen
 from bids_app.header import Header
 from bids_app.imaging.verdict import DOUBT, FAIL, reasons_of, verdict_of
 from bids_app.imaging.volume import Grid
-from bids_app.interfaces.derivatives import Output
 from bids_app.settings import Settings
 from bids_app.strict import parse_object
 from bids_app.visit import Scan, Selection, Unused, Visit
+from bids_app.workflows.execution import Output
 from bids_app.workflows.participant import (
     PetPlan,
-    Preprocessing,
     init_participant_wf,
     init_preprocessing_wf,
     init_synthesis_from_disk_wf,
 )
-from bids_app.workflows.synthesis import GeneratorFiles, SynthesisPlan, UncertaintyPlan
+from bids_app.workflows.registration import Preprocessing
+from bids_app.workflows.synthesis import SynthesisPlan
 
 VOLUME_AXES = 3
 ADVICE = "give one length of time, in s, a frame"
@@ -294,6 +295,13 @@ ANATOMICAL_OUTPUTS = (  # alike in the workflow's outputnode and in VisitPaths
     "t1w_to_template",
     "template_to_t1w",
 )
+PET_OUTPUTS = (  # likewise
+    "in_template",
+    "in_t1w",
+    "to_t1w",
+    "coverage_in_template",
+    "coverage_in_t1w",
+)
 
 
 @dataclass(frozen=True)
@@ -417,41 +425,24 @@ def doubts_of(plan: VisitPlan) -> list[str]:
     ]
 
 
-def _output(path: Path, sidecar: Sidecar) -> Output:
-    return Output(path, sidecar_path(path), sidecar)
-
-
 def _preprocessing_outputs(plan: VisitPlan, run: ParticipantPlan) -> dict[Path, Output]:
     origin = Provenance(run.bids_dir, run.output_dir, plan.preprocessed, run.version)
     sidecars = preprocessing_sidecars(
         plan.visit, plan.paths, origin, run.space, skull_stripped=False
     )
-    return {path: _output(path, sidecar) for path, sidecar in sidecars.items()}
+    return {path: (path, sidecar) for path, sidecar in sidecars.items()}
 
 
 def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]:
-    plans = []
-    for pet, paths in zip(plan.visit.pets, plan.paths.pets, strict=True):
-        plans.append(
-            PetPlan(
-                pet=pet.path,
-                durations=frame_durations(pet),
-                outputs={
-                    "in_template": outputs[paths.in_template],
-                    "in_t1w": outputs[paths.in_t1w],
-                    "to_t1w": outputs[paths.to_t1w],
-                    "coverage_in_template": outputs[paths.coverage_in_template],
-                    "coverage_in_t1w": outputs[paths.coverage_in_t1w],
-                },
-                orientation=pet.orientation,
-            )
+    return [
+        PetPlan(
+            pet=pet.path,
+            durations=frame_durations(pet),
+            outputs={field: outputs[getattr(paths, field)] for field in PET_OUTPUTS},
+            orientation=pet.orientation,
         )
-    return plans
-
-
-def _files(generator: GeneratorChoice) -> GeneratorFiles:
-    card = generator.card
-    return GeneratorFiles(generator.folder, card.sha256, card.reference_sha256)
+        for pet, paths in zip(plan.visit.pets, plan.paths.pets, strict=True)
+    ]
 
 
 def _was_trained_on(generator: GeneratorChoice, subject: str, run: ParticipantPlan) -> bool:
@@ -478,18 +469,9 @@ def _synthesis_plan(
     spread = None
     if generator.folds:
         told = uncertainty(sidecar, run.space, [fold.card.sha256 for fold in generator.folds])
-        output = _output(plan.paths.uncertainty, told)
-        spread = UncertaintyPlan(tuple(map(_files, generator.folds)), output)
-    return SynthesisPlan(
-        _files(generator),
-        run.fwhm,
-        run.device,
-        _output(plan.paths.synthetic_pet, sidecar),
-        overlap=options.overlap,
-        match_histogram=options.match_histogram,
-        novelty=options.novelty,
-        uncertainty=spread,
-    )
+        spread = plan.paths.uncertainty, told
+    output = plan.paths.synthetic_pet, sidecar
+    return SynthesisPlan(generator, run.fwhm, run.device, output, uncertainty=spread)
 
 
 def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:
@@ -542,24 +524,16 @@ def init_visit_wf(plan: VisitPlan, run: ParticipantPlan) -> Workflow:
     refuse_unprepared(plan, run)
     if run.stage == "synthesize" and run.generator is not None:
         return _from_disk(plan, _synthesis_plan(plan, run, run.generator), run)
+    build: Callable[..., Workflow] = init_preprocessing_wf
+    if run.generator is not None:
+        synthesis = _synthesis_plan(plan, run, run.generator)
+        build = partial(init_participant_wf, synthesis=synthesis)
     outputs = _preprocessing_outputs(plan, run)
-    anatomical = {field: outputs[getattr(plan.paths, field)] for field in ANATOMICAL_OUTPUTS}
-    pets = _pet_plans(plan, outputs)
-    if run.generator is None:
-        return init_preprocessing_wf(
-            t1w=plan.visit.t1w.path,
-            outputs=anatomical,
-            pets=pets,
-            how=run.preprocessing,
-            orientation=plan.visit.t1w.orientation,
-            name=plan.name,
-        )
-    return init_participant_wf(
+    return build(
         t1w=plan.visit.t1w.path,
-        outputs=anatomical,
-        pets=pets,
+        outputs={field: outputs[getattr(plan.paths, field)] for field in ANATOMICAL_OUTPUTS},
+        pets=_pet_plans(plan, outputs),
         how=run.preprocessing,
-        synthesis=_synthesis_plan(plan, run, run.generator),
         orientation=plan.visit.t1w.orientation,
         name=plan.name,
     )

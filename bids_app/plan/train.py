@@ -2,33 +2,25 @@
 
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bids_app.derivatives.description import KEY as VERSION
 from bids_app.derivatives.find import Preprocessed
-from bids_app.derivatives.paths import (
-    FDG_LABEL,
-    coverage_path,
-    derivative_path,
-    resolution_label,
-    sidecar_path,
-)
-from bids_app.derivatives.sidecars import SCALED, Space
+from bids_app.derivatives.paths import FDG_LABEL, coverage_path, derivative_path, resolution_label
+from bids_app.derivatives.sidecars import SCALED
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import read_json
 from bids_app.generators import CROSSVALIDATION
-from bids_app.imaging.volume import Grid
-from bids_app.interfaces.derivatives import Output
+from bids_app.plan.cohort import Study, seed_of
 from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.evaluation import BASELINES, ROWS, ScoreRecord, records_from_json
 from bids_app.synthesis.models import ModelSpec, spec_to_dict
 from bids_app.synthesis.statistics import split
-from bids_app.workflows.training import Fold, FoldOutputs, ModelPlan, StoragePlan, Stored
+from bids_app.workflows.execution import Output
+from bids_app.workflows.training import Fold, ModelPlan, StoredImage
 
 GENERATORS = "generators"
 INTENDED_USE = (
@@ -37,40 +29,7 @@ INTENDED_USE = (
 )
 
 
-@dataclass(frozen=True)
-class Study:
-    """What all rows of a run of the train level have in common.
-
-    Parameters
-    ----------
-    output_dir, work_dir : Path
-        The derivative dataset; intermediate files.
-    space, grid : Space, Grid
-        Of all images.
-    dataset : str
-        Name or DOI of the raw dataset.
-    folds : int
-        Of the cross-validation.
-    fwhm : float
-        Smoothing of a synthetic PET, in mm.
-    seed : int
-        Of all randomness.
-    versions : mapping
-        Name → version of what computes.
-    """
-
-    output_dir: Path
-    work_dir: Path
-    space: Space
-    grid: Grid
-    dataset: str
-    folds: int
-    fwhm: float
-    seed: int
-    versions: Mapping[str, str]
-
-
-def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[StoragePlan]:
+def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[StoredImage]:
     """Name the folders that the volumes of controls are stored in."""
     plans = []
     for control in controls:
@@ -79,7 +38,7 @@ def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[Storage
         )
         folder = study.work_dir / "volumes" / name
         plans.append(
-            StoragePlan(
+            StoredImage(
                 name.replace("+", "_"),
                 control.subject,
                 control.session,
@@ -93,7 +52,7 @@ def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[Storage
     return plans
 
 
-def deal(study: Study, stored: Sequence[Stored]) -> list[Fold]:
+def deal(study: Study, stored: Sequence[StoredImage]) -> list[Fold]:
     """Deal controls out to folds.
 
     Raises
@@ -111,12 +70,6 @@ def deal(study: Study, stored: Sequence[Stored]) -> list[Fold]:
         )
         for number, left_out in enumerate(sets, start=1)
     ]
-
-
-def seed_of(study: Study, name: str, place: int) -> int:
-    """Derive the seed of one fit from that of the run: another one for each row and fold."""
-    sequence = np.random.SeedSequence([study.seed, zlib.crc32(name.encode()), place])
-    return int(sequence.generate_state(1)[0])
 
 
 def _digest(*parts: object) -> str:
@@ -164,11 +117,11 @@ def _output(study: Study, name: str, control: Preprocessed, fold: int) -> Output
         "SmoothingFWHM": study.fwhm,
         "TrainedOnThisParticipant": False,
     }
-    return Output(path, sidecar_path(path), sidecar)
+    return path, sidecar
 
 
 def _card(study: Study, name: str, spec: ModelSpec, folds: Sequence[Fold]) -> Card:
-    everyone = sorted({one.participant for fold in folds for one in fold.validation})
+    everyone = sorted({image.participant for fold in folds for image in fold.validation})
     rows = study.grid.affine.tolist()
     return Card(
         name=name,
@@ -207,9 +160,9 @@ def plan_model(
     controls : mapping
         Images by participant label.
     """
-    seeds = [seed_of(study, name, place) for place in range(len(folds) + 1)]
+    seeds = [seed_of(study.seed, name, place) for place in range(len(folds) + 1)]
     values = spec_to_dict(spec)
-    everyone = sorted(one.sha256 for fold in folds for one in fold.validation)
+    everyone = sorted(image.sha256 for fold in folds for image in fold.validation)
     told = [*(fold.digests for fold in folds), everyone]
     places = [*(f"fold-{fold.number}" for fold in folds), "all"]
     checkpoints = [
@@ -219,16 +172,17 @@ def plan_model(
         / f"{place}_{_digest(values, digests, seed, study.fwhm)}"
         for place, digests, seed in zip(places, told, seeds, strict=True)
     ]
-    outputs = [
-        FoldOutputs(
-            records_path(study, name, fold.number),
-            [_output(study, name, controls[v.participant], fold.number) for v in fold.validation],
-        )
+    records = [records_path(study, name, fold.number) for fold in folds]
+    pets = [
+        [
+            _output(study, name, controls[image.participant], fold.number)
+            for image in fold.validation
+        ]
         for fold in folds
     ]
     card = card_values(_card(study, name, spec, folds))
     folder = study.output_dir / GENERATORS / name
-    return ModelPlan(name, values, seeds, checkpoints, outputs, card, folder)
+    return ModelPlan(name, values, seeds, checkpoints, records, pets, card, folder)
 
 
 def baseline_paths(study: Study, folds: Sequence[Fold]) -> list[Path]:
@@ -237,14 +191,6 @@ def baseline_paths(study: Study, folds: Sequence[Fold]) -> list[Path]:
 
 
 Dealt = Mapping[int, frozenset[str]]
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """Records of rows that can stand in one table, and why others cannot."""
-
-    records: list[ScoreRecord]
-    notes: list[str]
 
 
 def _read(path: Path) -> list[ScoreRecord]:
@@ -266,14 +212,22 @@ def _of_row(study: Study, name: str) -> list[ScoreRecord] | None:
 def _dealt(records: list[ScoreRecord]) -> Dealt:
     folds = {record.fold for record in records}
     return {
-        fold: frozenset(one.participant for one in records if one.fold == fold) for fold in folds
+        fold: frozenset(record.participant for record in records if record.fold == fold)
+        for fold in folds
     }
 
 
-def gather_records(study: Study) -> Gathered:
+def gather_records(study: Study) -> tuple[list[ScoreRecord], list[str]]:
     """Gather the scores of all rows that were scored on the same folds as the baselines.
 
     Rows may come from runs of their own, side by side; each lists what all have written so far.
+
+    Returns
+    -------
+    records : list of ScoreRecord
+        Of rows that can stand in one table.
+    notes : list of str
+        Why others cannot.
     """
     baselines = _of_row(study, "baselines")
     records = [] if baselines is None else list(baselines)
@@ -290,4 +244,4 @@ def gather_records(study: Study) -> Gathered:
             notes.append(f"{name}: not in the table, it was cross-validated on other folds")
         else:
             records += own
-    return Gathered(records, notes)
+    return records, notes

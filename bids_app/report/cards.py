@@ -3,92 +3,35 @@
 What is missing or cannot be understood is left out, and a sentence says so.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bids_app.errors import Mri2petError
-from bids_app.files import read_json
-from bids_app.report.page import Cells, as_count, as_value, read_lines
-from bids_app.report.results import as_number
-from bids_app.report.table1 import (
-    Score,
-    ScoreComparison,
+from bids_app.derivatives.sidecars import Faults
+from bids_app.derivatives.table1 import (
+    ALL,
+    HistoryEpoch,
     ScoreRow,
-    comparison_of,
-    full_name_of,
-    in_order,
-    is_baseline,
-    row_of,
-    score_of,
+    rank,
+    read_history,
+    read_scores,
+    read_table1,
+    read_tests,
 )
-from bids_app.synthesis.models import CONFIGURATIONS
-
-ALL: Final = "all"  # the "fold" of the final generator
-
-
-@dataclass(frozen=True)
-class HistoryEpoch:
-    """An epoch of one fold; ``fold`` is its number, or ``all``.
-
-    Losses are means over the epoch's steps, unitless; ``ssim`` is that of the validation volumes,
-    None where it was not measured; ``kept`` tells the epoch whose weights were kept.
-    """
-
-    fold: str
-    number: int
-    generator_loss: float | None
-    discriminator_loss: float | None
-    ssim: float | None
-    kept: bool
-
-
-def epochs_of(lines: Iterable[Cells]) -> tuple[HistoryEpoch, ...]:
-    """Read all epochs, fold by fold; of one that was run twice, the later line counts."""
-    epochs = {}
-    for cells in lines:
-        number = as_count(cells["epoch"])
-        if number is not None:
-            epochs[cells["fold"], number] = HistoryEpoch(
-                fold=cells["fold"],
-                number=number,
-                generator_loss=as_value(cells.get("generator_loss")),
-                discriminator_loss=as_value(cells.get("discriminator_loss")),
-                ssim=as_value(cells.get("ssim_validation")),
-                kept=as_count(cells.get("kept")) == 1,
-            )
-    return tuple(sorted(epochs.values(), key=lambda epoch: (rank(epoch.fold), epoch.number)))
-
-
-def rank(fold: str) -> tuple[bool, float, str]:
-    """Say where a fold stands in a list: by number, the final generator last.
-
-    Examples
-    --------
-    >>> sorted(["all", "10", "2"], key=rank)
-    ['2', '10', 'all']
-    """
-    number = as_value(fold)
-    return fold == ALL, math.inf if number is None else number, fold
-
-
-def folds_of(epochs: Iterable[HistoryEpoch]) -> list[str]:
-    """List the folds, in order."""
-    return sorted({epoch.fold for epoch in epochs}, key=rank)
-
-
-def kept_epoch(epochs: Sequence[HistoryEpoch], fold: str) -> str:
-    """Say which epoch of a fold was kept: ``"137 of 200"``, or ``n/a``."""
-    own = [epoch for epoch in epochs if epoch.fold == fold]
-    kept = [epoch.number for epoch in own if epoch.kept]
-    return f"{kept[-1]} of {own[-1].number}" if kept else "n/a"
-
+from bids_app.errors import Mri2petError
+from bids_app.report.page import UNKNOWN, enumerate_words
+from bids_app.report.table1 import full_name_of, in_order, is_baseline
+from bids_app.synthesis.card import CARD, WEIGHTS, Card, read_card
+from bids_app.synthesis.evaluation import ScoreRecord
+from bids_app.synthesis.models import CONFIGURATIONS, ModelSpec, kind_of
+from bids_app.synthesis.statistics import PairedTest
 
 GENERATORS: Final = "generators"
 CROSS_VALIDATION: Final = "crossvalidation"
-WEIGHT_FILES: Final = "weights.safetensors"
+SHORT: Final = 12  # digits of a SHA-256 that tell it from others
+LOSSES: Final = {"adversarial_weight": "adversarial", "cycle_weight": "cycle", "mse_weight": "MSE"}
+Specs = Mapping[str, ModelSpec | None]  # name of a model → its spec; None where no card tells it
 
 
 @dataclass(frozen=True)
@@ -100,7 +43,7 @@ class TrainedModel:
     rows, scores, comparisons : sequence
         The lines of ``table1.tsv``, ``table1_subjects.tsv`` and ``table1_tests.tsv``.
     cards : dict
-        Model → content of its card.
+        Model → its card.
     histories : dict
         Model → its epochs.
     faults : sequence of str
@@ -108,9 +51,9 @@ class TrainedModel:
     """
 
     rows: Sequence[ScoreRow]
-    scores: Sequence[Score]
-    comparisons: Sequence[ScoreComparison]
-    cards: Mapping[str, Mapping[str, object]]
+    scores: Sequence[ScoreRecord]
+    comparisons: Sequence[PairedTest]
+    cards: Mapping[str, Card]
     histories: Mapping[str, Sequence[HistoryEpoch]]
     faults: Sequence[str]
 
@@ -127,11 +70,17 @@ class TrainedModel:
         return sorted({score.participant for score in self.scores})
 
     @property
-    def folds(self) -> dict[str, int]:
+    def folds(self) -> dict[int, int]:
         """Fold → how many controls it left out."""
         left_out = {(score.fold, score.participant) for score in self.scores if score.fold}
-        folds = sorted((fold for fold, _ in left_out), key=rank)
-        return {fold: folds.count(fold) for fold in dict.fromkeys(folds)}
+        folds = sorted(fold for fold, _ in left_out)
+        return {fold: folds.count(fold) for fold in folds}
+
+    @property
+    def specs(self) -> Specs:
+        """Name of each model → its spec."""
+        cards = {full_name_of(model): self.cards.get(model) for model in self.models}
+        return {name: None if card is None else card.spec for name, card in cards.items()}
 
 
 def find_trained(output_dir: Path) -> TrainedModel:
@@ -142,213 +91,137 @@ def find_trained(output_dir: Path) -> TrainedModel:
     output_dir : Path
         The derivative dataset.
     """
-    table, no_table = read_lines(output_dir, "table1.tsv", ["model"])
-    subjects, no_subjects = read_lines(
-        output_dir, "table1_subjects.tsv", ["model", "participant_id"]
-    )
-    tests, no_tests = read_lines(output_dir, "table1_tests.tsv", ["metric", "model_1", "model_2"])
-    scored = {line["model"] for line in (*table, *subjects) if not is_baseline(line["model"])}
+    faults = Faults(output_dir)
+    rows, scores = read_table1(output_dir, faults), read_scores(output_dir, faults)
+    comparisons = read_tests(output_dir, faults)
     folders = {path.name for path in (output_dir / GENERATORS).glob("*") if path.is_dir()}
-    models = in_order(folders | scored)
-    cards = {model: _read_card(output_dir, model) for model in models}
-    histories = {
-        model: read_lines(output_dir, f"{GENERATORS}/{model}/history.tsv", ["fold", "epoch"])
-        for model in models
-    }
-    faults = [*no_table, *no_subjects, *no_tests]
-    faults += [fault for _, found in cards.values() for fault in found]
-    faults += [fault for _, found in histories.values() for fault in found]
+    scored = {row.model for row in rows} | {score.model for score in scores}
+    models = in_order(folders | {model for model in scored if not is_baseline(model)})
+    cards = {model: _read_card(output_dir / GENERATORS / model, faults) for model in models}
+    histories = {model: read_history(output_dir / GENERATORS / model, faults) for model in models}
     return TrainedModel(
-        rows=[row_of(line) for line in table],
-        scores=[score_of(line) for line in subjects],
-        comparisons=[comparison_of(line) for line in tests],
-        cards={model: card for model, (card, _) in cards.items() if card},
-        histories={model: epochs_of(lines) for model, (lines, _) in histories.items() if lines},
+        rows=rows,
+        scores=scores,
+        comparisons=comparisons,
+        cards={model: card for model, card in cards.items() if card is not None},
+        histories={model: epochs for model, epochs in histories.items() if epochs},
         faults=faults,
     )
 
 
-def _read_card(output_dir: Path, model: str) -> tuple[Mapping[str, object], tuple[str, ...]]:
+def _read_card(folder: Path, faults: Faults) -> Card | None:
     """Read a card; tell of it, or of the weights beside it, if they are not there."""
-    folder = f"{GENERATORS}/{model}"
-    lost = (f"{folder}/{WEIGHT_FILES} is missing.",) * (
-        not (output_dir / folder / WEIGHT_FILES).exists()
-    )
-    card = output_dir / folder / "card.json"
     try:
-        return read_json(card), lost
+        card = read_card(folder, lenient=True)
     except Mri2petError:
-        state = "cannot be read" if card.exists() else "is missing"
-        return {}, (f"{folder}/card.json {state}.", *lost)
+        card = None
+        faults.tell_unread(folder / CARD)
+    if not (folder / WEIGHTS).exists():
+        faults.tell_unread(folder / WEIGHTS)
+    return card
 
 
-UNKNOWN: Final = "unknown"
-SHORT: Final = 12  # digits of a SHA-256 that tell it from others
-WEIGHTS: Final = {"adversarial_weight": "adversarial", "cycle_weight": "cycle", "mse_weight": "MSE"}
+def folds_of(epochs: Iterable[HistoryEpoch]) -> list[str]:
+    """List the folds, in order."""
+    return sorted({epoch.fold for epoch in epochs}, key=rank)
 
 
-@dataclass(frozen=True)
-class Spec:
-    """How a model was built and trained; what its card does not tell is None.
-
-    Parameters
-    ----------
-    tiles : str
-        ``semi3d``, ``patch3d``, or empty.
-    numbers : dict
-        All numbers of the card's spec, by name.
-    size, stride : float or None
-        Of cubes, in voxels.
-    cycle : bool
-        Cycle-GAN, not Simple-GAN.
-    """
-
-    tiles: str
-    numbers: Mapping[str, float]
-    size: float | None
-    stride: float | None
-    cycle: bool
-
-    def tell(self, name: str) -> str:
-        """Write a number of the spec, or that it is unknown."""
-        return f"{self.numbers[name]:g}" if name in self.numbers else UNKNOWN
-
-    def losses(self) -> str:
-        """Write the weights of the losses that count: ``"adversarial 1, cycle 10"``."""
-        told = [
-            f"{word} {self.tell(name)}"
-            for name, word in WEIGHTS.items()
-            if self.numbers.get(name) and (self.cycle or name != "cycle_weight")
-        ]
-        return ", ".join(told) if told else UNKNOWN
+def kept_epoch(epochs: Sequence[HistoryEpoch], fold: str) -> str:
+    """Say which epoch of a fold was kept: ``"137 of 200"``, or ``n/a``."""
+    own = [epoch for epoch in epochs if epoch.fold == fold]
+    kept = [epoch.epoch for epoch in own if epoch.kept == 1]
+    return f"{kept[-1]} of {own[-1].epoch}" if kept else "n/a"
 
 
-@dataclass(frozen=True)
-class GeneratorLine:
-    """A line of the list of generators."""
-
-    folder: str
-    name: str
-    spec: Spec
-    epochs: str
-    sha256: str
-    participants: int
+def tell_number(spec: ModelSpec | None, name: str) -> str:
+    """Write a number of a spec, or that it is unknown."""
+    return UNKNOWN if spec is None else f"{getattr(spec, name):g}"
 
 
-@dataclass(frozen=True)
-class Cohort:
-    """Generators that were trained on the same participants."""
-
-    names: tuple[str, ...]
-    participants: tuple[str, ...]
-
-
-def spec_of(card: Mapping[str, object]) -> Spec:
-    """Read the spec of a card, as far as it can be understood."""
-    found = card.get("spec")
-    told = found if isinstance(found, dict) else {}
-    tiling = told.get("tiling")
-    tiles = tiling if isinstance(tiling, dict) else {}
-    numbers = {name: as_number(value) for name, value in told.items()}
-    return Spec(
-        tiles=str(tiles.get("kind", "")),
-        numbers={name: value for name, value in numbers.items() if value is not None},
-        size=as_number(tiles.get("size")),
-        stride=as_number(tiles.get("stride")),
-        cycle=told.get("cycle") is True,
-    )
+def tell_losses(spec: ModelSpec | None) -> str:
+    """Write the weights of the losses that count: ``"adversarial 1, cycle 10"``."""
+    counting = [] if spec is None else [name for name in LOSSES if getattr(spec, name)]
+    if spec is not None and not spec.cycle:
+        counting = [name for name in counting if name != "cycle_weight"]
+    told = ", ".join(f"{LOSSES[name]} {tell_number(spec, name)}" for name in counting)
+    return told if told else UNKNOWN
 
 
-def participants_of(card: Mapping[str, object]) -> tuple[str, ...]:
-    """List whose images a generator has seen."""
-    found = card.get("participants")
-    return tuple(sorted(map(str, found))) if isinstance(found, list) else ()
+def generator_lines(trained: TrainedModel) -> list[dict[str, str]]:
+    """List the final generators, as the page's template has them."""
+    lines = []
+    for model in trained.models:
+        if model in trained.cards:
+            card = trained.cards[model]
+            kept = kept_epoch(trained.histories.get(model, ()), ALL)
+            planned = f"at most {card.spec.epochs}"
+            line = {
+                "name": full_name_of(model),
+                "epochs": planned if kept == "n/a" else kept.partition(" ")[0],
+                "width": tell_number(card.spec, "width"),
+                "losses": tell_losses(card.spec),
+                "participants": f"{len(card.participants)}",
+                "sha256": card.sha256[:SHORT] if card.sha256 else UNKNOWN,
+                "folder": model,
+            }
+            lines.append(line)
+    return lines
 
 
-def generator_lines(trained: TrainedModel) -> list[GeneratorLine]:
-    """List the final generators."""
-    return [
-        _line(model, trained.cards[model], trained.histories.get(model, ()))
-        for model in trained.models
-        if model in trained.cards
-    ]
-
-
-def cohorts_of(trained: TrainedModel) -> list[Cohort]:
-    """Group generators by whom they were trained on."""
+def cohorts_of(trained: TrainedModel) -> list[tuple[list[str], tuple[str, ...]]]:
+    """Group generators by whom they were trained on: names of generators, and participants."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for model in trained.models:
         if model in trained.cards:
-            seen = participants_of(trained.cards[model])
+            seen = tuple(sorted(trained.cards[model].participants))
             groups.setdefault(seen, []).append(full_name_of(model))
-    return [Cohort(tuple(names), seen) for seen, names in groups.items()]
+    return [(names, seen) for seen, names in groups.items()]
 
 
 def grids_of(trained: TrainedModel) -> list[str]:
     """Tell the grids of all cards, each once: ``"MNI…, 157×189×136 voxels of 1 mm"``."""
-    return list(dict.fromkeys(filter(None, map(_grid, trained.cards.values()))))
+    cards = trained.cards.values()
+    grids = (describe_grid(card.template, card.shape, card.affine) for card in cards)
+    return list(dict.fromkeys(filter(None, grids)))
+
+
+def describe_grid(template: str, shape: Sequence[int], affine: Sequence[Sequence[float]]) -> str:
+    """Tell the grid of a card; empty where it is not known.
+
+    Examples
+    --------
+    >>> describe_grid("MNI", (9, 8, 7), ((2.0, 0.0), (0.0, 2.0)))
+    'MNI, 9×8×7 voxels of 2 mm'
+    """
+    size = f" of {abs(affine[0][0]):g} mm" if affine else ""
+    voxels = f"{'×'.join(map(str, shape))} voxels"
+    return f"{template if template else UNKNOWN}, {voxels}{size}" if shape else ""
 
 
 def statements_of(trained: TrainedModel, key: str) -> list[str]:
     """Gather what the cards say of something, each answer once."""
-    told = [str(card[key]) for card in trained.cards.values() if card.get(key) not in (None, "")]
-    return list(dict.fromkeys(told))
+    told = (getattr(card, key) for card in trained.cards.values())
+    return list(dict.fromkeys(str(value) for value in told if value not in ("", -1)))
 
 
-def enumerate_words(words: Sequence[str]) -> str:
-    """Join words as a sentence does.
-
-    Examples
-    --------
-    >>> enumerate_words(["9", "9", "8"]), enumerate_words(["9"])
-    ('9, 9 and 8', '9')
-    """
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def by_configuration(specs: Mapping[str, Spec], tell: Callable[[Spec], str]) -> str:
+def by_configuration(specs: Specs, tell: Callable[[ModelSpec | None], str]) -> str:
     """Tell something of all models: once if they agree, else for each configuration.
 
     Examples
     --------
-    >>> semi3d, patch3d = (Spec(kind, {}, None, None, cycle=False) for kind in CONFIGURATIONS)
-    >>> by_configuration({"one": semi3d, "other": patch3d}, lambda spec: spec.tiles[-2:])
-    '3d'
-    >>> by_configuration({"one": semi3d, "other": patch3d}, lambda spec: spec.tiles[0])
-    's (semi-3D) and p (3D-patch)'
+    >>> from bids_app.synthesis.models import MODELS
+    >>> by_configuration(MODELS, lambda spec: tell_number(spec, "n_blocks"))
+    '9 (semi-3D) and 2 (3D-patch)'
+    >>> by_configuration(MODELS, lambda spec: tell_number(spec, "beta1"))
+    '0.5'
     """
+    kinds = {name: "" if spec is None else kind_of(spec) for name, spec in specs.items()}
     told = {
-        kind: " or ".join(dict.fromkeys(tell(s) for s in specs.values() if s.tiles == kind))
-        for kind in dict.fromkeys(spec.tiles for spec in specs.values())
+        kind: " or ".join(dict.fromkeys(tell(specs[n]) for n, own in kinds.items() if own == kind))
+        for kind in dict.fromkeys(kinds.values())
     }
     if len(set(told.values())) == 1:
         return next(iter(told.values()))
     return enumerate_words(
         [f"{words} ({CONFIGURATIONS.get(kind, UNKNOWN)})" for kind, words in told.items()]
     )
-
-
-def _line(model: str, card: Mapping[str, object], history: Sequence[HistoryEpoch]) -> GeneratorLine:
-    spec = spec_of(card)
-    kept = kept_epoch(history, ALL)
-    planned = f"at most {spec.tell('epochs')}" if "epochs" in spec.numbers else UNKNOWN
-    return GeneratorLine(
-        folder=model,
-        name=full_name_of(model),
-        spec=spec,
-        epochs=planned if kept == "n/a" else kept.partition(" ")[0],
-        sha256=str(card.get("sha256", UNKNOWN))[:SHORT],
-        participants=len(participants_of(card)),
-    )
-
-
-def _grid(card: Mapping[str, object]) -> str:
-    shape, affine = card.get("shape"), card.get("affine")
-    if not isinstance(shape, list):
-        return ""
-    rows = affine if isinstance(affine, list) else []
-    first = rows[0] if rows and isinstance(rows[0], list) else []
-    edge = as_value(str(first[0])) if first else None
-    size = "" if edge is None else f" of {abs(edge):g} mm"
-    return f"{card.get('template', UNKNOWN)}, {'×'.join(map(str, shape))} voxels{size}"

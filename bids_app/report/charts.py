@@ -5,17 +5,22 @@ Learning curves: losses and validation SSIM of every fold, and which epoch was k
 What smoothing does to SSIM: the mean over controls against the FWHM of the Gaussian.
 
 Violin plots: how a metric is spread over controls, a row of Table 1 beside the others.
+
+What healthy controls have: the highest cluster of each, scored by folds that left it out.
+
+Detection curves: sensitivity against clusters a patient, as Figure 4 of Zotova et al. (2021), and
+free-response curves: sensitivity against the false clusters of a healthy control.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
-from statistics import fmean, stdev
+from math import isfinite, isnan
+from statistics import fmean, mean, median, stdev
 from typing import TYPE_CHECKING, Any, Final
 
 import matplotlib as mpl
@@ -24,8 +29,24 @@ from markupsafe import Markup
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.stats import gaussian_kde
 
-from bids_app.report.cards import ALL, HistoryEpoch, folds_of, kept_epoch, rank
-from bids_app.report.table1 import Score, colour_of, dash_of, full_name_of, in_order, values_of
+from bids_app.derivatives.table1 import ALL, HistoryEpoch, rank
+from bids_app.detection.detectors import TRAINING_SETS, detector_of
+from bids_app.detection.evaluation import CurvePoint, FreePoint
+from bids_app.report.anomalies import (
+    UNITS,
+    Detected,
+    DetectorKey,
+    format_score,
+    in_order,
+    in_rank,
+    key_of,
+    title_of,
+)
+from bids_app.report.cards import folds_of, kept_epoch
+from bids_app.report.page import name_visit
+from bids_app.report.table1 import GREY, colour_of, dash_of, full_name_of, values_of
+from bids_app.report.table1 import in_order as in_paper_order
+from bids_app.synthesis.evaluation import ScoreRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -201,10 +222,10 @@ def describe_range(values: Sequence[float], digits: int) -> str:
 CURVES: Final = 184.0  # px: height of a row of learning curves
 FOLD_DASHES: Final = ("", "6 3", "2 3")  # when there are more folds than colours
 SSIM: Final = "SSIM, validation"
-SERIES: Final[dict[str, Callable[[HistoryEpoch], float | None]]] = {
-    "Loss of the generators": lambda epoch: epoch.generator_loss,
-    "Loss of the discriminators": lambda epoch: epoch.discriminator_loss,
-    SSIM: lambda epoch: epoch.ssim,
+SERIES: Final = {
+    "Loss of the generators": "generator_loss",
+    "Loss of the discriminators": "discriminator_loss",
+    SSIM: "ssim_validation",
 }
 
 
@@ -235,7 +256,7 @@ def draw_curves(histories: Mapping[str, Sequence[HistoryEpoch]]) -> Chart | None
         for axes, (title, series) in zip(part.subplots(1, 3), SERIES.items(), strict=True):
             values = similarities if title == SSIM else _values(epochs, series)
             steep = title != SSIM and is_steep(values)
-            set_axis(axes.xaxis, limits_around(e.number for e in epochs), whole=True)
+            set_axis(axes.xaxis, limits_around(e.epoch for e in epochs), whole=True)
             set_axis(axes.yaxis, limits_around(values, logarithmic=steep), logarithmic=steep)
             axes.set_title(title + " (logarithmic)" * steep)
             _draw_folds(axes, epochs, series, keys, marked=title == SSIM)
@@ -249,10 +270,8 @@ def _fold_key(fold: str, place: int) -> Key:
     return Key(f"fold {fold}", PALETTE[place % len(PALETTE)], dash)
 
 
-def _values(
-    epochs: Sequence[HistoryEpoch], series: Callable[[HistoryEpoch], float | None]
-) -> list[float]:
-    return [value for value in map(series, epochs) if value is not None and isfinite(value)]
+def _values(epochs: Sequence[HistoryEpoch], series: str) -> list[float]:
+    return [value for epoch in epochs if isfinite(value := getattr(epoch, series))]
 
 
 def _describe_curves(histories: Mapping[str, Sequence[HistoryEpoch]]) -> str:
@@ -267,67 +286,55 @@ def _describe_curves(histories: Mapping[str, Sequence[HistoryEpoch]]) -> str:
 def _draw_folds(
     axes: Axes,
     epochs: Sequence[HistoryEpoch],
-    series: Callable[[HistoryEpoch], float | None],
+    series: str,
     keys: Mapping[str, Key],
     *,
     marked: bool,
 ) -> None:
     for fold, key in keys.items():
-        points = {
-            epoch.number: value
-            for epoch in epochs
-            if epoch.fold == fold and (value := series(epoch)) is not None and isfinite(value)
-        }
+        own = [e for e in epochs if e.fold == fold and isfinite(getattr(e, series))]
+        points = {epoch.epoch: getattr(epoch, series) for epoch in own}
         if points:
             numbers, values = list(points), list(points.values())
             axes.plot(numbers, values, color=key.colour, lw=1.4, ls=key.linestyle)
-        kept = [e.number for e in epochs if e.fold == fold and e.kept and e.number in points]
+        kept = [epoch.epoch for epoch in own if epoch.kept == 1]
         if kept and marked:
             axes.plot(kept, [points[number] for number in kept], "o", ms=8, color=key.colour)
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """SSIM of one model, mean over controls, by FWHM in mm."""
-
-    model: str
-    means: dict[float, float]
-
-    @property
-    def best(self) -> float:
-        """The FWHM of the highest SSIM; the least of equals."""
-        return max(self.means, key=lambda fwhm: (self.means[fwhm], -fwhm))
-
-
-def sweeps_of(scores: Sequence[Score]) -> list[Sweep]:
-    """Average over visits, for each model, the SSIM of every FWHM."""
-    swept = []
-    for model in in_order(score.model for score in scores if score.sweep):
+def sweeps_of(scores: Sequence[ScoreRecord]) -> dict[str, dict[float, float]]:
+    """Average over visits, for each model, the SSIM of every FWHM in mm."""
+    swept = {}
+    for model in in_paper_order(score.model for score in scores if score.sweep):
         own = [score.sweep for score in scores if score.model == model]
-        widths = sorted({fwhm for one in own for fwhm in one})
-        means = {fwhm: fmean(one[fwhm] for one in own if fwhm in one) for fwhm in widths}
-        swept.append(Sweep(model, means))
+        widths = sorted({fwhm for sweep in own for fwhm in sweep})
+        swept[model] = {w: fmean(sweep[w] for sweep in own if w in sweep) for w in widths}
     return swept
 
 
-def cautions_of(sweeps: Sequence[Sweep], resolution: float) -> list[str]:
+def best_of(means: Mapping[float, float]) -> float:
+    """Give the FWHM of the highest SSIM; the least of equals."""
+    return max(means, key=lambda fwhm: (means[fwhm], -fwhm))
+
+
+def cautions_of(sweeps: Mapping[str, Mapping[float, float]], resolution: float) -> list[str]:
     """Say where the best smoothing tells less than it seems to.
 
     Parameters
     ----------
-    sweeps : sequence of Sweep
-        What was measured.
+    sweeps : dict
+        Model → FWHM in mm → SSIM.
     resolution : float
         Size of a voxel in mm.
     """
     told = []
-    edge = [full_name_of(sweep.model) for sweep in sweeps if sweep.best == max(sweep.means)]
+    edge = [full_name_of(model) for model, means in sweeps.items() if best_of(means) == max(means)]
     if edge:
         told.append(
             f"{', '.join(edge)}: the widest Gaussian that was tried is the best; a wider one might "
             "be better still."
         )
-    if sweeps and min(sweep.best for sweep in sweeps) < resolution:
+    if sweeps and min(map(best_of, sweeps.values())) < resolution:
         told.append(
             f"A voxel is {resolution:g} mm wide: narrower Gaussians hardly change the images."
         )
@@ -335,13 +342,13 @@ def cautions_of(sweeps: Sequence[Sweep], resolution: float) -> list[str]:
 
 
 @plain_style()
-def draw_sweeps(sweeps: Sequence[Sweep], fwhm: float | None) -> Chart | None:
+def draw_sweeps(sweeps: Mapping[str, Mapping[float, float]], fwhm: float | None) -> Chart | None:
     """Draw a line a model.
 
     Parameters
     ----------
-    sweeps : sequence of Sweep
-        What was measured.
+    sweeps : dict
+        Model → FWHM in mm → SSIM.
     fwhm : float or None
         By which the run smoothed what it wrote, in mm; None if unknown.
 
@@ -354,9 +361,9 @@ def draw_sweeps(sweeps: Sequence[Sweep], fwhm: float | None) -> Chart | None:
         return None
     figure = new_figure(760, 330)
     axes = figure.subplots()
-    low, high = limits_around(width for sweep in sweeps for width in sweep.means)
+    low, high = limits_around(width for means in sweeps.values() for width in means)
     set_axis(axes.xaxis, (low, high))
-    set_axis(axes.yaxis, limits_around(v for sweep in sweeps for v in sweep.means.values()))
+    set_axis(axes.yaxis, limits_around(v for means in sweeps.values() for v in means.values()))
     axes.set_title("SSIM, whole volume", weight="bold")
     axes.set_xlabel("FWHM of the Gaussian (mm)")
     if fwhm is not None and low <= fwhm <= high:
@@ -368,19 +375,15 @@ def draw_sweeps(sweeps: Sequence[Sweep], fwhm: float | None) -> Chart | None:
             xytext=(5, -10),
             textcoords="offset points",
         )
-    keys = []
-    for sweep in sweeps:
-        key = Key(full_name_of(sweep.model), colour_of(sweep.model), dash_of(sweep.model))
-        widths, means = list(sweep.means), list(sweep.means.values())
-        axes.plot(widths, means, color=key.colour, lw=1.6, ls=key.linestyle, marker="o", ms=4.4)
-        axes.plot(sweep.best, max(means), "o", color=key.colour, ms=9)
+    keys, told = [], []
+    for model, means in sweeps.items():
+        key, best = Key(full_name_of(model), colour_of(model), dash_of(model)), best_of(means)
+        widths, values = list(means), list(means.values())
+        axes.plot(widths, values, color=key.colour, lw=1.6, ls=key.linestyle, marker="o", ms=4.4)
+        axes.plot(best, means[best], "o", color=key.colour, ms=9)
         keys.append(key)
-    told = "; ".join(
-        f"{full_name_of(sweep.model)}: best at {sweep.best:g} mm, "
-        f"{describe_range(list(sweep.means.values()), 3)}"
-        for sweep in sweeps
-    )
-    return Chart("SSIM against smoothing", f"{told}.", figure, tuple(keys))
+        told.append(f"{key.name}: best at {best:g} mm, {describe_range(values, 3)}")
+    return Chart("SSIM against smoothing", f"{'; '.join(told)}.", figure, tuple(keys))
 
 
 METRIC_NAMES: Final = {"ssim": "SSIM ↑", "psnr": "PSNR (dB) ↑", "lpips": "LPIPS ↓"}
@@ -392,12 +395,12 @@ GOLDEN: Final = 0.618034  # multiples of it fill 0..1 evenly: dots beside one an
 
 
 @plain_style()
-def draw_violins(scores: Sequence[Score]) -> Chart | None:
+def draw_violins(scores: Sequence[ScoreRecord]) -> Chart | None:
     """Draw SSIM, PSNR and LPIPS of every row, with a dot a control.
 
     Parameters
     ----------
-    scores : sequence of Score
+    scores : sequence of ScoreRecord
         Of all models and baselines. A control with several visits is one dot, at their mean.
 
     Returns
@@ -405,7 +408,7 @@ def draw_violins(scores: Sequence[Score]) -> Chart | None:
     Chart or None
         A panel for each metric that was measured; None if there is none.
     """
-    models = in_order(score.model for score in scores)
+    models = in_paper_order(score.model for score in scores)
     measured = {
         metric: {model: values_of(scores, model, metric) for model in models}
         for metric in METRIC_NAMES
@@ -475,3 +478,273 @@ def half_widths(values: Sequence[float], places: Sequence[float]) -> list[float]
     peak = density(np.linspace(min(values), max(values), POINTS)).max()
     widths: list[float] = (HALF * density(places) / peak).tolist()
     return widths
+
+
+HEADROOM: Final = 1.06  # of the highest value, at the right end of an axis (our choice)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The summed scores of the first clusters of one detector.
+
+    Parameters
+    ----------
+    which : DetectorKey
+        The detector.
+    controls : dict
+        Held-out control → its highest ``sum_score``; 0 where it has no cluster.
+    counts : sequence of int
+        Clusters of each of those controls.
+    patients : dict
+        Patient → its highest ``sum_score``; 0 where it has no cluster.
+    shares : sequence of float
+        Of the brain of controls, what scores above 0; of those of whom it is told.
+    """
+
+    which: DetectorKey
+    controls: Mapping[str, float]
+    counts: Sequence[int]
+    patients: Mapping[str, float]
+    shares: Sequence[float] = ()
+
+    @property
+    def beyond(self) -> list[str]:
+        """Patients whose first cluster is above those of all controls; none without controls."""
+        if not self.controls:
+            return []
+        highest = max(self.controls.values())
+        return [name for name, value in self.patients.items() if value > highest]
+
+
+def calibrations_of(detected: Detected) -> list[Calibration]:
+    """Compare patients with held-out controls, a detector each."""
+    return [_calibration(detected, detector) for detector in detected.detectors]
+
+
+def calibration_lines(calibrations: Sequence[Calibration]) -> list[tuple[str, ...]]:
+    """Lay out what controls have, and how many patients have more: a name, and six cells."""
+    return [_line(calibration) for calibration in calibrations if calibration.controls]
+
+
+@plain_style()
+def draw_calibration(calibrations: Sequence[Calibration], sets: Sequence[str]) -> Chart | None:
+    """Draw, a detector a row, a dot a person: patients above, held-out controls below.
+
+    Returns
+    -------
+    Chart or None
+        None if no control was held out.
+    """
+    shown = [calibration for calibration in calibrations if calibration.controls]
+    if not shown:
+        return None
+    figure = new_figure(WIDTH, 66 * len(shown))
+    rows = figure.subplots(len(shown), squeeze=False)[:, 0]
+    for axes, calibration in zip(rows, shown, strict=True):
+        _draw_people(axes, calibration, colour_of_set(calibration.which[0], sets))
+    trained = dict.fromkeys(calibration.which[0] for calibration in shown)
+    return Chart(
+        "First clusters of patients and of held-out controls",
+        " ".join(f"{name_of(calibration)}: {_tell_beyond(calibration)}." for calibration in shown),
+        figure,
+        (
+            Key("held-out controls", GREY),
+            *(
+                Key(f"patients, detectors trained on {name}", colour_of_set(name, sets))
+                for name in trained
+            ),
+        ),
+    )
+
+
+def _draw_people(axes: Axes, calibration: Calibration, colour: str) -> None:
+    controls, patients = list(calibration.controls.values()), list(calibration.patients.values())
+    highest = max(value for value in [*controls, *patients, 1e-9] if value < LARGEST)
+    set_axis(axes.xaxis, (0.0, HEADROOM * highest))
+    axes.set_ylim(-0.8, 1.6)
+    axes.set_yticks([0.5], [name_of(calibration)], weight="bold")
+    axes.grid(visible=False)
+    axes.axvline(max(controls), color=GREY, lw=1, ls=(0, (3, 3)))
+    axes.plot(controls, [0] * len(controls), "o", ms=8, color=GREY)
+    axes.plot(patients, [1] * len(patients), "o", ms=9, color=colour)
+    axes.text(1.01, 0.5, _tell_beyond(calibration), va="center", transform=axes.transAxes)
+
+
+def name_of(calibration: Calibration) -> str:
+    """Name the detector."""
+    return title_of(*calibration.which)
+
+
+def colour_of_set(training_set: str, sets: Sequence[str]) -> str:
+    """Give the colour of a training set: one a set, from the palette of Okabe and Ito."""
+    colours = (PALETTE[0], PALETTE[5], PALETTE[2], *PALETTE)
+    return colours[in_order([*TRAINING_SETS, *sets]).index(training_set) % len(colours)]
+
+
+def _calibration(detected: Detected, which: DetectorKey) -> Calibration:
+    own = detected.control_scores.get(which, {})
+    names = sorted(own)
+    return Calibration(
+        which=which,
+        controls={name: max(own[name], default=0.0) for name in names},
+        counts=[len(own[name]) for name in names],
+        patients=_patients(detected, which),
+        shares=list(detected.control_shares.get(which, {}).values()),
+    )
+
+
+def _patients(detected: Detected, which: DetectorKey) -> dict[str, float]:
+    highest = {name_visit(*visit): 0.0 for visit in detected.patients_of(which)}
+    for listed in detected.clusters:
+        if key_of(listed) == which:
+            visit = name_visit(listed.participant, listed.session)
+            scores = [one.sum_score for one in listed.clusters if not isnan(one.sum_score)]
+            highest[visit] = max([highest.get(visit, 0.0), *scores])
+    return dict(sorted(highest.items()))
+
+
+def _line(calibration: Calibration) -> tuple[str, ...]:
+    counts, tops = calibration.counts, list(calibration.controls.values())
+    return (
+        name_of(calibration),
+        f"{len(tops)}",
+        f"{median(counts):g} ({min(counts)} to {max(counts)})",
+        format_score(median(tops)),
+        format_score(max(tops)),
+        f"{100 * mean(calibration.shares):.0f} %" if calibration.shares else "n/a",
+        f"{len(calibration.beyond)} of {len(calibration.patients)}",
+    )
+
+
+def _tell_beyond(calibration: Calibration) -> str:
+    patients, controls = len(calibration.patients), len(calibration.controls)
+    return f"{len(calibration.beyond)} of {patients} patients above all {controls} controls"
+
+
+PANEL: Final = 332.0  # px: height of a chart of sensitivities
+ASIDE: Final = 0.05  # clusters by which lines are moved apart, so that equal ones are seen
+MOST_FALSE: Final = 10.0  # false clusters a control up to which a curve is drawn (our choice)
+MOST_CLUSTERS: Final = 12  # up to which every whole number is written
+UNIT_NAMES: Final = {"lesion": "Lesions", "patient": "Patients with a lesion"}
+ACROSS: Final = "clusters kept a patient"
+FALSE: Final = "false clusters of at least that score a healthy control"
+
+
+@plain_style()
+def draw_detection(detected: Detected) -> Chart | None:
+    """Draw sensitivity against clusters: lesions on the left, patients on the right.
+
+    Returns
+    -------
+    Chart or None
+        None where no lesion is known.
+    """
+    shown = [unit for unit in UNITS if any(point.unit == unit for point in detected.curve)]
+    if not shown:
+        return None
+    keys = _keys_of(detected.curve)
+    figure, panels = _draw_panels(shown, ACROSS)
+    most = max(point.clusters for point in detected.curve)
+    for unit, axes in panels.items():
+        limits = (0.6, max(most, 2) + 0.4)
+        set_axis(axes.xaxis, limits, whole=True, most=MOST_CLUSTERS)
+        for place, (which, key) in enumerate(keys.items()):
+            own = [p for p in detected.curve if p.unit == unit and key_of(p) == which]
+            aside = ASIDE * (place - (len(keys) - 1) / 2)
+            _draw_curve(axes, sorted(own, key=lambda p: p.clusters), key, aside)
+    told = _describe(detected.curve, keys)
+    return Chart("Detection curves", told, figure, tuple(keys.values()))
+
+
+@plain_style()
+def draw_responses(detected: Detected) -> Chart | None:
+    """Draw sensitivity against false clusters a control; None where it is not known."""
+    shown = [
+        unit for unit in UNITS if any(response.unit == unit for response in detected.responses)
+    ]
+    if not shown:
+        return None
+    keys = _keys_of(detected.responses)
+    figure, panels = _draw_panels(shown, FALSE)
+    false = [r.false_clusters_per_control for r in detected.responses]
+    end = min(MOST_FALSE, 1.05 * max([0.5, *filter(isfinite, false)]))
+    for unit, axes in panels.items():
+        set_axis(axes.xaxis, (0.0, end))
+        for which, key in keys.items():
+            own = [r for r in detected.responses if r.unit == unit and key_of(r) == which]
+            if own:
+                places, sensitivities = zip(*follow(own, end), strict=True)
+                axes.plot(places, sensitivities, lw=2, color=key.colour, ls=key.linestyle)
+    told = f"Sensitivity at up to {end:g} false clusters a healthy control."
+    return Chart("Free-response curves", told, figure, tuple(keys.values()))
+
+
+def follow(responses: Sequence[FreePoint], end: float) -> list[tuple[float, float]]:
+    """Follow a curve from no false cluster on: the best sensitivity at up to so many of them.
+
+    Examples
+    --------
+    >>> pairs = ((2.0, 0.5), (0.5, 0.25), (1.0, 0.25))
+    >>> follow([FreePoint("real", "ocsvm", "lesion", 9.0, *pair) for pair in pairs], 1.5)
+    [(0.0, 0.0), (0.5, 0.0), (0.5, 0.25), (1.5, 0.25)]
+    """
+    known = sorted((r.false_clusters_per_control, r.sensitivity) for r in responses)
+    if not responses:
+        return []
+    places = [(0.0, 0.0)]
+    for false, sensitivity in known:
+        if false <= end and sensitivity > places[-1][1]:
+            places += [(false, places[-1][1]), (false, sensitivity)]
+    return [*places, (end, places[-1][1])]
+
+
+def _keys_of(lines: Sequence[CurvePoint] | Sequence[FreePoint]) -> dict[DetectorKey, Key]:
+    """Give each detector its line: the colour tells the training set, the dashes the detector."""
+    detectors = in_rank(map(key_of, lines))
+    sets = list(dict.fromkeys(training_set for training_set, _ in detectors))
+    return {
+        which: Key(title_of(*which), colour_of_set(which[0], sets), detector_of(which[1]).dash)
+        for which in detectors
+    }
+
+
+def _draw_panels(units: Sequence[str], across: str) -> tuple[Figure, dict[str, Axes]]:
+    """Make a panel for each unit."""
+    figure = new_figure(WIDTH / len(UNITS) * len(units), PANEL)
+    panels = dict(zip(units, figure.subplots(1, len(units), squeeze=False)[0], strict=True))
+    for unit, axes in panels.items():
+        axes.set_title(f"{UNIT_NAMES[unit]}: sensitivity", weight="bold")
+        axes.set_xlabel(across)
+        set_axis(axes.yaxis, (0.0, 1.0))
+    return figure, panels
+
+
+def _draw_curve(axes: Axes, points: Sequence[CurvePoint], key: Key, aside: float) -> None:
+    """Draw a line, and its intervals where more than one is known."""
+    known = [p for p in points if not isnan(p.low) and not isnan(p.high)]
+    if len(known) > 1:
+        x = [point.clusters + aside for point in known]
+        edges = [point.low for point in known] + [point.high for point in known[::-1]]
+        axes.fill([*x, *x[::-1]], edges, color=key.colour, alpha=0.07, lw=0)
+    if points:
+        across = [point.clusters + aside for point in points]
+        sensitivities = [point.sensitivity for point in points]
+        axes.plot(across, sensitivities, marker="o", ms=6, lw=2, color=key.colour, ls=key.linestyle)
+
+
+def _describe(points: Sequence[CurvePoint], keys: Mapping[DetectorKey, Key]) -> str:
+    """Tell the ends of the lines to those who do not see them."""
+    ends = {
+        (which, unit): max((p for p in points if key_of(p) == which and p.unit == unit), key=_at)
+        for which in keys
+        for unit in sorted({p.unit for p in points if key_of(p) == which})
+    }
+    told = [
+        f"{keys[which].name}, {unit}s: {last.sensitivity:.2f} at {last.clusters} clusters"
+        for (which, unit), last in ends.items()
+    ]
+    return f"{'; '.join(told)}."
+
+
+def _at(point: CurvePoint) -> int:
+    return point.clusters

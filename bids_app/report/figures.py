@@ -12,8 +12,8 @@ by the page's template.
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 from typing import Final, Literal, TypeAlias
@@ -84,16 +84,20 @@ def paint(values: Volume, scale: Scale) -> str:
     str
         A ``data:`` address: JPEG for grey, PNG with a palette for colours.
     """
-    picture = Pillow.fromarray(np.ascontiguousarray(to_bytes(values, scale)))
-    content = io.BytesIO()
-    if scale.colours == "gray":
-        picture.save(content, "JPEG", quality=JPEG_QUALITY)
-        kind = "jpeg"
-    else:
-        picture.putpalette(_palette(scale.colours))
-        picture.save(content, "PNG")
-        kind = "png"
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+    pixels = to_bytes(values, scale)
+    if scale.colours != "gray":
+        return encode(pixels, "PNG", _palette(scale.colours))
+    return encode(pixels, "JPEG", quality=JPEG_QUALITY)
+
+
+def encode(pixels: NDArray[np.uint8], kind: str, palette: bytes = b"", **options: int) -> str:
+    """Write a picture as a ``data:`` address; ``options`` are Pillow's."""
+    picture, content = Pillow.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
+    if palette:
+        picture.putpalette(palette)
+    picture.save(content, kind, **options)
+    text = base64.b64encode(content.getvalue()).decode("ascii")
+    return f"data:image/{kind.lower()};base64,{text}"
 
 
 def paint_bar(scale: Scale) -> str:
@@ -208,26 +212,8 @@ SMOOTHING: Final = 0.7  # voxels; our choice: enough to calm the noise of a T1w
 FEWEST_POINTS: Final = 12  # our choice: shorter lines are specks
 
 
-@dataclass(frozen=True)
-class Outline:
-    """A line to be drawn where a volume crosses a level.
-
-    Parameters
-    ----------
-    name : str
-        What it follows, for the legend.
-    colour : str
-        As CSS writes it.
-    volume : ndarray, (I, J, K)
-        RAS+.
-    level : float
-        In the unit of the volume.
-    """
-
-    name: str
-    colour: str
-    volume: Volume
-    level: float
+# A line where a volume, RAS+, crosses a level: what it follows, its colour, the volume, the level.
+Outline: TypeAlias = tuple[str, str, Volume, float]
 
 
 def tissue_levels(t1w: Volume, brain: Mask) -> tuple[float, float]:
@@ -337,45 +323,35 @@ class Text:
     strong: bool = False
 
 
-@dataclass(frozen=True)
-class Line:
-    """Paths of one colour, each in the place of its slice."""
-
-    name: str
-    colour: str
-    paths: tuple[tuple[str, Spot], ...]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What is seen at one moment."""
-
-    name: str
-    tiles: tuple[Tile, ...]
-
-
-@dataclass(frozen=True)
-class Bar:
-    """The colours of a scale, and what its ends mean."""
-
-    name: str
-    href: str
-    low: str
-    high: str
+Paths: TypeAlias = tuple[tuple[str, Spot], ...]  # as SVG writes them, each in the place of a slice
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing of ``width`` × ``height`` mm; two frames are shown in turn."""
+    """A drawing of ``width`` × ``height`` mm, or px.
+
+    Parameters
+    ----------
+    title, description : str
+        A heading, and words for those who do not see it.
+    frames : tuple of (str, tuple of Tile)
+        What is seen at one moment, and its name; two frames are shown in turn.
+    texts : tuple of Text
+        Over all frames.
+    lines : tuple of (str, str, tuple)
+        Their meaning, their colour, and their paths.
+    bars : tuple of (str, str, str, str)
+        The colours of a scale: their meaning, a picture of them, and what its ends mean.
+    """
 
     title: str
     description: str
     width: float
     height: float
-    frames: tuple[Frame, ...]
+    frames: tuple[tuple[str, tuple[Tile, ...]], ...]
     texts: tuple[Text, ...]
-    lines: tuple[Line, ...] = ()
-    bars: tuple[Bar, ...] = field(default=())
+    lines: tuple[tuple[str, str, Paths], ...] = ()
+    bars: tuple[tuple[str, str, str, str], ...] = ()
 
 
 def place_of(image: Image, section: Section) -> str:
@@ -406,26 +382,24 @@ def show_end(value: float) -> str:
     return words.replace(",", " ").replace("-", "−")
 
 
-def _lay_row(image: Image, sections: Sequence[Section], y: float) -> tuple[Spot, ...]:
-    spots, x = [], MARGIN
+def _lay_row(image: Image, sections: Sequence[Section], y: float) -> list[Spot]:
+    spots, x = list[Spot](), MARGIN
     for section in sections:
         width, height = size_of(image, section.plane)
         spots.append(Spot(section, x, y, width, height))
         x += width + GAP
-    return tuple(spots)
+    return spots
 
 
-def _headers(image: Image, spots: Sequence[Spot]) -> list[Text]:
-    texts = []
-    for spot in spots:
-        first, last = LETTERS_OF[spot.section.plane]
-        y, right = spot.y - 3.5, spot.x + spot.width
-        texts += [
-            Text(first, spot.x + 1, y, "start"),
-            Text(place_of(image, spot.section), spot.x + spot.width / 2, y),
-            Text(last, right - 1, y, "end"),
-        ]
-    return texts
+def head(image: Image, spot: Spot, above: float = 3.5) -> list[Text]:
+    """Write the letters and the place of a slice above it."""
+    first, last = LETTERS_OF[spot.section.plane]
+    y, right = spot.y - above, spot.x + spot.width
+    return [
+        Text(first, spot.x + 1, y, "start"),
+        Text(place_of(image, spot.section), spot.x + spot.width / 2, y),
+        Text(last, right - 1, y, "end"),
+    ]
 
 
 def _name_row(words: str, spots: Sequence[Spot]) -> Text:
@@ -433,37 +407,30 @@ def _name_row(words: str, spots: Sequence[Spot]) -> Text:
     return Text(words, MARGIN - 6, middle, turned=True)
 
 
-def _tiles(layer: Layer, spots: Sequence[Spot]) -> tuple[Tile, ...]:
-    return tuple(
-        Tile(paint(cut(layer.image.data, spot.section), layer.scale), spot) for spot in spots
-    )
+def tile_of(layer: Layer, spot: Spot) -> Tile:
+    """Paint the slice of a layer that lies in a place."""
+    return Tile(paint(cut(layer.image.data, spot.section), layer.scale), spot)
 
 
-def _draw(outline: Outline, spots: Sequence[Spot]) -> Line:
-    paths = (
-        (trace(cut(outline.volume, spot.section), outline.level, (spot.width, spot.height)), spot)
-        for spot in spots
-    )
-    return Line(outline.name, outline.colour, tuple((path, spot) for path, spot in paths if path))
+def draw_line(outline: Outline, spots: Iterable[Spot]) -> tuple[str, str, Paths]:
+    """Draw an outline on all slices."""
+    name, colour, volume, level = outline
+    sizes = ((spot, (spot.width, spot.height)) for spot in spots)
+    paths = ((trace(cut(volume, spot.section), level, size), spot) for spot, size in sizes)
+    return name, colour, tuple((path, spot) for path, spot in paths if path)
 
 
-def bars_of(layers: Sequence[Layer]) -> tuple[Bar, ...]:
-    """Give the colours of each scale once."""
-    scales: Mapping[Scale, None] = dict.fromkeys(layer.scale for layer in layers)
-    return tuple(
-        Bar(
-            name=scale.name,
-            href=paint_bar(scale),
-            low=show_end(scale.low),
-            high=f"{show_end(scale.high)} {scale.unit}".strip(),
-        )
-        for scale in scales
-    )
+def bars_of(layers: Sequence[Layer]) -> tuple[tuple[str, str, str, str], ...]:
+    """Give the colours of each scale once; grey needs no explanation."""
+    scales = dict.fromkeys(layer.scale for layer in layers if layer.scale.colours != "gray")
+    ends = {scale: f"{show_end(scale.high)} {scale.unit}".strip() for scale in scales}
+    return tuple((s.name, paint_bar(s), show_end(s.low), high) for s, high in ends.items())
 
 
-def _describe(names: Sequence[str], image: Image, sections: Sequence[Section]) -> str:
+def describe_slices(names: str, image: Image, sections: Sequence[Section]) -> str:
+    """Tell what is shown, and where, to those who do not see it."""
     places = ", ".join(place_of(image, section) for section in sections)
-    return f"{' and '.join(names)}. Slices at {places}. Left of the participant is on the left."
+    return f"{names}. Slices at {places}. Left of the participant is on the left."
 
 
 def flicker(
@@ -493,19 +460,20 @@ def flicker(
     for plane, count in FLICKER_COUNTS.items():
         row = _lay_row(image, spread(brain, plane, count), y)
         spots += row
-        texts += [*_headers(image, row), _name_row(plane.capitalize(), row)]
+        texts += [text for spot in row for text in head(image, spot)]
+        texts.append(_name_row(plane.capitalize(), row))
         y += max(spot.height for spot in row) + HEADER
     return Figure(
         title=title,
-        description=_describe(
-            [layer.name for layer in layers], image, [spot.section for spot in spots]
+        description=describe_slices(
+            " and ".join(layer.name for layer in layers), image, [spot.section for spot in spots]
         ),
         width=max(spot.x + spot.width for spot in spots),
         height=y - HEADER + GAP,
-        frames=tuple(Frame(layer.name, _tiles(layer, spots)) for layer in layers),
+        frames=tuple((one.name, tuple(tile_of(one, spot) for spot in spots)) for one in layers),
         texts=tuple(texts),
-        lines=tuple(_draw(outline, spots) for outline in outlines),
-        bars=bars_of([layer for layer in layers if layer.scale.colours != "gray"]),
+        lines=tuple(draw_line(outline, spots) for outline in outlines),
+        bars=bars_of(layers),
     )
 
 
@@ -530,15 +498,23 @@ def mosaic(title: str, layers: Sequence[Layer], sections: Sequence[Section]) -> 
     y, tiles, texts = HEADER, list[Tile](), list[Text]()
     for layer in layers:
         row = _lay_row(image, sections, y)
-        texts += [_name_row(layer.name, row)] + (_headers(image, row) if y == HEADER else [])
-        tiles += _tiles(layer, row)
+        texts.append(_name_row(layer.name, row))
+        texts += [text for spot in row for text in head(image, spot) if y == HEADER]
+        tiles += [tile_of(layer, spot) for spot in row]
         y += max(spot.height for spot in row) + GAP
+    names = " and ".join(layer.name for layer in layers)
     return Figure(
         title=title,
-        description=_describe([layer.name for layer in layers], image, sections),
+        description=describe_slices(names, image, sections),
         width=max(spot.x + spot.width for spot in row),
         height=y,
-        frames=(Frame("", tuple(tiles)),),
+        frames=(("", tuple(tiles)),),
         texts=tuple(texts),
-        bars=bars_of([layer for layer in layers if layer.scale.colours != "gray"]),
+        bars=bars_of(layers),
     )
+
+
+def blocks_of(brain: Mask) -> tuple[tuple[Section, ...], ...]:
+    """Choose slices through all of a brain: two rows of axial ones, and one of the others."""
+    axial = spread(brain, "axial", 12)
+    return axial[:6], axial[6:], (*spread(brain, "coronal", 3), *spread(brain, "sagittal", 3))

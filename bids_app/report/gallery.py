@@ -1,7 +1,8 @@
 """The picture per row of Table 1, as Figure 2 of Zotova et al. (2021): one control, all models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import Final
 
@@ -9,62 +10,39 @@ from bids_app.errors import Mri2petError
 from bids_app.nifti import Image
 from bids_app.report.cards import CROSS_VALIDATION
 from bids_app.report.figures import Layer, Scale, Section, crop, field_around, spread
+from bids_app.report.page import name_visit, show
 from bids_app.report.panels import AROUND_BRAIN, DIFFERENCE, UPTAKE, Column, Panel, montage
-from bids_app.report.results import ImageCache, mask_of, show
-from bids_app.report.table1 import Score, best_model, configuration_of, full_name_of, name_in_short
+from bids_app.report.results import ImageCache, mask_of
+from bids_app.report.table1 import best_model, configuration_of, full_name_of, name_in_short
+from bids_app.synthesis.evaluation import ScoreRecord
 
 JUDGED_BY: Final = "ssim_brain"  # whom to show
 GREY: Final = Scale("gray", 0.0, 1.0, "T1w")
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Who is shown.
-
-    Parameters
-    ----------
-    score : Score
-        The visit, by the best model.
-    similarities : dict
-        Model → SSIM in the brain of this visit; None if n/a.
-    """
-
-    score: Score
-    similarities: Mapping[str, float | None]
-
-
-def choose(scores: Sequence[Score]) -> Choice | None:
+def choose(scores: Sequence[ScoreRecord]) -> tuple[ScoreRecord, dict[str, float]] | None:
     """Choose the visit whose SSIM in the brain, by the best model there, is the median.
 
-    Of an even number, the lower one of the two in the middle. None if nothing was measured.
+    Of an even number, the lower one of the two in the middle. Given with it is the SSIM by each
+    model, nan if n/a. None if nothing was measured.
     """
     best = best_model(scores, JUDGED_BY)
-    measured = [
-        (value, score.participant, score.session, score)
-        for score in scores
-        if score.model == best and (value := score.values[JUDGED_BY]) is not None
-    ]
+    measured = [s for s in scores if s.model == best and not isnan(getattr(s.scores, JUDGED_BY))]
     if not measured:
         return None
-    *_, chosen = sorted(measured, key=lambda one: one[:3])[(len(measured) - 1) // 2]
-    same = [score for score in scores if score.visit == chosen.visit]
-    return Choice(chosen, {score.model: score.values[JUDGED_BY] for score in same})
+    measured.sort(key=lambda s: (getattr(s.scores, JUDGED_BY), s.participant, _session(s)))
+    chosen = measured[(len(measured) - 1) // 2]
+    visit = (chosen.participant, chosen.session)
+    same = [score for score in scores if (score.participant, score.session) == visit]
+    return chosen, {score.model: getattr(score.scores, JUDGED_BY) for score in same}
 
 
-def space_label(template: str, resolution: float) -> str:
-    """Spell a grid as ``derivatives.paths`` does in file names; that room is not seen from here.
-
-    Examples
-    --------
-    >>> space_label("MNI152NLin2009aSym", 1.5)
-    'MNI152NLin2009aSym_res-1p5'
-    """
-    size = f"{resolution:.4f}".rstrip("0").rstrip(".").replace(".", "p")
-    return f"{template}_res-{size}"
+def _session(score: ScoreRecord) -> str:
+    return score.session if score.session else ""
 
 
 def draw_gallery(
-    output_dir: Path, scores: Sequence[Score], models: Sequence[str], space: str
+    output_dir: Path, scores: Sequence[ScoreRecord], models: Sequence[str], space: str
 ) -> Panel:
     """Draw T1w, the synthetic PET of each model, the real PET, and what they differ by.
 
@@ -72,7 +50,7 @@ def draw_gallery(
     ----------
     output_dir : Path
         The derivative dataset.
-    scores : sequence of Score
+    scores : sequence of ScoreRecord
         Of all models; they decide whom to show.
     models : sequence of str
         In the order in which they are shown.
@@ -88,88 +66,73 @@ def draw_gallery(
     if choice is None:
         missing = "No SSIM inside the brain was found by which a control could be chosen."
         return Panel("One control, all models", "", missing=missing)
-    title = f"{choice.score.visit}, left out in fold {choice.score.fold}"
+    score, similarities = choice
+    visit = name_visit(score.participant, score.session)
+    title = f"{visit}, left out in fold {score.fold if score.fold else ''}"
+    caption = (
+        f"Of all controls, {visit} has the median SSIM in the brain by "
+        f"{full_name_of(score.model)}, the best model there. Each SYNTHETIC PET is by a "
+        "network that was not trained on this participant. Blue: the real PET is brighter than "
+        "the synthetic one; red: it is less bright."
+    )
+    panel = Panel(title, caption)
     try:
-        return _draw(
-            ImageCache(output_dir), _Files(output_dir, choice.score, space), models, choice, title
-        )
+        return _draw(output_dir, score, space, {m: similarities.get(m) for m in models}, panel)
     except Mri2petError as error:
-        return Panel(title, "", missing=str(error))
+        return replace(panel, missing=str(error))
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Where the images of a visit lie."""
+def _path(root: Path, score: ScoreRecord, modality: str, ending: str) -> Path:
+    """Name an image of a visit."""
+    own = name_visit(score.participant, score.session).split(", ")
+    return root.joinpath(*own, modality, "_".join([*own, f"{ending}.nii.gz"]))
 
-    output_dir: Path
-    score: Score
-    space: str
 
-    def path(self, root: Path, modality: str, ending: str) -> Path:
-        own = [part for part in (self.score.participant, self.score.session) if part]
-        name = "_".join([*own, ending.format(space=f"space-{self.space}")])
-        return root.joinpath(*own, modality, name)
-
-    def anatomy(self, ending: str) -> Path:
-        return self.path(self.output_dir, "anat", f"{{space}}_desc-{ending}.nii.gz")
-
-    def synthetic(self, model: str) -> Path:
-        root = self.output_dir / CROSS_VALIDATION / model
-        return self.path(root, "pet", "trc-18FFDG_{space}_desc-synth_pet.nii.gz")
-
-    def real(self) -> Path:
-        """Find the real PET of the visit, or else of another session of the participant."""
-        own = self.path(self.output_dir, "pet", "trc-18FFDG_{space}_desc-preproc_pet.nii.gz")
-        ending = f"*_trc-18FFDG*_space-{self.space}_desc-preproc_pet.nii.gz"
-        beside = sorted(own.parent.glob(ending))
-        elsewhere = sorted((self.output_dir / self.score.participant).glob(f"**/pet/{ending}"))
-        return next(iter([*beside, *elsewhere]), own)
+def _real(output_dir: Path, score: ScoreRecord, space: str) -> Path:
+    """Find the real PET of a visit, or else of another session of the participant."""
+    own = _path(output_dir, score, "pet", f"trc-18FFDG_space-{space}_desc-preproc_pet")
+    ending = f"*_trc-18FFDG*_space-{space}_desc-preproc_pet.nii.gz"
+    beside = sorted(own.parent.glob(ending))
+    elsewhere = sorted((output_dir / f"sub-{score.participant}").glob(f"**/pet/{ending}"))
+    return next(iter([*beside, *elsewhere]), own)
 
 
 def _draw(
-    shelf: ImageCache, files: _Files, models: Sequence[str], choice: Choice, title: str
+    output_dir: Path,
+    score: ScoreRecord,
+    space: str,
+    similarities: Mapping[str, float | None],
+    panel: Panel,
 ) -> Panel:
-    t1w = shelf.take(files.anatomy("preproc_T1w"))
-    brain = shelf.take(files.anatomy("brain_mask"), t1w)
+    cache = ImageCache(output_dir)
+    t1w = cache.take(_path(output_dir, score, "anat", f"space-{space}_desc-preproc_T1w"))
+    mask = _path(output_dir, score, "anat", f"space-{space}_desc-brain_mask")
+    brain = cache.take(mask, t1w)
     field = field_around(mask_of(brain), brain.zooms, AROUND_BRAIN)
-    paths = {**{model: files.synthetic(model) for model in models}, "": files.real()}
-    images, faults = _take_all(shelf, paths, t1w)
+    ending = f"trc-18FFDG_space-{space}_desc-synth_pet"
+    paths = {
+        model: _path(output_dir / CROSS_VALIDATION / model, score, "pet", ending)
+        for model in similarities
+    }
+    paths[""] = _real(output_dir, score, space)
+    images, faults = cache.take_all(paths, t1w)
     cropped = {name: crop(image, field) for name, image in images.items()}
     grid, real = crop(t1w, field), cropped.pop("", None)
     columns = [
         Column(("", "T1w", ""), Layer("T1w", grid, GREY)),
-        *(_column(model, cropped.get(model), real, choice) for model in models),
+        *(_column(m, cropped.get(m), real, ssim) for m, ssim in similarities.items()),
         Column(("", "Real PET", ""), None if real is None else Layer("Real PET", real, UPTAKE)),
     ]
     sections = _middle(crop(brain, field))
-    caption = (
-        f"Of all controls, {choice.score.visit} has the median SSIM in the brain by "
-        f"{full_name_of(choice.score.model)}, the best model there. Each SYNTHETIC PET is by a "
-        "network that was not trained on this participant. Blue: the real PET is brighter than "
-        f"the synthetic one; red: it is less bright. Real PET: {paths[''].name}."
-    )
     figure = montage("T1w, SYNTHETIC PET of each model, real PET", columns, sections, grid)
-    return Panel(title, " ".join([caption, *faults]), (figure,))
+    told = [panel.caption, f"Real PET: {paths[''].name}.", *faults]
+    return replace(panel, caption=" ".join(told), figures=(figure,))
 
 
-def _take_all(
-    shelf: ImageCache, paths: Mapping[str, Path], grid: Image
-) -> tuple[dict[str, Image], list[str]]:
-    """Read what can be read; say of the rest why it cannot."""
-    images, faults = dict[str, Image](), list[str]()
-    for name, path in paths.items():
-        try:
-            images[name] = shelf.take(path, grid)
-        except Mri2petError as error:
-            faults.append(str(error))
-    return images, faults
-
-
-def _column(model: str, pet: Image | None, real: Image | None, choice: Choice) -> Column:
-    similarity = show(choice.similarities.get(model), 3)
+def _column(model: str, pet: Image | None, real: Image | None, ssim: float | None) -> Column:
     configuration = configuration_of(model)
     above = f"SYNTHETIC, {configuration}" if configuration else "SYNTHETIC"
-    words = (above, name_in_short(model), f"SSIM in the brain {similarity}")
+    words = (above, name_in_short(model), f"SSIM in the brain {show(ssim, 3)}")
     if pet is None:
         return Column(words, None)
     layer = Layer(f"SYNTHETIC PET, {full_name_of(model)}", pet, UPTAKE)

@@ -1,24 +1,31 @@
 """The report of the group level, ``group.html``, from files on disk only."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Final, Unpack
 
+from bids_app.derivatives.detections import Anomaly, Listed, find_anomalies
+from bids_app.derivatives.paths import resolution_label
+from bids_app.detection.card import Control, DetectorCard
+from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import needing_synthetic
-from bids_app.files import write_text
+from bids_app.detection.evaluation import CurvePoint, McNemarTest
 from bids_app.report.anomalies import (
-    Anomaly,
+    UNITS,
     Detected,
-    Found,
-    ListedCluster,
-    find_anomalies,
+    DetectorKey,
+    cells_of,
+    columns_told,
     find_detected,
-    format_expected,
-    format_score,
+    in_rank,
+    is_rare,
+    key_of,
+    name_of,
+    title_of,
 )
-from bids_app.report.cards import enumerate_words
-from bids_app.report.detection_charts import (
+from bids_app.report.cards import describe_grid
+from bids_app.report.charts import (
     Calibration,
     calibration_lines,
     calibrations_of,
@@ -26,70 +33,34 @@ from bids_app.report.detection_charts import (
     draw_detection,
     draw_responses,
 )
-from bids_app.report.detectors import (
-    UNITS,
-    DetectionPoint,
-    DetectorCardSummary,
-    DetectorComparison,
-    DetectorKey,
-    name_of,
-    name_visit,
-    title_of,
-)
-from bids_app.report.gallery import space_label
 from bids_app.report.maps import draw_cluster_maps
-from bids_app.report.methods import group_boilerplate_of
+from bids_app.report.methods import group_methods
 from bids_app.report.page import (
-    RecordSection,
+    UNKNOWN,
     RunSummary,
-    describe_duration,
     describe_settings,
+    detector_of_run,
+    enumerate_words,
+    is_demonstration,
+    name_visit,
     read_record,
-    render,
-    renew,
+    show,
+    write_report,
 )
-from bids_app.report.participant import is_demonstration
-from bids_app.report.results import IMAGE, show
 
 SHOWN: Final = (1, 5, 10)  # clusters a patient at which detectors are compared (our choice)
 SIGNIFICANT: Final = 0.05  # our choice, as that of most of the field
 SMALLEST: Final = 0.001  # p below it are not written out
-NOTHING: Final = ("", "", "")
 
 
-@dataclass(frozen=True)
-class McNemarCell:
-    """At one number of clusters: found by the one alone, by the other alone, and p after Holm."""
+def matches_of(detected: Detected) -> list[dict[str, object]]:
+    """Lay out McNemar's tests, a unit a table; pairs in the order of the detectors.
 
-    only_one: str
-    only_other: str
-    p: str
-    significant: bool = False
-
-
-@dataclass(frozen=True)
-class McNemarPair:
-    """Two detectors."""
-
-    one: str
-    other: str
-    cells: tuple[McNemarCell, ...]
-
-
-@dataclass(frozen=True)
-class McNemarTests:
-    """All pairs on one unit: ``lesion`` or ``patient``."""
-
-    unit: str
-    n: str
-    clusters: tuple[int, ...]
-    pairs: tuple[McNemarPair, ...]
-
-
-def matches_of(detected: Detected) -> list[McNemarTests]:
-    """Lay out the tests, a unit a table; pairs in the order of the detectors."""
+    A cell tells, at one number of clusters, who was found by the one alone and by the other alone,
+    p after Holm, and whether that is small.
+    """
     tables = (_matches([o for o in detected.comparisons if o.unit == unit], unit) for unit in UNITS)
-    return [table for table in tables if table.pairs]
+    return [table for table in tables if table["pairs"]]
 
 
 def show_p(p: float | None) -> str:
@@ -103,112 +74,102 @@ def show_p(p: float | None) -> str:
     return f"< {SMALLEST:g}" if p is not None and p < SMALLEST else show(p, 3)
 
 
-def _matches(comparisons: Sequence[DetectorComparison], unit: str) -> McNemarTests:
-    clusters = tuple(
-        n for n in SHOWN if any(comparison.clusters == n for comparison in comparisons)
-    )
-    known = {
-        (comparison.one, comparison.other, comparison.clusters): comparison
-        for comparison in comparisons
-    }
-    pairs = sorted(
-        {
-            (comparison.one, comparison.other)
-            for comparison in comparisons
-            if comparison.clusters in clusters
-        }
-    )
-    counts = sorted({comparison.n for comparison in comparisons if comparison.n is not None})
-    return McNemarTests(
-        unit=unit,
-        n=" or ".join(map(str, counts)),
-        clusters=clusters,
-        pairs=tuple(
-            McNemarPair(
-                title_of(pair.training_set, pair.detector),
-                title_of(other.training_set, other.detector),
-                tuple(_cell(known.get((pair, other, n))) for n in clusters),
+def _matches(tests: Sequence[McNemarTest], unit: str) -> dict[str, object]:
+    known = {(_one(test), _other(test), test.clusters): test for test in tests}
+    clusters = [n for n in SHOWN if any(test.clusters == n for test in tests)]
+    pairs = [
+        (one, other)
+        for one in in_rank(map(_one, tests))
+        for other in in_rank(map(_other, tests))
+        if any((one, other, n) in known for n in clusters)
+    ]
+    return {
+        "unit": unit,
+        "n": " or ".join(map(str, sorted({test.n for test in tests}))),
+        "clusters": clusters,
+        "pairs": [
+            (
+                title_of(*one),
+                title_of(*other),
+                [_cell(known.get((one, other, n))) for n in clusters],
             )
-            for pair, other in pairs
-        ),
-    )
+            for one, other in pairs
+        ],
+    }
 
 
-def _cell(comparison: DetectorComparison | None) -> McNemarCell:
-    if comparison is None:
-        return McNemarCell("n/a", "n/a", "n/a")
-    p = comparison.p_holm
-    return McNemarCell(
-        only_one=_count_disagreements(comparison.only_one),
-        only_other=_count_disagreements(comparison.only_other),
-        p=show_p(p),
-        significant=p is not None and p < SIGNIFICANT,
-    )
+def _one(test: McNemarTest) -> DetectorKey:
+    return test.training_set_1, test.detector_1
 
 
-def _count_disagreements(value: int | None) -> str:
-    return "n/a" if value is None else str(value)
+def _other(test: McNemarTest) -> DetectorKey:
+    return test.training_set_2, test.detector_2
+
+
+def _cell(test: McNemarTest | None) -> tuple[str, str, str, bool]:
+    if test is None:
+        return "n/a", "n/a", "n/a", False
+    significant = test.p_holm is not None and test.p_holm < SIGNIFICANT
+    return str(test.only_1), str(test.only_2), show_p(test.p_holm), significant
 
 
 FIRST: Final = 3  # ranks that the table of clusters shows of each patient
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A line of the summary: what one detector has found."""
-
-    name: str
-    clusters: str
-    beyond: str
-    lesions_first: str
-    lesions_last: str
-
-
-@dataclass(frozen=True)
-class ClusterRow:
-    """A line of the table of clusters."""
-
-    visit: str
-    page: str
-    cluster: ListedCluster
-    score: str
-    volume: str
-    expected: str
+def describe_card(card: DetectorCard) -> dict[str, object]:
+    """Tell what a card says, as the page's template has it; empty where it does not tell."""
+    made = [control for control in card.controls if control.synthetic]
+    return {
+        "named": ", ".join(map(name_of, card.detectors)),
+        "real": len(card.controls) - len(made),
+        "synthetic": len(made),
+        "generators": _generators(card),
+        "makers": card.makers,
+        "folds": card.folds,
+        "grid": describe_grid(card.template, card.shape, card.affine),
+        "dataset": card.dataset,
+        "intended_use": card.intended_use,
+        "seed": str(card.seed) if card.seed >= 0 else "",
+        "parameters": flatten(card.parameters),
+        "controls": [
+            (_visit(control), _made_by(control), control.fold) for control in card.controls
+        ],
+    }
 
 
-@dataclass(frozen=True)
-class ClusterTable:
-    """The first clusters of all patients by one detector."""
-
-    title: str
-    lines: tuple[ClusterRow, ...]
-    none: tuple[str, ...]
-    regions: bool
-    lesions: bool
+def _visit(control: Control) -> str:
+    participant, session = control.participant, control.session
+    label = None if session is None else session.removeprefix("ses-")
+    return name_visit(participant.removeprefix("sub-"), label)
 
 
-def describe_training(card: DetectorCardSummary) -> str:
-    """Tell whom a detector was trained on.
+def _made_by(control: Control) -> str:
+    """Say what made the synthetic PET of a control; empty for a real one."""
+    if not control.synthetic:
+        return ""
+    return control.generator if control.generator else UNKNOWN
 
-    Examples
-    --------
-    >>> describe_training(DetectorCardSummary("real", "detectors/real", ("ocsvm",), (), {}))
-    'real: its card names no controls.'
-    """
-    total = len(card.members)
+
+def _generators(card: DetectorCard) -> list[str]:
+    """Say what made the synthetic PET, each once."""
+    return list(dict.fromkeys(filter(None, map(_made_by, card.controls))))
+
+
+def describe_training(name: str, card: DetectorCard) -> str:
+    """Tell whom the detectors of a training set were trained on."""
+    total, made = len(card.controls), sum(control.synthetic for control in card.controls)
     if not total:
-        return f"{card.training_set}: its card names no controls."
-    if card.real == total:
-        return f"{card.training_set}: {_count(total, 'control')}, all with real PET."
-    made = f" by {enumerate_words(card.generators)}" if card.generators else ""
-    parts = [f"{card.real} with real PET"] * bool(card.real)
-    parts += [f"{card.synthetic} with SYNTHETIC PET{made}"] * bool(card.synthetic)
-    return f"{card.training_set}: {_count(total, 'control')}, {enumerate_words(parts)}."
+        return f"{name}: its card names no controls."
+    if not made:
+        return f"{name}: {_count(total, 'control')}, all with real PET."
+    parts = [f"{total - made} with real PET"] * (made < total)
+    parts.append(f"{made} with SYNTHETIC PET by {enumerate_words(_generators(card))}")
+    return f"{name}: {_count(total, 'control')}, {enumerate_words(parts)}."
 
 
 def describe_scoring(detected: Detected) -> list[str]:
     """Tell who was scored by what, and which controls stand beside them."""
-    kinds = dict.fromkeys(name_of(detector.detector) for detector in detected.detectors)
+    kinds = dict.fromkeys(name_of(detector) for _, detector in detected.detectors)
     by = f" by {enumerate_words(list(kinds))}" if kinds else ""
     told = [f"{_count(len(detected.participants), 'patient')}, scored{by}."]
     controls = {name for scores in detected.control_scores.values() for name in scores}
@@ -220,32 +181,27 @@ def describe_scoring(detected: Detected) -> list[str]:
     return told
 
 
-def summaries_of(detected: Detected, calibrations: Sequence[Calibration]) -> list[Summary]:
-    """Sum up, a detector a line."""
+def summaries_of(detected: Detected, calibrations: Sequence[Calibration]) -> list[tuple[str, ...]]:
+    """Sum up, a detector a line.
+
+    Name, number of clusters, patients beyond all controls, and the lesions that were found by the
+    first and by all clusters.
+    """
     return [_summary(detected, calibration) for calibration in calibrations]
 
 
-def cluster_tables(detected: Detected) -> list[ClusterTable]:
-    """List the first clusters of each patient, a detector a table."""
-    return [_table(detected, which) for which in detected.detectors]
-
-
-def describe_interval(point: DetectionPoint | None) -> str:
+def describe_interval(point: CurvePoint) -> str:
     """Tell a sensitivity with its interval.
 
     Examples
     --------
-    >>> which = DetectorKey((0, "", 0, ""), "real", "ocsvm")
-    >>> describe_interval(
-    ...     DetectionPoint(which, "lesion", 1, 17, 9, 9 / 17, 0.31, 0.74, None, None)
-    ... )
+    >>> numbers = {"clusters": 1, "n": 17, "found": 9, "sensitivity": 9 / 17, "low": 0.31}
+    >>> false = {"false_clusters_per_patient": 1.0, "false_clusters_per_control": None}
+    >>> describe_interval(CurvePoint("real", "ocsvm", "lesion", high=0.74, **numbers, **false))
     '9 of 17 (53 %; 31 to 74 %)'
     """
-    if point is None or point.n is None or point.found is None:
-        return "n/a"
-    interval = ""
-    if point.low is not None and point.high is not None:
-        interval = f"; {100 * point.low:.0f} to {100 * point.high:.0f} %"
+    known = not isnan(point.low) and not isnan(point.high)
+    interval = f"; {100 * point.low:.0f} to {100 * point.high:.0f} %" if known else ""
     return f"{point.found} of {point.n} ({100 * point.sensitivity:.0f} %{interval})"
 
 
@@ -253,52 +209,51 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _summary(detected: Detected, calibration: Calibration) -> Summary:
+def _summary(detected: Detected, calibration: Calibration) -> tuple[str, ...]:
     which = calibration.which
-    points = sorted(
-        (point for point in detected.curve if point.which == which and point.unit == "lesion"),
-        key=lambda one: one.clusters,
-    )
+    own = [p for p in detected.curve if key_of(p) == which and p.unit == "lesion"]
+    points = sorted(own, key=lambda point: point.clusters)
     beyond = f"{len(calibration.beyond)} of {len(calibration.patients)}"
     if calibration.beyond:
         beyond += f": {'; '.join(calibration.beyond)}"
-    first, last = (points[0], points[-1]) if points else (None, None)
-    return Summary(
-        name=title_of(which.training_set, which.detector),
-        clusters=show(sum(cluster.which == which for cluster in detected.clusters), 0),
-        beyond=beyond if calibration.controls else "n/a",
-        lesions_first=describe_interval(first),
-        lesions_last=describe_interval(last),
+    return (
+        title_of(*which),
+        str(sum(len(one.clusters) for one in detected.clusters if key_of(one) == which)),
+        beyond if calibration.controls else "n/a",
+        *(map(describe_interval, (points[0], points[-1])) if points else ("n/a", "n/a")),
     )
 
 
-def _table(detected: Detected, which: DetectorKey) -> ClusterTable:
-    own = [cluster for cluster in detected.clusters if cluster.which == which]
-    first = sorted(
-        (one for one in own if one.cluster.rank <= FIRST),
-        key=lambda one: (one.participant, one.session, one.cluster.rank),
-    )
-    marked = {(one.participant, one.session) for one in own}
-    without = [one for one in detected.patients_of(which) if one not in marked]
-    clusters = [one.cluster for one in first]
-    return ClusterTable(
-        title=title_of(which.training_set, which.detector),
-        lines=tuple(map(_line, first)),
-        none=tuple(f"sub-{participant}" for participant, _ in without),
-        regions=any(cluster.region for cluster in clusters),
-        lesions=any(cluster.overlap is not None for cluster in clusters),
-    )
+def cluster_table(detected: Detected, which: DetectorKey) -> dict[str, object]:
+    """List the first clusters of each patient by one detector."""
+    own = [listed for listed in detected.clusters if key_of(listed) == which]
+    own.sort(key=lambda listed: (listed.participant, listed.session if listed.session else ""))
+    first = [
+        (listed, cluster)
+        for listed in own
+        for cluster in sorted(listed.clusters, key=lambda cluster: cluster.rank)
+        if cluster.rank <= FIRST
+    ]
+    regions, lesions = columns_told([cluster for _, cluster in first])
+    marked = {(listed.participant, listed.session if listed.session else "") for listed in own}
+    without = [visit for visit in detected.patients_of(which) if visit not in marked]
+    return {
+        "title": title_of(*which),
+        "lines": [_line(listed, cluster) for listed, cluster in first],
+        "none": [f"sub-{participant}" for participant, _ in without],
+        "regions": regions,
+        "lesions": lesions,
+    }
 
 
-def _line(found: Found) -> ClusterRow:
-    return ClusterRow(
-        visit=found.visit,
-        page=f"sub-{found.participant}.html",
-        cluster=found.cluster,
-        score=format_score(found.cluster.sum_score),
-        volume=show(found.cluster.volume, 0),
-        expected=format_expected(found.cluster.expected),
-    )
+def _line(listed: Listed, cluster: Cluster) -> dict[str, object]:
+    return {
+        "visit": name_visit(listed.participant, listed.session),
+        "page": _page(listed.participant),
+        "cells": cells_of(cluster),
+        "cluster": cluster,
+        "rare": is_rare(cluster),
+    }
 
 
 FEW: Final = 20  # held-out controls; with fewer, what to expect of them is coarse (our choice)
@@ -324,12 +279,6 @@ def doubts_of(output_dir: Path, detected: Detected) -> list[str]:
     ]
 
 
-def current(output_dir: Path, anomalies: Sequence[Anomaly], detected: Detected) -> list[Anomaly]:
-    """Leave out maps that an earlier run has left."""
-    own = {one.path for one in detected.maps}
-    return [anomaly for anomaly in anomalies if anomaly.path_in(output_dir) in own]
-
-
 def _left_over(detected: Detected) -> list[str]:
     """Name what lies in the dataset and is not of this run, in one sentence."""
     scored = {one.participant for one in detected.maps}
@@ -351,7 +300,7 @@ def _left_over(detected: Detected) -> list[str]:
     return [f"Left over from an earlier run, and no part of this report: {'; '.join(parts)}."]
 
 
-def _own_cards(detected: Detected) -> Mapping[str, DetectorCardSummary]:
+def _own_cards(detected: Detected) -> Mapping[str, DetectorCard]:
     """Keep cards whose controls are people of this dataset: sub-01 of another is somebody else."""
     return {
         name: card
@@ -364,7 +313,7 @@ def _trained_on_patients(detected: Detected) -> list[str]:
     """Find patients that a detector was trained on, so that it takes them for healthy."""
     patients = set(detected.participants)
     both = {
-        name: patients & {member.participant for member in card.members}
+        name: patients & {_label(control) for control in card.controls}
         for name, card in _own_cards(detected).items()
     }
     return [
@@ -381,11 +330,12 @@ def _synthetic_controls(output_dir: Path, detected: Detected) -> list[str]:
     for name, card in _own_cards(detected).items():
         scored = {
             visit
-            for which, scores in detected.control_scores.items()
-            if which.training_set == name
+            for (training_set, _), scores in detected.control_scores.items()
+            if training_set == name
             for visit in scores
         }
-        lacking = {one for one in _made_up(card, scored) if not _has_pet(output_dir, one)}
+        made = {_label(c) for c in card.controls if c.synthetic and _visit(c) in scored}
+        lacking = {label for label in made if not _has_pet(output_dir, label)}
         if lacking:
             sentences.append(
                 f"Controls of {name} were scored, but no real PET of them is in this dataset: "
@@ -394,17 +344,14 @@ def _synthetic_controls(output_dir: Path, detected: Detected) -> list[str]:
     return sentences
 
 
-def _made_up(card: DetectorCardSummary, scored: Iterable[str]) -> set[str]:
-    visits = set(scored)
-    return {
-        member.participant for member in card.members if member.synthetic and member.visit in visits
-    }
+def _label(control: Control) -> str:
+    return control.participant.removeprefix("sub-")
 
 
 def _has_pet(output_dir: Path, participant: str) -> bool:
     """Tell whether someone has a real PET; of those whose folder is gone it is taken on trust."""
     folder = output_dir / f"sub-{participant}"
-    return not folder.exists() or any(folder.glob(f"**/pet/*_desc-preproc_pet{IMAGE}"))
+    return not folder.exists() or any(folder.glob("**/pet/*_desc-preproc_pet.nii.gz"))
 
 
 def _calibration(detected: Detected) -> list[str]:
@@ -412,8 +359,8 @@ def _calibration(detected: Detected) -> list[str]:
     for name in detected.cards:
         counts = {
             len(scores)
-            for which, scores in detected.control_scores.items()
-            if which.training_set == name and scores
+            for (training_set, _), scores in detected.control_scores.items()
+            if training_set == name and scores
         }
         if not counts:
             sentences.append(
@@ -437,7 +384,7 @@ def _flat_maps(detected: Detected) -> list[str]:
         if without:
             sentences.append(
                 f"{without} of {len(scores)} held-out controls have no cluster by "
-                f"{title_of(which.training_set, which.detector)}. Where that is because many of "
+                f"{title_of(*which)}. Where that is because many of "
                 "their voxels score alike, as with very few controls to train on, too little is "
                 "expected of a healthy control."
             )
@@ -459,7 +406,7 @@ def write_group_report(
 
     What is not told is taken from the last run's record, ``logs/group_report.json``; what is
     told is kept there. It is about what that run has scored, as
-    :func:`bids_app.report.anomalies.write_run` has recorded it.
+    :func:`bids_app.derivatives.detections.write_run` has recorded it.
 
     Parameters
     ----------
@@ -475,80 +422,92 @@ def write_group_report(
     Returns
     -------
     Path
-        The report.
-
-    Raises
-    ------
-    ReadWriteError
-        If report or record cannot be written. A missing file is no error: the report says so.
+        The report, as :func:`bids_app.report.page.write_report`.
     """
-    record = renew(output_dir, NAME, told)
-    detected = find_detected(output_dir, record.detector)
-    space = space_label(template, resolution)
-    page = render("group.html", _values(output_dir, detected, record, space))
-    path = output_dir / f"{NAME}.html"
-    write_text(path, page)
-    return path
+
+    def gather(record: RunSummary) -> dict[str, object]:
+        detected = find_detected(output_dir, detector_of_run(record))
+        space = f"{template}_res-{resolution_label(resolution)}"
+        patients = detected.participants
+        return {
+            "space": space,
+            "doubts": doubts_of(output_dir, detected),
+            "maps": [
+                (_page(label), panel)
+                for label in patients[:MOST_PICTURED]
+                for panel in draw_cluster_maps(
+                    output_dir, _maps(output_dir, label, detected, space)
+                )
+            ],
+            "unpictured": [(_page(one), name_visit(one, None)) for one in patients[MOST_PICTURED:]],
+            "methods": _methods(detected, record),
+            **_detectors(detected),
+            **_results(detected),
+        }
+
+    return write_report(output_dir, NAME, told, "group.html", gather)
 
 
 def write_group_methods(output_dir: Path) -> str:
     """Write the methods paragraph of what the last run did, as plain text."""
     record = read_record(output_dir, NAME)
-    return _methods(find_detected(output_dir, record.detector), record)
+    return _methods(find_detected(output_dir, detector_of_run(record)), record)
 
 
-def _methods(detected: Detected, record: RecordSection) -> str:
-    settings = describe_settings(record.settings)
-    return group_boilerplate_of(detected, record.versions, settings)
-
-
-def _values(
-    output_dir: Path, detected: Detected, record: RecordSection, space: str
-) -> dict[str, object]:
-    pictured, others = detected.participants[:MOST_PICTURED], detected.participants[MOST_PICTURED:]
-    return {
-        "record": record,
-        "duration": describe_duration(record.duration),
-        "space": space,
-        "doubts": doubts_of(output_dir, detected),
-        "maps": [
-            (_page(label), panel)
-            for label in pictured
-            for panel in draw_cluster_maps(output_dir, _maps(output_dir, label, detected, space))
-        ],
-        "unpictured": [(_page(label), name_visit(label, "")) for label in others],
-        "methods": _methods(detected, record),
-        **_detectors(detected),
-        **_results(detected),
-    }
+def _methods(detected: Detected, record: RunSummary) -> str:
+    settings = describe_settings(record["settings"])
+    numbers = [flatten(card.parameters) for card in detected.cards.values()]
+    known = {key.rpartition(".")[2]: v for own in numbers for key, v in own.items()}
+    return group_methods(detected, record["versions"], {**settings, **known})
 
 
 def _maps(output_dir: Path, label: str, detected: Detected, space: str) -> list[Anomaly]:
-    return current(output_dir, find_anomalies(output_dir, label, spaces=(space,)), detected)
+    """Find the maps of a patient, but not those that an earlier run has left."""
+    own = {output_dir / one.path for one in detected.maps}
+    anomalies = find_anomalies(output_dir, label, spaces=(space,))
+    return [anomaly for anomaly in anomalies if anomaly.paths["statmap"] in own]
 
 
 def _page(label: str) -> str:
     return f"sub-{label}.html"
 
 
+def flatten(values: Mapping[str, object], before: str = "") -> dict[str, str]:
+    """Write nested parameters in one level, names joined by a point.
+
+    Examples
+    --------
+    >>> flatten({"nu": 0.03, "network": {"width": 3}})
+    {'nu': '0.03', 'network.width': '3'}
+    """
+    flat = dict[str, str]()
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{before}{key}.")
+        elif value is not None:
+            flat[f"{before}{key}"] = f"{value:g}" if isinstance(value, float) else str(value)
+    return flat
+
+
 def _detectors(detected: Detected) -> dict[str, object]:
     """Gather what was trained on what."""
-    cards = list(detected.cards.values())
+    cards = detected.cards
     makers = sorted(
         {
-            one.name
-            for card in cards
-            for one in card.makers
-            if is_demonstration(one.intended_use, one.trained_on)
+            maker.get("name", UNKNOWN)
+            for card in cards.values()
+            for maker in card.makers
+            if is_demonstration(maker.get("intended_use", ""), maker.get("trained_on", ""))
         }
     )
+    comparing = needing_synthetic(dict.fromkeys(detector for _, detector in detected.detectors))
     return {
-        "cards": cards,
-        "demonstration": any(is_demonstration(c.intended_use, c.dataset) for c in cards),
+        "cards": {name: describe_card(card) for name, card in cards.items()},
+        "demonstration": any(is_demonstration(c.intended_use, c.dataset) for c in cards.values()),
         "makers": enumerate_words(makers) if makers else "",
-        "comparing": _comparing(detected),
-        "synthetic": _tell_synthetic(detected),
-        "training": [describe_training(card) for card in cards],
+        "comparing": list(map(name_of, comparing)),
+        "synthetic": _tell_synthetic(detected, comparing),
+        "training": [describe_training(name, card) for name, card in cards.items()],
         "scoring": describe_scoring(detected),
     }
 
@@ -559,7 +518,7 @@ def _results(detected: Detected) -> dict[str, object]:
     return {
         "evaluated": bool(detected.curve),
         "summaries": summaries_of(detected, calibrations),
-        "tables": cluster_tables(detected),
+        "tables": [cluster_table(detected, which) for which in detected.detectors],
         "curve": draw_detection(detected),
         "free": draw_responses(detected),
         "matches": matches_of(detected),
@@ -568,19 +527,13 @@ def _results(detected: Detected) -> dict[str, object]:
     }
 
 
-def _tell_synthetic(detected: Detected) -> str:
+def _tell_synthetic(detected: Detected, comparing: Iterable[str]) -> str:
     """Say which detectors know synthetic PET; empty if none does."""
-    sets = [name for name, card in detected.cards.items() if card.synthetic]
+    sets = [name for name, card in detected.cards.items() if _generators(card)]
     told = []
     if sets:
         told.append(f"detectors of {enumerate_words(sets)} were trained on synthetic PET")
     told += [
-        f"the detector “{label}” compares real with synthetic PET" for label in _comparing(detected)
+        f"the detector “{name_of(name)}” compares real with synthetic PET" for name in comparing
     ]
     return "; ".join(told)
-
-
-def _comparing(detected: Detected) -> list[str]:
-    """Name the detectors that compare real with synthetic PET."""
-    names = dict.fromkeys(key.detector for key in detected.detectors)
-    return [name_of(name) for name in needing_synthetic(names)]

@@ -8,25 +8,21 @@ from typing import Final
 import numpy as np
 from scipy import ndimage
 
+from bids_app.derivatives.detections import Anomaly, backdrop_of, lesions_of
 from bids_app.errors import Mri2petError
 from bids_app.imaging.volume import Mask, Volume
 from bids_app.nifti import Image
-from bids_app.report.anomalies import Anomaly, backdrop_of, columns_told, lesions_of
-from bids_app.report.detectors import name_of
+from bids_app.report.anomalies import columns_told, name_of
 from bids_app.report.figures import (
     AXIS_OF,
     PLANES,
-    Field,
-    Figure,
     Layer,
-    Line,
     Section,
+    blocks_of,
     crop,
-    cut,
+    draw_line,
     field_around,
     mosaic,
-    spread,
-    trace,
 )
 from bids_app.report.gallery import GREY
 from bids_app.report.panels import (
@@ -41,7 +37,6 @@ from bids_app.report.panels import (
     montage,
     paint_ranks,
     paint_scores,
-    painter_of,
 )
 from bids_app.report.results import ImageCache, mask_of
 
@@ -71,12 +66,12 @@ class ScoreMap:
     heat: Heat
 
 
-def take_score_map(shelf: ImageCache, output_dir: Path, anomaly: Anomaly, *, own: bool) -> ScoreMap:
+def take_score_map(cache: ImageCache, output_dir: Path, anomaly: Anomaly, *, own: bool) -> ScoreMap:
     """Read a score map and what belongs to it.
 
     Parameters
     ----------
-    shelf : ImageCache
+    cache : ImageCache
         Of ``output_dir``.
     output_dir : Path
         The derivative dataset.
@@ -90,16 +85,15 @@ def take_score_map(shelf: ImageCache, output_dir: Path, anomaly: Anomaly, *, own
     MissingInputError, ReadWriteError, UnusableDataError
         If map, T1w or brain mask cannot be read, or do not lie on one grid.
     """
-    backdrop = backdrop_of(output_dir, anomaly, own=own)
-    path, labels = (
-        (anomaly.own_statmap, anomaly.own_labels) if own else (anomaly.statmap, anomaly.labels)
-    )
-    t1w = shelf.take(backdrop.t1w)
-    brain = shelf.take(backdrop.brain, t1w)
-    told = shelf.take(path, t1w)
+    space = "_in_t1w" if own else ""
+    path, labels = (anomaly.paths[f"{part}{space}"] for part in ("statmap", "labels"))
+    t1w_path, mask_path = backdrop_of(output_dir, anomaly, own=own)
+    t1w = cache.take(t1w_path)
+    brain = cache.take(mask_path, t1w)
+    told = cache.take(path, t1w)
     scores = Image(np.where(mask_of(brain) & (told.data != 0), told.data, np.nan), told.affine)
     try:
-        clusters = shelf.take(labels, t1w)
+        clusters = cache.take(labels, t1w)
     except Mri2petError:
         clusters = None
     ranks = None if clusters is None else clusters.data
@@ -140,19 +134,16 @@ def draw_score_map(score_map: ScoreMap, title: str, caption: str) -> Panel:
         crop(image, field) for image in (score_map.brain, score_map.t1w, score_map.scores)
     )
     heat = score_map.heat
-    paint = painter_of([scores.data], lambda _, values: paint_scores(values, heat))
-    bars = (bar_of_scores(heat),)
-    layers = [Layer("T1w and scores", t1w, GREY)]
+    bars, layers = bar_of_scores(heat), [Layer("T1w and scores", t1w, GREY)]
+    rows = (
+        mosaic(name, layers, sections)
+        for name, sections in zip(ROWS, blocks_of(mask_of(brain)), strict=True)
+    )
     figures = (
-        lay_over(mosaic(name, layers, sections), paint, bars)
-        for name, sections in zip(ROWS, _blocks(mask_of(brain)), strict=True)
+        lay_over(row, [scores.data], lambda _, values: paint_scores(values, heat), bars)
+        for row in rows
     )
     return Panel(title, caption, tuple(figures))
-
-
-def _blocks(brain: Mask) -> tuple[tuple[Section, ...], ...]:
-    axial = spread(brain, "axial", 12)
-    return axial[:6], axial[6:], (*spread(brain, "coronal", 3), *spread(brain, "sagittal", 3))
 
 
 LESION: Final = "#00b7ff"  # colour of the line around a lesion: none of the clusters has it
@@ -213,7 +204,7 @@ def sections_through(mask: Mask) -> tuple[Section, ...]:
     return tuple(Section(plane, middle[AXIS_OF[plane]]) for plane in PLANES)
 
 
-def take_lesions(shelf: ImageCache, output_dir: Path, anomaly: Anomaly, grid: Image) -> Mask | None:
+def take_lesions(cache: ImageCache, output_dir: Path, anomaly: Anomaly, grid: Image) -> Mask | None:
     """Read all lesions of a participant as one mask; None if none is known.
 
     A mask that lies there, but that no cluster was compared with, is of an earlier run.
@@ -221,7 +212,7 @@ def take_lesions(shelf: ImageCache, output_dir: Path, anomaly: Anomaly, grid: Im
     if anomaly.clusters and not columns_told(anomaly.clusters)[1]:
         return None
     paths = lesions_of(output_dir, anomaly)
-    masks = [mask_of(shelf.take(path, grid)) for path in paths]
+    masks = [mask_of(cache.take(path, grid)) for path in paths]
     together: Mask | None = np.any(masks, axis=0) if masks else None
     return together if together is not None and together.any() else None
 
@@ -234,13 +225,15 @@ def _attempt(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
 
 
 def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
-    shelf, first = ImageCache(output_dir), anomalies[0]
-    backdrop = backdrop_of(output_dir, first, own=False)
-    t1w = shelf.take(backdrop.t1w)
-    brain = shelf.take(backdrop.brain, t1w)
+    cache, first = ImageCache(output_dir), anomalies[0]
+    t1w_path, mask_path = backdrop_of(output_dir, first, own=False)
+    t1w = cache.take(t1w_path)
+    brain = cache.take(mask_path, t1w)
     field = field_around(mask_of(brain), brain.zooms, AROUND_BRAIN)
-    lesions = take_lesions(shelf, output_dir, first, t1w)
-    shown, volumes, faults = _labels(shelf, anomalies, t1w, field)
+    lesions = take_lesions(cache, output_dir, first, t1w)
+    paths = {number: anomaly.paths["labels"] for number, anomaly in enumerate(anomalies)}
+    labels, faults = cache.take_all(paths, t1w)
+    shown, volumes = [anomalies[n] for n in labels], [one.data[field] for one in labels.values()]
     if not shown:
         return Panel(first.name, "", missing=" ".join(faults))
     grid = crop(t1w, field)
@@ -248,26 +241,14 @@ def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
     sections = best_sections(weigh(volumes)) if inside is None else sections_through(inside)
     columns = [Column(_words(subject), Layer("T1w", grid, GREY)) for subject in shown]
     figure = montage(f"Clusters of {first.name}", columns, sections, grid)
-    hits = [_hits(labels, inside) for labels in volumes]
-    paint = painter_of(volumes, lambda place, labels: paint_ranks(labels, hits[place]))
-    figure = lay_over(figure, paint, bars_of_ranks(lesions=inside is not None))
+    hits = [_hits(volume, inside) for volume in volumes]
+    bars = bars_of_ranks(lesions=inside is not None)
+    figure = lay_over(figure, volumes, lambda n, ranks: paint_ranks(ranks, hits[n]), bars)
     if inside is not None:
-        figure = _outline(figure, inside)
+        outline = ("edge of the lesion", LESION, inside.astype(np.float32), 0.5)
+        spots = dict.fromkeys(tile.spot for tile in figure.frames[0][1])
+        figure = replace(figure, lines=(draw_line(outline, spots),))
     return Panel(first.name, " ".join([_caption(inside), *faults]), (figure,))
-
-
-def _labels(
-    shelf: ImageCache, anomalies: Sequence[Anomaly], grid: Image, field: Field
-) -> tuple[list[Anomaly], list[Volume], list[str]]:
-    """Read the label images that can be read; say of the rest why they cannot."""
-    shown, volumes, faults = list[Anomaly](), list[Volume](), list[str]()
-    for anomaly in anomalies:
-        try:
-            volumes.append(shelf.take(anomaly.labels, grid).data[field])
-            shown.append(anomaly)
-        except Mri2petError as error:
-            faults.append(str(error))
-    return shown, volumes, faults
 
 
 def _hits(labels: Volume, lesions: Mask | None) -> set[int]:
@@ -285,13 +266,3 @@ def _caption(lesions: Mask | None) -> str:
     if lesions is not None:
         return "Slices through the lesion, the same for all."
     return "Slices on which the clusters of all columns together are brightest, the same for all."
-
-
-def _outline(figure: Figure, lesions: Mask) -> Figure:
-    volume = lesions.astype(np.float32)
-    spots = dict.fromkeys(tile.spot for tile in figure.frames[0].tiles)
-    paths = (
-        (trace(cut(volume, spot.section), 0.5, (spot.width, spot.height)), spot) for spot in spots
-    )
-    line = Line("edge of the lesion", LESION, tuple((path, spot) for path, spot in paths if path))
-    return replace(figure, lines=(line,))

@@ -5,28 +5,36 @@ Texts are templates in ``data/report/methods``; here is what fills them in.
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Final
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from bids_app.derivatives.find import RealPet, Results
 from bids_app.report.anomalies import Detected
 from bids_app.report.cards import (
-    UNKNOWN,
-    Spec,
+    Specs,
     TrainedModel,
     by_configuration,
-    enumerate_words,
+    describe_grid,
     grids_of,
-    spec_of,
+    tell_losses,
+    tell_number,
 )
-from bids_app.report.page import TEMPLATES
-from bids_app.report.results import RealPet, Results, as_number, folds_of
-from bids_app.report.table1 import full_name_of
+from bids_app.report.page import TEMPLATES, enumerate_words
+from bids_app.report.results import as_number
+from bids_app.synthesis.models import ModelSpec
+from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 
 REFERENCES: Final = TEMPLATES / "references.toml"
 MORE_REFERENCES: Final = TEMPLATES / "training_references.toml"
 GROUP_REFERENCES: Final = TEMPLATES / "group_references.toml"
+LISTINGS: Final = {
+    "participant": (REFERENCES,),
+    "train": (REFERENCES, MORE_REFERENCES),
+    "group": (REFERENCES, MORE_REFERENCES, GROUP_REFERENCES),
+}
 OWN_TEMPLATE: Final = "MNI152NLin2009aSym"  # the one that comes with nilearn
 TOOLS: Final = {
     "PyTorch": "torch",
@@ -40,94 +48,86 @@ TOOLS: Final = {
     "numba": "numba",
 }  # as texts name them → distribution
 NUMBERS: Final = (
-    *(
-        "n_blocks",
-        "width",
-        "beta1",
-        "beta2",
-        "batch_size",
-        "learning_rate",
-        "pool_size",
-        "patience",
-    ),
+    *("n_blocks", "width", "beta1", "beta2", "batch_size", "learning_rate", "pool_size"),
+    "patience",
 )  # of a spec
+DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
+    "participant": {
+        "template": OWN_TEMPLATE,  # its name
+        "size": "1",  # of a voxel, in mm
+        "skull_stripped": False,  # the input came so, and no brain extraction was done
+        "percentile": 99.9,  # of the brain's intensities, the one that became 1
+        "pet": False,  # there is a real PET
+        "frames_averaged": False,  # it had several
+        "generator": None,  # "Generator" of a synthetic PET's sidecar, if one was made
+        "fwhm": None,  # by which the synthetic PET was smoothed, in mm
+        "compared": False,  # the synthetic PET was measured against a real one
+        "overlap": False,  # overlapping triplets were averaged
+        "matched": False,  # intensities were matched to the training controls'
+        "folds": 0,  # whose generators' predictions were compared
+        "novelty": False,  # the T1w was compared with those of the training controls
+    },
+    "train": {
+        "controls": 0,  # that were scored
+        "folds": (),  # how many each left out
+        "grids": (),  # of the images
+        "fwhm": None,  # by which synthetic PET was smoothed, in mm
+        "lpips": False,  # was measured
+        "tested": False,  # rows were, against one another
+        "losses": {},
+        "semi3d": False,
+        "cubes": (),
+        "schedule": "",
+        "stopped_early": False,
+        "specs": {},  # all these are of tell_specs
+    },
+    "group": {
+        "detectors": (),  # "ocsvm", "zscore", "pseudonormal"
+        "training": (),  # whom each training set holds, as words
+        "synthetic": False,  # some of the controls have synthetic PET
+        "grids": (),  # of the images
+        "folds": 0,  # 0 if unknown
+        "numbers": {},  # settings and parameters of the detectors by name
+        "evaluated": False,  # lesions are known
+        "tested": False,  # detectors were, against one another
+        "free": False,  # there is a free-response curve
+    },
+}
 
 
-def boilerplate(
-    *,
-    versions: Mapping[str, str],
-    template: str = OWN_TEMPLATE,
-    resolution: str = "1",
-    skull_stripped: bool = False,
-    percentile: float = 99.9,
-    pet: bool = False,
-    frames_averaged: bool = False,
-    generator: Mapping[str, object] | None = None,
-    fwhm: float | None = None,
-    compared: bool = False,
-    overlap: bool = False,
-    matched: bool = False,
-    folds: int = 0,
-    novelty: bool = False,
-) -> str:
-    """Write the methods of the participant level and the references they cite, as plain text.
+def write_methods(level: str, versions: Mapping[str, str], told: Mapping[str, object]) -> str:
+    """Write the methods of a level and the references they cite, as plain text.
+
+    Paragraphs that are empty are left out. A reference of ``data/report`` is cited where its key
+    stands in the text.
 
     Parameters
     ----------
+    level : str
+        ``participant``, ``train`` or ``group``.
     versions : dict
         Distribution → version, as ``importlib.metadata`` names them; what is missing is left out.
-    template : str
-        Its name.
-    resolution : str
-        As file names spell it, in mm: ``"1"``, ``"1p5"``.
-    skull_stripped : bool
-        The input came without skull, so that no brain extraction was done.
-    percentile : float
-        Of the brain's intensities, the one that became 1.
-    pet : bool
-        There is a real PET.
-    frames_averaged : bool
-        A real PET had several frames.
-    generator : dict, optional
-        ``Generator`` of a synthetic PET's sidecar; None or empty if none was made.
-    fwhm : float or None
-        By which the synthetic PET was smoothed, in mm.
-    compared : bool
-        The synthetic PET was measured against a real one.
-    overlap, matched : bool
-        Overlapping triplets were averaged; intensities were matched to the training controls'.
-    folds : int
-        Generators of folds whose predictions were compared; 0 if none were.
-    novelty : bool
-        The T1w was compared with those of the training controls.
+    told : dict
+        What was done, by the names in ``DEFAULTS``; what is not told was not done.
 
     Examples
     --------
-    >>> text = boilerplate(versions={"mri2pet": "0.1.0"})
+    >>> text = write_methods("participant", {"mri2pet": "0.1.0"}, {})
     >>> text.startswith("Results were obtained with mri2pet 0.1.0")
     True
     """
-    values: dict[str, object] = {
-        "template": template,
-        "size": resolution.replace("p", "."),
-        "skull_stripped": skull_stripped,
-        "percentile": f"{percentile:g}",
-        "pet": pet,
-        "frames_averaged": frames_averaged,
-        "generator": _describe_generator(generator) if generator else None,
-        "fwhm": _show(fwhm),
-        "compared": compared,
-        "overlap": overlap,
-        "matched": matched,
-        "folds": folds,
-        "novelty": novelty,
-    }
-    return _write("participant.txt", versions, values, REFERENCES)
+    tools = {name: f"{name} {versions.get(key, '')}".strip() for name, key in TOOLS.items()}
+    values = {**DEFAULTS[level], **told}
+    text = TEXTS.get_template(f"{level}.txt").render(tools=tools, **values)
+    body = "\n\n".join(paragraph for paragraph in text.split("\n\n") if paragraph)
+    listed = [item for path in LISTINGS[level] for item in _read(path).items()]
+    cited = sorted(reference for key, reference in listed if key in body)
+    return f"{body}\n\nReferences\n\n" + "\n".join(f"- {text}" for text in cited) + "\n"
 
 
-def boilerplate_of(visits: Sequence[Results], versions: Mapping[str, str]) -> str:
+def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) -> str:
     """Write the methods of a participant, from what sidecars tell."""
-    space = next((visit.space for visit in visits if visit.space), f"{OWN_TEMPLATE}_res-1")
+    space = next((visit.space for visit in visits if visit.space), "")
     moved = [visit.t1w_in_template for visit in visits if visit.t1w_in_template]
     pets = [pet for visit in visits for pet in visit.pets]
     synthetic = [visit.synthetic for visit in visits if visit.synthetic]
@@ -135,202 +135,82 @@ def boilerplate_of(visits: Sequence[Results], versions: Mapping[str, str]) -> st
     generator = first.get("Generator")
     scaling = moved[0].metadata.get("IntensityScaling") if moved else None
     percentile = as_number(scaling.get("Percentile")) if isinstance(scaling, dict) else None
-    return boilerplate(
-        versions=versions,
-        template=space.partition("_res-")[0],
-        resolution=space.partition("_res-")[2],
-        skull_stripped=any(visit.t1w.metadata.get("SkullStripped") is True for visit in visits),
-        percentile=99.9 if percentile is None else percentile,
-        pet=bool(pets),
-        frames_averaged=any(map(_had_frames, pets)),
-        generator=generator if isinstance(generator, dict) else None,
-        fwhm=as_number(first.get("SmoothingFWHM")),
-        compared=any(bool(image.metadata.get("Measures")) for image in synthetic),
-        overlap=first.get("OverlappingTripletsAveraged") is True,
-        matched=bool(first.get("HistogramMatchedTo")),
-        folds=max((len(folds_of(visit)) for visit in visits), default=0),
-        novelty=any(bool(image.metadata.get("Novelty")) for image in synthetic),
-    )
-
-
-def training_boilerplate(
-    *,
-    versions: Mapping[str, str],
-    specs: Mapping[str, Spec],
-    controls: int = 0,
-    folds: Sequence[int] = (),
-    grids: Sequence[str] = (),
-    fwhm: float | None = None,
-    lpips: bool = False,
-    tested: bool = False,
-) -> str:
-    """Write the methods of the train level and the references they cite, as plain text.
-
-    Parameters
-    ----------
-    versions : dict
-        Distribution → version; what is missing is left out.
-    specs : dict
-        Name of a model → its spec.
-    controls : int
-        Participants that were scored.
-    folds : sequence of int
-        How many each fold left out.
-    grids : sequence of str
-        Of the images.
-    fwhm : float or None
-        By which synthetic PET was smoothed, in mm.
-    lpips, tested : bool
-        LPIPS was measured; rows were tested against one another.
-
-    Examples
-    --------
-    >>> text = training_boilerplate(versions={"mri2pet": "0.1.0"}, specs={})
-    >>> text.startswith("Generators of synthetic FDG PET were trained with mri2pet 0.1.0")
-    True
-    """
-    patches = [spec for spec in specs.values() if spec.tiles == "patch3d"]
-    values: dict[str, object] = {
-        "controls": controls,
-        "grids": grids,
-        "losses": {name: spec.losses() for name, spec in specs.items()},
-        "semi3d": any(spec.tiles == "semi3d" for spec in specs.values()),
-        "cubes": dict.fromkeys(map(_describe_cubes, patches)),
-        "specs": {name: _tell(specs, name) for name in NUMBERS},
-        "schedule": by_configuration(specs, _describe_schedule) if specs else "",
-        "stopped_early": any("patience" in spec.numbers for spec in specs.values()),
-        "folds": folds,
-        "left_out": enumerate_words([str(size) for size in folds]) if folds else "",
-        "fwhm": _show(fwhm),
-        "lpips": lpips,
-        "tested": tested,
+    template, _, size = space.partition("_res-")
+    told: dict[str, object] = {
+        "skull_stripped": any(visit.t1w.metadata.get("SkullStripped") is True for visit in visits),
+        "pet": bool(pets),
+        "frames_averaged": any(map(_had_frames, pets)),
+        "generator": generator if isinstance(generator, dict) else None,
+        "fwhm": as_number(first.get("SmoothingFWHM")),
+        "compared": any(bool(image.metadata.get("Measures")) for image in synthetic),
+        "overlap": first.get("OverlappingTripletsAveraged") is True,
+        "matched": bool(first.get("HistogramMatchedTo")),
+        "folds": max((len(visit.folds) for visit in visits), default=0),
+        "novelty": any(bool(image.metadata.get("Novelty")) for image in synthetic),
+        **({"template": template, "size": size.replace("p", ".")} if space else {}),
+        **({} if percentile is None else {"percentile": percentile}),
     }
-    return _write("train.txt", versions, values, REFERENCES, MORE_REFERENCES)
+    return write_methods("participant", versions, told)
 
 
-def training_boilerplate_of(
-    trained: TrainedModel, versions: Mapping[str, str], fwhm: float | None
-) -> str:
+def training_methods(trained: TrainedModel, versions: Mapping[str, str], fwhm: float | None) -> str:
     """Write the methods of the train level, from what tables and cards tell."""
-    return training_boilerplate(
-        versions=versions,
-        specs={
-            full_name_of(model): spec_of(trained.cards.get(model, {})) for model in trained.models
+    told = {
+        **tell_specs(trained.specs),
+        "controls": len(trained.participants),
+        "folds": tuple(trained.folds.values()),
+        "grids": grids_of(trained),
+        "fwhm": fwhm,
+        "lpips": any(not isnan(row.means["lpips"]) for row in trained.rows),
+        "tested": any(not isnan(test.p) for test in trained.comparisons),
+    }
+    return write_methods("train", versions, told)
+
+
+def tell_specs(specs: Specs) -> dict[str, object]:
+    """Tell how models were built and trained, as the text on training has it."""
+    tilings = [spec.tiling for spec in specs.values() if spec is not None]
+    if not specs:
+        return {}
+    return {
+        "losses": {name: tell_losses(spec) for name, spec in specs.items()},
+        "semi3d": any(isinstance(tiling, SliceTriplets) for tiling in tilings),
+        "cubes": dict.fromkeys(filter(None, map(_describe_cubes, specs.values()))),
+        "specs": {
+            name: by_configuration(specs, lambda spec, name=name: tell_number(spec, name))  # type: ignore[misc]
+            for name in NUMBERS
         },
-        controls=len(trained.participants),
-        folds=tuple(trained.folds.values()),
-        grids=grids_of(trained),
-        fwhm=fwhm,
-        lpips=any(row.means["lpips"] is not None for row in trained.rows),
-        tested=any(comparison.p is not None for comparison in trained.comparisons),
-    )
+        "schedule": by_configuration(specs, _describe_schedule),
+        "stopped_early": bool(tilings),
+    }
 
 
-def group_boilerplate(
-    *,
-    versions: Mapping[str, str],
-    detectors: Sequence[str] = (),
-    training: Sequence[str] = (),
-    synthetic: bool = False,
-    grids: Sequence[str] = (),
-    folds: str = "",
-    numbers: Mapping[str, str] | None = None,
-    evaluated: bool = False,
-    tested: bool = False,
-    free: bool = False,
+def group_methods(
+    detected: Detected, versions: Mapping[str, str], numbers: Mapping[str, str]
 ) -> str:
-    """Write the methods of the group level and the references they cite, as plain text.
+    """Write the methods of the group level, from what tables and cards tell.
 
-    Parameters
-    ----------
-    versions : dict
-        Distribution → version; what is missing is left out.
-    detectors : sequence of str
-        ``ocsvm``, ``zscore``, ``pseudonormal``.
-    training : sequence of str
-        Whom each training set holds, as words: ``"real (35 controls, all with real PET)"``.
-    synthetic : bool
-        Some of the controls have synthetic PET.
-    grids : sequence of str
-        Of the images.
-    folds : str
-        How many; empty if unknown.
-    numbers : dict, optional
-        Settings and parameters of the detectors by name: ``nu``, ``cluster_extent`` …
-    evaluated, tested, free : bool
-        Lesions are known; detectors were tested against one another; there is a free-response
-        curve.
-
-    Examples
-    --------
-    >>> text = group_boilerplate(versions={"mri2pet": "0.1.0"})
-    >>> text.startswith("Anomalies of FDG PET were mapped with mri2pet 0.1.0")
-    True
+    ``numbers``: settings and parameters of the detectors by name.
     """
-    known = {} if numbers is None else numbers
-
-    def tell(*names: str) -> str:
-        return next((known[name] for name in names if known.get(name)), "")
-
-    values: dict[str, object] = {
-        "detectors": detectors,
+    training, grids = [], []
+    for name, card in detected.cards.items():
+        made = sum(control.synthetic for control in card.controls)
+        real = f"{len(card.controls) - made} controls with real PET"
+        training.append(f"{name} ({real}, {made} with synthetic PET)")
+        grids.append(describe_grid(card.template, card.shape, card.affine))
+    cards = detected.cards.values()
+    told = {
+        "detectors": {detector for _, detector in detected.detectors},
         "training": training,
-        "synthetic": synthetic,
-        "grids": grids,
-        "folds": folds,
-        "nu": tell("nu"),
-        "patch": tell("patch"),
-        "fwhm": tell("zscore_fwhm", "fwhm"),
-        "extent": tell("cluster_extent", "extent"),
-        "smallest": tell("min_cluster_size", "minimum_volume"),
-        "most": tell("clusters", "most"),
-        "evaluated": evaluated,
-        "tested": tested,
-        "free": free,
+        "synthetic": any(control.synthetic for card in cards for control in card.controls),
+        "grids": list(dict.fromkeys(filter(None, grids))),
+        "folds": next((card.folds for card in cards if card.folds), 0),
+        "numbers": numbers,
+        "evaluated": bool(detected.curve),
+        "tested": any(test.p is not None for test in detected.comparisons),
+        "free": bool(detected.responses),
     }
-    listings = (REFERENCES, MORE_REFERENCES, GROUP_REFERENCES)
-    return _write("group.txt", versions, values, *listings)
-
-
-def group_boilerplate_of(
-    detected: Detected, versions: Mapping[str, str], settings: Mapping[str, str]
-) -> str:
-    """Write the methods of the group level, from what tables, cards and settings tell."""
-    cards = list(detected.cards.values())
-    parameters = {
-        key.rpartition(".")[2]: value for card in cards for key, value in card.parameters.items()
-    }
-    return group_boilerplate(
-        versions=versions,
-        detectors=tuple(dict.fromkeys(told.detector for told in detected.detectors)),
-        training=[
-            f"{card.training_set} ({card.real} controls with real PET, {card.synthetic} with "
-            "synthetic PET)"
-            for card in cards
-        ],
-        synthetic=any(card.synthetic for card in cards),
-        grids=list(dict.fromkeys(card.grid for card in cards if card.grid)),
-        folds=next((card.folds for card in cards if card.folds), ""),
-        numbers={**settings, **parameters},
-        evaluated=bool(detected.curve),
-        tested=any(comparison.p is not None for comparison in detected.comparisons),
-        free=bool(detected.responses),
-    )
-
-
-def _write(
-    template: str, versions: Mapping[str, str], values: Mapping[str, object], *listings: Path
-) -> str:
-    """Fill in a template, leave out paragraphs that are empty then, and list what others cite.
-
-    ``listings`` are TOML files, key → reference; one is cited where its key stands.
-    """
-    tools = {name: f"{name} {versions.get(key, '')}".strip() for name, key in TOOLS.items()}
-    text = TEXTS.get_template(template).render(tools=tools, **values)
-    body = "\n\n".join(paragraph for paragraph in text.split("\n\n") if paragraph)
-    listed = [item for path in listings for item in _read(path).items()]
-    cited = sorted(reference for key, reference in listed if key in body)
-    return f"{body}\n\nReferences\n\n" + "\n".join(f"- {text}" for text in cited) + "\n"
+    return write_methods("group", versions, told)
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -346,8 +226,7 @@ def _unfold(template: str) -> str:
 TEXTS: Final = Environment(loader=FunctionLoader(_unfold), undefined=StrictUndefined)
 
 
-def _show(number: float | None) -> str:
-    return "" if number is None else f"{number:g}"
+TEXTS.filters["enumerated"] = enumerate_words
 
 
 def _had_frames(pet: RealPet) -> bool:
@@ -355,28 +234,16 @@ def _had_frames(pet: RealPet) -> bool:
     return isinstance(frames, list) and len(frames) > 1
 
 
-def _describe_generator(told: Mapping[str, object]) -> dict[str, str]:
-    return {
-        "name": " ".join(str(told[key]) for key in ("Name", "Version") if told.get(key)),
-        "sha256": str(told.get("SHA256", "unknown")),
-        "trained_on": str(told.get("TrainedOn", "unknown images")).rstrip("."),
-    }
-
-
-def _tell(specs: Mapping[str, Spec], name: str) -> str:
-    """Tell a number of the specs; empty where there are none."""
-    return by_configuration(specs, lambda spec: spec.tell(name)) if specs else ""
-
-
-def _describe_cubes(spec: Spec) -> tuple[str, str, str]:
+def _describe_cubes(spec: ModelSpec | None) -> tuple[str, str, str] | None:
     """Tell edge and stride in voxels, and how many are drawn; the last is empty for all."""
-    size, stride = (UNKNOWN if side is None else f"{side:g}" for side in (spec.size, spec.stride))
-    drawn = spec.numbers.get("tiles_per_volume", 0)
-    return size, stride, f"{drawn:g}" if drawn else ""
+    if spec is None or not isinstance(spec.tiling, CubicPatches):
+        return None
+    drawn = f"{spec.tiles_per_volume}" if spec.tiles_per_volume else ""
+    return f"{spec.tiling.size}", f"{spec.tiling.stride}", drawn
 
 
-def _describe_schedule(spec: Spec) -> str:
-    whole, constant = (spec.numbers.get(key) for key in ("epochs", "constant_epochs"))
-    falls = whole is not None and constant is not None and constant < whole
-    fall = f", constant for {constant:g} and then falling linearly to 0" if falls else ""
-    return f"at most {spec.tell('epochs')} epochs{fall}"
+def _describe_schedule(spec: ModelSpec | None) -> str:
+    falls = spec is not None and spec.constant_epochs < spec.epochs
+    constant = tell_number(spec, "constant_epochs")
+    fall = f", constant for {constant} and then falling linearly to 0" if falls else ""
+    return f"at most {tell_number(spec, 'epochs')} epochs{fall}"

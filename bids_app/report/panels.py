@@ -5,8 +5,6 @@ a T1w and are not taken for PET. A figure whose files are missing or cannot be r
 sentence that says so.
 """
 
-import base64
-import io
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,19 +12,15 @@ from typing import Final, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image as Pillow
 
+from bids_app.derivatives.find import RealPet, Results
 from bids_app.errors import Mri2petError
 from bids_app.imaging.volume import Mask, Volume
 from bids_app.nifti import Image
 from bids_app.report.charts import WIDTH
 from bids_app.report.figures import (
-    LETTERS_OF,
-    Bar,
     Colours,
     Figure,
-    Frame,
     Layer,
     Outline,
     Scale,
@@ -35,28 +29,23 @@ from bids_app.report.figures import (
     Text,
     Tile,
     bars_of,
+    blocks_of,
     crop,
     cut,
+    describe_slices,
+    encode,
     field_around,
     flicker,
+    head,
     mosaic,
-    paint,
-    place_of,
     show_end,
     size_of,
-    spread,
+    tile_of,
     tissue_levels,
 )
-from bids_app.report.results import (
-    ImageCache,
-    RealPet,
-    Results,
-    describe_measures,
-    folds_of,
-    mask_of,
-)
+from bids_app.report.results import ImageCache, describe_measures, mask_of
 
-Painter: TypeAlias = Callable[[int, Spot], str]
+Bars: TypeAlias = tuple[tuple[str, str, str, str], ...]  # as a figure has them
 
 COLOURS: Final = "plasma"
 HIT: Final = (70, 225, 150)  # of rank 1: a cluster that overlaps a known lesion
@@ -95,7 +84,8 @@ def paint_scores(scores: Volume, heat: Heat) -> str:
     unit = np.clip(finite / heat.high, 0, 1)
     indices = np.where(finite >= heat.threshold, 1 + (unit * 254).round(), 0).astype(np.uint8)
     table = mpl.colormaps[COLOURS](np.linspace(0, 1, 255), bytes=True)[:, :3]
-    return _encode(indices, np.vstack([np.zeros((1, 3)), table]).astype(np.uint8))
+    palette = np.vstack([np.zeros((1, 3)), table]).astype(np.uint8).tobytes()
+    return encode(indices, "PNG", palette, transparency=0)
 
 
 def paint_ranks(labels: Volume, hits: Collection[int]) -> str:
@@ -112,7 +102,8 @@ def paint_ranks(labels: Volume, hits: Collection[int]) -> str:
     table = np.zeros((256, 3))
     for rank in range(1, 256):
         table[rank] = np.array(HIT if rank in hits else OTHER) * brightness(rank)
-    return _encode(indices, table.round().astype(np.uint8))
+    palette = table.round().astype(np.uint8).tobytes()
+    return encode(indices, "PNG", palette, transparency=0)
 
 
 def brightness(rank: int) -> float:
@@ -126,57 +117,41 @@ def brightness(rank: int) -> float:
     return 1 - (1 - FAINTEST) * (min(rank, LAST_RANK) - 1) / (LAST_RANK - 1)
 
 
-def _encode(indices: NDArray[np.uint8], table: NDArray[np.uint8]) -> str:
-    picture = Pillow.fromarray(np.ascontiguousarray(indices))
-    picture.putpalette(table.tobytes())
-    content = io.BytesIO()
-    picture.save(content, "PNG", transparency=0)
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
-
-
-def lay_over(figure: Figure, paint: Painter, bars: tuple[Bar, ...]) -> Figure:
+def lay_over(
+    figure: Figure, volumes: Sequence[Volume], paint: Callable[[int, Volume], str], bars: Bars
+) -> Figure:
     """Lay pictures over those of a figure that is still.
 
     Parameters
     ----------
     figure : Figure
         One frame.
+    volumes : sequence of ndarray, (I, J, K)
+        Take turns from tile to tile.
     paint : callable
-        Gives the picture over one of its tiles: by the tile's number, and its place.
-    bars : tuple of Bar
+        Draws a slice of one of them: from its number, and the slice.
+    bars : tuple
         What the colours mean.
     """
-    (frame,) = figure.frames
-    over = tuple(Tile(paint(n, tile.spot), tile.spot) for n, tile in enumerate(frame.tiles))
-    return replace(figure, frames=(Frame(frame.name, (*frame.tiles, *over)),), bars=bars)
+    ((name, tiles),) = figure.frames
+    places = ((number % len(volumes), tile.spot) for number, tile in enumerate(tiles))
+    over = [Tile(paint(n, cut(volumes[n], spot.section)), spot) for n, spot in places]
+    return replace(figure, frames=((name, (*tiles, *over)),), bars=bars)
 
 
-def bar_of_scores(heat: Heat) -> Bar:
+def bar_of_scores(heat: Heat) -> Bars:
     """Show the colours of scores; those that are not drawn are left out."""
     row = np.linspace(heat.threshold, heat.high, 256, dtype=np.float32)[np.newaxis]
     low, high = show_end(heat.threshold), show_end(heat.high)
-    return Bar("anomaly score", paint_scores(row, heat), low, high)
+    return (("anomaly score", paint_scores(row, heat), low, high),)
 
 
-def bars_of_ranks(*, lesions: bool) -> tuple[Bar, ...]:
+def bars_of_ranks(*, lesions: bool) -> Bars:
     """Show the colours of clusters; where lesions are known, those of hits and of others."""
     row = np.repeat(np.arange(1, LAST_RANK + 1), 16).astype(np.float32)[np.newaxis]
-    last = f"rank {LAST_RANK}"
-    other = Bar("clusters", paint_ranks(row, ()), "rank 1", last)
-    if not lesions:
-        return (other,)
-    hit = Bar("on a lesion", paint_ranks(row, range(1, 256)), "rank 1", last)
-    return (hit, replace(other, name="elsewhere"))
-
-
-def painter_of(volumes: list[Volume], paint: Callable[[int, Volume], str]) -> Painter:
-    """Paint the slices of volumes that take turns from tile to tile."""
-
-    def painted(number: int, spot: Spot) -> str:
-        place = number % len(volumes)
-        return paint(place, cut(volumes[place], spot.section))
-
-    return painted
+    ends = ("rank 1", f"rank {LAST_RANK}")
+    other = ("elsewhere" if lesions else "clusters", paint_ranks(row, ()), *ends)
+    return (("on a lesion", paint_ranks(row, range(1, 256)), *ends), other) if lesions else (other,)
 
 
 WIDEST: Final = 210.0  # px of a column, where there are few (our choice)
@@ -203,14 +178,6 @@ class Column:
     difference: Layer | None = None
 
 
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    layers: tuple[Layer | None, ...]
-    spots: tuple[Spot, ...]
-    empty: str  # said where there is no image
-
-
 def montage(
     title: str, columns: Sequence[Column], sections: Sequence[Section], grid: Image
 ) -> Figure:
@@ -234,75 +201,58 @@ def montage(
     """
     side = min(WIDEST, (WIDTH - MARGIN) / len(columns) - GAP)
     lefts = [MARGIN + place * (side + GAP) for place in range(len(columns))]
-    rows = _rows(columns, sections, grid, lefts, side)
-    layers = [one for row in rows for one in row.layers if one is not None]
     texts = [
         Text(words, x + side / 2, LINE * (n + 0.8), strong=n == 1)
         for x, column in zip(lefts, columns, strict=True)
         for n, words in enumerate(column.words)
     ]
-    names = ", ".join(" ".join(column.words[:2]).strip() for column in columns)
-    places = ", ".join(place_of(grid, section) for section in sections)
-    last = rows[-1].spots[-1]
-    return Figure(
-        title=title,
-        description=f"{names}. Slices at {places}. Left of the participant is on the left.",
-        width=last.x + last.width + GAP,
-        height=last.y + last.height + GAP,
-        frames=(Frame("", tuple(tile for row in rows for tile in _tiles(row))),),
-        texts=(*texts, *(text for row in rows for text in _texts(row, grid))),
-        bars=bars_of([layer for layer in layers if layer.scale.colours != "gray"]),
-    )
-
-
-def _rows(
-    columns: Sequence[Column],
-    sections: Sequence[Section],
-    grid: Image,
-    lefts: Sequence[float],
-    side: float,
-) -> list[_Row]:
-    images = tuple(column.layer for column in columns)
-    differences = tuple(column.difference for column in columns)
-    rows, y = list[_Row](), 3 * LINE
+    images = [column.layer for column in columns]
+    differences = [column.difference for column in columns]
+    tiles, y = list[Tile](), 3 * LINE
     for section in sections:
         width, height = size_of(grid, section.plane)
         tall = side * height / width
         y += HEADER
-        for name, layers, empty in (
-            (section.plane.capitalize(), images, "no image"),
-            ("Difference", differences, ""),
-        ):
-            if any(layers):
-                spots = tuple(Spot(section, x, y, side, tall) for x in lefts)
-                rows.append(_Row(name, layers, spots, empty))
-                y += tall + GAP
-    return rows
+        spots = [Spot(section, x, y, side, tall) for x in lefts]
+        if any(images):
+            tiles += _paint(images, spots)
+            texts += [_name(section.plane.capitalize(), spots), *_heads(images, spots, grid)]
+            y += tall + GAP
+        if any(differences):
+            spots = [replace(spot, y=y) for spot in spots]
+            tiles += _paint(differences, spots)
+            texts.append(_name("Difference", spots))
+            y += tall + GAP
+    names = ", ".join(" ".join(column.words[:2]).strip() for column in columns)
+    return Figure(
+        title=title,
+        description=describe_slices(names, grid, sections),
+        width=lefts[-1] + side + GAP,
+        height=y,
+        frames=(("", tuple(tiles)),),
+        texts=tuple(texts),
+        bars=bars_of([layer for layer in (*images, *differences) if layer is not None]),
+    )
 
 
-def _tiles(row: _Row) -> list[Tile]:
-    return [
-        Tile(paint(cut(layer.image.data, spot.section), layer.scale), spot)
-        for layer, spot in zip(row.layers, row.spots, strict=True)
-        if layer is not None
-    ]
+def _name(words: str, spots: Sequence[Spot]) -> Text:
+    return Text(words, MARGIN - 6, spots[0].y + spots[0].height / 2, turned=True)
 
 
-def _texts(row: _Row, grid: Image) -> list[Text]:
-    """Name a row; give letters and places above images, and say where one is missing."""
-    first = row.spots[0]
-    texts = [Text(row.name, MARGIN - 6, first.y + first.height / 2, turned=True)]
-    for layer, spot in zip(row.layers, row.spots, strict=True):
-        middle, y = spot.x + spot.width / 2, spot.y - 5
-        if layer is None and row.empty:
-            texts.append(Text(row.empty, middle, spot.y + spot.height / 2))
-        elif row.empty:
-            one, other = LETTERS_OF[spot.section.plane]
-            texts += [
-                Text(one, spot.x + 1, y, "start"),
-                Text(place_of(grid, spot.section), middle, y),
-                Text(other, spot.x + spot.width - 1, y, "end"),
-            ]
+def _paint(layers: Sequence[Layer | None], spots: Sequence[Spot]) -> list[Tile]:
+    known = ((layer, spot) for layer, spot in zip(layers, spots, strict=True) if layer is not None)
+    return [tile_of(layer, spot) for layer, spot in known]
+
+
+def _heads(layers: Sequence[Layer | None], spots: Sequence[Spot], grid: Image) -> list[Text]:
+    """Give letters and places above images, and say where one is missing."""
+    texts = list[Text]()
+    for layer, spot in zip(layers, spots, strict=True):
+        if layer is None:
+            middle = (spot.x + spot.width / 2, spot.y + spot.height / 2)
+            texts.append(Text("no image", *middle))
+        else:
+            texts += head(grid, spot, above=5)
     return texts
 
 
@@ -337,17 +287,8 @@ class Panel:
     missing: str = ""
 
 
-@dataclass(frozen=True)
-class Drawings:
-    """The panels of one visit, by section of the report."""
-
-    anatomy: tuple[Panel, ...]
-    coregistration: tuple[Panel, ...]
-    pet: tuple[Panel, ...]
-
-
-def draw(output_dir: Path, visit: Results, template_t1w: Path) -> Drawings:
-    """Draw all there is of a visit.
+def draw(output_dir: Path, visit: Results, template_t1w: Path) -> dict[str, tuple[Panel, ...]]:
+    """Draw all there is of a visit: panels by section of the report.
 
     Parameters
     ----------
@@ -358,14 +299,14 @@ def draw(output_dir: Path, visit: Results, template_t1w: Path) -> Drawings:
     template_t1w : Path
         The template, on the grid of the images in its space.
     """
-    shelf = ImageCache(output_dir)
+    cache = ImageCache(output_dir)
     extraction = _attempt(
         Panel(
             f"Brain mask on the T1w ({visit.name})",
             "The line should follow the surface of the brain: no skull or eye inside, no cortex "
             "or cerebellum outside.",
         ),
-        lambda: (_brain_extraction(shelf, visit),),
+        lambda: (_brain_extraction(cache, visit),),
     )
     normalization = _attempt(
         Panel(
@@ -373,23 +314,24 @@ def draw(output_dir: Path, visit: Results, template_t1w: Path) -> Drawings:
             "The lines are drawn from the template and stay as they are while the pictures "
             "change. Ventricles, insula and surface of the T1w should lie on them.",
         ),
-        lambda: (_normalization(shelf, visit, template_t1w),),
+        lambda: (_normalization(cache, visit, template_t1w),),
     )
-    return Drawings(
-        anatomy=(extraction, normalization),
-        coregistration=tuple(
-            _attempt(
-                Panel(
-                    f"PET → T1w ({pet.name})",
-                    "The lines are drawn from the T1w. Uptake should fill the band between them, "
-                    "on both sides alike, with no bright rim outside of the brain.",
-                ),
-                lambda pet=pet: (_coregistration(shelf, visit, pet),),  # type: ignore[misc]
-            )
-            for pet in visit.pets
-        ),
-        pet=(*_compare_all(shelf, visit), *_tell_uncertainty(shelf, visit)),
-    )
+    coregistrations = [
+        _attempt(
+            Panel(
+                f"PET → T1w ({pet.name})",
+                "The lines are drawn from the T1w. Uptake should fill the band between them, "
+                "on both sides alike, with no bright rim outside of the brain.",
+            ),
+            lambda pet=pet: (_coregistration(cache, visit, pet),),  # type: ignore[misc]
+        )
+        for pet in visit.pets
+    ]
+    return {
+        "anatomy": (extraction, normalization),
+        "coregistration": tuple(coregistrations),
+        "pet": (*_compare_all(cache, visit), *_tell_uncertainty(cache, visit)),
+    }
 
 
 def _attempt(panel: Panel, figures: Callable[[], tuple[Figure, ...]]) -> Panel:
@@ -422,28 +364,28 @@ def _tissue_outlines(
     inside = np.where(brain, t1w, 0)
     lower, upper = tissue_levels(t1w, brain)
     return (
-        Outline(f"edge of the grey matter of {whose}", colours[0], inside, lower),
-        Outline(f"edge of the white matter of {whose}", colours[1], inside, upper),
+        (f"edge of the grey matter of {whose}", colours[0], inside, lower),
+        (f"edge of the white matter of {whose}", colours[1], inside, upper),
     )
 
 
 def _brain_outline(brain: Image, colours: tuple[str, str]) -> Outline:
-    return Outline("edge of the brain mask", colours[0], brain.data, 0.5)
+    return "edge of the brain mask", colours[0], brain.data, 0.5
 
 
-def _brain_extraction(shelf: ImageCache, visit: Results) -> Figure:
-    t1w = shelf.take_derivative(visit.t1w)
-    brain, t1w = _to_brain(shelf.take_derivative(visit.mask, t1w), AROUND_HEAD, t1w)
+def _brain_extraction(cache: ImageCache, visit: Results) -> Figure:
+    t1w = cache.take_derivative(visit.t1w)
+    brain, t1w = _to_brain(cache.take_derivative(visit.mask, t1w), AROUND_HEAD, t1w)
     layers = [_grey(f"T1w ({visit.name})", t1w, brain)]
     return flicker(
         "Brain mask on the T1w", layers, [_brain_outline(brain, ON_GREY)], mask_of(brain)
     )
 
 
-def _normalization(shelf: ImageCache, visit: Results, template_t1w: Path) -> Figure:
-    template = shelf.take(template_t1w)
-    t1w = shelf.take_derivative(visit.t1w_in_template, template)
-    brain = shelf.take_derivative(visit.mask_in_template, template)
+def _normalization(cache: ImageCache, visit: Results, template_t1w: Path) -> Figure:
+    template = cache.take(template_t1w)
+    t1w = cache.take_derivative(visit.t1w_in_template, template)
+    brain = cache.take_derivative(visit.mask_in_template, template)
     brain, t1w, template = _to_brain(brain, AROUND_BRAIN, t1w, template)
     name = f"T1w moved to the template ({visit.name})"
     layers = [_grey("Template", template, brain), _grey(name, t1w, brain)]
@@ -451,10 +393,10 @@ def _normalization(shelf: ImageCache, visit: Results, template_t1w: Path) -> Fig
     return flicker("T1w and template in turn", layers, outlines, mask_of(brain))
 
 
-def _coregistration(shelf: ImageCache, visit: Results, pet: RealPet) -> Figure:
-    t1w = shelf.take_derivative(visit.t1w)
-    moved = shelf.take_derivative(pet.in_t1w, t1w)
-    brain = shelf.take_derivative(visit.mask, t1w)
+def _coregistration(cache: ImageCache, visit: Results, pet: RealPet) -> Figure:
+    t1w = cache.take_derivative(visit.t1w)
+    moved = cache.take_derivative(pet.in_t1w, t1w)
+    brain = cache.take_derivative(visit.mask, t1w)
     brain, t1w, moved = _to_brain(brain, AROUND_HEAD, t1w, moved)
     scale = _scale(moved, mask_of(brain), "inferno", "PET", pet.in_t1w.text("Units"))
     layers = [
@@ -466,14 +408,14 @@ def _coregistration(shelf: ImageCache, visit: Results, pet: RealPet) -> Figure:
     return flicker("T1w and PET in turn", layers, outlines, mask_of(brain))
 
 
-def _compare_all(shelf: ImageCache, visit: Results) -> tuple[Panel, ...]:
+def _compare_all(cache: ImageCache, visit: Results) -> tuple[Panel, ...]:
     """Compare with each real PET; where none can be shown, show the synthetic PET by itself."""
     panels = [
-        _attempt(_announce(visit, pet), lambda pet=pet: _comparison(shelf, visit, pet))  # type: ignore[misc]
+        _attempt(_announce(visit, pet), lambda pet=pet: _comparison(cache, visit, pet))  # type: ignore[misc]
         for pet in visit.pets
     ]
     if visit.synthetic is not None and not any(panel.figures for panel in panels):
-        panels.append(_attempt(_announce(visit, None), lambda: _comparison(shelf, visit, None)))
+        panels.append(_attempt(_announce(visit, None), lambda: _comparison(cache, visit, None)))
     return tuple(panels)
 
 
@@ -494,14 +436,14 @@ def _announce(visit: Results, pet: RealPet | None) -> Panel:
     )
 
 
-def _comparison(shelf: ImageCache, visit: Results, pet: RealPet | None) -> tuple[Figure, ...]:
-    t1w = shelf.take_derivative(visit.t1w_in_template)
-    brain = shelf.take_derivative(visit.mask_in_template, t1w)
+def _comparison(cache: ImageCache, visit: Results, pet: RealPet | None) -> tuple[Figure, ...]:
+    t1w = cache.take_derivative(visit.t1w_in_template)
+    brain = cache.take_derivative(visit.mask_in_template, t1w)
     pets: list[tuple[str, Image]] = []
     if visit.synthetic is not None:
-        pets.append(("SYNTHETIC PET", shelf.take_derivative(visit.synthetic, t1w)))
+        pets.append(("SYNTHETIC PET", cache.take_derivative(visit.synthetic, t1w)))
     if pet is not None:
-        pets.append(("Real PET", shelf.take_derivative(pet.in_template, t1w)))
+        pets.append(("Real PET", cache.take_derivative(pet.in_template, t1w)))
     brain, t1w, *images = _to_brain(brain, AROUND_BRAIN, t1w, *(image for _, image in pets))
     layers = [Layer("T1w", t1w, Scale("gray", 0.0, 1.0, "T1w"))]
     layers += [Layer(name, image, UPTAKE) for (name, _), image in zip(pets, images, strict=True)]
@@ -511,22 +453,22 @@ def _comparison(shelf: ImageCache, visit: Results, pet: RealPet | None) -> tuple
     return _mosaics(layers, brain)
 
 
-def _tell_uncertainty(shelf: ImageCache, visit: Results) -> tuple[Panel, ...]:
+def _tell_uncertainty(cache: ImageCache, visit: Results) -> tuple[Panel, ...]:
     if not visit.is_spread_of_synthetic:
         return ()
     panel = Panel(
         f"Uncertainty of the SYNTHETIC PET ({visit.name})",
         f"Bright: generators that were trained without one fold of the controls each, "
-        f"{len(folds_of(visit))} of them, disagree there. Dark says only that they agree: they "
+        f"{len(visit.folds)} of them, disagree there. Dark says only that they agree: they "
         "may be wrong alike, and what the T1w does not show, none of them knows.",
     )
-    return (_attempt(panel, lambda: _spread_mosaics(shelf, visit)),)
+    return (_attempt(panel, lambda: _spread_mosaics(cache, visit)),)
 
 
-def _spread_mosaics(shelf: ImageCache, visit: Results) -> tuple[Figure, ...]:
-    pet = shelf.take_derivative(visit.synthetic)
-    spread = shelf.take_derivative(visit.uncertainty, pet)
-    brain = shelf.take_derivative(visit.mask_in_template, pet)
+def _spread_mosaics(cache: ImageCache, visit: Results) -> tuple[Figure, ...]:
+    pet = cache.take_derivative(visit.synthetic)
+    spread = cache.take_derivative(visit.uncertainty, pet)
+    brain = cache.take_derivative(visit.mask_in_template, pet)
     brain, pet, spread = _to_brain(brain, AROUND_BRAIN, pet, spread)
     layers = [Layer("SYNTHETIC PET", pet, UPTAKE), Layer("Uncertainty", spread, SPREAD)]
     return _mosaics(layers, brain)
@@ -534,10 +476,5 @@ def _spread_mosaics(shelf: ImageCache, visit: Results) -> tuple[Figure, ...]:
 
 def _mosaics(layers: Sequence[Layer], brain: Image) -> tuple[Figure, ...]:
     titles = ("Axial slices, lower half", "Axial slices, upper half", "Coronal and sagittal slices")
-    blocks = zip(titles, _blocks(mask_of(brain)), strict=True)
+    blocks = zip(titles, blocks_of(mask_of(brain)), strict=True)
     return tuple(mosaic(title, layers, sections) for title, sections in blocks)
-
-
-def _blocks(brain: Mask) -> tuple[tuple[Section, ...], ...]:
-    axial = spread(brain, "axial", 12)
-    return axial[:6], axial[6:], (*spread(brain, "coronal", 3), *spread(brain, "sagittal", 3))

@@ -1,16 +1,17 @@
 """Table 1 as a reader sees it: mean ± SD, the best of each column, the paper's beside it, tests."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import groupby
+from math import isfinite, isnan
 from statistics import fmean
 from typing import Final
 
-from bids_app.report.page import Cells, as_count, as_label, as_value
-from bids_app.report.results import show
-from bids_app.synthesis.evaluation import METRICS
+from bids_app.derivatives.table1 import ScoreRow
+from bids_app.report.page import show
+from bids_app.synthesis.evaluation import METRICS, ScoreRecord
 from bids_app.synthesis.models import PUBLISHED
+from bids_app.synthesis.statistics import PairedTest
 
 BASELINE: Final = "baseline-"
 GREY: Final = "#6e7781"
@@ -97,103 +98,6 @@ def dash_of(model: str) -> str:
 
 
 LESS_IS_BETTER: Final = ("lpips", "mae")
-SWEEP: Final = "ssim_fwhm"  # first letters of the columns of the smoothing sweep
-
-
-@dataclass(frozen=True)
-class ScoreRow:
-    """A line of ``table1.tsv``: mean and SD over controls of each metric; None is n/a."""
-
-    model: str
-    configuration: str
-    n: int | None
-    means: Mapping[str, float | None]
-    sds: Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class Score:
-    """A line of ``table1_subjects.tsv``: a visit, by a network that has not been trained on it.
-
-    Parameters
-    ----------
-    model, participant, session, fold : str
-        ``session`` is empty where there is none.
-    values : dict
-        Metric → value, None if n/a.
-    sweep : dict
-        FWHM in mm → SSIM of the whole volume; only what was measured.
-    """
-
-    model: str
-    participant: str
-    session: str
-    fold: str
-    values: Mapping[str, float | None]
-    sweep: Mapping[float, float]
-
-    @property
-    def visit(self) -> str:
-        """Who it is: ``"sub-01"``, or ``"sub-01, ses-02"``."""
-        return ", ".join(part for part in (self.participant, self.session) if part)
-
-
-@dataclass(frozen=True)
-class ScoreComparison:
-    """A line of ``table1_tests.tsv``: Wilcoxon signed-rank, two-tailed, over the same controls."""
-
-    metric: str
-    one: str
-    other: str
-    n: int | None
-    difference: float | None
-    p: float | None
-    p_holm: float | None
-
-
-def row_of(cells: Cells) -> ScoreRow:
-    """Read a line of ``table1.tsv``."""
-    return ScoreRow(
-        model=cells["model"],
-        configuration=as_label(cells.get("configuration")),
-        n=as_count(cells.get("n")),
-        means={metric: as_value(cells.get(f"{metric}_mean")) for metric in METRICS},
-        sds={metric: as_value(cells.get(f"{metric}_sd")) for metric in METRICS},
-    )
-
-
-def score_of(cells: Cells) -> Score:
-    """Read a line of ``table1_subjects.tsv``."""
-    swept = [
-        (as_value(name.removeprefix(SWEEP).replace("p", ".")), as_value(cell))
-        for name, cell in cells.items()
-        if name.startswith(SWEEP)
-    ]
-    return Score(
-        model=cells["model"],
-        participant=cells["participant_id"],
-        session=as_label(cells.get("session_id")),
-        fold=as_label(cells.get("fold")),
-        values={metric: as_value(cells.get(metric)) for metric in METRICS},
-        sweep={
-            fwhm: ssim
-            for fwhm, ssim in swept
-            if fwhm is not None and ssim is not None and math.isfinite(ssim)
-        },
-    )
-
-
-def comparison_of(cells: Cells) -> ScoreComparison:
-    """Read a line of ``table1_tests.tsv``."""
-    return ScoreComparison(
-        metric=cells["metric"],
-        one=cells["model_1"],
-        other=cells["model_2"],
-        n=as_count(cells.get("n")),
-        difference=as_value(cells.get("median_difference")),
-        p=as_value(cells.get("p")),
-        p_holm=as_value(cells.get("p_holm")),
-    )
 
 
 def sign_of(metric: str) -> int:
@@ -207,17 +111,17 @@ def sign_of(metric: str) -> int:
     return -1 if metric.startswith(LESS_IS_BETTER) else 1
 
 
-def values_of(scores: Iterable[Score], model: str, metric: str) -> dict[str, float]:
+def values_of(scores: Iterable[ScoreRecord], model: str, metric: str) -> dict[str, float]:
     """Give a metric by participant: the mean of the visits, and only what is finite."""
     visits: dict[str, list[float]] = {}
     for score in scores:
-        value = score.values[metric]
-        if score.model == model and value is not None and math.isfinite(value):
+        value = getattr(score.scores, metric)
+        if score.model == model and isfinite(value):
             visits.setdefault(score.participant, []).append(value)
     return {participant: fmean(values) for participant, values in sorted(visits.items())}
 
 
-def best_model(scores: Sequence[Score], metric: str) -> str | None:
+def best_model(scores: Sequence[ScoreRecord], metric: str) -> str | None:
     """Name the model, no baseline, with the best mean of a metric; None if none was measured."""
     models = in_order(score.model for score in scores if not is_baseline(score.model))
     measured = {model: values_of(scores, model, metric) for model in models}
@@ -239,81 +143,48 @@ COLUMNS: Final = (
 DIGITS: Final = 3  # after the point, as the paper's
 
 
-@dataclass(frozen=True)
-class Table1Cell:
-    """Mean and SD as they are written; ``best`` of its column."""
-
-    mean: str
-    sd: str
-    best: bool = False
+Cell = tuple[str, str, bool]  # mean and SD as they are written; whether it is the best
 
 
-@dataclass(frozen=True)
-class Table1Row:
-    """A model or baseline."""
-
-    name: str
-    cells: tuple[Table1Cell, ...]
-
-
-@dataclass(frozen=True)
-class Table1Group:
-    """Lines of one configuration."""
-
-    configuration: str
-    lines: tuple[Table1Row, ...]
-
-
-@dataclass(frozen=True)
-class Table1Pair:
-    """What this run and what the paper has measured, mean ± SD; the metrics in their order."""
-
-    name: str
-    cells: tuple[tuple[str, str], ...]
-
-
-def table1(rows: Sequence[ScoreRow]) -> list[Table1Group]:
+def table1(rows: Sequence[ScoreRow]) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
     """Lay out Table 1.
 
     Parameters
     ----------
-    rows : sequence of Row
+    rows : sequence of ScoreRow
         In the order in which they are shown. The best of a column is a model, no baseline; those
         that cannot be told from it at the digits shown are as good.
+
+    Returns
+    -------
+    list of (str, list)
+        Configuration → its rows: name, and a cell a column.
     """
     best = {metric: _best(rows, metric) for metric in COLUMNS}
-
-    def line_of(row: ScoreRow) -> Table1Row:
-        return Table1Row(
-            name_of(row.model), tuple(_cell(row, metric, best[metric]) for metric in COLUMNS)
-        )
 
     def configuration(row: ScoreRow) -> str:
         return row.configuration if row.configuration else configuration_of(row.model)
 
     return [
-        Table1Group(name, tuple(line_of(row) for row in members))
+        (name, [(name_of(r.model), [_cell(r, m, best[m]) for m in COLUMNS]) for r in members])
         for name, members in groupby(rows, key=configuration)
     ]
 
 
-def beside_the_paper(rows: Sequence[ScoreRow]) -> list[Table1Pair]:
-    """Put what the paper has published beside the rows that it has, too."""
+def beside_the_paper(rows: Sequence[ScoreRow]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Put what the paper has published beside the rows that it has, too: ours, and the paper's."""
     pairs = []
     for row in rows:
         if row.model in PUBLISHED:
             theirs = zip(("ssim", "psnr", "lpips"), PUBLISHED[row.model].scores, strict=True)
-            cells = [
-                (_tell(row.means[metric], row.sds[metric]), _tell(*values))
-                for metric, values in theirs
-            ]
-            pairs.append(Table1Pair(full_name_of(row.model), tuple(cells)))
+            cells = [(_tell(row.means[m], row.sds[m]), _tell(*values)) for m, values in theirs]
+            pairs.append((full_name_of(row.model), cells))
     return pairs
 
 
 def why_no_lpips(rows: Sequence[ScoreRow]) -> str:
     """Say which rows have no LPIPS, and why; empty if all have."""
-    without = [row for row in rows if row.means["lpips"] is None]
+    without = [row for row in rows if isnan(row.means["lpips"])]
     if not without:
         return ""
     if len(without) == len(rows):
@@ -328,7 +199,7 @@ def why_no_lpips(rows: Sequence[ScoreRow]) -> str:
 def not_measured(rows: Sequence[ScoreRow]) -> list[str]:
     """Say of each row which metrics, beside LPIPS, it lacks."""
     lacking = {
-        row.model: [m for m in METRICS if row.means[m] is None and not m.startswith("lpips")]
+        row.model: [m for m in METRICS if isnan(row.means[m]) and not m.startswith("lpips")]
         for row in rows
     }
     return [
@@ -341,28 +212,28 @@ def not_measured(rows: Sequence[ScoreRow]) -> list[str]:
 def _best(rows: Sequence[ScoreRow], metric: str) -> str:
     """Give the best mean of the models as it is written; empty if there is none."""
     means = [row.means[metric] for row in rows if not is_baseline(row.model)]
-    found = [mean for mean in means if mean is not None]
+    found = [mean for mean in means if not isnan(mean)]
     if not found:
         return ""
     return show(max(found, key=lambda mean: sign_of(metric) * mean), DIGITS)
 
 
-def _cell(row: ScoreRow, metric: str, best: str) -> Table1Cell:
-    mean = show(row.means[metric], DIGITS)
-    sd = "" if row.sds[metric] is None else show(row.sds[metric], DIGITS)
-    return Table1Cell(mean, sd, mean == best and not is_baseline(row.model))
+def _cell(row: ScoreRow, metric: str, best: str) -> Cell:
+    mean, sd = show(row.means[metric], DIGITS), row.sds[metric]
+    written = "" if isnan(sd) else show(sd, DIGITS)
+    return mean, written, mean == best and not is_baseline(row.model)
 
 
-def _tell(mean: float | None, sd: float | None) -> str:
+def _tell(mean: float, sd: float) -> str:
     """Write mean ± SD.
 
     Examples
     --------
-    >>> _tell(0.8829, 0.0221), _tell(23.5, None), _tell(None, None)
-    ('0.883 ± 0.022', '23.500', 'n/a')
+    >>> _tell(0.8829, 0.0221), _tell(23.5, float("nan"))
+    ('0.883 ± 0.022', '23.500')
     """
     words = show(mean, DIGITS)
-    return words if mean is None or sd is None else f"{words} ± {show(sd, DIGITS)}"
+    return words if isnan(mean) or isnan(sd) else f"{words} ± {show(sd, DIGITS)}"
 
 
 SHOWN: Final = {
@@ -378,52 +249,32 @@ SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸�
 SMALL: Final = 0.001  # below it, powers of ten
 
 
-@dataclass(frozen=True)
-class P:
-    """A p-value as it is written. ``better``: the row's model is, the column's is, or neither."""
-
-    text: str
-    kind: str
-    better: str = ""
+P = tuple[str, str, str]  # as it is written; its kind; the better one: "row", "column" or neither
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """A metric: unadjusted p below the diagonal, Holm's above it."""
+def matrices(comparisons: Sequence[PairedTest]) -> list[tuple[str, list[list[P]]]]:
+    """Lay out a matrix a metric: unadjusted p below the diagonal, Holm's above it.
 
-    title: str
-    lines: tuple[tuple[P, ...], ...]
-
-
-def matrices(comparisons: Sequence[ScoreComparison]) -> list[Matrix]:
-    """Lay out a matrix a metric, its rows and columns as :func:`names_of` has them.
-
-    Metrics of which no p-value is known are left out.
+    Rows and columns are as :func:`names_of` has them. Metrics of which no p-value is known are left
+    out.
     """
     models = _models(comparisons)
     laid = []
     for metric, title in SHOWN.items():
-        tests = _both_ways(
-            [comparison for comparison in comparisons if comparison.metric == metric]
-        )
-        if any(test.p is not None for test in tests.values()):
-            lines = tuple(
-                tuple(
-                    _wilcoxon_cell(metric, tests, models, row, column)
-                    for column in range(len(models))
-                )
-                for row in range(len(models))
-            )
-            laid.append(Matrix(title, lines))
+        tests = _both_ways([test for test in comparisons if test.metric == metric])
+        if any(not isnan(test.p) for test in tests.values()):
+            places = range(len(models))
+            lines = [[_p(tests, models, row, column) for column in places] for row in places]
+            laid.append((title, lines))
     return laid
 
 
-def names_of(comparisons: Sequence[ScoreComparison]) -> list[str]:
+def names_of(comparisons: Sequence[PairedTest]) -> list[str]:
     """Name the rows, and columns, of all matrices."""
     return [full_name_of(model) for model in _models(comparisons)]
 
 
-def least_p(comparisons: Sequence[ScoreComparison]) -> str:
+def least_p(comparisons: Sequence[PairedTest]) -> str:
     """Warn where so few controls were compared that no p-value can be small; else empty.
 
     The signs of n differences fall in 2ⁿ ways, two of which are as one-sided as can be.
@@ -447,15 +298,15 @@ def least_p(comparisons: Sequence[ScoreComparison]) -> str:
     )
 
 
-def show_p(p: float | None) -> str:
+def show_p(p: float) -> str:
     """Write a p-value.
 
     Examples
     --------
-    >>> show_p(0.0694), show_p(0.0000021), show_p(1.0), show_p(None)
+    >>> show_p(0.0694), show_p(0.0000021), show_p(1.0), show_p(float("nan"))
     ('0.069', '2×10⁻⁶', '1', 'n/a')
     """
-    if p is None:
+    if isnan(p):
         return "n/a"
     if p >= SMALL or p == 0:
         return f"{p:.3f}".replace("1.000", "1")
@@ -463,45 +314,29 @@ def show_p(p: float | None) -> str:
     return f"{digit}×10" + str(int(power)).translate(SUPERSCRIPTS)
 
 
-def _models(comparisons: Sequence[ScoreComparison]) -> list[str]:
-    return in_order(
-        name for comparison in comparisons for name in (comparison.one, comparison.other)
-    )
+def _models(comparisons: Sequence[PairedTest]) -> list[str]:
+    return in_order(name for test in comparisons for name in (test.model_1, test.model_2))
 
 
-def _both_ways(tests: Sequence[ScoreComparison]) -> dict[tuple[str, str], ScoreComparison]:
+def _both_ways(tests: Sequence[PairedTest]) -> dict[tuple[str, str], PairedTest]:
     """Find a test by its rows, whichever comes first; the difference follows."""
-    swapped = [
-        ScoreComparison(
-            t.metric,
-            t.other,
-            t.one,
-            t.n,
-            None if t.difference is None else -t.difference,
-            t.p,
-            t.p_holm,
-        )
-        for t in tests
-    ]
-    return {(test.one, test.other): test for test in (*swapped, *tests)}
+    swapped = {
+        (t.model_2, t.model_1): replace(t, median_difference=-t.median_difference) for t in tests
+    }
+    return {**swapped, **{(test.model_1, test.model_2): test for test in tests}}
 
 
-def _wilcoxon_cell(
-    metric: str,
-    tests: dict[tuple[str, str], ScoreComparison],
-    models: Sequence[str],
-    row: int,
-    column: int,
+def _p(
+    tests: Mapping[tuple[str, str], PairedTest], models: Sequence[str], row: int, column: int
 ) -> P:
     if row == column:
-        return P("", "same")
+        return "", "same", ""
     test = tests.get((models[row], models[column]))
+    if test is None:
+        return "n/a", "plain" if row > column else "holm", ""
     if row > column:
-        return P(show_p(None if test is None else test.p), "plain")
-    adjusted = None if test is None else test.p_holm
-    significant = adjusted is not None and adjusted < SIGNIFICANT
-    difference = test.difference if test is not None else None
-    if not significant or not difference:
-        return P(show_p(adjusted), "holm")
-    better = "row" if difference * sign_of(metric) > 0 else "column"
-    return P(show_p(adjusted), "holm", better)
+        return show_p(test.p), "plain", ""
+    better = test.median_difference * sign_of(test.metric)
+    if not test.p_holm < SIGNIFICANT or not better or isnan(better):
+        return show_p(test.p_holm), "holm", ""
+    return show_p(test.p_holm), "holm", "row" if better > 0 else "column"

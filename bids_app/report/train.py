@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Unpack
 
-from bids_app.errors import Mri2petError
-from bids_app.files import read_json, write_text
+from bids_app.derivatives.paths import resolution_label
+from bids_app.derivatives.sidecars import read_derivative
+from bids_app.derivatives.table1 import ScoreRow, rank
 from bids_app.report.cards import (
     CROSS_VALIDATION,
     TrainedModel,
@@ -15,24 +16,21 @@ from bids_app.report.cards import (
     generator_lines,
     grids_of,
     kept_epoch,
-    rank,
     statements_of,
 )
-from bids_app.report.charts import cautions_of, draw_curves, draw_sweeps, draw_violins, sweeps_of
-from bids_app.report.gallery import draw_gallery, space_label
-from bids_app.report.methods import training_boilerplate_of
-from bids_app.report.page import (
-    RecordSection,
-    RunSummary,
-    describe_duration,
-    read_record,
-    render,
-    renew,
+from bids_app.report.charts import (
+    best_of,
+    cautions_of,
+    draw_curves,
+    draw_sweeps,
+    draw_violins,
+    sweeps_of,
 )
-from bids_app.report.participant import is_demonstration
-from bids_app.report.results import as_number, show
+from bids_app.report.gallery import draw_gallery
+from bids_app.report.methods import training_methods
+from bids_app.report.page import RunSummary, is_demonstration, read_record, show, write_report
+from bids_app.report.results import as_number
 from bids_app.report.table1 import (
-    ScoreRow,
     beside_the_paper,
     full_name_of,
     is_baseline,
@@ -101,8 +99,8 @@ def _no_better(rows: Sequence[ScoreRow]) -> list[str]:
 
 def _beats(one: ScoreRow, other: ScoreRow, metric: str) -> bool:
     """Tell whether the first is at least as good; not if either was not measured."""
-    mine, theirs = one.means[metric], other.means[metric]
-    return mine is not None and theirs is not None and sign_of(metric) * (mine - theirs) >= 0
+    lead = one.means[metric] - other.means[metric]  # of inf and inf there is none
+    return sign_of(metric) * lead >= 0
 
 
 NAME: Final = "train"  # of the report, and of its record
@@ -130,56 +128,36 @@ def write_training_report(
     Returns
     -------
     Path
-        The report.
-
-    Raises
-    ------
-    ReadWriteError
-        If report or record cannot be written. A missing file is no error: the report says so.
+        The report, as :func:`bids_app.report.page.write_report`.
     """
-    record = renew(output_dir, NAME, told)
-    trained = find_trained(output_dir)
-    page = render("training.html", _values(output_dir, trained, record, template, resolution))
-    path = output_dir / f"{NAME}.html"
-    write_text(path, page)
-    return path
+
+    def gather(record: RunSummary) -> dict[str, object]:
+        trained, fwhm = find_trained(output_dir), _smoothing(output_dir, record)
+        space = f"{template}_res-{resolution_label(resolution)}"
+        return {
+            "doubts": doubts_of(trained),
+            "trained": trained,
+            "gallery": draw_gallery(output_dir, trained.scores, trained.models, space),
+            "methods": training_methods(trained, record["versions"], fwhm),
+            **_generators(trained),
+            **_results(trained, fwhm),
+            "smoothing_cautions": cautions_of(sweeps_of(trained.scores), resolution),
+        }
+
+    return write_report(output_dir, NAME, told, "training.html", gather)
 
 
 def write_training_methods(output_dir: Path) -> str:
     """Write the methods paragraph of what the last run did, as plain text."""
     record = read_record(output_dir, NAME)
-    return _methods(find_trained(output_dir), record, _smoothing(output_dir, record))
-
-
-def _methods(trained: TrainedModel, record: RecordSection, fwhm: float | None) -> str:
-    return training_boilerplate_of(trained, record.versions, fwhm)
-
-
-def _values(
-    output_dir: Path, trained: TrainedModel, record: RecordSection, template: str, resolution: float
-) -> dict[str, object]:
     fwhm = _smoothing(output_dir, record)
-    return {
-        "record": record,
-        "duration": describe_duration(record.duration),
-        "doubts": doubts_of(trained),
-        "trained": trained,
-        "gallery": draw_gallery(
-            output_dir, trained.scores, trained.models, space_label(template, resolution)
-        ),
-        "methods": _methods(trained, record, fwhm),
-        **_generators(trained),
-        **_results(trained, fwhm),
-        "smoothing_cautions": cautions_of(sweeps_of(trained.scores), resolution),
-    }
+    return training_methods(find_trained(output_dir), record["versions"], fwhm)
 
 
 def _generators(trained: TrainedModel) -> dict[str, object]:
     """Gather what was trained on what."""
-    told = {
-        key: statements_of(trained, key)
-        for key in ("trained_on", "intended_use", "dataset", "seed", "version")
-    }
+    keys = ("trained_on", "intended_use", "dataset", "seed")
+    told = {key: statements_of(trained, key) for key in keys}
     return {
         "statements": told,
         "demonstration": is_demonstration(*told["trained_on"], *told["intended_use"]),
@@ -211,20 +189,15 @@ def _results(trained: TrainedModel, fwhm: float | None) -> dict[str, object]:
         },
         "sweep": draw_sweeps(sweeps, fwhm),
         "best_smoothing": [
-            (full_name_of(sweep.model), f"{sweep.best:g}", show(sweep.means[sweep.best], 3))
-            for sweep in sweeps
+            (full_name_of(model), f"{best_of(means):g}", show(means[best_of(means)], 3))
+            for model, means in sweeps.items()
         ],
     }
 
 
-def _smoothing(output_dir: Path, record: RecordSection) -> float | None:
+def _smoothing(output_dir: Path, record: RunSummary) -> float | None:
     """Find by how much synthetic PET was smoothed, in mm: as a sidecar says, else the settings."""
-    pattern = f"{CROSS_VALIDATION}/*/sub-*/**/*_desc-synth_pet.json"
-    for sidecar in sorted(output_dir.glob(pattern))[:1]:
-        try:
-            told = as_number(read_json(sidecar).get("SmoothingFWHM"))
-        except Mri2petError:
-            told = None
-        if told is not None:
-            return told
-    return as_number(record.settings.get("smoothing_fwhm"))
+    found = sorted(output_dir.glob(f"{CROSS_VALIDATION}/*/sub-*/**/*_desc-synth_pet.json"))
+    sidecar = read_derivative(found[0]).metadata if found else {}
+    told = as_number(sidecar.get("SmoothingFWHM"))
+    return as_number(record["settings"].get("smoothing_fwhm")) if told is None else told

@@ -7,6 +7,7 @@ before its last script, so that slices can be moved from outside.
 
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,14 +33,7 @@ HALF: Final = 0.5
 SCRIPT: Final = "<script>"
 
 
-@dataclass(frozen=True)
-class Stop:
-    """A cluster to which the viewer can be moved: its rank, and the slices through its peak."""
-
-    rank: int
-    x: int
-    y: int
-    z: int
+Stop = tuple[int, int, int]  # the slices through a place: x, y, z
 
 
 @dataclass(frozen=True)
@@ -52,15 +46,15 @@ class Viewer:
         The page.
     tall : float
         Height of its slices, of its width.
-    stops : tuple of Stop
-        By rank.
+    stops : dict
+        Rank of a cluster → the slices through its peak, to which the viewer can be moved.
     own : bool
         In the space of the participant's T1w, not in that of the template.
     """
 
     html: str
     tall: float
-    stops: tuple[Stop, ...]
+    stops: Mapping[int, Stop]
     own: bool
 
 
@@ -84,7 +78,7 @@ def make_viewer(score_map: ScoreMap, name: str, *, own: bool) -> Viewer:
     html = _nilearn(
         Image(shown, grid.affine),
         Image(_grey(score_map, grid), grid.affine),
-        at=_world(grid, stops[0] if stops else _brightest(shown)),
+        at=_world(grid, stops[min(stops)] if stops else _brightest(shown)),
         heat=heat,
     )
     across, deep, high = grid.shape
@@ -117,22 +111,22 @@ def resample(image: Image, grid: Grid) -> Volume:
     return moved
 
 
-def find_stops(score_map: ScoreMap, grid: Grid) -> tuple[Stop, ...]:
-    """Find the peak of each cluster, as the nearest voxel of a grid."""
+def find_stops(score_map: ScoreMap, grid: Grid) -> dict[int, Stop]:
+    """Find the peak of each cluster, by rank, as the nearest voxel of a grid."""
     if score_map.labels is None:
-        return ()
+        return {}
     labels = np.nan_to_num(score_map.labels.data).round().ravel()
     inside = np.flatnonzero(labels)
     ranks = labels[inside].astype(int)
     scores = np.nan_to_num(score_map.scores.data, nan=-np.inf).ravel()[inside]
     to_grid = np.linalg.inv(grid.affine) @ score_map.scores.affine
-    stops = []
+    stops = dict[int, Stop]()
     for rank in np.unique(ranks).tolist():
         own = ranks == rank
         peak = np.unravel_index(inside[own][scores[own].argmax()], score_map.scores.data.shape)
         x, y, z = (to_grid @ [*peak, 1])[:3].round().astype(int).tolist()
-        stops.append(Stop(rank, x, y, z))
-    return tuple(stops)
+        stops[rank] = x, y, z
+    return stops
 
 
 def _crop(score_map: ScoreMap) -> ScoreMap:
@@ -146,11 +140,11 @@ def _crop(score_map: ScoreMap) -> ScoreMap:
 
 def _brightest(scores: Volume) -> Stop:
     x, y, z = (int(place) for place in np.unravel_index(scores.argmax(), scores.shape))
-    return Stop(0, x, y, z)
+    return x, y, z
 
 
 def _world(grid: Grid, stop: Stop) -> tuple[float, float, float]:
-    x, y, z = (grid.affine @ [stop.x, stop.y, stop.z, 1])[:3].tolist()
+    x, y, z = (grid.affine @ [*stop, 1])[:3].tolist()
     return x, y, z
 
 

@@ -188,9 +188,10 @@ def coordinates(grid: Grid) -> Volume:
     """
     steps = grid.affine[:3, :3].astype(np.float32)
     i, j, k = (np.arange(n, dtype=np.float32) for n in grid.shape)
-    along = (i[:, None, None, None], j[None, :, None, None], k[None, None, :, None])
+    along_i, along_j, along_k = steps.T
     origin = grid.affine[:3, 3].astype(np.float32)
-    return sum((a * steps[:, axis] for axis, a in enumerate(along)), start=origin)  # type: ignore[return-value]
+    plane = origin + i[:, None, None, None] * along_i + j[:, None, None] * along_j
+    return plane + k[:, None] * along_k
 
 
 def fit_affine(points: NDArray[np.float64], others: NDArray[np.float64]) -> Affine:

@@ -99,7 +99,7 @@ class CohortPlan:
 
     @property
     def members(self) -> list[SimulatedSubject]:
-        """List everyone: controls with PET, controls without, patients."""
+        """List calls: controls with PET, controls without, patients."""
         controls = ["paired"] * self.paired + ["t1w-only"] * self.t1w_only
         named = [SimulatedSubject(f"control{n:02d}", kind, n) for n, kind in enumerate(controls, 1)]
         ill = [
@@ -262,7 +262,7 @@ def _save(
     stem: str,
     about: dict[str, object],
 ) -> None:
-    image = nifti.Image(data, affine)  # type: ignore[arg-type]
+    image = nifti.Image(data, affine)
     nifti.save(image, Path(f"{stem}.nii.gz"), description="SIMULATED by mri2pet")
     write_json(Path(f"{stem}.json"), about)
 
@@ -415,11 +415,11 @@ def write_cohort(plan: CohortPlan, *, nprocs: int, version: str) -> None:
     _start(plan, version)
     members = plan.members
     workers = min(nprocs, len(members))
-    everyone = ([plan] * len(members), members, [pattern] * len(members))
+    calls = ([plan] * len(members), members, [pattern] * len(members))
     if workers == 1:
-        found = list(map(write_member, *everyone))
+        found = list(map(write_member, *calls))
     else:
         start_fork_server()
         with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-            found = list(pool.map(write_member, *everyone))
+            found = list(pool.map(write_member, *calls))
     _write_tables(plan, [row for rows in found for row in rows])

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_app.imaging.volume import Affine, Grid, Volume, zooms_of
+from bids_app.imaging.volume import Affine, Grid, Volume
 from bids_app.simulation.anatomy import Anatomy, coordinates, fit_affine
 
 ORIENTATIONS = ("RAS", "LAS", "LIA", "PSR", "LPS", "ASR")
@@ -207,21 +207,6 @@ def exponentiate(velocity: Volume, step: float) -> Volume:
     return field * step
 
 
-def jacobian(displacement: Displacement) -> Volume:
-    """Give the determinant of the derivative of a warp: above 0 where it folds nothing.
-
-    Returns
-    -------
-    ndarray, (I, J, K)
-        Volume of the old head over volume of the new one.
-    """
-    rows = [
-        np.stack(np.gradient(displacement.field[..., c], *zooms_of(displacement.affine)), axis=-1)
-        for c in range(3)
-    ]
-    return np.linalg.det(np.stack(rows, axis=-2) + np.eye(3, dtype=np.float32))
-
-
 def corners(grid: Grid) -> NDArray[np.float64]:
     """Give the world coordinates of the eight outermost voxels, (8, 3), in mm."""
     ends = np.stack(np.meshgrid(*([0, n - 1] for n in grid.shape), indexing="ij"), -1)
@@ -285,31 +270,6 @@ def carry(anatomy: Anatomy, displacement: Displacement, grid: Grid) -> Anatomy:
     inside = ((indices > -HALF) & (indices < np.array(anatomy.labels.shape) - HALF)).all(axis=-1)
     labels = np.where(inside, sample(anatomy.labels, indices, order=0), 0)
     return Anatomy(labels.astype(np.int16), grid.affine, _mni_at(anatomy, points, indices))
-
-
-def deform(
-    anatomy: Anatomy, rng: np.random.Generator, *, strength: float = 1.0
-) -> tuple[Anatomy, Displacement]:
-    """Make another head out of one, on the same grid.
-
-    Parameters
-    ----------
-    anatomy : Anatomy
-        The old head.
-    rng : numpy.random.Generator
-        Where chance comes from.
-    strength : float
-        As in :func:`draw_displacement`.
-
-    Returns
-    -------
-    Anatomy
-        The new head; see :func:`carry`.
-    Displacement
-        From the new head to the old one.
-    """
-    displacement = draw_displacement(anatomy.grid, rng, strength=strength)
-    return carry(anatomy, displacement, anatomy.grid), displacement
 
 
 def _mni_at(anatomy: Anatomy, points: Volume, indices: Volume) -> Volume:

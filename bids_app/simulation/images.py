@@ -176,8 +176,8 @@ def random_contrast(rng: np.random.Generator) -> Contrast:
     values = {"white": white, "cortex": cortex, "fluid": fluid}
     values["plexus"] = fluid + float(rng.uniform(0.2, 0.6)) * (cortex - fluid)
     for name, share in BETWEEN.items():
-        share = np.clip(share + rng.normal(0, 0.06), -0.1, 1.0)  # noqa: PLW2901
-        values[name] = cortex + float(share) * (white - cortex)
+        drawn = np.clip(share + rng.normal(0, 0.06), -0.1, 1.0)
+        values[name] = cortex + float(drawn) * (white - cortex)
     for name, (mean, spread) in HEAD.items():
         values[name] = float(np.clip(rng.normal(mean, spread), 0.02, 1.6))
     means = table_of(values)

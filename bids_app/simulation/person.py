@@ -6,21 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_app.imaging.volume import Affine, Grid, Mask, Volume, zooms_of
+from bids_app.simulation import images
 from bids_app.simulation.anatomy import Anatomy, is_brain, is_in_skull
 from bids_app.simulation.geometry import Displacement, carry, draw_displacement, lay_grid
-from bids_app.simulation.images import (
-    Contrast,
-    Scanner,
-    Uptake,
-    acquire,
-    activity,
-    blur,
-    draw_scanner,
-    draw_uptake,
-    paint_t1w,
-    random_contrast,
-    see,
-)
 from bids_app.simulation.lesions import (
     Lesion,
     draw_lesions,
@@ -57,8 +45,8 @@ class Person:
 
     source: Anatomy
     displacement: Displacement
-    uptake: Uptake
-    contrast: Contrast
+    uptake: images.Uptake
+    contrast: images.Contrast
     lesions: tuple[Lesion, ...]
 
 
@@ -84,7 +72,7 @@ class PetScan:
     grid: Grid
     noisefree: Volume
     t1w_to_pet: Affine
-    scanner: Scanner
+    scanner: images.Scanner
 
 
 def _draw_displacement(source: Anatomy, rng: np.random.Generator, strength: float) -> Displacement:
@@ -123,7 +111,7 @@ def draw_person(
         Of the warp, as :func:`~bids_app.simulation.geometry.draw_displacement` has it.
     """
     displacement = _draw_displacement(source, rng, strength)
-    uptake, contrast = draw_uptake(pattern, rng), random_contrast(rng)
+    uptake, contrast = images.draw_uptake(pattern, rng), images.random_contrast(rng)
     lesions: tuple[Lesion, ...] = ()
     if depths is not None:
         grid = lay_grid(*head_box(source), LESION_GRID)
@@ -147,7 +135,7 @@ def scan_t1w(person: Person, head: Anatomy, rng: np.random.Generator) -> Volume:
     ndarray, (I, J, K)
         On the grid of ``head``; white matter is about 1.
     """
-    return paint_t1w(head.labels, person.contrast, rng, head.zooms)
+    return images.paint_t1w(head.labels, person.contrast, rng, head.zooms)
 
 
 def scan_pet(
@@ -175,13 +163,13 @@ def scan_pet(
     """
     centre = head.affine[:3, :3] @ np.argwhere(is_brain(head.labels)).mean(0) + head.affine[:3, 3]
     t1w_to_pet = draw_motion(centre, rng)
-    grid, scanner = draw_pet_grid(centre, rng, vary=vary), draw_scanner(rng)
-    volume = activity(head, person.uptake)
+    grid, scanner = draw_pet_grid(centre, rng, vary=vary), images.draw_scanner(rng)
+    volume = images.activity(head, person.uptake)
     for lesion in person.lesions:
         volume *= factor_of(lesion, head.labels, head.affine)
-    noisefree = blur(volume, scanner, head.zooms)
-    seen = see(noisefree, head.affine, grid, np.linalg.inv(t1w_to_pet).astype(np.float64))
-    data = acquire(seen, scanner, durations, zooms_of(grid.affine), rng)
+    noisefree = images.blur(volume, scanner, head.zooms)
+    seen = images.see(noisefree, head.affine, grid, np.linalg.inv(t1w_to_pet).astype(np.float64))
+    data = images.acquire(seen, scanner, durations, zooms_of(grid.affine), rng)
     return PetScan(data, grid, noisefree, t1w_to_pet, scanner)
 
 

@@ -99,7 +99,7 @@ def _place_ventricles(labels: Labels, points: Volume) -> None:
     labels[ndimage.binary_opening(deep & (labels == 24))] = 4
 
 
-def _tell_sides(labels: Labels, x: Volume) -> Labels:
+def _label_sides(labels: Labels, x: Volume) -> Labels:
     right = {left: left + 39 for left in (2, 3, 4, 7, 8, 10, 11, 12, 13)}
     right |= {17: 53, 18: 54, 26: 58, 28: 60}
     table = np.arange(1024, dtype=np.int16)
@@ -169,5 +169,5 @@ def anatomy_from_template(
     _place_nuclei(labels, points, gm)
     _place_brainstem(labels, points)
     _place_ventricles(labels, points)
-    sided = _tell_sides(labels, points[..., 0])
+    sided = _label_sides(labels, points[..., 0])
     return Anatomy(_add_head(sided, brain_mask, zooms_of(affine)), affine, points)

@@ -7,38 +7,33 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from bids_app import strict
 from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.files import Json
 from bids_app.imaging.volume import Grid
-from bids_app.strict import (
-    Check,
-    is_list,
-    is_mapping,
-    is_name,
-    is_number,
-    is_sha256,
-    is_text,
-    is_whole,
-    read_object,
-    refuse_odd,
-    shapes_of,
-)
 from bids_app.synthesis.models import ModelSpec, spec_from_dict, spec_to_dict
 
 WEIGHTS, CARD, REFERENCE = "weights.safetensors", "card.json", "reference.safetensors"
-_CHECKS: dict[str, Check] = {
-    **dict.fromkeys(("version", "dataset", "trained_on", "intended_use"), is_text),
-    **dict.fromkeys(("name", "template"), is_name),
+_CHECKS: dict[str, strict.Check] = {
+    **dict.fromkeys(("version", "dataset", "trained_on", "intended_use"), strict.is_text),
+    **dict.fromkeys(("name", "template"), strict.is_name),
     "spec": lambda value: isinstance(value, dict),
-    "shape": is_list(is_whole(1, 10_000), 3, 3),
-    "affine": is_list(is_list(is_number(-1e6, 1e6), 4, 4), 4, 4),
-    "sha256": is_sha256,
-    "participants": is_list(is_text, 1_000_000),
-    "seed": is_whole(0, 2**64 - 1),
-    "versions": is_mapping(is_text, 1000),
-    "metrics": is_mapping(is_number(), 1000),
-    "reference_sha256": is_sha256,
+    "shape": strict.is_list(strict.is_whole(1, 10_000), 3, 3),
+    "affine": strict.is_list(strict.is_list(strict.is_number(-1e6, 1e6), 4, 4), 4, 4),
+    "sha256": strict.is_sha256,
+    "participants": strict.is_list(strict.is_text, 1_000_000),
+    "seed": strict.is_whole(0, 2**64 - 1),
+    "versions": strict.is_mapping(strict.is_text, 1000),
+    "metrics": strict.is_mapping(strict.is_number(), 1000),
+    "reference_sha256": strict.is_sha256,
 }
 _NEWER = "versions metrics reference_sha256"  # fields that older cards lack
+_BLANK: dict[str, object] = {
+    **dict.fromkeys(("name", "version", "template", "sha256"), ""),
+    **dict.fromkeys(("trained_on", "intended_use", "dataset"), ""),
+    **dict.fromkeys(("shape", "affine", "participants"), ()),
+    "seed": -1,
+}  # of a card that does not tell, for reports
 FOLDS = "folds"  # of the cross-validation: each has a generator in a folder of its own
 
 
@@ -102,25 +97,30 @@ def card_values(card: Card) -> dict[str, object]:
     return {**asdict(card), "spec": spec_to_dict(card.spec)}
 
 
-def card_from(values: dict[str, object]) -> Card:
+def card_from(values: Json, *, lenient: bool = False) -> Card:
     """Build the card that plain values tell of.
+
+    ``lenient``: a field that is missing or holds what it cannot be is empty, a seed -1; only the
+    spec is not, without which nothing is known of the generator.
 
     Raises
     ------
     ValueError
         If a field is missing, unknown, or holds what it cannot be.
     """
-    refuse_odd(values, _CHECKS, _NEWER)
-    known = dict(values)
-    known["spec"] = spec_from_dict(known["spec"])  # type: ignore[arg-type]
-    known["affine"] = tuple(tuple(float(x) for x in row) for row in known["affine"])  # type: ignore[attr-defined]
-    known["shape"] = tuple(known["shape"])  # type: ignore[arg-type]
-    known["participants"] = tuple(known["participants"])  # type: ignore[arg-type]
-    return Card(**known)  # type: ignore[arg-type]
+    if not lenient:
+        strict.refuse_odd(values, _CHECKS, _NEWER)
+    checks = {**_CHECKS, "sha256": strict.is_text}  # it is only shown
+    known: Json = strict.keep_known(values, checks, _BLANK) if lenient else dict(values)
+    known["spec"] = spec_from_dict(known.get("spec", {}))
+    known["affine"] = tuple(tuple(float(x) for x in row) for row in known["affine"])
+    known["shape"] = tuple(known["shape"])
+    known["participants"] = tuple(known["participants"])
+    return Card(**known)
 
 
-def read_card(folder: Path) -> Card:
-    """Read the card of a generator.
+def read_card(folder: Path, *, lenient: bool = False) -> Card:
+    """Read the card of a generator; ``lenient``, for reports, as :func:`card_from` has it.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def read_card(folder: Path) -> Card:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; --generator wants a folder with a card")
     try:
-        return card_from(read_object(path))
+        return card_from(strict.read_object(path), lenient=lenient)
     except ValueError as error:
         raise UnusableDataError(
             f"{path}: not the card of a generator ({error}); train it again, or fetch it again"
@@ -154,9 +154,11 @@ def check_weights(folder: Path, card: Card) -> Path:
     """
     path = _checked(folder / WEIGHTS, card.sha256)
     try:
-        names = [name for name, (dtype, _) in shapes_of(path).items() if dtype == "F32"]
+        names = [name for name, (dtype, _) in strict.shapes_of(path).items() if dtype == "F32"]
         with safe_open(path, framework="numpy") as file:
-            odd = next((one for one in names if not np.isfinite(file.get_tensor(one)).all()), None)
+            odd = next(
+                (name for name in names if not np.isfinite(file.get_tensor(name)).all()), None
+            )
     except (SafetensorError, OSError, ValueError) as error:
         raise UnusableDataError(
             f"{path}: does not fit the network of its card ({error}); fetch both again"
@@ -208,11 +210,11 @@ def check_grid(card: Card, grid: Grid, template: str) -> None:
     same = card.shape == grid.shape and np.allclose(card.affine, grid.affine, atol=1e-3)
     if not same or card.template != template:
         raise UnusableDataError(
-            f"generator {card.name}: its card says {_tell(card.template, card.shape)}, the run "
-            f"wants {_tell(template, grid.shape)}; choose its --template, --bounding-box and "
+            f"generator {card.name}: its card says {_describe(card.template, card.shape)}, the run "
+            f"wants {_describe(template, grid.shape)}; choose its --template, --bounding-box and "
             "--resolution, or another --generator"
         )
 
 
-def _tell(template: str, shape: tuple[int, int, int]) -> str:
+def _describe(template: str, shape: tuple[int, int, int]) -> str:
     return f"{template} on {'×'.join(map(str, shape))} voxels"

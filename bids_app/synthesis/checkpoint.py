@@ -65,12 +65,12 @@ def save_checkpoint(fit: Fit, path: Path) -> None:
     """
     try:
         with replacing(path) as partial:
-            save_file(_state(fit), partial, metadata={"spec": _told(fit.training)})
+            save_file(_state(fit), partial, metadata={"spec": _spec_text(fit.training)})
     except (OSError, SafetensorError) as error:
         raise ReadWriteError(f"{path}: cannot write the checkpoint ({error})") from error
 
 
-def _told(training: Training) -> str:
+def _spec_text(training: Training) -> str:
     return json.dumps(spec_to_dict(training.spec), sort_keys=True)
 
 
@@ -78,7 +78,7 @@ def _read(path: Path, fit: Fit) -> dict[str, Tensor]:
     """Read tensors whose header fits the networks of a fit, and that are finite."""
     shapes = shapes_of(path)
     with safe_open(path, framework="pt") as file:
-        if file.metadata() != {"spec": _told(fit.training)}:
+        if file.metadata() != {"spec": _spec_text(fit.training)}:
             raise ValueError("it belongs to other settings")
     expected = {
         name: ("F32", tuple(tensor.shape))

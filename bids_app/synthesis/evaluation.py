@@ -51,7 +51,7 @@ class Scores:
     mae_brain: float
 
 
-METRICS = tuple(one.name for one in fields(Scores))  # in the order of the tables
+METRICS = tuple(field.name for field in fields(Scores))  # in the order of the tables
 
 
 def score(
@@ -205,12 +205,12 @@ def records_from_json(content: Mapping[str, object]) -> list[ScoreRecord]:
         return [
             ScoreRecord(
                 **{
-                    **one,
-                    "scores": Scores(**{k: _number(value) for k, value in one["scores"].items()}),
-                    "sweep": {float(k): _number(value) for k, value in one["sweep"].items()},
+                    **row,
+                    "scores": Scores(**{k: _number(value) for k, value in row["scores"].items()}),
+                    "sweep": {float(k): _number(value) for k, value in row["sweep"].items()},
                 }
             )
-            for one in told
+            for row in told
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no records of an evaluation: {error}") from error

@@ -79,7 +79,7 @@ def make_fabric(device: str, precision: str, processes: int = 1) -> Fabric:
         accelerator=kind,
         devices=devices,
         strategy=strategy,
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]  # one of those that Fabric knows
         plugins=LightningEnvironment(),  # in a job of SLURM, Fabric takes over ranks it finds there
     )
 

@@ -3,15 +3,17 @@
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import TypeAlias
 
+from bids_app.files import Json
 from bids_app.imaging.volume import cube_sides
 from bids_app.strict import Check, is_flag, is_number, is_whole, refuse_odd
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, Tiling, WholeVolume
 
-TILINGS: dict[str, type[SliceTriplets] | type[CubicPatches]] = {
+WHOLE = "whole"
+TILINGS: dict[str, type[SliceTriplets] | type[CubicPatches] | type[WholeVolume]] = {
     "semi3d": SliceTriplets,
     "patch3d": CubicPatches,
+    WHOLE: WholeVolume,
 }
-WHOLE = "whole"
 # Tiling → the paper's word; ours for the last
 CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch", WHOLE: "no network"}
 CUBE = 3.0  # mm; a tissue model's coefficients are smoother than that; our choice
@@ -180,7 +182,7 @@ class Published:
     @property
     def configuration(self) -> str:
         """Its first column: semi-3D or 3D-patch."""
-        return CONFIGURATIONS[_kind_of(self.spec)]
+        return CONFIGURATIONS[kind_of(self.spec)]
 
 
 _SEMI3D = ModelSpec(
@@ -192,14 +194,8 @@ _SEMI3D = ModelSpec(
     batch_size=5,
     mse_weight=0.0,
 )
-_PATCH3D = ModelSpec(
-    tiling=CubicPatches(),
-    n_blocks=2,
-    cycle=False,
-    epochs=100,
-    constant_epochs=100,
-    batch_size=10,
-    mse_weight=0.0,
+_PATCH3D = replace(
+    replace(_SEMI3D, tiling=CubicPatches(), n_blocks=2, epochs=100, batch_size=10),
     tiles_per_volume=256,
     validation_interval=5,
 )
@@ -207,44 +203,40 @@ _MSE = 1000.0
 
 PUBLISHED = {  # in the order of the table
     "semi3d-gan": Published(
-        name="Simple-GAN",
-        spec=_SEMI3D,
-        scores=((0.818, 0.021), (19.655, 1.441), (0.035, 0.008)),
-        colour="#56b4e9",
-        dash="7 3",
+        "Simple-GAN", _SEMI3D, ((0.818, 0.021), (19.655, 1.441), (0.035, 0.008)), "#56b4e9", "7 3"
     ),
     "semi3d-gan-mse": Published(
-        name="Simple-GAN with MSE loss",
-        spec=replace(_SEMI3D, mse_weight=_MSE),
-        scores=((0.879, 0.021), (23.177, 1.760), (0.022, 0.005)),
-        colour="#0072b2",
+        "Simple-GAN with MSE loss",
+        replace(_SEMI3D, mse_weight=_MSE),
+        ((0.879, 0.021), (23.177, 1.760), (0.022, 0.005)),
+        "#0072b2",
     ),
     "semi3d-cyclegan": Published(
-        name="Cycle-GAN",
-        spec=replace(_SEMI3D, cycle=True),
-        scores=((0.837, 0.028), (21.750, 1.142), (0.030, 0.006)),
-        colour="#e69f00",
-        dash="7 3",
+        "Cycle-GAN",
+        replace(_SEMI3D, cycle=True),
+        ((0.837, 0.028), (21.750, 1.142), (0.030, 0.006)),
+        "#e69f00",
+        "7 3",
     ),
     "semi3d-cyclegan-mse": Published(
-        name="Cycle-GAN with MSE loss",
-        spec=replace(_SEMI3D, cycle=True, mse_weight=_MSE),
-        scores=((0.883, 0.022), (23.525, 1.388), (0.022, 0.005)),
-        colour="#d55e00",
+        "Cycle-GAN with MSE loss",
+        replace(_SEMI3D, cycle=True, mse_weight=_MSE),
+        ((0.883, 0.022), (23.525, 1.388), (0.022, 0.005)),
+        "#d55e00",
     ),
     "patch3d-gan-mse": Published(
-        name="Simple-GAN with MSE loss",
-        spec=replace(_PATCH3D, mse_weight=_MSE),
-        scores=((0.869, 0.031), (19.852, 0.597), (0.034, 0.017)),
-        colour="#cc79a7",
-        dash="2 3",
+        "Simple-GAN with MSE loss",
+        replace(_PATCH3D, mse_weight=_MSE),
+        ((0.869, 0.031), (19.852, 0.597), (0.034, 0.017)),
+        "#cc79a7",
+        "2 3",
     ),
     "patch3d-cyclegan-mse": Published(
-        name="Cycle-GAN with MSE loss",
-        spec=replace(_PATCH3D, cycle=True, mse_weight=_MSE),
-        scores=((0.875, 0.023), (17.760, 1.767), (0.026, 0.007)),
-        colour="#009e73",
-        dash="2 3",
+        "Cycle-GAN with MSE loss",
+        replace(_PATCH3D, cycle=True, mse_weight=_MSE),
+        ((0.875, 0.023), (17.760, 1.767), (0.026, 0.007)),
+        "#009e73",
+        "2 3",
     ),
 }
 MODELS = {name: row.spec for name, row in PUBLISHED.items()}
@@ -256,7 +248,8 @@ def _is_triple(value: object, most: int) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(map(is_whole(1, most), value))
 
 
-def _kind_of(spec: ModelSpec) -> str:
+def kind_of(spec: Spec) -> str:
+    """Name how a spec cuts volumes into tiles: ``semi3d``, ``patch3d`` or ``whole``."""
     return next(name for name, kind in TILINGS.items() if isinstance(spec.tiling, kind))
 
 
@@ -272,11 +265,11 @@ def spec_to_dict(spec: Spec) -> dict[str, object]:
     """
     if isinstance(spec, TissueSpec):
         return {"tiling": {"kind": WHOLE}, "sides": list(spec.sides), "cubes": list(spec.cubes)}
-    tiling = {} if spec.tiling == SliceTriplets() else asdict(spec.tiling)  # type: ignore[call-overload]
-    return {**asdict(spec), "tiling": {"kind": _kind_of(spec), **tiling}}
+    tiling = {} if spec.tiling == SliceTriplets() else asdict(spec.tiling)  # type: ignore[call-overload]  # all are dataclasses
+    return {**asdict(spec), "tiling": {"kind": kind_of(spec), **tiling}}
 
 
-def spec_from_dict(values: dict[str, object]) -> Spec:
+def spec_from_dict(values: Json) -> Spec:
     """Build the spec that a card holds.
 
     Raises
@@ -288,15 +281,15 @@ def spec_from_dict(values: dict[str, object]) -> Spec:
         raise ValueError("not a generator's spec")
     if values.get("tiling") == {"kind": WHOLE}:
         refuse_odd(values, _TISSUE_CHECKS)
-        return TissueSpec(tuple(values["sides"]), tuple(values["cubes"]))  # type: ignore[arg-type]
+        return TissueSpec(tuple(values["sides"]), tuple(values["cubes"]))
     optional = [field.name for field in fields(ModelSpec) if field.default is not MISSING]
     refuse_odd(values, _CHECKS, " ".join(optional))
-    tiling = dict(values["tiling"])  # type: ignore[call-overload]
+    tiling = dict(values["tiling"])
     kind = tiling.pop("kind", None)
-    if not isinstance(kind, str) or kind not in TILINGS:
+    if kind not in _TILING_CHECKS:
         raise ValueError(f"there is no tiling {kind!r:.60}")
     refuse_odd(tiling, _TILING_CHECKS[kind], "step size stride")
     made = TILINGS[kind](**tiling)
     if isinstance(made, CubicPatches) and made.stride > made.size:
         raise ValueError("cubes that are further apart than they are wide leave gaps")
-    return ModelSpec(**{**values, "tiling": made})  # type: ignore[arg-type]
+    return ModelSpec(**{**values, "tiling": made})

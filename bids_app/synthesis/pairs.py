@@ -51,8 +51,8 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """Move it to a device, channels innermost, where networks expect them."""
         layout = torch.channels_last if self.mri.ndim == 4 else torch.channels_last_3d
-        move = {"device": device, "memory_format": layout}
-        return Batch(self.mri.to(**move), self.pet.to(**move), self.total)  # type: ignore[call-overload]
+        mri, pet = (tiles.to(device, memory_format=layout) for tiles in (self.mri, self.pet))
+        return Batch(mri, pet, self.total)
 
 
 def brain_tiles(tiling: Tiling, brain: Tensor) -> tuple[int, ...]:

@@ -54,10 +54,8 @@ class Fitted:
 
 def mean_metrics(records: Sequence[Mapping[str, object]]) -> dict[str, float]:
     """Average each metric over the visits of some folds; those that are not finite are left out."""
-    everyone = [one for content in records for one in records_from_json(content)]
-    means = {
-        m: float(np.mean([getattr(subject.scores, m) for subject in everyone])) for m in METRICS
-    }
+    scores = [row.scores for content in records for row in records_from_json(content)]
+    means = {m: float(np.mean([getattr(row, m) for row in scores])) for m in METRICS}
     return {metric: round(mean, 4) for metric, mean in means.items() if isfinite(mean)}
 
 

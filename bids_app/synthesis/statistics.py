@@ -48,18 +48,18 @@ def split(
     35 controls: 26 to train on and 9 to validate with, as in section 3.2; once 27 and 8.
 
     >>> sets = split([f"{n:02}" for n in range(35)], 4, np.random.default_rng(0))
-    >>> [len(one) for one in sets]
+    >>> [len(labels) for labels in sets]
     [9, 9, 9, 8]
     """
-    everyone = sorted(set(subjects))
+    labels = sorted(set(subjects))
     if folds < FEWEST_SUBJECTS:
         raise UsageError(f"--folds {folds}: cross-validation needs at least {FEWEST_SUBJECTS}")
-    if len(everyone) < folds:
+    if len(labels) < folds:
         raise UnusableDataError(
-            f"{len(everyone)} subject(s) with T1w and PET are fewer than --folds {folds}; "
+            f"{len(labels)} subject(s) with T1w and PET are fewer than --folds {folds}; "
             "choose fewer folds, or add subjects"
         )
-    order = [everyone[index] for index in random.permutation(len(everyone))]
+    order = [labels[index] for index in random.permutation(len(labels))]
     size, larger = divmod(len(order), folds)
     ends = [(fold + 1) * size + min(fold + 1, larger) for fold in range(folds)]
     return [

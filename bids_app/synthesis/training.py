@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import isnan, nan
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -116,7 +116,7 @@ class Team:
             return share
         most = -(-total // self.size)
         filling = share[:1].expand(most - len(share), *share.shape[1:])
-        shares: Tensor = self.fabric.all_gather(torch.cat([share, filling]))  # type: ignore[assignment]
+        shares = cast("Tensor", self.fabric.all_gather(torch.cat([share, filling])))
         return shares.transpose(0, 1).flatten(0, 1)[:total]
 
     def average_gradients(self, networks: nn.Module) -> None:
@@ -134,7 +134,7 @@ class Team:
         """Give the mean of a value over all processes."""
         if self.size == 1:
             return value
-        return self.fabric.all_reduce(value, reduce_op="mean")  # type: ignore[return-value]
+        return cast("Tensor", self.fabric.all_reduce(value, reduce_op="mean"))
 
 
 # Channels as the innermost axis: what convolutions of one thread group read together, faster here.
@@ -193,16 +193,19 @@ class Training:
         self.team = Team(fabric)
         self.epoch = 0
         plain = [build_translator(spec, random) for _ in range(1 + spec.cycle)]
-        self.generators = nn.ModuleList([one.generator for one in plain])
-        self.discriminators = nn.ModuleList([one.discriminator for one in plain])
-        layout = {"memory_format": LAYOUTS[spec.tiling.spatial_dims]}
+        self.generators = nn.ModuleList([translator.generator for translator in plain])
+        self.discriminators = nn.ModuleList([translator.discriminator for translator in plain])
+        layout = LAYOUTS[spec.tiling.spatial_dims]
         for networks in (self.generators, self.discriminators):
-            networks.to(**layout)  # type: ignore[call-overload]
+            networks.to(memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
         self.generator_optimizer = self._adam(self.generators)
         self.discriminator_optimizer = self._adam(self.discriminators)
         self.translators = [
-            Translator(fabric.setup_module(one.generator), fabric.setup_module(one.discriminator))
-            for one in plain
+            Translator(
+                fabric.setup_module(translator.generator),
+                fabric.setup_module(translator.discriminator),
+            )
+            for translator in plain
         ]
         self.pools = [ImagePool(spec.pool_size, random) for _ in plain]
 
@@ -216,9 +219,9 @@ class Training:
         """Keep Fabric from averaging gradients: a step averages them once, at its end."""
         with ExitStack() as stack:
             if self.team.size > 1:
-                for one in self.translators:
-                    for network in (one.generator, one.discriminator):
-                        unsynced = self.fabric.no_backward_sync(network)  # type: ignore[arg-type]
+                for translator in self.translators:
+                    for network in (translator.generator, translator.discriminator):
+                        unsynced = self.fabric.no_backward_sync(network)  # type: ignore[arg-type]  # set up by Fabric
                         stack.enter_context(unsynced)
             yield
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from bids_app.derivatives.paths import sidecar_path
 from bids_app.detection.detectors import DETECTORS
 from bids_app.interfaces.anatomy import CarryLabels, Resample
-from bids_app.interfaces.derivatives import Output, SaveDerivatives, SaveFile, save_node
+from bids_app.interfaces.derivatives import SaveFile
 from bids_app.interfaces.detection import (
     ApplyNorm,
     ApplySlab,
@@ -24,53 +25,10 @@ from bids_app.interfaces.detection import (
     PackControls,
     TrainEncoder,
 )
-from bids_app.workflows.execution import label_nodes
+from bids_app.workflows.execution import Output, label_nodes, save_all_node, save_node
+from bids_app.workflows.training import Fold, StoredImage, digests_of, folders_of
 
 PACKED = "ocsvm/controls.safetensors"
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """A PET as :class:`bids_app.interfaces.training.StoreVolumes` writes it.
-
-    Parameters
-    ----------
-    name : str
-        Letters, digits and underscores; another one for each.
-    folder : Path
-        Its volumes.
-    sha256 : str
-        Of their content.
-    synthetic : StoredImage or None
-        The synthetic PET of the same visit, where the detector compares both.
-    """
-
-    name: str
-    folder: Path
-    sha256: str
-    synthetic: "StoredImage | None" = None
-
-
-@dataclass(frozen=True)
-class DetectorFold:
-    """One fold: whom detectors are fitted to, and which controls they score beside the patients.
-
-    Parameters
-    ----------
-    number : int
-        From 1.
-    controls : sequence of StoredImage
-        That are trained on.
-    held_out : sequence of StoredImage
-        Real PET of controls that are not.
-    seed : int
-        Of all randomness.
-    """
-
-    number: int
-    controls: Sequence[StoredImage]
-    held_out: Sequence[StoredImage]
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -101,45 +59,87 @@ class Fitting:
     mem_gb: float
 
 
-def _folders(images: Sequence[StoredImage]) -> list[str]:
-    return [str(image.folder) for image in images]
+@dataclass(frozen=True)
+class Applied:
+    """Detectors that were fitted before.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the detectors.
+    members : sequence of sequence of int
+        For each fold, which of the training set's controls it was trained on.
+    sha256 : str
+        Of the file of the controls' images.
+    """
+
+    folder: Path
+    members: Sequence[Sequence[int]]
+    sha256: str
+
+    @property
+    def folds(self) -> list[Fold]:
+        """Folds that nobody is trained on, or held out from, any more."""
+        return [Fold(number, (), ()) for number in range(1, len(self.members) + 1)]
 
 
-def _digests(images: Sequence[StoredImage]) -> list[str]:
-    return [image.sha256 for image in images]
+def init_detector_wf(
+    detector: str,
+    controls: Sequence[StoredImage],
+    folds: Sequence[Fold],
+    patients: Sequence[StoredImage],
+    fitting: Fitting,
+    *,
+    applied: Applied | None = None,
+) -> Workflow:
+    """Fit a detector by its method, :func:`init_ocsvm_wf` or :func:`init_norm_wf`, or apply it.
 
+    Parameters
+    ----------
+    detector : str
+        A key of ``DETECTORS``; the workflow is named after it.
+    controls : sequence of StoredImage
+        The training set; those of each fold are among them.
+    folds : sequence of Fold
+        In order.
+    patients : sequence of StoredImage
+        Scored by every fold, before the controls it leaves out.
+    fitting : Fitting
+        How.
+    applied : Applied, optional
+        Detectors that were fitted before; what only fitting needs is not used.
 
-def _scored(images: Sequence[StoredImage]) -> dict[str, list[str]]:
-    return {"scored": _folders(images), "scored_digests": _digests(images)}
-
-
-def _trained(images: Sequence[StoredImage]) -> dict[str, list[str]]:
-    return {"controls": _folders(images), "digests": _digests(images)}
+    Inputs
+    ------
+    brain
+        What is analysed.
+    """
+    factories: dict[str, Callable[..., Workflow]] = {
+        "svm": partial(init_ocsvm_wf, controls),
+        "norm": partial(init_norm_wf, detector),
+    }
+    factory = factories[DETECTORS[detector].method]
+    return factory(folds, patients, fitting, applied, name=f"{detector}_wf")
 
 
 def init_ocsvm_wf(
     controls: Sequence[StoredImage],
-    folds: Sequence[DetectorFold],
+    folds: Sequence[Fold],
     patients: Sequence[StoredImage],
     fitting: Fitting,
+    applied: Applied | None = None,
     *,
     name: str = "ocsvm_wf",
 ) -> Workflow:
-    """Train an encoder a fold, and with it one one-class SVM a voxel, slab by slab.
+    """Score by one one-class SVM a voxel, slab by slab, and an encoder, both of each fold.
 
-    Nodes ``scores_K`` give the scores of all slabs of fold K, ``files`` what makes the detector,
-    in the order of :func:`ocsvm_files`.
+    Nodes ``scores_K`` give the scores of all slabs of fold K. Where encoders and SVMs are trained,
+    ``files`` gives what makes the detector, in the order of :func:`ocsvm_files`.
 
     Parameters
     ----------
-    controls : sequence of StoredImage
-        The training set; those of each fold are among them.
-    folds : sequence of DetectorFold
-        In order.
-    patients : sequence of StoredImage
-        Scored by every fold, before the controls it holds out.
-    fitting : Fitting
-        How.
+    controls, folds, patients, fitting, applied
+        As :func:`init_detector_wf` has them.
 
     Inputs
     ------
@@ -148,60 +148,86 @@ def init_ocsvm_wf(
     """
     workflow = Workflow(name)
     inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
-    pack = Node(PackControls(**_trained(controls)), name="pack", mem_gb=1)
+    names = ocsvm_files(len(folds), len(fitting.slabs))
+    if applied is None:
+        pack = Node(
+            PackControls(controls=folders_of(controls), digests=digests_of(controls)),
+            name="pack",
+            mem_gb=1,
+        )
+        files = Node(Merge(len(names)), name="files", run_without_submitting=True)
+        workflow.connect([(pack, files, [("packed", "in1")])])
     places = {control.name: place for place, control in enumerate(controls)}
-    per_fold = 1 + len(fitting.slabs)
-    files = Node(Merge(1 + len(folds) * per_fold), name="files", run_without_submitting=True)
-    workflow.connect([(pack, files, [("packed", "in1")])])
     for place, fold in enumerate(folds):
-        encoder = TrainEncoder(
-            **_trained(fold.controls),
-            spec=dict(fitting.encoder),
-            seed=fold.seed,
-            threads=1,  # of so small a network they would wait for one another
-        )
-        train = Node(encoder, name=f"encoder_{fold.number}", mem_gb=2)
-        label_nodes(train, step=f"encoder of fold {fold.number}")
-        merge = _merge_scores(fold.number, len(fitting.slabs))
-        start = 2 + place * per_fold
-        workflow.connect(
-            [(inputnode, train, [("brain", "brain")]), (train, files, [("encoder", f"in{start}")])]
-        )
+        start = 1 + place * (1 + len(fitting.slabs))  # of its names
+        scored = [*patients, *fold.validation]
         common = {
-            "members": [places[control.name] for control in fold.controls],
-            "digests": _digests(fold.controls),
-            "nu": fitting.nu,
             "threads": fitting.threads,
-            **_scored([*patients, *fold.held_out]),
+            "scored": folders_of(scored),
+            "scored_digests": digests_of(scored),
         }
-        for number, (first, last) in enumerate(fitting.slabs, start=1):
-            fit = _slab_node(
-                FitSlab(first=first, last=last, **common), fold.number, number, fitting
-            )
+        if applied is None:
+            train = _encoder_node(fold, fitting)
             workflow.connect(
                 [
-                    (inputnode, fit, [("brain", "brain")]),
-                    (pack, fit, [("packed", "packed")]),
-                    (train, fit, [("encoder", "encoder")]),
-                    (fit, merge, [("scores", f"in{number}")]),
-                    (fit, files, [("voxels", f"in{start + number}")]),
+                    (inputnode, train, [("brain", "brain")]),
+                    (train, files, [("encoder", f"in{start + 1}")]),
                 ]
             )
+            common |= {
+                "nu": fitting.nu,
+                "members": [places[control.name] for control in fold.training],
+                "digests": digests_of(fold.training),
+            }
+        else:
+            common |= {
+                "encoder": str(applied.folder / names[start]),
+                "packed": str(applied.folder / PACKED),
+                "members": list(applied.members[place]),
+                "digests": [applied.sha256],
+            }
+        merge = _merge_scores(fold.number, len(fitting.slabs))
+        for number, (first, last) in enumerate(fitting.slabs, start=1):
+            if applied is None:
+                slab = FitSlab(first=first, last=last, **common)
+            else:
+                voxels = str(applied.folder / names[start + number])
+                slab = ApplySlab(first=first, last=last, voxels=voxels, **common)
+            node = Node(
+                slab,
+                name=f"slab_{fold.number}_{number}",
+                n_procs=fitting.threads,
+                mem_gb=fitting.mem_gb,
+            )
+            label_nodes(node, step=f"one-class SVMs of fold {fold.number}, slab {number}")
+            workflow.connect(
+                [
+                    (inputnode, node, [("brain", "brain")]),
+                    (node, merge, [("scores", f"in{number}")]),
+                ]
+            )
+            if applied is None:
+                workflow.connect(
+                    [
+                        (pack, node, [("packed", "packed")]),
+                        (train, node, [("encoder", "encoder")]),
+                        (node, files, [("voxels", f"in{start + number + 1}")]),
+                    ]
+                )
     return workflow
 
 
-def _slab_node(interface: FitSlab | ApplySlab, fold: int, slab: int, fitting: Fitting) -> Node:
-    node = Node(
-        interface, name=f"slab_{fold}_{slab}", n_procs=fitting.threads, mem_gb=fitting.mem_gb
+def _encoder_node(fold: Fold, fitting: Fitting) -> Node:
+    encoder = TrainEncoder(
+        controls=folders_of(fold.training),
+        digests=digests_of(fold.training),
+        spec=dict(fitting.encoder),
+        seed=fold.seed,
+        threads=1,  # of so small a network they would wait for one another
     )
-    label_nodes(node, step=f"one-class SVMs of fold {fold}, slab {slab}")
-    return node
-
-
-def _norm_node(interface: FitNorm | ApplyNorm, fold: int) -> Node:
-    node = Node(interface, name=f"norm_{fold}", mem_gb=2)
-    label_nodes(node, step=f"norm of fold {fold}")
-    return node
+    train = Node(encoder, name=f"encoder_{fold.number}", mem_gb=2)
+    label_nodes(train, step=f"encoder of fold {fold.number}")
+    return train
 
 
 def _merge_scores(fold: int, pieces: int) -> Node:
@@ -236,26 +262,22 @@ def _synthetic(detector: str, images: Sequence[StoredImage]) -> list[StoredImage
 
 def init_norm_wf(
     detector: str,
-    folds: Sequence[DetectorFold],
+    folds: Sequence[Fold],
     patients: Sequence[StoredImage],
     fitting: Fitting,
+    applied: Applied | None = None,
     *,
     name: str,
 ) -> Workflow:
-    """Learn what controls are like in each voxel, a fold at a time.
+    """Score by what controls are like in each voxel, learned a fold at a time, or before.
 
-    Nodes ``scores_K`` give the scores of fold K, ``files`` the norms.
+    Nodes ``scores_K`` give the scores of fold K. Where norms are learned, ``files`` gives them.
 
     Parameters
     ----------
-    detector : str
-        Which, of those whose method is a norm.
-    folds : sequence of DetectorFold
-        In order; every image has its synthetic one, if the detector compares both.
-    patients : sequence of StoredImage
-        Scored by every fold, before the controls it holds out.
-    fitting : Fitting
-        How.
+    detector, folds, patients, fitting, applied
+        As :func:`init_detector_wf` has them; every image has its synthetic one, if the detector
+        compares both.
 
     Inputs
     ------
@@ -265,200 +287,36 @@ def init_norm_wf(
     workflow = Workflow(name)
     inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
     files = Node(Merge(len(folds)), name="files", run_without_submitting=True)
-    for place, fold in enumerate(folds, start=1):
-        made = _synthetic(detector, fold.controls)
-        norm = FitNorm(
-            detector=detector,
-            fwhm=fitting.fwhm,
-            controls=_folders(fold.controls),
-            controls_synthetic=_folders(made),
-            digests=_digests([*fold.controls, *made]),
-            **_scored_both(detector, [*patients, *fold.held_out]),
-        )
-        fit = _norm_node(norm, fold.number)
+    names = norm_files(detector, len(folds))
+    for place, fold in enumerate(folds):
+        scored = [*patients, *fold.validation]
+        made = _synthetic(detector, scored)
+        common = {
+            "detector": detector,
+            "fwhm": fitting.fwhm,
+            "scored": folders_of(scored),
+            "scored_synthetic": folders_of(made),
+            "scored_digests": digests_of([*scored, *made]),
+        }
+        if applied is None:
+            own = _synthetic(detector, fold.training)
+            norm = FitNorm(
+                controls=folders_of(fold.training),
+                controls_synthetic=folders_of(own),
+                digests=digests_of([*fold.training, *own]),
+                **common,
+            )
+        else:
+            norm = ApplyNorm(norm=str(applied.folder / names[place]), **common)
+        node = Node(norm, name=f"norm_{fold.number}", mem_gb=2)
+        label_nodes(node, step=f"norm of fold {fold.number}")
         merge = _merge_scores(fold.number, 1)
         workflow.connect(
-            [
-                (inputnode, fit, [("brain", "brain")]),
-                (fit, merge, [("scores", "in1")]),
-                (fit, files, [("norm", f"in{place}")]),
-            ]
+            [(inputnode, node, [("brain", "brain")]), (node, merge, [("scores", "in1")])]
         )
+        if applied is None:
+            workflow.connect([(node, files, [("norm", f"in{place + 1}")])])
     return workflow
-
-
-def _scored_both(detector: str, images: Sequence[StoredImage]) -> dict[str, list[str]]:
-    made = _synthetic(detector, images)
-    return {
-        "scored": _folders(images),
-        "scored_synthetic": _folders(made),
-        "scored_digests": _digests([*images, *made]),
-    }
-
-
-@dataclass(frozen=True)
-class Applied:
-    """Detectors that were fitted before.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the detectors.
-    members : sequence of sequence of int
-        For each fold, which of the training set's controls it was trained on.
-    sha256 : str
-        Of the file of the controls' images.
-    """
-
-    folder: Path
-    members: Sequence[Sequence[int]]
-    sha256: str
-
-    @property
-    def folds(self) -> int:
-        """How many folds there are."""
-        return len(self.members)
-
-
-def init_applied_ocsvm_wf(
-    applied: Applied, patients: Sequence[StoredImage], fitting: Fitting, *, name: str = "ocsvm_wf"
-) -> Workflow:
-    """Score patients with encoders and one-class SVMs that were fitted before.
-
-    Nodes ``scores_K`` give the scores of all slabs of fold K.
-
-    Parameters
-    ----------
-    applied : Applied
-        The detectors.
-    patients : sequence of StoredImage
-        Scored by every fold.
-    fitting : Fitting
-        How; what only fitting needs is not used.
-
-    Inputs
-    ------
-    brain
-        What is analysed.
-    """
-    workflow = Workflow(name)
-    inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
-    packed, *names = ocsvm_files(applied.folds, len(fitting.slabs))
-    files = iter(names)
-    for fold, members in enumerate(applied.members, start=1):
-        common = {
-            **_scored(patients),
-            "encoder": str(applied.folder / next(files)),
-            "packed": str(applied.folder / packed),
-            "members": list(members),
-            "digests": [applied.sha256],
-            "threads": fitting.threads,
-        }
-        merge = _merge_scores(fold, len(fitting.slabs))
-        for number, (first, last) in enumerate(fitting.slabs, start=1):
-            voxels = str(applied.folder / next(files))
-            slab = ApplySlab(first=first, last=last, voxels=voxels, **common)
-            apply = _slab_node(slab, fold, number, fitting)
-            workflow.connect(
-                [
-                    (inputnode, apply, [("brain", "brain")]),
-                    (apply, merge, [("scores", f"in{number}")]),
-                ]
-            )
-    return workflow
-
-
-def init_applied_norm_wf(
-    detector: str, applied: Applied, patients: Sequence[StoredImage], fitting: Fitting, *, name: str
-) -> Workflow:
-    """Compare patients with controls that were learned from before.
-
-    Nodes ``scores_K`` give the scores of fold K.
-
-    Parameters
-    ----------
-    detector : str
-        Which, of those whose method is a norm.
-    applied : Applied
-        The detectors.
-    patients : sequence of StoredImage
-        Scored by every fold.
-    fitting : Fitting
-        How; what only fitting needs is not used.
-
-    Inputs
-    ------
-    brain
-        What is analysed.
-    """
-    workflow = Workflow(name)
-    inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
-    for fold, norm in enumerate(norm_files(detector, applied.folds), start=1):
-        node = ApplyNorm(
-            detector=detector,
-            fwhm=fitting.fwhm,
-            norm=str(applied.folder / norm),
-            **_scored_both(detector, patients),
-        )
-        apply, merge = _norm_node(node, fold), _merge_scores(fold, 1)
-        workflow.connect(
-            [(inputnode, apply, [("brain", "brain")]), (apply, merge, [("scores", "in1")])]
-        )
-    return workflow
-
-
-def init_fitted_wf(
-    detector: str,
-    controls: Sequence[StoredImage],
-    folds: Sequence[DetectorFold],
-    patients: Sequence[StoredImage],
-    fitting: Fitting,
-) -> Workflow:
-    """Fit a detector by its method: :func:`init_ocsvm_wf` or :func:`init_norm_wf`.
-
-    Parameters
-    ----------
-    detector : str
-        A key of ``DETECTORS``; the workflow is named after it.
-    controls, folds, patients, fitting
-        As the method takes them.
-
-    Inputs
-    ------
-    brain
-        What is analysed.
-    """
-    factories: dict[str, Callable[..., Workflow]] = {
-        "svm": partial(init_ocsvm_wf, controls),
-        "norm": partial(init_norm_wf, detector),
-    }
-    factory = factories[DETECTORS[detector].method]
-    return factory(folds, patients, fitting, name=f"{detector}_wf")
-
-
-def init_applied_wf(
-    detector: str, applied: Applied, patients: Sequence[StoredImage], fitting: Fitting
-) -> Workflow:
-    """Apply a detector by its method: :func:`init_applied_ocsvm_wf` or the one of norms.
-
-    Parameters
-    ----------
-    detector : str
-        A key of ``DETECTORS``; the workflow is named after it.
-    applied, patients, fitting
-        As the method takes them.
-
-    Inputs
-    ------
-    brain
-        What is analysed.
-    """
-    factories: dict[str, Callable[..., Workflow]] = {
-        "svm": init_applied_ocsvm_wf,
-        "norm": partial(init_applied_norm_wf, detector),
-    }
-    factory = factories[DETECTORS[detector].method]
-    return factory(applied, patients, fitting, name=f"{detector}_wf")
 
 
 def files_of(detector: str, folds: int, slabs: int) -> list[str]:
@@ -500,54 +358,73 @@ class Clustering:
 
 
 @dataclass(frozen=True)
-class ScoredMaps:
-    """An image that was scored, and where its results go.
+class ScoredImage:
+    """An image that a detector scores, and where what is found in it goes.
 
     Parameters
     ----------
+    training_set, detector : str
+        What scores it.
     image : StoredImage
-        The image.
+        A PET.
     row : int
-        Where it stands in the scores of each fold that has scored it.
-    lesions : Path or None
-        Mask of its known lesions on the grid.
-    statmap, labels : Output
-        On the template's grid.
+        Where it stands in the scores of each fold that scores it.
+    fold : int or None
+        The fold that scores a control; None for a patient: all do.
+    paths : mapping
+        Results as :func:`bids_app.derivatives.detections.anomaly_paths` names them; of a patient,
+        also ``t1w``, the grid of those that end in ``_in_t1w``, and ``template_to_t1w``.
+    sidecars : mapping
+        What the sidecars of images among these tell.
     clusters : Path
         All its clusters, JSON; a file for this app alone.
+    lesions : Path or None
+        Mask of its known lesions on the template's grid.
+    places : Path or None
+        Where clusters lie on the T1w, JSON, for this app alone; None for controls.
     """
 
+    training_set: str
+    detector: str
     image: StoredImage
     row: int
-    lesions: Path | None
-    statmap: Output
-    labels: Output
+    fold: int | None
+    paths: Mapping[str, Path]
+    sidecars: Mapping[str, dict[str, object]]
     clusters: Path
+    lesions: Path | None = None
+    places: Path | None = None
 
+    @property
+    def label(self) -> str:
+        """Whose it is, for people."""
+        return f"sub-{self.image.participant}"
 
-@dataclass(frozen=True)
-class OnT1w:
-    """Where the results go that are carried to the T1w of a patient.
+    @property
+    def control(self) -> bool:
+        """Whether it is a held-out control."""
+        return self.fold is not None
 
-    Parameters
-    ----------
-    t1w, template_to_t1w : Path
-        The grid, and the transform.
-    statmap, labels : Output
-        The results.
-    places : Path
-        Where clusters lie there, JSON; a file for this app alone.
-    """
+    @property
+    def sidecar_paths(self) -> list[Path]:
+        """Sidecars of its images."""
+        return [sidecar_path(self.paths[name]) for name in self.sidecars]
 
-    t1w: Path
-    template_to_t1w: Path
-    statmap: Output
-    labels: Output
-    places: Path
+    @property
+    def stale(self) -> list[Path]:
+        """What an earlier run has told of it, and this one will tell again unless it fails."""
+        if self.places is None:
+            return [self.clusters]
+        table = self.paths["table_in_t1w"]
+        return [self.clusters, self.places, table, sidecar_path(table)]
+
+    def output(self, name: str) -> Output:
+        """Give a path, and what its sidecar tells."""
+        return self.paths[name], self.sidecars[name]
 
 
 def init_anomalies_wf(
-    scored: ScoredMaps,
+    scored: ScoredImage,
     slabs: Sequence[tuple[int, int]],
     folds: int,
     clustering: Clustering,
@@ -558,7 +435,7 @@ def init_anomalies_wf(
 
     Parameters
     ----------
-    scored : Scored
+    scored : ScoredImage
         The image.
     slabs : sequence of (int, int)
         Of the detector.
@@ -596,7 +473,7 @@ def init_anomalies_wf(
         **{name: str(path) for name, path in known.items() if path is not None},
     )
     anomaly_map = Node(anomalies, name="map", mem_gb=1)
-    saves = [save_node(scored.statmap, "statmap"), save_node(scored.labels, "labels")]
+    saves = [save_node(scored.output(name), name) for name in ("statmap", "labels")]
     save_clusters = Node(SaveFile(out_file=str(scored.clusters)), name="save_clusters")
     workflow = Workflow(name)
     workflow.connect(
@@ -611,12 +488,12 @@ def init_anomalies_wf(
     return workflow
 
 
-def init_on_t1w_wf(target: OnT1w, *, name: str) -> Workflow:
+def init_on_t1w_wf(scored: ScoredImage, *, name: str) -> Workflow:
     """Carry anomaly map and clusters of a patient to the T1w's own grid: clinicians look there.
 
     Parameters
     ----------
-    target : OnT1w
+    scored : ScoredImage
         The grid, and where results go.
 
     Inputs
@@ -627,20 +504,18 @@ def init_on_t1w_wf(target: OnT1w, *, name: str) -> Workflow:
         Clusters by rank, on the template's grid.
     """
     inputnode = Node(IdentityInterface(["statmap", "labels"]), name="inputnode")
-    common = {"reference": str(target.t1w), "transforms": [str(target.template_to_t1w)]}
+    common = {
+        "reference": str(scored.paths["t1w"]),
+        "transforms": [str(scored.paths["template_to_t1w"])],
+    }
     carry_map = Node(Resample(interpolation="linear", **common), name="carry_map", mem_gb=2)
     carry_labels = Node(
         Resample(interpolation="genericLabel", **common), name="carry_labels", mem_gb=2
     )
     both = Node(Merge(2), name="both", run_without_submitting=True)
-    outputs = [target.statmap, target.labels]
-    save = SaveDerivatives(
-        out_files=[str(output.path) for output in outputs],
-        sidecar_files=[str(output.sidecar_path) for output in outputs],
-        sidecars=[dict(output.sidecar) for output in outputs],
-    )
+    outputs = [scored.output("statmap_in_t1w"), scored.output("labels_in_t1w")]
     places = Node(LocateClusters(), name="locate", mem_gb=1)
-    save_places = Node(SaveFile(out_file=str(target.places)), name="save_places")
+    save_places = Node(SaveFile(out_file=str(scored.places)), name="save_places")
     workflow = Workflow(name)
     workflow.connect(
         [
@@ -651,7 +526,7 @@ def init_on_t1w_wf(target: OnT1w, *, name: str) -> Workflow:
             (places, save_places, [("places", "in_file")]),
             (carry_map, both, [("image", "in1")]),
             (carry_labels, both, [("image", "in2")]),
-            (both, Node(save, name="save"), [("out", "in_files")]),
+            (both, save_all_node(outputs, "save"), [("out", "in_files")]),
         ]
     )
     return workflow
@@ -681,18 +556,9 @@ def init_lesions_wf(
     orientation : str
         Axis code that is vouched for where the mask's header has none.
     """
-    inputs = {"transforms": [str(path) for path in transforms]} if transforms else {}
-    carry = Node(
-        CarryLabels(
-            image=str(mask),
-            orientation=orientation,
-            reference=str(reference),
-            interpolation="genericLabel",
-            **inputs,
-        ),
-        name="carry",
-        mem_gb=2,
-    )
+    carry = _carry_node(mask, reference, orientation, mem_gb=2)
+    if transforms:
+        carry.inputs.transforms = [str(path) for path in transforms]
     workflow = Workflow(name)
     workflow.connect([(carry, save_node(output, "lesions"), [("image", "in_file")])])
     return workflow
@@ -714,16 +580,17 @@ def init_atlas_wf(
     orientation : str
         Axis code that is vouched for where the header has none.
     """
-    carry = Node(
-        CarryLabels(
-            image=str(atlas),
-            orientation=orientation,
-            reference=str(reference),
-            interpolation="genericLabel",
-        ),
-        name="carry",
-    )
     save = Node(SaveFile(out_file=str(output)), name="save")
-    workflow = Workflow(name)
+    carry, workflow = _carry_node(atlas, reference, orientation), Workflow(name)
     workflow.connect([(carry, save, [("image", "in_file")])])
     return workflow
+
+
+def _carry_node(labels: Path, reference: Path, orientation: str, mem_gb: float = 0.2) -> Node:
+    carry = CarryLabels(
+        image=str(labels),
+        orientation=orientation,
+        reference=str(reference),
+        interpolation="genericLabel",
+    )
+    return Node(carry, name="carry", mem_gb=mem_gb)

@@ -32,7 +32,9 @@ from nipype.pipeline.plugins.base import GraphPluginBase, PluginBase, SGELikeBat
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from bids_app import errors
+from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import UsageError
+from bids_app.interfaces.derivatives import SaveDerivative, SaveDerivatives
 from bids_app.lifeline import die_before_others, last_act, start_fork_server
 from bids_app.resources import THREAD_VARIABLES
 
@@ -52,6 +54,7 @@ ANY_ERROR = re.compile(r"^\s*([\w.]+(?:Error|Exception|Interrupt|Exit)\b.*)$", r
 
 StatusCallback = Callable[[Node, str], None]
 FinishedCallback = Callable[[str, "Sequence[Crash]"], None]
+Output = tuple[Path, Mapping[str, object]]  # where a result goes, what its sidecar tells beforehand
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,31 @@ def label_nodes(
         for name, value in told.items():
             if value is not None and not hasattr(node, name):
                 setattr(node, name, value)
+
+
+def save_node(output: Output, name: str) -> Node:
+    """Make the node that puts a result, its ``in_file``, and its sidecar in their place."""
+    path, sidecar = output
+    save = SaveDerivative(
+        out_file=str(path), sidecar_file=str(sidecar_path(path)), sidecar=dict(sidecar)
+    )
+    return Node(save, name=f"save_{name}")
+
+
+def save_all_node(outputs: Sequence[Output], name: str) -> Node:
+    """Make the node that puts several results, its ``in_files``, in their places."""
+    save = SaveDerivatives(
+        out_files=[str(path) for path, _ in outputs],
+        sidecar_files=[str(sidecar_path(path)) for path, _ in outputs],
+        sidecars=[dict(sidecar) for _, sidecar in outputs],
+    )
+    return Node(save, name=name)
+
+
+def link(workflow: Workflow, source: Workflow, target: Workflow, **fields: str) -> None:
+    """Connect outputs of a graph to inputs of another: ``input=output``, by their names."""
+    doors = [(f"outputnode.{output}", f"inputnode.{into}") for into, output in fields.items()]
+    workflow.connect([(source, target, doors)])
 
 
 def quiet(level: int) -> None:
@@ -257,9 +285,9 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
             node = self.procs[jobid]
             if not node.is_gpu_node() or min(node.n_procs, self.n_gpu_procs) <= gpus:
                 return [
-                    one
-                    for n, one in enumerate(ready)
-                    if n <= number or self._place(one) == self._place(jobid)
+                    other
+                    for n, other in enumerate(ready)
+                    if n <= number or self._place(other) == self._place(jobid)
                 ]
         return ready
 

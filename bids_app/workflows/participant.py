@@ -1,6 +1,6 @@
 """One visit from raw images to derivatives: MNI-registered T1w and PET, and a synthetic PET.
 
-Where results go, and what is told of them, comes from outside as :class:`Output`.
+Where results go, and what is told of them, comes from outside as an ``Output``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,9 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
-from bids_app.interfaces.derivatives import Output, save_node
 from bids_app.interfaces.imaging import RefuseFailed
-from bids_app.workflows.execution import label_nodes
-from bids_app.workflows.registration import init_anatomical_wf, init_pet_wf
+from bids_app.workflows.execution import Output, label_nodes, link, save_node
+from bids_app.workflows.registration import Preprocessing, init_anatomical_wf, init_pet_wf
 from bids_app.workflows.synthesis import SynthesisPlan, init_comparison_wf, init_synthesis_wf
 
 
@@ -37,21 +36,6 @@ class PetPlan:
     durations: tuple[float, ...]
     outputs: Mapping[str, Output]
     orientation: str = ""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How T1w and PET are brought into MNI space; see :func:`init_anatomical_wf`."""
-
-    template: Path
-    reference: Path
-    reference_mask: Path
-    skull_strip: str
-    frames: tuple[int, ...]
-    percentile: float
-    quick: bool
-    seed: int
-    omp_nthreads: int
 
 
 def _save_all(
@@ -109,36 +93,16 @@ def init_preprocessing_wf(
         ),
         name="outputnode",
     )
-    anatomical = init_anatomical_wf(
-        t1w=t1w,
-        orientation=orientation,
-        template=how.template,
-        reference=how.reference,
-        reference_mask=how.reference_mask,
-        skull_strip=how.skull_strip,
-        percentile=how.percentile,
-        quick=how.quick,
-        seed=how.seed,
-        omp_nthreads=how.omp_nthreads,
-    )
+    anatomical = init_anatomical_wf(t1w=t1w, orientation=orientation, how=how)
     _save_all(workflow, anatomical, outputs, "")
-    trust = Node(RefuseFailed(source=str(t1w)), name="verdict", run_without_submitting=True)
+    trust = _trust(
+        workflow, anatomical, "t1w_in_template", "t1w_in_template_measured", prefix="", source=t1w
+    )
+    mask = "brain_mask_in_template"
     workflow.connect(
         [
-            (
-                anatomical,
-                trust,
-                [
-                    ("outputnode.t1w_in_template", "image"),
-                    ("outputnode.t1w_in_template_measured", "measured"),
-                ],
-            ),
             (trust, outputnode, [("image", "t1w_in_template")]),
-            (
-                anatomical,
-                outputnode,
-                [("outputnode.brain_mask_in_template", "brain_mask_in_template")],
-            ),
+            (anatomical, outputnode, [(f"outputnode.{mask}", mask)]),
         ]
     )
     onward = (
@@ -153,48 +117,37 @@ def init_preprocessing_wf(
             pet=plan.pet,
             orientation=plan.orientation,
             durations=plan.durations,
-            frames=how.frames,
-            reference=how.reference,
-            percentile=how.percentile,
-            quick=how.quick,
-            seed=how.seed,
-            omp_nthreads=how.omp_nthreads,
+            how=how,
             name=f"pet_{number}_wf",
         )
-        fields = [(f"outputnode.{field}", f"inputnode.{field}") for field in onward]
-        workflow.connect([(anatomical, pet, fields)])
+        link(workflow, anatomical, pet, **{field: field for field in onward})
         _save_all(workflow, pet, plan.outputs, f"pet_{number}_")
-        trust = Node(
-            RefuseFailed(source=str(plan.pet)),
-            name=f"pet_{number}_verdict",
-            run_without_submitting=True,
+        prefix = f"pet_{number}_"
+        trust = _trust(
+            workflow, pet, "in_template", "to_t1w_measured", prefix=prefix, source=plan.pet
         )
         for lesser in (pet, trust):  # without a PET, a visit still has results
             label_nodes(lesser, fatal=False)
-        workflow.connect(
-            [
-                (
-                    pet,
-                    trust,
-                    [
-                        ("outputnode.in_template", "image"),
-                        ("outputnode.to_t1w_measured", "measured"),
-                    ],
-                )
-            ]
-        )
         if number == 0:
+            cover = "coverage_in_template"
             workflow.connect(
                 [
                     (trust, outputnode, [("image", "pet_in_template")]),
-                    (
-                        pet,
-                        outputnode,
-                        [("outputnode.coverage_in_template", "coverage_in_template")],
-                    ),
+                    (pet, outputnode, [(f"outputnode.{cover}", cover)]),
                 ]
             )
     return workflow
+
+
+def _trust(
+    workflow: Workflow, graph: Workflow, image: str, measured: str, *, prefix: str, source: Path
+) -> Node:
+    """Hand on what a graph has registered, unless that failed; the names are of its outputs."""
+    refuse = RefuseFailed(source=str(source))
+    trust = Node(refuse, name=f"{prefix}verdict", run_without_submitting=True)
+    doors = [(f"outputnode.{image}", "image"), (f"outputnode.{measured}", "measured")]
+    workflow.connect([(graph, trust, doors)])
+    return trust
 
 
 def init_participant_wf(
@@ -223,41 +176,19 @@ def init_participant_wf(
     )
     synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=how.omp_nthreads)
     workflow = Workflow(name)
-    workflow.connect(
-        [
-            (
-                preprocessing,
-                synthesizing,
-                [
-                    ("outputnode.t1w_in_template", "inputnode.t1w"),
-                    ("outputnode.brain_mask_in_template", "inputnode.brain_mask"),
-                ],
-            )
-        ]
-    )
+    brain_mask = "brain_mask_in_template"
+    link(workflow, preprocessing, synthesizing, t1w="t1w_in_template", brain_mask=brain_mask)
     for _ in pets[:1]:
         comparing = init_comparison_wf()
-        workflow.connect(
-            [
-                (
-                    preprocessing,
-                    comparing,
-                    [
-                        ("outputnode.pet_in_template", "inputnode.real"),
-                        ("outputnode.coverage_in_template", "inputnode.coverage"),
-                        ("outputnode.brain_mask_in_template", "inputnode.brain_mask"),
-                    ],
-                ),
-                (
-                    synthesizing,
-                    comparing,
-                    [
-                        ("outputnode.pet", "inputnode.synthetic"),
-                        ("outputnode.sidecar_file", "inputnode.sidecar_file"),
-                    ],
-                ),
-            ]
+        link(
+            workflow,
+            preprocessing,
+            comparing,
+            real="pet_in_template",
+            coverage="coverage_in_template",
+            brain_mask=brain_mask,
         )
+        link(workflow, synthesizing, comparing, synthetic="pet", sidecar_file="sidecar_file")
     return workflow
 
 
@@ -297,16 +228,5 @@ def init_synthesis_from_disk_wf(
         if coverage is not None:
             comparing.inputs.inputnode.coverage = str(coverage)
         comparing.inputs.inputnode.brain_mask = str(brain_mask)
-        workflow.connect(
-            [
-                (
-                    synthesizing,
-                    comparing,
-                    [
-                        ("outputnode.pet", "inputnode.synthetic"),
-                        ("outputnode.sidecar_file", "inputnode.sidecar_file"),
-                    ],
-                )
-            ]
-        )
+        link(workflow, synthesizing, comparing, synthetic="pet", sidecar_file="sidecar_file")
     return workflow

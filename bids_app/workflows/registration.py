@@ -1,5 +1,6 @@
 """T1w and PET on their way into MNI space."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from nipype.interfaces.utility import IdentityInterface, Merge
@@ -30,19 +31,43 @@ CRISP = "nearestNeighbor"
 LINEAR = "linear"  # no ringing around hot voxels of a PET
 
 
+@dataclass(frozen=True)
+class Preprocessing:
+    """How T1w and PET are brought into MNI space.
+
+    Parameters
+    ----------
+    template : Path
+        The template's brain, to register to.
+    reference, reference_mask : Path
+        The template's brain, and its mask, on the grid of the outputs.
+    skull_strip : {"auto", "force", "skip"}
+        Whether deepbet looks for the brain.
+    frames : tuple of int
+        Of a PET, to average, from 0; all if empty.
+    percentile : float
+        Of the brain's intensities, the one that becomes 1.
+    quick : bool
+        Coarse registration, for trying things out.
+    seed : int
+        Of ANTs's random numbers.
+    omp_nthreads : int
+        Threads for each node that can use them.
+    """
+
+    template: Path
+    reference: Path
+    reference_mask: Path
+    skull_strip: str
+    frames: tuple[int, ...]
+    percentile: float
+    quick: bool
+    seed: int
+    omp_nthreads: int
+
+
 def init_anatomical_wf(
-    *,
-    t1w: Path,
-    orientation: str = "",
-    template: Path,
-    reference: Path,
-    reference_mask: Path,
-    skull_strip: str,
-    percentile: float,
-    quick: bool,
-    seed: int,
-    omp_nthreads: int,
-    name: str = "anatomical_wf",
+    *, t1w: Path, orientation: str = "", how: Preprocessing, name: str = "anatomical_wf"
 ) -> Workflow:
     """Bring a T1w into MNI space: brain, bias field, registration, scaling.
 
@@ -52,20 +77,8 @@ def init_anatomical_wf(
         As it was acquired.
     orientation : str
         Axis code that is vouched for where its header has none.
-    template : Path
-        The template's brain, to register to.
-    reference, reference_mask : Path
-        The template's brain, and its mask, on the grid of the outputs.
-    skull_strip : {"auto", "force", "skip"}
-        Whether deepbet looks for the brain.
-    percentile : float
-        Of the brain's intensities, the one that becomes 1.
-    quick : bool
-        Coarse registration, for trying things out.
-    seed : int
-        Of ANTs's random numbers.
-    omp_nthreads : int
-        Threads for each node that can use them.
+    how : Preprocessing
+        Targets, and parameters.
 
     Outputs
     -------
@@ -76,7 +89,7 @@ def init_anatomical_wf(
     brain_mask
         The brain on that grid.
     t1w_in_template
-        T1w in [0, 1] on the grid of ``reference``, brain only.
+        T1w in [0, 1] on the grid of the outputs, brain only.
     t1w_in_template_measured
         Quality of the registration, and scaling.
     brain_mask_in_template
@@ -88,31 +101,32 @@ def init_anatomical_wf(
     """
     read = Node(ReadT1w(t1w=str(t1w), orientation=orientation), name="read", mem_gb=1)
     extract = Node(
-        ExtractBrain(source=str(t1w), mode=skull_strip, threads=omp_nthreads),
+        ExtractBrain(source=str(t1w), mode=how.skull_strip, threads=how.omp_nthreads),
         name="extract_brain",
-        n_procs=omp_nthreads,
+        n_procs=how.omp_nthreads,
         mem_gb=3,
     )
     label_nodes(extract, step="brain extraction")
     correct = Node(
-        CorrectBias(shrink_factor=4), name="correct_bias", n_procs=omp_nthreads, mem_gb=2
+        CorrectBias(shrink_factor=4), name="correct_bias", n_procs=how.omp_nthreads, mem_gb=2
     )
     label_nodes(correct, step="bias field")
     mask = Node(ApplyMask(), name="mask", mem_gb=1)
     register = Node(
-        RegisterToTemplate(template=str(template), quick=quick, seed=seed),
+        RegisterToTemplate(template=str(how.template), quick=how.quick, seed=how.seed),
         name="register_to_template",
-        n_procs=omp_nthreads,
+        n_procs=how.omp_nthreads,
         mem_gb=3,
     )
     label_nodes(register, step="T1w to template")
-    grid = {"reference": str(reference)}
+    grid = {"reference": str(how.reference)}
     before = Node(Resample(**grid, interpolation=LINEAR), name="before")
     resample = Node(Resample(**grid, interpolation=SMOOTH), name="resample")
     resample_mask = Node(Resample(**grid, interpolation=CRISP), name="resample_mask")
-    scale = Node(ScaleIntensity(percentile=percentile), name="scale")
+    scale = Node(ScaleIntensity(percentile=how.percentile), name="scale")
     judge = Node(
-        JudgeRegistration(fixed=str(reference), fixed_mask=str(reference_mask)), name="judge"
+        JudgeRegistration(fixed=str(how.reference), fixed_mask=str(how.reference_mask)),
+        name="judge",
     )
     measured = Node(Merge(2), name="measured", run_without_submitting=True)
     of_t1w = Node(Merge(2), name="measured_of_t1w", run_without_submitting=True)
@@ -178,12 +192,7 @@ def init_pet_wf(
     pet: Path,
     orientation: str = "",
     durations: tuple[float, ...],
-    frames: tuple[int, ...],
-    reference: Path,
-    percentile: float,
-    quick: bool,
-    seed: int,
-    omp_nthreads: int,
+    how: Preprocessing,
     name: str = "pet_wf",
 ) -> Workflow:
     """Carry a PET image into MNI space by way of its participant's T1w.
@@ -199,18 +208,8 @@ def init_pet_wf(
         Axis code that is vouched for where its header has none.
     durations : tuple of float
         Of the frames, in s; empty if there is one volume.
-    frames : tuple of int
-        Frames to average, from 0; all if empty.
-    reference : Path
-        The template's brain on the grid of the outputs.
-    percentile : float
-        Of the brain's intensities, the one that becomes 1.
-    quick : bool
-        Coarse registration, for trying things out.
-    seed : int
-        Of ANTs's random numbers.
-    omp_nthreads : int
-        Threads for each node that can use them.
+    how : Preprocessing
+        Targets, and parameters.
 
     Inputs
     ------
@@ -219,7 +218,7 @@ def init_pet_wf(
     brain_mask
         The brain on that grid.
     brain_mask_in_template
-        The brain on the grid of ``reference``.
+        The brain on the grid of the outputs.
     t1w_to_template
         Composite transform, as ANTs writes it.
     t1w_in_template_measured
@@ -237,7 +236,7 @@ def init_pet_wf(
     coverage_in_t1w_measured
         Which part of the brain that is.
     in_template
-        The PET in [0, 1] on the grid of ``reference``, brain only.
+        The PET in [0, 1] on the grid of the outputs, brain only.
     in_template_measured
         Quality of the registration, scaling, frames, and which part of the brain is covered.
     coverage_in_template
@@ -263,14 +262,20 @@ def init_pet_wf(
     )
     read = Node(
         ReadPET(
-            pet=str(pet), orientation=orientation, durations=list(durations), frames=list(frames)
+            pet=str(pet),
+            orientation=orientation,
+            durations=list(durations),
+            frames=list(how.frames),
         ),
         name="read",
         mem_gb=1,
     )
     find = Node(FindFieldOfView(), name="field_of_view")
     register = Node(
-        RegisterPET(quick=quick, seed=seed), name="register_to_t1w", n_procs=omp_nthreads, mem_gb=2
+        RegisterPET(quick=how.quick, seed=how.seed),
+        name="register_to_t1w",
+        n_procs=how.omp_nthreads,
+        mem_gb=2,
     )
     label_nodes(register, step="PET to T1w")
     gaps = Node(RefuseGaps(source=str(pet)), name="refuse_gaps")
@@ -278,11 +283,11 @@ def init_pet_wf(
     field_to_t1w = Node(Resample(interpolation=LINEAR), name="field_to_t1w")
     cover_t1w = Node(MeasureCoverage(), name="coverage_in_t1w")
     path = Node(Merge(2), name="path", run_without_submitting=True)  # ANTs applies the last first
-    grid = {"reference": str(reference), "interpolation": LINEAR}
+    grid = {"reference": str(how.reference), "interpolation": LINEAR}
     to_template = Node(Resample(**grid), name="resample_to_template")
     field_to_template = Node(Resample(**grid), name="field_to_template")
     cover_template = Node(MeasureCoverage(), name="coverage_in_template")
-    scale = Node(ScaleIntensity(percentile=percentile), name="scale")
+    scale = Node(ScaleIntensity(percentile=how.percentile), name="scale")
     taint = Node(TaintVerdict(), name="taint", run_without_submitting=True)
     in_t1w_measured = Node(Merge(3), name="in_t1w_measured", run_without_submitting=True)
     measured = Node(Merge(5), name="measured", run_without_submitting=True)

@@ -1,32 +1,15 @@
 """From a T1w in template space to a synthetic PET, and to what tells how far to trust it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
-from bids_app.interfaces.derivatives import AddToSidecar, Output, save_node
+from bids_app.generators import GeneratorChoice
+from bids_app.interfaces.derivatives import AddToSidecar
 from bids_app.interfaces.imaging import ComparePET
 from bids_app.interfaces.synthesis import MeasureNovelty, MeasureSpread, SynthesizePET
-from bids_app.workflows.execution import label_nodes
-
-
-@dataclass(frozen=True)
-class GeneratorFiles:
-    """A generator on disk: its folder, and digests of its weights and of its reference."""
-
-    folder: Path
-    sha256: str
-    reference_sha256: str = ""
-
-
-@dataclass(frozen=True)
-class UncertaintyPlan:
-    """Generators of folds, and where the standard deviation of what they predict goes."""
-
-    generators: tuple[GeneratorFiles, ...]
-    output: Output
+from bids_app.workflows.execution import Output, label_nodes, save_node
 
 
 @dataclass(frozen=True)
@@ -35,40 +18,34 @@ class SynthesisPlan:
 
     Parameters
     ----------
-    generator : GeneratorFiles
-        What predicts.
+    generator : GeneratorChoice
+        What predicts, and what is done beyond that.
     fwhm : float
         Smoothing of the result, in mm.
     device : str
         A torch device.
     output : Output
         Where the result goes.
-    overlap, match_histogram : bool
-        Average overlapping triplets; match to the mean PET of the training controls.
-    novelty : bool
-        Compare the T1w with those of the training controls.
-    uncertainty : UncertaintyPlan or None
-        Compare what the generators of folds predict.
+    uncertainty : Output or None
+        Where the standard deviation of what the generators of folds predict goes, if it is wanted.
     """
 
-    generator: GeneratorFiles
+    generator: GeneratorChoice
     fwhm: float
     device: str
     output: Output
-    overlap: bool = False
-    match_histogram: bool = False
-    novelty: bool = False
-    uncertainty: UncertaintyPlan | None = None
+    uncertainty: Output | None = None
 
 
-def _synthesize(plan: SynthesisPlan, generator: GeneratorFiles, threads: int, name: str) -> Node:
+def _synthesize(plan: SynthesisPlan, generator: GeneratorChoice, threads: int, name: str) -> Node:
+    options, card = plan.generator.options, generator.card
     synthesize = SynthesizePET(
         generator=str(generator.folder),
-        sha256=generator.sha256,
+        sha256=card.sha256,
         fwhm=plan.fwhm,
-        reference_sha256=generator.reference_sha256 if plan.match_histogram else "",
-        overlap=plan.overlap,
-        match_histogram=plan.match_histogram,
+        reference_sha256=card.reference_sha256 if options.match_histogram else "",
+        overlap=options.overlap,
+        match_histogram=options.match_histogram,
         device=plan.device,
         threads=threads,
     )
@@ -115,9 +92,10 @@ def init_synthesis_wf(
             (save, outputnode, [("sidecar_file", "sidecar_file")]),
         ]
     )
-    if plan.novelty:
+    if plan.generator.options.novelty:
         compare = MeasureNovelty(
-            generator=str(plan.generator.folder), reference_sha256=plan.generator.reference_sha256
+            generator=str(plan.generator.folder),
+            reference_sha256=plan.generator.card.reference_sha256,
         )
         node = Node(compare, name="measure_novelty")
         workflow.connect(
@@ -125,7 +103,7 @@ def init_synthesis_wf(
         )
     if plan.uncertainty is not None:
         measuring = init_uncertainty_wf(
-            plan=plan, uncertainty=plan.uncertainty, omp_nthreads=omp_nthreads
+            plan=plan, output=plan.uncertainty, omp_nthreads=omp_nthreads
         )
         doors = [("t1w", "inputnode.t1w"), ("brain_mask", "inputnode.brain_mask")]
         workflow.connect([(inputnode, measuring, doors)])
@@ -133,11 +111,7 @@ def init_synthesis_wf(
 
 
 def init_uncertainty_wf(
-    *,
-    plan: SynthesisPlan,
-    uncertainty: UncertaintyPlan,
-    omp_nthreads: int,
-    name: str = "uncertainty_wf",
+    *, plan: SynthesisPlan, output: Output, omp_nthreads: int, name: str = "uncertainty_wf"
 ) -> Workflow:
     """Predict the PET of a T1w by the generator of each fold, and save how far they are apart.
 
@@ -145,8 +119,8 @@ def init_uncertainty_wf(
     ----------
     plan : SynthesisPlan
         How generators are used.
-    uncertainty : UncertaintyPlan
-        Generators and destination.
+    output : Output
+        Where the result goes.
     omp_nthreads : int
         Threads that torch may use.
 
@@ -158,12 +132,12 @@ def init_uncertainty_wf(
         The brain on that grid.
     """
     inputnode = Node(IdentityInterface(["t1w", "brain_mask"]), name="inputnode")
-    pets = Node(Merge(len(uncertainty.generators)), name="pets", run_without_submitting=True)
+    pets = Node(Merge(len(plan.generator.folds)), name="pets", run_without_submitting=True)
     spread = Node(MeasureSpread(), name="spread")
     label_nodes(spread, step="uncertainty")
-    save = save_node(uncertainty.output, "uncertainty")
+    save = save_node(output, "uncertainty")
     workflow = Workflow(name)
-    for number, generator in enumerate(uncertainty.generators, start=1):
+    for number, generator in enumerate(plan.generator.folds, start=1):
         synthesize = _synthesize(plan, generator, omp_nthreads, f"synthesize_{number}")
         workflow.connect(
             [

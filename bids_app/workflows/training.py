@@ -7,7 +7,7 @@ from pathlib import Path
 from nipype.interfaces.utility import Merge
 from nipype.pipeline.engine import Node, Workflow
 
-from bids_app.interfaces.derivatives import Output, SaveDerivatives, SaveFile
+from bids_app.interfaces.derivatives import SaveFile
 from bids_app.interfaces.training import (
     PublishGenerator,
     ScoreBaselines,
@@ -15,23 +15,14 @@ from bids_app.interfaces.training import (
     StoreVolumes,
     TrainGenerator,
 )
-from bids_app.workflows.execution import label_nodes
+from bids_app.workflows.execution import Output, label_nodes, save_all_node
 
 BASELINES = "baselines"  # scored beside the rows of Table 1
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Volumes of one visit as :class:`StoreVolumes` writes them, and a digest of their content."""
-
-    participant: str
-    folder: Path
-    sha256: str
-
-
-@dataclass(frozen=True)
-class StoragePlan:
-    """Images of a visit that are to be stored, and the folder that gets them.
+class StoredImage:
+    """Images of a visit, and the folder that :class:`StoreVolumes` stores them in.
 
     Parameters
     ----------
@@ -49,6 +40,10 @@ class StoragePlan:
         Gets the volumes.
     coverage : Path or None
         What the PET covers, if that is to be known; that of a synthetic one is all.
+    sha256 : str
+        Of the volumes' content; empty before they are stored.
+    synthetic : StoredImage or None
+        The synthetic PET of the same visit, where a detector compares both.
     """
 
     name: str
@@ -59,10 +54,12 @@ class StoragePlan:
     brain_mask: Path
     folder: Path
     coverage: Path | None = None
+    sha256: str = ""
+    synthetic: "StoredImage | None" = None
 
 
 def init_storing_wf(
-    plans: Sequence[StoragePlan],
+    images: Sequence[StoredImage],
     *,
     shape: tuple[int, int, int],
     affine: Sequence[Sequence[float]],
@@ -72,27 +69,27 @@ def init_storing_wf(
 
     Parameters
     ----------
-    plans : sequence of StoragePlan
-        One a visit.
+    images : sequence of StoredImage
+        Those of a visit together.
     shape, affine : sequence
         Of the run's grid; in mm, RAS+.
     """
     workflow = Workflow(name)
-    for plan in plans:
+    for image in images:
         store = StoreVolumes(
-            volumes={key: str(path) for key, path in plan.volumes.items()},
-            real=list(plan.real),
-            brain_mask=str(plan.brain_mask),
-            participant=plan.participant,
-            session="" if plan.session is None else plan.session,
+            volumes={key: str(path) for key, path in image.volumes.items()},
+            real=list(image.real),
+            brain_mask=str(image.brain_mask),
+            participant=image.participant,
+            session="" if image.session is None else image.session,
             shape=shape,
             affine=[list(row) for row in affine],
-            folder=str(plan.folder),
-            coverage="" if plan.coverage is None else str(plan.coverage),
+            folder=str(image.folder),
+            coverage="" if image.coverage is None else str(image.coverage),
         )
-        node = Node(store, name=f"store_{plan.name}", mem_gb=1)
-        person = plan.participant
-        label_nodes(node, owner=person, label=f"sub-{person}", part=plan.name)
+        node = Node(store, name=f"store_{image.name}", mem_gb=1)
+        label = f"sub-{image.participant}"
+        label_nodes(node, owner=image.participant, label=label, part=image.name)
         workflow.add_nodes([node])
     return workflow
 
@@ -131,32 +128,27 @@ class ComputeSettings:
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold: whom it is trained on, whom it leaves out.
+    """One fold: what it is trained on, and what it leaves out.
 
     Parameters
     ----------
     number : int
         From 1.
-    training, validation : sequence of Stored
-        Disjoint.
+    training, validation : sequence of StoredImage
+        Of different participants.
+    seed : int
+        Of all randomness of a detector; a generator's differ by row.
     """
 
     number: int
-    training: Sequence[Stored]
-    validation: Sequence[Stored]
+    training: Sequence[StoredImage]
+    validation: Sequence[StoredImage]
+    seed: int = 0
 
     @property
     def digests(self) -> list[str]:
         """What decides about a fold's result, of its volumes."""
-        return [one.sha256 for one in self.training] + ["|"] + [v.sha256 for v in self.validation]
-
-
-@dataclass(frozen=True)
-class FoldOutputs:
-    """Where the results of a row on one fold go: scores, and a synthetic PET a visit left out."""
-
-    records: Path
-    pets: Sequence[Output]
+        return [*digests_of(self.training), "|", *digests_of(self.validation)]
 
 
 @dataclass(frozen=True)
@@ -173,8 +165,10 @@ class ModelPlan:
         One a fold, then that of the fit to all.
     checkpoints : sequence of Path
         Folders, one a fold, then that of the fit to all.
-    outputs : sequence of FoldOutputs
-        One a fold.
+    records : sequence of Path
+        Where scores go, one a fold.
+    pets : sequence of sequence of Output
+        Where synthetic PETs go, for each fold those of the visits that it leaves out.
     card : mapping
         Of the generator, as far as it is known.
     folder : Path
@@ -185,13 +179,20 @@ class ModelPlan:
     spec: Mapping[str, object]
     seeds: Sequence[int]
     checkpoints: Sequence[Path]
-    outputs: Sequence[FoldOutputs]
+    records: Sequence[Path]
+    pets: Sequence[Sequence[Output]]
     card: Mapping[str, object]
     folder: Path
 
 
-def _folders(visits: Sequence[Stored]) -> list[str]:
-    return [str(visit.folder) for visit in visits]
+def folders_of(images: Sequence[StoredImage]) -> list[str]:
+    """List the folders of stored images."""
+    return [str(image.folder) for image in images]
+
+
+def digests_of(images: Sequence[StoredImage]) -> list[str]:
+    """List the digests of stored images."""
+    return [image.sha256 for image in images]
 
 
 def _train(
@@ -209,8 +210,8 @@ def _train(
         fold=fold,
         spec=dict(plan.spec),
         seed=plan.seeds[place],
-        training=_folders(visits.training),
-        validation=_folders(visits.validation),
+        training=folders_of(visits.training),
+        validation=folders_of(visits.validation),
         digests=visits.digests,
         kept_epochs=[],
         fwhm=fwhm,
@@ -229,7 +230,7 @@ def _score(plan: ModelPlan, fold: Fold, means: ComputeSettings, fwhm: float) -> 
         fold=fold.number,
         spec=dict(plan.spec),
         fwhm=fwhm,
-        validation=_folders(fold.validation),
+        validation=folders_of(fold.validation),
         digests=fold.digests,
         **means.inputs(),
         **means.lpips(),
@@ -241,14 +242,6 @@ def _score_node(score: ScoreGenerator | ScoreBaselines, fold: Fold, means: Compu
     node = Node(score, name=f"score_{fold.number}", n_procs=means.threads, mem_gb=2)
     label_nodes(node, step=f"fold {fold.number}, scores")
     return node
-
-
-def _saving(outputs: Sequence[Output]) -> SaveDerivatives:
-    return SaveDerivatives(
-        out_files=[str(output.path) for output in outputs],
-        sidecar_files=[str(output.sidecar_path) for output in outputs],
-        sidecars=[dict(output.sidecar) for output in outputs],
-    )
 
 
 def init_model_wf(
@@ -284,10 +277,10 @@ def init_model_wf(
     publish = PublishGenerator(
         card=dict(plan.card),
         folder=str(plan.folder),
-        fold_participants=[[one.participant for one in fold.training] for fold in folds],
-        volumes=_folders(everyone),
-        fold_volumes=[_folders(fold.training) for fold in folds],
-        digests=[subject.sha256 for subject in everyone],
+        fold_participants=[[image.participant for image in fold.training] for fold in folds],
+        volumes=folders_of(everyone),
+        fold_volumes=[folders_of(fold.training) for fold in folds],
+        digests=digests_of(everyone),
     )
     publishing = Node(publish, name="publish", mem_gb=1)
     lists = {
@@ -313,7 +306,7 @@ def init_model_wf(
     for place, fold in enumerate(folds):
         train = _train(plan, place, f"{fold.number}", fold, means, fwhm=fwhm, mem_gb=mem_gb)
         score = _score(plan, fold, means, fwhm)
-        _connect_fold(workflow, train, score, plan.outputs[place], fold.number)
+        _connect_fold(workflow, train, score, plan, place)
         into = f"in{place + 1}"
         workflow.connect(
             [
@@ -328,10 +321,11 @@ def init_model_wf(
 
 
 def _connect_fold(
-    workflow: Workflow, train: Node, score: Node, outputs: FoldOutputs, number: int
+    workflow: Workflow, train: Node, score: Node, plan: ModelPlan, place: int
 ) -> None:
-    save_pets = Node(_saving(outputs.pets), name=f"save_pets_{number}")
-    save_records = Node(SaveFile(out_file=str(outputs.records)), name=f"save_records_{number}")
+    number = place + 1
+    save_pets = save_all_node(plan.pets[place], f"save_pets_{number}")
+    save_records = Node(SaveFile(out_file=str(plan.records[place])), name=f"save_records_{number}")
     workflow.connect(
         [
             (train, score, [("weights", "weights")]),
@@ -364,8 +358,8 @@ def init_baselines_wf(
         score = ScoreBaselines(
             model=BASELINES,
             fold=fold.number,
-            training=_folders(fold.training),
-            validation=_folders(fold.validation),
+            training=folders_of(fold.training),
+            validation=folders_of(fold.validation),
             digests=fold.digests,
             **means.inputs(),
             **means.lpips(),

@@ -1,0 +1,558 @@
+"""From settings and stored images to the graphs of training sets, fitted or applied."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nipype.pipeline.engine import Workflow
+
+from bids_app.derivatives.description import compare_versions, dataset_names
+from bids_app.derivatives.detections import (
+    DETECTORS_FOLDER,
+    Origin,
+    anomaly_paths,
+    describe_card,
+    native_t1w,
+    root_of,
+    template_to_t1w,
+)
+from bids_app.detection.card import DetectorCard, EncoderSpec, card_sha256, read_card, spec_to_dict
+from bids_app.detection.detectors import DETECTORS, needing_synthetic
+from bids_app.detection.normative import ZSCORE_FWHM
+from bids_app.detection.slabs import cut_slabs, thickness_of
+from bids_app.errors import Mri2petError, UnusableDataError, UsageError
+from bids_app.files import place_in
+from bids_app.generators import is_one_of
+from bids_app.plan.cohort import Participant, Study, Subjects, SyntheticMaker
+from bids_app.plan.group import choose_training_images, deal, list_training_controls, split
+from bids_app.settings import Settings
+from bids_app.workflows.detection import PACKED, Applied, Clustering, Fitting, ScoredImage
+from bids_app.workflows.execution import label_nodes
+from bids_app.workflows.group import init_applied_set_wf, init_training_set_wf
+from bids_app.workflows.training import Fold, StoredImage
+
+Planned = tuple[Workflow, list[ScoredImage], list[str]]  # a set's graph, what it scores, notes
+
+
+BRAIN_SHARE = 0.9  # of controls; our choice
+BYTES = 4  # of a float
+CLUSTERS = "clusters"  # folder of what detectors saw, in the work folder
+GENERATORS = "synthetic_generators"  # in a card's parameters
+INTENDED_USE = (
+    "Mapping what is unlike healthy controls in FDG PET that were scanned and prepared as those "
+    "of the training set; for research. No basis for decisions about a patient."
+)
+
+
+def encoder_spec(settings: Settings) -> EncoderSpec:
+    """Give the encoder's numbers, fewer for a sloppy run."""
+    spec = EncoderSpec()
+    return replace(spec, epochs=5, pairs_per_epoch=2000) if settings.sloppy else spec
+
+
+def _fitting_of(study: Study, settings: Settings, threads: int, images: int) -> Fitting:
+    """Say how detectors are fitted; ``images`` are trained on or scored in a fold, at most."""
+    slabs = cut_slabs(study.grid.shape[2], thickness_of(study.space.resolution))
+    spec = encoder_spec(settings)
+    area = study.grid.shape[0] * study.grid.shape[1]
+    return Fitting(
+        encoder=spec_to_dict(spec),
+        nu=settings.nu,
+        slabs=[(slab.first, slab.last) for slab in slabs],
+        fwhm=ZSCORE_FWHM,
+        threads=threads,
+        mem_gb=1 + images * area * spec.latents * BYTES / 2**30,  # one slice at a time
+    )
+
+
+def _clustering_of(settings: Settings, cohort: Subjects) -> Clustering:
+    """Say how clusters are found."""
+    return Clustering(
+        extent=settings.cluster_extent,
+        minimum_volume=settings.min_cluster_size,
+        most=settings.clusters,
+        atlas=cohort.atlas,
+        names=None if settings.atlas is None else settings.atlas[1],
+    )
+
+
+def refuse_settings(settings: Settings) -> None:
+    """Refuse what no controls could be trained on, before anything is computed.
+
+    Raises
+    ------
+    UsageError
+        If a detector is asked for without a training set that it can be fitted to.
+    """
+    for detector in settings.detectors:
+        fitting = DETECTORS[detector].training_sets
+        if not set(fitting) & set(settings.training_set):
+            raise UsageError(
+                f"--detectors {detector} compares with controls who have a real PET; add "
+                f"{' or '.join(fitting)} to --training-set"
+            )
+
+
+def plan_sets(
+    study: Study, settings: Settings, cohort: Subjects, *, threads: int
+) -> Iterator[Planned]:
+    """Plan each training set that the settings name: its graph, what it scores, what to tell.
+
+    Parameters
+    ----------
+    study, settings : Study, Settings
+        The run.
+    cohort : Subjects
+        Whose images are stored.
+    threads : int
+        Of a node.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer than two folds.
+    UnusableDataError
+        If there are too few controls, or a set has none.
+    """
+    dealt = deal(cohort.controls, study.folds, study.seed)
+    for name in settings.training_set:
+        trained = choose_training_images(name, cohort.controls, settings.synthetic_controls)
+        fitting = _fitting_of(study, settings, threads, len(trained) + len(cohort.patients))
+        yield _plan_set(
+            name, study, settings, cohort, trained=trained, dealt=dealt, fitting=fitting
+        )
+
+
+def refuse_sets(study: Study, settings: Settings, cohort: Subjects) -> None:
+    """Refuse training sets and folds that these people cannot fill, before anything is computed.
+
+    Parameters
+    ----------
+    study, settings : Study, Settings
+        The run.
+    cohort : Subjects
+        Of all who may take part.
+
+    Raises
+    ------
+    UsageError, UnusableDataError
+        As :func:`plan_sets`.
+    """
+    dealt = deal(cohort.controls, study.folds, study.seed)
+    for name in settings.training_set:
+        trained = choose_training_images(name, cohort.controls, settings.synthetic_controls)
+        for detector in _detectors_of(name, settings):
+            _folds_of(detector, study, trained, dealt, cohort)
+
+
+def refuse_applied(card: DetectorCard, settings: Settings, cohort: Subjects) -> None:
+    """Refuse detectors that were trained before where no patient has what they need.
+
+    Raises
+    ------
+    UnusableDataError
+        As :func:`plan_applied`.
+    """
+    for detector in _wanted(card, settings):
+        _usable_by(detector, cohort)
+
+
+def _detectors_of(training_set: str, settings: Settings) -> list[str]:
+    """List the detectors that can be fitted to a training set."""
+    return [name for name in settings.detectors if training_set in DETECTORS[name].training_sets]
+
+
+def _folds_of(
+    detector: str,
+    study: Study,
+    trained: Sequence[StoredImage],
+    dealt: Mapping[str, int],
+    cohort: Subjects,
+) -> tuple[Subjects, list[Fold], list[str]]:
+    """Say who is scored by a detector, what each fold is trained on, and what is to be told."""
+    seen, told = _usable_by(detector, cohort)
+    used = trained
+    if DETECTORS[detector].synthetic:
+        used = [image for image in trained if image.synthetic is not None]
+    return seen, split(used, seen.controls, dealt, study.folds, study.seed), told
+
+
+def _describe_replaced(folder: Path, settings: Settings) -> list[str]:
+    """Tell which detectors of an earlier run the new ones do not replace, but remove."""
+    try:
+        card = read_card(folder)
+    except Mri2petError:
+        return []  # none, or none that is whole
+    lost = [detector for detector in card.detectors if detector not in settings.detectors]
+    if not lost:
+        return []
+    return [
+        f"{folder}: holds {' and '.join(lost)} of an earlier run, which this run will remove; to "
+        "keep them, stop now and copy the folder"
+    ]
+
+
+def _plan_set(
+    name: str,
+    study: Study,
+    settings: Settings,
+    cohort: Subjects,
+    *,
+    trained: Sequence[StoredImage],
+    dealt: Mapping[str, int],
+    fitting: Fitting,
+) -> Planned:
+    folder = study.output_dir / DETECTORS_FOLDER / name
+    version = study.versions["mri2pet"]
+    card = describe_card(study.output_dir, folder, dataset=study.dataset, version=version)
+    root = root_of(study.output_dir, name, primary=name == settings.training_set[0])
+    folds, scored = dict[str, list[Fold]](), list[ScoredImage]()
+    notes = _describe_replaced(folder, settings)
+    by_label = {control.label: control.maker for control in cohort.controls}
+    makers = [by_label[image.participant] for image in trained if not image.real]
+    parameters = _parameters(settings, fitting)
+    for detector in _detectors_of(name, settings):
+        seen, folds[detector], told = _folds_of(detector, study, trained, dealt, cohort)
+        notes += told
+        origin = Origin(study.output_dir, detector, name, version, card)
+        scored += _score_images(study, origin, root, seen, folds[detector])
+        if DETECTORS[detector].synthetic:
+            compared = [control.maker for control in seen.controls]
+            parameters[GENERATORS] = generators_of(compared)
+            makers += compared
+    values = {
+        **_card(study, name),
+        "detectors": tuple(folds),
+        "controls": list_training_controls(trained, cohort.controls, dealt),
+        "slabs": fitting.slabs,
+        "parameters": parameters,
+        "makers": describe_makers(makers),
+    }
+    graph = init_training_set_wf(
+        trained,
+        folds,
+        scored,
+        fitting,
+        _clustering_of(settings, cohort),
+        folder=folder,
+        card=values,
+        share=BRAIN_SHARE,
+        name=f"{name}_wf",
+    )
+    label_nodes(graph, owner=name, label=name, part=name)
+    return graph, scored, notes
+
+
+def _usable_by(detector: str, cohort: Subjects) -> tuple[Subjects, list[str]]:
+    """Keep those with a real and a synthetic PET, if a detector compares both; tell of others."""
+    if not DETECTORS[detector].synthetic:
+        return cohort, []
+    controls, patients = (
+        [subject for subject in group if subject.stored_pet]
+        for group in (cohort.controls, cohort.patients)
+    )
+    kept = replace(
+        cohort,
+        controls=tuple(control for control in controls if control.stored_synthetic),
+        patients=tuple(patient for patient in patients if patient.stored_synthetic),
+    )
+    if not kept.patients:
+        raise UnusableDataError(
+            f"detector {detector}: no patient has a synthetic PET; run the participant level on "
+            "them without --stage preprocess"
+        )
+    return kept, [
+        f"sub-{subject.label}: not used by {detector}, no synthetic PET"
+        for subject in (*controls, *patients)
+        if not subject.stored_synthetic
+    ]
+
+
+def generators_of(makers: Iterable[SyntheticMaker | None]) -> dict[str, list[str]]:
+    """Tell by what synthetic PETs were made: name of the generator → SHA-256 of its weights.
+
+    Those of a cross-validation have other weights for each fold; their SHA-256 is left out.
+    """
+    known = {(maker.name, maker.sha256) for maker in makers if maker is not None}
+    return {
+        name: sorted({sha256 for other, sha256 in known if other == name and sha256})
+        for name in sorted({name for name, _ in known})
+    }
+
+
+def describe_makers(makers: Iterable[SyntheticMaker | None]) -> list[dict[str, str]]:
+    """Tell what the generators of synthetic PETs are, each once: for the card of a detector."""
+    known = {
+        (maker.name, maker.trained_on, maker.intended_use) for maker in makers if maker is not None
+    }
+    names = ("name", "trained_on", "intended_use")
+    return [dict(zip(names, values, strict=True)) for values in sorted(known)]
+
+
+def refuse_card(
+    folder: Path, card: DetectorCard, settings: Settings, patients: Sequence[Participant]
+) -> None:
+    """Refuse to apply detectors where they do not fit, before anything is computed.
+
+    Parameters
+    ----------
+    folder, card : Path, DetectorCard
+        Of the detectors.
+    settings : Settings
+        Of the run.
+    patients : sequence of Participant
+        That they would be applied to.
+
+    Raises
+    ------
+    UnusableDataError
+        If none of the detectors that are wanted is there, a patient is one of its controls, or
+        another generator made a synthetic PET that it would compare with.
+    """
+    wanted = _wanted(card, settings)
+    if not wanted:
+        raise UnusableDataError(
+            f"{folder}: holds {', '.join(card.detectors)}; choose --detectors of those"
+        )
+    own = {control.participant for control in card.controls}
+    both = ", ".join(
+        sorted({f"sub-{patient.label}" for patient in patients if patient.label in own})
+    )
+    if both and _is_of_dataset(folder, card, settings.output_dir):
+        raise UnusableDataError(
+            f"{folder}: was trained on {both}, who would be a patient now; correct --patient-query"
+        )
+    for detector in needing_synthetic(wanted):
+        _refuse_other_generators(detector, folder, card, patients)
+
+
+def _is_of_dataset(folder: Path, card: DetectorCard, output_dir: Path) -> bool:
+    """Whether controls of a detector are people of a dataset, which may have been renamed since."""
+    made_here = place_in(output_dir / DETECTORS_FOLDER, folder) is not None
+    return made_here or is_one_of(card.dataset, dataset_names(output_dir))
+
+
+def _wanted(card: DetectorCard, settings: Settings) -> list[str]:
+    return [detector for detector in settings.detectors if detector in card.detectors]
+
+
+def _refuse_other_generators(
+    detector: str, folder: Path, card: DetectorCard, patients: Sequence[Participant]
+) -> None:
+    known = card.parameters.get(GENERATORS, {})
+    for patient in patients:
+        maker = patient.maker
+        if maker is None:
+            continue
+        digests = known.get(maker.name) if isinstance(known, dict) else None
+        if digests is None or (digests and maker.sha256 and maker.sha256 not in digests):
+            raise UnusableDataError(
+                f"{patient.synthetic}: made by generator {maker.name}, but {detector} in {folder} "
+                "compares with controls whose synthetic PET another one made; synthesize with the "
+                "same generator, or choose other --detectors"
+            )
+
+
+def _score_images(
+    study: Study, origin: Origin, root: Path, cohort: Subjects, folds: Sequence[Fold]
+) -> list[ScoredImage]:
+    """Say where each image stands in the scores of a detector, and where its results go.
+
+    Without folds, patients alone are scored.
+    """
+    scored = []
+    for row, patient in enumerate(cohort.patients):
+        if patient.stored_pet is not None:
+            visit = patient.visit
+            image = _score_image(study, origin, root, patient.stored_pet, row=row, fold=None)
+            sidecars = {
+                f"{name}_in_t1w": origin.in_t1w(sidecar, image.paths[name], visit)
+                for name, sidecar in image.sidecars.items()
+            }
+            scored.append(
+                replace(
+                    image,
+                    paths={
+                        **image.paths,
+                        "t1w": native_t1w(visit),
+                        "template_to_t1w": template_to_t1w(visit),
+                    },
+                    sidecars={**image.sidecars, **sidecars},
+                    lesions=cohort.lesions.get(visit.t1w),
+                    places=image.clusters.parent / "T1w" / image.clusters.name,
+                )
+            )
+    return scored + [
+        _score_image(study, origin, root, image, row=row, fold=fold.number)
+        for fold in folds
+        for row, image in enumerate(fold.validation, start=len(cohort.patients))
+    ]
+
+
+def _score_image(
+    study: Study, origin: Origin, root: Path, image: StoredImage, *, row: int, fold: int | None
+) -> ScoredImage:
+    pet = image.volumes["pet"]
+    paths = anomaly_paths(root, pet, origin.detector, study.space)
+    statmap = origin.statmap(pet, study.space)
+    statmap["Fold"] = "mean over all" if fold is None else fold
+    return ScoredImage(
+        training_set=origin.training_set,
+        detector=origin.detector,
+        image=image,
+        row=row,
+        fold=fold,
+        paths=paths,
+        sidecars={"statmap": statmap, "labels": origin.labels(paths["statmap"], study.space)},
+        clusters=study.work_dir
+        / CLUSTERS
+        / origin.training_set
+        / origin.detector
+        / f"{image.name}.json",
+    )
+
+
+def _parameters(settings: Settings, fitting: Fitting) -> dict[str, object]:
+    return {
+        "nu": settings.nu,
+        "gamma": "scale",
+        "brain_share": BRAIN_SHARE,
+        "fwhm": fitting.fwhm,
+        "encoder": dict(fitting.encoder),
+        "cluster_extent": settings.cluster_extent,
+        "min_cluster_size": settings.min_cluster_size,
+    }
+
+
+def _card(study: Study, name: str) -> dict[str, object]:
+    """Give what the card of a training set tells of the run."""
+    return {
+        "name": name,
+        "version": study.versions["mri2pet"],
+        "template": study.space.template,
+        "shape": study.grid.shape,
+        "affine": study.grid.affine.tolist(),
+        "folds": study.folds,
+        "dataset": study.dataset,
+        "seed": study.seed,
+        "intended_use": INTENDED_USE,
+        "versions": dict(study.versions),
+    }
+
+
+def describe_version(card: DetectorCard, version: str) -> list[str]:
+    """Tell of detectors that another version of the app has trained; refuse those of some.
+
+    Raises
+    ------
+    UnusableDataError
+        As :func:`bids_app.derivatives.description.compare_versions`.
+    """
+    return compare_versions(
+        [(f"detector {card.name}", card.version)], version, advice="to be sure, train it again"
+    )
+
+
+def _describe_namesakes(
+    folder: Path, card: DetectorCard, cohort: Subjects, output_dir: Path
+) -> list[str]:
+    """Tell of patients who bear the labels of controls of another dataset."""
+    own = {control.participant for control in card.controls}
+    both = sorted({f"sub-{patient.label}" for patient in cohort.patients if patient.label in own})
+    if not both or _is_of_dataset(folder, card, output_dir):
+        return []
+    return [
+        f"{folder}: was trained on {', '.join(both)} of the dataset {card.dataset!r}, who are "
+        "taken for others than the patients of these labels; if the dataset was only renamed, "
+        "their maps show too little"
+    ]
+
+
+def _describe_not_applied(folder: Path, card: DetectorCard, settings: Settings) -> list[str]:
+    """Tell what is asked for and cannot be had from detectors that were trained before."""
+    absent = [detector for detector in settings.detectors if detector not in card.detectors]
+    notes = [f"{folder}: holds no {' and no '.join(absent)}, so no map of it"] * bool(absent)
+    if settings.training_set not in (Settings.training_set, (card.name,)):
+        notes.append(
+            f"{folder}: was trained on {card.name}, and --training-set does not change that"
+        )
+    return notes
+
+
+def _describe_other_clusters(card: DetectorCard, settings: Settings) -> list[str]:
+    wanted = {
+        "cluster_extent": settings.cluster_extent,
+        "min_cluster_size": settings.min_cluster_size,
+    }
+    return [
+        f"--{name.replace('_', '-')} is {value:g}, but was {card.parameters.get(name)} where the "
+        "clusters of controls were counted: expected_in_control and false clusters per control do "
+        "not fit"
+        for name, value in wanted.items()
+        if card.parameters.get(name) != value
+    ]
+
+
+def applied_of(folder: Path, card: DetectorCard) -> Applied:
+    """Tell graphs of detectors that were trained before: whom each fold was trained on."""
+    members = [
+        [place for place, control in enumerate(card.controls) if control.fold != fold]
+        for fold in range(1, card.folds + 1)
+    ]
+    return Applied(folder, members, card.files.get(PACKED, ""))
+
+
+def plan_applied(
+    study: Study,
+    settings: Settings,
+    cohort: Subjects,
+    folder: Path,
+    card: DetectorCard,
+    *,
+    threads: int,
+) -> Planned:
+    """Plan the application of detectors that were trained before, as :func:`plan_sets`.
+
+    Parameters
+    ----------
+    study, settings, cohort, threads
+        As there.
+    folder, card : Path, DetectorCard
+        Of the detectors.
+
+    Raises
+    ------
+    UnusableDataError
+        If no patient has the synthetic PET that a detector compares with.
+    """
+    version = study.versions["mri2pet"]
+    made_by = describe_card(
+        study.output_dir,
+        folder,
+        dataset=card.dataset,
+        version=card.version,
+        sha256=card_sha256(folder),
+    )
+    notes = [
+        *describe_version(card, version),
+        *_describe_not_applied(folder, card, settings),
+        *_describe_namesakes(folder, card, cohort, study.output_dir),
+        *_describe_other_clusters(card, settings),
+    ]
+    scored = list[ScoredImage]()
+    for detector in _wanted(card, settings):
+        seen, told = _usable_by(detector, cohort)
+        notes += told
+        origin = Origin(study.output_dir, detector, card.name, version, made_by)
+        scored += _score_images(study, origin, study.output_dir, seen, [])
+    fwhm = float(str(card.parameters.get("fwhm", ZSCORE_FWHM)))
+    fitting = _fitting_of(study, settings, threads, len(cohort.patients))
+    graph = init_applied_set_wf(
+        applied_of(folder, card),
+        scored,
+        replace(fitting, slabs=card.slabs, fwhm=fwhm),
+        _clustering_of(settings, cohort),
+        name=f"{card.name}_applied_wf",
+    )
+    label_nodes(graph, owner=card.name, label=f"{card.name}_applied", part=card.name)
+    return graph, scored, notes

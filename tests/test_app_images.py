@@ -1,0 +1,150 @@
+"""Which patients have masks of lesions, and what is told of those who have none."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cohorts import GRID, TEMPLATE
+
+from bids_app import nifti
+from bids_app.derivatives.find import Preprocessed
+from bids_app.derivatives.sidecars import Space
+from bids_app.errors import MissingInputError
+from bids_app.plan.cohort import Participant, Study
+from bids_app.plan.group import find_masks, mask_on_grid, refuse_knowledge
+from bids_app.settings import Settings
+
+
+def patient(label, session=None):
+    visit = Preprocessed(label, session, Path("t1w"), Path("mask"), (), None)
+    return Participant(visit, Path("pet"), None)
+
+
+def draw(root, name):
+    path = root / name.partition("_")[0] / "anat" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nifti.save(nifti.Image(np.ones(GRID.shape, np.uint8), GRID.affine), path)
+    return path
+
+
+def find(root, *patients):
+    settings = Settings(Path("raw"), Path("out"), "group", derivatives=(("lesions", root),))
+    return find_masks(settings, patients)
+
+
+def test_a_patient_without_a_mask_is_told_and_the_others_are_found(tmp_path):
+    draw(tmp_path, f"sub-p1_space-{TEMPLATE}_label-L_mask.nii.gz")
+    draw(tmp_path, f"sub-p2_ses-a_space-{TEMPLATE}_label-L_mask.nii")
+    people = [patient("p1"), patient("p2", "a"), patient("p2", "b"), patient("p3")]
+    found = find(tmp_path, *people)
+    assert [(mask.subject, mask.session) for mask in found.masks] == [("p1", None), ("p2", "a")]
+    assert found.problems == ()
+    assert found.notes[2:] == (
+        "sub-p2 ses-b: no mask of lesions; in no curve",
+        "sub-p3: no mask of lesions; in no curve",
+    )
+    assert found.notes[0].startswith("sub-p1: lesions are those of sub-p1_space-")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [None, "sub-p1_space-T1w_label-lesion_mask.nii.gz", "sub-c1_space-T1w_label-L_mask.nii.gz"],
+)
+def test_a_folder_without_a_mask_of_any_patient_is_refused(tmp_path, name):
+    if name is not None:
+        draw(tmp_path, name)
+    with pytest.raises(MissingInputError) as refused:
+        find(tmp_path, patient("p1"), patient("p2"))
+    told = f"{refused.value}"
+    assert told.startswith(f"{tmp_path}: holds no mask of lesions of any patient of this run")
+    assert "sub-X[_ses-Y]_space-T1w_label-L_mask.nii.gz" in told
+    assert "--derivatives lesions=PATH" in told
+
+
+def test_a_mask_that_cannot_be_used_is_told_and_is_not_none_at_all(tmp_path):
+    draw(tmp_path, "sub-p1_label-L_mask.nii.gz")
+    found = find(tmp_path, patient("p1"), patient("p2"))
+    (problem,) = found.problems
+    assert "its name says neither space-T1w nor" in problem.sentence
+    assert found.notes == ("sub-p2: no mask of lesions; in no curve",)
+
+
+def shorten(path, _image):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def garble(path, _image):
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + bytes(byte ^ 255 for byte in content[-8:-4]) + content[-4:])
+
+
+def soften(path, image):
+    data = image.data * np.float32(0.7)
+    data[0] = np.nan
+    nifti.to_nibabel(nifti.Image(data, image.affine)).to_filename(path)
+
+
+def double(path, image):
+    nifti.save(nifti.Image(np.stack([image.data] * 2, axis=-1), image.affine), path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (shorten, "truncated or damaged"),
+        (garble, "truncated or damaged"),
+        (soften, "not all of its values are whole numbers, so they are no labels; set a threshold"),
+        (double, "has 4 axes, and labels have three; give a single volume"),
+    ],
+)
+def test_a_mask_that_would_be_misread_is_refused(tmp_path, spoil, words):
+    path = draw(tmp_path, f"sub-p1_space-{TEMPLATE}_label-L_mask.nii.gz")
+    image = nifti.load(path)
+    assert find(tmp_path, patient("p1")).problems == ()
+    spoil(path, image)
+    (problem,) = find(tmp_path, patient("p1")).problems
+    assert problem.sentence.startswith(f"sub-p1: {path}: {words}")
+    assert problem.exit_code == 65
+
+
+def test_labels_may_be_rounded_by_scaling_and_unknown_outside(tmp_path):
+    path = draw(tmp_path, f"sub-p1_space-{TEMPLATE}_label-L_mask.nii.gz")
+    data = np.full(GRID.shape, 0.99999, np.float32)
+    data[0] = np.nan
+    nifti.to_nibabel(nifti.Image(data, GRID.affine)).to_filename(path)
+    assert find(tmp_path, patient("p1")).problems == ()
+
+
+def test_where_no_masks_are_named_nothing_is_told():
+    found = find_masks(Settings(Path("raw"), Path("out"), "group"), [patient("p1")])
+    assert (found.masks, found.notes, found.problems) == ({}, (), ())
+
+
+def test_an_atlas_whose_header_disagrees_about_sides_is_told_of(tmp_path):
+    """Left and right of names of regions hang on it as those of lesions do."""
+    image = nib.Nifti1Image(np.ones(GRID.shape, np.uint8), GRID.affine)
+    image.set_sform(GRID.affine, 1)
+    image.set_qform(GRID.affine @ np.diag([-1, 1, 1, 1]), 1)
+    nib.save(image, tmp_path / "atlas.nii.gz")
+    (tmp_path / "atlas.tsv").write_text("index\tname\n1\tall\n")
+    atlas = (tmp_path / "atlas.nii.gz", tmp_path / "atlas.tsv")
+    (note,) = refuse_knowledge(Settings(Path("raw"), Path("out"), "group", atlas=atlas), []).notes
+    assert "atlas.nii.gz: sform" in note
+    assert "disagree about left and right" in note
+
+
+def test_the_grid_of_an_atlas_is_that_of_the_first_mask_that_lies_on_it(tmp_path):
+    people = []
+    for label, shape in (("p1", None), ("p2", (9, 9, 9)), ("p3", GRID.shape)):
+        path = tmp_path / f"{label}.nii.gz"
+        path.write_bytes(b"no image")
+        if shape is not None:
+            nifti.save(nifti.Image(np.ones(shape, np.uint8), GRID.affine), path)
+        who = patient(label)
+        people.append(replace(who, visit=replace(who.visit, brain_mask=path)))
+    space = Space(TEMPLATE, 4.0, "")
+    study = Study(tmp_path, tmp_path, space, GRID, "made", 2, 0, {}, 1.5)
+    assert mask_on_grid(study, people) == tmp_path / "p3.nii.gz"
+    assert mask_on_grid(study, people[:2]) is None

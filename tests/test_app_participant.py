@@ -1,0 +1,329 @@
+"""The app from end to end, in --sloppy, on coarse brains."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from phantoms import add_pet, add_t1w, write_dataset
+
+from bids_app import nifti
+from bids_app.cli import main
+from bids_app.dataset.validation import find_validator
+from bids_app.files import read_tsv
+from bids_app.synthesis.card import REFERENCE, Card, file_sha256
+from bids_app.synthesis.inference import save_generator
+from bids_app.synthesis.losses import build_translator
+from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.pairs import Owner, Volumes
+from bids_app.synthesis.reference import gather_reference, write_reference
+
+pytestmark = pytest.mark.slow
+
+SPACE = "space-MNI152NLin2009aSym_res-4"
+XFM = "mode-image_xfm"
+FILES = {
+    "sub-01/ses-a/anat": (
+        "sub-01_ses-a_desc-preproc_T1w",
+        "sub-01_ses-a_desc-brain_mask",
+        f"sub-01_ses-a_{SPACE}_desc-preproc_T1w",
+        f"sub-01_ses-a_{SPACE}_desc-brain_mask",
+    ),
+    "sub-01/ses-a/pet": (f"sub-01_ses-a_trc-18FFDG_{SPACE}_desc-synth_pet",),
+    "sub-01/ses-b/pet": (
+        f"sub-01_ses-b_trc-18FFDG_{SPACE}_desc-preproc_pet",
+        "sub-01_ses-b_trc-18FFDG_space-T1w_desc-preproc_pet",
+        f"sub-01_ses-b_trc-18FFDG_{SPACE}_desc-coverage_mask",
+        "sub-01_ses-b_trc-18FFDG_space-T1w_desc-coverage_mask",
+    ),
+    "sub-02/anat": ("sub-02_desc-preproc_T1w", f"sub-02_{SPACE}_desc-preproc_T1w"),
+    "sub-02/pet": (f"sub-02_trc-18FFDG_{SPACE}_desc-synth_pet",),
+}
+OF_THE_DATASET = (
+    "sub-01.html",
+    "sub-02.html",
+    "participants.tsv",
+    "descriptions.tsv",
+    "README.md",
+    "dataset_description.json",
+    ".bidsignore",
+    "desc-registration_metrics.tsv",
+)
+TRANSFORMS = (
+    f"sub-01/ses-a/anat/sub-01_ses-a_from-T1w_to-MNI152NLin2009aSym_{XFM}.h5",
+    f"sub-01/ses-a/anat/sub-01_ses-a_from-MNI152NLin2009aSym_to-T1w_{XFM}.h5",
+    f"sub-01/ses-b/pet/sub-01_ses-b_trc-18FFDG_from-pet_to-T1w_{XFM}.txt",
+)
+
+
+def digests(root, pattern="sub-*/**/*"):
+    """Digest files."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.glob(pattern))
+        if path.is_file()
+    }
+
+
+def running_with(variable):
+    """List processes that have a variable in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            found += [path.parent.name] if variable.encode() in path.read_bytes() else []
+        except OSError:  # it has just ended, or is another user's
+            continue
+    return found
+
+
+def command_of(process):
+    """Give the command line of a process, or nothing if it has ended."""
+    try:
+        return Path("/proc", process, "cmdline").read_bytes().decode()
+    except OSError:
+        return ""
+
+
+def arguments(raw, out, *options):
+    return [str(raw), str(out), "participant", "--sloppy", "--nprocs", "1", *options]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Two people: one has T1w and PET in different sessions, the other a T1w only."""
+    rng = np.random.default_rng(1)
+    root = write_dataset(tmp_path_factory.mktemp("app") / "raw")
+    add_t1w(root, "01", rng, session="a")
+    add_pet(root, "01", rng, session="b")
+    add_t1w(root, "02", rng)
+    (root / "participants.tsv").write_text("participant_id\tgroup\nsub-01\tcontrol\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def out(raw, tmp_path_factory):
+    out = tmp_path_factory.mktemp("app") / "out"
+    before = digests(raw, "**/*")
+    options = ("--omp-nthreads", "1", "--skip-bids-validation")
+    assert main(arguments(raw, out, *options)) == 0
+    assert digests(raw, "**/*") == before  # the input is never written to
+    return out
+
+
+def test_all_files_of_the_contract_are_there(out):
+    for folder, names in FILES.items():
+        for name in names:
+            assert (out / folder / f"{name}.nii.gz").is_file(), name
+            assert (out / folder / f"{name}.json").is_file(), name
+    for name in TRANSFORMS:
+        assert (out / name).is_file(), name
+    for name in OF_THE_DATASET:
+        assert (out / name).is_file(), name
+    rows = (out / "participants.tsv").read_text().splitlines()
+    assert rows == ["participant_id\tgroup", "sub-01\tcontrol", "sub-02\tn/a"]
+
+
+def test_the_grid_is_that_of_the_box(out):
+    for path in out.glob(f"sub-*/**/*_{SPACE}_*.nii.gz"):
+        image = nib.load(path)
+        assert image.shape == (40, 48, 34), path
+        assert np.allclose(image.affine[:3, 3], (-78, -112, -50)), path
+        assert nib.aff2axcodes(image.affine) == ("R", "A", "S"), path
+
+
+def test_intensities_lie_between_0_and_1_and_in_the_brain(out):
+    for path in out.glob(f"sub-*/**/*_{SPACE}_desc-*_*.nii.gz"):
+        data = nifti.load(path).data
+        assert data.min() >= 0
+        assert data.max() <= 1
+        assert 0.05 < (data > 0).mean() < 0.6, path
+
+
+def test_a_synthetic_pet_says_that_it_is_one(out):
+    paths = list(out.glob("sub-*/**/*_desc-synth_pet.nii.gz"))
+    assert len(paths) == 2
+    for path in paths:
+        sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+        assert sidecar["Synthetic"] is True
+        assert len(sidecar["Generator"]["SHA256"]) == 64
+        assert b"SYNTHETIC" in nib.load(path).header["descrip"].item()
+        assert not {"InjectedRadioactivity", "TimeZero", "ScanStart"} & set(sidecar)
+    compared = out / "sub-01/ses-a/pet" / f"{FILES['sub-01/ses-a/pet'][0]}.json"
+    assert set(json.loads(compared.read_text())["Measures"]) == {
+        "SSIM",
+        "PSNR",
+        "SSIMBrain",
+        "PSNRBrain",
+    }
+
+
+def test_a_pet_tells_what_it_covers(out):
+    """In its sidecar, in the table and in a mask, of the brain on each grid."""
+    brains = {
+        SPACE: f"sub-01_ses-a_{SPACE}_desc-brain_mask.nii.gz",
+        "space-T1w": "sub-01_ses-a_desc-brain_mask.nii.gz",
+    }
+    for space, name in brains.items():
+        own = out / "sub-01/ses-b/pet" / f"sub-01_ses-b_trc-18FFDG_{space}_desc"
+        mask = nib.load(f"{own}-coverage_mask.nii.gz")
+        pet = nib.load(f"{own}-preproc_pet.nii.gz")
+        brain = np.asarray(nib.load(out / "sub-01/ses-a/anat" / name).dataobj) > 0
+        covered = np.asarray(mask.dataobj)
+        assert (mask.get_data_dtype(), set(np.unique(covered)) - {0, 1}) == (np.uint8, set())
+        np.testing.assert_allclose(mask.affine, pet.affine)
+        assert not np.asarray(pet.dataobj)[covered == 0].any()
+        share = json.loads(Path(f"{own}-preproc_pet.json").read_text())["BrainCoverage"]
+        assert share == pytest.approx((brain & (covered > 0)).sum() / brain.sum(), abs=1e-4)
+        assert share > 0.99
+        assert "SpatialReference" in json.loads(Path(f"{own}-coverage_mask.json").read_text())
+    rows = read_tsv(out / "desc-registration_metrics.tsv")
+    told = [float(row["coverage"]) for row in rows if row["file"].endswith("_pet.nii.gz")]
+    sidecar = out / f"sub-01/ses-b/pet/{FILES['sub-01/ses-b/pet'][0]}.json"
+    assert told == [json.loads(sidecar.read_text())["BrainCoverage"]]
+
+
+def test_the_report_begins_with_the_warning(out):
+    text = (out / "sub-01.html").read_text()
+    assert "SYNTHETIC" in text[text.index("<body") :][:600]
+    assert "T1w of ses-a is used" in text  # the PET's session has none
+
+
+@pytest.mark.skipif(find_validator() is None, reason="bids-validator-deno is not installed")
+def test_the_validator_accepts_the_output(out):
+    assert subprocess.run([find_validator(), str(out)], check=False).returncode == 0
+
+
+def test_a_second_run_skips_what_is_complete_and_redoes_what_is_not(raw, out, tmp_path):
+    copy = shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns(".work"))
+    lost = copy / "sub-02" / "anat" / f"sub-02_{SPACE}_desc-preproc_T1w.nii.gz"
+    lost.unlink()
+    times = {path: path.stat().st_mtime_ns for path in copy.glob("sub-01/**/*.nii.gz")}
+    options = ("--omp-nthreads", "1", "--skip-bids-validation", "-w", str(out / ".work"))
+    assert main(arguments(raw, copy, *options)) == 0
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert digests(copy) == digests(out)
+
+
+def test_reports_can_be_written_again_from_disk(raw, out):
+    before = (out / "sub-01.html").read_text()
+    (out / "sub-01.html").unlink()
+    assert main(arguments(raw, out, "--reports-only", "--skip-bids-validation")) == 0
+    assert (out / "sub-01.html").read_text() == before
+
+
+def test_stages_one_after_the_other_give_what_one_run_gives(raw, out, tmp_path):
+    one = ("--omp-nthreads", "1", "--skip-bids-validation", "--participant-label", "02")
+    work = ("-w", str(out / ".work"))
+    there = tmp_path / "out"
+    assert main(arguments(raw, there, *one, "--stage", "synthesize")) == 66
+    assert main(arguments(raw, there, *one, *work, "--stage", "preprocess")) == 0
+    assert not list(there.rglob("*desc-synth*"))
+    assert main(arguments(raw, there, *one, "--stage", "synthesize")) == 0
+    mine, whole = digests(there, "sub-02/**/*.nii.gz"), digests(out, "sub-02/**/*.nii.gz")
+    assert mine == whole
+
+
+def add_generator(out, folder, seed):
+    """Write a small generator that was trained, so it says, on the two people of this cohort."""
+    spec = replace(MODELS["semi3d-gan-mse"], n_blocks=0, width=2)
+    visits = []
+    for path in sorted(out.glob(f"sub-*/**/*_{SPACE}_desc-preproc_T1w.nii.gz")):
+        t1w = nifti.load(path)
+        affine = tuple(map(tuple, t1w.affine.tolist()))
+        visits.append(Volumes(Owner(path.name, None, affine), t1w.data, t1w.data, t1w.data > 0))
+    write_reference(gather_reference(visits), folder / REFERENCE)
+    card = Card(
+        "small",
+        "0",
+        spec,
+        "MNI152NLin2009aSym",
+        visits[0].t1w.shape,
+        affine,
+        "",
+        "noise",
+        "tests",
+        (),
+        "none",
+        seed,
+        reference_sha256=file_sha256(folder / REFERENCE),
+    )
+    random = torch.Generator().manual_seed(seed)
+    save_generator(build_translator(spec, random).generator, card, folder)
+
+
+def test_what_is_beyond_the_paper_is_done_when_asked_for(raw, out, tmp_path):
+    copy = shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns(".work"))
+    for seed, place in enumerate((".", "folds/fold-1", "folds/fold-2")):
+        add_generator(out, copy / "generators" / "small" / place, seed)
+    options = ("--stage", "synthesize", "--generator", "small", "--skip-bids-validation")
+    beyond = ("--overlap", "--match-histogram", "--uncertainty", "--novelty")
+    assert main(arguments(raw, copy, *options, *beyond)) == 0
+    made = sorted(copy.glob("sub-*/**/*_desc-synth_std.nii.gz"))
+    assert len(made) == 2
+    for path in made:
+        spread = nifti.load(path).data
+        pet = nifti.load(path.with_name(path.name.replace("_std", "_pet"))).data
+        assert (spread[pet == 0] == 0).all()
+        assert 0 < spread.max() < 1
+        sidecar = json.loads(
+            path.with_name(path.name.replace("_std.nii.gz", "_pet.json")).read_text()
+        )
+        assert sidecar["Novelty"]["TrainingControls"] == 2
+        assert sidecar["Novelty"]["BeyondTrainingControls"] is False
+        assert sidecar["OverlappingTripletsAveraged"] is True
+    assert "Uncertainty of the SYNTHETIC PET" in (copy / "sub-02.html").read_text()
+    times = {path: path.stat().st_mtime_ns for path in copy.glob("sub-*/**/*.nii.gz")}
+    assert main(arguments(raw, copy, *options, *beyond)) == 0
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    if find_validator() is not None:
+        assert subprocess.run([find_validator(), str(copy)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("label", "moment"),
+    [("02", "bias field started"), ("01", "T1w to template done"), ("02", "synthetic PET")],
+)
+def test_a_killed_run_goes_on_to_the_same_files(raw, out, tmp_path, label, moment):
+    """SIGKILL for the main process alone: its workers must not outlive it.
+
+    Python's resource tracker may, to clear away what they had; it writes nothing.
+    """
+    there = tmp_path / "out"
+    options = ("--omp-nthreads", "1", "--skip-bids-validation", "--participant-label", label)
+    begun = arguments(raw, there, *options, "--nprocs", "2")
+    command = [sys.executable, "-m", "bids_app.cli", *begun]
+    mark = f"MRI2PET_TEST={tmp_path}"
+    environment = {**os.environ, "MRI2PET_TEST": str(tmp_path)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stderr:
+        if moment in line:
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)
+    assert not [one for one in running_with(mark) if "resource_tracker" not in command_of(one)]
+    end = time.monotonic() + 20  # Python does not start to clear away at once on a busy machine
+    while running_with(mark) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not running_with(mark)
+    assert not [path for path in there.glob("sub-*/**/*") if path.name.startswith(".")]
+    assert main(arguments(raw, there, *options)) == 0
+    assert digests(there) == digests(out, f"sub-{label}/**/*")
+
+
+def test_a_dry_run_tells_and_writes_nothing(raw, tmp_path, capsys):
+    assert main(arguments(raw, tmp_path / "out", "--dry-run", "--skip-bids-validation")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Used" in said
+    assert not (tmp_path / "out").exists()

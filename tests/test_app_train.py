@@ -1,0 +1,364 @@
+"""The train level from end to end, in --sloppy, on controls that were made and not registered."""
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cohorts import GRID, TEMPLATE, images, write_control, write_controls
+
+from bids_app import nifti
+from bids_app.app import train as training
+from bids_app.cli import main, parse
+from bids_app.console import Console
+from bids_app.dataset.validation import find_validator
+from bids_app.derivatives.find import find_preprocessed
+from bids_app.files import read_json, read_tsv, write_tsv
+from bids_app.generators import choose_generator
+from bids_app.synthesis.evaluation import METRICS
+from bids_app.synthesis.inference import load_generator
+
+pytestmark = pytest.mark.slow
+
+SEMI3D, PATCH3D = "semi3d-cyclegan-mse", "patch3d-gan-mse"
+CONTROLS = ("01", "02", "03", "04")
+MADE = ("generators", "crossvalidation", ".work", "logs", "table1*", "train.html")
+UNMEASURED = ("lpips", "lpips_brain")
+ALONE = ("--nprocs", "1")  # each process loads torch, which takes longer than to train here
+
+
+def arguments(out, *options, models=(SEMI3D,)):
+    small = ("--sloppy", "--folds", "2", "--epochs", "2", "--width", "2")
+    machine = ("--nprocs", "2", "--omp-nthreads", "1")
+    return [
+        str(out.parent / "raw"),
+        str(out),
+        "train",
+        "--models",
+        *models,
+        *small,
+        *machine,
+        *options,
+    ]
+
+
+def trained(out):
+    """When each fit of the semi-3D row was computed."""
+    graph = out / ".work" / "mri2pet_train" / "semi3d_cyclegan_mse_wf"
+    fits = graph.glob("train_*/kept.safetensors")
+    return {path.parent.name: path.stat().st_mtime_ns for path in fits}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_lpips():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MRI2PET_LPIPS_WEIGHTS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Train one row, then two, into one dataset; tell when fits were computed, after each run."""
+    out = tmp_path_factory.mktemp("train") / "out"
+    rng = np.random.default_rng(4)
+    write_controls(out, CONTROLS, rng)
+    for label, pet in (("05", False), ("p1", True)):
+        write_control(out, label, rng, pet=pet)
+    groups = {**dict.fromkeys((*CONTROLS, "05"), "control"), "p1": "patient"}
+    rows = [{"participant_id": f"sub-{one}", "group": group} for one, group in groups.items()]
+    write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
+    seen = []
+    for models in ((SEMI3D,), (SEMI3D, PATCH3D)):
+        assert main(arguments(out, *ALONE, models=models)) == 0
+        seen.append((trained(out), read_tsv(out / "table1.tsv")))
+    return out, seen
+
+
+@pytest.fixture
+def out(runs):
+    return runs[0]
+
+
+def copy_of(out, folder, *patterns):
+    """Copy a dataset, but for what matches; the raw one is where it was."""
+    (folder / "raw").symlink_to(out.parent / "raw")
+    return shutil.copytree(out, folder / "out", ignore=shutil.ignore_patterns(*patterns))
+
+
+# What a run leaves
+
+
+def test_rows_that_were_trained_one_after_the_other_stand_in_one_table(runs):
+    first, both = (table for _, table in runs[1])
+    baselines = ["baseline-mean-pet", "baseline-t1w"]
+    assert [row["model"] for row in first] == [SEMI3D, *baselines]
+    assert [row["model"] for row in both] == [SEMI3D, PATCH3D, *baselines]
+    assert both[0] == first[0]
+    assert both[2:] == first[1:]
+
+
+def test_a_variable_that_names_no_file_is_told_and_lpips_is_left_out(out, monkeypatch, capsys):
+    """As in a container that was built without a network."""
+    monkeypatch.setenv("MRI2PET_LPIPS_WEIGHTS", "/nowhere.safetensors")
+    settings = parse(arguments(out))
+    assert training._lpips_weights(settings, Console()) is None
+    assert "/nowhere.safetensors: no such file, though $MRI2PET" in capsys.readouterr().err
+
+
+def test_the_table_is_filled_but_for_lpips_without_weights(out):
+    for row in read_tsv(out / "table1.tsv"):
+        assert row["n"] == "4"
+        for metric in METRICS:
+            for end in ("mean", "sd"):
+                cell = row[f"{metric}_{end}"]
+                assert cell == "n/a" if metric in UNMEASURED else math.isfinite(float(cell)), row
+        assert (row["fwhm_best"] == "n/a") is row["model"].startswith("baseline")
+
+
+def test_the_mean_of_the_table_is_that_of_its_subjects(out):
+    subjects = read_tsv(out / "table1_subjects.tsv")
+    for row in read_tsv(out / "table1.tsv"):
+        values = [
+            float(subject["ssim"]) for subject in subjects if subject["model"] == row["model"]
+        ]
+        assert float(row["ssim_mean"]) == pytest.approx(np.mean(values), rel=1e-4)
+
+
+def test_a_fit_is_not_computed_twice(runs):
+    before, after = (times for times, _ in runs[1])
+    assert set(before) == {"train_1", "train_2", "train_all"}
+    assert after == before
+
+
+@pytest.mark.parametrize("model", [SEMI3D, PATCH3D])
+def test_generators_can_be_used(out, model):
+    choice = choose_generator(model, out, GRID, TEMPLATE, sloppy=True)
+    generator, card = load_generator(choice.folder, "cpu")
+    assert card.participants == CONTROLS  # bare labels: what the participant level looks up
+    assert card.spec.width == 2
+    assert generator.training is False
+    assert math.isfinite(card.metrics["ssim_brain"])
+    folds = [row["fold"] for row in read_tsv(choice.folder / "history.tsv")]
+    assert folds[:4] == ["1", "1", "2", "2"]
+    assert set(folds[4:]) == {"all"}
+
+
+@pytest.mark.parametrize("model", [SEMI3D, PATCH3D])
+def test_nobody_is_scored_by_a_generator_that_saw_them(out, model):
+    cards = {
+        number: load_generator(out / "generators" / model / "folds" / f"fold-{number}", "cpu")[1]
+        for number in (1, 2)
+    }
+    scored = [one for one in read_tsv(out / "table1_subjects.tsv") if one["model"] == model]
+    assert [one["participant_id"] for one in scored] == [f"sub-{label}" for label in CONTROLS]
+    for one in scored:
+        label, fold = one["participant_id"].removeprefix("sub-"), int(one["fold"])
+        assert set(cards[fold].participants) | {label} <= set(CONTROLS)
+        assert label not in cards[fold].participants
+        pet = pet_of(out, model, label)
+        sidecar = read_json(pet.with_name(pet.name.replace(".nii.gz", ".json")))
+        assert (sidecar["Fold"], sidecar["Folds"]) == (fold, 2)
+        assert sidecar["TrainedOnThisParticipant"] is False
+        assert sidecar["GeneratorSHA256"] == cards[fold].sha256
+
+
+def pet_of(out, model, label):
+    (path,) = (out / "crossvalidation" / model).glob(f"sub-{label}/pet/*_desc-synth_pet.nii.gz")
+    return path
+
+
+@pytest.mark.parametrize("model", [SEMI3D, PATCH3D])
+def test_a_synthetic_pet_lies_in_the_brain_and_says_that_it_is_one(out, model):
+    for control in find_preprocessed(out, TEMPLATE, 4.0, CONTROLS):
+        image = nib.load(pet_of(out, model, control.subject))
+        pet = image.get_fdata()
+        assert image.shape == GRID.shape
+        np.testing.assert_allclose(image.affine, GRID.affine)
+        assert 0 <= pet.min() < pet.max() <= 1
+        assert not pet[nifti.load(control.brain_mask).data == 0].any()
+        assert b"SYNTHETIC" in image.header["descrip"].item()
+
+
+def test_the_report_tells_of_those_who_were_not_used(out):
+    text = (out / "train.html").read_text()
+    assert "sub-05: not used, no real PET" in text
+    assert "p1" not in {one["participant_id"] for one in read_tsv(out / "table1_subjects.tsv")}
+
+
+def test_nothing_unfinished_is_left(out):
+    assert not [path for path in out.rglob(".*") if path.name.endswith((".npy", ".safetensors"))]
+    assert not list((out / ".work" / "checkpoints").rglob("*.safetensors"))
+
+
+@pytest.mark.skipif(find_validator() is None, reason="bids-validator-deno is not installed")
+def test_the_validator_accepts_the_output(out, tmp_path):
+    written = copy_of(out, tmp_path)
+    told = subprocess.run([find_validator(), str(written)], check=False, capture_output=True)
+    assert told.returncode == 0, told.stdout.decode()
+
+
+# Bad luck
+
+
+def running_with(mark):
+    """List processes that have a word in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            found += [path.parent.name] if mark.encode() in path.read_bytes() else []
+        except OSError:  # it has just ended, or is another user's
+            continue
+    return found
+
+
+def results(out):
+    """All that a row's training leaves, but for how long it took."""
+    folder = out / "generators" / SEMI3D
+    weights = {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.safetensors")
+    }
+    history = [{**row, "seconds": ""} for row in read_tsv(folder / "history.tsv")]
+    scores = [row for row in read_tsv(out / "table1_subjects.tsv") if row["model"] == SEMI3D]
+    pets = {label: pet_of(out, SEMI3D, label).read_bytes() for label in CONTROLS}
+    return weights, history, scores, pets
+
+
+def test_a_killed_run_goes_on_to_the_same_results(out, tmp_path):
+    """SIGKILL for the main process, when a fold has its first checkpoint."""
+    there = copy_of(out, tmp_path, *MADE)
+    command = [sys.executable, "-m", "bids_app.cli", *arguments(there, *ALONE)]
+    mark = f"MRI2PET_TEST={tmp_path}"
+    environment = {**os.environ, "MRI2PET_TEST": str(tmp_path)}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+    checkpoints, ends = there / ".work" / "checkpoints" / SEMI3D, time.monotonic() + 120
+    while not list(checkpoints.glob("fold-*/checkpoint.safetensors")):
+        assert process.poll() is None
+        assert time.monotonic() < ends
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)
+    assert not running_with(mark)
+    assert not (there / "table1.tsv").exists()
+    assert main(arguments(there)) == 0
+    assert results(there) == results(out)
+
+
+def test_one_control_without_counts_is_left_out_and_named(out, tmp_path, capsys):
+    there = copy_of(out, tmp_path, *MADE)
+    (pet,) = there.glob("sub-02/pet/*_desc-preproc_pet.nii.gz")
+    nifti.save(nifti.Image(np.zeros(GRID.shape, np.float32), GRID.affine), pet)
+    assert main(arguments(there, "--epochs", "1", *ALONE)) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"sub-02: {pet}: all voxels are equal" in said
+    assert {row["n"] for row in read_tsv(there / "table1.tsv")} == {"3"}
+    _, card = load_generator(there / "generators" / SEMI3D, "cpu")
+    assert card.participants == ("01", "03", "04")
+    assert "all voxels are equal" in (there / "train.html").read_text()
+
+
+def test_controls_that_are_all_unusable_end_the_run(out, tmp_path, capsys):
+    there = copy_of(out, tmp_path, *MADE)
+    for path in there.glob("sub-*/anat/*_desc-preproc_T1w.nii.gz"):
+        other = images(np.random.default_rng(1), (40, 48, 30))[0]
+        nifti.save(nifti.Image(other, GRID.affine), path)
+    assert main(arguments(there, *ALONE)) == 65
+    said = " ".join(capsys.readouterr().err.split())
+    for label in CONTROLS:
+        # the grid is taken from the T1w that are there, so that it is the PET that lies on another
+        pet = f"sub-{label}_trc-18FFDG_space-{TEMPLATE}_res-4_desc-preproc_pet.nii.gz"
+        assert f"{pet}: lies on another grid" in said
+    assert "0 subject(s)" not in said
+    assert "Traceback" not in said
+    assert not (there / "table1.tsv").exists()
+
+
+def test_fewer_controls_than_folds(out, tmp_path, capsys):
+    there = copy_of(out, tmp_path, *MADE)
+    assert main(arguments(there, "--folds", "5", *ALONE)) == 65
+    assert "4 subject(s) with T1w and PET are fewer than --folds 5" in capsys.readouterr().err
+    assert not (there / "table1.tsv").exists()
+
+
+# What needs no training
+
+
+def files(out):
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_tells_and_writes_nothing(out, capsys):
+    before = files(out)
+    assert main(arguments(out, "--dry-run")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f"sub-{label}_trc-18FFDG" in said for label in CONTROLS)
+    assert "sub-05: not used, no real PET" in said
+    assert "sub-p1" not in said
+    assert files(out) == before
+
+
+def test_the_report_can_be_written_again_from_disk(out, tmp_path, capsys):
+    there = copy_of(out, tmp_path, ".work")
+    before = (there / "train.html").read_text()
+    (there / "train.html").unlink()
+    assert main(arguments(there, "--reports-only")) == 0
+    assert (there / "train.html").read_text() == before
+    (there / "table1.tsv").unlink()
+    assert main(arguments(there, "--reports-only")) == 66
+    assert "holds no results of the train level" in capsys.readouterr().err
+
+
+def test_the_methods_paragraph_tells_what_was_done(out, tmp_path, capsys):
+    assert main(arguments(out, "--boilerplate-only")) == 0
+    assert "Generators of synthetic FDG PET were trained with" in capsys.readouterr().out
+    assert main(arguments(tmp_path, "--boilerplate-only")) == 66
+    assert "holds no results of the train level" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_known(out, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(arguments(out, models=["semi3d-gan-mae"]))
+    assert left.value.code == 64
+    assert "semi3d-gan-mae" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--participant-label", "p1"), 18, "no control is left"),
+        (("--participant-label", "05"), 66, "sub-05: not used, no real PET"),
+        (("--control-query", "group == 'nobody'"), 65, "group holds 'control', 'patient'"),
+        (("--resolution", "2"), 66, "at 2 mm; run the participant level first"),
+        (("--lpips-weights", "/nowhere.pth"), 66, "/nowhere.pth: no such file"),
+    ],
+)
+def test_what_cannot_begin_says_why_and_writes_nothing(out, capsys, options, code, words):
+    before = files(out)
+    assert main(arguments(out, *options)) == code
+    assert words in capsys.readouterr().err
+    assert files(out) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "epochs", "interval"),
+    [
+        ("patch3d-gan-mse", None, 5),
+        ("patch3d-gan-mse", "100", 5),
+        ("patch3d-gan-mse", "30", 3),
+        ("patch3d-gan-mse", "5", 1),
+        ("semi3d-gan", "5", 1),
+    ],
+)
+def test_a_training_of_few_epochs_is_validated_often_enough_to_choose_one(
+    tmp_path, model, epochs, interval
+):
+    told = () if epochs is None else ("--epochs", epochs)
+    settings = parse([str(tmp_path), str(tmp_path / "out"), "train", *told])
+    assert training.spec_of(model, settings).validation_interval == interval

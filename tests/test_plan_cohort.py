@@ -1,0 +1,745 @@
+"""Who takes part in the group level: images are found by their names and sidecars."""
+
+import re
+import shutil
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cohorts import write_control, write_controls, write_out_of_fold, write_synthetic
+
+from bids_app.derivatives.paths import sidecar_path
+from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError, UsageError
+from bids_app.files import read_json, write_json, write_tsv
+from bids_app.plan.cohort import SyntheticMaker, choose_controls, choose_subjects
+from bids_app.plan.participant import error_of
+from bids_app.settings import Settings
+from bids_app.synthesis.card import Card, card_values
+from bids_app.synthesis.models import MODELS
+
+GROUPS = {"01": "control", "02": "control", "03": "control", "p1": "patient", "p2": "patient"}
+
+
+def tell(out, groups, **columns):
+    rows = [
+        {
+            "participant_id": f"sub-{label}",
+            "group": group,
+            **{k: columns[k][label] for k in columns},
+        }
+        for label, group in groups.items()
+    ]
+    write_tsv(out / "participants.tsv", ["participant_id", "group", *columns], rows)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Three controls and two patients with real PET; 03 and p1 have a synthetic one, too."""
+    out, rng = tmp_path_factory.mktemp("cohort") / "out", np.random.default_rng(2)
+    paths = write_controls(out, GROUPS, rng)
+    for label in ("03", "p1"):
+        write_synthetic(out, paths[label], rng)
+    tell(out, GROUPS)
+    return out
+
+
+@pytest.fixture
+def out(cohort, tmp_path):
+    return shutil.copytree(cohort, tmp_path / "out")
+
+
+def choose(out, *, controls=True, **changed):
+    settings = Settings(Path("/raw"), out, "group", sloppy=True, **changed)
+    return choose_subjects(settings, controls=controls, version=version("mri2pet"))
+
+
+def labels(people):
+    return [subject.label for subject in people]
+
+
+def the_problem(people, label, sentence):
+    """Give the exit code of the one problem that there is, which is this subject's."""
+    (problem,) = people.problems
+    assert problem.subject == label
+    assert re.search(sentence, problem.sentence)
+    return problem.exit_code
+
+
+def synthetic_of(people, label):
+    (made,) = (
+        control.synthetic
+        for control in (*people.controls, *people.patients)
+        if control.label == label
+    )
+    return made
+
+
+def edit(sidecar, **changed):
+    write_json(sidecar, {**read_json(sidecar), **changed})
+
+
+def pet_of(out, label):
+    (path,) = out.glob(f"sub-{label}/**/*_desc-preproc_pet.nii.gz")
+    return path
+
+
+def second_pet(out, label, entity):
+    """Copy a PET, as if there were another run or session of it."""
+    first = pet_of(out, label)
+    folder, before = first.parent, "_space-"
+    if entity.startswith("ses-"):
+        folder, before = out / f"sub-{label}" / entity / "pet", "_trc-"
+    folder.mkdir(parents=True, exist_ok=True)
+    second = folder / first.name.replace(before, f"_{entity}{before}")
+    shutil.copy(first, second)
+    shutil.copy(sidecar_path(first), sidecar_path(second))
+    return second
+
+
+# Who
+
+
+def test_controls_and_patients_are_those_of_the_queries(out):
+    people = choose(out)
+    assert labels(people.controls) == ["01", "02", "03"]
+    assert labels(people.patients) == ["p1", "p2"]
+    assert people.notes == people.problems == ()
+    for control in (*people.controls, *people.patients):
+        assert control.pet == pet_of(out, control.label)
+        assert control.session is None
+        assert (control.synthetic is not None) is (control.label in ("03", "p1"))
+
+
+def test_who_is_what_is_a_question_to_the_table(out):
+    tell(out, GROUPS, age={"01": 20, "02": 31, "03": 70, "p1": 50, "p2": 60})
+    people = choose(out, control_query="age < 40", patient_query="age > 55 and group != 'control'")
+    assert labels(people.controls) == ["01", "02"]
+    assert labels(people.patients) == ["p2"]
+
+
+@pytest.mark.parametrize(
+    ("selection", "controls", "patients"),
+    [
+        ({"participant_label": ("p1",)}, ["01", "02", "03"], ["p1"]),
+        ({"participant_label": ("p1", "01")}, ["01", "02", "03"], ["p1"]),
+        ({"exclude_participant_label": ("p1", "02")}, ["01", "03"], ["p2"]),
+    ],
+)
+def test_labels_say_which_patients_are_looked_at(out, selection, controls, patients):
+    people = choose(out, **selection)
+    assert labels(people.controls) == controls
+    assert labels(people.patients) == patients
+
+
+def test_a_detector_that_was_trained_before_needs_no_controls(out):
+    tell(out, {"p1": "patient", "p2": "patient"})
+    people = choose(out, controls=False)
+    assert people.controls == ()
+    assert labels(people.patients) == ["p1", "p2"]
+
+
+@pytest.mark.parametrize("kind", ["control", "patient"])
+def test_a_query_that_nobody_matches_is_refused(out, kind):
+    with pytest.raises(UnusableDataError, match=r"participants\.tsv: nobody .*'x'.* holds") as told:
+        choose(out, **{f"{kind}_query": "group == 'x'"})
+    assert told.value.exit_code == 65
+
+
+def test_a_query_that_cannot_be_understood_is_refused(out):
+    with pytest.raises(UsageError, match="no column diagnosis"):
+        choose(out, control_query="diagnosis == 'none'")
+
+
+def test_nobody_is_control_and_patient_at_once(out):
+    tell(out, GROUPS, age={"01": 20, "02": 61, "03": 62, "p1": 50, "p2": 50})
+    with pytest.raises(UnusableDataError) as told:
+        choose(out, patient_query="age > 60 or group == 'patient'")
+    assert told.value.exit_code == 65
+    assert f"{told.value}" == (
+        "participants.tsv: sub-02, sub-03 would be control and patient at once; correct "
+        "--control-query or --patient-query"
+    )
+
+
+def test_nobody_is_left_after_selections(out):
+    with pytest.raises(
+        NothingSelectedError, match=r"no patient is left .* correct --patient-query"
+    ):
+        choose(out, participant_label=("01",))
+    with pytest.raises(
+        NothingSelectedError, match=r"no control is left .* correct --control-query"
+    ):
+        choose(out, exclude_participant_label=("01", "02", "03"))
+
+
+def test_controls_that_all_lack_images_are_named(out, rng):
+    tell(out, {"04": "control", "05": "control", "p1": "patient"})
+    write_control(out, "04", rng, pet=False)
+    with pytest.raises(MissingInputError) as told:
+        choose(out)
+    assert f"{told.value}" == (
+        "sub-04: not used, neither real nor synthetic PET; sub-05: not used, no T1w on this grid; "
+        "run the participant level on controls"
+    )
+    assert labels(choose(out, controls=False).patients) == ["p1"]
+
+
+# Which images
+
+
+def test_a_patient_without_pet_is_a_problem_and_the_others_go_on(out, rng):
+    tell(out, {**GROUPS, "p3": "patient", "p4": "patient"})
+    write_synthetic(out, write_control(out, "p3", rng, pet=False), rng)
+    people = choose(out)
+    assert labels(people.patients) == ["p1", "p2"]
+    assert [(problem.subject, problem.exit_code) for problem in people.problems] == [
+        ("p3", 66),
+        ("p4", 66),
+    ]
+    assert people.problems[0].sentence == (
+        "sub-p3: a patient without a PET on this grid; run the participant level on it, or "
+        "exclude it"
+    )
+
+
+def test_patients_that_all_lack_a_pet_end_the_run(out):
+    tell(out, {"01": "control", "p3": "patient", "p4": "patient"})
+    people = choose(out)
+    assert people.patients == ()
+    error = error_of(people.problems)
+    assert error.exit_code == 66
+    assert "sub-p3: a patient" in f"{error}"
+    assert "sub-p4: a patient" in f"{error}"
+
+
+def test_derivatives_of_another_grid_are_not_looked_at(out):
+    with pytest.raises(MissingInputError, match="sub-01: not used, no T1w on this grid"):
+        choose(out, resolution=2.0)
+    people = choose(out, resolution=2.0, controls=False)
+    assert people.patients == ()
+    assert [problem.exit_code for problem in people.problems] == [66, 66]
+
+
+def test_a_control_has_one_visit_and_a_patient_all_that_have_a_pet(out, rng):
+    tell(out, {**GROUPS, "04": "control", "p3": "patient"})
+    for label in ("04", "p3"):
+        write_control(out, label, rng, session="a", pet=False)
+        write_control(out, label, rng, session="b")
+        write_control(out, label, rng, session="c")
+    people = choose(out)
+    assert [(control.label, control.session) for control in people.controls][-1] == ("04", "b")
+    visits = [(patient.label, patient.session) for patient in people.patients]
+    assert visits == [("p1", None), ("p2", None), ("p3", "b"), ("p3", "c")]
+    assert people.notes == ("sub-p3 ses-a: not used, no real PET",)
+
+
+@pytest.mark.parametrize(
+    ("visits", "chosen"),
+    [
+        ([("a", False, True), ("b", True, False)], "b"),
+        ([("a", True, False), ("b", True, True)], "b"),
+        ([("a", True, True), ("b", True, True)], "a"),
+        ([("a", False, False), ("b", False, True)], "b"),
+    ],
+    ids=["real beats synthetic", "both beat one", "the first", "synthetic beats none"],
+)
+def test_of_several_visits_of_a_control_the_best_is_used(tmp_path, rng, visits, chosen):
+    out = tmp_path / "out"
+    write_controls(out, ["p1"], rng)
+    tell(out, {"01": "control", "p1": "patient"})
+    for session, pet, synthetic in visits:
+        paths = write_control(out, "01", rng, session=session, pet=pet)
+        if synthetic:
+            write_synthetic(out, paths, rng)
+    (control,) = choose(out).controls
+    assert control.visit.session == chosen
+
+
+def test_sessions_can_be_chosen(out, rng):
+    tell(out, {"01": "control", "04": "control", "p1": "patient", "p3": "patient"})
+    for label in ("04", "p3"):
+        for session in ("a", "b"):
+            write_control(out, label, rng, session=session)
+    people = choose(out, session_label=("b",))
+    controls = [(control.label, control.session) for control in people.controls]
+    assert controls == [("04", "b"), ("01", None)]  # whose only visit has no session
+    assert [(patient.label, patient.session) for patient in people.patients] == [("p3", "b")]
+    assert people.notes == ()
+    (problem,) = people.problems
+    assert problem.sentence.startswith(
+        "sub-p1: a patient without a PET on this grid in these sessions; run"
+    )
+
+
+def test_a_visit_without_session_is_not_named_after_one(out, rng):
+    tell(out, {**GROUPS, "p3": "patient"})
+    write_control(out, "p3", rng, pet=False)
+    write_control(out, "p3", rng, session="b")
+    assert choose(out).notes == ("sub-p3: not used, no real PET",)
+
+
+def test_every_pet_of_a_patient_is_looked_at_and_what_tables_leave_out_is_told(out):
+    first = pet_of(out, "p1")
+    second = second_pet(out, "p1", "run-2")
+    people = choose(out)
+    assert {patient.pet for patient in people.patients if patient.label == "p1"} == {first, second}
+    assert people.notes == (
+        "sub-p1: each PET has a map and a table; clusters.tsv and curves tell of the first of a "
+        "session",
+    )
+
+
+def test_pets_of_other_sessions_are_visits_of_their_own(out):
+    second_pet(out, "p1", "ses-late")
+    people = choose(out)
+    sessions = [patient.session for patient in people.patients if patient.label == "p1"]
+    assert sessions == [None, "late"]
+    assert people.notes == ()
+
+
+def test_labels_that_find_nobody_are_told(out):
+    people = choose(out, participant_label=("p1", "xx", "01"), exclude_participant_label=("zz",))
+    assert labels(people.patients) == ["p1"]
+    (problem,) = people.problems
+    assert problem.exit_code == MissingInputError.exit_code
+    assert problem.sentence == (
+        "sub-xx: none of those whom --patient-query finds; correct --participant-label or the query"
+    )
+    assert people.notes == (
+        "sub-01: a control, so not mapped; --participant-label is for patients",
+        "sub-zz: to be excluded, but neither control nor patient",
+    )
+
+
+# Real and synthetic
+
+
+def test_a_control_with_a_t1w_alone_takes_part_by_its_synthetic_pet(out, rng):
+    tell(out, {**GROUPS, "04": "control", "05": "control"})
+    path = write_synthetic(out, write_control(out, "04", rng, pet=False), rng)
+    write_control(out, "05", rng, pet=False)
+    people = choose(out)
+    assert labels(people.controls) == ["01", "02", "03", "04"]
+    assert people.controls[-1].pet is None
+    assert people.controls[-1].synthetic == path
+    assert people.controls[-1].maker == SyntheticMaker("g", "a" * 64)
+    assert people.notes == ("sub-05: not used, neither real nor synthetic PET",)
+
+
+def test_what_the_card_of_a_generator_says_comes_with_its_synthetic_pet(out, rng):
+    tell(out, {**GROUPS, "04": "control"})
+    paths = write_control(out, "04", rng)
+    path = write_synthetic(out, paths, rng, seen=True)
+    generator = {"Name": "g", "TrainedOn": "T1w of heads.", "IntendedUse": "A demonstration."}
+    edit(sidecar_path(path), Generator=generator)
+    for made in (path, write_out_of_fold(out, paths, rng)):  # then that is taken, of the same name
+        control = choose(out).controls[-1]
+        assert control.synthetic.name == made.name
+        assert control.maker.trained_on == "T1w of heads."
+        assert control.maker.intended_use == "A demonstration."
+
+
+def test_a_measured_image_that_says_synthetic_is_refused(out):
+    """Not even a typing error makes a synthetic PET a measured one."""
+    for label in ("01", "p2"):
+        sidecar = sidecar_path(pet_of(out, label))
+        before = read_json(sidecar)
+        for told in (True, "true", "yes", 1):
+            edit(sidecar, Synthetic=told)
+            people = choose(out)
+            assert label not in labels((*people.controls, *people.patients))
+            assert the_problem(people, label, rf"sub-{label}_.*says Synthetic.*; run") == 65
+        write_json(sidecar, before)
+    assert labels(choose(out).patients) == ["p1", "p2"]
+
+
+@pytest.mark.parametrize("told", [False, "true", None])
+@pytest.mark.parametrize("label", ["03", "p1"])
+def test_a_synthetic_image_has_to_say_that_it_is_one(out, label, told):
+    (path,) = out.glob(f"sub-{label}/pet/*_desc-synth_pet.json")
+    edit(path, Synthetic=told)
+    people = choose(out)
+    assert the_problem(people, label, rf"{path.name}: does not say Synthetic.* partici") == 65
+    assert synthetic_of(people, label) is None
+
+
+def test_a_synthetic_image_without_sidecar_may_be_unfinished(out):
+    (path,) = out.glob("sub-03/pet/*_desc-synth_pet.json")
+    path.unlink()
+    people = choose(out)
+    assert the_problem(people, "03", rf"{path.name}: no such file.*; run the partici") == 66
+    assert synthetic_of(people, "03") is None
+
+
+def test_of_controls_that_the_generator_saw_the_image_out_of_fold_is_used(out, rng):
+    tell(out, {**GROUPS, "04": "control", "05": "control", "06": "control"})
+    paths = {label: write_control(out, label, rng) for label in ("04", "05", "06")}
+    own = {label: write_synthetic(out, paths[label], rng, seen=label != "06") for label in paths}
+    for label in ("04", "06"):
+        write_out_of_fold(out, paths[label], rng)
+    people = choose(out, training_set=("hybrid",), synthetic_controls="all")
+    *_, seen, alone, never = people.controls
+    unseen = out / "crossvalidation" / "g" / own["04"].relative_to(out)
+    assert (seen.synthetic, seen.maker) == (unseen, SyntheticMaker("g", ""))
+    assert alone.synthetic is None
+    assert the_problem(people, "05", rf"{own['05'].name}: made by generator g, which was tr") == 65
+    assert (never.synthetic, never.maker) == (own["06"], SyntheticMaker("g", "a" * 64))
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "sentence"),
+    [
+        ({"Synthetic": False}, UnusableDataError, "does not say Synthetic.*; run the train level"),
+        (None, MissingInputError, "no such file.*; run the train level again"),
+    ],
+)
+def test_an_image_out_of_fold_has_to_say_that_it_is_synthetic(out, rng, changed, error, sentence):
+    paths = write_control(out, "03", rng)
+    write_synthetic(out, paths, rng, seen=True)
+    sidecar = sidecar_path(write_out_of_fold(out, paths, rng))
+    if changed is None:
+        sidecar.unlink()
+    else:
+        edit(sidecar, **changed)
+    people = choose(out)
+    assert the_problem(people, "03", f"crossvalidation/.*json: {sentence}") == error.exit_code
+    assert synthetic_of(people, "03") is None
+
+
+def test_an_image_that_claims_to_be_out_of_fold_but_saw_the_control_is_not_taken(out, rng):
+    paths = write_control(out, "03", rng)
+    write_synthetic(out, paths, rng, seen=True)
+    edit(sidecar_path(write_out_of_fold(out, paths, rng)), TrainedOnThisParticipant=True)
+    people = choose(out, detectors=("pseudonormal",))
+    assert synthetic_of(people, "03") is None
+    assert the_problem(people, "03", "made by generator g, which was trained on this") == 65
+
+
+def test_a_sidecar_that_names_no_generator_and_one_that_cannot_be_read(out):
+    (path,) = out.glob("sub-03/pet/*_desc-synth_pet.json")
+    edit(path, Generator="g")
+    maker = choose(out).controls[-1].maker
+    assert (maker.name, maker.sha256) == ("unknown", "")
+    path.write_text("{")
+    assert the_problem(choose(out), "03", rf"{path.name}: not valid JSON") == 65
+
+
+# Generators that have seen the subject
+
+
+def longitudinal(out, rng, *, seen=True):
+    """04: PET in sessions 1 and 2, and a synthetic PET of each."""
+    tell(out, {**GROUPS, "04": "control"})
+    paths = {session: write_control(out, "04", rng, session=session) for session in ("1", "2")}
+    for path in paths.values():
+        write_synthetic(out, path, rng, seen=seen)
+    return paths
+
+
+WANTED = [
+    {"training_set": ("hybrid",), "synthetic_controls": "all"},
+    {"training_set": ("synthetic",), "synthetic_controls": "all"},
+    {"detectors": ("pseudonormal",)},
+]
+
+
+@pytest.mark.parametrize("session", ["1", "2"])
+@pytest.mark.parametrize("asked", [(), ("1",), ("2",)])
+def test_the_session_with_a_held_out_synthetic_pet_is_used(out, rng, session, asked):
+    """Trained on one of the sessions: the generator knows the subject of the other as well."""
+    tell(out, GROUPS)
+    paths = longitudinal(out, rng)
+    write_out_of_fold(out, paths[session], rng)
+    second = second_pet(out, "p1", f"ses-{asked[0]}") if asked else None
+    people = choose(out, session_label=asked, **WANTED[0])
+    control = people.controls[-1] if not asked else people.controls[0]
+    assert (control.label, second is None) == ("04", not asked)
+    if control.session == session:
+        assert control.synthetic.is_relative_to(out / "crossvalidation" / "g")
+        assert people.problems == () or asked
+    else:  # the session that was asked for has a real PET, and no synthetic one to be used
+        assert control.session == asked[0] != session
+        assert control.synthetic is None
+        (problem,) = (one for one in people.problems if one.subject == "04")
+        assert "made by generator g, which was trained on this" in problem.sentence
+
+
+def test_a_seen_synthetic_pet_of_another_session_is_no_silent_fallback(out, rng):
+    """Had nobody seen 04, session 2 with both its PETs would be that of the control."""
+    tell(out, {**GROUPS, "04": "control"})
+    write_control(out, "04", rng, session="1")
+    path = write_synthetic(out, write_control(out, "04", rng, session="2"), rng)
+    assert choose(out, **WANTED[0]).controls[-1].session == "2"
+    edit(sidecar_path(path), TrainedOnThisParticipant=True)
+    people = choose(out, **WANTED[0])
+    assert (people.controls[-1].session, people.controls[-1].synthetic) == ("1", None)
+    assert the_problem(people, "04", "sub-04 ses-2: .* which was trained on this") == 65
+    assert choose(out).problems == ()  # real PET alone: nothing is missed
+
+
+def test_controls_are_of_the_sessions_that_are_asked_for_at_both_levels(out, rng):
+    tell(out, {**GROUPS, "04": "control"})
+    write_synthetic(out, write_control(out, "04", rng, session="1"), rng)
+    write_control(out, "04", rng, session="2")
+    second_pet(out, "p1", "ses-2")
+    trained = choose_controls(
+        Settings(Path("/raw"), out, "train", sloppy=True, session_label=("2",)), "0"
+    )
+    scored = choose(out, session_label=("2",))
+    assert [control.session for control in trained.controls if control.label == "04"] == ["2"]
+    assert [control.session for control in scored.controls if control.label == "04"] == ["2"]
+
+
+@pytest.mark.parametrize("wanted", WANTED)
+def test_without_a_held_out_synthetic_pet_there_is_a_problem_and_no_other_is_taken(
+    out, rng, wanted
+):
+    longitudinal(out, rng)
+    people = choose(out, **wanted)
+    control = people.controls[-1]
+    assert (control.label, control.session, control.synthetic) == ("04", "1", None)
+    assert the_problem(people, "04", "trained on this participant.*is not there; it is not") == 65
+    assert choose(out).problems == ()  # real PETs alone: no synthetic one is needed
+
+
+def test_train_and_group_choose_the_same_visit(out, rng):
+    paths = longitudinal(out, rng)
+    settings = Settings(Path("/raw"), out, "train", sloppy=True)
+
+    def trained():
+        return choose_controls(settings, version("mri2pet")).controls[-1].visit
+
+    assert choose(out).controls[-1].visit == trained() == replace(trained(), session="1")
+    write_out_of_fold(out, paths["2"], rng)
+    assert choose(out).controls[-1].visit == trained() == replace(trained(), session="2")
+
+
+def test_a_t1w_alone_whose_generator_saw_the_subject_elsewhere_is_not_in_the_hybrid_set(out, rng):
+    tell(out, {**GROUPS, "04": "control"})
+    write_synthetic(out, write_control(out, "04", rng, pet=False), rng, seen=True)
+    people = choose(out, training_set=("hybrid",))
+    assert "04" not in labels(people.controls)
+    assert the_problem(people, "04", "trained on this participant") == 65
+    people = choose(out)
+    assert people.problems == ()
+    assert people.notes == (
+        "sub-04: not used, no real PET, and the generator of the synthetic one was trained on it",
+    )
+
+
+def write_generator(out, sha256, participants, dataset="ellipsoids", fold=""):
+    folder = out / "generators" / "g" / (f"folds/fold-{fold}" if fold else "")
+    rows = tuple(tuple(row) for row in np.eye(4).tolist())
+    card = Card(
+        "g",
+        "0",
+        MODELS["semi3d-gan"],
+        "T",
+        (3, 3, 3),
+        rows,
+        sha256,
+        "x",
+        "x",
+        tuple(participants),
+        dataset,
+        0,
+    )
+    write_json(folder / "card.json", card_values(card))
+
+
+@pytest.mark.parametrize(
+    ("participants", "dataset", "seen"),
+    [
+        (["03"], "ellipsoids", True),
+        (["sub-03"], " Ellipsoids", True),
+        (["02"], "ellipsoids", False),
+        (["03"], "another study", False),
+    ],
+)
+def test_the_card_of_a_generator_tells_whom_it_has_seen(out, participants, dataset, seen):
+    """Whatever the sidecar says: it may be older than the generator of this name."""
+    write_generator(out, "a" * 64, participants, dataset)
+    people = choose(out, **WANTED[0])
+    assert (synthetic_of(people, "03") is None) is seen
+    assert bool(people.problems) is seen
+    namesake = "sub-03 of the dataset 'another study'"
+    assert any(namesake in note for note in people.notes) is (dataset == "another study")
+
+
+def test_the_card_of_a_fold_tells_whom_it_has_left_out(out, rng):
+    paths = write_control(out, "03", rng)
+    write_synthetic(out, paths, rng, seen=True)
+    held_out = write_out_of_fold(out, paths, rng)
+    write_generator(out, "b" * 64, ["01", "02"], fold="1")
+    assert synthetic_of(choose(out), "03") == held_out
+    write_generator(out, "b" * 64, ["01", "03"], fold="1")
+    people = choose(out, **WANTED[0])
+    assert synthetic_of(people, "03") is None
+    assert the_problem(people, "03", "trained on this participant") == 65
+
+
+def test_a_sidecar_that_does_not_tell_whether_the_subject_was_seen_is_not_believed(out):
+    (path,) = out.glob("sub-03/pet/*_desc-synth_pet.json")
+    edit(path, TrainedOnThisParticipant=None)
+    assert synthetic_of(choose(out), "03") is None
+
+
+def test_a_name_of_a_generator_leads_nowhere_else(out, rng):
+    paths = write_control(out, "03", rng)
+    write_synthetic(out, paths, rng, seen=True)
+    (path,) = out.glob("sub-03/pet/*_desc-synth_pet.json")
+    held_out = write_out_of_fold(out, paths, rng)
+    shutil.copytree(held_out.parents[2], out.parent / "elsewhere")
+    edit(path, Generator={"Name": "../../elsewhere"})
+    assert synthetic_of(choose(out), "03") is None
+
+
+def test_a_patient_whom_the_generator_has_seen_has_no_pseudonormal_pet(out, rng):
+    (path,) = out.glob("sub-p1/pet/*_desc-synth_pet.json")
+    edit(path, TrainedOnThisParticipant=True)
+    people = choose(out, detectors=("pseudonormal",))
+    assert synthetic_of(people, "p1") is None
+    assert the_problem(people, "p1", "trained on this participant") == 65
+    assert choose(out).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("table", "who"),
+    [
+        ("participant_id\tgroup\nsub-01\tcontrol\n02\tcontrol\n3\tcontrol\n", None),
+        ("participant_id\tgroup\nsub-01\tpatient\nsub-02\tcontrol\nsub-03\tcontrol\n", "01"),
+        ("participant_id\tgroup\nsub-01\tcontrol\nsub-02\tcontrol\n", "03"),
+        ("participant_id\tdiagnosis\nsub-01\tcontrol\n", "01, sub-02, sub-03"),
+        ("damaged", None),
+    ],
+)
+def test_a_raw_table_that_was_changed_since_is_told_of(out, tmp_path, table, who):
+    raw = tmp_path / "raw"
+    for label in ("01", "02", "03", "99"):
+        (raw / f"sub-{label}").mkdir(parents=True)
+    (raw / "participants.tsv").write_text(table)
+    settings = Settings(raw, out, "group", sloppy=True)
+    for notes in (
+        choose_subjects(settings, controls=True, version=version("mri2pet")).notes,
+        choose_controls(replace(settings, level="train"), version("mri2pet")).notes,
+    ):
+        told = [note for note in notes if "says otherwise of" in note]
+        assert len(told) == (who is not None)
+        assert all(
+            f"says otherwise of sub-{who} than {out}/participants.tsv" in one for one in told
+        )
+
+
+# One damaged file costs its owner
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_text('{"Sources": ['),
+        lambda path: path.write_text("[1]"),
+        lambda path: path.write_bytes(b"\xff"),
+        Path.unlink,
+        lambda path: edit(path, Sources=3),
+    ],
+    ids=["truncated", "list", "no text", "missing", "odd"],
+)
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "anat/*_res-4_desc-preproc_T1w.json",
+        "pet/*_res-4_desc-preproc_pet.json",
+        "pet/*_space-T1w_desc-preproc_pet.json",
+        "pet/*_desc-synth_pet.json",
+        "anat/*_res-4_desc-brain_mask.nii.gz",
+    ],
+)
+def test_a_damaged_file_costs_at_most_its_owner(out, pattern, damage):
+    sidecar = sidecar_path(pet_of(out, "03"))
+    in_t1w = sidecar.with_name(re.sub("_space-[^_]*_res-4", "_space-T1w", sidecar.name))
+    write_json(in_t1w, read_json(sidecar))
+    for path in out.glob(f"sub-03/{pattern}"):
+        if path.suffix == ".json" or damage is Path.unlink:
+            damage(path)
+    people = choose(out, **WANTED[0])
+    assert set(labels(people.controls)) >= {"01", "02"}
+    assert labels(people.patients) == ["p1", "p2"]
+    assert {problem.subject for problem in people.problems} <= {"03"}
+    assert ("03" in labels(people.controls)) or people.problems
+    with_pet = choose_controls(Settings(Path("/raw"), out, "train", sloppy=True), "0")
+    assert set(labels(with_pet.controls)) >= {"01", "02"}
+
+
+# Registration
+
+
+def judge(image, verdict, *reasons):
+    edit(sidecar_path(image), Registration={"Verdict": verdict, "VerdictReasons": [*reasons]})
+
+
+def test_a_failed_t1w_takes_its_pets_and_its_synthetic_pet_along(out, rng):
+    tell(out, {**GROUPS, "04": "control"})
+    path = write_control(out, "04", rng, pet=False)
+    write_synthetic(out, path, rng)
+    judge(path.t1w_in_template, "fail", "tilted by 70 degrees")
+    judge(image_of(out, "p1", "T1w").with_suffix("").with_suffix(".nii.gz"), "fail", "no brain")
+    judge(pet_of(out, "p2"), "doubt", "noisy")
+    people = choose(out, training_set=("hybrid",))
+    assert labels(people.controls) == ["01", "02", "03"]
+    assert labels(people.patients) == ["p2"]
+    assert the_problem(people, "p1", "sub-p1: a patient whose registration has failed, so") == 65
+    assert [note.partition(":")[0] for note in people.notes] == ["sub-p2", "sub-04", "sub-p1"]
+    assert "is used, but its registration is in doubt (noisy)" in people.notes[0]
+    assert "tilted by 70 degrees" in people.notes[1]
+    assert "no brain" in people.notes[2]
+
+
+def test_of_two_pets_of_a_patient_the_failed_one_is_left_out(out):
+    first, second = pet_of(out, "p1"), second_pet(out, "p1", "run-2")
+    judge(second, "fail", "far off")
+    people = choose(out)
+    assert [patient.pet for patient in people.patients if patient.label == "p1"] == [first]
+    assert people.problems == ()
+    assert people.notes == (
+        f"sub-p1: {second.name} is not used, its registration to the T1w has failed (far off)",
+    )
+
+
+# Other versions
+
+
+def image_of(out, label, suffix):
+    (path,) = out.glob(f"sub-{label}/**/*_space-MNI*_desc-preproc_{suffix}.nii.gz")
+    return sidecar_path(path)
+
+
+def test_people_of_another_release_are_told_of_in_one_sentence(out):
+    assert choose(out).notes == ()
+    edit(image_of(out, "01", "pet"), Version="0.9.0")
+    edit(image_of(out, "01", "T1w"), Version="0.9.0")
+    edit(image_of(out, "p2", "T1w"), Version=None)  # made before sidecars told
+    edit(image_of(out, "02", "pet"), Version=f"{version('mri2pet')}.post1")  # same release
+    (synthetic,) = out.glob("sub-03/**/*_desc-synth_pet.nii.gz")
+    edit(sidecar_path(synthetic), Version="0.9.0")
+    people = choose(out)
+    assert people.notes == (
+        "made by an unknown version: sub-p2, made by mri2pet 0.9.0: sub-01, sub-03; this is "
+        f"{version('mri2pet')}, and may have made them otherwise; to make them anew, delete their "
+        "folders and run the participant level",
+    )
+    assert labels(people.controls) == ["01", "02", "03"]
+
+
+@pytest.mark.parametrize("label", ["01", "p1"])
+def test_people_that_cannot_be_compared_with_are_refused(out, label):
+    edit(image_of(out, label, "pet"), Version="9.1.0")
+    with pytest.raises(UnusableDataError) as told:
+        choose(out)
+    assert told.value.exit_code == 65
+    assert f"{told.value}".startswith(f"made by mri2pet 9.1.0: sub-{label}; this is ")
+    assert "cannot be compared" in f"{told.value}"
+    without = choose(out, exclude_participant_label=(label,))
+    assert without.notes == ()
+    assert label not in labels((*without.controls, *without.patients))

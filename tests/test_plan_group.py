@@ -1,0 +1,370 @@
+"""Training sets and folds: nobody is scored by what was trained on them, and only real PET is."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cohorts import GRID, SPACE, write_control, write_synthetic
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from bids_app import nifti
+from bids_app.derivatives.find import Preprocessed
+from bids_app.errors import UnusableDataError, UsageError
+from bids_app.nifti import open_arrays, read_digest, read_owner
+from bids_app.plan.cohort import Participant, Study, SyntheticMaker, seed_of
+from bids_app.plan.group import (
+    choose_training_images,
+    deal,
+    join_stored,
+    list_training_controls,
+    plan_storage,
+    split,
+)
+from bids_app.workflows.training import init_storing_wf
+
+OUT = Path("/out")
+SCREENING = Study(OUT, Path("/work"), SPACE, GRID, "made", 4, 0, {"mri2pet": "0"}, 1.5)
+TRAINING_SETS = ("real", "hybrid", "synthetic")
+SYNTHETIC_CONTROLS = ("t1w-only", "all")
+KINDS = ("both", "real", "synthetic")  # PETs that a control has
+cohorts = st.lists(st.sampled_from(KINDS), min_size=2, max_size=14)
+folds_and_seeds = {"folds": st.integers(2, 5), "seed": st.integers(0, 2**32 - 1)}
+sets = {
+    "training_set": st.sampled_from(TRAINING_SETS),
+    "synthetic_controls": st.sampled_from(SYNTHETIC_CONTROLS),
+}
+
+
+def image(label, desc, *entities, session=None):
+    folder = OUT / f"sub-{label}" / (f"ses-{session}" if session else "") / "pet"
+    told = [f"sub-{label}", *([f"ses-{session}"] if session else []), "trc-18FFDG", *entities]
+    return folder / f"{'_'.join(told)}_space-{SPACE.template}_res-4_desc-{desc}_pet.nii.gz"
+
+
+def participant(label, kind, session=None):
+    visit = Preprocessed(
+        label, session, OUT / f"sub-{label}_T1w.nii.gz", OUT / f"sub-{label}_mask.nii.gz", (), None
+    )
+    made = image(label, "synth", session=session), SyntheticMaker("g", "a" * 64)
+    return Participant(
+        visit,
+        None if kind == "synthetic" else image(label, "preproc", session=session),
+        *((None, None) if kind == "real" else made),
+    )
+
+
+def pictured(kinds):
+    """Controls 00, 01 … with these PETs, as they are once these were stored."""
+    return stored_of([participant(f"{n:02}", kind) for n, kind in enumerate(kinds)])
+
+
+def stored_of(people):
+    plans = plan_storage(SCREENING, people, synthetic=True)
+    stored = {plan.name: replace(plan, sha256=f"sha {plan.name}") for plan in plans}
+    return [join_stored(subject, stored) for subject in people]
+
+
+def owner(one):
+    """Label of the participant whose picture this is."""
+    return one.name.split("_")[2]
+
+
+def chosen_and_dealt(kinds, training_set, synthetic_controls, folds, seed):
+    controls = pictured(kinds)
+    try:
+        trained = choose_training_images(training_set, controls, synthetic_controls)
+        dealt = deal(controls, folds, seed)
+        return controls, trained, dealt, split(trained, controls, dealt, folds, seed)
+    except UnusableDataError:
+        return assume(False)
+
+
+# Folds
+
+
+@given(kinds=cohorts, **folds_and_seeds)
+def test_everyone_is_left_out_once_and_real_pets_are_spread_evenly(kinds, folds, seed):
+    assume(len(kinds) >= folds)
+    controls = pictured(kinds)
+    dealt = deal(controls, folds, seed)
+    assert set(dealt) == {control.label for control in controls}
+    real = [dealt[control.label] for control in controls if control.stored_pet is not None]
+    for numbers in (list(dealt.values()), real):
+        sizes = [numbers.count(fold) for fold in range(1, folds + 1)]
+        assert sum(sizes) == len(numbers)
+        assert max(sizes) - min(sizes) <= 1
+
+
+@given(kinds=cohorts, order=st.randoms(use_true_random=False), **folds_and_seeds)
+def test_the_order_of_controls_does_not_matter(kinds, order, folds, seed):
+    assume(len(kinds) >= folds)
+    controls = pictured(kinds)
+    before = deal(controls, folds, seed)
+    order.shuffle(controls)
+    assert deal(controls, folds, seed) == before
+
+
+@given(kinds=cohorts, more=st.integers(0, 5), **folds_and_seeds)
+def test_whoever_joins_without_real_pet_those_with_one_are_dealt_alike(kinds, more, folds, seed):
+    """So that training sets, and runs with other training sets, can be compared."""
+    assume(len(kinds) >= folds)
+    alone = [one for one in pictured(kinds) if one.stored_pet is not None]
+    assume(len(alone) >= folds)
+    dealt = deal(pictured([*kinds, *["synthetic"] * more]), folds, seed)
+    assert deal(alone, folds, seed).items() <= dealt.items()
+
+
+def test_another_seed_deals_otherwise():
+    controls = pictured(["real"] * 12)
+    dealt = [deal(controls, 4, seed) for seed in range(20)]
+    assert dealt[0] == deal(controls, 4, 0)
+    assert len({tuple(sorted(one.items())) for one in dealt}) == 20
+
+
+@given(kinds=cohorts, **sets, **folds_and_seeds)
+def test_nobody_is_scored_by_a_fold_that_trained_on_them(
+    kinds, training_set, synthetic_controls, folds, seed
+):
+    """Not even on their synthetic PET."""
+    controls, trained, _, parts = chosen_and_dealt(
+        kinds, training_set, synthetic_controls, folds, seed
+    )
+    assert [part.number for part in parts] == list(range(1, folds + 1))
+    for part in parts:
+        assert not {*map(owner, part.training)} & {*map(owner, part.validation)}
+    scored = [one.name for part in parts for one in part.validation]
+    assert sorted(scored) == sorted(
+        control.stored_pet.name for control in controls if control.stored_pet is not None
+    )
+    assert all(name.startswith("real_") for name in scored)  # whatever was trained on
+    for model in trained:
+        holding = [part.number for part in parts if model in part.training]
+        assert len(holding) == folds - 1
+
+
+@given(kinds=cohorts, **sets, **folds_and_seeds)
+def test_a_training_set_holds_what_its_name_says(
+    kinds, training_set, synthetic_controls, folds, seed
+):
+    controls, trained, *_ = chosen_and_dealt(kinds, training_set, synthetic_controls, folds, seed)
+    real = {control.stored_pet.name for control in controls if control.stored_pet is not None}
+    made = {
+        control.stored_synthetic.name
+        for control in controls
+        if control.stored_synthetic is not None
+        and (control.stored_pet is None or synthetic_controls == "all")
+    }
+    expected = {"real": real, "hybrid": real | made, "synthetic": made}[training_set]
+    assert sorted(model.name for model in trained) == sorted(expected)
+    for model in trained:
+        kind = "real_" if model.real else "synthetic_"
+        assert model.name.startswith(kind)
+
+
+# Which images
+
+
+def names(trained):
+    return [model.name.removesuffix("_trc_18FFDG") for model in trained]
+
+
+@pytest.mark.parametrize(
+    ("training_set", "synthetic_controls", "expected"),
+    [
+        ("real", "t1w-only", ["real_sub_00", "real_sub_01"]),
+        ("real", "all", ["real_sub_00", "real_sub_01"]),
+        ("hybrid", "t1w-only", ["real_sub_00", "real_sub_01", "synthetic_sub_02"]),
+        ("hybrid", "all", ["real_sub_00", "real_sub_01", "synthetic_sub_00", "synthetic_sub_02"]),
+        ("synthetic", "t1w-only", ["synthetic_sub_02"]),
+        ("synthetic", "all", ["synthetic_sub_00", "synthetic_sub_02"]),
+    ],
+)
+def test_training_sets_by_hand(training_set, synthetic_controls, expected):
+    trained = choose_training_images(
+        training_set, pictured(["both", "real", "synthetic"]), synthetic_controls
+    )
+    assert names(trained) == expected
+
+
+def test_a_control_whose_real_pet_cannot_be_used_is_not_one_without():
+    """A synthetic PET does not stand in for a damaged one unless asked for."""
+    damaged = replace(pictured(["both"])[0], stored_pet=None)
+    others = pictured(["both", "both", "synthetic"])[1:]
+    assert (
+        names(choose_training_images("hybrid", [damaged, *others], "t1w-only"))[-1]
+        == "synthetic_sub_02"
+    )
+    assert len(choose_training_images("hybrid", [damaged, *others], "t1w-only")) == 2
+    assert "synthetic_sub_00" in names(
+        choose_training_images("synthetic", [damaged, *others], "all")
+    )
+
+
+@pytest.mark.parametrize(
+    ("training_set", "kinds", "sentence"),
+    [
+        ("real", ["synthetic"] * 4, "set real: no control has a real PET; run .* or choose"),
+        ("hybrid", ["synthetic"] * 4, "set hybrid: no control has a real PET; run .* or choose"),
+        ("hybrid", ["both"] * 4, "no control without a real PET has a synthetic one; .* choose"),
+        ("synthetic", ["both"] * 4, "no control without a real PET .* --synthetic-controls all"),
+    ],
+)
+def test_a_training_set_without_images_is_refused(training_set, kinds, sentence):
+    with pytest.raises(UnusableDataError, match=sentence) as told:
+        choose_training_images(training_set, pictured(kinds), "t1w-only")
+    assert told.value.exit_code == 65
+
+
+# Too few
+
+
+def test_fewer_controls_than_folds_or_than_two_folds_are_refused():
+    with pytest.raises(UnusableDataError, match=r"3 control\(s\) with a PET are f") as told:
+        deal(pictured(["real", "both", "synthetic"]), 4, 0)
+    assert f"{told.value}".endswith("fewer than --folds 4; choose fewer folds, or add controls")
+    with pytest.raises(UsageError, match="--folds 1: leaving controls out needs at least 2"):
+        deal(pictured(["real"] * 3), 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "training_set"), [(["real"] * 3, "real"), (["both"] * 3, "hybrid")]
+)
+def test_a_fold_is_trained_on_two_controls_at_least(kinds, training_set):
+    """Two images of one control are not two controls: pairs are of two people."""
+    controls = pictured(kinds)
+    trained = choose_training_images(training_set, controls, "all")
+    with pytest.raises(UnusableDataError, match=r"has 1 control\(s\) to train on") as told:
+        split(trained, controls, deal(controls, 2, 0), 2, 0)
+    assert f"{told.value}".endswith("and needs 2; add controls, or choose more --folds")
+    folds = split(trained, controls, deal(controls, 3, 0), 3, 0)  # as the sentence advises
+    assert all(len({*map(owner, fold.training)}) == 2 for fold in folds)
+
+
+# Seeds
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+def test_folds_and_runs_have_seeds_of_their_own(one, other):
+    seeds = [seed_of(seed, "encoder", fold) for seed in {one, other} for fold in range(1, 6)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert seed_of(one, "encoder", 1) == seeds[[*{one, other}].index(one) * 5]
+
+
+def test_training_sets_share_the_seeds_of_folds():
+    controls = pictured(["both"] * 6)
+    dealt = deal(controls, 3, 11)
+    for name in TRAINING_SETS:
+        folds = split(choose_training_images(name, controls, "all"), controls, dealt, 3, 11)
+        assert [fold.seed for fold in folds] == [
+            seed_of(11, "encoder", number) for number in (1, 2, 3)
+        ]
+
+
+# What is stored
+
+
+def test_a_visit_is_stored_from_its_own_images():
+    both = participant("01", "both", session="a")
+    real, made = plan_storage(SCREENING, [both], synthetic=True)
+    assert [real] == plan_storage(SCREENING, [both], synthetic=False)
+    assert (real.name, made.name) == (
+        "real_sub_01_ses_a_trc_18FFDG",
+        "synthetic_sub_01_ses_a_trc_18FFDG",
+    )
+    assert (real.volumes, made.volumes) == ({"pet": both.pet}, {"pet": both.synthetic})
+    assert (real.real, made.real) == (("pet",), ())
+    for one in (real, made):
+        assert (one.participant, one.session) == ("01", "a")
+        assert one.brain_mask == both.visit.brain_mask
+        assert one.folder == Path("/work/pictures") / one.name
+
+
+def test_two_pets_of_a_visit_share_their_synthetic_one():
+    one = participant("p1", "both")
+    runs = [replace(one, pet=image("p1", "preproc", f"run-{n}")) for n in (1, 2)]
+    plans = plan_storage(SCREENING, runs, synthetic=True)
+    assert [plan.name for plan in plans] == [
+        "real_sub_p1_trc_18FFDG_run_1",
+        "synthetic_sub_p1_trc_18FFDG",
+        "real_sub_p1_trc_18FFDG_run_2",
+    ]
+    init_storing_wf(plans, shape=GRID.shape, affine=GRID.affine.tolist())
+
+
+def test_the_session_of_a_pet_is_not_that_of_the_t1w_it_lies_on():
+    one = replace(participant("01", "both", session="a"), pet=image("01", "preproc", session="b"))
+    assert one.session == "b"
+    assert [plan.session for plan in plan_storage(SCREENING, [one], synthetic=True)] == ["b", "a"]
+
+
+@given(st.sets(st.text("+Pa0", min_size=1, max_size=4), min_size=2, max_size=6))
+def test_whoever_has_another_label_has_another_name(labels):
+    people = [participant(label, "both", session) for label in labels for session in (None, label)]
+    names = [plan.name for plan in plan_storage(SCREENING, people, synthetic=True)]
+    assert len(set(names)) == 4 * len(labels)
+    assert all(name.isascii() and name.isidentifier() for name in names)
+
+
+def test_what_was_not_stored_is_not_there():
+    both = participant("01", "both")
+    real, made = (
+        replace(one, sha256="sha") for one in plan_storage(SCREENING, [both], synthetic=True)
+    )
+    assert join_stored(both, {}) == both
+    assert join_stored(both, {made.name: made}) == replace(both, stored_synthetic=made)
+    assert join_stored(both, {real.name: real}) == replace(both, stored_pet=real)
+    joined = join_stored(both, {real.name: real, made.name: made})
+    real = replace(real, synthetic=made)
+    assert joined == replace(both, stored_pet=real, stored_synthetic=made)
+
+
+def test_a_synthetic_image_is_never_stored_as_a_measured_one(tmp_path, rng):
+    """Renamed, and its sidecar replaced by a real one's: the header still says SYNTHETIC."""
+    out = tmp_path / "out"
+    paths = write_control(out, "01", rng)
+    made = write_synthetic(out, paths, rng)
+    pet = paths.pets[0].in_template
+    visit = Preprocessed("01", None, paths.t1w_in_template, paths.brain_mask_in_template, (), made)
+    study = replace(SCREENING, output_dir=out, work_dir=tmp_path / "work")
+    one = Participant(visit, pet, made, SyntheticMaker("g", "a" * 64))
+    plans = plan_storage(study, [one], synthetic=True)
+
+    def run(name):
+        graph = init_storing_wf(plans, shape=GRID.shape, affine=GRID.affine.tolist())
+        graph.get_node(f"store_{name}").interface.run(cwd=str(tmp_path))
+
+    for plan in plans:
+        run(plan.name)
+        (stored,) = open_arrays(plan.folder, ["pet"])
+        np.testing.assert_array_equal(stored, nifti.load(plan.volumes["pet"]).data)
+        assert read_owner(plan.folder).participant == "01"
+    assert len({read_digest(plan.folder) for plan in plans}) == 2
+    made.replace(pet)
+    with pytest.raises(UnusableDataError, match=r"preproc_pet\.nii\.gz: its header says SYNTHETIC"):
+        run(plans[0].name)
+
+
+# What is told
+
+
+def test_the_card_tells_real_from_synthetic():
+    people = [participant(f"{n:02}", kind) for n, kind in enumerate(KINDS)]
+    people[0] = replace(people[0], pet=image("00", "preproc", session="b"))
+    controls = stored_of(people)
+    dealt = {"00": 2, "01": 1, "02": 3}
+    told = list_training_controls(
+        choose_training_images("hybrid", controls, "all"), controls, dealt
+    )
+    rows = [(one["participant"], one["session"], one["synthetic"], one["fold"]) for one in told]
+    assert rows == [
+        ("00", "b", False, 2),
+        ("01", None, False, 1),
+        ("00", None, True, 2),
+        ("02", None, True, 3),
+    ]
+    for one in told:
+        made = ("g", "a" * 64) if one["synthetic"] else ("", "")
+        assert (one["generator"], one["generator_sha256"]) == made

@@ -1,0 +1,210 @@
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bids_app.derivatives.find import fingerprint
+from bids_app.derivatives.paths import sidecar_path
+from bids_app.derivatives.sidecars import Space
+from bids_app.files import write_json
+from bids_app.generators import GeneratorChoice, Options
+from bids_app.imaging.volume import Grid
+from bids_app.plan.participant import ParticipantPlan, init_visit_wf, is_done, plan_visit
+from bids_app.synthesis.card import Card
+from bids_app.synthesis.models import MODELS
+from bids_app.visit import Scan, Visit
+from bids_app.workflows.registration import Preprocessing
+
+GRID = Grid((4, 4, 4), np.diag([4.0, 4, 4, 1]))
+NAMES = ("overlap", "match_histogram", "uncertainty", "novelty")
+
+
+def card_of(sha256, reference="r"):
+    affine = tuple(tuple(row) for row in GRID.affine.tolist())
+    return Card(
+        "mine",
+        "7",
+        MODELS["semi3d-gan-mse"],
+        "T",
+        GRID.shape,
+        affine,
+        sha256,
+        "noise",
+        "tests",
+        ("02",),
+        "none",
+        0,
+        reference_sha256=reference,
+    )
+
+
+@pytest.fixture
+def visit(tmp_path):
+    path = tmp_path / "raw" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"raw")
+    return Visit("01", None, Scan(path, "01", None, (("sub", "01"),)))
+
+
+@pytest.fixture
+def run(tmp_path):
+    for name in ("template", "grid", "mask"):
+        (tmp_path / name).touch()
+    for name in ("generator", "fold-1", "fold-2"):
+        (tmp_path / name).mkdir()
+    how = Preprocessing(
+        tmp_path / "template",
+        tmp_path / "grid",
+        tmp_path / "mask",
+        "auto",
+        (),
+        99.9,
+        quick=True,
+        seed=0,
+        omp_nthreads=1,
+    )
+    choice = GeneratorChoice(tmp_path / "generator", card_of("s"))
+    write_json(tmp_path / "out" / "dataset_description.json", {"Name": "mri2pet: raw"})
+    return ParticipantPlan(
+        tmp_path / "raw",
+        tmp_path / "out",
+        Space("T", 4.0, "t"),
+        how,
+        {},
+        "all",
+        choice,
+        1.5,
+        "cpu",
+        "0.1.0",
+    )
+
+
+def with_options(run, *names):
+    folder = run.generator.folder.parent
+    folds = tuple(GeneratorChoice(folder / f"fold-{n}", card_of(f"s{n}")) for n in (1, 2))
+    return replace(
+        run,
+        generator=replace(
+            run.generator,
+            options=Options(**dict.fromkeys(names, True)),
+            folds=folds if "uncertainty" in names else (),
+        ),
+    )
+
+
+def test_without_options_a_result_is_known_by_what_it_was_known_by_before(visit, run):
+    plan = plan_visit(visit, run)
+    assert plan.synthesized == fingerprint(
+        {"fwhm": 1.5, "preprocessed": plan.preprocessed},
+        [visit.t1w.path],
+        bids_dir=run.bids_dir,
+        generator_sha256="s",
+    )
+
+
+def test_each_choice_of_options_is_another_result(visit, run):
+    chosen = [names for count in range(5) for names in combinations(NAMES, count)]
+    marks = {plan_visit(visit, with_options(run, *names)).synthesized for names in chosen}
+    assert len(marks) == len(chosen) == 16
+
+
+@pytest.mark.parametrize("option", ["match_histogram", "novelty"])
+def test_another_reference_is_another_result(visit, run, option):
+    one = with_options(run, option)
+    other = replace(one, generator=replace(one.generator, card=card_of("s", "other")))
+    assert plan_visit(visit, one).synthesized != plan_visit(visit, other).synthesized
+    assert (
+        plan_visit(visit, run).synthesized
+        == plan_visit(
+            visit, replace(run, generator=replace(run.generator, card=card_of("s", "other")))
+        ).synthesized
+    )
+
+
+def test_another_fold_is_another_result(visit, run):
+    one = with_options(run, "uncertainty")
+    changed = (one.generator.folds[0], replace(one.generator.folds[1], card=card_of("x")))
+    other = replace(one, generator=replace(one.generator, folds=changed))
+    assert plan_visit(visit, one).synthesized != plan_visit(visit, other).synthesized
+
+
+def write(path: Path, mark):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"made")
+    write_json(sidecar_path(path), {"Fingerprint": mark})
+
+
+def test_a_visit_is_done_when_its_map_of_uncertainty_is(visit, run):
+    wanted = with_options(run, "uncertainty")
+    for one in (run, wanted):
+        plan = plan_visit(visit, one)
+        for path in plan.paths.preprocessed:
+            write(path, plan.preprocessed)
+        write(plan.paths.synthetic_pet, plan.synthesized)
+        assert is_done(plan, one) is (one is run)
+    write(plan.paths.uncertainty, plan.synthesized)
+    assert is_done(plan, wanted)
+    write(plan.paths.uncertainty, "another")
+    assert not is_done(plan, wanted)
+
+
+def test_sidecars_tell_what_was_done_beyond_the_paper(visit, run):
+    told = []
+    for names in ((), NAMES):
+        chosen = with_options(run, *names)
+        graph = init_visit_wf(plan_visit(visit, chosen), chosen)
+        found = {node.name: node for node in graph._create_flat_graph()}
+        told.append(found["save_synthetic_pet"].inputs.sidecar)
+        assert ("save_uncertainty" in found) is bool(names)
+    plain, beyond = told
+    added = {"OverlappingTripletsAveraged", "HistogramMatchedTo"}
+    assert set(beyond) - set(plain) == added
+    spread = found["save_uncertainty"].inputs
+    assert Path(spread.out_file).name == "sub-01_trc-18FFDG_space-T_res-4_desc-synth_std.nii.gz"
+    assert Path(spread.sidecar_file).name == "sub-01_trc-18FFDG_space-T_res-4_desc-synth_std.json"
+    assert spread.sidecar["FoldGeneratorsSHA256"] == ["s1", "s2"]
+    assert spread.sidecar["Synthetic"] is True
+    assert spread.sidecar["Fingerprint"] == beyond["Fingerprint"]
+    assert "no confidence interval" in spread.sidecar["Description"]
+
+
+@pytest.mark.parametrize(
+    ("subject", "dataset", "known"),
+    [("02", "the same", True), ("02", "another", False), ("01", "the same", False)],
+)
+def test_a_generator_knows_people_of_its_own_dataset(visit, run, subject, dataset, known):
+    """Labels such as 02 are those of other people elsewhere."""
+    write_json(run.output_dir / "dataset_description.json", {"Name": "mri2pet: the same"})
+    card = replace(run.generator.card, dataset=dataset)
+    chosen = replace(run, generator=replace(run.generator, card=card))
+    plan = plan_visit(replace(visit, subject=subject), chosen)
+    graph = init_visit_wf(plan, chosen)
+    (save,) = (n for n in graph._create_flat_graph() if n.name == "save_synthetic_pet")
+    assert save.inputs.sidecar["TrainedOnThisParticipant"] is known
+
+
+@pytest.mark.parametrize("of_whom", [("02",), ("02", "03"), ()])
+def test_a_dataset_that_was_renamed_since_is_still_known(visit, run, of_whom):
+    """By what the cross-validation left of each whom the generator was trained on."""
+    write_json(run.output_dir / "dataset_description.json", {"Name": "mri2pet: a better title"})
+    card = replace(run.generator.card, dataset="the same", participants=("sub-02", "sub-03"))
+    for label in of_whom:
+        (run.output_dir / "crossvalidation" / card.name / f"sub-{label}").mkdir(parents=True)
+    chosen = replace(run, generator=replace(run.generator, card=card))
+    graph = init_visit_wf(plan_visit(replace(visit, subject="02"), chosen), chosen)
+    (save,) = (n for n in graph._create_flat_graph() if n.name == "save_synthetic_pet")
+    assert save.inputs.sidecar["TrainedOnThisParticipant"] is (len(of_whom) == 2)
+
+
+def test_an_orientation_that_is_vouched_for_is_another_result_where_it_is_used(visit, run):
+    def known(code):
+        return plan_visit(replace(visit, t1w=replace(visit.t1w, orientation=code)), run)
+
+    digests = {code: known(code).preprocessed for code in ("", "LAS", "RAS")}
+    assert len(set(digests.values())) == 3
+    assert digests[""] == plan_visit(visit, run).preprocessed
+    graph = init_visit_wf(known("RAS"), run)
+    (read,) = (node for node in graph._get_all_nodes() if node.name == "read")
+    assert read.inputs.orientation == "RAS"

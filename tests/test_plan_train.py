@@ -1,0 +1,259 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cohorts import GRID, SPACE, TEMPLATE, stored_image, write_control, write_controls
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bids_app.derivatives.find import Preprocessed, find_preprocessed
+from bids_app.derivatives.paths import entities_of, sidecar_path
+from bids_app.errors import UnusableDataError, UsageError
+from bids_app.files import write_json
+from bids_app.interfaces.training import PublishGenerator
+from bids_app.plan.cohort import Study, seed_of
+from bids_app.plan.train import (
+    baseline_paths,
+    deal,
+    plan_model,
+    plan_storage,
+    records_path,
+    synthetic_path,
+)
+from bids_app.synthesis.card import card_from
+from bids_app.synthesis.models import MODELS, spec_to_dict
+from bids_app.workflows.training import Fold
+
+STUDY = Study(
+    output_dir=Path("/out"),
+    work_dir=Path("/work"),
+    space=SPACE,
+    grid=GRID,
+    dataset="ellipsoids",
+    folds=3,
+    fwhm=1.5,
+    seed=5,
+    versions={"mri2pet": "7", "torch": "2"},
+)
+NAME, SPEC = "semi3d-gan-mse", MODELS["semi3d-gan-mse"]
+
+
+def control(subject, session=None, out=Path("/out")):
+    folder = out / f"sub-{subject}" if session is None else out / f"sub-{subject}/ses-{session}"
+    return Preprocessed(
+        subject,
+        session,
+        folder / "anat/t1w.nii.gz",
+        folder / "anat/mask.nii.gz",
+        (folder / "pet/pet.nii.gz", folder / "pet/other.nii.gz"),
+        None,
+    )
+
+
+def stored(count):
+    return [stored_image(f"{n:02}", Path(f"/volumes/{n:02}"), f"sha{n:02}") for n in range(count)]
+
+
+def plan(count=7, study=STUDY, name=NAME, spec=SPEC):
+    visits = stored(count)
+    controls = {visit.participant: control(visit.participant) for visit in visits}
+    return plan_model(study, name, spec, deal(study, visits), controls)
+
+
+# Volumes
+
+
+def test_each_control_is_stored_in_a_folder_of_its_own():
+    controls = [control("01"), control("01", "b"), control("1+2"), control("x", "y+z")]
+    plans = plan_storage(STUDY, controls)
+    assert [one.folder.name for one in plans] == ["sub_01", "sub_01_b", "sub_1+2", "sub_x_y+z"]
+    assert all(one.folder.parent == Path("/work/volumes") for one in plans)
+    assert all(one.name.isidentifier() for one in plans)  # nipype wants them so
+    for one, other in zip(plans, controls, strict=True):
+        assert (one.participant, one.session) == (other.subject, other.session)
+        assert (one.volumes, one.brain_mask) == (
+            {"t1w": other.t1w, "pet": other.pets[0]},
+            other.brain_mask,
+        )
+
+
+# Folds
+
+
+@given(count=st.integers(3, 12), folds=st.integers(2, 3), seed=st.integers(0, 50))
+def test_folds_leave_each_control_out_once(count, folds, seed):
+    visits = stored(count)
+    dealt = deal(replace(STUDY, folds=folds, seed=seed), visits)
+    assert [fold.number for fold in dealt] == list(range(1, folds + 1))
+    left_out = [one.participant for fold in dealt for one in fold.validation]
+    assert sorted(left_out) == [visit.participant for visit in visits]
+    for fold in dealt:
+        together = [*fold.training, *fold.validation]
+        assert sorted(together, key=lambda one: one.participant) == visits
+
+
+def test_folds_follow_the_seed_of_the_run_and_nothing_else():
+    visits = stored(12)
+    assert deal(STUDY, visits) == deal(replace(STUDY, fwhm=9, versions={}), visits)
+    assert deal(STUDY, visits) != deal(replace(STUDY, seed=6), visits)
+
+
+def test_a_control_that_is_added_or_lost_changes_the_digests_of_folds():
+    one, other = (deal(STUDY, stored(count)) for count in (6, 7))
+    assert all(a.digests != b.digests for a, b in zip(one, other, strict=True))
+
+
+def test_digests_tell_training_from_validation():
+    one, two, three = stored(3)
+    fold, other = Fold(1, [one, two], [three]), Fold(1, [one], [two, three])
+    assert fold.digests != other.digests
+
+
+def test_too_few_controls_are_refused():
+    with pytest.raises(UnusableDataError, match=r"2 subject.* fewer than --folds 3"):
+        deal(STUDY, stored(2))
+    with pytest.raises(UsageError, match="--folds 1"):
+        deal(replace(STUDY, folds=1), stored(2))
+
+
+# Seeds and checkpoints
+
+
+def test_every_fit_has_a_seed_of_its_own():
+    seeds = [seed_of(STUDY.seed, name, place) for name in MODELS for place in range(5)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)  # what torch and nipype take
+    assert seeds == [seed_of(STUDY.seed, name, place) for name in MODELS for place in range(5)]
+
+
+def test_seeds_follow_that_of_the_run():
+    one, other = ([seed_of(seed, NAME, place) for place in range(5)] for seed in (5, 6))
+    assert not set(one) & set(other)
+    assert plan().seeds == [seed_of(STUDY.seed, NAME, place) for place in range(4)]
+
+
+CHANGES = {
+    "spec": {"spec": replace(SPEC, batch_size=6)},
+    "seed": {"study": replace(STUDY, seed=6)},
+    "smoothing": {"study": replace(STUDY, fwhm=2.0)},
+    "controls": {"count": 8},
+    "row": {"name": "semi3d-gan"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_fit_that_would_end_otherwise_has_another_checkpoint(change):
+    before, after = plan().checkpoints, plan(**CHANGES[change]).checkpoints
+    assert len(set(before)) == 4
+    assert not set(before) & set(after)
+
+
+def test_checkpoints_stay_where_the_work_is():
+    versions = replace(STUDY, versions={"mri2pet": "8"}, output_dir=Path("/elsewhere"))
+    controls = {
+        image.participant: control(image.participant, out=Path("/elsewhere")) for image in stored(7)
+    }
+    other = plan_model(versions, NAME, SPEC, deal(versions, stored(7)), controls)
+    assert plan().checkpoints == other.checkpoints
+    assert {path.parent for path in other.checkpoints} == {Path("/work/checkpoints") / NAME}
+    names = [path.name.partition("_")[0] for path in other.checkpoints]
+    assert names == ["fold-1", "fold-2", "fold-3", "all"]
+
+
+# Results
+
+
+@pytest.mark.parametrize("session", [None, "b"])
+def test_a_synthetic_pet_is_named_by_bids_below_its_row(session):
+    path = synthetic_path(STUDY, NAME, control("01", session))
+    between = "" if session is None else "/ses-b"
+    named = "sub-01" if session is None else "sub-01_ses-b"
+    assert path.as_posix() == (
+        f"/out/crossvalidation/{NAME}/sub-01{between}/pet/"
+        f"{named}_trc-18FFDG_space-{TEMPLATE}_res-4_desc-synth_pet.nii.gz"
+    )
+    assert entities_of(path)["desc"] == "synth"
+
+
+def test_each_fold_tells_of_those_it_left_out():
+    made, folds = plan(), deal(STUDY, stored(7))
+    assert len(made.records) == 3
+    for fold, records, pets in zip(folds, made.records, made.pets, strict=True):
+        assert records == records_path(STUDY, NAME, fold.number)
+        labels = [entities_of(path)["sub"] for path, _ in pets]
+        assert labels == [one.participant for one in fold.validation]
+        for path, sidecar in pets:
+            assert sidecar_path(path) == path.with_name(path.name[: -len(".nii.gz")] + ".json")
+            assert (sidecar["Fold"], sidecar["Folds"]) == (fold.number, 3)
+
+
+def test_a_sidecar_says_that_it_is_synthetic_and_whose_it_is():
+    made = plan(study=replace(STUDY, fwhm=2.5))
+    path, told = made.pets[0][0]
+    label = entities_of(path)["sub"]
+    sidecar = json.loads(json.dumps(dict(told)))
+    assert sidecar["Synthetic"] is True
+    assert sidecar["TrainedOnThisParticipant"] is False
+    assert sidecar["Description"].startswith("SYNTHETIC")
+    assert sidecar["Sources"] == [f"bids::sub-{label}/anat/t1w.nii.gz"]
+    assert sidecar["Generator"] == {"Name": NAME, "Version": "7"}
+    assert sidecar["Version"] == "7"
+    assert sidecar["SmoothingFWHM"] == 2.5
+    assert sidecar["SkullStripped"] is True
+    assert sidecar["SpatialReference"] == SPACE.reference
+
+
+def test_files_of_rows_and_baselines_do_not_collide():
+    folds = deal(STUDY, stored(7))
+    paths = baseline_paths(STUDY, folds)
+    paths += [path for name in MODELS for path in plan(name=name).records]
+    paths += [path for name in MODELS for pets in plan(name=name).pets for path, _ in pets]
+    assert len(set(paths)) == len(paths) == 3 * 7 + 6 * 7
+    assert all(path.is_relative_to("/out/crossvalidation") for path in paths)
+
+
+def test_the_card_tells_of_all_controls():
+    made = plan()
+    card = card_from(dict(made.card))
+    assert card.participants == tuple(f"{n:02}" for n in range(7))
+    assert (card.name, card.version, card.seed, card.dataset) == (NAME, "7", 5, "ellipsoids")
+    assert (card.template, card.shape) == (TEMPLATE, GRID.shape)
+    np.testing.assert_array_equal(card.affine, GRID.affine)
+    assert card.spec == SPEC
+    assert made.spec == spec_to_dict(SPEC)
+    assert "7 controls of ellipsoids" in card.trained_on
+    assert "research" in card.intended_use
+    assert made.folder == Path("/out/generators") / NAME
+    json.dumps(made.card, allow_nan=False)
+
+
+def test_a_card_is_what_a_node_takes():
+    PublishGenerator(card=dict(plan().card))
+
+
+# Leakage
+
+
+def test_what_cross_validation_writes_never_passes_for_a_measurement(tmp_path, rng):
+    """Neither in the dataset, nor where a row's folder is taken for one, whatever it says."""
+    out = tmp_path / "out"
+    write_controls(out, ["01", "02", "03"], rng)
+    study = replace(STUDY, output_dir=out)
+    before = find_preprocessed(out, TEMPLATE, 4.0)
+    controls = {one.subject: one for one in before}
+    visits = [stored_image(label, tmp_path / label, label) for label in controls]
+    made = plan_model(study, NAME, SPEC, deal(study, visits), controls)
+    for pets in made.pets:
+        for path, sidecar in pets:
+            write_json(sidecar_path(path), {**sidecar, "Synthetic": False})
+            path.write_bytes(b"synthetic")
+    assert find_preprocessed(out, TEMPLATE, 4.0) == before
+    row = out / "crossvalidation" / NAME
+    for label in controls:
+        write_control(row, label, rng, pet=False)
+    alone = find_preprocessed(row, TEMPLATE, 4.0)
+    assert [one.subject for one in alone] == ["01", "02", "03"]
+    assert [one.pets for one in alone] == [(), (), ()]
+    assert all("desc-synth" in one.synthetic.name for one in alone)

@@ -1,0 +1,621 @@
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+from scipy import ndimage
+
+from bids_app import nifti
+from bids_app.imaging.volume import grid_of_box
+from bids_app.report.figures import (
+    PLANES,
+    Layer,
+    Scale,
+    Section,
+    crop,
+    cut,
+    field_around,
+    mosaic,
+    paint,
+    position_of,
+    spread,
+    tissue_levels,
+    trace,
+    turn_to_ras,
+)
+from bids_app.report.methods import write_methods
+from bids_app.report.participant import write_subject_report
+from bids_app.report.results import read_novelty, read_registration
+
+T = "MNI152NLin2009aSym_res-6"
+GENERATOR = {
+    "Name": "default",
+    "Version": "0.1.0",
+    "SHA256": "ab" * 32,
+    "TrainedOn": "Simulated T1w and PET.",
+    "IntendedUse": "A demonstration.",
+}
+REGISTRATION = {"SimilarityBefore": 1.04, "SimilarityAfter": 1.21, "DiceBrainMask": 0.97}
+RUN = {
+    "notes": ["Run 1 is used."],
+    "problems": ["One PET frame had no time."],
+    "versions": {"mri2pet": "9.8.7", "antspyx": "0.6.3"},
+    "date": "2026-01-02",
+    "command": "mri2pet IN OUT participant",
+    "duration": 75.0,
+}
+SECTIONS = ["summary", "anatomy", "coregistration", "pet", "methods", "about"]
+
+
+class Reader(HTMLParser):
+    """What a reader sees, and what the page would fetch."""
+
+    SILENT = ("style", "script", "title", "desc", "head")
+    VOID = ("meta", "link", "img", "input", "br", "hr")
+
+    def __init__(self, page):
+        super().__init__()
+        self.text, self.links, self.tags, self.ids, self._open = [], [], [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.links += [value for name, value in attrs if name.endswith(("href", "src"))]
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if data.strip() and not set(self._open) & set(self.SILENT):
+            self.text.append(" ".join(data.split()))
+
+
+class Tree:
+    """A small derivative dataset: an ellipsoid for a brain."""
+
+    def __init__(self, root):
+        self.out = root / "out"
+        self.template = root / "template.nii.gz"
+        grid = grid_of_box((-78, -112, -50, 78, 76, 85), 6.0)
+        axes = [np.linspace(-1.15, 1.15, side) for side in grid.shape]
+        radius = np.sqrt(sum(axis**2 for axis in np.meshgrid(*axes, indexing="ij")))
+        self.brain, self.affine = radius < 1, grid.affine
+        self.t1w = np.where(self.brain, 0.3 + 0.6 * (radius < 0.6), 0).astype(np.float32)
+        self.pet = np.where(self.brain, 0.9 - 0.5 * (radius < 0.6), 0).astype(np.float32)
+        root.mkdir(exist_ok=True)
+        nifti.save(nifti.Image(self.t1w, self.affine), self.template)
+
+    def put(self, name, data, **metadata):
+        parts = name.split("_")
+        folders = [part for part in parts if part.startswith(("sub-", "ses-"))]
+        modality = "pet" if name.endswith(("pet", "std")) else "anat"
+        path = self.out.joinpath(*folders, modality, f"{name}.nii.gz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nifti.save(nifti.Image(data, self.affine), path)
+        path.with_name(f"{name}.json").write_text(json.dumps(metadata))
+        return path
+
+    def add_anatomy(self, stem="sub-01", **registration):
+        raw = ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
+        self.put(f"{stem}_desc-preproc_T1w", self.t1w * 500, Sources=raw)
+        self.put(f"{stem}_desc-brain_mask", self.brain)
+        told = {**REGISTRATION, **registration}
+        self.put(f"{stem}_space-{T}_desc-preproc_T1w", self.t1w, Registration=told)
+        self.put(f"{stem}_space-{T}_desc-brain_mask", self.brain)
+
+    def add_synthetic(self, stem="sub-01", **metadata):
+        told = {"Synthetic": True, "Generator": GENERATOR, "SmoothingFWHM": 1.5, **metadata}
+        self.put(f"{stem}_trc-18FFDG_space-{T}_desc-synth_pet", self.pet, **told)
+
+    def add_uncertainty(self, stem="sub-01", **metadata):
+        told = {"Synthetic": True, "FoldGeneratorsSHA256": ["a", "b", "c"], **metadata}
+        self.put(f"{stem}_trc-18FFDG_space-{T}_desc-synth_std", self.pet / 20, **told)
+
+    def add_pet(self, stem="sub-01", home="sub-01", **metadata):
+        session = "".join(f"{part}/" for part in home.split("_") if part.startswith("ses-"))
+        reference = f"bids::sub-01/{session}anat/{home}_desc-preproc_T1w.nii.gz"
+        told = {"SpatialReference": reference, "Units": "Bq/mL", "FramesUsed": [0, 1], **metadata}
+        self.put(f"{stem}_trc-18FFDG_space-T1w_desc-preproc_pet", self.pet * 9000, **told)
+        real = np.clip(self.pet * 0.9, 0, 1)
+        self.put(f"{stem}_trc-18FFDG_space-{T}_desc-preproc_pet", real, Registration=REGISTRATION)
+
+    def write(self, **run):
+        path = write_subject_report(self.out, "01", template_t1w=self.template, **run)
+        return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return Tree(tmp_path)
+
+
+@pytest.fixture
+def whole(tree):
+    tree.add_anatomy()
+    tree.add_synthetic(Measures={"SSIM": 0.8767, "PSNR": 23.42, "SSIMBrain": 0.7, "PSNRBrain": 19})
+    tree.add_pet()
+    return tree
+
+
+def oriented(codes, turn_degrees=0):
+    """Affine of 4 mm voxels whose axes point to R/L, A/P, S/I as the letters say."""
+    directions = {"R": (1, 0, 0), "A": (0, 1, 0), "S": (0, 0, 1)}
+    opposite = {"L": "R", "P": "A", "I": "S"}
+    columns = [
+        np.array(directions[code]) if code in directions else -np.array(directions[opposite[code]])
+        for code in codes
+    ]
+    angle = np.deg2rad(turn_degrees)
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.stack(columns, axis=1) @ np.diag([4.0, 5.0, 6.0])
+    return affine
+
+
+def head_with_a_mark(codes, turn, place):
+    """A volume that is bright near one place (mm, RAS+), and dark elsewhere."""
+    shape, affine = (24, 22, 20), oriented(codes, turn)
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    indices = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    world = indices @ affine[:3, :3].T + affine[:3, 3]
+    bright = (np.linalg.norm(world - place, axis=-1) < 9).astype(np.float32)
+    return nifti.Image(bright, affine)
+
+
+def decode(href):
+    kind, _, content = href.partition(";base64,")
+    assert kind in ("data:image/jpeg", "data:image/png")
+    return np.asarray(Pillow.open(io.BytesIO(base64.b64decode(content))).convert("L"), float)
+
+
+@pytest.mark.parametrize(
+    ("codes", "turn"),
+    [("RAS", 0), ("LAS", 0), ("LIA", 0), ("PSR", 0), ("RAS", 20), ("LIA", -25), ("IPL", 15)],
+)
+def test_what_is_left_is_drawn_below_the_letter_l(codes, turn):
+    place = np.array([-22.0, 14.0, 9.0])  # left, anterior, superior
+    image = turn_to_ras(head_with_a_mark(codes, turn, place))
+    where = np.unravel_index(image.data.argmax(), image.data.shape)
+    sections = [
+        Section(plane, int(where[axis])) for plane, axis in zip(PLANES, (2, 1, 0), strict=True)
+    ]
+    layer = Layer("T1w", image, Scale("gray", 0, 1, "T1w"))
+    figure = mosaic("mark", [layer], sections)
+    for tile in figure.frames[0][1]:
+        picture, spot = decode(tile.href), tile.spot
+        row, column = ndimage.center_of_mass(picture > 128)
+        x = spot.x + (column + 0.5) / picture.shape[1] * spot.width
+        letters = [text for text in figure.texts if text.words in {"L", "R", "A", "P"}]
+        beside = [text for text in letters if spot.x <= text.x <= spot.x + spot.width]
+        nearest = min(beside, key=lambda text: abs(text.x - x))
+        assert nearest.words == ("A" if spot.section.plane == "sagittal" else "L")
+        assert row < (picture.shape[0] - 1) / 2  # anterior, or superior, is above
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "LIA", "SRP"])
+def test_turning_moves_nothing_in_the_world(codes):
+    place = np.array([-22.0, 14.0, 9.0])
+    image = head_with_a_mark(codes, 10, place)
+    turned = turn_to_ras(image)
+    middle = ndimage.center_of_mass(turned.data)
+    assert turned.affine[:3, :3] @ middle + turned.affine[:3, 3] == pytest.approx(place, abs=1.5)
+    assert (np.diag(turned.affine)[:3] > 0).all()
+    assert sorted(turned.zooms) == pytest.approx(sorted(image.zooms))
+
+
+def test_slices_keep_their_place_and_shape_when_cropped():
+    image = turn_to_ras(head_with_a_mark("LIA", 0, np.array([-22.0, 14.0, 9.0])))
+    field = field_around(image.data > 0, image.zooms, 8)
+    part = crop(image, field)
+    (section,) = spread(image.data > 0, "axial", 1)
+    (inside,) = spread(part.data > 0, "axial", 1)
+    assert position_of(part, inside) == pytest.approx(position_of(image, section))
+    assert part.data.sum() == image.data.sum()
+    assert part.data.size < image.data.size
+    width, height = part.data.shape[0], part.data.shape[1]
+    assert cut(part.data, inside).shape == (height, width)
+
+
+def test_slices_are_spread_over_what_is_there():
+    mask = np.zeros((4, 4, 50), bool)
+    mask[:, :, 20:33] = True
+    assert [section.index for section in spread(mask, "axial", 3)] == [23, 26, 29]
+    assert len(spread(np.zeros_like(mask), "axial", 3)) == 3
+
+
+def test_a_difference_of_zero_is_white_and_signs_have_colours():
+    scale = Scale("RdBu_r", -0.5, 0.5, "difference")
+    row = np.array([[-0.5, 0, 0.5, np.nan]], np.float32)
+    content = base64.b64decode(paint(row, scale).partition(",")[2])
+    below, zero, above, odd = np.asarray(Pillow.open(io.BytesIO(content)).convert("RGB"), int)[0]
+    assert zero.min() > 240
+    assert odd.min() > 240
+    assert below[2] > below[0]
+    assert above[0] > above[2]
+
+
+def test_levels_part_three_tissues(rng):
+    shares = (600, 6400, 5000)  # so little CSF that the start of the search is wrong
+    tissues = np.repeat([0.2, 0.55, 0.9], shares).reshape(30, 20, 20)
+    noisy = (tissues + rng.normal(0, 0.02, tissues.shape)).astype(np.float32)
+    lower, upper = tissue_levels(noisy, np.ones(noisy.shape, bool))
+    assert 0.3 < lower < 0.45
+    assert 0.65 < upper < 0.8
+
+
+def test_a_line_runs_round_what_it_outlines():
+    disk = np.zeros((40, 20), np.float32)
+    disk[10:30, 5:15] = 1
+    path = trace(disk, 0.5, (60.0, 40.0))  # voxels of 3 × 1 mm
+    start, steps = re.fullmatch(r"M([-\d. ]+)l([-\d. ]+)", path).groups()
+    moves = np.array([*map(float, start.split()), *map(float, steps.split())]).reshape(-1, 2)
+    points = moves.cumsum(axis=0)
+    assert points.min(axis=0) == pytest.approx([15, 10], abs=1)
+    assert points.max(axis=0) == pytest.approx([45, 30], abs=1)
+
+
+def test_the_first_visible_line_says_synthetic(whole):
+    reader = Reader(whole.write(**RUN))
+    assert reader.text[0].startswith(
+        "SYNTHETIC — the PET marked 'synthetic' in this report was predicted from MRI by a neural "
+        "network; it is not a measurement and not for diagnosis"
+    )
+    banner = " ".join(reader.text[:12])
+    for told in ("default", "0.1.0", "ab" * 32, "Simulated T1w and PET.", "simulated PET"):
+        assert told in banner
+
+
+def test_a_generator_for_real_work_is_not_called_a_demonstration(tree):
+    tree.add_anatomy()
+    real = {"TrainedOn": "FDG PET of 35 controls.", "IntendedUse": "Research."}
+    tree.add_synthetic(Generator={**GENERATOR, **real})
+    page = tree.write(**RUN)
+    assert "FDG PET of 35 controls." in page
+    assert "is a demonstration" not in page
+
+
+def test_the_page_fetches_nothing(whole):
+    page = whole.write(**RUN)
+    reader = Reader(page)
+    assert reader.links
+    assert all(link.startswith(("data:image/", "#")) for link in reader.links)
+    assert not {"link", "script", "iframe", "object"} & set(reader.tags)
+    assert not re.search(r"url\(|@import", page)
+
+
+def test_every_section_is_there_in_order(whole):
+    reader = Reader(whole.write(**RUN))
+    assert [name for name in reader.ids if name in SECTIONS] == SECTIONS
+    assert len(reader.ids) == len(set(reader.ids))
+    text = " ".join(reader.text)
+    for told in (
+        *("Run 1 is used.", "One PET frame had no time.", "1.210", "0.970", "0.877", "23.4"),
+        *("SYNTHETIC PET", "Real PET", "Synthetic − real", "Bq/mL", "sub-01/anat/sub-01_T1w"),
+        *("mri2pet 9.8.7", "antspyx 0.6.3", "1 min 15 s", "2026-01-02", RUN["command"]),
+    ):
+        assert told in text
+    assert "No figure." not in text
+
+
+def test_pictures_have_words_for_those_who_do_not_see_them(whole):
+    page = whole.write(**RUN)
+    figures = re.findall(r"<svg viewBox[^>]*role=\"img\"[^>]*>\s*<title[^>]*>(.+?)</title>", page)
+    assert len(figures) == 6  # mask, T1w, PET, three blocks of slices
+    assert page.count("<desc ") == 6
+    assert len(re.findall(r'class="flicker"', page)) == 2
+
+
+def test_pet_to_t1w_shows_both_images_under_the_same_lines(whole):
+    page = whole.write(**RUN)
+    section = page[page.index('id="coregistration"') : page.index('id="pet"')]
+    before, after = re.findall(r'<g class="(?:before|after)">.*?</g>', section, re.S)
+    places = [re.findall(r"<image (.+?) preserve", frame) for frame in (before, after)]
+    assert places[0] == places[1]
+    assert "data:image/jpeg" in before
+    assert "data:image/png" in after
+    assert len(re.findall(r'<g class="line"', section)) == 2
+
+
+def test_a_participant_without_pet(tree):
+    tree.add_anatomy()
+    tree.add_synthetic()
+    text = " ".join(Reader(tree.write(**RUN)).text)
+    assert text.startswith("SYNTHETIC")
+    assert "This participant has no real PET." in text
+    assert "no real PET can be shown beside it" in text
+    assert "Real PET" not in text
+    assert "No figure." not in text
+    assert "Norgaard" not in text  # PET-BIDS is cited where there is PET
+
+
+def test_a_participant_who_was_only_preprocessed(tree):
+    tree.add_anatomy()
+    tree.add_pet()
+    page = tree.write(**RUN)
+    assert Reader(page).text[0] == "sub-01"
+    assert "SYNTHETIC" not in page
+    assert "Real PET in the space of the template" in page
+
+
+def test_a_participant_of_whom_nothing_was_written(tree):
+    tree.out.mkdir()
+    text = " ".join(Reader(tree.write(**RUN)).text)
+    assert "No image of this participant was written." in text
+    assert RUN["problems"][0] in text
+
+
+def test_a_pet_is_shown_with_the_t1w_it_lies_on(tree):
+    for session in ("ses-a", "ses-b"):
+        tree.add_anatomy(f"sub-01_{session}")
+        tree.add_synthetic(f"sub-01_{session}")
+    tree.add_pet("sub-01_ses-c", home="sub-01_ses-b")
+    page = tree.write(**RUN)
+    assert "T1w, SYNTHETIC PET and real PET (sub-01, ses-c)" in page
+    assert "T1w and SYNTHETIC PET (sub-01, ses-a)" in page
+    assert "T1w and SYNTHETIC PET (sub-01, ses-b)" not in page
+    coregistration = page[page.index('id="coregistration"') : page.index('id="pet"')]
+    assert "T1w (sub-01, ses-b)" in coregistration
+    assert "T1w (sub-01, ses-a)" not in coregistration
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "anat/sub-01_desc-preproc_T1w",
+        "anat/sub-01_desc-brain_mask",
+        f"anat/sub-01_space-{T}_desc-preproc_T1w",
+        f"anat/sub-01_space-{T}_desc-brain_mask",
+        "pet/sub-01_trc-18FFDG_space-T1w_desc-preproc_pet",
+        f"pet/sub-01_trc-18FFDG_space-{T}_desc-preproc_pet",
+        f"pet/sub-01_trc-18FFDG_space-{T}_desc-synth_pet",
+    ],
+)
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_lost_image_does_not_lose_the_report(whole, name, damage):
+    path = whole.out / "sub-01" / f"{name}.nii.gz"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    reader = Reader(whole.write(**RUN))
+    text = " ".join(reader.text)
+    assert text.startswith("SYNTHETIC")
+    assert [section for section in reader.ids if section in SECTIONS] == SECTIONS
+    assert "No figure." in text
+    assert path.name in text
+    assert "svg" in reader.tags
+
+
+def test_a_lost_real_pet_leaves_the_synthetic_one_in_sight(whole):
+    whole.out.joinpath(
+        "sub-01", "pet", f"sub-01_trc-18FFDG_space-{T}_desc-preproc_pet.nii.gz"
+    ).unlink()
+    assert "T1w and SYNTHETIC PET (sub-01)" in whole.write(**RUN)
+
+
+def test_a_lost_template_is_named(whole):
+    whole.template.unlink()
+    text = " ".join(Reader(whole.write(**RUN)).text)
+    assert "template.nii.gz is missing" in text
+    assert "Real PET" in text
+
+
+def test_an_image_on_another_grid_is_not_drawn(whole):
+    stem = f"sub-01_trc-18FFDG_space-{T}_desc-synth_pet"
+    whole.affine = whole.affine + np.eye(4)[:, [3]] @ np.zeros((1, 4))
+    whole.affine[0, 3] += 6
+    whole.put(stem, whole.pet, Generator=GENERATOR)
+    assert f"{stem}.nii.gz lies on another grid" in whole.write(**RUN)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"Registration": 3, "Sources": "x"}'])
+def test_an_odd_sidecar_does_not_lose_the_report(whole, content):
+    for path in whole.out.rglob("*.json"):
+        path.write_text(content)
+    text = " ".join(Reader(whole.write(**RUN)).text)
+    assert "Not measured." in text
+    assert "No figure." not in text
+
+
+def test_odd_values_are_escaped(whole):
+    odd = "<script>alert(1)</script> & \"'"
+    whole.add_synthetic(Generator={**GENERATOR, "Name": odd, "TrainedOn": odd})
+    whole.add_pet(Units=odd)
+    page = whole.write(**{**RUN, "notes": [odd], "problems": [odd], "command": odd, "date": odd})
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; " in page
+
+
+def test_a_report_written_again_from_disk_is_the_same(whole):
+    first = whole.write(**RUN)
+    assert whole.write() == first
+
+
+def test_what_a_run_says_anew_replaces_what_was_kept(whole):
+    whole.write(**RUN)
+    page = whole.write(problems=[])
+    assert RUN["problems"][0] not in page
+    assert RUN["notes"][0] in page
+    assert whole.write() == page
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "dice", "flagged"),
+    [
+        *((1.0, 1.2, 0.95, False), (1.0, 1.2, 0.9, False), (1.0, 1.2, 0.89, True)),
+        *((1.2, 1.1, 0.95, True), (1.2, 1.1, None, True), (None, None, None, False)),
+    ],
+)
+def test_bad_registrations_are_flagged(before, after, dice, flagged):
+    assert read_registration(before, after, dice)[1] is flagged
+
+
+def test_a_bad_registration_is_a_warning_at_the_top(tree):
+    tree.add_anatomy(DiceBrainMask=0.5)
+    page = tree.write(**RUN)
+    assert 'class="flagged"' in page
+    assert page.index("overlap by only 50 %") < page.index("What was found")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"), [("pass", "It fits."), ("doubt", "IN DOUBT: r is"), ("fail", "FAILED: r")]
+)
+def test_the_verdict_comes_first(tree, verdict, words):
+    reasons = [] if verdict == "pass" else ["r is .1"]
+    tree.add_anatomy(DiceBrainMask=0.5, Verdict=verdict, VerdictReasons=reasons)
+    page = tree.write(**RUN)
+    table = page[page.index("Registrations</caption>") :]
+    assert table.index(f"<td>{verdict}</td>") < table.index("1.040") < table.index(words)
+    assert (page.index(words) < page.index("What was found")) == (verdict != "pass")
+
+
+def test_a_generator_that_knew_the_participant_is_a_warning(tree):
+    tree.add_anatomy()
+    tree.add_synthetic(TrainedOnThisParticipant=True)
+    assert "was trained on this participant" in tree.write(**RUN)
+
+
+# Beyond the paper
+
+NOVELTY = {
+    "Value": 1.1,
+    "TrainingControls": 9,
+    "TrainingControlsLowest": 0.9,
+    "TrainingControlsHighest": 1.2,
+    "BeyondTrainingControls": False,
+}
+
+
+def test_without_options_nothing_beyond_the_paper_is_told(whole):
+    page = whole.write()
+    for words in ("training controls", "Uncertainty", "Triplets", "quantile", "cubes of 8 mm"):
+        assert words not in page
+
+
+@pytest.mark.parametrize(("value", "flagged"), [(1.1, False), (1.2, False), (3.4, True)])
+def test_novelty_is_told_beside_that_of_the_training_controls(tree, value, flagged):
+    tree.add_anatomy()
+    tree.add_synthetic(Novelty={**NOVELTY, "Value": value})
+    page = tree.write()
+    text = " ".join(Reader(page).text)
+    assert f"{value:.2f} 0.90 to 1.20 (n = 9)" in text
+    assert ('<tr class="flagged"><th scope="row">sub-01</th>' in page) is flagged
+    assert ("T1w (sub-01): UNLIKE" in text) is flagged
+    assert ("No problem was met." in text) is not flagged
+
+
+@pytest.mark.parametrize(
+    ("value", "highest", "flagged"),
+    [(None, 1.2, False), (1.1, None, False), (1.2, 1.2, False), (1.21, 1.2, True)],
+)
+def test_only_a_t1w_beyond_all_training_controls_is_flagged(value, highest, flagged):
+    assert read_novelty(value, highest)[1] is flagged
+
+
+@pytest.mark.parametrize(
+    "told", [{"Value": 2.0}, {"Value": None}, {"Value": "a"}, {}, "odd", {**NOVELTY, "Value": True}]
+)
+def test_an_odd_novelty_does_not_lose_the_report(tree, told):
+    tree.add_anatomy()
+    tree.add_synthetic(Novelty=told)
+    assert "UNLIKE" not in tree.write()
+
+
+def test_the_map_of_uncertainty_is_shown_under_the_synthetic_pet(whole):
+    whole.add_uncertainty()
+    reader = Reader(whole.write())
+    text = " ".join(reader.text)
+    assert "Uncertainty of the SYNTHETIC PET (sub-01)" in text
+    assert "3 of them, disagree" in text
+    assert "SD over the generators of the folds" in text
+    assert "No figure." not in text
+    assert len([link for link in reader.links if link.startswith("data:image/png")]) > 24
+
+
+def test_a_map_of_uncertainty_of_another_run_is_not_shown_but_told(tree):
+    tree.add_anatomy()
+    tree.add_synthetic(Fingerprint="new")
+    tree.add_uncertainty(Fingerprint="old")
+    text = " ".join(Reader(tree.write()).text)
+    assert "sub-01: the map of uncertainty (desc-synth_std) is not shown" in text
+    assert "Uncertainty of the SYNTHETIC PET" not in text
+    assert "generators, each trained without" not in text
+
+
+def test_a_lost_map_of_uncertainty_does_not_lose_the_report(whole):
+    whole.add_uncertainty()
+    (path,) = whole.out.rglob("*_std.nii.gz")
+    path.write_bytes(b"damaged")
+    text = " ".join(Reader(whole.write()).text)
+    assert "No figure." in text
+    assert "Synthetic − real" in text
+
+
+def test_a_lost_sidecar_of_the_map_of_uncertainty_is_told(whole):
+    whole.add_uncertainty()
+    (path,) = whole.out.rglob("*_std.json")
+    path.unlink()
+    assert "_desc-synth_std.json is missing" in " ".join(Reader(whole.write()).text)
+
+
+BEYOND = {
+    "Triplets of slices began at every slice": {"OverlappingTripletsAveraged": True},
+    "mapped, quantile by quantile": {"HistogramMatchedTo": "the mean"},
+    "The T1w image was compared with those": {"Novelty": NOVELTY},
+    "predictions of 3 generators": {},
+}
+
+
+@pytest.mark.parametrize("told", BEYOND)
+def test_methods_tell_what_was_done_beyond_the_paper_and_nothing_else(tree, told):
+    tree.add_anatomy()
+    tree.add_synthetic(**BEYOND[told])
+    if not BEYOND[told]:
+        tree.add_uncertainty()
+    text = " ".join(Reader(tree.write()).text)
+    assert {words for words in BEYOND if words in text} == {told}
+
+
+def test_methods_name_tools_with_versions_and_cite_what_was_done():
+    versions = {"mri2pet": "1.2.3", "deepbet": "4.5.6", "torch": "7.8.9"}
+    plain = write_methods("participant", versions, {})
+    done = {"pet": True, "frames_averaged": True, "generator": GENERATOR, "compared": True}
+    full = write_methods("participant", versions, done)
+    for told in ("mri2pet 1.2.3", "deepbet 4.5.6", "Avants BB", "Tustison NJ", "Fonov VS"):
+        assert told in plain
+    for told in ("PyTorch 7.8.9", "Zhu J-Y", "Wang Z", "Norgaard M", "default 0.1.0", "averaged"):
+        assert told in full
+        assert told not in plain
+    assert "Fisch L" not in write_methods("participant", versions, {"skull_stripped": True})
+    assert "Ciric R" in write_methods("participant", versions, {"template": "MNIPediatricAsym"})
+
+
+def test_every_reference_is_cited_somewhere():
+    texts = [
+        write_methods(
+            "participant",
+            {},
+            {"template": template, "pet": True, "generator": GENERATOR, "compared": True},
+        )
+        for template in ("MNI152NLin2009aSym", "MNI152NLin6Asym")
+    ]
+    path = Path(__file__).parents[1] / "bids_app" / "data" / "report" / "references.toml"
+    titles = re.findall(r'^".*" = "(.*)"$', path.read_text(), re.M)
+    assert len(titles) > 10
+    assert all(any(title in text for text in texts) for title in titles)

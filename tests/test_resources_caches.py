@@ -1,0 +1,99 @@
+"""Caches of libraries go where they can be written to, filled with what was there."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bids_app.resources import VARIABLES, settled
+
+FUNCTIONS = 3  # that smo compiles for its callers: scale, fit, score
+
+
+def test_places_that_can_be_written_to_stay(tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    environment = {"HOME": str(tmp_path), "MPLCONFIGDIR": str(own)}
+    before = dict(environment)
+    with settled(environment) as made:
+        assert made is None
+        assert environment == before
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["own"]
+
+
+@pytest.mark.parametrize("home", [{}, {"HOME": ""}, {"HOME": "/proc"}, {"HOME": "/no/such/folder"}])
+def test_without_a_home_there_are_places_for_a_while(home):
+    environment = dict(home)
+    with settled(environment) as made:
+        for name in VARIABLES:
+            place = Path(environment[name])
+            assert place.parent == made
+            (place / "file").write_text("x")
+        assert environment.items() >= home.items()
+    assert environment == home
+    assert not made.exists()
+
+
+def test_a_home_of_somebody_else_is_left_alone(tmp_path, monkeypatch):
+    """As root's is for who runs a container by ``-u``: libraries that look into it would fail."""
+    (tmp_path / "secret").write_text("x")
+    monkeypatch.setattr("os.access", lambda place, _: str(place) != str(tmp_path))  # root may all
+    monkeypatch.setattr("bids_app.resources.is_writable", lambda folder: folder != tmp_path)
+    environment = {"HOME": str(tmp_path)}
+    with settled(environment) as made:
+        assert Path(environment["HOME"]).parent == made
+        assert list(Path(environment["HOME"]).iterdir()) == []
+    assert environment == {"HOME": str(tmp_path)}
+
+
+def test_what_cannot_be_written_to_is_copied(tmp_path, monkeypatch):
+    filled = tmp_path / "filled"
+    (filled / "deep").mkdir(parents=True)
+    (filled / "deep" / "code").write_bytes(b"\x00\x01")
+    (filled / "deep" / "code").chmod(stat.S_IRUSR)
+    filled.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    monkeypatch.setattr(
+        "bids_app.resources.is_writable", lambda folder: folder != filled
+    )  # root may
+    environment = {"HOME": str(tmp_path), "NUMBA_CACHE_DIR": str(filled)}
+    with settled(environment):
+        copy = Path(environment["NUMBA_CACHE_DIR"], "deep", "code")
+        assert copy.read_bytes() == b"\x00\x01"
+        copy.write_bytes(b"new")
+        assert set(environment) == {"HOME", "NUMBA_CACHE_DIR"}
+    assert environment["NUMBA_CACHE_DIR"] == str(filled)
+    assert (filled / "deep" / "code").read_bytes() == b"\x00\x01"
+    filled.chmod(stat.S_IRWXU)
+
+
+@pytest.mark.slow
+def test_machine_code_of_a_read_only_cache_is_used(tmp_path):
+    """As in a container: filled at build, copied at run; nothing is compiled again."""
+    script = """
+import os, sys
+import numpy as np
+from bids_app import resources
+resources.is_writable = lambda folder: str(folder) != sys.argv[1]
+with resources.settled(os.environ):
+    from bids_app.detection.oneclass import VoxelwiseOneClassSVM
+    x = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    VoxelwiseOneClassSVM(threads=1).fit(x).decision_function(x)
+"""
+    filled = tmp_path / "numba"
+    filled.mkdir()
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(filled), "NUMBA_DEBUG_CACHE": "1"}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", script, barred],
+            env=environment,
+            check=True,
+            text=True,
+            capture_output=True,
+        ).stdout
+        for barred in ("", str(filled))
+    ]
+    assert said[0].count("data saved to") == said[1].count("data loaded from") == FUNCTIONS
+    assert "data saved to" not in said[1]
