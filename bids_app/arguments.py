@@ -223,7 +223,7 @@ def forgive_warnings() -> None:
         cast("list[object]", warnings.filters)[:] = kept
 
 
-def exit_code_of(run: Callable[[], int], *, interrupted: str) -> int:
+def run_program(run: Callable[[], int], *, interrupted: str) -> int:
     """Run a program; say in one sentence what goes wrong, and give the exit code of BEP027.
 
     Parameters

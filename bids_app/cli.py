@@ -18,10 +18,10 @@ from bids_app.arguments import (
     absolute_path,
     add_option,
     axis_code,
-    exit_code_of,
     normalize_labels,
     read_names_as_utf8,
     refuse_lost_folder,
+    run_program,
 )
 from bids_app.detection.detectors import DETECTORS, TRAINING_SETS
 from bids_app.errors import Mri2petError, UsageError
@@ -494,7 +494,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run mri2pet; return the exit code of BEP027."""
     if argv is None:
         read_names_as_utf8()
-    return exit_code_of(
+    return run_program(
         lambda: _run(argv), interrupted="stopped; run the same command again to go on"
     )
 

@@ -15,9 +15,9 @@ from urllib.request import urlopen
 from bids_app.arguments import (
     Parser,
     absolute_path,
-    exit_code_of,
     read_names_as_utf8,
     refuse_lost_folder,
+    run_program,
 )
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.lifeline import exit_with
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fetch what is asked for; return the exit code of BEP027."""
     if argv is None:
         read_names_as_utf8()
-    return exit_code_of(lambda: _run(argv), interrupted="stopped; what is complete was kept")
+    return run_program(lambda: _run(argv), interrupted="stopped; what is complete was kept")
 
 
 if __name__ == "__main__":

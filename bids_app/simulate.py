@@ -12,9 +12,9 @@ from bids_app.arguments import (
     Parser,
     absolute_path,
     add_option,
-    exit_code_of,
     read_names_as_utf8,
     refuse_lost_folder,
+    run_program,
 )
 from bids_app.errors import UsageError
 from bids_app.lifeline import exit_with
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Simulate a cohort; return the exit code of BEP027."""
     if argv is None:
         read_names_as_utf8()
-    return exit_code_of(
+    return run_program(
         lambda: _run(argv),
         interrupted="stopped; the folder is not complete: empty it before another try",
     )

@@ -7,7 +7,7 @@ import pytest
 
 from bids_app.app.participant import _close
 from bids_app.console import Console
-from bids_app.plan.participant import Problem
+from bids_app.plan.problems import Problem
 from bids_app.settings import Settings
 
 SETTINGS = Settings(Path("/bids"), Path("/out"), "participant")

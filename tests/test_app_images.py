@@ -12,8 +12,9 @@ from bids_app import nifti
 from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.sidecars import Space
 from bids_app.errors import MissingInputError
-from bids_app.plan.cohort import Participant, Study
+from bids_app.plan.cohort import Participant
 from bids_app.plan.group import find_masks, mask_on_grid, refuse_knowledge
+from bids_app.plan.study import Study
 from bids_app.settings import Settings
 
 

@@ -13,7 +13,7 @@ from bids_app.app import participant, run
 from bids_app.cli import main
 from bids_app.console import Console
 from bids_app.errors import ReadWriteError
-from bids_app.plan.participant import Problem
+from bids_app.plan.problems import Problem
 from bids_app.settings import Settings
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bids_app.arguments import exit_code_of
+from bids_app.arguments import run_program
 from bids_app.errors import UnusableDataError
 
 
@@ -27,10 +27,10 @@ def test_what_goes_wrong_is_a_sentence_and_a_code(error, code, said, capsys):
     def fail():
         raise error
 
-    assert exit_code_of(fail, interrupted="run it again") == code
+    assert run_program(fail, interrupted="run it again") == code
     assert capsys.readouterr().err == said
 
 
 def test_a_program_that_ends_well_keeps_its_code(capsys):
-    assert exit_code_of(lambda: 3, interrupted="") == 3
+    assert run_program(lambda: 3, interrupted="") == 3
     assert capsys.readouterr().err == ""

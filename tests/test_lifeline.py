@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from nodes import SleepInC
 from test_workflows_execution import Run
-from bids_app.arguments import exit_code_of
+from bids_app.arguments import run_program
 
 def go():
     run = Run(Path(sys.argv[1]))
@@ -28,12 +28,12 @@ def go():
     return 0
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(go, interrupted="run it again"))
+    sys.exit(run_program(go, interrupted="run it again"))
 """
 VALIDATION = """
 import sys, threading, time
 from pathlib import Path
-from bids_app.arguments import exit_code_of
+from bids_app.arguments import run_program
 from bids_app.dataset import validation
 
 validation.find_validator = lambda: sys.argv[1]
@@ -43,7 +43,7 @@ def go():
     thread.start()
     thread.join()
 
-exit_code_of(go, interrupted="run it again")
+run_program(go, interrupted="run it again")
 """
 SOON = 5.0  # s, of the contract
 

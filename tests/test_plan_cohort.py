@@ -14,7 +14,7 @@ from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError, UsageError
 from bids_app.files import read_json, write_json, write_tsv
 from bids_app.plan.cohort import SyntheticMaker, choose_controls, choose_subjects
-from bids_app.plan.participant import error_of
+from bids_app.plan.problems import error_of
 from bids_app.settings import Settings
 from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.models import MODELS

@@ -11,7 +11,8 @@ from bids_app.derivatives.paths import resolution_label, sidecar_path
 from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError, UsageError
 from bids_app.files import read_json, write_json, write_tsv
 from bids_app.imaging.volume import grid_of_box
-from bids_app.plan.cohort import choose_controls, settle_grid
+from bids_app.plan.cohort import choose_controls
+from bids_app.plan.study import settle_grid
 from bids_app.settings import Settings
 
 

@@ -13,7 +13,7 @@ from bids_app import nifti
 from bids_app.derivatives.find import Preprocessed
 from bids_app.errors import UnusableDataError, UsageError
 from bids_app.nifti import open_arrays, read_digest, read_owner
-from bids_app.plan.cohort import Participant, Study, SyntheticMaker, seed_of
+from bids_app.plan.cohort import Participant, SyntheticMaker
 from bids_app.plan.group import (
     choose_training_images,
     deal,
@@ -22,6 +22,7 @@ from bids_app.plan.group import (
     plan_storage,
     split,
 )
+from bids_app.plan.study import Study, seed_of
 from bids_app.workflows.training import init_storing_wf
 
 OUT = Path("/out")

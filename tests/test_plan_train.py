@@ -13,7 +13,7 @@ from bids_app.derivatives.paths import entities_of, sidecar_path
 from bids_app.errors import UnusableDataError, UsageError
 from bids_app.files import write_json
 from bids_app.interfaces.training import PublishGenerator
-from bids_app.plan.cohort import Study, seed_of
+from bids_app.plan.study import Study, seed_of
 from bids_app.plan.train import (
     baseline_paths,
     deal,

@@ -70,14 +70,14 @@ def test_a_current_folder_that_was_deleted_is_a_sentence(tmp_path, command):
 
 
 SAY = (
-    "import sys; from bids_app.arguments import exit_code_of\n"
+    "import sys; from bids_app.arguments import run_program\n"
     "def run():\n"
     "    from bids_app.console import Console\n"
     "    console = Console()\n"
     "    for _ in range(2000): console.say('a line — of progress \\udcff')\n"
     "    console.close('the last')\n"
     "    open(sys.argv[1], 'w').write('done'); return 0\n"
-    "sys.exit(exit_code_of(run, interrupted='stopped'))\n"
+    "sys.exit(run_program(run, interrupted='stopped'))\n"
 )
 
 
@@ -108,12 +108,12 @@ def test_bytes_of_names_that_are_no_text_are_written_as_they_are():
 def test_no_file_takes_the_place_of_a_closed_output(tmp_path):
     """What a library writes to the standard output would land in an image."""
     code = (
-        "import os, sys; from bids_app.arguments import exit_code_of\n"
+        "import os, sys; from bids_app.arguments import run_program\n"
         "def run():\n"
         f"    with open({str(tmp_path / 'image')!r}, 'w') as file:\n"
         "        os.write(1, b'noise'); file.write('image')\n"
         "    return 0\n"
-        "sys.exit(exit_code_of(run, interrupted=''))\n"
+        "sys.exit(run_program(run, interrupted=''))\n"
     )
     assert shell('$PY -c "$CODE" <&- >&- 2>&-', CODE=code).returncode == 0
     assert Path(tmp_path, "image").read_text() == "image"
@@ -121,13 +121,13 @@ def test_no_file_takes_the_place_of_a_closed_output(tmp_path):
 
 def test_warnings_are_no_errors_in_processes_that_a_run_starts():
     code = (
-        "import subprocess, sys, warnings; from bids_app.arguments import exit_code_of\n"
+        "import subprocess, sys, warnings; from bids_app.arguments import run_program\n"
         "def run():\n"
         "    warnings.warn('old', DeprecationWarning)\n"
         "    flags = subprocess._args_from_interpreter_flags()\n"
         "    say = 'import warnings; warnings.warn(\"old\")'\n"
         "    return subprocess.run([sys.executable, *flags, '-c', say]).returncode\n"
-        "sys.exit(exit_code_of(run, interrupted=''))\n"
+        "sys.exit(run_program(run, interrupted=''))\n"
     )
     for flags, variable in (("-W error", ""), ("", "error"), ("-W error", "error,ignore::Warning")):
         done = shell(f'$PY {flags} -c "$CODE"', CODE=code, PYTHONWARNINGS=variable)

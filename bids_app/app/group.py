@@ -38,7 +38,7 @@ from bids_app.detection.evaluation import Finding, compare, detection_curve, fre
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.files import locked, read_json, remove_partials
 from bids_app.imaging.volume import grid_of_box
-from bids_app.plan.cohort import Study, Subjects, choose_subjects, plan_study, settle_grid
+from bids_app.plan.cohort import Subjects, choose_subjects
 from bids_app.plan.detectors import (
     CLUSTERS,
     describe_version,
@@ -50,7 +50,8 @@ from bids_app.plan.detectors import (
     refuse_settings,
 )
 from bids_app.plan.group import VOLUMES, assume_cohort, keep_usable, refuse_knowledge
-from bids_app.plan.participant import Problem, error_of, problem_of
+from bids_app.plan.problems import Problem, error_of, problem_of
+from bids_app.plan.study import Study, plan_study, settle_grid
 from bids_app.report.group import write_group_report
 from bids_app.report.page import RunSummary
 from bids_app.settings import Settings

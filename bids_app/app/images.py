@@ -11,7 +11,7 @@ from bids_app.derivatives.description import uri_in
 from bids_app.derivatives.detections import lesions_in_template, t1w_to_template
 from bids_app.derivatives.find import LesionMask, Preprocessed
 from bids_app.nifti import read_digest
-from bids_app.plan.cohort import Study, Subjects
+from bids_app.plan.cohort import Subjects
 from bids_app.plan.group import (
     check_atlas,
     find_masks,
@@ -20,7 +20,8 @@ from bids_app.plan.group import (
     mask_on_grid,
     plan_storage,
 )
-from bids_app.plan.participant import Problem
+from bids_app.plan.problems import Problem
+from bids_app.plan.study import Study
 from bids_app.settings import Settings
 from bids_app.workflows.detection import init_atlas_wf, init_lesions_wf
 from bids_app.workflows.execution import label_nodes

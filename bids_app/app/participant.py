@@ -43,19 +43,17 @@ from bids_app.files import read_tsv
 from bids_app.generators import GeneratorChoice, describe_namesakes
 from bids_app.plan.participant import (
     ParticipantPlan,
-    Problem,
     VisitPlan,
     doubts_of,
-    error_of,
     is_done,
     label_of,
     plan_visit,
-    problem_of,
     problems_of,
     read_selection,
     refuse_nothing,
     refuse_unprepared,
 )
+from bids_app.plan.problems import Problem, error_of, problem_of
 from bids_app.report.page import RunSummary
 from bids_app.report.participant import write_subject_report
 from bids_app.resources import choose_device

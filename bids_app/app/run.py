@@ -34,14 +34,8 @@ from bids_app.errors import (
 from bids_app.files import place_in, read_text, remove_partials
 from bids_app.generators import GeneratorChoice, Options, choose_generator
 from bids_app.imaging.volume import grid_of_box
-from bids_app.plan.participant import (
-    ParticipantPlan,
-    Problem,
-    VisitPlan,
-    error_of,
-    init_visit_wf,
-    problem_of,
-)
+from bids_app.plan.participant import ParticipantPlan, VisitPlan, init_visit_wf
+from bids_app.plan.problems import Problem, error_of, problem_of
 from bids_app.report.page import RunSummary
 from bids_app.resources import (
     choose_device,

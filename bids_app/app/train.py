@@ -29,8 +29,9 @@ from bids_app.derivatives.table1 import write_table1
 from bids_app.errors import MissingInputError, UsageError
 from bids_app.files import locked
 from bids_app.imaging.volume import Grid
-from bids_app.plan.cohort import Study, Subjects, choose_controls, plan_study, settle_grid
-from bids_app.plan.participant import Problem, error_of, refuse_other_grids
+from bids_app.plan.cohort import Subjects, choose_controls
+from bids_app.plan.problems import Problem, error_of, refuse_other_grids
+from bids_app.plan.study import Study, plan_study, settle_grid
 from bids_app.plan.train import (
     GENERATORS,
     baseline_paths,

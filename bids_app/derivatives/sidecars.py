@@ -133,6 +133,48 @@ def synthetic_pet(
     }
 
 
+def crossvalidated_pet(
+    space: Space,
+    t1w: str,
+    *,
+    generator: str,
+    version: str,
+    fold: int,
+    folds: int,
+    smoothing_fwhm: float,
+) -> Sidecar:
+    """Describe the synthetic PET of a control by the generator of the fold that left it out.
+
+    Parameters
+    ----------
+    space : Space
+        Of the run.
+    t1w : str
+        What it was predicted from, relative to the derivative dataset.
+    generator, version : str
+        Name of the generator, and the version of mri2pet that trained it.
+    fold, folds : int
+        Number of the fold, from 1, and of how many.
+    smoothing_fwhm : float
+        In mm.
+    """
+    return {
+        "Synthetic": True,
+        "Description": f"SYNTHETIC FDG PET in {space.template}, predicted from the T1w by a "
+        "generator that was not trained on this participant; not a measurement",
+        "Sources": [f"bids::{t1w}"],
+        "SkullStripped": True,
+        "Units": SCALED,
+        **space.entries(),
+        "Generator": {"Name": generator, "Version": version},
+        VERSION: version,
+        "Fold": fold,
+        "Folds": folds,
+        "SmoothingFWHM": smoothing_fwhm,
+        "TrainedOnThisParticipant": False,
+    }
+
+
 def uncertainty(synthetic: Sidecar, space: Space, fold_sha256: Sequence[str]) -> Sidecar:
     """Tell of the standard deviation of synthetic PET over the generators of folds.
 

@@ -23,8 +23,9 @@ from bids_app.detection.slabs import cut_slabs, thickness_of
 from bids_app.errors import Mri2petError, UnusableDataError, UsageError
 from bids_app.files import place_in
 from bids_app.generators import is_one_of
-from bids_app.plan.cohort import Participant, Study, Subjects, SyntheticMaker
+from bids_app.plan.cohort import Participant, Subjects, SyntheticMaker
 from bids_app.plan.group import choose_training_images, deal, list_training_controls, split
+from bids_app.plan.study import Study
 from bids_app.settings import Settings
 from bids_app.workflows.detection import PACKED, Applied, Clustering, Fitting, ScoredImage
 from bids_app.workflows.execution import label_nodes

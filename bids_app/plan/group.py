@@ -14,8 +14,9 @@ from bids_app.derivatives.paths import coverage_path
 from bids_app.detection.clusters import read_labels
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, UsageError
 from bids_app.nifti import check_labels, inspect
-from bids_app.plan.cohort import Participant, Study, Subjects, seed_of
-from bids_app.plan.participant import Problem, refuse_other_grids
+from bids_app.plan.cohort import Participant, Subjects
+from bids_app.plan.problems import Problem, refuse_other_grids
+from bids_app.plan.study import Study, seed_of
 from bids_app.settings import Settings
 from bids_app.workflows.training import Fold, StoredImage
 

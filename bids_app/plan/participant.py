@@ -1,13 +1,10 @@
 """From images to graphs of visits: which can be used, which files they make or have made."""
 
 import re
-import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
-from uuid import uuid4
 
 from nipype.pipeline.engine import Workflow
 
@@ -29,15 +26,14 @@ from bids_app.errors import (
     MissingInputError,
     Mri2petError,
     NothingSelectedError,
-    ReadWriteError,
     UnusableDataError,
     UsageError,
 )
-from bids_app.files import read_json, read_text, write_text
+from bids_app.files import read_json, read_text
 from bids_app.generators import GeneratorChoice, check_grid, has_seen
 from bids_app.header import Header
 from bids_app.imaging.verdict import DOUBT, FAIL, reasons_of, verdict_of
-from bids_app.imaging.volume import Grid
+from bids_app.plan.problems import Problem, error_of
 from bids_app.settings import Settings
 from bids_app.strict import parse_object
 from bids_app.visit import Scan, Selection, Unused, Visit
@@ -54,31 +50,6 @@ from bids_app.workflows.synthesis import SynthesisPlan
 VOLUME_AXES = 3
 ADVICE = "give one length of time, in s, a frame"
 LONGEST_FRAME = 1e7  # s; beyond it a duration is none, in ms neither; our choice
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What went wrong for a participant.
-
-    Parameters
-    ----------
-    subject, sentence : str
-        Who, and what, where, and what to do.
-    exit_code : int
-        Of the run, if nothing else could be used either.
-    visit : str or None
-        Name of the visit's graph, or of what else is lost as one, as
-        :func:`bids_app.workflows.execution.label_nodes` has it; None if images were set aside
-        before there was a graph.
-    fatal : bool
-        Whether the visit is left without the results of its T1w.
-    """
-
-    subject: str
-    sentence: str
-    exit_code: int
-    visit: str | None = None
-    fatal: bool = True
 
 
 def read_selection(settings: Settings) -> Selection:
@@ -196,58 +167,6 @@ def _without_unusable(selection: Selection, settings: Settings) -> Selection:
     return Selection(tuple(visits), tuple(unused))
 
 
-def problem_of(
-    error: Exception, subject: str, label: str, logs: Path | None, visit: str | None = None
-) -> Problem:
-    """Tell what went wrong for a participant; of an error that nobody foresaw, keep the traceback.
-
-    Parameters
-    ----------
-    error : Exception
-        That was caught.
-    subject, label : str
-        Whose; who or what, for people.
-    logs : Path or None
-        Gets the traceback, as ``crash-*``; None: it is kept nowhere.
-    visit : str, optional
-        Name of the visit's graph.
-    """
-    if isinstance(error, Mri2petError):
-        return Problem(subject, f"{label}: {error}", error.exit_code, visit)
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    where = ""
-    if logs is not None:
-        name = re.sub(r"\W+", "-", label)
-        path = logs / f"crash-{datetime.now():%Y%m%d-%H%M%S}-{name}-{uuid4().hex[:8]}.txt"
-        write_text(path, f"{label}\n\n{''.join(traceback.format_exception(error))}")
-        where = f"; its traceback is in {path}"
-    return Problem(subject, f"{label}: {said}{where}", 1, visit)
-
-
-def refuse_other_grids(images: Iterable[tuple[str, Path]], grid: Grid) -> list[Problem]:
-    """See from headers who has images on another grid than the run's.
-
-    Parameters
-    ----------
-    images : iterable of (str, Path)
-        Label of a participant, and an image in the template's space.
-    grid : Grid
-        Of the run.
-
-    Returns
-    -------
-    list of Problem
-        One a participant, at most.
-    """
-    problems: dict[str, Problem] = {}
-    for subject, path in images:
-        try:
-            nifti.check_grid(path, grid)
-        except Exception as error:  # of any kind: it is this participant's
-            problems.setdefault(subject, problem_of(error, subject, f"sub-{subject}", None))
-    return list(problems.values())
-
-
 def problems_of(selection: Selection) -> list[Problem]:
     """List what cannot be used although it was selected."""
     return [
@@ -273,18 +192,6 @@ def refuse_nothing(selection: Selection) -> None:
     if not problems:
         raise NothingSelectedError("no image is left after all selections; look at --dry-run")
     raise error_of(problems)
-
-
-def error_of(problems: Sequence[Problem]) -> Mri2petError:
-    """Make one error of the problems of a run in which nothing could be used."""
-    text = "; ".join(problem.sentence for problem in problems)
-    codes = {problem.exit_code for problem in problems}
-    for kind in (MissingInputError, UnusableDataError, ReadWriteError):
-        if codes == {kind.exit_code}:
-            return kind(text)
-    if codes <= {MissingInputError.exit_code, UnusableDataError.exit_code}:
-        return UnusableDataError(text)
-    return Mri2petError(text)
 
 
 ANATOMICAL_OUTPUTS = (  # alike in the workflow's outputnode and in VisitPaths

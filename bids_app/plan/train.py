@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_app.derivatives.description import KEY as VERSION
 from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.paths import FDG_LABEL, coverage_path, derivative_path, resolution_label
-from bids_app.derivatives.sidecars import SCALED
+from bids_app.derivatives.sidecars import crossvalidated_pet
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import read_json
 from bids_app.generators import CROSSVALIDATION
-from bids_app.plan.cohort import Study, seed_of
+from bids_app.plan.study import Study, seed_of
 from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.evaluation import BASELINES, ROWS, ScoreRecord, records_from_json
 from bids_app.synthesis.models import ModelSpec, spec_to_dict
@@ -102,21 +101,15 @@ def synthetic_path(study: Study, name: str, control: Preprocessed) -> Path:
 def _output(study: Study, name: str, control: Preprocessed, fold: int) -> Output:
     path = synthetic_path(study, name, control)
     source = control.t1w.relative_to(study.output_dir).as_posix()
-    sidecar = {
-        "Synthetic": True,
-        "Description": f"SYNTHETIC FDG PET in {study.space.template}, predicted from the T1w by a "
-        f"generator that was not trained on this participant; not a measurement",
-        "Sources": [f"bids::{source}"],
-        "SkullStripped": True,
-        "Units": SCALED,
-        **study.space.entries(),
-        "Generator": {"Name": name, "Version": study.versions["mri2pet"]},
-        VERSION: study.versions["mri2pet"],
-        "Fold": fold,
-        "Folds": study.folds,
-        "SmoothingFWHM": study.fwhm,
-        "TrainedOnThisParticipant": False,
-    }
+    sidecar = crossvalidated_pet(
+        study.space,
+        source,
+        generator=name,
+        version=study.versions["mri2pet"],
+        fold=fold,
+        folds=study.folds,
+        smoothing_fwhm=study.fwhm,
+    )
     return path, sidecar
 
 

@@ -1,0 +1,103 @@
+"""What went wrong for a participant, and the error of a run in which nothing could be used."""
+
+import re
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from uuid import uuid4
+
+from bids_app import nifti
+from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
+from bids_app.files import write_text
+from bids_app.imaging.volume import Grid
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong for a participant.
+
+    Parameters
+    ----------
+    subject, sentence : str
+        Who, and what, where, and what to do.
+    exit_code : int
+        Of the run, if nothing else could be used either.
+    visit : str or None
+        Name of the visit's graph, or of what else is lost as one, as
+        :func:`bids_app.workflows.execution.label_nodes` has it; None if images were set aside
+        before there was a graph.
+    fatal : bool
+        Whether the visit is left without the results of its T1w.
+    """
+
+    subject: str
+    sentence: str
+    exit_code: int
+    visit: str | None = None
+    fatal: bool = True
+
+
+def problem_of(
+    error: Exception, subject: str, label: str, logs: Path | None, visit: str | None = None
+) -> Problem:
+    """Tell what went wrong for a participant; of an error that nobody foresaw, keep the traceback.
+
+    Parameters
+    ----------
+    error : Exception
+        That was caught.
+    subject, label : str
+        Whose; who or what, for people.
+    logs : Path or None
+        Gets the traceback, as ``crash-*``; None: it is kept nowhere.
+    visit : str, optional
+        Name of the visit's graph.
+    """
+    if isinstance(error, Mri2petError):
+        return Problem(subject, f"{label}: {error}", error.exit_code, visit)
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    where = ""
+    if logs is not None:
+        name = re.sub(r"\W+", "-", label)
+        path = logs / f"crash-{datetime.now():%Y%m%d-%H%M%S}-{name}-{uuid4().hex[:8]}.txt"
+        write_text(path, f"{label}\n\n{''.join(traceback.format_exception(error))}")
+        where = f"; its traceback is in {path}"
+    return Problem(subject, f"{label}: {said}{where}", 1, visit)
+
+
+def refuse_other_grids(images: Iterable[tuple[str, Path]], grid: Grid) -> list[Problem]:
+    """See from headers who has images on another grid than the run's.
+
+    Parameters
+    ----------
+    images : iterable of (str, Path)
+        Label of a participant, and an image in the template's space.
+    grid : Grid
+        Of the run.
+
+    Returns
+    -------
+    list of Problem
+        One a participant, at most.
+    """
+    problems: dict[str, Problem] = {}
+    for subject, path in images:
+        try:
+            nifti.check_grid(path, grid)
+        except Exception as error:  # of any kind: it is this participant's
+            problems.setdefault(subject, problem_of(error, subject, f"sub-{subject}", None))
+    return list(problems.values())
+
+
+def error_of(problems: Sequence[Problem]) -> Mri2petError:
+    """Make one error of the problems of a run in which nothing could be used."""
+    text = "; ".join(problem.sentence for problem in problems)
+    codes = {problem.exit_code for problem in problems}
+    for kind in (MissingInputError, UnusableDataError, ReadWriteError):
+        if codes == {kind.exit_code}:
+            return kind(text)
+    if codes <= {MissingInputError.exit_code, UnusableDataError.exit_code}:
+        return UnusableDataError(text)
+    return Mri2petError(text)

@@ -1,0 +1,192 @@
+"""What all graphs of a run of ``train`` or ``group`` share: the grid, folders, folds and seeds."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bids_app.derivatives.description import dataset_name
+from bids_app.derivatives.paths import entities_of, resolution_label
+from bids_app.derivatives.sidecars import Space
+from bids_app.errors import MissingInputError, Mri2petError, UsageError
+from bids_app.imaging.volume import Box, Grid, box_of_grid, grid_of_box
+from bids_app.nifti import read_grid
+from bids_app.settings import Settings
+from bids_app.templates import uri_of
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all rows of a run of the train level, or all training sets of ``group``, share.
+
+    Parameters
+    ----------
+    output_dir, work_dir : Path
+        The derivative dataset; intermediate files.
+    space, grid : Space, Grid
+        Of all images.
+    dataset : str
+        Name or DOI of the raw dataset.
+    folds : int
+        That controls are dealt out to.
+    seed : int
+        Of all randomness.
+    versions : mapping
+        Name → version of what computes.
+    fwhm : float
+        Smoothing of a synthetic PET, in mm.
+    """
+
+    output_dir: Path
+    work_dir: Path
+    space: Space
+    grid: Grid
+    dataset: str
+    folds: int
+    seed: int
+    versions: Mapping[str, str]
+    fwhm: float
+
+
+def plan_study(settings: Settings, work_dir: Path, versions: Mapping[str, str]) -> Study:
+    """Gather what a run of ``train`` or ``group`` has in common."""
+    return Study(
+        output_dir=settings.output_dir,
+        work_dir=work_dir,
+        space=Space(settings.template, settings.grid_resolution, uri_of(settings.template)),
+        grid=grid_of_box(settings.bounding_box, settings.grid_resolution),
+        dataset=dataset_name(settings.output_dir),
+        folds=settings.folds,
+        seed=settings.random_seed,
+        versions=versions,
+        fwhm=settings.smoothing_fwhm,
+    )
+
+
+def seed_of(seed: int, name: str, place: int) -> int:
+    """Derive the seed of one fit from that of the run: another one for each name and fold."""
+    sequence = np.random.SeedSequence([seed, zlib.crc32(name.encode()), place])
+    return int(sequence.generate_state(1)[0])
+
+
+def settle_grid(settings: Settings) -> tuple[Settings, list[str]]:
+    """Take the template, resolution and box that the derivatives have, where none are asked for.
+
+    Returns
+    -------
+    settings : Settings
+        On the one grid that is there and fits what was asked for; as they were if there is none at
+        all.
+    notes : list of str
+        A sentence where it is not the grid of the defaults.
+
+    Raises
+    ------
+    UsageError
+        If several fit.
+    MissingInputError
+        If there are some, and none fits.
+    """
+    known = [
+        replace(settings, template=template, resolution=resolution, bounding_box=box)
+        for template, resolution, box in find_grids(settings.output_dir)
+    ]
+    fitting = _prefer_defaults(
+        [candidate for candidate in known if _is_wanted(candidate, settings)]
+    )
+    there = "; ".join(_describe_grid(candidate) for candidate in known)
+    choose = "choose one with --template, --resolution and --bounding-box"
+    if len(fitting) > 1:
+        raise UsageError(f"{settings.output_dir}: holds images on several grids: {there}; {choose}")
+    if known and not fitting:
+        grid = f"{settings.template} at {settings.grid_resolution:g} mm"
+        grid += " is on this grid" if settings.level == "group" else ""
+        raise MissingInputError(
+            f"{settings.output_dir}: no image in {grid}; run the participant level first, or "
+            f"{choose} that is there: {there}"
+        )
+    if not known:
+        return settings, []
+    others = "; ".join(_describe_grid(candidate) for candidate in known if candidate != fitting[0])
+    notes = [f"not used, images on another grid: {others}"] if others else []
+    if _is_same_grid(fitting[0], settings):
+        return settings, notes
+    return fitting[0], [f"the grid is that of the images, {_describe_grid(fitting[0])}", *notes]
+
+
+def find_grids(output_dir: Path) -> list[tuple[str, float, Box]]:
+    """List the grids in template space that a derivative dataset has T1w on.
+
+    Returns
+    -------
+    list of (str, float, tuple)
+        Template, resolution in mm, and box in mm, RAS+, as :func:`grid_of_box` wants it. Images
+        that are named for another resolution than they have, or cannot be read, are passed over:
+        whoever uses them tells.
+    """
+    ending = "anat/sub-*_space-*_res-*_desc-preproc_T1w.nii.gz"
+    paths = [
+        path for level in ("sub-*", "sub-*/ses-*") for path in output_dir.glob(f"{level}/{ending}")
+    ]
+    return sorted({grid for path in paths if (grid := _grid_of(path)) is not None})
+
+
+def _grid_of(path: Path) -> tuple[str, float, Box] | None:
+    try:
+        entities, grid = entities_of(path), read_grid(path)
+        resolution = round(float(grid.affine[0, 0]), 4)
+        box = box_of_grid(grid)
+        if box is None or resolution_label(resolution) != entities["res"]:
+            return None
+        x0, y0, z0, x1, y1, z1 = (round(side, 3) for side in box)
+        return entities["space"], resolution, (x0, y0, z0, x1, y1, z1)
+    except (Mri2petError, ValueError, KeyError):
+        return None
+
+
+def _is_wanted(known: Settings, settings: Settings) -> bool:
+    """Whether a grid is one that was asked for; what was not asked for may be any."""
+    by_resolution = settings.resolution is not None or settings.sloppy
+    by_template = settings.template != Settings.template
+    by_box = settings.bounding_box != Settings.bounding_box
+    return (
+        (not by_resolution or known.grid_resolution == settings.grid_resolution)
+        and (not by_template or known.template == settings.template)
+        and (not by_box or _same_box(known, settings))
+    )
+
+
+def _prefer_defaults(fitting: list[Settings]) -> list[Settings]:
+    """Keep those of the default template, then of the default box, if there are any.
+
+    Whether it was named or left at its default cannot be told apart.
+    """
+    standard = [
+        candidate for candidate in fitting if candidate.template == Settings.template
+    ] or fitting
+    boxed = [
+        candidate
+        for candidate in standard
+        if _same_box(candidate, replace(candidate, bounding_box=Settings.bounding_box))
+    ]
+    return boxed or standard
+
+
+def _same_box(known: Settings, settings: Settings) -> bool:
+    one, other = (
+        grid_of_box(box, known.grid_resolution)
+        for box in (known.bounding_box, settings.bounding_box)
+    )
+    return one.shape == other.shape and np.allclose(one.affine, other.affine, atol=1e-3)
+
+
+def _is_same_grid(known: Settings, settings: Settings) -> bool:
+    named = (known.template, known.grid_resolution) == (settings.template, settings.grid_resolution)
+    return named and _same_box(known, settings)
+
+
+def _describe_grid(settings: Settings) -> str:
+    sides = " ".join(f"{side:g}" for side in settings.bounding_box)
+    return f"{settings.template} at {settings.grid_resolution:g} mm in the box {sides}"
