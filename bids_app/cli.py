@@ -202,22 +202,35 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_beyond(parser: argparse.ArgumentParser) -> None:
-    add = partial(_group(parser, "participant, beyond the paper"), action="store_true")
+    add = _group(parser, "participant, beyond the paper")
     add(
         "--overlap",
         "semi-3D generators: triplets begin at every slice, and what is predicted of a slice "
-        "is averaged",
+        "is averaged; this is the default",
+        action="store_true",
+    )
+    add(
+        "--no-overlap",
+        "semi-3D generators: triplets side by side, as in the paper; there are bands between them",
+        action="store_false",
+        dest="overlap",
     )
     add(
         "--match-histogram",
         "give the synthetic PET the intensities of the mean PET of the training controls",
+        action="store_true",
     )
     add(
         "--uncertainty",
         "also write the standard deviation over the generators of the cross-validation's "
         "folds (desc-synth_std)",
+        action="store_true",
     )
-    add("--novelty", "tell how unlike those of the training controls the T1w is")
+    add(
+        "--novelty",
+        "tell how unlike those of the training controls the T1w is",
+        action="store_true",
+    )
 
 
 def _add_people(parser: argparse.ArgumentParser) -> None:
@@ -413,7 +426,7 @@ def _option(path: Path, name: str, value: object) -> list[str]:
         raise UsageError(f"{path}: [{name}] is a table; write options at the top of the file")
     flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
-        return [flag] if value else []
+        return [flag] if value else ["--no-overlap"] * (name == "overlap")
     if name == "verbose" and isinstance(value, int):
         return [flag] * min(value, MOST_VERBOSE)
     return [flag, *(str(item) for item in (value if isinstance(value, list) else [value]))]
