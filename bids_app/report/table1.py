@@ -20,7 +20,7 @@ BASELINES: Final = {
     "baseline-mean-pet": "Mean PET of the training controls",
     "baseline-t1w": "The T1w itself",
 }
-NAMES: Final = {TISSUE: "Tissue model", **BASELINES}
+NAMES: Final = {TISSUE: "No network", **BASELINES}
 
 
 def is_baseline(model: str) -> bool:
@@ -74,7 +74,7 @@ def full_name_of(model: str) -> str:
     """
     if model in PUBLISHED:
         return f"{PUBLISHED[model].configuration} {PUBLISHED[model].name}"
-    return name_of(model)
+    return "tissue model" if model == TISSUE else name_of(model)
 
 
 def name_in_short(model: str) -> str:

@@ -15,7 +15,7 @@ TILINGS: dict[str, type[SliceTriplets] | type[CubicPatches] | type[WholeVolume]]
     WHOLE: WholeVolume,
 }
 # Tiling → the paper's word; ours for the last
-CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch", WHOLE: "no network"}
+CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch", WHOLE: "tissue model"}
 CUBE = 3.0  # mm; a tissue model's coefficients are smoother than that; our choice
 TISSUE = "tissue"  # the name of the tissue model among those of the rows
 WIDEST, DEEPEST = 1024, 256  # feature maps, blocks: far more than anyone trains; our choice
