@@ -38,7 +38,7 @@ from bids_app.simulation.anatomy import (
     is_brain,
     table_of,
 )
-from bids_app.simulation.geometry import deform, sample, to_indices
+from bids_app.simulation.geometry import carry, draw_displacement, sample, to_indices
 from bids_app.simulation.images import (
     PATTERN_GRID,
     PATTERN_ZOOM,
@@ -166,7 +166,8 @@ def find_pattern(templates: list[Path], anatomies: list[Anatomy]) -> Volume:
 
 def paint(anatomy: Anatomy, pattern: Volume, rng: np.random.Generator) -> Painting:
     """Simulate T1w and PET of a warped copy of a brain, as the app brings them to the template."""
-    head, _ = deform(anatomy, rng, strength=STRENGTH)
+    warp = draw_displacement(anatomy.grid, rng, strength=STRENGTH)
+    head = carry(anatomy, warp, anatomy.grid)
     brain = head.labels > 0
     t1w = paint_t1w(head.labels, random_contrast(rng), rng, ZOOMS)
     scanner = draw_scanner(rng)
