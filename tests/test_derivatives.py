@@ -672,11 +672,12 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
 
-    def half(self, text, encoding):
-        self.write_bytes(text.encode(encoding)[:3])
+    def half(self, content):
+        with self.open("wb") as file:
+            file.write(content[:3])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(ReadWriteError, match="No space left"):
         write_json(path, {"new": 1})
     assert read_json(path) == {"old": 1}

@@ -76,7 +76,8 @@ def begin(tmp_path):
     def start(*words):
         mark = f"MRI2PET_TEST={tmp_path}"
         run = subprocess.Popen(
-            [sys.executable, *map(str, words)],
+            # under nohup, SIGHUP is ignored, and stays so in programs that are begun there
+            ["env", "--default-signal=HUP", sys.executable, *map(str, words)],
             cwd=tmp_path,
             text=True,
             start_new_session=True,
