@@ -13,7 +13,7 @@ on warped copies of the maps, on the grid of the outputs, and the tissue model i
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ants
@@ -65,6 +65,7 @@ HELD_OUT = ("13", "14")
 SEED = 2026
 PAINTINGS = 2  # of each map
 STRENGTH = 0.4  # of the warp: maps are registered already, and differ by less than people do
+RESIDUAL_BIAS = 0.25  # what N4 leaves of a bias field; our choice
 ROUNDS = 6  # of correction of the pattern
 GRID = grid_of_box(Settings.bounding_box, 1.0)
 ZOOMS = (1.0, 1.0, 1.0)
@@ -169,7 +170,9 @@ def paint(anatomy: Anatomy, pattern: Volume, rng: np.random.Generator) -> Painti
     warp = draw_displacement(anatomy.grid, rng, strength=STRENGTH)
     head = carry(anatomy, warp, anatomy.grid)
     brain = head.labels > 0
-    t1w = paint_t1w(head.labels, random_contrast(rng), rng, ZOOMS)
+    contrast = random_contrast(rng)
+    contrast = replace(contrast, bias=RESIDUAL_BIAS * contrast.bias)
+    t1w = paint_t1w(head.labels, contrast, rng, ZOOMS)
     scanner = draw_scanner(rng)
     clean = blur(activity(head, draw_uptake(pattern, rng)), scanner, ZOOMS)
     pet = acquire(clean, scanner, np.array([1200.0]), ZOOMS, rng)[..., 0]
@@ -251,8 +254,11 @@ def make(given: argparse.Namespace) -> None:
     paths = {path.name[-9:-7]: path for path in sorted(given.labelmaps.glob("*.nii.gz"))}
     brains = {name: anatomy_of(register(path, given.work)) for name, path in paths.items()}
     training = [brain for name, brain in brains.items() if name not in HELD_OUT]
-    pattern = find_pattern(given.uptake, training)
-    nifti.save(nifti.Image(pattern, PATTERN_GRID.affine), given.work / "pattern.nii.gz")
+    pattern_file = given.work / "pattern.nii.gz"
+    if not pattern_file.exists():
+        pattern = find_pattern(given.uptake, training)
+        nifti.save(nifti.Image(pattern, PATTERN_GRID.affine), pattern_file)
+    pattern = nifti.load(pattern_file).data
     rng = np.random.default_rng(SEED)
     pairs = [paint(brain, pattern, rng) for brain in training for _ in range(PAINTINGS)]
     print(f"{len(pairs)} pairs are painted", flush=True)

@@ -66,6 +66,7 @@ def test_a_generator_is_described_by_its_card(out):
     assert choice.description() == {
         "Name": "mine",
         "Version": "7",
+        "Configuration": "semi-3D",
         "SHA256": card["sha256"],
         "TrainedOn": "noise",
         "IntendedUse": "tests",

@@ -4,7 +4,6 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import TypeAlias
 
 from bids_app.files import Json
-from bids_app.imaging.volume import cube_sides
 from bids_app.strict import Check, is_flag, is_number, is_whole, refuse_odd
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, Tiling, WholeVolume
 
@@ -148,9 +147,9 @@ def tissue_spec(shape: tuple[int, int, int], zooms: tuple[float, float, float]) 
     >>> tissue_spec((157, 189, 136), (1.0, 1.0, 1.0))
     TissueSpec(sides=(3, 3, 3), cubes=(53, 63, 46))
     """
-    sides = cube_sides(CUBE, zooms)
-    i, j, k = count_cubes(shape, sides)
-    return TissueSpec(sides, (i, j, k))
+    x, y, z = (max(round(CUBE / zoom), 1) for zoom in zooms)
+    i, j, k = count_cubes(shape, (x, y, z))
+    return TissueSpec((x, y, z), (i, j, k))
 
 
 Spec: TypeAlias = ModelSpec | TissueSpec

@@ -21,7 +21,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
-from bids_app.imaging.volume import Volume, cube_sides
+from bids_app.imaging.volume import Volume
 from bids_app.synthesis.models import CUBE, TissueSpec, count_cubes, tissue_spec
 from bids_app.synthesis.pairs import Volumes
 
@@ -156,7 +156,7 @@ def _moments(visit: Volumes, blurs: Sequence[float]) -> list[Moments]:
         0 in all.
     """
     zooms = visit.owner.zooms
-    sides = cube_sides(CUBE, zooms)
+    sides = tissue_spec(visit.t1w.shape, zooms).sides
     known = _cut((visit.brain & visit.covered & (visit.t1w > 0)).astype(np.float32), sides)
     brain = known.any(axis=-1)
     known = known[brain]
