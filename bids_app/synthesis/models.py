@@ -285,7 +285,7 @@ def spec_from_dict(values: Json) -> Spec:
     refuse_odd(values, _CHECKS, " ".join(optional))
     tiling = dict(values["tiling"])
     kind = tiling.pop("kind", None)
-    if kind not in _TILING_CHECKS:
+    if not isinstance(kind, str) or kind not in _TILING_CHECKS:
         raise ValueError(f"there is no tiling {kind!r:.60}")
     refuse_odd(tiling, _TILING_CHECKS[kind], "step size stride")
     made = TILINGS[kind](**tiling)
