@@ -1,250 +1,306 @@
-"""Train the default generator again: from label maps of heads to weights, card and numbers.
+"""Make the default generator again: from label maps of heads to a tissue model, its card, numbers.
 
     python benchmarks/default_generator.py WORK --labelmaps DIR --uptake A.nii.gz B.nii.gz \
-        --steps 3000 --generator bids_app/data/generators/default
-
-``--against FOLDER`` measures another generator on the same held-out pairs, such as the one before.
+        --generators bids_app/data/generators --against OLD_GENERATOR …
 
 ``DIR`` holds whole-head label maps in FreeSurfer's aseg numbers (SynthSeg's training maps, named
 ``training_seg_NN.nii.gz``); maps 13 and 14 are held out. ``--uptake`` names mean FDG PET in MNI
-space. Each map is registered to the template once; pairs of T1w and PET are painted anew on warped
-copies while training goes on. A run that was stopped goes on from its checkpoint.
+space. Each map is registered to the template once. The uptake that people share is found so that
+the mean of the simulated PET is that of the mean FDG PET; then pairs of T1w and PET are simulated
+on warped copies of the maps, on the grid of the outputs, and the tissue model is fitted to them.
+``--against`` measures other generators, networks for example, on the same held-out pairs.
 """
 
 import argparse
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import ants
 import numpy as np
-import torch
-from default_generator_painting import (
-    brain_of,
-    paint_pet,
-    paint_t1w,
-    regional_uptake,
-    simplify,
-    warp,
-)
 from nilearn.datasets import load_mni152_template
 from nilearn.image import resample_img
 from scipy import ndimage
 
 from bids_app import nifti
 from bids_app.derivatives.description import find_versions
+from bids_app.imaging.intensity import scale_to_unit, smooth
 from bids_app.imaging.similarity import measure
-from bids_app.imaging.volume import grid_of_box
-from bids_app.settings import Settings
-from bids_app.synthesis.card import Card
-from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
-from bids_app.synthesis.inference import (
-    choose_precision,
-    load_generator,
-    make_fabric,
-    save_generator,
-    synthesize,
+from bids_app.imaging.volume import Grid, Mask, Volume, grid_of_box
+from bids_app.nifti import Owner
+from bids_app.settings import SLOPPY_RESOLUTION, Settings
+from bids_app.simulation.anatomy import (
+    NAMES,
+    SURROUNDINGS,
+    Anatomy,
+    belongs,
+    coordinates,
+    is_brain,
+    table_of,
 )
-from bids_app.synthesis.models import MODELS, ModelSpec
-from bids_app.synthesis.pairs import Batch
-from bids_app.synthesis.training import Fit, Training
+from bids_app.simulation.geometry import carry, draw_displacement, sample, to_indices
+from bids_app.simulation.images import (
+    PATTERN_GRID,
+    PATTERN_ZOOM,
+    TISSUE,
+    WHITE,
+    Scanner,
+    Uptake,
+    acquire,
+    activity,
+    blur,
+    draw_scanner,
+    draw_uptake,
+    paint_t1w,
+    random_contrast,
+)
+from bids_app.synthesis.card import Card
+from bids_app.synthesis.inference import load_generator, save_generator, synthesize
+from bids_app.synthesis.models import tissue_spec
+from bids_app.synthesis.pairs import Volumes
+from bids_app.synthesis.tiling import SliceTriplets, overlap
+from bids_app.synthesis.tissue import fit_tissue_model
 
 HELD_OUT = ("13", "14")
 SEED = 2026
-REPAINTED = 4  # pairs an epoch; the others are seen again
-SPEC = replace(MODELS["semi3d-gan-mse"], width=32, batch_size=4, mse_weight=2000.0)
+PAINTINGS = 2  # of each map
+STRENGTH = 0.4  # of the warp: maps are registered already, and differ by less than people do
+RESIDUAL_BIAS = 0.25  # what N4 leaves of a bias field; our choice
+ROUNDS = 6  # of correction of the pattern
 GRID = grid_of_box(Settings.bounding_box, 1.0)
-REGISTER = """
-import sys, ants
-fixed, moving, labels, grid, prefix, out = sys.argv[1:]
-found = ants.registration(ants.image_read(fixed), ants.image_read(moving),
-                          "antsRegistrationSyNQuick[s]", outprefix=prefix)["fwdtransforms"]
-ants.apply_transforms(ants.image_read(grid), ants.image_read(labels), found,
-                      interpolator="nearestNeighbor").to_filename(out)
-"""
-Painted = tuple[np.ndarray, np.ndarray]  # T1w and PET
+ZOOMS = (1.0, 1.0, 1.0)
+COARSE = round(SLOPPY_RESOLUTION)  # of the same grid, each fourth voxel along each axis
+TEMPLATE_FWHM, PAINTED_FWHM = 3.0, 8.5  # mm; mean FDG PET are blurred by about 8 already
+
+
+@dataclass(frozen=True)
+class Painting:
+    """A simulated T1w and PET in [0, 1], the brain, and the PET that no generator can beat."""
+
+    t1w: Volume
+    pet: Volume
+    brain: Mask
+    ceiling: Volume
 
 
 def register(label_map: Path, work: Path) -> Path:
-    """Warp a label map to the grid of the outputs, unless it is there; a clean T1w guides it."""
+    """Warp a label map to the grid of the outputs, unless it is there; tissue guides it."""
     name = label_map.name.removesuffix(".nii.gz")[-2:]
     out = work / f"labels_{name}.nii.gz"
     if out.exists():
         return out
     image = nifti.load(label_map)
-    labels = simplify(image.data)
-    guide = np.select(
-        [np.isin(labels, (2, 41, 7, 46, 16, 28, 60, 77, 85)), np.isin(labels, (4, 5, 24, 43, 44))],
-        [1.0, 0.2],
-        np.where(labels > 0, 0.65, 0.0),
-    )
-    template = load_mni152_template(resolution=1)
-    files = [work / f"{part}_{name}.nii.gz" for part in ("fixed", "moving", "whole", "grid")]
-    smooth = ndimage.gaussian_filter(guide.astype(np.float32), 0.5)
-    for path, data, affine in (
-        (files[0], np.asarray(template.dataobj), template.affine),
-        (files[1], smooth, image.affine),
-        (files[2], labels.astype(np.float32), image.affine),
-        (files[3], np.zeros(GRID.shape, np.float32), GRID.affine),
+    labels = np.round(image.data).astype(np.int16)
+    labels[~is_brain(labels)] = 0
+    white = belongs(labels, *(NAMES[part] for part in ("white", "cerebellar_white", "brainstem")))
+    guide = np.select([white, belongs(labels, NAMES["fluid"])], [1.0, 0.2], 0.65) * (labels > 0)
+    template = load_mni152_template(resolution=2)
+    images = {}
+    for part, data, affine in (
+        ("fixed", np.asarray(template.dataobj, np.float32), template.affine),
+        ("moving", smooth(guide, 2.0, ZOOMS), image.affine),
+        ("whole", labels.astype(np.float32), image.affine),
+        ("grid", np.zeros(GRID.shape, np.float32), GRID.affine),
     ):
+        path = work / f"{part}_{name}.nii.gz"
         nifti.save(nifti.Image(data, affine), path)
-    command = [sys.executable, "-c", REGISTER, *files, work / f"x_{name}_", out]
-    subprocess.run([str(word) for word in command], check=True)
+        images[part] = ants.image_read(str(path))
+    moving = ants.resample_image(images["moving"], (2, 2, 2), use_voxels=False, interp_type=0)
+    prefix = str(work / f"x_{name}_")
+    found = ants.registration(
+        images["fixed"], moving, "SyN", reg_iterations=(40, 30, 20), outprefix=prefix
+    )
+    warped = ants.apply_transforms(
+        images["grid"], images["whole"], found["fwdtransforms"], interpolator="nearestNeighbor"
+    )
+    warped.to_filename(str(out))
     return out
 
 
-def read_uptake(paths: list[Path], maps: list[np.ndarray]) -> np.ndarray:
-    """Mean FDG templates on the grid, over what tissue alone would show."""
-    templates = []
-    for path in paths:
+def anatomy_of(path: Path) -> Anatomy:
+    """Take a registered label map as a bare brain in MNI space, with fluid in its sulci."""
+    labels = np.round(nifti.load(path).data).astype(np.int16)
+    labels[~is_brain(labels)] = 0
+    core = np.pad(labels > 0, 8)
+    closed = ndimage.binary_fill_holes(ndimage.binary_closing(core, iterations=6))
+    inside = closed[8:-8, 8:-8, 8:-8]
+    return Anatomy(np.where(inside & (labels == 0), SURROUNDINGS, labels), GRID.affine, MNI)
+
+
+MNI = coordinates(GRID)
+
+
+def mean_uptake(pattern: Volume) -> Uptake:
+    """Give the uptake that people share."""
+    return Uptake(table_of({**TISSUE, "white": float(np.mean(WHITE))}), pattern)
+
+
+def find_pattern(templates: list[Path], anatomies: list[Anatomy]) -> Volume:
+    """Find the regional pattern with which the mean simulated PET is the mean FDG PET.
+
+    Each round multiplies it by what is left, mirrored and smoothed by 6 mm.
+    """
+    target = np.zeros(GRID.shape, np.float32)
+    brain = np.mean([is_brain(anatomy.labels) for anatomy in anatomies], axis=0) > 0.5
+    for path in templates:
         moved = resample_img(
             str(path), GRID.affine, GRID.shape, force_resample=True, copy_header=True
         )
-        data = np.asarray(moved.dataobj, np.float32)
-        templates.append(data / np.percentile(data, 99.5))
-    return regional_uptake(np.mean(templates, axis=0), maps)
+        data = smooth(np.asarray(moved.dataobj, np.float32), TEMPLATE_FWHM, ZOOMS)
+        target += data / data[brain].mean()
+    where = to_indices(coordinates(PATTERN_GRID), GRID.affine)
+    inside = sample(smooth(brain, 4.0, ZOOMS), where) > 0.5
+    pattern = np.ones(PATTERN_GRID.shape, np.float32)
+    for _ in range(ROUNDS):
+        painted = [
+            smooth(activity(one, mean_uptake(pattern)), PAINTED_FWHM, ZOOMS) for one in anatomies
+        ]
+        mean = np.mean(painted, axis=0)
+        ratio = target / target[brain].mean() / np.maximum(mean / mean[brain].mean(), 0.1)
+        left = np.where(inside, sample(ratio, where), 1.0)
+        left = smooth((left + left[::-1]) / 2, 6.0, (PATTERN_ZOOM,) * 3)
+        pattern = np.clip(pattern * left, 0.4, 2.0)
+        off = np.abs(ratio[brain] - 1).mean()
+        print(f"pattern: mean FDG PET and mean of simulated PET differ by {off:.1%}", flush=True)
+    return pattern
 
 
-def paint(labels: np.ndarray, uptake: np.ndarray, rng: np.random.Generator) -> Painted:
-    """Paint a T1w and its PET on a warped copy of a label map; both in [0, 1]."""
-    warped = warp(labels, rng)
-    brain = brain_of(warped, rng)
-    return paint_t1w(warped, brain, rng), paint_pet(warped, brain, uptake, rng)
+def paint(anatomy: Anatomy, pattern: Volume, rng: np.random.Generator) -> Painting:
+    """Simulate T1w and PET of a warped copy of a brain, as the app brings them to the template."""
+    warp = draw_displacement(anatomy.grid, rng, strength=STRENGTH)
+    head = carry(anatomy, warp, anatomy.grid)
+    brain = head.labels > 0
+    contrast = random_contrast(rng)
+    contrast = replace(contrast, bias=RESIDUAL_BIAS * contrast.bias)
+    t1w = paint_t1w(head.labels, contrast, rng, ZOOMS)
+    scanner = draw_scanner(rng)
+    clean = blur(activity(head, draw_uptake(pattern, rng)), scanner, ZOOMS)
+    pet = acquire(clean, scanner, np.array([1200.0]), ZOOMS, rng)[..., 0]
+    usual = blur(activity(head, mean_uptake(pattern)), Scanner(5.0, 1.0, 0.0), ZOOMS)
+    return Painting(
+        *(scale_to_unit(x, brain) for x in (t1w, pet)), brain, scale_to_unit(usual, brain)
+    )
 
 
-def batches(pairs: list[Painted], spec: ModelSpec, rng: np.random.Generator) -> Iterator[Batch]:
-    """Triplets from any slice on, in random order; few of those without brain."""
-    places = [
-        (pair, z)
-        for pair in pairs
-        for z in range(int(rng.integers(0, 3)), pair[0].shape[2] - 2, 3)
-        if (pair[0][:, :, z : z + 3] > 0).mean() > 0.005 or rng.random() < 0.15
-    ]
-    rng.shuffle(places)
-    for first in range(0, len(places) - spec.batch_size + 1, spec.batch_size):
-        chosen = places[first : first + spec.batch_size]
-        mri, pet = (
-            torch.from_numpy(
-                np.stack([np.moveaxis(p[i][:, :, z : z + 3], -1, 0) for p, z in chosen])
-            )
-            for i in (0, 1)
-        )
-        yield Batch(mri, pet, len(chosen))
+def coarse(painting: Painting) -> Painting:
+    """Give a painting on the grid of a sloppy run."""
+    every = (slice(None, None, COARSE),) * 3
+    parts = (painting.t1w, painting.pet, painting.brain, painting.ceiling)
+    return Painting(*(np.ascontiguousarray(part[every]) for part in parts))
 
 
-def rate_of(spec: ModelSpec, done: int, steps: int) -> float:
-    """Give the learning rate: constant for half of the steps, then linear to 0."""
-    return spec.learning_rate * float(np.clip(2 * (1 - done / steps), 0, 1))
+def volumes_of(painting: Painting, name: str, affine: np.ndarray) -> Volumes:
+    """Give a painting as the fit takes it."""
+    owner = Owner(name, None, tuple(map(tuple, affine.tolist())))
+    return Volumes(owner, painting.t1w, painting.pet, painting.brain)
 
 
-def train(
-    training: Training, maps: list[np.ndarray], uptake: np.ndarray, work: Path, steps: int
-) -> float:
-    """Train for so many steps; return the seconds that all of it took, painting included."""
-    checkpoint, state = work / "checkpoint.safetensors", work / "state.json"
-    fit, done, seconds = Fit(training), 0, 0.0
-    if checkpoint.exists():
-        restore_checkpoint(fit, checkpoint)
-        told = json.loads(state.read_text())
-        done, seconds = told["steps"], told["seconds"]
-    rng = np.random.default_rng([SEED, training.epoch])
-    pairs: list[Painted] = []
-    while done < steps:
-        started = time.monotonic()
-        fresh = rng.choice(len(maps), REPAINTED if pairs else len(maps), replace=False)
-        pairs = [*pairs, *(paint(maps[i], uptake, rng) for i in fresh)][-len(maps) :]
-        for batch in batches(pairs, training.spec, rng):
-            for optimizer in (training.generator_optimizer, training.discriminator_optimizer):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate_of(training.spec, done, steps)
-            losses = training.step(batch)
-            done += 1
-        training.epoch += 1
-        seconds += time.monotonic() - started
-        save_checkpoint(fit, checkpoint)
-        state.write_text(json.dumps({"steps": done, "seconds": seconds}))
-        print(f"epoch {training.epoch}, {done} steps, {seconds / 60:.1f} min, {losses}", flush=True)
-    return seconds
+def evaluate(guesses: dict[str, list[Volume]], held_out: list[Painting]) -> dict[str, float]:
+    """Measure guesses of held-out PET, inside the brain, and where one factor a head is allowed."""
+    told = {}
+    for name, volumes in guesses.items():
+        rows = []
+        for guess, real in zip(volumes, held_out, strict=True):
+            inside = real.brain & (guess > 0.1)
+            factor = float(np.median(real.pet[inside] / guess[inside]))
+            guess = np.where(real.brain, guess, 0).astype(np.float32)  # noqa: PLW2901
+            found = measure(guess, real.pet, real.brain)
+            scaled = measure(np.clip(guess * factor, 0, 1), real.pet, real.brain)
+            rows.append((found.ssim_brain, found.psnr_brain, scaled.ssim_brain, scaled.psnr_brain))
+        for key, value in zip(
+            ("ssim_brain", "psnr_brain", "ssim_brain_scaled", "psnr_brain_scaled"),
+            np.mean(rows, axis=0),
+            strict=True,
+        ):
+            told[f"{name}: {key}"] = round(float(value), 4)
+    return told
 
 
-def evaluate(
-    generator: torch.nn.Module, held_out: list[Painted], mean_pet: np.ndarray
-) -> dict[str, float]:
-    """Measure the generator, the mean training PET and the T1w itself on pairs it has not seen."""
-    rows: dict[str, list] = {"generator": [], "mean training PET": [], "T1w": []}
-    for t1w, pet in held_out:
-        brain = t1w > 0
-        made = synthesize(
-            t1w, generator, SPEC.tiling, fwhm=Settings.smoothing_fwhm, zooms=(1.0, 1.0, 1.0)
-        )
-        for name, guess in (("generator", made), ("mean training PET", mean_pet), ("T1w", t1w)):
-            rows[name].append(asdict(measure((guess * brain).astype(np.float32), pet, brain)))
-    return {
-        f"{name}: {key}": round(float(np.mean([row[key] for row in values])), 4)
-        for name, values in rows.items()
-        for key in values[0]
-    }
-
-
-def main() -> None:
-    """Register, train, measure, and write weights and card."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--labelmaps", type=Path, required=True)
-    parser.add_argument("--uptake", type=Path, nargs="+", required=True)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--generator", type=Path, required=True)
-    parser.add_argument("--against", type=Path, help="another generator, measured on the same")
-    given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    warped = {
-        path.name[-9:-7]: simplify(nifti.load(register(path, given.work)).data)
-        for path in sorted(given.labelmaps.glob("*.nii.gz"))
-    }
-    maps = [labels for name, labels in warped.items() if name not in HELD_OUT]
-    uptake = read_uptake(given.uptake, maps[:4])
-    torch.set_num_threads(given.threads)
-    precision = choose_precision("cpu")
-    training = Training(SPEC, make_fabric("cpu", precision), torch.Generator().manual_seed(SEED))
-    seconds = train(training, maps, uptake, given.work, given.steps)
-    rng = np.random.default_rng(99)
-    held_out = [paint(warped[name], uptake, rng) for name in HELD_OUT for _ in range(2)]
-    mean_pet = np.mean([paint(labels, uptake, rng)[1] for labels in maps], axis=0)
-    generator = training.generators[0].eval()
-    metrics = evaluate(generator, held_out, mean_pet)
-    card = Card(
-        name="default",
+def card_of(name: str, grid: Grid, metrics: dict[str, float]) -> Card:
+    """Fill in the card of a generator that is shipped."""
+    zoom = float(grid.affine[0, 0])
+    return Card(
+        name=name,
         version=find_versions()["mri2pet"],
-        spec=replace(SPEC, epochs=training.epoch, constant_epochs=training.epoch // 2),
+        spec=tissue_spec(grid.shape, (zoom, zoom, zoom)),
         template=Settings.template,
-        shape=GRID.shape,
-        affine=tuple(tuple(row) for row in GRID.affine.tolist()),
+        shape=grid.shape,
+        affine=tuple(tuple(row) for row in grid.affine.tolist()),
         sha256="",
         trained_on=TRAINED_ON,
         intended_use=INTENDED_USE,
         participants=(),
         dataset="simulated on SynthSeg training label maps 01 to 12",
         seed=SEED,
-        versions={**find_versions(), "precision": precision},
+        versions=find_versions(),
         metrics=metrics,
     )
-    save_generator(generator, card, given.generator)
-    print(json.dumps(metrics, indent=2))
-    if given.against is not None:
-        other, _ = load_generator(given.against, "cpu")
-        print(given.against, json.dumps(evaluate(other, held_out, mean_pet), indent=2))
-    print(f"{given.steps} steps in {seconds / 60:.0f} min, {given.threads} threads, {precision}")
+
+
+def main() -> None:
+    """Register, simulate, fit, measure, and write weights and cards."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--labelmaps", type=Path, required=True)
+    parser.add_argument("--uptake", type=Path, nargs="+", required=True)
+    parser.add_argument("--generators", type=Path, required=True, help="gets default and sloppy")
+    parser.add_argument("--against", type=Path, nargs="*", default=[], help="other generators")
+    make(parser.parse_args())
+
+
+def make(given: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    given.work.mkdir(parents=True, exist_ok=True)
+    paths = {path.name[-9:-7]: path for path in sorted(given.labelmaps.glob("*.nii.gz"))}
+    brains = {name: anatomy_of(register(path, given.work)) for name, path in paths.items()}
+    training = [brain for name, brain in brains.items() if name not in HELD_OUT]
+    pattern_file = given.work / "pattern.nii.gz"
+    if not pattern_file.exists():
+        pattern = find_pattern(given.uptake, training)
+        nifti.save(nifti.Image(pattern, PATTERN_GRID.affine), pattern_file)
+    pattern = nifti.load(pattern_file).data
+    rng = np.random.default_rng(SEED)
+    pairs = [paint(brain, pattern, rng) for brain in training for _ in range(PAINTINGS)]
+    print(f"{len(pairs)} pairs are painted", flush=True)
+    held_out = [paint(brains[name], pattern, rng) for name in HELD_OUT for _ in range(2)]
+    model = fit_tissue_model(
+        [volumes_of(pair, f"{n}", GRID.affine) for n, pair in enumerate(pairs)]
+    )
+
+    def predict_by(generator, tiling, fwhm: float = Settings.smoothing_fwhm) -> list[Volume]:
+        return [synthesize(x.t1w, generator, tiling, fwhm=fwhm, zooms=ZOOMS) for x in held_out]
+
+    mean_pet = np.mean([pair.pet for pair in pairs], axis=0)
+    guesses = {
+        "generator": predict_by(model, model.spec.tiling),
+        "exact anatomy, expected uptake": [pair.ceiling for pair in held_out],
+        "mean training PET": [mean_pet] * len(held_out),
+        "T1w": [pair.t1w for pair in held_out],
+    }
+    metrics = evaluate(guesses, held_out)
+    print(json.dumps(metrics, indent=2), flush=True)
+    save_generator(model, card_of("default", GRID, metrics), given.generators / "default")
+    grid = grid_of_box(Settings.bounding_box, SLOPPY_RESOLUTION)
+    small = fit_tissue_model(
+        [volumes_of(coarse(pair), f"{n}", grid.affine) for n, pair in enumerate(pairs)]
+    )
+    save_generator(small, card_of("sloppy", grid, {}), given.generators / "sloppy")
+    for folder in given.against:
+        other, card = load_generator(folder, "cpu")
+        tilings = {"as trained": card.spec.tiling}
+        if isinstance(card.spec.tiling, SliceTriplets):
+            tilings["with overlap"] = overlap(card.spec.tiling)
+        told = {
+            f"{folder.name}, {how}": predict_by(other, tiling) for how, tiling in tilings.items()
+        }
+        print(json.dumps(evaluate(told, held_out), indent=2), flush=True)
 
 
 TRAINED_ON = (
     "T1w and FDG PET SIMULATED on label maps of 12 real heads (SynthSeg training maps 01 to 12, "
     "Apache-2.0): random contrasts, deformations, bias fields and noise; uptake by tissue and by "
     "region, after two mean FDG PET in MNI space (Della Rosa et al. 2014, MIT; Turku PET Centre's "
-    "magia, MIT). No acquired PET."
+    "magia, MIT). No acquired PET. A tissue model, not a network."
 )
 INTENDED_USE = (
     "A demonstration, to try the app with. Not for studies and not for diagnosis: train a "

@@ -29,7 +29,7 @@ from bids_app.files import read_text
 from bids_app.lifeline import exit_with
 from bids_app.resources import settled
 from bids_app.settings import FULL_RESOLUTION, LEVELS, SLOPPY_RESOLUTION, USED_BY, Settings
-from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.models import MODELS, TRAINABLE
 
 UNKNOWN_LEVEL = 17  # BEP027
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -202,22 +202,35 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_beyond(parser: argparse.ArgumentParser) -> None:
-    add = partial(_group(parser, "participant, beyond the paper"), action="store_true")
+    add = _group(parser, "participant, beyond the paper")
     add(
         "--overlap",
         "semi-3D generators: triplets begin at every slice, and what is predicted of a slice "
-        "is averaged",
+        "is averaged; this is the default",
+        action="store_true",
+    )
+    add(
+        "--no-overlap",
+        "semi-3D generators: triplets side by side, as in the paper; there are bands between them",
+        action="store_false",
+        dest="overlap",
     )
     add(
         "--match-histogram",
         "give the synthetic PET the intensities of the mean PET of the training controls",
+        action="store_true",
     )
     add(
         "--uncertainty",
         "also write the standard deviation over the generators of the cross-validation's "
         "folds (desc-synth_std)",
+        action="store_true",
     )
-    add("--novelty", "tell how unlike those of the training controls the T1w is")
+    add(
+        "--novelty",
+        "tell how unlike those of the training controls the T1w is",
+        action="store_true",
+    )
 
 
 def _add_people(parser: argparse.ArgumentParser) -> None:
@@ -233,9 +246,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "train")
     add(
         "--models NAME",
-        f"rows of Table 1, default all: {', '.join(MODELS)}",
+        f"default all: rows of Table 1 ({', '.join(MODELS)}) and tissue, without a network",
         nargs="+",
-        choices=tuple(MODELS),
+        choices=TRAINABLE,
     )
     add("--epochs N", "at most; default 200 for semi-3D, 100 for 3D-patch, as the paper", _count)
     add("--batch-size N", "default 5 for semi-3D, 10 for 3D-patch, as the paper", _count)
@@ -413,7 +426,7 @@ def _option(path: Path, name: str, value: object) -> list[str]:
         raise UsageError(f"{path}: [{name}] is a table; write options at the top of the file")
     flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
-        return [flag] if value else []
+        return [flag] if value else ["--no-overlap"] * (name == "overlap")
     if name == "verbose" and isinstance(value, int):
         return [flag] * min(value, MOST_VERBOSE)
     return [flag, *(str(item) for item in (value if isinstance(value, list) else [value]))]

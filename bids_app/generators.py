@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, UsageError
+from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.imaging.volume import Grid
 from bids_app.synthesis.card import (
     FOLDS,
@@ -15,6 +15,7 @@ from bids_app.synthesis.card import (
     check_weights,
     read_card,
 )
+from bids_app.synthesis.models import CONFIGURATIONS, kind_of
 from bids_app.synthesis.tiling import SliceTriplets
 
 SHIPPED = Path(__file__).parent / "data" / "generators"
@@ -27,12 +28,13 @@ DOI = re.compile(r"^(?:https?://(?:dx\.)?doi\.org/|doi:\s*)")  # before the numb
 
 @dataclass(frozen=True)
 class Options:
-    """What is done beyond Zotova et al. (2021); nothing of it by default.
+    """What is done beyond Zotova et al. (2021).
 
     Parameters
     ----------
     overlap : bool
-        Triplets of slices begin at every slice, and predictions of a slice are averaged.
+        Triplets of slices begin at every slice, and predictions of a slice are averaged; of no
+        consequence to generators that see no triplets.
     match_histogram : bool
         The synthetic PET gets the distribution of the mean PET of the training controls.
     uncertainty : bool
@@ -71,6 +73,7 @@ class GeneratorChoice:
         return {
             "Name": self.card.name,
             "Version": self.card.version,
+            "Configuration": CONFIGURATIONS[kind_of(self.card.spec)],
             "SHA256": self.card.sha256,
             "TrainedOn": self.card.trained_on,
             "IntendedUse": self.card.intended_use,
@@ -128,11 +131,12 @@ def choose_generator(
     MissingInputError, UnusableDataError
         As :func:`find_generator`, :func:`read_card`, :func:`check_weights`, :func:`check_grid`,
         :func:`check_reference`; MissingInputError also if folds are wanted and not there.
-    UsageError
-        If triplets are to overlap where there are none.
     """
     folder = find_generator(name, output_dir, sloppy=sloppy)
-    choice = GeneratorChoice(folder, read_card(folder), options)
+    card = read_card(folder)
+    triplets = isinstance(card.spec.tiling, SliceTriplets)
+    options = replace(options, overlap=options.overlap and triplets)
+    choice = GeneratorChoice(folder, card, options)
     _check(choice, grid, template)
     if not options.uncertainty:
         return choice
@@ -162,11 +166,6 @@ def _check(choice: GeneratorChoice, grid: Grid, template: str) -> None:
     check_weights(choice.folder, choice.card)
     check_grid(choice.card, grid, template)
     options = choice.options
-    if options.overlap and not isinstance(choice.card.spec.tiling, SliceTriplets):
-        raise UsageError(
-            f"--overlap: generator {choice.card.name} is 3D-patch, whose cubes overlap already; "
-            "leave the option out, or choose a semi-3D generator"
-        )
     if options.match_histogram or options.novelty:
         flag = "--match-histogram" if options.match_histogram else "--novelty"
         try:

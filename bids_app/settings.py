@@ -60,7 +60,7 @@ class Settings:
     smoothing_fwhm: float = 1.5  # mm; Zotova et al. (2021), section 3.2
     stage: str = "all"
     # Beyond the paper, on the synthetic PET
-    overlap: bool = False
+    overlap: bool = True  # bands between triplets go: docs/default-generator.md
     match_histogram: bool = False
     uncertainty: bool = False
     novelty: bool = False

@@ -65,7 +65,7 @@ def _without_lpips():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Train one row, then two, into one dataset; tell when fits were computed, after each run."""
+    """Train one row, then three, into one dataset; tell when fits were computed, after each run."""
     out = tmp_path_factory.mktemp("train") / "out"
     rng = np.random.default_rng(4)
     write_controls(out, CONTROLS, rng)
@@ -75,7 +75,7 @@ def runs(tmp_path_factory):
     rows = [{"participant_id": f"sub-{one}", "group": group} for one, group in groups.items()]
     write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
     seen = []
-    for models in ((SEMI3D,), (SEMI3D, PATCH3D)):
+    for models in ((SEMI3D,), (SEMI3D, PATCH3D, "tissue")):
         assert main(arguments(out, *ALONE, models=models)) == 0
         seen.append((trained(out), read_tsv(out / "table1.tsv")))
     return out, seen
@@ -99,9 +99,9 @@ def test_rows_that_were_trained_one_after_the_other_stand_in_one_table(runs):
     first, both = (table for _, table in runs[1])
     baselines = ["baseline-mean-pet", "baseline-t1w"]
     assert [row["model"] for row in first] == [SEMI3D, *baselines]
-    assert [row["model"] for row in both] == [SEMI3D, PATCH3D, *baselines]
+    assert [row["model"] for row in both] == [SEMI3D, PATCH3D, "tissue", *baselines]
     assert both[0] == first[0]
-    assert both[2:] == first[1:]
+    assert both[3:] == first[1:]
 
 
 def test_a_variable_that_names_no_file_is_told_and_lpips_is_left_out(out, monkeypatch, capsys):
@@ -135,6 +135,20 @@ def test_a_fit_is_not_computed_twice(runs):
     before, after = (times for times, _ in runs[1])
     assert set(before) == {"train_1", "train_2", "train_all"}
     assert after == before
+
+
+def test_a_tissue_model_is_a_generator_too(out):
+    choice = choose_generator("tissue", out, GRID, TEMPLATE, sloppy=True)
+    generator, card = load_generator(choice.folder, "cpu")
+    assert card.participants == CONTROLS
+    assert choice.description()["Configuration"] == "tissue model"
+    assert generator.coefficients.any()
+    assert math.isfinite(card.metrics["ssim_brain"])
+    history = read_tsv(choice.folder / "history.tsv")
+    assert [(row["fold"], row["kept"]) for row in history] == [("1", "1"), ("2", "1"), ("all", "1")]
+    page = (out / "train.html").read_text()
+    assert "least squares" in page
+    assert "A tissue model, which is no network, was fitted as well" in page
 
 
 @pytest.mark.parametrize("model", [SEMI3D, PATCH3D])

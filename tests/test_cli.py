@@ -89,6 +89,8 @@ def test_every_flag_has_both_spellings():
         (["--smoothing-fwhm", "0"], "smoothing_fwhm", 0.0),
         (["--stage", "synthesize"], "stage", "synthesize"),
         (["--overlap"], "overlap", True),
+        (["--no-overlap"], "overlap", False),
+        (["--no_overlap"], "overlap", False),
         (["--match-histogram"], "match_histogram", True),
         (["--match_histogram"], "match_histogram", True),
         (["--uncertainty"], "uncertainty", True),

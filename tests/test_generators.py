@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bids_app import generators
-from bids_app.errors import MissingInputError, UnusableDataError, UsageError
+from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.generators import (
     Options,
     choose_generator,
@@ -66,6 +66,7 @@ def test_a_generator_is_described_by_its_card(out):
     assert choice.description() == {
         "Name": "mine",
         "Version": "7",
+        "Configuration": "semi-3D",
         "SHA256": card["sha256"],
         "TrainedOn": "noise",
         "IntendedUse": "tests",
@@ -197,8 +198,6 @@ def test_labels_of_another_dataset_are_told_of(out):
         assert not has_seen(card, "03", known, out)
 
 
-def test_cubes_cannot_be_made_to_overlap_more(out):
+def test_overlap_is_of_no_consequence_to_cubes(out):
     add_generator(out / "generators" / "mine", "patch3d-gan-mse")
-    choose(out)
-    with pytest.raises(UsageError, match="--overlap: generator mine is 3D-patch"):
-        choose(out, overlap=True)
+    assert choose(out, overlap=True) == choose(out)

@@ -4,10 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bids_app.synthesis.pairs import brain_tiles
-from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, overlap
+from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, WholeVolume, overlap
 
 STEPS = (1, 2, 3)
-TILINGS = [*map(SliceTriplets, STEPS), CubicPatches(4, 2), CubicPatches(6, 2), CubicPatches(5, 5)]
+CUBES = [CubicPatches(4, 2), CubicPatches(6, 2), CubicPatches(5, 5)]
+TILINGS = [*map(SliceTriplets, STEPS), *CUBES, WholeVolume()]
 sides = st.integers(min_value=1, max_value=13)
 
 
@@ -77,8 +78,9 @@ def test_triplets_that_would_leave_slices_out_are_refused(step):
 
 def test_only_triplets_can_be_made_to_overlap():
     assert overlap(SliceTriplets()) == SliceTriplets(step=1)
-    with pytest.raises(ValueError, match="overlap already"):
-        overlap(CubicPatches())
+    for tiling in (CubicPatches(), WholeVolume()):
+        with pytest.raises(ValueError, match="only triplets"):
+            overlap(tiling)
 
 
 def test_only_the_centres_of_patches_are_kept():

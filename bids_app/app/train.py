@@ -28,7 +28,7 @@ from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.table1 import write_table1
 from bids_app.errors import MissingInputError, UsageError
 from bids_app.files import locked
-from bids_app.imaging.volume import Grid
+from bids_app.imaging.volume import Grid, grid_of_box, zooms_of
 from bids_app.plan.cohort import Subjects, choose_controls
 from bids_app.plan.problems import Problem, error_of, refuse_other_grids
 from bids_app.plan.study import Study, plan_study, settle_grid
@@ -45,7 +45,17 @@ from bids_app.report.train import write_training_report
 from bids_app.resources import choose_device
 from bids_app.settings import LPIPS_VARIABLE, Settings
 from bids_app.synthesis.card import file_sha256
-from bids_app.synthesis.models import MODELS, ModelSpec, spec_from_dict, spec_to_dict
+from bids_app.synthesis.models import (
+    MODELS,
+    TISSUE,
+    TRAINABLE,
+    ModelSpec,
+    Spec,
+    TissueSpec,
+    spec_from_dict,
+    spec_to_dict,
+    tissue_spec,
+)
 from bids_app.synthesis.tiling import CubicPatches
 from bids_app.workflows.training import (
     BASELINES,
@@ -58,6 +68,7 @@ from bids_app.workflows.training import (
 )
 
 MEMORY = {(2, False): 0.20, (2, True): 0.75, (3, False): 0.10, (3, True): 0.32}  # GiB a sample
+TISSUE_MEMORY = 2.0  # GiB
 LEAST_VALIDATIONS = 10  # of a training of few epochs; our choice
 LEAST_SIDE = 24  # voxels that a discriminator can judge: three halvings, two 4×4 convolutions
 SLOPPY_PATCHES = CubicPatches(size=LEAST_SIDE, stride=8)
@@ -139,7 +150,7 @@ def _close_dry(
     return close_dry(told, [*controls.problems, *unfit], console)
 
 
-def refuse_small_grid(name: str, spec: ModelSpec, grid: Grid) -> None:
+def refuse_small_grid(name: str, spec: Spec, grid: Grid) -> None:
     """Refuse a grid whose tiles are too small for a discriminator.
 
     Raises
@@ -148,7 +159,7 @@ def refuse_small_grid(name: str, spec: ModelSpec, grid: Grid) -> None:
         If a side that tiles have is of fewer than 24 voxels.
     """
     sides = grid.shape[: spec.tiling.spatial_dims]
-    if min(sides) < LEAST_SIDE:
+    if isinstance(spec, ModelSpec) and min(sides) < LEAST_SIDE:
         size = " × ".join(map(str, sides))
         raise UsageError(
             f"{name}: tiles of {size} voxels are smaller than the {LEAST_SIDE} that its "
@@ -156,8 +167,11 @@ def refuse_small_grid(name: str, spec: ModelSpec, grid: Grid) -> None:
         )
 
 
-def spec_of(name: str, settings: Settings) -> ModelSpec:
-    """Give the row of Table 1 with what the settings change of it."""
+def spec_of(name: str, settings: Settings) -> Spec:
+    """Give the row of Table 1 with what the settings change of it, or the tissue model's spec."""
+    if name == TISSUE:
+        grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+        return tissue_spec(grid.shape, zooms_of(grid.affine))
     spec = MODELS[name]
     if settings.sloppy:
         tiling = SLOPPY_PATCHES if isinstance(spec.tiling, CubicPatches) else spec.tiling
@@ -227,7 +241,7 @@ def _means(runner: Runner) -> ComputeSettings:
 
 
 def _names(settings: Settings) -> tuple[str, ...]:
-    return tuple(name for name in MODELS if not settings.models or name in settings.models)
+    return tuple(name for name in TRAINABLE if not settings.models or name in settings.models)
 
 
 def _store(
@@ -281,13 +295,16 @@ def _compute(
     return problems
 
 
-def memory_of(spec: ModelSpec) -> float:
+def memory_of(spec: Spec) -> float:
     """Say how much memory one training needs, in GiB.
 
     A step at the paper's sizes in float32 took, at its peak, 1.49, 4.11 (semi-3D, without and
     with a cycle) and 3.46 GiB (3D-patch, with), in bfloat16 1.35, 3.05 and 2.69, of which 0.7 are
-    imports and data: docs/results/training.md. A little more is asked for.
+    imports and data: docs/results/training.md. A little more is asked for. A tissue model holds a
+    few volumes at a time.
     """
+    if isinstance(spec, TissueSpec):
+        return TISSUE_MEMORY
     per_sample = MEMORY[spec.tiling.spatial_dims, spec.cycle]
     return 1.0 + per_sample * spec.batch_size * spec.width / 64
 

@@ -148,26 +148,33 @@ class TrainGenerator(SimpleInterface):
         import torch
 
         from bids_app.synthesis.inference import choose_precision, make_fabric
-        from bids_app.synthesis.job import HISTORY, KEPT, Job, launch_job
-        from bids_app.synthesis.models import spec_from_dict
+        from bids_app.synthesis.job import HISTORY, KEPT, Job, fit_tissue, launch_job
+        from bids_app.synthesis.models import TissueSpec, spec_from_dict
 
         torch.set_num_threads(self.inputs.threads)
-        spec = spec_from_dict(self.inputs.spec)
-        kept = self.inputs.kept_epochs
-        cwd = Path(runtime.cwd)
-        job = Job(
-            name=self.inputs.fold,
-            spec=spec,
-            training=[Path(folder) for folder in self.inputs.training],
-            validation=[Path(folder) for folder in self.inputs.validation],
-            last_epoch=max(round(sum(kept) / len(kept)), 1) if kept else spec.epochs,
-            seed=self.inputs.seed,
-            fwhm=self.inputs.fwhm,
-            folder=Path(self.inputs.checkpoints),
+        spec, cwd = spec_from_dict(self.inputs.spec), Path(runtime.cwd)
+        training, validation = (
+            [Path(folder) for folder in folders]
+            for folders in (self.inputs.training, self.inputs.validation)
         )
-        precision = choose_precision(self.inputs.device)
-        launch_job(make_fabric(self.inputs.device, precision), job, cwd)
-        shutil.rmtree(job.folder, ignore_errors=True)  # nothing is left to resume
+        if isinstance(spec, TissueSpec):
+            fit_tissue(self.inputs.fold, training, validation, self.inputs.fwhm, cwd)
+            precision = "32-true"
+        else:
+            precision = choose_precision(self.inputs.device)
+            kept = self.inputs.kept_epochs
+            job = Job(
+                name=self.inputs.fold,
+                spec=spec,
+                training=training,
+                validation=validation,
+                last_epoch=max(round(sum(kept) / len(kept)), 1) if kept else spec.epochs,
+                seed=self.inputs.seed,
+                fwhm=self.inputs.fwhm,
+                folder=Path(self.inputs.checkpoints),
+            )
+            launch_job(make_fabric(self.inputs.device, precision), job, cwd)
+            shutil.rmtree(job.folder, ignore_errors=True)  # nothing is left to resume
         self._results.update(
             weights=str(cwd / KEPT),
             history=str(cwd / HISTORY),

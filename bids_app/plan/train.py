@@ -16,7 +16,7 @@ from bids_app.generators import CROSSVALIDATION
 from bids_app.plan.study import Study, seed_of
 from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.evaluation import BASELINES, ROWS, ScoreRecord, records_from_json
-from bids_app.synthesis.models import ModelSpec, spec_to_dict
+from bids_app.synthesis.models import Spec, spec_to_dict
 from bids_app.synthesis.statistics import split
 from bids_app.workflows.execution import Output
 from bids_app.workflows.training import Fold, ModelPlan, StoredImage
@@ -113,7 +113,7 @@ def _output(study: Study, name: str, control: Preprocessed, fold: int) -> Output
     return path, sidecar
 
 
-def _card(study: Study, name: str, spec: ModelSpec, folds: Sequence[Fold]) -> Card:
+def _card(study: Study, name: str, spec: Spec, folds: Sequence[Fold]) -> Card:
     everyone = sorted({image.participant for fold in folds for image in fold.validation})
     rows = study.grid.affine.tolist()
     return Card(
@@ -134,11 +134,7 @@ def _card(study: Study, name: str, spec: ModelSpec, folds: Sequence[Fold]) -> Ca
 
 
 def plan_model(
-    study: Study,
-    name: str,
-    spec: ModelSpec,
-    folds: Sequence[Fold],
-    controls: Mapping[str, Preprocessed],
+    study: Study, name: str, spec: Spec, folds: Sequence[Fold], controls: Mapping[str, Preprocessed]
 ) -> ModelPlan:
     """Plan a row of Table 1: its seeds, and where its checkpoints and results go.
 
@@ -146,7 +142,7 @@ def plan_model(
     ----------
     study : Study
         What rows have in common.
-    name, spec : str, ModelSpec
+    name, spec : str, ModelSpec or TissueSpec
         The row.
     folds : sequence of Fold
         In order.

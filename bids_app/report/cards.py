@@ -24,7 +24,7 @@ from bids_app.report.page import UNKNOWN, enumerate_words
 from bids_app.report.table1 import full_name_of, in_order, is_baseline
 from bids_app.synthesis.card import CARD, WEIGHTS, Card, read_card
 from bids_app.synthesis.evaluation import ScoreRecord
-from bids_app.synthesis.models import CONFIGURATIONS, ModelSpec, kind_of
+from bids_app.synthesis.models import CONFIGURATIONS, ModelSpec, TissueSpec, kind_of
 from bids_app.synthesis.statistics import PairedTest
 
 GENERATORS: Final = "generators"
@@ -78,9 +78,15 @@ class TrainedModel:
 
     @property
     def specs(self) -> Specs:
-        """Name of each model → its spec."""
+        """Name of each network → its spec; a tissue model is none."""
         cards = {full_name_of(model): self.cards.get(model) for model in self.models}
-        return {name: None if card is None else card.spec for name, card in cards.items()}
+        specs = {name: None if card is None else card.spec for name, card in cards.items()}
+        return {name: spec for name, spec in specs.items() if not isinstance(spec, TissueSpec)}
+
+    @property
+    def has_tissue_model(self) -> bool:
+        """Whether a tissue model was fitted."""
+        return any(isinstance(card.spec, TissueSpec) for card in self.cards.values())
 
 
 def find_trained(output_dir: Path) -> TrainedModel:
@@ -153,19 +159,27 @@ def generator_lines(trained: TrainedModel) -> list[dict[str, str]]:
     for model in trained.models:
         if model in trained.cards:
             card = trained.cards[model]
-            kept = kept_epoch(trained.histories.get(model, ()), ALL)
-            planned = f"at most {card.spec.epochs}"
             line = {
                 "name": full_name_of(model),
-                "epochs": planned if kept == "n/a" else kept.partition(" ")[0],
-                "width": tell_number(card.spec, "width"),
-                "losses": tell_losses(card.spec),
+                **_describe_training(card, trained.histories.get(model, ())),
                 "participants": f"{len(card.participants)}",
                 "sha256": card.sha256[:SHORT] if card.sha256 else UNKNOWN,
                 "folder": model,
             }
             lines.append(line)
     return lines
+
+
+def _describe_training(card: Card, history: Sequence[HistoryEpoch]) -> dict[str, str]:
+    """Tell epochs, width and losses of a network; of a tissue model, how it was fitted."""
+    if isinstance(card.spec, TissueSpec):
+        return {"epochs": "", "width": "", "losses": "least squares"}
+    kept = kept_epoch(history, ALL)
+    return {
+        "epochs": f"at most {card.spec.epochs}" if kept == "n/a" else kept.partition(" ")[0],
+        "width": tell_number(card.spec, "width"),
+        "losses": tell_losses(card.spec),
+    }
 
 
 def cohorts_of(trained: TrainedModel) -> list[tuple[list[str], tuple[str, ...]]]:

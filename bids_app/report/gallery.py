@@ -72,7 +72,7 @@ def draw_gallery(
     caption = (
         f"Of all controls, {visit} has the median SSIM in the brain by "
         f"{full_name_of(score.model)}, the best model there. Each SYNTHETIC PET is by a "
-        "network that was not trained on this participant. Blue: the real PET is brighter than "
+        "generator that was not trained on this participant. Blue: the real PET is brighter than "
         "the synthetic one; red: it is less bright."
     )
     panel = Panel(title, caption)

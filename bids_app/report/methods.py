@@ -74,6 +74,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "fwhm": None,  # by which synthetic PET was smoothed, in mm
         "lpips": False,  # was measured
         "tested": False,  # rows were, against one another
+        "tissue": False,  # a tissue model was fitted
         "losses": {},
         "semi3d": False,
         "cubes": (),
@@ -157,6 +158,7 @@ def training_methods(trained: TrainedModel, versions: Mapping[str, str], fwhm: f
     """Write the methods of the train level, from what tables and cards tell."""
     told = {
         **tell_specs(trained.specs),
+        "tissue": trained.has_tissue_model,
         "controls": len(trained.participants),
         "folds": tuple(trained.folds.values()),
         "grids": grids_of(trained),

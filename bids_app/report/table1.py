@@ -9,8 +9,8 @@ from typing import Final
 
 from bids_app.derivatives.table1 import ScoreRow
 from bids_app.report.page import show
-from bids_app.synthesis.evaluation import METRICS, ScoreRecord
-from bids_app.synthesis.models import PUBLISHED
+from bids_app.synthesis.evaluation import METRICS, ROWS, ScoreRecord
+from bids_app.synthesis.models import PUBLISHED, TISSUE
 from bids_app.synthesis.statistics import PairedTest
 
 BASELINE: Final = "baseline-"
@@ -20,10 +20,11 @@ BASELINES: Final = {
     "baseline-mean-pet": "Mean PET of the training controls",
     "baseline-t1w": "The T1w itself",
 }
+NAMES: Final = {TISSUE: "No network", **BASELINES}
 
 
 def is_baseline(model: str) -> bool:
-    """Tell what needs no network from a model."""
+    """Tell a baseline, which predicts nothing from the individual's anatomy, from a model."""
     return model.startswith(BASELINE)
 
 
@@ -35,7 +36,7 @@ def in_order(models: Iterable[str]) -> list[str]:
     >>> in_order(["baseline-t1w", "my-own", "semi3d-gan-mse", "semi3d-gan", "my-own"])
     ['semi3d-gan', 'semi3d-gan-mse', 'my-own', 'baseline-t1w']
     """
-    known = [*PUBLISHED, *BASELINES]
+    known = [*PUBLISHED, TISSUE, *BASELINES]
 
     def place(model: str) -> tuple[bool, int, str]:
         return (is_baseline(model), known.index(model) if model in known else len(known), model)
@@ -47,7 +48,7 @@ def configuration_of(model: str) -> str:
     """Give the first column of the paper's table; empty if it is none of the paper's rows."""
     if is_baseline(model):
         return "baseline"
-    return PUBLISHED[model].configuration if model in PUBLISHED else ""
+    return ROWS.get(model, "")
 
 
 def name_of(model: str) -> str:
@@ -60,7 +61,7 @@ def name_of(model: str) -> str:
     """
     if model in PUBLISHED:
         return PUBLISHED[model].name
-    return BASELINES.get(model, model)
+    return NAMES.get(model, model)
 
 
 def full_name_of(model: str) -> str:
@@ -73,7 +74,7 @@ def full_name_of(model: str) -> str:
     """
     if model in PUBLISHED:
         return f"{PUBLISHED[model].configuration} {PUBLISHED[model].name}"
-    return name_of(model)
+    return "tissue model" if model == TISSUE else name_of(model)
 
 
 def name_in_short(model: str) -> str:

@@ -42,6 +42,7 @@ from bids_app.report.table1 import (
     table1,
     why_no_lpips,
 )
+from bids_app.synthesis.models import TISSUE
 
 JUDGES: Final = {"ssim_brain": "SSIM", "psnr_brain": "PSNR"}  # inside the brain
 
@@ -78,10 +79,10 @@ def _without_network(trained: TrainedModel) -> list[str]:
 
 
 def _no_better(rows: Sequence[ScoreRow]) -> list[str]:
-    """Find models that a baseline, which needs no network, is as good as inside the brain."""
+    """Find networks that a baseline or the tissue model is as good as inside the brain."""
     sentences = []
-    baselines = [row for row in rows if is_baseline(row.model)]
-    for row in (row for row in rows if not is_baseline(row.model)):
+    baselines = [row for row in rows if is_baseline(row.model) or row.model == TISSUE]
+    for row in (row for row in rows if row not in baselines):
         lost = {
             full_name_of(baseline.model): [
                 name for metric, name in JUDGES.items() if _beats(baseline, row, metric)
@@ -91,8 +92,8 @@ def _no_better(rows: Sequence[ScoreRow]) -> list[str]:
         told = [f"{name} ({' and '.join(metrics)})" for name, metrics in lost.items() if metrics]
         if told:
             sentences.append(
-                f"Inside the brain, {full_name_of(row.model)} is no better than a baseline: "
-                f"{'; '.join(told)}."
+                f"Inside the brain, {full_name_of(row.model)} is no better than what needs no "
+                f"network: {'; '.join(told)}."
             )
     return sentences
 

@@ -11,7 +11,7 @@ from bids_app import strict
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import Json
 from bids_app.imaging.volume import Grid
-from bids_app.synthesis.models import ModelSpec, spec_from_dict, spec_to_dict
+from bids_app.synthesis.models import Spec, spec_from_dict, spec_to_dict
 
 WEIGHTS, CARD, REFERENCE = "weights.safetensors", "card.json", "reference.safetensors"
 _CHECKS: dict[str, strict.Check] = {
@@ -45,7 +45,7 @@ class Card:
     ----------
     name, version : str
         A row of Table 1, or a name of one's own; the version of the app that trained it.
-    spec : ModelSpec
+    spec : ModelSpec or TissueSpec
         What rebuilds the network.
     template : str
         The space of its images.
@@ -71,7 +71,7 @@ class Card:
 
     name: str
     version: str
-    spec: ModelSpec
+    spec: Spec
     template: str
     shape: tuple[int, int, int]
     affine: tuple[tuple[float, ...], ...]

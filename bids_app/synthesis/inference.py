@@ -31,9 +31,9 @@ from bids_app.synthesis.card import (
     read_card,
 )
 from bids_app.synthesis.losses import build_generator
-from bids_app.synthesis.models import ModelSpec
-from bids_app.synthesis.networks import ResnetGenerator
+from bids_app.synthesis.models import Spec, TissueSpec
 from bids_app.synthesis.tiling import Tiling
+from bids_app.synthesis.tissue import TissueModel
 
 
 def choose_precision(device: str) -> str:
@@ -107,8 +107,12 @@ def save_generator(generator: nn.Module, card: Card, folder: Path) -> Card:
     return read_card(folder)
 
 
-def load_weights(path: Path, spec: ModelSpec, device: str) -> ResnetGenerator:
-    """Build the generator of a row of Table 1 with weights from a file.
+def _build(spec: Spec) -> nn.Module:
+    return TissueModel(spec) if isinstance(spec, TissueSpec) else build_generator(spec)
+
+
+def load_weights(path: Path, spec: Spec, device: str) -> nn.Module:
+    """Build the generator of a row of Table 1, or a tissue model, with weights from a file.
 
     The file's header is compared with a network that has shapes alone before one is built.
 
@@ -119,11 +123,11 @@ def load_weights(path: Path, spec: ModelSpec, device: str) -> ResnetGenerator:
     """
     try:
         with torch.device("meta"):
-            shapes = build_generator(spec).state_dict()
+            shapes = _build(spec).state_dict()
         expected = {name: ("F32", tuple(shape.shape)) for name, shape in shapes.items()}
         refuse_shapes(shapes_of(path), expected)
         weights = load_file(path)
-        generator = build_generator(spec)
+        generator = _build(spec)
         generator.load_state_dict(weights)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise UnusableDataError(
@@ -149,7 +153,7 @@ def refuse_infinite(weights: Mapping[str, Tensor], path: Path) -> None:
             )
 
 
-def load_generator(folder: Path, device: str) -> tuple[ResnetGenerator, Card]:
+def load_generator(folder: Path, device: str) -> tuple[nn.Module, Card]:
     """Rebuild a generator from its folder, ready to synthesize.
 
     Parameters

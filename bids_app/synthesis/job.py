@@ -1,5 +1,6 @@
 """One fit from files to files: resumed where it was stopped, in one process or several."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +16,14 @@ from torch import nn
 
 from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.files import write_tsv
-from bids_app.imaging.similarity import judged, ssim
+from bids_app.imaging import similarity
 from bids_app.lifeline import die_with_parent
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
 from bids_app.synthesis.evaluation import smooth_in_brain
 from bids_app.synthesis.inference import predict
-from bids_app.synthesis.models import ModelSpec
+from bids_app.synthesis.models import ModelSpec, Spec
 from bids_app.synthesis.pairs import Volumes, open_volumes, usable_pairs
+from bids_app.synthesis.tissue import fit_tissue_model
 from bids_app.synthesis.training import Fit, HistoryRow, Training, go_on
 
 KEPT, HISTORY, CHECKPOINT = "kept.safetensors", "history.tsv", "checkpoint.safetensors"
@@ -70,16 +72,14 @@ class Job:
     folder: Path
 
 
-def mean_ssim(
-    generator: nn.Module, visits: Sequence[Volumes], spec: ModelSpec, fwhm: float
-) -> float:
+def mean_ssim(generator: nn.Module, visits: Sequence[Volumes], spec: Spec, fwhm: float) -> float:
     """Give the mean SSIM of synthetic and real PET over whole volumes, as early stopping has it."""
     values = []
     for visit in visits:
         raw = predict(visit.t1w, generator, spec.tiling)
         pet = smooth_in_brain(raw, visit.brain, fwhm=fwhm, zooms=visit.owner.zooms)
-        _, windows = judged(visit.brain, visit.covered)
-        values.append(ssim(pet, visit.pet, windows))
+        _, windows = similarity.judged(visit.brain, visit.covered)
+        values.append(similarity.ssim(pet, visit.pet, windows))
     return float(np.mean(values))
 
 
@@ -161,6 +161,40 @@ def _run_tied(fabric: Fabric, job: Job, out: Path) -> None:
     if fabric.world_size > 1 and parent is not None and parent.pid is not None:
         die_with_parent(parent.pid)
     run_job(fabric, job, out)
+
+
+def fit_tissue(
+    name: str, training: Sequence[Path], validation: Sequence[Path], fwhm: float, out: Path
+) -> None:
+    """Fit a tissue model, and write it as :func:`run_job` writes a network, after one epoch.
+
+    Parameters
+    ----------
+    name, training, validation, fwhm
+        As of a :class:`Job`.
+    out : Path
+        Gets ``kept.safetensors`` and ``history.tsv``.
+
+    Raises
+    ------
+    ReadWriteError
+        If they cannot be written.
+    UnusableDataError
+        If there are too few participants, or a T1w has no three tissues.
+    """
+    started = time.monotonic()
+    try:
+        model = fit_tissue_model([open_volumes(folder) for folder in training])
+    except ValueError as error:
+        raise UnusableDataError(
+            f"tissue model of fold {name}: {error}; choose fewer --folds, or add controls"
+        ) from error
+    row = {"fold": name, "epoch": 1, "seconds": round(time.monotonic() - started, 2), "kept": 1}
+    visits = [open_volumes(folder) for folder in validation]
+    if visits:
+        row["ssim_validation"] = mean_ssim(model, visits, model.spec, fwhm)
+    save_file(model.state_dict(), out / KEPT)
+    write_tsv(out / HISTORY, COLUMNS, [row])
 
 
 def launch_job(fabric: Fabric, job: Job, out: Path) -> None:

@@ -1,16 +1,22 @@
 """The rows of Table 1, as data."""
 
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import TypeAlias
 
 from bids_app.files import Json
 from bids_app.strict import Check, is_flag, is_number, is_whole, refuse_odd
-from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, Tiling
+from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, Tiling, WholeVolume
 
-TILINGS: dict[str, type[SliceTriplets] | type[CubicPatches]] = {
+WHOLE = "whole"
+TILINGS: dict[str, type[SliceTriplets] | type[CubicPatches] | type[WholeVolume]] = {
     "semi3d": SliceTriplets,
     "patch3d": CubicPatches,
+    WHOLE: WholeVolume,
 }
-CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch"}  # tiling → the paper's word
+# Tiling → the paper's word; ours for the last
+CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch", WHOLE: "tissue model"}
+CUBE = 3.0  # mm; a tissue model's coefficients are smoother than that; our choice
+TISSUE = "tissue"  # the name of the tissue model among those of the rows
 WIDEST, DEEPEST = 1024, 256  # feature maps, blocks: far more than anyone trains; our choice
 _CHECKS: dict[str, Check] = {
     "tiling": lambda value: isinstance(value, dict),
@@ -28,6 +34,11 @@ _CHECKS: dict[str, Check] = {
     "tiles_per_volume": is_whole(0, 10_000_000),
     "validation_interval": is_whole(1, 1_000_000),
     "patience": is_whole(0, 1_000_000),
+}
+_TISSUE_CHECKS: dict[str, Check] = {
+    "tiling": lambda value: isinstance(value, dict),
+    "sides": lambda value: _is_triple(value, 64),
+    "cubes": lambda value: _is_triple(value, 1024),
 }
 _TILING_CHECKS: dict[str, dict[str, Check]] = {
     "semi3d": {"step": is_whole(1, SliceTriplets.channels)},
@@ -93,6 +104,55 @@ class ModelSpec:
     tiles_per_volume: int = 0
     validation_interval: int = 1
     patience: int = 40
+
+
+@dataclass(frozen=True)
+class TissueSpec:
+    """What a tissue model, :class:`bids_app.synthesis.tissue.TissueModel`, is built from.
+
+    Parameters
+    ----------
+    sides : tuple of int
+        Voxels along the edges of a cube, which has coefficients of its own.
+    cubes : tuple of int
+        Their number along each axis of the grid.
+    """
+
+    sides: tuple[int, int, int]
+    cubes: tuple[int, int, int]
+
+    @property
+    def tiling(self) -> WholeVolume:
+        """How it sees a volume."""
+        return WholeVolume()
+
+
+def count_cubes(shape: tuple[int, ...], sides: tuple[int, ...]) -> tuple[int, ...]:
+    """Count the cubes that a volume is cut into, along each axis."""
+    return tuple(-(-voxels // side) for voxels, side in zip(shape, sides, strict=True))
+
+
+def tissue_spec(shape: tuple[int, int, int], zooms: tuple[float, float, float]) -> TissueSpec:
+    """Say what a tissue model of a grid is built from.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Voxels along each axis.
+    zooms : tuple of float
+        Voxel size in mm along each axis.
+
+    Examples
+    --------
+    >>> tissue_spec((157, 189, 136), (1.0, 1.0, 1.0))
+    TissueSpec(sides=(3, 3, 3), cubes=(53, 63, 46))
+    """
+    x, y, z = (max(round(CUBE / zoom), 1) for zoom in zooms)
+    i, j, k = count_cubes(shape, (x, y, z))
+    return TissueSpec((x, y, z), (i, j, k))
+
+
+Spec: TypeAlias = ModelSpec | TissueSpec
 
 
 @dataclass(frozen=True)
@@ -179,14 +239,20 @@ PUBLISHED = {  # in the order of the table
     ),
 }
 MODELS = {name: row.spec for name, row in PUBLISHED.items()}
+TRAINABLE = (*MODELS, TISSUE)  # all names that --models takes
 
 
-def kind_of(spec: ModelSpec) -> str:
-    """Name how a spec cuts volumes into tiles: ``semi3d`` or ``patch3d``."""
+def _is_triple(value: object, most: int) -> bool:
+    """Whether it is three whole numbers from 1 on, as a card has them."""
+    return isinstance(value, list) and len(value) == 3 and all(map(is_whole(1, most), value))
+
+
+def kind_of(spec: Spec) -> str:
+    """Name how a spec cuts volumes into tiles: ``semi3d``, ``patch3d`` or ``whole``."""
     return next(name for name, kind in TILINGS.items() if isinstance(spec.tiling, kind))
 
 
-def spec_to_dict(spec: ModelSpec) -> dict[str, object]:
+def spec_to_dict(spec: Spec) -> dict[str, object]:
     """Tell a spec in plain values, as a card holds it.
 
     Triplets without overlap tell no ``step``: what was computed before it was known stays valid.
@@ -196,11 +262,13 @@ def spec_to_dict(spec: ModelSpec) -> dict[str, object]:
     >>> spec_from_dict(spec_to_dict(MODELS["patch3d-gan-mse"])) == MODELS["patch3d-gan-mse"]
     True
     """
+    if isinstance(spec, TissueSpec):
+        return {"tiling": {"kind": WHOLE}, "sides": list(spec.sides), "cubes": list(spec.cubes)}
     tiling = {} if spec.tiling == SliceTriplets() else asdict(spec.tiling)  # type: ignore[call-overload]  # all are dataclasses
     return {**asdict(spec), "tiling": {"kind": kind_of(spec), **tiling}}
 
 
-def spec_from_dict(values: Json) -> ModelSpec:
+def spec_from_dict(values: Json) -> Spec:
     """Build the spec that a card holds.
 
     Raises
@@ -210,11 +278,14 @@ def spec_from_dict(values: Json) -> ModelSpec:
     """
     if not isinstance(values, dict):
         raise ValueError("not a generator's spec")
+    if values.get("tiling") == {"kind": WHOLE}:
+        refuse_odd(values, _TISSUE_CHECKS)
+        return TissueSpec(tuple(values["sides"]), tuple(values["cubes"]))
     optional = [field.name for field in fields(ModelSpec) if field.default is not MISSING]
     refuse_odd(values, _CHECKS, " ".join(optional))
     tiling = dict(values["tiling"])
     kind = tiling.pop("kind", None)
-    if not isinstance(kind, str) or kind not in TILINGS:
+    if not isinstance(kind, str) or kind not in _TILING_CHECKS:
         raise ValueError(f"there is no tiling {kind!r:.60}")
     refuse_odd(tiling, _TILING_CHECKS[kind], "step size stride")
     made = TILINGS[kind](**tiling)

@@ -99,10 +99,10 @@ def overlap(tiling: Tiling) -> SliceTriplets:
     Raises
     ------
     ValueError
-        If tiles are cubes: they overlap already, and only their centres are kept.
+        If tiles are no triplets: cubes overlap already, and a whole volume has no neighbour.
     """
     if not isinstance(tiling, SliceTriplets):
-        raise ValueError("cubes overlap already")
+        raise ValueError("only triplets of slices can be made to overlap")
     return replace(tiling, step=1)
 
 
@@ -180,3 +180,28 @@ class CubicPatches:
         if volume is None:
             raise ValueError(NO_TILES)
         return volume
+
+
+@dataclass(frozen=True)
+class WholeVolume:
+    """One tile, (1, I, J, K), which is all there is: what the tissue model sees."""
+
+    spatial_dims: ClassVar[int] = 3
+    channels: ClassVar[int] = 1
+
+    def count(self, shape: Shape) -> int:
+        return int(prod(shape) > 0)
+
+    def cut(self, volume: Tensor, index: int) -> Tensor:
+        if index:
+            raise IndexError("a whole volume is one tile")
+        return volume.unsqueeze(0)
+
+    def centre(self, volume: Tensor, index: int) -> Tensor:
+        return self.cut(volume, index)
+
+    def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
+        if not self.count(shape):
+            raise ValueError(NO_TILES)
+        (tile,) = tiles
+        return tile[0].clone()

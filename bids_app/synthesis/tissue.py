@@ -1,0 +1,244 @@
+"""The tissue model: a generator without a network, fitted to a few controls in closed form.
+
+It is ours, not of Zotova et al. (2021): what a network must beat to be worth its training. At each
+place ``x`` of the template,
+
+    PET(x) = a(x) · grey(x) + b(x) · white(x) + c(x),
+
+where ``grey`` and ``white`` are the shares of grey and of white matter that the T1w shows, blurred
+as the scanner blurs, and ``a``, ``b`` and ``c`` are the uptake of the training controls around
+``x``.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
+from bids_app.imaging.volume import Volume
+from bids_app.synthesis.models import CUBE, TissueSpec, count_cubes, tissue_spec
+from bids_app.synthesis.pairs import Volumes
+
+BINS = 256  # of the histogram that tissue means are found in; our choice
+STARTS = (0.10, 0.45, 0.85)  # quantiles that fluid, grey and white matter start at; our choice
+PSF_FWHM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # mm; tried; PET scanners have 4 to 8
+KERNEL_FWHM = (6.0, 9.0, 13.0, 20.0)  # mm; tried; the more controls, the narrower the best
+USUAL_KERNEL = 9.0  # mm; while the blur is chosen, which hardly depends on it
+RIDGE = 1e-3  # pull towards the coefficients of the whole brain; our choice
+PSF_CONTROLS = 4  # whose PET the blur is chosen with: all tell nearly the same; our choice
+GROUPS = 8  # of controls left out in turn, at most; our choice
+FEWEST = 2  # controls: one is left out, one is fitted
+TERMS = 3  # grey, white, 1
+Moments = NDArray[np.float64]
+
+
+def find_tissue_means(t1w: Volume) -> tuple[float, float, float]:
+    """Find the mean intensities of fluid, grey and white matter by k-means.
+
+    Parameters
+    ----------
+    t1w : ndarray, (I, J, K)
+        Intensities in [0, 1], 0 outside the brain.
+
+    Returns
+    -------
+    tuple of float
+        Ascending.
+
+    Raises
+    ------
+    ValueError
+        If the brain has fewer than three intensities.
+    """
+    values = t1w[t1w > 0]
+    counts, edges = np.histogram(values, bins=BINS) if values.size else (np.zeros(1), np.zeros(2))
+    if np.count_nonzero(counts) < TERMS:
+        raise ValueError("the T1w has fewer than three intensities")
+    centres = (edges[:-1] + edges[1:])[:, np.newaxis] / 2
+    starts = np.quantile(values, STARTS)[:, np.newaxis]
+    found = KMeans(TERMS, init=starts, n_init=1).fit(centres, sample_weight=counts)
+    fluid, grey, white = np.sort(found.cluster_centers_[:, 0]).tolist()
+    return fluid, grey, white
+
+
+def tissue_shares(t1w: Volume) -> tuple[Volume, Volume]:
+    """Give the shares of grey and of white matter in each voxel.
+
+    Between the means of two tissues, a voxel is a mixture of both.
+
+    Parameters
+    ----------
+    t1w : ndarray, (I, J, K)
+        Intensities in [0, 1], 0 outside the brain.
+
+    Returns
+    -------
+    tuple of ndarray, (I, J, K)
+        float32 in [0, 1]: grey, then white; 0 outside the brain.
+    """
+    fluid, grey, white = find_tissue_means(t1w)
+    upwards = np.clip((t1w - fluid) / (grey - fluid), 0, 1)
+    white_share = np.clip((t1w - grey) / (white - grey), 0, 1)
+    return upwards - white_share, white_share
+
+
+class TissueModel(nn.Module):
+    """A tissue model, which takes the place of a network.
+
+    ``forward`` maps T1w, (N, 1, I, J, K), with intensities in [0, 1] and 0 outside the brain, to
+    the PET predicted for them, in the same shape and range, 0 where the T1w is 0. It is computed
+    on a CPU.
+
+    Parameters
+    ----------
+    spec : TissueSpec
+        Cubes of its grid.
+
+    Attributes
+    ----------
+    coefficients : Parameter, (3, I', J', K')
+        Uptake of grey and of white matter, and what both leave, in each cube; in the unit of the
+        PET they were fitted to.
+    psf_sigma : Parameter, (3,)
+        Blur of tissue along each axis, in voxels: the standard deviation of a Gaussian.
+    """
+
+    def __init__(self, spec: TissueSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.coefficients = nn.Parameter(torch.zeros(TERMS, *spec.cubes), requires_grad=False)
+        self.psf_sigma = nn.Parameter(torch.zeros(3), requires_grad=False)
+
+    def forward(self, t1w: Tensor) -> Tensor:
+        made = [self._predict(volume[0].cpu().numpy()) for volume in t1w]
+        return torch.from_numpy(np.stack(made))[:, None].to(t1w.device)
+
+    def _predict(self, t1w: Volume) -> Volume:
+        if count_cubes(t1w.shape, self.spec.sides) != self.spec.cubes:
+            raise ValueError(f"{t1w.shape} voxels are not the grid of the tissue model")
+        sigma, sides = self.psf_sigma.tolist(), self.spec.sides
+        shares = tissue_shares(t1w)
+        grey, white = (ndimage.gaussian_filter(share, sigma, mode="nearest") for share in shares)
+        a, b, c = (_spread(cubes, sides, t1w.shape) for cubes in self.coefficients.cpu().numpy())
+        pet = np.clip(a * grey + b * white + c, 0, 1)
+        return np.where(t1w > 0, pet, 0).astype(np.float32)
+
+
+def _spread(cubes: Volume, sides: tuple[int, ...], shape: tuple[int, ...]) -> Volume:
+    """Interpolate between the centres of cubes, linearly."""
+    edges = np.array(sides)
+    to_cubes, first = np.diag(1 / edges), (1 - edges) / 2 / edges
+    return ndimage.affine_transform(cubes, to_cubes, first, shape, order=1, mode="nearest")
+
+
+def _cut(volume: NDArray[np.float32], sides: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Cut a volume into cubes, (I', J', K', voxels of a cube); it goes on with 0."""
+    short = [-voxels % side for voxels, side in zip(volume.shape, sides, strict=True)]
+    filled = np.pad(volume, [(0, voxels) for voxels in short])
+    i, j, k = count_cubes(volume.shape, sides)
+    a, b, c = sides
+    return filled.reshape(i, a, j, b, k, c).transpose(0, 2, 4, 1, 3, 5).reshape(i, j, k, -1)
+
+
+def _moments(visit: Volumes, blurs: Sequence[float]) -> list[Moments]:
+    """Sum, in each cube, the products that least squares needs of one control, for each blur.
+
+    Returns
+    -------
+    list of ndarray, (I', J', K', 4, 4)
+        Of each two of grey, white, 1 and the PET. What is not brain, or not covered by the PET, is
+        0 in all.
+    """
+    zooms = visit.owner.zooms
+    sides = tissue_spec(visit.t1w.shape, zooms).sides
+    known = _cut((visit.brain & visit.covered & (visit.t1w > 0)).astype(np.float32), sides)
+    brain = known.any(axis=-1)
+    known = known[brain]
+    pet = _cut(visit.pet, sides)[brain] * known
+    shares = tissue_shares(visit.t1w)
+    found = []
+    for fwhm in blurs:
+        seen = [_cut(smooth(share, fwhm, zooms), sides)[brain] * known for share in shares]
+        terms = np.stack([*seen, known, pet], axis=-1)
+        moments = np.zeros((*brain.shape, TERMS + 1, TERMS + 1))
+        moments[brain] = np.matmul(terms.transpose(0, 2, 1), terms)
+        found.append(moments)
+    return found
+
+
+def _solve(moments: Moments, kernel_fwhm: float) -> NDArray[np.float64]:
+    """Solve for the coefficients of each cube, (I', J', K', 3), from the cubes around it.
+
+    A ridge draws them to those of the whole brain where cubes say little.
+    """
+    sigma = kernel_fwhm / CUBE * SIGMA_OF_FWHM
+    near = ndimage.gaussian_filter(moments, (*[sigma] * 3, 0, 0), mode="constant")
+    whole = moments.mean(axis=(0, 1, 2))
+    usual = np.linalg.solve(whole[:TERMS, :TERMS], whole[:TERMS, TERMS])
+    ridge = RIDGE * np.diag(np.diag(whole[:TERMS, :TERMS]))
+    coefficients = np.broadcast_to(usual, (*near.shape[:3], TERMS)).copy()
+    told = near[..., TERMS - 1, TERMS - 1] > 0  # beyond the kernel's reach nothing is told
+    sums = near[told, :TERMS, TERMS] + ridge @ usual
+    matrices = near[told, :TERMS, :TERMS] + ridge
+    coefficients[told] = np.linalg.solve(matrices, sums[..., np.newaxis])[..., 0]
+    return coefficients
+
+
+def _squared_error(coefficients: NDArray[np.float64], moments: Moments) -> float:
+    """Sum the squared errors of coefficients, from moments alone: θᵀMθ with θ = (a, b, c, −1)."""
+    theta = np.concatenate([coefficients, -np.ones((*coefficients.shape[:3], 1))], axis=-1)
+    return float(np.einsum("...i,...ij,...j", theta, moments, theta, optimize=True).sum())
+
+
+def _left_out_error(groups: Sequence[Moments], kernel_fwhm: float) -> float:
+    """Sum the squared errors on each group of controls of what the others predict."""
+    total = np.sum(groups, axis=0)
+    return sum(_squared_error(_solve(total - group, kernel_fwhm), group) for group in groups)
+
+
+def fit_tissue_model(visits: Sequence[Volumes]) -> TissueModel:
+    """Fit a tissue model to controls.
+
+    The blur and the width of the neighbourhood are those that predict controls best who were left
+    out of the fit.
+
+    Parameters
+    ----------
+    visits : sequence of Volumes
+        T1w and PET in [0, 1] on one grid; two participants or more.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer participants.
+    """
+    people: dict[str, list[Volumes]] = {}
+    for visit in visits:
+        people.setdefault(visit.owner.participant, []).append(visit)
+    if len(people) < FEWEST:
+        raise ValueError(f"a tissue model needs {FEWEST} participants, not {len(people)}")
+    controls = list(people.values())
+
+    def measure(members: Sequence[list[Volumes]], blurs: Sequence[float]) -> list[Moments]:
+        """Sum the moments of some controls, a blur each."""
+        every = (_moments(visit, blurs) for own in members for visit in own)
+        return reduce(lambda one, other: list(map(np.add, one, other)), every)
+
+    few = [measure([own], PSF_FWHM) for own in controls[:PSF_CONTROLS]]
+    errors = [_left_out_error(groups, USUAL_KERNEL) for groups in zip(*few, strict=True)]
+    psf_fwhm = PSF_FWHM[int(np.argmin(errors))]
+    number = min(GROUPS, len(controls))
+    groups = [measure(controls[start::number], [psf_fwhm])[0] for start in range(number)]
+    kernel = min(KERNEL_FWHM, key=lambda fwhm: _left_out_error(groups, fwhm))
+    coefficients = np.moveaxis(_solve(np.sum(groups, axis=0), kernel), -1, 0)
+    owner = visits[0].owner
+    model = TissueModel(tissue_spec(visits[0].t1w.shape, owner.zooms))
+    model.coefficients.copy_(torch.from_numpy(coefficients))
+    model.psf_sigma.copy_(torch.tensor([psf_fwhm * SIGMA_OF_FWHM / zoom for zoom in owner.zooms]))
+    return model.eval()

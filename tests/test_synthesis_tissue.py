@@ -1,0 +1,123 @@
+"""The tissue model recovers what it assumes, and predicts those it has not seen."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
+from bids_app.nifti import Owner
+from bids_app.synthesis.inference import predict
+from bids_app.synthesis.pairs import Volumes
+from bids_app.synthesis.tissue import find_tissue_means, fit_tissue_model, tissue_shares
+
+SHAPE, ZOOMS, PSF = (28, 24, 22), (3.0, 3.0, 3.0), 6.0
+AFFINE = tuple(map(tuple, np.diag([*ZOOMS, 1.0]).tolist()))
+MEANS = (0.2, 0.6, 0.9)  # of fluid, grey and white matter
+
+
+def make_t1w(seed, means=MEANS):
+    """Blobs of three tissues in a box that is 0 at its rim."""
+    rng = np.random.default_rng(seed)
+    field = ndimage.gaussian_filter(rng.standard_normal(SHAPE), 2.0)
+    tissue = np.digitize(field, np.quantile(field, (0.2, 0.6)))
+    t1w = np.array(means, np.float32)[tissue]
+    t1w[~box()] = 0
+    return t1w
+
+
+def box():
+    inside = np.zeros(SHAPE, bool)
+    inside[3:-3, 3:-3, 3:-3] = True
+    return inside
+
+
+def alike(x):
+    return 0.9 + 0 * x, 0.3, 0.05
+
+
+def make_visit(seed, uptake=alike, means=MEANS):
+    """A T1w, and a PET that is what the tissue model assumes."""
+    t1w = make_t1w(seed, means)
+    x = np.linspace(0, 1, SHAPE[0])[:, None, None]
+    a, b, c = uptake(x)
+    grey, white = (smooth(share, PSF, ZOOMS) for share in tissue_shares(t1w))
+    pet = np.where(box(), a * grey + b * white + c, 0).astype(np.float32)
+    return Volumes(Owner(f"{seed:02d}", None, AFFINE), t1w, pet, box())
+
+
+def predicted_by(model, t1w):
+    return predict(t1w, model, model.spec.tiling)
+
+
+def test_tissue_means_are_found_in_any_shares():
+    found = find_tissue_means(make_t1w(0))
+    assert found == pytest.approx(MEANS, abs=0.005)
+
+
+def test_tissues_share_a_voxel():
+    t1w = np.zeros((1, 1, 8), np.float32)
+    t1w[0, 0, 1:] = 0.2, 0.6, 0.9, 0.75, 0.4, 0.2, 0.9
+    grey, white = tissue_shares(t1w)
+    means = find_tissue_means(t1w)
+    assert np.all(grey + white <= 1 + 1e-6)
+    for place, value in enumerate(t1w[0, 0]):
+        if means[1] <= value <= means[2]:
+            share = (value - means[1]) / (means[2] - means[1])
+            assert white[0, 0, place] == pytest.approx(share, abs=1e-6)
+            assert grey[0, 0, place] == pytest.approx(1 - share, abs=1e-6)
+    assert grey[0, 0, 0] == white[0, 0, 0] == 0  # beside the brain
+
+
+def test_what_it_assumes_is_recovered():
+    model = fit_tissue_model([make_visit(seed) for seed in range(3)])
+    assert model.psf_sigma.numpy() / SIGMA_OF_FWHM * ZOOMS == pytest.approx([PSF] * 3)
+    for coefficient, truth in zip(model.coefficients.numpy(), (0.9, 0.3, 0.05), strict=True):
+        assert coefficient[3:-3, 3:-3, 3:-3].mean() == pytest.approx(truth, abs=0.01)
+    unseen = make_visit(99)
+    predicted = predicted_by(model, unseen.t1w)
+    assert np.abs(predicted - unseen.pet).max() < 0.01
+    assert not predicted[~box()].any()
+
+
+def test_uptake_differs_from_place_to_place():
+    def uptake(x):
+        return 0.6 + 0.3 * x, 0.3 - 0.1 * x, 0.05
+
+    visits = [make_visit(seed, uptake) for seed in range(6)]
+    unseen = make_visit(99, uptake)
+    error = np.abs(predicted_by(fit_tissue_model(visits), unseen.t1w) - unseen.pet)[box()]
+    a, b, c = uptake(0.5)
+    blind = make_visit(99, lambda x: (a + 0 * x, b, c))  # to places
+    assert error.mean() < 0.2 * np.abs(blind.pet - unseen.pet)[box()].mean()
+
+
+def test_contrast_of_another_scanner_does_not_matter():
+    model = fit_tissue_model([make_visit(seed) for seed in range(3)])
+    other = make_visit(99, means=(0.1, 0.5, 1.0))
+    assert np.abs(predicted_by(model, other.t1w) - other.pet).max() < 0.015
+
+
+def test_what_a_pet_does_not_cover_does_not_count():
+    visits = [make_visit(seed) for seed in range(3)]
+    hole = np.zeros(SHAPE, bool)
+    hole[:, :, 13:] = True
+    gone = [replace(v, pet=np.where(hole, 0, v.pet), hole=hole) for v in visits[:1]] + visits[1:]
+    unseen = make_visit(99)
+    predicted = predicted_by(fit_tissue_model(gone), unseen.t1w)
+    assert np.abs(predicted - unseen.pet).max() < 0.01
+
+
+def test_visits_of_one_participant_are_left_out_together():
+    own = make_visit(1)
+    with pytest.raises(ValueError, match="2 participants, not 1"):
+        fit_tissue_model([own, own])
+
+
+def test_a_flat_t1w_is_refused():
+    model = fit_tissue_model([make_visit(seed) for seed in range(2)])
+    with pytest.raises(ValueError, match="fewer than three"):
+        predicted_by(model, box().astype(np.float32))
+    with pytest.raises(ValueError, match="grid"):
+        predicted_by(model, make_t1w(0)[:-6])
