@@ -26,7 +26,15 @@ from bids_app import nifti
 from bids_app.derivatives.description import find_versions
 from bids_app.imaging.intensity import scale_to_unit, smooth
 from bids_app.imaging.similarity import measure
-from bids_app.imaging.volume import Grid, Mask, Volume, grid_of_box
+from bids_app.imaging.volume import (
+    Grid,
+    Mask,
+    Volume,
+    count_cubes,
+    cube_sides,
+    grid_of_box,
+    zooms_of,
+)
 from bids_app.nifti import Owner
 from bids_app.settings import SLOPPY_RESOLUTION, Settings
 from bids_app.simulation.anatomy import (
@@ -56,7 +64,7 @@ from bids_app.simulation.images import (
 )
 from bids_app.synthesis.card import Card
 from bids_app.synthesis.inference import load_generator, save_generator, synthesize
-from bids_app.synthesis.models import tissue_spec
+from bids_app.synthesis.models import CUBE, TissueSpec
 from bids_app.synthesis.pairs import Volumes
 from bids_app.synthesis.tiling import SliceTriplets, overlap
 from bids_app.synthesis.tissue import fit_tissue_model
@@ -216,13 +224,18 @@ def evaluate(guesses: dict[str, list[Volume]], held_out: list[Painting]) -> dict
     return told
 
 
+def spec_of(grid: Grid) -> TissueSpec:
+    """Say what the tissue model of a grid is built from."""
+    sides = cube_sides(CUBE, zooms_of(grid.affine))
+    return TissueSpec(sides, count_cubes(grid.shape, sides))
+
+
 def card_of(name: str, grid: Grid, metrics: dict[str, float]) -> Card:
     """Fill in the card of a generator that is shipped."""
-    zoom = float(grid.affine[0, 0])
     return Card(
         name=name,
         version=find_versions()["mri2pet"],
-        spec=tissue_spec(grid.shape, (zoom, zoom, zoom)),
+        spec=spec_of(grid),
         template=Settings.template,
         shape=grid.shape,
         affine=tuple(tuple(row) for row in grid.affine.tolist()),
@@ -264,7 +277,7 @@ def make(given: argparse.Namespace) -> None:
     print(f"{len(pairs)} pairs are painted", flush=True)
     held_out = [paint(brains[name], pattern, rng) for name in HELD_OUT for _ in range(2)]
     model = fit_tissue_model(
-        [volumes_of(pair, f"{n}", GRID.affine) for n, pair in enumerate(pairs)]
+        spec_of(GRID), [volumes_of(pair, f"{n}", GRID.affine) for n, pair in enumerate(pairs)]
     )
 
     def predict_by(generator, tiling, fwhm: float = Settings.smoothing_fwhm) -> list[Volume]:
@@ -282,7 +295,8 @@ def make(given: argparse.Namespace) -> None:
     save_generator(model, card_of("default", GRID, metrics), given.generators / "default")
     grid = grid_of_box(Settings.bounding_box, SLOPPY_RESOLUTION)
     small = fit_tissue_model(
-        [volumes_of(coarse(pair), f"{n}", grid.affine) for n, pair in enumerate(pairs)]
+        spec_of(grid),
+        [volumes_of(coarse(pair), f"{n}", grid.affine) for n, pair in enumerate(pairs)],
     )
     save_generator(small, card_of("sloppy", grid, {}), given.generators / "sloppy")
     for folder in given.against:

@@ -210,3 +210,14 @@ def shifts() -> tuple[bytes, bytes]:
         command = [sys.executable, "-c", WRITE_TRANSFORMS, *map(str, SHIFT)]
         subprocess.run(command, check=True, cwd=folder)
         return Path(folder, "there.h5").read_bytes(), Path(folder, "back.h5").read_bytes()
+
+
+def running_with(mark):
+    """List processes that have a word in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            found += [path.parent.name] if mark.encode() in path.read_bytes() else []
+        except OSError:  # it has just ended, or is another user's
+            continue
+    return found

@@ -23,6 +23,7 @@ from cohorts import (
     SHIFT,
     TEMPLATE,
     lesion_mask,
+    running_with,
     uptake,
     write_controls,
     write_native,
@@ -634,17 +635,6 @@ def test_a_detector_of_another_version_is_told_of_or_refused(out, tmp_path, rele
 
 
 # Bad luck
-
-
-def running_with(mark):
-    """List processes that have a word in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            found += [path.parent.name] if mark.encode() in path.read_bytes() else []
-        except OSError:  # it has just ended, or is another user's
-            continue
-    return found
 
 
 def results(out):

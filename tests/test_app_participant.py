@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from cohorts import running_with
 from phantoms import add_pet, add_t1w, write_dataset
 
 from bids_app import nifti
@@ -73,17 +74,6 @@ def digests(root, pattern="sub-*/**/*"):
         for path in sorted(root.glob(pattern))
         if path.is_file()
     }
-
-
-def running_with(variable):
-    """List processes that have a variable in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            found += [path.parent.name] if variable.encode() in path.read_bytes() else []
-        except OSError:  # it has just ended, or is another user's
-            continue
-    return found
 
 
 def command_of(process):

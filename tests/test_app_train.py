@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from cohorts import GRID, TEMPLATE, images, write_control, write_controls
+from cohorts import GRID, TEMPLATE, images, running_with, write_control, write_controls
 
 from bids_app import nifti
 from bids_app.app import train as training
@@ -219,17 +218,6 @@ def test_the_validator_accepts_the_output(out, tmp_path):
 
 
 # Bad luck
-
-
-def running_with(mark):
-    """List processes that have a word in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            found += [path.parent.name] if mark.encode() in path.read_bytes() else []
-        except OSError:  # it has just ended, or is another user's
-            continue
-    return found
 
 
 def results(out):

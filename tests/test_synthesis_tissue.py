@@ -9,10 +9,12 @@ from scipy import ndimage
 from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
 from bids_app.nifti import Owner
 from bids_app.synthesis.inference import predict
+from bids_app.synthesis.models import TissueSpec
 from bids_app.synthesis.pairs import Volumes
 from bids_app.synthesis.tissue import find_tissue_means, fit_tissue_model, tissue_shares
 
 SHAPE, ZOOMS, PSF = (28, 24, 22), (3.0, 3.0, 3.0), 6.0
+SPEC = TissueSpec((1, 1, 1), SHAPE)  # a cube of 3 mm is a voxel
 AFFINE = tuple(map(tuple, np.diag([*ZOOMS, 1.0]).tolist()))
 MEANS = (0.2, 0.6, 0.9)  # of fluid, grey and white matter
 
@@ -71,7 +73,7 @@ def test_tissues_share_a_voxel():
 
 
 def test_what_it_assumes_is_recovered():
-    model = fit_tissue_model([make_visit(seed) for seed in range(3)])
+    model = fit_tissue_model(SPEC, [make_visit(seed) for seed in range(3)])
     assert model.psf_sigma.numpy() / SIGMA_OF_FWHM * ZOOMS == pytest.approx([PSF] * 3)
     for coefficient, truth in zip(model.coefficients.numpy(), (0.9, 0.3, 0.05), strict=True):
         assert coefficient[3:-3, 3:-3, 3:-3].mean() == pytest.approx(truth, abs=0.01)
@@ -87,14 +89,14 @@ def test_uptake_differs_from_place_to_place():
 
     visits = [make_visit(seed, uptake) for seed in range(6)]
     unseen = make_visit(99, uptake)
-    error = np.abs(predicted_by(fit_tissue_model(visits), unseen.t1w) - unseen.pet)[box()]
+    error = np.abs(predicted_by(fit_tissue_model(SPEC, visits), unseen.t1w) - unseen.pet)[box()]
     a, b, c = uptake(0.5)
     blind = make_visit(99, lambda x: (a + 0 * x, b, c))  # to places
     assert error.mean() < 0.2 * np.abs(blind.pet - unseen.pet)[box()].mean()
 
 
 def test_contrast_of_another_scanner_does_not_matter():
-    model = fit_tissue_model([make_visit(seed) for seed in range(3)])
+    model = fit_tissue_model(SPEC, [make_visit(seed) for seed in range(3)])
     other = make_visit(99, means=(0.1, 0.5, 1.0))
     assert np.abs(predicted_by(model, other.t1w) - other.pet).max() < 0.015
 
@@ -105,18 +107,18 @@ def test_what_a_pet_does_not_cover_does_not_count():
     hole[:, :, 13:] = True
     gone = [replace(v, pet=np.where(hole, 0, v.pet), hole=hole) for v in visits[:1]] + visits[1:]
     unseen = make_visit(99)
-    predicted = predicted_by(fit_tissue_model(gone), unseen.t1w)
+    predicted = predicted_by(fit_tissue_model(SPEC, gone), unseen.t1w)
     assert np.abs(predicted - unseen.pet).max() < 0.01
 
 
 def test_visits_of_one_participant_are_left_out_together():
     own = make_visit(1)
     with pytest.raises(ValueError, match="2 participants, not 1"):
-        fit_tissue_model([own, own])
+        fit_tissue_model(SPEC, [own, own])
 
 
 def test_a_flat_t1w_is_refused():
-    model = fit_tissue_model([make_visit(seed) for seed in range(2)])
+    model = fit_tissue_model(SPEC, [make_visit(seed) for seed in range(2)])
     with pytest.raises(ValueError, match="fewer than three"):
         predicted_by(model, box().astype(np.float32))
     with pytest.raises(ValueError, match="grid"):

@@ -28,7 +28,7 @@ from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.table1 import write_table1
 from bids_app.errors import MissingInputError, UsageError
 from bids_app.files import locked
-from bids_app.imaging.volume import Grid, grid_of_box, zooms_of
+from bids_app.imaging.volume import Grid, count_cubes, cube_sides, grid_of_box, zooms_of
 from bids_app.plan.cohort import Subjects, choose_controls
 from bids_app.plan.problems import Problem, error_of, refuse_other_grids
 from bids_app.plan.study import Study, plan_study, settle_grid
@@ -46,6 +46,7 @@ from bids_app.resources import choose_device
 from bids_app.settings import LPIPS_VARIABLE, Settings
 from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.models import (
+    CUBE,
     MODELS,
     TISSUE,
     TRAINABLE,
@@ -54,7 +55,6 @@ from bids_app.synthesis.models import (
     TissueSpec,
     spec_from_dict,
     spec_to_dict,
-    tissue_spec,
 )
 from bids_app.synthesis.tiling import CubicPatches
 from bids_app.workflows.training import (
@@ -171,7 +171,8 @@ def spec_of(name: str, settings: Settings) -> Spec:
     """Give the row of Table 1 with what the settings change of it, or the tissue model's spec."""
     if name == TISSUE:
         grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
-        return tissue_spec(grid.shape, zooms_of(grid.affine))
+        sides = cube_sides(CUBE, zooms_of(grid.affine))
+        return TissueSpec(sides, count_cubes(grid.shape, sides))
     spec = MODELS[name]
     if settings.sloppy:
         tiling = SLOPPY_PATCHES if isinstance(spec.tiling, CubicPatches) else spec.tiling

@@ -168,6 +168,18 @@ def cube_sides(edge: float, zooms: tuple[float, float, float]) -> tuple[int, int
     return i, j, k
 
 
+def count_cubes(shape: tuple[int, int, int], sides: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Count the cubes that a volume is cut into along each axis; the last may be smaller.
+
+    Examples
+    --------
+    >>> count_cubes((157, 189, 136), (3, 3, 3))
+    (53, 63, 46)
+    """
+    i, j, k = (-(-voxels // side) for voxels, side in zip(shape, sides, strict=True))
+    return i, j, k
+
+
 def average_cubes(
     volume: Volume | NDArray[np.float64] | Mask, sides: tuple[int, int, int]
 ) -> NDArray[np.float64]:

@@ -158,7 +158,7 @@ class TrainGenerator(SimpleInterface):
             for folders in (self.inputs.training, self.inputs.validation)
         )
         if isinstance(spec, TissueSpec):
-            fit_tissue(self.inputs.fold, training, validation, self.inputs.fwhm, cwd)
+            fit_tissue(self.inputs.fold, spec, training, validation, fwhm=self.inputs.fwhm, out=cwd)
             precision = "32-true"
         else:
             precision = choose_precision(self.inputs.device)

@@ -21,7 +21,7 @@ from bids_app.lifeline import die_with_parent
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
 from bids_app.synthesis.evaluation import smooth_in_brain
 from bids_app.synthesis.inference import predict
-from bids_app.synthesis.models import ModelSpec, Spec
+from bids_app.synthesis.models import ModelSpec, Spec, TissueSpec
 from bids_app.synthesis.pairs import Volumes, open_volumes, usable_pairs
 from bids_app.synthesis.tissue import fit_tissue_model
 from bids_app.synthesis.training import Fit, HistoryRow, Training, go_on
@@ -164,7 +164,13 @@ def _run_tied(fabric: Fabric, job: Job, out: Path) -> None:
 
 
 def fit_tissue(
-    name: str, training: Sequence[Path], validation: Sequence[Path], fwhm: float, out: Path
+    name: str,
+    spec: TissueSpec,
+    training: Sequence[Path],
+    validation: Sequence[Path],
+    *,
+    fwhm: float,
+    out: Path,
 ) -> None:
     """Fit a tissue model, and write it as :func:`run_job` writes a network, after one epoch.
 
@@ -172,6 +178,8 @@ def fit_tissue(
     ----------
     name, training, validation, fwhm
         As of a :class:`Job`.
+    spec : TissueSpec
+        Of the grid.
     out : Path
         Gets ``kept.safetensors`` and ``history.tsv``.
 
@@ -184,7 +192,7 @@ def fit_tissue(
     """
     started = time.monotonic()
     try:
-        model = fit_tissue_model([open_volumes(folder) for folder in training])
+        model = fit_tissue_model(spec, [open_volumes(folder) for folder in training])
     except ValueError as error:
         raise UnusableDataError(
             f"tissue model of fold {name}: {error}; choose fewer --folds, or add controls"
@@ -192,7 +200,7 @@ def fit_tissue(
     row = {"fold": name, "epoch": 1, "seconds": round(time.monotonic() - started, 2), "kept": 1}
     visits = [open_volumes(folder) for folder in validation]
     if visits:
-        row["ssim_validation"] = mean_ssim(model, visits, model.spec, fwhm)
+        row["ssim_validation"] = mean_ssim(model, visits, spec, fwhm)
     save_file(model.state_dict(), out / KEPT)
     write_tsv(out / HISTORY, COLUMNS, [row])
 

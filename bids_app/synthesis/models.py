@@ -4,7 +4,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import TypeAlias
 
 from bids_app.files import Json
-from bids_app.strict import Check, is_flag, is_number, is_whole, refuse_odd
+from bids_app.strict import Check, is_flag, is_list, is_number, is_whole, refuse_odd
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, Tiling, WholeVolume
 
 WHOLE = "whole"
@@ -37,8 +37,8 @@ _CHECKS: dict[str, Check] = {
 }
 _TISSUE_CHECKS: dict[str, Check] = {
     "tiling": lambda value: isinstance(value, dict),
-    "sides": lambda value: _is_triple(value, 64),
-    "cubes": lambda value: _is_triple(value, 1024),
+    "sides": is_list(is_whole(1, 64), 3, 3),
+    "cubes": is_list(is_whole(1, 1024), 3, 3),
 }
 _TILING_CHECKS: dict[str, dict[str, Check]] = {
     "semi3d": {"step": is_whole(1, SliceTriplets.channels)},
@@ -125,31 +125,6 @@ class TissueSpec:
     def tiling(self) -> WholeVolume:
         """How it sees a volume."""
         return WholeVolume()
-
-
-def count_cubes(shape: tuple[int, ...], sides: tuple[int, ...]) -> tuple[int, ...]:
-    """Count the cubes that a volume is cut into, along each axis."""
-    return tuple(-(-voxels // side) for voxels, side in zip(shape, sides, strict=True))
-
-
-def tissue_spec(shape: tuple[int, int, int], zooms: tuple[float, float, float]) -> TissueSpec:
-    """Say what a tissue model of a grid is built from.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Voxels along each axis.
-    zooms : tuple of float
-        Voxel size in mm along each axis.
-
-    Examples
-    --------
-    >>> tissue_spec((157, 189, 136), (1.0, 1.0, 1.0))
-    TissueSpec(sides=(3, 3, 3), cubes=(53, 63, 46))
-    """
-    x, y, z = (max(round(CUBE / zoom), 1) for zoom in zooms)
-    i, j, k = count_cubes(shape, (x, y, z))
-    return TissueSpec((x, y, z), (i, j, k))
 
 
 Spec: TypeAlias = ModelSpec | TissueSpec
@@ -240,11 +215,6 @@ PUBLISHED = {  # in the order of the table
 }
 MODELS = {name: row.spec for name, row in PUBLISHED.items()}
 TRAINABLE = (*MODELS, TISSUE)  # all names that --models takes
-
-
-def _is_triple(value: object, most: int) -> bool:
-    """Whether it is three whole numbers from 1 on, as a card has them."""
-    return isinstance(value, list) and len(value) == 3 and all(map(is_whole(1, most), value))
 
 
 def kind_of(spec: Spec) -> str:

@@ -21,8 +21,8 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
-from bids_app.imaging.volume import Volume
-from bids_app.synthesis.models import CUBE, TissueSpec, count_cubes, tissue_spec
+from bids_app.imaging.volume import Volume, count_cubes
+from bids_app.synthesis.models import CUBE, TissueSpec
 from bids_app.synthesis.pairs import Volumes
 
 BINS = 256  # of the histogram that tissue means are found in; our choice
@@ -146,7 +146,7 @@ def _cut(volume: NDArray[np.float32], sides: tuple[int, int, int]) -> NDArray[np
     return filled.reshape(i, a, j, b, k, c).transpose(0, 2, 4, 1, 3, 5).reshape(i, j, k, -1)
 
 
-def _moments(visit: Volumes, blurs: Sequence[float]) -> list[Moments]:
+def _moments(visit: Volumes, sides: tuple[int, int, int], blurs: Sequence[float]) -> list[Moments]:
     """Sum, in each cube, the products that least squares needs of one control, for each blur.
 
     Returns
@@ -156,7 +156,6 @@ def _moments(visit: Volumes, blurs: Sequence[float]) -> list[Moments]:
         0 in all.
     """
     zooms = visit.owner.zooms
-    sides = tissue_spec(visit.t1w.shape, zooms).sides
     known = _cut((visit.brain & visit.covered & (visit.t1w > 0)).astype(np.float32), sides)
     brain = known.any(axis=-1)
     known = known[brain]
@@ -202,7 +201,7 @@ def _left_out_error(groups: Sequence[Moments], kernel_fwhm: float) -> float:
     return sum(_squared_error(_solve(total - group, kernel_fwhm), group) for group in groups)
 
 
-def fit_tissue_model(visits: Sequence[Volumes]) -> TissueModel:
+def fit_tissue_model(spec: TissueSpec, visits: Sequence[Volumes]) -> TissueModel:
     """Fit a tissue model to controls.
 
     The blur and the width of the neighbourhood are those that predict controls best who were left
@@ -210,6 +209,8 @@ def fit_tissue_model(visits: Sequence[Volumes]) -> TissueModel:
 
     Parameters
     ----------
+    spec : TissueSpec
+        Cubes of the controls' grid.
     visits : sequence of Volumes
         T1w and PET in [0, 1] on one grid; two participants or more.
 
@@ -227,7 +228,7 @@ def fit_tissue_model(visits: Sequence[Volumes]) -> TissueModel:
 
     def measure(members: Sequence[list[Volumes]], blurs: Sequence[float]) -> list[Moments]:
         """Sum the moments of some controls, a blur each."""
-        every = (_moments(visit, blurs) for own in members for visit in own)
+        every = (_moments(visit, spec.sides, blurs) for own in members for visit in own)
         return reduce(lambda one, other: list(map(np.add, one, other)), every)
 
     few = [measure([own], PSF_FWHM) for own in controls[:PSF_CONTROLS]]
@@ -237,8 +238,8 @@ def fit_tissue_model(visits: Sequence[Volumes]) -> TissueModel:
     groups = [measure(controls[start::number], [psf_fwhm])[0] for start in range(number)]
     kernel = min(KERNEL_FWHM, key=lambda fwhm: _left_out_error(groups, fwhm))
     coefficients = np.moveaxis(_solve(np.sum(groups, axis=0), kernel), -1, 0)
-    owner = visits[0].owner
-    model = TissueModel(tissue_spec(visits[0].t1w.shape, owner.zooms))
+    zooms = visits[0].owner.zooms
+    model = TissueModel(spec)
     model.coefficients.copy_(torch.from_numpy(coefficients))
-    model.psf_sigma.copy_(torch.tensor([psf_fwhm * SIGMA_OF_FWHM / zoom for zoom in owner.zooms]))
+    model.psf_sigma.copy_(torch.tensor([psf_fwhm * SIGMA_OF_FWHM / zoom for zoom in zooms]))
     return model.eval()
