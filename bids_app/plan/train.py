@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_app.derivatives.find import Preprocessed
+from bids_app.derivatives.find import Preprocessed, times_mean_of_image
 from bids_app.derivatives.paths import FDG_LABEL, coverage_path, derivative_path, resolution_label
 from bids_app.derivatives.sidecars import crossvalidated_pet
 from bids_app.errors import ReadWriteError, UnusableDataError
@@ -98,7 +98,7 @@ def synthetic_path(study: Study, name: str, control: Preprocessed) -> Path:
     )
 
 
-def _output(study: Study, name: str, control: Preprocessed, fold: int) -> Output:
+def _output(study: Study, name: str, control: Preprocessed, fold: int, times_mean: float) -> Output:
     path = synthetic_path(study, name, control)
     source = control.t1w.relative_to(study.output_dir).as_posix()
     sidecar = crossvalidated_pet(
@@ -109,11 +109,12 @@ def _output(study: Study, name: str, control: Preprocessed, fold: int) -> Output
         fold=fold,
         folds=study.folds,
         smoothing_fwhm=study.fwhm,
+        times_mean=times_mean,
     )
     return path, sidecar
 
 
-def _card(study: Study, name: str, spec: Spec, folds: Sequence[Fold]) -> Card:
+def _card(study: Study, name: str, spec: Spec, folds: Sequence[Fold], times_mean: float) -> Card:
     everyone = sorted({image.participant for fold in folds for image in fold.validation})
     rows = study.grid.affine.tolist()
     return Card(
@@ -130,6 +131,7 @@ def _card(study: Study, name: str, spec: Spec, folds: Sequence[Fold]) -> Card:
         dataset=study.dataset,
         seed=study.seed,
         versions=dict(study.versions),
+        pet_times_mean=times_mean,
     )
 
 
@@ -162,14 +164,16 @@ def plan_model(
         for place, digests, seed in zip(places, told, seeds, strict=True)
     ]
     records = [records_path(study, name, fold.number) for fold in folds]
+    a_pet = next(pet for control in controls.values() for pet in control.pets)
+    times_mean = times_mean_of_image(a_pet)  # all have the same: see choose_controls
     pets = [
         [
-            _output(study, name, controls[image.participant], fold.number)
+            _output(study, name, controls[image.participant], fold.number, times_mean)
             for image in fold.validation
         ]
         for fold in folds
     ]
-    card = card_values(_card(study, name, spec, folds))
+    card = card_values(_card(study, name, spec, folds, times_mean))
     folder = study.output_dir / GENERATORS / name
     return ModelPlan(name, values, seeds, checkpoints, records, pets, card, folder)
 
