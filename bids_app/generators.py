@@ -15,7 +15,7 @@ from bids_app.synthesis.card import (
     check_weights,
     read_card,
 )
-from bids_app.synthesis.models import CONFIGURATIONS, kind_of
+from bids_app.synthesis.models import configuration_of
 from bids_app.synthesis.tiling import SliceTriplets
 
 SHIPPED = Path(__file__).parent / "data" / "generators"
@@ -73,7 +73,7 @@ class GeneratorChoice:
         return {
             "Name": self.card.name,
             "Version": self.card.version,
-            "Configuration": CONFIGURATIONS[kind_of(self.card.spec)],
+            "Configuration": configuration_of(self.card.spec),
             "SHA256": self.card.sha256,
             "TrainedOn": self.card.trained_on,
             "IntendedUse": self.card.intended_use,

@@ -11,6 +11,7 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from cohorts import GRID, TEMPLATE, images, running_with, write_control, write_controls
 
 from bids_app import nifti
@@ -27,6 +28,7 @@ from bids_app.synthesis.inference import load_generator
 pytestmark = pytest.mark.slow
 
 SEMI3D, PATCH3D = "semi3d-cyclegan-mse", "patch3d-gan-mse"
+CONDITIONED = f"{SEMI3D}-tissue"
 CONTROLS = ("01", "02", "03", "04")
 MADE = ("generators", "crossvalidation", ".work", "logs", "table1*", "train.html")
 UNMEASURED = ("lpips", "lpips_brain")
@@ -64,7 +66,10 @@ def _without_lpips():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Train one row, then three, into one dataset; tell when fits were computed, after each run."""
+    """Train one row, then three, then one conditioned, into one dataset.
+
+    Tell when fits were computed, and the table, after each of the first two runs.
+    """
     out = tmp_path_factory.mktemp("train") / "out"
     rng = np.random.default_rng(4)
     write_controls(out, CONTROLS, rng)
@@ -77,6 +82,7 @@ def runs(tmp_path_factory):
     for models in ((SEMI3D,), (SEMI3D, PATCH3D, "tissue")):
         assert main(arguments(out, *ALONE, models=models)) == 0
         seen.append((trained(out), read_tsv(out / "table1.tsv")))
+    assert main(arguments(out, *ALONE, "--condition", "tissue")) == 0
     return out, seen
 
 
@@ -150,7 +156,28 @@ def test_a_tissue_model_is_a_generator_too(out):
     assert "A tissue model, which is no network, was fitted as well" in page
 
 
-@pytest.mark.parametrize("model", [SEMI3D, PATCH3D])
+def test_a_conditioned_row_stands_beside_the_one_it_is_made_of(runs):
+    out, (_, (_, both)) = runs
+    rows = read_tsv(out / "table1.tsv")
+    assert [row["model"] for row in rows] == [
+        *(SEMI3D, PATCH3D, CONDITIONED, "tissue", "baseline-mean-pet", "baseline-t1w")
+    ]
+    assert [row for row in rows if row["model"] != CONDITIONED] == both
+    card = read_json(out / "generators" / CONDITIONED / "card.json")
+    plain = read_json(out / "generators" / SEMI3D / "card.json")
+    assert {**plain["spec"], "condition": card["spec"]["condition"]} == card["spec"]
+    page = " ".join((out / "train.html").read_text().split())
+    assert "of conditioned semi-3D Cycle-GAN with MSE loss also saw the PET" in page
+
+
+def test_the_tissue_model_of_a_fold_has_not_seen_those_it_leaves_out(out):
+    for fold in ("fold-1", "fold-2"):
+        places = [out / "generators" / row / "folds" / fold for row in (CONDITIONED, "tissue")]
+        conditioned, tissue = (load_generator(place, "cpu")[0] for place in places)
+        assert torch.equal(conditioned.tissue.coefficients, tissue.coefficients)
+
+
+@pytest.mark.parametrize("model", [SEMI3D, PATCH3D, CONDITIONED])
 def test_generators_can_be_used(out, model):
     choice = choose_generator(model, out, GRID, TEMPLATE, sloppy=True)
     generator, card = load_generator(choice.folder, "cpu")
@@ -163,7 +190,7 @@ def test_generators_can_be_used(out, model):
     assert set(folds[4:]) == {"all"}
 
 
-@pytest.mark.parametrize("model", [SEMI3D, PATCH3D])
+@pytest.mark.parametrize("model", [SEMI3D, PATCH3D, CONDITIONED])
 def test_nobody_is_scored_by_a_generator_that_saw_them(out, model):
     cards = {
         number: load_generator(out / "generators" / model / "folds" / f"fold-{number}", "cpu")[1]
@@ -187,7 +214,7 @@ def pet_of(out, model, label):
     return path
 
 
-@pytest.mark.parametrize("model", [SEMI3D, PATCH3D])
+@pytest.mark.parametrize("model", [SEMI3D, PATCH3D, CONDITIONED])
 def test_a_synthetic_pet_lies_in_the_brain_and_says_that_it_is_one(out, model):
     for control in find_preprocessed(out, TEMPLATE, 4.0, CONTROLS):
         image = nib.load(pet_of(out, model, control.subject))

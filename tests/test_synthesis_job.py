@@ -16,9 +16,11 @@ from bids_app.synthesis.checkpoint import save_checkpoint
 from bids_app.synthesis.evaluation import smooth_in_brain
 from bids_app.synthesis.inference import load_weights, make_fabric, predict
 from bids_app.synthesis.job import CHECKPOINT, COLUMNS, HISTORY, KEPT, Job, launch_job, mean_ssim
-from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.models import MODELS, TissueSpec
+from bids_app.synthesis.networks import NEAREST
 from bids_app.synthesis.pairs import open_volumes
-from bids_app.synthesis.tiling import CubicPatches
+from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
+from bids_app.synthesis.tissue import fit_tissue_model
 from bids_app.synthesis.training import Training
 
 SEMI3D = replace(
@@ -42,6 +44,10 @@ PATCH3D = replace(
     tiles_per_volume=3,
     validation_interval=3,
 )
+
+
+CONDITION = TissueSpec((1, 1, 1), (26, 25, 24))  # 4 mm
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +166,34 @@ def test_jobs_with_equal_seeds_end_alike_and_with_others_not(start):
     assert not torch.equal(one["layers.0.weight"], other["layers.0.weight"])
 
 
+@pytest.mark.parametrize("spec", [SEMI3D, PATCH3D], ids=["semi3d", "patch3d"])
+def test_a_conditioned_job_starts_from_the_tissue_model_of_its_training(start, visits, spec):
+    tilings = [spec.tiling, *([SliceTriplets(step=1)] if spec is SEMI3D else [])]
+    spec = replace(spec, condition=CONDITION, learning_rate=0.0)
+    generator = load_weights(start("1", spec=spec, last_epoch=1) / KEPT, spec, "cpu")
+    tissue = fit_tissue_model(CONDITION, [open_volumes(folder) for folder in visits[:2]])
+    for name, tensor in tissue.state_dict().items():
+        assert torch.equal(generator.tissue.state_dict()[name], tensor)
+    t1w = open_volumes(visits[2]).t1w
+    expected = predict(t1w, tissue, CONDITION.tiling)
+    for tiling in tilings:
+        made = predict(t1w, generator, tiling)
+        assert made == pytest.approx(np.clip(expected, NEAREST, 1 - NEAREST), abs=1e-6)
+    assert np.ptp(expected) > 0.5
+
+
 # Going on
 
 
-@pytest.mark.parametrize("spec", [SEMI3D, PATCH3D], ids=["semi3d", "patch3d"])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("spec", "precision"),
+    [
+        *((spec, precision) for spec in (SEMI3D, PATCH3D) for precision in PRECISIONS),
+        (replace(SEMI3D, condition=CONDITION), "32-true"),
+        (replace(PATCH3D, condition=CONDITION), "bf16-mixed"),
+    ],
+    ids=lambda value: getattr(value, "precision", None),
+)
 def test_a_job_that_was_stopped_in_an_epoch_ends_like_one_that_was_not(
     start, tmp_path, monkeypatch, spec, precision
 ):

@@ -46,6 +46,7 @@ from bids_app.resources import choose_device
 from bids_app.settings import LPIPS_VARIABLE, Settings
 from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.models import (
+    CONDITIONED,
     CUBE,
     MODELS,
     TISSUE,
@@ -167,12 +168,25 @@ def refuse_small_grid(name: str, spec: Spec, grid: Grid) -> None:
         )
 
 
+def _tissue_spec(settings: Settings) -> TissueSpec:
+    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    sides = cube_sides(CUBE, zooms_of(grid.affine))
+    return TissueSpec(sides, count_cubes(grid.shape, sides))
+
+
 def spec_of(name: str, settings: Settings) -> Spec:
-    """Give the row of Table 1 with what the settings change of it, or the tissue model's spec."""
+    """Give the row of Table 1 with what the settings change of it, or the tissue model's spec.
+
+    A conditioned row is the one that it is made of, with a tissue model's spec as its condition.
+    """
     if name == TISSUE:
-        grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
-        sides = cube_sides(CUBE, zooms_of(grid.affine))
-        return TissueSpec(sides, count_cubes(grid.shape, sides))
+        return _tissue_spec(settings)
+    if name in CONDITIONED:
+        return replace(_network_spec(CONDITIONED[name], settings), condition=_tissue_spec(settings))
+    return _network_spec(name, settings)
+
+
+def _network_spec(name: str, settings: Settings) -> ModelSpec:
     spec = MODELS[name]
     if settings.sloppy:
         tiling = SLOPPY_PATCHES if isinstance(spec.tiling, CubicPatches) else spec.tiling
@@ -242,7 +256,12 @@ def _means(runner: Runner) -> ComputeSettings:
 
 
 def _names(settings: Settings) -> tuple[str, ...]:
-    return tuple(name for name in TRAINABLE if not settings.models or name in settings.models)
+    """Name the rows that are trained, in the order of the table."""
+    named = [name for name in TRAINABLE if not settings.models or name in settings.models]
+    if not settings.condition:
+        return tuple(named)
+    made = {row: name for name, row in CONDITIONED.items()}
+    return tuple(made.get(name, name) for name in named)
 
 
 def _store(
@@ -307,7 +326,8 @@ def memory_of(spec: Spec) -> float:
     if isinstance(spec, TissueSpec):
         return TISSUE_MEMORY
     per_sample = MEMORY[spec.tiling.spatial_dims, spec.cycle]
-    return 1.0 + per_sample * spec.batch_size * spec.width / 64
+    needed = 1.0 + per_sample * spec.batch_size * spec.width / 64
+    return needed if spec.condition is None else max(needed, TISSUE_MEMORY)
 
 
 def _finish(

@@ -75,6 +75,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "lpips": False,  # was measured
         "tested": False,  # rows were, against one another
         "tissue": False,  # a tissue model was fitted
+        "conditioned": (),  # networks that start from one
         "losses": {},
         "semi3d": False,
         "cubes": (),
@@ -159,6 +160,7 @@ def training_methods(trained: TrainedModel, versions: Mapping[str, str], fwhm: f
     told = {
         **tell_specs(trained.specs),
         "tissue": trained.has_tissue_model,
+        "conditioned": trained.conditioned,
         "controls": len(trained.participants),
         "folds": tuple(trained.folds.values()),
         "grids": grids_of(trained),

@@ -9,7 +9,7 @@ discriminator from forgetting, see them in the order of the batch.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan, nan
 from typing import Final, TypeVar, cast
 
@@ -24,6 +24,7 @@ from bids_app.synthesis.losses import (
     generator_loss,
 )
 from bids_app.synthesis.models import ModelSpec
+from bids_app.synthesis.networks import PatchDiscriminator, ResnetGenerator
 from bids_app.synthesis.pairs import Batch, Pair
 
 
@@ -192,12 +193,14 @@ class Training:
         self.spec, self.fabric, self.random = spec, fabric, random
         self.team = Team(fabric)
         self.epoch = 0
-        plain = [build_translator(spec, random) for _ in range(1 + spec.cycle)]
+        back = [replace(spec, condition=None)] if spec.cycle else []  # PET → MRI has no condition
+        plain = [build_translator(own, random) for own in (spec, *back)]
         self.generators = nn.ModuleList([translator.generator for translator in plain])
         self.discriminators = nn.ModuleList([translator.discriminator for translator in plain])
         layout = LAYOUTS[spec.tiling.spatial_dims]
-        for networks in (self.generators, self.discriminators):
-            networks.to(memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
+        for network in (*self.generators.modules(), *self.discriminators.modules()):
+            if isinstance(network, ResnetGenerator | PatchDiscriminator):  # no tissue model
+                network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
         self.generator_optimizer = self._adam(self.generators)
         self.discriminator_optimizer = self._adam(self.discriminators)
         self.translators = [
@@ -243,6 +246,7 @@ class Training:
             adversarial_weight=spec.adversarial_weight,
             cycle_weight=spec.cycle_weight,
             mse_weight=spec.mse_weight,
+            condition=batch.condition,
         )
         self._improve(self.generators, self.generator_optimizer, weight * loss)
         self.discriminators.requires_grad_(requires_grad=True)
@@ -314,10 +318,16 @@ def shuffled_batches(
     places = [(pair, index) for pair in pairs for index in _chosen(pair, spec, random)]
     for chosen in torch.randperm(len(places), generator=random).split(spec.batch_size):
         own = [places[int(place)] for place in (chosen if team is None else team.share(chosen))]
+        conditions = [
+            spec.tiling.cut(pair.condition, index)
+            for pair, index in own
+            if pair.condition is not None
+        ]
         yield Batch(
             torch.stack([spec.tiling.cut(pair.mri, index) for pair, index in own]),
             torch.stack([spec.tiling.cut(pair.pet, index) for pair, index in own]),
             len(chosen),
+            torch.stack(conditions) if conditions else None,
         )
 
 
