@@ -20,6 +20,7 @@ from bids_app.cli import main, parse
 from bids_app.console import Console
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.find import find_preprocessed
+from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_tsv
 from bids_app.generators import choose_generator
 from bids_app.synthesis.evaluation import METRICS
@@ -282,14 +283,15 @@ def test_a_killed_run_goes_on_to_the_same_results(out, tmp_path):
 
 def test_one_control_without_counts_is_left_out_and_named(out, tmp_path, capsys):
     there = copy_of(out, tmp_path, *MADE)
+    write_control(there, "05", np.random.default_rng(5))
     (pet,) = there.glob("sub-02/pet/*_desc-preproc_pet.nii.gz")
     nifti.save(nifti.Image(np.zeros(GRID.shape, np.float32), GRID.affine), pet)
     assert main(arguments(there, "--epochs", "1", *ALONE)) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert f"sub-02: {pet}: all voxels are equal" in said
-    assert {row["n"] for row in read_tsv(there / "table1.tsv")} == {"3"}
+    assert {row["n"] for row in read_tsv(there / "table1.tsv")} == {"4"}
     _, card = load_generator(there / "generators" / SEMI3D, "cpu")
-    assert card.participants == ("01", "03", "04")
+    assert card.participants == ("01", "03", "04", "05")
     assert "all voxels are equal" in (there / "train.html").read_text()
 
 
@@ -314,6 +316,37 @@ def test_fewer_controls_than_folds(out, tmp_path, capsys):
     assert main(arguments(there, "--folds", "5", *ALONE)) == 65
     assert "4 subject(s) with T1w and PET are fewer than --folds 5" in capsys.readouterr().err
     assert not (there / "table1.tsv").exists()
+
+
+def test_two_labels_with_the_same_images(out, tmp_path, capsys):
+    there = copy_of(out, tmp_path, *MADE)
+    for one in there.glob("sub-01/*/*space-*"):
+        shutil.copy(one, str(one).replace("sub-01", "sub-03"))
+    assert main(arguments(there, *ALONE)) == 65
+    said = " ".join(capsys.readouterr().err.split())
+    assert "sub-01 and sub-03 have the same T1w and PET" in said
+    assert "--exclude-participant-label 03" in said
+    assert not (there / "table1.tsv").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "number", "folds", "sentence"),
+    [
+        (["tissue"], 2, 2, "2 control(s) with T1w and PET are too few to train any generator"),
+        ([SEMI3D, "tissue"], 3, 3, f"too few to train {SEMI3D}; give --models tissue --folds 3"),
+        (["tissue"], 3, 2, "leave a fold fewer than 2 to train on; give --folds 3"),
+        (["tissue"], 3, 3, ""),
+        ([SEMI3D, CONDITIONED], 4, 2, ""),
+    ],
+)
+def test_few_controls(names, number, folds, sentence):
+    people = [f"{n}" for n in range(number)] * 2  # a visit each
+    if not sentence:
+        training.refuse_few(names, people, folds)
+        return
+    with pytest.raises(UnusableDataError) as refusal:
+        training.refuse_few(names, people, folds)
+    assert sentence in f"{refusal.value}"
 
 
 # What needs no training

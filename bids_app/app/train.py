@@ -26,7 +26,7 @@ from bids_app.console import Console
 from bids_app.derivatives import description
 from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.table1 import write_table1
-from bids_app.errors import MissingInputError, UsageError
+from bids_app.errors import MissingInputError, UnusableDataError, UsageError
 from bids_app.files import locked
 from bids_app.imaging.volume import Grid, count_cubes, cube_sides, grid_of_box, zooms_of
 from bids_app.plan.cohort import Subjects, choose_controls
@@ -48,6 +48,7 @@ from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.models import (
     CONDITIONED,
     CUBE,
+    FEWEST,
     MODELS,
     TISSUE,
     TRAINABLE,
@@ -70,6 +71,7 @@ from bids_app.workflows.training import (
 
 MEMORY = {(2, False): 0.20, (2, True): 0.75, (3, False): 0.10, (3, True): 0.32}  # GiB a sample
 TISSUE_MEMORY = 2.0  # GiB
+FEWEST_CONTROLS, FEWEST_FOR_NETWORKS = 3, 4  # our choice; tissue models alone learn from 3
 LEAST_VALIDATIONS = 10  # of a training of few epochs; our choice
 LEAST_SIDE = 24  # voxels that a discriminator can judge: three halvings, two 4×4 convolutions
 SLOPPY_PATCHES = CubicPatches(size=LEAST_SIDE, stride=8)
@@ -107,6 +109,9 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
     with begin(settings, run_record, console, results=rows):
         report_notes(console, controls.notes, controls.problems)
         stored, problems = _store(study, controls, runner)
+        _refuse_twins(stored)
+        people = [image.participant for image in stored]
+        refuse_few(names=_names(settings), people=people, folds=settings.folds)
         folds = deal(study, stored)
         problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
         problems += _finish(study, runner, controls, problems, summarize_run(run_record, started))
@@ -135,6 +140,7 @@ def _prepare(
     fit = [image for image in images if image.participant not in lost]
     if not fit:
         raise error_of(problems)
+    refuse_few(names=_names(settings), people=[i.participant for i in fit], folds=settings.folds)
     deal(study, fit)
     for name in _names(settings):
         refuse_small_grid(name, spec_of(name, settings), study.grid)
@@ -149,6 +155,53 @@ def _close_dry(
     usable = {visit.subject for visit in _visits(controls)} - {problem.subject for problem in unfit}
     told = f"{len(_names(settings))} models would be trained, on {len(usable)} controls"
     return close_dry(told, [*controls.problems, *unfit], console)
+
+
+def refuse_few(names: Sequence[str], people: Sequence[str], folds: int) -> None:
+    """Refuse to train on fewer controls than can tell anything.
+
+    Raises
+    ------
+    UnusableDataError
+        If there are fewer than three, fewer than four for a network, or a fold would be trained on
+        fewer than two: our choice. More folds than controls are refused where they are dealt out.
+    """
+    number = len(set(people))
+    if number < FEWEST_CONTROLS:
+        raise UnusableDataError(
+            f"{number} control(s) with T1w and PET are too few to train any generator; "
+            f"add controls, {FEWEST_CONTROLS} at least"
+        )
+    networks = [name for name in names if name != TISSUE]
+    if number < FEWEST_FOR_NETWORKS and networks:
+        raise UnusableDataError(
+            f"{number} controls with T1w and PET are too few to train {', '.join(networks)}; give "
+            f"--models tissue --folds {number}, or add controls"
+        )
+    if folds <= number and number - -(-number // folds) < FEWEST:
+        raise UnusableDataError(
+            f"{number} controls dealt out to --folds {folds} leave a fold fewer than {FEWEST} to "
+            f"train on; give --folds {number}, or add controls"
+        )
+
+
+def _refuse_twins(images: Sequence[StoredImage]) -> None:
+    """Refuse two controls with the same images: one would be scored by what has seen the other.
+
+    Raises
+    ------
+    UnusableDataError
+        Who they are.
+    """
+    owners: dict[str, str] = {}
+    for image in images:
+        other = owners.setdefault(image.sha256, image.participant)
+        if other != image.participant:
+            raise UnusableDataError(
+                f"sub-{other} and sub-{image.participant} have the same T1w and PET, voxel by "
+                "voxel, so that one would be scored by a generator that has seen both; give "
+                f"--exclude-participant-label {image.participant}"
+            )
 
 
 def refuse_small_grid(name: str, spec: Spec, grid: Grid) -> None:

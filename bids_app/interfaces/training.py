@@ -68,6 +68,9 @@ class StoreVolumes(SimpleInterface):
         if self.inputs.coverage:
             hole = self._hole(images[PET].data, arrays[BRAIN])
             arrays |= {HOLE: hole} if hole.any() else {}
+        for name in self.inputs.real:
+            known = arrays[BRAIN] & ~arrays[HOLE] if HOLE in arrays else arrays[BRAIN]
+            self._refuse_flat(Path(self.inputs.volumes[name]), arrays[name][known])
         store_arrays(Path(self.inputs.folder), owner, arrays)
         self._results["folder"] = self.inputs.folder
         return runtime
@@ -97,6 +100,14 @@ class StoreVolumes(SimpleInterface):
                 f"{path}: has intensities beyond 0..1; run the participant level again"
             )
         return image
+
+    @staticmethod
+    def _refuse_flat(path, values):
+        if values.size and values.min() == values.max():
+            raise UnusableDataError(
+                f"{path}: is the same in all of the brain, so there is nothing to learn from it; "
+                "look at the raw image, and run the participant level again"
+            )
 
     @staticmethod
     def _refuse_synthetic(path):

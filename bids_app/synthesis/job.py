@@ -225,9 +225,7 @@ def _fitted(name: str, spec: TissueSpec, training: Sequence[Path]) -> TissueMode
     try:
         return fit_tissue_model(spec, [open_volumes(folder) for folder in training])
     except ValueError as error:
-        raise UnusableDataError(
-            f"tissue model of fold {name}: {error}; choose fewer --folds, or add controls"
-        ) from error
+        raise UnusableDataError(f"tissue model of fold {name}: {error}") from error
 
 
 def fit_tissue(

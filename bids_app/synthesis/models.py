@@ -17,6 +17,7 @@ TILINGS: dict[str, type[SliceTriplets] | type[CubicPatches] | type[WholeVolume]]
 CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch", WHOLE: "tissue model"}
 CONDITIONED_WORD = "conditioned"  # of a row that starts from a tissue model
 CUBE = 3.0  # mm; a tissue model's coefficients are smoother than that; our choice
+FEWEST = 2  # controls that a tissue model is fitted to: one is left out, one is fitted
 TISSUE = "tissue"  # the name of the tissue model among those of the rows
 WIDEST, DEEPEST = 1024, 256  # feature maps, blocks: far more than anyone trains; our choice
 _CHECKS: dict[str, Check] = {
