@@ -256,6 +256,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         f"rows are named as {next(iter(CONDITIONED))}, and are trained in place of the paper's",
         choices=(TISSUE,),
     )
+    add(
+        "--init NAME|PATH",
+        "go on from a generator of the same architecture, or fit tissue models with this one's "
+        "coefficients in mind: default (the tissue model that comes with mri2pet), the name of one "
+        "in OUTPUT_DIR/generators, or a folder; one that has seen none of the controls",
+    )
     add("--epochs N", "at most; default 200 for semi-3D, 100 for 3D-patch, as the paper", _count)
     add("--batch-size N", "default 5 for semi-3D, 10 for 3D-patch, as the paper", _count)
     add("--width N", "feature maps of the first convolution; default 64", _count)

@@ -21,7 +21,7 @@ from bids_app.console import Console
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.find import find_preprocessed
 from bids_app.errors import UnusableDataError
-from bids_app.files import read_json, read_tsv, write_tsv
+from bids_app.files import read_json, read_tsv, write_json, write_tsv
 from bids_app.generators import choose_generator
 from bids_app.synthesis.evaluation import METRICS
 from bids_app.synthesis.inference import load_generator
@@ -243,6 +243,26 @@ def test_the_validator_accepts_the_output(out, tmp_path):
     written = copy_of(out, tmp_path)
     told = subprocess.run([find_validator(), str(written)], check=False, capture_output=True)
     assert told.returncode == 0, told.stdout.decode()
+
+
+def test_a_run_goes_on_from_a_generator_of_another_dataset(out, tmp_path, capsys):
+    there = copy_of(out, tmp_path, *MADE)
+    before = tmp_path / "before"
+    shutil.copytree(out / "generators" / CONDITIONED, before)
+    told = ("--init", str(before), "--condition", "tissue", *ALONE)
+    assert main(arguments(there, *told, "--dry-run")) == 65  # its card says that it is this one
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has seen sub-01, sub-02, sub-03, sub-04, who would be scored" in said
+    card = read_json(before / "card.json")
+    write_json(before / "card.json", {**card, "dataset": "elsewhere"})
+    assert main(arguments(there, *told, models=(SEMI3D, "tissue"))) == 0
+    for row in (CONDITIONED, "tissue"):
+        for folder in (".", "folds/fold-2"):
+            made = read_json(there / "generators" / row / folder / "card.json")
+            assert [one["sha256"] for one in made["initialized_from"]] == [card["sha256"]]
+            assert made["initialized_from"][0]["participants"] == list(CONTROLS)
+    page = " ".join((there / "train.html").read_text().split())
+    assert f"Training went on from {CONDITIONED}, which had seen none of these controls" in page
 
 
 # Bad luck

@@ -131,7 +131,10 @@ def test_a_grid_that_differs_by_rounding_is_the_same(tmp_path, visit):
         ("pet", lambda pet: np.where(pet > 0.5, np.nan, pet), "NaN or infinite"),
         ("brain_mask", lambda mask: 0 * mask, "all voxels are equal"),
     ],
-    ids=["no counts", "too bright", "negative", "no numbers", "no brain"],
+    ids=[
+        *("no counts", "too bright", "negative", "flat PET", "flat T1w", "no PET in the brain"),
+        *("no numbers", "no brain"),
+    ],
 )
 def test_an_image_that_training_cannot_use_is_refused(tmp_path, visit, name, damage, sentence):
     inputs, write, data = visit

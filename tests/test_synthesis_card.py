@@ -12,6 +12,7 @@ from bids_app.synthesis.card import (
     REFERENCE,
     WEIGHTS,
     Card,
+    card_values,
     check_grid,
     check_reference,
     file_sha256,
@@ -111,9 +112,20 @@ def test_triplets_without_overlap_are_told_as_before_there_was_any():
     assert spec_from_dict(spec_to_dict(overlapping)) == overlapping
 
 
+def test_a_card_tells_what_it_was_initialized_from(folder, spec, generator):
+    first = read_card(folder)
+    later = replace(first, initialized_from=first.origins, sha256="")
+    assert save_generator(generator, later, folder).initialized_from == first.origins
+    assert read_card(folder).origins[1].participants == ("01", "02")
+    change_card(folder, initialized_from=[{"name": "g"}])
+    with pytest.raises(UnusableDataError, match="initialized_from cannot be"):
+        read_card(folder)
+
+
 def test_the_rows_of_the_paper_tell_no_condition():
     """Cards, and what names their checkpoints, stay what they were."""
     assert not [name for name, spec in MODELS.items() if "condition" in spec_to_dict(spec)]
+    assert "initialized_from" not in card_values(card_of(SLICES))
 
 
 def test_a_reference_is_the_one_that_the_card_was_written_for(tmp_path):

@@ -115,6 +115,44 @@ def test_uptake_differs_from_place_to_place():
     assert error.mean() < 0.2 * np.abs(blind.pet - unseen.pet)[box()].mean()
 
 
+def uneven(x):
+    return 0.6 + 0.3 * x, 0.3 - 0.1 * x, 0.05
+
+
+def darker(x):
+    return tuple(0.8 * value for value in uneven(x))
+
+
+def test_an_initial_model_helps_where_controls_are_few_and_scanners_differ():
+    known = fit_tissue_model(SPEC, [make_visit(seed, uneven) for seed in range(20, 26)])
+    rng = np.random.default_rng(1)
+    few = [make_visit(seed, darker) for seed in range(2)]
+    noise = [ndimage.gaussian_filter(rng.standard_normal(SHAPE), 1.0) for _ in few]
+    few = [
+        replace(v, pet=np.where(box(), v.pet + 0.3 * n, 0).astype(np.float32))
+        for v, n in zip(few, noise, strict=True)
+    ]
+    unseen = make_visit(99, darker)
+
+    def error(initial):
+        model = fit_tissue_model(SPEC, few, initial)
+        return np.abs(predicted_by(model, unseen.t1w) - unseen.pet)[box()].mean()
+
+    assert error(known) < 0.6 * error(None)
+
+
+def test_an_initial_model_that_is_wrong_hardly_matters():
+    visits = [make_visit(seed, uneven) for seed in range(4)]
+    wrong = fit_tissue_model(SPEC, visits)
+    wrong.coefficients.copy_(wrong.coefficients.flip(0, 1))
+    unseen = make_visit(99, uneven)
+    errors = [
+        np.abs(predicted_by(fit_tissue_model(SPEC, visits, one), unseen.t1w) - unseen.pet).mean()
+        for one in (None, wrong)
+    ]
+    assert errors[1] < 1.2 * errors[0]
+
+
 def test_contrast_of_another_scanner_does_not_matter():
     model = fit_tissue_model(SPEC, [make_visit(seed) for seed in range(3)])
     other = make_visit(99, means=(0.1, 0.5, 1.0))

@@ -28,6 +28,7 @@ from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.table1 import write_table1
 from bids_app.errors import MissingInputError, UnusableDataError, UsageError
 from bids_app.files import locked
+from bids_app.generators import GeneratorChoice
 from bids_app.imaging.volume import Grid, count_cubes, cube_sides, grid_of_box, zooms_of
 from bids_app.plan.cohort import Subjects, choose_controls
 from bids_app.plan.problems import Problem, error_of, refuse_other_grids
@@ -35,6 +36,7 @@ from bids_app.plan.study import Study, plan_study, settle_grid
 from bids_app.plan.train import (
     GENERATORS,
     baseline_paths,
+    choose_initial,
     deal,
     gather_records,
     plan_model,
@@ -144,7 +146,16 @@ def _prepare(
     deal(study, fit)
     for name in _names(settings):
         refuse_small_grid(name, spec_of(name, settings), study.grid)
+    _initial(study, [image.participant for image in fit], settings)
     return means, study, problems
+
+
+def _initial(study: Study, people: Sequence[str], settings: Settings) -> GeneratorChoice | None:
+    """Find the generator that training goes on from, if one is named, and see that it can."""
+    if not settings.init:
+        return None
+    specs = {name: spec_of(name, settings) for name in _names(settings)}
+    return choose_initial(settings.init, study, specs, people, sloppy=settings.sloppy)
 
 
 def _close_dry(
@@ -336,8 +347,9 @@ def _plans(
     study: Study, controls: Subjects, folds: Sequence[Fold], settings: Settings
 ) -> list[ModelPlan]:
     by_label = {visit.subject: visit for visit in _visits(controls)}
+    initial = _initial(study, list(by_label), settings)
     return [
-        plan_model(study, name, spec_of(name, settings), folds, by_label)
+        plan_model(study, name, spec_of(name, settings), folds, by_label, initial=initial)
         for name in _names(settings)
     ]
 

@@ -138,6 +138,8 @@ class _TrainGeneratorInputSpec(_ComputeInputSpec):
     seed = traits.Int(mandatory=True, desc="of all randomness")
     fwhm = traits.Float(mandatory=True, desc="smoothing before validation, in mm")
     checkpoints = traits.Str(mandatory=True, nohash=True, desc="folder for checkpoints")
+    initial = traits.Str(mandatory=True, nohash=True, desc="a generator to go on from; empty: none")
+    initial_sha256 = traits.Str(desc="of its weights")
 
 
 class _TrainGeneratorOutputSpec(TraitedSpec):
@@ -168,8 +170,17 @@ class TrainGenerator(SimpleInterface):
             [Path(folder) for folder in folders]
             for folders in (self.inputs.training, self.inputs.validation)
         )
+        initial = Path(self.inputs.initial) if self.inputs.initial else None
         if isinstance(spec, TissueSpec):
-            fit_tissue(self.inputs.fold, spec, training, validation, fwhm=self.inputs.fwhm, out=cwd)
+            fit_tissue(
+                self.inputs.fold,
+                spec,
+                training,
+                validation,
+                fwhm=self.inputs.fwhm,
+                out=cwd,
+                initial=initial,
+            )
             precision = "32-true"
         else:
             precision = choose_precision(self.inputs.device)
@@ -183,6 +194,7 @@ class TrainGenerator(SimpleInterface):
                 seed=self.inputs.seed,
                 fwhm=self.inputs.fwhm,
                 folder=Path(self.inputs.checkpoints),
+                initial=initial,
             )
             launch_job(make_fabric(self.inputs.device, precision), job, cwd)
             shutil.rmtree(job.folder, ignore_errors=True)  # nothing is left to resume

@@ -84,6 +84,12 @@ class TrainedModel:
         return {name: spec for name, spec in specs.items() if not isinstance(spec, TissueSpec)}
 
     @property
+    def initial(self) -> list[str]:
+        """Names of the generators that training went on from."""
+        cards = self.cards.values()
+        return list(dict.fromkeys(c.initialized_from[0].name for c in cards if c.initialized_from))
+
+    @property
     def conditioned(self) -> list[str]:
         """Names of the networks that start from a tissue model."""
         return [name for name, spec in self.specs.items() if spec is not None and spec.condition]

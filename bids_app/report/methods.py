@@ -76,6 +76,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "tested": False,  # rows were, against one another
         "tissue": False,  # a tissue model was fitted
         "conditioned": (),  # networks that start from one
+        "initial": (),  # generators that training went on from
         "losses": {},
         "semi3d": False,
         "cubes": (),
@@ -161,6 +162,7 @@ def training_methods(trained: TrainedModel, versions: Mapping[str, str], fwhm: f
         **tell_specs(trained.specs),
         "tissue": trained.has_tissue_model,
         "conditioned": trained.conditioned,
+        "initial": trained.initial,
         "controls": len(trained.participants),
         "folds": tuple(trained.folds.values()),
         "grids": grids_of(trained),

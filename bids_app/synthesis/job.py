@@ -22,9 +22,9 @@ from bids_app.lifeline import die_with_parent
 from bids_app.nifti import open_arrays, store_arrays
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
 from bids_app.synthesis.evaluation import smooth_in_brain
-from bids_app.synthesis.inference import predict
+from bids_app.synthesis.inference import load_generator, predict
 from bids_app.synthesis.models import ModelSpec, Spec, TissueSpec
-from bids_app.synthesis.networks import ConditionedGenerator
+from bids_app.synthesis.networks import ConditionedGenerator, network_of
 from bids_app.synthesis.pairs import Volumes, open_volumes, usable_pairs
 from bids_app.synthesis.tissue import TissueModel, fit_tissue_model
 from bids_app.synthesis.training import Fit, HistoryRow, Training, go_on
@@ -64,6 +64,8 @@ class Job:
         Smoothing before validation SSIM is measured, in mm.
     folder : Path
         For the checkpoint and the history while it runs.
+    initial : Path or None
+        Folder of a generator that is gone on from.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Job:
     seed: int
     fwhm: float
     folder: Path
+    initial: Path | None = None
 
 
 def mean_ssim(generator: nn.Module, visits: Sequence[Volumes], spec: Spec, fwhm: float) -> float:
@@ -118,7 +121,7 @@ def _condition(job: Job) -> None:
     spec = job.spec.condition
     if spec is None or (job.folder / TISSUE_MODEL).exists():
         return
-    model = _fitted(job.name, spec, job.training)
+    model = _fitted(job.name, spec, job.training, job.initial)
     for number, folder in enumerate((*job.training, *job.validation)):
         visit = open_volumes(folder)
         predicted = predict(visit.t1w, model, spec.tiling)
@@ -144,7 +147,9 @@ def _open(job: Job) -> list[Volumes]:
 
 def _begin(fabric: Fabric, job: Job) -> Fit:
     """Build what is trained, as the last checkpoint has it if there is one."""
-    fit = Fit(Training(job.spec, fabric, torch.Generator().manual_seed(job.seed)))
+    known = None if job.initial is None else load_generator(job.initial, "cpu")[0]
+    network = None if known is None or isinstance(known, TissueModel) else network_of(known)
+    fit = Fit(Training(job.spec, fabric, torch.Generator().manual_seed(job.seed), network))
     generator = fit.training.generators[0]
     if isinstance(generator, ConditionedGenerator):
         generator.tissue.load_state_dict(load_file(job.folder / TISSUE_MODEL))
@@ -214,16 +219,21 @@ def _run_tied(fabric: Fabric, job: Job, out: Path) -> None:
     run_job(fabric, job, out)
 
 
-def _fitted(name: str, spec: TissueSpec, training: Sequence[Path]) -> TissueModel:
-    """Fit a tissue model to stored volumes.
+def _fitted(
+    name: str, spec: TissueSpec, training: Sequence[Path], initial: Path | None
+) -> TissueModel:
+    """Fit a tissue model to stored volumes; of an initial generator, its tissue model counts.
 
     Raises
     ------
     UnusableDataError
         If there are too few participants, or a T1w has no three tissues.
     """
+    known = None if initial is None else load_generator(initial, "cpu")[0]
+    tissue = known.tissue if isinstance(known, ConditionedGenerator) else known
+    before = tissue if isinstance(tissue, TissueModel) else None
     try:
-        return fit_tissue_model(spec, [open_volumes(folder) for folder in training])
+        return fit_tissue_model(spec, [open_volumes(folder) for folder in training], before)
     except ValueError as error:
         raise UnusableDataError(f"tissue model of fold {name}: {error}") from error
 
@@ -236,12 +246,13 @@ def fit_tissue(
     *,
     fwhm: float,
     out: Path,
+    initial: Path | None = None,
 ) -> None:
     """Fit a tissue model, and write it as :func:`run_job` writes a network, after one epoch.
 
     Parameters
     ----------
-    name, training, validation, fwhm
+    name, training, validation, fwhm, initial
         As of a :class:`Job`.
     spec : TissueSpec
         Of the grid.
@@ -256,7 +267,7 @@ def fit_tissue(
         As :func:`_fitted`.
     """
     started = time.monotonic()
-    model = _fitted(name, spec, training)
+    model = _fitted(name, spec, training, initial)
     row = {"fold": name, "epoch": 1, "seconds": round(time.monotonic() - started, 2), "kept": 1}
     visits = [open_volumes(folder) for folder in validation]
     if visits:

@@ -139,6 +139,7 @@ class ResnetGenerator(nn.Module):
     """
 
     STRIDE = 4  # two halvings
+    ENCODER = 9  # three convolutions, each with its norm and activation
 
     def __init__(
         self,
@@ -173,6 +174,12 @@ class ResnetGenerator(nn.Module):
             reflect(width, channels, 7, padding=3),
             activation(),
         )
+
+    @property
+    def early_parameters(self) -> list[nn.Parameter]:
+        """List what is trained of the layers before the residual blocks."""
+        early = list(self.layers)[: self.ENCODER]
+        return [parameter for layer in early for parameter in layer.parameters()]
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2:]
@@ -214,6 +221,20 @@ class ConditionedGenerator(nn.Module):
         """Make the last layer 0, so that what is predicted is what the tissue model predicts."""
         for parameter in self.network.layers[-2].parameters():
             parameter.zero_()
+
+
+def network_of(generator: nn.Module) -> ResnetGenerator:
+    """Give the network of a generator, conditioned or not.
+
+    Raises
+    ------
+    TypeError
+        If it has none.
+    """
+    network = generator.network if isinstance(generator, ConditionedGenerator) else generator
+    if not isinstance(network, ResnetGenerator):
+        raise TypeError(f"a {type(generator).__name__} is no network")
+    return network
 
 
 class PatchDiscriminator(nn.Module):

@@ -33,11 +33,13 @@ PSF_FWHM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # mm; tried; PET scanners have 4
 KERNEL_FWHM = (6.0, 9.0, 13.0, 20.0)  # mm; tried; the more controls, the narrower the best
 USUAL_KERNEL = 9.0  # mm; while the blur is chosen, which hardly depends on it
 RIDGE = 1e-3  # pull towards the coefficients of the whole brain; our choice
+PULLS = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # towards the coefficients of an initial model; tried
 PSF_CONTROLS = 4  # whose PET the blur is chosen with: all tell nearly the same; our choice
 GROUPS = 8  # of controls left out in turn, at most; our choice
 TERMS = 3  # grey, white, 1
 NO_TISSUES = "the T1w shows fewer than three tissues in the brain"
 Moments = NDArray[np.float64]
+Coefficients = NDArray[np.float64]
 
 
 def find_tissue_means(t1w: Volume) -> tuple[float, float, float]:
@@ -182,42 +184,71 @@ def _moments(visit: Volumes, sides: tuple[int, int, int], blurs: Sequence[float]
     return found
 
 
-def _solve(moments: Moments, kernel_fwhm: float, edges: Sequence[float]) -> NDArray[np.float64]:
+def _solve(
+    moments: Moments,
+    kernel_fwhm: float,
+    edges: Sequence[float],
+    initial: Coefficients | None = None,
+    pull: float = RIDGE,
+) -> Coefficients:
     """Solve for the coefficients of each cube, (I', J', K', 3), from the cubes around it.
 
-    ``edges`` are those of a cube, in mm. A ridge draws them to those of the whole brain where cubes
-    say little.
+    ``edges`` are those of a cube, in mm. A ridge draws them to those of the whole brain, or to the
+    initial ones, where cubes say little.
     """
     sigmas = (kernel_fwhm * SIGMA_OF_FWHM / edge for edge in edges)
     near = ndimage.gaussian_filter(moments, (*sigmas, 0, 0), mode="constant")
     whole = moments.mean(axis=(0, 1, 2))
-    usual = np.linalg.solve(whole[:TERMS, :TERMS], whole[:TERMS, TERMS])
-    ridge = RIDGE * np.diag(np.diag(whole[:TERMS, :TERMS]))
+    usual = (
+        np.linalg.solve(whole[:TERMS, :TERMS], whole[:TERMS, TERMS])
+        if initial is None
+        else _rescaled(initial, moments)
+    )
+    ridge = pull * np.diag(np.diag(whole[:TERMS, :TERMS]))
     coefficients = np.broadcast_to(usual, (*near.shape[:3], TERMS)).copy()
     told = near[..., TERMS - 1, TERMS - 1] > 0  # beyond the kernel's reach nothing is told
-    sums = near[told, :TERMS, TERMS] + ridge @ usual
+    sums = near[told, :TERMS, TERMS] + coefficients[told] @ ridge
     matrices = near[told, :TERMS, :TERMS] + ridge
     coefficients[told] = np.linalg.solve(matrices, sums[..., np.newaxis])[..., 0]
     return coefficients
 
 
-def _squared_error(coefficients: NDArray[np.float64], moments: Moments) -> float:
+def _rescaled(initial: Coefficients, moments: Moments) -> Coefficients:
+    """Multiply initial maps of a, b and c by a number each, those that fit the whole brain best."""
+    own, pet = moments[..., :TERMS, :TERMS], moments[..., :TERMS, TERMS]
+    matrix = np.einsum("...i,...ij,...j->ij", initial, own, initial, optimize=True)
+    sums = np.einsum("...i,...i->i", initial, pet)
+    return initial * (1 + np.linalg.lstsq(matrix, sums - matrix.sum(axis=1))[0])
+
+
+def _squared_error(coefficients: Coefficients, moments: Moments) -> float:
     """Sum the squared errors of coefficients, from moments alone: θᵀMθ with θ = (a, b, c, −1)."""
     theta = np.concatenate([coefficients, -np.ones((*coefficients.shape[:3], 1))], axis=-1)
     return float(np.einsum("...i,...ij,...j", theta, moments, theta, optimize=True).sum())
 
 
-def _left_out_error(groups: Sequence[Moments], kernel_fwhm: float, edges: Sequence[float]) -> float:
+def _left_out_error(
+    groups: Sequence[Moments],
+    kernel_fwhm: float,
+    edges: Sequence[float],
+    initial: Coefficients | None = None,
+    pull: float = RIDGE,
+) -> float:
     """Sum the squared errors on each group of controls of what the others predict."""
     total = np.sum(groups, axis=0)
-    return sum(_squared_error(_solve(total - group, kernel_fwhm, edges), group) for group in groups)
+    return sum(
+        _squared_error(_solve(total - group, kernel_fwhm, edges, initial, pull), group)
+        for group in groups
+    )
 
 
-def fit_tissue_model(spec: TissueSpec, visits: Sequence[Volumes]) -> TissueModel:
+def fit_tissue_model(
+    spec: TissueSpec, visits: Sequence[Volumes], initial: TissueModel | None = None
+) -> TissueModel:
     """Fit a tissue model to controls.
 
     The blur and the width of the neighbourhood are those that predict controls best who were left
-    out of the fit.
+    out of the fit; so is the pull towards an initial model.
 
     Parameters
     ----------
@@ -225,6 +256,10 @@ def fit_tissue_model(spec: TissueSpec, visits: Sequence[Volumes]) -> TissueModel
         Cubes of the controls' grid.
     visits : sequence of Volumes
         T1w and PET in [0, 1] on one grid; two participants or more.
+    initial : TissueModel, optional
+        Of the same cubes, fitted to other people. Where the controls say little, its coefficients
+        stand, its maps of grey, white and rest times a number each for all of the brain, since
+        scanners differ. Without, those of the whole brain stand.
 
     Raises
     ------
@@ -250,8 +285,17 @@ def fit_tissue_model(spec: TissueSpec, visits: Sequence[Volumes]) -> TissueModel
     psf_fwhm = PSF_FWHM[int(np.argmin(errors))]
     number = min(GROUPS, len(controls))
     groups = [measure(controls[start::number], [psf_fwhm])[0] for start in range(number)]
-    kernel = min(KERNEL_FWHM, key=lambda fwhm: _left_out_error(groups, fwhm, edges))
-    coefficients = np.moveaxis(_solve(np.sum(groups, axis=0), kernel, edges), -1, 0)
+    before = None if initial is None else np.moveaxis(initial.coefficients.double().numpy(), 0, -1)
+
+    def error(kernel_fwhm: float, pull: float) -> float:
+        return _left_out_error(groups, kernel_fwhm, edges, before, pull)
+
+    pull = RIDGE
+    if initial is not None:
+        pull = min(PULLS, key=lambda one: error(USUAL_KERNEL, one))
+    kernel = min(KERNEL_FWHM, key=lambda fwhm: error(fwhm, pull))
+    found = _solve(np.sum(groups, axis=0), kernel, edges, before, pull)
+    coefficients = np.moveaxis(found, -1, 0)
     model = TissueModel(spec)
     model.coefficients.copy_(torch.from_numpy(coefficients))
     model.psf_sigma.copy_(torch.tensor([psf_fwhm * SIGMA_OF_FWHM / zoom for zoom in zooms]))
