@@ -39,8 +39,9 @@ from bids_app.interfaces.synthesis import MeasureNovelty, MeasureSpread, Synthes
 from bids_app.synthesis.card import CARD, REFERENCE, WEIGHTS, Card, card_values, file_sha256
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_translator
-from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.models import MODELS, TissueSpec
 from bids_app.synthesis.reference import Reference, look_at, novelty, write_reference
+from bids_app.synthesis.tissue import TissueModel
 from bids_app.workflows import execution
 
 SHAPE = (17, 14, 11)
@@ -435,6 +436,29 @@ def tiny(tmp_path, head_affine, t1w):
         save_generator(generator, card, tmp_path / "tiny"),
         reference,
     )
+
+
+def test_a_t1w_without_tissues_is_told_by_its_name(tmp_path, save, head_affine):
+    spec = TissueSpec((1, 1, 1), SHAPE)
+    affine = tuple(tuple(row) for row in head_affine.tolist())
+    card = Card("plain", "0", spec, "T", SHAPE, affine, "", "noise", "tests", (), "none", 0)
+    card = save_generator(TissueModel(spec), card, tmp_path / "plain")
+    t1w = np.where(ellipsoid, 0.5, 0).astype(np.float32)
+    t1w[ellipsoid] = np.resize([0.4, 0.6], ellipsoid.sum())
+    node = SynthesizePET(
+        t1w=save("two", t1w),
+        mask=save("brain", ellipsoid.astype(np.float32)),
+        generator=str(tmp_path / "plain"),
+        sha256=card.sha256,
+        reference_sha256="",
+        fwhm=0.0,
+        overlap=False,
+        match_histogram=False,
+        device="cpu",
+        threads=1,
+    )
+    with pytest.raises(UnusableDataError, match=r"two\.nii\.gz: .*fewer than three .*plain"):
+        node.run(cwd=str(tmp_path))
 
 
 @pytest.fixture

@@ -65,6 +65,11 @@ class SynthesizePET(SimpleInterface):
                 f"{folder}: of {Path(self.inputs.t1w).name}, {error}; no PET is written; train the "
                 "generator again, or choose another --generator"
             ) from error
+        except ValueError as error:
+            raise UnusableDataError(
+                f"{self.inputs.t1w}: {error}, so that generator {card.name} predicts no PET of it; "
+                "look at the T1w and its brain mask"
+            ) from error
         pet[~brain] = 0
         if self.inputs.match_histogram:
             reference = read_reference(check_reference(folder, card))

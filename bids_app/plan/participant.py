@@ -30,7 +30,7 @@ from bids_app.errors import (
     UsageError,
 )
 from bids_app.files import read_json, read_text
-from bids_app.generators import GeneratorChoice, check_grid, has_seen
+from bids_app.generators import GeneratorChoice, check_grid, has_seen, known_labels
 from bids_app.header import Header
 from bids_app.imaging.verdict import DOUBT, FAIL, reasons_of, verdict_of
 from bids_app.plan.problems import Problem, error_of
@@ -355,8 +355,7 @@ def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]
 def _was_trained_on(generator: GeneratorChoice, subject: str, run: ParticipantPlan) -> bool:
     """Whether a generator knows this subject; nothing is read where its card has no such label."""
     card, out = generator.card, run.output_dir
-    labels = {participant.removeprefix("sub-") for participant in card.participants}
-    return subject in labels and has_seen(card, subject, dataset_names(out), out)
+    return subject in known_labels(card) and has_seen(card, subject, dataset_names(out), out)
 
 
 def _synthesis_plan(

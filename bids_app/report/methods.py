@@ -77,6 +77,8 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "lpips": False,  # was measured
         "tested": False,  # rows were, against one another
         "tissue": False,  # a tissue model was fitted
+        "conditioned": (),  # networks that start from one
+        "initial": (),  # generators that training went on from
         "losses": {},
         "semi3d": False,
         "cubes": (),
@@ -162,6 +164,8 @@ def training_methods(trained: TrainedModel, versions: Mapping[str, str], fwhm: f
     told = {
         **tell_specs(trained.specs),
         "tissue": trained.has_tissue_model,
+        "conditioned": trained.conditioned,
+        "initial": trained.initial,
         "controls": len(trained.participants),
         "folds": tuple(trained.folds.values()),
         "grids": grids_of(trained),
