@@ -454,6 +454,7 @@ def test_a_t1w_without_tissues_is_told_by_its_name(tmp_path, save, head_affine):
         fwhm=0.0,
         overlap=False,
         match_histogram=False,
+        times_mean=0.0,
         device="cpu",
         threads=1,
     )
