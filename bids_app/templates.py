@@ -18,6 +18,14 @@ FEWEST, MOST = 2, 1e9  # voxels: of a side; of a grid, 4 GB in float32 (our choi
 HALF = 0.5  # voxel
 
 
+COARSE_ATLAS = Path(__file__).parent / "data" / "atlas" / "coarse.nii.gz"  # in MNI space
+
+
+def coarse_atlas(template: str) -> Path | None:
+    """Give the app's own atlas of lobes and nuclei; None for templates of another space."""
+    return COARSE_ATLAS if template.startswith("MNI152") else None
+
+
 @dataclass(frozen=True)
 class Template:
     """A template as files of a run.

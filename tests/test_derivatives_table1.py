@@ -37,7 +37,7 @@ def swept(best):
 
 
 def scores(level, lpips=math.nan):
-    return Scores(*[level, 20 + level, lpips, 1 - level] * 2)
+    return Scores(*[level, 20 + level, lpips, 1 - level] * 2, 10 * level, -level, level)
 
 
 @pytest.fixture
@@ -99,9 +99,10 @@ def test_every_column_is_explained_and_nothing_else(tmp_path, records):
         for column, entry in dictionary.items():
             assert entry["Description"], column
             if re.match("|".join(METRICS), column):
-                assert entry["Units"] == ("dB" if column.startswith("psnr") else "1")
-                assert re.search(r"0 to 1|-1 to 1|from 0", entry["Description"])
-                inside = "_brain" in column
+                units = {"psnr": "dB", "suvr": "%"}
+                assert entry["Units"] == units.get(column[:4], "1")
+                assert re.search(r"0 to 1|-1 to 1|from 0|0 is best", entry["Description"])
+                inside = "_brain" in column or column.startswith(("suvr", "asymmetry"))
                 assert ("In the brain" in entry["Description"]) == inside
     described = json.dumps(read_json(tmp_path / "table1.json"))
     for source in (

@@ -40,7 +40,7 @@ SPEC = replace(
     pool_size=2,
 )
 MEANS = {"device": "cpu", "threads": 1, "use_gpu": False}
-NO_LPIPS = {"lpips_weights": "", "lpips_sha256": ""}
+NO_LPIPS = {"lpips_weights": "", "lpips_sha256": "", "atlas": ""}
 
 
 def run(interface, cwd, **inputs):
@@ -295,7 +295,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, folders, weights):
 
 
 def test_lpips_weights_that_are_gone_are_told(tmp_path, folders, weights):
-    lpips = {"lpips_weights": str(tmp_path / "lpips.pth"), "lpips_sha256": "a"}
+    lpips = {"lpips_weights": str(tmp_path / "lpips.pth"), "lpips_sha256": "a", "atlas": ""}
     with pytest.raises((MissingInputError, ReadWriteError), match=r"lpips\.pth"):
         run(
             ScoreGenerator,

@@ -77,7 +77,9 @@ def quality(model, n):
     level = list(ROWS).index(model) / 100 + n / 1000
     scores = {"ssim": 0.9, "psnr": 25, "lpips": 0.02, "mae": 0.03, "ssim_brain": 0.8}
     scores |= {"psnr_brain": 20, "lpips_brain": 0.04, "mae_brain": 0.06}
-    return Scores(**{k: v + (1 if k[0] in "lm" else -1) * level for k, v in scores.items()})
+    scores |= {"suvr_error": 6, "suvr_bias": 1, "asymmetry_agreement": 0.5}
+    less = ("lpips", "mae", "suvr")
+    return Scores(**{k: v + (1 if k.startswith(less) else -1) * level for k, v in scores.items()})
 
 
 class Tree:
@@ -405,7 +407,7 @@ def test_table1_tells_what_was_measured(tree):
         "0.023 ± 0.002",
         "0.797 ± 0.002",
     ]
-    assert [line[-9] for line in lines] == [
+    assert [line[-12] for line in lines] == [
         *("Simple-GAN", "Cycle-GAN with MSE loss", "Simple-GAN with MSE loss"),
         *("Mean PET of the training controls", "The T1w itself"),
     ]
@@ -434,7 +436,7 @@ def best_in(rows, metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_best_model_of_a_column_is_marked_and_never_a_baseline(metric):
-    less = metric.startswith(("lpips", "mae"))
+    less = metric.startswith(("lpips", "mae", "suvr"))
     low, middle, high = (row(m, **{metric: v}) for m, v in zip(SHOWN, (0.1, 0.2, 0.3), strict=True))
     baseline = row("baseline-t1w", **{metric: 0.01 if less else 0.99})
     same = row("baseline-mean-pet", **{metric: 0.1 if less else 0.3})

@@ -23,6 +23,7 @@ from bids_app.synthesis.evaluation import (
     ROWS,
     ScoreRecord,
     Scores,
+    compare_regions,
     records_from_json,
     records_to_json,
     score,
@@ -73,10 +74,52 @@ def test_metrics_in_the_order_of_the_tables():
     assert (
         *("ssim", "psnr", "lpips", "mae"),
         *("ssim_brain", "psnr_brain", "lpips_brain", "mae_brain"),
+        *("suvr_error", "suvr_bias", "asymmetry_agreement"),
     ) == METRICS
 
 
 # Scores
+
+
+def labelled(shape):
+    """Lay seven slabs side by side: three pairs, and one on its own."""
+    regions = np.zeros(shape, int)
+    for label in range(1, 8):
+        regions[3 + label, 3:15, 3:13] = label
+    return regions
+
+
+def test_regional_uptake_by_hand(brain):
+    regions = labelled(brain.shape)
+    real = np.where(regions > 0, 0.5, 0).astype(np.float32)
+    for label, value in ((1, 0.6), (2, 0.4), (3, 0.55), (4, 0.45)):
+        real[regions == label] = value
+    synthetic = real.copy()
+    synthetic[regions == 7] = 0.6  # of 0.5, and the mean of all rises by 0.1 / 7
+    error, bias, asymmetry = compare_regions(3 * synthetic, real, regions)
+    mean = 0.5 + 0.1 / 7
+    relative = 100 * np.array([*[0.5 / mean - 1] * 6, 0.6 / mean - 1])
+    assert error == pytest.approx(np.abs(relative).mean(), rel=1e-5)
+    assert bias == pytest.approx(relative.mean(), abs=1e-5)
+    assert asymmetry == pytest.approx(1)
+    mirrored = real.copy()
+    for left in (1, 3, 5):
+        mirrored[regions == left] = real[regions == left + 1].mean()
+        mirrored[regions == left + 1] = real[regions == left].mean()
+    assert compare_regions(mirrored, real, regions)[2] == pytest.approx(-1)
+
+
+def test_regions_that_are_not_known_leave_their_measures_open(real, brain):
+    without = score(real, real, brain)
+    assert math.isnan(without.suvr_error)
+    assert math.isnan(without.asymmetry_agreement)
+    regions = labelled(brain.shape)
+    inside = score(real, real, brain, regions=regions)
+    assert (inside.suvr_error, inside.suvr_bias) == (0, 0)
+    assert inside.asymmetry_agreement == pytest.approx(1)
+    covered = brain & (regions != 2)
+    assert score(real, real, brain, covered=covered, regions=regions).suvr_error == 0
+    assert math.isnan(score(real, real, brain, regions=np.minimum(regions, 3)).asymmetry_agreement)
 
 
 def test_a_perfect_image_has_perfect_scores(real, brain):

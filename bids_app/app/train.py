@@ -61,6 +61,7 @@ from bids_app.synthesis.models import (
     spec_to_dict,
 )
 from bids_app.synthesis.tiling import CubicPatches
+from bids_app.templates import coarse_atlas
 from bids_app.workflows.training import (
     BASELINES,
     ComputeSettings,
@@ -316,7 +317,8 @@ def _means(runner: Runner) -> ComputeSettings:
         _refuse_lpips(weights)
     sha256 = "" if weights is None else file_sha256(weights)
     device = choose_device(runner.settings.device)
-    return ComputeSettings(device, runner.shares[1], weights, sha256)
+    atlas = coarse_atlas(runner.settings.template)
+    return ComputeSettings(device, runner.shares[1], weights, sha256, atlas)
 
 
 def _names(settings: Settings) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 Volume: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -147,6 +148,27 @@ def box_of_grid(grid: Grid) -> Box | None:
     if resolution <= 0 or not np.allclose(grid_of_box(box, resolution).affine, grid.affine):
         return None
     return box
+
+
+def lay_labels(labels: NDArray[np.integer], affine: Affine, grid: Grid) -> NDArray[np.integer]:
+    """Lay a label image on a grid of the same space, by nearest neighbour.
+
+    Parameters
+    ----------
+    labels, affine : ndarray, (I, J, K) and (4, 4)
+        The label image; voxel indices → mm.
+    grid : Grid
+        Of the result.
+
+    Returns
+    -------
+    ndarray
+        Of the grid's shape; 0 beyond the image.
+    """
+    to_labels = np.linalg.inv(affine) @ grid.affine
+    return ndimage.affine_transform(
+        labels, to_labels[:3, :3], to_labels[:3, 3], grid.shape, order=0, cval=0
+    )
 
 
 def cube_sides(edge: float, zooms: tuple[float, float, float]) -> tuple[int, int, int]:

@@ -218,6 +218,7 @@ class _ScoreInputSpec(_ComputeInputSpec):
     digests = traits.List(traits.Str, mandatory=True, desc="of all volumes that decide")
     lpips_weights = traits.Str(mandatory=True, nohash=True, desc="a file; empty for none")
     lpips_sha256 = traits.Str(mandatory=True, desc="of that file")
+    atlas = traits.Str(mandatory=True, desc="regions, in the images' space; empty for none")
 
 
 def _scorer(inputs, fwhm):
@@ -227,7 +228,8 @@ def _scorer(inputs, fwhm):
 
     torch.set_num_threads(inputs.threads)
     lpips = Path(inputs.lpips_weights) if inputs.lpips_weights else None
-    return Scorer(inputs.model, inputs.fold, fwhm, lpips, inputs.device)
+    atlas = Path(inputs.atlas) if inputs.atlas else None
+    return Scorer(inputs.model, inputs.fold, fwhm, lpips, inputs.device, atlas=atlas)
 
 
 class _ScoreGeneratorInputSpec(_ScoreInputSpec):

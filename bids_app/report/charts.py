@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite, isnan
 from statistics import fmean, mean, median, stdev
 from typing import TYPE_CHECKING, Any, Final
@@ -136,9 +137,11 @@ class Chart:
         width, height = 72 * self.figure.get_size_inches()
         return float(width), float(height)
 
-    @property
+    @cached_property
     def svg(self) -> Markup:
         """What stands between ``<svg>`` and ``</svg>``; the same each time, to the byte.
+
+        It is drawn once, since the layout moves a little each time the same figure is drawn.
 
         Ids of groups and clip paths are left out: a page has several charts, and addresses of
         nothing but itself. The other ids are salted with the title.

@@ -108,7 +108,8 @@ def dash_of(model: str) -> str:
     return PUBLISHED[model].dash if model in PUBLISHED else ""
 
 
-LESS_IS_BETTER: Final = ("lpips", "mae")
+NEEDS_MORE: Final = ("lpips", "suvr", "asymmetry")  # weights, or an atlas
+LESS_IS_BETTER: Final = ("lpips", "mae", "suvr_error")
 
 
 def sign_of(metric: str) -> int:
@@ -150,6 +151,9 @@ COLUMNS: Final = (
     "lpips_brain",
     "mae",
     "mae_brain",
+    "suvr_error",
+    "suvr_bias",
+    "asymmetry_agreement",
 )
 DIGITS: Final = 3  # after the point, as the paper's
 
@@ -210,7 +214,7 @@ def why_no_lpips(rows: Sequence[ScoreRow]) -> str:
 def not_measured(rows: Sequence[ScoreRow]) -> list[str]:
     """Say of each row which metrics, beside LPIPS, it lacks."""
     lacking = {
-        row.model: [m for m in METRICS if isnan(row.means[m]) and not m.startswith("lpips")]
+        row.model: [m for m in METRICS if isnan(row.means[m]) and not m.startswith(NEEDS_MORE)]
         for row in rows
     }
     return [
@@ -226,6 +230,8 @@ def _best(rows: Sequence[ScoreRow], metric: str) -> str:
     found = [mean for mean in means if not isnan(mean)]
     if not found:
         return ""
+    if metric == "suvr_bias":  # neither more nor less is better
+        return show(min(found, key=abs), DIGITS)
     return show(max(found, key=lambda mean: sign_of(metric) * mean), DIGITS)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bids_app.imaging.intensity import smooth
 from bids_app.imaging.similarity import judged, mean_absolute_error, measure, ssim
@@ -50,6 +51,12 @@ class Scores:
         Learned perceptual distance, from 0; nan where no weights were given.
     mae, mae_brain : float
         Mean absolute error, in the unit of the images, 0 to 1.
+    suvr_error, suvr_bias : float
+        In %: mean over regions of the difference to the real PET in the ratio of the region's mean
+        to the brain's, without and with its sign. nan where no atlas was given.
+    asymmetry_agreement : float
+        Correlation over pairs of regions of 200 (L - R) / (L + R), -1 to 1; nan where no atlas was
+        given, or all pairs are alike.
     """
 
     ssim: float
@@ -60,6 +67,9 @@ class Scores:
     psnr_brain: float
     lpips_brain: float
     mae_brain: float
+    suvr_error: float = math.nan
+    suvr_bias: float = math.nan
+    asymmetry_agreement: float = math.nan
 
 
 METRICS = tuple(field.name for field in fields(Scores))  # in the order of the tables
@@ -72,6 +82,7 @@ def score(
     lpips: tuple[float, float] = (math.nan, math.nan),
     *,
     covered: Mask | None = None,
+    regions: NDArray[np.integer] | None = None,
 ) -> Scores:
     """Compare a synthetic PET with the real one.
 
@@ -85,9 +96,14 @@ def score(
         Over the whole volume and in the brain, from whoever has the weights.
     covered : ndarray of bool, (I, J, K), optional
         What the real PET covers; all by default. What it does not counts in no measure.
+    regions : ndarray of int, (I, J, K), optional
+        Labels of an atlas: 2n - 1 on the left, 2n on the right, the last one on both; 0 for none.
     """
     alike = measure(synthetic, real, brain, covered)
     voxels, _ = judged(brain, np.ones_like(brain) if covered is None else covered)
+    regional = (math.nan,) * 3
+    if regions is not None:
+        regional = compare_regions(synthetic, real, np.where(voxels & brain, regions, 0))
     return Scores(
         ssim=alike.ssim,
         psnr=alike.psnr,
@@ -97,7 +113,56 @@ def score(
         psnr_brain=alike.psnr_brain,
         lpips_brain=lpips[1],
         mae_brain=mean_absolute_error(synthetic, real, voxels & brain),
+        suvr_error=regional[0],
+        suvr_bias=regional[1],
+        asymmetry_agreement=regional[2],
     )
+
+
+FEWEST_VOXELS = 4  # of a region, to be compared; our choice
+FEWEST_PAIRS = 3  # of regions, to correlate their asymmetry; our choice
+
+
+def compare_regions(
+    synthetic: Volume, real: Volume, regions: NDArray[np.integer]
+) -> tuple[float, float, float]:
+    """Compare regional means, over the mean of all regions' voxels; see :class:`Scores`.
+
+    Parameters
+    ----------
+    synthetic, real : ndarray, (I, J, K)
+        On one grid, any unit.
+    regions : ndarray of int, (I, J, K)
+        As of :func:`score`; 0 where nothing counts.
+
+    Returns
+    -------
+    suvr_error, suvr_bias, asymmetry_agreement : float
+        As :class:`Scores` has them.
+    """
+    counts = np.bincount(regions.ravel())
+    usable = np.flatnonzero(counts >= FEWEST_VOXELS)[1:]  # 0 is no region
+    ratios = []
+    for pet in (synthetic, real):
+        sums = np.bincount(regions.ravel(), pet.ravel())
+        means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+        ratios.append(means / (sums[1:].sum() / max(counts[1:].sum(), 1)))
+    ours, theirs = ratios
+    if not usable.size or not (theirs[usable] > 0).all():
+        return math.nan, math.nan, math.nan
+    relative = 100 * (ours[usable] / theirs[usable] - 1)
+    left = np.array([n for n in usable if n % 2 and n + 1 in usable], np.intp)
+    return (
+        float(np.abs(relative).mean()),
+        float(relative.mean()),
+        _correlate(*(200 * (r[left] - r[left + 1]) / (r[left] + r[left + 1]) for r in ratios)),
+    )
+
+
+def _correlate(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    if one.size < FEWEST_PAIRS or not (np.ptp(one) > 0 and np.ptp(other) > 0):
+        return math.nan
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def smooth_in_brain(

@@ -13,12 +13,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bids_app import nifti
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
-from bids_app.imaging.volume import Mask, Volume
+from bids_app.imaging.volume import Grid, Mask, Volume, lay_labels
 from bids_app.strict import shapes_of
 from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.evaluation import (
@@ -40,6 +42,7 @@ FETCHED_SHA256 = (
     "972b85a274f7af1bc18638c2257488e4740296ea1ddeefe6c5a48da7ece116e3"  # mri2pet-fetch's
 )
 LARGEST = 1 << 28  # bytes of a file of weights, which has 10 MB; our choice
+REGIONAL = ("suvr", "asymmetry")  # which may be unknown, as LPIPS may
 SMALLEST_SIDE = 31  # pixels: 31 → 7 → 3 → 1 along the strides of Lpips
 WANTED = "--lpips-weights wants the tensors of AlexNet's convolutions and the LPIPS v0.1 heads"
 
@@ -245,7 +248,7 @@ def volume_lpips(
 def _refuse_odd(scores: Mapping[str, float], *, lpips: bool) -> None:
     """Refuse scores that are no numbers; PSNR of an image and itself is infinite."""
     for name, value in scores.items():
-        if isnan(value) and (lpips or not name.startswith("lpips")):
+        if isnan(value) and not name.startswith(REGIONAL) and (lpips or "lpips" not in name):
             raise FloatingPointError(f"its {name} is not a number")
 
 
@@ -264,16 +267,33 @@ class Scorer:
         As :func:`bids_app.synthesis.scoring.load_lpips` wants them; None leaves LPIPS out.
     device : str
         A torch device.
+    atlas : Path, optional
+        Regions in the space of the images, labelled as :func:`score` wants them.
     """
 
     def __init__(
-        self, model: str, fold: int, fwhm: float, lpips_weights: Path | None, device: str
+        self,
+        model: str,
+        fold: int,
+        fwhm: float,
+        lpips_weights: Path | None,
+        device: str,
+        *,
+        atlas: Path | None = None,
     ) -> None:
         self.model, self.fold, self.fwhm = model, fold, fwhm
         self._lpips: Lpips | None = None
         if lpips_weights is not None:
             self._lpips = load_lpips(lpips_weights, device)
+        self._atlas = None if atlas is None else nifti.load(atlas)
         self.records: list[ScoreRecord] = []
+
+    def _regions(self, visit: Volumes) -> NDArray[np.integer] | None:
+        if self._atlas is None:
+            return None
+        i, j, k = visit.brain.shape
+        grid = Grid((i, j, k), np.array(visit.owner.affine))
+        return lay_labels(self._atlas.data.astype(np.int16), self._atlas.affine, grid)
 
     def _record(self, model: str, visit: Volumes, pet: Volume, by_fwhm: dict[float, float]) -> None:
         real, brain = np.asarray(visit.pet), np.asarray(visit.brain)
@@ -281,7 +301,8 @@ class Scorer:
         if self._lpips is not None:  # what the real PET does not cover is 0 in both
             shown = pet if visit.hole is None else np.where(visit.hole, 0, pet)
             distance = volume_lpips(self._lpips, shown, real, brain & visit.covered)
-        scores = score(pet, real, brain, distance, covered=visit.covered)
+        regions = self._regions(visit)
+        scores = score(pet, real, brain, distance, covered=visit.covered, regions=regions)
         _refuse_odd(asdict(scores), lpips=self._lpips is not None)
         owner = visit.owner
         self.records.append(

@@ -108,22 +108,26 @@ class ComputeSettings:
         Weights of LPIPS.
     lpips_sha256 : str
         Of that file; empty without one.
+    atlas : Path or None
+        Regions in the space of the images, by which regional uptake is compared.
     """
 
     device: str
     threads: int
     lpips_weights: Path | None
     lpips_sha256: str
+    atlas: Path | None = None
 
     def inputs(self) -> dict[str, object]:
         """Give what every node is told."""
         gpu = self.device.startswith("cuda")
         return {"device": self.device, "threads": self.threads, "use_gpu": gpu}
 
-    def lpips(self) -> dict[str, object]:
+    def scoring(self) -> dict[str, object]:
         """Give what nodes that score are told."""
         path = "" if self.lpips_weights is None else str(self.lpips_weights)
-        return {"lpips_weights": path, "lpips_sha256": self.lpips_sha256}
+        atlas = "" if self.atlas is None else str(self.atlas)
+        return {"lpips_weights": path, "lpips_sha256": self.lpips_sha256, "atlas": atlas}
 
 
 @dataclass(frozen=True)
@@ -241,7 +245,7 @@ def _score(plan: ModelPlan, fold: Fold, means: ComputeSettings, fwhm: float) -> 
         validation=folders_of(fold.validation),
         digests=fold.digests,
         **means.inputs(),
-        **means.lpips(),
+        **means.scoring(),
     )
     return _score_node(score, fold, means)
 
@@ -370,7 +374,7 @@ def init_baselines_wf(
             validation=folders_of(fold.validation),
             digests=fold.digests,
             **means.inputs(),
-            **means.lpips(),
+            **means.scoring(),
         )
         node = _score_node(score, fold, means)
         save = Node(SaveFile(out_file=str(output)), name=f"save_records_{fold.number}")
