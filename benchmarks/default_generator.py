@@ -37,28 +37,19 @@ from bids_app.imaging.volume import (
 )
 from bids_app.nifti import Owner
 from bids_app.settings import SLOPPY_RESOLUTION, Settings
-from bids_app.simulation.anatomy import (
-    NAMES,
-    SURROUNDINGS,
-    Anatomy,
-    belongs,
-    coordinates,
-    is_brain,
-    table_of,
-)
+from bids_app.simulation.anatomy import NAMES, SURROUNDINGS, Anatomy, belongs, coordinates, is_brain
 from bids_app.simulation.geometry import carry, draw_displacement, sample, to_indices
 from bids_app.simulation.images import (
     PATTERN_GRID,
     PATTERN_ZOOM,
-    TISSUE,
-    WHITE,
+    USUAL_PSF,
     Scanner,
-    Uptake,
     acquire,
     activity,
     blur,
     draw_scanner,
     draw_uptake,
+    expect_uptake,
     paint_t1w,
     random_contrast,
 )
@@ -138,11 +129,6 @@ def anatomy_of(path: Path) -> Anatomy:
 MNI = coordinates(GRID)
 
 
-def mean_uptake(pattern: Volume) -> Uptake:
-    """Give the uptake that people share."""
-    return Uptake(table_of({**TISSUE, "white": float(np.mean(WHITE))}), pattern)
-
-
 def find_pattern(templates: list[Path], anatomies: list[Anatomy]) -> Volume:
     """Find the regional pattern with which the mean simulated PET is the mean FDG PET.
 
@@ -161,7 +147,7 @@ def find_pattern(templates: list[Path], anatomies: list[Anatomy]) -> Volume:
     pattern = np.ones(PATTERN_GRID.shape, np.float32)
     for _ in range(ROUNDS):
         painted = [
-            smooth(activity(one, mean_uptake(pattern)), PAINTED_FWHM, ZOOMS) for one in anatomies
+            smooth(activity(one, expect_uptake(pattern)), PAINTED_FWHM, ZOOMS) for one in anatomies
         ]
         mean = np.mean(painted, axis=0)
         ratio = target / target[brain].mean() / np.maximum(mean / mean[brain].mean(), 0.1)
@@ -184,7 +170,7 @@ def paint(anatomy: Anatomy, pattern: Volume, rng: np.random.Generator) -> Painti
     scanner = draw_scanner(rng)
     clean = blur(activity(head, draw_uptake(pattern, rng)), scanner, ZOOMS)
     pet = acquire(clean, scanner, np.array([1200.0]), ZOOMS, rng)[..., 0]
-    usual = blur(activity(head, mean_uptake(pattern)), Scanner(5.0, 1.0, 0.0), ZOOMS)
+    usual = blur(activity(head, expect_uptake(pattern)), Scanner(USUAL_PSF, 1.0, 0.0), ZOOMS)
     return Painting(
         *(scale_to_unit(x, brain) for x in (t1w, pet)), brain, scale_to_unit(usual, brain)
     )

@@ -204,6 +204,12 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
 def _add_beyond(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "participant, beyond the paper")
     add(
+        "--paper",
+        "do as the paper does: divide PET by the 99.9th percentile of the brain instead of 2.5 "
+        "times its mean; --no-overlap",
+        action="store_true",
+    )
+    add(
         "--overlap",
         "semi-3D generators: triplets begin at every slice, and what is predicted of a slice "
         "is averaged; this is the default",

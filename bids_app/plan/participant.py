@@ -361,7 +361,7 @@ def _was_trained_on(generator: GeneratorChoice, subject: str, run: ParticipantPl
 def _synthesis_plan(
     plan: VisitPlan, run: ParticipantPlan, generator: GeneratorChoice
 ) -> SynthesisPlan:
-    options = generator.options
+    options, times_mean = generator.options, run.preprocessing.times_mean
     sidecar = synthetic_pet(
         plan.paths,
         Provenance(run.bids_dir, run.output_dir, plan.synthesized, run.version),
@@ -371,13 +371,14 @@ def _synthesis_plan(
         trained_on_this_participant=_was_trained_on(generator, plan.visit.subject, run),
         overlap=options.overlap,
         match_histogram=options.match_histogram,
+        times_mean=times_mean,
     )
     spread = None
     if generator.folds:
         told = uncertainty(sidecar, run.space, [fold.card.sha256 for fold in generator.folds])
         spread = plan.paths.uncertainty, told
     output = plan.paths.synthetic_pet, sidecar
-    return SynthesisPlan(generator, run.fwhm, run.device, output, uncertainty=spread)
+    return SynthesisPlan(generator, run.fwhm, times_mean, run.device, output, uncertainty=spread)
 
 
 def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:

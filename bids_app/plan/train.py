@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.derivatives.description import dataset_names
-from bids_app.derivatives.find import Preprocessed
+from bids_app.derivatives.find import Preprocessed, times_mean_of_image
 from bids_app.derivatives.paths import FDG_LABEL, coverage_path, derivative_path, resolution_label
 from bids_app.derivatives.sidecars import crossvalidated_pet
 from bids_app.errors import ReadWriteError, UnusableDataError, UsageError
@@ -106,7 +106,7 @@ def synthetic_path(study: Study, name: str, control: Preprocessed) -> Path:
     )
 
 
-def _output(study: Study, name: str, control: Preprocessed, fold: int) -> Output:
+def _output(study: Study, name: str, control: Preprocessed, fold: int, times_mean: float) -> Output:
     path = synthetic_path(study, name, control)
     source = control.t1w.relative_to(study.output_dir).as_posix()
     sidecar = crossvalidated_pet(
@@ -117,6 +117,7 @@ def _output(study: Study, name: str, control: Preprocessed, fold: int) -> Output
         fold=fold,
         folds=study.folds,
         smoothing_fwhm=study.fwhm,
+        times_mean=times_mean,
     )
     return path, sidecar
 
@@ -202,7 +203,15 @@ def _difference(initial: Spec, spec: Spec) -> str:
     return next((sentence for sentence, differ in differences.items() if differ), "")
 
 
-def _card(study: Study, name: str, spec: Spec, folds: Sequence[Fold], initial: Card | None) -> Card:
+def _card(
+    study: Study,
+    name: str,
+    spec: Spec,
+    folds: Sequence[Fold],
+    *,
+    times_mean: float,
+    initial: Card | None,
+) -> Card:
     everyone = sorted({image.participant for fold in folds for image in fold.validation})
     rows = study.grid.affine.tolist()
     begun = "" if initial is None else f", starting from generator {initial.name}"
@@ -221,6 +230,7 @@ def _card(study: Study, name: str, spec: Spec, folds: Sequence[Fold], initial: C
         seed=study.seed,
         versions=dict(study.versions),
         initialized_from=() if initial is None else initial.origins,
+        pet_times_mean=times_mean,
     )
 
 
@@ -262,14 +272,17 @@ def plan_model(
         for place, digests, seed in zip(places, told, seeds, strict=True)
     ]
     records = [records_path(study, name, fold.number) for fold in folds]
+    a_pet = next(pet for control in controls.values() for pet in control.pets)
+    times_mean = times_mean_of_image(a_pet)  # all have the same: see choose_controls
     pets = [
         [
-            _output(study, name, controls[image.participant], fold.number)
+            _output(study, name, controls[image.participant], fold.number, times_mean)
             for image in fold.validation
         ]
         for fold in folds
     ]
-    card = card_values(_card(study, name, spec, folds, initial.card if initial else None))
+    known = None if initial is None else initial.card
+    card = card_values(_card(study, name, spec, folds, times_mean=times_mean, initial=known))
     folder = study.output_dir / GENERATORS / name
     plan = ModelPlan(name, values, seeds, checkpoints, records, pets, card, folder)
     if initial is None:

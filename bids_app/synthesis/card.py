@@ -42,9 +42,11 @@ _CHECKS: dict[str, strict.Check] = {
     "versions": strict.is_mapping(strict.is_text, 1000),
     "metrics": strict.is_mapping(strict.is_number(), 1000),
     "reference_sha256": strict.is_sha256,
+    "pet_times_mean": strict.is_number(0, 1000),
     "initialized_from": strict.is_list(_is_origin, 100),
 }
-_NEWER = "versions metrics reference_sha256 initialized_from"  # fields that older cards lack
+# Fields that older cards lack
+_NEWER = "versions metrics reference_sha256 pet_times_mean initialized_from"
 _BLANK: dict[str, object] = {
     **dict.fromkeys(("name", "version", "template", "sha256"), ""),
     **dict.fromkeys(("trained_on", "intended_use", "dataset"), ""),
@@ -84,6 +86,9 @@ class Card:
         Name → value, on images it has not seen.
     reference_sha256 : str
         Of the file that tells what its training images look like; empty if there is none.
+    pet_times_mean : float
+        Scale of its PET, as :func:`bids_app.imaging.intensity.scale_to_unit` has it: the brain's
+        mean times this is 1, or a percentile is where it is 0.
     initialized_from : tuple of Origin
         The generator that training went on from, then that one's, and so on; empty if it began
         with new weights.
@@ -104,6 +109,7 @@ class Card:
     versions: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     reference_sha256: str = ""
+    pet_times_mean: float = 0.0
     initialized_from: tuple["Origin", ...] = ()
 
     @property
