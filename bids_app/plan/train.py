@@ -229,8 +229,8 @@ def _card(
         dataset=study.dataset,
         seed=study.seed,
         versions=dict(study.versions),
-        pet_times_mean=times_mean,
         initialized_from=() if initial is None else initial.origins,
+        pet_times_mean=times_mean,
     )
 
 

@@ -45,9 +45,8 @@ _CHECKS: dict[str, strict.Check] = {
     "pet_times_mean": strict.is_number(0, 1000),
     "initialized_from": strict.is_list(_is_origin, 100),
 }
-_NEWER = (
-    "versions metrics reference_sha256 pet_times_mean initialized_from"  # older cards lack them
-)
+# Fields that older cards lack
+_NEWER = "versions metrics reference_sha256 pet_times_mean initialized_from"
 _BLANK: dict[str, object] = {
     **dict.fromkeys(("name", "version", "template", "sha256"), ""),
     **dict.fromkeys(("trained_on", "intended_use", "dataset"), ""),

@@ -215,9 +215,9 @@ def _solve(
 
 def _rescaled(initial: Coefficients, moments: Moments) -> Coefficients:
     """Multiply initial maps of a, b and c by a number each, those that fit the whole brain best."""
-    own, pet = moments[..., :TERMS, :TERMS], moments[..., :TERMS, TERMS]
-    matrix = np.einsum("...i,...ij,...j->ij", initial, own, initial, optimize=True)
-    sums = np.einsum("...i,...i->i", initial, pet)
+    maps, cubes = initial.reshape(-1, TERMS), moments.reshape(-1, TERMS + 1, TERMS + 1)
+    matrix = np.einsum("ni,nij,nj->ij", maps, cubes[:, :TERMS, :TERMS], maps)
+    sums = np.einsum("ni,ni->i", maps, cubes[:, :TERMS, TERMS])
     return initial * (1 + np.linalg.lstsq(matrix, sums - matrix.sum(axis=1))[0])
 
 
