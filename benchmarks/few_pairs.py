@@ -280,7 +280,7 @@ def tell(rows: Sequence[dict[str, str]]) -> None:
             [float(row["cpu_seconds"]) for row in rows if _key(row) == (pairs, variant)]
         )
         cells = [
-            f"{mean:.{digits}f} ± {half:.{digits}f}"
+            f"{mean:.{digits}f} ± {half:.{digits}f}" if np.isfinite(mean) else ""
             for values in (own, own - usual)
             for mean, half, digits in zip(values.mean(axis=0), _half(values), (3, 1), strict=True)
         ]

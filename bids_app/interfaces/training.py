@@ -138,8 +138,10 @@ class _TrainGeneratorInputSpec(_ComputeInputSpec):
     seed = traits.Int(mandatory=True, desc="of all randomness")
     fwhm = traits.Float(mandatory=True, desc="smoothing before validation, in mm")
     checkpoints = traits.Str(mandatory=True, nohash=True, desc="folder for checkpoints")
-    initial = traits.Str(mandatory=True, nohash=True, desc="a generator to go on from; empty: none")
-    initial_sha256 = traits.Str(desc="of its weights")
+    initial = traits.Str(
+        "", usedefault=True, nohash=True, desc="folder of a generator to go on from; empty for none"
+    )
+    initial_sha256 = traits.Str("", usedefault=True, desc="of its weights")
 
 
 class _TrainGeneratorOutputSpec(TraitedSpec):

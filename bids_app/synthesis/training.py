@@ -138,7 +138,7 @@ class Team:
         return cast("Tensor", self.fabric.all_reduce(value, reduce_op="mean"))
 
 
-EARLY_RATE = 0.1  # of the learning rate, for the encoder of a network that was trained before
+EARLY_RATE = 0.1  # of the learning rate, for early layers that were trained before; our choice
 # Channels as the innermost axis: what convolutions of one thread group read together, faster here.
 LAYOUTS: Final = {2: torch.channels_last, 3: torch.channels_last_3d}
 
@@ -189,8 +189,8 @@ class Training:
         On the CPU; draws the first weights, the order of tiles, and from the pools. Alike in all
         processes.
     initial : Module or None
-        A generator MRI → PET of the same architecture, whose weights are gone on from: its encoder
-        learns more slowly then. Other networks are new.
+        A generator MRI → PET of the same architecture, whose weights are gone on from; its layers
+        before the residual blocks then learn more slowly. Other networks are new.
     """
 
     def __init__(
