@@ -84,7 +84,7 @@ def test_results_of_detectors_sets_and_pets_have_files_of_their_own():
             root_of(OUT, name, primary=primary), image, detector, SPACE
         ).values()
     ]
-    assert len(set(paths)) == len(paths) == 3 * 4 * 3 * 6
+    assert len(set(paths)) == len(paths) == 3 * 4 * len(DETECTORS) * 6
 
 
 @pytest.mark.parametrize("session", [None, "a"])

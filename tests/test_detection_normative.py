@@ -6,8 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bids_app.detection.normative import learn_norm, pseudonormal_difference, smooth_within
+from bids_app.detection.normative import (
+    SCORES,
+    learn_norm,
+    measure_asymmetry,
+    pseudonormal_difference,
+    smooth_within,
+)
 from bids_app.imaging.intensity import smooth
+from bids_app.imaging.volume import mirror
 
 SHAPE = (9, 8, 7)
 seeds = st.integers(0, 10_000)
@@ -229,3 +236,59 @@ def test_pseudo_normal_differences_by_hand():
     found = pseudonormal_difference(synthetic, real)
     assert found.dtype == np.float32
     assert found.tolist() == [[[0.25, -0.75]]]
+
+
+# Left against right
+
+SYMMETRIC = np.diag([2.0, 2.0, 2.0, 1.0])
+SYMMETRIC[:3, 3] = -9, 0, 0  # ten voxels: x = 0 lies between two
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, 0.4])
+def test_a_mirror_twice_gives_the_volume_back_where_both_sides_are_known(shift):
+    affine = SYMMETRIC.copy()
+    affine[0, 3] += shift
+    x = affine[0, 0] * np.arange(10) + affine[0, 3]
+    volume = np.broadcast_to(x[:, np.newaxis, np.newaxis], (10, 4, 3)).astype(np.float32)
+    mirrored = mirror(volume, affine)
+    known = ~np.isnan(mirrored[:, 0, 0])
+    np.testing.assert_allclose(mirrored[known, 0, 0], -x[known], atol=1e-5)
+    assert known.sum() >= 10 - np.ceil(shift)
+    assert (np.abs(x[~known]) > 7.9).all()
+
+
+def test_what_is_alike_on_both_sides_has_no_asymmetry_and_a_one_sided_loss_is_found_there():
+    rng = np.random.default_rng(4)
+    brain = np.zeros((10, 12, 8), bool)
+    brain[1:9, 1:11, 1:7] = True
+
+    def scan(loss=0.0):
+        half = 1 + 0.1 * rng.random((5, 12, 8))
+        pet = np.concatenate([half, half[::-1]]) + 0.01 * rng.random(brain.shape)
+        pet[2:4, 4:7, 3:5] *= 1 - loss
+        return np.where(brain, pet, 0).astype(np.float32)
+
+    def measured(pet):
+        return measure_asymmetry(pet, brain, fwhm=2.0, affine=SYMMETRIC)
+
+    halves = np.concatenate([np.ones((5, 12, 8)), np.ones((5, 12, 8))]).astype(np.float32)
+    assert measured(np.where(brain, 3 * halves, 0)) == pytest.approx(
+        np.zeros(brain.shape), abs=1e-6
+    )
+    norm = learn_norm([measured(scan()) for _ in range(8)], brain)
+    score = SCORES["asymmetry"](norm, measured(scan(loss=0.3)))
+    assert np.unravel_index(np.nanargmax(score), score.shape)[0] in (2, 3)
+    assert score[2:4, 4:7, 3:5].min() > 5
+    np.testing.assert_allclose(score, -mirror(score, SYMMETRIC), atol=0.5 * np.nanmax(score))
+
+
+def test_asymmetry_is_not_known_beside_a_hole_on_either_side():
+    brain = np.ones((10, 12, 8), bool)
+    hole = np.zeros_like(brain)
+    hole[:2] = True
+    found = measure_asymmetry(
+        np.ones(brain.shape, np.float32), brain, fwhm=0.0, affine=SYMMETRIC, hole=hole
+    )
+    assert np.isnan(found[:2]).all()
+    assert np.isnan(found[-2:]).all()
+    assert (found[2:-2] == 0).all()

@@ -14,6 +14,7 @@ from bids_app.derivatives.find import Preprocessed
 from bids_app.errors import UnusableDataError, UsageError
 from bids_app.nifti import open_arrays, read_digest, read_owner
 from bids_app.plan.cohort import Participant, SyntheticMaker
+from bids_app.plan.detectors import refuse_settings
 from bids_app.plan.group import (
     choose_training_images,
     deal,
@@ -23,6 +24,7 @@ from bids_app.plan.group import (
     split,
 )
 from bids_app.plan.study import Study, seed_of
+from bids_app.settings import Settings
 from bids_app.workflows.training import init_storing_wf
 
 OUT = Path("/out")
@@ -369,3 +371,12 @@ def test_the_card_tells_real_from_synthetic():
     for one in told:
         made = ("g", "a" * 64) if one["synthetic"] else ("", "")
         assert (one["generator"], one["generator_sha256"]) == made
+
+
+def test_left_and_right_are_not_compared_on_a_template_that_is_not_symmetric():
+    settings = Settings(
+        bids_dir=Path("raw"), output_dir=OUT, level="group", detectors=("zscore", "asymmetry")
+    )
+    refuse_settings(settings)
+    with pytest.raises(UsageError, match="MNI152NLin2009cAsym is not symmetric"):
+        refuse_settings(replace(settings, template="MNI152NLin2009cAsym"))

@@ -36,6 +36,8 @@ class Detector:
         ``norm`` compares is in :mod:`bids_app.detection.normative`.
     synthetic : bool
         Whether it compares a PET with the synthetic one of the same visit.
+    mirrored : bool
+        Whether it compares left with right, for which the template has to be symmetric.
     training_sets : tuple of str
         That it can be fitted to.
     """
@@ -50,6 +52,7 @@ class Detector:
     dash: str = "1 3"
     method: Literal["svm", "norm"] = "norm"
     synthetic: bool = False
+    mirrored: bool = False
     training_sets: tuple[str, ...] = TRAINING_SETS
 
 
@@ -94,6 +97,23 @@ DETECTORS = {  # in the order in which they are shown
         method="norm",
         synthetic=True,
         training_sets=("real",),
+    ),
+    "asymmetry": Detector(
+        label="asymmetry",
+        meaning="how much less uptake there is than at the same place on the other side, against "
+        "the same difference in controls, as a t; it does not see what both sides have, nor what "
+        "lies in the middle, and needs a symmetric template",
+        score="Crawford-Howell t of less uptake than on the other side, (here - there) / mean, of "
+        "smoothed PET; blind to what is bilateral or in the midline",
+        statmap="Crawford-Howell t of the asymmetry of controls minus this one's, after smoothing; "
+        "blind to what is bilateral or in the midline",
+        clusters="Clusters of the anomaly map of left-right asymmetry against controls; blind to "
+        "what is bilateral or in the midline",
+        unit="t",
+        direction="hypo",
+        dash="6 2 1 2",
+        method="norm",
+        mirrored=True,
     ),
 }
 

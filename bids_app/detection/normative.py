@@ -1,7 +1,8 @@
 """Detectors that do not learn: maps of how far a person is from controls, voxel by voxel.
 
 ``zscore`` compares PET smoothed within the brain; ``pseudonormal`` compares what a synthetic PET
-has over the real one. A norm is the mean and deviation of controls, and their number.
+has over the real one, ``asymmetry`` what one side has over the other. A norm is the mean and
+deviation of controls, and their number.
 """
 
 import json
@@ -19,7 +20,7 @@ from bids_app.detection.evaluation import least_controls
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import write_bytes
 from bids_app.imaging.intensity import smooth
-from bids_app.imaging.volume import Mask, Volume
+from bids_app.imaging.volume import Affine, Mask, Volume, mirror, zooms_of
 from bids_app.strict import parse_object, shapes_of
 
 FEWEST = 2  # controls: below, nothing varies
@@ -210,15 +211,10 @@ ZSCORE_FWHM = 8.0  # mm; DESIGN, section 4
 
 
 def measure_uptake(
-    pet: Volume,
-    brain: Mask,
-    *,
-    fwhm: float,
-    zooms: tuple[float, float, float],
-    hole: Mask | None = None,
+    pet: Volume, brain: Mask, *, fwhm: float, affine: Affine, hole: Mask | None = None
 ) -> Volume:
     """Give what ``zscore`` compares: PET smoothed within the brain, (I, J, K); NaN near a hole."""
-    return smooth_within(pet, brain, fwhm=fwhm, zooms=zooms, hole=hole)
+    return smooth_within(pet, brain, fwhm=fwhm, zooms=zooms_of(affine), hole=hole)
 
 
 def measure_difference(
@@ -227,7 +223,7 @@ def measure_difference(
     brain: Mask,
     *,
     fwhm: float,
-    zooms: tuple[float, float, float],
+    affine: Affine,
     hole: Mask | None = None,
 ) -> Volume:
     """Give what ``pseudonormal`` compares: synthetic minus real PET, smoothed, (I, J, K).
@@ -235,17 +231,35 @@ def measure_difference(
     Smoothed as for ``zscore``, our choice: else the noise of the scan would drown the rest.
     """
     difference = pseudonormal_difference(synthetic, pet)
-    return smooth_within(difference, brain, fwhm=fwhm, zooms=zooms, hole=hole)
+    return smooth_within(difference, brain, fwhm=fwhm, zooms=zooms_of(affine), hole=hole)
+
+
+def measure_asymmetry(
+    pet: Volume, brain: Mask, *, fwhm: float, affine: Affine, hole: Mask | None = None
+) -> Volume:
+    """Give what ``asymmetry`` compares: how much more uptake is here than on the other side.
+
+    (here - there) / mean of both, of PET smoothed within the brain, (I, J, K), -2 to 2: the
+    asymmetry index of the field, without its 100 %. The template has to be symmetric. NaN where the
+    other side is no brain, near a hole, and on the other side of one.
+    """
+    here = smooth_within(pet, brain, fwhm=fwhm, zooms=zooms_of(affine), hole=hole)
+    there = mirror(np.where(brain, here, np.nan), affine)
+    both = here + there
+    asymmetry = np.divide(2 * (here - there), both, out=np.zeros_like(here), where=both != 0)
+    return np.where(brain, asymmetry, 0).astype(np.float32)
 
 
 # Detector → what it compares, of a PET and its synthetic one if it needs that; its score
 MEASURES: dict[str, Callable[..., Volume]] = {
     "zscore": measure_uptake,
     "pseudonormal": measure_difference,
+    "asymmetry": measure_asymmetry,
 }
 SCORES: dict[str, Callable[[Norm, Volume], Volume]] = {
     "zscore": Norm.deficit,
     "pseudonormal": Norm.excess,
+    "asymmetry": Norm.deficit,
 }
 
 

@@ -150,6 +150,43 @@ def box_of_grid(grid: Grid) -> Box | None:
     return box
 
 
+def mirror(volume: Volume, affine: Affine) -> Volume:
+    """Exchange left and right of a volume in the space of a template, about the plane x = 0.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Any unit.
+    affine : ndarray, (4, 4)
+        Voxel indices → mm, RAS+; the first axis points to the right.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        float32; linear between voxels where x = 0 lies on none of them nor half between two, NaN
+        where the other side is beyond the grid.
+
+    Examples
+    --------
+    >>> volume = np.arange(3, dtype=np.float32).reshape(3, 1, 1)
+    >>> affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    >>> affine[0, 3] = -1
+    >>> mirror(volume, affine).ravel()
+    array([2., 1., 0.], dtype=float32)
+    """
+    here = np.arange(len(volume))
+    there = -2 * affine[0, 3] / affine[0, 0] - here
+    below = np.floor(there).astype(int)
+    share = (there - below).astype(np.float32)[:, np.newaxis, np.newaxis]
+    above = np.where(share.ravel() > 0, below + 1, below)
+    last = len(volume) - 1
+    one, other = (volume[places.clip(0, last)] for places in (below, above))
+    beyond = (below < 0) | (above > last)
+    return np.where(
+        beyond[:, np.newaxis, np.newaxis], np.nan, (1 - share) * one + share * other
+    ).astype(np.float32)
+
+
 def lay_labels(labels: NDArray[np.integer], affine: Affine, grid: Grid) -> NDArray[np.integer]:
     """Lay a label image on a grid of the same space, by nearest neighbour.
 

@@ -236,8 +236,8 @@ def _measured(inputs, real, synthetic):
     """Give what a norm compares, one volume at a time."""
     brain = _brain(inputs.brain)
     for place, folder in enumerate(real):
-        zooms = read_owner(Path(folder)).zooms
-        how = {"fwhm": inputs.fwhm, "zooms": zooms, "hole": open_hole(Path(folder))}
+        affine = np.array(read_owner(Path(folder)).affine)
+        how = {"fwhm": inputs.fwhm, "affine": affine, "hole": open_hole(Path(folder))}
         pets = _pets([folder, *synthetic[place : place + 1]])
         yield MEASURES[inputs.detector](*pets, brain, **how)
 

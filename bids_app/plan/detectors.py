@@ -83,9 +83,15 @@ def refuse_settings(settings: Settings) -> None:
     Raises
     ------
     UsageError
-        If a detector is asked for without a training set that it can be fitted to.
+        If a detector is asked for without a training set that it can be fitted to, or one that
+        compares left with right on a template that is not symmetric.
     """
     for detector in settings.detectors:
+        if DETECTORS[detector].mirrored and settings.template.endswith("Asym"):
+            raise UsageError(
+                f"--detectors {detector} compares left with right, and {settings.template} is not "
+                "symmetric; run the participant level with a symmetric template"
+            )
         fitting = DETECTORS[detector].training_sets
         if not set(fitting) & set(settings.training_set):
             raise UsageError(

@@ -87,7 +87,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "specs": {},  # all these are of tell_specs
     },
     "group": {
-        "detectors": (),  # "ocsvm", "zscore", "pseudonormal"
+        "detectors": (),  # "ocsvm", "zscore", "pseudonormal", "asymmetry"
         "training": (),  # whom each training set holds, as words
         "synthetic": False,  # some of the controls have synthetic PET
         "grids": (),  # of the images
