@@ -196,3 +196,18 @@ def test_a_t1w_without_three_tissues_is_refused_and_whose_it_is(t1w):
         fit_tissue_model(SPEC, [visits[0], replace(visits[1], t1w=t1w)])
     with pytest.raises(ValueError, match="grid"):
         predicted_by(model, make_t1w(0)[:-6])
+
+
+def test_predictions_have_the_mean_that_the_scale_of_pet_gives_all():
+    def scaled(visit):
+        pet = np.where(box(), 0.4 / visit.pet[box()].mean() * visit.pet, 0).astype(np.float32)
+        return replace(visit, pet=pet)
+
+    visits = [
+        make_visit(seed, lambda x, s=seed: (0.6 + 0.1 * s + 0 * x, 0.3, 0.05)) for seed in range(4)
+    ]
+    unseen = predicted_by(fit_tissue_model(SPEC, list(map(scaled, visits))), make_t1w(99))
+    assert unseen[box()].mean() == pytest.approx(0.4, rel=1e-4)
+    free = fit_tissue_model(SPEC, visits)
+    assert float(free.brain_mean) == 0
+    assert predicted_by(free, make_t1w(99))[box()].mean() != pytest.approx(0.4, rel=0.01)

@@ -34,8 +34,9 @@ KERNEL_FWHM = (6.0, 9.0, 13.0, 20.0)  # mm; tried; the more controls, the narrow
 USUAL_KERNEL = 9.0  # mm; while the blur is chosen, which hardly depends on it
 RIDGE = 1e-3  # pull towards the coefficients of the whole brain; our choice
 PULLS = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # towards the coefficients of an initial model; tried
-PSF_CONTROLS = 4  # whose PET the blur is chosen with: all tell nearly the same; our choice
+PSF_CONTROLS = 8  # whose PET the blur is chosen with, at most; our choice
 GROUPS = 8  # of controls left out in turn, at most; our choice
+SAME_MEAN = 1e-3  # of the mean: by rounding and clipping it differs by less; our choice
 TERMS = 3  # grey, white, 1
 NO_TISSUES = "the T1w shows fewer than three tissues in the brain"
 Moments = NDArray[np.float64]
@@ -114,6 +115,9 @@ class TissueModel(nn.Module):
         PET they were fitted to.
     psf_sigma : Parameter, (3,)
         Blur of tissue along each axis, in voxels: the standard deviation of a Gaussian.
+    brain_mean : Parameter, ()
+        What the mean of each PET in its brain is by its scale, and of what is predicted therefore;
+        0 where PET are scaled otherwise.
     """
 
     def __init__(self, spec: TissueSpec) -> None:
@@ -121,6 +125,7 @@ class TissueModel(nn.Module):
         self.spec = spec
         self.coefficients = nn.Parameter(torch.zeros(TERMS, *spec.cubes), requires_grad=False)
         self.psf_sigma = nn.Parameter(torch.zeros(3), requires_grad=False)
+        self.brain_mean = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def forward(self, t1w: Tensor) -> Tensor:
         made = [self._predict(volume[0].cpu().numpy()) for volume in t1w]
@@ -133,8 +138,10 @@ class TissueModel(nn.Module):
         shares = tissue_shares(t1w)
         grey, white = (ndimage.gaussian_filter(share, sigma, mode="nearest") for share in shares)
         a, b, c = (_spread(cubes, sides, t1w.shape) for cubes in self.coefficients.cpu().numpy())
-        pet = np.clip(a * grey + b * white + c, 0, 1)
-        return np.where(t1w > 0, pet, 0).astype(np.float32)
+        pet = np.where(t1w > 0, np.maximum(a * grey + b * white + c, 0), 0)
+        mean, wanted = float(pet.sum() / max(np.count_nonzero(t1w), 1)), float(self.brain_mean)
+        factor = wanted / mean if wanted and mean else 1.0
+        return np.clip(factor * pet, 0, 1).astype(np.float32)
 
 
 def _spread(cubes: Volume, sides: tuple[int, ...], shape: tuple[int, ...]) -> Volume:
@@ -242,6 +249,12 @@ def _left_out_error(
     )
 
 
+def _common_mean(visits: Sequence[Volumes]) -> float:
+    """Give the mean that all PET have in the brain; 0 if they are not scaled so."""
+    means = [float(np.mean(visit.pet[visit.brain & visit.covered])) for visit in visits]
+    return means[0] if np.ptp(means) <= SAME_MEAN * max(means) else 0.0
+
+
 def fit_tissue_model(
     spec: TissueSpec, visits: Sequence[Volumes], initial: TissueModel | None = None
 ) -> TissueModel:
@@ -298,5 +311,6 @@ def fit_tissue_model(
     coefficients = np.moveaxis(found, -1, 0)
     model = TissueModel(spec)
     model.coefficients.copy_(torch.from_numpy(coefficients))
+    model.brain_mean.copy_(torch.tensor(_common_mean(visits)))
     model.psf_sigma.copy_(torch.tensor([psf_fwhm * SIGMA_OF_FWHM / zoom for zoom in zooms]))
     return model.eval()
