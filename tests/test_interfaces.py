@@ -843,6 +843,24 @@ def test_a_pet_turned_in_its_header_finds_its_t1w_and_a_hot_voxel_changes_nothin
 
 
 @pytest.mark.ants
+def test_a_mask_whose_voxels_are_smaller_by_a_hair_fits_its_t1w(run_ants, tmp_path, rng):
+    """As headers are rounded: on the coarse grid of registration, it would end a voxel earlier."""
+    t1w, pet = phantoms.brain(rng), phantoms.brain(rng, inverted=True)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = -np.array(t1w.shape)
+    odd = [(0, 1 - side % 2) for side in t1w.shape]  # half a voxel of 4 mm is left over
+    for name, data, own in (
+        ("t1w", t1w, affine),
+        ("mask", (t1w > 0).astype(np.uint8), affine * [1 - 3e-7, 1 - 3e-7, 1 - 3e-7, 1]),
+        ("pet", pet, affine),
+    ):
+        nifti.save(nifti.Image(np.pad(data, odd), own), tmp_path / f"{name}.nii.gz")
+    paths = {name: str(tmp_path / f"{name}.nii.gz") for name in ("t1w", "mask", "pet")}
+    out = run_ants("RegisterPET", **paths, quick=True, seed=0)
+    assert out["sidecar"]["Registration"]["Verdict"] == "pass"
+
+
+@pytest.mark.ants
 def test_a_hot_voxel_moves_no_t1w(run_ants, tmp_path, rng):
     """In the brain, 4e4 times as bright as all others."""
     affine = phantoms.head_affine()

@@ -291,9 +291,10 @@ def _register_from(
     return there, back
 
 
-def _common_grid(image: ants.ANTsImage, zoom: float, interpolation: int) -> ants.ANTsImage:
+def _common_grid(image: ants.ANTsImage, zoom: float) -> ants.ANTsImage:
+    """Resample an image linearly to voxels of a size, in mm, or as they are where larger."""
     zooms = [max(zoom, own) for own in image.spacing]
-    return ants.resample_image(image, zooms, use_voxels=False, interp_type=interpolation)
+    return ants.resample_image(image, zooms, use_voxels=False, interp_type=0)
 
 
 def _likeness(
@@ -380,8 +381,8 @@ def register_pet(
     zoom, levels = (QUICK_PET_GRID, QUICK_RIGID) if quick else (PET_GRID, RIGID)
     brain = ants.image_read(str(mask))
     target = ants.mask_image(ants.image_read(str(t1w)), brain)
-    fixed = _common_grid(target, zoom, 0)
-    inside = _common_grid(brain, zoom, 1)
+    fixed = _common_grid(target, zoom)
+    inside = ants.resample_image_to_target(brain, fixed, "nearestNeighbor")  # spacings may differ
     radius = max(round(BRAIN_MARGIN / min(inside.spacing)), 1)
     around = ants.iMath(inside, "MD", radius)
     whole = ants.image_read(str(pet))
