@@ -21,8 +21,8 @@ from bids_app.interfaces.training import (
 )
 from bids_app.synthesis.card import Card, card_values, file_sha256
 from bids_app.synthesis.evaluation import BASELINES, records_from_json
-from bids_app.synthesis.inference import choose_precision, load_generator, make_fabric
-from bids_app.synthesis.job import HISTORY, KEPT, Job, launch_job
+from bids_app.synthesis.inference import load_generator
+from bids_app.synthesis.job import HISTORY, KEPT, Job, choose_precision, launch_job, make_fabric
 from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS, spec_to_dict
 from bids_app.synthesis.pairs import open_volumes

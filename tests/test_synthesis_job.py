@@ -14,8 +14,17 @@ from bids_app.imaging.similarity import ssim
 from bids_app.synthesis import job as jobs
 from bids_app.synthesis.checkpoint import save_checkpoint
 from bids_app.synthesis.evaluation import smooth_in_brain
-from bids_app.synthesis.inference import load_weights, make_fabric, predict
-from bids_app.synthesis.job import CHECKPOINT, COLUMNS, HISTORY, KEPT, Job, launch_job, mean_ssim
+from bids_app.synthesis.inference import load_weights, predict
+from bids_app.synthesis.job import (
+    CHECKPOINT,
+    COLUMNS,
+    HISTORY,
+    KEPT,
+    Job,
+    launch_job,
+    make_fabric,
+    mean_ssim,
+)
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.pairs import open_volumes
 from bids_app.synthesis.tiling import CubicPatches

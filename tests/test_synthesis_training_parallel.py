@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bids_app.files import read_tsv
-from bids_app.synthesis.inference import make_fabric
-from bids_app.synthesis.job import CHECKPOINT, HISTORY, KEPT, Job, launch_job
+from bids_app.synthesis.job import CHECKPOINT, HISTORY, KEPT, Job, launch_job, make_fabric
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.networks import PatchDiscriminator, ResnetGenerator
 from bids_app.synthesis.training import LAYOUTS, Team
