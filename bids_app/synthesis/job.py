@@ -1,5 +1,7 @@
 """One fit from files to files: resumed where it was stopped, in one process or several."""
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Sequence
@@ -8,11 +10,10 @@ from functools import partial
 from math import isnan
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
 from safetensors.torch import save_file
 from torch import nn
 
@@ -27,6 +28,9 @@ from bids_app.synthesis.models import ModelSpec, Spec, TissueSpec
 from bids_app.synthesis.pairs import Volumes, open_volumes, usable_pairs
 from bids_app.synthesis.tissue import fit_tissue_model
 from bids_app.synthesis.training import Fit, HistoryRow, Training, go_on
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 KEPT, HISTORY, CHECKPOINT = "kept.safetensors", "history.tsv", "checkpoint.safetensors"
 COLUMNS = (
@@ -238,6 +242,9 @@ def make_fabric(device: str, precision: str, processes: int = 1) -> Fabric:
     processes : int
         That share each batch, on a CPU; with ``cuda`` there is one a GPU.
     """
+    from lightning_fabric import Fabric  # brings torch's compiler: 2 to 3 s of a core
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets otherwise
     kind, _, number = device.partition(":")
     if kind == "cpu":
