@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from bids_app import nifti
 from bids_app.derivatives.description import find_versions
-from bids_app.imaging.intensity import scale_to_unit, smooth
+from bids_app.imaging.intensity import TIMES_MEAN, scale_to_unit, smooth
 from bids_app.imaging.similarity import measure
 from bids_app.imaging.volume import (
     Grid,
@@ -37,31 +37,31 @@ from bids_app.imaging.volume import (
 )
 from bids_app.nifti import Owner
 from bids_app.settings import SLOPPY_RESOLUTION, Settings
-from bids_app.simulation.anatomy import (
-    NAMES,
-    SURROUNDINGS,
-    Anatomy,
-    belongs,
-    coordinates,
-    is_brain,
-    table_of,
+from bids_app.simulation.anatomy import NAMES, SURROUNDINGS, Anatomy, belongs, coordinates, is_brain
+from bids_app.simulation.cohort import AGES
+from bids_app.simulation.geometry import (
+    carry,
+    draw_displacement,
+    sample,
+    thin_cortex,
+    to_indices,
+    widen_ventricles,
 )
-from bids_app.simulation.geometry import carry, draw_displacement, sample, to_indices
 from bids_app.simulation.images import (
     PATTERN_GRID,
     PATTERN_ZOOM,
-    TISSUE,
-    WHITE,
+    USUAL_PSF,
     Scanner,
-    Uptake,
     acquire,
     activity,
     blur,
     draw_scanner,
     draw_uptake,
+    expect_uptake,
     paint_t1w,
     random_contrast,
 )
+from bids_app.simulation.person import draw_atrophy
 from bids_app.synthesis.card import Card
 from bids_app.synthesis.inference import load_generator, save_generator, synthesize
 from bids_app.synthesis.models import CUBE, TissueSpec
@@ -138,11 +138,6 @@ def anatomy_of(path: Path) -> Anatomy:
 MNI = coordinates(GRID)
 
 
-def mean_uptake(pattern: Volume) -> Uptake:
-    """Give the uptake that people share."""
-    return Uptake(table_of({**TISSUE, "white": float(np.mean(WHITE))}), pattern)
-
-
 def find_pattern(templates: list[Path], anatomies: list[Anatomy]) -> Volume:
     """Find the regional pattern with which the mean simulated PET is the mean FDG PET.
 
@@ -161,7 +156,7 @@ def find_pattern(templates: list[Path], anatomies: list[Anatomy]) -> Volume:
     pattern = np.ones(PATTERN_GRID.shape, np.float32)
     for _ in range(ROUNDS):
         painted = [
-            smooth(activity(one, mean_uptake(pattern)), PAINTED_FWHM, ZOOMS) for one in anatomies
+            smooth(activity(one, expect_uptake(pattern)), PAINTED_FWHM, ZOOMS) for one in anatomies
         ]
         mean = np.mean(painted, axis=0)
         ratio = target / target[brain].mean() / np.maximum(mean / mean[brain].mean(), 0.1)
@@ -175,8 +170,10 @@ def find_pattern(templates: list[Path], anatomies: list[Anatomy]) -> Volume:
 
 def paint(anatomy: Anatomy, pattern: Volume, rng: np.random.Generator) -> Painting:
     """Simulate T1w and PET of a warped copy of a brain, as the app brings them to the template."""
+    atrophy = draw_atrophy(rng.uniform(*AGES), rng)
     warp = draw_displacement(anatomy.grid, rng, strength=STRENGTH)
-    head = carry(anatomy, warp, anatomy.grid)
+    warp = widen_ventricles(anatomy, warp, atrophy)
+    head = carry(thin_cortex(anatomy, atrophy), warp, anatomy.grid)
     brain = head.labels > 0
     contrast = random_contrast(rng)
     contrast = replace(contrast, bias=RESIDUAL_BIAS * contrast.bias)
@@ -184,10 +181,9 @@ def paint(anatomy: Anatomy, pattern: Volume, rng: np.random.Generator) -> Painti
     scanner = draw_scanner(rng)
     clean = blur(activity(head, draw_uptake(pattern, rng)), scanner, ZOOMS)
     pet = acquire(clean, scanner, np.array([1200.0]), ZOOMS, rng)[..., 0]
-    usual = blur(activity(head, mean_uptake(pattern)), Scanner(5.0, 1.0, 0.0), ZOOMS)
-    return Painting(
-        *(scale_to_unit(x, brain) for x in (t1w, pet)), brain, scale_to_unit(usual, brain)
-    )
+    usual = blur(activity(head, expect_uptake(pattern)), Scanner(USUAL_PSF, 1.0, 0.0), ZOOMS)
+    pet, usual = (scale_to_unit(x, brain, times_mean=TIMES_MEAN) for x in (pet, usual))
+    return Painting(scale_to_unit(t1w, brain), pet, brain, usual)
 
 
 def coarse(painting: Painting) -> Painting:
@@ -247,6 +243,7 @@ def card_of(name: str, grid: Grid, metrics: dict[str, float]) -> Card:
         seed=SEED,
         versions=find_versions(),
         metrics=metrics,
+        pet_times_mean=TIMES_MEAN,
     )
 
 
@@ -261,7 +258,7 @@ def main() -> None:
     make(parser.parse_args())
 
 
-def make(given: argparse.Namespace) -> None:
+def make(given: argparse.Namespace) -> None:  # noqa: PLR0915
     """Do what the command line says."""
     given.work.mkdir(parents=True, exist_ok=True)
     paths = {path.name[-9:-7]: path for path in sorted(given.labelmaps.glob("*.nii.gz"))}
@@ -307,6 +304,14 @@ def make(given: argparse.Namespace) -> None:
         told = {
             f"{folder.name}, {how}": predict_by(other, tiling) for how, tiling in tilings.items()
         }
+        if card.pet_times_mean != TIMES_MEAN:  # as participant does
+            told = {
+                name: [
+                    scale_to_unit(pet, painting.brain, times_mean=TIMES_MEAN)
+                    for pet, painting in zip(volumes, held_out, strict=True)
+                ]
+                for name, volumes in told.items()
+            }
         print(json.dumps(evaluate(told, held_out), indent=2), flush=True)
 
 

@@ -29,7 +29,7 @@ from bids_app.files import read_text
 from bids_app.lifeline import exit_with
 from bids_app.resources import settled
 from bids_app.settings import FULL_RESOLUTION, LEVELS, SLOPPY_RESOLUTION, USED_BY, Settings
-from bids_app.synthesis.models import MODELS, TRAINABLE
+from bids_app.synthesis.models import CONDITIONED, MODELS, TISSUE, TRAINABLE
 
 UNKNOWN_LEVEL = 17  # BEP027
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -204,6 +204,12 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
 def _add_beyond(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "participant, beyond the paper")
     add(
+        "--paper",
+        "do as the paper does: divide PET by the 99.9th percentile of the brain instead of 2.5 "
+        "times its mean; --no-overlap",
+        action="store_true",
+    )
+    add(
         "--overlap",
         "semi-3D generators: triplets begin at every slice, and what is predicted of a slice "
         "is averaged; this is the default",
@@ -249,6 +255,18 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         f"default all: rows of Table 1 ({', '.join(MODELS)}) and tissue, without a network",
         nargs="+",
         choices=TRAINABLE,
+    )
+    add(
+        "--condition",
+        "beyond the paper: networks see what the tissue model predicts, too, and correct it; such "
+        f"rows are named as {next(iter(CONDITIONED))}, and are trained in place of the paper's",
+        choices=(TISSUE,),
+    )
+    add(
+        "--init NAME|PATH",
+        "go on from a generator of the same architecture, or fit tissue models with this one's "
+        "coefficients in mind: default (the tissue model that comes with mri2pet), the name of one "
+        "in OUTPUT_DIR/generators, or a folder; one that has seen none of the controls",
     )
     add("--epochs N", "at most; default 200 for semi-3D, 100 for 3D-patch, as the paper", _count)
     add("--batch-size N", "default 5 for semi-3D, 10 for 3D-patch, as the paper", _count)

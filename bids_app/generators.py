@@ -10,12 +10,13 @@ from bids_app.imaging.volume import Grid
 from bids_app.synthesis.card import (
     FOLDS,
     Card,
+    Origin,
     check_grid,
     check_reference,
     check_weights,
     read_card,
 )
-from bids_app.synthesis.models import CONFIGURATIONS, kind_of
+from bids_app.synthesis.models import configuration_of
 from bids_app.synthesis.tiling import SliceTriplets
 
 SHIPPED = Path(__file__).parent / "data" / "generators"
@@ -73,7 +74,7 @@ class GeneratorChoice:
         return {
             "Name": self.card.name,
             "Version": self.card.version,
-            "Configuration": CONFIGURATIONS[kind_of(self.card.spec)],
+            "Configuration": configuration_of(self.card.spec),
             "SHA256": self.card.sha256,
             "TrainedOn": self.card.trained_on,
             "IntendedUse": self.card.intended_use,
@@ -89,7 +90,7 @@ class GeneratorChoice:
         return told
 
 
-def find_generator(name: str, output_dir: Path, *, sloppy: bool) -> Path:
+def find_generator(name: str, output_dir: Path, *, sloppy: bool, flag: str = "--generator") -> Path:
     """Find the folder of a generator.
 
     Parameters
@@ -100,6 +101,8 @@ def find_generator(name: str, output_dir: Path, *, sloppy: bool) -> Path:
         The derivative dataset.
     sloppy : bool
         Whether ``default`` is the small one for a coarse grid.
+    flag : str
+        That names it, for messages.
 
     Raises
     ------
@@ -112,7 +115,7 @@ def find_generator(name: str, output_dir: Path, *, sloppy: bool) -> Path:
         if place.is_dir():
             return place.absolute()
     tried = " or ".join(str(place) for place in places)
-    raise MissingInputError(f"--generator {name}: no folder {tried}; check its name")
+    raise MissingInputError(f"{flag} {name}: no folder {tried}; check its name")
 
 
 def choose_generator(
@@ -175,7 +178,7 @@ def _check(choice: GeneratorChoice, grid: Grid, template: str) -> None:
 
 
 def has_seen(card: Card, subject: str, names: Collection[str], output_dir: Path) -> bool:
-    """Whether a generator was trained on someone, in whatever session.
+    """Whether a generator, or one it was initialized from, was trained on someone, in any session.
 
     Labels such as 01 are those of others in another dataset. Which it is, name or DOI tell; and,
     since either may have been changed since, the images that the cross-validation of a generator
@@ -192,8 +195,11 @@ def has_seen(card: Card, subject: str, names: Collection[str], output_dir: Path)
     output_dir : Path
         The derivative dataset that the subject is in.
     """
-    labels = _labels(card)
-    return subject in labels and (is_one_of(card.dataset, names) or _is_from(card, output_dir))
+    return any(
+        subject in _labels(origin)
+        and (is_one_of(origin.dataset, names) or _is_from(origin, output_dir))
+        for origin in card.origins
+    )
 
 
 def is_one_of(dataset: str, names: Iterable[str]) -> bool:
@@ -219,28 +225,35 @@ def describe_namesakes(
     str
         A sentence; empty if there are none.
     """
-    labels = sorted(_labels(card).intersection(subjects))
+    labels = sorted(known_labels(card).intersection(subjects))
     alike = [label for label in labels if not has_seen(card, label, names, output_dir)]
     if not alike:
         return ""
     who = ", ".join(f"sub-{label}" for label in alike[:NAMED_AT_MOST])
     more = f" and {len(alike) - NAMED_AT_MOST} more" if len(alike) > NAMED_AT_MOST else ""
+    datasets = dict.fromkeys(repr(o.dataset) for o in card.origins if _labels(o) & {*alike})
     return (
-        f"generator {card.name} was trained on {who}{more} of the dataset {card.dataset!r}; they "
-        f"are taken for others than those of {' or '.join(map(repr, names))}; if the dataset was "
-        "only renamed, their synthetic PETs are of a generator that has seen them"
+        f"generator {card.name} was trained on {who}{more} of the dataset "
+        f"{' or '.join(datasets)}; they are taken for others than those of "
+        f"{' or '.join(map(repr, names))}; if the dataset was only renamed, their synthetic PETs "
+        "are of a generator that has seen them"
     )
 
 
-def _labels(card: Card) -> set[str]:
-    return {participant.removeprefix("sub-") for participant in card.participants}
+def known_labels(card: Card) -> set[str]:
+    """List the labels, without ``sub-``, of all whom a generator has seen, in any dataset."""
+    return {label for origin in card.origins for label in _labels(origin)}
 
 
-def _is_from(card: Card, output_dir: Path) -> bool:
+def _labels(origin: Origin) -> set[str]:
+    return {participant.removeprefix("sub-") for participant in origin.participants}
+
+
+def _is_from(origin: Origin, output_dir: Path) -> bool:
     """Whether a derivative dataset is the one that a generator was trained in."""
-    folder = output_dir / CROSSVALIDATION / Path(card.name).name
-    return bool(card.participants) and all(
-        (folder / f"sub-{Path(label).name}").is_dir() for label in _labels(card)
+    folder = output_dir / CROSSVALIDATION / Path(origin.name).name
+    return bool(origin.participants) and all(
+        (folder / f"sub-{Path(label).name}").is_dir() for label in _labels(origin)
     )
 
 

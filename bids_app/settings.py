@@ -9,9 +9,9 @@ SLOPPY_RESOLUTION = 4.0  # mm; for tests and for trying things out
 # Settings that one or two levels alone use; all others count for every level. With spaces between
 USED_BY = {
     "participant": "tracer_label run_label bids_filter_file bids_database_dir validate skull_strip "
-    "pet_frames generator stage overlap match_histogram uncertainty novelty",
+    "pet_frames generator stage paper overlap match_histogram uncertainty novelty",
     "participant train": "device smoothing_fwhm",
-    "train": "models epochs batch_size width patches lpips_weights",
+    "train": "models condition init epochs batch_size width patches lpips_weights",
     "train group": "control_query folds",
     "participant group": "clean_workdir",
     "group": "derivatives patient_query training_set synthetic_controls detectors detector nu "
@@ -59,6 +59,7 @@ class Settings:
     generator: str = "default"
     smoothing_fwhm: float = 1.5  # mm; Zotova et al. (2021), section 3.2
     stage: str = "all"
+    paper: bool = False  # as Zotova et al. (2021) do it, where the defaults do otherwise
     # Beyond the paper, on the synthetic PET
     overlap: bool = True  # bands between triplets go: docs/default-generator.md
     match_histogram: bool = False
@@ -70,7 +71,9 @@ class Settings:
     patient_query: str = "group == 'patient'"
 
     # Train; None: as the paper has it, per row of Table 1 (synthesis/models.py)
-    models: tuple[str, ...] = ()  # () is all six
+    models: tuple[str, ...] = ()  # () is all six, and the tissue model
+    condition: str = ""  # "tissue": networks start from a tissue model's prediction, and see it
+    init: str = ""  # a generator to go on from; "": new weights
     folds: int = 4  # Zotova et al. (2021), section 3.2
     epochs: int | None = None
     batch_size: int | None = None

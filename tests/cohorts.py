@@ -105,7 +105,7 @@ def _synthesized(path: Path, rng, sidecar) -> None:
     write_json(sidecar_path(path), sidecar)
 
 
-def write_synthetic(out: Path, paths: VisitPaths, rng, *, seen=False) -> Path:
+def write_synthetic(out: Path, paths: VisitPaths, rng, *, seen=False, times_mean=0.0) -> Path:
     """Write the synthetic PET of a visit; ``seen``: its generator was trained on this control."""
     path = paths.synthetic_pet
     path.parent.mkdir(exist_ok=True)
@@ -116,6 +116,7 @@ def write_synthetic(out: Path, paths: VisitPaths, rng, *, seen=False) -> Path:
         generator={"Name": "g", "Version": "0", "SHA256": "a" * 64},
         smoothing_fwhm=1.5,
         trained_on_this_participant=seen,
+        times_mean=times_mean,
     )
     _synthesized(path, rng, sidecar)
     return path

@@ -11,6 +11,7 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from cohorts import GRID, TEMPLATE, images, running_with, write_control, write_controls
 
 from bids_app import nifti
@@ -19,7 +20,8 @@ from bids_app.cli import main, parse
 from bids_app.console import Console
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.find import find_preprocessed
-from bids_app.files import read_json, read_tsv, write_tsv
+from bids_app.errors import UnusableDataError
+from bids_app.files import read_json, read_tsv, write_json, write_tsv
 from bids_app.generators import choose_generator
 from bids_app.synthesis.evaluation import METRICS
 from bids_app.synthesis.inference import load_generator
@@ -27,6 +29,7 @@ from bids_app.synthesis.inference import load_generator
 pytestmark = pytest.mark.slow
 
 SEMI3D, PATCH3D = "semi3d-cyclegan-mse", "patch3d-gan-mse"
+CONDITIONED = f"{SEMI3D}-tissue"
 CONTROLS = ("01", "02", "03", "04")
 MADE = ("generators", "crossvalidation", ".work", "logs", "table1*", "train.html")
 UNMEASURED = ("lpips", "lpips_brain")
@@ -64,7 +67,10 @@ def _without_lpips():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Train one row, then three, into one dataset; tell when fits were computed, after each run."""
+    """Train one row, then three, then one conditioned, into one dataset.
+
+    Tell when fits were computed, and the table, after each of the first two runs.
+    """
     out = tmp_path_factory.mktemp("train") / "out"
     rng = np.random.default_rng(4)
     write_controls(out, CONTROLS, rng)
@@ -77,6 +83,7 @@ def runs(tmp_path_factory):
     for models in ((SEMI3D,), (SEMI3D, PATCH3D, "tissue")):
         assert main(arguments(out, *ALONE, models=models)) == 0
         seen.append((trained(out), read_tsv(out / "table1.tsv")))
+    assert main(arguments(out, *ALONE, "--condition", "tissue")) == 0
     return out, seen
 
 
@@ -150,7 +157,28 @@ def test_a_tissue_model_is_a_generator_too(out):
     assert "A tissue model, which is no network, was fitted as well" in page
 
 
-@pytest.mark.parametrize("model", [SEMI3D, PATCH3D])
+def test_a_conditioned_row_stands_beside_the_one_it_is_made_of(runs):
+    out, (_, (_, both)) = runs
+    rows = read_tsv(out / "table1.tsv")
+    assert [row["model"] for row in rows] == [
+        *(SEMI3D, PATCH3D, CONDITIONED, "tissue", "baseline-mean-pet", "baseline-t1w")
+    ]
+    assert [row for row in rows if row["model"] != CONDITIONED] == both
+    card = read_json(out / "generators" / CONDITIONED / "card.json")
+    plain = read_json(out / "generators" / SEMI3D / "card.json")
+    assert {**plain["spec"], "condition": card["spec"]["condition"]} == card["spec"]
+    page = " ".join((out / "train.html").read_text().split())
+    assert "of conditioned semi-3D Cycle-GAN with MSE loss also saw the PET" in page
+
+
+def test_the_tissue_model_of_a_fold_has_not_seen_those_it_leaves_out(out):
+    for fold in ("fold-1", "fold-2"):
+        places = [out / "generators" / row / "folds" / fold for row in (CONDITIONED, "tissue")]
+        conditioned, tissue = (load_generator(place, "cpu")[0] for place in places)
+        assert torch.equal(conditioned.tissue.coefficients, tissue.coefficients)
+
+
+@pytest.mark.parametrize("model", [SEMI3D, PATCH3D, CONDITIONED])
 def test_generators_can_be_used(out, model):
     choice = choose_generator(model, out, GRID, TEMPLATE, sloppy=True)
     generator, card = load_generator(choice.folder, "cpu")
@@ -163,7 +191,7 @@ def test_generators_can_be_used(out, model):
     assert set(folds[4:]) == {"all"}
 
 
-@pytest.mark.parametrize("model", [SEMI3D, PATCH3D])
+@pytest.mark.parametrize("model", [SEMI3D, PATCH3D, CONDITIONED])
 def test_nobody_is_scored_by_a_generator_that_saw_them(out, model):
     cards = {
         number: load_generator(out / "generators" / model / "folds" / f"fold-{number}", "cpu")[1]
@@ -187,7 +215,7 @@ def pet_of(out, model, label):
     return path
 
 
-@pytest.mark.parametrize("model", [SEMI3D, PATCH3D])
+@pytest.mark.parametrize("model", [SEMI3D, PATCH3D, CONDITIONED])
 def test_a_synthetic_pet_lies_in_the_brain_and_says_that_it_is_one(out, model):
     for control in find_preprocessed(out, TEMPLATE, 4.0, CONTROLS):
         image = nib.load(pet_of(out, model, control.subject))
@@ -215,6 +243,26 @@ def test_the_validator_accepts_the_output(out, tmp_path):
     written = copy_of(out, tmp_path)
     told = subprocess.run([find_validator(), str(written)], check=False, capture_output=True)
     assert told.returncode == 0, told.stdout.decode()
+
+
+def test_a_run_goes_on_from_a_generator_of_another_dataset(out, tmp_path, capsys):
+    there = copy_of(out, tmp_path, *MADE)
+    before = tmp_path / "before"
+    shutil.copytree(out / "generators" / CONDITIONED, before)
+    told = ("--init", str(before), "--condition", "tissue", *ALONE)
+    assert main(arguments(there, *told, "--dry-run")) == 65  # its card says that it is this one
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has seen sub-01, sub-02, sub-03, sub-04, who would be scored" in said
+    card = read_json(before / "card.json")
+    write_json(before / "card.json", {**card, "dataset": "elsewhere"})
+    assert main(arguments(there, *told, models=(SEMI3D, "tissue"))) == 0
+    for row in (CONDITIONED, "tissue"):
+        for folder in (".", "folds/fold-2"):
+            made = read_json(there / "generators" / row / folder / "card.json")
+            assert [one["sha256"] for one in made["initialized_from"]] == [card["sha256"]]
+            assert made["initialized_from"][0]["participants"] == list(CONTROLS)
+    page = " ".join((there / "train.html").read_text().split())
+    assert f"Training went on from {CONDITIONED}, which had seen none of these controls" in page
 
 
 # Bad luck
@@ -255,14 +303,15 @@ def test_a_killed_run_goes_on_to_the_same_results(out, tmp_path):
 
 def test_one_control_without_counts_is_left_out_and_named(out, tmp_path, capsys):
     there = copy_of(out, tmp_path, *MADE)
+    write_control(there, "05", np.random.default_rng(5))
     (pet,) = there.glob("sub-02/pet/*_desc-preproc_pet.nii.gz")
     nifti.save(nifti.Image(np.zeros(GRID.shape, np.float32), GRID.affine), pet)
     assert main(arguments(there, "--epochs", "1", *ALONE)) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert f"sub-02: {pet}: all voxels are equal" in said
-    assert {row["n"] for row in read_tsv(there / "table1.tsv")} == {"3"}
+    assert {row["n"] for row in read_tsv(there / "table1.tsv")} == {"4"}
     _, card = load_generator(there / "generators" / SEMI3D, "cpu")
-    assert card.participants == ("01", "03", "04")
+    assert card.participants == ("01", "03", "04", "05")
     assert "all voxels are equal" in (there / "train.html").read_text()
 
 
@@ -287,6 +336,37 @@ def test_fewer_controls_than_folds(out, tmp_path, capsys):
     assert main(arguments(there, "--folds", "5", *ALONE)) == 65
     assert "4 subject(s) with T1w and PET are fewer than --folds 5" in capsys.readouterr().err
     assert not (there / "table1.tsv").exists()
+
+
+def test_two_labels_with_the_same_images(out, tmp_path, capsys):
+    there = copy_of(out, tmp_path, *MADE)
+    for one in there.glob("sub-01/*/*space-*"):
+        shutil.copy(one, str(one).replace("sub-01", "sub-03"))
+    assert main(arguments(there, *ALONE)) == 65
+    said = " ".join(capsys.readouterr().err.split())
+    assert "sub-01 and sub-03 have the same T1w and PET" in said
+    assert "--exclude-participant-label 03" in said
+    assert not (there / "table1.tsv").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "number", "folds", "sentence"),
+    [
+        (["tissue"], 2, 2, "2 control(s) with T1w and PET are too few to train any generator"),
+        ([SEMI3D, "tissue"], 3, 3, f"too few to train {SEMI3D}; give --models tissue --folds 3"),
+        (["tissue"], 3, 2, "leave a fold fewer than 2 to train on; give --folds 3"),
+        (["tissue"], 3, 3, ""),
+        ([SEMI3D, CONDITIONED], 4, 2, ""),
+    ],
+)
+def test_few_controls(names, number, folds, sentence):
+    people = [f"{n}" for n in range(number)] * 2  # a visit each
+    if not sentence:
+        training.refuse_few(names, people, folds)
+        return
+    with pytest.raises(UnusableDataError) as refusal:
+        training.refuse_few(names, people, folds)
+    assert sentence in f"{refusal.value}"
 
 
 # What needs no training

@@ -218,6 +218,7 @@ def write_visit(out: Path, raw: Path, visit: Visit, mark: str = "f") -> dict[Pat
         generator=GENERATOR,
         smoothing_fwhm=1.5,
         trained_on_this_participant=False,
+        times_mean=2.5,
     )
     made[paths.uncertainty] = sidecars.uncertainty(made[paths.synthetic_pet], SPACE, ["a", "b"])
     assert set(made) == {*paths.preprocessed, *paths.synthesized, paths.uncertainty}

@@ -57,6 +57,7 @@ def write_visit(
             generator=GENERATOR,
             smoothing_fwhm=1.5,
             trained_on_this_participant=False,
+            times_mean=2.5,
         )
     for path, content in made.items():
         write_json(sidecar_path(path), content)

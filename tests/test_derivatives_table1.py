@@ -24,7 +24,7 @@ from bids_app.synthesis.evaluation import (
     records_from_json,
     records_to_json,
 )
-from bids_app.synthesis.models import TRAINABLE
+from bids_app.synthesis.models import CONDITIONED, MODELS, TISSUE
 
 NAMES = ("table1", "table1_subjects", "table1_tests")
 VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or (
@@ -60,13 +60,18 @@ def write(folder, records):
 
 def test_rows_are_the_models_and_then_the_baselines(tmp_path, records):
     rows, subjects, tests = write(tmp_path, records)
-    order = [*TRAINABLE, *BASELINES]
+    order = [*MODELS, *CONDITIONED, TISSUE, *BASELINES]
     assert [row["model"] for row in rows] == order
     assert list(dict.fromkeys(line["model"] for line in subjects)) == order
     assert len(subjects) == len(records)
-    assert len(tests) == len(METRICS) * 9 * 8 // 2
+    assert len(tests) == len(METRICS) * 15 * 14 // 2
     assert [row["configuration"] for row in rows] == (
-        ["semi-3D"] * 4 + ["3D-patch"] * 2 + ["tissue model"] + ["baseline"] * 2
+        ["semi-3D"] * 4
+        + ["3D-patch"] * 2
+        + ["conditioned semi-3D"] * 4
+        + ["conditioned 3D-patch"] * 2
+        + ["tissue model"]
+        + ["baseline"] * 2
     )
 
 

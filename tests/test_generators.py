@@ -12,6 +12,7 @@ from bids_app.generators import (
     describe_namesakes,
     find_generator,
     has_seen,
+    known_labels,
 )
 from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.settings import Settings
@@ -196,6 +197,21 @@ def test_labels_of_another_dataset_are_told_of(out):
         assert describe_namesakes(card, ["01"], known, out) == ""
         assert has_seen(card, "01", known, out)
         assert not has_seen(card, "03", known, out)
+
+
+def test_whom_an_initial_generator_has_seen_the_one_that_went_on_from_it_has_seen(out):
+    grid = tuple(tuple(row) for row in GRID.affine.tolist())
+    spec = MODELS["semi3d-gan"]
+    first = Card("a", "0", spec, "T", GRID.shape, grid, "a" * 64, "x", "x", ("01",), "Old", 0)
+    second = replace(first, name="b", participants=("02",), dataset="New")
+    second = replace(second, initialized_from=first.origins)
+    third = replace(second, name="c", participants=("03",), initialized_from=second.origins)
+    assert [origin.name for origin in third.origins] == ["c", "b", "a"]
+    for label, dataset in (("01", "Old"), ("02", "New"), ("03", "New")):
+        assert has_seen(third, label, [dataset], out)
+    assert not has_seen(third, "01", ["New"], out)  # another person of that label
+    assert "sub-01 of the dataset 'Old'" in describe_namesakes(third, ["01"], ["New"], out)
+    assert known_labels(third) == {"01", "02", "03"}
 
 
 def test_overlap_is_of_no_consequence_to_cubes(out):

@@ -39,8 +39,9 @@ from bids_app.interfaces.synthesis import MeasureNovelty, MeasureSpread, Synthes
 from bids_app.synthesis.card import CARD, REFERENCE, WEIGHTS, Card, card_values, file_sha256
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_translator
-from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.models import MODELS, TissueSpec
 from bids_app.synthesis.reference import Reference, look_at, novelty, write_reference
+from bids_app.synthesis.tissue import TissueModel
 from bids_app.workflows import execution
 
 SHAPE = (17, 14, 11)
@@ -146,7 +147,7 @@ def test_outside_a_mask_there_is_nothing(tmp_path, rng, head_affine, save):
 def test_a_brain_is_scaled(tmp_path, rng, head_affine, save):
     data = (500 + 100 * rng.random(SHAPE)).astype(np.float32)
     inputs = {"image": save("in", data), "mask": save("mask", ellipsoid)}
-    out = node(ScaleIntensity, tmp_path, **inputs, percentile=50.0)
+    out = node(ScaleIntensity, tmp_path, **inputs, percentile=50.0, times_mean=0.0)
     median = float(np.median(data[ellipsoid]))
     scaled = load_on_grid(out.image, head_affine)
     assert scaled == pytest.approx(np.where(ellipsoid, np.clip(data / median, 0, 1), 0), abs=1e-6)
@@ -155,10 +156,22 @@ def test_a_brain_is_scaled(tmp_path, rng, head_affine, save):
     }
 
 
+def test_the_brain_of_a_pet_is_scaled_by_its_mean(tmp_path, rng, head_affine, save):
+    data = (500 + 100 * rng.random(SHAPE)).astype(np.float32)
+    inputs = {"image": save("in", data), "mask": save("mask", ellipsoid)}
+    out = node(ScaleIntensity, tmp_path, **inputs, percentile=50.0, times_mean=2.0)
+    mean = float(data[ellipsoid].mean())
+    scaled = load_on_grid(out.image, head_affine)
+    assert scaled[ellipsoid] == pytest.approx(data[ellipsoid] / mean / 2, abs=1e-6)
+    assert out.sidecar == {
+        "IntensityScaling": {"TimesBrainMean": 2.0, "Value": pytest.approx(2 * mean, rel=1e-5)}
+    }
+
+
 def test_a_brain_that_registration_moved_away_is_refused(tmp_path, rng, save):
     inputs = {"image": save("in", rng.random(SHAPE)), "mask": save("mask", np.zeros(SHAPE, bool))}
     with pytest.raises(UnusableDataError, match=r"in\.nii\.gz: the brain mask is empty after reg"):
-        node(ScaleIntensity, tmp_path, **inputs, percentile=99.9)
+        node(ScaleIntensity, tmp_path, **inputs, percentile=99.9, times_mean=0.0)
 
 
 def test_a_registration_is_judged_before_and_after(tmp_path, rng, save):
@@ -425,13 +438,36 @@ def tiny(tmp_path, head_affine, t1w):
     )
 
 
+def test_a_t1w_without_tissues_is_told_by_its_name(tmp_path, save, head_affine):
+    spec = TissueSpec((1, 1, 1), SHAPE)
+    affine = tuple(tuple(row) for row in head_affine.tolist())
+    card = Card("plain", "0", spec, "T", SHAPE, affine, "", "noise", "tests", (), "none", 0)
+    card = save_generator(TissueModel(spec), card, tmp_path / "plain")
+    t1w = np.where(ellipsoid, 0.5, 0).astype(np.float32)
+    t1w[ellipsoid] = np.resize([0.4, 0.6], ellipsoid.sum())
+    node = SynthesizePET(
+        t1w=save("two", t1w),
+        mask=save("brain", ellipsoid.astype(np.float32)),
+        generator=str(tmp_path / "plain"),
+        sha256=card.sha256,
+        reference_sha256="",
+        fwhm=0.0,
+        overlap=False,
+        match_histogram=False,
+        device="cpu",
+        threads=1,
+    )
+    with pytest.raises(UnusableDataError, match=r"two\.nii\.gz: .*fewer than three .*plain"):
+        node.run(cwd=str(tmp_path))
+
+
 @pytest.fixture
 def synthesize(tmp_path, tiny, save, t1w, head_affine):
     """Run the node; give the PET, and the brain it was told."""
     folder, _, card, _ = tiny
     mask = np.roll(ellipsoid, 1, axis=0)  # the T1w's zeros do not say where the brain ends
 
-    def run(*, overlap=False, match_histogram=False):
+    def run(*, overlap=False, match_histogram=False, times_mean=0.0):
         out = node(
             SynthesizePET,
             tmp_path,
@@ -443,6 +479,7 @@ def synthesize(tmp_path, tiny, save, t1w, head_affine):
             fwhm=6.0,
             overlap=overlap,
             match_histogram=match_histogram,
+            times_mean=times_mean,
             device="cpu",
             threads=1,
         )
@@ -450,6 +487,18 @@ def synthesize(tmp_path, tiny, save, t1w, head_affine):
         return load_on_grid(out.pet, head_affine), mask
 
     return run
+
+
+def test_a_synthetic_pet_is_on_the_scale_of_the_run(tmp_path, tiny, synthesize):
+    """Its card says nothing of a scale: its training PET were divided by a percentile."""
+    folder, _, card, _ = tiny
+    predicted, mask = synthesize()
+    scaled, _ = synthesize(times_mean=2.5)
+    assert scaled[mask].mean() == pytest.approx(0.4, rel=1e-4)
+    factor = scaled[mask] / predicted[mask]
+    assert factor == pytest.approx(np.full(mask.sum(), factor[0]), rel=1e-3)
+    write_json(folder / CARD, card_values(replace(card, pet_times_mean=2.5)))
+    assert np.array_equal(synthesize(times_mean=2.5)[0], predicted)
 
 
 @pytest.mark.parametrize(("value", "words"), [(np.nan, "NaN"), (0.0, r"predicts 0\.5 everywhere")])

@@ -125,10 +125,16 @@ def test_a_grid_that_differs_by_rounding_is_the_same(tmp_path, visit):
         ("pet", lambda pet: 0 * pet, "all voxels are equal"),
         ("t1w", lambda t1w: 100 * t1w, r"has intensities beyond 0\.\.1"),
         ("pet", lambda pet: pet - 0.1, r"has intensities beyond 0\.\.1"),
+        ("pet", lambda pet: np.where(pet > 0, 0.5, 0), "is the same in all of the brain"),
+        ("t1w", lambda t1w: np.where(t1w > 0, 0.5, 0), "is the same in all of the brain"),
+        ("pet", lambda pet: np.where(pet > 0, 0, 0.1), "is the same in all of the brain"),
         ("pet", lambda pet: np.where(pet > 0.5, np.nan, pet), "NaN or infinite"),
         ("brain_mask", lambda mask: 0 * mask, "all voxels are equal"),
     ],
-    ids=["no counts", "too bright", "negative", "no numbers", "no brain"],
+    ids=[
+        *("no counts", "too bright", "negative", "flat PET", "flat T1w", "no PET in the brain"),
+        *("no numbers", "no brain"),
+    ],
 )
 def test_an_image_that_training_cannot_use_is_refused(tmp_path, visit, name, damage, sentence):
     inputs, write, data = visit
@@ -181,6 +187,7 @@ def training(tmp_path, folders, **changed):
         "kept_epochs": [],
         "fwhm": 8.0,
         "checkpoints": str(tmp_path / "checkpoints"),
+        "initial": "",
         **MEANS,
     }
     return {**inputs, **changed}

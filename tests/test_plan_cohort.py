@@ -328,6 +328,13 @@ def test_a_control_with_a_t1w_alone_takes_part_by_its_synthetic_pet(out, rng):
     assert people.notes == ("sub-05: not used, neither real nor synthetic PET",)
 
 
+def test_images_on_different_scales_are_refused(out, rng):
+    tell(out, {**GROUPS, "04": "control"})
+    write_synthetic(out, write_control(out, "04", rng, pet=False), rng, times_mean=2.5)
+    with pytest.raises(UnusableDataError, match=r"sub-04_.*synth_pet.* different scales.*--paper"):
+        choose(out)
+
+
 def test_what_the_card_of_a_generator_says_comes_with_its_synthetic_pet(out, rng):
     tell(out, {**GROUPS, "04": "control"})
     paths = write_control(out, "04", rng)

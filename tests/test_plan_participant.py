@@ -61,6 +61,7 @@ def run(tmp_path):
         "auto",
         (),
         99.9,
+        2.5,
         quick=True,
         seed=0,
         omp_nthreads=1,

@@ -10,20 +10,25 @@ from hypothesis import strategies as st
 
 from bids_app.derivatives.find import Preprocessed, find_preprocessed
 from bids_app.derivatives.paths import entities_of, sidecar_path
-from bids_app.errors import UnusableDataError, UsageError
+from bids_app.errors import MissingInputError, UnusableDataError, UsageError
 from bids_app.files import write_json
 from bids_app.interfaces.training import PublishGenerator
+from bids_app.plan import train as planning
 from bids_app.plan.study import Study, seed_of
 from bids_app.plan.train import (
     baseline_paths,
+    choose_initial,
     deal,
     plan_model,
     plan_storage,
     records_path,
     synthetic_path,
 )
-from bids_app.synthesis.card import card_from
-from bids_app.synthesis.models import MODELS, spec_to_dict
+from bids_app.synthesis.card import Card, card_from
+from bids_app.synthesis.inference import save_generator
+from bids_app.synthesis.losses import build_generator
+from bids_app.synthesis.models import MODELS, TissueSpec, spec_to_dict
+from bids_app.synthesis.tissue import TissueModel
 from bids_app.workflows.training import Fold
 
 STUDY = Study(
@@ -77,6 +82,95 @@ def test_each_control_is_stored_in_a_folder_of_its_own():
             {"t1w": other.t1w, "pet": other.pets[0]},
             other.brain_mask,
         )
+
+
+# Going on from a generator
+
+TISSUE_SPEC = TissueSpec((1, 1, 1), GRID.shape)
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A dataset called ellipsoids, and a way to put a generator into it."""
+    monkeypatch.setattr(planning, "dataset_names", lambda _: ["ellipsoids"])
+    here = replace(STUDY, output_dir=tmp_path)
+
+    def put(spec, name="before", participants=("01",), dataset="others"):
+        built = TissueModel(spec) if isinstance(spec, TissueSpec) else build_generator(spec)
+        affine = tuple(tuple(row) for row in GRID.affine.tolist())
+        space = here.space.template
+        card = Card(name, "0", spec, space, GRID.shape, affine, "", "x", "x", participants, "", 0)
+        return save_generator(built, replace(card, dataset=dataset), tmp_path / "generators" / name)
+
+    return here, put
+
+
+SMALL = replace(SPEC, n_blocks=1, width=2)
+SEEING = replace(SMALL, condition=TISSUE_SPEC)
+
+
+@pytest.mark.parametrize(
+    ("initial", "row", "words"),
+    [
+        (SMALL, SMALL, ""),
+        (replace(SMALL, cycle=True, mse_weight=0.0), SMALL, ""),
+        (SEEING, SEEING, ""),
+        (SEEING, TISSUE_SPEC, ""),
+        (TISSUE_SPEC, TISSUE_SPEC, ""),
+        (TISSUE_SPEC, SEEING, ""),
+        (TISSUE_SPEC, SMALL, "it is a tissue model, no network; give --condition tissue"),
+        (SMALL, TISSUE_SPEC, "it has no tissue model; name networks"),
+        (SMALL, SEEING, "only one of them sees a tissue model; run without --condition tissue"),
+        (SEEING, SMALL, "only one of them sees a tissue model; run with --condition tissue"),
+        (replace(SMALL, width=3), SMALL, "its width is 3, the row's 2; give --width 3"),
+        (replace(SMALL, n_blocks=2), SMALL, "it has 2 residual blocks, the row 1; choose another"),
+        (MODELS["patch3d-gan-mse"], SMALL, "it is 3D-patch, the row semi-3D"),
+    ],
+)
+def test_a_row_goes_on_from_what_is_built_alike(study, initial, row, words):
+    here, put = study
+    card = put(initial)
+    if not words:
+        choice = choose_initial("before", here, {"row": row}, ["01"], sloppy=False)
+        assert choice.card == card
+        return
+    with pytest.raises(UsageError, match="--init before: cannot start row: ") as refusal:
+        choose_initial("before", here, {"row": row}, ["01"], sloppy=False)
+    assert words in f"{refusal.value}"
+
+
+def test_nobody_is_left_out_whom_the_initial_generator_has_seen(study):
+    here, put = study
+    put(SMALL, dataset="ellipsoids")
+    choose_initial("before", here, {"row": SMALL}, ["02"], sloppy=False)
+    with pytest.raises(UnusableDataError, match=r"has seen sub-01, .*--exclude-participant-label"):
+        choose_initial("before", here, {"row": SMALL}, ["01", "02"], sloppy=False)
+
+
+def test_an_initial_generator_is_not_replaced_and_tissue_is_a_condition(study):
+    here, put = study
+    put(SMALL)
+    with pytest.raises(UsageError, match="this run would replace it; copy"):
+        choose_initial("before", here, {"before": SMALL}, [], sloppy=False)
+    with pytest.raises(UsageError, match=r"--init tissue: networks start .* by --condition tissue"):
+        choose_initial("tissue", here, {"row": SMALL}, [], sloppy=False)
+    with pytest.raises(MissingInputError, match="--init nobody: no folder"):
+        choose_initial("nobody", here, {"row": SMALL}, [], sloppy=False)
+
+
+def test_what_a_row_went_on_from_is_in_its_card_and_its_checkpoints_are_others(study):
+    here, put = study
+    first = put(SMALL)
+    choice = choose_initial("before", here, {"row": SMALL}, [], sloppy=False)
+    visits = stored(7)
+    controls = {visit.participant: control(visit.participant) for visit in visits}
+    dealt = deal(STUDY, visits)
+    later = plan_model(STUDY, NAME, SMALL, dealt, controls, initial=choice)
+    new = plan_model(STUDY, NAME, SMALL, dealt, controls)
+    assert card_from(dict(later.card)).initialized_from == first.origins
+    assert later.card["trained_on"].endswith("starting from generator before")
+    assert (later.initial, later.initial_sha256) == (choice.folder, first.sha256)
+    assert not set(later.checkpoints) & set(new.checkpoints)
 
 
 # Folds

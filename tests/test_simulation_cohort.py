@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from bids_app.files import read_tsv
 from bids_app.simulate import main
+from bids_app.simulation.lesions import PET_ZOOMS
 
 VALIDATOR = shutil.which("bids-validator-deno") or shutil.which(
     "bids-validator-deno", path=str(Path(sys.executable).parent)
@@ -132,7 +133,7 @@ def test_true_transform_carries_pet_onto_t1w(cohort):
 def test_pet_is_on_its_own_grid_in_becquerels(cohort):
     path = cohort / "sub-patient01/pet/sub-patient01_trc-18FFDG_pet.nii.gz"
     image, about = nib.load(path), json.loads(path.with_suffix("").with_suffix(".json").read_text())
-    assert image.header.get_zooms() == pytest.approx((2, 2, 2))
+    assert image.header.get_zooms()[0] in PET_ZOOMS
     assert image.ndim == 3
     assert about["Units"] == "Bq/mL"
     assert 5e3 < np.percentile(np.asarray(image.dataobj), 99) < 60e3
@@ -244,7 +245,7 @@ def test_anatomies_and_uptake_template(tmp_path, cohort, label_maps):
         stem = tmp_path / f"raw/derivatives/truth/sub-{subject}"
         labels = data_of(next(stem.glob("anat/*dseg.nii.gz")))
         pet = data_of(next(stem.glob("pet/*noisefree_pet.nii.gz")))
-        assert pet[np.isin(labels, (3, 42))].mean() > 1.5 * pet[np.isin(labels, (2, 41))].mean()
+        assert pet[np.isin(labels, (3, 42))].mean() > 1.2 * pet[np.isin(labels, (2, 41))].mean()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from bids_app.synthesis.card import (
     REFERENCE,
     WEIGHTS,
     Card,
+    card_values,
     check_grid,
     check_reference,
     file_sha256,
@@ -19,9 +20,12 @@ from bids_app.synthesis.card import (
 )
 from bids_app.synthesis.inference import load_generator, save_generator
 from bids_app.synthesis.losses import build_generator, build_translator
-from bids_app.synthesis.models import MODELS, spec_from_dict, spec_to_dict
+from bids_app.synthesis.models import MODELS, TissueSpec, spec_from_dict, spec_to_dict
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 
+CONDITIONED = replace(
+    MODELS["semi3d-gan"], n_blocks=1, width=2, condition=TissueSpec((3, 3, 3), (4, 5, 6))
+)
 SLICES = replace(MODELS["semi3d-cyclegan-mse"], n_blocks=1, width=2)
 PATCHES = replace(MODELS["patch3d-gan-mse"], width=3, tiling=CubicPatches(size=12, stride=4))
 GRID = Grid((40, 48, 34), np.diag([4.0, 4, 4, 1]) + np.eye(4, k=3) * -78)
@@ -46,7 +50,7 @@ def card_of(spec):
     )
 
 
-@pytest.fixture(params=[SLICES, PATCHES], ids=["slices", "patches"])
+@pytest.fixture(params=[SLICES, PATCHES, CONDITIONED], ids=["slices", "patches", "conditioned"])
 def spec(request):
     return request.param
 
@@ -68,7 +72,8 @@ def change_card(folder, **values):
 
 
 def test_a_card_rebuilds_its_generator(folder, spec, generator):
-    tile = torch.rand(2, spec.tiling.channels, *[12] * spec.tiling.spatial_dims)
+    seen = spec.tiling.channels * (1 if spec.condition is None else 2)
+    tile = torch.rand(2, seen, *[12] * spec.tiling.spatial_dims)
     again, card = load_generator(folder, "cpu")
     assert torch.equal(again(tile), generator(tile))
     assert card.spec == spec
@@ -105,6 +110,22 @@ def test_triplets_without_overlap_are_told_as_before_there_was_any():
     assert spec_to_dict(PATCHES)["tiling"] == {"kind": "patch3d", "size": 12, "stride": 4}
     overlapping = replace(SLICES, tiling=SliceTriplets(step=1))
     assert spec_from_dict(spec_to_dict(overlapping)) == overlapping
+
+
+def test_a_card_tells_what_it_was_initialized_from(folder, spec, generator):
+    first = read_card(folder)
+    later = replace(first, initialized_from=first.origins, sha256="")
+    assert save_generator(generator, later, folder).initialized_from == first.origins
+    assert read_card(folder).origins[1].participants == ("01", "02")
+    change_card(folder, initialized_from=[{"name": "g"}])
+    with pytest.raises(UnusableDataError, match="initialized_from cannot be"):
+        read_card(folder)
+
+
+def test_the_rows_of_the_paper_tell_no_condition():
+    """Cards, and what names their checkpoints, stay what they were."""
+    assert not [name for name, spec in MODELS.items() if "condition" in spec_to_dict(spec)]
+    assert "initialized_from" not in card_values(card_of(SLICES))
 
 
 def test_a_reference_is_the_one_that_the_card_was_written_for(tmp_path):
@@ -153,6 +174,8 @@ class TestRefused:
             {"spec": None},
             {"spec": {"tiling": {"kind": "unheard of"}}},
             {"spec": {**spec_to_dict(SLICES), "tiling": {"kind": "semi3d", "step": 4}}},
+            {"spec": {**spec_to_dict(SLICES), "condition": spec_to_dict(PATCHES)}},
+            {"spec": {**spec_to_dict(SLICES), "condition": None}},
         ],
         ids=str,
     )

@@ -29,7 +29,7 @@ from bids_app.synthesis.evaluation import (
     smooth_in_brain,
     sweep,
 )
-from bids_app.synthesis.models import TRAINABLE
+from bids_app.synthesis.models import CONDITIONED, MODELS, TISSUE
 
 ZOOMS = (1.0, 1.5, 2.0)
 numbers = st.floats(-1, 100) | st.sampled_from([math.nan, math.inf])
@@ -58,12 +58,14 @@ def real(rng, brain):
 
 
 def test_the_rows_are_the_models_and_then_the_baselines():
-    assert tuple(ROWS) == (*TRAINABLE, *BASELINES)
-    assert {name.partition("-")[0]: configuration for name, configuration in ROWS.items()} == {
-        "semi3d": "semi-3D",
-        "patch3d": "3D-patch",
-        "tissue": "tissue model",
-        "baseline": "baseline",
+    assert tuple(ROWS) == (*MODELS, *CONDITIONED, TISSUE, *BASELINES)
+    assert {(name.split("-")[0], name in CONDITIONED): row for name, row in ROWS.items()} == {
+        ("semi3d", False): "semi-3D",
+        ("patch3d", False): "3D-patch",
+        ("semi3d", True): "conditioned semi-3D",
+        ("patch3d", True): "conditioned 3D-patch",
+        ("tissue", False): "tissue model",
+        ("baseline", False): "baseline",
     }
 
 

@@ -12,9 +12,10 @@ from bids_app.errors import Mri2petError, ReadWriteError, UnusableDataError
 from bids_app.files import read_tsv
 from bids_app.imaging.similarity import ssim
 from bids_app.synthesis import job as jobs
+from bids_app.synthesis.card import Card
 from bids_app.synthesis.checkpoint import save_checkpoint
 from bids_app.synthesis.evaluation import smooth_in_brain
-from bids_app.synthesis.inference import load_weights, predict
+from bids_app.synthesis.inference import load_weights, predict, save_generator
 from bids_app.synthesis.job import (
     CHECKPOINT,
     COLUMNS,
@@ -25,9 +26,11 @@ from bids_app.synthesis.job import (
     make_fabric,
     mean_ssim,
 )
-from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.models import MODELS, TissueSpec
+from bids_app.synthesis.networks import NEAREST
 from bids_app.synthesis.pairs import open_volumes
-from bids_app.synthesis.tiling import CubicPatches
+from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
+from bids_app.synthesis.tissue import fit_tissue_model
 from bids_app.synthesis.training import Training
 
 SEMI3D = replace(
@@ -53,6 +56,10 @@ PATCH3D = replace(
 )
 
 
+CONDITION = TissueSpec((1, 1, 1), (26, 25, 24))  # 4 mm
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
 @pytest.fixture(scope="module")
 def visits(tmp_path_factory):
     """Three people of 26×25×24 voxels; an epoch of two has three steps."""
@@ -64,11 +71,20 @@ def visits(tmp_path_factory):
 def start(tmp_path, visits):
     """Start a job, or go on with it; give where its results are."""
 
-    def run(name="1", *, spec=SEMI3D, validation=None, last_epoch=4, precision="32-true", seed=1):
+    def run(
+        name="1",
+        *,
+        spec=SEMI3D,
+        validation=None,
+        last_epoch=4,
+        precision="32-true",
+        seed=1,
+        initial=None,
+    ):
         out = tmp_path / f"out-{name}"
         out.mkdir(exist_ok=True)
         left_out = visits[2:] if validation is None else validation
-        job = Job(name, spec, visits[:2], left_out, last_epoch, seed, 1.5, tmp_path / name)
+        job = Job(name, spec, visits[:2], left_out, last_epoch, seed, 1.5, tmp_path / name, initial)
         launch_job(make_fabric("cpu", precision), job, out)
         return out
 
@@ -169,11 +185,81 @@ def test_jobs_with_equal_seeds_end_alike_and_with_others_not(start):
     assert not torch.equal(one["layers.0.weight"], other["layers.0.weight"])
 
 
+@pytest.mark.parametrize("spec", [SEMI3D, PATCH3D], ids=["semi3d", "patch3d"])
+def test_a_conditioned_job_starts_from_the_tissue_model_of_its_training(start, visits, spec):
+    tilings = [spec.tiling, *([SliceTriplets(step=1)] if spec is SEMI3D else [])]
+    spec = replace(spec, condition=CONDITION, learning_rate=0.0)
+    generator = load_weights(start("1", spec=spec, last_epoch=1) / KEPT, spec, "cpu")
+    tissue = fit_tissue_model(CONDITION, [open_volumes(folder) for folder in visits[:2]])
+    for name, tensor in tissue.state_dict().items():
+        assert torch.equal(generator.tissue.state_dict()[name], tensor)
+    t1w = open_volumes(visits[2]).t1w
+    expected = predict(t1w, tissue, CONDITION.tiling)
+    for tiling in tilings:
+        made = predict(t1w, generator, tiling)
+        assert made == pytest.approx(np.clip(expected, NEAREST, 1 - NEAREST), abs=1e-6)
+    assert np.ptp(expected) > 0.5
+
+
+# From an initial generator
+
+
+@pytest.fixture
+def initial(start, tmp_path):
+    """Make a generator to go on from."""
+
+    def make(spec):
+        weights = load_weights(start("before", spec=spec, seed=7, last_epoch=1) / KEPT, spec, "cpu")
+        identity = tuple(tuple(row) for row in np.eye(4).tolist())
+        card = Card("g", "0", spec, "T", CONDITION.cubes, identity, "", "", "", (), "none", 0)
+        save_generator(weights, card, tmp_path / "initial")
+        return tmp_path / "initial", weights.state_dict()
+
+    return make
+
+
+@pytest.mark.parametrize("condition", [None, CONDITION], ids=["plain", "conditioned"])
+def test_a_job_goes_on_from_the_weights_of_an_initial_generator(start, initial, condition):
+    spec = replace(SEMI3D, condition=condition)
+    folder, before = initial(spec)
+    still = replace(spec, learning_rate=0.0)
+    kept = load_file(start("1", spec=still, initial=folder, last_epoch=1) / KEPT)
+    for name, tensor in kept.items():
+        if not name.startswith("tissue."):
+            assert torch.equal(tensor, before[name]), name
+
+
+def test_early_layers_of_an_initial_generator_learn_more_slowly(start, initial):
+    folder, before = initial(SEMI3D)
+    kept = load_file(start("1", initial=folder, last_epoch=1) / KEPT)
+    moved = {name: float((kept[name] - before[name]).abs().max()) for name in kept}
+    early = max(moved[name] for name in ("layers.0.weight", "layers.3.weight", "layers.6.weight"))
+    late = min(moved[name] for name in ("layers.10.weight", "layers.13.weight", "layers.16.weight"))
+    assert 0 < early < 0.3 * late
+
+
+def test_a_job_from_an_initial_generator_is_resumed_as_any(start, initial, monkeypatch):
+    folder, _ = initial(SEMI3D)
+    whole = start("whole", initial=folder)
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 8, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            start("stopped", initial=folder)
+    assert_same(start("stopped", initial=folder), whole)
+
+
 # Going on
 
 
-@pytest.mark.parametrize("spec", [SEMI3D, PATCH3D], ids=["semi3d", "patch3d"])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("spec", "precision"),
+    [
+        *((spec, precision) for spec in (SEMI3D, PATCH3D) for precision in PRECISIONS),
+        (replace(SEMI3D, condition=CONDITION), "32-true"),
+        (replace(PATCH3D, condition=CONDITION), "bf16-mixed"),
+    ],
+    ids=lambda value: getattr(value, "precision", None),
+)
 def test_a_job_that_was_stopped_in_an_epoch_ends_like_one_that_was_not(
     start, tmp_path, monkeypatch, spec, precision
 ):

@@ -52,6 +52,24 @@ def test_generators_wrong_by_a_half_and_gullible_judges(cycle, mse, expected):
     assert loss.item() == pytest.approx(expected)
 
 
+class Seeing(nn.Module):
+    """A generator that gives the second half of the channels it sees."""
+
+    def forward(self, x):
+        return x.chunk(2, dim=1)[1]
+
+
+@pytest.mark.parametrize(("cycle", "expected"), [(False, 0), (True, 10 * 0.5)])
+def test_the_condition_goes_where_a_t1w_becomes_a_pet(cycle, expected):
+    """Back there is 0.5 too much in the cycle T1w → PET → T1w, whatever is seen of the way."""
+    mri, pet = images(0.2, 0.7)
+    to_pet = Translator(Seeing(), Judge(GULLIBLE))
+    to_mri = translator(0.0) if cycle else None  # the PET itself, which is 0.5 above the T1w
+    loss, made = generator_loss(to_pet, to_mri, mri, pet, **WEIGHTS, condition=pet)
+    assert torch.equal(made.fake_pet, pet)
+    assert loss.item() == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("cycle", [False, True])
 def test_perfect_generators_and_gullible_judges_cost_nothing(cycle):
     to_pet, to_mri = translator(0.3), translator(-0.3) if cycle else None

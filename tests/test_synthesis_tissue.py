@@ -11,7 +11,7 @@ from bids_app.nifti import Owner
 from bids_app.synthesis.inference import predict
 from bids_app.synthesis.models import TissueSpec
 from bids_app.synthesis.pairs import Volumes
-from bids_app.synthesis.tissue import find_tissue_means, fit_tissue_model, tissue_shares
+from bids_app.synthesis.tissue import _solve, find_tissue_means, fit_tissue_model, tissue_shares
 
 SHAPE, ZOOMS, PSF = (28, 24, 22), (3.0, 3.0, 3.0), 6.0
 SPEC = TissueSpec((1, 1, 1), SHAPE)  # a cube of 3 mm is a voxel
@@ -83,6 +83,26 @@ def test_what_it_assumes_is_recovered():
     assert not predicted[~box()].any()
 
 
+def test_the_neighbourhood_is_as_wide_on_any_grid():
+    """What one cube tells reaches others by its distance in mm, not in cubes."""
+    reach = {}
+    for edge in (2.0, 4.0):
+        side = int(40 / edge)
+        moments = np.zeros((2 * side + 1, 1, 1, 4, 4))
+        x = edge * (np.arange(2 * side + 1) - side)
+        a, b, c = np.where(np.abs(x) < 9, 2.0, 1.0), np.ones_like(x), np.zeros_like(x)
+        rng = np.random.default_rng(0)
+        for place in range(len(x)):
+            terms = rng.random((50, 3))
+            pet = terms @ (a[place], b[place], c[place])
+            terms = np.concatenate([terms, pet[:, None]], axis=1)
+            moments[place, 0, 0] = terms.T @ terms
+        found = _solve(moments, 13.0, (edge, 1.0, 1.0))[:, 0, 0, 0]
+        reach[edge] = np.interp(np.arange(-32, 33, 8), x, found)
+    assert reach[2.0] == pytest.approx(reach[4.0], abs=0.1)
+    assert np.ptp(reach[2.0]) > 0.5
+
+
 def test_uptake_differs_from_place_to_place():
     def uptake(x):
         return 0.6 + 0.3 * x, 0.3 - 0.1 * x, 0.05
@@ -93,6 +113,44 @@ def test_uptake_differs_from_place_to_place():
     a, b, c = uptake(0.5)
     blind = make_visit(99, lambda x: (a + 0 * x, b, c))  # to places
     assert error.mean() < 0.2 * np.abs(blind.pet - unseen.pet)[box()].mean()
+
+
+def uneven(x):
+    return 0.6 + 0.3 * x, 0.3 - 0.1 * x, 0.05
+
+
+def darker(x):
+    return tuple(0.8 * value for value in uneven(x))
+
+
+def test_an_initial_model_helps_where_controls_are_few_and_scanners_differ():
+    known = fit_tissue_model(SPEC, [make_visit(seed, uneven) for seed in range(20, 26)])
+    rng = np.random.default_rng(1)
+    few = [make_visit(seed, darker) for seed in range(2)]
+    noise = [ndimage.gaussian_filter(rng.standard_normal(SHAPE), 1.0) for _ in few]
+    few = [
+        replace(v, pet=np.where(box(), v.pet + 0.3 * n, 0).astype(np.float32))
+        for v, n in zip(few, noise, strict=True)
+    ]
+    unseen = make_visit(99, darker)
+
+    def error(initial):
+        model = fit_tissue_model(SPEC, few, initial)
+        return np.abs(predicted_by(model, unseen.t1w) - unseen.pet)[box()].mean()
+
+    assert error(known) < 0.6 * error(None)
+
+
+def test_an_initial_model_that_is_wrong_hardly_matters():
+    visits = [make_visit(seed, uneven) for seed in range(4)]
+    wrong = fit_tissue_model(SPEC, visits)
+    wrong.coefficients.copy_(wrong.coefficients.flip(0, 1))
+    unseen = make_visit(99, uneven)
+    errors = [
+        np.abs(predicted_by(fit_tissue_model(SPEC, visits, one), unseen.t1w) - unseen.pet).mean()
+        for one in (None, wrong)
+    ]
+    assert errors[1] < 1.2 * errors[0]
 
 
 def test_contrast_of_another_scanner_does_not_matter():
@@ -113,13 +171,27 @@ def test_what_a_pet_does_not_cover_does_not_count():
 
 def test_visits_of_one_participant_are_left_out_together():
     own = make_visit(1)
-    with pytest.raises(ValueError, match="2 participants, not 1"):
+    with pytest.raises(ValueError, match="1 participant is too few, 2 are needed"):
         fit_tissue_model(SPEC, [own, own])
 
 
-def test_a_flat_t1w_is_refused():
-    model = fit_tissue_model(SPEC, [make_visit(seed) for seed in range(2)])
-    with pytest.raises(ValueError, match="fewer than three"):
-        predicted_by(model, box().astype(np.float32))
+def t1w_of(*values):
+    t1w = np.zeros(SHAPE, np.float32)
+    t1w[box()] = np.resize(values, box().sum())
+    return t1w
+
+
+@pytest.mark.parametrize(
+    "t1w",
+    [t1w_of(1.0), t1w_of(0.2, 0.9), t1w_of(*[0.2] * 98, 0.8, 0.9), np.zeros(SHAPE, np.float32)],
+    ids=["one", "two", "two that start as one", "none"],
+)
+def test_a_t1w_without_three_tissues_is_refused_and_whose_it_is(t1w):
+    visits = [make_visit(seed) for seed in range(2)]
+    model = fit_tissue_model(SPEC, visits)
+    with pytest.raises(ValueError, match="fewer than three tissues"):
+        predicted_by(model, t1w)
+    with pytest.raises(ValueError, match=r"sub-01: .*--exclude-participant-label 01"):
+        fit_tissue_model(SPEC, [visits[0], replace(visits[1], t1w=t1w)])
     with pytest.raises(ValueError, match="grid"):
         predicted_by(model, make_t1w(0)[:-6])

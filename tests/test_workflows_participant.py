@@ -88,6 +88,7 @@ def how(there):
         "auto",
         (0, 1),
         99.5,
+        2.5,
         quick=True,
         seed=0,
         omp_nthreads=3,
@@ -116,7 +117,7 @@ def card(sha256, reference_sha256):
 @pytest.fixture
 def plan(generator):
     chosen = GeneratorChoice(generator, card("0" * 64, "1" * 64))
-    return SynthesisPlan(chosen, 1.5, "cpu", output("synthetic_pet"))
+    return SynthesisPlan(chosen, 1.5, 2.5, "cpu", output("synthetic_pet"))
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import nipype
 
 from bids_app.app.group import group
 from bids_app.app.participant import participant
-from bids_app.app.run import PERCENTILE, prepare_generator, refuse_without_results
+from bids_app.app.run import prepare_generator, refuse_without_results
 from bids_app.app.train import train
 from bids_app.console import Console
 from bids_app.derivatives import description as provenance
 from bids_app.derivatives.paths import resolution_label
+from bids_app.imaging.intensity import TIMES_MEAN
 from bids_app.report.group import write_group_methods
 from bids_app.report.methods import write_methods
 from bids_app.report.train import write_training_methods
@@ -31,11 +32,11 @@ def _write_plan(settings: Settings, run_record: provenance.RunRecord) -> str:
     told = {
         "template": settings.template,
         "size": resolution_label(settings.grid_resolution).replace("p", "."),
-        "percentile": PERCENTILE,
+        "times_mean": 0.0 if settings.paper else TIMES_MEAN,
         "pet": True,
         "generator": None if generator is None else generator.description(),
         "fwhm": settings.smoothing_fwhm,
-        "overlap": settings.overlap,
+        "overlap": settings.overlap and not settings.paper,
         "matched": settings.match_histogram,
         "folds": 0 if generator is None else len(generator.folds),
         "novelty": settings.novelty,

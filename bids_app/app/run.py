@@ -33,6 +33,7 @@ from bids_app.errors import (
 )
 from bids_app.files import place_in, read_text, remove_partials
 from bids_app.generators import GeneratorChoice, Options, choose_generator
+from bids_app.imaging.intensity import PERCENTILE, TIMES_MEAN
 from bids_app.imaging.volume import grid_of_box
 from bids_app.plan.participant import ParticipantPlan, VisitPlan, init_visit_wf
 from bids_app.plan.problems import Problem, error_of, problem_of
@@ -56,7 +57,6 @@ LARGEST_PLUGIN, MOST_BRACKETS = 1 << 15, 200  # bytes, [ or {; our choice
 WORK = ".work"  # pybids and other BIDS tools pass over names that begin with a dot
 KEPT = ("logs", "figures", "generators", "detectors", "crossvalidation")  # beside sub-*
 OLD_GRAPHS = ("mri2pet", "mri2pet_train", "mri2pet_group")
-PERCENTILE = 99.9  # our choice; the paper says "scaled between 0 and 1"
 
 
 def work_dir_of(settings: Settings) -> Path:
@@ -200,7 +200,10 @@ def prepare_generator(settings: Settings) -> GeneratorChoice | None:
         return None
     grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
     options = Options(
-        settings.overlap, settings.match_histogram, settings.uncertainty, settings.novelty
+        settings.overlap and not settings.paper,
+        settings.match_histogram,
+        settings.uncertainty,
+        settings.novelty,
     )
     return choose_generator(
         settings.generator,
@@ -245,6 +248,7 @@ def prepare_run(
         skull_strip=settings.skull_strip,
         frames=settings.pet_frames,
         percentile=PERCENTILE,
+        times_mean=0.0 if settings.paper else TIMES_MEAN,
         quick=settings.sloppy,
         omp_nthreads=threads,
         seed=settings.random_seed,
@@ -256,6 +260,7 @@ def prepare_run(
         "skull_strip": settings.skull_strip,
         "pet_frames": settings.pet_frames,
         "percentile": PERCENTILE,
+        "times_mean": preprocessing.times_mean,
         "quick": settings.sloppy,
         "seed": settings.random_seed,
     }

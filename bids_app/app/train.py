@@ -26,8 +26,9 @@ from bids_app.console import Console
 from bids_app.derivatives import description
 from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.table1 import write_table1
-from bids_app.errors import MissingInputError, UsageError
+from bids_app.errors import MissingInputError, UnusableDataError, UsageError
 from bids_app.files import locked
+from bids_app.generators import GeneratorChoice
 from bids_app.imaging.volume import Grid, count_cubes, cube_sides, grid_of_box, zooms_of
 from bids_app.plan.cohort import Subjects, choose_controls
 from bids_app.plan.problems import Problem, error_of, refuse_other_grids
@@ -35,6 +36,7 @@ from bids_app.plan.study import Study, plan_study, settle_grid
 from bids_app.plan.train import (
     GENERATORS,
     baseline_paths,
+    choose_initial,
     deal,
     gather_records,
     plan_model,
@@ -46,7 +48,9 @@ from bids_app.resources import choose_device
 from bids_app.settings import LPIPS_VARIABLE, Settings
 from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.models import (
+    CONDITIONED,
     CUBE,
+    FEWEST,
     MODELS,
     TISSUE,
     TRAINABLE,
@@ -69,6 +73,7 @@ from bids_app.workflows.training import (
 
 MEMORY = {(2, False): 0.20, (2, True): 0.75, (3, False): 0.10, (3, True): 0.32}  # GiB a sample
 TISSUE_MEMORY = 2.0  # GiB
+FEWEST_CONTROLS, FEWEST_FOR_NETWORKS = 3, 4  # our choice; tissue models alone learn from 3
 LEAST_VALIDATIONS = 10  # of a training of few epochs; our choice
 LEAST_SIDE = 24  # voxels that a discriminator can judge: three halvings, two 4×4 convolutions
 SLOPPY_PATCHES = CubicPatches(size=LEAST_SIDE, stride=8)
@@ -106,6 +111,9 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
     with begin(settings, run_record, console, results=rows):
         report_notes(console, controls.notes, controls.problems)
         stored, problems = _store(study, controls, runner)
+        _refuse_twins(stored)
+        people = [image.participant for image in stored]
+        refuse_few(names=_names(settings), people=people, folds=settings.folds)
         folds = deal(study, stored)
         problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
         problems += _finish(study, runner, controls, problems, summarize_run(run_record, started))
@@ -134,10 +142,20 @@ def _prepare(
     fit = [image for image in images if image.participant not in lost]
     if not fit:
         raise error_of(problems)
+    refuse_few(names=_names(settings), people=[i.participant for i in fit], folds=settings.folds)
     deal(study, fit)
     for name in _names(settings):
         refuse_small_grid(name, spec_of(name, settings), study.grid)
+    _initial(study, [image.participant for image in fit], settings)
     return means, study, problems
+
+
+def _initial(study: Study, people: Sequence[str], settings: Settings) -> GeneratorChoice | None:
+    """Find the generator that training goes on from, if one is named, and see that it can."""
+    if not settings.init:
+        return None
+    specs = {name: spec_of(name, settings) for name in _names(settings)}
+    return choose_initial(settings.init, study, specs, people, sloppy=settings.sloppy)
 
 
 def _close_dry(
@@ -148,6 +166,53 @@ def _close_dry(
     usable = {visit.subject for visit in _visits(controls)} - {problem.subject for problem in unfit}
     told = f"{len(_names(settings))} models would be trained, on {len(usable)} controls"
     return close_dry(told, [*controls.problems, *unfit], console)
+
+
+def refuse_few(names: Sequence[str], people: Sequence[str], folds: int) -> None:
+    """Refuse to train on fewer controls than can tell anything.
+
+    Raises
+    ------
+    UnusableDataError
+        If there are fewer than three, fewer than four for a network, or a fold would be trained on
+        fewer than two: our choice. More folds than controls are refused where they are dealt out.
+    """
+    number = len(set(people))
+    if number < FEWEST_CONTROLS:
+        raise UnusableDataError(
+            f"{number} control(s) with T1w and PET are too few to train any generator; "
+            f"add controls, {FEWEST_CONTROLS} at least"
+        )
+    networks = [name for name in names if name != TISSUE]
+    if number < FEWEST_FOR_NETWORKS and networks:
+        raise UnusableDataError(
+            f"{number} controls with T1w and PET are too few to train {', '.join(networks)}; give "
+            f"--models tissue --folds {number}, or add controls"
+        )
+    if folds <= number and number - -(-number // folds) < FEWEST:
+        raise UnusableDataError(
+            f"{number} controls dealt out to --folds {folds} leave a fold fewer than {FEWEST} to "
+            f"train on; give --folds {number}, or add controls"
+        )
+
+
+def _refuse_twins(images: Sequence[StoredImage]) -> None:
+    """Refuse two controls with the same images: one would be scored by what has seen the other.
+
+    Raises
+    ------
+    UnusableDataError
+        Who they are.
+    """
+    owners: dict[str, str] = {}
+    for image in images:
+        other = owners.setdefault(image.sha256, image.participant)
+        if other != image.participant:
+            raise UnusableDataError(
+                f"sub-{other} and sub-{image.participant} have the same T1w and PET, voxel by "
+                "voxel, so that one would be scored by a generator that has seen both; give "
+                f"--exclude-participant-label {image.participant}"
+            )
 
 
 def refuse_small_grid(name: str, spec: Spec, grid: Grid) -> None:
@@ -167,12 +232,25 @@ def refuse_small_grid(name: str, spec: Spec, grid: Grid) -> None:
         )
 
 
+def _tissue_spec(settings: Settings) -> TissueSpec:
+    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    sides = cube_sides(CUBE, zooms_of(grid.affine))
+    return TissueSpec(sides, count_cubes(grid.shape, sides))
+
+
 def spec_of(name: str, settings: Settings) -> Spec:
-    """Give the row of Table 1 with what the settings change of it, or the tissue model's spec."""
+    """Give the row of Table 1 with what the settings change of it, or the tissue model's spec.
+
+    A conditioned row is the one that it is made of, with a tissue model's spec as its condition.
+    """
     if name == TISSUE:
-        grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
-        sides = cube_sides(CUBE, zooms_of(grid.affine))
-        return TissueSpec(sides, count_cubes(grid.shape, sides))
+        return _tissue_spec(settings)
+    if name in CONDITIONED:
+        return replace(_network_spec(CONDITIONED[name], settings), condition=_tissue_spec(settings))
+    return _network_spec(name, settings)
+
+
+def _network_spec(name: str, settings: Settings) -> ModelSpec:
     spec = MODELS[name]
     if settings.sloppy:
         tiling = SLOPPY_PATCHES if isinstance(spec.tiling, CubicPatches) else spec.tiling
@@ -242,7 +320,12 @@ def _means(runner: Runner) -> ComputeSettings:
 
 
 def _names(settings: Settings) -> tuple[str, ...]:
-    return tuple(name for name in TRAINABLE if not settings.models or name in settings.models)
+    """Name the rows that are trained, in the order of the table."""
+    named = [name for name in TRAINABLE if not settings.models or name in settings.models]
+    if not settings.condition:
+        return tuple(named)
+    made = {row: name for name, row in CONDITIONED.items()}
+    return tuple(made.get(name, name) for name in named)
 
 
 def _store(
@@ -264,8 +347,9 @@ def _plans(
     study: Study, controls: Subjects, folds: Sequence[Fold], settings: Settings
 ) -> list[ModelPlan]:
     by_label = {visit.subject: visit for visit in _visits(controls)}
+    initial = _initial(study, list(by_label), settings)
     return [
-        plan_model(study, name, spec_of(name, settings), folds, by_label)
+        plan_model(study, name, spec_of(name, settings), folds, by_label, initial=initial)
         for name in _names(settings)
     ]
 
@@ -307,7 +391,8 @@ def memory_of(spec: Spec) -> float:
     if isinstance(spec, TissueSpec):
         return TISSUE_MEMORY
     per_sample = MEMORY[spec.tiling.spatial_dims, spec.cycle]
-    return 1.0 + per_sample * spec.batch_size * spec.width / 64
+    needed = 1.0 + per_sample * spec.batch_size * spec.width / 64
+    return needed if spec.condition is None else max(needed, TISSUE_MEMORY)
 
 
 def _finish(

@@ -22,6 +22,7 @@ from bids_app.files import read_json
 from bids_app.imaging.coverage import COMPLETE, describe_missing
 from bids_app.imaging.verdict import DOUBT, VERDICTS, reasons_of, verdict_of
 from bids_app.nifti import check_header
+from bids_app.strict import is_number
 
 AGAIN = "run the participant level again"
 # Whose anatomy a URI of this same dataset names: "sub-01_ses-a".
@@ -170,6 +171,27 @@ def _anatomy_in(sidecar: Path, subject: str) -> str | None:
     found = (ANATOMY.fullmatch(uri) for uri in uris if isinstance(uri, str))
     own = (one[1] for one in found if one and one[1].partition("_")[0] == subject)
     return next(own, None)
+
+
+def times_mean_of_image(pet: Path) -> float:
+    """Read the scale of a PET, as :func:`bids_app.imaging.intensity.scale_to_unit` has it.
+
+    0, which means a percentile of the brain, if its sidecar does not tell otherwise.
+
+    Raises
+    ------
+    ReadWriteError, UnusableDataError
+        If there is a sidecar, but it cannot be read, or tells what no scale is.
+    """
+    sidecar = sidecar_path(pet)
+    scaling = read_json(sidecar).get("IntensityScaling") if sidecar.is_file() else None
+    value = scaling.get("TimesBrainMean", 0.0) if isinstance(scaling, dict) else 0.0
+    if not is_number(0, 1000)(value):
+        raise UnusableDataError(
+            f"{sidecar}: TimesBrainMean of IntensityScaling is {value!r:.40}; run the "
+            "participant level again"
+        )
+    return float(value)
 
 
 def verdict_of_image(image: Path) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from bids_app.derivatives.description import KEY as VERSION
 from bids_app.derivatives.paths import VisitPaths, sidecar_path
 from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.files import MISSING, read_json, read_text, read_tsv, write_json, write_tsv
+from bids_app.imaging.intensity import describe_scaling
 from bids_app.visit import Scan, Visit
 
 Sidecar = dict[str, object]
@@ -27,7 +28,7 @@ Row = TypeVar("Row")
 DICTIONARIES = Path(__file__).parents[1] / "data" / "dictionaries"
 FIELD_OF_VIEW = "ROI"  # "Type" of a mask of what an image covers: BIDS knows no better
 COVERED = "where the PET was measured: within the scanner's field of view. Elsewhere it is 0"
-SCALED = "arbitrary"  # "Units" of intensities that are divided by a percentile
+SCALED = "arbitrary"  # "Units" of intensities within 0..1
 MATCHED_TO = "mean PET of the generator's training controls, in the brain"
 
 
@@ -100,6 +101,7 @@ def synthetic_pet(
     generator: Mapping[str, object],
     smoothing_fwhm: float,
     trained_on_this_participant: bool,
+    times_mean: float,
     overlap: bool = False,
     match_histogram: bool = False,
 ) -> Sidecar:
@@ -115,6 +117,8 @@ def synthetic_pet(
         In mm.
     trained_on_this_participant : bool
         Whether the generator has seen this participant in training.
+    times_mean : float
+        Scale of the PET, as :func:`bids_app.imaging.intensity.scale_to_unit` has it.
     overlap, match_histogram : bool
         What was done beyond the paper; told only where it was done.
     """
@@ -126,6 +130,7 @@ def synthetic_pet(
         "Units": SCALED,
         **space.entries(),
         "Generator": dict(generator),
+        "IntensityScaling": describe_scaling(times_mean=times_mean),
         "SmoothingFWHM": smoothing_fwhm,
         "TrainedOnThisParticipant": trained_on_this_participant,
         **({"OverlappingTripletsAveraged": True} if overlap else {}),
@@ -142,6 +147,7 @@ def crossvalidated_pet(
     fold: int,
     folds: int,
     smoothing_fwhm: float,
+    times_mean: float,
 ) -> Sidecar:
     """Describe the synthetic PET of a control by the generator of the fold that left it out.
 
@@ -157,6 +163,8 @@ def crossvalidated_pet(
         Number of the fold, from 1, and of how many.
     smoothing_fwhm : float
         In mm.
+    times_mean : float
+        Scale of the PET, as :func:`bids_app.imaging.intensity.scale_to_unit` has it.
     """
     return {
         "Synthetic": True,
@@ -170,6 +178,7 @@ def crossvalidated_pet(
         VERSION: version,
         "Fold": fold,
         "Folds": folds,
+        "IntensityScaling": describe_scaling(times_mean=times_mean),
         "SmoothingFWHM": smoothing_fwhm,
         "TrainedOnThisParticipant": False,
     }

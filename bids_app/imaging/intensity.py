@@ -10,6 +10,8 @@ from scipy import ndimage
 from bids_app.imaging.volume import Mask, Volume
 
 SIGMA_OF_FWHM = 1 / math.sqrt(8 * math.log(2))
+PERCENTILE = 99.9  # of a brain's intensities, becomes 1; our choice, see scale_to_unit
+TIMES_MEAN = 2.5  # the mean of a brain in a PET, times this, becomes 1; ours: next to none is above
 
 
 def smooth(volume: Volume, fwhm: float, zooms: tuple[float, float, float]) -> Volume:
@@ -106,15 +108,39 @@ def average_frames(frames: NDArray[np.float32], durations: NDArray[np.float64]) 
     return total.astype(np.float32)
 
 
+def intensity_of_one(
+    volume: Volume, brain: Mask, *, percentile: float = PERCENTILE, times_mean: float = 0.0
+) -> float:
+    """Give the intensity that becomes 1; arguments and errors as of :func:`scale_to_unit`."""
+    if not brain.any():
+        raise ValueError("the brain mask is empty")
+    values = volume[brain]
+    top = times_mean * float(values.mean(dtype=np.float64))
+    if not times_mean:
+        top = float(np.percentile(values, percentile))
+    if not top > 0:
+        raise ValueError("no intensity in the brain is above zero")
+    return top
+
+
+def describe_scaling(*, percentile: float = PERCENTILE, times_mean: float) -> dict[str, float]:
+    """Say what became 1, as ``IntensityScaling`` in sidecars has it."""
+    return {"TimesBrainMean": times_mean} if times_mean else {"Percentile": percentile}
+
+
 SPIKE, TISSUE = 10.0, 99.9  # times this percentile of a T1w, no tissue is so bright; our choice
 
 
-def scale_to_unit(volume: Volume, brain: Mask, *, percentile: float = 99.9) -> Volume:
+def scale_to_unit(
+    volume: Volume, brain: Mask, *, percentile: float = PERCENTILE, times_mean: float = 0.0
+) -> Volume:
     """Bring the intensities of a brain into [0, 1].
 
-    Zotova et al. (2021), section 3.1, scale "between 0 and 1" and do not say how. Ours: divide by
-    a high percentile of the brain, so that single bright voxels do not darken all others, and
-    clip.
+    Zotova et al. (2021), section 3.1, scale "between 0 and 1" and do not say how. Ours for T1w, and
+    for PET with ``--paper``: divide by a high percentile of the brain, so that single bright voxels
+    do not darken all others, and clip. For PET otherwise: divide by a multiple of the brain's mean,
+    and clip, since that varies less with noise, scanner and person (docs/results/participant.md,
+    "Scale of PET").
 
     Parameters
     ----------
@@ -124,6 +150,8 @@ def scale_to_unit(volume: Volume, brain: Mask, *, percentile: float = 99.9) -> V
         The voxels that count.
     percentile : float
         Of the brain's intensities, the one that becomes 1.
+    times_mean : float
+        If it is not 0, the brain's mean times this becomes 1 instead.
 
     Returns
     -------
@@ -140,12 +168,10 @@ def scale_to_unit(volume: Volume, brain: Mask, *, percentile: float = 99.9) -> V
     >>> volume = np.array([[[0, 50, 100, 70]]], np.float32)
     >>> scale_to_unit(volume, volume < 100, percentile=100.0)
     array([[[0.        , 0.71428573, 0.        , 1.        ]]], dtype=float32)
+    >>> scale_to_unit(volume, volume > 0, times_mean=1.25).round(2)
+    array([[[0.        , 0.55      , 1.        , 0.76      ]]], dtype=float32)
     """
-    if not brain.any():
-        raise ValueError("the brain mask is empty")
-    top = float(np.percentile(volume[brain], percentile))
-    if not top > 0:
-        raise ValueError("no intensity in the brain is above zero")
+    top = intensity_of_one(volume, brain, percentile=percentile, times_mean=times_mean)
     return np.where(brain, np.clip(volume / top, 0, 1), 0).astype(np.float32)
 
 

@@ -18,7 +18,13 @@ from nipype.interfaces.base import (
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
 from bids_app.imaging.coverage import WHOLLY, brain_coverage, field_of_view, fill, missing_parts
-from bids_app.imaging.intensity import average_frames, clip_spikes, scale_to_unit
+from bids_app.imaging.intensity import (
+    average_frames,
+    clip_spikes,
+    describe_scaling,
+    intensity_of_one,
+    scale_to_unit,
+)
 from bids_app.imaging.similarity import measure, normalized_mutual_information
 from bids_app.imaging.verdict import FAIL, judge_t1w, measure_brain, sidecar_fields, worse_of
 
@@ -244,6 +250,7 @@ class _ScaleIntensityInputSpec(BaseInterfaceInputSpec):
     image = File(exists=True, mandatory=True, desc="an image, any unit")
     mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
     percentile = traits.Float(mandatory=True, desc="of the brain's intensities: becomes 1")
+    times_mean = traits.Float(mandatory=True, desc="the brain's mean times this does, if not 0")
 
 
 class _ScaleIntensityOutputSpec(TraitedSpec):
@@ -260,8 +267,10 @@ class ScaleIntensity(SimpleInterface):
     def _run_interface(self, runtime):
         image, mask = nifti.load(self.inputs.image), nifti.load(self.inputs.mask)
         brain = mask.data > 0
+        how = {"percentile": self.inputs.percentile, "times_mean": self.inputs.times_mean}
         try:
-            scaled = scale_to_unit(image.data, brain, percentile=self.inputs.percentile)
+            scaled = scale_to_unit(image.data, brain, **how)
+            value = intensity_of_one(image.data, brain, **how)
         except ValueError as error:
             raise UnusableDataError(
                 f"{self.inputs.image}: {error} after registration; look at the registration, "
@@ -269,12 +278,9 @@ class ScaleIntensity(SimpleInterface):
             ) from error
         path = Path(runtime.cwd) / "scaled.nii.gz"
         nifti.save(nifti.Image(scaled, image.affine), path)
-        percentile = self.inputs.percentile
-        value = float(np.percentile(image.data[brain], percentile))
         self._results["image"] = str(path)
-        self._results["sidecar"] = {
-            "IntensityScaling": {"Percentile": percentile, "Value": float(f"{value:.6g}")}
-        }
+        scaling = describe_scaling(**how)
+        self._results["sidecar"] = {"IntensityScaling": {**scaling, "Value": float(f"{value:.6g}")}}
         return runtime
 
 

@@ -16,7 +16,7 @@ from nipype.interfaces.base import (
 
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
-from bids_app.imaging.intensity import match_quantiles, standard_deviation
+from bids_app.imaging.intensity import match_quantiles, scale_to_unit, standard_deviation
 from bids_app.synthesis.card import check_reference, read_card
 from bids_app.synthesis.reference import describe_novelty, novelty, read_reference
 from bids_app.synthesis.tiling import overlap
@@ -31,6 +31,7 @@ class _SynthesizePETInputSpec(BaseInterfaceInputSpec):
     fwhm = traits.Float(mandatory=True, desc="smoothing of the result, in mm")
     overlap = traits.Bool(mandatory=True, desc="average triplets that begin at every slice")
     match_histogram = traits.Bool(mandatory=True, desc="to the mean PET of the training controls")
+    times_mean = traits.Float(mandatory=True, desc="of real PET in this run, see scale_to_unit")
     device = traits.Str(mandatory=True, nohash=True, desc="torch device to compute on")
     threads = traits.Int(mandatory=True, nohash=True, desc="that torch may use")
 
@@ -64,10 +65,17 @@ class SynthesizePET(SimpleInterface):
                 f"{folder}: of {Path(self.inputs.t1w).name}, {error}; no PET is written; train the "
                 "generator again, or choose another --generator"
             ) from error
+        except ValueError as error:
+            raise UnusableDataError(
+                f"{self.inputs.t1w}: {error}, so that generator {card.name} predicts no PET of it; "
+                "look at the T1w and its brain mask"
+            ) from error
         pet[~brain] = 0
         if self.inputs.match_histogram:
             reference = read_reference(check_reference(folder, card))
             pet = match_quantiles(pet, brain, reference.pet_quantiles)
+        if card.pet_times_mean != self.inputs.times_mean:
+            pet = scale_to_unit(pet, brain, times_mean=self.inputs.times_mean)
         path = Path(runtime.cwd) / "pet.nii.gz"
         nifti.save(nifti.Image(pet, t1w.affine), path, description="SYNTHETIC FDG PET, mri2pet")
         self._results["pet"] = str(path)

@@ -68,6 +68,9 @@ class StoreVolumes(SimpleInterface):
         if self.inputs.coverage:
             hole = self._hole(images[PET].data, arrays[BRAIN])
             arrays |= {HOLE: hole} if hole.any() else {}
+        for name in self.inputs.real:
+            known = arrays[BRAIN] & ~arrays[HOLE] if HOLE in arrays else arrays[BRAIN]
+            self._refuse_flat(Path(self.inputs.volumes[name]), arrays[name][known])
         store_arrays(Path(self.inputs.folder), owner, arrays)
         self._results["folder"] = self.inputs.folder
         return runtime
@@ -99,6 +102,14 @@ class StoreVolumes(SimpleInterface):
         return image
 
     @staticmethod
+    def _refuse_flat(path, values):
+        if values.size and values.min() == values.max():
+            raise UnusableDataError(
+                f"{path}: is the same in all of the brain, so there is nothing to learn from it; "
+                "look at the raw image, and run the participant level again"
+            )
+
+    @staticmethod
     def _refuse_synthetic(path):
         if nifti.read_description(path).startswith(SYNTHETIC):
             raise UnusableDataError(
@@ -127,6 +138,8 @@ class _TrainGeneratorInputSpec(_ComputeInputSpec):
     seed = traits.Int(mandatory=True, desc="of all randomness")
     fwhm = traits.Float(mandatory=True, desc="smoothing before validation, in mm")
     checkpoints = traits.Str(mandatory=True, nohash=True, desc="folder for checkpoints")
+    initial = traits.Str(mandatory=True, nohash=True, desc="a generator to go on from; empty: none")
+    initial_sha256 = traits.Str(desc="of its weights")
 
 
 class _TrainGeneratorOutputSpec(TraitedSpec):
@@ -164,8 +177,17 @@ class TrainGenerator(SimpleInterface):
             [Path(folder) for folder in folders]
             for folders in (self.inputs.training, self.inputs.validation)
         )
+        initial = Path(self.inputs.initial) if self.inputs.initial else None
         if isinstance(spec, TissueSpec):
-            fit_tissue(self.inputs.fold, spec, training, validation, fwhm=self.inputs.fwhm, out=cwd)
+            fit_tissue(
+                self.inputs.fold,
+                spec,
+                training,
+                validation,
+                fwhm=self.inputs.fwhm,
+                out=cwd,
+                initial=initial,
+            )
             precision = "32-true"
         else:
             precision = choose_precision(self.inputs.device)
@@ -179,6 +201,7 @@ class TrainGenerator(SimpleInterface):
                 seed=self.inputs.seed,
                 fwhm=self.inputs.fwhm,
                 folder=Path(self.inputs.checkpoints),
+                initial=initial,
             )
             launch_job(make_fabric(self.inputs.device, precision), job, cwd)
             shutil.rmtree(job.folder, ignore_errors=True)  # nothing is left to resume

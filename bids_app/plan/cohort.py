@@ -12,6 +12,7 @@ from bids_app.derivatives.find import (
     Preprocessed,
     describe_coverage,
     find_preprocessed,
+    times_mean_of_image,
     verdict_of_image,
 )
 from bids_app.derivatives.paths import entities_of, sidecar_path
@@ -148,6 +149,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     if not chosen:
         raise _nobody(notes, failed, problems)
     told = compare_versions(_versions(chosen), version, advice=ANEW)
+    _refuse_mixed_scales(chosen)
     told += [f"{gap}; no tile of training touches that" for gap in _describe_gaps(chosen)]
     return Subjects(
         tuple(chosen), (), (*told, *_describe_verdicts(chosen), *notes), tuple(problems)
@@ -191,6 +193,7 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     chosen, more, troubles = _controls(settings, well - excluded, needed=controls)
     used = [*chosen, *patients]
     told = compare_versions(_versions(used), version, advice=ANEW)
+    _refuse_mixed_scales(used)
     told += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
     unknown, remarks = _unmatched(settings, well, ill)
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]
@@ -288,6 +291,19 @@ def _describe_verdicts(used: Sequence[Participant]) -> list[str]:
             "be trusted, since an earlier version of mri2pet has made them; look at their reports"
         )
     return notes
+
+
+def _refuse_mixed_scales(used: Sequence[Participant]) -> None:
+    """Refuse PET of which some are divided by a multiple of the brain's mean, others are not."""
+    images = [image for subject in used for image in (subject.pet, subject.synthetic) if image]
+    by_scale = {times_mean_of_image(image): image.name for image in images}
+    if len(by_scale) > 1:
+        (_, one), (_, other), *_ = sorted(by_scale.items())
+        raise UnusableDataError(
+            f"{one} and {other} are on different scales (IntensityScaling in their sidecars): "
+            "one was made with --paper, or by an earlier version; run the participant level again "
+            "for all, with --paper or without"
+        )
 
 
 def _describe_stale(settings: Settings) -> list[str]:

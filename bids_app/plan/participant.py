@@ -30,7 +30,7 @@ from bids_app.errors import (
     UsageError,
 )
 from bids_app.files import read_json, read_text
-from bids_app.generators import GeneratorChoice, check_grid, has_seen
+from bids_app.generators import GeneratorChoice, check_grid, has_seen, known_labels
 from bids_app.header import Header
 from bids_app.imaging.verdict import DOUBT, FAIL, reasons_of, verdict_of
 from bids_app.plan.problems import Problem, error_of
@@ -355,14 +355,13 @@ def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]
 def _was_trained_on(generator: GeneratorChoice, subject: str, run: ParticipantPlan) -> bool:
     """Whether a generator knows this subject; nothing is read where its card has no such label."""
     card, out = generator.card, run.output_dir
-    labels = {participant.removeprefix("sub-") for participant in card.participants}
-    return subject in labels and has_seen(card, subject, dataset_names(out), out)
+    return subject in known_labels(card) and has_seen(card, subject, dataset_names(out), out)
 
 
 def _synthesis_plan(
     plan: VisitPlan, run: ParticipantPlan, generator: GeneratorChoice
 ) -> SynthesisPlan:
-    options = generator.options
+    options, times_mean = generator.options, run.preprocessing.times_mean
     sidecar = synthetic_pet(
         plan.paths,
         Provenance(run.bids_dir, run.output_dir, plan.synthesized, run.version),
@@ -372,13 +371,14 @@ def _synthesis_plan(
         trained_on_this_participant=_was_trained_on(generator, plan.visit.subject, run),
         overlap=options.overlap,
         match_histogram=options.match_histogram,
+        times_mean=times_mean,
     )
     spread = None
     if generator.folds:
         told = uncertainty(sidecar, run.space, [fold.card.sha256 for fold in generator.folds])
         spread = plan.paths.uncertainty, told
     output = plan.paths.synthetic_pet, sidecar
-    return SynthesisPlan(generator, run.fwhm, run.device, output, uncertainty=spread)
+    return SynthesisPlan(generator, run.fwhm, times_mean, run.device, output, uncertainty=spread)
 
 
 def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:

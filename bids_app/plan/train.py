@@ -3,20 +3,28 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from bids_app.derivatives.find import Preprocessed
+from bids_app.derivatives.description import dataset_names
+from bids_app.derivatives.find import Preprocessed, times_mean_of_image
 from bids_app.derivatives.paths import FDG_LABEL, coverage_path, derivative_path, resolution_label
 from bids_app.derivatives.sidecars import crossvalidated_pet
-from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.errors import ReadWriteError, UnusableDataError, UsageError
 from bids_app.files import read_json
-from bids_app.generators import CROSSVALIDATION
+from bids_app.generators import (
+    CROSSVALIDATION,
+    NAMED_AT_MOST,
+    GeneratorChoice,
+    find_generator,
+    has_seen,
+)
 from bids_app.plan.study import Study, seed_of
-from bids_app.synthesis.card import Card, card_values
+from bids_app.synthesis.card import Card, card_values, check_grid, check_weights, read_card
 from bids_app.synthesis.evaluation import BASELINES, ROWS, ScoreRecord, records_from_json
-from bids_app.synthesis.models import Spec, spec_to_dict
+from bids_app.synthesis.models import TISSUE, Spec, TissueSpec, configuration_of, spec_to_dict
 from bids_app.synthesis.statistics import split
 from bids_app.workflows.execution import Output
 from bids_app.workflows.training import Fold, ModelPlan, StoredImage
@@ -98,7 +106,7 @@ def synthetic_path(study: Study, name: str, control: Preprocessed) -> Path:
     )
 
 
-def _output(study: Study, name: str, control: Preprocessed, fold: int) -> Output:
+def _output(study: Study, name: str, control: Preprocessed, fold: int, times_mean: float) -> Output:
     path = synthetic_path(study, name, control)
     source = control.t1w.relative_to(study.output_dir).as_posix()
     sidecar = crossvalidated_pet(
@@ -109,13 +117,104 @@ def _output(study: Study, name: str, control: Preprocessed, fold: int) -> Output
         fold=fold,
         folds=study.folds,
         smoothing_fwhm=study.fwhm,
+        times_mean=times_mean,
     )
     return path, sidecar
 
 
-def _card(study: Study, name: str, spec: Spec, folds: Sequence[Fold]) -> Card:
+def choose_initial(
+    name: str, study: Study, specs: Mapping[str, Spec], people: Sequence[str], *, sloppy: bool
+) -> GeneratorChoice:
+    """Find the generator that training goes on from, and see that it can, for all rows.
+
+    Parameters
+    ----------
+    name : str
+        As of :func:`bids_app.generators.find_generator`.
+    study : Study
+        What rows have in common.
+    specs : mapping
+        Row → its spec.
+    people : sequence of str
+        Labels of the controls.
+    sloppy : bool
+        Whether ``default`` is the small one for a coarse grid.
+
+    Raises
+    ------
+    MissingInputError, UnusableDataError
+        As :func:`bids_app.generators.choose_generator`; UnusableDataError also if it has seen one
+        of the controls, whom a fold is to leave out.
+    UsageError
+        If a row has another architecture, or the run would replace the generator.
+    """
+    flag = f"--init {name}"
+    if name == TISSUE and not (study.output_dir / GENERATORS / name).is_dir():
+        raise UsageError(
+            f"{flag}: networks start from a tissue model by --condition tissue; --init wants "
+            "default, the name of a generator in OUTPUT_DIR/generators, or a folder"
+        )
+    folder = find_generator(name, study.output_dir, sloppy=sloppy, flag="--init")
+    card = read_card(folder)
+    check_weights(folder, card)
+    check_grid(card, study.grid, study.space.template)
+    for row, spec in specs.items():
+        other = _difference(card.spec, spec)
+        if other:
+            raise UsageError(f"{flag}: cannot start {row}: {other}")
+        if folder == (study.output_dir / GENERATORS / row).absolute():
+            raise UsageError(
+                f"{flag}: this run would replace it; copy {folder} to another place, and give that"
+            )
+    names = dataset_names(study.output_dir)
+    seen = [label for label in people if has_seen(card, label, names, study.output_dir)]
+    if seen:
+        who = ", ".join(f"sub-{label}" for label in seen[:NAMED_AT_MOST])
+        more = f" and {len(seen) - NAMED_AT_MOST} more" if len(seen) > NAMED_AT_MOST else ""
+        raise UnusableDataError(
+            f"{flag}: has seen {who}{more}, who would be scored as if no generator had; leave them "
+            "out with --exclude-participant-label, or choose a generator that has not seen them"
+        )
+    return GeneratorChoice(folder, card)
+
+
+def _difference(initial: Spec, spec: Spec) -> str:
+    """Say why a generator cannot start a row, and what to do; empty if it can."""
+    if isinstance(initial, TissueSpec):
+        if isinstance(spec, TissueSpec) or spec.condition is not None:
+            return ""
+        return "it is a tissue model, no network; give --condition tissue, or --models tissue"
+    if isinstance(spec, TissueSpec):
+        return "" if initial.condition else "it has no tissue model; name networks with --models"
+    theirs, ours = configuration_of(initial), configuration_of(spec)
+    word = "with" if initial.condition else "without"
+    differences = {
+        f"only one of them sees a tissue model; run {word} --condition tissue": (
+            (initial.condition is None) is not (spec.condition is None)
+        ),
+        f"it is {theirs}, the row {ours}; name others with --models": theirs != ours,
+        f"its width is {initial.width}, the row's {spec.width}; give --width {initial.width}": (
+            initial.width != spec.width
+        ),
+        f"it has {initial.n_blocks} residual blocks, the row {spec.n_blocks}; choose another": (
+            initial.n_blocks != spec.n_blocks
+        ),
+    }
+    return next((sentence for sentence, differ in differences.items() if differ), "")
+
+
+def _card(
+    study: Study,
+    name: str,
+    spec: Spec,
+    folds: Sequence[Fold],
+    *,
+    times_mean: float,
+    initial: Card | None,
+) -> Card:
     everyone = sorted({image.participant for fold in folds for image in fold.validation})
     rows = study.grid.affine.tolist()
+    begun = "" if initial is None else f", starting from generator {initial.name}"
     return Card(
         name=name,
         version=study.versions["mri2pet"],
@@ -124,17 +223,25 @@ def _card(study: Study, name: str, spec: Spec, folds: Sequence[Fold]) -> Card:
         shape=study.grid.shape,
         affine=tuple(tuple(row) for row in rows),
         sha256="",
-        trained_on=f"T1w and FDG PET of {len(everyone)} controls of {study.dataset}",
+        trained_on=f"T1w and FDG PET of {len(everyone)} controls of {study.dataset}{begun}",
         intended_use=INTENDED_USE,
         participants=tuple(everyone),
         dataset=study.dataset,
         seed=study.seed,
         versions=dict(study.versions),
+        pet_times_mean=times_mean,
+        initialized_from=() if initial is None else initial.origins,
     )
 
 
 def plan_model(
-    study: Study, name: str, spec: Spec, folds: Sequence[Fold], controls: Mapping[str, Preprocessed]
+    study: Study,
+    name: str,
+    spec: Spec,
+    folds: Sequence[Fold],
+    controls: Mapping[str, Preprocessed],
+    *,
+    initial: GeneratorChoice | None = None,
 ) -> ModelPlan:
     """Plan a row of Table 1: its seeds, and where its checkpoints and results go.
 
@@ -148,30 +255,45 @@ def plan_model(
         In order.
     controls : mapping
         Images by participant label.
+    initial : GeneratorChoice, optional
+        What training goes on from.
     """
     seeds = [seed_of(study.seed, name, place) for place in range(len(folds) + 1)]
     values = spec_to_dict(spec)
     everyone = sorted(image.sha256 for fold in folds for image in fold.validation)
+    begun = [] if initial is None else [initial.card.sha256]
     told = [*(fold.digests for fold in folds), everyone]
     places = [*(f"fold-{fold.number}" for fold in folds), "all"]
     checkpoints = [
         study.work_dir
         / "checkpoints"
         / name
-        / f"{place}_{_digest(values, digests, seed, study.fwhm)}"
+        / f"{place}_{_digest(values, digests, seed, study.fwhm, *begun)}"
         for place, digests, seed in zip(places, told, seeds, strict=True)
     ]
     records = [records_path(study, name, fold.number) for fold in folds]
+    a_pet = next(pet for control in controls.values() for pet in control.pets)
+    times_mean = times_mean_of_image(a_pet)  # all have the same: see choose_controls
     pets = [
         [
-            _output(study, name, controls[image.participant], fold.number)
+            _output(study, name, controls[image.participant], fold.number, times_mean)
             for image in fold.validation
         ]
         for fold in folds
     ]
-    card = card_values(_card(study, name, spec, folds))
+    if initial is not None and initial.card.pet_times_mean != times_mean:
+        raise UnusableDataError(
+            f"{initial.folder}: was trained on PET of another scale (IntensityScaling); bring the "
+            "controls to it at the participant level, with --paper or without, or choose another "
+            "--init"
+        )
+    first = None if initial is None else initial.card
+    card = card_values(_card(study, name, spec, folds, times_mean=times_mean, initial=first))
     folder = study.output_dir / GENERATORS / name
-    return ModelPlan(name, values, seeds, checkpoints, records, pets, card, folder)
+    plan = ModelPlan(name, values, seeds, checkpoints, records, pets, card, folder)
+    if initial is None:
+        return plan
+    return replace(plan, initial=initial.folder, initial_sha256=initial.card.sha256)
 
 
 def baseline_paths(study: Study, folds: Sequence[Fold]) -> list[Path]:

@@ -84,9 +84,21 @@ class TrainedModel:
         return {name: spec for name, spec in specs.items() if not isinstance(spec, TissueSpec)}
 
     @property
+    def initial(self) -> list[str]:
+        """Names of the generators that training went on from."""
+        cards = self.cards.values()
+        return list(dict.fromkeys(c.initialized_from[0].name for c in cards if c.initialized_from))
+
+    @property
+    def conditioned(self) -> list[str]:
+        """Names of the networks that start from a tissue model."""
+        return [name for name, spec in self.specs.items() if spec is not None and spec.condition]
+
+    @property
     def has_tissue_model(self) -> bool:
         """Whether a tissue model was fitted."""
-        return any(isinstance(card.spec, TissueSpec) for card in self.cards.values())
+        cards = self.cards.values()
+        return bool(self.conditioned) or any(isinstance(card.spec, TissueSpec) for card in cards)
 
 
 def find_trained(output_dir: Path) -> TrainedModel:

@@ -12,6 +12,7 @@ from typing import Final
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from bids_app.derivatives.find import RealPet, Results
+from bids_app.derivatives.sidecars import Derivative
 from bids_app.report.anomalies import Detected
 from bids_app.report.cards import (
     Specs,
@@ -56,7 +57,8 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "template": OWN_TEMPLATE,  # its name
         "size": "1",  # of a voxel, in mm
         "skull_stripped": False,  # the input came so, and no brain extraction was done
-        "percentile": 99.9,  # of the brain's intensities, the one that became 1
+        "percentile": 99.9,  # of the T1w's brain, the one that became 1
+        "times_mean": 0.0,  # the brain's mean in PET, times this, became 1; 0: a percentile did
         "pet": False,  # there is a real PET
         "frames_averaged": False,  # it had several
         "generator": None,  # "Generator" of a synthetic PET's sidecar, if one was made
@@ -75,6 +77,8 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "lpips": False,  # was measured
         "tested": False,  # rows were, against one another
         "tissue": False,  # a tissue model was fitted
+        "conditioned": (),  # networks that start from one
+        "initial": (),  # generators that training went on from
         "losses": {},
         "semi3d": False,
         "cubes": (),
@@ -134,8 +138,8 @@ def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) 
     synthetic = [visit.synthetic for visit in visits if visit.synthetic]
     first = synthetic[0].metadata if synthetic else {}
     generator = first.get("Generator")
-    scaling = moved[0].metadata.get("IntensityScaling") if moved else None
-    percentile = as_number(scaling.get("Percentile")) if isinstance(scaling, dict) else None
+    percentile = _scaling(moved, "Percentile")
+    times_mean = _scaling([pet.in_template for pet in pets if pet.in_template], "TimesBrainMean")
     template, _, size = space.partition("_res-")
     told: dict[str, object] = {
         "skull_stripped": any(visit.t1w.metadata.get("SkullStripped") is True for visit in visits),
@@ -150,6 +154,7 @@ def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) 
         "novelty": any(bool(image.metadata.get("Novelty")) for image in synthetic),
         **({"template": template, "size": size.replace("p", ".")} if space else {}),
         **({} if percentile is None else {"percentile": percentile}),
+        **({} if times_mean is None else {"times_mean": times_mean}),
     }
     return write_methods("participant", versions, told)
 
@@ -159,6 +164,8 @@ def training_methods(trained: TrainedModel, versions: Mapping[str, str], fwhm: f
     told = {
         **tell_specs(trained.specs),
         "tissue": trained.has_tissue_model,
+        "conditioned": trained.conditioned,
+        "initial": trained.initial,
         "controls": len(trained.participants),
         "folds": tuple(trained.folds.values()),
         "grids": grids_of(trained),
@@ -229,6 +236,12 @@ TEXTS: Final = Environment(loader=FunctionLoader(_unfold), undefined=StrictUndef
 
 
 TEXTS.filters["enumerated"] = enumerate_words
+
+
+def _scaling(images: Sequence[Derivative], key: str) -> float | None:
+    """Read a number of ``IntensityScaling`` of the first of some images."""
+    scaling = images[0].metadata.get("IntensityScaling") if images else None
+    return as_number(scaling.get(key)) if isinstance(scaling, dict) else None
 
 
 def _had_frames(pet: RealPet) -> bool:

@@ -10,11 +10,12 @@ from typing import Final
 from bids_app.derivatives.table1 import ScoreRow
 from bids_app.report.page import show
 from bids_app.synthesis.evaluation import METRICS, ROWS, ScoreRecord
-from bids_app.synthesis.models import PUBLISHED, TISSUE
+from bids_app.synthesis.models import CONDITIONED, PUBLISHED, TISSUE
 from bids_app.synthesis.statistics import PairedTest
 
 BASELINE: Final = "baseline-"
 GREY: Final = "#6e7781"
+DOTS: Final = "1 2"  # of lines of conditioned rows
 # Name → what it is
 BASELINES: Final = {
     "baseline-mean-pet": "Mean PET of the training controls",
@@ -36,7 +37,7 @@ def in_order(models: Iterable[str]) -> list[str]:
     >>> in_order(["baseline-t1w", "my-own", "semi3d-gan-mse", "semi3d-gan", "my-own"])
     ['semi3d-gan', 'semi3d-gan-mse', 'my-own', 'baseline-t1w']
     """
-    known = [*PUBLISHED, TISSUE, *BASELINES]
+    known = list(ROWS)
 
     def place(model: str) -> tuple[bool, int, str]:
         return (is_baseline(model), known.index(model) if model in known else len(known), model)
@@ -59,8 +60,9 @@ def name_of(model: str) -> str:
     >>> name_of("semi3d-cyclegan-mse"), name_of("my-own")
     ('Cycle-GAN with MSE loss', 'my-own')
     """
-    if model in PUBLISHED:
-        return PUBLISHED[model].name
+    row = CONDITIONED.get(model, model)
+    if row in PUBLISHED:
+        return PUBLISHED[row].name
     return NAMES.get(model, model)
 
 
@@ -71,9 +73,11 @@ def full_name_of(model: str) -> str:
     --------
     >>> full_name_of("semi3d-cyclegan-mse"), full_name_of("baseline-t1w")
     ('semi-3D Cycle-GAN with MSE loss', 'The T1w itself')
+    >>> full_name_of("semi3d-gan-tissue")
+    'conditioned semi-3D Simple-GAN'
     """
-    if model in PUBLISHED:
-        return f"{PUBLISHED[model].configuration} {PUBLISHED[model].name}"
+    if model in PUBLISHED or model in CONDITIONED:
+        return f"{ROWS[model]} {name_of(model)}"
     return "tissue model" if model == TISSUE else name_of(model)
 
 
@@ -89,12 +93,18 @@ def name_in_short(model: str) -> str:
 
 
 def colour_of(model: str) -> str:
-    """Give the colour of a model; grey for baselines and models that are not the paper's."""
-    return PUBLISHED[model].colour if model in PUBLISHED else GREY
+    """Give the colour of a model; grey for baselines and models of others.
+
+    A conditioned row has the colour of the paper's that it is made of.
+    """
+    row = CONDITIONED.get(model, model)
+    return PUBLISHED[row].colour if row in PUBLISHED else GREY
 
 
 def dash_of(model: str) -> str:
     """Give the dashes of a model's line; empty for a whole line."""
+    if model in CONDITIONED:
+        return DOTS
     return PUBLISHED[model].dash if model in PUBLISHED else ""
 
 

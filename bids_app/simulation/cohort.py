@@ -23,6 +23,7 @@ from bids_app.simulation.lesions import mask_of
 from bids_app.simulation.person import (
     Person,
     PetScan,
+    draw_atrophy,
     draw_person,
     mark_lesions,
     place_head,
@@ -206,7 +207,14 @@ def load_pattern(path: Path | None) -> Volume:
 T1W_UNIT = 800.0  # of white matter in the files, which hold whole numbers; our choice
 LARGEST_COUNT = 32767.0
 COORDINATE_STEP, COORDINATE_UNIT = 4.0, 0.1  # mm
+AGES = (20, 76)  # years, the second excluded; our choice
 STRENGTH_OF_TEMPLATE, STRENGTH_OF_LABELS = 1.0, 0.6  # a label map already is one person's
+
+
+def _draw_age_and_sex(plan: CohortPlan, member: SimulatedSubject) -> tuple[int, str]:
+    """Draw age in years and sex."""
+    rng = start_chance(plan, member, len(plan.visits) + 1)
+    return int(rng.integers(*AGES)), str(rng.choice(["F", "M"]))
 
 
 def _draw_member(plan: CohortPlan, member: SimulatedSubject, pattern: Volume) -> Person:
@@ -221,7 +229,8 @@ def _draw_member(plan: CohortPlan, member: SimulatedSubject, pattern: Volume) ->
     rng = start_chance(plan, member, 0)
     least, most = plan.lesion_depth
     depths = (least / 100, most / 100) if member.kind == "patient" else None
-    return draw_person(source, pattern, rng, depths=depths, strength=strength)
+    atrophy = draw_atrophy(_draw_age_and_sex(plan, member)[0], rng)
+    return draw_person(source, pattern, rng, depths=depths, strength=strength, atrophy=atrophy)
 
 
 @dataclass(frozen=True)
@@ -285,7 +294,8 @@ def _write_pet(visit: _Visit, pet: PetScan, rng: np.random.Generator) -> None:
     _save(data, pet.grid.affine, f"{visit.stem('pet')}trc-18FFDG_pet", about)
     truth = visit.stem("pet", truth=True)
     about = {**visit.origin, "SkullStripped": False, "Units": "Bq/mL"}
-    _save(pet.noisefree, visit.head.affine, f"{truth}space-T1w_desc-noisefree_pet", about)
+    for desc, volume in (("noisefree", pet.noisefree), ("expected", pet.expected)):
+        _save(volume, visit.head.affine, f"{truth}space-T1w_desc-{desc}_pet", about)
     path = Path(f"{truth}trc-18FFDG_from-pet_to-T1w_mode-image_xfm.txt")
     write_text(path, itk_text(pet.t1w_to_pet))
 
@@ -341,14 +351,10 @@ def write_member(
     return [row for visit in visits for row in _write_visit(plan, member, person, visit)]
 
 
-AGES = (20, 76)  # years, the second excluded; our choice
-
-
 def _write_tables(plan: CohortPlan, lesions: list[dict[str, object]]) -> None:
     rows: list[dict[str, object]] = []
     for member in plan.members:
-        rng = start_chance(plan, member, len(plan.visits) + 1)
-        age, sex = int(rng.integers(*AGES)), str(rng.choice(["F", "M"]))
+        age, sex = _draw_age_and_sex(plan, member)
         rows.append(
             {
                 "participant_id": f"sub-{member.subject}",

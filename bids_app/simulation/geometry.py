@@ -1,15 +1,25 @@
 """How a head lies in a scanner, rigidly, and another person's head out of one, by smooth warps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from scipy.special import ndtr
 
+from bids_app.imaging.intensity import SIGMA_OF_FWHM
 from bids_app.imaging.volume import Affine, Grid, Volume
-from bids_app.simulation.anatomy import Anatomy, coordinates, fit_affine
+from bids_app.simulation.anatomy import (
+    CORTEX,
+    SURROUNDINGS,
+    Anatomy,
+    belongs,
+    coordinates,
+    fit_affine,
+    is_in_skull,
+)
 
 ORIENTATIONS = ("RAS", "LAS", "LIA", "PSR", "LPS", "ASR")
 DIRECTIONS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
@@ -119,7 +129,14 @@ Number = TypeVar("Number", bound=np.generic)
 HALF = 0.5  # voxel: how far an image reaches beyond the centres of its outermost voxels
 SQUARINGS = 6  # of the velocity field; steps of 1/64
 STEP = 4.0  # mm; the grid of the velocity field
-SCALES = ((36.0, 3.0), (12.0, 1.8))  # (sigma, size) in mm: lobes, then gyri; our choice
+# (sigma, size) in mm: lobes, gyri, their folds; our choice
+SCALES = ((36.0, 3.0), (12.0, 1.8), (6.0, 1.0))
+VENTRICLES = (4, 5, 14, 43, 44)
+WIDENING = 4.0  # mm by which the walls of ventricles move apart at most, each; our choice
+WALL = 12.0  # mm; FWHM of the ventricles' blurred outline, down which their walls move; our choice
+THINNING = 0.7  # mm by which the cortex becomes thinner at most; our choice
+RIM = 2.4  # FWHM in mm, or in voxels where those are wider, that fluid is blurred by to find what
+# of the cortex is lost; our choice
 SIZE_CHANGE = 0.04  # standard deviation of the size along each axis; our choice
 
 
@@ -213,6 +230,15 @@ def corners(grid: Grid) -> NDArray[np.float64]:
     return ends.reshape(8, 3) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 
+def _coarse(grid: Grid) -> Grid:
+    """Lay a RAS+ grid of 4 mm over another, for displacements."""
+    low, high = corners(grid).min(axis=0), corners(grid).max(axis=0)
+    x, y, z = (int(n) for n in np.ceil((high - low) / STEP) + 1)
+    affine = np.diag([STEP, STEP, STEP, 1.0])
+    affine[:3, 3] = low
+    return Grid((x, y, z), affine)
+
+
 def draw_displacement(
     grid: Grid, rng: np.random.Generator, *, strength: float = 1.0
 ) -> Displacement:
@@ -232,19 +258,69 @@ def draw_displacement(
     Displacement
         On a RAS+ grid of 4 mm that covers the head's.
     """
-    low, high = corners(grid).min(axis=0), corners(grid).max(axis=0)
-    x, y, z = (int(n) for n in np.ceil((high - low) / STEP) + 1)
-    affine = np.diag([STEP, STEP, STEP, 1.0])
-    affine[:3, 3] = low
-    velocity = np.zeros((x, y, z, 3), np.float32)
+    coarse = _coarse(grid)
+    velocity = np.zeros((*coarse.shape, 3), np.float32)
     for sigma, size in SCALES:
         for component in range(3):
-            velocity[..., component] += size * random_field((x, y, z), sigma / STEP, rng)
+            velocity[..., component] += size * random_field(coarse.shape, sigma / STEP, rng)
     field = exponentiate(strength * velocity, STEP)
     growth = np.clip(rng.normal(0, SIZE_CHANGE, 3), -2 * SIZE_CHANGE, 2 * SIZE_CHANGE) * strength
-    new = coordinates(Grid((x, y, z), affine)) - ((low + high) / 2).astype(np.float32)
+    new = coordinates(coarse) - corners(coarse).mean(axis=0).astype(np.float32)
     field = field - growth.astype(np.float32) * (new + field)
-    return Displacement(field.astype(np.float32), affine)
+    return Displacement(field.astype(np.float32), coarse.affine)
+
+
+def widen_ventricles(anatomy: Anatomy, displacement: Displacement, atrophy: float) -> Displacement:
+    """Widen the ventricles of a head before it is displaced.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+        The old head.
+    displacement : Displacement
+        From the new head to the old one.
+    atrophy : float
+        From 0, which changes nothing, to 1, where walls move outwards by up to 4 mm (our choice).
+
+    Returns
+    -------
+    Displacement
+        From the new head to the old one, on the grid of ``displacement``.
+    """
+    grid = _coarse(anatomy.grid)
+    where = to_indices(coordinates(grid), anatomy.affine)
+    inside = belongs(sample(anatomy.labels, where, order=0), VENTRICLES).astype(np.float32)
+    outline = ndimage.gaussian_filter(inside, WALL * SIGMA_OF_FWHM / STEP)
+    inwards = np.stack(np.gradient(outline), axis=-1)
+    steepest = np.linalg.norm(inwards, axis=-1).max()
+    if atrophy == 0 or steepest == 0:
+        return displacement
+    moved = exponentiate(np.float32(atrophy * WIDENING / steepest) * inwards, STEP)
+    i, j, k, _ = displacement.field.shape
+    points = coordinates(Grid((i, j, k), displacement.affine)) + displacement.field
+    return replace(
+        displacement, field=displacement.field + sample(moved, to_indices(points, grid.affine))
+    )
+
+
+def thin_cortex(head: Anatomy, atrophy: float) -> Anatomy:
+    """Turn the rim of the cortex into fluid.
+
+    Parameters
+    ----------
+    head : Anatomy
+        A head.
+    atrophy : float
+        From 0, which changes nothing, to 1, where 0.7 mm are lost (our choice).
+    """
+    if atrophy == 0:
+        return head
+    fluid = (~is_in_skull(head.labels) | belongs(head.labels, (SURROUNDINGS,))).astype(np.float32)
+    sigma = RIM * SIGMA_OF_FWHM * max(1.0, *head.zooms)
+    near = ndimage.gaussian_filter(fluid, [sigma / zoom for zoom in head.zooms])
+    lost = near > ndtr(-atrophy * THINNING / sigma)
+    labels = np.where(lost & belongs(head.labels, CORTEX), SURROUNDINGS, head.labels)
+    return replace(head, labels=labels.astype(np.int16))
 
 
 def carry(anatomy: Anatomy, displacement: Displacement, grid: Grid) -> Anatomy:

@@ -11,8 +11,9 @@ from bids_app.simulation.geometry import ORIENTATIONS, corners, draw_rigid, draw
 
 TILT = 4.0  # degrees about each axis by which a T1w grid is oblique at most; our choice
 MARGIN = 8.0  # mm kept around a head
-PET_ZOOM = 2.0  # mm
-PET_SHAPE = (112, 128, 92)  # voxels along right, front, up: 224 × 256 × 184 mm; our choice
+PET_ZOOMS = (2.0, 2.5, 3.0)  # mm; among scanners; our choice
+PET_SIZE = (224.0, 256.0, 184.0)  # mm along right, front, up; our choice
+PET_LONGEST = 240.0  # mm along up, among scanners; the shortest are 184; our choice
 ROTATION, SHIFT = 6.0, 9.0  # degrees and mm along each axis at most: some 10° and 15 mm in all
 
 
@@ -40,12 +41,11 @@ def draw_t1w_grid(
 
 
 def draw_pet_grid(centre: NDArray[np.float64], rng: np.random.Generator, *, vary: bool) -> Grid:
-    """Draw the grid of a PET: 2 mm, not oblique, around where the brain lies in the T1w."""
-    half = (np.array(PET_SHAPE) - 1) * PET_ZOOM / 2
-    orientation = str(rng.choice(ORIENTATIONS))
-    return lay_grid(
-        centre - half, centre + half, PET_ZOOM, orientation=orientation if vary else "RAS"
-    )
+    """Draw the grid of a PET: 2 to 3 mm, not oblique, around where the brain lies in the T1w."""
+    orientation, zoom = str(rng.choice(ORIENTATIONS)), float(rng.choice(PET_ZOOMS))
+    half = np.array(PET_SIZE) / 2
+    half[2] = rng.uniform(half[2], PET_LONGEST / 2)
+    return lay_grid(centre - half, centre + half, zoom, orientation=orientation if vary else "RAS")
 
 
 def draw_motion(centre: NDArray[np.float64], rng: np.random.Generator) -> Affine:

@@ -23,9 +23,10 @@ T1w MRI and FDG PET of people who do not exist, made by mri2pet {version}:
 
     mri2pet-simulate BIDS_DIR {command}
 
-Each head is a random smooth warp of {source}. T1w images differ in contrast, bias field and
-noise; PET images show uptake by tissue and region, with a variation of each person's own, through
-the blur and noise of a scanner. Patients have one or two lesions of grey matter that take up less
+Each head is a random smooth warp of {source}, with wider ventricles and thinner cortex at a higher
+age. T1w images differ in contrast, bias field and noise; PET images show uptake by tissue and
+region, with a variation of each person's own, through the blur and noise of a scanner: 4 to 8 mm,
+3 to 6 % of uptake in the cortex. Patients have one or two lesions of grey matter that take up less
 FDG and do not show on T1w. Nothing here was acquired from anyone; ages, doses and times are
 invented.
 
@@ -40,6 +41,8 @@ TRUTH_README = """# The truth about a simulated cohort
 * `pet/*_from-pet_to-T1w_mode-image_xfm.txt`: as ITK and ANTs want it to resample PET onto T1w: it
   maps points of T1w to points of PET, in LPS+.
 * `pet/*_space-T1w_desc-noisefree_pet.nii.gz`: PET without noise, after the blur, Bq/mL.
+* `pet/*_space-T1w_desc-expected_pet.nii.gz`: the same anatomy with the uptake that people share,
+  seen by a scanner of 6 mm, Bq/mL: what a perfect prediction from T1w would be.
 """
 IGNORED = ("**/pet/*_xfm.txt", "**/anat/*_coordinates.*", "lesions.tsv", "lesions.json")
 

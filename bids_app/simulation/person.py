@@ -1,6 +1,6 @@
 """A person to be scanned, and the scans of one visit with what is true about them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,14 @@ from numpy.typing import NDArray
 from bids_app.imaging.volume import Affine, Grid, Mask, Volume, zooms_of
 from bids_app.simulation import images
 from bids_app.simulation.anatomy import Anatomy, is_brain, is_in_skull
-from bids_app.simulation.geometry import Displacement, carry, draw_displacement, lay_grid
+from bids_app.simulation.geometry import (
+    Displacement,
+    carry,
+    draw_displacement,
+    lay_grid,
+    thin_cortex,
+    widen_ventricles,
+)
 from bids_app.simulation.lesions import (
     Lesion,
     draw_lesions,
@@ -32,11 +39,11 @@ class Person:
     Parameters
     ----------
     source : Anatomy
-        The head that the person's own was made from.
+        The head that the person's own is a warp of.
     displacement : Displacement
         From the person's head to ``source``.
-    uptake : Uptake
-        Of FDG.
+    uptake, expected : Uptake
+        Of FDG: the person's own, and what people share.
     contrast : Contrast
         Of T1w.
     lesions : tuple of Lesion
@@ -46,8 +53,9 @@ class Person:
     source: Anatomy
     displacement: Displacement
     uptake: images.Uptake
+    expected: images.Uptake
     contrast: images.Contrast
-    lesions: tuple[Lesion, ...]
+    lesions: tuple[Lesion, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,10 @@ class PetScan:
         Bq/mL.
     grid : Grid
         Of ``data``.
-    noisefree : ndarray of float32
-        Bq/mL, on the grid of the T1w.
+    noisefree, expected : ndarray of float32
+        Bq/mL, on the grid of the T1w: this scan without noise, and one of the same anatomy with the
+        uptake that people share, seen by a scanner of 6 mm. No prediction from T1w can be expected
+        to come closer to the scan than the latter.
     t1w_to_pet : ndarray, (4, 4)
         World coordinates of T1w → world coordinates of PET, in mm, RAS+.
     scanner : Scanner
@@ -71,6 +81,7 @@ class PetScan:
     data: NDArray[np.float32]
     grid: Grid
     noisefree: Volume
+    expected: Volume
     t1w_to_pet: Affine
     scanner: images.Scanner
 
@@ -94,6 +105,7 @@ def draw_person(
     *,
     depths: tuple[float, float] | None,
     strength: float,
+    atrophy: float = 0.0,
 ) -> Person:
     """Draw a person.
 
@@ -109,14 +121,27 @@ def draw_person(
         Least and most share of uptake that lesions lose; None where there are no lesions.
     strength : float
         Of the warp, as :func:`~bids_app.simulation.geometry.draw_displacement` has it.
+    atrophy : float
+        From 0 to 1: how much wider the ventricles and thinner the cortex are than in ``source``.
     """
     displacement = _draw_displacement(source, rng, strength)
+    displacement = widen_ventricles(source, displacement, atrophy)
+    source = thin_cortex(source, atrophy)
     uptake, contrast = images.draw_uptake(pattern, rng), images.random_contrast(rng)
-    lesions: tuple[Lesion, ...] = ()
-    if depths is not None:
-        grid = lay_grid(*head_box(source), LESION_GRID)
-        lesions = draw_lesions(carry(source, displacement, grid), rng, depths)
-    return Person(source, displacement, uptake, contrast, lesions)
+    expected = images.expect_uptake(pattern)
+    person = Person(source, displacement, uptake, expected, contrast)
+    if depths is None:
+        return person
+    head = carry(source, displacement, lay_grid(*head_box(source), LESION_GRID))
+    return replace(person, lesions=draw_lesions(head, rng, depths))
+
+
+def draw_atrophy(age: float, rng: np.random.Generator) -> float:
+    """Draw how far atrophy has come, from 0 to 1, at an age in years.
+
+    None is usual until 40, and 0.7 at 76; people differ by 0.15 (our choice).
+    """
+    return float(np.clip((age - 40) / 50 + rng.normal(0, 0.15), 0, 1))
 
 
 def place_head(
@@ -170,7 +195,9 @@ def scan_pet(
     noisefree = images.blur(volume, scanner, head.zooms)
     seen = images.see(noisefree, head.affine, grid, np.linalg.inv(t1w_to_pet).astype(np.float64))
     data = images.acquire(seen, scanner, durations, zooms_of(grid.affine), rng)
-    return PetScan(data, grid, noisefree, t1w_to_pet, scanner)
+    usual = images.Scanner(images.USUAL_PSF, scanner.scale, 0.0)
+    expected = images.blur(images.activity(head, person.expected), usual, head.zooms)
+    return PetScan(data, grid, noisefree, expected, t1w_to_pet, scanner)
 
 
 def mark_lesions(person: Person, head: Anatomy) -> Mask:

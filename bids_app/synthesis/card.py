@@ -14,6 +14,22 @@ from bids_app.imaging.volume import Grid
 from bids_app.synthesis.models import Spec, spec_from_dict, spec_to_dict
 
 WEIGHTS, CARD, REFERENCE = "weights.safetensors", "card.json", "reference.safetensors"
+_ORIGIN_CHECKS: dict[str, strict.Check] = {
+    "name": strict.is_name,
+    "sha256": strict.is_sha256,
+    "dataset": strict.is_text,
+    "participants": strict.is_list(strict.is_text, 1_000_000),
+}
+
+
+def _is_origin(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == _ORIGIN_CHECKS.keys()
+        and all(check(value[name]) for name, check in _ORIGIN_CHECKS.items())
+    )
+
+
 _CHECKS: dict[str, strict.Check] = {
     **dict.fromkeys(("version", "dataset", "trained_on", "intended_use"), strict.is_text),
     **dict.fromkeys(("name", "template"), strict.is_name),
@@ -26,8 +42,12 @@ _CHECKS: dict[str, strict.Check] = {
     "versions": strict.is_mapping(strict.is_text, 1000),
     "metrics": strict.is_mapping(strict.is_number(), 1000),
     "reference_sha256": strict.is_sha256,
+    "pet_times_mean": strict.is_number(0, 1000),
+    "initialized_from": strict.is_list(_is_origin, 100),
 }
-_NEWER = "versions metrics reference_sha256"  # fields that older cards lack
+_NEWER = (
+    "versions metrics reference_sha256 pet_times_mean initialized_from"  # older cards lack them
+)
 _BLANK: dict[str, object] = {
     **dict.fromkeys(("name", "version", "template", "sha256"), ""),
     **dict.fromkeys(("trained_on", "intended_use", "dataset"), ""),
@@ -67,6 +87,12 @@ class Card:
         Name → value, on images it has not seen.
     reference_sha256 : str
         Of the file that tells what its training images look like; empty if there is none.
+    pet_times_mean : float
+        Scale of its PET, as :func:`bids_app.imaging.intensity.scale_to_unit` has it: the brain's
+        mean times this is 1, or a percentile is where it is 0.
+    initialized_from : tuple of Origin
+        The generator that training went on from, then that one's, and so on; empty if it began
+        with new weights.
     """
 
     name: str
@@ -84,6 +110,28 @@ class Card:
     versions: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     reference_sha256: str = ""
+    pet_times_mean: float = 0.0
+    initialized_from: tuple["Origin", ...] = ()
+
+    @property
+    def origin(self) -> "Origin":
+        """What the card of a generator that goes on from this one says of it."""
+        return Origin(self.name, self.sha256, self.dataset, self.participants)
+
+    @property
+    def origins(self) -> tuple["Origin", ...]:
+        """All that have shaped it: itself first, then what it was initialized from."""
+        return (self.origin, *self.initialized_from)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A generator that training went on from, and whom it has seen; fields as of a card."""
+
+    name: str
+    sha256: str
+    dataset: str
+    participants: tuple[str, ...]
 
 
 def file_sha256(path: Path) -> str:
@@ -93,8 +141,11 @@ def file_sha256(path: Path) -> str:
 
 
 def card_values(card: Card) -> dict[str, object]:
-    """Tell a card in plain values, as its file holds it."""
-    return {**asdict(card), "spec": spec_to_dict(card.spec)}
+    """Tell a card in plain values, as its file holds it; what began with new weights says less."""
+    told = {**asdict(card), "spec": spec_to_dict(card.spec)}
+    if not card.initialized_from:
+        del told["initialized_from"]
+    return told
 
 
 def card_from(values: Json, *, lenient: bool = False) -> Card:
@@ -116,6 +167,10 @@ def card_from(values: Json, *, lenient: bool = False) -> Card:
     known["affine"] = tuple(tuple(float(x) for x in row) for row in known["affine"])
     known["shape"] = tuple(known["shape"])
     known["participants"] = tuple(known["participants"])
+    known["initialized_from"] = tuple(
+        Origin(**{**origin, "participants": tuple(origin["participants"])})
+        for origin in known.get("initialized_from", ())
+    )
     return Card(**known)
 
 

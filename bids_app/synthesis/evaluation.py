@@ -13,13 +13,24 @@ import numpy as np
 from bids_app.imaging.intensity import smooth
 from bids_app.imaging.similarity import judged, mean_absolute_error, measure, ssim
 from bids_app.imaging.volume import Mask, Volume
-from bids_app.synthesis.models import CONFIGURATIONS, PUBLISHED, TISSUE, WHOLE
+from bids_app.synthesis.models import (
+    CONDITIONED,
+    CONDITIONED_WORD,
+    CONFIGURATIONS,
+    PUBLISHED,
+    TISSUE,
+    WHOLE,
+)
 
 FWHM_SWEEP = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # mm; the range of section 3.2, the steps are ours
 BASELINES = ("baseline-mean-pet", "baseline-t1w")  # ours: what a reader compares a generator with
 # Name → configuration, in the order of the table
 ROWS: dict[str, str] = {
     **{name: row.configuration for name, row in PUBLISHED.items()},
+    **{
+        name: f"{CONDITIONED_WORD} {PUBLISHED[row].configuration}"
+        for name, row in CONDITIONED.items()
+    },
     TISSUE: CONFIGURATIONS[WHOLE],
     **dict.fromkeys(BASELINES, "baseline"),
 }

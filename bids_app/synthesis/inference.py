@@ -29,7 +29,8 @@ from bids_app.synthesis.card import (
 )
 from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import Spec, TissueSpec
-from bids_app.synthesis.tiling import Tiling
+from bids_app.synthesis.networks import ConditionedGenerator
+from bids_app.synthesis.tiling import Tiling, WholeVolume
 from bids_app.synthesis.tissue import TissueModel
 
 
@@ -128,7 +129,14 @@ FLAT = 1e-4
 
 
 @torch.inference_mode()
-def predict(t1w: Volume, generator: nn.Module, tiling: Tiling, *, batch_size: int = 4) -> Volume:
+def predict(
+    t1w: Volume,
+    generator: nn.Module,
+    tiling: Tiling,
+    *,
+    condition: Volume | None = None,
+    batch_size: int = 4,
+) -> Volume:
     """Predict the PET of a T1w volume, tile by tile, and lay the tiles out as a volume.
 
     3D-patch generators see cubes, too, not the whole volume at once: their instance norm takes
@@ -143,6 +151,8 @@ def predict(t1w: Volume, generator: nn.Module, tiling: Tiling, *, batch_size: in
         As :func:`bids_app.synthesis.inference.load_generator` returns it.
     tiling : Tiling
         How the generator sees a volume.
+    condition : ndarray, (I, J, K), optional
+        What the generator's own tissue model predicts, if it has one; computed by default.
     batch_size : int
         Tiles the network sees at once; changes the memory needed, not the result.
 
@@ -157,13 +167,19 @@ def predict(t1w: Volume, generator: nn.Module, tiling: Tiling, *, batch_size: in
         If a voxel is not finite, or beyond [0, 1] by more than rounding.
     """
     device = next(generator.parameters()).device
-    volume = torch.from_numpy(t1w)
+    volumes = [torch.from_numpy(t1w)]
+    if isinstance(generator, ConditionedGenerator):
+        whole = WholeVolume()
+        told = predict(t1w, generator.tissue, whole) if condition is None else condition
+        volumes.append(torch.from_numpy(told))
 
     def answers() -> Iterator[torch.Tensor]:
         for indices in torch.arange(tiling.count(t1w.shape)).split(batch_size):
-            tiles = torch.stack([tiling.cut(volume, int(index)) for index in indices])
+            tiles = torch.stack(
+                [torch.cat([tiling.cut(own, int(index)) for own in volumes]) for index in indices]
+            )
             seen = tiles.flatten(1).any(1)
-            made = torch.zeros_like(tiles)
+            made = torch.zeros_like(tiles[:, : tiling.channels])
             if seen.any():
                 made[seen] = generator(tiles[seen].to(device)).float().cpu()
             yield from made

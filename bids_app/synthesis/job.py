@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isnan
 from multiprocessing import parent_process
@@ -14,25 +14,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bids_app.errors import Mri2petError, UnusableDataError
-from bids_app.files import write_tsv
+from bids_app.errors import Mri2petError, ReadWriteError, UnusableDataError
+from bids_app.files import replacing, write_tsv
 from bids_app.imaging import similarity
 from bids_app.lifeline import die_with_parent
+from bids_app.nifti import open_arrays, store_arrays
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
 from bids_app.synthesis.evaluation import smooth_in_brain
-from bids_app.synthesis.inference import predict
+from bids_app.synthesis.inference import load_generator, predict
 from bids_app.synthesis.models import ModelSpec, Spec, TissueSpec
+from bids_app.synthesis.networks import ConditionedGenerator, network_of
 from bids_app.synthesis.pairs import Volumes, open_volumes, usable_pairs
-from bids_app.synthesis.tissue import fit_tissue_model
+from bids_app.synthesis.tissue import TissueModel, fit_tissue_model
 from bids_app.synthesis.training import Fit, HistoryRow, Training, go_on
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 KEPT, HISTORY, CHECKPOINT = "kept.safetensors", "history.tsv", "checkpoint.safetensors"
+TISSUE_MODEL, CONDITION = "tissue.safetensors", "condition"  # of a conditioned row, while it runs
 COLUMNS = (
     "fold",
     "epoch",
@@ -66,6 +70,8 @@ class Job:
         Smoothing before validation SSIM is measured, in mm.
     folder : Path
         For the checkpoint and the history while it runs.
+    initial : Path or None
+        Folder of a generator that is gone on from.
     """
 
     name: str
@@ -76,13 +82,14 @@ class Job:
     seed: int
     fwhm: float
     folder: Path
+    initial: Path | None = None
 
 
 def mean_ssim(generator: nn.Module, visits: Sequence[Volumes], spec: Spec, fwhm: float) -> float:
     """Give the mean SSIM of synthetic and real PET over whole volumes, as early stopping has it."""
     values = []
     for visit in visits:
-        raw = predict(visit.t1w, generator, spec.tiling)
+        raw = predict(visit.t1w, generator, spec.tiling, condition=visit.condition)
         pet = smooth_in_brain(raw, visit.brain, fwhm=fwhm, zooms=visit.owner.zooms)
         _, windows = similarity.judged(visit.brain, visit.covered)
         values.append(similarity.ssim(pet, visit.pet, windows))
@@ -107,6 +114,57 @@ def _row(name: str, line: HistoryRow, *, kept: bool) -> dict[str, object]:
     }
 
 
+def _condition(job: Job) -> None:
+    """Fit the tissue model of a job, and store what it predicts of all visits, once.
+
+    Raises
+    ------
+    ReadWriteError
+        If they cannot be written.
+    UnusableDataError
+        As :func:`_fitted`.
+    """
+    spec = job.spec.condition
+    if spec is None or (job.folder / TISSUE_MODEL).exists():
+        return
+    model = _fitted(job.name, spec, job.training, job.initial)
+    for number, folder in enumerate((*job.training, *job.validation)):
+        visit = open_volumes(folder)
+        predicted = predict(visit.t1w, model, spec.tiling)
+        store_arrays(job.folder / CONDITION / f"{number}", visit.owner, {CONDITION: predicted})
+    try:
+        with replacing(job.folder / TISSUE_MODEL) as partial:  # now all are there
+            save_file(model.state_dict(), partial)
+    except (OSError, SafetensorError) as error:
+        raise ReadWriteError(f"{job.folder / TISSUE_MODEL}: cannot be written ({error})") from error
+
+
+def _open(job: Job) -> list[Volumes]:
+    """Map the volumes of a job's visits, those of training first, with their conditions."""
+    visits = [open_volumes(folder) for folder in (*job.training, *job.validation)]
+    if job.spec.condition is None:
+        return visits
+    conditions = [
+        open_arrays(job.folder / CONDITION / f"{number}", [CONDITION])[0]
+        for number in range(len(visits))
+    ]
+    return [replace(v, condition=c) for v, c in zip(visits, conditions, strict=True)]
+
+
+def _begin(fabric: Fabric, job: Job) -> Fit:
+    """Build what is trained, as the last checkpoint has it if there is one."""
+    known = None if job.initial is None else load_generator(job.initial, "cpu")[0]
+    network = None if known is None or isinstance(known, TissueModel) else network_of(known)
+    fit = Fit(Training(job.spec, fabric, torch.Generator().manual_seed(job.seed), network))
+    generator = fit.training.generators[0]
+    if isinstance(generator, ConditionedGenerator):
+        generator.tissue.load_state_dict(load_file(job.folder / TISSUE_MODEL))
+    checkpoint = job.folder / CHECKPOINT
+    if checkpoint.exists():
+        restore_checkpoint(fit, checkpoint)
+    return fit
+
+
 def run_job(fabric: Fabric, job: Job, out: Path) -> None:
     """Fit, from the last checkpoint on if there is one, and write what is kept.
 
@@ -126,12 +184,10 @@ def run_job(fabric: Fabric, job: Job, out: Path) -> None:
     ReadWriteError, UnusableDataError
         If a checkpoint cannot be written, or read.
     """
-    visits = [open_volumes(folder) for folder in job.validation]
-    fit = Fit(Training(job.spec, fabric, torch.Generator().manual_seed(job.seed)))
-    checkpoint = job.folder / CHECKPOINT
-    if checkpoint.exists():
-        restore_checkpoint(fit, checkpoint)
-    pairs = usable_pairs(map(open_volumes, job.training), job.spec)
+    visits = _open(job)
+    training, visits = visits[: len(job.training)], visits[len(job.training) :]
+    fit = _begin(fabric, job)
+    pairs = usable_pairs(training, job.spec)
     if not pairs:
         raise UnusableDataError(
             f"training of fold {job.name}: no PET covers any tile of the brain; look at coverage "
@@ -147,7 +203,7 @@ def run_job(fabric: Fabric, job: Job, out: Path) -> None:
             fit, pairs, validate=validate if visits else None, last_epoch=job.last_epoch
         ):
             if fabric.is_global_zero:
-                save_checkpoint(fit, checkpoint)
+                save_checkpoint(fit, job.folder / CHECKPOINT)
                 write_tsv(job.folder / HISTORY, COLUMNS, rows_of(job.name, fit))
     except FloatingPointError as error:
         raise Mri2petError(
@@ -169,6 +225,25 @@ def _run_tied(fabric: Fabric, job: Job, out: Path) -> None:
     run_job(fabric, job, out)
 
 
+def _fitted(
+    name: str, spec: TissueSpec, training: Sequence[Path], initial: Path | None
+) -> TissueModel:
+    """Fit a tissue model to stored volumes; of an initial generator, its tissue model counts.
+
+    Raises
+    ------
+    UnusableDataError
+        If there are too few participants, or a T1w has no three tissues.
+    """
+    known = None if initial is None else load_generator(initial, "cpu")[0]
+    tissue = known.tissue if isinstance(known, ConditionedGenerator) else known
+    before = tissue if isinstance(tissue, TissueModel) else None
+    try:
+        return fit_tissue_model(spec, [open_volumes(folder) for folder in training], before)
+    except ValueError as error:
+        raise UnusableDataError(f"tissue model of fold {name}: {error}") from error
+
+
 def fit_tissue(
     name: str,
     spec: TissueSpec,
@@ -177,12 +252,13 @@ def fit_tissue(
     *,
     fwhm: float,
     out: Path,
+    initial: Path | None = None,
 ) -> None:
     """Fit a tissue model, and write it as :func:`run_job` writes a network, after one epoch.
 
     Parameters
     ----------
-    name, training, validation, fwhm
+    name, training, validation, fwhm, initial
         As of a :class:`Job`.
     spec : TissueSpec
         Of the grid.
@@ -194,15 +270,10 @@ def fit_tissue(
     ReadWriteError
         If they cannot be written.
     UnusableDataError
-        If there are too few participants, or a T1w has no three tissues.
+        As :func:`_fitted`.
     """
     started = time.monotonic()
-    try:
-        model = fit_tissue_model(spec, [open_volumes(folder) for folder in training])
-    except ValueError as error:
-        raise UnusableDataError(
-            f"tissue model of fold {name}: {error}; choose fewer --folds, or add controls"
-        ) from error
+    model = _fitted(name, spec, training, initial)
     row = {"fold": name, "epoch": 1, "seconds": round(time.monotonic() - started, 2), "kept": 1}
     visits = [open_volumes(folder) for folder in validation]
     if visits:
@@ -263,6 +334,10 @@ def make_fabric(device: str, precision: str, processes: int = 1) -> Fabric:
 
 
 def launch_job(fabric: Fabric, job: Job, out: Path) -> None:
-    """Run a job in all processes of a Fabric that was not launched yet; see :func:`run_job`."""
+    """Run a job in all processes of a Fabric that was not launched yet; see :func:`run_job`.
+
+    The tissue model of a conditioned row is fitted before, in this one alone.
+    """
+    _condition(job)
     # Bound, not handed over: Fabric looks into arguments, and refuses frozen dataclasses.
     fabric.launch(partial(_run_tied, job=job, out=out))

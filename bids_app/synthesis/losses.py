@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bids_app.synthesis.models import ModelSpec
-from bids_app.synthesis.networks import PatchDiscriminator, ResnetGenerator, initialize
+from bids_app.synthesis.networks import (
+    ConditionedGenerator,
+    PatchDiscriminator,
+    ResnetGenerator,
+    initialize,
+)
+from bids_app.synthesis.tissue import TissueModel
 
 
 @dataclass(frozen=True)
@@ -21,10 +27,16 @@ class Translator:
     discriminator: nn.Module
 
 
-def build_generator(spec: ModelSpec) -> ResnetGenerator:
-    """Build the generator of a row of Table 1; both directions have the same."""
+def build_generator(spec: ModelSpec) -> ResnetGenerator | ConditionedGenerator:
+    """Build the generator MRI → PET of a row of Table 1; its condition is a blank tissue model.
+
+    In the rows of the paper, that of PET → MRI is the same.
+    """
     tiling = spec.tiling
-    return ResnetGenerator(tiling.spatial_dims, tiling.channels, spec.n_blocks, spec.width)
+    sizes = (tiling.spatial_dims, tiling.channels, spec.n_blocks, spec.width)
+    if spec.condition is None:
+        return ResnetGenerator(*sizes)
+    return ConditionedGenerator(TissueModel(spec.condition), *sizes)
 
 
 def build_translator(spec: ModelSpec, random: torch.Generator) -> Translator:
@@ -34,6 +46,8 @@ def build_translator(spec: ModelSpec, random: torch.Generator) -> Translator:
         build_generator(spec), PatchDiscriminator(tiling.spatial_dims, tiling.channels, spec.width)
     )
     initialize(translator.generator, random)
+    if isinstance(translator.generator, ConditionedGenerator):
+        translator.generator.start_at_tissue()
     initialize(translator.discriminator, random)
     return translator
 
@@ -77,6 +91,7 @@ def generator_loss(
     adversarial_weight: float,
     cycle_weight: float,
     mse_weight: float,
+    condition: Tensor | None = None,
 ) -> tuple[Tensor, Translation]:
     """Loss of the generators: adversarial, eq. 1; MSE, eq. 2; cycle consistency, eq. 3.
 
@@ -91,6 +106,8 @@ def generator_loss(
     adversarial_weight, cycle_weight, mse_weight : float
         Of eq. 1, 3 and 2; see :class:`bids_app.synthesis.models.ModelSpec`. The cycle's is unused
         in a Simple-GAN; the MSE's is 0 in the rows of Table 1 without it.
+    condition : Tensor, (N, channels, *size), optional
+        What the tissue model predicts of the same tiles, for a generator that sees it.
 
     Returns
     -------
@@ -99,7 +116,12 @@ def generator_loss(
     Translation
         The fakes, still attached to the graph.
     """
-    fake_pet = to_pet.generator(mri)
+
+    def translated(t1w: Tensor) -> Tensor:
+        seen = t1w if condition is None else torch.cat([t1w, condition], dim=1)
+        return to_pet.generator(seen)
+
+    fake_pet = translated(mri)
     loss = adversarial_weight * _persuasion(to_pet, fake_pet)
     loss = loss + mse_weight * F.mse_loss(fake_pet, pet)
     if to_mri is None:
@@ -107,6 +129,6 @@ def generator_loss(
     fake_mri = to_mri.generator(pet)
     loss = loss + adversarial_weight * _persuasion(to_mri, fake_mri)
     loss = loss + mse_weight * F.mse_loss(fake_mri, mri)
-    mri_again, pet_again = to_mri.generator(fake_pet), to_pet.generator(fake_mri)
+    mri_again, pet_again = to_mri.generator(fake_pet), translated(fake_mri)
     cycle = F.l1_loss(mri_again, mri) + F.l1_loss(pet_again, pet)
     return loss + cycle_weight * cycle, Translation(fake_pet, fake_mri)

@@ -15,7 +15,9 @@ TILINGS: dict[str, type[SliceTriplets] | type[CubicPatches] | type[WholeVolume]]
 }
 # Tiling → the paper's word; ours for the last
 CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch", WHOLE: "tissue model"}
+CONDITIONED_WORD = "conditioned"  # of a row that starts from a tissue model
 CUBE = 3.0  # mm; a tissue model's coefficients are smoother than that; our choice
+FEWEST = 2  # controls that a tissue model is fitted to: one is left out, one is fitted
 TISSUE = "tissue"  # the name of the tissue model among those of the rows
 WIDEST, DEEPEST = 1024, 256  # feature maps, blocks: far more than anyone trains; our choice
 _CHECKS: dict[str, Check] = {
@@ -34,9 +36,10 @@ _CHECKS: dict[str, Check] = {
     "tiles_per_volume": is_whole(0, 10_000_000),
     "validation_interval": is_whole(1, 1_000_000),
     "patience": is_whole(0, 1_000_000),
+    "condition": lambda value: isinstance(value, dict),
 }
 _TISSUE_CHECKS: dict[str, Check] = {
-    "tiling": lambda value: isinstance(value, dict),
+    "tiling": lambda value: value == {"kind": WHOLE},
     "sides": is_list(is_whole(1, 64), 3, 3),
     "cubes": is_list(is_whole(1, 1024), 3, 3),
 }
@@ -44,6 +47,27 @@ _TILING_CHECKS: dict[str, dict[str, Check]] = {
     "semi3d": {"step": is_whole(1, SliceTriplets.channels)},
     "patch3d": {"size": is_whole(1, 512), "stride": is_whole(1, 512)},
 }
+
+
+@dataclass(frozen=True)
+class TissueSpec:
+    """What a tissue model, :class:`bids_app.synthesis.tissue.TissueModel`, is built from.
+
+    Parameters
+    ----------
+    sides : tuple of int
+        Voxels along the edges of a cube, which has coefficients of its own.
+    cubes : tuple of int
+        Their number along each axis of the grid.
+    """
+
+    sides: tuple[int, int, int]
+    cubes: tuple[int, int, int]
+
+    @property
+    def tiling(self) -> WholeVolume:
+        """How it sees a volume."""
+        return WholeVolume()
 
 
 @dataclass(frozen=True)
@@ -85,6 +109,9 @@ class ModelSpec:
     patience : int
         Epochs without a better validation SSIM after which training stops early; our choice, the
         paper gives none.
+    condition : TissueSpec or None
+        Of the tissue model whose prediction the generator MRI → PET starts from and sees beside the
+        T1w: ours, in no row of the paper.
     """
 
     tiling: Tiling
@@ -104,27 +131,7 @@ class ModelSpec:
     tiles_per_volume: int = 0
     validation_interval: int = 1
     patience: int = 40
-
-
-@dataclass(frozen=True)
-class TissueSpec:
-    """What a tissue model, :class:`bids_app.synthesis.tissue.TissueModel`, is built from.
-
-    Parameters
-    ----------
-    sides : tuple of int
-        Voxels along the edges of a cube, which has coefficients of its own.
-    cubes : tuple of int
-        Their number along each axis of the grid.
-    """
-
-    sides: tuple[int, int, int]
-    cubes: tuple[int, int, int]
-
-    @property
-    def tiling(self) -> WholeVolume:
-        """How it sees a volume."""
-        return WholeVolume()
+    condition: TissueSpec | None = None
 
 
 Spec: TypeAlias = ModelSpec | TissueSpec
@@ -156,7 +163,7 @@ class Published:
     @property
     def configuration(self) -> str:
         """Its first column: semi-3D or 3D-patch."""
-        return CONFIGURATIONS[kind_of(self.spec)]
+        return configuration_of(self.spec)
 
 
 _SEMI3D = ModelSpec(
@@ -215,6 +222,8 @@ PUBLISHED = {  # in the order of the table
 }
 MODELS = {name: row.spec for name, row in PUBLISHED.items()}
 TRAINABLE = (*MODELS, TISSUE)  # all names that --models takes
+# What --condition tissue makes of a row → that row
+CONDITIONED = {f"{name}-{TISSUE}": name for name in MODELS}
 
 
 def kind_of(spec: Spec) -> str:
@@ -222,10 +231,24 @@ def kind_of(spec: Spec) -> str:
     return next(name for name, kind in TILINGS.items() if isinstance(spec.tiling, kind))
 
 
+def configuration_of(spec: Spec) -> str:
+    """Name how a generator works, as the first column of Table 1 does.
+
+    Examples
+    --------
+    >>> configuration_of(MODELS["semi3d-gan"]), configuration_of(TissueSpec((3,) * 3, (9,) * 3))
+    ('semi-3D', 'tissue model')
+    """
+    word = CONFIGURATIONS[kind_of(spec)]
+    conditioned = isinstance(spec, ModelSpec) and spec.condition is not None
+    return f"{CONDITIONED_WORD} {word}" if conditioned else word
+
+
 def spec_to_dict(spec: Spec) -> dict[str, object]:
     """Tell a spec in plain values, as a card holds it.
 
-    Triplets without overlap tell no ``step``: what was computed before it was known stays valid.
+    Triplets without overlap tell no ``step``, and what has no condition tells none: what was
+    computed before they were known stays valid.
 
     Examples
     --------
@@ -235,7 +258,12 @@ def spec_to_dict(spec: Spec) -> dict[str, object]:
     if isinstance(spec, TissueSpec):
         return {"tiling": {"kind": WHOLE}, "sides": list(spec.sides), "cubes": list(spec.cubes)}
     tiling = {} if spec.tiling == SliceTriplets() else asdict(spec.tiling)  # type: ignore[call-overload]  # all are dataclasses
-    return {**asdict(spec), "tiling": {"kind": kind_of(spec), **tiling}}
+    told = {**asdict(spec), "tiling": {"kind": kind_of(spec), **tiling}}
+    if spec.condition is None:
+        del told["condition"]
+    else:
+        told["condition"] = spec_to_dict(spec.condition)
+    return told
 
 
 def spec_from_dict(values: Json) -> Spec:
@@ -249,8 +277,7 @@ def spec_from_dict(values: Json) -> Spec:
     if not isinstance(values, dict):
         raise ValueError("not a generator's spec")
     if values.get("tiling") == {"kind": WHOLE}:
-        refuse_odd(values, _TISSUE_CHECKS)
-        return TissueSpec(tuple(values["sides"]), tuple(values["cubes"]))
+        return _tissue_spec_from(values)
     optional = [field.name for field in fields(ModelSpec) if field.default is not MISSING]
     refuse_odd(values, _CHECKS, " ".join(optional))
     tiling = dict(values["tiling"])
@@ -261,4 +288,12 @@ def spec_from_dict(values: Json) -> Spec:
     made = TILINGS[kind](**tiling)
     if isinstance(made, CubicPatches) and made.stride > made.size:
         raise ValueError("cubes that are further apart than they are wide leave gaps")
-    return ModelSpec(**{**values, "tiling": made})
+    own: Json = {**values, "tiling": made}
+    if "condition" in own:
+        own["condition"] = _tissue_spec_from(own["condition"])
+    return ModelSpec(**own)
+
+
+def _tissue_spec_from(values: Json) -> TissueSpec:
+    refuse_odd(values, _TISSUE_CHECKS)
+    return TissueSpec(tuple(values["sides"]), tuple(values["cubes"]))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+NEAREST = 1e-3  # to 0 and 1 that a logit is taken of: there, its gradient is not lost; our choice
 FEW_CHANNELS = 8  # fewer than these leave most of a vector unit idle
 
 
@@ -119,6 +120,10 @@ class ResnetGenerator(nn.Module):
         Residual blocks: 9 for semi-3D, 2 for 3D-patch [1]_.
     width : int
         Feature maps after the first convolution; four times as many in the residual blocks [2]_.
+    more_channels : int
+        Channels that come in beside these, and do not go out.
+    activation : type of Module
+        The last one: a logistic function.
 
     References
     ----------
@@ -134,13 +139,23 @@ class ResnetGenerator(nn.Module):
     """
 
     STRIDE = 4  # two halvings
+    ENCODER = 9  # three convolutions, each with its norm and activation
 
-    def __init__(self, spatial_dims: int, channels: int, n_blocks: int, width: int = 64) -> None:
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        n_blocks: int,
+        width: int = 64,
+        *,
+        more_channels: int = 0,
+        activation: type[nn.Module] = nn.Sigmoid,
+    ) -> None:
         super().__init__()
         conv, up, norm = CONV[spatial_dims], TRANSPOSED[spatial_dims], NORM[spatial_dims]
         reflect = REFLECT[spatial_dims]
         self.layers = nn.Sequential(
-            reflect(channels, width, 7, padding=3),
+            reflect(channels + more_channels, width, 7, padding=3),
             norm(width),
             nn.ReLU(),
             conv(width, 2 * width, 3, stride=2, padding=1),
@@ -157,14 +172,69 @@ class ResnetGenerator(nn.Module):
             norm(width),
             nn.ReLU(),
             reflect(width, channels, 7, padding=3),
-            nn.Sigmoid(),
+            activation(),
         )
+
+    @property
+    def early_parameters(self) -> list[nn.Parameter]:
+        """List what is trained of the layers before the residual blocks."""
+        early = list(self.layers)[: self.ENCODER]
+        return [parameter for layer in early for parameter in layer.parameters()]
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2:]
         filling = [fill for side in reversed(size) for fill in (0, -side % self.STRIDE)]
         y = self.layers(F.pad(x, filling, mode="replicate"))
         return y[(..., *(slice(side) for side in size))]
+
+
+class ConditionedGenerator(nn.Module):
+    """Correct what a tissue model predicts, by a network that sees it beside the T1w.
+
+    ``forward`` maps (N, 2 · channels, *size), tiles of the T1w and then of the tissue model's
+    prediction, to tiles of PET, (N, channels, *size); all in [0, 1]. What the network gives is
+    added to the logit of the prediction. Ours, not the paper's.
+
+    Parameters
+    ----------
+    tissue : Module
+        The tissue model, which maps T1w, (N, 1, I, J, K), to PET; it is not trained further.
+    spatial_dims, channels, n_blocks, width
+        As of :class:`ResnetGenerator`.
+    """
+
+    def __init__(
+        self, tissue: nn.Module, spatial_dims: int, channels: int, n_blocks: int, width: int
+    ) -> None:
+        super().__init__()
+        self.tissue, self.channels = tissue, channels
+        self.network = ResnetGenerator(
+            spatial_dims, channels, n_blocks, width, more_channels=channels, activation=nn.Identity
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        predicted = x[:, self.channels :].float()
+        return torch.sigmoid(self.network(x).float() + torch.logit(predicted, NEAREST))
+
+    @torch.no_grad()
+    def start_at_tissue(self) -> None:
+        """Make the last layer 0, so that what is predicted is what the tissue model predicts."""
+        for parameter in self.network.layers[-2].parameters():
+            parameter.zero_()
+
+
+def network_of(generator: nn.Module) -> ResnetGenerator:
+    """Give the network of a generator, conditioned or not.
+
+    Raises
+    ------
+    TypeError
+        If it has none.
+    """
+    network = generator.network if isinstance(generator, ConditionedGenerator) else generator
+    if not isinstance(network, ResnetGenerator):
+        raise TypeError(f"a {type(generator).__name__} is no network")
+    return network
 
 
 class PatchDiscriminator(nn.Module):
@@ -211,8 +281,13 @@ class PatchDiscriminator(nn.Module):
 
 
 def initialize(network: nn.Module, generator: torch.Generator) -> None:
-    """Draw the weights of all convolutions from N(0, 0.02), biases 0: Zhu et al. (2017), 7.1."""
+    """Draw the weights of all convolutions from N(0, 0.02), biases 0: Zhu et al. (2017), 7.1.
+
+    What is not trained is left as it is.
+    """
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         with torch.no_grad():
             if name.endswith("bias"):
                 parameter.zero_()

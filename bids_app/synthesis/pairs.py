@@ -25,11 +25,14 @@ class Pair:
         float32 in [0, 1], 0 outside the brain; may lie on disk, mapped.
     places : tuple of int
         Tiles that count: with brain, and covered by the PET; empty where all tiles are used.
+    condition : Tensor, (I, J, K), or None
+        PET that a tissue model predicts, where the generator sees that, too.
     """
 
     mri: Tensor
     pet: Tensor
     places: tuple[int, ...] = ()
+    condition: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,22 @@ class Batch:
         In [0, 1].
     total : int
         Samples of the whole batch.
+    condition : Tensor, (N, channels, *size), or None
+        PET that a tissue model predicts, where the generator sees that, too.
     """
 
     mri: Tensor
     pet: Tensor
     total: int
+    condition: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Move it to a device, channels innermost, where networks expect them."""
         layout = torch.channels_last if self.mri.ndim == 4 else torch.channels_last_3d
         mri, pet = (tiles.to(device, memory_format=layout) for tiles in (self.mri, self.pet))
-        return Batch(mri, pet, self.total)
+        if self.condition is None:
+            return Batch(mri, pet, self.total)
+        return Batch(mri, pet, self.total, self.condition.to(device, memory_format=layout))
 
 
 def brain_tiles(tiling: Tiling, brain: Tensor) -> tuple[int, ...]:
@@ -120,13 +128,17 @@ def store_volumes(
 
 @dataclass(frozen=True)
 class Volumes:
-    """Volumes of one visit, mapped; those of :func:`store_volumes`."""
+    """Volumes of one visit, mapped; those of :func:`store_volumes`.
+
+    ``condition``, (I, J, K), is the PET that a tissue model predicts, where that was stored, too.
+    """
 
     owner: Owner
     t1w: Volume
     pet: Volume
     brain: Mask
     hole: Mask | None = None
+    condition: Volume | None = None
 
     @property
     def covered(self) -> Mask:
@@ -165,7 +177,8 @@ def pair_of(volumes: Volumes, spec: ModelSpec) -> Pair:
         places = tuple(sorted(set(places) & set(whole))) if spec.tiles_per_volume else whole
         if not places:
             raise ValueError("no tile of it is covered by the PET")
-    return Pair(tensor_of(volumes.t1w), tensor_of(volumes.pet), places)
+    condition = None if volumes.condition is None else tensor_of(volumes.condition)
+    return Pair(tensor_of(volumes.t1w), tensor_of(volumes.pet), places, condition)
 
 
 def usable_pairs(visits: Iterable[Volumes], spec: ModelSpec) -> list[Pair]:

@@ -10,6 +10,7 @@ as the scanner blurs, and ``a``, ``b`` and ``c`` are the uptake of the training 
 ``x``.
 """
 
+import warnings
 from collections.abc import Sequence
 from functools import reduce
 
@@ -18,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
 from bids_app.imaging.volume import Volume, count_cubes
-from bids_app.synthesis.models import CUBE, TissueSpec
+from bids_app.synthesis.models import FEWEST, TissueSpec
 from bids_app.synthesis.pairs import Volumes
 
 BINS = 256  # of the histogram that tissue means are found in; our choice
@@ -31,11 +33,13 @@ PSF_FWHM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # mm; tried; PET scanners have 4
 KERNEL_FWHM = (6.0, 9.0, 13.0, 20.0)  # mm; tried; the more controls, the narrower the best
 USUAL_KERNEL = 9.0  # mm; while the blur is chosen, which hardly depends on it
 RIDGE = 1e-3  # pull towards the coefficients of the whole brain; our choice
+PULLS = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # towards the coefficients of an initial model; tried
 PSF_CONTROLS = 4  # whose PET the blur is chosen with: all tell nearly the same; our choice
 GROUPS = 8  # of controls left out in turn, at most; our choice
-FEWEST = 2  # controls: one is left out, one is fitted
 TERMS = 3  # grey, white, 1
+NO_TISSUES = "the T1w shows fewer than three tissues in the brain"
 Moments = NDArray[np.float64]
+Coefficients = NDArray[np.float64]
 
 
 def find_tissue_means(t1w: Volume) -> tuple[float, float, float]:
@@ -54,16 +58,19 @@ def find_tissue_means(t1w: Volume) -> tuple[float, float, float]:
     Raises
     ------
     ValueError
-        If the brain has fewer than three intensities.
+        If the brain has fewer than three intensities, or they fall into fewer than three.
     """
     values = t1w[t1w > 0]
     counts, edges = np.histogram(values, bins=BINS) if values.size else (np.zeros(1), np.zeros(2))
     if np.count_nonzero(counts) < TERMS:
-        raise ValueError("the T1w has fewer than three intensities")
+        raise ValueError(NO_TISSUES)
     centres = (edges[:-1] + edges[1:])[:, np.newaxis] / 2
     starts = np.quantile(values, STARTS)[:, np.newaxis]
-    found = KMeans(TERMS, init=starts, n_init=1).fit(centres, sample_weight=counts)
+    with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # told below
+        found = KMeans(TERMS, init=starts, n_init=1).fit(centres, sample_weight=counts)
     fluid, grey, white = np.sort(found.cluster_centers_[:, 0]).tolist()
+    if not fluid < grey < white:
+        raise ValueError(NO_TISSUES)
     return fluid, grey, white
 
 
@@ -160,7 +167,13 @@ def _moments(visit: Volumes, sides: tuple[int, int, int], blurs: Sequence[float]
     brain = known.any(axis=-1)
     known = known[brain]
     pet = _cut(visit.pet, sides)[brain] * known
-    shares = tissue_shares(visit.t1w)
+    try:
+        shares = tissue_shares(visit.t1w)
+    except ValueError as error:
+        who = visit.owner.participant
+        raise ValueError(
+            f"sub-{who}: {error}; look at it, or give --exclude-participant-label {who}"
+        ) from error
     found = []
     for fwhm in blurs:
         seen = [_cut(smooth(share, fwhm, zooms), sides)[brain] * known for share in shares]
@@ -171,41 +184,71 @@ def _moments(visit: Volumes, sides: tuple[int, int, int], blurs: Sequence[float]
     return found
 
 
-def _solve(moments: Moments, kernel_fwhm: float) -> NDArray[np.float64]:
+def _solve(
+    moments: Moments,
+    kernel_fwhm: float,
+    edges: Sequence[float],
+    initial: Coefficients | None = None,
+    pull: float = RIDGE,
+) -> Coefficients:
     """Solve for the coefficients of each cube, (I', J', K', 3), from the cubes around it.
 
-    A ridge draws them to those of the whole brain where cubes say little.
+    ``edges`` are those of a cube, in mm. A ridge draws them to those of the whole brain, or to the
+    initial ones, where cubes say little.
     """
-    sigma = kernel_fwhm / CUBE * SIGMA_OF_FWHM
-    near = ndimage.gaussian_filter(moments, (*[sigma] * 3, 0, 0), mode="constant")
+    sigmas = (kernel_fwhm * SIGMA_OF_FWHM / edge for edge in edges)
+    near = ndimage.gaussian_filter(moments, (*sigmas, 0, 0), mode="constant")
     whole = moments.mean(axis=(0, 1, 2))
-    usual = np.linalg.solve(whole[:TERMS, :TERMS], whole[:TERMS, TERMS])
-    ridge = RIDGE * np.diag(np.diag(whole[:TERMS, :TERMS]))
+    usual = (
+        np.linalg.solve(whole[:TERMS, :TERMS], whole[:TERMS, TERMS])
+        if initial is None
+        else _rescaled(initial, moments)
+    )
+    ridge = pull * np.diag(np.diag(whole[:TERMS, :TERMS]))
     coefficients = np.broadcast_to(usual, (*near.shape[:3], TERMS)).copy()
     told = near[..., TERMS - 1, TERMS - 1] > 0  # beyond the kernel's reach nothing is told
-    sums = near[told, :TERMS, TERMS] + ridge @ usual
+    sums = near[told, :TERMS, TERMS] + coefficients[told] @ ridge
     matrices = near[told, :TERMS, :TERMS] + ridge
     coefficients[told] = np.linalg.solve(matrices, sums[..., np.newaxis])[..., 0]
     return coefficients
 
 
-def _squared_error(coefficients: NDArray[np.float64], moments: Moments) -> float:
+def _rescaled(initial: Coefficients, moments: Moments) -> Coefficients:
+    """Multiply initial maps of a, b and c by a number each, those that fit the whole brain best."""
+    own, pet = moments[..., :TERMS, :TERMS], moments[..., :TERMS, TERMS]
+    matrix = np.einsum("...i,...ij,...j->ij", initial, own, initial, optimize=True)
+    sums = np.einsum("...i,...i->i", initial, pet)
+    return initial * (1 + np.linalg.lstsq(matrix, sums - matrix.sum(axis=1))[0])
+
+
+def _squared_error(coefficients: Coefficients, moments: Moments) -> float:
     """Sum the squared errors of coefficients, from moments alone: θᵀMθ with θ = (a, b, c, −1)."""
     theta = np.concatenate([coefficients, -np.ones((*coefficients.shape[:3], 1))], axis=-1)
     return float(np.einsum("...i,...ij,...j", theta, moments, theta, optimize=True).sum())
 
 
-def _left_out_error(groups: Sequence[Moments], kernel_fwhm: float) -> float:
+def _left_out_error(
+    groups: Sequence[Moments],
+    kernel_fwhm: float,
+    edges: Sequence[float],
+    initial: Coefficients | None = None,
+    pull: float = RIDGE,
+) -> float:
     """Sum the squared errors on each group of controls of what the others predict."""
     total = np.sum(groups, axis=0)
-    return sum(_squared_error(_solve(total - group, kernel_fwhm), group) for group in groups)
+    return sum(
+        _squared_error(_solve(total - group, kernel_fwhm, edges, initial, pull), group)
+        for group in groups
+    )
 
 
-def fit_tissue_model(spec: TissueSpec, visits: Sequence[Volumes]) -> TissueModel:
+def fit_tissue_model(
+    spec: TissueSpec, visits: Sequence[Volumes], initial: TissueModel | None = None
+) -> TissueModel:
     """Fit a tissue model to controls.
 
     The blur and the width of the neighbourhood are those that predict controls best who were left
-    out of the fit.
+    out of the fit; so is the pull towards an initial model.
 
     Parameters
     ----------
@@ -213,18 +256,24 @@ def fit_tissue_model(spec: TissueSpec, visits: Sequence[Volumes]) -> TissueModel
         Cubes of the controls' grid.
     visits : sequence of Volumes
         T1w and PET in [0, 1] on one grid; two participants or more.
+    initial : TissueModel, optional
+        Of the same cubes, fitted to other people. Where the controls say little, its coefficients
+        stand, its maps of grey, white and rest times a number each for all of the brain, since
+        scanners differ. Without, those of the whole brain stand.
 
     Raises
     ------
     ValueError
-        If there are fewer participants.
+        If there are fewer participants, or one's T1w has no three tissues.
     """
     people: dict[str, list[Volumes]] = {}
     for visit in visits:
         people.setdefault(visit.owner.participant, []).append(visit)
     if len(people) < FEWEST:
-        raise ValueError(f"a tissue model needs {FEWEST} participants, not {len(people)}")
+        raise ValueError(f"{len(people)} participant is too few, {FEWEST} are needed; add controls")
     controls = list(people.values())
+    zooms = visits[0].owner.zooms
+    edges = [side * zoom for side, zoom in zip(spec.sides, zooms, strict=True)]
 
     def measure(members: Sequence[list[Volumes]], blurs: Sequence[float]) -> list[Moments]:
         """Sum the moments of some controls, a blur each."""
@@ -232,13 +281,21 @@ def fit_tissue_model(spec: TissueSpec, visits: Sequence[Volumes]) -> TissueModel
         return reduce(lambda one, other: list(map(np.add, one, other)), every)
 
     few = [measure([own], PSF_FWHM) for own in controls[:PSF_CONTROLS]]
-    errors = [_left_out_error(groups, USUAL_KERNEL) for groups in zip(*few, strict=True)]
+    errors = [_left_out_error(groups, USUAL_KERNEL, edges) for groups in zip(*few, strict=True)]
     psf_fwhm = PSF_FWHM[int(np.argmin(errors))]
     number = min(GROUPS, len(controls))
     groups = [measure(controls[start::number], [psf_fwhm])[0] for start in range(number)]
-    kernel = min(KERNEL_FWHM, key=lambda fwhm: _left_out_error(groups, fwhm))
-    coefficients = np.moveaxis(_solve(np.sum(groups, axis=0), kernel), -1, 0)
-    zooms = visits[0].owner.zooms
+    before = None if initial is None else np.moveaxis(initial.coefficients.double().numpy(), 0, -1)
+
+    def error(kernel_fwhm: float, pull: float) -> float:
+        return _left_out_error(groups, kernel_fwhm, edges, before, pull)
+
+    pull = RIDGE
+    if initial is not None:
+        pull = min(PULLS, key=lambda one: error(USUAL_KERNEL, one))
+    kernel = min(KERNEL_FWHM, key=lambda fwhm: error(fwhm, pull))
+    found = _solve(np.sum(groups, axis=0), kernel, edges, before, pull)
+    coefficients = np.moveaxis(found, -1, 0)
     model = TissueModel(spec)
     model.coefficients.copy_(torch.from_numpy(coefficients))
     model.psf_sigma.copy_(torch.tensor([psf_fwhm * SIGMA_OF_FWHM / zoom for zoom in zooms]))

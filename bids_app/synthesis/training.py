@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan, nan
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
@@ -25,6 +25,7 @@ from bids_app.synthesis.losses import (
     generator_loss,
 )
 from bids_app.synthesis.models import ModelSpec
+from bids_app.synthesis.networks import PatchDiscriminator, ResnetGenerator, network_of
 from bids_app.synthesis.pairs import Batch, Pair
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ class Team:
         return cast("Tensor", self.fabric.all_reduce(value, reduce_op="mean"))
 
 
+EARLY_RATE = 0.1  # of the learning rate, for the encoder of a network that was trained before
 # Channels as the innermost axis: what convolutions of one thread group read together, faster here.
 LAYOUTS: Final = {2: torch.channels_last, 3: torch.channels_last_3d}
 
@@ -190,19 +192,35 @@ class Training:
     random : torch.Generator
         On the CPU; draws the first weights, the order of tiles, and from the pools. Alike in all
         processes.
+    initial : Module or None
+        A generator MRI → PET of the same architecture, whose weights are gone on from: its encoder
+        learns more slowly then. Other networks are new.
     """
 
-    def __init__(self, spec: ModelSpec, fabric: Fabric, random: torch.Generator) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        fabric: Fabric,
+        random: torch.Generator,
+        initial: ResnetGenerator | None = None,
+    ) -> None:
         self.spec, self.fabric, self.random = spec, fabric, random
         self.team = Team(fabric)
         self.epoch = 0
-        plain = [build_translator(spec, random) for _ in range(1 + spec.cycle)]
+        back = [replace(spec, condition=None)] if spec.cycle else []  # PET → MRI has no condition
+        plain = [build_translator(own, random) for own in (spec, *back)]
         self.generators = nn.ModuleList([translator.generator for translator in plain])
         self.discriminators = nn.ModuleList([translator.discriminator for translator in plain])
         layout = LAYOUTS[spec.tiling.spatial_dims]
-        for networks in (self.generators, self.discriminators):
-            networks.to(memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
-        self.generator_optimizer = self._adam(self.generators)
+        for network in (*self.generators.modules(), *self.discriminators.modules()):
+            if isinstance(network, ResnetGenerator | PatchDiscriminator):  # no tissue model
+                network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
+        early = list[nn.Parameter]()
+        if initial is not None:
+            network = network_of(plain[0].generator)
+            network.load_state_dict(initial.state_dict())
+            early = network.early_parameters
+        self.generator_optimizer = self._adam(self.generators, early)
         self.discriminator_optimizer = self._adam(self.discriminators)
         self.translators = [
             Translator(
@@ -213,10 +231,12 @@ class Training:
         ]
         self.pools = [ImagePool(spec.pool_size, random) for _ in plain]
 
-    def _adam(self, networks: nn.Module) -> torch.optim.Adam:
-        spec = self.spec
-        betas = (spec.beta1, spec.beta2)
-        return torch.optim.Adam(networks.parameters(), lr=spec.learning_rate, betas=betas)
+    def _adam(self, networks: nn.Module, early: Sequence[nn.Parameter] = ()) -> torch.optim.Adam:
+        spec, slow = self.spec, {id(parameter) for parameter in early}
+        others = [own for own in networks.parameters() if id(own) not in slow]
+        groups = [{"params": others, "share": 1.0}]
+        groups += [{"params": list(early), "share": EARLY_RATE}] if early else []
+        return torch.optim.Adam(groups, lr=spec.learning_rate, betas=(spec.beta1, spec.beta2))
 
     @contextmanager
     def _own_gradients(self) -> Iterator[None]:
@@ -247,6 +267,7 @@ class Training:
             adversarial_weight=spec.adversarial_weight,
             cycle_weight=spec.cycle_weight,
             mse_weight=spec.mse_weight,
+            condition=batch.condition,
         )
         self._improve(self.generators, self.generator_optimizer, weight * loss)
         self.discriminators.requires_grad_(requires_grad=True)
@@ -281,7 +302,7 @@ class Training:
         """
         for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.spec, self.epoch)
+                group["lr"] = group["share"] * learning_rate(self.spec, self.epoch)
         total = torch.zeros(2, dtype=torch.float64)
         steps = 0
         for batch in batches:
@@ -318,10 +339,16 @@ def shuffled_batches(
     places = [(pair, index) for pair in pairs for index in _chosen(pair, spec, random)]
     for chosen in torch.randperm(len(places), generator=random).split(spec.batch_size):
         own = [places[int(place)] for place in (chosen if team is None else team.share(chosen))]
+        conditions = [
+            spec.tiling.cut(pair.condition, index)
+            for pair, index in own
+            if pair.condition is not None
+        ]
         yield Batch(
             torch.stack([spec.tiling.cut(pair.mri, index) for pair, index in own]),
             torch.stack([spec.tiling.cut(pair.pet, index) for pair, index in own]),
             len(chosen),
+            torch.stack(conditions) if conditions else None,
         )
 
 

@@ -45,8 +45,9 @@ class Preprocessing:
         Whether deepbet looks for the brain.
     frames : tuple of int
         Of a PET, to average, from 0; all if empty.
-    percentile : float
-        Of the brain's intensities, the one that becomes 1.
+    percentile, times_mean : float
+        Of the brain's intensities, the one that becomes 1; in PET the brain's mean times the latter
+        becomes 1 instead, if it is not 0.
     quick : bool
         Coarse registration, for trying things out.
     seed : int
@@ -61,6 +62,7 @@ class Preprocessing:
     skull_strip: str
     frames: tuple[int, ...]
     percentile: float
+    times_mean: float
     quick: bool
     seed: int
     omp_nthreads: int
@@ -123,7 +125,7 @@ def init_anatomical_wf(
     before = Node(Resample(**grid, interpolation=LINEAR), name="before")
     resample = Node(Resample(**grid, interpolation=SMOOTH), name="resample")
     resample_mask = Node(Resample(**grid, interpolation=CRISP), name="resample_mask")
-    scale = Node(ScaleIntensity(percentile=how.percentile), name="scale")
+    scale = Node(ScaleIntensity(percentile=how.percentile, times_mean=0.0), name="scale")
     judge = Node(
         JudgeRegistration(fixed=str(how.reference), fixed_mask=str(how.reference_mask)),
         name="judge",
@@ -287,7 +289,7 @@ def init_pet_wf(
     to_template = Node(Resample(**grid), name="resample_to_template")
     field_to_template = Node(Resample(**grid), name="field_to_template")
     cover_template = Node(MeasureCoverage(), name="coverage_in_template")
-    scale = Node(ScaleIntensity(percentile=how.percentile), name="scale")
+    scale = Node(ScaleIntensity(percentile=how.percentile, times_mean=how.times_mean), name="scale")
     taint = Node(TaintVerdict(), name="taint", run_without_submitting=True)
     in_t1w_measured = Node(Merge(3), name="in_t1w_measured", run_without_submitting=True)
     measured = Node(Merge(5), name="measured", run_without_submitting=True)

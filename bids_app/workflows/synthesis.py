@@ -22,6 +22,8 @@ class SynthesisPlan:
         What predicts, and what is done beyond that.
     fwhm : float
         Smoothing of the result, in mm.
+    times_mean : float
+        Scale of real PET in this run, as :func:`bids_app.imaging.intensity.scale_to_unit` has it.
     device : str
         A torch device.
     output : Output
@@ -32,6 +34,7 @@ class SynthesisPlan:
 
     generator: GeneratorChoice
     fwhm: float
+    times_mean: float
     device: str
     output: Output
     uncertainty: Output | None = None
@@ -46,6 +49,7 @@ def _synthesize(plan: SynthesisPlan, generator: GeneratorChoice, threads: int, n
         reference_sha256=card.reference_sha256 if options.match_histogram else "",
         overlap=options.overlap,
         match_histogram=options.match_histogram,
+        times_mean=plan.times_mean,
         device=plan.device,
         threads=threads,
     )

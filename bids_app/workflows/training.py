@@ -173,6 +173,10 @@ class ModelPlan:
         Of the generator, as far as it is known.
     folder : Path
         Where the generator goes.
+    initial : Path or None
+        Folder of a generator that training goes on from.
+    initial_sha256 : str
+        Of its weights; empty without one.
     """
 
     name: str
@@ -183,6 +187,8 @@ class ModelPlan:
     pets: Sequence[Sequence[Output]]
     card: Mapping[str, object]
     folder: Path
+    initial: Path | None = None
+    initial_sha256: str = ""
 
 
 def folders_of(images: Sequence[StoredImage]) -> list[str]:
@@ -216,6 +222,8 @@ def _train(
         kept_epochs=[],
         fwhm=fwhm,
         checkpoints=str(plan.checkpoints[place]),
+        initial="" if plan.initial is None else str(plan.initial),
+        initial_sha256=plan.initial_sha256,
         **means.inputs(),
     )
     node = Node(train, name=f"train_{fold}", n_procs=means.threads, mem_gb=mem_gb)
