@@ -73,6 +73,14 @@ def rng():
     return np.random.default_rng(7)
 
 
+@pytest.fixture(scope="session")
+def pairs():
+    """Two people to train on, of 24×25×7 voxels."""
+    from trainings import two_people  # not on top: it loads torch
+
+    return two_people()
+
+
 @pytest.fixture
 def head_affine():
     """Oblique, anisotropic, left-handed; with 17×14×11 voxels or so, as large as a head."""

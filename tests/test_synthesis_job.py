@@ -7,6 +7,7 @@ import pytest
 import torch
 from cohorts import store
 from safetensors.torch import load_file
+from trainings import small
 
 from bids_app.errors import Mri2petError, ReadWriteError, UnusableDataError
 from bids_app.files import read_tsv
@@ -26,36 +27,23 @@ from bids_app.synthesis.job import (
     make_fabric,
     mean_ssim,
 )
-from bids_app.synthesis.models import MODELS, TissueSpec
+from bids_app.synthesis.models import TissueSpec
 from bids_app.synthesis.networks import NEAREST
 from bids_app.synthesis.pairs import open_volumes
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 from bids_app.synthesis.tissue import fit_tissue_model
 from bids_app.synthesis.training import Training
 
-SEMI3D = replace(
-    MODELS["semi3d-cyclegan-mse"],
-    n_blocks=1,
-    width=2,
-    epochs=4,
-    constant_epochs=2,
-    batch_size=6,
-    pool_size=3,
-)
-PATCH3D = replace(
-    MODELS["patch3d-gan-mse"],
+SEMI3D = small("semi3d-cyclegan-mse", constant_epochs=2, batch_size=6, pool_size=3)
+PATCH3D = small(
+    "patch3d-gan-mse",
     tiling=CubicPatches(24, 8),
-    n_blocks=1,
-    width=2,
-    epochs=4,
     constant_epochs=4,
     batch_size=2,
     pool_size=3,
     tiles_per_volume=3,
     validation_interval=3,
 )
-
-
 CONDITION = TissueSpec((1, 1, 1), (26, 25, 24))  # 4 mm
 PRECISIONS = ("32-true", "bf16-mixed")
 
