@@ -305,7 +305,8 @@ def kill_at(moment, command, folder):
     assert not running_with(mark)
 
 
-def test_a_run_that_is_killed_again_and_again_goes_on_to_the_same_files(raw, out, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_files(raw, out, tmp_path):
+    """Again and again: early, while both images are registered, and while a PET is predicted."""
     there = tmp_path / "out"
     options = ("--omp-nthreads", "1", "--skip-bids-validation", "--participant-label", "01")
     begun = arguments(raw, there, *options, "--nprocs", "2")
