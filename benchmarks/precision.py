@@ -22,8 +22,8 @@ from bids_app.derivatives.find import find_preprocessed
 from bids_app.imaging.volume import zooms_of
 from bids_app.settings import Settings
 from bids_app.synthesis.evaluation import score, smooth_in_brain
-from bids_app.synthesis.inference import make_fabric, predict
-from bids_app.synthesis.job import KEPT, Job, launch_job
+from bids_app.synthesis.inference import predict
+from bids_app.synthesis.job import KEPT, Job, launch_job, make_fabric
 from bids_app.synthesis.models import MODELS, ModelSpec
 from bids_app.synthesis.networks import ResnetGenerator
 from bids_app.synthesis.pairs import Owner, open_volumes, store_volumes

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bids_app.synthesis.inference import choose_precision, make_fabric
+from bids_app.synthesis.job import choose_precision, make_fabric
 from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS, ModelSpec
 from bids_app.synthesis.networks import ReflectConv2d

@@ -15,8 +15,8 @@ os.environ["DENO_NO_UPDATE_CHECK"] = "1"  # of the validator, where a test runs 
 NETWORK = lookups.guard()  # before anything is started, so that everything is watched
 
 # Runs in one process of tests share the server that forks their workers: it imports, once, what
-# workers would import again and again. None of it starts threads, or is torch, ANTs or numba.
-PRELOADED = (
+# workers would import again and again. None of it starts threads at its import, or is numba.
+PRELOADED = [
     "matplotlib.pyplot",
     "sklearn.decomposition",
     "sklearn.linear_model",
@@ -26,6 +26,15 @@ PRELOADED = (
         f"bids_app.interfaces.{name}"
         for name in ("anatomy", "detection", "imaging", "synthesis", "training")
     ),
+]
+# Where the app is run, torch and ANTs as well, with a thread each: that they do not compute in one
+# process is shown by tests that start the app as its users do.
+OF_RUNS = (
+    "bids_app.anatomy.brain",
+    "bids_app.anatomy.registration",
+    "bids_app.detection.autoencoder",
+    "bids_app.synthesis.scoring",
+    "lightning_fabric",  # brings torch's compiler, which training of encoders loads, too
 )
 preload = forkserver.set_forkserver_preload
 forkserver.set_forkserver_preload = lambda names: preload([*names, *PRELOADED])
@@ -45,6 +54,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "mri2pet"))
 def pytest_collection_modifyitems(items):
     """Begin with files that run the app: what is left for the end is short, for all processes."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
+    if long:
+        PRELOADED.extend(OF_RUNS)
     items.sort(key=lambda item: item.path not in long)
 
 
@@ -60,6 +71,14 @@ def _nothing_is_looked_up():
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def pairs():
+    """Two people to train on, of 24×25×7 voxels."""
+    from trainings import two_people  # not on top: it loads torch
+
+    return two_people()
 
 
 @pytest.fixture

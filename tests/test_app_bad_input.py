@@ -410,15 +410,14 @@ def ball():
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Run where something is wrong with everybody but one, and nothing with most T1w."""
+    """Run where something is wrong with everybody, and nothing with most T1w."""
     folder, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(7)
     raw = write_dataset(folder / "raw")
-    for subject in ("ok", "frames", "runs", "tracer", "noise"):
+    for subject in ("frames", "runs", "tracer", "noise"):
         add_t1w(raw, subject, rng)
     pet = brain(rng, inverted=True)
-    add_pet(raw, "ok", rng, data=pet[..., None])
     add_pet(raw, "frames", rng, data=np.stack([pet, pet], axis=-1))
-    add_pet(raw, "runs", rng, name="trc-18FFDG_run-01_pet")
+    add_pet(raw, "runs", rng, name="trc-18FFDG_run-01_pet", data=pet[..., None])
     add_pet(raw, "runs", rng, name="trc-18FFDG_run-02_pet")
     add_pet(raw, "tracer", rng, name="trc-PIB_pet", sidecar={**PET, "TracerName": "PIB"})
     add_t1w(raw, "ball", rng, data=ball())
@@ -435,9 +434,9 @@ def test_one_bad_pet_does_not_stop_the_others(mixed):
     assert "run-02" in said
     assert "PIB" in said
     synthetic = {path.parent.parent.name for path in out.rglob("*desc-synth_pet.nii.gz")}
-    assert synthetic == {"sub-ok", "sub-frames", "sub-runs", "sub-tracer", "sub-noise"}
+    assert synthetic == {"sub-frames", "sub-runs", "sub-tracer", "sub-noise"}
     real = {path.parent.parent.name for path in out.rglob("*res-4_desc-preproc_pet.nii.gz")}
-    assert real == {"sub-ok", "sub-runs", "sub-noise"}
+    assert real == {"sub-runs", "sub-noise"}
     assert "2 frames" in (out / "sub-frames.html").read_text()
 
 

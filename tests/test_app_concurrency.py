@@ -5,14 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from phantoms import add_t1w, write_dataset
 
 from bids_app.dataset.validation import find_validator
 from bids_app.files import PARTIAL, read_tsv
-from bids_app.simulate import main as simulate
 
 pytestmark = pytest.mark.slow
-LABELS = [f"control{number:02d}" for number in range(1, 4)]
+LABELS = ["01", "02"]
 NAMES = [f"sub-{label}" for label in LABELS]
 
 
@@ -23,8 +24,9 @@ def runs(tmp_path_factory):
     The last two are about the same participant.
     """
     folder = tmp_path_factory.mktemp("array")
-    bids, out = folder / "bids", folder / "out"
-    simulate([str(bids), "--paired", "0", "--t1w-only", str(len(LABELS)), "--resolution", "4"])
+    bids, out = write_dataset(folder / "bids"), folder / "out"
+    for label in LABELS:
+        add_t1w(bids, label, np.random.default_rng(int(label)))
     mri2pet = Path(sys.executable).with_name("mri2pet")
     begun = [
         subprocess.Popen(

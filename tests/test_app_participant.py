@@ -279,25 +279,21 @@ def test_what_is_beyond_the_paper_is_done_when_asked_for(raw, out, tmp_path):
         assert subprocess.run([find_validator(), str(copy)], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("label", "moment"),
-    [("02", "bias field started"), ("01", "T1w to template done"), ("02", "synthetic PET")],
-)
-def test_a_killed_run_goes_on_to_the_same_files(raw, out, tmp_path, label, moment):
-    """SIGKILL for the main process alone: its workers must not outlive it.
+def kill_at(moment, command, folder):
+    """SIGKILL a run's main process, soon after it has said a word: its workers must not outlive it.
 
     Python's resource tracker may, to clear away what they had; it writes nothing.
     """
-    there = tmp_path / "out"
-    options = ("--omp-nthreads", "1", "--skip-bids-validation", "--participant-label", label)
-    begun = arguments(raw, there, *options, "--nprocs", "2")
-    command = [sys.executable, "-m", "bids_app.cli", *begun]
-    mark = f"MRI2PET_TEST={tmp_path}"
-    environment = {**os.environ, "MRI2PET_TEST": str(tmp_path)}
+    mark = f"MRI2PET_TEST={folder}"
+    environment = {**os.environ, "MRI2PET_TEST": str(folder)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    said = []
     for line in process.stderr:
+        said.append(line)
         if moment in line:
             break
+    else:
+        pytest.fail(f"nothing was said of {moment}: {said}")
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -307,9 +303,19 @@ def test_a_killed_run_goes_on_to_the_same_files(raw, out, tmp_path, label, momen
     while running_with(mark) and time.monotonic() < end:
         time.sleep(0.1)
     assert not running_with(mark)
-    assert not [path for path in there.glob("sub-*/**/*") if path.name.startswith(".")]
+
+
+def test_a_killed_run_goes_on_to_the_same_files(raw, out, tmp_path):
+    """Again and again: early, while both images are registered, and while a PET is predicted."""
+    there = tmp_path / "out"
+    options = ("--omp-nthreads", "1", "--skip-bids-validation", "--participant-label", "01")
+    begun = arguments(raw, there, *options, "--nprocs", "2")
+    command = [sys.executable, "-m", "bids_app.cli", *begun]
+    for moment in ("bias field started", "T1w to template done", "synthetic PET started"):
+        kill_at(moment, command, tmp_path)
+        assert not [path for path in there.glob("sub-*/**/*") if path.name.startswith(".")]
     assert main(arguments(raw, there, *options)) == 0
-    assert digests(there) == digests(out, f"sub-{label}/**/*")
+    assert digests(there) == digests(out, "sub-01/**/*")
 
 
 def test_a_dry_run_tells_and_writes_nothing(raw, tmp_path, capsys):

@@ -311,6 +311,23 @@ def test_parsing_loads_nothing_heavy():
     assert told.strip() == "[]"
 
 
+def test_the_process_that_builds_graphs_loads_neither_torch_nor_ants_nor_numba():
+    """They compute in processes of their own: CONTRIBUTING.md, "Processes"."""
+    rooms = (
+        *("app.participant", "app.train", "app.group", "plan.train", "report.train"),
+        *("workflows.participant", "workflows.training", "workflows.group", "workflows.execution"),
+        *("derivatives.table1", "derivatives.find", "derivatives.tables"),
+        *("synthesis.evaluation", "synthesis.statistics"),
+    )
+    told = in_fresh_process(
+        "import sys, bids_app.app.main\n"
+        f"print([room for room in {rooms!r} if f'bids_app.{{room}}' not in sys.modules])\n"
+        "heavy = {'torch', 'numba', 'ants', 'deepbet', 'itk'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert told.splitlines() == ["[]", "[]"]
+
+
 def test_version_is_that_of_the_distribution(capsys):
     assert exit_code("--version") == 0
     assert capsys.readouterr().out == f"mri2pet {version('mri2pet')}\n"

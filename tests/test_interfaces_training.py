@@ -8,6 +8,7 @@ import pytest
 import torch
 from cohorts import images, store
 from safetensors.torch import save_file
+from trainings import small
 
 from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
 from bids_app.files import read_json, read_tsv
@@ -21,24 +22,16 @@ from bids_app.interfaces.training import (
 )
 from bids_app.synthesis.card import Card, card_values, file_sha256
 from bids_app.synthesis.evaluation import BASELINES, records_from_json
-from bids_app.synthesis.inference import choose_precision, load_generator, make_fabric
-from bids_app.synthesis.job import HISTORY, KEPT, Job, launch_job
+from bids_app.synthesis.inference import load_generator
+from bids_app.synthesis.job import HISTORY, KEPT, Job, choose_precision, launch_job, make_fabric
 from bids_app.synthesis.losses import build_translator
-from bids_app.synthesis.models import MODELS, spec_to_dict
+from bids_app.synthesis.models import spec_to_dict
 from bids_app.synthesis.pairs import open_volumes
 from bids_app.synthesis.training import Training
 
 SHAPE = (24, 25, 9)
 AFFINE = np.array([[4.0, 0, 0, -48], [0, 4, 0, -50], [0, 0, 8, -36], [0, 0, 0, 1]])
-SPEC = replace(
-    MODELS["semi3d-gan-mse"],
-    n_blocks=1,
-    width=2,
-    epochs=3,
-    constant_epochs=3,
-    batch_size=3,
-    pool_size=2,
-)
+SPEC = small("semi3d-gan-mse", epochs=3, constant_epochs=3, batch_size=3, pool_size=2)
 MEANS = {"device": "cpu", "threads": 1, "use_gpu": False}
 NO_LPIPS = {"lpips_weights": "", "lpips_sha256": "", "atlas": ""}
 

@@ -1,6 +1,4 @@
-import base64
 import copy
-import io
 import json
 import math
 import re
@@ -30,10 +28,9 @@ from anomalies import (
 from browser import BASH, CHROMIUM, Browser
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image as Pillow
+from pages import Reader, drawings_in, rgba, section, tables_in, text_of
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from test_report_participant import Reader
 
 from bids_app import nifti
 from bids_app.derivatives import detections
@@ -113,36 +110,8 @@ def browser(tmp_path_factory):
     one.close()
 
 
-def text_of(page):
-    return " ".join(Reader(page).text)
-
-
-def section(page, name):
-    start = page.index(f'<section id="{name}"')
-    return page[start : page.index("</section>", start)]
-
-
-def cells_of(table):
-    """The words of a table, row by row."""
-    rows = re.findall(r"<tr.*?</tr>", table, re.S)
-    return [
-        [" ".join(re.sub(r"<[^>]+>", "", c).split()) for c in re.findall(r"<t[hd].*?</t[hd]>", row)]
-        for row in rows
-    ]
-
-
-def tables_in(page):
-    return [cells_of(table) for table in re.findall(r"<table.*?</table>", page, re.S)]
-
-
 def change(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def rgba(href):
-    """The colours of a picture, (rows, columns, 4)."""
-    content = base64.b64decode(href.partition(",")[2])
-    return np.asarray(Pillow.open(io.BytesIO(content)).convert("RGBA"), int)
 
 
 # The page of the group
@@ -205,13 +174,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(made):
 
 def test_every_drawing_is_well_formed_and_has_words_for_those_who_do_not_see_it(made):
     page = made.write(**RUN)
-    drawings = re.findall(r'<svg viewBox[^>]*role="img".*?</svg>', page, re.S)
-    assert len(drawings) == 2 + 3  # patients; curves, free response, controls
-    for drawing in drawings:
-        root = ElementTree.fromstring(drawing.replace(' href="', ' data="'))
-        named = {child.get("id"): child.text for child in root if child.tag in ("title", "desc")}
-        assert set(root.get("aria-labelledby").split()) == set(named)
-        assert all(named.values())
+    assert len(drawings_in(page)) == 2 + 3  # patients; curves, free response, controls
 
 
 def test_a_report_written_again_from_disk_is_the_same(cohort):

@@ -2,11 +2,11 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import Reader, decode, text_of
 from PIL import Image as Pillow
 from scipy import ndimage
 
@@ -50,38 +50,6 @@ RUN = {
     "duration": 75.0,
 }
 SECTIONS = ["summary", "anatomy", "coregistration", "pet", "methods", "about"]
-
-
-class Reader(HTMLParser):
-    """What a reader sees, and what the page would fetch."""
-
-    SILENT = ("style", "script", "title", "desc", "head")
-    VOID = ("meta", "link", "img", "input", "br", "hr")
-
-    def __init__(self, page):
-        super().__init__()
-        self.text, self.links, self.tags, self.ids, self._open = [], [], [], [], []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.ids += [value for name, value in attrs if name == "id"]
-        self.links += [value for name, value in attrs if name.endswith(("href", "src"))]
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self._open.pop()
-
-    def handle_endtag(self, tag):
-        while self._open and self._open.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if data.strip() and not set(self._open) & set(self.SILENT):
-            self.text.append(" ".join(data.split()))
 
 
 class Tree:
@@ -176,12 +144,6 @@ def head_with_a_mark(codes, turn, place):
     world = indices @ affine[:3, :3].T + affine[:3, 3]
     bright = (np.linalg.norm(world - place, axis=-1) < 9).astype(np.float32)
     return nifti.Image(bright, affine)
-
-
-def decode(href):
-    kind, _, content = href.partition(";base64,")
-    assert kind in ("data:image/jpeg", "data:image/png")
-    return np.asarray(Pillow.open(io.BytesIO(base64.b64decode(content))).convert("L"), float)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +297,7 @@ def test_pet_to_t1w_shows_both_images_under_the_same_lines(whole):
 def test_a_participant_without_pet(tree):
     tree.add_anatomy()
     tree.add_synthetic()
-    text = " ".join(Reader(tree.write(**RUN)).text)
+    text = text_of(tree.write(**RUN))
     assert text.startswith("SYNTHETIC")
     assert "This participant has no real PET." in text
     assert "no real PET can be shown beside it" in text
@@ -355,7 +317,7 @@ def test_a_participant_who_was_only_preprocessed(tree):
 
 def test_a_participant_of_whom_nothing_was_written(tree):
     tree.out.mkdir()
-    text = " ".join(Reader(tree.write(**RUN)).text)
+    text = text_of(tree.write(**RUN))
     assert "No image of this participant was written." in text
     assert RUN["problems"][0] in text
 
@@ -411,7 +373,7 @@ def test_a_lost_real_pet_leaves_the_synthetic_one_in_sight(whole):
 
 def test_a_lost_template_is_named(whole):
     whole.template.unlink()
-    text = " ".join(Reader(whole.write(**RUN)).text)
+    text = text_of(whole.write(**RUN))
     assert "template.nii.gz is missing" in text
     assert "Real PET" in text
 
@@ -428,7 +390,7 @@ def test_an_image_on_another_grid_is_not_drawn(whole):
 def test_an_odd_sidecar_does_not_lose_the_report(whole, content):
     for path in whole.out.rglob("*.json"):
         path.write_text(content)
-    text = " ".join(Reader(whole.write(**RUN)).text)
+    text = text_of(whole.write(**RUN))
     assert "Not measured." in text
     assert "No figure." not in text
 
@@ -513,7 +475,7 @@ def test_novelty_is_told_beside_that_of_the_training_controls(tree, value, flagg
     tree.add_anatomy()
     tree.add_synthetic(Novelty={**NOVELTY, "Value": value})
     page = tree.write()
-    text = " ".join(Reader(page).text)
+    text = text_of(page)
     assert f"{value:.2f} 0.90 to 1.20 (n = 9)" in text
     assert ('<tr class="flagged"><th scope="row">sub-01</th>' in page) is flagged
     assert ("T1w (sub-01): UNLIKE" in text) is flagged
@@ -552,7 +514,7 @@ def test_a_map_of_uncertainty_of_another_run_is_not_shown_but_told(tree):
     tree.add_anatomy()
     tree.add_synthetic(Fingerprint="new")
     tree.add_uncertainty(Fingerprint="old")
-    text = " ".join(Reader(tree.write()).text)
+    text = text_of(tree.write())
     assert "sub-01: the map of uncertainty (desc-synth_std) is not shown" in text
     assert "Uncertainty of the SYNTHETIC PET" not in text
     assert "generators, each trained without" not in text
@@ -562,7 +524,7 @@ def test_a_lost_map_of_uncertainty_does_not_lose_the_report(whole):
     whole.add_uncertainty()
     (path,) = whole.out.rglob("*_std.nii.gz")
     path.write_bytes(b"damaged")
-    text = " ".join(Reader(whole.write()).text)
+    text = text_of(whole.write())
     assert "No figure." in text
     assert "Synthetic − real" in text
 
@@ -571,7 +533,7 @@ def test_a_lost_sidecar_of_the_map_of_uncertainty_is_told(whole):
     whole.add_uncertainty()
     (path,) = whole.out.rglob("*_std.json")
     path.unlink()
-    assert "_desc-synth_std.json is missing" in " ".join(Reader(whole.write()).text)
+    assert "_desc-synth_std.json is missing" in text_of(whole.write())
 
 
 BEYOND = {
@@ -588,7 +550,7 @@ def test_methods_tell_what_was_done_beyond_the_paper_and_nothing_else(tree, told
     tree.add_synthetic(**BEYOND[told])
     if not BEYOND[told]:
         tree.add_uncertainty()
-    text = " ".join(Reader(tree.write()).text)
+    text = text_of(tree.write())
     assert {words for words in BEYOND if words in text} == {told}
 
 

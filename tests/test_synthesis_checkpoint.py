@@ -4,41 +4,18 @@ from math import isnan
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
+import trainings
 from safetensors.torch import save_file
+from trainings import CYCLE, SIMPLE
 
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.synthesis import checkpoint
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
-from bids_app.synthesis.models import MODELS
-from bids_app.synthesis.pairs import Pair
-from bids_app.synthesis.training import Fit, Training, go_on
-
-SIMPLE = replace(
-    MODELS["semi3d-gan-mse"],
-    n_blocks=1,
-    width=2,
-    epochs=4,
-    constant_epochs=2,
-    batch_size=2,
-    pool_size=2,
-)
-CYCLE = replace(SIMPLE, cycle=True)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+from bids_app.synthesis.training import Fit, go_on
 
 
 def start(spec, seed=0):
-    return Fit(Training(spec, Fabric(accelerator="cpu", devices=1), seeded(seed)))
-
-
-@pytest.fixture(scope="module")
-def pairs():
-    """Two people of 24×25×7 voxels whose PET is their T1w, darker."""
-    mri = torch.rand(2, 24, 25, 7, generator=seeded(5))
-    return [Pair(one, 0.3 * one) for one in mri]
+    return Fit(trainings.start(spec, seed))
 
 
 def run(fit, pairs, scores=None, last_epoch=4):

@@ -11,8 +11,7 @@ from cohorts import images
 from bids_app.errors import UnusableDataError
 from bids_app.nifti import Owner
 from bids_app.synthesis.evaluation import score, sweep
-from bids_app.synthesis.inference import make_fabric
-from bids_app.synthesis.job import Job, mean_ssim, run_job
+from bids_app.synthesis.job import Job, make_fabric, mean_ssim, run_job
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.pairs import open_volumes, pair_of, store_volumes, usable_pairs
 from bids_app.synthesis.reference import gather_reference

@@ -1,7 +1,5 @@
 import json
 import math
-import subprocess
-import sys
 from dataclasses import astuple, replace
 
 import numpy as np
@@ -246,17 +244,3 @@ def test_what_is_not_a_number_is_null():
 def test_what_is_no_record_is_refused(content):
     with pytest.raises(ValueError, match=r"no records|could not convert"):
         records_from_json(content)
-
-
-def test_tables_and_groups_do_without_torch():
-    """The process that builds the graph would otherwise start slowly: CONTRIBUTING.md."""
-    modules = ", ".join(
-        f"bids_app.{name}"
-        for name in (
-            *("synthesis.evaluation", "synthesis.statistics", "plan.train"),
-            *("derivatives.table1", "derivatives.find", "derivatives.tables"),
-        )
-    )
-    code = f"import sys, {modules}; print('torch' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "False"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cohorts import store
 from safetensors.torch import load_file
+from trainings import small
 
 from bids_app.errors import Mri2petError, ReadWriteError, UnusableDataError
 from bids_app.files import read_tsv
@@ -15,38 +16,34 @@ from bids_app.synthesis import job as jobs
 from bids_app.synthesis.card import Card
 from bids_app.synthesis.checkpoint import save_checkpoint
 from bids_app.synthesis.evaluation import smooth_in_brain
-from bids_app.synthesis.inference import load_weights, make_fabric, predict, save_generator
-from bids_app.synthesis.job import CHECKPOINT, COLUMNS, HISTORY, KEPT, Job, launch_job, mean_ssim
-from bids_app.synthesis.models import MODELS, TissueSpec
+from bids_app.synthesis.inference import load_weights, predict, save_generator
+from bids_app.synthesis.job import (
+    CHECKPOINT,
+    COLUMNS,
+    HISTORY,
+    KEPT,
+    Job,
+    launch_job,
+    make_fabric,
+    mean_ssim,
+)
+from bids_app.synthesis.models import TissueSpec
 from bids_app.synthesis.networks import NEAREST
 from bids_app.synthesis.pairs import open_volumes
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 from bids_app.synthesis.tissue import fit_tissue_model
 from bids_app.synthesis.training import Training
 
-SEMI3D = replace(
-    MODELS["semi3d-cyclegan-mse"],
-    n_blocks=1,
-    width=2,
-    epochs=4,
-    constant_epochs=2,
-    batch_size=6,
-    pool_size=3,
-)
-PATCH3D = replace(
-    MODELS["patch3d-gan-mse"],
+SEMI3D = small("semi3d-cyclegan-mse", constant_epochs=2, batch_size=6, pool_size=3)
+PATCH3D = small(
+    "patch3d-gan-mse",
     tiling=CubicPatches(24, 8),
-    n_blocks=1,
-    width=2,
-    epochs=4,
     constant_epochs=4,
     batch_size=2,
     pool_size=3,
     tiles_per_volume=3,
     validation_interval=3,
 )
-
-
 CONDITION = TissueSpec((1, 1, 1), (26, 25, 24))  # 4 mm
 PRECISIONS = ("32-true", "bf16-mixed")
 

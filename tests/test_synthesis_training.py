@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lightning_fabric import Fabric
+from trainings import CYCLE, SIMPLE, seeded, start
 
 from bids_app.synthesis import checkpoint
 from bids_app.synthesis.models import MODELS
@@ -13,37 +13,10 @@ from bids_app.synthesis.training import (
     Fit,
     ImagePool,
     Losses,
-    Training,
     learning_rate,
     shuffled_batches,
     train,
 )
-
-SIMPLE = replace(
-    MODELS["semi3d-gan-mse"],
-    n_blocks=1,
-    width=2,
-    epochs=4,
-    constant_epochs=2,
-    batch_size=2,
-    pool_size=2,
-)
-CYCLE = replace(SIMPLE, cycle=True)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(scope="module")
-def pairs():
-    """Two people of 24×25×7 voxels whose PET is their T1w, darker."""
-    mri = torch.rand(2, 24, 25, 7, generator=seeded(5))
-    return [Pair(one, 0.3 * one) for one in mri]
-
-
-def start(spec, seed=0):
-    return Training(spec, Fabric(accelerator="cpu", devices=1), seeded(seed))
 
 
 def everything(training):

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
+from trainings import small
 
 from bids_app.files import read_tsv
-from bids_app.synthesis.inference import make_fabric
 from bids_app.synthesis.job import (
     CHECKPOINT,
     CONDITION,
@@ -23,8 +23,9 @@ from bids_app.synthesis.job import (
     TISSUE_MODEL,
     Job,
     launch_job,
+    make_fabric,
 )
-from bids_app.synthesis.models import MODELS, TissueSpec
+from bids_app.synthesis.models import TissueSpec
 from bids_app.synthesis.networks import PatchDiscriminator, ResnetGenerator
 from bids_app.synthesis.training import LAYOUTS, Team
 
@@ -192,16 +193,7 @@ def test_gradients_in_half_precision_are_those_in_full_but_for_rounding(network_
 
 # Two processes
 
-SPEC = replace(
-    MODELS["semi3d-cyclegan-mse"],
-    n_blocks=1,
-    width=2,
-    epochs=4,
-    constant_epochs=4,
-    batch_size=3,
-    pool_size=4,
-    patience=1,
-)
+SPEC = small("semi3d-cyclegan-mse", constant_epochs=4, batch_size=3, pool_size=4, patience=1)
 
 
 @pytest.fixture(scope="module", params=[None, TissueSpec((1, 1, 1), (24, 25, 15))])

@@ -1,7 +1,5 @@
 import inspect
 import re
-import subprocess
-import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -214,16 +212,6 @@ def test_docstrings_list_the_fields_of_doors(applied, t1w):
             documented = re.findall(r"^\w+$", body[1], re.M) if body else []
             node = graph.get_node(door)
             assert documented == (node.interface._fields if node else []), (name, section)
-
-
-def test_building_a_graph_loads_neither_torch_nor_numba():
-    code = (
-        "import sys; import bids_app.app.group, bids_app.workflows.group;"
-        "heavy = ('torch', 'numba', 'ants', 'deepbet', 'itk');"
-        "print([name for name in heavy if name in sys.modules])"
-    )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
 
 
 # All graphs

@@ -1,7 +1,5 @@
 import inspect
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -486,12 +484,3 @@ def test_only_nodes_of_torch_say_so(build):
     graph = build("participant")._create_flat_graph()
     said = {node.name for node in graph if getattr(node.interface, "uses_torch", False)}
     assert said == {"extract_brain", "synthesize"}
-
-
-def test_building_a_graph_loads_neither_torch_nor_ants():
-    code = (
-        "import sys; import bids_app.workflows.participant, bids_app.workflows.execution;"
-        "print([name for name in ('torch', 'ants', 'deepbet', 'itk') if name in sys.modules])"
-    )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"

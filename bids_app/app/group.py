@@ -126,17 +126,17 @@ def read_image_clusters(scored_image: ScoredImage) -> ImageClusters | None:
         return None
     told = read_json(scored_image.clusters)
     try:
-        clusters = [Cluster(**cluster) for cluster in told["clusters"]]  # type: ignore[attr-defined]
+        clusters = [Cluster(**cluster) for cluster in told["clusters"]]
         lesions = told["lesions"]
-        count = 0 if lesions is None else int(lesions)  # type: ignore[call-overload]
+        count = 0 if lesions is None else int(lesions)
         shared = np.array(told["overlaps"] if count else [], float).reshape(len(clusters), count)
-        not_covered = int(told.get("lesions_not_covered", 0))  # type: ignore[call-overload]
+        not_covered = int(told.get("lesions_not_covered", 0))
         share = told.get("above_zero")
-        above_zero = None if share is None else float(share)  # type: ignore[arg-type]
+        above_zero = None if share is None else float(share)
         regions = told["regions"] if told["regions"] else [None] * len(clusters)
         known = [
             replace(cluster, region=region, overlap=None if lesions is None else float(row.sum()))
-            for cluster, region, row in zip(clusters, regions, shared, strict=True)  # type: ignore[call-overload]
+            for cluster, region, row in zip(clusters, regions, shared, strict=True)
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise UnusableDataError(
@@ -159,7 +159,7 @@ def _read_places(scored_image: ScoredImage) -> tuple[Place, ...] | None:
     if path is None or not path.is_file():
         return None
     try:
-        return tuple(Place(**place) for place in read_json(path)["places"])  # type: ignore[attr-defined]
+        return tuple(Place(**place) for place in read_json(path)["places"])
     except (KeyError, TypeError) as error:
         raise UnusableDataError(
             f"{path}: not the places of clusters ({error}); delete it, and run again"

@@ -700,10 +700,10 @@ def read_run(output_dir: Path) -> ScoredRun | None:
     """Read what the last run has scored; None where no record tells it, or it is damaged."""
     try:
         told = read_json(output_dir / SCORED)
-        maps = [ScoredSubject(**one) for one in told["maps"]]  # type: ignore[attr-defined]
+        maps = [ScoredSubject(**one) for one in told["maps"]]
         grid = told.get("grid")
         known = tuple(grid[key] for key in _GRID) if isinstance(grid, dict) else None
-        return ScoredRun(str(told["dataset"]), maps, known)  # type: ignore[arg-type]
+        return ScoredRun(str(told["dataset"]), maps, known)
     except (Mri2petError, KeyError, TypeError):
         return None
 

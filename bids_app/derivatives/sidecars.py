@@ -472,7 +472,7 @@ def _cell(cell: str, annotation: object) -> object:
     if cell == MISSING and NoneType in choices:
         return None
     kind = choices[0] if choices else annotation
-    return kind(cell) if kind in (int, float) else cell  # type: ignore[operator]
+    return kind(cell) if kind in (int, float) else cell
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,15 @@ class TrainGenerator(SimpleInterface):
     def _run_interface(self, runtime):
         import torch
 
-        from bids_app.synthesis.inference import choose_precision, make_fabric
-        from bids_app.synthesis.job import HISTORY, KEPT, Job, fit_tissue, launch_job
+        from bids_app.synthesis.job import (
+            HISTORY,
+            KEPT,
+            Job,
+            choose_precision,
+            fit_tissue,
+            launch_job,
+            make_fabric,
+        )
         from bids_app.synthesis.models import TissueSpec, spec_from_dict
 
         torch.set_num_threads(self.inputs.threads)

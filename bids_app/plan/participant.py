@@ -16,7 +16,6 @@ from bids_app.derivatives.find import fingerprint, is_complete, stored_fingerpri
 from bids_app.derivatives.paths import VisitPaths, sidecar_path, visit_paths
 from bids_app.derivatives.sidecars import (
     Provenance,
-    Sidecar,
     Space,
     preprocessing_sidecars,
     synthetic_pet,
@@ -29,7 +28,7 @@ from bids_app.errors import (
     UnusableDataError,
     UsageError,
 )
-from bids_app.files import read_json, read_text
+from bids_app.files import Json, read_json, read_text
 from bids_app.generators import GeneratorChoice, check_grid, has_seen, known_labels
 from bids_app.header import Header
 from bids_app.imaging.verdict import DOUBT, FAIL, reasons_of, verdict_of
@@ -311,7 +310,7 @@ def _is_trusted(image: Path) -> bool:
     return image.exists() and verdict_of(read_json(sidecar_path(image))) != FAIL
 
 
-def _registrations(paths: VisitPaths) -> list[tuple[Path, Sidecar]]:
+def _registrations(paths: VisitPaths) -> list[tuple[Path, Json]]:
     """List the sidecars that tell of each registration of a visit, if they can be read."""
     found = []
     for path in (paths.t1w_in_template, *(pet.to_t1w for pet in paths.pets)):
@@ -326,7 +325,7 @@ def doubts_of(plan: VisitPlan) -> list[str]:
     """Say which registrations of a visit are doubted, and why; one sentence an image."""
     return [
         f"{plan.label}: {path.name}: registration is in doubt: "
-        f"{'; '.join(reasons_of(sidecar['Registration']))}"  # type: ignore[arg-type]
+        f"{'; '.join(reasons_of(sidecar['Registration']))}"
         for path, sidecar in _registrations(plan.paths)
         if verdict_of(sidecar) == DOUBT
     ]

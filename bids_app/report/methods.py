@@ -5,6 +5,7 @@ Texts are templates in ``data/report/methods``; here is what fills them in.
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import Final
@@ -186,8 +187,7 @@ def tell_specs(specs: Specs) -> dict[str, object]:
         "semi3d": any(isinstance(tiling, SliceTriplets) for tiling in tilings),
         "cubes": dict.fromkeys(filter(None, map(_describe_cubes, specs.values()))),
         "specs": {
-            name: by_configuration(specs, lambda spec, name=name: tell_number(spec, name))  # type: ignore[misc]
-            for name in NUMBERS
+            name: by_configuration(specs, partial(tell_number, name=name)) for name in NUMBERS
         },
         "schedule": by_configuration(specs, _describe_schedule),
         "stopped_early": bool(tilings),

@@ -34,16 +34,8 @@ def render(template: str, values: Mapping[str, object]) -> str:
     str
         A page that needs no other file: the style sheet is inside.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    environment.filters["described"] = describe_settings
-    return environment.get_template(template).render(style=style, **values)
+    return PAGES.get_template(template).render(style=style, **values)
 
 
 LOGS: Final = "logs"
@@ -233,3 +225,14 @@ def is_demonstration(*told: str) -> bool:
     True
     """
     return any(word in " ".join(told).lower() for word in ("demonstrat", "simulat"))
+
+
+# Made once: templates are then compiled once in a run, and not for each participant's page.
+PAGES: Final = Environment(
+    loader=FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PAGES.filters["described"] = describe_settings

@@ -7,6 +7,7 @@ sentence that says so.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -323,7 +324,7 @@ def draw(output_dir: Path, visit: Results, template_t1w: Path) -> dict[str, tupl
                 "The lines are drawn from the T1w. Uptake should fill the band between them, "
                 "on both sides alike, with no bright rim outside of the brain.",
             ),
-            lambda pet=pet: (_coregistration(cache, visit, pet),),  # type: ignore[misc]
+            partial(_coregistration, cache, visit, pet),
         )
         for pet in visit.pets
     ]
@@ -393,7 +394,7 @@ def _normalization(cache: ImageCache, visit: Results, template_t1w: Path) -> Fig
     return flicker("T1w and template in turn", layers, outlines, mask_of(brain))
 
 
-def _coregistration(cache: ImageCache, visit: Results, pet: RealPet) -> Figure:
+def _coregistration(cache: ImageCache, visit: Results, pet: RealPet) -> tuple[Figure, ...]:
     t1w = cache.take_derivative(visit.t1w)
     moved = cache.take_derivative(pet.in_t1w, t1w)
     brain = cache.take_derivative(visit.mask, t1w)
@@ -405,17 +406,17 @@ def _coregistration(cache: ImageCache, visit: Results, pet: RealPet) -> Figure:
     ]
     _, white = _tissue_outlines(t1w.data, mask_of(brain), "the T1w", ON_PET)
     outlines = [_brain_outline(brain, ON_PET), white]
-    return flicker("T1w and PET in turn", layers, outlines, mask_of(brain))
+    return (flicker("T1w and PET in turn", layers, outlines, mask_of(brain)),)
 
 
 def _compare_all(cache: ImageCache, visit: Results) -> tuple[Panel, ...]:
     """Compare with each real PET; where none can be shown, show the synthetic PET by itself."""
     panels = [
-        _attempt(_announce(visit, pet), lambda pet=pet: _comparison(cache, visit, pet))  # type: ignore[misc]
+        _attempt(_announce(visit, pet), partial(_comparison, cache, visit, pet))
         for pet in visit.pets
     ]
     if visit.synthetic is not None and not any(panel.figures for panel in panels):
-        panels.append(_attempt(_announce(visit, None), lambda: _comparison(cache, visit, None)))
+        panels.append(_attempt(_announce(visit, None), partial(_comparison, cache, visit, None)))
     return tuple(panels)
 
 

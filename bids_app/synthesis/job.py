@@ -1,5 +1,8 @@
 """One fit from files to files: resumed where it was stopped, in one process or several."""
 
+from __future__ import annotations
+
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,10 +10,10 @@ from functools import partial
 from math import isnan
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -28,6 +31,9 @@ from bids_app.synthesis.networks import ConditionedGenerator, network_of
 from bids_app.synthesis.pairs import Volumes, open_volumes, usable_pairs
 from bids_app.synthesis.tissue import TissueModel, fit_tissue_model
 from bids_app.synthesis.training import Fit, HistoryRow, Training, go_on
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 KEPT, HISTORY, CHECKPOINT = "kept.safetensors", "history.tsv", "checkpoint.safetensors"
 TISSUE_MODEL, CONDITION = "tissue.safetensors", "condition"  # of a conditioned row, while it runs
@@ -274,6 +280,57 @@ def fit_tissue(
         row["ssim_validation"] = mean_ssim(model, visits, spec, fwhm)
     save_file(model.state_dict(), out / KEPT)
     write_tsv(out / HISTORY, COLUMNS, [row])
+
+
+def choose_precision(device: str) -> str:
+    """Choose how numbers are held while networks compute; weights stay float32.
+
+    ``bf16-mixed`` on CPUs and GPUs that compute with bfloat16 themselves, ``32-true`` elsewhere.
+    Measured faster on such a CPU (benchmarks/training.py), and no worse (benchmarks/precision.py);
+    not measured on GPUs.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    if device.startswith("cuda"):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def make_fabric(device: str, precision: str, processes: int = 1) -> Fabric:
+    """Set up Fabric; whoever gets it launches it.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu``; ``cuda:N`` for one GPU, ``cuda`` for all there are.
+    precision : str
+        As :func:`choose_precision` gives it.
+    processes : int
+        That share each batch, on a CPU; with ``cuda`` there is one a GPU.
+    """
+    from lightning_fabric import Fabric  # brings torch's compiler: 2 to 3 s of a core
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets otherwise
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        devices: int | list[int] = processes
+    else:
+        devices = [int(number)] if number else torch.cuda.device_count()
+    alone = devices == 1 or isinstance(devices, list)
+    strategy = "auto" if alone else "ddp_spawn"
+    return Fabric(
+        accelerator=kind,
+        devices=devices,
+        strategy=strategy,
+        precision=precision,  # type: ignore[arg-type]  # one of those that Fabric knows
+        plugins=LightningEnvironment(),  # in a job of SLURM, Fabric takes over ranks it finds there
+    )
 
 
 def launch_job(fabric: Fabric, job: Job, out: Path) -> None:

@@ -6,15 +6,16 @@ of a batch, so gradients are averaged over all samples, and the pools of earlier
 discriminator from forgetting, see them in the order of the batch.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from math import isnan, nan
-from typing import Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from bids_app.synthesis.losses import (
@@ -26,6 +27,9 @@ from bids_app.synthesis.losses import (
 from bids_app.synthesis.models import ModelSpec
 from bids_app.synthesis.networks import PatchDiscriminator, ResnetGenerator, network_of
 from bids_app.synthesis.pairs import Batch, Pair
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class ImagePool:
@@ -401,7 +405,7 @@ class HistoryRow:
     seconds: float
 
     @classmethod
-    def of(cls, row: Sequence[float]) -> "HistoryRow":
+    def of(cls, row: Sequence[float]) -> HistoryRow:
         """Build it from a row of numbers."""
         epoch, *rest = row
         return cls(int(epoch), *rest)

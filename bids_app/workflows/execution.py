@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
@@ -23,6 +23,7 @@ from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import nipype
@@ -315,11 +316,11 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
             self._finished.add(name)
             self._on_finished(name)
 
-    def _prerun_check(self, graph: object) -> None:
+    def _prerun_check(self, graph: Iterable[Node]) -> None:
         """Let a worker of each pool import what its nodes need while the first ones run."""
         super()._prerun_check(graph)
         needed: dict[str, bool] = {}
-        for node in graph.nodes():  # type: ignore[attr-defined]
+        for node in graph:
             engine: str | None = getattr(node.interface, "engine", None)
             if engine is not None:
                 needed[engine] = getattr(node.interface, "uses_torch", False)
@@ -379,7 +380,7 @@ def _remove_stale_locks(workflow: Workflow) -> None:
 
 
 def _arguments_of(plugin: Mapping[str, object]) -> dict:
-    return dict(plugin.get("plugin_args", {}))  # type: ignore[call-overload]
+    return dict(cast("Mapping[str, object]", plugin.get("plugin_args", {})))
 
 
 def _run_here(
@@ -533,12 +534,12 @@ class _Telling:
     _own_jobs: dict[int, tuple[str, Path]]
 
     def _submit_batchtask(self, scriptfile: str, node: Node) -> int:
-        taskid: int = super()._submit_batchtask(scriptfile, node)  # type: ignore[misc]
+        taskid: int = super()._submit_batchtask(scriptfile, node)  # type: ignore[misc]  # nipype's
         self._own_jobs[taskid] = (node.fullname, Path(scriptfile).parent)
         return taskid
 
     def _get_result(self, taskid: int) -> dict | None:
-        result: dict | None = super()._get_result(taskid)  # type: ignore[misc]
+        result: dict | None = super()._get_result(taskid)  # type: ignore[misc]  # nipype's
         if result is None or not isinstance(result["traceback"], str):
             return result
         name, folder = self._own_jobs[taskid]  # nipype would choke on what it made itself
