@@ -230,6 +230,7 @@ def test_a_dry_run_ends_as_a_run_where_some_cannot_be_used(  # noqa: PLR0917
     (path,) = there.glob(spoilt)
     path.write_bytes(b"no image")
     options = ("--skip-bids-validation",) if level == "participant" else ("--folds", "3")
+    options += ("--models", "tissue") if level == "train" else ()  # a network wants four controls
     command = [str(there / "raw"), str(there / "out"), level, *SLOPPY, *options]
     assert main([*command, "--dry-run"]) == 1
     told = capsys.readouterr()

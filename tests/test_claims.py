@@ -158,9 +158,10 @@ def test_each_level_is_refused_before_it_touches_anything(
     tmp_path, monkeypatch, capsys, level, claims
 ):
     rng, out = np.random.default_rng(1), tmp_path / "out"
-    write_controls(out, ("01", "02"), rng)
+    controls = ("01", "02", "03", "04")
+    write_controls(out, controls, rng)
     write_screened(out, "p1", rng)
-    groups = {"01": "control", "02": "control", "p1": "patient"}
+    groups = {**dict.fromkeys(controls, "control"), "p1": "patient"}
     rows = [{"participant_id": f"sub-{one}", "group": group} for one, group in groups.items()]
     write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
     add_t1w(tmp_path / "raw", "01", rng)

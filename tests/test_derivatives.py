@@ -508,6 +508,7 @@ def test_the_description(tmp_path, raw):
         "desc-coverage",
         "desc-synth",
         "desc-ocsvm",
+        "desc-asymmetry",
         "desc-zscore",
         "desc-pseudonormal",
     }

@@ -30,6 +30,7 @@ from bids_app.derivatives.detections import (
     write_tests,
 )
 from bids_app.detection.clusters import MIDLINE, Cluster, Place, expected_in_control
+from bids_app.detection.detectors import DETECTORS
 from bids_app.detection.evaluation import (
     UNITS,
     CurvePoint,
@@ -138,7 +139,7 @@ def test_levels_are_all_that_can_be_told():
     assert list(told["unit"]["Levels"]) == list(UNITS)
     for number in (1, 2):
         assert list(told[f"training_set_{number}"]["Levels"]) == ["real", "hybrid", "synthetic"]
-        assert list(told[f"detector_{number}"]["Levels"]) == ["ocsvm", "zscore", "pseudonormal"]
+        assert list(told[f"detector_{number}"]["Levels"]) == list(DETECTORS)
     assert list(detections.describe("clusters")["side"]["Levels"]) == ["left", "right", "midline"]
     described = json.dumps(
         [told, detections.describe("detection_curve"), detections.describe("all_clusters")],

@@ -99,7 +99,7 @@ def test_a_z_map_is_the_same_with_and_without_a_gap_beyond_the_reach_of_smoothin
     """At 8 mm, within 0.35 of a control's SD; in the gap, and around it, nothing is known."""
     shape = (40, 40, 40)
     brain, hole = ball(shape), top_hole(8, shape)
-    smooth = {"fwhm": 8.0, "zooms": ZOOMS}
+    smooth = {"fwhm": 8.0, "affine": np.diag([*ZOOMS, 1.0])}
     controls = [measure_uptake(pet(rng, brain), brain, **smooth) for _ in range(12)]
     norm = learn_norm(controls, brain)
     whole = pet(rng, brain)

@@ -105,9 +105,10 @@ def test_what_norms_compare_is_smoothed_within_the_brain(rng):
     _, pet, brain = images(rng, SHAPE)
     synthetic = rng.random(SHAPE, np.float32)
     zooms, fwhm = (4.0, 4.0, 5.0), 8.0
-    uptake = measure_uptake(pet, brain, fwhm=fwhm, zooms=zooms)
+    affine = np.diag([*zooms, 1.0])
+    uptake = measure_uptake(pet, brain, fwhm=fwhm, affine=affine)
     np.testing.assert_array_equal(uptake, smooth_within(pet, brain, fwhm=fwhm, zooms=zooms))
-    difference = measure_difference(pet, synthetic, brain, fwhm=fwhm, zooms=zooms)
+    difference = measure_difference(pet, synthetic, brain, fwhm=fwhm, affine=affine)
     expected = smooth_within(synthetic, brain, fwhm=fwhm, zooms=zooms) - uptake
     np.testing.assert_allclose(difference, expected, atol=1e-6)  # smoothing is linear
     for one in (uptake, difference):
@@ -117,7 +118,7 @@ def test_what_norms_compare_is_smoothed_within_the_brain(rng):
 def test_a_low_patch_is_high_in_both_maps(rng):
     """Where a patient's PET is below controls', and below its synthetic PET."""
     _, pet, brain = images(rng, SHAPE)
-    zooms = (4.0, 4.0, 4.0)
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
 
     def noisy():
         return (pet + 0.02 * rng.standard_normal(SHAPE)).astype(np.float32)
@@ -126,10 +127,10 @@ def test_a_low_patch_is_high_in_both_maps(rng):
     patient = noisy()
     patient[8:11, 9:12, 3:6] -= 0.3
     uptake = [
-        measure_uptake(control, brain, fwhm=8.0, zooms=zooms) for control in [*controls, patient]
+        measure_uptake(control, brain, fwhm=8.0, affine=affine) for control in [*controls, patient]
     ]
     differences = [
-        measure_difference(control, pet, brain, fwhm=8.0, zooms=zooms)
+        measure_difference(control, pet, brain, fwhm=8.0, affine=affine)
         for control in [*controls, patient]
     ]
     for name, measured in (("zscore", uptake), ("pseudonormal", differences)):

@@ -190,7 +190,7 @@ def refuse_few(names: Sequence[str], people: Sequence[str], folds: int) -> None:
             f"{number} controls with T1w and PET are too few to train {', '.join(networks)}; give "
             f"--models tissue --folds {number}, or add controls"
         )
-    if folds <= number and number - -(-number // folds) < FEWEST:
+    if 1 < folds <= number and number - -(-number // folds) < FEWEST:
         raise UnusableDataError(
             f"{number} controls dealt out to --folds {folds} leave a fold fewer than {FEWEST} to "
             f"train on; give --folds {number}, or add controls"

@@ -169,7 +169,7 @@ def scale_to_unit(
     >>> scale_to_unit(volume, volume < 100, percentile=100.0)
     array([[[0.        , 0.71428573, 0.        , 1.        ]]], dtype=float32)
     >>> scale_to_unit(volume, volume > 0, times_mean=1.25).round(2)
-    array([[[0.        , 0.55      , 1.        , 0.76      ]]], dtype=float32)
+    array([[[0.  , 0.55, 1.  , 0.76]]], dtype=float32)
     """
     top = intensity_of_one(volume, brain, percentile=percentile, times_mean=times_mean)
     return np.where(brain, np.clip(volume / top, 0, 1), 0).astype(np.float32)
