@@ -68,7 +68,7 @@ def simulate(work: Path, data: Path) -> None:
     if not (work / "simulated").exists():
         subprocess.run(
             [
-                "mri2pet-simulate",
+                Path(sys.executable).parent / "mri2pet-simulate",
                 work / "simulated",
                 "--paired",
                 "14",
