@@ -9,8 +9,8 @@ from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.imaging.volume import Grid
 from bids_app.synthesis.card import (
     FOLDS,
+    Ancestor,
     Card,
-    Origin,
     check_grid,
     check_reference,
     check_weights,
@@ -245,11 +245,11 @@ def known_labels(card: Card) -> set[str]:
     return {label for origin in card.origins for label in _labels(origin)}
 
 
-def _labels(origin: Origin) -> set[str]:
+def _labels(origin: Ancestor) -> set[str]:
     return {participant.removeprefix("sub-") for participant in origin.participants}
 
 
-def _is_from(origin: Origin, output_dir: Path) -> bool:
+def _is_from(origin: Ancestor, output_dir: Path) -> bool:
     """Whether a derivative dataset is the one that a generator was trained in."""
     folder = output_dir / CROSSVALIDATION / Path(origin.name).name
     return bool(origin.participants) and all(

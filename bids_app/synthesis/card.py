@@ -89,7 +89,7 @@ class Card:
     pet_times_mean : float
         Scale of its PET, as :func:`bids_app.imaging.intensity.scale_to_unit` has it: the brain's
         mean times this is 1, or a percentile is where it is 0.
-    initialized_from : tuple of Origin
+    initialized_from : tuple of Ancestor
         The generator that training went on from, then that one's, and so on; empty if it began
         with new weights.
     """
@@ -110,21 +110,21 @@ class Card:
     metrics: dict[str, float] = field(default_factory=dict)
     reference_sha256: str = ""
     pet_times_mean: float = 0.0
-    initialized_from: tuple["Origin", ...] = ()
+    initialized_from: tuple["Ancestor", ...] = ()
 
     @property
-    def origin(self) -> "Origin":
+    def origin(self) -> "Ancestor":
         """What the card of a generator that goes on from this one says of it."""
-        return Origin(self.name, self.sha256, self.dataset, self.participants)
+        return Ancestor(self.name, self.sha256, self.dataset, self.participants)
 
     @property
-    def origins(self) -> tuple["Origin", ...]:
+    def origins(self) -> tuple["Ancestor", ...]:
         """All that have shaped it: itself first, then what it was initialized from."""
         return (self.origin, *self.initialized_from)
 
 
 @dataclass(frozen=True)
-class Origin:
+class Ancestor:
     """A generator that training went on from, and whom it has seen; fields as of a card."""
 
     name: str
@@ -167,7 +167,7 @@ def card_from(values: Json, *, lenient: bool = False) -> Card:
     known["shape"] = tuple(known["shape"])
     known["participants"] = tuple(known["participants"])
     known["initialized_from"] = tuple(
-        Origin(**{**origin, "participants": tuple(origin["participants"])})
+        Ancestor(**{**origin, "participants": tuple(origin["participants"])})
         for origin in known.get("initialized_from", ())
     )
     return Card(**known)
