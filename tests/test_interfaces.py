@@ -1024,7 +1024,10 @@ def test_a_pet_with_gaps_in_the_brain_is_refused(run_ants, tmp_path, where, shif
         x if isinstance(x, slice) else m + round(x / ZOOM)
         for x, m in zip(where, middle, strict=True)
     ]
-    around = [x if isinstance(x, slice) else slice(x - 1, x + 2) for x in place]
+    around = [
+        x if isinstance(x, slice) else slice(x - half, x + half + 1)
+        for x, half in zip(place, (3, 3, 1), strict=True)  # 2 % of the brain or more
+    ]
     valid[tuple(around)] = False
     for name, data in (("valid", valid), ("mask", brain_)):
         nifti.save(nifti.Image(data, affine), tmp_path / f"{name}.nii.gz")

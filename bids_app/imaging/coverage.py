@@ -15,7 +15,7 @@ DEEP = 5.0  # mm below the surface of a brain; our choice: masks and registratio
 LARGEST_SHARE = 0.01  # of a brain that gaps near its surface may take; our choice
 # Of a brain that gaps of a PET may take anywhere, as where ventricles hold next to no tracer; our
 # choice: they are not covered, and told of
-LARGEST_SHARE_OF_PET = 0.0005
+LARGEST_SHARE_OF_PET = 0.01
 
 
 def fill(volume: Volume) -> tuple[Volume, Mask]:
