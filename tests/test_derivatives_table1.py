@@ -60,15 +60,17 @@ def write(folder, records):
 
 def test_rows_are_the_models_and_then_the_baselines(tmp_path, records):
     rows, subjects, tests = write(tmp_path, records)
-    order = [*MODELS, *CONDITIONED, TISSUE, *BASELINES]
+    lines = {name: f"{name}-overlap" for name in (*MODELS, *CONDITIONED) if "semi3d" in name}
+    first = [*MODELS, *CONDITIONED, TISSUE, *BASELINES]
+    order = [line for name in first for line in (name, lines.get(name)) if line]
     assert [row["model"] for row in rows] == order
     assert list(dict.fromkeys(line["model"] for line in subjects)) == order
     assert len(subjects) == len(records)
     assert len(tests) == len(METRICS) * 15 * 14 // 2
     assert [row["configuration"] for row in rows] == (
-        ["semi-3D"] * 4
+        ["semi-3D"] * 8
         + ["3D-patch"] * 2
-        + ["conditioned semi-3D"] * 4
+        + ["conditioned semi-3D"] * 8
         + ["conditioned 3D-patch"] * 2
         + ["tissue model"]
         + ["baseline"] * 2

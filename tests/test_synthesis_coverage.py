@@ -120,7 +120,7 @@ def test_early_stopping_and_the_table_see_the_same(stored):
         values.append(mean_ssim(Same(), [visit], SEMI3D, 0.0))
         scorer.score_generator(visit, Same(), SEMI3D.tiling)
     assert values[0] == pytest.approx(values[1], abs=1e-9)
-    assert [record.scores.ssim for record in scorer.records] == pytest.approx(values, abs=1e-6)
+    assert [record.scores.ssim for record in scorer.records[::2]] == pytest.approx(values, abs=1e-6)
 
 
 def test_the_mean_pet_is_of_those_who_cover_it(stored):

@@ -12,9 +12,10 @@ from bids_app.imaging.intensity import smooth
 from bids_app.imaging.similarity import mean_absolute_error, psnr, ssim
 from bids_app.synthesis import scoring
 from bids_app.synthesis.evaluation import BASELINES, FWHM_SWEEP, ScoreRecord, records_from_json
+from bids_app.synthesis.inference import predict
 from bids_app.synthesis.pairs import Owner, open_volumes, store_volumes
 from bids_app.synthesis.scoring import Scorer, mean_pet
-from bids_app.synthesis.tiling import SliceTriplets
+from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 
 ZOOMS = (4.0, 4.0, 4.0)
 
@@ -54,9 +55,37 @@ def test_a_synthetic_pet_is_smoothed_and_lies_in_the_brain(visit, scorer):
 
 def test_a_record_tells_whose_it_is(visit, scorer):
     scorer.score_generator(visit, Half(), SliceTriplets())
-    (record,) = scorer.records
-    told = (record.model, record.participant, record.session, record.fold)
-    assert told == ("semi3d-gan", "07", "b", 3)
+    told = [
+        (record.model, record.participant, record.session, record.fold) for record in scorer.records
+    ]
+    assert told == [("semi3d-gan", "07", "b", 3), ("semi3d-gan-overlap", "07", "b", 3)]
+
+
+class Ranking(Half):
+    """A generator that gives each slice of a triplet its place in it, tenths: 0, 1, 2."""
+
+    def forward(self, x):
+        return x * 0 + 0.1 * torch.arange(3.0)[:, None, None]
+
+
+def test_the_second_line_averages_what_overlapping_triplets_make_of_a_slice(visit):
+    scorer = Scorer("semi3d-gan", 1, 0.0, None, "cpu")
+    given = scorer.score_generator(visit, Ranking(), SliceTriplets())
+    both = [predict(np.array(visit.t1w), Ranking(), SliceTriplets(step)) for step in (3, 1)]
+    np.testing.assert_array_equal(given, np.where(visit.brain, both[0], 0))
+    differences = [
+        mean_absolute_error(np.where(visit.brain, pet, 0), np.array(visit.pet)) for pet in both
+    ]
+    assert [record.scores.mae for record in scorer.records] == pytest.approx(differences)
+    assert differences[0] != pytest.approx(differences[1], rel=1e-5)
+    assert scorer.records[1].sweep == {}
+
+
+def test_other_rows_have_no_second_line(visit):
+    for model, tiling in (("tissue", SliceTriplets()), ("patch3d-gan-mse", CubicPatches(8, 4))):
+        scorer = Scorer(model, 1, 0.0, None, "cpu")
+        scorer.score_generator(visit, Half(), tiling)
+        assert [record.model for record in scorer.records] == [model]
 
 
 def test_scores_compare_what_is_written_with_the_real_pet(visit, scorer):
@@ -83,7 +112,8 @@ def test_a_perfect_generator_has_perfect_scores(tmp_path, visit):
     store_volumes(tmp_path / "perfect", Owner("08", None, visit.owner.affine), **volumes)
     scorer = Scorer("semi3d-gan", 1, 0.0, None, "cpu")
     scorer.score_generator(open_volumes(tmp_path / "perfect"), Half(), SliceTriplets())
-    (record,) = scorer.records
+    record, second = scorer.records
+    assert second.scores.mae == pytest.approx(0, abs=1e-7)  # averages of equals
     assert record.session is None
     assert (record.scores.ssim, record.scores.mae_brain) == (pytest.approx(1), 0)
     assert record.scores.psnr == math.inf
@@ -122,7 +152,7 @@ def test_lpips_compares_the_same_images(visit, monkeypatch):
     monkeypatch.setattr(scoring, "volume_lpips", distance)
     scorer = Scorer("semi3d-gan", 1, 6.0, Path("/weights"), "cpu")
     pet = scorer.score_generator(visit, Half(), SliceTriplets())
-    ((network, synthetic, real, brain),) = seen
+    network, synthetic, real, brain = seen[0]
     assert network == (Path("/weights"), "cpu")
     for one, other in ((synthetic, pet), (real, visit.pet), (brain, visit.brain)):
         np.testing.assert_array_equal(one, other)
@@ -138,7 +168,7 @@ def test_what_is_told_can_be_read_again(visit, scorer):
     scorer.score_baselines(visit, np.zeros(visit.pet.shape, np.float32))
     again = records_from_json(scorer.told())
     assert [plain(one) for one in again] == [plain(one) for one in scorer.records]
-    assert len(again) == 3
+    assert len(again) == 4
 
 
 # The mean PET

@@ -24,7 +24,7 @@ from bids_app.report.page import UNKNOWN, enumerate_words
 from bids_app.report.table1 import full_name_of, in_order, is_baseline
 from bids_app.synthesis.card import CARD, WEIGHTS, Card, read_card
 from bids_app.synthesis.evaluation import ScoreRecord
-from bids_app.synthesis.models import CONFIGURATIONS, ModelSpec, TissueSpec, kind_of
+from bids_app.synthesis.models import CONFIGURATIONS, OVERLAPPING, ModelSpec, TissueSpec, kind_of
 from bids_app.synthesis.statistics import PairedTest
 
 GENERATORS: Final = "generators"
@@ -62,7 +62,7 @@ class TrainedModel:
         """All models that were trained or scored, no baselines, in the order of the paper."""
         scored = {row.model for row in self.rows} | {score.model for score in self.scores}
         named = {*scored, *self.cards, *self.histories}
-        return in_order(name for name in named if not is_baseline(name))
+        return in_order(name for name in named if _is_trained(name))
 
     @property
     def participants(self) -> list[str]:
@@ -101,6 +101,11 @@ class TrainedModel:
         return bool(self.conditioned) or any(isinstance(card.spec, TissueSpec) for card in cards)
 
 
+def _is_trained(row: str) -> bool:
+    """Whether a row of Table 1 is a generator of its own: no baseline, no second line."""
+    return not is_baseline(row) and row not in OVERLAPPING
+
+
 def find_trained(output_dir: Path) -> TrainedModel:
     """Read all that the train level has written into a derivative dataset.
 
@@ -114,7 +119,7 @@ def find_trained(output_dir: Path) -> TrainedModel:
     comparisons = read_tests(output_dir, faults)
     folders = {path.name for path in (output_dir / GENERATORS).glob("*") if path.is_dir()}
     scored = {row.model for row in rows} | {score.model for score in scores}
-    models = in_order(folders | {model for model in scored if not is_baseline(model)})
+    models = in_order(folders | {model for model in scored if _is_trained(model)})
     cards = {model: _read_card(output_dir / GENERATORS / model, faults) for model in models}
     histories = {model: read_history(output_dir / GENERATORS / model, faults) for model in models}
     return TrainedModel(

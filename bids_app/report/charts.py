@@ -48,6 +48,7 @@ from bids_app.report.page import name_visit
 from bids_app.report.table1 import GREY, colour_of, dash_of, full_name_of, values_of
 from bids_app.report.table1 import in_order as in_paper_order
 from bids_app.synthesis.evaluation import ScoreRecord
+from bids_app.synthesis.models import OVERLAPPING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -404,14 +405,15 @@ def draw_violins(scores: Sequence[ScoreRecord]) -> Chart | None:
     Parameters
     ----------
     scores : sequence of ScoreRecord
-        Of all models and baselines. A control with several visits is one dot, at their mean.
+        Of all models and baselines; the table's second lines are not drawn. A control with several
+        visits is one dot, at their mean.
 
     Returns
     -------
     Chart or None
         A panel for each metric that was measured; None if there is none.
     """
-    models = in_paper_order(score.model for score in scores)
+    models = in_paper_order(score.model for score in scores if score.model not in OVERLAPPING)
     measured = {
         metric: {model: values_of(scores, model, metric) for model in models}
         for metric in METRIC_NAMES

@@ -10,7 +10,7 @@ from typing import Final
 from bids_app.derivatives.table1 import ScoreRow
 from bids_app.report.page import show
 from bids_app.synthesis.evaluation import METRICS, ROWS, ScoreRecord
-from bids_app.synthesis.models import CONDITIONED, PUBLISHED, TISSUE
+from bids_app.synthesis.models import CONDITIONED, OVERLAPPING, PUBLISHED, TISSUE
 from bids_app.synthesis.statistics import PairedTest
 
 BASELINE: Final = "baseline-"
@@ -60,6 +60,8 @@ def name_of(model: str) -> str:
     >>> name_of("semi3d-cyclegan-mse"), name_of("my-own")
     ('Cycle-GAN with MSE loss', 'my-own')
     """
+    if model in OVERLAPPING:
+        return f"{name_of(OVERLAPPING[model])}, overlapping triplets"
     row = CONDITIONED.get(model, model)
     if row in PUBLISHED:
         return PUBLISHED[row].name
@@ -73,10 +75,10 @@ def full_name_of(model: str) -> str:
     --------
     >>> full_name_of("semi3d-cyclegan-mse"), full_name_of("baseline-t1w")
     ('semi-3D Cycle-GAN with MSE loss', 'The T1w itself')
-    >>> full_name_of("semi3d-gan-tissue")
-    'conditioned semi-3D Simple-GAN'
+    >>> full_name_of("semi3d-gan-tissue"), full_name_of("semi3d-gan-overlap")
+    ('conditioned semi-3D Simple-GAN', 'semi-3D Simple-GAN, overlapping triplets')
     """
-    if model in PUBLISHED or model in CONDITIONED:
+    if model in PUBLISHED or model in CONDITIONED or model in OVERLAPPING:
         return f"{ROWS[model]} {name_of(model)}"
     return "tissue model" if model == TISSUE else name_of(model)
 

@@ -18,6 +18,7 @@ from bids_app.synthesis.models import (
     CONDITIONED,
     CONDITIONED_WORD,
     CONFIGURATIONS,
+    OVERLAPPING,
     PUBLISHED,
     TISSUE,
     WHOLE,
@@ -25,8 +26,7 @@ from bids_app.synthesis.models import (
 
 FWHM_SWEEP = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # mm; the range of section 3.2, the steps are ours
 BASELINES = ("baseline-mean-pet", "baseline-t1w")  # ours: what a reader compares a generator with
-# Name → configuration, in the order of the table
-ROWS: dict[str, str] = {
+_FIRST_LINES = {
     **{name: row.configuration for name, row in PUBLISHED.items()},
     **{
         name: f"{CONDITIONED_WORD} {PUBLISHED[row].configuration}"
@@ -34,6 +34,14 @@ ROWS: dict[str, str] = {
     },
     TISSUE: CONFIGURATIONS[WHOLE],
     **dict.fromkeys(BASELINES, "baseline"),
+}
+_SECOND_LINES = {row: name for name, row in OVERLAPPING.items()}
+# Name → configuration, in the order of the table
+ROWS: dict[str, str] = {
+    line: configuration
+    for name, configuration in _FIRST_LINES.items()
+    for line in (name, _SECOND_LINES.get(name))
+    if line is not None
 }
 
 
@@ -241,7 +249,7 @@ class ScoreRecord:
     scores : Scores
         Of the PET as it is written.
     sweep : mapping
-        SSIM by FWHM in mm, as :func:`sweep` gives it; empty for baselines.
+        SSIM by FWHM in mm, as :func:`sweep` gives it; empty for baselines and second lines.
     """
 
     model: str

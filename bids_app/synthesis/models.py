@@ -224,6 +224,12 @@ MODELS = {name: row.spec for name, row in PUBLISHED.items()}
 TRAINABLE = (*MODELS, TISSUE)  # all names that --models takes
 # What --condition tissue makes of a row → that row
 CONDITIONED = {f"{name}-{TISSUE}": name for name in MODELS}
+# Second line of a semi-3D row, the same generators with overlapping triplets → that row
+OVERLAPPING = {
+    f"{name}-overlap": name
+    for name in (*MODELS, *CONDITIONED)
+    if isinstance(MODELS[CONDITIONED.get(name, name)].tiling, SliceTriplets)
+}
 
 
 def kind_of(spec: Spec) -> str:

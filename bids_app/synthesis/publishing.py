@@ -13,6 +13,7 @@ from bids_app.synthesis.card import FOLDS, REFERENCE, Card, card_from, file_sha2
 from bids_app.synthesis.evaluation import METRICS, records_from_json
 from bids_app.synthesis.inference import load_weights, save_generator
 from bids_app.synthesis.job import COLUMNS, HISTORY
+from bids_app.synthesis.models import OVERLAPPING
 from bids_app.synthesis.pairs import open_volumes
 from bids_app.synthesis.reference import gather_reference, write_reference
 
@@ -53,8 +54,12 @@ class Fitted:
 
 
 def mean_metrics(records: Sequence[Mapping[str, object]]) -> dict[str, float]:
-    """Average each metric over the visits of some folds; those that are not finite are left out."""
-    scores = [row.scores for content in records for row in records_from_json(content)]
+    """Average each metric over the visits of some folds; those that are not finite are left out.
+
+    Second lines of the table, with overlapping triplets, do not count.
+    """
+    rows = [row for content in records for row in records_from_json(content)]
+    scores = [row.scores for row in rows if row.model not in OVERLAPPING]
     means = {m: float(np.mean([getattr(row, m) for row in scores])) for m in METRICS}
     return {metric: round(mean, 4) for metric, mean in means.items() if isfinite(mean)}
 

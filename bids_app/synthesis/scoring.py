@@ -32,8 +32,9 @@ from bids_app.synthesis.evaluation import (
     sweep,
 )
 from bids_app.synthesis.inference import predict, refuse_flat
+from bids_app.synthesis.models import OVERLAPPING
 from bids_app.synthesis.pairs import Volumes, open_volumes
-from bids_app.synthesis.tiling import Tiling
+from bids_app.synthesis.tiling import SliceTriplets, Tiling, overlap
 
 # Of the file alexnet_lpips_v0.1.pth: the five convolutions of torchvision's AlexNet, trained on
 # ImageNet, and the heads of the package lpips 0.1.4, weights/v0.1/alex.pth.
@@ -312,6 +313,9 @@ class Scorer:
     def score_generator(self, visit: Volumes, generator: nn.Module, tiling: Tiling) -> Volume:
         """Synthesize the PET of a visit, score it, and give it, (I, J, K) in [0, 1].
 
+        What triplets side by side give is given, as in the paper; that of overlapping triplets is
+        scored, too, for the row's second line.
+
         Raises
         ------
         FloatingPointError
@@ -323,6 +327,11 @@ class Scorer:
         pet = smooth_in_brain(raw, visit.brain, fwhm=self.fwhm, zooms=zooms)
         swept = sweep(raw, visit.pet, visit.brain, zooms=zooms, covered=visit.covered)
         self._record(self.model, visit, pet, swept)
+        if isinstance(tiling, SliceTriplets) and self.model in OVERLAPPING.values():
+            second = next(name for name, row in OVERLAPPING.items() if row == self.model)
+            raw = predict(np.asarray(visit.t1w), generator, overlap(tiling))
+            averaged = smooth_in_brain(raw, visit.brain, fwhm=self.fwhm, zooms=zooms)
+            self._record(second, visit, averaged, {})
         return pet
 
     def score_baselines(self, visit: Volumes, mean: Volume) -> None:
