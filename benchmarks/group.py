@@ -84,6 +84,7 @@ def measure(work: Path, given: argparse.Namespace) -> dict[str, float]:
         mask,
         slab,
         given.threads,
+        "hypo",
     )
     models, scores = timed("slab, fitted", lambda: fit_slab(fold, scored, nu=0.03))
     save_models(work / "voxels.safetensors", models)

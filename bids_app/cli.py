@@ -23,12 +23,19 @@ from bids_app.arguments import (
     refuse_lost_folder,
     run_program,
 )
-from bids_app.detection.detectors import DETECTORS, TRAINING_SETS
+from bids_app.detection.detectors import DEFAULT_DETECTORS, DETECTORS, DIRECTIONS, TRAINING_SETS
 from bids_app.errors import Mri2petError, UsageError
 from bids_app.files import read_text
 from bids_app.lifeline import exit_with
 from bids_app.resources import settled
-from bids_app.settings import FULL_RESOLUTION, LEVELS, SLOPPY_RESOLUTION, USED_BY, Settings
+from bids_app.settings import (
+    FULL_RESOLUTION,
+    LEVELS,
+    SCORE_FWHM,
+    SLOPPY_RESOLUTION,
+    USED_BY,
+    Settings,
+)
 from bids_app.synthesis.models import CONDITIONED, MODELS, TISSUE, TRAINABLE
 
 UNKNOWN_LEVEL = 17  # BEP027
@@ -206,7 +213,7 @@ def _add_beyond(parser: argparse.ArgumentParser) -> None:
     add(
         "--paper",
         "do as the paper does: divide PET by the 99.9th percentile of the brain instead of 2.5 "
-        "times its mean; --no-overlap",
+        "times its mean; --no-overlap. group: --direction both --score-smoothing 0",
         action="store_true",
     )
     add(
@@ -305,7 +312,7 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--detectors NAME",
-        f"of {', '.join(DETECTORS)}; default {' '.join(Settings.detectors)}",
+        f"of {', '.join(DETECTORS)}; default {' '.join(DEFAULT_DETECTORS)}",
         nargs="+",
         choices=tuple(DETECTORS),
     )
@@ -313,6 +320,18 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
         "--detector PATH",
         "apply a detector of an earlier run, OUTPUT_DIR/detectors/SET; trains nothing",
         absolute_path,
+    )
+    add(
+        "--direction",
+        "what is abnormal: less uptake than controls have (hypo, the default), more (hyper), or "
+        "either (both, the default with --paper)",
+        choices=tuple(DIRECTIONS),
+    )
+    add(
+        "--score-smoothing MM",
+        "of maps of one-class SVMs, within the brain, before clusters are found; default "
+        f"{SCORE_FWHM:g} mm, 0 with --paper",
+        _not_negative,
     )
     add(
         "--nu NU",

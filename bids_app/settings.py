@@ -6,16 +6,17 @@ from pathlib import Path
 LEVELS = ("participant", "train", "group")  # in the order of a study
 FULL_RESOLUTION = 1.0  # mm; Zotova et al. (2021), section 3.1
 SLOPPY_RESOLUTION = 4.0  # mm; for tests and for trying things out
+SCORE_FWHM = 8.0  # mm; our choice, as of the z score: docs/results/detection.md
 # Settings that one or two levels alone use; all others count for every level. With spaces between
 USED_BY = {
     "participant": "tracer_label run_label bids_filter_file bids_database_dir validate skull_strip "
-    "pet_frames generator stage paper overlap match_histogram uncertainty novelty",
+    "pet_frames generator stage overlap match_histogram uncertainty novelty",
     "participant train": "device smoothing_fwhm",
     "train": "models condition init epochs batch_size width patches lpips_weights",
     "train group": "control_query folds",
-    "participant group": "clean_workdir",
-    "group": "derivatives patient_query training_set synthetic_controls detectors detector nu "
-    "clusters min_cluster_size cluster_extent atlas",
+    "participant group": "clean_workdir paper",
+    "group": "derivatives patient_query training_set synthetic_controls detectors detector "
+    "direction score_smoothing nu clusters min_cluster_size cluster_extent atlas",
 }
 LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"  # in the environment, where --lpips-weights is not given
 
@@ -84,8 +85,10 @@ class Settings:
     # Group; Zotova et al. (2021), sections 2.2 and 3.3, or ours: DESIGN.md, section 4
     training_set: tuple[str, ...] = ("real",)
     synthetic_controls: str = "t1w-only"
-    detectors: tuple[str, ...] = ("ocsvm", "zscore")
+    detectors: tuple[str, ...] = ()  # () is DEFAULT_DETECTORS, as far as they fit
     detector: Path | None = None
+    direction: str | None = None  # see direction_of_scores
+    score_smoothing: float | None = None  # mm; see fwhm_of_scores
     nu: float = 0.03
     clusters: int = 10
     min_cluster_size: float = 82.0  # mm³
@@ -110,6 +113,20 @@ class Settings:
     boilerplate_only: bool = False
     random_seed: int = 0
     verbose: int = 0
+
+    @property
+    def direction_of_scores(self) -> str:
+        """What scores higher: as given, else less uptake, or either as in the paper."""
+        if self.direction is not None:
+            return self.direction
+        return "both" if self.paper else "hypo"
+
+    @property
+    def fwhm_of_scores(self) -> float:
+        """Smoothing of maps of one-class SVMs in mm: as given, else 8, or none as in the paper."""
+        if self.score_smoothing is not None:
+            return self.score_smoothing
+        return 0.0 if self.paper else SCORE_FWHM
 
     @property
     def grid_resolution(self) -> float:

@@ -106,7 +106,7 @@ def test_images_beside_a_visit_are_those_that_the_participant_level_wrote(tmp_pa
 def sidecars(visit, detector, training_set="real", *, primary=True):
     """Path → sidecar of all four images of a detector."""
     out = visit.t1w.parents[2]
-    origin = Origin(out, detector, training_set, "0.1", MADE_BY)
+    origin = Origin(out, detector, training_set, "0.1", MADE_BY, "hypo", 0.0)
     paths = anomaly_paths(
         root_of(out, training_set, primary=primary), visit.pets[0], detector, SPACE
     )
@@ -180,7 +180,8 @@ def test_on_the_t1w_the_grid_is_that_of_the_t1w(visit):
     [
         ("ocsvm", "minus the decision function"),
         ("zscore", "Crawford-Howell"),
-        ("pseudonormal", "synthetic minus real PET"),
+        ("pseudonormal", "between synthetic and real PET"),
+        ("combined", "less uptake scores higher"),
     ],
 )
 def test_a_map_says_what_its_numbers_are_and_what_it_is_not(visit, detector, words):

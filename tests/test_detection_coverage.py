@@ -21,9 +21,9 @@ from bids_app.detection.card import EncoderSpec
 from bids_app.detection.evaluation import least_controls
 from bids_app.detection.normative import (
     learn_norm,
-    load_norm,
+    load_norms,
     measure_uptake,
-    save_norm,
+    save_norms,
     smooth_within,
 )
 from bids_app.detection.slabs import PackedControls, Slab, pack_controls
@@ -88,8 +88,8 @@ def test_a_voxel_that_too_few_controls_cover_is_not_analysed(tmp_path, rng, coun
         for k, control in enumerate(controls)
     ]
     norm = learn_norm(told, BRAIN)
-    save_norm(tmp_path / "norm.safetensors", norm)
-    for one in (norm, load_norm(tmp_path / "norm.safetensors")):
+    save_norms(tmp_path / "norm.safetensors", [norm])
+    for one in (norm, *load_norms(tmp_path / "norm.safetensors")):
         score = one.deficit(pet(rng))
         assert np.isnan(score[hole]).all() == (count - gaps < least_controls(count))
         assert np.isfinite(score[~hole]).all()
@@ -181,7 +181,7 @@ SLAB = Slab(0, SHAPE[2])
 
 def fold_of(encoder, controls, holes, path, members=range(COUNT)):
     pack_controls(controls, path, holes)
-    return FoldOnSlab(encoder, PackedControls(path, members), ANALYSED, SLAB, 1)
+    return FoldOnSlab(encoder, PackedControls(path, members), ANALYSED, SLAB, 1, "both")
 
 
 def laid_out(scores):
@@ -339,6 +339,7 @@ def test_no_cluster_lies_in_a_gap_and_the_threshold_ignores_it(tmp_path, rng, la
                 brain=str(brain_file),
                 image=str(tmp_path / name),
                 digest="",
+                fwhm=0.0,
                 extent=0.01,
                 minimum_volume=16.0,
                 most=5,

@@ -4,8 +4,16 @@ from pathlib import Path
 import pytest
 from test_workflows_detection import FITTING, PATIENTS, controls_of, folds_of
 
-from bids_app.detection.detectors import DETECTORS, TRAINING_SETS, Detector, detector_of, rank_of
-from bids_app.detection.normative import MEASURES, SCORES
+from bids_app.detection.detectors import (
+    DEFAULT_DETECTORS,
+    DETECTORS,
+    DIRECTIONS,
+    TRAINING_SETS,
+    Detector,
+    detector_of,
+    rank_of,
+)
+from bids_app.detection.normative import INVERTED, MEASURES
 from bids_app.report.anomalies import title_of
 from bids_app.settings import Settings
 from bids_app.workflows.detection import files_of, init_detector_wf, slabs_of
@@ -15,11 +23,12 @@ DOCS = Path(__file__).parents[1] / "docs" / "detection.md"
 
 def test_every_norm_says_what_it_compares_and_how_it_scores():
     norms = {name for name, detector in DETECTORS.items() if detector.method == "norm"}
-    assert set(MEASURES) == set(SCORES) == norms
+    assert set(MEASURES) == norms
+    assert set(INVERTED) <= norms
 
 
 def test_the_defaults_are_in_the_table():
-    assert set(Settings.detectors) <= set(DETECTORS)
+    assert set(DEFAULT_DETECTORS) <= set(DETECTORS)
     assert set(Settings.training_set) <= set(TRAINING_SETS)
 
 
@@ -37,15 +46,14 @@ def test_detectors_can_be_told_apart():
         assert len({getattr(detector, field) for detector in DETECTORS.values()}) == len(DETECTORS)
 
 
-def test_the_documentation_has_a_line_for_each_and_knows_what_they_see():
+def test_the_documentation_has_a_line_for_each_and_knows_defaults_and_directions():
     text = DOCS.read_text()
     lines = re.findall(r"^\| `(\w+)` \| ", text, re.M)
     assert [name for name in lines if name in DETECTORS] == list(DETECTORS)
-    found = re.search(r"(`[^.]*) see too little uptake only, (.*) anything unusual", text)
-    hypo, both = found.groups()
-    for words, direction in ((hypo, "hypo"), (both, "both")):
-        known = [name for name, one in DETECTORS.items() if one.direction == direction]
-        assert re.findall(r"`(\w+)`", words) == known
+    (default,) = re.findall(r"The default is `([a-z ]+)`", text)
+    assert tuple(default.split()) == DEFAULT_DETECTORS
+    (directions,) = re.findall(r"`--direction ([a-z|]+)`", text)
+    assert directions.split("|") == list(DIRECTIONS)
 
 
 def test_one_that_is_not_known_goes_by_its_name():

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bids_app.detection.normative import (
-    SCORES,
     learn_norm,
     measure_asymmetry,
     pseudonormal_difference,
+    score_against,
     smooth_within,
 )
 from bids_app.imaging.intensity import smooth
@@ -276,7 +276,7 @@ def test_what_is_alike_on_both_sides_has_no_asymmetry_and_a_one_sided_loss_is_fo
         np.zeros(brain.shape), abs=1e-6
     )
     norm = learn_norm([measured(scan()) for _ in range(8)], brain)
-    score = SCORES["asymmetry"](norm, measured(scan(loss=0.3)))
+    score = score_against([norm], [measured(scan(loss=0.3))], "asymmetry", "hypo")
     assert np.unravel_index(np.nanargmax(score), score.shape)[0] in (2, 3)
     assert score[2:4, 4:7, 3:5].min() > 5
     np.testing.assert_allclose(score, -mirror(score, SYMMETRIC), atol=0.5 * np.nanmax(score))

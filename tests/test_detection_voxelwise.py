@@ -19,14 +19,15 @@ from sklearn.svm import OneClassSVM
 from bids_app import files
 from bids_app.detection.autoencoder import SiameseAutoencoder, cut_patches, latents_at
 from bids_app.detection.card import EncoderSpec
+from bids_app.detection.detectors import DIRECTIONS
 from bids_app.detection.normative import (
-    SCORES,
     Norm,
     learn_norm,
-    load_norm,
+    load_norms,
     measure_difference,
     measure_uptake,
-    save_norm,
+    save_norms,
+    score_against,
     smooth_within,
 )
 from bids_app.detection.oneclass import VoxelwiseOneClassSVM
@@ -83,22 +84,34 @@ def norm(rng):
 
 def test_a_norm_is_read_as_it_was_written(tmp_path, norm, rng):
     for one in (norm, Norm(norm.mean.T, norm.sd.T[::-1], 2)):
-        save_norm(tmp_path / "norm.safetensors", one)
-        read = load_norm(tmp_path / "norm.safetensors")
+        save_norms(tmp_path / "norm.safetensors", [one])
+        (read,) = load_norms(tmp_path / "norm.safetensors")
         np.testing.assert_array_equal(read.mean, one.mean)
         np.testing.assert_array_equal(read.sd, one.sd)
         assert (read.n, read.mean.dtype, read.sd.dtype) == (one.n, np.float32, np.float32)
     volume = rng.random(SHAPE, np.float32)
-    save_norm(tmp_path / "norm.safetensors", norm)
-    np.testing.assert_array_equal(
-        load_norm(tmp_path / "norm.safetensors").deficit(volume), norm.deficit(volume)
-    )
+    several = [norm, Norm(norm.sd, norm.mean, 3)]
+    save_norms(tmp_path / "norm.safetensors", several)
+    for read, one in zip(load_norms(tmp_path / "norm.safetensors"), several, strict=True):
+        np.testing.assert_array_equal(read.deficit(volume), one.deficit(volume))
 
 
 def test_less_than_controls_is_positive_for_zscore_and_more_synthetic_for_pseudonormal(norm):
     low = norm.mean - norm.sd
-    assert (SCORES["zscore"](norm, low)[norm.sd > 0] > 0).all()
-    assert (SCORES["pseudonormal"](norm, low)[norm.sd > 0] < 0).all()
+    judged = norm.sd > 0
+    for name, signs in (("zscore", (1, -1, 1)), ("pseudonormal", (-1, 1, 1))):
+        for direction, sign in zip(DIRECTIONS, signs, strict=True):
+            score = score_against([norm], [low], name, direction)
+            np.testing.assert_allclose(score[judged], sign / np.sqrt(13 / 12), rtol=1e-3)
+            assert score.dtype == np.float32
+
+
+def test_what_is_combined_is_the_mean_of_both(norm, rng):
+    other = Norm(norm.sd, norm.mean, 5)
+    own = [rng.random(SHAPE, np.float32) for _ in range(2)]
+    found = score_against([norm, other], own, "combined", "hypo")
+    expected = (norm.deficit(own[0]) + other.deficit(own[1])) / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_norms_compare_is_smoothed_within_the_brain(rng):
@@ -134,14 +147,15 @@ def test_a_low_patch_is_high_in_both_maps(rng):
         for control in [*controls, patient]
     ]
     for name, measured in (("zscore", uptake), ("pseudonormal", differences)):
-        score = SCORES[name](learn_norm(measured[:-1], brain), measured[-1])
+        norm = learn_norm(measured[:-1], brain)
+        score = score_against([norm], [measured[-1]], name, "hypo")
         assert score[9, 10, 4] > 3
         assert np.linalg.norm(np.array(np.unravel_index(score.argmax(), SHAPE)) - (9, 10, 4)) < 4
 
 
 def test_a_norm_that_is_missing_is_told(tmp_path):
     with pytest.raises(MissingInputError, match=r"norm\.safetensors: no such file; fit the detect"):
-        load_norm(tmp_path / "norm.safetensors")
+        load_norms(tmp_path / "norm.safetensors")
 
 
 def damage(path, kind, tensors, metadata):
@@ -167,19 +181,19 @@ KINDS = ("truncated", "emptied", "something else", "other tensors", "one tensor 
 @pytest.mark.parametrize("kind", [*KINDS, "no metadata"])
 def test_a_damaged_norm_is_refused_by_name(tmp_path, norm, kind):
     path = tmp_path / "norm.safetensors"
-    save_norm(path, norm)
-    damage(path, kind, {"mean": norm.mean, "sd": norm.sd}, {"norm": '{"controls": 3}'})
+    save_norms(path, [norm])
+    damage(path, kind, {"mean_0": norm.mean, "sd_0": norm.sd}, {"norm": '{"controls": [3]}'})
     with pytest.raises(UnusableDataError, match=r"norm\.safetensors: not the norm .*; fit the de"):
-        load_norm(path)
+        load_norms(path)
 
 
 def test_a_disk_that_is_full_leaves_the_norm_that_was_there(tmp_path, norm, monkeypatch):
     path = tmp_path / "norm.safetensors"
-    save_norm(path, norm)
+    save_norms(path, [norm])
     before = path.read_bytes()
     full_disk(monkeypatch)
     with pytest.raises(ReadWriteError, match=r"norm\.safetensors: cannot be written \(No space"):
-        save_norm(path, Norm(norm.sd, norm.mean, 3))
+        save_norms(path, [Norm(norm.sd, norm.mean, 3)])
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == ["norm.safetensors"]
@@ -323,12 +337,32 @@ def cohort(tmp_path_factory):
     return controls, others, brain, path
 
 
-def fold(encoder, cohort, slab=SLAB, members=range(9), threads=1):
-    return FoldOnSlab(encoder, PackedControls(cohort[3], members), cohort[2], slab, threads)
+def fold(encoder, cohort, slab=SLAB, members=range(9), *, threads=1, direction="both"):
+    packed = PackedControls(cohort[3], members)
+    return FoldOnSlab(encoder, packed, cohort[2], slab, threads, direction)
 
 
 def fit(encoder, cohort, slab=SLAB):
     return fit_slab(fold(encoder, cohort, slab), cohort[1], nu=NU)
+
+
+def test_a_direction_keeps_scores_where_uptake_differs_so_and_turns_others(encoder, cohort):
+    controls, others, brain, _ = cohort
+    _, both = fit(encoder, cohort)
+    mean = np.mean(controls, axis=0)
+    for direction in ("hypo", "hyper"):
+        models, scores = fit_slab(fold(encoder, cohort, direction=direction), others, nu=NU)
+        again = score_slab(fold(encoder, cohort, direction=direction), models, others)
+        np.testing.assert_allclose(again, scores, atol=1e-6)
+        for row, other in enumerate(others):
+            less = values_of(mean - other, brain, SLAB)
+            wanted = less > 0 if direction == "hypo" else less < 0
+            clear = np.abs(less) > 1e-4  # controls are kept at 16 bits
+            np.testing.assert_array_equal(scores[row][wanted & clear], both[row][wanted & clear])
+            turned = ~wanted & clear
+            np.testing.assert_array_equal(scores[row][turned], -np.abs(both[row][turned]))
+            assert wanted.any()
+            assert (both[row][turned] > 0).any()
 
 
 @torch.no_grad()

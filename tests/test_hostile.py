@@ -32,7 +32,7 @@ from bids_app.derivatives.tables import select
 from bids_app.detection import card as detectors
 from bids_app.detection.autoencoder import SiameseAutoencoder, load_encoder, save_encoder
 from bids_app.detection.card import EncoderSpec
-from bids_app.detection.normative import Norm, load_norm, save_norm
+from bids_app.detection.normative import Norm, load_norms, save_norms
 from bids_app.detection.slabs import PackedControls, pack_controls
 from bids_app.detection.voxelwise import VoxelModels, load_models, save_models
 from bids_app.errors import (
@@ -370,9 +370,8 @@ def whole(place, tensors):
     save_file(tensors, folder / "weights")
     spec = EncoderSpec()
     save_encoder(folder / "encoder", SiameseAutoencoder(spec, torch.Generator()), spec)
-    save_norm(
-        folder / "norm", Norm(np.ones((3, 4, 5), np.float32), np.ones((3, 4, 5), np.float32), 4)
-    )
+    ones = np.ones((3, 4, 5), np.float32)
+    save_norms(folder / "norm", [Norm(ones, ones, 4), Norm(ones, ones, 4)])
     pack_controls([rng.random((3, 4, 5), np.float32) for _ in range(2)], folder / "packed")
     save_models(
         folder / "models",
@@ -387,7 +386,7 @@ def whole(place, tensors):
     return {
         folder / "weights": lambda path: load_weights(path, SPEC, "cpu"),
         folder / "encoder": load_encoder,
-        folder / "norm": load_norm,
+        folder / "norm": load_norms,
         folder / "packed": lambda path: PackedControls(path, [0, 1]).slices(0),
         folder / "models": load_models,
     }
@@ -454,7 +453,7 @@ def test_a_norm_that_is_no_number_is_neither_written_nor_read(tmp_path):
     mean, sd = np.zeros((2, 3, 4), np.float32), np.ones((2, 3, 4), np.float32)
     sd[1, 1, 1] = np.inf
     with pytest.raises(UnusableDataError, match="is not finite"):
-        save_norm(tmp_path / "n", Norm(mean, sd, 3))
+        save_norms(tmp_path / "n", [Norm(mean, sd, 3)])
     assert not (tmp_path / "n").exists()
 
 
@@ -580,7 +579,7 @@ def test_any_plugin_file_is_read_or_refused(place, text):
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
-    for read in (read_card, detectors.read_card, load_encoder, load_norm, load_models, load_lpips):
+    for read in (read_card, detectors.read_card, load_encoder, load_norms, load_models, load_lpips):
         with pytest.raises(MissingInputError):
             read(tmp_path / "nowhere")
     assert not Path(tmp_path / "nowhere").exists()
@@ -601,7 +600,7 @@ def test_lists_and_cards_are_files_of_some_size(tmp_path):
         ):
             with soon(), pytest.raises(UsageError, match=path.name):
                 read(path)
-    for path, read in product((pipe, endless), (load_encoder, load_norm, load_models, load_lpips)):
+    for path, read in product((pipe, endless), (load_encoder, load_norms, load_models, load_lpips)):
         with soon(), pytest.raises((UnusableDataError, MissingInputError), match=path.name):
             read(path)
     for path in (pipe, endless):

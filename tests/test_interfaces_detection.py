@@ -18,6 +18,7 @@ from bids_app.detection.card import (
     read_card,
     spec_to_dict,
 )
+from bids_app.detection.detectors import DIRECTIONS
 from bids_app.detection.normative import smooth_within
 from bids_app.detection.slabs import Slab, mean_map, values_of
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
@@ -146,6 +147,7 @@ def common(root, tmp_path_factory):
         "packed": packed.packed,
         "members": [0, 2, 3],
         "digests": ["a", "c", "d"],
+        "direction": "both",
         "threads": 1,
         "scored": folders(root, 5, 1),
         "scored_digests": ["f", "b"],
@@ -217,6 +219,7 @@ def test_packed_controls_that_are_gone_are_told(tmp_path, common):
 
 def norm_inputs(root, detector, **others):
     inputs = {"detector": detector, "brain": str(root / "brain.nii.gz"), "fwhm": 0.0}
+    inputs["direction"] = "hypo"
     return {**inputs, "scored_synthetic": [], "scored_digests": ["x"], **others}
 
 
@@ -256,7 +259,7 @@ def test_pseudonormal_is_the_t_of_synthetic_minus_real(root, tmp_path, flat):
     np.testing.assert_allclose(np.load(out.scores), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("detector", ["zscore", "pseudonormal"])
+@pytest.mark.parametrize("detector", ["zscore", "pseudonormal", "combined"])
 def test_a_norm_that_was_learned_before_gives_the_same_scores(root, tmp_path, detector):
     made = detector == "pseudonormal"
     inputs = norm_inputs(root, detector, scored=folders(root, 5, 4))
@@ -271,6 +274,33 @@ def test_a_norm_that_was_learned_before_gives_the_same_scores(root, tmp_path, de
     )
     again = run(ApplyNorm, tmp_path / "apply", norm=out.norm, **inputs)
     np.testing.assert_array_equal(np.load(again.scores), np.load(out.scores))
+
+
+def test_what_is_combined_is_the_mean_of_z_score_and_asymmetry(root, tmp_path):
+    told = {"controls": folders(root, 0, 1, 2), "controls_synthetic": [], "digests": ["a"]}
+    scores = {}
+    for detector in ("zscore", "asymmetry", "combined"):
+        inputs = norm_inputs(root, detector, scored=folders(root, 5, 4))
+        scores[detector] = np.load(run(FitNorm, tmp_path / detector, **told, **inputs).scores)
+    assert not np.isnan(scores["combined"]).any()
+    known = ~np.isnan(scores["asymmetry"])
+    assert known.any()
+    expected = (scores["zscore"] + np.nan_to_num(scores["asymmetry"])) / 2
+    np.testing.assert_allclose(scores["combined"], expected, rtol=0.2, atol=0.2)
+    np.testing.assert_array_equal(scores["combined"][~known], scores["zscore"][~known] / 2)
+
+
+def test_the_other_direction_turns_the_scores_of_norms(root, tmp_path):
+    told = {"controls": folders(root, 0, 1, 2), "controls_synthetic": [], "digests": ["a"]}
+    inputs = norm_inputs(root, "zscore", scored=folders(root, 5, 4))
+    scores = {
+        direction: np.load(
+            run(FitNorm, tmp_path / direction, **told, **inputs | {"direction": direction}).scores
+        )
+        for direction in DIRECTIONS
+    }
+    np.testing.assert_array_equal(scores["hyper"], -scores["hypo"])
+    np.testing.assert_array_equal(scores["both"], np.abs(scores["hypo"]))
 
 
 def test_norms_compare_what_was_smoothed_in_the_brain_with_the_voxels_own_size(root, tmp_path):
@@ -356,6 +386,7 @@ def scored(root, tmp_path, rng):
         "brain": str(root / "brain.nii.gz"),
         "image": store(tmp_path / "own", 0.5 * own, own),
         "digest": "a",
+        "fwhm": 0.0,
         "extent": 0.4,
         "minimum_volume": 1.0,
         "most": 10,
@@ -375,6 +406,14 @@ def test_a_map_is_the_mean_over_folds_within_ones_own_brain(tmp_path, scored):
     np.testing.assert_allclose(image.get_fdata(), expected, atol=1e-5)
     np.testing.assert_allclose(image.affine, AFFINE)
     assert image.get_data_dtype() == np.float32
+
+
+def test_a_map_is_smoothed_within_ones_own_brain(tmp_path, scored):
+    inputs, expected = scored
+    out = run(MapAnomalies, tmp_path / "node", **{**inputs, "fwhm": 9.0})
+    smoothed = smooth_within(expected, expected != 0, fwhm=9.0, zooms=ZOOMS)
+    np.testing.assert_allclose(nib.load(out.statmap).get_fdata(), smoothed, atol=1e-5)
+    assert np.abs(smoothed - expected).max() > 0.5
 
 
 def test_one_fold_alone_can_score(tmp_path, scored):

@@ -48,6 +48,7 @@ from bids_app.plan.detectors import (
     refuse_card,
     refuse_sets,
     refuse_settings,
+    settle_detectors,
 )
 from bids_app.plan.group import VOLUMES, assume_cohort, keep_usable, refuse_knowledge
 from bids_app.plan.problems import Problem, error_of, problem_of
@@ -334,6 +335,7 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
         _read_detector(settings)  # whose grid may be another than was asked for: that is told first
         raise
     card = _read_detector(settings)
+    settings = settle_detectors(settings, card)
     version = run_record.versions["mri2pet"]
     subjects = choose_subjects(settings, controls=card is None, version=version)
     subjects = replace(subjects, notes=(*grid, *subjects.notes))

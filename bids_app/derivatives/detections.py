@@ -25,7 +25,7 @@ from bids_app.derivatives.sidecars import (
 )
 from bids_app.detection.card import CARD, CONTROL_CLUSTERS, CONTROL_MAPS
 from bids_app.detection.clusters import Cluster, Place
-from bids_app.detection.detectors import DETECTORS, rank_of
+from bids_app.detection.detectors import DETECTORS, DIRECTIONS, rank_of
 from bids_app.detection.evaluation import CurvePoint, Finding, FreePoint, Mark, McNemarTest
 from bids_app.errors import Mri2petError
 from bids_app.files import read_json, write_json
@@ -35,6 +35,7 @@ STATMAP = "_statmap.nii.gz"
 OWN = "T1w"  # space- label of the participant's own T1w
 SCORED = "logs/group_scored.json"  # in the derivative dataset
 _CARD = "DetectorCard"  # in a sidecar
+DIRECTION = "Direction"  # in that of a map
 
 
 def root_of(output_dir: Path, training_set: str, *, primary: bool) -> Path:
@@ -146,6 +147,10 @@ class Origin:
         Of the app.
     card : dict
         Of the detector, as :func:`describe_card` gives it.
+    direction : {"hypo", "hyper", "both"}
+        What scores higher.
+    fwhm : float
+        Smoothing of the map, in mm; 0 for none.
     """
 
     output_dir: Path
@@ -153,6 +158,8 @@ class Origin:
     training_set: str
     version: str
     card: Sidecar
+    direction: str
+    fwhm: float
 
     def own(self, path: Path) -> str:
         """BIDS URI of a result."""
@@ -170,10 +177,16 @@ class Origin:
     def statmap(self, pet: Path, space: Space) -> Sidecar:
         """Tell of an anomaly map on the template's grid."""
         meaning = DETECTORS[self.detector].statmap
-        text = f"Anomaly of FDG PET, more is more abnormal: {meaning}. For research; no diagnosis"
+        text = (
+            f"Anomaly of FDG PET, more is more abnormal: {meaning}; {DIRECTIONS[self.direction]}. "
+            "For research; no diagnosis"
+        )
+        smoothing = {"SmoothingFWHM": self.fwhm} if self.fwhm else {}
         return {
             "Description": text,
             **self._common([pet]),
+            DIRECTION: self.direction,
+            **smoothing,
             "SkullStripped": True,
             **space.entries(),
         }
@@ -532,6 +545,8 @@ class Anomaly:
         Its files; they need not all be there.
     held_out : bool
         One fold scored it, that left this participant out: a control's.
+    direction : str
+        What scores higher, a key of ``DIRECTIONS``; empty where it is not known.
     clusters, own_clusters : tuple of Cluster
         By rank; and those that lie on the participant's own T1w, with their places there.
     faults : tuple of str
@@ -547,6 +562,7 @@ class Anomaly:
     space: str
     paths: Mapping[str, Path]
     held_out: bool = False
+    direction: str = ""
     clusters: tuple[Cluster, ...] = ()
     own_clusters: tuple[Cluster, ...] = ()
     faults: tuple[str, ...] = ()
@@ -605,6 +621,7 @@ def _anomaly(output_dir: Path, path: Path, named: str) -> Anomaly:
         space=space,
         paths=paths,
         held_out=isinstance(told.metadata.get("Fold"), int),
+        direction=told.text(DIRECTION),
         clusters=tuple(clusters),
         own_clusters=tuple(own_clusters),
         faults=tuple(fault for fault in faults if not fault.endswith("is empty.")),  # none found

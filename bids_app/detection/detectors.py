@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 TRAINING_SETS = ("real", "hybrid", "synthetic")  # in the order in which they are shown
+DIRECTIONS = {  # what --direction takes → what that makes of a score
+    "hypo": "less uptake scores higher",
+    "hyper": "more uptake scores higher",
+    "both": "less and more uptake score alike",
+}
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,6 @@ class Detector:
         clusters are, in ``descriptions.tsv``.
     unit : str
         Of a score.
-    direction : {"hypo", "hyper", "both"}
-        What it finds: too little uptake, too much, or either.
     dash : str
         Of its lines in charts, as SVG writes them; a line's colour is that of the training set.
     method : {"svm", "norm"}
@@ -48,7 +51,6 @@ class Detector:
     statmap: str = ""
     clusters: str = ""
     unit: str = ""
-    direction: Literal["hypo", "hyper", "both"] = "both"
     dash: str = "1 3"
     method: Literal["svm", "norm"] = "norm"
     synthetic: bool = False
@@ -69,30 +71,27 @@ DETECTORS = {  # in the order in which they are shown
         "a control it was not trained on",
         clusters="Clusters of the anomaly map of one one-class SVM a voxel",
         unit="distance to the boundary",
-        direction="both",
         dash="",
         method="svm",
     ),
     "zscore": Detector(
         label="z score",
-        meaning="how much less uptake there is than in controls, as the t of Crawford and Howell",
-        score="Crawford-Howell t of less uptake than in controls, of smoothed PET",
-        statmap="Crawford-Howell t of the uptake of controls minus this one's, after smoothing",
+        meaning="how far uptake is from that of controls, as the t of Crawford and Howell",
+        score="Crawford-Howell t of uptake against controls, of smoothed PET",
+        statmap="Crawford-Howell t of uptake against controls, after smoothing",
         clusters="Clusters of the anomaly map against controls, voxel by voxel (Crawford-Howell t)",
         unit="t",
-        direction="hypo",
         dash="7 3",
         method="norm",
     ),
     "pseudonormal": Detector(
         label="pseudo-normal",
-        meaning="how much less uptake there is than in the synthetic PET predicted from the "
-        "participant's own T1w, against the same difference in controls, as a t",
-        score="Crawford-Howell t of synthetic minus real PET",
-        statmap="t of synthetic minus real PET, against that difference in controls",
+        meaning="how far uptake is from the synthetic PET predicted from the participant's own "
+        "T1w, against the same difference in controls, as the t of Crawford and Howell",
+        score="Crawford-Howell t of the difference between synthetic and real PET",
+        statmap="t of the difference between synthetic and real PET, against that in controls",
         clusters="Clusters of the anomaly map of synthetic minus real PET",
         unit="t",
-        direction="hypo",
         dash="2 3",
         method="norm",
         synthetic=True,
@@ -100,27 +99,57 @@ DETECTORS = {  # in the order in which they are shown
     ),
     "asymmetry": Detector(
         label="asymmetry",
-        meaning="how much less uptake there is than at the same place on the other side, against "
-        "the same difference in controls, as a t; it does not see what both sides have, nor what "
-        "lies in the middle, and needs a symmetric template",
-        score="Crawford-Howell t of less uptake than on the other side, (here - there) / mean, of "
-        "smoothed PET; blind to what is bilateral or in the midline",
-        statmap="Crawford-Howell t of the asymmetry of controls minus this one's, after smoothing; "
+        meaning="how far uptake is from that at the same place on the other side, against the "
+        "same difference in controls, as the t of Crawford and Howell; it does not see what both "
+        "sides have, nor what lies in the middle, and needs a symmetric template",
+        score="Crawford-Howell t of left-right asymmetry, (here - there) / mean, of smoothed PET; "
+        "blind to what is bilateral or in the midline",
+        statmap="Crawford-Howell t of left-right asymmetry against controls, after smoothing; "
         "blind to what is bilateral or in the midline",
         clusters="Clusters of the anomaly map of left-right asymmetry against controls; blind to "
         "what is bilateral or in the midline",
         unit="t",
-        direction="hypo",
         dash="6 2 1 2",
         method="norm",
         mirrored=True,
     ),
+    "combined": Detector(
+        label="z score and asymmetry",
+        meaning="mean of the z score and of the asymmetry of uptake, both as the t of Crawford and "
+        "Howell; it sees less of what both sides have, or lies in the middle, than of other "
+        "lesions, and needs a symmetric template",
+        score="Mean of two Crawford-Howell t, of uptake and of left-right asymmetry; less "
+        "sensitive to what is bilateral or in the midline",
+        statmap="mean of the Crawford-Howell t of uptake and of that of left-right asymmetry, "
+        "both against controls, after smoothing; less sensitive to what is bilateral or in the "
+        "midline",
+        clusters="Clusters of the mean of the maps of uptake and of left-right asymmetry against "
+        "controls; less sensitive to what is bilateral or in the midline",
+        unit="t",
+        dash="9 2 2 2",
+        method="norm",
+        mirrored=True,
+    ),
 }
+# The paper's, the field's, and what detects best in simulated patients (docs/results/detection.md)
+DEFAULT_DETECTORS = ("ocsvm", "zscore", "combined")
 
 
 def detector_of(name: str) -> Detector:
     """Look a detector up; one that is not known goes by its name."""
     return DETECTORS.get(name, Detector(name))
+
+
+def meaning_of(name: str, direction: str) -> str:
+    """Say what a detector's score is, and what scores higher, as far as that is known.
+
+    Examples
+    --------
+    >>> meaning_of("of another version", "hypo")
+    'higher is more abnormal; less uptake scores higher'
+    """
+    meaning = detector_of(name).meaning
+    return f"{meaning}; {DIRECTIONS[direction]}" if direction in DIRECTIONS else meaning
 
 
 def needing_synthetic(names: Iterable[str]) -> list[str]:

@@ -1,15 +1,15 @@
 """Detectors that do not learn: maps of how far a person is from controls, voxel by voxel.
 
 ``zscore`` compares PET smoothed within the brain; ``pseudonormal`` compares what a synthetic PET
-has over the real one, ``asymmetry`` what one side has over the other. A norm is the mean and
-deviation of controls, and their number.
+has over the real one, ``asymmetry`` what one side has over the other; ``combined`` is the mean of
+``zscore`` and ``asymmetry``. A norm is the mean and deviation of controls, and their number.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from bids_app.imaging.volume import Affine, Mask, Volume, mirror, zooms_of
 from bids_app.strict import parse_object, shapes_of
 
 FEWEST = 2  # controls: below, nothing varies
+AXES = 3
 LEAST_SD = 0.1  # of the median over the brain; our choice
 # Of a smoothed voxel's weight, what may lie where nothing is known. Our choice, measured beside a
 # plane through simulated PET, at 8 mm: up to 5 % (about 6 mm from it) z is off by 0.27 at most;
@@ -250,40 +251,82 @@ def measure_asymmetry(
     return np.where(brain, asymmetry, 0).astype(np.float32)
 
 
-# Detector → what it compares, of a PET and its synthetic one if it needs that; its score
-MEASURES: dict[str, Callable[..., Volume]] = {
-    "zscore": measure_uptake,
-    "pseudonormal": measure_difference,
-    "asymmetry": measure_asymmetry,
-}
-SCORES: dict[str, Callable[[Norm, Volume], Volume]] = {
-    "zscore": Norm.deficit,
-    "pseudonormal": Norm.excess,
-    "asymmetry": Norm.deficit,
-}
+def _measure_known_asymmetry(pet: Volume, brain: Mask, **how: Any) -> Volume:
+    """Give the asymmetry, 0 where it is not known: there ``combined`` is half of the z score."""
+    return np.nan_to_num(measure_asymmetry(pet, brain, **how))
 
 
-def save_norm(path: Path, norm: Norm) -> None:
-    """Write a norm.
+# Detector → what it compares, of a PET and its synthetic one if it needs that
+MEASURES: dict[str, tuple[Callable[..., Volume], ...]] = {
+    "zscore": (measure_uptake,),
+    "pseudonormal": (measure_difference,),
+    "asymmetry": (measure_asymmetry,),
+    "combined": (measure_uptake, _measure_known_asymmetry),
+}
+INVERTED = ("pseudonormal",)  # what these compare is more where uptake is less
+
+
+def score_against(
+    norms: Sequence[Norm], volumes: Sequence[Volume], detector: str, direction: str
+) -> Volume:
+    """Give the score map of a person: the mean over what a detector compares.
+
+    Parameters
+    ----------
+    norms : sequence of Norm
+        What controls are like in each of the detector's measures.
+    volumes : sequence of ndarray, (I, J, K)
+        The person's measures, in that order.
+    detector : str
+        A key of ``MEASURES``.
+    direction : {"hypo", "hyper", "both"}
+        Less uptake scores higher, more does, or both do.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        float32, t; 0 where nothing is judged, NaN where nothing is known.
+    """
+    deficits = [norm.deficit(volume) for norm, volume in zip(norms, volumes, strict=True)]
+    less: Volume = np.mean(np.stack(deficits), axis=0)
+    less = 0 - less if detector in INVERTED else less
+    return {"hypo": less, "hyper": 0 - less, "both": np.abs(less)}[direction]  # no negative zeros
+
+
+_KINDS = ("mean", "sd", "counts")
+
+
+def save_norms(path: Path, norms: Sequence[Norm]) -> None:
+    """Write the norms of a detector, one for each of its measures.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be written.
+        If they cannot be written.
     UnusableDataError
-        If it holds a number that is not finite: nothing is written.
+        If one holds a number that is not finite: nothing is written.
     """
-    try:
-        _refuse_infinite(norm)
-    except ValueError as error:
-        raise UnusableDataError(
-            f"{path.name}: {error}; look for controls whose PET is not finite, and leave them out"
-        ) from error
-    volumes = {"mean": norm.mean, "sd": norm.sd, "counts": norm.counts}
-    arrays = {
-        k: np.ascontiguousarray(volume) for k, volume in volumes.items() if volume is not None
-    }
-    write_bytes(path, save(arrays, metadata={"norm": json.dumps({"controls": norm.n})}))
+    arrays: dict[str, np.ndarray] = {}
+    for place, norm in enumerate(norms):
+        try:
+            _refuse_infinite(norm)
+        except ValueError as error:
+            raise UnusableDataError(
+                f"{path.name}: {error}; look for controls whose PET is not finite, and leave them "
+                "out"
+            ) from error
+        volumes = zip(_KINDS, (norm.mean, norm.sd, norm.counts), strict=True)
+        arrays |= {
+            _name_of(kind, place): np.ascontiguousarray(volume)
+            for kind, volume in volumes
+            if volume is not None
+        }
+    told = json.dumps({"controls": [norm.n for norm in norms]})
+    write_bytes(path, save(arrays, metadata={"norm": told}))
+
+
+def _name_of(kind: str, place: int) -> str:
+    return f"{kind}_{place}"
 
 
 def _refuse_infinite(norm: Norm) -> None:
@@ -294,31 +337,48 @@ def _refuse_infinite(norm: Norm) -> None:
         raise ValueError("mean or SD of controls is not finite")
 
 
-def load_norm(path: Path) -> Norm:
-    """Read a norm.
+def load_norms(path: Path) -> list[Norm]:
+    """Read the norms of a detector.
 
     Raises
     ------
     MissingInputError
         If there is no such file.
     UnusableDataError
-        If it holds no norm.
+        If it holds no norms.
     """
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; fit the detector again")
     try:
         shapes_of(path)
         with safe_open(path, framework="numpy") as file:
-            n = parse_object(file.metadata()["norm"])["controls"]
-            mean, sd = (file.get_tensor(name) for name in ("mean", "sd"))
-            counts = file.get_tensor("counts") if "counts" in file.keys() else None  # noqa: SIM118 - it is no mapping
-        shapes = {array.shape for array in (mean, sd, counts) if array is not None}
-        if not isinstance(n, int) or n < 2 or len(shapes) > 1 or mean.ndim != 3:
-            raise ValueError(f"it tells of {n} controls, and of volumes of {shapes}")
-        norm = Norm(mean, sd, n, counts)
-        _refuse_infinite(norm)
-        return norm
+            numbers = parse_object(file.metadata()["norm"])["controls"]
+            names = set(file.keys())
+            norms = [
+                Norm(
+                    file.get_tensor(_name_of("mean", place)),
+                    file.get_tensor(_name_of("sd", place)),
+                    n,
+                    file.get_tensor(_name_of("counts", place))
+                    if _name_of("counts", place) in names
+                    else None,
+                )
+                for place, n in enumerate(numbers)
+            ]
+        if not norms:
+            raise ValueError("it tells of no controls")
+        for norm in norms:
+            _refuse_odd(norm, norms[0].mean.shape)
+        return norms
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UnusableDataError(
             f"{path}: not the norm of a detector ({error}); fit the detector again"
         ) from error
+
+
+def _refuse_odd(norm: Norm, shape: tuple[int, ...]) -> None:
+    arrays = [array for array in (norm.mean, norm.sd, norm.counts) if array is not None]
+    shapes = {array.shape for array in arrays} | {shape}
+    if not isinstance(norm.n, int) or norm.n < FEWEST or len(shapes) > 1 or len(shape) != AXES:
+        raise ValueError(f"it tells of {norm.n} controls, and of volumes of {shapes}")
+    _refuse_infinite(norm)

@@ -198,6 +198,8 @@ class FoldOnSlab:
         Which slices.
     threads : int
         That share the voxels.
+    direction : {"hypo", "hyper", "both"}
+        What scores higher: less uptake than controls have on average, more, or both.
     """
 
     encoder: SiameseAutoencoder
@@ -205,6 +207,7 @@ class FoldOnSlab:
     brain: Mask
     slab: Slab
     threads: int
+    direction: str
 
     def slices(self) -> list[int]:
         """List the slices that have brain."""
@@ -220,6 +223,16 @@ class FoldOnSlab:
         for place, hole in holes.items():
             known[:, place] = self._whole(hole)[brain]
         return known
+
+    def _mean_uptake(self, k: int) -> NDArray[np.float32]:
+        """Average the controls that cover it at each voxel of a slice, (I, J)."""
+        slices, known = self.controls.slices(k), np.ones((), bool)
+        holes = self.controls.holes(k)
+        if holes:
+            known = np.ones(slices.shape, bool)
+            for place, hole in holes.items():
+                known[place] = ~hole
+        return np.asarray(np.mean(slices, axis=0, where=known))  # NaN where nobody's does
 
     def _whole(self, hole: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return whole_patches(hole[..., np.newaxis], self.encoder.patch)[..., 0]
@@ -255,10 +268,36 @@ class FoldOnSlab:
         slices = np.stack([np.asarray(volume[..., k]) for volume in scored])
         latents = latents_at(self.encoder, slices, brain) - mean
         scores = -fitted.decision_function(latents).T.astype(np.float32)
+        if self.direction != "both":
+            more = slices[:, brain] - self._mean_uptake(k)[brain]
+            scores = sign_scores(scores, more if self.direction == "hyper" else -more)
         for row, hole in enumerate(holes):
             if hole is not None and hole[..., k].any():
                 scores[row, ~self._whole(hole[..., k])[brain]] = np.nan
         return scores
+
+
+def sign_scores(scores: NDArray[np.float32], agreement: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Give scores of one direction, (scored, voxels): a one-class SVM knows none.
+
+    Our choice. Where uptake differs from the controls' mean the other way, nothing is abnormal, and
+    the score is minus its absolute value, so that both ways of noise cancel where maps are
+    smoothed.
+
+    Parameters
+    ----------
+    scores : ndarray, (scored, voxels)
+        Above 0 is outside the boundary.
+    agreement : ndarray, (scored, voxels)
+        Above 0 where uptake differs as is wanted.
+
+    Examples
+    --------
+    >>> scores = np.array([0.5, -0.25, 0.5, -0.25], np.float32)
+    >>> sign_scores(scores, np.array([1, 1, -1, -1], np.float32)).tolist()
+    [0.5, -0.25, -0.5, -0.25]
+    """
+    return np.where(agreement > 0, scores, -np.abs(scores))
 
 
 def _fit(

@@ -29,10 +29,18 @@ from bids_app.detection.clusters import (
     separate_lesions,
 )
 from bids_app.detection.evaluation import common_brain
-from bids_app.detection.normative import MEASURES, SCORES, learn_norm, load_norm, save_norm
+from bids_app.detection.normative import (
+    MEASURES,
+    learn_norm,
+    load_norms,
+    save_norms,
+    score_against,
+    smooth_within,
+)
 from bids_app.detection.slabs import PackedControls, Slab, mean_map, pack_controls, values_of
 from bids_app.errors import UnusableDataError
 from bids_app.files import copy_file, write_json
+from bids_app.imaging.volume import zooms_of
 from bids_app.nifti import open_arrays, open_hole, read_owner
 
 ENGINE = "bids_app.detection.voxelwise"
@@ -145,6 +153,7 @@ class _SlabInputSpec(BaseInterfaceInputSpec):
     last = traits.Int(mandatory=True, desc="slice after its last one")
     scored = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
     scored_digests = traits.List(traits.Str, mandatory=True, desc="of those, in that order")
+    direction = traits.Str(mandatory=True, desc="what scores higher, a key of DIRECTIONS")
     threads = traits.Int(mandatory=True, nohash=True, desc="that torch and numba may use")
 
 
@@ -165,6 +174,7 @@ def _fold_of(inputs):
         _brain(inputs.brain),
         Slab(inputs.first, inputs.last),
         inputs.threads,
+        inputs.direction,
     )
 
 
@@ -222,7 +232,8 @@ class FitSlab(ApplySlab):
 
 
 class _NormInputSpec(BaseInterfaceInputSpec):
-    detector = traits.Str(mandatory=True, desc="which, a key of SCORES")
+    detector = traits.Str(mandatory=True, desc="which, a key of MEASURES")
+    direction = traits.Str(mandatory=True, desc="what scores higher, a key of DIRECTIONS")
     brain = File(exists=True, mandatory=True, desc="what is analysed")
     fwhm = traits.Float(mandatory=True, desc="smoothing before, in mm")
     scored = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
@@ -232,25 +243,29 @@ class _NormInputSpec(BaseInterfaceInputSpec):
     scored_digests = traits.List(traits.Str, mandatory=True, desc="of all those, in that order")
 
 
-def _measured(inputs, real, synthetic):
+def _measured(inputs, measure, real, synthetic):
     """Give what a norm compares, one volume at a time."""
     brain = _brain(inputs.brain)
     for place, folder in enumerate(real):
         affine = np.array(read_owner(Path(folder)).affine)
         how = {"fwhm": inputs.fwhm, "affine": affine, "hole": open_hole(Path(folder))}
         pets = _pets([folder, *synthetic[place : place + 1]])
-        yield MEASURES[inputs.detector](*pets, brain, **how)
+        yield measure(*pets, brain, **how)
 
 
-def _save_scores(inputs, norm, path):
-    brain = _brain(inputs.brain)
+def _save_scores(inputs, norms, path):
+    brain, measures = _brain(inputs.brain), MEASURES[inputs.detector]
     whole = Slab(0, brain.shape[-1])
-    volumes = _measured(inputs, inputs.scored, inputs.scored_synthetic)
-    if not norm.mean.shape == norm.sd.shape == brain.shape:
+    if len(norms) != len(measures) or any(norm.mean.shape != brain.shape for norm in norms):
         raise UnusableDataError(
             f"{inputs.detector}: its norm lies on another grid than the images; train it again"
         )
-    rows = [values_of(SCORES[inputs.detector](norm, volume), brain, whole) for volume in volumes]
+    everyone = (inputs.scored, inputs.scored_synthetic)
+    each = zip(*(_measured(inputs, measure, *everyone) for measure in measures), strict=True)
+    rows = [
+        values_of(score_against(norms, own, inputs.detector, inputs.direction), brain, whole)
+        for own in each
+    ]
     _save_rows(path, np.stack(rows), f"{inputs.detector}", _holes(inputs.scored))
 
 
@@ -266,12 +281,12 @@ class ApplyNorm(SimpleInterface):
 
     def _run_interface(self, runtime):
         path = Path(runtime.cwd) / "scores.npy"
-        _save_scores(self.inputs, self._norm(path.parent), path)
+        _save_scores(self.inputs, self._norms(path.parent), path)
         self._results["scores"] = str(path)
         return runtime
 
-    def _norm(self, _):
-        return load_norm(Path(self.inputs.norm))
+    def _norms(self, _):
+        return load_norms(Path(self.inputs.norm))
 
 
 class _FitNormInputSpec(_NormInputSpec):
@@ -292,12 +307,16 @@ class FitNorm(ApplyNorm):
     input_spec = _FitNormInputSpec
     output_spec = _FitNormOutputSpec
 
-    def _norm(self, cwd):
-        volumes = _measured(self.inputs, self.inputs.controls, self.inputs.controls_synthetic)
-        norm = learn_norm(volumes, _brain(self.inputs.brain))
-        save_norm(cwd / "norm.safetensors", norm)
+    def _norms(self, cwd):
+        brain = _brain(self.inputs.brain)
+        everyone = (self.inputs.controls, self.inputs.controls_synthetic)
+        norms = [
+            learn_norm(_measured(self.inputs, measure, *everyone), brain)
+            for measure in MEASURES[self.inputs.detector]
+        ]
+        save_norms(cwd / "norm.safetensors", norms)
         self._results["norm"] = str(cwd / "norm.safetensors")
-        return norm
+        return norms
 
 
 BRAIN = "brain"
@@ -342,6 +361,7 @@ class _MapAnomaliesInputSpec(BaseInterfaceInputSpec):
     brain = File(exists=True, mandatory=True, desc="what is analysed")
     image = traits.Str(mandatory=True, nohash=True, desc="folder of its volumes")
     digest = traits.Str(mandatory=True, desc="of those")
+    fwhm = traits.Float(mandatory=True, desc="smoothing of the scores within the brain, in mm")
     extent = traits.Float(mandatory=True, desc="share of the brain above the threshold")
     minimum_volume = traits.Float(mandatory=True, desc="of a cluster, in mm3")
     most = traits.Int(mandatory=True, desc="clusters that are labelled")
@@ -384,6 +404,8 @@ class MapAnomalies(SimpleInterface):
                 "coverage in desc-registration_metrics.tsv"
             )
         score = np.where(brain, score, 0).astype(np.float32)
+        if inputs.fwhm:
+            score = smooth_within(score, brain, fwhm=inputs.fwhm, zooms=zooms_of(affine))
         clusters, labels = find_clusters(
             score, brain, affine, extent=inputs.extent, minimum_volume=inputs.minimum_volume
         )

@@ -17,7 +17,7 @@ from bids_app.derivatives.detections import (
     template_to_t1w,
 )
 from bids_app.detection.card import DetectorCard, EncoderSpec, card_sha256, read_card, spec_to_dict
-from bids_app.detection.detectors import DETECTORS, needing_synthetic
+from bids_app.detection.detectors import DEFAULT_DETECTORS, DETECTORS, DIRECTIONS, needing_synthetic
 from bids_app.detection.normative import ZSCORE_FWHM
 from bids_app.detection.slabs import cut_slabs, thickness_of
 from bids_app.errors import Mri2petError, UnusableDataError, UsageError
@@ -27,7 +27,14 @@ from bids_app.plan.cohort import Participant, Subjects, SyntheticMaker
 from bids_app.plan.group import choose_training_images, deal, list_training_controls, split
 from bids_app.plan.study import Study
 from bids_app.settings import Settings
-from bids_app.workflows.detection import PACKED, Applied, Clustering, Fitting, ScoredImage
+from bids_app.workflows.detection import (
+    PACKED,
+    Applied,
+    Clustering,
+    Fitting,
+    ScoredImage,
+    smoothing_of,
+)
 from bids_app.workflows.execution import label_nodes
 from bids_app.workflows.group import init_applied_set_wf, init_training_set_wf
 from bids_app.workflows.training import Fold, StoredImage
@@ -43,6 +50,60 @@ INTENDED_USE = (
     "Mapping what is unlike healthy controls in FDG PET that were scanned and prepared as those "
     "of the training set; for research. No basis for decisions about a patient."
 )
+
+
+def settle_detectors(settings: Settings, card: DetectorCard | None) -> Settings:
+    """Settle which detectors a run uses and how scores are made, where the settings leave it open.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    card : DetectorCard or None
+        Of detectors that were trained before: they stay as they were made.
+
+    Raises
+    ------
+    UnusableDataError
+        If those were made otherwise than the settings ask for, or by a version that did not tell.
+    """
+    if card is None:
+        usual = (
+            name
+            for name in DEFAULT_DETECTORS
+            if not (DETECTORS[name].mirrored and _is_skewed(settings))
+        )
+        return replace(
+            settings,
+            detectors=settings.detectors if settings.detectors else tuple(usual),
+            direction=settings.direction_of_scores,
+            score_smoothing=settings.fwhm_of_scores,
+        )
+    made = {name: card.parameters.get(name) for name in ("direction", "score_fwhm")}
+    direction, fwhm = made["direction"], made["score_fwhm"]
+    if direction not in DIRECTIONS or not isinstance(fwhm, (int, float)):
+        raise UnusableDataError(
+            f"{settings.detector}: its card, of mri2pet {card.version}, does not tell in which "
+            "direction uptake is abnormal, and how scores were smoothed; train it again"
+        )
+    asked = (settings.direction, settings.score_smoothing)
+    if asked[0] not in (None, direction) or asked[1] not in (None, fwhm):
+        raise UnusableDataError(
+            f"{settings.detector}: was made with --direction {direction} --score-smoothing "
+            f"{fwhm:g}, for which its held-out controls were scored, too; leave these options "
+            "out, or train it again"
+        )
+    return replace(
+        settings,
+        detectors=settings.detectors if settings.detectors else card.detectors,
+        direction=direction,
+        score_smoothing=float(fwhm),
+    )
+
+
+def _is_skewed(settings: Settings) -> bool:
+    """Whether left and right of the template differ."""
+    return settings.template.endswith("Asym")
 
 
 def encoder_spec(settings: Settings) -> EncoderSpec:
@@ -61,6 +122,7 @@ def _fitting_of(study: Study, settings: Settings, threads: int, images: int) -> 
         nu=settings.nu,
         slabs=[(slab.first, slab.last) for slab in slabs],
         fwhm=ZSCORE_FWHM,
+        direction=settings.direction_of_scores,
         threads=threads,
         mem_gb=1 + images * area * spec.latents * BYTES / 2**30,  # one slice at a time
     )
@@ -69,6 +131,7 @@ def _fitting_of(study: Study, settings: Settings, threads: int, images: int) -> 
 def _clustering_of(settings: Settings, cohort: Subjects) -> Clustering:
     """Say how clusters are found."""
     return Clustering(
+        fwhm=settings.fwhm_of_scores,
         extent=settings.cluster_extent,
         minimum_volume=settings.min_cluster_size,
         most=settings.clusters,
@@ -87,7 +150,7 @@ def refuse_settings(settings: Settings) -> None:
         compares left with right on a template that is not symmetric.
     """
     for detector in settings.detectors:
-        if DETECTORS[detector].mirrored and settings.template.endswith("Asym"):
+        if DETECTORS[detector].mirrored and _is_skewed(settings):
             raise UsageError(
                 f"--detectors {detector} compares left with right, and {settings.template} is not "
                 "symmetric; run the participant level with a symmetric template"
@@ -221,7 +284,7 @@ def _plan_set(
     for detector in _detectors_of(name, settings):
         seen, folds[detector], told = _folds_of(detector, study, trained, dealt, cohort)
         notes += told
-        origin = Origin(study.output_dir, detector, name, version, card)
+        origin = _origin(study, settings, detector, name, card)
         scored += _score_images(study, origin, root, seen, folds[detector])
         if DETECTORS[detector].synthetic:
             compared = [control.maker for control in seen.controls]
@@ -360,6 +423,20 @@ def _refuse_other_generators(
             )
 
 
+def _origin(
+    study: Study, settings: Settings, detector: str, training_set: str, card: dict[str, object]
+) -> Origin:
+    return Origin(
+        study.output_dir,
+        detector,
+        training_set,
+        study.versions["mri2pet"],
+        card,
+        settings.direction_of_scores,
+        smoothing_of(detector, settings.fwhm_of_scores),
+    )
+
+
 def _score_images(
     study: Study, origin: Origin, root: Path, cohort: Subjects, folds: Sequence[Fold]
 ) -> list[ScoredImage]:
@@ -425,6 +502,8 @@ def _parameters(settings: Settings, fitting: Fitting) -> dict[str, object]:
         "gamma": "scale",
         "brain_share": BRAIN_SHARE,
         "fwhm": fitting.fwhm,
+        "direction": fitting.direction,
+        "score_fwhm": settings.fwhm_of_scores,
         "encoder": dict(fitting.encoder),
         "cluster_extent": settings.cluster_extent,
         "min_cluster_size": settings.min_cluster_size,
@@ -550,7 +629,7 @@ def plan_applied(
     for detector in _wanted(card, settings):
         seen, told = _usable_by(detector, cohort)
         notes += told
-        origin = Origin(study.output_dir, detector, card.name, version, made_by)
+        origin = _origin(study, settings, detector, card.name, made_by)
         scored += _score_images(study, origin, study.output_dir, seen, [])
     fwhm = float(str(card.parameters.get("fwhm", ZSCORE_FWHM)))
     fitting = _fitting_of(study, settings, threads, len(cohort.patients))

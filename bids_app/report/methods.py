@@ -14,6 +14,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from bids_app.derivatives.find import RealPet, Results
 from bids_app.derivatives.sidecars import Derivative
+from bids_app.detection.detectors import DIRECTIONS
 from bids_app.report.anomalies import Detected
 from bids_app.report.cards import (
     Specs,
@@ -88,7 +89,9 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "specs": {},  # all these are of tell_specs
     },
     "group": {
-        "detectors": (),  # "ocsvm", "zscore", "pseudonormal", "asymmetry"
+        "detectors": (),  # names of DETECTORS
+        "direction": "",  # what scores higher, in words; empty where it is not known
+        "directed": False,  # one direction scores higher
         "training": (),  # whom each training set holds, as words
         "synthetic": False,  # some of the controls have synthetic PET
         "grids": (),  # of the images
@@ -215,6 +218,8 @@ def group_methods(
         "grids": list(dict.fromkeys(filter(None, grids))),
         "folds": next((card.folds for card in cards if card.folds), 0),
         "numbers": numbers,
+        "direction": DIRECTIONS.get(numbers.get("direction", ""), ""),
+        "directed": numbers.get("direction") in ("hypo", "hyper"),
         "evaluated": bool(detected.curve),
         "tested": any(test.p is not None for test in detected.comparisons),
         "free": bool(detected.responses),

@@ -8,7 +8,7 @@ from typing import Final, Unpack
 from bids_app.derivatives.detections import Anomaly, ScoredRun, find_anomalies, read_run
 from bids_app.derivatives.find import Results, find_results
 from bids_app.derivatives.sidecars import Faults
-from bids_app.detection.detectors import detector_of
+from bids_app.detection.detectors import meaning_of
 from bids_app.errors import Mri2petError
 from bids_app.nifti import check_header
 from bids_app.report.anomalies import (
@@ -137,7 +137,7 @@ def _part(
     return {
         "name": name,
         "title": title,
-        "meaning": detector_of(anomaly.detector).meaning,
+        "meaning": meaning_of(anomaly.detector, anomaly.direction),
         "lines": lines,
         "columns": columns,
         "placed": bool(own_places),

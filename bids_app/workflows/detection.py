@@ -44,7 +44,9 @@ class Fitting:
     slabs : sequence of (int, int)
         First slice of each, and the one after its last.
     fwhm : float
-        Smoothing before voxels are compared, in mm.
+        Smoothing before voxels are compared by a norm, in mm.
+    direction : {"hypo", "hyper", "both"}
+        What scores higher.
     threads : int
         Of a node.
     mem_gb : float
@@ -55,6 +57,7 @@ class Fitting:
     nu: float
     slabs: Sequence[tuple[int, int]]
     fwhm: float
+    direction: str
     threads: int
     mem_gb: float
 
@@ -163,6 +166,7 @@ def init_ocsvm_wf(
         scored = [*patients, *fold.validation]
         common = {
             "threads": fitting.threads,
+            "direction": fitting.direction,
             "scored": folders_of(scored),
             "scored_digests": digests_of(scored),
         }
@@ -293,6 +297,7 @@ def init_norm_wf(
         made = _synthetic(detector, scored)
         common = {
             "detector": detector,
+            "direction": fitting.direction,
             "fwhm": fitting.fwhm,
             "scored": folders_of(scored),
             "scored_synthetic": folders_of(made),
@@ -334,12 +339,19 @@ def slabs_of(detector: str, fitting: Fitting) -> Sequence[tuple[int, int]]:
     return {"svm": fitting.slabs, "norm": whole}[DETECTORS[detector].method]
 
 
+def smoothing_of(detector: str, fwhm: float) -> float:
+    """Say by how much the maps of a detector are smoothed, in mm: a norm smooths what it sees."""
+    return fwhm if DETECTORS[detector].method == "svm" else 0.0
+
+
 @dataclass(frozen=True)
 class Clustering:
     """How clusters are found.
 
     Parameters
     ----------
+    fwhm : float
+        Smoothing of maps of one-class SVMs before, in mm; norms have smoothed what they compare.
     extent : float
         Share of the brain above the threshold.
     minimum_volume : float
@@ -350,6 +362,7 @@ class Clustering:
         Label image on the grid, and the names of its labels.
     """
 
+    fwhm: float
     extent: float
     minimum_volume: float
     most: int
@@ -467,6 +480,7 @@ def init_anomalies_wf(
         folds=folds,
         image=str(scored.image.folder),
         digest=scored.image.sha256,
+        fwhm=smoothing_of(scored.detector, clustering.fwhm),
         extent=clustering.extent,
         minimum_volume=clustering.minimum_volume,
         most=clustering.most,
