@@ -7,6 +7,8 @@ All is done by the app's own commands, and what is done already is not done agai
 
     python benchmarks/detection.py WORK --anatomies DIR --seeds 1 2 3
     python benchmarks/detection.py WORK --seeds 1 2 3 --report     tables of what is there
+    python benchmarks/detection.py WORK --anatomies DIR --seeds 1 2 3 --real-only
+                                                        detectors alone, without generators
 
 ``WORK/seed-N/`` holds cohort and results; tables and a figure over all seeds go to ``WORK``.
 """
@@ -86,6 +88,11 @@ def run_seed(folder: Path, seed: int, given: argparse.Namespace) -> None:
     grid = ("--resolution", given.resolution, "--nprocs", given.nprocs)
     level = ("participant", "--sloppy", *grid, "--omp-nthreads", 1, "--stage")
     call("mri2pet", bids, semi, *level, "preprocess")
+    lesions = f"lesions={bids / 'derivatives' / 'truth'}"
+    if given.real_only:
+        names = [name for name in DETECTORS if not DETECTORS[name].synthetic]
+        call("mri2pet", bids, semi, "group", *grid, "--detectors", *names, "-d", lesions)
+        return
     for model, epochs in ((SEMI3D, given.epochs), (PATCH3D, given.patch_epochs)):
         call(
             "mri2pet",
@@ -107,10 +114,9 @@ def run_seed(folder: Path, seed: int, given: argparse.Namespace) -> None:
         shutil.rmtree(patch, ignore_errors=True)
         shutil.copytree(semi, patch, ignore=shutil.ignore_patterns(".work", "*_desc-synth_*"))
         copied.touch()
-    lesions = f"lesions={bids / 'derivatives' / 'truth'}"
     for out, generator, sets, detectors in (
-        (semi, SEMI3D, ("real", "hybrid"), ("ocsvm", "zscore", "pseudonormal")),
-        (patch, PATCH3D, ("hybrid",), ("ocsvm", "zscore")),
+        (semi, SEMI3D, ("real", "hybrid"), tuple(DETECTORS)),
+        (patch, PATCH3D, ("hybrid",), ("ocsvm", "zscore", "combined")),
     ):
         call(
             "mri2pet",
@@ -188,8 +194,9 @@ def tell(points: list[CurvePoint]) -> None:
 def draw(points: list[CurvePoint], path: Path) -> None:
     """Draw sensitivity over lesions as Figure 4 of the paper, a panel for each detector."""
     lesions = [point for point in points if point.unit == "lesion"]
-    figure, panels = plt.subplots(1, len(DETECTORS), figsize=(12, 4), sharey=True)
-    for panel, detector in zip(panels, DETECTORS, strict=True):
+    known = [name for name in DETECTORS if any(p.detector == name for p in lesions)]
+    figure, panels = plt.subplots(1, len(known), figsize=(3 * len(known), 4), sharey=True)
+    for panel, detector in zip(panels, known, strict=True):
         for name in SETS.values():
             own = [p for p in lesions if (p.training_set, p.detector) == (name, detector)]
             across = [p.clusters for p in own]
@@ -239,6 +246,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--patch-epochs", type=int, default=5)
     parser.add_argument("--nprocs", type=int, default=2)
+    parser.add_argument("--real-only", action="store_true", help="train no generators")
     parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
     work = given.work.absolute()

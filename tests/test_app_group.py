@@ -206,7 +206,11 @@ def load(path):
         ("--min-cluster-size 0 --cluster_extent 0.5", {"min_cluster_size": 0.0}),
         ("--atlas /a.nii /b.tsv", {"atlas": (Path("/a.nii"), Path("/b.tsv"))}),
         ("-d lesions=/l", {"derivatives": (("lesions", Path("/l")),)}),
-        ("", {"training_set": ("real",), "detectors": ("ocsvm", "zscore"), "folds": 4}),
+        ("--direction hyper", {"direction_of_scores": "hyper", "fwhm_of_scores": 8.0}),
+        ("--paper", {"direction_of_scores": "both", "fwhm_of_scores": 0.0}),
+        ("--paper --score-smoothing 4", {"direction_of_scores": "both", "fwhm_of_scores": 4.0}),
+        ("", {"direction_of_scores": "hypo", "fwhm_of_scores": 8.0}),
+        ("", {"training_set": ("real",), "detectors": (), "folds": 4}),
     ],
 )
 def test_flags_become_settings(flags, expected):
@@ -519,7 +523,7 @@ def test_a_detector_knows_its_controls_when_their_dataset_was_renamed(out, tmp_p
     card = replace(read_card(here), dataset="an older title")
     control = SimpleNamespace(label=card.controls[0].participant, maker=None)
     patients = SimpleNamespace(patients=[control])
-    settings = Settings(out, out, "group")
+    settings = Settings(out, out, "group", detectors=card.detectors)
     with pytest.raises(UnusableDataError, match=f"was trained on sub-{control.label}, who"):
         detectors.refuse_card(here, card, settings, [control])
     assert detectors._describe_namesakes(here, card, patients, out) == []

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 
 from bids_app import nifti
 from bids_app.derivatives.find import Preprocessed
+from bids_app.detection.detectors import DEFAULT_DETECTORS
 from bids_app.errors import UnusableDataError, UsageError
 from bids_app.nifti import open_arrays, read_digest, read_owner
 from bids_app.plan.cohort import Participant, SyntheticMaker
-from bids_app.plan.detectors import refuse_settings
+from bids_app.plan.detectors import refuse_settings, settle_detectors
 from bids_app.plan.group import (
     choose_training_images,
     deal,
@@ -371,6 +373,45 @@ def test_the_card_tells_real_from_synthetic():
     for one in told:
         made = ("g", "a" * 64) if one["synthetic"] else ("", "")
         assert (one["generator"], one["generator_sha256"]) == made
+
+
+def settings_of(**own):
+    return Settings(bids_dir=Path("raw"), output_dir=OUT, level="group", **own)
+
+
+def test_without_names_the_defaults_that_fit_the_template_are_used():
+    assert settle_detectors(settings_of(), None).detectors == DEFAULT_DETECTORS
+    skewed = settle_detectors(settings_of(template="MNI152NLin6Asym"), None)
+    assert skewed.detectors == ("ocsvm", "zscore")
+    assert settle_detectors(settings_of(detectors=("asymmetry",)), None).detectors == ("asymmetry",)
+
+
+@pytest.fixture
+def card():
+    made = {"direction": "hyper", "score_fwhm": 8.0}
+    return SimpleNamespace(version="0.2", parameters=made, detectors=("ocsvm", "zscore"))
+
+
+def test_a_detector_is_applied_as_it_was_made(card):
+    for asked in ({}, {"direction": "hyper"}, {"score_smoothing": 8.0}):
+        settled = settle_detectors(settings_of(**asked), card)
+        told = (settled.detectors, settled.direction_of_scores, settled.fwhm_of_scores)
+        assert told == (card.detectors, "hyper", 8.0)
+
+
+@pytest.mark.parametrize("asked", [{"direction": "hypo"}, {"score_smoothing": 0.0}])
+def test_a_detector_is_not_applied_otherwise_than_its_controls_were_scored(card, asked):
+    with pytest.raises(UnusableDataError, match="made with --direction hyper --score-smoothing 8"):
+        settle_detectors(settings_of(**asked), card)
+
+
+@pytest.mark.parametrize("name", ["direction", "score_fwhm"])
+def test_a_detector_that_does_not_tell_its_direction_is_refused(card, name):
+    del card.parameters[name]
+    with pytest.raises(
+        UnusableDataError, match=r"of mri2pet 0\.2, does not tell in which direction"
+    ):
+        settle_detectors(settings_of(), card)
 
 
 def test_left_and_right_are_not_compared_on_a_template_that_is_not_symmetric():
