@@ -60,8 +60,8 @@ from bids_app.simulation.images import (
 from bids_app.simulation.person import draw_atrophy
 from bids_app.synthesis import training as trainings
 from bids_app.synthesis.evaluation import smooth_in_brain
-from bids_app.synthesis.inference import choose_precision, load_weights, make_fabric, predict
-from bids_app.synthesis.job import mean_ssim
+from bids_app.synthesis.inference import load_weights, predict
+from bids_app.synthesis.job import choose_precision, make_fabric, mean_ssim
 from bids_app.synthesis.models import CUBE, MODELS, ModelSpec, TissueSpec
 from bids_app.synthesis.networks import ConditionedGenerator, ResnetGenerator, network_of
 from bids_app.synthesis.pairs import Volumes, open_volumes, store_volumes, usable_pairs
