@@ -19,12 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bids_app.detection.autoencoder import (
-    SiameseAutoencoder,
-    dense_latents,
-    fit_encoder,
-    latents_at,
-)
+from bids_app.detection.autoencoder import SiameseAutoencoder, fit_encoder, latents_at
 from bids_app.detection.card import EncoderSpec
 
 SHAPE = (157, 189, 136)
@@ -74,10 +69,10 @@ def ellipsoid() -> np.ndarray:
 def compare(encoder: SiameseAutoencoder, turns: int) -> None:
     """Print times of a slice, and how far the three agree."""
     image = torch.rand(1, *SHAPE[:2], generator=torch.Generator().manual_seed(SEED))
-    voxels = image.numel()
+    voxels, everywhere = image.numel(), np.ones(SHAPE[:2], bool)
     some = unfold(image, encoder.patch)[:SOME]
     ways: dict[str, tuple[Callable[[], object], float]] = {
-        "densely": (lambda: dense_latents(encoder, image), 1.0),
+        "densely": (lambda: latents_at(encoder, image.numpy(), everywhere), 1.0),
         "patch by patch": (lambda: one_by_one(encoder, some), voxels / SOME),
     }
     for size in BATCHES:
@@ -88,7 +83,7 @@ def compare(encoder: SiameseAutoencoder, turns: int) -> None:
             best[name] = min(best[name], times * seconds(work))
     for name, took in best.items():
         print(f"{name}: {1000 * took:.1f} ms a slice, {took / best['densely']:.0f} × densely")
-    dense = dense_latents(encoder, image).flatten(2)[0].T
+    dense = torch.from_numpy(latents_at(encoder, image.numpy(), everywhere)[:, 0])
     apart = (in_batches(encoder, image, BATCHES[0]) - dense).abs().max()
     print(f"largest difference of a latent: {apart:.1e}")
 
