@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pages  # noqa: F401 - charts are drawn once
 import pytest
 from anomalies import CLUSTER, CONTROL, CONTROLS, DETECTORS, PATIENTS, SETS, Cohort, T, places_of
 
