@@ -25,7 +25,7 @@ test: $(VENV)/.installed  ## Run all tests but those of containers, a file of th
 	$(BIN)/python -m compileall -q bids_app  # else each program that a test starts may compile it
 	$(TEST)
 
-test-fast: $(VENV)/.installed  ## Run the tests that neither run the app nor ANTs
+test-fast: $(VENV)/.installed  ## Run the tests that take little time: a minute and a half
 	$(TEST) -m "not slow and not ants"
 
 test-containers: $(VENV)/.installed  ## Build images and run them, and a SLURM of one node, where the tools are: half an hour

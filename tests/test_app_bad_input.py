@@ -20,6 +20,8 @@ from bids_app.dataset.validation import find_validator
 from bids_app.errors import ReadWriteError
 from bids_app.files import read_tsv
 
+pytestmark = pytest.mark.slow
+
 NOBODY = 65534
 AFFINES = {
     "zero": (np.zeros((4, 4)), "no inverse"),

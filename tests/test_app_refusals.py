@@ -18,6 +18,8 @@ from bids_app.derivatives.description import ignore_also
 from bids_app.files import place_in, read_json, write_json, write_text, write_tsv
 from bids_app.settings import USED_BY, Settings
 
+pytestmark = pytest.mark.slow
+
 SLOPPY = ("--sloppy", "--nprocs", "1", "--omp-nthreads", "1")
 
 

@@ -10,6 +10,8 @@ from scipy.spatial.transform import Rotation
 from bids_app.imaging.pose import NEAR, Pose, PoseSearch, axis_aligned, directions
 from bids_app.imaging.verdict import classify, expected_uptake
 
+pytestmark = pytest.mark.slow
+
 
 def degrees_between(one, other):
     return np.degrees(Rotation.from_matrix(one.T @ other).magnitude())

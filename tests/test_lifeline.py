@@ -12,6 +12,8 @@ import pytest
 
 from bids_app import lifeline
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 GRAPH = """
 import sys

@@ -10,6 +10,8 @@ from anomalies import CLUSTER, CONTROL, CONTROLS, DETECTORS, PATIENTS, SETS, Coh
 from bids_app import nifti
 from bids_app.files import read_tsv, write_json, write_tsv
 
+pytestmark = pytest.mark.slow
+
 
 def relabel(path, change):
     image = nifti.load(path)

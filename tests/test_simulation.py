@@ -64,6 +64,8 @@ from bids_app.simulation.person import (
 )
 from bids_app.simulation.template import anatomy_from_template
 
+pytestmark = pytest.mark.slow
+
 CORTEX, WHITE, FLUID = (3, 42), (2, 41), (4, 24, 43)
 
 

@@ -16,6 +16,8 @@ from bids_app.files import read_tsv
 from bids_app.simulate import main
 from bids_app.simulation.lesions import PET_ZOOMS
 
+pytestmark = pytest.mark.slow
+
 VALIDATOR = shutil.which("bids-validator-deno") or shutil.which(
     "bids-validator-deno", path=str(Path(sys.executable).parent)
 )

@@ -34,6 +34,8 @@ from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 from bids_app.synthesis.tissue import fit_tissue_model
 from bids_app.synthesis.training import Training
 
+pytestmark = pytest.mark.slow
+
 SEMI3D = small("semi3d-cyclegan-mse", constant_epochs=2, batch_size=6, pool_size=3)
 PATCH3D = small(
     "patch3d-gan-mse",

@@ -13,6 +13,8 @@ from bids_app.synthesis.models import TissueSpec
 from bids_app.synthesis.pairs import Volumes
 from bids_app.synthesis.tissue import _solve, find_tissue_means, fit_tissue_model, tissue_shares
 
+pytestmark = pytest.mark.slow
+
 SHAPE, ZOOMS, PSF = (28, 24, 22), (3.0, 3.0, 3.0), 6.0
 SPEC = TissueSpec((1, 1, 1), SHAPE)  # a cube of 3 mm is a voxel
 AFFINE = tuple(map(tuple, np.diag([*ZOOMS, 1.0]).tolist()))

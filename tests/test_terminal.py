@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = ("bids_app.cli", "bids_app.simulate", "bids_app.fetch")
 LOCALE = "LC_ALL=POSIX PYTHONCOERCECLOCALE=0 PYTHONUTF8=0"
 

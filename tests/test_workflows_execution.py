@@ -24,6 +24,8 @@ from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.lifeline import WORKER_SCORE, start_fork_server
 from bids_app.workflows.execution import Resources, SeparatedMultiProcPlugin, label_nodes, run_graph
 
+pytestmark = pytest.mark.slow
+
 
 class Run:
     """A graph of nodes that note that they ran."""
