@@ -44,7 +44,7 @@ BOX_SIDES = 6
 MOST_VERBOSE = 2
 LAST_FRAME = 32766  # NIfTI-1 has no more than 32767
 MOST_USUAL = "LAS"  # what nibabel, SPM and FSL take an image for that has no orientation
-NAMES = {"models", "training_set", "detectors"}  # once each, in the order given
+NAMES = {"models", "training_set", "detectors", "covariates"}  # once each, in the order given
 TUPLES = NAMES | {"bounding_box", "derivatives", "atlas"}
 FLAGS = {"validate": "--skip-bids-validation"}  # whose name is not that of its setting
 LABELS = {
@@ -332,6 +332,12 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
         "of maps of one-class SVMs, within the brain, before clusters are found; default "
         f"{SCORE_FWHM:g} mm, 0 with --paper",
         _not_negative,
+    )
+    add(
+        "--covariates COLUMN",
+        "columns of participants.tsv, such as age, sex or scanner, whose effect in the controls is "
+        "taken out of everyone's PET; by default none",
+        nargs="+",
     )
     add(
         "--nu NU",

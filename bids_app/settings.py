@@ -16,7 +16,7 @@ USED_BY = {
     "train group": "control_query folds",
     "participant group": "clean_workdir paper",
     "group": "derivatives patient_query training_set synthetic_controls detectors detector "
-    "direction score_smoothing nu clusters min_cluster_size cluster_extent atlas",
+    "direction score_smoothing covariates nu clusters min_cluster_size cluster_extent atlas",
 }
 LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"  # in the environment, where --lpips-weights is not given
 
@@ -89,6 +89,7 @@ class Settings:
     detector: Path | None = None
     direction: str | None = None  # see direction_of_scores
     score_smoothing: float | None = None  # mm; see fwhm_of_scores
+    covariates: tuple[str, ...] = ()  # columns of participants.tsv
     nu: float = 0.03
     clusters: int = 10
     min_cluster_size: float = 82.0  # mm³

@@ -585,6 +585,60 @@ def test_a_detector_that_does_not_fit_is_refused(out, capsys, options, code, wor
     assert files(out) == before
 
 
+def with_ages(out, folder, ages):
+    """Copy the inputs of a run; give ages by label, and 30, 34, … to all others."""
+    there = copy_of(out, folder, *MADE)
+    rows = read_tsv(there / "participants.tsv")
+    for number, row in enumerate(rows):
+        label = row["participant_id"].removeprefix("sub-")
+        row["age"] = str(ages.get(label, 30 + 4 * number))
+    write_tsv(there / "participants.tsv", ["participant_id", "group", "age"], rows)
+    return there
+
+
+def test_a_covariate_is_taken_out_here_and_where_the_detector_is_applied(out, tmp_path, capsys):
+    (tmp_path / "here").mkdir()
+    there = with_ages(out, tmp_path / "here", {"c6": "n/a", "p1": 99})
+    wanted = ("--covariates", "age", "--detectors", "ocsvm", "zscore", "--folds", "5")
+    with without_pages():
+        assert main(arguments(there, *wanted)) == 1  # c6 is lost
+        said = " ".join(capsys.readouterr().err.split())
+        assert "sub-c6: participants.tsv has n/a under age, which --covariates names" in said
+        assert "sub-p1: age 99 is outside the controls' 30 to 74; what its PET" in said
+        card = read_card(there / "detectors" / "real")
+        assert card.parameters["covariates"]["age"]["high"] == 74
+        assert len(card.parameters["covariate_rows"]) == len(card.controls) == 5
+        (tmp_path / "there").mkdir()
+        again = with_ages(out, tmp_path / "there", {"p1": 99})
+        detector = ("--detector", str(there / "detectors" / "real"))
+        assert main(arguments(again, *detector)) == 0
+    for name in ("ocsvm", "zscore"):
+        path = f"stat-{name}_statmap.nii.gz"
+        new, old, plain = (load(result(one, "p2", path))[0] for one in (again, there, out))
+        np.testing.assert_allclose(new, old, atol=1e-3 * np.abs(old).max())
+        assert np.abs(new - plain).max() > 1e-2 * np.abs(plain).max()
+    assert main(arguments(again, *detector, "--covariates", "group", "--dry-run")) == 65
+    assert "takes these covariates out: age; leave" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            "--covariates height",
+            "there is no column height; columns are participant_id, group, age",
+        ),
+        ("--covariates group", "group is the same in all controls, so its effect cannot be told"),
+        ("--covariates age", "cannot be taken out by the 3 controls of fold 1, 4 are needed"),
+    ],
+)
+def test_covariates_that_cannot_be_taken_out_are_refused(out, tmp_path, capsys, options, words):
+    there = with_ages(out, tmp_path, {})
+    command = arguments(there, "--detectors", "zscore", *options.split(), "--dry-run")
+    assert main(command) in {64, 65}
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_synthetic_pet_of_another_generator_is_not_compared(out, tmp_path, capsys):
     there = copy_of(out, tmp_path, *MADE)
     (sidecar,) = there.glob("sub-p2/pet/*_desc-synth_pet.json")

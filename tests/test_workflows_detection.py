@@ -44,7 +44,7 @@ FACTORIES = {
 }
 DETECTORS = ("ocsvm", "zscore", "pseudonormal")
 SLABS = ((0, 12), (12, 24), (24, 34))
-FITTING = Fitting(spec_to_dict(EncoderSpec()), 0.03, SLABS, 8.0, "hypo", 3, 2.5)
+FITTING = Fitting(spec_to_dict(EncoderSpec()), 0.03, SLABS, 8.0, "hypo", {}, 3, 2.5)
 CLUSTERING = Clustering(8.0, 0.02, 82.0, 10, None, None)
 REAL = "/volumes/real"
 NAMES = {"statmap": "statmap", "labels": "dseg"}

@@ -50,7 +50,13 @@ from bids_app.plan.detectors import (
     refuse_settings,
     settle_detectors,
 )
-from bids_app.plan.group import VOLUMES, assume_cohort, keep_usable, refuse_knowledge
+from bids_app.plan.group import (
+    VOLUMES,
+    assume_cohort,
+    keep_usable,
+    refuse_knowledge,
+    take_covariates,
+)
 from bids_app.plan.problems import Problem, error_of, problem_of
 from bids_app.plan.study import Study, plan_study, settle_grid
 from bids_app.report.group import write_group_report
@@ -339,6 +345,7 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
     version = run_record.versions["mri2pet"]
     subjects = choose_subjects(settings, controls=card is None, version=version)
     subjects = replace(subjects, notes=(*grid, *subjects.notes))
+    subjects = take_covariates(settings, subjects, card)
     if not subjects.patients:
         raise error_of(subjects.problems)
     if settings.dry_run:

@@ -151,6 +151,8 @@ class Origin:
         What scores higher.
     fwhm : float
         Smoothing of the map, in mm; 0 for none.
+    covariates : tuple of str
+        Names of those that were taken out.
     """
 
     output_dir: Path
@@ -160,6 +162,7 @@ class Origin:
     card: Sidecar
     direction: str
     fwhm: float
+    covariates: tuple[str, ...] = ()
 
     def own(self, path: Path) -> str:
         """BIDS URI of a result."""
@@ -181,12 +184,13 @@ class Origin:
             f"Anomaly of FDG PET, more is more abnormal: {meaning}; {DIRECTIONS[self.direction]}. "
             "For research; no diagnosis"
         )
-        smoothing = {"SmoothingFWHM": self.fwhm} if self.fwhm else {}
+        more: Sidecar = {"SmoothingFWHM": self.fwhm} if self.fwhm else {}
+        more |= {"Covariates": list(self.covariates)} if self.covariates else {}
         return {
             "Description": text,
             **self._common([pet]),
             DIRECTION: self.direction,
-            **smoothing,
+            **more,
             "SkullStripped": True,
             **space.entries(),
         }

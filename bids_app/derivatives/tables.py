@@ -305,6 +305,42 @@ def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[s
     ]
 
 
+def read_columns(output_dir: Path, columns: Sequence[str]) -> dict[str, dict[str, float | str]]:
+    """Read columns of ``participants.tsv``.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset.
+    columns : sequence of str
+        Their names.
+
+    Returns
+    -------
+    dict
+        Label without ``sub-`` → column → cell: a number where all of the column are; cells of n/a
+        are left out.
+
+    Raises
+    ------
+    MissingInputError, UnusableDataError
+        As :func:`select`.
+    UsageError
+        If a column is not there.
+    """
+    table = _read(output_dir / "participants.tsv")
+    for column in columns:
+        if column not in table.columns or column == "participant_id":
+            names = [_short(name) for name in table.columns[:MOST_COLUMNS]]
+            raise UsageError(
+                f"{output_dir / 'participants.tsv'}: there is no column {column}; columns are "
+                f"{', '.join(names)}{_why(output_dir)}"
+            )
+    labels = [str(label).removeprefix("sub-") for label in table["participant_id"]]
+    cells = [row.dropna().to_dict() for _, row in table[list(columns)].iterrows()]
+    return dict(zip(labels, cells, strict=True))
+
+
 def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; run the participant level first")

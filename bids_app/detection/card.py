@@ -242,6 +242,15 @@ class DetectorCard:
         )
 
 
+def covariates_of(card: DetectorCard) -> dict[str, dict[str, object]]:
+    """Tell how the covariates that a detector takes out become numbers; nothing if it takes none.
+
+    As :func:`bids_app.detection.covariates.describe_covariates` has it.
+    """
+    told = card.parameters.get("covariates")
+    return dict(told) if isinstance(told, dict) else {}
+
+
 def card_values(card: DetectorCard) -> dict[str, object]:
     """Tell a card in plain values, as its file holds it."""
     return asdict(card)

@@ -7,7 +7,7 @@ has over the real one, ``asymmetry`` what one side has over the other; ``combine
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from bids_app.detection.covariates import adjust, fit_slopes, leverage_of
 from bids_app.detection.evaluation import least_controls
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import write_bytes
@@ -47,14 +48,21 @@ class Norm:
         Controls; 2 or more.
     counts : ndarray of uint16, (I, J, K), optional
         How many of them are known at each voxel; by default all everywhere.
+    slopes : ndarray, (numbers, I, J, K), optional
+        Change with covariates, float32, where these are taken out of volumes first; see
+        :mod:`bids_app.detection.covariates`.
+    rows : ndarray, (n, numbers), optional
+        Covariates of the controls.
     """
 
     mean: Volume
     sd: Volume
     n: int
     counts: NDArray[np.uint16] | None = None
+    slopes: NDArray[np.float32] | None = None
+    rows: NDArray[np.float64] | None = None
 
-    def excess(self, volume: Volume) -> Volume:
+    def excess(self, volume: Volume, row: Sequence[float] = ()) -> Volume:
         """Give t of how much more a person has than controls.
 
         Crawford & Howell (1998), The Clinical Neuropsychologist 12:482-486:
@@ -67,6 +75,9 @@ class Norm:
         volume : ndarray, (I, J, K)
             In the unit of the controls' volumes, and treated as they were; NaN where nothing is
             known.
+        row : sequence of float
+            The person's covariates, where the norm has some. Their distance from those of controls
+            widens what is expected, as in any regression.
 
         Returns
         -------
@@ -80,16 +91,19 @@ class Norm:
         """
         if volume.shape != self.mean.shape:
             raise ValueError(f"{volume.shape} voxels differ from the norm's {self.mean.shape}")
+        leverage = 0.0
+        if self.slopes is not None and self.rows is not None:
+            volume, leverage = adjust(volume, row, self.slopes), leverage_of(row, self.rows)
         judged = (self.sd > 0) | np.isnan(self.sd)
         score = np.zeros(volume.shape, np.float32)
         n = self.n if self.counts is None else self.counts[judged].astype(np.float64)
-        wide = self.sd[judged] * np.sqrt((n + 1) / np.maximum(n, 1))
+        wide = self.sd[judged] * np.sqrt((n + 1) / np.maximum(n, 1) + leverage)
         score[judged] = (volume[judged].astype(np.float64) - self.mean[judged]) / wide
         return score
 
-    def deficit(self, volume: Volume) -> Volume:
+    def deficit(self, volume: Volume, row: Sequence[float] = ()) -> Volume:
         """Give t of how much less a person has than controls: minus :meth:`excess`."""
-        return 0 - self.excess(volume)  # no negative zeros
+        return 0 - self.excess(volume, row)  # no negative zeros
 
 
 def learn_norm(volumes: Iterable[Volume], brain: Mask, *, least_sd: float = LEAST_SD) -> Norm:
@@ -137,6 +151,38 @@ def learn_norm(volumes: Iterable[Volume], brain: Mask, *, least_sd: float = LEAS
     )
     told = None if (counts == n).all() else _lay_out(counts, brain, np.uint16)
     return Norm(_lay_out(mean, brain, np.float32), _lay_out(sd, brain, np.float32), n, told)
+
+
+def learn_adjusted_norm(
+    volumes: Callable[[], Iterable[Volume]], brain: Mask, rows: NDArray[np.float64]
+) -> Norm:
+    """Learn from controls whose covariates are taken out of their volumes.
+
+    The deviation is that around the regression, whose slopes cost a degree of freedom each.
+
+    Parameters
+    ----------
+    volumes : callable
+        Gives the controls' volumes as :func:`learn_norm` wants them, each time anew.
+    brain : ndarray of bool, (I, J, K)
+        Where a norm is wanted.
+    rows : ndarray, (controls, numbers)
+        Their covariates.
+
+    Raises
+    ------
+    ValueError
+        As :func:`learn_norm`; or if there are no more controls than two beside the slopes.
+    """
+    n, size = rows.shape
+    if n < size + 1 + FEWEST:
+        raise ValueError(f"{n} controls are too few to take {size} number(s) of covariates out")
+    slopes = np.zeros((size, *brain.shape), np.float32)
+    slopes[:, brain] = fit_slopes((volume[brain] for volume in volumes()), rows)
+    adjusted = (adjust(*pair, slopes) for pair in zip(volumes(), rows, strict=True))
+    norm = learn_norm(adjusted, brain)
+    freedom = np.float32(np.sqrt((n - 1) / (n - 1 - size)))
+    return replace(norm, sd=freedom * norm.sd, slopes=slopes, rows=rows)
 
 
 def _lay_out(values: np.ndarray, brain: Mask, kind: type[Number]) -> NDArray[Number]:
@@ -267,7 +313,11 @@ INVERTED = ("pseudonormal",)  # what these compare is more where uptake is less
 
 
 def score_against(
-    norms: Sequence[Norm], volumes: Sequence[Volume], detector: str, direction: str
+    norms: Sequence[Norm],
+    volumes: Sequence[Volume],
+    detector: str,
+    direction: str,
+    row: Sequence[float] = (),
 ) -> Volume:
     """Give the score map of a person: the mean over what a detector compares.
 
@@ -281,19 +331,21 @@ def score_against(
         A key of ``MEASURES``.
     direction : {"hypo", "hyper", "both"}
         Less uptake scores higher, more does, or both do.
+    row : sequence of float
+        The person's covariates, where the norms have some.
 
     Returns
     -------
     ndarray, (I, J, K)
         float32, t; 0 where nothing is judged, NaN where nothing is known.
     """
-    deficits = [norm.deficit(volume) for norm, volume in zip(norms, volumes, strict=True)]
+    deficits = [norm.deficit(volume, row) for norm, volume in zip(norms, volumes, strict=True)]
     less: Volume = np.mean(np.stack(deficits), axis=0)
     less = 0 - less if detector in INVERTED else less
     return {"hypo": less, "hyper": 0 - less, "both": np.abs(less)}[direction]  # no negative zeros
 
 
-_KINDS = ("mean", "sd", "counts")
+_KINDS = ("mean", "sd", "counts", "slopes", "rows")
 
 
 def save_norms(path: Path, norms: Sequence[Norm]) -> None:
@@ -315,11 +367,10 @@ def save_norms(path: Path, norms: Sequence[Norm]) -> None:
                 f"{path.name}: {error}; look for controls whose PET is not finite, and leave them "
                 "out"
             ) from error
-        volumes = zip(_KINDS, (norm.mean, norm.sd, norm.counts), strict=True)
         arrays |= {
-            _name_of(kind, place): np.ascontiguousarray(volume)
-            for kind, volume in volumes
-            if volume is not None
+            _name_of(kind, place): np.ascontiguousarray(array)
+            for kind in _KINDS
+            if (array := getattr(norm, kind)) is not None
         }
     told = json.dumps({"controls": [norm.n for norm in norms]})
     write_bytes(path, save(arrays, metadata={"norm": told}))
@@ -356,12 +407,12 @@ def load_norms(path: Path) -> list[Norm]:
             names = set(file.keys())
             norms = [
                 Norm(
-                    file.get_tensor(_name_of("mean", place)),
-                    file.get_tensor(_name_of("sd", place)),
-                    n,
-                    file.get_tensor(_name_of("counts", place))
-                    if _name_of("counts", place) in names
-                    else None,
+                    n=n,
+                    **{
+                        kind: file.get_tensor(name)
+                        for kind in _KINDS
+                        if (name := _name_of(kind, place)) in names
+                    },
                 )
                 for place, n in enumerate(numbers)
             ]
@@ -377,6 +428,14 @@ def load_norms(path: Path) -> list[Norm]:
 
 
 def _refuse_odd(norm: Norm, shape: tuple[int, ...]) -> None:
+    slopes, rows = norm.slopes, norm.rows
+    if (slopes is None) != (rows is None):
+        raise ValueError("it tells of covariates by half")
+    if slopes is not None and rows is not None:
+        if rows.shape != (norm.n, len(slopes)) or not np.isfinite(rows).all():
+            raise ValueError(f"its covariates are {rows.shape}, of {norm.n} controls")
+        if slopes.shape[1:] != shape or not np.isfinite(slopes).all():
+            raise ValueError("its slopes are not finite, or of another grid")
     arrays = [array for array in (norm.mean, norm.sd, norm.counts) if array is not None]
     shapes = {array.shape for array in arrays} | {shape}
     if not isinstance(norm.n, int) or norm.n < FEWEST or len(shapes) > 1 or len(shape) != AXES:

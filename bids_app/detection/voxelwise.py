@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from bids_app.detection.autoencoder import SiameseAutoencoder, latents_at, whole_patches
+from bids_app.detection.covariates import adjust, fit_slopes
 from bids_app.detection.evaluation import least_controls
 from bids_app.detection.oneclass import VoxelwiseOneClassSVM
 from bids_app.detection.slabs import PackedControls, Slab, count_voxels
@@ -200,6 +201,9 @@ class FoldOnSlab:
         That share the voxels.
     direction : {"hypo", "hyper", "both"}
         What scores higher: less uptake than controls have on average, more, or both.
+    rows : ndarray, (controls, numbers), optional
+        Covariates of the controls, which are taken out of all PETs before they are encoded; see
+        :mod:`bids_app.detection.covariates`.
     """
 
     encoder: SiameseAutoencoder
@@ -208,6 +212,7 @@ class FoldOnSlab:
     slab: Slab
     threads: int
     direction: str
+    rows: NDArray[np.float64] | None = None
 
     def slices(self) -> list[int]:
         """List the slices that have brain."""
@@ -224,9 +229,26 @@ class FoldOnSlab:
             known[:, place] = self._whole(hole)[brain]
         return known
 
+    def adjusted(self, k: int) -> NDArray[np.float32]:
+        """Read slice ``k`` of all controls, (controls, I, J), without what covariates make."""
+        slices = self.controls.slices(k)
+        if self.rows is None:
+            return slices
+        slopes = self._slopes(k)
+        return np.stack([adjust(*pair, slopes) for pair in zip(slices, self.rows, strict=True)])
+
+    def _slopes(self, k: int) -> NDArray[np.float32]:
+        """Find how uptake of a slice changes with covariates, (numbers, I, J)."""
+        slices = self.controls.slices(k)
+        for place, hole in self.controls.holes(k).items():
+            slices[place][hole] = np.nan
+        rows = np.zeros((len(slices), 0)) if self.rows is None else self.rows
+        slopes = fit_slopes((own.ravel() for own in slices), rows)
+        return slopes.reshape(-1, *slices.shape[1:])
+
     def _mean_uptake(self, k: int) -> NDArray[np.float32]:
         """Average the controls that cover it at each voxel of a slice, (I, J)."""
-        slices, known = self.controls.slices(k), np.ones((), bool)
+        slices, known = self.adjusted(k), np.ones((), bool)
         holes = self.controls.holes(k)
         if holes:
             known = np.ones(slices.shape, bool)
@@ -241,7 +263,7 @@ class FoldOnSlab:
         self, k: int, known: NDArray[np.bool_] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Give latents of controls in a slice, centred, (voxels, controls, latents), and means."""
-        found = latents_at(self.encoder, self.controls.slices(k), self.brain[..., k])
+        found = latents_at(self.encoder, self.adjusted(k), self.brain[..., k])
         if not np.isfinite(found).all():
             raise UnusableDataError(
                 f"latents of controls in slice {k} are not finite, so no one-class SVM can be "
@@ -262,10 +284,15 @@ class FoldOnSlab:
         holes: Sequence[Mask | None],
         k: int,
         mean: NDArray[np.float32],
+        *,
+        rows: Sequence[Sequence[float]] = (),
     ) -> NDArray[np.float32]:
         """Score others in a slice, (scored, voxels); NaN where that cannot be."""
         brain = self.brain[..., k]
         slices = np.stack([np.asarray(volume[..., k]) for volume in scored])
+        if self.rows is not None:
+            slopes = self._slopes(k)
+            slices = np.stack([adjust(*pair, slopes) for pair in zip(slices, rows, strict=True)])
         latents = latents_at(self.encoder, slices, brain) - mean
         scores = -fitted.decision_function(latents).T.astype(np.float32)
         if self.direction != "both":
@@ -346,7 +373,12 @@ def _fit(
 
 
 def fit_slab(
-    fold: FoldOnSlab, scored: Sequence[Volume], *, nu: float, holes: Sequence[Mask | None] = ()
+    fold: FoldOnSlab,
+    scored: Sequence[Volume],
+    *,
+    nu: float,
+    holes: Sequence[Mask | None] = (),
+    rows: Sequence[Sequence[float]] = (),
 ) -> tuple[VoxelModels, NDArray[np.float32]]:
     """Fit one one-class SVM to each of the brain's voxels in a slab, and score others with them.
 
@@ -361,6 +393,8 @@ def fit_slab(
     holes : sequence of ndarray of bool or None
         What the PET of each who is scored lacks of the brain, (I, J, K); None for nothing. By
         default nobody's lacks anything.
+    rows : sequence of sequence of float
+        Their covariates, where the fold has those of its controls.
 
     Returns
     -------
@@ -382,7 +416,7 @@ def fit_slab(
             models.append(_fit(latents, known, nu, fold.threads))
             whole = slice(0, len(latents))
             fitted = models[-1].part(whole, latents, threads=fold.threads)
-        scores.append(fold.score(fitted, scored, holes, k, mean))
+        scores.append(fold.score(fitted, scored, holes, k, mean, rows=rows))
     return join(models), np.concatenate(scores, axis=1)
 
 
@@ -391,6 +425,7 @@ def score_slab(
     models: VoxelModels,
     scored: Sequence[Volume],
     holes: Sequence[Mask | None] = (),
+    rows: Sequence[Sequence[float]] = (),
 ) -> NDArray[np.float32]:
     """Score the brain's voxels in a slab with models that were fitted before.
 
@@ -400,7 +435,7 @@ def score_slab(
         As it was fitted.
     models : VoxelModels
         Of this fold and slab.
-    scored, holes
+    scored, holes, rows
         As in :func:`fit_slab`; scores are those it gives, but for rounding.
 
     Raises
@@ -417,6 +452,6 @@ def score_slab(
         run = slice(start, start + int(fold.brain[..., k].sum()))
         latents, mean = fold.latents(k, fold.known(k))
         fitted = models.part(run, latents, threads=fold.threads)
-        scores.append(fold.score(fitted, scored, holes, k, mean))
+        scores.append(fold.score(fitted, scored, holes, k, mean, rows=rows))
         start = run.stop
     return np.concatenate(scores, axis=1)

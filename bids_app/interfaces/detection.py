@@ -5,6 +5,7 @@ Those that encode patches are torch's: see CONTRIBUTING.md, "Processes".
 
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from bids_app.detection.clusters import (
 from bids_app.detection.evaluation import common_brain
 from bids_app.detection.normative import (
     MEASURES,
+    learn_adjusted_norm,
     learn_norm,
     load_norms,
     save_norms,
@@ -45,6 +47,11 @@ from bids_app.nifti import open_arrays, open_hole, read_owner
 
 ENGINE = "bids_app.detection.voxelwise"
 PET = "pet"
+
+
+def _covariates(what):
+    """Make a trait for the covariates of people, a list of numbers each."""
+    return traits.List(traits.List(traits.Float), [], usedefault=True, desc=what)
 
 
 def _brain(path):
@@ -154,6 +161,8 @@ class _SlabInputSpec(BaseInterfaceInputSpec):
     scored = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
     scored_digests = traits.List(traits.Str, mandatory=True, desc="of those, in that order")
     direction = traits.Str(mandatory=True, desc="what scores higher, a key of DIRECTIONS")
+    covariates = _covariates("of these members, in that order; none where there are none")
+    scored_covariates = _covariates("of whom is scored; none where there are none")
     threads = traits.Int(mandatory=True, nohash=True, desc="that torch and numba may use")
 
 
@@ -175,6 +184,7 @@ def _fold_of(inputs):
         Slab(inputs.first, inputs.last),
         inputs.threads,
         inputs.direction,
+        np.array(inputs.covariates, float) if inputs.covariates else None,
     )
 
 
@@ -204,7 +214,8 @@ class ApplySlab(SimpleInterface):
         from bids_app.detection.voxelwise import load_models, score_slab
 
         models = load_models(Path(self.inputs.voxels))
-        return score_slab(_fold_of(self.inputs), models, _pets(self.inputs.scored), holes=holes)
+        fold, scored = _fold_of(self.inputs), _pets(self.inputs.scored)
+        return score_slab(fold, models, scored, holes, rows=self.inputs.scored_covariates)
 
 
 class _FitSlabInputSpec(_SlabInputSpec):
@@ -225,7 +236,8 @@ class FitSlab(ApplySlab):
         from bids_app.detection.voxelwise import fit_slab, save_models
 
         fold, scored = _fold_of(self.inputs), _pets(self.inputs.scored)
-        models, scores = fit_slab(fold, scored, nu=self.inputs.nu, holes=holes)
+        rows = self.inputs.scored_covariates
+        models, scores = fit_slab(fold, scored, nu=self.inputs.nu, holes=holes, rows=rows)
         save_models(cwd / "voxels.safetensors", models)
         self._results["voxels"] = str(cwd / "voxels.safetensors")
         return scores
@@ -241,6 +253,7 @@ class _NormInputSpec(BaseInterfaceInputSpec):
         traits.Str, mandatory=True, nohash=True, desc="of their synthetic PET, if it is compared"
     )
     scored_digests = traits.List(traits.Str, mandatory=True, desc="of all those, in that order")
+    scored_covariates = _covariates("of whom is scored, in that order; none where there are none")
 
 
 def _measured(inputs, measure, real, synthetic):
@@ -262,9 +275,11 @@ def _save_scores(inputs, norms, path):
         )
     everyone = (inputs.scored, inputs.scored_synthetic)
     each = zip(*(_measured(inputs, measure, *everyone) for measure in measures), strict=True)
+    covariates = inputs.scored_covariates or [()] * len(inputs.scored)
+    how = (inputs.detector, inputs.direction)
     rows = [
-        values_of(score_against(norms, own, inputs.detector, inputs.direction), brain, whole)
-        for own in each
+        values_of(score_against(norms, own, *how, row), brain, whole)
+        for own, row in zip(each, covariates, strict=True)
     ]
     _save_rows(path, np.stack(rows), f"{inputs.detector}", _holes(inputs.scored))
 
@@ -295,6 +310,7 @@ class _FitNormInputSpec(_NormInputSpec):
         traits.Str, mandatory=True, nohash=True, desc="of their synthetic PET, if it is compared"
     )
     digests = traits.List(traits.Str, mandatory=True, desc="of all those, in that order")
+    covariates = _covariates("of the controls, in that order; none where there are none")
 
 
 class _FitNormOutputSpec(_ScoresOutputSpec):
@@ -310,10 +326,12 @@ class FitNorm(ApplyNorm):
     def _norms(self, cwd):
         brain = _brain(self.inputs.brain)
         everyone = (self.inputs.controls, self.inputs.controls_synthetic)
-        norms = [
-            learn_norm(_measured(self.inputs, measure, *everyone), brain)
-            for measure in MEASURES[self.inputs.detector]
-        ]
+        rows = np.array(self.inputs.covariates, float)
+        norms = []
+        for measure in MEASURES[self.inputs.detector]:
+            volumes = partial(_measured, self.inputs, measure, *everyone)
+            learned = learn_adjusted_norm(volumes, brain, rows) if rows.size else None
+            norms.append(learn_norm(volumes(), brain) if learned is None else learned)
         save_norms(cwd / "norm.safetensors", norms)
         self._results["norm"] = str(cwd / "norm.safetensors")
         return norms

@@ -97,6 +97,9 @@ class Subjects:
         Mask on the template's grid, by T1w of the patient's visit; once it is there.
     atlas : Path or None
         Its labels on the grid; once they are there.
+    covariates, description : mapping
+        Label → numbers of each participant, and how they came from ``participants.tsv``, as
+        :mod:`bids_app.detection.covariates` has them; empty where no covariate is taken out.
     """
 
     controls: tuple[Participant, ...]
@@ -105,6 +108,8 @@ class Subjects:
     problems: tuple[Problem, ...] = ()
     lesions: Mapping[Path, Path] = field(default_factory=dict)
     atlas: Path | None = None
+    covariates: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    description: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
 def choose_controls(settings: Settings, version: str) -> Subjects:

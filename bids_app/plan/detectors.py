@@ -24,7 +24,14 @@ from bids_app.errors import Mri2petError, UnusableDataError, UsageError
 from bids_app.files import place_in
 from bids_app.generators import is_one_of
 from bids_app.plan.cohort import Participant, Subjects, SyntheticMaker
-from bids_app.plan.group import choose_training_images, deal, list_training_controls, split
+from bids_app.plan.group import (
+    choose_training_images,
+    deal,
+    described,
+    list_training_controls,
+    refuse_few_beside,
+    split,
+)
 from bids_app.plan.study import Study
 from bids_app.settings import Settings
 from bids_app.workflows.detection import (
@@ -112,7 +119,13 @@ def encoder_spec(settings: Settings) -> EncoderSpec:
     return replace(spec, epochs=5, pairs_per_epoch=2000) if settings.sloppy else spec
 
 
-def _fitting_of(study: Study, settings: Settings, threads: int, images: int) -> Fitting:
+def _fitting_of(
+    study: Study,
+    settings: Settings,
+    threads: int,
+    images: int,
+    covariates: Mapping[str, Sequence[float]],
+) -> Fitting:
     """Say how detectors are fitted; ``images`` are trained on or scored in a fold, at most."""
     slabs = cut_slabs(study.grid.shape[2], thickness_of(study.space.resolution))
     spec = encoder_spec(settings)
@@ -123,6 +136,7 @@ def _fitting_of(study: Study, settings: Settings, threads: int, images: int) -> 
         slabs=[(slab.first, slab.last) for slab in slabs],
         fwhm=ZSCORE_FWHM,
         direction=settings.direction_of_scores,
+        covariates=covariates,
         threads=threads,
         mem_gb=1 + images * area * spec.latents * BYTES / 2**30,  # one slice at a time
     )
@@ -187,7 +201,8 @@ def plan_sets(
     dealt = deal(cohort.controls, study.folds, study.seed)
     for name in settings.training_set:
         trained = choose_training_images(name, cohort.controls, settings.synthetic_controls)
-        fitting = _fitting_of(study, settings, threads, len(trained) + len(cohort.patients))
+        images = len(trained) + len(cohort.patients)
+        fitting = _fitting_of(study, settings, threads, images, cohort.covariates)
         yield _plan_set(
             name, study, settings, cohort, trained=trained, dealt=dealt, fitting=fitting
         )
@@ -244,7 +259,9 @@ def _folds_of(
     used = trained
     if DETECTORS[detector].synthetic:
         used = [image for image in trained if image.synthetic is not None]
-    return seen, split(used, seen.controls, dealt, study.folds, study.seed), told
+    folds = split(used, seen.controls, dealt, study.folds, study.seed)
+    refuse_few_beside(cohort, folds)
+    return seen, folds, told
 
 
 def _describe_replaced(folder: Path, settings: Settings) -> list[str]:
@@ -280,11 +297,12 @@ def _plan_set(
     notes = _describe_replaced(folder, settings)
     by_label = {control.label: control.maker for control in cohort.controls}
     makers = [by_label[image.participant] for image in trained if not image.real]
-    parameters = _parameters(settings, fitting)
+    parameters = _parameters(settings, fitting) | described(cohort, trained)
     for detector in _detectors_of(name, settings):
         seen, folds[detector], told = _folds_of(detector, study, trained, dealt, cohort)
         notes += told
         origin = _origin(study, settings, detector, name, card)
+        origin = replace(origin, covariates=tuple(cohort.description))
         scored += _score_images(study, origin, root, seen, folds[detector])
         if DETECTORS[detector].synthetic:
             compared = [control.maker for control in seen.controls]
@@ -585,7 +603,10 @@ def applied_of(folder: Path, card: DetectorCard) -> Applied:
         [place for place, control in enumerate(card.controls) if control.fold != fold]
         for fold in range(1, card.folds + 1)
     ]
-    return Applied(folder, members, card.files.get(PACKED, ""))
+    rows = card.parameters.get("covariate_rows", ())
+    return Applied(
+        folder, members, card.files.get(PACKED, ""), rows if isinstance(rows, list) else ()
+    )
 
 
 def plan_applied(
@@ -630,9 +651,10 @@ def plan_applied(
         seen, told = _usable_by(detector, cohort)
         notes += told
         origin = _origin(study, settings, detector, card.name, made_by)
+        origin = replace(origin, covariates=tuple(cohort.description))
         scored += _score_images(study, origin, study.output_dir, seen, [])
     fwhm = float(str(card.parameters.get("fwhm", ZSCORE_FWHM)))
-    fitting = _fitting_of(study, settings, threads, len(cohort.patients))
+    fitting = _fitting_of(study, settings, threads, len(cohort.patients), cohort.covariates)
     graph = init_applied_set_wf(
         applied_of(folder, card),
         scored,

@@ -11,7 +11,16 @@ from bids_app.arguments import LESIONS
 from bids_app.derivatives.detections import native_t1w, t1w_to_template, template_to_t1w
 from bids_app.derivatives.find import LesionMask, Preprocessed, find_lesion_mask, no_mask_at_all
 from bids_app.derivatives.paths import coverage_path
+from bids_app.derivatives.tables import read_columns
+from bids_app.detection.card import DetectorCard, covariates_of
 from bids_app.detection.clusters import read_labels
+from bids_app.detection.covariates import (
+    Cell,
+    Description,
+    beyond_controls,
+    describe_covariates,
+    encode,
+)
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, UsageError
 from bids_app.nifti import check_labels, inspect
 from bids_app.plan.cohort import Participant, Subjects
@@ -355,7 +364,7 @@ def keep_usable(study: Study, cohort: Subjects, *, synthetic: bool) -> Subjects:
         )
         for group in (cohort.controls, patients)
     )
-    return Subjects(controls, kept, cohort.notes, (*problems, *unfit, *odd))
+    return replace(cohort, controls=controls, patients=kept, problems=(*problems, *unfit, *odd))
 
 
 def _usable_mask(root: Path, visit: Preprocessed, settings: Settings) -> LesionMask | None:
@@ -383,3 +392,126 @@ def check_atlas(settings: Settings) -> tuple[str, ...]:
     check_labels(image, orientation=settings.assume_orientation)
     read_labels(names)
     return inspect(image, orientation=settings.assume_orientation).notes
+
+
+FEWEST_BESIDE = 3  # controls of a fold beside the numbers of their covariates
+
+
+def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | None) -> Subjects:
+    """Let a cohort know its covariates; whoever lacks one is left out, and told of.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    cohort : Subjects
+        Who may take part.
+    card : DetectorCard or None
+        Of detectors that were trained before, which say what is taken out.
+
+    Raises
+    ------
+    UsageError
+        If a column is not there.
+    UnusableDataError
+        If a covariate is the same in all controls, or detectors that were trained before want
+        others than the settings.
+    """
+    description = None if card is None else _description_of(settings, card)
+    names = list(settings.covariates) if description is None else list(description)
+    if not names:
+        return cohort
+    cells = read_columns(settings.output_dir, names)
+    controls, problems = _with_cells(cohort.controls, cells, names)
+    patients, lost = _with_cells(cohort.patients, cells, names)
+    problems += lost
+    if description is None:
+        description = _describe(
+            names, {control.label: cells[control.label] for control in controls}
+        )
+    rows, notes = dict[str, list[float]](), list[str]()
+    for person in [*controls, *patients]:
+        try:
+            rows[person.label] = encode(cells[person.label], description)
+        except ValueError as error:
+            told = UnusableDataError(f"--covariates: {error}")
+            problems.append(_problem(person.visit, told))
+            continue
+        notes += [
+            f"sub-{person.label}: {told}; what its PET should be there is extrapolated"
+            for told in beyond_controls(cells[person.label], description)
+        ]
+    return replace(
+        cohort,
+        controls=tuple(control for control in controls if control.label in rows),
+        patients=tuple(patient for patient in patients if patient.label in rows),
+        notes=(*cohort.notes, *dict.fromkeys(notes)),
+        problems=(*cohort.problems, *{problem.sentence: problem for problem in problems}.values()),
+        covariates=rows,
+        description=description,
+    )
+
+
+def described(cohort: Subjects, trained: Sequence[StoredImage]) -> dict[str, object]:
+    """Tell in the card of detectors what is taken out, and the numbers of each of its controls."""
+    if not cohort.covariates:
+        return {}
+    rows = [list(cohort.covariates[image.participant]) for image in trained]
+    return {"covariates": dict(cohort.description), "covariate_rows": rows}
+
+
+def _description_of(settings: Settings, card: DetectorCard) -> Description:
+    description = covariates_of(card)
+    if settings.covariates and set(settings.covariates) != set(description):
+        names = ", ".join(description) if description else "none"
+        raise UnusableDataError(
+            f"{settings.detector}: takes these covariates out: {names}; leave --covariates out, or "
+            "train it again"
+        )
+    return description
+
+
+def _with_cells(
+    people: Sequence[Participant], cells: Mapping[str, Mapping[str, Cell]], names: Sequence[str]
+) -> tuple[list[Participant], list[Problem]]:
+    """Keep those of whom all covariates are known."""
+    kept, problems = list[Participant](), list[Problem]()
+    for person in people:
+        absent = [name for name in names if name not in cells.get(person.label, {})]
+        if not absent:
+            kept.append(person)
+            continue
+        error = UnusableDataError(
+            f"participants.tsv has n/a under {', '.join(absent)}, which --covariates names; fill "
+            "it in, or leave the covariate out"
+        )
+        problems.append(_problem(person.visit, error))
+    return kept, problems
+
+
+def _describe(names: Sequence[str], controls: Mapping[str, Mapping[str, Cell]]) -> Description:
+    try:
+        return describe_covariates({n: [cells[n] for cells in controls.values()] for n in names})
+    except ValueError as error:
+        raise UnusableDataError(
+            f"--covariates: {error}, so its effect cannot be told; leave it out"
+        ) from error
+
+
+def refuse_few_beside(cohort: Subjects, folds: Sequence[Fold]) -> None:
+    """Refuse covariates that a fold has too few controls for.
+
+    Raises
+    ------
+    UnusableDataError
+        If there are fewer than three beside one for each of their numbers.
+    """
+    size = len(next(iter(cohort.covariates.values()), ()))
+    for fold in folds if size else ():
+        number = len({image.participant for image in fold.training})
+        if number < size + FEWEST_BESIDE:
+            raise UnusableDataError(
+                f"--covariates {' '.join(cohort.description)}: {size} number(s) cannot be taken "
+                f"out by the {number} controls of fold {fold.number}, {size + FEWEST_BESIDE} are "
+                "needed; leave covariates out, choose more --folds, or add controls"
+            )

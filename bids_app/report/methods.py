@@ -14,6 +14,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from bids_app.derivatives.find import RealPet, Results
 from bids_app.derivatives.sidecars import Derivative
+from bids_app.detection.card import covariates_of
 from bids_app.detection.detectors import DIRECTIONS
 from bids_app.report.anomalies import Detected
 from bids_app.report.cards import (
@@ -92,6 +93,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "detectors": (),  # names of DETECTORS
         "direction": "",  # what scores higher, in words; empty where it is not known
         "directed": False,  # one direction scores higher
+        "covariates": (),  # that were taken out of PET
         "training": (),  # whom each training set holds, as words
         "synthetic": False,  # some of the controls have synthetic PET
         "grids": (),  # of the images
@@ -220,6 +222,7 @@ def group_methods(
         "numbers": numbers,
         "direction": DIRECTIONS.get(numbers.get("direction", ""), ""),
         "directed": numbers.get("direction") in ("hypo", "hyper"),
+        "covariates": list(dict.fromkeys(name for card in cards for name in covariates_of(card))),
         "evaluated": bool(detected.curve),
         "tested": any(test.p is not None for test in detected.comparisons),
         "free": bool(detected.responses),

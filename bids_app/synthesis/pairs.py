@@ -160,23 +160,24 @@ def open_volumes(folder: Path) -> Volumes:
 
 
 def pair_of(volumes: Volumes, spec: ModelSpec) -> Pair:
-    """Give volumes as training sees them, with the tiles that count where not all do.
+    """Give volumes as training sees them, with the tiles that count.
 
-    Those are the tiles that have brain, where the spec asks for it, and that hold nothing that the
-    PET does not cover: no network sees the edge of a field of view.
+    Those are the tiles that have brain, and that hold nothing that the PET does not cover: no
+    network sees the edge of a field of view. A tile without brain is not predicted either, and must
+    not be trained on: where nothing varies, instance norms multiply gradients by hundreds each, and
+    the few steps that such tiles are in make all others small (docs/results/training.md).
 
     Raises
     ------
     ValueError
         If there is no such tile.
     """
-    brain = torch.from_numpy(volumes.brain)
-    places = brain_tiles(spec.tiling, brain) if spec.tiles_per_volume else ()
+    places = brain_tiles(spec.tiling, torch.from_numpy(volumes.brain))
     if volumes.hole is not None:
-        whole = whole_tiles(spec.tiling, torch.from_numpy(volumes.hole))
-        places = tuple(sorted(set(places) & set(whole))) if spec.tiles_per_volume else whole
-        if not places:
-            raise ValueError("no tile of it is covered by the PET")
+        whole = set(whole_tiles(spec.tiling, torch.from_numpy(volumes.hole)))
+        places = tuple(place for place in places if place in whole)
+    if not places:
+        raise ValueError("no tile of it has brain that the PET covers")
     condition = None if volumes.condition is None else tensor_of(volumes.condition)
     return Pair(tensor_of(volumes.t1w), tensor_of(volumes.pet), places, condition)
 

@@ -47,6 +47,9 @@ class Fitting:
         Smoothing before voxels are compared by a norm, in mm.
     direction : {"hypo", "hyper", "both"}
         What scores higher.
+    covariates : mapping
+        Label → numbers of each participant, as :mod:`bids_app.detection.covariates` has them; empty
+        where none are taken out.
     threads : int
         Of a node.
     mem_gb : float
@@ -58,8 +61,15 @@ class Fitting:
     slabs: Sequence[tuple[int, int]]
     fwhm: float
     direction: str
+    covariates: Mapping[str, Sequence[float]]
     threads: int
     mem_gb: float
+
+    def rows_of(self, images: Sequence[StoredImage]) -> list[list[float]]:
+        """List the covariates of those that images are of; nothing where none are taken out."""
+        if not self.covariates:
+            return []
+        return [list(self.covariates[image.participant]) for image in images]
 
 
 @dataclass(frozen=True)
@@ -74,11 +84,14 @@ class Applied:
         For each fold, which of the training set's controls it was trained on.
     sha256 : str
         Of the file of the controls' images.
+    covariates : sequence of sequence of float
+        Of the training set's controls; none where none are taken out.
     """
 
     folder: Path
     members: Sequence[Sequence[int]]
     sha256: str
+    covariates: Sequence[Sequence[float]] = ()
 
     @property
     def folds(self) -> list[Fold]:
@@ -169,6 +182,7 @@ def init_ocsvm_wf(
             "direction": fitting.direction,
             "scored": folders_of(scored),
             "scored_digests": digests_of(scored),
+            "scored_covariates": fitting.rows_of(scored),
         }
         if applied is None:
             train = _encoder_node(fold, fitting)
@@ -182,6 +196,7 @@ def init_ocsvm_wf(
                 "nu": fitting.nu,
                 "members": [places[control.name] for control in fold.training],
                 "digests": digests_of(fold.training),
+                "covariates": fitting.rows_of(fold.training),
             }
         else:
             common |= {
@@ -189,6 +204,9 @@ def init_ocsvm_wf(
                 "packed": str(applied.folder / PACKED),
                 "members": list(applied.members[place]),
                 "digests": [applied.sha256],
+                "covariates": [list(applied.covariates[m]) for m in applied.members[place]]
+                if applied.covariates
+                else [],
             }
         merge = _merge_scores(fold.number, len(fitting.slabs))
         for number, (first, last) in enumerate(fitting.slabs, start=1):
@@ -302,6 +320,7 @@ def init_norm_wf(
             "scored": folders_of(scored),
             "scored_synthetic": folders_of(made),
             "scored_digests": digests_of([*scored, *made]),
+            "scored_covariates": fitting.rows_of(scored),
         }
         if applied is None:
             own = _synthetic(detector, fold.training)
@@ -309,6 +328,7 @@ def init_norm_wf(
                 controls=folders_of(fold.training),
                 controls_synthetic=folders_of(own),
                 digests=digests_of([*fold.training, *own]),
+                covariates=fitting.rows_of(fold.training),
                 **common,
             )
         else:

@@ -1,0 +1,183 @@
+"""Covariates of people, such as age, sex and scanner: as numbers, and taken out of images.
+
+Controls tell how uptake at each place changes with the covariates; the change is taken out of
+everyone's images before they are compared. Ours, not of Zotova et al. (2021).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+RIDGE = 1.0  # pull of slopes towards 0, as much as one control 1 SD from the mean; our choice
+Cell = float | str
+Description = dict[str, dict[str, object]]  # covariate → how its cells become numbers
+Rows = NDArray[np.float64]  # (people, numbers)
+
+
+def describe_covariates(controls: Mapping[str, Sequence[Cell]]) -> Description:
+    """Say how the cells of each covariate become numbers.
+
+    Parameters
+    ----------
+    controls : mapping
+        Covariate → its cells, one for each control: numbers, or text.
+
+    Returns
+    -------
+    dict
+        Of numbers: ``mean``, ``sd``, ``low`` and ``high``. Of text: ``levels``, in alphabetical
+        order, and their ``shares``.
+
+    Raises
+    ------
+    ValueError
+        If a covariate is the same in all controls.
+
+    Examples
+    --------
+    >>> describe_covariates({"sex": ["F", "M", "M", "F"]})
+    {'sex': {'levels': ['F', 'M'], 'shares': [0.5, 0.5]}}
+    """
+    description: Description = {}
+    for name, cells in controls.items():
+        if len(set(cells)) < 2:
+            raise ValueError(f"{name} is the same in all controls")
+        numbers = [cell for cell in cells if isinstance(cell, float)]
+        if len(numbers) == len(cells):
+            description[name] = {
+                "mean": float(np.mean(numbers)),
+                "sd": float(np.std(numbers, ddof=1)),
+                "low": min(numbers),
+                "high": max(numbers),
+            }
+        else:
+            levels = sorted({str(cell) for cell in cells})
+            texts = [str(cell) for cell in cells]
+            shares = [texts.count(level) / len(texts) for level in levels]
+            description[name] = {"levels": levels, "shares": shares}
+    return description
+
+
+def encode(cells: Mapping[str, Cell], description: Description) -> list[float]:
+    """Give the numbers of a person: 0 is the controls' mean, of each covariate.
+
+    A covariate of numbers is one, in SD of the controls; one of text has one number fewer than
+    levels: 1 minus the level's share among controls where it is the person's, else minus the share.
+
+    Raises
+    ------
+    ValueError
+        If a cell is no number where the controls' are, or a level that no control has.
+
+    Examples
+    --------
+    >>> known = {"age": {"mean": 50.0, "sd": 10.0}}
+    >>> known["sex"] = {"levels": ["F", "M"], "shares": [0.5, 0.5]}
+    >>> encode({"age": 70.0, "sex": "M"}, known)
+    [2.0, 0.5]
+    """
+    numbers = []
+    for name, told in description.items():
+        cell = cells[name]
+        if "levels" not in told:
+            if not isinstance(cell, float):
+                raise ValueError(f"{name} is {cell!r:.40}, where that of controls is a number")
+            numbers.append((cell - _number(told["mean"])) / _number(told["sd"]))
+            continue
+        levels, shares = _list(told["levels"]), _list(told["shares"])
+        if str(cell) not in levels:
+            raise ValueError(f"no control has {name} {str(cell)!r:.40}")
+        pairs = list(zip(levels, shares, strict=True))[1:]
+        numbers += [float(level == str(cell)) - _number(share) for level, share in pairs]
+    return numbers
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise ValueError(f"{value!r:.40} is no number")
+    return float(value)
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{value!r:.40} is no list")
+    return list(value)
+
+
+def beyond_controls(cells: Mapping[str, Cell], description: Description) -> list[str]:
+    """Tell of the numbers of a person that lie outside those of controls: what is extrapolated."""
+    told = []
+    for name, known in description.items():
+        cell = cells[name]
+        if isinstance(cell, float) and "low" in known:
+            low, high = _number(known["low"]), _number(known["high"])
+            if not low <= cell <= high:
+                told.append(f"{name} {cell:g} is outside the controls' {low:g} to {high:g}")
+    return told
+
+
+def fit_slopes(people: Iterable[NDArray[np.floating]], rows: Rows) -> NDArray[np.float32]:
+    """Find how values change with covariates, by ridge regression place by place.
+
+    Hoerl & Kennard (1970), Technometrics 12:55-67; the mean is not drawn to 0. One person's values
+    are held at a time.
+
+    Parameters
+    ----------
+    people : iterable of ndarray, (V,)
+        Values of each control; NaN where they are not known.
+    rows : ndarray, (controls, numbers)
+        As :func:`encode` gives them.
+
+    Returns
+    -------
+    ndarray, (numbers, V)
+        Change of the value for a change of each number by 1; 0 where nobody is known.
+    """
+    size = rows.shape[1]
+    counts, sums, means, products, squares = (np.zeros(()) for _ in range(5))
+    for values, row in zip(people, rows, strict=True):
+        known = ~np.isnan(values)
+        kept, column = np.where(known, values, 0).astype(np.float64), row[:, np.newaxis]
+        counts = counts + known
+        sums = sums + kept
+        means = means + column * known
+        products = products + column * kept
+        squares = squares + np.outer(row, row)[..., np.newaxis] * known
+    means = means / np.maximum(counts, 1)
+    matrix = squares - counts * means[:, np.newaxis] * means[np.newaxis]
+    matrix = np.moveaxis(matrix, -1, 0) + RIDGE * np.eye(size)
+    right = np.moveaxis(products - means * sums, -1, 0)
+    return np.linalg.solve(matrix, right[..., np.newaxis])[..., 0].T.astype(np.float32)
+
+
+def adjust(
+    values: NDArray[np.floating], row: Sequence[float] | Rows, slopes: NDArray[np.floating]
+) -> NDArray[np.float32]:
+    """Take out of values what the covariates of a person make of them.
+
+    What is left is as if the covariates were the controls' mean.
+
+    Parameters
+    ----------
+    values : ndarray, (...)
+        Of the person.
+    row : sequence of float, (numbers,)
+        As :func:`encode` gives it.
+    slopes : ndarray, (numbers, ...)
+        As :func:`fit_slopes` gives them.
+    """
+    return (values - np.tensordot(np.asarray(row), slopes, 1)).astype(np.float32)
+
+
+def leverage_of(row: Sequence[float] | Rows, rows: Rows) -> float:
+    """Say how far a person's covariates are from the controls', as regression counts it.
+
+    The variance of a prediction at that place, over that of a control's value, beside the 1/n of
+    the mean.
+    """
+    centre = rows.mean(axis=0)
+    away = np.asarray(row) - centre
+    matrix = (rows - centre).T @ (rows - centre) + RIDGE * np.eye(rows.shape[1])
+    return float(away @ np.linalg.solve(matrix, away))

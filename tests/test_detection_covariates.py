@@ -1,0 +1,141 @@
+"""Covariates: what controls tell of them is taken out of everyone."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.linear_model import Ridge
+
+from bids_app.detection.covariates import (
+    RIDGE,
+    adjust,
+    beyond_controls,
+    describe_covariates,
+    encode,
+    fit_slopes,
+    leverage_of,
+)
+from bids_app.detection.normative import learn_adjusted_norm, learn_norm, load_norms, save_norms
+
+SHAPE = (5, 6, 7)
+BRAIN = np.ones(SHAPE, bool)
+AGES = [20.0, 30.0, 45.0, 60.0, 70.0, 50.0, 40.0]
+CELLS = {"age": AGES, "scanner": ["b", "a", "a", "b", "c", "a", "c"]}
+
+
+def rows_of(cells):
+    description = describe_covariates(cells)
+    people = [dict(zip(cells, own, strict=True)) for own in zip(*cells.values(), strict=True)]
+    return np.array([encode(person, description) for person in people]), description
+
+
+def test_numbers_of_controls_have_mean_0_and_ages_an_sd_of_1():
+    rows, _ = rows_of(CELLS)
+    assert rows.shape == (7, 3)
+    np.testing.assert_allclose(rows.mean(axis=0), 0, atol=1e-12)
+    assert rows[:, 0].std(ddof=1) == pytest.approx(1)
+    assert rows[3, 1] - rows[1, 1] == 1  # b and a
+
+
+def test_what_is_the_same_in_all_controls_is_no_covariate():
+    with pytest.raises(ValueError, match="sex is the same in all controls"):
+        describe_covariates({"age": [1.0, 2.0], "sex": ["F", "F"]})
+
+
+def test_a_level_or_a_text_that_no_control_has_is_refused():
+    _, description = rows_of(CELLS)
+    with pytest.raises(ValueError, match="no control has scanner 'd'"):
+        encode({"age": 50.0, "scanner": "d"}, description)
+    with pytest.raises(ValueError, match="age is 'old', where"):
+        encode({"age": "old", "scanner": "a"}, description)
+
+
+def test_who_is_outside_the_controls_is_told_of():
+    _, description = rows_of(CELLS)
+    assert beyond_controls({"age": 20.0, "scanner": "d"}, description) == []
+    (told,) = beyond_controls({"age": 81.0, "scanner": "a"}, description)
+    assert told == "age 81 is outside the controls' 20 to 70"
+
+
+@given(st.integers(0, 1000))
+def test_slopes_are_those_of_scikit_learns_ridge(seed):
+    rng = np.random.default_rng(seed)
+    rows, values = rng.normal(size=(9, 2)), rng.normal(size=(9, 40))
+    exact = Ridge(alpha=RIDGE).fit(rows, values).coef_.T
+    np.testing.assert_allclose(fit_slopes(iter(values), rows), exact, atol=1e-5)
+
+
+def test_slopes_at_a_place_rest_on_whom_it_knows():
+    rng = np.random.default_rng(1)
+    rows, values = rng.normal(size=(9, 2)), rng.normal(size=(9, 4))
+    values[2:5, 1] = np.nan
+    values[:, 3] = np.nan
+    found = fit_slopes(iter(values), rows)
+    kept = [0, 1, 5, 6, 7, 8]
+    exact = Ridge(alpha=RIDGE).fit(rows[kept], values[kept, 1]).coef_
+    np.testing.assert_allclose(found[:, 1], exact, atol=1e-5)
+    np.testing.assert_allclose(
+        found[:, 0], Ridge(alpha=RIDGE).fit(rows, values[:, 0]).coef_, atol=1e-5
+    )
+    assert (found[:, 3] == 0).all()
+
+
+def volumes_of(rng, ages, slope, noise=0.02):
+    pattern = 0.5 + 0.2 * rng.random(SHAPE)
+    for age in ages:
+        yield (pattern - slope * (age - 50) + noise * rng.standard_normal(SHAPE)).astype(np.float32)
+
+
+def test_age_makes_no_one_ill_once_it_is_taken_out():
+    """Uptake falls with age; someone old is as controls of that age would be."""
+    rng = np.random.default_rng(3)
+    ages = rng.uniform(20, 80, 30)
+    rows, description = rows_of({"age": list(map(float, ages))})
+    controls = list(volumes_of(np.random.default_rng(5), ages, 0.004))
+    (old,) = volumes_of(np.random.default_rng(5), [78.0], 0.004)
+    row = encode({"age": 78.0}, description)
+    plain = learn_norm(iter(controls), BRAIN).deficit(old)
+    norm = learn_adjusted_norm(lambda: iter(controls), BRAIN, rows)
+    adjusted = norm.deficit(old, row)
+    assert np.median(plain) > 1.2
+    assert abs(np.median(adjusted)) < 0.5
+    assert norm.sd.mean() < 0.5 * learn_norm(iter(controls), BRAIN).sd.mean()
+
+
+def test_scores_of_new_healthy_people_have_the_t_distribution_that_regression_says():
+    """30 controls, two numbers: t with 27 degrees of freedom, wherever covariates lie."""
+    rng = np.random.default_rng(7)
+    shape, n = (12, 14, 16), 30
+    brain, rows = np.ones(shape, bool), rng.normal(size=(n, 2))
+    effect = 0.5 * rng.normal(size=(2, *shape))
+    controls = [np.tensordot(row, effect, 1) + rng.normal(size=shape) for row in rows]
+    norm = learn_adjusted_norm(lambda: iter(controls), brain, rows)
+    for row in ([0.0, 0.0], [2.0, -1.0]):
+        scores = norm.deficit(np.tensordot(row, effect, 1) + rng.normal(size=shape), row)
+        share = (scores > stats.t.isf(0.05, n - 3)).mean()
+        assert share == pytest.approx(0.05, abs=0.015)
+    assert leverage_of([2.0, -1.0], rows) > leverage_of([0.0, 0.0], rows) > 0
+
+
+def test_a_norm_with_covariates_is_read_as_it_was_written(tmp_path):
+    rng = np.random.default_rng(2)
+    rows = rng.normal(size=(8, 2))
+    controls = rng.random((8, *SHAPE)).astype(np.float32)
+    norm = learn_adjusted_norm(lambda: iter(controls), BRAIN, rows)
+    save_norms(tmp_path / "norm.safetensors", [norm])
+    (read,) = load_norms(tmp_path / "norm.safetensors")
+    person, row = rng.random(SHAPE).astype(np.float32), [0.5, 1.0]
+    np.testing.assert_array_equal(read.deficit(person, row), norm.deficit(person, row))
+
+
+def test_too_few_controls_for_so_many_covariates_are_refused():
+    controls = np.random.default_rng(2).random((4, *SHAPE)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"4 controls are too few to take 2 number\(s\)"):
+        learn_adjusted_norm(lambda: iter(controls), BRAIN, np.ones((4, 2)))
+
+
+def test_nothing_is_taken_out_of_the_mean_person():
+    slopes = np.random.default_rng(0).random((2, *SHAPE)).astype(np.float32)
+    volume = np.random.default_rng(1).random(SHAPE).astype(np.float32)
+    np.testing.assert_array_equal(adjust(volume, [0.0, 0.0], slopes), volume)
