@@ -21,7 +21,7 @@ from bids_app.synthesis.pairs import (
     store_volumes,
     tensor_of,
 )
-from bids_app.synthesis.tiling import CubicPatches
+from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 
 AFFINE = ((-4.0, 0.0, 0.5, 7.0), (0.0, 5.0, 0.0, -3.0), (0.0, 1.5, 6.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 SHAPE = (7, 6, 5)
@@ -119,13 +119,18 @@ def test_the_digest_changes_with_the_content(tmp_path, cohort, changed):
     assert store_volumes(tmp_path, owner, **cohort) != first
 
 
-def test_patches_are_those_with_brain_in_their_centre(tmp_path, rng):
-    opened = open_volumes(store(tmp_path, rng, "01", shape=(24, 25, 9)))
-    spec = replace(MODELS["patch3d-gan-mse"], tiling=CubicPatches(6, 3))
-    expected = brain_tiles(spec.tiling, torch.from_numpy(np.array(opened.brain)))
-    assert pair_of(opened, spec).places == expected
-    assert 0 < len(expected) < spec.tiling.count(opened.brain.shape)
-    assert pair_of(opened, replace(spec, tiles_per_volume=0)).places == ()
+@pytest.mark.parametrize("tiles", [0, 256])
+def test_tiles_are_those_whose_t1w_has_brain_in_their_centre(tmp_path, rng, tiles):
+    opened = open_volumes(store(tmp_path, rng, "01", shape=(24, 25, 12)))
+    t1w = np.array(opened.t1w)
+    t1w[..., 9:] = 0  # in the mask still: dark fluid
+    opened = replace(opened, t1w=t1w)
+    for tiling in (CubicPatches(6, 3), SliceTriplets()):
+        spec = replace(MODELS["patch3d-gan-mse"], tiling=tiling, tiles_per_volume=tiles)
+        places = pair_of(opened, spec).places
+        assert places == brain_tiles(tiling, torch.from_numpy(t1w > 0))
+        assert 0 < len(places) < tiling.count(t1w.shape)
+    assert places == (0, 1, 2)
 
 
 def test_a_full_disk_is_told_and_what_was_stored_stays(tmp_path, cohort):

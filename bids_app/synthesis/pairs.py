@@ -162,22 +162,22 @@ def open_volumes(folder: Path) -> Volumes:
 def pair_of(volumes: Volumes, spec: ModelSpec) -> Pair:
     """Give volumes as training sees them, with the tiles that count.
 
-    Those are the tiles that have brain, and that hold nothing that the PET does not cover: no
-    network sees the edge of a field of view. A tile without brain is not predicted either, and must
-    not be trained on: where nothing varies, instance norms multiply gradients by hundreds each, and
-    the few steps that such tiles are in make all others small (docs/results/training.md).
+    Those are the tiles that the T1w shows brain in, and that hold nothing that the PET does not
+    cover: no network sees the edge of a field of view. Where the T1w is 0 throughout, nothing is
+    predicted, and nothing may be learned: instance norms of what does not vary multiply gradients
+    by hundreds each (docs/results/training.md).
 
     Raises
     ------
     ValueError
         If there is no such tile.
     """
-    places = brain_tiles(spec.tiling, torch.from_numpy(volumes.brain))
+    places = brain_tiles(spec.tiling, tensor_of(volumes.t1w) > 0)
     if volumes.hole is not None:
         whole = set(whole_tiles(spec.tiling, torch.from_numpy(volumes.hole)))
         places = tuple(place for place in places if place in whole)
     if not places:
-        raise ValueError("no tile of it has brain that the PET covers")
+        raise ValueError("no tile of it is covered by the PET")
     condition = None if volumes.condition is None else tensor_of(volumes.condition)
     return Pair(tensor_of(volumes.t1w), tensor_of(volumes.pet), places, condition)
 

@@ -142,6 +142,10 @@ class Team:
         return cast("Tensor", self.fabric.all_reduce(value, reduce_op="mean"))
 
 
+# Norm that gradients of a step are cut to. Our choice: else a tile with next to no brain, where
+# instance norms multiply gradients, is up to a million times others, and Adam's steps stay small
+# for long. 10, 30 and 100 were tried, on simulated PET: docs/results/training.md
+LARGEST_GRADIENT = 10.0
 EARLY_RATE = 0.1  # of the learning rate, for early layers that were trained before; our choice
 # Channels as the innermost axis: what convolutions of one thread group read together, faster here.
 LAYOUTS: Final = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -283,6 +287,7 @@ class Training:
         optimizer.zero_grad()
         self.fabric.backward(loss)
         self.team.average_gradients(networks)
+        nn.utils.clip_grad_norm_(networks.parameters(), LARGEST_GRADIENT)
         optimizer.step()
 
     def _judge(
