@@ -75,6 +75,7 @@ PAINTINGS = 2  # of each map
 STRENGTH = 0.4  # of the warp: maps are registered already, and differ by less than people do
 RESIDUAL_BIAS = 0.25  # what N4 leaves of a bias field; our choice
 ROUNDS = 6  # of correction of the pattern
+REGISTERED_AT = 3  # mm; our choice: the warps that are drawn afterwards are coarser
 GRID = grid_of_box(Settings.bounding_box, 1.0)
 ZOOMS = (1.0, 1.0, 1.0)
 COARSE = round(SLOPPY_RESOLUTION)  # of the same grid, each fourth voxel along each axis
@@ -102,7 +103,7 @@ def register(label_map: Path, work: Path) -> Path:
     labels[~is_brain(labels)] = 0
     white = belongs(labels, *(NAMES[part] for part in ("white", "cerebellar_white", "brainstem")))
     guide = np.select([white, belongs(labels, NAMES["fluid"])], [1.0, 0.2], 0.65) * (labels > 0)
-    template = load_mni152_template(resolution=2)
+    template = load_mni152_template(resolution=REGISTERED_AT)
     images = {}
     for part, data, affine in (
         ("fixed", np.asarray(template.dataobj, np.float32), template.affine),
@@ -113,7 +114,9 @@ def register(label_map: Path, work: Path) -> Path:
         path = work / f"{part}_{name}.nii.gz"
         nifti.save(nifti.Image(data, affine), path)
         images[part] = ants.image_read(str(path))
-    moving = ants.resample_image(images["moving"], (2, 2, 2), use_voxels=False, interp_type=0)
+    moving = ants.resample_image(
+        images["moving"], (REGISTERED_AT,) * 3, use_voxels=False, interp_type=0
+    )
     prefix = str(work / f"x_{name}_")
     found = ants.registration(
         images["fixed"], moving, "SyN", reg_iterations=(40, 30, 20), outprefix=prefix
@@ -184,6 +187,18 @@ def paint(anatomy: Anatomy, pattern: Volume, rng: np.random.Generator) -> Painti
     usual = blur(activity(head, expect_uptake(pattern)), Scanner(USUAL_PSF, 1.0, 0.0), ZOOMS)
     pet, usual = (scale_to_unit(x, brain, times_mean=TIMES_MEAN) for x in (pet, usual))
     return Painting(scale_to_unit(t1w, brain), pet, brain, usual)
+
+
+def repaint(anatomy: Anatomy, name: str, number: int, pattern: Volume, work: Path) -> Painting:
+    """Simulate a pair, unless an earlier run has left it in the folder ``work``."""
+    path = work / f"painting_{name}_{number}.npz"
+    if not path.exists():
+        made = paint(anatomy, pattern, np.random.default_rng([SEED, int(name), number]))
+        parts = {key: part.astype(np.float16) for key, part in vars(made).items()}
+        np.savez(path, **parts)
+    with np.load(path) as kept:
+        t1w, pet, ceiling = (kept[key].astype(np.float32) for key in ("t1w", "pet", "ceiling"))
+        return Painting(t1w, pet, kept["brain"] > 0, ceiling)
 
 
 def coarse(painting: Painting) -> Painting:

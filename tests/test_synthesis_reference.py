@@ -230,6 +230,8 @@ def published(tmp_path, rng):
         weights=weights,
         folds=[weights, weights],
         fold_participants=[("c", "d"), ("a", "b")],
+        left_out=[[], []],
+        pets=[],
         volumes=list(folders.values()),
         fold_volumes=[[folders["c"], folders["d"]], [folders["a"], folders["b"]]],
         histories=[tmp_path / "history.tsv"],
