@@ -118,7 +118,7 @@ def try_changes(trained: Trained, visit: Visit) -> list[list[float]]:
     highest = float(trained.reference.novelties.max())
     return [
         [
-            novelty(change(visit.t1w, visit.brain, visit.zooms), visit.zooms, trained.reference),
+            novelty(change(visit.t1w, visit.brain, visit.zooms), visit.zooms, trained.reference)[0],
             highest,
         ]
         for change in CHANGES.values()

@@ -600,7 +600,7 @@ def test_a_t1w_is_compared_with_those_of_the_training_controls(tmp_path, tiny, s
     out = node(MeasureNovelty, tmp_path, t1w=save("t1w", t1w), **inputs)
     told = out.sidecar["Novelty"]
     assert told["Value"] == pytest.approx(2, abs=1e-3)  # 0.1 away, by an SD of 0.05
-    assert told["Value"] == pytest.approx(novelty(t1w, (4, 5, 6), reference), abs=1e-3)
+    assert told["Value"] == pytest.approx(novelty(t1w, (4, 5, 6), reference)[0], abs=1e-3)
     assert told["BeyondTrainingControls"] is True
     json.dumps(out.sidecar, allow_nan=False)
 
@@ -608,7 +608,9 @@ def test_a_t1w_is_compared_with_those_of_the_training_controls(tmp_path, tiny, s
 def test_a_t1w_on_another_grid_is_refused(tmp_path, tiny, head_affine):
     inputs = {"generator": str(tiny[0]), "reference_sha256": tiny[2].reference_sha256}
     nifti.save(nifti.Image(np.zeros((31, 31, 31)), head_affine), tmp_path / "t1w.nii.gz")
-    with pytest.raises(UnusableDataError, match=r"reference\.safetensors: is of another grid"):
+    with pytest.raises(
+        UnusableDataError, match=r"reference\.safetensors: tells nothing of this T1w .*cubes"
+    ):
         node(MeasureNovelty, tmp_path, t1w=str(tmp_path / "t1w.nii.gz"), **inputs)
 
 

@@ -18,7 +18,6 @@ from bids_app import nifti
 from bids_app.errors import UnusableDataError
 from bids_app.imaging.intensity import match_quantiles, scale_to_unit
 from bids_app.synthesis.card import check_reference, check_uncertainty, read_card
-from bids_app.synthesis.reference import describe_novelty, novelty, read_reference
 from bids_app.synthesis.tiling import overlap
 
 
@@ -51,6 +50,7 @@ class SynthesizePET(SimpleInterface):
         import torch
 
         from bids_app.synthesis.inference import load_generator, synthesize
+        from bids_app.synthesis.reference import read_reference
 
         torch.set_num_threads(self.inputs.threads)
         t1w = nifti.load(self.inputs.t1w)
@@ -146,12 +146,14 @@ class MeasureNovelty(SimpleInterface):
     output_spec = _MeasureNoveltyOutputSpec
 
     def _run_interface(self, runtime):
+        from bids_app.synthesis.reference import describe_novelty, novelty, read_reference
+
         t1w, folder = nifti.load(self.inputs.t1w), Path(self.inputs.generator)
         path = check_reference(folder, read_card(folder))
         reference = read_reference(path)
         try:
-            value = novelty(t1w.data, t1w.zooms, reference)
+            value, traits = novelty(t1w.data, t1w.zooms, reference)
         except ValueError as error:
-            raise UnusableDataError(f"{path}: is of another grid ({error})") from error
-        self._results["sidecar"] = {"Novelty": describe_novelty(value, reference)}
+            raise UnusableDataError(f"{path}: tells nothing of this T1w ({error})") from error
+        self._results["sidecar"] = {"Novelty": describe_novelty(value, traits, reference)}
         return runtime

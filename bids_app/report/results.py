@@ -162,17 +162,23 @@ def _novelty_row(name: str, told: Mapping[str, object]) -> Row:
         )
     )
     others = f"{show(low, 2)} to {show(high, 2)} (n = {show(count, 0)})"
-    reading, flagged = read_novelty(value, high)
+    beyond = told.get("Beyond")
+    words = [str(one) for one in beyond] if isinstance(beyond, list) else []
+    reading, flagged = read_novelty(value, high, words)
     return Row(name, (show(value, 2), others), reading, flagged)
 
 
-def read_novelty(value: float | None, highest: float | None) -> tuple[str, bool]:
+def read_novelty(
+    value: float | None, highest: float | None, beyond: Sequence[str] = ()
+) -> tuple[str, bool]:
     """Say in words how unlike the training T1w a T1w is, and whether that is a reason to doubt.
 
     Parameters
     ----------
     value, highest : float or None
         Of the T1w, and the highest of the training controls, each against the others.
+    beyond : sequence of str
+        In what it is beyond them, in words.
 
     Examples
     --------
@@ -180,11 +186,14 @@ def read_novelty(value: float | None, highest: float | None) -> tuple[str, bool]
     ('Like the T1w of the training controls.', False)
     >>> read_novelty(3.4, 1.2)
     ('UNLIKE the T1w of every training control: doubt the synthetic PET.', True)
+    >>> read_novelty(3.4, 1.2, ["blurred"])[0]
+    'UNLIKE the T1w of every training control (blurred): doubt the synthetic PET.'
     """
     if value is None or highest is None:
         return "Not known.", False
     if value > highest:
-        return "UNLIKE the T1w of every training control: doubt the synthetic PET.", True
+        how = f" ({'; '.join(beyond)})" if beyond else ""
+        return f"UNLIKE the T1w of every training control{how}: doubt the synthetic PET.", True
     return "Like the T1w of the training controls.", False
 
 
