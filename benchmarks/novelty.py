@@ -21,7 +21,7 @@ from bids_app.imaging.volume import Mask, Volume
 from bids_app.synthesis.card import check_reference, read_card
 from bids_app.synthesis.reference import TRAITS, novelty, read_reference
 
-COPIES = 3  # of each map
+COPIES = 2  # of each map
 SEED = 77
 SHOTS = 12  # parts of k-space between which the head moves
 Change = Callable[[Volume, Mask, np.random.Generator], Volume]

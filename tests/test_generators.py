@@ -20,6 +20,8 @@ from bids_app.synthesis.card import CARD, REFERENCE, UNCERTAINTY, WEIGHTS, Card,
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.reference import read_reference
+from bids_app.synthesis.uncertainty import read_error_model
 
 GRID = Grid((40, 48, 34), np.diag([4.0, 4, 4, 1]))
 
@@ -88,6 +90,16 @@ def test_what_is_shipped_fits_the_default_grid(tmp_path, sloppy, resolution):
     choice = choose_generator("default", tmp_path, grid, Settings.template, sloppy=sloppy)
     assert "SIMULATED" in choice.card.trained_on
     assert sum(path.stat().st_size for path in choice.folder.iterdir()) < 12e6
+    for options in (Options(match_histogram=True, novelty=True), Options(uncertainty=True)):
+        choose_generator(
+            "default", tmp_path, grid, Settings.template, sloppy=sloppy, options=options
+        )
+    read_reference(choice.folder / REFERENCE)
+    model = read_error_model(choice.folder / UNCERTAINTY)
+    for percent, factor in zip((50, 80, 95), model.factors, strict=True):
+        measured = choice.card.metrics[f"uncertainty_coverage_{percent}"]
+        assert measured == pytest.approx(percent / 100, abs=0.08)
+        assert 0 < factor < 3
 
 
 # Beyond the paper
