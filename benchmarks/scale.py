@@ -17,13 +17,13 @@ from itertools import product
 import numpy as np
 
 from bids_app.imaging.intensity import scale_to_unit, smooth
+from bids_app.imaging.tissues import tissue_shares
 from bids_app.imaging.volume import Mask, Volume
 from bids_app.simulation import images
 from bids_app.simulation.anatomy import is_brain
 from bids_app.simulation.cohort import template_anatomy
 from bids_app.simulation.geometry import carry
 from bids_app.simulation.person import draw_atrophy, draw_person
-from bids_app.synthesis.tissue import tissue_shares
 
 ZOOMS = (2.0, 2.0, 2.0)
 SCANNERS = (4.0, 6.0, 8.0)

@@ -235,8 +235,8 @@ def _add_beyond(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--uncertainty",
-        "also write the standard deviation over the generators of the cross-validation's "
-        "folds (desc-synth_std)",
+        "also write how far the synthetic PET may be from the real one, the standard deviation of "
+        "its error (desc-synth_std)",
         action="store_true",
     )
     add(

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
+from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, UsageError
 from bids_app.imaging.volume import Grid
 from bids_app.synthesis.card import (
     FOLDS,
@@ -13,6 +13,7 @@ from bids_app.synthesis.card import (
     Card,
     check_grid,
     check_reference,
+    check_uncertainty,
     check_weights,
     read_card,
 )
@@ -23,7 +24,6 @@ SHIPPED = Path(__file__).parent / "data" / "generators"
 DEFAULT, SLOPPY = "default", "sloppy"
 CROSSVALIDATION = "crossvalidation"  # folder of a derivative dataset, by names of generators
 NAMED_AT_MOST = 5  # participants listed in a sentence
-FEWEST_FOLDS = 2  # one has no deviation
 DOI = re.compile(r"^(?:https?://(?:dx\.)?doi\.org/|doi:\s*)")  # before the number itself
 
 
@@ -39,7 +39,7 @@ class Options:
     match_histogram : bool
         The synthetic PET gets the distribution of the mean PET of the training controls.
     uncertainty : bool
-        The standard deviation over the generators of the folds is written, too.
+        The standard deviation of the synthetic PET's error is predicted, too.
     novelty : bool
         The T1w is compared with those of the training controls.
     """
@@ -60,14 +60,11 @@ class GeneratorChoice:
         The generator.
     options : Options
         How it is used.
-    folds : tuple of GeneratorChoice
-        Those of its cross-validation, in order; empty where none is needed.
     """
 
     folder: Path
     card: Card
     options: Options = Options()
-    folds: tuple["GeneratorChoice", ...] = ()
 
     def description(self) -> dict[str, object]:
         """Tell what the sidecar of a synthetic PET says of it."""
@@ -85,8 +82,8 @@ class GeneratorChoice:
         told: dict[str, object] = {name: on for name, on in asdict(self.options).items() if on}
         if self.options.match_histogram or self.options.novelty:
             told["reference"] = self.card.reference_sha256
-        if self.folds:
-            told["folds"] = [[fold.card.sha256, fold.card.reference_sha256] for fold in self.folds]
+        if self.options.uncertainty:
+            told["error_model"] = self.card.uncertainty_sha256
         return told
 
 
@@ -133,46 +130,36 @@ def choose_generator(
     ------
     MissingInputError, UnusableDataError
         As :func:`find_generator`, :func:`read_card`, :func:`check_weights`, :func:`check_grid`,
-        :func:`check_reference`; MissingInputError also if folds are wanted and not there.
+        :func:`check_reference`, :func:`check_uncertainty`.
+    UsageError
+        If options do not go together.
     """
+    if options.match_histogram and options.uncertainty:
+        raise UsageError(
+            "--uncertainty: is of the PET as the generator predicts it, not of intensities that "
+            "--match-histogram has changed; leave one of them out"
+        )
     folder = find_generator(name, output_dir, sloppy=sloppy)
     card = read_card(folder)
     triplets = isinstance(card.spec.tiling, SliceTriplets)
     options = replace(options, overlap=options.overlap and triplets)
     choice = GeneratorChoice(folder, card, options)
     _check(choice, grid, template)
-    if not options.uncertainty:
-        return choice
-    folds = tuple(
-        GeneratorChoice(place, read_card(place), replace(options, uncertainty=False, novelty=False))
-        for place in _find_folds(choice)
-    )
-    for fold in folds:
-        _check(fold, grid, template)
-    return replace(choice, folds=folds)
-
-
-def _find_folds(choice: GeneratorChoice) -> list[Path]:
-    """List the folders of a generator's folds, by their numbers."""
-    found = (choice.folder / FOLDS).glob("fold-*")
-    numbers = {path.name.removeprefix("fold-"): path for path in found}
-    folds = [numbers[number] for number in sorted(filter(str.isdecimal, numbers), key=int)]
-    if len(folds) < FEWEST_FOLDS:
-        raise MissingInputError(
-            f"{choice.folder / FOLDS}: holds no generators of folds, which --uncertainty compares; "
-            "use --generator with one that mri2pet … train made, or leave the option out"
-        )
-    return folds
+    return choice
 
 
 def _check(choice: GeneratorChoice, grid: Grid, template: str) -> None:
     check_weights(choice.folder, choice.card)
     check_grid(choice.card, grid, template)
-    options = choice.options
-    if options.match_histogram or options.novelty:
-        flag = "--match-histogram" if options.match_histogram else "--novelty"
+    needed = {
+        "--match-histogram": (choice.options.match_histogram, check_reference),
+        "--novelty": (choice.options.novelty, check_reference),
+        "--uncertainty": (choice.options.uncertainty, check_uncertainty),
+    }
+    for flag, (wanted, check) in needed.items():
         try:
-            check_reference(choice.folder, choice.card)
+            if wanted:
+                check(choice.folder, choice.card)
         except UnusableDataError as error:
             raise UnusableDataError(f"{flag}: {error}, or leave the option out") from error
 

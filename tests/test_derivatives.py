@@ -220,7 +220,7 @@ def write_visit(out: Path, raw: Path, visit: Visit, mark: str = "f") -> dict[Pat
         trained_on_this_participant=False,
         times_mean=2.5,
     )
-    made[paths.uncertainty] = sidecars.uncertainty(made[paths.synthetic_pet], SPACE, ["a", "b"])
+    made[paths.uncertainty] = sidecars.uncertainty(made[paths.synthetic_pet], SPACE, "a")
     assert set(made) == {*paths.preprocessed, *paths.synthesized, paths.uncertainty}
     for path, sidecar in made.items():
         write_result(path, sidecar, (40, 40, 40))
@@ -315,10 +315,9 @@ def test_what_sidecars_say(tmp_path, raw):
     assert synthetic["TrainedOnThisParticipant"] is False
     assert synthetic["Generator"] == GENERATOR
     spread = made[f"sub-03_trc-18FFDG_space-{TEMPLATE}_res-1_desc-synth_std.nii.gz"]
-    assert "no confidence interval" in spread["Description"]
-    assert "2 folds" in spread["Description"]
-    assert spread["FoldGeneratorsSHA256"] == ["a", "b"]
-    alike = set(spread) - {"Description", "FoldGeneratorsSHA256"}
+    assert "Standard deviation of the error" in spread["Description"]
+    assert spread["ErrorModelSHA256"] == "a"
+    alike = set(spread) - {"Description", "ErrorModelSHA256"}
     assert {key: spread[key] for key in alike} == {key: synthetic[key] for key in alike}
     in_t1w = made["sub-02_ses-b_trc-18FFDG_space-T1w_desc-preproc_pet.nii.gz"]
     assert in_t1w["Units"] == "Bq/mL"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bids_app import generators
-from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.errors import MissingInputError, UnusableDataError, UsageError
 from bids_app.generators import (
     Options,
     choose_generator,
@@ -16,10 +16,12 @@ from bids_app.generators import (
 )
 from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.settings import Settings
-from bids_app.synthesis.card import CARD, REFERENCE, WEIGHTS, Card, file_sha256
+from bids_app.synthesis.card import CARD, REFERENCE, UNCERTAINTY, WEIGHTS, Card, file_sha256
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.reference import read_reference
+from bids_app.synthesis.uncertainty import read_error_model
 
 GRID = Grid((40, 48, 34), np.diag([4.0, 4, 4, 1]))
 
@@ -88,6 +90,16 @@ def test_what_is_shipped_fits_the_default_grid(tmp_path, sloppy, resolution):
     choice = choose_generator("default", tmp_path, grid, Settings.template, sloppy=sloppy)
     assert "SIMULATED" in choice.card.trained_on
     assert sum(path.stat().st_size for path in choice.folder.iterdir()) < 12e6
+    for options in (Options(match_histogram=True, novelty=True), Options(uncertainty=True)):
+        choose_generator(
+            "default", tmp_path, grid, Settings.template, sloppy=sloppy, options=options
+        )
+    read_reference(choice.folder / REFERENCE)
+    model = read_error_model(choice.folder / UNCERTAINTY)
+    for percent, factor in zip((50, 80, 95), model.factors, strict=True):
+        measured = choice.card.metrics[f"uncertainty_coverage_{percent}"]
+        assert measured == pytest.approx(percent / 100, abs=0.08)
+        assert 0 < factor < 3
 
 
 # Beyond the paper
@@ -101,7 +113,12 @@ def add_generator(folder, model="semi3d-gan-mse", reference=None, grid=GRID):
     if reference is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / REFERENCE).write_bytes(reference)
-        card = replace(card, reference_sha256=file_sha256(folder / REFERENCE))
+        (folder / UNCERTAINTY).write_bytes(reference)
+        card = replace(
+            card,
+            reference_sha256=file_sha256(folder / REFERENCE),
+            uncertainty_sha256=file_sha256(folder / UNCERTAINTY),
+        )
     return save_generator(build_generator(spec), card, folder)
 
 
@@ -111,14 +128,12 @@ def choose(out, **options):
 
 def test_without_options_nothing_more_is_asked_of_a_generator(out):
     choice = choose(out)
-    assert choice.folds == ()
     assert choice.decisive() == {}
 
 
 def test_each_option_decides_about_the_result(out):
     mine = out / "generators" / "mine"
     card = add_generator(mine, reference=b"r")
-    folds = [add_generator(mine / "folds" / f"fold-{n}", reference=b"r") for n in (1, 2)]
     digest = card.reference_sha256
     assert choose(out, overlap=True).decisive() == {"overlap": True}
     assert choose(out, match_histogram=True).decisive() == {
@@ -128,27 +143,13 @@ def test_each_option_decides_about_the_result(out):
     assert choose(out, novelty=True).decisive() == {"novelty": True, "reference": digest}
     assert choose(out, uncertainty=True).decisive() == {
         "uncertainty": True,
-        "folds": [[fold.sha256, digest] for fold in folds],
+        "error_model": card.uncertainty_sha256,
     }
 
 
-def test_folds_are_in_the_order_of_their_numbers_and_used_as_the_generator_is(out):
-    mine = out / "generators" / "mine"
-    for number in (10, 2, 1):
-        add_generator(mine / "folds" / f"fold-{number}", reference=b"r")
-    add_generator(mine, reference=b"r")
-    (mine / "folds" / "fold-x").mkdir()
-    choice = choose(out, uncertainty=True, overlap=True, match_histogram=True, novelty=True)
-    assert [fold.folder.name for fold in choice.folds] == ["fold-1", "fold-2", "fold-10"]
-    assert {fold.options for fold in choice.folds} == {Options(overlap=True, match_histogram=True)}
-
-
-@pytest.mark.parametrize("folds", [0, 1])
-def test_uncertainty_needs_generators_of_folds(out, folds):
-    for number in range(folds):
-        add_generator(out / "generators" / "mine" / "folds" / f"fold-{number + 1}")
-    with pytest.raises(MissingInputError, match=r"mine/folds: holds no generators of folds"):
-        choose(out, uncertainty=True)
+def test_what_is_matched_to_a_histogram_has_no_known_error(out):
+    with pytest.raises(UsageError, match=r"--uncertainty: .*--match-histogram has changed"):
+        choose(out, uncertainty=True, match_histogram=True)
 
 
 @pytest.mark.parametrize("option", ["match_histogram", "novelty"])
@@ -158,19 +159,18 @@ def test_an_option_that_needs_a_reference_is_refused_without_one(out, option):
         choose(out, **{option: True})
 
 
-def test_a_fold_is_checked_as_the_generator_is(out):
+def test_uncertainty_needs_what_is_known_of_errors(out):
     mine = out / "generators" / "mine"
     add_generator(mine, reference=b"r")
-    add_generator(mine / "folds" / "fold-1", reference=b"r")
-    add_generator(mine / "folds" / "fold-2", grid=Grid((9, 9, 9), GRID.affine))
-    with pytest.raises(UnusableDataError, match="9×9×9"):
+    (mine / UNCERTAINTY).unlink()
+    with pytest.raises(MissingInputError, match=f"{UNCERTAINTY}: no such file"):
         choose(out, uncertainty=True)
-    add_generator(mine / "folds" / "fold-2")
-    choose(out, uncertainty=True)
-    with pytest.raises(UnusableDataError, match="--match-histogram"):
-        choose(out, uncertainty=True, match_histogram=True)
-    (mine / "folds" / "fold-2" / WEIGHTS).write_bytes(b"other")
-    with pytest.raises(UnusableDataError, match="SHA-256"):
+    add_generator(mine)
+    with pytest.raises(UnusableDataError, match=r"--uncertainty: .* 4 controls or more, or leav"):
+        choose(out, uncertainty=True)
+    add_generator(mine, reference=b"r")
+    (mine / UNCERTAINTY).write_bytes(b"other")
+    with pytest.raises(UnusableDataError, match=r"--uncertainty: .*its SHA-256"):
         choose(out, uncertainty=True)
 
 

@@ -50,6 +50,7 @@ from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.reference import read_reference
 from bids_app.synthesis.scoring import load_lpips
+from bids_app.synthesis.uncertainty import FEATURES, ErrorModel, read_error_model, write_error_model
 
 SPEC = replace(MODELS["semi3d-gan"], n_blocks=1, width=2)
 ROWS = tuple(tuple(row) for row in np.eye(4).tolist())
@@ -383,7 +384,12 @@ def whole(place, tensors):
             np.zeros(2),
         ),
     )
+    arrays = (np.ones((FEATURES, FEATURES)), np.ones((3, 4, 5)), np.ones(3))
+    write_error_model(
+        ErrorModel(*(array.astype(np.float32) for array in arrays)), folder / "uncertainty"
+    )
     return {
+        folder / "uncertainty": read_error_model,
         folder / "weights": lambda path: load_weights(path, SPEC, "cpu"),
         folder / "encoder": load_encoder,
         folder / "norm": load_norms,
@@ -416,6 +422,7 @@ def test_any_change_to_tensors_is_read_or_refused(place, whole, data):
     is_answered(whole[path], changed)
     is_answered(load_lpips, changed)
     is_answered(read_reference, changed)
+    is_answered(read_error_model, changed)
 
 
 def test_whole_tensors_are_read(whole):

@@ -5,13 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from bids_app.imaging.intensity import (
-    average_frames,
-    match_quantiles,
-    scale_to_unit,
-    smooth,
-    standard_deviation,
-)
+from bids_app.imaging.intensity import average_frames, match_quantiles, scale_to_unit, smooth
 from bids_app.imaging.similarity import (
     dice,
     measure,
@@ -363,20 +357,3 @@ def test_each_cube_has_the_mean_of_its_voxels(shape, sides, seed):
 )
 def test_cubes_are_as_near_8_mm_as_voxels_allow(zoom, side):
     assert cube_sides(8.0, (zoom, 1.0, 4.0)) == (side, 8, 2)
-
-
-# Spread
-
-
-@given(count=st.integers(2, 6), seed=st.integers(0, 99))
-def test_a_standard_deviation_is_that_of_numpy(count, seed):
-    volumes = np.random.default_rng(seed).random((count, 3, 4, 2)).astype(np.float32)
-    found = standard_deviation(iter(volumes))
-    assert found == pytest.approx(volumes.std(axis=0, ddof=1), abs=1e-6)
-    assert found.dtype == np.float32
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_one_volume_has_no_standard_deviation(rng, count):
-    with pytest.raises(ValueError, match="no standard deviation"):
-        standard_deviation([draw(rng)] * count)

@@ -23,6 +23,7 @@ from bids_app.files import write_json
 from bids_app.imaging.intensity import match_quantiles, smooth
 from bids_app.imaging.similarity import correlation, dice, measure, normalized_mutual_information
 from bids_app.imaging.verdict import measure_brain
+from bids_app.imaging.volume import count_cubes, cube_sides
 from bids_app.interfaces.anatomy import ExtractBrain
 from bids_app.interfaces.derivatives import AddToSidecar, SaveDerivative
 from bids_app.interfaces.imaging import (
@@ -35,13 +36,22 @@ from bids_app.interfaces.imaging import (
     ScaleIntensity,
     TaintVerdict,
 )
-from bids_app.interfaces.synthesis import MeasureNovelty, MeasureSpread, SynthesizePET
-from bids_app.synthesis.card import CARD, REFERENCE, WEIGHTS, Card, card_values, file_sha256
+from bids_app.interfaces.synthesis import MeasureNovelty, PredictError, SynthesizePET
+from bids_app.synthesis.card import (
+    CARD,
+    REFERENCE,
+    UNCERTAINTY,
+    WEIGHTS,
+    Card,
+    card_values,
+    file_sha256,
+)
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS, TissueSpec
 from bids_app.synthesis.reference import Reference, look_at, novelty, write_reference
 from bids_app.synthesis.tissue import TissueModel
+from bids_app.synthesis.uncertainty import FEATURES, ErrorModel, write_error_model
 from bids_app.workflows import execution
 
 SHAPE = (17, 14, 11)
@@ -556,11 +566,32 @@ def test_a_pet_is_not_matched_to_what_the_card_does_not_know(synthesize, tiny):
         synthesize(match_histogram=True)
 
 
-def test_images_of_several_generators_are_compared(tmp_path, rng, head_affine, save):
-    pets = rng.random((3, *SHAPE)).astype(np.float32)
-    out = node(MeasureSpread, tmp_path, images=[save(f"pet{n}", pet) for n, pet in enumerate(pets)])
-    assert load_on_grid(out.spread, head_affine) == pytest.approx(pets.std(0, ddof=1), abs=1e-6)
-    assert b"SYNTHETIC" in nib.load(out.spread).header["descrip"].item()
+def test_the_error_of_a_pet_is_predicted_by_what_its_generator_knows(
+    tmp_path, tiny, rng, head_affine, save
+):
+    folder, card, shape = tiny[0], tiny[2], count_cubes(SHAPE, cube_sides(4.0, (4, 5, 6)))
+    weights = np.zeros((FEATURES, FEATURES), np.float32)
+    weights[0, 0] = 0.1  # of the mean, everywhere
+    model = ErrorModel(weights, np.ones(shape, np.float32), np.array([0.7, 1.3, 2], np.float32))
+    write_error_model(model, folder / UNCERTAINTY)
+    metrics = {"uncertainty_coverage_80": 0.81, "uncertainty_correlation": 0.3}
+    known = replace(card, uncertainty_sha256=file_sha256(folder / UNCERTAINTY), metrics=metrics)
+    write_json(folder / CARD, card_values(known))
+    brain, t1w, pet = np.ones(SHAPE), *rng.random((2, *SHAPE)).astype(np.float32)
+    brain[:3] = t1w[:3] = pet[:3] = 0
+    inputs = {name: save(name, v) for name, v in (("pet", pet), ("t1w", t1w), ("mask", brain))}
+    inputs |= {"generator": str(folder), "uncertainty_sha256": known.uncertainty_sha256}
+    out = node(PredictError, tmp_path, **inputs)
+    expected = np.where(brain > 0, 0.1 * pet[brain > 0].mean(), 0)
+    assert load_on_grid(out.deviation, head_affine) == pytest.approx(expected, abs=1e-5)
+    assert b"SYNTHETIC" in nib.load(out.deviation).header["descrip"].item()
+    told = out.sidecar["Uncertainty"]
+    assert told["IntervalFactors"] == {"50": 0.7, "80": 1.3, "95": 2.0}
+    assert told["MeasuredCoverage"] == {"50": None, "80": 0.81, "95": None}
+    assert told["CorrelationWithAbsoluteError"] == 0.3
+    json.dumps(out.sidecar, allow_nan=False)
+    with pytest.raises(UnusableDataError, match=r"uncertainty\.safetensors: tells nothing of this"):
+        node(PredictError, tmp_path, **{**inputs, "t1w": save("flat", brain.astype(np.float32))})
 
 
 def test_a_t1w_is_compared_with_those_of_the_training_controls(tmp_path, tiny, save, t1w):
@@ -569,7 +600,7 @@ def test_a_t1w_is_compared_with_those_of_the_training_controls(tmp_path, tiny, s
     out = node(MeasureNovelty, tmp_path, t1w=save("t1w", t1w), **inputs)
     told = out.sidecar["Novelty"]
     assert told["Value"] == pytest.approx(2, abs=1e-3)  # 0.1 away, by an SD of 0.05
-    assert told["Value"] == pytest.approx(novelty(t1w, (4, 5, 6), reference), abs=1e-3)
+    assert told["Value"] == pytest.approx(novelty(t1w, (4, 5, 6), reference)[0], abs=1e-3)
     assert told["BeyondTrainingControls"] is True
     json.dumps(out.sidecar, allow_nan=False)
 
@@ -577,7 +608,9 @@ def test_a_t1w_is_compared_with_those_of_the_training_controls(tmp_path, tiny, s
 def test_a_t1w_on_another_grid_is_refused(tmp_path, tiny, head_affine):
     inputs = {"generator": str(tiny[0]), "reference_sha256": tiny[2].reference_sha256}
     nifti.save(nifti.Image(np.zeros((31, 31, 31)), head_affine), tmp_path / "t1w.nii.gz")
-    with pytest.raises(UnusableDataError, match=r"reference\.safetensors: is of another grid"):
+    with pytest.raises(
+        UnusableDataError, match=r"reference\.safetensors: tells nothing of this T1w .*cubes"
+    ):
         node(MeasureNovelty, tmp_path, t1w=str(tmp_path / "t1w.nii.gz"), **inputs)
 
 

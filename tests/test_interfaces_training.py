@@ -374,6 +374,8 @@ def test_a_generator_is_published_from_what_other_nodes_left(tmp_path, folders):
         weights=trained[2].weights,
         fold_weights=[model.weights for model in trained[:2]],
         fold_participants=[["01", "03"], ["01", "02"]],
+        left_out=[folders[1:2], folders[2:]],
+        pets=[pet for one in scored for pet in one.pets],
         volumes=folders,
         fold_volumes=[folders[::2], folders[:2]],
         digests=["a", "b", "c"],

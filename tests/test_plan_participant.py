@@ -83,16 +83,8 @@ def run(tmp_path):
 
 
 def with_options(run, *names):
-    folder = run.generator.folder.parent
-    folds = tuple(GeneratorChoice(folder / f"fold-{n}", card_of(f"s{n}")) for n in (1, 2))
-    return replace(
-        run,
-        generator=replace(
-            run.generator,
-            options=Options(**dict.fromkeys(names, True)),
-            folds=folds if "uncertainty" in names else (),
-        ),
-    )
+    options = Options(**dict.fromkeys(names, True))
+    return replace(run, generator=replace(run.generator, options=options))
 
 
 def test_without_options_a_result_is_known_by_what_it_was_known_by_before(visit, run):
@@ -124,10 +116,10 @@ def test_another_reference_is_another_result(visit, run, option):
     )
 
 
-def test_another_fold_is_another_result(visit, run):
+def test_other_knowledge_of_errors_is_another_result(visit, run):
     one = with_options(run, "uncertainty")
-    changed = (one.generator.folds[0], replace(one.generator.folds[1], card=card_of("x")))
-    other = replace(one, generator=replace(one.generator, folds=changed))
+    card = replace(one.generator.card, uncertainty_sha256="other")
+    other = replace(one, generator=replace(one.generator, card=card))
     assert plan_visit(visit, one).synthesized != plan_visit(visit, other).synthesized
 
 
@@ -162,13 +154,15 @@ def test_sidecars_tell_what_was_done_beyond_the_paper(visit, run):
     plain, beyond = told
     added = {"OverlappingTripletsAveraged", "HistogramMatchedTo"}
     assert set(beyond) - set(plain) == added
-    spread = found["save_uncertainty"].inputs
-    assert Path(spread.out_file).name == "sub-01_trc-18FFDG_space-T_res-4_desc-synth_std.nii.gz"
-    assert Path(spread.sidecar_file).name == "sub-01_trc-18FFDG_space-T_res-4_desc-synth_std.json"
-    assert spread.sidecar["FoldGeneratorsSHA256"] == ["s1", "s2"]
-    assert spread.sidecar["Synthetic"] is True
-    assert spread.sidecar["Fingerprint"] == beyond["Fingerprint"]
-    assert "no confidence interval" in spread.sidecar["Description"]
+    deviation = found["save_uncertainty"].inputs
+    assert Path(deviation.out_file).name == "sub-01_trc-18FFDG_space-T_res-4_desc-synth_std.nii.gz"
+    assert (
+        Path(deviation.sidecar_file).name == "sub-01_trc-18FFDG_space-T_res-4_desc-synth_std.json"
+    )
+    assert deviation.sidecar["ErrorModelSHA256"] == ""
+    assert deviation.sidecar["Synthetic"] is True
+    assert deviation.sidecar["Fingerprint"] == beyond["Fingerprint"]
+    assert "Standard deviation of the error" in deviation.sidecar["Description"]
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,13 @@ RUN = {
 SECTIONS = ["summary", "anatomy", "coregistration", "pet", "methods", "about"]
 
 
+UNCERTAINTY = {
+    "IntervalFactors": {"50": 0.7, "95": 1.9},
+    "MeasuredCoverage": {"50": 0.49, "95": 0.96},
+    "CorrelationWithAbsoluteError": 0.31,
+}
+
+
 class Tree:
     """A small derivative dataset: an ellipsoid for a brain."""
 
@@ -90,7 +97,7 @@ class Tree:
         self.put(f"{stem}_trc-18FFDG_space-{T}_desc-synth_pet", self.pet, **told)
 
     def add_uncertainty(self, stem="sub-01", **metadata):
-        told = {"Synthetic": True, "FoldGeneratorsSHA256": ["a", "b", "c"], **metadata}
+        told = {"Synthetic": True, "Uncertainty": UNCERTAINTY, **metadata}
         self.put(f"{stem}_trc-18FFDG_space-{T}_desc-synth_std", self.pet / 20, **told)
 
     def add_pet(self, stem="sub-01", home="sub-01", **metadata):
@@ -504,8 +511,10 @@ def test_the_map_of_uncertainty_is_shown_under_the_synthetic_pet(whole):
     reader = Reader(whole.write())
     text = " ".join(reader.text)
     assert "Uncertainty of the SYNTHETIC PET (sub-01)" in text
-    assert "3 of them, disagree" in text
-    assert "SD over the generators of the folds" in text
+    assert "within 0.7 SD of the synthetic one in 49 % of brain voxels (meant: 50 %)" in text
+    assert "within 1.9 SD" in text
+    assert "r = 0.31" in text
+    assert "SD of the error, as predicted" in text
     assert "No figure." not in text
     assert len([link for link in reader.links if link.startswith("data:image/png")]) > 24
 
@@ -517,7 +526,7 @@ def test_a_map_of_uncertainty_of_another_run_is_not_shown_but_told(tree):
     text = text_of(tree.write())
     assert "sub-01: the map of uncertainty (desc-synth_std) is not shown" in text
     assert "Uncertainty of the SYNTHETIC PET" not in text
-    assert "generators, each trained without" not in text
+    assert "The standard deviation of its error" not in text
 
 
 def test_a_lost_map_of_uncertainty_does_not_lose_the_report(whole):
@@ -540,7 +549,7 @@ BEYOND = {
     "Triplets of slices began at every slice": {"OverlappingTripletsAveraged": True},
     "mapped, quantile by quantile": {"HistogramMatchedTo": "the mean"},
     "The T1w image was compared with those": {"Novelty": NOVELTY},
-    "predictions of 3 generators": {},
+    "The standard deviation of its error was predicted": {},
 }
 
 
@@ -573,7 +582,8 @@ def test_every_reference_is_cited_somewhere():
         write_methods(
             "participant",
             {},
-            {"template": template, "pet": True, "generator": GENERATOR, "compared": True},
+            {"template": template, "pet": True, "generator": GENERATOR, "compared": True}
+            | {"uncertainty": True},
         )
         for template in ("MNI152NLin2009aSym", "MNI152NLin6Asym")
     ]

@@ -344,6 +344,17 @@ def test_an_odd_card_does_not_lose_the_report(tree):
     assert "No figure." not in page
 
 
+def test_how_true_the_uncertainty_is_is_told_where_a_card_tells_it(tree):
+    assert "participant --uncertainty" not in text_of(tree.write(**RUN))
+    path = tree.out / "generators" / SHOWN[0] / "card.json"
+    told = {"coverage_50": 0.512, "coverage_80": 0.807, "coverage_95": 0.948, "correlation": 0.313}
+    metrics = {f"uncertainty_{name}": value for name, value in told.items()}
+    write_json(path, {**json.loads(path.read_text()), "metrics": metrics})
+    text = text_of(tree.write())
+    assert "participant --uncertainty" in text
+    assert "51.2 80.7 94.8 0.31 n/a" in text
+
+
 def test_lpips_is_na_with_the_reason(tmp_path):
     page = Tree(tmp_path / "out", lpips=False).write(**RUN)
     table = section(page, "table1")

@@ -7,15 +7,27 @@ import torch
 from cohorts import store
 from safetensors.torch import load_file, save_file
 
+from bids_app import nifti
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_tsv, write_tsv
-from bids_app.synthesis.card import CARD, WEIGHTS, Card, card_values, file_sha256, read_card
+from bids_app.synthesis.card import (
+    CARD,
+    UNCERTAINTY,
+    WEIGHTS,
+    Card,
+    card_values,
+    check_uncertainty,
+    file_sha256,
+    read_card,
+)
 from bids_app.synthesis.evaluation import METRICS, ScoreRecord, Scores, records_to_json
 from bids_app.synthesis.inference import load_generator
 from bids_app.synthesis.job import COLUMNS, HISTORY
 from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.pairs import open_volumes
 from bids_app.synthesis.publishing import Fitted, mean_metrics, publish
+from bids_app.synthesis.uncertainty import fit_error_model, read_error_model, sample_errors
 
 SPEC = replace(MODELS["semi3d-gan-mse"], n_blocks=1, width=2)
 CARD_OF_ALL = Card(
@@ -59,6 +71,8 @@ def fitted(tmp_path, rng):
         weights=weights(9),
         folds=[weights(1), weights(2)],
         fold_participants=[("02",), ("01",)],
+        left_out=[[], []],
+        pets=[],
         volumes=folders,
         fold_volumes=[folders[1:], folders[:1]],
         histories=[history("1", 2), history("2", 3), history("all", 1)],
@@ -173,3 +187,46 @@ def test_weights_of_another_network_are_refused(fitted, tmp_path):
     with pytest.raises(UnusableDataError, match=r"kept-1\.safetensors: does not fit"):
         publish(values, fitted, tmp_path / "out")
     assert not (tmp_path / "out" / CARD).exists()
+
+
+# What is known of errors
+
+
+def save_pet(path, volumes):
+    """Write what a generator might predict of someone: the real PET and noise."""
+    noise = np.random.default_rng(5).normal(0, 0.05, volumes.pet.shape)
+    pet = np.where(volumes.brain, np.clip(volumes.pet + noise, 0.01, 1), 0)
+    nifti.save(nifti.Image(pet.astype(np.float32), np.diag([8.0, 8, 20, 1])), path)  # as a head
+    return path
+
+
+@pytest.fixture
+def of_four(fitted, tmp_path, rng):
+    folders = [store(tmp_path / f"p{name}", rng, name) for name in "abcd"]
+    pets = [save_pet(tmp_path / f"{one.name}.nii.gz", open_volumes(one)) for one in folders]
+    return replace(fitted, left_out=[folders[:2], folders[2:]], pets=pets)
+
+
+def test_a_generator_knows_the_errors_of_its_folds(of_four, tmp_path):
+    publish(card_values(CARD_OF_ALL), of_four, tmp_path / "out")
+    card = read_card(tmp_path / "out")
+    model = read_error_model(check_uncertainty(tmp_path / "out", card))
+    left_out = [one for own in of_four.left_out for one in own]
+    people = [
+        sample_errors(open_volumes(volumes), nifti.load(pet).data)
+        for volumes, pet in zip(left_out, of_four.pets, strict=True)
+    ]
+    expected, told = fit_error_model(people, [0, 0, 1, 1])
+    assert np.array_equal(model.weights, expected.weights)
+    for name, value in told.items():
+        assert card.metrics[f"uncertainty_{name}"] == pytest.approx(value, abs=1e-4)
+    assert not read_card(tmp_path / "out" / "folds" / "fold-1").uncertainty_sha256
+
+
+def test_what_too_few_would_tell_of_errors_is_not_kept(of_four, tmp_path):
+    publish(card_values(CARD_OF_ALL), of_four, tmp_path / "out")
+    few = replace(of_four, left_out=[of_four.left_out[0], []], pets=of_four.pets[:2])
+    publish(card_values(CARD_OF_ALL), few, tmp_path / "out")
+    assert not (tmp_path / "out" / UNCERTAINTY).exists()
+    with pytest.raises(UnusableDataError, match="on 4 controls or more"):
+        check_uncertainty(tmp_path / "out", read_card(tmp_path / "out"))

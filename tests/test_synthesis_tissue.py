@@ -7,11 +7,12 @@ import pytest
 from scipy import ndimage
 
 from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
+from bids_app.imaging.tissues import find_tissue_means, tissue_shares
 from bids_app.nifti import Owner
 from bids_app.synthesis.inference import predict
 from bids_app.synthesis.models import TissueSpec
 from bids_app.synthesis.pairs import Volumes
-from bids_app.synthesis.tissue import _solve, find_tissue_means, fit_tissue_model, tissue_shares
+from bids_app.synthesis.tissue import _solve, fit_tissue_model
 
 pytestmark = pytest.mark.slow
 

@@ -21,12 +21,7 @@ from bids_app.workflows.participant import (
     init_synthesis_from_disk_wf,
 )
 from bids_app.workflows.registration import Preprocessing, init_anatomical_wf, init_pet_wf
-from bids_app.workflows.synthesis import (
-    SynthesisPlan,
-    init_comparison_wf,
-    init_synthesis_wf,
-    init_uncertainty_wf,
-)
+from bids_app.workflows.synthesis import SynthesisPlan, init_comparison_wf, init_synthesis_wf
 
 OF_T1W = {  # output → the node and field it comes from
     "t1w": ("correct_bias", "t1w"),
@@ -119,15 +114,11 @@ def plan(generator):
 
 
 @pytest.fixture
-def beyond(plan, tmp_path):
-    """All that can be done beyond the paper, with the generators of three folds."""
-    folds = []
-    for number in (1, 2, 3):
-        (tmp_path / f"fold-{number}").mkdir()
-        own = card(f"{number}" * 64, "f" * 64)
-        folds.append(GeneratorChoice(tmp_path / f"fold-{number}", own))
+def beyond(plan):
+    """All that can be done beyond the paper."""
     options = Options(overlap=True, match_histogram=True, uncertainty=True, novelty=True)
-    generator = replace(plan.generator, options=options, folds=tuple(folds))
+    known = replace(plan.generator.card, uncertainty_sha256="2" * 64)
+    generator = replace(plan.generator, options=options, card=known)
     return replace(plan, generator=generator, uncertainty=output("uncertainty"))
 
 
@@ -148,9 +139,6 @@ def build(there, how, plan, beyond):
             "pet": lambda: init_pet_wf(pet=there("pet.nii.gz"), durations=(), how=here),
             "preprocessing": lambda: init_preprocessing_wf(**visit),
             "synthesis": lambda: init_synthesis_wf(plan=plan, omp_nthreads=1),
-            "uncertainty": lambda: init_uncertainty_wf(
-                plan=beyond, output=beyond.uncertainty, omp_nthreads=1
-            ),
             "comparison": init_comparison_wf,
             "participant": lambda: init_participant_wf(**visit, synthesis=plan),
             "synthesis_from_disk": lambda: init_synthesis_from_disk_wf(
@@ -404,13 +392,8 @@ def test_nothing_is_done_beyond_the_paper_unless_asked_for(build, beyond):
     )
     assert {name.split(".")[-1] for name in more - plain} == {
         "measure_novelty",
-        "synthesize_1",
-        "synthesize_2",
-        "synthesize_3",
-        "pets",
-        "spread",
+        "predict_error",
         "save_uncertainty",
-        "inputnode",
     }
     assert plain < more
     node = node_of(build("participant")._create_flat_graph(), "synthesize")
@@ -418,25 +401,17 @@ def test_nothing_is_done_beyond_the_paper_unless_asked_for(build, beyond):
     assert node.inputs.reference_sha256 == ""
 
 
-def test_the_generators_of_all_folds_predict_as_the_one_trained_on_all_does(build, beyond):
+def test_the_error_is_of_the_synthetic_pet_as_it_is_written(build, beyond):
     graph = build("participant", plan=beyond)._create_flat_graph()
-    found, whole = sources(graph), node_of(graph, "synthesize")
-    for number in (1, 2, 3):
-        fold = node_of(graph, f"synthesize_{number}")
-        assert Path(fold.inputs.generator).name == f"fold-{number}"
-        assert fold.inputs.sha256 == f"{number}" * 64
-        assert fold.inputs.reference_sha256 == "f" * 64
-        for field in ("fwhm", "overlap", "match_histogram", "device"):
-            assert getattr(fold.inputs, field) == getattr(whole.inputs, field)
-        for field in ("t1w", "mask"):
-            assert producer(found, fold, field) == producer(found, whole, field)
-        merged = producer(found, node_of(graph, "pets"), f"in{number}")
-        assert merged == (f"synthesize_{number}", "pet")
-    assert whole.inputs.overlap is True
-    assert whole.inputs.reference_sha256 == "1" * 64
-    assert producer(found, node_of(graph, "spread"), "images") == ("pets", "out")
+    found, node = sources(graph), node_of(graph, "predict_error")
+    assert producer(found, node, "pet") == ("synthesize", "pet")
+    for field in ("t1w", "mask"):
+        assert producer(found, node, field) == producer(found, node_of(graph, "synthesize"), field)
+    assert node.inputs.generator == str(beyond.generator.folder)
+    assert node.inputs.uncertainty_sha256 == "2" * 64
     save = node_of(graph, "save_uncertainty")
-    assert producer(found, save, "in_file") == ("spread", "spread")
+    assert producer(found, save, "in_file") == ("predict_error", "deviation")
+    assert producer(found, save, "measured") == ("predict_error", "sidecar")
     assert save.inputs.out_file == "/out/uncertainty.nii.gz"
 
 
@@ -450,7 +425,7 @@ def test_novelty_is_of_the_t1w_and_goes_into_the_sidecar_of_the_synthetic_pet(bu
     assert producer(found, save, "measured") == ("measure_novelty", "sidecar")
 
 
-@pytest.mark.parametrize("step", ["spread", "synthesize_2", "save_uncertainty"])
+@pytest.mark.parametrize("step", ["predict_error", "save_uncertainty"])
 def test_without_a_map_of_uncertainty_a_visit_still_has_results(build, beyond, step):
     graph = build("participant", plan=beyond)._create_flat_graph()
     assert node_of(graph, step).fatal is False
@@ -476,7 +451,7 @@ def test_people_are_told_of_the_steps_that_take_long(build, beyond):
         "register_to_template": "T1w to template",
         "register_to_t1w": "PET to T1w",
         "synthesize": "synthetic PET",
-        "spread": "uncertainty",
+        "predict_error": "uncertainty",
     }
 
 

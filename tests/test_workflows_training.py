@@ -264,6 +264,7 @@ def test_fits_have_seeds_and_checkpoints_of_their_own():
         ("fold_weights", "weights", ["train_1", "train_2", "train_3"]),
         ("histories", "history", ["train_1", "train_2", "train_3", "train_all"]),
         ("records", "records", ["score_1", "score_2", "score_3"]),
+        ("pets", "pets", ["score_1", "score_2", "score_3"]),
     ],
 )
 def test_what_is_published_is_in_the_order_of_folds(field, output, fits):
@@ -281,6 +282,8 @@ def test_the_published_generator_is_the_one_of_all():
     for number, participants in enumerate(inputs.fold_participants, start=1):
         trained_on = [f"/volumes/{participant}" for participant in participants]
         assert trained_on == nodes[f"train_{number}"].inputs.training
+    for number, left_out in enumerate(inputs.left_out, start=1):
+        assert left_out == nodes[f"score_{number}"].inputs.validation
     assert nodes["publish"].interface.always_run
 
 

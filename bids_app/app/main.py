@@ -38,7 +38,7 @@ def _write_plan(settings: Settings, run_record: provenance.RunRecord) -> str:
         "fwhm": settings.smoothing_fwhm,
         "overlap": settings.overlap and not settings.paper,
         "matched": settings.match_histogram,
-        "folds": 0 if generator is None else len(generator.folds),
+        "uncertainty": settings.uncertainty,
         "novelty": settings.novelty,
     }
     return write_methods("participant", run_record.versions, told)

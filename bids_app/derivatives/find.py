@@ -475,14 +475,6 @@ class Results:
     uncertainty: Derivative | None = None
     pets: tuple[RealPet, ...] = field(default=())
 
-    @property
-    def folds(self) -> list[str]:
-        """The generators of folds whose predictions the map of uncertainty compares."""
-        if self.uncertainty is None or not self.is_spread_of_synthetic:
-            return []
-        told = self.uncertainty.metadata.get("FoldGeneratorsSHA256")
-        return [str(one) for one in told] if isinstance(told, list) else []
-
     def derivatives(self) -> tuple[Derivative, ...]:
         """List all of its images."""
         anatomy = (self.t1w, self.mask, self.t1w_in_template, self.mask_in_template)
@@ -496,7 +488,7 @@ class Results:
         return [note for image in images for note in image.reading_notes()]
 
     @property
-    def is_spread_of_synthetic(self) -> bool:
+    def knows_errors(self) -> bool:
         """Whether the map of uncertainty was made with the synthetic PET, not by another run."""
         both = (self.synthetic, self.uncertainty)
         marks = {one.text("Fingerprint") for one in both if one is not None}

@@ -1,7 +1,8 @@
 """What stands beside each result: everything known before it is computed.
 
 Nodes merge in what they measure ("Registration", "IntensityScaling", "FramesUsed",
-"FrameDurationsUsed", "ReadingNotes", "BrainCoverage", "BrainNotCovered", "Measures", "Novelty").
+"FrameDurationsUsed", "ReadingNotes", "BrainCoverage", "BrainNotCovered", "Measures", "Novelty",
+"Uncertainty").
 
 Beside a table stands its data dictionary, from ``data/dictionaries``.
 """
@@ -184,8 +185,8 @@ def crossvalidated_pet(
     }
 
 
-def uncertainty(synthetic: Sidecar, space: Space, fold_sha256: Sequence[str]) -> Sidecar:
-    """Tell of the standard deviation of synthetic PET over the generators of folds.
+def uncertainty(synthetic: Sidecar, space: Space, sha256: str) -> Sidecar:
+    """Tell of the standard deviation of a synthetic PET's error, but for what a node measures.
 
     Parameters
     ----------
@@ -193,17 +194,16 @@ def uncertainty(synthetic: Sidecar, space: Space, fold_sha256: Sequence[str]) ->
         The sidecar of the synthetic PET, which all else is alike to.
     space : Space
         Of the run.
-    fold_sha256 : sequence of str
-        Of the weights of the generators of the folds, in order.
+    sha256 : str
+        Of what the generator knows of its errors.
     """
     about = (
-        f"Standard deviation of the SYNTHETIC FDG PET in {space.template} over the generators of "
-        f"{len(fold_sha256)} folds, each trained without some of the controls, computed as the "
-        "synthetic PET was. It tells how much the prediction depends on who was trained on. It is "
-        "no confidence interval: what all generators get wrong alike, and what the T1w does not "
-        "show, is not in it"
+        f"Standard deviation of the error of the SYNTHETIC FDG PET in {space.template}, in its "
+        "unit, predicted from the errors that the generator made on controls whom it had not seen. "
+        "It holds for people and scans like theirs; what a lesion or a disease does to a PET is "
+        "not in it"
     )
-    return {**synthetic, "Description": about, "FoldGeneratorsSHA256": list(fold_sha256)}
+    return {**synthetic, "Description": about, "ErrorModelSHA256": sha256}
 
 
 def preprocessing_sidecars(

@@ -1,7 +1,6 @@
-"""Intensities of volumes: smoothing, averages of frames, spread, and scaling to 0..1."""
+"""Intensities of volumes: smoothing, averages of frames, and scaling to 0..1."""
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,44 +32,6 @@ def smooth(volume: Volume, fwhm: float, zooms: tuple[float, float, float]) -> Vo
     """
     sigmas = [fwhm * SIGMA_OF_FWHM / zoom for zoom in zooms]
     return ndimage.gaussian_filter(volume.astype(np.float32), sigmas, mode="nearest")
-
-
-def standard_deviation(volumes: Iterable[Volume]) -> Volume:
-    """Give the standard deviation of volumes, voxel by voxel, holding one at a time.
-
-    Welford (1962), Technometrics 4:419-420; over one less than there are, so that the variance
-    is right on average.
-
-    Parameters
-    ----------
-    volumes : iterable of ndarray, (I, J, K)
-        Two or more on one grid, any unit.
-
-    Returns
-    -------
-    ndarray, (I, J, K)
-        float32, in their unit.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two.
-
-    Examples
-    --------
-    >>> one, other = np.zeros((1, 1, 2), np.float32), np.array([[[0, 2]]], np.float32)
-    >>> standard_deviation([one, other])
-    array([[[0.       , 1.4142135]]], dtype=float32)
-    """
-    count, mean, squares = 0, np.zeros(()), np.zeros(())
-    for volume in volumes:
-        count += 1
-        change = volume.astype(np.float64) - mean
-        mean = mean + change / count
-        squares = squares + change * (volume - mean)
-    if count < 2:
-        raise ValueError(f"{count} volume(s) have no standard deviation")
-    return np.sqrt(squares / (count - 1)).astype(np.float32)
 
 
 def average_frames(frames: NDArray[np.float32], durations: NDArray[np.float64]) -> Volume:

@@ -269,3 +269,28 @@ def average_cubes(
         sums = np.add.reduceat(means, starts, axis=axis)
         means = sums / counts.reshape([-1 if a == axis else 1 for a in range(means.ndim)])
     return means
+
+
+def spread_cubes(
+    cubes: NDArray[np.floating], sides: tuple[int, int, int], shape: tuple[int, int, int]
+) -> Volume:
+    """Give each voxel a value between those of the centres of cubes, linearly.
+
+    Parameters
+    ----------
+    cubes : ndarray, (⌈I/sides⌉, …)
+        A value for each cube, see :func:`average_cubes`.
+    sides : tuple of int
+        Voxels along the edges of a cube.
+    shape : tuple of int
+        (I, J, K); beyond the outermost centres, values go on as there.
+
+    Examples
+    --------
+    >>> spread_cubes(np.array([[[1.0, 3.0]]]), (1, 1, 2), (1, 1, 4))
+    array([[[1. , 1.5, 2.5, 3. ]]])
+    """
+    edges = np.array(sides)
+    return ndimage.affine_transform(
+        cubes, np.diag(1 / edges), (1 - edges) / 2 / edges, shape, order=1, mode="nearest"
+    )

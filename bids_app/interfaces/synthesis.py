@@ -16,9 +16,8 @@ from nipype.interfaces.base import (
 
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
-from bids_app.imaging.intensity import match_quantiles, scale_to_unit, standard_deviation
-from bids_app.synthesis.card import check_reference, read_card
-from bids_app.synthesis.reference import describe_novelty, novelty, read_reference
+from bids_app.imaging.intensity import match_quantiles, scale_to_unit
+from bids_app.synthesis.card import check_reference, check_uncertainty, read_card
 from bids_app.synthesis.tiling import overlap
 
 
@@ -51,6 +50,7 @@ class SynthesizePET(SimpleInterface):
         import torch
 
         from bids_app.synthesis.inference import load_generator, synthesize
+        from bids_app.synthesis.reference import read_reference
 
         torch.set_num_threads(self.inputs.threads)
         t1w = nifti.load(self.inputs.t1w)
@@ -82,26 +82,50 @@ class SynthesizePET(SimpleInterface):
         return runtime
 
 
-class _MeasureSpreadInputSpec(BaseInterfaceInputSpec):
-    images = traits.List(File(exists=True), mandatory=True, desc="two or more, on one grid")
+class _PredictErrorInputSpec(BaseInterfaceInputSpec):
+    pet = File(exists=True, mandatory=True, desc="the synthetic PET, as it is written")
+    t1w = File(exists=True, mandatory=True, desc="T1w in MNI space, intensities in [0, 1]")
+    mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
+    generator = Directory(exists=True, mandatory=True, desc="a generator that knows its errors")
+    uncertainty_sha256 = traits.Str(mandatory=True, desc="of what it knows of them")
 
 
-class _MeasureSpreadOutputSpec(TraitedSpec):
-    spread = File(exists=True, desc="their standard deviation, voxel by voxel")
+class _PredictErrorOutputSpec(TraitedSpec):
+    deviation = File(exists=True, desc="standard deviation of the error, voxel by voxel")
+    sidecar = traits.Dict(desc="how far it is to be trusted")
 
 
-class MeasureSpread(SimpleInterface):
-    """Write how far synthetic PET of several generators are apart."""
+class PredictError(SimpleInterface):
+    """Write how far a synthetic PET may be from the real one."""
 
-    input_spec = _MeasureSpreadInputSpec
-    output_spec = _MeasureSpreadOutputSpec
+    input_spec = _PredictErrorInputSpec
+    output_spec = _PredictErrorOutputSpec
 
     def _run_interface(self, runtime):
-        spread = standard_deviation(nifti.load(path).data for path in self.inputs.images)
-        image = nifti.Image(spread, nifti.load(self.inputs.images[0]).affine)
-        path = Path(runtime.cwd) / "spread.nii.gz"
-        nifti.save(image, path, description="SD of SYNTHETIC FDG PET, mri2pet")
-        self._results["spread"] = str(path)
+        from bids_app.synthesis.uncertainty import (
+            describe_error_model,
+            predict_sd,
+            read_error_model,
+        )
+
+        folder, (pet, t1w) = (
+            Path(self.inputs.generator),
+            map(nifti.load, (self.inputs.pet, self.inputs.t1w)),
+        )
+        card = read_card(folder)
+        path = check_uncertainty(folder, card)
+        model = read_error_model(path)
+        brain = nifti.load(self.inputs.mask).data > 0
+        try:
+            deviation = predict_sd(pet.data, t1w.data, brain, pet.zooms, model)
+        except ValueError as error:
+            raise UnusableDataError(f"{path}: tells nothing of this PET ({error})") from error
+        out = Path(runtime.cwd) / "deviation.nii.gz"
+        nifti.save(
+            nifti.Image(deviation, pet.affine), out, description="SD of SYNTHETIC FDG PET, mri2pet"
+        )
+        told = describe_error_model(model, card.metrics)
+        self._results.update(deviation=str(out), sidecar={"Uncertainty": told})
         return runtime
 
 
@@ -122,12 +146,14 @@ class MeasureNovelty(SimpleInterface):
     output_spec = _MeasureNoveltyOutputSpec
 
     def _run_interface(self, runtime):
+        from bids_app.synthesis.reference import describe_novelty, novelty, read_reference
+
         t1w, folder = nifti.load(self.inputs.t1w), Path(self.inputs.generator)
         path = check_reference(folder, read_card(folder))
         reference = read_reference(path)
         try:
-            value = novelty(t1w.data, t1w.zooms, reference)
+            value, traits = novelty(t1w.data, t1w.zooms, reference)
         except ValueError as error:
-            raise UnusableDataError(f"{path}: is of another grid ({error})") from error
-        self._results["sidecar"] = {"Novelty": describe_novelty(value, reference)}
+            raise UnusableDataError(f"{path}: tells nothing of this T1w ({error})") from error
+        self._results["sidecar"] = {"Novelty": describe_novelty(value, traits, reference)}
         return runtime

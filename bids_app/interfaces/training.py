@@ -327,6 +327,10 @@ class _PublishGeneratorInputSpec(BaseInterfaceInputSpec):
     fold_participants = traits.List(
         traits.List(traits.Str), mandatory=True, desc="whom each fold was trained on"
     )
+    left_out = traits.List(
+        traits.List(traits.Str), mandatory=True, nohash=True, desc="volumes each fold left out"
+    )
+    pets = traits.List(File(exists=True), mandatory=True, desc="synthetic PET of these, in order")
     volumes = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of all volumes")
     fold_volumes = traits.List(
         traits.List(traits.Str), mandatory=True, nohash=True, desc="those each fold was trained on"
@@ -361,6 +365,8 @@ class PublishGenerator(SimpleInterface):
                 fold_participants=[
                     tuple(participant) for participant in self.inputs.fold_participants
                 ],
+                left_out=[[Path(folder) for folder in fold] for fold in self.inputs.left_out],
+                pets=[Path(path) for path in self.inputs.pets],
                 volumes=[Path(folder) for folder in self.inputs.volumes],
                 fold_volumes=[
                     [Path(folder) for folder in fold] for fold in self.inputs.fold_volumes

@@ -288,7 +288,7 @@ def is_done(plan: VisitPlan, run: ParticipantPlan) -> bool:
         verdict_of(sidecar) == FAIL for _, sidecar in _registrations(plan.paths)
     )
     wanted = [*plan.paths.synthesized]
-    if run.generator is not None and run.generator.folds:
+    if run.generator is not None and run.generator.options.uncertainty:
         wanted.append(plan.paths.uncertainty)
     synthesized = is_complete(wanted, plan.synthesized) and is_compared(plan.paths)
     return {
@@ -372,12 +372,11 @@ def _synthesis_plan(
         match_histogram=options.match_histogram,
         times_mean=times_mean,
     )
-    spread = None
-    if generator.folds:
-        told = uncertainty(sidecar, run.space, [fold.card.sha256 for fold in generator.folds])
-        spread = plan.paths.uncertainty, told
-    output = plan.paths.synthetic_pet, sidecar
-    return SynthesisPlan(generator, run.fwhm, times_mean, run.device, output, uncertainty=spread)
+    output, errors = (plan.paths.synthetic_pet, sidecar), None
+    if options.uncertainty:
+        told = uncertainty(sidecar, run.space, generator.card.uncertainty_sha256)
+        errors = plan.paths.uncertainty, told
+    return SynthesisPlan(generator, run.fwhm, times_mean, run.device, output, uncertainty=errors)
 
 
 def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:

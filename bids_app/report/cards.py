@@ -20,7 +20,7 @@ from bids_app.derivatives.table1 import (
     read_tests,
 )
 from bids_app.errors import Mri2petError
-from bids_app.report.page import UNKNOWN, enumerate_words
+from bids_app.report.page import UNKNOWN, enumerate_words, show
 from bids_app.report.table1 import full_name_of, in_order, is_baseline
 from bids_app.synthesis.card import CARD, WEIGHTS, Card, read_card
 from bids_app.synthesis.evaluation import ScoreRecord
@@ -31,6 +31,10 @@ GENERATORS: Final = "generators"
 CROSS_VALIDATION: Final = "crossvalidation"
 SHORT: Final = 12  # digits of a SHA-256 that tell it from others
 LOSSES: Final = {"adversarial_weight": "adversarial", "cycle_weight": "cycle", "mse_weight": "MSE"}
+UNCERTAINTY_MEASURES: Final = {
+    **{f"coverage_{percent}": (100, 1) for percent in (50, 80, 95)},
+    **dict.fromkeys(("correlation", "correlation_8mm"), (1, 2)),
+}  # as cards name them → what they are multiplied by, and digits shown
 Specs = Mapping[str, ModelSpec | None]  # name of a model → its spec; None where no card tells it
 
 
@@ -197,6 +201,23 @@ def _describe_training(card: Card, history: Sequence[HistoryEpoch]) -> dict[str,
         "width": tell_number(card.spec, "width"),
         "losses": tell_losses(card.spec),
     }
+
+
+def uncertainty_lines(trained: TrainedModel) -> list[tuple[str, list[str]]]:
+    """List how true the generators' error models are: in percent, then correlations."""
+    lines = []
+    for model in trained.models:
+        metrics = trained.cards[model].metrics if model in trained.cards else {}
+        told = {name: metrics.get(f"uncertainty_{name}") for name in UNCERTAINTY_MEASURES}
+        if any(value is not None for value in told.values()):
+            cells = [
+                show(None if value is None else value * scale, digits)
+                for value, (scale, digits) in zip(
+                    told.values(), UNCERTAINTY_MEASURES.values(), strict=True
+                )
+            ]
+            lines.append((full_name_of(model), cells))
+    return lines
 
 
 def cohorts_of(trained: TrainedModel) -> list[tuple[list[str], tuple[str, ...]]]:

@@ -69,7 +69,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "compared": False,  # the synthetic PET was measured against a real one
         "overlap": False,  # overlapping triplets were averaged
         "matched": False,  # intensities were matched to the training controls'
-        "folds": 0,  # whose generators' predictions were compared
+        "uncertainty": False,  # the error of the synthetic PET was predicted
         "novelty": False,  # the T1w was compared with those of the training controls
     },
     "train": {
@@ -156,7 +156,7 @@ def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) 
         "compared": any(bool(image.metadata.get("Measures")) for image in synthetic),
         "overlap": first.get("OverlappingTripletsAveraged") is True,
         "matched": bool(first.get("HistogramMatchedTo")),
-        "folds": max((len(visit.folds) for visit in visits), default=0),
+        "uncertainty": any(visit.knows_errors for visit in visits),
         "novelty": any(bool(image.metadata.get("Novelty")) for image in synthetic),
         **({"template": template, "size": size.replace("p", ".")} if space else {}),
         **({} if percentile is None else {"percentile": percentile}),

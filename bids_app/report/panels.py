@@ -44,7 +44,7 @@ from bids_app.report.figures import (
     tile_of,
     tissue_levels,
 )
-from bids_app.report.results import ImageCache, describe_measures, mask_of
+from bids_app.report.results import ImageCache, describe_measures, describe_uncertainty, mask_of
 
 Bars: TypeAlias = tuple[tuple[str, str, str, str], ...]  # as a figure has them
 
@@ -262,8 +262,8 @@ BRIGHTEST: Final = 99.5  # percentile of the brain that is drawn brightest (our 
 LARGEST_DIFFERENCE: Final = 0.5  # ends of the difference scale, the same in all reports
 UPTAKE: Final = Scale("inferno", 0.0, 1.0, "PET (1 = bright end of this brain's own intensities)")
 DIFFERENCE: Final = Scale("RdBu_r", -LARGEST_DIFFERENCE, LARGEST_DIFFERENCE, "synthetic − real")
-LARGEST_SPREAD: Final = 0.1  # end of the scale of uncertainty, the same in all reports; our choice
-SPREAD: Final = Scale("viridis", 0.0, LARGEST_SPREAD, "SD over the generators of the folds")
+LARGEST_SD: Final = 0.15  # end of the scale of uncertainty, the same in all reports; our choice
+DEVIATION: Final = Scale("viridis", 0.0, LARGEST_SD, "SD of the error, as predicted")
 ON_GREY: Final = ("#ff2e88", "#00b7ff")  # colours of outer and inner lines on MRI alone
 ON_PET: Final = ("#19e3ff", "#3dff5e")  # and where PET is seen, whose colours have no blue or green
 
@@ -455,23 +455,23 @@ def _comparison(cache: ImageCache, visit: Results, pet: RealPet | None) -> tuple
 
 
 def _tell_uncertainty(cache: ImageCache, visit: Results) -> tuple[Panel, ...]:
-    if not visit.is_spread_of_synthetic:
+    if not visit.knows_errors:
         return ()
     panel = Panel(
         f"Uncertainty of the SYNTHETIC PET ({visit.name})",
-        f"Bright: generators that were trained without one fold of the controls each, "
-        f"{len(visit.folds)} of them, disagree there. Dark says only that they agree: they "
-        "may be wrong alike, and what the T1w does not show, none of them knows.",
+        "Bright: there, the real PET may be far from the synthetic one, as it was in controls whom "
+        f"the generator had not seen. {describe_uncertainty(visit.uncertainty)} It holds for "
+        "people and scans like theirs; what a lesion or a disease does to a PET is not in it.",
     )
-    return (_attempt(panel, lambda: _spread_mosaics(cache, visit)),)
+    return (_attempt(panel, lambda: _deviation_mosaics(cache, visit)),)
 
 
-def _spread_mosaics(cache: ImageCache, visit: Results) -> tuple[Figure, ...]:
+def _deviation_mosaics(cache: ImageCache, visit: Results) -> tuple[Figure, ...]:
     pet = cache.take_derivative(visit.synthetic)
-    spread = cache.take_derivative(visit.uncertainty, pet)
+    deviation = cache.take_derivative(visit.uncertainty, pet)
     brain = cache.take_derivative(visit.mask_in_template, pet)
-    brain, pet, spread = _to_brain(brain, AROUND_BRAIN, pet, spread)
-    layers = [Layer("SYNTHETIC PET", pet, UPTAKE), Layer("Uncertainty", spread, SPREAD)]
+    brain, pet, deviation = _to_brain(brain, AROUND_BRAIN, pet, deviation)
+    layers = [Layer("SYNTHETIC PET", pet, UPTAKE), Layer("Uncertainty", deviation, DEVIATION)]
     return _mosaics(layers, brain)
 
 

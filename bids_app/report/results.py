@@ -162,17 +162,23 @@ def _novelty_row(name: str, told: Mapping[str, object]) -> Row:
         )
     )
     others = f"{show(low, 2)} to {show(high, 2)} (n = {show(count, 0)})"
-    reading, flagged = read_novelty(value, high)
+    beyond = told.get("Beyond")
+    words = [str(one) for one in beyond] if isinstance(beyond, list) else []
+    reading, flagged = read_novelty(value, high, words)
     return Row(name, (show(value, 2), others), reading, flagged)
 
 
-def read_novelty(value: float | None, highest: float | None) -> tuple[str, bool]:
+def read_novelty(
+    value: float | None, highest: float | None, beyond: Sequence[str] = ()
+) -> tuple[str, bool]:
     """Say in words how unlike the training T1w a T1w is, and whether that is a reason to doubt.
 
     Parameters
     ----------
     value, highest : float or None
         Of the T1w, and the highest of the training controls, each against the others.
+    beyond : sequence of str
+        In what it is beyond them, in words.
 
     Examples
     --------
@@ -180,12 +186,52 @@ def read_novelty(value: float | None, highest: float | None) -> tuple[str, bool]
     ('Like the T1w of the training controls.', False)
     >>> read_novelty(3.4, 1.2)
     ('UNLIKE the T1w of every training control: doubt the synthetic PET.', True)
+    >>> read_novelty(3.4, 1.2, ["blurred"])[0]
+    'UNLIKE the T1w of every training control (blurred): doubt the synthetic PET.'
     """
     if value is None or highest is None:
         return "Not known.", False
     if value > highest:
-        return "UNLIKE the T1w of every training control: doubt the synthetic PET.", True
+        how = f" ({'; '.join(beyond)})" if beyond else ""
+        return f"UNLIKE the T1w of every training control{how}: doubt the synthetic PET.", True
     return "Like the T1w of the training controls.", False
+
+
+def describe_uncertainty(deviation: Derivative | None) -> str:
+    """Put into sentences what the standard deviation of an error is worth, as it was measured.
+
+    Examples
+    --------
+    >>> told = {"MeasuredCoverage": {"50": 0.51, "80": 0.8}, "IntervalFactors": {"80": 1.3}}
+    >>> told["CorrelationWithAbsoluteError"] = 0.31
+    >>> print(describe_uncertainty(Derivative(Path("std.nii.gz"), {"Uncertainty": told})))
+    In people whom the generator had not seen, the real PET was within 1.3 SD of the synthetic one \
+in 80 % of brain voxels (meant: 80 %). Over voxels of a person, SD and absolute error correlate by \
+r = 0.31.
+    """
+    found = None if deviation is None else deviation.metadata.get("Uncertainty")
+    told = found if isinstance(found, dict) else {}
+    covered, factors = (
+        one if isinstance(one, dict) else {}
+        for one in (told.get("MeasuredCoverage"), told.get("IntervalFactors"))
+    )
+    within = [
+        (as_number(factors[percent]), as_number(covered.get(percent)), percent)
+        for percent in factors
+    ]
+    cover = "; ".join(
+        f"within {factor:g} SD of the synthetic one in {100 * share:.0f} % of brain voxels "
+        f"(meant: {percent} %)"
+        for factor, share, percent in within
+        if factor is not None and share is not None
+    )
+    r = as_number(told.get("CorrelationWithAbsoluteError"))
+    if not cover or r is None:
+        return "How true it is, was not told."
+    return (
+        f"In people whom the generator had not seen, the real PET was {cover}. Over voxels of a "
+        f"person, SD and absolute error correlate by r = {r:.2f}."
+    )
 
 
 def registration_rows(visits: Iterable[Results]) -> list[Row]:
@@ -309,7 +355,7 @@ def warnings_of(visits: Sequence[Results]) -> list[str]:
         f"{visit.name}: the map of uncertainty (desc-synth_std) is not shown, as it was not made "
         "with this synthetic PET; run with --uncertainty again, or delete it."
         for visit in visits
-        if visit.uncertainty is not None and not visit.is_spread_of_synthetic
+        if visit.uncertainty is not None and not visit.knows_errors
     ]
     faults = [one.fault for visit in visits for one in visit.derivatives() if one.fault]
     read = [note for visit in visits for note in visit.reading_notes()]

@@ -17,6 +17,7 @@ from bids_app.report.cards import (
     grids_of,
     kept_epoch,
     statements_of,
+    uncertainty_lines,
 )
 from bids_app.report.charts import (
     best_of,
@@ -164,6 +165,7 @@ def _generators(trained: TrainedModel) -> dict[str, object]:
         "demonstration": is_demonstration(*told["trained_on"], *told["intended_use"]),
         "grids": grids_of(trained),
         "generators": generator_lines(trained),
+        "uncertainties": uncertainty_lines(trained),
         "cohorts": cohorts_of(trained),
     }
 

@@ -14,6 +14,7 @@ from bids_app.imaging.volume import Grid
 from bids_app.synthesis.models import Spec, spec_from_dict, spec_to_dict
 
 WEIGHTS, CARD, REFERENCE = "weights.safetensors", "card.json", "reference.safetensors"
+UNCERTAINTY = "uncertainty.safetensors"
 _ORIGIN_CHECKS: dict[str, strict.Check] = {
     "name": strict.is_name,
     "sha256": strict.is_sha256,
@@ -41,12 +42,12 @@ _CHECKS: dict[str, strict.Check] = {
     "seed": strict.is_whole(0, 2**64 - 1),
     "versions": strict.is_mapping(strict.is_text, 1000),
     "metrics": strict.is_mapping(strict.is_number(), 1000),
-    "reference_sha256": strict.is_sha256,
+    **dict.fromkeys(("reference_sha256", "uncertainty_sha256"), strict.is_sha256),
     "pet_times_mean": strict.is_number(0, 1000),
     "initialized_from": strict.is_list(_is_origin, 100),
 }
 # Fields that older cards lack
-_NEWER = "versions metrics reference_sha256 pet_times_mean initialized_from"
+_NEWER = "versions metrics reference_sha256 uncertainty_sha256 pet_times_mean initialized_from"
 _BLANK: dict[str, object] = {
     **dict.fromkeys(("name", "version", "template", "sha256"), ""),
     **dict.fromkeys(("trained_on", "intended_use", "dataset"), ""),
@@ -92,6 +93,8 @@ class Card:
     initialized_from : tuple of Ancestor
         The generator that training went on from, then that one's, and so on; empty if it began
         with new weights.
+    uncertainty_sha256 : str
+        Of the file that tells how far its PET are from real ones; empty if there is none.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Card:
     reference_sha256: str = ""
     pet_times_mean: float = 0.0
     initialized_from: tuple["Ancestor", ...] = ()
+    uncertainty_sha256: str = ""
 
     @property
     def origin(self) -> "Ancestor":
@@ -241,6 +245,24 @@ def check_reference(folder: Path, card: Card) -> Path:
             "training images; train it with this version of mri2pet"
         )
     return _checked(folder / REFERENCE, card.reference_sha256)
+
+
+def check_uncertainty(folder: Path, card: Card) -> Path:
+    """Refuse what does not tell of the generator's errors as the card was written; return its path.
+
+    Raises
+    ------
+    MissingInputError
+        If it is not there, though the card knows it.
+    UnusableDataError
+        If its SHA-256 is another, or the card knows none.
+    """
+    if not card.uncertainty_sha256:
+        raise UnusableDataError(
+            f"generator {card.name}: its card names no {UNCERTAINTY}, so nothing is known of its "
+            "errors; train it with this version of mri2pet, on 4 controls or more"
+        )
+    return _checked(folder / UNCERTAINTY, card.uncertainty_sha256)
 
 
 def _checked(path: Path, sha256: str) -> Path:

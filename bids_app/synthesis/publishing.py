@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.files import read_tsv, write_tsv
-from bids_app.synthesis.card import FOLDS, REFERENCE, Card, card_from, file_sha256
+from bids_app.nifti import load
+from bids_app.synthesis.card import FOLDS, REFERENCE, UNCERTAINTY, Card, card_from, file_sha256
 from bids_app.synthesis.evaluation import METRICS, records_from_json
 from bids_app.synthesis.inference import load_weights, save_generator
 from bids_app.synthesis.job import COLUMNS, HISTORY
 from bids_app.synthesis.models import OVERLAPPING
 from bids_app.synthesis.pairs import open_volumes
 from bids_app.synthesis.reference import gather_reference, write_reference
+from bids_app.synthesis.uncertainty import FEWEST, fit_error_model, sample_errors, write_error_model
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Fitted:
         Weights of the folds, in order.
     fold_participants : sequence of tuple of str
         Whom each was trained on.
+    left_out : sequence of sequence of Path
+        Folders of the volumes that each fold left out.
+    pets : sequence of Path
+        What the folds predict of them, as it is written, in that order.
     volumes : sequence of Path
         Folders of all that the generator was trained on; see
         :func:`bids_app.synthesis.pairs.store_volumes`.
@@ -46,6 +52,8 @@ class Fitted:
     weights: Path
     folds: Sequence[Path]
     fold_participants: Sequence[tuple[str, ...]]
+    left_out: Sequence[Sequence[Path]]
+    pets: Sequence[Path]
     volumes: Sequence[Path]
     fold_volumes: Sequence[Sequence[Path]]
     histories: Sequence[Path]
@@ -76,7 +84,8 @@ def publish(values: dict[str, object], fitted: Fitted, folder: Path) -> None:
         What was trained.
     folder : Path
         Gets ``weights.safetensors``, ``card.json``, ``reference.safetensors``, ``history.tsv``,
-        and each fold's generator in ``folds/fold-K``, with the scores of those it left out.
+        ``uncertainty.safetensors`` unless there are too few controls, and each fold's generator in
+        ``folds/fold-K``, with the scores of those it left out.
 
     Raises
     ------
@@ -95,10 +104,31 @@ def publish(values: dict[str, object], fitted: Fitted, folder: Path) -> None:
         volumes = fitted.fold_volumes[number - 1]
         _save(weights, volumes, own, folder / FOLDS / f"fold-{number}")
     _remove_folds(folder / FOLDS, beyond=len(fitted.folds))
-    whole = replace(card, metrics=mean_metrics(fitted.records))
+    whole = _know_errors(replace(card, metrics=mean_metrics(fitted.records)), fitted, folder)
     _save(fitted.weights, fitted.volumes, whole, folder)
     rows = [row for history in fitted.histories for row in read_tsv(history)]
     write_tsv(folder / HISTORY, COLUMNS, rows)
+
+
+def _know_errors(card: Card, fitted: Fitted, folder: Path) -> Card:
+    """Write what the folds' errors tell, and give the card that knows it; too few tell nothing."""
+    path = folder / UNCERTAINTY
+    path.unlink(missing_ok=True)
+    groups = [fold for fold, own in enumerate(fitted.left_out) for _ in own]
+    left_out = [volumes for own in fitted.left_out for volumes in own]
+    if len(left_out) < FEWEST:
+        return card
+    try:
+        people = [
+            sample_errors(open_volumes(volumes), load(pet).data)
+            for volumes, pet in zip(left_out, fitted.pets, strict=True)
+        ]
+        model, told = fit_error_model(people, groups)
+    except ValueError:  # one fold, or a T1w without three tissues
+        return card
+    write_error_model(model, path)
+    measured = {f"uncertainty_{name}": round(value, 4) for name, value in told.items()}
+    return replace(card, metrics={**card.metrics, **measured}, uncertainty_sha256=file_sha256(path))
 
 
 def _remove_folds(folder: Path, *, beyond: int) -> None:

@@ -7,7 +7,7 @@ another T1w is. Neither is in Zotova et al. (2021). No torch here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from scipy import ndimage
 
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import write_bytes
+from bids_app.imaging.intensity import smooth
+from bids_app.imaging.tissues import find_tissue_means, tissue_shares
 from bids_app.imaging.volume import Mask, Volume, average_cubes, cube_sides
 from bids_app.strict import shapes_of
 
@@ -29,6 +32,31 @@ CUBE = 8.0  # mm; our choice: gyri of two brains do not meet, so less would coun
 LEAST_SD = 0.02  # of intensities in [0, 1]; our choice: few images may agree by chance
 HALF = 0.5  # of the training images: so many have brain where a mean is taken
 Looks = NDArray[np.float32]
+Traits = NDArray[np.floating]
+Table = NDArray[np.floating]
+TRAITS = {
+    "sharpness": ("blurred", "sharper, or noisy"),
+    "noise": ("smoother in white matter", "noisier in white matter"),
+    "fluid": ("less fluid", "more fluid, as in atrophy"),
+    "ventricles": ("less fluid in the middle", "larger ventricles"),
+    "white": ("vessels or others outshine tissue, as with a contrast agent", "white too bright"),
+    "grey": ("grey matter too dark", "grey matter too bright"),
+    "bright": ("no bright voxels", "bright voxels, as of a contrast agent"),
+    "rough_x": ("smoother from left to right", "stripes or ghosts from left to right"),
+    "rough_z": ("smoother from foot to head", "stripes or ghosts from foot to head"),
+    "pattern": ("another contrast or another place", "more alike than they are"),
+    "places": ("more alike than they are", "unlike at many places"),
+}  # what is looked at, and what too little and too much of it mean
+SLOPES = (1.0, 3.0)  # mm, sigma; our choice
+GRAIN = 3.0  # mm; what is finer is noise in pure white matter; our choice
+DEEP = 60.0  # mm; our choice: what has brain all around at this width is the middle
+INNER = 0.9  # of a neighbourhood is brain, or white matter; our choice
+BRIGHT = 1.25  # of the mean of white matter; our choice
+DARK = (0.1, 0.5, 0.9)  # quantiles that stand for tissues where there are not three
+FEWEST_PURE = 50  # voxels; our choice
+LITTLE = 1e-4  # is added before logarithms are taken; our choice
+SOME = 0.01  # of voxels may be bright and count little; our choice
+LEAST_TRAIT = 0.03  # of a logarithm; our choice: few images may agree by chance
 
 
 @dataclass(frozen=True)
@@ -45,6 +73,9 @@ class Reference:
         Cubes that count.
     novelties : ndarray, (N,)
         The :func:`novelty` of each training T1w among those of the other participants.
+    trait_mean, trait_sd : ndarray, (11,)
+        Mean and standard deviation over T1w of ``TRAITS``, each told among the other participants;
+        empty in files before 0.2, and where there is one participant.
     """
 
     pet_quantiles: NDArray[np.float32]
@@ -52,6 +83,8 @@ class Reference:
     t1w_sd: Looks
     brain: Mask
     novelties: NDArray[np.float32]
+    trait_mean: Traits = field(default_factory=lambda: np.zeros(0, np.float32))
+    trait_sd: Traits = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 def look_at(t1w: Volume, zooms: tuple[float, float, float]) -> Looks:
@@ -89,14 +122,84 @@ def _distance(look: Looks, mean: Looks, spread: Looks, brain: Mask) -> float:
     return float(np.sqrt(np.mean(scores[:, brain] ** 2)))
 
 
-def novelty(t1w: Volume, zooms: tuple[float, float, float], reference: Reference) -> float:
+def measure_traits(t1w: Volume, zooms: tuple[float, float, float]) -> NDArray[np.float64]:
+    """Measure what a T1w is like as a whole, as ``TRAITS`` name it, but for the last two.
+
+    Parameters
+    ----------
+    t1w : ndarray, (I, J, K)
+        Intensities in [0, 1], 0 outside the brain, which is not empty.
+    zooms : tuple of float
+        Voxel size in mm along each axis.
+
+    Returns
+    -------
+    ndarray, (9,)
+        Logarithms of: slopes seen finely over slopes seen coarsely; the spread of what is finer
+        than 3 mm in pure white matter, over the range of tissue; the share of fluid in the brain
+        and in the middle of it; how bright white matter is; where grey matter lies between fluid
+        and white matter, no logarithm; the share of voxels far brighter than white matter; how
+        rough the image is along the first and along the third axis, against the second.
+    """
+    brain = t1w > 0
+    values = t1w[brain]
+    try:
+        fluid, grey, white = find_tissue_means(t1w)
+        shares = tissue_shares(t1w)
+    except ValueError:  # no three tissues: a trait in itself
+        fluid, grey, white = (
+            float(v) + n * LITTLE for n, v in enumerate(np.quantile(values, DARK))
+        )
+        shares = (brain - 0.0).astype(np.float32), np.zeros_like(t1w)
+    wet = brain * (1 - shares[0] - shares[1])
+    depth = smooth(brain.astype(np.float32), DEEP, zooms)
+    inner = smooth(brain.astype(np.float32), CUBE, zooms) > INNER
+    inner, middle = (part if part.any() else brain for part in (inner, depth > INNER))
+    pure = inner & (smooth(shares[1], GRAIN, zooms) > INNER)
+    grain = (t1w - smooth(t1w, GRAIN, zooms))[pure if pure.sum() > FEWEST_PURE else inner]
+    slopes = [
+        ndimage.gaussian_gradient_magnitude(t1w, [sigma / zoom for zoom in zooms])[inner].mean()
+        for sigma in SLOPES
+    ]
+    rough = [np.abs(np.diff(t1w, 2, axis=n, prepend=0, append=0))[inner].mean() for n in range(3)]
+    told = (
+        slopes[0] / (slopes[1] + LITTLE),
+        np.median(np.abs(grain)) / (white - fluid),
+        wet[brain].mean(),
+        wet[middle].mean(),
+        white,
+        np.exp((grey - fluid) / (white - fluid)),
+        np.mean(values > BRIGHT * white) + SOME,
+        rough[0] / (rough[1] + LITTLE),
+        rough[2] / (rough[1] + LITTLE),
+    )
+    return np.log(np.array(told, np.float64) + LITTLE)
+
+
+def _with_places(traits: Traits, look: Looks, others: tuple[Looks, Looks], brain: Mask) -> Traits:
+    """Add how its cubes go with those of others, and how far they are from them."""
+    mean, spread = others
+    ours, theirs = look[0][brain], mean[0][brain]
+    varied = len(ours) > 1 and np.ptp(ours) > 0 and np.ptp(theirs) > 0
+    alike = float(np.corrcoef(ours, theirs)[0, 1]) if varied else 0.0
+    distance = _distance(look, mean, spread, brain)
+    return np.append(traits, [np.arctanh(0.999 * alike), np.log(distance + LITTLE)])
+
+
+def _scores(traits: Traits, mean: Traits, spread: Traits) -> Traits:
+    return (traits - mean) / np.maximum(spread, LEAST_TRAIT)
+
+
+def novelty(
+    t1w: Volume, zooms: tuple[float, float, float], reference: Reference
+) -> tuple[float, dict[str, float]]:
     """Tell how unlike the training T1w a T1w is.
 
-    The root mean square, over the cubes of the brain, of its distance from the mean of the
-    training T1w in units of their standard deviation, taken to be 0.02 at least. Where that is
-    known well, about 1 for a T1w like theirs; it grows with another contrast, another place,
-    or another sharpness. Small lesions do not change it. With few training controls, each of
-    them is compared with fewer still, so that their own numbers come out too high.
+    It is the largest distance of a trait from the mean of the training T1w, in units of their
+    standard deviation. The traits are those of :func:`measure_traits`, the correlation with the
+    mean training T1w over cubes of 8 mm, and the root mean square, over these, of the distance
+    from it in units of their standard deviation, taken to be 0.02 at least. Of references before
+    0.2, which know no traits, it is that root mean square itself. Small lesions do not change it.
 
     Parameters
     ----------
@@ -107,43 +210,79 @@ def novelty(t1w: Volume, zooms: tuple[float, float, float], reference: Reference
     reference : Reference
         Of the generator.
 
+    Returns
+    -------
+    float
+        The novelty; compare it with those of the training controls.
+    dict
+        Trait → its distance, with its sign; empty where the reference knows none.
+
     Raises
     ------
     ValueError
-        If the T1w lies on another grid.
+        If the T1w lies on another grid, or is 0.
     """
     look = look_at(t1w, zooms)
     if look.shape != reference.t1w_mean.shape:
         raise ValueError(f"{look.shape[1:]} cubes, not {reference.t1w_mean.shape[1:]}")
-    return _distance(look, reference.t1w_mean, reference.t1w_sd, reference.brain)
+    if not t1w.any():
+        raise ValueError("the T1w is 0 everywhere")
+    others = reference.t1w_mean, reference.t1w_sd
+    if not reference.trait_mean.size:
+        return _distance(look, *others, reference.brain), {}
+    traits = _with_places(measure_traits(t1w, zooms), look, others, reference.brain)
+    scores = _scores(traits, reference.trait_mean, reference.trait_sd)
+    return float(np.abs(scores).max()), dict(zip(TRAITS, scores.tolist(), strict=True))
 
 
-def describe_novelty(value: float, reference: Reference) -> dict[str, object]:
+def describe_novelty(
+    value: float, traits: dict[str, float], reference: Reference
+) -> dict[str, object]:
     """Put the novelty of a T1w beside those of the training T1w, as a sidecar tells it."""
     others = reference.novelties
-    known = bool(others.size)
+    highest = float(others.max()) if others.size else None
+    beyond = [
+        TRAITS[name][score > 0]
+        for name, score in sorted(traits.items(), key=lambda item: -abs(item[1]))
+        if highest is not None and abs(score) > highest
+    ]
     return {
-        "Description": "How unlike the T1w of the generator's training controls this T1w is: root "
-        f"mean square, over cubes of {CUBE:g} mm in the brain, of the difference of mean and "
-        "spread from theirs, in units of their standard deviation",
+        "Description": "How unlike the T1w of the generator's training controls this T1w is: "
+        + (
+            "the largest distance of a trait of the image from their mean, in units of their "
+            "standard deviation"
+            if traits
+            else f"root mean square, over cubes of {CUBE:g} mm in the brain, of the difference of "
+            "mean and spread from theirs, in units of their standard deviation"
+        ),
         "Value": round(value, 3),
         "TrainingControls": len(others),
-        "TrainingControlsLowest": round(float(others.min()), 3) if known else None,
-        "TrainingControlsHighest": round(float(others.max()), 3) if known else None,
-        "BeyondTrainingControls": known and value > float(others.max()),
+        "TrainingControlsLowest": round(float(others.min()), 3) if others.size else None,
+        "TrainingControlsHighest": None if highest is None else round(highest, 3),
+        "BeyondTrainingControls": highest is not None and value > highest,
+        **({"Traits": {k: round(v, 2) for k, v in traits.items()}} if traits else {}),
+        **({"Beyond": beyond} if beyond else {}),
     }
 
 
-def _novelties(looks: Looks, participants: Sequence[str], brain: Mask) -> NDArray[np.float32]:
-    """Compare each image with those of all other participants."""
+def _compare_all(
+    traits: Sequence[Traits], looks: Looks, participants: Sequence[str], brain: Mask
+) -> tuple[Table, NDArray[np.float32]]:
+    """Give all traits of each image, and its novelty, among those of all other participants."""
     owners = np.array(participants)
     if len(set(participants)) < 2:
-        return np.zeros(0, np.float32)
+        return np.zeros((0, 0)), np.zeros(0, np.float32)
+    table = np.array(
+        [
+            _with_places(own, look, _summarize(looks[owners != owner]), brain)
+            for own, look, owner in zip(traits, looks, owners, strict=True)
+        ]
+    )
     values = [
-        _distance(look, *_summarize(looks[owners != owner]), brain)
-        for look, owner in zip(looks, owners, strict=True)
+        np.abs(_scores(own, *_summarize(table[owners != owner]))).max()
+        for own, owner in zip(table, owners, strict=True)
     ]
-    return np.array(values, np.float32)
+    return table, np.array(values, np.float32)
 
 
 def _mean_quantiles(visits: Sequence[Volumes]) -> NDArray[np.float32]:
@@ -175,9 +314,10 @@ def gather_reference(visits: Sequence[Volumes]) -> Reference:
     brain: Mask = np.mean(brains, axis=0) >= HALF
     mean, spread = _summarize(looks)
     participants = [visit.owner.participant for visit in visits]
-    return Reference(
-        _mean_quantiles(visits), mean, spread, brain, _novelties(looks, participants, brain)
-    )
+    traits = [measure_traits(np.asarray(visit.t1w), zooms) for visit in visits]
+    table, novelties = _compare_all(traits, looks, participants, brain)
+    known = [part.astype(np.float32) for part in _summarize(table)] if table.size else []
+    return Reference(_mean_quantiles(visits), mean, spread, brain, novelties, *known)
 
 
 def write_reference(reference: Reference, path: Path) -> None:
@@ -206,7 +346,10 @@ def _refuse_odd(reference: Reference) -> None:
         raise ValueError("its parts do not belong together")
     if reference.pet_quantiles.shape != (QUANTILES,) or reference.novelties.ndim != 1:
         raise ValueError(f"it has {reference.pet_quantiles.shape} quantiles")
-    for array in (*looks, reference.pet_quantiles, reference.novelties):
+    traits = (reference.trait_mean, reference.trait_sd)
+    if {trait.shape for trait in traits} not in ({(0,)}, {(len(TRAITS),)}):
+        raise ValueError("its traits are not those that are known")
+    for array in (*looks, *traits, reference.pet_quantiles, reference.novelties):
         if array.dtype.kind != "f" or not np.isfinite(array).all():
             raise ValueError("it holds what is not a finite number")
 

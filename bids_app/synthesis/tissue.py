@@ -10,7 +10,6 @@ as the scanner blurs, and ``a``, ``b`` and ``c`` are the uptake of the training 
 ``x``.
 """
 
-import warnings
 from collections.abc import Sequence
 from functools import reduce
 
@@ -18,17 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
-from bids_app.imaging.volume import Volume, count_cubes
+from bids_app.imaging.tissues import tissue_shares
+from bids_app.imaging.volume import Volume, count_cubes, spread_cubes
 from bids_app.synthesis.models import FEWEST, TissueSpec
 from bids_app.synthesis.pairs import Volumes
 
-BINS = 256  # of the histogram that tissue means are found in; our choice
-STARTS = (0.10, 0.45, 0.85)  # quantiles that fluid, grey and white matter start at; our choice
 PSF_FWHM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # mm; tried; PET scanners have 4 to 8
 KERNEL_FWHM = (6.0, 9.0, 13.0, 20.0)  # mm; tried; the more controls, the narrower the best
 USUAL_KERNEL = 9.0  # mm; while the blur is chosen, which hardly depends on it
@@ -38,62 +34,8 @@ PSF_CONTROLS = 8  # whose PET the blur is chosen with, at most; our choice
 GROUPS = 8  # of controls left out in turn, at most; our choice
 SAME_MEAN = 1e-3  # of the mean: by rounding and clipping it differs by less; our choice
 TERMS = 3  # grey, white, 1
-NO_TISSUES = "the T1w shows fewer than three tissues in the brain"
 Moments = NDArray[np.float64]
 Coefficients = NDArray[np.float64]
-
-
-def find_tissue_means(t1w: Volume) -> tuple[float, float, float]:
-    """Find the mean intensities of fluid, grey and white matter by k-means.
-
-    Parameters
-    ----------
-    t1w : ndarray, (I, J, K)
-        Intensities in [0, 1], 0 outside the brain.
-
-    Returns
-    -------
-    tuple of float
-        Ascending.
-
-    Raises
-    ------
-    ValueError
-        If the brain has fewer than three intensities, or they fall into fewer than three.
-    """
-    values = t1w[t1w > 0]
-    counts, edges = np.histogram(values, bins=BINS) if values.size else (np.zeros(1), np.zeros(2))
-    if np.count_nonzero(counts) < TERMS:
-        raise ValueError(NO_TISSUES)
-    centres = (edges[:-1] + edges[1:])[:, np.newaxis] / 2
-    starts = np.quantile(values, STARTS)[:, np.newaxis]
-    with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # told below
-        found = KMeans(TERMS, init=starts, n_init=1).fit(centres, sample_weight=counts)
-    fluid, grey, white = np.sort(found.cluster_centers_[:, 0]).tolist()
-    if not fluid < grey < white:
-        raise ValueError(NO_TISSUES)
-    return fluid, grey, white
-
-
-def tissue_shares(t1w: Volume) -> tuple[Volume, Volume]:
-    """Give the shares of grey and of white matter in each voxel.
-
-    Between the means of two tissues, a voxel is a mixture of both.
-
-    Parameters
-    ----------
-    t1w : ndarray, (I, J, K)
-        Intensities in [0, 1], 0 outside the brain.
-
-    Returns
-    -------
-    tuple of ndarray, (I, J, K)
-        float32 in [0, 1]: grey, then white; 0 outside the brain.
-    """
-    fluid, grey, white = find_tissue_means(t1w)
-    upwards = np.clip((t1w - fluid) / (grey - fluid), 0, 1)
-    white_share = np.clip((t1w - grey) / (white - grey), 0, 1)
-    return upwards - white_share, white_share
 
 
 class TissueModel(nn.Module):
@@ -137,18 +79,13 @@ class TissueModel(nn.Module):
         sigma, sides = self.psf_sigma.tolist(), self.spec.sides
         shares = tissue_shares(t1w)
         grey, white = (ndimage.gaussian_filter(share, sigma, mode="nearest") for share in shares)
-        a, b, c = (_spread(cubes, sides, t1w.shape) for cubes in self.coefficients.cpu().numpy())
+        a, b, c = (
+            spread_cubes(cubes, sides, t1w.shape) for cubes in self.coefficients.cpu().numpy()
+        )
         pet = np.where(t1w > 0, np.maximum(a * grey + b * white + c, 0), 0)
         mean, wanted = float(pet.sum() / max(np.count_nonzero(t1w), 1)), float(self.brain_mean)
         factor = wanted / mean if wanted and mean else 1.0
         return np.clip(factor * pet, 0, 1).astype(np.float32)
-
-
-def _spread(cubes: Volume, sides: tuple[int, ...], shape: tuple[int, ...]) -> Volume:
-    """Interpolate between the centres of cubes, linearly."""
-    edges = np.array(sides)
-    to_cubes, first = np.diag(1 / edges), (1 - edges) / 2 / edges
-    return ndimage.affine_transform(cubes, to_cubes, first, shape, order=1, mode="nearest")
 
 
 def _cut(volume: NDArray[np.float32], sides: tuple[int, int, int]) -> NDArray[np.float32]:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from nipype.interfaces.utility import IdentityInterface, Merge
+from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from bids_app.generators import GeneratorChoice
 from bids_app.interfaces.derivatives import AddToSidecar
 from bids_app.interfaces.imaging import ComparePET
-from bids_app.interfaces.synthesis import MeasureNovelty, MeasureSpread, SynthesizePET
+from bids_app.interfaces.synthesis import MeasureNovelty, PredictError, SynthesizePET
 from bids_app.workflows.execution import Output, label_nodes, save_node
 
 
@@ -29,7 +29,7 @@ class SynthesisPlan:
     output : Output
         Where the result goes.
     uncertainty : Output or None
-        Where the standard deviation of what the generators of folds predict goes, if it is wanted.
+        Where the standard deviation of its error goes, if it is wanted.
     """
 
     generator: GeneratorChoice
@@ -38,22 +38,6 @@ class SynthesisPlan:
     device: str
     output: Output
     uncertainty: Output | None = None
-
-
-def _synthesize(plan: SynthesisPlan, generator: GeneratorChoice, threads: int, name: str) -> Node:
-    options, card = plan.generator.options, generator.card
-    synthesize = SynthesizePET(
-        generator=str(generator.folder),
-        sha256=card.sha256,
-        fwhm=plan.fwhm,
-        reference_sha256=card.reference_sha256 if options.match_histogram else "",
-        overlap=options.overlap,
-        match_histogram=options.match_histogram,
-        times_mean=plan.times_mean,
-        device=plan.device,
-        threads=threads,
-    )
-    return Node(synthesize, name=name, n_procs=threads, mem_gb=2)
 
 
 def init_synthesis_wf(
@@ -84,7 +68,19 @@ def init_synthesis_wf(
     """
     inputnode = Node(IdentityInterface(["t1w", "brain_mask"]), name="inputnode")
     outputnode = Node(IdentityInterface(["pet", "sidecar_file"]), name="outputnode")
-    synthesize = _synthesize(plan, plan.generator, omp_nthreads, "synthesize")
+    options, card = plan.generator.options, plan.generator.card
+    predict_pet = SynthesizePET(
+        generator=str(plan.generator.folder),
+        sha256=card.sha256,
+        fwhm=plan.fwhm,
+        reference_sha256=card.reference_sha256 if options.match_histogram else "",
+        overlap=options.overlap,
+        match_histogram=options.match_histogram,
+        times_mean=plan.times_mean,
+        device=plan.device,
+        threads=omp_nthreads,
+    )
+    synthesize = Node(predict_pet, name="synthesize", n_procs=omp_nthreads, mem_gb=2)
     label_nodes(synthesize, step="synthetic PET")
     save = save_node(plan.output, "synthetic_pet")
     workflow = Workflow(name)
@@ -96,61 +92,29 @@ def init_synthesis_wf(
             (save, outputnode, [("sidecar_file", "sidecar_file")]),
         ]
     )
-    if plan.generator.options.novelty:
+    if options.novelty:
         compare = MeasureNovelty(
-            generator=str(plan.generator.folder),
-            reference_sha256=plan.generator.card.reference_sha256,
+            generator=str(plan.generator.folder), reference_sha256=card.reference_sha256
         )
         node = Node(compare, name="measure_novelty")
         workflow.connect(
             [(inputnode, node, [("t1w", "t1w")]), (node, save, [("sidecar", "measured")])]
         )
     if plan.uncertainty is not None:
-        measuring = init_uncertainty_wf(
-            plan=plan, output=plan.uncertainty, omp_nthreads=omp_nthreads
+        predict = PredictError(
+            generator=str(plan.generator.folder), uncertainty_sha256=card.uncertainty_sha256
         )
-        doors = [("t1w", "inputnode.t1w"), ("brain_mask", "inputnode.brain_mask")]
-        workflow.connect([(inputnode, measuring, doors)])
-    return workflow
-
-
-def init_uncertainty_wf(
-    *, plan: SynthesisPlan, output: Output, omp_nthreads: int, name: str = "uncertainty_wf"
-) -> Workflow:
-    """Predict the PET of a T1w by the generator of each fold, and save how far they are apart.
-
-    Parameters
-    ----------
-    plan : SynthesisPlan
-        How generators are used.
-    output : Output
-        Where the result goes.
-    omp_nthreads : int
-        Threads that torch may use.
-
-    Inputs
-    ------
-    t1w
-        T1w in [0, 1] on the generators' grid, brain only.
-    brain_mask
-        The brain on that grid.
-    """
-    inputnode = Node(IdentityInterface(["t1w", "brain_mask"]), name="inputnode")
-    pets = Node(Merge(len(plan.generator.folds)), name="pets", run_without_submitting=True)
-    spread = Node(MeasureSpread(), name="spread")
-    label_nodes(spread, step="uncertainty")
-    save = save_node(output, "uncertainty")
-    workflow = Workflow(name)
-    for number, generator in enumerate(plan.generator.folds, start=1):
-        synthesize = _synthesize(plan, generator, omp_nthreads, f"synthesize_{number}")
+        error = Node(predict, name="predict_error", mem_gb=1)
+        keep = save_node(plan.uncertainty, "uncertainty")
+        label_nodes(error, step="uncertainty", fatal=False)
+        label_nodes(keep, fatal=False)
         workflow.connect(
             [
-                (inputnode, synthesize, [("t1w", "t1w"), ("brain_mask", "mask")]),
-                (synthesize, pets, [("pet", f"in{number}")]),
+                (inputnode, error, [("t1w", "t1w"), ("brain_mask", "mask")]),
+                (synthesize, error, [("pet", "pet")]),
+                (error, keep, [("deviation", "in_file"), ("sidecar", "measured")]),
             ]
         )
-    workflow.connect([(pets, spread, [("out", "images")]), (spread, save, [("spread", "in_file")])])
-    label_nodes(workflow, fatal=False)
     return workflow
 
 

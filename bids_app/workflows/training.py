@@ -290,6 +290,7 @@ def init_model_wf(
         card=dict(plan.card),
         folder=str(plan.folder),
         fold_participants=[[image.participant for image in fold.training] for fold in folds],
+        left_out=[folders_of(fold.validation) for fold in folds],
         volumes=folders_of(everyone),
         fold_volumes=[folders_of(fold.training) for fold in folds],
         digests=digests_of(everyone),
@@ -300,6 +301,7 @@ def init_model_wf(
         "weights": (publishing, "fold_weights", last),
         "history": (publishing, "histories", last + 1),
         "records": (publishing, "records", last),
+        "pets": (publishing, "pets", last),
     }
     merges = {
         field: Node(Merge(size), name=f"all_{field}", run_without_submitting=True)
@@ -326,6 +328,7 @@ def init_model_wf(
                 (train, merges["weights"], [("weights", into)]),
                 (train, merges["history"], [("history", into)]),
                 (score, merges["records"], [("records", into)]),
+                (score, merges["pets"], [("pets", into)]),
             ]
         )
     label_nodes(workflow, owner=plan.name, label=plan.name, part=plan.name)

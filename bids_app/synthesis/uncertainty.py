@@ -1,0 +1,418 @@
+"""How far a synthetic PET may be from the real one: a standard deviation at each voxel.
+
+Ours, not of Zotova et al. (2021). It is fitted to the errors that a generator makes on controls
+whom it has not seen, and stored beside its weights. At each place ``x`` of the template,
+
+    SD(x) = m · place(x) · f(x)ᵀ W f(x),
+
+where ``m`` is the mean of the synthetic PET in the brain, ``f`` tells what PET and T1w show around
+``x``, ``W`` weighs each two of that, and ``place`` is by how much the errors of the controls are
+larger there than that tells. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from scipy import ndimage
+
+from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.files import write_bytes
+from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
+from bids_app.imaging.tissues import tissue_shares
+from bids_app.imaging.volume import Mask, Volume, count_cubes, cube_sides, spread_cubes
+from bids_app.strict import shapes_of
+
+if TYPE_CHECKING:
+    from bids_app.synthesis.pairs import Volumes
+
+INTERVALS = (50, 80, 95)  # % of voxels that central intervals are to cover
+FEATURES = 13
+FEWEST = 4  # controls; our choice: of three, two tell next to nothing about the third
+AROUND = (4.0, 8.0, 16.0)  # mm, FWHM; neighbourhoods of a voxel; our choice
+FINE = 2.0  # mm, sigma; of what is called a slope or a ridge; our choice
+RIDGE = 1e-4  # of the mean square of a product of features; our choice
+CUBE = 4.0  # mm; edge of the cubes of ``place``; our choice
+KERNEL_FWHM = 12.0  # mm; the neighbourhood that a cube learns from; our choice
+PULL = 3.0  # controls who say that a place is like all others; our choice
+LEAST = 0.2  # of the mean SD in the brain: no voxel is surer; our choice
+APART = 3.0  # mm between the voxels whose errors are looked at; our choice
+UPPER = np.triu_indices(FEATURES)
+Table = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class ErrorModel:
+    """What is known of a generator's errors.
+
+    Parameters
+    ----------
+    weights : ndarray, (13, 13)
+        Of the products of features, see :func:`describe_voxels`; 0 below the diagonal.
+    places : ndarray, (I', J', K')
+        A factor about 1 for each cube of 4 mm.
+    factors : ndarray, (3,)
+        By how many standard deviations central intervals of 50, 80 and 95 % reach to either side.
+    """
+
+    weights: NDArray[np.floating]
+    places: NDArray[np.floating]
+    factors: NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of one synthetic PET at voxels 3 mm apart, over its mean in the brain.
+
+    Parameters
+    ----------
+    features : ndarray, (N, 13)
+        As of :func:`describe_voxels`.
+    size, smoothed : ndarray, (N,)
+        Magnitude of the error, and the same smoothed by 8 mm.
+    cube : ndarray of int, (N,)
+        The cube that a voxel lies in, counted as C does.
+    cubes : tuple of int
+        How many there are along each axis.
+    sigmas : tuple of float
+        Of the neighbourhood that a cube learns from, in cubes.
+    """
+
+    features: Table
+    size: NDArray[np.float64]
+    smoothed: NDArray[np.float64]
+    cube: NDArray[np.intp]
+    cubes: tuple[int, int, int]
+    sigmas: tuple[float, ...]
+
+
+def describe_voxels(
+    pet: Volume, t1w: Volume, brain: Mask, chosen: Mask, zooms: tuple[float, float, float]
+) -> NDArray[np.float32]:
+    """Tell of voxels what their error may depend on.
+
+    Parameters
+    ----------
+    pet : ndarray, (I, J, K)
+        The synthetic PET as it is written, in any unit, 0 outside the brain.
+    t1w : ndarray, (I, J, K)
+        Intensities in [0, 1], 0 outside the brain.
+    brain, chosen : ndarray of bool, (I, J, K)
+        The brain, and the voxels of it to tell of.
+    zooms : tuple of float
+        Voxel size in mm along each axis.
+
+    Returns
+    -------
+    ndarray, (N, 13)
+        1; the PET over its mean, its slope and its second derivative; how much within 8 mm is no
+        brain; the shares of grey and of white matter within 4, 8 and 16 mm, and the PET within 8
+        and 16 mm.
+
+    Raises
+    ------
+    ValueError
+        If the T1w has no three tissues, or the PET is 0.
+    """
+    mean = float(pet[brain].mean()) if brain.any() else 0.0
+    if not mean > 0:
+        raise ValueError("the synthetic PET is 0 in the brain")
+    uptake = pet / np.float32(mean)
+    sigmas = [FINE / zoom for zoom in zooms]
+    told = [
+        brain[chosen],
+        uptake[chosen],
+        ndimage.gaussian_gradient_magnitude(uptake, sigmas, mode="nearest")[chosen],
+        ndimage.gaussian_laplace(uptake, sigmas, mode="nearest")[chosen],
+    ]
+    grey, white = tissue_shares(t1w)
+    for fwhm in AROUND:
+        inside = smooth(brain.astype(np.float32), fwhm, zooms)[chosen]
+        near = [grey, white] if fwhm == AROUND[0] else [grey, white, uptake]
+        told += [smooth(one, fwhm, zooms)[chosen] / np.maximum(inside, 1e-3) for one in near]
+        if fwhm == AROUND[1]:
+            told.append(1 - inside)
+    return np.stack(told, axis=1, dtype=np.float32)
+
+
+def predict_sd(
+    pet: Volume, t1w: Volume, brain: Mask, zooms: tuple[float, float, float], model: ErrorModel
+) -> Volume:
+    """Predict the standard deviation of the error of a synthetic PET.
+
+    Parameters
+    ----------
+    pet, t1w, brain, zooms
+        As of :func:`describe_voxels`.
+    model : ErrorModel
+        Of the generator.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        float32, in the unit of ``pet``, above 0 in the brain and 0 outside.
+
+    Raises
+    ------
+    ValueError
+        If the model is of another grid, or as :func:`describe_voxels`.
+    """
+    sides = cube_sides(CUBE, zooms)
+    if count_cubes(pet.shape, sides) != model.places.shape:
+        raise ValueError(f"{model.places.shape} cubes are not those of {pet.shape} voxels")
+    features = describe_voxels(pet, t1w, brain, brain, zooms)
+    level = ((features @ model.weights) * features).sum(axis=1)
+    level *= spread_cubes(model.places, sides, pet.shape)[brain]
+    deviation = np.zeros(pet.shape, np.float32)
+    deviation[brain] = float(pet[brain].mean()) * np.maximum(level, LEAST * level.mean())
+    return deviation
+
+
+def sample_errors(visit: Volumes, synthetic: Volume) -> Errors:
+    """Compare a synthetic PET with the real one, where that is known.
+
+    Parameters
+    ----------
+    visit : Volumes
+        T1w and real PET of someone whom the generator has not seen.
+    synthetic : ndarray, (I, J, K)
+        As it is written, in the unit of the real one.
+
+    Raises
+    ------
+    ValueError
+        As :func:`describe_voxels`.
+    """
+    zooms, shape, brain = visit.owner.zooms, synthetic.shape, np.asarray(visit.brain)
+    known = brain & visit.covered
+    chosen = np.zeros(shape, bool)
+    chosen[tuple(slice(None, None, max(round(APART / zoom), 1)) for zoom in zooms)] = True
+    chosen &= known
+    features = describe_voxels(synthetic, np.asarray(visit.t1w), brain, chosen, zooms)
+    size = np.where(known, np.abs(synthetic - visit.pet), 0) / synthetic[brain].mean()
+    share = smooth(known.astype(np.float32), AROUND[1], zooms)
+    near = smooth(size, AROUND[1], zooms) / np.maximum(share, 1e-3)
+    sides = cube_sides(CUBE, zooms)
+    cubes = count_cubes(shape, sides)
+    where = [axis // side for axis, side in zip(np.nonzero(chosen), sides, strict=True)]
+    return Errors(
+        features.astype(np.float64),
+        size[chosen].astype(np.float64),
+        near[chosen].astype(np.float64),
+        np.ravel_multi_index(where, cubes),
+        cubes,
+        tuple(KERNEL_FWHM * SIGMA_OF_FWHM / s / z for s, z in zip(sides, zooms, strict=True)),
+    )
+
+
+def _multiply(features: Table) -> Table:
+    """Give the products of each two features, (N, 91)."""
+    return features[:, UPPER[0]] * features[:, UPPER[1]]
+
+
+def _fit(people: Sequence[Errors]) -> ErrorModel:
+    """Fit mean absolute errors: by least squares to products of features, then to places."""
+    matrix, sums = np.zeros((len(UPPER[0]),) * 2), np.zeros(len(UPPER[0]))
+    for one in people:
+        products = _multiply(one.features)
+        matrix += products.T @ products
+        sums += products.T @ one.size
+    weights = np.zeros((FEATURES, FEATURES))
+    pull = RIDGE * np.diag(matrix) + RIDGE * matrix[0, 0] * 1e-6  # a feature may be 0 everywhere
+    weights[UPPER] = np.linalg.solve(matrix + np.diag(pull), sums)
+    ones = np.ones(people[0].cubes)
+    model = ErrorModel(weights, ones, np.ones(len(INTERVALS)))
+    sizes, told = np.zeros(ones.size), np.zeros(ones.size)
+    for one in people:
+        sizes += np.bincount(one.cube, one.size, ones.size)
+        told += np.bincount(one.cube, _predict(one, model), ones.size)
+    around, expected = (
+        ndimage.gaussian_filter(total.reshape(ones.shape), people[0].sigmas, mode="constant")
+        for total in (sizes, told)
+    )
+    ratio = np.divide(around, expected, out=ones, where=expected > 1e-6 * expected.max())
+    places = (ratio * len(people) + PULL) / (len(people) + PULL)
+    return ErrorModel(weights, places, model.factors)
+
+
+def _predict(errors: Errors, model: ErrorModel) -> NDArray[np.float64]:
+    """Predict as :func:`predict_sd`, over the mean of the PET, where errors are known."""
+    level = ((errors.features @ model.weights) * errors.features).sum(axis=1)
+    level *= model.places.ravel()[errors.cube]
+    return np.maximum(level, LEAST * level.mean())
+
+
+def fit_error_model(
+    people: Sequence[Errors], groups: Sequence[int]
+) -> tuple[ErrorModel, dict[str, float]]:
+    """Fit what is known of a generator's errors, and see how true it is of others.
+
+    The people of each group are left out in turn. Their errors, over what is predicted from the
+    others', say how many standard deviations an interval must reach; that of a group's errors
+    which intervals cover is measured with the reach that the other groups give.
+
+    Parameters
+    ----------
+    people : sequence of Errors
+        Of people whom the generator, or one like it, has not seen.
+    groups : sequence of int
+        One for each; the same for those who are left out together.
+
+    Returns
+    -------
+    ErrorModel
+        Fitted to all.
+    dict
+        As :func:`measure_errors`.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 4 people, or they are of one group.
+    """
+    names = sorted(set(groups))
+    if len(people) < FEWEST or len(names) < 2:
+        raise ValueError(f"{len(people)} people in {len(names)} group(s) are too few")
+    left_out = [[one for one, own in zip(people, groups, strict=True) if own == n] for n in names]
+    predicted = []
+    for own in left_out:
+        model = _fit([one for group in left_out if group is not own for one in group])
+        predicted.append([_predict(one, model) for one in own])
+    scores = [
+        np.concatenate([one.size / sd for one, sd in zip(*pair, strict=True)])
+        for pair in zip(left_out, predicted, strict=True)
+    ]
+    told = []
+    for number, (own, deviations) in enumerate(zip(left_out, predicted, strict=True)):
+        reach = _reach(np.concatenate(scores[:number] + scores[number + 1 :]))
+        told += [_measure(one, sd, reach) for one, sd in zip(own, deviations, strict=True)]
+    every = np.concatenate(scores)
+    unit = float(np.sqrt(np.mean(every**2)))
+    model = _fit(people)
+    arrays = (unit * model.weights, model.places, _reach(every / unit))
+    return ErrorModel(*(array.astype(np.float32) for array in arrays)), _average(told)
+
+
+def measure_errors(people: Sequence[Errors], model: ErrorModel) -> dict[str, float]:
+    """See how true a model is of people whom it was not fitted to.
+
+    Returns
+    -------
+    dict
+        ``coverage_50``, ``coverage_80`` and ``coverage_95``: the shares of voxels whose error lies
+        in the central interval; ``correlation`` and ``correlation_8mm``: of the standard deviation
+        with the absolute error, and with that smoothed by 8 mm, over the voxels of a person. Means
+        over people.
+    """
+    return _average([_measure(one, _predict(one, model), model.factors) for one in people])
+
+
+def _reach(scores: NDArray[np.floating]) -> NDArray[np.floating]:
+    return np.quantile(scores, [percent / 100 for percent in INTERVALS])
+
+
+def _measure(
+    errors: Errors, deviation: NDArray[np.float64], reach: NDArray[np.floating]
+) -> dict[str, float]:
+    covered = {
+        f"coverage_{percent}": float((errors.size <= factor * deviation).mean())
+        for percent, factor in zip(INTERVALS, reach, strict=True)
+    }
+    return {
+        **covered,
+        "correlation": _correlate(deviation, errors.size),
+        "correlation_8mm": _correlate(deviation, errors.smoothed),
+    }
+
+
+def _average(told: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([one[key] for one in told])) for key in told[0]}
+
+
+def _correlate(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    varied = np.ptp(one) > 0 and np.ptp(other) > 0
+    return float(np.corrcoef(one, other)[0, 1]) if varied else 0.0
+
+
+def describe_error_model(model: ErrorModel, metrics: Mapping[str, float]) -> dict[str, object]:
+    """Say what the standard deviation is worth, as a sidecar tells it.
+
+    Parameters
+    ----------
+    model : ErrorModel
+        Of the generator.
+    metrics : mapping
+        Of its card: those of :func:`measure_errors`, each after ``uncertainty_``.
+    """
+
+    def measured(name: str) -> float | None:
+        return metrics.get(f"uncertainty_{name}")
+
+    return {
+        "Description": "Central intervals reach to either side of the synthetic PET by the "
+        "standard deviation times IntervalFactors. MeasuredCoverage: the share of brain voxels "
+        "whose real PET was in them, and CorrelationWithAbsoluteError: over the voxels of a "
+        "person, both in people whom neither generator nor error model had seen",
+        "IntervalFactors": {
+            f"{percent}": round(float(factor), 3)
+            for percent, factor in zip(INTERVALS, model.factors, strict=True)
+        },
+        "MeasuredCoverage": {f"{p}": measured(f"coverage_{p}") for p in INTERVALS},
+        "CorrelationWithAbsoluteError": measured("correlation"),
+    }
+
+
+def write_error_model(model: ErrorModel, path: Path) -> None:
+    """Write an error model, whole or not at all.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be written.
+    UnusableDataError
+        If it holds a number that is not finite: nothing is written.
+    """
+    if not all(np.isfinite(array).all() for array in asdict(model).values()):
+        raise UnusableDataError(f"{path.name}: errors of a synthetic PET are not finite")
+    write_bytes(path, save({k: np.ascontiguousarray(v) for k, v in asdict(model).items()}))
+
+
+def _refuse_odd(model: ErrorModel) -> None:
+    shapes = (model.weights.shape, model.places.ndim, model.factors.shape)
+    if shapes != ((FEATURES, FEATURES), 3, (len(INTERVALS),)):
+        raise ValueError("its parts do not belong together")
+    for array in asdict(model).values():
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise ValueError("it holds what is not a finite number")
+    if (model.places.size and model.places.min() < 0) or model.factors.min() < 0:
+        raise ValueError("it holds what is below 0")
+
+
+def read_error_model(path: Path) -> ErrorModel:
+    """Read an error model.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be read.
+    UnusableDataError
+        If it is none.
+    """
+    try:
+        shapes_of(path)
+        model = ErrorModel(**load(path.read_bytes()))
+        _refuse_odd(model)
+        return model
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise UnusableDataError(
+            f"{path}: tells nothing of errors ({error}); fetch it again"
+        ) from error
