@@ -9,6 +9,7 @@ from bids_app.synthesis import checkpoint
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.pairs import Pair
 from bids_app.synthesis.training import (
+    LARGEST_GRADIENT,
     Epoch,
     Fit,
     ImagePool,
@@ -66,6 +67,25 @@ def test_a_step_moves_all_networks_and_only_by_their_own_loss(pairs):
     judges = [name for name in ends[0] if name.startswith("discriminators.")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in judges)
     assert not torch.equal(*(end["generators.0.layers.0.weight"] for end in ends))
+
+
+@pytest.mark.parametrize("weight", [1e-3, 1e7])
+def test_gradients_of_a_step_are_cut_to_a_norm_of_10_and_keep_their_direction(pairs, weight):
+    spec = replace(SIMPLE, mse_weight=weight, adversarial_weight=0.0)
+    training = start(spec)
+    training.step(next(shuffled_batches(pairs, spec, seeded(3))))
+    found = torch.cat([own.grad.flatten() for own in training.generators.parameters()])
+    plain = start(spec)
+    plain.spec = replace(spec, mse_weight=1e-3)
+    plain.step(next(shuffled_batches(pairs, spec, seeded(3))))
+    expected = torch.cat([own.grad.flatten() for own in plain.generators.parameters()])
+    cut = weight / 1e-3 * float(expected.norm()) > LARGEST_GRADIENT
+    assert cut == (weight > 1)
+    norm = LARGEST_GRADIENT if cut else float(expected.norm())
+    assert float(found.norm()) == pytest.approx(norm, rel=1e-3)
+    torch.testing.assert_close(
+        found / found.norm(), expected / expected.norm(), atol=1e-4, rtol=1e-2
+    )
 
 
 def test_an_epoch_tells_the_mean_of_its_steps(pairs, monkeypatch):
