@@ -345,6 +345,12 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
         _share,
     )
     add("--clusters N", f"kept for each patient; default {Settings.clusters}", _count)
+    add(
+        "--expected-false N",
+        "keep a patient's clusters only down to the score at which a held-out control has so many, "
+        "on average, such as 0.5 or 1; at most --clusters",
+        _positive,
+    )
     add("--min-cluster-size MM3", f"default {Settings.min_cluster_size:g} mm³", _not_negative)
     add(
         "--cluster-extent SHARE",

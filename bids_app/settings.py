@@ -16,7 +16,8 @@ USED_BY = {
     "train group": "control_query folds",
     "participant group": "clean_workdir paper",
     "group": "derivatives patient_query training_set synthetic_controls detectors detector "
-    "direction score_smoothing covariates nu clusters min_cluster_size cluster_extent atlas",
+    "direction score_smoothing covariates nu clusters expected_false min_cluster_size "
+    "cluster_extent atlas",
 }
 LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"  # in the environment, where --lpips-weights is not given
 
@@ -92,6 +93,7 @@ class Settings:
     covariates: tuple[str, ...] = ()  # columns of participants.tsv
     nu: float = 0.03
     clusters: int = 10
+    expected_false: float | None = None  # clusters that a held-out control has above the last kept
     min_cluster_size: float = 82.0  # mm³
     cluster_extent: float = 0.02  # share of the brain above the threshold; our choice
     atlas: tuple[Path, Path] | None = None  # label image in the template's space, its names

@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 from bids_app.report import group, train
 
 CHARTS = {
-    group: ("draw_calibration", "draw_detection"),
+    group: ("draw_calibration", "draw_detection", "draw_responses"),
     train: ("draw_curves", "draw_sweeps", "draw_violins"),
 }
 

@@ -35,6 +35,7 @@ from bids_app.app import participant
 from bids_app.cli import main, parse
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.detections import (
+    control_sum_scores,
     read_all_clusters,
     read_clusters_table,
     read_control_clusters,
@@ -637,6 +638,29 @@ def test_covariates_that_cannot_be_taken_out_are_refused(out, tmp_path, capsys, 
     command = arguments(there, "--detectors", "zscore", *options.split(), "--dry-run")
     assert main(command) in {64, 65}
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_clusters_are_kept_down_to_the_score_that_controls_seldom_have(out, tmp_path):
+    there = copy_of(out, tmp_path, *MADE)
+    wanted = ("--detectors", "zscore", "--cluster-extent", "0.1", "--expected-false", "0.5")
+    with without_pages():
+        assert main(arguments(there, *wanted)) == 0
+    sums = control_sum_scores(read_control_clusters(there / "detectors" / "real"), "zscore")
+    fewer = 0
+    for label in PATIENTS:
+        (told,) = (there / ".work" / "clusters" / "real" / "zscore").glob(f"*_sub_{label}_*.json")
+        scores = [cluster["sum_score"] for cluster in read_json(told)["clusters"]][:10]
+        expected = [
+            sum(other >= one for own in sums for other in own) / len(sums) for one in scores
+        ]
+        seldom = [rank for rank, number in enumerate(expected, 1) if number <= 0.5]
+        fewer += len(scores) - len(seldom)
+        for space in (f"{TEMPLATE}_res-4", "T1w"):
+            kept = read_clusters_table(result(there, label, "desc-zscore_clusters.tsv", space))
+            assert [one.rank for one in kept] == seldom
+            labels, _ = load(result(there, label, "desc-zscore_dseg.nii.gz", space))
+            assert set(np.unique(labels)) == {0, *seldom}
+    assert fewer > 0
 
 
 def test_a_synthetic_pet_of_another_generator_is_not_compared(out, tmp_path, capsys):

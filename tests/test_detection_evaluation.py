@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from bids_app.detection.clusters import find_clusters, overlaps, separate_lesions
 from bids_app.detection.evaluation import (
@@ -18,6 +19,7 @@ from bids_app.detection.evaluation import (
     free_response,
     holm,
     marks_of,
+    point_at,
 )
 from bids_app.synthesis import statistics
 
@@ -363,6 +365,12 @@ def test_a_free_response_by_hand():
         for one in of(free_response(patients, controls), "lesion")
     ]
     assert points == [(7, 1, 1 / 3), (4, 1.5, 2 / 3), (3, 2, 2 / 3)]
+    lesions = of(free_response(patients, controls), "lesion")
+    assert point_at(lesions, 0.9) is None
+    assert point_at(lesions, 1.2) == lesions[0]
+    assert point_at(lesions, 5) == lesions[1]  # as sensitive as the last one, with fewer clusters
+    interval = binomtest(1, 3).proportion_ci(method="wilson")
+    assert (lesions[0].low, lesions[0].high) == (interval.low, interval.high)
     points = of(free_response(patients, controls), "patient")
     assert [(point.sum_score, point.sensitivity) for point in points] == [(7, 0.5), (3, 0.5)]
 

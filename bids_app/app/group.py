@@ -62,7 +62,7 @@ from bids_app.plan.study import Study, plan_study, settle_grid
 from bids_app.report.group import write_group_report
 from bids_app.report.page import RunSummary
 from bids_app.settings import Settings
-from bids_app.workflows.detection import ScoredImage
+from bids_app.workflows.detection import ScoredImage, init_kept_wf
 
 CURVES = ("detection_curve", "detection_tests", "detection_froc")
 
@@ -204,8 +204,13 @@ def _scored(output_dir: Path, scored: ScoredImage) -> detections.ScoredSubject:
 
 
 def write_detections(
-    output_dir: Path, seen: Sequence[ImageClusters], *, most: int, applied: Path | None
-) -> None:
+    output_dir: Path,
+    seen: Sequence[ImageClusters],
+    *,
+    most: int,
+    applied: Path | None,
+    expected_false: float | None = None,
+) -> dict[Path, int]:
     """Write all tables: of each patient, of all, of controls, and curves where lesions are known.
 
     Of several PETs of a session, tables of all patients, and curves, tell of the first.
@@ -220,6 +225,14 @@ def write_detections(
         Clusters that are kept of a patient.
     applied : Path or None
         Folder of detectors that were trained before: their controls calibrate.
+    expected_false : float, optional
+        Clusters of a patient are kept as long as a held-out control has no more than so many of
+        at least their score, on average; where no control was held out, all are.
+
+    Returns
+    -------
+    dict
+        Label image of each patient → how many of its clusters are kept, where not all are.
     """
     controls: dict[str, list[detections.ControlCluster]] = {}
     for name in dict.fromkeys(image.scored_image.training_set for image in seen):
@@ -235,14 +248,35 @@ def write_detections(
     patients = [
         _calibrated(image, scores[image.row]) for image in seen if not image.scored_image.control
     ]
+    kept = {
+        patient.scored_image.paths["labels"]: _count_kept(patient, most, expected_false)
+        for patient in patients
+    }
     for patient in patients:
-        _write_table(patient, most, counts[patient.row])
+        number = kept[patient.scored_image.paths["labels"]]
+        _write_table(patient, number, counts[patient.row])
     first = _first_pets(patients)
-    detections.write_all_clusters(output_dir, [patient.listed(most) for patient in first], counts)
+    listed = [patient.listed(kept[patient.scored_image.paths["labels"]]) for patient in first]
+    detections.write_all_clusters(output_dir, listed, counts)
     healthy = [
         found for name in controls for found in detections.control_findings(controls[name], name)
     ]
     _write_curves(output_dir, first, healthy, most)
+    return {
+        patient.scored_image.paths["labels"]: number
+        for patient in patients
+        if (number := kept[patient.scored_image.paths["labels"]]) < min(most, len(patient.clusters))
+    }
+
+
+def _count_kept(patient: ImageClusters, most: int, expected_false: float | None) -> int:
+    """Count the clusters of a patient that are kept; ranks go by score, and so they go first."""
+    if expected_false is None:
+        return most
+    return sum(
+        cluster.expected_in_control is None or cluster.expected_in_control <= expected_false
+        for cluster in patient.clusters[:most]
+    )
 
 
 def _complete(folder: Path, seen: Iterable[ImageClusters]) -> None:
@@ -538,11 +572,22 @@ def _finish(
     settings, console, output_dir = runner.settings, runner.console, study.output_dir
     refresh_dataset(output_dir)
     with locked(output_dir):
-        write_detections(output_dir, seen, most=settings.clusters, applied=settings.detector)
+        kept = write_detections(
+            output_dir,
+            seen,
+            most=settings.clusters,
+            applied=settings.detector,
+            expected_false=settings.expected_false,
+        )
         scored = scored_in(output_dir, study.dataset, seen)
         grid = (settings.template, settings.bounding_box, settings.grid_resolution)
         detections.write_run(output_dir, replace(scored, grid=grid))
-    problems = report_level(settings, console, write_group_report, told)
+    fewer = [image.scored_image for image in seen if image.scored_image.paths["labels"] in kept]
+    problems = list[Problem]()
+    if fewer:
+        graph = init_kept_wf(fewer, [kept[own.paths["labels"]] for own in fewer], name="kept_wf")
+        problems += runner.run([graph], {})
+    problems += report_level(settings, console, write_group_report, told)
     patients = {image.subject for image in seen if not image.scored_image.control}
     return problems + _report_patients(settings, patients, console)
 

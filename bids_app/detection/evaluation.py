@@ -6,6 +6,7 @@ not two. The lesions of one patient are not independent either: intervals and te
 are somewhat too sure, those over patients are not.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -184,8 +185,8 @@ class McNemarTest:
 class FreePoint:
     """A corner of a free-response curve: clusters of at least ``sum_score`` are kept.
 
-    ``sensitivity`` is the share of units that one of them overlaps; false clusters are the mean
-    number of them in held-out controls.
+    ``sensitivity`` is the share of units that one of them overlaps, ``low`` to ``high`` its Wilson
+    95 % interval; false clusters are the mean number of them in held-out controls.
     """
 
     training_set: str
@@ -194,6 +195,8 @@ class FreePoint:
     sum_score: float
     false_clusters_per_control: float
     sensitivity: float
+    low: float = math.nan
+    high: float = math.nan
 
 
 def marks_of(clusters: Sequence[Cluster], shared: NDArray[np.float64]) -> tuple[Mark, ...]:
@@ -413,13 +416,41 @@ def _corners(
     false = [mark.sum_score for control in controls for mark in control.marks]
     n = len(patients) if unit == "patient" else sum(patient.lesions for patient in patients)
     lowest = [min(best + false)] if best or false else []
-    return [
-        FreePoint(
-            *row,
-            unit=unit,
-            sum_score=score,
-            false_clusters_per_control=sum(other >= score for other in false) / len(controls),
-            sensitivity=sum(other >= score for other in best) / n,
+    points = []
+    for score in sorted({*best, *lowest}, reverse=True):
+        found = sum(other >= score for other in best)
+        interval = stats.binomtest(found, n).proportion_ci(method="wilson")
+        points.append(
+            FreePoint(
+                *row,
+                unit=unit,
+                sum_score=score,
+                false_clusters_per_control=sum(other >= score for other in false) / len(controls),
+                sensitivity=found / n,
+                low=float(interval.low),
+                high=float(interval.high),
+            )
         )
-        for score in sorted({*best, *lowest}, reverse=True)
-    ]
+    return points
+
+
+FALSE_RATES = (0.5, 1.0, 2.0)  # clusters that a held-out control has, on average; our choice
+
+
+def point_at(responses: Iterable[FreePoint], rate: float) -> FreePoint | None:
+    """Give the corner of a free-response curve at up to so many false clusters per control.
+
+    Parameters
+    ----------
+    responses : iterable of FreePoint
+        Of one training set, detector and unit.
+    rate : float
+        The mean number of clusters of a held-out control.
+
+    Returns
+    -------
+    FreePoint or None
+        The most sensitive; None if even the highest score has more false clusters.
+    """
+    allowed = [point for point in responses if point.false_clusters_per_control <= rate]
+    return max(allowed, key=lambda point: point.sensitivity, default=None)

@@ -467,6 +467,36 @@ class MapAnomalies(SimpleInterface):
         return data
 
 
+class _KeepClustersInputSpec(BaseInterfaceInputSpec):
+    labels = traits.List(
+        File(exists=True), mandatory=True, desc="clusters by rank, in their places"
+    )
+    kept = traits.Int(mandatory=True, desc="how many of them stay, from the first rank on")
+
+
+class _KeepClustersOutputSpec(TraitedSpec):
+    labels = traits.List(File(exists=True), desc="the same files")
+
+
+class KeepClusters(SimpleInterface):
+    """Take clusters of low rank out of label images that lie in their places."""
+
+    input_spec = _KeepClustersInputSpec
+    output_spec = _KeepClustersOutputSpec
+    always_run = True  # the labels are written anew by each run
+
+    def _run_interface(self, runtime):
+        for path in map(Path, self.inputs.labels):
+            image = nifti.load(path)
+            ranks = np.rint(image.data).astype(np.int16)
+            ranks[ranks > self.inputs.kept] = 0
+            partial = Path(runtime.cwd) / path.name
+            nifti.save(nifti.Image(ranks, image.affine), partial)
+            copy_file(partial, path)
+        self._results["labels"] = list(self.inputs.labels)
+        return runtime
+
+
 class _LocateClustersInputSpec(BaseInterfaceInputSpec):
     statmap = File(exists=True, mandatory=True, desc="anomaly map, carried to another grid")
     labels = File(exists=True, mandatory=True, desc="clusters by rank, carried to it")

@@ -10,7 +10,7 @@ from bids_app.derivatives.paths import resolution_label
 from bids_app.detection.card import Control, DetectorCard
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import needing_synthetic
-from bids_app.detection.evaluation import CurvePoint, McNemarTest
+from bids_app.detection.evaluation import FALSE_RATES, CurvePoint, FreePoint, McNemarTest, point_at
 from bids_app.report.anomalies import (
     UNITS,
     Detected,
@@ -521,10 +521,41 @@ def _results(detected: Detected) -> dict[str, object]:
         "tables": [cluster_table(detected, which) for which in detected.detectors],
         "curve": draw_detection(detected),
         "free": draw_responses(detected),
+        "false_rates": [f"{rate:g}" for rate in FALSE_RATES],
+        "operating": operating_lines(detected),
         "matches": matches_of(detected),
         "calibration": draw_calibration(calibrations, detected.training_sets),
         "calibration_lines": calibration_lines(calibrations),
     }
+
+
+def operating_lines(detected: Detected) -> dict[str, list[list[str]]]:
+    """Tell sensitivity where a held-out control has a certain number of clusters, by unit."""
+    lines: dict[str, list[list[str]]] = {}
+    for unit in dict.fromkeys(point.unit for point in detected.responses):
+        own = [point for point in detected.responses if point.unit == unit]
+        for which in dict.fromkeys(map(key_of, own)):
+            points = [point for point in own if key_of(point) == which]
+            cells = [_operating_cell(point_at(points, rate)) for rate in FALSE_RATES]
+            lines.setdefault(unit, []).append([title_of(*which), *cells])
+    return lines
+
+
+def _operating_cell(point: FreePoint | None) -> str:
+    """Write a sensitivity with its interval.
+
+    Examples
+    --------
+    >>> _operating_cell(FreePoint("real", "zscore", "lesion", 9.0, 0.5, 0.625, 0.41, 0.8))
+    '0.62 (0.41 to 0.80)'
+    >>> _operating_cell(None)
+    '0'
+    """
+    if point is None:
+        return "0"
+    if isnan(point.low) or isnan(point.high):
+        return f"{point.sensitivity:.2f}"
+    return f"{point.sensitivity:.2f} ({point.low:.2f} to {point.high:.2f})"
 
 
 def _tell_synthetic(detected: Detected, comparing: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from bids_app.interfaces.detection import (
     ApplySlab,
     FitNorm,
     FitSlab,
+    KeepClusters,
     LocateClusters,
     MapAnomalies,
     PackControls,
@@ -563,6 +564,27 @@ def init_on_t1w_wf(scored: ScoredImage, *, name: str) -> Workflow:
             (both, save_all_node(outputs, "save"), [("out", "in_files")]),
         ]
     )
+    return workflow
+
+
+def init_kept_wf(scored: Sequence[ScoredImage], kept: Sequence[int], *, name: str) -> Workflow:
+    """Take clusters that are not kept out of the label images of patients, in their places.
+
+    Parameters
+    ----------
+    scored : sequence of ScoredImage
+        Patients.
+    kept : sequence of int
+        How many clusters of each stay.
+    """
+    workflow = Workflow(name)
+    for image, number in zip(scored, kept, strict=True):
+        labels = [str(image.paths[name]) for name in ("labels", "labels_in_t1w")]
+        keep = KeepClusters(labels=labels, kept=number)
+        node_name = f"{image.training_set}_{image.detector}_{image.image.name}"
+        node = Node(keep, name=node_name, mem_gb=1)
+        label_nodes(node, owner=image.image.participant, label=image.label, part=node_name)
+        workflow.add_nodes([node])
     return workflow
 
 
