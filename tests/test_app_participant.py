@@ -251,32 +251,45 @@ def add_generator(out, folder, seed):
     save_generator(build_translator(spec, random).generator, card, folder)
 
 
-def test_what_is_beyond_the_paper_is_done_when_asked_for(raw, out, tmp_path):
+def sidecar_of(path):
+    return json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+
+
+def test_how_sure_and_how_odd_is_told_when_asked_for(raw, out, tmp_path):
     copy = shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns(".work"))
-    for seed, place in enumerate((".", "folds/fold-1", "folds/fold-2")):
-        add_generator(out, copy / "generators" / "small" / place, seed)
-    options = ("--stage", "synthesize", "--generator", "small", "--skip-bids-validation")
-    beyond = ("--overlap", "--match-histogram", "--uncertainty", "--novelty")
-    assert main(arguments(raw, copy, *options, *beyond)) == 0
+    options = ("--stage", "synthesize", "--skip-bids-validation", "--uncertainty", "--novelty")
+    assert main(arguments(raw, copy, *options)) == 0
     made = sorted(copy.glob("sub-*/**/*_desc-synth_std.nii.gz"))
     assert len(made) == 2
     for path in made:
-        spread = nifti.load(path).data
-        pet = nifti.load(path.with_name(path.name.replace("_std", "_pet"))).data
+        image = path.with_name(path.name.replace("_std", "_pet"))
+        spread, pet = (nifti.load(one).data for one in (path, image))
         assert (spread[pet == 0] == 0).all()
         assert 0 < spread.max() < 1
-        sidecar = json.loads(
-            path.with_name(path.name.replace("_std.nii.gz", "_pet.json")).read_text()
-        )
-        assert sidecar["Novelty"]["TrainingControls"] == 2
-        assert sidecar["Novelty"]["BeyondTrainingControls"] is False
-        assert sidecar["OverlappingTripletsAveraged"] is True
+        novelty = sidecar_of(image)["Novelty"]
+        assert novelty["TrainingControls"] == 24
+        assert novelty["BeyondTrainingControls"] == ("Beyond" in novelty)
     assert "Uncertainty of the SYNTHETIC PET" in (copy / "sub-02.html").read_text()
     times = {path: path.stat().st_mtime_ns for path in copy.glob("sub-*/**/*.nii.gz")}
-    assert main(arguments(raw, copy, *options, *beyond)) == 0
+    assert main(arguments(raw, copy, *options)) == 0
     assert {path: path.stat().st_mtime_ns for path in times} == times
     if find_validator() is not None:
         assert subprocess.run([find_validator(), str(copy)], check=False).returncode == 0
+
+
+def test_what_is_beyond_the_paper_is_done_when_asked_for(raw, out, tmp_path, capsys):
+    copy = shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns(".work"))
+    add_generator(out, copy / "generators" / "small", 0)
+    options = ("--stage", "synthesize", "--generator", "small", "--skip-bids-validation")
+    beyond = ("--overlap", "--match-histogram", "--novelty")
+    assert main(arguments(raw, copy, *options, *beyond)) == 0
+    for path in copy.glob("sub-*/**/*_desc-synth_pet.nii.gz"):
+        sidecar = sidecar_of(path)
+        assert sidecar["Novelty"]["TrainingControls"] == 2
+        assert sidecar["OverlappingTripletsAveraged"] is True
+    capsys.readouterr()
+    assert main(arguments(raw, copy, *options, "--uncertainty")) == 65
+    assert "train it with this version of mri2pet" in capsys.readouterr().err
 
 
 def kill_at(moment, command, folder):
