@@ -69,7 +69,7 @@ def told(study, level, options, capsys, out="out", *more):
 REFUSED = [
     ("participant", ("--resolution", "2"), 65),
     ("participant", (*SLOPPY, "--generator", "nowhere"), 66),
-    ("participant", (*SLOPPY, "--uncertainty"), 66),
+    ("participant", (*SLOPPY, "--uncertainty", "--match-histogram"), 64),
     ("participant", (*SLOPPY, "--device", "cuda"), 64),
     ("participant", (*SLOPPY, "--use-plugin", "{study}/astral.json"), 64),
     ("participant", (*SLOPPY, "--use-plugin", "{study}/slurm.json"), 64),

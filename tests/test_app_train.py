@@ -104,10 +104,11 @@ def copy_of(out, folder, *patterns):
 def test_rows_that_were_trained_one_after_the_other_stand_in_one_table(runs):
     first, both = (table for _, table in runs[1])
     baselines = ["baseline-mean-pet", "baseline-t1w"]
-    assert [row["model"] for row in first] == [SEMI3D, *baselines]
-    assert [row["model"] for row in both] == [SEMI3D, PATCH3D, "tissue", *baselines]
-    assert both[0] == first[0]
-    assert both[3:] == first[1:]
+    semi3d = [SEMI3D, f"{SEMI3D}-overlap"]
+    assert [row["model"] for row in first] == [*semi3d, *baselines]
+    assert [row["model"] for row in both] == [*semi3d, PATCH3D, "tissue", *baselines]
+    assert both[:2] == first[:2]
+    assert both[4:] == first[2:]
 
 
 def test_a_variable_that_names_no_file_is_told_and_lpips_is_left_out(out, monkeypatch, capsys):
@@ -125,7 +126,8 @@ def test_the_table_is_filled_but_for_lpips_without_weights(out):
             for end in ("mean", "sd"):
                 cell = row[f"{metric}_{end}"]
                 assert cell == "n/a" if metric in UNMEASURED else math.isfinite(float(cell)), row
-        assert (row["fwhm_best"] == "n/a") is row["model"].startswith("baseline")
+        swept = not (row["model"].startswith("baseline") or row["model"].endswith("-overlap"))
+        assert (row["fwhm_best"] != "n/a") is swept
 
 
 def test_the_mean_of_the_table_is_that_of_its_subjects(out):
@@ -161,9 +163,10 @@ def test_a_conditioned_row_stands_beside_the_one_it_is_made_of(runs):
     out, (_, (_, both)) = runs
     rows = read_tsv(out / "table1.tsv")
     assert [row["model"] for row in rows] == [
-        *(SEMI3D, PATCH3D, CONDITIONED, "tissue", "baseline-mean-pet", "baseline-t1w")
+        *(SEMI3D, f"{SEMI3D}-overlap", PATCH3D, CONDITIONED, f"{CONDITIONED}-overlap"),
+        *("tissue", "baseline-mean-pet", "baseline-t1w"),
     ]
-    assert [row for row in rows if row["model"] != CONDITIONED] == both
+    assert [row for row in rows if not row["model"].startswith(CONDITIONED)] == both
     card = read_json(out / "generators" / CONDITIONED / "card.json")
     plain = read_json(out / "generators" / SEMI3D / "card.json")
     assert {**plain["spec"], "condition": card["spec"]["condition"]} == card["spec"]
