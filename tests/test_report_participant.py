@@ -242,8 +242,8 @@ def test_a_line_runs_round_what_it_outlines():
 def test_the_first_visible_line_says_synthetic(whole):
     reader = Reader(whole.write(**RUN))
     assert reader.text[0].startswith(
-        "SYNTHETIC — the PET marked 'synthetic' in this report was predicted from MRI by a neural "
-        "network; it is not a measurement and not for diagnosis"
+        "SYNTHETIC — the PET marked 'synthetic' in this report was predicted from MRI; "
+        "it is not a measurement and not for diagnosis"
     )
     banner = " ".join(reader.text[:12])
     for told in ("default", "0.1.0", "ab" * 32, "Simulated T1w and PET.", "simulated PET"):

@@ -37,7 +37,7 @@ DESCRIPTIONS = {
     "preproc": "Acquired image after correction, registration and, with res-, scaling to 0..1",
     "brain": "Mask of the brain",
     "coverage": "Mask of what the PET covers: the scanner's field of view",
-    "synth": "SYNTHETIC PET, predicted from the T1w by a neural network; not a measurement",
+    "synth": "SYNTHETIC PET, predicted from the T1w; not a measurement",
     **{name: detector.clusters for name, detector in DETECTORS.items()},
 }
 
