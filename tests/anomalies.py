@@ -38,7 +38,7 @@ TESTS = [
     *("unit", "clusters", "training_set_1", "detector_1", "training_set_2", "detector_2"),
     *("n", "only_1", "only_2", "p", "p_holm"),
 ]
-FROC = [*HOW, "unit", "sum_score", "false_clusters_per_control", "sensitivity"]
+FROC = [*HOW, "unit", "sum_score", "false_clusters_per_control", "sensitivity", "low", "high"]
 
 
 def places_of(affine, shape):

@@ -508,6 +508,7 @@ def test_the_description(tmp_path, raw):
         "desc-synth",
         "desc-ocsvm",
         "desc-asymmetry",
+        "desc-combined",
         "desc-zscore",
         "desc-pseudonormal",
     }

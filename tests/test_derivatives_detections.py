@@ -55,7 +55,7 @@ SECOND = replace(FIRST, rank=2, x=1.5, side="midline", sum_score=99.0, overlap=0
 UNKNOWN = replace(FIRST, expected_in_control=None, overlap=None, region=None)
 POINT = CurvePoint("real", "ocsvm", "lesion", 1, 8, 4, 0.5, 0.215, 0.785, 0.5, None)
 TEST = McNemarTest("patient", 3, "real", "ocsvm", "hybrid", "zscore", 8, 6, 0, 0.03125, 0.0625)
-CORNER = FreePoint("hybrid", "ocsvm", "patient", 417.5, 0.25, 0.75)
+CORNER = FreePoint("hybrid", "ocsvm", "patient", 417.5, 0.25, 0.75, 0.5, 0.875)
 
 PATIENTS = [
     Listed("01", None, "real", "ocsvm", (FIRST, SECOND)),
@@ -97,7 +97,8 @@ COLUMNS = {
     "false_clusters_per_patient false_clusters_per_control",
     "detection_tests": "unit clusters training_set_1 detector_1 training_set_2 detector_2 n "
     "only_1 only_2 p p_holm",
-    "detection_froc": "training_set detector unit sum_score false_clusters_per_control sensitivity",
+    "detection_froc": "training_set detector unit sum_score false_clusters_per_control "
+    "sensitivity low high",
 }
 IN_MM = ("x", "y", "z", "peak_x", "peak_y", "peak_z")
 

@@ -406,7 +406,7 @@ def test_mcnemar_is_shown_at_one_five_and_ten_clusters(made):
     assert len(lesions["pairs"]) == 6
     _, _, cells = lesions["pairs"][0]
     assert [significant for *_, significant in cells] == [False, False, True]
-    first = tables_in(section(made.write(**RUN), "detection"))[0]
+    first = tables_in(section(made.write(**RUN), "detection"))[2]
     assert first[2] == [
         "OC-SVM, real",
         "z score, real",

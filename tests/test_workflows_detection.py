@@ -25,6 +25,7 @@ from bids_app.workflows.detection import (
     init_anomalies_wf,
     init_atlas_wf,
     init_detector_wf,
+    init_kept_wf,
     init_lesions_wf,
     init_norm_wf,
     init_ocsvm_wf,
@@ -191,6 +192,7 @@ def graphs_of(applied, t1w):
         "init_anomalies_wf": init_anomalies_wf(
             scored(PATIENTS[0], 0), SLABS, 2, CLUSTERING, name="a_wf"
         ),
+        "init_kept_wf": init_kept_wf([scored(PATIENTS[0], 0, t1w=t1w)], [2], name="kept_wf"),
         "init_on_t1w_wf": init_on_t1w_wf(scored(PATIENTS[0], 0, t1w=t1w), name="t1w_wf"),
         "init_lesions_wf": init_lesions_wf(t1w["t1w"], transforms=transforms, **here),
         "init_atlas_wf": init_atlas_wf(

@@ -468,9 +468,7 @@ class MapAnomalies(SimpleInterface):
 
 
 class _KeepClustersInputSpec(BaseInterfaceInputSpec):
-    labels = traits.List(
-        File(exists=True), mandatory=True, desc="clusters by rank, in their places"
-    )
+    labels = traits.List(traits.Str, mandatory=True, desc="clusters by rank, in their places")
     kept = traits.Int(mandatory=True, desc="how many of them stay, from the first rank on")
 
 
