@@ -1,6 +1,7 @@
 """Which detector finds lesions? On people who are painted in template space, lesions known.
 
     python benchmarks/detectors.py --seeds 101 102 103 104
+    python benchmarks/detectors.py --seeds 111 112 113 --false
 
 Of each seed, 12 controls and 24 patients with one or two lesions that take up 20 to 50 % less are
 painted on warps of the template's head at 3 mm, as ``mri2pet-simulate`` paints them, but without
@@ -9,6 +10,10 @@ scored as they are, and as they were before their lesions, with the same noise: 
 is luck. A lesion is found when one of the first clusters shares a voxel with it. Some 5 CPU minutes
 a seed; ``benchmarks/detection.py --real-only`` does the same by the app's own commands, with
 registration, folds and held-out controls, in some 15.
+
+``--false`` asks instead whether held-out controls tell how many false clusters to expect: 30 new
+healthy people are scored as patients are, by the mean over four folds of the norms, and clusters
+are counted above the scores that held-out controls, each scored by one fold, have so many of.
 """
 
 import argparse
@@ -21,7 +26,7 @@ from scipy import stats
 from bids_app.detection.autoencoder import latents_at, train_encoder
 from bids_app.detection.card import EncoderSpec
 from bids_app.detection.clusters import find_clusters, overlaps, separate_lesions
-from bids_app.detection.evaluation import common_brain
+from bids_app.detection.evaluation import FALSE_RATES, common_brain
 from bids_app.detection.normative import MEASURES, learn_norm, score_against, smooth_within
 from bids_app.detection.oneclass import VoxelwiseOneClassSVM
 from bids_app.detection.voxelwise import sign_scores
@@ -54,6 +59,7 @@ SHOWN = (1, 3, 10)  # clusters kept
 NORMS = ("zscore", "asymmetry", "combined")
 DRAWS = 2000  # of patients, for intervals of differences
 NEVER = 10_000  # rank of what is not found
+HEALTHY, FOLDS = 30, 4  # of --false
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,54 @@ def first_ranks(patient: Painted, score: Volume, brain: Mask) -> list[int]:
     return [int(column.argmax()) + 1 if column.any() else NEVER for column in shared.T]
 
 
+def count_false(seed: int) -> dict[tuple[str, float], float]:
+    """Count clusters of new healthy people above the scores that controls seldom have."""
+    controls = paint(1000 * seed, CONTROLS, lesions=False)
+    healthy = paint(1000 * seed + 7, HEALTHY, lesions=False)
+    brain = common_brain([control.brain for control in controls])
+    how = {"fwhm": FWHM, "affine": GRID.affine}
+    order = np.random.default_rng(seed).permutation(CONTROLS)
+    counts: dict[tuple[str, float], float] = {}
+    for name in ("zscore", "combined"):
+        own, new = (
+            [[measure(one.well, brain, **how) for measure in MEASURES[name]] for one in people]
+            for people in (controls, healthy)
+        )
+        totals, sums = [np.zeros(brain.shape, np.float32) for _ in healthy], list[float]()
+        for fold in range(FOLDS):
+            held_out = order[fold::FOLDS].tolist()
+            trained = [volumes for place, volumes in enumerate(own) if place not in held_out]
+            norms = [learn_norm(volumes, brain) for volumes in zip(*trained, strict=True)]
+            for place in held_out:
+                score = score_against(norms, own[place], name, "hypo")
+                sums += sums_of(controls[place], score, brain)
+            for place, volumes in enumerate(new):
+                totals[place] += score_against(norms, volumes, name, "hypo") / FOLDS
+        sums.sort(reverse=True)
+        found = [
+            score
+            for person, total in zip(healthy, totals, strict=True)
+            for score in sums_of(person, total, brain)
+        ]
+        for rate in FALSE_RATES:
+            least = sums[int(rate * CONTROLS)]  # so many controls' clusters are above
+            counts[name, rate] = sum(score > least for score in found) / HEALTHY
+    return counts
+
+
+def sums_of(person: Painted, score: Volume, brain: Mask) -> list[float]:
+    """Give the sums of scores of all clusters of a map."""
+    inside = brain & person.brain & ~np.isnan(score)
+    clusters, _ = find_clusters(
+        np.where(inside, score, 0).astype(np.float32),
+        inside,
+        GRID.affine,
+        extent=Settings.cluster_extent,
+        minimum_volume=Settings.min_cluster_size,
+    )
+    return [cluster.sum_score for cluster in clusters]
+
+
 def tell(ranks: dict[str, dict[tuple[int, int, bool], list[int]]]) -> None:
     """Print sensitivities with Wilson intervals, luck, and differences from the z score."""
     print("| detector | " + " | ".join(f"{k} clusters" for k in SHOWN) + " | luck, 10 |")
@@ -190,8 +244,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103, 104])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--false", action="store_true", help="count clusters of healthy people")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    if given.false:
+        every = [count_false(seed) for seed in given.seeds]
+        for name, rate in every[0]:
+            own = [counts[name, rate] for counts in every]
+            cohorts = ", ".join(f"{one:.2f}" for one in own)
+            print(f"{name}: {rate:g} expected, {np.mean(own):.2f} counted ({cohorts})")
+        return
     ranks: dict[str, dict[tuple[int, int, bool], list[int]]] = {}
     for seed in given.seeds:
         patients, brain, maps = maps_of(seed)
