@@ -71,6 +71,8 @@ from bids_app.report.participant import section_of
 from bids_app.report.results import ImageCache
 from bids_app.report.viewer import find_stops, grid_over, make_viewer, resample
 
+pytestmark = pytest.mark.slow
+
 SECTIONS = [
     *("summary", "maps", "clusters", "detection", "calibration", "detectors", "methods"),
     "about",

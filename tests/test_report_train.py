@@ -58,6 +58,8 @@ from bids_app.synthesis.models import (
 )
 from bids_app.synthesis.statistics import PairedTest
 
+pytestmark = pytest.mark.slow
+
 TEMPLATE, RESOLUTION = "MNI152NLin2009aSym", 12.0
 SPACE = f"space-{TEMPLATE}_res-12"
 NEEDED = ("preproc_T1w", "brain_mask")  # without them, no picture
