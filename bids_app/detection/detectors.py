@@ -114,7 +114,7 @@ DETECTORS = {  # in the order in which they are shown
         mirrored=True,
     ),
     "combined": Detector(
-        label="z score and asymmetry",
+        label="z + asymmetry",
         meaning="mean of the z score and of the asymmetry of uptake, both as the t of Crawford and "
         "Howell; it sees less of what both sides have, or lies in the middle, than of other "
         "lesions, and needs a symmetric template",
