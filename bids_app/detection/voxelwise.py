@@ -229,27 +229,24 @@ class FoldOnSlab:
             known[:, place] = self._whole(hole)[brain]
         return known
 
-    def adjusted(self, k: int) -> NDArray[np.float32]:
-        """Read slice ``k`` of all controls, (controls, I, J), without what covariates make."""
+    def read(self, k: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Read slice ``k`` of all controls, (controls, I, J), without what covariates make.
+
+        Also gives by how much uptake changes with covariates, (numbers, I, J); None without any.
+        """
         slices = self.controls.slices(k)
         if self.rows is None:
-            return slices
-        slopes = self._slopes(k)
-        return np.stack([adjust(*pair, slopes) for pair in zip(slices, self.rows, strict=True)])
-
-    def _slopes(self, k: int) -> NDArray[np.float32]:
-        """Find how uptake of a slice changes with covariates, (numbers, I, J)."""
-        slices = self.controls.slices(k)
+            return slices, None
+        known = slices.copy()
         for place, hole in self.controls.holes(k).items():
-            slices[place][hole] = np.nan
-        rows = np.zeros((len(slices), 0)) if self.rows is None else self.rows
-        slopes = fit_slopes((own.ravel() for own in slices), rows)
-        return slopes.reshape(-1, *slices.shape[1:])
+            known[place][hole] = np.nan
+        slopes = fit_slopes((own.ravel() for own in known), self.rows)
+        slopes = slopes.reshape(-1, *slices.shape[1:])
+        return _adjust_all(slices, self.rows, slopes), slopes
 
-    def _mean_uptake(self, k: int) -> NDArray[np.float32]:
+    def _mean_uptake(self, slices: NDArray[np.float32], k: int) -> NDArray[np.float32]:
         """Average the controls that cover it at each voxel of a slice, (I, J)."""
-        slices, known = self.adjusted(k), np.ones((), bool)
-        holes = self.controls.holes(k)
+        known, holes = np.ones((), bool), self.controls.holes(k)
         if holes:
             known = np.ones(slices.shape, bool)
             for place, hole in holes.items():
@@ -260,10 +257,10 @@ class FoldOnSlab:
         return whole_patches(hole[..., np.newaxis], self.encoder.patch)[..., 0]
 
     def latents(
-        self, k: int, known: NDArray[np.bool_] | None
+        self, slices: NDArray[np.float32], k: int, known: NDArray[np.bool_] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Give latents of controls in a slice, centred, (voxels, controls, latents), and means."""
-        found = latents_at(self.encoder, self.adjusted(k), self.brain[..., k])
+        found = latents_at(self.encoder, slices, self.brain[..., k])
         if not np.isfinite(found).all():
             raise UnusableDataError(
                 f"latents of controls in slice {k} are not finite, so no one-class SVM can be "
@@ -283,25 +280,37 @@ class FoldOnSlab:
         scored: Sequence[Volume],
         holes: Sequence[Mask | None],
         k: int,
-        mean: NDArray[np.float32],
         *,
-        rows: Sequence[Sequence[float]] = (),
+        mean: NDArray[np.float32],
+        controls: NDArray[np.float32],
+        slopes: NDArray[np.float32] | None,
+        rows: Sequence[Sequence[float]],
     ) -> NDArray[np.float32]:
-        """Score others in a slice, (scored, voxels); NaN where that cannot be."""
+        """Score others in a slice, (scored, voxels); NaN where that cannot be.
+
+        ``mean`` is as :meth:`latents` gives it, ``controls`` and ``slopes`` as :meth:`read` does.
+        """
         brain = self.brain[..., k]
         slices = np.stack([np.asarray(volume[..., k]) for volume in scored])
-        if self.rows is not None:
-            slopes = self._slopes(k)
-            slices = np.stack([adjust(*pair, slopes) for pair in zip(slices, rows, strict=True)])
+        if slopes is not None:
+            slices = _adjust_all(slices, rows, slopes)
         latents = latents_at(self.encoder, slices, brain) - mean
         scores = -fitted.decision_function(latents).T.astype(np.float32)
         if self.direction != "both":
-            more = slices[:, brain] - self._mean_uptake(k)[brain]
+            more = slices[:, brain] - self._mean_uptake(controls, k)[brain]
             scores = sign_scores(scores, more if self.direction == "hyper" else -more)
         for row, hole in enumerate(holes):
             if hole is not None and hole[..., k].any():
                 scores[row, ~self._whole(hole[..., k])[brain]] = np.nan
         return scores
+
+
+def _adjust_all(
+    slices: NDArray[np.float32],
+    rows: Sequence[Sequence[float]] | NDArray[np.float64],
+    slopes: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    return np.stack([adjust(*pair, slopes) for pair in zip(slices, rows, strict=True)])
 
 
 def sign_scores(scores: NDArray[np.float32], agreement: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -408,7 +417,8 @@ def fit_slab(
     models, scores = [], [np.zeros((len(scored), 0), np.float32)]
     for k in fold.slices():
         known = fold.known(k)
-        latents, mean = fold.latents(k, known)
+        controls, slopes = fold.read(k)
+        latents, mean = fold.latents(controls, k, known)
         if known is None:
             fitted = VoxelwiseOneClassSVM(nu=nu, threads=fold.threads).fit(latents)
             models.append(keep(fitted))
@@ -416,7 +426,11 @@ def fit_slab(
             models.append(_fit(latents, known, nu, fold.threads))
             whole = slice(0, len(latents))
             fitted = models[-1].part(whole, latents, threads=fold.threads)
-        scores.append(fold.score(fitted, scored, holes, k, mean, rows=rows))
+        scores.append(
+            fold.score(
+                fitted, scored, holes, k, mean=mean, controls=controls, slopes=slopes, rows=rows
+            )
+        )
     return join(models), np.concatenate(scores, axis=1)
 
 
@@ -450,8 +464,13 @@ def score_slab(
     start = 0
     for k in fold.slices():
         run = slice(start, start + int(fold.brain[..., k].sum()))
-        latents, mean = fold.latents(k, fold.known(k))
+        controls, slopes = fold.read(k)
+        latents, mean = fold.latents(controls, k, fold.known(k))
         fitted = models.part(run, latents, threads=fold.threads)
-        scores.append(fold.score(fitted, scored, holes, k, mean, rows=rows))
+        scores.append(
+            fold.score(
+                fitted, scored, holes, k, mean=mean, controls=controls, slopes=slopes, rows=rows
+            )
+        )
         start = run.stop
     return np.concatenate(scores, axis=1)

@@ -61,7 +61,11 @@ def tissue_shares(t1w: Volume) -> tuple[Volume, Volume]:
     tuple of ndarray, (I, J, K)
         float32 in [0, 1]: grey, then white; 0 outside the brain.
     """
-    fluid, grey, white = find_tissue_means(t1w)
+    return shares_between(t1w, *find_tissue_means(t1w))
+
+
+def shares_between(t1w: Volume, fluid: float, grey: float, white: float) -> tuple[Volume, Volume]:
+    """Give the shares as :func:`tissue_shares`, from means that are known."""
     upwards = np.clip((t1w - fluid) / (grey - fluid), 0, 1)
     white_share = np.clip((t1w - grey) / (white - grey), 0, 1)
     return upwards - white_share, white_share

@@ -330,8 +330,10 @@ class FitNorm(ApplyNorm):
         norms = []
         for measure in MEASURES[self.inputs.detector]:
             volumes = partial(_measured, self.inputs, measure, *everyone)
-            learned = learn_adjusted_norm(volumes, brain, rows) if rows.size else None
-            norms.append(learn_norm(volumes(), brain) if learned is None else learned)
+            if rows.size:
+                norms.append(learn_adjusted_norm(volumes, brain, rows))
+            else:
+                norms.append(learn_norm(volumes(), brain))
         save_norms(cwd / "norm.safetensors", norms)
         self._results["norm"] = str(cwd / "norm.safetensors")
         return norms

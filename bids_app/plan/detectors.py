@@ -301,8 +301,7 @@ def _plan_set(
     for detector in _detectors_of(name, settings):
         seen, folds[detector], told = _folds_of(detector, study, trained, dealt, cohort)
         notes += told
-        origin = _origin(study, settings, detector, name, card)
-        origin = replace(origin, covariates=tuple(cohort.description))
+        origin = _origin(study, settings, cohort, detector, name, card=card)
         scored += _score_images(study, origin, root, seen, folds[detector])
         if DETECTORS[detector].synthetic:
             compared = [control.maker for control in seen.controls]
@@ -442,7 +441,13 @@ def _refuse_other_generators(
 
 
 def _origin(
-    study: Study, settings: Settings, detector: str, training_set: str, card: dict[str, object]
+    study: Study,
+    settings: Settings,
+    cohort: Subjects,
+    detector: str,
+    training_set: str,
+    *,
+    card: dict[str, object],
 ) -> Origin:
     return Origin(
         study.output_dir,
@@ -452,6 +457,7 @@ def _origin(
         card,
         settings.direction_of_scores,
         smoothing_of(detector, settings.fwhm_of_scores),
+        tuple(cohort.description),
     )
 
 
@@ -650,8 +656,7 @@ def plan_applied(
     for detector in _wanted(card, settings):
         seen, told = _usable_by(detector, cohort)
         notes += told
-        origin = _origin(study, settings, detector, card.name, made_by)
-        origin = replace(origin, covariates=tuple(cohort.description))
+        origin = _origin(study, settings, cohort, detector, card.name, card=made_by)
         scored += _score_images(study, origin, study.output_dir, seen, [])
     fwhm = float(str(card.parameters.get("fwhm", ZSCORE_FWHM)))
     fitting = _fitting_of(study, settings, threads, len(cohort.patients), cohort.covariates)

@@ -239,12 +239,9 @@ def check_reference(folder: Path, card: Card) -> Path:
     UnusableDataError
         If its SHA-256 is another, or the card knows none.
     """
-    if not card.reference_sha256:
-        raise UnusableDataError(
-            f"generator {card.name}: its card names no {REFERENCE}, so nothing is known of its "
-            "training images; train it with this version of mri2pet"
-        )
-    return _checked(folder / REFERENCE, card.reference_sha256)
+    return _checked_if_named(
+        folder / REFERENCE, card.reference_sha256, card, about="training images"
+    )
 
 
 def check_uncertainty(folder: Path, card: Card) -> Path:
@@ -257,12 +254,19 @@ def check_uncertainty(folder: Path, card: Card) -> Path:
     UnusableDataError
         If its SHA-256 is another, or the card knows none.
     """
-    if not card.uncertainty_sha256:
+    how = ", on 4 controls or more"
+    return _checked_if_named(
+        folder / UNCERTAINTY, card.uncertainty_sha256, card, about="errors", how=how
+    )
+
+
+def _checked_if_named(path: Path, sha256: str, card: Card, *, about: str, how: str = "") -> Path:
+    if not sha256:
         raise UnusableDataError(
-            f"generator {card.name}: its card names no {UNCERTAINTY}, so nothing is known of its "
-            "errors; train it with this version of mri2pet, on 4 controls or more"
+            f"generator {card.name}: its card names no {path.name}, so nothing is known of its "
+            f"{about}; train it with this version of mri2pet{how}"
         )
-    return _checked(folder / UNCERTAINTY, card.uncertainty_sha256)
+    return _checked(path, sha256)
 
 
 def _checked(path: Path, sha256: str) -> Path:

@@ -18,8 +18,8 @@ from bids_app.synthesis.models import (
     CONDITIONED,
     CONDITIONED_WORD,
     CONFIGURATIONS,
-    OVERLAPPING,
     PUBLISHED,
+    SECOND_LINES,
     TISSUE,
     WHOLE,
 )
@@ -35,12 +35,11 @@ _FIRST_LINES = {
     TISSUE: CONFIGURATIONS[WHOLE],
     **dict.fromkeys(BASELINES, "baseline"),
 }
-_SECOND_LINES = {row: name for name, row in OVERLAPPING.items()}
 # Name → configuration, in the order of the table
 ROWS: dict[str, str] = {
     line: configuration
     for name, configuration in _FIRST_LINES.items()
-    for line in (name, _SECOND_LINES.get(name))
+    for line in (name, SECOND_LINES.get(name))
     if line is not None
 }
 

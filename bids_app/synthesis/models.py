@@ -232,6 +232,9 @@ OVERLAPPING = {
 }
 
 
+SECOND_LINES = {row: line for line, row in OVERLAPPING.items()}
+
+
 def kind_of(spec: Spec) -> str:
     """Name how a spec cuts volumes into tiles: ``semi3d``, ``patch3d`` or ``whole``."""
     return next(name for name, kind in TILINGS.items() if isinstance(spec.tiling, kind))

@@ -20,7 +20,8 @@ from scipy import ndimage
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import write_bytes
 from bids_app.imaging.intensity import smooth
-from bids_app.imaging.tissues import find_tissue_means, tissue_shares
+from bids_app.imaging.similarity import correlation
+from bids_app.imaging.tissues import find_tissue_means, shares_between
 from bids_app.imaging.volume import Mask, Volume, average_cubes, cube_sides
 from bids_app.strict import shapes_of
 
@@ -145,7 +146,7 @@ def measure_traits(t1w: Volume, zooms: tuple[float, float, float]) -> NDArray[np
     values = t1w[brain]
     try:
         fluid, grey, white = find_tissue_means(t1w)
-        shares = tissue_shares(t1w)
+        shares = shares_between(t1w, fluid, grey, white)
     except ValueError:  # no three tissues: a trait in itself
         fluid, grey, white = (
             float(v) + n * LITTLE for n, v in enumerate(np.quantile(values, DARK))
@@ -179,9 +180,7 @@ def measure_traits(t1w: Volume, zooms: tuple[float, float, float]) -> NDArray[np
 def _with_places(traits: Traits, look: Looks, others: tuple[Looks, Looks], brain: Mask) -> Traits:
     """Add how its cubes go with those of others, and how far they are from them."""
     mean, spread = others
-    ours, theirs = look[0][brain], mean[0][brain]
-    varied = len(ours) > 1 and np.ptp(ours) > 0 and np.ptp(theirs) > 0
-    alike = float(np.corrcoef(ours, theirs)[0, 1]) if varied else 0.0
+    alike = correlation(look[0], mean[0], brain)
     distance = _distance(look, mean, spread, brain)
     return np.append(traits, [np.arctanh(0.999 * alike), np.log(distance + LITTLE)])
 

@@ -32,7 +32,7 @@ from bids_app.synthesis.evaluation import (
     sweep,
 )
 from bids_app.synthesis.inference import predict, refuse_flat
-from bids_app.synthesis.models import OVERLAPPING
+from bids_app.synthesis.models import SECOND_LINES
 from bids_app.synthesis.pairs import Volumes, open_volumes
 from bids_app.synthesis.tiling import SliceTriplets, Tiling, overlap
 
@@ -327,8 +327,8 @@ class Scorer:
         pet = smooth_in_brain(raw, visit.brain, fwhm=self.fwhm, zooms=zooms)
         swept = sweep(raw, visit.pet, visit.brain, zooms=zooms, covered=visit.covered)
         self._record(self.model, visit, pet, swept)
-        if isinstance(tiling, SliceTriplets) and self.model in OVERLAPPING.values():
-            second = next(name for name, row in OVERLAPPING.items() if row == self.model)
+        second = SECOND_LINES.get(self.model)
+        if second is not None and isinstance(tiling, SliceTriplets):
             raw = predict(np.asarray(visit.t1w), generator, overlap(tiling))
             averaged = smooth_in_brain(raw, visit.brain, fwhm=self.fwhm, zooms=zooms)
             self._record(second, visit, averaged, {})
