@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -248,24 +249,20 @@ def write_detections(
     patients = [
         _calibrated(image, scores[image.row]) for image in seen if not image.scored_image.control
     ]
-    kept = {
-        patient.scored_image.paths["labels"]: _count_kept(patient, most, expected_false)
-        for patient in patients
-    }
+    kept = partial(_count_kept, most=most, expected_false=expected_false)
     for patient in patients:
-        number = kept[patient.scored_image.paths["labels"]]
-        _write_table(patient, number, counts[patient.row])
+        _write_table(patient, kept(patient), counts[patient.row])
     first = _first_pets(patients)
-    listed = [patient.listed(kept[patient.scored_image.paths["labels"]]) for patient in first]
+    listed = [patient.listed(kept(patient)) for patient in first]
     detections.write_all_clusters(output_dir, listed, counts)
     healthy = [
         found for name in controls for found in detections.control_findings(controls[name], name)
     ]
     _write_curves(output_dir, first, healthy, most)
     return {
-        patient.scored_image.paths["labels"]: number
+        patient.scored_image.paths["labels"]: kept(patient)
         for patient in patients
-        if (number := kept[patient.scored_image.paths["labels"]]) < min(most, len(patient.clusters))
+        if kept(patient) < min(most, len(patient.clusters))
     }
 
 

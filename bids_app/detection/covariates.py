@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RIDGE = 1.0  # pull of slopes towards 0, as much as one control 1 SD from the mean; our choice
+FEWEST_BESIDE = 3  # controls beside one for each number: a mean, and two that vary around it
 Cell = float | str
 Description = dict[str, dict[str, object]]  # covariate → how its cells become numbers
 Rows = NDArray[np.float64]  # (people, numbers)

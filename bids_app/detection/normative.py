@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from bids_app.detection.covariates import adjust, fit_slopes, leverage_of
+from bids_app.detection.covariates import FEWEST_BESIDE, adjust, fit_slopes, leverage_of
 from bids_app.detection.evaluation import least_controls
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import write_bytes
@@ -175,7 +175,7 @@ def learn_adjusted_norm(
         As :func:`learn_norm`; or if there are no more controls than two beside the slopes.
     """
     n, size = rows.shape
-    if n < size + 1 + FEWEST:
+    if n < size + FEWEST_BESIDE:
         raise ValueError(f"{n} controls are too few to take {size} number(s) of covariates out")
     slopes = np.zeros((size, *brain.shape), np.float32)
     slopes[:, brain] = fit_slopes((volume[brain] for volume in volumes()), rows)

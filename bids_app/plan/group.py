@@ -15,6 +15,7 @@ from bids_app.derivatives.tables import read_columns
 from bids_app.detection.card import DetectorCard, covariates_of
 from bids_app.detection.clusters import read_labels
 from bids_app.detection.covariates import (
+    FEWEST_BESIDE,
     Cell,
     Description,
     beyond_controls,
@@ -392,9 +393,6 @@ def check_atlas(settings: Settings) -> tuple[str, ...]:
     check_labels(image, orientation=settings.assume_orientation)
     read_labels(names)
     return inspect(image, orientation=settings.assume_orientation).notes
-
-
-FEWEST_BESIDE = 3  # controls of a fold beside the numbers of their covariates
 
 
 def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | None) -> Subjects:

@@ -1,14 +1,17 @@
 """The card of a generator: what rebuilds it, and what it is for. Read without torch."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load
 
 from bids_app import strict
-from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import Json
 from bids_app.imaging.volume import Grid
 from bids_app.synthesis.models import Spec, spec_from_dict, spec_to_dict
@@ -277,6 +280,43 @@ def _checked(path: Path, sha256: str) -> Path:
             f"{path}: its SHA-256 is not the card's, so it was changed or damaged; fetch it again"
         )
     return path
+
+
+Parts = TypeVar("Parts")
+
+
+def read_parts(
+    path: Path, kind: Callable[..., Parts], refuse_odd: Callable[[Parts], None], complaint: str
+) -> Parts:
+    """Read a file whose tensors are the fields of a record.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    kind : callable
+        Makes the record of its tensors, by their names.
+    refuse_odd : callable
+        Raises ValueError where they do not belong together.
+    complaint : str
+        What the file is if it cannot be understood, for the error.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be read.
+    UnusableDataError
+        If it is no such record.
+    """
+    try:
+        strict.shapes_of(path)
+        parts = kind(**load(path.read_bytes()))
+        refuse_odd(parts)
+        return parts
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise UnusableDataError(f"{path}: {complaint} ({error}); fetch it again") from error
 
 
 def check_grid(card: Card, grid: Grid, template: str) -> None:

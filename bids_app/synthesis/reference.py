@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 from scipy import ndimage
 
-from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.errors import UnusableDataError
 from bids_app.files import write_bytes
 from bids_app.imaging.intensity import smooth
 from bids_app.imaging.similarity import correlation
 from bids_app.imaging.tissues import find_tissue_means, shares_between
 from bids_app.imaging.volume import Mask, Volume, average_cubes, cube_sides
-from bids_app.strict import shapes_of
+from bids_app.synthesis.card import read_parts
 
 if TYPE_CHECKING:
     from bids_app.synthesis.pairs import Volumes
@@ -363,12 +362,4 @@ def read_reference(path: Path) -> Reference:
     UnusableDataError
         If it is none.
     """
-    try:
-        shapes_of(path)
-        reference = Reference(**load(path.read_bytes()))
-        _refuse_odd(reference)
-        return reference
-    except OSError as error:
-        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
-    except (SafetensorError, TypeError, ValueError) as error:
-        raise UnusableDataError(f"{path}: tells no reference ({error}); fetch it again") from error
+    return read_parts(path, Reference, _refuse_odd, "tells no reference")

@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 from scipy import ndimage
 
-from bids_app.errors import ReadWriteError, UnusableDataError
+from bids_app.errors import UnusableDataError
 from bids_app.files import write_bytes
 from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
 from bids_app.imaging.tissues import tissue_shares
 from bids_app.imaging.volume import Mask, Volume, count_cubes, cube_sides, spread_cubes
-from bids_app.strict import shapes_of
+from bids_app.synthesis.card import read_parts
 
 if TYPE_CHECKING:
     from bids_app.synthesis.pairs import Volumes
@@ -405,14 +404,4 @@ def read_error_model(path: Path) -> ErrorModel:
     UnusableDataError
         If it is none.
     """
-    try:
-        shapes_of(path)
-        model = ErrorModel(**load(path.read_bytes()))
-        _refuse_odd(model)
-        return model
-    except OSError as error:
-        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
-    except (SafetensorError, TypeError, ValueError) as error:
-        raise UnusableDataError(
-            f"{path}: tells nothing of errors ({error}); fetch it again"
-        ) from error
+    return read_parts(path, ErrorModel, _refuse_odd, "tells nothing of errors")
