@@ -272,7 +272,7 @@ def shapes_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
                 for name, plane in slices.items()
             }
     except SafetensorError as error:
-        raise ValueError(f"not safetensors: {error}") from error
+        raise ValueError(f"not safetensors: {error!s:.200}") from error
 
 
 def refuse_shapes(found: Shapes, expected: Shapes) -> None:
