@@ -71,6 +71,7 @@ MADE = (
     "*_dseg.*",
     "*label-L*",
     "detection_*",
+    "synthetic_controls.*",
     "clusters.*",
     "*.html",
 )
@@ -375,6 +376,20 @@ def test_a_card_tells_what_the_generators_are_that_made_its_synthetic_pet(out):
     ):
         assert read_card(out / "detectors" / training_set).makers == makers
     assert "was made by g, whose card says that it is a dem" in (out / "group.html").read_text()
+
+
+def test_synthetic_pet_is_compared_with_real_pet_by_folds_that_knew_neither(out):
+    rows = read_tsv(out / "synthetic_controls.tsv")
+    dealt = {one.participant: one.fold for one in read_card(out / "detectors/hybrid").controls}
+    whole = [row for row in rows if row["region"] == "brain"]
+    seen = {(row["participant_id"], row["kind"], int(row["fold"])) for row in whole}
+    real = {(f"sub-{label}", "real", dealt[label]) for label in REAL}
+    assert seen == real | {(f"sub-{d}", "synthetic", k) for d in T1W_ONLY for k in (1, 2)}
+    assert len(whole) == len(seen)
+    assert {row["region"] for row in rows} > {"brain", "left frontal", "right frontal"}
+    page = (out / "group.html").read_text()
+    assert "Synthetic PET against real PET" in page
+    assert "(6 synthetic against 6 held-out real PET)" in page
 
 
 def test_tables_tell_of_all_patients_and_of_controls(out):

@@ -31,6 +31,7 @@ from bids_app.derivatives.detections import (
 )
 from bids_app.detection.clusters import MIDLINE, Cluster, Place, expected_in_control
 from bids_app.detection.detectors import DETECTORS
+from bids_app.detection.distribution import CheckedPet
 from bids_app.detection.evaluation import (
     UNITS,
     CurvePoint,
@@ -126,6 +127,7 @@ def test_columns_are_those_of_the_contract_and_all_are_explained(tmp_path):
         ("detection_curve", CurvePoint),
         ("detection_tests", McNemarTest),
         ("detection_froc", FreePoint),
+        ("synthetic_controls", CheckedPet),
     ],
 )
 def test_columns_are_the_fields_of_a_line(table, kind):

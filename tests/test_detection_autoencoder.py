@@ -12,6 +12,7 @@ from bids_app.detection.autoencoder import (
     cut_patches,
     draw_pairs,
     fit_encoder,
+    reconstruction_errors,
     siamese_loss,
     train_encoder,
 )
@@ -384,3 +385,13 @@ def test_an_epoch_is_plain_values(rng):
     volumes, brain = smooth_people(rng)
     epoch = first_epoch(volumes, brain, new_encoder(), rng)
     assert {type(value) for value in asdict(epoch).values()} == {int, float}
+
+
+def test_errors_of_reconstruction_are_those_of_patches_one_by_one(rng):
+    volumes, brain = smooth_people(rng)
+    encoder, centres = new_encoder().eval(), np.argwhere(brain)[::97]
+    errors = reconstruction_errors(encoder, volumes[0], centres)
+    for error, patch in zip(errors, cut_patches(volumes[0], centres, SPEC.patch), strict=True):
+        with torch.inference_mode():
+            made = encoder(torch.from_numpy(patch)[None, None])[0, 0].numpy()
+        assert error == pytest.approx(np.mean((made - patch) ** 2), rel=1e-4)

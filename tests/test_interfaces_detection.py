@@ -27,6 +27,7 @@ from bids_app.interfaces.detection import (
     AgreeOnBrain,
     ApplyNorm,
     ApplySlab,
+    CompareSynthetic,
     FitNorm,
     FitSlab,
     LocateClusters,
@@ -200,6 +201,57 @@ def test_models_of_another_slab_are_not_applied(tmp_path, common):
     out = run(FitSlab, tmp_path / "fit", first=1, last=3, nu=0.1, **common)
     with pytest.raises(ValueError, match="models do not fit"):
         run(ApplySlab, tmp_path / "apply", first=1, last=4, voxels=out.voxels, **common)
+
+
+def test_real_and_synthetic_pet_are_shown_to_a_fold_without_direction(root, tmp_path, common):
+    slabs = [(0, 3), (3, 6)]
+    both, hypo = ({**common, "direction": name, "nu": 0.3} for name in ("both", "hypo"))
+    compared = {"compared": folders(root, 5, 1), "compared_digests": ["f", "b"]}
+    plain, signed = (
+        [
+            run(FitSlab, tmp_path / f"{given['direction']}{a}", first=a, last=b, **given)
+            for a, b in slabs
+        ]
+        for given in (both, hypo)
+    )
+    made = []
+    for number, (a, b) in enumerate(slabs):
+        out = run(FitSlab, tmp_path / f"fit{number}", first=a, last=b, **hypo, **compared)
+        np.testing.assert_allclose(np.load(out.unsigned), np.load(plain[number].scores), atol=1e-5)
+        np.testing.assert_array_equal(np.load(out.scores), np.load(signed[number].scores))
+        assert not np.allclose(np.load(out.scores), np.load(out.unsigned))
+        made.append(out.unsigned)
+    atlas = tmp_path / "halves.nii.gz"
+    labels = np.where(np.arange(SHAPE[0]) < 9, 1, 2)[:, None, None] * np.ones(SHAPE, np.int16)
+    nifti.save(nifti.Image(labels.astype(np.int16), AFFINE), atlas)
+    names = [{"index": 1, "name": "left"}, {"index": 2, "name": "right"}]
+    write_tsv(tmp_path / "halves.tsv", ["index", "name"], names)
+    told = run(
+        CompareSynthetic,
+        tmp_path / "check",
+        kinds=["real", "synthetic"],
+        fold=2,
+        encoder=common["encoder"],
+        unsigned=made,
+        slabs=slabs,
+        brain=common["brain"],
+        atlas=str(atlas),
+        **compared,
+    )
+    rows = read_json(Path(told.checked))["checked"]
+    kinds = ["real"] * 3 + ["synthetic"] * 3
+    assert [(row["kind"], row["region"]) for row in rows] == list(
+        zip(kinds, ["brain", "left", "right"] * 2, strict=True)
+    )
+    assert {(row["participant_id"], row["session_id"], row["fold"]) for row in rows} == {
+        ("sub-01", None, 2)
+    }
+    scores = np.concatenate([np.load(path)[1] for path in made])
+    half = np.concatenate([labels[..., k][BRAIN[..., k]] for k in range(SHAPE[2])])
+    for row, inside in zip(rows[3:], (half > 0, half == 1, half == 2), strict=True):
+        assert row["mean_score"] == pytest.approx(scores[inside].mean(), rel=1e-4)
+        assert row["above_zero"] == pytest.approx((scores[inside] > 0).mean())
+        assert 0 < row["reconstruction_error"] < 1
 
 
 def test_volumes_that_are_gone_are_told(root, tmp_path, common):

@@ -1330,3 +1330,34 @@ def test_slices_follow_keys_wheel_and_messages_within_the_volume(score_map, brow
     browser.wait_for(lambda: browser.run(where) == [0, last, 3])
     assert browser.run("document.querySelector('input[type=range]').value") == "75"
     assert browser.complaints() == []
+
+
+# Synthetic against real PET
+
+
+def checked(kind, values):
+    names = ("participant_id", "kind", "fold", "region", "mean_score", "above_zero")
+    return [
+        dict(zip(names, (f"sub-{kind}{n}", kind, 1, "brain", value, 0.5), strict=True))
+        for n, value in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([0.0, 3.0], "see no difference between synthetic"),
+        ([-2.0, -1.0], "more typical than real PET"),
+        ([3.0, 4.0], "more unusual than real PET"),
+    ],
+)
+def test_whether_synthetic_pet_is_like_real_pet_is_told(cohort, values, told):
+    rows = checked("real", [1.0, 2.0]) + checked("synthetic", values)
+    write_tsv(cohort.out / "synthetic_controls.tsv", list(rows[0]), rows)
+    page = cohort.write()
+    assert told in page
+    assert "(2 synthetic against 2 held-out real PET)" in page
+
+
+def test_that_it_was_not_examined_is_told_where_synthetic_pet_trains(cohort):
+    assert "It was not examined whether synthetic PET" in cohort.write()

@@ -24,6 +24,7 @@ from bids_app.workflows.detection import (
     ScoredImage,
     init_anomalies_wf,
     init_atlas_wf,
+    init_check_wf,
     init_detector_wf,
     init_kept_wf,
     init_lesions_wf,
@@ -45,7 +46,9 @@ FACTORIES = {
 }
 DETECTORS = ("ocsvm", "zscore", "pseudonormal")
 SLABS = ((0, 12), (12, 24), (24, 34))
-FITTING = Fitting(spec_to_dict(EncoderSpec()), 0.03, SLABS, 8.0, "hypo", {}, 3, 2.5)
+FITTING = Fitting(
+    spec_to_dict(EncoderSpec()), 0.03, SLABS, 8.0, "hypo", {}, None, Path("checks"), 3, 2.5
+)
 CLUSTERING = Clustering(8.0, 0.02, 82.0, 10, None, None)
 REAL = "/volumes/real"
 NAMES = {"statmap": "statmap", "labels": "dseg"}
@@ -73,6 +76,12 @@ def folds_of(controls, count):
 
 
 PATIENTS = [picture("p1"), picture("p2")]
+
+
+def compared_folds(folds):
+    """Let each fold see two synthetic PETs beside."""
+    made = [stored_image(f"made_d{n}", Path(f"/volumes/d{n}"), f"sha_d{n}") for n in (1, 2)]
+    return [replace(fold, compared=made) for fold in folds]
 
 
 def output(name):
@@ -198,6 +207,7 @@ def graphs_of(applied, t1w):
         "init_atlas_wf": init_atlas_wf(
             t1w["t1w"], t1w["t1w"], Path("/work/atlas"), name="atlas_wf"
         ),
+        "init_check_wf": init_check_wf(compared_folds(folds)[0], FITTING),
         "init_training_set_wf": training_set(),
         "init_applied_set_wf": applied_set(applied),
     }
@@ -293,6 +303,30 @@ def test_nobody_is_scored_by_what_was_fitted_to_them(count, folds):
             assert encoder.inputs.seed == 100 + fold.number - 1
         seen += 1
     assert seen == folds * (len(SLABS) + 2)
+
+
+def test_a_fold_shows_synthetic_and_held_out_real_pet_to_its_own_svms_alone():
+    folds = compared_folds(folds_of(controls_of(5), 2))
+    nodes, graph = nodes_of(init_ocsvm_wf(controls_of(5), folds, PATIENTS, FITTING))
+    for fold in folds:
+        check = nodes[f"check_{fold.number}_wf.compare"]
+        images = [*fold.validation, *fold.compared]
+        real = ["real"] * len(fold.validation)
+        assert check.inputs.kinds == [*real, "synthetic", "synthetic"]
+        assert (check.inputs.fold, check.inputs.slabs) == (fold.number, list(SLABS))
+        ((encoder, _),) = origins(graph, check, "encoder")
+        assert encoder.name == f"encoder_{fold.number}"
+        sources = origins(graph, check, "unsigned")
+        names = [f"slab_{fold.number}_{number}" for number in (1, 2, 3)]
+        assert [(slab.name, field) for slab, field in sources] == [(n, "unsigned") for n in names]
+        for node in (check, *(slab for slab, _ in sources)):
+            assert node.inputs.compared == [str(image.folder) for image in images]
+            assert node.inputs.compared_digests == [image.sha256 for image in images]
+        save = nodes[f"check_{fold.number}_wf.save"]
+        assert save.inputs.out_file == f"checks/fold-{fold.number}.json"
+        assert not check.fatal
+    nodes, _ = nodes_of(training_set())
+    assert not any("check_" in name for name in nodes)
 
 
 @settings(max_examples=10)

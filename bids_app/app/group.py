@@ -35,13 +35,16 @@ from bids_app.derivatives.description import refresh_dataset
 from bids_app.detection.card import DetectorCard, check_files, check_grid, complete_card, read_card
 from bids_app.detection.clusters import Cluster, Place, expected_in_control
 from bids_app.detection.detectors import needing_synthetic
+from bids_app.detection.distribution import CheckedPet
 from bids_app.detection.evaluation import Finding, compare, detection_curve, free_response, marks_of
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.files import locked, read_json, remove_partials
 from bids_app.imaging.volume import grid_of_box
 from bids_app.plan.cohort import Subjects, choose_subjects
 from bids_app.plan.detectors import (
+    CHECKS,
     CLUSTERS,
+    checks_of,
     describe_version,
     plan_applied,
     plan_sets,
@@ -172,6 +175,25 @@ def _read_places(scored_image: ScoredImage) -> tuple[Place, ...] | None:
         raise UnusableDataError(
             f"{path}: not the places of clusters ({error}); delete it, and run again"
         ) from error
+
+
+def read_checks(paths: Iterable[Path]) -> list[CheckedPet]:
+    """Read how folds have seen synthetic PET and held-out real PET; those that are there.
+
+    Raises
+    ------
+    UnusableDataError
+        If a file is not what this app writes.
+    """
+    rows = list[CheckedPet]()
+    for path in filter(Path.is_file, paths):
+        try:
+            rows += [CheckedPet(**row) for row in read_json(path)["checked"]]
+        except (KeyError, TypeError) as error:
+            raise UnusableDataError(
+                f"{path}: not what a fold sees of PET ({error}); delete it, and run again"
+            ) from error
+    return rows
 
 
 def scored_in(
@@ -346,7 +368,7 @@ def _describe_first(patient: ImageClusters) -> str:
 
 
 GRAPH = "mri2pet_group"
-INTERMEDIATE = (GRAPH, VOLUMES, CLUSTERS)  # folders of the work folder
+INTERMEDIATE = (GRAPH, VOLUMES, CLUSTERS, CHECKS)  # folders of the work folder
 
 
 def group(settings: Settings, console: Console, run_record: description.RunRecord) -> int:
@@ -559,6 +581,8 @@ def _run(
         for path in image.stale:
             path.unlink(missing_ok=True)
         remove_partials(image.paths["table"].parent)
+    for path in checks_of(runner.settings, work_dir_of(runner.settings)):
+        path.unlink(missing_ok=True)
     return runner.run(graphs, {image.training_set: image.training_set for image in scored})
 
 
@@ -576,6 +600,8 @@ def _finish(
             applied=settings.detector,
             expected_false=settings.expected_false,
         )
+        checked = read_checks(checks_of(settings, study.work_dir))
+        detections.write_synthetic_controls(output_dir, checked)
         scored = scored_in(output_dir, study.dataset, seen)
         grid = (settings.template, settings.bounding_box, settings.grid_resolution)
         detections.write_run(output_dir, replace(scored, grid=grid))

@@ -26,6 +26,7 @@ from bids_app.derivatives.sidecars import (
 from bids_app.detection.card import CARD, CONTROL_CLUSTERS, CONTROL_MAPS
 from bids_app.detection.clusters import Cluster, Place
 from bids_app.detection.detectors import DETECTORS, DIRECTIONS, rank_of
+from bids_app.detection.distribution import CheckedPet
 from bids_app.detection.evaluation import CurvePoint, Finding, FreePoint, Mark, McNemarTest
 from bids_app.errors import Mri2petError
 from bids_app.files import read_json, write_json
@@ -236,6 +237,7 @@ def _beside(visit: Preprocessed, ending: str) -> Path:
 Line = dict[str, object]
 CLUSTERS = "clusters"
 CURVE, TESTS, FROC = "detection_curve", "detection_tests", "detection_froc"
+SYNTHETIC_CONTROLS = "synthetic_controls"
 DICTIONARIES = {  # table → what explains it, in data/dictionaries
     "clusters": ("clusters",),
     "clusters_in_t1w": ("clusters_in_t1w",),
@@ -245,6 +247,7 @@ DICTIONARIES = {  # table → what explains it, in data/dictionaries
     CURVE: ("training_sets", "detectors", "units", CURVE),
     TESTS: ("units", TESTS),
     FROC: ("training_sets", "detectors", "units", FROC),
+    SYNTHETIC_CONTROLS: ("visits", SYNTHETIC_CONTROLS),
 }
 _PLACE = ("rank", "x", "y", "z")  # without them a line of clusters says nothing
 _OWNER = ("participant_id", "training_set", "detector")
@@ -407,6 +410,16 @@ def write_froc(output_dir: Path, points: Sequence[FreePoint]) -> None:
     write_table(output_dir / f"{FROC}.tsv", describe(FROC), list(map(vars, points)))
 
 
+def write_synthetic_controls(output_dir: Path, checked: Sequence[CheckedPet]) -> None:
+    """Write ``synthetic_controls.tsv``; where nothing was compared, remove that of another run."""
+    path = output_dir / f"{SYNTHETIC_CONTROLS}.tsv"
+    if checked:
+        write_table(path, describe(SYNTHETIC_CONTROLS), list(map(vars, checked)))
+    else:
+        for stale in (path, path.with_suffix(".json")):
+            stale.unlink(missing_ok=True)
+
+
 def read_clusters_table(path: Path, faults: Faults | None = None) -> list[Cluster]:
     """Read the clusters of one score map, by rank.
 
@@ -462,6 +475,13 @@ def read_froc(output_dir: Path, faults: Faults | None = None) -> list[FreePoint]
     """Read ``detection_froc.tsv``."""
     needed = (*_UNIT, "false_clusters_per_control", "sensitivity")
     return read_rows(output_dir / f"{FROC}.tsv", FreePoint, needed, faults)
+
+
+def read_synthetic_controls(output_dir: Path, faults: Faults | None = None) -> list[CheckedPet]:
+    """Read ``synthetic_controls.tsv``; there is none where nothing was compared."""
+    path = output_dir / f"{SYNTHETIC_CONTROLS}.tsv"
+    needed = ("participant_id", "kind", "region", "mean_score", "above_zero")
+    return read_rows(path, CheckedPet, needed, faults) if path.exists() else []
 
 
 def control_sum_scores(lines: Iterable[ControlCluster], detector: str) -> list[list[float]]:

@@ -541,6 +541,32 @@ def latents_at(
     return found
 
 
+@torch.inference_mode()
+def reconstruction_errors(
+    encoder: SiameseAutoencoder, volume: Volume, centres: NDArray[np.intp]
+) -> NDArray[np.float32]:
+    """Give the mean squared error of each patch that is encoded and decoded.
+
+    Parameters
+    ----------
+    encoder : SiameseAutoencoder
+        Trained.
+    volume : ndarray, (I, J, K)
+        PET in [0, 1].
+    centres : ndarray of int, (N, 3)
+        Of the patches.
+
+    Returns
+    -------
+    ndarray of float32, (N,)
+    """
+    device = next(encoder.parameters()).device
+    patches = torch.from_numpy(cut_patches(volume, centres, encoder.patch))[:, None].to(device)
+    squares = (encoder(patches) - patches).square()
+    errors: NDArray[np.float32] = squares.mean((1, 2, 3)).cpu().numpy()
+    return errors
+
+
 def save_encoder(path: Path, encoder: SiameseAutoencoder, spec: EncoderSpec) -> None:
     """Write an encoder, with what rebuilds it; the file is whole or absent.
 

@@ -29,6 +29,7 @@ from bids_app.detection.clusters import (
     read_labels,
     separate_lesions,
 )
+from bids_app.detection.distribution import CheckedPet, draw_centres, measure_regions
 from bids_app.detection.evaluation import common_brain
 from bids_app.detection.normative import (
     MEASURES,
@@ -42,7 +43,7 @@ from bids_app.detection.normative import (
 from bids_app.detection.slabs import PackedControls, Slab, mean_map, pack_controls, values_of
 from bids_app.errors import UnusableDataError
 from bids_app.files import copy_file, write_json
-from bids_app.imaging.volume import zooms_of
+from bids_app.imaging.volume import Grid, lay_labels, zooms_of
 from bids_app.nifti import open_arrays, open_hole, read_owner
 
 ENGINE = "bids_app.detection.voxelwise"
@@ -218,12 +219,25 @@ class ApplySlab(SimpleInterface):
         return score_slab(fold, models, scored, holes, rows=self.inputs.scored_covariates)
 
 
-class _FitSlabInputSpec(_SlabInputSpec):
+class _ComparedInputSpec(BaseInterfaceInputSpec):
+    compared = traits.List(
+        traits.Str,
+        [],
+        usedefault=True,
+        nohash=True,
+        desc="folders of real and synthetic PET that are compared with one another",
+    )
+    compared_digests = traits.List(traits.Str, [], usedefault=True, desc="of those, in that order")
+
+
+class _FitSlabInputSpec(_SlabInputSpec, _ComparedInputSpec):
     nu = traits.Float(mandatory=True, desc="of the one-class SVM")
+    compared_covariates = _covariates("of those that are compared, in that order")
 
 
 class _FitSlabOutputSpec(_ScoresOutputSpec):
     voxels = File(exists=True, desc="one one-class SVM a voxel")
+    unsigned = File(desc="(compared, voxels), .npy: scores without direction")
 
 
 class FitSlab(ApplySlab):
@@ -240,7 +254,83 @@ class FitSlab(ApplySlab):
         models, scores = fit_slab(fold, scored, nu=self.inputs.nu, holes=holes, rows=rows)
         save_models(cwd / "voxels.safetensors", models)
         self._results["voxels"] = str(cwd / "voxels.safetensors")
+        if self.inputs.compared:
+            self._results["unsigned"] = self._compare(cwd, fold, models)
         return scores
+
+    def _compare(self, cwd, fold, models):
+        from bids_app.detection.voxelwise import score_slab
+
+        compared, rows = self.inputs.compared, self.inputs.compared_covariates
+        fold, holes = replace(fold, direction="both"), _holes(compared)
+        scores = score_slab(fold, models, _pets(compared), holes, rows=rows)
+        _save_rows(cwd / "unsigned.npy", scores, _slab_name(self.inputs), holes)
+        return str(cwd / "unsigned.npy")
+
+
+class _CompareSyntheticInputSpec(_ComparedInputSpec):
+    kinds = traits.List(traits.Str, mandatory=True, desc="real or synthetic, in that order")
+    fold = traits.Int(mandatory=True, desc="from 1")
+    encoder = File(exists=True, mandatory=True, desc="of the fold")
+    unsigned = traits.List(File(exists=True), mandatory=True, desc="of all slabs, as FitSlab")
+    slabs = traits.List(
+        traits.Tuple(traits.Int, traits.Int), mandatory=True, desc="first slice and one after last"
+    )
+    brain = File(exists=True, mandatory=True, desc="what is analysed")
+    atlas = traits.Str(mandatory=True, desc="regions in the space of images; empty for none")
+
+
+class _CompareSyntheticOutputSpec(TraitedSpec):
+    checked = File(exists=True, desc="what a fold sees of each PET, by region, JSON")
+
+
+class CompareSynthetic(SimpleInterface):
+    """Tell how a fold of detectors sees synthetic PET, and real PET that it was not trained on."""
+
+    input_spec = _CompareSyntheticInputSpec
+    output_spec = _CompareSyntheticOutputSpec
+    uses_torch = True
+    engine = ENGINE
+
+    def _run_interface(self, runtime):
+        from bids_app.detection.autoencoder import load_encoder
+
+        inputs, encoder = self.inputs, load_encoder(Path(self.inputs.encoder))
+        brain, rows = _brain(inputs.brain), []
+        for place, (folder, kind) in enumerate(zip(inputs.compared, inputs.kinds, strict=True)):
+            pieces = (
+                (Slab(*slab), np.load(path, mmap_mode="r")[place])
+                for path, slab in zip(inputs.unsigned, inputs.slabs, strict=True)
+            )
+            owner = read_owner(Path(folder))
+            session = f"ses-{owner.session}" if owner.session else None
+            who = (f"sub-{owner.participant}", session, kind, inputs.fold)
+            scores = mean_map(pieces, brain, 1)
+            seen = self._see(encoder, Path(folder), scores, brain, np.array(owner.affine))
+            rows += [asdict(CheckedPet(*who, *row)) for row in seen]
+        write_json(Path(runtime.cwd) / "checked.json", {"checked": rows})
+        self._results["checked"] = str(Path(runtime.cwd) / "checked.json")
+        return runtime
+
+    def _see(self, encoder, folder, scores, brain, affine):
+        """Measure what is seen of one PET; patches that touch a hole are not drawn."""
+        from bids_app.detection.autoencoder import reconstruction_errors, whole_patches
+
+        regions, names = self._regions(brain, affine)
+        hole, whole = open_hole(folder), brain
+        if hole is not None:
+            whole = brain & whole_patches(hole, encoder.patch)
+        centres = draw_centres(whole)
+        errors = reconstruction_errors(encoder, _pets([folder])[0], centres)
+        return measure_regions(scores, errors, centres, brain, regions=regions, names=names)
+
+    def _regions(self, brain, affine):
+        if not self.inputs.atlas:
+            return np.zeros(brain.shape, np.int16), {}
+        atlas = Path(self.inputs.atlas)
+        image, table = nifti.load(atlas), atlas.with_name(f"{atlas.name.partition('.')[0]}.tsv")
+        grid = Grid(brain.shape, affine)
+        return lay_labels(image.data.astype(np.int16), image.affine, grid), read_labels(table)
 
 
 class _NormInputSpec(BaseInterfaceInputSpec):

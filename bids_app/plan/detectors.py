@@ -34,6 +34,7 @@ from bids_app.plan.group import (
 )
 from bids_app.plan.study import Study
 from bids_app.settings import Settings
+from bids_app.templates import coarse_atlas
 from bids_app.workflows.detection import (
     PACKED,
     Applied,
@@ -52,6 +53,7 @@ Planned = tuple[Workflow, list[ScoredImage], list[str]]  # a set's graph, what i
 BRAIN_SHARE = 0.9  # of controls; our choice
 BYTES = 4  # of a float
 CLUSTERS = "clusters"  # folder of what detectors saw, in the work folder
+CHECKS = "checks"  # that of how they saw synthetic PET
 GENERATORS = "synthetic_generators"  # in a card's parameters
 INTENDED_USE = (
     "Mapping what is unlike healthy controls in FDG PET that were scanned and prepared as those "
@@ -137,6 +139,8 @@ def _fitting_of(
         fwhm=ZSCORE_FWHM,
         direction=settings.direction_of_scores,
         covariates=covariates,
+        atlas=coarse_atlas(settings.template),
+        checks=study.work_dir / CHECKS,
         threads=threads,
         mem_gb=1 + images * area * spec.latents * BYTES / 2**30,  # one slice at a time
     )
@@ -301,6 +305,8 @@ def _plan_set(
     for detector in _detectors_of(name, settings):
         seen, folds[detector], told = _folds_of(detector, study, trained, dealt, cohort)
         notes += told
+        if name == "real" and DETECTORS[detector].method == "svm":
+            folds[detector] = list(_add_compared(folds[detector], cohort, settings))
         origin = _origin(study, settings, cohort, detector, name, card=card)
         scored += _score_images(study, origin, root, seen, folds[detector])
         if DETECTORS[detector].synthetic:
@@ -328,6 +334,25 @@ def _plan_set(
     )
     label_nodes(graph, owner=name, label=name, part=name)
     return graph, scored, notes
+
+
+def _add_compared(folds: Iterable[Fold], cohort: Subjects, settings: Settings) -> Iterator[Fold]:
+    """Let folds that real PET trains see the synthetic PET that other training sets hold."""
+    made = {
+        image.name: image
+        for name in settings.training_set
+        for image in choose_training_images(name, cohort.controls, settings.synthetic_controls)
+        if not image.real
+    }
+    for fold in folds:
+        known = {image.participant for image in fold.training}
+        compared = [image for image in made.values() if image.participant not in known]
+        yield replace(fold, compared=compared if fold.validation else ())
+
+
+def checks_of(settings: Settings, work_dir: Path) -> list[Path]:
+    """Name the files that folds write of how they see synthetic PET; they need not be there."""
+    return [work_dir / CHECKS / f"fold-{fold}.json" for fold in range(1, settings.folds + 1)]
 
 
 def _usable_by(detector: str, cohort: Subjects) -> tuple[Subjects, list[str]]:

@@ -21,12 +21,14 @@ from bids_app.derivatives.detections import (
     read_curve,
     read_froc,
     read_run,
+    read_synthetic_controls,
     read_tests,
 )
 from bids_app.derivatives.sidecars import Faults
 from bids_app.detection.card import CARD, DetectorCard, read_card
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import detector_of, rank_of
+from bids_app.detection.distribution import CheckedPet
 from bids_app.detection.evaluation import CurvePoint, FreePoint, McNemarTest
 from bids_app.errors import Mri2petError
 from bids_app.report.page import name_visit, show
@@ -161,6 +163,8 @@ class Detected:
     curve, responses, comparisons : sequence
         The lines of ``detection_curve.tsv``, ``detection_froc.tsv`` and ``detection_tests.tsv``;
         none where no lesion is known.
+    checked : sequence of CheckedPet
+        The lines of ``synthetic_controls.tsv``; none where synthetic PET was not compared.
     stale_maps : sequence of ScoredSubject
         Those that an earlier run has left.
     stale_folders : sequence of str
@@ -178,6 +182,7 @@ class Detected:
     curve: Sequence[CurvePoint]
     responses: Sequence[FreePoint]
     comparisons: Sequence[McNemarTest]
+    checked: Sequence[CheckedPet]
     stale_maps: Sequence[ScoredSubject]
     stale_folders: Sequence[str]
     faults: Sequence[str]
@@ -243,6 +248,7 @@ def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
         curve=curve,
         responses=responses,
         comparisons=tests,
+        checked=read_synthetic_controls(output_dir, faults),
         stale_maps=[one for one in there if one.path not in own],
         stale_folders=[faults.name(path) for path in folders if path not in used],
         faults=[fault for fault in faults if not fault.endswith("is empty.")],  # nothing was found

@@ -10,6 +10,7 @@ from bids_app.derivatives.paths import resolution_label
 from bids_app.detection.card import Control, DetectorCard
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import needing_synthetic
+from bids_app.detection.distribution import compare_kinds
 from bids_app.detection.evaluation import FALSE_RATES, CurvePoint, FreePoint, McNemarTest, point_at
 from bids_app.report.anomalies import (
     UNITS,
@@ -18,6 +19,7 @@ from bids_app.report.anomalies import (
     cells_of,
     columns_told,
     find_detected,
+    format_score,
     in_rank,
     is_rare,
     key_of,
@@ -507,8 +509,52 @@ def _detectors(detected: Detected) -> dict[str, object]:
         "makers": enumerate_words(makers) if makers else "",
         "comparing": list(map(name_of, comparing)),
         "synthetic": _tell_synthetic(detected, comparing),
+        "distribution": describe_distribution(detected),
         "training": [describe_training(name, card) for name, card in cards.items()],
         "scoring": describe_scoring(detected),
+    }
+
+
+VERDICTS: Final = {
+    "alike": "Detectors that were trained on real PET see no difference between synthetic PET and "
+    "real PET of controls whom they were not trained on",
+    "too typical": "Synthetic PET is more typical than real PET of healthy people. Detectors that "
+    "are trained on it take for abnormal what differs among healthy people; judge clusters by what "
+    "held-out controls have",
+    "too unusual": "Synthetic PET is more unusual than real PET of healthy people. Detectors that "
+    "are trained on it take for normal what no healthy person shows; train the generator longer or "
+    "on more controls, or use --training-set real",
+}
+
+
+def describe_distribution(detected: Detected) -> dict[str, object]:
+    """Tell whether synthetic PET is distributed as real PET is; no sentence where none trains."""
+    if not any(control.synthetic for card in detected.cards.values() for control in card.controls):
+        return {"sentence": "", "lines": []}
+    found = compare_kinds(detected.checked)
+    if not found:
+        return {
+            "lines": [],
+            "sentence": "It was not examined whether synthetic PET is distributed as real PET is: "
+            "that takes one-class SVMs trained on real PET, and controls held out from them. Give "
+            "--training-set real beside others, and ocsvm among --detectors."
+        }
+    whole = found[0]
+    counts = f"{whole.synthetic} synthetic against {whole.real} held-out real PET"
+    return {
+        "sentence": f"{VERDICTS[whole.verdict]}. Over the whole brain, a synthetic PET scores "
+        f"higher than a held-out real one in {whole.score_area:.0%} of all pairs ({counts}); 50 % "
+        "would be alike.",
+        "lines": [
+            [
+                one.region,
+                *map(format_score, (one.error_real, one.error_synthetic)),
+                *map(format_score, (one.score_real, one.score_synthetic)),
+                f"{one.score_area:.0%}",
+                one.verdict,
+            ]
+            for one in found
+        ],
     }
 
 

@@ -13,11 +13,13 @@ from nipype.pipeline.engine import Node, Workflow
 
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.detection.detectors import DETECTORS
+from bids_app.detection.distribution import REAL, SYNTHETIC
 from bids_app.interfaces.anatomy import CarryLabels, Resample
 from bids_app.interfaces.derivatives import SaveFile
 from bids_app.interfaces.detection import (
     ApplyNorm,
     ApplySlab,
+    CompareSynthetic,
     FitNorm,
     FitSlab,
     KeepClusters,
@@ -51,6 +53,10 @@ class Fitting:
     covariates : mapping
         Label → numbers of each participant, as :mod:`bids_app.detection.covariates` has them; empty
         where none are taken out.
+    atlas : Path or None
+        Regions in the template's space, by which synthetic PET is compared with real PET.
+    checks : Path
+        Folder that gets what comes of that, ``fold-K.json``; for this app alone.
     threads : int
         Of a node.
     mem_gb : float
@@ -63,6 +69,8 @@ class Fitting:
     fwhm: float
     direction: str
     covariates: Mapping[str, Sequence[float]]
+    atlas: Path | None
+    checks: Path
     threads: int
     mem_gb: float
 
@@ -198,6 +206,8 @@ def init_ocsvm_wf(
                 "members": [places[control.name] for control in fold.training],
                 "digests": digests_of(fold.training),
                 "covariates": fitting.rows_of(fold.training),
+                **_compared(fold),
+                "compared_covariates": fitting.rows_of(_compared_images(fold)),
             }
         else:
             common |= {
@@ -237,6 +247,75 @@ def init_ocsvm_wf(
                         (node, files, [("voxels", f"in{start + number + 1}")]),
                     ]
                 )
+    for fold in folds:
+        _connect_check(workflow, inputnode, fold, fitting)
+    return workflow
+
+
+def _connect_check(workflow: Workflow, inputnode: Node, fold: Fold, fitting: Fitting) -> None:
+    if not fold.compared:
+        return
+    check = init_check_wf(fold, fitting)
+    train = workflow.get_node(f"encoder_{fold.number}")
+    workflow.connect(
+        [
+            (inputnode, check, [("brain", "inputnode.brain")]),
+            (train, check, [("encoder", "inputnode.encoder")]),
+        ]
+    )
+    for number in range(1, len(fitting.slabs) + 1):
+        slab = workflow.get_node(f"slab_{fold.number}_{number}")
+        workflow.connect([(slab, check, [("unsigned", f"unsigned.in{number}")])])
+
+
+def _compared_images(fold: Fold) -> list[StoredImage]:
+    return [*fold.validation, *fold.compared] if fold.compared else []
+
+
+def _compared(fold: Fold) -> dict[str, object]:
+    images = _compared_images(fold)
+    return {"compared": folders_of(images), "compared_digests": digests_of(images)}
+
+
+def init_check_wf(fold: Fold, fitting: Fitting) -> Workflow:
+    """Compare synthetic PET with held-out real PET, as one fold of one-class SVMs sees both.
+
+    Parameters
+    ----------
+    fold : Fold
+        Whom it holds out, and synthetic PET that is compared.
+    fitting : Fitting
+        Slabs, regions, and where the result goes.
+
+    Inputs
+    ------
+    encoder
+        Of the fold.
+    brain
+        What is analysed.
+    """
+    inputnode = Node(IdentityInterface(["encoder", "brain"]), name="inputnode")
+    unsigned = Node(Merge(len(fitting.slabs)), name="unsigned", run_without_submitting=True)
+    compare = CompareSynthetic(
+        **_compared(fold),
+        kinds=[REAL] * len(fold.validation) + [SYNTHETIC] * len(fold.compared),
+        fold=fold.number,
+        slabs=list(fitting.slabs),
+        atlas="" if fitting.atlas is None else str(fitting.atlas),
+    )
+    check = Node(compare, name="compare", mem_gb=2)
+    path = fitting.checks / f"fold-{fold.number}.json"
+    save = Node(SaveFile(out_file=str(path)), name="save")
+    workflow = Workflow(f"check_{fold.number}_wf")
+    workflow.connect(
+        [
+            (inputnode, check, [("encoder", "encoder"), ("brain", "brain")]),
+            (unsigned, check, [("out", "unsigned")]),
+            (check, save, [("checked", "in_file")]),
+        ]
+    )
+    step = f"synthetic PET compared with real PET, fold {fold.number}"
+    label_nodes(workflow, step=step, fatal=False)
     return workflow
 
 

@@ -142,12 +142,16 @@ class Fold:
         Of different participants.
     seed : int
         Of all randomness of a detector; a generator's differ by row.
+    compared : sequence of StoredImage
+        Synthetic PET of other participants than those it is trained on, which are compared with
+        the real PET of ``validation``.
     """
 
     number: int
     training: Sequence[StoredImage]
     validation: Sequence[StoredImage]
     seed: int = 0
+    compared: Sequence[StoredImage] = ()
 
     @property
     def digests(self) -> list[str]:
