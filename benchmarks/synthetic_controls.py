@@ -29,13 +29,13 @@ from matplotlib import pyplot as plt
 from scipy import stats
 from torch import nn
 
-from bids_app.detection.autoencoder import cut_patches, latents_at, train_encoder
+from bids_app.detection.autoencoder import latents_at, reconstruction_errors, train_encoder
 from bids_app.detection.card import EncoderSpec
 from bids_app.detection.clusters import find_clusters, overlaps, separate_lesions
 from bids_app.detection.evaluation import common_brain
 from bids_app.detection.normative import MEASURES, learn_norm, score_against, smooth_within
 from bids_app.detection.oneclass import VoxelwiseOneClassSVM
-from bids_app.detection.voxelwise import sign_scores
+from bids_app.detection.voxelwise import pets_of, sign_scores
 from bids_app.imaging.intensity import TIMES_MEAN, scale_to_unit
 from bids_app.imaging.similarity import measure
 from bids_app.imaging.volume import Mask, Volume, count_cubes, cube_sides, grid_of_box
@@ -219,7 +219,7 @@ def svm_maps(
     """Score by one one-class SVM a voxel; as the paper, and as the app does.
 
     Of those who are checked, also give the error of reconstruction, the mean score, and the share
-    of the brain above 0.
+    of the brain above 0. Volumes may have channels, the PET first.
     """
     train, scored = (
         [np.where(brain, one, 0).astype(np.float32) for one in some]
@@ -239,7 +239,7 @@ def svm_maps(
         fitted = VoxelwiseOneClassSVM(nu=Settings.nu, threads=1).fit(latents - mean)
         found = -fitted.decision_function(latents_at(encoder, there, own) - mean).T
         plain[:, own, k] = found
-        less = here.mean(axis=0)[own] - there[:, own]
+        less = pets_of(here).mean(axis=0)[own] - pets_of(there)[:, own]
         signed[:, own, k] = sign_scores(found.astype(np.float32), less)
     number = len(others)
     soft, signed = (
@@ -251,9 +251,7 @@ def svm_maps(
     places = places[np.random.default_rng(0).choice(len(places), PLACES)]
     told = []
     for volume, scores in zip(scored[number:], plain[number:], strict=True):
-        patches = torch.from_numpy(cut_patches(volume, places, spec.patch))[:, None]
-        with torch.inference_mode():
-            error = float((encoder(patches) - patches).square().mean())
+        error = float(reconstruction_errors(encoder, volume, places).mean())
         own = scores[brain]
         told.append((error, float(own.mean()), float((own > 0).mean())))
     return maps, told

@@ -23,7 +23,13 @@ from bids_app.arguments import (
     refuse_lost_folder,
     run_program,
 )
-from bids_app.detection.detectors import DEFAULT_DETECTORS, DETECTORS, DIRECTIONS, TRAINING_SETS
+from bids_app.detection.detectors import (
+    CHANNELS,
+    DEFAULT_DETECTORS,
+    DETECTORS,
+    DIRECTIONS,
+    TRAINING_SETS,
+)
 from bids_app.errors import Mri2petError, UsageError
 from bids_app.files import read_text
 from bids_app.lifeline import exit_with
@@ -332,6 +338,11 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
         "of maps of one-class SVMs, within the brain, before clusters are found; default "
         f"{SCORE_FWHM:g} mm, 0 with --paper",
         _not_negative,
+    )
+    add(
+        "--channels NAME",
+        "images of which one-class SVMs see patches: pet (the default, as the paper), or t1w+pet",
+        choices=CHANNELS,
     )
     add(
         "--covariates COLUMN",

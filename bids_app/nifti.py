@@ -410,6 +410,7 @@ def save(image: Image, path: Path | str, *, description: str = "") -> None:
 
 
 ABOUT = "about.json"
+CHANNELS = "channels"  # PET and T1w as one array, (2, I, J, K); there if it is asked for
 HOLE = "hole"  # what is brain, but was not covered by the PET; no such array: nothing
 
 

@@ -16,7 +16,7 @@ USED_BY = {
     "train group": "control_query folds",
     "participant group": "clean_workdir paper",
     "group": "derivatives patient_query training_set synthetic_controls detectors detector "
-    "direction score_smoothing covariates nu clusters expected_false min_cluster_size "
+    "direction score_smoothing channels covariates nu clusters expected_false min_cluster_size "
     "cluster_extent atlas",
 }
 LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"  # in the environment, where --lpips-weights is not given
@@ -90,6 +90,7 @@ class Settings:
     detector: Path | None = None
     direction: str | None = None  # see direction_of_scores
     score_smoothing: float | None = None  # mm; see fwhm_of_scores
+    channels: str | None = None  # of patches; None is pet, or what a detector was made with
     covariates: tuple[str, ...] = ()  # columns of participants.tsv
     nu: float = 0.03
     clusters: int = 10

@@ -45,13 +45,7 @@ from bids_app.derivatives.detections import (
     read_tests,
 )
 from bids_app.detection import slabs
-from bids_app.detection.card import (
-    CALIBRATION,
-    CONTROL_CLUSTERS,
-    EncoderSpec,
-    check_files,
-    read_card,
-)
+from bids_app.detection.card import CALIBRATION, CONTROL_CLUSTERS, check_files, read_card
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json, write_tsv
 from bids_app.plan import detectors
@@ -86,8 +80,8 @@ def arguments(out, *options):
 def make_small(patch):
     """Cut a volume into three slabs, as one of 1 mm is cut into many, and train for a moment."""
     patch.setattr(slabs, "THICKNESS", 0.75)
-    small = replace(EncoderSpec(), epochs=1, pairs_per_epoch=256)
-    patch.setattr(detectors, "encoder_spec", lambda _settings: small)
+    whole, small = detectors.encoder_spec, {"epochs": 1, "pairs_per_epoch": 256}
+    patch.setattr(detectors, "encoder_spec", lambda settings: replace(whole(settings), **small))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -554,6 +548,21 @@ def without_controls(out, folder):
     rows = [{"participant_id": f"sub-{label}", "group": "patient"} for label in PATIENTS]
     write_tsv(there / "participants.tsv", ["participant_id", "group"], rows)
     return there
+
+
+def test_one_class_svms_may_see_the_t1w_and_are_applied_so(out, tmp_path):
+    there = copy_of(out, tmp_path, *MADE)
+    with without_pages():
+        assert main(arguments(there, "--channels", "t1w+pet", "--detectors", "ocsvm")) == 0
+        detector = shutil.move(there / "detectors" / "real", tmp_path / "detector")
+        path = result(there, "p2", "stat-ocsvm_statmap.nii.gz")
+        made, before = load(path)[0], load(result(out, "p2", path.name.partition("res-4_")[2]))[0]
+        path.unlink()
+        assert main(arguments(there, "--detector", str(detector))) == 0
+    assert read_card(detector).parameters["encoder"]["channels"] == 2
+    assert "channels" not in read_card(out / "detectors" / "real").parameters["encoder"]
+    np.testing.assert_allclose(load(path)[0], made, atol=1e-3 * np.abs(made).max())
+    assert np.abs(made - before).max() > 0.1 * np.abs(made).max()
 
 
 def test_a_detector_is_applied_without_its_controls_and_gives_the_same_maps(out, tmp_path):

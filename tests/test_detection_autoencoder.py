@@ -20,13 +20,13 @@ from bids_app.detection.card import EncoderSpec, spec_from_dict, spec_to_dict
 
 SPEC = EncoderSpec()
 BRIEF = replace(SPEC, epochs=3, pairs_per_epoch=400, batch_size=32)
-SPECS = [SPEC, EncoderSpec(patch=21), EncoderSpec(patch=15, latents=8)]
+SPECS = [SPEC, EncoderSpec(patch=21), EncoderSpec(latents=8), EncoderSpec(channels=2)]
 sides = st.integers(1, 12)
 seeds = st.integers(0, 99)
 
 
 def told(spec):
-    return f"{spec.patch}-{spec.latents}"
+    return f"{spec.patch}-{spec.latents}-{spec.channels}"
 
 
 def new_encoder(spec=SPEC, seed=0):
@@ -97,7 +97,7 @@ def test_patches_of_15_voxels_become_11_9_3_and_2():
 @pytest.mark.parametrize("spec", SPECS, ids=told)
 def test_a_patch_becomes_latents_and_a_patch_again(spec):
     encoder = new_encoder(spec)
-    patches = torch.rand(3, 1, spec.patch, spec.patch)
+    patches = torch.rand(3, spec.channels, spec.patch, spec.patch)
     latents = encoder.encode(patches)
     assert latents.shape == (3, spec.latents)
     made = encoder(patches)

@@ -22,7 +22,7 @@ from bids_app.detection.card import EncoderSpec
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 
 SPEC = EncoderSpec()
-SPECS = [SPEC, EncoderSpec(patch=21), EncoderSpec(latents=12)]
+SPECS = [SPEC, EncoderSpec(patch=21), EncoderSpec(latents=12), EncoderSpec(channels=2)]
 sides = st.integers(1, 33)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -30,8 +30,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 @torch.inference_mode()
 def dense_latents(encoder: SiameseAutoencoder, slices: torch.Tensor) -> torch.Tensor:
     """Give the latents of the patch around every voxel, (S, latents, I, J)."""
-    maps = _slide(encoder, slices)
-    rows, columns = slices.shape[1:]
+    rows, columns = slices.shape[-2:]
+    maps = _slide(encoder, slices.reshape(-1, encoder.channels, rows, columns))
     corners = [
         maps[:, :, STRIDE * a : STRIDE * a + rows, STRIDE * b : STRIDE * b + columns]
         for a in range(encoder.side)
@@ -41,7 +41,13 @@ def dense_latents(encoder: SiameseAutoencoder, slices: torch.Tensor) -> torch.Te
 
 
 def told(spec):
-    return f"{spec.patch}-{spec.latents}"
+    return f"{spec.patch}-{spec.latents}-{spec.channels}"
+
+
+def draw(rng, people, rows, columns, spec):
+    """Slices of people: without channels where there is one."""
+    channels = (spec.channels,) * (spec.channels > 1)
+    return rng.random((people, *channels, rows, columns), np.float32)
 
 
 def new_encoder(spec=SPEC, seed=0):
@@ -56,15 +62,14 @@ def new_encoder(spec=SPEC, seed=0):
 
 @torch.no_grad()
 def patch_by_patch(encoder, slices):
-    """Cut the patch around every voxel, and encode them: (S, I, J) → (S, latents, I, J)."""
-    rows, columns = slices.shape[1:]
+    """Cut the patch around every voxel, and encode them: (S, …, I, J) → (S, latents, I, J)."""
+    rows, columns = slices.shape[-2:]
     centres = np.argwhere(np.ones((rows, columns, 1), bool))
-    encoded = [
-        encoder.encode(
-            torch.from_numpy(cut_patches(plane[..., None], centres, encoder.patch))[:, None]
-        )
-        for plane in slices
-    ]
+    planes = slices.reshape(len(slices), encoder.channels, rows, columns)
+    encoded = []
+    for plane in planes:
+        patches = [cut_patches(channel[..., None], centres, encoder.patch) for channel in plane]
+        encoded.append(encoder.encode(torch.from_numpy(np.stack(patches, axis=1))))
     return torch.stack(encoded).unflatten(1, (rows, columns)).permute(0, 3, 1, 2).numpy()
 
 
@@ -80,7 +85,7 @@ def skip_without(device):
 @given(people=st.integers(1, 3), rows=sides, columns=sides, seed=st.integers(0, 99))
 def test_dense_latents_are_those_patch_by_patch(spec, people, rows, columns, seed):
     encoder = new_encoder(spec, seed)
-    slices = np.random.default_rng(seed).random((people, rows, columns), np.float32)
+    slices = draw(np.random.default_rng(seed), people, rows, columns, spec)
     dense = dense_latents(encoder, torch.from_numpy(slices)).numpy()
     assert dense.shape == (people, spec.latents, rows, columns)
     np.testing.assert_allclose(dense, patch_by_patch(encoder, slices), rtol=0, atol=1e-5)
@@ -134,10 +139,7 @@ def test_dense_latents_need_no_gradient():
 @given(people=st.integers(1, 3), rows=sides, columns=sides, seed=st.integers(0, 99))
 def test_latents_at_a_mask_are_the_dense_ones_there(spec, people, rows, columns, seed):
     rng = np.random.default_rng(seed)
-    slices, mask = (
-        rng.random((people, rows, columns), np.float32),
-        rng.random((rows, columns)) > 0.5,
-    )
+    slices, mask = draw(rng, people, rows, columns, spec), rng.random((rows, columns)) > 0.5
     encoder = new_encoder(spec, seed)
     found = latents_at(encoder, slices, mask)
     assert (found.dtype, found.shape) == (np.float32, (mask.sum(), people, spec.latents))

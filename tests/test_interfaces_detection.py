@@ -173,6 +173,53 @@ def test_scores_are_those_of_one_svm_a_voxel_fitted_to_the_members(root, tmp_pat
         )
 
 
+def test_an_encoder_may_see_the_t1w_beside_the_pet(root, tmp_path, rng):
+    """Patches of both are one sample; what is less or more is told by the PET alone."""
+    people, both = [], []
+    for number in range(4):
+        (pet,) = pets(root, number)
+        both.append(np.stack([pet, np.where(BRAIN, rng.random(SHAPE), 0).astype(np.float32)]))
+        store_arrays(
+            tmp_path / f"{number}", OWNER, {"pet": pet, "channels": both[-1], "brain": BRAIN}
+        )
+        people.append(str(tmp_path / f"{number}"))
+    spec = spec_to_dict(replace(SPEC, channels=2))
+    given = {"controls": people[:3], "digests": ["a", "b", "c"]}
+    brain = str(root / "brain.nii.gz")
+    made = run(TrainEncoder, tmp_path / "train", **given, brain=brain, spec=spec, seed=1, threads=1)
+    encoder = load_encoder(Path(made.encoder))
+    common = {
+        "brain": brain,
+        "encoder": made.encoder,
+        "packed": run(PackControls, tmp_path / "pack", **given, channels=2).packed,
+        "members": [0, 1, 2],
+        "digests": given["digests"],
+        "scored": people[3:],
+        "scored_digests": ["d"],
+        "threads": 1,
+        "first": 2,
+        "last": 3,
+    }
+    signed, plain = (
+        run(FitSlab, tmp_path / name, nu=0.3, direction=name, **common) for name in ("hypo", "both")
+    )
+    places = np.argwhere(BRAIN[..., 2])
+    less = np.mean([one[0] for one in both[:3]], axis=0) > both[3][0]
+    for place in (0, 11, len(places) - 1):
+        centre = np.array([[*places[place], 2]])
+        patches = np.stack([[cut_patches(x, centre, 15)[0] for x in one] for one in both])
+        with torch.no_grad():
+            latents = encoder.encode(torch.from_numpy(patches)).double().numpy()
+        latents -= latents[:3].mean(axis=0)
+        oracle = OneClassSVM(nu=0.3, gamma="scale").fit(latents[:3])
+        expected = -oracle.decision_function(latents[3:])[0]
+        assert np.load(plain.scores)[0, place] == pytest.approx(expected, abs=1e-3)
+        expected = expected if less[(*places[place], 2)] else -abs(expected)
+        assert np.load(signed.scores)[0, place] == pytest.approx(expected, abs=1e-3)
+    again = run(ApplySlab, tmp_path / "apply", voxels=signed.voxels, direction="hypo", **common)
+    np.testing.assert_allclose(np.load(again.scores), np.load(signed.scores), atol=1e-5)
+
+
 def test_slabs_together_are_the_whole(tmp_path, common):
     parts = [(0, 2), (2, 3), (3, 6)]
     whole, *pieces = (

@@ -16,7 +16,7 @@ from bids_app.detection.detectors import DEFAULT_DETECTORS
 from bids_app.errors import UnusableDataError, UsageError
 from bids_app.nifti import open_arrays, read_digest, read_owner
 from bids_app.plan.cohort import Participant, SyntheticMaker
-from bids_app.plan.detectors import refuse_settings, settle_detectors
+from bids_app.plan.detectors import encoder_spec, encodes_t1w, refuse_settings, settle_detectors
 from bids_app.plan.group import (
     choose_training_images,
     deal,
@@ -393,13 +393,20 @@ def card():
 
 
 def test_a_detector_is_applied_as_it_was_made(card):
-    for asked in ({}, {"direction": "hyper"}, {"score_smoothing": 8.0}):
-        settled = settle_detectors(settings_of(**asked), card)
-        told = (settled.detectors, settled.direction_of_scores, settled.fwhm_of_scores)
-        assert told == (card.detectors, "hyper", 8.0)
+    for encoder, channels in (({}, "pet"), ({"channels": 2}, "t1w+pet")):
+        card.parameters["encoder"] = encoder
+        own = {"direction": "hyper", "score_smoothing": 8.0, "channels": channels}
+        for asked in ({}, *({name: value} for name, value in own.items())):
+            settled = settle_detectors(settings_of(**asked), card)
+            told = {name: getattr(settled, name) for name in own}
+            assert (settled.detectors, told) == (card.detectors, own)
+            assert encodes_t1w(settled) == (channels == "t1w+pet")
+            assert encoder_spec(settled).channels == encoder.get("channels", 1)
 
 
-@pytest.mark.parametrize("asked", [{"direction": "hypo"}, {"score_smoothing": 0.0}])
+@pytest.mark.parametrize(
+    "asked", [{"direction": "hypo"}, {"score_smoothing": 0.0}, {"channels": "t1w+pet"}]
+)
 def test_a_detector_is_not_applied_otherwise_than_its_controls_were_scored(card, asked):
     with pytest.raises(UnusableDataError, match="made with --direction hyper --score-smoothing 8"):
         settle_detectors(settings_of(**asked), card)

@@ -12,6 +12,7 @@ from bids_app.derivatives.detections import lesions_in_template, t1w_to_template
 from bids_app.derivatives.find import LesionMask, Preprocessed
 from bids_app.nifti import read_digest
 from bids_app.plan.cohort import Subjects
+from bids_app.plan.detectors import encodes_t1w
 from bids_app.plan.group import (
     check_atlas,
     find_masks,
@@ -86,7 +87,9 @@ def store_cohort(study: Study, cohort: Subjects, runner: Runner, *, synthetic: b
     of_atlas = check_atlas(settings)
     patients, without_t1w = keep_with_t1w(cohort.patients)
     lesions = find_masks(settings, patients)
-    images = plan_storage(study, [*cohort.controls, *patients], synthetic=synthetic)
+    images = plan_storage(
+        study, [*cohort.controls, *patients], synthetic=synthetic, t1w=encodes_t1w(settings)
+    )
     graphs = _mask_graphs(study, lesions.masks, settings)
     atlas, reference = study.work_dir / "atlas.nii.gz", mask_on_grid(study, patients)
     if settings.atlas is not None and reference is not None:

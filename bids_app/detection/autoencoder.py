@@ -3,6 +3,8 @@
 Zotova et al. (2021), section 2.2, take the network of Alaverdyan et al. (2020), figure 5, for
 patches of 15×15 voxels and 64 latents. That figure was not at hand: filters and activations are
 our choice. A pair is two axial patches at one place of the brain, in two different controls.
+
+A volume is a PET, (I, J, K), or PET and T1w, (2, I, J, K): its channels come first.
 """
 
 import json
@@ -57,6 +59,7 @@ class SiameseAutoencoder(nn.Module):
     def __init__(self, spec: EncoderSpec, random: torch.Generator) -> None:
         super().__init__()
         self.patch, self.side, self.latents = spec.patch, spec.side, spec.latents
+        self.channels = spec.channels
         layers = layers_of(spec)
         self.encoder, self.decoder = layers["encoder"], layers["decoder"]
         self.to_empty(device="cpu")
@@ -68,7 +71,7 @@ class SiameseAutoencoder(nn.Module):
 
         Parameters
         ----------
-        patches : Tensor, (N, 1, patch, patch)
+        patches : Tensor, (N, channels, patch, patch)
             Intensities in [0, 1], 0 outside the brain.
 
         Returns
@@ -79,11 +82,11 @@ class SiameseAutoencoder(nn.Module):
         return self.encoder(patches).permute(0, 2, 3, 1).flatten(1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Give the patches, (N, 1, patch, patch) in [0, 1], that latents (N, latents) tell of."""
+        """Give the patches, (N, channels, patch, patch) in [0, 1], of latents (N, latents)."""
         return self.decoder(latents.unflatten(1, (self.side, self.side, -1)).permute(0, 3, 1, 2))
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Encode patches, (N, 1, patch, patch) in [0, 1], and decode them."""
+        """Encode patches, (N, channels, patch, patch) in [0, 1], and decode them."""
         return self.decode(self.encode(patches))
 
 
@@ -93,7 +96,7 @@ def layers_of(spec: EncoderSpec) -> dict[str, nn.Sequential]:
     four = spec.latents // spec.side**2
     with torch.device("meta"):  # or torch would draw weights, from a seed of its own
         encoder = nn.Sequential(
-            nn.Conv2d(1, one, 5),
+            nn.Conv2d(spec.channels, one, 5),
             nn.ELU(),
             nn.Conv2d(one, two, 3),
             nn.ELU(),
@@ -108,7 +111,7 @@ def layers_of(spec: EncoderSpec) -> dict[str, nn.Sequential]:
             nn.ELU(),
             nn.ConvTranspose2d(two, one, 3),
             nn.ELU(),
-            nn.ConvTranspose2d(one, 1, 5),
+            nn.ConvTranspose2d(one, spec.channels, 5),
             nn.Sigmoid(),
         )
     return {"encoder": encoder, "decoder": decoder}
@@ -134,7 +137,7 @@ def cut_patches(volume: Volume, centres: NDArray[np.intp], size: int) -> NDArray
 
     Parameters
     ----------
-    volume : ndarray, (I, J, K)
+    volume : ndarray, (I, J, K) or (channels, I, J, K)
         Any unit.
     centres : ndarray of int, (N, 3)
         Voxels inside the volume.
@@ -143,16 +146,17 @@ def cut_patches(volume: Volume, centres: NDArray[np.intp], size: int) -> NDArray
 
     Returns
     -------
-    ndarray of float32, (N, size, size)
+    ndarray of float32, (N, size, size) or (N, channels, size, size)
         In the volume's unit; 0 beyond its border, as outside the brain.
     """
     steps = np.arange(size) - size // 2
     rows = centres[:, 0, None, None] + steps[:, None]
     columns = centres[:, 1, None, None] + steps
-    inside = (rows >= 0) & (rows < volume.shape[0]) & (columns >= 0) & (columns < volume.shape[1])
-    last_row, last_column = volume.shape[0] - 1, volume.shape[1] - 1
-    found = volume[rows.clip(0, last_row), columns.clip(0, last_column), centres[:, 2, None, None]]
-    return np.where(inside, found, 0).astype(np.float32, copy=False)
+    height, width, _ = volume.shape[-3:]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    where = (rows.clip(0, height - 1), columns.clip(0, width - 1), centres[:, 2, None, None])
+    found = np.where(inside, volume[..., *where], 0).astype(np.float32, copy=False)
+    return found if volume.ndim == centres.shape[1] else found.swapaxes(0, 1)
 
 
 def whole_patches(hole: Mask, size: int) -> Mask:
@@ -199,7 +203,7 @@ def draw_pairs(
 
     Parameters
     ----------
-    volumes : sequence of ndarray, (I, J, K)
+    volumes : sequence of ndarray, (I, J, K) or (channels, I, J, K)
         One a control, on one grid, in [0, 1]; may lie on disk, mapped.
     places : ndarray of int, (voxels, 3)
         Where a patch may have its centre, as ``np.argwhere`` of the analysed brain gives it.
@@ -215,7 +219,7 @@ def draw_pairs(
 
     Returns
     -------
-    ndarray of float32, (count, 2, size, size)
+    ndarray of float32, (count, 2, size, size) or (count, 2, channels, size, size)
         In [0, 1]; whole.
 
     Raises
@@ -233,7 +237,7 @@ def draw_pairs(
     for person, mask in whole.items():
         known[:, person] = mask[tuple(centres.T)]
     one, other = _draw_two(known, random)
-    pairs = np.empty((count, 2, size, size), np.float32)
+    pairs = np.empty((count, 2, *volumes[0].shape[:-3], size, size), np.float32)
     for person, volume in enumerate(volumes):
         for twin, chosen in enumerate((one == person, other == person)):
             pairs[chosen, twin] = cut_patches(volume, centres[chosen], size)
@@ -308,7 +312,7 @@ def siamese_loss(pairs: Tensor, made: Tensor, latents: Tensor, *, alpha: float) 
 
     Parameters
     ----------
-    pairs, made : Tensor, (N, 2, size, size)
+    pairs, made : Tensor, (N, 2, size, size) or (N, 2, channels, size, size)
         Patches in [0, 1], given and reconstructed.
     latents : Tensor, (N, 2, latents)
         Of both patches of each pair.
@@ -375,8 +379,8 @@ def fit_encoder(
     ----------
     encoder : SiameseAutoencoder
         New, of the same spec, on the device to compute on; changed in place.
-    volumes : sequence of ndarray, (I, J, K)
-        PET of one control each, on one grid, in [0, 1], 0 outside the brain; may lie on disk.
+    volumes : sequence of ndarray, (I, J, K) or (channels, I, J, K)
+        Images of one control each, on one grid, in [0, 1], 0 outside the brain; may lie on disk.
     brain : ndarray of bool, (I, J, K)
         The analysed brain: centres of patches.
     spec : EncoderSpec
@@ -399,7 +403,7 @@ def fit_encoder(
     FloatingPointError
         If a loss is not finite.
     """
-    if any(volume.shape != brain.shape for volume in volumes):
+    if any(volume.shape[-3:] != brain.shape for volume in volumes):
         raise ValueError(f"a control is not on the brain's grid of {brain.shape} voxels")
     whole = {
         place: whole_patches(hole, spec.patch)
@@ -430,7 +434,7 @@ def _step(
     encoder: SiameseAutoencoder, pairs: Tensor, optimizer: torch.optim.Optimizer, alpha: float
 ) -> tuple[Tensor, tuple[float, ...]]:
     """Improve an encoder once; give the latents, (N, 2, latents), and the three losses."""
-    patches = pairs.flatten(0, 1).unsqueeze(1)
+    patches = pairs.reshape(-1, encoder.channels, *pairs.shape[-2:])
     latents = encoder.encode(patches)
     made = encoder.decode(latents).reshape(pairs.shape)
     latents = latents.unflatten(0, (-1, 2))
@@ -482,7 +486,7 @@ def _slide(encoder: SiameseAutoencoder, slices: Tensor) -> Tensor:
 
     Parameters
     ----------
-    slices : Tensor, (N, I, J)
+    slices : Tensor, (N, channels, I, J)
         Intensities in [0, 1].
 
     Returns
@@ -491,7 +495,7 @@ def _slide(encoder: SiameseAutoencoder, slices: Tensor) -> Tensor:
         What a patch that begins at (i, j) has there, and at every third place from there.
     """
     half = encoder.patch // 2
-    x = F.pad(slices.unsqueeze(1), (half, half, half, half))
+    x = F.pad(slices, (half, half, half, half))
     dilation = 1
     for layer in encoder.encoder:
         if isinstance(layer, nn.Conv2d):
@@ -520,7 +524,7 @@ def latents_at(
     ----------
     encoder : SiameseAutoencoder
         Trained; where it is, is computed.
-    slices : ndarray, (S, I, J)
+    slices : ndarray, (S, I, J) or (S, channels, I, J)
         The slice of S people, in [0, 1]; beyond the border they are 0.
     mask : ndarray of bool, (I, J)
         The voxels, taken row by row.
@@ -534,8 +538,9 @@ def latents_at(
     device = next(encoder.parameters()).device
     places = _places(mask, encoder.side).to(device)
     found = np.empty((int(mask.sum()), len(slices), encoder.latents), np.float32)
-    for person, plane in enumerate(slices):
-        maps = _slide(encoder, torch.from_numpy(np.array(plane, np.float32)).to(device)[None])[0]
+    planes = slices.reshape(len(slices), 1, encoder.channels, *mask.shape)
+    for person, plane in enumerate(planes):
+        maps = _slide(encoder, torch.from_numpy(np.array(plane, np.float32)).to(device))[0]
         rows = maps.permute(1, 2, 0).flatten(0, 1).index_select(0, places)
         found[:, person] = rows.view(found.shape[0], found.shape[2]).cpu().numpy()
     return found
@@ -551,8 +556,8 @@ def reconstruction_errors(
     ----------
     encoder : SiameseAutoencoder
         Trained.
-    volume : ndarray, (I, J, K)
-        PET in [0, 1].
+    volume : ndarray, (I, J, K) or (channels, I, J, K)
+        Intensities in [0, 1].
     centres : ndarray of int, (N, 3)
         Of the patches.
 
@@ -561,7 +566,8 @@ def reconstruction_errors(
     ndarray of float32, (N,)
     """
     device = next(encoder.parameters()).device
-    patches = torch.from_numpy(cut_patches(volume, centres, encoder.patch))[:, None].to(device)
+    patches = torch.from_numpy(cut_patches(volume, centres, encoder.patch)).to(device)
+    patches = patches.reshape(-1, encoder.channels, *patches.shape[-2:])
     squares = (encoder(patches) - patches).square()
     errors: NDArray[np.float32] = squares.mean((1, 2, 3)).cpu().numpy()
     return errors

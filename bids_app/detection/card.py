@@ -22,6 +22,7 @@ _SPEC_CHECKS: dict[str, strict.Check] = {
     "pairs_per_epoch": strict.is_whole(1, 100_000_000),
     "batch_size": strict.is_whole(1, 1_000_000),
     "learning_rate": strict.is_number(0, 10),
+    "channels": strict.is_whole(1, 2),
 }  # limits are our choice
 STRIDE = 3  # of the third convolution
 
@@ -48,6 +49,9 @@ class EncoderSpec:
         Pairs a step; our choice.
     learning_rate : float
         Of Adam at the first step; it falls to 0 along half a cosine. Our choice.
+    channels : int
+        Images that a patch is cut out of: 1 is the PET, as in Zotova et al. (2021), section 2.2; 2
+        is the PET and the T1w, after Zotova et al. (2025), arXiv:2505.07364.
     """
 
     patch: int = 15
@@ -57,6 +61,7 @@ class EncoderSpec:
     pairs_per_epoch: int = 10_000
     batch_size: int = 64
     learning_rate: float = 5e-3
+    channels: int = 1
 
     def __post_init__(self) -> None:
         fits = self.patch % 2 == 1 and (self.patch - SHRINKING) % STRIDE == 0
@@ -85,12 +90,14 @@ class EncoderSpec:
 def spec_to_dict(spec: EncoderSpec) -> dict[str, object]:
     """Tell a spec in plain values, as the file of an encoder holds it.
 
+    One channel is not told: what was computed before there were more stays valid.
+
     Examples
     --------
     >>> spec_from_dict(spec_to_dict(EncoderSpec(epochs=3))) == EncoderSpec(epochs=3)
     True
     """
-    return asdict(spec)
+    return {name: v for name, v in asdict(spec).items() if name != "channels" or v > 1}
 
 
 def spec_from_dict(values: Json) -> EncoderSpec:
@@ -104,7 +111,7 @@ def spec_from_dict(values: Json) -> EncoderSpec:
     try:
         if not isinstance(values, dict):
             raise ValueError("no mapping")
-        strict.refuse_odd(values, _SPEC_CHECKS)
+        strict.refuse_odd(values, _SPEC_CHECKS, "channels")
         return EncoderSpec(**values)
     except ValueError as error:
         raise ValueError(f"not an encoder's spec: {error}") from error

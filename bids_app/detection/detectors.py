@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 TRAINING_SETS = ("real", "hybrid", "synthetic")  # in the order in which they are shown
+CHANNELS = ("pet", "t1w+pet")  # what --channels takes: images that patches are cut out of
 DIRECTIONS = {  # what --direction takes → what that makes of a score
     "hypo": "less uptake scores higher",
     "hyper": "more uptake scores higher",

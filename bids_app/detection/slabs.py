@@ -120,18 +120,18 @@ def mean_map(pieces: Iterable[tuple[Slab, NDArray[np.float32]]], brain: Mask, fo
 
 
 LEVELS = 65535  # of 16 bits
-AXES = 3
+AXES = (3, 4)  # of a volume: without and with channels
 HOLE = "{}.hole"  # name of what a control's PET lacks; there for those alone that lack something
 
 
 def _quantize(volume: Volume) -> NDArray[np.uint16]:
-    """Turn (I, J, K) in [0, 1] into (K, I, J) of 16 bits."""
+    """Turn (I, J, K) in [0, 1] into (K, I, J) of 16 bits; channels stay before I."""
     if not np.isfinite(volume).all():
         raise UnusableDataError(
             "a control's PET holds NaN or infinity, so no detector can be trained on it; exclude it"
         )
     levels = np.rint(np.clip(volume, 0, 1) * LEVELS).astype(np.uint16)
-    return np.ascontiguousarray(np.moveaxis(levels, 2, 0))
+    return np.ascontiguousarray(np.moveaxis(levels, -1, 0))
 
 
 def pack_controls(volumes: Sequence[Volume], path: Path, holes: Sequence[Mask | None] = ()) -> None:
@@ -139,7 +139,7 @@ def pack_controls(volumes: Sequence[Volume], path: Path, holes: Sequence[Mask | 
 
     Parameters
     ----------
-    volumes : sequence of ndarray, (I, J, K)
+    volumes : sequence of ndarray, (I, J, K) or (channels, I, J, K)
         In [0, 1], on one grid; known from here on by their place in this sequence.
     path : Path
         Gets them; rounded to 1/65535.
@@ -202,7 +202,7 @@ class PackedControls:
                 f"{path}: holds no control {', '.join(lost)}; it belongs to another detector"
             )
         kinds = {shapes[member] for member in self._members}
-        if len(kinds) > 1 or any(kind != "U16" or len(shape) != AXES for kind, shape in kinds):
+        if len(kinds) > 1 or any(kind != "U16" or len(shape) not in AXES for kind, shape in kinds):
             raise UnusableDataError(
                 f"{path}: its controls are no volumes of 16 bits on one grid; fetch it again"
             )
@@ -211,7 +211,7 @@ class PackedControls:
         return len(self._members)
 
     def slices(self, k: int) -> NDArray[np.float32]:
-        """Read slice ``k`` of all members, (members, I, J), in [0, 1]."""
+        """Read slice ``k`` of all members, (members, I, J), channels before I, in [0, 1]."""
         with safe_open(self._path, framework="numpy") as file:
             levels = np.stack([file.get_slice(member)[k] for member in self._members])
         return levels.astype(np.float32) / np.float32(LEVELS)

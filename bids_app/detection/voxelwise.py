@@ -41,6 +41,7 @@ KINDS: dict[str, type[np.generic]] = {
     "offset": np.float64,
 }
 NAMES = tuple(KINDS)
+SLICES = 3  # axes of slices without channels
 
 
 @dataclass(frozen=True)
@@ -232,26 +233,30 @@ class FoldOnSlab:
     def read(self, k: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Read slice ``k`` of all controls, (controls, I, J), without what covariates make.
 
+        Where there is a T1w beside the PET, that stays, and channels are before I.
+
         Also gives by how much uptake changes with covariates, (numbers, I, J); None without any.
         """
         slices = self.controls.slices(k)
         if self.rows is None:
             return slices, None
-        known = slices.copy()
+        known = pets_of(slices).copy()
         for place, hole in self.controls.holes(k).items():
             known[place][hole] = np.nan
         slopes = fit_slopes((own.ravel() for own in known), self.rows)
-        slopes = slopes.reshape(-1, *slices.shape[1:])
-        return _adjust_all(slices, self.rows, slopes), slopes
+        slopes = slopes.reshape(-1, *known.shape[1:])
+        _adjust_all(slices, self.rows, slopes)
+        return slices, slopes
 
     def _mean_uptake(self, slices: NDArray[np.float32], k: int) -> NDArray[np.float32]:
         """Average the controls that cover it at each voxel of a slice, (I, J)."""
+        pets = pets_of(slices)
         known, holes = np.ones((), bool), self.controls.holes(k)
         if holes:
-            known = np.ones(slices.shape, bool)
+            known = np.ones(pets.shape, bool)
             for place, hole in holes.items():
                 known[place] = ~hole
-        return np.asarray(np.mean(slices, axis=0, where=known))  # NaN where nobody's does
+        return np.asarray(np.mean(pets, axis=0, where=known))  # NaN where nobody's does
 
     def _whole(self, hole: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return whole_patches(hole[..., np.newaxis], self.encoder.patch)[..., 0]
@@ -293,11 +298,11 @@ class FoldOnSlab:
         brain = self.brain[..., k]
         slices = np.stack([np.asarray(volume[..., k]) for volume in scored])
         if slopes is not None:
-            slices = _adjust_all(slices, rows, slopes)
+            _adjust_all(slices, rows, slopes)
         latents = latents_at(self.encoder, slices, brain) - mean
         scores = -fitted.decision_function(latents).T.astype(np.float32)
         if self.direction != "both":
-            more = slices[:, brain] - self._mean_uptake(controls, k)[brain]
+            more = pets_of(slices)[:, brain] - self._mean_uptake(controls, k)[brain]
             scores = sign_scores(scores, more if self.direction == "hyper" else -more)
         for row, hole in enumerate(holes):
             if hole is not None and hole[..., k].any():
@@ -305,12 +310,29 @@ class FoldOnSlab:
         return scores
 
 
+def pets_of(slices: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Give the PET, the first channel, of slices with or without channels, as a view.
+
+    Parameters
+    ----------
+    slices : ndarray, (S, I, J) or (S, channels, I, J)
+        Of S people.
+
+    Returns
+    -------
+    ndarray, (S, I, J)
+    """
+    return slices if slices.ndim == SLICES else slices[:, 0]
+
+
 def _adjust_all(
     slices: NDArray[np.float32],
     rows: Sequence[Sequence[float]] | NDArray[np.float64],
     slopes: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    return np.stack([adjust(*pair, slopes) for pair in zip(slices, rows, strict=True)])
+) -> None:
+    """Take out of PETs, in place, what covariates make."""
+    for pet, row in zip(pets_of(slices), rows, strict=True):
+        pet[:] = adjust(pet, row, slopes)
 
 
 def sign_scores(scores: NDArray[np.float32], agreement: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -395,8 +417,9 @@ def fit_slab(
     ----------
     fold : FoldOnSlab
         Controls, and where.
-    scored : sequence of ndarray, (I, J, K)
-        PET in [0, 1] of those who are scored; mapped from disk, they are read slice by slice.
+    scored : sequence of ndarray, (I, J, K) or (channels, I, J, K)
+        PET in [0, 1] of those who are scored, and T1w, where the encoder sees it; mapped from disk,
+        they are read slice by slice.
     nu : float
         Of the one-class SVM: 0.03, DESIGN, section 4.
     holes : sequence of ndarray of bool or None

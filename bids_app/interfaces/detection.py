@@ -44,7 +44,7 @@ from bids_app.detection.slabs import PackedControls, Slab, mean_map, pack_contro
 from bids_app.errors import UnusableDataError
 from bids_app.files import copy_file, write_json
 from bids_app.imaging.volume import Grid, lay_labels, zooms_of
-from bids_app.nifti import open_arrays, open_hole, read_owner
+from bids_app.nifti import CHANNELS, open_arrays, open_hole, read_owner
 
 ENGINE = "bids_app.detection.voxelwise"
 PET = "pet"
@@ -79,6 +79,12 @@ def _save_rows(path, scores, what, holes):
 
 def _pets(folders):
     return [open_arrays(Path(folder), [PET])[0] for folder in folders]
+
+
+def _images(folders, channels):
+    """Map what an encoder sees: PET, or PET and T1w, (2, I, J, K)."""
+    name = PET if channels == 1 else CHANNELS
+    return [open_arrays(Path(folder), [name])[0] for folder in folders]
 
 
 def _holes(folders):
@@ -119,7 +125,7 @@ class TrainEncoder(SimpleInterface):
         torch.set_num_threads(self.inputs.threads)
         spec = spec_from_dict(self.inputs.spec)
         encoder, epochs = train_encoder(
-            _pets(self.inputs.controls),
+            _images(self.inputs.controls, spec.channels),
             _brain(self.inputs.brain),
             spec,
             seed=self.inputs.seed,
@@ -134,19 +140,24 @@ class TrainEncoder(SimpleInterface):
         return runtime
 
 
+class _PackControlsInputSpec(_ControlsInputSpec):
+    channels = traits.Int(1, usedefault=True, desc="1 for PET, 2 for PET and T1w")
+
+
 class _PackControlsOutputSpec(TraitedSpec):
     packed = File(exists=True, desc="PET of all controls, as a detector keeps them")
 
 
 class PackControls(SimpleInterface):
-    """Write the PETs of all controls of a training set as its detector keeps them."""
+    """Write the images of all controls of a training set as its detector keeps them."""
 
-    input_spec = _ControlsInputSpec
+    input_spec = _PackControlsInputSpec
     output_spec = _PackControlsOutputSpec
 
     def _run_interface(self, runtime):
         path = Path(runtime.cwd) / "controls.safetensors"
-        pack_controls(_pets(self.inputs.controls), path, _holes(self.inputs.controls))
+        controls = self.inputs.controls
+        pack_controls(_images(controls, self.inputs.channels), path, _holes(controls))
         self._results["packed"] = str(path)
         return runtime
 
@@ -215,7 +226,8 @@ class ApplySlab(SimpleInterface):
         from bids_app.detection.voxelwise import load_models, score_slab
 
         models = load_models(Path(self.inputs.voxels))
-        fold, scored = _fold_of(self.inputs), _pets(self.inputs.scored)
+        fold = _fold_of(self.inputs)
+        scored = _images(self.inputs.scored, fold.encoder.channels)
         return score_slab(fold, models, scored, holes, rows=self.inputs.scored_covariates)
 
 
@@ -249,8 +261,8 @@ class FitSlab(ApplySlab):
     def _score(self, cwd, holes):
         from bids_app.detection.voxelwise import fit_slab, save_models
 
-        fold, scored = _fold_of(self.inputs), _pets(self.inputs.scored)
-        rows = self.inputs.scored_covariates
+        fold, rows = _fold_of(self.inputs), self.inputs.scored_covariates
+        scored = _images(self.inputs.scored, fold.encoder.channels)
         models, scores = fit_slab(fold, scored, nu=self.inputs.nu, holes=holes, rows=rows)
         save_models(cwd / "voxels.safetensors", models)
         self._results["voxels"] = str(cwd / "voxels.safetensors")
@@ -263,7 +275,8 @@ class FitSlab(ApplySlab):
 
         compared, rows = self.inputs.compared, self.inputs.compared_covariates
         fold, holes = replace(fold, direction="both"), _holes(compared)
-        scores = score_slab(fold, models, _pets(compared), holes, rows=rows)
+        images = _images(compared, fold.encoder.channels)
+        scores = score_slab(fold, models, images, holes, rows=rows)
         _save_rows(cwd / "unsigned.npy", scores, _slab_name(self.inputs), holes)
         return str(cwd / "unsigned.npy")
 
@@ -321,7 +334,7 @@ class CompareSynthetic(SimpleInterface):
         if hole is not None:
             whole = brain & whole_patches(hole, encoder.patch)
         centres = draw_centres(whole)
-        errors = reconstruction_errors(encoder, _pets([folder])[0], centres)
+        errors = reconstruction_errors(encoder, _images([folder], encoder.channels)[0], centres)
         return measure_regions(scores, errors, centres, brain, regions=regions, names=names)
 
     def _regions(self, brain, affine):

@@ -20,11 +20,11 @@ from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json
 from bids_app.imaging.coverage import COMPLETE
 from bids_app.imaging.volume import Grid
-from bids_app.nifti import HOLE, Owner, store_arrays
+from bids_app.nifti import CHANNELS, HOLE, Owner, store_arrays
 
 ROUNDING = 1e-3  # intensities may be beyond 0..1 by so much
 SYNTHETIC = "SYNTHETIC"  # as the header of every synthetic image says
-PET, BRAIN = "pet", "brain"
+PET, T1W, BRAIN = "pet", "t1w", "brain"
 
 
 class _StoreVolumesInputSpec(BaseInterfaceInputSpec):
@@ -38,6 +38,9 @@ class _StoreVolumesInputSpec(BaseInterfaceInputSpec):
     shape = traits.Tuple(traits.Int, traits.Int, traits.Int, mandatory=True, desc="of the run")
     affine = traits.List(traits.List(traits.Float), mandatory=True, desc="of the run, in mm, RAS+")
     folder = traits.Str(mandatory=True, nohash=True, desc="where the volumes go")
+    stacked = traits.Bool(
+        False, usedefault=True, desc="whether to store PET and T1w as one array, too"
+    )
     coverage = traits.Str(
         "", usedefault=True, desc="what the PET covers; empty for a synthetic one"
     )
@@ -71,6 +74,8 @@ class StoreVolumes(SimpleInterface):
         for name in self.inputs.real:
             known = arrays[BRAIN] & ~arrays[HOLE] if HOLE in arrays else arrays[BRAIN]
             self._refuse_flat(Path(self.inputs.volumes[name]), arrays[name][known])
+        if self.inputs.stacked:
+            arrays[CHANNELS] = np.stack([arrays[PET], arrays.pop(T1W)])
         store_arrays(Path(self.inputs.folder), owner, arrays)
         self._results["folder"] = self.inputs.folder
         return runtime

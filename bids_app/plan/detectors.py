@@ -17,7 +17,13 @@ from bids_app.derivatives.detections import (
     template_to_t1w,
 )
 from bids_app.detection.card import DetectorCard, EncoderSpec, card_sha256, read_card, spec_to_dict
-from bids_app.detection.detectors import DEFAULT_DETECTORS, DETECTORS, DIRECTIONS, needing_synthetic
+from bids_app.detection.detectors import (
+    CHANNELS,
+    DEFAULT_DETECTORS,
+    DETECTORS,
+    DIRECTIONS,
+    needing_synthetic,
+)
 from bids_app.detection.normative import ZSCORE_FWHM
 from bids_app.detection.slabs import cut_slabs, thickness_of
 from bids_app.errors import Mri2petError, UnusableDataError, UsageError
@@ -87,6 +93,7 @@ def settle_detectors(settings: Settings, card: DetectorCard | None) -> Settings:
             detectors=settings.detectors if settings.detectors else tuple(usual),
             direction=settings.direction_of_scores,
             score_smoothing=settings.fwhm_of_scores,
+            channels=settings.channels if settings.channels else CHANNELS[0],
         )
     made = {name: card.parameters.get(name) for name in ("direction", "score_fwhm")}
     direction, fwhm = made["direction"], made["score_fwhm"]
@@ -95,19 +102,35 @@ def settle_detectors(settings: Settings, card: DetectorCard | None) -> Settings:
             f"{settings.detector}: its card, of mri2pet {card.version}, does not tell in which "
             "direction uptake is abnormal, and how scores were smoothed; train it again"
         )
-    asked = (settings.direction, settings.score_smoothing)
-    if asked[0] not in (None, direction) or asked[1] not in (None, fwhm):
+    channels = _channels_of(card)
+    asked = (settings.direction, settings.score_smoothing, settings.channels)
+    own = (direction, fwhm, channels)
+    if any(value not in (None, known) for value, known in zip(asked, own, strict=True)):
         raise UnusableDataError(
             f"{settings.detector}: was made with --direction {direction} --score-smoothing "
-            f"{fwhm:g}, for which its held-out controls were scored, too; leave these options "
-            "out, or train it again"
+            f"{fwhm:g} --channels {channels}, for which its held-out controls were scored, too; "
+            "leave these options out, or train it again"
         )
     return replace(
         settings,
         detectors=settings.detectors if settings.detectors else card.detectors,
         direction=direction,
         score_smoothing=float(fwhm),
+        channels=channels,
     )
+
+
+def _channels_of(card: DetectorCard) -> str:
+    """Say what the encoder of a detector sees, as --channels does; of old ones, the PET alone."""
+    encoder = card.parameters.get("encoder")
+    told = encoder.get("channels", 1) if isinstance(encoder, dict) else 1
+    return CHANNELS[1] if told == len(CHANNELS) else CHANNELS[0]
+
+
+def encodes_t1w(settings: Settings) -> bool:
+    """Whether a detector of a run sees the T1w beside the PET."""
+    svm = any(DETECTORS[name].method == "svm" for name in settings.detectors)
+    return svm and settings.channels == CHANNELS[1]
 
 
 def _is_skewed(settings: Settings) -> bool:
@@ -117,7 +140,7 @@ def _is_skewed(settings: Settings) -> bool:
 
 def encoder_spec(settings: Settings) -> EncoderSpec:
     """Give the encoder's numbers, fewer for a sloppy run."""
-    spec = EncoderSpec()
+    spec = EncoderSpec(channels=2 if settings.channels == CHANNELS[1] else 1)
     return replace(spec, epochs=5, pairs_per_epoch=2000) if settings.sloppy else spec
 
 

@@ -41,7 +41,7 @@ def _name(path: Path, kind: str) -> str:
 
 
 def plan_storage(
-    study: Study, subjects: Iterable[Participant], *, synthetic: bool
+    study: Study, subjects: Iterable[Participant], *, synthetic: bool, t1w: bool = False
 ) -> list[StoredImage]:
     """Name the folders that the PETs of subjects are stored in.
 
@@ -53,6 +53,8 @@ def plan_storage(
         Controls and patients.
     synthetic : bool
         Whether synthetic PETs are wanted, too.
+    t1w : bool
+        Whether the T1w is wanted beside each PET.
     """
     images = {}  # by name: two PETs of a visit have one synthetic PET
     for subject in subjects:
@@ -65,11 +67,12 @@ def plan_storage(
                 name,
                 subject.label,
                 session,
-                {"pet": path},
+                {"pet": path} | ({"t1w": subject.visit.t1w} if t1w else {}),
                 ("pet",) if kind == "real" else (),
                 subject.visit.brain_mask,
                 study.work_dir / VOLUMES / name,
                 coverage_path(path) if kind == "real" else None,
+                stacked=t1w,
             )
     return list(images.values())
 

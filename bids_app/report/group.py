@@ -537,7 +537,7 @@ def describe_distribution(detected: Detected) -> dict[str, object]:
             "lines": [],
             "sentence": "It was not examined whether synthetic PET is distributed as real PET is: "
             "that takes one-class SVMs trained on real PET, and controls held out from them. Give "
-            "--training-set real beside others, and ocsvm among --detectors."
+            "--training-set real beside others, and ocsvm among --detectors.",
         }
     whole = found[0]
     counts = f"{whole.synthetic} synthetic against {whole.real} held-out real PET"

@@ -176,7 +176,11 @@ def init_ocsvm_wf(
     names = ocsvm_files(len(folds), len(fitting.slabs))
     if applied is None:
         pack = Node(
-            PackControls(controls=folders_of(controls), digests=digests_of(controls)),
+            PackControls(
+                controls=folders_of(controls),
+                digests=digests_of(controls),
+                channels=fitting.encoder.get("channels", 1),
+            ),
             name="pack",
             mem_gb=1,
         )

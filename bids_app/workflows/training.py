@@ -44,6 +44,8 @@ class StoredImage:
         Of the volumes' content; empty before they are stored.
     synthetic : StoredImage or None
         The synthetic PET of the same visit, where a detector compares both.
+    stacked : bool
+        Whether PET and T1w are stored as one array, too.
     """
 
     name: str
@@ -56,6 +58,7 @@ class StoredImage:
     coverage: Path | None = None
     sha256: str = ""
     synthetic: "StoredImage | None" = None
+    stacked: bool = False
 
 
 def init_storing_wf(
@@ -86,6 +89,7 @@ def init_storing_wf(
             affine=[list(row) for row in affine],
             folder=str(image.folder),
             coverage="" if image.coverage is None else str(image.coverage),
+            stacked=image.stacked,
         )
         node = Node(store, name=f"store_{image.name}", mem_gb=1)
         label = f"sub-{image.participant}"
