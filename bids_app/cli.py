@@ -371,7 +371,8 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--atlas NIFTI TSV",
-        "labels in the template's space, and their names (columns index and name)",
+        "labels in the template's space, to name clusters by, and their names (columns index and "
+        "name); default: the coarse atlas of lobes and nuclei that comes with the app (MNI space)",
         absolute_path,
         nargs=2,
     )

@@ -5,16 +5,19 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, UsageError
-from bids_app.imaging.volume import Grid
+from bids_app.imaging.volume import Grid, zooms_of
 from bids_app.synthesis.card import (
     FOLDS,
     Ancestor,
     Card,
-    check_grid,
     check_reference,
+    check_space,
     check_uncertainty,
     check_weights,
+    is_own_grid,
     read_card,
 )
 from bids_app.synthesis.models import configuration_of
@@ -129,7 +132,7 @@ def choose_generator(
     Raises
     ------
     MissingInputError, UnusableDataError
-        As :func:`find_generator`, :func:`read_card`, :func:`check_weights`, :func:`check_grid`,
+        As :func:`find_generator`, :func:`read_card`, :func:`check_weights`, :func:`check_space`,
         :func:`check_reference`, :func:`check_uncertainty`.
     UsageError
         If options do not go together.
@@ -150,7 +153,8 @@ def choose_generator(
 
 def _check(choice: GeneratorChoice, grid: Grid, template: str) -> None:
     check_weights(choice.folder, choice.card)
-    check_grid(choice.card, grid, template)
+    check_space(choice.card, grid, template)
+    _refuse_carried(choice, grid)
     needed = {
         "--match-histogram": (choice.options.match_histogram, check_reference),
         "--novelty": (choice.options.novelty, check_reference),
@@ -162,6 +166,18 @@ def _check(choice: GeneratorChoice, grid: Grid, template: str) -> None:
                 check(choice.folder, choice.card)
         except UnusableDataError as error:
             raise UnusableDataError(f"{flag}: {error}, or leave the option out") from error
+
+
+def _refuse_carried(choice: GeneratorChoice, grid: Grid) -> None:
+    """Refuse options that rest on what a generator knows voxel by voxel, on another grid."""
+    wanted = {"--novelty": choice.options.novelty, "--uncertainty": choice.options.uncertainty}
+    flags = [flag for flag, on in wanted.items() if on]
+    if flags and not is_own_grid(choice.card, grid):
+        own = zooms_of(np.array(choice.card.affine))[0]
+        raise UsageError(
+            f"{' and '.join(flags)}: generator {choice.card.name} knows this at --resolution "
+            f"{own:g} only; leave it out, or change the resolution"
+        )
 
 
 def has_seen(card: Card, subject: str, names: Collection[str], output_dir: Path) -> bool:

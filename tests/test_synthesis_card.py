@@ -15,6 +15,7 @@ from bids_app.synthesis.card import (
     card_values,
     check_grid,
     check_reference,
+    check_space,
     file_sha256,
     read_card,
 )
@@ -221,6 +222,15 @@ def test_another_grid_is_refused_and_both_are_named(shape, shift, template):
     wanted = "×".join(str(side) for side in shape)
     assert "generator tiny: its card says MNI152NLin2009aSym on 40×48×34" in str(refusal.value)
     assert f"the run wants {template} on {wanted}" in str(refusal.value)
+
+
+def test_a_tissue_model_is_used_on_any_grid_of_its_space_and_a_network_is_not():
+    other = Grid((80, 96, 68), GRID.affine @ np.diag([0.5, 0.5, 0.5, 1]))
+    tissue = replace(card_of(SLICES), spec=TissueSpec((1, 1, 1), GRID.shape))
+    check_space(tissue, other, "MNI152NLin2009aSym")
+    for card, template in ((tissue, "MNI152NLin6Asym"), (card_of(SLICES), "MNI152NLin2009aSym")):
+        with pytest.raises(UnusableDataError, match="the run wants"):
+            check_space(card, other, template)
 
 
 def test_its_own_grid_is_accepted():

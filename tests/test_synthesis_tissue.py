@@ -8,11 +8,12 @@ from scipy import ndimage
 
 from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
 from bids_app.imaging.tissues import find_tissue_means, tissue_shares
+from bids_app.imaging.volume import Grid
 from bids_app.nifti import Owner
 from bids_app.synthesis.inference import predict
 from bids_app.synthesis.models import TissueSpec
 from bids_app.synthesis.pairs import Volumes
-from bids_app.synthesis.tissue import _solve, fit_tissue_model
+from bids_app.synthesis.tissue import _solve, carry_tissue_model, fit_tissue_model
 
 pytestmark = pytest.mark.slow
 
@@ -214,3 +215,43 @@ def test_predictions_have_the_mean_that_the_scale_of_pet_gives_all():
     free = fit_tissue_model(SPEC, visits)
     assert float(free.brain_mean) == 0
     assert predicted_by(free, make_t1w(99))[box()].mean() != pytest.approx(0.4, rel=0.01)
+
+
+def carried_to(model, affine, shape):
+    return carry_tissue_model(model, np.diag([*ZOOMS, 1.0]), Grid(shape, affine))
+
+
+def test_a_model_that_is_carried_to_its_own_grid_is_itself():
+    model = fit_tissue_model(SPEC, [make_visit(seed, uneven) for seed in range(4)])
+    same = carried_to(model, np.diag([*ZOOMS, 1.0]), SHAPE)
+    assert same.spec == model.spec
+    for name, tensor in model.state_dict().items():
+        np.testing.assert_allclose(same.state_dict()[name], tensor, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("every", "shift"), [(2, 0), (1, 4)])
+def test_a_model_that_is_carried_predicts_the_same_at_the_same_places(every, shift):
+    """Every second voxel of the grid; and a part of it that begins elsewhere."""
+    model = fit_tissue_model(SPEC, [make_visit(seed, uneven) for seed in range(4)])
+    model.psf_sigma.zero_()  # a blur of so few voxels differs
+    visit = make_visit(9, uneven)
+    part = (slice(shift, None, every),) * 3
+    t1w = np.ascontiguousarray(visit.t1w[part])
+    affine = np.diag([*(every * np.array(ZOOMS)), 1.0])
+    affine[:3, 3] = shift * np.array(ZOOMS)
+    carried = carried_to(model, affine, t1w.shape)
+    model.brain_mean.zero_()  # is that of the brain, of which a part is seen
+    carried.brain_mean.zero_()
+    inside = visit.brain[part]
+    whole, few = predicted_by(model, visit.t1w)[part], predicted_by(carried, t1w)
+    np.testing.assert_allclose(few[inside], whole[inside], atol=0.03)
+    assert np.abs(few[inside] - whole[inside]).mean() < 0.005
+
+
+def test_the_blur_stays_as_wide_in_mm():
+    model = fit_tissue_model(SPEC, [make_visit(seed) for seed in range(3)])
+    affine = np.diag([1.0, 1.5, 3.0, 1.0])
+    carried = carried_to(model, affine, (84, 48, 22))
+    blur = carried.psf_sigma.numpy() * [1.0, 1.5, 3.0]
+    np.testing.assert_allclose(blur, model.psf_sigma.numpy() * ZOOMS, rtol=1e-5)
+    assert carried.spec == TissueSpec((3, 2, 1), (28, 24, 22))

@@ -14,6 +14,7 @@ from bids_app.nifti import read_digest
 from bids_app.plan.cohort import Subjects
 from bids_app.plan.detectors import encodes_t1w
 from bids_app.plan.group import (
+    atlas_of,
     check_atlas,
     find_masks,
     join_cohort,
@@ -92,14 +93,13 @@ def store_cohort(study: Study, cohort: Subjects, runner: Runner, *, synthetic: b
     )
     graphs = _mask_graphs(study, lesions.masks, settings)
     atlas, reference = study.work_dir / "atlas.nii.gz", mask_on_grid(study, patients)
-    if settings.atlas is not None and reference is not None:
+    given = atlas_of(settings)
+    atlas.unlink(missing_ok=True)  # of an earlier run
+    if given is not None and reference is not None:
         orientation = settings.assume_orientation
         graphs.append(
-            init_atlas_wf(
-                settings.atlas[0], reference, atlas, orientation=orientation, name=ATLAS_WF
-            )
+            init_atlas_wf(given[0], reference, atlas, orientation=orientation, name=ATLAS_WF)
         )
-        atlas.unlink(missing_ok=True)  # of an earlier run
     stored, failed = store_images(study, images, runner, graphs)
     masks = {visit.t1w: lesions_in_template(visit) for visit in lesions.masks}
     return replace(
@@ -107,7 +107,7 @@ def store_cohort(study: Study, cohort: Subjects, runner: Runner, *, synthetic: b
             replace(cohort, patients=tuple(patients)), {image.name: image for image in stored}
         ),
         lesions={t1w: mask for t1w, mask in masks.items() if mask.is_file()},
-        atlas=atlas if settings.atlas is not None and atlas.is_file() else None,
+        atlas=atlas if atlas.is_file() else None,
         notes=(*of_atlas, *lesions.notes),
         problems=(*without_t1w, *lesions.problems, *failed),
     )

@@ -210,7 +210,7 @@ def prepare_generator(settings: Settings) -> GeneratorChoice | None:
         settings.output_dir,
         grid,
         settings.template,
-        sloppy=settings.sloppy,
+        sloppy=settings.sloppy and settings.grid_resolution == SLOPPY_RESOLUTION,
         options=options,
     )
 

@@ -136,6 +136,11 @@ DETECTORS = {  # in the order in which they are shown
 DEFAULT_DETECTORS = ("ocsvm", "zscore", "combined")
 
 
+# Which of several leads a report: the one that finds most in simulated patients, but what is blind
+# to lesions of both sides only where nothing better is there (docs/results/detection.md)
+LEADING = ("combined", "zscore", "asymmetry", "pseudonormal", "ocsvm")
+
+
 def detector_of(name: str) -> Detector:
     """Look a detector up; one that is not known goes by its name."""
     return DETECTORS.get(name, Detector(name))

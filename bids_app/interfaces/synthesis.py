@@ -5,6 +5,7 @@ The one that predicts is torch's: see CONTRIBUTING.md, "Processes".
 
 from pathlib import Path
 
+import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     Directory,
@@ -17,7 +18,8 @@ from nipype.interfaces.base import (
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
 from bids_app.imaging.intensity import match_quantiles, scale_to_unit
-from bids_app.synthesis.card import check_reference, check_uncertainty, read_card
+from bids_app.imaging.volume import Grid
+from bids_app.synthesis.card import check_reference, check_uncertainty, is_own_grid, read_card
 from bids_app.synthesis.tiling import overlap
 
 
@@ -51,12 +53,16 @@ class SynthesizePET(SimpleInterface):
 
         from bids_app.synthesis.inference import load_generator, synthesize
         from bids_app.synthesis.reference import read_reference
+        from bids_app.synthesis.tissue import carry_tissue_model
 
         torch.set_num_threads(self.inputs.threads)
         t1w = nifti.load(self.inputs.t1w)
         brain = nifti.load(self.inputs.mask).data > 0
         folder = Path(self.inputs.generator)
         generator, card = load_generator(folder, self.inputs.device)
+        grid = Grid(t1w.data.shape, t1w.affine)
+        if not is_own_grid(card, grid):  # a tissue model, or the run would not have begun
+            generator = carry_tissue_model(generator, np.array(card.affine), grid)
         tiling = overlap(card.spec.tiling) if self.inputs.overlap else card.spec.tiling
         try:
             pet = synthesize(t1w.data, generator, tiling, fwhm=self.inputs.fwhm, zooms=t1w.zooms)

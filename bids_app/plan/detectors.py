@@ -31,6 +31,7 @@ from bids_app.files import place_in
 from bids_app.generators import is_one_of
 from bids_app.plan.cohort import Participant, Subjects, SyntheticMaker
 from bids_app.plan.group import (
+    atlas_of,
     choose_training_images,
     deal,
     described,
@@ -171,13 +172,14 @@ def _fitting_of(
 
 def _clustering_of(settings: Settings, cohort: Subjects) -> Clustering:
     """Say how clusters are found."""
+    atlas = atlas_of(settings)
     return Clustering(
         fwhm=settings.fwhm_of_scores,
         extent=settings.cluster_extent,
         minimum_volume=settings.min_cluster_size,
         most=settings.clusters,
         atlas=cohort.atlas,
-        names=None if settings.atlas is None else settings.atlas[1],
+        names=None if atlas is None or cohort.atlas is None else atlas[1],
     )
 
 

@@ -28,6 +28,7 @@ from bids_app.plan.cohort import Participant, Subjects
 from bids_app.plan.problems import Problem, refuse_other_grids
 from bids_app.plan.study import Study, seed_of
 from bids_app.settings import Settings
+from bids_app.templates import coarse_atlas
 from bids_app.workflows.training import Fold, StoredImage
 
 FEWEST = 2  # controls that a fold is trained on: pairs are of two
@@ -386,6 +387,14 @@ def _tell_mask(visit: Preprocessed, mask: LesionMask | None) -> str:
         return f"{who}: no mask of lesions; in no curve"
     how = "resampled" if mask.in_template else "carried from the T1w"
     return f"{who}: lesions are those of {mask.path.name}, {how} to the grid"
+
+
+def atlas_of(settings: Settings) -> tuple[Path, Path] | None:
+    """Name the image and the names of an atlas: as given, else the app's own where that fits."""
+    if settings.atlas is not None:
+        return settings.atlas
+    coarse = coarse_atlas(settings.template)
+    return None if coarse is None else (coarse, coarse.with_name("coarse.tsv"))
 
 
 def check_atlas(settings: Settings) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from bids_app.errors import (
     UsageError,
 )
 from bids_app.files import Json, read_json, read_text
-from bids_app.generators import GeneratorChoice, check_grid, has_seen, known_labels
+from bids_app.generators import GeneratorChoice, check_space, has_seen, known_labels
 from bids_app.header import Header
 from bids_app.imaging.verdict import DOUBT, FAIL, reasons_of, verdict_of
 from bids_app.plan.problems import Problem, error_of
@@ -395,7 +395,7 @@ def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:
             raise MissingInputError(
                 f"{path}: no such file; run --stage preprocess for {plan.label} first"
             )
-        check_grid(run.generator.card, nifti.read_grid(path), run.space.template)
+        check_space(run.generator.card, nifti.read_grid(path), run.space.template)
     t1w = plan.paths.t1w_in_template
     if not _is_trusted(t1w):
         raise UnusableDataError(

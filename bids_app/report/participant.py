@@ -21,6 +21,9 @@ from bids_app.report.anomalies import (
     name_of,
     place_of,
 )
+from bids_app.report.findings import findings_of
+from bids_app.report.group import NAME as GROUP
+from bids_app.report.group import write_group_methods
 from bids_app.report.maps import ScoreMap, draw_score_map, take_score_map
 from bids_app.report.methods import participant_methods
 from bids_app.report.page import (
@@ -203,11 +206,19 @@ def write_subject_report(
                 section: [panel for drawing in drawings for panel in drawing[section]]
                 for section in ("anatomy", "coregistration", "pet")
             },
+            "patient": findings_of(output_dir, subject, spaces),
+            "detection": _detection(output_dir),
             "anomalies": section_of(output_dir, subject, spaces),
             "methods": participant_methods(visits, record["versions"]) if visits else "",
         }
 
     return write_report(output_dir, f"sub-{subject}", told, "subject.html", gather)
+
+
+def _detection(output_dir: Path) -> dict[str, str]:
+    """Tell how the last run of the group level was called, and by which methods it detected."""
+    record = read_record(output_dir, GROUP)
+    return {"command": record["command"], "methods": write_group_methods(output_dir)}
 
 
 def _shape_of(template_t1w: Path) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from bids_app import strict
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import Json
 from bids_app.imaging.volume import Grid
-from bids_app.synthesis.models import Spec, spec_from_dict, spec_to_dict
+from bids_app.synthesis.models import Spec, TissueSpec, spec_from_dict, spec_to_dict
 
 WEIGHTS, CARD, REFERENCE = "weights.safetensors", "card.json", "reference.safetensors"
 UNCERTAINTY = "uncertainty.safetensors"
@@ -319,6 +319,23 @@ def read_parts(
         raise UnusableDataError(f"{path}: {complaint} ({error}); fetch it again") from error
 
 
+def is_own_grid(card: Card, grid: Grid) -> bool:
+    """Whether a grid is the one that a generator was trained on."""
+    return card.shape == grid.shape and np.allclose(card.affine, grid.affine, atol=1e-3)
+
+
+def check_space(card: Card, grid: Grid, template: str) -> None:
+    """Refuse a grid that the generator cannot be used on: a tissue model can, on any of its space.
+
+    Raises
+    ------
+    UnusableDataError
+        As :func:`check_grid`.
+    """
+    if not isinstance(card.spec, TissueSpec) or card.template != template:
+        check_grid(card, grid, template)
+
+
 def check_grid(card: Card, grid: Grid, template: str) -> None:
     """Refuse a grid that the generator has not been trained on.
 
@@ -327,8 +344,7 @@ def check_grid(card: Card, grid: Grid, template: str) -> None:
     UnusableDataError
         If template, shape or affine differ.
     """
-    same = card.shape == grid.shape and np.allclose(card.affine, grid.affine, atol=1e-3)
-    if not same or card.template != template:
+    if not is_own_grid(card, grid) or card.template != template:
         raise UnusableDataError(
             f"generator {card.name}: its card says {_describe(card.template, card.shape)}, the run "
             f"wants {_describe(template, grid.shape)}; choose its --template, --bounding-box and "

@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
 from bids_app.imaging.tissues import tissue_shares
-from bids_app.imaging.volume import Volume, count_cubes, spread_cubes
+from bids_app.imaging.volume import (
+    Affine,
+    Grid,
+    Volume,
+    count_cubes,
+    cube_sides,
+    spread_cubes,
+    zooms_of,
+)
 from bids_app.synthesis.models import FEWEST, TissueSpec
 from bids_app.synthesis.pairs import Volumes
 
@@ -86,6 +94,48 @@ class TissueModel(nn.Module):
         mean, wanted = float(pet.sum() / max(np.count_nonzero(t1w), 1)), float(self.brain_mean)
         factor = wanted / mean if wanted and mean else 1.0
         return np.clip(factor * pet, 0, 1).astype(np.float32)
+
+
+def carry_tissue_model(model: TissueModel, affine: Affine, grid: Grid) -> TissueModel:
+    """Bring a tissue model to another grid of its space: coefficients are smooth maps.
+
+    Parameters
+    ----------
+    model : TissueModel
+        On the grid it was fitted on.
+    affine : ndarray, (4, 4)
+        Voxel indices of that grid → mm.
+    grid : Grid
+        The other one; beyond the first, coefficients go on as at its edge.
+
+    Returns
+    -------
+    TissueModel
+        With cubes of about the same edges in mm.
+    """
+    zooms, own = zooms_of(grid.affine), np.array(zooms_of(affine))
+    edges = np.array(model.spec.sides) * own
+    sides = cube_sides(float(edges.min()), zooms)
+    spec = TissueSpec(sides, count_cubes(grid.shape, sides))
+    steps = np.linalg.inv(_centres(affine, model.spec.sides)) @ _centres(grid.affine, sides)
+    carried = TissueModel(spec)
+    for number, cubes in enumerate(model.coefficients.numpy()):
+        moved = ndimage.affine_transform(
+            cubes, steps[:3, :3], steps[:3, 3], spec.cubes, order=1, mode="nearest"
+        )
+        carried.coefficients[number].copy_(torch.from_numpy(moved))
+    blur = model.psf_sigma.numpy() * own / np.array(zooms)
+    carried.psf_sigma.copy_(torch.from_numpy(blur.astype(np.float32)))
+    carried.brain_mean.copy_(model.brain_mean)
+    return carried.eval()
+
+
+def _centres(affine: Affine, sides: tuple[int, int, int]) -> Affine:
+    """Give the affine of cubes, from those of voxels: indices of a cube → its centre in mm."""
+    scale = np.diag([*sides, 1.0])
+    scale[:3, 3] = (np.array(sides) - 1) / 2
+    centres: Affine = affine @ scale
+    return centres
 
 
 def _cut(volume: NDArray[np.float32], sides: tuple[int, int, int]) -> NDArray[np.float32]:

@@ -1,0 +1,374 @@
+"""The findings of a patient, first of all: the strongest clusters and known lesions, with pictures.
+
+One detector leads, the one that finds most in simulated patients; beside each of its clusters
+stands which others see something there, and how many held-out controls have a cluster as strong.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_app.derivatives.detections import Anomaly, find_anomalies, read_run
+from bids_app.derivatives.sidecars import Faults
+from bids_app.detection.clusters import Cluster, separate_lesions, side_of
+from bids_app.detection.detectors import LEADING
+from bids_app.errors import Mri2petError
+from bids_app.imaging.volume import Mask
+from bids_app.nifti import Image
+from bids_app.report.anomalies import (
+    Scores,
+    control_scores,
+    find_cards,
+    format_score,
+    name_of,
+    place_of,
+)
+from bids_app.report.charts import WIDTH
+from bids_app.report.figures import (
+    Field,
+    Figure,
+    Layer,
+    Outline,
+    Scale,
+    Section,
+    Spot,
+    Text,
+    Tile,
+    bars_of,
+    crop,
+    cut,
+    describe_slices,
+    draw_line,
+    field_around,
+    head,
+    size_of,
+    tile_of,
+)
+from bids_app.report.maps import LESION, ScoreMap, take_lesions, take_score_map
+from bids_app.report.page import detector_of_run, enumerate_words, read_record
+from bids_app.report.panels import (
+    AROUND_BRAIN,
+    GAP,
+    HEADER,
+    LINE,
+    UPTAKE,
+    bar_of_scores,
+    paint_scores,
+)
+from bids_app.report.results import ImageCache, mask_of
+
+FIRST: Final = 3  # clusters that are shown; our choice: three fit on a printed page
+COMMON: Final = 0.2  # share of controls with a cluster as strong: it does not stand out; our choice
+NEVER: Final = 1_000_000  # more than any rank
+SMALL: Final = 1000.0  # mm3; volumes below it are told in cm3 with two digits
+
+
+@dataclass(frozen=True)
+class Found:
+    """A cluster or a lesion: a heading, what is told of it, and its picture if there is one."""
+
+    heading: str
+    sentences: tuple[str, ...]
+    figure: Figure | None
+    missed: bool = False
+
+
+@dataclass(frozen=True)
+class _Patient:
+    """Maps of a PET in the space of the template, cropped; the leading detector's is the first."""
+
+    anomalies: Sequence[Anomaly]
+    maps: Sequence[ScoreMap]
+    pet: Image | None
+    lesions: Mask | None
+    scores: Scores
+
+    @property
+    def lead(self) -> Anomaly:
+        return self.anomalies[0]
+
+
+def findings_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> list[dict[str, object]]:
+    """Gather what the last run of the group level has found in a patient, a PET an entry.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    subject : str
+        Its label, without ``sub-``.
+    spaces : tuple of str
+        Of the template, as in file names; maps in others are passed over. Empty: any.
+
+    Returns
+    -------
+    list of dict
+        None for a control, and where there is no map: ``name``, ``summary``, ``clusters``,
+        ``lesions``, both of :class:`Found`, and ``faults``.
+    """
+    run = read_run(output_dir)
+    known = None if run is None else {output_dir / one.path for one in run.maps}
+    own = [
+        anomaly
+        for anomaly in find_anomalies(output_dir, subject, spaces=spaces)
+        if anomaly.primary
+        and not anomaly.held_out
+        and (known is None or anomaly.paths["statmap"] in known)
+    ]
+    applied, faults = detector_of_run(read_record(output_dir, "group")), Faults(output_dir)
+    cards = find_cards(output_dir, {anomaly.training_set for anomaly in own}, applied, faults)
+    scores = control_scores(cards, faults)
+    return [
+        _of_pet(output_dir, [anomaly for anomaly in own if anomaly.stem == stem], scores)
+        for stem in dict.fromkeys(anomaly.stem for anomaly in own)
+    ]
+
+
+def _of_pet(output_dir: Path, anomalies: list[Anomaly], scores: Scores) -> dict[str, object]:
+    anomalies.sort(key=lambda one: _place_of(one.detector))
+    lead = anomalies[0]
+    told: dict[str, object] = {
+        "name": lead.name,
+        "summary": _summarize(lead, scores),
+        "clusters": [Found(*_words(c, lead, scores), None) for c in lead.clusters[:FIRST]],
+        "lesions": [],
+        "faults": [],
+    }
+    try:
+        patient = _take(output_dir, anomalies, scores)
+    except Mri2petError as error:
+        return {**told, "faults": [f"There is no picture of the findings. {error}"]}
+    clusters = [_show_cluster(patient, cluster) for cluster in lead.clusters[:FIRST]]
+    return {**told, "clusters": clusters, "lesions": _show_lesions(patient)}
+
+
+def _place_of(detector: str) -> int:
+    return LEADING.index(detector) if detector in LEADING else len(LEADING)
+
+
+def _take(output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores) -> _Patient:
+    """Read the maps of a PET, the PET itself and known lesions, around the brain."""
+    cache, lead = ImageCache(output_dir), anomalies[0]
+    maps = [take_score_map(cache, output_dir, one, own=False) for one in anomalies]
+    t1w = maps[0].t1w
+    field = field_around(mask_of(maps[0].brain), t1w.zooms, AROUND_BRAIN)
+    path = lead.paths["statmap"].with_name(
+        f"{lead.stem}_space-{lead.space}_desc-preproc_pet.nii.gz"
+    )
+    images, _ = cache.take_all({"pet": path}, t1w)
+    lesions = take_lesions(cache, output_dir, lead, t1w)
+    return _Patient(
+        anomalies,
+        [_crop(one, field) for one in maps],
+        crop(images["pet"], field) if images else None,
+        None if lesions is None else lesions[field],
+        scores,
+    )
+
+
+def _crop(score_map: ScoreMap, field: Field) -> ScoreMap:
+    labels = None if score_map.labels is None else crop(score_map.labels, field)
+    scores, t1w, brain = (
+        crop(one, field) for one in (score_map.scores, score_map.t1w, score_map.brain)
+    )
+    return ScoreMap(scores, t1w, brain, labels, score_map.heat)
+
+
+def _own_scores(lead: Anomaly, scores: Scores) -> list[list[float]]:
+    return list(scores.get((lead.training_set, lead.detector), {}).values())
+
+
+def _count_controls(cluster: Cluster, lead: Anomaly, scores: Scores) -> tuple[int, int]:
+    """Count held-out controls with a cluster as strong, and all of them."""
+    own = _own_scores(lead, scores)
+    return sum(max(each, default=-np.inf) >= cluster.sum_score for each in own), len(own)
+
+
+def _summarize(lead: Anomaly, scores: Scores) -> str:
+    """Say in a sentence or two what was found."""
+    by = name_of(lead.detector)
+    if not lead.clusters:
+        return f"No cluster was found by {by}."
+    first = lead.clusters[0]
+    what = f"The strongest cluster by {by} ({_where(first)}, {_volume(first.volume)})"
+    strong, known = _count_controls(first, lead, scores)
+    if not known:
+        return f"{what} cannot be compared with healthy people: no control was held out."
+    if not strong:
+        return f"{what} is stronger than every cluster of {known} held-out controls."
+    told = f"{what}: {strong} of {known} held-out controls {_have(strong)} one at least as strong"
+    return f"{told}, so it does not stand out." if strong >= COMMON * known else f"{told}."
+
+
+def _have(number: int) -> str:
+    return "has" if number == 1 else "have"
+
+
+def _where(cluster: Cluster) -> str:
+    """Say where a cluster is: its side, and its region if that is known.
+
+    Examples
+    --------
+    >>> known = dict.fromkeys(("rank", "x", "y", "z", "volume", "peak_x", "peak_y", "peak_z"), 1)
+    >>> known |= dict.fromkeys(("peak_score", "mean_score", "sum_score"), 1.0)
+    >>> _where(Cluster(**known, side="left", region="left frontal"))
+    'left frontal'
+    >>> _where(Cluster(**known, side="midline", region="pons"))
+    'midline, pons'
+    """
+    region = cluster.region if cluster.region else ""
+    if not region or cluster.side in region.lower():
+        return region if region else cluster.side
+    return f"{cluster.side}, {region}"
+
+
+def _volume(volume: float) -> str:
+    """Write a volume in cm³.
+
+    Examples
+    --------
+    >>> _volume(3216.0), _volume(216.0)
+    ('3.2 cm³', '0.22 cm³')
+    """
+    return f"{volume / 1000:.1f} cm³" if volume >= SMALL else f"{volume / 1000:.2f} cm³"
+
+
+def _words(
+    cluster: Cluster, lead: Anomaly, scores: Scores, seen: Sequence[str] | None = None
+) -> tuple[str, tuple[str, ...]]:
+    """Give the heading of a cluster, and what is told of it."""
+    place = _where(cluster)
+    heading = f"{cluster.rank}. {place[:1].upper()}{place[1:]}, {_volume(cluster.volume)}"
+    strong, known = _count_controls(cluster, lead, scores)
+    compared = f"{strong} of {known} held-out controls {_have(strong)} a cluster as strong."
+    sentences = [
+        compared if known else "No control was held out to compare it with.",
+        f"Peak score {format_score(cluster.peak_score)}; centre at {place_of(cluster)} mm.",
+    ]
+    if seen is not None:
+        others = f"Also seen by {enumerate_words(list(seen))}."
+        sentences.append(others if seen else "No other detector has a cluster there.")
+    if cluster.overlap is not None:
+        sentences.append(
+            f"{_volume(cluster.overlap)} of it lie in a known lesion."
+            if cluster.overlap
+            else "It is not on a known lesion."
+        )
+    return heading, tuple(sentences)
+
+
+def _show_cluster(patient: _Patient, cluster: Cluster) -> Found:
+    lead, first = patient.lead, patient.maps[0]
+    inside = _cluster_of(first, cluster.rank)
+    seen = None if len(patient.anomalies) == 1 else _agreement(patient, inside)
+    heading, sentences = _words(cluster, lead, patient.scores, seen)
+    peak = np.array([cluster.peak_x, cluster.peak_y, cluster.peak_z, 1.0])
+    steps = np.linalg.inv(first.t1w.affine) @ peak
+    return Found(heading, sentences, _picture(patient, heading, steps[:3], inside))
+
+
+def _cluster_of(score_map: ScoreMap, rank: int) -> Mask:
+    if score_map.labels is None:
+        return np.zeros(score_map.scores.data.shape, bool)
+    inside: Mask = np.rint(np.nan_to_num(score_map.labels.data)) == rank
+    return inside
+
+
+def _agreement(patient: _Patient, inside: Mask) -> list[str]:
+    """List the other detectors that have a cluster on the same voxels, and its rank."""
+    ranks = _first_ranks(patient, inside)
+    others = [(name, rank) for name, rank in ranks.items() if name != patient.lead.detector]
+    return [f"{name_of(name)} (rank {rank})" for name, rank in others if rank]
+
+
+def _first_ranks(patient: _Patient, inside: Mask) -> dict[str, int]:
+    """Give the rank of each detector's first cluster that shares a voxel with a mask; 0 if none."""
+    found = {}
+    for anomaly, score_map in zip(patient.anomalies, patient.maps, strict=True):
+        if score_map.labels is not None:
+            labels = np.rint(np.nan_to_num(score_map.labels.data[inside])).astype(int)
+            found[anomaly.detector] = int(labels[labels > 0].min(initial=NEVER)) % NEVER
+    return found
+
+
+def _show_lesions(patient: _Patient) -> list[Found]:
+    """Tell of each known lesion by what it was found; picture those that the leading one missed."""
+    if patient.lesions is None:
+        return []
+    affine = patient.maps[0].t1w.affine
+    labels = separate_lesions(patient.lesions, affine)
+    found = []
+    for number in range(1, int(labels.max()) + 1):
+        inside = labels == number
+        centre = np.argwhere(inside).mean(axis=0)
+        x = float((affine @ [*centre, 1])[0])
+        volume = float(inside.sum() * abs(np.linalg.det(affine[:3, :3])))
+        heading = f"Lesion {number}, {side_of(x)}, {_volume(volume)}"
+        ranks = _first_ranks(patient, inside)
+        hits = [f"{name_of(name)} (cluster {rank})" for name, rank in ranks.items() if rank]
+        missed = [name_of(name) for name, rank in ranks.items() if not rank]
+        sentences = [f"Found by {enumerate_words(hits)}."] if hits else []
+        sentences += [f"Missed by {enumerate_words(missed)}."] if missed else []
+        lost = not ranks.get(patient.lead.detector)
+        figure = _picture(patient, heading, centre) if lost else None
+        found.append(Found(heading, tuple(sentences), figure, missed=lost))
+    return found
+
+
+T1W: Final = Scale("gray", 0.0, 1.0, "T1w")
+CLUSTER: Final = "#3dff5e"  # colour of the line around a cluster: none of PET or scores has it
+HALF: Final = 0.5  # of a mask's 0 and 1
+
+
+def _picture(
+    patient: _Patient, title: str, place: NDArray[np.float64], cluster: Mask | None = None
+) -> Figure:
+    """Draw T1w, PET and map side by side, in two planes through a place, in voxels."""
+    first = patient.maps[0]
+    grid, shape = first.t1w, first.t1w.data.shape
+    _, j, k = (int(np.clip(round(x), 0, n - 1)) for x, n in zip(place, shape, strict=True))
+    t1w = Layer("T1w", grid, T1W)
+    pet = None if patient.pet is None else Layer("PET", patient.pet, UPTAKE)
+    columns = {"T1w": t1w, "PET": pet, name_of(patient.lead.detector): t1w}
+    sections = (Section("axial", k), Section("coronal", j))
+    spots = _lay_strip(sections, grid, len(columns))
+    tiles, texts = list[Tile](), list[Text]()
+    for (name, layer), spot in zip([*columns.items()] * len(sections), spots, strict=True):
+        tiles += [] if layer is None else [tile_of(layer, spot)]
+        texts += head(grid, spot, above=5)
+        words = name if layer is not None else f"{name}: no image"
+        texts.append(Text(words, spot.x + spot.width / 2, LINE * 0.8, strong=True))
+    for spot in spots[len(columns) - 1 :: len(columns)]:
+        tiles.append(Tile(paint_scores(cut(first.scores.data, spot.section), first.heat), spot))
+    lines: list[Outline] = []
+    if patient.lesions is not None:
+        lines.append(("known lesion", LESION, patient.lesions.astype(np.float32), HALF))
+    if cluster is not None:
+        lines.append(("this cluster", CLUSTER, cluster.astype(np.float32), HALF))
+    return Figure(
+        title=title,
+        description=describe_slices(", ".join(columns), grid, sections),
+        width=WIDTH,
+        height=max(spot.y + spot.height for spot in spots) + GAP,
+        frames=(("", tuple(tiles)),),
+        texts=tuple(texts),
+        lines=tuple(draw_line(line, spots) for line in lines),
+        bars=(*bars_of([] if pet is None else [pet]), *bar_of_scores(first.heat)),
+    )
+
+
+def _lay_strip(sections: Sequence[Section], grid: Image, columns: int) -> list[Spot]:
+    """Lay so many pictures of each slice out in one row, as wide as the page, in px."""
+    widths = [size_of(grid, section.plane) for section in sections]
+    room = WIDTH - GAP * columns * len(sections)
+    scale = room / (columns * sum(width for width, _ in widths))
+    spots, x = list[Spot](), 0.0
+    for section, (width, height) in zip(sections, widths, strict=True):
+        for _ in range(columns):
+            spots.append(Spot(section, x, LINE + HEADER, scale * width, scale * height))
+            x += scale * width + GAP
+    return spots

@@ -1,0 +1,207 @@
+"""The first page of a patient's report: what was found, in words and pictures."""
+
+import copy
+import re
+import shutil
+
+import numpy as np
+import pytest
+from anomalies import OTHER, PATIENTS, Cohort, T
+from pages import text_of
+
+from bids_app import nifti
+from bids_app.derivatives.detections import find_anomalies
+from bids_app.detection.clusters import Cluster
+from bids_app.detection.detectors import DETECTORS, LEADING
+from bids_app.files import read_tsv, write_tsv
+from bids_app.report.findings import _count_controls, findings_of
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Not to be changed."""
+    return Cohort(tmp_path_factory.mktemp("findings") / "out")
+
+
+@pytest.fixture
+def cohort(made, tmp_path):
+    """A copy that a test may damage."""
+    mine = copy.copy(made)
+    mine.out = shutil.copytree(made.out, tmp_path / "out")
+    return mine
+
+
+def section(page):
+    """The text of the findings alone."""
+    found = re.search(r'<section id="findings".*?</section>', page, re.S)
+    return text_of(found[0]) if found else ""
+
+
+def rows_of(cohort, detector="zscore", label="P1"):
+    path = cohort.out / f"sub-{label}/pet/sub-{label}_trc-18FFDG_space-{T}_desc-{detector}_clusters"
+    return read_tsv(path.with_name(f"{path.name}.tsv"))
+
+
+def test_findings_come_first_and_quality_after(made):
+    page = made.write_subject("P1")
+    sections = re.findall(r'<section id="(\w+)"', page)
+    assert sections[:2] == ["findings", "summary"]
+    assert "<h2>Quality control</h2>" in page
+    assert re.search(r'<nav[^>]*><a href="#findings">Findings</a><a href="#summary">Quality', page)
+    findings = re.search(r'<section id="findings".*?</section>', page, re.S)[0]
+    assert 'href="group.html"' in findings
+    assert "Detection of anomalies" in page
+
+
+def test_a_control_and_someone_without_maps_have_no_findings(made, cohort):
+    assert findings_of(made.out, "C1", (T,)) == []
+    page = made.write_subject("C1")
+    assert 'id="findings"' not in page
+    assert "<h2>Summary</h2>" in page
+    for path in cohort.out.glob("**/sub-P1*_statmap.nii.gz"):
+        path.unlink()
+    assert findings_of(cohort.out, "P1", (T,)) == []
+
+
+def test_the_detector_that_finds_most_leads():
+    assert set(LEADING) == set(DETECTORS)
+    assert LEADING[0] == "combined"
+
+
+def test_clusters_are_told_with_the_controls_that_have_one_as_strong(made):
+    """Of two controls, one has a cluster with the sum of OTHER's, and one has none."""
+    (told,) = findings_of(made.out, "P1", (T,))
+    rows = rows_of(made)
+    assert len(told["clusters"]) == len(rows) == 2
+    for found, row in zip(told["clusters"], rows, strict=True):
+        assert found.heading.startswith(f"{row['rank']}. ")
+        assert f"{float(row['volume']) / 1000:.1f} cm³" in found.heading
+        assert "of 2 held-out controls" in " ".join(found.sentences)
+    assert "1 of 2 held-out controls has one at least as strong, so it does not" in told["summary"]
+    assert section(made.write_subject("P1")).count("held-out controls") == 3
+
+
+def cluster(total):
+    place = dict.fromkeys(("x", "y", "z", "volume", "peak_x", "peak_y", "peak_z"), 1.0)
+    scores = {"peak_score": 1.0, "mean_score": 1.0, "sum_score": total}
+    return Cluster(rank=1, side="left", **place, **scores)
+
+
+def test_a_control_counts_if_its_strongest_cluster_is_as_strong(made):
+    scores = {("real", "zscore"): {"a": [3.0, 1.0], "b": [], "c": [2.0], "d": [5.0]}}
+    lead = findings_lead(made)
+    for total, expected in ((0.5, 3), (2.0, 3), (2.5, 2), (5.0, 1), (5.5, 0)):
+        assert _count_controls(cluster(total), lead, scores) == (expected, 4)
+    assert _count_controls(cluster(1.0), lead, {}) == (0, 0)
+
+
+def findings_lead(made):
+    found = find_anomalies(made.out, "P1", spaces=(T,))
+    (lead,) = (one for one in found if one.primary and one.detector == "zscore")
+    return lead
+
+
+def test_a_cluster_beyond_all_controls_is_said_to_be_so(cohort):
+    path = cohort.out / "detectors/real/control_clusters.tsv"
+    rows = read_tsv(path)
+    for row in rows:
+        if row["sum_score"] not in ("", "n/a"):
+            row["sum_score"] = "0.001"
+    write_tsv(path, list(rows[0]), rows)
+    (told,) = findings_of(cohort.out, "P1", (T,))
+    assert told["summary"].endswith("is stronger than every cluster of 2 held-out controls.")
+    path.unlink()
+    (told,) = findings_of(cohort.out, "P1", (T,))
+    assert told["summary"].endswith("no control was held out.")
+
+
+def test_other_detectors_that_see_the_same_place_are_named_with_their_rank(made):
+    (told,) = findings_of(made.out, "P1", (T,))
+    near = {}
+    for row in rows_of(made, "ocsvm"):
+        place = np.array([float(row[axis]) for axis in "xyz"])
+        near[OTHER if np.linalg.norm(place - OTHER) < 12 else PATIENTS["P1"]] = row["rank"]
+    for found, row in zip(told["clusters"], rows_of(made), strict=True):
+        place = np.array([float(row[axis]) for axis in "xyz"])
+        where = OTHER if np.linalg.norm(place - OTHER) < 12 else PATIENTS["P1"]
+        assert f"Also seen by OC-SVM (rank {near[where]})." in found.sentences
+
+
+def test_lesions_are_found_or_missed_each(made, cohort):
+    (told,) = findings_of(made.out, "P1", (T,))
+    (lesion,) = told["lesions"]
+    assert lesion.heading.startswith("Lesion 1, left, ")
+    assert not lesion.missed
+    assert "Found by z score (cluster 2) and OC-SVM (cluster 1)." in lesion.sentences
+    assert lesion.figure is None
+    path = cohort.out / f"sub-P1/anat/sub-P1_space-{T}_label-L_mask.nii.gz"
+    far = np.linalg.norm(cohort.world - np.array([30.0, 10.0, 30.0]), axis=-1) < 9
+    nifti.save(nifti.Image(far, cohort.affine), path)
+    (told,) = findings_of(cohort.out, "P1", (T,))
+    (lesion,) = told["lesions"]
+    assert lesion.missed
+    assert lesion.sentences == ("Missed by z score and OC-SVM.",)
+    assert [name for name, *_ in lesion.figure.lines] == ["known lesion"]
+    assert lesion.figure.lines[0][2]  # it is outlined
+
+
+def test_without_known_lesions_nothing_is_said_of_any(tmp_path):
+    cohort = Cohort(tmp_path / "in" / "out", lesions=False)
+    (told,) = findings_of(cohort.out, "P1", (T,))
+    assert told["lesions"] == []
+    assert "lesion" not in section(cohort.write_subject("P1")).lower()
+
+
+def test_pictures_show_t1w_pet_and_map_through_the_peak(made):
+    (told,) = findings_of(made.out, "P1", (T,))
+    for found, row in zip(told["clusters"], rows_of(made), strict=True):
+        figure = found.figure
+        ((_, tiles),) = figure.frames
+        assert len(tiles) == 6 + 2  # scores are laid over two of them
+        words = [text.words for text in figure.texts]
+        assert words.count("T1w") == words.count("PET") == words.count("z score") == 2
+        z, y = float(row["peak_z"]), float(row["peak_y"])
+        axial, coronal = ([w for w in words if w.startswith(x)] for x in ("z =", "y ="))
+        for value, told_places in ((z, axial), (y, coronal)):
+            assert len(told_places) == 3
+            number = float(told_places[0].partition("= ")[2].rstrip(" m").replace("−", "-"))
+            assert number == pytest.approx(value, abs=0.51)
+        assert max(tile.spot.x + tile.spot.width for tile in tiles) <= figure.width
+        assert {name for name, *_ in figure.lines} == {"this cluster", "known lesion"}
+
+
+def test_what_cannot_be_pictured_is_told_and_the_words_stay(cohort):
+    pet = cohort.out / f"sub-P1/pet/sub-P1_trc-18FFDG_space-{T}_desc-preproc_pet.nii.gz"
+    pet.unlink()
+    (told,) = findings_of(cohort.out, "P1", (T,))
+    words = [text.words for text in told["clusters"][0].figure.texts]
+    assert words.count("PET: no image") == 2
+    (cohort.out / f"sub-P1/anat/sub-P1_space-{T}_desc-preproc_T1w.nii.gz").unlink()
+    (told,) = findings_of(cohort.out, "P1", (T,))
+    assert "desc-preproc_T1w.nii.gz is missing" in told["faults"][0]
+    assert all(found.figure is None for found in told["clusters"])
+    assert "held-out controls" in section(cohort.write_subject("P1"))
+
+
+def test_maps_of_an_earlier_run_are_no_findings(cohort):
+    cohort.record(without=["zscore"])
+    (told,) = findings_of(cohort.out, "P1", (T,))
+    assert "by OC-SVM" in told["summary"]
+    cohort.record(without=["sub-P1"])
+    assert findings_of(cohort.out, "P1", (T,)) == []
+
+
+def test_a_patient_without_clusters_is_told(cohort):
+    for path in cohort.out.glob("sub-P1/pet/*_clusters.tsv"):
+        write_tsv(path, list(read_tsv(path)[0]), [])
+    (told,) = findings_of(cohort.out, "P1", (T,))
+    assert told["summary"] == "No cluster was found by z score."
+    assert told["clusters"] == []
+
+
+def test_the_command_of_the_group_level_is_in_the_methods(cohort):
+    cohort.write(command="mri2pet IN OUT group --nu 0.05", versions={"mri2pet": "9.9"})
+    page = cohort.write_subject("P1")
+    methods = re.search(r'<section id="methods".*?</section>', page, re.S)[0]
+    assert "mri2pet IN OUT group --nu 0.05" in methods
+    assert "Crawford and Howell" in methods
