@@ -2,13 +2,15 @@
 
 import argparse
 import codecs
+import difflib
 import io
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
@@ -21,15 +23,114 @@ UNSHOWABLE = "mri2pet"  # how codecs know :func:`_in_other_words`
 OTHER_WORDS = str.maketrans("—–−×³²·“”’", '---x32*""\'') | str.maketrans(
     {"…": "...", "±": "+-", "→": "->"}
 )
+UNRECOGNIZED = re.compile("unrecognized arguments: (.*)")  # what argparse says
+CLOSE = 0.7  # of 1: so alike is what was meant; our choice
+REQUIRED = "the following arguments are required"
 STREAMS = ("stdin", "stdout", "stderr")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but the exit code of a wrong command line is 64."""
+    """argparse, but a wrong command line is answered by one line, and the exit code 64.
+
+    Parameters
+    ----------
+    common : collection of str
+        ``dest`` of the arguments that ``--help`` tells of; ``--help-all`` tells of all. By default
+        there is ``--help`` alone, for all.
+    **options
+        Of argparse.
+
+    Attributes
+    ----------
+    source : str
+        Where what is parsed was read, for errors; empty for the command line.
+    """
+
+    def __init__(self, *, common: Collection[str] = (), **options: Any) -> None:
+        options = {"formatter_class": HelpFormatter, **options}
+        super().__init__(**options, add_help=False) if common else super().__init__(**options)
+        self.common, self.source = common, ""
+        self._given = list[str]()
+        if common:
+            self.add_argument("-h", "--help", action=_Help, help="the options used most, and exit")
+            self.add_argument(
+                "--help-all", "--help_all", action=_HelpAll, help="all options, and exit"
+            )
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse's types are overloads
+        """Parse as argparse does; what was given is kept for its errors."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(UsageError.exit_code, f"error: {message}; see {self.prog} --help\n")
+        told = [f"{self.source}: " * bool(self.source) + message, *self._hints(message)]
+        self.exit(UsageError.exit_code, f"error: {'; '.join(told)}; see {self.prog} --help\n")
+
+    def _hints(self, message: str) -> Iterator[str]:
+        """Guess what was meant."""
+        unknown = UNRECOGNIZED.match(message)
+        known = [flag for flag in self._option_string_actions if re.fullmatch("--[a-z-]+", flag)]
+        for word in unknown[1].split() if unknown else ():
+            near = difflib.get_close_matches(
+                word.partition("=")[0].replace("_", "-"), known, n=1, cutoff=0.7
+            )
+            yield from (f"did you mean {flag}?" for flag in near)
+        names = [action.dest for action in self._actions if not action.option_strings]
+        words = [word for word in self._given if not word.startswith("-")]
+        if message.startswith(REQUIRED) and len(words) >= len(names):
+            first = " ".join(name.upper() for name in names)
+            yield f"an option that takes several values has taken them, so give {first} first"
+
+    def format_common_help(self) -> str:
+        """Format what is said of the arguments that are used most."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            actions = [a for a in group._group_actions if a.dest in self.common]
+            if actions:
+                formatter.start_section(group.title)
+                formatter.add_arguments(actions)
+                formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's, but spellings with ``_`` are not told, and texts keep lines that they have."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        told = copy(action)
+        told.option_strings = [flag for flag in action.option_strings if "_" not in flag]
+        return super()._format_action_invocation(told)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+class _Help(argparse.Action):
+    """Print the help of the arguments that are used most, and exit."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "nargs": 0, "default": argparse.SUPPRESS})
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        sys.stdout.write(self.text(cast("Parser", parser)))
+        parser.exit()
+
+    @staticmethod
+    def text(parser: Parser) -> str:
+        """Give what is printed."""
+        return parser.format_common_help()
+
+
+class _HelpAll(_Help):
+    """Print the help of all arguments, and exit."""
+
+    @staticmethod
+    def text(parser: Parser) -> str:
+        """Give what is printed."""
+        return parser.format_help()
 
 
 def add_option(

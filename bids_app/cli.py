@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +31,8 @@ from bids_app.detection.detectors import (
     DIRECTIONS,
     TRAINING_SETS,
 )
-from bids_app.errors import Mri2petError, UsageError
-from bids_app.files import read_text
+from bids_app.errors import MissingInputError, Mri2petError, UsageError
+from bids_app.files import read_json, read_text
 from bids_app.lifeline import exit_with
 from bids_app.resources import settled
 from bids_app.settings import (
@@ -44,6 +45,7 @@ from bids_app.settings import (
 )
 from bids_app.synthesis.models import CONDITIONED, MODELS, TISSUE, TRAINABLE
 
+UNITS = {"K": 1e-6, "": 1e-3, "M": 1e-3, "G": 1.0, "T": 1e3}  # of memory, in GB
 UNKNOWN_LEVEL = 17  # BEP027
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 BOX_SIDES = 6
@@ -52,6 +54,7 @@ LAST_FRAME = 32766  # NIfTI-1 has no more than 32767
 MOST_USUAL = "LAS"  # what nibabel, SPM and FSL take an image for that has no orientation
 NAMES = {"models", "training_set", "detectors", "covariates"}  # once each, in the order given
 TUPLES = NAMES | {"bounding_box", "derivatives", "atlas"}
+PLACES = ("bids_dir", "output_dir", "level")  # what the command line alone says
 FLAGS = {"validate": "--skip-bids-validation"}  # whose name is not that of its setting
 LABELS = {
     "participant_label": "sub-",
@@ -82,6 +85,14 @@ _not_negative = _number(float, lambda value: 0 <= value < math.inf, "is below 0"
 _share = _number(float, lambda value: 0 < value < 1, "does not lie between 0 and 1")
 _count = _number(int, lambda value: value >= 1, "is not a whole number above 0")
 _seed = _number(int, lambda value: value >= 0, "is below 0")
+
+
+def _memory(text: str) -> float:
+    """Read memory in MB, or in another unit, as nipreps' apps do; give GB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.upper())
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no memory such as 8000 (MB) or 8G")
+    return float(found[1]) * UNITS[found[2]]
 
 
 def _device(text: str) -> str:
@@ -380,7 +391,7 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
 
 def _add_resources(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "resources")
-    add("--nprocs N", "CPUs; default: all that are allowed", _count)
+    add("--nprocs --nthreads --n-cpus N", "CPUs; default: all that are allowed", _count)
     add(
         "--omp-nthreads N",
         "threads of one step; default: CPUs shared among participants. "
@@ -388,6 +399,13 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         _count,
     )
     add("--mem-gb GB", "memory; default: nine tenths of what is allowed", _positive)
+    add(
+        "--mem --mem-mb MB",
+        "the same as nipreps' apps take it: in MB, or with a unit (16G)",
+        _memory,
+        dest="mem_gb",
+    )
+    add("--low-mem", "accepted; memory does not grow with the number of scans", action="store_true")
     add("--device", "auto (the default), cpu, cuda or cuda:N", _device)
     add("--use-plugin FILE", "JSON or YAML with plugin and plugin_args of nipype", absolute_path)
     add("-w --work-dir DIR", "default: OUTPUT_DIR/.work", absolute_path)
@@ -413,7 +431,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("-v --verbose", "tell more; twice: all that nipype tells", action="count")
 
 
-def _options() -> argparse.ArgumentParser:
+def _options() -> Parser:
     options = Parser(add_help=False, allow_abbrev=False, prog="mri2pet")
     for add in (
         _add_selection,
@@ -439,19 +457,30 @@ class _SelfTest(argparse.Action):
             parser.exit(self_test())
 
 
-def build_parser() -> argparse.ArgumentParser:
+class _PrintCompletion(argparse.Action):
+    """Print the completion of a shell and exit."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: object, shell: object, *__: object
+    ) -> None:
+        import shtab
+
+        sys.stdout.write(shtab.complete(parser, str(shell)))
+        parser.exit()
+
+
+def build_parser() -> Parser:
     """Build the parser of the command line."""
     parser = Parser(
         prog="mri2pet",
+        usage="mri2pet BIDS_DIR OUTPUT_DIR {participant,train,group} [options]",
         allow_abbrev=False,
+        common=COMMON.split(),
         parents=[_options()],
         description="Bring T1w MRI and FDG PET into MNI space, predict an FDG PET from the T1w "
         "(participant), train the generators that predict it (train), and map what is abnormal in "
         "the FDG PET of patients (group).",
-        epilog="Exit codes: 0 done; 1 some participant failed; 16 not valid BIDS; 17 unknown "
-        "level; 18 nothing selected; 64 usage; 65 unusable data; 66 input missing; 73 cannot "
-        "create output; 74 read or write error; 129, 130, 143 ended by SIGHUP, Ctrl-C, "
-        "SIGTERM.",
+        epilog=EXAMPLES,
     )
     parser.add_argument("bids_dir", type=absolute_path, help="a BIDS dataset; never written to")
     parser.add_argument("output_dir", type=absolute_path, help="where the derivatives go")
@@ -464,21 +493,100 @@ def build_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="see that what is installed works, with a simulated person, and exit",
     )
+    parser.add_argument(
+        "--print-completion",
+        "--print_completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        default=argparse.SUPPRESS,
+        help="print what completes mri2pet in a shell, and exit",
+    )
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser
 
 
-def _tokens(path: Path) -> list[str]:
-    """Turn the TOML of ``--config-file`` into what the command line would say."""
+COMMON = (  # arguments that --help tells of
+    "bids_dir output_dir level help help_all version participant_label template resolution "
+    "generator control_query folds models epochs patient_query training_set detectors detector "
+    "derivatives nprocs mem_gb work_dir sloppy dry_run config_file"
+)
+EXAMPLES = """\
+examples:
+  mri2pet BIDS OUT participant               T1w and PET of all in MNI space, and synthetic PET
+  mri2pet BIDS OUT participant --participant-label 01
+  mri2pet BIDS OUT train --models tissue     a generator of your own controls
+  mri2pet BIDS OUT group -d lesions=MASKS    anomaly maps of patients, with known lesions
+  mri2pet quick T1W.nii.gz PET.nii.gz OUT    one person, no BIDS dataset needed
+
+Give BIDS_DIR, OUTPUT_DIR and the level first: some options take several values.
+Underscores in options are accepted, too: --participant_label.
+
+exit codes:
+  0 done; 1 some participant failed; 16 not valid BIDS; 17 unknown level; 18 nothing
+  selected; 64 usage; 65 unusable data; 66 input missing; 73 cannot create output; 74 read
+  or write error; 129, 130, 143 ended by SIGHUP, Ctrl-C, SIGTERM
+"""
+
+
+def _read_config(path: Path) -> argparse.Namespace:
+    """Read the options of ``--config-file``, as the command line would have them.
+
+    It is TOML, or the JSON record that a run leaves in ``OUTPUT_DIR/logs``.
+    """
+    given = argparse.Namespace()
     try:
-        table = tomllib.loads(read_text(path))
+        text = read_text(path)
+        table = _recorded(path) if path.suffix == ".json" else tomllib.loads(text)
+    except UsageError:
+        raise
     except Mri2petError as error:
         raise UsageError(f"{error}") from error
     except ValueError as error:  # no TOML, or a number of more digits than Python reads
         raise UsageError(f"{path}: not valid TOML ({error}); correct it") from error
     except RecursionError as error:
         raise UsageError(f"{path}: lists in lists without end; correct it") from error
-    return [token for name, value in table.items() for token in _option(path, name, value)]
+    for name, value in table.items():
+        options = _options()
+        options.source = f"{path}, line {_line_of(name, text)}"
+        options.parse_args(_option(path, name, value), given)
+    return given
+
+
+def _line_of(name: str, text: str) -> int:
+    """Say in which line of a file a name stands first, from 1."""
+    spelled = re.compile(rf"""\s*["']?{re.escape(name)}["']?\s*[=:]""")
+    lines = text.splitlines()
+    return next((n for n, line in enumerate(lines, 1) if spelled.match(line)), 1)
+
+
+def _recorded(path: Path) -> dict[str, object]:
+    """Read the settings of a run from its record: those that are not as they are without options.
+
+    Raises
+    ------
+    UsageError
+        If it is no such record.
+    """
+    told = read_json(path)
+    settings = told.get("settings")
+    if not isinstance(settings, dict):
+        raise UsageError(f"{path}: no record of a run; give one of OUTPUT_DIR/logs/run-*.json")
+    usual = {field.name: field.default for field in fields(Settings)}
+    table: dict[str, object] = {}
+    for name, value in settings.items():
+        plain = tuple(value) if isinstance(value, list) else value
+        if (
+            name in usual
+            and name not in PLACES
+            and plain != usual[name]
+            and value not in (None, [])
+        ):
+            table[name] = value
+    if "derivatives" in table:
+        table["derivatives"] = [f"{name}={root}" for name, root in settings["derivatives"]]
+    if table.pop("validate", True) is False:
+        table["skip_bids_validation"] = True
+    return table
 
 
 def _option(path: Path, name: str, value: object) -> list[str]:
@@ -506,7 +614,7 @@ def _refuse_twice(derivatives: tuple[tuple[str, Path], ...]) -> None:
 
 
 def _settings(given: dict[str, Any]) -> Settings:
-    for internal in ("notrack", "config_file"):
+    for internal in ("notrack", "low_mem", "config_file"):
         given.pop(internal, None)
     for name, prefix in LABELS.items():
         if name in given:
@@ -540,7 +648,7 @@ def parse(argv: Sequence[str] | None) -> Settings:
             UNKNOWN_LEVEL, f"error: no level {given.level!r}; use one of {', '.join(LEVELS)}\n"
         )
     if "config_file" in given:
-        configured = _options().parse_args(_tokens(given.config_file))
+        configured = _read_config(given.config_file)
         given = argparse.Namespace(**{**vars(configured), **vars(given)})
     _warn_unused(given)
     return _settings(vars(given))
@@ -555,9 +663,28 @@ def _warn_unused(given: argparse.Namespace) -> None:
         sys.stderr.write(f"warning: the level {given.level} does not use {', '.join(flags)}\n")
 
 
+def _refuse_absent(settings: Settings) -> None:
+    """Answer a wrong path now: what computes takes seconds to load.
+
+    Raises
+    ------
+    MissingInputError
+        If what the level begins with is not there.
+    """
+    if settings.level == "participant" and not settings.bids_dir.exists():
+        raise MissingInputError(
+            f"{settings.bids_dir}: no such folder; check the path of the BIDS dataset"
+        )
+    if settings.level != "participant" and not settings.output_dir.exists():
+        raise MissingInputError(
+            f"{settings.output_dir}: no such folder; run the participant level first"
+        )
+
+
 def _run(argv: Sequence[str] | None) -> int:
     settings = parse(argv)
     refuse_lost_folder()
+    _refuse_absent(settings)
     with settled(os.environ):
         from bids_app.app.main import run
 

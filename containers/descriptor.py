@@ -11,7 +11,13 @@ from importlib.metadata import version
 from bids_app.cli import build_parser
 from bids_app.settings import LEVELS
 
-NOT_FOR_PIPELINES = {"help", "version", "self_test"}  # these do nothing but tell
+NOT_FOR_PIPELINES = {
+    "help",
+    "help_all",
+    "version",
+    "self_test",
+    "print_completion",
+}  # these do nothing but tell
 FOLDERS_AND_FILES = {"absolute_path", "_named_path"}
 
 
@@ -39,7 +45,7 @@ def kind_of(action: argparse.Action) -> dict[str, object]:
 
 def input_of(action: argparse.Action) -> dict[str, object]:
     """Describe an argument."""
-    flag = max(action.option_strings[:2], key=len, default="")
+    flag = next((flag for flag in action.option_strings if flag.startswith("--")), "")
     name = flag.lstrip("-").replace("-", "_") or action.dest
     told = {
         "id": name,

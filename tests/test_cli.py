@@ -1,6 +1,7 @@
+import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
 
 def test_every_setting_has_a_flag_and_every_flag_is_a_setting():
     names = {field.name for field in fields(Settings)} - {"bids_dir", "output_dir", "level"}
-    assert set(options()) - {"help", "version", "self_test", "notrack", "config_file"} == names
+    other = {"help", "help_all", "version", "self_test", "print_completion"}
+    assert set(options()) - other - {"notrack", "low_mem", "config_file"} == names
 
 
 def test_every_flag_has_both_spellings():
@@ -220,6 +222,128 @@ def test_a_wrong_command_line_is_64(argv, capsys):
 
 
 @pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([*WHERE, "--dryrun"], "unrecognized arguments: --dryrun; did you mean --dry-run?; see"),
+        ([*WHERE, "--participant_lable", "01"], "did you mean --participant-label?; see"),
+        ([*WHERE, "--colour"], "unrecognized arguments: --colour; see"),
+        (
+            ["--participant-label", "01", "02", *WHERE],
+            "an option that takes several values has taken them, so give BIDS_DIR OUTPUT_DIR LEVEL "
+            "first; see",
+        ),
+        (["bids", "--sloppy"], "arguments are required: output_dir"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_in_one_line_with_what_was_meant(argv, told, capsys):
+    assert exit_code(*argv) == 64
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "value"),
+    [
+        ("--nthreads 3", "nprocs", 3),
+        ("--n_cpus 3", "nprocs", 3),
+        ("--mem 16G", "mem_gb", 16.0),
+        ("--mem 1.5TB", "mem_gb", 1500.0),
+        ("--mem-mb 8000", "mem_gb", 8.0),
+        ("--mem_mb 500M", "mem_gb", 0.5),
+        ("--mem-gb 8", "mem_gb", 8.0),
+    ],
+)
+def test_names_of_nipreps_are_accepted(typed, name, value):
+    assert getattr(parse(*typed.split()), name) == value
+
+
+def test_low_mem_is_accepted_and_changes_nothing():
+    assert parse("--low-mem") == parse()
+
+
+def test_a_wrong_line_of_a_file_of_settings_is_named(tmp_path, capsys):
+    path = tmp_path / "run.toml"
+    path.write_text("# mine\nsloppy = true\n  nprocs= 0\n")
+    assert exit_code(*WHERE, "--config-file", str(path)) == 64
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path}, line 3: argument --nprocs")
+
+
+def test_the_record_of_a_run_gives_its_settings_back(tmp_path):
+    """All that options can say, but places; the command line still overrides it."""
+    changed = {
+        "participant_label": ("01", "02"),
+        "validate": False,
+        "derivatives": (("lesions", tmp_path / "masks"),),
+        "bounding_box": (-78, -112, -70, 78, 76, 85),
+        "resolution": 2.0,
+        "pet_frames": (3, 4, 7),
+        "overlap": False,
+        "detectors": ("zscore", "ocsvm"),
+        "covariates": ("age",),
+        "direction": "hyper",
+        "mem_gb": 7.5,
+        "work_dir": tmp_path / "work",
+        "atlas": (tmp_path / "a.nii", tmp_path / "a.tsv"),
+        "sloppy": True,
+        "random_seed": 5,
+        "verbose": 1,
+    }
+    settings = replace(parse(), **changed)
+    record = tmp_path / "run-1.json"
+    record.write_text(json.dumps({"settings": asdict(settings)}, default=str))
+    assert parse("--config-file", str(record)) == settings
+    assert parse("--config-file", str(record), "--nprocs", "2", "--resolution", "1") == replace(
+        settings, nprocs=2, resolution=1.0
+    )
+    record.write_text('{"date": "today"}')
+    with pytest.raises(UsageError, match="no record of a run"):
+        parse("--config-file", str(record))
+
+
+def test_short_help_tells_of_few_options_and_the_long_one_of_all(capsys):
+    texts = []
+    for flag in ("-h", "--help", "--help-all"):
+        with pytest.raises(SystemExit) as stop:
+            cli.parse([flag])
+        assert stop.value.code == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert len(texts[0].splitlines()) < 100 < len(texts[2].splitlines())
+    assert "mri2pet BIDS OUT participant --participant-label 01\n" in texts[0]
+    for spellings in options().values():
+        assert any(flag in texts[2] for flag in spellings)
+    assert "--participant_label LABEL" not in texts[2]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_of_a_shell_knows_the_options(shell, capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(["--print-completion", shell])
+    assert "--training-set" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("level", "told"),
+    [
+        ("participant", "no such folder; check the path of the BIDS dataset"),
+        ("train", "no such folder; run the participant level first"),
+        ("group", "no such folder; run the participant level first"),
+    ],
+)
+def test_a_wrong_path_is_answered_before_anything_heavy_is_loaded(level, told, tmp_path):
+    code = (
+        "import sys, bids_app.cli as cli\n"
+        f"print(cli.main([{str(tmp_path / 'no')!r}, {str(tmp_path / 'out')!r}, {level!r}]))\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["66", "[]"]
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize(
     "typed",
     [
         "--resolution 0",
@@ -299,7 +423,7 @@ def test_help_is_quick():
         "import atexit, time; atexit.register(lambda: print(time.process_time()))\n"
         "from bids_app.cli import main; main(['--help'])"
     )
-    assert "--smoothing-fwhm" in told
+    assert "--participant-label" in told
     assert float(told.splitlines()[-1]) < 1
 
 

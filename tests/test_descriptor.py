@@ -51,9 +51,12 @@ def test_every_flag_is_described():
         if "command-line-flag" in one
     }
     flags = {
-        max(a.option_strings[:2], key=len) for a in build_parser()._actions if a.option_strings
+        next(flag for flag in action.option_strings if flag.startswith("--"))
+        for action in build_parser()._actions
+        if action.option_strings
     }
-    assert flags - told == {"--help", "--version", "--self-test"}
+    telling = {"--help", "--help-all", "--version", "--self-test", "--print-completion"}
+    assert flags - told == telling
 
 
 @needs_bosh

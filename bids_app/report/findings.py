@@ -268,7 +268,8 @@ def _show_cluster(patient: _Patient, cluster: Cluster) -> Found:
     heading, sentences = _words(cluster, lead, patient.scores, seen)
     peak = np.array([cluster.peak_x, cluster.peak_y, cluster.peak_z, 1.0])
     steps = np.linalg.inv(first.t1w.affine) @ peak
-    return Found(heading, sentences, _picture(patient, heading, steps[:3], inside))
+    told = cluster.rank == 1
+    return Found(heading, sentences, _picture(patient, heading, steps[:3], inside, told=told))
 
 
 def _cluster_of(score_map: ScoreMap, rank: int) -> Mask:
@@ -325,9 +326,17 @@ HALF: Final = 0.5  # of a mask's 0 and 1
 
 
 def _picture(
-    patient: _Patient, title: str, place: NDArray[np.float64], cluster: Mask | None = None
+    patient: _Patient,
+    title: str,
+    place: NDArray[np.float64],
+    cluster: Mask | None = None,
+    *,
+    told: bool = False,
 ) -> Figure:
-    """Draw T1w, PET and map side by side, in two planes through a place, in voxels."""
+    """Draw T1w, PET and map side by side, in two planes through a place, in voxels.
+
+    ``told``: what the colours mean stands below; once a page is enough.
+    """
     first = patient.maps[0]
     grid, shape = first.t1w, first.t1w.data.shape
     _, j, k = (int(np.clip(round(x), 0, n - 1)) for x, n in zip(place, shape, strict=True))
@@ -357,7 +366,7 @@ def _picture(
         frames=(("", tuple(tiles)),),
         texts=tuple(texts),
         lines=tuple(draw_line(line, spots) for line in lines),
-        bars=(*bars_of([] if pet is None else [pet]), *bar_of_scores(first.heat)),
+        bars=(*bars_of([] if pet is None else [pet]), *bar_of_scores(first.heat)) * told,
     )
 
 

@@ -318,8 +318,8 @@ def init_check_wf(fold: Fold, fitting: Fitting) -> Workflow:
             (check, save, [("checked", "in_file")]),
         ]
     )
-    step = f"synthetic PET compared with real PET, fold {fold.number}"
-    label_nodes(workflow, step=step, fatal=False)
+    label_nodes(check, step=f"synthetic PET compared with real PET, fold {fold.number}")
+    label_nodes(workflow, step="", fatal=False)
     return workflow
 
 
