@@ -7,19 +7,28 @@ TEST = $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --i
 
 .PHONY: demo test test-fast test-containers lint clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.runnable: pyproject.toml constraints.txt
+	@echo "Making a virtual environment in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.runnable
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
 	touch $@
 
-demo: $(VENV)/.installed  ## Simulate a small cohort, bring it into MNI space, map its patients
+demo: $(VENV)/.runnable  ## Simulate a small cohort, bring it into MNI space, map its patients
 	rm -rf $(DEMO)
+	@echo "Step 1 of 3: simulate 8 controls with T1w and PET, 2 with T1w alone, and 2 patients with lesions"
 	$(BIN)/mri2pet-simulate $(DEMO)/bids --paired 8 --t1w-only 2 --patients 2 --resolution 2 --seed 1 --nprocs 2
-	$(BIN)/mri2pet $(DEMO)/bids $(DEMO)/out participant --sloppy
-	$(BIN)/mri2pet $(DEMO)/bids $(DEMO)/out group --sloppy -d lesions=$(DEMO)/bids/derivatives/truth
-	@echo "Look at $(DEMO)/out/group.html, and at the reports of participants beside it"
+	@echo "Step 2 of 3: bring all of them into MNI space (2 mm, quick registration), predict a PET from each T1w"
+	$(BIN)/mri2pet $(DEMO)/bids $(DEMO)/out participant --sloppy --resolution 2
+	@echo "Step 3 of 3: learn what is usual from the controls, map what is unusual in the patients"
+	$(BIN)/mri2pet $(DEMO)/bids $(DEMO)/out group --sloppy --resolution 2 -d lesions=$(DEMO)/bids/derivatives/truth
+	@echo "Open $(DEMO)/out/sub-patient01.html (what was found in a patient) and $(DEMO)/out/group.html in a browser."
+	@echo "Your own data, one person: $(BIN)/mri2pet quick T1W.nii.gz PET.nii.gz OUT; a BIDS dataset: README.md"
 
 test: $(VENV)/.installed  ## Run all tests but those of containers, a file of them on each of two processes
 	$(BIN)/python -m compileall -q bids_app  # else each program that a test starts may compile it

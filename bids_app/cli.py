@@ -681,7 +681,8 @@ def _refuse_absent(settings: Settings) -> None:
         )
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def run_command(argv: Sequence[str] | None) -> int:
+    """Read a command line and do what it says; return the exit code, or raise an error of ours."""
     settings = parse(argv)
     refuse_lost_folder()
     _refuse_absent(settings)
@@ -696,7 +697,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         read_names_as_utf8()
     return run_program(
-        lambda: _run(argv), interrupted="stopped; run the same command again to go on"
+        lambda: run_command(argv), interrupted="stopped; run the same command again to go on"
     )
 
 

@@ -1,5 +1,6 @@
 """What a run tells on the terminal, or line by line in a log."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from bids_app.visit import Selection
 
 WIDEST = 1_000_000  # characters of a line: in a file, no cell is broken into lines
 NONE = "—"  # in a table
+HOUR = 60  # min
 
 
 class LabelledNode(Protocol):
@@ -163,7 +165,7 @@ class Console:
         if self.console.is_terminal:
             yield from self._bars(labels, steps)
         else:
-            yield self._lines(labels)
+            yield self._lines(labels, steps)
 
     def _bars(
         self, labels: Mapping[str, str], steps: Mapping[str, int]
@@ -196,13 +198,43 @@ class Console:
 
             yield tell
 
-    def _lines(self, labels: Mapping[str, str]) -> StatusCallback:
+    def _lines(self, labels: Mapping[str, str], steps: Mapping[str, int]) -> StatusCallback:
+        left, started = {part: steps[part] for part in labels}, time.monotonic()
+
         def tell(node: LabelledNode, status: str) -> None:
-            if node.part in labels and (node.step or status == "exception"):
+            if node.part not in labels:
+                return
+            if node.step or status == "exception":
                 word = {"start": "started", "end": "done", "exception": "FAILED"}[status]
                 self.say(f"{labels[node.part]}: {node.step or node.name} {word}")
+            if status == "end":
+                left[node.part] -= 1
+                if not left[node.part] and len(labels) > 1:
+                    done = sum(not count for count in left.values())
+                    seconds = (time.monotonic() - started) * (len(labels) - done) / done
+                    self.say(f"{done} of {len(labels)} done{describe_left(seconds)}")
 
         return tell
+
+
+def describe_left(seconds: float) -> str:
+    """Say how long a run will take, if all goes on as before.
+
+    Examples
+    --------
+    >>> describe_left(0.0), describe_left(40.0), describe_left(200.0), describe_left(9000.0)
+    ('', ', less than a minute left', ', about 3 min left', ', about 2.5 h left')
+    """
+    if not seconds:
+        return ""
+    minutes = seconds / 60
+    if minutes < 1:
+        return ", less than a minute left"
+    return (
+        f", about {minutes:.0f} min left"
+        if minutes < HOUR
+        else f", about {minutes / 60:.1f} h left"
+    )
 
 
 def list_troubled(who: Sequence[str]) -> str:

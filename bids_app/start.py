@@ -1,6 +1,7 @@
 """Where the programs begin. It loads little: from its first moment on, a run can be told to end."""
 
 import signal
+import sys
 from importlib import import_module
 from typing import NoReturn
 
@@ -26,8 +27,8 @@ def begin(program: str) -> NoReturn:
 
 
 def mri2pet() -> NoReturn:
-    """Run ``mri2pet``."""
-    begin("bids_app.cli")
+    """Run ``mri2pet``, or ``mri2pet quick``."""
+    begin("bids_app.quick" if sys.argv[1:2] == ["quick"] else "bids_app.cli")
 
 
 def simulate() -> NoReturn:

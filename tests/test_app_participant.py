@@ -40,7 +40,10 @@ FILES = {
         f"sub-01_ses-a_{SPACE}_desc-preproc_T1w",
         f"sub-01_ses-a_{SPACE}_desc-brain_mask",
     ),
-    "sub-01/ses-a/pet": (f"sub-01_ses-a_trc-18FFDG_{SPACE}_desc-synth_pet",),
+    "sub-01/ses-a/pet": (
+        f"sub-01_ses-a_trc-18FFDG_{SPACE}_desc-synth_pet",
+        "sub-01_ses-a_trc-18FFDG_space-T1w_desc-synth_pet",
+    ),
     "sub-01/ses-b/pet": (
         f"sub-01_ses-b_trc-18FFDG_{SPACE}_desc-preproc_pet",
         "sub-01_ses-b_trc-18FFDG_space-T1w_desc-preproc_pet",
@@ -48,7 +51,10 @@ FILES = {
         "sub-01_ses-b_trc-18FFDG_space-T1w_desc-coverage_mask",
     ),
     "sub-02/anat": ("sub-02_desc-preproc_T1w", f"sub-02_{SPACE}_desc-preproc_T1w"),
-    "sub-02/pet": (f"sub-02_trc-18FFDG_{SPACE}_desc-synth_pet",),
+    "sub-02/pet": (
+        f"sub-02_trc-18FFDG_{SPACE}_desc-synth_pet",
+        "sub-02_trc-18FFDG_space-T1w_desc-synth_pet",
+    ),
 }
 OF_THE_DATASET = (
     "sub-01.html",
@@ -141,7 +147,7 @@ def test_intensities_lie_between_0_and_1_and_in_the_brain(out):
 
 def test_a_synthetic_pet_says_that_it_is_one(out):
     paths = list(out.glob("sub-*/**/*_desc-synth_pet.nii.gz"))
-    assert len(paths) == 2
+    assert len(paths) == 2 * 2
     for path in paths:
         sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
         assert sidecar["Synthetic"] is True
@@ -155,6 +161,22 @@ def test_a_synthetic_pet_says_that_it_is_one(out):
         "SSIMBrain",
         "PSNRBrain",
     }
+
+
+def test_the_synthetic_pet_is_carried_to_the_t1w_of_the_participant(out):
+    """On its grid, along the transform that lies beside it."""
+    own = out / "sub-02"
+    path = own / "pet/sub-02_trc-18FFDG_space-T1w_desc-synth_pet.nii.gz"
+    image, t1w = nifti.load(path), nifti.load(own / "anat/sub-02_desc-preproc_T1w.nii.gz")
+    assert image.data.shape == t1w.data.shape
+    np.testing.assert_allclose(image.affine, t1w.affine, atol=1e-4)
+    brain = nifti.load(own / "anat/sub-02_desc-brain_mask.nii.gz").data > 0
+    assert (image.data[brain] > 0.05).mean() > 0.9
+    assert (image.data[~brain] > 0.05).mean() < 0.05
+    told = json.loads((path.with_name(path.name.replace(".nii.gz", ".json"))).read_text())
+    assert told["SpatialReference"] == "bids::sub-02/anat/sub-02_desc-preproc_T1w.nii.gz"
+    assert "Resolution" not in told
+    assert any("to-T1w_mode-image_xfm.h5" in source for source in told["Sources"])
 
 
 def test_a_pet_tells_what_it_covers(out):

@@ -136,6 +136,8 @@ def test_a_visit_is_done_when_its_map_of_uncertainty_is(visit, run):
         for path in plan.paths.preprocessed:
             write(path, plan.preprocessed)
         write(plan.paths.synthetic_pet, plan.synthesized)
+        assert not is_done(plan, one)
+        write(plan.paths.synthetic_pet_in_t1w, plan.synthesized)
         assert is_done(plan, one) is (one is run)
     write(plan.paths.uncertainty, plan.synthesized)
     assert is_done(plan, wanted)

@@ -110,7 +110,9 @@ def card(sha256, reference_sha256):
 @pytest.fixture
 def plan(generator):
     chosen = GeneratorChoice(generator, card("0" * 64, "1" * 64))
-    return SynthesisPlan(chosen, 1.5, 2.5, "cpu", output("synthetic_pet"))
+    return SynthesisPlan(
+        chosen, 1.5, 2.5, "cpu", output("synthetic_pet"), output("synthetic_pet_in_t1w")
+    )
 
 
 @pytest.fixture
@@ -144,6 +146,8 @@ def build(there, how, plan, beyond):
             "synthesis_from_disk": lambda: init_synthesis_from_disk_wf(
                 t1w=there("t1w.nii.gz"),
                 brain_mask=there("mask.nii.gz"),
+                own_t1w=there("t1w.nii.gz"),
+                template_to_t1w=there("back.h5"),
                 pets=[one.pet for one in visit["pets"]],
                 synthesis=plan,
                 omp_nthreads=1,
@@ -224,6 +228,7 @@ def test_every_result_is_saved_once_and_is_what_its_name_says(build, pets):
         if isinstance(node.interface, SaveDerivative)
     }
     expected = {**OF_T1W, "synthetic_pet": ("synthesize", "pet")}
+    expected["synthetic_pet_in_t1w"] = ("carry_to_t1w", "image")
     for number in range(pets):
         expected |= {f"pet_{number}_{name}": place for name, place in OF_PET.items()}
     assert saved == {f"/out/{name}.nii.gz": place for name, place in expected.items()}

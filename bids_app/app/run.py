@@ -56,6 +56,7 @@ RESULTS = {"train": "table1.tsv", "group": "clusters.tsv"}  # what shows that a 
 LARGEST_PLUGIN, MOST_BRACKETS = 1 << 15, 200  # bytes, [ or {; our choice
 WORK = ".work"  # pybids and other BIDS tools pass over names that begin with a dot
 KEPT = ("logs", "figures", "generators", "detectors", "crossvalidation")  # beside sub-*
+RAW = "sourcedata"
 OLD_GRAPHS = ("mri2pet", "mri2pet_train", "mri2pet_group")
 
 
@@ -71,7 +72,8 @@ def refuse_places(settings: Settings) -> None:
     ------
     UsageError
         As :func:`bids_app.dataset.validation.refuse_inside`; if the output folder holds the raw
-        dataset, or is that of another app; if the work folder would mix with data or results.
+        dataset elsewhere than in ``sourcedata``, or is that of another app; if the work folder
+        would mix with data or results.
     CannotCreateError
         If a folder cannot be written to.
     """
@@ -80,7 +82,8 @@ def refuse_places(settings: Settings) -> None:
         _refuse_bytes(folder)
     for folder in (out, *(folder for folder in (work, index) if folder is not None)):
         refuse_inside(settings.bids_dir, folder)
-    if place_in(out, settings.bids_dir) is not None:
+    inside = place_in(out, settings.bids_dir)
+    if inside is not None and inside != (RAW,):  # where BIDS lets derivatives keep what is raw
         raise UsageError(f"{out}: holds the input folder; choose another, its own folder")
     if work is not None:
         _refuse_work(work, settings)

@@ -150,7 +150,7 @@ def check_participant() -> str:
         bids, out = Path(made, "bids"), Path(made, "out")
         _call("bids_app.simulate", str(bids), "--paired", "1", "--resolution", "3")
         _call("bids_app.cli", str(bids), str(out), "participant", "--sloppy")
-        (made_pet,) = out.glob("sub-control01/pet/*_desc-synth_pet.nii.gz")
+        (made_pet,) = out.glob("sub-control01/pet/*_space-MNI*_desc-synth_pet.nii.gz")
         (real_pet,) = out.glob("sub-control01/pet/*_space-MNI*_desc-preproc_pet.nii.gz")
         one, other = (nifti.load(path).data.ravel() for path in (made_pet, real_pet))
         likeness = float(np.corrcoef(one, other)[0, 1])

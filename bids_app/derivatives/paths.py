@@ -184,6 +184,7 @@ class VisitPaths:
     t1w_to_template: Path
     template_to_t1w: Path
     synthetic_pet: Path
+    synthetic_pet_in_t1w: Path
     uncertainty: Path
     pets: tuple[PetPaths, ...]
 
@@ -283,6 +284,9 @@ def visit_paths(output_dir: Path, visit: Visit, template: str, resolution: float
         t1w_to_template=transform("T1w", template),
         template_to_t1w=transform(template, "T1w"),
         synthetic_pet=path("pet", "pet", ".nii.gz", trc=FDG_LABEL, **grid, desc="synth"),
+        synthetic_pet_in_t1w=path(
+            "pet", "pet", ".nii.gz", trc=FDG_LABEL, space="T1w", desc="synth"
+        ),
         uncertainty=path("pet", "std", ".nii.gz", trc=FDG_LABEL, **grid, desc="synth"),
         pets=tuple(pet_paths(output_dir, pet, template, resolution) for pet in visit.pets),
     )

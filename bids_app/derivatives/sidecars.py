@@ -139,6 +139,26 @@ def synthetic_pet(
     }
 
 
+def synthetic_in_t1w(synthetic: Sidecar, paths: VisitPaths, origin: Provenance) -> Sidecar:
+    """Tell of the synthetic PET that was carried to the T1w's own grid.
+
+    Parameters
+    ----------
+    synthetic : dict
+        The sidecar of the one in template space.
+    paths, origin : VisitPaths, Provenance
+        Of the visit.
+    """
+    told = {key: value for key, value in synthetic.items() if key not in ("Resolution", "Sources")}
+    return {
+        **told,
+        "Description": "SYNTHETIC FDG PET on the grid of the T1w, predicted from it in the space "
+        "of the template; not a measurement",
+        "Sources": [origin.own(paths.synthetic_pet), origin.own(paths.template_to_t1w)],
+        "SpatialReference": origin.own(paths.t1w),
+    }
+
+
 def crossvalidated_pet(
     space: Space,
     t1w: str,

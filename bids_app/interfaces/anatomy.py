@@ -199,6 +199,7 @@ class _ResampleInputSpec(BaseInterfaceInputSpec):
         desc="as ANTs orders them: the last is applied first; none: as the headers say",
     )
     interpolation = traits.Str(mandatory=True, desc="ANTs's name of it")
+    description = traits.Str("", usedefault=True, desc="that the header of the result gets")
 
 
 class _ResampleOutputSpec(TraitedSpec):
@@ -224,6 +225,8 @@ class Resample(SimpleInterface):
             out,
             interpolation=self.inputs.interpolation,
         )
+        if self.inputs.description:
+            nifti.save(nifti.load(out), out, description=self.inputs.description)
         self._results["image"] = str(out)
         return runtime
 

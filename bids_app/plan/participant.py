@@ -18,6 +18,7 @@ from bids_app.derivatives.sidecars import (
     Provenance,
     Space,
     preprocessing_sidecars,
+    synthetic_in_t1w,
     synthetic_pet,
     uncertainty,
 )
@@ -288,6 +289,8 @@ def is_done(plan: VisitPlan, run: ParticipantPlan) -> bool:
         verdict_of(sidecar) == FAIL for _, sidecar in _registrations(plan.paths)
     )
     wanted = [*plan.paths.synthesized]
+    if _leads_to_t1w(plan, run):
+        wanted.append(plan.paths.synthetic_pet_in_t1w)
     if run.generator is not None and run.generator.options.uncertainty:
         wanted.append(plan.paths.uncertainty)
     synthesized = is_complete(wanted, plan.synthesized) and is_compared(plan.paths)
@@ -376,7 +379,19 @@ def _synthesis_plan(
     if options.uncertainty:
         told = uncertainty(sidecar, run.space, generator.card.uncertainty_sha256)
         errors = plan.paths.uncertainty, told
-    return SynthesisPlan(generator, run.fwhm, times_mean, run.device, output, uncertainty=errors)
+    in_t1w = None
+    if _leads_to_t1w(plan, run):
+        origin = Provenance(run.bids_dir, run.output_dir, plan.synthesized, run.version)
+        in_t1w = plan.paths.synthetic_pet_in_t1w, synthetic_in_t1w(sidecar, plan.paths, origin)
+    return SynthesisPlan(
+        generator, run.fwhm, times_mean, run.device, output, in_t1w, uncertainty=errors
+    )
+
+
+def _leads_to_t1w(plan: VisitPlan, run: ParticipantPlan) -> bool:
+    """Whether a run has the T1w of a visit on its own grid, and the transform to it."""
+    needed = (plan.paths.t1w, plan.paths.template_to_t1w)
+    return run.stage == "all" or all(path.exists() for path in needed)
 
 
 def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:
@@ -410,6 +425,8 @@ def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: ParticipantPlan) 
     return init_synthesis_from_disk_wf(
         t1w=plan.paths.t1w_in_template,
         brain_mask=plan.paths.brain_mask_in_template,
+        own_t1w=plan.paths.t1w,
+        template_to_t1w=plan.paths.template_to_t1w,
         pets=[pet.in_template for pet in pets],
         coverage=masks[0] if masks else None,
         synthesis=synthesis,

@@ -85,14 +85,15 @@ def init_preprocessing_wf(
         failed.
     coverage_in_template
         The brain that this PET covers.
+    t1w
+        T1w on its own grid.
+    template_to_t1w
+        Transform, as ANTs writes it.
     """
     workflow = Workflow(name)
-    outputnode = Node(
-        IdentityInterface(
-            ["t1w_in_template", "brain_mask_in_template", "pet_in_template", "coverage_in_template"]
-        ),
-        name="outputnode",
-    )
+    fields = ["t1w_in_template", "brain_mask_in_template", "pet_in_template"]
+    fields += ["coverage_in_template", "t1w", "template_to_t1w"]
+    outputnode = Node(IdentityInterface(fields), name="outputnode")
     anatomical = init_anatomical_wf(t1w=t1w, orientation=orientation, how=how)
     _save_all(workflow, anatomical, outputs, "")
     trust = _trust(
@@ -103,6 +104,7 @@ def init_preprocessing_wf(
         [
             (trust, outputnode, [("image", "t1w_in_template")]),
             (anatomical, outputnode, [(f"outputnode.{mask}", mask)]),
+            (anatomical, outputnode, [(f"outputnode.{n}", n) for n in ("t1w", "template_to_t1w")]),
         ]
     )
     onward = (
@@ -177,7 +179,15 @@ def init_participant_wf(
     synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=how.omp_nthreads)
     workflow = Workflow(name)
     brain_mask = "brain_mask_in_template"
-    link(workflow, preprocessing, synthesizing, t1w="t1w_in_template", brain_mask=brain_mask)
+    link(
+        workflow,
+        preprocessing,
+        synthesizing,
+        t1w="t1w_in_template",
+        brain_mask=brain_mask,
+        own_t1w="t1w",
+        template_to_t1w="template_to_t1w",
+    )
     for _ in pets[:1]:
         comparing = init_comparison_wf()
         link(
@@ -196,6 +206,8 @@ def init_synthesis_from_disk_wf(
     *,
     t1w: Path,
     brain_mask: Path,
+    own_t1w: Path,
+    template_to_t1w: Path,
     pets: Sequence[Path],
     synthesis: SynthesisPlan,
     omp_nthreads: int,
@@ -208,6 +220,8 @@ def init_synthesis_from_disk_wf(
     ----------
     t1w, brain_mask : Path
         T1w in [0, 1], and the brain, on the generator's grid.
+    own_t1w, template_to_t1w : Path
+        T1w on its own grid, and the transform to it.
     pets : sequence of Path
         Real PET in [0, 1] on that grid; the synthetic one is measured against the first.
     synthesis : SynthesisPlan
@@ -220,6 +234,8 @@ def init_synthesis_from_disk_wf(
     synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=omp_nthreads)
     synthesizing.inputs.inputnode.t1w = str(t1w)
     synthesizing.inputs.inputnode.brain_mask = str(brain_mask)
+    synthesizing.inputs.inputnode.own_t1w = str(own_t1w)
+    synthesizing.inputs.inputnode.template_to_t1w = str(template_to_t1w)
     workflow = Workflow(name)
     workflow.add_nodes([synthesizing])
     for pet in pets[:1]:

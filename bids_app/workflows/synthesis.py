@@ -6,10 +6,13 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from bids_app.generators import GeneratorChoice
+from bids_app.interfaces.anatomy import Resample
 from bids_app.interfaces.derivatives import AddToSidecar
 from bids_app.interfaces.imaging import ComparePET
 from bids_app.interfaces.synthesis import MeasureNovelty, PredictError, SynthesizePET
 from bids_app.workflows.execution import Output, label_nodes, save_node
+
+SYNTHETIC = "SYNTHETIC FDG PET, mri2pet"  # in the header of every synthetic image
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class SynthesisPlan:
         A torch device.
     output : Output
         Where the result goes.
+    in_t1w : Output or None
+        Where it goes on the T1w's own grid; None where there is no such T1w, or no way to it.
     uncertainty : Output or None
         Where the standard deviation of its error goes, if it is wanted.
     """
@@ -37,6 +42,7 @@ class SynthesisPlan:
     times_mean: float
     device: str
     output: Output
+    in_t1w: Output | None
     uncertainty: Output | None = None
 
 
@@ -58,6 +64,10 @@ def init_synthesis_wf(
         T1w in [0, 1] on the generator's grid, brain only.
     brain_mask
         The brain on that grid.
+    own_t1w
+        T1w on its own grid.
+    template_to_t1w
+        Transform, as ANTs writes it.
 
     Outputs
     -------
@@ -66,7 +76,9 @@ def init_synthesis_wf(
     sidecar_file
         Its sidecar, in its place.
     """
-    inputnode = Node(IdentityInterface(["t1w", "brain_mask"]), name="inputnode")
+    inputnode = Node(
+        IdentityInterface(["t1w", "brain_mask", "own_t1w", "template_to_t1w"]), name="inputnode"
+    )
     outputnode = Node(IdentityInterface(["pet", "sidecar_file"]), name="outputnode")
     options, card = plan.generator.options, plan.generator.card
     predict_pet = SynthesizePET(
@@ -92,6 +104,17 @@ def init_synthesis_wf(
             (save, outputnode, [("sidecar_file", "sidecar_file")]),
         ]
     )
+    if plan.in_t1w is not None:
+        resample = Resample(interpolation="linear", description=SYNTHETIC)
+        carry = Node(resample, name="carry_to_t1w", n_procs=omp_nthreads, mem_gb=2)
+        keep = save_node(plan.in_t1w, "synthetic_pet_in_t1w")
+        workflow.connect(
+            [
+                (inputnode, carry, [("own_t1w", "reference"), ("template_to_t1w", "transforms")]),
+                (synthesize, carry, [("pet", "image")]),
+                (carry, keep, [("image", "in_file")]),
+            ]
+        )
     if options.novelty:
         compare = MeasureNovelty(
             generator=str(plan.generator.folder), reference_sha256=card.reference_sha256

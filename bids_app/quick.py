@@ -1,0 +1,151 @@
+"""``mri2pet quick``: one person's images, without a BIDS dataset.
+
+A small BIDS dataset is made of them in ``OUT/sourcedata``, and the participant level runs on that.
+"""
+
+import gzip
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bids_app.arguments import Parser, read_names_as_utf8, refuse_lost_folder, run_program
+from bids_app.cli import run_command
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.files import write_json, write_text
+
+RAW = "sourcedata"  # folder of OUT
+ENDINGS = (".nii.gz", ".nii")
+FEWEST, MOST = 2, 3  # paths: T1W OUT, or T1W PET OUT
+DESCRIPTION = {"Name": "Images given to mri2pet quick", "BIDSVersion": "1.10.0"}
+README = "Images given to `mri2pet quick`, under the names that BIDS gives them.\n"
+FDG = {"TracerName": "FDG", "TracerRadionuclide": "F18"}  # told of a PET without a sidecar
+
+
+def build_parser() -> Parser:
+    """Build the parser of the command line: paths alone, the rest is the participant level's."""
+    parser = Parser(
+        prog="mri2pet quick",
+        usage="mri2pet quick T1W [PET] OUT [options of the participant level]",
+        description="Bring one person's T1w, and FDG PET if there is one, into MNI space and "
+        "predict an FDG PET from the T1w. No BIDS dataset is needed. Give the files first, then "
+        "options, such as --sloppy, --nprocs or --generator (mri2pet --help).",
+        epilog="The synthetic PET is written on the T1w's own grid and in MNI space; the report is "
+        "OUT/sub-X.html.",
+    )
+    parser.add_argument("paths", nargs="+", metavar="T1W [PET] OUT", help=".nii or .nii.gz; folder")
+    return parser
+
+
+def label_of(t1w: Path) -> str:
+    """Make a label of a person from the name of the T1w.
+
+    Examples
+    --------
+    >>> label_of(Path("sub-7_T1w.nii.gz")), label_of(Path("MRI of Ann.nii"))
+    ('7', 'MRIofAnn')
+    """
+    found = re.match(r"sub-([0-9A-Za-z]+)", t1w.name)
+    if found:
+        return found[1]
+    label = re.sub(r"[^0-9A-Za-z]", "", _stem(t1w))
+    return label if label else "01"
+
+
+def _stem(path: Path) -> str:
+    ending = next(end for end in ENDINGS if path.name.lower().endswith(end))
+    return path.name[: -len(ending)]
+
+
+def _refuse(path: Path) -> None:
+    """Refuse what is no NIfTI file, before anything is begun."""
+    if not path.exists():
+        raise MissingInputError(f"{path}: no such file; check its path")
+    if path.is_dir() or not path.name.lower().endswith(ENDINGS):
+        raise UnusableDataError(
+            f"{path}: neither .nii nor .nii.gz; convert DICOM images first, for example by dcm2niix"
+        )
+
+
+def _put(source: Path, target: Path, told: Mapping[str, object]) -> None:
+    """Copy an image, and the sidecar beside it, under a name of BIDS; compress it if need be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.name.lower().endswith(".gz"):
+        shutil.copyfile(source, target)
+    else:
+        with source.open("rb") as read, gzip.open(target, "wb", compresslevel=1) as write:
+            shutil.copyfileobj(read, write)
+    sidecar, own = (
+        source.with_name(f"{_stem(source)}.json"),
+        target.with_name(f"{_stem(target)}.json"),
+    )
+    own.unlink(missing_ok=True)
+    if sidecar.is_file():
+        shutil.copyfile(sidecar, own)
+    elif told:
+        write_json(own, dict(told))
+
+
+def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
+    """Lay images out as a BIDS dataset; people who are there stay.
+
+    Parameters
+    ----------
+    t1w, pet : Path, Path or None
+        Images; sidecars beside them (``.json``) are copied, too.
+    root : Path
+        Gets the dataset.
+
+    Returns
+    -------
+    str
+        The label of the person.
+
+    Raises
+    ------
+    ReadWriteError
+        If a file cannot be read or written.
+    """
+    label = label_of(t1w)
+    own = root / f"sub-{label}"
+    try:
+        shutil.rmtree(own, ignore_errors=True)  # of an earlier call
+        _put(t1w, own / "anat" / f"sub-{label}_T1w.nii.gz", {})
+        if pet is not None:
+            _put(pet, own / "pet" / f"sub-{label}_trc-18FFDG_pet.nii.gz", FDG)
+    except OSError as error:
+        raise ReadWriteError(f"{error.filename}: {error.strerror}") from error
+    write_json(root / "dataset_description.json", DESCRIPTION)
+    write_text(root / "README.md", README)
+    return label
+
+
+def _run(argv: Sequence[str]) -> int:
+    first = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
+    parser = build_parser()
+    if {"-h", "--help"} & set(argv[first:]):
+        parser.parse_args(["--help"])
+    paths = [Path(word).absolute() for word in argv[:first]]
+    if not FEWEST <= len(paths) <= MOST:
+        parser.error(f"{len(paths)} paths; give T1W OUT or T1W PET OUT, and options after them")
+    refuse_lost_folder()
+    t1w, *pets, out = paths
+    for path in (t1w, *pets):
+        _refuse(path)
+    label = make_dataset(t1w, pets[0] if pets else None, out / RAW)
+    options = ("--participant-label", label, "--skip-bids-validation", *argv[first:])
+    code = run_command([str(out / RAW), str(out), "participant", *options])
+    for path in sorted(out.glob(f"sub-{label}/pet/*_desc-synth_pet.nii.gz")) if not code else ():
+        sys.stdout.write(f"synthetic PET: {path}\n")
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do one person; return the exit code of BEP027. ``argv`` is without ``quick``."""
+    if argv is None:
+        read_names_as_utf8()
+    words = sys.argv[2:] if argv is None else argv
+    return run_program(
+        lambda: _run(words), interrupted="stopped; run the same command again to go on"
+    )

@@ -1,0 +1,109 @@
+"""``mri2pet quick``: files in, a synthetic PET out."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from phantoms import add_pet, add_t1w, write_dataset
+
+from bids_app import nifti, quick
+from bids_app.files import read_json
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A T1w, and a PET that is not compressed and has no sidecar."""
+    rng, raw = np.random.default_rng(4), write_dataset(tmp_path / "raw")
+    t1w, pet = add_t1w(raw, "x", rng), add_pet(raw, "x", rng)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "Ann B.nii.gz").write_bytes(t1w.read_bytes())
+    (mine / "pet.nii").write_bytes(gzip.decompress(pet.read_bytes()))
+    return mine
+
+
+def test_images_are_laid_out_as_bids(files, tmp_path):
+    root = tmp_path / "out" / "sourcedata"
+    assert quick.make_dataset(files / "Ann B.nii.gz", files / "pet.nii", root) == "AnnB"
+    for name, source in (
+        ("anat/sub-AnnB_T1w", "Ann B.nii.gz"),
+        ("pet/sub-AnnB_trc-18FFDG_pet", "pet.nii"),
+    ):
+        made, given = nifti.load(root / "sub-AnnB" / f"{name}.nii.gz"), nifti.load(files / source)
+        np.testing.assert_array_equal(made.data, given.data)
+        np.testing.assert_array_equal(made.affine, given.affine)
+    told = read_json(root / "sub-AnnB/pet/sub-AnnB_trc-18FFDG_pet.json")
+    assert told["TracerName"] == "FDG"
+    assert not (root / "sub-AnnB/anat/sub-AnnB_T1w.json").exists()
+
+
+def test_sidecars_beside_images_are_used(files, tmp_path):
+    (files / "pet.json").write_text('{"FrameTimesStart": [0], "TracerName": "FDG"}')
+    quick.make_dataset(files / "Ann B.nii.gz", files / "pet.nii", tmp_path / "raw2")
+    told = read_json(tmp_path / "raw2/sub-AnnB/pet/sub-AnnB_trc-18FFDG_pet.json")
+    assert told == {"FrameTimesStart": [0], "TracerName": "FDG"}
+
+
+def test_people_of_earlier_calls_stay_and_a_person_given_again_is_replaced(files, tmp_path):
+    root = tmp_path / "raw2"
+    quick.make_dataset(files / "Ann B.nii.gz", files / "pet.nii", root)
+    (files / "sub-02_T1w.nii.gz").write_bytes((files / "Ann B.nii.gz").read_bytes())
+    assert quick.make_dataset(files / "sub-02_T1w.nii.gz", None, root) == "02"
+    assert quick.make_dataset(files / "Ann B.nii.gz", None, root) == "AnnB"
+    found = sorted(str(path.relative_to(root)) for path in root.rglob("*.nii.gz"))
+    assert found == ["sub-02/anat/sub-02_T1w.nii.gz", "sub-AnnB/anat/sub-AnnB_T1w.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["a.nii"], 64, "1 paths; give T1W OUT or T1W PET OUT, and options after them"),
+        (["a.nii", "b.nii", "c", "d"], 64, "4 paths"),
+        (["--sloppy", "a.nii", "out"], 64, "0 paths"),
+        (["{mine}/none.nii.gz", "{mine}/out"], 66, "none.nii.gz: no such file"),
+        (["{mine}/scan.dcm", "{mine}/out"], 65, "convert DICOM images first"),
+        (["{mine}", "{mine}/out"], 65, "neither .nii nor .nii.gz"),
+        (["{mine}/pet.nii", "{mine}/out", "--slopy"], 64, "did you mean --sloppy?"),
+    ],
+)
+def test_what_cannot_be_used_is_answered_in_one_sentence(files, words, code, told, capsys):
+    (files / "scan.dcm").write_bytes(b"DICM")
+    try:
+        found = quick.main([word.format(mine=files) for word in words])
+    except SystemExit as stop:
+        found = stop.code
+    assert found == code
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1
+
+
+def test_help_is_told_without_files(capsys):
+    with pytest.raises(SystemExit) as stop:
+        quick.main(["--help"])
+    assert stop.value.code == 0
+    assert "mri2pet quick T1W [PET] OUT" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.ants
+def test_one_command_makes_a_synthetic_pet_of_two_files(files, tmp_path):
+    out = tmp_path / "out"
+    words = ["quick", str(files / "Ann B.nii.gz"), str(files / "pet.nii"), str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "mri2pet", *words, "--sloppy", "--omp-nthreads", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    made = sorted(out.glob("sub-AnnB/pet/*_desc-synth_pet.nii.gz"))
+    assert [f"synthetic PET: {path}" for path in made] == done.stdout.splitlines()[-2:]
+    measured = next(path for path in made if "space-MNI" in path.name)
+    told = json.loads(measured.with_name(measured.name.replace(".nii.gz", ".json")).read_text())
+    assert "Measures" in told  # against the real PET
+    assert (out / "sub-AnnB.html").is_file()
