@@ -365,6 +365,12 @@ def check_labels(path: Path, *, orientation: str = "") -> None:
         )
 
 
+def from_nibabel(image: nib.spatialimages.SpatialImage) -> Image:
+    """Take an image of nibabel, scaled as its header says; float32."""
+    data = np.asarray(image.dataobj, np.float32)
+    return Image(data, np.asarray(image.affine, np.float64))
+
+
 def to_nibabel(image: Image) -> nib.Nifti1Image:
     """Give an image as nibabel has it, sform and qform alike; booleans become bytes."""
     data = image.data.astype(np.uint8) if image.data.dtype == bool else image.data

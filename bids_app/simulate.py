@@ -107,7 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def simulate_cohort(argv: Sequence[str] | None) -> str:
+    """Simulate the cohort of a command line; say in a line what was made, or raise an error."""
     given: dict[str, Any] = vars(build_parser().parse_args(argv))
     refuse_lost_folder()
     from bids_app.simulation.cohort import CohortPlan, write_cohort
@@ -122,11 +123,15 @@ def _run(argv: Sequence[str] | None) -> int:
     start = time.monotonic()
     write_cohort(plan, nprocs=nprocs, version=version("mri2pet"))
     count = len(plan.members)
-    sys.stdout.write(
+    return (
         f"{count} participant{'' if count == 1 else 's'} "
         f"({plan.paired} paired, {plan.t1w_only} T1w only, "
-        f"{plan.patients} patients) in {time.monotonic() - start:.0f} s: {plan.bids_dir}\n"
+        f"{plan.patients} patients) in {time.monotonic() - start:.0f} s: {plan.bids_dir}"
     )
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    sys.stdout.write(f"{simulate_cohort(argv)}\n")
     return 0
 
 

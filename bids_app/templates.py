@@ -116,6 +116,19 @@ def _mask_onto(mask: nifti.Image, grid: Grid) -> nifti.Image:
     return nifti.Image(moved.data > 0, grid.affine)
 
 
+def mask_on(name: str, grid: Grid) -> Mask:
+    """Give the brain of a template on a grid of its space, (I, J, K).
+
+    Raises
+    ------
+    MissingInputError
+        If TemplateFlow cannot give the template.
+    """
+    _, mask = _own() if name == OWN else of_templateflow(name)
+    inside: Mask = _mask_onto(mask, grid).data
+    return inside
+
+
 def _whole_grid(image: nifti.Image, resolution: float) -> Grid:
     """Cover what an axis-aligned image covers, with voxels of another size."""
     low = image.affine[:3, 3]

@@ -1,4 +1,4 @@
-"""README.md's promises are kept by tests that are there."""
+"""What README.md and docs/usage.md promise is kept by tests that are there."""
 
 import ast
 import re
@@ -19,8 +19,9 @@ def names_in(file):
 
 
 @cache
-def readme():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def promised():
+    files = (ROOT / "README.md", ROOT / "docs" / "usage.md")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
     return " ".join(text.replace("\n> ", " ").split())
 
 
@@ -31,7 +32,7 @@ def test_every_row_is_understood():
 
 
 @pytest.mark.parametrize(("promise", "file", "test"), PROMISES)
-def test_a_promise_stands_in_the_readme_and_its_test_is_there(promise, file, test):
-    assert promise in readme()
+def test_a_promise_stands_there_and_so_does_its_test(promise, file, test):
+    assert promise in promised()
     assert test.startswith("test_")
     assert test in names_in(file)

@@ -137,7 +137,7 @@ def build(there, how, plan, beyond):
             "how": how,
         }
         factories = {
-            "anatomical": lambda: init_anatomical_wf(t1w=visit["t1w"], how=here),
+            "anatomical": lambda: init_anatomical_wf(how=here),
             "pet": lambda: init_pet_wf(pet=there("pet.nii.gz"), durations=(), how=here),
             "preprocessing": lambda: init_preprocessing_wf(**visit),
             "synthesis": lambda: init_synthesis_wf(plan=plan, omp_nthreads=1),

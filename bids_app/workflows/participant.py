@@ -94,7 +94,8 @@ def init_preprocessing_wf(
     fields = ["t1w_in_template", "brain_mask_in_template", "pet_in_template"]
     fields += ["coverage_in_template", "t1w", "template_to_t1w"]
     outputnode = Node(IdentityInterface(fields), name="outputnode")
-    anatomical = init_anatomical_wf(t1w=t1w, orientation=orientation, how=how)
+    anatomical = init_anatomical_wf(how=how, orientation=orientation)
+    anatomical.inputs.inputnode.t1w = str(t1w)
     _save_all(workflow, anatomical, outputs, "")
     trust = _trust(
         workflow, anatomical, "t1w_in_template", "t1w_in_template_measured", prefix="", source=t1w

@@ -69,18 +69,21 @@ class Preprocessing:
 
 
 def init_anatomical_wf(
-    *, t1w: Path, orientation: str = "", how: Preprocessing, name: str = "anatomical_wf"
+    *, how: Preprocessing, orientation: str = "", name: str = "anatomical_wf"
 ) -> Workflow:
     """Bring a T1w into MNI space: brain, bias field, registration, scaling.
 
     Parameters
     ----------
-    t1w : Path
-        As it was acquired.
-    orientation : str
-        Axis code that is vouched for where its header has none.
     how : Preprocessing
         Targets, and parameters.
+    orientation : str
+        Axis code that is vouched for where the T1w's header has none.
+
+    Inputs
+    ------
+    t1w
+        As it was acquired.
 
     Outputs
     -------
@@ -101,9 +104,10 @@ def init_anatomical_wf(
     template_to_t1w
         Its inverse.
     """
-    read = Node(ReadT1w(t1w=str(t1w), orientation=orientation), name="read", mem_gb=1)
+    inputnode = Node(IdentityInterface(["t1w"]), name="inputnode")
+    read = Node(ReadT1w(orientation=orientation), name="read", mem_gb=1)
     extract = Node(
-        ExtractBrain(source=str(t1w), mode=how.skull_strip, threads=how.omp_nthreads),
+        ExtractBrain(mode=how.skull_strip, threads=how.omp_nthreads),
         name="extract_brain",
         n_procs=how.omp_nthreads,
         mem_gb=3,
@@ -150,6 +154,8 @@ def init_anatomical_wf(
     workflow = Workflow(name)
     workflow.connect(
         [
+            (inputnode, read, [("t1w", "t1w")]),
+            (inputnode, extract, [("t1w", "source")]),
             (read, extract, [("t1w", "t1w"), ("valid", "valid")]),
             (read, correct, [("t1w", "t1w")]),
             (extract, correct, [("mask", "mask")]),

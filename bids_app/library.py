@@ -1,0 +1,237 @@
+"""What other programs use of the app: functions on files and images, without a command line.
+
+They are public as ``mri2pet.predict_pet`` and so on.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bids_app import nifti
+from bids_app.errors import Mri2petError, UnusableDataError
+from bids_app.files import read_json
+from bids_app.generators import find_generator
+from bids_app.imaging.verdict import verdict_of
+from bids_app.imaging.volume import Grid
+from bids_app.quick import label_of
+from bids_app.simulate import simulate_cohort
+from bids_app.synthesis.card import Card, check_space, check_weights, is_own_grid, read_card
+from bids_app.templates import mask_on
+
+LEAST_DICE = 0.8  # with the template's brain; registered brains have 0.95 or more; our choice
+ROUNDING = 1e-3  # by which intensities may leave [0, 1]
+
+
+class Registered(NamedTuple):
+    """Files of a person in MNI space, and the transforms there and back.
+
+    Parameters
+    ----------
+    t1w, brain_mask : Path
+        On the template's grid; the T1w in [0, 1], 0 outside the brain.
+    pet : Path or None
+        FDG PET in [0, 1] on that grid; None if none was given.
+    t1w_to_mni, mni_to_t1w : Path
+        Composite transforms, as ITK and ANTs read them.
+    verdict : str
+        On the registration of the T1w: ``pass``, ``doubt`` or ``fail``.
+    report : Path
+        HTML page; look at it.
+    """
+
+    t1w: Path
+    brain_mask: Path
+    pet: Path | None
+    t1w_to_mni: Path
+    mni_to_t1w: Path
+    verdict: str
+    report: Path
+
+
+def register_to_mni(
+    t1w: Path | str,
+    folder: Path | str,
+    *,
+    pet: Path | str | None = None,
+    resolution: float = 1.0,
+    quick: bool = False,
+) -> Registered:
+    """Bring a T1w, and an FDG PET if there is one, into MNI space.
+
+    Brain extraction, bias field correction and registration are those of the participant level; it
+    runs in a process of its own.
+
+    Parameters
+    ----------
+    t1w, pet : path-like
+        ``.nii`` or ``.nii.gz``, as acquired; a sidecar beside them (``.json``) is used.
+    folder : path-like
+        Gets all results, as a BIDS derivative dataset. People of earlier calls stay.
+    resolution : float
+        Voxel size of the results, in mm.
+    quick : bool
+        Coarse registration, to try things out.
+
+    Raises
+    ------
+    Mri2petError
+        If an image cannot be used; the message says which, and why.
+
+    Examples
+    --------
+    >>> found = register_to_mni("ann_T1w.nii.gz", "out", pet="ann_pet.nii.gz")  # doctest: +SKIP
+    >>> found.verdict  # doctest: +SKIP
+    'pass'
+    """
+    images = [str(path) for path in (t1w, pet) if path is not None]
+    how = ["--stage", "preprocess", "--resolution", str(resolution), *["--sloppy"] * quick]
+    words = ["quick", *images, str(folder), *how]
+    done = subprocess.run(
+        [sys.executable, "-m", "mri2pet", *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        raise Mri2petError(told[-1].removeprefix("error: ") if told else done.stderr)
+    root, label = Path(folder).absolute(), label_of(Path(t1w))
+    own = root / f"sub-{label}"
+
+    def find(pattern: str) -> list[Path]:
+        return sorted(own.glob(pattern))
+
+    (made,) = find("anat/*_space-MNI*_desc-preproc_T1w.nii.gz")
+    pets = find("pet/*_space-MNI*_desc-preproc_pet.nii.gz")
+    verdict = verdict_of(read_json(made.with_name(made.name.replace(".nii.gz", ".json"))))
+    return Registered(
+        made,
+        find("anat/*_space-MNI*_desc-brain_mask.nii.gz")[0],
+        pets[0] if pets else None,
+        find("anat/*_from-T1w_to-*_xfm.h5")[0],
+        find("anat/*_to-T1w_mode-image_xfm.h5")[0],
+        verdict if verdict else "",
+        root / f"sub-{label}.html",
+    )
+
+
+def predict_pet(
+    t1w: Any, generator: Path | str = "default", *, fwhm: float = 1.5, device: str = "cpu"
+) -> Any:
+    """Predict the FDG PET of a T1w that lies in MNI space.
+
+    Parameters
+    ----------
+    t1w : path-like or nibabel image
+        Brain only, in MNI space, intensities in [0, 1]: as :func:`register_to_mni` writes it.
+    generator : path-like
+        Folder of a generator, or ``default``, the demonstration that comes with the app.
+    fwhm : float
+        Smoothing of the result, in mm; Zotova et al. (2021), section 2.1.
+    device : str
+        A torch device.
+
+    Returns
+    -------
+    nibabel.Nifti1Image
+        The synthetic PET in [0, 1] on the grid of the T1w, 0 outside the brain. Its header says
+        SYNTHETIC.
+
+    Raises
+    ------
+    Mri2petError
+        If the T1w is not in MNI space, not within [0, 1], or lies on a grid that the generator does
+        not know.
+
+    Examples
+    --------
+    >>> pet = predict_pet(found.t1w)  # doctest: +SKIP
+    >>> pet.to_filename("synthetic.nii.gz")  # doctest: +SKIP
+    """
+    from bids_app.synthesis.inference import load_generator, synthesize  # torch
+    from bids_app.synthesis.tiling import SliceTriplets, overlap
+    from bids_app.synthesis.tissue import TissueModel, carry_tissue_model
+
+    named = isinstance(t1w, Path | str)
+    image = nifti.load(Path(t1w)) if named else nifti.from_nibabel(t1w)
+    grid = Grid(image.data.shape[:3], image.affine)
+    folder = find_generator(str(generator), Path(), sloppy=False)
+    card = read_card(folder)
+    check_weights(folder, card)
+    _refuse(image, grid, card, str(t1w) if named else "the T1w")
+    network, card = load_generator(folder, device)
+    if isinstance(network, TissueModel) and not is_own_grid(card, grid):
+        network = carry_tissue_model(network, np.array(card.affine), grid)
+    tiling = card.spec.tiling
+    tiling = overlap(tiling) if isinstance(tiling, SliceTriplets) else tiling
+    pet = synthesize(image.data, network, tiling, fwhm=fwhm, zooms=image.zooms)
+    pet[image.data <= 0] = 0
+    made = nifti.to_nibabel(nifti.Image(pet, image.affine))
+    made.header["descrip"] = "SYNTHETIC FDG PET, mri2pet"
+    return made
+
+
+def _refuse(image: nifti.Image, grid: Grid, card: Card, name: str) -> None:
+    """Refuse what is no T1w in MNI space: a generator would predict something all the same."""
+    if image.data.ndim != len(grid.shape):
+        raise UnusableDataError(f"{name}: has {image.data.ndim} axes; give one volume")
+    low, high = float(np.min(image.data)), float(np.max(image.data))
+    if not (np.isfinite(low + high) and low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise UnusableDataError(
+            f"{name}: intensities are {low:.3g} to {high:.3g} instead of 0 to 1; use what "
+            "register_to_mni writes"
+        )
+    check_space(card, grid, card.template)
+    brain, template = image.data > 0, mask_on(card.template, grid)
+    dice = 2 * np.count_nonzero(brain & template) / max(brain.sum() + template.sum(), 1)
+    if dice < LEAST_DICE:
+        raise UnusableDataError(
+            f"{name}: its voxels above 0 overlap with the brain of {card.template} by a Dice of "
+            f"{dice:.2f}, so it is no brain in that space; use what register_to_mni writes"
+        )
+
+
+def simulate(
+    bids_dir: Path | str,
+    *,
+    paired: int = 4,
+    t1w_only: int = 0,
+    patients: int = 0,
+    resolution: float = 1.0,
+    seed: int = 0,
+) -> Path:
+    """Write a cohort of simulated T1w and FDG PET with known truth, as a BIDS dataset.
+
+    Parameters
+    ----------
+    bids_dir : path-like
+        A new or empty folder.
+    paired, t1w_only, patients : int
+        Controls with T1w and PET, controls with T1w alone, patients with one or two lesions.
+    resolution : float
+        Voxel size of the T1w, in mm.
+    seed : int
+        Equal seeds give equal bytes.
+
+    Returns
+    -------
+    Path
+        The dataset; the truth lies in its ``derivatives/truth``.
+
+    Raises
+    ------
+    Mri2petError
+        If the folder is not empty, or cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "bids"
+    >>> sorted(path.name for path in simulate(folder, paired=1, resolution=4).glob("sub-*"))
+    ['sub-control01']
+    """
+    root = Path(bids_dir).absolute()
+    counts = {"--paired": paired, "--t1w-only": t1w_only, "--patients": patients}
+    words = [word for flag, number in counts.items() for word in (flag, str(number))]
+    simulate_cohort([str(root), *words, "--resolution", str(resolution), "--seed", str(seed)])
+    return root

@@ -1,0 +1,151 @@
+"""What other programs use: functions, an estimator, workflows; all through ``import mri2pet``."""
+
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nilearn.datasets import load_mni152_gm_template, load_mni152_template
+from nipype.interfaces.utility import Function, IdentityInterface
+from nipype.pipeline.engine import Node, Workflow
+from phantoms import add_t1w, write_dataset
+
+import mri2pet
+from bids_app import nifti
+from bids_app.detection.oneclass import VoxelwiseOneClassSVM
+from bids_app.errors import Mri2petError, UnusableDataError
+from bids_app.imaging.volume import Grid, grid_of_box
+from bids_app.library import Registered
+from bids_app.templates import _onto, mask_on
+
+BOX = (-78, -112, -50, 78, 76, 85)
+
+
+def template_t1w(resolution=4.0):
+    """The template's own brain, as a T1w in MNI space."""
+    grid = grid_of_box(BOX, resolution)
+    whole = nifti.from_nibabel(load_mni152_template(resolution=2))
+    inside = mask_on("MNI152NLin2009aSym", grid)
+    data = np.where(inside, _onto(whole, grid, "continuous").data, 0)
+    return nib.Nifti1Image(np.clip(data / np.percentile(data, 99.9), 0, 1), grid.affine)
+
+
+def test_what_is_public_is_there_and_loads_late():
+    assert {"predict_pet", "register_to_mni", "simulate", "VoxelwiseOneClassSVM"} < set(
+        dir(mri2pet)
+    )
+    assert mri2pet.VoxelwiseOneClassSVM is VoxelwiseOneClassSVM
+    with pytest.raises(AttributeError, match="has no attribute 'predict_mri'"):
+        mri2pet.predict_mri  # noqa: B018
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys, mri2pet; print({'torch', 'numpy'} & set(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("resolution", [4.0, 3.0])
+def test_a_pet_is_predicted_on_the_grid_of_the_t1w(resolution, tmp_path):
+    t1w = template_t1w(resolution)
+    t1w.to_filename(tmp_path / "t1w.nii.gz")
+    pet, same = (mri2pet.predict_pet(given) for given in (t1w, str(tmp_path / "t1w.nii.gz")))
+    np.testing.assert_array_equal(pet.get_fdata(), same.get_fdata())
+    np.testing.assert_array_equal(pet.affine, t1w.affine)
+    assert b"SYNTHETIC" in pet.header["descrip"].item()
+    made, brain = pet.get_fdata(), t1w.get_fdata() > 0
+    assert not made[~brain].any()
+    assert 0 <= made.min() < 0.3 < made.max() <= 1
+    grey = _onto(
+        nifti.from_nibabel(load_mni152_gm_template(resolution=2)),
+        Grid(made.shape, pet.affine),
+        "continuous",
+    ).data
+    assert np.corrcoef(made[brain], grey[brain])[0, 1] > 0.4  # grey matter takes up most
+
+
+def shifted(image):
+    affine = image.affine.copy()
+    affine[:3, 3] += 60
+    return nib.Nifti1Image(image.get_fdata(dtype=np.float32), affine)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (shifted, "so it is no brain in that space"),
+        (lambda t1w: nib.Nifti1Image(900 * t1w.get_fdata(), t1w.affine), "instead of 0 to 1"),
+        (lambda _: nib.Nifti1Image(np.ones((9, 9, 9, 2), np.float32), np.eye(4)), "4 axes"),
+        (
+            lambda t1w: nib.Nifti1Image(t1w.get_fdata() + 0.5 * (t1w.get_fdata() == 0), t1w.affine),
+            "no brain",
+        ),
+    ],
+    ids=["elsewhere", "not scaled", "two volumes", "with background"],
+)
+def test_what_is_no_t1w_in_mni_space_is_refused(change, told):
+    with pytest.raises(UnusableDataError, match=told):
+        mri2pet.predict_pet(change(template_t1w()))
+
+
+def test_a_simulated_cohort_is_written(tmp_path):
+    root = mri2pet.simulate(tmp_path / "bids", paired=1, patients=1, resolution=4, seed=3)
+    assert sorted(path.name for path in root.glob("sub-*")) == ["sub-control01", "sub-patient01"]
+    with pytest.raises(Mri2petError, match="not empty"):
+        mri2pet.simulate(tmp_path / "bids")
+
+
+@pytest.mark.slow
+@pytest.mark.ants
+def test_a_t1w_is_registered_and_its_pet_predicted(tmp_path):
+    t1w = add_t1w(write_dataset(tmp_path / "raw"), "x", np.random.default_rng(4))
+    found = mri2pet.register_to_mni(t1w, tmp_path / "out", resolution=4, quick=True)
+    assert isinstance(found, Registered)
+    assert found.verdict == "pass"
+    assert found.pet is None
+    for path in (found.brain_mask, found.t1w_to_mni, found.mni_to_t1w, found.report):
+        assert path.is_file()
+    assert mri2pet.predict_pet(found.t1w).shape == (40, 48, 34)
+    with pytest.raises(Mri2petError, match=r"none\.nii: no such file"):
+        mri2pet.register_to_mni(tmp_path / "none.nii", tmp_path / "out")
+
+
+def halve(in_file):
+    """A step of somebody else."""
+    import os
+
+    import nibabel as nib
+
+    image = nib.load(in_file)
+    out = os.path.join(os.getcwd(), "half.nii.gz")  # noqa: PTH109, PTH118
+    nib.Nifti1Image(image.get_fdata() / 2, image.affine).to_filename(out)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.ants
+def test_workflows_run_inside_of_somebody_elses(tmp_path):
+    """Built before the image is there; its own doors alone are connected."""
+    mine = mri2pet.init_participant_wf(
+        template_dir=tmp_path / "template", resolution=4, quick=True, skull_strip="skip"
+    )
+    first = Node(IdentityInterface(["raw"]), name="first")
+    half = Node(Function(["in_file"], ["out"], halve), name="half")
+    theirs = Workflow("theirs", base_dir=str(tmp_path / "work"))
+    theirs.connect(
+        [
+            (first, mine, [("raw", "inputnode.t1w")]),
+            (mine, half, [("outputnode.synthetic_pet", "in_file")]),
+        ]
+    )
+    first.inputs.raw = str(add_t1w(write_dataset(tmp_path / "raw"), "x", np.random.default_rng(4)))
+    done = {node.name: node for node in theirs.run().nodes}
+    made = nib.load(done["half"].result.outputs.out)
+    assert made.shape == (40, 48, 34)
+    whole = nib.load(done["synthesize"].result.outputs.pet).get_fdata()
+    np.testing.assert_allclose(made.get_fdata(), whole / 2, atol=1e-3)
+    assert whole.max() > 0.5
+    carried = nib.load(done["carry_to_t1w"].result.outputs.image)
+    assert carried.shape == nib.load(first.inputs.raw).shape
