@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DEMO ?= demo
 TEST = $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/containers
 
-.PHONY: demo test test-fast test-containers lint clean
+.PHONY: demo test test-fast test-containers lint docs clean
 
 $(VENV)/.runnable: pyproject.toml constraints.txt
 	@echo "Making a virtual environment in $(VENV)"
@@ -48,5 +48,9 @@ lint: $(VENV)/.installed  ## Check style, types, imports and spelling
 	$(BIN)/codespell
 	$(BIN)/hadolint Dockerfile
 
+docs: $(VENV)/.runnable  ## Build the documentation to site/; a broken link is an error
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) site

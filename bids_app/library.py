@@ -28,7 +28,7 @@ ROUNDING = 1e-3  # by which intensities may leave [0, 1]
 class Registered(NamedTuple):
     """Files of a person in MNI space, and the transforms there and back.
 
-    Parameters
+    Attributes
     ----------
     t1w, brain_mask : Path
         On the template's grid; the T1w in [0, 1], 0 outside the brain.
