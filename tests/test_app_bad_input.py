@@ -212,12 +212,11 @@ def test_output_that_cannot_be_made(raw, rng, run, tmp_path):
     assert "choose another" in said
 
 
-def test_a_generator_of_another_grid(raw, rng, run):
+def test_what_a_generator_knows_of_its_own_grid_alone_is_refused_on_another(raw, rng, run):
     add_t1w(raw, "01", rng)
-    code, said = run(raw, "--resolution", "5")
-    assert code == 65
-    assert "grid" in said or "voxels" in said
-    assert "--generator" in said
+    code, said = run(raw, "--resolution", "5", "--uncertainty")
+    assert code == 64
+    assert "--uncertainty: generator default knows this at --resolution 1 only" in said
 
 
 def test_tampered_weights(raw, rng, run, tmp_path):

@@ -305,7 +305,7 @@ def test_what_is_beyond_the_paper_is_done_when_asked_for(raw, out, tmp_path, cap
     options = ("--stage", "synthesize", "--generator", "small", "--skip-bids-validation")
     beyond = ("--overlap", "--match-histogram", "--novelty")
     assert main(arguments(raw, copy, *options, *beyond)) == 0
-    for path in copy.glob("sub-*/**/*_desc-synth_pet.nii.gz"):
+    for path in copy.glob(f"sub-*/**/*_{SPACE}_desc-synth_pet.nii.gz"):
         sidecar = sidecar_of(path)
         assert sidecar["Novelty"]["TrainingControls"] == 2
         assert sidecar["OverlappingTripletsAveraged"] is True

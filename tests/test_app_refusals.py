@@ -67,7 +67,7 @@ def told(study, level, options, capsys, out="out", *more):
 
 
 REFUSED = [
-    ("participant", ("--resolution", "2"), 65),
+    ("participant", ("--resolution", "2", "--novelty"), 64),
     ("participant", (*SLOPPY, "--generator", "nowhere"), 66),
     ("participant", (*SLOPPY, "--uncertainty", "--match-histogram"), 64),
     ("participant", (*SLOPPY, "--device", "cuda"), 64),

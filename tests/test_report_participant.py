@@ -11,6 +11,8 @@ from PIL import Image as Pillow
 from scipy import ndimage
 
 from bids_app import nifti
+from bids_app.derivatives.detections import ScoredRun, ScoredSubject, write_run
+from bids_app.files import write_tsv
 from bids_app.imaging.volume import grid_of_box
 from bids_app.report.figures import (
     PLANES,
@@ -591,3 +593,39 @@ def test_every_reference_is_cited_somewhere():
     titles = re.findall(r'^".*" = "(.*)"$', path.read_text(), re.M)
     assert len(titles) > 10
     assert all(any(title in text for text in texts) for title in titles)
+
+
+# Uptake by region
+
+
+def write_regions(tree, label, ratio):
+    """Write a table of two regions; that on the right of the real PET has a ratio of its own."""
+    columns = ["pet", "region", "volume", "mean", "ratio_brain", "ratio_cerebellum", "ratio_pons"]
+    rows = [
+        dict(zip(columns, (kind, region, 800, 0.4, value, 1.1, "n/a"), strict=True))
+        | {"asymmetry": -12.5}
+        for kind, value in (("real", ratio), ("synthetic", 1.0))
+        for region in ("left insula", "right insula")
+    ]
+    path = tree.out / f"sub-{label}/pet/sub-{label}_trc-18FFDG_desc-regions_pet.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tsv(path, [*columns, "asymmetry"], rows)
+
+
+def test_uptake_by_region_is_shown_against_controls(tree):
+    tree.add_anatomy()
+    tree.add_synthetic()
+    assert 'id="regions"' not in tree.write()
+    write_regions(tree, "01", 1.4)
+    assert "t is known when the group level has been run" in tree.write()
+    for label, ratio in (("c1", 1.0), ("c2", 1.1), ("c3", 1.2)):
+        write_regions(tree, label, ratio)
+    maps = [
+        ScoredSubject(label, "", "real", "zscore", label != "01", f"{label}.nii.gz")
+        for label in ("01", "c1", "c2", "c3")
+    ]
+    write_run(tree.out, ScoredRun("x", maps))
+    page = " ".join(text_of(tree.write()).replace("−", "-").split())
+    expected = (1.4 - 1.1) / (0.1 * np.sqrt(4 / 3))
+    assert f"left insula 1.40 1.10 -12.5 {expected:.1f} 1.00 1.10 -12.5" in page
+    assert "against 3 controls" in page

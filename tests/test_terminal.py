@@ -46,7 +46,7 @@ def test_no_place_that_messages_go_to_is_a_traceback(program, line, codes):
 
 
 def test_signs_are_written_in_other_words(tmp_path):
-    done = shell("PYTHONIOENCODING=ascii $PY -m bids_app.cli --help")
+    done = shell("PYTHONIOENCODING=ascii $PY -m bids_app.cli --help-all")
     assert b"default 82 mm3" in done.stdout
     (tmp_path / "none.txt").mkdir()
     done = shell(f"PYTHONIOENCODING=ascii $PY -m bids_app.cli 'in — ü' {tmp_path} train")

@@ -21,7 +21,12 @@ from bids_app.workflows.participant import (
     init_synthesis_from_disk_wf,
 )
 from bids_app.workflows.registration import Preprocessing, init_anatomical_wf, init_pet_wf
-from bids_app.workflows.synthesis import SynthesisPlan, init_comparison_wf, init_synthesis_wf
+from bids_app.workflows.synthesis import (
+    SynthesisPlan,
+    init_comparison_wf,
+    init_regions_wf,
+    init_synthesis_wf,
+)
 
 OF_T1W = {  # output → the node and field it comes from
     "t1w": ("correct_bias", "t1w"),
@@ -130,6 +135,7 @@ def build(there, how, plan, beyond):
     here = replace(how, percentile=99.9, omp_nthreads=1, frames=())
 
     def build(name, pets=1, plan=plan):
+        atlas, _ = there("coarse.nii.gz"), there("coarse.tsv")
         visit = {
             "t1w": there("t1w.nii.gz"),
             "outputs": {field: output(field) for field in OF_T1W},
@@ -142,6 +148,7 @@ def build(there, how, plan, beyond):
             "preprocessing": lambda: init_preprocessing_wf(**visit),
             "synthesis": lambda: init_synthesis_wf(plan=plan, omp_nthreads=1),
             "comparison": init_comparison_wf,
+            "regions": lambda: init_regions_wf(output=output("regions"), atlas=atlas),
             "participant": lambda: init_participant_wf(**visit, synthesis=plan),
             "synthesis_from_disk": lambda: init_synthesis_from_disk_wf(
                 t1w=there("t1w.nii.gz"),

@@ -186,6 +186,7 @@ class VisitPaths:
     synthetic_pet: Path
     synthetic_pet_in_t1w: Path
     uncertainty: Path
+    regions: Path
     pets: tuple[PetPaths, ...]
 
     @property
@@ -288,6 +289,7 @@ def visit_paths(output_dir: Path, visit: Visit, template: str, resolution: float
             "pet", "pet", ".nii.gz", trc=FDG_LABEL, space="T1w", desc="synth"
         ),
         uncertainty=path("pet", "std", ".nii.gz", trc=FDG_LABEL, **grid, desc="synth"),
+        regions=path("pet", "pet", ".tsv", trc=FDG_LABEL, desc="regions"),
         pets=tuple(pet_paths(output_dir, pet, template, resolution) for pet in visit.pets),
     )
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bids_app.derivatives.sidecars import read_dictionary, write_table
+from bids_app.derivatives.sidecars import Faults, read_dictionary, read_rows, write_table
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
 from bids_app.files import MISSING, locked, read_json, read_tsv, write_json, write_tsv
+from bids_app.imaging.regions import RegionalUptake
 from bids_app.imaging.verdict import reasons_of
 
 REMARKS = "Remarks"  # our own key
@@ -25,6 +26,24 @@ FIELDS = {
     "start": "Start",
     "verdict": "Verdict",
 }
+
+
+def describe_regions() -> dict[str, dict[str, object]]:
+    """Explain the columns of ``desc-regions_pet.tsv``."""
+    return read_dictionary("regions")
+
+
+def read_regions(path: Path, faults: Faults | None = None) -> list[RegionalUptake]:
+    """Read ``desc-regions_pet.tsv`` of a visit; none where it is not there.
+
+    Raises
+    ------
+    ReadWriteError, UnusableDataError
+        As :func:`bids_app.derivatives.sidecars.read_rows`.
+    """
+    if not path.exists():
+        return []
+    return read_rows(path, RegionalUptake, ("pet", "region", "mean"), faults)
 
 
 def _described(folder: Path) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Nodes that read, scale and compare volumes; numpy is all they need."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from math import isfinite
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from nipype.interfaces.base import (
 )
 
 from bids_app import nifti
+from bids_app.detection.clusters import read_labels
 from bids_app.errors import UnusableDataError
+from bids_app.files import write_tsv
 from bids_app.imaging.coverage import WHOLLY, brain_coverage, field_of_view, fill, missing_parts
 from bids_app.imaging.intensity import (
     average_frames,
@@ -25,8 +27,10 @@ from bids_app.imaging.intensity import (
     intensity_of_one,
     scale_to_unit,
 )
+from bids_app.imaging.regions import RegionalUptake, measure_uptake_by_region
 from bids_app.imaging.similarity import measure, normalized_mutual_information
 from bids_app.imaging.verdict import FAIL, judge_t1w, measure_brain, sidecar_fields, worse_of
+from bids_app.imaging.volume import Grid, lay_labels
 
 VOUCHED = "axis code where the header has none; empty: none is vouched for"
 VALID = "mask of the voxels that hold a number in the file; 0 was put into the others"
@@ -398,6 +402,54 @@ class RefuseFailed(SimpleInterface):
             )
         self._results["image"] = self.inputs.image
         return runtime
+
+
+class _MeasureRegionsInputSpec(BaseInterfaceInputSpec):
+    synthetic = File(exists=True, mandatory=True, desc="synthetic PET in [0, 1]")
+    real = File(exists=True, desc="real PET in [0, 1] on the same grid, if there is one")
+    mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
+    coverage = File(exists=True, desc="what the real PET covers; all without it")
+    atlas = File(exists=True, mandatory=True, desc="label image in that space")
+    names = File(exists=True, mandatory=True, desc="of its labels")
+
+
+class _MeasureRegionsOutputSpec(TraitedSpec):
+    table = File(exists=True, desc="uptake by region, tab-separated")
+
+
+class MeasureRegions(SimpleInterface):
+    """Measure uptake by region, of the synthetic and of the real PET of a visit."""
+
+    input_spec = _MeasureRegionsInputSpec
+    output_spec = _MeasureRegionsOutputSpec
+
+    def _run_interface(self, runtime):
+        mask = nifti.load(self.inputs.mask)
+        brain, grid = mask.data > 0, Grid(mask.data.shape, mask.affine)
+        atlas, names = nifti.load(self.inputs.atlas), read_labels(Path(self.inputs.names))
+        regions = lay_labels(atlas.data.astype(np.int16), atlas.affine, grid)
+        how = {"names": names, "voxel_volume": float(np.prod(mask.zooms))}
+        rows = []
+        if isdefined(self.inputs.real):
+            covered = brain
+            if isdefined(self.inputs.coverage):
+                covered = brain & (nifti.load(self.inputs.coverage).data > 0)
+            real = nifti.load(self.inputs.real).data
+            rows += measure_uptake_by_region("real", real, covered, regions, **how)
+        synthetic = nifti.load(self.inputs.synthetic).data
+        rows += measure_uptake_by_region("synthetic", synthetic, brain, regions, **how)
+        table = Path(runtime.cwd) / "regions.tsv"
+        columns = [field.name for field in fields(RegionalUptake)]
+        write_tsv(table, columns, [_rounded(row) for row in rows])
+        self._results["table"] = str(table)
+        return runtime
+
+
+def _rounded(row):
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in vars(row).items()
+    }
 
 
 class _ComparePETInputSpec(BaseInterfaceInputSpec):

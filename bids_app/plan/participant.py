@@ -22,6 +22,7 @@ from bids_app.derivatives.sidecars import (
     synthetic_pet,
     uncertainty,
 )
+from bids_app.derivatives.tables import describe_regions
 from bids_app.errors import (
     MissingInputError,
     Mri2petError,
@@ -36,6 +37,7 @@ from bids_app.imaging.verdict import DOUBT, FAIL, reasons_of, verdict_of
 from bids_app.plan.problems import Problem, error_of
 from bids_app.settings import Settings
 from bids_app.strict import parse_object
+from bids_app.templates import coarse_atlas
 from bids_app.visit import Scan, Selection, Unused, Visit
 from bids_app.workflows.execution import Output
 from bids_app.workflows.participant import (
@@ -383,8 +385,17 @@ def _synthesis_plan(
     if _leads_to_t1w(plan, run):
         origin = Provenance(run.bids_dir, run.output_dir, plan.synthesized, run.version)
         in_t1w = plan.paths.synthetic_pet_in_t1w, synthetic_in_t1w(sidecar, plan.paths, origin)
+    atlas = coarse_atlas(run.space.template)
     return SynthesisPlan(
-        generator, run.fwhm, times_mean, run.device, output, in_t1w, uncertainty=errors
+        generator,
+        run.fwhm,
+        times_mean,
+        run.device,
+        output,
+        in_t1w,
+        uncertainty=errors,
+        regions=None if atlas is None else (plan.paths.regions, dict(describe_regions())),
+        atlas=atlas,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Final, Unpack
 from bids_app.derivatives.detections import Anomaly, ScoredRun, find_anomalies, read_run
 from bids_app.derivatives.find import Results, find_results
 from bids_app.derivatives.sidecars import Faults
+from bids_app.derivatives.tables import read_regions
 from bids_app.detection.detectors import meaning_of
 from bids_app.errors import Mri2petError
 from bids_app.nifti import check_header
@@ -39,6 +40,8 @@ from bids_app.report.results import (
     comparison_rows,
     coverage_rows,
     novelty_rows,
+    region_rows,
+    regions_path,
     registration_rows,
     warnings_of,
 )
@@ -202,6 +205,7 @@ def write_subject_report(
             "coverages": coverage_rows(visits),
             "novelties": novelty_rows(visits),
             "comparisons": comparison_rows(visits),
+            "regions": _regions(output_dir, subject, visits),
             **{
                 section: [panel for drawing in drawings for panel in drawing[section]]
                 for section in ("anatomy", "coregistration", "pet")
@@ -213,6 +217,35 @@ def write_subject_report(
         }
 
     return write_report(output_dir, f"sub-{subject}", told, "subject.html", gather)
+
+
+def _regions(output_dir: Path, subject: str, visits: Sequence[Results]) -> list[dict[str, object]]:
+    """Tell uptake by region of each visit, against controls if the group level has been run."""
+    faults, tables = Faults(output_dir), list[dict[str, object]]()
+    for visit in visits:
+        path = regions_path(visit)
+        rows = [] if path is None else read_regions(path, faults)
+        if rows:
+            usual = _usual_ratios(output_dir, subject, faults)
+            known = max(map(len, usual.values()), default=0)
+            lines = region_rows(rows, usual)
+            tables.append({"name": visit.name, "lines": lines, "controls": known})
+    return tables
+
+
+def _usual_ratios(output_dir: Path, subject: str, faults: Faults) -> dict[str, list[float]]:
+    """Gather the ratio to the brain, region by region, in real PET of controls of the detectors."""
+    run = read_run(output_dir)
+    controls = {one.participant for one in run.maps if one.control} if run else set()
+    ratios: dict[str, list[float]] = {}
+    for label in sorted(controls - {subject}):
+        path = next(
+            iter(sorted(output_dir.glob(f"sub-{label}/**/pet/*_desc-regions_pet.tsv"))), None
+        )
+        for row in read_regions(path, faults) if path is not None else ():
+            if row.pet == "real" and row.ratio_brain is not None:
+                ratios.setdefault(row.region, []).append(row.ratio_brain)
+    return ratios
 
 
 def _detection(output_dir: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from bids_app.derivatives.find import Results
 from bids_app.derivatives.sidecars import Derivative, Faults
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.imaging.coverage import COMPLETE, describe_missing
+from bids_app.imaging.regions import RegionalUptake
 from bids_app.imaging.verdict import reasons_of, verdict_of
 from bids_app.imaging.volume import Mask
 from bids_app.nifti import Image, load
@@ -232,6 +233,69 @@ r = 0.31.
         f"In people whom the generator had not seen, the real PET was {cover}. Over voxels of a "
         f"person, SD and absolute error correlate by r = {r:.2f}."
     )
+
+
+def regions_path(visit: Results) -> Path | None:
+    """Name the table of uptake by region of a visit; None where no PET was synthesized."""
+    if visit.synthetic is None:
+        return None
+    stem = visit.synthetic.path.name.partition("_space-")[0]
+    return visit.synthetic.path.with_name(f"{stem}_desc-regions_pet.tsv")
+
+
+REGION_COLUMNS: Final = ("ratio_brain", "ratio_cerebellum", "asymmetry")
+KINDS: Final = ("real", "synthetic")
+
+
+def region_rows(
+    rows: Sequence[RegionalUptake], usual: Mapping[str, Sequence[float]]
+) -> list[tuple[str, ...]]:
+    """Tell uptake by region: name; real PET, its t against controls; synthetic PET.
+
+    Parameters
+    ----------
+    rows : sequence of RegionalUptake
+        Of a visit.
+    usual : mapping
+        Region → ratio to the brain in the real PET of each control; none where that is not known.
+    """
+    found = {(row.pet, row.region): row for row in rows}
+    lines = []
+    for region in dict.fromkeys(row.region for row in rows):
+        cells: list[str] = []
+        for kind in KINDS:
+            row = found.get((kind, region))
+            values = [None if row is None else getattr(row, name) for name in REGION_COLUMNS]
+            cells += [
+                show(value, 1 if n == len(values) - 1 else 2) for n, value in enumerate(values)
+            ]
+            if kind == "real":
+                ratio = None if row is None else row.ratio_brain
+                cells.append(show(single_case_t(ratio, usual.get(region, ())), 1))
+        lines.append((region, *cells))
+    return lines
+
+
+FEWEST_CONTROLS: Final = 3  # for a standard deviation; our choice
+
+
+def single_case_t(value: float | None, controls: Sequence[float]) -> float | None:
+    """Compare one person with controls by the t of Crawford and Howell (1998).
+
+    Examples
+    --------
+    >>> single_case_t(4.0, [1.0, 2.0, 3.0])
+    1.73...
+    >>> single_case_t(4.0, [1.0, 2.0]) is None
+    True
+    """
+    if value is None or len(controls) < FEWEST_CONTROLS:
+        return None
+    spread = float(np.std(controls, ddof=1))
+    number = len(controls)
+    if not spread:
+        return None
+    return (value - float(np.mean(controls))) / (spread * math.sqrt((number + 1) / number))
 
 
 def registration_rows(visits: Iterable[Results]) -> list[Row]:

@@ -13,7 +13,12 @@ from nipype.pipeline.engine import Node, Workflow
 from bids_app.interfaces.imaging import RefuseFailed
 from bids_app.workflows.execution import Output, label_nodes, link, save_node
 from bids_app.workflows.registration import Preprocessing, init_anatomical_wf, init_pet_wf
-from bids_app.workflows.synthesis import SynthesisPlan, init_comparison_wf, init_synthesis_wf
+from bids_app.workflows.synthesis import (
+    SynthesisPlan,
+    init_comparison_wf,
+    init_regions_wf,
+    init_synthesis_wf,
+)
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,13 @@ def init_participant_wf(
         own_t1w="t1w",
         template_to_t1w="template_to_t1w",
     )
+    for output, atlas in _regions_of(synthesis):
+        measuring = init_regions_wf(output=output, atlas=atlas)
+        link(workflow, preprocessing, measuring, brain_mask=brain_mask)
+        link(workflow, synthesizing, measuring, synthetic="pet")
+        if pets:
+            of_pet = {"real": "pet_in_template", "coverage": "coverage_in_template"}
+            link(workflow, preprocessing, measuring, **of_pet)
     for _ in pets[:1]:
         comparing = init_comparison_wf()
         link(
@@ -201,6 +213,13 @@ def init_participant_wf(
         )
         link(workflow, synthesizing, comparing, synthetic="pet", sidecar_file="sidecar_file")
     return workflow
+
+
+def _regions_of(synthesis: SynthesisPlan) -> list[tuple[Output, Path]]:
+    """Give where the table of regions goes, and the atlas, if there is one."""
+    if synthesis.regions is None or synthesis.atlas is None:
+        return []
+    return [(synthesis.regions, synthesis.atlas)]
 
 
 def init_synthesis_from_disk_wf(
@@ -239,6 +258,14 @@ def init_synthesis_from_disk_wf(
     synthesizing.inputs.inputnode.template_to_t1w = str(template_to_t1w)
     workflow = Workflow(name)
     workflow.add_nodes([synthesizing])
+    for output, atlas in _regions_of(synthesis):
+        measuring = init_regions_wf(output=output, atlas=atlas)
+        measuring.inputs.inputnode.brain_mask = str(brain_mask)
+        if pets:
+            measuring.inputs.inputnode.real = str(pets[0])
+        if pets and coverage is not None:
+            measuring.inputs.inputnode.coverage = str(coverage)
+        link(workflow, synthesizing, measuring, synthetic="pet")
     for pet in pets[:1]:
         comparing = init_comparison_wf()
         comparing.inputs.inputnode.real = str(pet)

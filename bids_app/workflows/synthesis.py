@@ -1,6 +1,7 @@
 """From a T1w in template space to a synthetic PET, and to what tells how far to trust it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
@@ -8,7 +9,7 @@ from nipype.pipeline.engine import Node, Workflow
 from bids_app.generators import GeneratorChoice
 from bids_app.interfaces.anatomy import Resample
 from bids_app.interfaces.derivatives import AddToSidecar
-from bids_app.interfaces.imaging import ComparePET
+from bids_app.interfaces.imaging import ComparePET, MeasureRegions
 from bids_app.interfaces.synthesis import MeasureNovelty, PredictError, SynthesizePET
 from bids_app.workflows.execution import Output, label_nodes, save_node
 
@@ -35,6 +36,10 @@ class SynthesisPlan:
         Where it goes on the T1w's own grid; None where there is no such T1w, or no way to it.
     uncertainty : Output or None
         Where the standard deviation of its error goes, if it is wanted.
+    regions : Output or None
+        Where the table of uptake by region goes; None in a space that no atlas is of.
+    atlas : Path or None
+        Its label image; the names of its labels lie beside it (``.tsv``).
     """
 
     generator: GeneratorChoice
@@ -44,6 +49,8 @@ class SynthesisPlan:
     output: Output
     in_t1w: Output | None
     uncertainty: Output | None = None
+    regions: Output | None = None
+    atlas: Path | None = None
 
 
 def init_synthesis_wf(
@@ -138,6 +145,45 @@ def init_synthesis_wf(
                 (error, keep, [("deviation", "in_file"), ("sidecar", "measured")]),
             ]
         )
+    return workflow
+
+
+def init_regions_wf(*, output: Output, atlas: Path, name: str = "regions_wf") -> Workflow:
+    """Measure uptake by region, of the synthetic and of the real PET, and save the table.
+
+    Parameters
+    ----------
+    output : Output
+        Where it goes, and what explains its columns.
+    atlas : Path
+        Label image in the space of the PET; the names of its labels lie beside it (``.tsv``).
+
+    Inputs
+    ------
+    synthetic
+        Synthetic PET in [0, 1].
+    real
+        Real PET in [0, 1] on the same grid, if there is one.
+    brain_mask
+        The brain on that grid.
+    coverage
+        What the real PET covers; all, if nothing is given.
+    """
+    fields = ["synthetic", "real", "brain_mask", "coverage"]
+    inputnode = Node(IdentityInterface(fields), name="inputnode")
+    names = atlas.with_name(f"{atlas.name.partition('.')[0]}.tsv")
+    measuring = MeasureRegions(atlas=str(atlas), names=str(names))
+    measure = Node(measuring, name="measure_regions", mem_gb=1)
+    save = save_node(output, "regions")
+    doors = [("synthetic", "synthetic"), ("real", "real"), ("brain_mask", "mask")]
+    workflow = Workflow(name)
+    workflow.connect(
+        [
+            (inputnode, measure, [*doors, ("coverage", "coverage")]),
+            (measure, save, [("table", "in_file")]),
+        ]
+    )
+    label_nodes(workflow, fatal=False)
     return workflow
 
 
