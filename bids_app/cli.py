@@ -270,6 +270,11 @@ def _add_people(parser: argparse.ArgumentParser) -> None:
         f"who is a control, by participants.tsv; default {Settings.control_query!r}",
     )
     add("--folds N", f"that controls are dealt out to; default {Settings.folds}", _count)
+    add(
+        "--ratings FILE",
+        "leave out whoever is rated fail: a table as participants.html saves it",
+        absolute_path,
+    )
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ USED_BY = {
     "pet_frames generator stage overlap match_histogram uncertainty novelty",
     "participant train": "device smoothing_fwhm",
     "train": "models condition init epochs batch_size width patches lpips_weights",
-    "train group": "control_query folds",
+    "train group": "control_query folds ratings",
     "participant group": "clean_workdir paper",
     "group": "derivatives patient_query training_set synthetic_controls detectors detector "
     "direction score_smoothing channels covariates nu clusters expected_false min_cluster_size "
@@ -69,6 +69,7 @@ class Settings:
     novelty: bool = False
 
     # Who is a control, who a patient
+    ratings: Path | None = None  # who is left out, as participants.html saves it
     control_query: str = "group == 'control'"
     patient_query: str = "group == 'patient'"
 

@@ -11,7 +11,7 @@ import numpy as np
 from nipype.pipeline.engine import Workflow
 
 from bids_app.app.images import store_cohort
-from bids_app.app.participant import report_subjects
+from bids_app.app.participant import report_all, report_subjects
 from bids_app.app.run import (
     DONE,
     PARTIAL,
@@ -621,7 +621,8 @@ def _report_patients(
     """Write the reports of patients again: they tell of anomalies now."""
     template = prepare_template(settings)
     told = dict.fromkeys(sorted(patients), RunSummary())
-    return report_subjects(settings.output_dir, told, template.reference, console)
+    problems = report_subjects(settings.output_dir, told, template.reference, console)
+    return problems + report_all(settings.output_dir, console)
 
 
 def _report_again(settings: Settings, console: Console) -> int:

@@ -54,6 +54,8 @@ from bids_app.plan.participant import (
     refuse_unprepared,
 )
 from bids_app.plan.problems import Problem, error_of, problem_of
+from bids_app.report.overview import NAME as OVERVIEW
+from bids_app.report.overview import write_overview
 from bids_app.report.page import RunSummary
 from bids_app.report.participant import write_subject_report
 from bids_app.resources import choose_device
@@ -333,6 +335,7 @@ def _report_again(selection: Selection, settings: Settings, console: Console) ->
     problems = report_subjects(
         output_dir, dict.fromkeys(there, RunSummary()), template.reference, console
     )
+    problems += report_all(output_dir, console)
     console.close(
         f"mri2pet: {len(there) - len(problems)} reports written, {len(problems)} failed; they are "
         f"in {output_dir}"
@@ -368,6 +371,13 @@ def report_subjects(
             write_subject_report(output_dir, subject, template_t1w=template_t1w, **run)
         problems += lost
     return problems
+
+
+def report_all(output_dir: Path, console: Console) -> list[Problem]:
+    """Write the table of all participants; where that fails, all other results stand."""
+    with report_failure(console, name=OVERVIEW, logs=output_dir / "logs") as lost:
+        write_overview(output_dir)
+    return lost
 
 
 @dataclass(frozen=True)
@@ -421,6 +431,7 @@ class _Reports:
         """Write the reports that are not there yet, and the tables; give what failed of it."""
         others = [subject for subject in _subjects(self.selection) if subject not in self.written]
         failed = self.write(others, problems)
+        failed += report_all(self.settings.output_dir, self.console)
         for remark in self.tables():
             self.console.warn(remark)
         return failed

@@ -28,6 +28,48 @@ FIELDS = {
 }
 
 
+RATINGS = ("pass", "doubt", "fail")
+Ratings = dict[tuple[str, str], tuple[str, str]]  # labels of who and session → rating, comment
+
+
+def read_ratings(path: Path) -> Ratings:
+    """Read what a reader thinks of participants, as ``participants.html`` saves it.
+
+    Parameters
+    ----------
+    path : Path
+        Tab-separated: ``participant_id``, ``rating`` (pass, doubt or fail), and where they are
+        there ``session_id`` and ``comment``. A row without a session counts for all.
+
+    Raises
+    ------
+    MissingInputError
+        If it is not there.
+    ReadWriteError
+        If it cannot be read.
+    UnusableDataError
+        If it has no such columns, or another rating.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file; save it in participants.html")
+    rows, ratings = read_tsv(path), Ratings()
+    if rows and not {"participant_id", "rating"} <= rows[0].keys():
+        raise UnusableDataError(f"{path}: has no columns participant_id and rating")
+    for row in rows:
+        rating, session = row["rating"].strip().lower(), row.get("session_id", MISSING)
+        if rating in ("", MISSING):
+            continue
+        if rating not in RATINGS:
+            raise UnusableDataError(
+                f"{path}: {row['participant_id']}: {row['rating']!r} is no rating; use pass, doubt "
+                "or fail"
+            )
+        label = row["participant_id"].strip().removeprefix("sub-")
+        own = "" if session in ("", MISSING) else session.strip().removeprefix("ses-")
+        ratings[label, own] = rating, row.get("comment", "").replace(MISSING, "")
+    return ratings
+
+
 def describe_regions() -> dict[str, dict[str, object]]:
     """Explain the columns of ``desc-regions_pet.tsv``."""
     return read_dictionary("regions")

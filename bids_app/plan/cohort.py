@@ -16,7 +16,7 @@ from bids_app.derivatives.find import (
     verdict_of_image,
 )
 from bids_app.derivatives.paths import entities_of, sidecar_path
-from bids_app.derivatives.tables import describe_unknown_columns, select
+from bids_app.derivatives.tables import Ratings, describe_unknown_columns, read_ratings, select
 from bids_app.detection.detectors import needing_synthetic
 from bids_app.errors import MissingInputError, Mri2petError, NothingSelectedError, UnusableDataError
 from bids_app.files import read_json, read_tsv
@@ -223,12 +223,15 @@ def _find(
     T1w on the grid.
     """
     visits, failed, problems = list[Preprocessed](), _Failed(), list[Problem]()
+    ratings = {} if settings.ratings is None else read_ratings(settings.ratings)
     for label in sorted(labels):
         try:
             found = find_preprocessed(
                 settings.output_dir, settings.template, settings.grid_resolution, [label]
             )
             usable, told = _leave_out_failed(found)
+            usable, rejected = _leave_out_rated(usable, ratings)
+            told += rejected
         except Mri2petError as error:
             problems.append(Problem(label, f"sub-{label}: {error}", error.exit_code))
             continue
@@ -267,6 +270,24 @@ def _leave_out_failed(visits: Sequence[Preprocessed]) -> tuple[list[Preprocessed
             for pet in lost
         ]
         usable.append(replace(visit, pets=tuple(pet for pet in pets if pet not in lost)))
+    return usable, notes
+
+
+def _leave_out_rated(
+    visits: Sequence[Preprocessed], ratings: Ratings
+) -> tuple[list[Preprocessed], list[str]]:
+    """Leave out whoever a reader has rated fail."""
+    usable, notes = [], []
+    for visit in visits:
+        session = visit.session if visit.session else ""
+        rating, comment = ratings.get(
+            (visit.subject, session), ratings.get((visit.subject, ""), ("", ""))
+        )
+        if rating == "fail":
+            sentence = "it was rated fail"
+            notes.append(f"{_name_of(visit)}: not used, {_with_reasons(sentence, comment)}")
+        else:
+            usable.append(visit)
     return usable, notes
 
 

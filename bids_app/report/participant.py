@@ -27,6 +27,7 @@ from bids_app.report.group import NAME as GROUP
 from bids_app.report.group import write_group_methods
 from bids_app.report.maps import ScoreMap, draw_score_map, take_score_map
 from bids_app.report.methods import participant_methods
+from bids_app.report.overview import keep_overview
 from bids_app.report.page import (
     RunSummary,
     detector_of_run,
@@ -195,6 +196,7 @@ def write_subject_report(
         visits = find_results(output_dir, subject, _shape_of(template_t1w))
         spaces = tuple(sorted({visit.space for visit in visits if visit.space}))
         drawings = [draw(output_dir, visit, template_t1w) for visit in visits]
+        keep_overview(output_dir, subject, visits, [p for one in drawings for p in one["pet"]])
         return {
             "subject": subject,
             "generators": _generators(visits),

@@ -1,0 +1,172 @@
+"""``participants.html``: one table of all participants, to look through and to rate."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image as Pillow
+
+from bids_app.derivatives.find import Results
+from bids_app.errors import Mri2petError
+from bids_app.files import Json, read_json, write_json, write_text
+from bids_app.report.page import LOGS, render, show
+from bids_app.report.panels import Panel
+from bids_app.report.results import (
+    MEASURES,
+    as_number,
+    coverage_rows,
+    measures_of,
+    registration_rows,
+    warnings_of,
+)
+
+NAME: Final = "participants.html"
+ENDING: Final = "_overview.json"  # of what a report leaves for this page, in logs
+THUMBNAIL: Final = 72  # px; our choice: 500 of them are a megabyte
+QUALITY: Final = 70  # of JPEG; our choice
+FAR: Final = 3.0  # robust standard deviations from the median: an outlier; our choice
+FEWEST: Final = 8  # values that tell what is usual; our choice
+NORMAL: Final = 1.4826  # standard deviations in a median absolute deviation, of a Gaussian
+# Column → how it is headed, and digits
+NUMBERS: Final = {
+    "dice": ("Dice, T1w", 3),
+    "covered": ("Brain in the PET (%)", 1),
+    "ssim": ("SSIM, brain", 3),
+    "novelty": ("Novelty", 2),
+}
+
+
+def keep_overview(
+    output_dir: Path, subject: str, visits: Sequence[Results], pictures: Sequence[Panel]
+) -> None:
+    """Keep what the table of all participants tells of one, when the report is written.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    subject : str
+        Label, without ``sub-``.
+    visits : sequence of Results
+        Of the participant.
+    pictures : sequence of Panel
+        Of PET; a slice of the first becomes the thumbnail.
+    """
+    rows = [{"visit": visit.name, **_numbers(visit)} for visit in visits]
+    told = {"rows": rows, "warnings": len(warnings_of(visits)), "thumbnail": _thumbnail(pictures)}
+    write_json(output_dir / LOGS / f"sub-{subject}{ENDING}", told)
+
+
+def _numbers(visit: Results) -> Json:
+    rows = registration_rows([visit])
+    verdicts = [row.cells[0] for row in rows]
+    shares = [float(row.cells[0].rstrip(" %")) for row in coverage_rows([visit])]
+    novelty = None if visit.synthetic is None else visit.synthetic.metadata.get("Novelty")
+    told = visit.t1w_in_template.metadata.get("Registration") if visit.t1w_in_template else None
+    return {
+        "t1w": verdicts[0] if verdicts else "n/a",
+        "pet": ", ".join(verdicts[1:]) if verdicts[1:] else "no PET",
+        "dice": as_number(told.get("DiceBrainMask")) if isinstance(told, dict) else None,
+        "covered": min(shares, default=None),
+        "ssim": measures_of(visit.synthetic).get(MEASURES[2]),
+        "novelty": as_number(novelty.get("Value")) if isinstance(novelty, dict) else None,
+    }
+
+
+def _thumbnail(pictures: Sequence[Panel]) -> str:
+    """Make a small picture of a slice of PET, as a ``data:`` address; empty if there is none."""
+    for panel in pictures:
+        for figure in panel.figures:
+            tiles = [tile for tile in figure.frames[0][1] if "image/png" in tile.href]
+            if tiles:
+                href = tiles[len(tiles) // 2].href
+                content = base64.b64decode(href.partition("base64,")[2])
+                image = Pillow.open(io.BytesIO(content)).convert("RGB")
+                image.thumbnail((THUMBNAIL, THUMBNAIL))
+                made = io.BytesIO()
+                image.save(made, "JPEG", quality=QUALITY)
+                text = base64.b64encode(made.getvalue()).decode("ascii")
+                return f"data:image/jpeg;base64,{text}"
+    return ""
+
+
+def write_overview(output_dir: Path) -> Path:
+    """Write ``participants.html`` from what reports have left.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be written.
+    """
+    found = {}
+    for path in sorted((output_dir / LOGS).glob(f"sub-*{ENDING}")):
+        label = path.name.removesuffix(ENDING)
+        if (output_dir / f"{label}.html").exists():
+            try:
+                found[label] = read_json(path)
+            except Mri2petError:
+                continue  # the report itself is there
+    lines = [
+        _line(label, row, told, first=number == 0)
+        for label, told in found.items()
+        for number, row in enumerate(_rows(told))
+    ]
+    mark_outliers(lines)
+    values = {"lines": lines, "numbers": NUMBERS, "dataset": output_dir.name}
+    path = output_dir / NAME
+    write_text(path, render("participants.html", values))
+    return path
+
+
+def _rows(told: Json) -> list[Json]:
+    rows = told.get("rows")
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _line(label: str, row: Json, told: Json, *, first: bool) -> dict[str, object]:
+    numbers = {name: as_number(row.get(name)) for name in NUMBERS}
+    visit = str(row.get("visit", label))
+    participant, _, session = visit.partition(", ")
+    thumbnail = told.get("thumbnail")
+    return {
+        "participant": participant,
+        "session": session,
+        "visit": visit,
+        "page": f"{label}.html",
+        "t1w": str(row.get("t1w", "n/a")),
+        "pet": str(row.get("pet", "n/a")),
+        "numbers": numbers,
+        "cells": {name: show(numbers[name], digits) for name, (_, digits) in NUMBERS.items()},
+        "odd": set[str](),
+        "warnings": told.get("warnings", 0),
+        "thumbnail": thumbnail if first and isinstance(thumbnail, str) else "",
+    }
+
+
+def mark_outliers(lines: Sequence[Mapping[str, object]]) -> None:
+    """Put into ``odd`` of each line the numbers that are far from those of the others.
+
+    Far is 3 robust standard deviations from the median (our choice), of 8 values or more.
+
+    Examples
+    --------
+    >>> values = [dict.fromkeys(NUMBERS, 0.9 + n / 1000) for n in range(9)]
+    >>> lines = [{"numbers": own, "odd": set()} for own in values]
+    >>> lines[4]["numbers"]["dice"] = 0.5
+    >>> mark_outliers(lines)
+    >>> [line["odd"] for line in lines[3:6]]
+    [set(), {'dice'}, set()]
+    """
+    for name in NUMBERS:
+        known = [(line, line["numbers"][name]) for line in lines]  # type: ignore[index]  # of plain values, see _line
+        values = np.array([value for _, value in known if value is not None], float)
+        if len(values) < FEWEST:
+            continue
+        middle = float(np.median(values))
+        spread = NORMAL * float(np.median(np.abs(values - middle)))
+        for line, value in known:
+            if value is not None and spread and abs(value - middle) > FAR * spread:
+                line["odd"].add(name)  # type: ignore[attr-defined]  # a set, see _line

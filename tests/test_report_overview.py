@@ -1,0 +1,169 @@
+"""``participants.html``: a table of all, outliers marked, ratings that later levels read."""
+
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from anomalies import Cohort
+from browser import BASH, CHROMIUM, Browser
+from pages import Reader, text_of
+
+from bids_app.derivatives.tables import read_ratings
+from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.files import read_json, read_tsv, write_json, write_tsv
+from bids_app.plan.cohort import _leave_out_rated
+from bids_app.report.overview import NUMBERS, write_overview
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    cohort = Cohort(tmp_path_factory.mktemp("overview") / "out")
+    for label in ("P1", "P2", "C1"):
+        cohort.write_subject(label)
+    return cohort
+
+
+def write_rows(out, count, **odd):
+    """Leave what reports of so many people leave; the fifth is odd."""
+    for number in range(count):
+        numbers = dict.fromkeys(NUMBERS, 0.9 + number / 1000) | (odd if number == 4 else {})
+        row = {"visit": f"sub-{number:03}", "t1w": "pass", "pet": "pass", **numbers}
+        told = {"rows": [row], "warnings": 0, "thumbnail": ""}
+        write_json(out / "logs" / f"sub-{number:03}_overview.json", told)
+        (out / f"sub-{number:03}.html").write_text("x")
+    return write_overview(out).read_text(encoding="utf-8")
+
+
+def test_everyone_with_a_report_has_a_row_with_a_thumbnail(made):
+    page = write_overview(made.out).read_text(encoding="utf-8")
+    reader = Reader(page)
+    assert [link for link in reader.links if link.endswith(".html")] == [
+        "sub-C1.html",
+        "sub-P1.html",
+        "sub-P2.html",
+    ]
+    assert page.count("data:image/jpeg") == 3
+    assert "3 visits" in text_of(page)
+    assert not re.search(r'(?:src|href)="https?:', page)
+
+
+def test_a_report_that_is_gone_or_a_damaged_record_is_no_row(made, tmp_path):
+    out = shutil.copytree(made.out, tmp_path / "out")
+    (out / "sub-C1.html").unlink()
+    (out / "logs/sub-P2_overview.json").write_text("{")
+    page = write_overview(out).read_text(encoding="utf-8")
+    assert [link for link in Reader(page).links if link.endswith(".html")] == ["sub-P1.html"]
+
+
+def test_numbers_far_from_those_of_others_are_marked(tmp_path):
+    page = write_rows(tmp_path, 9, dice=0.2)
+    assert page.count('class="number odd"') == 1
+    assert '<td class="number odd">0.200</td>' in page
+    assert 'class="number odd"' not in write_rows(tmp_path / "few", 7, dice=0.2)
+
+
+def test_verdicts_are_told_and_doubts_stand_out(tmp_path):
+    page = write_rows(tmp_path, 5, t1w="doubt", pet="fail")
+    assert '<td class="doubt">doubt</td>' in page
+    assert '<td class="fail">fail</td>' in page
+
+
+def test_500_people_make_a_page_that_stays_small(tmp_path):
+    page = write_rows(tmp_path, 500)
+    assert page.count("<tr data-participant") == 500
+    assert len(page) < 1_000_000
+
+
+# Ratings
+
+
+def write_ratings(path, *rows, columns=("participant_id", "session_id", "rating", "comment")):
+    write_tsv(path, list(columns), [dict(zip(columns, row, strict=True)) for row in rows])
+    return path
+
+
+def test_ratings_are_read(tmp_path):
+    path = write_ratings(
+        tmp_path / "r.tsv",
+        ("sub-01", "n/a", "fail", "moved a lot"),
+        ("02", "ses-b", "PASS", "n/a"),
+        ("sub-03", "n/a", "n/a", "n/a"),
+    )
+    assert read_ratings(path) == {("01", ""): ("fail", "moved a lot"), ("02", "b"): ("pass", "")}
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "told"),
+    [
+        (("participant_id", "rating"), ("sub-01", "bad"), "sub-01: 'bad' is no rating"),
+        (("who", "rating"), ("sub-01", "fail"), "has no columns participant_id and rating"),
+    ],
+)
+def test_ratings_that_cannot_be_used_are_refused(tmp_path, columns, row, told):
+    with pytest.raises(UnusableDataError, match=told):
+        read_ratings(write_ratings(tmp_path / "r.tsv", row, columns=columns))
+    with pytest.raises(MissingInputError, match="no such file"):
+        read_ratings(tmp_path / "none.tsv")
+
+
+def test_whoever_is_rated_fail_is_left_out_of_a_session_or_of_all():
+    visits = [
+        SimpleNamespace(subject=subject, session=session)
+        for subject, session in (("1", None), ("2", "a"), ("2", "b"), ("3", "a"), ("4", None))
+    ]
+    ratings = {
+        ("1", ""): ("fail", "wrong person"),
+        ("2", "b"): ("fail", ""),
+        ("3", ""): ("fail", ""),
+        ("4", ""): ("doubt", ""),
+    }
+    kept, notes = _leave_out_rated(visits, ratings)
+    assert [(one.subject, one.session) for one in kept] == [("2", "a"), ("4", None)]
+    assert notes[0] == "sub-1: not used, it was rated fail (wrong person)"
+    assert len(notes) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (CHROMIUM and BASH), reason="Chromium, or bash that starts it, is not there"
+)
+def test_in_a_browser_the_table_sorts_filters_and_keeps_ratings(tmp_path):
+    write_rows(tmp_path, 9, dice=0.2)
+    browser = Browser(tmp_path / "profile")
+    page = tmp_path / "participants.html"
+    try:
+        browser.open(page)
+        first = "document.querySelector('tbody tr:not([hidden])').dataset.participant"
+        buttons = "[...document.querySelectorAll('thead button')]"
+        head = f"{buttons}.find(button => button.textContent.includes('Dice'))"
+        browser.run(f"{head}.click()")
+        assert browser.run(first) == "sub-004"  # the lowest comes first
+        browser.run(f"{head}.click()")
+        assert browser.run(first) == "sub-008"
+        browser.run(
+            "(f => { f.value = '007'; f.dispatchEvent(new Event('input')); })"
+            "(document.getElementById('filter'))"
+        )
+        assert browser.run(first) == "sub-007"
+        browser.run(
+            "(s => { s.value = 'fail'; s.dispatchEvent(new Event('change')); })"
+            "(document.querySelector('tr[data-participant=\"sub-007\"] select'))"
+        )
+        browser.open(page)
+        kept = browser.run(
+            "document.querySelector('tr[data-participant=\"sub-007\"] select').value"
+        )
+        assert kept == "fail"
+        assert browser.run("document.getElementById('rated').textContent") == "1 of 9 rated"
+    finally:
+        browser.close()
+
+
+def test_what_a_report_leaves_is_plain(made):
+    told = read_json(made.out / "logs/sub-P1_overview.json")
+    (row,) = told["rows"]
+    assert set(row) == {"visit", "t1w", "pet", *NUMBERS}
+    assert json.dumps(told)
+    assert read_tsv(made.out / "none.tsv") == []
