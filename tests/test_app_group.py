@@ -919,6 +919,8 @@ def test_the_methods_paragraph_tells_what_was_done(out, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "real (6 controls with real PET, 0 with synthetic PET)" in said
     assert "Crawford" in said
+    assert f"# group\n\n{said.strip()}" in (out / "logs" / "CITATION.md").read_text("utf-8")
+    assert "author = {Crawford" in (out / "logs" / "CITATION.bib").read_text("utf-8")
     assert main(arguments(tmp_path, "--boilerplate-only")) == 66
     assert "holds no results of the group level" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from bids_app.report.figures import (
     trace,
     turn_to_ras,
 )
-from bids_app.report.methods import write_methods
+from bids_app.report.methods import LISTINGS, bibtex_of, write_citation, write_methods
 from bids_app.report.participant import write_subject_report
 from bids_app.report.results import read_novelty, read_registration
 
@@ -629,3 +630,21 @@ def test_uptake_by_region_is_shown_against_controls(tree):
     expected = (1.4 - 1.1) / (0.1 * np.sqrt(4 / 3))
     assert f"left insula 1.40 1.10 -12.5 {expected:.1f} 1.00 1.10 -12.5" in page
     assert "against 3 controls" in page
+
+
+def test_the_citation_keeps_what_other_levels_told_and_cites_all_of_them(tmp_path):
+    text = "Made with x.\n\nReferences\n\n- Holm S (1979). A simple test. Scand J Stat 6:65-70\n"
+    write_citation(tmp_path, "train", text)
+    write_citation(tmp_path, "participant", "first")
+    write_citation(tmp_path, "participant", "Made with y.")
+    told = (tmp_path / "logs" / "CITATION.md").read_text()
+    assert told == f"# participant\n\nMade with y.\n\n# train\n\n{text}\n"
+    assert (tmp_path / "logs" / "CITATION.bib").read_text().count("@misc{Holm1979A,") == 1
+
+
+def test_every_reference_can_be_written_as_bibtex():
+    listings = [path for paths in LISTINGS.values() for path in paths]
+    listed = {text for path in listings for text in tomllib.loads(path.read_text()).values()}
+    entries = [bibtex_of(text) for text in listed]
+    assert all(entries)
+    assert len({entry.partition(",")[0] for entry in entries}) == len(entries)

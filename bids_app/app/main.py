@@ -1,19 +1,21 @@
 """From settings to the level they name."""
 
 import logging
+from contextlib import suppress
 
 import nipype
 
 from bids_app.app.group import group
 from bids_app.app.participant import participant
-from bids_app.app.run import prepare_generator, refuse_without_results
+from bids_app.app.run import DONE, PARTIAL, prepare_generator, refuse_without_results
 from bids_app.app.train import train
 from bids_app.console import Console
 from bids_app.derivatives import description as provenance
 from bids_app.derivatives.paths import resolution_label
+from bids_app.errors import Mri2petError
 from bids_app.imaging.intensity import TIMES_MEAN
 from bids_app.report.group import write_group_methods
-from bids_app.report.methods import write_methods
+from bids_app.report.methods import write_citation, write_methods
 from bids_app.report.train import write_training_methods
 from bids_app.settings import Settings
 from bids_app.workflows.execution import quiet
@@ -33,7 +35,7 @@ def _write_plan(settings: Settings, run_record: provenance.RunRecord) -> str:
         "template": settings.template,
         "size": resolution_label(settings.grid_resolution).replace("p", "."),
         "times_mean": 0.0 if settings.paper else TIMES_MEAN,
-        "pet": True,
+        "pet": any(settings.bids_dir.glob("sub-*/**/pet/*_pet.nii*")),
         "generator": None if generator is None else generator.description(),
         "fwhm": settings.smoothing_fwhm,
         "overlap": settings.overlap and not settings.paper,
@@ -67,4 +69,10 @@ def run(settings: Settings) -> int:
     if settings.boilerplate_only:
         console.close(_write_methods(settings, run_record))
         return 0
-    return LEVELS[settings.level](settings, console, run_record)
+    code = LEVELS[settings.level](settings, console, run_record)
+    if code in (DONE, PARTIAL) and not (settings.dry_run or settings.reports_only):
+        with suppress(Mri2petError):  # what was asked for is there; the text can be asked for again
+            write_citation(
+                settings.output_dir, settings.level, _write_methods(settings, run_record)
+            )
+    return code

@@ -3,6 +3,7 @@
 Texts are templates in ``data/report/methods``; here is what fills them in.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,6 +17,8 @@ from bids_app.derivatives.find import RealPet, Results
 from bids_app.derivatives.sidecars import Derivative
 from bids_app.detection.card import covariates_of
 from bids_app.detection.detectors import DIRECTIONS
+from bids_app.errors import Mri2petError
+from bids_app.files import read_text, write_text
 from bids_app.report.anomalies import Detected
 from bids_app.report.cards import (
     Specs,
@@ -134,6 +137,76 @@ def write_methods(level: str, versions: Mapping[str, str], told: Mapping[str, ob
     listed = [item for path in LISTINGS[level] for item in _read(path).items()]
     cited = sorted(reference for key, reference in listed if key in body)
     return f"{body}\n\nReferences\n\n" + "\n".join(f"- {text}" for text in cited) + "\n"
+
+
+CITATION: Final = "CITATION"  # .md and .bib, in logs
+REFERENCE: Final = re.compile(
+    r"(?P<author>.+?) \((?P<year>\d{4})\)\. (?P<title>.+?)\. (?P<rest>.+?)(?:\. doi:(?P<doi>\S+))?$"
+)
+
+
+def write_citation(output_dir: Path, level: str, text: str) -> None:
+    """Keep the methods of a level, and what it cites as BibTeX, in ``logs/CITATION.{md,bib}``.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    level : str
+        ``participant``, ``train`` or ``group``; what other levels have told stays.
+    text : str
+        As :func:`write_methods` gives it.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be written.
+    """
+    path = output_dir / "logs" / f"{CITATION}.md"
+    try:
+        before = read_text(path) if path.exists() else ""
+    except Mri2petError:
+        before = ""
+    parts = re.split(r"^# (\w+)\n\n", before, flags=re.MULTILINE)
+    known = dict(zip(parts[1::2], parts[2::2], strict=False))
+    known[level] = f"{text.rstrip()}\n\n"
+    write_text(path, "".join(f"# {name}\n\n{known[name]}" for name in sorted(known)))
+    cited = {line[2:] for body in known.values() for line in body.splitlines() if line[:2] == "- "}
+    entries = "\n".join(filter(None, map(bibtex_of, sorted(cited))))
+    write_text(path.with_suffix(".bib"), entries)
+
+
+def bibtex_of(reference: str) -> str:
+    """Write a reference of ``data/report`` as BibTeX; empty if it is not understood.
+
+    Examples
+    --------
+    >>> print(bibtex_of("Holm S (1979). A simple test. Scand J Stat 6:65-70. doi:10.2307/4615733"))
+    @misc{Holm1979A,
+      author = {Holm, S},
+      year = {1979},
+      title = {{A simple test}},
+      howpublished = {Scand J Stat 6:65-70},
+      doi = {10.2307/4615733}
+    }
+    <BLANKLINE>
+    """
+    found = REFERENCE.match(reference)
+    if found is None:
+        return ""
+    people = [name.strip().rpartition(" ") for name in found["author"].rstrip(".").split(",")]
+    authors = ["others" if last == "al" else f"{name}, {last}" for name, _, last in people]
+    first = re.sub(r"\W", "", people[0][0])
+    word = re.sub(r"\W", "", found["title"].split()[0])
+    fields = {
+        "author": " and ".join(authors),
+        "year": found["year"],
+        "title": f"{{{found['title']}}}",
+        "howpublished": found["rest"],
+        "doi": found["doi"],
+    }
+    told = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items() if value)
+    return f"@misc{{{first}{found['year']}{word},\n{told}\n}}\n"
 
 
 def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) -> str:
