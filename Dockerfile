@@ -3,7 +3,7 @@
 #   docker build -t mri2pet .                                        for CPUs
 #   docker build -t mri2pet:cuda --build-arg TORCH_INDEX=none .      torch of PyPI, with CUDA
 #
-# Build arguments: TORCH_INDEX, where torch comes from; LPIPS, yes or no; TEMPLATES, names of
+# Build arguments: TORCH_INDEX, where torch comes from; LPIPS, yes, no or try; TEMPLATES, names of
 # TemplateFlow's beside the one that is in it; VERSION, REVISION, CREATED, for the labels.
 #
 # The image's last two layers are what mri2pet needs, large, and mri2pet itself, small. The first

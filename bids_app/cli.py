@@ -7,7 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -53,7 +53,7 @@ MOST_VERBOSE = 2
 LAST_FRAME = 32766  # NIfTI-1 has no more than 32767
 MOST_USUAL = "LAS"  # what nibabel, SPM and FSL take an image for that has no orientation
 NAMES = {"models", "training_set", "detectors", "covariates"}  # once each, in the order given
-TUPLES = NAMES | {"bounding_box", "derivatives", "atlas"}
+TUPLES = NAMES | {"bounding_box", "derivatives"}
 PLACES = ("bids_dir", "output_dir", "level")  # what the command line alone says
 FLAGS = {"validate": "--skip-bids-validation"}  # whose name is not that of its setting
 LABELS = {
@@ -386,11 +386,12 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
         _share,
     )
     add(
-        "--atlas NIFTI TSV",
-        "labels in the template's space, to name clusters by, and their names (columns index and "
-        "name); default: the coarse atlas of lobes and nuclei that comes with the app (MNI space)",
-        absolute_path,
-        nargs=2,
+        "--atlas NAME",
+        "to name clusters by: an atlas of TemplateFlow, such as Schaefer2018:200Parcels7Networks, "
+        "or two files, labels in the template's space and a table of their names (columns index "
+        "and name); default: the coarse atlas of lobes and nuclei that comes with the app (MNI "
+        "space)",
+        nargs="+",
     )
 
 
@@ -618,6 +619,24 @@ def _refuse_twice(derivatives: tuple[tuple[str, Path], ...]) -> None:
         raise UsageError(f"--derivatives: {', '.join(names)}; give each name once")
 
 
+def _with_atlas(settings: Settings, given: list[str]) -> Settings:
+    """Find the image and the names of an atlas that is given by its files or by its name."""
+    if len(given) == 1 and not given[0].endswith((".nii", ".nii.gz")) and os.sep not in given[0]:
+        from bids_app.templates import atlas_of_templateflow  # loads what computes
+
+        return replace(settings, atlas=atlas_of_templateflow(given[0], settings.template))
+    if len(given) != len(("image", "names")):
+        raise UsageError(
+            f"--atlas {' '.join(given)}: give the name of an atlas of TemplateFlow, or two files, "
+            "an image of labels and the table of their names"
+        )
+    try:
+        image, names = map(absolute_path, given)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--atlas: {error}") from error
+    return replace(settings, atlas=(image, names))
+
+
 def _settings(given: dict[str, Any]) -> Settings:
     for internal in ("notrack", "low_mem", "config_file"):
         given.pop(internal, None)
@@ -632,7 +651,9 @@ def _settings(given: dict[str, Any]) -> Settings:
         _refuse_twice(given["derivatives"])
     if "pet_frames" in given:
         given["pet_frames"] = tuple(sorted(set().union(*given["pet_frames"])))
-    return Settings(**given)
+    atlas = given.pop("atlas", None)
+    settings = Settings(**given)
+    return settings if atlas is None else _with_atlas(settings, atlas)
 
 
 def parse(argv: Sequence[str] | None) -> Settings:

@@ -21,6 +21,7 @@ from bids_app.arguments import (
 )
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.lifeline import exit_with
+from bids_app.settings import Settings
 
 TIMEOUT, TRIES, PAUSE = 60.0, 3, 2.0  # s; times; s between them
 
@@ -125,6 +126,21 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="templates of TemplateFlow, into $TEMPLATEFLOW_HOME",
     )
+    parser.add_argument(
+        "--atlas",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="atlases of TemplateFlow for mri2pet group --atlas NAME, such as "
+        "Schaefer2018:200Parcels7Networks, into $TEMPLATEFLOW_HOME",
+    )
+    parser.add_argument(
+        "--space",
+        default=Settings.template,
+        metavar="NAME",
+        help="template in whose space the atlases shall be; default %(default)s, for which those "
+        "of other MNI152 templates are taken, too",
+    )
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser
 
@@ -132,10 +148,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     given = parser.parse_args(argv)
-    if given.lpips is None and not given.template:
-        parser.error("nothing to fetch; give --lpips or --template")
+    if given.lpips is None and not given.template and not given.atlas:
+        parser.error("nothing to fetch; give --lpips, --template or --atlas")
     refuse_lost_folder()
-    from bids_app.templates import of_templateflow
+    from bids_app.templates import atlas_of_templateflow, of_templateflow
 
     if given.lpips is not None:
         fetch_lpips(given.lpips)
@@ -143,6 +159,9 @@ def _run(argv: Sequence[str] | None) -> int:
     for name in given.template:
         of_templateflow(name)
         sys.stdout.write(f"{name}: in {os.environ.get('TEMPLATEFLOW_HOME', 'TemplateFlow')}\n")
+    for name in given.atlas:
+        image, names = atlas_of_templateflow(name, given.space)
+        sys.stdout.write(f"{name}: {image} {names}\n")
     return 0
 
 

@@ -1,6 +1,7 @@
 """A template by name: nilearn's own, or TemplateFlow's, laid on the grid of a run."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ OWN = "MNI152NLin2009aSym"  # comes with nilearn: no network is needed
 REGISTRATION_RESOLUTION = 1.0  # mm
 FEWEST, MOST = 2, 1e9  # voxels: of a side; of a grid, 4 GB in float32 (our choice)
 HALF = 0.5  # voxel
+NAMED = re.compile(r"_atlas-([A-Za-z0-9]+)(?:_desc-([A-Za-z0-9]+))?_")  # a file of TemplateFlow
 
 
 COARSE_ATLAS = Path(__file__).parent / "data" / "atlas" / "coarse.nii.gz"  # in MNI space
@@ -97,6 +99,87 @@ def of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
         found.append(nifti.load(sorted(paths)[0]))
     t1w, mask = found
     return t1w, nifti.Image(mask.data > 0, mask.affine)
+
+
+MNI152 = ("MNI152NLin2009cAsym", "MNI152NLin2009cSym", "MNI152NLin6Asym")  # that have atlases
+
+
+def atlas_of_templateflow(name: str, template: str) -> tuple[Path, Path]:
+    """Find an atlas by its name; TemplateFlow fetches it if need be.
+
+    Most atlases of TemplateFlow are drawn in one MNI152 space. For a template of MNI152, the
+    template's own space is looked into first, then ``MNI152``: their brains agree within some mm.
+
+    Parameters
+    ----------
+    name : str
+        As TemplateFlow names it: ``atlas``, or ``atlas:desc`` where there are several.
+    template : str
+        In whose space it shall be.
+
+    Returns
+    -------
+    image, names : Path
+        Labels at 1 mm, and their table.
+
+    Raises
+    ------
+    CannotCreateError
+        If TemplateFlow has no folder to keep them in.
+    MissingInputError
+        If it has no such atlas of 1 mm with a table, or cannot give it.
+
+    Examples
+    --------
+    >>> atlas_of_templateflow("Schaefer2018:100Parcels7Networks", "MNI152NLin6Asym")
+    ... # doctest: +SKIP
+    """
+    try:
+        from templateflow import api as templateflow
+    except OSError as error:
+        raise CannotCreateError(
+            f"atlas {name}: TemplateFlow cannot make its folder ({error}); set TEMPLATEFLOW_HOME"
+        ) from error
+    atlas, _, desc = name.partition(":")
+    spaces = [template, *(MNI152 if template.startswith("MNI152") else ())]
+
+    def listed(space: str, **query: object) -> list[Path]:
+        try:
+            found = templateflow.ls(space, suffix="dseg", **query)
+        except Exception:  # a template that it does not know
+            return []
+        return sorted(map(Path, found))
+
+    for space in dict.fromkeys(spaces):
+        image = {"atlas": atlas, "desc": desc or None, "resolution": 1, "extension": ".nii.gz"}
+        tables = ({"atlas": atlas, "desc": of, "extension": ".tsv"} for of in (desc or None, None))
+        table = next((query for query in tables if len(listed(space, **query)) == 1), None)
+        if table is None or len(listed(space, **image)) != 1:
+            continue
+        try:
+            paths = [templateflow.get(space, suffix="dseg", **query) for query in (image, table)]
+        except Exception as error:
+            raise MissingInputError(
+                f"atlas {name}: TemplateFlow cannot give it ({error}); fetch it where there is a "
+                f"network: mri2pet-fetch --atlas {name}"
+            ) from error
+        if not all(isinstance(path, Path) and path.exists() for path in paths):
+            raise MissingInputError(
+                f"atlas {name}: could not be fetched; fetch it where there is a network: "
+                f"mri2pet-fetch --atlas {name}"
+            )
+        return paths[0], paths[1]
+    others = {
+        (space, *entities.groups(""))
+        for space in spaces
+        for path in listed(space, resolution=1, extension=".nii.gz")
+        if (entities := NAMED.search(path.name))
+    }
+    known = sorted({f"{of}:{part}" if part else of for _, of, part in others})
+    raise MissingInputError(
+        f"atlas {name}: TemplateFlow has none with a table of names for {template}; it has "
+        f"{', '.join(known) or 'no atlas there'}"
+    )
 
 
 def _onto(image: nifti.Image, grid: Grid, interpolation: str) -> nifti.Image:

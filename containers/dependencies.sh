@@ -25,6 +25,11 @@ install() {
     python3 -m venv "$prefix"
     "$prefix/bin/pip" install --constraint constraints.txt ${index:+--extra-index-url "$index"} torch
     "$prefix/bin/pip" install --constraint constraints.txt --requirement requirements.txt
+    # where both indices have a version, pip may take the other's: several GB of CUDA for nothing
+    if [ -n "$index" ] && [ "$("$prefix/bin/python" -c "import torch; print(torch.version.cuda)")" != None ]; then
+        echo "torch with CUDA came, not that of $index; TORCH_INDEX=none builds an image with CUDA" >&2
+        exit 1
+    fi
     echo "/opt/mri2pet/$packages" > "$prefix/$packages/mri2pet.pth" # nothing is there as yet
     "$prefix/bin/python" -m compileall -q "$prefix/lib" || true # some files are for older Pythons
 }

@@ -3,8 +3,8 @@
 # Dockerfile and singularity.def share this; both run it in a copy of the project.
 #
 #   install.sh app                      mri2pet itself
-#   install.sh data LPIPS [TEMPLATE…]   LPIPS is yes or no; without a network this says so, and the
-#                                       image works with the template that is in it, LPIPS is n/a
+#   install.sh data LPIPS [TEMPLATE…]   the weights of LPIPS (yes, no, or try: go on without a network,
+#                                       where LPIPS is n/a); templates beside the one that is in it
 #   install.sh caches                   byte code, machine code of numba, matplotlib's fonts
 set -eu
 
@@ -21,12 +21,19 @@ app() {
 data() {
     lpips=$1
     shift
-    if [ "$lpips" = yes ]; then
-        "$prefix/bin/mri2pet-fetch" --lpips "$prefix/lpips.safetensors" || missing LPIPS
-    fi
+    case $lpips in
+        yes) "$prefix/bin/mri2pet-fetch" --lpips "$prefix/lpips.safetensors" ;;
+        try) "$prefix/bin/mri2pet-fetch" --lpips "$prefix/lpips.safetensors" || missing LPIPS ;;
+        no) ;;
+        *) echo "LPIPS is yes, no or try, not $lpips" >&2; exit 1 ;;
+    esac
     for template in "$@"; do
         TEMPLATEFLOW_HOME=$prefix/templateflow "$prefix/bin/mri2pet-fetch" --template "$template" ||
             missing "template $template"
+    done
+    for atlas in Schaefer2018:200Parcels7Networks HOCPA:th25 HOSPA:th25; do
+        TEMPLATEFLOW_HOME=$prefix/templateflow "$prefix/bin/mri2pet-fetch" --atlas "$atlas" ||
+            missing "atlas $atlas"
     done
 }
 

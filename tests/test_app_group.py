@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from cohorts import (
     write_screened,
 )
 
-from bids_app import nifti
+from bids_app import nifti, templates
 from bids_app.app import participant
 from bids_app.cli import main, parse
 from bids_app.dataset.validation import find_validator
@@ -46,7 +47,7 @@ from bids_app.derivatives.detections import (
 )
 from bids_app.detection import slabs
 from bids_app.detection.card import CALIBRATION, CONTROL_CLUSTERS, check_files, read_card
-from bids_app.errors import UnusableDataError
+from bids_app.errors import UnusableDataError, UsageError
 from bids_app.files import read_json, read_tsv, write_json, write_tsv
 from bids_app.plan import detectors
 from bids_app.settings import Settings
@@ -227,7 +228,6 @@ def test_flags_become_settings(flags, expected):
         "--min-cluster-size -1",
         "--min-cluster-size inf",
         "--cluster-extent 1",
-        "--atlas one.nii.gz",
         "-d lesions",
         "--training-set",
         "--folds 0",
@@ -238,6 +238,21 @@ def test_flags_that_cannot_be_understood(flags, capsys):
         parse(["/raw", "/out", "group", *flags.split()])
     assert left.value.code == 64
     assert flags.split()[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("atlas", ["one.nii.gz", "a/names.tsv", "a.nii b.tsv c", "HOCPA x y"])
+def test_an_atlas_is_a_name_or_two_files(atlas):
+    with pytest.raises(UsageError, match=f"--atlas {re.escape(atlas)}: give the name"):
+        parse(["/raw", "/out", "group", "--atlas", *atlas.split()])
+
+
+def test_an_atlas_is_found_by_its_name(monkeypatch):
+    asked = []
+    found = (Path("/a.nii"), Path("/b.tsv"))
+    monkeypatch.setattr(templates, "atlas_of_templateflow", lambda *of: asked.append(of) or found)
+    given = ["/raw", "/out", "group", "--template", "MNI152NLin6Asym", "--atlas", "HOCPA:th25"]
+    assert parse(given).atlas == found
+    assert asked == [("HOCPA:th25", "MNI152NLin6Asym")]
 
 
 # What a run leaves
@@ -968,7 +983,7 @@ def test_what_cannot_begin_says_why_and_writes_nothing(out, capsys, options, cod
 
 def test_without_derivatives_nothing_can_begin(out, tmp_path, capsys):
     assert main(arguments(tmp_path / "nowhere")) == 66
-    assert "participants.tsv: no such file; run the participant level" in capsys.readouterr().err
+    assert "nowhere: no such folder; run the participant level first" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -136,6 +136,17 @@ def test_an_atlas_whose_header_disagrees_about_sides_is_told_of(tmp_path):
     assert "disagree about left and right" in note
 
 
+@pytest.mark.parametrize(("space", "notes"), [("MNI152NLin2009aSym", 0), ("MNI152NLin6Asym", 1)])
+def test_an_atlas_of_another_template_is_told_of(tmp_path, space, notes):
+    image = tmp_path / f"tpl-{space}_res-01_atlas-Mine_dseg.nii.gz"
+    nifti.save(nifti.Image(np.ones(GRID.shape, np.uint8), GRID.affine), image)
+    (tmp_path / "atlas.tsv").write_text("index\tname\n1\tall\n")
+    atlas = (image, tmp_path / "atlas.tsv")
+    found = refuse_knowledge(Settings(Path("raw"), Path("out"), "group", atlas=atlas), []).notes
+    assert len(found) == notes
+    assert all(f"drawn on {space}, images lie on MNI152NLin2009aSym" in note for note in found)
+
+
 def test_the_grid_of_an_atlas_is_that_of_the_first_mask_that_lies_on_it(tmp_path):
     people = []
     for label, shape in (("p1", None), ("p2", (9, 9, 9)), ("p3", GRID.shape)):

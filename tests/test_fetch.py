@@ -105,6 +105,14 @@ def test_templates_are_asked_of_templateflow(monkeypatch, capsys):
     assert asked == ["MNI152NLin6Asym", "MNI152NLin2009cAsym"]
 
 
+def test_atlases_are_asked_of_templateflow(monkeypatch, capsys):
+    found = {("A", "MNI152NLin2009aSym"): ("a.nii.gz", "a.tsv"), ("B", "X"): ("b.nii.gz", "b.tsv")}
+    monkeypatch.setattr("bids_app.templates.atlas_of_templateflow", lambda *of: found[of])
+    assert main(["--atlas", "A"]) == 0
+    assert main(["--atlas", "B", "--space", "X"]) == 0
+    assert capsys.readouterr().out == "A: a.nii.gz a.tsv\nB: b.nii.gz b.tsv\n"
+
+
 @pytest.mark.parametrize(("url", "sha256"), [fetch.ALEXNET, fetch.HEADS])
 def test_sources_are_known_by_their_checksum_and_encrypted(url, sha256):
     assert url.startswith("https://")

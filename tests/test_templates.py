@@ -1,4 +1,5 @@
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from templateflow import api as templateflow
 from bids_app import nifti
 from bids_app.errors import MissingInputError, UsageError
 from bids_app.imaging.volume import grid_of_box
-from bids_app.templates import OWN, prepare
+from bids_app.templates import OWN, atlas_of_templateflow, prepare
 
 GRID = grid_of_box((-78, -112, -50, 78, 76, 85), 4.0)
 FILES = ("brain", "brain_mask", "reference", "reference_mask")
@@ -129,3 +130,66 @@ def test_a_grid_holds_something_of_the_brain(tmp_path, mine, x, held):
     outcome = nullcontext() if held else pytest.raises(UsageError, match="nothing of the brain")
     with outcome:
         prepare("Mine", grid, tmp_path, registration_resolution=4.0, write=False)
+
+
+@pytest.fixture
+def fetched(tmp_path, monkeypatch):
+    """Let TemplateFlow give files of the names it lists, without a network."""
+
+    def get(space, **query):
+        (listed,) = templateflow.ls(space, **query)
+        path = tmp_path / Path(listed).name
+        path.touch()
+        return path
+
+    monkeypatch.setattr(templateflow, "get", get)
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "image", "names"),
+    [
+        (
+            "Schaefer2018:200Parcels7Networks",
+            "MNI152NLin6Asym",
+            "tpl-MNI152NLin6Asym_res-01_atlas-Schaefer2018_desc-200Parcels7Networks_dseg.nii.gz",
+            "tpl-MNI152NLin6Asym_atlas-Schaefer2018_desc-200Parcels7Networks_dseg.tsv",
+        ),
+        (  # which the app's template has not
+            "Schaefer2018:100Parcels17Networks",
+            OWN,
+            "tpl-MNI152NLin2009cAsym_res-01_atlas-Schaefer2018_desc-100Parcels17Networks_dseg"
+            ".nii.gz",
+            "tpl-MNI152NLin2009cAsym_atlas-Schaefer2018_desc-100Parcels17Networks_dseg.tsv",
+        ),
+        (  # whose table is for all its thresholds, and lies in one space only
+            "HOCPA:th25",
+            OWN,
+            "tpl-MNI152NLin6Asym_res-01_atlas-HOCPA_desc-th25_dseg.nii.gz",
+            "tpl-MNI152NLin6Asym_atlas-HOCPA_dseg.tsv",
+        ),
+    ],
+)
+def test_an_atlas_of_templateflow_comes_with_its_names(fetched, name, template, image, names):
+    found = atlas_of_templateflow(name, template)
+    assert [path.name for path in found] == [image, names]
+
+
+def test_an_atlas_that_templateflow_has_not_is_told_with_those_it_has(fetched):
+    with pytest.raises(MissingInputError, match=r"atlas Nosuch: .* it has .*HOCPA:th0, HOCPA:th25"):
+        atlas_of_templateflow("Nosuch", OWN)
+    with pytest.raises(MissingInputError, match="for Nowhere; it has no atlas there"):
+        atlas_of_templateflow("HOCPA:th25", "Nowhere")
+
+
+def test_an_atlas_that_cannot_be_fetched_is_missing(monkeypatch):
+    def offline(name, **query):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(templateflow, "get", offline)
+    with pytest.raises(MissingInputError, match=r"unreachable.*mri2pet-fetch --atlas HOCPA:th25"):
+        atlas_of_templateflow("HOCPA:th25", OWN)
+    monkeypatch.setattr(templateflow, "get", lambda _name, **_query: [])
+    with pytest.raises(
+        MissingInputError, match=r"not be fetched.*mri2pet-fetch --atlas HOCPA:th25"
+    ):
+        atlas_of_templateflow("HOCPA:th25", OWN)

@@ -404,7 +404,15 @@ def check_atlas(settings: Settings) -> tuple[str, ...]:
     image, names = settings.atlas
     check_labels(image, orientation=settings.assume_orientation)
     read_labels(names)
-    return inspect(image, orientation=settings.assume_orientation).notes
+    notes = inspect(image, orientation=settings.assume_orientation).notes
+    drawn = re.match(r"tpl-([A-Za-z0-9]+)_", image.name)  # as TemplateFlow names it
+    if drawn is None or drawn[1] == settings.template:
+        return notes
+    return (
+        *notes,
+        f"{image.name}: drawn on {drawn[1]}, images lie on {settings.template}; near its borders, "
+        "a region's name may be that of its neighbour",
+    )
 
 
 def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | None) -> Subjects:

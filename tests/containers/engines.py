@@ -83,6 +83,8 @@ def build(sources, name):
         "--build-arg",
         "TORCH_INDEX=none",
         "--build-arg",
+        "LPIPS=try",
+        "--build-arg",
         "VERSION=9.8.7",
         "--build-arg",
         "REVISION=abcdef",

@@ -72,6 +72,7 @@ def sif(image, tmp_path_factory):
         cwd=folder,
         BINDS=wheels if found else "",
         APPTAINERENV_TORCH_INDEX="none",
+        APPTAINERENV_LPIPS="try",
         APPTAINERENV_PIP_CERT="/mnt/ca-certificates.crt",
         **({"APPTAINERENV_PIP_FIND_LINKS": "/srv"} if found else {}),
     )
