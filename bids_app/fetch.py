@@ -21,7 +21,6 @@ from bids_app.arguments import (
 )
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.lifeline import exit_with
-from bids_app.settings import Settings
 
 TIMEOUT, TRIES, PAUSE = 60.0, 3, 2.0  # s; times; s between them
 
@@ -136,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--space",
-        default=Settings.template,
+        default="MNI152NLin2009aSym",
         metavar="NAME",
         help="template in whose space the atlases shall be; default %(default)s, for which those "
         "of other MNI152 templates are taken, too",
