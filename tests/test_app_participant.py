@@ -49,6 +49,8 @@ FILES = {
         "sub-01_ses-b_trc-18FFDG_space-T1w_desc-preproc_pet",
         f"sub-01_ses-b_trc-18FFDG_{SPACE}_desc-coverage_mask",
         "sub-01_ses-b_trc-18FFDG_space-T1w_desc-coverage_mask",
+        "sub-01_ses-b_trc-18FFDG_space-T1w_desc-synthscaled_pet",
+        "sub-01_ses-b_trc-18FFDG_space-T1w_desc-difference_pet",
     ),
     "sub-02/anat": ("sub-02_desc-preproc_T1w", f"sub-02_{SPACE}_desc-preproc_T1w"),
     "sub-02/pet": (
@@ -177,6 +179,26 @@ def test_the_synthetic_pet_is_carried_to_the_t1w_of_the_participant(out):
     assert told["SpatialReference"] == "bids::sub-02/anat/sub-02_desc-preproc_T1w.nii.gz"
     assert "Resolution" not in told
     assert any("to-T1w_mode-image_xfm.h5" in source for source in told["Sources"])
+
+
+def test_the_difference_on_the_t1w_is_real_minus_scaled_synthetic_pet(out):
+    own = out / "sub-01"
+    stem = own / "ses-b/pet/sub-01_ses-b_trc-18FFDG_space-T1w_desc-"
+    real, scaled, difference, covered = (
+        nifti.load(f"{stem}{name}.nii.gz").data
+        for name in ("preproc_pet", "synthscaled_pet", "difference_pet", "coverage_mask")
+    )
+    synthetic = nifti.load(
+        own / "ses-a/pet/sub-01_ses-a_trc-18FFDG_space-T1w_desc-synth_pet.nii.gz"
+    )
+    told = json.loads(Path(f"{stem}synthscaled_pet.json").read_text())
+    assert scaled == pytest.approx(told["ScaledBy"] * synthetic.data, rel=1e-4)
+    brain = nifti.load(own / "ses-a/anat/sub-01_ses-a_desc-brain_mask.nii.gz").data > 0
+    brain &= covered > 0
+    expected = np.where(brain, 100 * (real - scaled) / scaled[brain].mean(), 0)
+    assert difference == pytest.approx(expected, abs=0.05)
+    assert abs(np.median(difference[brain])) < 10
+    assert json.loads(Path(f"{stem}difference_pet.json").read_text())["Synthetic"] is True
 
 
 def test_a_pet_tells_what_it_covers(out):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional import mean_absolute_error as reference
 
-from bids_app.imaging.similarity import mean_absolute_error, measure, psnr, ssim
+from bids_app.imaging.similarity import mean_absolute_error, measure, pseudo_normal, psnr, ssim
 
 
 def draw(rng, shape=(9, 8, 7)):
@@ -51,3 +51,36 @@ def test_measures_are_those_of_each_measure_alone(rng):
     assert found.ssim_brain == ssim(one, other, brain)
     assert (found.psnr, found.psnr_brain) == (psnr(one, other), psnr(one, other, brain))
     assert found.ssim != found.ssim_brain
+
+
+def test_a_pseudo_normal_pet_shows_the_lesion_alone_in_any_unit(rng):
+    synthetic = rng.uniform(0.5, 1, (12, 12, 12)).astype(np.float32)
+    brain = np.zeros(synthetic.shape, bool)
+    brain[1:-1, 1:-1, 1:-1] = True
+    synthetic[~brain] = 0
+    lesion = np.zeros_like(brain)
+    lesion[3:6, 3:6, 3:6] = True
+    real = 7000 * synthetic * np.where(lesion, 0.7, 1)
+    scaled, difference, factor = pseudo_normal(real, synthetic, brain)
+    assert factor == pytest.approx(7000)
+    assert scaled == pytest.approx(7000 * synthetic)
+    assert np.abs(difference[~lesion]).max() < 0.01
+    expected = -30 * synthetic[lesion] / synthetic[brain].mean()
+    assert difference[lesion] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_a_real_pet_does_not_cover_has_no_difference(rng):
+    synthetic = rng.uniform(0.5, 1, (6, 6, 6)).astype(np.float32)
+    covered = np.arange(6)[:, None, None] + np.zeros((6, 6, 6)) > 1
+    _, difference, factor = pseudo_normal(3 * synthetic * covered, synthetic, covered)
+    assert factor == pytest.approx(3)
+    assert np.abs(difference).max() < 1e-3
+
+
+@pytest.mark.parametrize("which", ["real", "synthetic", "brain"])
+def test_a_pet_without_uptake_has_no_pseudo_normal(which):
+    images = {"real": np.ones((3, 3, 3)), "synthetic": np.ones((3, 3, 3))}
+    images["brain"] = np.ones((3, 3, 3), bool)
+    images[which] = 0 * images[which]
+    with pytest.raises(ValueError, match="no uptake"):
+        pseudo_normal(images["real"], images["synthetic"], images["brain"] > 0)

@@ -25,6 +25,7 @@ from bids_app.workflows.synthesis import (
     SynthesisPlan,
     init_comparison_wf,
     init_regions_wf,
+    init_subtraction_wf,
     init_synthesis_wf,
 )
 
@@ -116,7 +117,13 @@ def card(sha256, reference_sha256):
 def plan(generator):
     chosen = GeneratorChoice(generator, card("0" * 64, "1" * 64))
     return SynthesisPlan(
-        chosen, 1.5, 2.5, "cpu", output("synthetic_pet"), output("synthetic_pet_in_t1w")
+        chosen,
+        1.5,
+        2.5,
+        "cpu",
+        output("synthetic_pet"),
+        output("synthetic_pet_in_t1w"),
+        subtracted=(output("synthetic_pet_scaled"), output("difference")),
     )
 
 
@@ -149,6 +156,7 @@ def build(there, how, plan, beyond):
             "synthesis": lambda: init_synthesis_wf(plan=plan, omp_nthreads=1),
             "comparison": init_comparison_wf,
             "regions": lambda: init_regions_wf(output=output("regions"), atlas=atlas),
+            "subtraction": lambda: init_subtraction_wf(outputs=plan.subtracted),
             "participant": lambda: init_participant_wf(**visit, synthesis=plan),
             "synthesis_from_disk": lambda: init_synthesis_from_disk_wf(
                 t1w=there("t1w.nii.gz"),
@@ -156,6 +164,9 @@ def build(there, how, plan, beyond):
                 own_t1w=there("t1w.nii.gz"),
                 template_to_t1w=there("back.h5"),
                 pets=[one.pet for one in visit["pets"]],
+                in_t1w={
+                    name: there("pet.nii.gz") for name in ("real", "brain_mask") if visit["pets"]
+                },
                 synthesis=plan,
                 omp_nthreads=1,
             ),
@@ -236,6 +247,9 @@ def test_every_result_is_saved_once_and_is_what_its_name_says(build, pets):
     }
     expected = {**OF_T1W, "synthetic_pet": ("synthesize", "pet")}
     expected["synthetic_pet_in_t1w"] = ("carry_to_t1w", "image")
+    if pets:
+        expected["synthetic_pet_scaled"] = ("subtract", "scaled")
+        expected["difference"] = ("subtract", "difference")
     for number in range(pets):
         expected |= {f"pet_{number}_{name}": place for name, place in OF_PET.items()}
     assert saved == {f"/out/{name}.nii.gz": place for name, place in expected.items()}

@@ -37,6 +37,8 @@ DESCRIPTIONS = {
     "preproc": "Acquired image after correction, registration and, with res-, scaling to 0..1",
     "brain": "Mask of the brain",
     "coverage": "Mask of what the PET covers: the scanner's field of view",
+    "synthscaled": "SYNTHETIC PET in the unit of the participant's real PET; not a measurement",
+    "difference": "Real PET minus the SYNTHETIC PET in its unit, in percent of the latter's mean",
     "synth": "SYNTHETIC PET, predicted from the T1w; not a measurement",
     **{name: detector.clusters for name, detector in DETECTORS.items()},
 }

@@ -148,6 +148,9 @@ def coverage_path(pet: Path) -> Path:
     return pet.with_name(pet.name.replace("_desc-preproc_pet.", "_desc-coverage_mask."))
 
 
+SUBTRACTED = ("synthscaled", "difference")  # ``desc-`` of what is made of real and synthetic PET
+
+
 @dataclass(frozen=True)
 class PetPaths:
     """Results of one real PET image: in template space, in T1w space, and its transform."""
@@ -167,8 +170,15 @@ class PetPaths:
         return coverage_path(self.in_t1w)
 
     @property
+    def subtracted(self) -> tuple[Path, Path]:
+        """The synthetic PET in its unit, and the difference, in T1w space."""
+        name = self.in_t1w.name
+        made = [name.replace("_desc-preproc_", f"_desc-{of}_") for of in SUBTRACTED]
+        return self.in_t1w.with_name(made[0]), self.in_t1w.with_name(made[1])
+
+    @property
     def files(self) -> tuple[Path, ...]:
-        """All, without sidecars."""
+        """What preprocessing makes, without sidecars."""
         images = (self.in_template, self.in_t1w)
         return *images, self.to_t1w, *map(coverage_path, images)
 

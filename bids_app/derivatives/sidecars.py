@@ -159,6 +159,38 @@ def synthetic_in_t1w(synthetic: Sidecar, paths: VisitPaths, origin: Provenance) 
     }
 
 
+def subtracted_pet(
+    synthetic: Sidecar, paths: VisitPaths, origin: Provenance
+) -> tuple[Sidecar, Sidecar]:
+    """Tell of the synthetic PET in the unit of the first real one, and of their difference.
+
+    Parameters
+    ----------
+    synthetic : dict
+        The sidecar of the synthetic PET in template space.
+    paths, origin : VisitPaths, Provenance
+        Of the visit.
+    """
+    real, scaled = paths.pets[0].in_t1w, paths.pets[0].subtracted[0]
+    told = synthetic_in_t1w(synthetic, paths, origin)
+    return (
+        {
+            **told,
+            "Description": "SYNTHETIC FDG PET on the grid of the T1w, scaled to the real one by "
+            "the median ratio over the brain; not a measurement",
+            "Sources": [origin.own(paths.synthetic_pet_in_t1w), origin.own(real)],
+            "Units": "as the real PET",
+        },
+        {
+            **told,
+            "Description": "Real minus scaled SYNTHETIC FDG PET on the grid of the T1w, in percent "
+            "of the scaled one's mean over the brain; below 0 where the real PET is less bright",
+            "Sources": [origin.own(real), origin.own(scaled)],
+            "Units": "%",
+        },
+    )
+
+
 def crossvalidated_pet(
     space: Space,
     t1w: str,

@@ -229,3 +229,53 @@ def measure(synthetic: Volume, real: Volume, brain: Mask, covered: Mask | None =
         _mean(similarity, windows & brain),
         psnr(synthetic, real, voxels & brain),
     )
+
+
+LEAST_UPTAKE = 0.5  # of the brain's median: below, ratios of two PET say little (our choice)
+
+
+def pseudo_normal(real: Volume, synthetic: Volume, brain: Mask) -> tuple[Volume, Volume, float]:
+    """Bring a synthetic PET to the intensities of a real one, and subtract it.
+
+    The factor is the median ratio of the two over the brain's voxels with uptake, which a lesion
+    of less than half of the brain moves little (our choice).
+
+    Parameters
+    ----------
+    real, synthetic : ndarray, (I, J, K)
+        On one grid, each in its own unit.
+    brain : ndarray of bool, (I, J, K)
+        The brain, where the real PET covers it.
+
+    Returns
+    -------
+    scaled : ndarray, (I, J, K)
+        The synthetic PET in the unit of the real one.
+    difference : ndarray, (I, J, K)
+        Real minus scaled, in percent of the scaled one's mean over the brain; 0 outside.
+    factor : float
+        Scaled over synthetic.
+
+    Raises
+    ------
+    ValueError
+        If one of them has no uptake in the brain.
+
+    Examples
+    --------
+    >>> synthetic = np.array([[[1.0, 2.0, 3.0, 0.0]]])
+    >>> brain = np.array([[[True, True, True, False]]])
+    >>> _, difference, factor = pseudo_normal(10 * synthetic - [0, 0, 6, 0], synthetic, brain)
+    >>> difference.round(1).tolist(), round(factor, 3)
+    ([[[0.0, 0.0, -30.0, 0.0]]], 10.0)
+    """
+    uptake = brain & (synthetic > 0)
+    if uptake.any():
+        uptake &= synthetic > LEAST_UPTAKE * np.median(synthetic[uptake])
+    factor = float(np.median(real[uptake] / synthetic[uptake])) if uptake.any() else 0.0
+    if not (np.isfinite(factor) and factor > 0):
+        raise ValueError("no uptake in the brain")
+    scaled = (factor * synthetic).astype(np.float32)
+    mean = float(scaled[brain].mean())
+    difference = np.where(brain, 100 * (real - scaled) / mean, 0).astype(np.float32)
+    return scaled, difference, factor

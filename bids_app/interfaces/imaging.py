@@ -28,12 +28,13 @@ from bids_app.imaging.intensity import (
     scale_to_unit,
 )
 from bids_app.imaging.regions import RegionalUptake, measure_uptake_by_region
-from bids_app.imaging.similarity import measure, normalized_mutual_information
+from bids_app.imaging.similarity import measure, normalized_mutual_information, pseudo_normal
 from bids_app.imaging.verdict import FAIL, judge_t1w, measure_brain, sidecar_fields, worse_of
 from bids_app.imaging.volume import Grid, lay_labels
 
 VOUCHED = "axis code where the header has none; empty: none is vouched for"
 VALID = "mask of the voxels that hold a number in the file; 0 was put into the others"
+PSEUDO_NORMAL = "From SYNTHETIC FDG PET, mri2pet"  # in the header of what was made of both
 METHOD = "ANTs: rigid, affine, SyN; mutual information"
 
 
@@ -450,6 +451,43 @@ def _rounded(row):
         name: round(value, 4) if isinstance(value, float) else value
         for name, value in vars(row).items()
     }
+
+
+class _SubtractPETInputSpec(BaseInterfaceInputSpec):
+    synthetic = File(exists=True, mandatory=True, desc="synthetic PET")
+    real = File(exists=True, mandatory=True, desc="real PET on the same grid")
+    mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
+    coverage = File(exists=True, desc="what the real PET covers; all without it")
+    trusted = File(desc="what is there only if the real PET lies where it should")
+
+
+class _SubtractPETOutputSpec(TraitedSpec):
+    scaled = File(exists=True, desc="synthetic PET in the unit of the real one")
+    difference = File(exists=True, desc="real minus scaled, in percent of its mean over the brain")
+    sidecar = traits.Dict(desc="the factor by which the synthetic PET was scaled")
+
+
+class SubtractPET(SimpleInterface):
+    """Bring a synthetic PET to the intensities of the real one, and subtract it."""
+
+    input_spec = _SubtractPETInputSpec
+    output_spec = _SubtractPETOutputSpec
+
+    def _run_interface(self, runtime):
+        real, synthetic = nifti.load(self.inputs.real), nifti.load(self.inputs.synthetic)
+        brain = nifti.load(self.inputs.mask).data > 0
+        if isdefined(self.inputs.coverage):
+            brain &= nifti.load(self.inputs.coverage).data > 0
+        try:
+            scaled, difference, factor = pseudo_normal(real.data, synthetic.data, brain)
+        except ValueError as error:
+            raise UnusableDataError(f"{self.inputs.real}: {error}; look at the report") from error
+        for name, data in (("scaled", scaled), ("difference", difference)):
+            path = Path(runtime.cwd) / f"{name}.nii.gz"
+            nifti.save(nifti.Image(data, real.affine), path, description=PSEUDO_NORMAL)
+            self._results[name] = str(path)
+        self._results["sidecar"] = {"ScaledBy": factor}
+        return runtime
 
 
 class _ComparePETInputSpec(BaseInterfaceInputSpec):

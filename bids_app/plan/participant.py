@@ -13,11 +13,12 @@ from bids_app.dataset.index import frame_durations
 from bids_app.dataset.selection import select
 from bids_app.derivatives.description import dataset_names
 from bids_app.derivatives.find import fingerprint, is_complete, stored_fingerprint
-from bids_app.derivatives.paths import VisitPaths, sidecar_path, visit_paths
+from bids_app.derivatives.paths import PetPaths, VisitPaths, sidecar_path, visit_paths
 from bids_app.derivatives.sidecars import (
     Provenance,
     Space,
     preprocessing_sidecars,
+    subtracted_pet,
     synthetic_in_t1w,
     synthetic_pet,
     uncertainty,
@@ -293,6 +294,7 @@ def is_done(plan: VisitPlan, run: ParticipantPlan) -> bool:
     wanted = [*plan.paths.synthesized]
     if _leads_to_t1w(plan, run):
         wanted.append(plan.paths.synthetic_pet_in_t1w)
+        wanted += [path for pet in _subtracted(plan) for path in pet.subtracted]
     if run.generator is not None and run.generator.options.uncertainty:
         wanted.append(plan.paths.uncertainty)
     synthesized = is_complete(wanted, plan.synthesized) and is_compared(plan.paths)
@@ -301,6 +303,12 @@ def is_done(plan: VisitPlan, run: ParticipantPlan) -> bool:
         "preprocess": preprocessed,
         "synthesize": synthesized,
     }[run.stage]
+
+
+def _subtracted(plan: VisitPlan) -> list[PetPaths]:
+    """List the real PET, one at most, of which the synthetic one is subtracted."""
+    first = plan.paths.pets[:1]
+    return [pet for pet in first if _is_trusted(pet.in_template) and pet.in_t1w.exists()]
 
 
 def is_compared(paths: VisitPaths) -> bool:
@@ -381,10 +389,13 @@ def _synthesis_plan(
     if options.uncertainty:
         told = uncertainty(sidecar, run.space, generator.card.uncertainty_sha256)
         errors = plan.paths.uncertainty, told
-    in_t1w = None
+    in_t1w, subtracted = None, tuple[Output, ...]()
     if _leads_to_t1w(plan, run):
         origin = Provenance(run.bids_dir, run.output_dir, plan.synthesized, run.version)
         in_t1w = plan.paths.synthetic_pet_in_t1w, synthetic_in_t1w(sidecar, plan.paths, origin)
+    if in_t1w is not None and plan.paths.pets:
+        sidecars = subtracted_pet(sidecar, plan.paths, origin)
+        subtracted = tuple(zip(plan.paths.pets[0].subtracted, sidecars, strict=True))
     atlas = coarse_atlas(run.space.template)
     return SynthesisPlan(
         generator,
@@ -394,6 +405,7 @@ def _synthesis_plan(
         output,
         in_t1w,
         uncertainty=errors,
+        subtracted=subtracted,
         regions=None if atlas is None else (plan.paths.regions, dict(describe_regions())),
         atlas=atlas,
     )
@@ -440,10 +452,20 @@ def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: ParticipantPlan) 
         template_to_t1w=plan.paths.template_to_t1w,
         pets=[pet.in_template for pet in pets],
         coverage=masks[0] if masks else None,
+        in_t1w=_of_t1w(plan),
         synthesis=synthesis,
         omp_nthreads=run.preprocessing.omp_nthreads,
         name=plan.name,
     )
+
+
+def _of_t1w(plan: VisitPlan) -> dict[str, Path]:
+    """Name what is subtracted on the grid of the T1w; nothing where there is no real PET."""
+    found = {"brain_mask": plan.paths.brain_mask}
+    for pet in _subtracted(plan):
+        found |= {"real": pet.in_t1w}
+        found |= {"coverage": pet.coverage_in_t1w} if pet.coverage_in_t1w.exists() else {}
+    return found if "real" in found else {}
 
 
 def init_visit_wf(plan: VisitPlan, run: ParticipantPlan) -> Workflow:

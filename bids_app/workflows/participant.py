@@ -17,6 +17,7 @@ from bids_app.workflows.synthesis import (
     SynthesisPlan,
     init_comparison_wf,
     init_regions_wf,
+    init_subtraction_wf,
     init_synthesis_wf,
 )
 
@@ -92,12 +93,19 @@ def init_preprocessing_wf(
         The brain that this PET covers.
     t1w
         T1w on its own grid.
+    brain_mask
+        The brain on that grid.
     template_to_t1w
         Transform, as ANTs writes it.
+    pet_in_t1w
+        The first PET on the grid of the T1w, in its own unit, trusted or not.
+    coverage_in_t1w
+        What it covers of that grid.
     """
     workflow = Workflow(name)
     fields = ["t1w_in_template", "brain_mask_in_template", "pet_in_template"]
-    fields += ["coverage_in_template", "t1w", "template_to_t1w"]
+    fields += ["coverage_in_template", "t1w", "brain_mask", "template_to_t1w"]
+    fields += ["pet_in_t1w", "coverage_in_t1w"]
     outputnode = Node(IdentityInterface(fields), name="outputnode")
     anatomical = init_anatomical_wf(how=how, orientation=orientation)
     anatomical.inputs.inputnode.t1w = str(t1w)
@@ -110,7 +118,11 @@ def init_preprocessing_wf(
         [
             (trust, outputnode, [("image", "t1w_in_template")]),
             (anatomical, outputnode, [(f"outputnode.{mask}", mask)]),
-            (anatomical, outputnode, [(f"outputnode.{n}", n) for n in ("t1w", "template_to_t1w")]),
+            (
+                anatomical,
+                outputnode,
+                [(f"outputnode.{n}", n) for n in ("t1w", "brain_mask", "template_to_t1w")],
+            ),
         ]
     )
     onward = (
@@ -142,6 +154,8 @@ def init_preprocessing_wf(
                 [
                     (trust, outputnode, [("image", "pet_in_template")]),
                     (pet, outputnode, [(f"outputnode.{cover}", cover)]),
+                    (pet, outputnode, [("outputnode.in_t1w", "pet_in_t1w")]),
+                    (pet, outputnode, [("outputnode.coverage_in_t1w", "coverage_in_t1w")]),
                 ]
             )
     return workflow
@@ -212,6 +226,18 @@ def init_participant_wf(
             brain_mask=brain_mask,
         )
         link(workflow, synthesizing, comparing, synthetic="pet", sidecar_file="sidecar_file")
+    if pets and synthesis.subtracted:
+        subtracting = init_subtraction_wf(outputs=synthesis.subtracted)
+        link(
+            workflow,
+            preprocessing,
+            subtracting,
+            real="pet_in_t1w",
+            coverage="coverage_in_t1w",
+            trusted="pet_in_template",
+            brain_mask="brain_mask",
+        )
+        link(workflow, synthesizing, subtracting, synthetic="pet_in_t1w")
     return workflow
 
 
@@ -232,6 +258,7 @@ def init_synthesis_from_disk_wf(
     synthesis: SynthesisPlan,
     omp_nthreads: int,
     coverage: Path | None = None,
+    in_t1w: Mapping[str, Path] | None = None,
     name: str = "participant_wf",
 ) -> Workflow:
     """Predict the PET of a visit that was preprocessed by an earlier run.
@@ -250,6 +277,8 @@ def init_synthesis_from_disk_wf(
         Threads that torch may use.
     coverage : Path, optional
         What the first of the real PETs covers; all by default.
+    in_t1w : mapping, optional
+        ``real``, ``brain_mask`` and ``coverage`` on the grid of the T1w, of that PET.
     """
     synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=omp_nthreads)
     synthesizing.inputs.inputnode.t1w = str(t1w)
@@ -273,4 +302,9 @@ def init_synthesis_from_disk_wf(
             comparing.inputs.inputnode.coverage = str(coverage)
         comparing.inputs.inputnode.brain_mask = str(brain_mask)
         link(workflow, synthesizing, comparing, synthetic="pet", sidecar_file="sidecar_file")
+    if in_t1w and synthesis.subtracted:
+        subtracting = init_subtraction_wf(outputs=synthesis.subtracted)
+        for field, path in in_t1w.items():
+            setattr(subtracting.inputs.inputnode, field, str(path))
+        link(workflow, synthesizing, subtracting, synthetic="pet_in_t1w")
     return workflow

@@ -9,7 +9,7 @@ from nipype.pipeline.engine import Node, Workflow
 from bids_app.generators import GeneratorChoice
 from bids_app.interfaces.anatomy import Resample
 from bids_app.interfaces.derivatives import AddToSidecar
-from bids_app.interfaces.imaging import ComparePET, MeasureRegions
+from bids_app.interfaces.imaging import ComparePET, MeasureRegions, SubtractPET
 from bids_app.interfaces.synthesis import MeasureNovelty, PredictError, SynthesizePET
 from bids_app.workflows.execution import Output, label_nodes, save_node
 
@@ -36,6 +36,9 @@ class SynthesisPlan:
         Where it goes on the T1w's own grid; None where there is no such T1w, or no way to it.
     uncertainty : Output or None
         Where the standard deviation of its error goes, if it is wanted.
+    subtracted : tuple of Output
+        Where the synthetic PET in the unit of the first real one goes, and their difference, on
+        the T1w's grid; none without a real PET or that grid.
     regions : Output or None
         Where the table of uptake by region goes; None in a space that no atlas is of.
     atlas : Path or None
@@ -49,6 +52,7 @@ class SynthesisPlan:
     output: Output
     in_t1w: Output | None
     uncertainty: Output | None = None
+    subtracted: tuple[Output, ...] = ()
     regions: Output | None = None
     atlas: Path | None = None
 
@@ -82,11 +86,13 @@ def init_synthesis_wf(
         The synthetic PET in [0, 1].
     sidecar_file
         Its sidecar, in its place.
+    pet_in_t1w
+        The synthetic PET on the grid of the T1w; nothing where the plan wants none.
     """
     inputnode = Node(
         IdentityInterface(["t1w", "brain_mask", "own_t1w", "template_to_t1w"]), name="inputnode"
     )
-    outputnode = Node(IdentityInterface(["pet", "sidecar_file"]), name="outputnode")
+    outputnode = Node(IdentityInterface(["pet", "sidecar_file", "pet_in_t1w"]), name="outputnode")
     options, card = plan.generator.options, plan.generator.card
     predict_pet = SynthesizePET(
         generator=str(plan.generator.folder),
@@ -120,6 +126,7 @@ def init_synthesis_wf(
                 (inputnode, carry, [("own_t1w", "reference"), ("template_to_t1w", "transforms")]),
                 (synthesize, carry, [("pet", "image")]),
                 (carry, keep, [("image", "in_file")]),
+                (carry, outputnode, [("image", "pet_in_t1w")]),
             ]
         )
     if options.novelty:
@@ -145,6 +152,40 @@ def init_synthesis_wf(
                 (error, keep, [("deviation", "in_file"), ("sidecar", "measured")]),
             ]
         )
+    return workflow
+
+
+def init_subtraction_wf(*, outputs: tuple[Output, ...], name: str = "subtraction_wf") -> Workflow:
+    """Bring the synthetic PET to the intensities of the real one, subtract it, and save both.
+
+    Parameters
+    ----------
+    outputs : tuple of Output
+        Where the scaled synthetic PET goes, and the difference.
+
+    Inputs
+    ------
+    synthetic
+        Synthetic PET on the grid of the T1w.
+    real
+        Real PET on that grid, in its own unit.
+    brain_mask
+        The brain on that grid.
+    coverage
+        What the real PET covers; all, if nothing is given.
+    trusted
+        What is handed on only if the registration of the real PET did not fail.
+    """
+    fields = ["synthetic", "real", "brain_mask", "coverage", "trusted"]
+    inputnode = Node(IdentityInterface(fields), name="inputnode")
+    subtract = Node(SubtractPET(), name="subtract", mem_gb=1)
+    doors = [(field, "mask" if field == "brain_mask" else field) for field in fields]
+    workflow = Workflow(name)
+    workflow.connect([(inputnode, subtract, doors)])
+    for field, output in zip(("scaled", "difference"), outputs, strict=True):
+        save = save_node(output, field)
+        workflow.connect([(subtract, save, [(field, "in_file"), ("sidecar", "measured")])])
+    label_nodes(workflow, fatal=False)
     return workflow
 
 
