@@ -415,6 +415,22 @@ def save(image: Image, path: Path | str, *, description: str = "") -> None:
     write_bytes(path, content)
 
 
+def to_small_bytes(image: Image, step: float) -> bytes:
+    """Write an image as a small compressed NIfTI-1 file, a byte a voxel; equal data, equal bytes.
+
+    Parameters
+    ----------
+    image : Image
+        From 0 to 255 steps; finite.
+    step : float
+        To whose multiples values are rounded; the header's ``scl_slope``.
+    """
+    stored = np.rint(image.data / step).clip(0, 255).astype(np.uint8)
+    image_file = to_nibabel(Image(stored, image.affine))
+    image_file.header.set_slope_inter(step, 0)
+    return gzip.compress(image_file.to_bytes(), compresslevel=9, mtime=0)
+
+
 ABOUT = "about.json"
 CHANNELS = "channels"  # PET and T1w as one array, (2, I, J, K); there if it is asked for
 HOLE = "hole"  # what is brain, but was not covered by the PET; no such array: nothing

@@ -16,11 +16,12 @@ from PIL import Image as Pillow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 BASH = shutil.which("bash")
 FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
+    *("--headless", "--no-sandbox", "--no-first-run", "--disable-sync"),
+    *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
     *("--remote-debugging-pipe", "--window-size=1200,1000"),
 ]
-PATIENCE = 30  # seconds for an answer
+PATIENCE = 60  # seconds for an answer
 
 
 def pipe_ends():
@@ -100,8 +101,11 @@ class Browser:
         ):
             self.ask(method, session, **params)
 
-    def open(self, path):
-        """Open a page from the file system; the one before is closed."""
+    def open(self, path, before=""):
+        """Open a page from the file system; the one before is closed.
+
+        ``before``: a script that runs before those of the page.
+        """
         if self._target is not None:
             self.ask("Target.closeTarget", targetId=self._target)
         self.events.clear()
@@ -110,6 +114,7 @@ class Browser:
         self.ask("Target.attachToTarget", targetId=self._target, flatten=True)
         self.page = self._sessions[0]
         self.ask("Page.enable", self.page)
+        self.ask("Page.addScriptToEvaluateOnNewDocument", self.page, source=before)
         self.ask("Page.navigate", self.page, url=path.as_uri())
         self.wait_for(lambda: self.seen("Page.loadEventFired"))
 

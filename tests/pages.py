@@ -105,7 +105,7 @@ def drawings_in(page):
 
 def decode(href):
     kind, _, content = href.partition(";base64,")
-    assert kind in ("data:image/jpeg", "data:image/png")
+    assert kind in ("data:image/webp", "data:image/png")
     return np.asarray(Pillow.open(io.BytesIO(base64.b64decode(content))).convert("L"), float)
 
 

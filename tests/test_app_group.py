@@ -70,6 +70,7 @@ MADE = (
     "clusters.*",
     "*.html",
 )
+OWN_MASK = ("space-T1w_label-L_mask", "desc-preproc_T1w")  # on the grid of the latter
 COARSE = np.array([[5.0, 0, 0, -70], [0, 5, 0, -100], [0, 0, 5, -40], [0, 0, 0, 1]])
 
 
@@ -455,6 +456,15 @@ def test_lesion_masks_on_other_grids_are_brought_onto_the_grid_and_that_is_said(
         assert (out.parent / "lesions" / drawn.removeprefix("bids:lesions:")).is_file()
         assert len(transforms) == (label == "p1")
         assert 2 * both.sum() > 0.85 * ((mask > 0).sum() + planted.sum())
+        own, t1w = (nifti.load(folder / f"sub-{label}_{name}.nii.gz") for name in OWN_MASK)
+        assert own.data.shape == t1w.data.shape
+        np.testing.assert_allclose(own.affine, t1w.affine)
+        planted = lesion_mask(t1w.affine, t1w.data.shape, SHIFT)
+        both = (own.data > 0) & planted
+        assert 2 * both.sum() > 0.85 * ((own.data > 0).sum() + planted.sum())
+        told = read_json(folder / f"sub-{label}_{OWN_MASK[0]}.json")
+        assert len(told["Sources"]) == 1 + (label == "p2")
+        assert told["SpatialReference"].endswith(f"/sub-{label}_{OWN_MASK[1]}.nii.gz")
     notes = read_json(out / "logs" / "group_report.json")["notes"]
     carried = "sub-p1_space-T1w_label-L_mask.nii.gz, carried from the T1w to the grid"
     resampled = f"sub-p2_space-{TEMPLATE}_label-L_mask.nii, resampled to the grid"

@@ -173,11 +173,11 @@ def test_a_page_is_written_all_the_same(whole, tmp_path, damage):
 
 def test_a_cluster_without_a_voxel_on_the_t1w_stands_in_the_table_without_a_button(whole, tmp_path):
     cohort = copy_of(whole, tmp_path)
-    before = cohort.write_subject("P1").count("Show cluster 2 in the slice viewer")
+    before = cohort.write_subject("P1").count("Show the peak of cluster 2")
     lose_on_the_t1w(cohort)
     page = cohort.write_subject("P1")
-    assert before > page.count("Show cluster 2 in the slice viewer")
-    assert "Show cluster 1 in the slice viewer" in page
+    assert before > page.count("Show the peak of cluster 2")
+    assert "Show the peak of cluster 1" in page
     assert page.count('<th scope="row" class="number">2</th>') >= before
 
 

@@ -1,3 +1,4 @@
+import base64
 import copy
 import json
 import math
@@ -8,6 +9,7 @@ import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
+import nibabel as nib
 import numpy as np
 import pytest
 from anomalies import (
@@ -43,6 +45,7 @@ from bids_app.derivatives.detections import (
 )
 from bids_app.derivatives.sidecars import Faults
 from bids_app.detection.card import Control, DetectorCard, card_from, card_values
+from bids_app.detection.detectors import LEADING, detector_of
 from bids_app.detection.evaluation import FreePoint
 from bids_app.files import read_json, read_tsv, write_tsv
 from bids_app.report.anomalies import find_detected, in_rank, key_of, place_of
@@ -69,7 +72,7 @@ from bids_app.report.methods import GROUP_REFERENCES, write_methods
 from bids_app.report.panels import Heat, brightness, paint_ranks, paint_scores
 from bids_app.report.participant import section_of
 from bids_app.report.results import ImageCache
-from bids_app.report.viewer import find_stops, grid_over, make_viewer, resample
+from bids_app.report.viewer import grid_over, library, make_viewer, resample, view_pet
 
 pytestmark = pytest.mark.slow
 
@@ -926,8 +929,8 @@ def test_the_section_stands_between_pet_and_methods(made):
     assert [name for name in reader.ids if name in known] == known
     assert len(reader.ids) == len(set(reader.ids))
     assert "#anomalies" in reader.links
-    others = [link for link in reader.links if not link.startswith(("data:image/", "#"))]
-    assert others == ["group.html"]
+    others = {link for link in reader.links if not link.startswith(("data:image/", "#"))}
+    assert others == {"group.html"}
 
 
 def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unlike(
@@ -975,10 +978,12 @@ def test_each_detector_has_its_table_and_its_pictures(made):
     page = section(made.write_subject("P1"), "anomalies")
     headings = re.findall(r"<h3>(.*?)</h3>", page)
     assert headings == [
+        "All maps, slice by slice (sub-P1)",
         *("OC-SVM, trained on real (sub-P1)", "z score, trained on real (sub-P1)"),
         "Other training sets",
     ]
-    tables = tables_in(page)
+    layers, *tables = tables_in(page)
+    assert [row[0] for row in layers[1:]] == ["T1w", "PET", "Map", "Clusters"]
     assert len(tables) == len(SETS) * len(DETECTORS)
     found = made.found["real", "ocsvm", "P1"]
     assert tables[0][0] == [
@@ -995,13 +1000,11 @@ def test_each_detector_has_its_table_and_its_pictures(made):
     assert float(first[8]) == pytest.approx(found[0]["sum_score"], rel=0.01)
     assert first[9:] == ["0", f"{found[0]['overlap']:.0f}"]
     assert second[4] == "n/a"
-    assert page.count("x, y and z are those of the column “x, y, z on the T1w”") == len(DETECTORS)
+    assert page.count("x, y and z are those of the column “x, y, z on the T1w”") == 1
     assert "and on the participant's own T1w, in mm" in page
-    assert page.count("<iframe ") == len(DETECTORS)
-    assert set(re.findall(r'data-frame="(.*?)"', page)) == set(
-        re.findall(r'<iframe id="(.*?)"', page)
-    )
-    assert page.count("<details>") == len(DETECTORS)
+    assert re.findall(r'<div class="viewer" id="(.*?)"', page) == ["viewer-sub-P1_trc-18FFDG"]
+    assert set(re.findall(r'data-viewer="(.*?)"', page)) == {"viewer-sub-P1_trc-18FFDG"}
+    assert page.count("<details>") == len(DETECTORS) + 1  # other training sets; keys
     assert "No figure." not in page
 
 
@@ -1009,7 +1012,7 @@ def test_a_cluster_that_was_lost_on_the_way_to_the_t1w_has_no_place_there(cohort
     (path,) = cohort.out.glob("sub-P1/pet/*_space-T1w_desc-ocsvm_clusters.tsv")
     rows = read_tsv(path)
     write_tsv(path, CLUSTER, [rows[0], {**rows[1], "x": None, "y": None, "z": None}])
-    lines = tables_in(section(cohort.write_subject("P1"), "anomalies"))[0]
+    lines = tables_in(section(cohort.write_subject("P1"), "anomalies"))[1]
     assert [line[2] == "n/a" for line in lines] == [False, False, True]
 
 
@@ -1018,7 +1021,7 @@ def test_where_clusters_lie_on_the_t1w_may_not_be_known(cohort):
         path.unlink()
     page = section(cohort.write_subject("P1"), "anomalies")
     assert "on the T1w (mm)" not in page
-    assert page.count("own T1w: x, y and z are others than in the table.") == len(DETECTORS)
+    assert page.count("own T1w: x, y and z are others than in the tables.") == 1
     assert "the space of the template, in mm" in page
 
 
@@ -1026,7 +1029,9 @@ def test_a_control_is_called_one(made):
     page = section(made.write_subject("C1"), "anomalies")
     assert "this participant is a control" in page
     assert "had not been trained on them" in page
-    assert "Space of the template." in page  # maps of controls are there alone
+    assert (
+        "Space of the template: x, y and z are those of the tables." in page
+    )  # maps of controls are there alone
     assert "this participant is a control" not in made.write_subject("P1")
 
 
@@ -1034,7 +1039,7 @@ def test_columns_that_nobody_fills_are_left_out(tmp_path):
     cohort = Cohort(tmp_path / "in" / "out", lesions=False)
     for path in cohort.out.glob("sub-P1/pet/*_clusters.tsv"):
         path.write_text(path.read_text().replace("Frontal lobe", "n/a"))
-    heads = tables_in(section(cohort.write_subject("P1"), "anomalies"))[0][0]
+    heads = tables_in(section(cohort.write_subject("P1"), "anomalies"))[1][0]
     assert "Region" not in heads
     assert "On a lesion (mm³)" not in heads
 
@@ -1057,8 +1062,7 @@ def test_what_is_lost_is_named_in_the_section(cohort, kind):
     page = section(cohort.write_subject("P1"), "anomalies")
     assert path.name in page
     assert "z score, trained on real" in page
-    viewers = {"statmap": 1, "T1w": 0}.get(kind, 2)
-    assert page.count("<iframe ") == viewers
+    assert page.count('class="viewer"') == (kind != "T1w")
 
 
 def test_the_t1w_is_that_which_the_pet_was_aligned_to(cohort):
@@ -1105,29 +1109,54 @@ def test_a_map_is_turned_so_that_left_is_left(made, own, label, side):
 # The slice viewer
 
 
+def primary(cohort, label="P1"):
+    return [one for one in find_anomalies(cohort.out, label, spaces=(T,)) if one.primary]
+
+
 @pytest.fixture(scope="module")
 def score_map(made):
-    anomaly = find_anomalies(made.out, "P1", spaces=(T,))[0]
-    return take_score_map(ImageCache(made.out), made.out, anomaly, own=True)
+    return take_score_map(ImageCache(made.out), made.out, primary(made)[0], own=True)
 
 
-def test_a_viewer_is_the_same_each_time_and_asks_the_web_for_nothing(score_map):
-    page = make_viewer(score_map, "one", own=True).html
-    assert make_viewer(score_map, "one", own=True).html == page
-    assert make_viewer(score_map, "two", own=True).html != page
-    reader = Reader(page)
-    assert "link" not in reader.tags
-    assert reader.links
-    assert all(link.startswith("data:image/") for link in reader.links)
-    assert not re.search(r"""(?:src|href)=["']?http|@import|url\(""", page)
+def image_of(layer, folder):
+    """Read the image of a layer as others do."""
+    path = folder / "layer.nii.gz"
+    path.write_bytes(base64.b64decode(layer["nifti"]))
+    return nib.load(path)
 
 
-def test_stops_are_at_the_peaks_in_world_coordinates(score_map):
-    grid = grid_over(score_map.brain)
-    stops = find_stops(score_map, grid)
-    assert list(stops) == [1, 2]
-    world = (grid.affine @ [*stops[1], 1])[:3]
-    assert world == pytest.approx(np.array(PATIENTS["P1"]) + MOVED, abs=5)
+def test_a_viewer_is_the_same_each_time(made):
+    viewer, faults = view_pet(made.out, primary(made))
+    assert faults == []
+    assert view_pet(made.out, primary(made)) == (viewer, [])
+    for layer in viewer.layers:
+        assert base64.b64decode(layer["nifti"])[4:8] == bytes(4)  # no time (RFC 1952)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("label", PATIENTS)
+def test_stops_are_where_the_tables_list_the_peaks(cohort, label, own):
+    if not own:
+        for path in cohort.out.rglob("*_space-T1w_stat-*"):
+            path.unlink()
+    viewer, _ = view_pet(cohort.out, primary(cohort, label))
+    assert viewer.own == own
+    assert len(viewer.stops) == len(DETECTORS)
+    for anomaly in primary(cohort, label):
+        rows = read_tsv(anomaly.paths["table_in_t1w" if own else "table"])
+        peaks = {int(r["rank"]): [float(r[f"peak_{axis}"]) for axis in "xyz"] for r in rows}
+        stops = viewer.stops[detector_of(anomaly.detector).label]
+        assert list(stops) == list(peaks) == [1, 2]
+        for rank, peak in peaks.items():
+            assert stops[rank] == pytest.approx(peak, abs=1e-3)
+
+
+def test_the_viewer_opens_with_the_detector_that_finds_most(made):
+    viewer, _ = view_pet(made.out, primary(made))
+    names = [detector_of(detector).label for detector in LEADING if detector in DETECTORS]
+    assert list(viewer.stops) == names
+    shown = [one["detector"] for one in viewer.layers if one["kind"] == "map" and one["shown"]]
+    assert shown == names[:1]
 
 
 @given(st.integers(0, 3), st.floats(-40, 40))
@@ -1147,16 +1176,98 @@ def test_resampling_moves_nothing_in_the_world(turns, angle):
     assert (grid.affine @ [*middle, 1])[:3] == pytest.approx(place, abs=0.5)
 
 
-def test_a_healthy_brain_shows_nothing_in_the_viewer(score_map):
+def test_a_healthy_brain_shows_nothing_in_the_viewer(score_map, tmp_path):
     """All of its scores are below 0, as inside of the boundary of controls."""
     scores = replace(score_map.scores, data=-np.abs(score_map.scores.data) - 0.1)
     heat = heat_of(scores.data, None)
     assert heat.threshold == 0
-    healthy = make_viewer(replace(score_map, scores=scores, heat=heat, labels=None), "a", own=True)
-    assert healthy.stops == {}
-    (overlay,) = re.findall(r'id="overlayImg-a".*?src="(.*?)"', healthy.html, re.S)
-    opaque = rgba(overlay)[..., 3] > 0
-    assert not opaque[: len(opaque) // 2].any()  # behind the last slice, nilearn fills up
+    healthy = replace(score_map, scores=scores, heat=heat, labels=None)
+    viewer = make_viewer({"z score": healthy}, {}, None, own=True)
+    assert viewer.stops == {"z score": {}}
+    (layer,) = (one for one in viewer.layers if one["kind"] == "map")
+    assert layer["low"] > 0
+    assert image_of(layer, tmp_path).get_fdata().max() == 0
+
+
+def test_layers_hold_what_is_there_as_bytes(score_map, tmp_path):
+    """Each value is that of the image there, to half of a step."""
+    viewer = make_viewer({"z score": score_map}, {"PET": score_map.t1w}, None, own=True)
+    kinds = [layer["kind"] for layer in viewer.layers]
+    assert kinds == ["t1w", "pet", "map", "clusters"]
+    grid = grid_over(score_map.brain)
+    brain = resample(score_map.brain, grid) > 0.5
+    for layer, image in zip(viewer.layers, (score_map.t1w, None, score_map.scores), strict=False):
+        if image is not None:
+            file = image_of(layer, tmp_path)
+            assert file.get_data_dtype() == np.uint8
+            np.testing.assert_allclose(file.affine, grid.affine)
+            there = resample(image, grid).clip(0, layer["high"])
+            step = file.dataobj.slope
+            assert np.abs(file.get_fdata() - there)[brain].max() <= 0.51 * step
+            assert layer["high"] / step > 50
+
+
+def test_lesions_are_shown_in_either_space(cohort):
+    anomalies = primary(cohort)
+    viewer, _ = view_pet(cohort.out, anomalies)
+    assert "lesions" not in [layer["kind"] for layer in viewer.layers]
+    lesion = np.linalg.norm(cohort.own_world - PATIENTS["P1"], axis=-1) < 16
+    name = "sub-P1_space-T1w_label-L_mask"
+    cohort.put("sub-P1/anat", name, lesion, affine=cohort.own_affine)
+    viewer, _ = view_pet(cohort.out, anomalies)
+    assert viewer.own
+    assert viewer.layers[-1]["kind"] == "lesions"
+    next(cohort.out.glob("sub-P1/pet/*_space-T1w_stat-ocsvm_statmap.nii.gz")).unlink()
+    viewer, _ = view_pet(cohort.out, anomalies)
+    assert not viewer.own
+    assert viewer.layers[-1]["kind"] == "lesions"
+
+
+def test_synthetic_pet_is_a_layer_where_there_is_one(cohort):
+    for path in cohort.out.rglob("*_space-T1w_stat-*"):
+        path.unlink()
+    name = f"sub-P1_trc-18FFDG_space-{T}_desc-synth_pet"
+    cohort.put("sub-P1/pet", name, cohort.t1w(cohort.world), Synthetic=True)
+    viewer, _ = view_pet(cohort.out, primary(cohort))
+    assert [layer["label"] for layer in viewer.layers[:3]] == ["T1w", "PET", "SYNTHETIC PET"]
+
+
+def refine(cohort, times, rng):
+    """Bring images of the template's space to a grid that is finer, and make noise of that size."""
+    for path in cohort.out.rglob("*_space-T1w_*"):
+        path.unlink()
+    paths = [*cohort.out.glob(f"sub-P1/*/*_space-{T}_*.nii.gz"), cohort.template]
+    for path in paths:
+        image = nifti.load(path)
+        order = 0 if path.name.endswith(("_mask.nii.gz", "_dseg.nii.gz")) else 1
+        zoom = {"grid_mode": True, "mode": "nearest"}
+        data = ndimage.zoom(image.data, times, order=order, **zoom)
+        if path.name.endswith(("_T1w.nii.gz", "_pet.nii.gz")):
+            noise = rng.standard_normal(data.shape, np.float32)
+            data *= 1 + 0.05 * (noise if "T1w" in path.name else ndimage.uniform_filter(noise, 3))
+        affine = image.affine @ np.diag([*[1 / times] * 3, 1])
+        affine[:3, 3] += image.affine[:3, :3] @ np.full(3, 0.5 / times - 0.5)
+        kept = data.astype(np.int16) if "dseg" in path.name else data
+        nifti.save(nifti.Image(kept > 0.5 if "mask" in path.name else kept, affine), path)
+
+
+def test_the_report_of_a_brain_of_1_mm_is_small(made, tmp_path):
+    mine = copy.copy(made)
+    mine.out, mine.template = tmp_path / "out", tmp_path / "template.nii.gz"
+    for folder in ("sub-P1", "logs", "detectors/real"):
+        shutil.copytree(made.out / folder, mine.out / folder)
+    shutil.copy(made.template, mine.template)
+    refine(mine, 6, np.random.default_rng(3))
+    page = mine.write_subject("P1")
+    assert len(page.encode()) < 6e6
+    viewer, _ = view_pet(mine.out, primary(mine))
+    assert len(library()) + sum(len(layer["nifti"]) for layer in viewer.layers) < 3e6
+    kinds = [layer["kind"] for layer in viewer.layers]
+    assert kinds == ["t1w", "pet", "map", "map", "clusters", "clusters", "lesions"]
+    for layer in viewer.layers:
+        image = image_of(layer, tmp_path)
+        assert image.get_data_dtype().itemsize == 1
+        assert image.header.get_zooms() == pytest.approx([1.5] * 3)
 
 
 # Methods
@@ -1199,15 +1310,40 @@ def test_a_line_that_says_no_place_is_no_cluster(tmp_path):
 # In a browser
 
 
-def frame_of(browser):
-    """Scroll to the first slice viewer; give where its frame is in sight, and on the page."""
+OUTPUT = "document.querySelector('.viewer output').value"
+
+
+def open_viewer(browser, page, *, kept=False):
+    """Open a report, and wait for its viewer; give the box of its slices on the page."""
+    browser.open(page)
+    if not kept:
+        browser.run("localStorage.clear()")
+        browser.open(page)
+    browser.run("document.querySelector('.viewer').scrollIntoView()")
+    browser.wait_for(lambda: browser.run(OUTPUT))
     return browser.run(
         """(() => {
-          const frame = document.querySelector("iframe");
-          frame.scrollIntoView();
-          const box = frame.getBoundingClientRect();
-          return [box.x, box.y, box.width, box.height, window.scrollX, window.scrollY];
+          const box = document.querySelector(".viewer canvas").getBoundingClientRect();
+          return [box.x + window.scrollX, box.y + window.scrollY, box.width, box.height];
         })()"""
+    )
+
+
+def place_shown(browser):
+    """Read where the crosshair is, in mm."""
+    words = browser.run(OUTPUT).replace("−", "-")
+    return [float(one) for one in re.match(r"x (.*), y (.*), z (.*) mm", words).groups()]
+
+
+def give(browser, name, value, kind="input"):
+    """Set a control of the viewer, as someone does who uses it."""
+    browser.run(
+        f"""(() => {{
+          const control = document.querySelector(".viewer {name}");
+          if (control.type === "checkbox") control.checked = {json.dumps(value)};
+          else control.value = {json.dumps(value)};
+          control.dispatchEvent(new Event("{kind}", {{ bubbles: true }}));
+        }})()"""
     )
 
 
@@ -1223,34 +1359,21 @@ def settled(browser, box):
     return pictures[-1]
 
 
-def changed(browser, box, before):
-    def differs():
-        return (browser.picture(box) != before).any()
-
-    browser.wait_for(differs)
-    return settled(browser, box)
-
-
 @needs_browser
-def test_slices_move_in_the_browser_from_the_file_system_without_a_complaint(cohort, browser):
+def test_a_button_shows_the_peak_that_the_table_lists(cohort, browser):
     cohort.write_subject("P1")
     page = cohort.out / "sub-P1.html"
-    browser.open(page)
-    x, y, width, height, left, above = frame_of(browser)
-    box = (x + left, y + above, width, height)
-    first = settled(browser, box)
-    assert first.std() > 20  # there is a brain
-    browser.click(x + 0.2 * width, y + 0.4 * height)
-    clicked = changed(browser, box, first)
-    browser.press("PageUp")
-    stepped = changed(browser, box, clicked)
-    assert (stepped != clicked).mean() < (clicked != first).mean()
-    browser.run("document.querySelectorAll('button[data-frame]')[0].click()")
-    again = changed(browser, box, stepped)
-    inside = slice(20, int(0.8 * height)), slice(20, -20)  # the frame now shows its focus
-    assert (again[inside] == first[inside]).all()  # back at the peak of the first cluster
-    browser.run("document.querySelectorAll('button[data-frame]')[1].click()")
-    changed(browser, box, again)
+    open_viewer(browser, page)
+    number = 0
+    for anomaly in primary(cohort):
+        for row in read_tsv(anomaly.paths["table_in_t1w"]):
+            browser.run(f"document.querySelectorAll('button[data-viewer]')[{number}].click()")
+            peak = [float(row[f"peak_{axis}"]) for axis in "xyz"]
+            browser.wait_for(lambda peak=peak: place_shown(browser) == pytest.approx(peak))
+            detector = browser.run("document.querySelector('[name=detector]').value")
+            assert detector == detector_of(anomaly.detector).label
+            number += 1
+    assert browser.run("document.querySelectorAll('button[data-viewer]').length") == number == 4
     assert browser.complaints() == []
     assert browser.fetched() == [page.as_uri()]
 
@@ -1266,71 +1389,188 @@ def test_the_page_of_the_group_opens_without_a_complaint(cohort, browser):
     assert browser.fetched() == [page.as_uri()]
 
 
-WRITTEN = """
-const write = CanvasRenderingContext2D.prototype.fillText;
-window.written = [];
-CanvasRenderingContext2D.prototype.fillText = function (words, x, y) {
-  window.written.push([words, x]);
-  return write.call(this, words, x, y);
-};
-"""
+WRITTEN = """(() => {
+  window.written = {};
+  for (const name of ["drawTextRight", "drawTextLeft"]) {
+    const write = niivue.Niivue.prototype[name];
+    niivue.Niivue.prototype[name] = function (place, words, ...more) {
+      window.written[words] = place[0] / this.uiData.dpr;
+      return write.call(this, place, words, ...more);
+    };
+  }
+})()"""
+
+
+def visit_first(browser):
+    """Go to the first cluster of OC-SVM, which is the lesion."""
+    browser.run("document.querySelector('[data-detector=OC-SVM]').click()")
+    browser.wait_for(lambda: browser.run("document.querySelector('select').value") == "OC-SVM")
+
+
+def side_in_sight(browser, box):
+    """Give the letter that coloured pixels are next to, in an axial slice without a crosshair."""
+    browser.run("window.written = {}")
+    give(browser, "[name=view]", "0")
+    picture = settled(browser, box)
+    coloured = np.ptp(picture, axis=2) > 40
+    assert coloured.sum() > 20
+    x = ndimage.center_of_mass(coloured)[1]
+    letters = {words: px for words, px in browser.run("window.written").items() if words in "LR"}
+    assert len(letters) == 2
+    return min(letters, key=lambda letter: abs(letters[letter] - x)), letters
 
 
 @needs_browser
 @pytest.mark.parametrize(("label", "side"), [("P1", "L"), ("P2", "R")])
-def test_in_the_viewer_a_cluster_is_on_the_side_of_its_letter(made, browser, tmp_path, label, side):
-    anomaly = find_anomalies(made.out, label, spaces=(T,))[0]
-    score_map = take_score_map(ImageCache(made.out), made.out, anomaly, own=True)
-    page = make_viewer(score_map, "viewer", own=True).html
-    path = tmp_path / "viewer.html"
-    path.write_text(page.replace("<body>", f"<body><script>{WRITTEN}</script>"), encoding="utf-8")
-    browser.open(path)
-    browser.wait_for(lambda: browser.run("viewer !== null"))
-    # no line over the picture; nothing but the axial slice, brainsprite's last
-    at = browser.run("(viewer.crosshair = false, viewer.drawAll(), viewer.coordinatesSlice)")
-    assert [at[axis] for axis in "XYZ"] == pytest.approx(np.array(PATIENTS[label]) + MOVED, abs=5)
-    start, width = browser.run(
-        "[viewer.widthCanvas.X + viewer.widthCanvas.Y, viewer.widthCanvas.Z]"
-    )
-    box = browser.run("(b => [b.x, b.y, b.width, b.height])(viewer.canvas.getBoundingClientRect())")
-    picture = settled(browser, box)[:, round(start) :][:, : round(width)]
-    coloured = np.ptp(picture, axis=2) > 40
-    x = ndimage.center_of_mass(coloured)[1]
-    letters = {w: px - start for w, px in browser.run("written") if w in "LR" and px > start}
+def test_in_the_viewer_a_cluster_is_on_the_side_of_its_letter(made, browser, label, side):
+    made.write_subject(label)
+    page = made.out / f"sub-{label}.html"
+    box = open_viewer(browser, page)
+    visit_first(browser)
+    assert place_shown(browser) == pytest.approx(np.array(PATIENTS[label]) + MOVED, abs=5)
+    browser.run(WRITTEN)
+    shown, letters = side_in_sight(browser, box)
+    assert shown == side
     assert letters["L"] < letters["R"]
-    assert min(letters, key=lambda letter: abs(letters[letter] - x)) == side
-    assert coloured.sum() > 20
+    browser.run("document.querySelector('.viewer canvas').focus()")
+    browser.press("r")
+    shown, letters = side_in_sight(browser, box)
+    assert shown == side
+    assert letters["L"] > letters["R"]
+    open_viewer(browser, page, kept=True)  # the flip is kept
+    assert browser.run("document.querySelector('[name=flip]').checked")
+    visit_first(browser)
+    browser.run(WRITTEN)
+    assert side_in_sight(browser, box) == (shown, letters)
+    give(browser, "[name=flip]", False)
+    shown, letters = side_in_sight(browser, box)
+    assert shown == side
+    assert letters["L"] < letters["R"]
+    open_viewer(browser, page, kept=True)
+    assert not browser.run("document.querySelector('[name=flip]').checked")
+
+
+@pytest.fixture
+def seen(made, browser):
+    """The first cluster of OC-SVM in the viewer; takes pictures of it, and counts what is drawn."""
+    made.write_subject("P1")
+    box = open_viewer(browser, made.out / "sub-P1.html")
+    visit_first(browser)
+    give(browser, "[data-layer=Clusters] [name=show]", False)
+    give(browser, "[data-layer=Map] [name=show]", False)
+    grey = settled(browser, box)
+
+    def look():
+        picture = settled(browser, box)
+        return picture, (np.abs(picture - grey).max(axis=2) > 2).sum()
+
+    yield look
+    assert browser.complaints() == []
 
 
 @needs_browser
-def test_slices_follow_keys_wheel_and_messages_within_the_volume(score_map, browser, tmp_path):
-    path = tmp_path / "viewer.html"
-    path.write_text(make_viewer(score_map, "viewer", own=True).html, encoding="utf-8")
-    browser.open(path)
-    browser.wait_for(lambda: browser.run("viewer !== null"))
-    where = "[viewer.numSlice.X, viewer.numSlice.Y, viewer.numSlice.Z]"
-    start = browser.run(where)
-    x, y, width, height = browser.run(
-        "(b => [b.x, b.y, b.width, b.height])(viewer.canvas.getBoundingClientRect())"
-    )
-    browser.turn_wheel(x + 0.9 * width, y + 0.5 * height, 100)
-    assert browser.run(where) == start  # not before a click: the page could not be scrolled
-    browser.run("viewer.canvas.focus()")
-    for key, axis, by in (
-        *(("ArrowLeft", 0, -1), ("ArrowUp", 1, 1), ("ArrowDown", 1, -1), ("PageUp", 2, 1)),
-        *(("PageDown", 2, -1), ("ArrowRight", 0, 1)),
-    ):
-        before = browser.run(where)
-        browser.press(key)
-        step = np.subtract(browser.run(where), before).tolist()
-        assert step == [by * (n == axis) for n in range(3)], key
-    browser.turn_wheel(x + 0.9 * width, y + 0.5 * height, -100)
-    browser.wait_for(lambda: browser.run(where) == [*start[:2], start[2] + 1])
-    browser.run("window.postMessage({X: -5, Y: 10 ** 6, Z: 3}, '*')")
-    last = browser.run("viewer.nbSlice.Y - 1")
-    browser.wait_for(lambda: browser.run(where) == [0, last, 3])
-    assert browser.run("document.querySelector('input[type=range]').value") == "75"
+def test_the_map_follows_its_threshold_and_window(browser, seen):
+    assert seen()[1] == 0
+    give(browser, "[data-layer=Map] [name=show]", True)
+    first = seen()[1]
+    give(browser, "[data-layer=Map] [name=low]", "2")
+    fewer = seen()[1]
+    assert 0 < fewer < 0.7 * first  # below the threshold, nothing is seen at all
+    before = seen()[0]
+    give(browser, "[data-layer=Map] [name=high]", "2.2")
+    assert (seen()[0] != before).any()
+    assert seen()[1] == pytest.approx(fewer, rel=0.05)  # only colours differ
+    give(browser, "[name=detector]", "z score")
+    low = float(browser.run("document.querySelector('[data-layer=Map] [name=low]').value"))
+    assert low < 2  # each map has its own
+
+
+@needs_browser
+def test_layers_follow_their_controls(browser, seen):
+    grey, _ = seen()
+    give(browser, "[data-layer=Clusters] [name=show]", True)
+    assert seen()[1] > 0
+    give(browser, "[data-layer=PET] [name=show]", True)
+    strong, whole = seen()
+    assert whole > 0.1 * grey[..., 0].size
+    give(browser, "[data-layer=PET] [name=opacity]", "0.05")
+    weak, _ = seen()
+    assert np.abs(weak - grey).mean() < 0.2 * np.abs(strong - grey).mean()
+    give(browser, "[name=zoom]", "3")
+    assert (seen()[0] != weak).mean() > 0.1
+
+
+@needs_browser
+def test_the_crosshair_follows_keys_and_wheel(made, browser):
+    made.write_subject("P1")
+    x, y, width, height = open_viewer(browser, made.out / "sub-P1.html")
+    above = browser.run("window.scrollY")
+    start = place_shown(browser)
+    browser.turn_wheel(x + 0.1 * width, y - above + 0.5 * height, 100)
+    assert place_shown(browser) == start  # not before a click: the page could not be scrolled
+    browser.wait_for(lambda: browser.run("window.scrollY") > above)
+    browser.run("document.querySelector('.viewer canvas').focus()")
+    size = float(made.own_affine[1, 1])
+    browser.press("ArrowRight")
+    browser.press("ArrowLeft")  # at voxels' centres now
+    for flipped in (1, -1):
+        for key, axis, by in (
+            *(("ArrowLeft", 0, -flipped), ("ArrowUp", 1, 1), ("ArrowDown", 1, -1)),
+            *(("PageUp", 2, 1), ("PageDown", 2, -1), ("ArrowRight", 0, flipped)),
+        ):
+            before = place_shown(browser)
+            browser.press(key)
+            step = np.subtract(place_shown(browser), before)
+            assert step == pytest.approx([size * by * (n == axis) for n in range(3)]), key
+        browser.press("r")
+    zoom = "Number(document.querySelector('[name=zoom]').value)"
+    browser.press("+")
+    assert browser.run(zoom) > 1
+    browser.press("0")
+    assert browser.run(zoom) == 1
+    browser.press("v")
+    assert browser.run("document.querySelector('[name=view]').value") == "0"
+    browser.press("c")  # NiiVue's clip plane: not here
+    before, above = place_shown(browser), browser.run("window.scrollY")
+    browser.turn_wheel(x + 0.5 * width, y - above + 0.4 * height, -100)
+    browser.wait_for(lambda: place_shown(browser) != before)
+    assert place_shown(browser)[:2] == before[:2]
+    assert browser.run("window.scrollY") == above
     assert browser.complaints() == []
+
+
+@needs_browser
+def test_without_webgl2_there_is_a_note_and_the_pictures_stay(made, browser):
+    made.write_subject("P1")
+    browser.open(
+        made.out / "sub-P1.html",
+        before="""
+          const give = HTMLCanvasElement.prototype.getContext;
+          HTMLCanvasElement.prototype.getContext = function (kind, ...more) {
+            return kind === "webgl2" ? null : give.call(this, kind, ...more);
+          };
+        """,
+    )
+    tall = "(name) => document.querySelector(name).getBoundingClientRect().height"
+    assert browser.run(f"({tall})('.viewer .lacking')") > 10
+    assert browser.run(f"({tall})('.viewer .panel')") == 0
+    assert browser.run(f"({tall})('#anomalies figure')") > 100
+    assert browser.run("[...document.querySelectorAll('.clusters button')].every(b => b.disabled)")
+    assert browser.complaints() == []
+
+
+@needs_browser
+def test_every_control_of_the_viewer_has_a_name(made, browser):
+    made.write_subject("P1")
+    open_viewer(browser, made.out / "sub-P1.html")
+    controls = browser.run(
+        """[...document.querySelectorAll(".viewer :is(input, select, canvas)")].map(
+          (one) => one.ariaLabel ?? one.labels[0]?.textContent ?? "")"""
+    )
+    assert len(controls) > 10
+    assert all(controls)
+    assert len(set(controls)) == len(controls)
+    assert browser.run("document.querySelector('.viewer .lacking').hidden")
 
 
 # Synthetic against real PET

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import Reader, decode, text_of
+from pages import Reader, decode, rgba, text_of
 from PIL import Image as Pillow
 from scipy import ndimage
 
@@ -222,6 +222,12 @@ def test_a_difference_of_zero_is_white_and_signs_have_colours():
     assert above[0] > above[2]
 
 
+@pytest.mark.parametrize("colours", ["gray", "inferno"])
+def test_pictures_of_noise_take_less_than_half_a_byte_a_pixel(rng, colours):
+    noisy = (0.6 + rng.normal(0, 0.03, (200, 160))).astype(np.float32)
+    assert len(paint(noisy, Scale(colours, 0, 1, ""))) < 0.5 * noisy.size
+
+
 def test_levels_part_three_tissues(rng):
     shares = (600, 6400, 5000)  # so little CSF that the start of the search is wrong
     tissues = np.repeat([0.2, 0.55, 0.9], shares).reshape(30, 20, 20)
@@ -299,8 +305,9 @@ def test_pet_to_t1w_shows_both_images_under_the_same_lines(whole):
     before, after = re.findall(r'<g class="(?:before|after)">.*?</g>', section, re.S)
     places = [re.findall(r"<image (.+?) preserve", frame) for frame in (before, after)]
     assert places[0] == places[1]
-    assert "data:image/jpeg" in before
-    assert "data:image/png" in after
+    grey, coloured = (Reader(frame).links for frame in (before, after))
+    assert all(np.ptp(rgba(href)[..., :3], axis=-1).max() < 4 for href in grey)
+    assert all(np.ptp(rgba(href)[..., :3], axis=-1).max() > 50 for href in coloured)
     assert len(re.findall(r'<g class="line"', section)) == 2
 
 
@@ -519,7 +526,7 @@ def test_the_map_of_uncertainty_is_shown_under_the_synthetic_pet(whole):
     assert "r = 0.31" in text
     assert "SD of the error, as predicted" in text
     assert "No figure." not in text
-    assert len([link for link in reader.links if link.startswith("data:image/png")]) > 24
+    assert len([link for link in reader.links if link.startswith("data:image/webp")]) > 24
 
 
 def test_a_map_of_uncertainty_of_another_run_is_not_shown_but_told(tree):

@@ -2,14 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from nipype.pipeline.engine import Workflow
 
 from bids_app.app.run import Runner
 from bids_app.arguments import LESIONS
 from bids_app.derivatives.description import uri_in
-from bids_app.derivatives.detections import lesions_in_template, t1w_to_template
+from bids_app.derivatives.detections import (
+    lesions_in_template,
+    lesions_on_t1w,
+    native_t1w,
+    t1w_to_template,
+    template_to_t1w,
+)
 from bids_app.derivatives.find import LesionMask, Preprocessed
+from bids_app.derivatives.sidecars import Sidecar
 from bids_app.nifti import read_digest
 from bids_app.plan.cohort import Subjects
 from bids_app.plan.detectors import encodes_t1w
@@ -116,28 +124,38 @@ def store_cohort(study: Study, cohort: Subjects, runner: Runner, *, synthetic: b
 def _mask_graphs(
     study: Study, masks: Mapping[Preprocessed, LesionMask], settings: Settings
 ) -> list[Workflow]:
+    """Carry masks of lesions to the template's grid, where clusters are, and to the T1w's own."""
     graphs = []
     for number, (visit, mask) in enumerate(masks.items()):
-        own = lesions_in_template(visit)
-        own.unlink(missing_ok=True)  # of an earlier run
-        transforms = [] if mask.in_template else [t1w_to_template(visit)]
-        root = dict(settings.derivatives)[LESIONS]
-        drawn = uri_in(study.output_dir, LESIONS, root, mask.path)
-        uris = [f"bids::{path.relative_to(study.output_dir).as_posix()}" for path in transforms]
-        sidecar = {
-            "Description": f"Lesions as {mask.path.name} has them, in {study.space.template}",
-            "Sources": [drawn, *uris],
-            "Type": "Lesion",
-            **study.space.entries(),
-        }
-        graph = init_lesions_wf(
-            mask.path,
-            visit.brain_mask,
-            transforms,
-            (own, sidecar),
-            orientation=settings.assume_orientation,
-            name=f"lesions_{number}_wf",
-        )
-        label_nodes(graph, owner=visit.subject, label=f"sub-{visit.subject}")
-        graphs.append(graph)
+        to_template = [] if mask.in_template else [t1w_to_template(visit)]
+        to_t1w = [template_to_t1w(visit)] if mask.in_template else []
+        on_t1w: Sidecar = {"SpatialReference": _uri(study, native_t1w(visit))}
+        template, grid = study.space.template, study.space.entries()
+        for name, own, reference, transforms, where, space in (
+            ("", lesions_in_template(visit), visit.brain_mask, to_template, template, grid),
+            ("_on_t1w", lesions_on_t1w(visit), native_t1w(visit), to_t1w, "T1w", on_t1w),
+        ):
+            own.unlink(missing_ok=True)  # of an earlier run
+            root = dict(settings.derivatives)[LESIONS]
+            drawn = uri_in(study.output_dir, LESIONS, root, mask.path)
+            sidecar: Sidecar = {
+                "Description": f"Lesions as {mask.path.name} has them, in {where}",
+                "Sources": [drawn, *(_uri(study, path) for path in transforms)],
+                "Type": "Lesion",
+                **space,
+            }
+            graph = init_lesions_wf(
+                mask.path,
+                reference,
+                transforms,
+                (own, sidecar),
+                orientation=settings.assume_orientation,
+                name=f"lesions_{number}{name}_wf",
+            )
+            label_nodes(graph, owner=visit.subject, label=f"sub-{visit.subject}")
+            graphs.append(graph)
     return graphs
+
+
+def _uri(study: Study, path: Path) -> str:
+    return f"bids::{path.relative_to(study.output_dir).as_posix()}"

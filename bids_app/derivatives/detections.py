@@ -230,6 +230,11 @@ def lesions_in_template(visit: Preprocessed) -> Path:
     return _beside(visit, f"space-{space}_res-{res}_label-L_mask.nii.gz")
 
 
+def lesions_on_t1w(visit: Preprocessed) -> Path:
+    """Name the mask of known lesions on the T1w's own grid."""
+    return _beside(visit, f"space-{OWN}_label-L_mask.nii.gz")
+
+
 def _beside(visit: Preprocessed, ending: str) -> Path:
     return visit.t1w.with_name(f"{visit.t1w.name.partition('_space-')[0]}_{ending}")
 
@@ -671,10 +676,33 @@ def backdrop_of(output_dir: Path, anomaly: Anomaly, *, own: bool) -> tuple[Path,
     )
 
 
-def lesions_of(output_dir: Path, anomaly: Anomaly) -> list[Path]:
-    """List the lesion masks of a participant in the space of an anomaly map."""
-    pattern = f"sub-{anomaly.subject}_*space-{anomaly.space}_label-*_mask.nii.gz"
-    return sorted((output_dir / f"sub-{anomaly.subject}").glob(f"**/{pattern}"))
+def pets_of(output_dir: Path, anomaly: Anomaly, *, own: bool) -> tuple[Path, Path]:
+    """Name the PET that was scored, and the synthetic one of its T1w; they need not be there.
+
+    ``own``: in the participant's own space, not in that of the template.
+    """
+    space = OWN if own else anomaly.space
+    t1w, _ = backdrop_of(output_dir, anomaly, own=True)
+    visit = t1w.name.partition("_desc-")[0]
+    synthetic = f"{visit}_trc-{FDG_LABEL}_space-{space}_desc-synth_pet.nii.gz"
+    return (
+        anomaly.paths["statmap"].with_name(f"{anomaly.stem}_space-{space}_desc-preproc_pet.nii.gz"),
+        t1w.parent.with_name("pet") / synthetic,
+    )
+
+
+def lesions_of(output_dir: Path, anomaly: Anomaly, *, own: bool) -> list[Path]:
+    """List the lesion masks of a participant in the space of the template, or (``own``) of a T1w.
+
+    In the former, they are of all sessions, in the latter of the T1w that the PET was aligned to.
+    """
+    person = output_dir / f"sub-{anomaly.subject}"
+    if not own:
+        names = f"sub-{anomaly.subject}_*space-{anomaly.space}_label-*_mask.nii.gz"
+        return sorted(person.glob(f"**/{names}"))
+    t1w, _ = backdrop_of(output_dir, anomaly, own=True)
+    visit = t1w.name.partition("_desc-")[0]
+    return sorted(t1w.parent.glob(f"{visit}_space-{OWN}_label-*_mask.nii.gz"))
 
 
 @dataclass(frozen=True)

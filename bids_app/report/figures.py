@@ -31,7 +31,9 @@ from bids_app.nifti import Image
 
 Colours: TypeAlias = Literal["gray", "inferno", "viridis", "RdBu_r"]
 
-JPEG_QUALITY: Final = 88  # our choice: no block is seen at twice the size
+QUALITY: Final = 75  # of lossy WebP; our choice: nothing of it is seen at twice the size
+EFFORT: Final = 4  # of WebP's coder, 0 to 6; more takes longer than it saves (our choice)
+LOSSY: Final = ("gray", "inferno", "viridis")  # T1w, PET and its error: noise takes room
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,12 @@ def paint(values: Volume, scale: Scale) -> str:
     Returns
     -------
     str
-        A ``data:`` address: JPEG for grey, PNG with a palette for colours.
+        A ``data:`` address: lossy WebP for images, PNG with a palette for differences.
     """
-    pixels = to_bytes(values, scale)
-    if scale.colours != "gray":
-        return encode(pixels, "PNG", _palette(scale.colours))
-    return encode(pixels, "JPEG", quality=JPEG_QUALITY)
+    pixels, palette = to_bytes(values, scale), _palette(scale.colours)
+    if scale.colours in LOSSY:
+        return encode(pixels, "WebP", palette, quality=QUALITY, method=EFFORT)
+    return encode(pixels, "PNG", palette)
 
 
 def encode(pixels: NDArray[np.uint8], kind: str, palette: bytes = b"", **options: int) -> str:
@@ -102,7 +104,8 @@ def encode(pixels: NDArray[np.uint8], kind: str, palette: bytes = b"", **options
 
 def paint_bar(scale: Scale) -> str:
     """Draw the colours of a scale from its low end to its high end, as a ``data:`` address."""
-    return paint(np.linspace(scale.low, scale.high, 256, dtype=np.float32)[np.newaxis], scale)
+    values = np.linspace(scale.low, scale.high, 256, dtype=np.float32)[np.newaxis]
+    return encode(to_bytes(values, scale), "PNG", _palette(scale.colours))
 
 
 Plane: TypeAlias = Literal["axial", "coronal", "sagittal"]

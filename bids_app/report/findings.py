@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_app.derivatives.detections import Anomaly, find_anomalies, read_run
+from bids_app.derivatives.detections import Anomaly, find_anomalies, pets_of, read_run
 from bids_app.derivatives.sidecars import Faults
 from bids_app.detection.clusters import Cluster, separate_lesions, side_of
 from bids_app.detection.detectors import LEADING
@@ -128,8 +128,8 @@ def findings_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> list
     ]
 
 
-def _of_pet(output_dir: Path, anomalies: list[Anomaly], scores: Scores) -> dict[str, object]:
-    anomalies.sort(key=lambda one: _place_of(one.detector))
+def _of_pet(output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores) -> dict[str, object]:
+    anomalies = leading_first(anomalies)
     lead = anomalies[0]
     told: dict[str, object] = {
         "name": lead.name,
@@ -146,8 +146,11 @@ def _of_pet(output_dir: Path, anomalies: list[Anomaly], scores: Scores) -> dict[
     return {**told, "clusters": clusters, "lesions": _show_lesions(patient)}
 
 
-def _place_of(detector: str) -> int:
-    return LEADING.index(detector) if detector in LEADING else len(LEADING)
+def leading_first(anomalies: Sequence[Anomaly]) -> list[Anomaly]:
+    """Put the maps of a PET in order, that of the detector that finds most first."""
+    last = len(LEADING)
+    places = {detector: place for place, detector in enumerate(LEADING)}
+    return sorted(anomalies, key=lambda one: places.get(one.detector, last))
 
 
 def _take(output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores) -> _Patient:
@@ -156,10 +159,8 @@ def _take(output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores) -> _Pa
     maps = [take_score_map(cache, output_dir, one, own=False) for one in anomalies]
     t1w = maps[0].t1w
     field = field_around(mask_of(maps[0].brain), t1w.zooms, AROUND_BRAIN)
-    path = lead.paths["statmap"].with_name(
-        f"{lead.stem}_space-{lead.space}_desc-preproc_pet.nii.gz"
-    )
-    images, _ = cache.take_all({"pet": path}, t1w)
+    pet, _ = pets_of(output_dir, lead, own=False)
+    images, _ = cache.take_all({"pet": pet}, t1w)
     lesions = take_lesions(cache, output_dir, lead, t1w)
     return _Patient(
         anomalies,

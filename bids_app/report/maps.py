@@ -204,14 +204,17 @@ def sections_through(mask: Mask) -> tuple[Section, ...]:
     return tuple(Section(plane, middle[AXIS_OF[plane]]) for plane in PLANES)
 
 
-def take_lesions(cache: ImageCache, output_dir: Path, anomaly: Anomaly, grid: Image) -> Mask | None:
+def take_lesions(
+    cache: ImageCache, output_dir: Path, anomaly: Anomaly, grid: Image, *, own: bool = False
+) -> Mask | None:
     """Read all lesions of a participant as one mask; None if none is known.
 
+    ``own``: in the space of the participant's T1w, not in that of the template.
     A mask that lies there, but that no cluster was compared with, is of an earlier run.
     """
     if anomaly.clusters and not columns_told(anomaly.clusters)[1]:
         return None
-    paths = lesions_of(output_dir, anomaly)
+    paths = lesions_of(output_dir, anomaly, own=own)
     masks = [mask_of(cache.take(path, grid)) for path in paths]
     together: Mask | None = np.any(masks, axis=0) if masks else None
     return together if together is not None and together.any() else None

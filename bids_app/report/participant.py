@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Unpack
+from typing import Final, TypedDict, Unpack
 
 from bids_app.derivatives.detections import Anomaly, ScoredRun, find_anomalies, read_run
 from bids_app.derivatives.find import Results, find_results
@@ -25,7 +25,7 @@ from bids_app.report.anomalies import (
 from bids_app.report.findings import findings_of
 from bids_app.report.group import NAME as GROUP
 from bids_app.report.group import write_group_methods
-from bids_app.report.maps import ScoreMap, draw_score_map, take_score_map
+from bids_app.report.maps import draw_score_map, take_score_map
 from bids_app.report.methods import participant_methods
 from bids_app.report.overview import keep_overview
 from bids_app.report.page import (
@@ -46,7 +46,7 @@ from bids_app.report.results import (
     registration_rows,
     warnings_of,
 )
-from bids_app.report.viewer import Viewer, make_viewer
+from bids_app.report.viewer import Viewer, library, view_pet
 
 CAPTION: Final = (
     "Brighter is more abnormal; what is not coloured scores less than every voxel of the clusters "
@@ -73,23 +73,28 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
         ``parts``, what the detectors of the primary training set say of each PET; ``others``, what
         those of others do; ``control``, whether the participant is one, so that its maps were made
         by folds that left it out; ``placed``, whether any table tells where clusters lie on the
-        participant's own T1w. None where there is no score map.
+        participant's own T1w; ``viewers``, one a PET, and ``niivue``, the script that they need.
+        None where there is no score map.
     """
     anomalies = find_anomalies(output_dir, subject, spaces=spaces)
     if not anomalies:
         return None
     run, controls = read_run(output_dir), _controls(output_dir, anomalies)
-    parts = list[dict[str, object]]()
+    viewers, parts = _viewers(output_dir, anomalies), list[dict[str, object]]()
     for number, anomaly in enumerate(anomalies, 1):
         doubts = _left_over(output_dir, anomaly, run)
         known = None if doubts else controls.get((anomaly.training_set, anomaly.detector), 0)
         part = _part(output_dir, anomaly, f"anomaly-{number}", doubts)
-        parts.append({**part, "controls": known, "primary": anomaly.primary})
+        viewer = viewers[anomaly.stem]["viewer"] if anomaly.primary else None
+        stops = {} if viewer is None else viewer.stops.get(name_of(anomaly.detector), {})
+        parts.append({**part, "stops": stops, "controls": known, "primary": anomaly.primary})
     return {
         "parts": [part for part in parts if part["primary"]],
         "others": [part for part in parts if not part["primary"]],
         "control": any(anomaly.held_out for anomaly in anomalies),
         "placed": any(part["placed"] for part in parts),
+        "viewers": list(viewers.values()),
+        "niivue": library() if any(one["viewer"] for one in viewers.values()) else "",
     }
 
 
@@ -124,14 +129,10 @@ def _part(
     """Gather what one detector says of one PET; ``name`` is for addresses inside the page."""
     trained = f", trained on {anomaly.training_set}" if anomaly.training_set else ""
     title = f"{name_of(anomaly.detector)}{trained} ({anomaly.name})"
-    cache, panel, viewer = ImageCache(output_dir), Panel(title, CAPTION), None
-    faults = [*doubts, *anomaly.faults]
+    panel = Panel(title, CAPTION)
     try:
-        score_map = take_score_map(cache, output_dir, anomaly, own=False)
+        score_map = take_score_map(ImageCache(output_dir), output_dir, anomaly, own=False)
         panel = draw_score_map(score_map, title, CAPTION)
-        if anomaly.primary:
-            viewer, fault = _viewer(cache, output_dir, anomaly, score_map, name)
-            faults += fault
     except Mri2petError as error:
         panel = replace(panel, missing=str(error))
     own_places = {cluster.rank: place_of(cluster) for cluster in anomaly.own_clusters}
@@ -143,28 +144,44 @@ def _part(
         lines.append((cluster.rank, written, is_rare(cluster)))
     return {
         "name": name,
+        "viewer": _name_viewer(anomaly),
+        "detector": name_of(anomaly.detector),
         "title": title,
         "meaning": meaning_of(anomaly.detector, anomaly.direction),
         "lines": lines,
         "columns": columns,
         "placed": bool(own_places),
         "panel": panel,
-        "viewer": viewer,
-        "faults": faults,
+        "faults": [*doubts, *anomaly.faults],
     }
 
 
-def _viewer(
-    cache: ImageCache, output_dir: Path, anomaly: Anomaly, in_template: ScoreMap, name: str
-) -> tuple[Viewer, list[str]]:
-    """View the map in the participant's own space, or else in that of the template."""
-    if not anomaly.paths["statmap_in_t1w"].exists():
-        return make_viewer(in_template, name, own=False), []
-    try:
-        own = take_score_map(cache, output_dir, anomaly, own=True)
-    except Mri2petError as error:
-        return make_viewer(in_template, name, own=False), [str(error)]
-    return make_viewer(replace(own, heat=in_template.heat), name, own=True), []
+class PetViewer(TypedDict):
+    """The viewer of a PET: its element and heading, and what of it cannot be read."""
+
+    name: str
+    title: str
+    viewer: Viewer | None
+    faults: list[str]
+
+
+def _name_viewer(anomaly: Anomaly) -> str:
+    return f"viewer-{anomaly.stem}"
+
+
+def _viewers(output_dir: Path, anomalies: Sequence[Anomaly]) -> dict[str, PetViewer]:
+    """View each PET, by the first part of its files' names, with maps of the primary detectors."""
+    viewers = dict[str, PetViewer]()
+    for stem in dict.fromkeys(one.stem for one in anomalies if one.primary):
+        own = [one for one in anomalies if one.primary and one.stem == stem]
+        viewer, faults = view_pet(output_dir, own)
+        viewers[stem] = {
+            "name": _name_viewer(own[0]),
+            "title": f"All maps, slice by slice ({own[0].name})",
+            "viewer": viewer,
+            "faults": faults,
+        }
+    return viewers
 
 
 def write_subject_report(

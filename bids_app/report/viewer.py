@@ -1,89 +1,162 @@
-"""An interactive slice viewer of a score map over its T1w, which needs no other file.
+"""Interactive slices of a PET's anomaly maps and of what they are compared with, by NiiVue.
 
-The viewer is nilearn's (brainsprite), in a frame of its own. It is changed where a page that works
-offline, and is the same when it is written again, needs it; and ``data/report/viewer.js`` is put
-before its last script, so that slices can be moved from outside.
+A page holds NiiVue once (``data/report/niivue``), ``data/report/viewer.js`` that drives it, and the
+volumes of each viewer as compressed NIfTI images, so that it works from a file system, offline.
 """
 
-import re
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from scipy import ndimage
 
-from bids_app.imaging.volume import Affine, Grid, Volume, grid_of_box
-from bids_app.nifti import Image, to_nibabel
-from bids_app.report.figures import crop, field_around
-from bids_app.report.maps import ScoreMap
+from bids_app.derivatives.detections import Anomaly, pets_of
+from bids_app.errors import Mri2petError
+from bids_app.imaging.volume import Affine, Grid, Mask, Volume, grid_of_box
+from bids_app.nifti import Image, to_small_bytes
+from bids_app.report.anomalies import name_of
+from bids_app.report.findings import CLUSTER, leading_first
+from bids_app.report.maps import LESION, ScoreMap, take_lesions, take_score_map
 from bids_app.report.page import TEMPLATES
-from bids_app.report.panels import COLOURS, Heat
-from bids_app.report.results import mask_of
+from bids_app.report.panels import COLOURS, UPTAKE
+from bids_app.report.results import ImageCache, mask_of
 
 FINEST: Final = 1.5  # mm; edge of a voxel, so that a page stays small (our choice)
 MARGIN: Final = 6.0  # mm shown beyond the brain (our choice)
-OPACITY: Final = 0.75  # of the colours, at first (our choice)
 BRIGHTEST: Final = 99.5  # percentile of the brain's T1w that is drawn white (our choice)
-COORDINATES: Final = 0.1  # of the height of the slices, below them, as brainsprite lays them out
-RANDOM: Final = re.compile(r"(?<=div_viewer-)[0-9a-f]{32}")  # in the names of nilearn's elements
-ICON: Final = re.compile(r"<link\b[^>]*>")  # lies in the web
-HALF: Final = 0.5
-SCRIPT: Final = "<script>"
+GREYS: Final = (
+    63  # steps from black to white: more of them are noise, which takes room (our choice)
+)
+STEPS: Final = 127  # from 0 to the score that is drawn brightest (our choice)
+OPACITY: Final = 0.75  # of what lies over the T1w, at first (our choice)
+HALF: Final = 0.5  # of a mask's 0 and 1
+NIIVUE: Final = TEMPLATES / "niivue"
 
-
-Stop = tuple[int, int, int]  # the slices through a place: x, y, z
+Place = tuple[float, float, float]  # x, y and z, mm, RAS+
+Layer = dict[str, str | float | bool]
 
 
 @dataclass(frozen=True)
 class Viewer:
-    """A page for a frame.
+    """What a viewer shows, all on one grid.
 
     Parameters
     ----------
-    html : str
-        The page.
-    tall : float
-        Height of its slices, of its width.
+    layers : sequence of dict
+        From the bottom to the top. ``label``: what it is called; ``kind``: ``t1w``, ``pet``,
+        ``map``, ``clusters`` or ``lesions``; ``detector``: of a map and its clusters; ``colours``:
+        a colour map of NiiVue, or the colour of a line; ``low`` and ``high``: the values that are
+        drawn darkest and brightest; ``opacity``, 0 to 1; ``shown``: at first; ``nifti``: the image,
+        in base64.
     stops : dict
-        Rank of a cluster → the slices through its peak, to which the viewer can be moved.
+        Detector → rank of a cluster → the place of its peak.
+    tall : float
+        Height of its three slices side by side, of their width.
     own : bool
         In the space of the participant's T1w, not in that of the template.
     """
 
-    html: str
+    layers: list[Layer]
+    stops: Mapping[str, Mapping[int, Place]]
     tall: float
-    stops: Mapping[int, Stop]
     own: bool
 
 
-def make_viewer(score_map: ScoreMap, name: str, *, own: bool) -> Viewer:
-    """Make the viewer of a score map; it opens at the peak of the first cluster.
+def view_pet(output_dir: Path, anomalies: Sequence[Anomaly]) -> tuple[Viewer | None, list[str]]:
+    """View the maps of a PET on the participant's own T1w, if all of them were carried there.
+
+    Else they are viewed in the space of the template. The leading detector's is the first.
 
     Parameters
     ----------
-    score_map : ScoreMap
-        Any orientation: slices are laid along the axes of the world.
-    name : str
-        Of letters, digits and hyphens: names the elements of the page.
+    output_dir : Path
+        The derivative dataset.
+    anomalies : sequence of Anomaly
+        Maps of one PET.
+
+    Returns
+    -------
+    Viewer or None
+        None if no map can be read in the space of the template.
+    list of str
+        What could not be read, but for those maps.
+    """
+    cache, anomalies = ImageCache(output_dir), leading_first(anomalies)
+    maps, _ = _take_maps(cache, output_dir, anomalies, own=False)
+    if not maps:
+        return None, []
+    readable = [one for one in anomalies if name_of(one.detector) in maps]
+    own_maps, faults = dict[str, ScoreMap](), list[str]()
+    if all(one.paths["statmap_in_t1w"].exists() for one in readable):
+        own_maps, faults = _take_maps(cache, output_dir, readable, own=True)
+    own = len(own_maps) == len(maps)
+    if own:
+        maps = {name: replace(own_maps[name], heat=one.heat) for name, one in maps.items()}
+    first, grid = readable[0], next(iter(maps.values())).t1w
+    paths = zip(("PET", "SYNTHETIC PET"), pets_of(output_dir, first, own=own), strict=True)
+    pets, lost = cache.take_all({label: path for label, path in paths if path.exists()}, grid)
+    lesions = None
+    try:
+        mask = take_lesions(cache, output_dir, first, grid, own=own)
+        lesions = None if mask is None else Image(mask.astype(np.float32), grid.affine)
+    except Mri2petError as error:
+        lost.append(str(error))
+    return make_viewer(maps, pets, lesions, own=own), list(dict.fromkeys([*faults, *lost]))
+
+
+def _take_maps(
+    cache: ImageCache, output_dir: Path, anomalies: Sequence[Anomaly], *, own: bool
+) -> tuple[dict[str, ScoreMap], list[str]]:
+    """Read the maps that can be read, by detector; say of the rest why they cannot."""
+    maps, faults = dict[str, ScoreMap](), list[str]()
+    for anomaly in anomalies:
+        try:
+            maps[name_of(anomaly.detector)] = take_score_map(cache, output_dir, anomaly, own=own)
+        except Mri2petError as error:
+            faults.append(str(error))
+    return maps, faults
+
+
+def make_viewer(
+    maps: Mapping[str, ScoreMap], pets: Mapping[str, Image], lesions: Image | None, *, own: bool
+) -> Viewer:
+    """Make the viewer of a PET; it opens with the map of the first detector.
+
+    Parameters
+    ----------
+    maps : dict
+        Detector, as a reader sees its name → map; all over the same T1w, of any orientation. One at
+        least.
+    pets : dict
+        Label → PET, on any grid of the same space.
+    lesions : Image or None
+        A mask, on any grid of the same space; None if no lesion is known.
     own : bool
         In the space of the participant's T1w, not in that of the template.
     """
-    score_map = _crop(score_map)
-    grid, heat = grid_over(score_map.brain), score_map.heat
-    scores = resample(score_map.scores, grid)
-    shown = np.where(scores >= heat.threshold, scores, 0)
-    stops = find_stops(score_map, grid)
-    html = _nilearn(
-        Image(shown, grid.affine),
-        Image(_grey(score_map, grid), grid.affine),
-        at=_world(grid, stops[min(stops)] if stops else _brightest(shown)),
-        heat=heat,
-    )
+    first = next(iter(maps.values()))
+    grid = grid_over(first.brain)
+    brain = resample(first.brain, grid) >= HALF
+    layers = [_grey("T1w", "t1w", first.t1w, grid, brain)]
+    layers += [_grey(label, "pet", pet, grid, brain) for label, pet in pets.items()]
+    layers += [_map(name, one, grid, shown=one is first) for name, one in maps.items()]
+    for name, one in maps.items():
+        if one.labels is not None:
+            line = _line("Clusters", "clusters", one.labels, grid, CLUSTER)
+            layers.append({**line, "detector": name, "shown": one is first})
+    if lesions is not None:
+        layers.append(_line("Known lesions", "lesions", lesions, grid, LESION))
     across, deep, high = grid.shape
-    tall = (1 + COORDINATES) * max(deep, high) / (2 * across + deep)
-    return Viewer(_settle(html, name), tall, stops, own)
+    stops = {name: find_stops(one) for name, one in maps.items()}
+    return Viewer(layers, stops, max(deep, high) / (2 * across + deep), own)
+
+
+def library() -> str:
+    """Give NiiVue's compressed script, in base64."""
+    return base64.b64encode((NIIVUE / "niivue.umd.js.gz").read_bytes()).decode()
 
 
 def grid_over(brain: Image) -> Grid:
@@ -102,91 +175,89 @@ def grid_over(brain: Image) -> Grid:
     return grid_of_box((x0, y0, z0, x1, y1, z1), max(FINEST, min(brain.zooms)))
 
 
-def resample(image: Image, grid: Grid) -> Volume:
-    """Look an image up at the voxels of a grid, trilinear; 0 beyond its edges."""
+def resample(image: Image, grid: Grid, order: int = 1) -> Volume:
+    """Look an image up at the voxels of a grid, by splines; 0 beyond its edges.
+
+    Parameters
+    ----------
+    order : {0, 1}
+        Nearest voxel, as labels need it, or trilinear.
+    """
     steps: Affine = np.linalg.inv(image.affine) @ grid.affine
     moved: Volume = ndimage.affine_transform(
-        np.nan_to_num(image.data), steps[:3, :3], steps[:3, 3], grid.shape, order=1
+        np.nan_to_num(image.data), steps[:3, :3], steps[:3, 3], grid.shape, order=order
     )
     return moved
 
 
-def find_stops(score_map: ScoreMap, grid: Grid) -> dict[int, Stop]:
-    """Find the peak of each cluster, by rank, as the nearest voxel of a grid."""
+def find_stops(score_map: ScoreMap) -> dict[int, Place]:
+    """Find the peak of each cluster, by rank."""
     if score_map.labels is None:
         return {}
     labels = np.nan_to_num(score_map.labels.data).round().ravel()
     inside = np.flatnonzero(labels)
     ranks = labels[inside].astype(int)
     scores = np.nan_to_num(score_map.scores.data, nan=-np.inf).ravel()[inside]
-    to_grid = np.linalg.inv(grid.affine) @ score_map.scores.affine
-    stops = dict[int, Stop]()
+    stops = dict[int, Place]()
     for rank in np.unique(ranks).tolist():
         own = ranks == rank
         peak = np.unravel_index(inside[own][scores[own].argmax()], score_map.scores.data.shape)
-        x, y, z = (to_grid @ [*peak, 1])[:3].round().astype(int).tolist()
+        x, y, z = (score_map.scores.affine @ [*peak, 1])[:3].round(3).tolist()
         stops[rank] = x, y, z
     return stops
 
 
-def _crop(score_map: ScoreMap) -> ScoreMap:
-    """Keep what the viewer shows."""
-    brain = score_map.brain
-    field = field_around(mask_of(brain), brain.zooms, 2 * MARGIN)
-    scores, t1w, brain = (crop(score, field) for score in (score_map.scores, score_map.t1w, brain))
-    labels = None if score_map.labels is None else crop(score_map.labels, field)
-    return ScoreMap(scores, t1w, brain, labels, score_map.heat)
+def _layer(
+    label: str, kind: str, image: Image, step: float, *, colours: str, low: float, high: float
+) -> Layer:
+    nifti = base64.b64encode(to_small_bytes(image, step)).decode()
+    told = {"label": label, "kind": kind, "colours": colours, "nifti": nifti}
+    return {**told, "low": low, "high": high, "opacity": OPACITY, "shown": True}
 
 
-def _brightest(scores: Volume) -> Stop:
-    x, y, z = (int(place) for place in np.unravel_index(scores.argmax(), scores.shape))
-    return x, y, z
-
-
-def _world(grid: Grid, stop: Stop) -> tuple[float, float, float]:
-    x, y, z = (grid.affine @ [*stop, 1])[:3].tolist()
-    return x, y, z
-
-
-def _grey(score_map: ScoreMap, grid: Grid) -> Volume:
-    """Bring the T1w to 0..1 on a grid; black where it has nothing."""
-    t1w = resample(score_map.t1w, grid)
-    inside = t1w[resample(score_map.brain, grid) >= HALF]
+def _grey(label: str, kind: str, image: Image, grid: Grid, brain: Mask) -> Layer:
+    """Bring a T1w or PET from 0 to the bright end of the brain; what is far from it is empty."""
+    volume = resample(image, grid)
+    inside = volume[brain]
     white = float(np.percentile(inside, BRIGHTEST)) if inside.size else 1.0
-    grey: Volume = np.clip(t1w / white if white > 0 else t1w, 0, 1)
-    return grey
+    white = white if white > 0 else 1.0
+    near = _near(brain, grid) if kind == "t1w" else brain
+    layer = _layer(
+        label,
+        kind,
+        Image(np.where(near, np.clip(volume, 0, white), 0), grid.affine),
+        white / GREYS,
+        colours="gray" if kind == "t1w" else UPTAKE.colours,
+        low=0.0,
+        high=white,
+    )
+    return layer | ({"opacity": 1.0} if kind == "t1w" else {"shown": False})
 
 
-def _nilearn(scores: Image, t1w: Image, *, at: tuple[float, float, float], heat: Heat) -> str:
-    # It takes half a second to load, and only reports with a score map need it.
-    from nilearn.plotting import view_img
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numpy's, on masked arrays inside of nilearn
-        view = view_img(
-            to_nibabel(scores),
-            bg_img=to_nibabel(t1w),
-            cut_coords=at,
-            threshold=heat.threshold * (1 - 1e-6),  # 0 is transparent, too
-            vmin=0,
-            vmax=heat.high,
-            cmap=COLOURS,
-            symmetric_cmap=False,
-            dim=0,
-            black_bg=True,
-            opacity=OPACITY,
-            resampling_interpolation="nearest",  # both lie on one grid already
-            title=None,
-        )
-    page: str = view.html
-    return page
+def _near(brain: Mask, grid: Grid) -> Mask:
+    """Widen a brain by the margin; all where there is none."""
+    if not brain.any():
+        return np.ones_like(brain)
+    far: Volume = ndimage.distance_transform_edt(~brain, sampling=float(grid.affine[0, 0]))
+    near: Mask = far <= MARGIN
+    return near
 
 
-def _settle(html: str, name: str) -> str:
-    """Take out what differs from run to run or lies in the web, and put our script in."""
-    found = RANDOM.search(html)
-    page = html if found is None else html.replace(found[0], name)
-    head, body, rest = page.partition("<body>")
-    script = (TEMPLATES / "viewer.js").read_text(encoding="utf-8")
-    before, last, start = rest.rpartition(SCRIPT)
-    return f"{ICON.sub('', head)}{body}{before}{SCRIPT}\n{script}</script>\n{last}{start}"
+def _map(detector: str, score_map: ScoreMap, grid: Grid, *, shown: bool) -> Layer:
+    """Bring a map from 0 to the score that is drawn brightest; what is below 0 is never shown."""
+    heat = score_map.heat
+    step = heat.high / STEPS
+    scores = Image(np.clip(resample(score_map.scores, grid), 0, heat.high), grid.affine)
+    low = max(round(heat.threshold / step), 1) * step  # as the scores are rounded
+    layer = _layer("Map", "map", scores, step, colours=COLOURS, low=low, high=heat.high)
+    return {**layer, "detector": detector, "shown": shown}
+
+
+def _line(label: str, kind: str, labels: Image, grid: Grid, colour: str) -> Layer:
+    """Keep the outermost voxels of what is labelled."""
+    volume = resample(labels, grid, order=0).round().clip(0, 255).astype(np.uint8)
+    around = ndimage.generate_binary_structure(3, 1)
+    least = ndimage.minimum_filter(volume, footprint=around)
+    most = ndimage.maximum_filter(volume, footprint=around)
+    edge = np.where((least != volume) | (most != volume), volume, 0)
+    return _layer(label, kind, Image(edge, grid.affine), 1.0, colours=colour, low=0.5, high=1.0)

@@ -680,7 +680,7 @@ def init_lesions_wf(
     orientation: str = "",
     name: str,
 ) -> Workflow:
-    """Carry the mask of known lesions to the template's grid.
+    """Carry the mask of known lesions to the template's grid, or to the T1w's own.
 
     Parameters
     ----------
@@ -689,7 +689,7 @@ def init_lesions_wf(
     reference : Path
         An image on the grid.
     transforms : sequence of Path
-        T1w to template; none if the mask is in its space already.
+        From the one space to the other; none if the mask is there already.
     output : Output
         Where it goes.
     orientation : str
