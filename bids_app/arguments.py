@@ -381,7 +381,7 @@ PREFIXES = ("sub-", "ses-", "trc-", "run-")
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise UsageError(
-            f"{path}: neither a label (letters and digits) nor a text file with one label a line"
+            f"{path}: neither a label (letters and digits) nor a text file with one label per line"
         )
     try:
         lines = split_lines(read_text(path))
@@ -389,7 +389,7 @@ def _lines(path: Path) -> list[str]:
         raise UsageError(f"{path}: cannot be read as a list of labels ({error})") from error
     labels = [line.partition("#")[0].strip() for line in lines]
     if not any(labels):
-        raise UsageError(f"{path}: holds no label; write one a line")
+        raise UsageError(f"{path}: holds no label; write one per line")
     return [label for label in labels if label]
 
 

@@ -144,7 +144,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     ):
         add(
             f"--{name}-label LABEL",
-            f"{what}, with or without {prefix}; or a text file with one label a line",
+            f"{what}, with or without {prefix}; or a text file with one label per line",
             nargs="+",
         )
     add(
@@ -190,7 +190,7 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--skull-strip",
-        "auto (the default) sees whether the T1w is stripped already",
+        "auto (the default) detects T1w that are already stripped",
         choices=("auto", "force", "skip"),
     )
     add(
@@ -229,19 +229,19 @@ def _add_beyond(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "participant, beyond the paper")
     add(
         "--paper",
-        "do as the paper does: divide PET by the 99.9th percentile of the brain instead of 2.5 "
-        "times its mean; --no-overlap. group: --direction both --score-smoothing 0",
+        "follow the paper: divide PET by the 99.9th percentile of the brain, "
+        "not by 2.5 times its mean; --no-overlap. group: --direction both --score-smoothing 0",
         action="store_true",
     )
     add(
         "--overlap",
-        "semi-3D generators: triplets begin at every slice, and what is predicted of a slice "
-        "is averaged; this is the default",
+        "semi-3D generators: triplets start at every slice, and the predictions "
+        "for a slice are averaged; this is the default",
         action="store_true",
     )
     add(
         "--no-overlap",
-        "semi-3D generators: triplets side by side, as in the paper; there are bands between them",
+        "semi-3D generators: non-overlapping triplets, as in the paper; visible bands between them",
         action="store_false",
         dest="overlap",
     )
@@ -252,13 +252,13 @@ def _add_beyond(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--uncertainty",
-        "also write how far the synthetic PET may be from the real one, the standard deviation of "
-        "its error (desc-synth_std)",
+        "also write the expected error of the synthetic PET, "
+        "as a standard deviation (desc-synth_std)",
         action="store_true",
     )
     add(
         "--novelty",
-        "tell how unlike those of the training controls the T1w is",
+        "report how unusual the T1w is, compared with those of the training controls",
         action="store_true",
     )
 
@@ -267,12 +267,12 @@ def _add_people(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "train and group")
     add(
         "--control-query QUERY",
-        f"who is a control, by participants.tsv; default {Settings.control_query!r}",
+        f"selects the controls in participants.tsv; default {Settings.control_query!r}",
     )
-    add("--folds N", f"that controls are dealt out to; default {Settings.folds}", _count)
+    add("--folds N", f"number of cross-validation folds; default {Settings.folds}", _count)
     add(
         "--ratings FILE",
-        "leave out whoever is rated fail: a table as participants.html saves it",
+        "exclude participants rated fail in this table, as saved by participants.html",
         absolute_path,
     )
 
@@ -287,8 +287,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--condition",
-        "beyond the paper: networks see what the tissue model predicts, too, and correct it; such "
-        f"rows are named as {next(iter(CONDITIONED))}, and are trained in place of the paper's",
+        "beyond the paper: networks take the tissue model's prediction as further input and "
+        f"correct it; these rows, named like {next(iter(CONDITIONED))}, replace the paper's",
         choices=(TISSUE,),
     )
     add(
@@ -297,8 +297,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "coefficients in mind: default (the tissue model that comes with mri2pet), the name of one "
         "in OUTPUT_DIR/generators, or a folder; one that has seen none of the controls",
     )
-    add("--epochs N", "at most; default 200 for semi-3D, 100 for 3D-patch, as the paper", _count)
-    add("--batch-size N", "default 5 for semi-3D, 10 for 3D-patch, as the paper", _count)
+    add("--epochs N", "at most; default 200 for semi-3D, 100 for 3D-patch, as in the paper", _count)
+    add("--batch-size N", "default 5 for semi-3D, 10 for 3D-patch, as in the paper", _count)
     add("--width N", "feature maps of the first convolution; default 64", _count)
     add(
         "--patches",
@@ -316,7 +316,7 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "group")
     add(
         "--patient-query QUERY",
-        f"who is a patient, by participants.tsv; default {Settings.patient_query!r}",
+        f"selects the patients in participants.tsv; default {Settings.patient_query!r}",
     )
     add(
         "--training-set SET",
@@ -351,24 +351,26 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--score-smoothing MM",
-        "of maps of one-class SVMs, within the brain, before clusters are found; default "
+        "smoothing (FWHM) of one-class SVM maps before "
+        "clusters are found; default "
         f"{SCORE_FWHM:g} mm, 0 with --paper",
         _not_negative,
     )
     add(
         "--channels NAME",
-        "images of which one-class SVMs see patches: pet (the default, as the paper), or t1w+pet",
+        "images that one-class SVMs take patches of: pet "
+        "(the default, as in the paper), or t1w+pet",
         choices=CHANNELS,
     )
     add(
         "--covariates COLUMN",
-        "columns of participants.tsv, such as age, sex or scanner, whose effect in the controls is "
-        "taken out of everyone's PET; by default none",
+        "columns of participants.tsv, such as age, sex or scanner, whose effect, estimated in the "
+        "controls, is removed from all PET; none by default",
         nargs="+",
     )
     add(
         "--nu NU",
-        f"share of outliers among controls, of the one-class SVM; default {Settings.nu:g}",
+        f"share of outliers among the controls (one-class SVM); default {Settings.nu:g}",
         _share,
     )
     add("--clusters N", f"kept for each patient; default {Settings.clusters}", _count)
@@ -401,7 +403,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     add(
         "--omp-nthreads N",
         "threads of one step; default: CPUs shared among participants. "
-        "ANTs repeats itself to the last bit only with 1",
+        "ANTs is bitwise reproducible only with one thread",
         _count,
     )
     add("--mem-gb GB", "memory; default: nine tenths of what is allowed", _positive)
@@ -416,25 +418,29 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     add("--use-plugin FILE", "JSON or YAML with plugin and plugin_args of nipype", absolute_path)
     add("-w --work-dir DIR", "default: OUTPUT_DIR/.work", absolute_path)
     add("--clean-workdir", "delete intermediate files of what succeeded", action="store_true")
-    add("--stop-on-first-crash", "do not go on with other participants", action="store_true")
-    add("--resource-monitor", "let nipype record memory and CPU", action="store_true")
+    add(
+        "--stop-on-first-crash",
+        "stop the run at the first participant that fails",
+        action="store_true",
+    )
+    add("--resource-monitor", "let nipype record memory and CPU use", action="store_true")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "run")
-    add("--sloppy", "4 mm, coarse registration: to try things out only", action="store_true")
+    add("--sloppy", "4 mm, coarse registration: only to try things out", action="store_true")
     add(
         "--dry-run",
         "print which images would be used, and what would be refused; write nothing; the exit "
-        "code is that of the run, as far as headers and tables tell",
+        "code is that of the run, as far as headers and tables can predict it",
         action="store_true",
     )
     add("--reports-only", "write reports from the files in OUTPUT_DIR", action="store_true")
-    add("--boilerplate-only", "print the methods paragraph, and stop", action="store_true")
+    add("--boilerplate-only", "print the methods paragraph, and exit", action="store_true")
     add("--config-file TOML", "options by name; the command line overrides it", absolute_path)
     add("--random-seed N", f"default {Settings.random_seed}", _seed)
     add("--notrack", "accepted; nothing is ever tracked", action="store_true")
-    add("-v --verbose", "tell more; twice: all that nipype tells", action="count")
+    add("-v --verbose", "print more; twice: all messages of nipype", action="count")
 
 
 def _options() -> Parser:
@@ -488,8 +494,8 @@ def build_parser() -> Parser:
         "the FDG PET of patients (group).",
         epilog=EXAMPLES,
     )
-    parser.add_argument("bids_dir", type=absolute_path, help="a BIDS dataset; never written to")
-    parser.add_argument("output_dir", type=absolute_path, help="where the derivatives go")
+    parser.add_argument("bids_dir", type=absolute_path, help="BIDS dataset; never written to")
+    parser.add_argument("output_dir", type=absolute_path, help="output folder for the derivatives")
     parser.add_argument("level", metavar="{" + ",".join(LEVELS) + "}", help="what to do")
     parser.add_argument(
         "--self-test",
@@ -497,7 +503,7 @@ def build_parser() -> Parser:
         action=_SelfTest,
         nargs=0,
         default=argparse.SUPPRESS,
-        help="see that what is installed works, with a simulated person, and exit",
+        help="check the installation on a simulated subject, and exit",
     )
     parser.add_argument(
         "--print-completion",
@@ -505,7 +511,7 @@ def build_parser() -> Parser:
         action=_PrintCompletion,
         choices=("bash", "zsh", "tcsh"),
         default=argparse.SUPPRESS,
-        help="print what completes mri2pet in a shell, and exit",
+        help="print the completion script for a shell, and exit",
     )
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser

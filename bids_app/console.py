@@ -258,6 +258,7 @@ def count_line(done: int, skipped: int, failed: Sequence[str], output_dir: Path)
     """
     who = f" ({', '.join(failed)})" if failed else ""
     return (
-        f"mri2pet: {done} visits done, {skipped} already complete, {len(failed)} failed{who}; "
+        f"mri2pet: {done} visit{'' if done == 1 else 's'} done, {skipped} already complete, "
+        f"{len(failed)} failed{who}; "
         f"reports are in {output_dir}"
     )

@@ -57,7 +57,7 @@ def test_all_of_them_succeed(runs):
     _, ended = runs
     for said, complained, code in ended[:-1]:
         assert code == 0, complained
-        assert "1 visits done, 0 already complete, 0 failed" in said
+        assert "1 visit done, 0 already complete, 0 failed" in said
 
 
 def test_a_second_run_for_the_same_participant_is_refused_in_a_sentence(runs):

@@ -933,7 +933,7 @@ def test_a_dry_run_tells_who_is_not_used_and_refuses_what_the_run_would(out, cap
     assert "1 patients would be mapped, 1 have problems (sub-nosuch)" in said
     assert "sub-d1: not used, no real PET" in said
     assert "desc-synth" not in said
-    assert "sub-nosuch: none of those whom --patient-query finds" in said
+    assert "sub-nosuch: not among those that --patient-query selects" in said
     assert main(arguments(out, "--dry-run", "--folds", "7")) == 65
     assert main(arguments(out, "--dry-run", "--folds", "1")) == 64
     assert main(arguments(out, "--dry-run", "-d", "lesions=/nowhere")) == 66

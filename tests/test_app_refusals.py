@@ -290,8 +290,8 @@ def test_names_are_not_cut_in_a_narrow_terminal(study):
         ("deep/out", "deep/", "holds the output folder"),
         ("raw", None, "is the input folder"),
         ("raw/sub-01", None, "is inside the input dataset"),
-        (".", None, "holds the input folder"),
-        ("raw/..", None, "holds the input folder"),
+        (".", None, "contains the BIDS dataset"),
+        ("raw/..", None, "contains the BIDS dataset"),
         ("foreign", None, "that mri2pet has not made"),
     ],
 )

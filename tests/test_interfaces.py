@@ -609,7 +609,7 @@ def test_a_t1w_on_another_grid_is_refused(tmp_path, tiny, head_affine):
     inputs = {"generator": str(tiny[0]), "reference_sha256": tiny[2].reference_sha256}
     nifti.save(nifti.Image(np.zeros((31, 31, 31)), head_affine), tmp_path / "t1w.nii.gz")
     with pytest.raises(
-        UnusableDataError, match=r"reference\.safetensors: tells nothing of this T1w .*cubes"
+        UnusableDataError, match=r"reference\.safetensors: cannot be used for this T1w .*cubes"
     ):
         node(MeasureNovelty, tmp_path, t1w=str(tmp_path / "t1w.nii.gz"), **inputs)
 

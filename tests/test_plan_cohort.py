@@ -305,7 +305,8 @@ def test_labels_that_find_nobody_are_told(out):
     (problem,) = people.problems
     assert problem.exit_code == MissingInputError.exit_code
     assert problem.sentence == (
-        "sub-xx: none of those whom --patient-query finds; correct --participant-label or the query"
+        "sub-xx: not among those that --patient-query selects; correct --participant-label or the "
+        "query"
     )
     assert people.notes == (
         "sub-01: a control, so not mapped; --participant-label is for patients",

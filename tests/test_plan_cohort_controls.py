@@ -246,7 +246,7 @@ def test_images_that_nobody_has_judged_are_told_of_once(out):
         judge(control.visit.t1w, None)
         judge(control.pet, None)
     assert choose(out).notes == (
-        "sub-01, sub-02: nothing tells whether their registration is to be trusted, since an "
+        "sub-01, sub-02: it is unknown whether their registration can be trusted, since an "
         "earlier version of mri2pet has made them; look at their reports",
     )
 

@@ -145,7 +145,7 @@ def test_synthetic_pet_in_the_training_is_the_first_thing_that_is_said(cohort):
     assert Reader(cohort.write(**RUN)).text[0].startswith("SYNTHETIC — detectors of hybrid were")
     shutil.rmtree(cohort.out / "detectors" / "hybrid")
     page = cohort.write(**RUN)
-    assert Reader(page).text[0] == "Anomalies of the group"
+    assert Reader(page).text[0] == "Group report"
     assert "<title>SYNTHETIC" not in page
 
 
@@ -297,7 +297,7 @@ def test_an_odd_card_does_not_lose_the_report(cohort):
     for path in cohort.out.glob("detectors/*/card.json"):
         path.write_text(json.dumps(odd))
     page = cohort.write(**RUN)
-    assert "not told by the card" in section(page, "detectors")
+    assert "not given by the card" in section(page, "detectors")
     assert "No figure." not in page
 
 
@@ -475,7 +475,7 @@ def test_no_text_says_that_controls_stay_below_0(made):
 
 def test_too_few_held_out_controls_are_told(cohort):
     text = text_of(section(cohort.write(**RUN), "summary"))
-    assert "Only 2 controls held out for real: what is expected in a healthy control" in text
+    assert "Training set real: only 2 controls were held out, so expected counts" in text
     for name in SETS:
         lines = [{"participant_id": f"sub-C{n}", "detector": "ocsvm"} for n in range(20)]
         write_tsv(cohort.out / f"detectors/{name}/control_clusters.tsv", CONTROL, lines)
@@ -485,7 +485,7 @@ def test_too_few_held_out_controls_are_told(cohort):
     for name in SETS:
         write_tsv(cohort.out / f"detectors/{name}/control_clusters.tsv", CONTROL, [])
     page = cohort.write(**RUN)
-    assert "No control was held out for hybrid" in section(page, "summary")
+    assert "Training set hybrid: no control was held out" in section(page, "summary")
     assert "No figure." in section(page, "calibration")
 
 
@@ -573,7 +573,7 @@ def test_a_training_set_of_an_earlier_run_is_not_one_that_found_nothing(cohort):
     assert [row[0] for row in tables_in(section(page, "summary"))[0][1:]] == [
         *("OC-SVM, real", "z score, real")
     ]
-    assert Reader(page).text[0] == "Anomalies of the group"  # nothing synthetic in it
+    assert Reader(page).text[0] == "Group report"  # nothing synthetic in it
 
 
 @pytest.mark.parametrize("damage", [None, "{", '{"maps": 3}', '{"dataset": "", "maps": [{}]}'])
@@ -938,14 +938,14 @@ def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unli
 ):
     unlike = "that of a patient is the mean over all folds, and smoother: the two are not quite"
     page = section(cohort.write_subject("P1"), "anomalies")
-    assert page.count("What is expected rests on 2 held-out controls.") == len(SETS) * 2
+    assert page.count("Expected counts are estimated from 2 held-out controls.") == len(SETS) * 2
     assert page.count(unlike) == 1
     for path in cohort.out.glob("detectors/*/control_clusters.tsv"):
         lines = [one for one in read_tsv(path) if one["detector"] == "zscore"]
         write_tsv(path, CONTROL, [line for line in lines if line["participant_id"] == "sub-C1"])
     page = section(cohort.write_subject("P1"), "anomalies")
-    assert page.count("What is expected rests on 1 held-out control.") == len(SETS)
-    assert page.count("No control was held out, so that nothing tells what is expected.") == 2
+    assert page.count("Expected counts are estimated from 1 held-out control.") == len(SETS)
+    assert page.count("No control was held out, so expected counts are unknown.") == 2
     cohort.record(without=("stat-zscore",))  # those maps are not of these detectors
     assert "What is expected rests" not in section(cohort.write_subject("P1"), "anomalies")
     control = section(cohort.write_subject("C1"), "anomalies")
@@ -962,7 +962,7 @@ def test_in_a_report_of_a_patient_controls_are_those_of_the_detector_that_was_ap
     cohort.record()
     cohort.write(**{**RUN, "settings": {"detector": elsewhere}})
     page = section(cohort.write_subject("P1"), "anomalies")
-    assert page.count("What is expected rests on 2 held-out controls.") == 2
+    assert page.count("Expected counts are estimated from 2 held-out controls.") == 2
 
 
 def test_without_maps_there_is_no_section(cohort):

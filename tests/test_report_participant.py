@@ -316,7 +316,7 @@ def test_a_participant_without_pet(tree):
     tree.add_synthetic()
     text = text_of(tree.write(**RUN))
     assert text.startswith("SYNTHETIC")
-    assert "This participant has no real PET." in text
+    assert "No PET was acquired for this participant." in text
     assert "no real PET can be shown beside it" in text
     assert "Real PET" not in text
     assert "No figure." not in text
@@ -496,7 +496,7 @@ def test_novelty_is_told_beside_that_of_the_training_controls(tree, value, flagg
     assert f"{value:.2f} 0.90 to 1.20 (n = 9)" in text
     assert ('<tr class="flagged"><th scope="row">sub-01</th>' in page) is flagged
     assert ("T1w (sub-01): UNLIKE" in text) is flagged
-    assert ("No problem was met." in text) is not flagged
+    assert ("No problems were reported." in text) is not flagged
 
 
 @pytest.mark.parametrize(
@@ -521,7 +521,7 @@ def test_the_map_of_uncertainty_is_shown_under_the_synthetic_pet(whole):
     reader = Reader(whole.write())
     text = " ".join(reader.text)
     assert "Uncertainty of the SYNTHETIC PET (sub-01)" in text
-    assert "within 0.7 SD of the synthetic one in 49 % of brain voxels (meant: 50 %)" in text
+    assert "within 0.7 SD of the synthetic one in 49 % of brain voxels (nominal: 50 %)" in text
     assert "within 1.9 SD" in text
     assert "r = 0.31" in text
     assert "SD of the error, as predicted" in text

@@ -907,11 +907,11 @@ def test_a_generator_that_was_not_scored_is_a_warning():
 
 
 def test_warnings_stand_at_the_top(tree):
-    assert "No problem was met" in tree.write(**{**RUN, "problems": []})
+    assert "No problems were reported" in tree.write(**{**RUN, "problems": []})
     (tree.out / "table1_tests.tsv").unlink()
     for problems in (RUN["problems"], []):
         page = tree.write(**{**RUN, "problems": problems})
-        assert "No problem was met" not in page
+        assert "No problems were reported" not in page
         assert page.index("table1_tests.tsv is missing.") < page.index("<dt>Controls</dt>")
 
 

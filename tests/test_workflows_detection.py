@@ -644,7 +644,7 @@ def test_people_are_told_of_the_steps_that_take_long(applied):
     steps = {node.step for node in fitted.values() if hasattr(node, "step")}
     assert steps == {
         "common brain",
-        "detectors written",
+        "writing of detectors",
         *(f"encoder of fold {fold}" for fold in (1, 2)),
         *(f"norm of fold {fold}" for fold in (1, 2)),
         *(

@@ -84,7 +84,7 @@ def refuse_places(settings: Settings) -> None:
         refuse_inside(settings.bids_dir, folder)
     inside = place_in(out, settings.bids_dir)
     if inside is not None and inside != (RAW,):  # where BIDS lets derivatives keep what is raw
-        raise UsageError(f"{out}: holds the input folder; choose another, its own folder")
+        raise UsageError(f"{out}: contains the BIDS dataset; choose a separate output folder")
     if work is not None:
         _refuse_work(work, settings)
     refuse_foreign(out)

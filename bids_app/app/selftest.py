@@ -86,7 +86,9 @@ def check_threads() -> str:
     taken = {library: _threads(library, environment) for library in THREADS}
     told = " and ".join(f"{count} of {library}" for library, count in taken.items())
     if max(taken.values()) > most:
-        raise UnusableDataError(f"{told}, where a step may have {most}: they do not heed limits")
+        raise UnusableDataError(
+            f"{told}, where a step may have {most}: they do not respect the limit"
+        )
     return f"{told}, where a step may have {most}"
 
 
@@ -157,9 +159,10 @@ def check_participant() -> str:
         told = read_json(sidecar_path(made_pet))
         if not (likeness > LEAST_LIKENESS and told and out.joinpath("sub-control01.html").exists()):
             raise UnusableDataError(
-                f"the synthetic PET of somebody simulated is like the real by {likeness:.2f} only"
+                f"the synthetic PET of a simulated subject correlates with the real one by only "
+                f"{likeness:.2f}"
             )
-    return f"a simulated person's synthetic PET correlates with the real one by {likeness:.2f}"
+    return f"a simulated subject's synthetic PET correlates with the real one by {likeness:.2f}"
 
 
 def _run(

@@ -211,7 +211,9 @@ def refuse_inside(bids_dir: Path, output_dir: Path) -> None:
     """
     inside = place_in(bids_dir, output_dir)
     if inside == ():
-        raise UsageError(f"{output_dir}: is the input folder; choose another, its own folder")
+        raise UsageError(
+            f"{output_dir}: is the BIDS dataset itself; choose a separate output folder"
+        )
     if inside is not None and (inside[0] != "derivatives" or len(inside) == 1):
         raise UsageError(
             f"{output_dir}: is inside the input dataset; use {bids_dir / 'derivatives/mri2pet'}"

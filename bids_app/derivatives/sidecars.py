@@ -251,9 +251,9 @@ def uncertainty(synthetic: Sidecar, space: Space, sha256: str) -> Sidecar:
     """
     about = (
         f"Standard deviation of the error of the SYNTHETIC FDG PET in {space.template}, in its "
-        "unit, predicted from the errors that the generator made on controls whom it had not seen. "
-        "It holds for people and scans like theirs; what a lesion or a disease does to a PET is "
-        "not in it"
+        "unit, predicted from the errors that the generator made on controls that it had not been "
+        "trained on. It holds for similar people and scans; the effect of a lesion or disease on "
+        "PET is not included"
     )
     return {**synthetic, "Description": about, "ErrorModelSHA256": sha256}
 

@@ -3,7 +3,7 @@
 A unit is a lesion, or a patient: a patient is found when one of its lesions is. Of a participant
 with several visits only one is used, the first by label, since a lesion that is scanned twice is
 not two. The lesions of one patient are not independent either: intervals and tests over lesions
-are somewhat too sure, those over patients are not.
+are too narrow (anti-conservative), those over patients are not.
 """
 
 import math

@@ -125,7 +125,7 @@ class PredictError(SimpleInterface):
         try:
             deviation = predict_sd(pet.data, t1w.data, brain, pet.zooms, model)
         except ValueError as error:
-            raise UnusableDataError(f"{path}: tells nothing of this PET ({error})") from error
+            raise UnusableDataError(f"{path}: cannot be used for this PET ({error})") from error
         out = Path(runtime.cwd) / "deviation.nii.gz"
         nifti.save(
             nifti.Image(deviation, pet.affine), out, description="SD of SYNTHETIC FDG PET, mri2pet"
@@ -160,6 +160,6 @@ class MeasureNovelty(SimpleInterface):
         try:
             value, traits = novelty(t1w.data, t1w.zooms, reference)
         except ValueError as error:
-            raise UnusableDataError(f"{path}: tells nothing of this T1w ({error})") from error
+            raise UnusableDataError(f"{path}: cannot be used for this T1w ({error})") from error
         self._results["sidecar"] = {"Novelty": describe_novelty(value, traits, reference)}
         return runtime

@@ -313,7 +313,7 @@ def _describe_verdicts(used: Sequence[Participant]) -> list[str]:
             unknown.append(f"sub-{participant.label}")
     if unknown:
         notes.append(
-            f"{', '.join(dict.fromkeys(unknown))}: nothing tells whether their registration is to "
+            f"{', '.join(dict.fromkeys(unknown))}: it is unknown whether their registration can "
             "be trusted, since an earlier version of mri2pet has made them; look at their reports"
         )
     return notes
@@ -602,7 +602,7 @@ def _unmatched(
             )
         elif label not in ill:
             sentence = (
-                f"sub-{label}: none of those whom --patient-query finds; correct "
+                f"sub-{label}: not among those that --patient-query selects; correct "
                 "--participant-label or the query"
             )
             problems.append(Problem(label, sentence, MISSING))

@@ -512,7 +512,7 @@ def _describe(names: Sequence[str], controls: Mapping[str, Mapping[str, Cell]]) 
         return describe_covariates({n: [cells[n] for cells in controls.values()] for n in names})
     except ValueError as error:
         raise UnusableDataError(
-            f"--covariates: {error}, so its effect cannot be told; leave it out"
+            f"--covariates: {error}, so its effect cannot be estimated; leave it out"
         ) from error
 
 

@@ -533,7 +533,7 @@ def calibration_lines(calibrations: Sequence[Calibration]) -> list[tuple[str, ..
 
 @plain_style()
 def draw_calibration(calibrations: Sequence[Calibration], sets: Sequence[str]) -> Chart | None:
-    """Draw, a detector a row, a dot a person: patients above, held-out controls below.
+    """Draw, a detector a row, one dot per person: patients above, held-out controls below.
 
     Returns
     -------

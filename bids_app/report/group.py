@@ -366,14 +366,14 @@ def _calibration(detected: Detected) -> list[str]:
         }
         if not counts:
             sentences.append(
-                f"No control was held out for {name}: nothing tells how many such clusters healthy "
-                "people have."
+                f"Training set {name}: no control was held out, so it is unknown how many such "
+                "clusters healthy people have."
             )
         elif min(counts) < FEW:
             few = min(counts)
             sentences.append(
-                f"Only {few} control{'s' * (few != 1)} held out for {name}: what is "
-                f"expected in a healthy control is coarse, in steps of {1 / few:.2g}."
+                f"Training set {name}: only {few} control{'s were' if few != 1 else ' was'} held "
+                f"out, so expected counts come in steps of {1 / few:.2g}."
             )
     return sentences
 
@@ -517,7 +517,7 @@ def _detectors(detected: Detected) -> dict[str, object]:
 
 VERDICTS: Final = {
     "alike": "Detectors that were trained on real PET see no difference between synthetic PET and "
-    "real PET of controls whom they were not trained on",
+    "real PET of controls that they were not trained on",
     "too typical": "Synthetic PET is more typical than real PET of healthy people. Detectors that "
     "are trained on it take for abnormal what differs among healthy people; judge clusters by what "
     "held-out controls have",

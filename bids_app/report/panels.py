@@ -459,9 +459,10 @@ def _tell_uncertainty(cache: ImageCache, visit: Results) -> tuple[Panel, ...]:
         return ()
     panel = Panel(
         f"Uncertainty of the SYNTHETIC PET ({visit.name})",
-        "Bright: there, the real PET may be far from the synthetic one, as it was in controls whom "
-        f"the generator had not seen. {describe_uncertainty(visit.uncertainty)} It holds for "
-        "people and scans like theirs; what a lesion or a disease does to a PET is not in it.",
+        "Bright: the real PET may differ more from the synthetic one there, as it did in controls "
+        "that the generator had not been trained on. "
+        f"{describe_uncertainty(visit.uncertainty)} It holds for similar people and scans; the "
+        "effect of a lesion or disease on PET is not included.",
     )
     return (_attempt(panel, lambda: _deviation_mosaics(cache, visit)),)
 

@@ -50,7 +50,8 @@ from bids_app.report.viewer import Viewer, library, view_pet
 
 CAPTION: Final = (
     "Brighter is more abnormal; what is not coloured scores less than every voxel of the clusters "
-    "in the table. Coloured places that are not in it are too small, or of a later rank. Space of "
+    "in the table. Coloured areas that are missing from the table are smaller than the minimum "
+    "volume, or rank below the clusters that were kept. Space of "
     "the template, so that x, y and z are those of the table."
 )
 

@@ -206,9 +206,9 @@ def describe_uncertainty(deviation: Derivative | None) -> str:
     >>> told = {"MeasuredCoverage": {"50": 0.51, "80": 0.8}, "IntervalFactors": {"80": 1.3}}
     >>> told["CorrelationWithAbsoluteError"] = 0.31
     >>> print(describe_uncertainty(Derivative(Path("std.nii.gz"), {"Uncertainty": told})))
-    In people whom the generator had not seen, the real PET was within 1.3 SD of the synthetic one \
-in 80 % of brain voxels (meant: 80 %). Over voxels of a person, SD and absolute error correlate by \
-r = 0.31.
+    In people who were not in its training data, the real PET was within 1.3 SD of the synthetic \
+one in 80 % of brain voxels (nominal: 80 %). Over the voxels of a person, SD and absolute error \
+correlate by r = 0.31.
     """
     found = None if deviation is None else deviation.metadata.get("Uncertainty")
     told = found if isinstance(found, dict) else {}
@@ -222,16 +222,16 @@ r = 0.31.
     ]
     cover = "; ".join(
         f"within {factor:g} SD of the synthetic one in {100 * share:.0f} % of brain voxels "
-        f"(meant: {percent} %)"
+        f"(nominal: {percent} %)"
         for factor, share, percent in within
         if factor is not None and share is not None
     )
     r = as_number(told.get("CorrelationWithAbsoluteError"))
     if not cover or r is None:
-        return "How true it is, was not told."
+        return "Its accuracy was not reported."
     return (
-        f"In people whom the generator had not seen, the real PET was {cover}. Over voxels of a "
-        f"person, SD and absolute error correlate by r = {r:.2f}."
+        f"In people who were not in its training data, the real PET was {cover}. Over the voxels "
+        f"of a person, SD and absolute error correlate by r = {r:.2f}."
     )
 
 
@@ -348,14 +348,18 @@ def read_registration(
     Examples
     --------
     >>> read_registration(1.05, 1.2, 0.97)
-    ('More alike than before; the brain masks overlap by 97 %.', False)
+    ('More similar than before registration; the brain masks overlap by 97 %.', False)
     >>> read_registration(1.05, 1.02, None)
-    ('LESS alike than before registration: look at the figure.', True)
+    ('LESS similar than before registration: look at the figure.', True)
     """
     words = []
     if before is not None and after is not None:
         worse = after < before
-        words.append("LESS alike than before registration" if worse else "More alike than before")
+        words.append(
+            "LESS similar than before registration"
+            if worse
+            else "More similar than before registration"
+        )
     else:
         worse = False
     poor = dice is not None and dice < LOWEST_DICE

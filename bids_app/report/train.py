@@ -66,7 +66,7 @@ def _uneven(trained: TrainedModel) -> list[str]:
     if not everyone or not uneven:
         return []
     told = ", ".join(f"{full_name_of(row.model)} on {row.n}" for row in uneven)
-    return [f"Not all rows of Table 1 stand on all {everyone} controls: {told}."]
+    return [f"Not all rows of Table 1 are based on all {everyone} controls: {told}."]
 
 
 def _without_network(trained: TrainedModel) -> list[str]:

@@ -44,8 +44,8 @@ TRAITS = {
     "bright": ("no bright voxels", "bright voxels, as of a contrast agent"),
     "rough_x": ("smoother from left to right", "stripes or ghosts from left to right"),
     "rough_z": ("smoother from foot to head", "stripes or ghosts from foot to head"),
-    "pattern": ("another contrast or another place", "more alike than they are"),
-    "places": ("more alike than they are", "unlike at many places"),
+    "pattern": ("another contrast or another place", "closer to the average than any of them"),
+    "places": ("closer to the average than any of them", "different in many places"),
 }  # what is looked at, and what too little and too much of it mean
 SLOPES = (1.0, 3.0)  # mm, sigma; our choice
 GRAIN = 3.0  # mm; what is finer is noise in pure white matter; our choice

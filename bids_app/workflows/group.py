@@ -65,7 +65,7 @@ def init_training_set_wf(
         files += files_of(detector, len(own), len(fitting.slabs))
     publish = PublishDetector(card=dict(card), names=files, folder=str(folder))
     publishing = Node(publish, name="publish")
-    label_nodes(publishing, step="detectors written")
+    label_nodes(publishing, step="writing of detectors")
     sources = Node(Merge(1 + len(folds)), name="sources", run_without_submitting=True)
     workflow = Workflow(name)
     workflow.connect(

@@ -97,7 +97,7 @@ def test_a_person_is_done_without_home_or_environment(sif, bids, tmp_path):
         "-w",
         "/out/work",
     )
-    assert "1 visits done, 0 already complete, 0 failed" in run.stdout
+    assert "1 visit done, 0 already complete, 0 failed" in run.stdout
     assert (out / "sub-control01.html").exists()
     assert list(out.glob("sub-control01/pet/*_desc-synth_pet.nii.gz"))
 

@@ -55,7 +55,7 @@ def done(image, bids, tmp_path_factory):
 
 def test_a_run_as_on_a_cluster_gives_what_a_run_here_gives(done, bids, tmp_path):
     out, run = done
-    assert "1 visits done, 0 already complete, 0 failed" in run.stdout
+    assert "1 visit done, 0 already complete, 0 failed" in run.stdout
     here = tmp_path / "here"
     call("mri2pet", bids, here, "participant", "--sloppy", "--omp-nthreads", 1)
     names = {path.relative_to(here) for path in here.glob("sub-*/**/*.nii.gz")}
