@@ -43,13 +43,13 @@ def label_of(t1w: Path) -> str:
 
     Examples
     --------
-    >>> label_of(Path("sub-7_T1w.nii.gz")), label_of(Path("MRI of Ann.nii"))
+    >>> label_of(Path("sub-7_T1w.nii.gz")), label_of(Path("MRI of Ann_T1w.nii"))
     ('7', 'MRIofAnn')
     """
     found = re.match(r"sub-([0-9A-Za-z]+)", t1w.name)
     if found:
         return found[1]
-    label = re.sub(r"[^0-9A-Za-z]", "", _stem(t1w))
+    label = re.sub(r"[^0-9A-Za-z]", "", _stem(t1w).removesuffix("_T1w"))
     return label if label else "01"
 
 
