@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from bids_app.errors import ReadWriteError, UnusableDataError
-from bids_app.files import read_json, size_of, write_bytes, write_json
+from bids_app.files import copy_file, read_json, size_of, write_bytes, write_json
 from bids_app.header import LARGEST_HEADER, Header, read_header
 from bids_app.imaging.volume import Affine, Grid, Mask, zooms_of
 from bids_app.resources import GIB, find_limits
@@ -415,6 +416,50 @@ def save(image: Image, path: Path | str, *, description: str = "") -> None:
     write_bytes(path, content)
 
 
+def place(source: Path, target: Path) -> None:
+    """Copy a result to its place, whole or not at all; equal images give equal bytes.
+
+    The name of an image says what its header has to: the space (``space-`` a template: code 4 of
+    sform and qform, ``space-T1w``: 2, none: 1, that of the scanner), and that a mask or labels are
+    integers.
+
+    Parameters
+    ----------
+    source : Path
+        A file; if it is a NIfTI image, of three axes.
+    target : Path
+        Where it belongs.
+
+    Raises
+    ------
+    UnusableDataError
+        If it is named as an image, and is none.
+    ReadWriteError
+        If it cannot be read or written.
+    """
+    if not target.name.endswith((".nii", ".nii.gz")):
+        copy_file(source, target)
+        return
+    try:
+        image = nib.Nifti1Image.from_filename(source)
+        data = np.asanyarray(image.dataobj)
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error) as error:
+        raise UnusableDataError(f"{source}: cannot be read as an image ({error})") from error
+    kind = next((kind for end, kind in KINDS.items() if f"_{end}." in target.name), None)
+    if kind is not None:
+        data = np.rint(data).astype(kind)
+    space = re.search(r"_space-([A-Za-z0-9]+)_", target.name)
+    code = 1 if space is None else 2 if space[1] == "T1w" else 4
+    placed = nib.Nifti1Image(data, image.affine, image.header)
+    placed.header.set_data_dtype(data.dtype)
+    placed.header.set_sform(image.affine, code=code)
+    placed.header.set_qform(image.affine, code=code)
+    content = placed.to_bytes()
+    if target.suffix == ".gz":
+        content = gzip.compress(content, compresslevel=3, mtime=0)
+    write_bytes(target, content)
+
+
 def to_small_bytes(image: Image, step: float) -> bytes:
     """Write an image as a small compressed NIfTI-1 file, a byte a voxel; equal data, equal bytes.
 
@@ -431,6 +476,7 @@ def to_small_bytes(image: Image, step: float) -> bytes:
     return gzip.compress(image_file.to_bytes(), compresslevel=9, mtime=0)
 
 
+KINDS = {"mask": np.uint8, "dseg": np.int16}  # suffix → what its voxels are stored as
 ABOUT = "about.json"
 CHANNELS = "channels"  # PET and T1w as one array, (2, I, J, K); there if it is asked for
 HOLE = "hole"  # what is brain, but was not covered by the PET; no such array: nothing

@@ -182,7 +182,7 @@ class Cohort:
         told = {"Detector": detector, "TrainingSet": training_set, "Fold": fold}
         scores = self.scores(self.world, label, strength)
         lines, labels = self.table(label, scores)
-        self.put(folder, f"{stem}_space-{T}_stat-{detector}_statmap", scores, **told)
+        self.put(folder, f"{stem}_space-{T}_stat-t_desc-{detector}_statmap", scores, **told)
         self.put(folder, f"{stem}_space-{T}_desc-{detector}_dseg", labels, **told)
         if label in PATIENTS:
             table = self.out / folder / f"{stem}_space-{T}_desc-{detector}_clusters.tsv"
@@ -193,7 +193,7 @@ class Cohort:
                 "SpatialReference": f"bids::sub-{label}/anat/sub-{label}_desc-preproc_T1w.nii.gz"
             }
             place = {"affine": self.own_affine, **told}
-            self.put(folder, f"{stem}_space-T1w_stat-{detector}_statmap", own, **place)
+            self.put(folder, f"{stem}_space-T1w_stat-t_desc-{detector}_statmap", own, **place)
             own_lines, ranks = self.table(label, own, self.own_world)
             for line in own_lines:
                 for number, axis in enumerate("xyz"):

@@ -262,7 +262,7 @@ def test_an_atlas_is_found_by_its_name(monkeypatch):
 @pytest.mark.parametrize(("training_set", "detector"), EVERY)
 def test_patients_and_controls_have_all_files(out, training_set, detector):
     root = root_of(out, training_set)
-    images = [f"stat-{detector}_statmap", f"desc-{detector}_dseg"]
+    images = [f"stat-t_desc-{detector}_statmap", f"desc-{detector}_dseg"]
     made_by = {
         "URI": f"bids::detectors/{training_set}/card.json",
         "Dataset": "ellipsoids",
@@ -291,7 +291,7 @@ def test_patients_and_controls_have_all_files(out, training_set, detector):
 def test_the_map_of_an_image_is_0_outside_the_brain_and_its_labels_are_ranks(out):
     brain = uptake(np.random.default_rng(0))[1]
     for label in (*PATIENTS, *REAL):
-        score, affine = load(result(out, label, "stat-zscore_statmap.nii.gz"))
+        score, affine = load(result(out, label, "stat-t_desc-zscore_statmap.nii.gz"))
         ranks, _ = load(result(out, label, "desc-zscore_dseg.nii.gz"))
         np.testing.assert_allclose(affine, GRID.affine)
         assert not score[~brain].any()
@@ -311,7 +311,9 @@ def test_the_planted_lesion_is_the_top_cluster_and_it_is_on_the_left(out, traini
 
 
 @pytest.mark.parametrize("label", PATIENTS)
-@pytest.mark.parametrize("name", ["stat-ocsvm_statmap", "stat-zscore_statmap", "desc-zscore_dseg"])
+@pytest.mark.parametrize(
+    "name", ["stat-t_desc-ocsvm_statmap", "stat-t_desc-zscore_statmap", "desc-zscore_dseg"]
+)
 def test_what_is_left_in_the_template_is_left_on_the_t1w_however_that_is_stored(out, label, name):
     there, _ = load(result(out, label, f"{name}.nii.gz"))
     carried, affine = load(result(out, label, f"{name}.nii.gz", "T1w"))
@@ -351,9 +353,11 @@ def test_controls_are_scored_by_the_fold_that_left_them_out(out):
         }
         assert folds.items() <= dealt.items()
         for label in REAL:
-            path = result(root_of(out, training_set), label, "stat-zscore_statmap.json")
+            path = result(root_of(out, training_set), label, "stat-t_desc-zscore_statmap.json")
             assert read_json(path)["Fold"] == dealt[label]
-    assert read_json(result(out, "p1", "stat-zscore_statmap.json"))["Fold"] == "mean over all"
+    assert (
+        read_json(result(out, "p1", "stat-t_desc-zscore_statmap.json"))["Fold"] == "mean over all"
+    )
 
 
 def test_a_card_tells_which_controls_are_synthetic_and_what_made_them(out):
@@ -424,7 +428,7 @@ def test_tables_tell_of_all_patients_and_of_controls(out):
         brain = uptake(np.random.default_rng(0))[1]
         for one in maps:
             label = one.participant_id.removeprefix("sub-")
-            name = f"stat-{one.detector}_statmap.nii.gz"
+            name = f"stat-t_desc-{one.detector}_statmap.nii.gz"
             score, _ = load(result(root_of(out, training_set), label, name))
             assert one.above_zero == pytest.approx((score[brain] > 0).mean(), abs=1e-4)
 
@@ -580,7 +584,7 @@ def test_one_class_svms_may_see_the_t1w_and_are_applied_so(out, tmp_path):
     with without_pages():
         assert main(arguments(there, "--channels", "t1w+pet", "--detectors", "ocsvm")) == 0
         detector = shutil.move(there / "detectors" / "real", tmp_path / "detector")
-        path = result(there, "p2", "stat-ocsvm_statmap.nii.gz")
+        path = result(there, "p2", "stat-t_desc-ocsvm_statmap.nii.gz")
         made, before = load(path)[0], load(result(out, "p2", path.name.partition("res-4_")[2]))[0]
         path.unlink()
         assert main(arguments(there, "--detector", str(detector))) == 0
@@ -601,7 +605,7 @@ def test_a_detector_is_applied_without_its_controls_and_gives_the_same_maps(out,
     assert not (there / "detectors").exists()
     for name in DETECTORS:
         for space in (f"{TEMPLATE}_res-4", "T1w"):
-            path = f"stat-{name}_statmap.nii.gz"
+            path = f"stat-t_desc-{name}_statmap.nii.gz"
             new, old = (load(result(one, "p2", path, space))[0] for one in (there, out))
             np.testing.assert_allclose(new, old, atol=1e-3 * np.abs(old).max())
         new, old = (
@@ -612,7 +616,7 @@ def test_a_detector_is_applied_without_its_controls_and_gives_the_same_maps(out,
         assert new.expected_in_control == pytest.approx(old.expected_in_control, abs=0.2)
         assert new.overlap is None
         assert new.region is None or new.region.startswith("left")  # by the app's own atlas
-        made_by = read_json(result(there, "p2", f"stat-{name}_statmap.json"))["DetectorCard"]
+        made_by = read_json(result(there, "p2", f"stat-t_desc-{name}_statmap.json"))["DetectorCard"]
         assert made_by["URI"] == (detector / "card.json").as_uri()
         assert (made_by["Dataset"], made_by["SHA256"]) == ("ellipsoids", sha256(detector))
     assert not list(there.glob("detection_*"))  # no lesions are known here
@@ -664,7 +668,7 @@ def test_a_covariate_is_taken_out_here_and_where_the_detector_is_applied(out, tm
         detector = ("--detector", str(there / "detectors" / "real"))
         assert main(arguments(again, *detector)) == 0
     for name in ("ocsvm", "zscore"):
-        path = f"stat-{name}_statmap.nii.gz"
+        path = f"stat-t_desc-{name}_statmap.nii.gz"
         new, old, plain = (load(result(one, "p2", path))[0] for one in (again, there, out))
         np.testing.assert_allclose(new, old, atol=1e-3 * np.abs(old).max())
         assert np.abs(new - plain).max() > 1e-2 * np.abs(plain).max()

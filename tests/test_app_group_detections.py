@@ -228,10 +228,10 @@ def test_a_run_records_which_maps_it_has_made(run):
     run.add("p1", [9], session="a", run="run-2_", training_set="hybrid", detector="zscore")
     control, patient = scored_in(run.out, "ellipsoids", run.seen).maps
     grid = f"space-{SPACE.template}_res-4"
-    map_of = f"sub-c1/pet/sub-c1_trc-18FFDG_{grid}_stat-ocsvm_statmap.nii.gz"
+    map_of = f"sub-c1/pet/sub-c1_trc-18FFDG_{grid}_stat-t_desc-ocsvm_statmap.nii.gz"
     assert control == ScoredSubject("c1", "", "real", "ocsvm", True, map_of)
     folder, name = "detectors/hybrid/sub-p1/ses-a/pet", "sub-p1_ses-a_trc-18FFDG_run-2"
-    map_of = f"{folder}/{name}_{grid}_stat-zscore_statmap.nii.gz"
+    map_of = f"{folder}/{name}_{grid}_stat-t_desc-zscore_statmap.nii.gz"
     assert patient == ScoredSubject("p1", "a", "hybrid", "zscore", False, map_of)
 
 

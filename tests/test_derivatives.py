@@ -503,6 +503,8 @@ def test_the_description(tmp_path, raw):
     assert "SYNTHETIC" in (out / "README.md").read_text()
     assert {row["desc_id"] for row in read_tsv(out / "descriptions.tsv")} == {
         "desc-preproc",
+        "desc-synthscaled",
+        "desc-difference",
         "desc-brain",
         "desc-coverage",
         "desc-synth",

@@ -60,10 +60,10 @@ def test_names_are_those_of_the_contract(detector, entities, session, folder, st
     paths = anomaly_paths(OUT, pet(*entities, session=session), detector, SPACE)
     names = {name: path.relative_to(OUT / folder).as_posix() for name, path in paths.items()}
     assert names == {
-        "statmap": f"{stem}_{GRID_LABELS}_stat-{detector}_statmap.nii.gz",
+        "statmap": f"{stem}_{GRID_LABELS}_stat-t_desc-{detector}_statmap.nii.gz",
         "labels": f"{stem}_{GRID_LABELS}_desc-{detector}_dseg.nii.gz",
         "table": f"{stem}_{GRID_LABELS}_desc-{detector}_clusters.tsv",
-        "statmap_in_t1w": f"{stem}_space-T1w_stat-{detector}_statmap.nii.gz",
+        "statmap_in_t1w": f"{stem}_space-T1w_stat-t_desc-{detector}_statmap.nii.gz",
         "labels_in_t1w": f"{stem}_space-T1w_desc-{detector}_dseg.nii.gz",
         "table_in_t1w": f"{stem}_space-T1w_desc-{detector}_clusters.tsv",
     }
@@ -125,7 +125,7 @@ def test_sidecars_tell_where_results_come_from(visit, training_set, primary):
     folder = "" if primary else f"detectors/{training_set}/"
     stem = "sub-01/pet/sub-01_trc-18FFDG"
     xfm = f"bids::sub-01/anat/sub-01_from-{TEMPLATE}_to-T1w_mode-image_xfm.h5"
-    statmap = f"bids::{folder}{stem}_{GRID_LABELS}_stat-ocsvm_statmap.nii.gz"
+    statmap = f"bids::{folder}{stem}_{GRID_LABELS}_stat-t_desc-ocsvm_statmap.nii.gz"
     labels = f"bids::{folder}{stem}_{GRID_LABELS}_desc-ocsvm_dseg.nii.gz"
     told = sidecars(visit, "ocsvm", training_set, primary=primary).values()
     assert [one["Sources"] for one in told] == [

@@ -229,7 +229,9 @@ def test_preprocessed_and_reports_answer_alike_which_t1w_a_pet_lies_on(out):
     pet = write_visit(out, "01", "b", pets=[{"ses": "c"}]).pets[0]
     stem = "sub-01_ses-c_trc-18FFDG"
     space = f"{TEMPLATE}_res-1"
-    paths = paths_beside(pet.to_t1w.with_name(f"{stem}_space-{space}_stat-zscore_statmap.nii.gz"))
+    paths = paths_beside(
+        pet.to_t1w.with_name(f"{stem}_space-{space}_stat-t_desc-zscore_statmap.nii.gz")
+    )
     anomaly = Anomaly("01", "c", stem, "real", "zscore", True, space, paths)
     for silent in (None, pet.in_t1w, pet.in_template):  # either sidecar is enough
         told = {} if silent is None else read_json(sidecar_path(silent))

@@ -405,13 +405,13 @@ def test_results_go_to_their_places_with_what_was_measured(tmp_path):
         SaveDerivatives,
         tmp_path / "node",
         in_files=[str(tmp_path / f"{name}.in") for name in names],
-        out_files=[str(tmp_path / "out" / f"{name}.nii") for name in names],
+        out_files=[str(tmp_path / "out" / f"{name}.tsv") for name in names],
         sidecar_files=[str(tmp_path / "out" / f"{name}.json") for name in names],
         sidecars=[{"Name": name, "SHA256": "?"} for name in names],
         measured={"SHA256": "f"},
     )
     for name in names:
-        assert (tmp_path / "out" / f"{name}.nii").read_text() == name
+        assert (tmp_path / "out" / f"{name}.tsv").read_text() == name
         told = json.loads((tmp_path / "out" / f"{name}.json").read_text())
         assert told == {"Name": name, "SHA256": "f"}
 

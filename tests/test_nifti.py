@@ -203,3 +203,47 @@ def test_a_slice_is_no_volume(tmp_path, rng, shape):
     path = save_raw(tmp_path / "a.nii", rng.random(shape))
     with pytest.raises(UnusableDataError, match=r"a\.nii: its shape is .* not a volume"):
         nifti.check_header(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "kind"),
+    [
+        ("sub-1_desc-preproc_T1w.nii.gz", 1, np.float32),
+        ("sub-1_desc-brain_mask.nii", 1, np.uint8),
+        ("sub-1_space-T1w_desc-preproc_pet.nii.gz", 2, np.float32),
+        ("sub-1_space-T1w_desc-ocsvm_dseg.nii.gz", 2, np.int16),
+        ("sub-1_space-MNI152NLin2009aSym_res-1_desc-brain_mask.nii.gz", 4, np.uint8),
+        ("sub-1_space-MNI152NLin2009aSym_res-1_label-L_mask.nii.gz", 4, np.uint8),
+    ],
+)
+def test_a_header_says_what_the_name_says(tmp_path, rng, name, code, kind):
+    affine = np.array([[-2, 0.1, 0, 5], [0, 2, 0, 6], [0, 0, 2, 7], [0, 0, 0, 1.0]])
+    affine[:3, :3] = 2 * np.linalg.qr(affine[:3, :3])[0]
+    data = rng.integers(0, 9, (3, 4, 5)).astype(np.float32)
+    nifti.save(nifti.Image(data, affine), tmp_path / "in.nii.gz", description="SYNTHETIC")
+    for _ in range(2):
+        nifti.place(tmp_path / "in.nii.gz", tmp_path / name)
+    placed = nib.load(tmp_path / name)
+    assert (placed.header["sform_code"], placed.header["qform_code"]) == (code, code)
+    assert placed.get_data_dtype() == kind
+    assert np.array_equal(placed.get_fdata(), data)
+    assert placed.get_qform() == pytest.approx(affine, abs=1e-5)
+    assert placed.get_sform() == pytest.approx(affine, abs=1e-5)
+    assert placed.header["descrip"].item() == b"SYNTHETIC"
+
+
+def test_equal_images_are_placed_as_equal_bytes_and_tables_as_they_are(tmp_path, rng):
+    nifti.save(nifti.Image(rng.random((3, 4, 5)), np.eye(4)), tmp_path / "in.nii.gz")
+    for name in ("one_pet.nii.gz", "two_pet.nii.gz"):
+        nifti.place(tmp_path / "in.nii.gz", tmp_path / name)
+    assert (tmp_path / "one_pet.nii.gz").read_bytes() == (tmp_path / "two_pet.nii.gz").read_bytes()
+    (tmp_path / "in.tsv").write_text("a\n")
+    nifti.place(tmp_path / "in.tsv", tmp_path / "out.tsv")
+    assert (tmp_path / "out.tsv").read_text() == "a\n"
+
+
+def test_what_is_no_image_gets_no_place_of_one(tmp_path):
+    (tmp_path / "in.nii.gz").write_text("no image")
+    with pytest.raises(UnusableDataError, match=r"in\.nii\.gz: cannot be read as an image"):
+        nifti.place(tmp_path / "in.nii.gz", tmp_path / "a_pet.nii.gz")
+    assert not (tmp_path / "a_pet.nii.gz").exists()

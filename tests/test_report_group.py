@@ -152,7 +152,7 @@ def test_synthetic_pet_in_the_training_is_the_first_thing_that_is_said(cohort):
 @pytest.mark.parametrize("word", ["trained_on", "intended_use"])
 @pytest.mark.parametrize("told", ["PET SIMULATED on label maps.", "A demonstration, to try with."])
 def test_a_demonstration_that_made_the_synthetic_pet_is_told_before_all_else(cohort, word, told):
-    said = "was made by semi3d-cyclegan-mse, whose card says that it is a demonstration"
+    said = "was made by semi3d-cyclegan-mse, which, according to its card, is for demonstration"
     page = cohort.write(**RUN)
     assert said not in page
     assert "PET of 35 controls." in section(page, "detectors")
@@ -509,7 +509,7 @@ def row_of(page, name):
 
 
 def test_a_detector_of_an_earlier_run_is_told_and_not_shown(cohort):
-    cohort.record(without=("stat-zscore",))
+    cohort.record(without=("stat-t_desc-zscore",))
     keep(cohort, detector="ocsvm", detector_1="ocsvm", detector_2="ocsvm")
     page = cohort.write(**RUN)
     told = text_of(section(page, "summary"))
@@ -550,7 +550,7 @@ def test_a_patient_of_an_earlier_run_is_not_one_without_clusters(cohort):
 
 
 def test_a_patient_without_a_map_by_a_detector_is_not_one_without_clusters_of_it(cohort):
-    cohort.record(without=(f"sub-P2_trc-18FFDG_space-{T}_stat-zscore",))
+    cohort.record(without=(f"sub-P2_trc-18FFDG_space-{T}_stat-t_desc-zscore",))
     path = cohort.out / "clusters.tsv"
     lines = read_tsv(path)
     gone = ("sub-P2", "zscore")
@@ -946,7 +946,7 @@ def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unli
     page = section(cohort.write_subject("P1"), "anomalies")
     assert page.count("Expected counts are estimated from 1 held-out control.") == len(SETS)
     assert page.count("No control was held out, so expected counts are unknown.") == 2
-    cohort.record(without=("stat-zscore",))  # those maps are not of these detectors
+    cohort.record(without=("stat-t_desc-zscore",))  # those maps are not of these detectors
     assert "What is expected rests" not in section(cohort.write_subject("P1"), "anomalies")
     control = section(cohort.write_subject("C1"), "anomalies")
     assert unlike not in control
@@ -1050,9 +1050,9 @@ def test_columns_that_nobody_fills_are_left_out(tmp_path):
 def test_what_is_lost_is_named_in_the_section(cohort, kind):
     stem = "pet/sub-P1_trc-18FFDG_space"
     name = {
-        "statmap": f"{stem}-{T}_stat-ocsvm_statmap.nii.gz",
+        "statmap": f"{stem}-{T}_stat-t_desc-ocsvm_statmap.nii.gz",
         "clusters": f"{stem}-{T}_desc-ocsvm_clusters.tsv",
-        "own map": f"{stem}-T1w_stat-ocsvm_statmap.nii.gz",
+        "own map": f"{stem}-T1w_stat-t_desc-ocsvm_statmap.nii.gz",
         "own clusters": f"{stem}-T1w_desc-ocsvm_clusters.tsv",
         "T1w": f"anat/sub-P1_space-{T}_desc-preproc_T1w.nii.gz",
         "own T1w": "anat/sub-P1_desc-preproc_T1w.nii.gz",
@@ -1217,7 +1217,7 @@ def test_lesions_are_shown_in_either_space(cohort):
     viewer, _ = view_pet(cohort.out, anomalies)
     assert viewer.own
     assert viewer.layers[-1]["kind"] == "lesions"
-    next(cohort.out.glob("sub-P1/pet/*_space-T1w_stat-ocsvm_statmap.nii.gz")).unlink()
+    next(cohort.out.glob("sub-P1/pet/*_space-T1w_stat-t_desc-ocsvm_statmap.nii.gz")).unlink()
     viewer, _ = view_pet(cohort.out, anomalies)
     assert not viewer.own
     assert viewer.layers[-1]["kind"] == "lesions"

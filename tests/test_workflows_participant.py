@@ -463,7 +463,7 @@ def test_without_a_pet_a_visit_still_has_results(build):
     lesser = [node for node in graph if hasattr(node, "fatal")]
     assert not any(node.fatal for node in lesser)
     named = {node.fullname.split(".")[-2] for node in lesser} - {"preprocessing_wf"}
-    assert named == {"pet_0_wf", "pet_1_wf", "comparison_wf"}
+    assert named == {"pet_0_wf", "pet_1_wf", "comparison_wf", "subtraction_wf"}
     own = {node.name for node in lesser if node.fullname.split(".")[-2] == "preprocessing_wf"}
     assert own == {"pet_0_verdict", "pet_1_verdict"}
     assert all(node in lesser for node in graph if ".pet_" in node.fullname)

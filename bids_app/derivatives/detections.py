@@ -33,6 +33,7 @@ from bids_app.files import read_json, write_json
 
 DETECTORS_FOLDER = "detectors"
 STATMAP = "_statmap.nii.gz"
+STATISTIC = "t"  # ``stat-`` of all maps; pybids does not know it, and tells them by ``desc-``
 OWN = "T1w"  # space- label of the participant's own T1w
 SCORED = "logs/group_scored.json"  # in the derivative dataset
 _CARD = "DetectorCard"  # in a sidecar
@@ -74,7 +75,7 @@ def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> dict[st
         datatype="pet",
         suffix="statmap",
         extension=".nii.gz",
-        entities={"trc": FDG_LABEL, **own, **grid, "stat": detector},
+        entities={"trc": FDG_LABEL, **own, **grid, "stat": STATISTIC, "desc": detector},
     )
     return paths_beside(statmap)
 
@@ -90,7 +91,7 @@ def paths_beside(statmap: Path) -> dict[str, Path]:
         "statmap": statmap,
         "labels": path(space, f"desc-{detector}_dseg.nii.gz"),
         "table": path(space, f"desc-{detector}_clusters.tsv"),
-        "statmap_in_t1w": path(OWN, f"stat-{detector}{STATMAP}"),
+        "statmap_in_t1w": path(OWN, f"stat-{STATISTIC}_desc-{detector}{STATMAP}"),
         "labels_in_t1w": path(OWN, f"desc-{detector}_dseg.nii.gz"),
         "table_in_t1w": path(OWN, f"desc-{detector}_clusters.tsv"),
     }
@@ -100,7 +101,7 @@ def parts_of(statmap: Path) -> tuple[str, str, str]:
     """Take the name of a map apart: whose PET, the grid of the template, and the detector."""
     stem, _, rest = statmap.name.partition("_space-")
     space, _, end = rest.partition("_stat-")
-    return stem, space, end.removesuffix(STATMAP)
+    return stem, space, end.removeprefix(f"{STATISTIC}_desc-").removesuffix(STATMAP)
 
 
 def describe_card(

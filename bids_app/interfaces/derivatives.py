@@ -13,6 +13,7 @@ from nipype.interfaces.base import (
 )
 
 from bids_app.files import copy_file, read_json, write_json
+from bids_app.nifti import place
 
 
 class _SaveDerivativeInputSpec(BaseInterfaceInputSpec):
@@ -40,7 +41,7 @@ class SaveDerivative(SimpleInterface):
         for part in self.inputs.measured if self.inputs.measured else []:
             sidecar.update(part)
         out_file, sidecar_file = Path(self.inputs.out_file), Path(self.inputs.sidecar_file)
-        copy_file(Path(self.inputs.in_file), out_file)
+        place(Path(self.inputs.in_file), out_file)
         write_json(sidecar_file, sidecar)
         self._results.update(out_file=str(out_file), sidecar_file=str(sidecar_file))
         return runtime
@@ -72,7 +73,7 @@ class SaveDerivatives(SimpleInterface):
             given.in_files, given.out_files, given.sidecar_files, given.sidecars, strict=True
         )
         for in_file, out_file, sidecar_file, sidecar in rows:
-            copy_file(Path(in_file), Path(out_file))
+            place(Path(in_file), Path(out_file))
             write_json(Path(sidecar_file), {**sidecar, **measured})
         self._results["out_files"] = list(given.out_files)
         return runtime

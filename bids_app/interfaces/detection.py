@@ -595,7 +595,7 @@ class KeepClusters(SimpleInterface):
             ranks[ranks > self.inputs.kept] = 0
             partial = Path(runtime.cwd) / path.name
             nifti.save(nifti.Image(ranks, image.affine), partial)
-            copy_file(partial, path)
+            nifti.place(partial, path)
         self._results["labels"] = list(self.inputs.labels)
         return runtime
 

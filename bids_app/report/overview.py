@@ -80,7 +80,9 @@ def _thumbnail(pictures: Sequence[Panel]) -> str:
     """Make a small picture of a slice of PET, as a ``data:`` address; empty if there is none."""
     for panel in pictures:
         for figure in panel.figures:
-            tiles = [tile for tile in figure.frames[0][1] if "image/png" in tile.href]
+            drawn = figure.frames[0][1]
+            rows = sorted({tile.spot.y for tile in drawn})
+            tiles = [tile for tile in drawn if tile.spot.y in rows[1:2]]  # below the T1w
             if tiles:
                 href = tiles[len(tiles) // 2].href
                 content = base64.b64decode(href.partition("base64,")[2])

@@ -188,7 +188,7 @@ def test_the_group_level_as_jobs_gives_the_same_files(slurm, screened, tmp_path)
         found.append(contents(out))
     alone, jobs = found
     assert alone.keys() == jobs.keys()
-    assert any(name.endswith("stat-ocsvm_statmap.nii.gz") for name in alone)
+    assert any(name.endswith("stat-t_desc-ocsvm_statmap.nii.gz") for name in alone)
     assert [name for name in alone if alone[name] != jobs[name] and not told_of_run(name)] == []
 
 
