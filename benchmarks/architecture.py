@@ -107,13 +107,13 @@ class Watch:
 
 def trace(label: str, arguments: list[str]) -> None:
     """Print what a run passes until its first graph, its first cluster table, and in all."""
-    from bids_app.cli import _run
+    from bids_app.cli import run_command
 
     watch = Watch(label)
     sys.argv = ["mri2pet", *arguments]  # a run's record tells of it, and would name LABEL
     sys.setprofile(watch)
     try:
-        _run(arguments)
+        run_command(arguments)
     finally:
         sys.setprofile(None)
     print(f"functions before the first node      {len(watch.functions)}")

@@ -304,7 +304,7 @@ def _scale(stored: np.ndarray, header: Header) -> tuple[np.ndarray, str]:
         return data, ""
     told = f"{peak:.2g}, and 32-bit floats do not hold them"
     if 0 < broken <= FEW * stored.size and usual < np.sqrt(LARGEST):
-        return data, f"{told}; the {broken} voxels beyond were clipped"
+        return data, f"{told}; voxels beyond were clipped: {broken}"
     for k in range(stored.shape[-1]):
         data[..., k] = _true(stored[..., k], header) / peak
     return data, f"{told}; they were divided by {peak:.6g}"

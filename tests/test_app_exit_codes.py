@@ -37,4 +37,5 @@ def test_the_exit_code(plans, done, problems, code, capsys):
     assert _close([*map(plan, plans)], [*map(plan, done)], told, SETTINGS, Console()) == code
     said = capsys.readouterr().out
     troubled = {visit for visit, _, _ in problems}
-    assert f"{len(set(plans) - troubled)} visits done, {len(done)} already complete" in said
+    made = len(set(plans) - troubled)
+    assert f"{made} visit{'s' * (made != 1)} done, {len(done)} already complete" in said

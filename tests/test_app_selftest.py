@@ -207,7 +207,7 @@ def written(monkeypatch, rng):
 
 def test_synthetic_pet_unlike_the_real_one_is_refused(written):
     written(0.69)
-    with pytest.raises(UnusableDataError, match=r"like the real by 0\.69 only"):
+    with pytest.raises(UnusableDataError, match=r"correlates with the real one by only 0\.69"):
         selftest.check_participant()
     written(0.71)
     assert selftest.check_participant().endswith("correlates with the real one by 0.71")

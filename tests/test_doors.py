@@ -155,7 +155,7 @@ def test_a_broken_voxel_beyond_float32_does_not_scale_the_others(tmp_path, head,
     data[3, 4, 5] = np.copysign(float(np.finfo(np.float32).max), value)
     assert np.array_equal(image.data, data.astype(np.float32))
     (note,) = image.notes
-    assert "1 in number, were cut off" in note
+    assert "voxels beyond were clipped: 1" in note
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])

@@ -590,7 +590,9 @@ def test_the_error_of_a_pet_is_predicted_by_what_its_generator_knows(
     assert told["MeasuredCoverage"] == {"50": None, "80": 0.81, "95": None}
     assert told["CorrelationWithAbsoluteError"] == 0.3
     json.dumps(out.sidecar, allow_nan=False)
-    with pytest.raises(UnusableDataError, match=r"uncertainty\.safetensors: tells nothing of this"):
+    with pytest.raises(
+        UnusableDataError, match=r"uncertainty\.safetensors: cannot be used for this"
+    ):
         node(PredictError, tmp_path, **{**inputs, "t1w": save("flat", brain.astype(np.float32))})
 
 
