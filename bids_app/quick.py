@@ -7,16 +7,27 @@ import gzip
 import re
 import shutil
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from bids_app.arguments import Parser, read_names_as_utf8, refuse_lost_folder, run_program
-from bids_app.cli import run_command
-from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
-from bids_app.files import write_json, write_text
+from bids_app.cli import parse, run_command
+from bids_app.derivatives.description import DESCRIPTION as NAME_OF_DESCRIPTION
+from bids_app.derivatives.description import refuse_foreign
+from bids_app.errors import (
+    CannotCreateError,
+    MissingInputError,
+    ReadWriteError,
+    UnusableDataError,
+    UsageError,
+)
+from bids_app.files import place_in, read_json, write_json, write_text
 
 RAW = "sourcedata"  # folder of OUT
 ENDINGS = (".nii.gz", ".nii")
+PIECE = 1 << 20  # bytes that are compared at once
 FEWEST, MOST = 2, 3  # paths: T1W OUT, or T1W PET OUT
 DESCRIPTION = {"Name": "Images given to mri2pet quick", "BIDSVersion": "1.10.0"}
 README = "Images given to `mri2pet quick`, under the names that BIDS gives them.\n"
@@ -62,15 +73,63 @@ def _refuse(path: Path) -> None:
     """Refuse what is no NIfTI file, before anything is begun."""
     if not path.exists():
         raise MissingInputError(f"{path}: no such file; check its path")
-    if path.is_dir() or not path.name.lower().endswith(ENDINGS):
+    if path.is_dir():
+        raise UnusableDataError(f"{path}: is a folder; give the image in it")
+    if not path.name.lower().endswith(ENDINGS):
         raise UnusableDataError(
             f"{path}: neither .nii nor .nii.gz; convert DICOM images first, for example by dcm2niix"
         )
 
 
+def _refuse_place(out: Path, images: Sequence[Path]) -> None:
+    """Refuse to write where something else lies, or over what is to be read."""
+    if out.exists() and not out.is_dir():
+        raise CannotCreateError(f"{out}: is a file; choose another output folder")
+    refuse_foreign(out)
+    raw = out / RAW
+    try:
+        own = read_json(raw / NAME_OF_DESCRIPTION).get("Name") == DESCRIPTION["Name"]
+    except (MissingInputError, ReadWriteError, UnusableDataError):
+        own = False
+    if raw.exists() and not own:
+        raise UsageError(
+            f"{raw}: was not made by mri2pet quick, which would write there; choose another output "
+            "folder"
+        )
+    if len({path.resolve() for path in images}) < len(images):
+        raise UsageError(f"{images[0]}: is given as T1w and as PET; give each image once")
+    for path in images:
+        if place_in(raw, path) is not None:
+            raise UsageError(
+                f"{path}: lies in {raw}, where mri2pet quick writes; run mri2pet {raw} {out} "
+                "participant instead"
+            )
+
+
+def _open(path: Path) -> BinaryIO:
+    zipped = path.name.lower().endswith(".gz")
+    return cast(BinaryIO, gzip.open(path, "rb") if zipped else path.open("rb"))
+
+
+def _holds(target: Path, source: Path) -> bool:
+    """Tell whether an image is there already, compressed or not."""
+    with _open(target) as one, _open(source) as other:
+        while (piece := one.read(PIECE)) == other.read(PIECE):
+            if not piece:
+                return True
+    return False
+
+
 def _put(source: Path, target: Path, told: Mapping[str, object]) -> None:
     """Copy an image, and the sidecar beside it, under a name of BIDS; compress it if need be."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        if _holds(target, source):
+            return
+        raise UsageError(
+            f"{source}: another image is in this output under the label that its name gives "
+            f"({target}); choose another output folder, or name the file sub-LABEL_T1w"
+        )
     if source.name.lower().endswith(".gz"):
         shutil.copyfile(source, target)
     else:
@@ -88,7 +147,7 @@ def _put(source: Path, target: Path, told: Mapping[str, object]) -> None:
 
 
 def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
-    """Lay images out as a BIDS dataset; people who are there stay.
+    """Lay images out as a BIDS dataset; people and images that are there stay.
 
     Parameters
     ----------
@@ -106,15 +165,22 @@ def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
     ------
     ReadWriteError
         If a file cannot be read or written.
+    UsageError
+        If another image is there under the same label.
     """
     label = label_of(t1w)
     own = root / f"sub-{label}"
     try:
-        shutil.rmtree(own, ignore_errors=True)  # of an earlier call
         _put(t1w, own / "anat" / f"sub-{label}_T1w.nii.gz", {})
+        copy = own / "pet" / f"sub-{label}_trc-18FFDG_pet.nii.gz"
         if pet is not None:
-            _put(pet, own / "pet" / f"sub-{label}_trc-18FFDG_pet.nii.gz", FDG)
-    except OSError as error:
+            _put(pet, copy, FDG)
+        else:  # the copy of an earlier call
+            copy.unlink(missing_ok=True)
+            copy.with_name(f"{_stem(copy)}.json").unlink(missing_ok=True)
+    except (OSError, EOFError, zlib.error) as error:
+        if not isinstance(error, OSError) or error.filename is None:
+            raise UnusableDataError(f"{t1w}: cannot be read ({error}); copy it again") from error
         raise ReadWriteError(f"{error.filename}: {error.strerror}") from error
     write_json(root / "dataset_description.json", DESCRIPTION)
     write_text(root / "README.md", README)
@@ -133,9 +199,18 @@ def _run(argv: Sequence[str]) -> int:
     t1w, *pets, out = paths
     for path in (t1w, *pets):
         _refuse(path)
-    label = make_dataset(t1w, pets[0] if pets else None, out / RAW)
-    options = ("--participant-label", label, "--skip-bids-validation", *argv[first:])
-    code = run_command([str(out / RAW), str(out), "participant", *options])
+    label = label_of(t1w)
+    words = ("participant", "--participant-label", label, "--skip-bids-validation", *argv[first:])
+    settings = parse([str(out / RAW), str(out), *words])  # what it refuses shall write nothing
+    _refuse_place(out, (t1w, *pets))
+    if settings.dry_run:
+        images = " and ".join(map(str, (t1w, *pets)))
+        sys.stdout.write(
+            f"sub-{label}: would be made from {images} in {out}; nothing was written\n"
+        )
+        return 0
+    make_dataset(t1w, pets[0] if pets else None, out / RAW)
+    code = run_command([str(out / RAW), str(out), *words])
     for path in sorted(out.glob(f"sub-{label}/pet/*_desc-synth_pet.nii.gz")) if not code else ():
         sys.stdout.write(f"synthetic PET: {path}\n")
     return code

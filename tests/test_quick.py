@@ -10,6 +10,7 @@ import pytest
 from phantoms import add_pet, add_t1w, write_dataset
 
 from bids_app import nifti, quick
+from bids_app.errors import UsageError
 from bids_app.files import read_json
 
 
@@ -47,7 +48,7 @@ def test_sidecars_beside_images_are_used(files, tmp_path):
     assert told == {"FrameTimesStart": [0], "TracerName": "FDG"}
 
 
-def test_people_of_earlier_calls_stay_and_a_person_given_again_is_replaced(files, tmp_path):
+def test_people_of_earlier_calls_stay_and_a_pet_that_is_not_given_again_goes(files, tmp_path):
     root = tmp_path / "raw2"
     quick.make_dataset(files / "Ann B.nii.gz", files / "pet.nii", root)
     (files / "sub-02_T1w.nii.gz").write_bytes((files / "Ann B.nii.gz").read_bytes())
@@ -65,20 +66,57 @@ def test_people_of_earlier_calls_stay_and_a_person_given_again_is_replaced(files
         (["--sloppy", "a.nii", "out"], 64, "0 paths"),
         (["{mine}/none.nii.gz", "{mine}/out"], 66, "none.nii.gz: no such file"),
         (["{mine}/scan.dcm", "{mine}/out"], 65, "convert DICOM images first"),
-        (["{mine}", "{mine}/out"], 65, "neither .nii nor .nii.gz"),
+        (["{mine}", "{mine}/out"], 65, "is a folder; give the image in it"),
+        (["{mine}/pet.nii", "{mine}/pet.nii", "{mine}/out"], 64, "as T1w and as PET"),
+        (["{mine}/pet.nii", "{mine}/scan.dcm"], 73, "scan.dcm: is a file"),
+        (["{mine}/pet.nii", "{mine}/foreign"], 64, "mri2pet has not made"),
+        (["{mine}/pet.nii", "{mine}/originals"], 64, "was not made by mri2pet quick"),
+        (["{mine}/own/sourcedata/sub-1_T1w.nii", "{mine}/own"], 64, "participant instead"),
         (["{mine}/pet.nii", "{mine}/out", "--slopy"], 64, "did you mean --sloppy?"),
     ],
 )
 def test_what_cannot_be_used_is_answered_in_one_sentence(files, words, code, told, capsys):
     (files / "scan.dcm").write_bytes(b"DICM")
-    try:
-        found = quick.main([word.format(mine=files) for word in words])
-    except SystemExit as stop:
-        found = stop.code
-    assert found == code
-    said = capsys.readouterr().err
-    assert told in said
-    assert said.count("\n") == 1
+    (files / "foreign").mkdir()
+    (files / "foreign/dataset_description.json").write_text('{"Name": "mine"}')
+    (files / "originals/sourcedata/sub-pet").mkdir(parents=True)
+    (files / "originals/sourcedata/sub-pet/1.dcm").write_bytes(b"DICM")
+    quick.make_dataset(files / "pet.nii", None, files / "own/sourcedata")
+    (files / "own/sourcedata/sub-1_T1w.nii").write_bytes(b"mine")
+    before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file()}
+    for more in ([], ["--dry-run"]):
+        try:
+            found = quick.main([word.format(mine=files) for word in [*words, *more]])
+        except SystemExit as stop:
+            found = stop.code
+        assert found == code
+        said = capsys.readouterr().err
+        assert told in said
+        assert said.count("\n") == 1
+        assert {path: path.read_bytes() for path in files.rglob("*") if path.is_file()} == before
+
+
+def test_a_dry_run_says_who_would_be_made_of_what_and_writes_nothing(files, capsys):
+    words = [str(files / "Ann B.nii.gz"), str(files / "pet.nii"), str(files / "out")]
+    assert quick.main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"sub-AnnB: would be made from {words[0]} and {words[1]} in {words[2]}" in said
+    assert not (files / "out").exists()
+
+
+def test_another_image_of_the_same_label_replaces_nothing(files, tmp_path):
+    root = tmp_path / "raw2"
+    quick.make_dataset(files / "Ann B.nii.gz", None, root)
+    copy = root / "sub-AnnB/anat/sub-AnnB_T1w.nii.gz"
+    before = copy.read_bytes()
+    other = files / "other"
+    other.mkdir()
+    (other / "AnnB.nii").write_bytes((files / "pet.nii").read_bytes())
+    with pytest.raises(UsageError, match=r"AnnB\.nii: another image is in this output"):
+        quick.make_dataset(other / "AnnB.nii", None, root)
+    assert copy.read_bytes() == before
+    (other / "AnnB.nii").write_bytes(gzip.decompress((files / "Ann B.nii.gz").read_bytes()))
+    assert quick.make_dataset(other / "AnnB.nii", None, root) == "AnnB"  # the same, uncompressed
 
 
 def test_help_is_told_without_files(capsys):
