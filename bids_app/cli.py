@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -477,6 +478,13 @@ class _PrintCompletion(argparse.Action):
     ) -> None:
         import shtab
 
+        for action in parser._actions:
+            if action.dest == "level":
+                action.choices = LEVELS
+            elif action.dest in PLACES or action.dest == "work_dir":
+                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+            elif action.type is absolute_path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
         sys.stdout.write(shtab.complete(parser, str(shell)))
         parser.exit()
 
@@ -627,7 +635,14 @@ def _refuse_twice(derivatives: tuple[tuple[str, Path], ...]) -> None:
 
 def _with_atlas(settings: Settings, given: list[str]) -> Settings:
     """Find the image and the names of an atlas that is given by its files or by its name."""
-    if len(given) == 1 and not given[0].endswith((".nii", ".nii.gz")) and os.sep not in given[0]:
+    if (
+        len(given) == 1
+        and given[0]
+        and not given[0].endswith((".nii", ".nii.gz"))
+        and os.sep not in given[0]
+    ):
+        if settings.level != "group":
+            return settings
         from bids_app.templates import atlas_of_templateflow  # loads what computes
 
         return replace(settings, atlas=atlas_of_templateflow(given[0], settings.template))
@@ -676,9 +691,11 @@ def parse(argv: Sequence[str] | None) -> Settings:
     parser = build_parser()
     given = parser.parse_args(argv)
     if given.level not in LEVELS:
-        parser.exit(
-            UNKNOWN_LEVEL, f"error: no level {given.level!r}; use one of {', '.join(LEVELS)}\n"
-        )
+        near = get_close_matches(given.level, LEVELS, n=1)
+        hint = f"did you mean {near[0]}? " if near else f"use one of {', '.join(LEVELS)}"
+        if get_close_matches(given.bids_dir.name, ["quick"]):
+            hint = "did you mean mri2pet quick T1W OUT, with quick as the first word?"
+        parser.exit(UNKNOWN_LEVEL, f"error: no level {given.level!r}; {hint.strip()}\n")
     if "config_file" in given:
         configured = _read_config(given.config_file)
         given = argparse.Namespace(**{**vars(configured), **vars(given)})

@@ -2,7 +2,9 @@
 
 import hashlib
 import re
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -156,18 +158,17 @@ def atlas_of_templateflow(name: str, template: str) -> tuple[Path, Path]:
         table = next((query for query in tables if len(listed(space, **query)) == 1), None)
         if table is None or len(listed(space, **image)) != 1:
             continue
+        absent = (
+            f"atlas {name}: is not on this machine, and cannot be downloaded; fetch it where there "
+            f"is a network: mri2pet-fetch --atlas {name}"
+        )
         try:
-            paths = [templateflow.get(space, suffix="dseg", **query) for query in (image, table)]
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # of downloads
+                paths = [templateflow.get(space, suffix="dseg", **q) for q in (image, table)]
         except Exception as error:
-            raise MissingInputError(
-                f"atlas {name}: TemplateFlow cannot give it ({error}); fetch it where there is a "
-                f"network: mri2pet-fetch --atlas {name}"
-            ) from error
+            raise MissingInputError(absent) from error
         if not all(isinstance(path, Path) and path.exists() for path in paths):
-            raise MissingInputError(
-                f"atlas {name}: could not be fetched; fetch it where there is a network: "
-                f"mri2pet-fetch --atlas {name}"
-            )
+            raise MissingInputError(absent)
         return paths[0], paths[1]
     others = {
         (space, *entities.groups(""))

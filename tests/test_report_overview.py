@@ -91,7 +91,11 @@ def test_ratings_are_read(tmp_path):
         ("02", "ses-b", "PASS", "n/a"),
         ("sub-03", "n/a", "n/a", "n/a"),
     )
-    assert read_ratings(path) == {("01", ""): ("fail", "moved a lot"), ("02", "b"): ("pass", "")}
+    (tmp_path / "sub-01").mkdir()
+    found = read_ratings(path, tmp_path)
+    assert found == {("01", ""): ("fail", "moved a lot"), ("02", "b"): ("pass", "")}
+    path.write_text("participant_id\trating\nsub-01\tfail\nsub-02\n")  # as editors strip tabs
+    assert read_ratings(path, tmp_path) == {("01", ""): ("fail", "")}
 
 
 @pytest.mark.parametrize(
@@ -99,13 +103,31 @@ def test_ratings_are_read(tmp_path):
     [
         (("participant_id", "rating"), ("sub-01", "bad"), "sub-01: 'bad' is no rating"),
         (("who", "rating"), ("sub-01", "fail"), "has no columns participant_id and rating"),
+        (("participant_id", "rating"), ("sub-1", "fail"), "sub-1: is rated fail, but not in"),
     ],
 )
 def test_ratings_that_cannot_be_used_are_refused(tmp_path, columns, row, told):
     with pytest.raises(UnusableDataError, match=told):
-        read_ratings(write_ratings(tmp_path / "r.tsv", row, columns=columns))
+        read_ratings(write_ratings(tmp_path / "r.tsv", row, columns=columns), tmp_path)
     with pytest.raises(MissingInputError, match="no such file"):
-        read_ratings(tmp_path / "none.tsv")
+        read_ratings(tmp_path / "none.tsv", tmp_path)
+    with pytest.raises(MissingInputError, match="is a folder"):
+        read_ratings(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "participant_id\n"])
+def test_a_table_without_ratings_is_refused(tmp_path, text):
+    (tmp_path / "r.tsv").write_text(text)
+    with pytest.raises(UnusableDataError, match="has no columns participant_id and rating"):
+        read_ratings(tmp_path / "r.tsv", tmp_path)
+
+
+def test_two_ratings_of_one_person_are_refused(tmp_path):
+    (tmp_path / "sub-1").mkdir()
+    path = tmp_path / "r.tsv"
+    path.write_text("participant_id\trating\nsub-1\tpass\nsub-1\tfail\n")
+    with pytest.raises(UnusableDataError, match="sub-1: has two ratings"):
+        read_ratings(path, tmp_path)
 
 
 def test_whoever_is_rated_fail_is_left_out_of_a_session_or_of_all():

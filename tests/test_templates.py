@@ -186,10 +186,8 @@ def test_an_atlas_that_cannot_be_fetched_is_missing(monkeypatch):
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr(templateflow, "get", offline)
-    with pytest.raises(MissingInputError, match=r"unreachable.*mri2pet-fetch --atlas HOCPA:th25"):
+    with pytest.raises(MissingInputError, match=r"downloaded.*mri2pet-fetch --atlas HOCPA:th25"):
         atlas_of_templateflow("HOCPA:th25", OWN)
     monkeypatch.setattr(templateflow, "get", lambda _name, **_query: [])
-    with pytest.raises(
-        MissingInputError, match=r"not be fetched.*mri2pet-fetch --atlas HOCPA:th25"
-    ):
+    with pytest.raises(MissingInputError, match=r"downloaded.*mri2pet-fetch --atlas HOCPA:th25"):
         atlas_of_templateflow("HOCPA:th25", OWN)

@@ -31,14 +31,16 @@ LOUDNESS = {0: logging.CRITICAL, 1: logging.WARNING}
 def _write_plan(settings: Settings, run_record: provenance.RunRecord) -> str:
     """Write the methods paragraph of what the settings would do to participants."""
     generator = prepare_generator(settings)
+    has_pet = any(settings.bids_dir.glob("sub-*/**/pet/*_pet.nii*"))
     told = {
         "template": settings.template,
         "size": resolution_label(settings.grid_resolution).replace("p", "."),
         "times_mean": 0.0 if settings.paper else TIMES_MEAN,
-        "pet": any(settings.bids_dir.glob("sub-*/**/pet/*_pet.nii*")),
+        "pet": has_pet,
+        "compared": has_pet and generator is not None,
         "generator": None if generator is None else generator.description(),
         "fwhm": settings.smoothing_fwhm,
-        "overlap": settings.overlap and not settings.paper,
+        "overlap": generator is not None and generator.options.overlap,
         "matched": settings.match_histogram,
         "uncertainty": settings.uncertainty,
         "novelty": settings.novelty,

@@ -160,7 +160,7 @@ def synthetic_in_t1w(synthetic: Sidecar, paths: VisitPaths, origin: Provenance) 
 
 
 def subtracted_pet(
-    synthetic: Sidecar, paths: VisitPaths, origin: Provenance
+    synthetic: Sidecar, paths: VisitPaths, origin: Provenance, units: object
 ) -> tuple[Sidecar, Sidecar]:
     """Tell of the synthetic PET in the unit of the first real one, and of their difference.
 
@@ -170,22 +170,26 @@ def subtracted_pet(
         The sidecar of the synthetic PET in template space.
     paths, origin : VisitPaths, Provenance
         Of the visit.
+    units : str or None
+        Of the real PET, if its sidecar says.
     """
     real, scaled = paths.pets[0].in_t1w, paths.pets[0].subtracted[0]
     told = synthetic_in_t1w(synthetic, paths, origin)
+    del told["IntensityScaling"], told["Units"]
+    brain = [origin.own(paths.brain_mask), origin.own(paths.pets[0].coverage_in_t1w)]
     return (
         {
             **told,
             "Description": "SYNTHETIC FDG PET on the grid of the T1w, scaled to the real one by "
             "the median ratio over the brain; not a measurement",
-            "Sources": [origin.own(paths.synthetic_pet_in_t1w), origin.own(real)],
-            "Units": "as the real PET",
+            "Sources": [origin.own(paths.synthetic_pet_in_t1w), origin.own(real), *brain],
+            **({} if units is None else {"Units": units}),
         },
         {
             **told,
             "Description": "Real minus scaled SYNTHETIC FDG PET on the grid of the T1w, in percent "
             "of the scaled one's mean over the brain; below 0 where the real PET is less bright",
-            "Sources": [origin.own(real), origin.own(scaled)],
+            "Sources": [origin.own(real), origin.own(scaled), *brain],
             "Units": "%",
         },
     )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bids_app.derivatives.sidecars import Faults, read_dictionary, read_rows, write_table
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
-from bids_app.files import MISSING, locked, read_json, read_tsv, write_json, write_tsv
+from bids_app.files import MISSING, locked, read_json, read_text, read_tsv, write_json, write_tsv
 from bids_app.imaging.regions import RegionalUptake
 from bids_app.imaging.verdict import reasons_of
 
@@ -32,7 +32,7 @@ RATINGS = ("pass", "doubt", "fail")
 Ratings = dict[tuple[str, str], tuple[str, str]]  # labels of who and session → rating, comment
 
 
-def read_ratings(path: Path) -> Ratings:
+def read_ratings(path: Path, output_dir: Path) -> Ratings:
     """Read what a reader thinks of participants, as ``participants.html`` saves it.
 
     Parameters
@@ -40,6 +40,8 @@ def read_ratings(path: Path) -> Ratings:
     path : Path
         Tab-separated: ``participant_id``, ``rating`` (pass, doubt or fail), and where they are
         there ``session_id`` and ``comment``. A row without a session counts for all.
+    output_dir : Path
+        The derivative dataset, which has whoever is rated fail.
 
     Raises
     ------
@@ -48,15 +50,18 @@ def read_ratings(path: Path) -> Ratings:
     ReadWriteError
         If it cannot be read.
     UnusableDataError
-        If it has no such columns, or another rating.
+        If it has no such columns, or another rating; if somebody has two, or is rated fail and is
+        not in the dataset: a misspelt label would keep an image that shall not be used.
     """
     if not path.is_file():
-        raise MissingInputError(f"{path}: no such file; save it in participants.html")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise MissingInputError(f"{path}: {what}; give the table that participants.html saves")
     rows, ratings = read_tsv(path), Ratings()
-    if rows and not {"participant_id", "rating"} <= rows[0].keys():
+    columns = read_text(path).partition("\n")[0].lstrip("\ufeff").rstrip("\r").split("\t")
+    if not {"participant_id", "rating"} <= set(columns):
         raise UnusableDataError(f"{path}: has no columns participant_id and rating")
     for row in rows:
-        rating, session = row["rating"].strip().lower(), row.get("session_id", MISSING)
+        rating, session = row.get("rating", "").strip().lower(), row.get("session_id", MISSING)
         if rating in ("", MISSING):
             continue
         if rating not in RATINGS:
@@ -66,6 +71,15 @@ def read_ratings(path: Path) -> Ratings:
             )
         label = row["participant_id"].strip().removeprefix("sub-")
         own = "" if session in ("", MISSING) else session.strip().removeprefix("ses-")
+        if rating == "fail" and not (output_dir / f"sub-{label}").is_dir():
+            raise UnusableDataError(
+                f"{path}: {row['participant_id']}: is rated fail, but not in {output_dir}; correct "
+                "the label, or remove the line"
+            )
+        if ratings.get((label, own), (rating,))[0] != rating:
+            raise UnusableDataError(
+                f"{path}: {row['participant_id']}: has two ratings; keep one line"
+            )
         ratings[label, own] = rating, row.get("comment", "").replace(MISSING, "")
     return ratings
 

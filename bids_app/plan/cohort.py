@@ -223,7 +223,8 @@ def _find(
     T1w on the grid.
     """
     visits, failed, problems = list[Preprocessed](), _Failed(), list[Problem]()
-    ratings = {} if settings.ratings is None else read_ratings(settings.ratings)
+    path, out = settings.ratings, settings.output_dir
+    ratings = {} if path is None else read_ratings(path, out)
     for label in sorted(labels):
         try:
             found = find_preprocessed(

@@ -394,7 +394,8 @@ def _synthesis_plan(
         origin = Provenance(run.bids_dir, run.output_dir, plan.synthesized, run.version)
         in_t1w = plan.paths.synthetic_pet_in_t1w, synthetic_in_t1w(sidecar, plan.paths, origin)
     if in_t1w is not None and plan.paths.pets:
-        sidecars = subtracted_pet(sidecar, plan.paths, origin)
+        first = plan.visit.pets[0]
+        sidecars = subtracted_pet(sidecar, plan.paths, origin, dict(first.metadata).get("Units"))
         subtracted = tuple(zip(plan.paths.pets[0].subtracted, sidecars, strict=True))
     atlas = coarse_atlas(run.space.template)
     return SynthesisPlan(
