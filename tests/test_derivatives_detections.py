@@ -81,7 +81,16 @@ def write_all(folder):
     write_curve(folder, [POINT])
     write_tests(folder, [TEST, replace(TEST, n=0, p=None, p_holm=None)])
     write_froc(folder, [CORNER])
-    return {path.stem: path for path in folder.glob("*.tsv")}
+    return {path.stem: path for path in folder.glob("*.tsv") if not path.stem.endswith("_dseg")}
+
+
+@pytest.mark.parametrize("space", ["", "_space-T1w"])
+def test_the_labels_of_an_image_are_named_beside_it(tmp_path, space):
+    write_all(tmp_path)
+    assert read_tsv(tmp_path / f"sub-01{space}_dseg.tsv") == [
+        {"index": "1", "name": "cluster 1, insula"},
+        {"index": "2", "name": "cluster 2, outside of all regions"},
+    ]
 
 
 SINGLE = (
@@ -289,7 +298,7 @@ def test_the_tables_are_valid_bids(tmp_path):
         tmp_path / "dataset_description.json", {**description, "GeneratedBy": [{"Name": "mri2pet"}]}
     )
     write_text(tmp_path / "README.md", "x\n")
-    write_text(tmp_path / ".bidsignore", "".join(f"{name}*\n" for name in tables))
+    write_text(tmp_path / ".bidsignore", "".join(f"{name}*\n" for name in (*tables, "*_dseg")))
     outcome = subprocess.run(
         [VALIDATOR, "--format", "json_pp", str(tmp_path)],
         capture_output=True,

@@ -29,7 +29,7 @@ from bids_app.detection.detectors import DETECTORS, DIRECTIONS, rank_of
 from bids_app.detection.distribution import CheckedPet
 from bids_app.detection.evaluation import CurvePoint, Finding, FreePoint, Mark, McNemarTest
 from bids_app.errors import Mri2petError
-from bids_app.files import read_json, write_json
+from bids_app.files import read_json, write_json, write_tsv
 
 DETECTORS_FOLDER = "detectors"
 STATMAP = "_statmap.nii.gz"
@@ -342,6 +342,15 @@ def write_clusters_table(path: Path, clusters: Sequence[Cluster], controls: int)
         If a file cannot be written; so do all others here.
     """
     write_table(path, describe("clusters", f"{controls}"), [vars(cluster) for cluster in clusters])
+    _name_labels(path, clusters)
+
+
+def _name_labels(path: Path, clusters: Sequence[Cluster]) -> None:
+    """Write beside the label image what its numbers mean, as BIDS has it (``_dseg.tsv``)."""
+    names = {cluster.rank: cluster.region or "outside of all regions" for cluster in clusters}
+    lines = [{"index": rank, "name": f"cluster {rank}, {names[rank]}"} for rank in names]
+    target = path.with_name(path.name.replace("_clusters.", "_dseg."))
+    write_tsv(target, ["index", "name"], lines)
 
 
 def write_clusters_in_t1w(
@@ -356,6 +365,7 @@ def write_clusters_in_t1w(
     lost = {**dict.fromkeys(_PLACED), "volume": 0.0}
     lines = [{**vars(cluster), **lost, **found.get(cluster.rank, {})} for cluster in clusters]
     write_table(path, describe("clusters_in_t1w", f"{controls}"), lines)
+    _name_labels(path, clusters)
 
 
 def write_all_clusters(
