@@ -79,7 +79,7 @@ def test_tables_have_everyone_once(runs):
 def test_everyone_has_images_and_a_whole_report(runs):
     out, _ = runs
     for name in NAMES:
-        assert len(list(out.glob(f"{name}/pet/{name}_*_desc-synth_pet.nii.gz"))) == 1
+        assert len(list(out.glob(f"{name}/pet/{name}_*_space-MNI*_desc-synth_pet.nii.gz"))) == 1
         assert (out / f"{name}.html").read_text().rstrip().endswith("</html>")
 
 
