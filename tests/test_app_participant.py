@@ -181,6 +181,13 @@ def test_the_synthetic_pet_is_carried_to_the_t1w_of_the_participant(out):
     assert any("to-T1w_mode-image_xfm.h5" in source for source in told["Sources"])
 
 
+def test_the_citation_tells_what_sidecars_tell(out):
+    text = (out / "logs/CITATION.md").read_text()
+    told = [json.loads(path.read_text()) for path in out.glob("sub-*/**/*_desc-synth_pet.json")]
+    assert ("Triplets of slices" in text) == any("OverlappingTripletsAveraged" in t for t in told)
+    assert ("Synthetic and real PET were compared" in text) == any("Measures" in t for t in told)
+
+
 def test_the_difference_on_the_t1w_is_real_minus_scaled_synthetic_pet(out):
     own = out / "sub-01"
     stem = own / "ses-b/pet/sub-01_ses-b_trc-18FFDG_space-T1w_desc-"
