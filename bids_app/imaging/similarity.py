@@ -263,11 +263,11 @@ def pseudo_normal(real: Volume, synthetic: Volume, brain: Mask) -> tuple[Volume,
 
     Examples
     --------
-    >>> synthetic = np.array([[[1.0, 2.0, 3.0, 0.0]]])
-    >>> brain = np.array([[[True, True, True, False]]])
-    >>> _, difference, factor = pseudo_normal(10 * synthetic - [0, 0, 6, 0], synthetic, brain)
-    >>> difference.round(1).tolist(), round(factor, 3)
-    ([[[0.0, 0.0, -30.0, 0.0]]], 10.0)
+    >>> synthetic = np.array([[[2.0, 2.0, 2.0, 3.0, 0.0]]])
+    >>> real = 10 * synthetic - [0, 0, 0, 9, 0]
+    >>> _, difference, factor = pseudo_normal(real, synthetic, synthetic > 0)
+    >>> difference.tolist(), factor
+    ([[[0.0, 0.0, 0.0, -40.0, 0.0]]], 10.0)
     """
     uptake = brain & (synthetic > 0)
     if uptake.any():
