@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Final, TypedDict, Unpack
 
@@ -241,31 +242,40 @@ def write_subject_report(
 
 def _regions(output_dir: Path, subject: str, visits: Sequence[Results]) -> list[dict[str, object]]:
     """Tell uptake by region of each visit, against controls if the group level has been run."""
-    faults, tables = Faults(output_dir), list[dict[str, object]]()
-    for visit in visits:
-        path = regions_path(visit)
-        rows = [] if path is None else read_regions(path, faults)
-        if rows:
-            usual = _usual_ratios(output_dir, subject, faults)
-            known = max(map(len, usual.values()), default=0)
-            lines = region_rows(rows, usual)
-            tables.append({"name": visit.name, "lines": lines, "controls": known})
-    return tables
+    faults, paths = Faults(output_dir), {visit.name: regions_path(visit) for visit in visits}
+    tables = {name: read_regions(path, faults) for name, path in paths.items() if path is not None}
+    if not any(tables.values()):
+        return []
+    usual = _usual_ratios(output_dir, subject)
+    known = max(map(len, usual.values()), default=0)
+    return [
+        {"name": name, "lines": region_rows(rows, usual), "controls": known}
+        for name, rows in tables.items()
+        if rows
+    ]
 
 
-def _usual_ratios(output_dir: Path, subject: str, faults: Faults) -> dict[str, list[float]]:
+def _usual_ratios(output_dir: Path, subject: str) -> dict[str, list[float]]:
     """Gather the ratio to the brain, region by region, in real PET of controls of the detectors."""
     run = read_run(output_dir)
     controls = {one.participant for one in run.maps if one.control} if run else set()
     ratios: dict[str, list[float]] = {}
     for label in sorted(controls - {subject}):
-        path = next(
-            iter(sorted(output_dir.glob(f"sub-{label}/**/pet/*_desc-regions_pet.tsv"))), None
-        )
-        for row in read_regions(path, faults) if path is not None else ():
-            if row.pet == "real" and row.ratio_brain is not None:
-                ratios.setdefault(row.region, []).append(row.ratio_brain)
+        tables = sorted(output_dir.glob(f"sub-{label}/**/pet/*_desc-regions_pet.tsv"))
+        for path in tables[:1]:
+            for region, ratio in _own_ratios(output_dir, path, path.stat().st_mtime_ns):
+                ratios.setdefault(region, []).append(ratio)
     return ratios
+
+
+@cache  # every report compares with the same controls
+def _own_ratios(output_dir: Path, path: Path, _changed: int) -> tuple[tuple[str, float], ...]:
+    rows = read_regions(path, Faults(output_dir))
+    return tuple(
+        (row.region, row.ratio_brain)
+        for row in rows
+        if row.pet == "real" and row.ratio_brain is not None
+    )
 
 
 def _detection(output_dir: Path) -> dict[str, str]:
