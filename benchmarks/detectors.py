@@ -22,17 +22,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy import stats
+from synthetic_controls import svm_maps
 
-from bids_app.detection.autoencoder import latents_at, train_encoder
 from bids_app.detection.card import EncoderSpec
 from bids_app.detection.clusters import find_clusters, overlaps, separate_lesions
 from bids_app.detection.evaluation import FALSE_RATES, common_brain
-from bids_app.detection.normative import MEASURES, learn_norm, score_against, smooth_within
-from bids_app.detection.oneclass import VoxelwiseOneClassSVM
-from bids_app.detection.voxelwise import sign_scores
+from bids_app.detection.normative import MEASURES, learn_norm, score_against
 from bids_app.imaging.intensity import TIMES_MEAN, scale_to_unit
 from bids_app.imaging.volume import Mask, Volume, grid_of_box
-from bids_app.settings import SCORE_FWHM, Settings
+from bids_app.settings import Settings
 from bids_app.simulation.anatomy import is_in_skull
 from bids_app.simulation.cohort import AGES, template_anatomy
 from bids_app.simulation.geometry import carry, draw_displacement, thin_cortex, widen_ventricles
@@ -98,33 +96,6 @@ def paint(seed: int, number: int, *, lesions: bool) -> list[Painted]:
     return people
 
 
-def svm_scores(
-    controls: list[Volume], others: list[Volume], brain: Mask, seed: int
-) -> tuple[list[Volume], list[Volume]]:
-    """Score by one one-class SVM a voxel: as the paper, and with direction and smoothing."""
-    inside, scored = (
-        [np.where(brain, one, 0).astype(np.float32) for one in group]
-        for group in (controls, others)
-    )
-    encoder, _ = train_encoder(inside, brain, EncoderSpec(), seed=seed)
-    plain = np.zeros((len(scored), *brain.shape), np.float32)
-    signed = np.zeros_like(plain)
-    for k in range(brain.shape[2]):
-        own = brain[..., k]
-        if not own.any():
-            continue
-        here = np.stack([one[..., k] for one in inside])
-        there = np.stack([one[..., k] for one in scored])
-        latents = latents_at(encoder, here, own)
-        mean = latents.mean(axis=1, keepdims=True)
-        fitted = VoxelwiseOneClassSVM(nu=Settings.nu, threads=1).fit(latents - mean)
-        found = -fitted.decision_function(latents_at(encoder, there, own) - mean).T
-        plain[:, own, k] = found
-        less = here.mean(axis=0)[own] - there[:, own]
-        signed[:, own, k] = sign_scores(found.astype(np.float32), less)
-    return list(plain), [smooth_within(one, brain, fwhm=SCORE_FWHM, zooms=ZOOMS) for one in signed]
-
-
 def maps_of(seed: int) -> tuple[list[Painted], Mask, dict[str, list[Volume]]]:
     """Paint a cohort, and map its patients: first as they are, then without their lesions."""
     controls = paint(1000 * seed, CONTROLS, lesions=False)
@@ -143,7 +114,8 @@ def maps_of(seed: int) -> tuple[list[Painted], Mask, dict[str, list[Volume]]]:
             score_against(norms, [measure(p, brain, **how) for measure in measures], name, "hypo")
             for p in others
         ]
-    maps["ocsvm --paper"], maps["ocsvm"] = svm_scores(pets, others, brain, seed)
+    scores, _ = svm_maps(pets, others, brain, seed=seed, spec=EncoderSpec())
+    maps["ocsvm --paper"], maps["ocsvm"] = scores["ocsvm, paper"], scores["ocsvm, hypo"]
     return patients, brain, maps
 
 
