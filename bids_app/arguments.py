@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
         known = [flag for flag in self._option_string_actions if re.fullmatch("--[a-z-]+", flag)]
         for word in unknown[1].split() if unknown else ():
             near = difflib.get_close_matches(
-                word.partition("=")[0].replace("_", "-"), known, n=1, cutoff=0.7
+                word.partition("=")[0].replace("_", "-"), known, n=1, cutoff=CLOSE
             )
             yield from (f"did you mean {flag}?" for flag in near)
         names = [action.dest for action in self._actions if not action.option_strings]

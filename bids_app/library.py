@@ -14,6 +14,7 @@ from bids_app import nifti
 from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.files import read_json
 from bids_app.generators import find_generator
+from bids_app.imaging.similarity import dice
 from bids_app.imaging.verdict import verdict_of
 from bids_app.imaging.volume import Grid
 from bids_app.quick import label_of
@@ -167,7 +168,7 @@ def predict_pet(
     pet = synthesize(image.data, network, tiling, fwhm=fwhm, zooms=image.zooms)
     pet[image.data <= 0] = 0
     made = nifti.to_nibabel(nifti.Image(pet, image.affine))
-    made.header["descrip"] = "SYNTHETIC FDG PET, mri2pet"
+    made.header["descrip"] = nifti.SYNTHETIC_PET
     return made
 
 
@@ -183,11 +184,11 @@ def _refuse(image: nifti.Image, grid: Grid, card: Card, name: str) -> None:
         )
     check_space(card, grid, card.template)
     brain, template = image.data > 0, mask_on(card.template, grid)
-    dice = 2 * np.count_nonzero(brain & template) / max(brain.sum() + template.sum(), 1)
-    if dice < LEAST_DICE:
+    overlap = dice(brain, template)
+    if overlap < LEAST_DICE:
         raise UnusableDataError(
             f"{name}: its voxels above 0 overlap with the brain of {card.template} by a Dice of "
-            f"{dice:.2f}, so it is no brain in that space; use what register_to_mni writes"
+            f"{overlap:.2f}, so it is no brain in that space; use what register_to_mni writes"
         )
 
 

@@ -39,6 +39,7 @@ PIECE = 1 << 24  # bytes that are read at once
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), 1e-30  # intensities; below, digits are lost
 FEW = 1e-3  # of the voxels: they are broken, where they alone are out of bounds; our choice
 AGAIN = "copy it again from its source"
+SYNTHETIC_PET = "SYNTHETIC FDG PET, mri2pet"  # in the header of every synthetic image
 
 
 @dataclass(frozen=True)
@@ -410,7 +411,11 @@ def save(image: Image, path: Path | str, *, description: str = "") -> None:
         )
     image_file = to_nibabel(image)
     image_file.header["descrip"] = description
-    content = image_file.to_bytes()
+    _write(image_file, path)
+
+
+def _write(image: nib.Nifti1Image, path: Path) -> None:
+    content = image.to_bytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=3, mtime=0)
     write_bytes(path, content)
@@ -454,10 +459,7 @@ def place(source: Path, target: Path) -> None:
     placed.header.set_data_dtype(data.dtype)
     placed.header.set_sform(image.affine, code=code)
     placed.header.set_qform(image.affine, code=code)
-    content = placed.to_bytes()
-    if target.suffix == ".gz":
-        content = gzip.compress(content, compresslevel=3, mtime=0)
-    write_bytes(target, content)
+    _write(placed, target)
 
 
 def to_small_bytes(image: Image, step: float) -> bytes:

@@ -6,6 +6,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 import numpy as np
 from nilearn import datasets
@@ -68,6 +70,17 @@ def _own() -> tuple[nifti.Image, nifti.Image]:
     )
 
 
+def _templateflow(wanted: str) -> ModuleType:
+    """Load TemplateFlow: it makes a folder, in HOME unless TEMPLATEFLOW_HOME says otherwise."""
+    try:
+        from templateflow import api
+    except OSError as error:
+        raise CannotCreateError(
+            f"{wanted}: TemplateFlow cannot make its folder ({error}); set TEMPLATEFLOW_HOME"
+        ) from error
+    return cast(ModuleType, api)
+
+
 def of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
     """Read a template's T1w and brain mask of 1 mm; TemplateFlow fetches them if need be.
 
@@ -78,12 +91,7 @@ def of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
     MissingInputError
         If it cannot give them.
     """
-    try:  # at its import it makes a folder, in HOME unless TEMPLATEFLOW_HOME says otherwise
-        from templateflow import api as templateflow
-    except OSError as error:
-        raise CannotCreateError(
-            f"template {name}: TemplateFlow cannot make its folder ({error}); set TEMPLATEFLOW_HOME"
-        ) from error
+    templateflow = _templateflow(f"template {name}")
     found = []
     for query in ({"desc": None, "suffix": "T1w"}, {"desc": "brain", "suffix": "mask"}):
         try:
@@ -136,12 +144,7 @@ def atlas_of_templateflow(name: str, template: str) -> tuple[Path, Path]:
     >>> atlas_of_templateflow("Schaefer2018:100Parcels7Networks", "MNI152NLin6Asym")
     ... # doctest: +SKIP
     """
-    try:
-        from templateflow import api as templateflow
-    except OSError as error:
-        raise CannotCreateError(
-            f"atlas {name}: TemplateFlow cannot make its folder ({error}); set TEMPLATEFLOW_HOME"
-        ) from error
+    templateflow = _templateflow(f"atlas {name}")
     atlas, _, desc = name.partition(":")
     spaces = [template, *(MNI152 if template.startswith("MNI152") else ())]
 
@@ -171,15 +174,14 @@ def atlas_of_templateflow(name: str, template: str) -> tuple[Path, Path]:
             raise MissingInputError(absent)
         return paths[0], paths[1]
     others = {
-        (space, *entities.groups(""))
+        ":".join(filter(None, entities.groups()))
         for space in spaces
         for path in listed(space, resolution=1, extension=".nii.gz")
         if (entities := NAMED.search(path.name))
     }
-    known = sorted({f"{of}:{part}" if part else of for _, of, part in others})
     raise MissingInputError(
         f"atlas {name}: TemplateFlow has none with a table of names for {template}; it has "
-        f"{', '.join(known) or 'no atlas there'}"
+        f"{', '.join(sorted(others)) or 'no atlas there'}"
     )
 
 

@@ -130,14 +130,14 @@ def _mask_graphs(
         to_template = [] if mask.in_template else [t1w_to_template(visit)]
         to_t1w = [template_to_t1w(visit)] if mask.in_template else []
         on_t1w: Sidecar = {"SpatialReference": _uri(study, native_t1w(visit))}
+        root = dict(settings.derivatives)[LESIONS]
+        drawn = uri_in(study.output_dir, LESIONS, root, mask.path)
         template, grid = study.space.template, study.space.entries()
         for name, own, reference, transforms, where, space in (
             ("", lesions_in_template(visit), visit.brain_mask, to_template, template, grid),
             ("_on_t1w", lesions_on_t1w(visit), native_t1w(visit), to_t1w, "T1w", on_t1w),
         ):
             own.unlink(missing_ok=True)  # of an earlier run
-            root = dict(settings.derivatives)[LESIONS]
-            drawn = uri_in(study.output_dir, LESIONS, root, mask.path)
             sidecar: Sidecar = {
                 "Description": f"Lesions as {mask.path.name} has them, in {where}",
                 "Sources": [drawn, *(_uri(study, path) for path in transforms)],

@@ -347,8 +347,10 @@ def write_clusters_table(path: Path, clusters: Sequence[Cluster], controls: int)
 
 def _name_labels(path: Path, clusters: Sequence[Cluster]) -> None:
     """Write beside the label image what its numbers mean, as BIDS has it (``_dseg.tsv``)."""
-    names = {cluster.rank: cluster.region or "outside of all regions" for cluster in clusters}
-    lines = [{"index": rank, "name": f"cluster {rank}, {names[rank]}"} for rank in names]
+    lines = [
+        {"index": one.rank, "name": f"cluster {one.rank}, {one.region or 'outside of all regions'}"}
+        for one in clusters
+    ]
     target = path.with_name(path.name.replace("_clusters.", "_dseg."))
     write_tsv(target, ["index", "name"], lines)
 

@@ -11,7 +11,16 @@ import pandas as pd
 
 from bids_app.derivatives.sidecars import Faults, read_dictionary, read_rows, write_table
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
-from bids_app.files import MISSING, locked, read_json, read_text, read_tsv, write_json, write_tsv
+from bids_app.files import (
+    MISSING,
+    locked,
+    read_json,
+    read_text,
+    read_tsv,
+    split_lines,
+    write_json,
+    write_tsv,
+)
 from bids_app.imaging.regions import RegionalUptake
 from bids_app.imaging.verdict import reasons_of
 
@@ -57,7 +66,7 @@ def read_ratings(path: Path, output_dir: Path) -> Ratings:
         what = "is a folder" if path.is_dir() else "no such file"
         raise MissingInputError(f"{path}: {what}; give the table that participants.html saves")
     rows, ratings = read_tsv(path), Ratings()
-    columns = read_text(path).partition("\n")[0].lstrip("\ufeff").rstrip("\r").split("\t")
+    columns = split_lines(read_text(path))[0].split("\t")
     if not {"participant_id", "rating"} <= set(columns):
         raise UnusableDataError(f"{path}: has no columns participant_id and rating")
     for row in rows:

@@ -22,9 +22,11 @@ from bids_app import nifti
 from bids_app.detection.card import CARD, card_from, card_values, digest_files
 from bids_app.detection.clusters import (
     find_clusters,
+    lay_atlas,
     leave_out_uncovered,
     locate,
     name_regions,
+    names_beside,
     overlaps,
     read_labels,
     separate_lesions,
@@ -43,7 +45,7 @@ from bids_app.detection.normative import (
 from bids_app.detection.slabs import PackedControls, Slab, mean_map, pack_controls, values_of
 from bids_app.errors import UnusableDataError
 from bids_app.files import copy_file, write_json
-from bids_app.imaging.volume import Grid, lay_labels, zooms_of
+from bids_app.imaging.volume import Grid, zooms_of
 from bids_app.nifti import CHANNELS, open_arrays, open_hole, read_owner
 
 ENGINE = "bids_app.detection.voxelwise"
@@ -341,9 +343,7 @@ class CompareSynthetic(SimpleInterface):
         if not self.inputs.atlas:
             return np.zeros(brain.shape, np.int16), {}
         atlas = Path(self.inputs.atlas)
-        image, table = nifti.load(atlas), atlas.with_name(f"{atlas.name.partition('.')[0]}.tsv")
-        grid = Grid(brain.shape, affine)
-        return lay_labels(image.data.astype(np.int16), image.affine, grid), read_labels(table)
+        return lay_atlas(atlas, Grid(brain.shape, affine)), read_labels(names_beside(atlas))
 
 
 class _NormInputSpec(BaseInterfaceInputSpec):

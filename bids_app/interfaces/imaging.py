@@ -16,7 +16,7 @@ from nipype.interfaces.base import (
 )
 
 from bids_app import nifti
-from bids_app.detection.clusters import read_labels
+from bids_app.detection.clusters import lay_atlas, read_labels
 from bids_app.errors import UnusableDataError
 from bids_app.files import write_tsv
 from bids_app.imaging.coverage import WHOLLY, brain_coverage, field_of_view, fill, missing_parts
@@ -30,7 +30,7 @@ from bids_app.imaging.intensity import (
 from bids_app.imaging.regions import RegionalUptake, measure_uptake_by_region
 from bids_app.imaging.similarity import measure, normalized_mutual_information, pseudo_normal
 from bids_app.imaging.verdict import FAIL, judge_t1w, measure_brain, sidecar_fields, worse_of
-from bids_app.imaging.volume import Grid, lay_labels
+from bids_app.imaging.volume import Grid
 
 VOUCHED = "axis code where the header has none; empty: none is vouched for"
 VALID = "mask of the voxels that hold a number in the file; 0 was put into the others"
@@ -427,15 +427,12 @@ class MeasureRegions(SimpleInterface):
     def _run_interface(self, runtime):
         mask = nifti.load(self.inputs.mask)
         brain, grid = mask.data > 0, Grid(mask.data.shape, mask.affine)
-        atlas, names = nifti.load(self.inputs.atlas), read_labels(Path(self.inputs.names))
-        regions = lay_labels(atlas.data.astype(np.int16), atlas.affine, grid)
+        regions = lay_atlas(Path(self.inputs.atlas), grid)
+        names = read_labels(Path(self.inputs.names))
         how = {"names": names, "voxel_volume": float(np.prod(mask.zooms))}
         rows = []
         if isdefined(self.inputs.real):
-            covered = brain
-            if isdefined(self.inputs.coverage):
-                covered = brain & (nifti.load(self.inputs.coverage).data > 0)
-            real = nifti.load(self.inputs.real).data
+            real, covered = nifti.load(self.inputs.real).data, _covered(self.inputs, brain)
             rows += measure_uptake_by_region("real", real, covered, regions, **how)
         synthetic = nifti.load(self.inputs.synthetic).data
         rows += measure_uptake_by_region("synthetic", synthetic, brain, regions, **how)
@@ -444,6 +441,11 @@ class MeasureRegions(SimpleInterface):
         write_tsv(table, columns, [_rounded(row) for row in rows])
         self._results["table"] = str(table)
         return runtime
+
+
+def _covered(inputs, brain):
+    """Take of a brain what the real PET covers; all, if nothing says what that is."""
+    return brain & (nifti.load(inputs.coverage).data > 0) if isdefined(inputs.coverage) else brain
 
 
 def _rounded(row):
@@ -475,9 +477,7 @@ class SubtractPET(SimpleInterface):
 
     def _run_interface(self, runtime):
         real, synthetic = nifti.load(self.inputs.real), nifti.load(self.inputs.synthetic)
-        brain = nifti.load(self.inputs.mask).data > 0
-        if isdefined(self.inputs.coverage):
-            brain &= nifti.load(self.inputs.coverage).data > 0
+        brain = _covered(self.inputs, nifti.load(self.inputs.mask).data > 0)
         try:
             scaled, difference, factor = pseudo_normal(real.data, synthetic.data, brain)
         except ValueError as error:

@@ -83,7 +83,7 @@ class SynthesizePET(SimpleInterface):
         if card.pet_times_mean != self.inputs.times_mean:
             pet = scale_to_unit(pet, brain, times_mean=self.inputs.times_mean)
         path = Path(runtime.cwd) / "pet.nii.gz"
-        nifti.save(nifti.Image(pet, t1w.affine), path, description="SYNTHETIC FDG PET, mri2pet")
+        nifti.save(nifti.Image(pet, t1w.affine), path, description=nifti.SYNTHETIC_PET)
         self._results["pet"] = str(path)
         return runtime
 

@@ -286,7 +286,7 @@ class ScoreGenerator(SimpleInterface):
                 ) from error
             path = Path(runtime.cwd) / f"pet_{number}.nii.gz"
             image = nifti.Image(pet, np.array(visit.owner.affine))
-            nifti.save(image, path, description="SYNTHETIC FDG PET, mri2pet")
+            nifti.save(image, path, description=nifti.SYNTHETIC_PET)
             pets.append(str(path))
         records = Path(runtime.cwd) / "records.json"
         write_json(records, scorer.told())

@@ -13,7 +13,7 @@ from bids_app.derivatives.find import LesionMask, Preprocessed, find_lesion_mask
 from bids_app.derivatives.paths import coverage_path
 from bids_app.derivatives.tables import read_columns
 from bids_app.detection.card import DetectorCard, covariates_of
-from bids_app.detection.clusters import read_labels
+from bids_app.detection.clusters import names_beside, read_labels
 from bids_app.detection.covariates import (
     FEWEST_BESIDE,
     Cell,
@@ -394,7 +394,7 @@ def atlas_of(settings: Settings) -> tuple[Path, Path] | None:
     if settings.atlas is not None:
         return settings.atlas
     coarse = coarse_atlas(settings.template)
-    return None if coarse is None else (coarse, coarse.with_name("coarse.tsv"))
+    return None if coarse is None else (coarse, names_beside(coarse))
 
 
 def check_atlas(settings: Settings) -> tuple[str, ...]:

@@ -374,9 +374,10 @@ def _synthesis_plan(
     plan: VisitPlan, run: ParticipantPlan, generator: GeneratorChoice
 ) -> SynthesisPlan:
     options, times_mean = generator.options, run.preprocessing.times_mean
+    origin = Provenance(run.bids_dir, run.output_dir, plan.synthesized, run.version)
     sidecar = synthetic_pet(
         plan.paths,
-        Provenance(run.bids_dir, run.output_dir, plan.synthesized, run.version),
+        origin,
         run.space,
         generator=generator.description(),
         smoothing_fwhm=run.fwhm,
@@ -391,7 +392,6 @@ def _synthesis_plan(
         errors = plan.paths.uncertainty, told
     in_t1w, subtracted = None, tuple[Output, ...]()
     if _leads_to_t1w(plan, run):
-        origin = Provenance(run.bids_dir, run.output_dir, plan.synthesized, run.version)
         in_t1w = plan.paths.synthetic_pet_in_t1w, synthetic_in_t1w(sidecar, plan.paths, origin)
     if in_t1w is not None and plan.paths.pets:
         first = plan.visit.pets[0]

@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 from bids_app.derivatives.find import Results
 from bids_app.errors import Mri2petError
 from bids_app.files import Json, read_json, write_json, write_text
+from bids_app.report.figures import encode
 from bids_app.report.page import LOGS, render, show
 from bids_app.report.panels import Panel
 from bids_app.report.results import (
@@ -88,10 +89,7 @@ def _thumbnail(pictures: Sequence[Panel]) -> str:
                 content = base64.b64decode(href.partition("base64,")[2])
                 image = Pillow.open(io.BytesIO(content)).convert("RGB")
                 image.thumbnail((THUMBNAIL, THUMBNAIL))
-                made = io.BytesIO()
-                image.save(made, "JPEG", quality=QUALITY)
-                text = base64.b64encode(made.getvalue()).decode("ascii")
-                return f"data:image/jpeg;base64,{text}"
+                return encode(np.asarray(image), "JPEG", quality=QUALITY)
     return ""
 
 

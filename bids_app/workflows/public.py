@@ -6,19 +6,17 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from bids_app.generators import find_generator
-from bids_app.imaging.intensity import TIMES_MEAN
+from bids_app.imaging.intensity import PERCENTILE, TIMES_MEAN
 from bids_app.imaging.volume import grid_of_box
-from bids_app.interfaces.anatomy import Resample
 from bids_app.interfaces.synthesis import SynthesizePET
 from bids_app.synthesis.card import check_space, check_weights, read_card
 from bids_app.synthesis.tiling import SliceTriplets
-from bids_app.templates import OWN, prepare
+from bids_app.templates import OWN, REGISTRATION_RESOLUTION, prepare
 from bids_app.workflows.registration import Preprocessing, init_anatomical_wf
-from bids_app.workflows.synthesis import SYNTHETIC
+from bids_app.workflows.synthesis import carry_node
 
 BOX = (-78.0, -112.0, -50.0, 78.0, 76.0, 85.0)  # mm; of the paper's volume (section 3.1)
-PERCENTILE = 99.9  # of the brain of a T1w, which becomes 1
-REGISTERED_AT, COARSE = 1.0, 4.0  # mm, of the template that T1w are registered to
+COARSE = 4.0  # mm, of the template that T1w are registered to, to try things out
 
 
 def init_synthesis_wf(
@@ -144,7 +142,7 @@ def init_participant_wf(
         template,
         grid,
         Path(template_dir),
-        registration_resolution=COARSE if quick else REGISTERED_AT,
+        registration_resolution=COARSE if quick else REGISTRATION_RESOLUTION,
     )
     how = Preprocessing(
         template=prepared.brain,
@@ -165,8 +163,7 @@ def init_participant_wf(
     inputnode = Node(IdentityInterface(["t1w"]), name="inputnode")
     outputnode = Node(IdentityInterface([*fields, *made]), name="outputnode")
     synthesis = init_synthesis_wf(generator=generator, omp_nthreads=omp_nthreads)
-    resample = Resample(interpolation="linear", description=SYNTHETIC)
-    carry = Node(resample, name="carry_to_t1w", n_procs=omp_nthreads, mem_gb=2)
+    carry = carry_node(omp_nthreads)
     workflow = Workflow(name)
     workflow.connect(
         [

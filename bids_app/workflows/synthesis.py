@@ -6,14 +6,20 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
+from bids_app.detection.clusters import names_beside
 from bids_app.generators import GeneratorChoice
 from bids_app.interfaces.anatomy import Resample
 from bids_app.interfaces.derivatives import AddToSidecar
 from bids_app.interfaces.imaging import ComparePET, MeasureRegions, SubtractPET
 from bids_app.interfaces.synthesis import MeasureNovelty, PredictError, SynthesizePET
+from bids_app.nifti import SYNTHETIC_PET
 from bids_app.workflows.execution import Output, label_nodes, save_node
 
-SYNTHETIC = "SYNTHETIC FDG PET, mri2pet"  # in the header of every synthetic image
+
+def carry_node(omp_nthreads: int) -> Node:
+    """Make the node that carries a synthetic PET, its ``image``, to the grid of the T1w."""
+    resample = Resample(interpolation="linear", description=SYNTHETIC_PET)
+    return Node(resample, name="carry_to_t1w", n_procs=omp_nthreads, mem_gb=2)
 
 
 @dataclass(frozen=True)
@@ -118,8 +124,7 @@ def init_synthesis_wf(
         ]
     )
     if plan.in_t1w is not None:
-        resample = Resample(interpolation="linear", description=SYNTHETIC)
-        carry = Node(resample, name="carry_to_t1w", n_procs=omp_nthreads, mem_gb=2)
+        carry = carry_node(omp_nthreads)
         keep = save_node(plan.in_t1w, "synthetic_pet_in_t1w")
         workflow.connect(
             [
@@ -212,8 +217,7 @@ def init_regions_wf(*, output: Output, atlas: Path, name: str = "regions_wf") ->
     """
     fields = ["synthetic", "real", "brain_mask", "coverage"]
     inputnode = Node(IdentityInterface(fields), name="inputnode")
-    names = atlas.with_name(f"{atlas.name.partition('.')[0]}.tsv")
-    measuring = MeasureRegions(atlas=str(atlas), names=str(names))
+    measuring = MeasureRegions(atlas=str(atlas), names=str(names_beside(atlas)))
     measure = Node(measuring, name="measure_regions", mem_gb=1)
     save = save_node(output, "regions")
     doors = [("synthetic", "synthetic"), ("real", "real"), ("brain_mask", "mask")]
