@@ -35,7 +35,7 @@ test: $(VENV)/.installed  ## Run all tests but those of containers, a file of th
 	$(TEST)
 
 test-fast: $(VENV)/.installed  ## Run the tests that take little time: a minute and a half
-	$(TEST) -m "not slow and not ants"
+	$(TEST) -m "not slow and not itk"
 
 test-containers: $(VENV)/.installed  ## Build images and run them, and a SLURM of one node, where the tools are: half an hour
 	$(BIN)/pytest tests/containers

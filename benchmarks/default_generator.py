@@ -18,13 +18,13 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import ants
 import numpy as np
 from nilearn.datasets import load_mni152_template
 from nilearn.image import resample_img
 from scipy import ndimage
 
 from bids_app import nifti
+from bids_app.anatomy import registration
 from bids_app.derivatives.description import find_versions
 from bids_app.imaging.intensity import TIMES_MEAN, scale_to_unit, smooth
 from bids_app.imaging.similarity import measure
@@ -125,18 +125,14 @@ def register(label_map: Path, work: Path) -> Path:
     ):
         path = work / f"{part}_{name}.nii.gz"
         nifti.save(nifti.Image(data, affine), path)
-        images[part] = ants.image_read(str(path))
-    moving = ants.resample_image(
-        images["moving"], (REGISTERED_AT,) * 3, use_voxels=False, interp_type=0
+        images[part] = path
+    prefix = work / f"x_{name}_"
+    there, *_ = registration.register_to_template(
+        images["moving"], images["fixed"], prefix, quick=False, seed=0
     )
-    prefix = str(work / f"x_{name}_")
-    found = ants.registration(
-        images["fixed"], moving, "SyN", reg_iterations=(40, 30, 20), outprefix=prefix
+    registration.resample(
+        images["whole"], images["grid"], [there], out, interpolation="nearestNeighbor"
     )
-    warped = ants.apply_transforms(
-        images["grid"], images["whole"], found["fwdtransforms"], interpolator="nearestNeighbor"
-    )
-    warped.to_filename(str(out))
     return out
 
 

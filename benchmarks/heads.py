@@ -89,7 +89,7 @@ def save_corrected(image: nifti.Image, path: Path, work: Path) -> None:
     nifti.save(image, raw)
     nifti.save(nifti.Image(image.data > 0, image.affine), mask)
     path.parent.mkdir(exist_ok=True)
-    registration.correct_bias(raw, mask, path, shrink_factor=4)
+    registration.correct_bias(raw, mask, path, grid=4.0)
 
 
 def brain_of(source: Path, work: Path) -> np.ndarray:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 
 from bids_app import nifti
@@ -53,6 +54,12 @@ def euler(angles: np.ndarray) -> np.ndarray:
     ry = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     rz = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
     return rz @ rx @ ry
+
+
+def apply_to_points(transform: Path, points: np.ndarray) -> np.ndarray:
+    """Carry points (N, 3), LPS, mm, along a transform in one of ITK's formats."""
+    path = sitk.ReadTransform(str(transform))
+    return np.array([path.TransformPoint(point) for point in points.tolist()])
 
 
 def pet_error(truth: Path, out: Path, labels: nifti.Image) -> np.ndarray:

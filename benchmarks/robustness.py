@@ -25,16 +25,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import ants
 import nibabel as nib
 import numpy as np
-import pandas as pd
+from registration import LPS, apply_to_points
 
 BIN = Path(sys.executable).parent
 GRID = "space-MNI152NLin2009aSym_res-4"
 LIKE, NOT_LIKE = 0.95, 0.9  # correlation with the reference inside its brain; our choice
 NEAR = 2.0  # mm, mean over the brain, from where the reference was taken: half a voxel; our choice
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes in RAS+
 POINTS = 50  # every so many voxels of the template's brain are carried to tell how far that is
 TABLE = "desc-registration_metrics.tsv"
 
@@ -275,11 +273,7 @@ def distance(raw: list[Path], transforms: list[Path], mask: Path) -> float:
     brain = nib.load(mask)
     voxels = np.argwhere(np.asarray(brain.dataobj) > 0)[::POINTS]
     points = np.c_[voxels, np.ones(len(voxels))] @ brain.affine.T @ LPS
-    table = pd.DataFrame(points[:, :3], columns=list("xyz"))
-    places = [
-        ants.apply_transforms_to_points(3, table, [str(path)]).to_numpy()[:, :3] @ LPS[:3, :3]
-        for path in transforms
-    ]
+    places = [apply_to_points(path, points[:, :3]) @ LPS[:3, :3] for path in transforms]
     wanted = places[1] @ turn[:3, :3].T + turn[:3, 3]
     return float(np.linalg.norm(places[0] - wanted, axis=1).mean())
 

@@ -22,10 +22,8 @@ from pathlib import Path
 
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 
-import ants
 import numpy as np
 import odd
-import pandas as pd
 from heads import (
     GRID,
     SHIFT,
@@ -43,7 +41,7 @@ from heads import (
     turned,
     turns,
 )
-from registration import LPS
+from registration import LPS, apply_to_points
 from scipy.spatial.transform import Rotation
 
 from bids_app import nifti
@@ -82,8 +80,7 @@ def places(template: Template, transform: Path) -> np.ndarray:
     mask = nifti.load(template.brain_mask)
     voxels = np.argwhere(mask.data > 0)[::40]
     points = np.c_[voxels, np.ones(len(voxels))] @ mask.affine.T @ LPS
-    table = pd.DataFrame(points[:, :3], columns=list("xyz"))
-    moved = ants.apply_transforms_to_points(3, table, [str(transform)]).to_numpy()[:, :3]
+    moved = apply_to_points(transform, points[:, :3])
     return np.c_[moved, np.ones(len(moved))] @ LPS
 
 

@@ -213,7 +213,7 @@ def _in_other_words(error: UnicodeError) -> tuple[str | bytes, int]:
 def read_names_as_utf8() -> None:
     """Start a program again in Python's UTF-8 mode (PEP 540) where names of files are not UTF-8.
 
-    ANTs and the validator take names for UTF-8, whatever the locale says: in another one, a
+    ITK and the validator take names for UTF-8, whatever the locale says: in another one, a
     dataset in ``données`` would not be found. Messages keep the encoding of the locale, but where
     that is ASCII: there, as Python does by itself, UTF-8 is taken for what the terminal knows.
     """

@@ -404,7 +404,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     add(
         "--omp-nthreads N",
         "threads of one step; default: CPUs shared among participants. "
-        "ANTs is bitwise reproducible only with one thread",
+        "registration is bitwise reproducible only with one thread",
         _count,
     )
     add("--mem-gb GB", "memory; default: nine tenths of what is allowed", _positive)

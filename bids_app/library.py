@@ -36,7 +36,7 @@ class Registered(NamedTuple):
     pet : Path or None
         FDG PET in [0, 1] on that grid; None if none was given.
     t1w_to_mni, mni_to_t1w : Path
-        Composite transforms, as ITK and ANTs read them.
+        Composite transforms, ITK's HDF5, as ANTs and SimpleITK read them.
     verdict : str
         On the registration of the T1w: ``pass``, ``doubt`` or ``fail``.
     report : Path

@@ -1,8 +1,9 @@
 """Processes that end when the one that started them ends, and a run that ends when it is told to.
 
 A run that was killed must not leave nodes behind that go on writing beside its successor. Workers
-hold on to the fork server, and ANTs to Python's lock, so that only the kernel can end them. Where
-memory runs out, on the other hand, the kernel is to end a worker, not the run, which tells of it.
+hold on to the fork server, and native code to Python's lock, so that only the kernel can end them.
+Where memory runs out, on the other hand, the kernel is to end a worker, not the run, which tells of
+it.
 
 Ctrl-C, SIGTERM and SIGHUP end a run at once: a thread, which no computation in the main thread
 holds up, kills all processes of the run, says a sentence, and exits.

@@ -20,7 +20,7 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 UNLIMITED = 1 << 60  # bytes; cgroup v1 says something beyond for "no limit"
 GIB = 1 << 30
 SHARE_OF_MEMORY = 0.9  # of what is there; our choice, nipype's too
-MOST_THREADS = 8  # ANTs gains little beyond; fMRIPrep's bound
+MOST_THREADS = 8  # ITK gains little beyond; fMRIPrep's bound
 THREADS_OF_JOB = 4  # at most, of a step that is a job of a queue; our choice
 THREAD_VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",

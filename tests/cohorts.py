@@ -139,11 +139,12 @@ CENTRE, HALF = (0.0, -16.0, 18.0), (40.0, 50.0, 32.0)  # mm, RAS+: of a brain of
 LESION, RADIUS = (-21.0, -10.0, 20.0), 13.0  # mm, RAS+: on the left
 SHIFT = (6.0, -10.0, 4.0)  # mm, RAS+, from a place in the template to the same on the T1w
 WRITE_TRANSFORMS = """
-import sys, ants
+import sys, SimpleITK as sitk
 for path, sign in (("there.h5", 1), ("back.h5", -1)):
     x, y, z = (sign * float(one) for one in sys.argv[1:])
-    shift = ants.create_ants_transform("AffineTransform", translation=(-x, -y, z))  # LPS
-    ants.write_transform(shift, path)
+    shift = sitk.AffineTransform(3)
+    shift.SetTranslation((-x, -y, z))  # LPS
+    sitk.WriteTransform(shift, path)
 """
 
 
@@ -206,7 +207,7 @@ def write_native(paths: VisitPaths, *, flipped: bool) -> None:
 
 @cache
 def shifts() -> tuple[bytes, bytes]:
-    """Give ANTs's transforms from T1w to template, and back: what lies at SHIFT comes from 0."""
+    """Give transforms from T1w to template, and back: what lies at SHIFT comes from 0."""
     with TemporaryDirectory() as folder:
         command = [sys.executable, "-c", WRITE_TRANSFORMS, *map(str, SHIFT)]
         subprocess.run(command, check=True, cwd=folder)

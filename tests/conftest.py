@@ -27,7 +27,7 @@ PRELOADED = [
         for name in ("anatomy", "detection", "imaging", "synthesis", "training")
     ),
 ]
-# Where the app is run, torch and ANTs as well, with a thread each: that they do not compute in one
+# Where the app is run, torch and ITK as well, with a thread each: that they do not compute in one
 # process is shown by tests that start the app as its users do.
 OF_RUNS = (
     "bids_app.anatomy.brain",

@@ -12,7 +12,18 @@ from bids_app.errors import NothingSelectedError, UsageError
 from bids_app.settings import Settings
 
 WHERE = ["bids", "out", "participant"]
-HEAVY = {"numpy", "torch", "nipype", "nibabel", "bids", "ants", "scipy", "nilearn", "matplotlib"}
+HEAVY = {
+    "numpy",
+    "torch",
+    "nipype",
+    "nibabel",
+    "bids",
+    "SimpleITK",
+    "dipy",
+    "scipy",
+    "nilearn",
+    "matplotlib",
+}
 
 
 def parse(*options):
@@ -446,7 +457,7 @@ def test_the_process_that_builds_graphs_loads_neither_torch_nor_ants_nor_numba()
     told = in_fresh_process(
         "import sys, bids_app.app.main\n"
         f"print([room for room in {rooms!r} if f'bids_app.{{room}}' not in sys.modules])\n"
-        "heavy = {'torch', 'numba', 'ants', 'deepbet', 'itk'}\n"
+        "heavy = {'torch', 'numba', 'SimpleITK', 'dipy', 'deepbet'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert told.splitlines() == ["[]", "[]"]

@@ -185,7 +185,7 @@ def write_result(path: Path, sidecar: sidecars.Sidecar, grid: tuple[int, int, in
 
 MEASURED = {
     "Registration": {
-        "Method": "ANTs SyN",
+        "Method": "SyN",
         "SimilarityMetric": "normalized mutual information",
         "SimilarityBefore": 1.01,
         "SimilarityAfter": 1.23456789,

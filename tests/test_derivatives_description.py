@@ -25,7 +25,7 @@ def test_all_that_methods_paragraphs_cite_has_its_version_told():
     methods.write_methods("group", asked, {"detectors": detectors, "evaluated": True})
     methods.write_methods("participant", asked, {"pet": True, "generator": {"Name": "g"}})
     methods.write_methods("train", asked, {})
-    assert {"mri2pet", "numba", "torch", "antspyx", "scipy", "nibabel"} <= asked.names
+    assert {"mri2pet", "numba", "torch", "simpleitk", "dipy", "scipy", "nibabel"} <= asked.names
     assert asked.names <= set(find_versions())
 
 

@@ -160,17 +160,17 @@ def saved(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def ants_process():
-    """A fresh process, so that ANTs never computes beside torch."""
+def itk_process():
+    """A fresh process, so that ITK never computes beside torch."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         yield pool
 
 
 @pytest.fixture
-def run_ants(ants_process, tmp_path):
+def run_itk(itk_process, tmp_path):
     def run(name, **inputs):
         module = "bids_app.interfaces.anatomy"
-        return ants_process.submit(run_interface, module, name, inputs, tmp_path).result()
+        return itk_process.submit(run_interface, module, name, inputs, tmp_path).result()
 
     return run
 
@@ -224,10 +224,10 @@ def test_the_field_of_view_leaves_out_empty_planes_and_what_is_known_not_to_be_v
     assert np.array_equal(found, expected)
 
 
-@pytest.mark.ants
+@pytest.mark.itk
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_field_of_view_that_ends_in_the_brain_is_carried_with_its_pet(
-    run_ants, saved, tmp_path, rng, padded
+    run_itk, saved, tmp_path, rng, padded
 ):
     """Known by geometry: the PET lies tilted, and ends at a plane; padded, that plane is the last
     one with data, else half a voxel beyond it.
@@ -243,7 +243,7 @@ def test_a_field_of_view_that_ends_in_the_brain_is_carried_with_its_pet(
     pet, reference = saved("pet", data, affine), saved("brain", brain)
     field = run(FindFieldOfView(pet=pet), tmp_path)["field_of_view"]
     carried = [
-        run_ants("Resample", image=image, reference=reference, interpolation="linear")["image"]
+        run_itk("Resample", image=image, reference=reference, interpolation="linear")["image"]
         for image in (pet, field)
     ]
     node = MeasureCoverage(image=carried[0], field_of_view=carried[1], mask=reference)

@@ -98,7 +98,7 @@ def test_a_simulated_cohort_is_written(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ants
+@pytest.mark.itk
 def test_a_t1w_is_registered_and_its_pet_predicted(tmp_path):
     t1w = add_t1w(write_dataset(tmp_path / "raw"), "x", np.random.default_rng(4))
     found = mri2pet.register_to_mni(t1w, tmp_path / "out", resolution=4, quick=True)
@@ -125,7 +125,7 @@ def halve(in_file):
 
 
 @pytest.mark.slow
-@pytest.mark.ants
+@pytest.mark.itk
 def test_workflows_run_inside_of_somebody_elses(tmp_path):
     """Built before the image is there; its own doors alone are connected."""
     mine = mri2pet.init_participant_wf(

@@ -127,7 +127,7 @@ def test_help_is_told_without_files(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.ants
+@pytest.mark.itk
 def test_one_command_makes_a_synthetic_pet_of_two_files(files, tmp_path):
     out = tmp_path / "out"
     words = ["quick", str(files / "Ann B.nii.gz"), str(files / "pet.nii"), str(out)]

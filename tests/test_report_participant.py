@@ -47,7 +47,7 @@ REGISTRATION = {"SimilarityBefore": 1.04, "SimilarityAfter": 1.21, "DiceBrainMas
 RUN = {
     "notes": ["Run 1 is used."],
     "problems": ["One PET frame had no time."],
-    "versions": {"mri2pet": "9.8.7", "antspyx": "0.6.3"},
+    "versions": {"mri2pet": "9.8.7", "simpleitk": "2.5.7"},
     "date": "2026-01-02",
     "command": "mri2pet IN OUT participant",
     "duration": 75.0,
@@ -285,7 +285,7 @@ def test_every_section_is_there_in_order(whole):
     for told in (
         *("Run 1 is used.", "One PET frame had no time.", "1.210", "0.970", "0.877", "23.4"),
         *("SYNTHETIC PET", "Real PET", "Synthetic − real", "Bq/mL", "sub-01/anat/sub-01_T1w"),
-        *("mri2pet 9.8.7", "antspyx 0.6.3", "1 min 15 s", "2026-01-02", RUN["command"]),
+        *("mri2pet 9.8.7", "simpleitk 2.5.7", "1 min 15 s", "2026-01-02", RUN["command"]),
     ):
         assert told in text
     assert "No figure." not in text

@@ -150,9 +150,9 @@ def test_torch_computes_in_processes_of_its_own_and_nothing_is_done_twice(run, t
 
     def build(run):
         for word in "ab":
-            ants, torch = run.node(Note, word), run.node(TorchNote, f"torch_{word}")
-            ants.inputs.file = str(tmp_path / "image")
-            run.workflow.connect(ants, "word", torch, "after")
+            itk, torch = run.node(Note, word), run.node(TorchNote, f"torch_{word}")
+            itk.inputs.file = str(tmp_path / "image")
+            run.workflow.connect(itk, "word", torch, "after")
         return run
 
     assert build(run).go() == []

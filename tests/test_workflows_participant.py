@@ -292,7 +292,7 @@ def test_what_was_measured_goes_into_the_sidecar(build, result, measured):
 
 
 def test_a_pet_goes_by_its_t1w_into_the_template(build):
-    """ANTs applies the last transform first."""
+    """The last transform is applied first."""
     found = sources(build("participant")._create_flat_graph())
     (path,) = {node for node, _ in found if node.name == "path"}
     assert producer(found, path, "in1") == ("register_to_template", "t1w_to_template")

@@ -1,19 +1,24 @@
-"""Everything that ANTs does: bias field, registration, resampling, transforms. Images are files.
+"""Bias field, registration, resampling, transforms: SimpleITK and dipy. Images are files.
 
-ANTs uses ITK's threads, so nothing here may run in a process that also runs torch. The number of
-threads is read by ITK once, from the environment, before a process first uses it. A transform
-"from A to B" is the one that resamples images of A on grids of B.
+SimpleITK (Lowekamp et al. 2013, Frontiers in Neuroinformatics 7:45) does N4, whatever is linear,
+and resampling; dipy (Garyfallidis et al. 2014, Frontiers in Neuroinformatics 8:8) the deformable
+part. Why these: docs/results/registration.md. ITK's threads and torch's compete for cores, so
+nothing here may run in a process that also runs torch. ITK reads the number of threads once, from
+the environment, before a process first uses it. A transform "from A to B" is the one that resamples
+images of A on grids of B.
 """
 
-import os
-import struct
+import logging
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 
-import ants
+import h5py
 import numpy as np
-import pandas as pd
+import SimpleITK as sitk
+from dipy.align.imwarp import SymmetricDiffeomorphicRegistration
+from dipy.align.metrics import CCMetric
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_app import nifti
@@ -21,98 +26,37 @@ from bids_app.imaging.coverage import field_of_view
 from bids_app.imaging.pose import Pose, PoseSearch
 from bids_app.imaging.similarity import normalized_mutual_information
 from bids_app.imaging.verdict import Judgement, classify, expected_uptake, judge_pet, winsorize
-from bids_app.imaging.volume import Affine, Mask, thin
+from bids_app.imaging.volume import Affine, Mask, Volume, thin
 
-MAGIC, VERSION, TIMES, ATTRIBUTES = b"OHDR", 2, 0x20, 0x10  # of object headers, and their flags
-HALF_WORD = 0xFFFFFFFF
+logging.getLogger("dipy").setLevel(logging.WARNING)  # it reports each of its levels
 
-
-def strip_times(path: Path) -> None:
-    """Set the times in an HDF5 file to 0, which ITK's writer has no switch for.
-
-    Each object header of version 2 may hold four times, and ends with a checksum (HDF5 File
-    Format Specification 3.0, IV.A.1.b). A header whose checksum does not fit is none.
-
-    Parameters
-    ----------
-    path : Path
-        Is written anew.
-    """
-    content = bytearray(path.read_bytes())
-    at = content.find(MAGIC)
-    while at >= 0:
-        _strip_header(content, at)
-        at = content.find(MAGIC, at + 1)
-    path.write_bytes(content)
-
-
-def _strip_header(content: bytearray, at: int) -> None:
-    version, flags = content[at + 4 : at + 6].ljust(2, b"\0")
-    if version != VERSION or not flags & TIMES:
-        return
-    width = 1 << (flags & 3)
-    place = at + 6 + 16 + (4 if flags & ATTRIBUTES else 0)
-    end = place + width + int.from_bytes(content[place : place + width], "little")
-    stored = content[end : end + 4]
-    if bytes(stored) != struct.pack("<I", checksum(bytes(content[at:end]))):
-        return
-    content[at + 6 : at + 22] = bytes(16)
-    content[end : end + 4] = struct.pack("<I", checksum(bytes(content[at:end])))
-
-
-def _rotate(value: int, bits: int) -> int:
-    return (value << bits | value >> (32 - bits)) & HALF_WORD
-
-
-def checksum(data: bytes) -> int:
-    """Give the checksum of HDF5's metadata: lookup3 of Bob Jenkins (2006), ``hashlittle``.
-
-    Examples
-    --------
-    From the test driver of lookup3.c:
-
-    >>> hex(checksum(b"Four score and seven years ago"))
-    '0x17770551'
-    """
-    a = b = c = (0xDEADBEEF + len(data)) & HALF_WORD
-    if not data:
-        return c
-    whole = (len(data) - 1) // 12 * 12
-    for start in range(0, whole, 12):
-        x, y, z = struct.unpack_from("<III", data, start)
-        a, b, c = _mix((a + x) & HALF_WORD, (b + y) & HALF_WORD, (c + z) & HALF_WORD)
-    x, y, z = struct.unpack("<III", data[whole:].ljust(12, b"\0"))
-    return _finish((a + x) & HALF_WORD, (b + y) & HALF_WORD, (c + z) & HALF_WORD)
-
-
-def _mix(a: int, b: int, c: int) -> tuple[int, int, int]:
-    for bits in (4, 6, 8, 16, 19, 4):
-        a = (a - c & HALF_WORD) ^ _rotate(c, bits)
-        c = c + b & HALF_WORD
-        a, b, c = b, c, a
-    return a, b, c
-
-
-def _finish(a: int, b: int, c: int) -> int:
-    for bits in (14, 11, 25, 16, 4, 14, 24):
-        c = (c ^ b) - _rotate(b, bits) & HALF_WORD
-        a, b, c = b, c, a
-    return b
-
+BIAS_ITERATIONS, BIAS_TOLERANCE = [50] * 4, 1e-7  # of N4, on each level; ANTs's defaults
+BINS = 32  # of the joint histogram of Mattes's mutual information; antsRegistrationSyNQuick's
+SAMPLES = 0.5, 0.25, 0.1  # of voxels, at shrink factors of 4, 2 and 1; our choice
+STEPS, LINE_STEPS = 30, 8  # of conjugate gradients, and of each line search; our choice
+LINE = 5.0  # a line search goes no further than so many times the estimated step
+TOLERANCE, WINDOW = 1e-5, 5  # stops where the metric gained less in so many steps
+PRECISION = 0.01  # of a line search
+APART = "All samples map outside"  # in what ITK says of images that do not overlap
+DEFORMABLE_GRID, QUICK_GRID = 2.0, 4.0  # mm; nothing is computed at 1 mm
+MARGIN = 10.0  # mm around the template's brain that the deformation covers; our choice
+RADIUS = 2  # voxels, of the local cross-correlation; 4 at 1 mm in Avants et al. (2008)
+SIGMA = 1.73  # voxels, of the Gaussian that smooths updates: a variance of 3, antsRegistration's
+# Iterations, coarsest level first: more at 2 mm gained Dice, fewer lost it (registration.md)
+ITERATIONS, QUICK_ITERATIONS = (60, 60, 40, 20), (20, 10, 5)
+COMPRESSION = 4  # gzip's, of stored fields
 
 # Grid in mm, and levels, of the rigid registration of PET: ours. No PET is sharper than 2 mm.
-RIGID = {
-    "aff_iterations": (500, 250, 100),
-    "aff_shrink_factors": (4, 2, 1),
-    "aff_smoothing_sigmas": (2, 1, 0),
-}
-QUICK_RIGID = {
-    "aff_iterations": (200, 100),
-    "aff_shrink_factors": (2, 1),
-    "aff_smoothing_sigmas": (1, 0),
-}
+RIGID = {"shrink": (4, 2, 1), "sigmas": (2, 1, 0)}
+QUICK_RIGID = {"shrink": (2, 1), "sigmas": (1, 0)}
 PET_GRID, QUICK_PET_GRID = 2.0, 4.0
-OF_LABELS, NEAREST = "genericLabel", "nearestNeighbor"  # interpolation
+INTERPOLATORS = {
+    "linear": sitk.sitkLinear,
+    "nearestNeighbor": sitk.sitkNearestNeighbor,
+    "bSpline": sitk.sitkBSpline3,
+    "genericLabel": sitk.sitkLabelLinear,
+}
+OF_LABELS = "genericLabel"
 LEAST = 0.1  # percentile of the brain that becomes 0 if it is below; our choice, as in winsorize
 POINTS = 20  # every so many voxels of the brain tell the linear part of a transform
 BRAIN_MARGIN = 6  # mm around the brain in which PET and T1w are compared; our choice
@@ -124,7 +68,65 @@ AHEAD = -0.01
 HEADER, CENTRE, SEARCH = "header", "centre of mass", "search of directions"
 
 
-def correct_bias(t1w: Path, mask: Path, out: Path, *, shrink_factor: int) -> Path:
+def _read(path: Path | str) -> sitk.Image:
+    return sitk.ReadImage(str(path), sitk.sitkFloat32)
+
+
+def _write(image: sitk.Image, path: Path | str) -> None:
+    sitk.WriteImage(image, str(path))
+
+
+def _voxels(image: sitk.Image) -> Volume:
+    """Give the voxels of an image: (I, J, K); a copy, as a view would outlive the image."""
+    voxels: Volume = sitk.GetArrayFromImage(image).T
+    return voxels
+
+
+def _like(image: sitk.Image, data: NDArray[np.generic]) -> sitk.Image:
+    """Make an image of voxels (I, J, K) on the grid of another."""
+    made = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
+    made.CopyInformation(image)
+    return made
+
+
+def _zooms(image: sitk.Image) -> tuple[float, float, float]:
+    x, y, z = image.GetSpacing()
+    return x, y, z
+
+
+def _affine(image: sitk.Image) -> Affine:
+    """Give the affine of an image, voxel indices → world in mm, RAS+."""
+    own = np.eye(4)
+    own[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    own[:3, 3] = image.GetOrigin()
+    affine: Affine = LPS @ own
+    return affine
+
+
+def _grid_around(image: sitk.Image, zoom: float, margin: float) -> sitk.Image:
+    """Lay an empty grid of a voxel size around what is not 0, with a margin; both in mm."""
+    inside = np.nonzero(_voxels(image))
+    spacing = np.array(image.GetSpacing())
+    low = np.array([axis.min() for axis in inside]) - margin / spacing
+    high = np.array([axis.max() for axis in inside]) + margin / spacing
+    size = np.ceil((high - low) * spacing / zoom).astype(int) + 1
+    grid = sitk.Image(size.tolist(), sitk.sitkFloat32)
+    grid.SetSpacing([zoom] * 3)
+    grid.SetDirection(image.GetDirection())
+    grid.SetOrigin(image.TransformContinuousIndexToPhysicalPoint(low.tolist()))
+    return grid
+
+
+def _centre_of_mass(image: sitk.Image) -> list[float]:
+    """Give the centre of mass of an image, in mm, LPS."""
+    centre = ndimage.center_of_mass(_voxels(image))
+    place: list[float] = list(
+        image.TransformContinuousIndexToPhysicalPoint([float(index) for index in centre])
+    )
+    return place
+
+
+def correct_bias(t1w: Path, mask: Path, out: Path, *, grid: float) -> Path:
     """Remove the bias field of a T1w with N4 (Tustison et al. 2010, IEEE TMI 29:1310-1320).
 
     N4 takes logarithms, and 0 stands for what is no brain: where part of the brain is below 0 (a
@@ -136,28 +138,30 @@ def correct_bias(t1w: Path, mask: Path, out: Path, *, shrink_factor: int) -> Pat
         Image, and the brain in which the field is measured; the field is removed everywhere.
     out : Path
         Where the corrected image goes.
-    shrink_factor : int
-        Voxels are thinned out by it, along each axis, to measure the field: 4 is ANTs's own.
+    grid : float
+        In mm: voxels are thinned out to about this to measure the field. 4 is what ANTs's own
+        shrink factor makes of voxels of 1 mm.
     """
-    image, brain = ants.image_read(str(t1w)), ants.image_read(str(mask))
-    data = image.numpy()
+    image, brain = _read(t1w), sitk.ReadImage(str(mask), sitk.sitkUInt8)
+    data = _voxels(image)
     if data.min() < 0:
-        least = float(np.percentile(data[brain.numpy() > 0], LEAST))
-        image = image.new_image_like(np.maximum(data - min(least, 0.0), 0))
-    corrected = ants.n4_bias_field_correction(image, mask=brain, shrink_factor=shrink_factor)
-    corrected.to_filename(str(out))
+        least = float(np.percentile(data[_voxels(brain) > 0], LEAST))
+        image = _like(image, np.maximum(data - min(least, 0.0), 0).astype(np.float32))
+    steps = np.clip(np.round(grid / np.array(image.GetSpacing())), 1, image.GetSize())
+    shrinking = [int(step) for step in steps]
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.SetMaximumNumberOfIterations(BIAS_ITERATIONS)
+    n4.SetConvergenceThreshold(BIAS_TOLERANCE)
+    n4.Execute(sitk.Shrink(image, shrinking), sitk.Shrink(brain, shrinking))
+    field = sitk.Exp(n4.GetLogBiasFieldAsImage(image))
+    _write(sitk.Cast(image / field, sitk.sitkFloat32), out)
     return out
 
 
-def seed_ants(seed: int) -> None:
-    """Tell ANTs where its random numbers begin; its 0 is the clock."""
-    os.environ["ANTS_RANDOM_SEED"] = str(seed + 1)
-
-
-def _winsorized(image: ants.ANTsImage) -> ants.ANTsImage:
+def _winsorized(image: sitk.Image) -> sitk.Image:
     """Cut off extreme intensities of an image, for registration only; zeros are no brain."""
-    data = image.numpy()
-    return image.new_image_like(winsorize(data, data != 0))
+    data = _voxels(image)
+    return _like(image, winsorize(data, data != 0))
 
 
 def _coarse(image: nifti.Image) -> nifti.Image:
@@ -171,18 +175,14 @@ def _around(brain: Mask, zooms: Sequence[float], margin: float) -> Mask:
     return away <= max(margin, *zooms)
 
 
-def _write_pose(pose: Affine, centre: Sequence[float], path: str) -> str:
-    """Write a rigid transform, world of the fixed image → world of the moving one, RAS+."""
-    own = LPS @ pose @ LPS
-    matrix, about = own[:3, :3], np.array(centre)
-    transform = ants.create_ants_transform(
-        transform_type="Euler3DTransform",
-        center=tuple(about),
-        matrix=matrix,
-        translation=tuple(matrix @ about + own[:3, 3] - about),
-    )
-    ants.write_transform(transform, path)
-    return path
+def _start(pose: Affine, centre: Sequence[float]) -> sitk.Euler3DTransform:
+    """Make a rigid transform, world of the fixed image → world of the moving one, from RAS+."""
+    own, about = LPS @ pose @ LPS, np.array(centre)
+    rigid = sitk.Euler3DTransform()
+    rigid.SetCenter(about.tolist())
+    rigid.SetMatrix(own[:3, :3].ravel().tolist(), 1e-6)
+    rigid.SetTranslation((own[:3, :3] @ about + own[:3, 3] - about).tolist())
+    return rigid
 
 
 def _search_in_template(brain: Path, template: Path) -> PoseSearch:
@@ -193,27 +193,103 @@ def _search_in_template(brain: Path, template: Path) -> PoseSearch:
     return PoseSearch(fixed.data, fixed.affine, where, data, moving.affine, bounded=False)
 
 
-def _linear_part(transform: Path, template: Path) -> Affine:
-    """Fit an affine to what a transform does to the template's brain; fixed → moving, RAS+."""
-    image = _coarse(nifti.load(template))
-    voxels = np.argwhere(image.data > 0)[::POINTS]
-    points = np.c_[voxels, np.ones(len(voxels))] @ image.affine.T
-    table = pd.DataFrame((points @ LPS)[:, :3], columns=list("xyz"))
-    moved = ants.apply_transforms_to_points(3, table, [str(transform)]).to_numpy()[:, :3]
-    fitted, *_ = np.linalg.lstsq(points, moved @ LPS[:3, :3], rcond=None)
-    return np.vstack([fitted.T, [0, 0, 0, 1]])
+def _matrix_of(transform: sitk.Transform) -> Affine:
+    """Read a linear transform as a matrix, fixed → moving, RAS+."""
+    places = np.vstack([np.zeros(3), np.eye(3)])
+    moved = np.array([transform.TransformPoint(place.tolist()) for place in places])
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = (moved[1:] - moved[0]).T, moved[0]
+    return LPS @ matrix @ LPS
+
+
+def _align(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    transform: sitk.Transform,
+    *,
+    shrink: Sequence[int],
+    sigmas: Sequence[float],
+    samples: Sequence[float] | None,
+    seed: int,
+    mask: sitk.Image | None = None,
+) -> None:
+    """Improve a linear transform: Mattes's mutual information, conjugate gradients.
+
+    Mattes et al. (2003), IEEE TMI 22:120-128. Steps are scaled so that each parameter moves voxels
+    alike, and each is as long as a line search says, as in ``antsRegistration``.
+
+    Parameters
+    ----------
+    fixed, moving : SimpleITK.Image
+        Both of about the same voxel size.
+    transform : SimpleITK.Transform
+        The start; changed in place, unless the images lie, or drift, apart.
+    shrink, sigmas : sequence
+        Of each level: the factor by which voxels are thinned out, and the smoothing in voxels.
+    samples : sequence of float or None
+        Of each level: which part of the voxels counts, drawn at random; None: all.
+    seed : int
+        Of that draw.
+    mask : SimpleITK.Image or None
+        The voxels of ``fixed`` that count; None: all.
+    """
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(BINS)
+    if samples is not None:
+        method.SetMetricSamplingStrategy(method.RANDOM)
+        method.SetMetricSamplingPercentagePerLevel(list(samples), seed + 1)  # its 0 is the clock
+    if mask is not None:
+        method.SetMetricFixedMask(mask)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsConjugateGradientLineSearch(
+        learningRate=1.0,
+        numberOfIterations=STEPS,
+        convergenceMinimumValue=TOLERANCE,
+        convergenceWindowSize=WINDOW,
+        lineSearchLowerLimit=0.0,
+        lineSearchUpperLimit=LINE,
+        lineSearchEpsilon=PRECISION,
+        lineSearchMaximumIterations=LINE_STEPS,
+        estimateLearningRate=method.EachIteration,
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel(list(shrink))
+    method.SetSmoothingSigmasPerLevel(list(sigmas))
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
+    method.SetInitialTransform(transform, inPlace=True)
+    start = transform.GetParameters()
+    try:
+        method.Execute(fixed, moving)
+    except RuntimeError as error:
+        if APART not in str(error):
+            raise
+        transform.SetParameters(start)
+
+
+def _align_to_template(
+    fixed: sitk.Image, moving: sitk.Image, start: sitk.Euler3DTransform, *, seed: int
+) -> sitk.AffineTransform:
+    """Align a brain with the template's: rigid at 8 and 4 mm, then affine at 8, 4 and 2 mm."""
+    _align(fixed, moving, start, shrink=(4, 2), sigmas=(2, 1), samples=SAMPLES[:2], seed=seed)
+    affine = sitk.AffineTransform(3)
+    affine.SetCenter(start.GetCenter())
+    affine.SetMatrix(start.GetMatrix())
+    affine.SetTranslation(start.GetTranslation())
+    _align(fixed, moving, affine, shrink=(4, 2, 1), sigmas=(2, 1, 0), samples=SAMPLES, seed=seed)
+    return affine
 
 
 def register_to_template(
-    brain: Path, template: Path, prefix: Path, *, quick: bool
+    brain: Path, template: Path, prefix: Path, *, quick: bool, seed: int
 ) -> tuple[Path, Path, str, float]:
-    """Register a brain to a template's brain: rigid, affine, then SyN, mutual information.
+    """Register a brain to a template's brain: rigid, affine, then symmetric diffeomorphic (SyN).
 
-    Avants et al. (2008), Medical Image Analysis 12:26-41, by the settings of
-    ``antsRegistrationSyNQuick`` of ANTs; centres of mass are brought together first. Where the
-    header has the head turned, it starts from the pose that a search of all directions finds. A
-    result that is less like the template than that pose is no good one: then it starts
-    from the other as well, and the better result is kept.
+    Linear by mutual information, from centres of mass brought together; then SyN (Avants et al.
+    2008, Medical Image Analysis 12:26-41) by dipy, by local cross-correlation, at 2 mm, on the
+    template's brain and 10 mm around it. Where the header has the head turned, it starts from the
+    pose that a search of all directions finds. A linear part that is less like the template than
+    that pose is no good one: then it starts from the other as well, and the better one is
+    kept.
 
     Parameters
     ----------
@@ -222,7 +298,9 @@ def register_to_template(
     prefix : Path
         Folder and first part of the names of the transforms.
     quick : bool
-        Rigid, affine, and SyN at two coarse levels only, for trying things out.
+        SyN at 4 mm with few steps only, for trying things out.
+    seed : int
+        Of the voxels that are drawn to compare.
 
     Returns
     -------
@@ -233,72 +311,123 @@ def register_to_template(
     float
         Correlation after the linear part alone, less that in the best pose of the search.
     """
-    fixed = ants.image_read(str(template))
-    moving = _winsorized(ants.image_read(str(brain)))
+    target, source = _read(template), _winsorized(_read(brain))
+    grid = _grid_around(target, DEFORMABLE_GRID, MARGIN)
+    fixed = sitk.Resample(target, grid)
+    moving = sitk.Resample(source, _grid_around(source, DEFORMABLE_GRID, MARGIN))
     search = _search_in_template(brain, template)
     pose = search.find()
-    centre = ants.get_center_of_mass(fixed)
-    turned = [_write_pose(pose.matrix, centre, f"{prefix}search_start.mat")]
-    starts = {CENTRE: (None, f"{prefix}"), SEARCH: (turned, f"{prefix}search_")}
+    centre = _centre_of_mass(fixed)
+    shift = np.eye(4)
+    shift[:3, 3] = LPS[:3, :3] @ np.subtract(_centre_of_mass(moving), centre)
+    starts = {CENTRE: shift, SEARCH: pose.matrix}
     results = []
     for start in (SEARCH, CENTRE) if pose.is_better else (CENTRE, SEARCH):
-        there, back = _register_from(fixed, moving, *starts[start], quick=quick)
-        ahead = search.score(_linear_part(there, template)) - pose.score
-        results.append((ahead, there, back, start))
+        affine = _align_to_template(fixed, moving, _start(starts[start], centre), seed=seed)
+        ahead = search.score(_matrix_of(affine)) - pose.score
+        results.append((ahead, affine, start))
         if ahead >= AHEAD:
             break
-    ahead, there, back, start = max(results, key=itemgetter(0))
-    return there, back, start, ahead
-
-
-def _register_from(
-    fixed: ants.ANTsImage,
-    moving: ants.ANTsImage,
-    initial: list[str] | None,
-    prefix: str,
-    *,
-    quick: bool,
-) -> tuple[Path, Path]:
-    """Register one brain to another from one start; give the composite transforms, there and back.
-
-    ``initial``: the start's transform; None brings centres of mass together.
-    """
+    ahead, affine, start = max(results, key=itemgetter(0))
     if quick:
-        ants.registration(
-            fixed,
-            moving,
-            "SyN",
-            initial_transform=initial,
-            outprefix=prefix,
-            write_composite_transform=True,
-            aff_iterations=(200, 100),
-            aff_shrink_factors=(2, 1),
-            aff_smoothing_sigmas=(1, 0),
-            reg_iterations=(20, 5),
-        )
-    else:
-        ants.registration(
-            fixed,
-            moving,
-            "antsRegistrationSyNQuick[s]",
-            initial_transform=initial,
-            outprefix=prefix,
-            write_composite_transform=True,
-        )
-    there, back = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
-    for path in (there, back):
-        strip_times(path)
-    return there, back
+        grid = _grid_around(target, QUICK_GRID, MARGIN)
+    there, back = _deform(target, source, affine, grid, QUICK_ITERATIONS if quick else ITERATIONS)
+    paths = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
+    _write_composite(paths[0], [affine, there], grid)
+    _write_composite(paths[1], [back, affine.GetInverse()], grid)
+    return *paths, start, ahead
 
 
-def _common_grid(image: ants.ANTsImage, zoom: float) -> ants.ANTsImage:
+def _deform(
+    target: sitk.Image,
+    source: sitk.Image,
+    affine: sitk.AffineTransform,
+    grid: sitk.Image,
+    iterations: Sequence[int],
+) -> tuple[Volume, Volume]:
+    """Find the displacements that are left after an affine, on a grid, there and back.
+
+    Returns
+    -------
+    tuple of ndarray, (I, J, K, 3)
+        float32, mm, RAS+; 0 at the faces of the grid.
+    """
+    fixed = _voxels(sitk.Resample(target, grid))
+    moving = _voxels(sitk.Resample(source, grid, affine))
+    registration = SymmetricDiffeomorphicRegistration(
+        CCMetric(3, sigma_diff=SIGMA, radius=RADIUS), level_iters=list(iterations)
+    )
+    world = _affine(grid)
+    found = registration.optimize(
+        np.ascontiguousarray(fixed),
+        np.ascontiguousarray(moving),
+        static_grid2world=world,
+        moving_grid2world=world,
+    )
+    return found.get_forward_field(), found.get_backward_field()
+
+
+def _write_composite(
+    path: Path, parts: Sequence[sitk.AffineTransform | Volume], grid: sitk.Image
+) -> None:
+    """Write a composite transform as ITK's HDF5, of single precision, compressed.
+
+    SimpleITK would write double precision, uncompressed, with the time of writing in it.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in ``.h5``; replaced if it exists.
+    parts : sequence of SimpleITK.AffineTransform or ndarray, (I, J, K, 3)
+        The last is applied to points first. Displacements are in mm, RAS+.
+    grid : SimpleITK.Image
+        Of displacements.
+    """
+    with h5py.File(path, "w") as file:
+        _write_part(file.create_group("TransformGroup/0"), "CompositeTransform")
+        for number, part in enumerate(parts, 1):
+            group = file.create_group(f"TransformGroup/{number}")
+            if isinstance(part, sitk.Transform):
+                fixed, values = part.GetFixedParameters(), np.array(part.GetParameters())
+                _write_part(group, "AffineTransform", fixed, values)
+            else:
+                fixed = (*grid.GetSize(), *grid.GetOrigin(), *grid.GetSpacing())
+                fixed += tuple(grid.GetDirection())
+                turned = part * np.diag(LPS)[:3].astype(np.float32)
+                values = turned.transpose(2, 1, 0, 3).ravel()
+                _write_part(group, "DisplacementFieldTransform", fixed, values)
+
+
+def _write_part(
+    group: h5py.Group,
+    kind: str,
+    fixed: Sequence[float] | None = None,
+    values: NDArray[np.floating] | None = None,
+) -> None:
+    text = h5py.string_dtype("ascii")  # of any length: ITK reads no other
+    group.create_dataset("TransformType", data=[f"{kind}_float_3_3"], dtype=text)
+    if fixed is None or values is None:
+        return
+    group["TransformFixedParameters"] = np.array(fixed, np.float64)
+    compressed = {"compression": "gzip", "compression_opts": COMPRESSION, "shuffle": True}
+    data = values.astype(np.float32)
+    group.create_dataset("TransformParameters", data=data, **compressed)
+
+
+def _common_grid(image: sitk.Image, zoom: float) -> sitk.Image:
     """Resample an image linearly to voxels of a size, in mm, or as they are where larger."""
-    zooms = [max(zoom, own) for own in image.spacing]
-    return ants.resample_image(image, zooms, use_voxels=False, interp_type=0)
+    zooms = np.maximum(image.GetSpacing(), zoom)
+    size = np.maximum(np.array(image.GetSize()) * image.GetSpacing() / zooms, 1).round()
+    grid = sitk.Image([int(side) for side in size], sitk.sitkFloat32)
+    grid.SetSpacing(zooms.tolist())
+    grid.SetDirection(image.GetDirection())
+    half = (zooms / image.GetSpacing() - 1) / 2  # the first voxels' outer faces coincide
+    grid.SetOrigin(image.TransformContinuousIndexToPhysicalPoint(half.tolist()))
+    return sitk.Resample(image, grid)
 
 
 def _likeness(
-    fixed: ants.ANTsImage, moving: ants.ANTsImage, where: Mask, xfm: str
+    fixed: sitk.Image, moving: sitk.Image, where: Mask, transform: sitk.Transform
 ) -> tuple[float, np.ndarray, Mask]:
     """Compare where the moving image reaches; the less it does, the less alike they are.
 
@@ -310,35 +439,30 @@ def _likeness(
     ndarray, ndarray of bool
         The moved image, and where it reaches.
     """
-    moved = ants.apply_transforms(fixed, moving, [xfm]).numpy()
-    field = moving.new_image_like(field_of_view(moving.numpy()).astype(np.float32))
-    covered = ants.apply_transforms(fixed, field, [xfm], interpolator=NEAREST).numpy() > 0
+    moved = _voxels(sitk.Resample(moving, fixed, transform))
+    field = _like(moving, field_of_view(_voxels(moving)).astype(np.float32))
+    covered = _voxels(sitk.Resample(field, fixed, transform, sitk.sitkNearestNeighbor)) > 0
     seen = where & covered
     share = float(seen.sum() / max(where.sum(), 1))
-    alike = normalized_mutual_information(fixed.numpy(), moved, seen) if seen.any() else 1.0
+    alike = normalized_mutual_information(_voxels(fixed), moved, seen) if seen.any() else 1.0
     return 1 + (alike - 1) * share, moved, covered
 
 
-def _starts(
-    fixed: ants.ANTsImage, moving: ants.ANTsImage, pose: Pose, prefix: Path
-) -> dict[str, str]:
-    """Write the transforms that registration starts from: by header, centres, and search."""
-    centre = ants.get_center_of_mass(fixed)
+def _starts(fixed: sitk.Image, moving: sitk.Image, pose: Pose) -> dict[str, sitk.Euler3DTransform]:
+    """Give the transforms that registration starts from: by header, centres, and search."""
+    centre = _centre_of_mass(fixed)
     shifted = np.eye(4)
-    shifted[:3, 3] = LPS[:3, :3] @ np.subtract(ants.get_center_of_mass(moving), centre)
+    shifted[:3, 3] = LPS[:3, :3] @ np.subtract(_centre_of_mass(moving), centre)
     poses = {HEADER: np.eye(4), CENTRE: shifted}
     if pose.is_better:
         poses[SEARCH] = pose.matrix
-    return {
-        name: _write_pose(matrix, centre, f"{prefix}{name.replace(' ', '_')}_start.mat")
-        for name, matrix in poses.items()
-    }
+    return {name: _start(matrix, centre) for name, matrix in poses.items()}
 
 
-def _search_in_t1w(pet: ants.ANTsImage, uptake: nifti.Image, prefix: Path) -> PoseSearch:
+def _search_in_t1w(pet: sitk.Image, uptake: nifti.Image, prefix: Path) -> PoseSearch:
     """Prepare to search the pose of a PET that is most like the uptake a T1w lets expect."""
     name = f"{prefix}winsorized.nii"
-    pet.to_filename(name)
+    _write(pet, name)
     moving = _coarse(nifti.load(Path(name)))
     where = _around(uptake.data > 0, uptake.zooms, BRAIN_MARGIN)
     return PoseSearch(uptake.data, uptake.affine, where, moving.data, moving.affine, bounded=True)
@@ -379,36 +503,30 @@ def register_pet(
         If the T1w's brain has no tissues that could be told apart.
     """
     zoom, levels = (QUICK_PET_GRID, QUICK_RIGID) if quick else (PET_GRID, RIGID)
-    brain = ants.image_read(str(mask))
-    target = ants.mask_image(ants.image_read(str(t1w)), brain)
-    fixed = _common_grid(target, zoom)
-    inside = ants.resample_image_to_target(brain, fixed, "nearestNeighbor")  # spacings may differ
-    radius = max(round(BRAIN_MARGIN / min(inside.spacing)), 1)
-    around = ants.iMath(inside, "MD", radius)
-    whole = ants.image_read(str(pet))
-    moving = whole.new_image_like(winsorize(whole.numpy()))
-    where = around.numpy() > 0
+    brain = _read(mask)
+    fixed = _common_grid(_read(t1w) * brain, zoom)
+    inside = _voxels(sitk.Resample(brain, fixed, sitk.Transform(), sitk.sitkNearestNeighbor)) > 0
+    where = _around(inside, _zooms(fixed), BRAIN_MARGIN)
+    around = _like(fixed, where.astype(np.uint8))
+    whole = _read(pet)
+    moving = _like(whole, winsorize(_voxels(whole)))
     uptake = _uptake(t1w, mask)
     search = _search_in_t1w(moving, uptake, prefix)
     pose = search.find()
-    results = []
-    starts = _starts(fixed, moving, pose, prefix)
-    for name, start in starts.items():
-        found = ants.registration(
-            fixed,
-            moving,
-            "Rigid",
-            initial_transform=start,
-            mask=around,
-            outprefix=f"{prefix}{name.replace(' ', '_')}_",
-            aff_random_sampling_rate=1.0,
-            **levels,
-        )["fwdtransforms"][0]
-        results.append((_likeness(fixed, moving, where, found)[0], name, found))
-    after, name, best = max(results)
-    ants.write_transform(ants.read_transform(best), str(out))
+    starts = _starts(fixed, moving, pose)
     before = _likeness(fixed, moving, where, starts[HEADER])[0]
-    behind = search.score(_pose_of(best)) - pose.score
+    results = []
+    for name, transform in starts.items():
+        _align(fixed, moving, transform, **levels, samples=None, seed=0, mask=around)
+        results.append((_likeness(fixed, moving, where, transform)[0], name))
+    after, name = max(results)
+    best = starts[name]
+    affine = sitk.AffineTransform(3)  # what all readers of ITK's files know
+    affine.SetCenter(best.GetCenter())
+    affine.SetMatrix(best.GetMatrix())
+    affine.SetTranslation(best.GetTranslation())
+    sitk.WriteTransform(affine, str(out))
+    behind = search.score(_matrix_of(best)) - pose.score
     return name, before, after, _judge(moving, uptake, best, prefix, behind)
 
 
@@ -419,24 +537,14 @@ def _uptake(t1w: Path, mask: Path) -> nifti.Image:
 
 
 def _judge(
-    moving: ants.ANTsImage, uptake: nifti.Image, transform: str, prefix: Path, behind: float
+    moving: sitk.Image, uptake: nifti.Image, transform: sitk.Transform, prefix: Path, behind: float
 ) -> Judgement:
     """Judge where a PET lies on the tissues of its T1w, on a coarse grid."""
     name = f"{prefix}uptake.nii"
     nifti.save(uptake, Path(name))
     brain = ndimage.binary_fill_holes(uptake.data > 0)
-    _, moved, covered = _likeness(ants.image_read(name), moving, brain, transform)
+    _, moved, covered = _likeness(_read(name), moving, brain, transform)
     return judge_pet(moved, uptake.data, brain, covered, uptake.zooms, behind=behind)
-
-
-def _pose_of(transform: str) -> Affine:
-    """Read a linear transform as a matrix, fixed → moving, RAS+."""
-    own = ants.read_transform(transform)
-    places = np.vstack([np.zeros(3), np.eye(3)])
-    moved = np.array([own.apply_to_point(tuple(place)) for place in places])
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = (moved[1:] - moved[0]).T, moved[0]
-    return LPS @ pose @ LPS
 
 
 def resample(
@@ -449,20 +557,20 @@ def resample(
     image, reference : Path
         What is resampled, and the image whose grid it gets.
     transforms : sequence of Path
-        From image to reference, as ANTs orders them: the last is applied first. None: both
-        lie as their headers say.
+        From image to reference, in the order of antsApplyTransforms: the last is applied first.
+        None: both lie as their headers say.
     out : Path
         Where the result goes; 0 where the image does not reach.
     interpolation : str
-        One of ``ants.apply_transforms``; what ``genericLabel`` gives is written as whole numbers.
+        ``linear``, ``nearestNeighbor``, ``bSpline`` (cubic) or ``genericLabel``, the names that
+        antsApplyTransforms has for them; what the last gives is written as whole numbers.
     """
-    target, source = ants.image_read(str(reference)), ants.image_read(str(image))
-    names = [str(path) for path in transforms]
-    if names:
-        moved = ants.apply_transforms(target, source, names, interpolator=interpolation)
-    else:
-        moved = ants.resample_image_to_target(source, target, interp_type=interpolation)
+    target, source = _read(reference), _read(image)
+    path = sitk.CompositeTransform(3)
+    for transform in reversed(transforms):  # of a composite, the last is the first for points
+        path.AddTransform(sitk.ReadTransform(str(transform)))
     if interpolation == OF_LABELS:
-        moved = moved.new_image_like(np.rint(np.nan_to_num(moved.numpy())).astype(np.uint32))
-    moved.to_filename(str(out))
+        source = _like(source, np.rint(np.nan_to_num(_voxels(source))).astype(np.uint32))
+    moved = sitk.Resample(source, target, path, INTERPOLATORS[interpolation])
+    _write(moved, out)
     return out

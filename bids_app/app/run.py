@@ -97,7 +97,7 @@ def _refuse_bytes(folder: Path) -> None:
         str(folder).encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{folder}: its name holds bytes that are no UTF-8, which ANTs cannot open; rename it"
+            f"{folder}: its name holds bytes that are no UTF-8, which ITK cannot open; rename it"
         ) from error
 
 

@@ -33,16 +33,10 @@ for name in sys.argv[1:]:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     print(name, said, sep="\\t", flush=True)
 """
-# How many threads a library takes, told by a process that has nothing but that library. ITK does
-# not say; it starts them at its first filter.
+# How many threads a library takes, told by a process that has nothing but that library.
 THREADS = {
     "torch": "import torch; print(torch.get_num_threads())",
-    "ITK": """
-import os, ants, numpy
-before = len(os.listdir("/proc/self/task"))
-ants.smooth_image(ants.from_numpy(numpy.zeros((32, 32, 32), "float32")), 1.0)
-print(len(os.listdir("/proc/self/task")) - before)
-""",
+    "ITK": "import SimpleITK as s; print(s.ProcessObject.GetGlobalDefaultNumberOfThreads())",
 }
 
 
@@ -57,7 +51,7 @@ def check_packages() -> str:
         distribution.lower().replace("_", "-"): module
         for module, names in packages_distributions().items()
         for distribution in names
-        if not module.startswith("_")
+        if module.isidentifier() and not module.startswith("_")
     }
     names = {modules.get(name, name): name for name in wanted}
     run = _run("-c", IMPORTS, *names)

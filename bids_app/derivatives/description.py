@@ -331,8 +331,8 @@ def _list(made: Iterable[tuple[str, str]]) -> str:
 
 PACKAGES = (
     "mri2pet",
-    "antspyx",
     "deepbet",
+    "dipy",
     "torch",
     "numba",
     "safetensors",
@@ -342,6 +342,7 @@ PACKAGES = (
     "nilearn",
     "numpy",
     "scipy",
+    "simpleitk",
     "templateflow",
     "bids-validator-deno",
 )

@@ -58,11 +58,11 @@ def winsorize(
     array([[[0., 1., 2., 2.]]], dtype=float32)
     """
     chosen = np.isfinite(volume) if where is None else where & np.isfinite(volume)
-    if not chosen.any():
-        return np.nan_to_num(volume).astype(np.float32)
-    low, high = np.percentile(volume[chosen], (least, most))
-    changed = np.where(chosen, np.clip(np.nan_to_num(volume), low, high), np.nan_to_num(volume))
-    return changed.astype(np.float32)
+    changed = np.nan_to_num(volume).astype(np.float32)
+    values = changed[chosen]
+    if values.size:
+        changed[chosen] = np.clip(values, *np.percentile(values, (least, most)))
+    return changed
 
 
 def classify(t1w: Volume, brain: Mask) -> NDArray[np.uint8]:

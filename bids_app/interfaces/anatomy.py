@@ -1,4 +1,4 @@
-"""Nodes that find the brain (torch) and that call ANTs: see CONTRIBUTING.md, "Processes"."""
+"""Nodes that find the brain (torch) and that register (ITK): see CONTRIBUTING.md, "Processes"."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ ENGINE = "bids_app.anatomy.registration"  # imported by a worker before it is ne
 class _CorrectBiasInputSpec(BaseInterfaceInputSpec):
     t1w = File(exists=True, mandatory=True, desc="a T1w")
     mask = File(exists=True, mandatory=True, desc="its brain")
-    shrink_factor = traits.Int(mandatory=True, desc="voxels are thinned out by it")
+    grid = traits.Float(mandatory=True, desc="mm, on which the field is measured")
 
 
 class _CorrectBiasOutputSpec(TraitedSpec):
@@ -95,12 +95,7 @@ class CorrectBias(SimpleInterface):
         from bids_app.anatomy.registration import correct_bias
 
         out = Path(runtime.cwd) / "t1w.nii.gz"
-        correct_bias(
-            Path(self.inputs.t1w),
-            Path(self.inputs.mask),
-            out,
-            shrink_factor=self.inputs.shrink_factor,
-        )
+        correct_bias(Path(self.inputs.t1w), Path(self.inputs.mask), out, grid=self.inputs.grid)
         self._results["t1w"] = str(out)
         return runtime
 
@@ -109,7 +104,7 @@ class _RegisterToTemplateInputSpec(BaseInterfaceInputSpec):
     brain = File(exists=True, mandatory=True, desc="T1w of a brain alone")
     template = File(exists=True, mandatory=True, desc="the template's brain")
     quick = traits.Bool(mandatory=True, desc="coarse levels only")
-    seed = traits.Int(mandatory=True, desc="of ANTs's random numbers")
+    seed = traits.Int(mandatory=True, desc="of the voxels that are drawn to compare")
 
 
 class _RegisterToTemplateOutputSpec(TraitedSpec):
@@ -127,14 +122,14 @@ class RegisterToTemplate(SimpleInterface):
     engine = ENGINE
 
     def _run_interface(self, runtime):
-        from bids_app.anatomy.registration import register_to_template, seed_ants
+        from bids_app.anatomy.registration import register_to_template
 
-        seed_ants(self.inputs.seed)
         there, back, start, behind = register_to_template(
             Path(self.inputs.brain),
             Path(self.inputs.template),
             Path(runtime.cwd) / "t1w_to_template_",
             quick=self.inputs.quick,
+            seed=self.inputs.seed,
         )
         self._results.update(t1w_to_template=str(there), template_to_t1w=str(back))
         self._results.update(start=start, behind=float(behind))
@@ -146,7 +141,6 @@ class _RegisterPETInputSpec(BaseInterfaceInputSpec):
     t1w = File(exists=True, mandatory=True, desc="T1w of the same person")
     mask = File(exists=True, mandatory=True, desc="the brain on the grid of the T1w")
     quick = traits.Bool(mandatory=True, desc="on a coarse grid")
-    seed = traits.Int(mandatory=True, desc="of ANTs's random numbers")
 
 
 class _RegisterPETOutputSpec(TraitedSpec):
@@ -162,9 +156,8 @@ class RegisterPET(SimpleInterface):
     engine = ENGINE
 
     def _run_interface(self, runtime):
-        from bids_app.anatomy.registration import register_pet, seed_ants
+        from bids_app.anatomy.registration import register_pet
 
-        seed_ants(self.inputs.seed)
         cwd = Path(runtime.cwd)
         pet_to_t1w = cwd / "pet_to_t1w.txt"
         try:
@@ -180,7 +173,7 @@ class RegisterPET(SimpleInterface):
             raise UnusableDataError(f"{self.inputs.t1w}: {error}; look at the T1w") from error
         self._results["pet_to_t1w"] = str(pet_to_t1w)
         quality = {
-            "Method": "ANTs: rigid; mutual information",
+            "Method": "SimpleITK: rigid; mutual information",
             "Start": start,
             "SimilarityMetric": "normalized mutual information",
             "SimilarityBefore": round(before, 4),
@@ -196,9 +189,9 @@ class _ResampleInputSpec(BaseInterfaceInputSpec):
     reference = File(exists=True, mandatory=True, desc="the grid it gets")
     transforms = InputMultiObject(
         File(exists=True),
-        desc="as ANTs orders them: the last is applied first; none: as the headers say",
+        desc="in antsApplyTransforms's order: the last is applied first; none: as the headers say",
     )
-    interpolation = traits.Str(mandatory=True, desc="ANTs's name of it")
+    interpolation = traits.Str(mandatory=True, desc="antsApplyTransforms's name of it")
     description = traits.Str("", usedefault=True, desc="that the header of the result gets")
 
 
@@ -240,7 +233,7 @@ class _CarryLabelsInputSpec(_ResampleInputSpec):
 class CarryLabels(Resample):
     """Carry a mask or labels, as somebody made them, onto another grid.
 
-    ANTs sees them where all else does: left to itself, it chooses between sform and qform by rules
+    ITK sees them where all else does: left to itself, it chooses between sform and qform by rules
     of its own.
     """
 

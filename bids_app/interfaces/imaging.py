@@ -35,7 +35,7 @@ from bids_app.imaging.volume import Grid
 VOUCHED = "axis code where the header has none; empty: none is vouched for"
 VALID = "mask of the voxels that hold a number in the file; 0 was put into the others"
 PSEUDO_NORMAL = "From SYNTHETIC FDG PET, mri2pet"  # in the header of what was made of both
-METHOD = "ANTs: rigid, affine, SyN; mutual information"
+METHOD = "SimpleITK: rigid, affine; mutual information. dipy: SyN; cross-correlation"
 
 
 class _ReadT1wInputSpec(BaseInterfaceInputSpec):
@@ -67,7 +67,7 @@ def _without_gaps(image, name):
 
 
 class ReadT1w(SimpleInterface):
-    """Read a T1w, refuse what is none, and hand it on as ANTs can read it."""
+    """Read a T1w, refuse what is none, and hand it on as ITK can read it."""
 
     input_spec = _ReadT1wInputSpec
     output_spec = _ReadT1wOutputSpec

@@ -46,8 +46,9 @@ OWN_TEMPLATE: Final = "MNI152NLin2009aSym"  # the one that comes with nilearn
 TOOLS: Final = {
     "PyTorch": "torch",
     "SciPy": "scipy",
-    "antspyx": "antspyx",
+    "SimpleITK": "simpleitk",
     "deepbet": "deepbet",
+    "dipy": "dipy",
     "mri2pet": "mri2pet",
     "nibabel": "nibabel",
     "nilearn": "nilearn",

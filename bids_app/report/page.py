@@ -50,7 +50,7 @@ class RunSummary(TypedDict, total=False):
     problems, notes : sequence of str
         Sentences: what went wrong; how scans, controls and patients were chosen.
     versions : dict
-        Distribution → version (``mri2pet``, ``torch``, ``antspyx``, ``nipype``, ``scipy`` …).
+        Distribution → version (``mri2pet``, ``torch``, ``simpleitk``, ``nipype``, ``scipy`` …).
     date, command : str
         When the run was, and its command line.
     duration : float or None

@@ -1,6 +1,6 @@
 """Run a graph: on this machine, or where a nipype plugin takes it; tell what went wrong.
 
-On this machine, ANTs and torch compute in processes of their own. Processes are started by a
+On this machine, ITK and torch compute in processes of their own. Processes are started by a
 server that has imported neither, so nothing is ever forked with their threads in it. Plugins for
 queues of a cluster are told what nodes need, and tell why a job is gone.
 """
@@ -392,7 +392,7 @@ def _run_here(
     order: Sequence[str],
     on_finished: Callable[[str], None],
 ) -> None:
-    """Run a graph by :class:`SeparatedMultiProcPlugin`: nipype's own mixes ANTs and torch."""
+    """Run a graph by :class:`SeparatedMultiProcPlugin`: nipype's own mixes ITK and torch."""
     arguments = {
         "n_procs": resources.nprocs,
         "memory_gb": resources.mem_gb,

@@ -96,7 +96,7 @@ def init_preprocessing_wf(
     brain_mask
         The brain on that grid.
     template_to_t1w
-        Transform, as ANTs writes it.
+        Transform, ITK's HDF5.
     pet_in_t1w
         The first PET on the grid of the T1w, in its own unit, trusted or not.
     coverage_in_t1w

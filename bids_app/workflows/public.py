@@ -108,7 +108,7 @@ def init_participant_wf(
     quick : bool
         Coarse registration, to try things out.
     seed : int
-        Of ANTs's random numbers.
+        Of the voxels that are drawn to compare brains.
     omp_nthreads : int
         Threads for each node that can use them.
 
@@ -128,7 +128,7 @@ def init_participant_wf(
     brain_mask_in_template
         The brain there.
     t1w_to_template
-        Composite transform, as ANTs writes it.
+        Composite transform, ITK's HDF5.
     template_to_t1w
         Its inverse.
     synthetic_pet

@@ -28,6 +28,7 @@ from bids_app.workflows.execution import label_nodes
 
 SMOOTH = "bSpline"  # cubic; 2 s for a T1w at 1 mm, where a windowed sinc takes 11
 CRISP = "nearestNeighbor"
+BIAS_GRID, QUICK_BIAS_GRID = 4.0, 8.0  # mm; docs/results/registration.md
 LINEAR = "linear"  # no ringing around hot voxels of a PET
 
 
@@ -51,7 +52,7 @@ class Preprocessing:
     quick : bool
         Coarse registration, for trying things out.
     seed : int
-        Of ANTs's random numbers.
+        Of the voxels that are drawn to compare brains.
     omp_nthreads : int
         Threads for each node that can use them.
     """
@@ -100,7 +101,7 @@ def init_anatomical_wf(
     brain_mask_in_template
         The brain on that grid.
     t1w_to_template
-        Composite transform, as ANTs writes it.
+        Composite transform, ITK's HDF5.
     template_to_t1w
         Its inverse.
     """
@@ -114,7 +115,10 @@ def init_anatomical_wf(
     )
     label_nodes(extract, step="brain extraction")
     correct = Node(
-        CorrectBias(shrink_factor=4), name="correct_bias", n_procs=how.omp_nthreads, mem_gb=2
+        CorrectBias(grid=QUICK_BIAS_GRID if how.quick else BIAS_GRID),
+        name="correct_bias",
+        n_procs=how.omp_nthreads,
+        mem_gb=2,
     )
     label_nodes(correct, step="bias field")
     mask = Node(ApplyMask(), name="mask", mem_gb=1)
@@ -228,7 +232,7 @@ def init_pet_wf(
     brain_mask_in_template
         The brain on the grid of the outputs.
     t1w_to_template
-        Composite transform, as ANTs writes it.
+        Composite transform, ITK's HDF5.
     t1w_in_template_measured
         Quality of that transform, among others.
 
@@ -280,17 +284,14 @@ def init_pet_wf(
     )
     find = Node(FindFieldOfView(), name="field_of_view")
     register = Node(
-        RegisterPET(quick=how.quick, seed=how.seed),
-        name="register_to_t1w",
-        n_procs=how.omp_nthreads,
-        mem_gb=2,
+        RegisterPET(quick=how.quick), name="register_to_t1w", n_procs=how.omp_nthreads, mem_gb=2
     )
     label_nodes(register, step="PET to T1w")
     gaps = Node(RefuseGaps(source=str(pet)), name="refuse_gaps")
     to_t1w = Node(Resample(interpolation=LINEAR), name="resample_to_t1w")
     field_to_t1w = Node(Resample(interpolation=LINEAR), name="field_to_t1w")
     cover_t1w = Node(MeasureCoverage(), name="coverage_in_t1w")
-    path = Node(Merge(2), name="path", run_without_submitting=True)  # ANTs applies the last first
+    path = Node(Merge(2), name="path", run_without_submitting=True)  # the last is applied first
     grid = {"reference": str(how.reference), "interpolation": LINEAR}
     to_template = Node(Resample(**grid), name="resample_to_template")
     field_to_template = Node(Resample(**grid), name="field_to_template")

@@ -84,7 +84,7 @@ def init_synthesis_wf(
     own_t1w
         T1w on its own grid.
     template_to_t1w
-        Transform, as ANTs writes it.
+        Transform, ITK's HDF5.
 
     Outputs
     -------
