@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from bids_app.detection.card import STRIDE, EncoderSpec, spec_from_dict, spec_to_dict
+from bids_app.detection.smo import Integers, Singles, compiled
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import write_bytes
 from bids_app.imaging.coverage import near
@@ -506,19 +507,31 @@ def _slide(encoder: SiameseAutoencoder, slices: Tensor) -> Tensor:
     return x
 
 
-def _places(mask: Mask, side: int) -> Tensor:
-    """Tell where in flattened maps of :func:`_slide` the latents of a mask's voxels are."""
+def latent_places(mask: Mask, side: int) -> NDArray[np.int64]:
+    """Tell where in :func:`latent_maps` the latents of a slice's voxels are.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, (I, J)
+        The voxels, taken row by row.
+    side : int
+        Of the encoder: a voxel has side × side places.
+
+    Returns
+    -------
+    ndarray of int, (voxels, side²)
+        In the order of the latents.
+    """
     steps = STRIDE * np.arange(side)
     rows, columns = (axis[:, None, None] for axis in np.nonzero(mask))
     width = mask.shape[1] + STRIDE * (side - 1)
-    return torch.from_numpy(((rows + steps[:, None]) * width + columns + steps).ravel())
+    places = (rows + steps[:, None]) * width + columns + steps
+    return places.reshape(len(places), side * side)
 
 
 @torch.inference_mode()
-def latents_at(
-    encoder: SiameseAutoencoder, slices: NDArray[np.float32], mask: Mask
-) -> NDArray[np.float32]:
-    """Give the latents of one axial slice of many people, at the voxels of a mask.
+def latent_maps(encoder: SiameseAutoencoder, slices: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Encode one axial slice of many people densely, without a copy for each voxel.
 
     Parameters
     ----------
@@ -526,24 +539,68 @@ def latents_at(
         Trained; where it is, is computed.
     slices : ndarray, (S, I, J) or (S, channels, I, J)
         The slice of S people, in [0, 1]; beyond the border they are 0.
+
+    Returns
+    -------
+    ndarray of float32, (S, places, maps)
+        Of which :func:`gather` takes the latents of voxels.
+    """
+    device = next(encoder.parameters()).device
+    rows, columns = (side + STRIDE * (encoder.side - 1) for side in slices.shape[-2:])
+    found = np.empty((len(slices), rows * columns, encoder.latents // encoder.side**2), np.float32)
+    planes = slices.reshape(len(slices), 1, encoder.channels, *slices.shape[-2:])
+    for person, plane in enumerate(planes):
+        maps = _slide(encoder, torch.from_numpy(np.array(plane, np.float32)).to(device))[0]
+        found[person] = maps.permute(1, 2, 0).flatten(0, 1).cpu().numpy()
+    return found
+
+
+@compiled
+def gather(maps: Singles, places: Integers) -> Singles:
+    """Take the latents of voxels out of dense maps.
+
+    Parameters
+    ----------
+    maps : ndarray, (S, places, maps)
+        As :func:`latent_maps` gives them.
+    places : ndarray, (voxels, parts)
+        As :func:`latent_places` gives them, or some rows of that.
+
+    Returns
+    -------
+    ndarray of float32, (voxels, S, parts * maps)
+        As a one-class SVM a voxel wants them.
+    """
+    people, _, depth = maps.shape
+    voxels, parts = places.shape
+    found = np.empty((voxels, people, parts * depth), np.float32)
+    for person in range(people):
+        for voxel in range(voxels):
+            for part in range(parts):
+                place = places[voxel, part]
+                for value in range(depth):
+                    found[voxel, person, part * depth + value] = maps[person, place, value]
+    return found
+
+
+def latents_at(
+    encoder: SiameseAutoencoder, slices: NDArray[np.float32], mask: Mask
+) -> NDArray[np.float32]:
+    """Give the latents of one axial slice of many people, at the voxels of a mask.
+
+    Parameters
+    ----------
+    encoder, slices
+        As in :func:`latent_maps`.
     mask : ndarray of bool, (I, J)
         The voxels, taken row by row.
 
     Returns
     -------
     ndarray of float32, (voxels, S, latents)
-        As a one-class SVM a voxel wants them. Beside it, no more than the maps of one person's
-        slice are held.
+        As a one-class SVM a voxel wants them.
     """
-    device = next(encoder.parameters()).device
-    places = _places(mask, encoder.side).to(device)
-    found = np.empty((int(mask.sum()), len(slices), encoder.latents), np.float32)
-    planes = slices.reshape(len(slices), 1, encoder.channels, *mask.shape)
-    for person, plane in enumerate(planes):
-        maps = _slide(encoder, torch.from_numpy(np.array(plane, np.float32)).to(device))[0]
-        rows = maps.permute(1, 2, 0).flatten(0, 1).index_select(0, places)
-        found[:, person] = rows.view(found.shape[0], found.shape[2]).cpu().numpy()
-    return found
+    return gather(latent_maps(encoder, slices), latent_places(mask, encoder.side))
 
 
 @torch.inference_mode()

@@ -4,10 +4,12 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from bids_app.detection import smo
 from bids_app.detection.smo import Floats, Integers, Machines, Singles
@@ -21,7 +23,8 @@ Answer = TypeVar("Answer")
 class VoxelwiseOneClassSVM:
     """One RBF one-class SVM a voxel, as ``sklearn.svm.OneClassSVM`` is; voxels share nothing.
 
-    Decision values are within 1e-4 of scikit-learn's, for the same steps are taken: see ``smo``.
+    Decision values are within 1e-5 of scikit-learn's where that solves to the same tolerance or a
+    finer one; at its default of 1e-3, its own differ from themselves by 5e-4 under rounding.
 
     Parameters
     ----------
@@ -32,7 +35,8 @@ class VoxelwiseOneClassSVM:
         Of the kernel exp(-gamma * squared distance). "scale" is 1 / (features * variance of all
         entries) in each voxel, and 1 where nothing varies.
     tol : float
-        Of the stopping rule, in the unit of scores; 1e-3 is scikit-learn's.
+        Of the stopping rule, in the unit of scores; scikit-learn's default is 1e-3. Ours, 1e-5,
+        costs a tenth more time, and makes results equal across machines to that.
     threads : int, optional
         Voxels are shared among so many threads, which changes no result. By default as many as
         there are CPUs for this process.
@@ -71,7 +75,7 @@ class VoxelwiseOneClassSVM:
         *,
         nu: float = 0.03,
         gamma: float | str = "scale",
-        tol: float = 1e-3,
+        tol: float = 1e-5,
         threads: int | None = None,
     ) -> None:
         self.nu = nu
@@ -226,7 +230,30 @@ class VoxelwiseOneClassSVM:
         threads = len(os.sched_getaffinity(0)) if self.threads is None else self.threads
         if threads < 1:
             raise ValueError(f"voxels can be shared among 1 thread or more, not {threads}")
-        parts = [slice(k, min(k + AT_ONCE, voxels)) for k in range(0, max(voxels, 1), AT_ONCE)]
+        return share(work, voxels, threads)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def share(work: Callable[[slice], Answer], voxels: int, threads: int) -> list[Answer]:
+    """Work on pieces of voxels in threads, each of which computes alone; answers come in order.
+
+    Parameters
+    ----------
+    work : callable
+        Of a piece, as a slice; of an empty one where there are no voxels.
+    voxels : int
+        How many.
+    threads : int
+        That share them, which changes no result.
+    """
+    parts = [slice(k, min(k + AT_ONCE, voxels)) for k in range(0, max(voxels, 1), AT_ONCE)]
+    with _libraries().limit(limits=1, user_api="blas"):
+        if threads == 1:
+            return [work(part) for part in parts]
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(work, parts))
 

@@ -2,11 +2,12 @@
 
 The dual problem of Schölkopf et al. (2001), Neural Computation 13:1443-1471, as libsvm poses it
 (Chang & Lin, 2011, ACM TIST 2:27, section 2.4): given the kernel Q of n samples, minimise a'Qa / 2
-over coefficients 0 <= a <= 1 whose sum is nu * n. Two solutions within the tolerance of the
-stopping rule can differ by more than 1e-4, so this takes libsvm's own steps: its first point, its
-pairs (second order: Fan, Chen & Lin, 2005, JMLR 6:1889-1918, WSS 2), its shrinking (Chang & Lin,
-section 5.1), its rounding of Q to float32, and its order of additions, hence no fast arithmetic
-but in the kernel.
+over coefficients 0 <= a <= 1 whose sum is nu * n. Pairs of coefficients are moved, chosen by second
+order (Fan, Chen & Lin, 2005, JMLR 6:1889-1918, WSS 2), until no pair violates the conditions of an
+optimum by the tolerance. Unlike libsvm's, the start has all coefficients equal, as nearly all
+samples of a flat kernel support it; the whole kernel is computed at once, by a matrix product; and
+nothing is shrunk: with hundreds of samples at most, a pass over all takes less than the
+bookkeeping.
 
 Compiled with numba; the interpreter's lock is released, so that plain threads can share voxels.
 """
@@ -27,44 +28,12 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 FLATTEST = 1e-12  # curvature between two equal samples: libsvm's TAU
-SHRINK_EVERY = 1000  # steps at most between two attempts to shrink: libsvm's
 STEPS = 10_000_000  # at most: libsvm's
+LARGE = 1e300  # instead of infinity, which fast arithmetic does not know
 LOWEST = -104.0  # float32 has nothing but 0 for exp of less
-SQUARINGS = 8  # exp(x) = exp(x / 2**8) ** 2**8
-SERIES = tuple(1 / factorial(order) for order in range(10, -1, -1))  # of exp, highest order first
-
-
-class DualProblem(NamedTuple):
-    """One voxel's problem, as far as it is solved. Shrinking moves samples to other places.
-
-    Parameters
-    ----------
-    samples : ndarray, (n, features)
-        Any unit.
-    gamma : float
-        Of the kernel exp(-gamma * squared distance).
-    kernel : ndarray, (n, n)
-        Rows that were never asked for hold nothing yet.
-    known : ndarray of bool, (n,)
-        Which rows of the kernel are there.
-    alpha : ndarray, (n,)
-        Coefficients, 0 to 1.
-    gradient : ndarray, (n,)
-        kernel @ alpha; kept up to date for active samples only.
-    full : ndarray, (n,)
-        What the coefficients that are 1 contribute to the gradient.
-    origin : ndarray, (n,)
-        The place that each sample had at first.
-    """
-
-    samples: Floats
-    gamma: float
-    kernel: Singles
-    known: NDArray[np.bool_]
-    alpha: Floats
-    gradient: Floats
-    full: Floats
-    origin: Integers
+SQUARINGS = 5  # exp(x) = exp(x / 2**5) ** 2**5
+SERIES = tuple(1 / factorial(order) for order in range(8, -1, -1))  # of exp, highest order first
+FAST = {"reassoc", "contract", "nnan", "nsz"}  # what is finite may be added in any order
 
 
 class Machines(NamedTuple):
@@ -151,17 +120,24 @@ def fit(samples: Singles, gammas: Floats, nu: float, tolerance: float) -> tuple[
     """
     voxels, n, features = samples.shape
     alphas, offsets = np.empty((voxels, n)), np.empty(voxels)
-    points, kernel = np.empty((n, features)), np.empty((n, n), np.float32)
-    known, origin = np.empty(n, np.bool_), np.empty(n, np.int64)
-    alpha, gradient, full = np.empty(n), np.empty(n), np.empty(n)
+    points, kernel = np.empty((n, features), np.float32), np.empty((n, n), np.float32)
+    middle, squares = np.empty(features), np.empty(n, np.float32)
+    gradient, room = np.empty(n), np.empty((2, n))
     for voxel in range(voxels):
-        _copy(samples[voxel], points)
-        problem = DualProblem(points, gammas[voxel], kernel, known, alpha, gradient, full, origin)
-        _begin(problem, nu)
-        _solve(problem, tolerance)
-        offsets[voxel] = _offset(problem)
+        _find_middle(samples[voxel], middle)
+        _centre(samples[voxel], middle, points)
+        np.dot(points, points.T, kernel)
         for place in range(n):
-            alphas[voxel, origin[place]] = alpha[place]
+            squares[place] = kernel[place, place]
+        for place in range(n):
+            _kernel_row(kernel[place], squares[place], squares, -gammas[voxel])
+        alpha = alphas[voxel]
+        alpha[:] = nu
+        gradient[:] = 0
+        for place in range(n):
+            _add(gradient, nu, kernel[place])
+        _solve(kernel, alpha, gradient, room, tolerance)
+        offsets[voxel] = _offset(alpha, gradient)
     return alphas, offsets
 
 
@@ -183,26 +159,58 @@ def score(machines: Machines, samples: Singles) -> Floats:
     """
     voxels, n, features = samples.shape
     scores = np.zeros((voxels, n))
-    points, kernel = np.empty((n, features)), np.empty(n)
+    points, middle = np.empty((n, features), np.float32), np.empty(features)
+    squares = np.empty(n, np.float32)
     for voxel in range(voxels):
-        _copy(samples[voxel], points)
-        for which in range(machines.starts[voxel], machines.starts[voxel + 1]):
-            for sample in range(n):
-                kernel[sample] = _squared_distance(machines.support[which], points[sample])
-            _exponentiate(kernel, -machines.gammas[voxel])
-            for sample in range(n):
-                scores[voxel, sample] += machines.coefficients[which] * kernel[sample]
+        first, last = machines.starts[voxel], machines.starts[voxel + 1]
+        if first == last:
+            continue
+        support = np.empty((last - first, features), np.float32)
+        kernel = np.empty((last - first, n), np.float32)
+        _find_middle(machines.support[first:last], middle)
+        _centre(machines.support[first:last], middle, support)
+        _centre(samples[voxel], middle, points)
+        np.dot(support, points.T, kernel)
+        _square(points, squares)
+        for which in range(last - first):
+            own = _length(support[which])
+            _kernel_row(kernel[which], own, squares, -machines.gammas[voxel])
+            _add(scores[voxel], machines.coefficients[first + which], kernel[which])
     return scores
 
 
 @njit
-def _copy(values: Singles, into: Floats) -> None:
-    for row in range(values.shape[0]):
-        for column in range(values.shape[1]):
-            into[row, column] = values[row, column]
+def _find_middle(samples: Singles, middle: Floats) -> None:
+    """Average samples: distances between them lose no digits to an offset that all share."""
+    middle[:] = 0
+    for row in range(samples.shape[0]):
+        for column in range(samples.shape[1]):
+            middle[column] += samples[row, column]
+    middle /= samples.shape[0]
 
 
-@njit(fastmath={"reassoc", "contract"})
+@njit
+def _centre(samples: Singles, middle: Floats, into: Singles) -> None:
+    for row in range(samples.shape[0]):
+        for column in range(samples.shape[1]):
+            into[row, column] = samples[row, column] - middle[column]
+
+
+@njit(fastmath=FAST)
+def _length(values: Singles) -> float:
+    total = np.float32(0)
+    for place in range(values.size):
+        total += values[place] * values[place]
+    return float(total)
+
+
+@njit
+def _square(points: Singles, squares: Singles) -> None:
+    for row in range(points.shape[0]):
+        squares[row] = _length(points[row])
+
+
+@njit(fastmath=FAST)
 def _variance(values: Singles) -> float:
     """Pass twice, in float64, so that an offset takes no digits away."""
     mean, squares = 0.0, 0.0
@@ -214,244 +222,106 @@ def _variance(values: Singles) -> float:
     return squares / values.size
 
 
-@njit(fastmath={"reassoc", "contract"})
-def _squared_distance(one: Floats, other: Floats) -> float:
-    """Sum squared differences: scalar products would keep few digits where an offset is large."""
-    total = 0.0
-    for feature in range(one.size):
-        difference = one[feature] - other[feature]
-        total += difference * difference
-    return total
+@njit(fastmath=FAST)
+def _kernel_row(products: Singles, own: float, squares: Singles, factor: float) -> None:
+    """Turn scalar products with one sample into exp(factor * squared distance), in place.
 
-
-@njit(fastmath={"contract"})
-def _exponentiate(values: Floats, factor: float) -> None:
-    """Replace values by exp(factor * value), where factor * value <= 0.
-
-    By its series, so that the compiler takes several values at once. The relative error is below
-    1e-13, and below 1e-9 where the result is less than 1e-20.
+    By its series, so that the compiler takes several values at once: to what float32 holds where
+    the result is above 1e-8, and to 1e-15 below.
     """
-    for place in range(values.size):
-        x = max(factor * values[place], LOWEST) / 2**SQUARINGS
+    for place in range(products.size):
+        distance = max(own + squares[place] - 2 * products[place], 0.0)
+        x = max(factor * distance, LOWEST) / 2**SQUARINGS
         result = 0.0
         for coefficient in SERIES:
             result = result * x + coefficient
         for _ in range(SQUARINGS):
             result *= result
-        values[place] = result
+        products[place] = result
 
 
-@njit
-def _row(problem: DualProblem, place: int) -> Singles:
-    """Give the kernel between one sample and all."""
-    if not problem.known[place]:
-        _compute_row(problem, place)
-    return problem.kernel[place]
-
-
-@njit
-def _compute_row(problem: DualProblem, place: int) -> None:
-    """Compute a row of the kernel, but for what other rows tell of it."""
-    samples, kernel, known = problem.samples, problem.kernel, problem.known
-    row = np.zeros(known.size)
-    for other in range(known.size):
-        if not known[other]:
-            row[other] = _squared_distance(samples[place], samples[other])
-    _exponentiate(row, -problem.gamma)
-    for other in range(known.size):
-        kernel[place, other] = kernel[other, place] if known[other] else row[other]
-    known[place] = True
-
-
-@njit
-def _begin(problem: DualProblem, nu: float) -> None:
-    """Fill the first coefficients up to 1, until their sum is nu * n; compute the gradient."""
-    remaining = 0.0
-    for place in range(problem.alpha.size):
-        remaining += nu
-        problem.origin[place] = place
-        problem.known[place] = False
-        problem.gradient[place] = 0
-        problem.full[place] = 0
-    for place in range(problem.alpha.size):
-        problem.alpha[place] = min(1.0, remaining)
-        remaining -= problem.alpha[place]
-        if problem.alpha[place] > 0:
-            _add(problem.gradient, problem.alpha[place], _row(problem, place), 0)
-            _book(problem, place, 0.0)
-
-
-@njit
-def _add(values: Floats, factor: float, row: Singles, first: int) -> None:
-    for place in range(first, values.size):
+@njit(fastmath=FAST)
+def _add(values: Floats, factor: float, row: Singles) -> None:
+    for place in range(values.size):
         values[place] += factor * row[place]
 
 
-@njit
-def _solve(problem: DualProblem, tolerance: float) -> None:
+@njit(fastmath=FAST)
+def _solve(
+    kernel: Singles, alpha: Floats, gradient: Floats, room: Floats, tolerance: float
+) -> None:
     """Move pairs of coefficients until no pair violates the conditions by the tolerance.
 
-    Every so often, samples are set aside whose coefficients seem settled. They come back when the
-    solution is near for the first time, and before it is believed.
+    ``gradient`` is kernel @ alpha, and is kept so; ``room``, (2, n), is to compute in.
     """
-    n = problem.alpha.size
-    active, countdown, near = n, min(n, SHRINK_EVERY) + 1, False
+    upwards, gains = room[0], room[1]
+    rising, falling, raised, lowered = 0, 0, 0.0, 0.0
     for _ in range(STEPS):
-        countdown -= 1
-        if countdown == 0:
-            countdown = min(n, SHRINK_EVERY)
-            rise, fall = _slopes(problem, active)
-            if not near and rise + fall <= 10 * tolerance:
-                _restore(problem, active)
-                active, near = n, True
-            active = _set_aside(problem, active, rise, fall)
-        rising, falling = _choose(problem, active, tolerance)
-        if falling < 0:
-            _restore(problem, active)
-            active, countdown = n, 1
-            rising, falling = _choose(problem, active, tolerance)
-        if falling < 0:
+        up, down = kernel[rising], kernel[falling]
+        rise, fall = -LARGE, -LARGE
+        for place in range(alpha.size):
+            slope = gradient[place] + up[place] * raised + down[place] * lowered
+            gradient[place] = slope
+            upwards[place] = -slope if alpha[place] < 1 else -LARGE
+            rise = max(rise, upwards[place])
+            fall = max(fall, slope if alpha[place] > 0 else -LARGE)
+        if rise + fall < tolerance:
             return
-        _move(problem, active, rising, falling)
-    _restore(problem, active)
+        rising = _find(upwards, rise)
+        up = kernel[rising]
+        falling = _find(gains, _weigh(alpha, gradient, gains, up, rise))
+        step = (gradient[falling] - gradient[rising]) / max(2.0 - 2.0 * up[falling], FLATTEST)
+        raised, lowered = _move(alpha, rising, falling, step)
+
+
+@njit(fastmath=FAST)
+def _weigh(alpha: Floats, gradient: Floats, gains: Floats, up: Singles, rise: float) -> float:
+    """Tell what lowering each coefficient would gain, and the largest of that."""
+    best = -1.0
+    for place in range(alpha.size):
+        slope = max(rise + gradient[place], 0.0)
+        gain = slope * slope / max(2.0 - 2.0 * up[place], FLATTEST)
+        gain = gain if alpha[place] > 0 else -1.0
+        gains[place] = gain
+        best = max(best, gain)
+    return best
 
 
 @njit
-def _slopes(problem: DualProblem, active: int) -> tuple[float, float]:
-    """Give the steepest ways of raising and of lowering one coefficient."""
-    rise, fall = -np.inf, -np.inf
-    for place in range(active):
-        if problem.alpha[place] < 1:
-            rise = max(rise, -problem.gradient[place])
-        if problem.alpha[place] > 0:
-            fall = max(fall, problem.gradient[place])
-    return rise, fall
-
-
-@njit
-def _choose(problem: DualProblem, active: int, tolerance: float) -> tuple[int, int]:
-    """Choose the coefficient to raise and the one to lower; -1, -1 at the solution."""
-    alpha, gradient = problem.alpha, problem.gradient
-    rise, fall = _slopes(problem, active)
-    if rise + fall < tolerance:
-        return -1, -1
-    rising = _last(problem, active, rise)
-    row = _row(problem, rising)
-    falling, largest = -1, -np.inf
-    for place in range(active):
-        slope = rise + gradient[place]
-        if alpha[place] > 0 and slope > 0:
-            gain = slope * slope / max(2.0 - 2.0 * row[place], FLATTEST)
-            if gain >= largest:
-                falling, largest = place, gain
-    return rising, falling
-
-
-@njit
-def _last(problem: DualProblem, active: int, rise: float) -> int:
-    """Find the last coefficient to raise that is as steep as the steepest."""
-    for place in range(active - 1, -1, -1):
-        if problem.alpha[place] < 1 and -problem.gradient[place] == rise:
+def _find(values: Floats, wanted: float) -> int:
+    """Give the first place of a value."""
+    for place in range(values.size):
+        if values[place] == wanted:
             return place
-    return -1
+    return 0
 
 
 @njit
-def _move(problem: DualProblem, active: int, rising: int, falling: int) -> None:
-    """Take the best step along one pair, within 0 to 1, and bring the gradient up to date."""
-    alpha, gradient = problem.alpha, problem.gradient
-    up, down = _row(problem, rising), _row(problem, falling)
+def _move(alpha: Floats, rising: int, falling: int, step: float) -> tuple[float, float]:
+    """Raise one coefficient and lower another by a step, within 0 to 1; tell by how much."""
     before_up, before_down = alpha[rising], alpha[falling]
-    step = (gradient[falling] - gradient[rising]) / max(2.0 - 2.0 * up[falling], FLATTEST)
-    alpha[rising], alpha[falling] = _clip(
-        before_up + step, before_down - step, before_up + before_down
-    )
-    raised, lowered = alpha[rising] - before_up, alpha[falling] - before_down
-    for place in range(active):
-        gradient[place] += up[place] * raised + down[place] * lowered
-    _book(problem, rising, before_up)
-    _book(problem, falling, before_down)
+    if step >= min(1 - before_up, before_down):
+        if 1 - before_up < before_down:
+            alpha[rising], alpha[falling] = 1.0, before_up + before_down - 1
+        else:
+            alpha[rising], alpha[falling] = before_up + before_down, 0.0
+    else:
+        alpha[rising], alpha[falling] = before_up + step, before_down - step
+    return alpha[rising] - before_up, alpha[falling] - before_down
 
 
 @njit
-def _clip(one: float, other: float, total: float) -> tuple[float, float]:
-    """Bring a pair of coefficients, the first raised, back into 0 to 1; their sum is kept."""
-    if total > 1 and one > 1:
-        return 1.0, total - 1
-    if total <= 1 and other < 0:
-        return total, 0.0
-    return one, other
-
-
-@njit(inline="always")  # each call would hand on all arrays, and mostly for nothing
-def _book(problem: DualProblem, place: int, before: float) -> None:
-    """Keep account of what the coefficients that are 1 contribute to the gradient."""
-    change = (problem.alpha[place] >= 1) - (before >= 1)
-    if change != 0:
-        _add(problem.full, float(change), _row(problem, place), 0)
-
-
-@njit
-def _set_aside(problem: DualProblem, active: int, rise: float, fall: float) -> int:
-    """Move samples whose coefficients seem settled behind the others; tell how many these are."""
-    for place in range(active):
-        if place < active and _is_settled(problem, place, rise, fall):
-            active -= 1
-            while active > place and _is_settled(problem, active, rise, fall):
-                active -= 1
-            _swap(problem, place, active)
-    return active
-
-
-@njit
-def _is_settled(problem: DualProblem, place: int, rise: float, fall: float) -> bool:
-    """Tell whether a coefficient is at a bound, and every pair would press it further there."""
-    alpha, gradient = problem.alpha[place], problem.gradient[place]
-    return -gradient > rise if alpha >= 1 else alpha <= 0 and gradient > fall
-
-
-@njit
-def _restore(problem: DualProblem, active: int) -> None:
-    """Compute the gradient of the samples that were set aside."""
-    if active == problem.alpha.size:
-        return
-    for place in range(active, problem.alpha.size):
-        problem.gradient[place] = problem.full[place]
-    for place in range(active):
-        if 0 < problem.alpha[place] < 1:
-            _add(problem.gradient, problem.alpha[place], _row(problem, place), active)
-
-
-@njit
-def _swap(problem: DualProblem, one: int, other: int) -> None:
-    """Let two samples change places."""
-    samples, kernel, n = problem.samples, problem.kernel, problem.alpha.size
-    for column in range(samples.shape[1]):
-        samples[one, column], samples[other, column] = samples[other, column], samples[one, column]
-    for place in range(n):
-        kernel[one, place], kernel[other, place] = kernel[other, place], kernel[one, place]
-    for place in range(n):
-        kernel[place, one], kernel[place, other] = kernel[place, other], kernel[place, one]
-    for values in (problem.alpha, problem.gradient, problem.full):
-        values[one], values[other] = values[other], values[one]
-    known, origin = problem.known, problem.origin
-    known[one], known[other] = known[other], known[one]
-    origin[one], origin[other] = origin[other], origin[one]
-
-
-@njit
-def _offset(problem: DualProblem) -> float:
+def _offset(alpha: Floats, gradient: Floats) -> float:
     """Give rho: the gradient where 0 < alpha < 1, or else the middle of where it may be."""
     free, total, least, most = 0, 0.0, -np.inf, np.inf
-    for place in range(problem.alpha.size):
-        gradient = problem.gradient[place]
-        if problem.alpha[place] >= 1:
-            least = max(least, gradient)
-        elif problem.alpha[place] <= 0:
-            most = min(most, gradient)
+    for place in range(alpha.size):
+        if alpha[place] >= 1:
+            least = max(least, gradient[place])
+        elif alpha[place] <= 0:
+            most = min(most, gradient[place])
         else:
             free += 1
-            total += gradient
+            total += gradient[place]
     if free:
         return total / free
     return least if most == np.inf else (least + most) / 2  # nu is 1: libsvm gives infinity

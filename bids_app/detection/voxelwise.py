@@ -1,6 +1,7 @@
 """The voxelwise detector on a slab: latents of controls, one one-class SVM a voxel, scores.
 
-Slice by slice: what is held is the latents of one slice, whatever the volume's size.
+Slice by slice: what is held is the dense maps of one slice, whatever the volume's size, and in each
+thread the latents of a piece of it.
 
 Latents are centred on the mean of the controls at each voxel (our choice). The kernel would not
 notice; but gamma, 1 / (features × variance of all entries), would take the differences between
@@ -14,19 +15,26 @@ voxel with fewer controls are scaled up: scores of all voxels are in one unit. O
 controls that support each voxel's SVM, and how much.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from bids_app.detection.autoencoder import SiameseAutoencoder, latents_at, whole_patches
+from bids_app.detection.autoencoder import (
+    SiameseAutoencoder,
+    gather,
+    latent_maps,
+    latent_places,
+    whole_patches,
+)
 from bids_app.detection.covariates import adjust, fit_slopes
 from bids_app.detection.evaluation import least_controls
-from bids_app.detection.oneclass import VoxelwiseOneClassSVM
+from bids_app.detection.oneclass import VoxelwiseOneClassSVM, share
 from bids_app.detection.slabs import PackedControls, Slab, count_voxels
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 from bids_app.files import write_bytes
@@ -184,6 +192,11 @@ def load_models(path: Path) -> VoxelModels:
     return models
 
 
+Fit: TypeAlias = Callable[
+    [slice, NDArray[np.float32], NDArray[np.bool_] | None], tuple[VoxelModels, VoxelwiseOneClassSVM]
+]
+
+
 @dataclass(frozen=True)
 class FoldOnSlab:
     """A fold's part in a slab.
@@ -261,53 +274,94 @@ class FoldOnSlab:
     def _whole(self, hole: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return whole_patches(hole[..., np.newaxis], self.encoder.patch)[..., 0]
 
-    def latents(
-        self, slices: NDArray[np.float32], k: int, known: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Give latents of controls in a slice, centred, (voxels, controls, latents), and means."""
-        found = latents_at(self.encoder, slices, self.brain[..., k])
-        if not np.isfinite(found).all():
+    def encode(self, slices: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+        """Give the latents of slice ``k`` of controls or others as dense maps.
+
+        Raises
+        ------
+        UnusableDataError
+            If they are not finite.
+        """
+        maps = latent_maps(self.encoder, slices)
+        if not np.isfinite(maps).all():
             raise UnusableDataError(
                 f"latents of controls in slice {k} are not finite, so no one-class SVM can be "
                 "fitted; train the encoder again"
             )
-        if known is None:
-            mean = found.mean(axis=1, keepdims=True)
-        else:
-            counts = np.maximum(known.sum(axis=1), 1).astype(np.float32)
-            mean = (found * known[..., np.newaxis]).sum(axis=1) / counts[:, np.newaxis]
-            mean = mean[:, np.newaxis]
-        return found - mean, mean
+        return maps
 
     def score(
         self,
-        fitted: VoxelwiseOneClassSVM,
+        fit: Fit,
         scored: Sequence[Volume],
         holes: Sequence[Mask | None],
         k: int,
         *,
-        mean: NDArray[np.float32],
-        controls: NDArray[np.float32],
-        slopes: NDArray[np.float32] | None,
         rows: Sequence[Sequence[float]],
-    ) -> NDArray[np.float32]:
-        """Score others in a slice, (scored, voxels); NaN where that cannot be.
+    ) -> tuple[list[VoxelModels], NDArray[np.float32]]:
+        """Fit a slice, piece by piece in threads, and score others in it.
 
-        ``mean`` is as :meth:`latents` gives it, ``controls`` and ``slopes`` as :meth:`read` does.
+        Parameters
+        ----------
+        fit : callable
+            Makes the models of a piece, and the estimator of them: of which voxels of the slice it
+            is, as a slice, the controls' centred latents, and who of them counts, None for all.
+        scored, holes, rows
+            As in :func:`fit_slab`.
+        k : int
+            Which slice.
+
+        Returns
+        -------
+        list of VoxelModels
+            Of the pieces, in order.
+        ndarray of float32, (scored, voxels)
+            NaN where nothing can be said.
         """
-        brain = self.brain[..., k]
-        slices = np.stack([np.asarray(volume[..., k]) for volume in scored])
-        if slopes is not None:
+        brain, known = self.brain[..., k], self.known(k)
+        controls, slopes = self.read(k)
+        slices = np.stack([np.asarray(volume[..., k]) for volume in scored]) if scored else None
+        if slices is not None and slopes is not None:
             _adjust_all(slices, rows, slopes)
-        latents = latents_at(self.encoder, slices, brain) - mean
-        scores = -fitted.decision_function(latents).T.astype(np.float32)
-        if self.direction != "both":
+        maps = self.encode(controls, k)
+        others = None if slices is None else latent_maps(self.encoder, slices)
+        places = latent_places(brain, self.encoder.side)
+
+        def work(part: slice) -> tuple[VoxelModels, NDArray[np.float32]]:
+            latents = gather(maps, places[part])
+            counted = None if known is None else known[part]
+            mean = _centre(latents, counted)
+            models, fitted = fit(part, latents, counted)
+            if others is None:
+                return models, np.zeros((0, len(latents)), np.float32)
+            asked = gather(others, places[part])
+            asked -= mean
+            return models, -fitted.decision_function(asked).T.astype(np.float32)
+
+        parts = share(work, len(places), self.threads)
+        scores = np.concatenate([piece for _, piece in parts], axis=1)
+        if self.direction != "both" and slices is not None:
             more = pets_of(slices)[:, brain] - self._mean_uptake(controls, k)[brain]
             scores = sign_scores(scores, more if self.direction == "hyper" else -more)
         for row, hole in enumerate(holes):
             if hole is not None and hole[..., k].any():
                 scores[row, ~self._whole(hole[..., k])[brain]] = np.nan
-        return scores
+        return [models for models, _ in parts], scores
+
+
+def _centre(latents: NDArray[np.float32], known: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+    """Centre the controls' latents at each voxel, in place; give what was their mean.
+
+    ``known``: who counts, (voxels, controls); None for all.
+    """
+    if known is None:
+        mean = latents.mean(axis=1, keepdims=True)
+    else:
+        counts = np.maximum(known.sum(axis=1), 1).astype(np.float32)
+        mean = (latents * known[..., np.newaxis]).sum(axis=1) / counts[:, np.newaxis]
+        mean = mean[:, np.newaxis]
+    latents -= mean
+    return mean
 
 
 def pets_of(slices: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -358,9 +412,7 @@ def sign_scores(scores: NDArray[np.float32], agreement: NDArray[np.float32]) -> 
     return np.where(agreement > 0, scores, -np.abs(scores))
 
 
-def _fit(
-    latents: NDArray[np.float32], known: NDArray[np.bool_], nu: float, threads: int
-) -> VoxelModels:
+def _fit(latents: NDArray[np.float32], known: NDArray[np.bool_], nu: float) -> VoxelModels:
     """Fit voxels that not all controls count at: those with the same controls together.
 
     Parameters
@@ -371,8 +423,6 @@ def _fit(
         Who counts where.
     nu : float
         Of the one-class SVM.
-    threads : int
-        That share the voxels.
 
     Returns
     -------
@@ -388,7 +438,7 @@ def _fit(
         if len(members) < least_controls(controls):
             continue
         own = np.flatnonzero(which.ravel() == number)
-        models = keep(VoxelwiseOneClassSVM(nu=nu, threads=threads).fit(latents[own][:, members]))
+        models = keep(VoxelwiseOneClassSVM(nu=nu, threads=1).fit(latents[own][:, members]))
         share = controls / len(members)
         owners = np.repeat(own, models.n_support)
         alphas[owners, members[models.support]] = share * models.dual_coef
@@ -437,23 +487,23 @@ def fit_slab(
         as much of the brain of others does, too. NaN where the patch touches a hole, or too few
         controls know the voxel. Voxels are in the order of :mod:`bids_app.detection.slabs`.
     """
+
+    def fit(
+        part: slice,  # noqa: ARG001
+        latents: NDArray[np.float32],
+        known: NDArray[np.bool_] | None,
+    ) -> tuple[VoxelModels, VoxelwiseOneClassSVM]:
+        if known is None:
+            fitted = VoxelwiseOneClassSVM(nu=nu, threads=1).fit(latents)
+            return keep(fitted), fitted
+        models = _fit(latents, known, nu)
+        return models, models.part(slice(0, len(latents)), latents, threads=1)
+
     models, scores = [], [np.zeros((len(scored), 0), np.float32)]
     for k in fold.slices():
-        known = fold.known(k)
-        controls, slopes = fold.read(k)
-        latents, mean = fold.latents(controls, k, known)
-        if known is None:
-            fitted = VoxelwiseOneClassSVM(nu=nu, threads=fold.threads).fit(latents)
-            models.append(keep(fitted))
-        else:
-            models.append(_fit(latents, known, nu, fold.threads))
-            whole = slice(0, len(latents))
-            fitted = models[-1].part(whole, latents, threads=fold.threads)
-        scores.append(
-            fold.score(
-                fitted, scored, holes, k, mean=mean, controls=controls, slopes=slopes, rows=rows
-            )
-        )
+        made, found = fold.score(fit, scored, holes, k, rows=rows)
+        models.extend(made)
+        scores.append(found)
     return join(models), np.concatenate(scores, axis=1)
 
 
@@ -486,14 +536,16 @@ def score_slab(
     scores = [np.zeros((len(scored), 0), np.float32)]
     start = 0
     for k in fold.slices():
-        run = slice(start, start + int(fold.brain[..., k].sum()))
-        controls, slopes = fold.read(k)
-        latents, mean = fold.latents(controls, k, fold.known(k))
-        fitted = models.part(run, latents, threads=fold.threads)
-        scores.append(
-            fold.score(
-                fitted, scored, holes, k, mean=mean, controls=controls, slopes=slopes, rows=rows
-            )
-        )
-        start = run.stop
+
+        def take(
+            part: slice,
+            latents: NDArray[np.float32],
+            known: NDArray[np.bool_] | None,  # noqa: ARG001
+            first: int = start,
+        ) -> tuple[VoxelModels, VoxelwiseOneClassSVM]:
+            own = slice(first + part.start, first + part.stop)
+            return models, models.part(own, latents, threads=1)
+
+        scores.append(fold.score(take, scored, holes, k, rows=rows)[1])
+        start += int(fold.brain[..., k].sum())
     return np.concatenate(scores, axis=1)
