@@ -193,6 +193,10 @@ def _difference(initial: Spec, spec: Spec) -> str:
             (initial.condition is None) is not (spec.condition is None)
         ),
         f"it is {theirs}, the row {ours}; name others with --models": theirs != ours,
+        "its slices are turned; train without --init": (
+            isinstance(initial.tiling, SliceTriplets)
+            and initial.tiling.axes != SliceTriplets.axes
+        ),
         f"its width is {initial.width}, the row's {spec.width}; give --width {initial.width}": (
             initial.width != spec.width
         ),
