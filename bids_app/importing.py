@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -78,7 +79,8 @@ def read_state(path: Path) -> State:
 
     size_of(path)
     try:
-        return read_tensors(path)
+        with warnings.catch_warnings(action="ignore"):  # torch's, of files that it then refuses
+            return read_tensors(path)
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -151,14 +153,20 @@ def convert(
 
 
 def _without_remains(state: State) -> dict[str, Tensor]:
-    """Take off what ``DataParallel`` puts before names, and leave out what norms do not use.
+    """Leave out what norms do not use, and take off what ``DataParallel`` puts before names.
 
     Before PyTorch 0.4, instance norm kept running means; networks with weights of a norm, which
     do use them, are refused.
     """
-    wrapped = bool(state) and all(name.startswith("module.") for name in state)
-    bare = {name.removeprefix("module.") if wrapped else name: t for name, t in state.items()}
-    return {name: t for name, t in bare.items() if name.rpartition(".")[2] not in LEFT_OVER}
+    used = {n: t for n, t in state.items() if f"{n}".rpartition(".")[2] not in LEFT_OVER}
+    if not all(isinstance(name, str) and _is_plain(value) for name, value in used.items()):
+        raise ValueError("what it holds are not the parameters of a network")
+    wrapped = bool(used) and all(name.startswith("module.") for name in used)
+    return {name.removeprefix("module.") if wrapped else name: t for name, t in used.items()}
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.is_floating_point() and str(value.layout) == "torch.strided" and not value.is_meta
 
 
 def _refuse_others(state: State) -> None:
@@ -202,7 +210,16 @@ def _match_layers(state: State) -> tuple[int, dict[str, str]]:
     # Their last convolution has a layer of its own before it that reflects
     for place, own in ((10, 9), (13, 12), (17, 15)):
         names[f"model.{place + n_blocks}"] = f"layers.{own + n_blocks}"
+    _refuse_missing(state, names)
     return n_blocks, names
+
+
+def _refuse_missing(state: State, names: Mapping[str, str]) -> None:
+    for layer in names:
+        for part, axes in (("weight", 4), ("bias", 1)):
+            name = f"{layer}.{part}"
+            if name not in state or state[name].ndim != axes:
+                raise ValueError(f"{name} is missing, or has not {axes} axes")
 
 
 def _translate(name: str, names: Mapping[str, str]) -> str:
@@ -214,9 +231,7 @@ def _take_one_channel(weights: dict[str, Tensor], first: str, last: str) -> None
     """Let a network of copies of a slice take one, and give one: exact, since it is linear."""
     weights[f"{first}.weight"] = weights[f"{first}.weight"].sum(1, keepdim=True)
     for part in ("weight", "bias"):
-        name = f"{last}.{part}"
-        if name in weights:
-            weights[name] = weights[name][:1]
+        weights[f"{last}.{part}"] = weights[f"{last}.{part}"][:1]
 
 
 def _refuse_channels(taken: int, given: int) -> None:
@@ -309,9 +324,9 @@ def build_parser() -> Parser:
         "--trained-on TEXT", "on whose T1w and PET, for all reports; required", _text, required=True
     )
     add("--name NAME", "of the generator; default: the name of FOLDER", _name)
-    add("--licence --license TEXT", "of the weights", _text, default="")
+    add("--licence --license TEXT", "of the weights", _text)
     add("--intended-use TEXT", "default: for research, on people like those", _text)
-    add("--dataset NAME", "name or DOI of the BIDS dataset it was trained on", _text, default="")
+    add("--dataset NAME", "name or DOI of the BIDS dataset it was trained on", _text)
     add(
         "--participant-label LABEL",
         "people of --dataset whom it was trained on, so that they count as seen; or a text file "
@@ -397,7 +412,7 @@ def _refuse(given: argparse.Namespace) -> None:
             f"{name}: is the name of a generator of mri2pet's own; give another by --name"
         )
     refuse_inverted(given.bounding_box)
-    if given.participant_label and not given.dataset:
+    if given.participant_label and given.dataset is None:
         raise UsageError("--participant-label: give the --dataset whose labels these are, too")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CannotCreateError(f"{folder}: not an empty folder; choose a new one, or empty it")
@@ -411,9 +426,10 @@ def describe(spec: ModelSpec, given: argparse.Namespace) -> Card:
     name = given.generator_dir.name if given.name is None else given.name
     participants = normalize_labels(given.participant_label, "sub-")
     grid = grid_of_box(given.bounding_box, given.resolution)
-    origin = Ancestor(path.name, file_sha256(path), given.dataset, participants)
+    dataset = "" if given.dataset is None else given.dataset
+    origin = Ancestor(path.name, file_sha256(path), dataset, participants)
     use = INTENDED_USE if given.intended_use is None else given.intended_use
-    licence = f" Licence: {given.licence}." if given.licence else ""
+    licence = "" if given.licence is None else f" Licence: {given.licence}."
     return Card(
         name=name,
         version=version("mri2pet"),
@@ -425,7 +441,7 @@ def describe(spec: ModelSpec, given: argparse.Namespace) -> Card:
         trained_on=f"{given.trained_on} (imported from {path.name}, SHA-256 {origin.sha256})",
         intended_use=f"{use} {UNMEASURED}{licence}",
         participants=participants,
-        dataset=given.dataset,
+        dataset=dataset,
         seed=-1,
         versions={"mri2pet": version("mri2pet"), "torch": torch.__version__},
         pet_times_mean=given.pet_times_mean,
