@@ -36,7 +36,7 @@ from bids_app.imaging.volume import grid_of_box
 from bids_app.lifeline import exit_with
 from bids_app.settings import FULL_RESOLUTION, Settings
 from bids_app.strict import is_name, is_text, refuse_shapes
-from bids_app.synthesis.card import Ancestor, Card, file_sha256
+from bids_app.synthesis.card import Ancestor, Card, card_from, card_values, file_sha256
 from bids_app.synthesis.models import (
     CONDITIONED,
     OVERLAPPING,
@@ -394,11 +394,12 @@ def import_generator(argv: Sequence[str] | None) -> str:
     cycle = path.stem.endswith(("_G_A", "_G_B"))  # as that program names them; the file tells not
     try:
         spec, weights = convert(state, axes=given.slice_axes, copies=given.copies, cycle=cycle)
+        card = card_from(card_values(describe(spec, given)))  # nothing is written that is refused
     except ValueError as error:
         raise UnusableDataError(f"{path}: cannot be imported ({error})") from error
     generator = build_generator(spec)
     generator.load_state_dict(weights)
-    card = save_generator(generator, describe(spec, given), given.generator_dir)
+    save_generator(generator, card, given.generator_dir)
     blocks = f"{spec.n_blocks} residual blocks, width {spec.width}"
     return f"generator {card.name} ({configuration_of(spec)}, {blocks}): {given.generator_dir}"
 

@@ -1,4 +1,4 @@
-"""The generator of pytorch-CycleGAN-and-pix2pix, written anew: what imported ones are compared to."""
+"""The generator of pytorch-CycleGAN-and-pix2pix, written anew, to compare imported ones with."""
 
 import copy
 from functools import partial

@@ -106,7 +106,7 @@ def test_there_are_eight_ways_to_lay_a_slice():
 
 @pytest.mark.parametrize("tiling", [SliceTriplets, SingleSlices])
 def test_axes_that_no_slice_has_are_refused(tiling):
-    with pytest.raises(ValueError, match="are one of RA, RP, .*, not 'RL'"):
+    with pytest.raises(ValueError, match=r"are one of RA, RP, .*, not 'RL'"):
         tiling(axes="RL")
 
 
