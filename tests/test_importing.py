@@ -284,6 +284,8 @@ def test_files_and_folders_that_are_not_as_they_should_be(tmp_path, capsys):
     ):
         assert main([str(file), str(folder), *TOLD]) == code
         assert words in capsys.readouterr().err
+    assert main([str(path), str(new), *TOLD, "--resolution", "0.001"]) == 65
+    assert "cannot be imported (field shape cannot be" in capsys.readouterr().err
     assert not new.exists()
     assert {"default", "semi3d-gan", "semi3d-gan-tissue", "semi3d-gan-overlap"} < TAKEN
 
