@@ -218,7 +218,7 @@ class Mark:
 
 
 @pytest.mark.parametrize("kind", ["code", "pickle", "whole", "wrapped", "text", "cut", "empty"])
-def test_other_content_is_refused_and_never_run(kind, tmp_path, capsys):
+def test_other_content_is_refused_and_never_run(kind, tmp_path, capsys, recwarn):
     path, mark, network = tmp_path / "net_G.pth", tmp_path / "mark", drawn(blocks=1)
     if kind == "code":
         torch.save({**network.state_dict(), "x": Mark(mark)}, path)
@@ -237,6 +237,7 @@ def test_other_content_is_refused_and_never_run(kind, tmp_path, capsys):
     assert f"{path}: not a" in said
     assert "what torch.save makes of network.state_dict()" in said
     assert said.count("\n") == 1
+    assert not [warning for warning in recwarn if "pickle" in f"{warning.message}"]
     assert not mark.exists()
     assert not (tmp_path / "new").exists()
 
@@ -311,6 +312,7 @@ def test_the_card_tells_where_the_generator_is_from(tmp_path, capsys):
     assert (card.seed, card.metrics, card.pet_times_mean) == (-1, {}, 2.5)
     assert card.reference_sha256 == card.uncertainty_sha256 == ""
     assert (card.spec.cycle, card.spec.epochs, card.spec.tiling.axes) == (True, 0, "PR")
+    assert (card.participants, card.dataset) == (("01", "02"), "Our study")
     assert known_labels(card) == {"01", "02"}
     assert has_seen(card, "02", ["Our study"], tmp_path)
     assert not has_seen(card, "03", ["Our study"], tmp_path)
@@ -403,5 +405,5 @@ def test_completion_knows_files_and_options(capsys):
         main(["--print-completion", "bash"])
     told = capsys.readouterr().out
     assert "--slice-axes" in told
-    assert "_shtab_compgen_dirs" in told
-    assert "_shtab_compgen_files" in told
+    assert "pos_0_COMPGEN=_shtab_compgen_files" in told
+    assert "pos_1_COMPGEN=_shtab_compgen_dirs" in told
