@@ -4,6 +4,7 @@ import argparse
 import codecs
 import difflib
 import io
+import math
 import os
 import re
 import sys
@@ -177,6 +178,53 @@ def absolute_path(text: str) -> Path:
         return Path(text).absolute()
     except FileNotFoundError:
         raise _no_folder() from None
+
+
+def number_reader(
+    kind: type[int] | type[float], may_be: Callable[[float], bool], otherwise: str
+) -> Callable[[str], float]:
+    """Make a reader of numbers that says what is wrong with others."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not may_be(value):
+            raise argparse.ArgumentTypeError(f"{text} {otherwise}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse says it of what is no number
+    return read
+
+
+positive = number_reader(float, lambda value: 0 < value < math.inf, "is not above 0")
+not_negative = number_reader(float, lambda value: 0 <= value < math.inf, "is below 0")
+
+
+def refuse_inverted(box: Sequence[float]) -> None:
+    """Refuse a ``--bounding-box`` whose first corner does not lie below its second.
+
+    Raises
+    ------
+    UsageError
+        If it does not, or a side is no finite number.
+    """
+    sides = zip(box[:3], box[3:], strict=True)
+    if not all(-math.inf < low < high < math.inf for low, high in sides):
+        raise UsageError("--bounding-box: x0 y0 z0 must lie below x1 y1 z1; give both in mm, RAS+")
+
+
+class PrintCompletion(argparse.Action):
+    """Print the completion of a shell and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        import shtab
+
+        for action in parser._actions:
+            if action.dest.endswith("_dir"):
+                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+            elif action.type is absolute_path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+        sys.stdout.write(shtab.complete(parser, str(given[1])))
+        parser.exit()
 
 
 def refuse_lost_folder() -> None:

@@ -1,7 +1,6 @@
 """Arguments → Settings, nothing else. Nothing heavy is imported before they are understood."""
 
 import argparse
-import math
 import os
 import re
 import sys
@@ -17,11 +16,16 @@ from typing import Any
 from bids_app.arguments import (
     LESIONS,
     Parser,
+    PrintCompletion,
     absolute_path,
     add_option,
     axis_code,
     normalize_labels,
+    not_negative,
+    number_reader,
+    positive,
     read_names_as_utf8,
+    refuse_inverted,
     refuse_lost_folder,
     run_program,
 )
@@ -66,26 +70,9 @@ LABELS = {
 }
 
 
-def _number(
-    kind: type[int] | type[float], may_be: Callable[[float], bool], otherwise: str
-) -> Callable[[str], float]:
-    """Make a reader of numbers that says what is wrong with others."""
-
-    def read(text: str) -> float:
-        value = kind(text)
-        if not may_be(value):
-            raise argparse.ArgumentTypeError(f"{text} {otherwise}")
-        return value
-
-    read.__name__ = kind.__name__  # argparse says it of what is no number
-    return read
-
-
-_positive = _number(float, lambda value: 0 < value < math.inf, "is not above 0")
-_not_negative = _number(float, lambda value: 0 <= value < math.inf, "is below 0")
-_share = _number(float, lambda value: 0 < value < 1, "does not lie between 0 and 1")
-_count = _number(int, lambda value: value >= 1, "is not a whole number above 0")
-_seed = _number(int, lambda value: value >= 0, "is below 0")
+_share = number_reader(float, lambda value: 0 < value < 1, "does not lie between 0 and 1")
+_count = number_reader(int, lambda value: value >= 1, "is not a whole number above 0")
+_seed = number_reader(int, lambda value: value >= 0, "is below 0")
 
 
 def _memory(text: str) -> float:
@@ -187,7 +174,7 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
     add(
         "--resolution MM",
         f"default {FULL_RESOLUTION:g} mm; {SLOPPY_RESOLUTION:g} mm with --sloppy",
-        _positive,
+        positive,
     )
     add(
         "--skull-strip",
@@ -217,7 +204,7 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
     add(
         "--smoothing-fwhm MM",
         f"of the synthetic PET; default {Settings.smoothing_fwhm:g} mm",
-        _not_negative,
+        not_negative,
     )
     add(
         "--stage",
@@ -355,7 +342,7 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
         "smoothing (FWHM) of one-class SVM maps before "
         "clusters are found; default "
         f"{SCORE_FWHM:g} mm, 0 with --paper",
-        _not_negative,
+        not_negative,
     )
     add(
         "--channels NAME",
@@ -379,9 +366,9 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
         "--expected-false N",
         "keep a patient's clusters only down to the score at which a held-out control has so many, "
         "on average, such as 0.5 or 1; at most --clusters",
-        _positive,
+        positive,
     )
-    add("--min-cluster-size MM3", f"default {Settings.min_cluster_size:g} mm³", _not_negative)
+    add("--min-cluster-size MM3", f"default {Settings.min_cluster_size:g} mm³", not_negative)
     add(
         "--cluster-extent SHARE",
         "share of the brain that is above the threshold of clusters; default "
@@ -407,7 +394,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         "registration is bitwise reproducible only with one thread",
         _count,
     )
-    add("--mem-gb GB", "memory; default: nine tenths of what is allowed", _positive)
+    add("--mem-gb GB", "memory; default: nine tenths of what is allowed", positive)
     add(
         "--mem --mem-mb MB",
         "the same as nipreps' apps take it: in MB, or with a unit (16G)",
@@ -470,23 +457,12 @@ class _SelfTest(argparse.Action):
             parser.exit(self_test())
 
 
-class _PrintCompletion(argparse.Action):
-    """Print the completion of a shell and exit."""
+class _PrintCompletion(PrintCompletion):
+    """As its base, and of the levels, which argparse does not know."""
 
-    def __call__(
-        self, parser: argparse.ArgumentParser, _: object, shell: object, *__: object
-    ) -> None:
-        import shtab
-
-        for action in parser._actions:
-            if action.dest == "level":
-                action.choices = LEVELS
-            elif action.dest in PLACES or action.dest == "work_dir":
-                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-            elif action.type is absolute_path:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
-        sys.stdout.write(shtab.complete(parser, str(shell)))
-        parser.exit()
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        next(action for action in parser._actions if action.dest == "level").choices = LEVELS
+        super().__call__(parser, *given)
 
 
 def build_parser() -> Parser:
@@ -621,12 +597,6 @@ def _option(path: Path, name: str, value: object) -> list[str]:
     return [flag, *(str(item) for item in (value if isinstance(value, list) else [value]))]
 
 
-def _refuse_inverted(box: tuple[float, ...]) -> None:
-    sides = zip(box[:3], box[3:], strict=True)
-    if not all(-math.inf < low < high < math.inf for low, high in sides):
-        raise UsageError("--bounding-box: x0 y0 z0 must lie below x1 y1 z1; give both in mm, RAS+")
-
-
 def _refuse_twice(derivatives: tuple[tuple[str, Path], ...]) -> None:
     names = [name for name, _ in derivatives]
     if len(set(names)) < len(names):
@@ -667,7 +637,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     for name in TUPLES & given.keys():
         given[name] = tuple(dict.fromkeys(given[name]) if name in NAMES else given[name])
     if "bounding_box" in given:
-        _refuse_inverted(given["bounding_box"])
+        refuse_inverted(given["bounding_box"])
     if "derivatives" in given:
         _refuse_twice(given["derivatives"])
     if "pet_frames" in given:

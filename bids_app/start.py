@@ -39,3 +39,8 @@ def simulate() -> NoReturn:
 def fetch() -> NoReturn:
     """Run ``mri2pet-fetch``."""
     begin("bids_app.fetch")
+
+
+def import_generator() -> NoReturn:
+    """Run ``mri2pet-import``."""
+    begin("bids_app.importing")

@@ -15,7 +15,8 @@ export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=i
 app() {
     "$needed/bin/pip" install --prefix "$prefix" --no-deps --no-warn-script-location .
     # What the caller's PYTHONPATH and ~/.local hold is none of our business: Apptainer lets both in.
-    sed -i '1s/$/ -Es/' "$prefix"/bin/mri2pet "$prefix"/bin/mri2pet-simulate "$prefix"/bin/mri2pet-fetch
+    sed -i '1s/$/ -Es/' "$prefix"/bin/mri2pet "$prefix"/bin/mri2pet-simulate "$prefix"/bin/mri2pet-fetch \
+        "$prefix"/bin/mri2pet-import
 }
 
 data() {

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 from cohorts import running_with
+from foreign import drawn, in_volume
 from phantoms import add_pet, add_t1w, write_dataset
 
 from bids_app import nifti
 from bids_app.cli import main
 from bids_app.dataset.validation import find_validator
 from bids_app.files import read_tsv
+from bids_app.importing import main as import_main
 from bids_app.synthesis.card import REFERENCE, Card, file_sha256
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_translator
@@ -326,6 +328,32 @@ def test_how_sure_and_how_odd_is_told_when_asked_for(raw, out, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in times} == times
     if find_validator() is not None:
         assert subprocess.run([find_validator(), str(copy)], check=False).returncode == 0
+
+
+def test_a_generator_that_was_trained_elsewhere_predicts(raw, out, tmp_path, capsys):
+    copy = shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns(".work"))
+    network, folder = drawn(blocks=1), copy / "generators" / "theirs"
+    torch.save(network.state_dict(), tmp_path / "latest_net_G.pth")
+    told = ("--trained-on", "nobody", "--resolution", "4", "--pet-times-mean", "2.5")
+    assert import_main([str(tmp_path / "latest_net_G.pth"), str(folder), *told]) == 0
+    options = ("--stage", "synthesize", "--skip-bids-validation", "--smoothing-fwhm", "0")
+    run = arguments(raw, copy, *options, "--generator", "theirs")
+    assert main(run) == 0
+    made = sorted(copy.glob(f"sub-*/**/*_{SPACE}_desc-synth_pet.nii.gz"))
+    assert len(made) == 2
+    for path in made:
+        (t1w,) = path.parents[1].glob(f"anat/*_{SPACE}_desc-preproc_T1w.nii.gz")
+        (mask,) = path.parents[1].glob(f"anat/*_{SPACE}_desc-brain_mask.nii.gz")
+        brain = nifti.load(mask).data > 0
+        expected = np.where(brain, in_volume(network, nifti.load(t1w).data), 0)
+        np.testing.assert_allclose(nifti.load(path).data, expected, atol=1e-4)  # as it is stored
+        said = sidecar_of(path)["Generator"]["TrainedOn"]
+        assert said.startswith("nobody (imported from latest_net_G.pth, SHA-256 ")
+    assert "imported from latest_net_G.pth" in (copy / "sub-02.html").read_text()
+    capsys.readouterr()
+    for option in ("--uncertainty", "--novelty"):
+        assert main([*run, option]) == 65
+        assert f"{option}: generator theirs: its card names no" in capsys.readouterr().err
 
 
 def test_what_is_beyond_the_paper_is_done_when_asked_for(raw, out, tmp_path, capsys):

@@ -284,7 +284,7 @@ def test_a_program_can_be_told_to_end_while_it_is_loaded(begin, tmp_path, number
     assert not family(mark)
 
 
-@pytest.mark.parametrize("name", ["mri2pet", "mri2pet-simulate", "mri2pet-fetch"])
+@pytest.mark.parametrize("name", ["mri2pet", "mri2pet-simulate", "mri2pet-fetch", "mri2pet-import"])
 def test_programs_begin_where_they_can_be_told_to_end(name):
     program = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["scripts"][
         name

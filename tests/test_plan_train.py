@@ -28,6 +28,7 @@ from bids_app.synthesis.card import Card, card_from
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import MODELS, TissueSpec, spec_to_dict
+from bids_app.synthesis.tiling import SingleSlices, SliceTriplets
 from bids_app.synthesis.tissue import TissueModel
 from bids_app.workflows.training import Fold
 
@@ -125,6 +126,8 @@ SEEING = replace(SMALL, condition=TISSUE_SPEC)
         (replace(SMALL, width=3), SMALL, "its width is 3, the row's 2; give --width 3"),
         (replace(SMALL, n_blocks=2), SMALL, "it has 2 residual blocks, the row 1; choose another"),
         (MODELS["patch3d-gan-mse"], SMALL, "it is 3D-patch, the row semi-3D"),
+        (replace(SMALL, tiling=SingleSlices()), SMALL, "it is 2D, the row semi-3D"),
+        (replace(SMALL, tiling=SliceTriplets(axes="PL")), SMALL, "its slices are turned"),
     ],
 )
 def test_a_row_goes_on_from_what_is_built_alike(study, initial, row, words):

@@ -22,7 +22,7 @@ from bids_app.synthesis.card import (
 from bids_app.synthesis.inference import load_generator, save_generator
 from bids_app.synthesis.losses import build_generator, build_translator
 from bids_app.synthesis.models import MODELS, TissueSpec, spec_from_dict, spec_to_dict
-from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
+from bids_app.synthesis.tiling import CubicPatches, SingleSlices, SliceTriplets
 
 CONDITIONED = replace(
     MODELS["semi3d-gan"], n_blocks=1, width=2, condition=TissueSpec((3, 3, 3), (4, 5, 6))
@@ -51,7 +51,10 @@ def card_of(spec):
     )
 
 
-@pytest.fixture(params=[SLICES, PATCHES, CONDITIONED], ids=["slices", "patches", "conditioned"])
+@pytest.fixture(
+    params=[SLICES, PATCHES, CONDITIONED, replace(SLICES, tiling=SingleSlices("PL"))],
+    ids=["slices", "patches", "conditioned", "single"],
+)
 def spec(request):
     return request.param
 
@@ -109,6 +112,9 @@ def test_a_card_written_before_references_were_known_is_read(folder):
 def test_triplets_without_overlap_are_told_as_before_there_was_any():
     assert spec_to_dict(SLICES)["tiling"] == {"kind": "semi3d"}
     assert spec_to_dict(PATCHES)["tiling"] == {"kind": "patch3d", "size": 12, "stride": 4}
+    for tiling in (SliceTriplets(axes="AR"), SliceTriplets(1, "LP"), SingleSlices()):
+        spec = replace(SLICES, tiling=tiling)
+        assert spec_from_dict(spec_to_dict(spec)) == spec
     overlapping = replace(SLICES, tiling=SliceTriplets(step=1))
     assert spec_from_dict(spec_to_dict(overlapping)) == overlapping
 

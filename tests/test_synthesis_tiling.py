@@ -4,11 +4,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bids_app.synthesis.pairs import brain_tiles
-from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, WholeVolume, overlap
+from bids_app.synthesis.tiling import (
+    AXES,
+    CubicPatches,
+    SingleSlices,
+    SliceTriplets,
+    WholeVolume,
+    overlap,
+    turn,
+    turn_back,
+)
 
 STEPS = (1, 2, 3)
 CUBES = [CubicPatches(4, 2), CubicPatches(6, 2), CubicPatches(5, 5)]
-TILINGS = [*map(SliceTriplets, STEPS), *CUBES, WholeVolume()]
+TURNED = [SliceTriplets(3, "PR"), SliceTriplets(1, "LA"), SingleSlices("AL")]
+TILINGS = [*map(SliceTriplets, STEPS), *TURNED, SingleSlices(), *CUBES, WholeVolume()]
 sides = st.integers(min_value=1, max_value=13)
 
 
@@ -76,8 +86,42 @@ def test_triplets_that_would_leave_slices_out_are_refused(step):
         SliceTriplets(step)
 
 
+@pytest.mark.parametrize("axes", AXES)
+@given(shape=st.tuples(sides, sides, sides))
+def test_turning_back_undoes_turning(axes, shape):
+    tile = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    assert torch.equal(turn_back(turn(tile, axes), axes), tile)
+    assert sorted(turn(tile, axes).shape) == sorted(shape)
+
+
+def test_there_are_eight_ways_to_lay_a_slice():
+    tile = torch.arange(6).reshape(2, 3)
+    assert (
+        len({(turn(tile, axes).shape, *turn(tile, axes).flatten().tolist()) for axes in AXES}) == 8
+    )
+    assert turn(tile, "RA") is tile
+    assert turn(tile, "LA").tolist() == [[3, 4, 5], [0, 1, 2]]
+    assert turn(tile, "AR").tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+@pytest.mark.parametrize("tiling", [SliceTriplets, SingleSlices])
+def test_axes_that_no_slice_has_are_refused(tiling):
+    with pytest.raises(ValueError, match=r"are one of RA, RP, .*, not 'RL'"):
+        tiling(axes="RL")
+
+
+def test_single_slices_are_tiles():
+    volume = torch.arange(7.0).expand(2, 3, 7)
+    assert [tile.unique().tolist() for tile in cut_all(SingleSlices(), volume)] == [
+        [number] for number in range(7)
+    ]
+    with pytest.raises(ValueError, match="only triplets"):
+        overlap(SingleSlices())
+
+
 def test_only_triplets_can_be_made_to_overlap():
     assert overlap(SliceTriplets()) == SliceTriplets(step=1)
+    assert overlap(SliceTriplets(axes="PL")) == SliceTriplets(step=1, axes="PL")
     for tiling in (CubicPatches(), WholeVolume()):
         with pytest.raises(ValueError, match="only triplets"):
             overlap(tiling)

@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-PROGRAMS = ("bids_app.cli", "bids_app.simulate", "bids_app.fetch")
+PROGRAMS = ("bids_app.cli", "bids_app.simulate", "bids_app.fetch", "bids_app.importing")
 LOCALE = "LC_ALL=POSIX PYTHONCOERCECLOCALE=0 PYTHONUTF8=0"
 
 
@@ -61,6 +61,7 @@ def test_signs_are_written_in_other_words(tmp_path):
         "bids_app.cli /in /out participant",
         "bids_app.simulate out",
         "bids_app.fetch --lpips file",
+        "bids_app.importing /net_G.pth /new --trained-on x",
     ],
 )
 def test_a_current_folder_that_was_deleted_is_a_sentence(tmp_path, command):

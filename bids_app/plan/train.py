@@ -26,6 +26,7 @@ from bids_app.synthesis.card import Card, card_values, check_grid, check_weights
 from bids_app.synthesis.evaluation import BASELINES, ROWS, ScoreRecord, records_from_json
 from bids_app.synthesis.models import TISSUE, Spec, TissueSpec, configuration_of, spec_to_dict
 from bids_app.synthesis.statistics import split
+from bids_app.synthesis.tiling import SliceTriplets
 from bids_app.workflows.execution import Output
 from bids_app.workflows.training import Fold, ModelPlan, StoredImage
 
@@ -193,6 +194,9 @@ def _difference(initial: Spec, spec: Spec) -> str:
             (initial.condition is None) is not (spec.condition is None)
         ),
         f"it is {theirs}, the row {ours}; name others with --models": theirs != ours,
+        "its slices are turned; train without --init": (
+            isinstance(initial.tiling, SliceTriplets) and initial.tiling.axes != SliceTriplets.axes
+        ),
         f"its width is {initial.width}, the row's {spec.width}; give --width {initial.width}": (
             initial.width != spec.width
         ),

@@ -42,7 +42,7 @@ _CHECKS: dict[str, strict.Check] = {
     "affine": strict.is_list(strict.is_list(strict.is_number(-1e6, 1e6), 4, 4), 4, 4),
     "sha256": strict.is_sha256,
     "participants": strict.is_list(strict.is_text, 1_000_000),
-    "seed": strict.is_whole(0, 2**64 - 1),
+    "seed": strict.is_whole(-1, 2**64 - 1),
     "versions": strict.is_mapping(strict.is_text, 1000),
     "metrics": strict.is_mapping(strict.is_number(), 1000),
     **dict.fromkeys(("reference_sha256", "uncertainty_sha256"), strict.is_sha256),
@@ -83,7 +83,7 @@ class Card:
     dataset : str
         Name or DOI of the dataset those belong to.
     seed : int
-        Of all randomness in training.
+        Of all randomness in training; -1 if that is not known.
     versions : dict
         Name → version of what computed it.
     metrics : dict

@@ -5,16 +5,21 @@ from typing import TypeAlias
 
 from bids_app.files import Json
 from bids_app.strict import Check, is_flag, is_list, is_number, is_whole, refuse_odd
-from bids_app.synthesis.tiling import CubicPatches, SliceTriplets, Tiling, WholeVolume
+from bids_app.synthesis.tiling import (
+    AXES,
+    CubicPatches,
+    SingleSlices,
+    SliceTriplets,
+    Tiling,
+    WholeVolume,
+)
 
 WHOLE = "whole"
-TILINGS: dict[str, type[SliceTriplets] | type[CubicPatches] | type[WholeVolume]] = {
-    "semi3d": SliceTriplets,
-    "patch3d": CubicPatches,
-    WHOLE: WholeVolume,
-}
-# Tiling → the paper's word; ours for the last
-CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch", WHOLE: "tissue model"}
+TILINGS: dict[
+    str, type[SliceTriplets] | type[CubicPatches] | type[SingleSlices] | type[WholeVolume]
+] = {"semi3d": SliceTriplets, "patch3d": CubicPatches, "slices": SingleSlices, WHOLE: WholeVolume}
+# Tiling → the paper's word; ours for the last two
+CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch", "slices": "2D", WHOLE: "tissue model"}
 CONDITIONED_WORD = "conditioned"  # of a row that starts from a tissue model
 CUBE = 3.0  # mm; a tissue model's coefficients are smoother than that; our choice
 FEWEST = 2  # controls that a tissue model is fitted to: one is left out, one is fitted
@@ -44,8 +49,9 @@ _TISSUE_CHECKS: dict[str, Check] = {
     "cubes": is_list(is_whole(1, 1024), 3, 3),
 }
 _TILING_CHECKS: dict[str, dict[str, Check]] = {
-    "semi3d": {"step": is_whole(1, SliceTriplets.channels)},
+    "semi3d": {"step": is_whole(1, SliceTriplets.channels), "axes": AXES.__contains__},
     "patch3d": {"size": is_whole(1, 512), "stride": is_whole(1, 512)},
+    "slices": {"axes": AXES.__contains__},
 }
 
 
@@ -76,8 +82,8 @@ class ModelSpec:
 
     Parameters
     ----------
-    tiling : SliceTriplets or CubicPatches
-        Semi-3D or 3D-patch.
+    tiling : SliceTriplets, CubicPatches or SingleSlices
+        Semi-3D or 3D-patch; slice by slice, of no row of the table.
     n_blocks : int
         Residual blocks of a generator: 9 or 2 (section 2.1).
     cycle : bool
@@ -256,8 +262,8 @@ def configuration_of(spec: Spec) -> str:
 def spec_to_dict(spec: Spec) -> dict[str, object]:
     """Tell a spec in plain values, as a card holds it.
 
-    Triplets without overlap tell no ``step``, and what has no condition tells none: what was
-    computed before they were known stays valid.
+    Slices tell ``step`` and ``axes`` only where they are not the defaults, and what has no
+    condition tells none: what was computed before they were known stays valid.
 
     Examples
     --------
@@ -266,7 +272,10 @@ def spec_to_dict(spec: Spec) -> dict[str, object]:
     """
     if isinstance(spec, TissueSpec):
         return {"tiling": {"kind": WHOLE}, "sides": list(spec.sides), "cubes": list(spec.cubes)}
-    tiling = {} if spec.tiling == SliceTriplets() else asdict(spec.tiling)  # type: ignore[call-overload]  # all are dataclasses
+    tiling = asdict(spec.tiling)  # type: ignore[call-overload]  # all are dataclasses
+    if isinstance(spec.tiling, SliceTriplets | SingleSlices):
+        usual = asdict(type(spec.tiling)())
+        tiling = {name: value for name, value in tiling.items() if value != usual[name]}
     told = {**asdict(spec), "tiling": {"kind": kind_of(spec), **tiling}}
     if spec.condition is None:
         del told["condition"]
@@ -293,7 +302,7 @@ def spec_from_dict(values: Json) -> Spec:
     kind = tiling.pop("kind", None)
     if not isinstance(kind, str) or kind not in _TILING_CHECKS:
         raise ValueError(f"there is no tiling {kind!r:.60}")
-    refuse_odd(tiling, _TILING_CHECKS[kind], "step size stride")
+    refuse_odd(tiling, _TILING_CHECKS[kind], "step size stride axes")
     made = TILINGS[kind](**tiling)
     if isinstance(made, CubicPatches) and made.stride > made.size:
         raise ValueError("cubes that are further apart than they are wide leave gaps")

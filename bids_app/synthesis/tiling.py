@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Shape: TypeAlias = tuple[int, ...]
+OWN_AXES = "RA"  # of a slice: its first axis points right, its second anterior
+AXES = tuple(map("".join, [*product("RL", "AP"), *product("AP", "RL")]))
 NO_TILES = "a volume without voxels has no tiles"
 
 
@@ -37,6 +39,41 @@ class Tiling(Protocol):
         """Lay all tiles, in order, out as a volume of this shape."""
 
 
+def turn(tile: Tensor, axes: str) -> Tensor:
+    """Lay slices, (…, I, J), out as another program does, to whose images a network is used.
+
+    Parameters
+    ----------
+    tile : Tensor, (…, I, J)
+        The first axis of a slice points right, the second anterior.
+    axes : str
+        Where those of the result point to, one of ``AXES``: ``PR`` is a slice as it is looked at,
+        rows from anterior to posterior, left on the left.
+
+    Examples
+    --------
+    >>> import torch
+    >>> turn(torch.tensor([[0, 1, 2], [3, 4, 5]]), "PR").tolist()
+    [[2, 5], [1, 4], [0, 3]]
+    """
+    if axes == OWN_AXES:
+        return tile
+    laid = tile.transpose(-2, -1) if axes[0] in "AP" else tile
+    return laid.flip(_mirrored(axes))
+
+
+def turn_back(tile: Tensor, axes: str) -> Tensor:
+    """Undo :func:`turn`."""
+    if axes == OWN_AXES:
+        return tile
+    laid = tile.flip(_mirrored(axes))
+    return laid.transpose(-2, -1) if axes[0] in "AP" else laid
+
+
+def _mirrored(axes: str) -> list[int]:
+    return [place - 2 for place, letter in enumerate(axes) if letter in "LP"]
+
+
 @dataclass(frozen=True)
 class SliceTriplets:
     """Triplets of adjacent transverse slices, one slice to a channel (semi-3D).
@@ -49,6 +86,9 @@ class SliceTriplets:
     step : int
         Slices between the starts of two neighbours: 3, the paper's, is without overlap; with 1
         or 2 a slice is in several triplets, and what they make of it is averaged.
+    axes : str
+        Where the axes of a slice point to, as :func:`turn` has it; other than ``RA``, tiles are
+        turned, for a generator that was trained elsewhere.
 
     Examples
     --------
@@ -61,10 +101,12 @@ class SliceTriplets:
     spatial_dims: ClassVar[int] = 2
     channels: ClassVar[int] = 3
     step: int = 3
+    axes: str = OWN_AXES
 
     def __post_init__(self) -> None:
         if not 1 <= self.step <= self.channels:
             raise ValueError(f"triplets begin every 1 to {self.channels} slices, not {self.step}")
+        _refuse_axes(self.axes)
 
     def count(self, shape: Shape) -> int:
         slices = shape[-1]
@@ -74,7 +116,7 @@ class SliceTriplets:
         first = self.step * index
         last = volume.shape[-1] - 1
         slices = [min(first + channel, last) for channel in range(self.channels)]
-        return volume[..., slices].movedim(-1, 0)
+        return turn(volume[..., slices].movedim(-1, 0), self.axes)
 
     def centre(self, volume: Tensor, index: int) -> Tensor:
         return self.cut(volume, index)
@@ -82,7 +124,8 @@ class SliceTriplets:
     def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
         volume: Tensor | None = None
         times = [0] * shape[-1]
-        for index, tile in zip(range(self.count(shape)), tiles, strict=True):
+        for index, laid in zip(range(self.count(shape)), tiles, strict=True):
+            tile = turn_back(laid, self.axes)
             volume = tile.new_zeros(shape) if volume is None else volume
             first = self.step * index
             for number, made in zip(range(first, shape[-1]), tile, strict=False):
@@ -93,13 +136,57 @@ class SliceTriplets:
         return volume.div_(volume.new_tensor(times))
 
 
+def _refuse_axes(axes: str) -> None:
+    if axes not in AXES:
+        raise ValueError(f"the axes of a slice are one of {', '.join(AXES)}, not {axes!r:.20}")
+
+
+@dataclass(frozen=True)
+class SingleSlices:
+    """Transverse slices, each of them a tile, (1, I, J).
+
+    Not in the paper; for generators that were trained elsewhere.
+
+    Parameters
+    ----------
+    axes : str
+        As of :class:`SliceTriplets`.
+    """
+
+    spatial_dims: ClassVar[int] = 2
+    channels: ClassVar[int] = 1
+    axes: str = OWN_AXES
+
+    def __post_init__(self) -> None:
+        _refuse_axes(self.axes)
+
+    def count(self, shape: Shape) -> int:
+        return shape[-1]
+
+    def cut(self, volume: Tensor, index: int) -> Tensor:
+        return turn(volume[..., index].unsqueeze(0), self.axes)
+
+    def centre(self, volume: Tensor, index: int) -> Tensor:
+        return self.cut(volume, index)
+
+    def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
+        volume: Tensor | None = None
+        for index, laid in zip(range(shape[-1]), tiles, strict=True):
+            tile = turn_back(laid, self.axes)
+            volume = tile.new_empty(shape) if volume is None else volume
+            volume[..., index] = tile[0]
+        if volume is None:
+            raise ValueError(NO_TILES)
+        return volume
+
+
 def overlap(tiling: Tiling) -> SliceTriplets:
     """Let triplets begin at every slice, so that what is made of each slice is averaged.
 
     Raises
     ------
     ValueError
-        If tiles are no triplets: cubes overlap already, and a whole volume has no neighbour.
+        If tiles are no triplets: cubes overlap already, single slices and a whole volume cannot.
     """
     if not isinstance(tiling, SliceTriplets):
         raise ValueError("only triplets of slices can be made to overlap")

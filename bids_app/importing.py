@@ -1,0 +1,468 @@
+"""``mri2pet-import``: make a generator of one that another program has trained.
+
+The other program is pytorch-CycleGAN-and-pix2pix (https://github.com/junyanz). Its ResnetGenerator
+is the network of Zhu et al. (2017), as is ours, but takes and gives intensities in [-1, 1] and ends
+in a hyperbolic tangent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bids_app.arguments import (
+    Parser,
+    PrintCompletion,
+    absolute_path,
+    add_option,
+    normalize_labels,
+    not_negative,
+    positive,
+    read_names_as_utf8,
+    refuse_inverted,
+    refuse_lost_folder,
+    run_program,
+)
+from bids_app.errors import CannotCreateError, ReadWriteError, UnusableDataError, UsageError
+from bids_app.files import size_of
+from bids_app.imaging.volume import grid_of_box
+from bids_app.lifeline import exit_with
+from bids_app.settings import FULL_RESOLUTION, Settings
+from bids_app.strict import is_name, is_text, refuse_shapes
+from bids_app.synthesis.card import Ancestor, Card, card_from, card_values, file_sha256
+from bids_app.synthesis.models import (
+    CONDITIONED,
+    OVERLAPPING,
+    TRAINABLE,
+    ModelSpec,
+    configuration_of,
+)
+from bids_app.synthesis.tiling import AXES, OWN_AXES, SingleSlices, SliceTriplets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State = Mapping[str, "Tensor"]  # parameters of a network by name
+BOX_SIDES = len(Settings.bounding_box)
+TAKEN = {"default", "sloppy", *TRAINABLE, *CONDITIONED, *OVERLAPPING}  # names that mean something
+BLOCK = re.compile(r"model\.(\d+)\.conv_block\.(\d+)\.weight")
+# Places of both convolutions of a block, without dropout and with it
+REFLECTED, ZERO_PADDED = ({1, 5}, {1, 6}), ({0, 3}, {0, 4})
+LEFT_OVER = ("running_mean", "running_var", "num_batches_tracked")  # of norms
+INTENDED_USE = (
+    "Predicting the FDG PET of people like those that it was trained on, from T1w scanned as "
+    "theirs were; for research. No basis for decisions about a patient."
+)
+UNMEASURED = "Imported; mri2pet has not measured how good it is."
+
+
+def read_state(path: Path) -> State:
+    """Read the parameters of a network as ``torch.save`` writes them; no code in the file is run.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    UnusableDataError
+        If it holds anything but a plain dict of tensors.
+    ReadWriteError
+        If it cannot be read.
+    """
+    from bids_app.synthesis.scoring import read_tensors
+
+    size_of(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch's, of files that it then refuses
+            return read_tensors(path)
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UnusableDataError(
+            f"{path}: {error}; other content is never read, since it may be code: give the "
+            "..._net_G.pth that training saved, or what torch.save makes of network.state_dict()"
+        ) from error
+
+
+def convert(
+    state: State, *, axes: str = OWN_AXES, copies: bool = False, cycle: bool = False
+) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """Bring a ResnetGenerator of pytorch-CycleGAN-and-pix2pix into the form of ours.
+
+    Parameters
+    ----------
+    state : mapping
+        Its parameters by their names.
+    axes : str
+        Where the rows and columns of its slices point to, see
+        :func:`bids_app.synthesis.tiling.turn`.
+    copies : bool
+        Its three channels are copies of one slice, as of a grey image saved in colours, and not
+        three adjacent ones; of what it gives, the first is taken.
+    cycle : bool
+        It is one of the two of a Cycle-GAN.
+
+    Returns
+    -------
+    ModelSpec
+        What rebuilds it. How it was trained is not known: such numbers are as small as can be.
+    dict
+        Parameters of :class:`bids_app.synthesis.networks.ResnetGenerator`, float32.
+
+    Raises
+    ------
+    ValueError
+        If it is another network, and what would be needed instead.
+    """
+    theirs = _without_remains(state)
+    _refuse_others(theirs)
+    n_blocks, names = _match_layers(theirs)
+    first, *_, last = names
+    weights = {name: value.double() for name, value in theirs.items()}
+    if copies:
+        _take_one_channel(weights, first, last)
+    kernel = weights[f"{first}.weight"]
+    width, channels = (int(side) for side in kernel.shape[:2])
+    _refuse_channels(channels, int(weights[f"{last}.weight"].shape[0]))
+    _refuse_odd(weights, names, channels=channels, n_blocks=n_blocks, width=width)
+    _fold_ranges(weights, first, last)
+    tiling = SliceTriplets(axes=axes) if channels == SliceTriplets.channels else SingleSlices(axes)
+    spec = ModelSpec(
+        tiling=tiling,
+        n_blocks=n_blocks,
+        cycle=cycle,
+        epochs=0,
+        constant_epochs=0,
+        batch_size=1,
+        mse_weight=0.0,
+        adversarial_weight=0.0,
+        cycle_weight=0.0,
+        learning_rate=0.0,
+        pool_size=0,
+        patience=0,
+        width=width,
+    )
+    ours = {_translate(name, names): value.float() for name, value in weights.items()}
+    return spec, {name: value.contiguous() for name, value in ours.items()}
+
+
+def _without_remains(state: State) -> dict[str, Tensor]:
+    """Leave out what norms do not use, and take off what ``DataParallel`` puts before names.
+
+    Before PyTorch 0.4, instance norm kept running means; networks with weights of a norm, which
+    do use them, are refused.
+    """
+    used = {n: t for n, t in state.items() if f"{n}".rpartition(".")[2] not in LEFT_OVER}
+    if not all(isinstance(name, str) and _is_plain(value) for name, value in used.items()):
+        raise ValueError("what it holds are not the parameters of a network")
+    wrapped = bool(used) and all(name.startswith("module.") for name in used)
+    return {name.removeprefix("module.") if wrapped else name: t for name, t in used.items()}
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.is_floating_point() and str(value.layout) == "torch.strided" and not value.is_meta
+
+
+def _refuse_others(state: State) -> None:
+    """Refuse networks of that program, or of its relatives, that ours cannot stand for."""
+    if any(name.endswith(".filt") for name in state):
+        raise ValueError(
+            "its strides are antialiased, ours are not; train it with --no_antialias and "
+            "--no_antialias_up"
+        )
+    if any(name.startswith("model.model.") for name in state):
+        raise ValueError("a U-Net, which mri2pet has not; train it with --netG resnet_9blocks")
+    if any(
+        name.startswith("model.") and value.ndim == 1 and name.endswith(".weight")
+        for name, value in state.items()
+    ):
+        raise ValueError(
+            "its norm has weights of its own, as batch norm has, and ours, instance norm, has "
+            "none; train it with --norm instance"
+        )
+    if "model.1.weight" not in state or not any(map(BLOCK.fullmatch, state)):
+        raise ValueError("no generator with residual blocks; give the ..._net_G.pth of a ResNet")
+    if state["model.1.weight"].ndim != 4:
+        raise ValueError(
+            "its first layer is no 2D convolution; only networks of slices can be used"
+        )
+
+
+def _match_layers(state: State) -> tuple[int, dict[str, str]]:
+    """Count residual blocks, and tell which layer of theirs is which of ours, in order."""
+    found = [match for match in map(BLOCK.fullmatch, state) if match]
+    blocks, places = {int(match[1]) for match in found}, {int(match[2]) for match in found}
+    if places in ZERO_PADDED:
+        raise ValueError("its residual blocks are padded with zeros, ours by reflection")
+    n_blocks, (one, *_), other = len(blocks), sorted(places), max(places)
+    if places not in REFLECTED or blocks != set(range(10, 10 + n_blocks)):
+        raise ValueError("its residual blocks are not where a ResnetGenerator has them")
+    names = {"model.1": "layers.0", "model.4": "layers.3", "model.7": "layers.6"}
+    for block in range(n_blocks):
+        for place, own in ((one, 0), (other, 3)):
+            names[f"model.{10 + block}.conv_block.{place}"] = f"layers.{9 + block}.layers.{own}"
+    # Their last convolution has a layer of its own before it that reflects
+    for place, own in ((10, 9), (13, 12), (17, 15)):
+        names[f"model.{place + n_blocks}"] = f"layers.{own + n_blocks}"
+    _refuse_missing(state, names)
+    return n_blocks, names
+
+
+def _refuse_missing(state: State, names: Mapping[str, str]) -> None:
+    for layer in names:
+        for part, axes in (("weight", 4), ("bias", 1)):
+            name = f"{layer}.{part}"
+            if name not in state or state[name].ndim != axes:
+                raise ValueError(f"{name} is missing, or has not {axes} axes")
+
+
+def _translate(name: str, names: Mapping[str, str]) -> str:
+    layer, _, part = name.rpartition(".")
+    return f"{names[layer]}.{part}"
+
+
+def _take_one_channel(weights: dict[str, Tensor], first: str, last: str) -> None:
+    """Let a network of copies of a slice take one, and give one: exact, since it is linear."""
+    weights[f"{first}.weight"] = weights[f"{first}.weight"].sum(1, keepdim=True)
+    for part in ("weight", "bias"):
+        weights[f"{last}.{part}"] = weights[f"{last}.{part}"][:1]
+
+
+def _refuse_channels(taken: int, given: int) -> None:
+    if taken != given:
+        raise ValueError(
+            f"it takes {taken} channels and gives {given}, where ours gives as many as it takes; "
+            "if they are copies of one slice, give --copies"
+        )
+    if taken not in (SingleSlices.channels, SliceTriplets.channels):
+        raise ValueError(
+            f"it takes {taken} channels; mri2pet's generators take 1 slice or 3 adjacent ones"
+        )
+
+
+def _refuse_odd(
+    weights: State, names: Mapping[str, str], *, channels: int, n_blocks: int, width: int
+) -> None:
+    """Refuse parameters that our network has not, or that are no finite numbers."""
+    import torch
+
+    from bids_app.synthesis.networks import ResnetGenerator
+
+    with torch.device("meta"):
+        own = ResnetGenerator(2, channels, n_blocks, width).state_dict()
+    expected = {
+        f"{layer}.{part}": ("tensor", tuple(own[f"{ours}.{part}"].shape))
+        for layer, ours in names.items()
+        for part in ("weight", "bias")
+    }
+    found = {name: ("tensor", tuple(value.shape)) for name, value in weights.items()}
+    refuse_shapes(found, expected)
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity")
+
+
+def _fold_ranges(weights: dict[str, Tensor], first: str, last: str) -> None:
+    """Let a network from [-1, 1] to [-1, 1] take and give intensities in [0, 1], exactly.
+
+    The first layer sees ``2x - 1``: convolved by w, that is x convolved by 2w, less the sum of w,
+    at the borders too, which are reflected. Of what the last convolution gives, z, theirs makes
+    ``tanh z``, which is brought to ``(tanh z + 1) / 2``: the logistic function of ``2z``, ours.
+    """
+    kernel = weights[f"{first}.weight"]
+    weights[f"{first}.bias"] = weights[f"{first}.bias"] - kernel.sum((1, 2, 3))
+    weights[f"{first}.weight"] = 2 * kernel
+    for part in ("weight", "bias"):
+        weights[f"{last}.{part}"] = 2 * weights[f"{last}.{part}"]
+
+
+def _text(text: str) -> str:
+    if not text.strip() or not is_text(text):
+        raise argparse.ArgumentTypeError("say something")
+    return text.strip()
+
+
+def _name(text: str) -> str:
+    if not is_name(text):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be the name of a folder")
+    return text
+
+
+def _axes(text: str) -> str:
+    if text.upper() not in AXES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(AXES)}")
+    return text.upper()
+
+
+def build_parser() -> Parser:
+    """Build the parser of the command line."""
+    parser = Parser(
+        prog="mri2pet-import",
+        allow_abbrev=False,
+        description="Make a generator of one that pytorch-CycleGAN-and-pix2pix has trained, for "
+        "mri2pet participant --generator FOLDER. docs/training.md says which can be used.",
+        epilog="Exit codes: 0 done; 64 usage; 65 unusable data; 66 input missing; 73 cannot create "
+        "output; 74 read or write error.",
+    )
+    parser.add_argument(
+        "file",
+        type=absolute_path,
+        metavar="FILE",
+        help="..._net_G.pth, or of a CycleGAN that of _G_A and _G_B which makes PET of T1w",
+    )
+    parser.add_argument(
+        "generator_dir", type=absolute_path, metavar="FOLDER", help="a new or empty folder"
+    )
+    add = partial(add_option, parser)
+    add(
+        "--trained-on TEXT", "on whose T1w and PET, for all reports; required", _text, required=True
+    )
+    add("--name NAME", "of the generator; default: the name of FOLDER", _name)
+    add("--licence --license TEXT", "of the weights", _text)
+    add("--intended-use TEXT", "default: for research, on people like those", _text)
+    add("--dataset NAME", "name or DOI of the BIDS dataset it was trained on", _text)
+    add(
+        "--participant-label LABEL",
+        "people of --dataset whom it was trained on, so that they count as seen; or a text file "
+        "with one label per line",
+        nargs="+",
+        default=(),
+    )
+    add(
+        "--template NAME",
+        "in whose space its images were; default %(default)s",
+        _name,
+        default=Settings.template,
+    )
+    add("--resolution MM", "voxel size of its images; default 1", positive, default=FULL_RESOLUTION)
+    add(
+        "--bounding-box MM",
+        "x0 y0 z0 x1 y1 z1 in mm, RAS+, of the images that it will be used on; default "
+        f"{' '.join(f'{side:g}' for side in Settings.bounding_box)}",
+        float,
+        nargs=BOX_SIDES,
+        default=Settings.bounding_box,
+    )
+    add(
+        "--slice-axes CODE",
+        "where the first axis of its slices (rows, from the top) and the second (columns, from the "
+        "left) point to: PR or PL of slices as they are looked at, front on top; default RA, as "
+        "nibabel has slices of RAS images",
+        _axes,
+        default=OWN_AXES,
+    )
+    add(
+        "--copies",
+        "its three channels are copies of one slice, as of grey images, not adjacent slices",
+        action="store_true",
+    )
+    add(
+        "--pet-times-mean X",
+        "in its PET, the brain's mean times X was 1 (2.5, if mri2pet scaled them); default: not "
+        "known, so that each predicted PET is scaled by its own mean",
+        not_negative,
+        default=0.0,
+    )
+    parser.add_argument(
+        "--print-completion",
+        "--print_completion",
+        action=PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        default=argparse.SUPPRESS,
+        help="print the completion script for a shell, and exit",
+    )
+    parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
+    return parser
+
+
+def import_generator(argv: Sequence[str] | None) -> str:
+    """Import the generator of a command line; say in a line what was made, or raise an error."""
+    given = build_parser().parse_args(argv)
+    refuse_lost_folder()
+    _refuse(given)
+    from bids_app.synthesis.inference import save_generator
+    from bids_app.synthesis.losses import build_generator
+
+    path: Path = given.file
+    state = read_state(path)
+    cycle = path.stem.endswith(("_G_A", "_G_B"))  # as that program names them; the file tells not
+    try:
+        spec, weights = convert(state, axes=given.slice_axes, copies=given.copies, cycle=cycle)
+        card = card_from(card_values(describe(spec, given)))  # nothing is written that is refused
+    except ValueError as error:
+        raise UnusableDataError(f"{path}: cannot be imported ({error})") from error
+    generator = build_generator(spec)
+    generator.load_state_dict(weights)
+    save_generator(generator, card, given.generator_dir)
+    blocks = f"{spec.n_blocks} residual blocks, width {spec.width}"
+    return f"generator {card.name} ({configuration_of(spec)}, {blocks}): {given.generator_dir}"
+
+
+def _refuse(given: argparse.Namespace) -> None:
+    """Refuse arguments that do not go together, and a folder that is in use."""
+    folder: Path = given.generator_dir
+    name = folder.name if given.name is None else given.name
+    if name in TAKEN:
+        raise UsageError(
+            f"{name}: is the name of a generator of mri2pet's own; give another by --name"
+        )
+    refuse_inverted(given.bounding_box)
+    if given.participant_label and given.dataset is None:
+        raise UsageError("--participant-label: give the --dataset whose labels these are, too")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise CannotCreateError(f"{folder}: not an empty folder; choose a new one, or empty it")
+
+
+def describe(spec: ModelSpec, given: argparse.Namespace) -> Card:
+    """Write the card of an imported generator; it has no scores, reference or error model."""
+    import torch
+
+    path: Path = given.file
+    name = given.generator_dir.name if given.name is None else given.name
+    participants = normalize_labels(given.participant_label, "sub-")
+    grid = grid_of_box(given.bounding_box, given.resolution)
+    dataset = "" if given.dataset is None else given.dataset
+    origin = Ancestor(path.name, file_sha256(path), dataset, participants)
+    use = INTENDED_USE if given.intended_use is None else given.intended_use
+    licence = "" if given.licence is None else f" Licence: {given.licence}."
+    return Card(
+        name=name,
+        version=version("mri2pet"),
+        spec=spec,
+        template=given.template,
+        shape=grid.shape,
+        affine=tuple(tuple(row) for row in grid.affine.tolist()),
+        sha256="",
+        trained_on=f"{given.trained_on} (imported from {path.name}, SHA-256 {origin.sha256})",
+        intended_use=f"{use} {UNMEASURED}{licence}",
+        participants=participants,
+        dataset=dataset,
+        seed=-1,
+        versions={"mri2pet": version("mri2pet"), "torch": torch.__version__},
+        pet_times_mean=given.pet_times_mean,
+        initialized_from=(origin,),
+    )
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    sys.stdout.write(f"{import_generator(argv)}\n")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Import a generator; return the exit code of BEP027."""
+    if argv is None:
+        read_names_as_utf8()
+    return run_program(
+        lambda: _run(argv), interrupted="stopped; empty the folder before another try"
+    )
+
+
+if __name__ == "__main__":
+    exit_with(main())
