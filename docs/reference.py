@@ -356,7 +356,7 @@ TABLES = {  # file → the names of its dictionaries, or how ``detections`` know
     "detectors/<set>/control_clusters.tsv": "control_clusters",
     "detectors/<set>/control_maps.tsv": "control_maps",
     "participants.tsv of mri2pet-simulate": ("simulated_participants",),
-    "lesions.tsv of mri2pet-simulate": ("simulated_lesions",),
+    "derivatives/truth/lesions.tsv of mri2pet-simulate": ("simulated_lesions",),
 }
 
 
@@ -381,6 +381,9 @@ def outputs() -> str:
     text = (
         f"{MADE}# What is written\n\nThe output folder is a BIDS derivative dataset. Besides the "
         f"images in the participants' folders, it holds:\n{bullets}\n\n{scales}\n\n"
+        "`participants.tsv` repeats that of the raw dataset "
+        "([Usage](usage.md#which-images-are-used)); "
+        "`dataset_description.json` and `README.md` say what the dataset is and what made it. "
         "`.work/` holds intermediate files, unless `-w` names another place; it may be deleted.\n"
         "\n## Images of a participant\n\n"
         f"In `sub-X/` or, with sessions, `sub-X/ses-Y/`; … is `{SUBJECT}`. `space-` names the "
