@@ -65,12 +65,12 @@ DETECTORS = {  # in the order in which they are shown
         meaning="distance beyond the boundary that a one-class SVM draws around its training "
         "controls at that voxel; scores above 0 lie outside, as they do in much of the brain of a "
         "healthy person it was not trained on",
-        score="One one-class SVM a voxel, on latents of patches. Zotova et al. (2021), section "
+        score="One one-class SVM per voxel, on latents of patches. Zotova et al. (2021), section "
         "2.2; score 0 is its boundary around the controls that it was trained on",
         statmap="minus the decision function of a one-class SVM on the latents of patches; above 0 "
         "lies outside the boundary of the controls it was trained on, as does much of the brain of "
         "a control it was not trained on",
-        clusters="Clusters of the anomaly map of one one-class SVM a voxel",
+        clusters="Clusters of the anomaly map of one-class SVMs, one per voxel",
         unit="distance to the boundary",
         dash="",
         method="svm",
