@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DEMO ?= demo
 TEST = $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/containers
 
-.PHONY: demo test test-fast test-containers lint docs clean
+.PHONY: demo test test-fast test-containers lint docs docs-example clean
 
 $(VENV)/.runnable: pyproject.toml constraints.txt
 	@echo "Making a virtual environment in $(VENV)"
@@ -51,6 +51,9 @@ lint: $(VENV)/.installed  ## Check style, types, imports and spelling
 docs: $(VENV)/.runnable  ## Build the documentation to site/; a broken link is an error
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --strict --quiet
+
+docs-example: demo  ## Write the example reports of the documentation again, from the demo
+	$(BIN)/python docs/example.py $(DEMO)/out
 
 clean:
 	rm -rf $(VENV) $(DEMO) site

@@ -173,12 +173,12 @@ def _stored(path: Path, header: nib.Nifti1Header) -> np.dtype:
         kind = "complex numbers" if stored.kind == "c" else "colours" if stored.names else "data"
         advice = "save its magnitude" if stored.kind == "c" else "save one number a voxel"
         raise UnusableDataError(
-            f"{path}: holds {kind} of type {name or code}, not one intensity a voxel; {advice}"
+            f"{path}: holds {kind} of type {name or code}, not one intensity per voxel; {advice}"
         )
     bits = int(header["bitpix"])
     if bits not in (0, 8 * stored.itemsize):  # 0: not said; the type is then all that there is
         raise UnusableDataError(
-            f"{path}: its header says {bits} bits a voxel (bitpix) of {stored.name}, which "
+            f"{path}: its header says {bits} bits per voxel (bitpix) of {stored.name}, which "
             f"has {8 * stored.itemsize}; copy or convert it again"
         )
     return stored

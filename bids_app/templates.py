@@ -243,7 +243,7 @@ def _refuse_absurd(grid: Grid, mask: nifti.Image, name: str) -> None:
         )
     steps = np.linalg.inv(grid.affine) @ mask.affine
     planes = np.flatnonzero(mask.data.any(axis=(1, 2)))
-    if not any(_holds(grid, steps, mask.data[i : i + 1], i) for i in planes):
+    if not any(_holds(grid, steps, mask.data[i : i + 1], i) for i in map(int, planes)):
         raise UsageError(
             f"--bounding-box: holds nothing of the brain of {name}; give x0 y0 z0 x1 y1 z1 in mm, "
             "RAS+"

@@ -1,4 +1,4 @@
-"""What README.md and docs/usage.md promise is kept by tests that are there."""
+"""What README.md, docs/usage.md and docs/errors.md promise is kept by tests that are there."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ def names_in(file):
 
 @cache
 def promised():
-    files = (ROOT / "README.md", ROOT / "docs" / "usage.md")
+    files = (ROOT / "README.md", ROOT / "docs" / "usage.md", ROOT / "docs" / "errors.md")
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
     return " ".join(text.replace("\n> ", " ").split())
 

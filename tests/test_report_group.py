@@ -135,7 +135,10 @@ def test_every_section_is_there_in_order(made):
         *("real: 2 controls, all with real PET.", "training_set", "real, hybrid"),
         "hybrid: 3 controls, 2 with real PET and 1 with SYNTHETIC PET by semi3d-cyclegan-mse.",
         *("2 patients, scored by OC-SVM and z score.", "2 controls, for comparison"),
-        *("A cluster is not a diagnosis.", "never scored as that of a healthy person"),
+        *(
+            "A cluster is not a diagnosis.",
+            "All controls with whom patients are compared have real PET.",
+        ),
     ):
         assert told in text
     assert "atlas" not in text  # a setting that was not made
@@ -463,14 +466,14 @@ def test_how_much_of_a_healthy_brain_scores_above_0_is_told(cohort):
         "OC-SVM, hybrid": "93 %",
         "z score, hybrid": "n/a",
     }
-    assert "a score above 0 is no sign of disease" in page
+    assert "a score above 0 is not a sign of disease" in page
 
 
 def test_no_text_says_that_controls_stay_below_0(made):
     own = text_of(section(made.write_subject("P1"), "anomalies"))
-    assert "so is much of the brain of a control it was not trained on" in own
+    assert "in much of the brain of a healthy person it was not trained on" in own
     methods = text_of(section(made.write(**RUN), "methods"))
-    assert "much of the brain of a held-out control lies, too" in " ".join(methods.split())
+    assert "as they do in much of a held-out control's brain" in " ".join(methods.split())
 
 
 def test_too_few_held_out_controls_are_told(cohort):
@@ -936,7 +939,7 @@ def test_the_section_stands_between_pet_and_methods(made):
 def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unlike(
     cohort, tmp_path
 ):
-    unlike = "that of a patient is the mean over all folds, and smoother: the two are not quite"
+    unlike = "a patient's map is the mean over all folds, and therefore smoother. The two are not"
     page = section(cohort.write_subject("P1"), "anomalies")
     assert page.count("Expected counts are estimated from 2 held-out controls.") == len(SETS) * 2
     assert page.count(unlike) == 1
@@ -947,10 +950,10 @@ def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unli
     assert page.count("Expected counts are estimated from 1 held-out control.") == len(SETS)
     assert page.count("No control was held out, so expected counts are unknown.") == 2
     cohort.record(without=("stat-t_desc-zscore",))  # those maps are not of these detectors
-    assert "What is expected rests" not in section(cohort.write_subject("P1"), "anomalies")
+    assert "Expected counts are estimated" not in section(cohort.write_subject("P1"), "anomalies")
     control = section(cohort.write_subject("C1"), "anomalies")
     assert unlike not in control
-    assert "What is expected rests" not in control
+    assert "Expected counts are estimated" not in control
 
 
 def test_in_a_report_of_a_patient_controls_are_those_of_the_detector_that_was_applied(
@@ -1021,7 +1024,7 @@ def test_where_clusters_lie_on_the_t1w_may_not_be_known(cohort):
         path.unlink()
     page = section(cohort.write_subject("P1"), "anomalies")
     assert "on the T1w (mm)" not in page
-    assert page.count("own T1w: x, y and z are others than in the tables.") == 1
+    assert page.count("own T1w: x, y and z are different from those in the tables.") == 1
     assert "the space of the template, in mm" in page
 
 
@@ -1030,7 +1033,7 @@ def test_a_control_is_called_one(made):
     assert "this participant is a control" in page
     assert "had not been trained on them" in page
     assert (
-        "Space of the template: x, y and z are those of the tables." in page
+        "in the space of the template: x, y and z are those of the tables." in page
     )  # maps of controls are there alone
     assert "this participant is a control" not in made.write_subject("P1")
 

@@ -1,7 +1,7 @@
 """Which voxels of a T1w are brain: deepbet, or the image's own zeros where it has been stripped.
 
 deepbet (Fisch et al. 2024, Computers in Biology and Medicine 179:108845) needs torch, so nothing
-here may run in a process that also runs ANTs.
+here may run in a process that also runs ITK.
 """
 
 import numpy as np

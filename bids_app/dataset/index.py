@@ -275,7 +275,9 @@ def find_subjects(bids_dir: Path) -> tuple[str, ...]:
     except OSError as error:
         raise ReadWriteError(f"{bids_dir}: cannot be listed ({error.strerror})") from error
     if not subjects:
-        raise InvalidBidsError(f"{bids_dir}: has no sub-* folder; a BIDS dataset has one a person")
+        raise InvalidBidsError(
+            f"{bids_dir}: has no sub-* folder; a BIDS dataset has one for each participant"
+        )
     return tuple(subjects)
 
 

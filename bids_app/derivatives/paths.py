@@ -153,7 +153,17 @@ SUBTRACTED = ("synthscaled", "difference")  # ``desc-`` of what is made of real 
 
 @dataclass(frozen=True)
 class PetPaths:
-    """Results of one real PET image: in template space, in T1w space, and its transform."""
+    """Results of one real PET image; docs/outputs.md says of each what stands here.
+
+    Attributes
+    ----------
+    in_template : Path
+        The real PET of the brain on the grid of the template, within 0 to 1.
+    in_t1w : Path
+        The real PET on the grid of the T1w, in the unit of the original.
+    to_t1w : Path
+        The rigid transform from PET to T1w.
+    """
 
     in_template: Path
     in_t1w: Path
@@ -161,12 +171,12 @@ class PetPaths:
 
     @property
     def coverage_in_template(self) -> Path:
-        """What the PET covers, in template space."""
+        """The mask of the brain where the PET was measured, on the grid of the template."""
         return coverage_path(self.in_template)
 
     @property
     def coverage_in_t1w(self) -> Path:
-        """What the PET covers, in T1w space."""
+        """The mask of where the PET was measured, on the grid of the T1w."""
         return coverage_path(self.in_t1w)
 
     @property
@@ -185,7 +195,35 @@ class PetPaths:
 
 @dataclass(frozen=True)
 class VisitPaths:
-    """Results of a visit. Each has a sidecar; see :func:`sidecar_path`."""
+    """Results of a visit; docs/outputs.md says of each what stands here.
+
+    Each has a sidecar; see :func:`sidecar_path`.
+
+    Attributes
+    ----------
+    t1w : Path
+        The T1w without bias field, on its own grid.
+    brain_mask : Path
+        The mask of the brain, on the grid of the T1w.
+    t1w_in_template : Path
+        The T1w of the brain on the grid of the template, within 0 to 1.
+    brain_mask_in_template : Path
+        The mask of the brain on the grid of the template.
+    t1w_to_template : Path
+        The transform that brings the T1w to the template.
+    template_to_t1w : Path
+        The transform that brings the template to the T1w.
+    synthetic_pet : Path
+        The SYNTHETIC PET on the grid of the template, within 0 to 1.
+    synthetic_pet_in_t1w : Path
+        The SYNTHETIC PET on the grid of the T1w, within 0 to 1.
+    uncertainty : Path
+        With ``--uncertainty``: the expected error of the synthetic PET, a standard deviation.
+    regions : Path
+        Uptake by region of the real and the synthetic PET.
+    pets : tuple of PetPaths
+        Those of the real PET images, where there are any.
+    """
 
     t1w: Path
     brain_mask: Path

@@ -62,22 +62,22 @@ class Detector:
 DETECTORS = {  # in the order in which they are shown
     "ocsvm": Detector(
         label="OC-SVM",
-        meaning="distance beyond the boundary that a one-class SVM draws, at that voxel, around "
-        "the controls it was trained on; above 0 is outside of it, and so is much of the brain of "
-        "a control it was not trained on",
-        score="One one-class SVM a voxel, on latents of patches. Zotova et al. (2021), section "
+        meaning="distance beyond the boundary that a one-class SVM draws around its training "
+        "controls at that voxel; scores above 0 lie outside, as they do in much of the brain of a "
+        "healthy person it was not trained on",
+        score="One one-class SVM per voxel, on latents of patches. Zotova et al. (2021), section "
         "2.2; score 0 is its boundary around the controls that it was trained on",
         statmap="minus the decision function of a one-class SVM on the latents of patches; above 0 "
         "lies outside the boundary of the controls it was trained on, as does much of the brain of "
         "a control it was not trained on",
-        clusters="Clusters of the anomaly map of one one-class SVM a voxel",
+        clusters="Clusters of the anomaly map of one-class SVMs, one per voxel",
         unit="distance to the boundary",
         dash="",
         method="svm",
     ),
     "zscore": Detector(
         label="z score",
-        meaning="how far uptake is from that of controls, as the t of Crawford and Howell",
+        meaning="how far uptake is from that of controls, as Crawford and Howell's t",
         score="Crawford-Howell t of uptake against controls, of smoothed PET",
         statmap="Crawford-Howell t of uptake against controls, after smoothing",
         clusters="Clusters of the anomaly map against controls, voxel by voxel (Crawford-Howell t)",
@@ -88,7 +88,7 @@ DETECTORS = {  # in the order in which they are shown
     "pseudonormal": Detector(
         label="pseudo-normal",
         meaning="how far uptake is from the synthetic PET predicted from the participant's own "
-        "T1w, against the same difference in controls, as the t of Crawford and Howell",
+        "T1w, against the same difference in controls, as Crawford and Howell's t",
         score="Crawford-Howell t of the difference between synthetic and real PET",
         statmap="t of the difference between synthetic and real PET, against that in controls",
         clusters="Clusters of the anomaly map of synthetic minus real PET",
@@ -101,8 +101,8 @@ DETECTORS = {  # in the order in which they are shown
     "asymmetry": Detector(
         label="asymmetry",
         meaning="how far uptake is from that at the same place on the other side, against the "
-        "same difference in controls, as the t of Crawford and Howell; it does not see what both "
-        "sides have, nor what lies in the middle, and needs a symmetric template",
+        "same difference in controls, as Crawford and Howell's t; it cannot detect bilateral or "
+        "midline lesions, and needs a symmetric template",
         score="Crawford-Howell t of left-right asymmetry, (here - there) / mean, of smoothed PET; "
         "blind to what is bilateral or in the midline",
         statmap="Crawford-Howell t of left-right asymmetry against controls, after smoothing; "
@@ -116,9 +116,9 @@ DETECTORS = {  # in the order in which they are shown
     ),
     "combined": Detector(
         label="z + asymmetry",
-        meaning="mean of the z score and of the asymmetry of uptake, both as the t of Crawford and "
-        "Howell; it sees less of what both sides have, or lies in the middle, than of other "
-        "lesions, and needs a symmetric template",
+        meaning="mean of the z score and of the left-right asymmetry of uptake, both as Crawford "
+        "and Howell's t; it is less sensitive to bilateral and midline lesions than to others, and "
+        "needs a symmetric template",
         score="Mean of two Crawford-Howell t, of uptake and of left-right asymmetry; less "
         "sensitive to what is bilateral or in the midline",
         statmap="mean of the Crawford-Howell t of uptake and of that of left-right asymmetry, "

@@ -51,7 +51,7 @@ from bids_app.workflows.registration import Preprocessing
 from bids_app.workflows.synthesis import SynthesisPlan
 
 VOLUME_AXES = 3
-ADVICE = "give one length of time, in s, a frame"
+ADVICE = "give one duration, in s, for each frame"
 LONGEST_FRAME = 1e7  # s; beyond it a duration is none, in ms neither; our choice
 
 

@@ -195,13 +195,13 @@ def _summarize(lead: Anomaly, scores: Scores) -> str:
     if not lead.clusters:
         return f"No cluster was found by {by}."
     first = lead.clusters[0]
-    what = f"The strongest cluster by {by} ({_where(first)}, {_volume(first.volume)})"
+    what = f"The strongest cluster found by {by} ({_where(first)}, {_volume(first.volume)})"
     strong, known = _count_controls(first, lead, scores)
     if not known:
         return f"{what} cannot be compared with healthy people: no control was held out."
     if not strong:
         return f"{what} is stronger than every cluster of {known} held-out controls."
-    told = f"{what}: {strong} of {known} held-out controls {_have(strong)} one at least as strong"
+    told = f"{what} is matched or exceeded in {strong} of {known} held-out controls"
     return f"{told}, so it does not stand out." if strong >= COMMON * known else f"{told}."
 
 

@@ -177,8 +177,8 @@ def describe_scoring(detected: Detected) -> list[str]:
     controls = {name for scores in detected.control_scores.values() for name in scores}
     if controls:
         told.append(
-            f"{_count(len(controls), 'control')}, for comparison: each with real PET, and only by "
-            "folds that had not been trained on it."
+            f"{_count(len(controls), 'control')}, for comparison: each scored on real PET, by the "
+            "folds that had not been trained on this control."
         )
     return told
 

@@ -50,7 +50,7 @@ from bids_app.report.results import (
 from bids_app.report.viewer import Viewer, library, view_pet
 
 CAPTION: Final = (
-    "Brighter is more abnormal; what is not coloured scores less than every voxel of the clusters "
+    "Brighter is more abnormal; uncoloured voxels score less than every voxel of the clusters "
     "in the table. Coloured areas that are missing from the table are smaller than the minimum "
     "volume, or rank below the clusters that were kept. Space of "
     "the template, so that x, y and z are those of the table."

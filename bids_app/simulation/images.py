@@ -368,7 +368,8 @@ def pattern_of_template(template: Volume, grid: Grid, anatomy: Anatomy) -> Volum
     ratio = pet / np.maximum(expected, 0.12)
     ratio = np.clip(ratio / np.median(ratio[inside]), *RANGE)
     ratio = np.where(inside, ratio, 1.0).astype(np.float32)
-    return smooth((ratio + ratio[::-1]) / 2, 8.0, zooms)  # the grid is even about x = 0
+    even = ((ratio + ratio[::-1]) / 2).astype(np.float32)  # the grid is even about x = 0
+    return smooth(even, 8.0, zooms)
 
 
 def _mean_tissue() -> NDArray[np.float32]:

@@ -1,0 +1,34 @@
+"""Copy reports of the demo into docs/example, without links and paths that lead out of it.
+
+make docs-example, or python docs/example.py demo/out
+"""
+
+import re
+import sys
+from pathlib import Path
+
+PAGES = ("sub-patient01.html", "group.html")
+FOLDER = Path(__file__).parent / "example"
+LINK = re.compile(r'<a href="([^"#:]+\.html)">(.*?)</a>', re.DOTALL)
+
+
+def copy_pages(output_dir: Path, folder: Path) -> None:
+    """Copy the pages of a demo.
+
+    Parameters
+    ----------
+    output_dir : Path
+        ``demo/out``: the derivative dataset that ``make demo`` has written.
+    folder : Path
+        Gets the pages; links to others are left out, and paths begin with ``demo``.
+    """
+    folder.mkdir(exist_ok=True)
+    demo = output_dir.resolve().parent
+    for name in PAGES:
+        page = (output_dir / name).read_text(encoding="utf-8").replace(str(demo), "demo")
+        kept = LINK.sub(lambda found: found[0] if found[1] in PAGES else found[2], page)
+        (folder / name).write_text(kept, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    copy_pages(Path(sys.argv[1]), FOLDER)
