@@ -1,0 +1,234 @@
+"""What fMRIPrep, sMRIPrep and PETPrep have made of raw images: found by name, read, never written.
+
+Names and folders are those of ``io_spec.json`` in sMRIPrep and PETPrep. The anatomy of a
+participant with several sessions lies at the level of the participant, one for all of them; what
+was averaged over runs names no run.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from bids_app.arguments import same_run
+from bids_app.derivatives.description import DESCRIPTION
+from bids_app.derivatives.paths import sidecar_path
+from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.files import Json, read_json
+from bids_app.visit import Derived, Scan
+
+IMAGES = (".nii", ".nii.gz")
+TRANSFORMS = {"anat": (".h5",), "pet": (".txt",)}  # composites; rigid ones
+ACQUIRED = ("acq", "ce", "trc", "rec", "run")  # what a name may repeat of its raw image
+ANY = ("res",)  # what it may say beyond
+SUBJECT = re.compile(r"(?:^|[:/])sub-([0-9A-Za-z+]+)/")  # in a path or BIDS URI
+Wanted = Mapping[str, tuple[str | None, ...]]  # entity → labels; None: it is not named
+IN_T1W: Wanted = {"space": (None, "T1w")}
+
+
+def read_app(dataset: str, root: Path) -> str:
+    """See that a folder holds derivatives, and say what made them, with its version.
+
+    Parameters
+    ----------
+    dataset : str
+        Its name in ``--derivatives``.
+    root : Path
+        The folder.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such folder.
+    UnusableDataError
+        If it is none of derivatives.
+    """
+    flag = f"--derivatives {dataset}=PATH"
+    if not root.is_dir():
+        raise MissingInputError(f"{root}: no such folder; correct {flag}")
+    path = root / DESCRIPTION
+    if not path.is_file():
+        inside = sorted(found.parent for found in root.glob(f"*/{DESCRIPTION}"))
+        hint = f", such as {inside[0]}" if inside else ""
+        raise UnusableDataError(
+            f"{root}: holds no {DESCRIPTION}, so it is no dataset of derivatives; give the folder "
+            f"that does{hint}, in {flag}"
+        )
+    told = read_json(path)
+    makers = told.get("GeneratedBy", [told.get("PipelineDescription")])  # fMRIPrep before 20.2
+    first = makers[0] if isinstance(makers, list) and makers else None
+    if not isinstance(first, dict) or not first.get("Name"):
+        raise UnusableDataError(
+            f"{path}: names no app that made the dataset (GeneratedBy), so it is none of "
+            f"derivatives; give the output folder of that app in {flag}"
+        )
+    return f"{first['Name']} {first.get('Version') or ''}".strip()
+
+
+def _entities(path: Path) -> tuple[dict[str, str], str, str]:
+    """Read what a name is made of: labels by short key, suffix, extension."""
+    stem, dot, extension = path.name.partition(".")
+    *pairs, suffix = stem.split("_")
+    parted = (pair.partition("-") for pair in pairs)
+    return {key: label for key, _, label in parted}, suffix, dot + extension
+
+
+def _fits(entities: Mapping[str, str], scan: Scan, wanted: Wanted) -> bool:
+    """Whether a name says what is wanted, and nothing that its raw image does not say."""
+    if any(entities.get(key) not in labels for key, labels in wanted.items()):
+        return False
+    for key, label in entities.items():
+        own = scan.entity(key)
+        if key in ACQUIRED and (own is None or not (own == label or same_run(own, label))):
+            return False
+        if key not in (*ACQUIRED, *ANY, *wanted, "sub", "ses"):
+            return False
+    return True
+
+
+def _folders(root: Path, scan: Scan, datatype: str) -> Iterator[tuple[Path, str | None]]:
+    """Give where derivatives of a raw image may lie: with its session, else with none."""
+    top = root / f"sub-{scan.subject}"
+    if scan.session is not None:
+        yield top / f"ses-{scan.session}" / datatype, scan.session
+    yield top / datatype, None
+
+
+def _find(
+    root: Path,
+    scan: Scan,
+    datatype: str,
+    suffix: str,
+    wanted: Wanted,
+    *,
+    extensions: tuple[str, ...] = IMAGES,
+) -> Path | None:
+    """Find the file whose name says most of its raw image, among those that say nothing else.
+
+    Raises
+    ------
+    UnusableDataError
+        If the name of such a file is that of another participant or session.
+    """
+    for folder, session in _folders(root, scan, datatype):
+        fitting = []
+        for path in sorted(folder.glob(f"*_{suffix}.*")):
+            entities, ending, extension = _entities(path)
+            if ending == suffix and extension in extensions and _fits(entities, scan, wanted):
+                if (entities.get("sub"), entities.get("ses")) != (scan.subject, session):
+                    raise UnusableDataError(
+                        f"{path}: its name is that of another participant or session than its "
+                        "folder; move it to where it belongs"
+                    )
+                fitting.append((-len(entities), path.name, path))
+        if fitting:
+            return min(fitting)[-1]
+    return None
+
+
+def _find_transform(root: Path, scan: Scan, datatype: str, start: str, end: str) -> Path | None:
+    wanted = {"from": (start,), "to": (end,), "mode": ("image",), "desc": (None, "coreg")}
+    return _find(root, scan, datatype, "xfm", wanted, extensions=TRANSFORMS[datatype])
+
+
+def _read_sidecar(path: Path, scan: Scan) -> Json:
+    """Read the sidecar of an image, if there is one, and see whose raw images it was made from."""
+    sidecar = sidecar_path(path)
+    told = read_json(sidecar) if sidecar.is_file() else {}
+    for key in ("Sources", "RawSources"):
+        listed = told.get(key)
+        named = SUBJECT.findall("\n".join(map(str, listed))) if isinstance(listed, list) else []
+        if named and scan.subject not in named:
+            raise UnusableDataError(
+                f"{path}: was made from images of sub-{named[0]}, as {key} of its sidecar says, "
+                f"not of sub-{scan.subject}; run the app that made it again"
+            )
+    return told
+
+
+def _templates(root: Path, scan: Scan) -> tuple[str, ...]:
+    """Name the templates that there are transforms of a T1w to."""
+    found = {
+        _entities(path)[0].get("to", "")
+        for folder, _ in _folders(root, scan, "anat")
+        for path in folder.glob("*_from-T1w_to-*_xfm.h5")
+    }
+    return tuple(sorted(found))
+
+
+def find_derived_t1w(
+    dataset: str, root: Path, app: str, t1w: Scan, template: str
+) -> Derived | None:
+    """Find the preprocessed T1w of a raw one, its brain mask, and its transforms.
+
+    Parameters
+    ----------
+    dataset, root, app : str, Path, str
+        The dataset: its name, where it is, what made it.
+    t1w : Scan
+        The raw image.
+    template : str
+        Name of the run's template. Transforms to others are not taken.
+
+    Returns
+    -------
+    Derived or None
+        None where T1w or brain mask is missing.
+
+    Raises
+    ------
+    ReadWriteError
+        If its sidecar cannot be read.
+    UnusableDataError
+        If it is another participant's, or its sidecar is no JSON.
+    """
+    image = _find(root, t1w, "anat", "T1w", {**IN_T1W, "desc": ("preproc",)})
+    mask = _find(root, t1w, "anat", "mask", {**IN_T1W, "desc": ("brain",)})
+    if image is None or mask is None:
+        return None
+    told = _read_sidecar(image, t1w)
+    forward = _find_transform(root, t1w, "anat", "T1w", template)
+    back = _find_transform(root, t1w, "anat", template, "T1w")
+    both = forward is not None and back is not None
+    return Derived(
+        dataset,
+        root,
+        app,
+        image,
+        mask,
+        forward if both else None,
+        back if both else None,
+        skull_stripped=told.get("SkullStripped") is True,
+        templates=_templates(root, t1w),
+    )
+
+
+def find_derived_pet(dataset: str, root: Path, app: str, pet: Scan) -> tuple[Derived, Json] | None:
+    """Find the preprocessed PET of a raw one: in T1w space, else with a rigid transform to it.
+
+    Parameters
+    ----------
+    dataset, root, app : str, Path, str
+        As :func:`find_derived_t1w`.
+    pet : Scan
+        The raw image.
+
+    Returns
+    -------
+    Derived, dict
+        The PET, and its sidecar; None where there is none.
+
+    Raises
+    ------
+    ReadWriteError, UnusableDataError
+        As :func:`find_derived_t1w`.
+    """
+    wanted: Wanted = {"space": ("T1w",), "desc": ("preproc",)}
+    image, forward = _find(root, pet, "pet", "pet", wanted), None
+    if image is None:
+        image = _find(root, pet, "pet", "pet", {**wanted, "space": (None,)})
+        ends = ((start, end) for start in ("petref", "pet") for end in ("T1w", "anat"))
+        found = (_find_transform(root, pet, "pet", start, end) for start, end in ends)
+        forward = next((path for path in found if path is not None), None)
+        if image is None or forward is None:
+            return None
+    return Derived(dataset, root, app, image, forward=forward), _read_sidecar(image, pet)
