@@ -397,7 +397,10 @@ def test_a_wrong_value_is_64(typed, capsys):
 def test_a_name_of_derivatives_that_is_not_known_is_told_with_those_that_are(capsys):
     with pytest.raises(SystemExit):
         parse("--derivatives", "lesion=/masks")
-    assert "'lesion' is not known; NAME is lesions, fmriprep, smriprep or petprep" in capsys.readouterr().err
+    assert (
+        "'lesion' is not known; NAME is lesions, fmriprep, smriprep or petprep"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("error", [NothingSelectedError("nothing is left"), UsageError("no")])

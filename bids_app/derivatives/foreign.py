@@ -47,8 +47,8 @@ def read_app(dataset: str, root: Path) -> str:
         raise MissingInputError(f"{root}: no such folder; correct {flag}")
     path = root / DESCRIPTION
     if not path.is_file():
-        inside = sorted(found.parent for found in root.glob(f"*/{DESCRIPTION}"))
-        hint = f", such as {inside[0]}" if inside else ""
+        below = root / dataset
+        hint = f", such as {below}" if (below / DESCRIPTION).is_file() else ""
         raise UnusableDataError(
             f"{root}: holds no {DESCRIPTION}, so it is no dataset of derivatives; give the folder "
             f"that does{hint}, in {flag}"
