@@ -145,10 +145,10 @@ def test_a_name_says_nothing_that_its_raw_image_does_not(tmp_path, fmriprep, hea
         assert prefix in found.brain_mask.name
 
 
-def add_derived_pet(root, space="space-T1w_", extra="", **told):
+def add_derived_pet(root, space="space-T1w_", extra="", session="a", **told):
     pet = brain(np.random.default_rng(0), inverted=True)
     name = f"{space}{extra}desc-preproc_pet"
-    return add_derived(root, "01", "pet", name, pet, session="a", sidecar=told)
+    return add_derived(root, "01", "pet", name, pet, session=session, sidecar=told)
 
 
 def test_a_pet_on_the_t1w_is_taken_with_what_its_sidecar_tells(raw, fmriprep, petprep, head):
@@ -188,6 +188,16 @@ def test_a_pet_lies_on_the_t1w_of_its_own_dataset(raw, fmriprep, petprep, head):
     add_derived_pet(petprep)
     visit = select(raw, **both)[0]["01"]
     assert visit.t1w.derived.dataset == visit.pets[0].derived.dataset == "petprep"
+
+
+def test_a_pet_that_lies_on_another_t1w_is_registered(raw, fmriprep, petprep, head):
+    add_pet(raw, "01", np.random.default_rng(0), session="b")
+    for root, session in ((petprep, "a"), (fmriprep, "b")):
+        add_anatomy(root, "01", head)
+        add_derived_pet(root, session=session)
+    visit = select(raw, petprep=petprep, fmriprep=fmriprep)[0]["01"]
+    assert visit.t1w.derived.dataset == "petprep"
+    assert [pet.derived is not None for pet in visit.pets] == [True, False]
 
 
 def test_a_pet_is_not_taken_without_a_t1w(raw, petprep):
