@@ -11,7 +11,7 @@ class Derived:
     Parameters
     ----------
     dataset : str
-        Name of its dataset: ``fmriprep``, ``smriprep`` or ``petprep``.
+        Name of its dataset: ``fmriprep``, ``smriprep``, ``petprep``, ``clinica`` or ``mni``.
     root : Path
         Where that dataset is.
     app : str
@@ -19,7 +19,7 @@ class Derived:
     image : Path
         The T1w without bias field; or the PET, in the space of that T1w or with a transform to it.
     brain_mask : Path or None
-        Of the T1w, on its grid.
+        Of the T1w, on its grid; None: to be found.
     forward, back : Path or None
         Transforms of the T1w to the run's template and back, or of the PET to the T1w; None: to
         be found, or, for a PET, none is needed.
@@ -27,6 +27,8 @@ class Derived:
         Whether the T1w shows the brain alone.
     templates : tuple of str
         Those that there are transforms of the T1w to.
+    in_template : bool
+        Whether the image lies in MNI space, so that the T1w is not registered.
     """
 
     dataset: str
@@ -38,12 +40,18 @@ class Derived:
     back: Path | None = None
     skull_stripped: bool = False
     templates: tuple[str, ...] = ()
+    in_template: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All that is taken."""
         named = (self.image, self.brain_mask, self.forward, self.back)
         return tuple(path for path in named if path is not None)
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether a T1w need not be registered to the template."""
+        return self.in_template or self.forward is not None
 
     @property
     def method(self) -> str:

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from cohorts import shifts
 from phantoms import (
+    MIDDLE,
     TO_T1W,
     add_anatomy,
     add_derived,
     add_pet,
     add_t1w,
     brain,
+    head_affine,
     write_dataset,
     write_derivatives,
 )
@@ -183,3 +185,34 @@ def test_what_is_wrong_with_transforms_costs_its_participant(study, tmp_path, ca
     assert f"{anat.format('03')}from-T1w_to-{TEMPLATE}{xfm}cannot be read as a transform" in told
     sidecar = next((tmp_path / "out").glob(f"sub-01/ses-a/anat/*_{GRID}_desc-preproc_T1w.json"))
     assert json.loads(sidecar.read_text())["Registration"]["Verdict"] == "fail"
+
+
+def test_images_in_mni_space_go_straight_to_scaling(study, tmp_path):
+    """Of Clinica, without a brain mask: the brain is found, and nothing is registered."""
+    rng = np.random.default_rng(2)
+    affine = head_affine()
+    affine[:3, 3] += MIDDLE
+    caps = {"t1_linear": ("", "T1w"), "pet_linear": ("trc-18FFDG_", "suvr-pons_pet")}
+    pet = brain(rng, inverted=True)
+    images = {"t1_linear": brain(rng), "pet_linear": np.maximum(pet, rng.random(pet.shape))}
+    for folder, (own, suffix) in caps.items():
+        name = f"{own}space-MNI152NLin2009cSym_desc-Crop_res-1x1x1_{suffix}"
+        told = {"session": "a", "affine": affine}
+        add_derived(tmp_path / "caps/subjects", "01", folder, name, images[folder], **told)
+    out = tmp_path / "out"
+    command = [str(study / "raw"), str(out), "participant", "--sloppy", "--nprocs", "1"]
+    command += ["--omp-nthreads", "1", "--skip-bids-validation", "--participant-label", "01"]
+    assert main([*command, "-d", f"clinica={tmp_path / 'caps'}"]) == 0
+    assert COMPUTED & steps_of(out, "sub_01_ses_a_wf") == {"extract_brain"}
+    stem = out / "sub-01/ses-a"
+    for kind, name in (
+        ("anat", f"{GRID}_desc-preproc_T1w"),
+        ("pet", f"trc-18FFDG_{GRID}_desc-preproc_pet"),
+    ):
+        told = read_json(stem / kind / f"sub-01_ses-a_{name}.json")["Registration"]
+        assert (told["Verdict"], told["Method"]) == ("pass", "taken from Clinica")
+    assert (stem / f"pet/sub-01_ses-a_trc-18FFDG_{GRID}_desc-synth_pet.nii.gz").is_file()
+    xfm = read_json(stem / f"anat/sub-01_ses-a_from-{TEMPLATE}_to-T1w_mode-image_xfm.json")
+    assert xfm["Description"].startswith("Identity")
+    page = re.sub(r"\s+", " ", (out / "sub-01.html").read_text())
+    assert "was taken from the output of Clinica, in MNI space, and not registered" in page

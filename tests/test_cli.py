@@ -398,7 +398,7 @@ def test_a_name_of_derivatives_that_is_not_known_is_told_with_those_that_are(cap
     with pytest.raises(SystemExit):
         parse("--derivatives", "lesion=/masks")
     assert (
-        "'lesion' is not known; NAME is lesions, fmriprep, smriprep or petprep"
+        "'lesion' is not known; NAME is lesions, fmriprep, smriprep, petprep, clinica or mni"
         in capsys.readouterr().err
     )
 

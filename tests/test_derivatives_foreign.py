@@ -7,6 +7,7 @@ import pytest
 from phantoms import add_anatomy, add_derived, add_pet, add_t1w, brain, write_dataset
 from phantoms import write_derivatives as write_app
 
+from bids_app import nifti
 from bids_app.derivatives.foreign import find_derived_t1w, read_app
 from bids_app.derivatives.sidecars import Provenance, read_derivative
 from bids_app.errors import MissingInputError, UnusableDataError
@@ -213,6 +214,61 @@ def test_a_pet_that_cannot_be_used_costs_the_visit_no_more_than_itself(raw, petp
     visits, (problem,) = select(raw, petprep=petprep)
     assert visits["01"].pets == ()
     assert str(path) in problem.reason
+
+
+# Images in MNI space
+
+CAPS = {"anat": ("t1_linear", ""), "pet": ("pet_linear", "suvr-cerebellumPons2_")}
+
+
+def add_in_mni(root, subject, datatype, suffix, data, *, session=None, caps=True, crop=True):
+    """Write an image as Clinica's t1-linear and pet-linear do, or any other app."""
+    top, folder, extra = root, datatype, ""
+    if caps:
+        top, (folder, extra) = root / "subjects", CAPS[datatype]
+    desc = "desc-Crop_" * crop
+    space = f"space-MNI152NLin2009cSym_{desc}" + "res-1x1x1_" * caps
+    own = "trc-18FFDG_" if datatype == "pet" else ""
+    name = f"{own}{space}{extra}{suffix}"
+    return add_derived(top, subject, folder, name, data, session=session)
+
+
+@pytest.mark.parametrize("caps", [True, False])
+def test_images_in_mni_space_are_taken_with_or_without_a_mask(tmp_path, raw, head, caps):
+    root, name = tmp_path / "elsewhere", "clinica" if caps else "mni"
+    t1w = add_in_mni(root, "01", "anat", "T1w", head, session="a", caps=caps)
+    pet = add_in_mni(root, "01", "pet", "pet", head, session="a", caps=caps)
+    visits = select(raw, **{name: root})[0]
+    derived = visits["01"].t1w.derived
+    assert derived.files == (t1w,)
+    assert derived.in_template
+    assert visits["01"].pets[0].derived.files == (pet,)
+    app = "Clinica" if caps else "the dataset mni"
+    assert visits["01"].notes == (
+        f"T1w in MNI space is taken from {app}, and not registered any further",
+        f"sub-01_ses-a_trc-18FFDG_pet.nii.gz: is taken from {app}, on the T1w",
+    )
+    assert visits["02"].t1w.derived is None
+    place = t1w.name.replace("desc-Crop_", "").replace("T1w.nii.gz", "desc-brain_mask.nii.gz")
+    nifti.save(nifti.load(t1w), t1w.with_name(place))
+    assert len(select(raw, **{name: root})[0]["01"].t1w.derived.files) == 2
+
+
+def test_a_pet_in_mni_space_does_not_lie_on_a_t1w_elsewhere(tmp_path, raw, fmriprep, head):
+    root = tmp_path / "mni"
+    add_in_mni(root, "01", "pet", "pet", head, session="a", caps=False)
+    add_anatomy(fmriprep, "01", head)
+    visit = select(raw, fmriprep=fmriprep, mni=root)[0]["01"]
+    assert visit.t1w.derived.dataset == "fmriprep"
+    assert visit.pets[0].derived is None
+    assert "mni has no preprocessed PET of it" in visit.notes[1]
+
+
+def test_a_folder_without_participants_is_refused(tmp_path, raw, head):
+    with pytest.raises(UnusableDataError, match=r"subjects: holds no folder .*clinica=PATH"):
+        select(raw, clinica=raw)
+    with pytest.raises(UnusableDataError, match=r"holds no folder of a participant \(sub-X\)"):
+        select(raw, mni=raw / "sub-01")
 
 
 # Refusals

@@ -399,6 +399,11 @@ def _write_composite(
                 _write_part(group, "DisplacementFieldTransform", fixed, values)
 
 
+def write_identity(path: Path) -> None:
+    """Write the transform that changes nothing, as others between T1w and template."""
+    _write_composite(path, [sitk.AffineTransform(3)], sitk.Image())
+
+
 def _write_part(
     group: h5py.Group,
     kind: str,

@@ -1,6 +1,7 @@
-"""What fMRIPrep, sMRIPrep and PETPrep have made of raw images: found by name, read, never written.
+"""What other apps have made of raw images: found by name, read, never written.
 
-Names and folders are those of ``io_spec.json`` in sMRIPrep and PETPrep. The anatomy of a
+Names and folders are those of ``io_spec.json`` in sMRIPrep and PETPrep, and of ``t1-linear`` and
+``pet-linear`` in Clinica. The anatomy of a
 participant with several sessions lies at the level of the participant, one for all of them; what
 was averaged over runs names no run.
 """
@@ -9,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bids_app.arguments import same_run
+from bids_app.arguments import CLINICA, IN_TEMPLATE, MNI, same_run
 from bids_app.derivatives.description import DESCRIPTION
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import MissingInputError, UnusableDataError
@@ -19,10 +20,17 @@ from bids_app.visit import Derived, Scan
 IMAGES = (".nii", ".nii.gz")
 TRANSFORMS = {"anat": (".h5",), "pet": (".txt",)}  # composites; rigid ones
 ACQUIRED = ("acq", "ce", "trc", "rec", "run")  # what a name may repeat of its raw image
-ANY = ("res",)  # what it may say beyond
+ANY = ("res", "suvr", "T1w", "pet")  # beyond; old versions of Clinica repeat the raw suffix
 SUBJECT = re.compile(r"(?:^|[:/])sub-([0-9A-Za-z+]+)/")  # in a path or BIDS URI
 Wanted = Mapping[str, tuple[str | None, ...]]  # entity → labels; None: it is not named
 IN_T1W: Wanted = {"space": (None, "T1w")}
+SPACES = (
+    *(f"MNI152NLin2009{variant}{kind}" for variant in "abc" for kind in ("Sym", "Asym")),
+    *("MNI152NLin6Asym", "MNI152NLin6Sym", "MNI152Lin", "MNI152", "MNI"),
+)  # close enough to one another for results in any of them
+IN_MNI: Wanted = {"space": SPACES, "desc": (None, "preproc", "Crop")}
+CAPS = "subjects"  # the folder of participants in a dataset of Clinica
+IN_CAPS = {"anat": "t1_linear", "pet": "pet_linear"}
 
 
 def read_app(dataset: str, root: Path) -> str:
@@ -46,6 +54,8 @@ def read_app(dataset: str, root: Path) -> str:
     if not root.is_dir():
         raise MissingInputError(f"{root}: no such folder; correct {flag}")
     path = root / DESCRIPTION
+    if dataset in IN_TEMPLATE:
+        return _read_app_in_mni(dataset, root, path)
     if not path.is_file():
         below = root / dataset
         hint = f", such as {below}" if (below / DESCRIPTION).is_file() else ""
@@ -53,15 +63,35 @@ def read_app(dataset: str, root: Path) -> str:
             f"{root}: holds no {DESCRIPTION}, so it is no dataset of derivatives; give the folder "
             f"that does{hint}, in {flag}"
         )
-    told = read_json(path)
-    makers = told.get("GeneratedBy", [told.get("PipelineDescription")])  # fMRIPrep before 20.2
-    first = makers[0] if isinstance(makers, list) and makers else None
-    if not isinstance(first, dict) or not first.get("Name"):
+    maker = _maker(path)
+    if not maker:
         raise UnusableDataError(
             f"{path}: names no app that made the dataset (GeneratedBy), so it is none of "
             f"derivatives; give the output folder of that app in {flag}"
         )
+    return maker
+
+
+def _maker(description: Path) -> str:
+    """Read what made a dataset, with its version; empty where its description does not tell."""
+    told = read_json(description)
+    makers = told.get("GeneratedBy", [told.get("PipelineDescription")])  # fMRIPrep before 20.2
+    first = makers[0] if isinstance(makers, list) and makers else None
+    if not isinstance(first, dict) or not first.get("Name"):
+        return ""
     return f"{first['Name']} {first.get('Version') or ''}".strip()
+
+
+def _read_app_in_mni(dataset: str, root: Path, description: Path) -> str:
+    """See that there are participants, which need not be described; say what made their images."""
+    where = root / CAPS if dataset == CLINICA else root
+    if not any(where.glob("sub-*")):
+        raise UnusableDataError(
+            f"{where}: holds no folder of a participant (sub-X); correct --derivatives "
+            f"{dataset}=PATH"
+        )
+    known = {CLINICA: "Clinica", MNI: "the dataset mni"}[dataset]
+    return (_maker(description) if description.is_file() else "") or known
 
 
 def _entities(path: Path) -> tuple[dict[str, str], str, str]:
@@ -155,6 +185,11 @@ def _templates(root: Path, scan: Scan) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def _place(dataset: str, root: Path, datatype: str) -> tuple[Path, str]:
+    """Give the folder of participants, and the name of that of a datatype."""
+    return (root / CAPS, IN_CAPS[datatype]) if dataset == CLINICA else (root, datatype)
+
+
 def find_derived_t1w(
     dataset: str, root: Path, app: str, t1w: Scan, template: str
 ) -> Derived | None:
@@ -172,7 +207,7 @@ def find_derived_t1w(
     Returns
     -------
     Derived or None
-        None where T1w or brain mask is missing.
+        None where T1w or brain mask is missing; in MNI space, a T1w alone will do.
 
     Raises
     ------
@@ -181,6 +216,14 @@ def find_derived_t1w(
     UnusableDataError
         If it is another participant's, or its sidecar is no JSON.
     """
+    if dataset in IN_TEMPLATE:
+        top, folder = _place(dataset, root, "anat")
+        image = _find(top, t1w, folder, "T1w", IN_MNI)
+        if image is None:
+            return None
+        mask = _find(top, t1w, folder, "mask", {**IN_MNI, "desc": ("brain",)})
+        stripped = _read_sidecar(image, t1w).get("SkullStripped") is True
+        return Derived(dataset, root, app, image, mask, skull_stripped=stripped, in_template=True)
     image = _find(root, t1w, "anat", "T1w", {**IN_T1W, "desc": ("preproc",)})
     mask = _find(root, t1w, "anat", "mask", {**IN_T1W, "desc": ("brain",)})
     if image is None or mask is None:
@@ -205,6 +248,8 @@ def find_derived_t1w(
 def find_derived_pet(dataset: str, root: Path, app: str, pet: Scan) -> tuple[Derived, Json] | None:
     """Find the preprocessed PET of a raw one: in T1w space, else with a rigid transform to it.
 
+    Of datasets in MNI space, the one there.
+
     Parameters
     ----------
     dataset, root, app : str, Path, str
@@ -222,13 +267,18 @@ def find_derived_pet(dataset: str, root: Path, app: str, pet: Scan) -> tuple[Der
     ReadWriteError, UnusableDataError
         As :func:`find_derived_t1w`.
     """
+    if dataset in IN_TEMPLATE:
+        top, folder = _place(dataset, root, "pet")
+        image = _find(top, pet, folder, "pet", IN_MNI)
+        found = None if image is None else Derived(dataset, root, app, image, in_template=True)
+        return None if found is None else (found, _read_sidecar(found.image, pet))
     wanted: Wanted = {"space": ("T1w",), "desc": ("preproc",)}
     image, forward = _find(root, pet, "pet", "pet", wanted), None
     if image is None:
         image = _find(root, pet, "pet", "pet", {**wanted, "space": (None,)})
         ends = ((start, end) for start in ("petref", "pet") for end in ("T1w", "anat"))
-        found = (_find_transform(root, pet, "pet", start, end) for start, end in ends)
-        forward = next((path for path in found if path is not None), None)
+        rigid = (_find_transform(root, pet, "pet", start, end) for start, end in ends)
+        forward = next((path for path in rigid if path is not None), None)
         if image is None or forward is None:
             return None
     return Derived(dataset, root, app, image, forward=forward), _read_sidecar(image, pet)

@@ -359,11 +359,18 @@ def _tell_taken_t1w(
     sidecars: Mapping[Path, Sidecar], paths: VisitPaths, derived: Derived, origin: Provenance
 ) -> None:
     """Say of each result that another app has made what it was taken from."""
+    transforms = (paths.t1w_to_template, paths.template_to_t1w)
+    if derived.in_template:
+        sidecars[paths.t1w].update(
+            Description=f"T1w in MNI space, as {derived.app} has made it", InMNISpace=True
+        )
+        for transform in transforms:
+            about = "Identity: the T1w was taken in MNI space"
+            sidecars[transform].update(Description=about, TakenFrom=derived.app)
     taken = {
         paths.t1w: derived.image,
         paths.brain_mask: derived.brain_mask,
-        paths.t1w_to_template: derived.forward,
-        paths.template_to_t1w: derived.back,
+        **dict(zip(transforms, (derived.forward, derived.back), strict=True)),
     }
     for result, path in taken.items():
         if path is not None:

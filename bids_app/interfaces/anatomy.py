@@ -176,8 +176,8 @@ class RegisterToTemplate(SimpleInterface):
 class _TakeTransformsInputSpec(BaseInterfaceInputSpec):
     brain = File(exists=True, mandatory=True, desc="T1w of a brain alone")
     template = File(exists=True, mandatory=True, desc="the template's brain")
-    forward = File(exists=True, mandatory=True, desc="composite transform, T1w to template")
-    back = File(exists=True, mandatory=True, desc="its inverse")
+    forward = File(exists=True, desc="composite transform, T1w to template; none: the identity")
+    back = File(exists=True, desc="its inverse")
 
 
 class _TakeTransformsOutputSpec(TraitedSpec):
@@ -195,9 +195,15 @@ class TakeTransforms(SimpleInterface):
     engine = ENGINE
 
     def _run_interface(self, runtime):
-        from bids_app.anatomy.registration import examine_transforms
+        from bids_app.anatomy.registration import examine_transforms, write_identity
 
-        paths = Path(self.inputs.forward), Path(self.inputs.back)
+        if isdefined(self.inputs.forward):
+            paths = Path(self.inputs.forward), Path(self.inputs.back)
+        else:
+            cwd = Path(runtime.cwd)
+            paths = cwd / "t1w_to_template.h5", cwd / "template_to_t1w.h5"
+            for path in paths:
+                write_identity(path)
         try:
             behind = examine_transforms(*paths, Path(self.inputs.brain), Path(self.inputs.template))
         except ValueError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from nipype.pipeline.engine import Workflow
 
 from bids_app import nifti
-from bids_app.arguments import PETPREP, PREPROCESSED
+from bids_app.arguments import IN_TEMPLATE, PREPROCESSED, WITH_PET
 from bids_app.dataset.index import frame_durations
 from bids_app.dataset.selection import select
 from bids_app.derivatives.description import dataset_names
@@ -245,10 +245,10 @@ def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
         )
         return replace(visit, notes=(*visit.notes, note))
     pets = {app: _derived_pets(visit, app) for app in apps}
-    best = min(t1ws, key=lambda app: (not any(pets[app]), t1ws[app].forward is None))
+    best = min(t1ws, key=lambda app: (not any(pets[app]), not t1ws[app].is_registered))
     t1w = t1ws[best]
     _check_derived_t1w(t1w)
-    onto = [best, *(app for app in apps if app not in t1ws)]
+    onto = [best, *(app for app in apps if app not in t1ws and _same_space(app, best))]
     chosen = tuple(
         next((pets[app][number] for app in onto if pets[app][number]), None)
         for number in range(len(visit.pets))
@@ -260,6 +260,11 @@ def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
         pets=tuple(new or raw for new, raw in zip(chosen, visit.pets, strict=True)),
         notes=(*visit.notes, *notes),
     )
+
+
+def _same_space(one: App, other: App) -> bool:
+    """Whether both datasets lie in MNI space, or both in that of the T1w."""
+    return (one[0] in IN_TEMPLATE) == (other[0] in IN_TEMPLATE)
 
 
 def _derived_pets(visit: Visit, app: App) -> list[Scan | None]:
@@ -295,6 +300,9 @@ def _check_derived_t1w(t1w: Derived) -> None:
 def _describe_t1w(t1w: Derived, visit: Visit, template: str) -> str:
     own = visit.session is None or f"_ses-{visit.session}_" in t1w.image.name
     of = "" if own else ", which has made one of all sessions"
+    if t1w.in_template:
+        mask = "" if t1w.brain_mask is None else " and its brain mask"
+        return f"T1w in MNI space{mask} is taken from {t1w.app}{of}, and not registered any further"
     if t1w.forward is not None:
         return f"T1w, brain mask and transforms to {template} are taken from {t1w.app}{of}"
     there = [name for name in t1w.templates if name != template]
@@ -312,10 +320,10 @@ def _describe_pets(
     for pet, taken in zip(visit.pets, chosen, strict=True):
         if taken is not None and taken.derived is not None:
             yield f"{pet.path.name}: is taken from {taken.derived.app}, on the T1w"
-        elif any(name == PETPREP for name, _, _ in apps):
+        elif names := [name for name, _, _ in apps if name in WITH_PET]:
             yield (
-                f"{pet.path.name}: {PETPREP} has no preprocessed PET of it on the T1w that is "
-                "used, so that the raw PET is registered"
+                f"{pet.path.name}: {' or '.join(names)} has no preprocessed PET of it on the T1w "
+                "that is used, so that the raw PET is registered"
             )
 
 

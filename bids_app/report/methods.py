@@ -65,6 +65,8 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "size": "1",  # of a voxel, in mm
         "skull_stripped": False,  # the input came so, and no brain extraction was done
         "t1w_from": "",  # the app that has preprocessed the T1w, if another did
+        "mni": False,  # the T1w was taken in MNI space
+        "mask_taken": True,  # and its brain mask with it
         "transforms_from": "",  # and that has registered it
         "pet_from": "",  # and that has registered the PET
         "partly_from": "",  # apps that some of them were taken from, and some not
@@ -227,6 +229,8 @@ def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) 
     template, _, size = space.partition("_res-")
     told: dict[str, object] = {
         "skull_stripped": any(visit.t1w.metadata.get("SkullStripped") is True for visit in visits),
+        "mni": any(visit.t1w.metadata.get("InMNISpace") is True for visit in visits),
+        "mask_taken": "deepbet" not in {visit.t1w.text("BrainExtraction") for visit in visits},
         **_taken(visits),
         "pet": bool(pets),
         "frames_averaged": any(map(_had_frames, pets)),

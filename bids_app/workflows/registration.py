@@ -75,16 +75,14 @@ class Preprocessing:
 
 def _brain_nodes(how: Preprocessing, derived: Derived | None) -> tuple[Node, Node]:
     """Give the nodes that find the brain of a T1w and its bias field, or have it from elsewhere."""
-    if derived is not None:
+    take_t1w = Node(IdentityInterface(["t1w", "mask"]), name="take_t1w")
+    if derived is not None and derived.brain_mask is not None:
         take = TakeBrain(
             brain_mask=str(derived.brain_mask),
             skull_stripped=derived.skull_stripped,
             method=derived.method,
         )
-        return (
-            Node(take, name="take_brain", mem_gb=1),
-            Node(IdentityInterface(["t1w", "mask"]), name="take_t1w"),
-        )
+        return Node(take, name="take_brain", mem_gb=1), take_t1w
     extract = Node(
         ExtractBrain(mode=how.skull_strip, threads=how.omp_nthreads),
         name="extract_brain",
@@ -92,6 +90,8 @@ def _brain_nodes(how: Preprocessing, derived: Derived | None) -> tuple[Node, Nod
         mem_gb=3,
     )
     label_nodes(extract, step="brain extraction")
+    if derived is not None:
+        return extract, take_t1w
     correct = Node(
         CorrectBias(grid=QUICK_BIAS_GRID if how.quick else BIAS_GRID),
         name="correct_bias",
@@ -105,10 +105,10 @@ def _brain_nodes(how: Preprocessing, derived: Derived | None) -> tuple[Node, Nod
 def _to_template_node(how: Preprocessing, derived: Derived | None) -> Node:
     """Give the node that registers a T1w to the template, or has the transforms from elsewhere."""
     template = str(how.template)
-    if derived is not None and derived.forward is not None:
-        take = TakeTransforms(
-            template=template, forward=str(derived.forward), back=str(derived.back)
-        )
+    if derived is not None and derived.is_registered:
+        take = TakeTransforms(template=template)
+        if derived.forward is not None:
+            take.inputs.trait_set(forward=str(derived.forward), back=str(derived.back))
         return Node(take, name="take_transforms", mem_gb=3)
     register = Node(
         RegisterToTemplate(template=template, quick=how.quick, seed=how.seed),
@@ -190,7 +190,7 @@ def init_anatomical_wf(
         JudgeRegistration(fixed=str(how.reference), fixed_mask=str(how.reference_mask)),
         name="judge",
     )
-    if derived is not None and derived.forward is not None:
+    if derived is not None and derived.is_registered:
         judge.inputs.taken_from = derived.app
     measured = Node(Merge(2), name="measured", run_without_submitting=True)
     of_t1w = Node(Merge(2), name="measured_of_t1w", run_without_submitting=True)
