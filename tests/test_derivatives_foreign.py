@@ -118,6 +118,21 @@ def test_the_anatomy_of_a_session_is_its_own_or_one_for_all(raw, fmriprep, head,
     assert ("which has made one of all sessions" in visit.notes[0]) is told
 
 
+def test_what_belongs_together_lies_together(raw, fmriprep, head):
+    """A mask and transforms of another level are of another T1w."""
+    add_anatomy(fmriprep, "01", head, template=OWN, transforms=BOTH)
+    t1w = add_anatomy(fmriprep, "01", head, session="a")
+    assert len(select(raw, fmriprep=fmriprep)[0]["01"].t1w.derived.files) == 2
+    t1w.with_name(t1w.name.replace("preproc_T1w", "brain_mask")).unlink()
+    assert select(raw, fmriprep=fmriprep)[0]["01"].t1w.derived is None
+
+
+def test_a_pet_of_no_session_is_not_that_of_a_session(raw, petprep, head):
+    add_anatomy(petprep, "01", head)
+    add_derived_pet(petprep, session=None)
+    assert select(raw, petprep=petprep)[0]["01"].pets[0].derived is None
+
+
 def test_the_anatomy_of_another_session_is_not_taken(raw, fmriprep, head):
     add_anatomy(fmriprep, "01", head, session="b")
     assert select(raw, fmriprep=fmriprep)[0]["01"].t1w.derived is None
@@ -221,13 +236,12 @@ def test_a_pet_that_cannot_be_used_costs_the_visit_no_more_than_itself(raw, petp
 CAPS = {"anat": ("t1_linear", ""), "pet": ("pet_linear", "suvr-cerebellumPons2_")}
 
 
-def add_in_mni(root, subject, datatype, suffix, data, *, session=None, caps=True, crop=True):
+def add_in_mni(root, subject, datatype, suffix, data, *, session=None, caps=True):
     """Write an image as Clinica's t1-linear and pet-linear do, or any other app."""
     top, folder, extra = root, datatype, ""
     if caps:
         top, (folder, extra) = root / "subjects", CAPS[datatype]
-    desc = "desc-Crop_" * crop
-    space = f"space-MNI152NLin2009cSym_{desc}" + "res-1x1x1_" * caps
+    space = "space-MNI152NLin2009cSym_" + "desc-Crop_res-1x1x1_" * caps
     own = "trc-18FFDG_" if datatype == "pet" else ""
     name = f"{own}{space}{extra}{suffix}"
     return add_derived(top, subject, folder, name, data, session=session)
@@ -252,6 +266,17 @@ def test_images_in_mni_space_are_taken_with_or_without_a_mask(tmp_path, raw, hea
     place = t1w.name.replace("desc-Crop_", "").replace("T1w.nii.gz", "desc-brain_mask.nii.gz")
     nifti.save(nifti.load(t1w), t1w.with_name(place))
     assert len(select(raw, **{name: root})[0]["01"].t1w.derived.files) == 2
+
+
+def test_the_space_of_the_template_is_preferred(tmp_path, raw, head):
+    root = tmp_path / "mni"
+    for space in (OWN, OTHER):
+        for datatype, suffix in (("anat", "T1w"), ("pet", "pet"), ("anat", "desc-brain_mask")):
+            name = f"space-{space}_{'res-2_' * (space == OTHER)}{suffix}"
+            add_derived(root, "01", datatype, name, head, session="a")
+    visit = select(raw, mni=root)[0]["01"]
+    taken = visit.t1w.derived.files + visit.pets[0].derived.files
+    assert [f"space-{OWN}" in path.name for path in taken] == [True] * 3
 
 
 def test_a_pet_in_mni_space_does_not_lie_on_a_t1w_elsewhere(tmp_path, raw, fmriprep, head):

@@ -7,7 +7,7 @@ was averaged over runs names no run.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bids_app.arguments import CLINICA, IN_TEMPLATE, MNI, same_run
@@ -18,10 +18,11 @@ from bids_app.files import Json, read_json
 from bids_app.visit import Derived, Scan
 
 IMAGES = (".nii", ".nii.gz")
-TRANSFORMS = {"anat": (".h5",), "pet": (".txt",)}  # composites; rigid ones
+COMPOSITE, RIGID = ".h5", ".txt"  # of transforms
 ACQUIRED = ("acq", "ce", "trc", "rec", "run")  # what a name may repeat of its raw image
 ANY = ("res", "suvr", "T1w", "pet")  # beyond; old versions of Clinica repeat the raw suffix
 SUBJECT = re.compile(r"(?:^|[:/])sub-([0-9A-Za-z+]+)/")  # in a path or BIDS URI
+Folder = tuple[Path, str | None]  # where derivatives lie, and of which session
 Wanted = Mapping[str, tuple[str | None, ...]]  # entity → labels; None: it is not named
 IN_T1W: Wanted = {"space": (None, "T1w")}
 SPACES = (
@@ -115,18 +116,23 @@ def _fits(entities: Mapping[str, str], scan: Scan, wanted: Wanted) -> bool:
     return True
 
 
-def _folders(root: Path, scan: Scan, datatype: str) -> Iterator[tuple[Path, str | None]]:
-    """Give where derivatives of a raw image may lie: with its session, else with none."""
+def _folders(root: Path, scan: Scan, datatype: str) -> list[Folder]:
+    """List where derivatives of a raw image may lie; an anatomy may be one for all sessions."""
     top = root / f"sub-{scan.subject}"
-    if scan.session is not None:
-        yield top / f"ses-{scan.session}" / datatype, scan.session
-    yield top / datatype, None
+    if scan.session is None:
+        return [(top / datatype, None)]
+    own = (top / f"ses-{scan.session}" / datatype, scan.session)
+    return [own, (top / datatype, None)] if datatype == "anat" else [own]
+
+
+def _beside(image: Path) -> list[Folder]:
+    """Say where what belongs to a derivative lies."""
+    return [(image.parent, _entities(image)[0].get("ses"))]
 
 
 def _find(
-    root: Path,
+    folders: Sequence[Folder],
     scan: Scan,
-    datatype: str,
     suffix: str,
     wanted: Wanted,
     *,
@@ -139,7 +145,7 @@ def _find(
     UnusableDataError
         If the name of such a file is that of another participant or session.
     """
-    for folder, session in _folders(root, scan, datatype):
+    for folder, session in folders:
         fitting = []
         for path in sorted(folder.glob(f"*_{suffix}.*")):
             entities, ending, extension = _entities(path)
@@ -155,9 +161,9 @@ def _find(
     return None
 
 
-def _find_transform(root: Path, scan: Scan, datatype: str, start: str, end: str) -> Path | None:
+def _find_transform(image: Path, scan: Scan, start: str, end: str, extension: str) -> Path | None:
     wanted = {"from": (start,), "to": (end,), "mode": ("image",), "desc": (None, "coreg")}
-    return _find(root, scan, datatype, "xfm", wanted, extensions=TRANSFORMS[datatype])
+    return _find(_beside(image), scan, "xfm", wanted, extensions=(extension,))
 
 
 def _read_sidecar(path: Path, scan: Scan) -> Json:
@@ -175,19 +181,23 @@ def _read_sidecar(path: Path, scan: Scan) -> Json:
     return told
 
 
-def _templates(root: Path, scan: Scan) -> tuple[str, ...]:
+def _templates(image: Path) -> tuple[str, ...]:
     """Name the templates that there are transforms of a T1w to."""
-    found = {
-        _entities(path)[0].get("to", "")
-        for folder, _ in _folders(root, scan, "anat")
-        for path in folder.glob("*_from-T1w_to-*_xfm.h5")
-    }
-    return tuple(sorted(found))
+    paths = image.parent.glob("*_from-T1w_to-*_xfm.h5")
+    return tuple(sorted({_entities(path)[0].get("to", "") for path in paths}))
 
 
-def _place(dataset: str, root: Path, datatype: str) -> tuple[Path, str]:
-    """Give the folder of participants, and the name of that of a datatype."""
-    return (root / CAPS, IN_CAPS[datatype]) if dataset == CLINICA else (root, datatype)
+def _places(dataset: str, root: Path, scan: Scan, datatype: str) -> list[Folder]:
+    """List where derivatives of a raw image may lie in a dataset."""
+    if dataset == CLINICA:
+        return _folders(root / CAPS, scan, IN_CAPS[datatype])
+    return _folders(root, scan, datatype)
+
+
+def _find_in_mni(folders: Sequence[Folder], scan: Scan, suffix: str, template: str) -> Path | None:
+    """Find an image in MNI space, in that of the run's template if it is there."""
+    own = _find(folders, scan, suffix, {**IN_MNI, "space": (template,)})
+    return _find(folders, scan, suffix, IN_MNI) if own is None else own
 
 
 def find_derived_t1w(
@@ -202,7 +212,7 @@ def find_derived_t1w(
     t1w : Scan
         The raw image.
     template : str
-        Name of the run's template. Transforms to others are not taken.
+        Name of the run's template. Transforms to others are not taken; T1w in MNI space are.
 
     Returns
     -------
@@ -216,21 +226,21 @@ def find_derived_t1w(
     UnusableDataError
         If it is another participant's, or its sidecar is no JSON.
     """
-    if dataset in IN_TEMPLATE:
-        top, folder = _place(dataset, root, "anat")
-        image = _find(top, t1w, folder, "T1w", IN_MNI)
-        if image is None:
-            return None
-        mask = _find(top, t1w, folder, "mask", {**IN_MNI, "desc": ("brain",)})
-        stripped = _read_sidecar(image, t1w).get("SkullStripped") is True
-        return Derived(dataset, root, app, image, mask, skull_stripped=stripped, in_template=True)
-    image = _find(root, t1w, "anat", "T1w", {**IN_T1W, "desc": ("preproc",)})
-    mask = _find(root, t1w, "anat", "mask", {**IN_T1W, "desc": ("brain",)})
-    if image is None or mask is None:
+    in_mni = dataset in IN_TEMPLATE
+    folders = _places(dataset, root, t1w, "anat")
+    if in_mni:
+        image = _find_in_mni(folders, t1w, "T1w", template)
+    else:
+        image = _find(folders, t1w, "T1w", {**IN_T1W, "desc": ("preproc",)})
+    if image is None:
+        return None
+    space = {"space": (_entities(image)[0]["space"],)} if in_mni else IN_T1W
+    mask = _find(_beside(image), t1w, "mask", {**space, "desc": ("brain",)})
+    if mask is None and not in_mni:
         return None
     told = _read_sidecar(image, t1w)
-    forward = _find_transform(root, t1w, "anat", "T1w", template)
-    back = _find_transform(root, t1w, "anat", template, "T1w")
+    forward = None if in_mni else _find_transform(image, t1w, "T1w", template, COMPOSITE)
+    back = None if in_mni else _find_transform(image, t1w, template, "T1w", COMPOSITE)
     both = forward is not None and back is not None
     return Derived(
         dataset,
@@ -241,11 +251,14 @@ def find_derived_t1w(
         forward if both else None,
         back if both else None,
         skull_stripped=told.get("SkullStripped") is True,
-        templates=_templates(root, t1w),
+        templates=_templates(image),
+        in_template=in_mni,
     )
 
 
-def find_derived_pet(dataset: str, root: Path, app: str, pet: Scan) -> tuple[Derived, Json] | None:
+def find_derived_pet(
+    dataset: str, root: Path, app: str, pet: Scan, template: str
+) -> tuple[Derived, Json] | None:
     """Find the preprocessed PET of a raw one: in T1w space, else with a rigid transform to it.
 
     Of datasets in MNI space, the one there.
@@ -256,6 +269,8 @@ def find_derived_pet(dataset: str, root: Path, app: str, pet: Scan) -> tuple[Der
         As :func:`find_derived_t1w`.
     pet : Scan
         The raw image.
+    template : str
+        Name of the run's template, which is preferred in MNI space.
 
     Returns
     -------
@@ -267,18 +282,20 @@ def find_derived_pet(dataset: str, root: Path, app: str, pet: Scan) -> tuple[Der
     ReadWriteError, UnusableDataError
         As :func:`find_derived_t1w`.
     """
-    if dataset in IN_TEMPLATE:
-        top, folder = _place(dataset, root, "pet")
-        image = _find(top, pet, folder, "pet", IN_MNI)
-        found = None if image is None else Derived(dataset, root, app, image, in_template=True)
-        return None if found is None else (found, _read_sidecar(found.image, pet))
+    folders, in_mni = _places(dataset, root, pet, "pet"), dataset in IN_TEMPLATE
     wanted: Wanted = {"space": ("T1w",), "desc": ("preproc",)}
-    image, forward = _find(root, pet, "pet", "pet", wanted), None
-    if image is None:
-        image = _find(root, pet, "pet", "pet", {**wanted, "space": (None,)})
+    if in_mni:
+        image = _find_in_mni(folders, pet, "pet", template)
+    else:
+        image = _find(folders, pet, "pet", wanted)
+    forward = None
+    if image is None and not in_mni:
+        image = _find(folders, pet, "pet", {**wanted, "space": (None,)})
         ends = ((start, end) for start in ("petref", "pet") for end in ("T1w", "anat"))
-        rigid = (_find_transform(root, pet, "pet", start, end) for start, end in ends)
-        forward = next((path for path in rigid if path is not None), None)
-        if image is None or forward is None:
-            return None
-    return Derived(dataset, root, app, image, forward=forward), _read_sidecar(image, pet)
+        found = (image and _find_transform(image, pet, *pair, RIGID) for pair in ends)
+        forward = next((path for path in found if path is not None), None)
+        image = image if forward is not None else None
+    if image is None:
+        return None
+    derived = Derived(dataset, root, app, image, forward=forward, in_template=in_mni)
+    return derived, _read_sidecar(image, pet)

@@ -244,7 +244,7 @@ def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
             "computed from the raw images"
         )
         return replace(visit, notes=(*visit.notes, note))
-    pets = {app: _derived_pets(visit, app) for app in apps}
+    pets = {app: _derived_pets(visit, app, template) for app in apps}
     best = min(t1ws, key=lambda app: (not any(pets[app]), not t1ws[app].is_registered))
     t1w = t1ws[best]
     _check_derived_t1w(t1w)
@@ -267,11 +267,11 @@ def _same_space(one: App, other: App) -> bool:
     return (one[0] in IN_TEMPLATE) == (other[0] in IN_TEMPLATE)
 
 
-def _derived_pets(visit: Visit, app: App) -> list[Scan | None]:
+def _derived_pets(visit: Visit, app: App, template: str) -> list[Scan | None]:
     """Give each PET of a visit as an app has preprocessed it, with what its sidecar tells anew."""
     pets = list[Scan | None]()
     for pet in visit.pets:
-        found = find_derived_pet(*app, pet)
+        found = find_derived_pet(*app, pet, template)
         if found is None:
             pets.append(None)
             continue
