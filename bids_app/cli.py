@@ -169,12 +169,9 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "-d --derivatives NAME=PATH",
-        "fmriprep=PATH, smriprep=PATH, petprep=PATH: participant starts from the T1w, brain mask, "
-        "PET and transforms that these apps have written to PATH, where they have; "
-        "clinica=PATH, mni=PATH: from T1w and PET in MNI space, of t1-linear and pet-linear or of "
-        "any app. "
-        "lesions=PATH: group compares clusters with the masks of lesions in PATH, "
-        "sub-X/anat/sub-X_space-T1w_label-L_mask.nii.gz (or .nii)",
+        "fmriprep=PATH, smriprep=PATH, petprep=PATH, clinica=PATH: participant starts from what "
+        "these apps have made; mni=PATH: from T1w and PET in MNI space. lesions=PATH: group "
+        "compares clusters with masks, sub-X/anat/sub-X_space-T1w_label-L_mask.nii.gz (or .nii)",
         _named_path,
         nargs="+",
     )

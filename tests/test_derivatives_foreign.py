@@ -332,6 +332,9 @@ def test_a_t1w_made_of_anothers_images_is_refused(raw, fmriprep, head):
     for key in ("Sources", "RawSources"):
         sidecar.write_text(json.dumps({key: ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]}))
         refused(raw, t1w, "made from images of sub-01", fmriprep=fmriprep)
+    for others in ([], ["sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz"]):
+        sidecar.write_text(json.dumps({"RawSources": others}))
+        assert select(raw, fmriprep=fmriprep)[1] == []
 
 
 def test_a_t1w_of_several_volumes_or_none_is_refused(raw, fmriprep, head):
