@@ -403,6 +403,15 @@ def test_a_name_of_derivatives_that_is_not_known_is_told_with_those_that_are(cap
     )
 
 
+@pytest.mark.parametrize(
+    ("level", "unused"), [("participant", " lesions"), ("group", " fmriprep"), ("train", "")]
+)
+def test_a_dataset_that_the_level_has_no_use_for_is_told(level, unused, capsys):
+    cli.parse(["/raw", "/out", level, "-d", "lesions=/masks", "fmriprep=/fmriprep"])
+    told = f"warning: the level {level} does not use --derivatives{unused}\n"
+    assert capsys.readouterr().err == told
+
+
 @pytest.mark.parametrize("error", [NothingSelectedError("nothing is left"), UsageError("no")])
 def test_what_a_user_can_mend_is_one_line(error, monkeypatch, capsys):
     def fail(argv):
