@@ -115,7 +115,7 @@ def test_the_anatomy_of_a_session_is_its_own_or_one_for_all(raw, fmriprep, head,
     add_anatomy(fmriprep, "01", head, session=session)
     visit = select(raw, fmriprep=fmriprep)[0]["01"]
     assert visit.t1w.derived.image.name.startswith("sub-01_ses-a" if session else "sub-01_desc")
-    assert ("which has made one of all sessions" in visit.notes[0]) is told
+    assert ("which has made one T1w of all sessions" in visit.notes[0]) is told
 
 
 def test_what_belongs_together_lies_together(raw, fmriprep, head):

@@ -299,7 +299,7 @@ def _check_derived_t1w(t1w: Derived) -> None:
 
 def _describe_t1w(t1w: Derived, visit: Visit, template: str) -> str:
     own = visit.session is None or f"_ses-{visit.session}_" in t1w.image.name
-    of = "" if own else ", which has made one of all sessions"
+    of = "" if own else ", which has made one T1w of all sessions"
     if t1w.in_template:
         mask = "" if t1w.brain_mask is None else " and its brain mask"
         return f"T1w in MNI space{mask} is taken from {t1w.app}{of}, and not registered any further"
