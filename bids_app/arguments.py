@@ -423,6 +423,10 @@ def _code_of(run: Callable[[], int], interrupted: str) -> int:
 LABEL = re.compile(r"[0-9A-Za-z+]+")  # BIDS 1.10, "Filesystem structure": alphanumeric, or plus
 AXES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}  # of the world, by where they point to
 LESIONS = "lesions"  # name of the dataset with masks of lesions, in --derivatives
+PETPREP, CLINICA, MNI = "petprep", "clinica", "mni"
+WITH_PET = (PETPREP, CLINICA, MNI)  # datasets that may hold PET
+IN_TEMPLATE = (CLINICA, MNI)  # whose images lie in MNI space
+PREPROCESSED = ("fmriprep", "smriprep", *WITH_PET)  # names there of what participant starts from
 PREFIXES = ("sub-", "ses-", "trc-", "run-")
 
 

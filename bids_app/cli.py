@@ -15,6 +15,7 @@ from typing import Any
 
 from bids_app.arguments import (
     LESIONS,
+    PREPROCESSED,
     Parser,
     PrintCompletion,
     absolute_path,
@@ -112,8 +113,9 @@ def _named_path(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
-    if name != LESIONS:
-        raise argparse.ArgumentTypeError(f"{name!r} is not known; the only NAME is {LESIONS}")
+    if name not in (LESIONS, *PREPROCESSED):
+        known = f"{LESIONS}, {', '.join(PREPROCESSED[:-1])} or {PREPROCESSED[-1]}"
+        raise argparse.ArgumentTypeError(f"{name!r} is not known; NAME is {known}")
     return name, absolute_path(path)
 
 
@@ -154,8 +156,9 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "-d --derivatives NAME=PATH",
-        "lesions=PATH: group compares clusters with the masks of lesions in PATH, "
-        "sub-X/anat/sub-X_space-T1w_label-L_mask.nii.gz (or .nii)",
+        "fmriprep=PATH, smriprep=PATH, petprep=PATH, clinica=PATH: participant starts from what "
+        "these apps have made; mni=PATH: from T1w and PET in MNI space. lesions=PATH: group "
+        "compares clusters with masks, sub-X/anat/sub-X_space-T1w_label-L_mask.nii.gz (or .nii)",
         _named_path,
         nargs="+",
     )
@@ -678,6 +681,10 @@ def _warn_unused(given: argparse.Namespace) -> None:
     others = (names for levels, names in USED_BY.items() if given.level not in levels.split())
     unused = [name for names in others for name in names.split()]
     flags = [FLAGS.get(name, "--" + name.replace("_", "-")) for name in unused if name in given]
+    names = {"participant": PREPROCESSED, "group": (LESIONS,)}.get(given.level)
+    if names is not None:
+        datasets = [name for name, _ in vars(given).get("derivatives", ()) if name not in names]
+        flags += [f"--derivatives {name}" for name in datasets]
     if flags:
         sys.stderr.write(f"warning: the level {given.level} does not use {', '.join(flags)}\n")
 

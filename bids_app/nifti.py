@@ -192,6 +192,18 @@ def read_grid(path: Path) -> Grid:
     return Grid((i, j, k), header.affine)
 
 
+def lies_on(path: Path, grid: Grid) -> bool:
+    """Tell from the header alone whether a volume lies on a grid.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        As :func:`check_header`.
+    """
+    header = inspect(path)
+    return header.shape == grid.shape and np.allclose(header.affine, grid.affine, atol=ROUNDING)
+
+
 def check_grid(path: Path, grid: Grid) -> None:
     """See from the header alone whether an image of template space lies on the run's grid.
 
@@ -202,8 +214,7 @@ def check_grid(path: Path, grid: Grid) -> None:
     UnusableDataError
         As :func:`check_header`, and if shape or affine differ.
     """
-    header = inspect(path)
-    if header.shape != grid.shape or not np.allclose(header.affine, grid.affine, atol=ROUNDING):
+    if not lies_on(path, grid):
         raise UnusableDataError(
             f"{path}: lies on another grid than --bounding-box and --resolution say; run the "
             "participant level again with the same"

@@ -14,8 +14,8 @@ USED_BY = {
     "participant train": "device smoothing_fwhm",
     "train": "models condition init epochs batch_size width patches lpips_weights",
     "train group": "control_query folds ratings",
-    "participant group": "clean_workdir paper",
-    "group": "derivatives patient_query training_set synthetic_controls detectors detector "
+    "participant group": "clean_workdir paper derivatives",
+    "group": "patient_query training_set synthetic_controls detectors detector "
     "direction score_smoothing channels covariates nu clusters expected_false min_cluster_size "
     "cluster_extent atlas",
 }

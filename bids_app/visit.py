@@ -5,6 +5,61 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class Derived:
+    """What another app has made of a raw image, which a run uses instead of computing it.
+
+    Parameters
+    ----------
+    dataset : str
+        Name of its dataset: ``fmriprep``, ``smriprep``, ``petprep``, ``clinica`` or ``mni``.
+    root : Path
+        Where that dataset is.
+    app : str
+        What made it, with its version: ``fMRIPrep 24.1.1``.
+    image : Path
+        The T1w without bias field; or the PET, in the space of that T1w or with a transform to it.
+    brain_mask : Path or None
+        Of the T1w, on its grid; None: to be found.
+    forward, back : Path or None
+        Transforms of the T1w to the run's template and back, or of the PET to the T1w; None: to
+        be found, or, for a PET, none is needed.
+    skull_stripped : bool
+        Whether the T1w shows the brain alone.
+    templates : tuple of str
+        Those that there are transforms of the T1w to.
+    in_template : bool
+        Whether the image lies in MNI space, so that the T1w is not registered.
+    """
+
+    dataset: str
+    root: Path
+    app: str
+    image: Path
+    brain_mask: Path | None = None
+    forward: Path | None = None
+    back: Path | None = None
+    skull_stripped: bool = False
+    templates: tuple[str, ...] = ()
+    in_template: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is taken."""
+        named = (self.image, self.brain_mask, self.forward, self.back)
+        return tuple(path for path in named if path is not None)
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether a T1w need not be registered to the template."""
+        return self.in_template or self.forward is not None
+
+    @property
+    def method(self) -> str:
+        """How sidecars say that it was not computed."""
+        return f"taken from {self.app}"
+
+
+@dataclass(frozen=True)
 class Scan:
     """One raw image.
 
@@ -20,6 +75,8 @@ class Scan:
         Those fields of its sidecars that the app reads; lists are tuples.
     orientation : str
         Axis code, such as ``RAS``, that the user vouches for as its header has none; else empty.
+    derived : Derived or None
+        What another app has made of it, if that is used instead.
     """
 
     path: Path
@@ -28,6 +85,12 @@ class Scan:
     entities: tuple[tuple[str, str], ...]
     metadata: tuple[tuple[str, object], ...] = ()
     orientation: str = ""
+    derived: Derived | None = None
+
+    @property
+    def used(self) -> Path:
+        """The image that a run reads: this one, or what another app has made of it."""
+        return self.path if self.derived is None else self.derived.image
 
     def entity(self, key: str) -> str | None:
         """Give the label of an entity by its short key (``trc``), or None."""

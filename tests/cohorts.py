@@ -206,10 +206,10 @@ def write_native(paths: VisitPaths, *, flipped: bool) -> None:
 
 
 @cache
-def shifts() -> tuple[bytes, bytes]:
-    """Give transforms from T1w to template, and back: what lies at SHIFT comes from 0."""
+def shifts(shift: tuple[float, float, float] = SHIFT) -> tuple[bytes, bytes]:
+    """Give transforms from T1w to template, and back: what lies at ``shift`` comes from 0."""
     with TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", WRITE_TRANSFORMS, *map(str, SHIFT)]
+        command = [sys.executable, "-c", WRITE_TRANSFORMS, *map(str, shift)]
         subprocess.run(command, check=True, cwd=folder)
         return Path(folder, "there.h5").read_bytes(), Path(folder, "back.h5").read_bytes()
 

@@ -16,6 +16,7 @@ from bids_app import nifti
 
 SHAPE, ZOOM = (44, 52, 44), 4.0  # mm; 176 × 208 × 176 mm
 MIDDLE = (0, -18, 5)  # mm; of the template's brain
+TO_T1W = tuple(-place for place in MIDDLE)  # mm; from a place in the template to that in the grid
 PET = {"TracerName": "FDG", "TracerRadionuclide": "F18", "Units": "Bq/mL"}
 
 
@@ -83,3 +84,44 @@ def add_pet(root, subject, rng, *, session=None, name="trc-18FFDG_pet", data=Non
     nifti.save(nifti.Image(data, head_affine()), path)
     path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(sidecar or PET))
     return path
+
+
+# What other apps make of such images, named and described as they do
+
+
+def write_derivatives(folder: Path, app: str, version: str) -> Path:
+    folder.mkdir(parents=True)
+    told = {
+        "Name": f"{app} - output",
+        "BIDSVersion": "1.4.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": app, "Version": version}],
+    }
+    (folder / "dataset_description.json").write_text(json.dumps(told))
+    return folder
+
+
+def add_derived(root, subject, datatype, name, data, *, session=None, affine=None, sidecar=None):
+    """Write an image of another app, and its sidecar, if there is one."""
+    path = image_path(root, subject, datatype, name, session)
+    nifti.save(nifti.Image(data, head_affine() if affine is None else affine), path)
+    if sidecar is not None:
+        path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(sidecar))
+    return path
+
+
+def add_anatomy(root, subject, data, *, session=None, template="", transforms=(), prefix=""):
+    """Write the T1w, brain mask and transforms of a person as fMRIPrep does; brains are of data."""
+    sidecar = {"SkullStripped": False, "Sources": [f"bids:raw:sub-{subject}/anat/T1w.nii.gz"]}
+    told = {"session": session}
+    t1w = add_derived(
+        root, subject, "anat", f"{prefix}desc-preproc_T1w", data, sidecar=sidecar, **told
+    )
+    mask = (data > 0).astype(np.uint8)
+    add_derived(root, subject, "anat", f"{prefix}desc-brain_mask", mask, **told)
+    pairs = (("T1w", template), (template, "T1w"))
+    for (start, end), content in zip(pairs, transforms, strict=False):
+        ending = f"{prefix}from-{start}_to-{end}_mode-image_xfm.h5"
+        name = t1w.name.replace(f"{prefix}desc-preproc_T1w.nii.gz", ending)
+        t1w.with_name(name).write_bytes(content)
+    return t1w

@@ -394,10 +394,22 @@ def test_a_wrong_value_is_64(typed, capsys):
     assert typed.split()[0] in capsys.readouterr().err + str(stop.value)
 
 
-def test_a_name_of_derivatives_that_is_not_known_is_told_with_the_one_that_is(capsys):
+def test_a_name_of_derivatives_that_is_not_known_is_told_with_those_that_are(capsys):
     with pytest.raises(SystemExit):
         parse("--derivatives", "lesion=/masks")
-    assert "'lesion' is not known; the only NAME is lesions" in capsys.readouterr().err
+    assert (
+        "'lesion' is not known; NAME is lesions, fmriprep, smriprep, petprep, clinica or mni"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("level", "unused"), [("participant", " lesions"), ("group", " fmriprep"), ("train", "")]
+)
+def test_a_dataset_that_the_level_has_no_use_for_is_told(level, unused, capsys):
+    cli.parse(["/raw", "/out", level, "-d", "lesions=/masks", "fmriprep=/fmriprep"])
+    told = f"warning: the level {level} does not use --derivatives{unused}\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("error", [NothingSelectedError("nothing is left"), UsageError("no")])

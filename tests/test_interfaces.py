@@ -24,7 +24,7 @@ from bids_app.imaging.intensity import match_quantiles, smooth
 from bids_app.imaging.similarity import correlation, dice, measure, normalized_mutual_information
 from bids_app.imaging.verdict import measure_brain
 from bids_app.imaging.volume import count_cubes, cube_sides
-from bids_app.interfaces.anatomy import ExtractBrain
+from bids_app.interfaces.anatomy import ExtractBrain, TakeBrain
 from bids_app.interfaces.derivatives import AddToSidecar, SaveDerivative
 from bids_app.interfaces.imaging import (
     ApplyMask,
@@ -875,6 +875,55 @@ def test_a_pet_turned_in_its_header_finds_its_t1w_and_a_hot_voxel_changes_nothin
         assert told["Start"] == "search of directions"
         assert (told["Verdict"], told["VerdictReasons"]) == ("pass", [])
     assert np.linalg.norm(found[1] - found[0], axis=-1).max() < 0.3
+
+
+RIGID = """#Insight Transform File V1.0
+#Transform 0
+Transform: AffineTransform_double_3_3
+Parameters: {0} 0 0 0 {0} 0 0 0 1 {1} {2} 0
+FixedParameters: 10 20 30
+"""
+
+
+@pytest.mark.itk
+def test_a_transform_that_another_app_found_is_judged_as_our_own(run_itk, tmp_path, rng):
+    """The PET is turned by 180° in its header; without a transform, it lies wrong."""
+    t1w, pet = phantoms.brain(rng), phantoms.brain(rng, inverted=True)
+    affine, turn = phantoms.head_affine(), np.diag([-1.0, -1.0, 1.0, 1.0])
+    images = {"t1w": (t1w, affine), "mask": (t1w > 0, affine), "pet": (pet, turn @ affine)}
+    for name, (data, own) in images.items():
+        nifti.save(nifti.Image(data, own), tmp_path / f"{name}.nii.gz")
+    inputs = {name: str(tmp_path / f"{name}.nii.gz") for name in images}
+    inputs |= {"quick": True, "taken_from": "PETPrep 0.0.2"}
+    right = tmp_path / "right.txt"
+    right.write_text(RIGID.format(-1, -20, -40))  # about a centre that is not 0
+    points = np.argwhere(t1w > 0)[::20] @ affine[:3, :3].T + affine[:3, 3]
+    for given, expected, verdict in (
+        ({"transform": str(right)}, points @ turn[:3, :3], "pass"),
+        ({}, points, "fail"),
+    ):
+        out = run_itk("TakePET", **inputs, **given)
+        assert read_rigid(out["pet_to_t1w"])(points) == pytest.approx(expected, abs=1e-3)
+        told = out["sidecar"]["Registration"]
+        assert (told["Verdict"], told["TakenFrom"]) == (verdict, "PETPrep 0.0.2")
+        better = told["SimilarityAfter"] > told["SimilarityBefore"] + 0.05
+        assert better is (verdict == "pass")
+    right.write_text("no transform")
+    with pytest.raises(UnusableDataError, match=f"{right}: cannot be read .*leave its dataset out"):
+        run_itk("TakePET", **inputs, transform=str(right))
+
+
+def test_an_empty_brain_mask_of_another_app_is_refused(tmp_path, head):
+    path, data, inside, affine = head
+    taken = {"source": "sub-01_T1w", "skull_stripped": True, "method": "taken from fMRIPrep"}
+    for name, mask in (("valid", np.ones(data.shape)), ("mask", inside), ("empty", inside * 0)):
+        nifti.save(nifti.Image(mask.astype(np.float32), affine), tmp_path / f"{name}.nii")
+    taken["valid"] = str(tmp_path / "valid.nii")
+    out = node(TakeBrain, tmp_path, t1w=path, brain_mask=str(tmp_path / "mask.nii"), **taken)
+    assert np.array_equal(nifti.load(out.mask).data > 0, inside)
+    assert out.sidecar == {"SkullStripped": True, "BrainExtraction": "taken from fMRIPrep"}
+    with pytest.raises(UnusableDataError, match=r"empty.nii: marks no voxel"):
+        node(TakeBrain, tmp_path, t1w=path, brain_mask=str(tmp_path / "empty.nii"), **taken)
 
 
 @pytest.mark.itk

@@ -58,7 +58,8 @@ INTERPOLATORS = {
 }
 OF_LABELS = "genericLabel"
 LEAST = 0.1  # percentile of the brain that becomes 0 if it is below; our choice, as in winsorize
-POINTS = 20  # every so many voxels of the brain tell the linear part of a transform
+POINTS = 5000  # in the template's brain tell the linear part of a transform; our choice
+APART_AT_MOST = 3.0  # mm; there and back, half of those points move by less; our choice
 BRAIN_MARGIN = 6  # mm around the brain in which PET and T1w are compared; our choice
 COARSE = 4.0  # mm; images that are searched for a pose are thinned out to it
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes in RAS+
@@ -398,6 +399,11 @@ def _write_composite(
                 _write_part(group, "DisplacementFieldTransform", fixed, values)
 
 
+def write_identity(path: Path) -> None:
+    """Write the transform that changes nothing, as others between T1w and template."""
+    _write_composite(path, [sitk.AffineTransform(3)], sitk.Image())
+
+
 def _write_part(
     group: h5py.Group,
     kind: str,
@@ -502,14 +508,9 @@ def register_pet(
     ValueError
         If the T1w's brain has no tissues that could be told apart.
     """
-    zoom, levels = (QUICK_PET_GRID, QUICK_RIGID) if quick else (PET_GRID, RIGID)
-    brain = _read(mask)
-    fixed = _common_grid(_read(t1w) * brain, zoom)
-    inside = _voxels(sitk.Resample(brain, fixed, sitk.Transform(), sitk.sitkNearestNeighbor)) > 0
-    where = _around(inside, _zooms(fixed), BRAIN_MARGIN)
+    levels = QUICK_RIGID if quick else RIGID
+    fixed, where, moving = _lay_out(pet, t1w, mask, quick=quick)
     around = _like(fixed, where.astype(np.uint8))
-    whole = _read(pet)
-    moving = _like(whole, winsorize(_voxels(whole)))
     uptake = _uptake(t1w, mask)
     search = _search_in_t1w(moving, uptake, prefix)
     pose = search.find()
@@ -521,13 +522,121 @@ def register_pet(
         results.append((_likeness(fixed, moving, where, transform)[0], name))
     after, name = max(results)
     best = starts[name]
-    affine = sitk.AffineTransform(3)  # what all readers of ITK's files know
-    affine.SetCenter(best.GetCenter())
-    affine.SetMatrix(best.GetMatrix())
-    affine.SetTranslation(best.GetTranslation())
-    sitk.WriteTransform(affine, str(out))
+    _write_rigid(best, out)
     behind = search.score(_matrix_of(best)) - pose.score
     return name, before, after, _judge(moving, uptake, best, prefix, behind)
+
+
+def _write_rigid(transform: sitk.Euler3DTransform | sitk.AffineTransform, out: Path) -> None:
+    affine = sitk.AffineTransform(3)  # what all readers of ITK's files know
+    affine.SetCenter(transform.GetCenter())
+    affine.SetMatrix(transform.GetMatrix())
+    affine.SetTranslation(transform.GetTranslation())
+    sitk.WriteTransform(affine, str(out))
+
+
+def _lay_out(
+    pet: Path, t1w: Path, mask: Path, *, quick: bool
+) -> tuple[sitk.Image, Mask, sitk.Image]:
+    """Read a T1w's brain on the grid of comparison, where it is compared, and a PET."""
+    brain = _read(mask)
+    fixed = _common_grid(_read(t1w) * brain, QUICK_PET_GRID if quick else PET_GRID)
+    inside = _voxels(sitk.Resample(brain, fixed, sitk.Transform(), sitk.sitkNearestNeighbor)) > 0
+    whole = _read(pet)
+    moving = _like(whole, winsorize(_voxels(whole)))
+    return fixed, _around(inside, _zooms(fixed), BRAIN_MARGIN), moving
+
+
+def judge_given_pet(
+    pet: Path, t1w: Path, mask: Path, prefix: Path, out: Path, *, given: Path | None, quick: bool
+) -> tuple[float, float, Judgement]:
+    """Judge a rigid transform from PET to T1w that was found elsewhere, as that of our own.
+
+    Parameters
+    ----------
+    pet, t1w, mask, prefix, out
+        As :func:`register_pet`.
+    given : Path or None
+        The transform, in ITK's text format; None: the PET lies on the T1w already.
+    quick : bool
+        Compare on a coarse grid.
+
+    Returns
+    -------
+    float, float
+        Similarity as headers have it, and with the transform.
+    Judgement
+        Whether the result may be believed.
+
+    Raises
+    ------
+    ValueError
+        If the transform cannot be read, or is not linear; or if the T1w's brain has no tissues
+        that could be told apart.
+    """
+    affine = sitk.AffineTransform(3)
+    if given is not None:
+        matrix = LPS @ _matrix_of(_read_transform(given, linear=True)) @ LPS
+        affine.SetMatrix(matrix[:3, :3].ravel().tolist())
+        affine.SetTranslation(matrix[:3, 3].tolist())
+    _write_rigid(affine, out)
+    fixed, where, moving = _lay_out(pet, t1w, mask, quick=quick)
+    try:
+        uptake = _uptake(t1w, mask)
+    except ValueError as error:
+        raise ValueError(f"{t1w}: {error}") from error
+    search = _search_in_t1w(moving, uptake, prefix)
+    behind = search.score(_matrix_of(affine)) - search.find().score
+    before = _likeness(fixed, moving, where, sitk.Transform())[0]
+    after = _likeness(fixed, moving, where, affine)[0]
+    return before, after, _judge(moving, uptake, affine, prefix, behind)
+
+
+def _read_transform(path: Path, *, linear: bool = False) -> sitk.Transform:
+    """Read a transform of another app; ValueError with a sentence if it is none."""
+    try:
+        transform = sitk.ReadTransform(str(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path}: cannot be read as a transform of ITK") from error
+    if transform.GetDimension() != len(LPS) - 1 or (linear and not transform.IsLinear()):
+        raise ValueError(f"{path}: is no {'rigid ' * linear}transform between volumes")
+    return transform
+
+
+def examine_transforms(forward: Path, back: Path, brain: Path, template: Path) -> float:
+    """Examine transforms between T1w and template that were found elsewhere.
+
+    Parameters
+    ----------
+    forward, back : Path
+        From T1w to template, and back, as ITK writes them.
+    brain, template : Path
+        T1w of a brain alone, 0 elsewhere, and the template's brain.
+
+    Returns
+    -------
+    float
+        Correlation in the linear part of the first, less that in the best pose of a search.
+
+    Raises
+    ------
+    ValueError
+        If one cannot be read, or if they do not undo one another.
+    """
+    there, again = _read_transform(forward), _read_transform(back)
+    image = nifti.load(template)
+    inside = np.argwhere(image.data > 0)
+    inside = inside[:: max(len(inside) // POINTS, 1)]
+    places = (inside @ image.affine[:3, :3].T + image.affine[:3, 3]) @ LPS[:3, :3]
+    moved = np.array([there.TransformPoint(place.tolist()) for place in places])
+    returned = np.array([again.TransformPoint(place.tolist()) for place in moved])
+    if np.median(np.linalg.norm(returned - places, axis=1)) > APART_AT_MOST:
+        raise ValueError(f"{back}: does not lead back where {forward.name} comes from")
+    fit = np.linalg.lstsq(np.column_stack([places, np.ones(len(places))]), moved, rcond=None)[0]
+    linear = np.eye(4)
+    linear[:3] = fit.T
+    search = _search_in_template(brain, template)
+    return float(search.score(LPS @ linear @ LPS) - search.find().score)
 
 
 def _uptake(t1w: Path, mask: Path) -> nifti.Image:

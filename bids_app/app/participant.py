@@ -29,6 +29,7 @@ from bids_app.app.run import (
     share_resources,
     summarize_run,
 )
+from bids_app.arguments import PREPROCESSED
 from bids_app.console import Console, count_line
 from bids_app.dataset.index import find_subjects
 from bids_app.dataset.participants import read_participants
@@ -235,6 +236,7 @@ def _start(
         container=find_container(os.environ),
         template=run.space.template,
         reference=template.uri,
+        others=[one for one in settings.derivatives if one[0] in PREPROCESSED],
     )
     description.write_run_record(settings.output_dir / "logs", vars(settings), run_record)
 

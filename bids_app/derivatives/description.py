@@ -109,7 +109,7 @@ def _read_raw(bids_dir: Path) -> dict[str, object]:
 
 
 def _description(
-    bids_dir: Path, output_dir: Path, made_by: Mapping[str, object], reference: str
+    bids_dir: Path, output_dir: Path, made_by: Mapping[str, object], links: Mapping[str, object]
 ) -> dict[str, object]:
     raw = _read_raw(bids_dir)
     link = _link(bids_dir, output_dir)
@@ -120,7 +120,7 @@ def _description(
         "DatasetType": "derivative",
         "GeneratedBy": [dict(made_by)],
         "SourceDatasets": [{k: v for k, v in source.items() if isinstance(v, str)}],
-        "DatasetLinks": {**_links(output_dir), "raw": link, "template": reference},
+        "DatasetLinks": {**links, "raw": link},
     }
 
 
@@ -150,6 +150,7 @@ def start_dataset(
     container: Iterable[tuple[str, str]] = (),
     template: str,
     reference: str,
+    others: Iterable[tuple[str, Path]] = (),
 ) -> None:
     """Write the files that say what the dataset is, before any result.
 
@@ -163,6 +164,8 @@ def start_dataset(
         BIDS fields of the container it runs in, as :func:`find_container` gives them.
     template, reference : str
         Name of the template, and URI of its image.
+    others : iterable of (str, Path)
+        Names and roots of other datasets that sidecars name as sources.
 
     Raises
     ------
@@ -183,7 +186,9 @@ def start_dataset(
     description = output_dir / DESCRIPTION
     with locked(output_dir):
         refuse_foreign(output_dir)
-        write_json(description, _description(bids_dir, output_dir, made_by, reference))
+        named = {name: _link(root, output_dir) for name, root in others}
+        links = {**_links(output_dir), **named, "template": reference}
+        write_json(description, _description(bids_dir, output_dir, made_by, links))
         _write_ignored(output_dir / ".bidsignore", IGNORED)
         about = read_text(TEXTS / "README.md")
         readme = about.format(version=version, template=template)

@@ -362,8 +362,14 @@ def _masks_of(root: Path, subject: str) -> list[Path]:
     return sorted(path for name in names for path in (root / f"sub-{subject}").rglob(name))
 
 
-def _content(path: Path) -> str:
-    """Digest all of a file: what gzip's last checksum covers may be the last of many pieces."""
+def digest_of(path: Path) -> str:
+    """Digest all of a file: what gzip's last checksum covers may be the last of many pieces.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError
+        If it is not there, or cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -404,7 +410,7 @@ def fingerprint(
         If a source is not there, or cannot be looked at.
     """
     root = bids_dir.absolute()
-    files = sorted((path.relative_to(root).as_posix(), _content(path)) for path in sources)
+    files = sorted((path.relative_to(root).as_posix(), digest_of(path)) for path in sources)
     content = {"parameters": parameters, "sources": files, "generator": generator_sha256}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -9,6 +9,7 @@ Beside a table stands its data dictionary, from ``data/dictionaries``.
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from types import NoneType
 from typing import TypeVar, get_args, get_type_hints
 
 from bids_app.derivatives.description import KEY as VERSION
-from bids_app.derivatives.paths import VisitPaths, sidecar_path
+from bids_app.derivatives.paths import PetPaths, VisitPaths, sidecar_path
 from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.files import MISSING, read_json, read_text, read_tsv, write_json, write_tsv
 from bids_app.imaging.intensity import describe_scaling
-from bids_app.visit import Scan, Visit
+from bids_app.visit import Derived, Scan, Visit
 
 Sidecar = dict[str, object]
 Dictionary = dict[str, dict[str, object]]  # column → what explains it
@@ -76,9 +77,18 @@ class Provenance:
     fingerprint: str
     version: str
 
-    def raw(self, scan: Scan) -> str:
-        """BIDS URI of a raw image; ``raw`` stands in ``DatasetLinks``."""
+    def source(self, scan: Scan) -> str:
+        """BIDS URI of the image that was read: the raw one, or what another app made of it.
+
+        ``raw``, and the name of that app's dataset, stand in ``DatasetLinks``.
+        """
+        if scan.derived is not None:
+            return self.other(scan.derived, scan.derived.image)
         return f"bids:raw:{scan.path.relative_to(self.bids_dir.absolute()).as_posix()}"
+
+    def other(self, derived: Derived, path: Path) -> str:
+        """BIDS URI of a file of another app's dataset."""
+        return f"bids:{derived.dataset}:{path.relative_to(derived.root).as_posix()}"
 
     def own(self, path: Path) -> str:
         """BIDS URI of a result."""
@@ -276,7 +286,7 @@ def preprocessing_sidecars(
     skull_stripped : bool
         Whether the raw T1w came without skull.
     """
-    template, raw, own, tell = space.template, origin.raw, origin.own, origin.entries
+    template, source, own, tell = space.template, origin.source, origin.own, origin.entries
     t1w, mask, to_template = map(own, (paths.t1w, paths.brain_mask, paths.t1w_to_template))
     mask_there, grid = own(paths.brain_mask_in_template), space.entries()
     on_t1w = {"SpatialReference": t1w}
@@ -284,7 +294,7 @@ def preprocessing_sidecars(
     transform = {**tell(about, [t1w, mask]), "SpatialReference": space.reference}
     sidecars: dict[Path, Sidecar] = {
         paths.t1w: {
-            **tell("T1w corrected for the bias field, on its own grid", [raw(visit.t1w)]),
+            **tell("T1w corrected for the bias field, on its own grid", [source(visit.t1w)]),
             "SkullStripped": skull_stripped,
         },
         paths.brain_mask: {
@@ -312,20 +322,20 @@ def preprocessing_sidecars(
         sidecars[of_pet.in_template] = {
             **tell(
                 f"Acquired PET of the brain in {template}, intensities in 0..1",
-                [raw(pet), to_t1w, to_template, mask_there],
+                [source(pet), to_t1w, to_template, mask_there],
             ),
             "SkullStripped": True,
             "Units": SCALED,
             **grid,
         }
         sidecars[of_pet.in_t1w] = {
-            **tell("Acquired PET on the grid of the T1w, in its own units", [raw(pet), to_t1w]),
+            **tell("Acquired PET on the grid of the T1w, in its own units", [source(pet), to_t1w]),
             "SkullStripped": False,
             **on_t1w,
             **({} if units is None else {"Units": units}),
         }
         sidecars[of_pet.to_t1w] = {
-            **tell("Rigid transform from PET to T1w", [raw(pet), t1w]),
+            **tell("Rigid transform from PET to T1w", [source(pet), t1w]),
             **on_t1w,
         }
         sidecars[of_pet.coverage_in_template] = {
@@ -338,7 +348,46 @@ def preprocessing_sidecars(
             "Type": FIELD_OF_VIEW,
             **on_t1w,
         }
+        if pet.derived is not None:
+            _tell_taken_pet(sidecars, of_pet, pet.derived, origin)
+    if visit.t1w.derived is not None:
+        _tell_taken_t1w(sidecars, paths, visit.t1w.derived, origin)
     return sidecars
+
+
+def _tell_taken_t1w(
+    sidecars: Mapping[Path, Sidecar], paths: VisitPaths, derived: Derived, origin: Provenance
+) -> None:
+    """Say of each result that another app has made what it was taken from."""
+    transforms = (paths.t1w_to_template, paths.template_to_t1w)
+    if derived.in_template:
+        sidecars[paths.t1w].update(
+            Description=f"T1w in MNI space, as {derived.app} has made it", InMNISpace=True
+        )
+        for transform in transforms:
+            about = "Identity: the T1w was taken in MNI space"
+            sidecars[transform].update(Description=about, TakenFrom=derived.app)
+    taken = {
+        paths.t1w: derived.image,
+        paths.brain_mask: derived.brain_mask,
+        **dict(zip(transforms, (derived.forward, derived.back), strict=True)),
+    }
+    for result, path in taken.items():
+        if path is not None:
+            sidecars[result].update(TakenFrom=derived.app, Sources=[origin.other(derived, path)])
+
+
+def _tell_taken_pet(
+    sidecars: Mapping[Path, Sidecar], paths: PetPaths, derived: Derived, origin: Provenance
+) -> None:
+    """Say of a PET, and of its transform, what another app has made of them."""
+    for result in (paths.in_t1w, paths.in_template, paths.to_t1w):
+        sidecars[result]["TakenFrom"] = derived.app
+    if derived.forward is None:
+        about = "Identity: the PET was taken in the space of the T1w"
+        sidecars[paths.to_t1w]["Description"] = about
+    else:
+        sidecars[paths.to_t1w]["Sources"] = [origin.other(derived, derived.forward)]
 
 
 def read_dictionary(*names: str) -> Dictionary:
@@ -560,10 +609,11 @@ class Derivative:
         return [str(note) for note in told] if isinstance(told, list) else []
 
     def sources(self) -> tuple[str, ...]:
-        """Name the files of the raw dataset it was made from."""
+        """Name the files of other datasets it was made from, those not raw with their dataset."""
         listed = self.metadata.get("Sources")
         uris = [str(uri) for uri in listed] if isinstance(listed, list) else []
-        return tuple(uri.removeprefix("bids:raw:") for uri in uris if uri.startswith("bids:raw:"))
+        named = [uri[len("bids:") :] for uri in uris if re.match("bids:[^:]", uri)]
+        return tuple(uri.removeprefix("raw:") for uri in named)
 
 
 def read_derivative(path: Path) -> Derivative:

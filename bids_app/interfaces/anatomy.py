@@ -18,6 +18,8 @@ from bids_app.errors import UnusableDataError
 from bids_app.imaging.coverage import LARGEST_SHARE_OF_PET, enclosed, gaps_in
 from bids_app.imaging.verdict import sidecar_fields
 
+HALF = 0.5  # of a voxel is brain
+
 
 class _ExtractBrainInputSpec(BaseInterfaceInputSpec):
     t1w = File(exists=True, mandatory=True, desc="a T1w, three axes")
@@ -54,7 +56,7 @@ class ExtractBrain(SimpleInterface):
                 f"{self.inputs.source}: {error}; look at the image, and at its orientation"
             ) from error
         if isdefined(self.inputs.valid):
-            self._refuse_gaps(mask, image.zooms)
+            _refuse_gaps(self.inputs.source, self.inputs.valid, mask, image.zooms)
         path = Path(runtime.cwd) / "mask.nii.gz"
         nifti.save(nifti.Image(mask, image.affine), path)
         method = "the input was skull-stripped already" if stripped else "deepbet"
@@ -62,13 +64,48 @@ class ExtractBrain(SimpleInterface):
         self._results["sidecar"] = {"SkullStripped": stripped, "BrainExtraction": method}
         return runtime
 
-    def _refuse_gaps(self, brain, zooms):
-        gaps = nifti.load(self.inputs.valid).data == 0
-        if gaps.any() and (count := gaps_in(brain, gaps, zooms)):
+
+def _refuse_gaps(source, valid, brain, zooms):
+    gaps = nifti.load(valid).data == 0
+    if gaps.any() and (count := gaps_in(brain, gaps, zooms)):
+        raise UnusableDataError(
+            f"{source}: {count} voxels are NaN or infinite in the brain; export or convert the "
+            "image again"
+        )
+
+
+class _TakeBrainInputSpec(BaseInterfaceInputSpec):
+    t1w = File(exists=True, mandatory=True, desc="a T1w, as another app has preprocessed it")
+    valid = File(exists=True, mandatory=True, desc="where it holds numbers, not filled gaps")
+    source = traits.Str(mandatory=True, desc="the file it was read from, for messages")
+    brain_mask = File(exists=True, mandatory=True, desc="the brain, as that app has found it")
+    skull_stripped = traits.Bool(mandatory=True, desc="whether the T1w shows the brain alone")
+    method = traits.Str(mandatory=True, desc="where it was taken from, for the sidecar")
+
+
+class TakeBrain(SimpleInterface):
+    """Take the brain mask of another app instead of looking for the brain."""
+
+    input_spec = _TakeBrainInputSpec
+    output_spec = _ExtractBrainOutputSpec
+
+    def _run_interface(self, runtime):
+        t1w, mask = nifti.load(self.inputs.t1w), nifti.load(self.inputs.brain_mask)
+        brain = np.nan_to_num(mask.data) > HALF
+        if not brain.any():
             raise UnusableDataError(
-                f"{self.inputs.source}: {count} voxels are NaN or infinite in the brain; export or "
-                "convert the image again"
+                f"{self.inputs.brain_mask}: marks no voxel; look at it, or leave its dataset out "
+                "of --derivatives"
             )
+        _refuse_gaps(self.inputs.source, self.inputs.valid, brain, t1w.zooms)
+        path = Path(runtime.cwd) / "mask.nii.gz"
+        nifti.save(nifti.Image(brain, t1w.affine), path)
+        self._results["mask"] = str(path)
+        self._results["sidecar"] = {
+            "SkullStripped": self.inputs.skull_stripped,
+            "BrainExtraction": self.inputs.method,
+        }
+        return runtime
 
 
 ENGINE = "bids_app.anatomy.registration"  # imported by a worker before it is needed
@@ -136,6 +173,49 @@ class RegisterToTemplate(SimpleInterface):
         return runtime
 
 
+class _TakeTransformsInputSpec(BaseInterfaceInputSpec):
+    brain = File(exists=True, mandatory=True, desc="T1w of a brain alone")
+    template = File(exists=True, mandatory=True, desc="the template's brain")
+    forward = File(exists=True, desc="composite transform, T1w to template; none: the identity")
+    back = File(exists=True, desc="its inverse")
+
+
+class _TakeTransformsOutputSpec(TraitedSpec):
+    t1w_to_template = File(exists=True, desc="composite transform, .h5")
+    template_to_t1w = File(exists=True, desc="its inverse, .h5")
+    start = traits.Str(desc="never set: there was no registration")
+    behind = traits.Float(desc="correlation of its linear part, less that of a search's best pose")
+
+
+class TakeTransforms(SimpleInterface):
+    """Take transforms that another app has found, and measure what a verdict wants to know."""
+
+    input_spec = _TakeTransformsInputSpec
+    output_spec = _TakeTransformsOutputSpec
+    engine = ENGINE
+
+    def _run_interface(self, runtime):
+        from bids_app.anatomy.registration import examine_transforms, write_identity
+
+        if isdefined(self.inputs.forward):
+            paths = Path(self.inputs.forward), Path(self.inputs.back)
+        else:
+            cwd = Path(runtime.cwd)
+            paths = cwd / "t1w_to_template.h5", cwd / "template_to_t1w.h5"
+            for path in paths:
+                write_identity(path)
+        try:
+            behind = examine_transforms(*paths, Path(self.inputs.brain), Path(self.inputs.template))
+        except ValueError as error:
+            raise UnusableDataError(
+                f"{error}; run the app that made it again, or leave its dataset out of "
+                "--derivatives"
+            ) from error
+        self._results.update(t1w_to_template=str(paths[0]), template_to_t1w=str(paths[1]))
+        self._results["behind"] = float(behind)
+        return runtime
+
+
 class _RegisterPETInputSpec(BaseInterfaceInputSpec):
     pet = File(exists=True, mandatory=True, desc="one PET volume")
     t1w = File(exists=True, mandatory=True, desc="T1w of the same person")
@@ -172,15 +252,57 @@ class RegisterPET(SimpleInterface):
         except ValueError as error:
             raise UnusableDataError(f"{self.inputs.t1w}: {error}; look at the T1w") from error
         self._results["pet_to_t1w"] = str(pet_to_t1w)
-        quality = {
-            "Method": "SimpleITK: rigid; mutual information",
-            "Start": start,
-            "SimilarityMetric": "normalized mutual information",
-            "SimilarityBefore": round(before, 4),
-            "SimilarityAfter": round(after, 4),
-            **sidecar_fields(judgement),
-        }
-        self._results["sidecar"] = {"Registration": quality}
+        method = {"Method": "SimpleITK: rigid; mutual information", "Start": start}
+        self._results["sidecar"] = _quality(method, before, after, judgement)
+        return runtime
+
+
+def _quality(method, before, after, judgement):
+    """Tell of the registration of a PET, as its sidecar does."""
+    quality = {
+        **method,
+        "SimilarityMetric": "normalized mutual information",
+        "SimilarityBefore": round(before, 4),
+        "SimilarityAfter": round(after, 4),
+        **sidecar_fields(judgement),
+    }
+    return {"Registration": quality}
+
+
+class _TakePETInputSpec(_RegisterPETInputSpec):
+    transform = File(exists=True, desc="rigid, PET to T1w; without it, the PET lies on the T1w")
+    taken_from = traits.Str(mandatory=True, desc="the app that made it, for the sidecar")
+
+
+class TakePET(SimpleInterface):
+    """Take the rigid transform to the T1w that another app has found; judge it as our own."""
+
+    input_spec = _TakePETInputSpec
+    output_spec = _RegisterPETOutputSpec
+    engine = ENGINE
+
+    def _run_interface(self, runtime):
+        from bids_app.anatomy.registration import judge_given_pet
+
+        cwd, given = Path(runtime.cwd), self.inputs.transform
+        images = Path(self.inputs.pet), Path(self.inputs.t1w), Path(self.inputs.mask)
+        try:
+            before, after, judgement = judge_given_pet(
+                *images,
+                cwd / "rigid_",
+                cwd / "pet_to_t1w.txt",
+                given=Path(given) if isdefined(given) else None,
+                quick=self.inputs.quick,
+            )
+        except ValueError as error:
+            raise UnusableDataError(
+                f"{error}; run {self.inputs.taken_from} again, or leave its dataset out of "
+                "--derivatives"
+            ) from error
+        self._results["pet_to_t1w"] = str(cwd / "pet_to_t1w.txt")
+        app = self.inputs.taken_from
+        method = {"Method": f"taken from {app}", "TakenFrom": app}
+        self._results["sidecar"] = _quality(method, before, after, judgement)
         return runtime
 
 

@@ -297,6 +297,7 @@ class _JudgeRegistrationInputSpec(BaseInterfaceInputSpec):
     mask_after = File(exists=True, mandatory=True, desc="its brain mask after registration")
     t1w = File(exists=True, mandatory=True, desc="the T1w on its own grid, with all that it holds")
     brain_mask = File(exists=True, mandatory=True, desc="the brain on that grid")
+    taken_from = traits.Str(desc="the app that has registered it, if another did")
     start = traits.Str(desc="from which registration began")
     behind = traits.Float(desc="correlation there, less that in the best pose of a search")
 
@@ -332,8 +333,11 @@ class JudgeRegistration(SimpleInterface):
             behind=self.inputs.behind if isdefined(self.inputs.behind) else None,
         )
         start = {"Start": self.inputs.start} if isdefined(self.inputs.start) else {}
+        app = self.inputs.taken_from
+        method = {"Method": f"taken from {app}", "TakenFrom": app} if isdefined(app) else {}
         quality = {
             "Method": METHOD,
+            **method,
             **start,
             "SimilarityMetric": "normalized mutual information",
             "SimilarityBefore": round(likeness(self.inputs.before), 4),

@@ -1,7 +1,7 @@
 """From images to graphs of visits: which can be used, which files they make or have made."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,10 +9,12 @@ from pathlib import Path
 from nipype.pipeline.engine import Workflow
 
 from bids_app import nifti
+from bids_app.arguments import IN_TEMPLATE, PREPROCESSED, WITH_PET
 from bids_app.dataset.index import frame_durations
 from bids_app.dataset.selection import select
 from bids_app.derivatives.description import dataset_names
-from bids_app.derivatives.find import fingerprint, is_complete, stored_fingerprint
+from bids_app.derivatives.find import digest_of, fingerprint, is_complete, stored_fingerprint
+from bids_app.derivatives.foreign import find_derived_pet, find_derived_t1w, read_app
 from bids_app.derivatives.paths import PetPaths, VisitPaths, sidecar_path, visit_paths
 from bids_app.derivatives.sidecars import (
     Provenance,
@@ -39,7 +41,7 @@ from bids_app.plan.problems import Problem, error_of
 from bids_app.settings import Settings
 from bids_app.strict import parse_object
 from bids_app.templates import coarse_atlas
-from bids_app.visit import Scan, Selection, Unused, Visit
+from bids_app.visit import Derived, Scan, Selection, Unused, Visit
 from bids_app.workflows.execution import Output
 from bids_app.workflows.participant import (
     PetPlan,
@@ -52,6 +54,7 @@ from bids_app.workflows.synthesis import SynthesisPlan
 
 VOLUME_AXES = 3
 ADVICE = "give one duration, in s, for each frame"
+AGAIN = "run the app that made it again, or leave its dataset out of --derivatives"
 LONGEST_FRAME = 1e7  # s; beyond it a duration is none, in ms neither; our choice
 
 
@@ -62,7 +65,8 @@ def read_selection(settings: Settings) -> Selection:
     ------
     Mri2petError
         As :func:`bids_app.dataset.selection.select`; UsageError also if the filter file is no
-        JSON.
+        JSON; MissingInputError, UnusableDataError also if ``--derivatives`` names a folder that
+        holds none.
     """
     selection = select(
         settings.bids_dir,
@@ -74,7 +78,9 @@ def read_selection(settings: Settings) -> Selection:
         filters=_read_filters(settings.bids_filter_file),
         database_dir=_index_of(settings),
     )
-    return _without_unusable(selection, settings)
+    usable = _without_unusable(selection, settings)
+    apps = () if _starts_elsewhere(settings) else read_apps(settings.derivatives)
+    return _with_derived(usable, apps, settings) if apps else usable
 
 
 def _index_of(settings: Settings) -> Path | None:
@@ -103,7 +109,7 @@ def _check_t1w(t1w: Scan, orientation: str) -> Header:
 
 
 def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
-    header = nifti.inspect(pet.path, orientation=orientation)
+    header = nifti.inspect(pet.used, orientation=orientation)
     frames = header.shape[3] if len(header.shape) > VOLUME_AXES else 1
     if frames > 1:  # a single volume is used as it is, whatever its sidecar says of frames
         _check_durations(pet, frames, chosen)
@@ -116,23 +122,23 @@ def _check_durations(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
     if not durations:
         told = "FrameDuration" in dict(pet.metadata)
         what = "FrameDuration is not a list of numbers" if told else "there is no FrameDuration"
-        raise UnusableDataError(f"{pet.path}: {frames} frames, but {what} in its sidecar; {ADVICE}")
+        raise UnusableDataError(f"{pet.used}: {frames} frames, but {what} in its sidecar; {ADVICE}")
     if len(durations) != frames:
         raise UnusableDataError(
-            f"{pet.path}: {frames} frames, but {len(durations)} FrameDuration values in its "
+            f"{pet.used}: {frames} frames, but {len(durations)} FrameDuration values in its "
             f"sidecar; {ADVICE}"
         )
     used = [durations[frame] for frame in chosen if frame < frames] if chosen else durations
     wrong = [duration for duration in used if not 0 < duration <= LONGEST_FRAME]
     if wrong:
         what = "not above 0" if wrong[0] <= 0 else f"{wrong[0]:g} s, longer than any scan"
-        raise UnusableDataError(f"{pet.path}: a FrameDuration in its sidecar is {what}; {ADVICE}")
+        raise UnusableDataError(f"{pet.used}: a FrameDuration in its sidecar is {what}; {ADVICE}")
 
 
 def _check_frames(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
     if any(frame >= frames for frame in chosen):
         raise UnusableDataError(
-            f"{pet.path}: has {frames} frames, from 0 on, and no frame {max(chosen)}; change "
+            f"{pet.used}: has {frames} frames, from 0 on, and no frame {max(chosen)}; change "
             "--pet-frames"
         )
 
@@ -168,6 +174,157 @@ def _without_unusable(selection: Selection, settings: Settings) -> Selection:
         )
         visits.append(replace(visit, t1w=t1w, pets=tuple(others), notes=(*visit.notes, *notes)))
     return Selection(tuple(visits), tuple(unused))
+
+
+App = tuple[str, Path, str]  # name of its dataset in --derivatives, where that is, what made it
+
+
+def _starts_elsewhere(settings: Settings) -> bool:
+    """Whether a run reads no raw image, so that nothing could stand in for one."""
+    return settings.stage == "synthesize" or settings.reports_only
+
+
+def read_apps(derivatives: Iterable[tuple[str, Path]]) -> tuple[App, ...]:
+    """Read which apps have made the datasets that a run may take preprocessed images from.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError, UnusableDataError
+        If one of them is no dataset of derivatives.
+    """
+    named = ((name, root) for name, root in derivatives if name in PREPROCESSED)
+    return tuple((name, root, read_app(name, root)) for name, root in named)
+
+
+def _with_derived(selection: Selection, apps: Sequence[App], settings: Settings) -> Selection:
+    """Let visits use what other apps have made of their images, where they have."""
+    visits, unused = [], list(selection.unused)
+    for visit in selection.visits:
+        try:
+            found = use_derived(visit, apps, settings.template)
+        except Mri2petError as error:
+            unused.append(Unused(visit.subject, visit.t1w.path, f"{error}", error.exit_code))
+            continue
+        pets, left_aside = _usable_pets(found, settings)
+        visits.append(replace(found, pets=tuple(pet for pet, _ in pets)))
+        unused += left_aside
+    return Selection(tuple(visits), tuple(unused))
+
+
+def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
+    """Let a visit use what another app has made of its T1w and PET; notes say what, and what not.
+
+    The first dataset that has PET of the visit is preferred, then the first with a transform to
+    the run's template: a PET lies on the T1w of its own dataset. A PET of a dataset that has no
+    T1w is taken to lie on that of another.
+
+    Parameters
+    ----------
+    visit : Visit
+        With raw images only.
+    apps : sequence of App
+        As :func:`read_apps` gives them.
+    template : str
+        Name of the run's.
+
+    Raises
+    ------
+    Mri2petError
+        If the T1w that is there cannot be used, or the names of images contradict one another.
+    """
+    t1ws = {
+        app: found
+        for app in apps
+        if (found := find_derived_t1w(*app, visit.t1w, template)) is not None
+    }
+    if not t1ws:
+        names = " or ".join(name for name, _, _ in apps)
+        note = (
+            f"{names} has no preprocessed T1w with a brain mask of {label_of(visit)}, which is "
+            "computed from the raw images"
+        )
+        return replace(visit, notes=(*visit.notes, note))
+    pets = {app: _derived_pets(visit, app, template) for app in apps}
+    best = min(t1ws, key=lambda app: (not any(pets[app]), not t1ws[app].is_registered))
+    t1w = t1ws[best]
+    _check_derived_t1w(t1w)
+    onto = [best, *(app for app in apps if app not in t1ws and _same_space(app, best))]
+    chosen = tuple(
+        next((pets[app][number] for app in onto if pets[app][number]), None)
+        for number in range(len(visit.pets))
+    )
+    notes = [_describe_t1w(t1w, visit, template), *_describe_pets(visit, chosen, apps)]
+    return replace(
+        visit,
+        t1w=replace(visit.t1w, derived=t1w, orientation=""),
+        pets=tuple(new or raw for new, raw in zip(chosen, visit.pets, strict=True)),
+        notes=(*visit.notes, *notes),
+    )
+
+
+def _same_space(one: App, other: App) -> bool:
+    """Whether both datasets lie in MNI space, or both in that of the T1w."""
+    return (one[0] in IN_TEMPLATE) == (other[0] in IN_TEMPLATE)
+
+
+def _derived_pets(visit: Visit, app: App, template: str) -> list[Scan | None]:
+    """Give each PET of a visit as an app has preprocessed it, with what its sidecar tells anew."""
+    pets = list[Scan | None]()
+    for pet in visit.pets:
+        found = find_derived_pet(*app, pet, template)
+        if found is None:
+            pets.append(None)
+            continue
+        derived, told = found
+        fresh = {key: told[key] for key in ("FrameDuration", "Units") if key in told}
+        metadata = dict(pet.metadata)
+        for key, value in fresh.items():
+            metadata[key] = tuple(value) if isinstance(value, list) else value
+        pets.append(replace(pet, derived=derived, metadata=tuple(metadata.items()), orientation=""))
+    return pets
+
+
+def _check_derived_t1w(t1w: Derived) -> None:
+    """Refuse a T1w that is none, and a brain mask that does not lie on its grid."""
+    shape = nifti.inspect(t1w.image).shape
+    if len(shape) != VOLUME_AXES:
+        raise UnusableDataError(f"{t1w.image}: {shape[3]} volumes, where a T1w has one; {AGAIN}")
+    mask = t1w.brain_mask
+    if mask is not None and not nifti.lies_on(mask, nifti.read_grid(t1w.image)):
+        raise UnusableDataError(
+            f"{mask}: lies on another grid than {t1w.image.name}, whose brain it should mark; "
+            f"{AGAIN}"
+        )
+
+
+def _describe_t1w(t1w: Derived, visit: Visit, template: str) -> str:
+    own = visit.session is None or f"_ses-{visit.session}_" in t1w.image.name
+    of = "" if own else ", which has made one T1w of all sessions"
+    if t1w.in_template:
+        mask = "" if t1w.brain_mask is None else " and its brain mask"
+        return f"T1w in MNI space{mask} is taken from {t1w.app}{of}, and not registered any further"
+    if t1w.forward is not None:
+        return f"T1w, brain mask and transforms to {template} are taken from {t1w.app}{of}"
+    there = [name for name in t1w.templates if name != template]
+    others = f" (there are some to {', '.join(there)})" if there else ""
+    return (
+        f"T1w and brain mask are taken from {t1w.app}{of}; it has no transforms to {template} and "
+        f"back{others}, so that the T1w is registered to it"
+    )
+
+
+def _describe_pets(
+    visit: Visit, chosen: Sequence[Scan | None], apps: Sequence[App]
+) -> Iterator[str]:
+    """Tell which PET were taken, and of those that could have been expected, which were not."""
+    for pet, taken in zip(visit.pets, chosen, strict=True):
+        if taken is not None and taken.derived is not None:
+            yield f"{pet.path.name}: is taken from {taken.derived.app}, on the T1w"
+        elif names := [name for name, _, _ in apps if name in WITH_PET]:
+            yield (
+                f"{pet.path.name}: {' or '.join(names)} has no preprocessed PET of it on the T1w "
+                "that is used, so that the raw PET is registered"
+            )
 
 
 def problems_of(selection: Selection) -> list[Problem]:
@@ -270,6 +427,13 @@ def plan_visit(visit: Visit, run: ParticipantPlan) -> VisitPlan:
     paths = visit_paths(run.output_dir, visit, run.space.template, run.space.resolution)
     pets = [pet.path for pet in visit.pets]
     decisive = {**run.parameters, "frame_durations": [*map(frame_durations, visit.pets)]}
+    derived = [scan.derived for scan in (visit.t1w, *visit.pets) if scan.derived is not None]
+    if derived:
+        decisive["derivatives"] = [
+            [one.dataset, path.relative_to(one.root).as_posix(), digest_of(path)]
+            for one in derived
+            for path in one.files
+        ]
     vouched = [scan.orientation for scan in (visit.t1w, *visit.pets)]
     if any(vouched):  # what is not needed changes nothing
         decisive["assume_orientation"] = vouched
@@ -355,10 +519,11 @@ def _preprocessing_outputs(plan: VisitPlan, run: ParticipantPlan) -> dict[Path, 
 def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]:
     return [
         PetPlan(
-            pet=pet.path,
+            pet=pet.used,
             durations=frame_durations(pet),
             outputs={field: outputs[getattr(paths, field)] for field in PET_OUTPUTS},
             orientation=pet.orientation,
+            derived=pet.derived,
         )
         for pet, paths in zip(plan.visit.pets, plan.paths.pets, strict=True)
     ]
@@ -486,7 +651,8 @@ def init_visit_wf(plan: VisitPlan, run: ParticipantPlan) -> Workflow:
         build = partial(init_participant_wf, synthesis=synthesis)
     outputs = _preprocessing_outputs(plan, run)
     return build(
-        t1w=plan.visit.t1w.path,
+        t1w=plan.visit.t1w.used,
+        derived=plan.visit.t1w.derived,
         outputs={field: outputs[getattr(plan.paths, field)] for field in ANATOMICAL_OUTPUTS},
         pets=_pet_plans(plan, outputs),
         how=run.preprocessing,

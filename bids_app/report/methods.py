@@ -64,6 +64,12 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "template": OWN_TEMPLATE,  # its name
         "size": "1",  # of a voxel, in mm
         "skull_stripped": False,  # the input came so, and no brain extraction was done
+        "t1w_from": "",  # the app that has preprocessed the T1w, if another did
+        "mni": False,  # the T1w was taken in MNI space
+        "mask_taken": True,  # and its brain mask with it
+        "transforms_from": "",  # and that has registered it
+        "pet_from": "",  # and that has registered the PET
+        "partly_from": "",  # apps that some of them were taken from, and some not
         "percentile": 99.9,  # of the T1w's brain, the one that became 1
         "times_mean": 0.0,  # the brain's mean in PET, times this, became 1; 0: a percentile did
         "pet": False,  # there is a real PET
@@ -223,6 +229,9 @@ def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) 
     template, _, size = space.partition("_res-")
     told: dict[str, object] = {
         "skull_stripped": any(visit.t1w.metadata.get("SkullStripped") is True for visit in visits),
+        "mni": any(visit.t1w.metadata.get("InMNISpace") is True for visit in visits),
+        "mask_taken": "deepbet" not in {visit.t1w.text("BrainExtraction") for visit in visits},
+        **_taken(visits),
         "pet": bool(pets),
         "frames_averaged": any(map(_had_frames, pets)),
         "generator": generator if isinstance(generator, dict) else None,
@@ -324,6 +333,27 @@ def _scaling(images: Sequence[Derivative], key: str) -> float | None:
     """Read a number of ``IntensityScaling`` of the first of some images."""
     scaling = images[0].metadata.get("IntensityScaling") if images else None
     return as_number(scaling.get(key)) if isinstance(scaling, dict) else None
+
+
+def _taken(visits: Sequence[Results]) -> dict[str, object]:
+    """Tell what was taken from which other apps, and of what only a part was."""
+    apps = {
+        "t1w_from": [visit.t1w.text("TakenFrom") for visit in visits],
+        "transforms_from": [
+            _registered_by(visit.t1w_in_template) for visit in visits if visit.t1w_in_template
+        ],
+        "pet_from": [pet.in_t1w.text("TakenFrom") for visit in visits for pet in visit.pets],
+    }
+    wholly = {key: dict.fromkeys(names) for key, names in apps.items() if all(names) and names}
+    partly = [name for key, names in apps.items() if key not in wholly for name in names if name]
+    told: dict[str, object] = {key: enumerate_words([*names]) for key, names in wholly.items()}
+    return told | ({"partly_from": enumerate_words([*dict.fromkeys(partly)])} if partly else {})
+
+
+def _registered_by(image: Derivative) -> str:
+    """Name the other app that has registered an image; empty if none did."""
+    told = image.metadata.get("Registration")
+    return str(told.get("TakenFrom", "")) if isinstance(told, dict) else ""
 
 
 def _had_frames(pet: RealPet) -> bool:

@@ -11,6 +11,7 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from bids_app.interfaces.imaging import RefuseFailed
+from bids_app.visit import Derived
 from bids_app.workflows.execution import Output, label_nodes, link, save_node
 from bids_app.workflows.registration import Preprocessing, init_anatomical_wf, init_pet_wf
 from bids_app.workflows.synthesis import (
@@ -29,19 +30,22 @@ class PetPlan:
     Parameters
     ----------
     pet : Path
-        As it was acquired.
+        As it was acquired, or as another app has made it.
     durations : tuple of float
         Of its frames, in s.
     outputs : mapping
         By the names of the outputs of :func:`init_pet_wf`.
     orientation : str
         Axis code that is vouched for where its header has none.
+    derived : Derived or None
+        What that app has made of it.
     """
 
     pet: Path
     durations: tuple[float, ...]
     outputs: Mapping[str, Output]
     orientation: str = ""
+    derived: Derived | None = None
 
 
 def _save_all(
@@ -63,6 +67,7 @@ def init_preprocessing_wf(
     pets: Sequence[PetPlan],
     how: Preprocessing,
     orientation: str = "",
+    derived: Derived | None = None,
     name: str = "preprocessing_wf",
 ) -> Workflow:
     """Bring the T1w of a visit, and its PET images, into MNI space, and save all of it.
@@ -70,7 +75,7 @@ def init_preprocessing_wf(
     Parameters
     ----------
     t1w : Path
-        As it was acquired.
+        As it was acquired, or as another app has made it.
     outputs : mapping
         Where results of the T1w go, by the names of the outputs of :func:`init_anatomical_wf`.
     pets : sequence of PetPlan
@@ -79,6 +84,8 @@ def init_preprocessing_wf(
         Targets, and parameters.
     orientation : str
         Axis code of the T1w that is vouched for where its header has none.
+    derived : Derived or None
+        What that app has made of the T1w.
 
     Outputs
     -------
@@ -107,7 +114,7 @@ def init_preprocessing_wf(
     fields += ["coverage_in_template", "t1w", "brain_mask", "template_to_t1w"]
     fields += ["pet_in_t1w", "coverage_in_t1w"]
     outputnode = Node(IdentityInterface(fields), name="outputnode")
-    anatomical = init_anatomical_wf(how=how, orientation=orientation)
+    anatomical = init_anatomical_wf(how=how, orientation=orientation, derived=derived)
     anatomical.inputs.inputnode.t1w = str(t1w)
     _save_all(workflow, anatomical, outputs, "")
     trust = _trust(
@@ -138,6 +145,7 @@ def init_preprocessing_wf(
             orientation=plan.orientation,
             durations=plan.durations,
             how=how,
+            derived=plan.derived,
             name=f"pet_{number}_wf",
         )
         link(workflow, anatomical, pet, **{field: field for field in onward})
@@ -179,6 +187,7 @@ def init_participant_wf(
     pets: Sequence[PetPlan],
     how: Preprocessing,
     orientation: str = "",
+    derived: Derived | None = None,
     synthesis: SynthesisPlan,
     name: str = "participant_wf",
 ) -> Workflow:
@@ -188,13 +197,13 @@ def init_participant_wf(
 
     Parameters
     ----------
-    t1w, outputs, pets, how, orientation
+    t1w, outputs, pets, how, orientation, derived
         As :func:`init_preprocessing_wf`.
     synthesis : SynthesisPlan
         Generator and destination.
     """
     preprocessing = init_preprocessing_wf(
-        t1w=t1w, outputs=outputs, pets=pets, how=how, orientation=orientation
+        t1w=t1w, outputs=outputs, pets=pets, how=how, orientation=orientation, derived=derived
     )
     synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=how.omp_nthreads)
     workflow = Workflow(name)

@@ -13,6 +13,9 @@ from bids_app.interfaces.anatomy import (
     RegisterPET,
     RegisterToTemplate,
     Resample,
+    TakeBrain,
+    TakePET,
+    TakeTransforms,
 )
 from bids_app.interfaces.imaging import (
     ApplyMask,
@@ -24,6 +27,7 @@ from bids_app.interfaces.imaging import (
     ScaleIntensity,
     TaintVerdict,
 )
+from bids_app.visit import Derived
 from bids_app.workflows.execution import label_nodes
 
 SMOOTH = "bSpline"  # cubic; 2 s for a T1w at 1 mm, where a windowed sinc takes 11
@@ -69,8 +73,73 @@ class Preprocessing:
     omp_nthreads: int
 
 
+def _brain_nodes(how: Preprocessing, derived: Derived | None) -> tuple[Node, Node]:
+    """Give the nodes that find the brain of a T1w and its bias field, or have it from elsewhere."""
+    take_t1w = Node(IdentityInterface(["t1w", "mask"]), name="take_t1w")
+    if derived is not None and derived.brain_mask is not None:
+        take = TakeBrain(
+            brain_mask=str(derived.brain_mask),
+            skull_stripped=derived.skull_stripped,
+            method=derived.method,
+        )
+        return Node(take, name="take_brain", mem_gb=1), take_t1w
+    extract = Node(
+        ExtractBrain(mode=how.skull_strip, threads=how.omp_nthreads),
+        name="extract_brain",
+        n_procs=how.omp_nthreads,
+        mem_gb=3,
+    )
+    label_nodes(extract, step="brain extraction")
+    if derived is not None:
+        return extract, take_t1w
+    correct = Node(
+        CorrectBias(grid=QUICK_BIAS_GRID if how.quick else BIAS_GRID),
+        name="correct_bias",
+        n_procs=how.omp_nthreads,
+        mem_gb=2,
+    )
+    label_nodes(correct, step="bias field")
+    return extract, correct
+
+
+def _to_template_node(how: Preprocessing, derived: Derived | None) -> Node:
+    """Give the node that registers a T1w to the template, or has the transforms from elsewhere."""
+    template = str(how.template)
+    if derived is not None and derived.is_registered:
+        take = TakeTransforms(template=template)
+        if derived.forward is not None:
+            take.inputs.trait_set(forward=str(derived.forward), back=str(derived.back))
+        return Node(take, name="take_transforms", mem_gb=3)
+    register = Node(
+        RegisterToTemplate(template=template, quick=how.quick, seed=how.seed),
+        name="register_to_template",
+        n_procs=how.omp_nthreads,
+        mem_gb=3,
+    )
+    label_nodes(register, step="T1w to template")
+    return register
+
+
+def _to_t1w_node(how: Preprocessing, derived: Derived | None) -> Node:
+    """Give the node that registers a PET to its T1w, or has the transform from elsewhere."""
+    if derived is not None:
+        take = TakePET(quick=how.quick, taken_from=derived.app)
+        if derived.forward is not None:
+            take.inputs.transform = str(derived.forward)
+        return Node(take, name="take_pet", mem_gb=2)
+    register = Node(
+        RegisterPET(quick=how.quick), name="register_to_t1w", n_procs=how.omp_nthreads, mem_gb=2
+    )
+    label_nodes(register, step="PET to T1w")
+    return register
+
+
 def init_anatomical_wf(
-    *, how: Preprocessing, orientation: str = "", name: str = "anatomical_wf"
+    *,
+    how: Preprocessing,
+    orientation: str = "",
+    derived: Derived | None = None,
+    name: str = "anatomical_wf",
 ) -> Workflow:
     """Bring a T1w into MNI space: brain, bias field, registration, scaling.
 
@@ -80,11 +149,13 @@ def init_anatomical_wf(
         Targets, and parameters.
     orientation : str
         Axis code that is vouched for where the T1w's header has none.
+    derived : Derived or None
+        What another app has made of the T1w, and is used instead of computing it.
 
     Inputs
     ------
     t1w
-        As it was acquired.
+        As it was acquired, or as that app has made it.
 
     Outputs
     -------
@@ -107,28 +178,9 @@ def init_anatomical_wf(
     """
     inputnode = Node(IdentityInterface(["t1w"]), name="inputnode")
     read = Node(ReadT1w(orientation=orientation), name="read", mem_gb=1)
-    extract = Node(
-        ExtractBrain(mode=how.skull_strip, threads=how.omp_nthreads),
-        name="extract_brain",
-        n_procs=how.omp_nthreads,
-        mem_gb=3,
-    )
-    label_nodes(extract, step="brain extraction")
-    correct = Node(
-        CorrectBias(grid=QUICK_BIAS_GRID if how.quick else BIAS_GRID),
-        name="correct_bias",
-        n_procs=how.omp_nthreads,
-        mem_gb=2,
-    )
-    label_nodes(correct, step="bias field")
+    extract, correct = _brain_nodes(how, derived)
     mask = Node(ApplyMask(), name="mask", mem_gb=1)
-    register = Node(
-        RegisterToTemplate(template=str(how.template), quick=how.quick, seed=how.seed),
-        name="register_to_template",
-        n_procs=how.omp_nthreads,
-        mem_gb=3,
-    )
-    label_nodes(register, step="T1w to template")
+    register = _to_template_node(how, derived)
     grid = {"reference": str(how.reference)}
     before = Node(Resample(**grid, interpolation=LINEAR), name="before")
     resample = Node(Resample(**grid, interpolation=SMOOTH), name="resample")
@@ -138,6 +190,8 @@ def init_anatomical_wf(
         JudgeRegistration(fixed=str(how.reference), fixed_mask=str(how.reference_mask)),
         name="judge",
     )
+    if derived is not None and derived.is_registered:
+        judge.inputs.taken_from = derived.app
     measured = Node(Merge(2), name="measured", run_without_submitting=True)
     of_t1w = Node(Merge(2), name="measured_of_t1w", run_without_submitting=True)
     outputnode = Node(
@@ -205,6 +259,7 @@ def init_pet_wf(
     orientation: str = "",
     durations: tuple[float, ...],
     how: Preprocessing,
+    derived: Derived | None = None,
     name: str = "pet_wf",
 ) -> Workflow:
     """Carry a PET image into MNI space by way of its participant's T1w.
@@ -215,13 +270,15 @@ def init_pet_wf(
     Parameters
     ----------
     pet : Path
-        As it was acquired: one volume, or frames.
+        As it was acquired, or as another app has made it: one volume, or frames.
     orientation : str
         Axis code that is vouched for where its header has none.
     durations : tuple of float
         Of the frames, in s; empty if there is one volume.
     how : Preprocessing
         Targets, and parameters.
+    derived : Derived or None
+        What that app has made of the PET.
 
     Inputs
     ------
@@ -283,10 +340,7 @@ def init_pet_wf(
         mem_gb=1,
     )
     find = Node(FindFieldOfView(), name="field_of_view")
-    register = Node(
-        RegisterPET(quick=how.quick), name="register_to_t1w", n_procs=how.omp_nthreads, mem_gb=2
-    )
-    label_nodes(register, step="PET to T1w")
+    register = _to_t1w_node(how, derived)
     gaps = Node(RefuseGaps(source=str(pet)), name="refuse_gaps")
     to_t1w = Node(Resample(interpolation=LINEAR), name="resample_to_t1w")
     field_to_t1w = Node(Resample(interpolation=LINEAR), name="field_to_t1w")

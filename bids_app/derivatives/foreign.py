@@ -1,0 +1,301 @@
+"""What other apps have made of raw images: found by name, read, never written.
+
+Names and folders are those of ``io_spec.json`` in sMRIPrep and PETPrep, and of ``t1-linear`` and
+``pet-linear`` in Clinica. The anatomy of a
+participant with several sessions lies at the level of the participant, one for all of them; what
+was averaged over runs names no run.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bids_app.arguments import CLINICA, IN_TEMPLATE, MNI, same_run
+from bids_app.derivatives.description import DESCRIPTION
+from bids_app.derivatives.paths import sidecar_path
+from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.files import Json, read_json
+from bids_app.visit import Derived, Scan
+
+IMAGES = (".nii", ".nii.gz")
+COMPOSITE, RIGID = ".h5", ".txt"  # of transforms
+ACQUIRED = ("acq", "ce", "trc", "rec", "run")  # what a name may repeat of its raw image
+ANY = ("res", "suvr", "T1w", "pet")  # beyond; old versions of Clinica repeat the raw suffix
+SUBJECT = re.compile(r"(?:^|[:/])sub-([0-9A-Za-z+]+)/", re.M)  # in a path or BIDS URI
+Folder = tuple[Path, str | None]  # where derivatives lie, and of which session
+Wanted = Mapping[str, tuple[str | None, ...]]  # entity → labels; None: it is not named
+IN_T1W: Wanted = {"space": (None, "T1w")}
+SPACES = (
+    *(f"MNI152NLin2009{variant}{kind}" for variant in "abc" for kind in ("Sym", "Asym")),
+    *("MNI152NLin6Asym", "MNI152NLin6Sym", "MNI152Lin", "MNI152", "MNI"),
+)  # close enough to one another for results in any of them
+IN_MNI: Wanted = {"space": SPACES, "desc": (None, "preproc", "Crop")}
+CAPS = "subjects"  # the folder of participants in a dataset of Clinica
+IN_CAPS = {"anat": "t1_linear", "pet": "pet_linear"}
+
+
+def read_app(dataset: str, root: Path) -> str:
+    """See that a folder holds derivatives, and say what made them, with its version.
+
+    Parameters
+    ----------
+    dataset : str
+        Its name in ``--derivatives``.
+    root : Path
+        The folder.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such folder.
+    UnusableDataError
+        If it is none of derivatives.
+    """
+    flag = f"--derivatives {dataset}=PATH"
+    if not root.is_dir():
+        raise MissingInputError(f"{root}: no such folder; correct {flag}")
+    path = root / DESCRIPTION
+    if dataset in IN_TEMPLATE:
+        return _read_app_in_mni(dataset, root, path)
+    if not path.is_file():
+        below = root / dataset
+        hint = f", such as {below}" if (below / DESCRIPTION).is_file() else ""
+        raise UnusableDataError(
+            f"{root}: holds no {DESCRIPTION}, so it is no dataset of derivatives; give the folder "
+            f"that does{hint}, in {flag}"
+        )
+    maker = _maker(path)
+    if not maker:
+        raise UnusableDataError(
+            f"{path}: names no app that made the dataset (GeneratedBy), so it is none of "
+            f"derivatives; give the output folder of that app in {flag}"
+        )
+    return maker
+
+
+def _maker(description: Path) -> str:
+    """Read what made a dataset, with its version; empty where its description does not tell."""
+    told = read_json(description)
+    makers = told.get("GeneratedBy", [told.get("PipelineDescription")])  # fMRIPrep before 20.2
+    first = makers[0] if isinstance(makers, list) and makers else None
+    if not isinstance(first, dict) or not first.get("Name"):
+        return ""
+    return f"{first['Name']} {first.get('Version') or ''}".strip()
+
+
+def _read_app_in_mni(dataset: str, root: Path, description: Path) -> str:
+    """See that there are participants, which need not be described; say what made their images."""
+    where = root / CAPS if dataset == CLINICA else root
+    if not any(where.glob("sub-*")):
+        raise UnusableDataError(
+            f"{where}: holds no folder of a participant (sub-X); correct --derivatives "
+            f"{dataset}=PATH"
+        )
+    known = {CLINICA: "Clinica", MNI: "the dataset mni"}[dataset]
+    return (_maker(description) if description.is_file() else "") or known
+
+
+def _entities(path: Path) -> tuple[dict[str, str], str, str]:
+    """Read what a name is made of: labels by short key, suffix, extension."""
+    stem, dot, extension = path.name.partition(".")
+    *pairs, suffix = stem.split("_")
+    parted = (pair.partition("-") for pair in pairs)
+    return {key: label for key, _, label in parted}, suffix, dot + extension
+
+
+def _fits(entities: Mapping[str, str], scan: Scan, wanted: Wanted) -> bool:
+    """Whether a name says what is wanted, and nothing that its raw image does not say."""
+    if any(entities.get(key) not in labels for key, labels in wanted.items()):
+        return False
+    for key, label in entities.items():
+        own = scan.entity(key)
+        if key in ACQUIRED and (own is None or not (own == label or same_run(own, label))):
+            return False
+        if key not in (*ACQUIRED, *ANY, *wanted, "sub", "ses"):
+            return False
+    return True
+
+
+def _folders(root: Path, scan: Scan, datatype: str) -> list[Folder]:
+    """List where derivatives of a raw image may lie; an anatomy may be one for all sessions."""
+    top = root / f"sub-{scan.subject}"
+    if scan.session is None:
+        return [(top / datatype, None)]
+    own = (top / f"ses-{scan.session}" / datatype, scan.session)
+    return [own, (top / datatype, None)] if datatype == "anat" else [own]
+
+
+def _beside(image: Path) -> list[Folder]:
+    """Say where what belongs to a derivative lies."""
+    return [(image.parent, _entities(image)[0].get("ses"))]
+
+
+def _find(
+    folders: Sequence[Folder],
+    scan: Scan,
+    suffix: str,
+    wanted: Wanted,
+    *,
+    extensions: tuple[str, ...] = IMAGES,
+) -> Path | None:
+    """Find the file whose name says most of its raw image, among those that say nothing else.
+
+    Raises
+    ------
+    UnusableDataError
+        If the name of such a file is that of another participant or session.
+    """
+    for folder, session in folders:
+        fitting = []
+        for path in sorted(folder.glob(f"*_{suffix}.*")):
+            entities, ending, extension = _entities(path)
+            if ending == suffix and extension in extensions and _fits(entities, scan, wanted):
+                if (entities.get("sub"), entities.get("ses")) != (scan.subject, session):
+                    raise UnusableDataError(
+                        f"{path}: its name is that of another participant or session than its "
+                        "folder; move it to where it belongs"
+                    )
+                fitting.append((-len(entities), path.name, path))
+        if fitting:
+            return min(fitting)[-1]
+    return None
+
+
+def _find_transform(image: Path, scan: Scan, start: str, end: str, extension: str) -> Path | None:
+    wanted = {"from": (start,), "to": (end,), "mode": ("image",), "desc": (None, "coreg")}
+    return _find(_beside(image), scan, "xfm", wanted, extensions=(extension,))
+
+
+def _read_sidecar(path: Path, scan: Scan) -> Json:
+    """Read the sidecar of an image, if there is one, and see whose raw images it was made from."""
+    sidecar = sidecar_path(path)
+    told = read_json(sidecar) if sidecar.is_file() else {}
+    for key in ("Sources", "RawSources"):
+        listed = told.get(key)
+        named = SUBJECT.findall("\n".join(map(str, listed))) if isinstance(listed, list) else []
+        if named and scan.subject not in named:
+            raise UnusableDataError(
+                f"{path}: was made from images of sub-{named[0]}, as {key} of its sidecar says, "
+                f"not of sub-{scan.subject}; run the app that made it again"
+            )
+    return told
+
+
+def _templates(image: Path) -> tuple[str, ...]:
+    """Name the templates that there are transforms of a T1w to."""
+    paths = image.parent.glob("*_from-T1w_to-*_xfm.h5")
+    return tuple(sorted({_entities(path)[0].get("to", "") for path in paths}))
+
+
+def _places(dataset: str, root: Path, scan: Scan, datatype: str) -> list[Folder]:
+    """List where derivatives of a raw image may lie in a dataset."""
+    if dataset == CLINICA:
+        return _folders(root / CAPS, scan, IN_CAPS[datatype])
+    return _folders(root, scan, datatype)
+
+
+def _find_in_mni(folders: Sequence[Folder], scan: Scan, suffix: str, template: str) -> Path | None:
+    """Find an image in MNI space, in that of the run's template if it is there."""
+    own = _find(folders, scan, suffix, {**IN_MNI, "space": (template,)})
+    return _find(folders, scan, suffix, IN_MNI) if own is None else own
+
+
+def find_derived_t1w(
+    dataset: str, root: Path, app: str, t1w: Scan, template: str
+) -> Derived | None:
+    """Find the preprocessed T1w of a raw one, its brain mask, and its transforms.
+
+    Parameters
+    ----------
+    dataset, root, app : str, Path, str
+        The dataset: its name, where it is, what made it.
+    t1w : Scan
+        The raw image.
+    template : str
+        Name of the run's template. Transforms to others are not taken; T1w in MNI space are.
+
+    Returns
+    -------
+    Derived or None
+        None where T1w or brain mask is missing; in MNI space, a T1w alone will do.
+
+    Raises
+    ------
+    ReadWriteError
+        If its sidecar cannot be read.
+    UnusableDataError
+        If it is another participant's, or its sidecar is no JSON.
+    """
+    in_mni = dataset in IN_TEMPLATE
+    folders = _places(dataset, root, t1w, "anat")
+    if in_mni:
+        image = _find_in_mni(folders, t1w, "T1w", template)
+    else:
+        image = _find(folders, t1w, "T1w", {**IN_T1W, "desc": ("preproc",)})
+    if image is None:
+        return None
+    space = {"space": (_entities(image)[0]["space"],)} if in_mni else IN_T1W
+    mask = _find(_beside(image), t1w, "mask", {**space, "desc": ("brain",)})
+    if mask is None and not in_mni:
+        return None
+    told = _read_sidecar(image, t1w)
+    forward = None if in_mni else _find_transform(image, t1w, "T1w", template, COMPOSITE)
+    back = None if in_mni else _find_transform(image, t1w, template, "T1w", COMPOSITE)
+    both = forward is not None and back is not None
+    return Derived(
+        dataset,
+        root,
+        app,
+        image,
+        mask,
+        forward if both else None,
+        back if both else None,
+        skull_stripped=told.get("SkullStripped") is True,
+        templates=_templates(image),
+        in_template=in_mni,
+    )
+
+
+def find_derived_pet(
+    dataset: str, root: Path, app: str, pet: Scan, template: str
+) -> tuple[Derived, Json] | None:
+    """Find the preprocessed PET of a raw one: in T1w space, else with a rigid transform to it.
+
+    Of datasets in MNI space, the one there.
+
+    Parameters
+    ----------
+    dataset, root, app : str, Path, str
+        As :func:`find_derived_t1w`.
+    pet : Scan
+        The raw image.
+    template : str
+        Name of the run's template, which is preferred in MNI space.
+
+    Returns
+    -------
+    Derived, dict
+        The PET, and its sidecar; None where there is none.
+
+    Raises
+    ------
+    ReadWriteError, UnusableDataError
+        As :func:`find_derived_t1w`.
+    """
+    folders, in_mni = _places(dataset, root, pet, "pet"), dataset in IN_TEMPLATE
+    wanted: Wanted = {"space": ("T1w",), "desc": ("preproc",)}
+    if in_mni:
+        image = _find_in_mni(folders, pet, "pet", template)
+    else:
+        image = _find(folders, pet, "pet", wanted)
+    forward = None
+    if image is None and not in_mni:
+        image = _find(folders, pet, "pet", {**wanted, "space": (None,)})
+        ends = ((start, end) for start in ("petref", "pet") for end in ("T1w", "anat"))
+        found = (image and _find_transform(image, pet, *pair, RIGID) for pair in ends)
+        forward = next((path for path in found if path is not None), None)
+        image = image if forward is not None else None
+    if image is None:
+        return None
+    derived = Derived(dataset, root, app, image, forward=forward, in_template=in_mni)
+    return derived, _read_sidecar(image, pet)

@@ -1,0 +1,380 @@
+"""Which files of fMRIPrep, sMRIPrep and PETPrep stand in for which raw images; none is computed."""
+
+import json
+
+import numpy as np
+import pytest
+from phantoms import add_anatomy, add_derived, add_pet, add_t1w, brain, write_dataset
+from phantoms import write_derivatives as write_app
+
+from bids_app import nifti
+from bids_app.derivatives.foreign import find_derived_t1w, read_app
+from bids_app.derivatives.sidecars import Provenance, read_derivative
+from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.plan.participant import read_selection
+from bids_app.settings import Settings
+from bids_app.visit import Scan
+
+OWN, OTHER = "MNI152NLin2009aSym", "MNI152NLin2009cAsym"
+BOTH = (b"there", b"back")
+
+
+@pytest.fixture
+def head():
+    return brain(np.random.default_rng(0))
+
+
+@pytest.fixture
+def raw(tmp_path, head):
+    """One person with T1w and PET in a session, one with a T1w and no session."""
+    root = write_dataset(tmp_path / "raw")
+    add_t1w(root, "01", None, session="a", data=head)
+    add_pet(root, "01", np.random.default_rng(0), session="a")
+    add_t1w(root, "02", None, data=head)
+    return root
+
+
+@pytest.fixture
+def fmriprep(tmp_path):
+    return write_app(tmp_path / "fmriprep", "fMRIPrep", "24.1.1")
+
+
+@pytest.fixture
+def petprep(tmp_path):
+    return write_app(tmp_path / "petprep", "PETPrep", "0.0.2")
+
+
+def select(raw, **roots):
+    """Select all images, given datasets of other apps; visits by participant, and problems."""
+    settings = Settings(
+        raw, raw.parent / "out", "participant", derivatives=tuple(roots.items()), validate=False
+    )
+    selection = read_selection(settings)
+    problems = [unused for unused in selection.unused if unused.exit_code is not None]
+    return {visit.subject: visit for visit in selection.visits}, problems
+
+
+def names(derived):
+    return [path.name for path in derived.files]
+
+
+def test_a_t1w_its_mask_and_the_transforms_to_the_template_of_the_run_are_taken(
+    raw, fmriprep, head
+):
+    add_anatomy(fmriprep, "02", head, template=OTHER, transforms=BOTH)
+    add_anatomy(fmriprep, "02", head, template=OWN, transforms=BOTH)
+    add_derived(fmriprep, "02", "anat", f"space-{OWN}_desc-preproc_T1w", head)
+    visit = select(raw, fmriprep=fmriprep)[0]["02"]
+    assert names(visit.t1w.derived) == [
+        "sub-02_desc-preproc_T1w.nii.gz",
+        "sub-02_desc-brain_mask.nii.gz",
+        f"sub-02_from-T1w_to-{OWN}_mode-image_xfm.h5",
+        f"sub-02_from-{OWN}_to-T1w_mode-image_xfm.h5",
+    ]
+    assert visit.notes == (
+        f"T1w, brain mask and transforms to {OWN} are taken from fMRIPrep 24.1.1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "transforms", "told"),
+    [(OTHER, BOTH, f" (there are some to {OTHER})"), (OWN, BOTH[:1], "")],
+)
+def test_without_both_transforms_to_the_template_the_t1w_is_registered(
+    raw, head, template, transforms, told
+):
+    fmriprep = write_app(raw.parent / "fmriprep", "fMRIPrep", "24.1.1")
+    add_anatomy(fmriprep, "02", head, template=template, transforms=transforms)
+    visit = select(raw, fmriprep=fmriprep)[0]["02"]
+    assert names(visit.t1w.derived) == [
+        "sub-02_desc-preproc_T1w.nii.gz",
+        "sub-02_desc-brain_mask.nii.gz",
+    ]
+    (note,) = visit.notes
+    assert note == (
+        f"T1w and brain mask are taken from fMRIPrep 24.1.1; it has no transforms to {OWN} and "
+        f"back{told}, so that the T1w is registered to it"
+    )
+
+
+def test_who_is_not_there_is_computed_and_told(raw, fmriprep, head):
+    add_anatomy(fmriprep, "02", head)
+    (fmriprep / "sub-02/anat/sub-02_desc-brain_mask.nii.gz").unlink()
+    visits, problems = select(raw, fmriprep=fmriprep, smriprep=fmriprep)
+    assert problems == []
+    for subject, label in (("01", "sub-01 ses-a"), ("02", "sub-02")):
+        assert visits[subject].t1w.derived is None
+        assert visits[subject].notes == (
+            "fmriprep or smriprep has no preprocessed T1w with a brain mask of "
+            f"{label}, which is computed from the raw images",
+        )
+
+
+@pytest.mark.parametrize(("session", "told"), [("a", False), (None, True)])
+def test_the_anatomy_of_a_session_is_its_own_or_one_for_all(raw, fmriprep, head, session, told):
+    add_anatomy(fmriprep, "01", head, session=session)
+    visit = select(raw, fmriprep=fmriprep)[0]["01"]
+    assert visit.t1w.derived.image.name.startswith("sub-01_ses-a" if session else "sub-01_desc")
+    assert ("which has made one T1w of all sessions" in visit.notes[0]) is told
+
+
+def test_what_belongs_together_lies_together(raw, fmriprep, head):
+    """A mask and transforms of another level are of another T1w."""
+    add_anatomy(fmriprep, "01", head, template=OWN, transforms=BOTH)
+    t1w = add_anatomy(fmriprep, "01", head, session="a")
+    assert len(select(raw, fmriprep=fmriprep)[0]["01"].t1w.derived.files) == 2
+    t1w.with_name(t1w.name.replace("preproc_T1w", "brain_mask")).unlink()
+    assert select(raw, fmriprep=fmriprep)[0]["01"].t1w.derived is None
+
+
+def test_a_pet_of_no_session_is_not_that_of_a_session(raw, petprep, head):
+    add_anatomy(petprep, "01", head)
+    add_derived_pet(petprep, session=None)
+    assert select(raw, petprep=petprep)[0]["01"].pets[0].derived is None
+
+
+def test_the_anatomy_of_another_session_is_not_taken(raw, fmriprep, head):
+    add_anatomy(fmriprep, "01", head, session="b")
+    assert select(raw, fmriprep=fmriprep)[0]["01"].t1w.derived is None
+
+
+@pytest.mark.parametrize(
+    ("prefix", "taken"),
+    [
+        ("", True),
+        ("acq-mprage_", True),
+        ("acq-mprage_run-1_", True),
+        ("acq-mprage_run-2_", False),
+        ("acq-flash_", False),
+        ("rec-norm_", False),
+    ],
+)
+def test_a_name_says_nothing_that_its_raw_image_does_not(tmp_path, fmriprep, head, prefix, taken):
+    path = tmp_path / "raw/sub-01/anat/sub-01_acq-mprage_run-01_T1w.nii.gz"
+    scan = Scan(path, "01", None, (("sub", "01"), ("acq", "mprage"), ("run", "01")))
+    add_anatomy(fmriprep, "01", head, prefix=prefix)
+    assert (find_derived_t1w("fmriprep", fmriprep, "f", scan, OWN) is not None) is taken
+    if taken and prefix:  # what says more of it is rather meant
+        add_anatomy(fmriprep, "01", head)
+        found = find_derived_t1w("fmriprep", fmriprep, "f", scan, OWN)
+        assert prefix in found.image.name
+        assert prefix in found.brain_mask.name
+
+
+def add_derived_pet(root, space="space-T1w_", extra="", session="a", **told):
+    pet = brain(np.random.default_rng(0), inverted=True)
+    name = f"{space}{extra}desc-preproc_pet"
+    return add_derived(root, "01", "pet", name, pet, session=session, sidecar=told)
+
+
+def test_a_pet_on_the_t1w_is_taken_with_what_its_sidecar_tells(raw, fmriprep, petprep, head):
+    add_anatomy(fmriprep, "01", head)
+    add_derived_pet(petprep, extra="pvc-GTM_")  # corrected for partial volumes: something else
+    wanted = add_derived_pet(petprep, FrameDuration=[30, 60], Units="kBq/mL")
+    visit = select(raw, fmriprep=fmriprep, petprep=petprep)[0]["01"]
+    (pet,) = visit.pets
+    assert pet.derived.files == (wanted,)
+    told = {"TracerName": "FDG", "FrameDuration": (30, 60), "Units": "kBq/mL"}
+    assert dict(pet.metadata) == told
+    assert visit.notes[1:] == (
+        "sub-01_ses-a_trc-18FFDG_pet.nii.gz: is taken from PETPrep 0.0.2, on the T1w",
+    )
+
+
+def test_a_pet_with_a_transform_to_the_t1w_is_taken_where_it_does_not_lie_there(raw, petprep, head):
+    add_anatomy(petprep, "01", head)
+    pet = add_derived_pet(petprep, space="")
+    assert select(raw, petprep=petprep)[0]["01"].pets[0].derived is None
+    rigid = pet.with_name("sub-01_ses-a_from-petref_to-T1w_mode-image_xfm.txt")
+    rigid.write_text("")
+    assert select(raw, petprep=petprep)[0]["01"].pets[0].derived.files == (pet, rigid)
+    add_derived_pet(petprep)
+    assert select(raw, petprep=petprep)[0]["01"].pets[0].derived.forward is None
+
+
+def test_a_pet_lies_on_the_t1w_of_its_own_dataset(raw, fmriprep, petprep, head):
+    """Even if another has a transform to the template."""
+    add_anatomy(fmriprep, "01", head, template=OWN, transforms=BOTH)
+    add_anatomy(petprep, "01", head)
+    both = {"fmriprep": fmriprep, "petprep": petprep}
+    visit = select(raw, **both)[0]["01"]
+    assert visit.t1w.derived.dataset == "fmriprep"
+    assert visit.pets[0].derived is None
+    assert "petprep has no preprocessed PET of it" in visit.notes[1]
+    add_derived_pet(petprep)
+    visit = select(raw, **both)[0]["01"]
+    assert visit.t1w.derived.dataset == visit.pets[0].derived.dataset == "petprep"
+
+
+def test_a_pet_that_lies_on_another_t1w_is_registered(raw, fmriprep, petprep, head):
+    add_pet(raw, "01", np.random.default_rng(0), session="b")
+    for root, session in ((petprep, "a"), (fmriprep, "b")):
+        add_anatomy(root, "01", head)
+        add_derived_pet(root, session=session)
+    visit = select(raw, petprep=petprep, fmriprep=fmriprep)[0]["01"]
+    assert visit.t1w.derived.dataset == "petprep"
+    assert [pet.derived is not None for pet in visit.pets] == [True, False]
+
+
+def test_a_pet_is_not_taken_without_a_t1w(raw, petprep):
+    add_derived_pet(petprep)
+    visit = select(raw, petprep=petprep)[0]["01"]
+    assert (visit.t1w.derived, visit.pets[0].derived) == (None, None)
+
+
+def test_a_pet_that_cannot_be_used_costs_the_visit_no_more_than_itself(raw, petprep, head):
+    add_anatomy(petprep, "01", head)
+    path = add_derived_pet(petprep)
+    path.write_bytes(b"no image")
+    visits, (problem,) = select(raw, petprep=petprep)
+    assert visits["01"].pets == ()
+    assert str(path) in problem.reason
+
+
+# Images in MNI space
+
+CAPS = {"anat": ("t1_linear", ""), "pet": ("pet_linear", "suvr-cerebellumPons2_")}
+
+
+def add_in_mni(root, subject, datatype, suffix, data, *, session=None, caps=True):
+    """Write an image as Clinica's t1-linear and pet-linear do, or any other app."""
+    top, folder, extra = root, datatype, ""
+    if caps:
+        top, (folder, extra) = root / "subjects", CAPS[datatype]
+    space = "space-MNI152NLin2009cSym_" + "desc-Crop_res-1x1x1_" * caps
+    own = "trc-18FFDG_" if datatype == "pet" else ""
+    name = f"{own}{space}{extra}{suffix}"
+    return add_derived(top, subject, folder, name, data, session=session)
+
+
+@pytest.mark.parametrize("caps", [True, False])
+def test_images_in_mni_space_are_taken_with_or_without_a_mask(tmp_path, raw, head, caps):
+    root, name = tmp_path / "elsewhere", "clinica" if caps else "mni"
+    t1w = add_in_mni(root, "01", "anat", "T1w", head, session="a", caps=caps)
+    pet = add_in_mni(root, "01", "pet", "pet", head, session="a", caps=caps)
+    visits = select(raw, **{name: root})[0]
+    derived = visits["01"].t1w.derived
+    assert derived.files == (t1w,)
+    assert derived.in_template
+    assert visits["01"].pets[0].derived.files == (pet,)
+    app = "Clinica" if caps else "the dataset mni"
+    assert visits["01"].notes == (
+        f"T1w in MNI space is taken from {app}, and not registered any further",
+        f"sub-01_ses-a_trc-18FFDG_pet.nii.gz: is taken from {app}, on the T1w",
+    )
+    assert visits["02"].t1w.derived is None
+    place = t1w.name.replace("desc-Crop_", "").replace("T1w.nii.gz", "desc-brain_mask.nii.gz")
+    nifti.save(nifti.load(t1w), t1w.with_name(place))
+    assert len(select(raw, **{name: root})[0]["01"].t1w.derived.files) == 2
+
+
+def test_the_space_of_the_template_is_preferred(tmp_path, raw, head):
+    root = tmp_path / "mni"
+    for space in (OWN, OTHER):
+        for datatype, suffix in (("anat", "T1w"), ("pet", "pet"), ("anat", "desc-brain_mask")):
+            name = f"space-{space}_{'res-2_' * (space == OTHER)}{suffix}"
+            add_derived(root, "01", datatype, name, head, session="a")
+    visit = select(raw, mni=root)[0]["01"]
+    taken = visit.t1w.derived.files + visit.pets[0].derived.files
+    assert [f"space-{OWN}" in path.name for path in taken] == [True] * 3
+
+
+def test_a_pet_in_mni_space_does_not_lie_on_a_t1w_elsewhere(tmp_path, raw, fmriprep, head):
+    root = tmp_path / "mni"
+    add_in_mni(root, "01", "pet", "pet", head, session="a", caps=False)
+    add_anatomy(fmriprep, "01", head)
+    visit = select(raw, fmriprep=fmriprep, mni=root)[0]["01"]
+    assert visit.t1w.derived.dataset == "fmriprep"
+    assert visit.pets[0].derived is None
+    assert "mni has no preprocessed PET of it" in visit.notes[1]
+
+
+def test_a_folder_without_participants_is_refused(tmp_path, raw, head):
+    with pytest.raises(UnusableDataError, match=r"subjects: holds no folder .*clinica=PATH"):
+        select(raw, clinica=raw)
+    with pytest.raises(UnusableDataError, match=r"holds no folder of a participant \(sub-X\)"):
+        select(raw, mni=raw / "sub-01")
+
+
+# Refusals
+
+
+def refused(raw, *told, **roots):
+    """One person's problem, which names files and what to do; the other one is there."""
+    visits, (problem,) = select(raw, **roots)
+    assert problem.exit_code == 65
+    assert problem.subject not in visits
+    assert len(visits) == 1
+    for word in told:
+        assert str(word) in problem.reason
+
+
+def test_a_mask_on_another_grid_is_refused(raw, fmriprep, head):
+    t1w = add_anatomy(fmriprep, "02", head)
+    mask = t1w.with_name("sub-02_desc-brain_mask.nii.gz")
+    for shift, count in ((2.0, 0), (0.0, 1)):
+        affine = np.diag([4.0, 4, 4, 1])
+        affine[:3, 3] = (-88 + shift, -104, -88)
+        data = (head[: len(head) - count] > 0).astype(np.uint8)
+        add_derived(fmriprep, "02", "anat", "desc-brain_mask", data, affine=affine)
+        refused(raw, mask, "lies on another grid than sub-02_desc-preproc", fmriprep=fmriprep)
+
+
+def test_a_t1w_named_after_another_is_refused(raw, fmriprep, head):
+    t1w = add_anatomy(fmriprep, "02", head)
+    other = t1w.rename(t1w.with_name("sub-01_desc-preproc_T1w.nii.gz"))
+    refused(raw, other, "another participant", "move it", fmriprep=fmriprep)
+
+
+def test_a_t1w_made_of_anothers_images_is_refused(raw, fmriprep, head):
+    t1w = add_anatomy(fmriprep, "02", head)
+    sidecar = t1w.with_name("sub-02_desc-preproc_T1w.json")
+    for key in ("Sources", "RawSources"):
+        sidecar.write_text(json.dumps({key: ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]}))
+        refused(raw, t1w, "made from images of sub-01", fmriprep=fmriprep)
+    for others in ([], ["sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz"]):
+        sidecar.write_text(json.dumps({"RawSources": others}))
+        assert select(raw, fmriprep=fmriprep)[1] == []
+
+
+def test_a_t1w_of_several_volumes_or_none_is_refused(raw, fmriprep, head):
+    t1w = add_anatomy(fmriprep, "02", head)
+    add_derived(fmriprep, "02", "anat", "desc-preproc_T1w", np.stack([head, head], axis=-1))
+    refused(raw, t1w, "2 volumes", "leave its dataset out", fmriprep=fmriprep)
+    t1w.write_bytes(b"")
+    refused(raw, t1w, fmriprep=fmriprep)
+
+
+def test_a_folder_that_is_no_dataset_of_derivatives_is_refused(raw, tmp_path, fmriprep):
+    write_app(tmp_path / "aslprep", "ASLPrep", "1")
+    with pytest.raises(MissingInputError, match="no such folder; correct --derivatives fmriprep"):
+        select(raw, fmriprep=tmp_path / "nowhere")
+    with pytest.raises(UnusableDataError, match=f"such as {fmriprep}, in --derivatives fmri"):
+        select(raw, fmriprep=tmp_path)
+    with pytest.raises(UnusableDataError, match="names no app that made the dataset"):
+        select(raw, petprep=raw)
+
+
+def test_an_app_is_named_as_its_dataset_does(tmp_path, fmriprep):
+    assert read_app("fmriprep", fmriprep) == "fMRIPrep 24.1.1"
+    old = {"PipelineDescription": {"Name": "fMRIPrep", "Version": "1.5"}}
+    (fmriprep / "dataset_description.json").write_text(json.dumps(old))
+    assert read_app("fmriprep", fmriprep) == "fMRIPrep 1.5"
+
+
+def test_a_source_is_named_with_the_dataset_it_is_of(tmp_path, raw, fmriprep, head):
+    add_anatomy(fmriprep, "02", head)
+    visits = select(raw, fmriprep=fmriprep)[0]
+    origin = Provenance(raw, tmp_path / "out", "f", "0")
+    sources = [origin.source(visits[subject].t1w) for subject in ("01", "02")]
+    assert sources == [
+        "bids:raw:sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz",
+        "bids:fmriprep:sub-02/anat/sub-02_desc-preproc_T1w.nii.gz",
+    ]
+    image = tmp_path / "sub-02_T1w.nii.gz"
+    told = {"Sources": [*sources, "bids::sub-02/anat/sub-02_desc-brain_mask.nii.gz"]}
+    image.with_name("sub-02_T1w.json").write_text(json.dumps(told))
+    assert read_derivative(image).sources() == (
+        "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz",
+        "fmriprep:sub-02/anat/sub-02_desc-preproc_T1w.nii.gz",
+    )
