@@ -424,7 +424,12 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         "stop the run at the first participant that fails",
         action="store_true",
     )
-    add("--resource-monitor", "let nipype record memory and CPU use", action="store_true")
+    add(
+        "--resource-monitor",
+        "write time, CPU time and peak memory of each step to OUTPUT_DIR/logs/resources-*.tsv; not "
+        "of steps that --use-plugin takes to a queue, whose accounting knows them",
+        action="store_true",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

@@ -158,7 +158,11 @@ def out(tmp_path_factory):
     write_json(folder / "plugin.json", {"plugin": "MultiProc", "plugin_args": {"n_procs": 1}})
     wanted = ("--training-set", *SETS, "--detectors", *DETECTORS)
     plugin = ("--use-plugin", str(folder / "plugin.json"))
-    assert main(arguments(out, *wanted, *plugin, *knowledge(folder))) == 0
+    said = StringIO()
+    with redirect_stderr(said):
+        command = arguments(out, *wanted, *plugin, *knowledge(folder), "--resource-monitor")
+        assert main(command) == 0
+    (folder / "said").write_text(said.getvalue())
     return out
 
 
@@ -567,6 +571,26 @@ def test_nipype_grabs_every_image_by_its_labels(out):
     grabbed = grab.run().outputs.get()
     found = {Path(path) for name in wanted for path in grabbed[name]}
     assert found == {path for path in images_of(out) if path.name != "brain_mask.nii.gz"}
+
+
+def test_what_each_step_used_is_written_and_the_largest_told(out):
+    (path,) = out.glob("logs/resources-*.tsv")
+    rows = read_tsv(path)
+    assert set(rows[0]) == set(read_json(path.with_suffix(".json")))
+    steps = {row["step"] for row in rows}
+    assert {"encoder of fold 1", "one-class SVMs of fold 2, slab 3"} <= steps
+    assert {row["owner"] for row in rows} >= {*SETS, *PATIENTS, *REAL, *T1W_ONLY}
+    assert len({row["node"] for row in rows}) == len(rows) > 100  # of several graphs, each once
+    for row in rows:
+        assert 0.02 < float(row["peak_rss_gb"]) < 4
+        assert float(row["cpu_seconds"]) >= 0
+        assert 0 < float(row["wall_seconds"]) < 600
+        assert int(row["threads"]) >= 1
+        assert float(row["mem_gb"]) > 0
+    said = " ".join((out.parent / "said").read_text().split())
+    largest = max(rows, key=lambda row: float(row["peak_rss_gb"]))
+    assert f"most memory {float(largest['peak_rss_gb']):.2f} GiB ({largest['owner']}: " in said
+    assert str(path) in said
 
 
 def test_labels_are_described(out):

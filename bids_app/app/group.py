@@ -428,6 +428,7 @@ def _carry_out(
     seen, notes, problems = _detect(study, subjects, card, runner)
     told = summarize_level(summarize_run(run_record, started), settings, notes, problems)
     problems += _finish(study, runner, seen, told)
+    runner.report_used()
     if settings.clean_workdir and not problems:
         for name in INTERMEDIATE:
             shutil.rmtree(work_dir_of(settings) / name, ignore_errors=True)

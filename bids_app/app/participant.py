@@ -147,7 +147,9 @@ def _compute(
             reports.tables()
 
     runner = Runner(reports.settings, reports.console, "mri2pet", len(reports.selection.visits))
-    return compute(plans, run, runner, on_finished=report)
+    problems = compute(plans, run, runner, on_finished=report)
+    runner.report_used()
+    return problems
 
 
 def _refuse(settings: Settings) -> GeneratorChoice | None:

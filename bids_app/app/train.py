@@ -118,6 +118,7 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
         folds = deal(study, stored)
         problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
         problems += _finish(study, runner, controls, problems, summarize_run(run_record, started))
+        runner.report_used()
     return _close(settings, study, problems, console)
 
 
