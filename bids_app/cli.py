@@ -437,8 +437,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--sloppy", "4 mm, coarse registration: only to try things out", action="store_true")
     add(
         "--dry-run",
-        "print which images would be used, and what would be refused; write nothing; the exit "
-        "code is that of the run, as far as headers and tables can predict it",
+        "print which images would be used, what would be refused, and an estimate of time, memory "
+        "and disk; write nothing; the exit code is that of the run, as far as headers and tables "
+        "can predict it",
         action="store_true",
     )
     add("--reports-only", "write reports from the files in OUTPUT_DIR", action="store_true")

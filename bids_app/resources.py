@@ -183,6 +183,18 @@ def choose_device(wanted: str) -> str:
     return "cuda:0" if found.returncode == 0 and "GPU 0" in found.stdout else "cpu"
 
 
+def find_space(folder: Path) -> tuple[int, int]:
+    """Say on which disk a folder is, or would be made, and how many bytes are free there.
+
+    Returns
+    -------
+    tuple
+        Number of the disk, and bytes.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return there.stat().st_dev, shutil.disk_usage(there).free
+
+
 SAMPLING = 0.5  # s between two looks at the memory of a step's programs; our choice
 OWN_STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

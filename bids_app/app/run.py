@@ -38,6 +38,7 @@ from bids_app.files import place_in, read_text, remove_partials
 from bids_app.generators import GeneratorChoice, Options, choose_generator
 from bids_app.imaging.intensity import PERCENTILE, TIMES_MEAN
 from bids_app.imaging.volume import grid_of_box
+from bids_app.plan.estimate import Estimate, describe_estimate, find_shortages
 from bids_app.plan.participant import ParticipantPlan, VisitPlan, init_visit_wf
 from bids_app.plan.problems import Problem, error_of, problem_of
 from bids_app.report.page import RunSummary
@@ -388,6 +389,29 @@ def summarize_level(
     """Add what a run of ``train`` or ``group`` tells to what every run does."""
     sentences = [problem.sentence for problem in problems]
     return {**told, "problems": sentences, "notes": notes, "settings": vars(settings)}
+
+
+def report_estimate(settings: Settings, jobs: int, console: Console, estimate: Estimate) -> None:
+    """Tell what a run would need, and warn of what it would probably not have.
+
+    Parameters
+    ----------
+    settings, jobs : Settings, int
+        Of the run, as :class:`Runner` has them.
+    console
+        Is told.
+    estimate : Estimate
+        Of the run.
+    """
+    resources, _ = share_resources(settings, jobs)
+    console.close(describe_estimate(estimate, resources.nprocs))
+    for shortage in find_shortages(
+        estimate,
+        mem_gb=resources.mem_gb,
+        output_dir=settings.output_dir,
+        work_dir=work_dir_of(settings),
+    ):
+        console.warn(shortage)
 
 
 def close_dry(told: str, problems: Sequence[Problem], console: Console) -> int:
