@@ -17,17 +17,18 @@ from bids_app.synthesis.tiling import CubicPatches
 # where another page is named, as it says there.
 VOXELS = 157 * 189 * 136  # of the 1 mm grid, which the numbers are of
 BRAIN = 0.44  # of them: those that detectors judge; docs/results/detection.md, "Parts"
-T1W_SECONDS = 90.0  # brain, bias field, registration, whatever the grid
-PET_SECONDS = 12.0  # frames, registration to the T1w
-ON_GRID_SECONDS = 20.0  # resampling, synthesis, regions, each at 1 mm
-SUBJECT_REPORT_SECONDS = 6.0
-PARTICIPANT_MEMORY = 1.3  # GiB, of the largest step
-PARTICIPANT_GB = 0.22  # in OUT, whatever the grid: transforms, images on the T1w's own grid
-PARTICIPANT_GRID_GB = 0.02  # in OUT, at 1 mm
-PARTICIPANT_WORK = 1.2  # times that in the work folder
+T1W_SECONDS = 58.0  # brain, bias field, registration, whatever the grid
+PET_SECONDS = 23.0  # frames, registration to the T1w
+ON_GRID_SECONDS = 5.0  # of an image at 1 mm: resampling, synthesis, regions
+SUBJECT_REPORT_SECONDS = 4.0
+PARTICIPANT_MEMORY = 1.3  # GiB, of the largest step, which looks for the brain
+VISIT_GB, PET_GB = 0.05, 0.03  # in OUT, whatever the grid: transforms, images on the T1w's grid
+IMAGE_GB = 0.007  # in OUT, of an image at 1 mm
+PARTICIPANT_WORK = 2.5  # times that in the work folder
 STORE_SECONDS, STORED_BYTES = 2.0, 5  # of an image: float32 and its mask
-TISSUE_SECONDS = 2.0  # a control, each time that it is used
-SCORE_SECONDS = 5.0  # a control, scored by a row or a baseline
+TRAIN_SECONDS = 5.0  # a training, whatever it trains: to load torch
+TISSUE_SECONDS = 0.8  # a control, each time that it is used
+SCORE_SECONDS = 3.0  # a control, scored by a row
 # CPU seconds a voxel of a tile and an epoch, at width 64: docs/training.md, "How long"
 NETWORK_SECONDS = {  # of tiles' dimensions, and a cycle
     (2, False): 1.4e-5,
@@ -46,7 +47,7 @@ PATIENT_REPORT_SECONDS = 15.0  # docs/results/detection.md, "Parts"
 GROUP_MEMORY, GROUP_MEMORY_OF_IMAGE = 1.1, 0.015  # GiB; each control or patient of a fold adds
 SVM_BYTES, SVM_CONTROL_BYTES = 72.0, 2.2  # a voxel of the brain and fold; and each control
 MAP_GB = 0.03  # a patient and detector: on the T1w's grid
-START_SECONDS = 12.0  # imports, template, plan
+START_SECONDS = 6.0  # imports, template, plan
 OVERHEAD_MEMORY = 0.4  # GiB, of the process that waits for the steps
 THREADED = 0.6  # share of its work in which a step uses a second thread and more; our choice
 GB = 1e9
@@ -115,7 +116,7 @@ def estimate_participants(
     cpu = visits * t1w + pets * pet + images * size * ON_GRID_SECONDS
     with_pet = min(pets, 1)
     per_visit = t1w + with_pet * pet + (1 + with_pet + synthesize) * size * ON_GRID_SECONDS
-    output = visits * PARTICIPANT_GB + images * size * PARTICIPANT_GRID_GB
+    output = visits * VISIT_GB + pets * PET_GB + images * size * IMAGE_GB
     return Estimate(
         cpu,
         _in_threads(per_visit, threads),
@@ -127,7 +128,7 @@ def estimate_participants(
 
 
 def _train_seconds(spec: Spec, people: int, voxels: int) -> float:
-    """Give the CPU seconds of one training on so many people."""
+    """Give the CPU seconds of one training on so many people, but for its start."""
     if isinstance(spec, TissueSpec):
         return people * TISSUE_SECONDS * voxels / VOXELS
     seen = voxels
@@ -162,16 +163,17 @@ def estimate_training(
     rows, size = list(specs), voxels / VOXELS
     scoring = controls * size * SCORE_SECONDS
     trainings = [  # each control is in all folds but one, and in the last training
-        folds * _train_seconds(spec, controls, voxels) + scoring for spec, _ in rows
+        folds * _train_seconds(spec, controls, voxels) + (folds + 1) * TRAIN_SECONDS + scoring
+        for spec, _ in rows
     ]
     longest = max(_train_seconds(spec, controls, voxels) for spec, _ in rows)
     networks = sum(isinstance(spec, ModelSpec) for spec, _ in rows)
-    images = controls * size * PARTICIPANT_GRID_GB * len(rows)  # held-out synthetic PET
+    images = controls * size * IMAGE_GB * len(rows)  # held-out synthetic PET
     weights = GENERATOR_GB * networks
     stored = controls * 2 * STORED_BYTES * voxels / GB
     return Estimate(
-        sum(trainings) + 2 * scoring + controls * size * STORE_SECONDS,
-        longest / threads + scoring / max(folds, 1),
+        sum(trainings) + scoring + controls * size * STORE_SECONDS,
+        TRAIN_SECONDS + longest / threads + scoring / max(folds, 1),
         START_SECONDS + SUBJECT_REPORT_SECONDS,
         max([PARTICIPANT_MEMORY, *(memory for _, memory in rows)]),
         images + weights,
@@ -217,7 +219,7 @@ def estimate_group(
     stored = (held_out + patients) * STORED_BYTES * voxels / GB
     scores = detectors * folds * per_fold * brain * 4 / GB
     models = 0 if applied else svms * folds * brain * (SVM_BYTES + controls * SVM_CONTROL_BYTES)
-    results = detectors * (patients * MAP_GB + (patients + held_out) * size * PARTICIPANT_GRID_GB)
+    results = detectors * (patients * MAP_GB + (patients + held_out) * size * IMAGE_GB)
     return Estimate(
         folds * (svms * (encoder + svm) + norms * norm)
         + maps
