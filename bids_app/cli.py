@@ -426,7 +426,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--resource-monitor",
-        "write time, CPU time and peak memory of each step to OUTPUT_DIR/logs/resources-*.tsv; not "
+        "write time, CPU time and peak memory of each step to OUTPUT_DIR/logs/*_resources.tsv; not "
         "of steps that --use-plugin takes to a queue, whose accounting knows them",
         action="store_true",
     )

@@ -574,7 +574,7 @@ def test_nipype_grabs_every_image_by_its_labels(out):
 
 
 def test_what_each_step_used_is_written_and_the_largest_told(out):
-    (path,) = out.glob("logs/resources-*.tsv")
+    (path,) = out.glob("logs/*_resources.tsv")
     rows = read_tsv(path)
     assert set(rows[0]) == set(read_json(path.with_suffix(".json")))
     steps = {row["step"] for row in rows}

@@ -404,7 +404,7 @@ def report_estimate(settings: Settings, jobs: int, console: Console, estimate: E
         Of the run.
     """
     resources, _ = share_resources(settings, jobs)
-    console.close(describe_estimate(estimate, resources.nprocs))
+    console.report_estimate(describe_estimate(estimate, resources.nprocs))
     for shortage in find_shortages(
         estimate,
         mem_gb=resources.mem_gb,
@@ -522,7 +522,7 @@ class Runner:
     def resources_file(self) -> Path:
         """The table of what steps use, where that is measured."""
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
-        name = f"resources-{date}-{uuid4().hex[:8]}.tsv"
+        name = f"{date}-{uuid4().hex[:8]}_resources.tsv"
         return self.settings.output_dir / "logs" / name
 
     @cached_property

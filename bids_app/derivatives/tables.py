@@ -95,7 +95,7 @@ def read_ratings(path: Path, output_dir: Path) -> Ratings:
 
 
 def note_resources(path: Path, row: Mapping[str, object]) -> None:
-    """Add what a step has used to the table of a run, ``logs/resources-*.tsv``.
+    """Add what a step has used to the table of a run, ``logs/*_resources.tsv``.
 
     Parameters
     ----------
