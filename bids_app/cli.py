@@ -414,7 +414,12 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         "stop the run at the first participant that fails",
         action="store_true",
     )
-    add("--resource-monitor", "let nipype record memory and CPU use", action="store_true")
+    add(
+        "--resource-monitor",
+        "write time, CPU time and peak memory of each step to OUTPUT_DIR/logs/*_resources.tsv; not "
+        "of steps that --use-plugin takes to a queue, whose accounting knows them",
+        action="store_true",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -422,8 +427,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--sloppy", "4 mm, coarse registration: only to try things out", action="store_true")
     add(
         "--dry-run",
-        "print which images would be used, and what would be refused; write nothing; the exit "
-        "code is that of the run, as far as headers and tables can predict it",
+        "print which images would be used, what would be refused, and an estimate of time, memory "
+        "and disk; write nothing; the exit code is that of the run, as far as headers and tables "
+        "can predict it",
         action="store_true",
     )
     add("--reports-only", "write reports from the files in OUTPUT_DIR", action="store_true")

@@ -55,6 +55,10 @@ class Console:
         """Say the last line of a run."""
         self.out.print(text)
 
+    def report_estimate(self, text: str) -> None:
+        """Print what a run would need; beside tables, on standard output."""
+        self.out.print(text)
+
     def report_selection(self, selection: Selection, root: Path) -> None:
         """Print which images will be used, and which not, and why; tables on standard output."""
 

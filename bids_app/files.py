@@ -242,6 +242,21 @@ def write_tsv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, ob
     write_text(path, "".join("\t".join(cells) + "\n" for cells in lines))
 
 
+def append_tsv(path: Path, columns: Sequence[str], row: Mapping[str, object]) -> None:
+    """Add a line to a table, as :func:`write_tsv` writes it.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as table:
+            table.write("\t".join(_cell(row.get(name)) for name in columns) + "\n")
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
+
+
 def split_lines(text: str) -> list[str]:
     r"""Split text where its lines end: other than ``str.splitlines``, not inside a cell.
 

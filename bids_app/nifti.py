@@ -436,8 +436,8 @@ def place(source: Path, target: Path) -> None:
     """Copy a result to its place, whole or not at all; equal images give equal bytes.
 
     The name of an image says what its header has to: the space (``space-`` a template: code 4 of
-    sform and qform, ``space-T1w``: 2, none: 1, that of the scanner), and that a mask or labels are
-    integers.
+    sform and qform, as of an image ``tpl-``; ``space-T1w``: 2, none: 1, that of the scanner), and
+    that a mask or labels are integers.
 
     Parameters
     ----------
@@ -466,6 +466,7 @@ def place(source: Path, target: Path) -> None:
         data = np.rint(data).astype(kind)
     space = re.search(r"_space-([A-Za-z0-9]+)_", target.name)
     code = 1 if space is None else 2 if space[1] == "T1w" else 4
+    code = 4 if target.name.startswith("tpl-") else code
     placed = nib.Nifti1Image(data, image.affine, image.header)
     placed.header.set_data_dtype(data.dtype)
     placed.header.set_sform(image.affine, code=code)

@@ -1,16 +1,20 @@
-"""CPUs, memory and device that a run may use, and where libraries keep their caches."""
+"""CPUs, memory and device that a run may use, what a step used, and where caches are kept."""
 
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event, Thread
+
+import psutil
 
 from bids_app.errors import UsageError
 from bids_app.lifeline import last_act
@@ -177,6 +181,84 @@ def choose_device(wanted: str) -> str:
         return "cpu"
     found = subprocess.run([driver, "-L"], capture_output=True, text=True, check=False)
     return "cuda:0" if found.returncode == 0 and "GPU 0" in found.stdout else "cpu"
+
+
+def find_space(folder: Path) -> tuple[int, int]:
+    """Say on which disk a folder is, or would be made, and how many bytes are free there.
+
+    Returns
+    -------
+    tuple
+        Number of the disk, and bytes.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return there.stat().st_dev, shutil.disk_usage(there).free
+
+
+SAMPLING = 0.5  # s between two looks at the memory of a step's programs; our choice
+OWN_STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@contextmanager
+def measured() -> Iterator[dict[str, float]]:
+    """Measure what this process uses in the block; nothing else may work in it meanwhile.
+
+    The kernel is asked for the peak of the process itself, and told to forget the one before
+    (proc(5): VmHWM, clear_refs), since compiled code that holds Python's lock keeps a thread from
+    looking. Where it does not forget, and for the programs that the process has begun, a thread
+    looks every ``SAMPLING``.
+
+    Yields
+    ------
+    dict
+        Behind the block: ``wall_seconds``, ``cpu_seconds`` of all threads and of programs that
+        have ended, ``peak_rss_gb`` in GiB.
+    """
+    used: dict[str, float] = {}
+    process, ended, seen = psutil.Process(), Event(), [0]
+
+    def look() -> None:
+        while True:
+            seen.append(max(seen.pop(), _resident(process)))
+            if ended.wait(SAMPLING):
+                return
+
+    forgets = _forget_peak()
+    thread = Thread(target=look, daemon=True)
+    began, before = time.monotonic(), sum(os.times()[:4])
+    thread.start()
+    try:
+        yield used
+    finally:
+        used["wall_seconds"] = time.monotonic() - began
+        used["cpu_seconds"] = sum(os.times()[:4]) - before
+        ended.set()
+        thread.join()
+        used["peak_rss_gb"] = max(seen[0], _peak() if forgets else 0) / GIB
+
+
+def _forget_peak() -> bool:
+    """Have the kernel count the peak of this process anew; tell whether it does."""
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError:  # not Linux, or a sandbox
+        return False
+    return True
+
+
+def _peak() -> int:
+    found = re.search(r"^VmHWM:\s*(\d+) kB", _read(OWN_STATUS) or "", re.MULTILINE)
+    return int(found[1]) << 10 if found else 0
+
+
+def _resident(process: psutil.Process) -> int:
+    """Add up the memory of a process and of all that it has begun, in bytes."""
+    total = 0
+    with suppress(psutil.Error):
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):  # it has just ended
+                total += one.memory_info().rss
+    return total
 
 
 VARIABLES = ("MPLCONFIGDIR", "NIPYPE_CONFIG_DIR", "NUMBA_CACHE_DIR")  # without: below HOME

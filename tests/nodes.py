@@ -4,6 +4,8 @@ import ctypes
 import importlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -105,6 +107,27 @@ class SlowerNote(Note):
 
     def _run_interface(self, runtime):
         time.sleep(0.8)
+        return super()._run_interface(runtime)
+
+
+class Hoard(Note):
+    """Hold 300 MiB for a moment, in compiled code that keeps Python's lock."""
+
+    def _run_interface(self, runtime):
+        libc = ctypes.PyDLL(None)
+        libc.malloc.restype = ctypes.c_void_p
+        block = libc.malloc(ctypes.c_size_t(300 << 20))
+        libc.memset(ctypes.c_void_p(block), 1, ctypes.c_size_t(300 << 20))
+        libc.free(ctypes.c_void_p(block))
+        return super()._run_interface(runtime)
+
+
+class HoardBeside(Note):
+    """Let another program hold 300 MiB, and take a second of CPU time."""
+
+    def _run_interface(self, runtime):
+        program = "import time; a = b'1' * (300 << 20)\nwhile time.process_time() < 1.2: 0"
+        subprocess.run([sys.executable, "-c", program], check=True)
         return super()._run_interface(runtime)
 
 

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+from bids import BIDSLayout
 from cohorts import (
     GRID,
     LESION,
@@ -30,6 +31,8 @@ from cohorts import (
     write_native,
     write_screened,
 )
+from nilearn.image import load_img
+from nipype.interfaces.io import BIDSDataGrabber
 
 from bids_app import nifti, templates
 from bids_app.app import participant
@@ -59,6 +62,7 @@ REAL, T1W_ONLY = ("c1", "c2", "c3", "c4", "c5", "c6"), ("d1", "d2", "d3", "d4", 
 PATIENTS = ("p1", "p2")  # T1w stored RAS, and LAS
 MADE = (
     "detectors",
+    "tpl-*",
     ".work",
     "logs",
     "*_statmap.*",
@@ -154,7 +158,11 @@ def out(tmp_path_factory):
     write_json(folder / "plugin.json", {"plugin": "MultiProc", "plugin_args": {"n_procs": 1}})
     wanted = ("--training-set", *SETS, "--detectors", *DETECTORS)
     plugin = ("--use-plugin", str(folder / "plugin.json"))
-    assert main(arguments(out, *wanted, *plugin, *knowledge(folder))) == 0
+    said = StringIO()
+    with redirect_stderr(said):
+        command = arguments(out, *wanted, *plugin, *knowledge(folder), "--resource-monitor")
+        assert main(command) == 0
+    (folder / "said").write_text(said.getvalue())
     return out
 
 
@@ -489,9 +497,105 @@ def test_patients_have_reports_that_tell_of_anomalies(out):
     assert not list(out.glob("sub-[cd]*.html"))
 
 
+def averages(root):
+    stem = root / f"tpl-{TEMPLATE}" / "pet" / f"tpl-{TEMPLATE}_trc-18FFDG_res-4_desc-"
+    return [Path(f"{stem}{name}_pet.nii.gz") for name in ("controlsmean", "controlssd")]
+
+
+@pytest.mark.parametrize(("training_set", "people"), [("real", REAL), ("hybrid", REAL + T1W_ONLY)])
+def test_mean_and_sd_of_the_controls_lie_in_the_folder_of_the_template(out, training_set, people):
+    root = root_of(out, training_set)
+    paths = [
+        result(out, one, "desc-preproc_pet.nii.gz" if one in REAL else "desc-synth_pet.nii.gz")
+        for one in people
+    ]
+    pets = np.stack([load(path)[0] for path in paths])
+    mean, sd = averages(root)
+    brain = load(mean)[0] > 0
+    assert brain.sum() > 1000
+    np.testing.assert_allclose(load(mean)[0], np.where(brain, pets.mean(axis=0), 0), atol=1e-6)
+    expected = np.where(brain, pets.std(axis=0, ddof=1), 0)
+    np.testing.assert_allclose(load(sd)[0], expected, atol=1e-6)
+    told = read_json(mean.with_name(mean.name.replace(".nii.gz", ".json")))
+    made = len(set(people) - set(REAL))
+    assert (told["NumberOfControls"], told["NumberOfSyntheticPET"]) == (len(people), made)
+    assert set(told["Sources"]) == {f"bids::{path.relative_to(out)}" for path in paths}
+    assert (told["TrainingSet"], told["SmoothingFWHM"]) == (training_set, 0)
+    assert told["IntensityScaling"] == {"Percentile": 99.9}
+    assert ("SYNTHETIC" in told["Description"]) is bool(made)
+
+
+def images_of(out):
+    return [path for path in out.rglob("*.nii*") if ".work" not in path.parts]
+
+
+def test_nilearn_opens_every_image_and_headers_say_their_space(out):
+    assert len(images_of(out)) > 100
+    for path in images_of(out):
+        image = load_img(path)
+        assert image.ndim == 3
+        assert np.isfinite(image.get_fdata()).all()
+        if path.is_relative_to(out / "detectors") or re.search("stat|dseg|tpl-", path.name):
+            code = 2 if "_space-T1w_" in path.name else 4  # the others were made in this file
+            if path.name != "brain_mask.nii.gz":
+                assert (image.header["sform_code"], image.header["qform_code"]) == (code, code)
+
+
+def test_pybids_opens_every_image_and_table(out):
+    layout = BIDSLayout(out, validate=False, is_derivative=True)
+    for path in images_of(out):
+        file = layout.get_file(path)
+        assert file.get_image().shape == nib.load(path).shape
+        if path.name != "brain_mask.nii.gz":
+            own = path.with_name(path.name.partition(".")[0] + ".json")
+            assert file.get_metadata() == (read_json(own) if own.is_file() else {})
+    tables = [path for path in out.rglob("*.tsv") if ".work" not in path.parts]
+    for path in tables:
+        assert len(layout.get_file(path).get_df()) == len(read_tsv(path))
+    found = layout.get(desc="controlsmean", suffix="pet", tracer="18FFDG", extension=".nii.gz")
+    assert {Path(file.path) for file in found} == {averages(root_of(out, one))[0] for one in SETS}
+
+
+def test_nipype_grabs_every_image_by_its_labels(out):
+    wanted = {
+        "maps": {"suffix": "statmap"},
+        "labels": {"suffix": "dseg"},
+        "pets": {"suffix": "pet"},
+        "anatomy": {"datatype": "anat"},
+    }
+    grab = BIDSDataGrabber(base_dir=str(out.parent / "raw"), extra_derivatives=[str(out)])
+    grab.inputs.output_query = {
+        name: {**query, "extension": [".nii.gz", ".nii"], "scope": "derivatives"}
+        for name, query in wanted.items()
+    }
+    grabbed = grab.run().outputs.get()
+    found = {Path(path) for name in wanted for path in grabbed[name]}
+    assert found == {path for path in images_of(out) if path.name != "brain_mask.nii.gz"}
+
+
+def test_what_each_step_used_is_written_and_the_largest_told(out):
+    (path,) = out.glob("logs/*_resources.tsv")
+    rows = read_tsv(path)
+    assert set(rows[0]) == set(read_json(path.with_suffix(".json")))
+    steps = {row["step"] for row in rows}
+    assert {"encoder of fold 1", "one-class SVMs of fold 2, slab 3"} <= steps
+    assert {row["owner"] for row in rows} >= {*SETS, *PATIENTS, *REAL, *T1W_ONLY}
+    assert len({row["node"] for row in rows}) == len(rows) > 100  # of several graphs, each once
+    for row in rows:
+        assert 0.02 < float(row["peak_rss_gb"]) < 4
+        assert float(row["cpu_seconds"]) >= 0
+        assert 0 < float(row["wall_seconds"]) < 600
+        assert int(row["threads"]) >= 1
+        assert float(row["mem_gb"]) > 0
+    said = " ".join((out.parent / "said").read_text().split())
+    largest = max(rows, key=lambda row: float(row["peak_rss_gb"]))
+    assert f"most memory {float(largest['peak_rss_gb']):.2f} GiB ({largest['owner']}: " in said
+    assert str(path) in said
+
+
 def test_labels_are_described(out):
     described = {row["desc_id"] for row in read_tsv(out / "descriptions.tsv")}
-    assert {f"desc-{one}" for one in DETECTORS} <= described
+    assert {f"desc-{one}" for one in (*DETECTORS, "controlsmean", "controlssd")} <= described
 
 
 @pytest.mark.skipif(find_validator() is None, reason="bids-validator-deno is not installed")

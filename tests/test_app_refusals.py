@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -213,7 +214,20 @@ def test_a_dry_run_that_nothing_stops_writes_nothing(study, capsys):
         command = [str(study / "raw"), str(study / "out"), level, *SLOPPY, "--folds", "2"]
         assert main([*command, *options, "--dry-run"]) == 0
         assert contents(study) == before
-    assert "1 visits would be computed, 0 are complete" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "1 visits would be computed, 0 are complete" in said.out
+    assert said.out.count("estimate, within a factor of two: ") == 3
+    assert "make room" not in said.err
+
+
+@pytest.mark.parametrize("level", ["participant", "train", "group"])
+def test_a_dry_run_warns_of_a_disk_that_is_too_small(study, capsys, monkeypatch, level):
+    nearly_full = SimpleNamespace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: nearly_full)
+    command = [str(study / "raw"), str(study / "out"), level, *SLOPPY, "--folds", "2"]
+    assert main([*command, "--skip-bids-validation", "--dry-run"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "GB are needed, and 0.0 are free; make room" in said
 
 
 @pytest.mark.parametrize(

@@ -513,6 +513,8 @@ def test_the_description(tmp_path, raw):
         "desc-combined",
         "desc-zscore",
         "desc-pseudonormal",
+        "desc-controlsmean",
+        "desc-controlssd",
     }
 
 

@@ -18,6 +18,7 @@ from bids_app.detection.card import (
     read_card,
     spec_to_dict,
 )
+from bids_app.detection.covariates import RIDGE
 from bids_app.detection.detectors import DIRECTIONS
 from bids_app.detection.normative import smooth_within
 from bids_app.detection.slabs import Slab, mean_map, values_of
@@ -27,6 +28,7 @@ from bids_app.interfaces.detection import (
     AgreeOnBrain,
     ApplyNorm,
     ApplySlab,
+    AverageControls,
     CompareSynthetic,
     FitNorm,
     FitSlab,
@@ -452,6 +454,50 @@ def test_controls_whose_brains_have_nothing_in_common_are_refused(tmp_path):
     controls = [*boxes(tmp_path, 2), store(tmp_path / "other", 0.5 * brain, brain)]
     with pytest.raises(UnusableDataError, match="no voxel is brain in 90% of the 2 controls"):
         run(AgreeOnBrain, tmp_path / "node", controls=controls, digests=["a"], share=0.9)
+
+
+def test_the_controls_mean_and_sd_are_those_of_the_pet_that_reaches_a_voxel(tmp_path, rng):
+    pets = 0.5 + 0.2 * rng.random((6, *SHAPE), np.float32)
+    hole = np.zeros(SHAPE, bool)
+    hole[5, 6, 2] = True
+    controls = [store(tmp_path / f"{n}", pet) for n, pet in enumerate(pets)]
+    np.save(tmp_path / "0" / "hole.npy", hole)
+    nifti.save(nifti.Image(BRAIN, AFFINE), tmp_path / "brain.nii.gz")
+    given = {"controls": controls, "digests": ["a"], "brain": str(tmp_path / "brain.nii.gz")}
+    out = run(AverageControls, tmp_path / "node", synthetic=2, **given)
+    expected = np.where(BRAIN, [pets.mean(axis=0), pets.std(axis=0, ddof=1)], 0)
+    expected[:, 5, 6, 2] = pets[1:, 5, 6, 2].mean(), pets[1:, 5, 6, 2].std(ddof=1)
+    for path, volume in zip(out.images, expected, strict=True):
+        image = nib.load(path)
+        np.testing.assert_allclose(image.get_fdata(), volume, atol=1e-6)
+        np.testing.assert_allclose(image.affine, AFFINE)
+        assert image.header["descrip"].item() == b"2 of 6 PET SYNTHETIC"
+    out = run(AverageControls, tmp_path / "real", synthetic=0, **given)
+    assert nib.load(out.images[0]).header["descrip"].item() == b""
+
+
+def test_the_controls_sd_is_that_around_their_covariates(tmp_path, rng):
+    ages = np.linspace(-2, 2, 8)
+    noise = 0.01 * rng.standard_normal((8, *SHAPE), np.float32)
+    pets = 0.5 + 0.1 * ages.reshape(8, 1, 1, 1).astype(np.float32) + noise
+    controls = [store(tmp_path / f"{n}", pet) for n, pet in enumerate(pets)]
+    nifti.save(nifti.Image(BRAIN, AFFINE), tmp_path / "brain.nii.gz")
+    out = run(
+        AverageControls,
+        tmp_path / "node",
+        controls=controls,
+        digests=["a"],
+        brain=str(tmp_path / "brain.nii.gz"),
+        synthetic=0,
+        covariates=[[age] for age in ages.tolist()],
+    )
+    mean, sd = (nib.load(path).get_fdata()[BRAIN] for path in out.images)
+    values = pets[:, BRAIN].astype(float)
+    slopes = ages @ values / (ages @ ages + RIDGE)
+    left = np.sqrt(((values - np.outer(ages, slopes)).var(axis=0, ddof=0) * 8) / 6)
+    np.testing.assert_allclose(mean, values.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(sd, left, atol=1e-5)
+    assert sd.max() < values.std(axis=0).min() / 3
 
 
 # Anomaly maps

@@ -208,6 +208,7 @@ def test_a_slice_is_no_volume(tmp_path, rng, shape):
 @pytest.mark.parametrize(
     ("name", "code", "kind"),
     [
+        ("tpl-MNI152NLin2009aSym_res-1_desc-controlsmean_pet.nii.gz", 4, np.float32),
         ("sub-1_desc-preproc_T1w.nii.gz", 1, np.float32),
         ("sub-1_desc-brain_mask.nii", 1, np.uint8),
         ("sub-1_space-T1w_desc-preproc_pet.nii.gz", 2, np.float32),

@@ -127,6 +127,16 @@ def test_other_detectors_that_see_the_same_place_are_named_with_their_rank(made)
         assert f"Also seen by OC-SVM (rank {near[where]})." in found.sentences
 
 
+def test_a_cluster_that_no_other_detector_sees_says_so(cohort):
+    name = f"sub-P1/pet/sub-P1_trc-18FFDG_space-{T}_desc-ocsvm_dseg.nii.gz"
+    labels = nifti.load(cohort.out / name)
+    nifti.save(nifti.Image(np.zeros_like(labels.data), labels.affine), cohort.out / name)
+    (told,) = findings_of(cohort.out, "P1", (T,))
+    assert told["clusters"]
+    for found in told["clusters"]:
+        assert "No other detector has a cluster there." in found.sentences
+
+
 def test_lesions_are_found_or_missed_each(made, cohort):
     (told,) = findings_of(made.out, "P1", (T,))
     (lesion,) = told["lesions"]

@@ -128,6 +128,7 @@ def training_set(count=5, folds=2, fitting=FITTING, clustering=CLUSTERING, **cha
         clustering,
         folder=Path("/out/detectors/real"),
         card={"name": "real"},
+        averages=[(Path(f"/out/tpl-MNI/{one}.nii.gz"), {}) for one in ("mean", "sd")],
         share=changed.get("share", 0.9),
         name="real_wf",
     )

@@ -11,6 +11,8 @@ from nodes import (
     Die,
     DieOnce,
     GpuNote,
+    Hoard,
+    HoardBeside,
     Note,
     NoteScore,
     Refuse,
@@ -54,15 +56,14 @@ class Run:
         self.workflow.add_nodes([graph])
         return nodes
 
-    def go(self, *, nprocs=2, plugin=None, stop_on_first_crash=False, on_finished=None):
+    def go(self, *, nprocs=2, plugin=None, **more):
         return run_graph(
             self.workflow,
             resources=Resources(nprocs, 4.0),
             plugin=plugin,
             logs=self.logs,
-            stop_on_first_crash=stop_on_first_crash,
             on_status=lambda node, status: self.statuses.append((node.name, status)),
-            on_finished=on_finished,
+            **{"stop_on_first_crash": False, **more},
         )
 
     def noted(self):
@@ -130,6 +131,30 @@ def test_where_memory_runs_out_a_worker_is_killed_and_not_the_run(run):
     run.node(NoteScore, "score")
     assert run.go() == []
     assert int(run.log.read_text().split()[0].removeprefix("score")) >= WORKER_SCORE
+
+
+def test_what_a_node_uses_is_measured_and_not_what_the_one_before_it_did(run):
+    """One process runs them all, and its peak would only ever rise."""
+    used = {}
+    nodes = run.visit("visit", Hoard, Note, HoardBeside, SlowNote)
+    run.go(nprocs=1, on_used=lambda node, told: used.update({node.name: told}))
+    assert len({process for ids in run.noted().values() for process in ids}) == 1
+    hoard, note, beside, slow = (used[node.name] for node in nodes)
+    assert 0.29 < hoard["peak_rss_gb"] - note["peak_rss_gb"] < 0.4
+    assert 0.29 < beside["peak_rss_gb"] - note["peak_rss_gb"] < 0.4
+    assert abs(slow["peak_rss_gb"] - note["peak_rss_gb"]) < 0.05
+    assert 1 < beside["cpu_seconds"] < 3
+    assert slow["cpu_seconds"] < 0.2
+    assert 0.3 < slow["wall_seconds"] < 3
+
+
+def test_a_node_that_fails_is_measured_and_one_that_was_done_is_not(run):
+    used = []
+    run.node(Refuse, "refuse")
+    run.node(Note, "note")
+    for _ in range(2):
+        run.go(on_used=lambda node, _: used.append(node.name))
+    assert sorted(used) == ["note", "refuse", "refuse"]
 
 
 def test_steps_that_want_the_gpu_wait_for_one_another(run, monkeypatch):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from bids_app.app.run import (
     refuse_places,
     refuse_plugin,
     refuse_without_results,
+    report_estimate,
     report_level,
     report_notes,
     summarize_level,
@@ -34,7 +36,7 @@ from bids_app.derivatives import description, detections
 from bids_app.derivatives.description import refresh_dataset
 from bids_app.detection.card import DetectorCard, check_files, check_grid, complete_card, read_card
 from bids_app.detection.clusters import Cluster, Place, expected_in_control
-from bids_app.detection.detectors import needing_synthetic
+from bids_app.detection.detectors import DETECTORS, needing_synthetic
 from bids_app.detection.distribution import CheckedPet
 from bids_app.detection.evaluation import Finding, compare, detection_curve, free_response, marks_of
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
@@ -46,6 +48,7 @@ from bids_app.plan.detectors import (
     CLUSTERS,
     checks_of,
     describe_version,
+    encoder_spec,
     plan_applied,
     plan_sets,
     refuse_applied,
@@ -54,6 +57,7 @@ from bids_app.plan.detectors import (
     refuse_settings,
     settle_detectors,
 )
+from bids_app.plan.estimate import add_up, estimate_group
 from bids_app.plan.group import (
     VOLUMES,
     assume_cohort,
@@ -405,6 +409,7 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
         _report_subjects(settings, subjects, card, console)
     usable = _refuse(settings, card, subjects, run_record, console)
     if settings.dry_run:
+        _estimate(settings, usable, card, console)
         return _close_dry(usable, subjects.problems, console)
     with begin(settings, run_record, console, results=["group"]):
         seen, problems = _carry_out(
@@ -428,6 +433,7 @@ def _carry_out(
     seen, notes, problems = _detect(study, subjects, card, runner)
     told = summarize_level(summarize_run(run_record, started), settings, notes, problems)
     problems += _finish(study, runner, seen, told)
+    runner.report_used()
     if settings.clean_workdir and not problems:
         for name in INTERMEDIATE:
             shutil.rmtree(work_dir_of(settings) / name, ignore_errors=True)
@@ -505,6 +511,37 @@ def _report_subjects(
         if subject.pet or (needed and subject.synthetic)
     ]
     console.report_subjects(used, told, settings.output_dir)
+
+
+def _estimate(
+    settings: Settings, usable: Subjects, card: DetectorCard | None, console: Console
+) -> None:
+    """Tell what a run would need."""
+    spec = encoder_spec(settings)
+    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    real = sum(control.pet is not None for control in usable.controls)
+    made = sum(control.pet is None for control in usable.controls)
+    sizes = {"real": real, "hybrid": real + made, "synthetic": real + made}
+    names = settings.training_set if card is None else (card.name,)
+    estimates = []
+    for name in names:
+        fitted = [one for one in settings.detectors if name in DETECTORS[one].training_sets]
+        own = fitted if card is None else settings.detectors
+        svms = sum(DETECTORS[one].method == "svm" for one in own)
+        estimates.append(
+            estimate_group(
+                controls=sizes[name] if card is None else len(card.controls),
+                patients=len(usable.patients),
+                folds=settings.folds if card is None else card.folds,
+                svms=svms,
+                norms=len(own) - svms,
+                pairs=spec.epochs * spec.pairs_per_epoch,
+                voxels=prod(grid.shape),
+                applied=card is not None,
+            )
+        )
+    jobs = settings.folds * len(names)
+    report_estimate(settings, jobs, console, add_up(estimates))
 
 
 def _close_dry(usable: Subjects, early: Sequence[Problem], console: Console) -> int:

@@ -3,8 +3,6 @@
 import logging
 from contextlib import suppress
 
-import nipype
-
 from bids_app.app.group import group
 from bids_app.app.participant import participant
 from bids_app.app.run import DONE, PARTIAL, prepare_generator, refuse_without_results
@@ -66,8 +64,6 @@ def run(settings: Settings) -> int:
     """
     quiet(LOUDNESS.get(settings.verbose, logging.INFO))
     console, run_record = Console(), provenance.start_record()
-    if settings.resource_monitor:
-        nipype.config.enable_resource_monitor()
     if settings.boilerplate_only:
         console.close(_write_methods(settings, run_record))
         return 0

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
 from bids_app.app.run import (
@@ -24,6 +25,7 @@ from bids_app.app.run import (
     prepare_template,
     refuse_places,
     refuse_plugin,
+    report_estimate,
     report_failure,
     report_notes,
     share_resources,
@@ -42,6 +44,8 @@ from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
 from bids_app.files import read_tsv
 from bids_app.generators import GeneratorChoice, describe_namesakes
+from bids_app.imaging.volume import grid_of_box
+from bids_app.plan.estimate import estimate_participants
 from bids_app.plan.participant import (
     ParticipantPlan,
     VisitPlan,
@@ -94,6 +98,7 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
             raise error_of(aside)
         selection = _report_namesakes(selection, run, console)
         if settings.dry_run:
+            _estimate(plans, run, settings, console)
             return _report_plans(plans, done, aside, early, console)
         _start(settings, run, template, run_record)
         _tell_aside(selection, settings, early, console)
@@ -148,7 +153,9 @@ def _compute(
             reports.tables()
 
     runner = Runner(reports.settings, reports.console, "mri2pet", len(reports.selection.visits))
-    return compute(plans, run, runner, on_finished=report)
+    problems = compute(plans, run, runner, on_finished=report)
+    runner.report_used()
+    return problems
 
 
 def _refuse(settings: Settings) -> GeneratorChoice | None:
@@ -293,6 +300,24 @@ def _plan(
             label = " ".join([f"sub-{visit.subject}", *[f"ses-{s}" for s in [visit.session] if s]])
             problems.append(problem_of(error, visit.subject, label, logs))
     return plans, done, problems
+
+
+def _estimate(
+    plans: Sequence[VisitPlan], run: ParticipantPlan, settings: Settings, console: Console
+) -> None:
+    """Tell what a run would need for the visits that are not complete."""
+    if not plans:
+        return
+    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    estimate = estimate_participants(
+        visits=len(plans),
+        pets=sum(len(plan.visit.pets) for plan in plans),
+        voxels=prod(grid.shape),
+        threads=run.preprocessing.omp_nthreads,
+        quick=settings.sloppy,
+        synthesize=run.generator is not None,
+    )
+    report_estimate(settings, len(plans), console, estimate)
 
 
 def _report_plans(

@@ -6,13 +6,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from uuid import uuid4
 
 import yaml
-from nipype.pipeline.engine import Workflow
+from nipype.pipeline.engine import Node, Workflow
 
 from bids_app.claims import claimed
 from bids_app.console import Console, list_troubled
@@ -24,6 +26,7 @@ from bids_app.derivatives.description import (
     write_run_record,
 )
 from bids_app.derivatives.sidecars import Space
+from bids_app.derivatives.tables import describe_largest, note_resources
 from bids_app.errors import (
     CannotCreateError,
     MissingInputError,
@@ -35,6 +38,7 @@ from bids_app.files import place_in, read_text, remove_partials
 from bids_app.generators import GeneratorChoice, Options, choose_generator
 from bids_app.imaging.intensity import PERCENTILE, TIMES_MEAN
 from bids_app.imaging.volume import grid_of_box
+from bids_app.plan.estimate import Estimate, describe_estimate, find_shortages
 from bids_app.plan.participant import ParticipantPlan, VisitPlan, init_visit_wf
 from bids_app.plan.problems import Problem, error_of, problem_of
 from bids_app.report.page import RunSummary
@@ -387,6 +391,29 @@ def summarize_level(
     return {**told, "problems": sentences, "notes": notes, "settings": vars(settings)}
 
 
+def report_estimate(settings: Settings, jobs: int, console: Console, estimate: Estimate) -> None:
+    """Tell what a run would need, and warn of what it would probably not have.
+
+    Parameters
+    ----------
+    settings, jobs : Settings, int
+        Of the run, as :class:`Runner` has them.
+    console
+        Is told.
+    estimate : Estimate
+        Of the run.
+    """
+    resources, _ = share_resources(settings, jobs)
+    console.report_estimate(describe_estimate(estimate, resources.nprocs))
+    for shortage in find_shortages(
+        estimate,
+        mem_gb=resources.mem_gb,
+        output_dir=settings.output_dir,
+        work_dir=work_dir_of(settings),
+    ):
+        console.warn(shortage)
+
+
 def close_dry(told: str, problems: Sequence[Problem], console: Console) -> int:
     """Say the last line of a dry run; return the exit code that the run would have at best.
 
@@ -481,12 +508,22 @@ class Runner:
         Of the folder of intermediate files, in the work folder.
     jobs : int
         That can run side by side, at most.
+    used : list of dict
+        What steps have used so far, where that is measured.
     """
 
     settings: Settings
     console: Console
     name: str
     jobs: int
+    used: list[dict[str, object]] = field(default_factory=list)
+
+    @cached_property
+    def resources_file(self) -> Path:
+        """The table of what steps use, where that is measured."""
+        date = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
+        name = f"{date}-{uuid4().hex[:8]}_resources.tsv"
+        return self.settings.output_dir / "logs" / name
 
     @cached_property
     def shares(self) -> tuple[Resources, int]:
@@ -528,8 +565,32 @@ class Runner:
                 stop_on_first_crash=settings.stop_on_first_crash,
                 on_status=on_status,
                 on_finished=None if on_finished is None else tell_finished,
+                on_used=self._note_used if settings.resource_monitor else None,
             )
         return [*map(_problem, crashes)]
+
+    def _note_used(self, node: Node, used: Mapping[str, float]) -> None:
+        row = {
+            "node": node.fullname,
+            "owner": node.owner,
+            "step": node.step,
+            **used,
+            "threads": node.n_procs,
+            "mem_gb": node.mem_gb,
+        }
+        self.used.append(row)
+        with suppress(ReadWriteError):  # results matter more
+            note_resources(self.resources_file, row)
+
+    def report_used(self) -> None:
+        """Tell of the steps that have used the most, where that is measured."""
+        if not self.settings.resource_monitor:
+            return
+        if self.used:
+            told = f"{describe_largest(self.used)}; all steps are in {self.resources_file}"
+        else:
+            told = "no step was run by this process, so none was measured"
+        self.console.say(f"--resource-monitor: {told}")
 
 
 def compute(

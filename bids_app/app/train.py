@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 from bids_app.app.images import store_images
@@ -16,6 +17,7 @@ from bids_app.app.run import (
     refuse_places,
     refuse_plugin,
     refuse_without_results,
+    report_estimate,
     report_level,
     report_notes,
     summarize_level,
@@ -31,6 +33,7 @@ from bids_app.files import locked
 from bids_app.generators import GeneratorChoice
 from bids_app.imaging.volume import Grid, count_cubes, cube_sides, grid_of_box, zooms_of
 from bids_app.plan.cohort import Subjects, choose_controls
+from bids_app.plan.estimate import estimate_training
 from bids_app.plan.problems import Problem, error_of, refuse_other_grids
 from bids_app.plan.study import Study, plan_study, settle_grid
 from bids_app.plan.train import (
@@ -107,7 +110,7 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
     runner = Runner(settings, console, "mri2pet_train", settings.folds * len(_names(settings)))
     means, study, unfit = _prepare(runner, controls, run_record)
     if settings.dry_run:
-        return _close_dry(settings, controls, unfit, console)
+        return _close_dry(runner, controls, unfit)
     rows = [f"train {name}" for name in _names(settings)]  # other runs may train other rows
     with begin(settings, run_record, console, results=rows):
         report_notes(console, controls.notes, controls.problems)
@@ -118,6 +121,7 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
         folds = deal(study, stored)
         problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
         problems += _finish(study, runner, controls, problems, summarize_run(run_record, started))
+        runner.report_used()
     return _close(settings, study, problems, console)
 
 
@@ -159,12 +163,21 @@ def _initial(study: Study, people: Sequence[str], settings: Settings) -> Generat
     return choose_initial(settings.init, study, specs, people, sloppy=settings.sloppy)
 
 
-def _close_dry(
-    settings: Settings, controls: Subjects, unfit: Sequence[Problem], console: Console
-) -> int:
+def _close_dry(runner: Runner, controls: Subjects, unfit: Sequence[Problem]) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best."""
+    settings, console = runner.settings, runner.console
     report_notes(console, problems=unfit)
     usable = {visit.subject for visit in _visits(controls)} - {problem.subject for problem in unfit}
+    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    specs = [spec_of(name, settings) for name in _names(settings)]
+    estimate = estimate_training(
+        [(spec, memory_of(spec)) for spec in specs],
+        controls=len(usable),
+        folds=settings.folds,
+        voxels=prod(grid.shape),
+        threads=runner.shares[1],
+    )
+    report_estimate(settings, runner.jobs, console, estimate)
     told = f"{len(_names(settings))} models would be trained, on {len(usable)} controls"
     return close_dry(told, [*controls.problems, *unfit], console)
 

@@ -40,6 +40,8 @@ DESCRIPTIONS = {
     "synthscaled": "SYNTHETIC PET in the unit of the participant's real PET; not a measurement",
     "difference": "Real PET minus the SYNTHETIC PET in its unit, in percent of the latter's mean",
     "synth": "SYNTHETIC PET, predicted from the T1w; not a measurement",
+    "controlsmean": "Mean of the PET of controls that detectors are trained on",
+    "controlssd": "Standard deviation of that PET",
     **{name: detector.clusters for name, detector in DETECTORS.items()},
 }
 

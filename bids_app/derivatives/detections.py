@@ -12,6 +12,7 @@ from bids_app.derivatives.description import KEY as VERSION
 from bids_app.derivatives.find import Preprocessed, t1w_of_pet
 from bids_app.derivatives.paths import FDG_LABEL, derivative_path, entities_of, resolution_label
 from bids_app.derivatives.sidecars import (
+    SCALED,
     Dictionary,
     Faults,
     Sidecar,
@@ -30,6 +31,7 @@ from bids_app.detection.distribution import CheckedPet
 from bids_app.detection.evaluation import CurvePoint, Finding, FreePoint, Mark, McNemarTest
 from bids_app.errors import Mri2petError
 from bids_app.files import read_json, write_json, write_tsv
+from bids_app.imaging.intensity import describe_scaling
 
 DETECTORS_FOLDER = "detectors"
 STATMAP = "_statmap.nii.gz"
@@ -95,6 +97,30 @@ def paths_beside(statmap: Path) -> dict[str, Path]:
         "labels_in_t1w": path(OWN, f"desc-{detector}_dseg.nii.gz"),
         "table_in_t1w": path(OWN, f"desc-{detector}_clusters.tsv"),
     }
+
+
+CONTROL_AVERAGES = {"controlsmean": "Mean", "controlssd": "Standard deviation"}  # by ``desc-``
+
+
+def control_average_paths(root: Path, space: Space) -> list[Path]:
+    """Name the mean and the SD of the controls' PET: of no participant, but of the template.
+
+    Parameters
+    ----------
+    root : Path
+        As :func:`root_of` gives it.
+    space : Space
+        The template's grid.
+
+    Examples
+    --------
+    >>> control_average_paths(Path("out"), Space("MNI", 1.0, "https://example.org"))[0].as_posix()
+    'out/tpl-MNI/pet/tpl-MNI_trc-18FFDG_res-1_desc-controlsmean_pet.nii.gz'
+    """
+    tpl = f"tpl-{space.template}"
+    grid = f"trc-{FDG_LABEL}_res-{resolution_label(space.resolution)}"
+    folder = root / tpl / "pet"
+    return [folder / f"{tpl}_{grid}_desc-{desc}_pet.nii.gz" for desc in CONTROL_AVERAGES]
 
 
 def parts_of(statmap: Path) -> tuple[str, str, str]:
@@ -208,6 +234,55 @@ class Origin:
         reference = self.own(native_t1w(visit))
         sources = [self.own(path), self.own(template_to_t1w(visit))]
         return {**own, "Sources": sources, "SpatialReference": reference}
+
+
+def describe_control_averages(
+    pets: Sequence[tuple[str, bool]],
+    space: Space,
+    *,
+    training_set: str,
+    version: str,
+    times_mean: float,
+    covariates: Sequence[str],
+) -> list[Sidecar]:
+    """Tell of the mean and the SD of the PET that detectors are trained on.
+
+    Parameters
+    ----------
+    pets : sequence of (str, bool)
+        BIDS URI of each control's, and whether it is synthetic.
+    space : Space
+        The template's grid.
+    training_set : str
+        Of whom they are.
+    version : str
+        Of the app.
+    times_mean : float
+        How PET was scaled: see :func:`bids_app.imaging.intensity.describe_scaling`.
+    covariates : sequence of str
+        Names of those that were taken out.
+    """
+    made = sum(synthetic for _, synthetic in pets)
+    text = f"over the FDG PET of {len(pets)} controls"
+    text += f", of which {made} are SYNTHETIC" if made else ""
+    text += f", with {', '.join(covariates)} as the controls' mean" if covariates else ""
+    common: Sidecar = {
+        "Sources": [uri for uri, _ in pets],
+        "TrainingSet": training_set,
+        "NumberOfControls": len(pets),
+        "NumberOfSyntheticPET": made,
+        VERSION: version,
+        "IntensityScaling": describe_scaling(times_mean=times_mean),
+        "Units": SCALED,
+        "SmoothingFWHM": 0.0,
+        **({"Covariates": list(covariates)} if covariates else {}),
+        "SkullStripped": True,
+        **space.entries(),
+    }
+    return [
+        {"Description": f"{what} {text}; 0 outside the brain and where few PET reach", **common}
+        for what in CONTROL_AVERAGES.values()
+    ]
 
 
 def native_t1w(visit: Preprocessed) -> Path:

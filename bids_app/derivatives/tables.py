@@ -13,6 +13,7 @@ from bids_app.derivatives.sidecars import Faults, read_dictionary, read_rows, wr
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
 from bids_app.files import (
     MISSING,
+    append_tsv,
     locked,
     read_json,
     read_text,
@@ -91,6 +92,56 @@ def read_ratings(path: Path, output_dir: Path) -> Ratings:
             )
         ratings[label, own] = rating, row.get("comment", "").replace(MISSING, "")
     return ratings
+
+
+def note_resources(path: Path, row: Mapping[str, object]) -> None:
+    """Add what a step has used to the table of a run, ``logs/*_resources.tsv``.
+
+    Parameters
+    ----------
+    path : Path
+        The table; begun, with what explains its columns, if it is not there.
+    row : mapping
+        Column of ``data/dictionaries/resources.json`` → value.
+
+    Raises
+    ------
+    ReadWriteError
+        If it cannot be written.
+    """
+    dictionary = read_dictionary("resources")
+    if path.exists():
+        append_tsv(path, list(dictionary), row)
+    else:
+        write_table(path, dictionary, [row])
+
+
+def describe_largest(rows: Sequence[Mapping[str, object]]) -> str:
+    """Tell which steps of a run have used the most memory, and the most CPU time.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        As :func:`note_resources` takes them; at least one.
+
+    Examples
+    --------
+    >>> row = {"node": "a.b", "owner": "01", "step": "", "peak_rss_gb": 0.5, "cpu_seconds": 31.2}
+    >>> describe_largest([row, {**row, "owner": "02", "cpu_seconds": 4.0}])
+    'most memory 0.50 GiB (01: a.b), most CPU time 31 s (01: a.b)'
+    """
+    memory, cpu = (
+        max(rows, key=lambda row, name=name: float(str(row[name])))  # type: ignore[misc]
+        for name in ("peak_rss_gb", "cpu_seconds")
+    )
+
+    def name(row: Mapping[str, object]) -> str:
+        return ": ".join(f"{part}" for part in (row["owner"], row["step"] or row["node"]) if part)
+
+    return (
+        f"most memory {memory['peak_rss_gb']:.2f} GiB ({name(memory)}), most CPU time "
+        f"{cpu['cpu_seconds']:.0f} s ({name(cpu)})"
+    )
 
 
 def describe_regions() -> dict[str, dict[str, object]]:

@@ -154,7 +154,11 @@ def learn_norm(volumes: Iterable[Volume], brain: Mask, *, least_sd: float = LEAS
 
 
 def learn_adjusted_norm(
-    volumes: Callable[[], Iterable[Volume]], brain: Mask, rows: NDArray[np.float64]
+    volumes: Callable[[], Iterable[Volume]],
+    brain: Mask,
+    rows: NDArray[np.float64],
+    *,
+    least_sd: float = LEAST_SD,
 ) -> Norm:
     """Learn from controls whose covariates are taken out of their volumes.
 
@@ -168,6 +172,8 @@ def learn_adjusted_norm(
         Where a norm is wanted.
     rows : ndarray, (controls, numbers)
         Their covariates.
+    least_sd : float
+        As :func:`learn_norm` has it.
 
     Raises
     ------
@@ -180,7 +186,7 @@ def learn_adjusted_norm(
     slopes = np.zeros((size, *brain.shape), np.float32)
     slopes[:, brain] = fit_slopes((volume[brain] for volume in volumes()), rows)
     adjusted = (adjust(*pair, slopes) for pair in zip(volumes(), rows, strict=True))
-    norm = learn_norm(adjusted, brain)
+    norm = learn_norm(adjusted, brain, least_sd=least_sd)
     freedom = np.float32(np.sqrt((n - 1) / (n - 1 - size)))
     return replace(norm, sd=freedom * norm.sd, slopes=slopes, rows=rows)
 

@@ -474,6 +474,45 @@ class AgreeOnBrain(SimpleInterface):
         return runtime
 
 
+class _AverageControlsInputSpec(_ControlsInputSpec):
+    synthetic = traits.Int(mandatory=True, desc="how many of the volumes are synthetic PET")
+    covariates = _covariates("of the controls, in that order; none where there are none")
+    brain = File(exists=True, mandatory=True, desc="what is analysed")
+
+
+class _AverageControlsOutputSpec(TraitedSpec):
+    images = traits.List(File(exists=True), desc="mean and SD, 0 where too few controls are known")
+
+
+class AverageControls(SimpleInterface):
+    """Give the mean and the SD of the controls' PET in each voxel of the brain."""
+
+    input_spec = _AverageControlsInputSpec
+    output_spec = _AverageControlsOutputSpec
+
+    def _run_interface(self, runtime):
+        given, brain = self.inputs, _brain(self.inputs.brain)
+        affine = np.array(read_owner(Path(given.controls[0])).affine)
+        rows = np.array(given.covariates, float)
+        if rows.size:
+            norm = learn_adjusted_norm(self._volumes, brain, rows, least_sd=0.0)
+        else:
+            norm = learn_norm(self._volumes(), brain, least_sd=0.0)
+        made = f"{given.synthetic} of {len(given.controls)} PET SYNTHETIC"
+        self._results["images"] = []
+        for name, volume in (("mean", norm.mean), ("sd", norm.sd)):
+            path = Path(runtime.cwd) / f"{name}.nii.gz"
+            image = nifti.Image(np.nan_to_num(volume), affine)
+            nifti.save(image, path, description=made if given.synthetic else "")
+            self._results["images"].append(str(path))
+        return runtime
+
+    def _volumes(self):
+        for folder in map(Path, self.inputs.controls):
+            (pet,), hole = _pets([folder]), open_hole(folder)
+            yield pet if hole is None else np.where(hole, np.nan, pet)
+
+
 class _MapAnomaliesInputSpec(BaseInterfaceInputSpec):
     scores = traits.List(File(exists=True), mandatory=True, desc="of all slabs of all folds, .npy")
     slabs = traits.List(

@@ -11,11 +11,15 @@ from bids_app.derivatives.detections import (
     DETECTORS_FOLDER,
     Origin,
     anomaly_paths,
+    control_average_paths,
     describe_card,
+    describe_control_averages,
     native_t1w,
     root_of,
     template_to_t1w,
 )
+from bids_app.derivatives.find import times_mean_of_image
+from bids_app.derivatives.sidecars import Sidecar
 from bids_app.detection.card import DetectorCard, EncoderSpec, card_sha256, read_card, spec_to_dict
 from bids_app.detection.detectors import (
     CHANNELS,
@@ -346,6 +350,11 @@ def _plan_set(
         "parameters": parameters,
         "makers": describe_makers(makers),
     }
+    averages = zip(
+        control_average_paths(root, study.space),
+        _describe_averages(name, study, cohort, trained),
+        strict=True,
+    )
     graph = init_training_set_wf(
         trained,
         folds,
@@ -354,11 +363,28 @@ def _plan_set(
         _clustering_of(settings, cohort),
         folder=folder,
         card=values,
+        averages=list(averages),
         share=BRAIN_SHARE,
         name=f"{name}_wf",
     )
     label_nodes(graph, owner=name, label=name, part=name)
     return graph, scored, notes
+
+
+def _describe_averages(
+    name: str, study: Study, cohort: Subjects, trained: Sequence[StoredImage]
+) -> list[Sidecar]:
+    """Tell of the mean and the SD of the PET of a training set."""
+    pets = [image.volumes["pet"] for image in trained]
+    uris = [f"bids::{pet.relative_to(study.output_dir).as_posix()}" for pet in pets]
+    return describe_control_averages(
+        [(uri, not image.real) for uri, image in zip(uris, trained, strict=True)],
+        study.space,
+        training_set=name,
+        version=study.versions["mri2pet"],
+        times_mean=times_mean_of_image(pets[0]),  # all have the same: see choose_subjects
+        covariates=tuple(cohort.description),
+    )
 
 
 def _add_compared(folds: Iterable[Fold], cohort: Subjects, settings: Settings) -> Iterator[Fold]:

@@ -251,8 +251,11 @@ def _words(
         f"Peak score {format_score(cluster.peak_score)}; centre at {place_of(cluster)} mm.",
     ]
     if seen is not None:
-        others = f"Also seen by {enumerate_words(list(seen))}."
-        sentences.append(others if seen else "No other detector has a cluster there.")
+        sentences.append(
+            f"Also seen by {enumerate_words(list(seen))}."
+            if seen
+            else "No other detector has a cluster there."
+        )
     if cluster.overlap is not None:
         sentences.append(
             f"{_volume(cluster.overlap)} of it lie in a known lesion."

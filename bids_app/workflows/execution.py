@@ -37,7 +37,7 @@ from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import UsageError
 from bids_app.interfaces.derivatives import SaveDerivative, SaveDerivatives
 from bids_app.lifeline import die_before_others, last_act, start_fork_server
-from bids_app.resources import THREAD_VARIABLES
+from bids_app.resources import THREAD_VARIABLES, measured
 
 MORE_MEMORY = "lower --nprocs, or give the run more memory and say so with --mem-gb"
 KILLED = (
@@ -55,6 +55,7 @@ ANY_ERROR = re.compile(r"^\s*([\w.]+(?:Error|Exception|Interrupt|Exit)\b.*)$", r
 
 StatusCallback = Callable[[Node, str], None]
 FinishedCallback = Callable[[str, "Sequence[Crash]"], None]
+UsedCallback = Callable[[Node, Mapping[str, float]], None]
 Output = tuple[Path, Mapping[str, object]]  # where a result goes, what its sidecar tells beforehand
 
 
@@ -178,6 +179,22 @@ def _start_worker(cwd: str, level: int, threads: Mapping[str, str]) -> None:
     quiet(level)
 
 
+def _run_measured(node: Node, updatehash: bool, taskid: int) -> dict:
+    """Run a node as nipype does, and give beside its result what it has used."""
+    with measured() as used:
+        result: dict = multiproc.run_node(node, updatehash, taskid)
+    return {**result, "used": used}
+
+
+class _MeasuringPool(ProcessPoolExecutor):
+    """A pool that measures what nodes use."""
+
+    def submit(self, function, /, *given):
+        """Submit a call; if it runs a node, it is measured."""
+        measured_too = _run_measured if function is multiproc.run_node else function
+        return super().submit(measured_too, *given)
+
+
 class SeparatedMultiProcPlugin(MultiProcPlugin):
     """nipype's MultiProc with a pool of processes for torch and another for all else.
 
@@ -194,6 +211,8 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         become ready.
     on_finished : callable or None
         Is told the name of each of these parts when nothing of it is left to do.
+    on_used : callable or None
+        Is told of each node what it has used, as :func:`bids_app.resources.measured` measures it.
     """
 
     def __init__(
@@ -201,8 +220,10 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         plugin_args: dict,
         order: Sequence[str] = (),
         on_finished: Callable[[str], None] | None = None,
+        on_used: UsedCallback | None = None,
     ) -> None:
         super().__init__(plugin_args=plugin_args)
+        self._on_used = on_used
         self._order = {name: place for place, name in enumerate(order)}
         self._on_finished = on_finished
         self._finished: set[str] = set()
@@ -220,7 +241,8 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         self._alone: dict[int, ProcessPoolExecutor] = {}
 
     def _new_pool(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
+        kind = ProcessPoolExecutor if self._on_used is None else _MeasuringPool
+        return kind(
             max_workers=workers,
             initializer=_start_worker,
             initargs=(self._cwd, self._level, _limits()),
@@ -262,7 +284,10 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
 
     def _clear_task(self, taskid: int) -> None:
         super()._clear_task(taskid)
-        self._submitted.pop(taskid, None)
+        node, _ = self._submitted.pop(taskid)
+        used = self._taskresult.get(taskid, {}).get("used")
+        if self._on_used is not None and used is not None:
+            self._on_used(node, used)
 
     def _place(self, jobid: int) -> int:
         """Say where in the order a node's part stands; behind it, if it has no place."""
@@ -391,6 +416,7 @@ def _run_here(
     *,
     order: Sequence[str],
     on_finished: Callable[[str], None],
+    on_used: UsedCallback | None,
 ) -> None:
     """Run a graph by :class:`SeparatedMultiProcPlugin`: nipype's own mixes ITK and torch."""
     arguments = {
@@ -402,7 +428,7 @@ def _run_here(
         "status_callback": on_status,
     }
     arguments |= _arguments_of(plugin or {})
-    with closing(SeparatedMultiProcPlugin(arguments, order, on_finished)) as here:
+    with closing(SeparatedMultiProcPlugin(arguments, order, on_finished, on_used)) as here:
         workflow.run(plugin=here)
 
 
@@ -455,6 +481,7 @@ def run_graph(
     stop_on_first_crash: bool,
     on_status: StatusCallback,
     on_finished: FinishedCallback | None = None,
+    on_used: UsedCallback | None = None,
 ) -> list[Crash]:
     """Run all nodes of a graph that are not done yet.
 
@@ -476,6 +503,10 @@ def run_graph(
         Is told of each part of the graph when nothing of it is left to do: its name, and what has
         failed so far, of all parts. If given, each is done before the next begins, as far as
         processes do not lie idle. Not on other plugins.
+    on_used : callable or None
+        Is told of each node that has run what it has used, as
+        :func:`bids_app.resources.measured` measures it. Not on other plugins, nor of a node whose
+        process was killed.
 
     Returns
     -------
@@ -502,7 +533,13 @@ def run_graph(
         if plugin is None or plugin["plugin"] == "MultiProc":
             order = () if on_finished is None else _parts_of(workflow)
             _run_here(
-                workflow, resources, plugin, note_status, order=order, on_finished=tell_finished
+                workflow,
+                resources,
+                plugin,
+                note_status,
+                order=order,
+                on_finished=tell_finished,
+                on_used=on_used,
             )
         else:
             _run_elsewhere(workflow, plugin, note_status)

@@ -6,7 +6,7 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
-from bids_app.interfaces.detection import AgreeOnBrain, PublishDetector
+from bids_app.interfaces.detection import AgreeOnBrain, AverageControls, PublishDetector
 from bids_app.workflows.detection import (
     Applied,
     Clustering,
@@ -18,7 +18,7 @@ from bids_app.workflows.detection import (
     init_on_t1w_wf,
     slabs_of,
 )
-from bids_app.workflows.execution import label_nodes, link
+from bids_app.workflows.execution import Output, label_nodes, link, save_all_node
 from bids_app.workflows.training import Fold, StoredImage, digests_of, folders_of
 
 BRAIN_FILE = "brain_mask.nii.gz"
@@ -33,6 +33,7 @@ def init_training_set_wf(
     *,
     folder: Path,
     card: Mapping[str, object],
+    averages: Sequence[Output],
     share: float,
     name: str,
 ) -> Workflow:
@@ -54,6 +55,8 @@ def init_training_set_wf(
         Where detectors go.
     card : mapping
         Theirs, as far as it is known.
+    averages : sequence of Output
+        Where the mean and the SD of the controls' PET go.
     share : float
         Of controls, whose brain a voxel that is analysed must be in.
     """
@@ -71,6 +74,18 @@ def init_training_set_wf(
     workflow.connect(
         [(brain, sources, [("brain", "in1")]), (sources, publishing, [("out", "sources")])]
     )
+    average = AverageControls(
+        controls=folders_of(controls),
+        digests=digests_of(controls),
+        synthetic=sum(not image.real for image in controls),
+        covariates=fitting.rows_of(controls),
+    )
+    averaging = Node(average, name="average", mem_gb=1)
+    save = save_all_node(averages, name="save_average")
+    label_nodes(averaging, fatal=False)
+    label_nodes(save, fatal=False)
+    workflow.connect([(brain, averaging, [("brain", "brain")])])
+    workflow.connect([(averaging, save, [("images", "in_files")])])
     for place, (detector, own) in enumerate(folds.items(), start=2):
         images = [image for image in scored if image.detector == detector]
         patients = [image.image for image in images if not image.control]

@@ -1,0 +1,309 @@
+"""How long a run will take, and how much memory and disk: what a dry run tells beforehand.
+
+Work is counted in CPU seconds, since a step that waits for a busy machine takes as many of them.
+What decides is the number of people and of voxels, and, in training, of epochs. Machines and images
+differ, so that a factor of two is aimed at.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bids_app.resources import find_space
+from bids_app.synthesis.models import ModelSpec, Spec, TissueSpec
+from bids_app.synthesis.tiling import CubicPatches
+
+# Measured on one core of an AMD EPYC with AVX-512: by --resource-monitor, as docs/hpc.md tells, or,
+# where another page is named, as it says there.
+VOXELS = 157 * 189 * 136  # of the 1 mm grid, which the numbers are of
+BRAIN = 0.44  # of them: those that detectors judge; docs/results/detection.md, "Parts"
+T1W_SECONDS = 58.0  # brain, bias field, registration, whatever the grid
+PET_SECONDS = 23.0  # frames, registration to the T1w
+ON_GRID_SECONDS = 5.0  # of an image at 1 mm: resampling, synthesis, regions
+SUBJECT_REPORT_SECONDS = 4.0
+PARTICIPANT_MEMORY = 1.3  # GiB, of the largest step, which looks for the brain
+VISIT_GB, PET_GB = 0.05, 0.03  # in OUT, whatever the grid: transforms, images on the T1w's grid
+IMAGE_GB = 0.007  # in OUT, of an image at 1 mm
+PARTICIPANT_WORK = 2.5  # times that in the work folder
+STORE_SECONDS, STORED_BYTES = 0.5, 5  # of an image: float32 and its mask
+TRAIN_SECONDS = 5.0  # a training, whatever it trains: to load torch
+TISSUE_SECONDS = 0.8  # a control, each time that it is used
+SCORE_SECONDS = 3.0  # a control, scored by a row
+# CPU seconds a voxel of a tile and an epoch, at width 64: docs/training.md, "How long"
+NETWORK_SECONDS = {  # of tiles' dimensions, and a cycle
+    (2, False): 1.4e-5,
+    (2, True): 5.0e-5,
+    (3, False): 1.65e-5,
+    (3, True): 6.4e-5,
+}
+GENERATOR_GB = 0.05
+PAIR_SECONDS = 175e-6  # of an encoder's patches: docs/results/detection.md, "Parts"
+SVM_SECONDS = 2.3e-6  # a voxel, for each image that its SVM is fitted to, or scores; there, too
+APPLIED = 0.35  # of these, where SVMs were fitted before; there, too
+NORM_SECONDS = 0.3  # an image and fold, at 1 mm
+MAP_SECONDS = 1.1  # an image and detector, at 1 mm: smoothing, clusters
+CARRY_SECONDS = 4.0  # a patient and detector, to a T1w of 1 mm: as `carry_to_t1w` of a visit
+PATIENT_REPORT_SECONDS = 15.0  # docs/results/detection.md, "Parts"
+GROUP_MEMORY, GROUP_MEMORY_OF_IMAGE = 1.1, 0.015  # GiB; each control or patient of a fold adds
+SVM_BYTES, SVM_CONTROL_BYTES = 72.0, 2.2  # a voxel of the brain and fold; and each control
+MAP_GB = 0.012  # a patient and detector: on the T1w's grid
+START_SECONDS = 6.0  # imports, template, plan
+OVERHEAD_MEMORY = 0.4  # GiB, of the process that waits for the steps
+THREADED = 0.6  # share of its work in which a step uses a second thread and more; our choice
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs.
+
+    Parameters
+    ----------
+    cpu_seconds : float
+        All its work.
+    chain_seconds : float
+        CPU seconds of steps that wait for one another: the shortest run with any number of CPUs.
+    serial_seconds : float
+        What one process does, before and after all others.
+    memory_gb : float
+        Of the largest step, in GiB.
+    output_gb, work_gb : float
+        Disk, in the output folder and in the work folder, in units of 10⁹ bytes.
+    """
+
+    cpu_seconds: float
+    chain_seconds: float
+    serial_seconds: float
+    memory_gb: float
+    output_gb: float
+    work_gb: float
+
+    def seconds(self, nprocs: int) -> float:
+        """Give the time that it takes on so many CPUs."""
+        return self.serial_seconds + max(self.cpu_seconds / nprocs, self.chain_seconds)
+
+    def memory(self, nprocs: int) -> float:
+        """Give the memory of the run in GiB, where all CPUs work at largest steps."""
+        return OVERHEAD_MEMORY + nprocs * self.memory_gb
+
+
+def _in_threads(seconds: float, threads: int) -> float:
+    """Give the time of work of which a share is done by several threads (Amdahl's law)."""
+    return seconds * (1 - THREADED + THREADED / threads)
+
+
+def estimate_participants(
+    *, visits: int, pets: int, voxels: int, threads: int, quick: bool = False, synthesize: bool
+) -> Estimate:
+    """Estimate a run of the participant level.
+
+    Parameters
+    ----------
+    visits, pets : int
+        That would be computed; the PET images among them.
+    voxels : int
+        Of the output's grid.
+    threads : int
+        Of a step.
+    quick : bool
+        Whether registration is coarse, as ``--sloppy`` has it: a tenth of its work, our choice.
+    synthesize : bool
+        Whether PET is predicted.
+    """
+    coarse, size = 0.1 if quick else 1.0, voxels / VOXELS
+    images = visits + pets + visits * synthesize
+    t1w, pet = coarse * T1W_SECONDS, coarse * PET_SECONDS
+    cpu = visits * t1w + pets * pet + images * size * ON_GRID_SECONDS
+    with_pet = min(pets, 1)
+    per_visit = t1w + with_pet * pet + (1 + with_pet + synthesize) * size * ON_GRID_SECONDS
+    output = visits * VISIT_GB + pets * PET_GB + images * size * IMAGE_GB
+    return Estimate(
+        cpu,
+        _in_threads(per_visit, threads),
+        START_SECONDS + visits * SUBJECT_REPORT_SECONDS,
+        PARTICIPANT_MEMORY,
+        output,
+        PARTICIPANT_WORK * output,
+    )
+
+
+def _train_seconds(spec: Spec, people: int, voxels: int) -> float:
+    """Give the CPU seconds of one training on so many people, but for its start."""
+    if isinstance(spec, TissueSpec):
+        return people * TISSUE_SECONDS * voxels / VOXELS
+    seen = voxels
+    if isinstance(spec.tiling, CubicPatches):
+        side = spec.tiling.size
+        seen = voxels * (side // spec.tiling.stride) ** 3
+        if spec.tiles_per_volume:
+            seen = min(seen, spec.tiles_per_volume * side**3)
+    rate = NETWORK_SECONDS[spec.tiling.spatial_dims, spec.cycle] * (spec.width / 64) ** 2
+    seconds = people * spec.epochs * seen * rate
+    if spec.condition is None:
+        return seconds
+    return seconds + people * TISSUE_SECONDS * voxels / VOXELS
+
+
+def estimate_training(
+    specs: Iterable[tuple[Spec, float]], *, controls: int, folds: int, voxels: int, threads: int
+) -> Estimate:
+    """Estimate a run of the train level: each row in each fold, and on all controls.
+
+    Parameters
+    ----------
+    specs : iterable of (Spec, float)
+        Of the rows, and the memory of one training in GiB.
+    controls, folds : int
+        How many.
+    voxels : int
+        Of the grid.
+    threads : int
+        Of a step.
+    """
+    rows, size = list(specs), voxels / VOXELS
+    scoring = controls * size * SCORE_SECONDS
+    trainings = [  # each control is in all folds but one, and in the last training
+        folds * _train_seconds(spec, controls, voxels) + (folds + 1) * TRAIN_SECONDS + scoring
+        for spec, _ in rows
+    ]
+    longest = max(_train_seconds(spec, controls, voxels) for spec, _ in rows)
+    networks = sum(isinstance(spec, ModelSpec) for spec, _ in rows)
+    images = controls * size * IMAGE_GB * len(rows)  # held-out synthetic PET
+    weights = GENERATOR_GB * networks
+    stored = controls * 2 * STORED_BYTES * voxels / GB
+    return Estimate(
+        sum(trainings) + scoring + controls * size * STORE_SECONDS,
+        TRAIN_SECONDS + longest / threads + scoring / max(folds, 1),
+        START_SECONDS + SUBJECT_REPORT_SECONDS,
+        max([PARTICIPANT_MEMORY, *(memory for _, memory in rows)]),
+        images + weights,
+        stored + images + (folds + 1) * 3 * weights,  # with Adam's moments
+    )
+
+
+def estimate_group(
+    *,
+    controls: int,
+    patients: int,
+    folds: int,
+    svms: int,
+    norms: int,
+    pairs: int,
+    voxels: int,
+    applied: bool = False,
+) -> Estimate:
+    """Estimate a training set of a run of the group level; several are added up.
+
+    Parameters
+    ----------
+    controls, patients, folds : int
+        How many; of patients, PET images.
+    svms, norms : int
+        Detectors that are one-class SVMs, and others.
+    pairs : int
+        That an encoder is trained on, over all epochs.
+    voxels : int
+        Of the grid.
+    applied : bool
+        Whether detectors were trained before.
+    """
+    size, brain = voxels / VOXELS, BRAIN * voxels
+    held_out = 0 if applied else controls
+    per_fold = controls * (1 - 1 / max(folds, 1)) + patients + held_out / max(folds, 1)
+    encoder = 0.0 if applied else pairs * PAIR_SECONDS
+    share = APPLIED if applied else 1.0
+    svm = share * brain * per_fold * SVM_SECONDS
+    norm = per_fold * size * NORM_SECONDS
+    detectors = svms + norms
+    maps = detectors * ((patients + held_out) * size * MAP_SECONDS + patients * CARRY_SECONDS)
+    stored = (held_out + patients) * STORED_BYTES * voxels / GB
+    scores = detectors * folds * per_fold * brain * 4 / GB
+    models = 0 if applied else svms * folds * brain * (SVM_BYTES + controls * SVM_CONTROL_BYTES)
+    results = detectors * (patients * MAP_GB + (patients + held_out) * size * IMAGE_GB)
+    return Estimate(
+        folds * (svms * (encoder + svm) + norms * norm)
+        + maps
+        + (held_out + patients) * size * STORE_SECONDS,
+        svms * encoder + norm,
+        START_SECONDS + patients * PATIENT_REPORT_SECONDS,
+        GROUP_MEMORY + size * (held_out + patients) * GROUP_MEMORY_OF_IMAGE,
+        results + models / GB,
+        results + models / GB + stored + scores,
+    )
+
+
+def add_up(estimates: Iterable[Estimate]) -> Estimate:
+    """Give what several training sets of one run need; people are stored and reported once."""
+    first, *others = estimates
+    for other in others:
+        first = replace(
+            first,
+            cpu_seconds=first.cpu_seconds + other.cpu_seconds,
+            chain_seconds=max(first.chain_seconds, other.chain_seconds),
+            memory_gb=max(first.memory_gb, other.memory_gb),
+            output_gb=first.output_gb + other.output_gb,
+            work_gb=first.work_gb + other.work_gb,
+        )
+    return first
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 90:
+        return f"{max(minutes, 1):.0f} min"
+    return f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 60 / 24:.1f} days"
+
+
+def describe_estimate(estimate: Estimate, nprocs: int) -> str:
+    r"""Tell in a sentence what a run needs.
+
+    Examples
+    --------
+    >>> estimate = Estimate(3600.0, 60.0, 60.0, 1.5, 0.4, 0.55)
+    >>> print(describe_estimate(estimate, 4).replace("; ", ";\n"))
+    estimate, within a factor of two: 16 min on 4 CPUs (60 min of CPU time);
+    memory 1.5 GiB for the largest step, 6.4 GiB with 4 such;
+    disk 0.4 GB for results, 0.6 GB in the work folder
+    """
+    beside = f", {estimate.memory(nprocs):.1f} GiB with {nprocs} such" if nprocs > 1 else ""
+    return (
+        f"estimate, within a factor of two: {_duration(estimate.seconds(nprocs))} on {nprocs} "
+        f"CPU{'s' * (nprocs > 1)} ({_duration(estimate.cpu_seconds)} of CPU time); memory "
+        f"{estimate.memory_gb:.1f} GiB for the largest step{beside}; disk "
+        f"{estimate.output_gb:.1f} GB for results, {estimate.work_gb:.1f} GB in the work folder"
+    )
+
+
+def find_shortages(
+    estimate: Estimate, *, mem_gb: float, output_dir: Path, work_dir: Path
+) -> list[str]:
+    """Say what a run needs and will probably not have: memory for its largest step, disk.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        Of the run.
+    mem_gb : float
+        Memory that it may use, in GiB.
+    output_dir, work_dir : Path
+        Need not be there yet; what both hold counts together where they lie on one disk.
+    """
+    told = []
+    if OVERHEAD_MEMORY + estimate.memory_gb > mem_gb:
+        told.append(
+            f"the largest step needs about {estimate.memory_gb:.1f} GiB of memory, and the run may "
+            f"use {mem_gb:g}: it may be killed; give it more, and say so with --mem-gb"
+        )
+    needed: dict[int, float] = {}
+    places: dict[int, tuple[list[str], float]] = {}
+    for folder, size in ((output_dir, estimate.output_gb), (work_dir, estimate.work_gb)):
+        disk, free = find_space(folder)
+        needed[disk] = needed.get(disk, 0.0) + size
+        places.setdefault(disk, ([], free / GB))[0].append(str(folder))
+    for disk, (folders, free_gb) in places.items():
+        if needed[disk] > free_gb:
+            told.append(
+                f"{' and '.join(folders)}: about {needed[disk]:.1f} GB are needed, and "
+                f"{free_gb:.1f} are free; make room, or choose another folder or --work-dir"
+            )
+    return told
