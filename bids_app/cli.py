@@ -156,9 +156,9 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "-d --derivatives NAME=PATH",
-        "fmriprep=PATH, smriprep=PATH, petprep=PATH, clinica=PATH: participant starts from what "
-        "these apps have made; mni=PATH: from T1w and PET in MNI space. lesions=PATH: group "
-        "compares clusters with masks, sub-X/anat/sub-X_space-T1w_label-L_mask.nii.gz (or .nii)",
+        "participant starts from results of fmriprep=PATH, smriprep=, petprep= or clinica=, or "
+        "from images in MNI space, mni=; group compares clusters with masks in lesions=PATH, "
+        "sub-X/anat/sub-X_space-T1w_label-L_mask.nii.gz (or .nii)",
         _named_path,
         nargs="+",
     )

@@ -355,6 +355,7 @@ TABLES = {  # file → the names of its dictionaries, or how ``detections`` know
     "synthetic_controls.tsv": "synthetic_controls",
     "detectors/<set>/control_clusters.tsv": "control_clusters",
     "detectors/<set>/control_maps.tsv": "control_maps",
+    "logs/…_resources.tsv": ("resources",),
     "participants.tsv of mri2pet-simulate": ("simulated_participants",),
     "derivatives/truth/lesions.tsv of mri2pet-simulate": ("simulated_lesions",),
 }

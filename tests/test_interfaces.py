@@ -1208,3 +1208,40 @@ def test_a_brain_less_like_the_template_than_the_search_is_registered_from_both_
     registered, number
 ):
     assert registered[number] == BOTH_STARTS[number][-1]
+
+
+def read_composite(folder):
+    """Write a composite transform; give where a node should go, and where two readers take it."""
+    import nitransforms
+    import SimpleITK as sitk
+
+    from bids_app.anatomy import registration
+
+    random = np.random.default_rng(3)
+    grid = sitk.Image([7, 8, 9], sitk.sitkFloat32)
+    grid.SetSpacing((5.0, 5.0, 5.0))
+    grid.SetOrigin((-12.0, 20.0, -30.0))
+    affine = sitk.AffineTransform(3)
+    affine.SetCenter((3.0, -4.0, 5.0))
+    affine.SetMatrix((np.eye(3) + 0.1 * random.normal(size=(3, 3))).ravel().tolist())
+    affine.SetTranslation((1.0, 2.0, -3.0))
+    field = random.normal(size=(7, 8, 9, 3)).astype(np.float32)  # RAS+
+    path = folder / "transform.h5"
+    registration._write_composite(path, [affine, field], grid)
+    node, flip = (3, 4, 5), np.array([-1, -1, 1])
+    place = np.array(grid.TransformIndexToPhysicalPoint(node))
+    expected = affine.TransformPoint((place + field[node] * flip).tolist())
+    other = nitransforms.manip.TransformChain.from_filename(path, fmt="itk")
+    return (
+        expected,
+        sitk.ReadTransform(str(path)).TransformPoint(place.tolist()),
+        other.map((place * flip)[np.newaxis])[0] * flip,
+    )
+
+
+@pytest.mark.itk
+def test_transforms_are_what_others_read(itk_process, tmp_path):
+    """A displacement first, then the affine, as ITK orders a composite's parts."""
+    expected, *found = itk_process.submit(read_composite, tmp_path).result()
+    for place in found:
+        assert place == pytest.approx(expected, abs=1e-4)
