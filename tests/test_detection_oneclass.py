@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from sklearn.svm import OneClassSVM
 
@@ -85,6 +85,9 @@ def test_decisions_are_those_of_scikit_learn(kind, seed, shape, nu, times):
     gamma = "scale"
     if times is not None:
         gamma = times / (shape[1] * max(float(train.var(dtype=np.float64)), 1e-12))
+    assume(
+        abs(nu * len(train) - round(nu * len(train))) > 1e-6
+    )  # else any offset of a span is right
     options = {"nu": nu, "gamma": gamma, "tol": 1e-7}  # where samples are few, or nearly alike,
     # coefficients hang on the tolerance
     machine = VoxelwiseOneClassSVM(**options, threads=1).fit(train[np.newaxis])

@@ -140,12 +140,12 @@ def test_what_a_node_uses_is_measured_and_not_what_the_one_before_it_did(run):
     run.go(nprocs=1, on_used=lambda node, told: used.update({node.name: told}))
     assert len({process for ids in run.noted().values() for process in ids}) == 1
     hoard, note, beside, slow = (used[node.name] for node in nodes)
-    assert 0.29 < hoard["peak_rss_gb"] - note["peak_rss_gb"] < 0.4
-    assert 0.29 < beside["peak_rss_gb"] - note["peak_rss_gb"] < 0.4
-    assert abs(slow["peak_rss_gb"] - note["peak_rss_gb"]) < 0.05
-    assert 1 < beside["cpu_seconds"] < 3
-    assert slow["cpu_seconds"] < 0.2
-    assert 0.3 < slow["wall_seconds"] < 3
+    assert 0.29 < hoard["peak_rss_gb"] - note["peak_rss_gb"] < 0.6
+    assert 0.29 < beside["peak_rss_gb"] - note["peak_rss_gb"] < 0.6
+    assert abs(slow["peak_rss_gb"] - note["peak_rss_gb"]) < 0.2
+    assert beside["cpu_seconds"] > 1
+    assert slow["cpu_seconds"] < beside["cpu_seconds"] / 2
+    assert slow["wall_seconds"] > 0.3
 
 
 def test_a_node_that_fails_is_measured_and_one_that_was_done_is_not(run):

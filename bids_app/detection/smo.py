@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 
 FLATTEST = 1e-12  # curvature between two equal samples: libsvm's TAU
 STEPS = 10_000_000  # at most: libsvm's
+ROUNDING = 1e-12  # of coefficients
 LARGE = 1e300  # instead of infinity, which fast arithmetic does not know
 LOWEST = -104.0  # float32 has nothing but 0 for exp of less
 SQUARINGS = 5  # exp(x) = exp(x / 2**5) ** 2**5
@@ -307,6 +308,11 @@ def _move(alpha: Floats, rising: int, falling: int, step: float) -> tuple[float,
             alpha[rising], alpha[falling] = before_up + before_down, 0.0
     else:
         alpha[rising], alpha[falling] = before_up + step, before_down - step
+    for place in (rising, falling):  # what rounding keeps from a bound would count as between them
+        if alpha[place] < ROUNDING:
+            alpha[place] = 0.0
+        elif alpha[place] > 1 - ROUNDING:
+            alpha[place] = 1.0
     return alpha[rising] - before_up, alpha[falling] - before_down
 
 
