@@ -21,6 +21,7 @@ from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 
 from bids_app import nifti
 from bids_app.imaging.similarity import dice
+from bids_app.imaging.volume import Grid
 
 TEMPLATE = "MNI152NLin2009aSym"
 GREY, WHITE = (3, 42, 8, 47), (2, 41, 7, 46)  # FreeSurfer: cortex, cerebellar cortex; white
@@ -80,11 +81,11 @@ def resample_labels(labels: Path, reference: Path, transform: Path, out: Path) -
     run(sys.executable, "-c", code)
 
 
-def template_tissue(load: Callable[..., nib.Nifti1Image], grid: nifti.Image) -> np.ndarray:
-    """Cut a tissue map of the template to a grid whose voxels coincide with its own."""
+def cut_template(load: Callable[..., nib.Nifti1Image], grid: Grid) -> np.ndarray:
+    """Cut an image of the template, of 1 mm, to a grid whose voxels coincide with its own."""
     image = load(resolution=1)
     offset = np.round(grid.affine[:3, 3] - image.affine[:3, 3]).astype(int)
-    box = tuple(slice(o, o + n) for o, n in zip(offset, grid.data.shape, strict=True))
+    box = tuple(slice(o, o + n) for o, n in zip(offset, grid.shape, strict=True))
     return np.asarray(image.dataobj)[box]
 
 
@@ -113,8 +114,8 @@ def tissue_overlap(labels: Path, folder: Path, work: Path) -> tuple[float, float
     moved_path = work / f"{folder.name}_labels.nii.gz"
     resample_labels(labels, reference, next(folder.rglob("*from-T1w_to-*_xfm.h5")), moved_path)
     moved = nifti.load(moved_path)
-    grey = template_tissue(load_mni152_gm_template, moved)
-    white = template_tissue(load_mni152_wm_template, moved)
+    grey = cut_template(load_mni152_gm_template, moved.grid)
+    white = cut_template(load_mni152_wm_template, moved.grid)
     found = np.round(moved.data)
     return (
         dice(np.isin(found, GREY), (grey > white) & (grey > HALF)),

@@ -29,7 +29,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from nilearn.datasets import (
@@ -38,12 +37,13 @@ from nilearn.datasets import (
     load_mni152_template,
     load_mni152_wm_template,
 )
+from registration import cut_template
 from scipy import ndimage, stats
 
 from bids_app import nifti
 from bids_app.imaging.similarity import dice
 from bids_app.imaging.verdict import classify
-from bids_app.imaging.volume import Grid, grid_of_box
+from bids_app.imaging.volume import grid_of_box
 
 LPS = np.diag([-1.0, -1.0, 1.0])  # ITK's axes in RAS+
 BOX = (-78, -112, -70, 78, 76, 85)  # SPM12's: whole cerebellum
@@ -269,7 +269,7 @@ def template_tissue() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Give the template's T1w, brain, and tissues (fluid, grey, white), on the fine grid."""
     grid = grid_of_box(BOX, 1.0)
     t1w, mask, grey, white = (
-        cut(make(resolution=1), grid)
+        cut_template(make, grid)
         for make in (
             load_mni152_template,
             load_mni152_brain_mask,
@@ -429,13 +429,6 @@ def cavity_moves(cut_out: dict, whole: dict) -> tuple[float, float]:
     away = np.linalg.norm(places - np.array(CAVITY_AT), axis=-1) > CAVITY + 10
     gap = np.linalg.norm(cut_out["places"] - whole["places"], axis=-1)[brain & away]
     return float(gap.mean()), float(np.percentile(gap, 99))
-
-
-def cut(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
-    """Cut an image of 1 mm to a grid whose voxels coincide with its own."""
-    offset = np.round(grid.affine[:3, 3] - image.affine[:3, 3]).astype(int)
-    box = tuple(slice(o, o + n) for o, n in zip(offset, grid.shape, strict=True))
-    return np.asarray(image.dataobj)[box]
 
 
 def main() -> None:

@@ -127,6 +127,13 @@ def _centre_of_mass(image: sitk.Image) -> list[float]:
     return place
 
 
+def _match_centres(centre: Sequence[float], moving: sitk.Image) -> Affine:
+    """Give the pose that brings the moving image's centre of mass to a place in mm, LPS."""
+    pose = np.eye(4)
+    pose[:3, 3] = LPS[:3, :3] @ np.subtract(_centre_of_mass(moving), centre)
+    return pose
+
+
 def correct_bias(t1w: Path, mask: Path, out: Path, *, grid: float) -> Path:
     """Remove the bias field of a T1w with N4 (Tustison et al. 2010, IEEE TMI 29:1310-1320).
 
@@ -267,15 +274,21 @@ def _align(
         transform.SetParameters(start)
 
 
+def _to_affine(rigid: sitk.Euler3DTransform) -> sitk.AffineTransform:
+    """Give a rigid transform as an affine, which all readers of ITK's files know."""
+    affine = sitk.AffineTransform(3)
+    affine.SetCenter(rigid.GetCenter())
+    affine.SetMatrix(rigid.GetMatrix())
+    affine.SetTranslation(rigid.GetTranslation())
+    return affine
+
+
 def _align_to_template(
     fixed: sitk.Image, moving: sitk.Image, start: sitk.Euler3DTransform, *, seed: int
 ) -> sitk.AffineTransform:
     """Align a brain with the template's: rigid at 8 and 4 mm, then affine at 8, 4 and 2 mm."""
     _align(fixed, moving, start, shrink=(4, 2), sigmas=(2, 1), samples=SAMPLES[:2], seed=seed)
-    affine = sitk.AffineTransform(3)
-    affine.SetCenter(start.GetCenter())
-    affine.SetMatrix(start.GetMatrix())
-    affine.SetTranslation(start.GetTranslation())
+    affine = _to_affine(start)
     _align(fixed, moving, affine, shrink=(4, 2, 1), sigmas=(2, 1, 0), samples=SAMPLES, seed=seed)
     return affine
 
@@ -319,9 +332,7 @@ def register_to_template(
     search = _search_in_template(brain, template)
     pose = search.find()
     centre = _centre_of_mass(fixed)
-    shift = np.eye(4)
-    shift[:3, 3] = LPS[:3, :3] @ np.subtract(_centre_of_mass(moving), centre)
-    starts = {CENTRE: shift, SEARCH: pose.matrix}
+    starts = {CENTRE: _match_centres(centre, moving), SEARCH: pose.matrix}
     results = []
     for start in (SEARCH, CENTRE) if pose.is_better else (CENTRE, SEARCH):
         affine = _align_to_template(fixed, moving, _start(starts[start], centre), seed=seed)
@@ -457,9 +468,7 @@ def _likeness(
 def _starts(fixed: sitk.Image, moving: sitk.Image, pose: Pose) -> dict[str, sitk.Euler3DTransform]:
     """Give the transforms that registration starts from: by header, centres, and search."""
     centre = _centre_of_mass(fixed)
-    shifted = np.eye(4)
-    shifted[:3, 3] = LPS[:3, :3] @ np.subtract(_centre_of_mass(moving), centre)
-    poses = {HEADER: np.eye(4), CENTRE: shifted}
+    poses = {HEADER: np.eye(4), CENTRE: _match_centres(centre, moving)}
     if pose.is_better:
         poses[SEARCH] = pose.matrix
     return {name: _start(matrix, centre) for name, matrix in poses.items()}
@@ -522,17 +531,9 @@ def register_pet(
         results.append((_likeness(fixed, moving, where, transform)[0], name))
     after, name = max(results)
     best = starts[name]
-    _write_rigid(best, out)
+    sitk.WriteTransform(_to_affine(best), str(out))
     behind = search.score(_matrix_of(best)) - pose.score
     return name, before, after, _judge(moving, uptake, best, prefix, behind)
-
-
-def _write_rigid(transform: sitk.Euler3DTransform | sitk.AffineTransform, out: Path) -> None:
-    affine = sitk.AffineTransform(3)  # what all readers of ITK's files know
-    affine.SetCenter(transform.GetCenter())
-    affine.SetMatrix(transform.GetMatrix())
-    affine.SetTranslation(transform.GetTranslation())
-    sitk.WriteTransform(affine, str(out))
 
 
 def _lay_out(
@@ -579,7 +580,7 @@ def judge_given_pet(
         matrix = LPS @ _matrix_of(_read_transform(given, linear=True)) @ LPS
         affine.SetMatrix(matrix[:3, :3].ravel().tolist())
         affine.SetTranslation(matrix[:3, 3].tolist())
-    _write_rigid(affine, out)
+    sitk.WriteTransform(affine, str(out))
     fixed, where, moving = _lay_out(pet, t1w, mask, quick=quick)
     try:
         uptake = _uptake(t1w, mask)

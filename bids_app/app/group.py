@@ -41,7 +41,6 @@ from bids_app.detection.distribution import CheckedPet
 from bids_app.detection.evaluation import Finding, compare, detection_curve, free_response, marks_of
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
 from bids_app.files import locked, read_json, remove_partials
-from bids_app.imaging.volume import grid_of_box
 from bids_app.plan.cohort import Subjects, choose_subjects
 from bids_app.plan.detectors import (
     CHECKS,
@@ -66,7 +65,7 @@ from bids_app.plan.group import (
     take_covariates,
 )
 from bids_app.plan.problems import Problem, error_of, problem_of
-from bids_app.plan.study import Study, plan_study, settle_grid
+from bids_app.plan.study import Study, grid_of, plan_study, settle_grid
 from bids_app.report.group import write_group_report
 from bids_app.report.page import RunSummary
 from bids_app.settings import Settings
@@ -445,7 +444,7 @@ def _read_detector(settings: Settings) -> DetectorCard | None:
     if settings.detector is None:
         return None
     card = read_card(settings.detector)
-    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    grid = grid_of(settings)
     check_grid(card, grid, settings.template)
     check_files(settings.detector, card)
     return card
@@ -518,7 +517,7 @@ def _estimate(
 ) -> None:
     """Tell what a run would need."""
     spec = encoder_spec(settings)
-    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    grid = grid_of(settings)
     real = sum(control.pet is not None for control in usable.controls)
     made = sum(control.pet is None for control in usable.controls)
     sizes = {"real": real, "hybrid": real + made, "synthetic": real + made}

@@ -44,7 +44,6 @@ from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
 from bids_app.files import read_tsv
 from bids_app.generators import GeneratorChoice, describe_namesakes
-from bids_app.imaging.volume import grid_of_box
 from bids_app.plan.estimate import estimate_participants
 from bids_app.plan.participant import (
     ParticipantPlan,
@@ -59,6 +58,7 @@ from bids_app.plan.participant import (
     refuse_unprepared,
 )
 from bids_app.plan.problems import Problem, error_of, problem_of
+from bids_app.plan.study import grid_of
 from bids_app.report.overview import NAME as OVERVIEW
 from bids_app.report.overview import write_overview
 from bids_app.report.page import RunSummary
@@ -308,7 +308,7 @@ def _estimate(
     """Tell what a run would need for the visits that are not complete."""
     if not plans:
         return
-    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    grid = grid_of(settings)
     estimate = estimate_participants(
         visits=len(plans),
         pets=sum(len(plan.visit.pets) for plan in plans),

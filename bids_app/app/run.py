@@ -37,10 +37,10 @@ from bids_app.errors import (
 from bids_app.files import place_in, read_text, remove_partials
 from bids_app.generators import GeneratorChoice, Options, choose_generator
 from bids_app.imaging.intensity import PERCENTILE, TIMES_MEAN
-from bids_app.imaging.volume import grid_of_box
 from bids_app.plan.estimate import Estimate, describe_estimate, find_shortages
 from bids_app.plan.participant import ParticipantPlan, VisitPlan, init_visit_wf
 from bids_app.plan.problems import Problem, error_of, problem_of
+from bids_app.plan.study import grid_of
 from bids_app.report.page import RunSummary
 from bids_app.resources import (
     choose_device,
@@ -194,7 +194,7 @@ def prepare_template(settings: Settings, *, write: bool = True) -> Template:
     """
     return prepare(
         settings.template,
-        grid_of_box(settings.bounding_box, settings.grid_resolution),
+        grid_of(settings),
         work_dir_of(settings) / "template",
         registration_resolution=SLOPPY_RESOLUTION if settings.sloppy else REGISTRATION_RESOLUTION,
         write=write,
@@ -205,7 +205,7 @@ def prepare_generator(settings: Settings) -> GeneratorChoice | None:
     """Find the generator and see that it fits, or None where the run synthesizes nothing."""
     if settings.stage == "preprocess":
         return None
-    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    grid = grid_of(settings)
     options = Options(
         settings.overlap and not settings.paper,
         settings.match_histogram,

@@ -31,11 +31,11 @@ from bids_app.derivatives.table1 import write_table1
 from bids_app.errors import MissingInputError, UnusableDataError, UsageError
 from bids_app.files import locked
 from bids_app.generators import GeneratorChoice
-from bids_app.imaging.volume import Grid, count_cubes, cube_sides, grid_of_box, zooms_of
+from bids_app.imaging.volume import Grid, count_cubes, cube_sides, zooms_of
 from bids_app.plan.cohort import Subjects, choose_controls
 from bids_app.plan.estimate import estimate_training
 from bids_app.plan.problems import Problem, error_of, refuse_other_grids
-from bids_app.plan.study import Study, plan_study, settle_grid
+from bids_app.plan.study import Study, grid_of, plan_study, settle_grid
 from bids_app.plan.train import (
     GENERATORS,
     baseline_paths,
@@ -168,7 +168,7 @@ def _close_dry(runner: Runner, controls: Subjects, unfit: Sequence[Problem]) -> 
     settings, console = runner.settings, runner.console
     report_notes(console, problems=unfit)
     usable = {visit.subject for visit in _visits(controls)} - {problem.subject for problem in unfit}
-    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    grid = grid_of(settings)
     specs = [spec_of(name, settings) for name in _names(settings)]
     estimate = estimate_training(
         [(spec, memory_of(spec)) for spec in specs],
@@ -247,7 +247,7 @@ def refuse_small_grid(name: str, spec: Spec, grid: Grid) -> None:
 
 
 def _tissue_spec(settings: Settings) -> TissueSpec:
-    grid = grid_of_box(settings.bounding_box, settings.grid_resolution)
+    grid = grid_of(settings)
     sides = cube_sides(CUBE, zooms_of(grid.affine))
     return TissueSpec(sides, count_cubes(grid.shape, sides))
 

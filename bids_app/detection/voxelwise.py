@@ -320,11 +320,11 @@ class FoldOnSlab:
         """
         brain, known = self.brain[..., k], self.known(k)
         controls, slopes = self.read(k)
-        slices = np.stack([np.asarray(volume[..., k]) for volume in scored]) if scored else None
-        if slices is not None and slopes is not None:
+        slices = np.stack([np.asarray(volume[..., k]) for volume in scored])
+        if slopes is not None:
             _adjust_all(slices, rows, slopes)
         maps = self.encode(controls, k)
-        others = None if slices is None else latent_maps(self.encoder, slices)
+        others = latent_maps(self.encoder, slices)
         places = latent_places(brain, self.encoder.side)
 
         def work(part: slice) -> tuple[VoxelModels, NDArray[np.float32]]:
@@ -332,15 +332,13 @@ class FoldOnSlab:
             counted = None if known is None else known[part]
             mean = _centre(latents, counted)
             models, fitted = fit(part, latents, counted)
-            if others is None:
-                return models, np.zeros((0, len(latents)), np.float32)
             asked = gather(others, places[part])
             asked -= mean
             return models, -fitted.decision_function(asked).T.astype(np.float32)
 
         parts = share(work, len(places), self.threads)
         scores = np.concatenate([piece for _, piece in parts], axis=1)
-        if self.direction != "both" and slices is not None:
+        if self.direction != "both":
             more = pets_of(slices)[:, brain] - self._mean_uptake(controls, k)[brain]
             scores = sign_scores(scores, more if self.direction == "hyper" else -more)
         for row, hole in enumerate(holes):

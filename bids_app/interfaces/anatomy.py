@@ -147,7 +147,7 @@ class _RegisterToTemplateInputSpec(BaseInterfaceInputSpec):
 class _RegisterToTemplateOutputSpec(TraitedSpec):
     t1w_to_template = File(exists=True, desc="composite transform, .h5")
     template_to_t1w = File(exists=True, desc="its inverse, .h5")
-    start = traits.Str(desc="from which registration began")
+    start = traits.Str(desc="from which registration began; not set where another app registered")
     behind = traits.Float(desc="correlation there, less that in the best pose of a search")
 
 
@@ -180,18 +180,11 @@ class _TakeTransformsInputSpec(BaseInterfaceInputSpec):
     back = File(exists=True, desc="its inverse")
 
 
-class _TakeTransformsOutputSpec(TraitedSpec):
-    t1w_to_template = File(exists=True, desc="composite transform, .h5")
-    template_to_t1w = File(exists=True, desc="its inverse, .h5")
-    start = traits.Str(desc="never set: there was no registration")
-    behind = traits.Float(desc="correlation of its linear part, less that of a search's best pose")
-
-
 class TakeTransforms(SimpleInterface):
     """Take transforms that another app has found, and measure what a verdict wants to know."""
 
     input_spec = _TakeTransformsInputSpec
-    output_spec = _TakeTransformsOutputSpec
+    output_spec = _RegisterToTemplateOutputSpec
     engine = ENGINE
 
     def _run_interface(self, runtime):

@@ -50,13 +50,18 @@ class Study:
     fwhm: float
 
 
+def grid_of(settings: Settings) -> Grid:
+    """Lay the grid of the outputs as the settings ask for it."""
+    return grid_of_box(settings.bounding_box, settings.grid_resolution)
+
+
 def plan_study(settings: Settings, work_dir: Path, versions: Mapping[str, str]) -> Study:
     """Gather what a run of ``train`` or ``group`` has in common."""
     return Study(
         output_dir=settings.output_dir,
         work_dir=work_dir,
         space=Space(settings.template, settings.grid_resolution, uri_of(settings.template)),
-        grid=grid_of_box(settings.bounding_box, settings.grid_resolution),
+        grid=grid_of(settings),
         dataset=dataset_name(settings.output_dir),
         folds=settings.folds,
         seed=settings.random_seed,
