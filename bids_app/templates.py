@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
@@ -223,9 +225,14 @@ def _whole_grid(image: nifti.Image, resolution: float) -> Grid:
     return grid_of_box((x0, y0, z0, x1, y1, z1), resolution)
 
 
-def _digest(name: str, *grids: Grid) -> str:
-    told = repr([name, *((grid.shape, grid.affine.tolist()) for grid in grids)])
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+def _digest(name: str, images: Sequence[nifti.Image], grids: Sequence[Grid]) -> str:
+    """Name what is prepared by all that it depends on."""
+    told = [version("mri2pet"), name, *((grid.shape, grid.affine.tolist()) for grid in grids)]
+    digest = hashlib.sha256(repr(told).encode())
+    for image in images:
+        digest.update(image.data.tobytes())
+        digest.update(image.affine.tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _holds(grid: Grid, steps: Affine, plane: Mask, i: int) -> bool:
@@ -253,7 +260,7 @@ def _refuse_absurd(grid: Grid, mask: nifti.Image, name: str) -> None:
 def prepare(
     name: str, grid: Grid, folder: Path, *, registration_resolution: float, write: bool = True
 ) -> Template:
-    """Write a template's brain and mask where a run finds them.
+    """Write a template's brain and mask where a run finds them, unless an earlier one has.
 
     Parameters
     ----------
@@ -278,7 +285,7 @@ def prepare(
     t1w, mask = _own() if name == OWN else of_templateflow(name)
     brain = nifti.Image(np.where(mask.data, t1w.data, 0).astype(np.float32), t1w.affine)
     whole = _whole_grid(brain, registration_resolution)
-    folder = folder / _digest(name, grid, whole)  # runs side by side may want other grids
+    folder = folder / _digest(name, (brain, mask), (grid, whole))  # others may run beside this
     _refuse_absurd(grid, mask, name)
     template = Template(
         name=name,
@@ -295,6 +302,8 @@ def prepare(
         (whole, template.brain, template.brain_mask),
         (grid, template.reference, template.reference_mask),
     ):
+        if brain_path.exists() and mask_path.exists():
+            continue
         inside = _mask_onto(mask, place)
         resampled = _onto(brain, place, "continuous")  # rings beyond the brain on a coarse grid
         nifti.save(nifti.Image(np.where(inside.data, resampled.data, 0), place.affine), brain_path)

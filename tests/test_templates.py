@@ -70,6 +70,9 @@ def test_voxels_hold_what_the_template_has_at_their_place(images, name):
 
 def test_a_second_run_writes_equal_bytes(template, folder):
     again = prepare(OWN, GRID, folder / "again", registration_resolution=4.0)
+    inode = again.brain.stat().st_ino
+    assert prepare(OWN, GRID, folder / "again", registration_resolution=4.0) == again
+    assert again.brain.stat().st_ino == inode  # it was there, and is not written again
     for name in FILES:
         assert getattr(again, name).read_bytes() == getattr(template, name).read_bytes()
 

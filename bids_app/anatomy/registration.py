@@ -47,8 +47,9 @@ ITERATIONS, QUICK_ITERATIONS = (60, 60, 40, 20), (20, 10, 5)
 COMPRESSION = 4  # gzip's, of stored fields
 
 # Grid in mm, and levels, of the rigid registration of PET: ours. No PET is sharper than 2 mm.
-RIGID = {"shrink": (4, 2, 1), "sigmas": (2, 1, 0)}
-QUICK_RIGID = {"shrink": (2, 1), "sigmas": (1, 0)}
+RIGID_COARSE = {"shrink": (4, 2), "sigmas": (2, 1)}
+QUICK_RIGID_COARSE = {"shrink": (2,), "sigmas": (1,)}
+RIGID_FINE = {"shrink": (1,), "sigmas": (0,)}
 PET_GRID, QUICK_PET_GRID = 2.0, 4.0
 INTERPOLATORS = {
     "linear": sitk.sitkLinear,
@@ -490,7 +491,8 @@ def register_pet(
 
     Mattes's mutual information, from two starts: as the headers say, and with centres of mass
     matched; and from a third where a search of all directions finds one clearly better. The one
-    whose result is more alike (normalized mutual information) is kept.
+    whose result on the coarse levels is most alike (normalized mutual information) is kept, and
+    goes on to the finest level.
 
     Parameters
     ----------
@@ -517,7 +519,7 @@ def register_pet(
     ValueError
         If the T1w's brain has no tissues that could be told apart.
     """
-    levels = QUICK_RIGID if quick else RIGID
+    coarse = QUICK_RIGID_COARSE if quick else RIGID_COARSE
     fixed, where, moving = _lay_out(pet, t1w, mask, quick=quick)
     around = _like(fixed, where.astype(np.uint8))
     uptake = _uptake(t1w, mask)
@@ -527,10 +529,12 @@ def register_pet(
     before = _likeness(fixed, moving, where, starts[HEADER])[0]
     results = []
     for name, transform in starts.items():
-        _align(fixed, moving, transform, **levels, samples=None, seed=0, mask=around)
+        _align(fixed, moving, transform, **coarse, samples=None, seed=0, mask=around)
         results.append((_likeness(fixed, moving, where, transform)[0], name))
-    after, name = max(results)
+    name = max(results)[1]
     best = starts[name]
+    _align(fixed, moving, best, **RIGID_FINE, samples=None, seed=0, mask=around)
+    after = _likeness(fixed, moving, where, best)[0]
     sitk.WriteTransform(_to_affine(best), str(out))
     behind = search.score(_matrix_of(best)) - pose.score
     return name, before, after, _judge(moving, uptake, best, prefix, behind)
