@@ -255,6 +255,13 @@ def test_a_second_run_skips_what_is_complete_and_redoes_what_is_not(raw, out, tm
     assert main(arguments(raw, copy, *options)) == 0
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert digests(copy) == digests(out)
+    pages = [copy / f"sub-{label}.html" for label in ("01", "02")]
+    before = [page.stat().st_ino for page in pages]
+    sidecar = copy / "sub-02" / "anat" / f"sub-02_{SPACE}_desc-preproc_T1w.json"
+    os.utime(sidecar)
+    assert main(arguments(raw, copy, *options)) == 0
+    same = [page.stat().st_ino == inode for page, inode in zip(pages, before, strict=True)]
+    assert same == [True, False]
 
 
 def test_reports_can_be_written_again_from_disk(raw, out):

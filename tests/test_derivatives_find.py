@@ -1,3 +1,6 @@
+import os
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -6,6 +9,8 @@ from bids_app.derivatives import sidecars
 from bids_app.derivatives.detections import Anomaly, backdrop_of, paths_beside
 from bids_app.derivatives.find import (
     Preprocessed,
+    SourceDigests,
+    digest_of,
     find_preprocessed,
     find_results,
     verdict_of_image,
@@ -263,3 +268,73 @@ def test_a_verdict_that_somebody_wrote_by_hand_is_no_pass_unless_it_says_so(
     found, reasons = verdict_of_image(tmp_path / "a.nii.gz")
     assert found == verdict
     assert ('says "good"' in reasons) == (written == "good")
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "raw" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"one")
+    os.utime(path, (1e9, 1e9))
+    return path
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Count which files are read, at a time when all files of the test are old."""
+    paths = []
+
+    def digest(path):
+        paths.append(path)
+        return digest_of(path)
+
+    monkeypatch.setattr("bids_app.derivatives.find.digest_of", digest)
+    monkeypatch.setattr("time.time", lambda: datetime.now().timestamp() + 60)
+    return paths
+
+
+def digests_in(tmp_path):
+    return SourceDigests(tmp_path / "raw", tmp_path / "digests.json")
+
+
+def test_a_raw_image_is_read_once_for_all_runs(tmp_path, image, read):
+    first = digests_in(tmp_path)
+    assert first.of(image) == first.of(image) == digest_of(image)
+    first.save(tmp_path)
+    assert digests_in(tmp_path).of(image) == digest_of(image)
+    assert read == [image]
+
+
+def test_a_raw_image_whose_content_alone_has_changed_is_read_again(tmp_path, image, read):
+    first = digests_in(tmp_path)
+    first.of(image)
+    first.save(tmp_path)
+    time.sleep(0.02)
+    image.write_bytes(b"two")  # of the same size
+    os.utime(image, (1e9, 1e9))  # at the same time, as rsync and git-annex have it
+    assert digests_in(tmp_path).of(image) == digest_of(image)
+    assert read == [image, image]
+
+
+def test_a_raw_image_that_has_just_changed_is_not_believed_to_stay(tmp_path, image, monkeypatch):
+    first = digests_in(tmp_path)
+    first.of(image)
+    first.save(tmp_path)
+    assert not (tmp_path / "digests.json").exists()
+
+
+def test_runs_side_by_side_keep_what_each_has_read(tmp_path, image, read):
+    other = image.with_name("sub-01_run-2_T1w.nii.gz")
+    other.write_bytes(b"other")
+    one, two = digests_in(tmp_path), digests_in(tmp_path)
+    one.of(image), two.of(other)
+    one.save(tmp_path), two.save(tmp_path)
+    third = digests_in(tmp_path)
+    assert (third.of(image), third.of(other)) == (digest_of(image), digest_of(other))
+    assert read == [image, other]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"sub-01/anat/sub-01_T1w.nii.gz": [1]}'])
+def test_a_damaged_file_of_digests_costs_time_alone(tmp_path, image, text):
+    (tmp_path / "digests.json").write_text(text)
+    assert digests_in(tmp_path).of(image) == digest_of(image)

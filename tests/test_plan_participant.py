@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bids_app.derivatives.find import fingerprint
+from bids_app.derivatives.find import SourceDigests, fingerprint
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.sidecars import Space
 from bids_app.files import write_json
@@ -79,6 +79,7 @@ def run(tmp_path):
         1.5,
         "cpu",
         "0.1.0",
+        SourceDigests(tmp_path / "raw", tmp_path / "out" / "digests.json"),
     )
 
 

@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -33,7 +34,7 @@ from bids_app.report.figures import (
     turn_to_ras,
 )
 from bids_app.report.methods import LISTINGS, bibtex_of, write_citation, write_methods
-from bids_app.report.participant import write_subject_report
+from bids_app.report.participant import is_current, write_subject_report
 from bids_app.report.results import read_novelty, read_registration
 
 T = "MNI152NLin2009aSym_res-6"
@@ -676,3 +677,64 @@ def test_every_reference_can_be_written_as_bibtex():
     entries = [bibtex_of(text) for text in listed]
     assert all(entries)
     assert len({entry.partition(",")[0] for entry in entries}) == len(entries)
+
+
+def changes():
+    """Name what a report rests on, and change it; the last of each is another time, no content."""
+
+    def touch(tree, pattern):
+        path = next(tree.out.glob(pattern))
+        os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+
+    def group(tree, label, *, control):
+        path = f"sub-{label}/pet/x_statmap.nii.gz"
+        scored = ScoredSubject(label, None, "real", "zscore", control, path)
+        write_run(tree.out, ScoredRun("d", [scored]))
+
+    def uptake_of_a_control(tree):
+        group(tree, "02", control=True)
+        tree.write()
+        table = tree.out / "sub-02" / "pet" / "sub-02_desc-regions_pet.tsv"
+        table.parent.mkdir(parents=True)
+        table.write_text("pet\tregion\tmean\n")
+        group(tree, "02", control=True)
+
+    return {
+        "image": lambda tree: touch(tree, "sub-01/anat/*_T1w.nii.gz"),
+        "sidecar": lambda tree: touch(tree, "sub-01/**/*synth_pet.json"),
+        "new image": lambda tree: tree.add_uncertainty(),
+        "lost image": lambda tree: next(tree.out.glob("sub-01/**/*synth_pet.nii.gz")).unlink(),
+        "template": lambda tree: tree.template.write_bytes(b"other"),
+        "page": lambda tree: (tree.out / "sub-01.html").unlink(),
+        "line of the table": lambda tree: (tree.out / "logs/sub-01_overview.json").unlink(),
+        "run of the group level": lambda tree: group(tree, "01", control=False),
+        "uptake of a control": uptake_of_a_control,
+    }
+
+
+@pytest.mark.parametrize("change", changes())
+def test_a_report_is_written_again_where_what_it_rests_on_has_changed(whole, change):
+    def current(**told):
+        return is_current(whole.out, "01", template_t1w=whole.template, **told)
+
+    assert not current()
+    whole.write(**RUN)
+    assert current()
+    changes()[change](whole)
+    assert not current()
+    whole.write()
+    assert change in ("template",) or current()
+
+
+def test_a_report_is_written_again_where_the_run_tells_something_else(whole):
+    def current(**told):
+        return is_current(whole.out, "01", template_t1w=whole.template, **told)
+
+    whole.write(**RUN)
+    assert current(notes=RUN["notes"], problems=RUN["problems"])
+    assert not current(notes=RUN["notes"], problems=[])
+    assert not current(notes=[], problems=RUN["problems"])
+    assert not current(**RUN)  # of a run that has computed something
+    (whole.out / "sub-02" / "anat").mkdir(parents=True)
+    (whole.out / "sub-02" / "anat" / "sub-02_T1w.json").write_text("{}")
+    assert current()  # what others have is no matter

@@ -5,6 +5,7 @@ from itertools import pairwise
 from multiprocessing import forkserver
 from pathlib import Path
 
+import numpy as np
 import pytest
 from nipype.pipeline.engine import Node, Workflow
 from nodes import (
@@ -21,10 +22,17 @@ from nodes import (
     Stumble,
     TorchNote,
 )
+from scipy.sparse import lil_matrix
 
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.lifeline import WORKER_SCORE, start_fork_server
-from bids_app.workflows.execution import Resources, SeparatedMultiProcPlugin, label_nodes, run_graph
+from bids_app.workflows.execution import (
+    Resources,
+    SeparatedMultiProcPlugin,
+    _Dependencies,
+    label_nodes,
+    run_graph,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -366,3 +374,20 @@ def test_workers_heed_limits_younger_than_the_server_that_forks_them(monkeypatch
         told = pool.submit(os.getenv, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS").result()
         pool.shutdown()
         assert told == threads
+
+
+def test_what_nodes_wait_for_is_counted_as_the_matrix_has_it(rng):
+    size = 60
+    matrix = lil_matrix((size, size), dtype=int)
+    for node in range(size - 1):  # later nodes wait for earlier ones
+        matrix[
+            node, rng.choice(np.arange(node + 1, size), 1 + node % 2, replace=node > size - 3)
+        ] = 1
+    counted = _Dependencies(matrix)
+    for node in rng.permutation(size):
+        for _ in range(2):  # nipype finishes a node that fails in its own process twice
+            counted.finish(node)
+            row = counted.getrowview(node)
+            row[row.nonzero()] = 0
+        assert counted.sum(axis=0).tolist() == counted.toarray().sum(axis=0, keepdims=True).tolist()
+    assert not counted.sum(0).any()

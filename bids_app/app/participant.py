@@ -62,7 +62,7 @@ from bids_app.plan.study import grid_of
 from bids_app.report.overview import NAME as OVERVIEW
 from bids_app.report.overview import write_overview
 from bids_app.report.page import RunSummary
-from bids_app.report.participant import write_subject_report
+from bids_app.report.participant import is_current, write_subject_report
 from bids_app.resources import choose_device
 from bids_app.settings import Settings
 from bids_app.templates import Template
@@ -101,6 +101,7 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
             _estimate(plans, run, settings, console)
             return _report_plans(plans, done, aside, early, console)
         _start(settings, run, template, run_record)
+        run.digests.save(settings.output_dir)
         _tell_aside(selection, settings, early, console)
         subjects = {plan.visit.subject for plan in plans}
         reports = _Reports(
@@ -455,9 +456,17 @@ class _Reports:
         )
 
     def finish(self, problems: Sequence[Problem]) -> list[Problem]:
-        """Write the reports that are not there yet, and the tables; give what failed of it."""
+        """Write the reports that are not as they should be, and the tables; give what failed."""
         others = [subject for subject in _subjects(self.selection) if subject not in self.written]
-        failed = self.write(others, problems)
+        output_dir, template_t1w = self.settings.output_dir, self.template.reference
+        stale = [
+            subject
+            for subject in others
+            if not is_current(
+                output_dir, subject, template_t1w=template_t1w, **self._told(subject, problems)
+            )
+        ]
+        failed = self.write(stale, problems)
         failed += report_all(self.settings.output_dir, self.console)
         for remark in self.tables():
             self.console.warn(remark)

@@ -25,6 +25,7 @@ from bids_app.derivatives.description import (
     refuse_foreign,
     write_run_record,
 )
+from bids_app.derivatives.find import SourceDigests
 from bids_app.derivatives.sidecars import Space
 from bids_app.derivatives.tables import describe_largest, note_resources
 from bids_app.errors import (
@@ -281,6 +282,9 @@ def prepare_run(
         generator=generator,
         fwhm=settings.smoothing_fwhm,
         device=choose_device(settings.device),
+        digests=SourceDigests(
+            settings.bids_dir, settings.output_dir / "logs" / "source_digests.json"
+        ),
         version=version,
     )
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from bids_app.derivatives.paths import (
 )
 from bids_app.derivatives.sidecars import Derivative, read_derivative
 from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
-from bids_app.files import read_json
+from bids_app.files import locked, read_json, write_json
 from bids_app.imaging.coverage import COMPLETE, describe_missing
 from bids_app.imaging.verdict import DOUBT, VERDICTS, reasons_of, verdict_of
 from bids_app.nifti import check_header
@@ -379,12 +380,71 @@ def digest_of(path: Path) -> str:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+SETTLED = 2.0  # s: a file that has just changed may change again at the same time; our choice
+
+
+class SourceDigests:
+    """Digests of raw images, kept between runs: a thousand of them take minutes to read again.
+
+    One is read again when its size, its inode, or the time of its last change is another: that of
+    the content, and that of the inode, which no program can set.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        Root of the raw dataset.
+    file : Path
+        Where they are kept.
+    """
+
+    def __init__(self, bids_dir: Path, file: Path) -> None:
+        self._root, self._file = bids_dir.absolute(), file
+        self._known = self._read()
+        self._new: dict[str, list[object]] = {}
+
+    def _read(self) -> dict[str, object]:
+        try:
+            return read_json(self._file)
+        except Mri2petError:
+            return {}
+
+    def of(self, path: Path) -> str:
+        """Give the digest of a file, as :func:`digest_of`."""
+        inside = path.is_relative_to(self._root)
+        name = (path.relative_to(self._root) if inside else path).as_posix()
+        try:
+            found = path.stat()
+        except OSError:
+            return digest_of(path)  # which says what is wrong
+        state = [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+        known = self._new.get(name, self._known.get(name))
+        if isinstance(known, list) and known[:-1] == state and isinstance(known[-1], str):
+            return known[-1]
+        digest = digest_of(path)
+        if time.time() - max(found.st_mtime, found.st_ctime) > SETTLED:
+            self._new[name] = [*state, digest]
+        return digest
+
+    def save(self, output_dir: Path) -> None:
+        """Keep what was read in this run, beside what others have read meanwhile.
+
+        Raises
+        ------
+        ReadWriteError
+            If it cannot be written.
+        """
+        if self._new:
+            with locked(output_dir):
+                write_json(self._file, {**self._read(), **self._new})
+
+
 def fingerprint(
     parameters: Mapping[str, object],
     sources: Iterable[Path],
     *,
     bids_dir: Path,
     generator_sha256: str | None = None,
+    digest: Callable[[Path], str] = digest_of,
 ) -> str:
     """Digest what decides about a result.
 
@@ -398,6 +458,8 @@ def fingerprint(
         Root of the raw dataset, which may move.
     generator_sha256 : str, optional
         Of the generator's weights; None for what no generator makes.
+    digest : callable
+        Gives the digest of a source.
 
     Returns
     -------
@@ -410,7 +472,7 @@ def fingerprint(
         If a source is not there, or cannot be looked at.
     """
     root = bids_dir.absolute()
-    files = sorted((path.relative_to(root).as_posix(), digest_of(path)) for path in sources)
+    files = sorted((path.relative_to(root).as_posix(), digest(path)) for path in sources)
     content = {"parameters": parameters, "sources": files, "generator": generator_sha256}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

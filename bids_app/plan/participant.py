@@ -13,7 +13,7 @@ from bids_app.arguments import IN_TEMPLATE, PREPROCESSED, WITH_PET
 from bids_app.dataset.index import frame_durations
 from bids_app.dataset.selection import select
 from bids_app.derivatives.description import dataset_names
-from bids_app.derivatives.find import digest_of, fingerprint, is_complete, stored_fingerprint
+from bids_app.derivatives.find import SourceDigests, fingerprint, is_complete, stored_fingerprint
 from bids_app.derivatives.foreign import find_derived_pet, find_derived_t1w, read_app
 from bids_app.derivatives.paths import PetPaths, VisitPaths, sidecar_path, visit_paths
 from bids_app.derivatives.sidecars import (
@@ -385,6 +385,7 @@ class ParticipantPlan:
     fwhm: float
     device: str
     version: str
+    digests: SourceDigests
 
 
 @dataclass(frozen=True)
@@ -430,14 +431,15 @@ def plan_visit(visit: Visit, run: ParticipantPlan) -> VisitPlan:
     derived = [scan.derived for scan in (visit.t1w, *visit.pets) if scan.derived is not None]
     if derived:
         decisive["derivatives"] = [
-            [one.dataset, path.relative_to(one.root).as_posix(), digest_of(path)]
+            [one.dataset, path.relative_to(one.root).as_posix(), run.digests.of(path)]
             for one in derived
             for path in one.files
         ]
     vouched = [scan.orientation for scan in (visit.t1w, *visit.pets)]
     if any(vouched):  # what is not needed changes nothing
         decisive["assume_orientation"] = vouched
-    preprocessed = fingerprint(decisive, [visit.t1w.path, *pets], bids_dir=run.bids_dir)
+    sources = [visit.t1w.path, *pets]
+    preprocessed = fingerprint(decisive, sources, bids_dir=run.bids_dir, digest=run.digests.of)
     if run.stage == "synthesize":  # from whatever an earlier run has made
         preprocessed = stored_fingerprint(paths.t1w_in_template)
     options = {} if run.generator is None else run.generator.decisive()
@@ -446,6 +448,7 @@ def plan_visit(visit: Visit, run: ParticipantPlan) -> VisitPlan:
         [visit.t1w.path],
         bids_dir=run.bids_dir,
         generator_sha256=None if run.generator is None else run.generator.card.sha256,
+        digest=run.digests.of,
     )
     return VisitPlan(visit, paths, preprocessed, synthesized)
 

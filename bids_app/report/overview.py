@@ -40,6 +40,11 @@ NUMBERS: Final = {
 }
 
 
+def overview_path(output_dir: Path, subject: str) -> Path:
+    """Say where a report leaves what the table of all participants tells of one."""
+    return output_dir / LOGS / f"sub-{subject}{ENDING}"
+
+
 def keep_overview(
     output_dir: Path, subject: str, visits: Sequence[Results], pictures: Sequence[Panel]
 ) -> None:
@@ -58,7 +63,7 @@ def keep_overview(
     """
     rows = [{"visit": visit.name, **_numbers(visit)} for visit in visits]
     told = {"rows": rows, "warnings": len(warnings_of(visits)), "thumbnail": _thumbnail(pictures)}
-    write_json(output_dir / LOGS / f"sub-{subject}{ENDING}", told)
+    write_json(overview_path(output_dir, subject), told)
 
 
 def _numbers(visit: Results) -> Json:

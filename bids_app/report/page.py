@@ -58,6 +58,8 @@ class RunSummary(TypedDict, total=False):
     settings : dict
         What the run was asked to do, by the names of the flags, as JSON holds it; empty for the
         participant level.
+    made_from : str
+        Digest of the files that the report of a participant was made from; empty if not known.
     """
 
     problems: Sequence[str]
@@ -67,6 +69,7 @@ class RunSummary(TypedDict, total=False):
     command: str
     duration: float | None
     settings: Mapping[str, object]
+    made_from: str
 
 
 def path_of(output_dir: Path, report: str) -> Path:
@@ -89,6 +92,7 @@ def read_record(output_dir: Path, report: str) -> RunSummary:
         "command": str(found.get("command", "")),
         "duration": duration if isinstance(duration, float) else None,
         "settings": settings if isinstance(settings, dict) else {},
+        "made_from": str(found.get("made_from", "")),
     }
 
 

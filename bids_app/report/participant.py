@@ -1,13 +1,22 @@
 """The report of one participant, from files on disk only."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final, TypedDict, Unpack
 
-from bids_app.derivatives.detections import Anomaly, ScoredRun, find_anomalies, read_run
-from bids_app.derivatives.find import Results, find_results
+from bids_app.derivatives.detections import (
+    DETECTORS_FOLDER,
+    SCORED,
+    Anomaly,
+    ScoredRun,
+    find_anomalies,
+    read_run,
+)
+from bids_app.derivatives.find import Results, digest_of, find_results
 from bids_app.derivatives.sidecars import Faults
 from bids_app.derivatives.tables import read_regions
 from bids_app.detection.detectors import meaning_of
@@ -28,11 +37,12 @@ from bids_app.report.group import NAME as GROUP
 from bids_app.report.group import write_group_methods
 from bids_app.report.maps import draw_score_map, take_score_map
 from bids_app.report.methods import participant_methods
-from bids_app.report.overview import keep_overview
+from bids_app.report.overview import keep_overview, overview_path
 from bids_app.report.page import (
     RunSummary,
     detector_of_run,
     is_demonstration,
+    path_of,
     read_record,
     write_report,
 )
@@ -237,7 +247,69 @@ def write_subject_report(
             "methods": participant_methods(visits, record["versions"]) if visits else "",
         }
 
+    told = {**told, "made_from": _made_from(output_dir, subject, template_t1w)}
     return write_report(output_dir, f"sub-{subject}", told, "subject.html", gather)
+
+
+def is_current(
+    output_dir: Path, subject: str, *, template_t1w: Path, **told: Unpack[RunSummary]
+) -> bool:
+    """Tell whether :func:`write_subject_report` would write what is there already.
+
+    It would where the run tells the same, and no file has another size or time of change.
+    Parameters are those of that function.
+    """
+    record = read_record(output_dir, f"sub-{subject}")
+    pages = output_dir / f"sub-{subject}.html", overview_path(output_dir, subject)
+    return (
+        all(page.is_file() for page in pages)
+        and all(
+            list(record[key]) == list(told[key]) for key in ("notes", "problems") if key in told
+        )
+        and not told.keys() - {"notes", "problems"}
+        and record["made_from"] == _made_from(output_dir, subject, template_t1w)
+    )
+
+
+def _made_from(output_dir: Path, subject: str, template_t1w: Path) -> str:
+    """Digest the sizes and times of all files that the report of a participant rests on."""
+    detectors, own = output_dir / DETECTORS_FOLDER, f"sub-{subject}"
+    groups = [output_dir / SCORED, path_of(output_dir, GROUP)]
+    paths = [
+        *output_dir.glob(f"{own}/**/*"),
+        *detectors.glob(f"*/{own}/**/*"),
+        *detectors.glob("*/*"),
+        *(path for path in groups if path.exists()),
+        *_control_tables(output_dir, _changed(output_dir / SCORED)).values(),
+    ]
+    stats = sorted(
+        (path.relative_to(output_dir).as_posix(), known.st_size, known.st_mtime_ns)
+        for path in paths
+        if path.is_file()
+        for known in [path.stat()]
+    )
+    template = _digest_of(template_t1w, _changed(template_t1w)) if template_t1w.exists() else ""
+    return hashlib.sha256(repr([version("mri2pet"), template, stats]).encode()).hexdigest()
+
+
+_digest_of = cache(lambda path, _changed: digest_of(path))
+
+
+def _changed(path: Path) -> int:
+    """Give the time when a file was changed last, in ns; 0 if it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+@cache  # of one run of the group level
+def _control_tables(output_dir: Path, _changed: int) -> dict[str, Path]:
+    """Find the first table of uptake by region of each control of the last run's detectors."""
+    run = read_run(output_dir)
+    controls = sorted({one.participant for one in run.maps if one.control} if run else set())
+    found = {
+        label: sorted(output_dir.glob(f"sub-{label}/**/pet/*_desc-regions_pet.tsv"))
+        for label in controls
+    }
+    return {label: tables[0] for label, tables in found.items() if tables}
 
 
 def _regions(output_dir: Path, subject: str, visits: Sequence[Results]) -> list[dict[str, object]]:
@@ -257,13 +329,10 @@ def _regions(output_dir: Path, subject: str, visits: Sequence[Results]) -> list[
 
 def _usual_ratios(output_dir: Path, subject: str) -> dict[str, list[float]]:
     """Gather the ratio to the brain, region by region, in real PET of controls of the detectors."""
-    run = read_run(output_dir)
-    controls = {one.participant for one in run.maps if one.control} if run else set()
     ratios: dict[str, list[float]] = {}
-    for label in sorted(controls - {subject}):
-        tables = sorted(output_dir.glob(f"sub-{label}/**/pet/*_desc-regions_pet.tsv"))
-        for path in tables[:1]:
-            for region, ratio in _own_ratios(output_dir, path, path.stat().st_mtime_ns):
+    for label, path in _control_tables(output_dir, _changed(output_dir / SCORED)).items():
+        if label != subject:
+            for region, ratio in _own_ratios(output_dir, path, _changed(path)):
                 ratios.setdefault(region, []).append(ratio)
     return ratios
 

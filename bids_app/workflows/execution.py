@@ -27,10 +27,12 @@ from typing import cast
 from uuid import uuid4
 
 import nipype
+import numpy as np
 from nipype.pipeline.engine import Node, Workflow
 from nipype.pipeline.plugins import multiproc
 from nipype.pipeline.plugins.base import GraphPluginBase, PluginBase, SGELikeBatchManagerBase
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
+from scipy.sparse import lil_matrix
 
 from bids_app import errors
 from bids_app.derivatives.paths import sidecar_path
@@ -195,6 +197,26 @@ class _MeasuringPool(ProcessPoolExecutor):
         return super().submit(measured_too, *given)
 
 
+class _Dependencies(lil_matrix):
+    """Which node waits for which, counted: nipype sums the matrix twenty times a second."""
+
+    def __init__(self, matrix: lil_matrix) -> None:
+        super().__init__(matrix)
+        self.waiting = np.bincount(
+            np.concatenate([[], *self.rows]).astype(int), minlength=self.shape[1]
+        )
+
+    def sum(self, axis=None, dtype=None, out=None):
+        """Count what each node still waits for, or sum as any matrix does."""
+        if axis == 0:
+            return self.waiting[np.newaxis]
+        return super().sum(axis, dtype, out)
+
+    def finish(self, node: int) -> None:
+        """Let no node wait for this one any more, before nipype empties its row."""
+        self.waiting[self.rows[node]] -= 1
+
+
 class SeparatedMultiProcPlugin(MultiProcPlugin):
     """nipype's MultiProc with a pool of processes for torch and another for all else.
 
@@ -229,6 +251,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         self._finished: set[str] = set()
         self._members: dict[str, list[int]] = {}
         self._counted = 0
+        self.depidx: lil_matrix
         self.pool: ProcessPoolExecutor
         self.pool.shutdown(wait=False)  # nipype's own; nothing has been submitted
         start_fork_server()
@@ -317,7 +340,13 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
                 ]
         return ready
 
+    def _generate_dependency_list(self, graph: object) -> None:
+        super()._generate_dependency_list(graph)
+        self.depidx = _Dependencies(self.depidx)
+
     def _task_finished_cb(self, jobid: int, cached: bool = False) -> None:
+        if isinstance(self.depidx, _Dependencies):  # nipype's own after a MapNode was expanded
+            self.depidx.finish(jobid)
         super()._task_finished_cb(jobid, cached)
         self._tell_finished(self.procs[jobid].part)
 
