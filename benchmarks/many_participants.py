@@ -4,11 +4,11 @@
 
 One person is simulated at 1 mm and taken through ``participant --sloppy``; others are copies under
 other labels: images are links to the same bytes, sidecars and reports are rewritten with the label,
-and with the fingerprint that the app would give. Then each of these is timed, with its own ratio to
-the first: the index alone; a dry run where nothing is done yet; a dry run and a run where all is
-done; the same run once more; one in which a single sidecar has changed. The BIDS validator, a
-program of its own, is left out. All bytes are in the memory of the machine: a disk adds the time
-that it takes to read each raw image once.
+and with the fingerprints that the app would give. Then these are timed: the index alone; a dry run
+where nothing is done yet; a dry run and a run where all is done, which read each raw image for the
+first time; both once more; a run in which a single sidecar has changed. The BIDS validator, a
+program of its own, is left out. All bytes are in the memory of the machine: a disk adds what it
+takes to read each raw image once.
 """
 
 import argparse
@@ -23,8 +23,10 @@ from pathlib import Path
 from bids_app.app.run import prepare_generator, prepare_run, prepare_template
 from bids_app.cli import parse
 from bids_app.dataset.index import find_subjects, read_files
-from bids_app.files import read_json
+from bids_app.files import read_json, write_json
 from bids_app.plan.participant import plan_visit, read_selection
+from bids_app.report.page import path_of
+from bids_app.report.participant import _made_from
 
 FIRST = "control01"
 IMAGES = (".nii.gz", ".h5", ".txt")
@@ -61,14 +63,15 @@ def copy_as(root: Path, label: str, changes: Sequence[tuple[str, str]]) -> None:
             there.write_text(text)
 
 
-def fingerprints(bids: Path, out: Path) -> dict[str, tuple[str, str]]:
-    """Give what the app takes for the fingerprints of everyone."""
+def fingerprints(bids: Path, out: Path) -> tuple[dict[str, tuple[str, str]], Path]:
+    """Give what the app takes for the fingerprints of everyone, and its template."""
     settings = parse([str(bids), str(out), *OPTIONS])
     template, generator = prepare_template(settings), prepare_generator(settings)
     version = read_json(out / "dataset_description.json")["GeneratedBy"][0]["Version"]
     run = prepare_run(settings, template, generator, 1, version)
     plans = [plan_visit(visit, run) for visit in read_selection(settings).visits]
-    return {plan.visit.subject: (plan.preprocessed, plan.synthesized) for plan in plans}
+    marks = {plan.visit.subject: (plan.preprocessed, plan.synthesized) for plan in plans}
+    return marks, template.reference
 
 
 def make(work: Path, participants: int) -> None:
@@ -78,11 +81,18 @@ def make(work: Path, participants: int) -> None:
     shutil.rmtree(bids / "derivatives")
     call("mri2pet", bids, out, *OPTIONS)
     labels = [f"copy{number:04}" for number in range(1, participants)]
+    table = bids / "participants.tsv"
+    head, first = table.read_text().splitlines()
+    lines = [head, first, *(first.replace(FIRST, label) for label in labels)]
+    table.write_text("\n".join(lines) + "\n")
     for label in labels:
         copy_as(bids, label, ())
-    marks = fingerprints(bids, out)
+    marks, template = fingerprints(bids, out)
     for label in labels:
         copy_as(out, label, list(zip(marks[FIRST], marks[label], strict=True)))
+        record = path_of(out, f"sub-{label}")
+        told = {"made_from": _made_from(out, label, template)}
+        write_json(record, {**read_json(record), **told})
 
 
 def main() -> None:
@@ -108,7 +118,8 @@ def main() -> None:
         ),
         "`--dry-run`, all done": call("mri2pet", bids, out, *OPTIONS, "--dry-run"),
         "run, all done": call("mri2pet", bids, out, *OPTIONS),
-        "the same again": call("mri2pet", bids, out, *OPTIONS),
+        "`--dry-run` again": call("mri2pet", bids, out, *OPTIONS, "--dry-run"),
+        "run again": call("mri2pet", bids, out, *OPTIONS),
     }
     os.utime(sidecar)
     rows["one sidecar touched"] = call("mri2pet", bids, out, *OPTIONS)

@@ -130,7 +130,7 @@ def predict_pet(
     fwhm : float
         Smoothing of the result, in mm; Zotova et al. (2021), section 2.1.
     device : str
-        A torch device.
+        A torch device. A CPU that computes with bfloat16 itself does so in networks.
 
     Returns
     -------
@@ -149,7 +149,7 @@ def predict_pet(
     >>> pet = predict_pet(found.t1w)  # doctest: +SKIP
     >>> pet.to_filename("synthetic.nii.gz")  # doctest: +SKIP
     """
-    from bids_app.synthesis.inference import load_generator, synthesize  # torch
+    from bids_app.synthesis.inference import choose_dtype, load_generator, synthesize  # torch
     from bids_app.synthesis.tiling import SliceTriplets, overlap
     from bids_app.synthesis.tissue import TissueModel, carry_tissue_model
 
@@ -165,7 +165,8 @@ def predict_pet(
         network = carry_tissue_model(network, np.array(card.affine), grid)
     tiling = card.spec.tiling
     tiling = overlap(tiling) if isinstance(tiling, SliceTriplets) else tiling
-    pet = synthesize(image.data, network, tiling, fwhm=fwhm, zooms=image.zooms)
+    dtype = choose_dtype(network, device)
+    pet = synthesize(image.data, network, tiling, fwhm=fwhm, zooms=image.zooms, dtype=dtype)
     pet[image.data <= 0] = 0
     made = nifti.to_nibabel(nifti.Image(pet, image.affine))
     made.header["descrip"] = nifti.SYNTHETIC_PET

@@ -539,6 +539,12 @@ def predict_slices(generator, t1w, firsts):
     return (total / times).numpy()
 
 
+@pytest.fixture
+def in_float32(monkeypatch):
+    monkeypatch.setattr("bids_app.synthesis.inference.has_bfloat16", lambda _device: False)
+
+
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize(("overlap", "firsts"), [(False, (0, 3, 6, 9)), (True, range(9))])
 def test_a_synthetic_pet_is_what_the_generator_predicts(synthesize, tiny, t1w, overlap, firsts):
     expected = smooth(predict_slices(tiny[1], t1w, firsts), 6.0, (4, 5, 6))

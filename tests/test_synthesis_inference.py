@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from bids_app.imaging.intensity import smooth
-from bids_app.synthesis.inference import predict, refuse_flat, synthesize
+from bids_app.synthesis.inference import choose_dtype, predict, refuse_flat, synthesize
 from bids_app.synthesis.losses import build_translator
-from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.models import MODELS, TissueSpec
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
+from bids_app.synthesis.tissue import TissueModel
 
 SHAPE, ZOOMS = (17, 14, 11), (4.0, 5.0, 6.0)
 TILINGS = [SliceTriplets(), CubicPatches(size=9, stride=3), SliceTriplets(step=1)]
@@ -111,3 +112,38 @@ def test_a_dead_network_is_refused_and_one_that_is_not_is_not(rng):
     refuse_flat(pet, pet)  # of a T1w that is the same everywhere, nothing else can be made
     pet[1, 1, 1] = 0.51
     refuse_flat(pet, t1w)
+
+
+@pytest.mark.parametrize("name", ["semi3d-gan-mse", "patch3d-gan-mse"])
+def test_networks_predict_in_bfloat16_what_they_do_in_float32(t1w, name):
+    spec = replace(MODELS[name], n_blocks=1, width=4)
+    spec = replace(spec, tiling=TILINGS[spec.tiling.spatial_dims - 2])
+    generator = build_translator(spec, torch.Generator().manual_seed(3)).generator.eval()
+    seen = set()
+    for module in generator.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda _module, _given, made: seen.add(made.dtype))
+    whole = predict(t1w, generator, spec.tiling)
+    assert seen == {torch.float32}
+    half = predict(t1w, generator, spec.tiling, dtype=torch.bfloat16)
+    assert torch.bfloat16 in seen
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - whole).max() < 0.02
+    assert whole.std() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("native", "device", "network", "expected"),
+    [
+        (True, "cpu", True, torch.bfloat16),
+        (False, "cpu", True, torch.float32),
+        (True, "cuda:0", True, torch.float32),
+        (True, "cpu", False, torch.float32),
+    ],
+)
+def test_networks_alone_compute_in_bfloat16_where_the_cpu_does(
+    monkeypatch, native, device, network, expected
+):
+    monkeypatch.setattr("bids_app.synthesis.inference.has_bfloat16", lambda _device: native)
+    made = Change(lambda x: x) if network else TissueModel(TissueSpec((1, 1, 1), SHAPE))
+    assert choose_dtype(made, device) == expected

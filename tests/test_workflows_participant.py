@@ -340,7 +340,7 @@ def test_registration_sees_the_brain_alone_and_is_judged_on_the_grid_of_the_outp
         assert producer(found, at("judge"), field) == ("register_to_template", field)
     assert producer(found, at("synthesize"), "t1w") == ("verdict", "image")
     assert producer(found, at("verdict"), "image") == ("scale", "image")
-    assert producer(found, at("verdict"), "measured") == ("measured", "out")
+    assert producer(found, at("verdict"), "measured") == ("measured_of_synthesis", "out")
     assert producer(found, at("synthesize"), "mask") == ("resample_mask", "image")
 
 
@@ -448,7 +448,15 @@ def test_novelty_is_of_the_t1w_and_goes_into_the_sidecar_of_the_synthetic_pet(bu
     assert node.inputs.generator == str(beyond.generator.folder)
     assert node.inputs.reference_sha256 == "1" * 64
     save = node_of(graph, "save_synthetic_pet")
-    assert producer(found, save, "measured") == ("measure_novelty", "sidecar")
+    assert producer(found, save, "measured") == ("measured_of_synthesis", "out")
+    assert producer(found, node_of(graph, "measured_of_synthesis"), "in1") == (
+        "synthesize",
+        "sidecar",
+    )
+    assert producer(found, node_of(graph, "measured_of_synthesis"), "in2") == (
+        "measure_novelty",
+        "sidecar",
+    )
 
 
 @pytest.mark.parametrize("step", ["predict_error", "save_uncertainty"])

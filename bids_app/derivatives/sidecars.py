@@ -2,7 +2,7 @@
 
 Nodes merge in what they measure ("Registration", "IntensityScaling", "FramesUsed",
 "FrameDurationsUsed", "ReadingNotes", "BrainCoverage", "BrainNotCovered", "Measures", "Novelty",
-"Uncertainty").
+"Uncertainty", "Precision").
 
 Beside a table stands its data dictionary, from ``data/dictionaries``.
 """

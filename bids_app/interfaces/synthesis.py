@@ -39,6 +39,7 @@ class _SynthesizePETInputSpec(BaseInterfaceInputSpec):
 
 class _SynthesizePETOutputSpec(TraitedSpec):
     pet = File(exists=True, desc="the synthetic PET in [0, 1], 0 outside the brain")
+    sidecar = traits.Dict(desc="in which numbers a network computed it; empty of a tissue model")
 
 
 class SynthesizePET(SimpleInterface):
@@ -49,23 +50,14 @@ class SynthesizePET(SimpleInterface):
     uses_torch = True
 
     def _run_interface(self, runtime):
-        import torch
-
-        from bids_app.synthesis.inference import load_generator, synthesize
         from bids_app.synthesis.reference import read_reference
-        from bids_app.synthesis.tissue import carry_tissue_model
 
-        torch.set_num_threads(self.inputs.threads)
         t1w = nifti.load(self.inputs.t1w)
         brain = nifti.load(self.inputs.mask).data > 0
         folder = Path(self.inputs.generator)
-        generator, card = load_generator(folder, self.inputs.device)
-        grid = Grid(t1w.data.shape, t1w.affine)
-        if not is_own_grid(card, grid):  # a tissue model, or the run would not have begun
-            generator = carry_tissue_model(generator, np.array(card.affine), grid)
-        tiling = overlap(card.spec.tiling) if self.inputs.overlap else card.spec.tiling
+        card = read_card(folder)
         try:
-            pet = synthesize(t1w.data, generator, tiling, fwhm=self.inputs.fwhm, zooms=t1w.zooms)
+            pet, self._results["sidecar"] = self._synthesize(t1w)
         except FloatingPointError as error:
             raise UnusableDataError(
                 f"{folder}: of {Path(self.inputs.t1w).name}, {error}; no PET is written; train the "
@@ -86,6 +78,25 @@ class SynthesizePET(SimpleInterface):
         nifti.save(nifti.Image(pet, t1w.affine), path, description=nifti.SYNTHETIC_PET)
         self._results["pet"] = str(path)
         return runtime
+
+    def _synthesize(self, t1w):
+        """Predict a PET; give it with what its sidecar tells of how."""
+        import torch
+
+        from bids_app.synthesis.inference import choose_dtype, load_generator, synthesize
+        from bids_app.synthesis.tissue import TissueModel, carry_tissue_model
+
+        torch.set_num_threads(self.inputs.threads)
+        generator, card = load_generator(Path(self.inputs.generator), self.inputs.device)
+        grid = Grid(t1w.data.shape, t1w.affine)
+        if not is_own_grid(card, grid):  # a tissue model, or the run would not have begun
+            generator = carry_tissue_model(generator, np.array(card.affine), grid)
+        tiling = overlap(card.spec.tiling) if self.inputs.overlap else card.spec.tiling
+        dtype = choose_dtype(generator, self.inputs.device)
+        how = {"fwhm": self.inputs.fwhm, "zooms": t1w.zooms, "dtype": dtype}
+        network = not isinstance(generator, TissueModel)
+        told = {"Precision": str(dtype).removeprefix("torch.")} if network else {}
+        return synthesize(t1w.data, generator, tiling, **how), told
 
 
 class _PredictErrorInputSpec(BaseInterfaceInputSpec):

@@ -27,7 +27,7 @@ from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
 from bids_app.synthesis.evaluation import smooth_in_brain
 from bids_app.synthesis.inference import load_generator, predict
 from bids_app.synthesis.models import ModelSpec, Spec, TissueSpec
-from bids_app.synthesis.networks import ConditionedGenerator, network_of
+from bids_app.synthesis.networks import ConditionedGenerator, has_bfloat16, network_of
 from bids_app.synthesis.pairs import Volumes, open_volumes, usable_pairs
 from bids_app.synthesis.tissue import TissueModel, fit_tissue_model
 from bids_app.synthesis.training import Fit, HistoryRow, Training, go_on
@@ -294,11 +294,7 @@ def choose_precision(device: str) -> str:
     device : str
         ``cpu``, ``cuda`` or ``cuda:N``.
     """
-    if device.startswith("cuda"):
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if native else "32-true"
+    return "bf16-mixed" if has_bfloat16(device) else "32-true"
 
 
 def make_fabric(device: str, precision: str, processes: int = 1) -> Fabric:

@@ -223,6 +223,19 @@ class ConditionedGenerator(nn.Module):
             parameter.zero_()
 
 
+def has_bfloat16(device: str) -> bool:
+    """Tell whether a device computes with bfloat16 itself.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def network_of(generator: nn.Module) -> ResnetGenerator:
     """Give the network of a generator, conditioned or not.
 

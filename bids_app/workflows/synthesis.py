@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from nipype.interfaces.utility import IdentityInterface
+from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
 from bids_app.detection.clusters import names_beside
@@ -113,12 +113,15 @@ def init_synthesis_wf(
     )
     synthesize = Node(predict_pet, name="synthesize", n_procs=omp_nthreads, mem_gb=2)
     label_nodes(synthesize, step="synthetic PET")
+    measured = Node(Merge(2), name="measured_of_synthesis", run_without_submitting=True)
     save = save_node(plan.output, "synthetic_pet")
     workflow = Workflow(name)
     workflow.connect(
         [
             (inputnode, synthesize, [("t1w", "t1w"), ("brain_mask", "mask")]),
             (synthesize, save, [("pet", "in_file")]),
+            (synthesize, measured, [("sidecar", "in1")]),
+            (measured, save, [("out", "measured")]),
             (synthesize, outputnode, [("pet", "pet")]),
             (save, outputnode, [("sidecar_file", "sidecar_file")]),
         ]
@@ -140,7 +143,7 @@ def init_synthesis_wf(
         )
         node = Node(compare, name="measure_novelty")
         workflow.connect(
-            [(inputnode, node, [("t1w", "t1w")]), (node, save, [("sidecar", "measured")])]
+            [(inputnode, node, [("t1w", "t1w")]), (node, measured, [("sidecar", "in2")])]
         )
     if plan.uncertainty is not None:
         predict = PredictError(
