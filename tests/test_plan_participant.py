@@ -206,3 +206,18 @@ def test_an_orientation_that_is_vouched_for_is_another_result_where_it_is_used(v
     graph = init_visit_wf(known("RAS"), run)
     (read,) = (node for node in graph._get_all_nodes() if node.name == "read")
     assert read.inputs.orientation == "RAS"
+
+
+def test_a_dry_run_reads_no_image_of_whom_nothing_is_there(visit, run, monkeypatch):
+    read = []
+    monkeypatch.setattr(SourceDigests, "of", lambda _self, path: read.append(path) or "d")
+    plan = plan_visit(visit, run, dry=True)
+    assert (read, is_done(plan, run)) == ([], False)
+    whole = plan_visit(visit, run)
+    assert read
+    assert plan.paths == whole.paths
+    read.clear()
+    plan.paths.t1w_in_template.parent.mkdir(parents=True, exist_ok=True)
+    plan.paths.t1w_in_template.write_bytes(b"made")
+    assert plan_visit(visit, run, dry=True) == whole
+    assert read

@@ -291,7 +291,7 @@ def _plan(
     plans, done, problems = list[VisitPlan](), list[VisitPlan](), list[Problem]()
     for visit in selection.visits:
         try:
-            plan = plan_visit(visit, run)
+            plan = plan_visit(visit, run, dry=logs is None)
             if is_done(plan, run):
                 done.append(plan)
             else:

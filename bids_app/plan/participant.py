@@ -417,8 +417,11 @@ def label_of(visit: Visit) -> str:
     return f"sub-{visit.subject}{session}"
 
 
-def plan_visit(visit: Visit, run: ParticipantPlan) -> VisitPlan:
+def plan_visit(visit: Visit, run: ParticipantPlan, *, dry: bool = False) -> VisitPlan:
     """Name the results of a visit and digest what decides about them.
+
+    ``dry``: for a dry run, which reads no image of a visit of which nothing is there; the digests
+    are then empty.
 
     Raises
     ------
@@ -426,6 +429,8 @@ def plan_visit(visit: Visit, run: ParticipantPlan) -> VisitPlan:
         If an image is not there, or cannot be looked at.
     """
     paths = visit_paths(run.output_dir, visit, run.space.template, run.space.resolution)
+    if dry and not paths.t1w_in_template.exists():
+        return VisitPlan(visit, paths, "", "")
     pets = [pet.path for pet in visit.pets]
     decisive = {**run.parameters, "frame_durations": [*map(frame_durations, visit.pets)]}
     derived = [scan.derived for scan in (visit.t1w, *visit.pets) if scan.derived is not None]
