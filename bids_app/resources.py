@@ -145,6 +145,26 @@ def limit_threads(environment: MutableMapping[str, str], threads: int) -> None:
     environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
 
 
+BASELINE = "x86-64-v3"  # AVX2 and FMA: nearly all CPUs since 2013
+OF_BASELINE = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
+NUMBA_CPU = "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"
+
+
+def compile_for_all(
+    environment: MutableMapping[str, str], cpuinfo: Path = Path("/proc/cpuinfo")
+) -> None:
+    """Let numba compile for all CPUs with AVX2, if this is one, and not for this one alone.
+
+    Machine code that an image brings is then valid where it runs, and numbers are the same there.
+    It is as fast as code for an AVX-512 CPU alone (docs/results/performance.md). Nothing is changed
+    where the environment says already what numba is to compile for. Has to be called before numba
+    is imported.
+    """
+    found = re.search(r"^flags\s*:(.*)$", _read(cpuinfo) or "", re.MULTILINE)
+    if found and set(found[1].split()) >= OF_BASELINE and not any(map(environment.get, NUMBA_CPU)):
+        environment.update(zip(NUMBA_CPU, (BASELINE, ""), strict=True))
+
+
 def _torch_uses_cuda() -> bool:
     """Read from torch's own files whether it was built with CUDA; to load it takes seconds."""
     spec = find_spec("torch")

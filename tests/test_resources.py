@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from importlib.util import spec_from_file_location
 
 import pytest
@@ -210,3 +212,33 @@ def test_torch_without_cuda_computes_on_the_cpu_though_there_is_a_gpu(driver, to
 def test_what_is_read_of_torch_is_what_torch_says():
     torch = pytest.importorskip("torch")
     assert resources._torch_uses_cuda() == (torch.version.cuda is not None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "changed"),
+    [
+        ("fpu sse2 avx avx2 bmi1 bmi2 f16c fma abm movbe avx512f", {}, True),
+        ("fpu sse2 avx", {}, False),
+        ("", {}, False),
+        ("avx2 bmi1 bmi2 f16c fma abm movbe", {"NUMBA_CPU_NAME": "host"}, False),
+    ],
+)
+def test_numba_compiles_for_all_cpus_like_this_one(tmp_path, flags, environment, changed):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: none\n")
+    now = dict(environment)
+    resources.compile_for_all(now, cpuinfo)
+    expected = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": ""} if changed else environment
+    assert now == expected
+
+
+def test_numba_is_told_before_it_is_imported():
+    code = (
+        "import os; import bids_app.detection.smo; from numba import config;"
+        "print(config.CPU_NAME == os.environ.get('NUMBA_CPU_NAME'), config.CPU_FEATURES)"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_CPU")}
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split()[0] == "True"
