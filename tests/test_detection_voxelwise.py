@@ -3,6 +3,7 @@
 Norms first, then one-class SVMs of many voxels, then slabs.
 """
 
+import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -389,8 +390,35 @@ def test_packed_controls_that_are_missing_damaged_or_others_are_refused(cohort, 
     (tmp_path / "torn.safetensors").write_bytes(cohort[3].read_bytes()[:40])
     with pytest.raises(UnusableDataError, match=r"torn\.safetensors: not the controls of a det"):
         PackedControls(tmp_path / "torn.safetensors", [0])
+    (tmp_path / "file").write_text("")
     with pytest.raises(ReadWriteError, match="cannot be written"):
-        pack_controls(cohort[0], tmp_path / "nowhere" / "controls.safetensors")
+        pack_controls(cohort[0], tmp_path / "file" / "controls.safetensors")
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_controls_are_packed_as_safetensors_packs_them(tmp_path, rng, channels):
+    shape = (channels, 5, 4, 3)[channels == 1 :]
+    volumes = [rng.random(shape, np.float32) for _ in range(12)]
+    holes = [None, rng.random((5, 4, 3)) < 0.5, *[None] * 9, rng.random((5, 4, 3)) < 0.5]
+    pack_controls(volumes, tmp_path / "ours", holes)
+    arrays = {f"{n}": np.rint(np.moveaxis(v, -1, 0) * 65535) for n, v in enumerate(volumes)}
+    arrays = {name: array.astype(np.uint16).copy("C") for name, array in arrays.items()}
+    arrays |= {
+        f"{n}.hole": np.moveaxis(hole, 2, 0).astype(np.uint8).copy("C")
+        for n, hole in enumerate(holes)
+        if hole is not None
+    }
+    save_file(arrays, tmp_path / "theirs")
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_controls_are_packed_one_at_a_time(tmp_path):
+    volume = np.zeros((100, 100, 50), np.float32)
+    tracemalloc.start()
+    pack_controls([volume] * 20, tmp_path / "packed")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 * volume.nbytes  # all of them would be 10 at 16 bits
 
 
 def test_a_slab_is_scored_voxel_by_voxel_by_one_class_svms_of_the_centred_controls(encoder, cohort):

@@ -6,18 +6,19 @@ controls support it, and how much, and their latents are computed again from the
 a tenth of the latents, and the same to the last bit.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
 
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.files import replacing
 from bids_app.imaging.volume import Mask, Volume
-from bids_app.strict import shapes_of
+from bids_app.strict import HEADER_SIZE, shapes_of
 
 THICKNESS = 8  # slices at 1 mm; our choice: a minute or two of work, and 17 to share out
 
@@ -121,6 +122,7 @@ def mean_map(pieces: Iterable[tuple[Slab, NDArray[np.float32]]], brain: Mask, fo
 
 LEVELS = 65535  # of 16 bits
 AXES = (3, 4)  # of a volume: without and with channels
+BYTES = {"U16": 2, "U8": 1}  # of a value, by safetensors's names
 HOLE = "{}.hole"  # name of what a control's PET lacks; there for those alone that lack something
 
 
@@ -134,8 +136,15 @@ def _quantize(volume: Volume) -> NDArray[np.uint16]:
     return np.ascontiguousarray(np.moveaxis(levels, -1, 0))
 
 
+def _slices_of(hole: Mask) -> NDArray[np.uint8]:
+    """Turn (I, J, K) of a mask into (K, I, J)."""
+    return np.ascontiguousarray(np.moveaxis(hole, -1, 0).astype(np.uint8))
+
+
 def pack_controls(volumes: Sequence[Volume], path: Path, holes: Sequence[Mask | None] = ()) -> None:
     """Write the PETs of controls, so that slices of them can be read.
+
+    As safetensors does, to the byte, but one at a time: 500 at 1 mm are 4 GB.
 
     Parameters
     ----------
@@ -152,17 +161,25 @@ def pack_controls(volumes: Sequence[Volume], path: Path, holes: Sequence[Mask | 
     ReadWriteError
         If it cannot be written.
     """
-    arrays: dict[str, np.ndarray] = {
-        f"{place}": _quantize(volume) for place, volume in enumerate(volumes)
-    }
-    for place, hole in enumerate(holes):
-        if hole is not None:
-            slices = np.moveaxis(hole, 2, 0).astype(np.uint8)
-            arrays[HOLE.format(place)] = np.ascontiguousarray(slices)
+    images = {f"{place}": volume for place, volume in enumerate(volumes)}
+    masks = {HOLE.format(place): hole for place, hole in enumerate(holes) if hole is not None}
+    parts: list[tuple[str, str, np.ndarray, Callable[..., np.ndarray]]]
+    parts = [(name, "U16", images[name], _quantize) for name in sorted(images)]
+    parts += [(name, "U8", masks[name], _slices_of) for name in sorted(masks)]
+    header, end = {}, 0
+    for name, kind, volume, _ in parts:
+        *rest, depth = volume.shape
+        begin, end = end, end + volume.size * BYTES[kind]
+        header[name] = {"dtype": kind, "shape": [depth, *rest], "data_offsets": [begin, end]}
+    told = json.dumps(header, separators=(",", ":")).encode()
+    told += b" " * (-len(told) % HEADER_SIZE)
     try:
-        save_file(arrays, path)
-    except (OSError, SafetensorError) as error:
-        raise ReadWriteError(f"{path}: cannot be written ({error})") from error
+        with replacing(path) as partial, partial.open("wb") as file:
+            file.write(len(told).to_bytes(HEADER_SIZE, "little") + told)
+            for _, _, volume, turned in parts:
+                file.write(turned(volume).data)
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 class PackedControls:

@@ -16,9 +16,12 @@ def commands():
         yield
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _network():
-    """Images are built with one, so that nobody is kept from it, as other tests are."""
+    """Images are built with one, so that nobody is kept from it, as other tests are.
+
+    For the whole session, as images are: fixtures of a package are made after those of a session.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("LD_PRELOAD", raising=False)
         yield
