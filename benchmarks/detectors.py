@@ -17,7 +17,8 @@ are counted above the scores that held-out controls, each scored by one fold, ha
 """
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -68,19 +69,23 @@ class Painted:
     ill: Volume
     brain: Mask
     lesions: np.ndarray
+    age: float
+    fwhm: float  # of the scanner, mm
 
 
-def paint(seed: int, number: int, *, lesions: bool) -> list[Painted]:
-    """Paint people."""
+def paint(seed: int, number: int, *, lesions: bool, fwhm: Sequence[float] = ()) -> list[Painted]:
+    """Paint people; ``fwhm`` of each one's scanner, in mm, else by chance."""
     rng, people = np.random.default_rng(seed), []
     anatomy, pattern = template_anatomy(2), usual_pattern()
-    for _ in range(number):
-        atrophy = draw_atrophy(rng.uniform(*AGES), rng)
+    for place in range(number):
+        age = rng.uniform(*AGES)
+        atrophy = draw_atrophy(age, rng)
         warp = draw_displacement(anatomy.grid, rng, strength=STRENGTH)
         warp = widen_ventricles(anatomy, warp, atrophy)
         head = carry(thin_cortex(anatomy, atrophy), warp, GRID)
         brain = is_in_skull(head.labels)
         well, scanner = activity(head, draw_uptake(pattern, rng)), draw_scanner(rng)
+        scanner = replace(scanner, fwhm=fwhm[place]) if fwhm else scanner
         drawn = draw_lesions(head, rng, DEPTHS) if lesions else ()
         noise = int(rng.integers(1 << 31))
         ill, mask = well.copy(), np.zeros(brain.shape, bool)
@@ -92,7 +97,8 @@ def paint(seed: int, number: int, *, lesions: bool) -> list[Painted]:
             clean, chance = blur(volume, scanner, ZOOMS), np.random.default_rng(noise)
             pet = acquire(clean, scanner, np.array([1200.0]), ZOOMS, chance)[..., 0]
             seen.append(scale_to_unit(pet, brain, times_mean=TIMES_MEAN))
-        people.append(Painted(*seen, brain, separate_lesions(mask, GRID.affine)))
+        told = separate_lesions(mask, GRID.affine), age, scanner.fwhm
+        people.append(Painted(*seen, brain, *told))
     return people
 
 
@@ -182,8 +188,10 @@ def sums_of(person: Painted, score: Volume, brain: Mask) -> list[float]:
     return [cluster.sum_score for cluster in clusters]
 
 
-def tell(ranks: dict[str, dict[tuple[int, int, bool], list[int]]]) -> None:
-    """Print sensitivities with Wilson intervals, luck, and differences from the z score."""
+def tell(
+    ranks: dict[str, dict[tuple[int, int, bool], list[int]]], reference: str = "zscore"
+) -> None:
+    """Print sensitivities with Wilson intervals, luck, and differences from the reference."""
     print("| detector | " + " | ".join(f"{k} clusters" for k in SHOWN) + " | luck, 10 |")
     print("|---|---|---|---|---|")
     for name, own in ranks.items():
@@ -204,11 +212,11 @@ def tell(ranks: dict[str, dict[tuple[int, int, bool], list[int]]]) -> None:
             keys = people if drawn is people else [people[int(place)] for place in drawn]
             one, other = (
                 np.mean([rank <= SHOWN[-1] for key in keys for rank in ranks[which][key]])
-                for which in (name, "zscore")
+                for which in (name, reference)
             )
             differences.append(one - other)
         low, high = np.percentile(differences[1:], [2.5, 97.5])
-        print(f"{name} - zscore, 10 clusters: {differences[0]:.3f} ({low:.3f} to {high:.3f})")
+        print(f"{name} - {reference}, 10 clusters: {differences[0]:.3f} ({low:.3f} to {high:.3f})")
 
 
 def main() -> None:
