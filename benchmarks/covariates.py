@@ -1,12 +1,14 @@
 """Do covariates help? People of two scanners that blur differently, and of all ages.
 
     python benchmarks/covariates.py --seeds 401 402 403
+    python benchmarks/covariates.py --seeds 404 405 406 --apart
 
 As ``benchmarks/detectors.py`` paints people: 35 controls, 23 of a scanner with a point spread of
 4.5 mm and 12 of one with 7.5 mm, and 24 patients of each seed, half of each scanner, with one or
 two lesions that take up 20 to 50 % less. Norms of all controls, with nothing taken out, and with
 age, scanner, or both; and of the controls of the patient's own scanner alone. Luck is what the
-first 10 clusters find in the same patients without their lesions.
+first 10 clusters find in the same patients without their lesions. ``--apart``: all patients are of
+the scanner with 7.5 mm, and 5 controls only, so that scanner and illness go together.
 """
 
 import argparse
@@ -26,7 +28,8 @@ from bids_app.detection.normative import (
 from bids_app.imaging.volume import Mask
 
 SHARP, BLUNT = 4.5, 7.5  # mm
-CONTROLS, PATIENTS = (23, 12), (12, 12)  # of the sharp scanner, and of the blunt one
+MIXED = (23, 12), (12, 12)  # controls, and patients, of the sharp scanner and of the blunt one
+APART = (30, 5), (0, 24)
 CHOICES = {"none": (), "age": ("age",), "scanner": ("scanner",), "both": ("age", "scanner")}
 HOW = {"fwhm": FWHM, "affine": GRID.affine}
 
@@ -49,10 +52,14 @@ def norms_of(people: list[Painted], brain: Mask, name: str, rows: np.ndarray | N
     return norms
 
 
-def run_seed(seed: int, ranks: dict[str, dict[tuple[int, int, bool], list[int]]]) -> None:
-    """Map the patients of a seed in all ways."""
-    controls = paint(1000 * seed, sum(CONTROLS), lesions=False, fwhm=scanners(CONTROLS))
-    patients = paint(1000 * seed + 1, sum(PATIENTS), lesions=True, fwhm=scanners(PATIENTS))
+def run_seed(
+    seed: int,
+    counts: tuple[tuple[int, int], tuple[int, int]],
+    ranks: dict[str, dict[tuple[int, int, bool], list[int]]],
+) -> None:
+    """Map the patients of a seed in all ways; ``counts`` as ``MIXED``."""
+    controls = paint(1000 * seed, sum(counts[0]), lesions=False, fwhm=scanners(counts[0]))
+    patients = paint(1000 * seed + 1, sum(counts[1]), lesions=True, fwhm=scanners(counts[1]))
     brain = common_brain([control.brain for control in controls])
     for name in NORMS:
         ways = {}
@@ -92,10 +99,11 @@ def main() -> None:
     """Do all seeds, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[401, 402, 403])
+    parser.add_argument("--apart", action="store_true", help="patients of one scanner alone")
     given = parser.parse_args()
     ranks: dict[str, dict[tuple[int, int, bool], list[int]]] = {}
     for seed in given.seeds:
-        run_seed(seed, ranks)
+        run_seed(seed, APART if given.apart else MIXED, ranks)
         print(f"seed {seed}", flush=True)
     for name in NORMS:  # differences are from what takes nothing out
         own = {

@@ -68,6 +68,7 @@ from bids_app.settings import Settings
 from bids_app.templates import Template
 from bids_app.visit import Selection, Visit
 
+REST = 20  # times what tables took pass before they are written again; our choice: 5 % of a run
 _Table = tuple[dict[str, dict[str, str]], tuple[str, ...]]  # participants.tsv, and remarks on it
 
 
@@ -146,12 +147,20 @@ def _report_namesakes(selection: Selection, run: ParticipantPlan, console: Conso
 def _compute(
     plans: Sequence[VisitPlan], run: ParticipantPlan, reports: "_Reports", aside: Sequence[Problem]
 ) -> list[Problem]:
-    """Run the graphs of visits; each participant's report is written when its last node is done."""
+    """Run the graphs of visits; each participant's report is written when its last node is done.
+
+    So are the tables, unless they have just been: those of a thousand participants take a second.
+    """
+    due = time.monotonic()
 
     def report(subject: str, problems: Sequence[Problem]) -> None:
+        nonlocal due
         with suppress(Exception):  # of any kind: it is tried again when all others are done
             reports.write([subject], [*aside, *problems])
-            reports.tables()
+            began = time.monotonic()
+            if began >= due:
+                reports.tables()
+                due = time.monotonic() + REST * (time.monotonic() - began)
 
     runner = Runner(reports.settings, reports.console, "mri2pet", len(reports.selection.visits))
     problems = compute(plans, run, runner, on_finished=report)
