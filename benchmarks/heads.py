@@ -222,7 +222,6 @@ class Person:
         image, move = turned(pet, turn, shift)
         nifti.save(nifti.Image(self.brain, self.labels.affine), mask)
         nifti.save(image, path)
-        registration.seed_ants(0)
         start, _, _, judgement = registration.register_pet(
             path, self.t1w, mask, work / "pet_", out, quick=True
         )

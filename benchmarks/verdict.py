@@ -91,9 +91,8 @@ def register_t1w(
     path, mask = work / "brain.nii.gz", work / "brain_mask.nii.gz"
     nifti.save(brain, path)
     nifti.save(nifti.Image(brain.data > 0, brain.affine), mask)
-    registration.seed_ants(0)
     there, _, start, behind = registration.register_to_template(
-        path, template.brain, work / "t1w_", quick=quick
+        path, template.brain, work / "t1w_", quick=quick, seed=0
     )
     for name, source, how in (("after", path, "bSpline"), ("mask", mask, "nearestNeighbor")):
         registration.resample(

@@ -186,9 +186,9 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--assume-orientation CODE",
-        "vouch for the order of voxels (LAS, RAS, …: where the axes point to) of images whose "
-        "headers cannot tell left from right, sform and qform being of code 0; without CODE: "
-        f"{MOST_USUAL}, as nibabel and SPM take them. Such images are refused otherwise",
+        "assume this order of voxels (LAS, RAS, …: where the axes point to) for images whose "
+        "headers do not define left and right (sform and qform codes are 0); without CODE: "
+        f"{MOST_USUAL}, as nibabel and SPM assume. Without this option such images are refused",
         _orientation,
         nargs="?",
         const=MOST_USUAL,
@@ -284,9 +284,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--init NAME|PATH",
-        "go on from a generator of the same architecture, or fit tissue models with this one's "
-        "coefficients in mind: default (the tissue model that comes with mri2pet), the name of one "
-        "in OUTPUT_DIR/generators, or a folder; one that has seen none of the controls",
+        "go on from a generator of the same architecture, or shrink tissue models towards its "
+        "coefficients: default (the tissue model that comes with mri2pet), the name of one in "
+        "OUTPUT_DIR/generators, or a folder; it must have been trained on none of the controls",
     )
     add("--epochs N", "at most; default 200 for semi-3D, 100 for 3D-patch, as in the paper", _count)
     add("--batch-size N", "default 5 for semi-3D, 10 for 3D-patch, as in the paper", _count)
@@ -311,9 +311,9 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--training-set SET",
-        "real (the default): real PET of controls; hybrid: synthetic PET of those without as "
-        "well; synthetic: that alone. Several in one run; maps of the first go to the "
-        "participants' folders",
+        "real (the default): real PET of controls; hybrid: also synthetic PET of those without "
+        "real PET; synthetic: synthetic PET alone. Several in one run; maps of the first go to "
+        "the participants' folders",
         nargs="+",
         choices=TRAINING_SETS,
     )
@@ -367,8 +367,8 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     add("--clusters N", f"kept for each patient; default {Settings.clusters}", _count)
     add(
         "--expected-false N",
-        "keep a patient's clusters only down to the score at which a held-out control has so many, "
-        "on average, such as 0.5 or 1; at most --clusters",
+        "keep only those clusters of a patient whose scores N clusters of a held-out control reach "
+        "on average, such as 0.5 or 1; never more than --clusters",
         positive,
     )
     add("--min-cluster-size MM3", f"default {Settings.min_cluster_size:g} mm³", not_negative)
@@ -404,7 +404,11 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         _memory,
         dest="mem_gb",
     )
-    add("--low-mem", "accepted; memory does not grow with the number of scans", action="store_true")
+    add(
+        "--low-mem",
+        "accepted, without effect: memory does not grow with the number of scans",
+        action="store_true",
+    )
     add("--device", "auto (the default), cpu, cuda or cuda:N", _device)
     add("--use-plugin FILE", "JSON or YAML with plugin and plugin_args of nipype", absolute_path)
     add("-w --work-dir DIR", "default: OUTPUT_DIR/.work", absolute_path)
@@ -417,7 +421,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     add(
         "--resource-monitor",
         "write time, CPU time and peak memory of each step to OUTPUT_DIR/logs/*_resources.tsv; not "
-        "of steps that --use-plugin takes to a queue, whose accounting knows them",
+        "of steps that --use-plugin submits to a queue: use the accounting of the queue for those",
         action="store_true",
     )
 

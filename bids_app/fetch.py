@@ -137,8 +137,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--space",
         default="MNI152NLin2009aSym",
         metavar="NAME",
-        help="template in whose space the atlases shall be; default %(default)s, for which those "
-        "of other MNI152 templates are taken, too",
+        help="template space of the atlases; default %(default)s, for which atlases "
+        "in other MNI152 spaces are accepted, too",
     )
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser

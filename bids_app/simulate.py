@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--lesion-depth LEAST MOST",
-        "uptake that lesions lose, in %%, drawn between; default 10 40",
+        "reduction of uptake in lesions, in %%, drawn from LEAST to MOST; default 10 40",
         _Range(float, 0, 100),
         nargs=2,
         default=(10.0, 40.0),

@@ -149,8 +149,8 @@ def options() -> str:
 
 
 ENDED = (
-    "Give the same command again: mri2pet goes on where it was; mri2pet-simulate wants its folder "
-    "emptied first."
+    "Give the same command again: mri2pet resumes where it stopped; mri2pet-simulate needs its "
+    "folder emptied first."
 )
 
 
@@ -234,7 +234,7 @@ def spell(node: ast.AST, known: Mapping[str, str]) -> str:
 
 
 def parted(sentence: str) -> tuple[str, str]:
-    """Part what is wrong from what to do, which stands behind the last semicolon.
+    """Part what is wrong from what to do, which stands after the last semicolon.
 
     Examples
     --------
@@ -263,7 +263,7 @@ def explained_errors() -> str:
     text = (
         f"{MADE}# Exit codes and messages\n\n"
         "Every program ends with one of these codes (those of BEP027 for BIDS Apps). Every message "
-        "names the file or the option, says what is wrong with it and, behind the last semicolon, "
+        "names the file or the option, says what is wrong with it and, after the last semicolon, "
         "what to do. Those that come up most are explained in [Questions and "
         "errors](faq.md#errors-that-come-up-most).\n"
         + table("code", "meaning", "what to do", rows=exit_codes())
