@@ -218,10 +218,10 @@ def mask_on(name: str, grid: Grid) -> Mask:
 
 
 def _whole_grid(image: nifti.Image, resolution: float) -> Grid:
-    """Cover what an axis-aligned image covers, with voxels of another size."""
-    low = image.affine[:3, 3]
-    high = low + np.diag(image.affine)[:3] * (np.array(image.data.shape) - 1)
-    x0, y0, z0, x1, y1, z1 = (float(side) for side in (*low, *high))
+    """Cover what an image covers, whatever its axes point to, with voxels of another size."""
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.data.shape) - 1)
+    world = corners @ image.affine[:3, :3].T + image.affine[:3, 3]
+    x0, y0, z0, x1, y1, z1 = (float(side) for side in (*world.min(axis=0), *world.max(axis=0)))
     return grid_of_box((x0, y0, z0, x1, y1, z1), resolution)
 
 

@@ -883,6 +883,54 @@ def test_a_pet_turned_in_its_header_finds_its_t1w_and_a_hot_voxel_changes_nothin
     assert np.linalg.norm(found[1] - found[0], axis=-1).max() < 0.3
 
 
+def lead_away(times, path):
+    """Register a PET; let the optimizer end 60 mm away so many times."""
+    from bids_app.anatomy import registration
+
+    align, starts = registration._align, []
+
+    def away(fixed, moving, transform, *, shrink, **how):
+        starts.append(shrink)
+        if len(starts) <= times:
+            x, y, z = transform.GetTranslation()
+            transform.SetTranslation((x + 60, y, z))
+        else:
+            align(fixed, moving, transform, shrink=shrink, **how)
+
+    registration._align = away
+    try:
+        inputs = [path / f"{name}.nii.gz" for name in ("pet", "t1w", "mask")]
+        told = registration.register_pet(*inputs, path / "x_", path / "x.txt", quick=True)
+    finally:
+        registration._align = align
+    return told
+
+
+@pytest.mark.itk
+@pytest.mark.parametrize(("strayed", "start"), [(1, "centre of mass"), (3, "search of directions")])
+def test_where_the_optimizer_strays_another_start_is_taken(
+    itk_process, tmp_path, rng, strayed, start
+):
+    """It did at 8 mm, from either start, of one simulated person of 59."""
+    t1w, pet = phantoms.brain(rng), phantoms.brain(rng, inverted=True)
+    affine, move = phantoms.head_affine(), np.eye(4)
+    move[:3, :3] = Rotation.from_euler("x", 20, degrees=True).as_matrix()
+    move[:3, 3] = 9, -14, 11
+    for name, data, own in (
+        ("t1w", t1w, affine),
+        ("mask", t1w > 0, affine),
+        ("pet", pet, move @ affine),
+    ):
+        nifti.save(nifti.Image(data, own), tmp_path / f"{name}.nii.gz")
+    told = itk_process.submit(lead_away, strayed, tmp_path).result()
+    name, before, after, judgement = told
+    assert after > before + 0.05
+    assert (name, judgement.verdict) == (start, "pass")
+    points = np.argwhere(t1w > 0)[::20] @ affine[:3, :3].T + affine[:3, 3]
+    error = read_rigid(tmp_path / "x.txt")(points) - points @ move[:3, :3].T - move[:3, 3]
+    assert np.linalg.norm(error, axis=-1).max() < 1
+
+
 RIGID = """#Insight Transform File V1.0
 #Transform 0
 Transform: AffineTransform_double_3_3
@@ -914,9 +962,11 @@ def test_a_transform_that_another_app_found_is_judged_as_our_own(run_itk, tmp_pa
         assert (told["Verdict"], told["TakenFrom"]) == (verdict, "PETPrep 0.0.2")
         better = told["SimilarityAfter"] > told["SimilarityBefore"] + 0.05
         assert better is (verdict == "pass")
-    right.write_text("no transform")
-    with pytest.raises(UnusableDataError, match=f"{right}: cannot be read .*leave its dataset out"):
-        run_itk("TakePET", **inputs, transform=str(right))
+    several = RIGID.format(-1, -20, -40) + RIGID.format(1, 0, 0).split("\n", 1)[1]
+    for text, words in (("no transform", "cannot be read"), (several, "holds several transforms")):
+        right.write_text(text)
+        with pytest.raises(UnusableDataError, match=f"{right}: {words}.*leave its dataset out"):
+            run_itk("TakePET", **inputs, transform=str(right))
 
 
 def test_an_empty_brain_mask_of_another_app_is_refused(tmp_path, head):

@@ -699,6 +699,16 @@ def changes():
         table.write_text("pet\tregion\tmean\n")
         group(tree, "02", control=True)
 
+    def detector_elsewhere(tree):
+        folder = tree.template.with_name("detector")
+        folder.mkdir()
+        (folder / "control_clusters.tsv").write_text("a\n")
+        (tree.out / "logs").mkdir(exist_ok=True)
+        told = {"settings": {"detector": str(folder)}}
+        (tree.out / "logs" / "group_report.json").write_text(json.dumps(told))
+        tree.write()
+        (folder / "control_clusters.tsv").write_text("a\tb\n")
+
     return {
         "image": lambda tree: touch(tree, "sub-01/anat/*_T1w.nii.gz"),
         "sidecar": lambda tree: touch(tree, "sub-01/**/*synth_pet.json"),
@@ -709,6 +719,7 @@ def changes():
         "line of the table": lambda tree: (tree.out / "logs/sub-01_overview.json").unlink(),
         "run of the group level": lambda tree: group(tree, "01", control=False),
         "uptake of a control": uptake_of_a_control,
+        "detector that was applied": detector_elsewhere,
     }
 
 

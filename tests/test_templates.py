@@ -68,6 +68,27 @@ def test_voxels_hold_what_the_template_has_at_their_place(images, name):
     assert image.data[tuple(inside.T)] == pytest.approx(template.get_fdata()[i, j, k], abs=1e-3)
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("flipped", [(), (0,), (0, 2)])
+@pytest.mark.usefixtures("mine")
+def test_a_template_may_have_its_axes_anywhere(tmp_path, axes, flipped):
+    straight = prepare("Mine", GRID, tmp_path / "straight", registration_resolution=4.0)
+    for path in tmp_path.glob("*.nii.gz"):
+        image = nifti.load(path)
+        turn = np.eye(4)
+        for axis in flipped:
+            turn[axis, axis], turn[axis, 3] = -1, GRID.shape[axis] - 1
+        data = np.flip(image.data, flipped).transpose(axes)
+        affine = (image.affine @ turn)[:, [*axes, 3]]
+        nifti.save(nifti.Image(np.ascontiguousarray(data), affine), path)
+    turned = prepare("Mine", GRID, tmp_path / "turned", registration_resolution=4.0)
+    for name in FILES:
+        one, other = nifti.load(getattr(straight, name)), nifti.load(getattr(turned, name))
+        np.testing.assert_allclose(one.affine, other.affine)
+        np.testing.assert_allclose(one.data, other.data, atol=1e-4)
+        assert one.data.any()
+
+
 def test_a_second_run_writes_equal_bytes(template, folder):
     again = prepare(OWN, GRID, folder / "again", registration_resolution=4.0)
     inode = again.brain.stat().st_ino

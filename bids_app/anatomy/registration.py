@@ -9,7 +9,7 @@ images of A on grids of B.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from bids_app.imaging.pose import Pose, PoseSearch
 from bids_app.imaging.similarity import normalized_mutual_information
 from bids_app.imaging.verdict import Judgement, classify, expected_uptake, judge_pet, winsorize
 from bids_app.imaging.volume import Affine, Mask, Volume, thin
+
+Levels = Mapping[str, Sequence[int]]
 
 logging.getLogger("dipy").setLevel(logging.WARNING)  # it reports each of its levels
 
@@ -47,9 +49,9 @@ ITERATIONS, QUICK_ITERATIONS = (60, 60, 40, 20), (20, 10, 5)
 COMPRESSION = 4  # gzip's, of stored fields
 
 # Grid in mm, and levels, of the rigid registration of PET: ours. No PET is sharper than 2 mm.
-RIGID_COARSE = {"shrink": (4, 2), "sigmas": (2, 1)}
-QUICK_RIGID_COARSE = {"shrink": (2,), "sigmas": (1,)}
-RIGID_FINE = {"shrink": (1,), "sigmas": (0,)}
+RIGID_COARSE: Levels = {"shrink": (4, 2), "sigmas": (2, 1)}
+QUICK_RIGID_COARSE: Levels = {"shrink": (2,), "sigmas": (1,)}
+RIGID_FINE: Levels = {"shrink": (1,), "sigmas": (0,)}
 PET_GRID, QUICK_PET_GRID = 2.0, 4.0
 INTERPOLATORS = {
     "linear": sitk.sitkLinear,
@@ -492,7 +494,8 @@ def register_pet(
     Mattes's mutual information, from two starts: as the headers say, and with centres of mass
     matched; and from a third where a search of all directions finds one clearly better. The one
     whose result on the coarse levels is most alike (normalized mutual information) is kept, and
-    goes on to the finest level.
+    goes on to the finest level. If that is less like the T1w than the best pose of the search, it
+    starts from there as well, and the better one is kept.
 
     Parameters
     ----------
@@ -527,14 +530,26 @@ def register_pet(
     pose = search.find()
     starts = _starts(fixed, moving, pose)
     before = _likeness(fixed, moving, where, starts[HEADER])[0]
-    results = []
-    for name, transform in starts.items():
-        _align(fixed, moving, transform, **coarse, samples=None, seed=0, mask=around)
-        results.append((_likeness(fixed, moving, where, transform)[0], name))
-    name = max(results)[1]
+
+    def improve(transform: sitk.Euler3DTransform, levels: Levels) -> float:
+        """Align from where a transform is, unless that makes images less alike."""
+        start, alike = transform.GetParameters(), _likeness(fixed, moving, where, transform)[0]
+        _align(fixed, moving, transform, **levels, samples=None, seed=0, mask=around)
+        found = _likeness(fixed, moving, where, transform)[0]
+        if found < alike:
+            transform.SetParameters(start)
+        return max(found, alike)
+
+    def finish(names: Iterable[str]) -> tuple[float, str]:
+        """Take the best of some starts to the finest level."""
+        _, name = max((improve(starts[name], coarse), name) for name in names)
+        return improve(starts[name], RIGID_FINE), name
+
+    after, name = finish(starts)
+    if SEARCH not in starts and search.score(_matrix_of(starts[name])) < pose.score + AHEAD:
+        starts[SEARCH] = _start(pose.matrix, _centre_of_mass(fixed))
+        after, name = max((after, name), finish([SEARCH]))
     best = starts[name]
-    _align(fixed, moving, best, **RIGID_FINE, samples=None, seed=0, mask=around)
-    after = _likeness(fixed, moving, where, best)[0]
     sitk.WriteTransform(_to_affine(best), str(out))
     behind = search.score(_matrix_of(best)) - pose.score
     return name, before, after, _judge(moving, uptake, best, prefix, behind)
@@ -603,6 +618,8 @@ def _read_transform(path: Path, *, linear: bool = False) -> sitk.Transform:
         transform = sitk.ReadTransform(str(path))
     except RuntimeError as error:
         raise ValueError(f"{path}: cannot be read as a transform of ITK") from error
+    if linear and path.read_bytes().count(b"\nTransform:") > 1:  # ITK gives the first of them
+        raise ValueError(f"{path}: holds several transforms, where one is wanted")
     if transform.GetDimension() != len(LPS) - 1 or (linear and not transform.IsLinear()):
         raise ValueError(f"{path}: is no {'rigid ' * linear}transform between volumes")
     return transform

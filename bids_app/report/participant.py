@@ -1,6 +1,7 @@
 """The report of one participant, from files on disk only."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -274,16 +275,18 @@ def is_current(
 def _made_from(output_dir: Path, subject: str, template_t1w: Path) -> str:
     """Digest the sizes and times of all files that the report of a participant rests on."""
     detectors, own = output_dir / DETECTORS_FOLDER, f"sub-{subject}"
+    applied = detector_of_run(read_record(output_dir, GROUP))
     groups = [output_dir / SCORED, path_of(output_dir, GROUP)]
     paths = [
         *output_dir.glob(f"{own}/**/*"),
         *detectors.glob(f"*/{own}/**/*"),
         *detectors.glob("*/*"),
+        *(applied.glob("*") if applied is not None else ()),
         *(path for path in groups if path.exists()),
         *_control_tables(output_dir, _changed(output_dir / SCORED)).values(),
     ]
     stats = sorted(
-        (path.relative_to(output_dir).as_posix(), known.st_size, known.st_mtime_ns)
+        (os.path.relpath(path, output_dir), known.st_size, known.st_mtime_ns)
         for path in paths
         if path.is_file()
         for known in [path.stat()]
