@@ -31,7 +31,16 @@ install() {
         exit 1
     fi
     echo "/opt/mri2pet/$packages" > "$prefix/$packages/mri2pet.pth" # nothing is there as yet
+    trim
     "$prefix/bin/python" -m compileall -q "$prefix/lib" || true # some files are for older Pythons
+}
+
+# What no run imports: tests of packages, what C programs and type checkers read of them, torch's own
+# programs. They are a sixth of all.
+trim() {
+    find "$prefix/$packages" -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
+    find "$prefix/$packages" -type f \( -name '*.pyi' -o -name '*.pxd' -o -name '*.h' -o -name '*.hpp' -o -name '*.a' \) -delete
+    rm -rf "$prefix/$packages/torch/include" "$prefix/$packages/torch/bin" "$prefix/$packages/torch/share"
 }
 
 step=$1
