@@ -181,6 +181,14 @@ def test_a_pet_on_the_t1w_is_taken_with_what_its_sidecar_tells(raw, fmriprep, pe
     )
 
 
+def test_a_derived_pet_has_not_the_unit_of_the_raw_one(raw, petprep, head):
+    """An app may have divided by a region or by a dose."""
+    add_anatomy(petprep, "01", head)
+    add_derived_pet(petprep)
+    (pet,) = select(raw, petprep=petprep)[0]["01"].pets
+    assert dict(pet.metadata) == {"TracerName": "FDG"}
+
+
 def test_a_pet_with_a_transform_to_the_t1w_is_taken_where_it_does_not_lie_there(raw, petprep, head):
     add_anatomy(petprep, "01", head)
     pet = add_derived_pet(petprep, space="")
@@ -266,6 +274,15 @@ def test_images_in_mni_space_are_taken_with_or_without_a_mask(tmp_path, raw, hea
     place = t1w.name.replace("desc-Crop_", "").replace("T1w.nii.gz", "desc-brain_mask.nii.gz")
     nifti.save(nifti.load(t1w), t1w.with_name(place))
     assert len(select(raw, **{name: root})[0]["01"].t1w.derived.files) == 2
+
+
+def test_the_name_of_a_ratio_tells_its_unit_unless_its_sidecar_does(tmp_path, raw, head):
+    add_in_mni(tmp_path / "caps", "01", "anat", "T1w", head, session="a")
+    path = add_in_mni(tmp_path / "caps", "01", "pet", "pet", head, session="a")
+    for told, unit in (({}, "SUVR"), ({"Units": "unitless"}, "unitless")):
+        path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(told))
+        (pet,) = select(raw, clinica=tmp_path / "caps")[0]["01"].pets
+        assert dict(pet.metadata)["Units"] == unit
 
 
 def test_the_space_of_the_template_is_preferred(tmp_path, raw, head):

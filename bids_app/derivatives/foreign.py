@@ -21,6 +21,7 @@ IMAGES = (".nii", ".nii.gz")
 COMPOSITE, RIGID = ".h5", ".txt"  # of transforms
 ACQUIRED = ("acq", "ce", "trc", "rec", "run")  # what a name may repeat of its raw image
 ANY = ("res", "suvr", "T1w", "pet")  # beyond; old versions of Clinica repeat the raw suffix
+SUVR = "SUVR"  # unit of images whose name has suvr-, as Clinica's have: it writes no sidecar
 SUBJECT = re.compile(r"(?:^|[:/])sub-([0-9A-Za-z+]+)/", re.M)  # in a path or BIDS URI
 Folder = tuple[Path, str | None]  # where derivatives lie, and of which session
 Wanted = Mapping[str, tuple[str | None, ...]]  # entity → labels; None: it is not named
@@ -275,7 +276,8 @@ def find_derived_pet(
     Returns
     -------
     Derived, dict
-        The PET, and its sidecar; None where there is none.
+        The PET, and its sidecar, with the unit that its name tells (``suvr-``) if that does not;
+        None where there is none.
 
     Raises
     ------
@@ -298,4 +300,5 @@ def find_derived_pet(
     if image is None:
         return None
     derived = Derived(dataset, root, app, image, forward=forward, in_template=in_mni)
-    return derived, _read_sidecar(image, pet)
+    ratio = {"Units": SUVR} if "suvr" in _entities(image)[0] else {}
+    return derived, {**ratio, **_read_sidecar(image, pet)}

@@ -276,10 +276,10 @@ def _derived_pets(visit: Visit, app: App, template: str) -> list[Scan | None]:
             pets.append(None)
             continue
         derived, told = found
-        fresh = {key: told[key] for key in ("FrameDuration", "Units") if key in told}
-        metadata = dict(pet.metadata)
-        for key, value in fresh.items():
-            metadata[key] = tuple(value) if isinstance(value, list) else value
+        metadata = {key: value for key, value in pet.metadata if key != "Units"}  # may be another
+        for key in ("FrameDuration", "Units"):
+            if key in told:
+                metadata[key] = tuple(told[key]) if isinstance(told[key], list) else told[key]
         pets.append(replace(pet, derived=derived, metadata=tuple(metadata.items()), orientation=""))
     return pets
 
@@ -567,8 +567,7 @@ def _synthesis_plan(
     if _leads_to_t1w(plan, run):
         in_t1w = plan.paths.synthetic_pet_in_t1w, synthetic_in_t1w(sidecar, plan.paths, origin)
     if in_t1w is not None and plan.paths.pets:
-        first = plan.visit.pets[0]
-        sidecars = subtracted_pet(sidecar, plan.paths, origin, dict(first.metadata).get("Units"))
+        sidecars = subtracted_pet(sidecar, plan.paths, origin, _units(plan, run))
         subtracted = tuple(zip(plan.paths.pets[0].subtracted, sidecars, strict=True))
     atlas = coarse_atlas(run.space.template)
     return SynthesisPlan(
@@ -583,6 +582,14 @@ def _synthesis_plan(
         regions=None if atlas is None else (plan.paths.regions, dict(describe_regions())),
         atlas=atlas,
     )
+
+
+def _units(plan: VisitPlan, run: ParticipantPlan) -> object:
+    """Give the unit of the first PET, if it is known: that of what an earlier run has written."""
+    written = sidecar_path(plan.paths.pets[0].in_t1w)
+    if run.stage == "synthesize" and written.is_file():
+        return read_json(written).get("Units")
+    return dict(plan.visit.pets[0].metadata).get("Units")
 
 
 def _leads_to_t1w(plan: VisitPlan, run: ParticipantPlan) -> bool:
