@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 from phantoms import add_anatomy, add_derived, add_pet, add_t1w, brain, write_dataset
@@ -44,10 +45,15 @@ def petprep(tmp_path):
     return write_app(tmp_path / "petprep", "PETPrep", "0.0.2")
 
 
-def select(raw, **roots):
+def select(raw, options=None, **roots):
     """Select all images, given datasets of other apps; visits by participant, and problems."""
     settings = Settings(
-        raw, raw.parent / "out", "participant", derivatives=tuple(roots.items()), validate=False
+        raw,
+        raw.parent / "out",
+        "participant",
+        derivatives=tuple(roots.items()),
+        validate=False,
+        **(options or {}),
     )
     selection = read_selection(settings)
     problems = [unused for unused in selection.unused if unused.exit_code is not None]
@@ -237,6 +243,54 @@ def test_a_pet_that_cannot_be_used_costs_the_visit_no_more_than_itself(raw, petp
     visits, (problem,) = select(raw, petprep=petprep)
     assert visits["01"].pets == ()
     assert str(path) in problem.reason
+
+
+def add_frames(root, count=2, **told):
+    """Write a raw dynamic PET of the first person."""
+    pet = brain(np.random.default_rng(0), inverted=True)
+    sidecar = {"TracerName": "FDG", **told}
+    frames = np.stack([pet] * count, axis=-1)
+    return add_pet(root, "01", None, session="a", data=frames, sidecar=sidecar)
+
+
+def remove_orientation(path):
+    image = nib.load(path)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, path)
+
+
+def test_a_raw_pet_that_could_not_be_used_does_not_bar_what_was_made_of_it(raw, petprep, head):
+    path = add_frames(raw)  # of unknown duration
+    add_anatomy(petprep, "01", head)
+    visits, (problem,) = select(raw, petprep=petprep)
+    assert "there is no FrameDuration" in problem.reason
+    assert visits["01"].pets == ()
+    assert not any(path.name in note for note in visits["01"].notes)  # it is not registered
+    wanted = add_derived_pet(petprep)
+    visits, problems = select(raw, petprep=petprep)
+    assert problems == []
+    assert visits["01"].pets[0].used == wanted
+
+
+def test_a_raw_t1w_that_could_not_be_used_does_not_bar_what_was_made_of_it(raw, fmriprep, head):
+    remove_orientation(raw / "sub-02/anat/sub-02_T1w.nii.gz")
+    refused(raw, "sub-02_T1w.nii.gz")
+    t1w = add_anatomy(fmriprep, "02", head)
+    visits, problems = select(raw, fmriprep=fmriprep)
+    assert problems == []
+    assert visits["02"].t1w.used == t1w
+
+
+def test_nobody_vouches_for_the_orientation_of_what_another_app_has_made(raw, petprep, head):
+    """The code is that of raw images, which the app may have reordered."""
+    add_anatomy(petprep, "01", head)
+    path = add_derived_pet(petprep)
+    remove_orientation(path)
+    remove_orientation(raw / "sub-02/anat/sub-02_T1w.nii.gz")
+    visits, (problem,) = select(raw, {"assume_orientation": "LAS"}, petprep=petprep)
+    assert str(path) in problem.reason
+    assert visits["02"].t1w.orientation == "LAS"
 
 
 # Images in MNI space

@@ -61,6 +61,8 @@ LONGEST_FRAME = 1e7  # s; beyond it a duration is none, in ms neither; our choic
 def read_selection(settings: Settings) -> Selection:
     """Choose images as the settings say, and set aside those whose headers forbid their use.
 
+    What another app has made stands in for its raw image before headers are looked at.
+
     Raises
     ------
     Mri2petError
@@ -78,9 +80,9 @@ def read_selection(settings: Settings) -> Selection:
         filters=_read_filters(settings.bids_filter_file),
         database_dir=_index_of(settings),
     )
-    usable = _without_unusable(selection, settings)
     apps = () if _starts_elsewhere(settings) else read_apps(settings.derivatives)
-    return _with_derived(usable, apps, settings) if apps else usable
+    used = _with_derived(selection, apps, settings.template) if apps else selection
+    return _without_unusable(used, apps, settings)
 
 
 def _index_of(settings: Settings) -> Path | None:
@@ -98,18 +100,23 @@ def _read_filters(path: Path | None) -> object:
         raise UsageError(f"{path}: cannot be read as JSON ({error}); correct it") from error
 
 
+def _vouched(scan: Scan, orientation: str) -> str:
+    """Give the axis code that is vouched for: of raw images, not of what other apps have made."""
+    return orientation if scan.derived is None else ""
+
+
 def _check_t1w(t1w: Scan, orientation: str) -> Header:
-    header = nifti.inspect(t1w.path, orientation=orientation)
+    header = nifti.inspect(t1w.used, orientation=_vouched(t1w, orientation))
     if len(header.shape) != VOLUME_AXES:
         raise UnusableDataError(
-            f"{t1w.path}: {header.shape[3]} volumes, where a T1w has one; average or choose one of "
+            f"{t1w.used}: {header.shape[3]} volumes, where a T1w has one; average or choose one of "
             "them"
         )
     return header
 
 
 def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
-    header = nifti.inspect(pet.used, orientation=orientation)
+    header = nifti.inspect(pet.used, orientation=_vouched(pet, orientation))
     frames = header.shape[3] if len(header.shape) > VOLUME_AXES else 1
     if frames > 1:  # a single volume is used as it is, whatever its sidecar says of frames
         _check_durations(pet, frames, chosen)
@@ -156,7 +163,10 @@ def _usable_pets(
     return usable, unused
 
 
-def _without_unusable(selection: Selection, settings: Settings) -> Selection:
+App = tuple[str, Path, str]  # name of its dataset in --derivatives, where that is, what made it
+
+
+def _without_unusable(selection: Selection, apps: Sequence[App], settings: Settings) -> Selection:
     orientation = settings.assume_orientation
     visits, unused = [], list(selection.unused)
     for visit in selection.visits:
@@ -168,15 +178,14 @@ def _without_unusable(selection: Selection, settings: Settings) -> Selection:
             unused.append(Unused(visit.subject, visit.t1w.path, f"{error}", error.exit_code))
             continue
         notes = [note for _, header in known for note in header.notes]
+        if visit.t1w.derived is not None:
+            notes = [*_describe_pets([pet for pet, _ in pets], apps), *notes]
         t1w, *others = (
             replace(scan, orientation=orientation) if header.assumed else scan
             for scan, header in known
         )
         visits.append(replace(visit, t1w=t1w, pets=tuple(others), notes=(*visit.notes, *notes)))
     return Selection(tuple(visits), tuple(unused))
-
-
-App = tuple[str, Path, str]  # name of its dataset in --derivatives, where that is, what made it
 
 
 def _starts_elsewhere(settings: Settings) -> bool:
@@ -196,23 +205,19 @@ def read_apps(derivatives: Iterable[tuple[str, Path]]) -> tuple[App, ...]:
     return tuple((name, root, read_app(name, root)) for name, root in named)
 
 
-def _with_derived(selection: Selection, apps: Sequence[App], settings: Settings) -> Selection:
+def _with_derived(selection: Selection, apps: Sequence[App], template: str) -> Selection:
     """Let visits use what other apps have made of their images, where they have."""
     visits, unused = [], list(selection.unused)
     for visit in selection.visits:
         try:
-            found = use_derived(visit, apps, settings.template)
+            visits.append(use_derived(visit, apps, template))
         except Mri2petError as error:
             unused.append(Unused(visit.subject, visit.t1w.path, f"{error}", error.exit_code))
-            continue
-        pets, left_aside = _usable_pets(found, settings)
-        visits.append(replace(found, pets=tuple(pet for pet, _ in pets)))
-        unused += left_aside
     return Selection(tuple(visits), tuple(unused))
 
 
 def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
-    """Let a visit use what another app has made of its T1w and PET; notes say what, and what not.
+    """Let a visit use what another app has made of its T1w and PET; a note tells of the T1w.
 
     The first dataset that has PET of the visit is preferred, then the first with a transform to
     the run's template: a PET lies on the T1w of its own dataset. A PET of a dataset that has no
@@ -253,12 +258,11 @@ def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
         next((pets[app][number] for app in onto if pets[app][number]), None)
         for number in range(len(visit.pets))
     )
-    notes = [_describe_t1w(t1w, visit, template), *_describe_pets(visit, chosen, apps)]
     return replace(
         visit,
         t1w=replace(visit.t1w, derived=t1w, orientation=""),
         pets=tuple(new or raw for new, raw in zip(chosen, visit.pets, strict=True)),
-        notes=(*visit.notes, *notes),
+        notes=(*visit.notes, _describe_t1w(t1w, visit, template)),
     )
 
 
@@ -313,13 +317,11 @@ def _describe_t1w(t1w: Derived, visit: Visit, template: str) -> str:
     )
 
 
-def _describe_pets(
-    visit: Visit, chosen: Sequence[Scan | None], apps: Sequence[App]
-) -> Iterator[str]:
+def _describe_pets(pets: Iterable[Scan], apps: Sequence[App]) -> Iterator[str]:
     """Tell which PET were taken, and of those that could have been expected, which were not."""
-    for pet, taken in zip(visit.pets, chosen, strict=True):
-        if taken is not None and taken.derived is not None:
-            yield f"{pet.path.name}: is taken from {taken.derived.app}, on the T1w"
+    for pet in pets:
+        if pet.derived is not None:
+            yield f"{pet.path.name}: is taken from {pet.derived.app}, on the T1w"
         elif names := [name for name, _, _ in apps if name in WITH_PET]:
             yield (
                 f"{pet.path.name}: {' or '.join(names)} has no preprocessed PET of it on the T1w "
