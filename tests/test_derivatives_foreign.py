@@ -187,6 +187,28 @@ def test_a_pet_on_the_t1w_is_taken_with_what_its_sidecar_tells(raw, fmriprep, pe
     )
 
 
+@pytest.mark.parametrize(
+    ("entity", "taken"),
+    [("task-rest", True), ("task-eyes", False), ("echo-1", False), ("part-mag", False)],
+)
+def test_a_task_that_the_raw_name_tells_may_be_repeated(raw, petprep, head, entity, taken):
+    (raw / "sub-01/ses-a/pet/sub-01_ses-a_trc-18FFDG_pet.nii.gz").unlink()
+    add_pet(raw, "01", np.random.default_rng(0), session="a", name="task-rest_trc-18FFDG_pet")
+    add_anatomy(petprep, "01", head)
+    add_derived_pet(petprep, space=f"{entity}_trc-18FFDG_space-T1w_")
+    (pet,) = select(raw, petprep=petprep)[0]["01"].pets
+    assert (pet.derived is not None) is taken
+
+
+@pytest.mark.parametrize("entity", ["echo", "part"])
+def test_an_echo_or_part_that_the_raw_name_tells_may_be_repeated(tmp_path, fmriprep, head, entity):
+    path = tmp_path / f"raw/sub-01/anat/sub-01_{entity}-1_T1w.nii.gz"
+    scan = Scan(path, "01", None, (("sub", "01"), (entity, "1")))
+    for label, taken in (("2", False), ("1", True)):
+        add_anatomy(fmriprep, "01", head, prefix=f"{entity}-{label}_")
+        assert (find_derived_t1w("fmriprep", fmriprep, "f", scan, OWN) is not None) is taken
+
+
 def test_a_derived_pet_has_not_the_unit_of_the_raw_one(raw, petprep, head):
     """An app may have divided by a region or by a dose."""
     add_anatomy(petprep, "01", head)

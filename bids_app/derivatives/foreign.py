@@ -19,7 +19,8 @@ from bids_app.visit import Derived, Scan
 
 IMAGES = (".nii", ".nii.gz")
 COMPOSITE, RIGID = ".h5", ".txt"  # of transforms
-ACQUIRED = ("acq", "ce", "trc", "rec", "run")  # what a name may repeat of its raw image
+# What a name may repeat of its raw image:
+ACQUIRED = ("task", "acq", "ce", "trc", "rec", "run", "echo", "part")
 ANY = ("res", "suvr", "T1w", "pet")  # beyond; old versions of Clinica repeat the raw suffix
 SUVR = "SUVR"  # unit of images whose name has suvr-, as Clinica's have: it writes no sidecar
 SUBJECT = re.compile(r"(?:^|[:/])sub-([0-9A-Za-z+]+)/", re.M)  # in a path or BIDS URI
