@@ -304,6 +304,32 @@ def test_a_raw_t1w_that_could_not_be_used_does_not_bar_what_was_made_of_it(raw, 
     assert visits["02"].t1w.used == t1w
 
 
+@pytest.mark.parametrize("frames", [(0,), (3, 4)])
+def test_frames_are_not_chosen_of_one_volume_that_another_app_has_made(raw, petprep, head, frames):
+    path = add_frames(raw, 5, FrameDuration=[60] * 5)
+    add_anatomy(petprep, "01", head)
+    wanted = add_derived_pet(petprep)
+    visits, problems = select(raw, {"pet_frames": frames}, petprep=petprep)
+    assert problems == []
+    assert visits["01"].pets[0].used == wanted
+    assert visits["01"].notes[-1] == (
+        f"{path.name}: PETPrep 0.0.2 has made one volume of it, which is used as it is; "
+        "--pet-frames does not apply to it"
+    )
+
+
+def test_frames_are_chosen_of_the_frames_that_another_app_has_made(raw, petprep, head):
+    add_anatomy(petprep, "01", head)
+    path = add_derived_pet(petprep, FrameDuration=[30, 60])
+    image = nifti.load(path)
+    nifti.save(nifti.Image(np.stack([image.data] * 2, axis=-1), image.affine), path)
+    visits, problems = select(raw, {"pet_frames": (1,)}, petprep=petprep)
+    assert problems == []
+    assert not any("--pet-frames" in note for note in visits["01"].notes)
+    (problem,) = select(raw, {"pet_frames": (2,)}, petprep=petprep)[1]
+    assert "has 2 frames, from 0 on, and no frame 2" in problem.reason
+
+
 def test_nobody_vouches_for_the_orientation_of_what_another_app_has_made(raw, petprep, head):
     """The code is that of raw images, which the app may have reordered."""
     add_anatomy(petprep, "01", head)

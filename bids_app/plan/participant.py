@@ -115,12 +115,22 @@ def _check_t1w(t1w: Scan, orientation: str) -> Header:
     return header
 
 
+def _frames(header: Header) -> int:
+    return header.shape[3] if len(header.shape) > VOLUME_AXES else 1
+
+
+def _is_one_volume(pet: Scan, header: Header) -> bool:
+    """Whether another app has made one volume of a PET, of which no frames can be chosen."""
+    return pet.derived is not None and _frames(header) == 1
+
+
 def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
     header = nifti.inspect(pet.used, orientation=_vouched(pet, orientation))
-    frames = header.shape[3] if len(header.shape) > VOLUME_AXES else 1
+    frames = _frames(header)
     if frames > 1:  # a single volume is used as it is, whatever its sidecar says of frames
         _check_durations(pet, frames, chosen)
-    _check_frames(pet, frames, chosen)
+    if not _is_one_volume(pet, header):
+        _check_frames(pet, frames, chosen)
     return header
 
 
@@ -179,7 +189,7 @@ def _without_unusable(selection: Selection, apps: Sequence[App], settings: Setti
             continue
         notes = [note for _, header in known for note in header.notes]
         if visit.t1w.derived is not None:
-            notes = [*_describe_pets([pet for pet, _ in pets], apps), *notes]
+            notes = [*_describe_pets(pets, apps, settings.pet_frames), *notes]
         t1w, *others = (
             replace(scan, orientation=orientation) if header.assumed else scan
             for scan, header in known
@@ -317,11 +327,18 @@ def _describe_t1w(t1w: Derived, visit: Visit, template: str) -> str:
     )
 
 
-def _describe_pets(pets: Iterable[Scan], apps: Sequence[App]) -> Iterator[str]:
+def _describe_pets(
+    pets: Iterable[tuple[Scan, Header]], apps: Sequence[App], chosen: Sequence[int]
+) -> Iterator[str]:
     """Tell which PET were taken, and of those that could have been expected, which were not."""
-    for pet in pets:
+    for pet, header in pets:
         if pet.derived is not None:
             yield f"{pet.path.name}: is taken from {pet.derived.app}, on the T1w"
+            if chosen and _is_one_volume(pet, header):
+                yield (
+                    f"{pet.path.name}: {pet.derived.app} has made one volume of it, which is used "
+                    "as it is; --pet-frames does not apply to it"
+                )
         elif names := [name for name, _, _ in apps if name in WITH_PET]:
             yield (
                 f"{pet.path.name}: {' or '.join(names)} has no preprocessed PET of it on the T1w "
