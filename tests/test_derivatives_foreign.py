@@ -398,6 +398,28 @@ def test_the_space_of_the_template_is_preferred(tmp_path, raw, head):
     assert [f"space-{OWN}" in path.name for path in taken] == [True] * 3
 
 
+@pytest.mark.parametrize(
+    ("image", "masks", "taken"),
+    [
+        ("res-2_", ("res-1_", "res-2_"), "res-2_"),
+        ("", ("res-1_", ""), ""),
+        ("res-2_", ("",), ""),
+        ("", ("res-1_",), "res-1_"),
+    ],
+)
+def test_a_mask_of_the_resolution_of_the_t1w_is_preferred(raw, head, image, masks, taken):
+    """One of another lies on another grid, for which the participant would be refused."""
+    space, root = f"space-{OWN}_", raw.parent / "mni"
+    add_derived(root, "01", "anat", f"{space}{image}T1w", head, session="a")
+    for mask in masks:
+        data = head if mask == taken else head[1:]
+        add_derived(root, "01", "anat", f"{space}{mask}desc-brain_mask", data, session="a")
+    visits, problems = select(raw, mni=root)
+    assert problems == []
+    expected = f"sub-01_ses-a_{space}{taken}desc-brain_mask.nii.gz"
+    assert visits["01"].t1w.derived.brain_mask.name == expected
+
+
 def test_a_pet_in_mni_space_does_not_lie_on_a_t1w_elsewhere(tmp_path, raw, fmriprep, head):
     root = tmp_path / "mni"
     add_in_mni(root, "01", "pet", "pet", head, session="a", caps=False)

@@ -202,6 +202,18 @@ def _find_in_mni(folders: Sequence[Folder], scan: Scan, suffix: str, template: s
     return _find(folders, scan, suffix, IN_MNI) if own is None else own
 
 
+def _labels(image: Path, key: str) -> tuple[str | None, ...]:
+    """Give the label of an entity in a name, as what is wanted of another."""
+    return (_entities(image)[0].get(key),)
+
+
+def _find_mask(image: Path, scan: Scan, space: Wanted) -> Path | None:
+    """Find the brain mask beside a T1w: that of the same resolution, if there is one."""
+    wanted: Wanted = {**space, "desc": ("brain",)}
+    own = _find(_beside(image), scan, "mask", {**wanted, "res": _labels(image, "res")})
+    return _find(_beside(image), scan, "mask", wanted) if own is None else own
+
+
 def find_derived_t1w(
     dataset: str, root: Path, app: str, t1w: Scan, template: str
 ) -> Derived | None:
@@ -236,8 +248,7 @@ def find_derived_t1w(
         image = _find(folders, t1w, "T1w", {**IN_T1W, "desc": ("preproc",)})
     if image is None:
         return None
-    space = {"space": (_entities(image)[0]["space"],)} if in_mni else IN_T1W
-    mask = _find(_beside(image), t1w, "mask", {**space, "desc": ("brain",)})
+    mask = _find_mask(image, t1w, {"space": _labels(image, "space")} if in_mni else IN_T1W)
     if mask is None and not in_mni:
         return None
     told = _read_sidecar(image, t1w)
