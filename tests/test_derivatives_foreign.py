@@ -10,6 +10,7 @@ from phantoms import write_derivatives as write_app
 
 from bids_app import nifti
 from bids_app.derivatives.foreign import find_derived_t1w, read_app
+from bids_app.derivatives.paths import visit_paths
 from bids_app.derivatives.sidecars import Provenance, read_derivative
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.plan.participant import read_selection
@@ -302,6 +303,27 @@ def test_a_raw_t1w_that_could_not_be_used_does_not_bar_what_was_made_of_it(raw, 
     visits, problems = select(raw, fmriprep=fmriprep)
     assert problems == []
     assert visits["02"].t1w.used == t1w
+
+
+def test_a_raw_image_that_could_not_be_used_does_not_bar_a_later_stage(raw, petprep, head):
+    """Which starts from what an earlier run has made of another app's images."""
+    add_frames(raw)
+    remove_orientation(raw / "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz")
+    later = {"stage": "synthesize"}
+    visits, problems = select(raw, later)
+    assert (list(visits), len(problems)) == (["02"], 2)
+    add_anatomy(petprep, "01", head)
+    add_derived_pet(petprep)
+    visit = select(raw, petprep=petprep)[0]["01"]
+    settings = Settings(raw, raw.parent / "out", "participant")
+    paths = visit_paths(settings.output_dir, visit, settings.template, settings.grid_resolution)
+    for result in (paths.t1w_in_template, paths.pets[0].in_template):
+        result.parent.mkdir(parents=True)
+        result.write_bytes(b"made")
+    visits, problems = select(raw, later)
+    assert problems == []
+    assert len(visits["01"].pets) == 1
+    assert len(select(raw)[1]) == 2  # of a run that starts from the raw images
 
 
 @pytest.mark.parametrize("frames", [(0,), (3, 4)])

@@ -55,6 +55,7 @@ from bids_app.workflows.synthesis import SynthesisPlan
 VOLUME_AXES = 3
 ADVICE = "give one duration, in s, for each frame"
 AGAIN = "run the app that made it again, or leave its dataset out of --derivatives"
+Known = tuple[Scan, Header | None]  # None: nothing of the image is read in this run
 LONGEST_FRAME = 1e7  # s; beyond it a duration is none, in ms neither; our choice
 
 
@@ -119,9 +120,9 @@ def _frames(header: Header) -> int:
     return header.shape[3] if len(header.shape) > VOLUME_AXES else 1
 
 
-def _is_one_volume(pet: Scan, header: Header) -> bool:
+def _is_one_volume(pet: Scan, header: Header | None) -> bool:
     """Whether another app has made one volume of a PET, of which no frames can be chosen."""
-    return pet.derived is not None and _frames(header) == 1
+    return pet.derived is not None and header is not None and _frames(header) == 1
 
 
 def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
@@ -160,17 +161,33 @@ def _check_frames(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
         )
 
 
-def _usable_pets(
-    visit: Visit, settings: Settings
-) -> tuple[list[tuple[Scan, Header]], list[Unused]]:
-    usable, unused = [], []
-    for pet in visit.pets:
+def _usable_pets(visit: Visit, settings: Settings) -> tuple[list[Known], list[Unused]]:
+    usable, unused = list[Known](), []
+    for number, pet in enumerate(visit.pets):
         try:
             header = _check_pet(pet, settings.pet_frames, settings.assume_orientation)
             usable.append((pet, header))
         except Mri2petError as error:
-            unused.append(Unused(pet.subject, pet.path, f"{error}", error.exit_code))
+            if _starts_elsewhere(settings) and (
+                _results(visit, settings).pets[number].in_template.is_file()
+            ):
+                usable.append((pet, None))
+            else:
+                unused.append(Unused(pet.subject, pet.path, f"{error}", error.exit_code))
     return usable, unused
+
+
+def _usable_t1w(visit: Visit, settings: Settings) -> Known:
+    try:
+        return visit.t1w, _check_t1w(visit.t1w, settings.assume_orientation)
+    except Mri2petError:
+        if _starts_elsewhere(settings) and _results(visit, settings).t1w_in_template.is_file():
+            return visit.t1w, None  # an earlier run has used another app's
+        raise
+
+
+def _results(visit: Visit, settings: Settings) -> VisitPaths:
+    return visit_paths(settings.output_dir, visit, settings.template, settings.grid_resolution)
 
 
 App = tuple[str, Path, str]  # name of its dataset in --derivatives, where that is, what made it
@@ -183,15 +200,17 @@ def _without_unusable(selection: Selection, apps: Sequence[App], settings: Setti
         pets, left_aside = _usable_pets(visit, settings)
         unused += left_aside
         try:
-            known = [(visit.t1w, _check_t1w(visit.t1w, orientation)), *pets]
+            known = [_usable_t1w(visit, settings), *pets]
         except Mri2petError as error:
             unused.append(Unused(visit.subject, visit.t1w.path, f"{error}", error.exit_code))
             continue
-        notes = [note for _, header in known for note in header.notes]
+        notes = [note for _, header in known if header is not None for note in header.notes]
         if visit.t1w.derived is not None:
             notes = [*_describe_pets(pets, apps, settings.pet_frames), *notes]
         t1w, *others = (
-            replace(scan, orientation=orientation) if header.assumed else scan
+            replace(scan, orientation=orientation)
+            if header is not None and header.assumed
+            else scan
             for scan, header in known
         )
         visits.append(replace(visit, t1w=t1w, pets=tuple(others), notes=(*visit.notes, *notes)))
@@ -328,7 +347,7 @@ def _describe_t1w(t1w: Derived, visit: Visit, template: str) -> str:
 
 
 def _describe_pets(
-    pets: Iterable[tuple[Scan, Header]], apps: Sequence[App], chosen: Sequence[int]
+    pets: Iterable[Known], apps: Sequence[App], chosen: Sequence[int]
 ) -> Iterator[str]:
     """Tell which PET were taken, and of those that could have been expected, which were not."""
     for pet, header in pets:
