@@ -169,6 +169,17 @@ def test_a_run_is_complete_as_long_as_the_derivatives_are_the_same(study, out, c
     assert "2 visits would be computed, 1 are complete" in capsys.readouterr().out
 
 
+def test_a_dry_run_estimates_what_is_left_to_be_computed(study, tmp_path, capsys):
+    minutes = []
+    command = [str(study / "raw"), str(tmp_path / "out"), "participant", "--dry-run"]
+    command += ["--skip-bids-validation", "--nprocs", "1"]
+    apps = ["-d", f"fmriprep={study / 'fmriprep'}", f"petprep={study / 'petprep'}"]
+    for options in ([], apps):
+        assert main([*command, *options]) == 0
+        minutes.append(int(re.search(r"\((\d+) min of CPU time", capsys.readouterr().out)[1]))
+    assert minutes[1] < minutes[0]
+
+
 def test_what_is_wrong_with_transforms_costs_its_participant(study, tmp_path, capsys):
     """One leads elsewhere, one does not lead back, one is none."""
     rng = np.random.default_rng(1)

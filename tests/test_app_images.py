@@ -1,5 +1,6 @@
 """Which patients have masks of lesions, and what is told of those who have none."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,40 @@ def test_a_mask_that_cannot_be_used_is_told_and_is_not_none_at_all(tmp_path):
     (problem,) = found.problems
     assert "its name says neither space-T1w nor" in problem.sentence
     assert found.notes == ("sub-p2: no mask of lesions; in no curve",)
+
+
+def with_native_t1w(out, **told):
+    """A patient of whom the participant level has written a T1w, of which its sidecar tells."""
+    folder = out / "sub-p1/anat"
+    folder.mkdir(parents=True)
+    stem = f"{folder}/sub-p1_"
+    Path(f"{stem}from-T1w_to-{TEMPLATE}_mode-image_xfm.h5").write_bytes(b"")
+    Path(f"{stem}desc-preproc_T1w.json").write_text(json.dumps(told))
+    t1w = Path(f"{stem}space-{TEMPLATE}_res-4_desc-preproc_T1w.nii.gz")
+    who = patient("p1")
+    return replace(who, visit=replace(who.visit, t1w=t1w))
+
+
+def test_a_mask_on_the_raw_t1w_is_refused_where_that_was_taken_in_mni_space(tmp_path):
+    """The transform that is there, the identity, would put it elsewhere without a word."""
+    who = with_native_t1w(tmp_path / "out", InMNISpace=True, TakenFrom="Clinica")
+    path = draw(tmp_path / "masks", "sub-p1_space-T1w_label-L_mask.nii.gz")
+    (problem,) = find(tmp_path / "masks", who).problems
+    assert problem.exit_code == 65
+    for word in (path, "was taken in MNI space", f"name it space-{TEMPLATE}"):
+        assert f"{word}" in problem.sentence
+    draw(tmp_path / "masks", f"sub-p1_space-{TEMPLATE}_label-L_mask.nii.gz")
+    assert find(tmp_path / "masks", who).problems == ()
+
+
+@pytest.mark.parametrize("told", [{}, {"TakenFrom": "fMRIPrep 24.1.1"}])
+def test_a_mask_on_a_t1w_of_another_app_is_used_with_a_word_of_warning(tmp_path, told):
+    who = with_native_t1w(tmp_path / "out", **told)
+    draw(tmp_path / "masks", "sub-p1_space-T1w_label-L_mask.nii.gz")
+    found = find(tmp_path / "masks", who)
+    assert len(found.masks) == 1
+    warned = "that T1w was taken from fMRIPrep 24.1.1: check that the mask lies on it"
+    assert (warned in found.notes[0]) is bool(told)
 
 
 def shorten(path, _image):

@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 from phantoms import add_anatomy, add_derived, add_pet, add_t1w, brain, write_dataset
@@ -9,6 +10,7 @@ from phantoms import write_derivatives as write_app
 
 from bids_app import nifti
 from bids_app.derivatives.foreign import find_derived_t1w, read_app
+from bids_app.derivatives.paths import visit_paths
 from bids_app.derivatives.sidecars import Provenance, read_derivative
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.plan.participant import read_selection
@@ -44,10 +46,15 @@ def petprep(tmp_path):
     return write_app(tmp_path / "petprep", "PETPrep", "0.0.2")
 
 
-def select(raw, **roots):
+def select(raw, options=None, **roots):
     """Select all images, given datasets of other apps; visits by participant, and problems."""
     settings = Settings(
-        raw, raw.parent / "out", "participant", derivatives=tuple(roots.items()), validate=False
+        raw,
+        raw.parent / "out",
+        "participant",
+        derivatives=tuple(roots.items()),
+        validate=False,
+        **(options or {}),
     )
     selection = read_selection(settings)
     problems = [unused for unused in selection.unused if unused.exit_code is not None]
@@ -181,6 +188,36 @@ def test_a_pet_on_the_t1w_is_taken_with_what_its_sidecar_tells(raw, fmriprep, pe
     )
 
 
+@pytest.mark.parametrize(
+    ("entity", "taken"),
+    [("task-rest", True), ("task-eyes", False), ("echo-1", False), ("part-mag", False)],
+)
+def test_a_task_that_the_raw_name_tells_may_be_repeated(raw, petprep, head, entity, taken):
+    (raw / "sub-01/ses-a/pet/sub-01_ses-a_trc-18FFDG_pet.nii.gz").unlink()
+    add_pet(raw, "01", np.random.default_rng(0), session="a", name="task-rest_trc-18FFDG_pet")
+    add_anatomy(petprep, "01", head)
+    add_derived_pet(petprep, space=f"{entity}_trc-18FFDG_space-T1w_")
+    (pet,) = select(raw, petprep=petprep)[0]["01"].pets
+    assert (pet.derived is not None) is taken
+
+
+@pytest.mark.parametrize("entity", ["echo", "part"])
+def test_an_echo_or_part_that_the_raw_name_tells_may_be_repeated(tmp_path, fmriprep, head, entity):
+    path = tmp_path / f"raw/sub-01/anat/sub-01_{entity}-1_T1w.nii.gz"
+    scan = Scan(path, "01", None, (("sub", "01"), (entity, "1")))
+    for label, taken in (("2", False), ("1", True)):
+        add_anatomy(fmriprep, "01", head, prefix=f"{entity}-{label}_")
+        assert (find_derived_t1w("fmriprep", fmriprep, "f", scan, OWN) is not None) is taken
+
+
+def test_a_derived_pet_has_not_the_unit_of_the_raw_one(raw, petprep, head):
+    """An app may have divided by a region or by a dose."""
+    add_anatomy(petprep, "01", head)
+    add_derived_pet(petprep)
+    (pet,) = select(raw, petprep=petprep)[0]["01"].pets
+    assert dict(pet.metadata) == {"TracerName": "FDG"}
+
+
 def test_a_pet_with_a_transform_to_the_t1w_is_taken_where_it_does_not_lie_there(raw, petprep, head):
     add_anatomy(petprep, "01", head)
     pet = add_derived_pet(petprep, space="")
@@ -231,6 +268,101 @@ def test_a_pet_that_cannot_be_used_costs_the_visit_no_more_than_itself(raw, petp
     assert str(path) in problem.reason
 
 
+def add_frames(root, count=2, **told):
+    """Write a raw dynamic PET of the first person."""
+    pet = brain(np.random.default_rng(0), inverted=True)
+    sidecar = {"TracerName": "FDG", **told}
+    frames = np.stack([pet] * count, axis=-1)
+    return add_pet(root, "01", None, session="a", data=frames, sidecar=sidecar)
+
+
+def remove_orientation(path):
+    image = nib.load(path)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, path)
+
+
+def test_a_raw_pet_that_could_not_be_used_does_not_bar_what_was_made_of_it(raw, petprep, head):
+    path = add_frames(raw)  # of unknown duration
+    add_anatomy(petprep, "01", head)
+    visits, (problem,) = select(raw, petprep=petprep)
+    assert "there is no FrameDuration" in problem.reason
+    assert visits["01"].pets == ()
+    assert not any(path.name in note for note in visits["01"].notes)  # it is not registered
+    wanted = add_derived_pet(petprep)
+    visits, problems = select(raw, petprep=petprep)
+    assert problems == []
+    assert visits["01"].pets[0].used == wanted
+
+
+def test_a_raw_t1w_that_could_not_be_used_does_not_bar_what_was_made_of_it(raw, fmriprep, head):
+    remove_orientation(raw / "sub-02/anat/sub-02_T1w.nii.gz")
+    refused(raw, "sub-02_T1w.nii.gz")
+    t1w = add_anatomy(fmriprep, "02", head)
+    visits, problems = select(raw, fmriprep=fmriprep)
+    assert problems == []
+    assert visits["02"].t1w.used == t1w
+
+
+def test_a_raw_image_that_could_not_be_used_does_not_bar_a_later_stage(raw, petprep, head):
+    """Which starts from what an earlier run has made of another app's images."""
+    add_frames(raw)
+    remove_orientation(raw / "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz")
+    later = {"stage": "synthesize"}
+    visits, problems = select(raw, later)
+    assert (list(visits), len(problems)) == (["02"], 2)
+    add_anatomy(petprep, "01", head)
+    add_derived_pet(petprep)
+    visit = select(raw, petprep=petprep)[0]["01"]
+    settings = Settings(raw, raw.parent / "out", "participant")
+    paths = visit_paths(settings.output_dir, visit, settings.template, settings.grid_resolution)
+    for result in (paths.t1w_in_template, paths.pets[0].in_template):
+        result.parent.mkdir(parents=True)
+        result.write_bytes(b"made")
+    visits, problems = select(raw, later)
+    assert problems == []
+    assert len(visits["01"].pets) == 1
+    assert len(select(raw)[1]) == 2  # of a run that starts from the raw images
+
+
+@pytest.mark.parametrize("frames", [(0,), (3, 4)])
+def test_frames_are_not_chosen_of_one_volume_that_another_app_has_made(raw, petprep, head, frames):
+    path = add_frames(raw, 5, FrameDuration=[60] * 5)
+    add_anatomy(petprep, "01", head)
+    wanted = add_derived_pet(petprep)
+    visits, problems = select(raw, {"pet_frames": frames}, petprep=petprep)
+    assert problems == []
+    assert visits["01"].pets[0].used == wanted
+    assert visits["01"].notes[-1] == (
+        f"{path.name}: PETPrep 0.0.2 has made one volume of it, which is used as it is; "
+        "--pet-frames does not apply to it"
+    )
+
+
+def test_frames_are_chosen_of_the_frames_that_another_app_has_made(raw, petprep, head):
+    add_anatomy(petprep, "01", head)
+    path = add_derived_pet(petprep, FrameDuration=[30, 60])
+    image = nifti.load(path)
+    nifti.save(nifti.Image(np.stack([image.data] * 2, axis=-1), image.affine), path)
+    visits, problems = select(raw, {"pet_frames": (1,)}, petprep=petprep)
+    assert problems == []
+    assert not any("--pet-frames" in note for note in visits["01"].notes)
+    (problem,) = select(raw, {"pet_frames": (2,)}, petprep=petprep)[1]
+    assert "has 2 frames, from 0 on, and no frame 2" in problem.reason
+
+
+def test_nobody_vouches_for_the_orientation_of_what_another_app_has_made(raw, petprep, head):
+    """The code is that of raw images, which the app may have reordered."""
+    add_anatomy(petprep, "01", head)
+    path = add_derived_pet(petprep)
+    remove_orientation(path)
+    remove_orientation(raw / "sub-02/anat/sub-02_T1w.nii.gz")
+    visits, (problem,) = select(raw, {"assume_orientation": "LAS"}, petprep=petprep)
+    assert str(path) in problem.reason
+    assert visits["02"].t1w.orientation == "LAS"
+
+
 # Images in MNI space
 
 CAPS = {"anat": ("t1_linear", ""), "pet": ("pet_linear", "suvr-cerebellumPons2_")}
@@ -268,6 +400,15 @@ def test_images_in_mni_space_are_taken_with_or_without_a_mask(tmp_path, raw, hea
     assert len(select(raw, **{name: root})[0]["01"].t1w.derived.files) == 2
 
 
+def test_the_name_of_a_ratio_tells_its_unit_unless_its_sidecar_does(tmp_path, raw, head):
+    add_in_mni(tmp_path / "caps", "01", "anat", "T1w", head, session="a")
+    path = add_in_mni(tmp_path / "caps", "01", "pet", "pet", head, session="a")
+    for told, unit in (({}, "SUVR"), ({"Units": "unitless"}, "unitless")):
+        path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(told))
+        (pet,) = select(raw, clinica=tmp_path / "caps")[0]["01"].pets
+        assert dict(pet.metadata)["Units"] == unit
+
+
 def test_the_space_of_the_template_is_preferred(tmp_path, raw, head):
     root = tmp_path / "mni"
     for space in (OWN, OTHER):
@@ -277,6 +418,28 @@ def test_the_space_of_the_template_is_preferred(tmp_path, raw, head):
     visit = select(raw, mni=root)[0]["01"]
     taken = visit.t1w.derived.files + visit.pets[0].derived.files
     assert [f"space-{OWN}" in path.name for path in taken] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("image", "masks", "taken"),
+    [
+        ("res-2_", ("res-1_", "res-2_"), "res-2_"),
+        ("", ("res-1_", ""), ""),
+        ("res-2_", ("",), ""),
+        ("", ("res-1_",), "res-1_"),
+    ],
+)
+def test_a_mask_of_the_resolution_of_the_t1w_is_preferred(raw, head, image, masks, taken):
+    """One of another lies on another grid, for which the participant would be refused."""
+    space, root = f"space-{OWN}_", raw.parent / "mni"
+    add_derived(root, "01", "anat", f"{space}{image}T1w", head, session="a")
+    for mask in masks:
+        data = head if mask == taken else head[1:]
+        add_derived(root, "01", "anat", f"{space}{mask}desc-brain_mask", data, session="a")
+    visits, problems = select(raw, mni=root)
+    assert problems == []
+    expected = f"sub-01_ses-a_{space}{taken}desc-brain_mask.nii.gz"
+    assert visits["01"].t1w.derived.brain_mask.name == expected
 
 
 def test_a_pet_in_mni_space_does_not_lie_on_a_t1w_elsewhere(tmp_path, raw, fmriprep, head):

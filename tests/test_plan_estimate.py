@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,8 +17,10 @@ from bids_app.plan.estimate import (
     estimate_participants,
     estimate_training,
     find_shortages,
+    seconds_spared,
 )
 from bids_app.synthesis.models import MODELS, TissueSpec
+from bids_app.visit import Derived, Scan, Visit
 
 TISSUE = TissueSpec((3, 3, 3), (53, 63, 46))
 COUNT = st.integers(1, 500)
@@ -25,9 +28,14 @@ FIELDS = ("cpu_seconds", "chain_seconds", "serial_seconds", "memory_gb", "output
 Usage = namedtuple("Usage", "total used free")
 
 
-def participants(visits, pets, voxels, threads=1, *, synthesize=True):
+def participants(visits, pets, voxels, threads=1, *, synthesize=True, spared=()):
     return estimate_participants(
-        visits=visits, pets=pets, voxels=voxels, threads=threads, synthesize=synthesize
+        visits=visits,
+        pets=pets,
+        voxels=voxels,
+        threads=threads,
+        synthesize=synthesize,
+        spared=spared,
     )
 
 
@@ -81,6 +89,43 @@ def test_without_pet_or_synthesis_there_is_less_to_do():
     assert quick.cpu_seconds < both.cpu_seconds
 
 
+def taken_visit(*, mask=None, transforms=None, pets=(True,)):
+    """A visit whose T1w is another app's, with what is there of it; of PET, whether each is."""
+    image = Path("image")
+    t1w = Derived("fmriprep", image, "f", image, mask, transforms, transforms)
+    pet = Derived("petprep", image, "p", image)
+    scans = [Scan(image, "01", None, (), derived=pet if taken else None) for taken in pets]
+    return Visit("01", None, Scan(image, "01", None, (), derived=t1w), tuple(scans))
+
+
+def test_what_other_apps_have_made_is_not_counted():
+    image = Path("image")
+    raw = Visit("01", None, Scan(image, "01", None, ()), (Scan(image, "01", None, ()),))
+    little = taken_visit(pets=(False,))
+    visits = [
+        raw,
+        little,
+        taken_visit(mask=image, pets=(False,)),
+        taken_visit(mask=image, transforms=image, pets=(False,)),
+        taken_visit(mask=image, transforms=image),
+    ]
+    in_mni = replace(little.t1w.derived, in_template=True)
+    in_mni = replace(little, t1w=replace(little.t1w, derived=in_mni))
+    spared = [seconds_spared(visit) for visit in visits]
+    assert spared[0] == 0
+    assert spared == sorted(set(spared))
+    assert seconds_spared(little) < seconds_spared(in_mni) < spared[3]
+    for field in ("cpu_seconds", "chain_seconds"):
+        needs = [getattr(participants(1, 1, VOXELS, spared=[one]), field) for one in spared]
+        assert needs == sorted(set(needs), reverse=True)
+        assert needs[-1] < needs[0] / 2
+        mixed = participants(2, 2, VOXELS, spared=[0.0, spared[-1]])
+        assert getattr(mixed, field) > needs[-1]
+    assert mixed.chain_seconds == participants(2, 2, VOXELS).chain_seconds
+    several = seconds_spared(taken_visit(mask=image, transforms=image, pets=(True,) * 9))
+    assert participants(1, 9, VOXELS, spared=[several]).chain_seconds > 0
+
+
 @pytest.mark.parametrize("name", list(MODELS))
 def test_training_goes_with_epochs_and_the_square_of_the_width(name):
     spec, none = MODELS[name], training(8, VOXELS, replace(MODELS[name], epochs=0))
@@ -117,6 +162,9 @@ def test_what_was_measured_is_met_within_a_factor_of_two():
     assert about(two.memory_gb, 1.25)
     assert about(two.output_gb, 0.201)
     assert about(two.work_gb, 0.506)
+    image = Path("image")
+    spared = [seconds_spared(taken_visit(mask=image, transforms=image))]
+    assert about(participants(1, 1, VOXELS, synthesize=False, spared=spared).cpu_seconds, 17)
     assert about(training(12, coarse, TISSUE, folds=2).cpu_seconds, 32)
     small = group(12, 3, coarse, folds=2)
     assert about(small.cpu_seconds, 85)

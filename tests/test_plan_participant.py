@@ -11,7 +11,13 @@ from bids_app.derivatives.sidecars import Space
 from bids_app.files import write_json
 from bids_app.generators import GeneratorChoice, Options
 from bids_app.imaging.volume import Grid
-from bids_app.plan.participant import ParticipantPlan, init_visit_wf, is_done, plan_visit
+from bids_app.plan.participant import (
+    ParticipantPlan,
+    _synthesis_plan,
+    init_visit_wf,
+    is_done,
+    plan_visit,
+)
 from bids_app.synthesis.card import Card
 from bids_app.synthesis.models import MODELS
 from bids_app.visit import Scan, Visit
@@ -221,3 +227,31 @@ def test_a_dry_run_reads_no_image_of_whom_nothing_is_there(visit, run, monkeypat
     plan.paths.t1w_in_template.write_bytes(b"made")
     assert plan_visit(visit, run, dry=True) == whole
     assert read
+
+
+@pytest.mark.parametrize(
+    ("stage", "written", "unit"),
+    [
+        ("synthesize", {"Units": "SUVR"}, "SUVR"),
+        ("synthesize", {}, None),
+        ("synthesize", None, "Bq/mL"),
+        ("all", {"Units": "SUVR"}, "Bq/mL"),
+    ],
+)
+def test_a_scaled_synthetic_pet_has_the_unit_of_the_real_one_that_it_is_scaled_to(
+    visit, run, stage, written, unit
+):
+    """The later stage meets PET of an earlier run, which may have been another app's."""
+    path = visit.t1w.path.parents[1] / "pet" / "sub-01_trc-18FFDG_pet.nii.gz"
+    path.parent.mkdir()
+    path.write_bytes(b"raw")
+    entities = (("sub", "01"), ("trc", "18FFDG"))
+    pet = Scan(path, "01", None, entities, (("Units", "Bq/mL"),))
+    plan, later = plan_visit(replace(visit, pets=(pet,)), run), replace(run, stage=stage)
+    for result in (plan.paths.t1w, plan.paths.template_to_t1w, plan.paths.pets[0].in_t1w):
+        result.parent.mkdir(parents=True, exist_ok=True)
+        result.write_bytes(b"made")
+    if written is not None:
+        write_json(sidecar_path(plan.paths.pets[0].in_t1w), written)
+    (_, sidecar), _ = _synthesis_plan(plan, later, later.generator).subtracted
+    assert sidecar.get("Units") == unit

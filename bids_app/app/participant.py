@@ -44,7 +44,7 @@ from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError
 from bids_app.files import read_tsv
 from bids_app.generators import GeneratorChoice, describe_namesakes
-from bids_app.plan.estimate import estimate_participants
+from bids_app.plan.estimate import estimate_participants, seconds_spared
 from bids_app.plan.participant import (
     ParticipantPlan,
     VisitPlan,
@@ -326,6 +326,7 @@ def _estimate(
         threads=run.preprocessing.omp_nthreads,
         quick=settings.sloppy,
         synthesize=run.generator is not None,
+        spared=[seconds_spared(plan.visit) for plan in plans],
     )
     report_estimate(settings, len(plans), console, estimate)
 

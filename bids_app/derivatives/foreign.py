@@ -19,8 +19,10 @@ from bids_app.visit import Derived, Scan
 
 IMAGES = (".nii", ".nii.gz")
 COMPOSITE, RIGID = ".h5", ".txt"  # of transforms
-ACQUIRED = ("acq", "ce", "trc", "rec", "run")  # what a name may repeat of its raw image
+# What a name may repeat of its raw image:
+ACQUIRED = ("task", "acq", "ce", "trc", "rec", "run", "echo", "part")
 ANY = ("res", "suvr", "T1w", "pet")  # beyond; old versions of Clinica repeat the raw suffix
+SUVR = "SUVR"  # unit of images whose name has suvr-, as Clinica's have: it writes no sidecar
 SUBJECT = re.compile(r"(?:^|[:/])sub-([0-9A-Za-z+]+)/", re.M)  # in a path or BIDS URI
 Folder = tuple[Path, str | None]  # where derivatives lie, and of which session
 Wanted = Mapping[str, tuple[str | None, ...]]  # entity → labels; None: it is not named
@@ -200,6 +202,18 @@ def _find_in_mni(folders: Sequence[Folder], scan: Scan, suffix: str, template: s
     return _find(folders, scan, suffix, IN_MNI) if own is None else own
 
 
+def _labels(image: Path, key: str) -> tuple[str | None, ...]:
+    """Give the label of an entity in a name, as what is wanted of another."""
+    return (_entities(image)[0].get(key),)
+
+
+def _find_mask(image: Path, scan: Scan, space: Wanted) -> Path | None:
+    """Find the brain mask beside a T1w: that of the same resolution, if there is one."""
+    wanted: Wanted = {**space, "desc": ("brain",)}
+    own = _find(_beside(image), scan, "mask", {**wanted, "res": _labels(image, "res")})
+    return _find(_beside(image), scan, "mask", wanted) if own is None else own
+
+
 def find_derived_t1w(
     dataset: str, root: Path, app: str, t1w: Scan, template: str
 ) -> Derived | None:
@@ -234,8 +248,7 @@ def find_derived_t1w(
         image = _find(folders, t1w, "T1w", {**IN_T1W, "desc": ("preproc",)})
     if image is None:
         return None
-    space = {"space": (_entities(image)[0]["space"],)} if in_mni else IN_T1W
-    mask = _find(_beside(image), t1w, "mask", {**space, "desc": ("brain",)})
+    mask = _find_mask(image, t1w, {"space": _labels(image, "space")} if in_mni else IN_T1W)
     if mask is None and not in_mni:
         return None
     told = _read_sidecar(image, t1w)
@@ -275,7 +288,8 @@ def find_derived_pet(
     Returns
     -------
     Derived, dict
-        The PET, and its sidecar; None where there is none.
+        The PET, and its sidecar, with the unit that its name tells (``suvr-``) if that does not;
+        None where there is none.
 
     Raises
     ------
@@ -298,4 +312,5 @@ def find_derived_pet(
     if image is None:
         return None
     derived = Derived(dataset, root, app, image, forward=forward, in_template=in_mni)
-    return derived, _read_sidecar(image, pet)
+    ratio = {"Units": SUVR} if "suvr" in _entities(image)[0] else {}
+    return derived, {**ratio, **_read_sidecar(image, pet)}

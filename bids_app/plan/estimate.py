@@ -5,20 +5,25 @@ What decides is the number of people and of voxels, and, in training, of epochs.
 differ, so that a factor of two is aimed at.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bids_app.resources import find_space
 from bids_app.synthesis.models import ModelSpec, Spec, TissueSpec
 from bids_app.synthesis.tiling import CubicPatches
+from bids_app.visit import Visit
 
 # Measured on one core of an AMD EPYC with AVX-512: by --resource-monitor, as docs/hpc.md tells, or,
 # where another page is named, as it says there.
 VOXELS = 157 * 189 * 136  # of the 1 mm grid, which the numbers are of
 BRAIN = 0.44  # of them: those that detectors judge; docs/results/detection.md, "Parts"
-T1W_SECONDS = 58.0  # brain, bias field, registration, whatever the grid
-PET_SECONDS = 23.0  # frames, registration to the T1w
+T1W_SECONDS = 46.0  # brain, bias field, registration, whatever the grid
+PET_SECONDS = 10.0  # frames, registration to the T1w
+# Of these, the steps that another app may have done, and what it takes to judge registrations that
+# are taken instead: docs/hpc.md, "What to request".
+BRAIN_SECONDS, BIAS_SECONDS, TO_TEMPLATE_SECONDS, TO_T1W_SECONDS = 4.0, 17.0, 24.0, 8.0
+JUDGE_T1W_SECONDS, JUDGE_PET_SECONDS = 1.0, 2.0
 ON_GRID_SECONDS = 5.0  # of an image at 1 mm: resampling, synthesis, regions
 SUBJECT_REPORT_SECONDS = 4.0
 PARTICIPANT_MEMORY = 1.3  # GiB, of the largest step, which looks for the brain
@@ -92,8 +97,37 @@ def _in_threads(seconds: float, threads: int) -> float:
     return seconds * (1 - THREADED + THREADED / threads)
 
 
+def seconds_spared(visit: Visit) -> float:
+    """Give the CPU seconds of a visit that other apps have spent already.
+
+    The bias field of a T1w that is taken; its brain and its registration, where they are taken,
+    too; the registration of each PET that is taken. What is left is to read and to judge them, to
+    resample, to scale, and all that follows. Seconds are those measured of each step, in
+    docs/hpc.md, "What to request".
+
+    Parameters
+    ----------
+    visit : Visit
+        Whose images know what is taken.
+    """
+    t1w = visit.t1w.derived
+    spared = 0.0
+    if t1w is not None:
+        spared += BIAS_SECONDS + BRAIN_SECONDS * (t1w.brain_mask is not None)
+        spared += (TO_TEMPLATE_SECONDS - JUDGE_T1W_SECONDS) * t1w.is_registered
+    taken = sum(pet.derived is not None for pet in visit.pets)
+    return spared + taken * (TO_T1W_SECONDS - JUDGE_PET_SECONDS)
+
+
 def estimate_participants(
-    *, visits: int, pets: int, voxels: int, threads: int, quick: bool = False, synthesize: bool
+    *,
+    visits: int,
+    pets: int,
+    voxels: int,
+    threads: int,
+    quick: bool = False,
+    synthesize: bool,
+    spared: Sequence[float] = (),
 ) -> Estimate:
     """Estimate a run of the participant level.
 
@@ -109,13 +143,17 @@ def estimate_participants(
         Whether registration is coarse, as ``--sloppy`` has it: a tenth of its work, our choice.
     synthesize : bool
         Whether PET is predicted.
+    spared : sequence of float
+        As :func:`seconds_spared` gives it, of each visit; empty: nothing is taken from other apps.
     """
     coarse, size = 0.1 if quick else 1.0, voxels / VOXELS
     images = visits + pets + visits * synthesize
-    t1w, pet = coarse * T1W_SECONDS, coarse * PET_SECONDS
-    cpu = visits * t1w + pets * pet + images * size * ON_GRID_SECONDS
+    cpu = coarse * (visits * T1W_SECONDS + pets * PET_SECONDS - sum(spared))
+    cpu += images * size * ON_GRID_SECONDS
     with_pet = min(pets, 1)
-    per_visit = t1w + with_pet * pet + (1 + with_pet + synthesize) * size * ON_GRID_SECONDS
+    longest = T1W_SECONDS + with_pet * PET_SECONDS - min(spared, default=0.0)
+    per_visit = coarse * max(longest, 0.0)  # where several PET of a visit are taken
+    per_visit += (1 + with_pet + synthesize) * size * ON_GRID_SECONDS
     output = visits * VISIT_GB + pets * PET_GB + images * size * IMAGE_GB
     return Estimate(
         cpu,

@@ -10,7 +10,7 @@ import numpy as np
 from bids_app.arguments import LESIONS
 from bids_app.derivatives.detections import native_t1w, t1w_to_template, template_to_t1w
 from bids_app.derivatives.find import LesionMask, Preprocessed, find_lesion_mask, no_mask_at_all
-from bids_app.derivatives.paths import coverage_path
+from bids_app.derivatives.paths import coverage_path, sidecar_path
 from bids_app.derivatives.tables import read_columns
 from bids_app.detection.card import DetectorCard, covariates_of
 from bids_app.detection.clusters import names_beside, read_labels
@@ -23,6 +23,7 @@ from bids_app.detection.covariates import (
     encode,
 )
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, UsageError
+from bids_app.files import Json, read_json
 from bids_app.nifti import check_labels, inspect
 from bids_app.plan.cohort import Participant, Subjects
 from bids_app.plan.problems import Problem, refuse_other_grids
@@ -376,17 +377,43 @@ def _usable_mask(root: Path, visit: Preprocessed, settings: Settings) -> LesionM
     mask = find_lesion_mask(root, visit, settings.template)
     if mask is not None:
         check_labels(mask.path, orientation=settings.assume_orientation)
-        if not mask.in_template and not t1w_to_template(visit).is_file():
-            raise _absent(t1w_to_template(visit))
+        if not mask.in_template:
+            _refuse_unreachable(mask, visit, settings.template)
     return mask
+
+
+def _refuse_unreachable(mask: LesionMask, visit: Preprocessed, template: str) -> None:
+    """Refuse a mask on the raw T1w from which no transform leads to the template.
+
+    A T1w that was taken in MNI space has one, but that is the identity: from MNI space, not from
+    the raw T1w.
+    """
+    if _read_native(visit).get("InMNISpace") is True:
+        raise UnusableDataError(
+            f"{mask.path}: was drawn on the raw T1w, but the T1w of this visit was taken in MNI "
+            "space, and no transform between the two is known; resample the mask to MNI space, "
+            f"and name it space-{template}"
+        )
+    if not t1w_to_template(visit).is_file():
+        raise _absent(t1w_to_template(visit))
+
+
+def _read_native(visit: Preprocessed) -> Json:
+    """Read the sidecar of the T1w on its own grid, if there is one."""
+    sidecar = sidecar_path(native_t1w(visit))
+    return read_json(sidecar) if sidecar.is_file() else {}
 
 
 def _tell_mask(visit: Preprocessed, mask: LesionMask | None) -> str:
     who = f"sub-{visit.subject}" + (f" ses-{visit.session}" if visit.session else "")
     if mask is None:
         return f"{who}: no mask of lesions; in no curve"
-    how = "resampled" if mask.in_template else "carried from the T1w"
-    return f"{who}: lesions are those of {mask.path.name}, {how} to the grid"
+    if mask.in_template:
+        how, taken = "resampled", None
+    else:
+        how, taken = "carried from the T1w", _read_native(visit).get("TakenFrom")
+    doubt = f"; that T1w was taken from {taken}: check that the mask lies on it" if taken else ""
+    return f"{who}: lesions are those of {mask.path.name}, {how} to the grid{doubt}"
 
 
 def atlas_of(settings: Settings) -> tuple[Path, Path] | None:

@@ -55,11 +55,14 @@ from bids_app.workflows.synthesis import SynthesisPlan
 VOLUME_AXES = 3
 ADVICE = "give one duration, in s, for each frame"
 AGAIN = "run the app that made it again, or leave its dataset out of --derivatives"
+Known = tuple[Scan, Header | None]  # None: nothing of the image is read in this run
 LONGEST_FRAME = 1e7  # s; beyond it a duration is none, in ms neither; our choice
 
 
 def read_selection(settings: Settings) -> Selection:
     """Choose images as the settings say, and set aside those whose headers forbid their use.
+
+    What another app has made stands in for its raw image before headers are looked at.
 
     Raises
     ------
@@ -78,9 +81,9 @@ def read_selection(settings: Settings) -> Selection:
         filters=_read_filters(settings.bids_filter_file),
         database_dir=_index_of(settings),
     )
-    usable = _without_unusable(selection, settings)
     apps = () if _starts_elsewhere(settings) else read_apps(settings.derivatives)
-    return _with_derived(usable, apps, settings) if apps else usable
+    used = _with_derived(selection, apps, settings.template) if apps else selection
+    return _without_unusable(used, apps, settings)
 
 
 def _index_of(settings: Settings) -> Path | None:
@@ -98,22 +101,37 @@ def _read_filters(path: Path | None) -> object:
         raise UsageError(f"{path}: cannot be read as JSON ({error}); correct it") from error
 
 
+def _vouched(scan: Scan, orientation: str) -> str:
+    """Give the axis code that is vouched for: of raw images, not of what other apps have made."""
+    return orientation if scan.derived is None else ""
+
+
 def _check_t1w(t1w: Scan, orientation: str) -> Header:
-    header = nifti.inspect(t1w.path, orientation=orientation)
+    header = nifti.inspect(t1w.used, orientation=_vouched(t1w, orientation))
     if len(header.shape) != VOLUME_AXES:
         raise UnusableDataError(
-            f"{t1w.path}: {header.shape[3]} volumes, where a T1w has one; average or choose one of "
+            f"{t1w.used}: {header.shape[3]} volumes, where a T1w has one; average or choose one of "
             "them"
         )
     return header
 
 
+def _frames(header: Header) -> int:
+    return header.shape[3] if len(header.shape) > VOLUME_AXES else 1
+
+
+def _is_one_volume(pet: Scan, header: Header | None) -> bool:
+    """Whether another app has made one volume of a PET, of which no frames can be chosen."""
+    return pet.derived is not None and header is not None and _frames(header) == 1
+
+
 def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
-    header = nifti.inspect(pet.used, orientation=orientation)
-    frames = header.shape[3] if len(header.shape) > VOLUME_AXES else 1
+    header = nifti.inspect(pet.used, orientation=_vouched(pet, orientation))
+    frames = _frames(header)
     if frames > 1:  # a single volume is used as it is, whatever its sidecar says of frames
         _check_durations(pet, frames, chosen)
-    _check_frames(pet, frames, chosen)
+    if not _is_one_volume(pet, header):
+        _check_frames(pet, frames, chosen)
     return header
 
 
@@ -143,40 +161,60 @@ def _check_frames(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
         )
 
 
-def _usable_pets(
-    visit: Visit, settings: Settings
-) -> tuple[list[tuple[Scan, Header]], list[Unused]]:
-    usable, unused = [], []
-    for pet in visit.pets:
+def _usable_pets(visit: Visit, settings: Settings) -> tuple[list[Known], list[Unused]]:
+    usable, unused = list[Known](), []
+    for number, pet in enumerate(visit.pets):
         try:
             header = _check_pet(pet, settings.pet_frames, settings.assume_orientation)
             usable.append((pet, header))
         except Mri2petError as error:
-            unused.append(Unused(pet.subject, pet.path, f"{error}", error.exit_code))
+            if _starts_elsewhere(settings) and (
+                _results(visit, settings).pets[number].in_template.is_file()
+            ):
+                usable.append((pet, None))
+            else:
+                unused.append(Unused(pet.subject, pet.path, f"{error}", error.exit_code))
     return usable, unused
 
 
-def _without_unusable(selection: Selection, settings: Settings) -> Selection:
+def _usable_t1w(visit: Visit, settings: Settings) -> Known:
+    try:
+        return visit.t1w, _check_t1w(visit.t1w, settings.assume_orientation)
+    except Mri2petError:
+        if _starts_elsewhere(settings) and _results(visit, settings).t1w_in_template.is_file():
+            return visit.t1w, None  # an earlier run has used another app's
+        raise
+
+
+def _results(visit: Visit, settings: Settings) -> VisitPaths:
+    return visit_paths(settings.output_dir, visit, settings.template, settings.grid_resolution)
+
+
+App = tuple[str, Path, str]  # name of its dataset in --derivatives, where that is, what made it
+
+
+def _without_unusable(selection: Selection, apps: Sequence[App], settings: Settings) -> Selection:
     orientation = settings.assume_orientation
     visits, unused = [], list(selection.unused)
     for visit in selection.visits:
         pets, left_aside = _usable_pets(visit, settings)
         unused += left_aside
         try:
-            known = [(visit.t1w, _check_t1w(visit.t1w, orientation)), *pets]
+            known = [_usable_t1w(visit, settings), *pets]
         except Mri2petError as error:
             unused.append(Unused(visit.subject, visit.t1w.path, f"{error}", error.exit_code))
             continue
-        notes = [note for _, header in known for note in header.notes]
+        notes = [note for _, header in known if header is not None for note in header.notes]
+        if visit.t1w.derived is not None:
+            notes = [*_describe_pets(pets, apps, settings.pet_frames), *notes]
         t1w, *others = (
-            replace(scan, orientation=orientation) if header.assumed else scan
+            replace(scan, orientation=orientation)
+            if header is not None and header.assumed
+            else scan
             for scan, header in known
         )
         visits.append(replace(visit, t1w=t1w, pets=tuple(others), notes=(*visit.notes, *notes)))
     return Selection(tuple(visits), tuple(unused))
-
-
-App = tuple[str, Path, str]  # name of its dataset in --derivatives, where that is, what made it
 
 
 def _starts_elsewhere(settings: Settings) -> bool:
@@ -196,23 +234,19 @@ def read_apps(derivatives: Iterable[tuple[str, Path]]) -> tuple[App, ...]:
     return tuple((name, root, read_app(name, root)) for name, root in named)
 
 
-def _with_derived(selection: Selection, apps: Sequence[App], settings: Settings) -> Selection:
+def _with_derived(selection: Selection, apps: Sequence[App], template: str) -> Selection:
     """Let visits use what other apps have made of their images, where they have."""
     visits, unused = [], list(selection.unused)
     for visit in selection.visits:
         try:
-            found = use_derived(visit, apps, settings.template)
+            visits.append(use_derived(visit, apps, template))
         except Mri2petError as error:
             unused.append(Unused(visit.subject, visit.t1w.path, f"{error}", error.exit_code))
-            continue
-        pets, left_aside = _usable_pets(found, settings)
-        visits.append(replace(found, pets=tuple(pet for pet, _ in pets)))
-        unused += left_aside
     return Selection(tuple(visits), tuple(unused))
 
 
 def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
-    """Let a visit use what another app has made of its T1w and PET; notes say what, and what not.
+    """Let a visit use what another app has made of its T1w and PET; a note tells of the T1w.
 
     The first dataset that has PET of the visit is preferred, then the first with a transform to
     the run's template: a PET lies on the T1w of its own dataset. A PET of a dataset that has no
@@ -253,12 +287,11 @@ def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
         next((pets[app][number] for app in onto if pets[app][number]), None)
         for number in range(len(visit.pets))
     )
-    notes = [_describe_t1w(t1w, visit, template), *_describe_pets(visit, chosen, apps)]
     return replace(
         visit,
         t1w=replace(visit.t1w, derived=t1w, orientation=""),
         pets=tuple(new or raw for new, raw in zip(chosen, visit.pets, strict=True)),
-        notes=(*visit.notes, *notes),
+        notes=(*visit.notes, _describe_t1w(t1w, visit, template)),
     )
 
 
@@ -276,10 +309,10 @@ def _derived_pets(visit: Visit, app: App, template: str) -> list[Scan | None]:
             pets.append(None)
             continue
         derived, told = found
-        fresh = {key: told[key] for key in ("FrameDuration", "Units") if key in told}
-        metadata = dict(pet.metadata)
-        for key, value in fresh.items():
-            metadata[key] = tuple(value) if isinstance(value, list) else value
+        metadata = {key: value for key, value in pet.metadata if key != "Units"}  # may be another
+        for key in ("FrameDuration", "Units"):
+            if key in told:
+                metadata[key] = tuple(told[key]) if isinstance(told[key], list) else told[key]
         pets.append(replace(pet, derived=derived, metadata=tuple(metadata.items()), orientation=""))
     return pets
 
@@ -314,12 +347,17 @@ def _describe_t1w(t1w: Derived, visit: Visit, template: str) -> str:
 
 
 def _describe_pets(
-    visit: Visit, chosen: Sequence[Scan | None], apps: Sequence[App]
+    pets: Iterable[Known], apps: Sequence[App], chosen: Sequence[int]
 ) -> Iterator[str]:
     """Tell which PET were taken, and of those that could have been expected, which were not."""
-    for pet, taken in zip(visit.pets, chosen, strict=True):
-        if taken is not None and taken.derived is not None:
-            yield f"{pet.path.name}: is taken from {taken.derived.app}, on the T1w"
+    for pet, header in pets:
+        if pet.derived is not None:
+            yield f"{pet.path.name}: is taken from {pet.derived.app}, on the T1w"
+            if chosen and _is_one_volume(pet, header):
+                yield (
+                    f"{pet.path.name}: {pet.derived.app} has made one volume of it, which is used "
+                    "as it is; --pet-frames does not apply to it"
+                )
         elif names := [name for name, _, _ in apps if name in WITH_PET]:
             yield (
                 f"{pet.path.name}: {' or '.join(names)} has no preprocessed PET of it on the T1w "
@@ -567,8 +605,7 @@ def _synthesis_plan(
     if _leads_to_t1w(plan, run):
         in_t1w = plan.paths.synthetic_pet_in_t1w, synthetic_in_t1w(sidecar, plan.paths, origin)
     if in_t1w is not None and plan.paths.pets:
-        first = plan.visit.pets[0]
-        sidecars = subtracted_pet(sidecar, plan.paths, origin, dict(first.metadata).get("Units"))
+        sidecars = subtracted_pet(sidecar, plan.paths, origin, _units(plan, run))
         subtracted = tuple(zip(plan.paths.pets[0].subtracted, sidecars, strict=True))
     atlas = coarse_atlas(run.space.template)
     return SynthesisPlan(
@@ -583,6 +620,14 @@ def _synthesis_plan(
         regions=None if atlas is None else (plan.paths.regions, dict(describe_regions())),
         atlas=atlas,
     )
+
+
+def _units(plan: VisitPlan, run: ParticipantPlan) -> object:
+    """Give the unit of the first PET, if it is known: that of what an earlier run has written."""
+    written = sidecar_path(plan.paths.pets[0].in_t1w)
+    if run.stage == "synthesize" and written.is_file():
+        return read_json(written).get("Units")
+    return dict(plan.visit.pets[0].metadata).get("Units")
 
 
 def _leads_to_t1w(plan: VisitPlan, run: ParticipantPlan) -> bool:
