@@ -372,10 +372,10 @@ def test_a_plan_that_fails_does_not_stop_the_others(study, tmp_path, monkeypatch
     add_t1w(raw, "02", np.random.default_rng(4))
     plan, seen = participant_level.plan_visit, []
 
-    def fail(visit, run):
+    def fail(visit, run, **how):
         if visit.subject == "01":
             raise ZeroDivisionError("nobody foresaw this")
-        return plan(visit, run)
+        return plan(visit, run, **how)
 
     def compute(plans, *_, **__):
         seen.extend(plan.visit.subject for plan in plans)
