@@ -40,7 +40,8 @@ install() {
 trim() {
     find "$prefix/$packages" -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
     find "$prefix/$packages" -type f \( -name '*.pyi' -o -name '*.pxd' -o -name '*.h' -o -name '*.hpp' -o -name '*.a' \) -delete
-    rm -rf "$prefix/$packages/torch/include" "$prefix/$packages/torch/bin" "$prefix/$packages/torch/share"
+    rm -rf "$prefix/$packages/torch/include" "$prefix/$packages/torch/share"
+    find "$prefix/$packages/torch/bin" -type f ! -name torch_shm_manager -delete  # torch looks for that one
 }
 
 step=$1
