@@ -23,11 +23,13 @@ from bids_app import nifti
 from bids_app.cli import main
 from bids_app.dataset.validation import find_validator
 from bids_app.files import read_tsv
+from bids_app.imaging.similarity import correlation
 from bids_app.importing import main as import_main
 from bids_app.synthesis.card import REFERENCE, Card, file_sha256
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS
+from bids_app.synthesis.networks import has_bfloat16
 from bids_app.synthesis.pairs import Owner, Volumes
 from bids_app.synthesis.reference import gather_reference, write_reference
 
@@ -353,7 +355,11 @@ def test_a_generator_that_was_trained_elsewhere_predicts(raw, out, tmp_path, cap
         (mask,) = path.parents[1].glob(f"anat/*_{SPACE}_desc-brain_mask.nii.gz")
         brain = nifti.load(mask).data > 0
         expected = np.where(brain, in_volume(network, nifti.load(t1w).data), 0)
-        np.testing.assert_allclose(nifti.load(path).data, expected, atol=1e-4)  # as it is stored
+        half = has_bfloat16("cpu")  # first weights amplify its rounding
+        close = 0.05 if half else 1e-4  # as it is stored
+        np.testing.assert_allclose(nifti.load(path).data, expected, atol=close)
+        assert correlation(nifti.load(path).data, expected, brain) > 0.999
+        assert sidecar_of(path)["Precision"] == ("bfloat16" if half else "float32")
         said = sidecar_of(path)["Generator"]["TrainedOn"]
         assert said.startswith("nobody (imported from latest_net_G.pth, SHA-256 ")
     assert "imported from latest_net_G.pth" in (copy / "sub-02.html").read_text()

@@ -351,7 +351,8 @@ def test_slices_are_shown_to_a_network_as_it_knows_them(axes, channels, tmp_path
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_library_predicts_with_an_imported_generator(channels, tmp_path):
+def test_the_library_predicts_with_an_imported_generator(channels, tmp_path, monkeypatch):
+    monkeypatch.setattr("bids_app.synthesis.inference.has_bfloat16", lambda _device: False)
     theirs = drawn(taken=channels, given=channels, blocks=1)
     folder = imported(tmp_path, theirs)
     inside = mask_on(Settings.template, GRID)

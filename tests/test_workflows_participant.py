@@ -340,7 +340,7 @@ def test_registration_sees_the_brain_alone_and_is_judged_on_the_grid_of_the_outp
         assert producer(found, at("judge"), field) == ("register_to_template", field)
     assert producer(found, at("synthesize"), "t1w") == ("verdict", "image")
     assert producer(found, at("verdict"), "image") == ("scale", "image")
-    assert producer(found, at("verdict"), "measured") == ("measured_of_synthesis", "out")
+    assert producer(found, at("verdict"), "measured") == ("measured", "out")
     assert producer(found, at("synthesize"), "mask") == ("resample_mask", "image")
 
 
