@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 from collections import defaultdict
 from itertools import pairwise
 from multiprocessing import forkserver
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 from nodes import (
     Die,
     DieOnce,
@@ -391,3 +393,18 @@ def test_what_nodes_wait_for_is_counted_as_the_matrix_has_it(rng):
             row[row.nonzero()] = 0
         assert counted.sum(axis=0).tolist() == counted.toarray().sum(axis=0, keepdims=True).tolist()
     assert not counted.sum(0).any()
+
+
+def test_nodes_are_looked_for_only_where_something_has_changed(run, monkeypatch):
+    """Each look collects garbage, of all nodes that there are."""
+    looks, look = [], MultiProcPlugin._send_procs_to_workers
+    monkeypatch.setattr(
+        MultiProcPlugin,
+        "_send_procs_to_workers",
+        lambda plugin, *how: looks.append(1) or look(plugin, *how),
+    )
+    run.visit("one", SlowerNote, SlowerNote)
+    started = time.monotonic()
+    assert run.go() == []
+    assert time.monotonic() - started > 1.6  # of which nodes sleep; a look every 0.05 s would be 32
+    assert 3 <= len(looks) <= 8

@@ -251,6 +251,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         self._finished: set[str] = set()
         self._members: dict[str, list[int]] = {}
         self._counted = 0
+        self._idle: tuple[int, int, int] | None = None
         self.depidx: lil_matrix
         self.pool: ProcessPoolExecutor
         self.pool.shutdown(wait=False)  # nipype's own; nothing has been submitted
@@ -340,6 +341,20 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
                 ]
         return ready
 
+    def _send_procs_to_workers(self, updatehash: bool = False, graph: object = None) -> None:
+        """Look for nodes that can run, if anything has changed since none was found.
+
+        nipype does so twenty times a second, and collects garbage each time.
+        """
+        before = self._progress()
+        if before != self._idle:
+            super()._send_procs_to_workers(updatehash, graph)
+            self._idle = before if self._progress() == before else None
+
+    def _progress(self) -> tuple[int, int, int]:
+        done, pending = int(self.proc_done.sum()), int(self.proc_pending.sum())
+        return done, pending, len(self.pending_tasks)
+
     def _generate_dependency_list(self, graph: object) -> None:
         super()._generate_dependency_list(graph)
         self.depidx = _Dependencies(self.depidx)
@@ -373,6 +388,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
     def _prerun_check(self, graph: Iterable[Node]) -> None:
         """Let a worker of each pool import what its nodes need while the first ones run."""
         super()._prerun_check(graph)
+        gc.freeze()  # the nodes of this graph, too, which nipype has just made
         needed: dict[str, bool] = {}
         for node in graph:
             engine: str | None = getattr(node.interface, "engine", None)
