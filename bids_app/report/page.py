@@ -4,6 +4,7 @@ The latter is kept, so that a report can be made again.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypedDict
@@ -12,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bids_app.derivatives.description import plain_settings
+from bids_app.derivatives.tables import NAMED_AT_MOST
 from bids_app.errors import Mri2petError
 from bids_app.files import read_json, write_json, write_text
 
@@ -231,6 +233,37 @@ def is_demonstration(*told: str) -> bool:
     return any(word in " ".join(told).lower() for word in ("demonstrat", "simulat"))
 
 
+OF_ONE: Final = re.compile(r"(sub-[0-9A-Za-z+]+)(?: ses-[0-9A-Za-z+]+)?: ")  # whom a note is of
+
+
+def gather_alike(sentences: Sequence[str]) -> list[str]:
+    """Say once what sentences say alike of many participants, where the first is said.
+
+    Examples
+    --------
+    >>> notes = [f"sub-{n}: its mask is sub-{n}_mask.nii.gz" for n in "1234567"]
+    >>> for told in gather_alike([*notes, "sub-1: has no PET"]):
+    ...     print(told)
+    sub-1, sub-2, sub-3, sub-4, sub-5 and 2 more: its mask is sub-…_mask.nii.gz
+    sub-1: has no PET
+    """
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for sentence in sentences:
+        found = OF_ONE.match(sentence)
+        label = found[1] if found else ""
+        text = sentence[found.end() :].replace(label, "sub-…") if found else sentence
+        alike.setdefault(text if found else f"\n{sentence}", []).append((label, sentence))
+    told = list[str]()
+    for text, own in alike.items():
+        names = list(dict.fromkeys(label for label, _ in own))
+        if len(names) > NAMED_AT_MOST:
+            rest = len(names) - NAMED_AT_MOST
+            told.append(f"{', '.join(names[:NAMED_AT_MOST])} and {rest} more: {text}")
+        else:
+            told += [sentence for _, sentence in own]
+    return told
+
+
 # Made once: templates are then compiled once in a run, and not for each participant's page.
 PAGES: Final = Environment(
     loader=FileSystemLoader(TEMPLATES),
@@ -240,3 +273,4 @@ PAGES: Final = Environment(
     lstrip_blocks=True,
 )
 PAGES.filters["described"] = describe_settings
+PAGES.filters["gathered"] = gather_alike
