@@ -80,13 +80,15 @@ def draw(told: dict[str, list[dict[str, float]]], path: Path) -> None:
     figure, panels = plt.subplots(1, len(STEPS), figsize=(14, 3.4))
     for panel, (name, steps) in zip(panels, STEPS.items(), strict=True):
         kind = "wall" if name == "threads" else "cpu"
-        panel.plot(steps, [one[kind] for one in told[name]], "o-", color="#1b6ca8")
-        panel.set(
-            xlabel=NAMES[name], ylabel=f"{kind} time (s)".replace("cpu", "CPU"), ylim=(0, None)
-        )
-        memory = panel.twinx()
-        memory.plot(steps, [one["memory"] for one in told[name]], "s--", color="#c05020")
-        memory.set(ylabel="peak memory (GiB, dashed)", ylim=(0, None))
+        times, memory = ([one[which] for one in told[name]] for which in (kind, "memory"))
+        panel.plot(steps, times, "o-", color="#1b6ca8")
+        label = f"{kind} time (s)".replace("cpu", "CPU")
+        panel.set(xlabel=NAMES[name], ylabel=label, ylim=(0, 1.15 * max(times)))
+        if name == "threads":
+            panel.set_xticks(steps)
+        beside = panel.twinx()
+        beside.plot(steps, memory, "s--", color="#c05020")
+        beside.set(ylabel="peak memory (GiB, dashed)", ylim=(0, 1.15 * max(memory)))
     figure.tight_layout()
     figure.savefig(path, dpi=90)
 
