@@ -12,7 +12,7 @@ a seed; ``benchmarks/detection.py --real-only`` does the same by the app's own c
 registration, folds and held-out controls, in some 15.
 
 ``--false`` asks instead whether held-out controls tell how many false clusters to expect: 30 new
-healthy people are scored as patients are, by the mean over four folds of the norms, and clusters
+healthy people are scored as patients are, by the mean over four folds, and clusters
 are counted above the scores that held-out controls, each scored by one fold, have so many of.
 """
 
@@ -148,21 +148,29 @@ def count_false(seed: int) -> dict[tuple[str, float], float]:
     how = {"fwhm": FWHM, "affine": GRID.affine}
     order = np.random.default_rng(seed).permutation(CONTROLS)
     counts: dict[tuple[str, float], float] = {}
-    for name in ("zscore", "combined"):
-        own, new = (
-            [[measure(one.well, brain, **how) for measure in MEASURES[name]] for one in people]
-            for people in (controls, healthy)
-        )
+    for name in ("zscore", "combined", "ocsvm"):
         totals, sums = [np.zeros(brain.shape, np.float32) for _ in healthy], list[float]()
         for fold in range(FOLDS):
-            held_out = order[fold::FOLDS].tolist()
-            trained = [volumes for place, volumes in enumerate(own) if place not in held_out]
-            norms = [learn_norm(volumes, brain) for volumes in zip(*trained, strict=True)]
-            for place in held_out:
-                score = score_against(norms, own[place], name, "hypo")
-                sums += sums_of(controls[place], score, brain)
-            for place, volumes in enumerate(new):
-                totals[place] += score_against(norms, volumes, name, "hypo") / FOLDS
+            held_out = [controls[place] for place in order[fold::FOLDS]]
+            trained = [c.well for c in controls if not any(c is one for one in held_out)]
+            scored = [one.well for one in (*held_out, *healthy)]
+            if name == "ocsvm":
+                known = svm_maps(trained, scored, brain, seed=seed + fold, spec=EncoderSpec())[0]
+                maps = known["ocsvm, hypo"]
+            else:
+                measures = MEASURES[name]
+                norms = [
+                    learn_norm((measure(p, brain, **how) for p in trained), brain)
+                    for measure in measures
+                ]
+                maps = [
+                    score_against(norms, [m(p, brain, **how) for m in measures], name, "hypo")
+                    for p in scored
+                ]
+            for control, score in zip(held_out, maps, strict=False):
+                sums += sums_of(control, score, brain)
+            for place, score in enumerate(maps[len(held_out) :]):
+                totals[place] += score / FOLDS
         sums.sort(reverse=True)
         found = [
             score
