@@ -26,7 +26,7 @@ from bids_app.dataset.index import find_subjects, read_files
 from bids_app.files import read_json, write_json
 from bids_app.plan.participant import plan_visit, read_selection
 from bids_app.report.page import path_of
-from bids_app.report.participant import _made_from
+from bids_app.report.participant import made_from, shared_sources
 
 FIRST = "control01"
 IMAGES = (".nii.gz", ".h5", ".txt")
@@ -88,10 +88,11 @@ def make(work: Path, participants: int) -> None:
     for label in labels:
         copy_as(bids, label, ())
     marks, template = fingerprints(bids, out)
+    shared = shared_sources(out, template)
     for label in labels:
         copy_as(out, label, list(zip(marks[FIRST], marks[label], strict=True)))
         record = path_of(out, f"sub-{label}")
-        told = {"made_from": _made_from(out, label, template)}
+        told = {"made_from": made_from(out, label, shared)}
         write_json(record, {**read_json(record), **told})
 
 

@@ -34,7 +34,7 @@ from bids_app.report.figures import (
     turn_to_ras,
 )
 from bids_app.report.methods import LISTINGS, bibtex_of, write_citation, write_methods
-from bids_app.report.participant import is_current, write_subject_report
+from bids_app.report.participant import is_current, shared_sources, write_subject_report
 from bids_app.report.results import read_novelty, read_registration
 
 T = "MNI152NLin2009aSym_res-6"
@@ -726,7 +726,7 @@ def changes():
 @pytest.mark.parametrize("change", changes())
 def test_a_report_is_written_again_where_what_it_rests_on_has_changed(whole, change):
     def current(**told):
-        return is_current(whole.out, "01", template_t1w=whole.template, **told)
+        return is_current(whole.out, "01", shared_sources(whole.out, whole.template), **told)
 
     assert not current()
     whole.write(**RUN)
@@ -739,7 +739,7 @@ def test_a_report_is_written_again_where_what_it_rests_on_has_changed(whole, cha
 
 def test_a_report_is_written_again_where_the_run_tells_something_else(whole):
     def current(**told):
-        return is_current(whole.out, "01", template_t1w=whole.template, **told)
+        return is_current(whole.out, "01", shared_sources(whole.out, whole.template), **told)
 
     whole.write(**RUN)
     assert current(notes=RUN["notes"], problems=RUN["problems"])

@@ -62,7 +62,7 @@ from bids_app.plan.study import grid_of
 from bids_app.report.overview import NAME as OVERVIEW
 from bids_app.report.overview import write_overview
 from bids_app.report.page import RunSummary
-from bids_app.report.participant import is_current, write_subject_report
+from bids_app.report.participant import is_current, shared_sources, write_subject_report
 from bids_app.resources import choose_device
 from bids_app.settings import Settings
 from bids_app.templates import Template
@@ -468,16 +468,15 @@ class _Reports:
     def finish(self, problems: Sequence[Problem]) -> list[Problem]:
         """Write the reports that are not as they should be, and the tables; give what failed."""
         others = [subject for subject in _subjects(self.selection) if subject not in self.written]
-        output_dir, template_t1w = self.settings.output_dir, self.template.reference
+        output_dir = self.settings.output_dir
+        shared = shared_sources(output_dir, self.template.reference)
         stale = [
             subject
             for subject in others
-            if not is_current(
-                output_dir, subject, template_t1w=template_t1w, **self._told(subject, problems)
-            )
+            if not is_current(output_dir, subject, shared, **self._told(subject, problems))
         ]
         failed = self.write(stale, problems)
-        failed += report_all(self.settings.output_dir, self.console)
+        failed += report_all(output_dir, self.console)
         for remark in self.tables():
             self.console.warn(remark)
         return failed

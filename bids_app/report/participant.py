@@ -2,10 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Final, TypedDict, Unpack
 
@@ -248,17 +249,22 @@ def write_subject_report(
             "methods": participant_methods(visits, record["versions"]) if visits else "",
         }
 
-    told = {**told, "made_from": _made_from(output_dir, subject, template_t1w)}
+    shared = shared_sources(output_dir, template_t1w)
+    told = {**told, "made_from": made_from(output_dir, subject, shared)}
     return write_report(output_dir, f"sub-{subject}", told, "subject.html", gather)
 
 
-def is_current(
-    output_dir: Path, subject: str, *, template_t1w: Path, **told: Unpack[RunSummary]
-) -> bool:
+def is_current(output_dir: Path, subject: str, shared: str, **told: Unpack[RunSummary]) -> bool:
     """Tell whether :func:`write_subject_report` would write what is there already.
 
     It would where the run tells the same, and no file has another size or time of change.
-    Parameters are those of that function.
+
+    Parameters
+    ----------
+    output_dir, subject, **told
+        Of that function.
+    shared : str
+        As :func:`shared_sources` gives it.
     """
     record = read_record(output_dir, f"sub-{subject}")
     pages = output_dir / f"sub-{subject}.html", overview_path(output_dir, subject)
@@ -268,34 +274,43 @@ def is_current(
             list(record[key]) == list(told[key]) for key in ("notes", "problems") if key in told
         )
         and not told.keys() - {"notes", "problems"}
-        and record["made_from"] == _made_from(output_dir, subject, template_t1w)
+        and record["made_from"] == made_from(output_dir, subject, shared)
     )
 
 
-def _made_from(output_dir: Path, subject: str, template_t1w: Path) -> str:
-    """Digest the sizes and times of all files that the report of a participant rests on."""
-    detectors, own = output_dir / DETECTORS_FOLDER, f"sub-{subject}"
+def made_from(output_dir: Path, subject: str, shared: str) -> str:
+    """Digest what the report of a participant rests on: ``shared``, and its own files."""
+    own = f"sub-{subject}/**/*"
+    folders = output_dir.glob(own), (output_dir / DETECTORS_FOLDER).glob(f"*/{own}")
+    return _digest([shared, *_states(output_dir, chain(*folders))])
+
+
+def shared_sources(output_dir: Path, template_t1w: Path) -> str:
+    """Digest what the reports of all participants rest on: template, detectors, controls."""
     applied = detector_of_run(read_record(output_dir, GROUP))
-    groups = [output_dir / SCORED, path_of(output_dir, GROUP)]
     paths = [
-        *output_dir.glob(f"{own}/**/*"),
-        *detectors.glob(f"*/{own}/**/*"),
-        *detectors.glob("*/*"),
+        *(output_dir / DETECTORS_FOLDER).glob("*/*"),
         *(applied.glob("*") if applied is not None else ()),
-        *(path for path in groups if path.exists()),
+        output_dir / SCORED,
+        path_of(output_dir, GROUP),
         *_control_tables(output_dir, _changed(output_dir / SCORED)).values(),
     ]
-    stats = sorted(
+    template = digest_of(template_t1w) if template_t1w.exists() else ""
+    return _digest([version("mri2pet"), template, *_states(output_dir, paths)])
+
+
+def _states(output_dir: Path, paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Give the names of files, with their sizes and times of change."""
+    return sorted(
         (os.path.relpath(path, output_dir), known.st_size, known.st_mtime_ns)
         for path in paths
         if path.is_file()
         for known in [path.stat()]
     )
-    template = _digest_of(template_t1w, _changed(template_t1w)) if template_t1w.exists() else ""
-    return hashlib.sha256(repr([version("mri2pet"), template, stats]).encode()).hexdigest()
 
 
-_digest_of = cache(lambda path, _changed: digest_of(path))
+def _digest(parts: Sequence[object]) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _changed(path: Path) -> int:
