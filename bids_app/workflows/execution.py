@@ -388,7 +388,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
     def _prerun_check(self, graph: Iterable[Node]) -> None:
         """Let a worker of each pool import what its nodes need while the first ones run."""
         super()._prerun_check(graph)
-        gc.freeze()  # the nodes of this graph, too, which nipype has just made
+        gc.freeze()  # nipype collects garbage at each look: not of all imports, nor of these nodes
         needed: dict[str, bool] = {}
         for node in graph:
             engine: str | None = getattr(node.interface, "engine", None)
@@ -399,6 +399,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
 
     def close(self) -> None:
         """End all processes; what they have not begun is dropped."""
+        gc.unfreeze()
         for pool in (*self._pools.values(), *self._alone.values()):
             pool.shutdown(cancel_futures=True)
 
@@ -573,7 +574,6 @@ def run_graph(
         if on_finished is not None:
             on_finished(name, crashes)
 
-    gc.freeze()  # nipype collects garbage at each look at its nodes: half a core, with all imports
     try:
         if plugin is None or plugin["plugin"] == "MultiProc":
             order = () if on_finished is None else _parts_of(workflow)
@@ -590,8 +590,6 @@ def run_graph(
             _run_elsewhere(workflow, plugin, note_status)
     except (RuntimeError, AttributeError, TypeError, OSError, ValueError, EOFError) as error:
         failure = error
-    finally:
-        gc.unfreeze()
     crashes += _collect(crashes_here, logs, failed)
     shutil.rmtree(crashes_here, ignore_errors=True)
     if failure is not None and not crashes:
