@@ -55,9 +55,9 @@ class SynthesizePET(SimpleInterface):
         t1w = nifti.load(self.inputs.t1w)
         brain = nifti.load(self.inputs.mask).data > 0
         folder = Path(self.inputs.generator)
-        card = read_card(folder)
+        generator, card = self._load(folder, Grid(t1w.data.shape, t1w.affine))
         try:
-            pet, self._results["sidecar"] = self._synthesize(t1w)
+            pet, self._results["sidecar"] = self._synthesize(t1w, generator, card)
         except FloatingPointError as error:
             raise UnusableDataError(
                 f"{folder}: of {Path(self.inputs.t1w).name}, {error}; no PET is written; train the "
@@ -79,18 +79,24 @@ class SynthesizePET(SimpleInterface):
         self._results["pet"] = str(path)
         return runtime
 
-    def _synthesize(self, t1w):
-        """Predict a PET; give it with what its sidecar tells of how."""
+    def _load(self, folder, grid):
+        """Load a generator, onto a grid; give it with its card."""
         import torch
 
-        from bids_app.synthesis.inference import choose_dtype, load_generator, synthesize
-        from bids_app.synthesis.tissue import TissueModel, carry_tissue_model
+        from bids_app.synthesis.inference import load_generator
+        from bids_app.synthesis.tissue import carry_tissue_model
 
         torch.set_num_threads(self.inputs.threads)
-        generator, card = load_generator(Path(self.inputs.generator), self.inputs.device)
-        grid = Grid(t1w.data.shape, t1w.affine)
+        generator, card = load_generator(folder, self.inputs.device)
         if not is_own_grid(card, grid):  # a tissue model, or the run would not have begun
             generator = carry_tissue_model(generator, np.array(card.affine), grid)
+        return generator, card
+
+    def _synthesize(self, t1w, generator, card):
+        """Predict a PET; give it with what its sidecar tells of how."""
+        from bids_app.synthesis.inference import choose_dtype, synthesize
+        from bids_app.synthesis.tissue import TissueModel
+
         tiling = overlap(card.spec.tiling) if self.inputs.overlap else card.spec.tiling
         dtype = choose_dtype(generator, self.inputs.device)
         how = {"fwhm": self.inputs.fwhm, "zooms": t1w.zooms, "dtype": dtype}
