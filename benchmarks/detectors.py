@@ -148,27 +148,25 @@ def count_false(seed: int) -> dict[tuple[str, float], float]:
     how = {"fwhm": FWHM, "affine": GRID.affine}
     order = np.random.default_rng(seed).permutation(CONTROLS)
     counts: dict[tuple[str, float], float] = {}
+    people = [*controls, *healthy]
     for name in ("zscore", "combined", "ocsvm"):
+        measures = MEASURES.get(name, ())
+        measured = [[measure(one.well, brain, **how) for measure in measures] for one in people]
         totals, sums = [np.zeros(brain.shape, np.float32) for _ in healthy], list[float]()
         for fold in range(FOLDS):
-            held_out = [controls[place] for place in order[fold::FOLDS]]
-            trained = [c.well for c in controls if not any(c is one for one in held_out)]
-            scored = [one.well for one in (*held_out, *healthy)]
+            held_out = order[fold::FOLDS].tolist()
+            trained = [place for place in range(CONTROLS) if place not in held_out]
+            scored = [*held_out, *range(CONTROLS, len(people))]
             if name == "ocsvm":
-                known = svm_maps(trained, scored, brain, seed=seed + fold, spec=EncoderSpec())[0]
+                wells = [[people[place].well for place in some] for some in (trained, scored)]
+                known = svm_maps(*wells, brain, seed=seed + fold, spec=EncoderSpec())[0]
                 maps = known["ocsvm, hypo"]
             else:
-                measures = MEASURES[name]
-                norms = [
-                    learn_norm((measure(p, brain, **how) for p in trained), brain)
-                    for measure in measures
-                ]
-                maps = [
-                    score_against(norms, [m(p, brain, **how) for m in measures], name, "hypo")
-                    for p in scored
-                ]
-            for control, score in zip(held_out, maps, strict=False):
-                sums += sums_of(control, score, brain)
+                own = zip(*(measured[place] for place in trained), strict=True)
+                norms = [learn_norm(volumes, brain) for volumes in own]
+                maps = [score_against(norms, measured[place], name, "hypo") for place in scored]
+            for place, score in zip(held_out, maps, strict=False):
+                sums += sums_of(controls[place], score, brain)
             for place, score in enumerate(maps[len(held_out) :]):
                 totals[place] += score / FOLDS
         sums.sort(reverse=True)
