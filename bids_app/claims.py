@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 from uuid import uuid4
 
-from bids_app.errors import CannotCreateError, Mri2petError
+from bids_app.errors import CannotCreateError, Mri2petError, name_some
 from bids_app.files import NO_LOCKS, locked, read_json, write_json
 from bids_app.lifeline import last_act
 
@@ -110,9 +110,8 @@ def _refuse(folder: Path, other: Path, names: Collection[str]) -> None:
     claims = told.get("claims")
     both = sorted(set(names) & set(claims if isinstance(claims, list) else []))
     if both:
-        more = f" and {len(both) - NAMED_AT_MOST} more" if len(both) > NAMED_AT_MOST else ""
         raise CannotCreateError(
-            f"{folder}: another run is working on {', '.join(both[:NAMED_AT_MOST])}{more}: process "
+            f"{folder}: another run is working on {name_some(both, NAMED_AT_MOST)}: process "
             f"{told.get('process')} on {told.get('host')}, begun at {told.get('date')} as "
             f"{told.get('command')!r}; wait until it has ended, or stop it"
         )

@@ -5,6 +5,10 @@ says what is wrong with it, and what to do. The docstrings below are what docs/e
 each code: first what it means, then what to do.
 """
 
+from collections.abc import Sequence
+
+NAMED_AT_MOST = 5  # participants, or other things, that a sentence lists; our choice
+
 
 class Mri2petError(Exception):
     """Some participant, or some step, failed; the results of the others stand.
@@ -79,3 +83,15 @@ class ReadWriteError(Mri2petError):
     """
 
     exit_code = 74
+
+
+def name_some(names: Sequence[str], most: int = NAMED_AT_MOST) -> str:
+    """List the first of many in a sentence, and count the others.
+
+    Examples
+    --------
+    >>> name_some(["a", "b"]), name_some("abcdefg")
+    ('a, b', 'a, b, c, d, e and 2 more')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

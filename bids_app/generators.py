@@ -7,7 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, UsageError
+from bids_app.errors import (
+    MissingInputError,
+    Mri2petError,
+    UnusableDataError,
+    UsageError,
+    name_some,
+)
 from bids_app.imaging.volume import Grid, zooms_of
 from bids_app.synthesis.card import (
     FOLDS,
@@ -26,7 +32,6 @@ from bids_app.synthesis.tiling import SliceTriplets
 SHIPPED = Path(__file__).parent / "data" / "generators"
 DEFAULT, SLOPPY = "default", "sloppy"
 CROSSVALIDATION = "crossvalidation"  # folder of a derivative dataset, by names of generators
-NAMED_AT_MOST = 5  # participants listed in a sentence
 DOI = re.compile(r"^(?:https?://(?:dx\.)?doi\.org/|doi:\s*)")  # before the number itself
 
 
@@ -232,11 +237,10 @@ def describe_namesakes(
     alike = [label for label in labels if not has_seen(card, label, names, output_dir)]
     if not alike:
         return ""
-    who = ", ".join(f"sub-{label}" for label in alike[:NAMED_AT_MOST])
-    more = f" and {len(alike) - NAMED_AT_MOST} more" if len(alike) > NAMED_AT_MOST else ""
+    who = name_some([f"sub-{label}" for label in alike])
     datasets = dict.fromkeys(repr(o.dataset) for o in card.origins if _labels(o) & {*alike})
     return (
-        f"generator {card.name} was trained on {who}{more} of the dataset "
+        f"generator {card.name} was trained on {who} of the dataset "
         f"{' or '.join(datasets)}; they are taken for others than those of "
         f"{' or '.join(map(repr, names))}; if the dataset was only renamed, their synthetic PETs "
         "are of a generator that has seen them"

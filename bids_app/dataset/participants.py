@@ -5,12 +5,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from bids_app.errors import UnusableDataError
+from bids_app.errors import UnusableDataError, name_some
 from bids_app.files import read_text, split_lines
 
 MISSING = "n/a"
 SILENT = frozenset((MISSING, "", "NA", "NaN", "nan"))  # cells that contradict no other
-NAMED_AT_MOST = 5  # participants listed in a remark
 COLUMNS_AT_MOST = 20  # that have a remark of their own
 ID = "participant_id"
 
@@ -67,9 +66,7 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _listed(labels: Iterable[str]) -> str:
-    names = [f"sub-{label}" for label in sorted(labels)]
-    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
-    return ", ".join(names[:NAMED_AT_MOST]) + more
+    return name_some([f"sub-{label}" for label in sorted(labels)])
 
 
 def _agree(rows: Sequence[Row]) -> tuple[dict[str, str], set[str]]:

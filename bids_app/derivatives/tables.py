@@ -10,7 +10,13 @@ import numpy as np
 import pandas as pd
 
 from bids_app.derivatives.sidecars import Faults, read_dictionary, read_rows, write_table
-from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
+from bids_app.errors import (
+    MissingInputError,
+    ReadWriteError,
+    UnusableDataError,
+    UsageError,
+    name_some,
+)
 from bids_app.files import (
     MISSING,
     append_tsv,
@@ -26,7 +32,6 @@ from bids_app.imaging.regions import RegionalUptake
 from bids_app.imaging.verdict import reasons_of
 
 REMARKS = "Remarks"  # our own key
-NAMED_AT_MOST = 5  # participants listed in a remark
 FIELDS = {
     "method": "Method",
     "similarity_metric": "SimilarityMetric",
@@ -239,8 +244,7 @@ def _tell_kept(table: Path, kept: Mapping[str, Mapping[str, str]], *, has_table:
     )
     if not labels:
         return []
-    more = f" and {len(labels) - NAMED_AT_MOST} more" if len(labels) > NAMED_AT_MOST else ""
-    who = f"{', '.join(labels[:NAMED_AT_MOST])}{more}"
+    who = name_some(labels)
     if not has_table:
         return [f"{table}: no such file; what an earlier run knew of {who} stays, and may be stale"]
     return [
@@ -433,9 +437,8 @@ def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[s
     if not unknown:
         return []
     names = dict.fromkeys(name for some in columns for name in some)
-    more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
     return [
-        f"{', '.join(unknown[:SHOWN])}{more}: not used, n/a in participants.tsv under "
+        f"{name_some(unknown, SHOWN)}: not used, n/a in participants.tsv under "
         f"{', '.join(names)}{why}"
     ]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from bids_app.dataset.participants import NAMED_AT_MOST, read_participants
+from bids_app.dataset.participants import read_participants
 from bids_app.derivatives.description import ANEW, compare_versions, dataset_names, version_of
 from bids_app.derivatives.find import (
     Preprocessed,
@@ -18,7 +18,13 @@ from bids_app.derivatives.find import (
 from bids_app.derivatives.paths import entities_of, sidecar_path
 from bids_app.derivatives.tables import Ratings, describe_unknown_columns, read_ratings, select
 from bids_app.detection.detectors import needing_synthetic
-from bids_app.errors import MissingInputError, Mri2petError, NothingSelectedError, UnusableDataError
+from bids_app.errors import (
+    MissingInputError,
+    Mri2petError,
+    NothingSelectedError,
+    UnusableDataError,
+    name_some,
+)
 from bids_app.files import read_json, read_tsv
 from bids_app.generators import CROSSVALIDATION, describe_namesakes, has_seen, known_cards
 from bids_app.plan.problems import Problem, error_of
@@ -349,9 +355,8 @@ def _describe_stale(settings: Settings) -> list[str]:
     odd = [f"sub-{label}" for label in own if _known(rows[label]) != _known(told.get(label, {}))]
     if not odd:
         return []
-    more = f" and {len(odd) - NAMED_AT_MOST} more" if len(odd) > NAMED_AT_MOST else ""
     return [
-        f"{raw}: says otherwise of {', '.join(odd[:NAMED_AT_MOST])}{more} than {out}, which is "
+        f"{raw}: says otherwise of {name_some(odd)} than {out}, which is "
         "used; run the participant level again: what is complete is not computed again"
     ]
 

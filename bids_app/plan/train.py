@@ -12,15 +12,9 @@ from bids_app.derivatives.description import dataset_names
 from bids_app.derivatives.find import Preprocessed, times_mean_of_image
 from bids_app.derivatives.paths import FDG_LABEL, coverage_path, derivative_path, resolution_label
 from bids_app.derivatives.sidecars import crossvalidated_pet
-from bids_app.errors import ReadWriteError, UnusableDataError, UsageError
+from bids_app.errors import ReadWriteError, UnusableDataError, UsageError, name_some
 from bids_app.files import read_json
-from bids_app.generators import (
-    CROSSVALIDATION,
-    NAMED_AT_MOST,
-    GeneratorChoice,
-    find_generator,
-    has_seen,
-)
+from bids_app.generators import CROSSVALIDATION, GeneratorChoice, find_generator, has_seen
 from bids_app.plan.study import Study, seed_of
 from bids_app.synthesis.card import Card, card_values, check_grid, check_weights, read_card
 from bids_app.synthesis.evaluation import BASELINES, ROWS, ScoreRecord, records_from_json
@@ -170,10 +164,9 @@ def choose_initial(
     names = dataset_names(study.output_dir)
     seen = [label for label in people if has_seen(card, label, names, study.output_dir)]
     if seen:
-        who = ", ".join(f"sub-{label}" for label in seen[:NAMED_AT_MOST])
-        more = f" and {len(seen) - NAMED_AT_MOST} more" if len(seen) > NAMED_AT_MOST else ""
+        who = name_some([f"sub-{label}" for label in seen])
         raise UnusableDataError(
-            f"{flag}: has seen {who}{more}, who would be scored as if no generator had; leave them "
+            f"{flag}: has seen {who}, who would be scored as if no generator had; leave them "
             "out with --exclude-participant-label, or choose a generator that has not seen them"
         )
     return GeneratorChoice(folder, card)

@@ -13,8 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bids_app.derivatives.description import plain_settings
-from bids_app.derivatives.tables import NAMED_AT_MOST
-from bids_app.errors import Mri2petError
+from bids_app.errors import NAMED_AT_MOST, Mri2petError, name_some
 from bids_app.files import read_json, write_json, write_text
 
 UNKNOWN: Final = "unknown"
@@ -257,8 +256,7 @@ def gather_alike(sentences: Sequence[str]) -> list[str]:
     for text, own in alike.items():
         names = list(dict.fromkeys(label for label, _ in own))
         if len(names) > NAMED_AT_MOST:
-            rest = len(names) - NAMED_AT_MOST
-            told.append(f"{', '.join(names[:NAMED_AT_MOST])} and {rest} more: {text}")
+            told.append(f"{name_some(names)}: {text}")
         else:
             told += [sentence for _, sentence in own]
     return told
