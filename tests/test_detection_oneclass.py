@@ -80,6 +80,7 @@ def latents(rng):
     nu=st.sampled_from([0.01, 0.03, 0.1, 0.3, 0.5, 0.9]) | st.floats(0.01, 0.9),
     times=st.none() | st.floats(0.01, 100),
 )
+@example(kind=spread, seed=0, shape=(245, 1), nu=0.5, times=97.0)
 def test_decisions_are_those_of_scikit_learn(kind, seed, shape, nu, times):
     train, scored = draw(kind, np.random.default_rng(seed), *shape)
     gamma = "scale"
@@ -93,7 +94,8 @@ def test_decisions_are_those_of_scikit_learn(kind, seed, shape, nu, times):
     machine = VoxelwiseOneClassSVM(**options, threads=1).fit(train[np.newaxis])
     decisions, scores, offset = reference(train, scored, **options)
     found = machine.decision_function(scored[np.newaxis])[0]
-    near = 1e-4 + 2e-6 * nu * len(train)  # of kernels in float32, nu * n add up
+    # of kernels in float32, nu * n add up; the narrower, the more hangs on a distance's last digit
+    near = 1e-4 + (2e-6 + 4e-8 * (times or 1)) * nu * len(train)
     np.testing.assert_allclose(found, decisions, rtol=0, atol=near)
     np.testing.assert_allclose(machine.score_samples(scored[np.newaxis])[0], scores, atol=near)
     assert machine.offset_[0] == pytest.approx(offset, abs=near)

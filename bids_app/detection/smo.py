@@ -15,10 +15,11 @@ Compiled with numba; the interpreter's lock is released, so that plain threads c
 from collections.abc import Callable
 from functools import wraps
 from math import factorial
-from typing import NamedTuple, ParamSpec, TypeAlias, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numba import njit
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -30,7 +31,9 @@ Result = TypeVar("Result")
 FLATTEST = 1e-12  # curvature between two equal samples: libsvm's TAU
 STEPS = 10_000_000  # at most: libsvm's
 ROUNDING = 1e-12  # of coefficients
-LARGE = 1e300  # instead of infinity, which fast arithmetic does not know
+LARGE = 1e30  # instead of infinity, which fast arithmetic does not know
+LANES = 32  # float32 that LLVM takes at once with AVX2; of another width a rest goes one by one
+DIGITS = 1e-5  # of a difference, below which float32 that began with it tells nothing
 LOWEST = -104.0  # float32 has nothing but 0 for exp of less
 SQUARINGS = 5  # exp(x) = exp(x / 2**5) ** 2**5
 SERIES = tuple(1 / factorial(order) for order in range(8, -1, -1))  # of exp, highest order first
@@ -79,6 +82,25 @@ def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
     return call
 
 
+def _choose_by(comparison: str) -> Callable[[np.float32, np.float32], np.float32]:
+    """Make the choice between two floats, neither of which is NaN, for compiled functions.
+
+    numba's min and max heed NaN, so that LLVM takes the values of an array one at a time.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        first = builder.fcmp_ordered(comparison, *values, flags=("nnan", "nsz"))
+        return builder.select(first, *values, flags=("nnan", "nsz"))
+
+    def choose(context: Any, one: Any, other: Any) -> Any:  # noqa: ARG001
+        return one(one, one), generate
+
+    return cast("Callable[[np.float32, np.float32], np.float32]", intrinsic(choose))
+
+
+_smaller, _larger = _choose_by("<"), _choose_by(">")
+
+
 @compiled
 def scale(samples: Singles) -> Floats:
     """Give 1 / (features * variance of all entries) of each voxel: scikit-learn's "scale".
@@ -121,24 +143,22 @@ def fit(samples: Singles, gammas: Floats, nu: float, tolerance: float) -> tuple[
     """
     voxels, n, features = samples.shape
     alphas, offsets = np.empty((voxels, n)), np.empty(voxels)
-    points, kernel = np.empty((n, features), np.float32), np.empty((n, n), np.float32)
+    width = -(-n // LANES) * LANES
+    points, products = np.empty((n, features), np.float32), np.empty((n, n), np.float32)
     middle, squares = np.empty(features), np.empty(n, np.float32)
-    gradient, room = np.empty(n), np.empty((2, n))
+    kernel, room = np.zeros((n, width), np.float32), np.zeros((4, width), np.float32)
+    gradient = np.empty(n)
     for voxel in range(voxels):
         _find_middle(samples[voxel], middle)
         _centre(samples[voxel], middle, points)
-        np.dot(points, points.T, kernel)
+        np.dot(points, points.T, products)
         for place in range(n):
-            squares[place] = kernel[place, place]
+            squares[place] = products[place, place]
         for place in range(n):
-            _kernel_row(kernel[place], squares[place], squares, -gammas[voxel])
-        alpha = alphas[voxel]
-        alpha[:] = nu
-        gradient[:] = 0
-        for place in range(n):
-            _add(gradient, nu, kernel[place])
-        _solve(kernel, alpha, gradient, room, tolerance)
-        offsets[voxel] = _offset(alpha, gradient)
+            _kernel_row(products[place], squares[place], squares, -gammas[voxel])
+            _copy(products[place], kernel[place])
+        alphas[voxel] = nu
+        offsets[voxel] = _solve(kernel, alphas[voxel], gradient, room, tolerance)
     return alphas, offsets
 
 
@@ -241,64 +261,133 @@ def _kernel_row(products: Singles, own: float, squares: Singles, factor: float) 
         products[place] = result
 
 
+@njit
+def _copy(values: Singles, into: Singles) -> None:
+    for place in range(values.size):
+        into[place] = values[place]
+
+
 @njit(fastmath=FAST)
 def _add(values: Floats, factor: float, row: Singles) -> None:
     for place in range(values.size):
         values[place] += factor * row[place]
 
 
-@njit(fastmath=FAST)
+@njit
 def _solve(
-    kernel: Singles, alpha: Floats, gradient: Floats, room: Floats, tolerance: float
-) -> None:
-    """Move pairs of coefficients until no pair violates the conditions by the tolerance.
+    kernel: Singles, alpha: Floats, gradient: Floats, room: Singles, tolerance: float
+) -> float:
+    """Move pairs of coefficients until no pair violates the conditions by the tolerance; give rho.
 
-    ``gradient`` is kernel @ alpha, and is kept so; ``room``, (2, n), is to compute in.
+    Steps are taken in float32, of which twice as many values are computed at once, on slopes less
+    rho: only their differences matter, and those that do are near 0, where float32 is finest.
+    Slopes are computed anew, in float64, until these leave no pair to move.
+
+    ``kernel`` is (n, width), 0 beyond its n columns; ``room``, (4, width), is to compute in.
     """
-    upwards, gains = room[0], room[1]
-    rising, falling, raised, lowered = 0, 0, 0.0, 0.0
-    for _ in range(STEPS):
-        up, down = kernel[rising], kernel[falling]
-        rise, fall = -LARGE, -LARGE
+    slopes, full, empty = room[0], room[1], room[2]
+    full[:], empty[:] = LARGE, LARGE  # beyond the n samples nothing can move
+    for place in range(alpha.size):
+        _bound(alpha, place, full, empty)
+    left = STEPS
+    while True:
+        gradient[:] = 0
         for place in range(alpha.size):
-            slope = gradient[place] + up[place] * raised + down[place] * lowered
-            gradient[place] = slope
-            upwards[place] = -slope if alpha[place] < 1 else -LARGE
-            rise = max(rise, upwards[place])
-            fall = max(fall, slope if alpha[place] > 0 else -LARGE)
-        if rise + fall < tolerance:
-            return
-        rising = _find(upwards, rise)
+            if alpha[place] > 0:
+                _add(gradient, alpha[place], kernel[place])
+        rho = _offset(alpha, gradient)
+        for place in range(alpha.size):
+            slopes[place] = gradient[place] - rho
+        steps = _descend(kernel, alpha, room, tolerance, left)
+        left -= steps
+        if steps == 0 or left == 0:
+            return rho
+
+
+@njit
+def _descend(kernel: Singles, alpha: Floats, room: Singles, tolerance: float, most: int) -> int:
+    """Move pairs as long as float32 tells which; give how many were moved.
+
+    ``slopes`` are kept at kernel @ alpha less a constant. ``full`` and ``empty`` are LARGE where a
+    coefficient can't rise or fall, and 0 elsewhere.
+    """
+    slopes, full, empty, gains = room[0], room[1], room[2], room[3]
+    rising = falling = np.int32(0)
+    raised = lowered = np.float32(0)
+    least = tolerance
+    for step in range(most):
+        _add_two(slopes, kernel[rising], raised, kernel[falling], lowered)
+        rise, fall = _find_ends(slopes, full, empty)
+        if step == 0:
+            least = max(tolerance, float(fall - rise) * DIGITS)
+        if fall - rise < least:
+            return step
+        rising = _find(slopes, full, rise)
         up = kernel[rising]
-        falling = _find(gains, _weigh(alpha, gradient, gains, up, rise))
-        step = (gradient[falling] - gradient[rising]) / max(2.0 - 2.0 * up[falling], FLATTEST)
-        raised, lowered = _move(alpha, rising, falling, step)
+        best = _weigh(slopes, empty, rise, up, gains)
+        falling = _find(gains, empty, best)
+        slope = float(slopes[falling]) - float(slopes[rising])
+        raised, lowered = _move(
+            alpha, rising, falling, slope / max(2.0 - 2.0 * up[falling], FLATTEST)
+        )
+        _bound(alpha, rising, full, empty)
+        _bound(alpha, falling, full, empty)
+    return most
+
+
+@njit
+def _bound(alpha: Floats, place: int | np.int32, full: Singles, empty: Singles) -> None:
+    """Note whether a coefficient can rise and fall."""
+    full[place] = LARGE if alpha[place] >= 1 else 0
+    empty[place] = LARGE if alpha[place] <= 0 else 0
 
 
 @njit(fastmath=FAST)
-def _weigh(alpha: Floats, gradient: Floats, gains: Floats, up: Singles, rise: float) -> float:
+def _add_two(
+    values: Singles, one: Singles, much: np.float32, other: Singles, more: np.float32
+) -> None:
+    for place in range(values.size):
+        values[place] += one[place] * much + other[place] * more
+
+
+@njit(fastmath=FAST)
+def _find_ends(slopes: Singles, full: Singles, empty: Singles) -> tuple[np.float32, np.float32]:
+    """Give the lowest slope of what can rise, and the highest of what can fall."""
+    rise, fall = np.float32(LARGE), np.float32(-LARGE)
+    for place in range(slopes.size):
+        rise = _smaller(rise, slopes[place] + full[place])
+        fall = _larger(fall, slopes[place] - empty[place])
+    return rise, fall
+
+
+@njit(fastmath=FAST)
+def _weigh(
+    slopes: Singles, empty: Singles, rise: np.float32, up: Singles, gains: Singles
+) -> np.float32:
     """Tell what lowering each coefficient would gain, and the largest of that."""
-    best = -1.0
-    for place in range(alpha.size):
-        slope = max(rise + gradient[place], 0.0)
-        gain = slope * slope / max(2.0 - 2.0 * up[place], FLATTEST)
-        gain = gain if alpha[place] > 0 else -1.0
-        gains[place] = gain
-        best = max(best, gain)
+    zero, two, flattest = np.float32(0), np.float32(2), np.float32(FLATTEST)
+    best = zero
+    for place in range(slopes.size):
+        slope = _larger(slopes[place] - empty[place] - rise, zero)
+        gains[place] = slope * slope / _larger(two - two * up[place], flattest)
+        best = _larger(best, gains[place])
     return best
 
 
 @njit
-def _find(values: Floats, wanted: float) -> int:
-    """Give the first place of a value."""
+def _find(values: Singles, barred: Singles, wanted: np.float32) -> np.int32:
+    """Give the first place of a value that is not barred."""
+    nowhere = np.int32(values.size)
+    first = nowhere
     for place in range(values.size):
-        if values[place] == wanted:
-            return place
-    return 0
+        first = min(first, np.int32(place) if values[place] + barred[place] == wanted else nowhere)
+    return first
 
 
 @njit
-def _move(alpha: Floats, rising: int, falling: int, step: float) -> tuple[float, float]:
+def _move(
+    alpha: Floats, rising: np.int32, falling: np.int32, step: float
+) -> tuple[np.float32, np.float32]:
     """Raise one coefficient and lower another by a step, within 0 to 1; tell by how much."""
     before_up, before_down = alpha[rising], alpha[falling]
     if step >= min(1 - before_up, before_down):
@@ -313,7 +402,7 @@ def _move(alpha: Floats, rising: int, falling: int, step: float) -> tuple[float,
             alpha[place] = 0.0
         elif alpha[place] > 1 - ROUNDING:
             alpha[place] = 1.0
-    return alpha[rising] - before_up, alpha[falling] - before_down
+    return np.float32(alpha[rising] - before_up), np.float32(alpha[falling] - before_down)
 
 
 @njit
