@@ -319,8 +319,8 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--synthetic-controls",
-        "whose synthetic PET hybrid and synthetic take: controls without a real PET (the "
-        "default), or all",
+        "controls whose synthetic PET is used by hybrid and synthetic: those without a real PET "
+        "(the default), or all",
         choices=("t1w-only", "all"),
     )
     add(
@@ -367,15 +367,14 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     add("--clusters N", f"kept for each patient; default {Settings.clusters}", _count)
     add(
         "--expected-false N",
-        "keep only those clusters of a patient whose scores N clusters of a held-out control reach "
+        "keep a patient's clusters down to the score that N clusters of a held-out control reach "
         "on average, such as 0.5 or 1; never more than --clusters",
         positive,
     )
     add("--min-cluster-size MM3", f"default {Settings.min_cluster_size:g} mm³", not_negative)
     add(
         "--cluster-extent SHARE",
-        "share of the brain that is above the threshold of clusters; default "
-        f"{Settings.cluster_extent:g}",
+        f"share of the brain above each map's threshold; default {Settings.cluster_extent:g}",
         _share,
     )
     add(
@@ -394,7 +393,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     add(
         "--omp-nthreads N",
         "threads of one step; default: CPUs shared among participants. "
-        "registration is bitwise reproducible only with one thread",
+        "Registration is bitwise reproducible only with one thread",
         _count,
     )
     add("--mem-gb GB", "memory; default: nine tenths of what is allowed", positive)

@@ -321,7 +321,10 @@ def build_parser() -> Parser:
     )
     add = partial(add_option, parser)
     add(
-        "--trained-on TEXT", "on whose T1w and PET, for all reports; required", _text, required=True
+        "--trained-on TEXT",
+        "its training data, in words, which all reports show; required",
+        _text,
+        required=True,
     )
     add("--name NAME", "of the generator; default: the name of FOLDER", _name)
     add("--licence --license TEXT", "of the weights", _text)

@@ -257,7 +257,13 @@ def test_the_first_visible_line_says_synthetic(whole):
         "it is not a measurement and not for diagnosis"
     )
     banner = " ".join(reader.text[:12])
-    for told in ("default", "0.1.0", "ab" * 32, "Simulated T1w and PET.", "simulated PET"):
+    for told in (
+        "default",
+        "0.1.0",
+        "ab" * 32,
+        "Simulated T1w and PET.",
+        "trained on simulated images",
+    ):
         assert told in banner
 
 
@@ -658,7 +664,7 @@ def test_uptake_by_region_is_shown_against_controls(tree):
     page = " ".join(text_of(tree.write()).replace("−", "-").split())
     expected = (1.4 - 1.1) / (0.1 * np.sqrt(4 / 3))
     assert f"left insula 1.40 1.10 -12.5 {expected:.1f} 1.00 1.10 -12.5" in page
-    assert "t compares the ratio over the brain with 3 controls" in page
+    assert "t compares the ratio to the brain mean with 3 controls" in page
 
 
 def test_the_citation_keeps_what_other_levels_told_and_cites_all_of_them(tmp_path):

@@ -107,12 +107,12 @@ def format_expected(value: float | None) -> str:
 
     Examples
     --------
-    >>> format_expected(0.0), format_expected(0.029), format_expected(3.5), format_expected(None)
-    ('0', '0.029', '3.5', 'n/a')
+    >>> format_expected(0.0), format_expected(0.125), format_expected(3.5), format_expected(None)
+    ('0', '0.125', '3.5', 'n/a')
     """
     if value is None:
         return "n/a"
-    return f"{value:.2g}" if value < 1 else f"{value:.1f}"
+    return f"{value:.3g}" if value < 1 else f"{value:.1f}"
 
 
 def columns_told(clusters: Sequence[Cluster]) -> tuple[bool, bool]:

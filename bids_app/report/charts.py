@@ -631,8 +631,8 @@ ASIDE: Final = 0.05  # clusters by which lines are moved apart, so that equal on
 MOST_FALSE: Final = 10.0  # false clusters a control up to which a curve is drawn (our choice)
 MOST_CLUSTERS: Final = 12  # up to which every whole number is written
 UNIT_NAMES: Final = {"lesion": "Lesions", "patient": "Patients with a lesion"}
-ACROSS: Final = "clusters kept a patient"
-FALSE: Final = "false clusters of at least that score a healthy control"
+ACROSS: Final = "clusters kept per patient"
+FALSE: Final = "false clusters per held-out control"
 
 
 @plain_style()
@@ -680,7 +680,7 @@ def draw_responses(detected: Detected) -> Chart | None:
             if own:
                 places, sensitivities = zip(*follow(own, end), strict=True)
                 axes.plot(places, sensitivities, lw=2, color=key.colour, ls=key.linestyle)
-    told = f"Sensitivity at up to {end:g} false clusters a healthy control."
+    told = f"Sensitivity at up to {end:g} false clusters per held-out control."
     return Chart("Free-response curves", told, figure, tuple(keys.values()))
 
 

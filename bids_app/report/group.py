@@ -40,10 +40,10 @@ from bids_app.report.methods import group_methods
 from bids_app.report.page import (
     UNKNOWN,
     RunSummary,
+    describe_demonstration,
     describe_settings,
     detector_of_run,
     enumerate_words,
-    is_demonstration,
     name_visit,
     read_record,
     show,
@@ -53,6 +53,7 @@ from bids_app.report.page import (
 SHOWN: Final = (1, 5, 10)  # clusters a patient at which detectors are compared (our choice)
 SIGNIFICANT: Final = 0.05  # our choice, as that of most of the field
 SMALLEST: Final = 0.001  # p below it are not written out
+TOLD: Final = ("intended_use", "trained_on")  # what a detector's card keeps of a generator's
 
 
 def matches_of(detected: Detected) -> list[dict[str, object]]:
@@ -373,7 +374,7 @@ def _calibration(detected: Detected) -> list[str]:
             few = min(counts)
             sentences.append(
                 f"Training set {name}: only {few} control{'s were' if few != 1 else ' was'} held "
-                f"out, so expected counts come in steps of {1 / few:.2g}."
+                f"out, so expected counts come in steps of {1 / few:.3g}."
             )
     return sentences
 
@@ -494,19 +495,20 @@ def flatten(values: Mapping[str, object], before: str = "") -> dict[str, str]:
 def _detectors(detected: Detected) -> dict[str, object]:
     """Gather what was trained on what."""
     cards = detected.cards
-    makers = sorted(
-        {
-            maker.get("name", UNKNOWN)
-            for card in cards.values()
-            for maker in card.makers
-            if is_demonstration(maker.get("intended_use", ""), maker.get("trained_on", ""))
-        }
-    )
+    makers = [maker for card in cards.values() for maker in card.makers]
+    doubtful = {
+        maker.get("name", UNKNOWN): why
+        for maker in makers
+        if (why := describe_demonstration(*(maker.get(key, "") for key in TOLD)))
+    }
     comparing = needing_synthetic(dict.fromkeys(detector for _, detector in detected.detectors))
     return {
         "cards": {name: describe_card(card) for name, card in cards.items()},
-        "demonstration": any(is_demonstration(c.intended_use, c.dataset) for c in cards.values()),
-        "makers": enumerate_words(makers) if makers else "",
+        "demonstration": describe_demonstration(
+            *(told for card in cards.values() for told in (card.intended_use, card.dataset))
+        ),
+        "makers": enumerate_words(sorted(doubtful)) if doubtful else "",
+        "made_by": " or ".join(sorted(set(doubtful.values()))),
         "comparing": list(map(name_of, comparing)),
         "synthetic": _tell_synthetic(detected, comparing),
         "distribution": describe_distribution(detected),
@@ -595,10 +597,10 @@ def _operating_cell(point: FreePoint | None) -> str:
     >>> _operating_cell(FreePoint("real", "zscore", "lesion", 9.0, 0.5, 0.625, 0.41, 0.8))
     '0.62 (0.41 to 0.80)'
     >>> _operating_cell(None)
-    '0'
+    'none found'
     """
     if point is None:
-        return "0"
+        return "none found"
     if isnan(point.low) or isnan(point.high):
         return f"{point.sensitivity:.2f}"
     return f"{point.sensitivity:.2f} ({point.low:.2f} to {point.high:.2f})"

@@ -221,15 +221,19 @@ def enumerate_words(words: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def is_demonstration(*told: str) -> bool:
-    """Whether a card says that what it is of is not meant for real studies.
+def describe_demonstration(*told: str) -> str:
+    """Say why what a card describes is not meant for real studies; empty if it may be.
 
     Examples
     --------
-    >>> is_demonstration("Research.", "T1w and PET SIMULATED on label maps.")
-    True
+    >>> describe_demonstration("Research.", "T1w and PET SIMULATED on label maps.")
+    'trained on simulated images'
+    >>> describe_demonstration("A demonstration.", "Simulated images.")
+    'for demonstration and trained on simulated images'
     """
-    return any(word in " ".join(told).lower() for word in ("demonstrat", "simulat"))
+    words = {"demonstrat": "for demonstration", "simulat": "trained on simulated images"}
+    found = [why for word, why in words.items() if word in " ".join(told).lower()]
+    return " and ".join(found)
 
 
 OF_ONE: Final = re.compile(r"(sub-[0-9A-Za-z+]+)(?: ses-[0-9A-Za-z+]+)?: ")  # whom a note is of

@@ -432,7 +432,7 @@ def _announce(visit: Results, pet: RealPet | None) -> Panel:
     told = describe_measures(visit.synthetic) if len(visit.pets) == 1 else ""
     return Panel(
         f"T1w, SYNTHETIC PET and real PET ({pet.name})",
-        "Blue: the real PET is brighter than the synthetic one; red: it is less bright. Both were "
+        "Blue: the real PET is brighter than the synthetic one; red: less bright. Both were "
         f"scaled to 0..1, each by the intensities of its own brain. {told}",
     )
 

@@ -42,8 +42,8 @@ from bids_app.report.methods import participant_methods
 from bids_app.report.overview import keep_overview, overview_path
 from bids_app.report.page import (
     RunSummary,
+    describe_demonstration,
     detector_of_run,
-    is_demonstration,
     path_of,
     read_record,
     write_report,
@@ -64,8 +64,8 @@ from bids_app.report.viewer import Viewer, library, view_pet
 CAPTION: Final = (
     "Brighter is more abnormal; uncoloured voxels score less than every voxel of the clusters "
     "in the table. Coloured areas that are missing from the table are smaller than the minimum "
-    "volume, or rank below the clusters that were kept. Space of "
-    "the template, so that x, y and z are those of the table."
+    "volume, or rank below the clusters that were kept. Slices "
+    "are in the space of the template; x, y and z match the table."
 )
 
 
@@ -388,7 +388,10 @@ def _generators(visits: Sequence[Results]) -> list[dict[str, object]]:
         for one in found
     )
     return [
-        {**dict(zip(keys, values, strict=True)), "demonstration": is_demonstration(*values[3:])}
+        {
+            **dict(zip(keys, values, strict=True)),
+            "demonstration": describe_demonstration(*values[3:]),
+        }
         for values in told
     ]
 

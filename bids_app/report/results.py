@@ -394,12 +394,12 @@ def read_coverage(share: float, missing: object) -> tuple[str, bool]:
     Examples
     --------
     >>> read_coverage(0.9995, [])
-    ('All of the brain, or nearly.', False)
+    ('The whole brain is covered.', False)
     >>> read_coverage(0.931, ["the top 2.4 cm"])
     ('INCOMPLETE: what is missing (the top 2.4 cm of the brain) counts nowhere.', True)
     """
     if share >= COMPLETE:
-        return "All of the brain, or nearly.", False
+        return "The whole brain is covered.", False
     told = f"what is missing ({describe_missing(missing)} of the brain) counts nowhere"
     return f"INCOMPLETE: {told}.", True
 

@@ -29,7 +29,7 @@ from bids_app.report.charts import (
 )
 from bids_app.report.gallery import draw_gallery
 from bids_app.report.methods import training_methods
-from bids_app.report.page import RunSummary, is_demonstration, read_record, show, write_report
+from bids_app.report.page import RunSummary, describe_demonstration, read_record, show, write_report
 from bids_app.report.results import as_number
 from bids_app.report.table1 import (
     beside_the_paper,
@@ -162,7 +162,7 @@ def _generators(trained: TrainedModel) -> dict[str, object]:
     told = {key: statements_of(trained, key) for key in keys}
     return {
         "statements": told,
-        "demonstration": is_demonstration(*told["trained_on"], *told["intended_use"]),
+        "demonstration": describe_demonstration(*told["trained_on"], *told["intended_use"]),
         "grids": grids_of(trained),
         "generators": generator_lines(trained),
         "uncertainties": uncertainty_lines(trained),
