@@ -118,6 +118,18 @@ def test_scores_of_new_healthy_people_have_the_t_distribution_that_regression_sa
     assert leverage_of([2.0, -1.0], rows) > leverage_of([0.0, 0.0], rows) > 0
 
 
+def test_where_few_controls_are_known_their_deviation_has_as_few_degrees_of_freedom():
+    rng = np.random.default_rng(8)
+    shape, n, known = (20, 20, 20), 20, 10
+    brain, rows = np.ones(shape, bool), rng.normal(size=(n, 3))
+    controls = rng.normal(size=(n, *shape)).astype(np.float32)
+    controls[known:, :10] = np.nan
+    norm = learn_adjusted_norm(lambda: iter(controls), brain, rows)
+    variances = norm.sd.astype(np.float64) ** 2  # of noise of SD 1, in voxels that are known alike
+    assert variances[10:].mean() == pytest.approx(1, abs=0.05)
+    assert variances[:10].mean() == pytest.approx(1, abs=0.2)  # 0.73 by all 20's degrees of freedom
+
+
 def test_a_norm_with_covariates_is_read_as_it_was_written(tmp_path):
     rng = np.random.default_rng(2)
     rows = rng.normal(size=(8, 2))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bids_app.detection.normative import (
+    MEASURES,
     learn_norm,
     measure_asymmetry,
     pseudonormal_difference,
@@ -292,3 +293,25 @@ def test_asymmetry_is_not_known_beside_a_hole_on_either_side():
     assert np.isnan(found[:2]).all()
     assert np.isnan(found[-2:]).all()
     assert (found[2:-2] == 0).all()
+
+
+def test_combined_is_half_the_z_score_opposite_a_hole_whatever_the_controls_asymmetry():
+    rng = np.random.default_rng(9)
+    brain, hole = np.ones((10, 12, 8), bool), np.zeros((10, 12, 8), bool)
+    hole[:3] = True
+    lopsided = np.where(np.arange(10) < 5, 1.08, 1.0)[:, np.newaxis, np.newaxis]
+
+    def measured(lost=None):
+        pet = (lopsided + 0.01 * rng.standard_normal(brain.shape)).astype(np.float32)
+        how = {"fwhm": 0.0, "affine": SYMMETRIC, "hole": lost}
+        return [measure(pet, brain, **how) for measure in MEASURES["combined"]]
+
+    controls = [measured(lost) for lost in [None] * 7 + [hole]]
+    norms = [learn_norm(list(volumes), brain) for volumes in zip(*controls, strict=True)]
+    person = measured(hole)
+    score = score_against(norms, person, "combined", "hypo")
+    alone = score_against(norms[:1], person[:1], "zscore", "hypo")
+    assert np.isnan(score[:3]).all()
+    np.testing.assert_allclose(score[-3:], alone[-3:] / 2, atol=1e-5)
+    assert not np.isnan(score[3:]).any()
+    assert (norms[1].counts[-3:] == 7).all()

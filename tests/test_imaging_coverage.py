@@ -94,6 +94,14 @@ def test_what_is_missing_is_named_by_its_end_whatever_the_order_of_voxels(axis, 
     assert missing_parts(*stored, AFFINE @ turn) == [words]
 
 
+@pytest.mark.parametrize("zooms", [(1, 1, 1.2), (1, 1, 1.5), (0.5, 0.5, 1), (1, 1, 3), (3, 1, 1)])
+def test_what_is_missing_is_measured_in_mm_whatever_the_shape_of_voxels(zooms):
+    shape = tuple(round(60 / zoom) for zoom in zooms)
+    brain = np.ones(shape, bool)
+    covered = np.broadcast_to(np.arange(shape[2]) * zooms[2] < 36, shape)
+    assert missing_parts(brain, covered, np.diag([*zooms, 1.0])) == ["the top 2.4 cm"]
+
+
 def test_a_whole_brain_lacks_nothing_and_scattered_holes_are_called_so(rng):
     brain = ball()
     assert missing_parts(brain, np.ones(SHAPE, bool), AFFINE) == []

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,8 +187,10 @@ def learn_adjusted_norm(
     slopes[:, brain] = fit_slopes((volume[brain] for volume in volumes()), rows)
     adjusted = (adjust(*pair, slopes) for pair in zip(volumes(), rows, strict=True))
     norm = learn_norm(adjusted, brain, least_sd=least_sd)
-    freedom = np.float32(np.sqrt((n - 1) / (n - 1 - size)))
-    return replace(norm, sd=freedom * norm.sd, slopes=slopes, rows=rows)
+    counts = np.float32(n) if norm.counts is None else norm.counts.astype(np.float32)
+    left = np.where(counts - 1 - size >= 1, counts - 1 - size, np.nan)
+    sd = np.where(brain, np.sqrt((counts - 1) / left) * norm.sd, 0).astype(np.float32)
+    return replace(norm, sd=sd, slopes=slopes, rows=rows)
 
 
 def _lay_out(values: np.ndarray, brain: Mask, kind: type[Number]) -> NDArray[Number]:
@@ -303,17 +305,12 @@ def measure_asymmetry(
     return np.where(brain, asymmetry, 0).astype(np.float32)
 
 
-def _measure_known_asymmetry(pet: Volume, brain: Mask, **how: Any) -> Volume:
-    """Give the asymmetry, 0 where it is not known: there ``combined`` is half of the z score."""
-    return np.nan_to_num(measure_asymmetry(pet, brain, **how))
-
-
 # Detector → what it compares, of a PET and its synthetic one if it needs that
 MEASURES: dict[str, tuple[Callable[..., Volume], ...]] = {
     "zscore": (measure_uptake,),
     "pseudonormal": (measure_difference,),
     "asymmetry": (measure_asymmetry,),
-    "combined": (measure_uptake, _measure_known_asymmetry),
+    "combined": (measure_uptake, measure_asymmetry),
 }
 INVERTED = ("pseudonormal",)  # what these compare is more where uptake is less
 
@@ -343,9 +340,12 @@ def score_against(
     Returns
     -------
     ndarray, (I, J, K)
-        float32, t; 0 where nothing is judged, NaN where nothing is known.
+        float32, t; 0 where nothing is judged, NaN where nothing is known. ``combined`` is half of
+        the z score where the asymmetry is not known.
     """
     deficits = [norm.deficit(volume, row) for norm, volume in zip(norms, volumes, strict=True)]
+    if detector == "combined":
+        deficits[1] = np.nan_to_num(deficits[1])
     less: Volume = np.mean(np.stack(deficits), axis=0)
     less = 0 - less if detector in INVERTED else less
     return {"hypo": less, "hyper": 0 - less, "both": np.abs(less)}[direction]  # no negative zeros

@@ -222,6 +222,7 @@ def describe_missing(parts: object) -> str:
 def _thickness(height: NDArray[np.float64], lost: NDArray[np.bool_], step: float) -> float:
     """Give in mm how far the slices go, from the highest down, of which most are lost."""
     slices = np.floor((height.max() - height) / step + HALF).astype(int)
-    shares = np.bincount(slices, lost) / np.maximum(np.bincount(slices), 1)
-    held = np.flatnonzero(shares < HALF)
+    sizes = np.bincount(slices)  # 0 where voxels are longer along this axis than along another
+    shares = np.bincount(slices, lost) / np.maximum(sizes, 1)
+    held = np.flatnonzero((sizes > 0) & (shares < HALF))
     return step * (int(held[0]) if held.size else len(shares))
