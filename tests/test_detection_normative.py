@@ -10,7 +10,7 @@ from bids_app.detection.normative import (
     MEASURES,
     learn_norm,
     measure_asymmetry,
-    pseudonormal_difference,
+    measure_difference,
     score_against,
     smooth_within,
 )
@@ -221,12 +221,12 @@ def test_a_real_pet_below_its_pseudo_normal_one_stands_out():
     for _ in range(6):
         synthetic = rng.random(SHAPE).astype(np.float32)
         real = synthetic - 0.1 + 0.02 * rng.standard_normal(SHAPE).astype(np.float32)
-        differences.append(pseudonormal_difference(synthetic, real))
+        differences.append(synthetic - real)
     norm = learn_norm(differences, BRAIN)
     synthetic = rng.random(SHAPE).astype(np.float32)
     real = synthetic - np.float32(0.1)
     real[4, 4, 3] -= 0.3
-    score = norm.excess(pseudonormal_difference(synthetic, real))
+    score = norm.excess(synthetic - real)
     assert np.unravel_index(score.argmax(), SHAPE) == (4, 4, 3)
     assert score[4, 4, 3] > 5
     assert abs(np.median(score[BRAIN])) < 1
@@ -234,7 +234,8 @@ def test_a_real_pet_below_its_pseudo_normal_one_stands_out():
 
 def test_pseudo_normal_differences_by_hand():
     synthetic, real = np.array([[[0.5, 0.25]]]), np.array([[[0.25, 1.0]]])
-    found = pseudonormal_difference(synthetic, real)
+    whole = np.ones((1, 1, 2), bool)
+    found = measure_difference(real, synthetic, whole, fwhm=0.0, affine=np.eye(4))
     assert found.dtype == np.float32
     assert found.tolist() == [[[0.25, -0.75]]]
 

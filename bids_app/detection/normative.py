@@ -243,25 +243,6 @@ def smooth_within(
     return means
 
 
-def pseudonormal_difference(synthetic: Volume, real: Volume) -> Volume:
-    """Give what a person's synthetic PET, normal by its making, has over the real one.
-
-    :meth:`Norm.excess` of it, against that of controls, is the ``pseudonormal`` score map: above 0
-    where the real PET is further below the synthetic one than in controls.
-
-    Parameters
-    ----------
-    synthetic, real : ndarray, (I, J, K)
-        Scaled to 0..1.
-
-    Returns
-    -------
-    ndarray, (I, J, K)
-        float32, -1 to 1.
-    """
-    return synthetic.astype(np.float32) - real.astype(np.float32)
-
-
 ZSCORE_FWHM = 8.0  # mm; DESIGN, section 4
 
 
@@ -281,11 +262,12 @@ def measure_difference(
     affine: Affine,
     hole: Mask | None = None,
 ) -> Volume:
-    """Give what ``pseudonormal`` compares: synthetic minus real PET, smoothed, (I, J, K).
+    """Give what ``pseudonormal`` compares: synthetic minus real PET, smoothed, (I, J, K), -1 to 1.
 
-    Smoothed as for ``zscore``, our choice: else the noise of the scan would drown the rest.
+    Above that of controls where the real PET is further below the synthetic one. Smoothed as for
+    ``zscore``, our choice: else the noise of the scan would drown the rest.
     """
-    difference = pseudonormal_difference(synthetic, pet)
+    difference = synthetic.astype(np.float32) - pet.astype(np.float32)
     return smooth_within(difference, brain, fwhm=fwhm, zooms=zooms_of(affine), hole=hole)
 
 
