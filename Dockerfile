@@ -20,6 +20,9 @@ COPY pyproject.toml ./
 RUN sh containers/dependencies.sh list
 
 FROM python AS dependencies
+# strip, by which dependencies.sh makes libraries smaller
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY containers/dependencies.sh containers/
 COPY constraints.txt ./

@@ -36,8 +36,12 @@ install() {
 }
 
 # What no run imports: tests of packages, what C programs and type checkers read of them, torch's own
-# programs. They are a sixth of all.
+# programs, and symbols that debuggers alone read, where there is a program to take them out. They are
+# a fifth of all. Libraries in *.libs, which auditwheel has rewritten, are left as they are.
 trim() {
+    if command -v strip > /dev/null; then
+        find "$prefix/$packages" -name '*.so' -type f -not -path '*.libs/*' -exec strip --strip-unneeded {} +
+    fi
     find "$prefix/$packages" -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
     find "$prefix/$packages" -type f \( -name '*.pyi' -o -name '*.pxd' -o -name '*.h' -o -name '*.hpp' -o -name '*.a' \) -delete
     rm -rf "$prefix/$packages/torch/include" "$prefix/$packages/torch/share"

@@ -80,7 +80,18 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def place_of(cluster: Cluster) -> str:
     """Write the centre of a cluster: ``"−22, 14, 9"``."""
-    return ", ".join(f"{round(v)}".replace("-", "−") for v in (cluster.x, cluster.y, cluster.z))
+    return write_place(cluster.x, cluster.y, cluster.z)
+
+
+def write_place(*place: float) -> str:
+    """Write a place, mm, RAS+, to the whole mm.
+
+    Examples
+    --------
+    >>> write_place(-21.7, 14.2, 9.0)
+    '−22, 14, 9'
+    """
+    return ", ".join(f"{round(v)}".replace("-", "−") for v in place)
 
 
 def is_rare(cluster: Cluster) -> bool:

@@ -26,6 +26,7 @@ from bids_app.report.anomalies import (
     format_score,
     name_of,
     place_of,
+    write_place,
 )
 from bids_app.report.charts import WIDTH
 from bids_app.report.figures import (
@@ -245,10 +246,12 @@ def _words(
     place = _where(cluster)
     heading = f"{cluster.rank}. {place[:1].upper()}{place[1:]}, {_volume(cluster.volume)}"
     strong, known = _count_controls(cluster, lead, scores)
+    peak = write_place(cluster.peak_x, cluster.peak_y, cluster.peak_z)
     compared = f"{strong} of {known} held-out controls {_have(strong)} a cluster as strong."
     sentences = [
         compared if known else "No control was held out to compare it with.",
-        f"Peak score {format_score(cluster.peak_score)}; centre at {place_of(cluster)} mm.",
+        f"Peak score {format_score(cluster.peak_score)} at {peak} mm (shown); centre at "
+        f"{place_of(cluster)} mm.",
     ]
     if seen is not None:
         sentences.append(
