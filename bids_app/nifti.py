@@ -21,11 +21,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import copy_file, read_json, size_of, write_bytes, write_json
 from bids_app.header import LARGEST_HEADER, Header, read_header
-from bids_app.imaging.volume import Affine, Grid, Mask, zooms_of
+from bids_app.imaging.volume import Affine, Grid, Mask, lay_labels, zooms_of
 from bids_app.resources import GIB, find_limits
 
 ROUNDING = 1e-3  # mm, by which affines of one grid may differ (our choice)
@@ -230,6 +231,11 @@ def read_description(path: Path) -> str:
         As :func:`inspect`.
     """
     return inspect(path).description
+
+
+def lay_atlas(atlas: Image, grid: Grid) -> NDArray[np.integer]:
+    """Lay a label image on a grid of its space, (I, J, K)."""
+    return lay_labels(np.rint(atlas.data).astype(np.int16), atlas.affine, grid)
 
 
 def load(path: Path | str, *, orientation: str = "") -> Image:

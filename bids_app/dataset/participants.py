@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bids_app.errors import UnusableDataError, name_some
-from bids_app.files import read_text, split_lines
+from bids_app.files import MISSING, read_text, split_lines
 
-MISSING = "n/a"
 SILENT = frozenset((MISSING, "", "NA", "NaN", "nan"))  # cells that contradict no other
 COLUMNS_AT_MOST = 20  # that have a remark of their own
 ID = "participant_id"

@@ -8,10 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bids_app.arguments import LESIONS
+from bids_app.arguments import LABEL, LESIONS
 from bids_app.derivatives.paths import (
     FDG_LABEL,
-    LABEL,
     derivative_path,
     entities_of,
     resolution_label,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bids_app.arguments import LABEL
 from bids_app.visit import Scan, Visit
 
 # Order of the keys in a file name: BIDS 1.10, appendix "Entity table"; from, to and mode as in
@@ -29,7 +30,6 @@ ENTITIES = (
     "stat",
     "desc",
 )
-LABEL = re.compile(r"[0-9A-Za-z+]+")
 FDG_LABEL = "18FFDG"  # of all results: no other tracer is used
 
 

@@ -15,8 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import read_tsv
-from bids_app.imaging.volume import Affine, Grid, Mask, Volume, lay_labels, zooms_of
-from bids_app.nifti import load
+from bids_app.imaging.volume import Affine, Mask, Volume, zooms_of
 
 COLUMNS = ("index", "name")  # BIDS 1.10, "Segmentations": of a table that explains a _dseg
 
@@ -30,12 +29,6 @@ def names_beside(atlas: Path) -> Path:
     'atlas/coarse.tsv'
     """
     return atlas.with_name(f"{atlas.name.partition('.')[0]}.tsv")
-
-
-def lay_atlas(atlas: Path, grid: Grid) -> NDArray[np.integer]:
-    """Read a label image, and lay it on a grid of its space, (I, J, K)."""
-    image = load(atlas)
-    return lay_labels(image.data.astype(np.int16), image.affine, grid)
 
 
 def read_labels(path: Path) -> dict[int, str]:

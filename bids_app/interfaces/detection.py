@@ -22,7 +22,6 @@ from bids_app import nifti
 from bids_app.detection.card import CARD, card_from, card_values, digest_files
 from bids_app.detection.clusters import (
     find_clusters,
-    lay_atlas,
     leave_out_uncovered,
     locate,
     name_regions,
@@ -342,8 +341,8 @@ class CompareSynthetic(SimpleInterface):
     def _regions(self, brain, affine):
         if not self.inputs.atlas:
             return np.zeros(brain.shape, np.int16), {}
-        atlas = Path(self.inputs.atlas)
-        return lay_atlas(atlas, Grid(brain.shape, affine)), read_labels(names_beside(atlas))
+        regions = nifti.lay_atlas(nifti.load(self.inputs.atlas), Grid(brain.shape, affine))
+        return regions, read_labels(names_beside(Path(self.inputs.atlas)))
 
 
 class _NormInputSpec(BaseInterfaceInputSpec):

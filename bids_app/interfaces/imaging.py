@@ -16,7 +16,7 @@ from nipype.interfaces.base import (
 )
 
 from bids_app import nifti
-from bids_app.detection.clusters import lay_atlas, read_labels
+from bids_app.detection.clusters import read_labels
 from bids_app.errors import UnusableDataError
 from bids_app.files import write_tsv
 from bids_app.imaging.coverage import WHOLLY, brain_coverage, field_of_view, fill, missing_parts
@@ -431,7 +431,7 @@ class MeasureRegions(SimpleInterface):
     def _run_interface(self, runtime):
         mask = nifti.load(self.inputs.mask)
         brain, grid = mask.data > 0, Grid(mask.data.shape, mask.affine)
-        regions = lay_atlas(Path(self.inputs.atlas), grid)
+        regions = nifti.lay_atlas(nifti.load(self.inputs.atlas), grid)
         names = read_labels(Path(self.inputs.names))
         how = {"names": names, "voxel_volume": float(np.prod(mask.zooms))}
         rows = []

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from bids_app import nifti
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
-from bids_app.imaging.volume import Grid, Mask, Volume, lay_labels
+from bids_app.imaging.volume import Grid, Mask, Volume
 from bids_app.strict import shapes_of
 from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.evaluation import (
@@ -294,7 +294,7 @@ class Scorer:
             return None
         i, j, k = visit.brain.shape
         grid = Grid((i, j, k), np.array(visit.owner.affine))
-        return lay_labels(self._atlas.data.astype(np.int16), self._atlas.affine, grid)
+        return nifti.lay_atlas(self._atlas, grid)
 
     def _record(self, model: str, visit: Volumes, pet: Volume, by_fwhm: dict[float, float]) -> None:
         real, brain = np.asarray(visit.pet), np.asarray(visit.brain)
