@@ -8,15 +8,18 @@ import pytest
 from bids_app.derivatives.find import SourceDigests, fingerprint
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.sidecars import Space
+from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import write_json
 from bids_app.generators import GeneratorChoice, Options
 from bids_app.imaging.volume import Grid
+from bids_app.plan import participant
 from bids_app.plan.participant import (
     ParticipantPlan,
     _synthesis_plan,
     init_visit_wf,
     is_done,
     plan_visit,
+    refuse_unprepared,
 )
 from bids_app.synthesis.card import Card
 from bids_app.synthesis.models import MODELS
@@ -136,6 +139,26 @@ def write(path: Path, mark):
     write_json(sidecar_path(path), {"Fingerprint": mark})
 
 
+def with_pet(visit, **metadata):
+    """A visit with a real PET."""
+    path = visit.t1w.path.parents[1] / "pet" / "sub-01_trc-18FFDG_pet.nii.gz"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"raw")
+    pet = Scan(path, "01", None, (("sub", "01"), ("trc", "18FFDG")), tuple(metadata.items()))
+    return replace(visit, pets=(pet,))
+
+
+def finish(plan):
+    """Write all that a visit with a real PET has in the end."""
+    (pet,) = plan.paths.pets
+    for path in plan.paths.preprocessed:
+        write(path, plan.preprocessed)
+    for path in (plan.paths.synthetic_pet, plan.paths.synthetic_pet_in_t1w, *pet.subtracted):
+        write(path, plan.synthesized)
+    told = {"Fingerprint": plan.synthesized, "Measures": {}}
+    write_json(sidecar_path(plan.paths.synthetic_pet), told)
+
+
 def test_a_visit_is_done_when_its_map_of_uncertainty_is(visit, run):
     wanted = with_options(run, "uncertainty")
     for one in (run, wanted):
@@ -242,12 +265,7 @@ def test_a_scaled_synthetic_pet_has_the_unit_of_the_real_one_that_it_is_scaled_t
     visit, run, stage, written, unit
 ):
     """The later stage meets PET of an earlier run, which may have been another app's."""
-    path = visit.t1w.path.parents[1] / "pet" / "sub-01_trc-18FFDG_pet.nii.gz"
-    path.parent.mkdir()
-    path.write_bytes(b"raw")
-    entities = (("sub", "01"), ("trc", "18FFDG"))
-    pet = Scan(path, "01", None, entities, (("Units", "Bq/mL"),))
-    plan, later = plan_visit(replace(visit, pets=(pet,)), run), replace(run, stage=stage)
+    plan, later = plan_visit(with_pet(visit, Units="Bq/mL"), run), replace(run, stage=stage)
     for result in (plan.paths.t1w, plan.paths.template_to_t1w, plan.paths.pets[0].in_t1w):
         result.parent.mkdir(parents=True, exist_ok=True)
         result.write_bytes(b"made")
@@ -255,3 +273,41 @@ def test_a_scaled_synthetic_pet_has_the_unit_of_the_real_one_that_it_is_scaled_t
         write_json(sidecar_path(plan.paths.pets[0].in_t1w), written)
     (_, sidecar), _ = _synthesis_plan(plan, later, later.generator).subtracted
     assert sidecar.get("Units") == unit
+
+
+@pytest.mark.parametrize("stage", ["all", "preprocess", "synthesize"])
+@pytest.mark.parametrize("left", [None, "", "[]", "{"])
+def test_a_visit_that_was_killed_beside_any_image_is_computed_again(visit, run, stage, left):
+    """What a run that was killed, or a copy of its results, left of a sidecar."""
+    plan = plan_visit(with_pet(visit), run)
+    finish(plan)
+    read = (plan.paths.synthetic_pet, *plan.paths.pets[0].subtracted)
+    made = plan.paths.preprocessed if stage != "synthesize" else ()
+    looked_at = {*made, plan.paths.pets[0].in_template, *(read if stage != "preprocess" else ())}
+    later = replace(run, stage=stage)
+    assert is_done(plan, later)
+    for path in looked_at:
+        sidecar = sidecar_path(path)
+        before = sidecar.read_text()
+        sidecar.unlink() if left is None else sidecar.write_text(left)
+        assert not is_done(plan, later), path
+        sidecar.write_text(before)
+    assert is_done(plan, later)
+
+
+@pytest.mark.parametrize("kind", ["t1w", "pet"])
+@pytest.mark.parametrize("left", [None, ""])
+def test_synthesis_from_an_image_without_its_sidecar_says_what_makes_it_again(
+    visit, run, monkeypatch, kind, left
+):
+    monkeypatch.setattr(participant, "check_space", lambda *_: None)
+    monkeypatch.setattr(participant.nifti, "read_grid", lambda _: GRID)
+    plan, later = plan_visit(with_pet(visit), run), replace(run, stage="synthesize")
+    finish(plan)
+    refuse_unprepared(plan, later)
+    image = plan.paths.t1w_in_template if kind == "t1w" else plan.paths.pets[0].in_template
+    sidecar = sidecar_path(image)
+    sidecar.unlink() if left is None else sidecar.write_text(left)
+    error = ReadWriteError if left is None else UnusableDataError
+    with pytest.raises(error, match=rf"{image.name} may be .*--stage preprocess for sub-01 again"):
+        refuse_unprepared(plan, later)

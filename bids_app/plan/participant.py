@@ -30,6 +30,7 @@ from bids_app.errors import (
     MissingInputError,
     Mri2petError,
     NothingSelectedError,
+    ReadWriteError,
     UnusableDataError,
     UsageError,
 )
@@ -497,22 +498,33 @@ def plan_visit(visit: Visit, run: ParticipantPlan, *, dry: bool = False) -> Visi
 
 
 def is_done(plan: VisitPlan, run: ParticipantPlan) -> bool:
-    """Tell whether all that the run's stage makes of a visit is there already."""
-    preprocessed = is_complete(plan.paths.preprocessed, plan.preprocessed) and not any(
+    """Tell whether all that the run's stage makes of a visit is there already.
+
+    An image is not, if its sidecar is missing or cannot be read: a run may have been killed between
+    the two.
+    """
+    try:
+        return (run.stage == "synthesize" or _is_preprocessed(plan)) and (
+            run.stage == "preprocess" or _is_synthesized(plan, run)
+        )
+    except (ReadWriteError, UnusableDataError):
+        return False
+
+
+def _is_preprocessed(plan: VisitPlan) -> bool:
+    return is_complete(plan.paths.preprocessed, plan.preprocessed) and not any(
         verdict_of(sidecar) == FAIL for _, sidecar in _registrations(plan.paths)
     )
+
+
+def _is_synthesized(plan: VisitPlan, run: ParticipantPlan) -> bool:
     wanted = [*plan.paths.synthesized]
     if _leads_to_t1w(plan, run):
         wanted.append(plan.paths.synthetic_pet_in_t1w)
         wanted += [path for pet in _subtracted(plan) for path in pet.subtracted]
     if run.generator is not None and run.generator.options.uncertainty:
         wanted.append(plan.paths.uncertainty)
-    synthesized = is_complete(wanted, plan.synthesized) and is_compared(plan.paths)
-    return {
-        "all": preprocessed and synthesized,
-        "preprocess": preprocessed,
-        "synthesize": synthesized,
-    }[run.stage]
+    return is_complete(wanted, plan.synthesized) and is_compared(plan.paths)
 
 
 def _subtracted(plan: VisitPlan) -> list[PetPaths]:
@@ -654,11 +666,24 @@ def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:
             )
         check_space(run.generator.card, nifti.read_grid(path), run.space.template)
     t1w = plan.paths.t1w_in_template
+    _refuse_unfinished([t1w, *(pet.in_template for pet in plan.paths.pets)], plan)
     if not _is_trusted(t1w):
         raise UnusableDataError(
             f"{t1w}: its registration failed, as its sidecar says; no PET is predicted from it. "
             "Look at the report, and at the raw T1w and its header"
         )
+
+
+def _refuse_unfinished(images: Iterable[Path], plan: VisitPlan) -> None:
+    """Refuse images that are there, but whose sidecars are not, or cannot be read."""
+    for image in images:
+        try:
+            _is_trusted(image)
+        except (ReadWriteError, UnusableDataError) as error:
+            raise type(error)(
+                f"{error}; {image.name} may be unfinished: run --stage preprocess for "
+                f"{plan.label} again"
+            ) from error
 
 
 def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: ParticipantPlan) -> Workflow:
