@@ -8,9 +8,9 @@ import re
 import shutil
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from bids_app.arguments import Parser, read_names_as_utf8, refuse_lost_folder, run_program
 from bids_app.cli import parse, run_command
@@ -106,18 +106,23 @@ def _refuse_place(out: Path, images: Sequence[Path]) -> None:
             )
 
 
-def _open(path: Path) -> BinaryIO:
-    zipped = path.name.lower().endswith(".gz")
-    return cast(BinaryIO, gzip.open(path, "rb") if zipped else path.open("rb"))
+def _pieces(path: Path, *, unpacked: bool) -> Iterator[bytes]:
+    """Read an image piece by piece; whatever is wrong with it is said of this very file."""
+    zipped = unpacked and path.name.lower().endswith(".gz")
+    try:
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            while piece := file.read(PIECE):
+                yield piece
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UnusableDataError(f"{path}: cannot be read ({error}); copy it again") from error
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _holds(target: Path, source: Path) -> bool:
     """Tell whether an image is there already, compressed or not."""
-    with _open(target) as one, _open(source) as other:
-        while (piece := one.read(PIECE)) == other.read(PIECE):
-            if not piece:
-                return True
-    return False
+    both = (_pieces(path, unpacked=True) for path in (target, source))
+    return all(one == other for one, other in zip_longest(*both))
 
 
 def _put(source: Path, target: Path, told: Mapping[str, object]) -> None:
@@ -130,11 +135,10 @@ def _put(source: Path, target: Path, told: Mapping[str, object]) -> None:
             f"{source}: another image is in this output under the label that its name gives "
             f"({target}); choose another output folder, or name the file sub-LABEL_T1w"
         )
-    if source.name.lower().endswith(".gz"):
-        shutil.copyfile(source, target)
-    else:
-        with source.open("rb") as read, gzip.open(target, "wb", compresslevel=1) as write:
-            shutil.copyfileobj(read, write)
+    zipped = source.name.lower().endswith(".gz")
+    with target.open("wb") if zipped else gzip.open(target, "wb", compresslevel=1) as file:
+        for piece in _pieces(source, unpacked=False):
+            file.write(piece)
     sidecar, own = (
         source.with_name(f"{_stem(source)}.json"),
         target.with_name(f"{_stem(target)}.json"),
@@ -165,6 +169,8 @@ def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
     ------
     ReadWriteError
         If a file cannot be read or written.
+    UnusableDataError
+        If an image is damaged.
     UsageError
         If another image is there under the same label.
     """
@@ -178,10 +184,9 @@ def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
         else:  # the copy of an earlier call
             copy.unlink(missing_ok=True)
             copy.with_name(f"{_stem(copy)}.json").unlink(missing_ok=True)
-    except (OSError, EOFError, zlib.error) as error:
-        if not isinstance(error, OSError) or error.filename is None:
-            raise UnusableDataError(f"{t1w}: cannot be read ({error}); copy it again") from error
-        raise ReadWriteError(f"{error.filename}: {error.strerror}") from error
+    except OSError as error:  # of writing: no space, no permission
+        where = root if error.filename is None else error.filename
+        raise ReadWriteError(f"{where}: cannot be written ({error.strerror})") from error
     write_json(root / "dataset_description.json", DESCRIPTION)
     write_text(root / "README.md", README)
     return label

@@ -10,7 +10,7 @@ import pytest
 from phantoms import add_pet, add_t1w, write_dataset
 
 from bids_app import nifti, quick
-from bids_app.errors import UsageError
+from bids_app.errors import UnusableDataError, UsageError
 from bids_app.files import read_json
 
 
@@ -117,6 +117,18 @@ def test_another_image_of_the_same_label_replaces_nothing(files, tmp_path):
     assert copy.read_bytes() == before
     (other / "AnnB.nii").write_bytes(gzip.decompress((files / "Ann B.nii.gz").read_bytes()))
     assert quick.make_dataset(other / "AnnB.nii", None, root) == "AnnB"  # the same, uncompressed
+
+
+@pytest.mark.parametrize("damaged", ["t1w", "pet"])
+@pytest.mark.parametrize("left", [slice(None, -99), slice(50, None)], ids=["cut", "no gzip"])
+def test_the_image_that_is_damaged_is_the_one_that_is_told(files, tmp_path, damaged, left):
+    """Whichever it is, and its copy of an earlier call is not."""
+    given = {"t1w": files / "Ann B.nii.gz", "pet": files / "pet.nii.gz"}
+    given["pet"].write_bytes(gzip.compress((files / "pet.nii").read_bytes()))
+    quick.make_dataset(*given.values(), tmp_path / "raw2")
+    given[damaged].write_bytes(given[damaged].read_bytes()[left])
+    with pytest.raises(UnusableDataError, match=rf"^{given[damaged]}: cannot be read .*copy it"):
+        quick.make_dataset(*given.values(), tmp_path / "raw2")
 
 
 def test_help_is_told_without_files(capsys):
