@@ -5,10 +5,10 @@ A small BIDS dataset is made of them in ``OUT/sourcedata``, and the participant 
 
 import gzip
 import re
-import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import zip_longest
 from pathlib import Path
 
@@ -23,7 +23,16 @@ from bids_app.errors import (
     UnusableDataError,
     UsageError,
 )
-from bids_app.files import place_in, read_json, write_json, write_text
+from bids_app.files import (
+    PARTIAL,
+    copy_file,
+    place_in,
+    read_json,
+    remove_partials,
+    replacing,
+    write_json,
+    write_text,
+)
 
 RAW = "sourcedata"  # folder of OUT
 ENDINGS = (".nii.gz", ".nii")
@@ -81,17 +90,25 @@ def _refuse(path: Path) -> None:
         )
 
 
+def _is_of_others(raw: Path) -> bool:
+    """Tell whether something lies there that mri2pet quick did not make, nor begin to make."""
+    if not raw.is_dir():
+        return raw.exists()
+    try:
+        if all(PARTIAL.match(path.name) for path in raw.iterdir()):
+            return False
+        return bool(read_json(raw / NAME_OF_DESCRIPTION).get("Name") != DESCRIPTION["Name"])
+    except (OSError, ReadWriteError, UnusableDataError):
+        return True
+
+
 def _refuse_place(out: Path, images: Sequence[Path]) -> None:
     """Refuse to write where something else lies, or over what is to be read."""
     if out.exists() and not out.is_dir():
         raise CannotCreateError(f"{out}: is a file; choose another output folder")
     refuse_foreign(out)
     raw = out / RAW
-    try:
-        own = read_json(raw / NAME_OF_DESCRIPTION).get("Name") == DESCRIPTION["Name"]
-    except (MissingInputError, ReadWriteError, UnusableDataError):
-        own = False
-    if raw.exists() and not own:
+    if _is_of_others(raw):
         raise UsageError(
             f"{raw}: was not made by mri2pet quick, which would write there; choose another output "
             "folder"
@@ -125,29 +142,47 @@ def _holds(target: Path, source: Path) -> bool:
     return all(one == other for one, other in zip_longest(*both))
 
 
+def _is_whole(path: Path) -> bool:
+    """Tell whether an image is there, and all of it can be read."""
+    try:
+        return sum(map(len, _pieces(path, unpacked=True))) > 0
+    except (ReadWriteError, UnusableDataError):
+        return False
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy an image, whole or not at all; compress it if need be."""
+    zipped = source.name.lower().endswith(".gz")
+    with (
+        replacing(target) as partial,
+        partial.open("wb") as file,
+        # no name and no time, so that equal images have equal bytes
+        nullcontext(file) if zipped else gzip.GzipFile("", "wb", 1, file, 0) as packed,
+    ):
+        packed.writelines(_pieces(source, unpacked=False))
+
+
 def _put(source: Path, target: Path, told: Mapping[str, object]) -> None:
-    """Copy an image, and the sidecar beside it, under a name of BIDS; compress it if need be."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        if _holds(target, source):
-            return
+    """Copy an image, and the sidecar beside it, under a name of BIDS.
+
+    The sidecar comes first, so that an image that is there was not left without it. What is left
+    of a copy that was not finished is replaced.
+    """
+    there = _is_whole(target)
+    if there and not _holds(target, source):
         raise UsageError(
             f"{source}: another image is in this output under the label that its name gives "
             f"({target}); choose another output folder, or name the file sub-LABEL_T1w"
         )
-    zipped = source.name.lower().endswith(".gz")
-    with target.open("wb") if zipped else gzip.open(target, "wb", compresslevel=1) as file:
-        for piece in _pieces(source, unpacked=False):
-            file.write(piece)
-    sidecar, own = (
-        source.with_name(f"{_stem(source)}.json"),
-        target.with_name(f"{_stem(target)}.json"),
-    )
-    own.unlink(missing_ok=True)
+    sidecar, own = (path.with_name(f"{_stem(path)}.json") for path in (source, target))
     if sidecar.is_file():
-        shutil.copyfile(sidecar, own)
-    elif told:
-        write_json(own, dict(told))
+        copy_file(sidecar, own)
+    elif not there:
+        own.unlink(missing_ok=True)
+        if told:
+            write_json(own, told)
+    if not there:
+        _copy(source, target)
 
 
 def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
@@ -176,6 +211,9 @@ def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
     """
     label = label_of(t1w)
     own = root / f"sub-{label}"
+    write_json(root / NAME_OF_DESCRIPTION, DESCRIPTION)  # first: by it, the next run goes on
+    write_text(root / "README.md", README)
+    remove_partials(root, below=True)
     try:
         _put(t1w, own / "anat" / f"sub-{label}_T1w.nii.gz", {})
         copy = own / "pet" / f"sub-{label}_trc-18FFDG_pet.nii.gz"
@@ -185,10 +223,7 @@ def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
             copy.unlink(missing_ok=True)
             copy.with_name(f"{_stem(copy)}.json").unlink(missing_ok=True)
     except OSError as error:  # of writing: no space, no permission
-        where = root if error.filename is None else error.filename
-        raise ReadWriteError(f"{where}: cannot be written ({error.strerror})") from error
-    write_json(root / "dataset_description.json", DESCRIPTION)
-    write_text(root / "README.md", README)
+        raise ReadWriteError(f"{root}: cannot be written to ({error.strerror})") from error
     return label
 
 

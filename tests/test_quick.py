@@ -4,14 +4,17 @@ import gzip
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 from phantoms import add_pet, add_t1w, write_dataset
 
+import bids_app.files
 from bids_app import nifti, quick
 from bids_app.errors import UnusableDataError, UsageError
-from bids_app.files import read_json
+from bids_app.files import PARTIAL, read_json, replacing
 
 
 @pytest.fixture
@@ -117,6 +120,66 @@ def test_another_image_of_the_same_label_replaces_nothing(files, tmp_path):
     assert copy.read_bytes() == before
     (other / "AnnB.nii").write_bytes(gzip.decompress((files / "Ann B.nii.gz").read_bytes()))
     assert quick.make_dataset(other / "AnnB.nii", None, root) == "AnnB"  # the same, uncompressed
+
+
+@pytest.mark.parametrize("told", [None, {"Units": "Bq/mL"}], ids=["without", "with"])
+@pytest.mark.parametrize("step", range(6))
+def test_the_same_command_goes_on_wherever_it_was_stopped(files, monkeypatch, step, told):
+    """Stopped while it wrote: description, README, then of each image its sidecar and its copy."""
+    out, written = files / "out", []
+    (files / "Ann B.json").write_text("{}")
+    if told is not None:
+        (files / "pet.json").write_text(json.dumps(told))
+    words = [str(files / "Ann B.nii.gz"), str(files / "pet.nii"), str(out)]
+
+    @contextmanager
+    def stopped(path):
+        with replacing(path) as partial:
+            yield partial
+            written.append(path)
+            if len(written) == step + 1:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        for module in (bids_app.files, quick):
+            patched.setattr(module, "replacing", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            quick.make_dataset(*map(Path, words[:2]), out / "sourcedata")
+    monkeypatch.setattr(quick, "run_command", lambda _: 0)
+    assert quick.main(words) == 0
+    raw = out / "sourcedata" / "sub-AnnB"
+    assert read_json(raw / "pet/sub-AnnB_trc-18FFDG_pet.json") == (
+        quick.FDG if told is None else told
+    )
+    for path in (raw / "anat/sub-AnnB_T1w.nii.gz", raw / "pet/sub-AnnB_trc-18FFDG_pet.nii.gz"):
+        nifti.load(path)
+    assert [path for path in out.rglob(".*") if PARTIAL.match(path.name)] == []
+
+
+@pytest.mark.parametrize("left", [0, 9, 5000])
+def test_what_an_unfinished_copy_has_left_is_replaced(files, tmp_path, left):
+    root, given = tmp_path / "raw2", (files / "Ann B.nii.gz", files / "pet.nii")
+    quick.make_dataset(*given, root)
+    copies = {path: nifti.load(path).data for path in root.rglob("*.nii.gz")}
+    for path in copies:
+        path.write_bytes(path.read_bytes()[:left])
+        (path.parent / f".{'0' * 32}.{path.name}").write_bytes(b"killed")
+    assert quick.make_dataset(*given, root) == "AnnB"
+    for path, data in copies.items():
+        np.testing.assert_array_equal(nifti.load(path).data, data)
+    assert len([path for path in root.rglob("*") if path.is_file()]) == 5
+
+
+def test_a_sidecar_that_was_mended_is_used_although_its_image_is_there(files, tmp_path):
+    given, root = (files / "Ann B.nii.gz", files / "pet.nii"), tmp_path / "raw2"
+    quick.make_dataset(*given, root)
+    own = root / "sub-AnnB/pet/sub-AnnB_trc-18FFDG_pet.json"
+    own.write_text('{"Units": "mine"}')  # in the copy itself, and none is given
+    quick.make_dataset(*given, root)
+    assert read_json(own) == {"Units": "mine"}
+    (files / "pet.json").write_text('{"Units": "given"}')
+    quick.make_dataset(*given, root)
+    assert read_json(own) == {"Units": "given"}
 
 
 @pytest.mark.parametrize("damaged", ["t1w", "pet"])
