@@ -8,6 +8,7 @@ import pytest
 from bids_app.derivatives.find import SourceDigests, fingerprint
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.sidecars import Space
+from bids_app.derivatives.tables import describe_regions
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import write_json
 from bids_app.generators import GeneratorChoice, Options
@@ -173,6 +174,38 @@ def test_a_visit_is_done_when_its_map_of_uncertainty_is(visit, run):
     assert is_done(plan, wanted)
     write(plan.paths.uncertainty, "another")
     assert not is_done(plan, wanted)
+
+
+def write_regions(plan, run):
+    """Write the table of uptake by region as a run does."""
+    path, sidecar = _synthesis_plan(plan, run, run.generator).regions
+    path.write_text("pet\n")
+    write_json(sidecar_path(path), sidecar)
+
+
+@pytest.mark.parametrize("stage", ["all", "synthesize"])
+def test_a_visit_without_its_table_of_regions_is_not_done(visit, run, stage):
+    """It failed, the run was stopped before it, or it is that of another generator."""
+    in_mni = replace(run, space=Space("MNI152NLin2009aSym", 4.0, "t"))
+    plan = plan_visit(with_pet(visit), in_mni)
+    finish(plan)
+    later, table = replace(in_mni, stage=stage), plan.paths.regions
+    assert not is_done(plan, later)
+    write_regions(plan, in_mni)
+    assert is_done(plan, later)
+    assert is_done(plan, replace(in_mni, stage="preprocess"))
+    write_regions(replace(plan, synthesized="another"), in_mni)
+    assert not is_done(plan, later)
+    write_json(sidecar_path(table), describe_regions())  # as earlier runs of this version did
+    assert is_done(plan, later)
+    sidecar_path(table).unlink()
+    assert not is_done(plan, later)
+    write_regions(plan, in_mni)
+    table.write_text("")
+    assert not is_done(plan, later)
+    elsewhere = plan_visit(with_pet(visit), run)  # in a space that no atlas is of
+    finish(elsewhere)
+    assert is_done(elsewhere, run)
 
 
 def test_sidecars_tell_what_was_done_beyond_the_paper(visit, run):

@@ -524,7 +524,22 @@ def _is_synthesized(plan: VisitPlan, run: ParticipantPlan) -> bool:
         wanted += [path for pet in _subtracted(plan) for path in pet.subtracted]
     if run.generator is not None and run.generator.options.uncertainty:
         wanted.append(plan.paths.uncertainty)
-    return is_complete(wanted, plan.synthesized) and is_compared(plan.paths)
+    return (
+        is_complete(wanted, plan.synthesized)
+        and is_compared(plan.paths)
+        and _has_regions(plan, run)
+    )
+
+
+def _has_regions(plan: VisitPlan, run: ParticipantPlan) -> bool:
+    """Tell whether the table of uptake by region is there, if an atlas is of the run's space."""
+    if coarse_atlas(run.space.template) is None:
+        return True
+    table, mark = plan.paths.regions, plan.synthesized
+    if not table.is_file() or not table.stat().st_size:
+        return False
+    # earlier runs of this version wrote no fingerprint beside it
+    return bool(read_json(sidecar_path(table)).get("Fingerprint", mark) == mark)
 
 
 def _subtracted(plan: VisitPlan) -> list[PetPaths]:
@@ -620,6 +635,7 @@ def _synthesis_plan(
         sidecars = subtracted_pet(sidecar, plan.paths, origin, _units(plan, run))
         subtracted = tuple(zip(plan.paths.pets[0].subtracted, sidecars, strict=True))
     atlas = coarse_atlas(run.space.template)
+    about_regions = {**describe_regions(), "Fingerprint": plan.synthesized}
     return SynthesisPlan(
         generator,
         run.fwhm,
@@ -629,7 +645,7 @@ def _synthesis_plan(
         in_t1w,
         uncertainty=errors,
         subtracted=subtracted,
-        regions=None if atlas is None else (plan.paths.regions, dict(describe_regions())),
+        regions=None if atlas is None else (plan.paths.regions, about_regions),
         atlas=atlas,
     )
 
