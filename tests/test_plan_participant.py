@@ -24,7 +24,7 @@ from bids_app.plan.participant import (
 )
 from bids_app.synthesis.card import Card
 from bids_app.synthesis.models import MODELS
-from bids_app.visit import Scan, Visit
+from bids_app.visit import Derived, Scan, Visit
 from bids_app.workflows.registration import Preprocessing
 
 GRID = Grid((4, 4, 4), np.diag([4.0, 4, 4, 1]))
@@ -268,6 +268,24 @@ def test_an_orientation_that_is_vouched_for_is_another_result_where_it_is_used(v
     graph = init_visit_wf(known("RAS"), run)
     (read,) = (node for node in graph._get_all_nodes() if node.name == "read")
     assert read.inputs.orientation == "RAS"
+
+
+def test_a_t1w_of_another_app_that_turns_out_to_be_stripped_is_another_result(visit, run, tmp_path):
+    """Its sidecar was corrected; all images are the same."""
+    root, marks = tmp_path / "fmriprep", []
+    image = root / "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"made")
+    for stripped in (False, True):
+        derived = Derived("fmriprep", root, "fMRIPrep", image, image, skull_stripped=stripped)
+        taken = replace(visit, t1w=replace(visit.t1w, derived=derived))
+        marks.append(plan_visit(taken, run).preprocessed)
+    assert marks[0] != marks[1]
+    decisive = {
+        "frame_durations": [],
+        "derivatives": [["fmriprep", "sub-01/anat/" + image.name, run.digests.of(image)]] * 2,
+    }
+    assert marks[0] == fingerprint(decisive, [visit.t1w.path], bids_dir=run.bids_dir)  # as before
 
 
 def test_a_dry_run_reads_no_image_of_whom_nothing_is_there(visit, run, monkeypatch):

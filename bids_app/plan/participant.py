@@ -479,6 +479,8 @@ def plan_visit(visit: Visit, run: ParticipantPlan, *, dry: bool = False) -> Visi
             for one in derived
             for path in one.files
         ]
+    if any(one.skull_stripped for one in derived):  # as a sidecar says, which is none of its files
+        decisive["skull_stripped"] = True
     vouched = [scan.orientation for scan in (visit.t1w, *visit.pets)]
     if any(vouched):  # what is not needed changes nothing
         decisive["assume_orientation"] = vouched
