@@ -488,6 +488,16 @@ def test_a_database_serves_other_selections(raw, tmp_path):
     assert second == select(root, participant_label=["02"])
 
 
+def test_who_was_added_since_a_database_was_made_is_found(raw, tmp_path):
+    raw({"01": ["T1w"]})
+    database = tmp_path / "database"
+    select(tmp_path / "raw", database_dir=database)
+    root = raw({"02": ["T1w"], "03/a": ["T1w", FDG]}, {f"{FDG}.json": {"TracerName": "FDG"}})
+    found = select(root, database_dir=database)
+    assert [visit.subject for visit in found.visits] == ["01", "02", "03"]
+    assert found == select(root)
+
+
 def test_databases_that_cannot_be_used(raw, tmp_path):
     root = raw({"01": ["T1w"]})
     other = shutil.copytree(root, tmp_path / "other")

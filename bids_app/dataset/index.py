@@ -198,8 +198,8 @@ def list_files(
     subjects : collection of str
         Labels.
     database_dir : Path, optional
-        Where pybids keeps its index between runs. One that is there is believed, and holds
-        everyone.
+        Where pybids keeps its index between runs. One that is there is believed; whoever it has
+        nothing of was added since, and is looked for in the dataset.
 
     Raises
     ------
@@ -208,10 +208,11 @@ def list_files(
     UsageError
         If the index cannot be used, or is that of another dataset.
     """
-    if database_dir is not None:
-        return sorted(_list_indexed(bids_dir, database_dir))
+    indexed = [] if database_dir is None else _list_indexed(bids_dir, database_dir)
+    known = {path.relative_to(bids_dir).parts[0] for path in indexed}
+    added = [subject for subject in subjects if f"sub-{subject}" not in known]
     try:
-        return sorted(_list(bids_dir, subjects))
+        return sorted({*indexed, *_list(bids_dir, added)})
     except OSError as error:
         raise InvalidBidsError(
             f"{bids_dir}: cannot be read as a BIDS dataset ({error}); run bids-validator-deno on it"
@@ -330,7 +331,7 @@ def read_files(
         What ``.bidsignore`` says, as :func:`bids_app.dataset.index.read_bidsignore` reads it.
     database_dir : Path, optional
         Where pybids keeps its index between runs. One that is there is believed: who changes the
-        dataset deletes it.
+        images of a participant whom it knows deletes it.
 
     Raises
     ------
