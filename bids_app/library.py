@@ -11,16 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bids_app import nifti
+from bids_app.cli import parse
+from bids_app.derivatives.paths import report_path, sidecar_path, visit_paths
 from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.files import read_json
 from bids_app.generators import find_generator
 from bids_app.imaging.similarity import dice
 from bids_app.imaging.verdict import verdict_of
 from bids_app.imaging.volume import Grid
-from bids_app.quick import label_of
+from bids_app.quick import RAW, label_of
 from bids_app.simulate import simulate_cohort
 from bids_app.synthesis.card import Card, check_space, check_weights, is_own_grid, read_card
 from bids_app.templates import mask_on
+from bids_app.visit import Scan, Visit
 
 LEAST_DICE = 0.8  # with the template's brain; registered brains have 0.95 or more; our choice
 ROUNDING = 1e-3  # by which intensities may leave [0, 1]
@@ -97,22 +100,19 @@ def register_to_mni(
         told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         raise Mri2petError(told[-1].removeprefix("error: ") if told else done.stderr)
     root, label = Path(folder).absolute(), label_of(Path(t1w))
-    own = root / f"sub-{label}"
-
-    def find(pattern: str) -> list[Path]:
-        return sorted(own.glob(pattern))
-
-    (made,) = find("anat/*_space-MNI*_desc-preproc_T1w.nii.gz")
-    pets = find("pet/*_space-MNI*_desc-preproc_pet.nii.gz")
-    verdict = verdict_of(read_json(made.with_name(made.name.replace(".nii.gz", ".json"))))
+    settings = parse([str(root / RAW), str(root), "participant", *how])
+    scan, *pets = (Scan(Path(image), label, None, ()) for image in images)
+    visit = Visit(label, None, scan, tuple(pets))
+    paths = visit_paths(root, visit, settings.template, settings.grid_resolution)
+    verdict = verdict_of(read_json(sidecar_path(paths.t1w_in_template)))
     return Registered(
-        made,
-        find("anat/*_space-MNI*_desc-brain_mask.nii.gz")[0],
-        pets[0] if pets else None,
-        find("anat/*_from-T1w_to-*_xfm.h5")[0],
-        find("anat/*_to-T1w_mode-image_xfm.h5")[0],
+        paths.t1w_in_template,
+        paths.brain_mask_in_template,
+        next((made.in_template for made in paths.pets if made.in_template.is_file()), None),
+        paths.t1w_to_template,
+        paths.template_to_t1w,
         verdict if verdict else "",
-        root / f"sub-{label}.html",
+        report_path(root, label),
     )
 
 

@@ -15,6 +15,7 @@ import mri2pet
 from bids_app import nifti
 from bids_app.detection.oneclass import VoxelwiseOneClassSVM
 from bids_app.errors import Mri2petError, UnusableDataError
+from bids_app.files import write_json
 from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.library import Registered
 from bids_app.templates import _onto, mask_on
@@ -110,6 +111,47 @@ def test_a_t1w_is_registered_and_its_pet_predicted(tmp_path):
     assert mri2pet.predict_pet(found.t1w).shape == (40, 48, 34)
     with pytest.raises(Mri2petError, match=r"none\.nii: no such file"):
         mri2pet.register_to_mni(tmp_path / "none.nii", tmp_path / "out")
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A folder with results of earlier calls: of two resolutions, another template, and a PET."""
+    pet, anat = (tmp_path / "out/sub-x" / name for name in ("pet", "anat"))
+    pet.mkdir(parents=True)
+    anat.mkdir()
+    for template in ("MNI152NLin2009aSym", "MNI152NLin2009cAsym"):
+        for ends in (f"from-T1w_to-{template}", f"from-{template}_to-T1w"):
+            (anat / f"sub-x_{ends}_mode-image_xfm.h5").touch()
+        for resolution, verdict in (("2", "pass"), ("2p5", "doubt")):
+            grid = f"space-{template}_res-{resolution}"
+            (pet / f"sub-x_trc-18FFDG_{grid}_desc-preproc_pet.nii.gz").touch()
+            (anat / f"sub-x_{grid}_desc-brain_mask.nii.gz").touch()
+            (anat / f"sub-x_{grid}_desc-preproc_T1w.nii.gz").touch()
+            told = {"Registration": {"Verdict": verdict}}
+            write_json(anat / f"sub-x_{grid}_desc-preproc_T1w.json", told)
+    done = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("resolution", "label", "verdict"), [(2, "2", "pass"), (2.5, "2p5", "doubt")]
+)
+def test_results_are_those_of_the_call_whatever_else_is_there(made, resolution, label, verdict):
+    found = mri2pet.register_to_mni("sub-x_T1w.nii", made, pet="x_pet.nii", resolution=resolution)
+    grid = f"space-MNI152NLin2009aSym_res-{label}"
+    assert found.t1w.name == f"sub-x_{grid}_desc-preproc_T1w.nii.gz"
+    assert found.brain_mask.name == f"sub-x_{grid}_desc-brain_mask.nii.gz"
+    assert found.pet.name == f"sub-x_trc-18FFDG_{grid}_desc-preproc_pet.nii.gz"
+    assert "_to-MNI152NLin2009aSym_" in found.t1w_to_mni.name
+    assert "_from-MNI152NLin2009aSym_" in found.mni_to_t1w.name
+    assert found.verdict == verdict
+    assert all(path.is_file() for path in found[:5])
+    assert found.report == made / "sub-x.html"
+
+
+def test_no_pet_is_given_back_where_none_was_given(made):
+    assert mri2pet.register_to_mni("sub-x_T1w.nii", made, resolution=2).pet is None
 
 
 def halve(in_file):
