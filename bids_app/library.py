@@ -149,7 +149,7 @@ def predict_pet(
     >>> pet = predict_pet(found.t1w)  # doctest: +SKIP
     >>> pet.to_filename("synthetic.nii.gz")  # doctest: +SKIP
     """
-    from bids_app.synthesis.inference import choose_dtype, load_generator, synthesize  # torch
+    from bids_app.synthesis.inference import choose_dtype, load_weights, synthesize  # torch
     from bids_app.synthesis.tiling import SliceTriplets, overlap
     from bids_app.synthesis.tissue import TissueModel, carry_tissue_model
 
@@ -158,9 +158,9 @@ def predict_pet(
     grid = Grid(image.data.shape[:3], image.affine)
     folder = find_generator(str(generator), Path(), sloppy=False)
     card = read_card(folder)
-    check_weights(folder, card)
+    weights = check_weights(folder, card)
     _refuse(image, grid, card, str(t1w) if named else "the T1w")
-    network, card = load_generator(folder, device)
+    network = load_weights(weights, card.spec, device)
     if isinstance(network, TissueModel) and not is_own_grid(card, grid):
         network = carry_tissue_model(network, np.array(card.affine), grid)
     tiling = card.spec.tiling

@@ -18,6 +18,7 @@ from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.files import write_json
 from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.library import Registered
+from bids_app.synthesis import card
 from bids_app.templates import _onto, mask_on
 
 BOX = (-78, -112, -50, 78, 76, 85)
@@ -65,6 +66,13 @@ def test_a_pet_is_predicted_on_the_grid_of_the_t1w(resolution, tmp_path):
         "continuous",
     ).data
     assert np.corrcoef(made[brain], grey[brain])[0, 1] > 0.4  # grey matter takes up most
+
+
+def test_the_weights_of_a_generator_are_checked_once(monkeypatch):
+    checked, digest = [], card.file_sha256
+    monkeypatch.setattr(card, "file_sha256", lambda path: checked.append(path) or digest(path))
+    mri2pet.predict_pet(template_t1w())
+    assert [path.name for path in checked] == ["weights.safetensors"]
 
 
 def shifted(image):
