@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional import mean_absolute_error as reference
 
-from bids_app.imaging.similarity import mean_absolute_error, measure, pseudo_normal, psnr, ssim
+from bids_app.imaging.similarity import (
+    correlation,
+    mean_absolute_error,
+    measure,
+    pseudo_normal,
+    psnr,
+    ssim,
+)
 
 
 def draw(rng, shape=(9, 8, 7)):
@@ -41,6 +48,15 @@ def test_the_absolute_error_of_a_large_volume_does_not_drift():
     """Summed in float32, 0.1 over 8 million voxels would be off in the fourth digit."""
     one = np.full((200, 200, 200), 0.1, np.float32)
     assert mean_absolute_error(one, np.zeros_like(one)) == pytest.approx(0.1, rel=1e-6)
+
+
+def test_the_correlation_is_of_all_voxels_unless_some_are_chosen(rng):
+    one, other = draw(rng), draw(rng)
+    assert correlation(one, other) == correlation(one, other, np.ones(one.shape, bool)) != 0
+    where = one > 0.5
+    assert correlation(one, other, where) == correlation(one[where], other[where])
+    for value in np.linspace(0.1, 0.9, 9):  # whose mean may be another number in its last digit
+        assert correlation(one, np.full(one.shape, value)) == 0
 
 
 def test_measures_are_those_of_each_measure_alone(rng):

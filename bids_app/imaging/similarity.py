@@ -6,6 +6,7 @@ The measures are those of Zotova et al. (2021), section 3.2, and what registrati
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_app.imaging.coverage import near
@@ -32,8 +33,8 @@ def psnr(one: Volume, other: Volume, where: Mask | None = None) -> float:
     >>> round(psnr(np.zeros((2, 2, 2), np.float32), np.full((2, 2, 2), 0.1, np.float32)), 3)
     20.0
     """
-    chosen = slice(None) if where is None else where
-    error = _average((one[chosen].astype(np.float64) - other[chosen]) ** 2)
+    x, y = _chosen(one, where), _chosen(other, where)
+    error = _average((x - y) ** 2)
     return float("inf") if error == 0 else float(-10 * np.log10(error))
 
 
@@ -52,16 +53,27 @@ def mean_absolute_error(one: Volume, other: Volume, where: Mask | None = None) -
     >>> mean_absolute_error(np.zeros((1, 1, 2), np.float32), np.array([[[0.5, -1.0]]], np.float32))
     0.75
     """
-    chosen = slice(None) if where is None else where
-    return _average(np.abs(one[chosen].astype(np.float64) - other[chosen]))
+    return _average(np.abs(_chosen(one, where) - _chosen(other, where)))
 
 
-def _average(values: np.ndarray) -> float:
-    return float(values.mean(dtype=np.float64)) if values.size else float("nan")
+def _chosen(volume: np.ndarray, where: Mask | None) -> NDArray[np.float64]:
+    """Take the voxels that count, all by default."""
+    return (volume if where is None else volume[where]).astype(np.float64)
 
 
-def correlation(one: Volume, other: Volume, where: Mask) -> float:
-    """Pearson's correlation of two volumes over a mask, -1 to 1; 0 if either is constant there.
+def _average(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def correlation(one: np.ndarray, other: np.ndarray, where: Mask | None = None) -> float:
+    """Pearson's correlation of two arrays, -1 to 1; 0 if either is constant.
+
+    Parameters
+    ----------
+    one, other : ndarray
+        Of one shape; any unit.
+    where : ndarray of bool, optional
+        The voxels that count; all by default.
 
     Examples
     --------
@@ -69,10 +81,10 @@ def correlation(one: Volume, other: Volume, where: Mask) -> float:
     >>> round(correlation(one, 3 - one, one < 5), 3)
     -1.0
     """
-    x, y = one[where].astype(np.float64), other[where].astype(np.float64)
-    if x.size == 0 or x.std() == 0 or y.std() == 0:
+    x, y = _chosen(one, where), _chosen(other, where)
+    if x.size == 0 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
+    return float(np.corrcoef(x.ravel(), y.ravel())[0, 1])
 
 
 def dice(one: Mask, other: Mask) -> float:
@@ -166,12 +178,7 @@ def ssim(one: Volume, other: Volume, where: Mask | None = None) -> float:
     float
         -1 to 1; 1 where the volumes are equal.
     """
-    return _mean(ssim_map(one, other), where)
-
-
-def _mean(volume: Volume, where: Mask | None = None) -> float:
-    chosen = slice(None) if where is None else where
-    return _average(volume[chosen])
+    return _average(_chosen(ssim_map(one, other), where))
 
 
 @dataclass(frozen=True)
@@ -224,9 +231,9 @@ def measure(synthetic: Volume, real: Volume, brain: Mask, covered: Mask | None =
     similarity = ssim_map(synthetic, real)
     voxels, windows = judged(brain, np.ones_like(brain) if covered is None else covered)
     return Measures(
-        _mean(similarity, windows),
+        _average(_chosen(similarity, windows)),
         psnr(synthetic, real, voxels),
-        _mean(similarity, windows & brain),
+        _average(_chosen(similarity, windows & brain)),
         psnr(synthetic, real, voxels & brain),
     )
 

@@ -25,6 +25,7 @@ from scipy import ndimage
 from bids_app.errors import UnusableDataError
 from bids_app.files import write_bytes
 from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
+from bids_app.imaging.similarity import correlation
 from bids_app.imaging.tissues import tissue_shares
 from bids_app.imaging.volume import Mask, Volume, count_cubes, cube_sides, spread_cubes
 from bids_app.synthesis.card import read_parts
@@ -326,18 +327,13 @@ def _measure(
     }
     return {
         **covered,
-        "correlation": _correlate(deviation, errors.size),
-        "correlation_8mm": _correlate(deviation, errors.smoothed),
+        "correlation": correlation(deviation, errors.size),
+        "correlation_8mm": correlation(deviation, errors.smoothed),
     }
 
 
 def _average(told: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([one[key] for one in told])) for key in told[0]}
-
-
-def _correlate(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    varied = np.ptp(one) > 0 and np.ptp(other) > 0
-    return float(np.corrcoef(one, other)[0, 1]) if varied else 0.0
 
 
 def describe_error_model(model: ErrorModel, metrics: Mapping[str, float]) -> dict[str, object]:
