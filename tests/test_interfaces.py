@@ -645,6 +645,16 @@ def test_a_result_is_put_in_its_place_with_all_that_is_known(tmp_path, rng, save
     assert interface.always_run
 
 
+def test_a_result_that_cannot_be_placed_keeps_no_sidecar_of_another(tmp_path, rng, save):
+    (tmp_path / "a.json").write_text('{"A": "of an earlier run"}')
+    (tmp_path / "in.nii.gz").write_bytes(b"no image")
+    inputs = {"in_file": str(tmp_path / "in.nii.gz"), "sidecar": {"A": "of this one"}}
+    places = {"out_file": str(tmp_path / "a.nii.gz"), "sidecar_file": str(tmp_path / "a.json")}
+    with pytest.raises(UnusableDataError, match="cannot be read as an image"):
+        node(SaveDerivative, tmp_path, **inputs, **places)
+    assert not (tmp_path / "a.json").exists()
+
+
 def test_a_result_of_which_nothing_was_measured_has_its_sidecar(tmp_path, rng, save):
     inputs = {"in_file": save("in", rng.random(SHAPE)), "sidecar": {"A": 1}}
     out = node(

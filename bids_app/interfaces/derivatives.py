@@ -12,8 +12,23 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_app.files import copy_file, read_json, write_json
+from bids_app.errors import ReadWriteError
+from bids_app.files import Json, copy_file, read_json, write_json
 from bids_app.nifti import place
+
+
+def _save(image: Path, target: Path, sidecar: Path, metadata: Json) -> None:
+    """Copy a result to its place, and write its sidecar after it.
+
+    A sidecar of an earlier result goes first: a run that ends in between leaves an image without
+    one, which is made again, and not an image with the sidecar of another.
+    """
+    try:
+        sidecar.unlink(missing_ok=True)
+    except OSError as error:
+        raise ReadWriteError(f"{sidecar}: cannot be replaced ({error.strerror})") from error
+    place(image, target)
+    write_json(sidecar, metadata)
 
 
 class _SaveDerivativeInputSpec(BaseInterfaceInputSpec):
@@ -41,8 +56,7 @@ class SaveDerivative(SimpleInterface):
         for part in self.inputs.measured if self.inputs.measured else []:
             sidecar.update(part)
         out_file, sidecar_file = Path(self.inputs.out_file), Path(self.inputs.sidecar_file)
-        place(Path(self.inputs.in_file), out_file)
-        write_json(sidecar_file, sidecar)
+        _save(Path(self.inputs.in_file), out_file, sidecar_file, sidecar)
         self._results.update(out_file=str(out_file), sidecar_file=str(sidecar_file))
         return runtime
 
@@ -73,8 +87,7 @@ class SaveDerivatives(SimpleInterface):
             given.in_files, given.out_files, given.sidecar_files, given.sidecars, strict=True
         )
         for in_file, out_file, sidecar_file, sidecar in rows:
-            place(Path(in_file), Path(out_file))
-            write_json(Path(sidecar_file), {**sidecar, **measured})
+            _save(Path(in_file), Path(out_file), Path(sidecar_file), {**sidecar, **measured})
         self._results["out_files"] = list(given.out_files)
         return runtime
 
