@@ -78,6 +78,22 @@ def test_labels_narrow_the_query_down(out, selection, expected):
     assert labels(choose(out, **selection)) == expected
 
 
+def test_labels_that_find_nobody_are_told(out):
+    """Spelt by another case, or by a zero more, they would be passed over without a word."""
+    asked = ("01", "02", "1", "p1")
+    controls = choose(out, participant_label=asked, exclude_participant_label=("002", "02"))
+    assert labels(controls) == ["01"]
+    assert [(problem.subject, problem.exit_code) for problem in controls.problems] == [
+        ("1", MissingInputError.exit_code),
+        ("p1", MissingInputError.exit_code),
+    ]
+    assert controls.problems[0].sentence == (
+        "sub-1: not among those that --control-query selects; correct --participant-label or the "
+        "query"
+    )
+    assert controls.notes == ("sub-002: to be excluded, but no control",)
+
+
 def test_of_several_visits_the_first_with_both_images_is_used(tmp_path, rng):
     out = tmp_path / "out"
     write_controls(out, ["01"], rng)

@@ -162,8 +162,12 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     told = compare_versions(_versions(chosen), version, advice=ANEW)
     _refuse_mixed_scales(chosen)
     told += [f"{gap}; no tile of training touches that" for gap in _describe_gaps(chosen)]
+    unknown, remarks = _unmatched(settings, queried)
     return Subjects(
-        tuple(chosen), (), (*told, *_describe_verdicts(chosen), *notes), tuple(problems)
+        tuple(chosen),
+        (),
+        (*told, *_describe_verdicts(chosen), *remarks, *notes),
+        (*unknown, *problems),
     )
 
 
@@ -206,7 +210,7 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     told = compare_versions(_versions(used), version, advice=ANEW)
     _refuse_mixed_scales(used)
     told += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
-    unknown, remarks = _unmatched(settings, well, ill)
+    unknown, remarks = _unmatched(settings, ill, well)
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]
     remarks += [*describe_unknown_columns(settings.output_dir, queries), *_describe_stale(settings)]
     return Subjects(
@@ -597,25 +601,38 @@ def _read_synthetic(path: Path, level: str) -> dict[str, object]:
 
 
 def _unmatched(
-    settings: Settings, well: Collection[str], ill: Collection[str]
+    settings: Settings, selected: Collection[str], controls: Collection[str] = ()
 ) -> tuple[list[Problem], list[str]]:
-    """Tell of labels that were asked for, and whom they do not find."""
+    """Tell of labels that were asked for, or are to be left out, and whom no query selects.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    selected : collection of str
+        Whom labels can ask for: the controls of ``train``, the patients of ``group``.
+    controls : collection of str
+        Those of ``group``.
+    """
+    is_group = settings.level == "group"
+    query = "--patient-query" if is_group else "--control-query"
+    neither = "neither control nor patient" if is_group else "no control"
     problems, notes = list[Problem](), list[str]()
     for label in settings.participant_label:
-        if label in well:
+        if label in controls:
             notes.append(
                 f"sub-{label}: a control, so not mapped; --participant-label is for patients"
             )
-        elif label not in ill:
+        elif label not in selected:
             sentence = (
-                f"sub-{label}: not among those that --patient-query selects; correct "
+                f"sub-{label}: not among those that {query} selects; correct "
                 "--participant-label or the query"
             )
             problems.append(Problem(label, sentence, MISSING))
     notes += [
-        f"sub-{label}: to be excluded, but neither control nor patient"
+        f"sub-{label}: to be excluded, but {neither}"
         for label in settings.exclude_participant_label
-        if label not in well and label not in ill
+        if label not in controls and label not in selected
     ]
     return problems, notes
 
