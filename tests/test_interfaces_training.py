@@ -21,7 +21,7 @@ from bids_app.interfaces.training import (
     TrainGenerator,
 )
 from bids_app.synthesis.card import Card, card_values, file_sha256
-from bids_app.synthesis.evaluation import BASELINES, records_from_json
+from bids_app.synthesis.evaluation import BASELINES, basis_from_json, records_from_json
 from bids_app.synthesis.inference import load_generator
 from bids_app.synthesis.job import HISTORY, KEPT, Job, choose_precision, launch_job, make_fabric
 from bids_app.synthesis.losses import build_translator
@@ -33,7 +33,7 @@ SHAPE = (24, 25, 9)
 AFFINE = np.array([[4.0, 0, 0, -48], [0, 4, 0, -50], [0, 0, 8, -36], [0, 0, 0, 1]])
 SPEC = small("semi3d-gan-mse", epochs=3, constant_epochs=3, batch_size=3, pool_size=2)
 MEANS = {"device": "cpu", "threads": 1, "use_gpu": False}
-NO_LPIPS = {"lpips_weights": "", "lpips_sha256": "", "atlas": ""}
+NO_LPIPS = {"lpips_weights": "", "lpips_sha256": "", "atlas": "", "basis": "b"}
 
 
 def run(interface, cwd, **inputs):
@@ -252,6 +252,7 @@ def test_a_fold_is_scored_and_its_synthetic_pet_is_written(tmp_path, folders, we
         **MEANS,
         **NO_LPIPS,
     )
+    assert basis_from_json(read_json(tmp_path / "node" / "records.json")) == "b"
     records = records_from_json(read_json(tmp_path / "node" / "records.json"))
     assert out.records == str(tmp_path / "node" / "records.json")
     told = [(one.model, one.participant, one.fold) for one in records]
@@ -289,7 +290,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, folders, weights):
 
 
 def test_lpips_weights_that_are_gone_are_told(tmp_path, folders, weights):
-    lpips = {"lpips_weights": str(tmp_path / "lpips.pth"), "lpips_sha256": "a", "atlas": ""}
+    lpips = {"lpips_weights": str(tmp_path / "lpips.pth"), "lpips_sha256": "a"}
     with pytest.raises((MissingInputError, ReadWriteError), match=r"lpips\.pth"):
         run(
             ScoreGenerator,
@@ -302,7 +303,7 @@ def test_lpips_weights_that_are_gone_are_told(tmp_path, folders, weights):
             fwhm=1.5,
             validation=folders[1:],
             **MEANS,
-            **lpips,
+            **{**NO_LPIPS, **lpips},
         )
 
 
@@ -318,6 +319,7 @@ def test_baselines_are_the_mean_of_the_training_pets_and_the_t1w(tmp_path, folde
         **MEANS,
         **NO_LPIPS,
     )
+    assert basis_from_json(read_json(Path(out.records))) == "b"
     mean, t1w = records_from_json(read_json(Path(out.records)))
     assert (mean.model, t1w.model) == BASELINES
     first, second, left_out = (open_volumes(Path(folder)) for folder in folders)

@@ -17,14 +17,17 @@ from bids_app.plan import train as planning
 from bids_app.plan.study import Study, seed_of
 from bids_app.plan.train import (
     baseline_paths,
+    bases_of,
     choose_initial,
     deal,
+    gather_records,
     plan_model,
     plan_storage,
     records_path,
     synthetic_path,
 )
 from bids_app.synthesis.card import Card, card_from
+from bids_app.synthesis.evaluation import ScoreRecord, Scores, records_to_json
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import MODELS, TissueSpec, spec_to_dict
@@ -328,6 +331,84 @@ def test_the_card_tells_of_all_controls():
 
 def test_a_card_is_what_a_node_takes():
     PublishGenerator(card=dict(plan().card))
+
+
+# One table
+
+
+SCORES = Scores(*[0.5] * 8)
+
+
+def write_scores(study, name, folds, *, told=True):
+    """Write the scores of a row, as its nodes do."""
+    for fold, basis in zip(folds, bases_of(study, folds), strict=True):
+        records = [
+            ScoreRecord(name, image.participant, None, fold.number, SCORES)
+            for image in fold.validation
+        ]
+        content = records_to_json(records, basis)
+        if not told:
+            del content["Basis"]
+        write_json(records_path(study, name, fold.number), content)
+
+
+def rescanned(images):
+    return [replace(image, sha256=f"new {image.sha256}") for image in images]
+
+
+def renamed(images):
+    return [replace(image, participant=f"x{image.participant}") for image in images]
+
+
+EARLIER = {
+    "the same": (STUDY, stored(7)),
+    "other images": (STUDY, rescanned(stored(7))),
+    "other people": (STUDY, renamed(stored(7))),
+    "other folds": (replace(STUDY, seed=6), stored(7)),
+    "other smoothing": (replace(STUDY, fwhm=2.0), stored(7)),
+    "another template": (replace(STUDY, space=replace(SPACE, template="MNI305")), stored(7)),
+}
+
+
+@pytest.mark.parametrize("with_baselines", [True, False])
+@pytest.mark.parametrize("earlier", EARLIER)
+def test_a_table_holds_what_rests_on_the_images_and_folds_of_this_run(
+    tmp_path, earlier, with_baselines
+):
+    """A row of an earlier run has the same names of people, and may be of another grid."""
+    study, folds = replace(STUDY, output_dir=tmp_path), deal(STUDY, stored(7))
+    before, images = EARLIER[earlier]
+    before = replace(before, output_dir=tmp_path)
+    write_scores(before, "semi3d-gan", deal(before, images))
+    write_scores(study, "tissue", folds)
+    if with_baselines:
+        write_scores(study, "baselines", folds)
+    records, notes = gather_records(study, folds)
+    mine = {"semi3d-gan"} if earlier == "the same" else set()
+    expected = {"tissue", *mine, *(["baselines"] if with_baselines else [])}
+    assert {record.model for record in records} == expected
+    assert len(records) == 7 * len(expected)
+    assert len(notes) == 1 - len(mine)
+    assert all(note.startswith("semi3d-gan: not in the table, it was cross-") for note in notes)
+
+
+def test_scores_that_do_not_tell_what_they_rest_on_are_in_no_table(tmp_path):
+    study, folds = replace(STUDY, output_dir=tmp_path), deal(STUDY, stored(7))
+    for name in ("tissue", "baselines"):
+        write_scores(study, name, folds, told=False)
+    records, (note,) = gather_records(study, folds)
+    assert records == []
+    assert note.startswith("tissue: not in the table")
+
+
+def test_a_row_of_which_a_fold_has_no_scores_is_in_no_table(tmp_path):
+    study, folds = replace(STUDY, output_dir=tmp_path), deal(STUDY, stored(7))
+    write_scores(study, "tissue", folds)
+    records_path(study, "tissue", 2).unlink()
+    assert gather_records(study, folds) == (
+        [],
+        ["tissue: not in the table, scores of a fold are missing"],
+    )
 
 
 # Leakage

@@ -59,6 +59,7 @@ def plan_of(folds, model="semi3d-gan-mse"):
         spec=spec_to_dict(MODELS[model]),
         seeds=[100 + place for place in range(len(folds) + 1)],
         checkpoints=[Path(f"/checkpoints/{place}") for place in range(len(folds) + 1)],
+        bases=[f"basis {fold.number}" for fold in folds],
         records=[Path(f"/out/{fold.number}.json") for fold in folds],
         pets=[[pet(one.participant) for one in fold.validation] for fold in folds],
         card={"name": model},
@@ -130,7 +131,10 @@ GRAPHS = {
         name="row_wf",
     ),
     "baselines": lambda: init_baselines_wf(
-        folds_of(visits(5), 2), [Path("/out/1.json"), Path("/out/2.json")], MEANS
+        folds_of(visits(5), 2),
+        [Path("/out/1.json"), Path("/out/2.json")],
+        MEANS,
+        bases=["basis 1", "basis 2"],
     ),
 }
 
@@ -174,6 +178,13 @@ def test_every_node_gets_what_it_needs(name):
         if (node, field) not in connected and not isdefined(getattr(node.inputs, field))
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("name", ["model", "baselines"])
+def test_scores_of_a_fold_are_told_what_they_rest_on(name):
+    nodes, _ = nodes_of(GRAPHS[name]())
+    told = [nodes[f"score_{number}"].inputs.basis for number in (1, 2)]
+    assert told == ["basis 1", "basis 2"]
 
 
 @pytest.mark.parametrize(

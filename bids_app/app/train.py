@@ -39,6 +39,7 @@ from bids_app.plan.study import Study, grid_of, plan_study, settle_grid
 from bids_app.plan.train import (
     GENERATORS,
     baseline_paths,
+    bases_of,
     choose_initial,
     deal,
     gather_records,
@@ -120,7 +121,10 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
         refuse_few(names=_names(settings), people=people, folds=settings.folds)
         folds = deal(study, stored)
         problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
-        problems += _finish(study, runner, controls, problems, summarize_run(run_record, started))
+        summary = summarize_run(run_record, started)
+        problems += _finish(
+            study, folds, runner, controls=controls, problems=problems, told=summary
+        )
         runner.report_used()
     return _close(settings, study, problems, console)
 
@@ -390,7 +394,8 @@ def _compute(
         for plan in plans
     ]
     labels = {row: row for row in (*(plan.name for plan in plans), BASELINES)}
-    problems = runner.run([init_baselines_wf(folds, baselines, means), *graphs], labels)
+    scoring = init_baselines_wf(folds, baselines, means, bases=bases_of(study, folds))
+    problems = runner.run([scoring, *graphs], labels)
     report_notes(runner.console, problems=problems)
     return problems
 
@@ -411,12 +416,18 @@ def memory_of(spec: Spec) -> float:
 
 
 def _finish(
-    study: Study, runner: Runner, controls: Subjects, problems: Sequence[Problem], told: RunSummary
+    study: Study,
+    folds: Sequence[Fold],
+    runner: Runner,
+    *,
+    controls: Subjects,
+    problems: Sequence[Problem],
+    told: RunSummary,
 ) -> list[Problem]:
     """Write table and report; where the report fails, generators and table stand."""
     settings = runner.settings
     with locked(study.output_dir):
-        records, notes = gather_records(study)
+        records, notes = gather_records(study, folds)
         write_table1(study.output_dir, records)
     whole = summarize_level(told, settings, [*controls.notes, *notes], problems)
     return report_level(settings, runner.console, write_training_report, whole)

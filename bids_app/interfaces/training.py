@@ -230,6 +230,7 @@ class _ScoreInputSpec(_ComputeInputSpec):
     fold = traits.Int(mandatory=True, desc="from 1")
     validation = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
     digests = traits.List(traits.Str, mandatory=True, desc="of all volumes that decide")
+    basis = traits.Str(mandatory=True, desc="digest of what scores of this fold rest on")
     lpips_weights = traits.Str(mandatory=True, nohash=True, desc="a file; empty for none")
     lpips_sha256 = traits.Str(mandatory=True, desc="of that file")
     atlas = traits.Str(mandatory=True, desc="regions, in the images' space; empty for none")
@@ -289,7 +290,7 @@ class ScoreGenerator(SimpleInterface):
             nifti.save(image, path, description=nifti.SYNTHETIC_PET)
             pets.append(str(path))
         records = Path(runtime.cwd) / "records.json"
-        write_json(records, scorer.told())
+        write_json(records, scorer.told(self.inputs.basis))
         self._results.update(
             records=str(records), pets=pets, sidecar={"GeneratorSHA256": file_sha256(weights)}
         )
@@ -320,7 +321,7 @@ class ScoreBaselines(SimpleInterface):
         for folder in self.inputs.validation:
             scorer.score_baselines(open_volumes(Path(folder)), mean)
         records = Path(runtime.cwd) / "records.json"
-        write_json(records, scorer.told())
+        write_json(records, scorer.told(self.inputs.basis))
         self._results["records"] = str(records)
         return runtime
 

@@ -17,7 +17,13 @@ from bids_app.files import read_json
 from bids_app.generators import CROSSVALIDATION, GeneratorChoice, find_generator, has_seen
 from bids_app.plan.study import Study, seed_of
 from bids_app.synthesis.card import Card, card_values, check_grid, check_weights, read_card
-from bids_app.synthesis.evaluation import BASELINES, ROWS, ScoreRecord, records_from_json
+from bids_app.synthesis.evaluation import (
+    BASELINES,
+    ROWS,
+    ScoreRecord,
+    basis_from_json,
+    records_from_json,
+)
 from bids_app.synthesis.models import TISSUE, Spec, TissueSpec, configuration_of, spec_to_dict
 from bids_app.synthesis.statistics import split
 from bids_app.synthesis.tiling import SliceTriplets
@@ -76,6 +82,24 @@ def deal(study: Study, stored: Sequence[StoredImage]) -> list[Fold]:
 
 def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def bases_of(study: Study, folds: Sequence[Fold]) -> list[str]:
+    """Digest, for each fold, what all scores rest on that may stand in one table.
+
+    That is whom it leaves out, the volumes of all, of which the digests tell the grid and the scale
+    as well, and the smoothing. What is learned from these volumes, and how, is the row's own.
+    """
+    return [
+        _digest(
+            study.space.template,
+            study.fwhm,
+            [image.participant for image in fold.training],
+            [image.participant for image in fold.validation],
+            fold.digests,
+        )
+        for fold in folds
+    ]
 
 
 def records_path(study: Study, name: str, fold: int) -> Path:
@@ -287,7 +311,8 @@ def plan_model(
     first = None if initial is None else initial.card
     card = card_values(_card(study, name, spec, folds, times_mean=times_mean, initial=first))
     folder = study.output_dir / GENERATORS / name
-    plan = ModelPlan(name, values, seeds, checkpoints, records, pets, card, folder)
+    bases = bases_of(study, folds)
+    plan = ModelPlan(name, values, seeds, checkpoints, bases, records, pets, card, folder)
     if initial is None:
         return plan
     return replace(plan, initial=initial.folder, initial_sha256=initial.card.sha256)
@@ -298,37 +323,29 @@ def baseline_paths(study: Study, folds: Sequence[Fold]) -> list[Path]:
     return [records_path(study, "baselines", fold.number) for fold in folds]
 
 
-Dealt = Mapping[int, frozenset[str]]
-
-
-def _read(path: Path) -> list[ScoreRecord]:
+def _read(path: Path) -> tuple[str, list[ScoreRecord]]:
+    content = read_json(path)
     try:
-        return records_from_json(read_json(path))
+        return basis_from_json(content), records_from_json(content)
     except ValueError as error:
         raise UnusableDataError(f"{path}: {error}; delete it") from error
 
 
-def _of_row(study: Study, name: str) -> list[ScoreRecord] | None:
-    """Read the records of a row; None if a fold's are not there."""
+def _of_row(study: Study, name: str) -> tuple[list[str], list[ScoreRecord]] | None:
+    """Read what scores of a row rest on, and its records; None if a fold's are not there."""
     try:
         parts = [_read(records_path(study, name, k + 1)) for k in range(study.folds)]
     except (ReadWriteError, UnusableDataError):
         return None
-    return [record for part in parts for record in part]
+    return [basis for basis, _ in parts], [record for _, part in parts for record in part]
 
 
-def _dealt(records: list[ScoreRecord]) -> Dealt:
-    folds = {record.fold for record in records}
-    return {
-        fold: frozenset(record.participant for record in records if record.fold == fold)
-        for fold in folds
-    }
-
-
-def gather_records(study: Study) -> tuple[list[ScoreRecord], list[str]]:
-    """Gather the scores of all rows that were scored on the same folds as the baselines.
+def gather_records(study: Study, folds: Sequence[Fold]) -> tuple[list[ScoreRecord], list[str]]:
+    """Gather the scores of all rows that were scored on the folds of this run, and the baselines.
 
     Rows may come from runs of their own, side by side; each lists what all have written so far.
+    Those of an earlier run are left out if its images, its folds or its smoothing were others:
+    they have the same names.
 
     Returns
     -------
@@ -337,9 +354,9 @@ def gather_records(study: Study) -> tuple[list[ScoreRecord], list[str]]:
     notes : list of str
         Why others cannot.
     """
+    bases = bases_of(study, folds)
     baselines = _of_row(study, "baselines")
-    records = [] if baselines is None else list(baselines)
-    dealt = _dealt(records)
+    records = [] if baselines is None or baselines[0] != bases else baselines[1]
     notes = []
     for name in ROWS:
         folder = study.output_dir / CROSSVALIDATION / name
@@ -348,8 +365,11 @@ def gather_records(study: Study) -> tuple[list[ScoreRecord], list[str]]:
         own = _of_row(study, name)
         if own is None:
             notes.append(f"{name}: not in the table, scores of a fold are missing")
-        elif dealt and _dealt(own) != dealt:
-            notes.append(f"{name}: not in the table, it was cross-validated on other folds")
+        elif own[0] != bases:
+            notes.append(
+                f"{name}: not in the table, it was cross-validated on other images or folds, with "
+                "another smoothing, or by an earlier version; train it again"
+            )
         else:
-            records += own
+            records += own[1]
     return records, notes

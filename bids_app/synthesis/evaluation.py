@@ -259,9 +259,19 @@ class ScoreRecord:
     sweep: Mapping[float, float] = field(default_factory=dict)
 
 
-def records_to_json(records: Sequence[ScoreRecord]) -> dict[str, object]:
-    """Tell records in plain values that JSON can hold; nan becomes null, infinity a word."""
+def records_to_json(records: Sequence[ScoreRecord], basis: str = "") -> dict[str, object]:
+    """Tell records in plain values that JSON can hold; nan becomes null, infinity a word.
+
+    Parameters
+    ----------
+    records : sequence of ScoreRecord
+        Of one fold.
+    basis : str
+        A digest of what they rest on; empty if that is not known. Records of models can be
+        compared where it is the same.
+    """
     return {
+        "Basis": basis,
         "Records": [
             {
                 **asdict(record),
@@ -269,8 +279,13 @@ def records_to_json(records: Sequence[ScoreRecord]) -> dict[str, object]:
                 "sweep": {f"{fwhm:g}": _plain(value) for fwhm, value in record.sweep.items()},
             }
             for record in records
-        ]
+        ],
     }
+
+
+def basis_from_json(content: Mapping[str, object]) -> str:
+    """Read the digest of what records rest on; empty where none is told."""
+    return str(content.get("Basis", ""))
 
 
 def records_from_json(content: Mapping[str, object]) -> list[ScoreRecord]:

@@ -340,9 +340,9 @@ class Scorer:
         for name, volume in zip(BASELINES, (inside, np.asarray(visit.t1w)), strict=True):
             self._record(name, visit, volume, {})
 
-    def told(self) -> dict[str, object]:
-        """Give the records in plain values."""
-        return records_to_json(self.records)
+    def told(self, basis: str = "") -> dict[str, object]:
+        """Give the records in plain values, as :func:`records_to_json` does."""
+        return records_to_json(self.records, basis)
 
 
 def mean_pet(folders: Iterable[Path]) -> Volume:

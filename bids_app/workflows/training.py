@@ -177,6 +177,8 @@ class ModelPlan:
         One a fold, then that of the fit to all.
     checkpoints : sequence of Path
         Folders, one a fold, then that of the fit to all.
+    bases : sequence of str
+        Digests of what scores rest on, one a fold.
     records : sequence of Path
         Where scores go, one a fold.
     pets : sequence of sequence of Output
@@ -195,6 +197,7 @@ class ModelPlan:
     spec: Mapping[str, object]
     seeds: Sequence[int]
     checkpoints: Sequence[Path]
+    bases: Sequence[str]
     records: Sequence[Path]
     pets: Sequence[Sequence[Output]]
     card: Mapping[str, object]
@@ -244,7 +247,7 @@ def _train(
     return node
 
 
-def _score(plan: ModelPlan, fold: Fold, means: ComputeSettings, fwhm: float) -> Node:
+def _score(plan: ModelPlan, place: int, fold: Fold, means: ComputeSettings, fwhm: float) -> Node:
     score = ScoreGenerator(
         model=plan.name,
         fold=fold.number,
@@ -252,6 +255,7 @@ def _score(plan: ModelPlan, fold: Fold, means: ComputeSettings, fwhm: float) -> 
         fwhm=fwhm,
         validation=folders_of(fold.validation),
         digests=fold.digests,
+        basis=plan.bases[place],
         **means.inputs(),
         **means.scoring(),
     )
@@ -327,7 +331,7 @@ def init_model_wf(
     )
     for place, fold in enumerate(folds):
         train = _train(plan, place, f"{fold.number}", fold, means, fwhm=fwhm, mem_gb=mem_gb)
-        score = _score(plan, fold, means, fwhm)
+        score = _score(plan, place, fold, means, fwhm)
         _connect_fold(workflow, train, score, plan, place)
         into = f"in{place + 1}"
         workflow.connect(
@@ -363,6 +367,7 @@ def init_baselines_wf(
     outputs: Sequence[Path],
     means: ComputeSettings,
     *,
+    bases: Sequence[str],
     name: str = "baselines_wf",
 ) -> Workflow:
     """Score what a generator must beat: the mean training PET, and the T1w itself.
@@ -375,15 +380,18 @@ def init_baselines_wf(
         Where the scores go, one a fold.
     means : ComputeSettings
         To compute with.
+    bases : sequence of str
+        Digests of what the scores rest on, one a fold.
     """
     workflow = Workflow(name)
-    for fold, output in zip(folds, outputs, strict=True):
+    for fold, output, basis in zip(folds, outputs, bases, strict=True):
         score = ScoreBaselines(
             model=BASELINES,
             fold=fold.number,
             training=folders_of(fold.training),
             validation=folders_of(fold.validation),
             digests=fold.digests,
+            basis=basis,
             **means.inputs(),
             **means.scoring(),
         )
