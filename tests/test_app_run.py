@@ -9,7 +9,7 @@ from nipype.pipeline.engine import Node, Workflow
 from nodes import Note, Refuse
 from phantoms import add_t1w, write_dataset
 
-from bids_app.app import participant, run
+from bids_app.app import group, participant, run, train
 from bids_app.cli import main
 from bids_app.console import Console
 from bids_app.errors import ReadWriteError
@@ -128,3 +128,35 @@ def test_a_report_that_cannot_be_written_does_not_keep_others_from_being_compute
     words = ("participant", "--sloppy", "--skip-bids-validation")
     assert main([str(raw), str(tmp_path / "out"), *words]) == 0
     assert (tmp_path / "out" / "sub-01.html").exists()
+
+
+@pytest.mark.parametrize("level", ["train", "group"])
+def test_reports_that_are_written_again_can_fail_and_a_dry_run_writes_none(
+    raw, tmp_path, monkeypatch, capsys, level
+):
+    out, failing = tmp_path / "out", []
+
+    def write(output_dir, **_):
+        if failing:
+            raise ReadWriteError("a table is damaged")
+        (output_dir / "page.html").write_text("")
+        return output_dir / "page.html"
+
+    monkeypatch.setattr(train, "write_training_report", write)
+    monkeypatch.setattr(group, "write_group_report", write)
+    monkeypatch.setattr(group, "_report_patients", lambda *_: [])
+    out.mkdir()
+    (out / run.RESULTS[level]).write_text("")
+    before = set(out.rglob("*"))
+    command = [str(raw), str(out), level, "--reports-only"]
+    assert main([*command, "--dry-run"]) == 0
+    assert f"the report would be written; it is {out / level}.html" in capsys.readouterr().out
+    assert set(out.rglob("*")) == before
+    assert main(command) == 0
+    assert (out / "page.html").exists()
+    failing.append(True)
+    capsys.readouterr()
+    assert main(command) == 1
+    said = "".join(capsys.readouterr())
+    assert f"{level}.html: a table is damaged" in said
+    assert "reports written, 1 failed" in said

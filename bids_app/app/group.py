@@ -14,8 +14,6 @@ from nipype.pipeline.engine import Workflow
 from bids_app.app.images import store_cohort
 from bids_app.app.participant import report_all, report_subjects
 from bids_app.app.run import (
-    DONE,
-    PARTIAL,
     Runner,
     begin,
     close_dry,
@@ -24,6 +22,7 @@ from bids_app.app.run import (
     refuse_places,
     refuse_plugin,
     refuse_without_results,
+    report_again,
     report_estimate,
     report_level,
     report_notes,
@@ -672,15 +671,13 @@ def _report_again(settings: Settings, console: Console) -> int:
             bounding_box=(x0, y0, z0, x1, y1, z1),
             resolution=resolution,
         )
-    path = settings.output_dir / "group.html"
-    if settings.dry_run:
-        console.close(f"mri2pet: the report would be written; it is {path}")
-        return DONE
-    problems = report_level(settings, console, write_group_report, RunSummary())
     patients = {scored.participant for scored in run.maps if not scored.control}
-    problems += _report_patients(settings, patients, console)
-    console.close(f"mri2pet: reports written, {len(problems)} failed; see {path}")
-    return PARTIAL if problems else DONE
+
+    def report() -> list[Problem]:
+        problems = report_level(settings, console, write_group_report, RunSummary())
+        return problems + _report_patients(settings, patients, console)
+
+    return report_again(settings, console, report)
 
 
 def _close(

@@ -387,6 +387,32 @@ def report_level(
     return lost
 
 
+def report_again(settings: Settings, console: Console, report: Callable[[], list[Problem]]) -> int:
+    """Write the reports of ``train`` or ``group`` from disk, unless the run is dry.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    console
+        Is told.
+    report
+        Writes them, and gives what failed.
+
+    Returns
+    -------
+    int
+        0 if all went well, 1 if some report failed.
+    """
+    path = settings.output_dir / f"{settings.level}.html"
+    if settings.dry_run:
+        console.close(f"mri2pet: the report would be written; it is {path}")
+        return DONE
+    problems = report()
+    console.close(f"mri2pet: reports written, {len(problems)} failed; see {path}")
+    return PARTIAL if problems else DONE
+
+
 def summarize_level(
     told: RunSummary, settings: Settings, notes: Sequence[str], problems: Iterable[Problem]
 ) -> RunSummary:

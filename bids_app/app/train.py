@@ -4,12 +4,12 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
 from bids_app.app.images import store_images
 from bids_app.app.run import (
-    DONE,
     Runner,
     begin,
     close_dry,
@@ -17,6 +17,7 @@ from bids_app.app.run import (
     refuse_places,
     refuse_plugin,
     refuse_without_results,
+    report_again,
     report_estimate,
     report_level,
     report_notes,
@@ -435,11 +436,8 @@ def _finish(
 
 def _report_again(settings: Settings, console: Console) -> int:
     refuse_without_results(settings, "--reports-only")
-    path = write_training_report(
-        settings.output_dir, template=settings.template, resolution=settings.grid_resolution
-    )
-    console.close(f"mri2pet: report written; it is {path}")
-    return DONE
+    report = partial(report_level, settings, console, write_training_report, RunSummary())
+    return report_again(settings, console, report)
 
 
 def _close(settings: Settings, study: Study, problems: Sequence[Problem], console: Console) -> int:
