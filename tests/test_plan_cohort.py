@@ -88,11 +88,12 @@ def pet_of(out, label):
 def second_pet(out, label, entity):
     """Copy a PET, as if there were another run or session of it."""
     first = pet_of(out, label)
-    folder, before = first.parent, "_space-"
+    folder, before, name = first.parent, "_space-", first.name
     if entity.startswith("ses-"):
         folder, before = out / f"sub-{label}" / entity / "pet", "_trc-"
+        name = re.sub("_ses-[^_]+", "", name)
     folder.mkdir(parents=True, exist_ok=True)
-    second = folder / first.name.replace(before, f"_{entity}{before}")
+    second = folder / name.replace(before, f"_{entity}{before}")
     shutil.copy(first, second)
     shutil.copy(sidecar_path(first), sidecar_path(second))
     return second
@@ -271,6 +272,29 @@ def test_sessions_can_be_chosen(out, rng):
     assert problem.sentence.startswith(
         "sub-p1: a patient without a PET on this grid in these sessions; run"
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "mapped"), [("late", ["late"]), ("early", ["early"]), ("other", [])]
+)
+def test_a_session_is_that_of_the_pet_where_the_t1w_is_of_another(out, rng, asked, mapped):
+    tell(out, {**GROUPS, "04": "control", "p3": "patient"})
+    for label in ("04", "p3"):
+        write_control(out, label, rng, session="other", pet=False)
+        write_control(out, label, rng, session="early")
+        second_pet(out, label, "ses-late")
+    people = choose(out, session_label=(asked,))
+    assert [p.session for p in people.patients if p.label == "p3"] == mapped
+    told = [problem.sentence for problem in people.problems if problem.subject == "p3"]
+    assert len(told) == 1 - len(mapped)
+    assert all("without a PET on this grid in these sessions" in sentence for sentence in told)
+    (session,) = [control.session for control in people.controls if control.label == "04"]
+    assert session == (asked if mapped else "early")
+    if mapped:
+        settings = Settings(Path("/raw"), out, "train", sloppy=True, session_label=(asked,))
+        (trained,) = choose_controls(settings, version("mri2pet")).controls
+        assert trained.visit.pets == (trained.pet,)
+        assert (trained.label, trained.session) == ("04", asked)
 
 
 def test_a_visit_without_session_is_not_named_after_one(out, rng):

@@ -122,7 +122,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     """Choose the controls that generators are trained on: those with T1w and real PET.
 
     Which visit of each, :func:`_visit_of_each` says, for ``train`` and ``group`` alike.
-    ``--session-label`` leaves out all other sessions.
+    ``--session-label`` leaves out PETs of all other sessions.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
             f"{settings.output_dir}: no T1w of these controls in {settings.template} at "
             f"{settings.grid_resolution:g} mm; run the participant level first"
         )
-    visits = [visit for visit in everything if _is_in_sessions(visit, settings)]
+    visits = _in_sessions(everything, settings)
     with_pet, _ = _look_at((visit for visit in visits if visit.pets), settings)
     chosen = _visit_of_each(with_pet)
     notes = [*chain(*failed.values()), *_describe_other_visits(visits, chosen)]
@@ -174,7 +174,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
 def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subjects:
     """Choose controls and patients of the group level by query and labels.
 
-    ``--participant-label`` and ``--session-label`` say which patients, and which visits of theirs,
+    ``--participant-label`` and ``--session-label`` say which patients, and which PETs of theirs,
     are looked at; controls are all that their query finds, but for those of
     ``--exclude-participant-label``, by a visit of these sessions where they have one.
 
@@ -448,16 +448,12 @@ def _controls(
 ) -> tuple[list[Participant], list[str], list[Problem]]:
     """Choose controls, by a visit of the sessions that are asked for where they have one."""
     visits, failed, early = _find(settings, wanted)
-    candidates, errors = _look_at(visits, settings)
-    asked = [
-        candidate
-        for candidate in candidates
-        if _is_in_sessions(candidate.visit, settings) and _rank(candidate)
-    ]
+    candidates, errors = _look_at(_in_sessions(visits, settings), settings)
+    asked = [candidate for candidate in candidates if _rank(candidate)]
     there = {candidate.label for candidate in asked}
-    chosen = _visit_of_each(
-        [*asked, *(candidate for candidate in candidates if candidate.label not in there)]
-    )
+    others, more = _look_at((visit for visit in visits if visit.subject not in there), settings)
+    errors |= more
+    chosen = _visit_of_each([*asked, *others])
     problems = []
     for control in chosen:
         visit = _visit_in_trouble(control, errors)
@@ -501,7 +497,7 @@ def _patients(
     settings: Settings, wanted: Collection[str]
 ) -> tuple[list[Participant], list[str], list[Problem]]:
     everything, failed, early = _find(settings, wanted)
-    visits = [visit for visit in everything if _is_in_sessions(visit, settings)]
+    visits = _in_sessions(everything, settings)
     candidates, errors = _look_at(visits, settings)
     chosen = [
         replace(candidate, pet=pet) for candidate in candidates for pet in candidate.visit.pets
@@ -662,8 +658,20 @@ def _is_asked_for(label: str, settings: Settings) -> bool:
     return not settings.participant_label or label in settings.participant_label
 
 
-def _is_in_sessions(visit: Preprocessed, settings: Settings) -> bool:
-    return not settings.session_label or visit.session in settings.session_label
+def _in_sessions(visits: Iterable[Preprocessed], settings: Settings) -> list[Preprocessed]:
+    """Keep the PETs of the sessions that are asked for; where a T1w has no PET, its own counts.
+
+    A PET may be of another session than the T1w that it lies on.
+    """
+    asked = settings.session_label
+    if not asked:
+        return [*visits]
+    kept = []
+    for visit in visits:
+        pets = tuple(pet for pet in visit.pets if entities_of(pet).get("ses") in asked)
+        if pets or (not visit.pets and visit.session in asked):
+            kept.append(replace(visit, pets=pets))
+    return kept
 
 
 def _refuse_both(labels: Collection[str]) -> None:
