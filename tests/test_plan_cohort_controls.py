@@ -12,7 +12,7 @@ from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDat
 from bids_app.files import read_json, write_json, write_tsv
 from bids_app.imaging.volume import grid_of_box
 from bids_app.plan.cohort import choose_controls
-from bids_app.plan.study import settle_grid
+from bids_app.plan.study import find_grids, grid_of, settle_grid
 from bids_app.settings import Settings
 
 
@@ -307,6 +307,31 @@ def test_the_grid_that_was_asked_for_is_not_told_of(grids):
     for asked in ({"sloppy": True}, {"resolution": 4.0}):
         assert settle(out, **asked) == (Settings(Path("/raw"), out, "train", **asked), [])
     assert settle(out)[0].grid_resolution == 4.0
+
+
+@pytest.mark.parametrize("resolution", [1.33333, 1.17188, 4 / 3, 2.00004])
+@pytest.mark.parametrize("box", [Settings.bounding_box, (-60.0, -60.0, -40.0, 60.0, 60.0, 40.0)])
+@pytest.mark.parametrize("digits", [4, 5, 17, None])
+def test_a_resolution_of_many_digits_is_found_again(grids, resolution, box, digits):
+    """Names keep four digits of it, headers seven or so; who asks may have fewer, or not ask."""
+    out, write = grids
+    write(resolution=resolution, box=box)
+    (image,) = out.rglob("*.nii.gz")
+    asked = {} if digits is None else {"resolution": round(resolution, digits)}
+    settings, notes = settle(out, **asked)
+    nifti.check_grid(image, grid_of(settings))
+    assert len(notes) == (digits is None or box != Settings.bounding_box)
+    assert f"_res-{resolution_label(settings.grid_resolution)}_" in image.name
+
+
+def test_runs_that_ask_for_one_resolution_by_fewer_or_more_digits_are_on_one_grid(grids):
+    out, write = grids
+    write(resolution=4.33333)
+    for path in out.rglob("*.nii.gz"):
+        path.rename(path.with_name(path.name.replace("sub-01_", "sub-01_run-1_")))
+    write(resolution=4.3333)
+    assert len(find_grids(out)) == 1
+    assert settle(out)[0].grid_resolution == 4.3333
 
 
 def test_of_several_grids_one_has_to_be_chosen(grids):

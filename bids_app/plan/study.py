@@ -114,11 +114,13 @@ def settle_grid(settings: Settings) -> tuple[Settings, list[str]]:
         )
     if not known:
         return settings, []
-    others = "; ".join(_describe_grid(candidate) for candidate in known if candidate != fitting[0])
+    (found,) = fitting
+    others = "; ".join(_describe_grid(candidate) for candidate in known if candidate != found)
     notes = [f"not used, images on another grid: {others}"] if others else []
-    if _is_same_grid(fitting[0], settings):
-        return settings, notes
-    return fitting[0], [f"the grid is that of the images, {_describe_grid(fitting[0])}", *notes]
+    if not _is_same_grid(found, settings):
+        return found, [f"the grid is that of the images, {_describe_grid(found)}", *notes]
+    to_the_digit = found.grid_resolution == settings.grid_resolution
+    return settings if to_the_digit else found, notes
 
 
 def find_grids(output_dir: Path) -> list[tuple[str, float, Box]]:
@@ -135,17 +137,25 @@ def find_grids(output_dir: Path) -> list[tuple[str, float, Box]]:
     paths = [
         path for level in ("sub-*", "sub-*/ses-*") for path in output_dir.glob(f"{level}/{ending}")
     ]
-    return sorted({grid for path in paths if (grid := _grid_of(path)) is not None})
+    grids = {grid for path in paths if (grid := _grid_of(path)) is not None}
+    alike = dict[object, tuple[str, float, Box]]()  # 1.3333 and 1.33333 mm may be one grid
+    for template, resolution, box in sorted(grids):
+        shape = grid_of_box(box, resolution).shape
+        name = (template, resolution_label(resolution), box[:3], shape)
+        alike.setdefault(name, (template, resolution, box))
+    return sorted(alike.values())
 
 
 def _grid_of(path: Path) -> tuple[str, float, Box] | None:
+    """Read the grid of an image; rounded to what a header holds, so that all voxels are in it."""
     try:
         entities, grid = entities_of(path), read_grid(path)
-        resolution = round(float(grid.affine[0, 0]), 4)
-        box = box_of_grid(grid)
-        if box is None or resolution_label(resolution) != entities["res"]:
+        resolution = round(float(grid.affine[0, 0]), 6)
+        if box_of_grid(grid) is None or resolution_label(resolution) != entities["res"]:
             return None
-        x0, y0, z0, x1, y1, z1 = (round(side, 3) for side in box)
+        low = grid.affine[:3, 3].round(3)
+        x0, y0, z0 = low.tolist()
+        x1, y1, z1 = (low + (np.array(grid.shape) - 1) * resolution).tolist()
         return entities["space"], resolution, (x0, y0, z0, x1, y1, z1)
     except (Mri2petError, ValueError, KeyError):
         return None
@@ -157,7 +167,7 @@ def _is_wanted(known: Settings, settings: Settings) -> bool:
     by_template = settings.template != Settings.template
     by_box = settings.bounding_box != Settings.bounding_box
     return (
-        (not by_resolution or known.grid_resolution == settings.grid_resolution)
+        (not by_resolution or _same_resolution(known, settings))
         and (not by_template or known.template == settings.template)
         and (not by_box or _same_box(known, settings))
     )
@@ -187,8 +197,14 @@ def _same_box(known: Settings, settings: Settings) -> bool:
     return one.shape == other.shape and np.allclose(one.affine, other.affine, atol=1e-3)
 
 
+def _same_resolution(known: Settings, settings: Settings) -> bool:
+    """Whether two are spelt alike in names of images; headers hold no more digits than that."""
+    one, other = (resolution_label(grid.grid_resolution) for grid in (known, settings))
+    return one == other
+
+
 def _is_same_grid(known: Settings, settings: Settings) -> bool:
-    named = (known.template, known.grid_resolution) == (settings.template, settings.grid_resolution)
+    named = known.template == settings.template and _same_resolution(known, settings)
     return named and _same_box(known, settings)
 
 
