@@ -3,18 +3,22 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
-from cohorts import GRID, TEMPLATE
+from cohorts import GRID, TEMPLATE, stored_image
 
 from bids_app import nifti
+from bids_app.app.images import store_images
 from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.sidecars import Space
 from bids_app.errors import MissingInputError
+from bids_app.nifti import Owner, store_arrays
 from bids_app.plan.cohort import Participant
 from bids_app.plan.group import find_masks, mask_on_grid, refuse_knowledge
+from bids_app.plan.problems import Problem
 from bids_app.plan.study import Study
 from bids_app.settings import Settings
 
@@ -180,6 +184,27 @@ def test_an_atlas_of_another_template_is_told_of(tmp_path, space, notes):
     found = refuse_knowledge(Settings(Path("raw"), Path("out"), "group", atlas=atlas), []).notes
     assert len(found) == notes
     assert all(f"drawn on {space}, images lie on MNI152NLin2009aSym" in note for note in found)
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_run_that_stops_at_the_first_crash_takes_no_image_that_may_be_of_an_earlier_run(
+    tmp_path, stop
+):
+    """What was not stored, as its node did not run, has no digest; or, where it is, an old one."""
+    images = [
+        replace(stored_image(f"0{n}", tmp_path / f"0{n}", ""), name=f"sub_0{n}") for n in range(3)
+    ]
+    store_arrays(images[1].folder, Owner("01", None, ()), {})
+    if not stop:
+        store_arrays(images[2].folder, Owner("02", None, ()), {})
+    problem = Problem("00", "sub-00: all voxels are equal", 65, "sub_00")
+    settings = Settings(tmp_path / "raw", tmp_path, "train", stop_on_first_crash=stop)
+    runner = SimpleNamespace(settings=settings, run=lambda *_: [problem])
+    study = Study(tmp_path, tmp_path, Space(TEMPLATE, 4.0, ""), GRID, "made", 2, 0, {}, 1.5)
+    stored, problems = store_images(study, images, runner)
+    assert problems == [problem]
+    assert [image.name for image in stored] == ([] if stop else ["sub_01", "sub_02"])
+    assert all(image.sha256 for image in stored)
 
 
 def test_the_grid_of_an_atlas_is_that_of_the_first_mask_that_lies_on_it(tmp_path):

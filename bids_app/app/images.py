@@ -45,6 +45,8 @@ def store_images(
 ) -> tuple[list[StoredImage], list[Problem]]:
     """Check and store images, and run other graphs beside; give those that are stored.
 
+    None is given of a run that stops at the first problem, and has one.
+
     Parameters
     ----------
     study : Study
@@ -58,6 +60,8 @@ def store_images(
     """
     shape, affine = study.grid.shape, study.grid.affine.tolist()
     problems = runner.run([init_storing_wf(images, shape=shape, affine=affine), *others], {})
+    if runner.settings.stop_on_first_crash and problems:
+        return [], problems  # of the others, nothing may have been stored, or by an earlier run
     lost = {problem.visit for problem in problems}
     stored = [
         replace(image, sha256=read_digest(image.folder))
