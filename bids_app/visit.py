@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,30 @@ class Visit:
     t1w: Scan
     pets: tuple[Scan, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+class OfSession(Protocol):
+    """A visit, raw or preprocessed, as far as it has a name."""
+
+    @property
+    def subject(self) -> str:
+        """Label without ``sub-``."""
+
+    @property
+    def session(self) -> str | None:
+        """Label without ``ses-``."""
+
+
+def label_of(visit: OfSession) -> str:
+    """Give the name of a visit for people.
+
+    Examples
+    --------
+    >>> scan = Scan(Path("t1w"), "01", "b", ())
+    >>> label_of(scan)
+    'sub-01 ses-b'
+    """
+    return f"sub-{visit.subject}" + ("" if visit.session is None else f" ses-{visit.session}")
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,6 @@ from bids_app.plan.participant import (
     VisitPlan,
     doubts_of,
     is_done,
-    label_of,
     plan_visit,
     problems_of,
     read_selection,
@@ -66,7 +65,7 @@ from bids_app.report.participant import is_current, shared_sources, write_subjec
 from bids_app.resources import choose_device
 from bids_app.settings import Settings
 from bids_app.templates import Template
-from bids_app.visit import Selection, Visit
+from bids_app.visit import Selection, Visit, label_of
 
 REST = 20  # times what tables took pass before they are written again; our choice: 5 % of a run
 _Table = tuple[dict[str, dict[str, str]], tuple[str, ...]]  # participants.tsv, and remarks on it
@@ -307,8 +306,7 @@ def _plan(
                 refuse_unprepared(plan, run)
                 plans.append(plan)
         except Exception as error:  # of any kind: it is this visit's, and no one else's
-            label = " ".join([f"sub-{visit.subject}", *[f"ses-{s}" for s in [visit.session] if s]])
-            problems.append(problem_of(error, visit.subject, label, logs))
+            problems.append(problem_of(error, visit.subject, label_of(visit), logs))
     return plans, done, problems
 
 

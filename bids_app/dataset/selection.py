@@ -23,7 +23,7 @@ from bids_app.dataset.sessions import (
     read_session_times,
 )
 from bids_app.dataset.validation import find_strays
-from bids_app.errors import Mri2petError, NothingSelectedError
+from bids_app.errors import Mri2petError, NothingSelectedError, name_some
 from bids_app.visit import Scan, Selection, Unused, Visit
 
 MAGNITUDE = ("mag", "magnitude")
@@ -189,16 +189,9 @@ def choose_best(
 
 Stray = tuple[Scan, str, str]  # what is no image, for which it was meant (t1w, pet), and why
 
-NAMED_AT_MOST = 5  # labels listed in a message
-
 
 def _named(session: Session) -> str:
     return "no session" if session is None else f"ses-{session}"
-
-
-def _listed(labels: Sequence[str]) -> str:
-    more = " …" if len(labels) > NAMED_AT_MOST else ""
-    return ", ".join(labels[:NAMED_AT_MOST]) + more
 
 
 def _screen(
@@ -298,7 +291,9 @@ def _without_t1w(subject: str, files: RawFiles, pets: Mapping[Session, Scan]) ->
         return []  # nothing of this participant was asked for; each image says why
     if left_out:
         sessions = [f"ses-{s.session}" for s in left_out if s.session is not None]
-        advice = f"the flags leave out that of {_listed(sessions)}" if sessions else "see the flags"
+        advice = (
+            f"the flags leave out that of {name_some(sessions)}" if sessions else "see the flags"
+        )
         why = f"no T1w for its PET; {advice}"
     elif ignored:
         why = "no T1w that .bidsignore does not leave out; change it, or exclude the participant"
@@ -364,7 +359,7 @@ def _choose_subjects(
     asked = frozenset(wanted) if wanted else known
     chosen = [label for label in present if label in asked and label not in excluded]
     if not chosen:
-        there = _listed([f"sub-{label}" for label in present])
+        there = name_some([f"sub-{label}" for label in present])
         raise NothingSelectedError(
             "no participant is left after --participant-label and --exclude-participant-label; "
             f"the dataset has {there}" + (", and .bidsignore leaves out others" if ignored else "")
@@ -377,7 +372,7 @@ def _refuse_nothing(files: RawFiles, visits: list[Visit], unused: list[Unused]) 
         return
     scans = [scan for scans in (*files.t1ws.values(), *files.pets.values()) for scan in scans]
     sessions = sorted({scan.session for scan in scans if scan.session is not None})
-    there = f"; there are ses-{_listed(sessions)}" if sessions else ""
+    there = f"; there are ses-{name_some(sessions)}" if sessions else ""
     first = next((f" ({u.path.name}: {u.reason})" for u in unused if u.path is not None), "")
     raise NothingSelectedError(
         f"no T1w is left after --session-label, --run-label and --bids-filter-file{there}{first}"

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from bids_app.dataset.index import DATATYPE, IMAGE
-from bids_app.errors import CannotCreateError, InvalidBidsError, UsageError
+from bids_app.errors import CannotCreateError, InvalidBidsError, UsageError, name_some
 from bids_app.files import NOWHERE, place_in, why_no_file
 from bids_app.lifeline import last_act, tied
 
@@ -126,7 +126,6 @@ def find_strays(bids_dir: Path, subject: str) -> Iterator[tuple[Path, str | None
 
 
 COMMAND = "bids-validator-deno"
-NAMED_AT_MOST = 5  # kinds of errors in a message
 ADVICE = "correct the dataset, or pass --skip-bids-validation"
 
 
@@ -193,11 +192,8 @@ def validate_bids(bids_dir: Path) -> str | None:
         return f"{COMMAND} did not work ({error!r}): the dataset was not validated"
     groups = _group(issues)
     if groups:
-        kinds = [_describe(code, places) for code, places in groups.items()]
-        more = f"; and {len(kinds) - NAMED_AT_MOST} more" if len(kinds) > NAMED_AT_MOST else ""
-        raise InvalidBidsError(
-            f"{bids_dir}: not valid BIDS: {'; '.join(kinds[:NAMED_AT_MOST])}{more}; {ADVICE}"
-        )
+        kinds = name_some([_describe(code, places) for code, places in groups.items()])
+        raise InvalidBidsError(f"{bids_dir}: not valid BIDS: {kinds}; {ADVICE}")
     return None
 
 

@@ -30,6 +30,7 @@ from bids_app.generators import CROSSVALIDATION, describe_namesakes, has_seen, k
 from bids_app.plan.problems import Problem, error_of
 from bids_app.settings import Settings
 from bids_app.synthesis.card import Card
+from bids_app.visit import label_of
 from bids_app.workflows.training import StoredImage
 
 MISSING, UNUSABLE = MissingInputError.exit_code, UnusableDataError.exit_code
@@ -267,7 +268,7 @@ def _leave_out_failed(visits: Sequence[Preprocessed]) -> tuple[list[Preprocessed
     """Leave out PETs whose registration has failed; with a T1w, all that lies on it."""
     usable, notes = [], []
     for visit in visits:
-        name = _name_of(visit)
+        name = label_of(visit)
         verdict, reasons = verdict_of_image(visit.t1w)
         if verdict == "fail":
             sentence = "the registration of its T1w to the template has failed"
@@ -296,7 +297,7 @@ def _leave_out_rated(
         )
         if rating == "fail":
             sentence = "it was rated fail"
-            notes.append(f"{_name_of(visit)}: not used, {_with_reasons(sentence, comment)}")
+            notes.append(f"{label_of(visit)}: not used, {_with_reasons(sentence, comment)}")
         else:
             usable.append(visit)
     return usable, notes
@@ -319,7 +320,7 @@ def _describe_verdicts(used: Sequence[Participant]) -> list[str]:
         verdict, reasons = verdict_of_image(image)
         if verdict == "doubt":
             told = _with_reasons("its registration is in doubt", reasons)
-            notes.append(f"{_name_of(participant.visit)}: {image.name} is used, but {told}")
+            notes.append(f"{label_of(participant.visit)}: {image.name} is used, but {told}")
         elif not verdict:
             unknown.append(f"sub-{participant.label}")
     if unknown:
@@ -431,16 +432,12 @@ def _describe_other_visits(
     notes, used = [], {participant.label: participant.visit for participant in chosen}
     for visit in visits:
         if not visit.pets:
-            notes.append(f"{_name_of(visit)}: not used, no real PET")
+            notes.append(f"{label_of(visit)}: not used, no real PET")
         elif visit != used[visit.subject]:
             later = visits.index(used[visit.subject]) > visits.index(visit)
             which = "a later session, with a synthetic PET too," if later else "an earlier session"
-            notes.append(f"{_name_of(visit)}: not used, {which} of this participant is")
+            notes.append(f"{label_of(visit)}: not used, {which} of this participant is")
     return notes
-
-
-def _name_of(visit: Preprocessed) -> str:
-    return f"sub-{visit.subject}" + ("" if visit.session is None else f" ses-{visit.session}")
 
 
 def _controls(
@@ -459,7 +456,7 @@ def _controls(
         visit = _visit_in_trouble(control, errors)
         error = errors.get(visit)
         if error and (not isinstance(error, _SeenError) or _wants_synthetic(control, settings)):
-            sentence = f"{_name_of(visit)}: {error}"
+            sentence = f"{label_of(visit)}: {error}"
             problems.append(Problem(control.label, sentence, error.exit_code))
     notes = [*chain(*failed.values())]
     told = {problem.subject for problem in problems}
@@ -505,7 +502,7 @@ def _patients(
     there = {patient.label for patient in chosen} | {problem.subject for problem in early}
     where = " in these sessions" if settings.session_label else ""
     problems = [
-        Problem(visit.subject, f"{_name_of(visit)}: {error}", error.exit_code)
+        Problem(visit.subject, f"{label_of(visit)}: {error}", error.exit_code)
         for visit, error in errors.items()
         if not isinstance(error, _SeenError) or needing_synthetic(settings.detectors)
     ]
@@ -522,10 +519,10 @@ def _patients(
 def _tell_visit(visit: Preprocessed) -> list[str]:
     sessions = {entities_of(pet).get("ses") for pet in visit.pets}
     if not visit.pets:
-        return [f"{_name_of(visit)}: not used, no real PET"]
+        return [f"{label_of(visit)}: not used, no real PET"]
     if len(sessions) < len(visit.pets):
         return [
-            f"{_name_of(visit)}: each PET has a map and a table; clusters.tsv and curves tell of "
+            f"{label_of(visit)}: each PET has a map and a table; clusters.tsv and curves tell of "
             "the first of a session"
         ]
     return []

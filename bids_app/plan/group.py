@@ -30,6 +30,7 @@ from bids_app.plan.problems import Problem, refuse_other_grids
 from bids_app.plan.study import Study, seed_of
 from bids_app.settings import Settings
 from bids_app.templates import coarse_atlas
+from bids_app.visit import label_of
 from bids_app.workflows.training import Fold, StoredImage
 
 FEWEST = 2  # controls that a fold is trained on: pairs are of two
@@ -405,7 +406,7 @@ def _read_native(visit: Preprocessed) -> Json:
 
 
 def _tell_mask(visit: Preprocessed, mask: LesionMask | None) -> str:
-    who = f"sub-{visit.subject}" + (f" ses-{visit.session}" if visit.session else "")
+    who = label_of(visit)
     if mask is None:
         return f"{who}: no mask of lesions; in no curve"
     if mask.in_template:

@@ -42,7 +42,7 @@ from bids_app.plan.problems import Problem, error_of
 from bids_app.settings import Settings
 from bids_app.strict import parse_object
 from bids_app.templates import coarse_atlas
-from bids_app.visit import Derived, Scan, Selection, Unused, Visit
+from bids_app.visit import Derived, Scan, Selection, Unused, Visit, label_of
 from bids_app.workflows.execution import Output
 from bids_app.workflows.participant import (
     PetPlan,
@@ -448,12 +448,6 @@ class VisitPlan:
     def label(self) -> str:
         """Name of the visit for people."""
         return label_of(self.visit)
-
-
-def label_of(visit: Visit) -> str:
-    """Give the name of a visit for people."""
-    session = "" if visit.session is None else f" ses-{visit.session}"
-    return f"sub-{visit.subject}{session}"
 
 
 def plan_visit(visit: Visit, run: ParticipantPlan, *, dry: bool = False) -> VisitPlan:
