@@ -58,8 +58,10 @@ from bids_app.plan.detectors import (
 from bids_app.plan.estimate import add_up, estimate_group
 from bids_app.plan.group import (
     VOLUMES,
+    Lesions,
     assume_cohort,
     keep_usable,
+    keep_with_t1w,
     refuse_knowledge,
     take_covariates,
 )
@@ -405,13 +407,19 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
         raise error_of(subjects.problems)
     if settings.dry_run:
         _report_subjects(settings, subjects, card, console)
-    usable = _refuse(settings, card, subjects, run_record, console)
+    usable, lesions = _refuse(settings, card, subjects, run_record, console)
     if settings.dry_run:
         _estimate(settings, usable, card, console)
         return _close_dry(usable, subjects.problems, console)
     with begin(settings, run_record, console, results=["group"]):
         seen, problems = _carry_out(
-            settings, subjects, card, console, run_record=run_record, started=started
+            settings,
+            subjects,
+            card,
+            console,
+            lesions=lesions,
+            run_record=run_record,
+            started=started,
         )
     return _close(settings, seen, problems, console)
 
@@ -422,13 +430,14 @@ def _carry_out(
     card: DetectorCard | None,
     console: Console,
     *,
+    lesions: Lesions,
     run_record: description.RunRecord,
     started: float,
 ) -> tuple[list[ImageClusters], list[Problem]]:
     """Detect, write tables and reports, and delete intermediate files where nothing failed."""
     runner = Runner(settings, console, GRAPH, settings.folds * len(settings.training_set))
     study = plan_study(settings, work_dir_of(settings), run_record.versions)
-    seen, notes, problems = _detect(study, subjects, card, runner)
+    seen, notes, problems = _detect(study, subjects, lesions, card, runner)
     told = summarize_level(summarize_run(run_record, started), settings, notes, problems)
     problems += _finish(study, runner, seen, told)
     runner.report_used()
@@ -455,7 +464,7 @@ def _refuse(
     subjects: Subjects,
     run_record: description.RunRecord,
     console: Console,
-) -> Subjects:
+) -> tuple[Subjects, Lesions]:
     """See that the run can begin; give who is left, with what a dry run tells of all others."""
     study = plan_study(settings, work_dir_of(settings), run_record.versions)
     refuse_plugin(settings)
@@ -466,9 +475,10 @@ def _refuse(
         describe_version(card, study.versions["mri2pet"])  # which refuses; notes are told later
         refuse_card(settings.detector, card, settings, subjects.patients)
     usable = keep_usable(study, subjects, synthetic=_needs_synthetic(settings, card))
-    lesions = refuse_knowledge(settings, usable.patients)
     if not usable.patients:
         raise error_of([*subjects.problems, *usable.problems])
+    # of all patients: whoever has one PET on another grid, and is not usable here, may have others
+    lesions = refuse_knowledge(settings, keep_with_t1w(subjects.patients)[0])
     cohort = assume_cohort(study, usable, synthetic=_needs_synthetic(settings, card))
     try:
         if card is None:
@@ -480,7 +490,7 @@ def _refuse(
         report_notes(console, [], [*early, *usable.problems])  # who is lost may be why
         raise
     problems = (*usable.problems, *lesions.problems)
-    return replace(usable, notes=lesions.notes, problems=problems)
+    return replace(usable, notes=lesions.notes, problems=problems), lesions
 
 
 def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
@@ -550,11 +560,13 @@ def _close_dry(usable: Subjects, early: Sequence[Problem], console: Console) -> 
 
 
 def _detect(
-    study: Study, subjects: Subjects, card: DetectorCard | None, runner: Runner
+    study: Study, subjects: Subjects, lesions: Lesions, card: DetectorCard | None, runner: Runner
 ) -> tuple[list[ImageClusters], list[str], list[Problem]]:
     """Store, fit or apply, and map; give what was seen, what is to be told, and what failed."""
     settings, console = runner.settings, runner.console
-    cohort = store_cohort(study, subjects, runner, synthetic=_needs_synthetic(settings, card))
+    cohort = store_cohort(
+        study, subjects, runner, lesions=lesions, synthetic=_needs_synthetic(settings, card)
+    )
     early = [*subjects.problems, *cohort.problems]
     stopped = settings.stop_on_first_crash and cohort.problems
     notes = [*subjects.notes, *cohort.notes]

@@ -22,9 +22,8 @@ from bids_app.nifti import read_digest
 from bids_app.plan.cohort import Subjects
 from bids_app.plan.detectors import encodes_t1w
 from bids_app.plan.group import (
+    Lesions,
     atlas_of,
-    check_atlas,
-    find_masks,
     join_cohort,
     keep_with_t1w,
     mask_on_grid,
@@ -71,7 +70,9 @@ def store_images(
     return stored, problems
 
 
-def store_cohort(study: Study, cohort: Subjects, runner: Runner, *, synthetic: bool) -> Subjects:
+def store_cohort(
+    study: Study, cohort: Subjects, runner: Runner, *, lesions: Lesions, synthetic: bool
+) -> Subjects:
     """Check and store the PETs of all subjects, and what is known of lesions and regions.
 
     Parameters
@@ -82,24 +83,19 @@ def store_cohort(study: Study, cohort: Subjects, runner: Runner, *, synthetic: b
         Controls and patients.
     runner : Runner
         Runs the graphs.
+    lesions : Lesions
+        Of the patients, as :func:`bids_app.plan.group.refuse_knowledge` has found them.
     synthetic : bool
         Whether synthetic PETs are needed, too.
 
     Returns
     -------
     Subjects
-        Those of whom a PET is stored, of patients a real one; notes and problems are those that
-        this finds.
-
-    Raises
-    ------
-    Mri2petError
-        If a dataset or file that the settings name is not there, or cannot be used.
+        Those of whom a PET is stored, of patients a real one; notes and problems are those of
+        lesions, and those that this finds.
     """
     settings = runner.settings
-    of_atlas = check_atlas(settings)
     patients, without_t1w = keep_with_t1w(cohort.patients)
-    lesions = find_masks(settings, patients)
     images = plan_storage(
         study, [*cohort.controls, *patients], synthetic=synthetic, t1w=encodes_t1w(settings)
     )
@@ -120,7 +116,7 @@ def store_cohort(study: Study, cohort: Subjects, runner: Runner, *, synthetic: b
         ),
         lesions={t1w: mask for t1w, mask in masks.items() if mask.is_file()},
         atlas=atlas if atlas.is_file() else None,
-        notes=(*of_atlas, *lesions.notes),
+        notes=lesions.notes,
         problems=(*without_t1w, *lesions.problems, *failed),
     )
 
