@@ -250,8 +250,8 @@ def test_preprocessed_and_reports_answer_alike_which_t1w_a_pet_lies_on(out):
             "sub-01, ses-b": 1,
             "sub-01, ses-c": 0,
         }
-        assert "ses-b" in backdrop_of(out, anomaly, own=True)[0].parts
-        assert "ses-b" in backdrop_of(out, anomaly, own=False)[0].parts
+        assert "ses-b" in backdrop_of(out, anomaly, native=True)[0].parts
+        assert "ses-b" in backdrop_of(out, anomaly, native=False)[0].parts
         if silent is not None:
             write_json(sidecar_path(silent), told)
 

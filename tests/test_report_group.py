@@ -1102,7 +1102,7 @@ def test_maps_of_another_grid_are_passed_over(made):
 def test_a_map_is_turned_so_that_left_is_left(made, own, label, side):
     """On disk, the first axis of the participant's own space counts towards the left."""
     anomaly = find_anomalies(made.out, label, spaces=(T,))[0]
-    score_map = take_score_map(ImageCache(made.out), made.out, anomaly, own=own)
+    score_map = take_score_map(ImageCache(made.out), made.out, anomaly, native=own)
     place = np.unravel_index(np.nanargmax(score_map.scores.data), score_map.scores.data.shape)
     x = (score_map.scores.affine @ [*place, 1])[0] - own * MOVED[0]
     assert np.sign(x) == side
@@ -1118,7 +1118,7 @@ def primary(cohort, label="P1"):
 
 @pytest.fixture(scope="module")
 def score_map(made):
-    return take_score_map(ImageCache(made.out), made.out, primary(made)[0], own=True)
+    return take_score_map(ImageCache(made.out), made.out, primary(made)[0], native=True)
 
 
 def image_of(layer, folder):
@@ -1143,7 +1143,7 @@ def test_stops_are_where_the_tables_list_the_peaks(cohort, label, own):
         for path in cohort.out.rglob("*_space-T1w_stat-*"):
             path.unlink()
     viewer, _ = view_pet(cohort.out, primary(cohort, label))
-    assert viewer.own == own
+    assert viewer.native == own
     assert len(viewer.stops) == len(DETECTORS)
     for anomaly in primary(cohort, label):
         rows = read_tsv(anomaly.paths["table_in_t1w" if own else "table"])
@@ -1185,7 +1185,7 @@ def test_a_healthy_brain_shows_nothing_in_the_viewer(score_map, tmp_path):
     heat = heat_of(scores.data, None)
     assert heat.threshold == 0
     healthy = replace(score_map, scores=scores, heat=heat, labels=None)
-    viewer = make_viewer({"z score": healthy}, {}, None, own=True)
+    viewer = make_viewer({"z score": healthy}, {}, None, native=True)
     assert viewer.stops == {"z score": {}}
     (layer,) = (one for one in viewer.layers if one["kind"] == "map")
     assert layer["low"] > 0
@@ -1194,7 +1194,7 @@ def test_a_healthy_brain_shows_nothing_in_the_viewer(score_map, tmp_path):
 
 def test_layers_hold_what_is_there_as_bytes(score_map, tmp_path):
     """Each value is that of the image there, to half of a step."""
-    viewer = make_viewer({"z score": score_map}, {"PET": score_map.t1w}, None, own=True)
+    viewer = make_viewer({"z score": score_map}, {"PET": score_map.t1w}, None, native=True)
     kinds = [layer["kind"] for layer in viewer.layers]
     assert kinds == ["t1w", "pet", "map", "clusters"]
     grid = grid_over(score_map.brain)
@@ -1218,11 +1218,11 @@ def test_lesions_are_shown_in_either_space(cohort):
     name = "sub-P1_space-T1w_label-L_mask"
     cohort.put("sub-P1/anat", name, lesion, affine=cohort.own_affine)
     viewer, _ = view_pet(cohort.out, anomalies)
-    assert viewer.own
+    assert viewer.native
     assert viewer.layers[-1]["kind"] == "lesions"
     next(cohort.out.glob("sub-P1/pet/*_space-T1w_stat-t_desc-ocsvm_statmap.nii.gz")).unlink()
     viewer, _ = view_pet(cohort.out, anomalies)
-    assert not viewer.own
+    assert not viewer.native
     assert viewer.layers[-1]["kind"] == "lesions"
 
 

@@ -88,12 +88,12 @@ def refuse_foreign(output_dir: Path) -> None:
         raise UsageError(f"{path}: describes a dataset that {NAME} has not made; {advice}")
 
 
-def _link(other: Path, output_dir: Path) -> str:
+def _link(dataset: Path, output_dir: Path) -> str:
     """Say where another dataset is; from here, if this one lies in it: they move together."""
-    there, out = other.resolve(), output_dir.resolve()
-    if out.is_relative_to(there) and out != there:
-        return "/".join([".."] * len(out.relative_to(there).parts))
-    return there.as_uri()
+    root, out = dataset.resolve(), output_dir.resolve()
+    if out.is_relative_to(root) and out != root:
+        return "/".join([".."] * len(out.relative_to(root).parts))
+    return root.as_uri()
 
 
 def _links(output_dir: Path) -> dict[str, object]:
@@ -111,7 +111,10 @@ def _read_raw(bids_dir: Path) -> dict[str, object]:
 
 
 def _description(
-    bids_dir: Path, output_dir: Path, made_by: Mapping[str, object], links: Mapping[str, object]
+    bids_dir: Path,
+    output_dir: Path,
+    generated_by: Mapping[str, object],
+    links: Mapping[str, object],
 ) -> dict[str, object]:
     raw = _read_raw(bids_dir)
     link = _link(bids_dir, output_dir)
@@ -120,7 +123,7 @@ def _description(
         "Name": f"{NAME}: {raw.get('Name', bids_dir.name)}",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [dict(made_by)],
+        "GeneratedBy": [dict(generated_by)],
         "SourceDatasets": [{k: v for k, v in source.items() if isinstance(v, str)}],
         "DatasetLinks": {**links, "raw": link},
     }
@@ -176,7 +179,7 @@ def start_dataset(
     ReadWriteError
         If they cannot be written.
     """
-    made_by: dict[str, object] = {
+    generated_by: dict[str, object] = {
         "Name": NAME,
         "Version": version,
         "CodeURL": CODE_URL,
@@ -184,13 +187,13 @@ def start_dataset(
     }
     fields = dict(container)
     if fields:
-        made_by["Container"] = fields
+        generated_by["Container"] = fields
     description = output_dir / DESCRIPTION
     with locked(output_dir):
         refuse_foreign(output_dir)
         named = {name: _link(root, output_dir) for name, root in others}
         links = {**_links(output_dir), **named, "template": reference}
-        write_json(description, _description(bids_dir, output_dir, made_by, links))
+        write_json(description, _description(bids_dir, output_dir, generated_by, links))
         _write_ignored(output_dir / ".bidsignore", IGNORED)
         about = read_text(TEXTS / "README.md")
         readme = about.format(version=version, template=template)
@@ -268,11 +271,11 @@ _RELEASE = re.compile(r"(\d+)\.(\d+)")
 def version_of(image: Path) -> str:
     """Read by which version of the app an image was made; empty if its sidecar does not tell."""
     sidecar = sidecar_path(image)
-    told = read_json(sidecar).get(KEY) if sidecar.is_file() else None
-    return told if isinstance(told, str) else ""
+    value = read_json(sidecar).get(KEY) if sidecar.is_file() else None
+    return value if isinstance(value, str) else ""
 
 
-def compare_versions(made: Iterable[tuple[str, str]], version: str, *, advice: str) -> list[str]:
+def compare_versions(items: Iterable[tuple[str, str]], version: str, *, advice: str) -> list[str]:
     """Tell what other versions of the app have made, and refuse what cannot be used.
 
     The first number of a version rises when what is made before and after cannot be compared
@@ -281,7 +284,7 @@ def compare_versions(made: Iterable[tuple[str, str]], version: str, *, advice: s
 
     Parameters
     ----------
-    made : iterable of (str, str)
+    items : iterable of (str, str)
         What it is, ``"sub-01"``, and the version that made it; empty if that is not known.
     version : str
         Of the app that runs.
@@ -303,11 +306,11 @@ def compare_versions(made: Iterable[tuple[str, str]], version: str, *, advice: s
     >>> compare_versions([("sub-01", "0.1.3"), ("sub-02", "0.2.0")], "0.1.0", advice="do it again")
     ['made by mri2pet 0.2.0: sub-02; this is 0.1.0, and may have made them otherwise; do it again']
     """
-    own = _release_of(version)
-    if own is None:  # a copy of the source that is not installed
+    release = _release_of(version)
+    if release is None:  # a copy of the source that is not installed
         return []
-    others = sorted({(by, what) for what, by in made if _release_of(by) != own})
-    foreign = [other for other in others if _is_foreign(other[0], own)]
+    others = sorted({(made_by, name) for name, made_by in items if _release_of(made_by) != release})
+    foreign = [other for other in others if _is_foreign(other[0], release)]
     if foreign:
         raise UnusableDataError(
             f"{_list(foreign)}; this is {version}, and what it makes cannot be compared with "
@@ -319,20 +322,20 @@ def compare_versions(made: Iterable[tuple[str, str]], version: str, *, advice: s
 
 
 def _release_of(version: str) -> tuple[int, int] | None:
-    found = _RELEASE.match(version)
-    return None if found is None else (int(found[1]), int(found[2]))
+    match = _RELEASE.match(version)
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
-def _is_foreign(version: str, own: tuple[int, int]) -> bool:
+def _is_foreign(version: str, current: tuple[int, int]) -> bool:
     release = _release_of(version)
-    return release is not None and release[0] != own[0]
+    return release is not None and release[0] != current[0]
 
 
-def _list(made: Iterable[tuple[str, str]]) -> str:
+def _list(items: Iterable[tuple[str, str]]) -> str:
     return ", ".join(
         f"made by {f'mri2pet {version}' if version else 'an unknown version'}: "
-        + ", ".join(what for _, what in group)
-        for version, group in groupby(made, itemgetter(0))
+        + ", ".join(name for _, name in group)
+        for version, group in groupby(items, itemgetter(0))
     )
 
 

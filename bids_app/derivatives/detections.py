@@ -68,7 +68,7 @@ def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> dict[st
         rank, their table; and each with ``_in_t1w``, on the grid of the T1w.
     """
     entities = entities_of(pet)
-    own = {key: entities.get(key) for key in ("rec", "run")}
+    pet_entities = {key: entities.get(key) for key in ("rec", "run")}
     grid = {"space": space.template, "res": resolution_label(space.resolution)}
     statmap = derivative_path(
         root,
@@ -77,7 +77,7 @@ def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> dict[st
         datatype="pet",
         suffix="statmap",
         extension=".nii.gz",
-        entities={"trc": FDG_LABEL, **own, **grid, "stat": STATISTIC, "desc": detector},
+        entities={"trc": FDG_LABEL, **pet_entities, **grid, "stat": STATISTIC, "desc": detector},
     )
     return paths_beside(statmap)
 
@@ -155,10 +155,10 @@ def describe_card(
 
 def sign(sidecar: Path, sha256: str) -> None:
     """Add the SHA-256 of the detector's card to the sidecar of a map, when the card is whole."""
-    told = read_json(sidecar)
-    card = told.get(_CARD)
-    known = card if isinstance(card, dict) else {}
-    write_json(sidecar, {**told, _CARD: {**known, "SHA256": sha256}})
+    metadata = read_json(sidecar)
+    card = metadata.get(_CARD)
+    fields = card if isinstance(card, dict) else {}
+    write_json(sidecar, {**metadata, _CARD: {**fields, "SHA256": sha256}})
 
 
 @dataclass(frozen=True)
@@ -192,13 +192,13 @@ class Origin:
     fwhm: float
     covariates: tuple[str, ...] = ()
 
-    def own(self, path: Path) -> str:
+    def uri(self, path: Path) -> str:
         """BIDS URI of a result."""
         return f"bids::{path.relative_to(self.output_dir).as_posix()}"
 
     def _common(self, sources: list[Path]) -> Sidecar:
         return {
-            "Sources": [self.own(path) for path in sources],
+            "Sources": [self.uri(path) for path in sources],
             "Detector": self.detector,
             "TrainingSet": self.training_set,
             VERSION: self.version,
@@ -228,12 +228,12 @@ class Origin:
         text = "Clusters of the anomaly map; a voxel's value is its cluster's rank, 0 is none"
         return {"Description": text, **self._common([statmap]), **space.entries()}
 
-    def in_t1w(self, told: Sidecar, path: Path, visit: Preprocessed) -> Sidecar:
-        """Tell of a result that was carried to the T1w's own grid; ``told`` of the one it is."""
-        own = {key: value for key, value in told.items() if key != "Resolution"}
-        reference = self.own(native_t1w(visit))
-        sources = [self.own(path), self.own(template_to_t1w(visit))]
-        return {**own, "Sources": sources, "SpatialReference": reference}
+    def in_t1w(self, metadata: Sidecar, path: Path, visit: Preprocessed) -> Sidecar:
+        """Tell of a result that was carried to the T1w's own grid, from its ``metadata``."""
+        kept = {key: value for key, value in metadata.items() if key != "Resolution"}
+        reference = self.uri(native_t1w(visit))
+        sources = [self.uri(path), self.uri(template_to_t1w(visit))]
+        return {**kept, "Sources": sources, "SpatialReference": reference}
 
 
 def describe_control_averages(
@@ -262,15 +262,15 @@ def describe_control_averages(
     covariates : sequence of str
         Names of those that were taken out.
     """
-    made = sum(synthetic for _, synthetic in pets)
+    n_synthetic = sum(synthetic for _, synthetic in pets)
     text = f"over the FDG PET of {len(pets)} controls"
-    text += f", of which {made} are SYNTHETIC" if made else ""
+    text += f", of which {n_synthetic} are SYNTHETIC" if n_synthetic else ""
     text += f", with {', '.join(covariates)} as the controls' mean" if covariates else ""
     common: Sidecar = {
         "Sources": [uri for uri, _ in pets],
         "TrainingSet": training_set,
         "NumberOfControls": len(pets),
-        "NumberOfSyntheticPET": made,
+        "NumberOfSyntheticPET": n_synthetic,
         VERSION: version,
         "IntensityScaling": describe_scaling(times_mean=times_mean),
         "Units": SCALED,
@@ -280,8 +280,11 @@ def describe_control_averages(
         **space.entries(),
     }
     return [
-        {"Description": f"{what} {text}; 0 outside the brain and where few PET reach", **common}
-        for what in CONTROL_AVERAGES.values()
+        {
+            "Description": f"{statistic} {text}; 0 outside the brain and where few PET reach",
+            **common,
+        }
+        for statistic in CONTROL_AVERAGES.values()
     ]
 
 
@@ -423,8 +426,8 @@ def write_clusters_table(path: Path, clusters: Sequence[Cluster], controls: int)
 def _name_labels(path: Path, clusters: Sequence[Cluster]) -> None:
     """Write beside the label image what its numbers mean, as BIDS has it (``_dseg.tsv``)."""
     lines = [
-        {"index": one.rank, "name": f"cluster {one.rank}, {one.region or 'outside of all regions'}"}
-        for one in clusters
+        {"index": c.rank, "name": f"cluster {c.rank}, {c.region or 'outside of all regions'}"}
+        for c in clusters
     ]
     target = path.with_name(path.name.replace("_clusters.", "_dseg."))
     write_tsv(target, ["index", "name"], lines)
@@ -438,9 +441,9 @@ def write_clusters_in_t1w(
     Ranks, scores and all that was found with them are those of ``clusters``. One that has no
     place, because no voxel of it was left when it was carried, has a volume of 0.
     """
-    found = {place.rank: vars(place) for place in places}
-    lost = {**dict.fromkeys(_PLACED), "volume": 0.0}
-    lines = [{**vars(cluster), **lost, **found.get(cluster.rank, {})} for cluster in clusters]
+    by_rank = {place.rank: vars(place) for place in places}
+    missing = {**dict.fromkeys(_PLACED), "volume": 0.0}
+    lines = [{**vars(cluster), **missing, **by_rank.get(cluster.rank, {})} for cluster in clusters]
     write_table(path, describe("clusters_in_t1w", f"{controls}"), lines)
     _name_labels(path, clusters)
 
@@ -454,7 +457,7 @@ def write_all_clusters(
     """
     lines = [
         {
-            **_who(visit),
+            **_identifiers(visit),
             "training_set": visit.training_set,
             "detector": visit.detector,
             **vars(cluster),
@@ -462,8 +465,8 @@ def write_all_clusters(
         for visit in visits
         for cluster in visit.clusters
     ]
-    told = ", ".join(f"{count} ({' '.join(names)})" for names, count in controls.items())
-    write_table(output_dir / f"{CLUSTERS}.tsv", describe("all_clusters", told), lines)
+    counts = ", ".join(f"{count} ({' '.join(names)})" for names, count in controls.items())
+    write_table(output_dir / f"{CLUSTERS}.tsv", describe("all_clusters", counts), lines)
 
 
 def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
@@ -472,7 +475,7 @@ def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
     A control without clusters has one line without numbers: it counts in every mean.
     """
     lines = [
-        {**_who(visit), "detector": visit.detector, **numbers}
+        {**_identifiers(visit), "detector": visit.detector, **numbers}
         for visit in visits
         for numbers in ([vars(cluster) for cluster in visit.clusters] if visit.clusters else [{}])
     ]
@@ -482,7 +485,7 @@ def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
 def write_control_maps(folder: Path, visits: Iterable[Listed]) -> None:
     """Write ``control_maps.tsv``, in the folder of a training set."""
     lines = [
-        {**_who(visit), "detector": visit.detector, "above_zero": visit.above_zero}
+        {**_identifiers(visit), "detector": visit.detector, "above_zero": visit.above_zero}
         for visit in visits
     ]
     write_table(folder / CONTROL_MAPS, describe("control_maps"), lines)
@@ -522,7 +525,8 @@ def read_clusters_table(path: Path, faults: Faults | None = None) -> list[Cluste
         As :func:`bids_app.derivatives.sidecars.read_rows`; so do all others here.
     """
     clusters = read_rows(path, Cluster, _PLACE, faults)
-    return sorted((one for one in clusters if one.rank > 0), key=lambda cluster: cluster.rank)
+    ranked = [cluster for cluster in clusters if cluster.rank > 0]
+    return sorted(ranked, key=lambda cluster: cluster.rank)
 
 
 def read_all_clusters(output_dir: Path, faults: Faults | None = None) -> list[Listed]:
@@ -582,8 +586,8 @@ def control_sum_scores(lines: Iterable[ControlCluster], detector: str) -> list[l
     scores: dict[tuple[str, str | None], list[float]] = {}
     for line in lines:
         if line.detector == detector:
-            own = scores.setdefault((line.participant_id, line.session_id), [])
-            own += [] if line.sum_score is None else [line.sum_score]
+            sums = scores.setdefault((line.participant_id, line.session_id), [])
+            sums += [] if line.sum_score is None else [line.sum_score]
     return list(scores.values())
 
 
@@ -591,19 +595,19 @@ def control_findings(lines: Iterable[ControlCluster], training_set: str) -> list
     """Give what curves need of each control: all of its clusters, by detector; no lesion."""
     marks: dict[tuple[str, str, str | None], list[Mark]] = {}
     for line in lines:
-        own = marks.setdefault((line.detector, line.participant_id, line.session_id), [])
+        control_marks = marks.setdefault((line.detector, line.participant_id, line.session_id), [])
         if line.rank is not None and line.sum_score is not None:
-            own.append(Mark(line.rank, line.sum_score))
+            control_marks.append(Mark(line.rank, line.sum_score))
     return [
         Finding(
             training_set,
             detector,
-            who.removeprefix("sub-"),
+            participant.removeprefix("sub-"),
             None if session is None else session.removeprefix("ses-"),
             0,
-            tuple(own),
+            tuple(control_marks),
         )
-        for (detector, who, session), own in marks.items()
+        for (detector, participant, session), control_marks in marks.items()
     ]
 
 
@@ -626,13 +630,13 @@ def describe(table: str, controls: str = "") -> Dictionary:
         kind = column.removesuffix("_1").removesuffix("_2")
         if kind in levels:
             entry["Levels"] = levels[kind]
-    told = f". Number of these controls: {controls}" if controls else ""
+    note = f". Number of these controls: {controls}" if controls else ""
     for entry in dictionary.values():
-        entry["Description"] = str(entry["Description"]).replace("{controls}", told)
+        entry["Description"] = str(entry["Description"]).replace("{controls}", note)
     return dictionary
 
 
-def _who(visit: Listed) -> Line:
+def _identifiers(visit: Listed) -> Line:
     session = None if visit.session is None else f"ses-{visit.session}"
     return {"participant_id": f"sub-{visit.participant}", "session_id": session}
 
@@ -723,37 +727,37 @@ def find_anomalies(
 
 def _anomaly(output_dir: Path, path: Path, named: str) -> Anomaly:
     (stem, space, detector), paths, faults = parts_of(path), paths_beside(path), Faults(output_dir)
-    own = paths["table_in_t1w"] if paths["table_in_t1w"].exists() else None
-    clusters = read_clusters_table(paths["table"], faults)
-    own_clusters = [] if own is None else read_clusters_table(own, faults)
-    told = read_derivative(path)
+    table, native_table = paths["table"], paths["table_in_t1w"]
+    clusters = read_clusters_table(table, faults)
+    own_clusters = read_clusters_table(native_table, faults) if native_table.exists() else []
+    sidecar = read_derivative(path)
     entities = dict(part.partition("-")[::2] for part in stem.split("_"))
     return Anomaly(
         subject=entities.get("sub", ""),
         session=entities.get("ses", ""),
         stem=stem,
-        training_set=named if named else told.text("TrainingSet"),
+        training_set=named if named else sidecar.text("TrainingSet"),
         detector=detector,
         primary=not named,
         space=space,
         paths=paths,
-        held_out=isinstance(told.metadata.get("Fold"), int),
-        direction=told.text(DIRECTION),
+        held_out=isinstance(sidecar.metadata.get("Fold"), int),
+        direction=sidecar.text(DIRECTION),
         clusters=tuple(clusters),
         own_clusters=tuple(own_clusters),
         faults=tuple(fault for fault in faults if not fault.endswith("is empty.")),  # none found
     )
 
 
-def backdrop_of(output_dir: Path, anomaly: Anomaly, *, own: bool) -> tuple[Path, Path]:
+def backdrop_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> tuple[Path, Path]:
     """Name the T1w that the PET of a map was aligned to, and the mask of its brain.
 
-    ``own``: in the participant's own space, not in that of the template. They need not be there.
+    ``native``: in the participant's own space, not in that of the template. They need not be there.
     """
-    space = "" if own else f"_space-{anomaly.space}"
+    space = "" if native else f"_space-{anomaly.space}"
     person = output_dir / f"sub-{anomaly.subject}"
-    there = person.glob("**/anat/sub-*_desc-preproc_T1w.nii.gz")
-    visits = {path.name.partition("_space-")[0].partition("_desc-")[0] for path in there}
+    t1w_paths = person.glob("**/anat/sub-*_desc-preproc_T1w.nii.gz")
+    visits = {path.name.partition("_space-")[0].partition("_desc-")[0] for path in t1w_paths}
     visit = "_".join(part for part in anomaly.stem.split("_") if part.startswith(("sub-", "ses-")))
     home = t1w_of_pet(output_dir, anomaly.stem, visits)
     home = visit if home is None else home
@@ -764,13 +768,13 @@ def backdrop_of(output_dir: Path, anomaly: Anomaly, *, own: bool) -> tuple[Path,
     )
 
 
-def pets_of(output_dir: Path, anomaly: Anomaly, *, own: bool) -> tuple[Path, Path]:
+def pets_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> tuple[Path, Path]:
     """Name the PET that was scored, and the synthetic one of its T1w; they need not be there.
 
-    ``own``: in the participant's own space, not in that of the template.
+    ``native``: in the participant's own space, not in that of the template.
     """
-    space = OWN if own else anomaly.space
-    t1w, _ = backdrop_of(output_dir, anomaly, own=True)
+    space = OWN if native else anomaly.space
+    t1w, _ = backdrop_of(output_dir, anomaly, native=True)
     visit = t1w.name.partition("_desc-")[0]
     synthetic = f"{visit}_trc-{FDG_LABEL}_space-{space}_desc-synth_pet.nii.gz"
     return (
@@ -779,16 +783,17 @@ def pets_of(output_dir: Path, anomaly: Anomaly, *, own: bool) -> tuple[Path, Pat
     )
 
 
-def lesions_of(output_dir: Path, anomaly: Anomaly, *, own: bool) -> list[Path]:
-    """List the lesion masks of a participant in the space of the template, or (``own``) of a T1w.
+def lesions_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> list[Path]:
+    """List the lesion masks of a participant in the space of the template, or of a T1w.
 
-    In the former, they are of all sessions, in the latter of the T1w that the PET was aligned to.
+    In the former, they are of all sessions, in the latter (``native``) of the T1w that the PET was
+    aligned to.
     """
     person = output_dir / f"sub-{anomaly.subject}"
-    if not own:
+    if not native:
         names = f"sub-{anomaly.subject}_*space-{anomaly.space}_label-*_mask.nii.gz"
         return sorted(person.glob(f"**/{names}"))
-    t1w, _ = backdrop_of(output_dir, anomaly, own=True)
+    t1w, _ = backdrop_of(output_dir, anomaly, native=True)
     visit = t1w.name.partition("_desc-")[0]
     return sorted(t1w.parent.glob(f"{visit}_space-{OWN}_label-*_mask.nii.gz"))
 
@@ -849,18 +854,18 @@ def write_run(output_dir: Path, run: ScoredRun) -> None:
         If it cannot be written.
     """
     grid = None if run.grid is None else dict(zip(_GRID, run.grid, strict=True))
-    maps = [asdict(one) for one in run.maps]
+    maps = [asdict(scored) for scored in run.maps]
     write_json(output_dir / SCORED, {"dataset": run.dataset, "grid": grid, "maps": maps})
 
 
 def read_run(output_dir: Path) -> ScoredRun | None:
     """Read what the last run has scored; None where no record tells it, or it is damaged."""
     try:
-        told = read_json(output_dir / SCORED)
-        maps = [ScoredSubject(**one) for one in told["maps"]]
-        grid = told.get("grid")
-        known = tuple(grid[key] for key in _GRID) if isinstance(grid, dict) else None
-        return ScoredRun(str(told["dataset"]), maps, known)
+        record = read_json(output_dir / SCORED)
+        maps = [ScoredSubject(**fields) for fields in record["maps"]]
+        grid = record.get("grid")
+        values = tuple(grid[key] for key in _GRID) if isinstance(grid, dict) else None
+        return ScoredRun(str(record["dataset"]), maps, values)
     except (Mri2petError, KeyError, TypeError):
         return None
 

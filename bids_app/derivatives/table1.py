@@ -95,7 +95,7 @@ def best_fwhm(records: Sequence[ScoreRecord], model: str) -> float | None:
     swept = [record.sweep for record in records if record.model == model and record.sweep]
     if not swept:
         return None
-    means = {fwhm: float(np.mean([one[fwhm] for one in swept])) for fwhm in FWHM_SWEEP}
+    means = {fwhm: float(np.mean([sweep[fwhm] for sweep in swept])) for fwhm in FWHM_SWEEP}
     return max(means, key=lambda fwhm: means[fwhm])
 
 
@@ -116,10 +116,11 @@ def _rows(records: Sequence[ScoreRecord]) -> list[Line]:
 
 
 def _subjects(records: Sequence[ScoreRecord]) -> list[Line]:
-    order = {row: place for place, row in enumerate(ROWS)}
+    order = {row: index for index, row in enumerate(ROWS)}
 
-    def place(one: ScoreRecord) -> tuple[int, str, str]:
-        return order[one.model], one.participant, "" if one.session is None else one.session
+    def position(record: ScoreRecord) -> tuple[int, str, str]:
+        session = "" if record.session is None else record.session
+        return order[record.model], record.participant, session
 
     return [
         {
@@ -130,7 +131,7 @@ def _subjects(records: Sequence[ScoreRecord]) -> list[Line]:
             **_cells(vars(record.scores)),
             **_cells({_sweep_column(fwhm): value for fwhm, value in record.sweep.items()}),
         }
-        for record in sorted(records, key=place)
+        for record in sorted(records, key=position)
     ]
 
 
@@ -198,8 +199,8 @@ def read_history(folder: Path, faults: Faults) -> list[HistoryEpoch]:
 
 def epochs_of(lines: Sequence[Cells]) -> list[HistoryEpoch]:
     """Read all epochs, fold by fold."""
-    known = (known_row(cells, HistoryEpoch, ()) for cells in lines)
-    epochs = {(row.fold, row.epoch): row for row in known if row is not None}
+    rows = (known_row(cells, HistoryEpoch, ()) for cells in lines)
+    epochs = {(row.fold, row.epoch): row for row in rows if row is not None}
     return sorted(epochs.values(), key=lambda row: (rank(row.fold), row.epoch))
 
 

@@ -69,8 +69,8 @@ def read_ratings(path: Path, output_dir: Path) -> Ratings:
         not in the dataset: a misspelt label would keep an image that shall not be used.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise MissingInputError(f"{path}: {what}; give the table that participants.html saves")
+        problem = "is a folder" if path.is_dir() else "no such file"
+        raise MissingInputError(f"{path}: {problem}; give the table that participants.html saves")
     rows, ratings = read_tsv(path), Ratings()
     columns = split_lines(read_text(path))[0].split("\t")
     if not {"participant_id", "rating"} <= set(columns):
@@ -85,17 +85,17 @@ def read_ratings(path: Path, output_dir: Path) -> Ratings:
                 "or fail"
             )
         label = row["participant_id"].strip().removeprefix("sub-")
-        own = "" if session in ("", MISSING) else session.strip().removeprefix("ses-")
+        session_label = "" if session in ("", MISSING) else session.strip().removeprefix("ses-")
         if rating == "fail" and not (output_dir / f"sub-{label}").is_dir():
             raise UnusableDataError(
                 f"{path}: {row['participant_id']}: is rated fail, but not in {output_dir}; correct "
                 "the label, or remove the line"
             )
-        if ratings.get((label, own), (rating,))[0] != rating:
+        if ratings.get((label, session_label), (rating,))[0] != rating:
             raise UnusableDataError(
                 f"{path}: {row['participant_id']}: has two ratings; keep one line"
             )
-        ratings[label, own] = rating, row.get("comment", "").replace(MISSING, "")
+        ratings[label, session_label] = rating, row.get("comment", "").replace(MISSING, "")
     return ratings
 
 
@@ -185,11 +185,13 @@ def read_remarks(output_dir: Path) -> tuple[str, ...]:
         Sentences that begin with the path of a raw table.
     """
     column = _described(output_dir).get("participant_id")
-    told = column.get(REMARKS) if isinstance(column, dict) else None
-    return tuple(one for one in told if isinstance(one, str)) if isinstance(told, list) else ()
+    remarks = column.get(REMARKS) if isinstance(column, dict) else None
+    if not isinstance(remarks, list):
+        return ()
+    return tuple(remark for remark in remarks if isinstance(remark, str))
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
@@ -206,7 +208,7 @@ def _write_participants(
     """
     subjects = sorted(p.name[4:] for p in output_dir.glob("sub-*") if p.is_dir())
     table = bids_dir / "participants.tsv"
-    raw = {p.name[4:] for p in bids_dir.glob("sub-*")} if _is_there(table) else set()
+    raw = {p.name[4:] for p in bids_dir.glob("sub-*")} if _exists(table) else set()
     decided = raw | participants.keys()
     kept = {
         row["participant_id"].removeprefix("sub-"): row
@@ -224,9 +226,9 @@ def _write_participants(
     explained = {k: v for k, v in _described(output_dir).items() if k in columns}
     explained = {k: v for k, v in explained.items() if k not in of_raw and k != "participant_id"}
     explained |= {k: v for k, v in _described(bids_dir).items() if k in columns and _is_storable(v)}
-    told = [remark for remark in read_remarks(output_dir) if not remark.startswith(f"{table}:")]
-    more = _tell_kept(table, kept, has_table=bool(raw))
-    _write_descriptions(output_dir, explained, [*(told if kept else ()), *remarks, *more])
+    earlier = [remark for remark in read_remarks(output_dir) if not remark.startswith(f"{table}:")]
+    more = _describe_kept(table, kept, has_table=bool(raw))
+    _write_descriptions(output_dir, explained, [*(earlier if kept else ()), *remarks, *more])
     return more
 
 
@@ -236,20 +238,25 @@ def _columns_of(rows: Iterable[Mapping[str, str]]) -> Iterator[str]:
         yield from (name for name, cell in row.items() if cell != MISSING)
 
 
-def _tell_kept(table: Path, kept: Mapping[str, Mapping[str, str]], *, has_table: bool) -> list[str]:
+def _describe_kept(
+    table: Path, kept: Mapping[str, Mapping[str, str]], *, has_table: bool
+) -> list[str]:
     """Tell whose rows stay; where there is no table, of those that say anything."""
-    known = (set(row.values()) - {row["participant_id"], MISSING} for row in kept.values())
     labels = sorted(
-        f"sub-{label}" for label, cells in zip(kept, known, strict=True) if has_table or cells
+        f"sub-{label}"
+        for label, row in kept.items()
+        if has_table or set(row.values()) - {row["participant_id"], MISSING}
     )
     if not labels:
         return []
-    who = name_some(labels)
+    names = name_some(labels)
     if not has_table:
-        return [f"{table}: no such file; what an earlier run knew of {who} stays, and may be stale"]
+        return [
+            f"{table}: no such file; what an earlier run knew of {names} stays, and may be stale"
+        ]
     return [
-        f"{table}: there is no {who} in the raw dataset, so what an earlier run knew stays; remove "
-        "from the output who was withdrawn"
+        f"{table}: there is no {names} in the raw dataset, so what an earlier run knew stays; "
+        "remove from the output who was withdrawn"
     ]
 
 
@@ -267,19 +274,19 @@ def _write_descriptions(
     """Write what explains the columns, and under the first of them the remarks."""
     if remarks:
         first = explained.get("participant_id", read_dictionary("visits")["participant_id"])
-        known = first if isinstance(first, dict) else {}
-        explained["participant_id"] = {**known, REMARKS: list(remarks)}
+        entry = first if isinstance(first, dict) else {}
+        explained["participant_id"] = {**entry, REMARKS: list(remarks)}
     write_json(output_dir / "participants.json", explained)
 
 
 def _registrations(sidecars: Iterable[Path], output_dir: Path) -> Iterator[dict[str, object]]:
     for path in sorted(sidecars):
         try:
-            told = read_json(path)
+            sidecar = read_json(path)
         except (ReadWriteError, UnusableDataError):
             continue  # not written by us, or by a run that is not at its end
-        measured = told.get("Registration")
-        if not isinstance(measured, dict):
+        registration = sidecar.get("Registration")
+        if not isinstance(registration, dict):
             continue
         inside = path.relative_to(output_dir)
         session = inside.parts[1] if inside.parts[1].startswith("ses-") else None
@@ -287,9 +294,9 @@ def _registrations(sidecars: Iterable[Path], output_dir: Path) -> Iterator[dict[
             "participant_id": inside.parts[0],
             "session_id": session,
             "file": inside.with_suffix(".nii.gz").as_posix(),
-            **{column: measured.get(name) for column, name in FIELDS.items()},
-            "reasons": "; ".join(reasons_of(measured)) or None,
-            "coverage": told.get("BrainCoverage"),
+            **{column: registration.get(name) for column, name in FIELDS.items()},
+            "reasons": "; ".join(reasons_of(registration)) or None,
+            "coverage": sidecar.get("BrainCoverage"),
         }
 
 
@@ -396,16 +403,16 @@ def select(output_dir: Path, query: str) -> frozenset[str]:
     """
     path = output_dir / "participants.tsv"
     table = _read(path)
-    why = _why(output_dir)
-    columns = _columns_in(query, table, why)
-    known = table.dropna(subset=columns)
-    chosen = known.loc[_answer(query, known), "participant_id"] if len(known) else ()
+    remarks = _quote_remarks(output_dir)
+    columns = _columns_in(query, table, remarks)
+    complete = table.dropna(subset=columns)
+    chosen = complete.loc[_answer(query, complete), "participant_id"] if len(complete) else ()
     if not len(chosen):
         values = "; ".join(_values(table, column) for column in columns)
         raise UnusableDataError(
-            f"{path}: nobody in it matches {query!r}; {values}; correct either{why}"
+            f"{path}: nobody in it matches {query!r}; {values}; correct either{remarks}"
         )
-    return frozenset(str(one).removeprefix("sub-") for one in chosen)
+    return frozenset(str(label).removeprefix("sub-") for label in chosen)
 
 
 def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[str]:
@@ -430,8 +437,8 @@ def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[s
         As :func:`select`, but nobody need match.
     """
     table = _read(output_dir / "participants.tsv")
-    why = _why(output_dir)
-    columns = [_columns_in(query, table, why) for query in queries]
+    remarks = _quote_remarks(output_dir)
+    columns = [_columns_in(query, table, remarks) for query in queries]
     gaps = [table[names].isna().any(axis="columns") for names in columns]
     unknown = table.loc[np.logical_and.reduce(gaps), "participant_id"].tolist()
     if not unknown:
@@ -439,7 +446,7 @@ def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[s
     names = dict.fromkeys(name for some in columns for name in some)
     return [
         f"{name_some(unknown, SHOWN)}: not used, n/a in participants.tsv under "
-        f"{', '.join(names)}{why}"
+        f"{', '.join(names)}{remarks}"
     ]
 
 
@@ -472,7 +479,7 @@ def read_columns(output_dir: Path, columns: Sequence[str]) -> dict[str, dict[str
             names = [_short(name) for name in table.columns[:MOST_COLUMNS]]
             raise UsageError(
                 f"{output_dir / 'participants.tsv'}: there is no column {column}; columns are "
-                f"{', '.join(names)}{_why(output_dir)}"
+                f"{', '.join(names)}{_quote_remarks(output_dir)}"
             )
     labels = [str(label).removeprefix("sub-") for label in table["participant_id"]]
     cells = [row.dropna().to_dict() for _, row in table[list(columns)].iterrows()]
@@ -490,7 +497,7 @@ def _read(path: Path) -> pd.DataFrame:
         for column in rows[0]
     }
     ids = [row["participant_id"].strip() for row in rows]
-    twice = sorted({one for one in ids if ids.count(one) > 1})
+    twice = sorted({label for label in ids if ids.count(label) > 1})
     if twice:
         raise UnusableDataError(f"{path}: {_short(twice[0])} stands in it twice; remove one row")
     return pd.DataFrame({**cells, "participant_id": pd.Series(ids, dtype=object)})
@@ -503,18 +510,18 @@ def _column(cells: list[str]) -> pd.Series:
     return pd.Series(values, dtype=float if numeric else object)
 
 
-def _why(output_dir: Path) -> str:
+def _quote_remarks(output_dir: Path) -> str:
     """Repeat what the participant level said of the raw tables: why cells or columns are absent."""
     remarks = read_remarks(output_dir)
     more = " …" if len(remarks) > SHOWN else ""
     return f" ({'; '.join(remarks[:SHOWN])}{more})" if remarks else ""
 
 
-def _columns_in(query: str, table: pd.DataFrame, why: str) -> list[str]:
+def _columns_in(query: str, table: pd.DataFrame, remarks: str) -> list[str]:
     """Refuse what is no plain comparison; name the columns it asks for."""
     names = [_short(name) for name in table.columns[:MOST_COLUMNS]]
-    there = f"columns are {', '.join(names)}{', …' if len(names) < len(table.columns) else ''}"
-    advice = f"write it like \"group == 'control'\"; {there}"
+    listing = f"columns are {', '.join(names)}{', …' if len(names) < len(table.columns) else ''}"
+    advice = f"write it like \"group == 'control'\"; {listing}"
     if "@" in query or "__" in query:
         raise UsageError(f"query {query!r}: holds @ or __, which no query needs; {advice}")
     try:
@@ -526,7 +533,7 @@ def _columns_in(query: str, table: pd.DataFrame, why: str) -> list[str]:
     names = list(dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name)))
     for name in names:
         if name not in table.columns:
-            raise UsageError(f"query {query!r}: there is no column {name}; {there}{why}")
+            raise UsageError(f"query {query!r}: there is no column {name}; {listing}{remarks}")
     return names
 
 

@@ -64,7 +64,8 @@ def title_of(training_set: str, detector: str) -> str:
     >>> title_of("hybrid", "ocsvm"), title_of("", "zscore")
     ('OC-SVM, hybrid', 'z score')
     """
-    return name_of(detector) + f", {training_set}" * bool(training_set)
+    name = name_of(detector)
+    return f"{name}, {training_set}" if training_set else name
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -137,11 +138,11 @@ def columns_told(clusters: Sequence[Cluster]) -> tuple[bool, bool]:
 OWN_PLACE: Final = "x, y, z on the T1w (mm)"
 
 
-def cells_of(cluster: Cluster, own_place: str = "") -> dict[str, str]:
-    """Write a cluster under the heads of a table; ``own_place`` is that on the T1w."""
+def cells_of(cluster: Cluster, place_on_t1w: str = "") -> dict[str, str]:
+    """Write a cluster under the heads of a table; ``place_on_t1w`` is that on the T1w."""
     return {
         "x, y, z (mm)": place_of(cluster),
-        OWN_PLACE: own_place,
+        OWN_PLACE: place_on_t1w,
         "Side": cluster.side,
         "Region": cluster.region if cluster.region else "",
         "Volume (mm³)": show(cluster.volume, 0),
@@ -201,18 +202,18 @@ class Detected:
     @property
     def detectors(self) -> list[DetectorKey]:
         """All that have scored someone, or have found something."""
-        lines = (self.maps, self.clusters, self.curve)
-        return in_rank(key_of(line) for own in lines for line in own)
+        tables = (self.maps, self.clusters, self.curve)
+        return in_rank(key_of(line) for table in tables for line in table)
 
     @property
     def participants(self) -> list[str]:
         """The labels of all patients who were scored."""
-        return sorted({one.participant for one in self.maps if not one.control})
+        return sorted({subject.participant for subject in self.maps if not subject.control})
 
     def patients_of(self, detector: DetectorKey) -> list[tuple[str, str]]:
         """List whom a detector has scored: participant and session of each patient's visit."""
-        own = (one for one in self.maps if key_of(one) == detector and not one.control)
-        return sorted({(one.participant, one.session) for one in own})
+        scored = (subject for subject in self.maps if key_of(subject) == detector)
+        return sorted({(s.participant, s.session) for s in scored if not s.control})
 
     @property
     def training_sets(self) -> tuple[str, ...]:
@@ -233,20 +234,20 @@ def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
         The folder of detectors that were trained before and were applied; None if there is none.
     """
     faults, evaluated = Faults(output_dir), Faults(output_dir)
-    run, there = read_run(output_dir), maps_on_disk(output_dir)
-    maps = there if run is None else run.maps
-    if run is None and there:
+    run, on_disk = read_run(output_dir), maps_on_disk(output_dir)
+    maps = on_disk if run is None else run.maps
+    if run is None and on_disk:
         faults.append(f"{SCORED} cannot be read: some of the maps may be of earlier runs.")
-    sets = {one.training_set for one in maps}
+    sets = {subject.training_set for subject in maps}
     cards = find_cards(output_dir, sets, applied, faults)
     clusters = read_all_clusters(output_dir, faults)
     scores = control_scores(cards, faults)
     shares = control_shares(cards, faults)
     curve, responses = read_curve(output_dir, evaluated), read_froc(output_dir, evaluated)
     tests = read_tests(output_dir, evaluated)
-    known = bool(curve or responses or tests)  # else no lesion is, and nothing could be measured
-    faults += [fault for fault in evaluated if known or not fault.endswith("is missing.")]
-    own = {one.path for one in maps}
+    lesions_known = bool(curve or responses or tests)  # else nothing could be measured
+    faults += [fault for fault in evaluated if lesions_known or not fault.endswith("is missing.")]
+    paths = {subject.path for subject in maps}
     folders = sorted(path for path in (output_dir / DETECTORS_FOLDER).glob("*") if path.is_dir())
     used = folders_of(output_dir, sets, applied)
     return Detected(
@@ -260,7 +261,7 @@ def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
         responses=responses,
         comparisons=tests,
         checked=read_synthetic_controls(output_dir, faults),
-        stale_maps=[one for one in there if one.path not in own],
+        stale_maps=[subject for subject in on_disk if subject.path not in paths],
         stale_folders=[faults.name(path) for path in folders if path not in used],
         faults=[fault for fault in faults if not fault.endswith("is empty.")],  # nothing was found
     )
@@ -300,8 +301,9 @@ def find_cards(
 
 def folders_of(output_dir: Path, sets: Collection[str], applied: Path | None) -> list[Path]:
     """Say where detectors lie, in the order in which they are shown; as :func:`find_cards`."""
-    own = [output_dir / DETECTORS_FOLDER / name for name in in_order(sets)]
-    return own if applied is None else [applied]
+    if applied is not None:
+        return [applied]
+    return [output_dir / DETECTORS_FOLDER / name for name in in_order(sets)]
 
 
 def control_scores(cards: Cards, faults: Faults) -> Scores:
@@ -310,8 +312,8 @@ def control_scores(cards: Cards, faults: Faults) -> Scores:
     for name, (folder, _) in cards.items():
         for line in read_control_clusters(folder, faults):
             controls = scores.setdefault((name, line.detector), {})
-            own = controls.setdefault(_name_visit(line.participant_id, line.session_id), [])
-            own += [] if line.sum_score is None else [line.sum_score]
+            sums = controls.setdefault(_name_visit(line.participant_id, line.session_id), [])
+            sums += [] if line.sum_score is None else [line.sum_score]
     return scores
 
 

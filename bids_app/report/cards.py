@@ -155,9 +155,9 @@ def folds_of(epochs: Iterable[HistoryEpoch]) -> list[str]:
 
 def kept_epoch(epochs: Sequence[HistoryEpoch], fold: str) -> str:
     """Say which epoch of a fold was kept: ``"137 of 200"``, or ``n/a``."""
-    own = [epoch for epoch in epochs if epoch.fold == fold]
-    kept = [epoch.epoch for epoch in own if epoch.kept == 1]
-    return f"{kept[-1]} of {own[-1].epoch}" if kept else "n/a"
+    fold_epochs = [epoch for epoch in epochs if epoch.fold == fold]
+    kept = [epoch.epoch for epoch in fold_epochs if epoch.kept == 1]
+    return f"{kept[-1]} of {fold_epochs[-1].epoch}" if kept else "n/a"
 
 
 def tell_number(spec: ModelSpec | None, name: str) -> str:
@@ -167,11 +167,11 @@ def tell_number(spec: ModelSpec | None, name: str) -> str:
 
 def tell_losses(spec: ModelSpec | None) -> str:
     """Write the weights of the losses that count: ``"adversarial 1, cycle 10"``."""
-    counting = [] if spec is None else [name for name in LOSSES if getattr(spec, name)]
+    names = [] if spec is None else [name for name in LOSSES if getattr(spec, name)]
     if spec is not None and not spec.cycle:
-        counting = [name for name in counting if name != "cycle_weight"]
-    told = ", ".join(f"{LOSSES[name]} {tell_number(spec, name)}" for name in counting)
-    return told if told else UNKNOWN
+        names = [name for name in names if name != "cycle_weight"]
+    losses = ", ".join(f"{LOSSES[name]} {tell_number(spec, name)}" for name in names)
+    return losses if losses else UNKNOWN
 
 
 def generator_lines(trained: TrainedModel) -> list[dict[str, str]]:
@@ -208,12 +208,12 @@ def uncertainty_lines(trained: TrainedModel) -> list[tuple[str, list[str]]]:
     lines = []
     for model in trained.models:
         metrics = trained.cards[model].metrics if model in trained.cards else {}
-        told = {name: metrics.get(f"uncertainty_{name}") for name in UNCERTAINTY_MEASURES}
-        if any(value is not None for value in told.values()):
+        measures = {name: metrics.get(f"uncertainty_{name}") for name in UNCERTAINTY_MEASURES}
+        if any(value is not None for value in measures.values()):
             cells = [
                 show(None if value is None else value * scale, digits)
                 for value, (scale, digits) in zip(
-                    told.values(), UNCERTAINTY_MEASURES.values(), strict=True
+                    measures.values(), UNCERTAINTY_MEASURES.values(), strict=True
                 )
             ]
             lines.append((full_name_of(model), cells))
@@ -225,9 +225,9 @@ def cohorts_of(trained: TrainedModel) -> list[tuple[list[str], tuple[str, ...]]]
     groups: dict[tuple[str, ...], list[str]] = {}
     for model in trained.models:
         if model in trained.cards:
-            seen = tuple(sorted(trained.cards[model].participants))
-            groups.setdefault(seen, []).append(full_name_of(model))
-    return [(names, seen) for seen, names in groups.items()]
+            participants = tuple(sorted(trained.cards[model].participants))
+            groups.setdefault(participants, []).append(full_name_of(model))
+    return [(names, participants) for participants, names in groups.items()]
 
 
 def grids_of(trained: TrainedModel) -> list[str]:
@@ -252,11 +252,11 @@ def describe_grid(template: str, shape: Sequence[int], affine: Sequence[Sequence
 
 def statements_of(trained: TrainedModel, key: str) -> list[str]:
     """Gather what the cards say of something, each answer once."""
-    told = (getattr(card, key) for card in trained.cards.values())
-    return list(dict.fromkeys(str(value) for value in told if value not in ("", -1)))
+    values = (getattr(card, key) for card in trained.cards.values())
+    return list(dict.fromkeys(str(value) for value in values if value not in ("", -1)))
 
 
-def by_configuration(specs: Specs, tell: Callable[[ModelSpec | None], str]) -> str:
+def by_configuration(specs: Specs, describe: Callable[[ModelSpec | None], str]) -> str:
     """Tell something of all models: once if they agree, else for each configuration.
 
     Examples
@@ -268,12 +268,14 @@ def by_configuration(specs: Specs, tell: Callable[[ModelSpec | None], str]) -> s
     '0.5'
     """
     kinds = {name: "" if spec is None else kind_of(spec) for name, spec in specs.items()}
-    told = {
-        kind: " or ".join(dict.fromkeys(tell(specs[n]) for n, own in kinds.items() if own == kind))
+    answers = {
+        kind: " or ".join(
+            dict.fromkeys(describe(spec) for name, spec in specs.items() if kinds[name] == kind)
+        )
         for kind in dict.fromkeys(kinds.values())
     }
-    if len(set(told.values())) == 1:
-        return next(iter(told.values()))
+    if len(set(answers.values())) == 1:
+        return next(iter(answers.values()))
     return enumerate_words(
-        [f"{words} ({CONFIGURATIONS.get(kind, UNKNOWN)})" for kind, words in told.items()]
+        [f"{words} ({CONFIGURATIONS.get(kind, UNKNOWN)})" for kind, words in answers.items()]
     )

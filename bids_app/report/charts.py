@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite, isnan
+from operator import attrgetter
 from statistics import fmean, mean, median, stdev
 from typing import TYPE_CHECKING, Any, Final
 
@@ -165,8 +166,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def limits_around(values: Iterable[float], *, logarithmic: bool = False) -> tuple[float, float]:
     """Give the ends of an axis on which all values have room; there may be none."""
-    found = [value for value in values if abs(value) < LARGEST]
-    low, high = (min(found), max(found)) if found else (0.0, 1.0)
+    finite = [value for value in values if abs(value) < LARGEST]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     if logarithmic:
         factor = (high / low) ** SPARE
         return low / factor, high * factor
@@ -193,16 +194,18 @@ def set_axis(
     *,
     logarithmic: bool = False,
     whole: bool = False,
-    most: int = MOST_TICKS,
+    max_ticks: int = MOST_TICKS,
 ) -> None:
     """Set the ends of an axis, and round values between them."""
     name = axis.axis_name
     axis.axes.set(**{f"{name}scale": "log" if logarithmic else "linear", f"{name}lim": limits})
     if logarithmic:
-        few = limits[1] / limits[0] < TWO_DECADES
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=most))
+        narrow = limits[1] / limits[0] < TWO_DECADES
+        axis.set_major_locator(
+            LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,), numticks=max_ticks)
+        )
     else:
-        axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10], integer=whole))
+        axis.set_major_locator(MaxNLocator(max_ticks, steps=[1, 2, 5, 10], integer=whole))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda value, _: show_tick(value))
 
@@ -251,7 +254,7 @@ def draw_curves(histories: Mapping[str, Sequence[HistoryEpoch]]) -> Chart | None
     if not shown:
         return None
     folds = sorted({fold for epochs in shown.values() for fold in folds_of(epochs)}, key=rank)
-    keys = {fold: _fold_key(fold, place) for place, fold in enumerate(folds)}
+    keys = {fold: _fold_key(fold, index) for index, fold in enumerate(folds)}
     similarities = [ssim for epochs in shown.values() for ssim in _values(epochs, SERIES[SSIM])]
     figure = new_figure(WIDTH, CURVES * len(shown))
     parts = figure.subfigures(len(shown), squeeze=False)[:, 0]
@@ -267,11 +270,11 @@ def draw_curves(histories: Mapping[str, Sequence[HistoryEpoch]]) -> Chart | None
     return Chart("Learning curves", _describe_curves(shown), figure, tuple(keys.values()))
 
 
-def _fold_key(fold: str, place: int) -> Key:
+def _fold_key(fold: str, index: int) -> Key:
     if fold == ALL:
         return Key("final generator, all controls", INK, "5 3")
-    dash = FOLD_DASHES[place // len(PALETTE) % len(FOLD_DASHES)]
-    return Key(f"fold {fold}", PALETTE[place % len(PALETTE)], dash)
+    dash = FOLD_DASHES[index // len(PALETTE) % len(FOLD_DASHES)]
+    return Key(f"fold {fold}", PALETTE[index % len(PALETTE)], dash)
 
 
 def _values(epochs: Sequence[HistoryEpoch], series: str) -> list[float]:
@@ -279,12 +282,12 @@ def _values(epochs: Sequence[HistoryEpoch], series: str) -> list[float]:
 
 
 def _describe_curves(histories: Mapping[str, Sequence[HistoryEpoch]]) -> str:
-    told = [
+    epochs_kept = [
         f"{full_name_of(model)}, fold {fold}: epoch {kept_epoch(epochs, fold)}"
         for model, epochs in histories.items()
         for fold in folds_of(epochs)
     ]
-    return f"Epochs that were kept: {'; '.join(told)}."
+    return f"Epochs that were kept: {'; '.join(epochs_kept)}."
 
 
 def _draw_folds(
@@ -296,12 +299,12 @@ def _draw_folds(
     marked: bool,
 ) -> None:
     for fold, key in keys.items():
-        own = [e for e in epochs if e.fold == fold and isfinite(getattr(e, series))]
-        points = {epoch.epoch: getattr(epoch, series) for epoch in own}
+        fold_epochs = [e for e in epochs if e.fold == fold and isfinite(getattr(e, series))]
+        points = {epoch.epoch: getattr(epoch, series) for epoch in fold_epochs}
         if points:
             numbers, values = list(points), list(points.values())
             axes.plot(numbers, values, color=key.colour, lw=1.4, ls=key.linestyle)
-        kept = [epoch.epoch for epoch in own if epoch.kept == 1]
+        kept = [epoch.epoch for epoch in fold_epochs if epoch.kept == 1]
         if kept and marked:
             axes.plot(kept, [points[number] for number in kept], "o", ms=8, color=key.colour)
 
@@ -310,9 +313,9 @@ def sweeps_of(scores: Sequence[ScoreRecord]) -> dict[str, dict[float, float]]:
     """Average over visits, for each model, the SSIM of every FWHM in mm."""
     swept = {}
     for model in in_paper_order(score.model for score in scores if score.sweep):
-        own = [score.sweep for score in scores if score.model == model]
-        widths = sorted({fwhm for sweep in own for fwhm in sweep})
-        swept[model] = {w: fmean(sweep[w] for sweep in own if w in sweep) for w in widths}
+        sweeps = [score.sweep for score in scores if score.model == model]
+        widths = sorted({fwhm for sweep in sweeps for fwhm in sweep})
+        swept[model] = {w: fmean(sweep[w] for sweep in sweeps if w in sweep) for w in widths}
     return swept
 
 
@@ -331,18 +334,18 @@ def cautions_of(sweeps: Mapping[str, Mapping[float, float]], resolution: float) 
     resolution : float
         Size of a voxel in mm.
     """
-    told = []
+    cautions = []
     edge = [full_name_of(model) for model, means in sweeps.items() if best_of(means) == max(means)]
     if edge:
-        told.append(
+        cautions.append(
             f"{', '.join(edge)}: the widest Gaussian that was tried is the best; a wider one might "
             "be better still."
         )
     if sweeps and min(map(best_of, sweeps.values())) < resolution:
-        told.append(
+        cautions.append(
             f"A voxel is {resolution:g} mm wide: narrower Gaussians hardly change the images."
         )
-    return told
+    return cautions
 
 
 @plain_style()
@@ -379,15 +382,15 @@ def draw_sweeps(sweeps: Mapping[str, Mapping[float, float]], fwhm: float | None)
             xytext=(5, -10),
             textcoords="offset points",
         )
-    keys, told = [], []
+    keys, descriptions = [], []
     for model, means in sweeps.items():
         key, best = Key(full_name_of(model), colour_of(model), dash_of(model)), best_of(means)
         widths, values = list(means), list(means.values())
         axes.plot(widths, values, color=key.colour, lw=1.6, ls=key.linestyle, marker="o", ms=4.4)
         axes.plot(best, means[best], "o", color=key.colour, ms=9)
         keys.append(key)
-        told.append(f"{key.name}: best at {best:g} mm, {describe_range(values, 3)}")
-    return Chart("SSIM against smoothing", f"{'; '.join(told)}.", figure, tuple(keys))
+        descriptions.append(f"{key.name}: best at {best:g} mm, {describe_range(values, 3)}")
+    return Chart("SSIM against smoothing", f"{'; '.join(descriptions)}.", figure, tuple(keys))
 
 
 METRIC_NAMES: Final = {"ssim": "SSIM ↑", "psnr": "PSNR (dB) ↑", "lpips": "LPIPS ↓"}
@@ -418,18 +421,19 @@ def draw_violins(scores: Sequence[ScoreRecord]) -> Chart | None:
         metric: {model: values_of(scores, model, metric) for model in models}
         for metric in METRIC_NAMES
     }
-    panels = {metric: found for metric, found in measured.items() if any(found.values())}
+    panels = {metric: by_model for metric, by_model in measured.items() if any(by_model.values())}
     if not panels:
         return None
     figure = new_figure(WIDTH, 50 + 38 * len(models))
     columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (metric, found) in zip(columns, panels.items(), strict=True):
+    for axes, (metric, by_model) in zip(columns, panels.items(), strict=True):
         axes.set_title(METRIC_NAMES[metric], weight="bold")
         axes.grid(visible=True, axis="x")
-        set_axis(axes.xaxis, limits_around(v for own in found.values() for v in own.values()))
-        for place, (model, values) in enumerate(found.items()):
+        values_shown = [value for values in by_model.values() for value in values.values()]
+        set_axis(axes.xaxis, limits_around(values_shown))
+        for row, (model, values) in enumerate(by_model.items()):
             if values:
-                _draw_violin(axes, place, list(values.values()), colour_of(model))
+                _draw_violin(axes, row, list(values.values()), colour_of(model))
     columns[0].set(ylim=(len(models) - 0.5, -0.5), yticks=range(len(models)))
     columns[0].set_yticklabels(map(full_name_of, models))
     title = "Violin plots of " + ", ".join(metric.upper() for metric in panels)
@@ -437,28 +441,28 @@ def draw_violins(scores: Sequence[ScoreRecord]) -> Chart | None:
 
 
 def _describe_violins(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    told = [
+    descriptions = [
         f"{full_name_of(model)}: {metric.upper()} "
         + describe_range(list(values.values()), 2 if metric == "psnr" else 3)
-        for metric, found in panels.items()
-        for model, values in found.items()
+        for metric, by_model in panels.items()
+        for model, values in by_model.items()
         if values
     ]
-    return "; ".join(told) + "."
+    return "; ".join(descriptions) + "."
 
 
-def _draw_violin(axes: Axes, place: int, values: Sequence[float], colour: str) -> None:
+def _draw_violin(axes: Axes, row: int, values: Sequence[float], colour: str) -> None:
     """Draw the density between the extremes, mean ± SD, and a dot a value."""
     grid = np.linspace(min(values), max(values), POINTS)
     half = np.array(half_widths(values, grid.tolist()))
-    outline = np.concatenate([place - half, place + half[::-1]])
+    outline = np.concatenate([row - half, row + half[::-1]])
     axes.fill([*grid, *grid[::-1]], outline, facecolor=(colour, 0.35), edgecolor=colour)
     middle, offsets = fmean(values), np.arange(len(values)) * GOLDEN % 1 - 0.5
     if len(values) > 1:
         spread = stdev(values)
-        axes.plot([middle - spread, middle + spread], [place, place], color=INK, lw=1.5)
-    axes.plot([middle, middle], [place - HALF, place + HALF], color=INK, lw=2.5)
-    beside = place + offsets * (np.array(half_widths(values, values)) + 0.05)
+        axes.plot([middle - spread, middle + spread], [row, row], color=INK, lw=1.5)
+    axes.plot([middle, middle], [row - HALF, row + HALF], color=INK, lw=2.5)
+    beside = row + offsets * (np.array(half_widths(values, values)) + 0.05)
     axes.plot(values, beside, "o", ms=5.2, color=colour)
 
 
@@ -494,7 +498,7 @@ class Calibration:
 
     Parameters
     ----------
-    which : DetectorKey
+    detector : DetectorKey
         The detector.
     controls : dict
         Held-out control → its highest ``sum_score``; 0 where it has no cluster.
@@ -503,10 +507,10 @@ class Calibration:
     patients : dict
         Patient → its highest ``sum_score``; 0 where it has no cluster.
     shares : sequence of float
-        Of the brain of controls, what scores above 0; of those of whom it is told.
+        Of the brain of controls, what scores above 0; of those of whom it is known.
     """
 
-    which: DetectorKey
+    detector: DetectorKey
     controls: Mapping[str, float]
     counts: Sequence[int]
     patients: Mapping[str, float]
@@ -546,11 +550,11 @@ def draw_calibration(calibrations: Sequence[Calibration], sets: Sequence[str]) -
     figure = new_figure(WIDTH, 66 * len(shown))
     rows = figure.subplots(len(shown), squeeze=False)[:, 0]
     for axes, calibration in zip(rows, shown, strict=True):
-        _draw_people(axes, calibration, colour_of_set(calibration.which[0], sets))
-    trained = dict.fromkeys(calibration.which[0] for calibration in shown)
+        _draw_people(axes, calibration, colour_of_set(calibration.detector[0], sets))
+    trained = dict.fromkeys(calibration.detector[0] for calibration in shown)
     return Chart(
         "First clusters of patients and of held-out controls",
-        " ".join(f"{name_of(calibration)}: {_tell_beyond(calibration)}." for calibration in shown),
+        " ".join(f"{name_of(calibration)}: {_count_beyond(calibration)}." for calibration in shown),
         figure,
         (
             Key("held-out controls", GREY),
@@ -572,12 +576,12 @@ def _draw_people(axes: Axes, calibration: Calibration, colour: str) -> None:
     axes.axvline(max(controls), color=GREY, lw=1, ls=(0, (3, 3)))
     axes.plot(controls, [0] * len(controls), "o", ms=8, color=GREY)
     axes.plot(patients, [1] * len(patients), "o", ms=9, color=colour)
-    axes.text(1.01, 0.5, _tell_beyond(calibration), va="center", transform=axes.transAxes)
+    axes.text(1.01, 0.5, _count_beyond(calibration), va="center", transform=axes.transAxes)
 
 
 def name_of(calibration: Calibration) -> str:
     """Name the detector."""
-    return title_of(*calibration.which)
+    return title_of(*calibration.detector)
 
 
 def colour_of_set(training_set: str, sets: Sequence[str]) -> str:
@@ -586,24 +590,26 @@ def colour_of_set(training_set: str, sets: Sequence[str]) -> str:
     return colours[in_order([*TRAINING_SETS, *sets]).index(training_set) % len(colours)]
 
 
-def _calibration(detected: Detected, which: DetectorKey) -> Calibration:
-    own = detected.control_scores.get(which, {})
-    names = sorted(own)
+def _calibration(detected: Detected, detector: DetectorKey) -> Calibration:
+    scores = detected.control_scores.get(detector, {})
+    names = sorted(scores)
     return Calibration(
-        which=which,
-        controls={name: max(own[name], default=0.0) for name in names},
-        counts=[len(own[name]) for name in names],
-        patients=_patients(detected, which),
-        shares=list(detected.control_shares.get(which, {}).values()),
+        detector=detector,
+        controls={name: max(scores[name], default=0.0) for name in names},
+        counts=[len(scores[name]) for name in names],
+        patients=_patients(detected, detector),
+        shares=list(detected.control_shares.get(detector, {}).values()),
     )
 
 
-def _patients(detected: Detected, which: DetectorKey) -> dict[str, float]:
-    highest = {name_visit(*visit): 0.0 for visit in detected.patients_of(which)}
+def _patients(detected: Detected, detector: DetectorKey) -> dict[str, float]:
+    highest = {name_visit(*visit): 0.0 for visit in detected.patients_of(detector)}
     for listed in detected.clusters:
-        if key_of(listed) == which:
+        if key_of(listed) == detector:
             visit = name_visit(listed.participant, listed.session)
-            scores = [one.sum_score for one in listed.clusters if not isnan(one.sum_score)]
+            scores = [
+                cluster.sum_score for cluster in listed.clusters if not isnan(cluster.sum_score)
+            ]
             highest[visit] = max([highest.get(visit, 0.0), *scores])
     return dict(sorted(highest.items()))
 
@@ -621,7 +627,7 @@ def _line(calibration: Calibration) -> tuple[str, ...]:
     )
 
 
-def _tell_beyond(calibration: Calibration) -> str:
+def _count_beyond(calibration: Calibration) -> str:
     patients, controls = len(calibration.patients), len(calibration.controls)
     return f"{len(calibration.beyond)} of {patients} patients above all {controls} controls"
 
@@ -649,16 +655,16 @@ def draw_detection(detected: Detected) -> Chart | None:
         return None
     keys = _keys_of(detected.curve)
     figure, panels = _draw_panels(shown, ACROSS)
-    most = max(point.clusters for point in detected.curve)
+    max_clusters = max(point.clusters for point in detected.curve)
     for unit, axes in panels.items():
-        limits = (0.6, max(most, 2) + 0.4)
-        set_axis(axes.xaxis, limits, whole=True, most=MOST_CLUSTERS)
-        for place, (which, key) in enumerate(keys.items()):
-            own = [p for p in detected.curve if p.unit == unit and key_of(p) == which]
-            aside = ASIDE * (place - (len(keys) - 1) / 2)
-            _draw_curve(axes, sorted(own, key=lambda p: p.clusters), key, aside)
-    told = _describe(detected.curve, keys)
-    return Chart("Detection curves", told, figure, tuple(keys.values()))
+        limits = (0.6, max(max_clusters, 2) + 0.4)
+        set_axis(axes.xaxis, limits, whole=True, max_ticks=MOST_CLUSTERS)
+        for index, (detector, key) in enumerate(keys.items()):
+            points = [p for p in detected.curve if p.unit == unit and key_of(p) == detector]
+            aside = ASIDE * (index - (len(keys) - 1) / 2)
+            _draw_curve(axes, sorted(points, key=lambda p: p.clusters), key, aside)
+    description = _describe(detected.curve, keys)
+    return Chart("Detection curves", description, figure, tuple(keys.values()))
 
 
 @plain_style()
@@ -675,13 +681,13 @@ def draw_responses(detected: Detected) -> Chart | None:
     end = min(MOST_FALSE, 1.05 * max([0.5, *filter(isfinite, false)]))
     for unit, axes in panels.items():
         set_axis(axes.xaxis, (0.0, end))
-        for which, key in keys.items():
-            own = [r for r in detected.responses if r.unit == unit and key_of(r) == which]
-            if own:
-                places, sensitivities = zip(*follow(own, end), strict=True)
-                axes.plot(places, sensitivities, lw=2, color=key.colour, ls=key.linestyle)
-    told = f"Sensitivity at up to {end:g} false clusters per held-out control."
-    return Chart("Free-response curves", told, figure, tuple(keys.values()))
+        for detector, key in keys.items():
+            responses = [r for r in detected.responses if r.unit == unit and key_of(r) == detector]
+            if responses:
+                rates, sensitivities = zip(*follow(responses, end), strict=True)
+                axes.plot(rates, sensitivities, lw=2, color=key.colour, ls=key.linestyle)
+    description = f"Sensitivity at up to {end:g} false clusters per held-out control."
+    return Chart("Free-response curves", description, figure, tuple(keys.values()))
 
 
 def follow(responses: Sequence[FreePoint], end: float) -> list[tuple[float, float]]:
@@ -693,14 +699,14 @@ def follow(responses: Sequence[FreePoint], end: float) -> list[tuple[float, floa
     >>> follow([FreePoint("real", "ocsvm", "lesion", 9.0, *pair) for pair in pairs], 1.5)
     [(0.0, 0.0), (0.5, 0.0), (0.5, 0.25), (1.5, 0.25)]
     """
-    known = sorted((r.false_clusters_per_control, r.sensitivity) for r in responses)
+    pairs = sorted((r.false_clusters_per_control, r.sensitivity) for r in responses)
     if not responses:
         return []
-    places = [(0.0, 0.0)]
-    for false, sensitivity in known:
-        if false <= end and sensitivity > places[-1][1]:
-            places += [(false, places[-1][1]), (false, sensitivity)]
-    return [*places, (end, places[-1][1])]
+    corners = [(0.0, 0.0)]
+    for false, sensitivity in pairs:
+        if false <= end and sensitivity > corners[-1][1]:
+            corners += [(false, corners[-1][1]), (false, sensitivity)]
+    return [*corners, (end, corners[-1][1])]
 
 
 def _keys_of(lines: Sequence[CurvePoint] | Sequence[FreePoint]) -> dict[DetectorKey, Key]:
@@ -708,8 +714,10 @@ def _keys_of(lines: Sequence[CurvePoint] | Sequence[FreePoint]) -> dict[Detector
     detectors = in_rank(map(key_of, lines))
     sets = list(dict.fromkeys(training_set for training_set, _ in detectors))
     return {
-        which: Key(title_of(*which), colour_of_set(which[0], sets), detector_of(which[1]).dash)
-        for which in detectors
+        detector: Key(
+            title_of(*detector), colour_of_set(detector[0], sets), detector_of(detector[1]).dash
+        )
+        for detector in detectors
     }
 
 
@@ -726,10 +734,10 @@ def _draw_panels(units: Sequence[str], across: str) -> tuple[Figure, dict[str, A
 
 def _draw_curve(axes: Axes, points: Sequence[CurvePoint], key: Key, aside: float) -> None:
     """Draw a line, and its intervals where more than one is known."""
-    known = [p for p in points if not isnan(p.low) and not isnan(p.high)]
-    if len(known) > 1:
-        x = [point.clusters + aside for point in known]
-        edges = [point.low for point in known] + [point.high for point in known[::-1]]
+    bounded = [p for p in points if not isnan(p.low) and not isnan(p.high)]
+    if len(bounded) > 1:
+        x = [point.clusters + aside for point in bounded]
+        edges = [point.low for point in bounded] + [point.high for point in bounded[::-1]]
         axes.fill([*x, *x[::-1]], edges, color=key.colour, alpha=0.07, lw=0)
     if points:
         across = [point.clusters + aside for point in points]
@@ -740,16 +748,15 @@ def _draw_curve(axes: Axes, points: Sequence[CurvePoint], key: Key, aside: float
 def _describe(points: Sequence[CurvePoint], keys: Mapping[DetectorKey, Key]) -> str:
     """Tell the ends of the lines to those who do not see them."""
     ends = {
-        (which, unit): max((p for p in points if key_of(p) == which and p.unit == unit), key=_at)
-        for which in keys
-        for unit in sorted({p.unit for p in points if key_of(p) == which})
+        (detector, unit): max(
+            (p for p in points if key_of(p) == detector and p.unit == unit),
+            key=attrgetter("clusters"),
+        )
+        for detector in keys
+        for unit in sorted({p.unit for p in points if key_of(p) == detector})
     }
-    told = [
-        f"{keys[which].name}, {unit}s: {last.sensitivity:.2f} at {last.clusters} clusters"
-        for (which, unit), last in ends.items()
+    sentences = [
+        f"{keys[detector].name}, {unit}s: {last.sensitivity:.2f} at {last.clusters} clusters"
+        for (detector, unit), last in ends.items()
     ]
-    return f"{'; '.join(told)}."
-
-
-def _at(point: CurvePoint) -> int:
-    return point.clusters
+    return f"{'; '.join(sentences)}."

@@ -157,8 +157,8 @@ def field_around(mask: Mask, zooms: tuple[float, float, float], margin: float) -
     """Find the smallest box around a mask, widened by a margin in mm; all where it is empty."""
     box = []
     for axis, zoom in enumerate(zooms):
-        others = tuple({0, 1, 2} - {axis})
-        inside = np.flatnonzero(mask.any(axis=others))
+        other_axes = tuple({0, 1, 2} - {axis})
+        inside = np.flatnonzero(mask.any(axis=other_axes))
         if not inside.size:
             return (slice(None),) * 3
         extra = round(margin / zoom)
@@ -176,12 +176,12 @@ def crop(image: Image, field: Field) -> Image:
 
 def spread(mask: Mask, plane: Plane, count: int) -> tuple[Section, ...]:
     """Choose slices at equal distances through a mask, its ends left out."""
-    others = tuple({0, 1, 2} - {AXIS_OF[plane]})
-    inside = np.flatnonzero(mask.any(axis=others))
+    other_axes = tuple({0, 1, 2} - {AXIS_OF[plane]})
+    inside = np.flatnonzero(mask.any(axis=other_axes))
     last = mask.shape[AXIS_OF[plane]] - 1
     first, last = (int(inside[0]), int(inside[-1])) if inside.size else (0, last)
-    places = np.floor(np.linspace(first, last, count + 2)[1:-1] + 0.5).astype(int)
-    return tuple(Section(plane, index) for index in places.tolist())
+    indices = np.floor(np.linspace(first, last, count + 2)[1:-1] + 0.5).astype(int)
+    return tuple(Section(plane, index) for index in indices.tolist())
 
 
 def cut(volume: Volume, section: Section) -> Volume:
@@ -385,7 +385,7 @@ def show_end(value: float) -> str:
     return words.replace(",", " ").replace("-", "−")
 
 
-def _lay_row(image: Image, sections: Sequence[Section], y: float) -> list[Spot]:
+def _spots_in_row(image: Image, sections: Sequence[Section], y: float) -> list[Spot]:
     spots, x = list[Spot](), MARGIN
     for section in sections:
         width, height = size_of(image, section.plane)
@@ -461,7 +461,7 @@ def flicker(
     y = HEADER * len(layers)  # two layers: a line above all for the name of the one in sight
     spots, texts = list[Spot](), list[Text]()
     for plane, count in FLICKER_COUNTS.items():
-        row = _lay_row(image, spread(brain, plane, count), y)
+        row = _spots_in_row(image, spread(brain, plane, count), y)
         spots += row
         texts += [text for spot in row for text in head(image, spot)]
         texts.append(_name_row(plane.capitalize(), row))
@@ -473,7 +473,9 @@ def flicker(
         ),
         width=max(spot.x + spot.width for spot in spots),
         height=y - HEADER + GAP,
-        frames=tuple((one.name, tuple(tile_of(one, spot) for spot in spots)) for one in layers),
+        frames=tuple(
+            (layer.name, tuple(tile_of(layer, spot) for spot in spots)) for layer in layers
+        ),
         texts=tuple(texts),
         lines=tuple(draw_line(outline, spots) for outline in outlines),
         bars=bars_of(layers),
@@ -500,7 +502,7 @@ def mosaic(title: str, layers: Sequence[Layer], sections: Sequence[Section]) -> 
     image = layers[0].image
     y, tiles, texts = HEADER, list[Tile](), list[Text]()
     for layer in layers:
-        row = _lay_row(image, sections, y)
+        row = _spots_in_row(image, sections, y)
         texts.append(_name_row(layer.name, row))
         texts += [text for spot in row for text in head(image, spot) if y == HEADER]
         tiles += [tile_of(layer, spot) for spot in row]

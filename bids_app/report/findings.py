@@ -112,60 +112,64 @@ def findings_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> list
         ``lesions``, both of :class:`Found`, and ``faults``.
     """
     run = read_run(output_dir)
-    known = None if run is None else {output_dir / one.path for one in run.maps}
-    own = [
+    run_paths = None if run is None else {output_dir / scored.path for scored in run.maps}
+    shown = [
         anomaly
         for anomaly in find_anomalies(output_dir, subject, spaces=spaces)
         if anomaly.primary
         and not anomaly.held_out
-        and (known is None or anomaly.paths["statmap"] in known)
+        and (run_paths is None or anomaly.paths["statmap"] in run_paths)
     ]
     applied, faults = detector_of_run(read_record(output_dir, "group")), Faults(output_dir)
-    cards = find_cards(output_dir, {anomaly.training_set for anomaly in own}, applied, faults)
+    cards = find_cards(output_dir, {anomaly.training_set for anomaly in shown}, applied, faults)
     scores = control_scores(cards, faults)
     return [
-        _of_pet(output_dir, [anomaly for anomaly in own if anomaly.stem == stem], scores)
-        for stem in dict.fromkeys(anomaly.stem for anomaly in own)
+        _findings_of_pet(output_dir, [anomaly for anomaly in shown if anomaly.stem == stem], scores)
+        for stem in dict.fromkeys(anomaly.stem for anomaly in shown)
     ]
 
 
-def _of_pet(output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores) -> dict[str, object]:
+def _findings_of_pet(
+    output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores
+) -> dict[str, object]:
     anomalies = leading_first(anomalies)
     lead = anomalies[0]
-    told: dict[str, object] = {
+    entry: dict[str, object] = {
         "name": lead.name,
         "summary": _summarize(lead, scores),
-        "clusters": [Found(*_words(c, lead, scores), None) for c in lead.clusters[:FIRST]],
+        "clusters": [
+            Found(*_describe_cluster(c, lead, scores), None) for c in lead.clusters[:FIRST]
+        ],
         "lesions": [],
         "faults": [],
     }
     try:
         patient = _take(output_dir, anomalies, scores)
     except Mri2petError as error:
-        return {**told, "faults": [f"There is no picture of the findings. {error}"]}
+        return {**entry, "faults": [f"There is no picture of the findings. {error}"]}
     clusters = [_show_cluster(patient, cluster) for cluster in lead.clusters[:FIRST]]
-    return {**told, "clusters": clusters, "lesions": _show_lesions(patient)}
+    return {**entry, "clusters": clusters, "lesions": _show_lesions(patient)}
 
 
 def leading_first(anomalies: Sequence[Anomaly]) -> list[Anomaly]:
     """Put the maps of a PET in order, that of the detector that finds most first."""
     last = len(LEADING)
-    places = {detector: place for place, detector in enumerate(LEADING)}
-    return sorted(anomalies, key=lambda one: places.get(one.detector, last))
+    ranks = {detector: rank for rank, detector in enumerate(LEADING)}
+    return sorted(anomalies, key=lambda anomaly: ranks.get(anomaly.detector, last))
 
 
 def _take(output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores) -> _Patient:
     """Read the maps of a PET, the PET itself and known lesions, around the brain."""
     cache, lead = ImageCache(output_dir), anomalies[0]
-    maps = [take_score_map(cache, output_dir, one, own=False) for one in anomalies]
+    maps = [take_score_map(cache, output_dir, anomaly, native=False) for anomaly in anomalies]
     t1w = maps[0].t1w
     field = field_around(mask_of(maps[0].brain), t1w.zooms, AROUND_BRAIN)
-    pet, _ = pets_of(output_dir, lead, own=False)
+    pet, _ = pets_of(output_dir, lead, native=False)
     images, _ = cache.take_all({"pet": pet}, t1w)
     lesions = take_lesions(cache, output_dir, lead, t1w)
     return _Patient(
         anomalies,
-        [_crop(one, field) for one in maps],
+        [_crop(score_map, field) for score_map in maps],
         crop(images["pet"], field) if images else None,
         None if lesions is None else lesions[field],
         scores,
@@ -175,51 +179,56 @@ def _take(output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores) -> _Pa
 def _crop(score_map: ScoreMap, field: Field) -> ScoreMap:
     labels = None if score_map.labels is None else crop(score_map.labels, field)
     scores, t1w, brain = (
-        crop(one, field) for one in (score_map.scores, score_map.t1w, score_map.brain)
+        crop(image, field) for image in (score_map.scores, score_map.t1w, score_map.brain)
     )
     return ScoreMap(scores, t1w, brain, labels, score_map.heat)
 
 
-def _own_scores(lead: Anomaly, scores: Scores) -> list[list[float]]:
+def _lead_scores(lead: Anomaly, scores: Scores) -> list[list[float]]:
     return list(scores.get((lead.training_set, lead.detector), {}).values())
 
 
 def _count_controls(cluster: Cluster, lead: Anomaly, scores: Scores) -> tuple[int, int]:
     """Count held-out controls with a cluster as strong, and all of them."""
-    own = _own_scores(lead, scores)
-    return sum(max(each, default=-np.inf) >= cluster.sum_score for each in own), len(own)
+    controls = _lead_scores(lead, scores)
+    return sum(max(sums, default=-np.inf) >= cluster.sum_score for sums in controls), len(controls)
 
 
 def _summarize(lead: Anomaly, scores: Scores) -> str:
     """Say in a sentence or two what was found."""
-    by = name_of(lead.detector)
+    detector = name_of(lead.detector)
     if not lead.clusters:
-        return f"No cluster was found by {by}."
+        return f"No cluster was found by {detector}."
     first = lead.clusters[0]
-    what = f"The strongest cluster found by {by} ({_where(first)}, {_volume(first.volume)})"
-    strong, known = _count_controls(first, lead, scores)
-    if not known:
-        return f"{what} cannot be compared with healthy people: no control was held out."
-    if not strong:
-        return f"{what} is stronger than every cluster of {known} held-out controls."
-    told = f"{what} is matched or exceeded in {strong} of {known} held-out controls"
-    return f"{told}, so it does not stand out." if strong >= COMMON * known else f"{told}."
+    place = f"{_describe_place(first)}, {_volume(first.volume)}"
+    strongest = f"The strongest cluster found by {detector} ({place})"
+    n_strong, n_controls = _count_controls(first, lead, scores)
+    if not n_controls:
+        return f"{strongest} cannot be compared with healthy people: no control was held out."
+    if not n_strong:
+        return f"{strongest} is stronger than every cluster of {n_controls} held-out controls."
+    sentence = f"{strongest} is matched or exceeded in {n_strong} of {n_controls} held-out controls"
+    return (
+        f"{sentence}, so it does not stand out."
+        if n_strong >= COMMON * n_controls
+        else f"{sentence}."
+    )
 
 
 def _have(number: int) -> str:
     return "has" if number == 1 else "have"
 
 
-def _where(cluster: Cluster) -> str:
+def _describe_place(cluster: Cluster) -> str:
     """Say where a cluster is: its side, and its region if that is known.
 
     Examples
     --------
-    >>> known = dict.fromkeys(("rank", "x", "y", "z", "volume", "peak_x", "peak_y", "peak_z"), 1)
-    >>> known |= dict.fromkeys(("peak_score", "mean_score", "sum_score"), 1.0)
-    >>> _where(Cluster(**known, side="left", region="left frontal"))
+    >>> numbers = dict.fromkeys(("rank", "x", "y", "z", "volume", "peak_x", "peak_y", "peak_z"), 1)
+    >>> numbers |= dict.fromkeys(("peak_score", "mean_score", "sum_score"), 1.0)
+    >>> _describe_place(Cluster(**numbers, side="left", region="left frontal"))
     'left frontal'
-    >>> _where(Cluster(**known, side="midline", region="pons"))
+    >>> _describe_place(Cluster(**numbers, side="midline", region="pons"))
     'midline, pons'
     """
     region = cluster.region if cluster.region else ""
@@ -239,24 +248,26 @@ def _volume(volume: float) -> str:
     return f"{volume / 1000:.1f} cm³" if volume >= SMALL else f"{volume / 1000:.2f} cm³"
 
 
-def _words(
-    cluster: Cluster, lead: Anomaly, scores: Scores, seen: Sequence[str] | None = None
+def _describe_cluster(
+    cluster: Cluster, lead: Anomaly, scores: Scores, agreeing: Sequence[str] | None = None
 ) -> tuple[str, tuple[str, ...]]:
     """Give the heading of a cluster, and what is told of it."""
-    place = _where(cluster)
+    place = _describe_place(cluster)
     heading = f"{cluster.rank}. {place[:1].upper()}{place[1:]}, {_volume(cluster.volume)}"
-    strong, known = _count_controls(cluster, lead, scores)
+    n_strong, n_controls = _count_controls(cluster, lead, scores)
     peak = write_place(cluster.peak_x, cluster.peak_y, cluster.peak_z)
-    compared = f"{strong} of {known} held-out controls {_have(strong)} a cluster as strong."
+    compared = (
+        f"{n_strong} of {n_controls} held-out controls {_have(n_strong)} a cluster as strong."
+    )
     sentences = [
-        compared if known else "No control was held out to compare it with.",
+        compared if n_controls else "No control was held out to compare it with.",
         f"Peak score {format_score(cluster.peak_score)} at {peak} mm (shown); centre at "
         f"{place_of(cluster)} mm.",
     ]
-    if seen is not None:
+    if agreeing is not None:
         sentences.append(
-            f"Also seen by {enumerate_words(list(seen))}."
-            if seen
+            f"Also seen by {enumerate_words(list(agreeing))}."
+            if agreeing
             else "No other detector has a cluster there."
         )
     if cluster.overlap is not None:
@@ -271,12 +282,12 @@ def _words(
 def _show_cluster(patient: _Patient, cluster: Cluster) -> Found:
     lead, first = patient.lead, patient.maps[0]
     inside = _cluster_of(first, cluster.rank)
-    seen = None if len(patient.anomalies) == 1 else _agreement(patient, inside)
-    heading, sentences = _words(cluster, lead, patient.scores, seen)
+    agreeing = None if len(patient.anomalies) == 1 else _agreement(patient, inside)
+    heading, sentences = _describe_cluster(cluster, lead, patient.scores, agreeing)
     peak = np.array([cluster.peak_x, cluster.peak_y, cluster.peak_z, 1.0])
-    steps = np.linalg.inv(first.t1w.affine) @ peak
-    told = cluster.rank == 1
-    return Found(heading, sentences, _picture(patient, heading, steps[:3], inside, told=told))
+    voxel = np.linalg.inv(first.t1w.affine) @ peak
+    figure = _picture(patient, heading, voxel[:3], inside, with_bars=cluster.rank == 1)
+    return Found(heading, sentences, figure)
 
 
 def _cluster_of(score_map: ScoreMap, rank: int) -> Mask:
@@ -295,12 +306,12 @@ def _agreement(patient: _Patient, inside: Mask) -> list[str]:
 
 def _first_ranks(patient: _Patient, inside: Mask) -> dict[str, int]:
     """Give the rank of each detector's first cluster that shares a voxel with a mask; 0 if none."""
-    found = {}
+    ranks = {}
     for anomaly, score_map in zip(patient.anomalies, patient.maps, strict=True):
         if score_map.labels is not None:
             labels = np.rint(np.nan_to_num(score_map.labels.data[inside])).astype(int)
-            found[anomaly.detector] = int(labels[labels > 0].min(initial=NEVER)) % NEVER
-    return found
+            ranks[anomaly.detector] = int(labels[labels > 0].min(initial=NEVER)) % NEVER
+    return ranks
 
 
 def _show_lesions(patient: _Patient) -> list[Found]:
@@ -309,7 +320,7 @@ def _show_lesions(patient: _Patient) -> list[Found]:
         return []
     affine = patient.maps[0].t1w.affine
     labels = separate_lesions(patient.lesions, affine)
-    found = []
+    findings = []
     for number in range(1, int(labels.max()) + 1):
         inside = labels == number
         centre = np.argwhere(inside).mean(axis=0)
@@ -318,13 +329,13 @@ def _show_lesions(patient: _Patient) -> list[Found]:
         heading = f"Lesion {number}, {side_of(x)}, {_volume(volume)}"
         ranks = _first_ranks(patient, inside)
         hits = [f"{name_of(name)} (cluster {rank})" for name, rank in ranks.items() if rank]
-        missed = [name_of(name) for name, rank in ranks.items() if not rank]
+        missing = [name_of(name) for name, rank in ranks.items() if not rank]
         sentences = [f"Found by {enumerate_words(hits)}."] if hits else []
-        sentences += [f"Missed by {enumerate_words(missed)}."] if missed else []
-        lost = not ranks.get(patient.lead.detector)
-        figure = _picture(patient, heading, centre) if lost else None
-        found.append(Found(heading, tuple(sentences), figure, missed=lost))
-    return found
+        sentences += [f"Missed by {enumerate_words(missing)}."] if missing else []
+        missed_by_lead = not ranks.get(patient.lead.detector)
+        figure = _picture(patient, heading, centre) if missed_by_lead else None
+        findings.append(Found(heading, tuple(sentences), figure, missed=missed_by_lead))
+    return findings
 
 
 T1W: Final = Scale("gray", 0.0, 1.0, "T1w")
@@ -338,11 +349,11 @@ def _picture(
     place: NDArray[np.float64],
     cluster: Mask | None = None,
     *,
-    told: bool = False,
+    with_bars: bool = False,
 ) -> Figure:
     """Draw T1w, PET and map side by side, in two planes through a place, in voxels.
 
-    ``told``: what the colours mean stands below; once a page is enough.
+    ``with_bars``: what the colours mean stands below; once a page is enough.
     """
     first = patient.maps[0]
     grid, shape = first.t1w, first.t1w.data.shape
@@ -351,7 +362,7 @@ def _picture(
     pet = None if patient.pet is None else Layer("PET", patient.pet, UPTAKE)
     columns = {"T1w": t1w, "PET": pet, name_of(patient.lead.detector): t1w}
     sections = (Section("axial", k), Section("coronal", j))
-    spots = _lay_strip(sections, grid, len(columns))
+    spots = _spots_in_strip(sections, grid, len(columns))
     tiles, texts = list[Tile](), list[Text]()
     for (name, layer), spot in zip([*columns.items()] * len(sections), spots, strict=True):
         tiles += [] if layer is None else [tile_of(layer, spot)]
@@ -373,11 +384,13 @@ def _picture(
         frames=(("", tuple(tiles)),),
         texts=tuple(texts),
         lines=tuple(draw_line(line, spots) for line in lines),
-        bars=(*bars_of([] if pet is None else [pet]), *bar_of_scores(first.heat)) * told,
+        bars=(*bars_of([] if pet is None else [pet]), *bar_of_scores(first.heat))
+        if with_bars
+        else (),
     )
 
 
-def _lay_strip(sections: Sequence[Section], grid: Image, columns: int) -> list[Spot]:
+def _spots_in_strip(sections: Sequence[Section], grid: Image, columns: int) -> list[Spot]:
     """Lay so many pictures of each slice out in one row, as wide as the page, in px."""
     widths = [size_of(grid, section.plane) for section in sections]
     room = WIDTH - GAP * columns * len(sections)

@@ -84,17 +84,17 @@ def draw_gallery(
 
 def _path(root: Path, score: ScoreRecord, modality: str, ending: str) -> Path:
     """Name an image of a visit."""
-    own = name_visit(score.participant, score.session).split(", ")
-    return root.joinpath(*own, modality, "_".join([*own, f"{ending}.nii.gz"]))
+    entities = name_visit(score.participant, score.session).split(", ")
+    return root.joinpath(*entities, modality, "_".join([*entities, f"{ending}.nii.gz"]))
 
 
 def _real(output_dir: Path, score: ScoreRecord, space: str) -> Path:
     """Find the real PET of a visit, or else of another session of the participant."""
-    own = _path(output_dir, score, "pet", f"trc-18FFDG_space-{space}_desc-preproc_pet")
+    path = _path(output_dir, score, "pet", f"trc-18FFDG_space-{space}_desc-preproc_pet")
     ending = f"*_trc-18FFDG*_space-{space}_desc-preproc_pet.nii.gz"
-    beside = sorted(own.parent.glob(ending))
+    beside = sorted(path.parent.glob(ending))
     elsewhere = sorted((output_dir / f"sub-{score.participant}").glob(f"**/pet/{ending}"))
-    return next(iter([*beside, *elsewhere]), own)
+    return next(iter([*beside, *elsewhere]), path)
 
 
 def _draw(
@@ -125,8 +125,8 @@ def _draw(
     ]
     sections = _middle(crop(brain, field))
     figure = montage("T1w, SYNTHETIC PET of each model, real PET", columns, sections, grid)
-    told = [panel.caption, f"Real PET: {paths[''].name}.", *faults]
-    return replace(panel, caption=" ".join(told), figures=(figure,))
+    sentences = [panel.caption, f"Real PET: {paths[''].name}.", *faults]
+    return replace(panel, caption=" ".join(sentences), figures=(figure,))
 
 
 def _column(model: str, pet: Image | None, real: Image | None, ssim: float | None) -> Column:

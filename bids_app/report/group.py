@@ -53,7 +53,7 @@ from bids_app.report.page import (
 SHOWN: Final = (1, 5, 10)  # clusters a patient at which detectors are compared (our choice)
 SIGNIFICANT: Final = 0.05  # our choice, as that of most of the field
 SMALLEST: Final = 0.001  # p below it are not written out
-TOLD: Final = ("intended_use", "trained_on")  # what a detector's card keeps of a generator's
+MAKER_KEYS: Final = ("intended_use", "trained_on")  # what a detector's card keeps of a generator's
 
 
 def matches_of(detected: Detected) -> list[dict[str, object]]:
@@ -62,7 +62,8 @@ def matches_of(detected: Detected) -> list[dict[str, object]]:
     A cell tells, at one number of clusters, who was found by the one alone and by the other alone,
     p after Holm, and whether that is small.
     """
-    tables = (_matches([o for o in detected.comparisons if o.unit == unit], unit) for unit in UNITS)
+    tests = {unit: [t for t in detected.comparisons if t.unit == unit] for unit in UNITS}
+    tables = [_matches(of_unit, unit) for unit, of_unit in tests.items()]
     return [table for table in tables if table["pairs"]]
 
 
@@ -78,13 +79,15 @@ def show_p(p: float | None) -> str:
 
 
 def _matches(tests: Sequence[McNemarTest], unit: str) -> dict[str, object]:
-    known = {(_one(test), _other(test), test.clusters): test for test in tests}
+    by_pair = {
+        (_first_detector(test), _second_detector(test), test.clusters): test for test in tests
+    }
     clusters = [n for n in SHOWN if any(test.clusters == n for test in tests)]
     pairs = [
         (one, other)
-        for one in in_rank(map(_one, tests))
-        for other in in_rank(map(_other, tests))
-        if any((one, other, n) in known for n in clusters)
+        for one in in_rank(map(_first_detector, tests))
+        for other in in_rank(map(_second_detector, tests))
+        if any((one, other, n) in by_pair for n in clusters)
     ]
     return {
         "unit": unit,
@@ -94,18 +97,18 @@ def _matches(tests: Sequence[McNemarTest], unit: str) -> dict[str, object]:
             (
                 title_of(*one),
                 title_of(*other),
-                [_cell(known.get((one, other, n))) for n in clusters],
+                [_cell(by_pair.get((one, other, n))) for n in clusters],
             )
             for one, other in pairs
         ],
     }
 
 
-def _one(test: McNemarTest) -> DetectorKey:
+def _first_detector(test: McNemarTest) -> DetectorKey:
     return test.training_set_1, test.detector_1
 
 
-def _other(test: McNemarTest) -> DetectorKey:
+def _second_detector(test: McNemarTest) -> DetectorKey:
     return test.training_set_2, test.detector_2
 
 
@@ -121,11 +124,11 @@ FIRST: Final = 3  # ranks that the table of clusters shows of each patient
 
 def describe_card(card: DetectorCard) -> dict[str, object]:
     """Tell what a card says, as the page's template has it; empty where it does not tell."""
-    made = [control for control in card.controls if control.synthetic]
+    n_synthetic = sum(control.synthetic for control in card.controls)
     return {
         "named": ", ".join(map(name_of, card.detectors)),
-        "real": len(card.controls) - len(made),
-        "synthetic": len(made),
+        "real": len(card.controls) - n_synthetic,
+        "synthetic": n_synthetic,
         "generators": _generators(card),
         "makers": card.makers,
         "folds": card.folds,
@@ -135,7 +138,7 @@ def describe_card(card: DetectorCard) -> dict[str, object]:
         "seed": str(card.seed) if card.seed >= 0 else "",
         "parameters": flatten(card.parameters),
         "controls": [
-            (_visit(control), _made_by(control), control.fold) for control in card.controls
+            (_visit(control), _generator_of(control), control.fold) for control in card.controls
         ],
     }
 
@@ -146,7 +149,7 @@ def _visit(control: Control) -> str:
     return name_visit(participant.removeprefix("sub-"), label)
 
 
-def _made_by(control: Control) -> str:
+def _generator_of(control: Control) -> str:
     """Say what made the synthetic PET of a control; empty for a real one."""
     if not control.synthetic:
         return ""
@@ -155,33 +158,33 @@ def _made_by(control: Control) -> str:
 
 def _generators(card: DetectorCard) -> list[str]:
     """Say what made the synthetic PET, each once."""
-    return list(dict.fromkeys(filter(None, map(_made_by, card.controls))))
+    return list(dict.fromkeys(filter(None, map(_generator_of, card.controls))))
 
 
 def describe_training(name: str, card: DetectorCard) -> str:
     """Tell whom the detectors of a training set were trained on."""
-    total, made = len(card.controls), sum(control.synthetic for control in card.controls)
+    total, n_synthetic = len(card.controls), sum(control.synthetic for control in card.controls)
     if not total:
         return f"{name}: its card names no controls."
-    if not made:
+    if not n_synthetic:
         return f"{name}: {_count(total, 'control')}, all with real PET."
-    parts = [f"{total - made} with real PET"] * (made < total)
-    parts.append(f"{made} with SYNTHETIC PET by {enumerate_words(_generators(card))}")
+    parts = [f"{total - n_synthetic} with real PET"] if n_synthetic < total else []
+    parts.append(f"{n_synthetic} with SYNTHETIC PET by {enumerate_words(_generators(card))}")
     return f"{name}: {_count(total, 'control')}, {enumerate_words(parts)}."
 
 
 def describe_scoring(detected: Detected) -> list[str]:
     """Tell who was scored by what, and which controls stand beside them."""
     kinds = dict.fromkeys(name_of(detector) for _, detector in detected.detectors)
-    by = f" by {enumerate_words(list(kinds))}" if kinds else ""
-    told = [f"{_count(len(detected.participants), 'patient')}, scored{by}."]
+    suffix = f" by {enumerate_words(list(kinds))}" if kinds else ""
+    sentences = [f"{_count(len(detected.participants), 'patient')}, scored{suffix}."]
     controls = {name for scores in detected.control_scores.values() for name in scores}
     if controls:
-        told.append(
+        sentences.append(
             f"{_count(len(controls), 'control')}, for comparison: each scored on real PET, by the "
             "folds that had not been trained on this control."
         )
-    return told
+    return sentences
 
 
 def summaries_of(detected: Detected, calibrations: Sequence[Calibration]) -> list[tuple[str, ...]]:
@@ -203,8 +206,8 @@ def describe_interval(point: CurvePoint) -> str:
     >>> describe_interval(CurvePoint("real", "ocsvm", "lesion", high=0.74, **numbers, **false))
     '9 of 17 (53 %; 31 to 74 %)'
     """
-    known = not isnan(point.low) and not isnan(point.high)
-    interval = f"; {100 * point.low:.0f} to {100 * point.high:.0f} %" if known else ""
+    has_interval = not isnan(point.low) and not isnan(point.high)
+    interval = f"; {100 * point.low:.0f} to {100 * point.high:.0f} %" if has_interval else ""
     return f"{point.found} of {point.n} ({100 * point.sensitivity:.0f} %{interval})"
 
 
@@ -213,35 +216,37 @@ def _count(number: int, noun: str) -> str:
 
 
 def _summary(detected: Detected, calibration: Calibration) -> tuple[str, ...]:
-    which = calibration.which
-    own = [p for p in detected.curve if key_of(p) == which and p.unit == "lesion"]
-    points = sorted(own, key=lambda point: point.clusters)
+    detector = calibration.detector
+    lesion_points = [p for p in detected.curve if key_of(p) == detector and p.unit == "lesion"]
+    points = sorted(lesion_points, key=lambda point: point.clusters)
     beyond = f"{len(calibration.beyond)} of {len(calibration.patients)}"
     if calibration.beyond:
         beyond += f": {'; '.join(calibration.beyond)}"
     return (
-        title_of(*which),
-        str(sum(len(one.clusters) for one in detected.clusters if key_of(one) == which)),
+        title_of(*detector),
+        str(
+            sum(len(listed.clusters) for listed in detected.clusters if key_of(listed) == detector)
+        ),
         beyond if calibration.controls else "n/a",
         *(map(describe_interval, (points[0], points[-1])) if points else ("n/a", "n/a")),
     )
 
 
-def cluster_table(detected: Detected, which: DetectorKey) -> dict[str, object]:
+def cluster_table(detected: Detected, detector: DetectorKey) -> dict[str, object]:
     """List the first clusters of each patient by one detector."""
-    own = [listed for listed in detected.clusters if key_of(listed) == which]
-    own.sort(key=lambda listed: (listed.participant, listed.session if listed.session else ""))
+    visits = [listed for listed in detected.clusters if key_of(listed) == detector]
+    visits.sort(key=lambda listed: (listed.participant, listed.session if listed.session else ""))
     first = [
         (listed, cluster)
-        for listed in own
+        for listed in visits
         for cluster in sorted(listed.clusters, key=lambda cluster: cluster.rank)
         if cluster.rank <= FIRST
     ]
     regions, lesions = columns_told([cluster for _, cluster in first])
-    marked = {(listed.participant, listed.session if listed.session else "") for listed in own}
-    without = [visit for visit in detected.patients_of(which) if visit not in marked]
+    marked = {(listed.participant, listed.session if listed.session else "") for listed in visits}
+    without = [visit for visit in detected.patients_of(detector) if visit not in marked]
     return {
-        "title": title_of(*which),
+        "title": title_of(*detector),
         "lines": [_line(listed, cluster) for listed, cluster in first],
         "none": [f"sub-{participant}" for participant, _ in without],
         "regions": regions,
@@ -284,18 +289,18 @@ def doubts_of(output_dir: Path, detected: Detected) -> list[str]:
 
 def _left_over(detected: Detected) -> list[str]:
     """Name what lies in the dataset and is not of this run, in one sentence."""
-    scored = {one.participant for one in detected.maps}
+    scored = {subject.participant for subject in detected.maps}
     people, others = set[str](), dict[str, set[str]]()
-    for one in detected.stale_maps:
-        if one.path.startswith(tuple(f"{folder}/" for folder in detected.stale_folders)):
+    for subject in detected.stale_maps:
+        if subject.path.startswith(tuple(f"{folder}/" for folder in detected.stale_folders)):
             continue
-        if one.participant in scored:
-            title = title_of(one.training_set, one.detector)
-            others.setdefault(title, set()).add(one.participant)
+        if subject.participant in scored:
+            title = title_of(subject.training_set, subject.detector)
+            others.setdefault(title, set()).add(subject.participant)
         else:
-            people.add(one.participant)
+            people.add(subject.participant)
     parts = [f"all maps of {_list(people)}"] if people else []
-    parts += [f"maps of {title} of {_list(own)}" for title, own in sorted(others.items())]
+    parts += [f"maps of {title} of {_list(labels)}" for title, labels in sorted(others.items())]
     if detected.stale_folders:
         parts.append(f"all of {enumerate_words(detected.stale_folders)}")
     if not parts:
@@ -303,7 +308,7 @@ def _left_over(detected: Detected) -> list[str]:
     return [f"Left over from an earlier run, and no part of this report: {'; '.join(parts)}."]
 
 
-def _own_cards(detected: Detected) -> Mapping[str, DetectorCard]:
+def _cards_of_dataset(detected: Detected) -> Mapping[str, DetectorCard]:
     """Keep cards whose controls are people of this dataset: sub-01 of another is somebody else."""
     return {
         name: card
@@ -315,14 +320,14 @@ def _own_cards(detected: Detected) -> Mapping[str, DetectorCard]:
 def _trained_on_patients(detected: Detected) -> list[str]:
     """Find patients that a detector was trained on, so that it takes them for healthy."""
     patients = set(detected.participants)
-    both = {
+    overlaps = {
         name: patients & {_label(control) for control in card.controls}
-        for name, card in _own_cards(detected).items()
+        for name, card in _cards_of_dataset(detected).items()
     }
     return [
         f"The detectors of {name} were trained on people who are scored as patients: "
         f"{_list(people)}. Their maps show too little."
-        for name, people in both.items()
+        for name, people in overlaps.items()
         if people
     ]
 
@@ -330,15 +335,15 @@ def _trained_on_patients(detected: Detected) -> list[str]:
 def _synthetic_controls(output_dir: Path, detected: Detected) -> list[str]:
     """Find controls that were scored although only synthetic PET of them is there."""
     sentences = []
-    for name, card in _own_cards(detected).items():
+    for name, card in _cards_of_dataset(detected).items():
         scored = {
             visit
             for (training_set, _), scores in detected.control_scores.items()
             if training_set == name
             for visit in scores
         }
-        made = {_label(c) for c in card.controls if c.synthetic and _visit(c) in scored}
-        lacking = {label for label in made if not _has_pet(output_dir, label)}
+        synthetic = {_label(c) for c in card.controls if c.synthetic and _visit(c) in scored}
+        lacking = {label for label in synthetic if not _has_pet(output_dir, label)}
         if lacking:
             sentences.append(
                 f"Controls of {name} were scored, but no real PET of them is in this dataset: "
@@ -371,10 +376,11 @@ def _calibration(detected: Detected) -> list[str]:
                 "clusters healthy people have."
             )
         elif min(counts) < FEW:
-            few = min(counts)
+            n_controls = min(counts)
             sentences.append(
-                f"Training set {name}: only {few} control{'s were' if few != 1 else ' was'} held "
-                f"out, so expected counts come in steps of {1 / few:.3g}."
+                f"Training set {name}: only {_count(n_controls, 'control')} "
+                f"{'was' if n_controls == 1 else 'were'} held out, so expected counts come in "
+                f"steps of {1 / n_controls:.3g}."
             )
     return sentences
 
@@ -382,12 +388,12 @@ def _calibration(detected: Detected) -> list[str]:
 def _flat_maps(detected: Detected) -> list[str]:
     """Find detectors by which a control has no cluster: then patients seem to have too many."""
     sentences = []
-    for which, scores in detected.control_scores.items():
-        without = sum(not own for own in scores.values())
+    for detector, scores in detected.control_scores.items():
+        without = sum(not sums for sums in scores.values())
         if without:
             sentences.append(
                 f"{without} of {len(scores)} held-out controls have no cluster by "
-                f"{title_of(*which)}. Where that is because many of "
+                f"{title_of(*detector)}. Where that is because many of "
                 "their voxels score alike, as with very few controls to train on, too little is "
                 "expected of a healthy control."
             )
@@ -403,7 +409,7 @@ MOST_PICTURED: Final = 40  # patients; the others are pictured in their own repo
 
 
 def write_group_report(
-    output_dir: Path, *, template: str, resolution: float, **told: Unpack[RunSummary]
+    output_dir: Path, *, template: str, resolution: float, **summary: Unpack[RunSummary]
 ) -> Path:
     """Write ``group.html``.
 
@@ -419,7 +425,7 @@ def write_group_report(
         Its name, as a ``space-`` label.
     resolution : float
         Of the images in its space, in mm.
-    **told
+    **summary
         What the run tells of itself, see :class:`bids_app.report.page.RunSummary`.
 
     Returns
@@ -442,13 +448,15 @@ def write_group_report(
                     output_dir, _maps(output_dir, label, detected, space)
                 )
             ],
-            "unpictured": [(_page(one), name_visit(one, None)) for one in patients[MOST_PICTURED:]],
+            "unpictured": [
+                (_page(label), name_visit(label, None)) for label in patients[MOST_PICTURED:]
+            ],
             "methods": _methods(detected, record),
             **_detectors(detected),
             **_results(detected),
         }
 
-    return write_report(output_dir, NAME, told, "group.html", gather)
+    return write_report(output_dir, NAME, summary, "group.html", gather)
 
 
 def write_group_methods(output_dir: Path) -> str:
@@ -459,16 +467,16 @@ def write_group_methods(output_dir: Path) -> str:
 
 def _methods(detected: Detected, record: RunSummary) -> str:
     settings = describe_settings(record["settings"])
-    numbers = [flatten(card.parameters) for card in detected.cards.values()]
-    known = {key.rpartition(".")[2]: v for own in numbers for key, v in own.items()}
-    return group_methods(detected, record["versions"], {**settings, **known})
+    parameters = [flatten(card.parameters) for card in detected.cards.values()]
+    by_name = {key.rpartition(".")[2]: v for flat in parameters for key, v in flat.items()}
+    return group_methods(detected, record["versions"], {**settings, **by_name})
 
 
 def _maps(output_dir: Path, label: str, detected: Detected, space: str) -> list[Anomaly]:
     """Find the maps of a patient, but not those that an earlier run has left."""
-    own = {output_dir / one.path for one in detected.maps}
+    paths = {output_dir / subject.path for subject in detected.maps}
     anomalies = find_anomalies(output_dir, label, spaces=(space,))
-    return [anomaly for anomaly in anomalies if anomaly.paths["statmap"] in own]
+    return [anomaly for anomaly in anomalies if anomaly.paths["statmap"] in paths]
 
 
 def _page(label: str) -> str:
@@ -497,20 +505,20 @@ def _detectors(detected: Detected) -> dict[str, object]:
     cards = detected.cards
     makers = [maker for card in cards.values() for maker in card.makers]
     doubtful = {
-        maker.get("name", UNKNOWN): why
+        maker.get("name", UNKNOWN): reason
         for maker in makers
-        if (why := describe_demonstration(*(maker.get(key, "") for key in TOLD)))
+        if (reason := describe_demonstration(*(maker.get(key, "") for key in MAKER_KEYS)))
     }
     comparing = needing_synthetic(dict.fromkeys(detector for _, detector in detected.detectors))
     return {
         "cards": {name: describe_card(card) for name, card in cards.items()},
         "demonstration": describe_demonstration(
-            *(told for card in cards.values() for told in (card.intended_use, card.dataset))
+            *(text for card in cards.values() for text in (card.intended_use, card.dataset))
         ),
         "makers": enumerate_words(sorted(doubtful)) if doubtful else "",
         "made_by": " or ".join(sorted(set(doubtful.values()))),
         "comparing": list(map(name_of, comparing)),
-        "synthetic": _tell_synthetic(detected, comparing),
+        "synthetic": _describe_synthetic(detected, comparing),
         "distribution": describe_distribution(detected),
         "training": [describe_training(name, card) for name, card in cards.items()],
         "scoring": describe_scoring(detected),
@@ -533,15 +541,15 @@ def describe_distribution(detected: Detected) -> dict[str, object]:
     """Tell whether synthetic PET is distributed as real PET is; no sentence where none trains."""
     if not any(control.synthetic for card in detected.cards.values() for control in card.controls):
         return {"sentence": "", "lines": []}
-    found = compare_kinds(detected.checked)
-    if not found:
+    comparisons = compare_kinds(detected.checked)
+    if not comparisons:
         return {
             "lines": [],
             "sentence": "It was not examined whether synthetic PET is distributed as real PET is: "
             "that takes one-class SVMs trained on real PET, and controls held out from them. Give "
             "--training-set real beside others, and ocsvm among --detectors.",
         }
-    whole = found[0]
+    whole = comparisons[0]
     counts = f"{whole.synthetic} synthetic against {whole.real} held-out real PET"
     return {
         "sentence": f"{VERDICTS[whole.verdict]}. Over the whole brain, a synthetic PET scores "
@@ -549,13 +557,13 @@ def describe_distribution(detected: Detected) -> dict[str, object]:
         "would be alike.",
         "lines": [
             [
-                one.region,
-                *map(format_score, (one.error_real, one.error_synthetic)),
-                *map(format_score, (one.score_real, one.score_synthetic)),
-                f"{one.score_area:.0%}",
-                one.verdict,
+                comparison.region,
+                *map(format_score, (comparison.error_real, comparison.error_synthetic)),
+                *map(format_score, (comparison.score_real, comparison.score_synthetic)),
+                f"{comparison.score_area:.0%}",
+                comparison.verdict,
             ]
-            for one in found
+            for comparison in comparisons
         ],
     }
 
@@ -566,7 +574,7 @@ def _results(detected: Detected) -> dict[str, object]:
     return {
         "evaluated": bool(detected.curve),
         "summaries": summaries_of(detected, calibrations),
-        "tables": [cluster_table(detected, which) for which in detected.detectors],
+        "tables": [cluster_table(detected, detector) for detector in detected.detectors],
         "curve": draw_detection(detected),
         "free": draw_responses(detected),
         "false_rates": [f"{rate:g}" for rate in FALSE_RATES],
@@ -581,11 +589,11 @@ def operating_lines(detected: Detected) -> dict[str, list[list[str]]]:
     """Tell sensitivity where a held-out control has a certain number of clusters, by unit."""
     lines: dict[str, list[list[str]]] = {}
     for unit in dict.fromkeys(point.unit for point in detected.responses):
-        own = [point for point in detected.responses if point.unit == unit]
-        for which in dict.fromkeys(map(key_of, own)):
-            points = [point for point in own if key_of(point) == which]
+        unit_points = [point for point in detected.responses if point.unit == unit]
+        for detector in dict.fromkeys(map(key_of, unit_points)):
+            points = [point for point in unit_points if key_of(point) == detector]
             cells = [_operating_cell(point_at(points, rate)) for rate in FALSE_RATES]
-            lines.setdefault(unit, []).append([title_of(*which), *cells])
+            lines.setdefault(unit, []).append([title_of(*detector), *cells])
     return lines
 
 
@@ -606,13 +614,13 @@ def _operating_cell(point: FreePoint | None) -> str:
     return f"{point.sensitivity:.2f} ({point.low:.2f} to {point.high:.2f})"
 
 
-def _tell_synthetic(detected: Detected, comparing: Iterable[str]) -> str:
+def _describe_synthetic(detected: Detected, comparing: Iterable[str]) -> str:
     """Say which detectors know synthetic PET; empty if none does."""
     sets = [name for name, card in detected.cards.items() if _generators(card)]
-    told = []
+    parts = []
     if sets:
-        told.append(f"detectors of {enumerate_words(sets)} were trained on synthetic PET")
-    told += [
+        parts.append(f"detectors of {enumerate_words(sets)} were trained on synthetic PET")
+    parts += [
         f"the detector “{name_of(name)}” compares real with synthetic PET" for name in comparing
     ]
-    return "; ".join(told)
+    return "; ".join(parts)

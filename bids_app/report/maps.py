@@ -66,7 +66,9 @@ class ScoreMap:
     heat: Heat
 
 
-def take_score_map(cache: ImageCache, output_dir: Path, anomaly: Anomaly, *, own: bool) -> ScoreMap:
+def take_score_map(
+    cache: ImageCache, output_dir: Path, anomaly: Anomaly, *, native: bool
+) -> ScoreMap:
     """Read a score map and what belongs to it.
 
     Parameters
@@ -77,7 +79,7 @@ def take_score_map(cache: ImageCache, output_dir: Path, anomaly: Anomaly, *, own
         The derivative dataset.
     anomaly : Anomaly
         The map.
-    own : bool
+    native : bool
         In the space of the participant's T1w, not in that of the template.
 
     Raises
@@ -85,13 +87,14 @@ def take_score_map(cache: ImageCache, output_dir: Path, anomaly: Anomaly, *, own
     MissingInputError, ReadWriteError, UnusableDataError
         If map, T1w or brain mask cannot be read, or do not lie on one grid.
     """
-    space = "_in_t1w" if own else ""
+    space = "_in_t1w" if native else ""
     path, labels = (anomaly.paths[f"{part}{space}"] for part in ("statmap", "labels"))
-    t1w_path, mask_path = backdrop_of(output_dir, anomaly, own=own)
+    t1w_path, mask_path = backdrop_of(output_dir, anomaly, native=native)
     t1w = cache.take(t1w_path)
     brain = cache.take(mask_path, t1w)
-    told = cache.take(path, t1w)
-    scores = Image(np.where(mask_of(brain) & (told.data != 0), told.data, np.nan), told.affine)
+    statmap = cache.take(path, t1w)
+    scored = mask_of(brain) & (statmap.data != 0)
+    scores = Image(np.where(scored, statmap.data, np.nan), statmap.affine)
     try:
         clusters = cache.take(labels, t1w)
     except Mri2petError:
@@ -173,8 +176,10 @@ def draw_cluster_maps(output_dir: Path, anomalies: Sequence[Anomaly]) -> list[Pa
 def weigh(volumes: Sequence[Volume]) -> Volume:
     """Add up how bright the clusters of several label images are drawn, voxel by voxel."""
     table = np.array([0.0, *(brightness(rank) for rank in range(1, 256))], np.float32)
-    ranks = (np.clip(labels.round(), 0, 255).astype(np.uint8) for labels in volumes)
-    total: Volume = sum((table[one] for one in ranks), np.zeros(volumes[0].shape, np.float32))
+    images = (np.clip(labels.round(), 0, 255).astype(np.uint8) for labels in volumes)
+    total: Volume = sum(
+        (table[indices] for indices in images), np.zeros(volumes[0].shape, np.float32)
+    )
     return total
 
 
@@ -205,19 +210,21 @@ def sections_through(mask: Mask) -> tuple[Section, ...]:
 
 
 def take_lesions(
-    cache: ImageCache, output_dir: Path, anomaly: Anomaly, grid: Image, *, own: bool = False
+    cache: ImageCache, output_dir: Path, anomaly: Anomaly, grid: Image, *, native: bool = False
 ) -> Mask | None:
     """Read all lesions of a participant as one mask; None if none is known.
 
-    ``own``: in the space of the participant's T1w, not in that of the template.
+    ``native``: in the space of the participant's T1w, not in that of the template.
     A mask that lies there, but that no cluster was compared with, is of an earlier run.
     """
     if anomaly.clusters and not columns_told(anomaly.clusters)[1]:
         return None
-    paths = lesions_of(output_dir, anomaly, own=own)
+    paths = lesions_of(output_dir, anomaly, native=native)
     masks = [mask_of(cache.take(path, grid)) for path in paths]
-    together: Mask | None = np.any(masks, axis=0) if masks else None
-    return together if together is not None and together.any() else None
+    if not masks:
+        return None
+    lesions: Mask = np.any(masks, axis=0)
+    return lesions if lesions.any() else None
 
 
 def _attempt(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
@@ -229,14 +236,17 @@ def _attempt(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
 
 def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
     cache, first = ImageCache(output_dir), anomalies[0]
-    t1w_path, mask_path = backdrop_of(output_dir, first, own=False)
+    t1w_path, mask_path = backdrop_of(output_dir, first, native=False)
     t1w = cache.take(t1w_path)
     brain = cache.take(mask_path, t1w)
     field = field_around(mask_of(brain), brain.zooms, AROUND_BRAIN)
     lesions = take_lesions(cache, output_dir, first, t1w)
     paths = {number: anomaly.paths["labels"] for number, anomaly in enumerate(anomalies)}
     labels, faults = cache.take_all(paths, t1w)
-    shown, volumes = [anomalies[n] for n in labels], [one.data[field] for one in labels.values()]
+    shown, volumes = (
+        [anomalies[n] for n in labels],
+        [image.data[field] for image in labels.values()],
+    )
     if not shown:
         return Panel(first.name, "", missing=" ".join(faults))
     grid = crop(t1w, field)

@@ -116,7 +116,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
 }
 
 
-def write_methods(level: str, versions: Mapping[str, str], told: Mapping[str, object]) -> str:
+def write_methods(level: str, versions: Mapping[str, str], fields: Mapping[str, object]) -> str:
     """Write the methods of a level and the references they cite, as plain text.
 
     Paragraphs that are empty are left out. A reference of ``data/report`` is cited where its key
@@ -128,7 +128,7 @@ def write_methods(level: str, versions: Mapping[str, str], told: Mapping[str, ob
         ``participant``, ``train`` or ``group``.
     versions : dict
         Distribution → version, as ``importlib.metadata`` names them; what is missing is left out.
-    told : dict
+    fields : dict
         What was done, by the names in ``DEFAULTS``; what is not told was not done.
 
     Examples
@@ -138,8 +138,8 @@ def write_methods(level: str, versions: Mapping[str, str], told: Mapping[str, ob
     True
     """
     tools = {name: f"{name} {versions.get(key, '')}".strip() for name, key in TOOLS.items()}
-    values = {**DEFAULTS[level], **told}
-    text = TEXTS.get_template(f"{level}.txt").render(tools=tools, **values)
+    context = {**DEFAULTS[level], **fields}
+    text = TEXTS.get_template(f"{level}.txt").render(tools=tools, **context)
     body = "\n\n".join(paragraph for paragraph in text.split("\n\n") if paragraph)
     listed = [item for path in LISTINGS[level] for item in _read(path).items()]
     cited = sorted(reference for key, reference in listed if key in body)
@@ -175,10 +175,10 @@ def write_citation(output_dir: Path, level: str, text: str) -> None:
     except Mri2petError:
         before = ""
     parts = re.split(r"^# (\w+)\n\n", before, flags=re.MULTILINE)
-    known = dict(zip(parts[1::2], parts[2::2], strict=False))
-    known[level] = f"{text.rstrip()}\n\n"
-    write_text(path, "".join(f"# {name}\n\n{known[name]}" for name in sorted(known)))
-    cited = {line[2:] for body in known.values() for line in body.splitlines() if line[:2] == "- "}
+    texts = dict(zip(parts[1::2], parts[2::2], strict=False))
+    texts[level] = f"{text.rstrip()}\n\n"
+    write_text(path, "".join(f"# {name}\n\n{texts[name]}" for name in sorted(texts)))
+    cited = {line[2:] for body in texts.values() for line in body.splitlines() if line[:2] == "- "}
     entries = "\n".join(filter(None, map(bibtex_of, sorted(cited))))
     write_text(path.with_suffix(".bib"), entries)
 
@@ -198,22 +198,22 @@ def bibtex_of(reference: str) -> str:
     }
     <BLANKLINE>
     """
-    found = REFERENCE.match(reference)
-    if found is None:
+    match = REFERENCE.match(reference)
+    if match is None:
         return ""
-    people = [name.strip().rpartition(" ") for name in found["author"].rstrip(".").split(",")]
+    people = [name.strip().rpartition(" ") for name in match["author"].rstrip(".").split(",")]
     authors = ["others" if last == "al" else f"{name}, {last}" for name, _, last in people]
     first = re.sub(r"\W", "", people[0][0])
-    word = re.sub(r"\W", "", found["title"].split()[0])
+    word = re.sub(r"\W", "", match["title"].split()[0])
     fields = {
         "author": " and ".join(authors),
-        "year": found["year"],
-        "title": f"{{{found['title']}}}",
-        "howpublished": found["rest"],
-        "doi": found["doi"],
+        "year": match["year"],
+        "title": f"{{{match['title']}}}",
+        "howpublished": match["rest"],
+        "doi": match["doi"],
     }
-    told = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items() if value)
-    return f"@misc{{{first}{found['year']}{word},\n{told}\n}}\n"
+    lines = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items() if value)
+    return f"@misc{{{first}{match['year']}{word},\n{lines}\n}}\n"
 
 
 def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) -> str:
@@ -227,7 +227,7 @@ def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) 
     percentile = _scaling(moved, "Percentile")
     times_mean = _scaling([pet.in_template for pet in pets if pet.in_template], "TimesBrainMean")
     template, _, size = space.partition("_res-")
-    told: dict[str, object] = {
+    fields: dict[str, object] = {
         "skull_stripped": any(visit.t1w.metadata.get("SkullStripped") is True for visit in visits),
         "mni": any(visit.t1w.metadata.get("InMNISpace") is True for visit in visits),
         "mask_taken": "deepbet" not in {visit.t1w.text("BrainExtraction") for visit in visits},
@@ -245,12 +245,12 @@ def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) 
         **({} if percentile is None else {"percentile": percentile}),
         **({} if times_mean is None else {"times_mean": times_mean}),
     }
-    return write_methods("participant", versions, told)
+    return write_methods("participant", versions, fields)
 
 
 def training_methods(trained: TrainedModel, versions: Mapping[str, str], fwhm: float | None) -> str:
     """Write the methods of the train level, from what tables and cards tell."""
-    told = {
+    fields = {
         **tell_specs(trained.specs),
         "tissue": trained.has_tissue_model,
         "conditioned": trained.conditioned,
@@ -262,7 +262,7 @@ def training_methods(trained: TrainedModel, versions: Mapping[str, str], fwhm: f
         "lpips": any(not isnan(row.means["lpips"]) for row in trained.rows),
         "tested": any(not isnan(test.p) for test in trained.comparisons),
     }
-    return write_methods("train", versions, told)
+    return write_methods("train", versions, fields)
 
 
 def tell_specs(specs: Specs) -> dict[str, object]:
@@ -291,12 +291,12 @@ def group_methods(
     """
     training, grids = [], []
     for name, card in detected.cards.items():
-        made = sum(control.synthetic for control in card.controls)
-        real = f"{len(card.controls) - made} controls with real PET"
-        training.append(f"{name} ({real}, {made} with synthetic PET)")
+        n_synthetic = sum(control.synthetic for control in card.controls)
+        real = f"{len(card.controls) - n_synthetic} controls with real PET"
+        training.append(f"{name} ({real}, {n_synthetic} with synthetic PET)")
         grids.append(describe_grid(card.template, card.shape, card.affine))
     cards = detected.cards.values()
-    told = {
+    fields = {
         "detectors": {detector for _, detector in detected.detectors},
         "training": training,
         "synthetic": any(control.synthetic for card in cards for control in card.controls),
@@ -310,7 +310,7 @@ def group_methods(
         "tested": any(test.p is not None for test in detected.comparisons),
         "free": bool(detected.responses),
     }
-    return write_methods("group", versions, told)
+    return write_methods("group", versions, fields)
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -346,14 +346,14 @@ def _taken(visits: Sequence[Results]) -> dict[str, object]:
     }
     wholly = {key: dict.fromkeys(names) for key, names in apps.items() if all(names) and names}
     partly = [name for key, names in apps.items() if key not in wholly for name in names if name]
-    told: dict[str, object] = {key: enumerate_words([*names]) for key, names in wholly.items()}
-    return told | ({"partly_from": enumerate_words([*dict.fromkeys(partly)])} if partly else {})
+    fields: dict[str, object] = {key: enumerate_words([*names]) for key, names in wholly.items()}
+    return fields | ({"partly_from": enumerate_words([*dict.fromkeys(partly)])} if partly else {})
 
 
 def _registered_by(image: Derivative) -> str:
     """Name the other app that has registered an image; empty if none did."""
-    told = image.metadata.get("Registration")
-    return str(told.get("TakenFrom", "")) if isinstance(told, dict) else ""
+    registration = image.metadata.get("Registration")
+    return str(registration.get("TakenFrom", "")) if isinstance(registration, dict) else ""
 
 
 def _had_frames(pet: RealPet) -> bool:
@@ -365,8 +365,8 @@ def _describe_cubes(spec: ModelSpec | None) -> tuple[str, str, str] | None:
     """Tell edge and stride in voxels, and how many are drawn; the last is empty for all."""
     if spec is None or not isinstance(spec.tiling, CubicPatches):
         return None
-    drawn = f"{spec.tiles_per_volume}" if spec.tiles_per_volume else ""
-    return f"{spec.tiling.size}", f"{spec.tiling.stride}", drawn
+    count = f"{spec.tiles_per_volume}" if spec.tiles_per_volume else ""
+    return f"{spec.tiling.size}", f"{spec.tiling.stride}", count
 
 
 def _describe_schedule(spec: ModelSpec | None) -> str:

@@ -62,8 +62,8 @@ def keep_overview(
         Of PET; a slice of the first becomes the thumbnail.
     """
     rows = [{"visit": visit.name, **_numbers(visit)} for visit in visits]
-    told = {"rows": rows, "warnings": len(warnings_of(visits)), "thumbnail": _thumbnail(pictures)}
-    write_json(overview_path(output_dir, subject), told)
+    record = {"rows": rows, "warnings": len(warnings_of(visits)), "thumbnail": _thumbnail(pictures)}
+    write_json(overview_path(output_dir, subject), record)
 
 
 def _numbers(visit: Results) -> Json:
@@ -71,11 +71,13 @@ def _numbers(visit: Results) -> Json:
     verdicts = [row.cells[0] for row in rows]
     shares = [float(row.cells[0].rstrip(" %")) for row in coverage_rows([visit])]
     novelty = None if visit.synthetic is None else visit.synthetic.metadata.get("Novelty")
-    told = visit.t1w_in_template.metadata.get("Registration") if visit.t1w_in_template else None
+    t1w = visit.t1w_in_template
+    registration = None if t1w is None else t1w.metadata.get("Registration")
+    dice = registration.get("DiceBrainMask") if isinstance(registration, dict) else None
     return {
         "t1w": verdicts[0] if verdicts else "n/a",
         "pet": ", ".join(verdicts[1:]) if verdicts[1:] else "no PET",
-        "dice": as_number(told.get("DiceBrainMask")) if isinstance(told, dict) else None,
+        "dice": as_number(dice),
         "covered": min(shares, default=None),
         "ssim": measures_of(visit.synthetic).get(MEASURES[2]),
         "novelty": as_number(novelty.get("Value")) if isinstance(novelty, dict) else None,
@@ -86,9 +88,9 @@ def _thumbnail(pictures: Sequence[Panel]) -> str:
     """Make a small picture of a slice of PET, as a ``data:`` address; empty if there is none."""
     for panel in pictures:
         for figure in panel.figures:
-            drawn = figure.frames[0][1]
-            rows = sorted({tile.spot.y for tile in drawn})
-            tiles = [tile for tile in drawn if tile.spot.y in rows[1:2]]  # below the T1w
+            slices = figure.frames[0][1]
+            rows = sorted({tile.spot.y for tile in slices})
+            tiles = [tile for tile in slices if tile.spot.y in rows[1:2]]  # below the T1w
             if tiles:
                 href = tiles[len(tiles) // 2].href
                 content = base64.b64decode(href.partition("base64,")[2])
@@ -106,18 +108,18 @@ def write_overview(output_dir: Path) -> Path:
     ReadWriteError
         If it cannot be written.
     """
-    found = {}
+    records = {}
     for path in sorted((output_dir / LOGS).glob(f"sub-*{ENDING}")):
         label = path.name.removesuffix(ENDING)
         if (output_dir / f"{label}.html").exists():
             try:
-                found[label] = read_json(path)
+                records[label] = read_json(path)
             except Mri2petError:
                 continue  # the report itself is there
     lines = [
-        _line(label, row, told, first=number == 0)
-        for label, told in found.items()
-        for number, row in enumerate(_rows(told))
+        _line(label, row, record, first=number == 0)
+        for label, record in records.items()
+        for number, row in enumerate(_rows(record))
     ]
     mark_outliers(lines)
     values = {"lines": lines, "numbers": NUMBERS, "dataset": output_dir.name}
@@ -126,16 +128,16 @@ def write_overview(output_dir: Path) -> Path:
     return path
 
 
-def _rows(told: Json) -> list[Json]:
-    rows = told.get("rows")
+def _rows(record: Json) -> list[Json]:
+    rows = record.get("rows")
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
-def _line(label: str, row: Json, told: Json, *, first: bool) -> dict[str, object]:
+def _line(label: str, row: Json, record: Json, *, first: bool) -> dict[str, object]:
     numbers = {name: as_number(row.get(name)) for name in NUMBERS}
     visit = str(row.get("visit", label))
     participant, _, session = visit.partition(", ")
-    thumbnail = told.get("thumbnail")
+    thumbnail = record.get("thumbnail")
     return {
         "participant": participant,
         "session": session,
@@ -146,7 +148,7 @@ def _line(label: str, row: Json, told: Json, *, first: bool) -> dict[str, object
         "numbers": numbers,
         "cells": {name: show(numbers[name], digits) for name, (_, digits) in NUMBERS.items()},
         "odd": set[str](),
-        "warnings": told.get("warnings", 0),
+        "warnings": record.get("warnings", 0),
         "thumbnail": thumbnail if first and isinstance(thumbnail, str) else "",
     }
 
@@ -159,19 +161,19 @@ def mark_outliers(lines: Sequence[Mapping[str, object]]) -> None:
     Examples
     --------
     >>> values = [dict.fromkeys(NUMBERS, 0.9 + n / 1000) for n in range(9)]
-    >>> lines = [{"numbers": own, "odd": set()} for own in values]
+    >>> lines = [{"numbers": numbers, "odd": set()} for numbers in values]
     >>> lines[4]["numbers"]["dice"] = 0.5
     >>> mark_outliers(lines)
     >>> [line["odd"] for line in lines[3:6]]
     [set(), {'dice'}, set()]
     """
     for name in NUMBERS:
-        known = [(line, line["numbers"][name]) for line in lines]  # type: ignore[index]  # of plain values, see _line
-        values = np.array([value for _, value in known if value is not None], float)
+        pairs = [(line, line["numbers"][name]) for line in lines]  # type: ignore[index]  # of plain values, see _line
+        values = np.array([value for _, value in pairs if value is not None], float)
         if len(values) < FEWEST:
             continue
         middle = float(np.median(values))
         spread = NORMAL * float(np.median(np.abs(values - middle)))
-        for line, value in known:
+        for line, value in pairs:
             if value is not None and spread and abs(value - middle) > FAR * spread:
                 line["odd"].add(name)  # type: ignore[attr-defined]  # a set, see _line

@@ -81,19 +81,19 @@ def path_of(output_dir: Path, report: str) -> Path:
 def read_record(output_dir: Path, report: str) -> RunSummary:
     """Read the record of the last run; an empty one where there is none, or it is damaged."""
     try:
-        found = read_json(path_of(output_dir, report))
+        record = read_json(path_of(output_dir, report))
     except Mri2petError:
-        found = {}
-    versions, duration, settings = (found.get(key) for key in ("versions", "duration", "settings"))
+        record = {}
+    versions, duration, settings = (record.get(key) for key in ("versions", "duration", "settings"))
     return {
-        "notes": _sentences(found.get("notes")),
-        "problems": _sentences(found.get("problems")),
+        "notes": _sentences(record.get("notes")),
+        "problems": _sentences(record.get("problems")),
         "versions": versions if isinstance(versions, dict) else {},
-        "date": str(found.get("date", "")),
-        "command": str(found.get("command", "")),
+        "date": str(record.get("date", "")),
+        "command": str(record.get("command", "")),
         "duration": duration if isinstance(duration, float) else None,
         "settings": settings if isinstance(settings, dict) else {},
-        "made_from": str(found.get("made_from", "")),
+        "made_from": str(record.get("made_from", "")),
     }
 
 
@@ -110,7 +110,7 @@ def _sentences(value: object) -> tuple[str, ...]:
 def write_report(
     output_dir: Path,
     report: str,
-    told: RunSummary,
+    summary: RunSummary,
     template: str,
     gather: Callable[[RunSummary], Mapping[str, object]],
 ) -> Path:
@@ -122,7 +122,7 @@ def write_report(
         The derivative dataset.
     report : str
         The report's name: ``sub-X``, ``train`` or ``group``.
-    told : RunSummary
+    summary : RunSummary
         Of the run.
     template : str
         A file in ``data/report``.
@@ -139,12 +139,12 @@ def write_report(
     ReadWriteError
         If report or record cannot be written. A missing file is no error: the report says so.
     """
-    record: RunSummary = {**read_record(output_dir, report), **told}
+    record: RunSummary = {**read_record(output_dir, report), **summary}
     record["settings"] = plain_settings(record["settings"])
     write_json(path_of(output_dir, report), record)
-    known = {"record": record, "duration": describe_duration(record["duration"])}
+    values = {"record": record, "duration": describe_duration(record["duration"]), **gather(record)}
     path = output_dir / f"{report}.html"
-    write_text(path, render(template, {**known, **gather(record)}))
+    write_text(path, render(template, values))
     return path
 
 
@@ -221,7 +221,7 @@ def enumerate_words(words: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def describe_demonstration(*told: str) -> str:
+def describe_demonstration(*texts: str) -> str:
     """Say why what a card describes is not meant for real studies; empty if it may be.
 
     Examples
@@ -232,11 +232,12 @@ def describe_demonstration(*told: str) -> str:
     'for demonstration and trained on simulated images'
     """
     words = {"demonstrat": "for demonstration", "simulat": "trained on simulated images"}
-    found = [why for word, why in words.items() if word in " ".join(told).lower()]
-    return " and ".join(found)
+    reasons = [reason for word, reason in words.items() if word in " ".join(texts).lower()]
+    return " and ".join(reasons)
 
 
-OF_ONE: Final = re.compile(r"(sub-[0-9A-Za-z+]+)(?: ses-[0-9A-Za-z+]+)?: ")  # whom a note is of
+# Whom a note is of
+PARTICIPANT_PREFIX: Final = re.compile(r"(sub-[0-9A-Za-z+]+)(?: ses-[0-9A-Za-z+]+)?: ")
 
 
 def gather_alike(sentences: Sequence[str]) -> list[str]:
@@ -245,25 +246,25 @@ def gather_alike(sentences: Sequence[str]) -> list[str]:
     Examples
     --------
     >>> notes = [f"sub-{n}: its mask is sub-{n}_mask.nii.gz" for n in "1234567"]
-    >>> for told in gather_alike([*notes, "sub-1: has no PET"]):
-    ...     print(told)
+    >>> for note in gather_alike([*notes, "sub-1: has no PET"]):
+    ...     print(note)
     sub-1, sub-2, sub-3, sub-4, sub-5 and 2 more: its mask is sub-…_mask.nii.gz
     sub-1: has no PET
     """
     alike: dict[str, list[tuple[str, str]]] = {}
     for sentence in sentences:
-        found = OF_ONE.match(sentence)
-        label = found[1] if found else ""
-        text = sentence[found.end() :].replace(label, "sub-…") if found else sentence
-        alike.setdefault(text if found else f"\n{sentence}", []).append((label, sentence))
-    told = list[str]()
-    for text, own in alike.items():
-        names = list(dict.fromkeys(label for label, _ in own))
+        match = PARTICIPANT_PREFIX.match(sentence)
+        label = match[1] if match else ""
+        text = sentence[match.end() :].replace(label, "sub-…") if match else sentence
+        alike.setdefault(text if match else f"\n{sentence}", []).append((label, sentence))
+    gathered = list[str]()
+    for text, notes in alike.items():
+        names = list(dict.fromkeys(label for label, _ in notes))
         if len(names) > NAMED_AT_MOST:
-            told.append(f"{name_some(names)}: {text}")
+            gathered.append(f"{name_some(names)}: {text}")
         else:
-            told += [sentence for _, sentence in own]
-    return told
+            gathered += [sentence for _, sentence in notes]
+    return gathered
 
 
 # Made once: templates are then compiled once in a run, and not for each participant's page.

@@ -201,7 +201,7 @@ def montage(
         One frame, laid out in px.
     """
     side = min(WIDEST, (WIDTH - MARGIN) / len(columns) - GAP)
-    lefts = [MARGIN + place * (side + GAP) for place in range(len(columns))]
+    lefts = [MARGIN + index * (side + GAP) for index in range(len(columns))]
     texts = [
         Text(words, x + side / 2, LINE * (n + 0.8), strong=n == 1)
         for x, column in zip(lefts, columns, strict=True)
@@ -241,8 +241,8 @@ def _name(words: str, spots: Sequence[Spot]) -> Text:
 
 
 def _paint(layers: Sequence[Layer | None], spots: Sequence[Spot]) -> list[Tile]:
-    known = ((layer, spot) for layer, spot in zip(layers, spots, strict=True) if layer is not None)
-    return [tile_of(layer, spot) for layer, spot in known]
+    pairs = ((layer, spot) for layer, spot in zip(layers, spots, strict=True) if layer is not None)
+    return [tile_of(layer, spot) for layer, spot in pairs]
 
 
 def _heads(layers: Sequence[Layer | None], spots: Sequence[Spot], grid: Image) -> list[Text]:
@@ -331,7 +331,7 @@ def draw(output_dir: Path, visit: Results, template_t1w: Path) -> dict[str, tupl
     return {
         "anatomy": (extraction, normalization),
         "coregistration": tuple(coregistrations),
-        "pet": (*_compare_all(cache, visit), *_tell_uncertainty(cache, visit)),
+        "pet": (*_compare_all(cache, visit), *_uncertainty_panels(cache, visit)),
     }
 
 
@@ -360,13 +360,13 @@ def _to_brain(brain: Image, margin: float, *images: Image) -> tuple[Image, ...]:
 
 
 def _tissue_outlines(
-    t1w: Volume, brain: Mask, whose: str, colours: tuple[str, str]
+    t1w: Volume, brain: Mask, image_name: str, colours: tuple[str, str]
 ) -> tuple[Outline, Outline]:
     inside = np.where(brain, t1w, 0)
     lower, upper = tissue_levels(t1w, brain)
     return (
-        (f"edge of the grey matter of {whose}", colours[0], inside, lower),
-        (f"edge of the white matter of {whose}", colours[1], inside, upper),
+        (f"edge of the grey matter of {image_name}", colours[0], inside, lower),
+        (f"edge of the white matter of {image_name}", colours[1], inside, upper),
     )
 
 
@@ -429,11 +429,11 @@ def _announce(visit: Results, pet: RealPet | None) -> Panel:
             f"T1w and SYNTHETIC PET ({visit.name})",
             "Predicted from the T1w above it; no real PET can be shown beside it.",
         )
-    told = describe_measures(visit.synthetic) if len(visit.pets) == 1 else ""
+    measures = describe_measures(visit.synthetic) if len(visit.pets) == 1 else ""
     return Panel(
         f"T1w, SYNTHETIC PET and real PET ({pet.name})",
         "Blue: the real PET is brighter than the synthetic one; red: less bright. Both were "
-        f"scaled to 0..1, each by the intensities of its own brain. {told}",
+        f"scaled to 0..1, each by the intensities of its own brain. {measures}",
     )
 
 
@@ -454,7 +454,7 @@ def _comparison(cache: ImageCache, visit: Results, pet: RealPet | None) -> tuple
     return _mosaics(layers, brain)
 
 
-def _tell_uncertainty(cache: ImageCache, visit: Results) -> tuple[Panel, ...]:
+def _uncertainty_panels(cache: ImageCache, visit: Results) -> tuple[Panel, ...]:
     if not visit.knows_errors:
         return ()
     panel = Panel(

@@ -97,42 +97,47 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
     viewers, parts = _viewers(output_dir, anomalies), list[dict[str, object]]()
     for number, anomaly in enumerate(anomalies, 1):
         doubts = _left_over(output_dir, anomaly, run)
-        known = None if doubts else controls.get((anomaly.training_set, anomaly.detector), 0)
+        n_controls = None if doubts else controls.get((anomaly.training_set, anomaly.detector), 0)
         part = _part(output_dir, anomaly, f"anomaly-{number}", doubts)
         viewer = viewers[anomaly.stem]["viewer"] if anomaly.primary else None
         stops = {} if viewer is None else viewer.stops.get(name_of(anomaly.detector), {})
-        parts.append({**part, "stops": stops, "controls": known, "primary": anomaly.primary})
+        parts.append({**part, "stops": stops, "controls": n_controls, "primary": anomaly.primary})
     return {
         "parts": [part for part in parts if part["primary"]],
         "others": [part for part in parts if not part["primary"]],
         "control": any(anomaly.held_out for anomaly in anomalies),
         "placed": any(part["placed"] for part in parts),
         "viewers": list(viewers.values()),
-        "niivue": library() if any(one["viewer"] for one in viewers.values()) else "",
+        "niivue": library() if any(pet_viewer["viewer"] for pet_viewer in viewers.values()) else "",
     }
 
 
 def columns_of(anomaly: Anomaly) -> tuple[str, ...]:
     """Give the heads of a table of clusters; regions, lesions, places on the T1w only if known."""
     regions, lesions = columns_told(anomaly.clusters)
-    return (
-        *("x, y, z (mm)", *(OWN_PLACE,) * bool(anomaly.own_clusters), "Side"),
-        *("Region",) * regions,
-        *("Volume (mm³)", "Peak", "Mean", "Sum", "Expected in a healthy control"),
-        *("On a lesion (mm³)",) * lesions,
-    )
+    columns = {
+        "x, y, z (mm)": True,
+        OWN_PLACE: bool(anomaly.own_clusters),
+        "Side": True,
+        "Region": regions,
+        **dict.fromkeys(("Volume (mm³)", "Peak", "Mean", "Sum"), True),
+        "Expected in a healthy control": True,
+        "On a lesion (mm³)": lesions,
+    }
+    return tuple(head for head, is_known in columns.items() if is_known)
 
 
 def _controls(output_dir: Path, anomalies: Sequence[Anomaly]) -> dict[tuple[str, str], int]:
     """Count held-out controls by training set and detector of the last run."""
     applied, faults = detector_of_run(read_record(output_dir, "group")), Faults(output_dir)
     cards = find_cards(output_dir, {anomaly.training_set for anomaly in anomalies}, applied, faults)
-    return {which: len(own) for which, own in control_scores(cards, faults).items()}
+    scores = control_scores(cards, faults)
+    return {detector: len(controls) for detector, controls in scores.items()}
 
 
 def _left_over(output_dir: Path, anomaly: Anomaly, run: ScoredRun | None) -> list[str]:
     """Tell of a map that the last run of the group level has not made."""
-    if run is None or anomaly.paths["statmap"] in {output_dir / one.path for one in run.maps}:
+    if run is None or anomaly.paths["statmap"] in {output_dir / scored.path for scored in run.maps}:
         return []
     return ["This map is of an earlier run of the group level than the last one."]
 
@@ -145,17 +150,17 @@ def _part(
     title = f"{name_of(anomaly.detector)}{trained} ({anomaly.name})"
     panel = Panel(title, CAPTION)
     try:
-        score_map = take_score_map(ImageCache(output_dir), output_dir, anomaly, own=False)
+        score_map = take_score_map(ImageCache(output_dir), output_dir, anomaly, native=False)
         panel = draw_score_map(score_map, title, CAPTION)
     except Mri2petError as error:
         panel = replace(panel, missing=str(error))
-    own_places = {cluster.rank: place_of(cluster) for cluster in anomaly.own_clusters}
+    places_on_t1w = {cluster.rank: place_of(cluster) for cluster in anomaly.own_clusters}
     columns = columns_of(anomaly)
     lines = list[tuple[int, list[str], bool]]()
     for cluster in anomaly.clusters:
-        cells = cells_of(cluster, own_places.get(cluster.rank, ""))
-        written = [cells[head] if cells[head] else "n/a" for head in columns]
-        lines.append((cluster.rank, written, is_rare(cluster)))
+        cells = cells_of(cluster, places_on_t1w.get(cluster.rank, ""))
+        row = [cells[head] if cells[head] else "n/a" for head in columns]
+        lines.append((cluster.rank, row, is_rare(cluster)))
     return {
         "name": name,
         "viewer": _name_viewer(anomaly),
@@ -164,7 +169,7 @@ def _part(
         "meaning": meaning_of(anomaly.detector, anomaly.direction),
         "lines": lines,
         "columns": columns,
-        "placed": bool(own_places),
+        "placed": bool(places_on_t1w),
         "panel": panel,
         "faults": [*doubts, *anomaly.faults],
     }
@@ -186,12 +191,12 @@ def _name_viewer(anomaly: Anomaly) -> str:
 def _viewers(output_dir: Path, anomalies: Sequence[Anomaly]) -> dict[str, PetViewer]:
     """View each PET, by the first part of its files' names, with maps of the primary detectors."""
     viewers = dict[str, PetViewer]()
-    for stem in dict.fromkeys(one.stem for one in anomalies if one.primary):
-        own = [one for one in anomalies if one.primary and one.stem == stem]
-        viewer, faults = view_pet(output_dir, own)
+    for stem in dict.fromkeys(anomaly.stem for anomaly in anomalies if anomaly.primary):
+        of_pet = [anomaly for anomaly in anomalies if anomaly.primary and anomaly.stem == stem]
+        viewer, faults = view_pet(output_dir, of_pet)
         viewers[stem] = {
-            "name": _name_viewer(own[0]),
-            "title": f"All maps, slice by slice ({own[0].name})",
+            "name": _name_viewer(of_pet[0]),
+            "title": f"All maps, slice by slice ({of_pet[0].name})",
             "viewer": viewer,
             "faults": faults,
         }
@@ -199,7 +204,7 @@ def _viewers(output_dir: Path, anomalies: Sequence[Anomaly]) -> dict[str, PetVie
 
 
 def write_subject_report(
-    output_dir: Path, subject: str, *, template_t1w: Path, **told: Unpack[RunSummary]
+    output_dir: Path, subject: str, *, template_t1w: Path, **summary: Unpack[RunSummary]
 ) -> Path:
     """Write ``sub-X.html``.
 
@@ -214,7 +219,7 @@ def write_subject_report(
         A label, without ``sub-``.
     template_t1w : Path
         The template, on the grid of the images in its space.
-    **told
+    **summary
         What the run tells of itself, see :class:`bids_app.report.page.RunSummary`.
 
     Returns
@@ -227,13 +232,14 @@ def write_subject_report(
         visits = find_results(output_dir, subject, _shape_of(template_t1w))
         spaces = tuple(sorted({visit.space for visit in visits if visit.space}))
         drawings = [draw(output_dir, visit, template_t1w) for visit in visits]
-        keep_overview(output_dir, subject, visits, [p for one in drawings for p in one["pet"]])
+        pictures = [panel for drawing in drawings for panel in drawing["pet"]]
+        keep_overview(output_dir, subject, visits, pictures)
         return {
             "subject": subject,
             "generators": _generators(visits),
             "findings": [line for visit in visits for line in _findings(visit)],
             "spaces": spaces,
-            "doubts": [one for one in warnings_of(visits) if one not in record["notes"]],
+            "doubts": [text for text in warnings_of(visits) if text not in record["notes"]],
             "registrations": registration_rows(visits),
             "coverages": coverage_rows(visits),
             "novelties": novelty_rows(visits),
@@ -250,18 +256,18 @@ def write_subject_report(
         }
 
     shared = shared_sources(output_dir, template_t1w)
-    told = {**told, "made_from": made_from(output_dir, subject, shared)}
-    return write_report(output_dir, f"sub-{subject}", told, "subject.html", gather)
+    summary = {**summary, "made_from": made_from(output_dir, subject, shared)}
+    return write_report(output_dir, f"sub-{subject}", summary, "subject.html", gather)
 
 
-def is_current(output_dir: Path, subject: str, shared: str, **told: Unpack[RunSummary]) -> bool:
+def is_current(output_dir: Path, subject: str, shared: str, **summary: Unpack[RunSummary]) -> bool:
     """Tell whether :func:`write_subject_report` would write what is there already.
 
     It would where the run tells the same, and no file has another size or time of change.
 
     Parameters
     ----------
-    output_dir, subject, **told
+    output_dir, subject, **summary
         Of that function.
     shared : str
         As :func:`shared_sources` gives it.
@@ -271,17 +277,19 @@ def is_current(output_dir: Path, subject: str, shared: str, **told: Unpack[RunSu
     return (
         all(page.is_file() for page in pages)
         and all(
-            list(record[key]) == list(told[key]) for key in ("notes", "problems") if key in told
+            list(record[key]) == list(summary[key])
+            for key in ("notes", "problems")
+            if key in summary
         )
-        and not told.keys() - {"notes", "problems"}
+        and not summary.keys() - {"notes", "problems"}
         and record["made_from"] == made_from(output_dir, subject, shared)
     )
 
 
 def made_from(output_dir: Path, subject: str, shared: str) -> str:
     """Digest what the report of a participant rests on: ``shared``, and its own files."""
-    own = f"sub-{subject}/**/*"
-    folders = output_dir.glob(own), (output_dir / DETECTORS_FOLDER).glob(f"*/{own}")
+    pattern = f"sub-{subject}/**/*"
+    folders = output_dir.glob(pattern), (output_dir / DETECTORS_FOLDER).glob(f"*/{pattern}")
     return _digest([shared, *_states(output_dir, chain(*folders))])
 
 
@@ -301,11 +309,10 @@ def shared_sources(output_dir: Path, template_t1w: Path) -> str:
 
 def _states(output_dir: Path, paths: Iterable[Path]) -> list[tuple[str, int, int]]:
     """Give the names of files, with their sizes and times of change."""
+    states = ((path, path.stat()) for path in paths if path.is_file())
     return sorted(
-        (os.path.relpath(path, output_dir), known.st_size, known.st_mtime_ns)
-        for path in paths
-        if path.is_file()
-        for known in [path.stat()]
+        (os.path.relpath(path, output_dir), state.st_size, state.st_mtime_ns)
+        for path, state in states
     )
 
 
@@ -322,12 +329,13 @@ def _changed(path: Path) -> int:
 def _control_tables(output_dir: Path, _changed: int) -> dict[str, Path]:
     """Find the first table of uptake by region of each control of the last run's detectors."""
     run = read_run(output_dir)
-    controls = sorted({one.participant for one in run.maps if one.control} if run else set())
-    found = {
+    scored = [] if run is None else run.maps
+    controls = sorted({subject.participant for subject in scored if subject.control})
+    tables = {
         label: sorted(output_dir.glob(f"sub-{label}/**/pet/*_desc-regions_pet.tsv"))
         for label in controls
     }
-    return {label: tables[0] for label, tables in found.items() if tables}
+    return {label: paths[0] for label, paths in tables.items() if paths}
 
 
 def _regions(output_dir: Path, subject: str, visits: Sequence[Results]) -> list[dict[str, object]]:
@@ -337,9 +345,9 @@ def _regions(output_dir: Path, subject: str, visits: Sequence[Results]) -> list[
     if not any(tables.values()):
         return []
     usual = _usual_ratios(output_dir, subject)
-    known = max(map(len, usual.values()), default=0)
+    n_controls = max(map(len, usual.values()), default=0)
     return [
-        {"name": name, "lines": region_rows(rows, usual), "controls": known}
+        {"name": name, "lines": region_rows(rows, usual), "controls": n_controls}
         for name, rows in tables.items()
         if rows
     ]
@@ -350,13 +358,13 @@ def _usual_ratios(output_dir: Path, subject: str) -> dict[str, list[float]]:
     ratios: dict[str, list[float]] = {}
     for label, path in _control_tables(output_dir, _changed(output_dir / SCORED)).items():
         if label != subject:
-            for region, ratio in _own_ratios(output_dir, path, _changed(path)):
+            for region, ratio in _real_ratios(output_dir, path, _changed(path)):
                 ratios.setdefault(region, []).append(ratio)
     return ratios
 
 
 @cache  # every report compares with the same controls
-def _own_ratios(output_dir: Path, path: Path, _changed: int) -> tuple[tuple[str, float], ...]:
+def _real_ratios(output_dir: Path, path: Path, _changed: int) -> tuple[tuple[str, float], ...]:
     rows = read_regions(path, Faults(output_dir))
     return tuple(
         (row.region, row.ratio_brain)
@@ -383,16 +391,16 @@ def _generators(visits: Sequence[Results]) -> list[dict[str, object]]:
     keys = ("Name", "Version", "SHA256", "TrainedOn", "IntendedUse")
     images = [visit.synthetic for visit in visits if visit.synthetic is not None]
     found = [image.metadata.get("Generator") for image in images]
-    told = dict.fromkeys(
-        tuple(str((one if isinstance(one, dict) else {}).get(key, "unknown")) for key in keys)
-        for one in found
+    generators = [generator if isinstance(generator, dict) else {} for generator in found]
+    records = dict.fromkeys(
+        tuple(str(generator.get(key, "unknown")) for key in keys) for generator in generators
     )
     return [
         {
             **dict(zip(keys, values, strict=True)),
             "demonstration": describe_demonstration(*values[3:]),
         }
-        for values in told
+        for values in records
     ]
 
 

@@ -114,20 +114,22 @@ def as_number(value: object) -> float | None:
 
 def measures_of(synthetic: Derivative | None) -> dict[str, float | None]:
     """Give how alike the synthetic and the real PET are; empty where nothing was measured."""
-    found = None if synthetic is None else synthetic.metadata.get("Measures")
-    if not isinstance(found, dict) or not found:
+    measures = None if synthetic is None else synthetic.metadata.get("Measures")
+    if not isinstance(measures, dict) or not measures:
         return {}
-    return {name: as_number(found.get(name)) for name in MEASURES}
+    return {name: as_number(measures.get(name)) for name in MEASURES}
 
 
 def describe_measures(synthetic: Derivative) -> str:
     """Put into a sentence how alike the synthetic and the real PET are; empty if not measured."""
-    found = measures_of(synthetic)
-    if not found:
+    measures = measures_of(synthetic)
+    if not measures:
         return ""
+    ssim, ssim_brain = (show(measures[name], 3) for name in ("SSIM", "SSIMBrain"))
+    psnr, psnr_brain = (show(measures[name], 1) for name in ("PSNR", "PSNRBrain"))
     return (
-        f"SSIM {show(found['SSIM'], 3)}, PSNR {show(found['PSNR'], 1)} dB in the whole volume; "
-        f"SSIM {show(found['SSIMBrain'], 3)}, PSNR {show(found['PSNRBrain'], 1)} dB in the brain."
+        f"SSIM {ssim}, PSNR {psnr} dB in the whole volume; "
+        f"SSIM {ssim_brain}, PSNR {psnr_brain} dB in the brain."
     )
 
 
@@ -135,9 +137,9 @@ def comparison_rows(visits: Iterable[Results]) -> list[Row]:
     """Tell, a visit a row: SSIM and PSNR (dB) in the whole volume, then in the brain."""
     rows = []
     for visit in visits:
-        found = measures_of(visit.synthetic)
-        if found:
-            cells = [show(found[name], 3 if name.startswith("SSIM") else 1) for name in MEASURES]
+        measures = measures_of(visit.synthetic)
+        if measures:
+            cells = [show(measures[name], 3 if name.startswith("SSIM") else 1) for name in MEASURES]
             rows.append(Row(visit.name, tuple(cells)))
     return rows
 
@@ -146,15 +148,15 @@ def novelty_rows(visits: Iterable[Results]) -> list[Row]:
     """Tell, a visit a row, how unlike the training T1w the T1w is, and what those have."""
     rows = []
     for visit in visits:
-        told = None if visit.synthetic is None else visit.synthetic.metadata.get("Novelty")
-        if isinstance(told, dict) and told:
-            rows.append(_novelty_row(visit.name, told))
+        novelty = None if visit.synthetic is None else visit.synthetic.metadata.get("Novelty")
+        if isinstance(novelty, dict) and novelty:
+            rows.append(_novelty_row(visit.name, novelty))
     return rows
 
 
-def _novelty_row(name: str, told: Mapping[str, object]) -> Row:
+def _novelty_row(name: str, novelty: Mapping[str, object]) -> Row:
     value, low, high, count = (
-        as_number(told.get(key))
+        as_number(novelty.get(key))
         for key in (
             "Value",
             "TrainingControlsLowest",
@@ -162,11 +164,11 @@ def _novelty_row(name: str, told: Mapping[str, object]) -> Row:
             "TrainingControls",
         )
     )
-    others = f"{show(low, 2)} to {show(high, 2)} (n = {show(count, 0)})"
-    beyond = told.get("Beyond")
-    words = [str(one) for one in beyond] if isinstance(beyond, list) else []
-    reading, flagged = read_novelty(value, high, words)
-    return Row(name, (show(value, 2), others), reading, flagged)
+    usual = f"{show(low, 2)} to {show(high, 2)} (n = {show(count, 0)})"
+    beyond = novelty.get("Beyond")
+    reasons = [str(reason) for reason in beyond] if isinstance(beyond, list) else []
+    reading, flagged = read_novelty(value, high, reasons)
+    return Row(name, (show(value, 2), usual), reading, flagged)
 
 
 def read_novelty(
@@ -193,8 +195,8 @@ def read_novelty(
     if value is None or highest is None:
         return "Not known.", False
     if value > highest:
-        how = f" ({'; '.join(beyond)})" if beyond else ""
-        return f"UNLIKE the T1w of every training control{how}: doubt the synthetic PET.", True
+        reasons = f" ({'; '.join(beyond)})" if beyond else ""
+        return f"UNLIKE the T1w of every training control{reasons}: doubt the synthetic PET.", True
     return "Like the T1w of the training controls.", False
 
 
@@ -203,18 +205,18 @@ def describe_uncertainty(deviation: Derivative | None) -> str:
 
     Examples
     --------
-    >>> told = {"MeasuredCoverage": {"50": 0.51, "80": 0.8}, "IntervalFactors": {"80": 1.3}}
-    >>> told["CorrelationWithAbsoluteError"] = 0.31
-    >>> print(describe_uncertainty(Derivative(Path("std.nii.gz"), {"Uncertainty": told})))
+    >>> measured = {"MeasuredCoverage": {"50": 0.51, "80": 0.8}, "IntervalFactors": {"80": 1.3}}
+    >>> measured["CorrelationWithAbsoluteError"] = 0.31
+    >>> print(describe_uncertainty(Derivative(Path("std.nii.gz"), {"Uncertainty": measured})))
     In people who were not in its training data, the real PET was within 1.3 SD of the synthetic \
 one in 80 % of brain voxels (nominal: 80 %). Over the voxels of a person, SD and absolute error \
 correlate by r = 0.31.
     """
-    found = None if deviation is None else deviation.metadata.get("Uncertainty")
-    told = found if isinstance(found, dict) else {}
+    recorded = None if deviation is None else deviation.metadata.get("Uncertainty")
+    uncertainty = recorded if isinstance(recorded, dict) else {}
     covered, factors = (
-        one if isinstance(one, dict) else {}
-        for one in (told.get("MeasuredCoverage"), told.get("IntervalFactors"))
+        value if isinstance(value, dict) else {}
+        for value in (uncertainty.get("MeasuredCoverage"), uncertainty.get("IntervalFactors"))
     )
     within = [
         (as_number(factors[percent]), as_number(covered.get(percent)), percent)
@@ -226,7 +228,7 @@ correlate by r = 0.31.
         for factor, share, percent in within
         if factor is not None and share is not None
     )
-    r = as_number(told.get("CorrelationWithAbsoluteError"))
+    r = as_number(uncertainty.get("CorrelationWithAbsoluteError"))
     if not cover or r is None:
         return "Its accuracy was not reported."
     return (
@@ -259,12 +261,12 @@ def region_rows(
     usual : mapping
         Region → ratio to the brain in the real PET of each control; none where that is not known.
     """
-    found = {(row.pet, row.region): row for row in rows}
+    by_region = {(row.pet, row.region): row for row in rows}
     lines = []
     for region in dict.fromkeys(row.region for row in rows):
         cells: list[str] = []
         for kind in KINDS:
-            row = found.get((kind, region))
+            row = by_region.get((kind, region))
             values = [None if row is None else getattr(row, name) for name in REGION_COLUMNS]
             cells += [
                 show(value, 1 if n == len(values) - 1 else 2) for n, value in enumerate(values)
@@ -303,14 +305,14 @@ def registration_rows(visits: Iterable[Results]) -> list[Row]:
     rows = []
     for visit in visits:
         if visit.t1w_in_template is not None:
-            told = visit.t1w_in_template.metadata.get("Registration")
-            rows.append(_row(f"T1w → template ({visit.name})", told))
+            registration = visit.t1w_in_template.metadata.get("Registration")
+            rows.append(_row(f"T1w → template ({visit.name})", registration))
         rows += [_row(f"PET → T1w ({pet.name})", pet.get("Registration")) for pet in visit.pets]
     return rows
 
 
-def _row(name: str, told: object) -> Row:
-    numbers = told if isinstance(told, dict) else {}
+def _row(name: str, registration: object) -> Row:
+    numbers = registration if isinstance(registration, dict) else {}
     verdict = verdict_of({"Registration": numbers})
     before, after, dice = (
         as_number(numbers.get(key))
@@ -334,10 +336,10 @@ def read_verdict(verdict: str, reasons: Sequence[str]) -> str:
     """
     if verdict == "pass":
         return "It fits."
-    why = "; ".join(reasons)
+    text = "; ".join(reasons)
     if verdict == "fail":
-        return f"FAILED: {why}. The image is used nowhere."
-    return f"IN DOUBT: {why}. Look at the figure before you use it."
+        return f"FAILED: {text}. The image is used nowhere."
+    return f"IN DOUBT: {text}. Look at the figure before you use it."
 
 
 def read_registration(
@@ -375,13 +377,13 @@ def coverage_rows(visits: Iterable[Results]) -> list[Row]:
     """Tell, a PET a row, which share of the brain it covers, of all and of what is analysed."""
     rows = []
     for pet in (pet for visit in visits for pet in visit.pets):
-        images = [one for one in (pet.in_t1w, pet.in_template) if one is not None]
+        images = [image for image in (pet.in_t1w, pet.in_template) if image is not None]
         shares = [as_number(image.metadata.get("BrainCoverage")) for image in images]
         known = [share for share in shares if share is not None]
         if known:
             worst = images[shares.index(min(known))]
             reading, flagged = read_coverage(min(known), worst.metadata.get("BrainNotCovered"))
-            cells = tuple("n/a" if one is None else f"{100 * one:.1f} %" for one in shares)
+            cells = tuple("n/a" if share is None else f"{100 * share:.1f} %" for share in shares)
             rows.append(
                 Row(pet.name, cells if len(cells) > 1 else (*cells, "n/a"), reading, flagged)
             )
@@ -400,14 +402,14 @@ def read_coverage(share: float, missing: object) -> tuple[str, bool]:
     """
     if share >= COMPLETE:
         return "The whole brain is covered.", False
-    told = f"what is missing ({describe_missing(missing)} of the brain) counts nowhere"
-    return f"INCOMPLETE: {told}.", True
+    part = describe_missing(missing)
+    return f"INCOMPLETE: what is missing ({part} of the brain) counts nowhere.", True
 
 
 def warnings_of(visits: Sequence[Results]) -> list[str]:
     """Put into sentences what the files themselves give reason to doubt."""
     flagged = [f"{row.name}: {row.reading}" for row in registration_rows(visits) if row.flagged]
-    seen = [
+    trained = [
         f"{visit.name}: the generator was trained on this participant, so that its synthetic PET "
         "is better than it would be for anybody else."
         for visit in visits
@@ -425,6 +427,7 @@ def warnings_of(visits: Sequence[Results]) -> list[str]:
         for visit in visits
         if visit.uncertainty is not None and not visit.knows_errors
     ]
-    faults = [one.fault for visit in visits for one in visit.derivatives() if one.fault]
-    read = [note for visit in visits for note in visit.reading_notes()]
-    return [*flagged, *partial, *strange, *seen, *stale, *faults, *read]
+    derivatives = [derivative for visit in visits for derivative in visit.derivatives()]
+    faults = [derivative.fault for derivative in derivatives if derivative.fault]
+    notes = [note for visit in visits for note in visit.reading_notes()]
+    return [*flagged, *partial, *strange, *trained, *stale, *faults, *notes]

@@ -37,12 +37,12 @@ def in_order(models: Iterable[str]) -> list[str]:
     >>> in_order(["baseline-t1w", "my-own", "semi3d-gan-mse", "semi3d-gan", "my-own"])
     ['semi3d-gan', 'semi3d-gan-mse', 'my-own', 'baseline-t1w']
     """
-    known = list(ROWS)
+    rows = list(ROWS)
 
-    def place(model: str) -> tuple[bool, int, str]:
-        return (is_baseline(model), known.index(model) if model in known else len(known), model)
+    def position(model: str) -> tuple[bool, int, str]:
+        return (is_baseline(model), rows.index(model) if model in rows else len(rows), model)
 
-    return sorted(set(models), key=place)
+    return sorted(set(models), key=position)
 
 
 def configuration_of(model: str) -> str:
@@ -194,7 +194,9 @@ def beside_the_paper(rows: Sequence[ScoreRow]) -> list[tuple[str, list[tuple[str
     for row in rows:
         if row.model in PUBLISHED:
             theirs = zip(("ssim", "psnr", "lpips"), PUBLISHED[row.model].scores, strict=True)
-            cells = [(_tell(row.means[m], row.sds[m]), _tell(*values)) for m, values in theirs]
+            cells = [
+                (_show_mean(row.means[m], row.sds[m]), _show_mean(*values)) for m, values in theirs
+            ]
             pairs.append((full_name_of(row.model), cells))
     return pairs
 
@@ -229,26 +231,26 @@ def not_measured(rows: Sequence[ScoreRow]) -> list[str]:
 def _best(rows: Sequence[ScoreRow], metric: str) -> str:
     """Give the best mean of the models as it is written; empty if there is none."""
     means = [row.means[metric] for row in rows if not is_baseline(row.model)]
-    found = [mean for mean in means if not isnan(mean)]
-    if not found:
+    measured = [mean for mean in means if not isnan(mean)]
+    if not measured:
         return ""
     if metric == "suvr_bias":  # neither more nor less is better
-        return show(min(found, key=abs), DIGITS)
-    return show(max(found, key=lambda mean: sign_of(metric) * mean), DIGITS)
+        return show(min(measured, key=abs), DIGITS)
+    return show(max(measured, key=lambda mean: sign_of(metric) * mean), DIGITS)
 
 
 def _cell(row: ScoreRow, metric: str, best: str) -> Cell:
     mean, sd = show(row.means[metric], DIGITS), row.sds[metric]
-    written = "" if isnan(sd) else show(sd, DIGITS)
-    return mean, written, mean == best and not is_baseline(row.model)
+    deviation = "" if isnan(sd) else show(sd, DIGITS)
+    return mean, deviation, mean == best and not is_baseline(row.model)
 
 
-def _tell(mean: float, sd: float) -> str:
+def _show_mean(mean: float, sd: float) -> str:
     """Write mean ± SD.
 
     Examples
     --------
-    >>> _tell(0.8829, 0.0221), _tell(23.5, float("nan"))
+    >>> _show_mean(0.8829, 0.0221), _show_mean(23.5, float("nan"))
     ('0.883 ± 0.022', '23.500')
     """
     words = show(mean, DIGITS)
@@ -278,14 +280,14 @@ def matrices(comparisons: Sequence[PairedTest]) -> list[tuple[str, list[list[P]]
     out.
     """
     models = _models(comparisons)
-    laid = []
+    tables = []
     for metric, title in SHOWN.items():
-        tests = _both_ways([test for test in comparisons if test.metric == metric])
+        tests = _tests_by_pair([test for test in comparisons if test.metric == metric])
         if any(not isnan(test.p) for test in tests.values()):
-            places = range(len(models))
-            lines = [[_p(tests, models, row, column) for column in places] for row in places]
-            laid.append((title, lines))
-    return laid
+            indices = range(len(models))
+            lines = [[_p(tests, models, row, column) for column in indices] for row in indices]
+            tables.append((title, lines))
+    return tables
 
 
 def names_of(comparisons: Sequence[PairedTest]) -> list[str]:
@@ -337,7 +339,7 @@ def _models(comparisons: Sequence[PairedTest]) -> list[str]:
     return in_order(name for test in comparisons for name in (test.model_1, test.model_2))
 
 
-def _both_ways(tests: Sequence[PairedTest]) -> dict[tuple[str, str], PairedTest]:
+def _tests_by_pair(tests: Sequence[PairedTest]) -> dict[tuple[str, str], PairedTest]:
     """Find a test by its rows, whichever comes first; the difference follows."""
     swapped = {
         (t.model_2, t.model_1): replace(t, median_difference=-t.median_difference) for t in tests

@@ -65,8 +65,8 @@ def _uneven(trained: TrainedModel) -> list[str]:
     uneven = [row for row in trained.rows if row.n is not None and row.n != everyone]
     if not everyone or not uneven:
         return []
-    told = ", ".join(f"{full_name_of(row.model)} on {row.n}" for row in uneven)
-    return [f"Not all rows of Table 1 are based on all {everyone} controls: {told}."]
+    counts = ", ".join(f"{full_name_of(row.model)} on {row.n}" for row in uneven)
+    return [f"Not all rows of Table 1 are based on all {everyone} controls: {counts}."]
 
 
 def _without_network(trained: TrainedModel) -> list[str]:
@@ -90,11 +90,11 @@ def _no_better(rows: Sequence[ScoreRow]) -> list[str]:
             ]
             for baseline in baselines
         }
-        told = [f"{name} ({' and '.join(metrics)})" for name, metrics in lost.items() if metrics]
-        if told:
+        matched = [f"{name} ({' and '.join(metrics)})" for name, metrics in lost.items() if metrics]
+        if matched:
             sentences.append(
                 f"Inside the brain, {full_name_of(row.model)} is no better than what needs no "
-                f"network: {'; '.join(told)}."
+                f"network: {'; '.join(matched)}."
             )
     return sentences
 
@@ -109,7 +109,7 @@ NAME: Final = "train"  # of the report, and of its record
 
 
 def write_training_report(
-    output_dir: Path, *, template: str, resolution: float, **told: Unpack[RunSummary]
+    output_dir: Path, *, template: str, resolution: float, **summary: Unpack[RunSummary]
 ) -> Path:
     """Write ``train.html``.
 
@@ -124,7 +124,7 @@ def write_training_report(
         Its name, as a ``space-`` label.
     resolution : float
         Of the images in its space, in mm.
-    **told
+    **summary
         What the run tells of itself, see :class:`bids_app.report.page.RunSummary`.
 
     Returns
@@ -146,7 +146,7 @@ def write_training_report(
             "smoothing_cautions": cautions_of(sweeps_of(trained.scores), resolution),
         }
 
-    return write_report(output_dir, NAME, told, "training.html", gather)
+    return write_report(output_dir, NAME, summary, "training.html", gather)
 
 
 def write_training_methods(output_dir: Path) -> str:
@@ -159,10 +159,12 @@ def write_training_methods(output_dir: Path) -> str:
 def _generators(trained: TrainedModel) -> dict[str, object]:
     """Gather what was trained on what."""
     keys = ("trained_on", "intended_use", "dataset", "seed")
-    told = {key: statements_of(trained, key) for key in keys}
+    statements = {key: statements_of(trained, key) for key in keys}
     return {
-        "statements": told,
-        "demonstration": describe_demonstration(*told["trained_on"], *told["intended_use"]),
+        "statements": statements,
+        "demonstration": describe_demonstration(
+            *statements["trained_on"], *statements["intended_use"]
+        ),
         "grids": grids_of(trained),
         "generators": generator_lines(trained),
         "uncertainties": uncertainty_lines(trained),
@@ -200,7 +202,7 @@ def _results(trained: TrainedModel, fwhm: float | None) -> dict[str, object]:
 
 def _smoothing(output_dir: Path, record: RunSummary) -> float | None:
     """Find by how much synthetic PET was smoothed, in mm: as a sidecar says, else the settings."""
-    found = sorted(output_dir.glob(f"{CROSS_VALIDATION}/*/sub-*/**/*_desc-synth_pet.json"))
-    sidecar = read_derivative(found[0]).metadata if found else {}
-    told = as_number(sidecar.get("SmoothingFWHM"))
-    return as_number(record["settings"].get("smoothing_fwhm")) if told is None else told
+    sidecars = sorted(output_dir.glob(f"{CROSS_VALIDATION}/*/sub-*/**/*_desc-synth_pet.json"))
+    metadata = read_derivative(sidecars[0]).metadata if sidecars else {}
+    fwhm = as_number(metadata.get("SmoothingFWHM"))
+    return as_number(record["settings"].get("smoothing_fwhm")) if fwhm is None else fwhm

@@ -55,14 +55,14 @@ class Viewer:
         Detector → rank of a cluster → the place of its peak.
     tall : float
         Height of its three slices side by side, of their width.
-    own : bool
+    native : bool
         In the space of the participant's T1w, not in that of the template.
     """
 
     layers: list[Layer]
     stops: Mapping[str, Mapping[int, Place]]
     tall: float
-    own: bool
+    native: bool
 
 
 def view_pet(output_dir: Path, anomalies: Sequence[Anomaly]) -> tuple[Viewer | None, list[str]]:
@@ -85,43 +85,48 @@ def view_pet(output_dir: Path, anomalies: Sequence[Anomaly]) -> tuple[Viewer | N
         What could not be read, but for those maps.
     """
     cache, anomalies = ImageCache(output_dir), leading_first(anomalies)
-    maps, _ = _take_maps(cache, output_dir, anomalies, own=False)
+    maps, _ = _take_maps(cache, output_dir, anomalies, native=False)
     if not maps:
         return None, []
-    readable = [one for one in anomalies if name_of(one.detector) in maps]
-    own_maps, faults = dict[str, ScoreMap](), list[str]()
-    if all(one.paths["statmap_in_t1w"].exists() for one in readable):
-        own_maps, faults = _take_maps(cache, output_dir, readable, own=True)
-    own = len(own_maps) == len(maps)
-    if own:
-        maps = {name: replace(own_maps[name], heat=one.heat) for name, one in maps.items()}
+    readable = [anomaly for anomaly in anomalies if name_of(anomaly.detector) in maps]
+    native_maps, faults = dict[str, ScoreMap](), list[str]()
+    if all(anomaly.paths["statmap_in_t1w"].exists() for anomaly in readable):
+        native_maps, faults = _take_maps(cache, output_dir, readable, native=True)
+    native = len(native_maps) == len(maps)
+    if native:
+        maps = {
+            name: replace(native_maps[name], heat=score_map.heat)
+            for name, score_map in maps.items()
+        }
     first, grid = readable[0], next(iter(maps.values())).t1w
-    paths = zip(("PET", "SYNTHETIC PET"), pets_of(output_dir, first, own=own), strict=True)
+    paths = zip(("PET", "SYNTHETIC PET"), pets_of(output_dir, first, native=native), strict=True)
     pets, lost = cache.take_all({label: path for label, path in paths if path.exists()}, grid)
     lesions = None
     try:
-        mask = take_lesions(cache, output_dir, first, grid, own=own)
+        mask = take_lesions(cache, output_dir, first, grid, native=native)
         lesions = None if mask is None else Image(mask.astype(np.float32), grid.affine)
     except Mri2petError as error:
         lost.append(str(error))
-    return make_viewer(maps, pets, lesions, own=own), list(dict.fromkeys([*faults, *lost]))
+    return make_viewer(maps, pets, lesions, native=native), list(dict.fromkeys([*faults, *lost]))
 
 
 def _take_maps(
-    cache: ImageCache, output_dir: Path, anomalies: Sequence[Anomaly], *, own: bool
+    cache: ImageCache, output_dir: Path, anomalies: Sequence[Anomaly], *, native: bool
 ) -> tuple[dict[str, ScoreMap], list[str]]:
     """Read the maps that can be read, by detector; say of the rest why they cannot."""
     maps, faults = dict[str, ScoreMap](), list[str]()
     for anomaly in anomalies:
         try:
-            maps[name_of(anomaly.detector)] = take_score_map(cache, output_dir, anomaly, own=own)
+            maps[name_of(anomaly.detector)] = take_score_map(
+                cache, output_dir, anomaly, native=native
+            )
         except Mri2petError as error:
             faults.append(str(error))
     return maps, faults
 
 
 def make_viewer(
-    maps: Mapping[str, ScoreMap], pets: Mapping[str, Image], lesions: Image | None, *, own: bool
+    maps: Mapping[str, ScoreMap], pets: Mapping[str, Image], lesions: Image | None, *, native: bool
 ) -> Viewer:
     """Make the viewer of a PET; it opens with the map of the first detector.
 
@@ -134,7 +139,7 @@ def make_viewer(
         Label → PET, on any grid of the same space.
     lesions : Image or None
         A mask, on any grid of the same space; None if no lesion is known.
-    own : bool
+    native : bool
         In the space of the participant's T1w, not in that of the template.
     """
     first = next(iter(maps.values()))
@@ -142,16 +147,17 @@ def make_viewer(
     brain = resample(first.brain, grid) >= HALF
     layers = [_grey("T1w", "t1w", first.t1w, grid, brain)]
     layers += [_grey(label, "pet", pet, grid, brain) for label, pet in pets.items()]
-    layers += [_map(name, one, grid, shown=one is first) for name, one in maps.items()]
-    for name, one in maps.items():
-        if one.labels is not None:
-            line = _line("Clusters", "clusters", one.labels, grid, CLUSTER)
-            layers.append({**line, "detector": name, "shown": one is first})
+    for name, score_map in maps.items():
+        layers.append(_map(name, score_map, grid, shown=score_map is first))
+    for name, score_map in maps.items():
+        if score_map.labels is not None:
+            line = _line("Clusters", "clusters", score_map.labels, grid, CLUSTER)
+            layers.append({**line, "detector": name, "shown": score_map is first})
     if lesions is not None:
         layers.append(_line("Known lesions", "lesions", lesions, grid, LESION))
     across, deep, high = grid.shape
-    stops = {name: find_stops(one) for name, one in maps.items()}
-    return Viewer(layers, stops, max(deep, high) / (2 * across + deep), own)
+    stops = {name: find_stops(score_map) for name, score_map in maps.items()}
+    return Viewer(layers, stops, max(deep, high) / (2 * across + deep), native)
 
 
 def library() -> str:
@@ -200,8 +206,10 @@ def find_stops(score_map: ScoreMap) -> dict[int, Place]:
     scores = np.nan_to_num(score_map.scores.data, nan=-np.inf).ravel()[inside]
     stops = dict[int, Place]()
     for rank in np.unique(ranks).tolist():
-        own = ranks == rank
-        peak = np.unravel_index(inside[own][scores[own].argmax()], score_map.scores.data.shape)
+        members = ranks == rank
+        peak = np.unravel_index(
+            inside[members][scores[members].argmax()], score_map.scores.data.shape
+        )
         x, y, z = (score_map.scores.affine @ [*peak, 1])[:3].round(3).tolist()
         stops[rank] = x, y, z
     return stops
@@ -211,8 +219,8 @@ def _layer(
     label: str, kind: str, image: Image, step: float, *, colours: str, low: float, high: float
 ) -> Layer:
     nifti = base64.b64encode(to_small_bytes(image, step)).decode()
-    told = {"label": label, "kind": kind, "colours": colours, "nifti": nifti}
-    return {**told, "low": low, "high": high, "opacity": OPACITY, "shown": True}
+    fields = {"label": label, "kind": kind, "colours": colours, "nifti": nifti}
+    return {**fields, "low": low, "high": high, "opacity": OPACITY, "shown": True}
 
 
 def _grey(label: str, kind: str, image: Image, grid: Grid, brain: Mask) -> Layer:
@@ -221,11 +229,11 @@ def _grey(label: str, kind: str, image: Image, grid: Grid, brain: Mask) -> Layer
     inside = volume[brain]
     white = float(np.percentile(inside, BRIGHTEST)) if inside.size else 1.0
     white = white if white > 0 else 1.0
-    near = _near(brain, grid) if kind == "t1w" else brain
+    shown = _widen(brain, grid) if kind == "t1w" else brain
     layer = _layer(
         label,
         kind,
-        Image(np.where(near, np.clip(volume, 0, white), 0), grid.affine),
+        Image(np.where(shown, np.clip(volume, 0, white), 0), grid.affine),
         white / GREYS,
         colours="gray" if kind == "t1w" else UPTAKE.colours,
         low=0.0,
@@ -234,12 +242,12 @@ def _grey(label: str, kind: str, image: Image, grid: Grid, brain: Mask) -> Layer
     return layer | ({"opacity": 1.0} if kind == "t1w" else {"shown": False})
 
 
-def _near(brain: Mask, grid: Grid) -> Mask:
+def _widen(brain: Mask, grid: Grid) -> Mask:
     """Widen a brain by the margin; all where there is none."""
     if not brain.any():
         return np.ones_like(brain)
-    far: Volume = ndimage.distance_transform_edt(~brain, sampling=float(grid.affine[0, 0]))
-    near: Mask = far <= MARGIN
+    distances: Volume = ndimage.distance_transform_edt(~brain, sampling=float(grid.affine[0, 0]))
+    near: Mask = distances <= MARGIN
     return near
 
 
@@ -257,7 +265,7 @@ def _line(label: str, kind: str, labels: Image, grid: Grid, colour: str) -> Laye
     """Keep the outermost voxels of what is labelled."""
     volume = resample(labels, grid, order=0).round().clip(0, 255).astype(np.uint8)
     around = ndimage.generate_binary_structure(3, 1)
-    least = ndimage.minimum_filter(volume, footprint=around)
-    most = ndimage.maximum_filter(volume, footprint=around)
-    edge = np.where((least != volume) | (most != volume), volume, 0)
+    lowest = ndimage.minimum_filter(volume, footprint=around)
+    highest = ndimage.maximum_filter(volume, footprint=around)
+    edge = np.where((lowest != volume) | (highest != volume), volume, 0)
     return _layer(label, kind, Image(edge, grid.affine), 1.0, colours=colour, low=0.5, high=1.0)
