@@ -725,7 +725,7 @@ def find_anomalies(
     return sorted(kept, key=lambda a: (a.stem, not a.primary, rank_of(a.training_set, a.detector)))
 
 
-def _anomaly(output_dir: Path, path: Path, named: str) -> Anomaly:
+def _anomaly(output_dir: Path, path: Path, training_set: str) -> Anomaly:
     (stem, space, detector), paths, faults = parts_of(path), paths_beside(path), Faults(output_dir)
     table, native_table = paths["table"], paths["table_in_t1w"]
     clusters = read_clusters_table(table, faults)
@@ -736,9 +736,9 @@ def _anomaly(output_dir: Path, path: Path, named: str) -> Anomaly:
         subject=entities.get("sub", ""),
         session=entities.get("ses", ""),
         stem=stem,
-        training_set=named if named else sidecar.text("TrainingSet"),
+        training_set=training_set if training_set else sidecar.text("TrainingSet"),
         detector=detector,
-        primary=not named,
+        primary=not training_set,
         space=space,
         paths=paths,
         held_out=isinstance(sidecar.metadata.get("Fold"), int),
@@ -755,16 +755,16 @@ def backdrop_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> tuple[Pa
     ``native``: in the participant's own space, not in that of the template. They need not be there.
     """
     space = "" if native else f"_space-{anomaly.space}"
-    person = output_dir / f"sub-{anomaly.subject}"
-    t1w_paths = person.glob("**/anat/sub-*_desc-preproc_T1w.nii.gz")
+    subject_dir = output_dir / f"sub-{anomaly.subject}"
+    t1w_paths = subject_dir.glob("**/anat/sub-*_desc-preproc_T1w.nii.gz")
     visits = {path.name.partition("_space-")[0].partition("_desc-")[0] for path in t1w_paths}
     visit = "_".join(part for part in anomaly.stem.split("_") if part.startswith(("sub-", "ses-")))
-    home = t1w_of_pet(output_dir, anomaly.stem, visits)
-    home = visit if home is None else home
-    folder = person.joinpath(*home.split("_")[1:], "anat")
+    t1w_visit = t1w_of_pet(output_dir, anomaly.stem, visits)
+    t1w_visit = visit if t1w_visit is None else t1w_visit
+    folder = subject_dir.joinpath(*t1w_visit.split("_")[1:], "anat")
     return (
-        folder / f"{home}{space}_desc-preproc_T1w.nii.gz",
-        folder / f"{home}{space}_desc-brain_mask.nii.gz",
+        folder / f"{t1w_visit}{space}_desc-preproc_T1w.nii.gz",
+        folder / f"{t1w_visit}{space}_desc-brain_mask.nii.gz",
     )
 
 
@@ -789,10 +789,10 @@ def lesions_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> list[Path
     In the former, they are of all sessions, in the latter (``native``) of the T1w that the PET was
     aligned to.
     """
-    person = output_dir / f"sub-{anomaly.subject}"
+    subject_dir = output_dir / f"sub-{anomaly.subject}"
     if not native:
         names = f"sub-{anomaly.subject}_*space-{anomaly.space}_label-*_mask.nii.gz"
-        return sorted(person.glob(f"**/{names}"))
+        return sorted(subject_dir.glob(f"**/{names}"))
     t1w, _ = backdrop_of(output_dir, anomaly, native=True)
     visit = t1w.name.partition("_desc-")[0]
     return sorted(t1w.parent.glob(f"{visit}_space-{OWN}_label-*_mask.nii.gz"))

@@ -220,16 +220,22 @@ def _write_participants(
         {**kept.get(s, {}), **participants.get(s, {}), "participant_id": f"sub-{s}"}
         for s in subjects
     ]
-    of_raw = dict.fromkeys(name for row in participants.values() for name in row)
-    columns = list(dict.fromkeys(["participant_id", *of_raw, *_columns_of(kept.values())]))
+    raw_columns = dict.fromkeys(name for row in participants.values() for name in row)
+    columns = list(dict.fromkeys(["participant_id", *raw_columns, *_columns_of(kept.values())]))
     write_tsv(output_dir / "participants.tsv", columns, rows)
     explained = {k: v for k, v in _described(output_dir).items() if k in columns}
-    explained = {k: v for k, v in explained.items() if k not in of_raw and k != "participant_id"}
+    explained = {
+        k: v for k, v in explained.items() if k not in raw_columns and k != "participant_id"
+    }
     explained |= {k: v for k, v in _described(bids_dir).items() if k in columns and _is_storable(v)}
-    earlier = [remark for remark in read_remarks(output_dir) if not remark.startswith(f"{table}:")]
-    more = _describe_kept(table, kept, has_table=bool(raw))
-    _write_descriptions(output_dir, explained, [*(earlier if kept else ()), *remarks, *more])
-    return more
+    earlier_remarks = [
+        remark for remark in read_remarks(output_dir) if not remark.startswith(f"{table}:")
+    ]
+    new_remarks = _describe_kept(table, kept, has_table=bool(raw))
+    _write_descriptions(
+        output_dir, explained, [*(earlier_remarks if kept else ()), *remarks, *new_remarks]
+    )
+    return new_remarks
 
 
 def _columns_of(rows: Iterable[Mapping[str, str]]) -> Iterator[str]:
@@ -343,9 +349,9 @@ def finish_dataset(
         If they cannot be written.
     """
     with locked(output_dir):
-        more = _write_participants(output_dir, bids_dir, participants, remarks)
+        new_remarks = _write_participants(output_dir, bids_dir, participants, remarks)
         _write_registrations(output_dir)
-    return more
+    return new_remarks
 
 
 # What a query may hold: comparisons of columns with values, and how these are joined. No call, no
@@ -443,7 +449,7 @@ def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[s
     unknown = table.loc[np.logical_and.reduce(gaps), "participant_id"].tolist()
     if not unknown:
         return []
-    names = dict.fromkeys(name for some in columns for name in some)
+    names = dict.fromkeys(name for queried in columns for name in queried)
     return [
         f"{name_some(unknown, SHOWN)}: not used, n/a in participants.tsv under "
         f"{', '.join(names)}{remarks}"

@@ -550,7 +550,7 @@ def draw_calibration(calibrations: Sequence[Calibration], sets: Sequence[str]) -
     figure = new_figure(WIDTH, 66 * len(shown))
     rows = figure.subplots(len(shown), squeeze=False)[:, 0]
     for axes, calibration in zip(rows, shown, strict=True):
-        _draw_people(axes, calibration, colour_of_set(calibration.detector[0], sets))
+        _draw_subjects(axes, calibration, colour_of_set(calibration.detector[0], sets))
     trained = dict.fromkeys(calibration.detector[0] for calibration in shown)
     return Chart(
         "First clusters of patients and of held-out controls",
@@ -566,7 +566,7 @@ def draw_calibration(calibrations: Sequence[Calibration], sets: Sequence[str]) -
     )
 
 
-def _draw_people(axes: Axes, calibration: Calibration, colour: str) -> None:
+def _draw_subjects(axes: Axes, calibration: Calibration, colour: str) -> None:
     controls, patients = list(calibration.controls.values()), list(calibration.patients.values())
     highest = max(value for value in [*controls, *patients, 1e-9] if value < LARGEST)
     set_axis(axes.xaxis, (0.0, HEADROOM * highest))

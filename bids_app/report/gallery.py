@@ -33,8 +33,8 @@ def choose(scores: Sequence[ScoreRecord]) -> tuple[ScoreRecord, dict[str, float]
     measured.sort(key=lambda s: (getattr(s.scores, JUDGED_BY), s.participant, _session(s)))
     chosen = measured[(len(measured) - 1) // 2]
     visit = (chosen.participant, chosen.session)
-    same = [score for score in scores if (score.participant, score.session) == visit]
-    return chosen, {score.model: getattr(score.scores, JUDGED_BY) for score in same}
+    visit_scores = [score for score in scores if (score.participant, score.session) == visit]
+    return chosen, {score.model: getattr(score.scores, JUDGED_BY) for score in visit_scores}
 
 
 def _session(score: ScoreRecord) -> str:

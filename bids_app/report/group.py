@@ -243,12 +243,16 @@ def cluster_table(detected: Detected, detector: DetectorKey) -> dict[str, object
         if cluster.rank <= FIRST
     ]
     regions, lesions = columns_told([cluster for _, cluster in first])
-    marked = {(listed.participant, listed.session if listed.session else "") for listed in visits}
-    without = [visit for visit in detected.patients_of(detector) if visit not in marked]
+    with_clusters = {
+        (listed.participant, listed.session if listed.session else "") for listed in visits
+    }
+    without_clusters = [
+        visit for visit in detected.patients_of(detector) if visit not in with_clusters
+    ]
     return {
         "title": title_of(*detector),
         "lines": [_line(listed, cluster) for listed, cluster in first],
-        "none": [f"sub-{participant}" for participant, _ in without],
+        "none": [f"sub-{participant}" for participant, _ in without_clusters],
         "regions": regions,
         "lesions": lesions,
     }
@@ -283,14 +287,14 @@ def doubts_of(output_dir: Path, detected: Detected) -> list[str]:
         *_synthetic_controls(output_dir, detected),
         *_calibration(detected),
         *_flat_maps(detected),
-        *_left_over(detected),
+        *_describe_stale(detected),
     ]
 
 
-def _left_over(detected: Detected) -> list[str]:
+def _describe_stale(detected: Detected) -> list[str]:
     """Name what lies in the dataset and is not of this run, in one sentence."""
     scored = {subject.participant for subject in detected.maps}
-    people, others = set[str](), dict[str, set[str]]()
+    participants, others = set[str](), dict[str, set[str]]()
     for subject in detected.stale_maps:
         if subject.path.startswith(tuple(f"{folder}/" for folder in detected.stale_folders)):
             continue
@@ -298,8 +302,8 @@ def _left_over(detected: Detected) -> list[str]:
             title = title_of(subject.training_set, subject.detector)
             others.setdefault(title, set()).add(subject.participant)
         else:
-            people.add(subject.participant)
-    parts = [f"all maps of {_list(people)}"] if people else []
+            participants.add(subject.participant)
+    parts = [f"all maps of {_list(participants)}"] if participants else []
     parts += [f"maps of {title} of {_list(labels)}" for title, labels in sorted(others.items())]
     if detected.stale_folders:
         parts.append(f"all of {enumerate_words(detected.stale_folders)}")
@@ -326,9 +330,9 @@ def _trained_on_patients(detected: Detected) -> list[str]:
     }
     return [
         f"The detectors of {name} were trained on people who are scored as patients: "
-        f"{_list(people)}. Their maps show too little."
-        for name, people in overlaps.items()
-        if people
+        f"{_list(labels)}. Their maps show too little."
+        for name, labels in overlaps.items()
+        if labels
     ]
 
 
@@ -400,8 +404,8 @@ def _flat_maps(detected: Detected) -> list[str]:
     return sentences
 
 
-def _list(people: Iterable[str]) -> str:
-    return enumerate_words([f"sub-{label}" for label in sorted(people)])
+def _list(labels: Iterable[str]) -> str:
+    return enumerate_words([f"sub-{label}" for label in sorted(labels)])
 
 
 NAME: Final = "group"  # of the report, and of its record

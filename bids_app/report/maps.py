@@ -114,8 +114,8 @@ def heat_of(scores: Volume, labels: Volume | None) -> Heat:
         Ranks, 0 elsewhere. Without clusters, the brightest 2 % of the brain are shown.
     """
     scored = np.isfinite(scores)
-    inside = scores[scored] if scored.any() else np.zeros(1, np.float32)
-    usual, top = (float(value) for value in np.percentile(inside, [SHOWN, TOP]))
+    values = scores[scored] if scored.any() else np.zeros(1, np.float32)
+    usual, top = (float(value) for value in np.percentile(values, [SHOWN, TOP]))
     clustered = scores[scored & (labels > 0.5)] if labels is not None else scores[:0]
     threshold = max(float(clustered.min()) if clustered.size else usual, 0.0)
     return Heat(threshold, top if top > threshold else threshold + 1.0)

@@ -201,9 +201,9 @@ def bibtex_of(reference: str) -> str:
     match = REFERENCE.match(reference)
     if match is None:
         return ""
-    people = [name.strip().rpartition(" ") for name in match["author"].rstrip(".").split(",")]
-    authors = ["others" if last == "al" else f"{name}, {last}" for name, _, last in people]
-    first = re.sub(r"\W", "", people[0][0])
+    names = [name.strip().rpartition(" ") for name in match["author"].rstrip(".").split(",")]
+    authors = ["others" if last == "al" else f"{name}, {last}" for name, _, last in names]
+    first = re.sub(r"\W", "", names[0][0])
     word = re.sub(r"\W", "", match["title"].split()[0])
     fields = {
         "author": " and ".join(authors),
@@ -231,7 +231,7 @@ def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) 
         "skull_stripped": any(visit.t1w.metadata.get("SkullStripped") is True for visit in visits),
         "mni": any(visit.t1w.metadata.get("InMNISpace") is True for visit in visits),
         "mask_taken": "deepbet" not in {visit.t1w.text("BrainExtraction") for visit in visits},
-        **_taken(visits),
+        **_taken_from_apps(visits),
         "pet": bool(pets),
         "frames_averaged": any(map(_had_frames, pets)),
         "generator": generator if isinstance(generator, dict) else None,
@@ -335,7 +335,7 @@ def _scaling(images: Sequence[Derivative], key: str) -> float | None:
     return as_number(scaling.get(key)) if isinstance(scaling, dict) else None
 
 
-def _taken(visits: Sequence[Results]) -> dict[str, object]:
+def _taken_from_apps(visits: Sequence[Results]) -> dict[str, object]:
     """Tell what was taken from which other apps, and of what only a part was."""
     apps = {
         "t1w_from": [visit.t1w.text("TakenFrom") for visit in visits],

@@ -96,7 +96,7 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
     run, controls = read_run(output_dir), _controls(output_dir, anomalies)
     viewers, parts = _viewers(output_dir, anomalies), list[dict[str, object]]()
     for number, anomaly in enumerate(anomalies, 1):
-        doubts = _left_over(output_dir, anomaly, run)
+        doubts = _describe_stale(output_dir, anomaly, run)
         n_controls = None if doubts else controls.get((anomaly.training_set, anomaly.detector), 0)
         part = _part(output_dir, anomaly, f"anomaly-{number}", doubts)
         viewer = viewers[anomaly.stem]["viewer"] if anomaly.primary else None
@@ -135,7 +135,7 @@ def _controls(output_dir: Path, anomalies: Sequence[Anomaly]) -> dict[tuple[str,
     return {detector: len(controls) for detector, controls in scores.items()}
 
 
-def _left_over(output_dir: Path, anomaly: Anomaly, run: ScoredRun | None) -> list[str]:
+def _describe_stale(output_dir: Path, anomaly: Anomaly, run: ScoredRun | None) -> list[str]:
     """Tell of a map that the last run of the group level has not made."""
     if run is None or anomaly.paths["statmap"] in {output_dir / scored.path for scored in run.maps}:
         return []

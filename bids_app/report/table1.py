@@ -193,9 +193,10 @@ def beside_the_paper(rows: Sequence[ScoreRow]) -> list[tuple[str, list[tuple[str
     pairs = []
     for row in rows:
         if row.model in PUBLISHED:
-            theirs = zip(("ssim", "psnr", "lpips"), PUBLISHED[row.model].scores, strict=True)
+            published = zip(("ssim", "psnr", "lpips"), PUBLISHED[row.model].scores, strict=True)
             cells = [
-                (_show_mean(row.means[m], row.sds[m]), _show_mean(*values)) for m, values in theirs
+                (_show_mean(row.means[m], row.sds[m]), _show_mean(*values))
+                for m, values in published
             ]
             pairs.append((full_name_of(row.model), cells))
     return pairs

@@ -61,12 +61,12 @@ def doubts_of(trained: TrainedModel) -> list[str]:
 
 def _uneven(trained: TrainedModel) -> list[str]:
     """Find rows that do not stand on all controls."""
-    everyone = len(trained.participants)
-    uneven = [row for row in trained.rows if row.n is not None and row.n != everyone]
-    if not everyone or not uneven:
+    n_controls = len(trained.participants)
+    uneven = [row for row in trained.rows if row.n is not None and row.n != n_controls]
+    if not n_controls or not uneven:
         return []
     counts = ", ".join(f"{full_name_of(row.model)} on {row.n}" for row in uneven)
-    return [f"Not all rows of Table 1 are based on all {everyone} controls: {counts}."]
+    return [f"Not all rows of Table 1 are based on all {n_controls} controls: {counts}."]
 
 
 def _without_network(trained: TrainedModel) -> list[str]:
@@ -84,13 +84,17 @@ def _no_better(rows: Sequence[ScoreRow]) -> list[str]:
     sentences = []
     baselines = [row for row in rows if is_baseline(row.model) or row.model == TISSUE]
     for row in (row for row in rows if row not in baselines):
-        lost = {
+        metrics_by_baseline = {
             full_name_of(baseline.model): [
                 name for metric, name in JUDGES.items() if _beats(baseline, row, metric)
             ]
             for baseline in baselines
         }
-        matched = [f"{name} ({' and '.join(metrics)})" for name, metrics in lost.items() if metrics]
+        matched = [
+            f"{name} ({' and '.join(metrics)})"
+            for name, metrics in metrics_by_baseline.items()
+            if metrics
+        ]
         if matched:
             sentences.append(
                 f"Inside the brain, {full_name_of(row.model)} is no better than what needs no "

@@ -189,9 +189,13 @@ def resample(image: Image, grid: Grid, order: int = 1) -> Volume:
     order : {0, 1}
         Nearest voxel, as labels need it, or trilinear.
     """
-    steps: Affine = np.linalg.inv(image.affine) @ grid.affine
+    grid_to_image: Affine = np.linalg.inv(image.affine) @ grid.affine
     moved: Volume = ndimage.affine_transform(
-        np.nan_to_num(image.data), steps[:3, :3], steps[:3, 3], grid.shape, order=order
+        np.nan_to_num(image.data),
+        grid_to_image[:3, :3],
+        grid_to_image[:3, 3],
+        grid.shape,
+        order=order,
     )
     return moved
 
@@ -264,8 +268,8 @@ def _map(detector: str, score_map: ScoreMap, grid: Grid, *, shown: bool) -> Laye
 def _line(label: str, kind: str, labels: Image, grid: Grid, colour: str) -> Layer:
     """Keep the outermost voxels of what is labelled."""
     volume = resample(labels, grid, order=0).round().clip(0, 255).astype(np.uint8)
-    around = ndimage.generate_binary_structure(3, 1)
-    lowest = ndimage.minimum_filter(volume, footprint=around)
-    highest = ndimage.maximum_filter(volume, footprint=around)
+    structure = ndimage.generate_binary_structure(3, 1)
+    lowest = ndimage.minimum_filter(volume, footprint=structure)
+    highest = ndimage.maximum_filter(volume, footprint=structure)
     edge = np.where((lowest != volume) | (highest != volume), volume, 0)
     return _layer(label, kind, Image(edge, grid.affine), 1.0, colours=colour, low=0.5, high=1.0)
