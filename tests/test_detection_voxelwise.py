@@ -46,8 +46,8 @@ from bids_app.detection.voxelwise import (
     VoxelModels,
     fit_slab,
     join,
-    keep,
     load_models,
+    models_of,
     save_models,
     score_slab,
 )
@@ -232,12 +232,12 @@ def test_kept_models_score_with_the_controls_latents_as_fresh_ones(seed, samples
     estimator, controls, others = fitted(
         seed, voxels=5, samples=samples, features=features, scale=scale
     )
-    error = decide(keep(estimator), controls, others) - estimator.decision_function(others)
+    error = decide(models_of(estimator), controls, others) - estimator.decision_function(others)
     assert abs(error).max() <= SINGLE * (1 + NU * samples)  # coefficients are float32
 
 
 def test_models_are_read_as_they_were_written(tmp_path):
-    models = keep(fitted()[0])
+    models = models_of(fitted()[0])
     save_models(tmp_path / "voxels.safetensors", models)
     assert equal(load_models(tmp_path / "voxels.safetensors"), models)
     kinds = [getattr(models, name).dtype for name in NAMES]
@@ -247,7 +247,7 @@ def test_models_are_read_as_they_were_written(tmp_path):
 def test_a_support_vector_takes_six_bytes(tmp_path):
     """With 75 controls, 1.5 million voxels, 4 folds and 25 vectors a voxel: below 1 GB."""
     estimator, *_ = fitted(voxels=300, samples=20, features=64)
-    save_models(tmp_path / "voxels.safetensors", keep(estimator))
+    save_models(tmp_path / "voxels.safetensors", models_of(estimator))
     total = int(estimator.n_support_.sum())
     size = (tmp_path / "voxels.safetensors").stat().st_size
     assert size - total * 6 - 300 * (2 + 4 + 8) < 600  # its header
@@ -256,7 +256,7 @@ def test_a_support_vector_takes_six_bytes(tmp_path):
 @given(seed=seeds, cuts=st.lists(st.integers(0, 9), max_size=3).map(sorted))
 def test_parts_score_as_the_whole_and_joined_parts_are_the_whole(seed, cuts):
     estimator, controls, others = fitted(seed, voxels=9)
-    whole = keep(estimator)
+    whole = models_of(estimator)
     scores = decide(whole, controls, others)
     pieces = [slice(a, b) for a, b in zip([0, *cuts], [*cuts, 9], strict=True) if b > a]
     parts = []
@@ -280,7 +280,7 @@ def test_models_of_no_voxel_are_models(tmp_path):
     none = join([])
     save_models(tmp_path / "voxels.safetensors", none)
     assert equal(load_models(tmp_path / "voxels.safetensors"), none)
-    models = keep(fitted()[0])
+    models = models_of(fitted()[0])
     assert equal(join([none, models, none]), models)
 
 
@@ -291,7 +291,7 @@ def test_models_that_are_missing_are_told(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_models_are_refused_by_name(tmp_path, kind):
-    path, models = tmp_path / "voxels.safetensors", keep(fitted()[0])
+    path, models = tmp_path / "voxels.safetensors", models_of(fitted()[0])
     save_models(path, models)
     damage(path, kind, vars(models), None)
     with pytest.raises(
@@ -302,7 +302,7 @@ def test_damaged_models_are_refused_by_name(tmp_path, kind):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_models_whose_parts_do_not_belong_together_are_refused(tmp_path, name):
-    models = keep(fitted()[0])
+    models = models_of(fitted()[0])
     shorter = replace(models, **{name: getattr(models, name)[:-1]})
     save_models(tmp_path / "voxels.safetensors", shorter)
     with pytest.raises(UnusableDataError, match="its parts do not belong together"):
@@ -310,7 +310,7 @@ def test_models_whose_parts_do_not_belong_together_are_refused(tmp_path, name):
 
 
 def test_models_that_may_not_be_read_are_told(tmp_path, monkeypatch):
-    save_models(tmp_path / "voxels.safetensors", keep(fitted()[0]))
+    save_models(tmp_path / "voxels.safetensors", models_of(fitted()[0]))
     unreadable(monkeypatch, "read_bytes")
     with pytest.raises(ReadWriteError, match=r"voxels\.safetensors: cannot be read \(Permission"):
         load_models(tmp_path / "voxels.safetensors")

@@ -93,26 +93,26 @@ class SiameseAutoencoder(nn.Module):
 
 def layers_of(spec: EncoderSpec) -> dict[str, nn.Sequential]:
     """Build ``encoder`` and ``decoder`` of a spec on the meta device: shapes without weights."""
-    one, two, three = FILTERS
-    four = spec.latents // spec.side**2
+    first, second, third = FILTERS
+    fourth = spec.latents // spec.side**2
     with torch.device("meta"):  # or torch would draw weights, from a seed of its own
         encoder = nn.Sequential(
-            nn.Conv2d(spec.channels, one, 5),
+            nn.Conv2d(spec.channels, first, 5),
             nn.ELU(),
-            nn.Conv2d(one, two, 3),
+            nn.Conv2d(first, second, 3),
             nn.ELU(),
-            nn.Conv2d(two, three, 3, stride=STRIDE),
+            nn.Conv2d(second, third, 3, stride=STRIDE),
             nn.ELU(),
-            nn.Conv2d(three, four, 2),
+            nn.Conv2d(third, fourth, 2),
         )
         decoder = nn.Sequential(
-            nn.ConvTranspose2d(four, three, 2),
+            nn.ConvTranspose2d(fourth, third, 2),
             nn.ELU(),
-            nn.ConvTranspose2d(three, two, 3, stride=STRIDE),
+            nn.ConvTranspose2d(third, second, 3, stride=STRIDE),
             nn.ELU(),
-            nn.ConvTranspose2d(two, one, 3),
+            nn.ConvTranspose2d(second, first, 3),
             nn.ELU(),
-            nn.ConvTranspose2d(one, spec.channels, 5),
+            nn.ConvTranspose2d(first, spec.channels, 5),
             nn.Sigmoid(),
         )
     return {"encoder": encoder, "decoder": decoder}
@@ -155,9 +155,9 @@ def cut_patches(volume: Volume, centres: NDArray[np.intp], size: int) -> NDArray
     columns = centres[:, 1, None, None] + steps
     height, width, _ = volume.shape[-3:]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    where = (rows.clip(0, height - 1), columns.clip(0, width - 1), centres[:, 2, None, None])
-    found = np.where(inside, volume[..., *where], 0).astype(np.float32, copy=False)
-    return found if volume.ndim == centres.shape[1] else found.swapaxes(0, 1)
+    indices = (rows.clip(0, height - 1), columns.clip(0, width - 1), centres[:, 2, None, None])
+    patches = np.where(inside, volume[..., *indices], 0).astype(np.float32, copy=False)
+    return patches if volume.ndim == centres.shape[1] else patches.swapaxes(0, 1)
 
 
 def whole_patches(hole: Mask, size: int) -> Mask:
@@ -304,7 +304,9 @@ class EncoderLosses:
     similarity: Tensor
 
 
-def siamese_loss(pairs: Tensor, made: Tensor, latents: Tensor, *, alpha: float) -> EncoderLosses:
+def siamese_loss(
+    pairs: Tensor, reconstructed: Tensor, latents: Tensor, *, alpha: float
+) -> EncoderLosses:
     """Judge latents of pairs of patches, and what was made of them again.
 
     Zotova et al. (2021), section 2.2, after Alaverdyan et al. (2020): the error of both patches,
@@ -313,8 +315,8 @@ def siamese_loss(pairs: Tensor, made: Tensor, latents: Tensor, *, alpha: float) 
 
     Parameters
     ----------
-    pairs, made : Tensor, (N, 2, size, size) or (N, 2, channels, size, size)
-        Patches in [0, 1], given and reconstructed.
+    pairs, reconstructed : Tensor, (N, 2, size, size) or (N, 2, channels, size, size)
+        Patches in [0, 1], as they are and reconstructed.
     latents : Tensor, (N, 2, latents)
         Of both patches of each pair.
     alpha : float
@@ -326,7 +328,7 @@ def siamese_loss(pairs: Tensor, made: Tensor, latents: Tensor, *, alpha: float) 
     >>> float(siamese_loss(pairs, pairs + 0.5, torch.ones(1, 2, 64), alpha=0.25).total)
     0.25
     """
-    reconstruction = F.mse_loss(made, pairs)
+    reconstruction = F.mse_loss(reconstructed, pairs)
     similarity = F.cosine_similarity(latents[:, 0], latents[:, 1]).mean()
     return EncoderLosses(2 * reconstruction - alpha * similarity, reconstruction, similarity)
 
@@ -437,14 +439,14 @@ def _step(
     """Improve an encoder once; give the latents, (N, 2, latents), and the three losses."""
     patches = pairs.reshape(-1, encoder.channels, *pairs.shape[-2:])
     latents = encoder.encode(patches)
-    made = encoder.decode(latents).reshape(pairs.shape)
+    reconstructed = encoder.decode(latents).reshape(pairs.shape)
     latents = latents.unflatten(0, (-1, 2))
-    losses = siamese_loss(pairs, made, latents, alpha=alpha)
+    losses = siamese_loss(pairs, reconstructed, latents, alpha=alpha)
     optimizer.zero_grad()
     losses.total.backward()
     optimizer.step()
-    told = torch.stack([losses.total, losses.reconstruction, losses.similarity]).tolist()
-    return latents, tuple(told)
+    values = torch.stack([losses.total, losses.reconstruction, losses.similarity]).tolist()
+    return latents, tuple(values)
 
 
 def train_encoder(
@@ -547,12 +549,12 @@ def latent_maps(encoder: SiameseAutoencoder, slices: NDArray[np.float32]) -> NDA
     """
     device = next(encoder.parameters()).device
     rows, columns = (side + STRIDE * (encoder.side - 1) for side in slices.shape[-2:])
-    found = np.empty((len(slices), rows * columns, encoder.latents // encoder.side**2), np.float32)
+    dense = np.empty((len(slices), rows * columns, encoder.latents // encoder.side**2), np.float32)
     planes = slices.reshape(len(slices), 1, encoder.channels, *slices.shape[-2:])
     for person, plane in enumerate(planes):
         maps = _slide(encoder, torch.from_numpy(np.array(plane, np.float32)).to(device))[0]
-        found[person] = maps.permute(1, 2, 0).flatten(0, 1).cpu().numpy()
-    return found
+        dense[person] = maps.permute(1, 2, 0).flatten(0, 1).cpu().numpy()
+    return dense
 
 
 @compiled
@@ -573,14 +575,14 @@ def gather(maps: Singles, places: Integers) -> Singles:
     """
     people, _, depth = maps.shape
     voxels, parts = places.shape
-    found = np.empty((voxels, people, parts * depth), np.float32)
+    latents = np.empty((voxels, people, parts * depth), np.float32)
     for person in range(people):
         for voxel in range(voxels):
             for part in range(parts):
                 place = places[voxel, part]
                 for value in range(depth):
-                    found[voxel, person, part * depth + value] = maps[person, place, value]
-    return found
+                    latents[voxel, person, part * depth + value] = maps[person, place, value]
+    return latents
 
 
 def latents_at(
@@ -641,8 +643,8 @@ def save_encoder(path: Path, encoder: SiameseAutoencoder, spec: EncoderSpec) -> 
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
     }
-    told = json.dumps(spec_to_dict(spec), sort_keys=True)
-    write_bytes(path, save(weights, metadata={"spec": told}))
+    metadata = {"spec": json.dumps(spec_to_dict(spec), sort_keys=True)}
+    write_bytes(path, save(weights, metadata=metadata))
 
 
 def load_encoder(path: Path, device: str = "cpu") -> SiameseAutoencoder:
@@ -669,8 +671,8 @@ def load_encoder(path: Path, device: str = "cpu") -> SiameseAutoencoder:
     try:
         shapes = shapes_of(path)
         with safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
-        spec = spec_from_dict(parse_object(told.get("spec", "")))
+            metadata = file.metadata() or {}
+        spec = spec_from_dict(parse_object(metadata.get("spec", "")))
         expected = nn.ModuleDict(layers_of(spec)).state_dict()
         refuse_shapes(shapes, {k: ("F32", tuple(tensor.shape)) for k, tensor in expected.items()})
         weights = load_file(path)

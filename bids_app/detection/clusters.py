@@ -109,8 +109,8 @@ def name_regions(
     ranks, regions = labels[inside], np.rint(atlas[inside]).astype(np.int64)
     found: list[str | None] = []
     for rank in range(1, int(labels.max(initial=0)) + 1):
-        mine = regions[(ranks == rank) & (regions != 0)]
-        numbers, counts = np.unique(mine, return_counts=True)
+        in_cluster = regions[(ranks == rank) & (regions != 0)]
+        numbers, counts = np.unique(in_cluster, return_counts=True)
         largest = int(numbers[counts.argmax()]) if numbers.size else None
         found.append(None if largest is None else names.get(largest, f"label {largest}"))
     return found
@@ -169,9 +169,9 @@ def locate(score: Volume, labels: Labels, affine: Affine) -> list[Place]:
     """
     if score.shape != labels.shape:
         raise ValueError(f"a score map of {score.shape} and labels of {labels.shape} voxels differ")
-    where = np.nonzero(labels)
-    ranks, scores = labels[where], score[where].astype(np.float64)
-    places = np.stack(where, axis=-1) @ affine[:3, :3].T + affine[:3, 3]
+    indices = np.nonzero(labels)
+    ranks, scores = labels[indices], score[indices].astype(np.float64)
+    places = np.stack(indices, axis=-1) @ affine[:3, :3].T + affine[:3, 3]
     voxel_volume = float(abs(np.linalg.det(affine[:3, :3])))
     return [
         place_of(rank, places[ranks == rank], scores[ranks == rank], voxel_volume)
@@ -363,20 +363,20 @@ def find_clusters(
     axes, steps, turned = _turn_to_ras(affine, score.shape)
     exceeding = brain & (score > threshold)
     parts, count = ndimage.label(exceeding.transpose(axes)[steps], CORNERS)
-    where = np.nonzero(parts)
-    scores = score.transpose(axes)[steps][where].astype(np.float64)
-    groups = _group(parts[where] - 1, count)
+    indices = np.nonzero(parts)
+    scores = score.transpose(axes)[steps][indices].astype(np.float64)
+    groups = _group(parts[indices] - 1, count)
     voxel_volume = float(abs(np.linalg.det(affine[:3, :3])))
     fewest = minimum_volume * (1 - TOLERANCE)
     large = [group for group in groups if group.size * voxel_volume >= fewest]
-    kept = sorted(large, key=lambda group: -float(scores[group].sum()))[:most]
-    if len(kept) > LARGEST_LABEL:
-        raise ValueError(f"{len(kept)} clusters are more than labels; ask for a larger volume")
+    ranked = sorted(large, key=lambda group: -float(scores[group].sum()))[:most]
+    if len(ranked) > LARGEST_LABEL:
+        raise ValueError(f"{len(ranked)} clusters are more than labels; ask for a larger volume")
     labels = np.zeros(score.shape, np.int16)
     view = labels.transpose(axes)[steps]
     clusters = []
-    for rank, group in enumerate(kept, 1):
-        voxels = tuple(axis[group] for axis in where)
+    for rank, group in enumerate(ranked, 1):
+        voxels = tuple(axis[group] for axis in indices)
         view[voxels] = rank
         places = np.stack(voxels, axis=-1) @ turned[:3, :3].T + turned[:3, 3]
         clusters.append(_measure(rank, places, scores[group], voxel_volume))
@@ -398,10 +398,10 @@ def _turn_to_ras(
     return tuple(axes), tuple(slice(None, None, 1 if f else -1) for f in forward), affine @ turned
 
 
-def _group(belongs: NDArray[np.intp], count: int) -> list[NDArray[np.intp]]:
+def _group(parts: NDArray[np.intp], count: int) -> list[NDArray[np.intp]]:
     """List, part by part, the places of its voxels, in their order."""
-    ends = np.cumsum(np.bincount(belongs, minlength=count))
-    return np.split(np.argsort(belongs, kind="stable"), ends)[:count]  # the last one is empty
+    ends = np.cumsum(np.bincount(parts, minlength=count))
+    return np.split(np.argsort(parts, kind="stable"), ends)[:count]  # the last one is empty
 
 
 def _measure(
@@ -479,11 +479,11 @@ def leave_out_uncovered(lesions: Labels, hole: Mask) -> tuple[Labels, int]:
     >>> leave_out_uncovered(lesions, np.array([[[True, True, True, False, False]]]))
     (array([[[0, 0, 1, 1, 2]]], dtype=int16), 1)
     """
-    number = int(lesions.max(initial=0))
-    seen = np.unique(lesions[~hole & (lesions > 0)])
-    places = np.zeros(number + 1, np.int16)
-    places[seen] = np.arange(1, len(seen) + 1)
-    return places[lesions], number - len(seen)
+    n_lesions = int(lesions.max(initial=0))
+    covered = np.unique(lesions[~hole & (lesions > 0)])
+    new_numbers = np.zeros(n_lesions + 1, np.int16)
+    new_numbers[covered] = np.arange(1, len(covered) + 1)
+    return new_numbers[lesions], n_lesions - len(covered)
 
 
 def overlaps(labels: Labels, lesions: Labels, voxel_volume: float) -> NDArray[np.float64]:

@@ -244,10 +244,12 @@ def detection_curve(
     """
     ill, healthy = _by_row(_with_lesions(patients)), _by_row(controls)
     return [
-        _curve_point(row, unit, kept, _first_visits(ill[row]), _first_visits(healthy.get(row, {})))
+        _curve_point(
+            row, unit, clusters, _first_visits(ill[row]), _first_visits(healthy.get(row, {}))
+        )
         for row in ill
         for unit in UNITS
-        for kept in range(1, most + 1)
+        for clusters in range(1, most + 1)
     ]
 
 
@@ -274,8 +276,8 @@ def compare(patients: Iterable[Finding], *, most: int = MOST_CLUSTERS) -> list[M
     ill = _by_row(_with_lesions(patients))
     comparisons = []
     for unit in UNITS:
-        for kept in range(1, most + 1):
-            tests = [_compare_two(ill, pair, unit, kept) for pair in combinations(ill, 2)]
+        for clusters in range(1, most + 1):
+            tests = [_compare_two(ill, pair, unit, clusters) for pair in combinations(ill, 2)]
             corrected = holm([test.p for test in tests])
             comparisons += [replace(t, p_holm=p) for t, p in zip(tests, corrected, strict=True)]
     return comparisons
@@ -350,32 +352,34 @@ def _first_visits(findings: dict[Visit, Finding]) -> list[Finding]:
     return list(first.values())
 
 
-def _try(finding: Finding, unit: str, clusters: int) -> list[bool]:
+def _found_units(finding: Finding, unit: str, clusters: int) -> list[bool]:
     """Say of each unit of a visit whether it is found when so many clusters are kept."""
-    hit = {lesion for mark in _keep(finding, clusters) for lesion in mark.lesions}
+    hits = {lesion for mark in _first_marks(finding, clusters) for lesion in mark.lesions}
     if unit == "patient":
-        return [bool(hit)]
-    return [lesion in hit for lesion in range(1, finding.lesions + 1)]
+        return [bool(hits)]
+    return [lesion in hits for lesion in range(1, finding.lesions + 1)]
 
 
-def _keep(finding: Finding, clusters: int) -> list[Mark]:
+def _first_marks(finding: Finding, clusters: int) -> list[Mark]:
     return [mark for mark in finding.marks if mark.rank <= clusters]
 
 
 def _curve_point(
     row: Row, unit: str, clusters: int, patients: list[Finding], controls: list[Finding]
 ) -> CurvePoint:
-    tried = [found for patient in patients for found in _try(patient, unit, clusters)]
-    interval = stats.binomtest(sum(tried), len(tried)).proportion_ci(method="wilson")
-    false = sum(not mark.lesions for patient in patients for mark in _keep(patient, clusters))
-    healthy = sum(len(_keep(control, clusters)) for control in controls)
+    hits = [found for patient in patients for found in _found_units(patient, unit, clusters)]
+    interval = stats.binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
+    false = sum(
+        not mark.lesions for patient in patients for mark in _first_marks(patient, clusters)
+    )
+    healthy = sum(len(_first_marks(control, clusters)) for control in controls)
     return CurvePoint(
         *row,
         unit=unit,
         clusters=clusters,
-        n=len(tried),
-        found=sum(tried),
-        sensitivity=sum(tried) / len(tried),
+        n=len(hits),
+        found=sum(hits),
+        sensitivity=sum(hits) / len(hits),
         low=float(interval.low),
         high=float(interval.high),
         false_clusters_per_patient=false / len(patients),
@@ -387,17 +391,20 @@ def _compare_two(
     ill: dict[Row, dict[Visit, Finding]], pair: tuple[Row, Row], unit: str, clusters: int
 ) -> McNemarTest:
     one, other = (ill[row] for row in pair)
-    both: list[tuple[bool, bool]] = []
+    outcomes: list[tuple[bool, bool]] = []
     for first in _first_visits({visit: one[visit] for visit in one if visit in other}):
         second = other[first.participant, first.session]
         if first.lesions != second.lesions:
             raise ValueError(f"{pair} do not know the same lesions of {first.participant}")
-        both += zip(_try(first, unit, clusters), _try(second, unit, clusters), strict=True)
-    only_1, only_2 = both.count((True, False)), both.count((False, True))
+        outcomes += zip(
+            _found_units(first, unit, clusters), _found_units(second, unit, clusters), strict=True
+        )
+    only_1, only_2 = outcomes.count((True, False)), outcomes.count((False, True))
     differing = only_1 + only_2
     p = float(stats.binomtest(only_1, differing).pvalue) if differing else 1.0
-    told = p if both else None
-    return McNemarTest(unit, clusters, *pair[0], *pair[1], len(both), only_1, only_2, told)
+    return McNemarTest(
+        unit, clusters, *pair[0], *pair[1], len(outcomes), only_1, only_2, p if outcomes else None
+    )
 
 
 def _best_scores(finding: Finding, unit: str) -> list[float]:

@@ -145,12 +145,13 @@ def learn_norm(volumes: Iterable[Volume], brain: Mask, *, least_sd: float = LEAS
         raise ValueError(f"{n} control(s) are too few for a norm; {FEWEST} are needed")
     enough = counts >= least_controls(n)
     sd = np.sqrt(squares / np.maximum(counts.astype(np.int64) - 1, 1))
-    middle = float(np.median(sd[enough])) if enough.any() else 0.0
-    mean, sd = (
-        np.where(enough, array, np.nan) for array in (mean, np.maximum(sd, least_sd * middle))
+    median = float(np.median(sd[enough])) if enough.any() else 0.0
+    mean = np.where(enough, mean, np.nan)
+    sd = np.where(enough, np.maximum(sd, least_sd * median), np.nan)
+    partial_counts = None if (counts == n).all() else _to_volume(counts, brain, np.uint16)
+    return Norm(
+        _to_volume(mean, brain, np.float32), _to_volume(sd, brain, np.float32), n, partial_counts
     )
-    told = None if (counts == n).all() else _lay_out(counts, brain, np.uint16)
-    return Norm(_lay_out(mean, brain, np.float32), _lay_out(sd, brain, np.float32), n, told)
 
 
 def learn_adjusted_norm(
@@ -185,15 +186,15 @@ def learn_adjusted_norm(
         raise ValueError(f"{n} controls are too few to take {size} number(s) of covariates out")
     slopes = np.zeros((size, *brain.shape), np.float32)
     slopes[:, brain] = fit_slopes((volume[brain] for volume in volumes()), rows)
-    adjusted = (adjust(*pair, slopes) for pair in zip(volumes(), rows, strict=True))
+    adjusted = (adjust(volume, row, slopes) for volume, row in zip(volumes(), rows, strict=True))
     norm = learn_norm(adjusted, brain, least_sd=least_sd)
     counts = np.float32(n) if norm.counts is None else norm.counts.astype(np.float32)
-    left = np.where(counts - 1 - size >= 1, counts - 1 - size, np.nan)
-    sd = np.where(brain, np.sqrt((counts - 1) / left) * norm.sd, 0).astype(np.float32)
+    degrees = np.where(counts - 1 - size >= 1, counts - 1 - size, np.nan)
+    sd = np.where(brain, np.sqrt((counts - 1) / degrees) * norm.sd, 0).astype(np.float32)
     return replace(norm, sd=sd, slopes=slopes, rows=rows)
 
 
-def _lay_out(values: np.ndarray, brain: Mask, kind: type[Number]) -> NDArray[Number]:
+def _to_volume(values: np.ndarray, brain: Mask, kind: type[Number]) -> NDArray[Number]:
     volume = np.zeros(brain.shape, kind)
     volume[brain] = values
     return volume
@@ -276,14 +277,16 @@ def measure_asymmetry(
 ) -> Volume:
     """Give what ``asymmetry`` compares: how much more uptake is here than on the other side.
 
-    (here - there) / mean of both, of PET smoothed within the brain, (I, J, K), -2 to 2: the
-    asymmetry index of the field, without its 100 %. The template has to be symmetric. NaN where the
-    other side is no brain, near a hole, and on the other side of one.
+    (this side - other side) / mean of both, of PET smoothed within the brain, (I, J, K), -2 to 2:
+    the asymmetry index of the field, without its 100 %. The template has to be symmetric. NaN where
+    the other side is no brain, near a hole, and on the other side of one.
     """
-    here = smooth_within(pet, brain, fwhm=fwhm, zooms=zooms_of(affine), hole=hole)
-    there = mirror(np.where(brain, here, np.nan), affine)
-    both = here + there
-    asymmetry = np.divide(2 * (here - there), both, out=np.zeros_like(here), where=both != 0)
+    this_side = smooth_within(pet, brain, fwhm=fwhm, zooms=zooms_of(affine), hole=hole)
+    other_side = mirror(np.where(brain, this_side, np.nan), affine)
+    total = this_side + other_side
+    asymmetry = np.divide(
+        2 * (this_side - other_side), total, out=np.zeros_like(this_side), where=total != 0
+    )
     return np.where(brain, asymmetry, 0).astype(np.float32)
 
 
@@ -360,8 +363,8 @@ def save_norms(path: Path, norms: Sequence[Norm]) -> None:
             for kind in _KINDS
             if (array := getattr(norm, kind)) is not None
         }
-    told = json.dumps({"controls": [norm.n for norm in norms]})
-    write_bytes(path, save(arrays, metadata={"norm": told}))
+    metadata = {"norm": json.dumps({"controls": [norm.n for norm in norms]})}
+    write_bytes(path, save(arrays, metadata=metadata))
 
 
 def _name_of(kind: str, place: int) -> str:

@@ -92,11 +92,11 @@ class VoxelModels:
         """
         counts = self.n_support[voxels].astype(np.int64)
         begin = int(self.n_support[: voxels.start].sum(dtype=np.int64))
-        own = slice(begin, begin + int(counts.sum()))
+        entries = slice(begin, begin + int(counts.sum()))
         owners = np.repeat(np.arange(len(counts)), counts)
         return VoxelwiseOneClassSVM.from_support(
-            latents[owners, self.support[own]],
-            self.dual_coef[own],
+            latents[owners, self.support[entries]],
+            self.dual_coef[entries],
             counts,
             gamma=self.gamma[voxels],
             offset=self.offset[voxels],
@@ -104,8 +104,8 @@ class VoxelModels:
         )
 
 
-def keep(estimator: VoxelwiseOneClassSVM) -> VoxelModels:
-    """Keep what, with the controls' latents, makes a fitted estimator again."""
+def models_of(estimator: VoxelwiseOneClassSVM) -> VoxelModels:
+    """Give what, with the controls' latents, makes a fitted estimator again."""
     return VoxelModels(
         n_support=estimator.n_support_.astype(np.uint16),
         support=estimator.support_.astype(np.uint16),
@@ -117,8 +117,8 @@ def keep(estimator: VoxelwiseOneClassSVM) -> VoxelModels:
 
 def join(parts: Sequence[VoxelModels]) -> VoxelModels:
     """Join the models of voxels that follow one another; of none, give models of no voxel."""
-    whole, single = np.zeros(0, np.uint16), np.zeros(0, np.float32)
-    every = [VoxelModels(whole, whole, single, single, np.zeros(0)), *parts]
+    integers, singles = np.zeros(0, np.uint16), np.zeros(0, np.float32)
+    every = [VoxelModels(integers, integers, singles, singles, np.zeros(0)), *parts]
     return VoxelModels(
         *(np.concatenate([getattr(models, name) for models in every]) for name in NAMES)
     )
@@ -253,11 +253,11 @@ class FoldOnSlab:
         slices = self.controls.slices(k)
         if self.rows is None:
             return slices, None
-        known = pets_of(slices).copy()
+        pets = pets_of(slices).copy()
         for place, hole in self.controls.holes(k).items():
-            known[place][hole] = np.nan
-        slopes = fit_slopes((own.ravel() for own in known), self.rows)
-        slopes = slopes.reshape(-1, *known.shape[1:])
+            pets[place][hole] = np.nan
+        slopes = fit_slopes((pet.ravel() for pet in pets), self.rows)
+        slopes = slopes.reshape(-1, *pets.shape[1:])
         _adjust_all(slices, self.rows, slopes)
         return slices, slopes
 
@@ -323,24 +323,24 @@ class FoldOnSlab:
         slices = np.stack([np.asarray(volume[..., k]) for volume in scored])
         if slopes is not None:
             _adjust_all(slices, rows, slopes)
-        maps = self.encode(controls, k)
-        others = latent_maps(self.encoder, slices)
+        control_maps = self.encode(controls, k)
+        scored_maps = latent_maps(self.encoder, slices)
         places = latent_places(brain, self.encoder.side)
 
         def work(part: slice) -> tuple[VoxelModels, NDArray[np.float32]]:
-            latents = gather(maps, places[part])
+            latents = gather(control_maps, places[part])
             counted = None if known is None else known[part]
             mean = _centre(latents, counted)
             models, fitted = fit(part, latents, counted)
-            asked = gather(others, places[part])
-            asked -= mean
-            return models, -fitted.decision_function(asked).T.astype(np.float32)
+            scored_latents = gather(scored_maps, places[part])
+            scored_latents -= mean
+            return models, -fitted.decision_function(scored_latents).T.astype(np.float32)
 
         parts = share(work, len(places), self.threads)
         scores = np.concatenate([piece for _, piece in parts], axis=1)
         if self.direction != "both":
-            more = pets_of(slices)[:, brain] - self._mean_uptake(controls, k)[brain]
-            scores = sign_scores(scores, more if self.direction == "hyper" else -more)
+            excess = pets_of(slices)[:, brain] - self._mean_uptake(controls, k)[brain]
+            scores = sign_scores(scores, excess if self.direction == "hyper" else -excess)
         for row, hole in enumerate(holes):
             if hole is not None and hole[..., k].any():
                 scores[row, ~self._whole(hole[..., k])[brain]] = np.nan
@@ -410,7 +410,9 @@ def sign_scores(scores: NDArray[np.float32], agreement: NDArray[np.float32]) -> 
     return np.where(agreement > 0, scores, -np.abs(scores))
 
 
-def _fit(latents: NDArray[np.float32], known: NDArray[np.bool_], nu: float) -> VoxelModels:
+def _fit_by_pattern(
+    latents: NDArray[np.float32], known: NDArray[np.bool_], nu: float
+) -> VoxelModels:
     """Fit voxels that not all controls count at: those with the same controls together.
 
     Parameters
@@ -427,20 +429,20 @@ def _fit(latents: NDArray[np.float32], known: NDArray[np.bool_], nu: float) -> V
     VoxelModels
         Those of voxels that too few controls know have no support, and offset NaN.
     """
-    voxels, controls = known.shape
-    alphas = np.zeros((voxels, controls), np.float32)
-    gamma, offset = np.ones(voxels, np.float32), np.full(voxels, np.nan)
-    patterns, which = np.unique(known, axis=0, return_inverse=True)
+    n_voxels, n_controls = known.shape
+    alphas = np.zeros((n_voxels, n_controls), np.float32)
+    gamma, offset = np.ones(n_voxels, np.float32), np.full(n_voxels, np.nan)
+    patterns, inverse = np.unique(known, axis=0, return_inverse=True)
     for number, pattern in enumerate(patterns):
         members = np.flatnonzero(pattern)
-        if len(members) < least_controls(controls):
+        if len(members) < least_controls(n_controls):
             continue
-        own = np.flatnonzero(which.ravel() == number)
-        models = keep(VoxelwiseOneClassSVM(nu=nu, threads=1).fit(latents[own][:, members]))
-        share = controls / len(members)
-        owners = np.repeat(own, models.n_support)
-        alphas[owners, members[models.support]] = share * models.dual_coef
-        gamma[own], offset[own] = models.gamma, share * models.offset
+        voxels = np.flatnonzero(inverse.ravel() == number)
+        models = models_of(VoxelwiseOneClassSVM(nu=nu, threads=1).fit(latents[voxels][:, members]))
+        scale = n_controls / len(members)
+        owners = np.repeat(voxels, models.n_support)
+        alphas[owners, members[models.support]] = scale * models.dual_coef
+        gamma[voxels], offset[voxels] = models.gamma, scale * models.offset
     supporting = alphas > 0
     return VoxelModels(
         n_support=supporting.sum(axis=1).astype(np.uint16),
@@ -493,15 +495,15 @@ def fit_slab(
     ) -> tuple[VoxelModels, VoxelwiseOneClassSVM]:
         if known is None:
             fitted = VoxelwiseOneClassSVM(nu=nu, threads=1).fit(latents)
-            return keep(fitted), fitted
-        models = _fit(latents, known, nu)
+            return models_of(fitted), fitted
+        models = _fit_by_pattern(latents, known, nu)
         return models, models.part(slice(0, len(latents)), latents, threads=1)
 
     models, scores = [], [np.zeros((len(scored), 0), np.float32)]
     for k in fold.slices():
-        made, found = fold.score(fit, scored, holes, k, rows=rows)
-        models.extend(made)
-        scores.append(found)
+        slice_models, slice_scores = fold.score(fit, scored, holes, k, rows=rows)
+        models.extend(slice_models)
+        scores.append(slice_scores)
     return join(models), np.concatenate(scores, axis=1)
 
 
@@ -535,15 +537,15 @@ def score_slab(
     start = 0
     for k in fold.slices():
 
-        def take(
+        def reuse(
             part: slice,
             latents: NDArray[np.float32],
             known: NDArray[np.bool_] | None,  # noqa: ARG001
             first: int = start,
         ) -> tuple[VoxelModels, VoxelwiseOneClassSVM]:
-            own = slice(first + part.start, first + part.stop)
-            return models, models.part(own, latents, threads=1)
+            voxels = slice(first + part.start, first + part.stop)
+            return models, models.part(voxels, latents, threads=1)
 
-        scores.append(fold.score(take, scored, holes, k, rows=rows)[1])
+        scores.append(fold.score(reuse, scored, holes, k, rows=rows)[1])
         start += int(fold.brain[..., k].sum())
     return np.concatenate(scores, axis=1)
