@@ -254,8 +254,8 @@ def covariates_of(card: DetectorCard) -> dict[str, dict[str, object]]:
 
     As :func:`bids_app.detection.covariates.describe_covariates` has it.
     """
-    told = card.parameters.get("covariates")
-    return dict(told) if isinstance(told, dict) else {}
+    covariates = card.parameters.get("covariates")
+    return dict(covariates) if isinstance(covariates, dict) else {}
 
 
 def card_values(card: DetectorCard) -> dict[str, object]:
@@ -278,8 +278,8 @@ def card_from(values: Json, *, lenient: bool = False) -> DetectorCard:
     else:
         strict.refuse_odd(values, _CHECKS, "versions files makers")
         known = dict(values)
-        for candidate in known["controls"]:
-            strict.refuse_odd(candidate, _CONTROL_CHECKS)
+        for control in known["controls"]:
+            strict.refuse_odd(control, _CONTROL_CHECKS)
     outside = [name for name in known.get("files", {}) if not strict.is_inner_name(name)]
     if outside:
         raise ValueError(f"{outside[0][:80]!r} is no file of its folder")
@@ -287,7 +287,7 @@ def card_from(values: Json, *, lenient: bool = False) -> DetectorCard:
     known["shape"] = tuple(known["shape"])
     known["affine"] = tuple(tuple(float(x) for x in row) for row in known["affine"])
     known["slabs"] = tuple((a, b) for a, b in known["slabs"])
-    known["controls"] = tuple(Control(**candidate) for candidate in known["controls"])
+    known["controls"] = tuple(Control(**control) for control in known["controls"])
     return DetectorCard(**known)
 
 
@@ -408,8 +408,8 @@ def check_grid(card: DetectorCard, grid: Grid, template: str) -> None:
         If template, shape or affine differ, or slabs are not all of its slices, each once.
     """
     _refuse_slabs(card)
-    same = card.shape == grid.shape and np.allclose(card.affine, grid.affine, atol=1e-3)
-    if not same or card.template != template:
+    same_grid = card.shape == grid.shape and np.allclose(card.affine, grid.affine, atol=1e-3)
+    if not same_grid or card.template != template:
         raise UnusableDataError(
             f"detector {card.name}: its card says "
             f"{_describe(card.template, Grid(card.shape, np.array(card.affine)))}, the run wants "

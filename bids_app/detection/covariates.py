@@ -79,14 +79,14 @@ def encode(cells: Mapping[str, Cell], description: Description) -> list[float]:
     [2.0, 0.5]
     """
     numbers = []
-    for name, told in description.items():
+    for name, coding in description.items():
         cell = cells[name]
-        if "levels" not in told:
+        if "levels" not in coding:
             if not isinstance(cell, float):
                 raise ValueError(f"{name} is {cell!r:.40}, where that of controls is a number")
-            numbers.append((cell - _number(told["mean"])) / _number(told["sd"]))
+            numbers.append((cell - _number(coding["mean"])) / _number(coding["sd"]))
             continue
-        levels, shares = _list(told["levels"]), _list(told["shares"])
+        levels, shares = _list(coding["levels"]), _list(coding["shares"])
         if str(cell) not in levels:
             raise ValueError(f"no control has {name} {str(cell)!r:.40}")
         pairs = list(zip(levels, shares, strict=True))[1:]
@@ -108,14 +108,14 @@ def _list(value: object) -> list[object]:
 
 def beyond_controls(cells: Mapping[str, Cell], description: Description) -> list[str]:
     """Tell of the numbers of a person that lie outside those of controls: what is extrapolated."""
-    told = []
-    for name, known in description.items():
+    sentences = []
+    for name, coding in description.items():
         cell = cells[name]
-        if isinstance(cell, float) and "low" in known:
-            low, high = _number(known["low"]), _number(known["high"])
+        if isinstance(cell, float) and "low" in coding:
+            low, high = _number(coding["low"]), _number(coding["high"])
             if not low <= cell <= high:
-                told.append(f"{name} {cell:g} is outside the controls' {low:g} to {high:g}")
-    return told
+                sentences.append(f"{name} {cell:g} is outside the controls' {low:g} to {high:g}")
+    return sentences
 
 
 def fit_slopes(people: Iterable[NDArray[np.floating]], rows: Rows) -> NDArray[np.float32]:
@@ -140,11 +140,11 @@ def fit_slopes(people: Iterable[NDArray[np.floating]], rows: Rows) -> NDArray[np
     counts, sums, means, products, squares = (np.zeros(()) for _ in range(5))
     for values, row in zip(people, rows, strict=True):
         known = ~np.isnan(values)
-        kept, column = np.where(known, values, 0).astype(np.float64), row[:, np.newaxis]
+        filled, column = np.where(known, values, 0).astype(np.float64), row[:, np.newaxis]
         counts = counts + known
-        sums = sums + kept
+        sums = sums + filled
         means = means + column * known
-        products = products + column * kept
+        products = products + column * filled
         squares = squares + np.outer(row, row)[..., np.newaxis] * known
     means = means / np.maximum(counts, 1)
     matrix = squares - counts * means[:, np.newaxis] * means[np.newaxis]

@@ -165,18 +165,18 @@ def compare_kinds(checked: Sequence[CheckedPet]) -> list[Comparison]:
     >>> found.synthetic, found.score_area, found.verdict
     (1, 0.0, 'too typical')
     """
-    found = []
+    comparisons = []
     for region in dict.fromkeys(row.region for row in checked):
-        own = [row for row in checked if row.region == region]
+        in_region = [row for row in checked if row.region == region]
         errors, scores = (
-            [_by_person(own, kind, name) for kind in (REAL, SYNTHETIC)]
+            [_by_person(in_region, kind, name) for kind in (REAL, SYNTHETIC)]
             for name in ("reconstruction_error", "mean_score")
         )
         if min(map(len, scores)) > 0:
             areas = [_area(*pair) for pair in (errors, scores)]
             means = [float(np.mean(x)) if len(x) else np.nan for x in (*errors, *scores)]
-            found.append(Comparison(region, len(scores[0]), len(scores[1]), *means, *areas))
-    return found
+            comparisons.append(Comparison(region, len(scores[0]), len(scores[1]), *means, *areas))
+    return comparisons
 
 
 def _by_person(rows: Iterable[CheckedPet], kind: str, name: str) -> NDArray[np.float64]:

@@ -164,11 +164,11 @@ class VoxelwiseOneClassSVM:
         self.dual_coef_ = alphas[supporting]
         starts = self._starts()
 
-        def keep(part: slice) -> None:
-            own = slice(starts[part.start], starts[part.stop])
-            self.support_vectors_[own] = latents[part][supporting[part]]
+        def copy_support(part: slice) -> None:
+            entries = slice(starts[part.start], starts[part.stop])
+            self.support_vectors_[entries] = latents[part][supporting[part]]
 
-        self._share(keep, voxels)
+        self._share(copy_support, voxels)
         return self
 
     def score_samples(self, latents: NDArray[np.floating]) -> Floats:
@@ -202,8 +202,8 @@ class VoxelwiseOneClassSVM:
         starts = self._starts()
 
         def score(part: slice) -> Floats:
-            own = starts[part.start : part.stop + 1]
-            machines = Machines(self.support_vectors_, self.dual_coef_, own, self.gamma_[part])
+            bounds = starts[part.start : part.stop + 1]
+            machines = Machines(self.support_vectors_, self.dual_coef_, bounds, self.gamma_[part])
             return smo.score(machines, _finite(latents[part]))
 
         return np.concatenate(self._share(score, voxels))

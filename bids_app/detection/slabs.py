@@ -168,16 +168,16 @@ def pack_controls(volumes: Sequence[Volume], path: Path, holes: Sequence[Mask | 
     parts += [(name, "U8", masks[name], _slices_of) for name in sorted(masks)]
     header, end = {}, 0
     for name, kind, volume, _ in parts:
-        *rest, depth = volume.shape
+        *sides, depth = volume.shape
         begin, end = end, end + volume.size * BYTES[kind]
-        header[name] = {"dtype": kind, "shape": [depth, *rest], "data_offsets": [begin, end]}
-    told = json.dumps(header, separators=(",", ":")).encode()
-    told += b" " * (-len(told) % HEADER_SIZE)
+        header[name] = {"dtype": kind, "shape": [depth, *sides], "data_offsets": [begin, end]}
+    header_bytes = json.dumps(header, separators=(",", ":")).encode()
+    header_bytes += b" " * (-len(header_bytes) % HEADER_SIZE)
     try:
         with replacing(path) as partial, partial.open("wb") as file:
-            file.write(len(told).to_bytes(HEADER_SIZE, "little") + told)
-            for _, _, volume, turned in parts:
-                file.write(turned(volume).data)
+            file.write(len(header_bytes).to_bytes(HEADER_SIZE, "little") + header_bytes)
+            for _, _, volume, convert in parts:
+                file.write(convert(volume).data)
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be written ({error.strerror})") from error
 

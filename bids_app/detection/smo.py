@@ -68,14 +68,14 @@ def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
     """
     alone = njit(nogil=True)(function)
     try:
-        kept = njit(nogil=True, cache=True)(function)
+        cached = njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba found no place
         return alone
 
     @wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
-            return kept(*args, **kwargs)
+            return cached(*args, **kwargs)
         except OSError:
             return alone(*args, **kwargs)
 
@@ -92,8 +92,8 @@ def _choose_by(comparison: str) -> Callable[[np.float32, np.float32], np.float32
         first = builder.fcmp_ordered(comparison, *values, flags=("nnan", "nsz"))
         return builder.select(first, *values, flags=("nnan", "nsz"))
 
-    def choose(context: Any, one: Any, other: Any) -> Any:  # noqa: ARG001
-        return one(one, one), generate
+    def choose(context: Any, kind: Any, other: Any) -> Any:  # noqa: ARG001
+        return kind(kind, kind), generate
 
     return cast("Callable[[np.float32, np.float32], np.float32]", intrinsic(choose))
 
@@ -193,10 +193,10 @@ def score(machines: Machines, samples: Singles) -> Floats:
         _centre(samples[voxel], middle, points)
         np.dot(support, points.T, kernel)
         _square(points, squares)
-        for which in range(last - first):
-            own = _length(support[which])
-            _kernel_row(kernel[which], own, squares, -machines.gammas[voxel])
-            _add(scores[voxel], machines.coefficients[first + which], kernel[which])
+        for row in range(last - first):
+            squared = _length(support[row])
+            _kernel_row(kernel[row], squared, squares, -machines.gammas[voxel])
+            _add(scores[voxel], machines.coefficients[first + row], kernel[row])
     return scores
 
 
@@ -244,14 +244,14 @@ def _variance(values: Singles) -> float:
 
 
 @njit(fastmath=FAST)
-def _kernel_row(products: Singles, own: float, squares: Singles, factor: float) -> None:
+def _kernel_row(products: Singles, square: float, squares: Singles, factor: float) -> None:
     """Turn scalar products with one sample into exp(factor * squared distance), in place.
 
     By its series, so that the compiler takes several values at once: to what float32 holds where
     the result is above 1e-8, and to 1e-15 below.
     """
     for place in range(products.size):
-        distance = max(own + squares[place] - 2 * products[place], 0.0)
+        distance = max(square + squares[place] - 2 * products[place], 0.0)
         x = max(factor * distance, LOWEST) / 2**SQUARINGS
         result = 0.0
         for coefficient in SERIES:
@@ -289,7 +289,7 @@ def _solve(
     full[:], empty[:] = LARGE, LARGE  # beyond the n samples nothing can move
     for place in range(alpha.size):
         _bound(alpha, place, full, empty)
-    left = STEPS
+    remaining = STEPS
     while True:
         gradient[:] = 0
         for place in range(alpha.size):
@@ -298,14 +298,14 @@ def _solve(
         rho = _offset(alpha, gradient)
         for place in range(alpha.size):
             slopes[place] = gradient[place] - rho
-        steps = _descend(kernel, alpha, room, tolerance, left)
-        left -= steps
-        if steps == 0 or left == 0:
+        steps = _descend(kernel, alpha, room, tolerance, remaining)
+        remaining -= steps
+        if steps == 0 or remaining == 0:
             return rho
 
 
 @njit
-def _descend(kernel: Singles, alpha: Floats, room: Singles, tolerance: float, most: int) -> int:
+def _descend(kernel: Singles, alpha: Floats, room: Singles, tolerance: float, limit: int) -> int:
     """Move pairs as long as float32 tells which; give how many were moved.
 
     ``slopes`` are kept at kernel @ alpha less a constant. ``full`` and ``empty`` are LARGE where a
@@ -315,7 +315,7 @@ def _descend(kernel: Singles, alpha: Floats, room: Singles, tolerance: float, mo
     rising = falling = np.int32(0)
     raised = lowered = np.float32(0)
     least = tolerance
-    for step in range(most):
+    for step in range(limit):
         _add_two(slopes, kernel[rising], raised, kernel[falling], lowered)
         rise, fall = _find_ends(slopes, full, empty)
         if step == 0:
@@ -332,7 +332,7 @@ def _descend(kernel: Singles, alpha: Floats, room: Singles, tolerance: float, mo
         )
         _bound(alpha, rising, full, empty)
         _bound(alpha, falling, full, empty)
-    return most
+    return limit
 
 
 @njit
@@ -344,10 +344,14 @@ def _bound(alpha: Floats, place: int | np.int32, full: Singles, empty: Singles) 
 
 @njit(fastmath=FAST)
 def _add_two(
-    values: Singles, one: Singles, much: np.float32, other: Singles, more: np.float32
+    values: Singles,
+    first: Singles,
+    first_factor: np.float32,
+    second: Singles,
+    second_factor: np.float32,
 ) -> None:
     for place in range(values.size):
-        values[place] += one[place] * much + other[place] * more
+        values[place] += first[place] * first_factor + second[place] * second_factor
 
 
 @njit(fastmath=FAST)
@@ -375,12 +379,12 @@ def _weigh(
 
 
 @njit
-def _find(values: Singles, barred: Singles, wanted: np.float32) -> np.int32:
+def _find(values: Singles, barred: Singles, target: np.float32) -> np.int32:
     """Give the first place of a value that is not barred."""
     nowhere = np.int32(values.size)
     first = nowhere
     for place in range(values.size):
-        first = min(first, np.int32(place) if values[place] + barred[place] == wanted else nowhere)
+        first = min(first, np.int32(place) if values[place] + barred[place] == target else nowhere)
     return first
 
 
@@ -408,15 +412,15 @@ def _move(
 @njit
 def _offset(alpha: Floats, gradient: Floats) -> float:
     """Give rho: the gradient where 0 < alpha < 1, or else the middle of where it may be."""
-    free, total, least, most = 0, 0.0, -np.inf, np.inf
+    free, total, low, high = 0, 0.0, -np.inf, np.inf
     for place in range(alpha.size):
         if alpha[place] >= 1:
-            least = max(least, gradient[place])
+            low = max(low, gradient[place])
         elif alpha[place] <= 0:
-            most = min(most, gradient[place])
+            high = min(high, gradient[place])
         else:
             free += 1
             total += gradient[place]
     if free:
         return total / free
-    return least if most == np.inf else (least + most) / 2  # nu is 1: libsvm gives infinity
+    return low if high == np.inf else (low + high) / 2  # nu is 1: libsvm gives infinity
