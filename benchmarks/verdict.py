@@ -106,7 +106,7 @@ def register_t1w(
         nifti.load(template.reference_mask).data > 0,
         target.affine,
         behind=behind,
-        own=measure_brain(brain.data, brain.data > 0, brain.affine),
+        own_measures=measure_brain(brain.data, brain.data > 0, brain.affine),
     )
     return {"Start": start, **sidecar_fields(judgement)}, places(template, there)
 

@@ -87,7 +87,9 @@ def person():
 
 
 def t1w_verdict(data, template):
-    judged = judge_t1w(data, template, data > 0, template > 0, head_affine(), own={}, behind=0.0)
+    judged = judge_t1w(
+        data, template, data > 0, template > 0, head_affine(), own_measures={}, behind=0.0
+    )
     return judged.verdict
 
 
@@ -106,7 +108,7 @@ def test_a_t1w_that_fits_passes_and_others_fail(person):
 @pytest.mark.parametrize(("behind", "verdict"), [(0.0, PASS), (-0.06, DOUBT), (-0.3, FAIL)])
 def test_a_better_pose_elsewhere_is_held_against_a_t1w(person, behind, verdict):
     t1w, _, inside = person
-    found = judge_t1w(t1w, t1w, inside, inside, head_affine(), own={}, behind=behind)
+    found = judge_t1w(t1w, t1w, inside, inside, head_affine(), own_measures={}, behind=behind)
     assert found.verdict == verdict
 
 

@@ -88,9 +88,9 @@ def _voxels(image: sitk.Image) -> Volume:
 
 def _like(image: sitk.Image, data: NDArray[np.generic]) -> sitk.Image:
     """Make an image of voxels (I, J, K) on the grid of another."""
-    made = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
-    made.CopyInformation(image)
-    return made
+    on_grid = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
+    on_grid.CopyInformation(image)
+    return on_grid
 
 
 def _zooms(image: sitk.Image) -> tuple[float, float, float]:
@@ -100,10 +100,10 @@ def _zooms(image: sitk.Image) -> tuple[float, float, float]:
 
 def _affine(image: sitk.Image) -> Affine:
     """Give the affine of an image, voxel indices → world in mm, RAS+."""
-    own = np.eye(4)
-    own[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    own[:3, 3] = image.GetOrigin()
-    affine: Affine = LPS @ own
+    lps_affine = np.eye(4)
+    lps_affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    lps_affine[:3, 3] = image.GetOrigin()
+    affine: Affine = LPS @ lps_affine
     return affine
 
 
@@ -188,26 +188,26 @@ def _around(brain: Mask, zooms: Sequence[float], margin: float) -> Mask:
 
 def _start(pose: Affine, centre: Sequence[float]) -> sitk.Euler3DTransform:
     """Make a rigid transform, world of the fixed image → world of the moving one, from RAS+."""
-    own, about = LPS @ pose @ LPS, np.array(centre)
+    matrix, pivot = LPS @ pose @ LPS, np.array(centre)
     rigid = sitk.Euler3DTransform()
-    rigid.SetCenter(about.tolist())
-    rigid.SetMatrix(own[:3, :3].ravel().tolist(), 1e-6)
-    rigid.SetTranslation((own[:3, :3] @ about + own[:3, 3] - about).tolist())
+    rigid.SetCenter(pivot.tolist())
+    rigid.SetMatrix(matrix[:3, :3].ravel().tolist(), 1e-6)
+    rigid.SetTranslation((matrix[:3, :3] @ pivot + matrix[:3, 3] - pivot).tolist())
     return rigid
 
 
 def _search_in_template(brain: Path, template: Path) -> PoseSearch:
     """Prepare to search the pose of a brain in which it is most like the template's."""
     fixed, moving = _coarse(nifti.load(template)), _coarse(nifti.load(brain))
-    where = _around(fixed.data > 0, fixed.zooms, BRAIN_MARGIN)
+    mask = _around(fixed.data > 0, fixed.zooms, BRAIN_MARGIN)
     data = winsorize(moving.data, moving.data != 0)
-    return PoseSearch(fixed.data, fixed.affine, where, data, moving.affine, bounded=False)
+    return PoseSearch(fixed.data, fixed.affine, mask, data, moving.affine, bounded=False)
 
 
 def _matrix_of(transform: sitk.Transform) -> Affine:
     """Read a linear transform as a matrix, fixed → moving, RAS+."""
-    places = np.vstack([np.zeros(3), np.eye(3)])
-    moved = np.array([transform.TransformPoint(place.tolist()) for place in places])
+    points = np.vstack([np.zeros(3), np.eye(3)])
+    moved = np.array([transform.TransformPoint(point.tolist()) for point in points])
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = (moved[1:] - moved[0]).T, moved[0]
     return LPS @ matrix @ LPS
@@ -346,10 +346,12 @@ def register_to_template(
     ahead, affine, start = max(results, key=itemgetter(0))
     if quick:
         grid = _grid_around(target, QUICK_GRID, MARGIN)
-    there, back = _deform(target, source, affine, grid, QUICK_ITERATIONS if quick else ITERATIONS)
+    forward, backward = _deform(
+        target, source, affine, grid, QUICK_ITERATIONS if quick else ITERATIONS
+    )
     paths = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
-    _write_composite(paths[0], [affine, there], grid)
-    _write_composite(paths[1], [back, affine.GetInverse()], grid)
+    _write_composite(paths[0], [affine, forward], grid)
+    _write_composite(paths[1], [backward, affine.GetInverse()], grid)
     return *paths, start, ahead
 
 
@@ -373,13 +375,13 @@ def _deform(
         CCMetric(3, sigma_diff=SIGMA, radius=RADIUS), level_iters=list(iterations)
     )
     world = _affine(grid)
-    found = registration.optimize(
+    mapping = registration.optimize(
         np.ascontiguousarray(fixed),
         np.ascontiguousarray(moving),
         static_grid2world=world,
         moving_grid2world=world,
     )
-    return found.get_forward_field(), found.get_backward_field()
+    return mapping.get_forward_field(), mapping.get_backward_field()
 
 
 def _write_composite(
@@ -447,14 +449,14 @@ def _common_grid(image: sitk.Image, zoom: float) -> sitk.Image:
 
 
 def _likeness(
-    fixed: sitk.Image, moving: sitk.Image, where: Mask, transform: sitk.Transform
+    fixed: sitk.Image, moving: sitk.Image, mask: Mask, transform: sitk.Transform
 ) -> tuple[float, np.ndarray, Mask]:
     """Compare where the moving image reaches; the less it does, the less alike they are.
 
     Returns
     -------
     float
-        Normalized mutual information; what is above 1 is multiplied by the share of ``where``
+        Normalized mutual information; what is above 1 is multiplied by the share of ``mask``
         that the moving image covers.
     ndarray, ndarray of bool
         The moved image, and where it reaches.
@@ -462,10 +464,12 @@ def _likeness(
     moved = _voxels(sitk.Resample(moving, fixed, transform))
     field = _like(moving, field_of_view(_voxels(moving)).astype(np.float32))
     covered = _voxels(sitk.Resample(field, fixed, transform, sitk.sitkNearestNeighbor)) > 0
-    seen = where & covered
-    share = float(seen.sum() / max(where.sum(), 1))
-    alike = normalized_mutual_information(_voxels(fixed), moved, seen) if seen.any() else 1.0
-    return 1 + (alike - 1) * share, moved, covered
+    compared = mask & covered
+    share = float(compared.sum() / max(mask.sum(), 1))
+    similarity = (
+        normalized_mutual_information(_voxels(fixed), moved, compared) if compared.any() else 1.0
+    )
+    return 1 + (similarity - 1) * share, moved, covered
 
 
 def _starts(fixed: sitk.Image, moving: sitk.Image, pose: Pose) -> dict[str, sitk.Euler3DTransform]:
@@ -482,8 +486,8 @@ def _search_in_t1w(pet: sitk.Image, uptake: nifti.Image, prefix: Path) -> PoseSe
     name = f"{prefix}winsorized.nii"
     _write(pet, name)
     moving = _coarse(nifti.load(Path(name)))
-    where = _around(uptake.data > 0, uptake.zooms, BRAIN_MARGIN)
-    return PoseSearch(uptake.data, uptake.affine, where, moving.data, moving.affine, bounded=True)
+    mask = _around(uptake.data > 0, uptake.zooms, BRAIN_MARGIN)
+    return PoseSearch(uptake.data, uptake.affine, mask, moving.data, moving.affine, bounded=True)
 
 
 def register_pet(
@@ -523,22 +527,22 @@ def register_pet(
         If the T1w's brain has no tissues that could be told apart.
     """
     coarse = QUICK_RIGID_COARSE if quick else RIGID_COARSE
-    fixed, where, moving = _lay_out(pet, t1w, mask, quick=quick)
-    around = _like(fixed, where.astype(np.uint8))
+    fixed, region, moving = _read_pair(pet, t1w, mask, quick=quick)
+    region_image = _like(fixed, region.astype(np.uint8))
     uptake = _uptake(t1w, mask)
     search = _search_in_t1w(moving, uptake, prefix)
     pose = search.find()
     starts = _starts(fixed, moving, pose)
-    before = _likeness(fixed, moving, where, starts[HEADER])[0]
+    before = _likeness(fixed, moving, region, starts[HEADER])[0]
 
     def improve(transform: sitk.Euler3DTransform, levels: Levels) -> float:
         """Align from where a transform is, unless that makes images less alike."""
-        start, alike = transform.GetParameters(), _likeness(fixed, moving, where, transform)[0]
-        _align(fixed, moving, transform, **levels, samples=None, seed=0, mask=around)
-        found = _likeness(fixed, moving, where, transform)[0]
-        if found < alike:
+        start, initial = transform.GetParameters(), _likeness(fixed, moving, region, transform)[0]
+        _align(fixed, moving, transform, **levels, samples=None, seed=0, mask=region_image)
+        reached = _likeness(fixed, moving, region, transform)[0]
+        if reached < initial:
             transform.SetParameters(start)
-        return max(found, alike)
+        return max(reached, initial)
 
     def finish(names: Iterable[str]) -> tuple[float, str]:
         """Take the best of some starts to the finest level."""
@@ -555,7 +559,7 @@ def register_pet(
     return name, before, after, _judge(moving, uptake, best, prefix, behind)
 
 
-def _lay_out(
+def _read_pair(
     pet: Path, t1w: Path, mask: Path, *, quick: bool
 ) -> tuple[sitk.Image, Mask, sitk.Image]:
     """Read a T1w's brain on the grid of comparison, where it is compared, and a PET."""
@@ -600,15 +604,15 @@ def judge_given_pet(
         affine.SetMatrix(matrix[:3, :3].ravel().tolist())
         affine.SetTranslation(matrix[:3, 3].tolist())
     sitk.WriteTransform(affine, str(out))
-    fixed, where, moving = _lay_out(pet, t1w, mask, quick=quick)
+    fixed, region, moving = _read_pair(pet, t1w, mask, quick=quick)
     try:
         uptake = _uptake(t1w, mask)
     except ValueError as error:
         raise ValueError(f"{t1w}: {error}") from error
     search = _search_in_t1w(moving, uptake, prefix)
     behind = search.score(_matrix_of(affine)) - search.find().score
-    before = _likeness(fixed, moving, where, sitk.Transform())[0]
-    after = _likeness(fixed, moving, where, affine)[0]
+    before = _likeness(fixed, moving, region, sitk.Transform())[0]
+    after = _likeness(fixed, moving, region, affine)[0]
     return before, after, _judge(moving, uptake, affine, prefix, behind)
 
 
@@ -621,7 +625,7 @@ def _read_transform(path: Path, *, linear: bool = False) -> sitk.Transform:
     if linear and path.read_bytes().count(b"\nTransform:") > 1:  # ITK gives the first of them
         raise ValueError(f"{path}: holds several transforms, where one is wanted")
     if transform.GetDimension() != len(LPS) - 1 or (linear and not transform.IsLinear()):
-        raise ValueError(f"{path}: is no {'rigid ' * linear}transform between volumes")
+        raise ValueError(f"{path}: is no {'rigid ' if linear else ''}transform between volumes")
     return transform
 
 
@@ -645,16 +649,16 @@ def examine_transforms(forward: Path, back: Path, brain: Path, template: Path) -
     ValueError
         If one cannot be read, or if they do not undo one another.
     """
-    there, again = _read_transform(forward), _read_transform(back)
+    from_t1w, to_t1w = _read_transform(forward), _read_transform(back)
     image = nifti.load(template)
     inside = np.argwhere(image.data > 0)
     inside = inside[:: max(len(inside) // POINTS, 1)]
-    places = (inside @ image.affine[:3, :3].T + image.affine[:3, 3]) @ LPS[:3, :3]
-    moved = np.array([there.TransformPoint(place.tolist()) for place in places])
-    returned = np.array([again.TransformPoint(place.tolist()) for place in moved])
-    if np.median(np.linalg.norm(returned - places, axis=1)) > APART_AT_MOST:
+    points = (inside @ image.affine[:3, :3].T + image.affine[:3, 3]) @ LPS[:3, :3]
+    moved = np.array([from_t1w.TransformPoint(point.tolist()) for point in points])
+    returned = np.array([to_t1w.TransformPoint(point.tolist()) for point in moved])
+    if np.median(np.linalg.norm(returned - points, axis=1)) > APART_AT_MOST:
         raise ValueError(f"{back}: does not lead back where {forward.name} comes from")
-    fit = np.linalg.lstsq(np.column_stack([places, np.ones(len(places))]), moved, rcond=None)[0]
+    fit = np.linalg.lstsq(np.column_stack([points, np.ones(len(points))]), moved, rcond=None)[0]
     linear = np.eye(4)
     linear[:3] = fit.T
     search = _search_in_template(brain, template)

@@ -121,11 +121,11 @@ def field_of_view(volume: Volume) -> Mask:
     least = volume.min()
     if least == volume.max():
         return np.ones(volume.shape, bool)
-    held = np.zeros(volume.shape, bool)
-    held[box_of_data(volume)] = True
+    holds_data = np.zeros(volume.shape, bool)
+    holds_data[box_of_data(volume)] = True
     for value in {0.0, float(least)}:
-        held &= ~_filling(volume == value)
-    return held
+        holds_data &= ~_filling(volume == value)
+    return holds_data
 
 
 def _filling(even: Mask) -> Mask:
@@ -137,8 +137,8 @@ def _filling(even: Mask) -> Mask:
     chosen = np.zeros(count + 1, bool)
     chosen[outer] = sizes[outer] >= max(LEAST_FILLING * even.size, FEWEST_FILLING)
     chosen[0] = False
-    kept: Mask = chosen[parts]
-    return kept
+    filling: Mask = chosen[parts]
+    return filling
 
 
 def brain_coverage(brain: Mask, covered: Mask) -> float:
@@ -193,19 +193,19 @@ def missing_parts(brain: Mask, covered: Mask, affine: Affine) -> list[str]:
         return []
     places = np.argwhere(brain) @ affine[:3, :3].T + affine[:3, 3]
     step = min(zooms_of(affine))
-    told, rest = [], lost.copy()
+    sentences, unexplained = [], lost.copy()
     for axis, sign, words in ENDS:
         height = sign * places[:, axis]
         thickness = _thickness(height, lost, step)
         if thickness >= LEAST_MISSING:
-            told.append(words.format(f"{thickness / 10:.1f}"))
-            rest &= height.max() - height >= thickness - step / 2
+            sentences.append(words.format(f"{thickness / 10:.1f}"))
+            unexplained &= height.max() - height >= thickness - step / 2
     hole = np.zeros(brain.shape, bool)
-    hole[brain] = rest
+    hole[brain] = unexplained
     between = np.bincount(ndimage.label(hole)[0][hole], minlength=1).max() / lost.size
     if between > 1 - COMPLETE:
-        told.append(f"a part between the ends ({100 * between:.1f} %)")
-    return told if told else ["small parts at its surface"]
+        sentences.append(f"a part between the ends ({100 * between:.1f} %)")
+    return sentences if sentences else ["small parts at its surface"]
 
 
 def describe_missing(parts: object) -> str:
@@ -224,5 +224,5 @@ def _thickness(height: NDArray[np.float64], lost: NDArray[np.bool_], step: float
     slices = np.floor((height.max() - height) / step + HALF).astype(int)
     sizes = np.bincount(slices)  # 0 where voxels are longer along this axis than along another
     shares = np.bincount(slices, lost) / np.maximum(sizes, 1)
-    held = np.flatnonzero((sizes > 0) & (shares < HALF))
-    return step * (int(held[0]) if held.size else len(shares))
+    mostly_covered = np.flatnonzero((sizes > 0) & (shares < HALF))
+    return step * (int(mostly_covered[0]) if mostly_covered.size else len(shares))

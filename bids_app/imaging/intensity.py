@@ -160,9 +160,9 @@ def clip_spikes(volume: Volume) -> tuple[Volume, int]:
     0
     """
     size = np.abs(volume)
-    most = SPIKE * float(np.percentile(size[size > 0], TISSUE)) if size.any() else 0.0
-    count = int((size > most).sum())
-    return (np.clip(volume, -most, most) if count else volume), count
+    limit = SPIKE * float(np.percentile(size[size > 0], TISSUE)) if size.any() else 0.0
+    count = int((size > limit).sum())
+    return (np.clip(volume, -limit, limit) if count else volume), count
 
 
 def match_quantiles(volume: Volume, brain: Mask, quantiles: NDArray[np.float32]) -> Volume:

@@ -69,14 +69,14 @@ def _degrees(turn: NDArray[np.float64]) -> float:
 
 def axis_aligned() -> list[NDArray[np.float64]]:
     """Give the 24 rotations that carry axes onto axes."""
-    found = []
+    rotations = []
     for order in permutations(range(3)):
         for signs in product((1.0, -1.0), repeat=3):
             matrix = np.zeros((3, 3))
             matrix[range(3), order] = signs
             if np.linalg.det(matrix) > 0:
-                found.append(matrix)
-    return found
+                rotations.append(matrix)
+    return rotations
 
 
 def directions() -> list[NDArray[np.float64]]:
@@ -92,12 +92,12 @@ def directions() -> list[NDArray[np.float64]]:
     return [turn @ tilt for turn, tilt in product(axis_aligned(), tilts)]
 
 
-def _lattice(where: Mask, affine: Affine) -> tuple[Points, tuple[NDArray[np.intp], ...]]:
+def _lattice(mask: Mask, affine: Affine) -> tuple[Points, tuple[NDArray[np.intp], ...]]:
     """Choose voxels of a mask about ``GRID`` mm apart; give their places, and their indices."""
     steps = [max(round(GRID / zoom), 1) for zoom in zooms_of(affine)]
-    thin = np.zeros_like(where)
+    thin = np.zeros_like(mask)
     box = tuple(slice(step // 2, None, step) for step in steps)
-    thin[box] = where[box]
+    thin[box] = mask[box]
     indices = np.nonzero(thin)
     return np.stack(indices, axis=1) @ affine[:3, :3].T + affine[:3, 3], indices
 
@@ -119,7 +119,7 @@ class PoseSearch:
         Any unit.
     fixed_affine, moving_affine : ndarray, (4, 4)
         Voxel indices → world coordinates in mm, RAS+.
-    where : ndarray of bool, (I, J, K)
+    mask : ndarray of bool, (I, J, K)
         Voxels of the fixed image that count: the brain, and some of what is around it.
     bounded : bool
         Whether nothing is known beyond the faces of the moving image (a PET); else there is
@@ -130,13 +130,13 @@ class PoseSearch:
         self,
         fixed: Volume,
         fixed_affine: Affine,
-        where: Mask,
+        mask: Mask,
         moving: Volume,
         moving_affine: Affine,
         *,
         bounded: bool,
     ) -> None:
-        self.points, indices = _lattice(where, fixed_affine)
+        self.points, indices = _lattice(mask, fixed_affine)
         self.values = smooth(fixed, GRID, zooms_of(fixed_affine))[indices].astype(np.float64)
         self.moving = smooth(moving, GRID, zooms_of(moving_affine))
         self.inverse, self.bounded = np.linalg.inv(moving_affine), bounded
@@ -160,12 +160,12 @@ class PoseSearch:
         places = whole[:3, :3] @ self.points[::step].T + whole[:3, 3:]
         values = self.values[::step]
         sides = np.array(self.moving.shape)[:, None] - HALF
-        seen = ((places > -HALF) & (places < sides)).all(axis=0)
-        share = float(seen.mean()) if seen.size else 0.0
+        inside = ((places > -HALF) & (places < sides)).all(axis=0)
+        share = float(inside.mean()) if inside.size else 0.0
         if share < LEAST_SEEN:
             return -1.0
         if self.bounded:
-            values, places = values[seen], places[:, seen]
+            values, places = values[inside], places[:, inside]
         moved = ndimage.map_coordinates(
             self.moving, places, order=1, mode="nearest" if self.bounded else "constant"
         )
@@ -181,8 +181,8 @@ class PoseSearch:
         turns = directions()
         scores = [self.score(self._pose(turn, np.zeros(6)), FIRST) for turn in turns]
         best = np.argsort(scores)[::-1][:KEPT]
-        found = [self._climb(turns[index], nothing) for index in best]
-        score, matrix = max((*header, *found), key=lambda one: one[0])
+        climbed = [self._climb(turns[index], nothing) for index in best]
+        score, matrix = max((*header, *climbed), key=lambda match: match[0])
         return Pose(matrix, score, max(match[0] for match in header))
 
     def _pose(self, turn: NDArray[np.float64], parameters: NDArray[np.float64]) -> Affine:
@@ -195,18 +195,18 @@ class PoseSearch:
         return pose
 
     def _climb(
-        self, turn: NDArray[np.float64], shift: NDArray[np.float64], most: float = 180.0
+        self, turn: NDArray[np.float64], shift: NDArray[np.float64], limit: float = 180.0
     ) -> tuple[float, Affine]:
-        """Improve a start, without turning it further from the header than by ``most`` degrees."""
+        """Improve a start, without turning it further from the header than by ``limit`` degrees."""
 
         def loss(parameters: NDArray[np.float64]) -> float:
             pose = self._pose(turn, parameters)
-            return 1.0 if _degrees(pose[:3, :3]) > most else -self.score(pose)
+            return 1.0 if _degrees(pose[:3, :3]) > limit else -self.score(pose)
 
-        found = optimize.minimize(
+        optimum = optimize.minimize(
             loss,
             np.concatenate([np.zeros(3), shift]),
             method="Powell",
             options={"maxfev": STEPS, "xtol": 0.5, "ftol": 1e-3, "direc": np.diag(FIRST_STEPS)},
         )
-        return -float(found.fun), self._pose(turn, found.x)
+        return -float(optimum.fun), self._pose(turn, optimum.x)

@@ -39,8 +39,8 @@ def find_tissue_means(t1w: Volume) -> tuple[float, float, float]:
     centres = (edges[:-1] + edges[1:])[:, np.newaxis] / 2
     starts = np.quantile(values, STARTS)[:, np.newaxis]
     with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # told below
-        found = KMeans(TISSUES, init=starts, n_init=1).fit(centres, sample_weight=counts)
-    fluid, grey, white = np.sort(found.cluster_centers_[:, 0]).tolist()
+        clustering = KMeans(TISSUES, init=starts, n_init=1).fit(centres, sample_weight=counts)
+    fluid, grey, white = np.sort(clustering.cluster_centers_[:, 0]).tolist()
     if not fluid < grey < white:
         raise ValueError(NO_TISSUES)
     return fluid, grey, white

@@ -31,7 +31,7 @@ UPTAKE_OF_TISSUES = (
 
 
 def winsorize(
-    volume: Volume, where: Mask | None = None, *, least: float = 0.1, most: float = 99.9
+    volume: Volume, mask: Mask | None = None, *, least: float = 0.1, most: float = 99.9
 ) -> Volume:
     """Replace the most extreme intensities by percentiles.
 
@@ -42,7 +42,7 @@ def winsorize(
     ----------
     volume : ndarray, (I, J, K)
         Any unit.
-    where : ndarray of bool, (I, J, K), optional
+    mask : ndarray of bool, (I, J, K), optional
         Voxels whose percentiles are meant, and which alone are changed; all by default.
     least, most : float
         Percentiles of finite voxels; our choice.
@@ -57,7 +57,7 @@ def winsorize(
     >>> winsorize(np.array([[[0, 1, 2, 900]]], np.float32), least=0, most=200 / 3)
     array([[[0., 1., 2., 2.]]], dtype=float32)
     """
-    chosen = np.isfinite(volume) if where is None else where & np.isfinite(volume)
+    chosen = np.isfinite(volume) if mask is None else mask & np.isfinite(volume)
     changed = np.nan_to_num(volume).astype(np.float32)
     values = changed[chosen]
     if values.size:
@@ -272,15 +272,15 @@ def verdict_of(sidecar: Mapping[str, object]) -> str | None:
     >>> verdict_of({"Registration": {"Verdict": "Doubt"}})
     'doubt'
     """
-    told = sidecar.get("Registration")
-    found = told.get("Verdict") if isinstance(told, Mapping) else None
-    return found.strip().lower() if isinstance(found, str) else None
+    registration = sidecar.get("Registration")
+    verdict = registration.get("Verdict") if isinstance(registration, Mapping) else None
+    return verdict.strip().lower() if isinstance(verdict, str) else None
 
 
 def reasons_of(registration: Mapping[str, object]) -> list[str]:
     """Read the sentences why a registration is no pass, of a sidecar's ``Registration``."""
-    told = registration.get("VerdictReasons")
-    return [str(reason) for reason in told] if isinstance(told, list) else []
+    reasons = registration.get("VerdictReasons")
+    return [str(reason) for reason in reasons] if isinstance(reasons, list) else []
 
 
 def judge_t1w(
@@ -290,7 +290,7 @@ def judge_t1w(
     template_brain: Mask,
     affine: Affine,
     *,
-    own: Mapping[str, float],
+    own_measures: Mapping[str, float],
     behind: float | None = None,
 ) -> Judgement:
     """Judge the registration of a T1w to a template.
@@ -303,7 +303,7 @@ def judge_t1w(
         Their masks.
     affine : ndarray, (4, 4)
         Of the grid.
-    own : mapping
+    own_measures : mapping
         What :func:`measure_brain` told of the T1w in its own space.
     behind : float, optional
         Correlation in the pose that was found, less that in the best pose of a search.
@@ -313,8 +313,8 @@ def judge_t1w(
     )
     zooms = zooms_of(coarse)
     deep = ndimage.distance_transform_edt(inside >= HALF, sampling=zooms) > DEPTH
-    alike = correlation(smooth(moved, BLUR, zooms), smooth(fixed, BLUR, zooms), deep)
-    measures = {LIKENESS: alike, OVERLAP: dice(brain, template_brain), **own}
+    likeness = correlation(smooth(moved, BLUR, zooms), smooth(fixed, BLUR, zooms), deep)
+    measures = {LIKENESS: likeness, OVERLAP: dice(brain, template_brain), **own_measures}
     if behind is not None:
         measures[BEHIND] = behind
     return judge(measures, T1W_CRITERIA)
@@ -343,9 +343,9 @@ def measure_brain(t1w: Volume, brain: Mask, affine: Affine) -> dict[str, float]:
         percentile of its rim of 4 mm. What cannot be measured is left out.
     """
     measures = {WHOLE: 1 - _section_at_edge(t1w, brain, zooms_of(affine))}
-    held = tuple(slice(int(at.min()), int(at.max()) + 1) for at in np.nonzero(brain))
+    box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in np.nonzero(brain))
     (data, coarse), (inside, _) = (
-        thin(part[held].astype(np.float32), affine, OWN_GRID) for part in (t1w, brain)
+        thin(part[box].astype(np.float32), affine, OWN_GRID) for part in (t1w, brain)
     )
     zooms = zooms_of(coarse)
     depth = ndimage.distance_transform_edt(np.pad(inside >= HALF, 1), sampling=zooms)
@@ -403,14 +403,14 @@ def judge_pet(
     behind : float
         Correlation in the pose that was found, less that in the best pose of a search.
     """
-    seen = brain & covered
-    share = float(seen.sum() / max(brain.sum(), 1))
+    compared = brain & covered
+    share = float(compared.sum() / max(brain.sum(), 1))
     measures = {INSIDE: share, BEHIND: behind}
-    grey = seen & (uptake > GREY_ABOVE)
-    white = seen & (uptake > FLUID_BELOW) & (uptake < WHITE_BELOW)
-    measures[UPTAKE] = correlation(pet, smooth(uptake, PET_BLUR, zooms), seen)
+    grey = compared & (uptake > GREY_ABOVE)
+    white = compared & (uptake > FLUID_BELOW) & (uptake < WHITE_BELOW)
+    measures[UPTAKE] = correlation(pet, smooth(uptake, PET_BLUR, zooms), compared)
     if grey.any() and white.any():
-        whole, inner, outer = (pet[part].astype(np.float64) for part in (seen, white, grey))
+        whole, inner, outer = (pet[part].astype(np.float64) for part in (compared, white, grey))
         least = TINY * float(np.abs(whole).mean())  # whatever the unit: 1e-12 Bq/mL, too
         of_white = max(float(inner.mean()), least)
         measures[CONTRAST] = float(outer.mean()) / of_white if of_white > 0 else 0.0

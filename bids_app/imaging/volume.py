@@ -96,8 +96,8 @@ def thin(volume: Volume, affine: Affine, zoom: float) -> tuple[Volume, Affine]:
     array([[[2., 7.]]], dtype=float32)
     """
     steps = [
-        min(max(round(zoom / own), 1), side)
-        for own, side in zip(zooms_of(affine), volume.shape, strict=True)
+        min(max(round(zoom / size), 1), side)
+        for size, side in zip(zooms_of(affine), volume.shape, strict=True)
     ]
     i, j, k = (side // step for side, step in zip(volume.shape, steps, strict=True))
     a, b, c = steps
@@ -174,16 +174,16 @@ def mirror(volume: Volume, affine: Affine) -> Volume:
     >>> mirror(volume, affine).ravel()
     array([2., 1., 0.], dtype=float32)
     """
-    here = np.arange(len(volume))
-    there = -2 * affine[0, 3] / affine[0, 0] - here
-    below = np.floor(there).astype(int)
-    share = (there - below).astype(np.float32)[:, np.newaxis, np.newaxis]
+    indices = np.arange(len(volume))
+    mirrored = -2 * affine[0, 3] / affine[0, 0] - indices
+    below = np.floor(mirrored).astype(int)
+    share = (mirrored - below).astype(np.float32)[:, np.newaxis, np.newaxis]
     above = np.where(share.ravel() > 0, below + 1, below)
     last = len(volume) - 1
-    one, other = (volume[places.clip(0, last)] for places in (below, above))
+    lower, upper = volume[below.clip(0, last)], volume[above.clip(0, last)]
     beyond = (below < 0) | (above > last)
     return np.where(
-        beyond[:, np.newaxis, np.newaxis], np.nan, (1 - share) * one + share * other
+        beyond[:, np.newaxis, np.newaxis], np.nan, (1 - share) * lower + share * upper
     ).astype(np.float32)
 
 

@@ -329,7 +329,9 @@ class JudgeRegistration(SimpleInterface):
             nifti.load(self.inputs.mask_after).data > 0,
             where,
             target.affine,
-            own=measure_brain(own.data, nifti.load(self.inputs.brain_mask).data > 0, own.affine),
+            own_measures=measure_brain(
+                own.data, nifti.load(self.inputs.brain_mask).data > 0, own.affine
+            ),
             behind=self.inputs.behind if isdefined(self.inputs.behind) else None,
         )
         start = {"Start": self.inputs.start} if isdefined(self.inputs.start) else {}
