@@ -218,9 +218,9 @@ def _crop(labels: Labels, affine: Affine, margin: float) -> tuple[Labels, Affine
     bounds = []
     for axis, zoom in enumerate(zooms_of(affine)):
         others = tuple(a for a in range(3) if a != axis)
-        taken = np.flatnonzero((labels > 0).any(axis=others))
+        occupied = np.flatnonzero((labels > 0).any(axis=others))
         spare = round(margin / zoom)
-        bounds.append((max(int(taken[0]) - spare, 0), int(taken[-1]) + spare + 1))
+        bounds.append((max(int(occupied[0]) - spare, 0), int(occupied[-1]) + spare + 1))
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ [low for low, _ in bounds]
     return labels[tuple(slice(*bound) for bound in bounds)], moved
@@ -233,10 +233,10 @@ def _measure_centroids(labels: Labels, affine: Affine) -> dict[int, NDArray[np.f
         np.bincount(labels.ravel(), np.broadcast_to(index, labels.shape).ravel())
         for index in np.meshgrid(*axes, indexing="ij", sparse=True)
     ]
-    found = [label for label in CENTROIDS if counts[label]]
+    present = [label for label in CENTROIDS if counts[label]]
     return {
         label: affine[:3, :3] @ [s[label] / counts[label] for s in sums] + affine[:3, 3]
-        for label in found
+        for label in present
     }
 
 

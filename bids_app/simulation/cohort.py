@@ -101,12 +101,12 @@ class CohortPlan:
     @property
     def members(self) -> list[SimulatedSubject]:
         """List calls: controls with PET, controls without, patients."""
-        controls = ["paired"] * self.paired + ["t1w-only"] * self.t1w_only
-        named = [SimulatedSubject(f"control{n:02d}", kind, n) for n, kind in enumerate(controls, 1)]
-        ill = [
+        kinds = ["paired"] * self.paired + ["t1w-only"] * self.t1w_only
+        controls = [SimulatedSubject(f"control{n:02d}", kind, n) for n, kind in enumerate(kinds, 1)]
+        patients = [
             SimulatedSubject(f"patient{n:02d}", "patient", n) for n in range(1, self.patients + 1)
         ]
-        return named + ill
+        return controls + patients
 
     @property
     def command(self) -> str:
@@ -116,8 +116,8 @@ class CohortPlan:
             words += ["--uptake-template", self.uptake_template.name]
         if self.vary_orientation:
             words.append("--vary-orientation")
-        least, most = self.lesion_depth
-        words.append(f"--lesion-depth {least:g} {most:g}")
+        low, high = self.lesion_depth
+        words.append(f"--lesion-depth {low:g} {high:g}")
         numbers = ("paired", "t1w_only", "patients", "resolution", "seed", "sessions", "frames")
         options = [f"--{name.replace('_', '-')} {getattr(self, name):g}" for name in numbers]
         return " ".join([*options, *words])
@@ -227,8 +227,8 @@ def _draw_member(plan: CohortPlan, member: SimulatedSubject, pattern: Volume) ->
         source = load_anatomy(maps[(offset + member.number - 1) % len(maps)])
         strength = STRENGTH_OF_LABELS
     rng = start_chance(plan, member, 0)
-    least, most = plan.lesion_depth
-    depths = (least / 100, most / 100) if member.kind == "patient" else None
+    low, high = plan.lesion_depth
+    depths = (low / 100, high / 100) if member.kind == "patient" else None
     atrophy = draw_atrophy(_draw_age_and_sex(plan, member)[0], rng)
     return draw_person(source, pattern, rng, depths=depths, strength=strength, atrophy=atrophy)
 
@@ -269,11 +269,11 @@ def _save(
     data: NDArray[np.float32] | NDArray[np.int16] | NDArray[np.bool_],
     affine: Affine,
     stem: str,
-    about: dict[str, object],
+    sidecar: dict[str, object],
 ) -> None:
     image = nifti.Image(data, affine)
     nifti.save(image, Path(f"{stem}.nii.gz"), description="SIMULATED by mri2pet")
-    write_json(Path(f"{stem}.json"), about)
+    write_json(Path(f"{stem}.json"), sidecar)
 
 
 def _write_anatomy(visit: _Visit, t1w: Volume) -> None:
@@ -281,30 +281,30 @@ def _write_anatomy(visit: _Visit, t1w: Volume) -> None:
     counts = np.rint(np.minimum(t1w * T1W_UNIT, LARGEST_COUNT)).astype(np.int16)
     _save(counts, head.affine, f"{visit.stem('anat')}T1w", metadata.describe_t1w())
     _save(head.labels, head.affine, f"{truth}space-T1w_desc-aseg_dseg", visit.origin)
-    every = max(round(COORDINATE_STEP / visit.plan.resolution), 1)
-    tenths = np.rint(head.mni[::every, ::every, ::every] / COORDINATE_UNIT).astype(np.int16)
-    affine = head.affine @ np.diag([every, every, every, 1.0])
-    about = {**visit.origin, "Units": "0.1 mm"}
-    _save(tenths, affine, f"{truth}space-T1w_desc-mni_coordinates", about)
+    step = max(round(COORDINATE_STEP / visit.plan.resolution), 1)
+    tenths = np.rint(head.mni[::step, ::step, ::step] / COORDINATE_UNIT).astype(np.int16)
+    affine = head.affine @ np.diag([step, step, step, 1.0])
+    sidecar = {**visit.origin, "Units": "0.1 mm"}
+    _save(tenths, affine, f"{truth}space-T1w_desc-mni_coordinates", sidecar)
 
 
 def _write_pet(visit: _Visit, pet: PetScan, rng: np.random.Generator) -> None:
     data = pet.data if visit.plan.frames > 1 else pet.data[..., 0]
-    about = metadata.describe_pet(visit.durations, pet.scanner.fwhm, rng)
-    _save(data, pet.grid.affine, f"{visit.stem('pet')}trc-18FFDG_pet", about)
+    sidecar = metadata.describe_pet(visit.durations, pet.scanner.fwhm, rng)
+    _save(data, pet.grid.affine, f"{visit.stem('pet')}trc-18FFDG_pet", sidecar)
     truth = visit.stem("pet", truth=True)
-    about = {**visit.origin, "SkullStripped": False, "Units": "Bq/mL"}
+    sidecar = {**visit.origin, "SkullStripped": False, "Units": "Bq/mL"}
     for desc, volume in (("noisefree", pet.noisefree), ("expected", pet.expected)):
-        _save(volume, visit.head.affine, f"{truth}space-T1w_desc-{desc}_pet", about)
+        _save(volume, visit.head.affine, f"{truth}space-T1w_desc-{desc}_pet", sidecar)
     path = Path(f"{truth}trc-18FFDG_from-pet_to-T1w_mode-image_xfm.txt")
     write_text(path, itk_text(pet.t1w_to_pet))
 
 
 def _write_lesions(visit: _Visit, person: Person) -> list[dict[str, object]]:
     head, subject = visit.head, f"sub-{visit.member.subject}"
-    about = {**visit.origin, "Type": "Lesion"}
+    sidecar = {**visit.origin, "Type": "Lesion"}
     stem = visit.stem("anat", truth=True)
-    _save(mark_lesions(person, head), head.affine, f"{stem}space-T1w_label-L_mask", about)
+    _save(mark_lesions(person, head), head.affine, f"{stem}space-T1w_label-L_mask", sidecar)
     rows: list[dict[str, object]] = []
     for number, lesion in enumerate(person.lesions, 1):
         volume = mask_of(lesion, head.labels, head.affine).sum() * np.prod(head.zooms)
@@ -386,8 +386,8 @@ def _start(plan: CohortPlan, version: str) -> None:
     source = "a template's tissue maps" if plan.anatomies is None else "a label map"
     truth = plan.bids_dir / TRUTH
     for folder, is_truth in ((plan.bids_dir, False), (truth, True)):
-        about = metadata.describe_dataset(version, truth=is_truth)
-        write_json(folder / "dataset_description.json", about)
+        description = metadata.describe_dataset(version, truth=is_truth)
+        write_json(folder / "dataset_description.json", description)
     readme = metadata.README.format(version=version, command=plan.command, source=source)
     write_text(plan.bids_dir / "README.md", readme)
     write_text(truth / "README.md", metadata.TRUTH_README)

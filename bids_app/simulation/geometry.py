@@ -190,11 +190,11 @@ def sample(volume: NDArray[Number], indices: Volume, *, order: int = 1) -> NDArr
     ndarray, (...) or (..., C)
         Of the kind of ``volume``.
     """
-    where = np.moveaxis(indices, -1, 0)
+    positions = np.moveaxis(indices, -1, 0)
     if volume.ndim == 3:
-        return ndimage.map_coordinates(volume, where, order=order, mode="nearest")
+        return ndimage.map_coordinates(volume, positions, order=order, mode="nearest")
     parts = [
-        ndimage.map_coordinates(volume[..., c], where, order=order, mode="nearest")
+        ndimage.map_coordinates(volume[..., c], positions, order=order, mode="nearest")
         for c in range(volume.shape[-1])
     ]
     return np.stack(parts, axis=-1)
@@ -288,8 +288,8 @@ def widen_ventricles(anatomy: Anatomy, displacement: Displacement, atrophy: floa
         From the new head to the old one, on the grid of ``displacement``.
     """
     grid = _coarse(anatomy.grid)
-    where = to_indices(coordinates(grid), anatomy.affine)
-    inside = belongs(sample(anatomy.labels, where, order=0), VENTRICLES).astype(np.float32)
+    indices = to_indices(coordinates(grid), anatomy.affine)
+    inside = belongs(sample(anatomy.labels, indices, order=0), VENTRICLES).astype(np.float32)
     outline = ndimage.gaussian_filter(inside, WALL * SIGMA_OF_FWHM / STEP)
     inwards = np.stack(np.gradient(outline), axis=-1)
     steepest = np.linalg.norm(inwards, axis=-1).max()
@@ -356,7 +356,7 @@ def _mni_at(anatomy: Anatomy, points: Volume, indices: Volume) -> Volume:
     outline = fit_affine(corners(Grid((i, j, k), anatomy.affine)), sample_points)
     linear = points @ outline[:3, :3].T.astype(np.float32) + outline[:3, 3].astype(np.float32)
     expected = coordinates(Grid((i, j, k), outline @ anatomy.affine))
-    rest = anatomy.mni - expected
-    if np.abs(rest).max() < 0.01:  # an affine is all there is: the usual case
+    deviation = anatomy.mni - expected
+    if np.abs(deviation).max() < 0.01:  # an affine is all there is: the usual case
         return linear
-    return linear + sample(rest, indices)
+    return linear + sample(deviation, indices)

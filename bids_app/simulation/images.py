@@ -363,8 +363,8 @@ def pattern_of_template(template: Volume, grid: Grid, anatomy: Anatomy) -> Volum
     pet = smooth(sample(template, to_indices(points, grid.affine)), 10.0, zooms)
     expected = smooth(_mean_tissue()[anatomy.labels], 14.0, anatomy.zooms)
     brain = smooth(_is_brain_tissue()[anatomy.labels], 4.0, anatomy.zooms)
-    where = to_indices(points, anatomy.affine)
-    expected, inside = sample(expected, where), sample(brain, where) > 0.5
+    indices = to_indices(points, anatomy.affine)
+    expected, inside = sample(expected, indices), sample(brain, indices) > 0.5
     ratio = pet / np.maximum(expected, 0.12)
     ratio = np.clip(ratio / np.median(ratio[inside]), *RANGE)
     ratio = np.where(inside, ratio, 1.0).astype(np.float32)
@@ -410,13 +410,13 @@ def draw_uptake(pattern: Volume, rng: np.random.Generator) -> Uptake:
     values = {**TISSUE, "white": float(rng.uniform(*WHITE))}
     table = table_of(values)
     for name, labels in NAMES.items():
-        own = 1.0 if name in ("cortex", "white") else 1 + TISSUE_SD * rng.standard_normal()
-        table[list(labels)] *= own * (1 + SIDE_SD * rng.standard_normal(len(labels)))
-    (wide, shared), (fine, own_side) = VARIATION
-    both = _unit_field(wide, rng)
-    mirrored = both + both[::-1]
-    variation = np.sqrt(shared) * mirrored / mirrored.std()
-    variation += np.sqrt(own_side) * _unit_field(fine, rng)
+        factor = 1.0 if name in ("cortex", "white") else 1 + TISSUE_SD * rng.standard_normal()
+        table[list(labels)] *= factor * (1 + SIDE_SD * rng.standard_normal(len(labels)))
+    (wide, symmetric), (fine, asymmetric) = VARIATION
+    field = _unit_field(wide, rng)
+    mirrored = field + field[::-1]
+    variation = np.sqrt(symmetric) * mirrored / mirrored.std()
+    variation += np.sqrt(asymmetric) * _unit_field(fine, rng)
     region = pattern * np.exp(VARIATION_SD * variation)
     return Uptake(np.maximum(table, 0).astype(np.float32), region.astype(np.float32))
 
@@ -431,6 +431,6 @@ def activity(anatomy: Anatomy, uptake: Uptake) -> Volume:
     """
     volume = uptake.tissue[anatomy.labels]
     brain = is_in_skull(anatomy.labels)
-    where = to_indices(anatomy.mni[brain], PATTERN_GRID.affine)
-    volume[brain] *= sample(uptake.region, where)
+    indices = to_indices(anatomy.mni[brain], PATTERN_GRID.affine)
+    volume[brain] *= sample(uptake.region, indices)
     return volume

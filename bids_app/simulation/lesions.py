@@ -94,27 +94,27 @@ def grey_of(labels: Labels, side: str) -> Mask:
 
 
 def _distances(
-    where: tuple[NDArray[np.intp], ...], affine: Affine, centre: tuple[float, float, float]
+    indices: tuple[NDArray[np.intp], ...], affine: Affine, centre: tuple[float, float, float]
 ) -> NDArray[np.float64]:
-    points = np.stack(where, axis=-1) @ affine[:3, :3].T + affine[:3, 3]
+    points = np.stack(indices, axis=-1) @ affine[:3, :3].T + affine[:3, 3]
     return np.linalg.norm(points - np.array(centre), axis=-1)
 
 
 def mask_of(lesion: Lesion, labels: Labels, affine: Affine) -> Mask:
     """Mark the voxels that lose at least half of what the centre loses, (I, J, K)."""
-    where = np.nonzero(grey_of(labels, lesion.side))
+    indices = np.nonzero(grey_of(labels, lesion.side))
     mask = np.zeros(labels.shape, bool)
-    mask[where] = _distances(where, affine, lesion.centre) <= lesion.radius
+    mask[indices] = _distances(indices, affine, lesion.centre) <= lesion.radius
     return mask
 
 
 def factor_of(lesion: Lesion, labels: Labels, affine: Affine) -> Volume:
     """Give the factor on uptake, (I, J, K): 1 - depth within, 1 without, a slope between."""
-    where = np.nonzero(grey_of(labels, lesion.side))
-    beyond = (_distances(where, affine, lesion.centre) - lesion.radius) / EDGE
+    indices = np.nonzero(grey_of(labels, lesion.side))
+    beyond = (_distances(indices, affine, lesion.centre) - lesion.radius) / EDGE
     loss = (1 - np.sin(np.pi / 2 * np.clip(beyond, -1, 1))) / 2
     factor = np.ones(labels.shape, np.float32)
-    factor[where] = 1 - lesion.depth * loss
+    factor[indices] = 1 - lesion.depth * loss
     return factor
 
 
@@ -143,19 +143,19 @@ def draw_lesion(
         If that side has too little grey matter.
     """
     side = SIDES[int(rng.integers(2))]
-    where = np.nonzero(grey_of(anatomy.labels, side))
+    indices = np.nonzero(grey_of(anatomy.labels, side))
     target = float(np.exp(rng.uniform(*np.log(VOLUMES))))
     count = round(target / float(np.prod(zooms_of(anatomy.affine))))
-    free = np.ones(where[0].size, bool)
+    free = np.ones(indices[0].size, bool)
     for other in others:
         room = other.radius + APART + 2 * EDGE + np.cbrt(target)  # a ball with gaps is wider
-        free &= _distances(where, anatomy.affine, other.centre) > room
+        free &= _distances(indices, anatomy.affine, other.centre) > room
     if free.sum() < max(count, 1):
         raise ValueError(f"the {side} side has too little grey matter for a lesion")
     place = int(rng.choice(np.flatnonzero(free)))
-    voxel = tuple(int(axis[place]) for axis in where)
+    voxel = tuple(int(axis[place]) for axis in indices)
     x, y, z = (anatomy.affine[:3, :3] @ voxel + anatomy.affine[:3, 3]).tolist()
-    distances = _distances(where, anatomy.affine, (x, y, z))
+    distances = _distances(indices, anatomy.affine, (x, y, z))
     radius = float(np.partition(distances, count - 1)[count - 1])
     mx, my, mz = (float(c) for c in anatomy.mni[voxel])
     return Lesion(side, (x, y, z), (mx, my, mz), radius, float(rng.uniform(*depths)))

@@ -108,8 +108,8 @@ def frame_durations(count: int) -> NDArray[np.float64]:
 
 def describe_dataset(version: str, *, truth: bool) -> dict[str, object]:
     """Describe the raw dataset, or the truth about it."""
-    made_by = {"Name": "mri2pet-simulate", "Version": version}
-    common: dict[str, object] = {"BIDSVersion": BIDS_VERSION, "GeneratedBy": [made_by]}
+    app = {"Name": "mri2pet-simulate", "Version": version}
+    common: dict[str, object] = {"BIDSVersion": BIDS_VERSION, "GeneratedBy": [app]}
     if truth:
         return {
             "Name": "The truth about a simulated cohort",

@@ -193,8 +193,10 @@ def scan_pet(
     for lesion in person.lesions:
         volume *= factor_of(lesion, head.labels, head.affine)
     noisefree = images.blur(volume, scanner, head.zooms)
-    seen = images.see(noisefree, head.affine, grid, np.linalg.inv(t1w_to_pet).astype(np.float64))
-    data = images.acquire(seen, scanner, durations, zooms_of(grid.affine), rng)
+    on_pet_grid = images.see(
+        noisefree, head.affine, grid, np.linalg.inv(t1w_to_pet).astype(np.float64)
+    )
+    data = images.acquire(on_pet_grid, scanner, durations, zooms_of(grid.affine), rng)
     usual = images.Scanner(images.USUAL_PSF, scanner.scale, 0.0)
     expected = images.blur(images.activity(head, person.expected), usual, head.zooms)
     return PetScan(data, grid, noisefree, expected, t1w_to_pet, scanner)

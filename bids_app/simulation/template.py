@@ -57,9 +57,9 @@ def _is_cerebellum(points: Volume) -> Mask:
 def _cut_off_cerebellum(labels: Labels, points: Volume) -> None:
     y, z = points[..., 1], points[..., 2]
     chosen = np.nonzero((y < -20) & (z < 5) & ((labels == 2) | (labels == 3)))
-    here = labels[chosen]
+    chosen_labels = labels[chosen]
     within = _is_cerebellum(points[chosen])
-    labels[chosen] = np.where(within, np.where(here == 2, 7, 8), here)
+    labels[chosen] = np.where(within, np.where(chosen_labels == 2, 7, 8), chosen_labels)
 
 
 def _label_tissue(grey: Volume, white: Volume, t1w: Volume, brain: Mask) -> Labels:
@@ -75,22 +75,22 @@ def _place_nuclei(labels: Labels, points: Volume, grey: Volume) -> None:
     candidates = np.isin(labels, (2, 3)) & ((points > low) & (points < high)).all(axis=-1)
     chosen = np.nonzero(candidates)
     mirrored = points[chosen] * np.where(points[chosen][:, :1] < 0, [-1, 1, 1], 1)
-    here = labels[chosen]
+    chosen_labels = labels[chosen]
     for pair, (centre, covariance) in NUCLEI.items():
         inside = _mahalanobis(mirrored, centre, covariance) < 1.25 * ELLIPSOID
         if pair not in WHITISH:
             inside &= grey[chosen] > LEAST_GREY
-        here[inside & np.isin(here, (2, 3))] = pair[0]
-    labels[chosen] = here
+        chosen_labels[inside & np.isin(chosen_labels, (2, 3))] = pair[0]
+    labels[chosen] = chosen_labels
 
 
 def _place_brainstem(labels: Labels, points: Volume) -> None:
     x, y, z = (points[..., axis] for axis in range(3))
     chosen = np.nonzero((np.abs(x) < 25) & (y > -60) & (y < 0) & (z < -8))
-    near, here = points[chosen], labels[chosen]
+    near, chosen_labels = points[chosen], labels[chosen]
     stem = _mahalanobis(near, *BRAINSTEM) < 1.2 * ELLIPSOID
     stem |= (np.abs(near[:, 0]) < 9) & (near[:, 1] > -45) & (near[:, 2] < -48)
-    labels[chosen] = np.where(stem & np.isin(here, (2, 3, 7, 28)), 16, here)
+    labels[chosen] = np.where(stem & np.isin(chosen_labels, (2, 3, 7, 28)), 16, chosen_labels)
 
 
 def _place_ventricles(labels: Labels, points: Volume) -> None:
@@ -100,11 +100,11 @@ def _place_ventricles(labels: Labels, points: Volume) -> None:
 
 
 def _label_sides(labels: Labels, x: Volume) -> Labels:
-    right = {left: left + 39 for left in (2, 3, 4, 7, 8, 10, 11, 12, 13)}
-    right |= {17: 53, 18: 54, 26: 58, 28: 60}
+    right_of = {label: label + 39 for label in (2, 3, 4, 7, 8, 10, 11, 12, 13)}
+    right_of |= {17: 53, 18: 54, 26: 58, 28: 60}
     table = np.arange(1024, dtype=np.int16)
-    for left, other in right.items():
-        table[left] = other
+    for left_label, right_label in right_of.items():
+        table[left_label] = right_label
     return np.where(x > 0, table[labels], labels)
 
 

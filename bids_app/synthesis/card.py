@@ -148,10 +148,10 @@ def file_sha256(path: Path) -> str:
 
 def card_values(card: Card) -> dict[str, object]:
     """Tell a card in plain values, as its file holds it; what began with new weights says less."""
-    told = {**asdict(card), "spec": spec_to_dict(card.spec)}
+    values = {**asdict(card), "spec": spec_to_dict(card.spec)}
     if not card.initialized_from:
-        del told["initialized_from"]
-    return told
+        del values["initialized_from"]
+    return values
 
 
 def card_from(values: Json, *, lenient: bool = False) -> Card:
@@ -243,7 +243,7 @@ def check_reference(folder: Path, card: Card) -> Path:
         If its SHA-256 is another, or the card knows none.
     """
     return _checked_if_named(
-        folder / REFERENCE, card.reference_sha256, card, about="training images"
+        folder / REFERENCE, card.reference_sha256, card, topic="training images"
     )
 
 
@@ -257,17 +257,19 @@ def check_uncertainty(folder: Path, card: Card) -> Path:
     UnusableDataError
         If its SHA-256 is another, or the card knows none.
     """
-    how = ", on 4 controls or more"
+    requirement = ", on 4 controls or more"
     return _checked_if_named(
-        folder / UNCERTAINTY, card.uncertainty_sha256, card, about="errors", how=how
+        folder / UNCERTAINTY, card.uncertainty_sha256, card, topic="errors", requirement=requirement
     )
 
 
-def _checked_if_named(path: Path, sha256: str, card: Card, *, about: str, how: str = "") -> Path:
+def _checked_if_named(
+    path: Path, sha256: str, card: Card, *, topic: str, requirement: str = ""
+) -> Path:
     if not sha256:
         raise UnusableDataError(
             f"generator {card.name}: its card names no {path.name}, so nothing is known of its "
-            f"{about}; train it with this version of mri2pet{how}"
+            f"{topic}; train it with this version of mri2pet{requirement}"
         )
     return _checked(path, sha256)
 

@@ -80,19 +80,23 @@ def _read(path: Path, fit: Fit) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
         if file.metadata() != {"spec": _spec_text(fit.training)}:
             raise ValueError("it belongs to other settings")
-    expected = {
+    network_shapes = {
         name: ("F32", tuple(tensor.shape))
         for name, tensor in _state(fit).items()
         if name.startswith(("generators.", "discriminators."))
     }
-    kept = {
+    kept_shapes = {
         f"kept.{name}": ("F32", tuple(tensor.shape))
         for name, tensor in fit.training.generators[0].state_dict().items()
     }
-    for prefix, own in (("generators.", expected), ("discriminators.", expected), ("kept.", kept)):
+    for prefix, expected in (
+        ("generators.", network_shapes),
+        ("discriminators.", network_shapes),
+        ("kept.", kept_shapes),
+    ):
         refuse_shapes(
             {name: shape for name, shape in shapes.items() if name.startswith(prefix)},
-            {name: shape for name, shape in own.items() if name.startswith(prefix)},
+            {name: shape for name, shape in expected.items() if name.startswith(prefix)},
         )
     tensors = load_file(path)
     for name, tensor in tensors.items():

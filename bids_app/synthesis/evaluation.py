@@ -154,16 +154,13 @@ def compare_regions(
         sums = np.bincount(regions.ravel(), pet.ravel())
         means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
         ratios.append(means / (sums[1:].sum() / max(counts[1:].sum(), 1)))
-    ours, theirs = ratios
-    if not usable.size or not (theirs[usable] > 0).all():
+    synthetic_ratios, real_ratios = ratios
+    if not usable.size or not (real_ratios[usable] > 0).all():
         return math.nan, math.nan, math.nan
-    relative = 100 * (ours[usable] / theirs[usable] - 1)
+    relative = 100 * (synthetic_ratios[usable] / real_ratios[usable] - 1)
     left = np.array([n for n in usable if n % 2 and n + 1 in usable], np.intp)
-    return (
-        float(np.abs(relative).mean()),
-        float(relative.mean()),
-        _correlate(*(200 * (r[left] - r[left + 1]) / (r[left] + r[left + 1]) for r in ratios)),
-    )
+    asymmetries = [200 * (r[left] - r[left + 1]) / (r[left] + r[left + 1]) for r in ratios]
+    return float(np.abs(relative).mean()), float(relative.mean()), _correlate(*asymmetries)
 
 
 def _correlate(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
@@ -297,8 +294,8 @@ def records_from_json(content: Mapping[str, object]) -> list[ScoreRecord]:
         If it is something else.
     """
     try:
-        told = content["Records"]
-        if not isinstance(told, list):
+        rows = content["Records"]
+        if not isinstance(rows, list):
             raise TypeError("no list")
         return [
             ScoreRecord(
@@ -308,7 +305,7 @@ def records_from_json(content: Mapping[str, object]) -> list[ScoreRecord]:
                     "sweep": {float(k): _number(value) for k, value in row["sweep"].items()},
                 }
             )
-            for row in told
+            for row in rows
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no records of an evaluation: {error}") from error

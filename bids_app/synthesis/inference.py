@@ -182,30 +182,33 @@ def predict(
     device = next(generator.parameters()).device
     volumes = [torch.from_numpy(t1w)]
     if isinstance(generator, ConditionedGenerator):
-        whole = WholeVolume()
-        told = predict(t1w, generator.tissue, whole) if condition is None else condition
-        volumes.append(torch.from_numpy(told))
+        if condition is None:
+            condition = predict(t1w, generator.tissue, WholeVolume())
+        volumes.append(torch.from_numpy(condition))
 
-    def answers() -> Iterator[torch.Tensor]:
+    def predicted_tiles() -> Iterator[torch.Tensor]:
         for indices in torch.arange(tiling.count(t1w.shape)).split(batch_size):
             tiles = torch.stack(
-                [torch.cat([tiling.cut(own, int(index)) for own in volumes]) for index in indices]
+                [
+                    torch.cat([tiling.cut(volume, int(index)) for volume in volumes])
+                    for index in indices
+                ]
             )
-            seen = tiles.flatten(1).any(1)
-            made = torch.zeros_like(tiles[:, : tiling.channels])
-            if seen.any():
+            has_brain = tiles.flatten(1).any(1)
+            predicted = torch.zeros_like(tiles[:, : tiling.channels])
+            if has_brain.any():
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    made[seen] = generator(tiles[seen].to(device)).float().cpu()
-            yield from made
+                    predicted[has_brain] = generator(tiles[has_brain].to(device)).float().cpu()
+            yield from predicted
 
-    made = tiling.merge(answers(), t1w.shape).numpy()
-    if not np.isfinite(made).all():
+    pet = tiling.merge(predicted_tiles(), t1w.shape).numpy()
+    if not np.isfinite(pet).all():
         raise FloatingPointError("the generator predicts what is not finite")
-    if made.min() < -ROUNDING or made.max() > 1 + ROUNDING:
+    if pet.min() < -ROUNDING or pet.max() > 1 + ROUNDING:
         raise FloatingPointError(
-            f"the generator predicts {made.min():.3g} to {made.max():.3g}, where PET is 0 to 1"
+            f"the generator predicts {pet.min():.3g} to {pet.max():.3g}, where PET is 0 to 1"
         )
-    return made
+    return pet
 
 
 def refuse_flat(pet: Volume, t1w: Volume) -> None:
@@ -261,6 +264,6 @@ def synthesize(
     FloatingPointError
         As :func:`predict` and :func:`refuse_flat`.
     """
-    made = predict(t1w, generator, tiling, batch_size=batch_size, dtype=dtype)
-    refuse_flat(made, t1w)
-    return smooth(made, fwhm, zooms)
+    pet = predict(t1w, generator, tiling, batch_size=batch_size, dtype=dtype)
+    refuse_flat(pet, t1w)
+    return smooth(pet, fwhm, zooms)

@@ -153,8 +153,8 @@ def _open(job: Job) -> list[Volumes]:
 
 def _begin(fabric: Fabric, job: Job) -> Fit:
     """Build what is trained, as the last checkpoint has it if there is one."""
-    known = None if job.initial is None else load_generator(job.initial, "cpu")[0]
-    network = None if known is None or isinstance(known, TissueModel) else network_of(known)
+    initial = None if job.initial is None else load_generator(job.initial, "cpu")[0]
+    network = None if initial is None or isinstance(initial, TissueModel) else network_of(initial)
     fit = Fit(Training(job.spec, fabric, torch.Generator().manual_seed(job.seed), network))
     generator = fit.training.generators[0]
     if isinstance(generator, ConditionedGenerator):
@@ -235,11 +235,11 @@ def _fitted(
     UnusableDataError
         If there are too few participants, or a T1w has no three tissues.
     """
-    known = None if initial is None else load_generator(initial, "cpu")[0]
-    tissue = known.tissue if isinstance(known, ConditionedGenerator) else known
-    before = tissue if isinstance(tissue, TissueModel) else None
+    generator = None if initial is None else load_generator(initial, "cpu")[0]
+    tissue = generator.tissue if isinstance(generator, ConditionedGenerator) else generator
+    initial_tissue = tissue if isinstance(tissue, TissueModel) else None
     try:
-        return fit_tissue_model(spec, [open_volumes(folder) for folder in training], before)
+        return fit_tissue_model(spec, [open_volumes(folder) for folder in training], initial_tissue)
     except ValueError as error:
         raise UnusableDataError(f"tissue model of fold {name}: {error}") from error
 

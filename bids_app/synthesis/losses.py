@@ -118,8 +118,8 @@ def generator_loss(
     """
 
     def translated(t1w: Tensor) -> Tensor:
-        seen = t1w if condition is None else torch.cat([t1w, condition], dim=1)
-        return to_pet.generator(seen)
+        inputs = t1w if condition is None else torch.cat([t1w, condition], dim=1)
+        return to_pet.generator(inputs)
 
     fake_pet = translated(mri)
     loss = adversarial_weight * _persuasion(to_pet, fake_pet)

@@ -274,14 +274,14 @@ def spec_to_dict(spec: Spec) -> dict[str, object]:
         return {"tiling": {"kind": WHOLE}, "sides": list(spec.sides), "cubes": list(spec.cubes)}
     tiling = asdict(spec.tiling)  # type: ignore[call-overload]  # all are dataclasses
     if isinstance(spec.tiling, SliceTriplets | SingleSlices):
-        usual = asdict(type(spec.tiling)())
-        tiling = {name: value for name, value in tiling.items() if value != usual[name]}
-    told = {**asdict(spec), "tiling": {"kind": kind_of(spec), **tiling}}
+        defaults = asdict(type(spec.tiling)())
+        tiling = {name: value for name, value in tiling.items() if value != defaults[name]}
+    values = {**asdict(spec), "tiling": {"kind": kind_of(spec), **tiling}}
     if spec.condition is None:
-        del told["condition"]
+        del values["condition"]
     else:
-        told["condition"] = spec_to_dict(spec.condition)
-    return told
+        values["condition"] = spec_to_dict(spec.condition)
+    return values
 
 
 def spec_from_dict(values: Json) -> Spec:
@@ -298,18 +298,18 @@ def spec_from_dict(values: Json) -> Spec:
         return _tissue_spec_from(values)
     optional = [field.name for field in fields(ModelSpec) if field.default is not MISSING]
     refuse_odd(values, _CHECKS, " ".join(optional))
-    tiling = dict(values["tiling"])
-    kind = tiling.pop("kind", None)
+    options = dict(values["tiling"])
+    kind = options.pop("kind", None)
     if not isinstance(kind, str) or kind not in _TILING_CHECKS:
         raise ValueError(f"there is no tiling {kind!r:.60}")
-    refuse_odd(tiling, _TILING_CHECKS[kind], "step size stride axes")
-    made = TILINGS[kind](**tiling)
-    if isinstance(made, CubicPatches) and made.stride > made.size:
+    refuse_odd(options, _TILING_CHECKS[kind], "step size stride axes")
+    tiling = TILINGS[kind](**options)
+    if isinstance(tiling, CubicPatches) and tiling.stride > tiling.size:
         raise ValueError("cubes that are further apart than they are wide leave gaps")
-    own: Json = {**values, "tiling": made}
-    if "condition" in own:
-        own["condition"] = _tissue_spec_from(own["condition"])
-    return ModelSpec(**own)
+    spec_values: Json = {**values, "tiling": tiling}
+    if "condition" in spec_values:
+        spec_values["condition"] = _tissue_spec_from(spec_values["condition"])
+    return ModelSpec(**spec_values)
 
 
 def _tissue_spec_from(values: Json) -> TissueSpec:

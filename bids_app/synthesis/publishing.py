@@ -95,14 +95,14 @@ def publish(values: dict[str, object], fitted: Fitted, folder: Path) -> None:
     card = card_from(values)
     card = replace(card, versions={**card.versions, "precision": fitted.precision})
     for number, weights in enumerate(fitted.folds, start=1):
-        own = replace(
+        fold_card = replace(
             card,
             participants=fitted.fold_participants[number - 1],
             metrics=mean_metrics(fitted.records[number - 1 : number]),
             trained_on=f"{card.trained_on}; without those of fold {number}",
         )
         volumes = fitted.fold_volumes[number - 1]
-        _save(weights, volumes, own, folder / FOLDS / f"fold-{number}")
+        _save(weights, volumes, fold_card, folder / FOLDS / f"fold-{number}")
     _remove_folds(folder / FOLDS, beyond=len(fitted.folds))
     whole = _know_errors(replace(card, metrics=mean_metrics(fitted.records)), fitted, folder)
     _save(fitted.weights, fitted.volumes, whole, folder)
@@ -114,8 +114,8 @@ def _know_errors(card: Card, fitted: Fitted, folder: Path) -> Card:
     """Write what the folds' errors tell, and give the card that knows it; too few tell nothing."""
     path = folder / UNCERTAINTY
     path.unlink(missing_ok=True)
-    groups = [fold for fold, own in enumerate(fitted.left_out) for _ in own]
-    left_out = [volumes for own in fitted.left_out for volumes in own]
+    groups = [fold for fold, folders in enumerate(fitted.left_out) for _ in folders]
+    left_out = [volumes for folders in fitted.left_out for volumes in folders]
     if len(left_out) < FEWEST:
         return card
     try:
@@ -123,12 +123,12 @@ def _know_errors(card: Card, fitted: Fitted, folder: Path) -> Card:
             sample_errors(open_volumes(volumes), load(pet).data)
             for volumes, pet in zip(left_out, fitted.pets, strict=True)
         ]
-        model, told = fit_error_model(people, groups)
+        model, measures = fit_error_model(people, groups)
     except ValueError:  # one fold, or a T1w without three tissues
         return card
     write_error_model(model, path)
-    measured = {f"uncertainty_{name}": round(value, 4) for name, value in told.items()}
-    return replace(card, metrics={**card.metrics, **measured}, uncertainty_sha256=file_sha256(path))
+    metrics = {f"uncertainty_{name}": round(value, 4) for name, value in measures.items()}
+    return replace(card, metrics={**card.metrics, **metrics}, uncertainty_sha256=file_sha256(path))
 
 
 def _remove_folds(folder: Path, *, beyond: int) -> None:

@@ -162,7 +162,7 @@ def measure_traits(t1w: Volume, zooms: tuple[float, float, float]) -> NDArray[np
         for sigma in SLOPES
     ]
     rough = [np.abs(np.diff(t1w, 2, axis=n, prepend=0, append=0))[inner].mean() for n in range(3)]
-    told = (
+    measures = (
         slopes[0] / (slopes[1] + LITTLE),
         np.median(np.abs(grain)) / (white - fluid),
         wet[brain].mean(),
@@ -173,7 +173,7 @@ def measure_traits(t1w: Volume, zooms: tuple[float, float, float]) -> NDArray[np
         rough[0] / (rough[1] + LITTLE),
         rough[2] / (rough[1] + LITTLE),
     )
-    return np.log(np.array(told, np.float64) + LITTLE)
+    return np.log(np.array(measures, np.float64) + LITTLE)
 
 
 def _with_places(traits: Traits, look: Looks, others: tuple[Looks, Looks], brain: Mask) -> Traits:
@@ -237,8 +237,8 @@ def describe_novelty(
     value: float, traits: dict[str, float], reference: Reference
 ) -> dict[str, object]:
     """Put the novelty of a T1w beside those of the training T1w, as a sidecar tells it."""
-    others = reference.novelties
-    highest = float(others.max()) if others.size else None
+    controls = reference.novelties
+    highest = float(controls.max()) if controls.size else None
     beyond = [
         TRAITS[name][score > 0]
         for name, score in sorted(traits.items(), key=lambda item: -abs(item[1]))
@@ -254,8 +254,8 @@ def describe_novelty(
             "mean and spread from theirs, in units of their standard deviation"
         ),
         "Value": round(value, 3),
-        "TrainingControls": len(others),
-        "TrainingControlsLowest": round(float(others.min()), 3) if others.size else None,
+        "TrainingControls": len(controls),
+        "TrainingControlsLowest": round(float(controls.min()), 3) if controls.size else None,
         "TrainingControlsHighest": None if highest is None else round(highest, 3),
         "BeyondTrainingControls": highest is not None and value > highest,
         **({"Traits": {k: round(v, 2) for k, v in traits.items()}} if traits else {}),
@@ -272,13 +272,13 @@ def _compare_all(
         return np.zeros((0, 0)), np.zeros(0, np.float32)
     table = np.array(
         [
-            _with_places(own, look, _summarize(looks[owners != owner]), brain)
-            for own, look, owner in zip(traits, looks, owners, strict=True)
+            _with_places(image_traits, look, _summarize(looks[owners != owner]), brain)
+            for image_traits, look, owner in zip(traits, looks, owners, strict=True)
         ]
     )
     values = [
-        np.abs(_scores(own, *_summarize(table[owners != owner]))).max()
-        for own, owner in zip(table, owners, strict=True)
+        np.abs(_scores(image_traits, *_summarize(table[owners != owner]))).max()
+        for image_traits, owner in zip(table, owners, strict=True)
     ]
     return table, np.array(values, np.float32)
 

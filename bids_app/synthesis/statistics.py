@@ -107,10 +107,10 @@ def rows_of(records: Iterable[ScoreRecord]) -> list[str]:
     ValueError
         If one is not a row of the table.
     """
-    there = {record.model for record in records}
-    if not there <= set(ROWS):
-        raise ValueError(f"no rows of the table: {sorted(there - set(ROWS))}")
-    return [row for row in ROWS if row in there]
+    present = {record.model for record in records}
+    if not present <= set(ROWS):
+        raise ValueError(f"no rows of the table: {sorted(present - set(ROWS))}")
+    return [row for row in ROWS if row in present]
 
 
 def participants_of(records: Iterable[ScoreRecord], model: str) -> int:

@@ -124,12 +124,12 @@ class SliceTriplets:
     def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
         volume: Tensor | None = None
         times = [0] * shape[-1]
-        for index, laid in zip(range(self.count(shape)), tiles, strict=True):
-            tile = turn_back(laid, self.axes)
+        for index, turned in zip(range(self.count(shape)), tiles, strict=True):
+            tile = turn_back(turned, self.axes)
             volume = tile.new_zeros(shape) if volume is None else volume
             first = self.step * index
-            for number, made in zip(range(first, shape[-1]), tile, strict=False):
-                volume[..., number] += made
+            for number, plane in zip(range(first, shape[-1]), tile, strict=False):
+                volume[..., number] += plane
                 times[number] += 1
         if volume is None:
             raise ValueError(NO_TILES)
@@ -171,8 +171,8 @@ class SingleSlices:
 
     def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
         volume: Tensor | None = None
-        for index, laid in zip(range(shape[-1]), tiles, strict=True):
-            tile = turn_back(laid, self.axes)
+        for index, turned in zip(range(shape[-1]), tiles, strict=True):
+            tile = turn_back(turned, self.axes)
             volume = tile.new_empty(shape) if volume is None else volume
             volume[..., index] = tile[0]
         if volume is None:
@@ -245,9 +245,11 @@ class CubicPatches:
 
     def centre(self, volume: Tensor, index: int) -> Tensor:
         shape = tuple(volume.shape)
-        return volume[tuple(map(self._kept, self._corner(shape, index), shape))].unsqueeze(0)
+        return volume[
+            tuple(map(self._centre_of_cube, self._corner(shape, index), shape))
+        ].unsqueeze(0)
 
-    def _kept(self, start: int, side: int) -> slice:
+    def _centre_of_cube(self, start: int, side: int) -> slice:
         """Tell which voxels of an axis come from the cube that starts there."""
         margin = (self.size - self.stride) // 2
         last = start + self.size >= side
@@ -261,9 +263,11 @@ class CubicPatches:
         for corner, tile in zip(self._corners(shape), tiles, strict=True):
             if volume is None:
                 volume = tile.new_empty(shape)
-            kept = [margin if start else 0 for start in corner]
-            there = tuple(slice(s + k, s + self.size) for s, k in zip(corner, kept, strict=True))
-            volume[there] = tile[0][tuple(slice(k, None) for k in kept)]
+            margins = [margin if start else 0 for start in corner]
+            target = tuple(
+                slice(s + k, s + self.size) for s, k in zip(corner, margins, strict=True)
+            )
+            volume[target] = tile[0][tuple(slice(k, None) for k in margins)]
         if volume is None:
             raise ValueError(NO_TILES)
         return volume

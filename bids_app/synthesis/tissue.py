@@ -78,8 +78,8 @@ class TissueModel(nn.Module):
         self.brain_mean = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def forward(self, t1w: Tensor) -> Tensor:
-        made = [self._predict(volume[0].cpu().numpy()) for volume in t1w]
-        return torch.from_numpy(np.stack(made))[:, None].to(t1w.device)
+        predicted = [self._predict(volume[0].cpu().numpy()) for volume in t1w]
+        return torch.from_numpy(np.stack(predicted))[:, None].to(t1w.device)
 
     def _predict(self, t1w: Volume) -> Volume:
         if count_cubes(t1w.shape, self.spec.sides) != self.spec.cubes:
@@ -91,8 +91,8 @@ class TissueModel(nn.Module):
             spread_cubes(cubes, sides, t1w.shape) for cubes in self.coefficients.cpu().numpy()
         )
         pet = np.where(t1w > 0, np.maximum(a * grey + b * white + c, 0), 0)
-        mean, wanted = float(pet.sum() / max(np.count_nonzero(t1w), 1)), float(self.brain_mean)
-        factor = wanted / mean if wanted and mean else 1.0
+        mean, brain_mean = float(pet.sum() / max(np.count_nonzero(t1w), 1)), float(self.brain_mean)
+        factor = brain_mean / mean if brain_mean and mean else 1.0
         return np.clip(factor * pet, 0, 1).astype(np.float32)
 
 
@@ -113,8 +113,8 @@ def carry_tissue_model(model: TissueModel, affine: Affine, grid: Grid) -> Tissue
     TissueModel
         With cubes of about the same edges in mm.
     """
-    zooms, own = zooms_of(grid.affine), np.array(zooms_of(affine))
-    edges = np.array(model.spec.sides) * own
+    zooms, old_zooms = zooms_of(grid.affine), np.array(zooms_of(affine))
+    edges = np.array(model.spec.sides) * old_zooms
     sides = cube_sides(float(edges.min()), zooms)
     spec = TissueSpec(sides, count_cubes(grid.shape, sides))
     steps = np.linalg.inv(_centres(affine, model.spec.sides)) @ _centres(grid.affine, sides)
@@ -124,7 +124,7 @@ def carry_tissue_model(model: TissueModel, affine: Affine, grid: Grid) -> Tissue
             cubes, steps[:3, :3], steps[:3, 3], spec.cubes, order=1, mode="nearest"
         )
         carried.coefficients[number].copy_(torch.from_numpy(moved))
-    blur = model.psf_sigma.numpy() * own / np.array(zooms)
+    blur = model.psf_sigma.numpy() * old_zooms / np.array(zooms)
     carried.psf_sigma.copy_(torch.from_numpy(blur.astype(np.float32)))
     carried.brain_mean.copy_(model.brain_mean)
     return carried.eval()
@@ -164,14 +164,14 @@ def _moments(visit: Volumes, sides: tuple[int, int, int], blurs: Sequence[float]
     try:
         shares = tissue_shares(visit.t1w)
     except ValueError as error:
-        who = visit.owner.participant
+        label = visit.owner.participant
         raise ValueError(
-            f"sub-{who}: {error}; look at it, or give --exclude-participant-label {who}"
+            f"sub-{label}: {error}; look at it, or give --exclude-participant-label {label}"
         ) from error
     found = []
     for fwhm in blurs:
-        seen = [_cut(smooth(share, fwhm, zooms), sides)[brain] * known for share in shares]
-        terms = np.stack([*seen, known, pet], axis=-1)
+        blurred = [_cut(smooth(share, fwhm, zooms), sides)[brain] * known for share in shares]
+        terms = np.stack([*blurred, known, pet], axis=-1)
         moments = np.zeros((*brain.shape, TERMS + 1, TERMS + 1))
         moments[brain] = np.matmul(terms.transpose(0, 2, 1), terms)
         found.append(moments)
@@ -200,10 +200,10 @@ def _solve(
     )
     ridge = pull * np.diag(np.diag(whole[:TERMS, :TERMS]))
     coefficients = np.broadcast_to(usual, (*near.shape[:3], TERMS)).copy()
-    told = near[..., TERMS - 1, TERMS - 1] > 0  # beyond the kernel's reach nothing is told
-    sums = near[told, :TERMS, TERMS] + coefficients[told] @ ridge
-    matrices = near[told, :TERMS, :TERMS] + ridge
-    coefficients[told] = np.linalg.solve(matrices, sums[..., np.newaxis])[..., 0]
+    informed = near[..., TERMS - 1, TERMS - 1] > 0  # beyond the kernel's reach nothing is known
+    sums = near[informed, :TERMS, TERMS] + coefficients[informed] @ ridge
+    matrices = near[informed, :TERMS, :TERMS] + ridge
+    coefficients[informed] = np.linalg.solve(matrices, sums[..., np.newaxis])[..., 0]
     return coefficients
 
 
@@ -277,24 +277,26 @@ def fit_tissue_model(
 
     def measure(members: Sequence[list[Volumes]], blurs: Sequence[float]) -> list[Moments]:
         """Sum the moments of some controls, a blur each."""
-        every = (_moments(visit, spec.sides, blurs) for own in members for visit in own)
-        return reduce(lambda one, other: list(map(np.add, one, other)), every)
+        moments = (_moments(visit, spec.sides, blurs) for control in members for visit in control)
+        return reduce(lambda one, other: list(map(np.add, one, other)), moments)
 
-    few = [measure([own], PSF_FWHM) for own in controls[:PSF_CONTROLS]]
-    errors = [_left_out_error(groups, USUAL_KERNEL, edges) for groups in zip(*few, strict=True)]
+    by_control = [measure([control], PSF_FWHM) for control in controls[:PSF_CONTROLS]]
+    errors = [
+        _left_out_error(groups, USUAL_KERNEL, edges) for groups in zip(*by_control, strict=True)
+    ]
     psf_fwhm = PSF_FWHM[int(np.argmin(errors))]
     number = min(GROUPS, len(controls))
     groups = [measure(controls[start::number], [psf_fwhm])[0] for start in range(number)]
-    before = None if initial is None else np.moveaxis(initial.coefficients.double().numpy(), 0, -1)
+    prior = None if initial is None else np.moveaxis(initial.coefficients.double().numpy(), 0, -1)
 
     def error(kernel_fwhm: float, pull: float) -> float:
-        return _left_out_error(groups, kernel_fwhm, edges, before, pull)
+        return _left_out_error(groups, kernel_fwhm, edges, prior, pull)
 
     pull = RIDGE
     if initial is not None:
-        pull = min(PULLS, key=lambda one: error(USUAL_KERNEL, one))
+        pull = min(PULLS, key=lambda weight: error(USUAL_KERNEL, weight))
     kernel = min(KERNEL_FWHM, key=lambda fwhm: error(fwhm, pull))
-    found = _solve(np.sum(groups, axis=0), kernel, edges, before, pull)
+    found = _solve(np.sum(groups, axis=0), kernel, edges, prior, pull)
     coefficients = np.moveaxis(found, -1, 0)
     model = TissueModel(spec)
     model.coefficients.copy_(torch.from_numpy(coefficients))

@@ -60,9 +60,9 @@ class ImagePool:
         Tensor, (N, channels, *size)
             While the pool is not full, the new fakes themselves.
         """
-        return torch.stack([self._exchange_one(fake) for fake in fakes])
+        return torch.stack([self._exchange_fake(fake) for fake in fakes])
 
-    def _exchange_one(self, fake: Tensor) -> Tensor:
+    def _exchange_fake(self, fake: Tensor) -> Tensor:
         if len(self.images) < self.size:
             self.images.append(fake.clone())
             return fake
@@ -92,8 +92,8 @@ class Team:
 
     def share(self, batch: Sequence[Item]) -> list[Item]:
         """Give this process every ``size``-th item, or the first one if none is left for it."""
-        own = batch[self.rank :: self.size]
-        return list(own if len(own) else batch[:1])
+        items = batch[self.rank :: self.size]
+        return list(items if len(items) else batch[:1])
 
     def weight(self, total: int) -> float:
         """Weigh this process's share of ``total`` samples so that the mean over processes is right.
@@ -119,8 +119,8 @@ class Team:
         """
         if self.size == 1:
             return share
-        most = -(-total // self.size)
-        filling = share[:1].expand(most - len(share), *share.shape[1:])
+        largest = -(-total // self.size)
+        filling = share[:1].expand(largest - len(share), *share.shape[1:])
         shares = cast("Tensor", self.fabric.all_gather(torch.cat([share, filling])))
         return shares.transpose(0, 1).flatten(0, 1)[:total]
 
@@ -212,7 +212,7 @@ class Training:
         self.team = Team(fabric)
         self.epoch = 0
         back = [replace(spec, condition=None)] if spec.cycle else []  # PET → MRI has no condition
-        plain = [build_translator(own, random) for own in (spec, *back)]
+        plain = [build_translator(translator_spec, random) for translator_spec in (spec, *back)]
         self.generators = nn.ModuleList([translator.generator for translator in plain])
         self.discriminators = nn.ModuleList([translator.discriminator for translator in plain])
         layout = LAYOUTS[spec.tiling.spatial_dims]
@@ -237,13 +237,13 @@ class Training:
 
     def _adam(self, networks: nn.Module, early: Sequence[nn.Parameter] = ()) -> torch.optim.Adam:
         spec, slow = self.spec, {id(parameter) for parameter in early}
-        others = [own for own in networks.parameters() if id(own) not in slow]
+        others = [parameter for parameter in networks.parameters() if id(parameter) not in slow]
         groups = [{"params": others, "share": 1.0}]
         groups += [{"params": list(early), "share": EARLY_RATE}] if early else []
         return torch.optim.Adam(groups, lr=spec.learning_rate, betas=(spec.beta1, spec.beta2))
 
     @contextmanager
-    def _own_gradients(self) -> Iterator[None]:
+    def _unsynced_gradients(self) -> Iterator[None]:
         """Keep Fabric from averaging gradients: a step averages them once, at its end."""
         with ExitStack() as stack:
             if self.team.size > 1:
@@ -255,7 +255,7 @@ class Training:
 
     def step(self, batch: Batch) -> Losses:
         """Improve all networks once, by a batch of true pairs."""
-        with self._own_gradients():
+        with self._unsynced_gradients():
             return self._step(batch.to(self.fabric.device))
 
     def _step(self, batch: Batch) -> Losses:
@@ -263,7 +263,7 @@ class Training:
         to_mri = self.translators[1] if spec.cycle else None
         weight = self.team.weight(batch.total)
         self.discriminators.requires_grad_(requires_grad=False)
-        loss, made = generator_loss(
+        loss, fakes = generator_loss(
             to_pet,
             to_mri,
             batch.mri,
@@ -275,10 +275,10 @@ class Training:
         )
         self._improve(self.generators, self.generator_optimizer, weight * loss)
         self.discriminators.requires_grad_(requires_grad=True)
-        judged = self._judge(to_pet, self.pools[0], batch.pet, made.fake_pet, batch.total)
-        if to_mri is not None and made.fake_mri is not None:
+        judged = self._judge(to_pet, self.pools[0], batch.pet, fakes.fake_pet, batch.total)
+        if to_mri is not None and fakes.fake_mri is not None:
             judged = judged + self._judge(
-                to_mri, self.pools[1], batch.mri, made.fake_mri, batch.total
+                to_mri, self.pools[1], batch.mri, fakes.fake_mri, batch.total
             )
         self._improve(self.discriminators, self.discriminator_optimizer, weight * judged)
         return Losses(float(weight * loss.detach()), float(weight * judged.detach()))
@@ -294,8 +294,8 @@ class Training:
         self, translator: Translator, pool: ImagePool, real: Tensor, fake: Tensor, total: int
     ) -> Tensor:
         remembered = pool.exchange(self.team.gather(fake.detach(), total))
-        own = torch.stack(self.team.share(list(remembered)))
-        return discriminator_loss(translator.discriminator(real), translator.discriminator(own))
+        fakes = torch.stack(self.team.share(list(remembered)))
+        return discriminator_loss(translator.discriminator(real), translator.discriminator(fakes))
 
     def run_epoch(self, batches: Iterable[Batch]) -> Epoch:
         """Take a step a batch, and count the epoch.
@@ -343,15 +343,15 @@ def shuffled_batches(
     """
     places = [(pair, index) for pair in pairs for index in _chosen(pair, spec, random)]
     for chosen in torch.randperm(len(places), generator=random).split(spec.batch_size):
-        own = [places[int(place)] for place in (chosen if team is None else team.share(chosen))]
+        tiles = [places[int(place)] for place in (chosen if team is None else team.share(chosen))]
         conditions = [
             spec.tiling.cut(pair.condition, index)
-            for pair, index in own
+            for pair, index in tiles
             if pair.condition is not None
         ]
         yield Batch(
-            torch.stack([spec.tiling.cut(pair.mri, index) for pair, index in own]),
-            torch.stack([spec.tiling.cut(pair.pet, index) for pair, index in own]),
+            torch.stack([spec.tiling.cut(pair.mri, index) for pair, index in tiles]),
+            torch.stack([spec.tiling.cut(pair.pet, index) for pair, index in tiles]),
             len(chosen),
             torch.stack(conditions) if conditions else None,
         )
@@ -412,8 +412,8 @@ class HistoryRow:
     @classmethod
     def of(cls, row: Sequence[float]) -> HistoryRow:
         """Build it from a row of numbers."""
-        epoch, *rest = row
-        return cls(int(epoch), *rest)
+        epoch, *values = row
+        return cls(int(epoch), *values)
 
 
 class Fit:
@@ -473,12 +473,12 @@ def _validated(fit: Fit, validate: Validate | None, last_epoch: int) -> float:
         with suppress(FloatingPointError):  # told below, by all processes alike
             ssim = validate(generator)
         generator.train()
-    told = float(training.fabric.broadcast(torch.tensor(ssim, dtype=torch.float64)))
-    if isnan(told):
+    ssim = float(training.fabric.broadcast(torch.tensor(ssim, dtype=torch.float64)))
+    if isnan(ssim):
         raise FloatingPointError(
             f"what the generator predicts is not finite in epoch {training.epoch}"
         )
-    return told
+    return ssim
 
 
 def go_on(
