@@ -80,13 +80,13 @@ def extract(image: Image, threads: int) -> Mask:
     extraction = BrainExtraction(no_gpu=True)
     box, inner = _without_empty_planes(image)
     try:
-        _, found, _ = extraction.run(to_nibabel(inner))
+        _, brain_image, _ = extraction.run(to_nibabel(inner))
     except (AssertionError, ValueError, RuntimeError) as error:
         if NO_MEMORY in str(error):
             raise
         raise ValueError(f"deepbet found no brain ({error})") from error
     mask = np.zeros(image.data.shape, bool)
-    mask[box] = np.asarray(found.dataobj) > 0
+    mask[box] = np.asarray(brain_image.dataobj) > 0
     size = litres(mask, image)
     if not SMALLEST_BRAIN <= size <= LARGEST_BRAIN:
         raise ValueError(f"deepbet found a brain of {size:.2f} litres")

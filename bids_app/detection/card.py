@@ -327,12 +327,12 @@ def read_card(folder: Path, *, lenient: bool = False) -> DetectorCard:
 
 def digest_files(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
     """Give the SHA-256 of files by their path in a folder."""
-    found = {}
+    digests = {}
     for path in sorted(paths):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[path.relative_to(folder).as_posix()] = digest
-    return found
+        digests[path.relative_to(folder).as_posix()] = digest
+    return digests
 
 
 def card_sha256(folder: Path) -> str:
@@ -390,8 +390,8 @@ def check_files(folder: Path, card: DetectorCard) -> None:
                 f"{folder / CARD}: does not know {name}, so the run that trained the detector did "
                 "not end; run it again"
             )
-    found = digest_files(folder, [folder / name for name in card.files])
-    for name, sha256 in found.items():
+    digests = digest_files(folder, [folder / name for name in card.files])
+    for name, sha256 in digests.items():
         if sha256 != card.files[name]:
             raise UnusableDataError(
                 f"{folder / name}: its SHA-256 is not the card's, so it was changed or damaged; "

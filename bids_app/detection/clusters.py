@@ -107,13 +107,13 @@ def name_regions(
         raise ValueError(f"clusters of {labels.shape} and an atlas of {atlas.shape} voxels differ")
     inside = labels > 0
     ranks, regions = labels[inside], np.rint(atlas[inside]).astype(np.int64)
-    found: list[str | None] = []
+    region_names: list[str | None] = []
     for rank in range(1, int(labels.max(initial=0)) + 1):
         in_cluster = regions[(ranks == rank) & (regions != 0)]
         numbers, counts = np.unique(in_cluster, return_counts=True)
         largest = int(numbers[counts.argmax()]) if numbers.size else None
-        found.append(None if largest is None else names.get(largest, f"label {largest}"))
-    return found
+        region_names.append(None if largest is None else names.get(largest, f"label {largest}"))
+    return region_names
 
 
 Labels = NDArray[np.int16]

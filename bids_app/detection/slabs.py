@@ -238,5 +238,5 @@ class PackedControls:
         if not self._holes:
             return {}
         with safe_open(self._path, framework="numpy") as file:
-            found = {place: file.get_slice(name)[k] > 0 for place, name in self._holes.items()}
-        return {place: hole for place, hole in found.items() if hole.any()}
+            holes = {place: file.get_slice(name)[k] > 0 for place, name in self._holes.items()}
+        return {place: hole for place, hole in holes.items() if hole.any()}

@@ -175,13 +175,13 @@ class PoseSearch:
 
     def find(self) -> Pose:
         """Search all directions; give the best pose, and what can be had near the header's."""
-        nothing = np.zeros(3)
+        no_shift = np.zeros(3)
         fixed, moving = self.centres
-        header = [self._climb(np.eye(3), shift, NEAR) for shift in (nothing, fixed - moving)]
+        header = [self._climb(np.eye(3), shift, NEAR) for shift in (no_shift, fixed - moving)]
         turns = directions()
         scores = [self.score(self._pose(turn, np.zeros(6)), FIRST) for turn in turns]
         best = np.argsort(scores)[::-1][:KEPT]
-        climbed = [self._climb(turns[index], nothing) for index in best]
+        climbed = [self._climb(turns[index], no_shift) for index in best]
         score, matrix = max((*header, *climbed), key=lambda match: match[0])
         return Pose(matrix, score, max(match[0] for match in header))
 

@@ -81,10 +81,10 @@ def measure_uptake_by_region(
         for name, mask in inside.items()
         if counts[name] >= FEWEST_VOXELS
     }
-    usual = {"ratio_brain": float(pet[brain].mean()) if brain.any() else 0.0}
+    references = {"ratio_brain": float(pet[brain].mean()) if brain.any() else 0.0}
     for column, part in REFERENCES.items():
         voxels = [pet[inside[name]] for name in means if part in name]
-        usual[column] = float(np.concatenate(voxels).mean()) if voxels else 0.0
+        references[column] = float(np.concatenate(voxels).mean()) if voxels else 0.0
     return [
         RegionalUptake(
             pet=kind,
@@ -92,7 +92,7 @@ def measure_uptake_by_region(
             volume=counts[name] * voxel_volume,
             mean=mean,
             asymmetry=_asymmetry(name, means),
-            **{column: mean / value if value else None for column, value in usual.items()},
+            **{column: mean / value if value else None for column, value in references.items()},
         )
         for name, mean in means.items()
     ]

@@ -423,9 +423,9 @@ def write_cohort(plan: CohortPlan, *, nprocs: int, version: str) -> None:
     workers = min(nprocs, len(members))
     calls = ([plan] * len(members), members, [pattern] * len(members))
     if workers == 1:
-        found = list(map(write_member, *calls))
+        rows_by_member = list(map(write_member, *calls))
     else:
         start_fork_server()
         with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-            found = list(pool.map(write_member, *calls))
-    _write_tables(plan, [row for rows in found for row in rows])
+            rows_by_member = list(pool.map(write_member, *calls))
+    _write_tables(plan, [row for rows in rows_by_member for row in rows])

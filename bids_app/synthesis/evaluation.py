@@ -106,18 +106,18 @@ def score(
     regions : ndarray of int, (I, J, K), optional
         Labels of an atlas: 2n - 1 on the left, 2n on the right, the last one on both; 0 for none.
     """
-    alike = measure(synthetic, real, brain, covered)
+    measures = measure(synthetic, real, brain, covered)
     voxels, _ = judged(brain, np.ones_like(brain) if covered is None else covered)
     regional = (math.nan,) * 3
     if regions is not None:
         regional = compare_regions(synthetic, real, np.where(voxels & brain, regions, 0))
     return Scores(
-        ssim=alike.ssim,
-        psnr=alike.psnr,
+        ssim=measures.ssim,
+        psnr=measures.psnr,
         lpips=lpips[0],
         mae=mean_absolute_error(synthetic, real, voxels),
-        ssim_brain=alike.ssim_brain,
-        psnr_brain=alike.psnr_brain,
+        ssim_brain=measures.ssim_brain,
+        psnr_brain=measures.psnr_brain,
         lpips_brain=lpips[1],
         mae_brain=mean_absolute_error(synthetic, real, voxels & brain),
         suvr_error=regional[0],

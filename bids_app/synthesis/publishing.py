@@ -104,13 +104,13 @@ def publish(values: dict[str, object], fitted: Fitted, folder: Path) -> None:
         volumes = fitted.fold_volumes[number - 1]
         _save(weights, volumes, fold_card, folder / FOLDS / f"fold-{number}")
     _remove_folds(folder / FOLDS, beyond=len(fitted.folds))
-    whole = _know_errors(replace(card, metrics=mean_metrics(fitted.records)), fitted, folder)
+    whole = _with_uncertainty(replace(card, metrics=mean_metrics(fitted.records)), fitted, folder)
     _save(fitted.weights, fitted.volumes, whole, folder)
     rows = [row for history in fitted.histories for row in read_tsv(history)]
     write_tsv(folder / HISTORY, COLUMNS, rows)
 
 
-def _know_errors(card: Card, fitted: Fitted, folder: Path) -> Card:
+def _with_uncertainty(card: Card, fitted: Fitted, folder: Path) -> Card:
     """Write what the folds' errors tell, and give the card that knows it; too few tell nothing."""
     path = folder / UNCERTAINTY
     path.unlink(missing_ok=True)

@@ -179,9 +179,9 @@ def measure_traits(t1w: Volume, zooms: tuple[float, float, float]) -> NDArray[np
 def _with_places(traits: Traits, look: Looks, others: tuple[Looks, Looks], brain: Mask) -> Traits:
     """Add how its cubes go with those of others, and how far they are from them."""
     mean, spread = others
-    alike = correlation(look[0], mean[0], brain)
+    likeness = correlation(look[0], mean[0], brain)
     distance = _distance(look, mean, spread, brain)
-    return np.append(traits, [np.arctanh(0.999 * alike), np.log(distance + LITTLE)])
+    return np.append(traits, [np.arctanh(0.999 * likeness), np.log(distance + LITTLE)])
 
 
 def _scores(traits: Traits, mean: Traits, spread: Traits) -> Traits:

@@ -168,14 +168,14 @@ def _moments(visit: Volumes, sides: tuple[int, int, int], blurs: Sequence[float]
         raise ValueError(
             f"sub-{label}: {error}; look at it, or give --exclude-participant-label {label}"
         ) from error
-    found = []
+    by_blur = []
     for fwhm in blurs:
         blurred = [_cut(smooth(share, fwhm, zooms), sides)[brain] * known for share in shares]
         terms = np.stack([*blurred, known, pet], axis=-1)
         moments = np.zeros((*brain.shape, TERMS + 1, TERMS + 1))
         moments[brain] = np.matmul(terms.transpose(0, 2, 1), terms)
-        found.append(moments)
-    return found
+        by_blur.append(moments)
+    return by_blur
 
 
 def _solve(
@@ -193,13 +193,13 @@ def _solve(
     sigmas = (kernel_fwhm * SIGMA_OF_FWHM / edge for edge in edges)
     near = ndimage.gaussian_filter(moments, (*sigmas, 0, 0), mode="constant")
     whole = moments.mean(axis=(0, 1, 2))
-    usual = (
+    prior = (
         np.linalg.solve(whole[:TERMS, :TERMS], whole[:TERMS, TERMS])
         if initial is None
         else _rescaled(initial, moments)
     )
     ridge = pull * np.diag(np.diag(whole[:TERMS, :TERMS]))
-    coefficients = np.broadcast_to(usual, (*near.shape[:3], TERMS)).copy()
+    coefficients = np.broadcast_to(prior, (*near.shape[:3], TERMS)).copy()
     informed = near[..., TERMS - 1, TERMS - 1] > 0  # beyond the kernel's reach nothing is known
     sums = near[informed, :TERMS, TERMS] + coefficients[informed] @ ridge
     matrices = near[informed, :TERMS, :TERMS] + ridge
@@ -296,8 +296,8 @@ def fit_tissue_model(
     if initial is not None:
         pull = min(PULLS, key=lambda weight: error(USUAL_KERNEL, weight))
     kernel = min(KERNEL_FWHM, key=lambda fwhm: error(fwhm, pull))
-    found = _solve(np.sum(groups, axis=0), kernel, edges, prior, pull)
-    coefficients = np.moveaxis(found, -1, 0)
+    solution = _solve(np.sum(groups, axis=0), kernel, edges, prior, pull)
+    coefficients = np.moveaxis(solution, -1, 0)
     model = TissueModel(spec)
     model.coefficients.copy_(torch.from_numpy(coefficients))
     model.brain_mean.copy_(torch.tensor(_common_mean(visits)))
