@@ -3,7 +3,7 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -61,8 +61,10 @@ def find(score, brain=ALL, affine=AFFINE, *, extent=0.5, minimum_volume=0.0, mos
 
 
 @given(seeds, st.floats(0.001, 0.5))
+@example(seed=1222, extent=0.205078125)  # two of float32's random values are equal
 def test_the_share_of_the_brain_exceeds_the_threshold(seed, extent):
-    score, brain = draw(seed) + 10, draw(seed + 1) > 0
+    score, brain = draw(seed), draw(seed + 1) > 0
+    score = 10 + score.argsort(axis=None).argsort().reshape(score.shape).astype(np.float32)
     above = (score[brain] > threshold_of(score, brain, extent)).mean()
     assert extent - 1 / brain.sum() < above <= extent + 1e-9
 
