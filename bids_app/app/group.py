@@ -115,11 +115,11 @@ class ImageClusters:
         """Label of whose image it is."""
         return self.scored_image.image.participant
 
-    def listed(self, most: int | None = None) -> detections.Listed:
+    def listed(self, limit: int | None = None) -> detections.Listed:
         """Give the clusters, or the first ones, as tables list them."""
         session = self.scored_image.image.session
         return detections.Listed(
-            self.subject, session, *self.row, self.clusters[:most], self.above_zero
+            self.subject, session, *self.row, self.clusters[:limit], self.above_zero
         )
 
     def finding(self) -> Finding:
@@ -139,16 +139,16 @@ def read_image_clusters(scored_image: ScoredImage) -> ImageClusters | None:
     """
     if not scored_image.clusters.is_file():
         return None
-    told = read_json(scored_image.clusters)
+    record = read_json(scored_image.clusters)
     try:
-        clusters = [Cluster(**cluster) for cluster in told["clusters"]]
-        lesions = told["lesions"]
+        clusters = [Cluster(**cluster) for cluster in record["clusters"]]
+        lesions = record["lesions"]
         count = 0 if lesions is None else int(lesions)
-        shared = np.array(told["overlaps"] if count else [], float).reshape(len(clusters), count)
-        not_covered = int(told.get("lesions_not_covered", 0))
-        share = told.get("above_zero")
+        shared = np.array(record["overlaps"] if count else [], float).reshape(len(clusters), count)
+        not_covered = int(record.get("lesions_not_covered", 0))
+        share = record.get("above_zero")
         above_zero = None if share is None else float(share)
-        regions = told["regions"] if told["regions"] else [None] * len(clusters)
+        regions = record["regions"] if record["regions"] else [None] * len(clusters)
         known = [
             replace(cluster, region=region, overlap=None if lesions is None else float(row.sum()))
             for cluster, region, row in zip(clusters, regions, shared, strict=True)
@@ -271,11 +271,11 @@ def write_detections(
         row: detections.control_sum_scores(controls[row[0]], row[1])
         for row in dict.fromkeys(image.row for image in seen)
     }
-    counts = {row: len(own) for row, own in scores.items()}
+    counts = {row: len(control_scores) for row, control_scores in scores.items()}
     patients = [
         _calibrated(image, scores[image.row]) for image in seen if not image.scored_image.control
     ]
-    kept = partial(_count_kept, most=most, expected_false=expected_false)
+    kept = partial(_count_kept, limit=most, expected_false=expected_false)
     for patient in patients:
         _write_table(patient, kept(patient), counts[patient.row])
     first = _first_pets(patients)
@@ -292,13 +292,13 @@ def write_detections(
     }
 
 
-def _count_kept(patient: ImageClusters, most: int, expected_false: float | None) -> int:
+def _count_kept(patient: ImageClusters, limit: int, expected_false: float | None) -> int:
     """Count the clusters of a patient that are kept; ranks go by score, and so they go first."""
     if expected_false is None:
-        return most
+        return limit
     return sum(
         cluster.expected_in_control is None or cluster.expected_in_control <= expected_false
-        for cluster in patient.clusters[:most]
+        for cluster in patient.clusters[:limit]
     )
 
 
@@ -308,8 +308,8 @@ def _complete(folder: Path, seen: Iterable[ImageClusters]) -> None:
     detections.write_control_clusters(folder, controls)
     detections.write_control_maps(folder, controls)
     sha256 = complete_card(folder)
-    made = [path for image in seen for path in image.scored_image.sidecar_paths if path.is_file()]
-    for path in made if sha256 else ():
+    paths = [path for image in seen for path in image.scored_image.sidecar_paths if path.is_file()]
+    for path in paths if sha256 else ():
         detections.sign(path, sha256)
 
 
@@ -320,8 +320,8 @@ def _first_pets(seen: Iterable[ImageClusters]) -> list[ImageClusters]:
     return list(first.values())
 
 
-def _write_table(patient: ImageClusters, most: int, controls: int) -> None:
-    paths, clusters = patient.scored_image.paths, patient.clusters[:most]
+def _write_table(patient: ImageClusters, limit: int, controls: int) -> None:
+    paths, clusters = patient.scored_image.paths, patient.clusters[:limit]
     detections.write_clusters_table(paths["table"], clusters, controls)
     if patient.places is not None:
         detections.write_clusters_in_t1w(paths["table_in_t1w"], clusters, patient.places, controls)
@@ -336,17 +336,17 @@ def _calibrated(patient: ImageClusters, controls: Sequence[Sequence[float]]) -> 
 
 
 def _write_curves(
-    output_dir: Path, patients: Iterable[ImageClusters], healthy: Sequence[Finding], most: int
+    output_dir: Path, patients: Iterable[ImageClusters], healthy: Sequence[Finding], limit: int
 ) -> None:
-    told = [patient.finding() for patient in patients if patient.lesions]
-    if not told:
+    findings = [patient.finding() for patient in patients if patient.lesions]
+    if not findings:
         for name in CURVES:  # of an earlier run that knew lesions
             for ending in (".tsv", ".json"):
                 (output_dir / f"{name}{ending}").unlink(missing_ok=True)
         return
-    detections.write_curve(output_dir, detection_curve(told, healthy, most=most))
-    detections.write_tests(output_dir, compare(told, most=most))
-    detections.write_froc(output_dir, free_response(told, healthy))
+    detections.write_curve(output_dir, detection_curve(findings, healthy, most=limit))
+    detections.write_tests(output_dir, compare(findings, most=limit))
+    detections.write_froc(output_dir, free_response(findings, healthy))
 
 
 def top_clusters(seen: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
@@ -438,8 +438,8 @@ def _carry_out(
     runner = Runner(settings, console, GRAPH, settings.folds * len(settings.training_set))
     study = plan_study(settings, work_dir_of(settings), run_record.versions)
     seen, notes, problems = _detect(study, subjects, lesions, card, runner)
-    told = summarize_level(summarize_run(run_record, started), settings, notes, problems)
-    problems += _finish(study, runner, seen, told)
+    summary = summarize_level(summarize_run(run_record, started), settings, notes, problems)
+    problems += _finish(study, runner, seen, summary)
     runner.report_used()
     if settings.clean_workdir and not problems:
         for name in INTERMEDIATE:
@@ -503,7 +503,7 @@ def _report_subjects(
 ) -> None:
     """Print whom the run would use, and by which images."""
     needed = _needs_synthetic(settings, card)
-    told = [
+    sentences = [
         *subjects.notes,
         *(
             f"sub-{control.label}: not used, no real PET"
@@ -518,7 +518,7 @@ def _report_subjects(
         for subject in people
         if subject.pet or (needed and subject.synthetic)
     ]
-    console.report_subjects(used, told, settings.output_dir)
+    console.report_subjects(used, sentences, settings.output_dir)
 
 
 def _estimate(
@@ -528,21 +528,23 @@ def _estimate(
     spec = encoder_spec(settings)
     grid = grid_of(settings)
     real = sum(control.pet is not None for control in usable.controls)
-    made = sum(control.pet is None for control in usable.controls)
-    sizes = {"real": real, "hybrid": real + made, "synthetic": real + made}
+    synthetic = sum(control.pet is None for control in usable.controls)
+    sizes = {"real": real, "hybrid": real + synthetic, "synthetic": real + synthetic}
     names = settings.training_set if card is None else (card.name,)
     estimates = []
     for name in names:
-        fitted = [one for one in settings.detectors if name in DETECTORS[one].training_sets]
-        own = fitted if card is None else settings.detectors
-        svms = sum(DETECTORS[one].method == "svm" for one in own)
+        fitted = [
+            detector for detector in settings.detectors if name in DETECTORS[detector].training_sets
+        ]
+        used = fitted if card is None else settings.detectors
+        svms = sum(DETECTORS[detector].method == "svm" for detector in used)
         estimates.append(
             estimate_group(
                 controls=sizes[name] if card is None else len(card.controls),
                 patients=len(usable.patients),
                 folds=settings.folds if card is None else card.folds,
                 svms=svms,
-                norms=len(own) - svms,
+                norms=len(used) - svms,
                 pairs=spec.epochs * spec.pairs_per_epoch,
                 voxels=prod(grid.shape),
                 applied=card is not None,
@@ -555,8 +557,8 @@ def _estimate(
 def _close_dry(usable: Subjects, early: Sequence[Problem], console: Console) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best."""
     report_notes(console, usable.notes, usable.problems)
-    told = f"{len({patient.label for patient in usable.patients})} patients would be mapped"
-    return close_dry(told, [*early, *usable.problems], console)
+    sentence = f"{len({patient.label for patient in usable.patients})} patients would be mapped"
+    return close_dry(sentence, [*early, *usable.problems], console)
 
 
 def _detect(
@@ -584,12 +586,12 @@ def _detect(
     notes += more
     scored = [image for _, images, _ in plans for image in images]
     late = _run(runner, [graph for graph, _, _ in plans], scored)
-    there, unread = _read_all(scored, settings.output_dir / "logs")
+    seen, unread = _read_all(scored, settings.output_dir / "logs")
     late += unread
     report_notes(console, [], late)
-    lost = _describe_lost_lesions(there)
+    lost = _describe_lost_lesions(seen)
     report_notes(console, lost, [])
-    return there, [*notes, *lost], [*early, *late]
+    return seen, [*notes, *lost], [*early, *late]
 
 
 def _read_all(
@@ -634,7 +636,7 @@ def _run(
 
 
 def _finish(
-    study: Study, runner: Runner, seen: Sequence[ImageClusters], told: RunSummary
+    study: Study, runner: Runner, seen: Sequence[ImageClusters], summary: RunSummary
 ) -> list[Problem]:
     """Write tables and reports; give what went wrong with reports."""
     settings, console, output_dir = runner.settings, runner.console, study.output_dir
@@ -655,9 +657,11 @@ def _finish(
     fewer = [image.scored_image for image in seen if image.scored_image.paths["labels"] in kept]
     problems = list[Problem]()
     if fewer:
-        graph = init_kept_wf(fewer, [kept[own.paths["labels"]] for own in fewer], name="kept_wf")
+        graph = init_kept_wf(
+            fewer, [kept[image.paths["labels"]] for image in fewer], name="kept_wf"
+        )
         problems += runner.run([graph], {})
-    problems += report_level(settings, console, write_group_report, told)
+    problems += report_level(settings, console, write_group_report, summary)
     patients = {image.subject for image in seen if not image.scored_image.control}
     return problems + _report_patients(settings, patients, console)
 
@@ -667,8 +671,8 @@ def _report_patients(
 ) -> list[Problem]:
     """Write the reports of patients again: they tell of anomalies now."""
     template = prepare_template(settings)
-    told = dict.fromkeys(sorted(patients), RunSummary())
-    problems = report_subjects(settings.output_dir, told, template.reference, console)
+    summaries = dict.fromkeys(sorted(patients), RunSummary())
+    problems = report_subjects(settings.output_dir, summaries, template.reference, console)
     return problems + report_all(settings.output_dir, console)
 
 

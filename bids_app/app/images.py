@@ -101,12 +101,12 @@ def store_cohort(
     )
     graphs = _mask_graphs(study, lesions.masks, settings)
     atlas, reference = study.work_dir / "atlas.nii.gz", mask_on_grid(study, patients)
-    given = atlas_of(settings)
+    atlas_files = atlas_of(settings)
     atlas.unlink(missing_ok=True)  # of an earlier run
-    if given is not None and reference is not None:
+    if atlas_files is not None and reference is not None:
         orientation = settings.assume_orientation
         graphs.append(
-            init_atlas_wf(given[0], reference, atlas, orientation=orientation, name=ATLAS_WF)
+            init_atlas_wf(atlas_files[0], reference, atlas, orientation=orientation, name=ATLAS_WF)
         )
     stored, failed = store_images(study, images, runner, graphs)
     masks = {visit.t1w: lesions_in_template(visit) for visit in lesions.masks}
@@ -133,13 +133,13 @@ def _mask_graphs(
         root = dict(settings.derivatives)[LESIONS]
         drawn = uri_in(study.output_dir, LESIONS, root, mask.path)
         template, grid = study.space.template, study.space.entries()
-        for name, own, reference, transforms, where, space in (
+        for name, path, reference, transforms, place, space in (
             ("", lesions_in_template(visit), visit.brain_mask, to_template, template, grid),
             ("_on_t1w", lesions_on_t1w(visit), native_t1w(visit), to_t1w, "T1w", on_t1w),
         ):
-            own.unlink(missing_ok=True)  # of an earlier run
+            path.unlink(missing_ok=True)  # of an earlier run
             sidecar: Sidecar = {
-                "Description": f"Lesions as {mask.path.name} has them, in {where}",
+                "Description": f"Lesions as {mask.path.name} has them, in {place}",
                 "Sources": [drawn, *(_uri(study, path) for path in transforms)],
                 "Type": "Lesion",
                 **space,
@@ -148,7 +148,7 @@ def _mask_graphs(
                 mask.path,
                 reference,
                 transforms,
-                (own, sidecar),
+                (path, sidecar),
                 orientation=settings.assume_orientation,
                 name=f"lesions_{number}{name}_wf",
             )

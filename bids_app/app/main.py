@@ -30,7 +30,7 @@ def _write_plan(settings: Settings, run_record: provenance.RunRecord) -> str:
     """Write the methods paragraph of what the settings would do to participants."""
     generator = prepare_generator(settings)
     has_pet = any(settings.bids_dir.glob("sub-*/**/pet/*_pet.nii*"))
-    told = {
+    values = {
         "template": settings.template,
         "size": resolution_label(settings.grid_resolution).replace("p", "."),
         "times_mean": 0.0 if settings.paper else TIMES_MEAN,
@@ -43,7 +43,7 @@ def _write_plan(settings: Settings, run_record: provenance.RunRecord) -> str:
         "uncertainty": settings.uncertainty,
         "novelty": settings.novelty,
     }
-    return write_methods("participant", run_record.versions, told)
+    return write_methods("participant", run_record.versions, values)
 
 
 def _write_methods(settings: Settings, run_record: provenance.RunRecord) -> str:

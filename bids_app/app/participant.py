@@ -102,7 +102,7 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
             return _report_plans(plans, done, aside, early, console)
         _start(settings, run, template, run_record)
         run.digests.save(settings.output_dir)
-        _tell_aside(selection, settings, early, console)
+        _report_aside(selection, settings, early, console)
         subjects = {plan.visit.subject for plan in plans}
         reports = _Reports(
             settings, selection, table, template, subjects, run_record, started, console
@@ -130,14 +130,14 @@ def _report_namesakes(selection: Selection, run: ParticipantPlan, console: Conso
         return selection
     card, names = run.generator.card, raw_dataset_names(run.bids_dir)
 
-    def told(visits: Sequence[Visit]) -> str:
+    def describe(visits: Sequence[Visit]) -> str:
         return describe_namesakes(card, [visit.subject for visit in visits], names, run.output_dir)
 
-    if not told(selection.visits):
+    if not describe(selection.visits):
         return selection
-    console.warn(told(selection.visits))
+    console.warn(describe(selection.visits))
     visits = [
-        replace(visit, notes=(*visit.notes, *filter(None, [told([visit])])))
+        replace(visit, notes=(*visit.notes, *filter(None, [describe([visit])])))
         for visit in selection.visits
     ]
     return replace(selection, visits=tuple(visits))
@@ -252,12 +252,12 @@ def _start(
         container=find_container(os.environ),
         template=run.space.template,
         reference=template.uri,
-        others=[one for one in settings.derivatives if one[0] in PREPROCESSED],
+        others=[dataset for dataset in settings.derivatives if dataset[0] in PREPROCESSED],
     )
     description.write_run_record(settings.output_dir / "logs", vars(settings), run_record)
 
 
-def _tell_aside(
+def _report_aside(
     selection: Selection, settings: Settings, early: Sequence[Problem], console: Console
 ) -> None:
     for note in describe_old_work(settings):
@@ -266,9 +266,9 @@ def _tell_aside(
         for note in visit.notes:
             console.say(f"sub-{visit.subject}: {note}")
     for unused in selection.unused:
-        where = f"sub-{unused.subject}" if unused.path is None else unused.path.name
+        name = f"sub-{unused.subject}" if unused.path is None else unused.path.name
         if unused.exit_code is None:
-            console.say(f"not used: {where}: {unused.reason}")
+            console.say(f"not used: {name}: {unused.reason}")
         else:
             console.fail(unused.reason)
     report_notes(console, problems=early)
@@ -282,9 +282,9 @@ def _report_images(plans: Sequence[VisitPlan], console: Console) -> None:
                 if note not in plan.visit.notes:
                     console.warn(f"{plan.label}: {note}")
         for pet in plan.paths.pets:
-            told = describe_coverage(pet.in_template)
-            if told:
-                console.warn(f"{plan.label}: {told}")
+            gap = describe_coverage(pet.in_template)
+            if gap:
+                console.warn(f"{plan.label}: {gap}")
         for doubt in doubts_of(plan):
             console.warn(doubt)
 
@@ -341,8 +341,8 @@ def _report_plans(
     ``early`` are those of the problems ``aside`` that the tables have not told yet.
     """
     report_notes(console, problems=early)
-    told = f"{len(plans)} visits would be computed, {len(done)} are complete already"
-    return close_dry(told, aside, console)
+    sentence = f"{len(plans)} visits would be computed, {len(done)} are complete already"
+    return close_dry(sentence, aside, console)
 
 
 def _subjects(selection: Selection) -> list[str]:
@@ -354,33 +354,33 @@ def _subjects(selection: Selection) -> list[str]:
 def _report_again(selection: Selection, settings: Settings, console: Console) -> int:
     """Write reports from what lies in the output folder; return the exit code."""
     output_dir = settings.output_dir
-    there = [
+    subjects = [
         subject for subject in _subjects(selection) if (output_dir / f"sub-{subject}").is_dir()
     ]
-    if not there:
+    if not subjects:
         raise MissingInputError(
             f"{output_dir}: holds no results of these participants; run without --reports-only"
         )
     if settings.dry_run:
-        console.close(f"mri2pet: {len(there)} reports would be written, in {output_dir}")
+        console.close(f"mri2pet: {len(subjects)} reports would be written, in {output_dir}")
         return DONE
     with _validation(settings) as validation:
         make_places(settings)
         template = prepare_template(settings)
         _report_validation(validation, console)
     problems = report_subjects(
-        output_dir, dict.fromkeys(there, RunSummary()), template.reference, console
+        output_dir, dict.fromkeys(subjects, RunSummary()), template.reference, console
     )
     problems += report_all(output_dir, console)
     console.close(
-        f"mri2pet: {len(there) - len(problems)} reports written, {len(problems)} failed; they are "
-        f"in {output_dir}"
+        f"mri2pet: {len(subjects) - len(problems)} reports written, {len(problems)} failed; they "
+        f"are in {output_dir}"
     )
     return PARTIAL if problems else DONE
 
 
 def report_subjects(
-    output_dir: Path, told: Mapping[str, RunSummary], template_t1w: Path, console: Console
+    output_dir: Path, summaries: Mapping[str, RunSummary], template_t1w: Path, console: Console
 ) -> list[Problem]:
     """Write reports of participants; one that fails does not take the others with it.
 
@@ -388,7 +388,7 @@ def report_subjects(
     ----------
     output_dir : Path
         The derivative dataset.
-    told : mapping
+    summaries : mapping
         Label → what the run tells of it.
     template_t1w : Path
         The template, on the grid of the images in its space.
@@ -401,7 +401,7 @@ def report_subjects(
         One a report that could not be written.
     """
     problems, logs = list[Problem](), output_dir / "logs"
-    for subject, run in told.items():
+    for subject, run in summaries.items():
         name = f"sub-{subject}.html"
         with report_failure(console, name=name, logs=logs, subject=subject) as lost:
             write_subject_report(output_dir, subject, template_t1w=template_t1w, **run)
@@ -433,23 +433,23 @@ class _Reports:
     console: Console
     written: set[str] = field(default_factory=set)
 
-    def _told(self, subject: str, problems: Sequence[Problem]) -> RunSummary:
+    def _summarize(self, subject: str, problems: Sequence[Problem]) -> RunSummary:
         """Gather what the report of a participant tells."""
         visits, unused = self.selection.visits, self.selection.unused
         notes = [note for v in visits if v.subject == subject for note in v.notes]
         notes += [u.reason for u in unused if u.subject == subject and not u.exit_code]
         notes += self.table[1]
-        told = [problem.sentence for problem in problems if problem.subject == subject]
-        run = RunSummary(notes=notes, problems=told)
+        summaries = [problem.sentence for problem in problems if problem.subject == subject]
+        run = RunSummary(notes=notes, problems=summaries)
         if subject in self.fresh or not (self.settings.output_dir / f"sub-{subject}").is_dir():
             run.update(summarize_run(self.run_record, self.started))
         return run
 
     def write(self, subjects: Sequence[str], problems: Sequence[Problem]) -> list[Problem]:
         """Write reports of participants; give what failed of it."""
-        told = {subject: self._told(subject, problems) for subject in subjects}
+        summaries = {subject: self._summarize(subject, problems) for subject in subjects}
         output_dir = self.settings.output_dir
-        failed = report_subjects(output_dir, told, self.template.reference, self.console)
+        failed = report_subjects(output_dir, summaries, self.template.reference, self.console)
         self.written.update(set(subjects) - {problem.subject for problem in failed})
         return failed
 
@@ -471,7 +471,7 @@ class _Reports:
         stale = [
             subject
             for subject in others
-            if not is_current(output_dir, subject, shared, **self._told(subject, problems))
+            if not is_current(output_dir, subject, shared, **self._summarize(subject, problems))
         ]
         failed = self.write(stale, problems)
         failed += report_all(output_dir, self.console)

@@ -117,18 +117,18 @@ def _refuse_work(work: Path, settings: Settings) -> None:
         raise UsageError(f"{work}: is inside the input dataset; {advice}")
     if inside and (inside[0].startswith("sub-") or inside[0] in KEPT):
         raise UsageError(f"{work}: is inside {out / inside[0]}, where results lie; {advice}")
-    for folder, what in ((out, "output"), (raw, "input")):
+    for folder, kind in ((out, "output"), (raw, "input")):
         if place_in(work, folder) is not None:
-            raise UsageError(f"{work}: holds the {what} folder; {advice}")
+            raise UsageError(f"{work}: holds the {kind} folder; {advice}")
 
 
 def _refuse_unwritable(folder: Path) -> None:
     """See that a folder, or the one that it would be made in, can be written to."""
     try:
-        there = next(
+        existing = next(
             place for place in (folder, *folder.parents) if place.is_symlink() or place.exists()
         )
-        with tempfile.TemporaryFile(dir=there) as file:  # has no name on most disks
+        with tempfile.TemporaryFile(dir=existing) as file:  # has no name on most disks
             file.write(b"mri2pet")
     except OSError as error:
         raise CannotCreateError(
@@ -309,8 +309,8 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
     except (ReadWriteError, UnusableDataError) as error:
         raise UsageError(f"{error}") from error
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        told = " ".join(f"{error}".split())[:200]
-        raise UsageError(f"{path}: cannot be read as YAML ({told}); correct it") from error
+        reason = " ".join(f"{error}".split())[:200]
+        raise UsageError(f"{path}: cannot be read as YAML ({reason}); correct it") from error
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
         raise UsageError(f"{path}: names no plugin; write plugin: SLURM and plugin_args: …")
     arguments = content.get("plugin_args") or {}
@@ -378,12 +378,14 @@ def report_failure(
 
 
 def report_level(
-    settings: Settings, console: Console, write: Callable[..., Path], told: RunSummary
+    settings: Settings, console: Console, write: Callable[..., Path], summary: RunSummary
 ) -> list[Problem]:
     """Write the report of ``train`` or ``group``; where that fails, all other results stand."""
     name, output_dir = f"{settings.level}.html", settings.output_dir
     with report_failure(console, name=name, logs=output_dir / "logs") as lost:
-        write(output_dir, template=settings.template, resolution=settings.grid_resolution, **told)
+        write(
+            output_dir, template=settings.template, resolution=settings.grid_resolution, **summary
+        )
     return lost
 
 
@@ -414,11 +416,11 @@ def report_again(settings: Settings, console: Console, report: Callable[[], list
 
 
 def summarize_level(
-    told: RunSummary, settings: Settings, notes: Sequence[str], problems: Iterable[Problem]
+    summary: RunSummary, settings: Settings, notes: Sequence[str], problems: Iterable[Problem]
 ) -> RunSummary:
     """Add what a run of ``train`` or ``group`` tells to what every run does."""
     sentences = [problem.sentence for problem in problems]
-    return {**told, "problems": sentences, "notes": notes, "settings": vars(settings)}
+    return {**summary, "problems": sentences, "notes": notes, "settings": vars(settings)}
 
 
 def report_estimate(settings: Settings, jobs: int, console: Console, estimate: Estimate) -> None:
@@ -444,12 +446,12 @@ def report_estimate(settings: Settings, jobs: int, console: Console, estimate: E
         console.warn(shortage)
 
 
-def close_dry(told: str, problems: Sequence[Problem], console: Console) -> int:
+def close_dry(sentence: str, problems: Sequence[Problem], console: Console) -> int:
     """Say the last line of a dry run; return the exit code that the run would have at best.
 
     Parameters
     ----------
-    told : str
+    sentence : str
         What the run would do.
     problems : sequence of Problem
         All that are known before it.
@@ -458,7 +460,8 @@ def close_dry(told: str, problems: Sequence[Problem], console: Console) -> int:
     """
     troubled = sorted({f"sub-{problem.subject}" for problem in problems})
     console.close(
-        f"mri2pet: {told}, {list_troubled(troubled)}; this was a dry run, and nothing was written"
+        f"mri2pet: {sentence}, {list_troubled(troubled)}; this was a dry run, and nothing was "
+        "written"
     )
     return PARTIAL if problems else DONE
 
@@ -582,7 +585,7 @@ class Runner:
         workflow.add_nodes(list(graphs))
         steps = Counter(getattr(node, "part", "") for node in nodes_of(workflow))
 
-        def tell_finished(part: str, crashes: Sequence[Crash]) -> None:
+        def report_finished(part: str, crashes: Sequence[Crash]) -> None:
             if on_finished is not None:
                 on_finished(part, [*map(_problem, crashes)])
 
@@ -594,7 +597,7 @@ class Runner:
                 logs=settings.output_dir / "logs",
                 stop_on_first_crash=settings.stop_on_first_crash,
                 on_status=on_status,
-                on_finished=None if on_finished is None else tell_finished,
+                on_finished=None if on_finished is None else report_finished,
                 on_used=self._note_used if settings.resource_monitor else None,
             )
         return [*map(_problem, crashes)]
@@ -617,10 +620,10 @@ class Runner:
         if not self.settings.resource_monitor:
             return
         if self.used:
-            told = f"{describe_largest(self.used)}; all steps are in {self.resources_file}"
+            sentence = f"{describe_largest(self.used)}; all steps are in {self.resources_file}"
         else:
-            told = "no step was run by this process, so none was measured"
-        self.console.say(f"--resource-monitor: {told}")
+            sentence = "no step was run by this process, so none was measured"
+        self.console.say(f"--resource-monitor: {sentence}")
 
 
 def compute(
@@ -660,14 +663,14 @@ def compute(
     if graphs:
         unbuilt, left = tuple(problems), set(graphs)
 
-        def tell_finished(name: str, failed: Sequence[Problem]) -> None:
+        def report_finished(name: str, failed: Sequence[Problem]) -> None:
             left.discard(name)
             (subject,) = {plan.visit.subject for plan in plans if plan.name == name}
             if not any(plan.name in left for plan in plans if plan.visit.subject == subject):
                 on_finished(subject, [*unbuilt, *failed])
 
         labels = {plan.name: plan.label for plan in plans if plan.name in graphs}
-        problems += runner.run(list(graphs.values()), labels, tell_finished)
+        problems += runner.run(list(graphs.values()), labels, report_finished)
     report_notes(runner.console, problems=problems)
     return problems
 

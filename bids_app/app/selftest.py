@@ -42,7 +42,7 @@ THREADS = {
 
 def check_packages() -> str:
     """Import all that mri2pet asks for; list versions."""
-    wanted = [
+    required = [
         re.split(r"[^\w.-]", line)[0]
         for line in requires("mri2pet") or []
         if "extra ==" not in line
@@ -53,16 +53,18 @@ def check_packages() -> str:
         for distribution in names
         if module.isidentifier() and not module.startswith("_")
     }
-    names = {modules.get(name, name): name for name in wanted}
+    names = {modules.get(name, name): name for name in required}
     run = _run("-c", IMPORTS, *names)
-    told = dict(line.split("\t") for line in run.stdout.splitlines() if line.count("\t") == 1)
-    broken = [f"{name} ({told[module]})" for module, name in names.items() if told.get(module)]
+    failures = dict(line.split("\t") for line in run.stdout.splitlines() if line.count("\t") == 1)
+    broken = [
+        f"{name} ({failures[module]})" for module, name in names.items() if failures.get(module)
+    ]
     if broken:
         raise UnusableDataError(
             f"cannot be imported: {', '.join(broken)}; install mri2pet with constraints.txt again"
         )
     _refuse_failure("importing", run)
-    return ", ".join(f"{name} {version(name)}" for name in wanted)
+    return ", ".join(f"{name} {version(name)}" for name in required)
 
 
 def check_machine() -> str:
@@ -74,16 +76,16 @@ def check_machine() -> str:
 
 def check_threads() -> str:
     """See that torch and ITK take no more threads than a run lets a step have."""
-    most = threads_per_node(find_limits(os.environ).cpus, visits=1)
+    limit = threads_per_node(find_limits(os.environ).cpus, visits=1)
     environment = dict(os.environ)
-    limit_threads(environment, most)
+    limit_threads(environment, limit)
     taken = {library: _threads(library, environment) for library in THREADS}
-    told = " and ".join(f"{count} of {library}" for library, count in taken.items())
-    if max(taken.values()) > most:
+    sentence = " and ".join(f"{count} of {library}" for library, count in taken.items())
+    if max(taken.values()) > limit:
         raise UnusableDataError(
-            f"{told}, where a step may have {most}: they do not respect the limit"
+            f"{sentence}, where a step may have {limit}: they do not respect the limit"
         )
-    return f"{told}, where a step may have {most}"
+    return f"{sentence}, where a step may have {limit}"
 
 
 def check_generators() -> str:
@@ -123,12 +125,12 @@ def check_machines() -> str:
 
     random = np.random.default_rng(0)
     train, test = (random.normal(size=(3, n, 8)).astype(np.float32) for n in (30, 5))
-    own = VoxelwiseOneClassSVM(nu=0.1).fit(train).decision_function(test)
-    known = [
+    scores = VoxelwiseOneClassSVM(nu=0.1).fit(train).decision_function(test)
+    expected = [
         OneClassSVM(nu=0.1, tol=1e-6).fit(a.astype(float)).decision_function(b.astype(float))
         for a, b in zip(train, test, strict=True)
     ]
-    apart = float(np.abs(own - known).max())
+    apart = float(np.abs(scores - expected).max())
     if apart > TOLERANCE:
         raise UnusableDataError(f"one-class SVMs differ from scikit-learn's by {apart:.1e}")
     return f"differ from scikit-learn's by {apart:.0e}"
@@ -142,16 +144,18 @@ def check_participant() -> str:
     from bids_app.derivatives.paths import sidecar_path
     from bids_app.files import read_json
 
-    with tempfile.TemporaryDirectory(prefix="mri2pet-self-test-") as made:
-        bids, out = Path(made, "bids"), Path(made, "out")
+    with tempfile.TemporaryDirectory(prefix="mri2pet-self-test-") as folder:
+        bids, out = Path(folder, "bids"), Path(folder, "out")
         _call("bids_app.simulate", str(bids), "--paired", "1", "--resolution", "3")
         _call("bids_app.cli", str(bids), str(out), "participant", "--sloppy")
         (made_pet,) = out.glob("sub-control01/pet/*_space-MNI*_desc-synth_pet.nii.gz")
         (real_pet,) = out.glob("sub-control01/pet/*_space-MNI*_desc-preproc_pet.nii.gz")
         one, other = (nifti.load(path).data.ravel() for path in (made_pet, real_pet))
         likeness = float(np.corrcoef(one, other)[0, 1])
-        told = read_json(sidecar_path(made_pet))
-        if not (likeness > LEAST_LIKENESS and told and out.joinpath("sub-control01.html").exists()):
+        metadata = read_json(sidecar_path(made_pet))
+        if not (
+            likeness > LEAST_LIKENESS and metadata and out.joinpath("sub-control01.html").exists()
+        ):
             raise UnusableDataError(
                 f"the synthetic PET of a simulated subject correlates with the real one by only "
                 f"{likeness:.2f}"
@@ -196,8 +200,8 @@ def _threads(library: str, environment: dict[str, str]) -> int:
 
 def _sentence(error: Exception) -> str:
     """Say what went wrong in one line; of errors that are not ours, the kind as well."""
-    what = " ".join(str(error).split())
-    return what if isinstance(error, Mri2petError) else f"{type(error).__name__}: {what}"
+    message = " ".join(str(error).split())
+    return message if isinstance(error, Mri2petError) else f"{type(error).__name__}: {message}"
 
 
 CHECKS: dict[str, Check] = {
@@ -222,11 +226,11 @@ def self_test() -> int:
     failed = 0
     for name, check in CHECKS.items():
         try:
-            word, what = "ok", check()
+            word, message = "ok", check()
         except Exception as error:  # of any kind, for what is broken may raise anything
-            word, what = "FAILED", _sentence(error)
+            word, message = "FAILED", _sentence(error)
             failed += 1
-        sys.stdout.write(f"{word:7} {name}: {what}\n")
+        sys.stdout.write(f"{word:7} {name}: {message}\n")
         sys.stdout.flush()
     sys.stdout.write(f"mri2pet {version('mri2pet')}: {failed or 'no'} checks failed\n")
     return int(failed > 0)

@@ -107,8 +107,8 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
     controls = choose_controls(settings, run_record.versions["mri2pet"])
     controls = replace(controls, notes=(*grid, *controls.notes))
     if settings.dry_run:
-        told = [*controls.notes, *(problem.sentence for problem in controls.problems)]
-        console.report_controls(_visits(controls), told, settings.output_dir)
+        sentences = [*controls.notes, *(problem.sentence for problem in controls.problems)]
+        console.report_controls(_visits(controls), sentences, settings.output_dir)
     runner = Runner(settings, console, "mri2pet_train", settings.folds * len(_names(settings)))
     means, study, unfit = _prepare(runner, controls, run_record)
     if settings.dry_run:
@@ -124,7 +124,7 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
         problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
         summary = summarize_run(run_record, started)
         problems += _finish(
-            study, folds, runner, controls=controls, problems=problems, told=summary
+            study, folds, runner, controls=controls, problems=problems, summary=summary
         )
         runner.report_used()
     return _close(settings, study, problems, console)
@@ -183,8 +183,8 @@ def _close_dry(runner: Runner, controls: Subjects, unfit: Sequence[Problem]) -> 
         threads=runner.shares[1],
     )
     report_estimate(settings, runner.jobs, console, estimate)
-    told = f"{len(_names(settings))} models would be trained, on {len(usable)} controls"
-    return close_dry(told, [*controls.problems, *unfit], console)
+    sentence = f"{len(_names(settings))} models would be trained, on {len(usable)} controls"
+    return close_dry(sentence, [*controls.problems, *unfit], console)
 
 
 def refuse_few(names: Sequence[str], people: Sequence[str], folds: int) -> None:
@@ -344,8 +344,8 @@ def _names(settings: Settings) -> tuple[str, ...]:
     named = [name for name in TRAINABLE if not settings.models or name in settings.models]
     if not settings.condition:
         return tuple(named)
-    made = {row: name for name, row in CONDITIONED.items()}
-    return tuple(made.get(name, name) for name in named)
+    conditioned = {row: name for name, row in CONDITIONED.items()}
+    return tuple(conditioned.get(name, name) for name in named)
 
 
 def _store(
@@ -423,14 +423,14 @@ def _finish(
     *,
     controls: Subjects,
     problems: Sequence[Problem],
-    told: RunSummary,
+    summary: RunSummary,
 ) -> list[Problem]:
     """Write table and report; where the report fails, generators and table stand."""
     settings = runner.settings
     with locked(study.output_dir):
         records, notes = gather_records(study, folds)
         write_table1(study.output_dir, records)
-    whole = summarize_level(told, settings, [*controls.notes, *notes], problems)
+    whole = summarize_level(summary, settings, [*controls.notes, *notes], problems)
     return report_level(settings, runner.console, write_training_report, whole)
 
 

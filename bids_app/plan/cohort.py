@@ -141,11 +141,11 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
         registration of all has failed.
     """
     queried = select(settings.output_dir, settings.control_query)
-    wanted = {label for label in queried if _is_asked_for(label, settings)}
-    wanted -= set(settings.exclude_participant_label)
-    if not wanted:
+    labels = {label for label in queried if _is_asked_for(label, settings)}
+    labels -= set(settings.exclude_participant_label)
+    if not labels:
         raise NothingSelectedError(NOBODY)
-    everything, failed, problems = _find(settings, wanted)
+    everything, failed, problems = _find(settings, labels)
     if not (everything or failed or problems):
         raise MissingInputError(
             f"{settings.output_dir}: no T1w of these controls in {settings.template} at "
@@ -157,17 +157,17 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     notes = [*chain(*failed.values()), *_describe_other_visits(visits, chosen)]
     notes += describe_unknown_columns(settings.output_dir, [settings.control_query])
     notes += _describe_stale(settings)
-    notes += _describe_absent(wanted, everything, failed, problems)
+    notes += _describe_absent(labels, everything, failed, problems)
     if not chosen:
         raise _nobody(notes, failed, problems)
-    told = compare_versions(_versions(chosen), version, advice=ANEW)
+    warnings = compare_versions(_versions(chosen), version, advice=ANEW)
     _refuse_mixed_scales(chosen)
-    told += [f"{gap}; no tile of training touches that" for gap in _describe_gaps(chosen)]
+    warnings += [f"{gap}; no tile of training touches that" for gap in _describe_gaps(chosen)]
     unknown, remarks = _unmatched(settings, queried)
     return Subjects(
         tuple(chosen),
         (),
-        (*told, *_describe_verdicts(chosen), *remarks, *notes),
+        (*warnings, *_describe_verdicts(chosen), *remarks, *notes),
         (*unknown, *problems),
     )
 
@@ -208,16 +208,16 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     patients, notes, problems = _patients(settings, wanted)
     chosen, more, troubles = _controls(settings, well - excluded, needed=controls)
     used = [*chosen, *patients]
-    told = compare_versions(_versions(used), version, advice=ANEW)
+    warnings = compare_versions(_versions(used), version, advice=ANEW)
     _refuse_mixed_scales(used)
-    told += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
+    warnings += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
     unknown, remarks = _unmatched(settings, ill, well)
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]
     remarks += [*describe_unknown_columns(settings.output_dir, queries), *_describe_stale(settings)]
     return Subjects(
         tuple(chosen),
         tuple(patients),
-        (*told, *_describe_verdicts(used), *remarks, *more, *notes),
+        (*warnings, *_describe_verdicts(used), *remarks, *more, *notes),
         (*unknown, *troubles, *problems),
     )
 
@@ -241,26 +241,26 @@ def _find(
             found = find_preprocessed(
                 settings.output_dir, settings.template, settings.grid_resolution, [label]
             )
-            usable, told = _leave_out_failed(found)
+            usable, reasons = _leave_out_failed(found)
             usable, rejected = _leave_out_rated(usable, ratings)
-            told += rejected
+            reasons += rejected
         except Mri2petError as error:
             problems.append(Problem(label, f"sub-{label}: {error}", error.exit_code))
             continue
         visits += usable
-        if told:
-            failed[label] = told
+        if reasons:
+            failed[label] = reasons
     return visits, failed, problems
 
 
 def _describe_absent(
-    wanted: Collection[str],
+    labels: Collection[str],
     visits: Sequence[Preprocessed],
     failed: _Failed,
     problems: Sequence[Problem],
 ) -> list[str]:
-    there = {visit.subject for visit in visits} | {problem.subject for problem in problems}
-    absent = sorted(set(wanted) - there - failed.keys())
+    found = {visit.subject for visit in visits} | {problem.subject for problem in problems}
+    absent = sorted(set(labels) - found - failed.keys())
     return [f"sub-{label}: not used, {ABSENT}" for label in absent]
 
 
@@ -319,8 +319,8 @@ def _describe_verdicts(used: Sequence[Participant]) -> list[str]:
     for image, participant in images.items():
         verdict, reasons = verdict_of_image(image)
         if verdict == "doubt":
-            told = _with_reasons("its registration is in doubt", reasons)
-            notes.append(f"{label_of(participant.visit)}: {image.name} is used, but {told}")
+            sentence = _with_reasons("its registration is in doubt", reasons)
+            notes.append(f"{label_of(participant.visit)}: {image.name} is used, but {sentence}")
         elif not verdict:
             unknown.append(f"sub-{participant.label}")
     if unknown:
@@ -352,12 +352,14 @@ def _describe_stale(settings: Settings) -> list[str]:
     raw, out = (folder / "participants.tsv" for folder in (settings.bids_dir, settings.output_dir))
     try:
         present = [path.name.removeprefix("sub-") for path in settings.bids_dir.glob("sub-*")]
-        told, _ = read_participants(settings.bids_dir, present)
+        raw_rows, _ = read_participants(settings.bids_dir, present)
         rows = {row.pop("participant_id", "").removeprefix("sub-"): row for row in read_tsv(out)}
     except (Mri2petError, OSError):
         return []  # the participant level tells why
-    own = sorted((told.keys() | set(present)) & rows.keys()) if told else []
-    odd = [f"sub-{label}" for label in own if _known(rows[label]) != _known(told.get(label, {}))]
+    both = sorted((raw_rows.keys() | set(present)) & rows.keys()) if raw_rows else []
+    odd = [
+        f"sub-{label}" for label in both if _known(rows[label]) != _known(raw_rows.get(label, {}))
+    ]
     if not odd:
         return []
     return [
@@ -387,9 +389,7 @@ def _describe_gaps(used: Sequence[Participant]) -> list[str]:
     pets = {
         participant.pet: participant.label for participant in used if participant.pet is not None
     }
-    return [
-        f"sub-{label}: {told}" for pet, label in pets.items() if (told := describe_coverage(pet))
-    ]
+    return [f"sub-{label}: {gap}" for pet, label in pets.items() if (gap := describe_coverage(pet))]
 
 
 def _look_at(
@@ -400,12 +400,12 @@ def _look_at(
     cards = known_cards(settings.output_dir)
     candidates, errors = [], {}
     for visit in visits:
-        made, maker = None, None
+        synthetic, maker = None, None
         try:
-            made, maker = _synthetic(visit, settings.output_dir, cards, names)
+            synthetic, maker = _synthetic(visit, settings.output_dir, cards, names)
         except Mri2petError as error:
             errors[visit] = error
-        candidates.append(Participant(visit, next(iter(visit.pets), None), made, maker))
+        candidates.append(Participant(visit, next(iter(visit.pets), None), synthetic, maker))
     return candidates, errors
 
 
@@ -435,8 +435,10 @@ def _describe_other_visits(
             notes.append(f"{label_of(visit)}: not used, no real PET")
         elif visit != used[visit.subject]:
             later = visits.index(used[visit.subject]) > visits.index(visit)
-            which = "a later session, with a synthetic PET too," if later else "an earlier session"
-            notes.append(f"{label_of(visit)}: not used, {which} of this participant is")
+            preferred = (
+                "a later session, with a synthetic PET too," if later else "an earlier session"
+            )
+            notes.append(f"{label_of(visit)}: not used, {preferred} of this participant is")
     return notes
 
 
@@ -446,11 +448,11 @@ def _controls(
     """Choose controls, by a visit of the sessions that are asked for where they have one."""
     visits, failed, early = _find(settings, wanted)
     candidates, errors = _look_at(_in_sessions(visits, settings), settings)
-    asked = [candidate for candidate in candidates if _rank(candidate)]
-    there = {candidate.label for candidate in asked}
-    others, more = _look_at((visit for visit in visits if visit.subject not in there), settings)
+    in_sessions = [candidate for candidate in candidates if _rank(candidate)]
+    labels = {candidate.label for candidate in in_sessions}
+    others, more = _look_at((visit for visit in visits if visit.subject not in labels), settings)
     errors |= more
-    chosen = _visit_of_each([*asked, *others])
+    chosen = _visit_of_each([*in_sessions, *others])
     problems = []
     for control in chosen:
         visit = _visit_in_trouble(control, errors)
@@ -459,9 +461,9 @@ def _controls(
             sentence = f"{label_of(visit)}: {error}"
             problems.append(Problem(control.label, sentence, error.exit_code))
     notes = [*chain(*failed.values())]
-    told = {problem.subject for problem in problems}
+    in_trouble = {problem.subject for problem in problems}
     for control in chosen:
-        if _rank(control) == 0 and control.label not in told:
+        if _rank(control) == 0 and control.label not in in_trouble:
             why = "no real PET, and the generator of the synthetic one was trained on it"
             why = why if control.visit in errors else "neither real nor synthetic PET"
             notes.append(f"sub-{control.label}: not used, {why}")
@@ -499,24 +501,27 @@ def _patients(
     chosen = [
         replace(candidate, pet=pet) for candidate in candidates for pet in candidate.visit.pets
     ]
-    there = {patient.label for patient in chosen} | {problem.subject for problem in early}
-    where = " in these sessions" if settings.session_label else ""
+    found = {patient.label for patient in chosen} | {problem.subject for problem in early}
+    in_sessions = " in these sessions" if settings.session_label else ""
     problems = [
         Problem(visit.subject, f"{label_of(visit)}: {error}", error.exit_code)
         for visit, error in errors.items()
         if not isinstance(error, _SeenError) or needing_synthetic(settings.detectors)
     ]
-    for label in sorted(set(wanted) - there):
-        why, code = f"without a PET on this grid{where}; run the participant level on it", MISSING
+    for label in sorted(set(wanted) - found):
+        why, code = (
+            f"without a PET on this grid{in_sessions}; run the participant level on it",
+            MISSING,
+        )
         if label in failed:
             why, code = "whose registration has failed, so that no map is made; mend it", UNUSABLE
         problems.append(Problem(label, f"sub-{label}: a patient {why}, or exclude it", code))
     notes = [*chain(*failed.values())]
-    notes += [note for visit in visits if visit.subject in there for note in _tell_visit(visit)]
+    notes += [note for visit in visits if visit.subject in found for note in _describe_pets(visit)]
     return chosen, notes, [*early, *problems]
 
 
-def _tell_visit(visit: Preprocessed) -> list[str]:
+def _describe_pets(visit: Preprocessed) -> list[str]:
     sessions = {entities_of(pet).get("ses") for pet in visit.pets}
     if not visit.pets:
         return [f"{label_of(visit)}: not used, no real PET"]
@@ -551,25 +556,25 @@ def _synthetic(
     if visit.synthetic is None:
         return None, None
 
-    def saw(told: Mapping[str, object], sha256: str) -> bool:
+    def saw(metadata: Mapping[str, object], sha256: str) -> bool:
         card = cards.get(sha256)
         known = card is not None and has_seen(card, visit.subject, names, output_dir)
-        return known or told.get("TrainedOnThisParticipant") is not False
+        return known or metadata.get("TrainedOnThisParticipant") is not False
 
-    told = _read_synthetic(visit.synthetic, "participant")
-    made = told.get("Generator")
-    by: dict[str, object] = made if isinstance(made, dict) else {}
-    name, sha256 = str(by.get("Name", "unknown")), str(by.get("SHA256", ""))
+    metadata = _read_synthetic(visit.synthetic, "participant")
+    generator = metadata.get("Generator")
+    fields: dict[str, object] = generator if isinstance(generator, dict) else {}
+    name, sha256 = str(fields.get("Name", "unknown")), str(fields.get("SHA256", ""))
     maker = SyntheticMaker(
-        name, sha256, *(str(by.get(key, "")) for key in ("TrainedOn", "IntendedUse"))
+        name, sha256, *(str(fields.get(key, "")) for key in ("TrainedOn", "IntendedUse"))
     )
-    if not saw(told, sha256):
+    if not saw(metadata, sha256):
         return visit.synthetic, maker
     folder = output_dir / CROSSVALIDATION / Path(name).name  # whatever a sidecar says, inside
     unseen = folder / visit.synthetic.relative_to(output_dir)
     if unseen.is_file():
-        told = _read_synthetic(unseen, "train")
-        if not saw(told, str(told.get("GeneratorSHA256", ""))):
+        metadata = _read_synthetic(unseen, "train")
+        if not saw(metadata, str(metadata.get("GeneratorSHA256", ""))):
             return unseen, replace(maker, sha256="")
     raise _SeenError(
         f"{visit.synthetic}: made by generator {name}, which was trained on this participant, and "
@@ -585,12 +590,12 @@ def _read_synthetic(path: Path, level: str) -> dict[str, object]:
         raise MissingInputError(
             f"{sidecar}: no such file, so {path.name} may be unfinished; {again}"
         )
-    told = read_json(sidecar)
-    if told.get("Synthetic") is not True:
+    metadata = read_json(sidecar)
+    if metadata.get("Synthetic") is not True:
         raise UnusableDataError(
             f"{sidecar}: does not say Synthetic, but the image is named as a synthetic one; {again}"
         )
-    return told
+    return metadata
 
 
 def _unmatched(
@@ -632,12 +637,12 @@ def _unmatched(
 
 def _versions(used: Iterable[Participant]) -> list[tuple[str, str]]:
     """Say by which versions of the app the images of subjects were made."""
-    made = [
+    images = [
         (participant.label, path)
         for participant in used
         for path in (participant.visit.t1w, participant.pet, participant.synthetic)
     ]
-    return [(f"sub-{label}", version_of(path)) for label, path in made if path is not None]
+    return [(f"sub-{label}", version_of(path)) for label, path in images if path is not None]
 
 
 def _nobody(notes: Sequence[str], failed: _Failed, problems: Sequence[Problem]) -> Mri2petError:
@@ -646,9 +651,9 @@ def _nobody(notes: Sequence[str], failed: _Failed, problems: Sequence[Problem]) 
         return error_of(problems)
     if not notes:
         return NothingSelectedError(NOBODY)
-    told = [*(problem.sentence for problem in problems), *notes]
-    kind = UnusableDataError if failed or problems else MissingInputError
-    return kind("; ".join(told) + "; run the participant level on controls")
+    sentences = [*(problem.sentence for problem in problems), *notes]
+    error = UnusableDataError if failed or problems else MissingInputError
+    return error("; ".join(sentences) + "; run the participant level on controls")
 
 
 def _is_asked_for(label: str, settings: Settings) -> bool:
@@ -660,13 +665,13 @@ def _in_sessions(visits: Iterable[Preprocessed], settings: Settings) -> list[Pre
 
     A PET may be of another session than the T1w that it lies on.
     """
-    asked = settings.session_label
-    if not asked:
+    sessions = settings.session_label
+    if not sessions:
         return [*visits]
     kept = []
     for visit in visits:
-        pets = tuple(pet for pet in visit.pets if entities_of(pet).get("ses") in asked)
-        if pets or (not visit.pets and visit.session in asked):
+        pets = tuple(pet for pet in visit.pets if entities_of(pet).get("ses") in sessions)
+        if pets or (not visit.pets and visit.session in sessions):
             kept.append(replace(visit, pets=pets))
     return kept
 

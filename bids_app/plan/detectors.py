@@ -100,17 +100,16 @@ def settle_detectors(settings: Settings, card: DetectorCard | None) -> Settings:
             score_smoothing=settings.fwhm_of_scores,
             channels=settings.channels if settings.channels else CHANNELS[0],
         )
-    made = {name: card.parameters.get(name) for name in ("direction", "score_fwhm")}
-    direction, fwhm = made["direction"], made["score_fwhm"]
+    direction, fwhm = card.parameters.get("direction"), card.parameters.get("score_fwhm")
     if direction not in DIRECTIONS or not isinstance(fwhm, (int, float)):
         raise UnusableDataError(
             f"{settings.detector}: its card, of mri2pet {card.version}, does not tell in which "
             "direction uptake is abnormal, and how scores were smoothed; train it again"
         )
     channels = _channels_of(card)
-    asked = (settings.direction, settings.score_smoothing, settings.channels)
-    own = (direction, fwhm, channels)
-    if any(value not in (None, known) for value, known in zip(asked, own, strict=True)):
+    options = (settings.direction, settings.score_smoothing, settings.channels)
+    recorded = (direction, fwhm, channels)
+    if any(option not in (None, value) for option, value in zip(options, recorded, strict=True)):
         raise UnusableDataError(
             f"{settings.detector}: was made with --direction {direction} --score-smoothing "
             f"{fwhm:g} --channels {channels}, for which its held-out controls were scored, too; "
@@ -128,8 +127,8 @@ def settle_detectors(settings: Settings, card: DetectorCard | None) -> Settings:
 def _channels_of(card: DetectorCard) -> str:
     """Say what the encoder of a detector sees, as --channels does; of old ones, the PET alone."""
     encoder = card.parameters.get("encoder")
-    told = encoder.get("channels", 1) if isinstance(encoder, dict) else 1
-    return CHANNELS[1] if told == len(CHANNELS) else CHANNELS[0]
+    channels = encoder.get("channels", 1) if isinstance(encoder, dict) else 1
+    return CHANNELS[1] if channels == len(CHANNELS) else CHANNELS[0]
 
 
 def encodes_t1w(settings: Settings) -> bool:
@@ -288,13 +287,13 @@ def _folds_of(
     cohort: Subjects,
 ) -> tuple[Subjects, list[Fold], list[str]]:
     """Say who is scored by a detector, what each fold is trained on, and what is to be told."""
-    seen, told = _usable_by(detector, cohort)
+    seen, notes = _usable_by(detector, cohort)
     used = trained
     if DETECTORS[detector].synthetic:
         used = [image for image in trained if image.synthetic is not None]
     folds = split(used, seen.controls, dealt, study.folds, study.seed)
     refuse_few_beside(cohort, folds)
-    return seen, folds, told
+    return seen, folds, notes
 
 
 def _describe_replaced(folder: Path, settings: Settings) -> list[str]:
@@ -332,8 +331,8 @@ def _plan_set(
     makers = [by_label[image.participant] for image in trained if not image.real]
     parameters = _parameters(settings, fitting) | described(cohort, trained)
     for detector in _detectors_of(name, settings):
-        seen, folds[detector], told = _folds_of(detector, study, trained, dealt, cohort)
-        notes += told
+        seen, folds[detector], more = _folds_of(detector, study, trained, dealt, cohort)
+        notes += more
         if name == "real" and DETECTORS[detector].method == "svm":
             folds[detector] = list(_add_compared(folds[detector], cohort, settings))
         origin = _origin(study, settings, cohort, detector, name, card=card)
@@ -389,7 +388,7 @@ def _describe_averages(
 
 def _add_compared(folds: Iterable[Fold], cohort: Subjects, settings: Settings) -> Iterator[Fold]:
     """Let folds that real PET trains see the synthetic PET that other training sets hold."""
-    made = {
+    images = {
         image.name: image
         for name in settings.training_set
         for image in choose_training_images(name, cohort.controls, settings.synthetic_controls)
@@ -397,7 +396,7 @@ def _add_compared(folds: Iterable[Fold], cohort: Subjects, settings: Settings) -
     }
     for fold in folds:
         known = {image.participant for image in fold.training}
-        compared = [image for image in made.values() if image.participant not in known]
+        compared = [image for image in images.values() if image.participant not in known]
         yield replace(fold, compared=compared if fold.validation else ())
 
 
@@ -472,20 +471,20 @@ def refuse_card(
         If none of the detectors that are wanted is there, a patient is one of its controls, or
         another generator made a synthetic PET that it would compare with.
     """
-    wanted = _wanted(card, settings)
-    if not wanted:
+    detectors = _wanted(card, settings)
+    if not detectors:
         raise UnusableDataError(
             f"{folder}: holds {', '.join(card.detectors)}; choose --detectors of those"
         )
-    own = {control.participant for control in card.controls}
+    labels = {control.participant for control in card.controls}
     both = ", ".join(
-        sorted({f"sub-{patient.label}" for patient in patients if patient.label in own})
+        sorted({f"sub-{patient.label}" for patient in patients if patient.label in labels})
     )
     if both and _is_of_dataset(folder, card, settings.output_dir):
         raise UnusableDataError(
             f"{folder}: was trained on {both}, who would be a patient now; correct --patient-query"
         )
-    for detector in needing_synthetic(wanted):
+    for detector in needing_synthetic(detectors):
         _refuse_other_generators(detector, folder, card, patients)
 
 
@@ -643,8 +642,10 @@ def _describe_namesakes(
     folder: Path, card: DetectorCard, cohort: Subjects, output_dir: Path
 ) -> list[str]:
     """Tell of patients who bear the labels of controls of another dataset."""
-    own = {control.participant for control in card.controls}
-    both = sorted({f"sub-{patient.label}" for patient in cohort.patients if patient.label in own})
+    labels = {control.participant for control in card.controls}
+    both = sorted(
+        {f"sub-{patient.label}" for patient in cohort.patients if patient.label in labels}
+    )
     if not both or _is_of_dataset(folder, card, output_dir):
         return []
     return [
@@ -730,8 +731,8 @@ def plan_applied(
     ]
     scored = list[ScoredImage]()
     for detector in _wanted(card, settings):
-        seen, told = _usable_by(detector, cohort)
-        notes += told
+        seen, more = _usable_by(detector, cohort)
+        notes += more
         origin = _origin(study, settings, cohort, detector, card.name, card=made_by)
         scored += _score_images(study, origin, study.output_dir, seen, [])
     fwhm = float(str(card.parameters.get("fwhm", ZSCORE_FWHM)))

@@ -326,9 +326,9 @@ def find_shortages(
     output_dir, work_dir : Path
         Need not be there yet; what both hold counts together where they lie on one disk.
     """
-    told = []
+    shortages = []
     if OVERHEAD_MEMORY + estimate.memory_gb > mem_gb:
-        told.append(
+        shortages.append(
             f"the largest step needs about {estimate.memory_gb:.1f} GiB of memory, and the run may "
             f"use {mem_gb:g}: it may be killed; give it more, and say so with --mem-gb"
         )
@@ -340,8 +340,8 @@ def find_shortages(
         places.setdefault(disk, ([], free / GB))[0].append(str(folder))
     for disk, (folders, free_gb) in places.items():
         if needed[disk] > free_gb:
-            told.append(
+            shortages.append(
                 f"{' and '.join(folders)}: about {needed[disk]:.1f} GB are needed, and "
                 f"{free_gb:.1f} are free; make room, or choose another folder or --work-dir"
             )
-    return told
+    return shortages

@@ -82,13 +82,13 @@ def plan_storage(
 
 def join_stored(subject: Participant, stored: Mapping[str, StoredImage]) -> Participant:
     """Let a participant know what was stored of it; what could not be stored is None."""
-    made = None
+    synthetic = None
     if subject.synthetic is not None:
-        made = stored.get(_name(subject.synthetic, "synthetic"))
+        synthetic = stored.get(_name(subject.synthetic, "synthetic"))
     pet = None if subject.pet is None else stored.get(_name(subject.pet, "real"))
     if pet is not None:
-        pet = replace(pet, synthetic=made)
-    return replace(subject, stored_pet=pet, stored_synthetic=made)
+        pet = replace(pet, synthetic=synthetic)
+    return replace(subject, stored_pet=pet, stored_synthetic=synthetic)
 
 
 def join_cohort(cohort: Subjects, stored: Mapping[str, StoredImage]) -> Subjects:
@@ -128,7 +128,7 @@ def choose_training_images(
         If a kind of image that the set needs is not there at all.
     """
     real = [control.stored_pet for control in controls if control.stored_pet is not None]
-    made = [
+    synthetic = [
         control.stored_synthetic
         for control in controls
         if control.stored_synthetic is not None
@@ -139,12 +139,12 @@ def choose_training_images(
             f"training set {training_set}: no control has a real PET; run the participant level "
             "on some, or choose --training-set synthetic"
         )
-    if training_set != "real" and not made:
+    if training_set != "real" and not synthetic:
         raise UnusableDataError(
             f"training set {training_set}: no control without a real PET has a synthetic one; run "
             "the participant level on such, or choose --synthetic-controls all"
         )
-    parts = {"real": real, "hybrid": [*real, *made], "synthetic": made}
+    parts = {"real": real, "hybrid": [*real, *synthetic], "synthetic": synthetic}
     return parts[training_set]
 
 
@@ -233,10 +233,10 @@ def list_training_controls(
 ) -> list[dict[str, object]]:
     """Tell what detectors were trained on, as their card does."""
     makers = {control.label: control.maker for control in controls}
-    told = list[dict[str, object]]()
+    rows = list[dict[str, object]]()
     for image in trained:
         maker = None if image.real else makers[image.participant]
-        told.append(
+        rows.append(
             {
                 "participant": image.participant,
                 "session": image.session,
@@ -246,7 +246,7 @@ def list_training_controls(
                 "fold": dealt[image.participant],
             }
         )
-    return told
+    return rows
 
 
 def keep_with_t1w(patients: Sequence[Participant]) -> tuple[list[Participant], list[Problem]]:
@@ -313,7 +313,7 @@ def find_masks(settings: Settings, patients: Sequence[Participant]) -> Lesions:
                 raise
             problems.append(_problem(visit, error))
             continue
-        notes.append(_tell_mask(visit, mask))
+        notes.append(_describe_mask(visit, mask))
         if mask is not None:
             masks[visit] = mask
             notes += inspect(mask.path, orientation=settings.assume_orientation).notes
@@ -362,7 +362,8 @@ def keep_usable(study: Study, cohort: Subjects, *, synthetic: bool) -> Subjects:
         ],
         study.grid,
     )
-    lost, without = ({problem.subject for problem in told} for told in (unfit, odd))
+    lost = {problem.subject for problem in unfit}
+    without = {problem.subject for problem in odd}
     controls, kept = (
         tuple(
             replace(subject, synthetic=None, maker=None) if subject.label in without else subject
@@ -405,16 +406,16 @@ def _read_native(visit: Preprocessed) -> Json:
     return read_json(sidecar) if sidecar.is_file() else {}
 
 
-def _tell_mask(visit: Preprocessed, mask: LesionMask | None) -> str:
-    who = label_of(visit)
+def _describe_mask(visit: Preprocessed, mask: LesionMask | None) -> str:
+    label = label_of(visit)
     if mask is None:
-        return f"{who}: no mask of lesions; in no curve"
+        return f"{label}: no mask of lesions; in no curve"
     if mask.in_template:
-        how, taken = "resampled", None
+        manner, app = "resampled", None
     else:
-        how, taken = "carried from the T1w", _read_native(visit).get("TakenFrom")
-    doubt = f"; that T1w was taken from {taken}: check that the mask lies on it" if taken else ""
-    return f"{who}: lesions are those of {mask.path.name}, {how} to the grid{doubt}"
+        manner, app = "carried from the T1w", _read_native(visit).get("TakenFrom")
+    doubt = f"; that T1w was taken from {app}: check that the mask lies on it" if app else ""
+    return f"{label}: lesions are those of {mask.path.name}, {manner} to the grid{doubt}"
 
 
 def atlas_of(settings: Settings) -> tuple[Path, Path] | None:
@@ -480,12 +481,12 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
         try:
             rows[person.label] = encode(cells[person.label], description)
         except ValueError as error:
-            told = UnusableDataError(f"--covariates: {error}")
-            problems.append(_problem(person.visit, told))
+            fault = UnusableDataError(f"--covariates: {error}")
+            problems.append(_problem(person.visit, fault))
             continue
         notes += [
-            f"sub-{person.label}: {told}; what its PET should be there is extrapolated"
-            for told in beyond_controls(cells[person.label], description)
+            f"sub-{person.label}: {sentence}; what its PET should be there is extrapolated"
+            for sentence in beyond_controls(cells[person.label], description)
         ]
     return replace(
         cohort,

@@ -139,9 +139,12 @@ def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
 def _check_durations(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
     durations = frame_durations(pet)
     if not durations:
-        told = "FrameDuration" in dict(pet.metadata)
-        what = "FrameDuration is not a list of numbers" if told else "there is no FrameDuration"
-        raise UnusableDataError(f"{pet.used}: {frames} frames, but {what} in its sidecar; {ADVICE}")
+        fault = "there is no FrameDuration"
+        if "FrameDuration" in dict(pet.metadata):
+            fault = "FrameDuration is not a list of numbers"
+        raise UnusableDataError(
+            f"{pet.used}: {frames} frames, but {fault} in its sidecar; {ADVICE}"
+        )
     if len(durations) != frames:
         raise UnusableDataError(
             f"{pet.used}: {frames} frames, but {len(durations)} FrameDuration values in its "
@@ -150,8 +153,8 @@ def _check_durations(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
     used = [durations[frame] for frame in chosen if frame < frames] if chosen else durations
     wrong = [duration for duration in used if not 0 < duration <= LONGEST_FRAME]
     if wrong:
-        what = "not above 0" if wrong[0] <= 0 else f"{wrong[0]:g} s, longer than any scan"
-        raise UnusableDataError(f"{pet.used}: a FrameDuration in its sidecar is {what}; {ADVICE}")
+        fault = "not above 0" if wrong[0] <= 0 else f"{wrong[0]:g} s, longer than any scan"
+        raise UnusableDataError(f"{pet.used}: a FrameDuration in its sidecar is {fault}; {ADVICE}")
 
 
 def _check_frames(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
@@ -296,9 +299,9 @@ def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
     )
 
 
-def _same_space(one: App, other: App) -> bool:
+def _same_space(app: App, other: App) -> bool:
     """Whether both datasets lie in MNI space, or both in that of the T1w."""
-    return (one[0] in IN_TEMPLATE) == (other[0] in IN_TEMPLATE)
+    return (app[0] in IN_TEMPLATE) == (other[0] in IN_TEMPLATE)
 
 
 def _derived_pets(visit: Visit, app: App, template: str) -> list[Scan | None]:
@@ -309,11 +312,11 @@ def _derived_pets(visit: Visit, app: App, template: str) -> list[Scan | None]:
         if found is None:
             pets.append(None)
             continue
-        derived, told = found
+        derived, fields = found
         metadata = {key: value for key, value in pet.metadata if key != "Units"}  # may be another
         for key in ("FrameDuration", "Units"):
-            if key in told:
-                metadata[key] = tuple(told[key]) if isinstance(told[key], list) else told[key]
+            if key in fields:
+                metadata[key] = tuple(fields[key]) if isinstance(fields[key], list) else fields[key]
         pets.append(replace(pet, derived=derived, metadata=tuple(metadata.items()), orientation=""))
     return pets
 
@@ -332,15 +335,15 @@ def _check_derived_t1w(t1w: Derived) -> None:
 
 
 def _describe_t1w(t1w: Derived, visit: Visit, template: str) -> str:
-    own = visit.session is None or f"_ses-{visit.session}_" in t1w.image.name
-    of = "" if own else ", which has made one T1w of all sessions"
+    is_of_session = visit.session is None or f"_ses-{visit.session}_" in t1w.image.name
+    of = "" if is_of_session else ", which has made one T1w of all sessions"
     if t1w.in_template:
         mask = "" if t1w.brain_mask is None else " and its brain mask"
         return f"T1w in MNI space{mask} is taken from {t1w.app}{of}, and not registered any further"
     if t1w.forward is not None:
         return f"T1w, brain mask and transforms to {template} are taken from {t1w.app}{of}"
-    there = [name for name in t1w.templates if name != template]
-    others = f" (there are some to {', '.join(there)})" if there else ""
+    templates = [name for name in t1w.templates if name != template]
+    others = f" (there are some to {', '.join(templates)})" if templates else ""
     return (
         f"T1w and brain mask are taken from {t1w.app}{of}; it has no transforms to {template} and "
         f"back{others}, so that the T1w is registered to it"
@@ -469,11 +472,11 @@ def plan_visit(visit: Visit, run: ParticipantPlan, *, dry: bool = False) -> Visi
     derived = [scan.derived for scan in (visit.t1w, *visit.pets) if scan.derived is not None]
     if derived:
         decisive["derivatives"] = [
-            [one.dataset, path.relative_to(one.root).as_posix(), run.digests.of(path)]
-            for one in derived
-            for path in one.files
+            [image.dataset, path.relative_to(image.root).as_posix(), run.digests.of(path)]
+            for image in derived
+            for path in image.files
         ]
-    if any(one.skull_stripped for one in derived):  # as a sidecar says, which is none of its files
+    if any(image.skull_stripped for image in derived):  # as a sidecar says, none of its files
         decisive["skull_stripped"] = True
     vouched = [scan.orientation for scan in (visit.t1w, *visit.pets)]
     if any(vouched):  # what is not needed changes nothing
@@ -622,8 +625,8 @@ def _synthesis_plan(
     )
     output, errors = (plan.paths.synthetic_pet, sidecar), None
     if options.uncertainty:
-        told = uncertainty(sidecar, run.space, generator.card.uncertainty_sha256)
-        errors = plan.paths.uncertainty, told
+        fields = uncertainty(sidecar, run.space, generator.card.uncertainty_sha256)
+        errors = plan.paths.uncertainty, fields
     in_t1w, subtracted = None, tuple[Output, ...]()
     if _leads_to_t1w(plan, run):
         in_t1w = plan.paths.synthetic_pet_in_t1w, synthetic_in_t1w(sidecar, plan.paths, origin)

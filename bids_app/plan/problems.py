@@ -58,13 +58,13 @@ def problem_of(
     if isinstance(error, Mri2petError):
         return Problem(subject, f"{label}: {error}", error.exit_code, visit)
     said = " ".join(f"{type(error).__name__}: {error}".split())
-    where = ""
+    hint = ""
     if logs is not None:
         name = re.sub(r"\W+", "-", label)
         path = logs / f"crash-{datetime.now():%Y%m%d-%H%M%S}-{name}-{uuid4().hex[:8]}.txt"
         write_text(path, f"{label}\n\n{''.join(traceback.format_exception(error))}")
-        where = f"; its traceback is in {path}"
-    return Problem(subject, f"{label}: {said}{where}", 1, visit)
+        hint = f"; its traceback is in {path}"
+    return Problem(subject, f"{label}: {said}{hint}", 1, visit)
 
 
 def refuse_other_grids(images: Iterable[tuple[str, Path]], grid: Grid) -> list[Problem]:

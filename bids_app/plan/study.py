@@ -101,16 +101,16 @@ def settle_grid(settings: Settings) -> tuple[Settings, list[str]]:
     fitting = _prefer_defaults(
         [candidate for candidate in known if _is_wanted(candidate, settings)]
     )
-    there = "; ".join(_describe_grid(candidate) for candidate in known)
+    grids = "; ".join(_describe_grid(candidate) for candidate in known)
     choose = "choose one with --template, --resolution and --bounding-box"
     if len(fitting) > 1:
-        raise UsageError(f"{settings.output_dir}: holds images on several grids: {there}; {choose}")
+        raise UsageError(f"{settings.output_dir}: holds images on several grids: {grids}; {choose}")
     if known and not fitting:
         grid = f"{settings.template} at {settings.grid_resolution:g} mm"
         grid += " is on this grid" if settings.level == "group" else ""
         raise MissingInputError(
             f"{settings.output_dir}: no image in {grid}; run the participant level first, or "
-            f"{choose} that is there: {there}"
+            f"{choose} that is there: {grids}"
         )
     if not known:
         return settings, []

@@ -188,9 +188,9 @@ def choose_initial(
     names = dataset_names(study.output_dir)
     seen = [label for label in people if has_seen(card, label, names, study.output_dir)]
     if seen:
-        who = name_some([f"sub-{label}" for label in seen])
+        labels = name_some([f"sub-{label}" for label in seen])
         raise UnusableDataError(
-            f"{flag}: has seen {who}, who would be scored as if no generator had; leave them "
+            f"{flag}: has seen {labels}, who would be scored as if no generator had; leave them "
             "out with --exclude-participant-label, or choose a generator that has not seen them"
         )
     return GeneratorChoice(folder, card)
@@ -283,14 +283,14 @@ def plan_model(
     values = spec_to_dict(spec)
     everyone = sorted(image.sha256 for fold in folds for image in fold.validation)
     begun = [] if initial is None else [initial.card.sha256]
-    told = [*(fold.digests for fold in folds), everyone]
+    digests_of_parts = [*(fold.digests for fold in folds), everyone]
     places = [*(f"fold-{fold.number}" for fold in folds), "all"]
     checkpoints = [
         study.work_dir
         / "checkpoints"
         / name
         / f"{place}_{_digest(values, digests, seed, study.fwhm, *begun)}"
-        for place, digests, seed in zip(places, told, seeds, strict=True)
+        for place, digests, seed in zip(places, digests_of_parts, seeds, strict=True)
     ]
     records = [records_path(study, name, fold.number) for fold in folds]
     a_pet = next(pet for control in controls.values() for pet in control.pets)
@@ -362,14 +362,14 @@ def gather_records(study: Study, folds: Sequence[Fold]) -> tuple[list[ScoreRecor
         folder = study.output_dir / CROSSVALIDATION / name
         if name in BASELINES or not folder.is_dir():
             continue
-        own = _of_row(study, name)
-        if own is None:
+        row = _of_row(study, name)
+        if row is None:
             notes.append(f"{name}: not in the table, scores of a fold are missing")
-        elif own[0] != bases:
+        elif row[0] != bases:
             notes.append(
                 f"{name}: not in the table, it was cross-validated on other images or folds, with "
                 "another smoothing, or by an earlier version; train it again"
             )
         else:
-            records += own[1]
+            records += row[1]
     return records, notes
