@@ -342,7 +342,7 @@ def test_no_cluster_lies_in_a_gap_and_the_threshold_ignores_it(tmp_path, rng, la
                 fwhm=0.0,
                 extent=0.01,
                 minimum_volume=16.0,
-                most=5,
+                max_clusters=5,
                 lesions=str(tmp_path / "lesions.nii.gz"),
             )
             .run(cwd=str(tmp_path))

@@ -534,7 +534,7 @@ def scored(root, tmp_path, rng):
         "fwhm": 0.0,
         "extent": 0.4,
         "minimum_volume": 1.0,
-        "most": 10,
+        "max_clusters": 10,
     }
     return inputs, np.where(own, volume, 0)
 
@@ -586,7 +586,7 @@ def test_clusters_are_labelled_by_rank_and_told(tmp_path, scored):
 
 def test_all_clusters_are_told_but_only_the_first_are_labelled(tmp_path, scored):
     inputs, _ = scored
-    out = run(MapAnomalies, tmp_path / "node", **{**inputs, "most": 1})
+    out = run(MapAnomalies, tmp_path / "node", **{**inputs, "max_clusters": 1})
     assert np.unique(np.asarray(nib.load(out.labels).dataobj)).tolist() == [0, 1]
     assert [one["rank"] for one in read_json(Path(out.clusters))["clusters"]] == [1, 2]
 

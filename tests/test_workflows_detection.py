@@ -413,14 +413,14 @@ def test_maps_labels_and_clusters_go_where_they_belong():
 
 def test_what_is_known_of_lesions_and_regions_reaches_the_map(t1w):
     there, names = t1w.values()
-    known = replace(CLUSTERING, atlas=there, names=names, most=4)
+    known = replace(CLUSTERING, atlas=there, names=names, max_clusters=4)
     nodes, _ = nodes_of(
         init_anomalies_wf(scored(PATIENTS[0], 1, lesions=there), SLABS, 2, known, name="a_wf")
     )
     inputs = nodes["map"].inputs
     assert (inputs.lesions, inputs.atlas) == (str(there), str(there))
     assert inputs.names == str(names)
-    assert (inputs.extent, inputs.minimum_volume, inputs.most) == (0.02, 82.0, 4)
+    assert (inputs.extent, inputs.minimum_volume, inputs.max_clusters) == (0.02, 82.0, 4)
     assert (inputs.rows, inputs.folds) == ([1] * 6, 2)
     nodes, _ = nodes_of(
         init_anomalies_wf(scored(PATIENTS[0], 1), SLABS, 2, CLUSTERING, name="a_wf")

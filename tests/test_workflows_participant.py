@@ -79,7 +79,7 @@ def pet_plans(there, count):
 
 
 @pytest.fixture
-def how(there):
+def options(there):
     return Preprocessing(
         there("template.nii.gz"),
         there("grid.nii.gz"),
@@ -137,9 +137,9 @@ def beyond(plan):
 
 
 @pytest.fixture
-def build(there, how, plan, beyond):
+def build(there, options, plan, beyond):
     """Build any of the workflows, by the name of its factory."""
-    here = replace(how, percentile=99.9, omp_nthreads=1, frames=())
+    here = replace(options, percentile=99.9, omp_nthreads=1, frames=())
 
     def build(name, pets=1, plan=plan):
         atlas, _ = there("coarse.nii.gz"), there("coarse.tsv")
@@ -147,11 +147,11 @@ def build(there, how, plan, beyond):
             "t1w": there("t1w.nii.gz"),
             "outputs": {field: output(field) for field in OF_T1W},
             "pets": pet_plans(there, pets),
-            "how": how,
+            "options": options,
         }
         factories = {
-            "anatomical": lambda: init_anatomical_wf(how=here),
-            "pet": lambda: init_pet_wf(pet=there("pet.nii.gz"), durations=(), how=here),
+            "anatomical": lambda: init_anatomical_wf(options=here),
+            "pet": lambda: init_pet_wf(pet=there("pet.nii.gz"), durations=(), options=here),
             "preprocessing": lambda: init_preprocessing_wf(**visit),
             "synthesis": lambda: init_synthesis_wf(plan=plan, omp_nthreads=1),
             "comparison": init_comparison_wf,
@@ -322,7 +322,7 @@ def node_of(graph, name):
     return node
 
 
-def test_registration_sees_the_brain_alone_and_is_judged_on_the_grid_of_the_outputs(build, how):
+def test_registration_sees_the_brain_alone_and_is_judged_on_the_grid_of_the_outputs(build, options):
     graph = build("participant", pets=0)._create_flat_graph()
     found, at = sources(graph), lambda name: node_of(graph, name)
     assert producer(found, at("register_to_template"), "brain") == ("mask", "image")
@@ -331,7 +331,7 @@ def test_registration_sees_the_brain_alone_and_is_judged_on_the_grid_of_the_outp
     for name in ("resample", "resample_mask"):
         wanted = ("register_to_template", "t1w_to_template")
         assert producer(found, at(name), "transforms") == wanted
-        assert at(name).inputs.reference == str(how.reference)
+        assert at(name).inputs.reference == str(options.reference)
     assert at("resample_mask").inputs.interpolation == "nearestNeighbor"
     assert producer(found, at("judge"), "before") == ("before", "image")
     assert producer(found, at("judge"), "after") == ("resample", "image")
@@ -379,18 +379,18 @@ def test_a_comparison_from_disk_is_with_the_first_real_pet(build, there):
     assert doors["synthesis_wf"].inputs.brain_mask == str(there("mask.nii.gz"))
 
 
-def test_parameters_arrive_at_their_nodes(build, how, plan):
+def test_parameters_arrive_at_their_nodes(build, options, plan):
     graph = build("participant")._create_flat_graph()
     at = {(".pet_" in node.fullname, node.name): node.inputs for node in graph}
     assert at[False, "extract_brain"].mode == "auto"
     assert at[False, "register_to_template"].quick is True
-    assert at[False, "register_to_template"].template == str(how.template)
-    assert at[False, "judge"].fixed == str(how.reference)
-    assert at[False, "judge"].fixed_mask == str(how.reference_mask)
+    assert at[False, "register_to_template"].template == str(options.template)
+    assert at[False, "judge"].fixed == str(options.reference)
+    assert at[False, "judge"].fixed_mask == str(options.reference_mask)
     assert {at[pet, "scale"].percentile for pet in (False, True)} == {99.5}
     assert at[True, "read"].frames == [0, 1]
     assert at[True, "read"].durations == [60, 30]
-    assert at[True, "resample_to_template"].reference == str(how.reference)
+    assert at[True, "resample_to_template"].reference == str(options.reference)
     assert (at[False, "synthesize"].fwhm, at[False, "synthesize"].device) == (1.5, "cpu")
     threads = {"extract_brain", "correct_bias", "register_to_template", "synthesize"}
     assert {node.n_procs for node in graph if node.name in threads} == {3}

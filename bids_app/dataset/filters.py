@@ -39,17 +39,17 @@ class Rules:
 
 
 def _check_query(key: str, query: object) -> None:
-    where = f'--bids-filter-file: "{key}"'
+    prefix = f'--bids-filter-file: "{key}"'
     if key not in ("t1w", "pet"):
-        raise UsageError(f'{where} is not known; use "t1w" and "pet"')
+        raise UsageError(f'{prefix} is not known; use "t1w" and "pet"')
     if not isinstance(query, Mapping):
-        raise UsageError(f"{where} is not an object of entities and labels; correct it")
-    for name, wanted in query.items():
+        raise UsageError(f"{prefix} is not an object of entities and labels; correct it")
+    for name, labels in query.items():
         if name not in SHORT and name not in SHORT.values() and name not in (*IMPLIED, EXTENSION):
-            raise UsageError(f'{where}: no entity "{name}"; use {", ".join(sorted(SHORT))}')
-        values = wanted if isinstance(wanted, list) else [wanted]
+            raise UsageError(f'{prefix}: no entity "{name}"; use {", ".join(sorted(SHORT))}')
+        values = labels if isinstance(labels, list) else [labels]
         if not all(value is None or isinstance(value, str | int) for value in values):
-            raise UsageError(f'{where}: "{name}" must be a label, a list of labels, or null')
+            raise UsageError(f'{prefix}: "{name}" must be a label, a list of labels, or null')
 
 
 def check_filters(filters: object) -> dict[str, Filter]:
@@ -288,17 +288,17 @@ def why_not_tracer(scan: Scan, tracer_label: Sequence[str]) -> tuple[str, int | 
     tuple of (str, int or None), or None
         The reason, and an exit code if it is a problem of the data.
     """
-    wanted = {_tracer_of(label) for label in tracer_label or (FDG,)}
+    tracers = {_tracer_of(label) for label in tracer_label or (FDG,)}
     label, named = scan.entity("trc"), _full_name(scan)
     if label is not None and named is not None and _contradict(label, named):
-        if not wanted & {_tracer_of(label), _tracer_of(named)}:
+        if not tracers & {_tracer_of(label), _tracer_of(named)}:
             return f"its tracer is {label} or {named}", None
-        told = f"its name says trc-{label}, its sidecar TracerName {named!r}"
-        return f"{scan.path}: {told}; correct the wrong one", 65
+        contradiction = f"its name says trc-{label}, its sidecar TracerName {named!r}"
+        return f"{scan.path}: {contradiction}; correct the wrong one", 65
     tracer = named if label is None or (named is not None and is_fdg(named)) else label
     if tracer is None and not tracer_label:
         return f"{scan.path}: its sidecar lacks TracerName: add it, or pass --tracer-label", 65
-    if tracer is None or _tracer_of(tracer) in wanted:
+    if tracer is None or _tracer_of(tracer) in tracers:
         return None  # without a tracer, the user vouches for it
     only = "not among --tracer-label" if tracer_label else "only FDG is used"
     return f"its tracer is {tracer}{', ' if tracer_label else '; '}{only}", None

@@ -380,9 +380,9 @@ def read_metadata(scan: Scan, sidecars: Mapping[Path, tuple[Path, ...]]) -> Scan
     ReadWriteError
         If it cannot be read.
     """
-    own = scan.path.with_name(scan.path.name.partition(".")[0] + ".json")
-    if own.is_dir():  # no folder is listed
-        raise UnusableDataError(f"{own}: is a folder, not a file; remove it")
+    sidecar = scan.path.with_name(scan.path.name.partition(".")[0] + ".json")
+    if sidecar.is_dir():  # no folder is listed
+        raise UnusableDataError(f"{sidecar}: is a folder, not a file; remove it")
     entities = frozenset(scan.entities)
     metadata: dict[str, object] = {}
     for folder in reversed(scan.path.parents):  # from the root down to the image

@@ -130,8 +130,8 @@ def _match(
             matched[label] = matched.pop(lost.pop())
             renamed.append(label)
         elif lost and bare:
-            told = ", ".join(sorted(lost))
-            remarks.append(f"participant_id {told} may be {_listed(folders[key])}; spell it out")
+            labels = ", ".join(sorted(lost))
+            remarks.append(f"participant_id {labels} may be {_listed(folders[key])}; spell it out")
     if renamed:
         remarks.append(
             f"participant_id of {_listed(renamed)} is spelt otherwise (by zeros, by the case of "

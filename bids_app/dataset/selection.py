@@ -138,21 +138,23 @@ def _why_not(scan: Scan, best: Scan, key: str) -> str:
 
 def _remarks(best: Scan, as_good: int, key: str) -> list[str]:
     """Tell of a choice that could have been another, or of an image that is second best."""
-    told = []
+    remarks = []
     if as_good:
-        told.append(
+        remarks.append(
             f"{as_good + 1} {WORDS[key]} images are equally good: {best.path.name} is used, the "
             "first by run, then by name; --bids-filter-file settles it"
         )
     if _is_derived(best):
-        told.append(f"{best.path.name} is a derived image, and there is no other")
+        remarks.append(f"{best.path.name} is a derived image, and there is no other")
     if _has_agent(best):
-        told.append(f"{best.path.name} shows a contrast agent, and there is no image without one")
+        remarks.append(
+            f"{best.path.name} shows a contrast agent, and there is no image without one"
+        )
     if key == "pet" and _is_not_corrected(best) > 1:
-        told.append(
+        remarks.append(
             f"{best.path.name} is not corrected for attenuation, and there is no image that is"
         )
-    return told
+    return remarks
 
 
 def choose_best(
@@ -243,10 +245,12 @@ def _find_strays(subject: str, bids_dir: Path, rules: Rules, is_ignored: Ignored
     return strays
 
 
-def _as_unused(strays: Sequence[Stray], there: Mapping[str, Collection[Session]]) -> list[Unused]:
+def _as_unused(
+    strays: Sequence[Stray], sessions: Mapping[str, Collection[Session]]
+) -> list[Unused]:
     """Make a problem of what is no image, unless its session has an image of that kind."""
     return [
-        Unused(scan.subject, scan.path, why, None if scan.session in there[key] else 65)
+        Unused(scan.subject, scan.path, why, None if scan.session in sessions[key] else 65)
         for scan, key, why in strays
     ]
 
@@ -260,8 +264,8 @@ def _visits(
     """Give each PET image to the T1w of its session, or of the nearest."""
     partners: defaultdict[Session, list[Scan]] = defaultdict(list)
     notes: defaultdict[Session, list[str]] = defaultdict(list)
-    for session, told in remarks["t1w"].items():
-        notes[session] += told
+    for session, sentences in remarks["t1w"].items():
+        notes[session] += sentences
     for session in sorted(pets, key=natural_key):
         pet, nearest = pets[session], session
         if session not in t1ws:
@@ -356,13 +360,13 @@ def _choose_subjects(
         for label in excluded
     ]
     unused += ignored
-    asked = frozenset(wanted) if wanted else known
-    chosen = [label for label in present if label in asked and label not in excluded]
+    selected = frozenset(wanted) if wanted else known
+    chosen = [label for label in present if label in selected and label not in excluded]
     if not chosen:
-        there = name_some([f"sub-{label}" for label in present])
+        labels = name_some([f"sub-{label}" for label in present])
         raise NothingSelectedError(
             "no participant is left after --participant-label and --exclude-participant-label; "
-            f"the dataset has {there}" + (", and .bidsignore leaves out others" if ignored else "")
+            f"the dataset has {labels}" + (", and .bidsignore leaves out others" if ignored else "")
         )
     return chosen, unused
 
@@ -372,10 +376,10 @@ def _refuse_nothing(files: RawFiles, visits: list[Visit], unused: list[Unused]) 
         return
     scans = [scan for scans in (*files.t1ws.values(), *files.pets.values()) for scan in scans]
     sessions = sorted({scan.session for scan in scans if scan.session is not None})
-    there = f"; there are ses-{name_some(sessions)}" if sessions else ""
+    hint = f"; there are ses-{name_some(sessions)}" if sessions else ""
     first = next((f" ({u.path.name}: {u.reason})" for u in unused if u.path is not None), "")
     raise NothingSelectedError(
-        f"no T1w is left after --session-label, --run-label and --bids-filter-file{there}{first}"
+        f"no T1w is left after --session-label, --run-label and --bids-filter-file{hint}{first}"
     )
 
 

@@ -159,7 +159,7 @@ def place_sessions(
     places : dict
         Days, if all times are known, or all labels are dates; the numbers of labels that are
         alike but for these; else ranks of the sorted labels.
-    how : {"acq_time", "dates", "numbers", "order"}
+    measure : {"acq_time", "dates", "numbers", "order"}
         Which of these.
 
     Examples
@@ -212,11 +212,11 @@ def nearest_session(
     """
     options = sorted(set(candidates), key=natural_key)
     places, _ = place_sessions({session, *options}, times)
-    here = places[session]
-    return min(options, key=lambda label: (abs(places[label] - here), places[label]))
+    place = places[session]
+    return min(options, key=lambda label: (abs(places[label] - place), places[label]))
 
 
-HOW: Mapping[str, Callable[[float], str]] = {
+DISTANCES: Mapping[str, Callable[[float], str]] = {
     "acq_time": lambda apart: f"{apart:.4g} days apart by acq_time",
     "dates": lambda apart: f"{apart:.4g} days apart by the dates of their labels",
     "numbers": lambda apart: f"{apart:g} apart by the numbers of their labels",
@@ -242,8 +242,8 @@ def describe_distance(
     '1 apart by the numbers of their labels, the earlier of two as near'
     """
     options = set(candidates)
-    places, how = place_sessions(sorted({session, *options}, key=natural_key), times)
+    places, measure = place_sessions(sorted({session, *options}, key=natural_key), times)
     apart = abs(places[nearest] - places[session])
     as_near = sum(abs(places[label] - places[session]) == apart for label in options)
     tie = ", the earlier of two as near" if as_near > 1 else ""
-    return HOW[how](apart) + tie
+    return DISTANCES[measure](apart) + tie

@@ -27,8 +27,8 @@ MEANT = {
 TO_NIFTI = "convert it to NIfTI"
 UNPACK = "unpack it, or store it as .nii or .nii.gz"
 FORMATS = {  # by how a name ends, in lower case: what it is, and what to do
-    ending: what
-    for endings, what in (
+    ending: sentence
+    for endings, sentence in (
         (".img .hdr", f"Analyze, or NIfTI in two files; {TO_NIFTI} in one (.nii.gz)"),
         (".mgz .mgh", f"FreeSurfer's format; {TO_NIFTI} (mri_convert)"),
         (".dcm .ima", f"DICOM; {TO_NIFTI} (dcm2niix)"),
@@ -115,13 +115,13 @@ def find_strays(bids_dir: Path, subject: str) -> Iterator[tuple[Path, str | None
         for datatype, suffix in SUFFIX.items():
             folder = (top if session is None else top / session) / datatype
             label = None if session is None else session.removeprefix("ses-")
-            told = set[str]()
+            reasons = set[str]()
             if folder.is_symlink() and not folder.is_dir():
                 yield folder, label, suffix.lower(), f"it is {why_no_file(folder)}"
             for name in _names(folder):
                 why = _why(folder / name, datatype)
-                if why is not None and why not in told:
-                    told.add(why)
+                if why is not None and why not in reasons:
+                    reasons.add(why)
                     yield folder / name, label, suffix.lower(), why
 
 

@@ -161,14 +161,14 @@ class RegisterToTemplate(SimpleInterface):
     def _run_interface(self, runtime):
         from bids_app.anatomy.registration import register_to_template
 
-        there, back, start, behind = register_to_template(
+        forward, back, start, behind = register_to_template(
             Path(self.inputs.brain),
             Path(self.inputs.template),
             Path(runtime.cwd) / "t1w_to_template_",
             quick=self.inputs.quick,
             seed=self.inputs.seed,
         )
-        self._results.update(t1w_to_template=str(there), template_to_t1w=str(back))
+        self._results.update(t1w_to_template=str(forward), template_to_t1w=str(back))
         self._results.update(start=start, behind=float(behind))
         return runtime
 
@@ -277,14 +277,14 @@ class TakePET(SimpleInterface):
     def _run_interface(self, runtime):
         from bids_app.anatomy.registration import judge_given_pet
 
-        cwd, given = Path(runtime.cwd), self.inputs.transform
+        cwd, transform = Path(runtime.cwd), self.inputs.transform
         images = Path(self.inputs.pet), Path(self.inputs.t1w), Path(self.inputs.mask)
         try:
             before, after, judgement = judge_given_pet(
                 *images,
                 cwd / "rigid_",
                 cwd / "pet_to_t1w.txt",
-                given=Path(given) if isdefined(given) else None,
+                given=Path(transform) if isdefined(transform) else None,
                 quick=self.inputs.quick,
             )
         except ValueError as error:

@@ -81,14 +81,14 @@ class SaveDerivatives(SimpleInterface):
     always_run = True  # copies may have been deleted since
 
     def _run_interface(self, runtime):
-        given = self.inputs
-        measured = given.measured if isdefined(given.measured) else {}
+        inputs = self.inputs
+        measured = inputs.measured if isdefined(inputs.measured) else {}
         rows = zip(
-            given.in_files, given.out_files, given.sidecar_files, given.sidecars, strict=True
+            inputs.in_files, inputs.out_files, inputs.sidecar_files, inputs.sidecars, strict=True
         )
         for in_file, out_file, sidecar_file, sidecar in rows:
             _save(Path(in_file), Path(out_file), Path(sidecar_file), {**sidecar, **measured})
-        self._results["out_files"] = list(given.out_files)
+        self._results["out_files"] = list(inputs.out_files)
         return runtime
 
 

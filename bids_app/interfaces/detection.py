@@ -51,16 +51,16 @@ ENGINE = "bids_app.detection.voxelwise"
 PET = "pet"
 
 
-def _covariates(what):
+def _covariates(desc):
     """Make a trait for the covariates of people, a list of numbers each."""
-    return traits.List(traits.List(traits.Float), [], usedefault=True, desc=what)
+    return traits.List(traits.List(traits.Float), [], usedefault=True, desc=desc)
 
 
 def _brain(path):
     return nifti.load(path).data > 0
 
 
-def _save_rows(path, scores, what, holes):
+def _save_rows(path, scores, name, holes):
     """Write scores, (scored, voxels), unless one is not finite without a reason.
 
     NaN is what a voxel has that too few controls cover, in all rows; and what an image has where
@@ -72,7 +72,7 @@ def _save_rows(path, scores, what, holes):
     odd = ~(np.isfinite(scores) | explained).all(axis=1)
     if odd.any():
         raise UnusableDataError(
-            f"{what}: scores of {odd.sum()} of {len(scores)} images are not finite, so none is "
+            f"{name}: scores of {odd.sum()} of {len(scores)} images are not finite, so none is "
             "written; train the detector again, and leave out images that are not within 0..1"
         )
     np.save(path, scores)
@@ -318,10 +318,10 @@ class CompareSynthetic(SimpleInterface):
             )
             owner = read_owner(Path(folder))
             session = f"ses-{owner.session}" if owner.session else None
-            who = (f"sub-{owner.participant}", session, kind, inputs.fold)
+            identity = (f"sub-{owner.participant}", session, kind, inputs.fold)
             scores = mean_map(pieces, brain, 1)
             seen = self._see(encoder, Path(folder), scores, brain, np.array(owner.affine))
-            rows += [asdict(CheckedPet(*who, *row)) for row in seen]
+            rows += [asdict(CheckedPet(*identity, *row)) for row in seen]
         write_json(Path(runtime.cwd) / "checked.json", {"checked": rows})
         self._results["checked"] = str(Path(runtime.cwd) / "checked.json")
         return runtime
@@ -363,9 +363,9 @@ def _measured(inputs, measure, real, synthetic):
     brain = _brain(inputs.brain)
     for place, folder in enumerate(real):
         affine = np.array(read_owner(Path(folder)).affine)
-        how = {"fwhm": inputs.fwhm, "affine": affine, "hole": open_hole(Path(folder))}
+        options = {"fwhm": inputs.fwhm, "affine": affine, "hole": open_hole(Path(folder))}
         pets = _pets([folder, *synthetic[place : place + 1]])
-        yield measure(*pets, brain, **how)
+        yield measure(*pets, brain, **options)
 
 
 def _save_scores(inputs, norms, path):
@@ -378,10 +378,10 @@ def _save_scores(inputs, norms, path):
     everyone = (inputs.scored, inputs.scored_synthetic)
     each = zip(*(_measured(inputs, measure, *everyone) for measure in measures), strict=True)
     covariates = inputs.scored_covariates or [()] * len(inputs.scored)
-    how = (inputs.detector, inputs.direction)
+    options = (inputs.detector, inputs.direction)
     rows = [
-        values_of(score_against(norms, own, *how, row), brain, whole)
-        for own, row in zip(each, covariates, strict=True)
+        values_of(score_against(norms, values, *options, row), brain, whole)
+        for values, row in zip(each, covariates, strict=True)
     ]
     _save_rows(path, np.stack(rows), f"{inputs.detector}", _holes(inputs.scored))
 
@@ -490,19 +490,19 @@ class AverageControls(SimpleInterface):
     output_spec = _AverageControlsOutputSpec
 
     def _run_interface(self, runtime):
-        given, brain = self.inputs, _brain(self.inputs.brain)
-        affine = np.array(read_owner(Path(given.controls[0])).affine)
-        rows = np.array(given.covariates, float)
+        inputs, brain = self.inputs, _brain(self.inputs.brain)
+        affine = np.array(read_owner(Path(inputs.controls[0])).affine)
+        rows = np.array(inputs.covariates, float)
         if rows.size:
             norm = learn_adjusted_norm(self._volumes, brain, rows, least_sd=0.0)
         else:
             norm = learn_norm(self._volumes(), brain, least_sd=0.0)
-        made = f"{given.synthetic} of {len(given.controls)} PET SYNTHETIC"
+        description = f"{inputs.synthetic} of {len(inputs.controls)} PET SYNTHETIC"
         self._results["images"] = []
         for name, volume in (("mean", norm.mean), ("sd", norm.sd)):
             path = Path(runtime.cwd) / f"{name}.nii.gz"
             image = nifti.Image(np.nan_to_num(volume), affine)
-            nifti.save(image, path, description=made if given.synthetic else "")
+            nifti.save(image, path, description=description if inputs.synthetic else "")
             self._results["images"].append(str(path))
         return runtime
 
@@ -525,7 +525,7 @@ class _MapAnomaliesInputSpec(BaseInterfaceInputSpec):
     fwhm = traits.Float(mandatory=True, desc="smoothing of the scores within the brain, in mm")
     extent = traits.Float(mandatory=True, desc="share of the brain above the threshold")
     minimum_volume = traits.Float(mandatory=True, desc="of a cluster, in mm3")
-    most = traits.Int(mandatory=True, desc="clusters that are labelled")
+    max_clusters = traits.Int(mandatory=True, desc="clusters that are labelled")
     lesions = File(exists=True, desc="mask of known lesions on the grid; none is known without")
     atlas = File(exists=True, desc="label image on the grid")
     names = File(exists=True, desc="of its labels")
@@ -575,7 +575,7 @@ class MapAnomalies(SimpleInterface):
             "above_zero": float((score[brain] > 0).mean()),
             **self._compared(labels, affine, hole),
         }
-        labels[labels > inputs.most] = 0
+        labels[labels > inputs.max_clusters] = 0
         nifti.save(nifti.Image(score, affine), cwd / "statmap.nii.gz")
         nifti.save(nifti.Image(labels, affine), cwd / "labels.nii.gz")
         write_json(cwd / "clusters.json", found)
@@ -589,18 +589,18 @@ class MapAnomalies(SimpleInterface):
 
     def _compared(self, labels, affine, hole):
         """Compare clusters with lesions and regions, where those are known."""
-        told = {"lesions": None, "lesions_not_covered": 0, "overlaps": None, "regions": None}
+        fields = {"lesions": None, "lesions_not_covered": 0, "overlaps": None, "regions": None}
         if isdefined(self.inputs.lesions):
             lesions = separate_lesions(self._on_grid(self.inputs.lesions, labels) > 0, affine)
-            lesions, told["lesions_not_covered"] = leave_out_uncovered(lesions, hole)
+            lesions, fields["lesions_not_covered"] = leave_out_uncovered(lesions, hole)
             voxel_volume = float(abs(np.linalg.det(affine[:3, :3])))
-            told["lesions"] = int(lesions.max())
-            told["overlaps"] = overlaps(labels, lesions, voxel_volume).tolist()
+            fields["lesions"] = int(lesions.max())
+            fields["overlaps"] = overlaps(labels, lesions, voxel_volume).tolist()
         if isdefined(self.inputs.atlas):
             atlas = np.rint(self._on_grid(self.inputs.atlas, labels)).astype(np.int64)
             names = read_labels(Path(self.inputs.names))
-            told["regions"] = name_regions(labels, atlas, names)
-        return told
+            fields["regions"] = name_regions(labels, atlas, names)
+        return fields
 
     @staticmethod
     def _on_grid(path, labels):

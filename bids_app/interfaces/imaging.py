@@ -200,11 +200,11 @@ class FindFieldOfView(SimpleInterface):
 
     def _run_interface(self, runtime):
         pet = nifti.load(self.inputs.pet)
-        held = field_of_view(pet.data)
+        inside = field_of_view(pet.data)
         if isdefined(self.inputs.valid):
-            held &= nifti.load(self.inputs.valid).data > 0
+            inside &= nifti.load(self.inputs.valid).data > 0
         path = Path(runtime.cwd) / "field_of_view.nii.gz"
-        nifti.save(nifti.Image(held, pet.affine), path)
+        nifti.save(nifti.Image(inside, pet.affine), path)
         self._results["field_of_view"] = str(path)
         return runtime
 
@@ -272,10 +272,10 @@ class ScaleIntensity(SimpleInterface):
     def _run_interface(self, runtime):
         image, mask = nifti.load(self.inputs.image), nifti.load(self.inputs.mask)
         brain = mask.data > 0
-        how = {"percentile": self.inputs.percentile, "times_mean": self.inputs.times_mean}
+        options = {"percentile": self.inputs.percentile, "times_mean": self.inputs.times_mean}
         try:
-            scaled = scale_to_unit(image.data, brain, **how)
-            value = intensity_of_one(image.data, brain, **how)
+            scaled = scale_to_unit(image.data, brain, **options)
+            value = intensity_of_one(image.data, brain, **options)
         except ValueError as error:
             raise UnusableDataError(
                 f"{self.inputs.image}: {error} after registration; look at the registration, "
@@ -284,7 +284,7 @@ class ScaleIntensity(SimpleInterface):
         path = Path(runtime.cwd) / "scaled.nii.gz"
         nifti.save(nifti.Image(scaled, image.affine), path)
         self._results["image"] = str(path)
-        scaling = describe_scaling(**how)
+        scaling = describe_scaling(**options)
         self._results["sidecar"] = {"IntensityScaling": {**scaling, "Value": float(f"{value:.6g}")}}
         return runtime
 
@@ -317,20 +317,20 @@ class JudgeRegistration(SimpleInterface):
 
     def _run_interface(self, runtime):
         target, mask = nifti.load(self.inputs.fixed), nifti.load(self.inputs.fixed_mask)
-        fixed, where = target.data, mask.data > 0
-        own = nifti.load(self.inputs.t1w)
+        fixed, brain = target.data, mask.data > 0
+        t1w = nifti.load(self.inputs.t1w)
 
         def likeness(path):
-            return normalized_mutual_information(fixed, nifti.load(path).data, where)
+            return normalized_mutual_information(fixed, nifti.load(path).data, brain)
 
         judgement = judge_t1w(
             nifti.load(self.inputs.after).data,
             fixed,
             nifti.load(self.inputs.mask_after).data > 0,
-            where,
+            brain,
             target.affine,
             own_measures=measure_brain(
-                own.data, nifti.load(self.inputs.brain_mask).data > 0, own.affine
+                t1w.data, nifti.load(self.inputs.brain_mask).data > 0, t1w.affine
             ),
             behind=self.inputs.behind if isdefined(self.inputs.behind) else None,
         )
@@ -368,14 +368,14 @@ class TaintVerdict(SimpleInterface):
     output_spec = _TaintVerdictOutputSpec
 
     def _run_interface(self, runtime):
-        own = dict(self.inputs.sidecar["Registration"])
+        quality = dict(self.inputs.sidecar["Registration"])
         t1w = _registration_of(self.inputs.t1w_measured)
-        own["Verdict"] = worse_of(own["Verdict"], t1w["Verdict"])
-        own["VerdictReasons"] = [
-            *own["VerdictReasons"],
+        quality["Verdict"] = worse_of(quality["Verdict"], t1w["Verdict"])
+        quality["VerdictReasons"] = [
+            *quality["VerdictReasons"],
             *(f"its T1w: {reason}" for reason in t1w["VerdictReasons"]),
         ]
-        self._results["sidecar"] = {"Registration": own}
+        self._results["sidecar"] = {"Registration": quality}
         return runtime
 
 
@@ -435,13 +435,13 @@ class MeasureRegions(SimpleInterface):
         brain, grid = mask.data > 0, Grid(mask.data.shape, mask.affine)
         regions = nifti.lay_atlas(nifti.load(self.inputs.atlas), grid)
         names = read_labels(Path(self.inputs.names))
-        how = {"names": names, "voxel_volume": float(np.prod(mask.zooms))}
+        options = {"names": names, "voxel_volume": float(np.prod(mask.zooms))}
         rows = []
         if isdefined(self.inputs.real):
             real, covered = nifti.load(self.inputs.real).data, _covered(self.inputs, brain)
-            rows += measure_uptake_by_region("real", real, covered, regions, **how)
+            rows += measure_uptake_by_region("real", real, covered, regions, **options)
         synthetic = nifti.load(self.inputs.synthetic).data
-        rows += measure_uptake_by_region("synthetic", synthetic, brain, regions, **how)
+        rows += measure_uptake_by_region("synthetic", synthetic, brain, regions, **options)
         table = Path(runtime.cwd) / "regions.tsv"
         columns = [field.name for field in fields(RegionalUptake)]
         write_tsv(table, columns, [_rounded(row) for row in rows])

@@ -99,10 +99,10 @@ class SynthesizePET(SimpleInterface):
 
         tiling = overlap(card.spec.tiling) if self.inputs.overlap else card.spec.tiling
         dtype = choose_dtype(generator, self.inputs.device)
-        how = {"fwhm": self.inputs.fwhm, "zooms": t1w.zooms, "dtype": dtype}
+        options = {"fwhm": self.inputs.fwhm, "zooms": t1w.zooms, "dtype": dtype}
         network = not isinstance(generator, TissueModel)
-        told = {"Precision": str(dtype).removeprefix("torch.")} if network else {}
-        return synthesize(t1w.data, generator, tiling, **how), told
+        fields = {"Precision": str(dtype).removeprefix("torch.")} if network else {}
+        return synthesize(t1w.data, generator, tiling, **options), fields
 
 
 class _PredictErrorInputSpec(BaseInterfaceInputSpec):
@@ -147,8 +147,8 @@ class PredictError(SimpleInterface):
         nifti.save(
             nifti.Image(deviation, pet.affine), out, description="SD of SYNTHETIC FDG PET, mri2pet"
         )
-        told = describe_error_model(model, card.metrics)
-        self._results.update(deviation=str(out), sidecar={"Uncertainty": told})
+        fields = describe_error_model(model, card.metrics)
+        self._results.update(deviation=str(out), sidecar={"Uncertainty": fields})
         return runtime
 
 

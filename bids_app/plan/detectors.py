@@ -180,7 +180,7 @@ def _clustering_of(settings: Settings, cohort: Subjects) -> Clustering:
         fwhm=settings.fwhm_of_scores,
         extent=settings.cluster_extent,
         minimum_volume=settings.min_cluster_size,
-        most=settings.clusters,
+        max_clusters=settings.clusters,
         atlas=cohort.atlas,
         names=None if atlas is None or cohort.atlas is None else atlas[1],
     )

@@ -748,7 +748,7 @@ def init_visit_wf(plan: VisitPlan, run: ParticipantPlan) -> Workflow:
         derived=plan.visit.t1w.derived,
         outputs={field: outputs[getattr(plan.paths, field)] for field in ANATOMICAL_OUTPUTS},
         pets=_pet_plans(plan, outputs),
-        how=run.preprocessing,
+        options=run.preprocessing,
         orientation=plan.visit.t1w.orientation,
         name=plan.name,
     )

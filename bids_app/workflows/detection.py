@@ -396,22 +396,22 @@ def init_norm_wf(
     names = norm_files(detector, len(folds))
     for place, fold in enumerate(folds):
         scored = [*patients, *fold.validation]
-        made = _synthetic(detector, scored)
+        synthetic = _synthetic(detector, scored)
         common = {
             "detector": detector,
             "direction": fitting.direction,
             "fwhm": fitting.fwhm,
             "scored": folders_of(scored),
-            "scored_synthetic": folders_of(made),
-            "scored_digests": digests_of([*scored, *made]),
+            "scored_synthetic": folders_of(synthetic),
+            "scored_digests": digests_of([*scored, *synthetic]),
             "scored_covariates": fitting.rows_of(scored),
         }
         if applied is None:
-            own = _synthetic(detector, fold.training)
+            synthetic_controls = _synthetic(detector, fold.training)
             norm = FitNorm(
                 controls=folders_of(fold.training),
-                controls_synthetic=folders_of(own),
-                digests=digests_of([*fold.training, *own]),
+                controls_synthetic=folders_of(synthetic_controls),
+                digests=digests_of([*fold.training, *synthetic_controls]),
                 covariates=fitting.rows_of(fold.training),
                 **common,
             )
@@ -460,7 +460,7 @@ class Clustering:
         Share of the brain above the threshold.
     minimum_volume : float
         In mm³.
-    most : int
+    max_clusters : int
         That are labelled.
     atlas, names : Path or None
         Label image on the grid, and the names of its labels.
@@ -469,7 +469,7 @@ class Clustering:
     fwhm: float
     extent: float
     minimum_volume: float
-    most: int
+    max_clusters: int
     atlas: Path | None
     names: Path | None
 
@@ -587,7 +587,7 @@ def init_anomalies_wf(
         fwhm=smoothing_of(scored.detector, clustering.fwhm),
         extent=clustering.extent,
         minimum_volume=clustering.minimum_volume,
-        most=clustering.most,
+        max_clusters=clustering.max_clusters,
         **{name: str(path) for name, path in known.items() if path is not None},
     )
     anomaly_map = Node(anomalies, name="map", mem_gb=1)
@@ -663,9 +663,9 @@ def init_kept_wf(scored: Sequence[ScoredImage], kept: Sequence[int], *, name: st
     workflow = Workflow(name)
     for image, number in zip(scored, kept, strict=True):
         labels = [str(image.paths[name]) for name in ("labels", "labels_in_t1w")]
-        keep = KeepClusters(labels=labels, kept=number)
+        keep_clusters = KeepClusters(labels=labels, kept=number)
         node_name = f"{image.training_set}_{image.detector}_{image.image.name}"
-        node = Node(keep, name=node_name, mem_gb=1)
+        node = Node(keep_clusters, name=node_name, mem_gb=1)
         label_nodes(node, owner=image.image.participant, label=image.label, part=node_name)
         workflow.add_nodes([node])
     return workflow

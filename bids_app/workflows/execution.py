@@ -131,9 +131,9 @@ def label_nodes(
     fatal : bool
         Whether its owner is left without the results that matter; so it is if nothing else is said.
     """
-    told = {"owner": owner, "label": label, "part": part, "step": step, "fatal": fatal}
+    attributes = {"owner": owner, "label": label, "part": part, "step": step, "fatal": fatal}
     for node in nodes_of(graph):
-        for name, value in told.items():
+        for name, value in attributes.items():
             if value is not None and not hasattr(node, name):
                 setattr(node, name, value)
 
@@ -191,10 +191,10 @@ def _run_measured(node: Node, updatehash: bool, taskid: int) -> dict:
 class _MeasuringPool(ProcessPoolExecutor):
     """A pool that measures what nodes use."""
 
-    def submit(self, function, /, *given):
+    def submit(self, function, /, *arguments):
         """Submit a call; if it runs a node, it is measured."""
         measured_too = _run_measured if function is multiproc.run_node else function
-        return super().submit(measured_too, *given)
+        return super().submit(measured_too, *arguments)
 
 
 class _Dependencies(lil_matrix):
@@ -363,14 +363,14 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         if isinstance(self.depidx, _Dependencies):  # nipype's own after a MapNode was expanded
             self.depidx.finish(jobid)
         super()._task_finished_cb(jobid, cached)
-        self._tell_finished(self.procs[jobid].part)
+        self._report_finished(self.procs[jobid].part)
 
     def _remove_node_deps(self, jobid: int, crashfile: str, graph: object) -> dict:
         removed: dict = super()._remove_node_deps(jobid, crashfile, graph)
-        self._tell_finished(self.procs[jobid].part)
+        self._report_finished(self.procs[jobid].part)
         return removed
 
-    def _tell_finished(self, name: str) -> None:
+    def _report_finished(self, name: str) -> None:
         """Tell of a part once all its nodes have run, or failed, or cannot run."""
         if self._on_finished is None or name in self._finished or name not in self._order:
             return
@@ -454,7 +454,7 @@ def _arguments_of(plugin: Mapping[str, object]) -> dict:
     return dict(cast("Mapping[str, object]", plugin.get("plugin_args", {})))
 
 
-def _run_here(
+def _run_by_multiproc(
     workflow: Workflow,
     resources: Resources,
     plugin: Mapping[str, object] | None,
@@ -474,11 +474,11 @@ def _run_here(
         "status_callback": on_status,
     }
     arguments |= _arguments_of(plugin or {})
-    with closing(SeparatedMultiProcPlugin(arguments, order, on_finished, on_used)) as here:
-        workflow.run(plugin=here)
+    with closing(SeparatedMultiProcPlugin(arguments, order, on_finished, on_used)) as local_plugin:
+        workflow.run(plugin=local_plugin)
 
 
-def _run_elsewhere(
+def _run_by_plugin(
     workflow: Workflow, plugin: Mapping[str, object], on_status: StatusCallback
 ) -> None:
     """Run a graph by another plugin than MultiProc."""
@@ -560,8 +560,8 @@ def run_graph(
         One a node that failed; empty if all went well.
     """
     base = Path(workflow.base_dir)
-    crashes_here = base / f"crashes-{uuid4().hex}"
-    _make_ready(workflow, crashes_here, stop_on_first_crash=stop_on_first_crash)
+    crash_folder = base / f"crashes-{uuid4().hex}"
+    _make_ready(workflow, crash_folder, stop_on_first_crash=stop_on_first_crash)
     failure, crashes, failed = None, list[Crash](), dict[str, Node]()
 
     def note_status(node: Node, status: str) -> None:
@@ -569,29 +569,29 @@ def run_graph(
             failed[node.fullname] = node
         on_status(node, status)
 
-    def tell_finished(name: str) -> None:
-        crashes.extend(_collect(crashes_here, logs, failed))
+    def report_finished(name: str) -> None:
+        crashes.extend(_collect(crash_folder, logs, failed))
         if on_finished is not None:
             on_finished(name, crashes)
 
     try:
         if plugin is None or plugin["plugin"] == "MultiProc":
             order = () if on_finished is None else _parts_of(workflow)
-            _run_here(
+            _run_by_multiproc(
                 workflow,
                 resources,
                 plugin,
                 note_status,
                 order=order,
-                on_finished=tell_finished,
+                on_finished=report_finished,
                 on_used=on_used,
             )
         else:
-            _run_elsewhere(workflow, plugin, note_status)
+            _run_by_plugin(workflow, plugin, note_status)
     except (RuntimeError, AttributeError, TypeError, OSError, ValueError, EOFError) as error:
         failure = error
-    crashes += _collect(crashes_here, logs, failed)
-    shutil.rmtree(crashes_here, ignore_errors=True)
+    crashes += _collect(crash_folder, logs, failed)
+    shutil.rmtree(crash_folder, ignore_errors=True)
     if failure is not None and not crashes:
         raise errors.Mri2petError(f"the run stopped: {failure}") from failure
     return crashes
@@ -608,21 +608,21 @@ CANCELLING = 2.0  # s, of the 5 s that a run has to end; our choice
 OWN_MEMORY = 1.0  # GiB that Python and its libraries take in a job of their own; seen: 0.25 to 0.7
 
 
-class _Telling:
+class _LostJobs:
     """Mixed into a plugin of nipype: a job that ended without a result is told in a sentence."""
 
-    _own_jobs: dict[int, tuple[str, Path]]
+    _batch_jobs: dict[int, tuple[str, Path]]
 
     def _submit_batchtask(self, scriptfile: str, node: Node) -> int:
         taskid: int = super()._submit_batchtask(scriptfile, node)  # type: ignore[misc]  # nipype's
-        self._own_jobs[taskid] = (node.fullname, Path(scriptfile).parent)
+        self._batch_jobs[taskid] = (node.fullname, Path(scriptfile).parent)
         return taskid
 
     def _get_result(self, taskid: int) -> dict | None:
         result: dict | None = super()._get_result(taskid)  # type: ignore[misc]  # nipype's
         if result is None or not isinstance(result["traceback"], str):
             return result
-        name, folder = self._own_jobs[taskid]  # nipype would choke on what it made itself
+        name, folder = self._batch_jobs[taskid]  # nipype would choke on what it made itself
         return {**result, "traceback": [f"{_sentence(taskid, name, folder)}\n"]}
 
 
@@ -687,8 +687,8 @@ def make_plugin(name: str, arguments: Mapping[str, object]) -> PluginBase:
     kind = _class_of(name)
     if not issubclass(kind, SGELikeBatchManagerBase):
         return kind(plugin_args=dict(arguments))
-    plugin = type(f"Telling{name}", (_Telling, kind), {})(plugin_args=dict(arguments))
-    plugin._own_jobs = {}
+    plugin = type(f"Telling{name}", (_LostJobs, kind), {})(plugin_args=dict(arguments))
+    plugin._batch_jobs = {}
     return plugin
 
 
@@ -726,16 +726,16 @@ def ask_for_needs(workflow: Workflow, name: str, arguments: Mapping[str, object]
     """
     if name != "SLURM":
         return
-    told = str(arguments.get("sbatch_args", ""))
+    sbatch_args = str(arguments.get("sbatch_args", ""))
     for node in workflow._get_all_nodes():
-        wanted = []
-        if not ("--cpus-per-task" in told or "-c " in told):
-            wanted.append(f"--cpus-per-task={node.n_procs}")
-        if "--mem" not in told:
-            wanted.append(f"--mem={round(1024 * (node.mem_gb + OWN_MEMORY))}M")
-        if node.is_gpu_node() and not GPU_OPTION.search(told):
-            wanted.append("--gres=gpu:1")
-        node.plugin_args = {"sbatch_args": " ".join(wanted)}
+        options = []
+        if not ("--cpus-per-task" in sbatch_args or "-c " in sbatch_args):
+            options.append(f"--cpus-per-task={node.n_procs}")
+        if "--mem" not in sbatch_args:
+            options.append(f"--mem={round(1024 * (node.mem_gb + OWN_MEMORY))}M")
+        if node.is_gpu_node() and not GPU_OPTION.search(sbatch_args):
+            options.append("--gres=gpu:1")
+        node.plugin_args = {"sbatch_args": " ".join(options)}
 
 
 def name_user(environment: MutableMapping[str, str]) -> None:

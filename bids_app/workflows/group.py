@@ -64,8 +64,8 @@ def init_training_set_wf(
     brain = Node(agree, name="brain", mem_gb=1)
     label_nodes(brain, step="common brain")
     files = [BRAIN_FILE]
-    for detector, own in folds.items():
-        files += files_of(detector, len(own), len(fitting.slabs))
+    for detector, folds_of_detector in folds.items():
+        files += files_of(detector, len(folds_of_detector), len(fitting.slabs))
     publish = PublishDetector(card=dict(card), names=files, folder=str(folder))
     publishing = Node(publish, name="publish")
     label_nodes(publishing, step="writing of detectors")
@@ -86,13 +86,19 @@ def init_training_set_wf(
     label_nodes(save, fatal=False)
     workflow.connect([(brain, averaging, [("brain", "brain")])])
     workflow.connect([(averaging, save, [("images", "in_files")])])
-    for place, (detector, own) in enumerate(folds.items(), start=2):
+    for place, (detector, folds_of_detector) in enumerate(folds.items(), start=2):
         images = [image for image in scored if image.detector == detector]
         patients = [image.image for image in images if not image.control]
-        graph = init_detector_wf(detector, controls, own, patients, fitting)
+        graph = init_detector_wf(detector, controls, folds_of_detector, patients, fitting)
         workflow.connect([(graph, sources, [("files.out", f"in{place}")])])
         _connect(
-            workflow, brain, graph, images, folds=len(own), fitting=fitting, clustering=clustering
+            workflow,
+            brain,
+            graph,
+            images,
+            folds=len(folds_of_detector),
+            fitting=fitting,
+            clustering=clustering,
         )
     return workflow
 

@@ -65,7 +65,7 @@ def init_preprocessing_wf(
     t1w: Path,
     outputs: Mapping[str, Output],
     pets: Sequence[PetPlan],
-    how: Preprocessing,
+    options: Preprocessing,
     orientation: str = "",
     derived: Derived | None = None,
     name: str = "preprocessing_wf",
@@ -80,7 +80,7 @@ def init_preprocessing_wf(
         Where results of the T1w go, by the names of the outputs of :func:`init_anatomical_wf`.
     pets : sequence of PetPlan
         None, one or several.
-    how : Preprocessing
+    options : Preprocessing
         Targets, and parameters.
     orientation : str
         Axis code of the T1w that is vouched for where its header has none.
@@ -114,7 +114,7 @@ def init_preprocessing_wf(
     fields += ["coverage_in_template", "t1w", "brain_mask", "template_to_t1w"]
     fields += ["pet_in_t1w", "coverage_in_t1w"]
     outputnode = Node(IdentityInterface(fields), name="outputnode")
-    anatomical = init_anatomical_wf(how=how, orientation=orientation, derived=derived)
+    anatomical = init_anatomical_wf(options=options, orientation=orientation, derived=derived)
     anatomical.inputs.inputnode.t1w = str(t1w)
     _save_all(workflow, anatomical, outputs, "")
     trust = _trust(
@@ -144,7 +144,7 @@ def init_preprocessing_wf(
             pet=plan.pet,
             orientation=plan.orientation,
             durations=plan.durations,
-            how=how,
+            options=options,
             derived=plan.derived,
             name=f"pet_{number}_wf",
         )
@@ -185,7 +185,7 @@ def init_participant_wf(
     t1w: Path,
     outputs: Mapping[str, Output],
     pets: Sequence[PetPlan],
-    how: Preprocessing,
+    options: Preprocessing,
     orientation: str = "",
     derived: Derived | None = None,
     synthesis: SynthesisPlan,
@@ -197,15 +197,20 @@ def init_participant_wf(
 
     Parameters
     ----------
-    t1w, outputs, pets, how, orientation, derived
+    t1w, outputs, pets, options, orientation, derived
         As :func:`init_preprocessing_wf`.
     synthesis : SynthesisPlan
         Generator and destination.
     """
     preprocessing = init_preprocessing_wf(
-        t1w=t1w, outputs=outputs, pets=pets, how=how, orientation=orientation, derived=derived
+        t1w=t1w,
+        outputs=outputs,
+        pets=pets,
+        options=options,
+        orientation=orientation,
+        derived=derived,
     )
-    synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=how.omp_nthreads)
+    synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=options.omp_nthreads)
     workflow = Workflow(name)
     brain_mask = "brain_mask_in_template"
     link(

@@ -144,7 +144,7 @@ def init_participant_wf(
         Path(template_dir),
         registration_resolution=COARSE if quick else REGISTRATION_RESOLUTION,
     )
-    how = Preprocessing(
+    options = Preprocessing(
         template=prepared.brain,
         reference=prepared.reference,
         reference_mask=prepared.reference_mask,
@@ -156,12 +156,12 @@ def init_participant_wf(
         seed=seed,
         omp_nthreads=omp_nthreads,
     )
-    anatomical = init_anatomical_wf(how=how)
+    anatomical = init_anatomical_wf(options=options)
     fields = ["t1w", "brain_mask", "t1w_in_template", "brain_mask_in_template"]
     fields += ["t1w_to_template", "template_to_t1w"]
-    made = ["synthetic_pet", "synthetic_pet_in_t1w"]
+    predicted = ["synthetic_pet", "synthetic_pet_in_t1w"]
     inputnode = Node(IdentityInterface(["t1w"]), name="inputnode")
-    outputnode = Node(IdentityInterface([*fields, *made]), name="outputnode")
+    outputnode = Node(IdentityInterface([*fields, *predicted]), name="outputnode")
     synthesis = init_synthesis_wf(generator=generator, omp_nthreads=omp_nthreads)
     carry = carry_node(omp_nthreads)
     workflow = Workflow(name)

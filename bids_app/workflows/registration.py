@@ -73,7 +73,7 @@ class Preprocessing:
     omp_nthreads: int
 
 
-def _brain_nodes(how: Preprocessing, derived: Derived | None) -> tuple[Node, Node]:
+def _brain_nodes(options: Preprocessing, derived: Derived | None) -> tuple[Node, Node]:
     """Give the nodes that find the brain of a T1w and its bias field, or have it from elsewhere."""
     take_t1w = Node(IdentityInterface(["t1w", "mask"]), name="take_t1w")
     if derived is not None and derived.brain_mask is not None:
@@ -84,51 +84,54 @@ def _brain_nodes(how: Preprocessing, derived: Derived | None) -> tuple[Node, Nod
         )
         return Node(take, name="take_brain", mem_gb=1), take_t1w
     extract = Node(
-        ExtractBrain(mode=how.skull_strip, threads=how.omp_nthreads),
+        ExtractBrain(mode=options.skull_strip, threads=options.omp_nthreads),
         name="extract_brain",
-        n_procs=how.omp_nthreads,
+        n_procs=options.omp_nthreads,
         mem_gb=3,
     )
     label_nodes(extract, step="brain extraction")
     if derived is not None:
         return extract, take_t1w
     correct = Node(
-        CorrectBias(grid=QUICK_BIAS_GRID if how.quick else BIAS_GRID),
+        CorrectBias(grid=QUICK_BIAS_GRID if options.quick else BIAS_GRID),
         name="correct_bias",
-        n_procs=how.omp_nthreads,
+        n_procs=options.omp_nthreads,
         mem_gb=2,
     )
     label_nodes(correct, step="bias field")
     return extract, correct
 
 
-def _to_template_node(how: Preprocessing, derived: Derived | None) -> Node:
+def _to_template_node(options: Preprocessing, derived: Derived | None) -> Node:
     """Give the node that registers a T1w to the template, or has the transforms from elsewhere."""
-    template = str(how.template)
+    template = str(options.template)
     if derived is not None and derived.is_registered:
         take = TakeTransforms(template=template)
         if derived.forward is not None:
             take.inputs.trait_set(forward=str(derived.forward), back=str(derived.back))
         return Node(take, name="take_transforms", mem_gb=3)
     register = Node(
-        RegisterToTemplate(template=template, quick=how.quick, seed=how.seed),
+        RegisterToTemplate(template=template, quick=options.quick, seed=options.seed),
         name="register_to_template",
-        n_procs=how.omp_nthreads,
+        n_procs=options.omp_nthreads,
         mem_gb=3,
     )
     label_nodes(register, step="T1w to template")
     return register
 
 
-def _to_t1w_node(how: Preprocessing, derived: Derived | None) -> Node:
+def _to_t1w_node(options: Preprocessing, derived: Derived | None) -> Node:
     """Give the node that registers a PET to its T1w, or has the transform from elsewhere."""
     if derived is not None:
-        take = TakePET(quick=how.quick, taken_from=derived.app)
+        take = TakePET(quick=options.quick, taken_from=derived.app)
         if derived.forward is not None:
             take.inputs.transform = str(derived.forward)
         return Node(take, name="take_pet", mem_gb=2)
     register = Node(
-        RegisterPET(quick=how.quick), name="register_to_t1w", n_procs=how.omp_nthreads, mem_gb=2
+        RegisterPET(quick=options.quick),
+        name="register_to_t1w",
+        n_procs=options.omp_nthreads,
+        mem_gb=2,
     )
     label_nodes(register, step="PET to T1w")
     return register
@@ -136,7 +139,7 @@ def _to_t1w_node(how: Preprocessing, derived: Derived | None) -> Node:
 
 def init_anatomical_wf(
     *,
-    how: Preprocessing,
+    options: Preprocessing,
     orientation: str = "",
     derived: Derived | None = None,
     name: str = "anatomical_wf",
@@ -145,7 +148,7 @@ def init_anatomical_wf(
 
     Parameters
     ----------
-    how : Preprocessing
+    options : Preprocessing
         Targets, and parameters.
     orientation : str
         Axis code that is vouched for where the T1w's header has none.
@@ -178,16 +181,16 @@ def init_anatomical_wf(
     """
     inputnode = Node(IdentityInterface(["t1w"]), name="inputnode")
     read = Node(ReadT1w(orientation=orientation), name="read", mem_gb=1)
-    extract, correct = _brain_nodes(how, derived)
+    extract, correct = _brain_nodes(options, derived)
     mask = Node(ApplyMask(), name="mask", mem_gb=1)
-    register = _to_template_node(how, derived)
-    grid = {"reference": str(how.reference)}
+    register = _to_template_node(options, derived)
+    grid = {"reference": str(options.reference)}
     before = Node(Resample(**grid, interpolation=LINEAR), name="before")
     resample = Node(Resample(**grid, interpolation=SMOOTH), name="resample")
     resample_mask = Node(Resample(**grid, interpolation=CRISP), name="resample_mask")
-    scale = Node(ScaleIntensity(percentile=how.percentile, times_mean=0.0), name="scale")
+    scale = Node(ScaleIntensity(percentile=options.percentile, times_mean=0.0), name="scale")
     judge = Node(
-        JudgeRegistration(fixed=str(how.reference), fixed_mask=str(how.reference_mask)),
+        JudgeRegistration(fixed=str(options.reference), fixed_mask=str(options.reference_mask)),
         name="judge",
     )
     if derived is not None and derived.is_registered:
@@ -258,7 +261,7 @@ def init_pet_wf(
     pet: Path,
     orientation: str = "",
     durations: tuple[float, ...],
-    how: Preprocessing,
+    options: Preprocessing,
     derived: Derived | None = None,
     name: str = "pet_wf",
 ) -> Workflow:
@@ -275,7 +278,7 @@ def init_pet_wf(
         Axis code that is vouched for where its header has none.
     durations : tuple of float
         Of the frames, in s; empty if there is one volume.
-    how : Preprocessing
+    options : Preprocessing
         Targets, and parameters.
     derived : Derived or None
         What that app has made of the PET.
@@ -334,23 +337,25 @@ def init_pet_wf(
             pet=str(pet),
             orientation=orientation,
             durations=list(durations),
-            frames=list(how.frames),
+            frames=list(options.frames),
         ),
         name="read",
         mem_gb=1,
     )
     find = Node(FindFieldOfView(), name="field_of_view")
-    register = _to_t1w_node(how, derived)
+    register = _to_t1w_node(options, derived)
     gaps = Node(RefuseGaps(source=str(pet)), name="refuse_gaps")
     to_t1w = Node(Resample(interpolation=LINEAR), name="resample_to_t1w")
     field_to_t1w = Node(Resample(interpolation=LINEAR), name="field_to_t1w")
     cover_t1w = Node(MeasureCoverage(), name="coverage_in_t1w")
     path = Node(Merge(2), name="path", run_without_submitting=True)  # the last is applied first
-    grid = {"reference": str(how.reference), "interpolation": LINEAR}
+    grid = {"reference": str(options.reference), "interpolation": LINEAR}
     to_template = Node(Resample(**grid), name="resample_to_template")
     field_to_template = Node(Resample(**grid), name="field_to_template")
     cover_template = Node(MeasureCoverage(), name="coverage_in_template")
-    scale = Node(ScaleIntensity(percentile=how.percentile, times_mean=how.times_mean), name="scale")
+    scale = Node(
+        ScaleIntensity(percentile=options.percentile, times_mean=options.times_mean), name="scale"
+    )
     taint = Node(TaintVerdict(), name="taint", run_without_submitting=True)
     in_t1w_measured = Node(Merge(3), name="in_t1w_measured", run_without_submitting=True)
     measured = Node(Merge(5), name="measured", run_without_submitting=True)

@@ -128,12 +128,12 @@ def init_synthesis_wf(
     )
     if plan.in_t1w is not None:
         carry = carry_node(omp_nthreads)
-        keep = save_node(plan.in_t1w, "synthetic_pet_in_t1w")
+        save_extra = save_node(plan.in_t1w, "synthetic_pet_in_t1w")
         workflow.connect(
             [
                 (inputnode, carry, [("own_t1w", "reference"), ("template_to_t1w", "transforms")]),
                 (synthesize, carry, [("pet", "image")]),
-                (carry, keep, [("image", "in_file")]),
+                (carry, save_extra, [("image", "in_file")]),
                 (carry, outputnode, [("image", "pet_in_t1w")]),
             ]
         )
@@ -150,14 +150,14 @@ def init_synthesis_wf(
             generator=str(plan.generator.folder), uncertainty_sha256=card.uncertainty_sha256
         )
         error = Node(predict, name="predict_error", mem_gb=1)
-        keep = save_node(plan.uncertainty, "uncertainty")
+        save_extra = save_node(plan.uncertainty, "uncertainty")
         label_nodes(error, step="uncertainty", fatal=False)
-        label_nodes(keep, fatal=False)
+        label_nodes(save_extra, fatal=False)
         workflow.connect(
             [
                 (inputnode, error, [("t1w", "t1w"), ("brain_mask", "mask")]),
                 (synthesize, error, [("pet", "pet")]),
-                (error, keep, [("deviation", "in_file"), ("sidecar", "measured")]),
+                (error, save_extra, [("deviation", "in_file"), ("sidecar", "measured")]),
             ]
         )
     return workflow
@@ -256,7 +256,7 @@ def init_comparison_wf(*, name: str = "comparison_wf") -> Workflow:
         name="inputnode",
     )
     compare = Node(ComparePET(), name="compare")
-    tell = Node(AddToSidecar(), name="tell")
+    add = Node(AddToSidecar(), name="tell")
     workflow = Workflow(name)
     workflow.connect(
         [
@@ -270,8 +270,8 @@ def init_comparison_wf(*, name: str = "comparison_wf") -> Workflow:
                     ("coverage", "coverage"),
                 ],
             ),
-            (inputnode, tell, [("sidecar_file", "sidecar_file")]),
-            (compare, tell, [("sidecar", "measured")]),
+            (inputnode, add, [("sidecar_file", "sidecar_file")]),
+            (compare, add, [("sidecar", "measured")]),
         ]
     )
     label_nodes(workflow, fatal=False)
