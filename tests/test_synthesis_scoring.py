@@ -55,10 +55,10 @@ def test_a_synthetic_pet_is_smoothed_and_lies_in_the_brain(visit, scorer):
 
 def test_a_record_tells_whose_it_is(visit, scorer):
     scorer.score_generator(visit, Half(), SliceTriplets())
-    told = [
+    rows = [
         (record.model, record.participant, record.session, record.fold) for record in scorer.records
     ]
-    assert told == [("semi3d-gan", "07", "b", 3), ("semi3d-gan-overlap", "07", "b", 3)]
+    assert rows == [("semi3d-gan", "07", "b", 3), ("semi3d-gan-overlap", "07", "b", 3)]
 
 
 class Ranking(Half):
@@ -166,7 +166,7 @@ def test_what_is_told_can_be_read_again(visit, scorer):
 
     scorer.score_generator(visit, Half(), SliceTriplets())
     scorer.score_baselines(visit, np.zeros(visit.pet.shape, np.float32))
-    again = records_from_json(scorer.told())
+    again = records_from_json(scorer.plain_values())
     assert [plain(one) for one in again] == [plain(one) for one in scorer.records]
     assert len(again) == 4
 

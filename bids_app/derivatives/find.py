@@ -116,12 +116,12 @@ def describe_coverage(pet: Path) -> str:
     in_t1w = pet.with_name(re.sub("_space-[^_]+_res-[^_]+_", "_space-T1w_", pet.name))
     for image in (in_t1w, pet):
         try:
-            told = read_json(sidecar_path(image))
+            metadata = read_json(sidecar_path(image))
         except Mri2petError:
             continue  # whoever needs it tells
-        share = told.get("BrainCoverage")
+        share = metadata.get("BrainCoverage")
         if isinstance(share, float | int) and share < COMPLETE:
-            missing = describe_missing(told.get("BrainNotCovered"))
+            missing = describe_missing(metadata.get("BrainNotCovered"))
             return (
                 f"{pet.name} covers {100 * share:.1f} % of the brain; what is missing ({missing}) "
                 "counts nowhere"
@@ -150,27 +150,27 @@ def t1w_of_pet(output_dir: Path, stem: str, visits: Collection[str]) -> str | No
     str or None
         One of ``visits``; None if the T1w that is named is not among them, or nothing tells.
     """
-    own = "_".join(part for part in stem.split("_") if part.startswith(("sub-", "ses-")))
-    folder = output_dir.joinpath(*own.split("_"), "pet")
+    own_visit = "_".join(part for part in stem.split("_") if part.startswith(("sub-", "ses-")))
+    folder = output_dir.joinpath(*own_visit.split("_"), "pet")
     in_t1w = folder / f"{stem}_space-T1w_desc-preproc_pet.json"
     others = sorted(set(folder.glob(f"{stem}_space-*_desc-preproc_pet.json")) - {in_t1w})
-    subject = own.partition("_")[0]
+    subject = own_visit.partition("_")[0]
     named = (_anatomy_in(sidecar, subject) for sidecar in (in_t1w, *others))
-    home = next((visit for visit in named if visit is not None), own)
+    home = next((visit for visit in named if visit is not None), own_visit)
     return home if home in visits else None
 
 
 def _anatomy_in(sidecar: Path, subject: str) -> str | None:
     """Read from a sidecar on which T1w of its subject an image lies; None if it does not tell."""
     try:
-        told = read_json(sidecar)
+        metadata = read_json(sidecar)
     except Mri2petError:
         return None
-    sources = told.get("Sources")
-    uris = [told.get("SpatialReference"), *(sources if isinstance(sources, list) else [])]
-    found = (ANATOMY.fullmatch(uri) for uri in uris if isinstance(uri, str))
-    own = (one[1] for one in found if one and one[1].partition("_")[0] == subject)
-    return next(own, None)
+    sources = metadata.get("Sources")
+    uris = [metadata.get("SpatialReference"), *(sources if isinstance(sources, list) else [])]
+    matches = (ANATOMY.fullmatch(uri) for uri in uris if isinstance(uri, str))
+    visits = (match[1] for match in matches if match and match[1].partition("_")[0] == subject)
+    return next(visits, None)
 
 
 def times_mean_of_image(pet: Path) -> float:
@@ -215,8 +215,8 @@ def verdict_of_image(image: Path) -> tuple[str, str]:
         If there is a sidecar, but it cannot be read.
     """
     sidecar = sidecar_path(image)
-    told = read_json(sidecar) if sidecar.is_file() else {}
-    verdict, registration = verdict_of(told), told.get("Registration")
+    metadata = read_json(sidecar) if sidecar.is_file() else {}
+    verdict, registration = verdict_of(metadata), metadata.get("Registration")
     reasons = reasons_of(registration) if isinstance(registration, dict) else []
     if verdict is not None and verdict not in VERDICTS:
         odd = f'its sidecar says "{verdict}", which is none of {", ".join(VERDICTS)}'
@@ -329,20 +329,20 @@ def find_lesion_mask(root: Path, visit: Preprocessed, template: str) -> LesionMa
     if not root.is_dir():
         raise MissingInputError(f"{root}: no such folder; correct --derivatives {LESIONS}=PATH")
     masks = _masks_of(root, visit.subject)
-    own = [path for path in masks if visit.session and f"_ses-{visit.session}_" in path.name]
+    of_session = [path for path in masks if visit.session and f"_ses-{visit.session}_" in path.name]
     timeless = [path for path in masks if "_ses-" not in path.name]
-    there = own if own else timeless
+    candidates = of_session if of_session else timeless
     for space in (template, "T1w"):
-        found = [path for path in there if f"_space-{space}_" in path.name]
+        found = [path for path in candidates if f"_space-{space}_" in path.name]
         if len(found) > 1:
             raise UnusableDataError(
                 f"{found[0]}: and {found[1].name} are masks of the same visit; keep one"
             )
         if found:
             return LesionMask(found[0], space == template)
-    if there:
+    if candidates:
         raise UnusableDataError(
-            f"{there[0]}: its name says neither space-T1w nor space-{template}, and masks of "
+            f"{candidates[0]}: its name says neither space-T1w nor space-{template}, and masks of "
             "other spaces cannot be used; name or resample it so"
         )
     return None
@@ -500,8 +500,8 @@ def is_complete(files: Iterable[Path], fingerprint: str) -> bool:
 
 def _is_made(path: Path, fingerprint: str) -> bool:
     try:
-        made = path.stat().st_size > 0
-        return made and read_json(sidecar_path(path)).get("Fingerprint") == fingerprint
+        is_written = path.stat().st_size > 0
+        return is_written and read_json(sidecar_path(path)).get("Fingerprint") == fingerprint
     except (OSError, ReadWriteError, UnusableDataError):
         return False
 
@@ -516,8 +516,12 @@ class RealPet:
 
     def get(self, key: str) -> object:
         """Look a value up in the sidecar of either image."""
-        told = [one.metadata.get(key) for one in (self.in_t1w, self.in_template) if one is not None]
-        return next((value for value in told if value is not None), None)
+        values = [
+            image.metadata.get(key)
+            for image in (self.in_t1w, self.in_template)
+            if image is not None
+        ]
+        return next((value for value in values if value is not None), None)
 
 
 @dataclass(frozen=True)
@@ -545,9 +549,9 @@ class Results:
     def derivatives(self) -> tuple[Derivative, ...]:
         """List all of its images."""
         anatomy = (self.t1w, self.mask, self.t1w_in_template, self.mask_in_template)
-        pets = [one for pet in self.pets for one in (pet.in_t1w, pet.in_template)]
+        pets = [image for pet in self.pets for image in (pet.in_t1w, pet.in_template)]
         predicted = (self.synthetic, self.uncertainty)
-        return tuple(one for one in (*anatomy, *predicted, *pets) if one is not None)
+        return tuple(image for image in (*anatomy, *predicted, *pets) if image is not None)
 
     def reading_notes(self) -> list[str]:
         """List what is to be known of how the raw images were read, in sentences."""
@@ -558,7 +562,7 @@ class Results:
     def knows_errors(self) -> bool:
         """Whether the map of uncertainty was made with the synthetic PET, not by another run."""
         both = (self.synthetic, self.uncertainty)
-        marks = {one.text("Fingerprint") for one in both if one is not None}
+        marks = {image.text("Fingerprint") for image in both if image is not None}
         return self.uncertainty is not None and len(marks) == 1
 
 
@@ -593,13 +597,13 @@ def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tupl
         else:
             space = visits[home].space
             beside = _in_space(folder, "pet", stem, space, "desc-preproc_pet")
-            pets[home].append(RealPet(_say(stem), in_t1w, beside))
+            pets[home].append(RealPet(_spell_out(stem), in_t1w, beside))
     return tuple(replace(visit, pets=tuple(pets[stem])) for stem, visit in visits.items())
 
 
 def _with_fault(visit: Results, fault: str) -> Results:
-    told = " ".join(filter(None, (visit.t1w.fault, fault)))
-    return replace(visit, t1w=replace(visit.t1w, fault=told))
+    faults = " ".join(filter(None, (visit.t1w.fault, fault)))
+    return replace(visit, t1w=replace(visit.t1w, fault=faults))
 
 
 def _images(folder: Path, modality: str, pattern: str = "*_desc-*") -> list[Path]:
@@ -636,7 +640,7 @@ def _results(folder: Path, stem: str, shape: tuple[int, ...]) -> Results:
         for suffix in ("pet", "std")
     )
     return Results(
-        name=_say(stem),
+        name=_spell_out(stem),
         space=space,
         t1w=read_derivative(_place(folder, "anat", f"{stem}_desc-preproc_T1w")),
         mask=read_derivative(_place(folder, "anat", f"{stem}_desc-brain_mask")),
@@ -672,5 +676,5 @@ def _shape_of(path: Path) -> tuple[int, ...]:
         return ()
 
 
-def _say(stem: str) -> str:
+def _spell_out(stem: str) -> str:
     return ", ".join(part for part in stem.split("_") if not part.startswith("trc-"))

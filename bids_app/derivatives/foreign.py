@@ -77,8 +77,10 @@ def read_app(dataset: str, root: Path) -> str:
 
 def _maker(description: Path) -> str:
     """Read what made a dataset, with its version; empty where its description does not tell."""
-    told = read_json(description)
-    makers = told.get("GeneratedBy", [told.get("PipelineDescription")])  # fMRIPrep before 20.2
+    metadata = read_json(description)
+    makers = metadata.get(
+        "GeneratedBy", [metadata.get("PipelineDescription")]
+    )  # fMRIPrep before 20.2
     first = makers[0] if isinstance(makers, list) and makers else None
     if not isinstance(first, dict) or not first.get("Name"):
         return ""
@@ -87,10 +89,10 @@ def _maker(description: Path) -> str:
 
 def _read_app_in_mni(dataset: str, root: Path, description: Path) -> str:
     """See that there are participants, which need not be described; say what made their images."""
-    where = root / CAPS if dataset == CLINICA else root
-    if not any(where.glob("sub-*")):
+    folder = root / CAPS if dataset == CLINICA else root
+    if not any(folder.glob("sub-*")):
         raise UnusableDataError(
-            f"{where}: holds no folder of a participant (sub-X); correct --derivatives "
+            f"{folder}: holds no folder of a participant (sub-X); correct --derivatives "
             f"{dataset}=PATH"
         )
     known = {CLINICA: "Clinica", MNI: "the dataset mni"}[dataset]
@@ -110,8 +112,10 @@ def _fits(entities: Mapping[str, str], scan: Scan, wanted: Wanted) -> bool:
     if any(entities.get(key) not in labels for key, labels in wanted.items()):
         return False
     for key, label in entities.items():
-        own = scan.entity(key)
-        if key in ACQUIRED and (own is None or not (own == label or same_run(own, label))):
+        raw_label = scan.entity(key)
+        if key in ACQUIRED and (
+            raw_label is None or not (raw_label == label or same_run(raw_label, label))
+        ):
             return False
         if key not in (*ACQUIRED, *ANY, *wanted, "sub", "ses"):
             return False
@@ -123,8 +127,8 @@ def _folders(root: Path, scan: Scan, datatype: str) -> list[Folder]:
     top = root / f"sub-{scan.subject}"
     if scan.session is None:
         return [(top / datatype, None)]
-    own = (top / f"ses-{scan.session}" / datatype, scan.session)
-    return [own, (top / datatype, None)] if datatype == "anat" else [own]
+    of_session = (top / f"ses-{scan.session}" / datatype, scan.session)
+    return [of_session, (top / datatype, None)] if datatype == "anat" else [of_session]
 
 
 def _beside(image: Path) -> list[Folder]:
@@ -171,16 +175,16 @@ def _find_transform(image: Path, scan: Scan, start: str, end: str, extension: st
 def _read_sidecar(path: Path, scan: Scan) -> Json:
     """Read the sidecar of an image, if there is one, and see whose raw images it was made from."""
     sidecar = sidecar_path(path)
-    told = read_json(sidecar) if sidecar.is_file() else {}
+    metadata = read_json(sidecar) if sidecar.is_file() else {}
     for key in ("Sources", "RawSources"):
-        listed = told.get(key)
+        listed = metadata.get(key)
         named = SUBJECT.findall("\n".join(map(str, listed))) if isinstance(listed, list) else []
         if named and scan.subject not in named:
             raise UnusableDataError(
                 f"{path}: was made from images of sub-{named[0]}, as {key} of its sidecar says, "
                 f"not of sub-{scan.subject}; run the app that made it again"
             )
-    return told
+    return metadata
 
 
 def _templates(image: Path) -> tuple[str, ...]:
@@ -198,8 +202,8 @@ def _places(dataset: str, root: Path, scan: Scan, datatype: str) -> list[Folder]
 
 def _find_in_mni(folders: Sequence[Folder], scan: Scan, suffix: str, template: str) -> Path | None:
     """Find an image in MNI space, in that of the run's template if it is there."""
-    own = _find(folders, scan, suffix, {**IN_MNI, "space": (template,)})
-    return _find(folders, scan, suffix, IN_MNI) if own is None else own
+    found = _find(folders, scan, suffix, {**IN_MNI, "space": (template,)})
+    return _find(folders, scan, suffix, IN_MNI) if found is None else found
 
 
 def _labels(image: Path, key: str) -> tuple[str | None, ...]:
@@ -210,8 +214,8 @@ def _labels(image: Path, key: str) -> tuple[str | None, ...]:
 def _find_mask(image: Path, scan: Scan, space: Wanted) -> Path | None:
     """Find the brain mask beside a T1w: that of the same resolution, if there is one."""
     wanted: Wanted = {**space, "desc": ("brain",)}
-    own = _find(_beside(image), scan, "mask", {**wanted, "res": _labels(image, "res")})
-    return _find(_beside(image), scan, "mask", wanted) if own is None else own
+    found = _find(_beside(image), scan, "mask", {**wanted, "res": _labels(image, "res")})
+    return _find(_beside(image), scan, "mask", wanted) if found is None else found
 
 
 def find_derived_t1w(
@@ -251,7 +255,7 @@ def find_derived_t1w(
     mask = _find_mask(image, t1w, {"space": _labels(image, "space")} if in_mni else IN_T1W)
     if mask is None and not in_mni:
         return None
-    told = _read_sidecar(image, t1w)
+    metadata = _read_sidecar(image, t1w)
     forward = None if in_mni else _find_transform(image, t1w, "T1w", template, COMPOSITE)
     back = None if in_mni else _find_transform(image, t1w, template, "T1w", COMPOSITE)
     both = forward is not None and back is not None
@@ -263,7 +267,7 @@ def find_derived_t1w(
         mask,
         forward if both else None,
         back if both else None,
-        skull_stripped=told.get("SkullStripped") is True,
+        skull_stripped=metadata.get("SkullStripped") is True,
         templates=_templates(image),
         in_template=in_mni,
     )

@@ -183,8 +183,8 @@ class PetPaths:
     def subtracted(self) -> tuple[Path, Path]:
         """The synthetic PET in its unit, and the difference, in T1w space."""
         name = self.in_t1w.name
-        made = [name.replace("_desc-preproc_", f"_desc-{of}_") for of in SUBTRACTED]
-        return self.in_t1w.with_name(made[0]), self.in_t1w.with_name(made[1])
+        names = [name.replace("_desc-preproc_", f"_desc-{of}_") for of in SUBTRACTED]
+        return self.in_t1w.with_name(names[0]), self.in_t1w.with_name(names[1])
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -270,7 +270,7 @@ def pet_paths(output_dir: Path, pet: Scan, template: str, resolution: float) -> 
     resolution : float
         Of the app's grid, in mm.
     """
-    own = {
+    shared = {
         "trc": FDG_LABEL,  # however the dataset spells it
         "rec": pet.entity("rec"),
         "run": pet.entity("run"),
@@ -284,7 +284,7 @@ def pet_paths(output_dir: Path, pet: Scan, template: str, resolution: float) -> 
             datatype="pet",
             suffix=suffix,
             extension=extension,
-            entities={**own, **entities},
+            entities={**shared, **entities},
         )
 
     grid = {"space": template, "res": resolution_label(resolution)}

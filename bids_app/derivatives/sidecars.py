@@ -159,9 +159,11 @@ def synthetic_in_t1w(synthetic: Sidecar, paths: VisitPaths, origin: Provenance) 
     paths, origin : VisitPaths, Provenance
         Of the visit.
     """
-    told = {key: value for key, value in synthetic.items() if key not in ("Resolution", "Sources")}
+    fields = {
+        key: value for key, value in synthetic.items() if key not in ("Resolution", "Sources")
+    }
     return {
-        **told,
+        **fields,
         "Description": "SYNTHETIC FDG PET on the grid of the T1w, predicted from it in the space "
         "of the template; not a measurement",
         "Sources": [origin.own(paths.synthetic_pet), origin.own(paths.template_to_t1w)],
@@ -184,19 +186,19 @@ def subtracted_pet(
         Of the real PET, if its sidecar says.
     """
     real, scaled = paths.pets[0].in_t1w, paths.pets[0].subtracted[0]
-    told = synthetic_in_t1w(synthetic, paths, origin)
-    del told["IntensityScaling"], told["Units"]
+    fields = synthetic_in_t1w(synthetic, paths, origin)
+    del fields["IntensityScaling"], fields["Units"]
     brain = [origin.own(paths.brain_mask), origin.own(paths.pets[0].coverage_in_t1w)]
     return (
         {
-            **told,
+            **fields,
             "Description": "SYNTHETIC FDG PET on the grid of the T1w, scaled to the real one by "
             "the median ratio over the brain; not a measurement",
             "Sources": [origin.own(paths.synthetic_pet_in_t1w), origin.own(real), *brain],
             **({} if units is None else {"Units": units}),
         },
         {
-            **told,
+            **fields,
             "Description": "Real minus scaled SYNTHETIC FDG PET on the grid of the T1w, in percent "
             "of the scaled one's mean over the brain; below 0 where the real PET is less bright",
             "Sources": [origin.own(real), origin.own(scaled), *brain],
@@ -286,31 +288,31 @@ def preprocessing_sidecars(
     skull_stripped : bool
         Whether the raw T1w came without skull.
     """
-    template, source, own, tell = space.template, origin.source, origin.own, origin.entries
-    t1w, mask, to_template = map(own, (paths.t1w, paths.brain_mask, paths.t1w_to_template))
-    mask_there, grid = own(paths.brain_mask_in_template), space.entries()
+    template, source, uri, fields = space.template, origin.source, origin.own, origin.entries
+    t1w, mask, to_template = map(uri, (paths.t1w, paths.brain_mask, paths.t1w_to_template))
+    mask_there, grid = uri(paths.brain_mask_in_template), space.entries()
     on_t1w = {"SpatialReference": t1w}
     about = f"Transform between T1w and {template}: affine and deformation"
-    transform = {**tell(about, [t1w, mask]), "SpatialReference": space.reference}
+    transform = {**fields(about, [t1w, mask]), "SpatialReference": space.reference}
     sidecars: dict[Path, Sidecar] = {
         paths.t1w: {
-            **tell("T1w corrected for the bias field, on its own grid", [source(visit.t1w)]),
+            **fields("T1w corrected for the bias field, on its own grid", [source(visit.t1w)]),
             "SkullStripped": skull_stripped,
         },
         paths.brain_mask: {
-            **tell("Brain, on the grid of the T1w", [t1w]),
+            **fields("Brain, on the grid of the T1w", [t1w]),
             "Type": "Brain",
             **on_t1w,
         },
         paths.t1w_in_template: {
-            **tell(
+            **fields(
                 f"T1w of the brain in {template}, intensities in 0..1", [t1w, mask, to_template]
             ),
             "SkullStripped": True,
             **grid,
         },
         paths.brain_mask_in_template: {
-            **tell(f"Brain, in {template}", [mask, to_template]),
+            **fields(f"Brain, in {template}", [mask, to_template]),
             "Type": "Brain",
             **grid,
         },
@@ -318,9 +320,9 @@ def preprocessing_sidecars(
         paths.template_to_t1w: dict(transform),
     }
     for pet, of_pet in zip(visit.pets, paths.pets, strict=True):
-        to_t1w, units = own(of_pet.to_t1w), dict(pet.metadata).get("Units")
+        to_t1w, units = uri(of_pet.to_t1w), dict(pet.metadata).get("Units")
         sidecars[of_pet.in_template] = {
-            **tell(
+            **fields(
                 f"Acquired PET of the brain in {template}, intensities in 0..1",
                 [source(pet), to_t1w, to_template, mask_there],
             ),
@@ -329,33 +331,35 @@ def preprocessing_sidecars(
             **grid,
         }
         sidecars[of_pet.in_t1w] = {
-            **tell("Acquired PET on the grid of the T1w, in its own units", [source(pet), to_t1w]),
+            **fields(
+                "Acquired PET on the grid of the T1w, in its own units", [source(pet), to_t1w]
+            ),
             "SkullStripped": False,
             **on_t1w,
             **({} if units is None else {"Units": units}),
         }
         sidecars[of_pet.to_t1w] = {
-            **tell("Rigid transform from PET to T1w", [source(pet), t1w]),
+            **fields("Rigid transform from PET to T1w", [source(pet), t1w]),
             **on_t1w,
         }
         sidecars[of_pet.coverage_in_template] = {
-            **tell(f"Brain in {template} {COVERED}", [own(of_pet.in_template), mask_there]),
+            **fields(f"Brain in {template} {COVERED}", [uri(of_pet.in_template), mask_there]),
             "Type": FIELD_OF_VIEW,
             **grid,
         }
         sidecars[of_pet.coverage_in_t1w] = {
-            **tell(f"Grid of the T1w, {COVERED}", [own(of_pet.in_t1w)]),
+            **fields(f"Grid of the T1w, {COVERED}", [uri(of_pet.in_t1w)]),
             "Type": FIELD_OF_VIEW,
             **on_t1w,
         }
         if pet.derived is not None:
-            _tell_taken_pet(sidecars, of_pet, pet.derived, origin)
+            _describe_taken_pet(sidecars, of_pet, pet.derived, origin)
     if visit.t1w.derived is not None:
-        _tell_taken_t1w(sidecars, paths, visit.t1w.derived, origin)
+        _describe_taken_t1w(sidecars, paths, visit.t1w.derived, origin)
     return sidecars
 
 
-def _tell_taken_t1w(
+def _describe_taken_t1w(
     sidecars: Mapping[Path, Sidecar], paths: VisitPaths, derived: Derived, origin: Provenance
 ) -> None:
     """Say of each result that another app has made what it was taken from."""
@@ -377,7 +381,7 @@ def _tell_taken_t1w(
             sidecars[result].update(TakenFrom=derived.app, Sources=[origin.other(derived, path)])
 
 
-def _tell_taken_pet(
+def _describe_taken_pet(
     sidecars: Mapping[Path, Sidecar], paths: PetPaths, derived: Derived, origin: Provenance
 ) -> None:
     """Say of a PET, and of its transform, what another app has made of them."""
@@ -605,8 +609,8 @@ class Derivative:
 
     def reading_notes(self) -> list[str]:
         """List what is to be known of how the raw image was read, in sentences."""
-        told = self.metadata.get("ReadingNotes")
-        return [str(note) for note in told] if isinstance(told, list) else []
+        notes = self.metadata.get("ReadingNotes")
+        return [str(note) for note in notes] if isinstance(notes, list) else []
 
     def sources(self) -> tuple[str, ...]:
         """Name the files of other datasets it was made from, those not raw with their dataset."""

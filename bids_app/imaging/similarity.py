@@ -13,14 +13,14 @@ from bids_app.imaging.coverage import near
 from bids_app.imaging.volume import Mask, Volume
 
 
-def psnr(one: Volume, other: Volume, where: Mask | None = None) -> float:
+def psnr(one: Volume, other: Volume, mask: Mask | None = None) -> float:
     """Peak signal to noise ratio of two volumes in [0, 1], in dB.
 
     Parameters
     ----------
     one, other : ndarray, (I, J, K)
         Intensities in [0, 1]; the peak is 1.
-    where : ndarray of bool, (I, J, K), optional
+    mask : ndarray of bool, (I, J, K), optional
         The voxels that count; all by default.
 
     Returns
@@ -33,19 +33,19 @@ def psnr(one: Volume, other: Volume, where: Mask | None = None) -> float:
     >>> round(psnr(np.zeros((2, 2, 2), np.float32), np.full((2, 2, 2), 0.1, np.float32)), 3)
     20.0
     """
-    x, y = _chosen(one, where), _chosen(other, where)
+    x, y = _chosen(one, mask), _chosen(other, mask)
     error = _average((x - y) ** 2)
     return float("inf") if error == 0 else float(-10 * np.log10(error))
 
 
-def mean_absolute_error(one: Volume, other: Volume, where: Mask | None = None) -> float:
+def mean_absolute_error(one: Volume, other: Volume, mask: Mask | None = None) -> float:
     """Mean absolute difference of two volumes, in their unit; 0 where they are equal.
 
     Parameters
     ----------
     one, other : ndarray, (I, J, K)
         Intensities, both in the same unit.
-    where : ndarray of bool, (I, J, K), optional
+    mask : ndarray of bool, (I, J, K), optional
         The voxels that count; all by default.
 
     Examples
@@ -53,26 +53,26 @@ def mean_absolute_error(one: Volume, other: Volume, where: Mask | None = None) -
     >>> mean_absolute_error(np.zeros((1, 1, 2), np.float32), np.array([[[0.5, -1.0]]], np.float32))
     0.75
     """
-    return _average(np.abs(_chosen(one, where) - _chosen(other, where)))
+    return _average(np.abs(_chosen(one, mask) - _chosen(other, mask)))
 
 
-def _chosen(volume: np.ndarray, where: Mask | None) -> NDArray[np.float64]:
+def _chosen(volume: np.ndarray, mask: Mask | None) -> NDArray[np.float64]:
     """Take the voxels that count, all by default."""
-    return (volume if where is None else volume[where]).astype(np.float64)
+    return (volume if mask is None else volume[mask]).astype(np.float64)
 
 
 def _average(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
-def correlation(one: np.ndarray, other: np.ndarray, where: Mask | None = None) -> float:
+def correlation(one: np.ndarray, other: np.ndarray, mask: Mask | None = None) -> float:
     """Pearson's correlation of two arrays, -1 to 1; 0 if either is constant.
 
     Parameters
     ----------
     one, other : ndarray
         Of one shape; any unit.
-    where : ndarray of bool, optional
+    mask : ndarray of bool, optional
         The voxels that count; all by default.
 
     Examples
@@ -81,7 +81,7 @@ def correlation(one: np.ndarray, other: np.ndarray, where: Mask | None = None) -
     >>> round(correlation(one, 3 - one, one < 5), 3)
     -1.0
     """
-    x, y = _chosen(one, where), _chosen(other, where)
+    x, y = _chosen(one, mask), _chosen(other, mask)
     if x.size == 0 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
     return float(np.corrcoef(x.ravel(), y.ravel())[0, 1])
@@ -100,7 +100,7 @@ def dice(one: Mask, other: Mask) -> float:
 
 
 def normalized_mutual_information(
-    one: Volume, other: Volume, where: Mask, *, bins: int = 64
+    one: Volume, other: Volume, mask: Mask, *, bins: int = 64
 ) -> float:
     """Measure normalized mutual information over a mask: (H(X) + H(Y)) / H(X, Y).
 
@@ -111,12 +111,12 @@ def normalized_mutual_information(
     ----------
     one, other : ndarray, (I, J, K)
         Any unit; the two may differ.
-    where : ndarray of bool, (I, J, K)
+    mask : ndarray of bool, (I, J, K)
         The voxels that count.
     bins : int
         Bins of the joint histogram along each axis (our choice).
     """
-    counts, _, _ = np.histogram2d(one[where], other[where], bins=bins)
+    counts, _, _ = np.histogram2d(one[mask], other[mask], bins=bins)
     joint = counts / max(counts.sum(), 1)
 
     def entropy(probabilities: np.ndarray) -> float:
@@ -163,14 +163,14 @@ def ssim_map(one: Volume, other: Volume) -> Volume:
     return ((2 * products + c1) * (2 * covariance + c2)) / ((squares + c1) * (variances + c2))
 
 
-def ssim(one: Volume, other: Volume, where: Mask | None = None) -> float:
+def ssim(one: Volume, other: Volume, mask: Mask | None = None) -> float:
     """Mean structural similarity of two volumes in [0, 1]; see :func:`ssim_map`.
 
     Parameters
     ----------
     one, other : ndarray, (I, J, K)
         Intensities in [0, 1].
-    where : ndarray of bool, (I, J, K), optional
+    mask : ndarray of bool, (I, J, K), optional
         The voxels that count; all by default, as torchmetrics has it.
 
     Returns
@@ -178,7 +178,7 @@ def ssim(one: Volume, other: Volume, where: Mask | None = None) -> float:
     float
         -1 to 1; 1 where the volumes are equal.
     """
-    return _average(_chosen(ssim_map(one, other), where))
+    return _average(_chosen(ssim_map(one, other), mask))
 
 
 @dataclass(frozen=True)

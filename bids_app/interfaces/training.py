@@ -290,7 +290,7 @@ class ScoreGenerator(SimpleInterface):
             nifti.save(image, path, description=nifti.SYNTHETIC_PET)
             pets.append(str(path))
         records = Path(runtime.cwd) / "records.json"
-        write_json(records, scorer.told(self.inputs.basis))
+        write_json(records, scorer.plain_values(self.inputs.basis))
         self._results.update(
             records=str(records), pets=pets, sidecar={"GeneratorSHA256": file_sha256(weights)}
         )
@@ -321,7 +321,7 @@ class ScoreBaselines(SimpleInterface):
         for folder in self.inputs.validation:
             scorer.score_baselines(open_volumes(Path(folder)), mean)
         records = Path(runtime.cwd) / "records.json"
-        write_json(records, scorer.told(self.inputs.basis))
+        write_json(records, scorer.plain_values(self.inputs.basis))
         self._results["records"] = str(records)
         return runtime
 

@@ -45,7 +45,9 @@ FETCHED_SHA256 = (
 LARGEST = 1 << 28  # bytes of a file of weights, which has 10 MB; our choice
 REGIONAL = ("suvr", "asymmetry")  # which may be unknown, as LPIPS may
 SMALLEST_SIDE = 31  # pixels: 31 → 7 → 3 → 1 along the strides of Lpips
-WANTED = "--lpips-weights wants the tensors of AlexNet's convolutions and the LPIPS v0.1 heads"
+WEIGHTS_ADVICE = (
+    "--lpips-weights wants the tensors of AlexNet's convolutions and the LPIPS v0.1 heads"
+)
 
 
 class Head(nn.Module):
@@ -82,19 +84,19 @@ class Lpips(nn.Module):
     def __init__(self, sha256: str) -> None:
         super().__init__()
         self.sha256 = sha256
-        one, two, three, four, five = self.CHANNELS
+        width_1, width_2, width_3, width_4, width_5 = self.CHANNELS
         self.features = nn.Sequential(
-            nn.Conv2d(3, one, 11, stride=4, padding=2),
+            nn.Conv2d(3, width_1, 11, stride=4, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(3, stride=2),
-            nn.Conv2d(one, two, 5, padding=2),
+            nn.Conv2d(width_1, width_2, 5, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(3, stride=2),
-            nn.Conv2d(two, three, 3, padding=1),
+            nn.Conv2d(width_2, width_3, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(three, four, 3, padding=1),
+            nn.Conv2d(width_3, width_4, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(four, five, 3, padding=1),
+            nn.Conv2d(width_4, width_5, 3, padding=1),
             nn.ReLU(),
         )
         for number, channels in enumerate(self.CHANNELS):
@@ -175,7 +177,7 @@ def load_lpips(path: Path, device: str = "cpu") -> Lpips:
         If there is no such file; if it cannot be read; if it holds anything else.
     """
     if not path.is_file():
-        raise MissingInputError(f"{path}: no such file; {WANTED}")
+        raise MissingInputError(f"{path}: no such file; {WEIGHTS_ADVICE}")
     try:
         _refuse_large(path)  # before it is digested, which takes as long as it is large
         network, tensors = Lpips(file_sha256(path)), read_tensors(path)
@@ -183,7 +185,9 @@ def load_lpips(path: Path, device: str = "cpu") -> Lpips:
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise UnusableDataError(f"{path}: not the weights of LPIPS ({error}); {WANTED}") from error
+        raise UnusableDataError(
+            f"{path}: not the weights of LPIPS ({error}); {WEIGHTS_ADVICE}"
+        ) from error
     network.load_state_dict(tensors)
     return network.requires_grad_(requires_grad=False).to(device).eval()
 
@@ -204,7 +208,7 @@ def _slices(volume: Volume | Mask, mode: Literal["edge", "constant"]) -> Tensor:
 
 @torch.inference_mode()
 def volume_lpips(
-    network: Lpips, one: Volume, other: Volume, where: Mask | None = None, *, batch_size: int = 8
+    network: Lpips, one: Volume, other: Volume, mask: Mask | None = None, *, batch_size: int = 8
 ) -> VolumeLpips:
     """Measure LPIPS between two volumes, transverse slice by transverse slice.
 
@@ -218,7 +222,7 @@ def volume_lpips(
         As :func:`load_lpips` returns it.
     one, other : ndarray, (I, J, K)
         Intensities in [0, 1]; slices lie along the last axis.
-    where : ndarray of bool, (I, J, K), optional
+    mask : ndarray of bool, (I, J, K), optional
         The voxels that count in ``chosen``, such as the brain's; all by default.
     batch_size : int
         Slices the network sees at once; changes the memory needed, not the result.
@@ -233,7 +237,7 @@ def volume_lpips(
         voxels around it, outside the mask too.
     """
     ones, others = _slices(one, "edge"), _slices(other, "edge")
-    counted = np.ones(one.shape, bool) if where is None else where
+    counted = np.ones(one.shape, bool) if mask is None else mask
     counting, device = _slices(counted, "constant"), network.shift.device
     whole = torch.zeros((), dtype=torch.float64, device=device)
     chosen = torch.zeros_like(whole)
@@ -340,7 +344,7 @@ class Scorer:
         for name, volume in zip(BASELINES, (inside, np.asarray(visit.t1w)), strict=True):
             self._record(name, visit, volume, {})
 
-    def told(self, basis: str = "") -> dict[str, object]:
+    def plain_values(self, basis: str = "") -> dict[str, object]:
         """Give the records in plain values, as :func:`records_to_json` does."""
         return records_to_json(self.records, basis)
 

@@ -126,7 +126,7 @@ def describe_voxels(
         raise ValueError("the synthetic PET is 0 in the brain")
     uptake = pet / np.float32(mean)
     sigmas = [FINE / zoom for zoom in zooms]
-    told = [
+    features = [
         brain[chosen],
         uptake[chosen],
         ndimage.gaussian_gradient_magnitude(uptake, sigmas, mode="nearest")[chosen],
@@ -136,10 +136,12 @@ def describe_voxels(
     for fwhm in AROUND:
         inside = smooth(brain.astype(np.float32), fwhm, zooms)[chosen]
         near = [grey, white] if fwhm == AROUND[0] else [grey, white, uptake]
-        told += [smooth(one, fwhm, zooms)[chosen] / np.maximum(inside, 1e-3) for one in near]
+        features += [
+            smooth(volume, fwhm, zooms)[chosen] / np.maximum(inside, 1e-3) for volume in near
+        ]
         if fwhm == AROUND[1]:
-            told.append(1 - inside)
-    return np.stack(told, axis=1, dtype=np.float32)
+            features.append(1 - inside)
+    return np.stack(features, axis=1, dtype=np.float32)
 
 
 def predict_sd(
@@ -201,12 +203,12 @@ def sample_errors(visit: Volumes, synthetic: Volume) -> Errors:
     near = smooth(size, AROUND[1], zooms) / np.maximum(share, 1e-3)
     sides = cube_sides(CUBE, zooms)
     cubes = count_cubes(shape, sides)
-    where = [axis // side for axis, side in zip(np.nonzero(chosen), sides, strict=True)]
+    indices = [axis // side for axis, side in zip(np.nonzero(chosen), sides, strict=True)]
     return Errors(
         features.astype(np.float64),
         size[chosen].astype(np.float64),
         near[chosen].astype(np.float64),
-        np.ravel_multi_index(where, cubes),
+        np.ravel_multi_index(indices, cubes),
         cubes,
         tuple(KERNEL_FWHM * SIGMA_OF_FWHM / s / z for s, z in zip(sides, zooms, strict=True)),
     )
@@ -220,22 +222,22 @@ def _multiply(features: Table) -> Table:
 def _fit(people: Sequence[Errors]) -> ErrorModel:
     """Fit mean absolute errors: by least squares to products of features, then to places."""
     matrix, sums = np.zeros((len(UPPER[0]),) * 2), np.zeros(len(UPPER[0]))
-    for one in people:
-        products = _multiply(one.features)
+    for errors in people:
+        products = _multiply(errors.features)
         matrix += products.T @ products
-        sums += products.T @ one.size
+        sums += products.T @ errors.size
     weights = np.zeros((FEATURES, FEATURES))
     pull = RIDGE * np.diag(matrix) + RIDGE * matrix[0, 0] * 1e-6  # a feature may be 0 everywhere
     weights[UPPER] = np.linalg.solve(matrix + np.diag(pull), sums)
     ones = np.ones(people[0].cubes)
     model = ErrorModel(weights, ones, np.ones(len(INTERVALS)))
-    sizes, told = np.zeros(ones.size), np.zeros(ones.size)
-    for one in people:
-        sizes += np.bincount(one.cube, one.size, ones.size)
-        told += np.bincount(one.cube, _predict(one, model), ones.size)
+    sizes, forecasts = np.zeros(ones.size), np.zeros(ones.size)
+    for errors in people:
+        sizes += np.bincount(errors.cube, errors.size, ones.size)
+        forecasts += np.bincount(errors.cube, _predict(errors, model), ones.size)
     around, expected = (
         ndimage.gaussian_filter(total.reshape(ones.shape), people[0].sigmas, mode="constant")
-        for total in (sizes, told)
+        for total in (sizes, forecasts)
     )
     ratio = np.divide(around, expected, out=ones, where=expected > 1e-6 * expected.max())
     places = (ratio * len(people) + PULL) / (len(people) + PULL)
@@ -280,24 +282,29 @@ def fit_error_model(
     names = sorted(set(groups))
     if len(people) < FEWEST or len(names) < 2:
         raise ValueError(f"{len(people)} people in {len(names)} group(s) are too few")
-    left_out = [[one for one, own in zip(people, groups, strict=True) if own == n] for n in names]
+    left_out = [
+        [errors for errors, group in zip(people, groups, strict=True) if group == name]
+        for name in names
+    ]
     predicted = []
-    for own in left_out:
-        model = _fit([one for group in left_out if group is not own for one in group])
-        predicted.append([_predict(one, model) for one in own])
+    for held_out in left_out:
+        model = _fit([errors for fold in left_out if fold is not held_out for errors in fold])
+        predicted.append([_predict(errors, model) for errors in held_out])
     scores = [
-        np.concatenate([one.size / sd for one, sd in zip(*pair, strict=True)])
+        np.concatenate([errors.size / sd for errors, sd in zip(*pair, strict=True)])
         for pair in zip(left_out, predicted, strict=True)
     ]
-    told = []
-    for number, (own, deviations) in enumerate(zip(left_out, predicted, strict=True)):
+    measures = []
+    for number, (held_out, deviations) in enumerate(zip(left_out, predicted, strict=True)):
         reach = _reach(np.concatenate(scores[:number] + scores[number + 1 :]))
-        told += [_measure(one, sd, reach) for one, sd in zip(own, deviations, strict=True)]
+        measures += [
+            _measure(errors, sd, reach) for errors, sd in zip(held_out, deviations, strict=True)
+        ]
     every = np.concatenate(scores)
     unit = float(np.sqrt(np.mean(every**2)))
     model = _fit(people)
     arrays = (unit * model.weights, model.places, _reach(every / unit))
-    return ErrorModel(*(array.astype(np.float32) for array in arrays)), _average(told)
+    return ErrorModel(*(array.astype(np.float32) for array in arrays)), _average(measures)
 
 
 def measure_errors(people: Sequence[Errors], model: ErrorModel) -> dict[str, float]:
@@ -311,7 +318,7 @@ def measure_errors(people: Sequence[Errors], model: ErrorModel) -> dict[str, flo
         with the absolute error, and with that smoothed by 8 mm, over the voxels of a person. Means
         over people.
     """
-    return _average([_measure(one, _predict(one, model), model.factors) for one in people])
+    return _average([_measure(errors, _predict(errors, model), model.factors) for errors in people])
 
 
 def _reach(scores: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -332,8 +339,8 @@ def _measure(
     }
 
 
-def _average(told: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {key: float(np.mean([one[key] for one in told])) for key in told[0]}
+def _average(measures: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([measure[key] for measure in measures])) for key in measures[0]}
 
 
 def describe_error_model(model: ErrorModel, metrics: Mapping[str, float]) -> dict[str, object]:
