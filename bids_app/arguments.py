@@ -64,8 +64,9 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        told = [f"{self.source}: " * bool(self.source) + message, *self._hints(message)]
-        self.exit(UsageError.exit_code, f"error: {'; '.join(told)}; see {self.prog} --help\n")
+        source = f"{self.source}: " if self.source else ""
+        sentences = [f"{source}{message}", *self._hints(message)]
+        self.exit(UsageError.exit_code, f"error: {'; '.join(sentences)}; see {self.prog} --help\n")
 
     def _hints(self, message: str) -> Iterator[str]:
         """Guess what was meant."""
@@ -101,9 +102,9 @@ class HelpFormatter(argparse.HelpFormatter):
     """argparse's, but spellings with ``_`` are not told, and texts keep lines that they have."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        told = copy(action)
-        told.option_strings = [flag for flag in action.option_strings if "_" not in flag]
-        return super()._format_action_invocation(told)
+        shown = copy(action)
+        shown.option_strings = [flag for flag in action.option_strings if "_" not in flag]
+        return super()._format_action_invocation(shown)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
@@ -215,7 +216,7 @@ def refuse_inverted(box: Sequence[float]) -> None:
 class PrintCompletion(argparse.Action):
     """Print the completion of a shell and exit."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> None:
         import shtab
 
         for action in parser._actions:
@@ -223,7 +224,7 @@ class PrintCompletion(argparse.Action):
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
             elif action.type is absolute_path:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
-        sys.stdout.write(shtab.complete(parser, str(given[1])))
+        sys.stdout.write(shtab.complete(parser, str(values[1])))
         parser.exit()
 
 
@@ -265,11 +266,11 @@ def read_names_as_utf8() -> None:
     dataset in ``données`` would not be found. Messages keep the encoding of the locale, but where
     that is ASCII: there, as Python does by itself, UTF-8 is taken for what the terminal knows.
     """
-    told = codecs.lookup(sys.getfilesystemencoding()).name
-    if told == "utf-8" or sys.flags.utf8_mode or not sys.executable:
+    encoding = codecs.lookup(sys.getfilesystemencoding()).name
+    if encoding == "utf-8" or sys.flags.utf8_mode or not sys.executable:
         return
-    if told != "ascii":
-        os.environ.setdefault("PYTHONIOENCODING", told)
+    if encoding != "ascii":
+        os.environ.setdefault("PYTHONIOENCODING", encoding)
     os.environ["PYTHONUTF8"] = "1"  # of this process's children, too
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 

@@ -47,9 +47,9 @@ def claimed(folder: Path, names: Collection[str], *, command: str, date: str) ->
     ReadWriteError
         If the folder cannot be written to.
     """
-    place = folder / FOLDER
-    path = place / f"{uuid4().hex}.json"
-    told = {
+    claims_folder = folder / FOLDER
+    path = claims_folder / f"{uuid4().hex}.json"
+    claim = {
         "claims": sorted(names),
         "host": socket.gethostname(),
         "process": os.getpid(),
@@ -57,18 +57,18 @@ def claimed(folder: Path, names: Collection[str], *, command: str, date: str) ->
         "date": date,
     }
     with locked(folder):
-        for other in sorted(place.glob("*.json")):
+        for other in sorted(claims_folder.glob("*.json")):
             _refuse_overlap(folder, other, names)
-        write_json(path, told)
+        write_json(path, claim)
         handle = path.open()
-        held = _is_locked_by(handle, fcntl.LOCK_EX)
+        is_locked = _is_locked_by(handle, fcntl.LOCK_EX)
     try:
         with handle, last_act(partial(path.unlink, missing_ok=True)):
-            yield held
+            yield is_locked
     finally:
         with suppress(OSError, Mri2petError), locked(folder):
             path.unlink(missing_ok=True)
-            place.rmdir()  # unless other runs have claims here
+            claims_folder.rmdir()  # unless other runs have claims here
 
 
 def _is_locked_by(handle: TextIO, kind: int) -> bool:
@@ -104,14 +104,14 @@ def _refuse_overlap(folder: Path, other: Path, names: Collection[str]) -> None:
 
 def _refuse(folder: Path, other: Path, names: Collection[str]) -> None:
     try:
-        told = read_json(other)
+        claim = read_json(other)
     except Mri2petError:  # it has just ended
         return
-    claims = told.get("claims")
+    claims = claim.get("claims")
     both = sorted(set(names) & set(claims if isinstance(claims, list) else []))
     if both:
         raise CannotCreateError(
             f"{folder}: another run is working on {name_some(both, NAMED_AT_MOST)}: process "
-            f"{told.get('process')} on {told.get('host')}, begun at {told.get('date')} as "
-            f"{told.get('command')!r}; wait until it has ended, or stop it"
+            f"{claim.get('process')} on {claim.get('host')}, begun at {claim.get('date')} as "
+            f"{claim.get('command')!r}; wait until it has ended, or stop it"
         )

@@ -126,7 +126,7 @@ def _group(parser: argparse.ArgumentParser, title: str) -> Callable[..., None]:
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "which images")
-    for name, prefix, what in (
+    for name, prefix, images in (
         ("participant", "sub-", "participants"),
         ("exclude-participant", "sub-", "all but these"),
         ("session", "ses-", "sessions"),
@@ -134,7 +134,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     ):
         add(
             f"--{name}-label LABEL",
-            f"{what}, with or without {prefix}; or a text file with one label per line",
+            f"{images}, with or without {prefix}; or a text file with one label per line",
             nargs="+",
         )
     add(
@@ -472,9 +472,9 @@ class _SelfTest(argparse.Action):
 class _PrintCompletion(PrintCompletion):
     """As its base, and of the levels, which argparse does not know."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> None:
         next(action for action in parser._actions if action.dest == "level").choices = LEVELS
-        super().__call__(parser, *given)
+        super().__call__(parser, *values)
 
 
 def build_parser() -> Parser:
@@ -541,7 +541,7 @@ def _read_config(path: Path) -> argparse.Namespace:
 
     It is TOML, or the JSON record that a run leaves in ``OUTPUT_DIR/logs``.
     """
-    given = argparse.Namespace()
+    arguments = argparse.Namespace()
     try:
         text = read_text(path)
         table = _recorded(path) if path.suffix == ".json" else tomllib.loads(text)
@@ -554,10 +554,10 @@ def _read_config(path: Path) -> argparse.Namespace:
     except RecursionError as error:
         raise UsageError(f"{path}: lists in lists without end; correct it") from error
     for name, value in table.items():
-        options = _options()
-        options.source = f"{path}, line {_line_of(name, text)}"
-        options.parse_args(_option(path, name, value), given)
-    return given
+        parser = _options()
+        parser.source = f"{path}, line {_line_of(name, text)}"
+        parser.parse_args(_option(path, name, value), arguments)
+    return arguments
 
 
 def _line_of(name: str, text: str) -> int:
@@ -575,8 +575,8 @@ def _recorded(path: Path) -> dict[str, object]:
     UsageError
         If it is no such record.
     """
-    told = read_json(path)
-    settings = told.get("settings")
+    run_record = read_json(path)
+    settings = run_record.get("settings")
     if not isinstance(settings, dict):
         raise UsageError(f"{path}: no record of a run; give one of OUTPUT_DIR/logs/run-*.json")
     usual = {field.name: field.default for field in fields(Settings)}
@@ -615,47 +615,47 @@ def _refuse_twice(derivatives: tuple[tuple[str, Path], ...]) -> None:
         raise UsageError(f"--derivatives: {', '.join(names)}; give each name once")
 
 
-def _with_atlas(settings: Settings, given: list[str]) -> Settings:
+def _with_atlas(settings: Settings, values: list[str]) -> Settings:
     """Find the image and the names of an atlas that is given by its files or by its name."""
     if (
-        len(given) == 1
-        and given[0]
-        and not given[0].endswith((".nii", ".nii.gz"))
-        and os.sep not in given[0]
+        len(values) == 1
+        and values[0]
+        and not values[0].endswith((".nii", ".nii.gz"))
+        and os.sep not in values[0]
     ):
         if settings.level != "group":
             return settings
         from bids_app.templates import atlas_of_templateflow  # loads what computes
 
-        return replace(settings, atlas=atlas_of_templateflow(given[0], settings.template))
-    if len(given) != len(("image", "names")):
+        return replace(settings, atlas=atlas_of_templateflow(values[0], settings.template))
+    if len(values) != len(("image", "names")):
         raise UsageError(
-            f"--atlas {' '.join(given)}: give the name of an atlas of TemplateFlow, or two files, "
+            f"--atlas {' '.join(values)}: give the name of an atlas of TemplateFlow, or two files, "
             "an image of labels and the table of their names"
         )
     try:
-        image, names = map(absolute_path, given)
+        image, names = map(absolute_path, values)
     except argparse.ArgumentTypeError as error:
         raise UsageError(f"--atlas: {error}") from error
     return replace(settings, atlas=(image, names))
 
 
-def _settings(given: dict[str, Any]) -> Settings:
+def _settings(options: dict[str, Any]) -> Settings:
     for internal in ("notrack", "low_mem", "config_file"):
-        given.pop(internal, None)
+        options.pop(internal, None)
     for name, prefix in LABELS.items():
-        if name in given:
-            given[name] = normalize_labels(given[name], prefix)
-    for name in TUPLES & given.keys():
-        given[name] = tuple(dict.fromkeys(given[name]) if name in NAMES else given[name])
-    if "bounding_box" in given:
-        refuse_inverted(given["bounding_box"])
-    if "derivatives" in given:
-        _refuse_twice(given["derivatives"])
-    if "pet_frames" in given:
-        given["pet_frames"] = tuple(sorted(set().union(*given["pet_frames"])))
-    atlas = given.pop("atlas", None)
-    settings = Settings(**given)
+        if name in options:
+            options[name] = normalize_labels(options[name], prefix)
+    for name in TUPLES & options.keys():
+        options[name] = tuple(dict.fromkeys(options[name]) if name in NAMES else options[name])
+    if "bounding_box" in options:
+        refuse_inverted(options["bounding_box"])
+    if "derivatives" in options:
+        _refuse_twice(options["derivatives"])
+    if "pet_frames" in options:
+        options["pet_frames"] = tuple(sorted(set().union(*options["pet_frames"])))
+    atlas = options.pop("atlas", None)
+    settings = Settings(**options)
     return settings if atlas is None else _with_atlas(settings, atlas)
 
 
@@ -671,31 +671,31 @@ def parse(argv: Sequence[str] | None) -> Settings:
         ``--help`` and ``--version``.
     """
     parser = build_parser()
-    given = parser.parse_args(argv)
-    if given.level not in LEVELS:
-        near = get_close_matches(given.level, LEVELS, n=1)
+    arguments = parser.parse_args(argv)
+    if arguments.level not in LEVELS:
+        near = get_close_matches(arguments.level, LEVELS, n=1)
         hint = f"did you mean {near[0]}? " if near else f"use one of {', '.join(LEVELS)}"
-        if get_close_matches(given.bids_dir.name, ["quick"]):
+        if get_close_matches(arguments.bids_dir.name, ["quick"]):
             hint = "did you mean mri2pet quick T1W OUT, with quick as the first word?"
-        parser.exit(UNKNOWN_LEVEL, f"error: no level {given.level!r}; {hint.strip()}\n")
-    if "config_file" in given:
-        configured = _read_config(given.config_file)
-        given = argparse.Namespace(**{**vars(configured), **vars(given)})
-    _warn_unused(given)
-    return _settings(vars(given))
+        parser.exit(UNKNOWN_LEVEL, f"error: no level {arguments.level!r}; {hint.strip()}\n")
+    if "config_file" in arguments:
+        configured = _read_config(arguments.config_file)
+        arguments = argparse.Namespace(**{**vars(configured), **vars(arguments)})
+    _warn_unused(arguments)
+    return _settings(vars(arguments))
 
 
-def _warn_unused(given: argparse.Namespace) -> None:
+def _warn_unused(arguments: argparse.Namespace) -> None:
     """Warn of options that are given, and that the level has no use for."""
-    others = (names for levels, names in USED_BY.items() if given.level not in levels.split())
+    others = (names for levels, names in USED_BY.items() if arguments.level not in levels.split())
     unused = [name for names in others for name in names.split()]
-    flags = [FLAGS.get(name, "--" + name.replace("_", "-")) for name in unused if name in given]
-    names = {"participant": PREPROCESSED, "group": (LESIONS,)}.get(given.level)
+    flags = [FLAGS.get(name, "--" + name.replace("_", "-")) for name in unused if name in arguments]
+    names = {"participant": PREPROCESSED, "group": (LESIONS,)}.get(arguments.level)
     if names is not None:
-        datasets = [name for name, _ in vars(given).get("derivatives", ()) if name not in names]
+        datasets = [name for name, _ in vars(arguments).get("derivatives", ()) if name not in names]
         flags += [f"--derivatives {name}" for name in datasets]
     if flags:
-        sys.stderr.write(f"warning: the level {given.level} does not use {', '.join(flags)}\n")
+        sys.stderr.write(f"warning: the level {arguments.level} does not use {', '.join(flags)}\n")
 
 
 def _refuse_absent(settings: Settings) -> None:

@@ -75,10 +75,10 @@ class Console:
             )
             for visit in selection.visits
         ]
-        self._tell_table("Used", ("participant", "session", "T1w", "PET", "remarks"), used)
+        self._print_table("Used", ("participant", "session", "T1w", "PET", "remarks"), used)
         if selection.unused:
             unused = [(entry.subject, name(entry.path), entry.reason) for entry in selection.unused]
-            self._tell_table("Not used", ("participant", "image", "why"), unused)
+            self._print_table("Not used", ("participant", "image", "why"), unused)
 
     def report_controls(
         self, pairs: Sequence[Preprocessed], notes: Sequence[str], root: Path
@@ -92,7 +92,7 @@ class Console:
             )
             for pair in pairs
         ]
-        self._tell_table("Used", ("control", "session", "T1w", "PET"), used)
+        self._print_table("Used", ("control", "session", "T1w", "PET"), used)
         for note in notes:
             self.out.print(note)
 
@@ -116,11 +116,11 @@ class Console:
             for group, label, session, *pets in subjects
         ]
         columns = ("group", "participant", "session", "PET", "synthetic PET")
-        self._tell_table("Used", columns, used)
+        self._print_table("Used", columns, used)
         for note in notes:
             self.out.print(note)
 
-    def _tell_table(
+    def _print_table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     ) -> None:
         """Print a table; as a list where a terminal is too narrow for it: names are never cut."""
@@ -137,13 +137,13 @@ class Console:
         self.out.width = before
         self.out.print(title)
         for row in rows:
-            told = (
+            cells = (
                 (name, line)
                 for name, cell in zip(columns, row, strict=True)
                 for line in cell.split("\n")
                 if line
             )
-            for place, (name, line) in enumerate(told):
+            for place, (name, line) in enumerate(cells):
                 self.out.print(f"{'-' if place == 0 else ' '} {name}: {line}")
 
     @contextmanager
@@ -187,7 +187,7 @@ class Console:
                 for part, label in labels.items()
             }
 
-            def tell(node: LabelledNode, status: str) -> None:
+            def report(node: LabelledNode, status: str) -> None:
                 if node.part not in tasks:
                     return
                 task = tasks[node.part]
@@ -200,25 +200,25 @@ class Console:
                 else:
                     bars.update(task, step=f"failed: {node.step or node.name}")
 
-            yield tell
+            yield report
 
     def _lines(self, labels: Mapping[str, str], steps: Mapping[str, int]) -> StatusCallback:
-        left, started = {part: steps[part] for part in labels}, time.monotonic()
+        remaining, started = {part: steps[part] for part in labels}, time.monotonic()
 
-        def tell(node: LabelledNode, status: str) -> None:
+        def report(node: LabelledNode, status: str) -> None:
             if node.part not in labels:
                 return
             if node.step or status == "exception":
                 word = {"start": "started", "end": "done", "exception": "FAILED"}[status]
                 self.say(f"{labels[node.part]}: {node.step or node.name} {word}")
             if status == "end":
-                left[node.part] -= 1
-                if not left[node.part] and len(labels) > 1:
-                    done = sum(not count for count in left.values())
+                remaining[node.part] -= 1
+                if not remaining[node.part] and len(labels) > 1:
+                    done = sum(not count for count in remaining.values())
                     seconds = (time.monotonic() - started) * (len(labels) - done) / done
                     self.say(f"{done} of {len(labels)} done{describe_left(seconds)}")
 
-        return tell
+        return report
 
 
 def describe_left(seconds: float) -> str:
@@ -241,7 +241,7 @@ def describe_left(seconds: float) -> str:
     )
 
 
-def list_troubled(who: Sequence[str]) -> str:
+def list_troubled(labels: Sequence[str]) -> str:
     """Count those of whom a dry run finds images that cannot be used, and name them.
 
     Examples
@@ -249,7 +249,7 @@ def list_troubled(who: Sequence[str]) -> str:
     >>> list_troubled([]), list_troubled(["sub-01", "sub-02"])
     ('0 have problems', '2 have problems (sub-01, sub-02)')
     """
-    return f"{len(who)} have problems" + (f" ({', '.join(who)})" if who else "")
+    return f"{len(labels)} have problems" + (f" ({', '.join(labels)})" if labels else "")
 
 
 def count_line(done: int, skipped: int, failed: Sequence[str], output_dir: Path) -> str:
@@ -260,9 +260,9 @@ def count_line(done: int, skipped: int, failed: Sequence[str], output_dir: Path)
     >>> count_line(2, 1, [], Path("/out"))
     'mri2pet: 2 visits done, 1 already complete, 0 failed; reports are in /out'
     """
-    who = f" ({', '.join(failed)})" if failed else ""
+    names = f" ({', '.join(failed)})" if failed else ""
     return (
         f"mri2pet: {done} visit{'' if done == 1 else 's'} done, {skipped} already complete, "
-        f"{len(failed)} failed{who}; "
+        f"{len(failed)} failed{names}; "
         f"reports are in {output_dir}"
     )

@@ -85,8 +85,8 @@ def fetch_lpips(out: Path) -> None:
     from bids_app.files import write_bytes
     from bids_app.synthesis.scoring import FETCHED_SHA256, read_tensors
 
-    with tempfile.TemporaryDirectory() as made:
-        files = Path(made, "alexnet.pth"), Path(made, "heads.pth")
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "alexnet.pth"), Path(folder, "heads.pth")
         for source, file in zip((ALEXNET, HEADS), files, strict=True):
             download(*source, file)
         alexnet, heads = (read_tensors(file) for file in files)
@@ -146,20 +146,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
-    given = parser.parse_args(argv)
-    if given.lpips is None and not given.template and not given.atlas:
+    arguments = parser.parse_args(argv)
+    if arguments.lpips is None and not arguments.template and not arguments.atlas:
         parser.error("nothing to fetch; give --lpips, --template or --atlas")
     refuse_lost_folder()
     from bids_app.templates import atlas_of_templateflow, of_templateflow
 
-    if given.lpips is not None:
-        fetch_lpips(given.lpips)
-        sys.stdout.write(f"{given.lpips}\n")
-    for name in given.template:
+    if arguments.lpips is not None:
+        fetch_lpips(arguments.lpips)
+        sys.stdout.write(f"{arguments.lpips}\n")
+    for name in arguments.template:
         of_templateflow(name)
         sys.stdout.write(f"{name}: in {os.environ.get('TEMPLATEFLOW_HOME', 'TemplateFlow')}\n")
-    for name in given.atlas:
-        image, names = atlas_of_templateflow(name, given.space)
+    for name in arguments.atlas:
+        image, names = atlas_of_templateflow(name, arguments.space)
         sys.stdout.write(f"{name}: {image} {names}\n")
     return 0
 

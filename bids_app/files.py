@@ -45,8 +45,8 @@ def why_no_file(path: Path) -> str | None:
         return NOWHERE if path.is_symlink() else None
     if stat.S_ISREG(mode):
         return None
-    what = SPECIAL.get(stat.S_IFMT(mode), "something else")
-    return f"{what}, not a file; replace or remove it"
+    kind = SPECIAL.get(stat.S_IFMT(mode), "something else")
+    return f"{kind}, not a file; replace or remove it"
 
 
 def size_of(path: Path) -> int:

@@ -87,12 +87,12 @@ class GeneratorChoice:
 
     def decisive(self) -> dict[str, object]:
         """Tell what the options make of the result; nothing where all are off."""
-        told: dict[str, object] = {name: on for name, on in asdict(self.options).items() if on}
+        fields: dict[str, object] = {name: on for name, on in asdict(self.options).items() if on}
         if self.options.match_histogram or self.options.novelty:
-            told["reference"] = self.card.reference_sha256
+            fields["reference"] = self.card.reference_sha256
         if self.options.uncertainty:
-            told["error_model"] = self.card.uncertainty_sha256
-        return told
+            fields["error_model"] = self.card.uncertainty_sha256
+        return fields
 
 
 def find_generator(name: str, output_dir: Path, *, sloppy: bool, flag: str = "--generator") -> Path:
@@ -175,13 +175,13 @@ def _check(choice: GeneratorChoice, grid: Grid, template: str) -> None:
 
 def _refuse_carried(choice: GeneratorChoice, grid: Grid) -> None:
     """Refuse options that rest on what a generator knows voxel by voxel, on another grid."""
-    wanted = {"--novelty": choice.options.novelty, "--uncertainty": choice.options.uncertainty}
-    flags = [flag for flag, on in wanted.items() if on]
+    options = {"--novelty": choice.options.novelty, "--uncertainty": choice.options.uncertainty}
+    flags = [flag for flag, on in options.items() if on]
     if flags and not is_own_grid(choice.card, grid):
-        own = zooms_of(np.array(choice.card.affine))[0]
+        resolution = zooms_of(np.array(choice.card.affine))[0]
         raise UsageError(
             f"{' and '.join(flags)}: generator {choice.card.name} knows this at --resolution "
-            f"{own:g} only; leave it out, or change the resolution"
+            f"{resolution:g} only; leave it out, or change the resolution"
         )
 
 
@@ -237,10 +237,10 @@ def describe_namesakes(
     alike = [label for label in labels if not has_seen(card, label, names, output_dir)]
     if not alike:
         return ""
-    who = name_some([f"sub-{label}" for label in alike])
+    bearers = name_some([f"sub-{label}" for label in alike])
     datasets = dict.fromkeys(repr(o.dataset) for o in card.origins if _labels(o) & {*alike})
     return (
-        f"generator {card.name} was trained on {who} of the dataset "
+        f"generator {card.name} was trained on {bearers} of the dataset "
         f"{' or '.join(datasets)}; they are taken for others than those of "
         f"{' or '.join(map(repr, names))}; if the dataset was only renamed, their synthetic PETs "
         "are of a generator that has seen them"

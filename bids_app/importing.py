@@ -200,16 +200,18 @@ def _match_layers(state: State) -> tuple[int, dict[str, str]]:
     blocks, places = {int(match[1]) for match in found}, {int(match[2]) for match in found}
     if places in ZERO_PADDED:
         raise ValueError("its residual blocks are padded with zeros, ours by reflection")
-    n_blocks, (one, *_), other = len(blocks), sorted(places), max(places)
+    n_blocks, (first, *_), last = len(blocks), sorted(places), max(places)
     if places not in REFLECTED or blocks != set(range(10, 10 + n_blocks)):
         raise ValueError("its residual blocks are not where a ResnetGenerator has them")
     names = {"model.1": "layers.0", "model.4": "layers.3", "model.7": "layers.6"}
     for block in range(n_blocks):
-        for place, own in ((one, 0), (other, 3)):
-            names[f"model.{10 + block}.conv_block.{place}"] = f"layers.{9 + block}.layers.{own}"
+        for place, our_place in ((first, 0), (last, 3)):
+            names[f"model.{10 + block}.conv_block.{place}"] = (
+                f"layers.{9 + block}.layers.{our_place}"
+            )
     # Their last convolution has a layer of its own before it that reflects
-    for place, own in ((10, 9), (13, 12), (17, 15)):
-        names[f"model.{place + n_blocks}"] = f"layers.{own + n_blocks}"
+    for place, our_place in ((10, 9), (13, 12), (17, 15)):
+        names[f"model.{place + n_blocks}"] = f"layers.{our_place + n_blocks}"
     _refuse_missing(state, names)
     return n_blocks, names
 
@@ -234,15 +236,15 @@ def _take_one_channel(weights: dict[str, Tensor], first: str, last: str) -> None
         weights[f"{last}.{part}"] = weights[f"{last}.{part}"][:1]
 
 
-def _refuse_channels(taken: int, given: int) -> None:
-    if taken != given:
+def _refuse_channels(n_in: int, n_out: int) -> None:
+    if n_in != n_out:
         raise ValueError(
-            f"it takes {taken} channels and gives {given}, where ours gives as many as it takes; "
+            f"it takes {n_in} channels and gives {n_out}, where ours gives as many as it takes; "
             "if they are copies of one slice, give --copies"
         )
-    if taken not in (SingleSlices.channels, SliceTriplets.channels):
+    if n_in not in (SingleSlices.channels, SliceTriplets.channels):
         raise ValueError(
-            f"it takes {taken} channels; mri2pet's generators take 1 slice or 3 adjacent ones"
+            f"it takes {n_in} channels; mri2pet's generators take 1 slice or 3 adjacent ones"
         )
 
 
@@ -255,9 +257,9 @@ def _refuse_odd(
     from bids_app.synthesis.networks import ResnetGenerator
 
     with torch.device("meta"):
-        own = ResnetGenerator(2, channels, n_blocks, width).state_dict()
+        parameters = ResnetGenerator(2, channels, n_blocks, width).state_dict()
     expected = {
-        f"{layer}.{part}": ("tensor", tuple(own[f"{ours}.{part}"].shape))
+        f"{layer}.{part}": ("tensor", tuple(parameters[f"{ours}.{part}"].shape))
         for layer, ours in names.items()
         for part in ("weight", "bias")
     }
@@ -386,69 +388,73 @@ def build_parser() -> Parser:
 
 def import_generator(argv: Sequence[str] | None) -> str:
     """Import the generator of a command line; say in a line what was made, or raise an error."""
-    given = build_parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     refuse_lost_folder()
-    _refuse(given)
+    _refuse(arguments)
     from bids_app.synthesis.inference import save_generator
     from bids_app.synthesis.losses import build_generator
 
-    path: Path = given.file
+    path: Path = arguments.file
     state = read_state(path)
     cycle = path.stem.endswith(("_G_A", "_G_B"))  # as that program names them; the file tells not
     try:
-        spec, weights = convert(state, axes=given.slice_axes, copies=given.copies, cycle=cycle)
-        card = card_from(card_values(describe(spec, given)))  # nothing is written that is refused
+        spec, weights = convert(
+            state, axes=arguments.slice_axes, copies=arguments.copies, cycle=cycle
+        )
+        card = card_from(
+            card_values(describe(spec, arguments))
+        )  # nothing is written that is refused
     except ValueError as error:
         raise UnusableDataError(f"{path}: cannot be imported ({error})") from error
     generator = build_generator(spec)
     generator.load_state_dict(weights)
-    save_generator(generator, card, given.generator_dir)
+    save_generator(generator, card, arguments.generator_dir)
     blocks = f"{spec.n_blocks} residual blocks, width {spec.width}"
-    return f"generator {card.name} ({configuration_of(spec)}, {blocks}): {given.generator_dir}"
+    return f"generator {card.name} ({configuration_of(spec)}, {blocks}): {arguments.generator_dir}"
 
 
-def _refuse(given: argparse.Namespace) -> None:
+def _refuse(arguments: argparse.Namespace) -> None:
     """Refuse arguments that do not go together, and a folder that is in use."""
-    folder: Path = given.generator_dir
-    name = folder.name if given.name is None else given.name
+    folder: Path = arguments.generator_dir
+    name = folder.name if arguments.name is None else arguments.name
     if name in TAKEN:
         raise UsageError(
             f"{name}: is the name of a generator of mri2pet's own; give another by --name"
         )
-    refuse_inverted(given.bounding_box)
-    if given.participant_label and given.dataset is None:
+    refuse_inverted(arguments.bounding_box)
+    if arguments.participant_label and arguments.dataset is None:
         raise UsageError("--participant-label: give the --dataset whose labels these are, too")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CannotCreateError(f"{folder}: not an empty folder; choose a new one, or empty it")
 
 
-def describe(spec: ModelSpec, given: argparse.Namespace) -> Card:
+def describe(spec: ModelSpec, arguments: argparse.Namespace) -> Card:
     """Write the card of an imported generator; it has no scores, reference or error model."""
     import torch
 
-    path: Path = given.file
-    name = given.generator_dir.name if given.name is None else given.name
-    participants = normalize_labels(given.participant_label, "sub-")
-    grid = grid_of_box(given.bounding_box, given.resolution)
-    dataset = "" if given.dataset is None else given.dataset
+    path: Path = arguments.file
+    name = arguments.generator_dir.name if arguments.name is None else arguments.name
+    participants = normalize_labels(arguments.participant_label, "sub-")
+    grid = grid_of_box(arguments.bounding_box, arguments.resolution)
+    dataset = "" if arguments.dataset is None else arguments.dataset
     origin = Ancestor(path.name, file_sha256(path), dataset, participants)
-    use = INTENDED_USE if given.intended_use is None else given.intended_use
-    licence = "" if given.licence is None else f" Licence: {given.licence}."
+    use = INTENDED_USE if arguments.intended_use is None else arguments.intended_use
+    licence = "" if arguments.licence is None else f" Licence: {arguments.licence}."
     return Card(
         name=name,
         version=version("mri2pet"),
         spec=spec,
-        template=given.template,
+        template=arguments.template,
         shape=grid.shape,
         affine=tuple(tuple(row) for row in grid.affine.tolist()),
         sha256="",
-        trained_on=f"{given.trained_on} (imported from {path.name}, SHA-256 {origin.sha256})",
+        trained_on=f"{arguments.trained_on} (imported from {path.name}, SHA-256 {origin.sha256})",
         intended_use=f"{use} {UNMEASURED}{licence}",
         participants=participants,
         dataset=dataset,
         seed=-1,
         versions={"mri2pet": version("mri2pet"), "torch": torch.__version__},
-        pet_times_mean=given.pet_times_mean,
+        pet_times_mean=arguments.pet_times_mean,
         initialized_from=(origin,),
     )
 

@@ -91,24 +91,26 @@ def register_to_mni(
     'pass'
     """
     images = [str(path) for path in (t1w, pet) if path is not None]
-    how = ["--stage", "preprocess", "--resolution", str(resolution), *["--sloppy"] * quick]
-    words = ["quick", *images, str(folder), *how]
+    options = ["--stage", "preprocess", "--resolution", str(resolution)]
+    options += ["--sloppy"] if quick else []
+    words = ["quick", *images, str(folder), *options]
     done = subprocess.run(
         [sys.executable, "-m", "mri2pet", *words], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        raise Mri2petError(told[-1].removeprefix("error: ") if told else done.stderr)
+        messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        raise Mri2petError(messages[-1].removeprefix("error: ") if messages else done.stderr)
     root, label = Path(folder).absolute(), label_of(Path(t1w))
-    settings = parse([str(root / RAW), str(root), "participant", *how])
+    settings = parse([str(root / RAW), str(root), "participant", *options])
     scan, *pets = (Scan(Path(image), label, None, ()) for image in images)
     visit = Visit(label, None, scan, tuple(pets))
     paths = visit_paths(root, visit, settings.template, settings.grid_resolution)
+    written_pets = (results.in_template for results in paths.pets)
     verdict = verdict_of(read_json(sidecar_path(paths.t1w_in_template)))
     return Registered(
         paths.t1w_in_template,
         paths.brain_mask_in_template,
-        next((made.in_template for made in paths.pets if made.in_template.is_file()), None),
+        next((path for path in written_pets if path.is_file()), None),
         paths.t1w_to_template,
         paths.template_to_t1w,
         verdict if verdict else "",
@@ -168,9 +170,9 @@ def predict_pet(
     dtype = choose_dtype(network, device)
     pet = synthesize(image.data, network, tiling, fwhm=fwhm, zooms=image.zooms, dtype=dtype)
     pet[image.data <= 0] = 0
-    made = nifti.to_nibabel(nifti.Image(pet, image.affine))
-    made.header["descrip"] = nifti.SYNTHETIC_PET
-    return made
+    result = nifti.to_nibabel(nifti.Image(pet, image.affine))
+    result.header["descrip"] = nifti.SYNTHETIC_PET
+    return result
 
 
 def _refuse(image: nifti.Image, grid: Grid, card: Card, name: str) -> None:

@@ -125,11 +125,11 @@ def ended_by_signals(sentence: str) -> Iterator[None]:
         return
     _silence_tracker()
     ours = [s for s in STOPPING if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
-    told, tell = os.pipe()
-    os.set_blocking(tell, False)
-    watcher = threading.Thread(target=_watch, args=(told, sentence), daemon=True)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    watcher = threading.Thread(target=_watch, args=(reader, sentence), daemon=True)
     watcher.start()
-    wakeup = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     before = {number: signal.signal(number, _wait) for number in ours}
     try:
         yield
@@ -137,9 +137,9 @@ def ended_by_signals(sentence: str) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
-        os.close(tell)
+        os.close(writer)
         watcher.join()
-        os.close(told)
+        os.close(reader)
 
 
 def exit_with(code: int) -> NoReturn:
@@ -165,9 +165,9 @@ def _wait(_number: int, _frame: FrameType | None) -> None:
         time.sleep(1)
 
 
-def _watch(told: int, sentence: str) -> None:
+def _watch(reader: int, sentence: str) -> None:
     """End the run at the first signal; return when nobody can tell of one any more."""
-    while numbers := os.read(told, 1):
+    while numbers := os.read(reader, 1):
         if numbers[0] in STOPPING:
             _end(numbers[0], sentence)
 
@@ -182,11 +182,11 @@ def _end(number: int, sentence: str) -> None:
     for act in reversed(_last_acts):
         with suppress(OSError):
             act()
-    _say(sentence)
+    _write_sentence(sentence)
     os._exit(CODE_OF_SIGNAL + number)
 
 
-def _say(sentence: str) -> None:
+def _write_sentence(sentence: str) -> None:
     """Write to standard error past Python, whose lock the main thread may hold."""
     with suppress(OSError, ValueError):
         cursor = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""  # bars of progress hide it

@@ -103,8 +103,8 @@ def _memory() -> int:
 def _refuse_size(path: Path, header: Header, size: int, *, compressed: bool) -> None:
     """Refuse a file that cannot hold what its header says, or that no memory could."""
     claimed = header.offset + header.bytes
-    most = size * DEFLATE if compressed else size
-    if claimed > most:
+    limit = size * DEFLATE if compressed else size
+    if claimed > limit:
         raise UnusableDataError(
             f"{path}: truncated or damaged (its header says {_count(claimed)}, the file holds "
             f"{_count(size)}); {AGAIN}"
@@ -320,12 +320,12 @@ def _scale(stored: np.ndarray, header: Header) -> tuple[np.ndarray, str]:
         usual = max(usual, float(size.max(initial=0, where=~beyond)))
     if peak == 0 or SMALLEST <= peak <= LARGEST:
         return data, ""
-    told = f"{peak:.2g}, and 32-bit floats do not hold them"
+    sentence = f"{peak:.2g}, and 32-bit floats do not hold them"
     if 0 < broken <= FEW * stored.size and usual < np.sqrt(LARGEST):
-        return data, f"{told}; voxels beyond were clipped: {broken}"
+        return data, f"{sentence}; voxels beyond were clipped: {broken}"
     for k in range(stored.shape[-1]):
         data[..., k] = _true(stored[..., k], header) / peak
-    return data, f"{told}; they were divided by {peak:.6g}"
+    return data, f"{sentence}; they were divided by {peak:.6g}"
 
 
 def _true(stored: np.ndarray, header: Header) -> np.ndarray:

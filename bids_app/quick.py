@@ -37,7 +37,7 @@ from bids_app.files import (
 RAW = "sourcedata"  # folder of OUT
 ENDINGS = (".nii.gz", ".nii")
 PIECE = 1 << 20  # bytes that are compared at once
-FEWEST, MOST = 2, 3  # paths: T1W OUT, or T1W PET OUT
+FEWEST_PATHS, MOST_PATHS = 2, 3  # paths: T1W OUT, or T1W PET OUT
 DESCRIPTION = {"Name": "Images given to mri2pet quick", "BIDSVersion": "1.10.0"}
 README = "Images given to `mri2pet quick`, under the names that BIDS gives them.\n"
 FDG = {"TracerName": "FDG", "TracerRadionuclide": "F18"}  # told of a PET without a sidecar
@@ -162,26 +162,26 @@ def _copy(source: Path, target: Path) -> None:
         packed.writelines(_pieces(source, unpacked=False))
 
 
-def _put(source: Path, target: Path, told: Mapping[str, object]) -> None:
+def _put(source: Path, target: Path, metadata: Mapping[str, object]) -> None:
     """Copy an image, and the sidecar beside it, under a name of BIDS.
 
     The sidecar comes first, so that an image that is there was not left without it. What is left
     of a copy that was not finished is replaced.
     """
-    there = _is_whole(target)
-    if there and not _holds(target, source):
+    is_present = _is_whole(target)
+    if is_present and not _holds(target, source):
         raise UsageError(
             f"{source}: another image is in this output under the label that its name gives "
             f"({target}); choose another output folder, or name the file sub-LABEL_T1w"
         )
-    sidecar, own = (path.with_name(f"{_stem(path)}.json") for path in (source, target))
+    sidecar, copied_sidecar = (path.with_name(f"{_stem(path)}.json") for path in (source, target))
     if sidecar.is_file():
-        copy_file(sidecar, own)
-    elif not there:
-        own.unlink(missing_ok=True)
-        if told:
-            write_json(own, told)
-    if not there:
+        copy_file(sidecar, copied_sidecar)
+    elif not is_present:
+        copied_sidecar.unlink(missing_ok=True)
+        if metadata:
+            write_json(copied_sidecar, metadata)
+    if not is_present:
         _copy(source, target)
 
 
@@ -210,13 +210,13 @@ def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
         If another image is there under the same label.
     """
     label = label_of(t1w)
-    own = root / f"sub-{label}"
+    folder = root / f"sub-{label}"
     write_json(root / NAME_OF_DESCRIPTION, DESCRIPTION)  # first: by it, the next run goes on
     write_text(root / "README.md", README)
     remove_partials(root, below=True)
     try:
-        _put(t1w, own / "anat" / f"sub-{label}_T1w.nii.gz", {})
-        copy = own / "pet" / f"sub-{label}_trc-18FFDG_pet.nii.gz"
+        _put(t1w, folder / "anat" / f"sub-{label}_T1w.nii.gz", {})
+        copy = folder / "pet" / f"sub-{label}_trc-18FFDG_pet.nii.gz"
         if pet is not None:
             _put(pet, copy, FDG)
         else:  # the copy of an earlier call
@@ -233,7 +233,7 @@ def _run(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv[first:]):
         parser.parse_args(["--help"])
     paths = [Path(word).absolute() for word in argv[:first]]
-    if not FEWEST <= len(paths) <= MOST:
+    if not FEWEST_PATHS <= len(paths) <= MOST_PATHS:
         parser.error(f"{len(paths)} paths; give T1W OUT or T1W PET OUT, and options after them")
     refuse_lost_folder()
     t1w, *pets, out = paths

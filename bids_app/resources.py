@@ -75,12 +75,12 @@ def own_groups(root: Path, listing: Path = OWN_CGROUP) -> list[Path]:
 
     Version 2 has one tree at ``root``; version 1 one for each controller, in a folder of its name.
     """
-    own = {"": "/", "cpu": "/", "memory": "/"}
+    paths = {"": "/", "cpu": "/", "memory": "/"}
     for line in (_read(listing) or "").splitlines():
         _, controllers, path = line.split(":", 2)
-        own |= dict.fromkeys(own.keys() & set(controllers.split(",")), path)
+        paths |= dict.fromkeys(paths.keys() & set(controllers.split(",")), path)
     groups = []
-    for controller, path in own.items():
+    for controller, path in paths.items():
         groups.append(root / controller)
         for part in Path(path).parts[1:]:
             groups.append(groups[-1] / part)
@@ -170,8 +170,8 @@ def _torch_uses_cuda() -> bool:
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return False
-    told = _read(Path(spec.origin).with_name("version.py")) or ""
-    return re.search(r"^cuda\b.*=\s*['\"]", told, re.MULTILINE) is not None
+    version_text = _read(Path(spec.origin).with_name("version.py")) or ""
+    return re.search(r"^cuda\b.*=\s*['\"]", version_text, re.MULTILINE) is not None
 
 
 def choose_device(wanted: str) -> str:
@@ -211,8 +211,8 @@ def find_space(folder: Path) -> tuple[int, int]:
     tuple
         Number of the disk, and bytes.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    return there.stat().st_dev, shutil.disk_usage(there).free
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return existing.stat().st_dev, shutil.disk_usage(existing).free
 
 
 SAMPLING = 0.5  # s between two looks at the memory of a step's programs; our choice
@@ -275,9 +275,9 @@ def _resident(process: psutil.Process) -> int:
     """Add up the memory of a process and of all that it has begun, in bytes."""
     total = 0
     with suppress(psutil.Error):
-        for one in (process, *process.children(recursive=True)):
+        for member in (process, *process.children(recursive=True)):
             with suppress(psutil.Error):  # it has just ended
-                total += one.memory_info().rss
+                total += member.memory_info().rss
     return total
 
 
@@ -312,8 +312,8 @@ def settled(environment: MutableMapping[str, str]) -> Iterator[Path | None]:
         The temporary folder, None where none was needed.
     """
     home = environment.get("HOME") or os.devnull  # no folder
-    wanted = {name: Path(environment.get(name) or home) for name in VARIABLES}
-    barred = {name: place for name, place in wanted.items() if not is_writable(place)}
+    places = {name: Path(environment.get(name) or home) for name in VARIABLES}
+    barred = {name: place for name, place in places.items() if not is_writable(place)}
     if Path(home).is_dir() and not os.access(home, os.R_OK | os.X_OK):  # pybids looks into it
         barred["HOME"] = Path(home)
     if not barred:
@@ -321,17 +321,17 @@ def settled(environment: MutableMapping[str, str]) -> Iterator[Path | None]:
         return
     before = {name: environment.get(name) for name in barred}
     with (
-        tempfile.TemporaryDirectory(prefix="mri2pet-", ignore_cleanup_errors=True) as made,
-        last_act(partial(shutil.rmtree, made, ignore_errors=True)),
+        tempfile.TemporaryDirectory(prefix="mri2pet-", ignore_cleanup_errors=True) as root,
+        last_act(partial(shutil.rmtree, root, ignore_errors=True)),
     ):
         for name, place in barred.items():
-            own = Path(made) / name.lower()
-            own.mkdir()
+            replacement = Path(root) / name.lower()
+            replacement.mkdir()
             if environment.get(name) and name != "HOME":
-                _copy(place, own)
-            environment[name] = str(own)
+                _copy(place, replacement)
+            environment[name] = str(replacement)
         try:
-            yield Path(made)
+            yield Path(root)
         finally:
             for name, value in before.items():
                 if value is None:
@@ -340,7 +340,7 @@ def settled(environment: MutableMapping[str, str]) -> Iterator[Path | None]:
                     environment[name] = value
 
 
-def _copy(place: Path, own: Path) -> None:
+def _copy(place: Path, target: Path) -> None:
     """Copy what a place holds, as far as it can be read; without it, work is only slower."""
     with suppress(OSError):  # shutil.Error is one
-        shutil.copytree(place, own, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        shutil.copytree(place, target, dirs_exist_ok=True, copy_function=shutil.copyfile)

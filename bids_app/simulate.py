@@ -33,8 +33,8 @@ class _Range:
         try:
             value = self.kind(text)
         except ValueError as error:
-            what = "whole number" if self.kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {what}") from error
+            noun = "whole number" if self.kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {noun}") from error
         if not self.low <= value <= self.high:
             raise argparse.ArgumentTypeError(f"{text} is not in {self.low:g} to {self.high:g}")
         return value
@@ -109,15 +109,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def simulate_cohort(argv: Sequence[str] | None) -> str:
     """Simulate the cohort of a command line; say in a line what was made, or raise an error."""
-    given: dict[str, Any] = vars(build_parser().parse_args(argv))
+    arguments: dict[str, Any] = vars(build_parser().parse_args(argv))
     refuse_lost_folder()
     from bids_app.simulation.cohort import CohortPlan, write_cohort
 
-    nprocs = given.pop("nprocs")
-    least, most = given.pop("lesion_depth")
-    if least > most:
-        raise UsageError(f"--lesion-depth {least:g} {most:g}: give the smaller number first")
-    plan = CohortPlan(**given, lesion_depth=(least, most))
+    nprocs = arguments.pop("nprocs")
+    lowest, highest = arguments.pop("lesion_depth")
+    if lowest > highest:
+        raise UsageError(f"--lesion-depth {lowest:g} {highest:g}: give the smaller number first")
+    plan = CohortPlan(**arguments, lesion_depth=(lowest, highest))
     if not plan.members:
         raise UsageError("nobody to simulate; give --paired, --t1w-only or --patients")
     start = time.monotonic()

@@ -185,20 +185,20 @@ def is_number(low: float = -math.inf, high: float = math.inf) -> Check:
     return check
 
 
-def is_list(check: Check, most: int, least: int = 0) -> Check:
+def is_list(check: Check, longest: int, shortest: int = 0) -> Check:
     """Make a check for lists (or tuples) of so many values that pass one."""
     return lambda value: (
         isinstance(value, list | tuple)
-        and least <= len(value) <= most
+        and shortest <= len(value) <= longest
         and all(check(item) for item in value)
     )
 
 
-def is_mapping(check: Check, most: int) -> Check:
+def is_mapping(check: Check, longest: int) -> Check:
     """Make a check for mappings from text to values that pass one."""
     return lambda value: (
         isinstance(value, dict)
-        and len(value) <= most
+        and len(value) <= longest
         and all(is_text(key) and check(item) for key, item in value.items())
     )
 

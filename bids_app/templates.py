@@ -63,7 +63,7 @@ def uri_of(name: str) -> str:
     return f"https://templateflow.s3.amazonaws.com/tpl-{name}/tpl-{name}_res-01_T1w.nii.gz"
 
 
-def _own() -> tuple[nifti.Image, nifti.Image]:
+def _load_nilearn() -> tuple[nifti.Image, nifti.Image]:
     t1w = datasets.load_mni152_template(resolution=1)
     mask = datasets.load_mni152_brain_mask(resolution=1)
     return (
@@ -212,7 +212,7 @@ def mask_on(name: str, grid: Grid) -> Mask:
     MissingInputError
         If TemplateFlow cannot give the template.
     """
-    _, mask = _own() if name == OWN else of_templateflow(name)
+    _, mask = _load_nilearn() if name == OWN else of_templateflow(name)
     inside: Mask = _mask_onto(mask, grid).data
     return inside
 
@@ -227,8 +227,8 @@ def _whole_grid(image: nifti.Image, resolution: float) -> Grid:
 
 def _digest(name: str, images: Sequence[nifti.Image], grids: Sequence[Grid]) -> str:
     """Name what is prepared by all that it depends on."""
-    told = [version("mri2pet"), name, *((grid.shape, grid.affine.tolist()) for grid in grids)]
-    digest = hashlib.sha256(repr(told).encode())
+    parts = [version("mri2pet"), name, *((grid.shape, grid.affine.tolist()) for grid in grids)]
+    digest = hashlib.sha256(repr(parts).encode())
     for image in images:
         digest.update(image.data.tobytes())
         digest.update(image.affine.tobytes())
@@ -282,7 +282,7 @@ def prepare(
     UsageError
         If the grid holds nothing of its brain.
     """
-    t1w, mask = _own() if name == OWN else of_templateflow(name)
+    t1w, mask = _load_nilearn() if name == OWN else of_templateflow(name)
     brain = nifti.Image(np.where(mask.data, t1w.data, 0).astype(np.float32), t1w.affine)
     whole = _whole_grid(brain, registration_resolution)
     folder = folder / _digest(name, (brain, mask), (grid, whole))  # others may run beside this

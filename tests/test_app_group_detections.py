@@ -123,8 +123,8 @@ class Run:
         self.seen[place] = read_image_clusters(replace(seen.scored_image, places=path))
         return self.seen[place].scored_image
 
-    def write(self, *, most=MOST, applied=None):
-        write_detections(self.out, self.seen, most=most, applied=applied)
+    def write(self, *, max_clusters=MOST, applied=None):
+        write_detections(self.out, self.seen, max_clusters=max_clusters, applied=applied)
 
     def expected(self, detector="ocsvm", training_set="real"):
         """Label → what is expected in a control, of each cluster of each patient."""
@@ -244,7 +244,7 @@ def test_what_is_expected_in_a_control_by_hand(run):
     run.add("c2", [6], control=True)
     run.add("c3", [], control=True)
     run.add("p1", [20, 10, 6, 5, 4, 1])
-    run.write(most=10)
+    run.write(max_clusters=10)
     assert run.expected() == {"p1": pytest.approx([0, 1 / 3, 2 / 3, 2 / 3, 1, 1], rel=1e-5)}
 
 
@@ -364,7 +364,7 @@ def test_a_higher_cluster_is_not_expected_more_often(tmp_path_factory, controls,
     for number, scores in enumerate(controls):
         run.add(f"c{number}", sorted(scores, reverse=True), control=True)
     run.add("p1", sorted(patient, reverse=True))
-    run.write(most=10)
+    run.write(max_clusters=10)
     (expected,) = run.expected().values()
     assert expected == sorted(expected)
     total = sum(map(len, controls)) / len(controls)
@@ -551,7 +551,7 @@ def test_curves_are_written_where_lesions_are_known(run):
 def test_clusters_that_are_not_kept_count_in_the_free_response(run):
     run.add("c1", [2], control=True)
     run.add("p1", [9, 8, 7], lesions=1, overlaps=[[0.0], [0.0], [64.0]])
-    run.write(most=1)
+    run.write(max_clusters=1)
     assert [point.found for point in read_curve(run.out)] == [0, 0]
     assert [one.sensitivity for one in read_froc(run.out)] == [1, 1, 1, 1]
 

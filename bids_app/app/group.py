@@ -234,7 +234,7 @@ def write_detections(
     output_dir: Path,
     seen: Sequence[ImageClusters],
     *,
-    most: int,
+    max_clusters: int,
     applied: Path | None,
     expected_false: float | None = None,
 ) -> dict[Path, int]:
@@ -248,7 +248,7 @@ def write_detections(
         Root of the derivative dataset.
     seen : sequence of ImageClusters
         Controls and patients, in any order.
-    most : int
+    max_clusters : int
         Clusters that are kept of a patient.
     applied : Path or None
         Folder of detectors that were trained before: their controls calibrate.
@@ -275,7 +275,7 @@ def write_detections(
     patients = [
         _calibrated(image, scores[image.row]) for image in seen if not image.scored_image.control
     ]
-    kept = partial(_count_kept, limit=most, expected_false=expected_false)
+    kept = partial(_count_kept, limit=max_clusters, expected_false=expected_false)
     for patient in patients:
         _write_table(patient, kept(patient), counts[patient.row])
     first = _first_pets(patients)
@@ -284,11 +284,11 @@ def write_detections(
     healthy = [
         found for name in controls for found in detections.control_findings(controls[name], name)
     ]
-    _write_curves(output_dir, first, healthy, most)
+    _write_curves(output_dir, first, healthy, max_clusters)
     return {
         patient.scored_image.paths["labels"]: kept(patient)
         for patient in patients
-        if kept(patient) < min(most, len(patient.clusters))
+        if kept(patient) < min(max_clusters, len(patient.clusters))
     }
 
 
@@ -645,7 +645,7 @@ def _finish(
         kept = write_detections(
             output_dir,
             seen,
-            most=settings.clusters,
+            max_clusters=settings.clusters,
             applied=settings.detector,
             expected_false=settings.expected_false,
         )
