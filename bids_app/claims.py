@@ -71,7 +71,7 @@ def claimed(folder: Path, names: Collection[str], *, command: str, date: str) ->
             claims_folder.rmdir()  # unless other runs have claims here
 
 
-def _is_locked_by(handle: TextIO, kind: int) -> bool:
+def _is_locked_by(handle: TextIO, operation: int) -> bool:
     """Lock a file if nobody else has; tell whether it is locked now.
 
     Raises
@@ -80,7 +80,7 @@ def _is_locked_by(handle: TextIO, kind: int) -> bool:
         If somebody else has.
     """
     try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        fcntl.flock(handle, operation | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise

@@ -46,14 +46,14 @@ def download(url: str, sha256: str, target: Path) -> None:
     """
     from bids_app.synthesis.card import file_sha256
 
-    for left in reversed(range(TRIES)):
+    for tries_left in reversed(range(TRIES)):
         try:
             with urlopen(url, timeout=TIMEOUT) as answer, target.open("wb") as file:
                 while block := answer.read(1 << 20):
                     file.write(block)
             break
         except (URLError, TimeoutError, ConnectionError) as error:
-            if not left:
+            if not tries_left:
                 raise MissingInputError(
                     f"{url}: cannot be fetched ({error}); do this where there is a network, "
                     "and copy the result"

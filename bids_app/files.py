@@ -136,9 +136,9 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as held:
+        with partial.open("wb") as file:
             with suppress(OSError):  # some disks know no locks
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield partial
             _flush(partial)
             partial.replace(path)

@@ -165,9 +165,9 @@ def _check(choice: GeneratorChoice, grid: Grid, template: str) -> None:
         "--novelty": (choice.options.novelty, check_reference),
         "--uncertainty": (choice.options.uncertainty, check_uncertainty),
     }
-    for flag, (wanted, check) in needed.items():
+    for flag, (is_chosen, check) in needed.items():
         try:
-            if wanted:
+            if is_chosen:
                 check(choice.folder, choice.card)
         except UnusableDataError as error:
             raise UnusableDataError(f"{flag}: {error}, or leave the option out") from error

@@ -200,7 +200,7 @@ def _match_layers(state: State) -> tuple[int, dict[str, str]]:
     blocks, places = {int(match[1]) for match in found}, {int(match[2]) for match in found}
     if places in ZERO_PADDED:
         raise ValueError("its residual blocks are padded with zeros, ours by reflection")
-    n_blocks, (first, *_), last = len(blocks), sorted(places), max(places)
+    n_blocks, last, first = len(blocks), max(places), min(places)
     if places not in REFLECTED or blocks != set(range(10, 10 + n_blocks)):
         raise ValueError("its residual blocks are not where a ResnetGenerator has them")
     names = {"model.1": "layers.0", "model.4": "layers.3", "model.7": "layers.6"}

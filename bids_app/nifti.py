@@ -277,12 +277,12 @@ def load(path: Path | str, *, orientation: str = "") -> Image:
 
 def _read_voxels(file: gzip.GzipFile | BufferedReader, header: Header) -> np.ndarray:
     """Read exactly what the header says."""
-    rest = header.offset
-    while rest:
-        skipped = len(file.read(min(rest, PIECE)))
+    remaining = header.offset
+    while remaining:
+        skipped = len(file.read(min(remaining, PIECE)))
         if not skipped:
             raise EOFError("it ends before its first voxel")
-        rest -= skipped
+        remaining -= skipped
     values = np.empty(header.bytes, np.uint8)
     view, filled = values.data, 0
     while filled < len(view):

@@ -174,7 +174,7 @@ def _torch_uses_cuda() -> bool:
     return re.search(r"^cuda\b.*=\s*['\"]", version_text, re.MULTILINE) is not None
 
 
-def choose_device(wanted: str) -> str:
+def choose_device(device: str) -> str:
     """Name the torch device of a run; torch is not loaded for it.
 
     ``auto`` is the first NVIDIA GPU if its driver says that there is one and torch was built
@@ -185,17 +185,17 @@ def choose_device(wanted: str) -> str:
     UsageError
         If CUDA is asked for, and torch was built without.
     """
-    if wanted == "cpu":
-        return wanted
+    if device == "cpu":
+        return device
     if not _torch_uses_cuda():
-        if wanted == "auto":
+        if device == "auto":
             return "cpu"
         raise UsageError(
-            f"--device {wanted}: PyTorch is installed without CUDA; install its build with CUDA, "
+            f"--device {device}: PyTorch is installed without CUDA; install its build with CUDA, "
             "or leave --device out"
         )
-    if wanted != "auto":
-        return wanted
+    if device != "auto":
+        return device
     driver = shutil.which("nvidia-smi")
     if driver is None:
         return "cpu"

@@ -286,6 +286,8 @@ def refuse_shapes(found: Shapes, expected: Shapes) -> None:
     for name in sorted(found.keys() ^ expected.keys()):
         raise ValueError(f"{name[:80]} is {'missing' if name in expected else 'unknown'}")
     for name, (dtype, shape) in found.items():
-        wanted_dtype, wanted = expected[name]
-        if (dtype, shape) != (wanted_dtype, wanted):
-            raise ValueError(f"{name} is {dtype} {list(shape)}, not {wanted_dtype} {list(wanted)}")
+        expected_dtype, expected_shape = expected[name]
+        if (dtype, shape) != (expected_dtype, expected_shape):
+            raise ValueError(
+                f"{name} is {dtype} {list(shape)}, not {expected_dtype} {list(expected_shape)}"
+            )

@@ -67,7 +67,7 @@ from bids_app.settings import Settings
 from bids_app.templates import Template
 from bids_app.visit import Selection, Visit, label_of
 
-REST = 20  # times what tables took pass before they are written again; our choice: 5 % of a run
+PAUSE_RATIO = 20  # of the time between two writings of tables to that of one: 5 %; our choice
 _Table = tuple[dict[str, dict[str, str]], tuple[str, ...]]  # participants.tsv, and remarks on it
 
 
@@ -89,7 +89,7 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
     if settings.reports_only:
         return _report_again(selection, settings, console)
     generator = _refuse(settings)
-    with _held(settings, selection, console, run_record):
+    with _hold_visits(settings, selection, console, run_record):
         table, template, run = _prepare(settings, selection, generator, console, run_record)
         logs = None if settings.dry_run else settings.output_dir / "logs"
         plans, done, early = _plan(selection, run, logs)
@@ -159,7 +159,7 @@ def _compute(
             began = time.monotonic()
             if began >= due:
                 reports.tables()
-                due = time.monotonic() + REST * (time.monotonic() - began)
+                due = time.monotonic() + PAUSE_RATIO * (time.monotonic() - began)
 
     runner = Runner(reports.settings, reports.console, "mri2pet", len(reports.selection.visits))
     problems = compute(plans, run, runner, on_finished=report)
@@ -177,7 +177,7 @@ def _refuse(settings: Settings) -> GeneratorChoice | None:
 
 
 @contextmanager
-def _held(
+def _hold_visits(
     settings: Settings, selection: Selection, console: Console, run_record: description.RunRecord
 ) -> Iterator[None]:
     """Make the folders of the run, and keep its visits for its life; a dry run does neither."""
@@ -436,8 +436,10 @@ class _Reports:
     def _summarize(self, subject: str, problems: Sequence[Problem]) -> RunSummary:
         """Gather what the report of a participant tells."""
         visits, unused = self.selection.visits, self.selection.unused
-        notes = [note for v in visits if v.subject == subject for note in v.notes]
-        notes += [u.reason for u in unused if u.subject == subject and not u.exit_code]
+        notes = [note for visit in visits if visit.subject == subject for note in visit.notes]
+        notes += [
+            image.reason for image in unused if image.subject == subject and not image.exit_code
+        ]
         notes += self.table[1]
         summaries = [problem.sentence for problem in problems if problem.subject == subject]
         run = RunSummary(notes=notes, problems=summaries)

@@ -231,12 +231,12 @@ def share_resources(settings: Settings, visits: int) -> tuple[Resources, int]:
     limits = find_limits(os.environ)
     nprocs = limits.cpus if settings.nprocs is None else settings.nprocs
     mem_gb = limits.mem_gb if settings.mem_gb is None else settings.mem_gb
-    wanted = settings.omp_nthreads
+    requested = settings.omp_nthreads
     plugin = read_plugin(settings.use_plugin)
     if plugin is not None and plugin["plugin"] != "MultiProc":
-        threads = threads_of_job() if wanted is None else wanted
+        threads = threads_of_job() if requested is None else requested
     else:
-        threads = threads_per_node(nprocs, visits) if wanted is None else min(wanted, nprocs)
+        threads = threads_per_node(nprocs, visits) if requested is None else min(requested, nprocs)
     limit_threads(os.environ, threads)
     return Resources(nprocs, mem_gb), threads
 
@@ -661,12 +661,12 @@ def compute(
             logs = runner.settings.output_dir / "logs"
             problems.append(problem_of(error, plan.visit.subject, plan.label, logs, plan.name))
     if graphs:
-        unbuilt, left = tuple(problems), set(graphs)
+        unbuilt, unfinished = tuple(problems), set(graphs)
 
         def report_finished(name: str, failed: Sequence[Problem]) -> None:
-            left.discard(name)
+            unfinished.discard(name)
             (subject,) = {plan.visit.subject for plan in plans if plan.name == name}
-            if not any(plan.name in left for plan in plans if plan.visit.subject == subject):
+            if not any(plan.name in unfinished for plan in plans if plan.visit.subject == subject):
                 on_finished(subject, [*unbuilt, *failed])
 
         labels = {plan.name: plan.label for plan in plans if plan.name in graphs}

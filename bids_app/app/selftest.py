@@ -79,9 +79,9 @@ def check_threads() -> str:
     limit = threads_per_node(find_limits(os.environ).cpus, visits=1)
     environment = dict(os.environ)
     limit_threads(environment, limit)
-    taken = {library: _threads(library, environment) for library in THREADS}
-    sentence = " and ".join(f"{count} of {library}" for library, count in taken.items())
-    if max(taken.values()) > limit:
+    counts = {library: _threads(library, environment) for library in THREADS}
+    sentence = " and ".join(f"{count} of {library}" for library, count in counts.items())
+    if max(counts.values()) > limit:
         raise UnusableDataError(
             f"{sentence}, where a step may have {limit}: they do not respect the limit"
         )

@@ -74,16 +74,16 @@ def check_filters(filters: object) -> dict[str, Filter]:
     return dict(filters)
 
 
-def _matches(label: str | None, key: str, wanted: object) -> bool:
-    if isinstance(wanted, list):
-        return any(_matches(label, key, value) for value in wanted)
-    if wanted is None or label is None:
-        return wanted is None and label is None
-    if wanted == "*":
+def _matches(label: str | None, key: str, query: object) -> bool:
+    if isinstance(query, list):
+        return any(_matches(label, key, value) for value in query)
+    if query is None or label is None:
+        return query is None and label is None
+    if query == "*":
         return True
     if key == EXTENSION:
-        return label.removeprefix(".") == str(wanted).removeprefix(".")
-    bare = str(wanted).removeprefix(f"{key}-")
+        return label.removeprefix(".") == str(query).removeprefix(".")
+    bare = str(query).removeprefix(f"{key}-")
     return same_run(label, bare) if key == "run" else label == bare
 
 

@@ -331,26 +331,26 @@ def _select_of(
 
 
 def _without_ignored(
-    present: Sequence[str], wanted: Sequence[str], is_ignored: Ignored
+    present: Sequence[str], asked_for: Sequence[str], is_ignored: Ignored
 ) -> tuple[list[str], list[Unused]]:
     """Leave out participants whose folder ``.bidsignore`` names; who asks for them is told."""
     ignored = [label for label in present if is_ignored(Path(f"sub-{label}"), is_folder=True)]
     why, advice = ".bidsignore leaves it out", "; change it, or do not ask for this participant"
     unused = [
-        _aside(label, why + advice, 66) if label in wanted else _aside(label, why)
+        _aside(label, why + advice, 66) if label in asked_for else _aside(label, why)
         for label in ignored
     ]
     return [label for label in present if label not in ignored], unused
 
 
 def _choose_subjects(
-    present: Sequence[str], wanted: Sequence[str], excluded: Sequence[str], is_ignored: Ignored
+    present: Sequence[str], asked_for: Sequence[str], excluded: Sequence[str], is_ignored: Ignored
 ) -> tuple[list[str], list[Unused]]:
     known = frozenset(present)
-    present, ignored = _without_ignored(present, wanted, is_ignored)
+    present, ignored = _without_ignored(present, asked_for, is_ignored)
     unused = [
         _aside(label, "not in the dataset; correct --participant-label", 66)
-        for label in wanted
+        for label in asked_for
         if label not in known
     ]
     unused += [
@@ -360,7 +360,7 @@ def _choose_subjects(
         for label in excluded
     ]
     unused += ignored
-    selected = frozenset(wanted) if wanted else known
+    selected = frozenset(asked_for) if asked_for else known
     chosen = [label for label in present if label in selected and label not in excluded]
     if not chosen:
         labels = name_some([f"sub-{label}" for label in present])
@@ -377,7 +377,9 @@ def _refuse_nothing(files: RawFiles, visits: list[Visit], unused: list[Unused]) 
     scans = [scan for scans in (*files.t1ws.values(), *files.pets.values()) for scan in scans]
     sessions = sorted({scan.session for scan in scans if scan.session is not None})
     hint = f"; there are ses-{name_some(sessions)}" if sessions else ""
-    first = next((f" ({u.path.name}: {u.reason})" for u in unused if u.path is not None), "")
+    first = next(
+        (f" ({image.path.name}: {image.reason})" for image in unused if image.path is not None), ""
+    )
     raise NothingSelectedError(
         f"no T1w is left after --session-label, --run-label and --bids-filter-file{hint}{first}"
     )

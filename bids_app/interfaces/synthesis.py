@@ -131,10 +131,8 @@ class PredictError(SimpleInterface):
             read_error_model,
         )
 
-        folder, (pet, t1w) = (
-            Path(self.inputs.generator),
-            map(nifti.load, (self.inputs.pet, self.inputs.t1w)),
-        )
+        folder = Path(self.inputs.generator)
+        pet, t1w = nifti.load(self.inputs.pet), nifti.load(self.inputs.t1w)
         card = read_card(folder)
         path = check_uncertainty(folder, card)
         model = read_error_model(path)

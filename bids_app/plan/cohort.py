@@ -145,19 +145,19 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     labels -= set(settings.exclude_participant_label)
     if not labels:
         raise NothingSelectedError(NOBODY)
-    everything, failed, problems = _find(settings, labels)
-    if not (everything or failed or problems):
+    preprocessed, failed, problems = _find(settings, labels)
+    if not (preprocessed or failed or problems):
         raise MissingInputError(
             f"{settings.output_dir}: no T1w of these controls in {settings.template} at "
             f"{settings.grid_resolution:g} mm; run the participant level first"
         )
-    visits = _in_sessions(everything, settings)
+    visits = _in_sessions(preprocessed, settings)
     with_pet, _ = _look_at((visit for visit in visits if visit.pets), settings)
     chosen = _visit_of_each(with_pet)
     notes = [*chain(*failed.values()), *_describe_other_visits(visits, chosen)]
     notes += describe_unknown_columns(settings.output_dir, [settings.control_query])
     notes += _describe_stale(settings)
-    notes += _describe_absent(labels, everything, failed, problems)
+    notes += _describe_absent(labels, preprocessed, failed, problems)
     if not chosen:
         raise _nobody(notes, failed, problems)
     warnings = compare_versions(_versions(chosen), version, advice=ANEW)
@@ -196,29 +196,33 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
         failed; NothingSelectedError if no patient, or no control, is left; MissingInputError if
         all controls lack images.
     """
-    ill = select(settings.output_dir, settings.patient_query)
-    well = select(settings.output_dir, settings.control_query) if controls else frozenset()
-    _refuse_both(well & ill)
+    patient_labels = select(settings.output_dir, settings.patient_query)
+    control_labels = (
+        select(settings.output_dir, settings.control_query) if controls else frozenset()
+    )
+    _refuse_both(control_labels & patient_labels)
     excluded = set(settings.exclude_participant_label)
-    wanted = {patient for patient in ill - excluded if _is_asked_for(patient, settings)}
-    if not wanted:
+    labels = {patient for patient in patient_labels - excluded if _is_asked_for(patient, settings)}
+    if not labels:
         raise NothingSelectedError(
             "no patient is left after all selections; correct --patient-query or the labels"
         )
-    patients, notes, problems = _patients(settings, wanted)
-    chosen, more, troubles = _controls(settings, well - excluded, needed=controls)
+    patients, notes, problems = _patients(settings, labels)
+    chosen, control_notes, control_problems = _controls(
+        settings, control_labels - excluded, needed=controls
+    )
     used = [*chosen, *patients]
     warnings = compare_versions(_versions(used), version, advice=ANEW)
     _refuse_mixed_scales(used)
     warnings += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
-    unknown, remarks = _unmatched(settings, ill, well)
+    unknown, remarks = _unmatched(settings, patient_labels, control_labels)
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]
     remarks += [*describe_unknown_columns(settings.output_dir, queries), *_describe_stale(settings)]
     return Subjects(
         tuple(chosen),
         tuple(patients),
-        (*warnings, *_describe_verdicts(used), *remarks, *more, *notes),
-        (*unknown, *troubles, *problems),
+        (*warnings, *_describe_verdicts(used), *remarks, *control_notes, *notes),
+        (*unknown, *control_problems, *problems),
     )
 
 
@@ -336,7 +340,7 @@ def _refuse_mixed_scales(used: Sequence[Participant]) -> None:
     images = [image for subject in used for image in (subject.pet, subject.synthetic) if image]
     by_scale = {times_mean_of_image(image): image.name for image in images}
     if len(by_scale) > 1:
-        (_, one), (_, other), *_ = sorted(by_scale.items())
+        one, other, *_ = (by_scale[scale] for scale in sorted(by_scale))
         raise UnusableDataError(
             f"{one} and {other} are on different scales (IntensityScaling in their sidecars): "
             "one was made with --paper, or by an earlier version; run the participant level again "
@@ -443,14 +447,14 @@ def _describe_other_visits(
 
 
 def _controls(
-    settings: Settings, wanted: Collection[str], *, needed: bool
+    settings: Settings, labels: Collection[str], *, needed: bool
 ) -> tuple[list[Participant], list[str], list[Problem]]:
     """Choose controls, by a visit of the sessions that are asked for where they have one."""
-    visits, failed, early = _find(settings, wanted)
+    visits, failed, early = _find(settings, labels)
     candidates, errors = _look_at(_in_sessions(visits, settings), settings)
     in_sessions = [candidate for candidate in candidates if _rank(candidate)]
-    labels = {candidate.label for candidate in in_sessions}
-    others, more = _look_at((visit for visit in visits if visit.subject not in labels), settings)
+    found = {candidate.label for candidate in in_sessions}
+    others, more = _look_at((visit for visit in visits if visit.subject not in found), settings)
     errors |= more
     chosen = _visit_of_each([*in_sessions, *others])
     problems = []
@@ -467,7 +471,7 @@ def _controls(
             why = "no real PET, and the generator of the synthetic one was trained on it"
             why = why if control.visit in errors else "neither real nor synthetic PET"
             notes.append(f"sub-{control.label}: not used, {why}")
-    notes += _describe_absent(wanted, visits, failed, early)
+    notes += _describe_absent(labels, visits, failed, early)
     usable = [control for control in chosen if _rank(control) > 0]
     if needed and not usable:
         raise _nobody(notes, failed, early)
@@ -493,10 +497,10 @@ def _wants_synthetic(control: Participant, settings: Settings) -> bool:
 
 
 def _patients(
-    settings: Settings, wanted: Collection[str]
+    settings: Settings, labels: Collection[str]
 ) -> tuple[list[Participant], list[str], list[Problem]]:
-    everything, failed, early = _find(settings, wanted)
-    visits = _in_sessions(everything, settings)
+    preprocessed, failed, early = _find(settings, labels)
+    visits = _in_sessions(preprocessed, settings)
     candidates, errors = _look_at(visits, settings)
     chosen = [
         replace(candidate, pet=pet) for candidate in candidates for pet in candidate.visit.pets
@@ -508,7 +512,7 @@ def _patients(
         for visit, error in errors.items()
         if not isinstance(error, _SeenError) or needing_synthetic(settings.detectors)
     ]
-    for label in sorted(set(wanted) - found):
+    for label in sorted(set(labels) - found):
         why, code = (
             f"without a PET on this grid{in_sessions}; run the participant level on it",
             MISSING,
@@ -556,7 +560,7 @@ def _synthetic(
     if visit.synthetic is None:
         return None, None
 
-    def saw(metadata: Mapping[str, object], sha256: str) -> bool:
+    def has_trained_on(metadata: Mapping[str, object], sha256: str) -> bool:
         card = cards.get(sha256)
         known = card is not None and has_seen(card, visit.subject, names, output_dir)
         return known or metadata.get("TrainedOnThisParticipant") is not False
@@ -568,13 +572,13 @@ def _synthetic(
     maker = SyntheticMaker(
         name, sha256, *(str(fields.get(key, "")) for key in ("TrainedOn", "IntendedUse"))
     )
-    if not saw(metadata, sha256):
+    if not has_trained_on(metadata, sha256):
         return visit.synthetic, maker
     folder = output_dir / CROSSVALIDATION / Path(name).name  # whatever a sidecar says, inside
     unseen = folder / visit.synthetic.relative_to(output_dir)
     if unseen.is_file():
         metadata = _read_synthetic(unseen, "train")
-        if not saw(metadata, str(metadata.get("GeneratorSHA256", ""))):
+        if not has_trained_on(metadata, str(metadata.get("GeneratorSHA256", ""))):
             return unseen, replace(maker, sha256="")
     raise _SeenError(
         f"{visit.synthetic}: made by generator {name}, which was trained on this participant, and "

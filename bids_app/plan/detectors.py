@@ -270,7 +270,7 @@ def refuse_applied(card: DetectorCard, settings: Settings, cohort: Subjects) -> 
     UnusableDataError
         As :func:`plan_applied`.
     """
-    for detector in _wanted(card, settings):
+    for detector in _detectors_to_apply(card, settings):
         _usable_by(detector, cohort)
 
 
@@ -471,7 +471,7 @@ def refuse_card(
         If none of the detectors that are wanted is there, a patient is one of its controls, or
         another generator made a synthetic PET that it would compare with.
     """
-    detectors = _wanted(card, settings)
+    detectors = _detectors_to_apply(card, settings)
     if not detectors:
         raise UnusableDataError(
             f"{folder}: holds {', '.join(card.detectors)}; choose --detectors of those"
@@ -494,7 +494,7 @@ def _is_of_dataset(folder: Path, card: DetectorCard, output_dir: Path) -> bool:
     return made_here or is_one_of(card.dataset, dataset_names(output_dir))
 
 
-def _wanted(card: DetectorCard, settings: Settings) -> list[str]:
+def _detectors_to_apply(card: DetectorCard, settings: Settings) -> list[str]:
     return [detector for detector in settings.detectors if detector in card.detectors]
 
 
@@ -730,7 +730,7 @@ def plan_applied(
         *_describe_other_clusters(card, settings),
     ]
     scored = list[ScoredImage]()
-    for detector in _wanted(card, settings):
+    for detector in _detectors_to_apply(card, settings):
         seen, more = _usable_by(detector, cohort)
         notes += more
         origin = _origin(study, settings, cohort, detector, card.name, card=made_by)

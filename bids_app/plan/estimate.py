@@ -115,8 +115,8 @@ def seconds_spared(visit: Visit) -> float:
     if t1w is not None:
         spared += BIAS_SECONDS + BRAIN_SECONDS * (t1w.brain_mask is not None)
         spared += (TO_TEMPLATE_SECONDS - JUDGE_T1W_SECONDS) * t1w.is_registered
-    taken = sum(pet.derived is not None for pet in visit.pets)
-    return spared + taken * (TO_T1W_SECONDS - JUDGE_PET_SECONDS)
+    n_taken = sum(pet.derived is not None for pet in visit.pets)
+    return spared + n_taken * (TO_T1W_SECONDS - JUDGE_PET_SECONDS)
 
 
 def estimate_participants(

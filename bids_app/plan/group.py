@@ -61,10 +61,10 @@ def plan_storage(
     """
     images = {}  # by name: two PETs of a visit have one synthetic PET
     for subject in subjects:
-        wanted = [] if subject.pet is None else [("real", subject.pet, subject.session)]
+        pets = [] if subject.pet is None else [("real", subject.pet, subject.session)]
         if synthetic and subject.synthetic is not None:
-            wanted.append(("synthetic", subject.synthetic, subject.visit.session))
-        for kind, path, session in wanted:
+            pets.append(("synthetic", subject.synthetic, subject.visit.session))
+        for kind, path, session in pets:
             name = _name(path, kind)
             images[name] = StoredImage(
                 name,

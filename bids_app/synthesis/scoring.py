@@ -153,9 +153,9 @@ def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> N
     if odd:
         raise ValueError(f"{odd[0]} is {'missing' if odd[0] in expected else 'unknown'}")
     for name, tensor in tensors.items():
-        shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
-        if shape != wanted:
-            raise ValueError(f"{name} has shape {shape}, not {wanted}")
+        shape, expected_shape = tuple(tensor.shape), tuple(expected[name].shape)
+        if shape != expected_shape:
+            raise ValueError(f"{name} has shape {shape}, not {expected_shape}")
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise ValueError(f"{name} holds what is not a finite number")
 
