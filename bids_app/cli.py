@@ -603,7 +603,8 @@ def _option(path: Path, name: str, value: object) -> list[str]:
         raise UsageError(f"{path}: [{name}] is a table; write options at the top of the file")
     flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
-        return [flag] if value else ["--no-overlap"] * (name == "overlap")
+        off = ["--no-overlap"] if name == "overlap" else []
+        return [flag] if value else off
     if name == "verbose" and isinstance(value, int):
         return [flag] * min(value, MOST_VERBOSE)
     return [flag, *(str(item) for item in (value if isinstance(value, list) else [value]))]

@@ -492,8 +492,8 @@ def _wants_synthetic(control: Participant, settings: Settings) -> bool:
     """Whether a run of the group level uses the synthetic PET of a control."""
     if needing_synthetic(settings.detectors) and control.pet is not None:
         return True
-    everyone = settings.synthetic_controls == "all" or control.pet is None
-    return everyone and bool({"hybrid", "synthetic"} & set(settings.training_set))
+    is_chosen = settings.synthetic_controls == "all" or control.pet is None
+    return is_chosen and bool({"hybrid", "synthetic"} & set(settings.training_set))
 
 
 def _patients(

@@ -658,7 +658,9 @@ def _describe_namesakes(
 def _describe_not_applied(folder: Path, card: DetectorCard, settings: Settings) -> list[str]:
     """Tell what is asked for and cannot be had from detectors that were trained before."""
     absent = [detector for detector in settings.detectors if detector not in card.detectors]
-    notes = [f"{folder}: holds no {' and no '.join(absent)}, so no map of it"] * bool(absent)
+    notes = []
+    if absent:
+        notes.append(f"{folder}: holds no {' and no '.join(absent)}, so no map of it")
     if settings.training_set not in (Settings.training_set, (card.name,)):
         notes.append(
             f"{folder}: was trained on {card.name}, and --training-set does not change that"

@@ -306,7 +306,7 @@ def describe_estimate(estimate: Estimate, nprocs: int) -> str:
     beside = f", {estimate.memory(nprocs):.1f} GiB with {nprocs} such" if nprocs > 1 else ""
     return (
         f"estimate, within a factor of two: {_duration(estimate.seconds(nprocs))} on {nprocs} "
-        f"CPU{'s' * (nprocs > 1)} ({_duration(estimate.cpu_seconds)} of CPU time); memory "
+        f"CPU{'s' if nprocs > 1 else ''} ({_duration(estimate.cpu_seconds)} of CPU time); memory "
         f"{estimate.memory_gb:.1f} GiB for the largest step{beside}; disk "
         f"{estimate.output_gb:.1f} GB for results, {estimate.work_gb:.1f} GB in the work folder"
     )

@@ -336,16 +336,16 @@ def _check_derived_t1w(t1w: Derived) -> None:
 
 def _describe_t1w(t1w: Derived, visit: Visit, template: str) -> str:
     is_of_session = visit.session is None or f"_ses-{visit.session}_" in t1w.image.name
-    of = "" if is_of_session else ", which has made one T1w of all sessions"
+    app = t1w.app if is_of_session else f"{t1w.app}, which has made one T1w of all sessions"
     if t1w.in_template:
         mask = "" if t1w.brain_mask is None else " and its brain mask"
-        return f"T1w in MNI space{mask} is taken from {t1w.app}{of}, and not registered any further"
+        return f"T1w in MNI space{mask} is taken from {app}, and not registered any further"
     if t1w.forward is not None:
-        return f"T1w, brain mask and transforms to {template} are taken from {t1w.app}{of}"
+        return f"T1w, brain mask and transforms to {template} are taken from {app}"
     templates = [name for name in t1w.templates if name != template]
     others = f" (there are some to {', '.join(templates)})" if templates else ""
     return (
-        f"T1w and brain mask are taken from {t1w.app}{of}; it has no transforms to {template} and "
+        f"T1w and brain mask are taken from {app}; it has no transforms to {template} and "
         f"back{others}, so that the T1w is registered to it"
     )
 

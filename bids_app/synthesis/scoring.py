@@ -242,7 +242,10 @@ def volume_lpips(
     whole = torch.zeros((), dtype=torch.float64, device=device)
     chosen = torch.zeros_like(whole)
     for k in torch.arange(one.shape[-1]).split(batch_size):
-        shown = (s[k, None].to(device).mul(2).sub(1).expand(-1, 3, -1, -1) for s in (ones, others))
+        shown = (
+            slices[k, None].to(device).mul(2).sub(1).expand(-1, 3, -1, -1)
+            for slices in (ones, others)
+        )
         for distance in network(*shown):
             spread = F.interpolate(distance, counting.shape[1:], mode="bilinear")
             whole += distance.mean((1, 2, 3), dtype=torch.float64).sum()

@@ -687,7 +687,7 @@ def make_plugin(name: str, arguments: Mapping[str, object]) -> PluginBase:
     kind = _class_of(name)
     if not issubclass(kind, SGELikeBatchManagerBase):
         return kind(plugin_args=dict(arguments))
-    plugin = type(f"Telling{name}", (_LostJobs, kind), {})(plugin_args=dict(arguments))
+    plugin = type(f"LostJobs{name}", (_LostJobs, kind), {})(plugin_args=dict(arguments))
     plugin._batch_jobs = {}
     return plugin
 
