@@ -67,7 +67,7 @@ from bids_app.settings import Settings
 from bids_app.templates import Template
 from bids_app.visit import Selection, Visit, label_of
 
-PAUSE_RATIO = 20  # of the time between two writings of tables to that of one: 5 %; our choice
+PAUSE_RATIO = 20  # from one writing of tables to the next, in times what one takes; our choice: 5 %
 _Table = tuple[dict[str, dict[str, str]], tuple[str, ...]]  # participants.tsv, and remarks on it
 
 
