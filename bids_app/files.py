@@ -69,9 +69,9 @@ def size_of(path: Path) -> int:
                 f"{path}: no such file; check the dataset, or fetch its content"
             ) from error
         raise ReadWriteError(f"{path}: cannot be looked at ({error.strerror})") from error
-    instead = why_no_file(path)
-    if instead is not None:
-        raise UnusableDataError(f"{path}: is {instead}")
+    fault = why_no_file(path)
+    if fault is not None:
+        raise UnusableDataError(f"{path}: is {fault}")
     return found.st_size
 
 

@@ -238,7 +238,9 @@ def describe_namesakes(
     if not alike:
         return ""
     bearers = name_some([f"sub-{label}" for label in alike])
-    datasets = dict.fromkeys(repr(o.dataset) for o in card.origins if _labels(o) & {*alike})
+    datasets = dict.fromkeys(
+        repr(origin.dataset) for origin in card.origins if _labels(origin) & {*alike}
+    )
     return (
         f"generator {card.name} was trained on {bearers} of the dataset "
         f"{' or '.join(datasets)}; they are taken for others than those of "

@@ -286,10 +286,10 @@ def _read_voxels(file: gzip.GzipFile | BufferedReader, header: Header) -> np.nda
     values = np.empty(header.bytes, np.uint8)
     view, filled = values.data, 0
     while filled < len(view):
-        got = file.readinto(view[filled : filled + PIECE])
-        if not got:
+        n_read = file.readinto(view[filled : filled + PIECE])
+        if not n_read:
             raise EOFError(f"it ends after {_count(filled)} of {_count(len(view))}")
-        filled += got
+        filled += n_read
     return values.view(header.stored).reshape(header.shape, order="F")
 
 

@@ -308,8 +308,8 @@ def _scan(path: Path, folders: Sequence[str]) -> Scan:
 
 def _is_image(path: Path) -> bool:
     """Whether this is a file, or a link whose content is not there; nothing is opened."""
-    instead = why_no_file(path)
-    return instead is None or instead == NOWHERE
+    fault = why_no_file(path)
+    return fault is None or fault == NOWHERE
 
 
 def read_files(
@@ -390,9 +390,9 @@ def read_metadata(scan: Scan, sidecars: Mapping[Path, tuple[Path, ...]]) -> Scan
             path for path in sidecars.get(folder, ()) if entities.issuperset(parse_name(path.name))
         )
         for path in sorted(applying, key=lambda path: len(path.name)):
-            instead = why_no_file(path)
-            if instead is not None:
-                raise UnusableDataError(f"{path}: is {instead}")
+            fault = why_no_file(path)
+            if fault is not None:
+                raise UnusableDataError(f"{path}: is {fault}")
             metadata.update(read_json(path))
     kept = {key: metadata[key] for key in METADATA if metadata.get(key) is not None}
     return replace(

@@ -562,8 +562,8 @@ class Results:
     def knows_errors(self) -> bool:
         """Whether the map of uncertainty was made with the synthetic PET, not by another run."""
         both = (self.synthetic, self.uncertainty)
-        marks = {image.text("Fingerprint") for image in both if image is not None}
-        return self.uncertainty is not None and len(marks) == 1
+        fingerprints = {image.text("Fingerprint") for image in both if image is not None}
+        return self.uncertainty is not None and len(fingerprints) == 1
 
 
 def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tuple[Results, ...]:

@@ -183,7 +183,7 @@ class PetPaths:
     def subtracted(self) -> tuple[Path, Path]:
         """The synthetic PET in its unit, and the difference, in T1w space."""
         name = self.in_t1w.name
-        names = [name.replace("_desc-preproc_", f"_desc-{of}_") for of in SUBTRACTED]
+        names = [name.replace("_desc-preproc_", f"_desc-{desc}_") for desc in SUBTRACTED]
         return self.in_t1w.with_name(names[0]), self.in_t1w.with_name(names[1])
 
     @property

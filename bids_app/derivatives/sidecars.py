@@ -290,7 +290,7 @@ def preprocessing_sidecars(
     """
     template, source, uri, fields = space.template, origin.source, origin.own, origin.entries
     t1w, mask, to_template = map(uri, (paths.t1w, paths.brain_mask, paths.t1w_to_template))
-    mask_there, grid = uri(paths.brain_mask_in_template), space.entries()
+    mask_in_template, grid = uri(paths.brain_mask_in_template), space.entries()
     on_t1w = {"SpatialReference": t1w}
     about = f"Transform between T1w and {template}: affine and deformation"
     transform = {**fields(about, [t1w, mask]), "SpatialReference": space.reference}
@@ -324,7 +324,7 @@ def preprocessing_sidecars(
         sidecars[of_pet.in_template] = {
             **fields(
                 f"Acquired PET of the brain in {template}, intensities in 0..1",
-                [source(pet), to_t1w, to_template, mask_there],
+                [source(pet), to_t1w, to_template, mask_in_template],
             ),
             "SkullStripped": True,
             "Units": SCALED,
@@ -343,7 +343,7 @@ def preprocessing_sidecars(
             **on_t1w,
         }
         sidecars[of_pet.coverage_in_template] = {
-            **fields(f"Brain in {template} {COVERED}", [uri(of_pet.in_template), mask_there]),
+            **fields(f"Brain in {template} {COVERED}", [uri(of_pet.in_template), mask_in_template]),
             "Type": FIELD_OF_VIEW,
             **grid,
         }

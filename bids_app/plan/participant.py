@@ -534,11 +534,11 @@ def _has_regions(plan: VisitPlan, run: ParticipantPlan) -> bool:
     """Tell whether the table of uptake by region is there, if an atlas is of the run's space."""
     if coarse_atlas(run.space.template) is None:
         return True
-    table, mark = plan.paths.regions, plan.synthesized
+    table, expected = plan.paths.regions, plan.synthesized
     if not table.is_file() or not table.stat().st_size:
         return False
     # earlier runs of this version wrote no fingerprint beside it
-    return bool(read_json(sidecar_path(table)).get("Fingerprint", mark) == mark)
+    return bool(read_json(sidecar_path(table)).get("Fingerprint", expected) == expected)
 
 
 def _subtracted(plan: VisitPlan) -> list[PetPaths]:

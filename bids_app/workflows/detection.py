@@ -430,11 +430,11 @@ def init_norm_wf(
 
 def files_of(detector: str, folds: int, slabs: int) -> list[str]:
     """Name the files of a detector in the folder of detectors, as its node ``files`` has them."""
-    namers = {
+    name_files = {
         "svm": partial(ocsvm_files, folds, slabs),
         "norm": partial(norm_files, detector, folds),
     }
-    return namers[DETECTORS[detector].method]()
+    return name_files[DETECTORS[detector].method]()
 
 
 def slabs_of(detector: str, fitting: Fitting) -> Sequence[tuple[int, int]]:

@@ -193,8 +193,8 @@ class _MeasuringPool(ProcessPoolExecutor):
 
     def submit(self, function, /, *arguments):
         """Submit a call; if it runs a node, it is measured."""
-        measured_too = _run_measured if function is multiproc.run_node else function
-        return super().submit(measured_too, *arguments)
+        called = _run_measured if function is multiproc.run_node else function
+        return super().submit(called, *arguments)
 
 
 class _Dependencies(lil_matrix):

@@ -154,8 +154,8 @@ def init_preprocessing_wf(
         trust = _trust(
             workflow, pet, "in_template", "to_t1w_measured", prefix=prefix, source=plan.pet
         )
-        for lesser in (pet, trust):  # without a PET, a visit still has results
-            label_nodes(lesser, fatal=False)
+        for optional in (pet, trust):  # without a PET, a visit still has results
+            label_nodes(optional, fatal=False)
         if number == 0:
             cover = "coverage_in_template"
             workflow.connect(
