@@ -153,9 +153,17 @@ def test_synthetic_pet_in_the_training_is_the_first_thing_that_is_said(cohort):
 
 
 @pytest.mark.parametrize("word", ["trained_on", "intended_use"])
-@pytest.mark.parametrize("told", ["PET SIMULATED on label maps.", "A demonstration, to try with."])
-def test_a_demonstration_that_made_the_synthetic_pet_is_told_before_all_else(cohort, word, told):
-    said = "was made by semi3d-cyclegan-mse, which, according to its card, is for demonstration"
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ("PET SIMULATED on label maps.", "trained on simulated images"),
+        ("A demonstration, to try with.", "for demonstration"),
+    ],
+)
+def test_a_demonstration_that_made_the_synthetic_pet_is_told_before_all_else(
+    cohort, word, told, why
+):
+    said = f"was made by semi3d-cyclegan-mse, which, according to its card, is {why}."
     page = cohort.write(**RUN)
     assert said not in page
     assert "PET of 35 controls." in section(page, "detectors")
@@ -1279,7 +1287,14 @@ def test_the_report_of_a_brain_of_1_mm_is_small(made, tmp_path):
 def test_methods_tell_what_was_done_and_cite_it(made):
     text = section(made.write(**RUN), "methods")
     for told in (
-        *("mri2pet 9.8.7", "PyTorch 2.13.0", "numba 0.60.0", "nu 0.03", "2 folds", "share of 0.02"),
+        *(
+            "mri2pet 9.8.7",
+            "PyTorch 2.13.0",
+            "numba 0.60.0",
+            "nu 0.03",
+            "2 folds",
+            "fraction of 0.02",
+        ),
         "axial patches of 15×15 voxels from",
         *("Alaverdyan Z", "Schölkopf B", "Chang C-C", "Crawford JR", "Wilson EB", "McNemar Q"),
         *("Holm S", "Chakraborty DP", "hybrid (2 controls with real PET, 1 with synthetic PET)"),

@@ -292,7 +292,7 @@ def test_simulated_images_are_called_a_demonstration(tree):
     path = tree.out / "generators" / SHOWN[0] / "card.json"
     card = json.loads(path.read_text()) | {"trained_on": "SIMULATED PET."}
     path.write_text(json.dumps(card))
-    assert "are for demonstration or were trained on simulated images" in text_of(tree.write(**RUN))
+    assert "these generators are trained on simulated images." in text_of(tree.write(**RUN))
 
 
 # What is missing
