@@ -707,6 +707,7 @@ def _close(
     mapped = {image.subject for image in seen if not image.scored_image.control}
     report: Path = settings.output_dir / "group.html"
     console.close(
-        f"mri2pet: {len(mapped)} patients mapped, {len(problems)} problems; the report is {report}"
+        f"mri2pet: {len(mapped)} patient{'' if len(mapped) == 1 else 's'} mapped, {len(problems)} "
+        f"problem{'' if len(problems) == 1 else 's'}; the report is {report}"
     )
     return exit_code_of(problems, usable=bool(mapped))
