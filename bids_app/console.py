@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bids_app.derivatives.find import Preprocessed
+from bids_app.errors import count_noun
 from bids_app.visit import Selection
 
 WIDEST = 1_000_000  # characters of a line: in a file, no cell is broken into lines
@@ -246,10 +247,11 @@ def list_troubled(labels: Sequence[str]) -> str:
 
     Examples
     --------
-    >>> list_troubled([]), list_troubled(["sub-01", "sub-02"])
-    ('0 have problems', '2 have problems (sub-01, sub-02)')
+    >>> list_troubled([]), list_troubled(["sub-01"]), list_troubled(["sub-01", "sub-02"])
+    ('0 have problems', '1 has problems (sub-01)', '2 have problems (sub-01, sub-02)')
     """
-    return f"{len(labels)} have problems" + (f" ({', '.join(labels)})" if labels else "")
+    verb = "has" if len(labels) == 1 else "have"
+    return f"{len(labels)} {verb} problems" + (f" ({', '.join(labels)})" if labels else "")
 
 
 def count_line(done: int, skipped: int, failed: Sequence[str], output_dir: Path) -> str:
@@ -262,7 +264,7 @@ def count_line(done: int, skipped: int, failed: Sequence[str], output_dir: Path)
     """
     names = f" ({', '.join(failed)})" if failed else ""
     return (
-        f"mri2pet: {done} visit{'' if done == 1 else 's'} done, {skipped} already complete, "
+        f"mri2pet: {count_noun(done, 'visit')} done, {skipped} already complete, "
         f"{len(failed)} failed{names}; "
         f"reports are in {output_dir}"
     )

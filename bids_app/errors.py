@@ -95,3 +95,14 @@ def name_some(names: Sequence[str], most: int = NAMED_AT_MOST) -> str:
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def count_noun(number: int, noun: str) -> str:
+    """Write a number with its noun, in the singular or plural.
+
+    Examples
+    --------
+    >>> count_noun(1, "patient"), count_noun(0, "patient")
+    ('1 patient', '0 patients')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -16,7 +16,7 @@ from bids_app.arguments import (
     refuse_lost_folder,
     run_program,
 )
-from bids_app.errors import UsageError
+from bids_app.errors import UsageError, count_noun
 from bids_app.lifeline import exit_with
 
 SMALLEST_RESOLUTION, LARGEST_RESOLUTION = 0.5, 8.0  # mm
@@ -124,7 +124,7 @@ def simulate_cohort(argv: Sequence[str] | None) -> str:
     write_cohort(plan, nprocs=nprocs, version=version("mri2pet"))
     count = len(plan.members)
     return (
-        f"{count} participant{'' if count == 1 else 's'} "
+        f"{count_noun(count, 'participant')} "
         f"({plan.paired} paired, {plan.t1w_only} T1w only, "
         f"{plan.patients} patients) in {time.monotonic() - start:.0f} s: {plan.bids_dir}"
     )

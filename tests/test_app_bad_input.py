@@ -378,7 +378,7 @@ def test_a_dry_run_tells_which_of_several_images_is_used(raw, rng, run):
     code, said = run(raw, "--dry-run")
     assert code == 1  # as the run: the PET of sub-02 cannot be used
     for words in (
-        "1 have problems (sub-02)",
+        "1 has problems (sub-02)",
         "2 T1w images are equally good: sub-01_acq-a_T1w.nii.gz is used, the first by run",
         "because it has no contrast agent (ce-); choose with --bids-filter-file",
         "its name says trc-18FFDG, its sidecar TracerName 'PIB'",

@@ -166,7 +166,7 @@ def test_a_run_is_complete_as_long_as_the_derivatives_are_the_same(study, out, c
     assert "0 visits would be computed, 3 are complete" in capsys.readouterr().out
     command = [str(study / "raw"), str(out), "participant", "--sloppy", "--dry-run"]
     assert main([*command, "--skip-bids-validation"]) == 0
-    assert "2 visits would be computed, 1 are complete" in capsys.readouterr().out
+    assert "2 visits would be computed, 1 is complete" in capsys.readouterr().out
 
 
 def test_a_dry_run_estimates_what_is_left_to_be_computed(study, tmp_path, capsys):

@@ -1044,7 +1044,7 @@ def test_a_dry_run_tells_who_is_not_used_and_refuses_what_the_run_would(out, cap
     options = ("--dry-run", "--participant-label", "p1", "nosuch")
     assert main(arguments(out, *options)) == 1
     said = capsys.readouterr().out
-    assert "1 patients would be mapped, 1 have problems (sub-nosuch)" in said
+    assert "1 patient would be mapped, 1 has problems (sub-nosuch)" in said
     assert "sub-d1: not used, no real PET" in said
     assert "desc-synth" not in said
     assert "sub-nosuch: not among those that --patient-query selects" in said

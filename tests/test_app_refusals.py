@@ -215,7 +215,7 @@ def test_a_dry_run_that_nothing_stops_writes_nothing(study, capsys):
         assert main([*command, *options, "--dry-run"]) == 0
         assert contents(study) == before
     said = capsys.readouterr()
-    assert "1 visits would be computed, 0 are complete" in said.out
+    assert "1 visit would be computed, 0 are complete" in said.out
     assert said.out.count("estimate, within a factor of two: ") == 3
     assert "make room" not in said.err
 
@@ -233,9 +233,9 @@ def test_a_dry_run_warns_of_a_disk_that_is_too_small(study, capsys, monkeypatch,
 @pytest.mark.parametrize(
     ("level", "spoilt", "counted"),
     [
-        ("participant", "raw/sub-02/anat/sub-02_T1w.nii.gz", "1 visits would be computed"),
-        ("train", "out/sub-c3/pet/*res-4*desc-preproc_pet.nii.gz", "models would be trained, on 3"),
-        ("group", "out/sub-c3/pet/*res-4*desc-preproc_pet.nii.gz", "1 patients would be mapped"),
+        ("participant", "raw/sub-02/anat/sub-02_T1w.nii.gz", "1 visit would be computed"),
+        ("train", "out/sub-c3/pet/*res-4*desc-preproc_pet.nii.gz", "model would be trained, on 3"),
+        ("group", "out/sub-c3/pet/*res-4*desc-preproc_pet.nii.gz", "1 patient would be mapped"),
     ],
 )
 def test_a_dry_run_ends_as_a_run_where_some_cannot_be_used(  # noqa: PLR0917
@@ -253,7 +253,7 @@ def test_a_dry_run_ends_as_a_run_where_some_cannot_be_used(  # noqa: PLR0917
     closing = told.out.splitlines()[-1]
     who = path.name.partition("_")[0]
     assert counted in closing
-    assert f"1 have problems ({who})" in closing
+    assert f"1 has problems ({who})" in closing
     assert path.name in told.out + told.err
 
 
@@ -416,7 +416,7 @@ def test_a_report_that_fails_is_a_problem_of_its_own(study, tmp_path, monkeypatc
     (out / "sub-01").mkdir()
     (out / "sub-02").mkdir()
     assert main([*command, "--reports-only"]) == 1
-    assert "1 reports written, 1 failed" in capsys.readouterr().out
+    assert "1 report written, 1 failed" in capsys.readouterr().out
 
 
 # Options of other levels

@@ -38,7 +38,7 @@ from bids_app.detection.clusters import Cluster, Place, expected_in_control
 from bids_app.detection.detectors import DETECTORS, needing_synthetic
 from bids_app.detection.distribution import CheckedPet
 from bids_app.detection.evaluation import Finding, compare, detection_curve, free_response, marks_of
-from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
+from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, count_noun
 from bids_app.files import locked, read_json, remove_partials
 from bids_app.plan.cohort import Subjects, choose_subjects
 from bids_app.plan.detectors import (
@@ -557,7 +557,8 @@ def _estimate(
 def _close_dry(usable: Subjects, early: Sequence[Problem], console: Console) -> int:
     """Say the last lines of a dry run; return the exit code that the run would have at best."""
     report_notes(console, usable.notes, usable.problems)
-    sentence = f"{len({patient.label for patient in usable.patients})} patients would be mapped"
+    number = len({patient.label for patient in usable.patients})
+    sentence = f"{count_noun(number, 'patient')} would be mapped"
     return close_dry(sentence, [*early, *usable.problems], console)
 
 
@@ -707,7 +708,7 @@ def _close(
     mapped = {image.subject for image in seen if not image.scored_image.control}
     report: Path = settings.output_dir / "group.html"
     console.close(
-        f"mri2pet: {len(mapped)} patient{'' if len(mapped) == 1 else 's'} mapped, {len(problems)} "
-        f"problem{'' if len(problems) == 1 else 's'}; the report is {report}"
+        f"mri2pet: {count_noun(len(mapped), 'patient')} mapped, "
+        f"{count_noun(len(problems), 'problem')}; the report is {report}"
     )
     return exit_code_of(problems, usable=bool(mapped))

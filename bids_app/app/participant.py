@@ -41,7 +41,7 @@ from bids_app.derivatives.description import find_container, raw_dataset_names, 
 from bids_app.derivatives.find import describe_coverage
 from bids_app.derivatives.sidecars import read_derivative
 from bids_app.derivatives.tables import finish_dataset
-from bids_app.errors import MissingInputError, Mri2petError
+from bids_app.errors import MissingInputError, Mri2petError, count_noun
 from bids_app.files import read_tsv
 from bids_app.generators import GeneratorChoice, describe_namesakes
 from bids_app.plan.estimate import estimate_participants, seconds_spared
@@ -341,7 +341,9 @@ def _report_plans(
     ``early`` are those of the problems ``aside`` that the tables have not told yet.
     """
     report_notes(console, problems=early)
-    sentence = f"{len(plans)} visits would be computed, {len(done)} are complete already"
+    verb = "is" if len(done) == 1 else "are"
+    visits = count_noun(len(plans), "visit")
+    sentence = f"{visits} would be computed, {len(done)} {verb} complete already"
     return close_dry(sentence, aside, console)
 
 
@@ -362,7 +364,9 @@ def _report_again(selection: Selection, settings: Settings, console: Console) ->
             f"{output_dir}: holds no results of these participants; run without --reports-only"
         )
     if settings.dry_run:
-        console.close(f"mri2pet: {len(subjects)} reports would be written, in {output_dir}")
+        console.close(
+            f"mri2pet: {count_noun(len(subjects), 'report')} would be written, in {output_dir}"
+        )
         return DONE
     with _validation(settings) as validation:
         make_places(settings)
@@ -373,8 +377,8 @@ def _report_again(selection: Selection, settings: Settings, console: Console) ->
     )
     problems += report_all(output_dir, console)
     console.close(
-        f"mri2pet: {len(subjects) - len(problems)} reports written, {len(problems)} failed; they "
-        f"are in {output_dir}"
+        f"mri2pet: {count_noun(len(subjects) - len(problems), 'report')} written, "
+        f"{len(problems)} failed; they are in {output_dir}"
     )
     return PARTIAL if problems else DONE
 

@@ -29,7 +29,7 @@ from bids_app.console import Console
 from bids_app.derivatives import description
 from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.table1 import write_table1
-from bids_app.errors import MissingInputError, UnusableDataError, UsageError
+from bids_app.errors import MissingInputError, UnusableDataError, UsageError, count_noun
 from bids_app.files import locked
 from bids_app.generators import GeneratorChoice
 from bids_app.imaging.volume import Grid, count_cubes, cube_sides, zooms_of
@@ -183,7 +183,9 @@ def _close_dry(runner: Runner, controls: Subjects, unfit: Sequence[Problem]) -> 
         threads=runner.shares[1],
     )
     report_estimate(settings, runner.jobs, console, estimate)
-    sentence = f"{len(_names(settings))} models would be trained, on {len(usable)} controls"
+    sentence = (
+        f"{count_noun(len(_names(settings)), 'model')} would be trained, on {len(usable)} controls"
+    )
     return close_dry(sentence, [*controls.problems, *unfit], console)
 
 
