@@ -325,12 +325,11 @@ def score_against(
     Returns
     -------
     ndarray, (I, J, K)
-        float32, t; 0 where nothing is judged, NaN where nothing is known. ``combined`` is half of
-        the z score where the asymmetry is not known.
+        float32, t; 0 where nothing is judged, NaN where the first measure is not known. Others
+        count as 0 where they are not known: ``combined`` is half of the z score there.
     """
     deficits = [norm.deficit(volume, row) for norm, volume in zip(norms, volumes, strict=True)]
-    if detector == "combined":
-        deficits[1] = np.nan_to_num(deficits[1])
+    deficits[1:] = map(np.nan_to_num, deficits[1:])
     less: Volume = np.mean(np.stack(deficits), axis=0)
     less = 0 - less if detector in INVERTED else less
     return {"hypo": less, "hyper": 0 - less, "both": np.abs(less)}[direction]  # no negative zeros
