@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bids_app.errors import count_noun
 from bids_app.resources import find_space
 from bids_app.synthesis.models import ModelSpec, Spec, TissueSpec
 from bids_app.synthesis.tiling import CubicPatches
@@ -305,8 +306,8 @@ def describe_estimate(estimate: Estimate, nprocs: int) -> str:
     """
     beside = f", {estimate.memory(nprocs):.1f} GiB with {nprocs} such" if nprocs > 1 else ""
     return (
-        f"estimate, within a factor of two: {_duration(estimate.seconds(nprocs))} on {nprocs} "
-        f"CPU{'s' if nprocs > 1 else ''} ({_duration(estimate.cpu_seconds)} of CPU time); memory "
+        f"estimate, within a factor of two: {_duration(estimate.seconds(nprocs))} on "
+        f"{count_noun(nprocs, 'CPU')} ({_duration(estimate.cpu_seconds)} of CPU time); memory "
         f"{estimate.memory_gb:.1f} GiB for the largest step{beside}; disk "
         f"{estimate.output_gb:.1f} GB for results, {estimate.work_gb:.1f} GB in the work folder"
     )
