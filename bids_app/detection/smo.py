@@ -30,6 +30,7 @@ Result = TypeVar("Result")
 
 FLATTEST = 1e-12  # curvature between two equal samples: libsvm's TAU
 STEPS = 10_000_000  # at most: libsvm's
+DRIFT = 100  # steps a sample, after which rounding may move pairs to and fro; our choice, by trial
 ROUNDING = 1e-12  # of coefficients
 LARGE = 1e30  # instead of infinity, which fast arithmetic does not know
 LANES = 32  # float32 that LLVM takes at once with AVX2; of another width a rest goes one by one
@@ -281,7 +282,8 @@ def _solve(
 
     Steps are taken in float32, of which twice as many values are computed at once, on slopes less
     rho: only their differences matter, and those that do are near 0, where float32 is finest.
-    Slopes are computed anew, in float64, until these leave no pair to move.
+    Slopes are computed anew, in float64, until these leave no pair to move, and so is rho: of
+    coefficients as they were before the last steps it would be far off.
 
     ``kernel`` is (n, width), 0 beyond its n columns; ``room``, (4, width), is to compute in.
     """
@@ -298,9 +300,9 @@ def _solve(
         rho = _offset(alpha, gradient)
         for place in range(alpha.size):
             slopes[place] = gradient[place] - rho
-        steps = _descend(kernel, alpha, room, tolerance, remaining)
+        steps = _descend(kernel, alpha, room, tolerance, min(remaining, DRIFT * alpha.size))
         remaining -= steps
-        if steps == 0 or remaining == 0:
+        if steps == 0:
             return rho
 
 
