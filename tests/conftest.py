@@ -20,7 +20,6 @@ PRELOADED = [
     "matplotlib.pyplot",
     "sklearn.decomposition",
     "sklearn.linear_model",
-    "statsmodels.api",
     "sympy",
     *(
         f"bids_app.interfaces.{name}"

@@ -17,11 +17,9 @@ from bids_app.detection.evaluation import (
     compare,
     detection_curve,
     free_response,
-    holm,
     marks_of,
     point_at,
 )
-from bids_app.synthesis import statistics
 
 ROWS = [("real", "ocsvm"), ("hybrid", "ocsvm"), ("real", "zscore")]
 REAL, HYBRID, ZSCORE = ROWS
@@ -304,12 +302,6 @@ def test_two_who_know_different_lesions_are_not_compared():
     patients = [finding(REAL, "01", [()], lesions=2), finding(HYBRID, "01", [()])]
     with pytest.raises(ValueError, match="do not know the same lesions of 01"):
         compare(patients)
-
-
-@given(st.lists(st.none() | st.floats(0, 1), max_size=9))
-def test_holm_is_that_of_table_1(p_values):
-    expected = statistics.holm([math.nan if p is None else p for p in p_values])
-    assert holm(p_values) == [None if math.isnan(p) else p for p in expected]
 
 
 # Free response

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bids_app.detection.clusters import Cluster
+from bids_app.imaging.statistics import holm
 from bids_app.imaging.volume import Mask
 
 ENOUGH = 10  # controls that know a voxel; our choice
@@ -278,8 +279,10 @@ def compare(patients: Iterable[Finding], *, most: int = MOST_CLUSTERS) -> list[M
     for unit in UNITS:
         for clusters in range(1, most + 1):
             tests = [_compare_two(ill, pair, unit, clusters) for pair in combinations(ill, 2)]
-            corrected = holm([test.p for test in tests])
-            comparisons += [replace(t, p_holm=p) for t, p in zip(tests, corrected, strict=True)]
+            corrected = iter(holm([test.p for test in tests if test.p is not None]))
+            comparisons += [
+                test if test.p is None else replace(test, p_holm=next(corrected)) for test in tests
+            ]
     return comparisons
 
 
@@ -309,23 +312,6 @@ def free_response(patients: Iterable[Finding], controls: Iterable[Finding]) -> l
         for unit in UNITS
         for point in _corners(row, unit, _first_visits(ill[row]), _first_visits(healthy[row]))
     ]
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Correct p-values for how many they are, step by step from the smallest; None is not one.
-
-    Examples
-    --------
-    >>> holm([0.01, 0.04, None, 0.03])
-    [0.03, 0.06, None, 0.06]
-    """
-    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
-    corrected: list[float | None] = [None] * len(p_values)
-    floor = 0.0
-    for rank, (p, place) in enumerate(order):
-        floor = max(floor, min(1.0, (len(order) - rank) * p))
-        corrected[place] = floor
-    return corrected
 
 
 def _with_lesions(patients: Iterable[Finding]) -> list[Finding]:

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from bids_app.errors import UnusableDataError, UsageError
+from bids_app.imaging.statistics import holm
 from bids_app.synthesis.evaluation import METRICS, ROWS, ScoreRecord
 from bids_app.synthesis.models import OVERLAPPING
 
@@ -182,25 +183,6 @@ def signed_rank(differences: Sequence[float]) -> tuple[float, float]:
         return 0.0, 1.0
     outcome = stats.wilcoxon(moved, alternative="two-sided")
     return float(outcome.statistic), float(outcome.pvalue)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for how many they are, step by step from the smallest.
-
-    nan stays nan, and is not counted.
-
-    Examples
-    --------
-    >>> holm([0.01, 0.04, 0.03, 0.005])
-    [0.03, 0.06, 0.06, 0.02]
-    """
-    order = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
-    corrected = [math.nan] * len(p_values)
-    floor = 0.0
-    for rank, (p, place) in enumerate(order):
-        floor = max(floor, min(1.0, (len(order) - rank) * p))
-        corrected[place] = floor
-    return corrected
 
 
 def _visits(
