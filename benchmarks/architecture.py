@@ -1,11 +1,11 @@
-"""Count what the architecture is held to: modules, code lines, records, and what a run passes.
+"""Count what the architecture is judged by: modules, code lines, records, and what a run passes.
 
     python benchmarks/architecture.py [--trace LABEL MRI2PET-ARGUMENTS…]
 
-Code lines are those that hold code, without docstrings; records are dataclasses. ``--trace`` takes
-a run through in this process, its nodes in others as always. It counts the functions of the app
-that were called before the first graph, and the kinds of record whose text names LABEL: until then,
-until the first cluster table is written, and to the end:
+Code lines are lines that hold code, without docstrings; records are dataclasses. ``--trace``
+follows a run in this process (its nodes run in others, as always). It counts the functions of the
+app that are called before the first graph, and the kinds of record whose text names LABEL: before
+the first graph, before the first cluster table is written, and in the whole run:
 
     python benchmarks/architecture.py --trace control01 BIDS OUT participant --sloppy
     python benchmarks/architecture.py --trace sub-control01_trc BIDS OUT group --sloppy

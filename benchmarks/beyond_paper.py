@@ -1,10 +1,11 @@
-"""Do the options beyond the paper help? Measured on people that a generator has not seen.
+"""Do the options beyond the paper help? Measured on people that a generator was not trained on.
 
-Takes the OUT of a run of the train level. Overlapping triplets and histogram matching: each fold's
-generator synthesizes the PET of the controls it left out, with and without. Novelty: their T1w, as
-they are and changed on purpose, against the fold's training controls. Uncertainty: the error model
-was fitted to all controls, so that it is measured on people with a PET whom no generator of OUT
-has seen: patients of OUT, and those of ``--unseen``.
+Reads the OUT of a run of the train level. Overlapping triplets and histogram matching: each fold's
+generator synthesizes the PET of the controls that it left out, with and without the option.
+Novelty: the T1w of these controls, unchanged and changed on purpose, are compared with the fold's
+training controls. Uncertainty: the error model was fitted to all controls, so it is evaluated on
+people with a PET whom no generator of OUT was trained on: patients of OUT, and those of
+``--unseen``.
 
     python benchmarks/beyond_paper.py OUT --models semi3d-gan-mse --unseen OTHER_OUT
 """
@@ -152,7 +153,7 @@ def tell(values: Sequence[float], digits: int) -> str:
 
 
 def print_options(model: str, scores: Sequence[dict[str, list[float]]]) -> None:
-    """Print a line an option."""
+    """Print a line per option."""
     plain = np.array([of_visit["off"] for of_visit in scores])
     for option in scores[0]:
         values = np.array([of_visit[option] for of_visit in scores])
@@ -163,7 +164,7 @@ def print_options(model: str, scores: Sequence[dict[str, list[float]]]) -> None:
 
 
 def print_changes(model: str, novelties: Sequence[list[list[float]]]) -> None:
-    """Print a line a change."""
+    """Print a line per change."""
     values = np.array(novelties)  # people, changes, (novelty, highest of training)
     for number, change in enumerate(CHANGES):
         found, highest = values[:, number].T

@@ -2,8 +2,8 @@
 
     python benchmarks/coarse_atlas.py WORK --labelmaps DIR --atlas bids_app/data/atlas
 
-``DIR`` and ``WORK`` are those of default_generator.py. Cortex is cut into lobes by planes, which
-stand for the central, Sylvian and parieto-occipital sulci in MNI space (our choice: coarse, right
+``DIR`` and ``WORK`` are those of default_generator.py. Cortex is divided into lobes by planes that
+stand for the central, Sylvian and parieto-occipital sulci in MNI space (our choice; accurate
 to about a centimetre). Odd numbers are left, even ones right.
 """
 

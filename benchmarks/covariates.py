@@ -1,14 +1,15 @@
-"""Do covariates help? People of two scanners that blur differently, and of all ages.
+"""Do covariates help? People of all ages, from two scanners with different blur.
 
     python benchmarks/covariates.py --seeds 401 402 403
     python benchmarks/covariates.py --seeds 404 405 406 --apart
 
-As ``benchmarks/detectors.py`` paints people: 35 controls, 23 of a scanner with a point spread of
-4.5 mm and 12 of one with 7.5 mm, and 24 patients of each seed, half of each scanner, with one or
-two lesions that take up 20 to 50 % less. Norms of all controls, with nothing taken out, and with
-age, scanner, or both; and of the controls of the patient's own scanner alone. Luck is what the
-first 10 clusters find in the same patients without their lesions. ``--apart``: all patients are of
-the scanner with 7.5 mm, and 5 controls only, so that scanner and illness go together.
+People are simulated as in ``benchmarks/detectors.py``: 35 controls, 23 from a scanner with a point
+spread of 4.5 mm and 12 from one with 7.5 mm, and 24 patients per seed, half from each scanner, with
+one or two lesions that have 20 to 50 % less uptake. Compared are norms of all controls with nothing
+removed and with age, scanner, or both removed, and norms of the controls from the patient's own
+scanner. Luck is what the first 10 clusters find in the same patients without their lesions. With
+``--apart``, all patients but only 5 controls are from the scanner with 7.5 mm, so that scanner and
+disease are confounded.
 """
 
 import argparse

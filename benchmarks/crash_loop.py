@@ -1,22 +1,23 @@
-"""What is left of runs that are killed at random moments, and do they go on to the same files.
+"""Kill runs at random moments; check what is left, and whether they resume to the same files.
 
-A small cohort is simulated and taken through all levels once, undisturbed. Then runs are begun
-anew and told to end: SIGKILL, SIGTERM or SIGINT, to the main process, to all processes or to one
-worker, at a moment drawn from the whole length of a run, or while one-class SVMs are fitted. After
-each: does a process live on, was the exit code right, how long did the end take, is a file cut off;
-then the same command again has to exit with 0 and to have made the files of the undisturbed run. A
-worker that is killed costs no second run: the first has to go on without it.
+A small cohort is simulated and processed by all levels once, undisturbed. Then runs are started
+again and ended by SIGKILL, SIGTERM or SIGINT, sent to the main process, to all processes or to one
+worker, at a random moment of the whole run or while one-class SVMs are fitted. After each, these
+are checked: processes that are still alive, the exit code, how long the end took, and truncated
+files. Then the same command is run again, and has to exit with 0 and to make the files of the
+undisturbed run. If only a worker is killed, there is no second run: the first has to continue
+without it.
 
-Moments are drawn in the undisturbed run: so long after what it said last. They are met when a run
-has said as much, however busy the machine, and not before it has its handlers of signals: until
-then, for the first tenths of a second, Python and the kernel decide how it ends. A run that ends
-earlier is not counted as a kill.
+Each moment is chosen in the undisturbed run, as a time after its latest message. A signal is sent
+when a run has printed as many messages, however busy the machine, and not before it has installed
+its signal handlers: until then, for the first tenths of a second, Python and the kernel decide how
+it ends. A run that ends earlier is not counted as a kill.
 
     python benchmarks/crash_loop.py WORK --kills 60 --seed 1
 
-Results of undisturbed runs stay in WORK; delete it when the code has changed what they hold. Much
-of a run is imports, in one process: two loops at a time, each with its WORK and --levels, take less
-long than one after the other.
+Results of undisturbed runs are kept in WORK; delete it when a change of the code affects them. Much
+of a run is imports in a single process, so two loops side by side, each with its own WORK and
+--levels, take less time than one after the other.
 """
 
 import argparse

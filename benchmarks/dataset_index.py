@@ -1,9 +1,9 @@
-"""Measure how long it takes to know the images of a dataset: with pybids, and without.
+"""Measure how long it takes to list the images of a dataset, with pybids and without.
 
     python benchmarks/dataset_index.py
 
-Datasets of empty images, with a sidecar each, are made in a temporary folder. Each measurement is a
-process of its own; "import" is what its modules take, "peak" its largest memory.
+Datasets of empty images with sidecars are created in a temporary folder. Each measurement runs in
+its own process. "import" is the time to import the modules, and "peak" the peak memory.
 """
 
 import json

@@ -1,16 +1,16 @@
-"""Make the default generator again: from label maps of heads to a tissue model, its card, numbers.
+"""Rebuild the default generator from label maps of heads: a tissue model, its card, its scores.
 
     python benchmarks/default_generator.py WORK --labelmaps DIR --uptake A.nii.gz B.nii.gz \
         --generators bids_app/data/generators --against OLD_GENERATOR …
 
 ``DIR`` holds whole-head label maps in FreeSurfer's aseg numbers (SynthSeg's training maps, named
-``training_seg_NN.nii.gz``); maps 13 and 14 are held out. ``--uptake`` names mean FDG PET in MNI
-space. Each map is registered to the template once. The uptake that people share is found so that
-the mean of the simulated PET is that of the mean FDG PET; then pairs of T1w and PET are simulated
+``training_seg_NN.nii.gz``); maps 13 and 14 are held out. ``--uptake`` names mean FDG PET images in
+MNI space. Each map is registered to the template once. The uptake that people share is estimated so
+that the mean of the simulated PET equals the mean FDG PET. Then pairs of T1w and PET are simulated
 on warped copies of the maps, on the grid of the outputs, and the tissue model is fitted to them.
-Its reference is of these T1w. What is known of its errors comes from models that were fitted with a
-quarter of the maps left out; how true that is, is measured on maps 13 and 14.
-``--against`` measures other generators, networks for example, on the same held-out pairs.
+Its reference consists of these T1w. The error model comes from models that were fitted with a
+quarter of the maps left out, and is evaluated on maps 13 and 14. ``--against`` scores other
+generators, for example networks, on the same held-out pairs.
 """
 
 import argparse
@@ -226,7 +226,7 @@ def volumes_of(painting: Painting, name: str, affine: np.ndarray) -> Volumes:
 
 
 def evaluate(guesses: dict[str, list[Volume]], held_out: list[Painting]) -> dict[str, float]:
-    """Measure guesses of held-out PET, inside the brain, and where one factor a head is allowed."""
+    """Measure guesses of held-out PET, inside the brain, and with one factor per head allowed."""
     told = {}
     for name, volumes in guesses.items():
         rows = []

@@ -1,9 +1,10 @@
-"""Do synthetic controls help? The paper's experiment on simulated cohorts, where truth is known.
+"""Do synthetic controls help? The paper's experiment on simulated cohorts with known lesions.
 
-For each seed: controls with T1w and PET, controls with T1w alone, and patients with lesions are
-simulated; generators are trained on the paired controls only; detectors are trained on real PET,
-and on real and synthetic PET of the T1w-only controls by a semi-3D and by a 3D-patch generator.
-All is done by the app's own commands, and what is done already is not done again.
+For each seed, controls with T1w and PET, controls with only T1w, and patients with lesions are
+simulated. Generators are trained on the paired controls only. Detectors are trained on real PET,
+and on real PET with the synthetic PET of the T1w-only controls from a semi-3D and from a 3D-patch
+generator. Everything is done by the app's own commands, and steps that are complete are not
+repeated.
 
     python benchmarks/detection.py WORK --anatomies DIR --seeds 1 2 3
     python benchmarks/detection.py WORK --seeds 1 2 3 --report     tables of what is there
@@ -31,7 +32,7 @@ from bids_app.detection.detectors import DETECTORS
 from bids_app.detection.evaluation import CurvePoint, Finding, compare, detection_curve, marks_of
 from bids_app.files import read_json
 
-SHOWN = (1, 3, 5, 10)  # clusters a patient, of which is told
+SHOWN = (1, 3, 5, 10)  # clusters per patient that are reported
 SEMI3D, PATCH3D = "semi3d-gan-mse", "patch3d-gan-mse"
 SETS = {
     ("semi3d", "real"): "real",

@@ -1,19 +1,20 @@
-"""Which detector finds lesions? On people who are painted in template space, lesions known.
+"""Which detector finds lesions? Measured on people simulated in template space.
 
     python benchmarks/detectors.py --seeds 101 102 103 104
     python benchmarks/detectors.py --seeds 111 112 113 --false
 
-Of each seed, 12 controls and 24 patients with one or two lesions that take up 20 to 50 % less are
-painted on warps of the template's head at 3 mm, as ``mri2pet-simulate`` paints them, but without
-registration. All controls train the norms, and one encoder and the one-class SVMs; patients are
-scored as they are, and as they were before their lesions, with the same noise: what is found then
-is luck. A lesion is found when one of the first clusters shares a voxel with it. Some 5 CPU minutes
-a seed; ``benchmarks/detection.py --real-only`` does the same by the app's own commands, with
-registration, folds and held-out controls, in some 15.
+For each seed, 12 controls and 24 patients, with one or two lesions that have 20 to 50 % less
+uptake, are painted on warps of the template's head at 3 mm, like those of ``mri2pet-simulate`` but
+without registration. All controls train the norms, and one encoder and the one-class SVMs. Patients
+are scored with their lesions and, with the same noise, without them: clusters that hit the lesion
+sites in the latter are luck. A lesion is found when one of the first clusters shares a voxel with
+it. This takes some 5 CPU minutes per seed. ``benchmarks/detection.py --real-only`` does the same by
+the app's own commands, with registration, folds and held-out controls, in some 15.
 
-``--false`` asks instead whether held-out controls tell how many false clusters to expect: 30 new
-healthy people are scored as patients are, by the mean over four folds, and clusters
-are counted above the scores that held-out controls, each scored by one fold, have so many of.
+``--false`` measures instead whether held-out controls predict the number of false clusters: 30 new
+healthy people are scored as patients are, by the mean over four folds. Their clusters are counted
+above the scores that give the stated number of clusters per held-out control, each of whom is
+scored by one fold.
 """
 
 import argparse

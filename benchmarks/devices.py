@@ -1,9 +1,10 @@
-"""Measure training samples a second, and seconds a synthetic PET, of each network on a device.
+"""Measure training samples per second, and seconds per synthetic PET, of each network on a device.
 
     python benchmarks/devices.py cuda:0 cpu --steps 10
 
-Volumes of the paper's size at 1 mm, its width, batches and losses, in the precision that the app
-would choose; first weights. Devices take turns, row by row, so that their ratio is of one machine.
+Volumes of the paper's size at 1 mm, with its width, batches and losses, in the precision that the
+app would choose, and with initial weights. Devices take turns, row by row, so that their ratio is
+measured under the same load.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def settle(device: str) -> float:
 
 
 def train(spec: ModelSpec, device: str, steps: int) -> float:
-    """Give samples a second, after a step that warms up."""
+    """Give samples per second, after a step that warms up."""
     fabric = make_fabric(device, choose_precision(device))
     training = Training(spec, fabric, torch.Generator().manual_seed(0))
     began, count = 0.0, 0

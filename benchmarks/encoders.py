@@ -1,12 +1,12 @@
-"""Ask which encoder lets the one-class SVMs find most: a small table on painted people.
+"""With which encoder do the one-class SVMs find most lesions? A comparison on simulated people.
 
     python benchmarks/encoders.py WORK --seeds 301 302
 
-35 controls and 34 patients of each seed, painted and scored as ``benchmarks/synthetic_controls.py``
-does, which leaves the people in WORK. Variants differ from the encoder of the app in one thing
-each; all are trained on the PET of the same controls with the same first seed. Given are the
-sensitivity over lesions with Wilson intervals, and the difference from the app's encoder with its
-95 % interval over patients. Two CPU minutes a variant and seed.
+35 controls and 34 patients per seed are painted and scored as in
+``benchmarks/synthetic_controls.py``, which leaves the people in WORK. Each variant differs from the
+encoder of the app in one respect; all are trained on the PET of the same controls with the same
+initial seed. Printed are the sensitivity over lesions with Wilson intervals, and the difference
+from the app's encoder with its 95 % interval over patients. Two CPU minutes per variant and seed.
 """
 
 import argparse

@@ -1,19 +1,19 @@
-"""Ask what a group with 5 to 35 pairs of T1w and PET and no GPU should do.
+"""Compare what a group with 5 to 35 pairs of T1w and PET and no GPU can do.
 
     python benchmarks/few_pairs.py WORK
 
 Two scanners are simulated, on the template's head warped into people of 20 to 76 years, painted at
-2 mm and laid on the 4 mm grid of a sloppy run. They differ in T1w contrast, in the PET's point
-spread (5 and 7.5 mm), in how much white matter, cerebellum and basal ganglia take up, and in a
-smooth regional factor (10 %). On 24 pairs of the first, a tissue model and a network are trained.
-Of the second there are ``--pairs`` pairs to learn from, and 8 other people to be judged by, inside
-the brain, as ``participant`` writes a synthetic PET: smoothed, with overlapping triplets.
+2 mm and resampled to the 4 mm grid of a sloppy run. They differ in T1w contrast, in the PET's point
+spread (5 and 7.5 mm), in the uptake of white matter, cerebellum and basal ganglia, and in a
+smooth regional factor (10 %). A tissue model and a network are trained on 24 pairs of the first.
+Generators for the second are trained on ``--pairs`` pairs, and scored on 8 other people, inside the
+brain, as ``participant`` writes a synthetic PET: smoothed, with overlapping triplets.
 
-Networks are semi-3D Simple-GANs with MSE of width 16. All get the same CPU time, ``--seconds`` for
-each; the learning rate falls over the second half of what epochs that allows. A fifth of the pairs,
-one at least, choose the epoch that is kept, as early stopping does; tissue models learn from all.
-A seed decides which of 35 pairs are there, and the first weights. What is done is kept in WORK;
-the same command goes on. With the defaults it takes about an hour of CPU time.
+Networks are semi-3D Simple-GANs with MSE of width 16. Each has the same CPU time, ``--seconds``;
+the learning rate falls over the second half of the epochs that this allows. A fifth of the pairs,
+at least one, choose the epoch that is kept, as in early stopping; tissue models learn from all.
+A seed determines which of 35 pairs are used, and the initial weights. Results are kept in WORK;
+to resume, give the same command again. With the defaults it takes about an hour of CPU time.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""The group level at 1 mm: time and memory of a slab on a full-size cohort, and of the whole.
+"""The group level at 1 mm: time and memory of a slab of a full-size cohort, and of the whole.
 
 Volumes are simulated: smooth textures inside an ellipsoid, as large as the paper's. One fold's
-encoder is trained, one slab in the middle of the brain is fitted and scored, in a process of its
-own whose memory is measured; then that slab is scored again as an applied detector does it.
+encoder is trained. One slab in the middle of the brain is fitted and scored in a process of its
+own, whose memory is measured. Then the slab is scored again, as by a detector that is applied.
 
     python benchmarks/group.py WORK --controls 75 --patients 17 --threads 2
 """

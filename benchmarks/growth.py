@@ -3,10 +3,10 @@
     python benchmarks/growth.py FIGURE.png
 
 One-class SVMs of full slices at 1 mm (157 × 189), as a fold fits them: encoding, gathering, fitting
-and scoring, each combination in a process of its own. One of four is changed at a time: controls of
-the fold (75 otherwise), people who are scored (30), slices (1), threads (1). CPU time, because the
-machine may do other things, but for threads, where the wall time tells; memory is the peak of the
-process, with its libraries. The encoder has its first weights, which changes neither.
+and scoring, each combination in a process of its own. One of four is varied at a time: controls of
+the fold (75 otherwise), people who are scored (30), slices (1), threads (1). CPU time is given,
+because the machine may do other things; for threads it is wall time. Memory is the peak of the
+process, with its libraries. The encoder has its initial weights, which affects neither.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Real and painted heads, turned in their headers, for pose.py and verdict.py beside this.
+"""Real and simulated heads, turned in their headers, for pose.py and verdict.py.
 
-Also how both keep what they measured, so that a run that was stopped goes on where it was.
+It also stores what these two measure, so that an interrupted run can be resumed.
 """
 
 import json

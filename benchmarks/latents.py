@@ -1,7 +1,7 @@
-"""Seconds for the latents of a 1 mm slice: densely, patch by patch, and in batches of patches.
+"""Time for the latents of a 1 mm slice: densely, patch by patch, and in batches of patches.
 
-The three take turns, so that whatever else the machine does slows all alike; the fastest turn of
-each counts. Of patch by patch some voxels are timed, and the slice is extrapolated from them.
+The three take turns, so that other load on the machine slows them equally; the fastest turn of
+each counts. Patch by patch, some voxels are timed, and the time of the slice is extrapolated.
 
     python benchmarks/latents.py                  one thread, the slice and an image of 136 slices
     python benchmarks/latents.py --train          and an epoch of training, on 26 controls on disk

@@ -1,14 +1,14 @@
-"""How long do users of large datasets wait? An index, a dry run, a run that finds all done.
+"""How long do users of large datasets wait? An index, a dry run, and a run with nothing to do.
 
     python benchmarks/many_participants.py WORK --participants 1000
 
-One person is simulated at 1 mm and taken through ``participant --sloppy``; others are copies under
-other labels: images are links to the same bytes, sidecars and reports are rewritten with the label,
-and with the fingerprints that the app would give. Then these are timed: the index alone; a dry run
-where nothing is done yet; a dry run and a run where all is done, which read each raw image for the
-first time; both once more; a run in which a single sidecar has changed. The BIDS validator, a
-program of its own, is left out. All bytes are in the memory of the machine: a disk adds what it
-takes to read each raw image once.
+One person is simulated at 1 mm and processed by ``participant --sloppy``. The others are copies
+under other labels: images are links to the same bytes; sidecars and reports are rewritten with the
+label, and with the fingerprints that the app would give. Then these are timed: the index alone; a
+dry run where nothing is done yet; a dry run and a run where everything is done, which read each raw
+image for the first time; both again; a run in which one sidecar has changed. The BIDS validator, a
+separate program, is left out. All data are in the memory of the machine; a disk adds the time to
+read each raw image once.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Does --novelty see what is wrong with a T1w? Measured with the default generator.
+"""Does --novelty detect faults of a T1w? Measured with the default generator.
 
     python benchmarks/novelty.py WORK --labelmaps DIR --generator bids_app/data/generators/default
 
-``WORK`` and ``DIR`` are those of a run of default_generator.py. T1w are painted anew on maps 13 and
-14, which the generator has not seen, and changed on purpose. A T1w is called odd where its novelty
-is above that of every training T1w among those of other heads, which 1 of 25 is by chance.
+``WORK`` and ``DIR`` are those of a run of default_generator.py. New T1w are painted on maps 13 and
+14, on which the generator was not trained, and changed on purpose. A T1w is flagged as unusual if
+its novelty is above that of every training T1w, each compared with those of other heads, which
+happens to 1 of 25 by chance.
 """
 
 import argparse

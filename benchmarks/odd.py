@@ -1,6 +1,6 @@
-"""Images that are no good T1w or FDG PET of a whole brain, for benchmarks/verdict.py.
+"""Images that are not a good T1w or FDG PET of a whole brain, for benchmarks/verdict.py.
 
-Also FDG PET that is no simulation: two mean images of many people, carried into a person's T1w
+Also FDG PET that is not simulated: two mean images of many people, resampled into a person's T1w
 space along the inverse of that T1w's registration; DATA/fdg_templates has them.
 """
 

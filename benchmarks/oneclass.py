@@ -1,12 +1,12 @@
-"""One-class SVMs of many voxels: time against a loop of scikit-learn, memory, and storage.
+"""One-class SVMs of many voxels: time compared with a loop of scikit-learn, memory, and storage.
 
-Latents are simulated: at each voxel people vary along a few directions, and a little along all;
-features have means of their own, larger than what people differ by, as those of a trained encoder
-have. scikit-learn, one thread and two threads take turns on the same data, so that whatever else
-the machine does slows all alike; the fastest turn of each counts, by the clock and by CPU time,
-which says more where other programs run. Printed are: the time of the first call, which compiles
-where NUMBA_CACHE_DIR is empty; the memory of one large piece; time and agreement; how many support
-vectors there are, and what rounding them costs and saves.
+Latents are simulated: at each voxel people vary along a few directions, and a little along all
+others; features have means of their own, larger than the differences between people, like those of
+a trained encoder. scikit-learn, one thread and two threads take turns on the same data, so that
+other load on the machine slows them equally. The fastest turn of each counts, by wall time and by
+CPU time, which is more informative where other programs run. Printed are: the time of the first
+call, which compiles where NUMBA_CACHE_DIR is empty; the memory of one large piece; time and
+agreement; the number of support vectors, and what rounding them costs and saves.
 
     NUMBA_CACHE_DIR=$(mktemp -d) python benchmarks/oneclass.py
 """

@@ -1,10 +1,10 @@
-"""What does the app add to the time of registration and deepbet? Measured side by side, in one run.
+"""How much time does the app add to registration and deepbet? Measured side by side, in one run.
 
-First the bare calls on one T1w (deepbet; N4, SyN, resampling), each in a process of its own, only
-the calls timed; then the app on the same image, from a cold start to its report. Two ratios: the
-app's time to that of the bare calls, which suffers from whatever else the machine does in one of
-the two; and the app's time to that of its own nodes that register and that call deepbet, in the
-same run.
+First the bare calls on one T1w (deepbet; N4, SyN, resampling) are run, each in a process of its
+own, with only the calls timed. Then the app runs on the same image, from a cold start to its
+report. Two ratios are printed: the app's time to that of the bare calls, which is affected by other
+load during one of the two; and the app's time to that of its own nodes that register and that call
+deepbet, in the same run.
 
     python benchmarks/overhead.py WORK T1W.nii.gz --threads 2
 """

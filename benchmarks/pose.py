@@ -2,11 +2,11 @@
 
 Turns the headers of real brains, of brains painted on label maps, and of painted FDG PET: in the 24
 axis-aligned directions, and by 0 to 70° in steps of 10° about x, y, z, and an oblique axis, both
-ways; all are shifted by up to 40 mm along each axis, too. Each head gets every so many of these, by
-turns, so that each direction is tried on heads of all kinds. Prints the share of poses that lie
-within 5 mm (mean over the brain) and 10° of where the untouched T1w was found, or of the PET's true
-place; and how often registration would start from there. What was measured is kept in
-WORK/poses.jsonl: a run that was stopped goes on where it was.
+ways. All are also shifted by up to 40 mm along each axis. Each head gets one in N of these poses
+(``--every N``), in rotation, so that each direction is tried on heads of all kinds. Prints the
+share of poses within 5 mm (mean over the brain) and 10° of where the untouched T1w was found, or of
+the PET's true place, and how often registration would start from there. Results are kept in
+WORK/poses.jsonl, so that an interrupted run can be resumed.
 
     python benchmarks/pose.py WORK DATA --every 3
 """

@@ -1,9 +1,9 @@
-"""Does training in bfloat16 harm? One row trained in both precisions, scored on people left out.
+"""Does training in bfloat16 do harm? One row trained in both precisions, scored on others.
 
     python benchmarks/precision.py OUT --resolution 3 --width 16 --epochs 20 --seeds 1 2
 
-``OUT`` holds derivatives of the participant level; the last quarter of those with a PET is left
-out.
+``OUT`` holds derivatives of the participant level. The last quarter of the people with a PET is
+left out of training and scored.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""How far off is registration? A simulated cohort knows.
+"""How accurate is registration? Measured on a simulated cohort, where the truth is known.
 
-Simulates people whose images point in many directions, runs ``--stage preprocess`` on them, and
-prints, for each: the distance between where the true and the estimated transform take the brain's
-voxels from T1w to PET; and the Dice overlap of the person's grey and white matter, carried into
-the template's space, with the template's own.
+Simulates people whose images have many orientations, runs ``--stage preprocess`` on them, and
+prints for each person: the distance between where the true and the estimated transform take the
+brain's voxels from T1w to PET; and the Dice overlap of the person's grey and white matter,
+resampled into the template's space, with the template's own.
 
     python benchmarks/registration.py WORK --participants 4 --resolution 1
 """
@@ -124,7 +124,7 @@ def tissue_overlap(labels: Path, folder: Path, work: Path) -> tuple[float, float
 
 
 def main() -> None:
-    """Print a line a participant, and the summary."""
+    """Print a line per participant, and the summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--participants", type=int, default=4)

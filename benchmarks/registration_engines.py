@@ -1,18 +1,18 @@
-"""Compare engines that bring T1w into MNI space: ANTs as in 0.1, ANTs at 2 mm, SimpleITK and dipy.
+"""Compare engines that register T1w to MNI space: ANTs as in 0.1, ANTs at 2 mm, SimpleITK and dipy.
 
-On real heads and label maps (painted by the simulator, so that their structures are known), all
-brains masked and without bias field: every engine gets the same files, one thread, and a process
-of its own. Measured, after each brain's labels were carried into template space: Dice of tissues
-with the template's; Dice between people, structure by structure; correlation with the template;
-Jacobian determinants; CPU time and memory. Atrophy (widened ventricles, thinned cortex) and a
-cavity of 30 mm are put into some of the label maps; the cavity's result is compared with that of
-the same head without it.
+Real heads and label maps (whose T1w are simulated, so that their structures are known) are used,
+with all brains masked and corrected for the bias field. Every engine gets the same files, one
+thread, and a process of its own. After each brain's labels were resampled into template space,
+these are measured: Dice of tissues with the template's; Dice between people, structure by
+structure; correlation with the template; Jacobian determinants; CPU time and memory. Some label
+maps have atrophy (widened ventricles, thinned cortex) or a cavity of 30 mm; the result with the
+cavity is compared with that of the same head without it.
 
     pip install antspyx==0.6.3    # the app itself does not need it
     python benchmarks/registration_engines.py WORK --data DATA --engines ants ants-2mm dipy
     python benchmarks/registration_engines.py WORK --data DATA --report
 
-Each result is kept in WORK, so that a run that was stopped goes on where it was.
+Results are kept in WORK, so that an interrupted run can be resumed.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""See what happens to awkward input, case by case, and whether it is right.
+"""Check what happens to awkward input, case by case.
 
-Runs the app over images and datasets as public bug reports describe them, and prints one table
-with, for every case, the right answer, what happened, and whether the two agree. "Silent" is the
-one thing that must not occur: a result that differs from the reference, passes, and is told of
+Runs the app on images and datasets like those in public bug reports, and prints one table
+with the right answer for every case, what happened, and whether the two agree. The one thing that
+must not occur is a "silent" case: a result that differs from the reference, passes, and is reported
 nowhere.
 
     python benchmarks/robustness.py WORK --cases CASES [--heads HEADS] [--parts t1w pet names files]
 
-CASES holds ``make_images.py`` and ``make_names.py``, which write such images and datasets from a
-simulated one; HEADS, a folder of real heads, adds cases of those. The hostile files of the part
-``files`` are made here. Results stay in WORK: a part that was run is only read again.
+CASES holds ``make_images.py`` and ``make_names.py``, which make such images and datasets from a
+simulated one. HEADS, a folder of real heads, adds cases of those. The hostile files of the part
+``files`` are made here. Results are kept in WORK: a part that was run is only read again.
 """
 
 import argparse

@@ -3,10 +3,10 @@
     python benchmarks/scale.py [--people 24]
 
 Simulates people on the template's anatomy at 2 mm, each seen by scanners of 4, 6 and 8 mm, each
-scan with noise drawn twice. An estimator gives a number that is to be proportional to the true
-scale, Bq/mL where uptake is 1. Printed: the standard deviation in % of its ratio to the true scale,
-over noise, over scanners, over people, and in all; and the same where the lowest 2 cm of the brain
-are not covered, or a lesion lost 40 % of the uptake of a ball of 2 cm radius.
+scan with noise drawn twice. An estimator gives a number that should be proportional to the true
+scale (Bq/mL where uptake is 1). Printed are the standard deviation, in %, of its ratio to the true
+scale over noise, over scanners, over people, and in all; and how the number changes if the lowest
+2 cm of the brain are not covered, or if a lesion lost 40 % of the uptake of a ball of 2 cm radius.
 """
 
 import argparse

@@ -1,20 +1,21 @@
-"""Measure what synthetic controls bring a detector, and how much they could bring at most.
+"""Measure how much synthetic controls help a detector, and how much they could help at most.
 
     python benchmarks/synthetic_controls.py WORK --seeds 301 302 303
     python benchmarks/synthetic_controls.py WORK --seeds 301 302 303 --mirrored 0.5
     python benchmarks/synthetic_controls.py WORK --seeds 301 302 303 --report
 
 The experiment of Zotova et al. (2021) at its size: 35 controls with T1w and PET, 40 controls of
-whom detectors know the T1w alone; and 34 patients with one or two lesions, twice as many as there.
-The same with 12 controls instead of 35. People are painted in template space at 1.5 mm, as
-``mri2pet-simulate`` paints them, and laid on a 3 mm grid: no registration, and no folds. Generators
-are trained on the pairs alone: the tissue model, and semi-3D and 3D-patch Simple-GANs with MSE of
-width 16. The simulator knows the PET of the 40, too: 75 real controls are what the best of
-generators would give.
+whom detectors know only the T1w, and 34 patients with one or two lesions, twice as many as there;
+and the same with 12 controls instead of 35. People are painted in template space at 1.5 mm, like
+those of ``mri2pet-simulate``, and resampled to a 3 mm grid, without registration and folds.
+Generators are trained only on the pairs: the tissue model, and semi-3D and 3D-patch Simple-GANs
+with MSE of width 16. The simulator also knows the PET of the 40, so 75 real controls are what a
+perfect generator would achieve.
 
-A patient is scored as he is, and without his lesions (same noise): clusters found then are false.
-``--mirrored`` is the share of what differs among people's uptake that is alike on both sides.
-What is done is kept in WORK, and the same command goes on. Some 30 CPU minutes a seed.
+Each patient is scored with lesions and without them (same noise); clusters found in the latter are
+false. ``--mirrored`` is the share of the variance of uptake among people that is the same on both
+sides. Results are kept in WORK; to resume, give the same command again. Some 30 CPU minutes per
+seed.
 """
 
 import argparse
@@ -216,7 +217,7 @@ def svm_maps(
     spec: EncoderSpec,
     checked: Sequence[Volume] = (),
 ) -> tuple[dict[str, list[Volume]], list[tuple[float, float, float]]]:
-    """Score by one one-class SVM a voxel; as the paper, and as the app does.
+    """Score by one one-class SVM per voxel; as the paper, and as the app does.
 
     Of those who are checked, also give the error of reconstruction, the mean score, and the share
     of the brain above 0. Volumes may have channels, the PET first.

@@ -1,8 +1,8 @@
-"""Training steps a second, against a plain loop; share of time in the step; samples/s of each row.
+"""Training steps per second against a plain loop; share of time in the step; samples/s per row.
 
 The plain loop is written here, in float32, eager, contiguous: the same networks, losses, weights,
-batches and pools, of torch's own layers, with nothing done for speed. Both take turns in one
-process, block by block, so that whatever else the machine does slows both alike; the ratio is over
+batches and pools, of torch's own layers, without any optimisation for speed. Both take turns in one
+process, block by block, so that other load on the machine slows them equally; the ratio is over
 all blocks.
 
     python benchmarks/training.py --threads 2                   the ratio, width 64, batch 5
@@ -33,7 +33,7 @@ SEED = 5
 
 
 class PlainLoop:
-    """A Cycle-GAN's or Simple-GAN's training step as one writes it first.
+    """A Cycle-GAN's or Simple-GAN's training step without optimisation.
 
     ``bfloat16`` wraps it into torch's autocast, to learn how much of a difference that makes.
     """
@@ -217,7 +217,7 @@ def flops_of(spec: ModelSpec, size: tuple[int, ...]) -> float:
 
 
 def rates(steps: int, peak: float) -> None:
-    """Print samples a second of each row at the paper's settings, and what waits for data."""
+    """Print samples per second of each row at the paper's settings, and what waits for data."""
     for name, spec in MODELS.items():
         training, one = start(spec), pair(spec)
         inside = 0.0

@@ -1,13 +1,13 @@
-"""Turn heads, and see whether registration finds them, and whether the verdict tells.
+"""Turn heads; check whether registration finds them, and whether the verdict detects failures.
 
-Turns the headers of real brains, of brains painted on label maps, and of painted FDG PET, registers
+Turns the headers of real brains, of brains painted on label maps, and of painted FDG PET. Registers
 them coarsely (as ``--sloppy`` does), with the search of directions and without it, and compares
 with the registration of the untouched T1w, or with the true place of the PET. ``--only fine`` does
-it with two real brains at 1 mm, as a run without ``--sloppy`` does; ``--only odd`` gives what is no
-good T1w or FDG PET (benchmarks/odd.py). Prints how many were wrong, and how often the verdict
-missed that or gave a false alarm, with Wilson's intervals, apart for heads on which bounds may be
-changed and heads held out. What was measured is kept in WORK/results.jsonl: a run that was stopped
-goes on where it was.
+this with two real brains at 1 mm, as a run without ``--sloppy`` does; ``--only odd`` gives images
+that are not a good T1w or FDG PET (benchmarks/odd.py). Prints how many registrations were wrong,
+and how often the verdict missed that or gave a false alarm, with Wilson's intervals, separately for
+heads on which bounds may be changed and for held-out heads. Results are kept in
+WORK/results.jsonl, so that an interrupted run can be resumed.
 
     python benchmarks/verdict.py WORK DATA --turns 2
 
