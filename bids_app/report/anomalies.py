@@ -1,6 +1,6 @@
-"""What the group level has made, as reports tell it: detectors, clusters, and held-out controls.
+"""Results of the group level for reports: detectors, clusters, and held-out controls.
 
-What is missing or cannot be understood is left out, and a sentence says so.
+Files that are missing or cannot be read are left out, with a sentence saying so.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -33,31 +33,31 @@ from bids_app.detection.evaluation import CurvePoint, FreePoint, McNemarTest
 from bids_app.errors import Mri2petError
 from bids_app.report.page import name_visit, show
 
-RARE: Final = 0.05  # clusters expected in a healthy control; below it a line stands out; our choice
+RARE: Final = 0.05  # clusters expected in a healthy control; lower rows are highlighted; our choice
 UNITS: Final = ("lesion", "patient")
 
 DetectorKey = tuple[str, str]  # training set, and detector
-Scores = dict[DetectorKey, dict[str, list[float]]]  # → held-out control → of each of its clusters
-Shares = dict[DetectorKey, dict[str, float]]  # → held-out control → of its brain, 0 to 1
+Scores = dict[DetectorKey, dict[str, list[float]]]  # per held-out control, sum of each cluster
+Shares = dict[DetectorKey, dict[str, float]]  # per held-out control, share of its brain, 0 to 1
 
 
 def key_of(line: Listed | ScoredSubject | CurvePoint | FreePoint) -> DetectorKey:
-    """Say which detector a line is of."""
+    """Return the training set and the detector of a line."""
     return line.training_set, line.detector
 
 
 def in_rank(keys: Iterable[DetectorKey]) -> list[DetectorKey]:
-    """Put detectors in the order in which they are shown, each once."""
+    """Sort detectors in the order in which they are shown, without duplicates."""
     return sorted(set(keys), key=lambda key: rank_of(*key))
 
 
 def name_of(detector: str) -> str:
-    """Give the name of a detector as a reader sees it."""
+    """Return the label of a detector for readers."""
     return detector_of(detector).label
 
 
 def title_of(training_set: str, detector: str) -> str:
-    """Name a detector with its training set.
+    """Return the label of a detector with its training set.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def title_of(training_set: str, detector: str) -> str:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Put training sets in order, each once; others come after, by name.
+    """Sort training sets in order, without duplicates; other names come last, alphabetically.
 
     Examples
     --------
@@ -80,12 +80,12 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def place_of(cluster: Cluster) -> str:
-    """Write the centre of a cluster: ``"−22, 14, 9"``."""
+    """Format the centre of a cluster: ``"−22, 14, 9"``."""
     return write_place(cluster.x, cluster.y, cluster.z)
 
 
 def write_place(*place: float) -> str:
-    """Write a place, mm, RAS+, to the whole mm.
+    """Format a position in mm, RAS+, rounded to whole mm.
 
     Examples
     --------
@@ -96,12 +96,12 @@ def write_place(*place: float) -> str:
 
 
 def is_rare(cluster: Cluster) -> bool:
-    """Whether a healthy control is hardly expected to have one like it."""
+    """Return whether such a cluster is rarely expected in a healthy control."""
     return cluster.expected_in_control is not None and cluster.expected_in_control < RARE
 
 
 def format_score(value: float) -> str:
-    """Write a score to three digits.
+    """Format a score to three significant digits.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def format_score(value: float) -> str:
 
 
 def format_expected(value: float | None) -> str:
-    """Write how many such clusters a healthy control is expected to have.
+    """Format the number of such clusters expected in a healthy control.
 
     Examples
     --------
@@ -128,7 +128,7 @@ def format_expected(value: float | None) -> str:
 
 
 def columns_told(clusters: Sequence[Cluster]) -> tuple[bool, bool]:
-    """Say whether any cluster has a region, and whether any knows of a lesion."""
+    """Return whether any cluster has a region, and whether any has an overlap with a lesion."""
     return (
         any(cluster.region for cluster in clusters),
         any(cluster.overlap is not None for cluster in clusters),
@@ -139,7 +139,7 @@ OWN_PLACE: Final = "x, y, z on the T1w (mm)"
 
 
 def cells_of(cluster: Cluster, place_on_t1w: str = "") -> dict[str, str]:
-    """Write a cluster under the heads of a table; ``place_on_t1w`` is that on the T1w."""
+    """Format a cluster as cells of a table, by column; ``place_on_t1w`` is its place on the T1w."""
     return {
         "x, y, z (mm)": place_of(cluster),
         OWN_PLACE: place_on_t1w,
@@ -156,33 +156,34 @@ def cells_of(cluster: Cluster, place_on_t1w: str = "") -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Detected:
-    """What the last run has made: its maps, tables and cards.
+    """Results of the last run: its maps, tables and cards.
 
     Parameters
     ----------
     dataset : str
-        Name or DOI of the raw dataset that was scored; empty if not told.
+        Name or DOI of the raw dataset that was scored; empty if unknown.
     cards : dict
-        Training set → card.
+        Card of each training set.
     maps : sequence of ScoredSubject
-        All that it has scored: patients, and held-out controls.
+        Maps of all subjects that it has scored: patients and held-out controls.
     clusters : sequence of Listed
-        Of patients.
+        Clusters of patients.
     control_scores : dict
-        Detector → held-out control → ``sum_score`` of each of its clusters; there may be none.
+        ``sum_score`` of each cluster of each held-out control, by detector; a control may have no
+        cluster.
     control_shares : dict
-        Detector → held-out control → share of its brain that scores above 0.
+        Share of the brain of each held-out control that scores above 0, by detector.
     curve, responses, comparisons : sequence
-        The lines of ``detection_curve.tsv``, ``detection_froc.tsv`` and ``detection_tests.tsv``;
-        none where no lesion is known.
+        Lines of ``detection_curve.tsv``, ``detection_froc.tsv`` and ``detection_tests.tsv``; empty
+        if no lesion is known.
     checked : sequence of CheckedPet
-        The lines of ``synthetic_controls.tsv``; none where synthetic PET was not compared.
+        Lines of ``synthetic_controls.tsv``; empty if synthetic PET was not compared.
     stale_maps : sequence of ScoredSubject
-        Those that an earlier run has left.
+        Maps left over from an earlier run.
     stale_folders : sequence of str
-        Folders of detectors that it has left, inside the derivative dataset.
+        Folders of detectors left over from an earlier run, inside the derivative dataset.
     faults : sequence of str
-        What is missing or damaged, a sentence each.
+        Sentences about missing or damaged files, one each.
     """
 
     dataset: str
@@ -201,17 +202,17 @@ class Detected:
 
     @property
     def detectors(self) -> list[DetectorKey]:
-        """All that have scored someone, or have found something."""
+        """All detectors that have scored a subject or found a cluster."""
         tables = (self.maps, self.clusters, self.curve)
         return in_rank(key_of(line) for table in tables for line in table)
 
     @property
     def participants(self) -> list[str]:
-        """The labels of all patients who were scored."""
+        """Labels of all patients who were scored."""
         return sorted({subject.participant for subject in self.maps if not subject.control})
 
     def patients_of(self, detector: DetectorKey) -> list[tuple[str, str]]:
-        """List whom a detector has scored: participant and session of each patient's visit."""
+        """List the participant and session of each patient's visit that a detector has scored."""
         scored = (subject for subject in self.maps if key_of(subject) == detector)
         return sorted({(s.participant, s.session) for s in scored if not s.control})
 
@@ -222,16 +223,16 @@ class Detected:
 
 
 def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
-    """Read all that the last run of the group level has written into a derivative dataset.
+    """Read the output of the last run of the group level from a derivative dataset.
 
-    Where no record tells which maps are of that run, all that are there are taken for it.
+    If no record lists the maps of that run, all maps on disk are assumed to belong to it.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     applied : Path, optional
-        The folder of detectors that were trained before and were applied; None if there is none.
+        Folder of the previously trained detectors that were applied; None if there is none.
     """
     faults, evaluated = Faults(output_dir), Faults(output_dir)
     run, on_disk = read_run(output_dir), maps_on_disk(output_dir)
@@ -245,7 +246,7 @@ def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
     shares = control_shares(cards, faults)
     curve, responses = read_curve(output_dir, evaluated), read_froc(output_dir, evaluated)
     tests = read_tests(output_dir, evaluated)
-    lesions_known = bool(curve or responses or tests)  # else nothing could be measured
+    lesions_known = bool(curve or responses or tests)  # otherwise nothing could be measured
     faults += [fault for fault in evaluated if lesions_known or not fault.endswith("is missing.")]
     paths = {subject.path for subject in maps}
     folders = sorted(path for path in (output_dir / DETECTORS_FOLDER).glob("*") if path.is_dir())
@@ -267,25 +268,25 @@ def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
     )
 
 
-Cards = Mapping[str, tuple[Path, DetectorCard]]  # training set → the folder of a card, and the card
+Cards = Mapping[str, tuple[Path, DetectorCard]]  # training set → folder of its card, and the card
 
 
 def find_cards(
     output_dir: Path, sets: Collection[str], applied: Path | None, faults: Faults
 ) -> Cards:
-    """Read the cards of training sets, in the order in which they are shown.
+    """Read the cards of training sets in the order in which they are shown.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     sets : collection of str
-        Whose cards are wanted.
+        Training sets whose cards are read.
     applied : Path or None
-        The folder of detectors that were trained before and were applied: no others are then
-        looked at. None if the run trained its own.
+        Folder of the previously trained detectors that were applied, in which case no other folder
+        is read. None if the run trained its own.
     faults : Faults
-        Gets those that are missing or damaged.
+        List to which missing or damaged cards are added.
     """
     cards = {}
     for folder in folders_of(output_dir, sets, applied):
@@ -300,14 +301,14 @@ def find_cards(
 
 
 def folders_of(output_dir: Path, sets: Collection[str], applied: Path | None) -> list[Path]:
-    """Say where detectors lie, in the order in which they are shown; as :func:`find_cards`."""
+    """List the folders of detectors in the order shown; see :func:`find_cards`."""
     if applied is not None:
         return [applied]
     return [output_dir / DETECTORS_FOLDER / name for name in in_order(sets)]
 
 
 def control_scores(cards: Cards, faults: Faults) -> Scores:
-    """Read what held-out controls have; those without clusters have a line without numbers."""
+    """Read the cluster sums of held-out controls; a control without clusters has an empty list."""
     scores = Scores()
     for name, (folder, _) in cards.items():
         for line in read_control_clusters(folder, faults):
@@ -318,7 +319,7 @@ def control_scores(cards: Cards, faults: Faults) -> Scores:
 
 
 def control_shares(cards: Cards, faults: Faults) -> Shares:
-    """Read the share of the brain that scores above 0, of held-out controls of whom it is told."""
+    """Read the share of the brain scoring above 0 for each held-out control with a known share."""
     shares = Shares()
     for name, (folder, _) in cards.items():
         for line in read_control_maps(folder, faults):
@@ -329,6 +330,6 @@ def control_shares(cards: Cards, faults: Faults) -> Shares:
 
 
 def _name_visit(participant: str, session: str | None) -> str:
-    """Name a visit whose identifiers may have prefixes."""
+    """Return the name of a visit whose identifiers may have prefixes."""
     label = None if session is None else session.removeprefix("ses-")
     return name_visit(participant.removeprefix("sub-"), label)

@@ -1,6 +1,6 @@
-"""What the train level has written: generators, their cards, and how their training went.
+"""Results of the train level for reports: generators, their cards, and their training histories.
 
-What is missing or cannot be understood is left out, and a sentence says so.
+Files that are missing or cannot be read are left out, with a sentence saying so.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,29 +29,29 @@ from bids_app.synthesis.statistics import PairedTest
 
 GENERATORS: Final = "generators"
 CROSS_VALIDATION: Final = "crossvalidation"
-SHORT: Final = 12  # digits of a SHA-256 that tell it from others
+SHORT: Final = 12  # digits of a SHA-256 shown, enough to distinguish it from others
 LOSSES: Final = {"adversarial_weight": "adversarial", "cycle_weight": "cycle", "mse_weight": "MSE"}
 UNCERTAINTY_MEASURES: Final = {
     **{f"coverage_{percent}": (100, 1) for percent in (50, 80, 95)},
     **dict.fromkeys(("correlation", "correlation_8mm"), (1, 2)),
-}  # as cards name them → what they are multiplied by, and digits shown
-Specs = Mapping[str, ModelSpec | None]  # name of a model → its spec; None where no card tells it
+}  # name in cards → factor to multiply by, and decimals shown
+Specs = Mapping[str, ModelSpec | None]  # name of a model → its spec; None if it has no card
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The tables and generators of a derivative dataset.
+    """Tables and generators of a derivative dataset.
 
     Parameters
     ----------
     rows, scores, comparisons : sequence
-        The lines of ``table1.tsv``, ``table1_subjects.tsv`` and ``table1_tests.tsv``.
+        Lines of ``table1.tsv``, ``table1_subjects.tsv`` and ``table1_tests.tsv``.
     cards : dict
-        Model → its card.
+        Card of each model.
     histories : dict
-        Model → its epochs.
+        Training epochs of each model.
     faults : sequence of str
-        What is missing or damaged, a sentence each.
+        Sentences about missing or damaged files, one each.
     """
 
     rows: Sequence[ScoreRow]
@@ -63,7 +63,7 @@ class TrainedModel:
 
     @property
     def models(self) -> list[str]:
-        """All models that were trained or scored, no baselines, in the order of the paper."""
+        """All models that were trained or scored, without baselines, in the order of the paper."""
         scored = {row.model for row in self.rows} | {score.model for score in self.scores}
         named = {*scored, *self.cards, *self.histories}
         return in_order(name for name in named if _is_trained(name))
@@ -75,27 +75,27 @@ class TrainedModel:
 
     @property
     def folds(self) -> dict[int, int]:
-        """Fold → how many controls it left out."""
+        """Number of controls left out in each fold."""
         left_out = {(score.fold, score.participant) for score in self.scores if score.fold}
         folds = sorted(fold for fold, _ in left_out)
         return {fold: folds.count(fold) for fold in folds}
 
     @property
     def specs(self) -> Specs:
-        """Name of each network → its spec; a tissue model is none."""
+        """Spec of each network, by name; tissue models are excluded."""
         cards = {full_name_of(model): self.cards.get(model) for model in self.models}
         specs = {name: None if card is None else card.spec for name, card in cards.items()}
         return {name: spec for name, spec in specs.items() if not isinstance(spec, TissueSpec)}
 
     @property
     def initial(self) -> list[str]:
-        """Names of the generators that training went on from."""
+        """Names of the generators from which training was continued."""
         cards = self.cards.values()
         return list(dict.fromkeys(c.initialized_from[0].name for c in cards if c.initialized_from))
 
     @property
     def conditioned(self) -> list[str]:
-        """Names of the networks that start from a tissue model."""
+        """Names of the networks that are conditioned on a tissue model."""
         return [name for name, spec in self.specs.items() if spec is not None and spec.condition]
 
     @property
@@ -106,17 +106,17 @@ class TrainedModel:
 
 
 def _is_trained(row: str) -> bool:
-    """Whether a row of Table 1 is a generator of its own: no baseline, no second line."""
+    """Return whether a row of Table 1 is a generator: not a baseline, nor a model's second line."""
     return not is_baseline(row) and row not in OVERLAPPING
 
 
 def find_trained(output_dir: Path) -> TrainedModel:
-    """Read all that the train level has written into a derivative dataset.
+    """Read the output of the train level from a derivative dataset.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     """
     faults = Faults(output_dir)
     rows, scores = read_table1(output_dir, faults), read_scores(output_dir, faults)
@@ -137,7 +137,7 @@ def find_trained(output_dir: Path) -> TrainedModel:
 
 
 def _read_card(folder: Path, faults: Faults) -> Card | None:
-    """Read a card; tell of it, or of the weights beside it, if they are not there."""
+    """Read a card; record a fault if the card cannot be read or its weights do not exist."""
     try:
         card = read_card(folder, lenient=True)
     except Mri2petError:
@@ -149,24 +149,24 @@ def _read_card(folder: Path, faults: Faults) -> Card | None:
 
 
 def folds_of(epochs: Iterable[HistoryEpoch]) -> list[str]:
-    """List the folds, in order."""
+    """List the folds in order."""
     return sorted({epoch.fold for epoch in epochs}, key=rank)
 
 
 def kept_epoch(epochs: Sequence[HistoryEpoch], fold: str) -> str:
-    """Say which epoch of a fold was kept: ``"137 of 200"``, or ``n/a``."""
+    """Format the kept epoch of a fold: ``"137 of 200"``, or ``n/a``."""
     fold_epochs = [epoch for epoch in epochs if epoch.fold == fold]
     kept = [epoch.epoch for epoch in fold_epochs if epoch.kept == 1]
     return f"{kept[-1]} of {fold_epochs[-1].epoch}" if kept else "n/a"
 
 
 def tell_number(spec: ModelSpec | None, name: str) -> str:
-    """Write a number of a spec, or that it is unknown."""
+    """Format a number of a spec, or "unknown" without a spec."""
     return UNKNOWN if spec is None else f"{getattr(spec, name):g}"
 
 
 def tell_losses(spec: ModelSpec | None) -> str:
-    """Write the weights of the losses that count: ``"adversarial 1, cycle 10"``."""
+    """Format the weights of the losses in use: ``"adversarial 1, cycle 10"``."""
     names = [] if spec is None else [name for name in LOSSES if getattr(spec, name)]
     if spec is not None and not spec.cycle:
         names = [name for name in names if name != "cycle_weight"]
@@ -175,7 +175,7 @@ def tell_losses(spec: ModelSpec | None) -> str:
 
 
 def generator_lines(trained: TrainedModel) -> list[dict[str, str]]:
-    """List the final generators, as the page's template has them."""
+    """List the final generators as the page's template expects them."""
     lines = []
     for model in trained.models:
         if model in trained.cards:
@@ -192,7 +192,7 @@ def generator_lines(trained: TrainedModel) -> list[dict[str, str]]:
 
 
 def _describe_training(card: Card, history: Sequence[HistoryEpoch]) -> dict[str, str]:
-    """Tell epochs, width and losses of a network; of a tissue model, how it was fitted."""
+    """Describe the epochs, width and losses of a network, or how a tissue model was fitted."""
     if isinstance(card.spec, TissueSpec):
         return {"epochs": "", "width": "", "losses": "least squares"}
     kept = kept_epoch(history, ALL)
@@ -204,7 +204,7 @@ def _describe_training(card: Card, history: Sequence[HistoryEpoch]) -> dict[str,
 
 
 def uncertainty_lines(trained: TrainedModel) -> list[tuple[str, list[str]]]:
-    """List how true the generators' error models are: in percent, then correlations."""
+    """List the accuracy of the generators' error models: coverage in percent, then correlations."""
     lines = []
     for model in trained.models:
         metrics = trained.cards[model].metrics if model in trained.cards else {}
@@ -221,7 +221,7 @@ def uncertainty_lines(trained: TrainedModel) -> list[tuple[str, list[str]]]:
 
 
 def cohorts_of(trained: TrainedModel) -> list[tuple[list[str], tuple[str, ...]]]:
-    """Group generators by whom they were trained on: names of generators, and participants."""
+    """Group generators by training cohort; return the names and the participants of each group."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for model in trained.models:
         if model in trained.cards:
@@ -231,14 +231,14 @@ def cohorts_of(trained: TrainedModel) -> list[tuple[list[str], tuple[str, ...]]]
 
 
 def grids_of(trained: TrainedModel) -> list[str]:
-    """Tell the grids of all cards, each once: ``"MNI…, 157×189×136 voxels of 1 mm"``."""
+    """Describe the distinct grids of all cards: ``"MNI…, 157×189×136 voxels of 1 mm"``."""
     cards = trained.cards.values()
     grids = (describe_grid(card.template, card.shape, card.affine) for card in cards)
     return list(dict.fromkeys(filter(None, grids)))
 
 
 def describe_grid(template: str, shape: Sequence[int], affine: Sequence[Sequence[float]]) -> str:
-    """Tell the grid of a card; empty where it is not known.
+    """Describe the grid of a card; return an empty string if it is unknown.
 
     Examples
     --------
@@ -251,13 +251,13 @@ def describe_grid(template: str, shape: Sequence[int], affine: Sequence[Sequence
 
 
 def statements_of(trained: TrainedModel, key: str) -> list[str]:
-    """Gather what the cards say of something, each answer once."""
+    """List the distinct values of a field of the cards."""
     values = (getattr(card, key) for card in trained.cards.values())
     return list(dict.fromkeys(str(value) for value in values if value not in ("", -1)))
 
 
 def by_configuration(specs: Specs, describe: Callable[[ModelSpec | None], str]) -> str:
-    """Tell something of all models: once if they agree, else for each configuration.
+    """Describe a property of all models: once if they agree, otherwise per configuration.
 
     Examples
     --------

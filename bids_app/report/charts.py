@@ -1,15 +1,15 @@
 """Charts of numbers, drawn by matplotlib and written as SVG into a page.
 
-Learning curves: losses and validation SSIM of every fold, and which epoch was kept.
+Learning curves: losses and validation SSIM of every fold, with the epoch that was kept.
 
-What smoothing does to SSIM: the mean over controls against the FWHM of the Gaussian.
+Effect of smoothing on SSIM: mean over controls against the FWHM of the Gaussian.
 
-Violin plots: how a metric is spread over controls, a row of Table 1 beside the others.
+Violin plots: distribution of a metric over controls for each row of Table 1.
 
-What healthy controls have: the highest cluster of each, scored by folds that left it out.
+Calibration: the highest cluster of each healthy control, scored by folds that left it out.
 
-Detection curves: sensitivity against clusters a patient, as Figure 4 of Zotova et al. (2021), and
-free-response curves: sensitivity against the false clusters of a healthy control.
+Detection curves: sensitivity against clusters per patient, as in Figure 4 of Zotova et al. (2021);
+free-response curves: sensitivity against false clusters per healthy control.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ FAINT: Final = "#d0d7de"
 INK: Final = "#1b1f24"
 STYLE: Final[Mapping[Any, object]] = {
     "svg.fonttype": "none",  # text stays text
-    "text.parse_math": False,  # a "$" in a name is one
+    "text.parse_math": False,  # a "$" in a name is literal
     "text.color": INK,
-    "font.family": "DejaVu Sans",  # matplotlib brings it; the page puts its own in its place
+    "font.family": "DejaVu Sans",  # bundled with matplotlib; the page substitutes its own
     "font.size": 11.0,
     "figure.facecolor": "none",
     "figure.constrained_layout.w_pad": 0.12,
@@ -93,17 +93,17 @@ CLIPS_AND_IDS: Final = re.compile(
     r' id="[\w.]+_\d+"| clip-path="[^"]*"|<clipPath.*?</clipPath>', re.DOTALL
 )
 MOST_TICKS: Final = 6
-TWO_DECADES: Final = 200.0  # with room at both ends; up to there 2 and 5 are written, too
-SPARE: Final = 0.06  # of the range, left free at either end of an axis (our choice)
-ALIKE: Final = 1e-9  # of the largest value: what differs by less is drawn as equal (our choice)
-SMALLEST: Final = 1e-12  # on a logarithmic axis; below it a loss is rounding (our choice)
-LARGEST: Final = 1e300  # beyond it a value has no place on an axis, as infinity has none
-LOGARITHMIC: Final = 20.0  # largest over smallest value beyond which an axis is (our choice)
+TWO_DECADES: Final = 200.0  # ratio, with room at both ends; below it 2 and 5 are labelled, too
+SPARE: Final = 0.06  # fraction of the range left free at either end of an axis (our choice)
+ALIKE: Final = 1e-9  # relative to the largest value; smaller ranges count as none (our choice)
+SMALLEST: Final = 1e-12  # on a logarithmic axis; smaller losses are rounding errors (our choice)
+LARGEST: Final = 1e300  # larger values are left off an axis, as infinity is
+LOGARITHMIC: Final = 20.0  # ratio of extremes above which an axis is logarithmic (our choice)
 
 
 @contextmanager
 def plain_style() -> Iterator[None]:
-    """Draw in one style, whatever the reader's own ``matplotlibrc`` says."""
+    """Draw in a fixed style, whatever the user's ``matplotlibrc`` says."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
@@ -112,7 +112,7 @@ def plain_style() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Key:
-    """What the colour and the dashes of a line mean; dashes in px, as SVG writes them."""
+    """Legend entry for the colour and dashes of a line; dashes in px, in SVG notation."""
 
     name: str
     colour: str
@@ -120,13 +120,13 @@ class Key:
 
     @property
     def linestyle(self) -> str | tuple[int, tuple[float, ...]]:
-        """The dashes as matplotlib has them."""
+        """Line style in matplotlib's notation."""
         return (0, tuple(map(float, self.dash.split()))) if self.dash else "-"
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure, what it shows in words, and what its lines mean."""
+    """Figure with its description in words and its legend."""
 
     title: str
     description: str
@@ -141,12 +141,12 @@ class Chart:
 
     @cached_property
     def svg(self) -> Markup:
-        """What stands between ``<svg>`` and ``</svg>``; the same each time, to the byte.
+        """Content of the ``<svg>`` element, identical to the byte each time.
 
-        It is drawn once, since the layout moves a little each time the same figure is drawn.
+        It is drawn once because the layout shifts slightly each time the same figure is drawn.
 
-        Ids of groups and clip paths are left out: a page has several charts, and addresses of
-        nothing but itself. The other ids are salted with the title.
+        Ids of groups and clip paths are left out because a page contains several charts, in which
+        they would clash. The other ids are salted with the title.
         """
         content = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -158,14 +158,14 @@ class Chart:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make an empty figure, its size in px; matplotlib is loaded where something is drawn."""
+    """Create an empty figure of a size in px; matplotlib's figures are only imported here."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width / 72, height / 72), layout="constrained")
 
 
 def limits_around(values: Iterable[float], *, logarithmic: bool = False) -> tuple[float, float]:
-    """Give the ends of an axis on which all values have room; there may be none."""
+    """Return limits of an axis that leave room around all values; there may be no values."""
     finite = [value for value in values if abs(value) < LARGEST]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     if logarithmic:
@@ -178,7 +178,7 @@ def limits_around(values: Iterable[float], *, logarithmic: bool = False) -> tupl
 
 
 def is_steep(values: Sequence[float]) -> bool:
-    """Tell whether values are positive and differ by so large factors that logarithms show more.
+    """Return whether values are positive and differ by factors that call for a logarithmic axis.
 
     Examples
     --------
@@ -196,7 +196,7 @@ def set_axis(
     whole: bool = False,
     max_ticks: int = MOST_TICKS,
 ) -> None:
-    """Set the ends of an axis, and round values between them."""
+    """Set the limits of an axis, with ticks at round values."""
     name = axis.axis_name
     axis.axes.set(**{f"{name}scale": "log" if logarithmic else "linear", f"{name}lim": limits})
     if logarithmic:
@@ -211,7 +211,7 @@ def set_axis(
 
 
 def show_tick(value: float) -> str:
-    """Write a value on an axis.
+    """Format the label of a tick.
 
     Examples
     --------
@@ -222,12 +222,12 @@ def show_tick(value: float) -> str:
 
 
 def describe_range(values: Sequence[float], digits: int) -> str:
-    """Tell values to those who do not see the chart: ``"0.81 to 0.88"``."""
+    """Describe the range of values for the text alternative of a chart: ``"0.81 to 0.88"``."""
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}".replace("-", "−")
 
 
-CURVES: Final = 184.0  # px: height of a row of learning curves
-FOLD_DASHES: Final = ("", "6 3", "2 3")  # when there are more folds than colours
+CURVES: Final = 184.0  # px; height of a row of learning curves
+FOLD_DASHES: Final = ("", "6 3", "2 3")  # used in turn if there are more folds than colours
 SSIM: Final = "SSIM, validation"
 SERIES: Final = {
     "Loss of the generators": "generator_loss",
@@ -238,17 +238,17 @@ SERIES: Final = {
 
 @plain_style()
 def draw_curves(histories: Mapping[str, Sequence[HistoryEpoch]]) -> Chart | None:
-    """Draw a row of three panels a model, with a line a fold.
+    """Draw a row of three panels per model, with a line per fold.
 
     Parameters
     ----------
     histories : dict
-        Model → its epochs, in the order in which the models are drawn.
+        Epochs of each model, in the order in which the models are drawn.
 
     Returns
     -------
     Chart or None
-        None if no model has an epoch.
+        Learning curves; None if no model has an epoch.
     """
     shown = {model: epochs for model, epochs in histories.items() if epochs}
     if not shown:
@@ -310,7 +310,7 @@ def _draw_folds(
 
 
 def sweeps_of(scores: Sequence[ScoreRecord]) -> dict[str, dict[float, float]]:
-    """Average over visits, for each model, the SSIM of every FWHM in mm."""
+    """Average the SSIM over visits, for each model and each FWHM in mm."""
     swept = {}
     for model in in_paper_order(score.model for score in scores if score.sweep):
         sweeps = [score.sweep for score in scores if score.model == model]
@@ -320,19 +320,19 @@ def sweeps_of(scores: Sequence[ScoreRecord]) -> dict[str, dict[float, float]]:
 
 
 def best_of(means: Mapping[float, float]) -> float:
-    """Give the FWHM of the highest SSIM; the least of equals."""
+    """Return the FWHM of the highest SSIM, the smallest one in a tie."""
     return max(means, key=lambda fwhm: (means[fwhm], -fwhm))
 
 
 def cautions_of(sweeps: Mapping[str, Mapping[float, float]], resolution: float) -> list[str]:
-    """Say where the best smoothing tells less than it seems to.
+    """List reasons to interpret the best smoothing with caution.
 
     Parameters
     ----------
     sweeps : dict
-        Model → FWHM in mm → SSIM.
+        Mean SSIM by FWHM in mm, for each model.
     resolution : float
-        Size of a voxel in mm.
+        Voxel size in mm.
     """
     cautions = []
     edge = [full_name_of(model) for model, means in sweeps.items() if best_of(means) == max(means)]
@@ -350,19 +350,19 @@ def cautions_of(sweeps: Mapping[str, Mapping[float, float]], resolution: float) 
 
 @plain_style()
 def draw_sweeps(sweeps: Mapping[str, Mapping[float, float]], fwhm: float | None) -> Chart | None:
-    """Draw a line a model.
+    """Draw SSIM against smoothing, with a line per model.
 
     Parameters
     ----------
     sweeps : dict
-        Model → FWHM in mm → SSIM.
+        Mean SSIM by FWHM in mm, for each model.
     fwhm : float or None
-        By which the run smoothed what it wrote, in mm; None if unknown.
+        FWHM in mm with which the run smoothed its output; None if unknown.
 
     Returns
     -------
     Chart or None
-        None if nothing was measured.
+        Curves of SSIM; None if nothing was measured.
     """
     if not sweeps:
         return None
@@ -394,27 +394,27 @@ def draw_sweeps(sweeps: Mapping[str, Mapping[float, float]], fwhm: float | None)
 
 
 METRIC_NAMES: Final = {"ssim": "SSIM ↑", "psnr": "PSNR (dB) ↑", "lpips": "LPIPS ↓"}
-HALF: Final = 0.4  # of the height of a row, from the middle of a violin to its widest place
-POINTS: Final = 60  # of an outline, our choice
-FEWEST: Final = 3  # values below which a density says nothing (our choice)
-VIOLIN_ALIKE: Final = 1e-9  # of a value: differences below it are rounding
-GOLDEN: Final = 0.618034  # multiples of it fill 0..1 evenly: dots beside one another, not random
+HALF: Final = 0.4  # half-width of a violin at its widest point, in rows
+POINTS: Final = 60  # per side of an outline (our choice)
+FEWEST: Final = 3  # values; a density of fewer is meaningless (our choice)
+VIOLIN_ALIKE: Final = 1e-9  # relative; smaller differences are rounding errors
+GOLDEN: Final = 0.618034  # its multiples modulo 1 fill 0..1 evenly: jitter that is not random
 
 
 @plain_style()
 def draw_violins(scores: Sequence[ScoreRecord]) -> Chart | None:
-    """Draw SSIM, PSNR and LPIPS of every row, with a dot a control.
+    """Draw violins of SSIM, PSNR and LPIPS for each row of Table 1, with a dot per control.
 
     Parameters
     ----------
     scores : sequence of ScoreRecord
-        Of all models and baselines; the table's second lines are not drawn. A control with several
-        visits is one dot, at their mean.
+        Scores of all models and baselines; a model's second line in the table is not drawn. A
+        control with several visits is one dot, at their mean.
 
     Returns
     -------
     Chart or None
-        A panel for each metric that was measured; None if there is none.
+        Chart with a panel for each metric that was measured; None if there is none.
     """
     models = in_paper_order(score.model for score in scores if score.model not in OVERLAPPING)
     measured = {
@@ -452,7 +452,7 @@ def _describe_violins(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -
 
 
 def _draw_violin(axes: Axes, row: int, values: Sequence[float], colour: str) -> None:
-    """Draw the density between the extremes, mean ± SD, and a dot a value."""
+    """Draw the density between the extremes, mean ± SD, and a dot per value."""
     grid = np.linspace(min(values), max(values), POINTS)
     half = np.array(half_widths(values, grid.tolist()))
     outline = np.concatenate([row - half, row + half[::-1]])
@@ -467,19 +467,20 @@ def _draw_violin(axes: Axes, row: int, values: Sequence[float], colour: str) -> 
 
 
 def half_widths(values: Sequence[float], places: Sequence[float]) -> list[float]:
-    """Say how wide a violin is at some places.
+    """Compute the half-width of a violin at given positions.
 
-    Gaussian kernel density, bandwidth by Scott's rule (scipy's choice).
+    The density is estimated with a Gaussian kernel and Scott's rule (scipy's default).
 
     Parameters
     ----------
     values, places : sequence of float
-        What is shown, and where the width is wanted; in the unit of the metric.
+        Values shown, and positions at which to compute the width, in the unit of the metric.
 
     Returns
     -------
     list of float
-        From the middle to the edge, in rows; 0 where there are too few values, or all are equal.
+        Distances from the middle to the edge, in rows; 0 if there are too few values or all are
+        equal.
     """
     if len(values) < FEWEST or np.ptp(values) <= VIOLIN_ALIKE * np.abs(values).max():
         return [0.0] * len(places)
@@ -489,25 +490,25 @@ def half_widths(values: Sequence[float], places: Sequence[float]) -> list[float]
     return widths
 
 
-HEADROOM: Final = 1.06  # of the highest value, at the right end of an axis (our choice)
+HEADROOM: Final = 1.06  # right end of an axis over the highest value (our choice)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The summed scores of the first clusters of one detector.
+    """Summed scores of the first clusters of one detector.
 
     Parameters
     ----------
     detector : DetectorKey
-        The detector.
+        Training set and detector.
     controls : dict
-        Held-out control → its highest ``sum_score``; 0 where it has no cluster.
+        Highest ``sum_score`` of each held-out control; 0 if it has no cluster.
     counts : sequence of int
-        Clusters of each of those controls.
+        Number of clusters of each of those controls.
     patients : dict
-        Patient → its highest ``sum_score``; 0 where it has no cluster.
+        Highest ``sum_score`` of each patient's visit; 0 if it has no cluster.
     shares : sequence of float
-        Of the brain of controls, what scores above 0; of those of whom it is known.
+        Share of the brain that scores above 0, for those controls in which it is known.
     """
 
     detector: DetectorKey
@@ -518,7 +519,7 @@ class Calibration:
 
     @property
     def beyond(self) -> list[str]:
-        """Patients whose first cluster is above those of all controls; none without controls."""
+        """Patients with a higher first cluster than every control; empty without controls."""
         if not self.controls:
             return []
         highest = max(self.controls.values())
@@ -526,23 +527,23 @@ class Calibration:
 
 
 def calibrations_of(detected: Detected) -> list[Calibration]:
-    """Compare patients with held-out controls, a detector each."""
+    """Compare patients with held-out controls for each detector."""
     return [_calibration(detected, detector) for detector in detected.detectors]
 
 
 def calibration_lines(calibrations: Sequence[Calibration]) -> list[tuple[str, ...]]:
-    """Lay out what controls have, and how many patients have more: a name, and six cells."""
+    """Format the rows of the table of controls and of patients above them: a name and six cells."""
     return [_line(calibration) for calibration in calibrations if calibration.controls]
 
 
 @plain_style()
 def draw_calibration(calibrations: Sequence[Calibration], sets: Sequence[str]) -> Chart | None:
-    """Draw, a detector a row, one dot per person: patients above, held-out controls below.
+    """Draw a row per detector with a dot per visit: patients above, held-out controls below.
 
     Returns
     -------
     Chart or None
-        None if no control was held out.
+        Chart of first clusters; None if no control was held out.
     """
     shown = [calibration for calibration in calibrations if calibration.controls]
     if not shown:
@@ -580,12 +581,12 @@ def _draw_subjects(axes: Axes, calibration: Calibration, colour: str) -> None:
 
 
 def name_of(calibration: Calibration) -> str:
-    """Name the detector."""
+    """Return the label of the detector with its training set."""
     return title_of(*calibration.detector)
 
 
 def colour_of_set(training_set: str, sets: Sequence[str]) -> str:
-    """Give the colour of a training set: one a set, from the palette of Okabe and Ito."""
+    """Return the colour of a training set, from the palette of Okabe and Ito."""
     colours = (PALETTE[0], PALETTE[5], PALETTE[2], *PALETTE)
     return colours[in_order([*TRAINING_SETS, *sets]).index(training_set) % len(colours)]
 
@@ -632,10 +633,10 @@ def _count_beyond(calibration: Calibration) -> str:
     return f"{len(calibration.beyond)} of {patients} patients above all {controls} controls"
 
 
-PANEL: Final = 332.0  # px: height of a chart of sensitivities
-ASIDE: Final = 0.05  # clusters by which lines are moved apart, so that equal ones are seen
-MOST_FALSE: Final = 10.0  # false clusters a control up to which a curve is drawn (our choice)
-MOST_CLUSTERS: Final = 12  # up to which every whole number is written
+PANEL: Final = 332.0  # px; height of a chart of sensitivities
+ASIDE: Final = 0.05  # clusters; sideways shift that keeps coinciding lines apart
+MOST_FALSE: Final = 10.0  # false clusters per control up to which a curve is drawn (our choice)
+MOST_CLUSTERS: Final = 12  # up to which every whole number is labelled
 UNIT_NAMES: Final = {"lesion": "Lesions", "patient": "Patients with a lesion"}
 ACROSS: Final = "clusters kept per patient"
 FALSE: Final = "false clusters per held-out control"
@@ -643,12 +644,12 @@ FALSE: Final = "false clusters per held-out control"
 
 @plain_style()
 def draw_detection(detected: Detected) -> Chart | None:
-    """Draw sensitivity against clusters: lesions on the left, patients on the right.
+    """Draw sensitivity against kept clusters: lesions on the left, patients on the right.
 
     Returns
     -------
     Chart or None
-        None where no lesion is known.
+        Detection curves; None if no lesion is known.
     """
     shown = [unit for unit in UNITS if any(point.unit == unit for point in detected.curve)]
     if not shown:
@@ -669,7 +670,7 @@ def draw_detection(detected: Detected) -> Chart | None:
 
 @plain_style()
 def draw_responses(detected: Detected) -> Chart | None:
-    """Draw sensitivity against false clusters a control; None where it is not known."""
+    """Draw sensitivity against false clusters per control; return None if it is unknown."""
     shown = [
         unit for unit in UNITS if any(response.unit == unit for response in detected.responses)
     ]
@@ -691,7 +692,7 @@ def draw_responses(detected: Detected) -> Chart | None:
 
 
 def follow(responses: Sequence[FreePoint], end: float) -> list[tuple[float, float]]:
-    """Follow a curve from no false cluster on: the best sensitivity at up to so many of them.
+    """Return the corners of the curve of best sensitivity at up to each rate of false clusters.
 
     Examples
     --------
@@ -710,7 +711,7 @@ def follow(responses: Sequence[FreePoint], end: float) -> list[tuple[float, floa
 
 
 def _keys_of(lines: Sequence[CurvePoint] | Sequence[FreePoint]) -> dict[DetectorKey, Key]:
-    """Give each detector its line: the colour tells the training set, the dashes the detector."""
+    """Assign a line to each detector: colour by training set, dashes by detector."""
     detectors = in_rank(map(key_of, lines))
     sets = list(dict.fromkeys(training_set for training_set, _ in detectors))
     return {
@@ -722,7 +723,7 @@ def _keys_of(lines: Sequence[CurvePoint] | Sequence[FreePoint]) -> dict[Detector
 
 
 def _draw_panels(units: Sequence[str], across: str) -> tuple[Figure, dict[str, Axes]]:
-    """Make a panel for each unit."""
+    """Create a panel for each unit."""
     figure = new_figure(WIDTH / len(UNITS) * len(units), PANEL)
     panels = dict(zip(units, figure.subplots(1, len(units), squeeze=False)[0], strict=True))
     for unit, axes in panels.items():
@@ -733,7 +734,7 @@ def _draw_panels(units: Sequence[str], across: str) -> tuple[Figure, dict[str, A
 
 
 def _draw_curve(axes: Axes, points: Sequence[CurvePoint], key: Key, aside: float) -> None:
-    """Draw a line, and its intervals where more than one is known."""
+    """Draw a line, with its confidence band if more than one interval is known."""
     bounded = [p for p in points if not isnan(p.low) and not isnan(p.high)]
     if len(bounded) > 1:
         x = [point.clusters + aside for point in bounded]
@@ -746,7 +747,7 @@ def _draw_curve(axes: Axes, points: Sequence[CurvePoint], key: Key, aside: float
 
 
 def _describe(points: Sequence[CurvePoint], keys: Mapping[DetectorKey, Key]) -> str:
-    """Tell the ends of the lines to those who do not see them."""
+    """Describe the last point of each line for the text alternative of the chart."""
     ends = {
         (detector, unit): max(
             (p for p in points if key_of(p) == detector and p.unit == unit),

@@ -1,13 +1,13 @@
 """Figures of slices: colours, slices, outlines, and their layout in mm.
 
-MRI is grey and PET is in colour, so that one is never taken for the other. PET is shown in
-matplotlib's inferno, whose lightness rises evenly, and how uncertain it is in viridis, likewise;
-differences in RdBu_r, white at zero.
+MRI is grey and PET is in colour, so that they are never confused. PET is shown in matplotlib's
+inferno and its uncertainty in viridis, both of which increase evenly in lightness; differences are
+shown in RdBu_r, white at zero.
 
-A volume is turned so that its axes point right, anterior and superior, without resampling. Axial
-and coronal slices then have the participant's left on the left (neurological convention), and
-sagittal slices have posterior on the left. Row 0 of a slice is its top. A figure is written as SVG
-by the page's template.
+The axes of a volume are permuted and flipped to point right, anterior and superior, without
+resampling. Axial and coronal slices then have the participant's left on the left (neurological
+convention), and sagittal slices have posterior on the left. Row 0 of a slice is its top. The page's
+template writes a figure as SVG.
 """
 
 import base64
@@ -31,23 +31,23 @@ from bids_app.nifti import Image
 
 Colours: TypeAlias = Literal["gray", "inferno", "viridis", "RdBu_r"]
 
-QUALITY: Final = 75  # of lossy WebP; our choice: nothing of it is seen at twice the size
-EFFORT: Final = 4  # of WebP's coder, 0 to 6; more takes longer than it saves (our choice)
-LOSSY: Final = ("gray", "inferno", "viridis")  # T1w, PET and its error: noise takes room
+QUALITY: Final = 75  # of lossy WebP; our choice: no artefacts are visible at twice the size
+EFFORT: Final = 4  # of the WebP encoder, 0 to 6; more is not worth its time (our choice)
+LOSSY: Final = ("gray", "inferno", "viridis")  # T1w, PET and its error: noise compresses badly
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What is drawn darkest and brightest, and in which colours.
+    """Colour map and the range of values that it covers.
 
     Parameters
     ----------
     colours : str
-        A colour map of matplotlib.
+        Name of a matplotlib colour map.
     low, high : float
-        Values at its two ends; beyond them the ends go on.
+        Values at its two ends; values beyond them are clipped.
     name, unit : str
-        What the values are; the unit may be empty.
+        Quantity that is shown, and its unit, which may be empty.
     """
 
     colours: Colours
@@ -64,7 +64,7 @@ def _palette(colours: Colours) -> bytes:
 
 
 def to_bytes(values: Volume, scale: Scale) -> NDArray[np.uint8]:
-    """Bring values to 0..255; what is not a number counts as zero."""
+    """Scale values to 0..255; NaN counts as zero."""
     width = scale.high - scale.low
     finite = np.nan_to_num(values.astype(np.float32), posinf=scale.high, neginf=scale.low)
     unit = (finite - scale.low) / (width if width > 0 else 1)
@@ -72,19 +72,19 @@ def to_bytes(values: Volume, scale: Scale) -> NDArray[np.uint8]:
 
 
 def paint(values: Volume, scale: Scale) -> str:
-    """Draw a slice, one pixel a voxel.
+    """Draw a slice with one pixel per voxel.
 
     Parameters
     ----------
     values : ndarray, (rows, columns)
-        The top row first.
+        Values of the slice, top row first.
     scale : Scale
-        How they are coloured.
+        Colours of the values.
 
     Returns
     -------
     str
-        A ``data:`` address: lossy WebP for images, PNG with a palette for differences.
+        ``data:`` URL: lossy WebP for images, PNG with a palette for differences.
     """
     pixels, palette = to_bytes(values, scale), _palette(scale.colours)
     if scale.colours in LOSSY:
@@ -93,7 +93,7 @@ def paint(values: Volume, scale: Scale) -> str:
 
 
 def encode(pixels: NDArray[np.uint8], kind: str, palette: bytes = b"", **options: int) -> str:
-    """Write a picture as a ``data:`` address; ``options`` are Pillow's."""
+    """Encode a picture as a ``data:`` URL; ``options`` are passed to Pillow."""
     picture, content = Pillow.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
     if palette:
         picture.putpalette(palette)
@@ -103,7 +103,7 @@ def encode(pixels: NDArray[np.uint8], kind: str, palette: bytes = b"", **options
 
 
 def paint_bar(scale: Scale) -> str:
-    """Draw the colours of a scale from its low end to its high end, as a ``data:`` address."""
+    """Draw the colours of a scale from its low end to its high end, as a ``data:`` URL."""
     values = np.linspace(scale.low, scale.high, 256, dtype=np.float32)[np.newaxis]
     return encode(to_bytes(values, scale), "PNG", _palette(scale.colours))
 
@@ -122,7 +122,7 @@ LETTERS_OF: Final[dict[Plane, tuple[str, str]]] = {
 
 @dataclass(frozen=True)
 class Section:
-    """One slice of a volume: across which axis, and where (an index of a RAS+ volume)."""
+    """Slice of a RAS+ volume: its plane, and its index along the axis across it."""
 
     plane: Plane
     index: int
@@ -131,7 +131,7 @@ class Section:
 def turn_to_ras(image: Image) -> Image:
     """Permute and flip the axes of an image so that they point right, anterior and superior.
 
-    Each axis goes to the world axis it is nearest to; an oblique image stays oblique.
+    Each axis is matched to the nearest world axis; an oblique image stays oblique.
 
     Examples
     --------
@@ -154,7 +154,7 @@ def turn_to_ras(image: Image) -> Image:
 
 
 def field_around(mask: Mask, zooms: tuple[float, float, float], margin: float) -> Field:
-    """Find the smallest box around a mask, widened by a margin in mm; all where it is empty."""
+    """Return the bounding box of a mask plus a margin in mm; the whole volume if it is empty."""
     box = []
     for axis, zoom in enumerate(zooms):
         other_axes = tuple({0, 1, 2} - {axis})
@@ -168,14 +168,14 @@ def field_around(mask: Mask, zooms: tuple[float, float, float], margin: float) -
 
 
 def crop(image: Image, field: Field) -> Image:
-    """Keep a part of an image; what is kept stays where it is in the world."""
+    """Crop an image to a field of view, keeping world coordinates."""
     affine = image.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [part.start or 0 for part in field]
     return Image(image.data[field], affine)
 
 
 def spread(mask: Mask, plane: Plane, count: int) -> tuple[Section, ...]:
-    """Choose slices at equal distances through a mask, its ends left out."""
+    """Choose equally spaced slices through a mask, excluding its ends."""
     other_axes = tuple({0, 1, 2} - {AXIS_OF[plane]})
     inside = np.flatnonzero(mask.any(axis=other_axes))
     last = mask.shape[AXIS_OF[plane]] - 1
@@ -185,26 +185,26 @@ def spread(mask: Mask, plane: Plane, count: int) -> tuple[Section, ...]:
 
 
 def cut(volume: Volume, section: Section) -> Volume:
-    """Cut a slice out of a RAS+ volume.
+    """Return a slice of a RAS+ volume.
 
     Returns
     -------
     ndarray, (rows, columns)
-        As it is shown: left (or posterior) first in a row, the top row first.
+        Slice as displayed: left (or posterior) first in a row, top row first.
     """
     across = np.moveaxis(volume, AXIS_OF[section.plane], 0)[section.index]
     return across.T[::-1]
 
 
 def size_of(image: Image, plane: Plane) -> tuple[float, float]:
-    """Give width and height of a slice in mm."""
+    """Return the width and height of a slice in mm."""
     across, up = (axis for axis in range(3) if axis != AXIS_OF[plane])
     shape, zooms = image.data.shape, image.zooms
     return shape[across] * zooms[across], shape[up] * zooms[up]
 
 
 def position_of(image: Image, section: Section) -> float:
-    """Give the world coordinate, in mm, of the middle of a slice along the axis it is across."""
+    """Return the world coordinate, in mm, of the middle of a slice along the axis across it."""
     axis = AXIS_OF[section.plane]
     middle = (np.array(image.data.shape[:3]) - 1) / 2
     middle[axis] = section.index
@@ -215,22 +215,22 @@ SMOOTHING: Final = 0.7  # voxels; our choice: enough to calm the noise of a T1w
 FEWEST_POINTS: Final = 12  # our choice: shorter lines are specks
 
 
-# A line where a volume, RAS+, crosses a level: what it follows, its colour, the volume, the level.
+# Contour of a RAS+ volume at a level: what it follows, its colour, the volume, and the level.
 Outline: TypeAlias = tuple[str, str, Volume, float]
 
 
 def tissue_levels(t1w: Volume, brain: Mask) -> tuple[float, float]:
-    """Find two intensities that part CSF from grey, and grey from white matter.
+    """Find the two intensities that separate CSF from grey, and grey from white matter.
 
-    Three means on the intensities of the brain (Lloyd's algorithm), started at the 10th, 45th and
-    80th percentile (our choice). Meant for drawing only.
+    Three-means clustering of the intensities in the brain (Lloyd's algorithm), started at the 10th,
+    45th and 80th percentiles (our choice). Meant for drawing only.
 
     Returns
     -------
     tuple of float
-        CSF | grey and grey | white, in the unit of the T1w; zeros where the brain is empty.
+        CSF/grey and grey/white thresholds, in the unit of the T1w; zeros if the brain is empty.
     """
-    values = t1w[brain][::5]  # a fifth of the voxels tells as much
+    values = t1w[brain][::5]  # a fifth of the voxels is enough
     if not values.size:
         return 0.0, 0.0
     means = np.percentile(values, [10, 45, 80])
@@ -245,21 +245,21 @@ def tissue_levels(t1w: Volume, brain: Mask) -> tuple[float, float]:
 
 
 def trace(values: Volume, level: float, size: tuple[float, float]) -> str:
-    """Follow a level through a slice.
+    """Trace the contour of a slice at a level.
 
     Parameters
     ----------
     values : ndarray, (rows, columns)
-        A slice, the top row first.
+        Slice, top row first.
     level : float
-        In the unit of the values.
+        Level in the unit of the values.
     size : tuple of float
         Width and height of the slice in mm.
 
     Returns
     -------
     str
-        A path as SVG writes it, in mm from the slice's upper left corner.
+        Path in SVG notation, in mm from the upper left corner of the slice.
     """
     rows, columns = values.shape
     if min(rows, columns) < 2:  # a line needs two neighbours on each side
@@ -272,7 +272,7 @@ def trace(values: Volume, level: float, size: tuple[float, float]) -> str:
 
 
 def _path(points: NDArray[np.float64]) -> str:
-    """Write one line as a path, in steps of a tenth of a mm from point to point."""
+    """Write one line as an SVG path of relative moves, rounded to a tenth of a mm."""
     tenths = np.round(points * 10).astype(int)
     first, moves = tenths[0], np.diff(tenths, axis=0)
     steps = " ".join(f"{x / 10:g} {y / 10:g}" for x, y in moves[moves.any(axis=1)].tolist())
@@ -281,14 +281,14 @@ def _path(points: NDArray[np.float64]) -> str:
 
 GAP: Final = 4.0  # mm between slices
 MARGIN: Final = 16.0  # mm on the left, for the name of a row
-HEADER: Final = 15.0  # mm above a slice, for its letters and place
+HEADER: Final = 15.0  # mm above a slice, for its side letters and position
 AXIS_NAMES: Final[dict[Plane, str]] = {"sagittal": "x", "coronal": "y", "axial": "z"}
 FLICKER_COUNTS: Final[dict[Plane, int]] = {"axial": 6, "coronal": 6, "sagittal": 5}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A volume on the figure's grid, and how it is coloured."""
+    """Volume on the grid of the figure, with its colours."""
 
     name: str
     image: Image
@@ -297,7 +297,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Spot:
-    """Where a slice lies in a figure: its upper left corner and its size, in mm."""
+    """Position of a slice in a figure: its upper left corner and its size, in mm."""
 
     section: Section
     x: float
@@ -308,7 +308,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture in its place."""
+    """Picture at its position."""
 
     href: str
     spot: Spot
@@ -316,7 +316,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Text:
-    """Words in their place; ``turned`` words are read from below, ``strong`` ones are heavier."""
+    """Text at its position; ``turned`` text reads upwards, ``strong`` text is bold."""
 
     words: str
     x: float
@@ -326,25 +326,25 @@ class Text:
     strong: bool = False
 
 
-Paths: TypeAlias = tuple[tuple[str, Spot], ...]  # as SVG writes them, each in the place of a slice
+Paths: TypeAlias = tuple[tuple[str, Spot], ...]  # in SVG notation, each at the spot of a slice
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing of ``width`` × ``height`` mm, or px.
+    """Drawing of ``width`` × ``height`` mm, or px.
 
     Parameters
     ----------
     title, description : str
-        A heading, and words for those who do not see it.
+        Heading, and text alternative.
     frames : tuple of (str, tuple of Tile)
-        What is seen at one moment, and its name; two frames are shown in turn.
+        Tiles shown at one moment, preceded by their name; two frames are shown in turn.
     texts : tuple of Text
-        Over all frames.
+        Texts over all frames.
     lines : tuple of (str, str, tuple)
-        Their meaning, their colour, and their paths.
+        Meaning, colour and paths of each line.
     bars : tuple of (str, str, str, str)
-        The colours of a scale: their meaning, a picture of them, and what its ends mean.
+        Meaning, picture, and labels of the low and high ends of each colour bar.
     """
 
     title: str
@@ -358,7 +358,7 @@ class Figure:
 
 
 def place_of(image: Image, section: Section) -> str:
-    """Say where a slice is.
+    """Format the position of a slice.
 
     Examples
     --------
@@ -373,7 +373,7 @@ def place_of(image: Image, section: Section) -> str:
 
 
 def show_end(value: float) -> str:
-    """Write the end of a scale to three digits, without powers of ten.
+    """Format the end of a scale to three significant digits, without powers of ten.
 
     Examples
     --------
@@ -395,7 +395,7 @@ def _spots_in_row(image: Image, sections: Sequence[Section], y: float) -> list[S
 
 
 def head(image: Image, spot: Spot, above: float = 3.5) -> list[Text]:
-    """Write the letters and the place of a slice above it."""
+    """Place the side letters and the position of a slice above it."""
     first, last = LETTERS_OF[spot.section.plane]
     y, right = spot.y - above, spot.x + spot.width
     return [
@@ -411,7 +411,7 @@ def _name_row(words: str, spots: Sequence[Spot]) -> Text:
 
 
 def tile_of(layer: Layer, spot: Spot) -> Tile:
-    """Paint the slice of a layer that lies in a place."""
+    """Paint the slice of a layer at a spot."""
     return Tile(paint(cut(layer.image.data, spot.section), layer.scale), spot)
 
 
@@ -424,14 +424,14 @@ def draw_line(outline: Outline, spots: Iterable[Spot]) -> tuple[str, str, Paths]
 
 
 def bars_of(layers: Sequence[Layer]) -> tuple[tuple[str, str, str, str], ...]:
-    """Give the colours of each scale once; grey needs no explanation."""
+    """Return a colour bar for each distinct scale; grey needs no explanation."""
     scales = dict.fromkeys(layer.scale for layer in layers if layer.scale.colours != "gray")
     ends = {scale: f"{show_end(scale.high)} {scale.unit}".strip() for scale in scales}
     return tuple((s.name, paint_bar(s), show_end(s.low), high) for s, high in ends.items())
 
 
 def describe_slices(names: str, image: Image, sections: Sequence[Section]) -> str:
-    """Tell what is shown, and where, to those who do not see it."""
+    """Describe the content and the positions of slices for the text alternative of a figure."""
     places = ", ".join(place_of(image, section) for section in sections)
     return f"{names}. Slices at {places}. Left of the participant is on the left."
 
@@ -439,26 +439,26 @@ def describe_slices(names: str, image: Image, sections: Sequence[Section]) -> st
 def flicker(
     title: str, layers: Sequence[Layer], outlines: Sequence[Outline], brain: Mask
 ) -> Figure:
-    """Draw volumes of one grid in the same place, to be shown in turn, under the same lines.
+    """Draw volumes of one grid in the same place, shown in turn under the same outlines.
 
     Parameters
     ----------
     title : str
-        A heading.
+        Heading.
     layers : sequence of Layer
         One or two volumes, RAS+.
     outlines : sequence of Outline
-        Lines over both.
+        Outlines over all volumes.
     brain : ndarray of bool, (I, J, K)
-        Slices are spread over it.
+        Brain mask over which slices are spread.
 
     Returns
     -------
     Figure
-        A row of slices a plane.
+        Figure with a row of slices per plane.
     """
     image = layers[0].image
-    y = HEADER * len(layers)  # two layers: a line above all for the name of the one in sight
+    y = HEADER * len(layers)  # with two layers, a line on top names the visible one
     spots, texts = list[Spot](), list[Text]()
     for plane, count in FLICKER_COUNTS.items():
         row = _spots_in_row(image, spread(brain, plane, count), y)
@@ -483,21 +483,21 @@ def flicker(
 
 
 def mosaic(title: str, layers: Sequence[Layer], sections: Sequence[Section]) -> Figure:
-    """Draw the same slices of several volumes of one grid, a row a volume.
+    """Draw the same slices of several volumes of one grid, with a row per volume.
 
     Parameters
     ----------
     title : str
-        A heading.
+        Heading.
     layers : sequence of Layer
         Volumes, RAS+, from the top row to the bottom row.
     sections : sequence of Section
-        From the left column to the right column.
+        Slices, from the left column to the right column.
 
     Returns
     -------
     Figure
-        One frame.
+        Figure with one frame.
     """
     image = layers[0].image
     y, tiles, texts = HEADER, list[Tile](), list[Text]()
@@ -520,6 +520,6 @@ def mosaic(title: str, layers: Sequence[Layer], sections: Sequence[Section]) -> 
 
 
 def blocks_of(brain: Mask) -> tuple[tuple[Section, ...], ...]:
-    """Choose slices through all of a brain: two rows of axial ones, and one of the others."""
+    """Choose slices through the whole brain: two rows of axial ones, and one of the others."""
     axial = spread(brain, "axial", 12)
     return axial[:6], axial[6:], (*spread(brain, "coronal", 3), *spread(brain, "sagittal", 3))

@@ -1,7 +1,8 @@
-"""The findings of a patient, first of all: the strongest clusters and known lesions, with pictures.
+"""Main findings of a patient: the strongest clusters and known lesions, with pictures.
 
-One detector leads, the one that finds most in simulated patients; beside each of its clusters
-stands which others see something there, and how many held-out controls have a cluster as strong.
+The leading detector is the one that finds most in simulated patients. Each of its clusters is shown
+with the other detectors that have a cluster there, and with the number of held-out controls that
+have a cluster as strong.
 """
 
 from collections.abc import Sequence
@@ -63,14 +64,14 @@ from bids_app.report.panels import (
 from bids_app.report.results import ImageCache, mask_of
 
 FIRST: Final = 3  # clusters that are shown; our choice: three fit on a printed page
-COMMON: Final = 0.2  # share of controls with a cluster as strong: it does not stand out; our choice
-NEVER: Final = 1_000_000  # more than any rank
-SMALL: Final = 1000.0  # mm3; volumes below it are told in cm3 with two digits
+COMMON: Final = 0.2  # share of controls with one as strong: it does not stand out (our choice)
+NEVER: Final = 1_000_000  # greater than any rank
+SMALL: Final = 1000.0  # mm3; smaller volumes are shown in cm3 with two decimals
 
 
 @dataclass(frozen=True)
 class Found:
-    """A cluster or a lesion: a heading, what is told of it, and its picture if there is one."""
+    """Cluster or lesion: its heading, its description, and its picture if there is one."""
 
     heading: str
     sentences: tuple[str, ...]
@@ -80,7 +81,7 @@ class Found:
 
 @dataclass(frozen=True)
 class _Patient:
-    """Maps of a PET in the space of the template, cropped; the leading detector's is the first."""
+    """Cropped maps of a PET in the space of the template; the leading detector's comes first."""
 
     anomalies: Sequence[Anomaly]
     maps: Sequence[ScoreMap]
@@ -94,22 +95,23 @@ class _Patient:
 
 
 def findings_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> list[dict[str, object]]:
-    """Gather what the last run of the group level has found in a patient, a PET an entry.
+    """Describe the findings of the last run of the group level in a patient, with an entry per PET.
 
     Parameters
     ----------
     output_dir : Path
         The derivative dataset.
     subject : str
-        Its label, without ``sub-``.
+        Label of the subject, without ``sub-``.
     spaces : tuple of str
-        Of the template, as in file names; maps in others are passed over. Empty: any.
+        Spaces of the template, as in file names; maps in other spaces are skipped. If empty, all
+        spaces are accepted.
 
     Returns
     -------
     list of dict
-        None for a control, and where there is no map: ``name``, ``summary``, ``clusters``,
-        ``lesions``, both of :class:`Found`, and ``faults``.
+        Entries with ``name``, ``summary``, ``clusters`` and ``lesions``, both lists of
+        :class:`Found`, and ``faults``; no entry for a control, or if there is no map.
     """
     run = read_run(output_dir)
     run_paths = None if run is None else {output_dir / scored.path for scored in run.maps}
@@ -152,14 +154,14 @@ def _findings_of_pet(
 
 
 def leading_first(anomalies: Sequence[Anomaly]) -> list[Anomaly]:
-    """Put the maps of a PET in order, that of the detector that finds most first."""
+    """Sort the maps of a PET so that the detector that finds most comes first."""
     last = len(LEADING)
     ranks = {detector: rank for rank, detector in enumerate(LEADING)}
     return sorted(anomalies, key=lambda anomaly: ranks.get(anomaly.detector, last))
 
 
 def _take(output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores) -> _Patient:
-    """Read the maps of a PET, the PET itself and known lesions, around the brain."""
+    """Read the maps of a PET, the PET itself and known lesions, cropped around the brain."""
     cache, lead = ImageCache(output_dir), anomalies[0]
     maps = [take_score_map(cache, output_dir, anomaly, native=False) for anomaly in anomalies]
     t1w = maps[0].t1w
@@ -189,13 +191,13 @@ def _lead_scores(lead: Anomaly, scores: Scores) -> list[list[float]]:
 
 
 def _count_controls(cluster: Cluster, lead: Anomaly, scores: Scores) -> tuple[int, int]:
-    """Count held-out controls with a cluster as strong, and all of them."""
+    """Count the held-out controls with a cluster at least as strong, and all held-out controls."""
     controls = _lead_scores(lead, scores)
     return sum(max(sums, default=-np.inf) >= cluster.sum_score for sums in controls), len(controls)
 
 
 def _summarize(lead: Anomaly, scores: Scores) -> str:
-    """Say in a sentence or two what was found."""
+    """Summarize the findings in one sentence."""
     detector = name_of(lead.detector)
     if not lead.clusters:
         return f"No cluster was found by {detector}."
@@ -220,7 +222,7 @@ def _have(number: int) -> str:
 
 
 def _describe_place(cluster: Cluster) -> str:
-    """Say where a cluster is: its side, and its region if that is known.
+    """Describe the place of a cluster: its side, and its region if known.
 
     Examples
     --------
@@ -238,7 +240,7 @@ def _describe_place(cluster: Cluster) -> str:
 
 
 def _volume(volume: float) -> str:
-    """Write a volume in cm³.
+    """Format a volume, given in mm³, in cm³.
 
     Examples
     --------
@@ -251,7 +253,7 @@ def _volume(volume: float) -> str:
 def _describe_cluster(
     cluster: Cluster, lead: Anomaly, scores: Scores, agreeing: Sequence[str] | None = None
 ) -> tuple[str, tuple[str, ...]]:
-    """Give the heading of a cluster, and what is told of it."""
+    """Return the heading and the description of a cluster."""
     place = _describe_place(cluster)
     heading = f"{cluster.rank}. {place[:1].upper()}{place[1:]}, {_volume(cluster.volume)}"
     n_strong, n_controls = _count_controls(cluster, lead, scores)
@@ -298,14 +300,14 @@ def _cluster_of(score_map: ScoreMap, rank: int) -> Mask:
 
 
 def _agreement(patient: _Patient, inside: Mask) -> list[str]:
-    """List the other detectors that have a cluster on the same voxels, and its rank."""
+    """List the other detectors with a cluster on the same voxels, each with its rank."""
     ranks = _first_ranks(patient, inside)
     others = [(name, rank) for name, rank in ranks.items() if name != patient.lead.detector]
     return [f"{name_of(name)} (rank {rank})" for name, rank in others if rank]
 
 
 def _first_ranks(patient: _Patient, inside: Mask) -> dict[str, int]:
-    """Give the rank of each detector's first cluster that shares a voxel with a mask; 0 if none."""
+    """Return the rank of each detector's first cluster that overlaps a mask; 0 if none does."""
     ranks = {}
     for anomaly, score_map in zip(patient.anomalies, patient.maps, strict=True):
         if score_map.labels is not None:
@@ -315,7 +317,7 @@ def _first_ranks(patient: _Patient, inside: Mask) -> dict[str, int]:
 
 
 def _show_lesions(patient: _Patient) -> list[Found]:
-    """Tell of each known lesion by what it was found; picture those that the leading one missed."""
+    """List the detectors that found each lesion; draw lesions missed by the leading detector."""
     if patient.lesions is None:
         return []
     affine = patient.maps[0].t1w.affine
@@ -339,8 +341,8 @@ def _show_lesions(patient: _Patient) -> list[Found]:
 
 
 T1W: Final = Scale("gray", 0.0, 1.0, "T1w")
-CLUSTER: Final = "#3dff5e"  # colour of the line around a cluster: none of PET or scores has it
-HALF: Final = 0.5  # of a mask's 0 and 1
+CLUSTER: Final = "#3dff5e"  # outline of a cluster; not a colour of PET or of scores
+HALF: Final = 0.5  # level between 0 and 1 of a mask
 
 
 def _picture(
@@ -351,9 +353,9 @@ def _picture(
     *,
     with_bars: bool = False,
 ) -> Figure:
-    """Draw T1w, PET and map side by side, in two planes through a place, in voxels.
+    """Draw T1w, PET and map side by side, in two planes through a place given in voxels.
 
-    ``with_bars``: what the colours mean stands below; once a page is enough.
+    ``with_bars`` adds colour bars below, which are needed only once per page.
     """
     first = patient.maps[0]
     grid, shape = first.t1w, first.t1w.data.shape
@@ -391,7 +393,7 @@ def _picture(
 
 
 def _spots_in_strip(sections: Sequence[Section], grid: Image, columns: int) -> list[Spot]:
-    """Lay so many pictures of each slice out in one row, as wide as the page, in px."""
+    """Lay out the columns of each slice in one row as wide as the page, in px."""
     widths = [size_of(grid, section.plane) for section in sections]
     room = WIDTH - GAP * columns * len(sections)
     scale = room / (columns * sum(width for width, _ in widths))

@@ -1,4 +1,4 @@
-"""The picture per row of Table 1, as Figure 2 of Zotova et al. (2021): one control, all models."""
+"""Pictures for the rows of Table 1, as in Figure 2 of Zotova et al. (2021), of one control."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,15 +16,15 @@ from bids_app.report.results import ImageCache, mask_of
 from bids_app.report.table1 import best_model, configuration_of, full_name_of, name_in_short
 from bids_app.synthesis.evaluation import ScoreRecord
 
-JUDGED_BY: Final = "ssim_brain"  # whom to show
+JUDGED_BY: Final = "ssim_brain"  # metric by which the control is chosen
 GREY: Final = Scale("gray", 0.0, 1.0, "T1w")
 
 
 def choose(scores: Sequence[ScoreRecord]) -> tuple[ScoreRecord, dict[str, float]] | None:
-    """Choose the visit whose SSIM in the brain, by the best model there, is the median.
+    """Choose the visit with the median SSIM in the brain, of the model that is best there.
 
-    Of an even number, the lower one of the two in the middle. Given with it is the SSIM by each
-    model, nan if n/a. None if nothing was measured.
+    For an even number of visits, this is the lower of the two in the middle. Return its score and
+    the SSIM of each model, nan if n/a, or None if nothing was measured.
     """
     best = best_model(scores, JUDGED_BY)
     measured = [s for s in scores if s.model == best and not isnan(getattr(s.scores, JUDGED_BY))]
@@ -44,23 +44,23 @@ def _session(score: ScoreRecord) -> str:
 def draw_gallery(
     output_dir: Path, scores: Sequence[ScoreRecord], models: Sequence[str], space: str
 ) -> Panel:
-    """Draw T1w, the synthetic PET of each model, the real PET, and what they differ by.
+    """Draw T1w, the synthetic PET of each model, the real PET, and their differences.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     scores : sequence of ScoreRecord
-        Of all models; they decide whom to show.
+        Scores of all models, by which the control is chosen.
     models : sequence of str
-        In the order in which they are shown.
+        Models in the order in which they are shown.
     space : str
-        Of the template, as in file names: ``"MNI152NLin2009aSym_res-1"``.
+        Space of the template, as in file names: ``"MNI152NLin2009aSym_res-1"``.
 
     Returns
     -------
     Panel
-        With a sentence in its caption for each image that is missing.
+        Pictures; the caption has a sentence for each missing image.
     """
     choice = choose(scores)
     if choice is None:
@@ -83,13 +83,13 @@ def draw_gallery(
 
 
 def _path(root: Path, score: ScoreRecord, modality: str, ending: str) -> Path:
-    """Name an image of a visit."""
+    """Return the path of an image of a visit."""
     entities = name_visit(score.participant, score.session).split(", ")
     return root.joinpath(*entities, modality, "_".join([*entities, f"{ending}.nii.gz"]))
 
 
 def _real(output_dir: Path, score: ScoreRecord, space: str) -> Path:
-    """Find the real PET of a visit, or else of another session of the participant."""
+    """Find the real PET of a visit, or otherwise of another session of the participant."""
     path = _path(output_dir, score, "pet", f"trc-18FFDG_space-{space}_desc-preproc_pet")
     ending = f"*_trc-18FFDG*_space-{space}_desc-preproc_pet.nii.gz"
     beside = sorted(path.parent.glob(ending))
@@ -143,7 +143,7 @@ def _column(model: str, pet: Image | None, real: Image | None, ssim: float | Non
 
 
 def _middle(brain: Image) -> tuple[Section, ...]:
-    """Choose a slice a view, as Figure 2; the sagittal one beside the middle, where cortex is."""
+    """Choose a slice per plane, as in Figure 2; the sagittal one is off-centre, through cortex."""
     inside = mask_of(brain)
     return (
         *spread(inside, "axial", 1),

@@ -1,4 +1,4 @@
-"""The report of the group level, ``group.html``, from files on disk only."""
+"""Report of the group level, ``group.html``, from files on disk only."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
@@ -50,17 +50,17 @@ from bids_app.report.page import (
     write_report,
 )
 
-SHOWN: Final = (1, 5, 10)  # clusters a patient at which detectors are compared (our choice)
-SIGNIFICANT: Final = 0.05  # our choice, as that of most of the field
-SMALLEST: Final = 0.001  # p below it are not written out
-MAKER_KEYS: Final = ("intended_use", "trained_on")  # what a detector's card keeps of a generator's
+SHOWN: Final = (1, 5, 10)  # clusters per patient at which detectors are compared (our choice)
+SIGNIFICANT: Final = 0.05  # our choice, common in the field
+SMALLEST: Final = 0.001  # smaller p-values are not written out
+MAKER_KEYS: Final = ("intended_use", "trained_on")  # copied from a generator's card to a detector's
 
 
 def matches_of(detected: Detected) -> list[dict[str, object]]:
-    """Lay out McNemar's tests, a unit a table; pairs in the order of the detectors.
+    """Lay out McNemar's tests in a table per unit, with pairs in the order of the detectors.
 
-    A cell tells, at one number of clusters, who was found by the one alone and by the other alone,
-    p after Holm, and whether that is small.
+    A cell gives, for one number of clusters, the counts found only by the first and only by the
+    second detector, p after Holm's correction, and whether p is significant.
     """
     tests = {unit: [t for t in detected.comparisons if t.unit == unit] for unit in UNITS}
     tables = [_matches(of_unit, unit) for unit, of_unit in tests.items()]
@@ -68,7 +68,7 @@ def matches_of(detected: Detected) -> list[dict[str, object]]:
 
 
 def show_p(p: float | None) -> str:
-    """Write a p-value.
+    """Format a p-value.
 
     Examples
     --------
@@ -119,11 +119,11 @@ def _cell(test: McNemarTest | None) -> tuple[str, str, str, bool]:
     return str(test.only_1), str(test.only_2), show_p(test.p_holm), significant
 
 
-FIRST: Final = 3  # ranks that the table of clusters shows of each patient
+FIRST: Final = 3  # ranks per patient in the table of clusters
 
 
 def describe_card(card: DetectorCard) -> dict[str, object]:
-    """Tell what a card says, as the page's template has it; empty where it does not tell."""
+    """Describe a card for the page's template; fields that the card lacks are empty."""
     n_synthetic = sum(control.synthetic for control in card.controls)
     return {
         "named": ", ".join(map(name_of, card.detectors)),
@@ -150,19 +150,19 @@ def _visit(control: Control) -> str:
 
 
 def _generator_of(control: Control) -> str:
-    """Say what made the synthetic PET of a control; empty for a real one."""
+    """Return the name of the generator of a control's synthetic PET; empty for real PET."""
     if not control.synthetic:
         return ""
     return control.generator if control.generator else UNKNOWN
 
 
 def _generators(card: DetectorCard) -> list[str]:
-    """Say what made the synthetic PET, each once."""
+    """List the distinct generators of the synthetic PET."""
     return list(dict.fromkeys(filter(None, map(_generator_of, card.controls))))
 
 
 def describe_training(name: str, card: DetectorCard) -> str:
-    """Tell whom the detectors of a training set were trained on."""
+    """Describe the controls on which the detectors of a training set were trained."""
     total, n_synthetic = len(card.controls), sum(control.synthetic for control in card.controls)
     if not total:
         return f"{name}: its card names no controls."
@@ -174,7 +174,7 @@ def describe_training(name: str, card: DetectorCard) -> str:
 
 
 def describe_scoring(detected: Detected) -> list[str]:
-    """Tell who was scored by what, and which controls stand beside them."""
+    """Describe which patients were scored by which detectors, and the controls for comparison."""
     kinds = dict.fromkeys(name_of(detector) for _, detector in detected.detectors)
     suffix = f" by {enumerate_words(list(kinds))}" if kinds else ""
     sentences = [f"{_count(len(detected.participants), 'patient')}, scored{suffix}."]
@@ -188,16 +188,16 @@ def describe_scoring(detected: Detected) -> list[str]:
 
 
 def summaries_of(detected: Detected, calibrations: Sequence[Calibration]) -> list[tuple[str, ...]]:
-    """Sum up, a detector a line.
+    """Summarize each detector in a line.
 
-    Name, number of clusters, patients beyond all controls, and the lesions that were found by the
-    first and by all clusters.
+    The cells are its name, its number of clusters, the patients beyond all controls, and the
+    lesions found by the first and by all clusters.
     """
     return [_summary(detected, calibration) for calibration in calibrations]
 
 
 def describe_interval(point: CurvePoint) -> str:
-    """Tell a sensitivity with its interval.
+    """Format a sensitivity with its confidence interval.
 
     Examples
     --------
@@ -268,18 +268,18 @@ def _line(listed: Listed, cluster: Cluster) -> dict[str, object]:
     }
 
 
-FEW: Final = 20  # held-out controls; with fewer, what to expect of them is coarse (our choice)
+FEW: Final = 20  # held-out controls; with fewer, expected counts are coarse (our choice)
 
 
 def doubts_of(output_dir: Path, detected: Detected) -> list[str]:
-    """List what is missing, who took part twice, and what too few controls cannot tell.
+    """List caveats: missing files, people used in two roles, and limits of few controls.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     detected : Detected
-        Its tables and cards.
+        Tables and cards of the dataset.
     """
     return [
         *detected.faults,
@@ -292,7 +292,7 @@ def doubts_of(output_dir: Path, detected: Detected) -> list[str]:
 
 
 def _describe_stale(detected: Detected) -> list[str]:
-    """Name what lies in the dataset and is not of this run, in one sentence."""
+    """Name the files left over from earlier runs, in at most one sentence."""
     scored = {subject.participant for subject in detected.maps}
     participants, others = set[str](), dict[str, set[str]]()
     for subject in detected.stale_maps:
@@ -313,7 +313,7 @@ def _describe_stale(detected: Detected) -> list[str]:
 
 
 def _cards_of_dataset(detected: Detected) -> Mapping[str, DetectorCard]:
-    """Keep cards whose controls are people of this dataset: sub-01 of another is somebody else."""
+    """Select cards with controls of this dataset, since sub-01 of another is a different person."""
     return {
         name: card
         for name, card in detected.cards.items()
@@ -322,7 +322,7 @@ def _cards_of_dataset(detected: Detected) -> Mapping[str, DetectorCard]:
 
 
 def _trained_on_patients(detected: Detected) -> list[str]:
-    """Find patients that a detector was trained on, so that it takes them for healthy."""
+    """Find patients on whom a detector was trained, so that it treats them as healthy."""
     patients = set(detected.participants)
     overlaps = {
         name: patients & {_label(control) for control in card.controls}
@@ -337,7 +337,7 @@ def _trained_on_patients(detected: Detected) -> list[str]:
 
 
 def _synthetic_controls(output_dir: Path, detected: Detected) -> list[str]:
-    """Find controls that were scored although only synthetic PET of them is there."""
+    """Find controls that were scored although only synthetic PET of them exists."""
     sentences = []
     for name, card in _cards_of_dataset(detected).items():
         scored = {
@@ -361,7 +361,7 @@ def _label(control: Control) -> str:
 
 
 def _has_pet(output_dir: Path, participant: str) -> bool:
-    """Tell whether someone has a real PET; of those whose folder is gone it is taken on trust."""
+    """Return whether a participant has a real PET; this is assumed if the folder is gone."""
     folder = output_dir / f"sub-{participant}"
     return not folder.exists() or any(folder.glob("**/pet/*_desc-preproc_pet.nii.gz"))
 
@@ -390,7 +390,7 @@ def _calibration(detected: Detected) -> list[str]:
 
 
 def _flat_maps(detected: Detected) -> list[str]:
-    """Find detectors by which a control has no cluster: then patients seem to have too many."""
+    """Find detectors without clusters in some controls, which makes patients' seem too many."""
     sentences = []
     for detector, scores in detected.control_scores.items():
         without = sum(not sums for sums in scores.values())
@@ -408,8 +408,8 @@ def _list(labels: Iterable[str]) -> str:
     return enumerate_words([f"sub-{label}" for label in sorted(labels)])
 
 
-NAME: Final = "group"  # of the report, and of its record
-MOST_PICTURED: Final = 40  # patients; the others are pictured in their own reports (our choice)
+NAME: Final = "group"  # of the report and of its record
+MOST_PICTURED: Final = 40  # patients; the others are only shown in their own reports (our choice)
 
 
 def write_group_report(
@@ -417,25 +417,25 @@ def write_group_report(
 ) -> Path:
     """Write ``group.html``.
 
-    What is not told is taken from the last run's record, ``logs/group_report.json``; what is
-    told is kept there. It is about what that run has scored, as
-    :func:`bids_app.derivatives.detections.write_run` has recorded it.
+    Fields missing from ``summary`` are taken from the record of the last run,
+    ``logs/group_report.json``, to which given fields are written. The report covers the maps of
+    that run, as recorded by :func:`bids_app.derivatives.detections.write_run`.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     template : str
-        Its name, as a ``space-`` label.
+        Name of the template, as a ``space-`` label.
     resolution : float
-        Of the images in its space, in mm.
+        Resolution of the images in template space, in mm.
     **summary
-        What the run tells of itself, see :class:`bids_app.report.page.RunSummary`.
+        Summary of the run; see :class:`bids_app.report.page.RunSummary`.
 
     Returns
     -------
     Path
-        The report, as :func:`bids_app.report.page.write_report`.
+        Path of the report; see :func:`bids_app.report.page.write_report`.
     """
 
     def gather(record: RunSummary) -> dict[str, object]:
@@ -464,7 +464,7 @@ def write_group_report(
 
 
 def write_group_methods(output_dir: Path) -> str:
-    """Write the methods paragraph of what the last run did, as plain text."""
+    """Return the methods paragraph of the last run, as plain text."""
     record = read_record(output_dir, NAME)
     return _methods(find_detected(output_dir, detector_of_run(record)), record)
 
@@ -477,7 +477,7 @@ def _methods(detected: Detected, record: RunSummary) -> str:
 
 
 def _maps(output_dir: Path, label: str, detected: Detected, space: str) -> list[Anomaly]:
-    """Find the maps of a patient, but not those that an earlier run has left."""
+    """Find the maps of a patient, except those left over from an earlier run."""
     paths = {output_dir / subject.path for subject in detected.maps}
     anomalies = find_anomalies(output_dir, label, spaces=(space,))
     return [anomaly for anomaly in anomalies if anomaly.paths["statmap"] in paths]
@@ -488,7 +488,7 @@ def _page(label: str) -> str:
 
 
 def flatten(values: Mapping[str, object], before: str = "") -> dict[str, str]:
-    """Write nested parameters in one level, names joined by a point.
+    """Flatten nested parameters, joining names by a dot.
 
     Examples
     --------
@@ -505,7 +505,7 @@ def flatten(values: Mapping[str, object], before: str = "") -> dict[str, str]:
 
 
 def _detectors(detected: Detected) -> dict[str, object]:
-    """Gather what was trained on what."""
+    """Describe the training of the detectors."""
     cards = detected.cards
     makers = [maker for card in cards.values() for maker in card.makers]
     doubtful = {
@@ -542,7 +542,7 @@ VERDICTS: Final = {
 
 
 def describe_distribution(detected: Detected) -> dict[str, object]:
-    """Tell whether synthetic PET is distributed as real PET is; no sentence where none trains."""
+    """Compare the distributions of synthetic and real PET, if any detector trained on synthetic."""
     if not any(control.synthetic for card in detected.cards.values() for control in card.controls):
         return {"sentence": "", "lines": []}
     comparisons = compare_kinds(detected.checked)
@@ -573,7 +573,7 @@ def describe_distribution(detected: Detected) -> dict[str, object]:
 
 
 def _results(detected: Detected) -> dict[str, object]:
-    """Lay out tables and charts."""
+    """Build the tables and charts."""
     calibrations = calibrations_of(detected)
     return {
         "evaluated": bool(detected.curve),
@@ -590,7 +590,7 @@ def _results(detected: Detected) -> dict[str, object]:
 
 
 def operating_lines(detected: Detected) -> dict[str, list[list[str]]]:
-    """Tell sensitivity where a held-out control has a certain number of clusters, by unit."""
+    """Format sensitivities at given rates of false clusters per held-out control, by unit."""
     lines: dict[str, list[list[str]]] = {}
     for unit in dict.fromkeys(point.unit for point in detected.responses):
         unit_points = [point for point in detected.responses if point.unit == unit]
@@ -602,7 +602,7 @@ def operating_lines(detected: Detected) -> dict[str, list[list[str]]]:
 
 
 def _operating_cell(point: FreePoint | None) -> str:
-    """Write a sensitivity with its interval.
+    """Format a sensitivity with its confidence interval.
 
     Examples
     --------
@@ -619,7 +619,7 @@ def _operating_cell(point: FreePoint | None) -> str:
 
 
 def _describe_synthetic(detected: Detected, comparing: Iterable[str]) -> str:
-    """Say which detectors know synthetic PET; empty if none does."""
+    """Describe which detectors make use of synthetic PET; return an empty string if none does."""
     sets = [name for name, card in detected.cards.items() if _generators(card)]
     parts = []
     if sets:

@@ -1,4 +1,4 @@
-"""Score maps and clusters over the participant's T1w, as Figure 3 of Zotova et al. (2021)."""
+"""Score maps and clusters over the participant's T1w, as in Figure 3 of Zotova et al. (2021)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,23 +40,23 @@ from bids_app.report.panels import (
 )
 from bids_app.report.results import ImageCache, mask_of
 
-SHOWN: Final = 98.0  # percentile of a brain's scores, shown where no cluster is (our choice)
-TOP: Final = 99.99  # percentile of a brain's scores that is drawn brightest (our choice)
+SHOWN: Final = 98.0  # percentile of the scores in the brain; threshold without clusters; our choice
+TOP: Final = 99.99  # percentile of the scores in the brain that is drawn brightest (our choice)
 ROWS: Final = ("Axial slices, lower half", "Axial slices, upper half", "Coronal and sagittal")
 
 
 @dataclass(frozen=True)
 class ScoreMap:
-    """A score map with all it is drawn with, on one grid, RAS+.
+    """Score map with the images needed to draw it, on one grid, RAS+.
 
     Parameters
     ----------
     scores, t1w, brain : Image
-        The map, NaN where nothing was scored; the T1w under it and the mask of its brain.
+        Map, NaN where nothing was scored; T1w under it; and brain mask.
     labels : Image or None
-        Clusters: the value of a voxel is the rank. None if they cannot be read.
+        Clusters, as the rank of each voxel. None if they cannot be read.
     heat : Heat
-        Which scores are shown.
+        Range of scores that are shown.
     """
 
     scores: Image
@@ -69,23 +69,23 @@ class ScoreMap:
 def take_score_map(
     cache: ImageCache, output_dir: Path, anomaly: Anomaly, *, native: bool
 ) -> ScoreMap:
-    """Read a score map and what belongs to it.
+    """Read a score map and the images needed to draw it.
 
     Parameters
     ----------
     cache : ImageCache
-        Of ``output_dir``.
+        Cache of images of ``output_dir``.
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     anomaly : Anomaly
-        The map.
+        Score map to read.
     native : bool
-        In the space of the participant's T1w, not in that of the template.
+        Whether to read it in the space of the participant's T1w instead of the template.
 
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        If map, T1w or brain mask cannot be read, or do not lie on one grid.
+        If the map, T1w or brain mask cannot be read, or they are not on one grid.
     """
     space = "_in_t1w" if native else ""
     path, labels = (anomaly.paths[f"{part}{space}"] for part in ("statmap", "labels"))
@@ -104,14 +104,14 @@ def take_score_map(
 
 
 def heat_of(scores: Volume, labels: Volume | None) -> Heat:
-    """Choose which scores are shown: from the smallest one in a cluster on, none below 0.
+    """Choose the range of scores shown, from the lowest score in a cluster but not below 0.
 
     Parameters
     ----------
     scores : ndarray, (I, J, K)
-        Higher is more abnormal; NaN where nothing was scored.
+        Scores, higher is more abnormal; NaN where nothing was scored.
     labels : ndarray or None, (I, J, K)
-        Ranks, 0 elsewhere. Without clusters, the brightest 2 % of the brain are shown.
+        Ranks of clusters, 0 elsewhere. Without clusters, the highest 2 % of scores are shown.
     """
     scored = np.isfinite(scores)
     values = scores[scored] if scored.any() else np.zeros(1, np.float32)
@@ -122,15 +122,15 @@ def heat_of(scores: Volume, labels: Volume | None) -> Heat:
 
 
 def draw_score_map(score_map: ScoreMap, title: str, caption: str) -> Panel:
-    """Draw a score map over its T1w: axial, coronal and sagittal slices through all of the brain.
+    """Draw a score map over its T1w: axial, coronal and sagittal slices through the whole brain.
 
     Parameters
     ----------
     score_map : ScoreMap
-        As :func:`take_score_map` reads it.
-        In the space of the template, where the T1w is scaled to 0..1.
+        Score map from :func:`take_score_map`, in the space of the template, where the T1w is
+        scaled to 0..1.
     title, caption : str
-        The heading; what to look for.
+        Heading, and what to look for.
     """
     field = field_around(mask_of(score_map.brain), score_map.brain.zooms, AROUND_BRAIN)
     brain, t1w, scores = (
@@ -149,23 +149,23 @@ def draw_score_map(score_map: ScoreMap, title: str, caption: str) -> Panel:
     return Panel(title, caption, tuple(figures))
 
 
-LESION: Final = "#00b7ff"  # colour of the line around a lesion: none of the clusters has it
+LESION: Final = "#00b7ff"  # outline of a lesion; not a colour of clusters
 
 
 def draw_cluster_maps(output_dir: Path, anomalies: Sequence[Anomaly]) -> list[Panel]:
-    """Draw the clusters of all detectors beside one another, a panel a PET.
+    """Draw the clusters of all detectors side by side, in a panel per PET.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     anomalies : sequence of Anomaly
-        Of one participant.
+        Score maps of one participant.
 
     Returns
     -------
     list of Panel
-        Without a figure, but with the reason, where the T1w cannot be read.
+        Panels; a panel whose T1w cannot be read has the reason instead of a figure.
     """
     return [
         _attempt(output_dir, [anomaly for anomaly in anomalies if anomaly.stem == stem])
@@ -174,7 +174,7 @@ def draw_cluster_maps(output_dir: Path, anomalies: Sequence[Anomaly]) -> list[Pa
 
 
 def weigh(volumes: Sequence[Volume]) -> Volume:
-    """Add up how bright the clusters of several label images are drawn, voxel by voxel."""
+    """Sum the brightness of the clusters of several label images, voxel by voxel."""
     table = np.array([0.0, *(brightness(rank) for rank in range(1, 256))], np.float32)
     images = (np.clip(labels.round(), 0, 255).astype(np.uint8) for labels in volumes)
     total: Volume = sum(
@@ -184,12 +184,12 @@ def weigh(volumes: Sequence[Volume]) -> Volume:
 
 
 def best_sections(weights: Volume) -> tuple[Section, ...]:
-    """Choose a slice a view: the one that holds most, the middle one where there is nothing.
+    """Choose a slice per plane: the one with the largest sum, or the middle one if all are zero.
 
     Parameters
     ----------
     weights : ndarray, (I, J, K)
-        RAS+, not below 0.
+        Non-negative weights, RAS+.
     """
     chosen = []
     for plane in PLANES:
@@ -201,7 +201,7 @@ def best_sections(weights: Volume) -> tuple[Section, ...]:
 
 
 def sections_through(mask: Mask) -> tuple[Section, ...]:
-    """Choose a slice a view through the middle of the largest part of a mask."""
+    """Choose a slice per plane through the centre of the largest component of a mask."""
     parts, count = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = ndimage.sum_labels(mask, parts, range(1, count + 1))
     largest = parts == 1 + int(np.argmax(sizes))
@@ -214,8 +214,8 @@ def take_lesions(
 ) -> Mask | None:
     """Read all lesions of a participant as one mask; None if none is known.
 
-    ``native``: in the space of the participant's T1w, not in that of the template.
-    A mask that lies there, but that no cluster was compared with, is of an earlier run.
+    ``native`` reads them in the space of the participant's T1w instead of the template. Masks are
+    ignored if clusters were not compared with them, because they are left over from an earlier run.
     """
     if anomaly.clusters and not columns_told(anomaly.clusters)[1]:
         return None
@@ -265,7 +265,7 @@ def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
 
 
 def _hits(labels: Volume, lesions: Mask | None) -> set[int]:
-    """List the ranks of clusters that share a voxel with a lesion."""
+    """Return the ranks of clusters that overlap a lesion."""
     return set() if lesions is None else set(np.unique(labels[lesions]).astype(int).tolist()) - {0}
 
 

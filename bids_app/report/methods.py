@@ -1,6 +1,6 @@
-"""Methods paragraphs: what a level did, with which tool and version, ready for a paper.
+"""Methods paragraphs for papers: the processing of a level, with its tools and their versions.
 
-Texts are templates in ``data/report/methods``; here is what fills them in.
+The texts are templates in ``data/report/methods``, filled in by this module.
 """
 
 import re
@@ -42,7 +42,7 @@ LISTINGS: Final = {
     "train": (REFERENCES, MORE_REFERENCES),
     "group": (REFERENCES, MORE_REFERENCES, GROUP_REFERENCES),
 }
-OWN_TEMPLATE: Final = "MNI152NLin2009aSym"  # the one that comes with nilearn
+OWN_TEMPLATE: Final = "MNI152NLin2009aSym"  # comes with nilearn
 TOOLS: Final = {
     "PyTorch": "torch",
     "SciPy": "scipy",
@@ -54,82 +54,83 @@ TOOLS: Final = {
     "nilearn": "nilearn",
     "nipype": "nipype",
     "numba": "numba",
-}  # as texts name them → distribution
+}  # name in texts → distribution
 NUMBERS: Final = (
     *("n_blocks", "width", "beta1", "beta2", "batch_size", "learning_rate", "pool_size"),
     "patience",
-)  # of a spec
+)  # fields of a spec
 DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
     "participant": {
-        "template": OWN_TEMPLATE,  # its name
-        "size": "1",  # of a voxel, in mm
-        "skull_stripped": False,  # the input came so, and no brain extraction was done
-        "t1w_from": "",  # the app that has preprocessed the T1w, if another did
+        "template": OWN_TEMPLATE,  # name of the template
+        "size": "1",  # voxel size, in mm
+        "skull_stripped": False,  # the input was skull-stripped, so no brain extraction was done
+        "t1w_from": "",  # other app that preprocessed the T1w, if any
         "mni": False,  # the T1w was taken in MNI space
-        "mask_taken": True,  # and its brain mask with it
-        "transforms_from": "",  # and that has registered it
-        "pet_from": "",  # and that has registered the PET
-        "partly_from": "",  # apps that some of them were taken from, and some not
-        "percentile": 99.9,  # of the T1w's brain, the one that became 1
-        "times_mean": 0.0,  # the brain's mean in PET, times this, became 1; 0: a percentile did
+        "mask_taken": True,  # its brain mask was taken with it
+        "transforms_from": "",  # other app that registered the T1w, if any
+        "pet_from": "",  # other app that registered the PET, if any
+        "partly_from": "",  # apps from which only some of the images were taken
+        "percentile": 99.9,  # percentile of the T1w in the brain that was scaled to 1
+        "times_mean": 0.0,  # multiple of the brain's mean PET scaled to 1; 0 if a percentile was
         "pet": False,  # there is a real PET
-        "frames_averaged": False,  # it had several
-        "generator": None,  # "Generator" of a synthetic PET's sidecar, if one was made
-        "fwhm": None,  # by which the synthetic PET was smoothed, in mm
-        "compared": False,  # the synthetic PET was measured against a real one
+        "frames_averaged": False,  # it had several frames
+        "generator": None,  # "Generator" in the sidecar of the synthetic PET, if one was made
+        "fwhm": None,  # FWHM of the smoothing of the synthetic PET, in mm
+        "compared": False,  # the synthetic PET was compared with a real one
         "overlap": False,  # overlapping triplets were averaged
         "matched": False,  # intensities were matched to the training controls'
         "uncertainty": False,  # the error of the synthetic PET was predicted
         "novelty": False,  # the T1w was compared with those of the training controls
     },
     "train": {
-        "controls": 0,  # that were scored
-        "folds": (),  # how many each left out
-        "grids": (),  # of the images
-        "fwhm": None,  # by which synthetic PET was smoothed, in mm
-        "lpips": False,  # was measured
-        "tested": False,  # rows were, against one another
+        "controls": 0,  # number of controls that were scored
+        "folds": (),  # number of controls left out in each fold
+        "grids": (),  # grids of the images
+        "fwhm": None,  # FWHM of the smoothing of synthetic PET, in mm
+        "lpips": False,  # LPIPS was measured
+        "tested": False,  # rows were tested against one another
         "tissue": False,  # a tissue model was fitted
-        "conditioned": (),  # networks that start from one
-        "initial": (),  # generators that training went on from
+        "conditioned": (),  # networks conditioned on a tissue model
+        "initial": (),  # generators from which training was continued
         "losses": {},
         "semi3d": False,
         "cubes": (),
         "schedule": "",
         "stopped_early": False,
-        "specs": {},  # all these are of tell_specs
+        "specs": {},  # this and all fields from "losses" on come from tell_specs
     },
     "group": {
         "detectors": (),  # names of DETECTORS
-        "direction": "",  # what scores higher, in words; empty where it is not known
-        "directed": False,  # one direction scores higher
-        "covariates": (),  # that were taken out of PET
-        "training": (),  # whom each training set holds, as words
+        "direction": "",  # direction of change that scores higher, in words; empty if unknown
+        "directed": False,  # only one direction of change scores higher
+        "covariates": (),  # covariates regressed out of PET
+        "training": (),  # composition of each training set, in words
         "synthetic": False,  # some of the controls have synthetic PET
-        "grids": (),  # of the images
-        "folds": 0,  # 0 if unknown
-        "numbers": {},  # settings and parameters of the detectors by name
+        "grids": (),  # grids of the images
+        "folds": 0,  # number of folds; 0 if unknown
+        "numbers": {},  # settings and parameters of the detectors, by name
         "evaluated": False,  # lesions are known
-        "tested": False,  # detectors were, against one another
+        "tested": False,  # detectors were tested against one another
         "free": False,  # there is a free-response curve
     },
 }
 
 
 def write_methods(level: str, versions: Mapping[str, str], fields: Mapping[str, object]) -> str:
-    """Write the methods of a level and the references they cite, as plain text.
+    """Return the methods of a level and the references they cite, as plain text.
 
-    Paragraphs that are empty are left out. A reference of ``data/report`` is cited where its key
-    stands in the text.
+    Empty paragraphs are left out. A reference of ``data/report`` is listed if its key occurs in the
+    text.
 
     Parameters
     ----------
     level : str
         ``participant``, ``train`` or ``group``.
     versions : dict
-        Distribution → version, as ``importlib.metadata`` names them; what is missing is left out.
+        Version of each distribution, by its name in ``importlib.metadata``; unknown versions are
+        left out.
     fields : dict
-        What was done, by the names in ``DEFAULTS``; what is not told was not done.
+        Processing that was done, by the names in ``DEFAULTS``, which apply to missing fields.
 
     Examples
     --------
@@ -146,28 +147,28 @@ def write_methods(level: str, versions: Mapping[str, str], fields: Mapping[str, 
     return f"{body}\n\nReferences\n\n" + "\n".join(f"- {text}" for text in cited) + "\n"
 
 
-CITATION: Final = "CITATION"  # .md and .bib, in logs
+CITATION: Final = "CITATION"  # .md and .bib, in logs/
 REFERENCE: Final = re.compile(
     r"(?P<author>.+?) \((?P<year>\d{4})\)\. (?P<title>.+?)\. (?P<rest>.+?)(?:\. doi:(?P<doi>\S+))?$"
 )
 
 
 def write_citation(output_dir: Path, level: str, text: str) -> None:
-    """Keep the methods of a level, and what it cites as BibTeX, in ``logs/CITATION.{md,bib}``.
+    """Write the methods of a level, and its references as BibTeX, to ``logs/CITATION.{md,bib}``.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     level : str
-        ``participant``, ``train`` or ``group``; what other levels have told stays.
+        ``participant``, ``train`` or ``group``; the texts of other levels are kept.
     text : str
-        As :func:`write_methods` gives it.
+        Text from :func:`write_methods`.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be written.
+        If a file cannot be written.
     """
     path = output_dir / "logs" / f"{CITATION}.md"
     try:
@@ -184,7 +185,7 @@ def write_citation(output_dir: Path, level: str, text: str) -> None:
 
 
 def bibtex_of(reference: str) -> str:
-    """Write a reference of ``data/report`` as BibTeX; empty if it is not understood.
+    """Format a reference of ``data/report`` as BibTeX; return an empty string if it is not parsed.
 
     Examples
     --------
@@ -217,7 +218,7 @@ def bibtex_of(reference: str) -> str:
 
 
 def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) -> str:
-    """Write the methods of a participant, from what sidecars tell."""
+    """Return the methods of a participant, from the sidecars of the images."""
     space = next((visit.space for visit in visits if visit.space), "")
     moved = [visit.t1w_in_template for visit in visits if visit.t1w_in_template]
     pets = [pet for visit in visits for pet in visit.pets]
@@ -249,7 +250,7 @@ def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) 
 
 
 def training_methods(trained: TrainedModel, versions: Mapping[str, str], fwhm: float | None) -> str:
-    """Write the methods of the train level, from what tables and cards tell."""
+    """Return the methods of the train level, from its tables and cards."""
     fields = {
         **tell_specs(trained.specs),
         "tissue": trained.has_tissue_model,
@@ -266,7 +267,7 @@ def training_methods(trained: TrainedModel, versions: Mapping[str, str], fwhm: f
 
 
 def tell_specs(specs: Specs) -> dict[str, object]:
-    """Tell how models were built and trained, as the text on training has it."""
+    """Describe the architecture and training of models, as fields of the text on training."""
     tilings = [spec.tiling for spec in specs.values() if spec is not None]
     if not specs:
         return {}
@@ -285,9 +286,9 @@ def tell_specs(specs: Specs) -> dict[str, object]:
 def group_methods(
     detected: Detected, versions: Mapping[str, str], numbers: Mapping[str, str]
 ) -> str:
-    """Write the methods of the group level, from what tables and cards tell.
+    """Return the methods of the group level, from its tables and cards.
 
-    ``numbers``: settings and parameters of the detectors by name.
+    ``numbers`` are settings and parameters of the detectors, by name.
     """
     training, grids = [], []
     for name, card in detected.cards.items():
@@ -318,7 +319,7 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _unfold(template: str) -> str:
-    """Read a template, each of its paragraphs as one line."""
+    """Read a template, with each paragraph joined into one line."""
     text = (TEMPLATES / "methods" / template).read_text(encoding="utf-8")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
@@ -330,13 +331,13 @@ TEXTS.filters["enumerated"] = enumerate_words
 
 
 def _scaling(images: Sequence[Derivative], key: str) -> float | None:
-    """Read a number of ``IntensityScaling`` of the first of some images."""
+    """Return a number from ``IntensityScaling`` of the first image."""
     scaling = images[0].metadata.get("IntensityScaling") if images else None
     return as_number(scaling.get(key)) if isinstance(scaling, dict) else None
 
 
 def _taken_from_apps(visits: Sequence[Results]) -> dict[str, object]:
-    """Tell what was taken from which other apps, and of what only a part was."""
+    """Describe what was taken from other apps, wholly or in part."""
     apps = {
         "t1w_from": [visit.t1w.text("TakenFrom") for visit in visits],
         "transforms_from": [
@@ -351,7 +352,7 @@ def _taken_from_apps(visits: Sequence[Results]) -> dict[str, object]:
 
 
 def _registered_by(image: Derivative) -> str:
-    """Name the other app that has registered an image; empty if none did."""
+    """Return the name of the other app that registered an image; empty if none did."""
     registration = image.metadata.get("Registration")
     return str(registration.get("TakenFrom", "")) if isinstance(registration, dict) else ""
 
@@ -362,7 +363,7 @@ def _had_frames(pet: RealPet) -> bool:
 
 
 def _describe_cubes(spec: ModelSpec | None) -> tuple[str, str, str] | None:
-    """Tell edge and stride in voxels, and how many are drawn; the last is empty for all."""
+    """Return edge and stride in voxels, and the number of cubes drawn, which is empty for all."""
     if spec is None or not isinstance(spec.tiling, CubicPatches):
         return None
     count = f"{spec.tiles_per_volume}" if spec.tiles_per_volume else ""

@@ -1,4 +1,4 @@
-"""``participants.html``: one table of all participants, to look through and to rate."""
+"""``participants.html``: a table of all participants for browsing and rating."""
 
 import base64
 import io
@@ -25,13 +25,13 @@ from bids_app.report.results import (
 )
 
 NAME: Final = "participants.html"
-ENDING: Final = "_overview.json"  # of what a report leaves for this page, in logs
+ENDING: Final = "_overview.json"  # of the files that reports write to logs/ for this page
 THUMBNAIL: Final = 72  # px; our choice: 500 of them are a megabyte
 QUALITY: Final = 70  # of JPEG; our choice
-FAR: Final = 3.0  # robust standard deviations from the median: an outlier; our choice
-FEWEST: Final = 8  # values that tell what is usual; our choice
-NORMAL: Final = 1.4826  # standard deviations in a median absolute deviation, of a Gaussian
-# Column → how it is headed, and digits
+FAR: Final = 3.0  # robust SDs from the median beyond which a value is an outlier; our choice
+FEWEST: Final = 8  # values needed to find outliers; our choice
+NORMAL: Final = 1.4826  # ratio of SD to median absolute deviation for a Gaussian
+# Column → its heading and number of decimals
 NUMBERS: Final = {
     "dice": ("Dice, T1w", 3),
     "covered": ("Brain in the PET (%)", 1),
@@ -41,25 +41,25 @@ NUMBERS: Final = {
 
 
 def overview_path(output_dir: Path, subject: str) -> Path:
-    """Say where a report leaves what the table of all participants tells of one."""
+    """Return the path of the row of a participant for the table of all participants."""
     return output_dir / LOGS / f"sub-{subject}{ENDING}"
 
 
 def keep_overview(
     output_dir: Path, subject: str, visits: Sequence[Results], pictures: Sequence[Panel]
 ) -> None:
-    """Keep what the table of all participants tells of one, when the report is written.
+    """Write the rows of a participant for the table of all participants.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     subject : str
-        Label, without ``sub-``.
+        Label of the participant, without ``sub-``.
     visits : sequence of Results
-        Of the participant.
+        Visits of the participant.
     pictures : sequence of Panel
-        Of PET; a slice of the first becomes the thumbnail.
+        Panels of PET; a slice of the first becomes the thumbnail.
     """
     rows = [{"visit": visit.name, **_numbers(visit)} for visit in visits]
     record = {"rows": rows, "warnings": len(warnings_of(visits)), "thumbnail": _thumbnail(pictures)}
@@ -85,7 +85,7 @@ def _numbers(visit: Results) -> Json:
 
 
 def _thumbnail(pictures: Sequence[Panel]) -> str:
-    """Make a small picture of a slice of PET, as a ``data:`` address; empty if there is none."""
+    """Create a thumbnail of a slice of PET, as a ``data:`` URL; empty if there is none."""
     for panel in pictures:
         for figure in panel.figures:
             slices = figure.frames[0][1]
@@ -101,12 +101,12 @@ def _thumbnail(pictures: Sequence[Panel]) -> str:
 
 
 def write_overview(output_dir: Path) -> Path:
-    """Write ``participants.html`` from what reports have left.
+    """Write ``participants.html`` from the rows written with the reports.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be written.
+        If the page cannot be written.
     """
     records = {}
     for path in sorted((output_dir / LOGS).glob(f"sub-*{ENDING}")):
@@ -154,9 +154,10 @@ def _line(label: str, row: Json, record: Json, *, first: bool) -> dict[str, obje
 
 
 def mark_outliers(lines: Sequence[Mapping[str, object]]) -> None:
-    """Put into ``odd`` of each line the numbers that are far from those of the others.
+    """Add to ``odd`` of each line the numbers that are outliers.
 
-    Far is 3 robust standard deviations from the median (our choice), of 8 values or more.
+    Outliers are more than 3 robust standard deviations from the median (our choice), of at least
+    8 values.
 
     Examples
     --------
@@ -168,7 +169,7 @@ def mark_outliers(lines: Sequence[Mapping[str, object]]) -> None:
     [set(), {'dice'}, set()]
     """
     for name in NUMBERS:
-        pairs = [(line, line["numbers"][name]) for line in lines]  # type: ignore[index]  # of plain values, see _line
+        pairs = [(line, line["numbers"][name]) for line in lines]  # type: ignore[index]  # a dict, see _line
         values = np.array([value for _, value in pairs if value is not None], float)
         if len(values) < FEWEST:
             continue

@@ -1,6 +1,6 @@
-"""From values to a page of HTML, by the templates in ``data/report``, and records of runs.
+"""Rendering of HTML pages from the templates in ``data/report``, and records of runs.
 
-The latter is kept, so that a report can be made again.
+Records are kept so that a report can be rebuilt.
 """
 
 import math
@@ -21,19 +21,19 @@ TEMPLATES: Final = Path(__file__).parents[1] / "data" / "report"
 
 
 def render(template: str, values: Mapping[str, object]) -> str:
-    """Fill in a template.
+    """Render a template.
 
     Parameters
     ----------
     template : str
-        A file in ``data/report``.
+        Name of a file in ``data/report``.
     values : dict
-        What it asks for; all text is escaped.
+        Variables of the template; all text is escaped.
 
     Returns
     -------
     str
-        A page that needs no other file: the style sheet is inside.
+        Self-contained page, including the style sheet.
     """
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     return PAGES.get_template(template).render(style=style, **values)
@@ -44,23 +44,24 @@ HOUR: Final = 3600  # seconds
 
 
 class RunSummary(TypedDict, total=False):
-    """What a run tells of itself.
+    """Summary of a run.
 
     Parameters
     ----------
     problems, notes : sequence of str
-        Sentences: what went wrong; how scans, controls and patients were chosen.
+        Sentences on what went wrong, and on how scans, controls and patients were chosen.
     versions : dict
-        Distribution → version (``mri2pet``, ``torch``, ``simpleitk``, ``nipype``, ``scipy`` …).
+        Version of each distribution (``mri2pet``, ``torch``, ``simpleitk``, ``nipype``, ``scipy``
+        …).
     date, command : str
-        When the run was, and its command line.
+        Date of the run, and its command line.
     duration : float or None
-        Of the run, in seconds; None if unknown.
+        Duration of the run in seconds; None if unknown.
     settings : dict
-        What the run was asked to do, by the names of the flags, as JSON holds it; empty for the
-        participant level.
+        Options of the run, by the names of the flags, as JSON values; empty for the participant
+        level.
     made_from : str
-        Digest of the files that the report of a participant was made from; empty if not known.
+        Digest of the files from which the report of a participant was made; empty if unknown.
     """
 
     problems: Sequence[str]
@@ -74,12 +75,12 @@ class RunSummary(TypedDict, total=False):
 
 
 def path_of(output_dir: Path, report: str) -> Path:
-    """Say where the record of a report lies: of ``sub-X``, or of ``train``."""
+    """Return the path of the record of a report: ``sub-X``, ``train`` or ``group``."""
     return output_dir / LOGS / f"{report}_report.json"
 
 
 def read_record(output_dir: Path, report: str) -> RunSummary:
-    """Read the record of the last run; an empty one where there is none, or it is damaged."""
+    """Read the record of the last run; return an empty one if it is missing or damaged."""
     try:
         record = read_json(path_of(output_dir, report))
     except Mri2petError:
@@ -98,7 +99,7 @@ def read_record(output_dir: Path, report: str) -> RunSummary:
 
 
 def detector_of_run(record: RunSummary) -> Path | None:
-    """Give the folder of detectors that a run applied; None if it trained its own."""
+    """Return the folder of the detectors that a run applied; None if it trained its own."""
     folder = record["settings"].get("detector")
     return Path(folder) if isinstance(folder, str) and folder else None
 
@@ -114,30 +115,31 @@ def write_report(
     template: str,
     gather: Callable[[RunSummary], Mapping[str, object]],
 ) -> Path:
-    """Write a report, and keep what the run tells; what it does not tell stays as it was.
+    """Write a report and update its record; fields missing from ``summary`` are kept.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     report : str
-        The report's name: ``sub-X``, ``train`` or ``group``.
+        Name of the report: ``sub-X``, ``train`` or ``group``.
     summary : RunSummary
-        Of the run.
+        Summary of the run.
     template : str
-        A file in ``data/report``.
+        Name of a file in ``data/report``.
     gather : callable
-        Gives what the template asks for, from the record.
+        Function that returns the variables of the template, given the record.
 
     Returns
     -------
     Path
-        The report.
+        Path of the report.
 
     Raises
     ------
     ReadWriteError
-        If report or record cannot be written. A missing file is no error: the report says so.
+        If the report or its record cannot be written. Missing input files do not raise an error
+        but are mentioned in the report.
     """
     record: RunSummary = {**read_record(output_dir, report), **summary}
     record["settings"] = plain_settings(record["settings"])
@@ -149,7 +151,7 @@ def write_report(
 
 
 def describe_settings(settings: Mapping[str, object]) -> dict[str, str]:
-    """Write settings of a record as a reader sees them; those that were not made are left out.
+    """Format the settings of a record for readers; unset ones are left out.
 
     Examples
     --------
@@ -170,7 +172,7 @@ def _describe_part(part: object) -> str:
 
 
 def describe_duration(seconds: float | None) -> str:
-    """Write a duration as a reader says it.
+    """Format a duration for readers.
 
     Examples
     --------
@@ -186,7 +188,7 @@ def describe_duration(seconds: float | None) -> str:
 
 
 def show(value: float | None, digits: int) -> str:
-    """Write a number, or ``n/a``.
+    """Format a number, or return ``n/a``.
 
     Examples
     --------
@@ -199,7 +201,7 @@ def show(value: float | None, digits: int) -> str:
 
 
 def name_visit(participant: str, session: str | None) -> str:
-    """Name a visit.
+    """Return the name of a visit.
 
     Examples
     --------
@@ -210,7 +212,7 @@ def name_visit(participant: str, session: str | None) -> str:
 
 
 def enumerate_words(words: Sequence[str]) -> str:
-    """Join words as a sentence does.
+    """Join words into an enumeration.
 
     Examples
     --------
@@ -222,7 +224,7 @@ def enumerate_words(words: Sequence[str]) -> str:
 
 
 def describe_demonstration(*texts: str) -> str:
-    """Say why what a card describes is not meant for real studies; empty if it may be.
+    """Return why the model of a card is not meant for real studies; empty if it may be.
 
     Examples
     --------
@@ -236,12 +238,12 @@ def describe_demonstration(*texts: str) -> str:
     return " and ".join(reasons)
 
 
-# Whom a note is of
+# Participant to whom a note refers
 PARTICIPANT_PREFIX: Final = re.compile(r"(sub-[0-9A-Za-z+]+)(?: ses-[0-9A-Za-z+]+)?: ")
 
 
 def gather_alike(sentences: Sequence[str]) -> list[str]:
-    """Say once what sentences say alike of many participants, where the first is said.
+    """Merge sentences that are alike for many participants, at the place of the first.
 
     Examples
     --------
@@ -267,7 +269,7 @@ def gather_alike(sentences: Sequence[str]) -> list[str]:
     return gathered
 
 
-# Made once: templates are then compiled once in a run, and not for each participant's page.
+# Created once so that templates are compiled once per run, not for each participant's page.
 PAGES: Final = Environment(
     loader=FileSystemLoader(TEMPLATES),
     autoescape=True,

@@ -1,8 +1,8 @@
-"""What a report shows of one visit: overlays on the T1w, columns of images, and panels of figures.
+"""Pictures of one visit in a report: overlays on the T1w, columns of images, and panels of figures.
 
-Scores are drawn in matplotlib's plasma, which has no dark end and no grey, so that they are seen on
-a T1w and are not taken for PET. A figure whose files are missing or cannot be read gives way to a
-sentence that says so.
+Scores are drawn in matplotlib's plasma, which has no dark end and no grey, so that they are visible
+on a T1w and are not mistaken for PET. A figure whose files are missing or cannot be read is
+replaced by a sentence that says so.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -46,25 +46,25 @@ from bids_app.report.figures import (
 )
 from bids_app.report.results import ImageCache, describe_measures, describe_uncertainty, mask_of
 
-Bars: TypeAlias = tuple[tuple[str, str, str, str], ...]  # as a figure has them
+Bars: TypeAlias = tuple[tuple[str, str, str, str], ...]  # see Figure
 
 COLOURS: Final = "plasma"
-HIT: Final = (70, 225, 150)  # of rank 1: a cluster that overlaps a known lesion
-OTHER: Final = (255, 140, 40)  # and all others
-FAINTEST: Final = 0.45  # brightness of the last rank, of that of the first (our choice)
-LAST_RANK: Final = 10  # and all beyond it
+HIT: Final = (70, 225, 150)  # colour of rank 1 for clusters that overlap a known lesion
+OTHER: Final = (255, 140, 40)  # colour of rank 1 for all others
+FAINTEST: Final = 0.45  # brightness of the last rank relative to the first (our choice)
+LAST_RANK: Final = 10  # ranks beyond it are drawn alike
 
 
 @dataclass(frozen=True)
 class Heat:
-    """Which scores are shown, and how.
+    """Range of scores that are shown, and their colours.
 
     Parameters
     ----------
     threshold : float
-        Not below 0; scores below it are transparent.
+        Non-negative threshold; scores below it are transparent.
     high : float
-        The score that is drawn brightest, above the threshold; the other end of the colours is 0.
+        Score that is drawn brightest, above the threshold; the other end of the colours is at 0.
     """
 
     threshold: float
@@ -72,14 +72,14 @@ class Heat:
 
 
 def paint_scores(scores: Volume, heat: Heat) -> str:
-    """Draw a slice of a score map, one pixel a voxel, as a ``data:`` address.
+    """Draw a slice of a score map with one pixel per voxel, as a ``data:`` URL.
 
     Parameters
     ----------
     scores : ndarray, (rows, columns)
-        The top row first; higher is more abnormal.
+        Scores, top row first; higher is more abnormal.
     heat : Heat
-        How they are coloured.
+        Range of scores that are shown.
     """
     finite = np.nan_to_num(scores.astype(np.float32), nan=-1.0)
     unit = np.clip(finite / heat.high, 0, 1)
@@ -90,12 +90,12 @@ def paint_scores(scores: Volume, heat: Heat) -> str:
 
 
 def paint_ranks(labels: Volume, hits: Collection[int]) -> str:
-    """Draw a slice of a label image, one pixel a voxel, as a ``data:`` address.
+    """Draw a slice of a label image with one pixel per voxel, as a ``data:`` URL.
 
     Parameters
     ----------
     labels : ndarray, (rows, columns)
-        Ranks, 0 elsewhere; the top row first.
+        Ranks of clusters, 0 elsewhere; top row first.
     hits : collection of int
         Ranks of clusters that overlap a lesion.
     """
@@ -108,7 +108,7 @@ def paint_ranks(labels: Volume, hits: Collection[int]) -> str:
 
 
 def brightness(rank: int) -> float:
-    """Give the brightness of a rank, from 1 for the first.
+    """Return the brightness of a rank, which is 1 for the first.
 
     Examples
     --------
@@ -121,18 +121,18 @@ def brightness(rank: int) -> float:
 def lay_over(
     figure: Figure, volumes: Sequence[Volume], paint: Callable[[int, Volume], str], bars: Bars
 ) -> Figure:
-    """Lay pictures over those of a figure that is still.
+    """Overlay pictures on the tiles of a figure with a single frame.
 
     Parameters
     ----------
     figure : Figure
-        One frame.
+        Figure with one frame.
     volumes : sequence of ndarray, (I, J, K)
-        Take turns from tile to tile.
+        Volumes of the overlay, which take turns from tile to tile.
     paint : callable
-        Draws a slice of one of them: from its number, and the slice.
+        Function that draws a slice, given the index of its volume and the slice.
     bars : tuple
-        What the colours mean.
+        Colour bars of the overlay.
     """
     ((name, tiles),) = figure.frames
     places = ((number % len(volumes), tile.spot) for number, tile in enumerate(tiles))
@@ -141,37 +141,37 @@ def lay_over(
 
 
 def bar_of_scores(heat: Heat) -> Bars:
-    """Show the colours of scores; those that are not drawn are left out."""
+    """Create a colour bar of the scores that are shown."""
     row = np.linspace(heat.threshold, heat.high, 256, dtype=np.float32)[np.newaxis]
     low, high = show_end(heat.threshold), show_end(heat.high)
     return (("anomaly score", paint_scores(row, heat), low, high),)
 
 
 def bars_of_ranks(*, lesions: bool) -> Bars:
-    """Show the colours of clusters; where lesions are known, those of hits and of others."""
+    """Create colour bars of clusters; if lesions are known, one for hits and one for others."""
     row = np.repeat(np.arange(1, LAST_RANK + 1), 16).astype(np.float32)[np.newaxis]
     ends = ("rank 1", f"rank {LAST_RANK}")
     other = ("elsewhere" if lesions else "clusters", paint_ranks(row, ()), *ends)
     return (("on a lesion", paint_ranks(row, range(1, 256)), *ends), other) if lesions else (other,)
 
 
-WIDEST: Final = 210.0  # px of a column, where there are few (our choice)
-MARGIN, GAP = 18.0, 4.0  # px on the left, for the name of a row; between columns and rows
-LINE, HEADER = 14.0, 20.0  # px of a line of words; above a slice, for its letters and place
+WIDEST: Final = 210.0  # px; width of a column if there are few (our choice)
+MARGIN, GAP = 18.0, 4.0  # px; on the left for the name of a row, and between columns and rows
+LINE, HEADER = 14.0, 20.0  # px; line of text, and space above a slice for its letters and position
 
 
 @dataclass(frozen=True)
 class Column:
-    """What stands below one another.
+    """Column of a montage.
 
     Parameters
     ----------
     words : tuple of str
-        Above it, the name in the middle.
+        Three lines of text above the column, with its name in the middle.
     layer : Layer or None
-        An image on the grid of all; None if it is missing.
+        Image on the common grid; None if it is missing.
     difference : Layer or None
-        Drawn below the image; None if there is none.
+        Difference drawn below the image; None if there is none.
     """
 
     words: tuple[str, str, str]
@@ -187,18 +187,18 @@ def montage(
     Parameters
     ----------
     title : str
-        A heading.
+        Heading.
     columns : sequence of Column
-        From left to right.
+        Columns from left to right.
     sections : sequence of Section
-        From top to bottom. Each fills the width of a column, so that views differ in scale.
+        Slices from top to bottom. Each fills the width of a column, so planes differ in scale.
     grid : Image
-        Any image on the grid of all, RAS+.
+        Any image on the common grid, RAS+.
 
     Returns
     -------
     Figure
-        One frame, laid out in px.
+        Figure with one frame, laid out in px.
     """
     side = min(WIDEST, (WIDTH - MARGIN) / len(columns) - GAP)
     lefts = [MARGIN + index * (side + GAP) for index in range(len(columns))]
@@ -246,7 +246,7 @@ def _paint(layers: Sequence[Layer | None], spots: Sequence[Spot]) -> list[Tile]:
 
 
 def _heads(layers: Sequence[Layer | None], spots: Sequence[Spot], grid: Image) -> list[Text]:
-    """Give letters and places above images, and say where one is missing."""
+    """Place side letters and positions above images, and a text where an image is missing."""
     texts = list[Text]()
     for layer, spot in zip(layers, spots, strict=True):
         if layer is None:
@@ -259,13 +259,13 @@ def _heads(layers: Sequence[Layer | None], spots: Sequence[Spot], grid: Image) -
 
 AROUND_HEAD, AROUND_BRAIN = 18.0, 4.0  # mm shown beyond the brain (our choice)
 BRIGHTEST: Final = 99.5  # percentile of the brain that is drawn brightest (our choice)
-LARGEST_DIFFERENCE: Final = 0.5  # ends of the difference scale, the same in all reports
+LARGEST_DIFFERENCE: Final = 0.5  # end of the scale of differences, the same in all reports
 UPTAKE: Final = Scale("inferno", 0.0, 1.0, "PET (1 = bright end of this brain's own intensities)")
 DIFFERENCE: Final = Scale("RdBu_r", -LARGEST_DIFFERENCE, LARGEST_DIFFERENCE, "synthetic − real")
 LARGEST_SD: Final = 0.15  # end of the scale of uncertainty, the same in all reports; our choice
 DEVIATION: Final = Scale("viridis", 0.0, LARGEST_SD, "SD of the error, as predicted")
-ON_GREY: Final = ("#ff2e88", "#00b7ff")  # colours of outer and inner lines on MRI alone
-ON_PET: Final = ("#19e3ff", "#3dff5e")  # and where PET is seen, whose colours have no blue or green
+ON_GREY: Final = ("#ff2e88", "#00b7ff")  # colours of outer and inner outlines on MRI only
+ON_PET: Final = ("#19e3ff", "#3dff5e")  # on PET as well, whose colours include no blue or green
 
 
 @dataclass(frozen=True)
@@ -275,11 +275,11 @@ class Panel:
     Parameters
     ----------
     title, caption : str
-        The heading; what to look for.
+        Heading, and what to look for.
     figures : tuple of Figure
-        Empty if they could not be made.
+        Figures; empty if they could not be drawn.
     missing : str
-        Then why.
+        Reason for the absence of figures.
     """
 
     title: str
@@ -289,16 +289,16 @@ class Panel:
 
 
 def draw(output_dir: Path, visit: Results, template_t1w: Path) -> dict[str, tuple[Panel, ...]]:
-    """Draw all there is of a visit: panels by section of the report.
+    """Draw all panels of a visit, by section of the report.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     visit : Results
-        Its images.
+        Images of the visit.
     template_t1w : Path
-        The template, on the grid of the images in its space.
+        Path of the template, on the grid of the images in its space.
     """
     cache = ImageCache(output_dir)
     extraction = _attempt(
@@ -343,7 +343,7 @@ def _attempt(panel: Panel, figures: Callable[[], tuple[Figure, ...]]) -> Panel:
 
 
 def _scale(image: Image, brain: Mask, colours: Colours, name: str, unit: str = "") -> Scale:
-    """Spread the colours from zero to the brightest of the brain."""
+    """Create a scale from zero to nearly the maximum of the brain."""
     chosen = image.data[brain] if brain.any() else image.data.ravel()
     top = float(np.percentile(np.nan_to_num(chosen), BRIGHTEST))
     return Scale(colours, 0.0, top if np.isfinite(top) and top > 0 else 1.0, name, unit)
@@ -354,7 +354,7 @@ def _grey(name: str, image: Image, brain: Image) -> Layer:
 
 
 def _to_brain(brain: Image, margin: float, *images: Image) -> tuple[Image, ...]:
-    """Crop images around the brain; the first one given back is the mask."""
+    """Crop images around the brain; the first one returned is the mask."""
     field = field_around(mask_of(brain), brain.zooms, margin)
     return tuple(crop(image, field) for image in (brain, *images))
 
@@ -410,7 +410,7 @@ def _coregistration(cache: ImageCache, visit: Results, pet: RealPet) -> tuple[Fi
 
 
 def _compare_all(cache: ImageCache, visit: Results) -> tuple[Panel, ...]:
-    """Compare with each real PET; where none can be shown, show the synthetic PET by itself."""
+    """Compare with each real PET; if none can be shown, show the synthetic PET by itself."""
     panels = [
         _attempt(_announce(visit, pet), partial(_comparison, cache, visit, pet))
         for pet in visit.pets

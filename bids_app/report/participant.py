@@ -1,4 +1,4 @@
-"""The report of one participant, from files on disk only."""
+"""Report of one participant, from files on disk only."""
 
 import hashlib
 import os
@@ -70,25 +70,26 @@ CAPTION: Final = (
 
 
 def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[str, object] | None:
-    """Gather the anomalies of a participant.
+    """Describe the anomalies of a participant.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     subject : str
-        Its label, without ``sub-``.
+        Label of the subject, without ``sub-``.
     spaces : tuple of str
-        Of the template, as in file names; maps in others are passed over. Empty: any.
+        Spaces of the template, as in file names; maps in other spaces are skipped. If empty, all
+        spaces are accepted.
 
     Returns
     -------
     dict or None
-        ``parts``, what the detectors of the primary training set say of each PET; ``others``, what
-        those of others do; ``control``, whether the participant is one, so that its maps were made
-        by folds that left it out; ``placed``, whether any table tells where clusters lie on the
-        participant's own T1w; ``viewers``, one a PET, and ``niivue``, the script that they need.
-        None where there is no score map.
+        Dictionary with ``parts``, the results of the detectors of the primary training set for each
+        PET; ``others``, those of other training sets; ``control``, whether the participant is a
+        control, scored by folds that left it out; ``placed``, whether any table gives the places of
+        clusters on the participant's own T1w; ``viewers``, one per PET; and ``niivue``, the script
+        that they need. None if there is no score map.
     """
     anomalies = find_anomalies(output_dir, subject, spaces=spaces)
     if not anomalies:
@@ -113,7 +114,7 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
 
 
 def columns_of(anomaly: Anomaly) -> tuple[str, ...]:
-    """Give the heads of a table of clusters; regions, lesions, places on the T1w only if known."""
+    """Return the headings of a table of clusters; regions, lesions and T1w places only if known."""
     regions, lesions = columns_told(anomaly.clusters)
     columns = {
         "x, y, z (mm)": True,
@@ -128,7 +129,7 @@ def columns_of(anomaly: Anomaly) -> tuple[str, ...]:
 
 
 def _controls(output_dir: Path, anomalies: Sequence[Anomaly]) -> dict[tuple[str, str], int]:
-    """Count held-out controls by training set and detector of the last run."""
+    """Count the held-out controls of the last run, by training set and detector."""
     applied, faults = detector_of_run(read_record(output_dir, "group")), Faults(output_dir)
     cards = find_cards(output_dir, {anomaly.training_set for anomaly in anomalies}, applied, faults)
     scores = control_scores(cards, faults)
@@ -136,7 +137,7 @@ def _controls(output_dir: Path, anomalies: Sequence[Anomaly]) -> dict[tuple[str,
 
 
 def _describe_stale(output_dir: Path, anomaly: Anomaly, run: ScoredRun | None) -> list[str]:
-    """Tell of a map that the last run of the group level has not made."""
+    """Return a sentence on a map that is not from the last run of the group level."""
     if run is None or anomaly.paths["statmap"] in {output_dir / scored.path for scored in run.maps}:
         return []
     return ["This map is of an earlier run of the group level than the last one."]
@@ -145,7 +146,7 @@ def _describe_stale(output_dir: Path, anomaly: Anomaly, run: ScoredRun | None) -
 def _part(
     output_dir: Path, anomaly: Anomaly, name: str, doubts: Sequence[str]
 ) -> dict[str, object]:
-    """Gather what one detector says of one PET; ``name`` is for addresses inside the page."""
+    """Describe the result of one detector for one PET; ``name`` is its anchor in the page."""
     trained = f", trained on {anomaly.training_set}" if anomaly.training_set else ""
     title = f"{name_of(anomaly.detector)}{trained} ({anomaly.name})"
     panel = Panel(title, CAPTION)
@@ -176,7 +177,7 @@ def _part(
 
 
 class PetViewer(TypedDict):
-    """The viewer of a PET: its element and heading, and what of it cannot be read."""
+    """Viewer of a PET: its element, heading, and the files that cannot be read."""
 
     name: str
     title: str
@@ -189,7 +190,7 @@ def _name_viewer(anomaly: Anomaly) -> str:
 
 
 def _viewers(output_dir: Path, anomalies: Sequence[Anomaly]) -> dict[str, PetViewer]:
-    """View each PET, by the first part of its files' names, with maps of the primary detectors."""
+    """Create a viewer of the primary detectors' maps for each PET, by the stem of its files."""
     viewers = dict[str, PetViewer]()
     for stem in dict.fromkeys(anomaly.stem for anomaly in anomalies if anomaly.primary):
         of_pet = [anomaly for anomaly in anomalies if anomaly.primary and anomaly.stem == stem]
@@ -208,24 +209,24 @@ def write_subject_report(
 ) -> Path:
     """Write ``sub-X.html``.
 
-    What is not told is taken from the last run's record, ``logs/sub-X_report.json``; what is
-    told is kept there.
+    Fields missing from ``summary`` are taken from the record of the last run,
+    ``logs/sub-X_report.json``, to which given fields are written.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     subject : str
-        A label, without ``sub-``.
+        Label of the subject, without ``sub-``.
     template_t1w : Path
-        The template, on the grid of the images in its space.
+        Path of the template, on the grid of the images in its space.
     **summary
-        What the run tells of itself, see :class:`bids_app.report.page.RunSummary`.
+        Summary of the run; see :class:`bids_app.report.page.RunSummary`.
 
     Returns
     -------
     Path
-        The report, as :func:`bids_app.report.page.write_report`.
+        Path of the report; see :func:`bids_app.report.page.write_report`.
     """
 
     def gather(record: RunSummary) -> dict[str, object]:
@@ -261,16 +262,17 @@ def write_subject_report(
 
 
 def is_current(output_dir: Path, subject: str, shared: str, **summary: Unpack[RunSummary]) -> bool:
-    """Tell whether :func:`write_subject_report` would write what is there already.
+    """Return whether :func:`write_subject_report` would reproduce the existing report.
 
-    It would where the run tells the same, and no file has another size or time of change.
+    This is so if the summary of the run is the same, and no file has changed in size or
+    modification time.
 
     Parameters
     ----------
     output_dir, subject, **summary
-        Of that function.
+        Parameters of that function.
     shared : str
-        As :func:`shared_sources` gives it.
+        Digest from :func:`shared_sources`.
     """
     record = read_record(output_dir, f"sub-{subject}")
     pages = output_dir / f"sub-{subject}.html", overview_path(output_dir, subject)
@@ -287,14 +289,14 @@ def is_current(output_dir: Path, subject: str, shared: str, **summary: Unpack[Ru
 
 
 def made_from(output_dir: Path, subject: str, shared: str) -> str:
-    """Digest what the report of a participant rests on: ``shared``, and its own files."""
+    """Compute a digest of the sources of a participant's report: ``shared``, and its own files."""
     pattern = f"sub-{subject}/**/*"
     folders = output_dir.glob(pattern), (output_dir / DETECTORS_FOLDER).glob(f"*/{pattern}")
     return _digest([shared, *_states(output_dir, chain(*folders))])
 
 
 def shared_sources(output_dir: Path, template_t1w: Path) -> str:
-    """Digest what the reports of all participants rest on: template, detectors, controls."""
+    """Compute a digest of the sources of all participants: template, detectors, controls."""
     applied = detector_of_run(read_record(output_dir, GROUP))
     paths = [
         *(output_dir / DETECTORS_FOLDER).glob("*/*"),
@@ -308,7 +310,7 @@ def shared_sources(output_dir: Path, template_t1w: Path) -> str:
 
 
 def _states(output_dir: Path, paths: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Give the names of files, with their sizes and times of change."""
+    """List files with their sizes and modification times."""
     states = ((path, path.stat()) for path in paths if path.is_file())
     return sorted(
         (os.path.relpath(path, output_dir), state.st_size, state.st_mtime_ns)
@@ -321,13 +323,13 @@ def _digest(parts: Sequence[object]) -> str:
 
 
 def _changed(path: Path) -> int:
-    """Give the time when a file was changed last, in ns; 0 if it is not there."""
+    """Return the modification time of a file in ns; 0 if it does not exist."""
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-@cache  # of one run of the group level
+@cache  # per run of the group level
 def _control_tables(output_dir: Path, _changed: int) -> dict[str, Path]:
-    """Find the first table of uptake by region of each control of the last run's detectors."""
+    """Find the first table of regional uptake of each control of the last run's detectors."""
     run = read_run(output_dir)
     scored = [] if run is None else run.maps
     controls = sorted({subject.participant for subject in scored if subject.control})
@@ -339,7 +341,7 @@ def _control_tables(output_dir: Path, _changed: int) -> dict[str, Path]:
 
 
 def _regions(output_dir: Path, subject: str, visits: Sequence[Results]) -> list[dict[str, object]]:
-    """Tell uptake by region of each visit, against controls if the group level has been run."""
+    """Describe the regional uptake of each visit, against controls if the group level was run."""
     faults, paths = Faults(output_dir), {visit.name: regions_path(visit) for visit in visits}
     tables = {name: read_regions(path, faults) for name, path in paths.items() if path is not None}
     if not any(tables.values()):
@@ -354,7 +356,7 @@ def _regions(output_dir: Path, subject: str, visits: Sequence[Results]) -> list[
 
 
 def _usual_ratios(output_dir: Path, subject: str) -> dict[str, list[float]]:
-    """Gather the ratio to the brain, region by region, in real PET of controls of the detectors."""
+    """List the ratios to the brain, by region, in real PET of the detectors' controls."""
     ratios: dict[str, list[float]] = {}
     for label, path in _control_tables(output_dir, _changed(output_dir / SCORED)).items():
         if label != subject:
@@ -374,7 +376,7 @@ def _real_ratios(output_dir: Path, path: Path, _changed: int) -> tuple[tuple[str
 
 
 def _detection(output_dir: Path) -> dict[str, str]:
-    """Tell how the last run of the group level was called, and by which methods it detected."""
+    """Return the command line and the methods of the last run of the group level."""
     record = read_record(output_dir, GROUP)
     return {"command": record["command"], "methods": write_group_methods(output_dir)}
 
@@ -382,12 +384,12 @@ def _detection(output_dir: Path) -> dict[str, str]:
 def _shape_of(template_t1w: Path) -> tuple[int, ...]:
     try:
         return check_header(template_t1w)
-    except Mri2petError:  # its figure will say what is wrong
+    except Mri2petError:  # reported in its figure
         return ()
 
 
 def _generators(visits: Sequence[Results]) -> list[dict[str, object]]:
-    """List the generators of the synthetic PETs, each once, as sidecars tell of them."""
+    """List the distinct generators of the synthetic PETs, from their sidecars."""
     keys = ("Name", "Version", "SHA256", "TrainedOn", "IntendedUse")
     images = [visit.synthetic for visit in visits if visit.synthetic is not None]
     found = [image.metadata.get("Generator") for image in images]
@@ -405,7 +407,7 @@ def _generators(visits: Sequence[Results]) -> list[dict[str, object]]:
 
 
 def _findings(visit: Results) -> list[tuple[str, str, str]]:
-    """List what was found of a visit: what, whose, and what it was made from."""
+    """List the images of a visit: modality, name, and sources."""
     lines = [("T1w", visit.name, ", ".join(visit.t1w.sources()))]
     lines += [("PET", pet.name, ", ".join(pet.in_t1w.sources())) for pet in visit.pets]
     if visit.synthetic is not None:

@@ -1,4 +1,4 @@
-"""What the images of a participant tell: read once, and their numbers in plain words."""
+"""Images of a participant, each read once, and their measures in plain words."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,12 +23,12 @@ Label = TypeVar("Label")
 
 
 class ImageCache:
-    """Images, RAS+, by path.
+    """Cache of images, RAS+, by path.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset; files are named from there.
+        Path of the derivative dataset; messages name files relative to it.
     """
 
     def __init__(self, output_dir: Path) -> None:
@@ -41,14 +41,15 @@ class ImageCache:
         Parameters
         ----------
         path : Path
-            A NIfTI image.
+            Path of a NIfTI image.
         grid : Image, optional
-            The image it ought to lie on.
+            Image whose grid it should have.
 
         Raises
         ------
         MissingInputError, ReadWriteError, UnusableDataError
-            As :func:`bids_app.nifti.load`; UnusableDataError also if it lies on another grid.
+            See :func:`bids_app.nifti.load`; UnusableDataError also if the image is not 3D or has
+            another grid.
         """
         if path not in self._images:
             if not path.exists():
@@ -62,7 +63,7 @@ class ImageCache:
         return image
 
     def take_derivative(self, derivative: Derivative | None, grid: Image | None = None) -> Image:
-        """Read a derivative, as :meth:`take`; None is one that was never written."""
+        """Read a derivative with :meth:`take`; None stands for one that was never written."""
         if derivative is None:
             raise MissingInputError("No image in the space of the template was written.")
         return self.take(derivative.path, grid)
@@ -70,7 +71,7 @@ class ImageCache:
     def take_all(
         self, paths: Mapping[Label, Path], grid: Image
     ) -> tuple[dict[Label, Image], list[str]]:
-        """Read what can be read of images on one grid; say of the rest why it cannot."""
+        """Read the readable images on one grid; also return why others cannot be read."""
         images, faults = dict[Label, Image](), list[str]()
         for label, path in paths.items():
             try:
@@ -81,7 +82,7 @@ class ImageCache:
 
 
 def mask_of(brain: Image) -> Mask:
-    """Tell inside from outside."""
+    """Return a mask image as booleans."""
     inside: Mask = brain.data > 0.5
     return inside
 
@@ -91,13 +92,13 @@ def _share_grid(one: Image, other: Image) -> bool:
     return same and np.allclose(one.affine, other.affine, atol=1e-2)
 
 
-LOWEST_DICE: Final = 0.9  # our choice: below it, brains that fit are rare
+LOWEST_DICE: Final = 0.9  # our choice: well-aligned brains rarely have less
 MEASURES: Final = ("SSIM", "PSNR", "SSIMBrain", "PSNRBrain")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table; ``flagged`` where a reader should look twice."""
+    """Row of a table; ``flagged`` if it needs a closer look."""
 
     name: str
     cells: tuple[str, ...]
@@ -106,14 +107,14 @@ class Row:
 
 
 def as_number(value: object) -> float | None:
-    """Take a number for what it is, and anything else for none."""
+    """Return a value as float if it is a number, and None otherwise or if it is NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
     return float(value)
 
 
 def measures_of(synthetic: Derivative | None) -> dict[str, float | None]:
-    """Give how alike the synthetic and the real PET are; empty where nothing was measured."""
+    """Return measures of similarity of synthetic and real PET; empty if not measured."""
     measures = None if synthetic is None else synthetic.metadata.get("Measures")
     if not isinstance(measures, dict) or not measures:
         return {}
@@ -121,7 +122,7 @@ def measures_of(synthetic: Derivative | None) -> dict[str, float | None]:
 
 
 def describe_measures(synthetic: Derivative) -> str:
-    """Put into a sentence how alike the synthetic and the real PET are; empty if not measured."""
+    """Describe the similarity of synthetic and real PET in a sentence; empty if not measured."""
     measures = measures_of(synthetic)
     if not measures:
         return ""
@@ -134,7 +135,7 @@ def describe_measures(synthetic: Derivative) -> str:
 
 
 def comparison_rows(visits: Iterable[Results]) -> list[Row]:
-    """Tell, a visit a row: SSIM and PSNR (dB) in the whole volume, then in the brain."""
+    """Return a row per visit: SSIM and PSNR (dB) in the whole volume, then in the brain."""
     rows = []
     for visit in visits:
         measures = measures_of(visit.synthetic)
@@ -145,7 +146,7 @@ def comparison_rows(visits: Iterable[Results]) -> list[Row]:
 
 
 def novelty_rows(visits: Iterable[Results]) -> list[Row]:
-    """Tell, a visit a row, how unlike the training T1w the T1w is, and what those have."""
+    """Return a row per visit: novelty of its T1w, and the range of the training T1w."""
     rows = []
     for visit in visits:
         novelty = None if visit.synthetic is None else visit.synthetic.metadata.get("Novelty")
@@ -174,14 +175,14 @@ def _novelty_row(name: str, novelty: Mapping[str, object]) -> Row:
 def read_novelty(
     value: float | None, highest: float | None, beyond: Sequence[str] = ()
 ) -> tuple[str, bool]:
-    """Say in words how unlike the training T1w a T1w is, and whether that is a reason to doubt.
+    """Interpret the novelty of a T1w in words, and return whether it is a reason for doubt.
 
     Parameters
     ----------
     value, highest : float or None
-        Of the T1w, and the highest of the training controls, each against the others.
+        Novelty of the T1w, and the highest novelty of a training control against the others.
     beyond : sequence of str
-        In what it is beyond them, in words.
+        Respects in which the T1w is beyond the training controls, in words.
 
     Examples
     --------
@@ -201,7 +202,7 @@ def read_novelty(
 
 
 def describe_uncertainty(deviation: Derivative | None) -> str:
-    """Put into sentences what the standard deviation of an error is worth, as it was measured.
+    """Describe the measured accuracy of the standard deviation of the error, in sentences.
 
     Examples
     --------
@@ -238,7 +239,7 @@ correlate by r = 0.31.
 
 
 def regions_path(visit: Results) -> Path | None:
-    """Name the table of uptake by region of a visit; None where no PET was synthesized."""
+    """Return the path of a visit's table of regional uptake; None if no PET was synthesized."""
     if visit.synthetic is None:
         return None
     stem = visit.synthetic.path.name.partition("_space-")[0]
@@ -252,14 +253,14 @@ KINDS: Final = ("real", "synthetic")
 def region_rows(
     rows: Sequence[RegionalUptake], usual: Mapping[str, Sequence[float]]
 ) -> list[tuple[str, ...]]:
-    """Tell uptake by region: name; real PET, its t against controls; synthetic PET.
+    """Return rows of regional uptake: name; real PET, its t against controls; synthetic PET.
 
     Parameters
     ----------
     rows : sequence of RegionalUptake
-        Of a visit.
+        Regional uptake of a visit.
     usual : mapping
-        Region → ratio to the brain in the real PET of each control; none where that is not known.
+        Ratios to the brain in the real PET of controls, by region; regions may be missing.
     """
     by_region = {(row.pet, row.region): row for row in rows}
     lines = []
@@ -278,11 +279,11 @@ def region_rows(
     return lines
 
 
-FEWEST_CONTROLS: Final = 3  # for a standard deviation; our choice
+FEWEST_CONTROLS: Final = 3  # needed for a standard deviation; our choice
 
 
 def single_case_t(value: float | None, controls: Sequence[float]) -> float | None:
-    """Compare one person with controls by the t of Crawford and Howell (1998).
+    """Compute the t of Crawford and Howell (1998) that compares one person with controls.
 
     Examples
     --------
@@ -301,7 +302,7 @@ def single_case_t(value: float | None, controls: Sequence[float]) -> float | Non
 
 
 def registration_rows(visits: Iterable[Results]) -> list[Row]:
-    """Tell, a registration a row: verdict, similarity before and after, Dice of the masks."""
+    """Return a row per registration: verdict, similarity before and after, Dice of the masks."""
     rows = []
     for visit in visits:
         if visit.t1w_in_template is not None:
@@ -319,7 +320,7 @@ def _row(name: str, registration: object) -> Row:
         for key in ("SimilarityBefore", "SimilarityAfter", "DiceBrainMask")
     )
     cells = (show(before, 3), show(after, 3), show(dice, 3))
-    if verdict is None:  # of a version that gave none
+    if verdict is None:  # from a version without verdicts
         reading, flagged = read_registration(before, after, dice)
         return Row(name, ("n/a", *cells), reading, flagged)
     reading = read_verdict(verdict, reasons_of(numbers))
@@ -327,7 +328,7 @@ def _row(name: str, registration: object) -> Row:
 
 
 def read_verdict(verdict: str, reasons: Sequence[str]) -> str:
-    """Say in words what is thought of a registration.
+    """Describe the verdict on a registration in words.
 
     Examples
     --------
@@ -345,7 +346,7 @@ def read_verdict(verdict: str, reasons: Sequence[str]) -> str:
 def read_registration(
     before: float | None, after: float | None, dice: float | None
 ) -> tuple[str, bool]:
-    """Say in words what the numbers of a registration mean, and whether they look bad.
+    """Interpret the measures of a registration in words, and return whether they look bad.
 
     Examples
     --------
@@ -374,7 +375,7 @@ def read_registration(
 
 
 def coverage_rows(visits: Iterable[Results]) -> list[Row]:
-    """Tell, a PET a row, which share of the brain it covers, of all and of what is analysed."""
+    """Return a row per PET: its coverage of the whole brain and of the analysed brain."""
     rows = []
     for pet in (pet for visit in visits for pet in visit.pets):
         images = [image for image in (pet.in_t1w, pet.in_template) if image is not None]
@@ -391,7 +392,7 @@ def coverage_rows(visits: Iterable[Results]) -> list[Row]:
 
 
 def read_coverage(share: float, missing: object) -> tuple[str, bool]:
-    """Say in words which part of the brain a PET covers, and whether that is too little.
+    """Interpret the brain coverage of a PET in words, and return whether it is incomplete.
 
     Examples
     --------
@@ -407,7 +408,7 @@ def read_coverage(share: float, missing: object) -> tuple[str, bool]:
 
 
 def warnings_of(visits: Sequence[Results]) -> list[str]:
-    """Put into sentences what the files themselves give reason to doubt."""
+    """List sentences on reasons for doubt that are found in the files themselves."""
     flagged = [f"{row.name}: {row.reading}" for row in registration_rows(visits) if row.flagged]
     trained = [
         f"{visit.name}: the generator was trained on this participant, so that its synthetic PET "

@@ -1,4 +1,4 @@
-"""Table 1 as a reader sees it: mean ± SD, the best of each column, the paper's beside it, tests."""
+"""Table 1 for readers: mean ± SD, best of each column, comparison with the paper, and tests."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +15,8 @@ from bids_app.synthesis.statistics import PairedTest
 
 BASELINE: Final = "baseline-"
 GREY: Final = "#6e7781"
-DOTS: Final = "1 2"  # of lines of conditioned rows
-# Name → what it is
+DOTS: Final = "1 2"  # dashes of lines of conditioned rows
+# Name → description
 BASELINES: Final = {
     "baseline-mean-pet": "Mean PET of the training controls",
     "baseline-t1w": "The T1w itself",
@@ -25,12 +25,12 @@ NAMES: Final = {TISSUE: "No network", **BASELINES}
 
 
 def is_baseline(model: str) -> bool:
-    """Tell a baseline, which predicts nothing from the individual's anatomy, from a model."""
+    """Return whether a row is a baseline, which does not predict from the individual's anatomy."""
     return model.startswith(BASELINE)
 
 
 def in_order(models: Iterable[str]) -> list[str]:
-    """Put models as the paper does, each once; after them others, then the baselines.
+    """Sort models as in the paper, without duplicates, followed by others and then baselines.
 
     Examples
     --------
@@ -46,14 +46,14 @@ def in_order(models: Iterable[str]) -> list[str]:
 
 
 def configuration_of(model: str) -> str:
-    """Give the first column of the paper's table; empty if it is none of the paper's rows."""
+    """Return the first column of the paper's table; empty for a model that is not in ``ROWS``."""
     if is_baseline(model):
         return "baseline"
     return ROWS.get(model, "")
 
 
 def name_of(model: str) -> str:
-    """Give the paper's name of a model; a baseline's is ours, another model's its own.
+    """Return the paper's name of a model, our name of a baseline, or another model's own name.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def name_of(model: str) -> str:
 
 
 def full_name_of(model: str) -> str:
-    """Give configuration and name.
+    """Return the configuration and name of a model.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def full_name_of(model: str) -> str:
 
 
 def name_in_short(model: str) -> str:
-    """Give the name where there is little room.
+    """Return the short name of a model.
 
     Examples
     --------
@@ -95,27 +95,27 @@ def name_in_short(model: str) -> str:
 
 
 def colour_of(model: str) -> str:
-    """Give the colour of a model; grey for baselines and models of others.
+    """Return the colour of a model; grey for baselines and models that are not in the paper.
 
-    A conditioned row has the colour of the paper's that it is made of.
+    A conditioned row has the colour of the paper's row on which it is based.
     """
     row = CONDITIONED.get(model, model)
     return PUBLISHED[row].colour if row in PUBLISHED else GREY
 
 
 def dash_of(model: str) -> str:
-    """Give the dashes of a model's line; empty for a whole line."""
+    """Return the dashes of a model's line; empty for a solid line."""
     if model in CONDITIONED:
         return DOTS
     return PUBLISHED[model].dash if model in PUBLISHED else ""
 
 
-NEEDS_MORE: Final = ("lpips", "suvr", "asymmetry")  # weights, or an atlas
+NEEDS_MORE: Final = ("lpips", "suvr", "asymmetry")  # need weights or an atlas
 LESS_IS_BETTER: Final = ("lpips", "mae", "suvr_error")
 
 
 def sign_of(metric: str) -> int:
-    """Say whether more of a metric is better, 1, or less, -1.
+    """Return 1 if higher values of a metric are better, and -1 if lower ones are.
 
     Examples
     --------
@@ -126,7 +126,7 @@ def sign_of(metric: str) -> int:
 
 
 def values_of(scores: Iterable[ScoreRecord], model: str, metric: str) -> dict[str, float]:
-    """Give a metric by participant: the mean of the visits, and only what is finite."""
+    """Return the mean of the finite values of a metric over visits, by participant."""
     visits: dict[str, list[float]] = {}
     for score in scores:
         value = getattr(score.scores, metric)
@@ -136,14 +136,14 @@ def values_of(scores: Iterable[ScoreRecord], model: str, metric: str) -> dict[st
 
 
 def best_model(scores: Sequence[ScoreRecord], metric: str) -> str | None:
-    """Name the model, no baseline, with the best mean of a metric; None if none was measured."""
+    """Return the model, excluding baselines, with the best mean of a metric; None if unmeasured."""
     models = in_order(score.model for score in scores if not is_baseline(score.model))
     measured = {model: values_of(scores, model, metric) for model in models}
     means = {model: sign_of(metric) * fmean(v.values()) for model, v in measured.items() if v}
     return max(means, key=lambda model: means[model], default=None)
 
 
-# As the page's template has them: whole volume, brain, and the error of both.
+# In the order of the page's template: whole volume, brain, and the error of both.
 COLUMNS: Final = (
     "ssim",
     "psnr",
@@ -157,10 +157,10 @@ COLUMNS: Final = (
     "suvr_bias",
     "asymmetry_agreement",
 )
-DIGITS: Final = 3  # after the point, as the paper's
+DIGITS: Final = 3  # decimals, as in the paper
 
 
-Cell = tuple[str, str, bool]  # mean and SD as they are written; whether it is the best
+Cell = tuple[str, str, bool]  # formatted mean and SD, and whether it is the best
 
 
 def table1(rows: Sequence[ScoreRow]) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
@@ -169,13 +169,13 @@ def table1(rows: Sequence[ScoreRow]) -> list[tuple[str, list[tuple[str, list[Cel
     Parameters
     ----------
     rows : sequence of ScoreRow
-        In the order in which they are shown. The best of a column is a model, no baseline; those
-        that cannot be told from it at the digits shown are as good.
+        Rows in the order in which they are shown. The best of a column is never a baseline; models
+        with the same rounded mean share it.
 
     Returns
     -------
     list of (str, list)
-        Configuration → its rows: name, and a cell a column.
+        Configurations with their rows, each with its name and a cell per column.
     """
     best = {metric: _best(rows, metric) for metric in COLUMNS}
 
@@ -189,7 +189,7 @@ def table1(rows: Sequence[ScoreRow]) -> list[tuple[str, list[tuple[str, list[Cel
 
 
 def beside_the_paper(rows: Sequence[ScoreRow]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Put what the paper has published beside the rows that it has, too: ours, and the paper's."""
+    """List our results beside the published ones, for rows that are in the paper."""
     pairs = []
     for row in rows:
         if row.model in PUBLISHED:
@@ -203,7 +203,7 @@ def beside_the_paper(rows: Sequence[ScoreRow]) -> list[tuple[str, list[tuple[str
 
 
 def why_no_lpips(rows: Sequence[ScoreRow]) -> str:
-    """Say which rows have no LPIPS, and why; empty if all have."""
+    """Explain which rows have no LPIPS, and why; return an empty string if all have it."""
     without = [row for row in rows if isnan(row.means["lpips"])]
     if not without:
         return ""
@@ -217,7 +217,7 @@ def why_no_lpips(rows: Sequence[ScoreRow]) -> str:
 
 
 def not_measured(rows: Sequence[ScoreRow]) -> list[str]:
-    """Say of each row which metrics, beside LPIPS, it lacks."""
+    """List sentences on metrics other than those in ``NEEDS_MORE`` that rows lack."""
     lacking = {
         row.model: [m for m in METRICS if isnan(row.means[m]) and not m.startswith(NEEDS_MORE)]
         for row in rows
@@ -230,12 +230,12 @@ def not_measured(rows: Sequence[ScoreRow]) -> list[str]:
 
 
 def _best(rows: Sequence[ScoreRow], metric: str) -> str:
-    """Give the best mean of the models as it is written; empty if there is none."""
+    """Return the best mean of the models, formatted; empty if there is none."""
     means = [row.means[metric] for row in rows if not is_baseline(row.model)]
     measured = [mean for mean in means if not isnan(mean)]
     if not measured:
         return ""
-    if metric == "suvr_bias":  # neither more nor less is better
+    if metric == "suvr_bias":  # best near zero
         return show(min(measured, key=abs), DIGITS)
     return show(max(measured, key=lambda mean: sign_of(metric) * mean), DIGITS)
 
@@ -247,7 +247,7 @@ def _cell(row: ScoreRow, metric: str, best: str) -> Cell:
 
 
 def _show_mean(mean: float, sd: float) -> str:
-    """Write mean ± SD.
+    """Format mean ± SD.
 
     Examples
     --------
@@ -266,19 +266,18 @@ SHOWN: Final = {
     "psnr_brain": "PSNR, inside the brain",
     "lpips_brain": "LPIPS, inside the brain",
 }
-SIGNIFICANT: Final = 0.05  # of Holm's p: what is marked
+SIGNIFICANT: Final = 0.05  # Holm-adjusted p below which a cell is marked
 SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-SMALL: Final = 0.001  # below it, powers of ten
+SMALL: Final = 0.001  # smaller p-values are shown as powers of ten
 
 
-P = tuple[str, str, str]  # as it is written; its kind; the better one: "row", "column" or neither
+P = tuple[str, str, str]  # formatted p; its kind; the better one: "row", "column" or ""
 
 
 def matrices(comparisons: Sequence[PairedTest]) -> list[tuple[str, list[list[P]]]]:
-    """Lay out a matrix a metric: unadjusted p below the diagonal, Holm's above it.
+    """Lay out a matrix per metric: unadjusted p below the diagonal, Holm's above it.
 
-    Rows and columns are as :func:`names_of` has them. Metrics of which no p-value is known are left
-    out.
+    Rows and columns are in the order of :func:`names_of`. Metrics without any p-value are left out.
     """
     models = _models(comparisons)
     tables = []
@@ -292,14 +291,14 @@ def matrices(comparisons: Sequence[PairedTest]) -> list[tuple[str, list[list[P]]
 
 
 def names_of(comparisons: Sequence[PairedTest]) -> list[str]:
-    """Name the rows, and columns, of all matrices."""
+    """Return the names of the rows and columns of all matrices."""
     return [full_name_of(model) for model in _models(comparisons)]
 
 
 def least_p(comparisons: Sequence[PairedTest]) -> str:
-    """Warn where so few controls were compared that no p-value can be small; else empty.
+    """Return a warning if too few controls were compared for small p-values; otherwise empty.
 
-    The signs of n differences fall in 2ⁿ ways, two of which are as one-sided as can be.
+    The signs of n differences have 2ⁿ possible patterns, two of which are entirely one-sided.
     """
     counts = [comparison.n for comparison in comparisons if comparison.n]
     pairs = max(
@@ -321,7 +320,7 @@ def least_p(comparisons: Sequence[PairedTest]) -> str:
 
 
 def show_p(p: float) -> str:
-    """Write a p-value.
+    """Format a p-value.
 
     Examples
     --------
@@ -341,7 +340,7 @@ def _models(comparisons: Sequence[PairedTest]) -> list[str]:
 
 
 def _tests_by_pair(tests: Sequence[PairedTest]) -> dict[tuple[str, str], PairedTest]:
-    """Find a test by its rows, whichever comes first; the difference follows."""
+    """Index tests by their models in both orders, with the sign of the difference to match."""
     swapped = {
         (t.model_2, t.model_1): replace(t, median_difference=-t.median_difference) for t in tests
     }

@@ -1,4 +1,4 @@
-"""The report of the train level, ``train.html``, from files on disk only."""
+"""Report of the train level, ``train.html``, from files on disk only."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ JUDGES: Final = {"ssim_brain": "SSIM", "psnr_brain": "PSNR"}  # inside the brain
 
 
 def doubts_of(trained: TrainedModel) -> list[str]:
-    """List what is missing, what was not compared alike, and what a baseline does as well."""
+    """List caveats: missing files, uneven comparisons, and networks no better than a baseline."""
     return [
         *trained.faults,
         *not_measured(trained.rows),
@@ -60,7 +60,7 @@ def doubts_of(trained: TrainedModel) -> list[str]:
 
 
 def _uneven(trained: TrainedModel) -> list[str]:
-    """Find rows that do not stand on all controls."""
+    """Find rows that are not based on all controls."""
     n_controls = len(trained.participants)
     uneven = [row for row in trained.rows if row.n is not None and row.n != n_controls]
     if not n_controls or not uneven:
@@ -80,7 +80,7 @@ def _without_network(trained: TrainedModel) -> list[str]:
 
 
 def _no_better(rows: Sequence[ScoreRow]) -> list[str]:
-    """Find networks that a baseline or the tissue model is as good as inside the brain."""
+    """Find networks that are no better inside the brain than a baseline or the tissue model."""
     sentences = []
     baselines = [row for row in rows if is_baseline(row.model) or row.model == TISSUE]
     for row in (row for row in rows if row not in baselines):
@@ -104,12 +104,12 @@ def _no_better(rows: Sequence[ScoreRow]) -> list[str]:
 
 
 def _beats(one: ScoreRow, other: ScoreRow, metric: str) -> bool:
-    """Tell whether the first is at least as good; not if either was not measured."""
-    lead = one.means[metric] - other.means[metric]  # of inf and inf there is none
+    """Return whether the first is at least as good; False if either was not measured."""
+    lead = one.means[metric] - other.means[metric]  # nan if both are infinite
     return sign_of(metric) * lead >= 0
 
 
-NAME: Final = "train"  # of the report, and of its record
+NAME: Final = "train"  # of the report and of its record
 
 
 def write_training_report(
@@ -117,24 +117,24 @@ def write_training_report(
 ) -> Path:
     """Write ``train.html``.
 
-    What is not told is taken from the last run's record, ``logs/train_report.json``; what is
-    told is kept there.
+    Fields missing from ``summary`` are taken from the record of the last run,
+    ``logs/train_report.json``, to which given fields are written.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     template : str
-        Its name, as a ``space-`` label.
+        Name of the template, as a ``space-`` label.
     resolution : float
-        Of the images in its space, in mm.
+        Resolution of the images in template space, in mm.
     **summary
-        What the run tells of itself, see :class:`bids_app.report.page.RunSummary`.
+        Summary of the run; see :class:`bids_app.report.page.RunSummary`.
 
     Returns
     -------
     Path
-        The report, as :func:`bids_app.report.page.write_report`.
+        Path of the report; see :func:`bids_app.report.page.write_report`.
     """
 
     def gather(record: RunSummary) -> dict[str, object]:
@@ -154,14 +154,14 @@ def write_training_report(
 
 
 def write_training_methods(output_dir: Path) -> str:
-    """Write the methods paragraph of what the last run did, as plain text."""
+    """Return the methods paragraph of the last run, as plain text."""
     record = read_record(output_dir, NAME)
     fwhm = _smoothing(output_dir, record)
     return training_methods(find_trained(output_dir), record["versions"], fwhm)
 
 
 def _generators(trained: TrainedModel) -> dict[str, object]:
-    """Gather what was trained on what."""
+    """Describe the training of the generators."""
     keys = ("trained_on", "intended_use", "dataset", "seed")
     statements = {key: statements_of(trained, key) for key in keys}
     return {
@@ -177,7 +177,7 @@ def _generators(trained: TrainedModel) -> dict[str, object]:
 
 
 def _results(trained: TrainedModel, fwhm: float | None) -> dict[str, object]:
-    """Lay out tables and charts."""
+    """Build the tables and charts."""
     sweeps = sweeps_of(trained.scores)
     histories = {model: trained.histories.get(model, ()) for model in trained.models}
     folds = sorted({fold for epochs in histories.values() for fold in folds_of(epochs)}, key=rank)
@@ -205,7 +205,7 @@ def _results(trained: TrainedModel, fwhm: float | None) -> dict[str, object]:
 
 
 def _smoothing(output_dir: Path, record: RunSummary) -> float | None:
-    """Find by how much synthetic PET was smoothed, in mm: as a sidecar says, else the settings."""
+    """Return the FWHM of the smoothing of synthetic PET, in mm, from a sidecar or the settings."""
     sidecars = sorted(output_dir.glob(f"{CROSS_VALIDATION}/*/sub-*/**/*_desc-synth_pet.json"))
     metadata = read_derivative(sidecars[0]).metadata if sidecars else {}
     fwhm = as_number(metadata.get("SmoothingFWHM"))

@@ -1,7 +1,7 @@
-"""Interactive slices of a PET's anomaly maps and of what they are compared with, by NiiVue.
+"""Interactive slices of a PET's anomaly maps with T1w and PET, by NiiVue.
 
-A page holds NiiVue once (``data/report/niivue``), ``data/report/viewer.js`` that drives it, and the
-volumes of each viewer as compressed NIfTI images, so that it works from a file system, offline.
+A page contains NiiVue once (``data/report/niivue``), ``data/report/viewer.js`` that drives it, and
+the volumes of each viewer as compressed NIfTI images, so that it works offline from a local file.
 """
 
 import base64
@@ -24,39 +24,39 @@ from bids_app.report.page import TEMPLATES
 from bids_app.report.panels import COLOURS, UPTAKE
 from bids_app.report.results import ImageCache, mask_of
 
-FINEST: Final = 1.5  # mm; edge of a voxel, so that a page stays small (our choice)
+FINEST: Final = 1.5  # mm; smallest voxel edge, so that a page stays small (our choice)
 MARGIN: Final = 6.0  # mm shown beyond the brain (our choice)
 BRIGHTEST: Final = 99.5  # percentile of the brain's T1w that is drawn white (our choice)
 GREYS: Final = (
-    63  # steps from black to white: more of them are noise, which takes room (our choice)
+    63  # steps from black to white; finer steps are noise, which compresses badly (our choice)
 )
 STEPS: Final = 127  # from 0 to the score that is drawn brightest (our choice)
-OPACITY: Final = 0.75  # of what lies over the T1w, at first (our choice)
-HALF: Final = 0.5  # of a mask's 0 and 1
+OPACITY: Final = 0.75  # initial opacity of the layers over the T1w (our choice)
+HALF: Final = 0.5  # level between 0 and 1 of a mask
 NIIVUE: Final = TEMPLATES / "niivue"
 
-Place = tuple[float, float, float]  # x, y and z, mm, RAS+
+Place = tuple[float, float, float]  # x, y and z in mm, RAS+
 Layer = dict[str, str | float | bool]
 
 
 @dataclass(frozen=True)
 class Viewer:
-    """What a viewer shows, all on one grid.
+    """Content of a viewer, all on one grid.
 
     Parameters
     ----------
     layers : sequence of dict
-        From the bottom to the top. ``label``: what it is called; ``kind``: ``t1w``, ``pet``,
-        ``map``, ``clusters`` or ``lesions``; ``detector``: of a map and its clusters; ``colours``:
-        a colour map of NiiVue, or the colour of a line; ``low`` and ``high``: the values that are
-        drawn darkest and brightest; ``opacity``, 0 to 1; ``shown``: at first; ``nifti``: the image,
-        in base64.
+        Layers from bottom to top. ``label``: name of the layer; ``kind``: ``t1w``, ``pet``,
+        ``map``, ``clusters`` or ``lesions``; ``detector``: detector of a map and its clusters;
+        ``colours``: NiiVue colour map, or colour of an outline; ``low`` and ``high``: values that
+        are drawn darkest and brightest; ``opacity``: 0 to 1; ``shown``: whether it is visible at
+        first; ``nifti``: image, in base64.
     stops : dict
-        Detector → rank of a cluster → the place of its peak.
+        Place of the peak of each cluster, by detector and rank.
     tall : float
-        Height of its three slices side by side, of their width.
+        Height of the three slices side by side, relative to their width.
     native : bool
-        In the space of the participant's T1w, not in that of the template.
+        Whether the space is that of the participant's T1w, not that of the template.
     """
 
     layers: list[Layer]
@@ -66,23 +66,23 @@ class Viewer:
 
 
 def view_pet(output_dir: Path, anomalies: Sequence[Anomaly]) -> tuple[Viewer | None, list[str]]:
-    """View the maps of a PET on the participant's own T1w, if all of them were carried there.
+    """Create a viewer of the maps of a PET on the participant's T1w, if all were resampled to it.
 
-    Else they are viewed in the space of the template. The leading detector's is the first.
+    Otherwise they are viewed in the space of the template. The leading detector comes first.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     anomalies : sequence of Anomaly
         Maps of one PET.
 
     Returns
     -------
     Viewer or None
-        None if no map can be read in the space of the template.
+        Viewer; None if no map can be read in the space of the template.
     list of str
-        What could not be read, but for those maps.
+        Faults of images that could not be read, apart from maps in the space of the template.
     """
     cache, anomalies = ImageCache(output_dir), leading_first(anomalies)
     maps, _ = _take_maps(cache, output_dir, anomalies, native=False)
@@ -113,7 +113,7 @@ def view_pet(output_dir: Path, anomalies: Sequence[Anomaly]) -> tuple[Viewer | N
 def _take_maps(
     cache: ImageCache, output_dir: Path, anomalies: Sequence[Anomaly], *, native: bool
 ) -> tuple[dict[str, ScoreMap], list[str]]:
-    """Read the maps that can be read, by detector; say of the rest why they cannot."""
+    """Read the readable maps, by detector; also return why others cannot be read."""
     maps, faults = dict[str, ScoreMap](), list[str]()
     for anomaly in anomalies:
         try:
@@ -128,19 +128,18 @@ def _take_maps(
 def make_viewer(
     maps: Mapping[str, ScoreMap], pets: Mapping[str, Image], lesions: Image | None, *, native: bool
 ) -> Viewer:
-    """Make the viewer of a PET; it opens with the map of the first detector.
+    """Create the viewer of a PET; it opens with the map of the first detector.
 
     Parameters
     ----------
     maps : dict
-        Detector, as a reader sees its name → map; all over the same T1w, of any orientation. One at
-        least.
+        Maps by label of their detector, at least one, all over the same T1w of any orientation.
     pets : dict
-        Label → PET, on any grid of the same space.
+        PET images by label, on any grid of the same space.
     lesions : Image or None
-        A mask, on any grid of the same space; None if no lesion is known.
+        Mask of lesions, on any grid of the same space; None if no lesion is known.
     native : bool
-        In the space of the participant's T1w, not in that of the template.
+        Whether the space is that of the participant's T1w, not that of the template.
     """
     first = next(iter(maps.values()))
     grid = grid_over(first.brain)
@@ -161,17 +160,17 @@ def make_viewer(
 
 
 def library() -> str:
-    """Give NiiVue's compressed script, in base64."""
+    """Return NiiVue's compressed script, in base64."""
     return base64.b64encode((NIIVUE / "niivue.umd.js.gz").read_bytes()).decode()
 
 
 def grid_over(brain: Image) -> Grid:
-    """Lay a grid along the axes of the world over a brain, however it is oriented.
+    """Create a grid along the world axes that covers a brain of any orientation.
 
     Parameters
     ----------
     brain : Image
-        A mask; all of it is covered where it is empty.
+        Brain mask; if it is empty, its whole volume is covered.
     """
     mask = mask_of(brain)
     inside = np.argwhere(mask if mask.any() else np.ones_like(mask))
@@ -182,12 +181,12 @@ def grid_over(brain: Image) -> Grid:
 
 
 def resample(image: Image, grid: Grid, order: int = 1) -> Volume:
-    """Look an image up at the voxels of a grid, by splines; 0 beyond its edges.
+    """Resample an image to a grid by spline interpolation, with 0 beyond its edges.
 
     Parameters
     ----------
     order : {0, 1}
-        Nearest voxel, as labels need it, or trilinear.
+        Nearest-neighbour (0), for labels, or trilinear (1) interpolation.
     """
     grid_to_image: Affine = np.linalg.inv(image.affine) @ grid.affine
     moved: Volume = ndimage.affine_transform(
@@ -228,7 +227,7 @@ def _layer(
 
 
 def _grey(label: str, kind: str, image: Image, grid: Grid, brain: Mask) -> Layer:
-    """Bring a T1w or PET from 0 to the bright end of the brain; what is far from it is empty."""
+    """Clip a T1w or PET to 0 and the bright end of the brain; clear voxels away from the brain."""
     volume = resample(image, grid)
     inside = volume[brain]
     white = float(np.percentile(inside, BRIGHTEST)) if inside.size else 1.0
@@ -247,7 +246,7 @@ def _grey(label: str, kind: str, image: Image, grid: Grid, brain: Mask) -> Layer
 
 
 def _widen(brain: Mask, grid: Grid) -> Mask:
-    """Widen a brain by the margin; all where there is none."""
+    """Dilate a brain mask by the margin; an empty mask becomes the whole volume."""
     if not brain.any():
         return np.ones_like(brain)
     distances: Volume = ndimage.distance_transform_edt(~brain, sampling=float(grid.affine[0, 0]))
@@ -256,17 +255,17 @@ def _widen(brain: Mask, grid: Grid) -> Mask:
 
 
 def _map(detector: str, score_map: ScoreMap, grid: Grid, *, shown: bool) -> Layer:
-    """Bring a map from 0 to the score that is drawn brightest; what is below 0 is never shown."""
+    """Clip a map to 0 and the score that is drawn brightest; scores below 0 are never shown."""
     heat = score_map.heat
     step = heat.high / STEPS
     scores = Image(np.clip(resample(score_map.scores, grid), 0, heat.high), grid.affine)
-    low = max(round(heat.threshold / step), 1) * step  # as the scores are rounded
+    low = max(round(heat.threshold / step), 1) * step  # rounded as the scores are
     layer = _layer("Map", "map", scores, step, colours=COLOURS, low=low, high=heat.high)
     return {**layer, "detector": detector, "shown": shown}
 
 
 def _line(label: str, kind: str, labels: Image, grid: Grid, colour: str) -> Layer:
-    """Keep the outermost voxels of what is labelled."""
+    """Create a layer of the outermost voxels of labels."""
     volume = resample(labels, grid, order=0).round().clip(0, 255).astype(np.uint8)
     structure = ndimage.generate_binary_structure(3, 1)
     lowest = ndimage.minimum_filter(volume, footprint=structure)
