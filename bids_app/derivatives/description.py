@@ -1,4 +1,4 @@
-"""Files that describe a derivative dataset: description, versions, the record of each run."""
+"""Files that describe a derivative dataset: description, versions, and records of runs."""
 
 import platform
 import re
@@ -31,7 +31,7 @@ NAME = "mri2pet"
 DESCRIPTION = "dataset_description.json"
 BIDS_VERSION = "1.10.0"
 TEXTS = Path(__file__).parents[1] / "data" / "dataset"
-# No slash at the end of a folder: the validator does not know it so. A slash inside anchors.
+# No trailing slash for folders: the validator does not match it. A slash inside anchors a pattern.
 IGNORED = tuple((TEXTS / "bidsignore").read_text(encoding="utf-8").split())
 DESCRIPTIONS = {
     "preproc": "Acquired image after correction, registration and, with res-, scaling to 0..1",
@@ -47,9 +47,10 @@ DESCRIPTIONS = {
 
 
 def find_container(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Say which container a run is in, from its environment.
+    """Detect the container of a run from its environment.
 
-    ``MRI2PET_CONTAINER`` (a tag) is set in our image; Apptainer and Singularity name their file.
+    ``MRI2PET_CONTAINER`` (a tag) is set in our image; Apptainer and Singularity set the name of
+    their image file.
 
     Examples
     --------
@@ -65,12 +66,12 @@ def find_container(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...
 
 
 def refuse_foreign(output_dir: Path) -> None:
-    """Refuse to write into the dataset of another app.
+    """Check that an output folder is not the dataset of another app.
 
     Raises
     ------
     UsageError
-        If one lies there, or something that cannot be understood.
+        If it is, or its description cannot be read.
     """
     path = output_dir / DESCRIPTION
     if not path.exists():
@@ -89,7 +90,7 @@ def refuse_foreign(output_dir: Path) -> None:
 
 
 def _link(dataset: Path, output_dir: Path) -> str:
-    """Say where another dataset is; from here, if this one lies in it: they move together."""
+    """Return the URL of another dataset, relative if this one is inside it and moves with it."""
     root, out = dataset.resolve(), output_dir.resolve()
     if out.is_relative_to(root) and out != root:
         return "/".join([".."] * len(out.relative_to(root).parts))
@@ -97,7 +98,7 @@ def _link(dataset: Path, output_dir: Path) -> str:
 
 
 def _links(output_dir: Path) -> dict[str, object]:
-    """Read which datasets this one links to; none where it has not been described."""
+    """Read the links to other datasets; empty if there is no description yet."""
     path = output_dir / DESCRIPTION
     links = read_json(path).get("DatasetLinks") if path.is_file() else None
     return dict(links) if isinstance(links, dict) else {}
@@ -140,7 +141,7 @@ def _write_ignored(path: Path, patterns: Sequence[str]) -> None:
 
 
 def ignore_also(output_dir: Path, folder: Path) -> None:
-    """Let the validator pass over a folder, if it lies in the dataset."""
+    """Make the validator ignore a folder, if it is inside the dataset."""
     inside = place_in(output_dir, folder)
     if inside:
         with locked(output_dir):
@@ -157,27 +158,28 @@ def start_dataset(
     reference: str,
     others: Iterable[tuple[str, Path]] = (),
 ) -> None:
-    """Write the files that say what the dataset is, before any result.
+    """Write the files that describe the dataset, before any result.
 
     Parameters
     ----------
     output_dir, bids_dir : Path
-        Roots of the derivative and of the raw dataset. Lines a user added to ``.bidsignore`` stay.
+        Roots of the derivative and of the raw dataset. Lines that a user added to ``.bidsignore``
+        are kept.
     version : str
-        Of the app.
+        Version of the app.
     container : iterable of (str, str)
-        BIDS fields of the container it runs in, as :func:`find_container` gives them.
+        BIDS fields of the container, from :func:`find_container`.
     template, reference : str
         Name of the template, and URI of its image.
     others : iterable of (str, Path)
-        Names and roots of other datasets that sidecars name as sources.
+        Names and roots of other datasets that sidecars list as sources.
 
     Raises
     ------
     UsageError
-        If another app's dataset lies there.
+        If the folder is the dataset of another app.
     ReadWriteError
-        If they cannot be written.
+        If a file cannot be written.
     """
     generated_by: dict[str, object] = {
         "Name": NAME,
@@ -207,23 +209,23 @@ def _write_descriptions(output_dir: Path) -> None:
 
 
 def refresh_dataset(output_dir: Path) -> None:
-    """Let a dataset that an earlier version has begun tell of all that this one writes."""
+    """Update the descriptions of a dataset from an earlier version for what this one writes."""
     with locked(output_dir):
         _write_ignored(output_dir / ".bidsignore", IGNORED)
         _write_descriptions(output_dir)
 
 
 def uri_in(output_dir: Path, name: str, folder: Path, path: Path) -> str:
-    """Give the BIDS URI of a file of another dataset, and let this one say where that is.
+    """Return the BIDS URI of a file in another dataset, which is added to ``DatasetLinks``.
 
     Parameters
     ----------
     output_dir, folder : Path
         Roots of the derivative dataset and of the other one, which may be the same.
     name : str
-        Of the other one, in ``DatasetLinks``.
+        Name of the other dataset in ``DatasetLinks``.
     path : Path
-        The file, in ``folder``.
+        Path of the file, in ``folder``.
 
     Raises
     ------
@@ -242,7 +244,7 @@ def uri_in(output_dir: Path, name: str, folder: Path, path: Path) -> str:
 
 
 def dataset_names(output_dir: Path) -> tuple[str, ...]:
-    """Name the raw dataset as the derivative one tells of it: its DOI if it has one, its title."""
+    """Return the names of the raw dataset, from the derivative one: DOI, if any, and title."""
     content = read_json(output_dir / DESCRIPTION)
     sources = content.get("SourceDatasets")
     first = sources[0] if isinstance(sources, list) and sources else {}
@@ -252,14 +254,14 @@ def dataset_names(output_dir: Path) -> tuple[str, ...]:
 
 
 def raw_dataset_names(bids_dir: Path) -> tuple[str, ...]:
-    """Name a raw dataset as :func:`dataset_names` does once a run has begun."""
+    """Return the names of a raw dataset that :func:`dataset_names` returns once a run has begun."""
     raw = _read_raw(bids_dir)
     doi, title = raw.get("DatasetDOI"), str(raw.get("Name", bids_dir.name))
     return (doi, title) if isinstance(doi, str) and doi else (title,)
 
 
 def dataset_name(output_dir: Path) -> str:
-    """Name the raw dataset as the derivative one tells of it, by its DOI if it has one."""
+    """Return the name of the raw dataset, from the derivative one: DOI, or otherwise title."""
     return dataset_names(output_dir)[0]
 
 
@@ -269,37 +271,37 @@ _RELEASE = re.compile(r"(\d+)\.(\d+)")
 
 
 def version_of(image: Path) -> str:
-    """Read by which version of the app an image was made; empty if its sidecar does not tell."""
+    """Read the version of the app that made an image; empty if its sidecar does not have it."""
     sidecar = sidecar_path(image)
     value = read_json(sidecar).get(KEY) if sidecar.is_file() else None
     return value if isinstance(value, str) else ""
 
 
 def compare_versions(items: Iterable[tuple[str, str]], version: str, *, advice: str) -> list[str]:
-    """Tell what other versions of the app have made, and refuse what cannot be used.
+    """Check which results were made by other versions of the app.
 
-    The first number of a version rises when what is made before and after cannot be compared
-    (CONTRIBUTING.md, "Changes"): that is refused. What another second number, or an unknown
-    version, has made is told of.
+    The major version increases when results before and after cannot be compared (CONTRIBUTING.md,
+    "Changes"), so results of another major version are refused. Results of another minor version,
+    or of an unknown version, are reported.
 
     Parameters
     ----------
     items : iterable of (str, str)
-        What it is, ``"sub-01"``, and the version that made it; empty if that is not known.
+        Name of each result, such as ``"sub-01"``, and the version that made it; empty if unknown.
     version : str
-        Of the app that runs.
+        Version of the running app.
     advice : str
-        What to do.
+        Advice to the user.
 
     Returns
     -------
     list of str
-        A sentence, or none.
+        At most one sentence.
 
     Raises
     ------
     UnusableDataError
-        If a first number differs.
+        If a major version differs.
 
     Examples
     --------
@@ -307,7 +309,7 @@ def compare_versions(items: Iterable[tuple[str, str]], version: str, *, advice: 
     ['made by mri2pet 0.2.0: sub-02; this is 0.1.0, and may have made them otherwise; do it again']
     """
     release = _release_of(version)
-    if release is None:  # a copy of the source that is not installed
+    if release is None:  # running from source, not installed
         return []
     others = sorted({(made_by, name) for name, made_by in items if _release_of(made_by) != release})
     foreign = [other for other in others if _is_foreign(other[0], release)]
@@ -361,7 +363,7 @@ CODE_URL = "https://github.com/mri2pet/mri2pet"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """When a run began, its command line, and the versions of what computes."""
+    """Start time and command line of a run, and the versions of Python and packages."""
 
     date: str
     command: str
@@ -369,7 +371,7 @@ class RunRecord:
 
 
 def find_versions() -> dict[str, str]:
-    """Give the versions of Python and of the packages that decide about results."""
+    """Return the versions of Python and of the packages that affect results."""
     versions = {"Python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -380,14 +382,14 @@ def find_versions() -> dict[str, str]:
 
 
 def start_record() -> RunRecord:
-    """Tell of this moment and this process."""
+    """Create the record of the current process, starting now."""
     name = Path(sys.argv[0]).name
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return RunRecord(now, shlex.join([name, *sys.argv[1:]]), find_versions())
 
 
 def plain_settings(settings: Mapping[str, object]) -> dict[str, object]:
-    """Turn settings into what JSON can hold: paths are text, tuples are lists.
+    """Convert settings to JSON values: paths to strings, tuples to lists.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Anomaly maps and clusters of the group level: their paths, sidecars and tables.
 
-Each table has its dictionary beside it. An absent table is read as one without lines. A reader that
-is given ``faults`` reads what it can: see :func:`bids_app.derivatives.sidecars.read_rows`.
+Each table has a data dictionary beside it. A missing table is read as an empty one. A reader that
+is given ``faults`` reads as much as it can: see :func:`bids_app.derivatives.sidecars.read_rows`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,37 +35,38 @@ from bids_app.imaging.intensity import describe_scaling
 
 DETECTORS_FOLDER = "detectors"
 STATMAP = "_statmap.nii.gz"
-STATISTIC = "t"  # ``stat-`` of all maps; pybids does not know it, and tells them by ``desc-``
+STATISTIC = "t"  # stat- label of all maps; pybids ignores it and distinguishes maps by desc-
 OWN = "T1w"  # space- label of the participant's own T1w
 SCORED = "logs/group_scored.json"  # in the derivative dataset
 _CARD = "DetectorCard"  # in a sidecar
-DIRECTION = "Direction"  # in that of a map
+DIRECTION = "Direction"  # in the sidecar of a map
 
 
 def root_of(output_dir: Path, training_set: str, *, primary: bool) -> Path:
-    """Say where maps of a training set go: those of the primary one, to participants' folders."""
+    """Return the root for maps of a training set; the primary one's go to participants' folders."""
     return output_dir if primary else output_dir / DETECTORS_FOLDER / training_set
 
 
 def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> dict[str, Path]:
-    """Name the results of a detector on a PET.
+    """Return the paths of the results of a detector for a PET.
 
     Parameters
     ----------
     root : Path
-        As :func:`root_of` gives it.
+        Root from :func:`root_of`.
     pet : Path
-        The preprocessed PET on the template's grid.
+        Preprocessed PET on the template's grid.
     detector : str
-        Its name.
+        Name of the detector.
     space : Space
-        The template's grid.
+        Grid of the template.
 
     Returns
     -------
     dict
-        ``statmap``, ``labels`` and ``table``, on the template's grid: anomaly map, clusters by
-        rank, their table; and each with ``_in_t1w``, on the grid of the T1w.
+        Paths by name. ``statmap``, ``labels`` and ``table`` are the anomaly map, the clusters by
+        rank and their table on the template's grid; each also exists with ``_in_t1w``, on the grid
+        of the T1w.
     """
     entities = entities_of(pet)
     pet_entities = {key: entities.get(key) for key in ("rec", "run")}
@@ -83,7 +84,7 @@ def anomaly_paths(root: Path, pet: Path, detector: str, space: Space) -> dict[st
 
 
 def paths_beside(statmap: Path) -> dict[str, Path]:
-    """Name what belongs to an anomaly map on the template's grid."""
+    """Return the paths of all results that belong to an anomaly map on the template's grid."""
     stem, space, detector = parts_of(statmap)
 
     def path(space: str, ending: str) -> Path:
@@ -103,14 +104,14 @@ CONTROL_AVERAGES = {"controlsmean": "Mean", "controlssd": "Standard deviation"} 
 
 
 def control_average_paths(root: Path, space: Space) -> list[Path]:
-    """Name the mean and the SD of the controls' PET: of no participant, but of the template.
+    """Return the paths of the mean and SD of the controls' PET, which are template-level files.
 
     Parameters
     ----------
     root : Path
-        As :func:`root_of` gives it.
+        Root from :func:`root_of`.
     space : Space
-        The template's grid.
+        Grid of the template.
 
     Examples
     --------
@@ -124,7 +125,7 @@ def control_average_paths(root: Path, space: Space) -> list[Path]:
 
 
 def parts_of(statmap: Path) -> tuple[str, str, str]:
-    """Take the name of a map apart: whose PET, the grid of the template, and the detector."""
+    """Split the name of a map into the stem of its PET, the template's grid, and the detector."""
     stem, _, rest = statmap.name.partition("_space-")
     space, _, end = rest.partition("_stat-")
     return stem, space, end.removeprefix(f"{STATISTIC}_desc-").removesuffix(STATMAP)
@@ -133,17 +134,17 @@ def parts_of(statmap: Path) -> tuple[str, str, str]:
 def describe_card(
     output_dir: Path, folder: Path, *, dataset: str, version: str, sha256: str = ""
 ) -> Sidecar:
-    """Say by which detector a map is made: where its card is, and what that says.
+    """Describe the detector of a map by the location and content of its card.
 
     Parameters
     ----------
     output_dir, folder : Path
         Roots of the derivative dataset and of the detector, which may lie in it or elsewhere.
     dataset, version : str
-        Whose controls it was trained on, and by which version of the app.
+        Dataset of its training controls, and version of the app that trained it.
     sha256 : str
-        Of the card, which knows those of all files of the detector; empty where the run at hand
-        trains it: see :func:`sign`.
+        SHA-256 of the card, which contains those of all files of the detector; empty if the current
+        run trains it: see :func:`sign`.
     """
     card = (folder / CARD).absolute()
     root = output_dir.absolute()
@@ -154,7 +155,7 @@ def describe_card(
 
 
 def sign(sidecar: Path, sha256: str) -> None:
-    """Add the SHA-256 of the detector's card to the sidecar of a map, when the card is whole."""
+    """Add the SHA-256 of the detector's card, once it is complete, to the sidecar of a map."""
     metadata = read_json(sidecar)
     card = metadata.get(_CARD)
     fields = card if isinstance(card, dict) else {}
@@ -163,24 +164,24 @@ def sign(sidecar: Path, sha256: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """What every anomaly map of one detector tells alike.
+    """Metadata that all anomaly maps of one detector share.
 
     Parameters
     ----------
     output_dir : Path
         Root of the derivative dataset.
     detector, training_set : str
-        What computed it, and on what that was trained.
+        Detector, and training set on which it was trained.
     version : str
-        Of the app.
+        Version of the app.
     card : dict
-        Of the detector, as :func:`describe_card` gives it.
+        Description of the detector's card, from :func:`describe_card`.
     direction : {"hypo", "hyper", "both"}
-        What scores higher.
+        Direction of change that scores higher.
     fwhm : float
-        Smoothing of the map, in mm; 0 for none.
+        FWHM of the smoothing of the map, in mm; 0 for none.
     covariates : tuple of str
-        Names of those that were taken out.
+        Names of the covariates that were regressed out.
     """
 
     output_dir: Path
@@ -193,7 +194,7 @@ class Origin:
     covariates: tuple[str, ...] = ()
 
     def uri(self, path: Path) -> str:
-        """BIDS URI of a result."""
+        """Return the BIDS URI of a result."""
         return f"bids::{path.relative_to(self.output_dir).as_posix()}"
 
     def _common(self, sources: list[Path]) -> Sidecar:
@@ -206,7 +207,7 @@ class Origin:
         }
 
     def statmap(self, pet: Path, space: Space) -> Sidecar:
-        """Tell of an anomaly map on the template's grid."""
+        """Return the sidecar of an anomaly map on the template's grid."""
         meaning = DETECTORS[self.detector].statmap
         text = (
             f"Anomaly of FDG PET, more is more abnormal: {meaning}; {DIRECTIONS[self.direction]}. "
@@ -224,12 +225,12 @@ class Origin:
         }
 
     def labels(self, statmap: Path, space: Space) -> Sidecar:
-        """Tell of the label image of clusters on the template's grid."""
+        """Return the sidecar of the label image of clusters on the template's grid."""
         text = "Clusters of the anomaly map; a voxel's value is its cluster's rank, 0 is none"
         return {"Description": text, **self._common([statmap]), **space.entries()}
 
     def in_t1w(self, metadata: Sidecar, path: Path, visit: Preprocessed) -> Sidecar:
-        """Tell of a result that was carried to the T1w's own grid, from its ``metadata``."""
+        """Return the sidecar of a result resampled to the T1w's own grid, from its ``metadata``."""
         kept = {key: value for key, value in metadata.items() if key != "Resolution"}
         reference = self.uri(native_t1w(visit))
         sources = [self.uri(path), self.uri(template_to_t1w(visit))]
@@ -245,22 +246,22 @@ def describe_control_averages(
     times_mean: float,
     covariates: Sequence[str],
 ) -> list[Sidecar]:
-    """Tell of the mean and the SD of the PET that detectors are trained on.
+    """Return the sidecars of the mean and the SD of the PET on which detectors are trained.
 
     Parameters
     ----------
     pets : sequence of (str, bool)
-        BIDS URI of each control's, and whether it is synthetic.
+        BIDS URI of each control's PET, and whether it is synthetic.
     space : Space
-        The template's grid.
+        Grid of the template.
     training_set : str
-        Of whom they are.
+        Training set to which the controls belong.
     version : str
-        Of the app.
+        Version of the app.
     times_mean : float
-        How PET was scaled: see :func:`bids_app.imaging.intensity.describe_scaling`.
+        Scaling of PET: see :func:`bids_app.imaging.intensity.describe_scaling`.
     covariates : sequence of str
-        Names of those that were taken out.
+        Names of the covariates that were regressed out.
     """
     n_synthetic = sum(synthetic for _, synthetic in pets)
     text = f"over the FDG PET of {len(pets)} controls"
@@ -289,28 +290,28 @@ def describe_control_averages(
 
 
 def native_t1w(visit: Preprocessed) -> Path:
-    """Name the corrected T1w on its own grid."""
+    """Return the path of the corrected T1w on its own grid."""
     return _beside(visit, "desc-preproc_T1w.nii.gz")
 
 
 def template_to_t1w(visit: Preprocessed) -> Path:
-    """Name the transform from the template to the T1w."""
+    """Return the path of the transform from the template to the T1w."""
     return _beside(visit, f"from-{entities_of(visit.t1w)['space']}_to-T1w_mode-image_xfm.h5")
 
 
 def t1w_to_template(visit: Preprocessed) -> Path:
-    """Name the transform from the T1w to the template."""
+    """Return the path of the transform from the T1w to the template."""
     return _beside(visit, f"from-T1w_to-{entities_of(visit.t1w)['space']}_mode-image_xfm.h5")
 
 
 def lesions_in_template(visit: Preprocessed) -> Path:
-    """Name the mask of known lesions on the template's grid."""
+    """Return the path of the mask of known lesions on the template's grid."""
     space, res = (entities_of(visit.t1w)[key] for key in ("space", "res"))
     return _beside(visit, f"space-{space}_res-{res}_label-L_mask.nii.gz")
 
 
 def lesions_on_t1w(visit: Preprocessed) -> Path:
-    """Name the mask of known lesions on the T1w's own grid."""
+    """Return the path of the mask of known lesions on the T1w's own grid."""
     return _beside(visit, f"space-{OWN}_label-L_mask.nii.gz")
 
 
@@ -322,7 +323,7 @@ Line = dict[str, object]
 CLUSTERS = "clusters"
 CURVE, TESTS, FROC = "detection_curve", "detection_tests", "detection_froc"
 SYNTHETIC_CONTROLS = "synthetic_controls"
-DICTIONARIES = {  # table → what explains it, in data/dictionaries
+DICTIONARIES = {  # table → its dictionaries, in data/dictionaries
     "clusters": ("clusters",),
     "clusters_in_t1w": ("clusters_in_t1w",),
     "all_clusters": ("visits", "training_sets", "detectors", "clusters"),
@@ -333,7 +334,7 @@ DICTIONARIES = {  # table → what explains it, in data/dictionaries
     FROC: ("training_sets", "detectors", "units", FROC),
     SYNTHETIC_CONTROLS: ("visits", SYNTHETIC_CONTROLS),
 }
-_PLACE = ("rank", "x", "y", "z")  # without them a line of clusters says nothing
+_PLACE = ("rank", "x", "y", "z")  # required in a line of clusters
 _OWNER = ("participant_id", "training_set", "detector")
 _UNIT = ("training_set", "detector", "unit")
 _PLACED = ("x", "y", "z", "peak_x", "peak_y", "peak_z", "volume")  # differ between spaces
@@ -341,7 +342,7 @@ _PLACED = ("x", "y", "z", "peak_x", "peak_y", "peak_z", "volume")  # differ betw
 
 @dataclass(frozen=True)
 class Listed:
-    """The clusters of one visit.
+    """Clusters of one visit.
 
     Parameters
     ----------
@@ -350,11 +351,11 @@ class Listed:
     session : str or None
         Label, without ``ses-``.
     training_set, detector : str
-        What the score map was made by.
+        Training set and detector of the score map.
     clusters : tuple of Cluster
-        By rank; there may be none.
+        Clusters by rank; there may be none.
     above_zero : float or None
-        Share of the brain that scores above 0; None if it is not known.
+        Share of the brain that scores above 0; None if unknown.
     """
 
     participant: str
@@ -367,9 +368,9 @@ class Listed:
 
 @dataclass(frozen=True)
 class ControlCluster:
-    """A line of ``control_clusters.tsv``, identifiers with their prefixes, as in the file.
+    """Line of ``control_clusters.tsv``, with prefixed identifiers, as in the file.
 
-    From ``rank`` on all is None for a control without clusters.
+    All fields from ``rank`` on are None for a control without clusters.
     """
 
     participant_id: str
@@ -386,14 +387,14 @@ class ControlCluster:
 
 @dataclass(frozen=True)
 class ControlMap:
-    """A line of ``control_maps.tsv``: the map of a held-out control by one detector.
+    """Line of ``control_maps.tsv``: the map of a held-out control by one detector.
 
     Parameters
     ----------
     participant_id, session_id, detector : str, str or None, str
-        Identifiers have their prefixes, as in the file.
+        Identifiers with their prefixes, as in the file, and the name of the detector.
     above_zero : float or None
-        Share of its brain that scores above 0; None if it is not known.
+        Share of its brain that scores above 0; None if unknown.
     """
 
     participant_id: str
@@ -403,28 +404,28 @@ class ControlMap:
 
 
 def write_clusters_table(path: Path, clusters: Sequence[Cluster], controls: int) -> None:
-    """Write the clusters of one score map, by rank; no line where there is none.
+    """Write the clusters of one score map by rank; without clusters, the table has no lines.
 
     Parameters
     ----------
     path : Path
-        The table.
+        Path of the table.
     clusters : sequence of Cluster
-        By rank.
+        Clusters by rank.
     controls : int
-        That ``expected_in_control`` rests on.
+        Number of controls on which ``expected_in_control`` is based.
 
     Raises
     ------
     ReadWriteError
-        If a file cannot be written; so do all others here.
+        If a file cannot be written. The other writers in this module raise it as well.
     """
     write_table(path, describe("clusters", f"{controls}"), [vars(cluster) for cluster in clusters])
     _name_labels(path, clusters)
 
 
 def _name_labels(path: Path, clusters: Sequence[Cluster]) -> None:
-    """Write beside the label image what its numbers mean, as BIDS has it (``_dseg.tsv``)."""
+    """Write the BIDS lookup table of the label image beside it (``_dseg.tsv``)."""
     lines = [
         {"index": c.rank, "name": f"cluster {c.rank}, {c.region or 'outside of all regions'}"}
         for c in clusters
@@ -436,10 +437,10 @@ def _name_labels(path: Path, clusters: Sequence[Cluster]) -> None:
 def write_clusters_in_t1w(
     path: Path, clusters: Sequence[Cluster], places: Iterable[Place], controls: int
 ) -> None:
-    """Write the clusters of one score map, by rank, as they lie on the T1w.
+    """Write the clusters of one score map by rank, with their places on the T1w.
 
-    Ranks, scores and all that was found with them are those of ``clusters``. One that has no
-    place, because no voxel of it was left when it was carried, has a volume of 0.
+    Ranks, scores and other findings are those of ``clusters``. A cluster without a place, because
+    no voxel of it was left after resampling, has a volume of 0.
     """
     by_rank = {place.rank: vars(place) for place in places}
     missing = {**dict.fromkeys(_PLACED), "volume": 0.0}
@@ -453,7 +454,8 @@ def write_all_clusters(
 ) -> None:
     """Write ``clusters.tsv``: all clusters of all patients, in the order given.
 
-    ``controls``: how many ``expected_in_control`` rests on, by training set and detector.
+    ``controls`` is the number of controls on which ``expected_in_control`` is based, by training
+    set and detector.
     """
     lines = [
         {
@@ -472,7 +474,7 @@ def write_all_clusters(
 def write_control_clusters(folder: Path, visits: Iterable[Listed]) -> None:
     """Write ``control_clusters.tsv``, in the folder of a training set.
 
-    A control without clusters has one line without numbers: it counts in every mean.
+    A control without clusters has one line without numbers, because it counts in every mean.
     """
     lines = [
         {**_identifiers(visit), "detector": visit.detector, **numbers}
@@ -507,7 +509,7 @@ def write_froc(output_dir: Path, points: Sequence[FreePoint]) -> None:
 
 
 def write_synthetic_controls(output_dir: Path, checked: Sequence[CheckedPet]) -> None:
-    """Write ``synthetic_controls.tsv``; where nothing was compared, remove that of another run."""
+    """Write ``synthetic_controls.tsv``; if nothing was compared, remove that of an earlier run."""
     path = output_dir / f"{SYNTHETIC_CONTROLS}.tsv"
     if checked:
         write_table(path, describe(SYNTHETIC_CONTROLS), list(map(vars, checked)))
@@ -522,7 +524,8 @@ def read_clusters_table(path: Path, faults: Faults | None = None) -> list[Cluste
     Raises
     ------
     ReadWriteError, UnusableDataError
-        As :func:`bids_app.derivatives.sidecars.read_rows`; so do all others here.
+        See :func:`bids_app.derivatives.sidecars.read_rows`. The other readers in this module raise
+        them as well.
     """
     clusters = read_rows(path, Cluster, _PLACE, faults)
     ranked = [cluster for cluster in clusters if cluster.rank > 0]
@@ -530,7 +533,7 @@ def read_clusters_table(path: Path, faults: Faults | None = None) -> list[Cluste
 
 
 def read_all_clusters(output_dir: Path, faults: Faults | None = None) -> list[Listed]:
-    """Read ``clusters.tsv``; visits without clusters are not in it."""
+    """Read ``clusters.tsv``, which does not contain visits without clusters."""
     path, needed = output_dir / f"{CLUSTERS}.tsv", (*_OWNER, *_PLACE)
     grouped: dict[tuple[str, ...], list[Cluster]] = {}
     for cells, cluster in read_pairs(path, Cluster, needed, faults):
@@ -575,14 +578,14 @@ def read_froc(output_dir: Path, faults: Faults | None = None) -> list[FreePoint]
 
 
 def read_synthetic_controls(output_dir: Path, faults: Faults | None = None) -> list[CheckedPet]:
-    """Read ``synthetic_controls.tsv``; there is none where nothing was compared."""
+    """Read ``synthetic_controls.tsv``, which does not exist if nothing was compared."""
     path = output_dir / f"{SYNTHETIC_CONTROLS}.tsv"
     needed = ("participant_id", "kind", "region", "mean_score", "above_zero")
     return read_rows(path, CheckedPet, needed, faults) if path.exists() else []
 
 
 def control_sum_scores(lines: Iterable[ControlCluster], detector: str) -> list[list[float]]:
-    """Gather the scores of each control's clusters, one list a visit, as calibration wants them."""
+    """List the summed scores of each control's clusters, one list per visit, for calibration."""
     scores: dict[tuple[str, str | None], list[float]] = {}
     for line in lines:
         if line.detector == detector:
@@ -592,7 +595,7 @@ def control_sum_scores(lines: Iterable[ControlCluster], detector: str) -> list[l
 
 
 def control_findings(lines: Iterable[ControlCluster], training_set: str) -> list[Finding]:
-    """Give what curves need of each control: all of its clusters, by detector; no lesion."""
+    """List the findings of each control for curves: all of its clusters, by detector; no lesion."""
     marks: dict[tuple[str, str, str | None], list[Mark]] = {}
     for line in lines:
         control_marks = marks.setdefault((line.detector, line.participant_id, line.session_id), [])
@@ -612,14 +615,14 @@ def control_findings(lines: Iterable[ControlCluster], training_set: str) -> list
 
 
 def describe(table: str, controls: str = "") -> Dictionary:
-    """Explain the columns of a table, in their order.
+    """Return the data dictionary of a table, with columns in order.
 
     Parameters
     ----------
     table : str
-        A key of ``DICTIONARIES``.
+        Key of ``DICTIONARIES``.
     controls : str
-        How many ``expected_in_control`` rests on; empty if that is not known.
+        Number of controls on which ``expected_in_control`` is based; empty if unknown.
     """
     dictionary = read_dictionary(*DICTIONARIES[table])
     levels: dict[str, object] = {
@@ -642,36 +645,37 @@ def _identifiers(visit: Listed) -> Line:
 
 
 def _visit_of(participant: str, session: str | None) -> tuple[str, str]:
-    """Take the prefixes from identifiers, as tables have them."""
+    """Remove the prefixes from identifiers of a table."""
     return participant.removeprefix("sub-"), (session if session else "").removeprefix("ses-")
 
 
 @dataclass(frozen=True)
 class Anomaly:
-    """The score map of one detector for one PET, as it lies in a derivative dataset.
+    """Score map of one detector for one PET in a derivative dataset.
 
     Parameters
     ----------
     subject, session : str
-        Labels; ``session`` is empty where there is none.
+        Labels; ``session`` is empty if there is none.
     stem : str
-        The first part of its files' names: who, and which PET.
+        First part of the names of its files, which identifies the participant and the PET.
     training_set, detector : str
-        ``training_set`` is empty where it is not known.
+        Training set, empty if unknown, and detector.
     primary : bool
-        Of the training set whose maps lie with the participant's images.
+        Whether the training set is the one whose maps are stored with the participant's images.
     space : str
-        Of the template, as in file names: ``"MNI152NLin2009aSym_res-1"``.
+        Space of the template, as in file names: ``"MNI152NLin2009aSym_res-1"``.
     paths : mapping
-        Its files; they need not all be there.
+        Paths of its files, not all of which need exist.
     held_out : bool
-        One fold scored it, that left this participant out: a control's.
+        Whether the participant is a control, scored by the fold that left it out.
     direction : str
-        What scores higher, a key of ``DIRECTIONS``; empty where it is not known.
+        Direction of change that scores higher, a key of ``DIRECTIONS``; empty if unknown.
     clusters, own_clusters : tuple of Cluster
-        By rank; and those that lie on the participant's own T1w, with their places there.
+        Clusters by rank; and the clusters resampled to the participant's own T1w, with their places
+        there.
     faults : tuple of str
-        What of its tables is missing or damaged.
+        Sentences about missing or damaged tables.
     """
 
     subject: str
@@ -690,28 +694,29 @@ class Anomaly:
 
     @property
     def name(self) -> str:
-        """Whose PET it is: ``"sub-01, ses-02"``."""
+        """Name of the PET: ``"sub-01, ses-02"``."""
         return ", ".join(part for part in self.stem.split("_") if not part.startswith("trc-"))
 
 
 def find_anomalies(
     output_dir: Path, subject: str, *, spaces: tuple[str, ...] = ()
 ) -> list[Anomaly]:
-    """Gather the score maps of a participant.
+    """Find the score maps of a participant.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     subject : str
-        Its label, without ``sub-``; ``"*"`` for everyone.
+        Label of the participant, without ``sub-``; ``"*"`` for everyone.
     spaces : tuple of str
-        Of the template, as in file names; maps in others are passed over. Empty: any.
+        Spaces of the template, as in file names; maps in other spaces are skipped. If empty, all
+        spaces are accepted.
 
     Returns
     -------
     list of Anomaly
-        By PET; the primary training set first.
+        Score maps by PET, with the primary training set first.
     """
     folders = sorted(path for path in (output_dir / DETECTORS_FOLDER).glob("*") if path.is_dir())
     roots = {"": output_dir, **{path.name: path for path in folders}}
@@ -750,9 +755,10 @@ def _anomaly(output_dir: Path, path: Path, training_set: str) -> Anomaly:
 
 
 def backdrop_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> tuple[Path, Path]:
-    """Name the T1w that the PET of a map was aligned to, and the mask of its brain.
+    """Return the paths of the T1w to which the PET of a map was aligned, and of its brain mask.
 
-    ``native``: in the participant's own space, not in that of the template. They need not be there.
+    ``native`` selects the participant's own space instead of the template. The files need not
+    exist.
     """
     space = "" if native else f"_space-{anomaly.space}"
     subject_dir = output_dir / f"sub-{anomaly.subject}"
@@ -769,9 +775,10 @@ def backdrop_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> tuple[Pa
 
 
 def pets_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> tuple[Path, Path]:
-    """Name the PET that was scored, and the synthetic one of its T1w; they need not be there.
+    """Return the paths of the PET that was scored, and of the synthetic one of its T1w.
 
-    ``native``: in the participant's own space, not in that of the template.
+    ``native`` selects the participant's own space instead of the template. The files need not
+    exist.
     """
     space = OWN if native else anomaly.space
     t1w, _ = backdrop_of(output_dir, anomaly, native=True)
@@ -786,8 +793,8 @@ def pets_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> tuple[Path, 
 def lesions_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> list[Path]:
     """List the lesion masks of a participant in the space of the template, or of a T1w.
 
-    In the former, they are of all sessions, in the latter (``native``) of the T1w that the PET was
-    aligned to.
+    In the space of the template, these are the masks of all sessions; with ``native``, those of the
+    T1w to which the PET was aligned.
     """
     subject_dir = output_dir / f"sub-{anomaly.subject}"
     if not native:
@@ -800,18 +807,18 @@ def lesions_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> list[Path
 
 @dataclass(frozen=True)
 class ScoredSubject:
-    """A map: whose PET, and what scored it.
+    """Score map of a subject: its visit, detector and path.
 
     Parameters
     ----------
     participant, session : str
-        Labels; ``session`` is empty where there is none.
+        Labels; ``session`` is empty if there is none.
     training_set, detector : str
-        What scored it.
+        Training set and detector that scored it.
     control : bool
-        Whether it is a held-out control's.
+        Whether the subject is a held-out control.
     path : str
-        The map, inside the derivative dataset.
+        Path of the map, relative to the derivative dataset.
     """
 
     participant: str
@@ -824,17 +831,17 @@ class ScoredSubject:
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """What a run has scored.
+    """Record of the score maps of a run.
 
     Parameters
     ----------
     dataset : str
-        Name or DOI of the raw dataset that was scored; empty if not told.
+        Name or DOI of the raw dataset that was scored; empty if unknown.
     maps : sequence of ScoredSubject
-        Of patients and of held-out controls.
+        Score maps of patients and of held-out controls.
     grid : tuple of (str, sequence of float, float), or None
-        On which they lie in the template's space: template, box in mm (RAS+), and resolution in mm,
-        as the settings of the run have them; None if not told.
+        Grid of the maps in the template's space: template, box in mm (RAS+), and resolution in mm,
+        from the settings of the run; None if unknown.
     """
 
     dataset: str
@@ -846,12 +853,12 @@ _GRID = ("template", "bounding_box", "resolution")
 
 
 def write_run(output_dir: Path, run: ScoredRun) -> None:
-    """Record what the run has scored, for its report and for later ones.
+    """Write the record of a run's score maps, for its report and for later ones.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be written.
+        If the record cannot be written.
     """
     grid = None if run.grid is None else dict(zip(_GRID, run.grid, strict=True))
     maps = [asdict(scored) for scored in run.maps]
@@ -859,7 +866,7 @@ def write_run(output_dir: Path, run: ScoredRun) -> None:
 
 
 def read_run(output_dir: Path) -> ScoredRun | None:
-    """Read what the last run has scored; None where no record tells it, or it is damaged."""
+    """Read the record of the last run's score maps; None if it is missing or damaged."""
     try:
         record = read_json(output_dir / SCORED)
         maps = [ScoredSubject(**fields) for fields in record["maps"]]
@@ -871,7 +878,7 @@ def read_run(output_dir: Path) -> ScoredRun | None:
 
 
 def maps_on_disk(output_dir: Path) -> list[ScoredSubject]:
-    """List all maps that lie in a derivative dataset, of whatever run."""
+    """List all maps in a derivative dataset, of any run."""
     return [
         ScoredSubject(
             anomaly.subject,
@@ -886,6 +893,6 @@ def maps_on_disk(output_dir: Path) -> list[ScoredSubject]:
 
 
 def last_run(output_dir: Path) -> ScoredRun:
-    """Tell what the last run has scored; without a record, all maps on disk stand for it."""
+    """Return the record of the last run; without one, list all maps on disk instead."""
     run = read_run(output_dir)
     return ScoredRun("", maps_on_disk(output_dir)) if run is None else run

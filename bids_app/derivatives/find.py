@@ -1,4 +1,4 @@
-"""Results of the participant level and lesion masks, found by name; whether they are up to date."""
+"""Finding of participant-level results and lesion masks by name, and fingerprints of results."""
 
 import hashlib
 import json
@@ -25,24 +25,24 @@ from bids_app.nifti import check_header
 from bids_app.strict import is_number
 
 AGAIN = "run the participant level again"
-# Whose anatomy a URI of this same dataset names: "sub-01_ses-a".
+# Visit of the anatomy that a URI of this dataset refers to: "sub-01_ses-a".
 ANATOMY = re.compile(r"bids::(?:.*/)?anat/(sub-[0-9A-Za-z+]+(?:_ses-[0-9A-Za-z+]+)?)_[^/]*")
 
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """Images of one visit, all on one grid of the template.
+    """Images of one visit, all on the same grid of the template.
 
     Parameters
     ----------
     subject, session : str, str or None
-        Labels without ``sub-`` and ``ses-``; those of the T1w.
+        Labels of the T1w, without ``sub-`` and ``ses-``.
     t1w, brain_mask : Path
-        T1w in 0..1, and the brain.
+        T1w in 0..1, and brain mask.
     pets : tuple of Path
-        Real ones in 0..1, which lie on this T1w; may be of other sessions.
+        Real PET images in 0..1 that are aligned to this T1w; they may be from other sessions.
     synthetic : Path or None
-        Predicted from the T1w.
+        Synthetic PET, predicted from the T1w.
     """
 
     subject: str
@@ -56,32 +56,32 @@ class Preprocessed:
 def find_preprocessed(
     output_dir: Path, template: str, resolution: float, subjects: Collection[str] | None = None
 ) -> list[Preprocessed]:
-    """Find the visits that the participant level has brought onto a grid.
+    """Find the visits that the participant level has resampled to a grid.
 
     A PET is real if its name says ``desc-preproc`` and its sidecar does not say ``Synthetic``.
 
     Parameters
     ----------
     output_dir : Path
-        Root of the derivative dataset. Only ``sub-*`` and ``ses-*`` in it are looked at.
+        Root of the derivative dataset. Only its ``sub-*`` and ``ses-*`` folders are searched.
     template : str
         Name of the template, as a ``space-`` label.
     resolution : float
-        Of the grid, in mm.
+        Resolution of the grid, in mm.
     subjects : collection of str, optional
-        Labels without ``sub-``: whom to look for; all by default.
+        Labels of the subjects to find, without ``sub-``; all by default.
 
     Returns
     -------
     list of Preprocessed
-        By subject, then session; empty where there are none.
+        Visits by subject, then session; empty if there are none.
 
     Raises
     ------
     MissingInputError
-        If a brain mask, or the sidecar of a real PET, is not there.
+        If a brain mask, or the sidecar of a real PET, does not exist.
     UnusableDataError
-        If a PET that passes for real is synthetic, or lies on no T1w that is there.
+        If a PET named as real is synthetic, or the T1w to which it is aligned does not exist.
     """
     grid = {"space": template, "res": resolution_label(resolution)}
     found = []
@@ -105,20 +105,20 @@ def find_preprocessed(
 
 
 def describe_coverage(pet: Path) -> str:
-    """Say what a real PET lacks of the brain; nothing if that is 1 % or less, or not known.
+    """Describe the part of the brain that a real PET lacks; empty if it is 1 % or less, or unknown.
 
     Parameters
     ----------
     pet : Path
-        On a grid of the template, whose box may cut the brain; the same PET on the grid of the
-        T1w, which has all of it, is asked first.
+        PET on a grid of the template, whose box may cut the brain; the sidecar of the same PET on
+        the grid of the T1w, which contains the whole brain, is read first.
     """
     in_t1w = pet.with_name(re.sub("_space-[^_]+_res-[^_]+_", "_space-T1w_", pet.name))
     for image in (in_t1w, pet):
         try:
             metadata = read_json(sidecar_path(image))
         except Mri2petError:
-            continue  # whoever needs it tells
+            continue  # reported where the sidecar is needed
         share = metadata.get("BrainCoverage")
         if isinstance(share, float | int) and share < COMPLETE:
             missing = describe_missing(metadata.get("BrainNotCovered"))
@@ -130,25 +130,25 @@ def describe_coverage(pet: Path) -> str:
 
 
 def t1w_of_pet(output_dir: Path, stem: str, visits: Collection[str]) -> str | None:
-    """Say on which T1w a real PET lies; every part of the app asks here.
+    """Return the visit of the T1w to which a real PET is aligned; used by all parts of the app.
 
-    Its sidecars tell, that in the space of the T1w first: ``SpatialReference`` and ``Sources`` name
-    anatomy of this dataset. Where neither does, it is the T1w of the PET's own session.
+    It is read from ``SpatialReference`` and ``Sources`` in the PET's sidecars, that in the space of
+    the T1w first, if they refer to anatomy of this dataset. Otherwise it is the PET's own session.
 
     Parameters
     ----------
     output_dir : Path
         Root of the derivative dataset.
     stem : str
-        What the names of the PET's images begin with, before ``_space-``:
+        First part of the names of the PET's images, before ``_space-``:
         ``sub-01_ses-b_trc-18FFDG``.
     visits : collection of str
-        Those with a T1w, as names begin: ``sub-01_ses-a``.
+        Visits with a T1w, as in file names: ``sub-01_ses-a``.
 
     Returns
     -------
     str or None
-        One of ``visits``; None if the T1w that is named is not among them, or nothing tells.
+        One of ``visits``; None if the visit found is not among them.
     """
     own_visit = "_".join(part for part in stem.split("_") if part.startswith(("sub-", "ses-")))
     folder = output_dir.joinpath(*own_visit.split("_"), "pet")
@@ -161,7 +161,7 @@ def t1w_of_pet(output_dir: Path, stem: str, visits: Collection[str]) -> str | No
 
 
 def _anatomy_in(sidecar: Path, subject: str) -> str | None:
-    """Read from a sidecar on which T1w of its subject an image lies; None if it does not tell."""
+    """Read the visit of the T1w to which an image is aligned from its sidecar; None if unknown."""
     try:
         metadata = read_json(sidecar)
     except Mri2petError:
@@ -174,14 +174,14 @@ def _anatomy_in(sidecar: Path, subject: str) -> str | None:
 
 
 def times_mean_of_image(pet: Path) -> float:
-    """Read the scale of a PET, as :func:`bids_app.imaging.intensity.scale_to_unit` has it.
+    """Read the ``times_mean`` of a PET; see :func:`bids_app.imaging.intensity.scale_to_unit`.
 
-    0, which means a percentile of the brain, if its sidecar does not tell otherwise.
+    It is 0, for scaling by a percentile of the brain, if the sidecar does not have it.
 
     Raises
     ------
     ReadWriteError, UnusableDataError
-        If there is a sidecar, but it cannot be read, or tells what no scale is.
+        If there is a sidecar but it cannot be read, or its value is invalid.
     """
     sidecar = sidecar_path(pet)
     scaling = read_json(sidecar).get("IntensityScaling") if sidecar.is_file() else None
@@ -195,7 +195,7 @@ def times_mean_of_image(pet: Path) -> float:
 
 
 def verdict_of_image(image: Path) -> tuple[str, str]:
-    """Read whether the registration of an image is to be trusted, and why not.
+    """Read the verdict on the registration of an image, and the reasons for it.
 
     Parameters
     ----------
@@ -205,14 +205,14 @@ def verdict_of_image(image: Path) -> tuple[str, str]:
     Returns
     -------
     verdict, reasons : str
-        ``pass``, ``doubt``, ``fail``, or empty if its sidecar does not tell, as those of versions
-        before 0.2; and the sentences of ``VerdictReasons``, joined. A verdict of another name is
-        a doubt.
+        Verdict ``pass``, ``doubt`` or ``fail``, or empty if the sidecar has none, as those of
+        versions before 0.2; and the sentences of ``VerdictReasons``, joined. Any other verdict
+        counts as ``doubt``.
 
     Raises
     ------
     ReadWriteError, UnusableDataError
-        If there is a sidecar, but it cannot be read.
+        If there is a sidecar but it cannot be read.
     """
     sidecar = sidecar_path(image)
     metadata = read_json(sidecar) if sidecar.is_file() else {}
@@ -267,14 +267,14 @@ def _real_pets(
         try:
             entities = entities_of(path)
         except ValueError:
-            continue  # not a name that we give
+            continue  # not a name of this app
         shared = {key: label for key, label in entities.items() if key not in ("rec", "run")}
         if shared == expected:
             yield path
 
 
 def _home(root: Path, pet: Path, visits: list[Preprocessed]) -> Preprocessed:
-    """Find the visit whose T1w a PET lies on."""
+    """Find the visit of the T1w to which a PET is aligned."""
     sidecar = sidecar_path(pet)
     if not sidecar.is_file():
         raise MissingInputError(
@@ -291,40 +291,40 @@ def _home(root: Path, pet: Path, visits: list[Preprocessed]) -> Preprocessed:
     return by_name[home]
 
 
-MASK = "label-L_mask"  # how the name of one ends, before its extension
+MASK = "label-L_mask"  # end of the name of a mask, before its extension
 EXTENSIONS = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
 class LesionMask:
-    """A mask, and whether it was drawn in the space of the template or on the T1w."""
+    """Lesion mask, drawn in the space of the template or on the T1w."""
 
     path: Path
     in_template: bool
 
 
 def find_lesion_mask(root: Path, visit: Preprocessed, template: str) -> LesionMask | None:
-    """Find the mask of a visit's lesions; None where none was drawn.
+    """Find the lesion mask of a visit; return None if none was drawn.
 
-    Looked for are ``sub-X[…]_space-<template>_label-L_mask.nii.gz`` (or ``.nii``) and
-    ``…_space-T1w_…`` in the participant's folder, the former first; of the visit's own session,
-    else of none.
+    The participant's folder is searched for ``sub-X[…]_space-<template>_label-L_mask.nii.gz`` (or
+    ``.nii``) and then for ``…_space-T1w_…``, of the visit's own session or otherwise without a
+    session.
 
     Parameters
     ----------
     root : Path
-        The dataset.
+        Root of the dataset of masks.
     visit : Preprocessed
-        Whose.
+        Visit of the patient.
     template : str
         Name of the template, as a ``space-`` label.
 
     Raises
     ------
     MissingInputError
-        If there is no such dataset.
+        If the dataset does not exist.
     UnusableDataError
-        If several masks fit, or none of those that are there says a space that can be used.
+        If several masks match, or no mask has a space that can be used.
     """
     if not root.is_dir():
         raise MissingInputError(f"{root}: no such folder; correct --derivatives {LESIONS}=PATH")
@@ -349,7 +349,7 @@ def find_lesion_mask(root: Path, visit: Preprocessed, template: str) -> LesionMa
 
 
 def no_mask_at_all(root: Path, template: str) -> MissingInputError:
-    """Say that nobody has a mask there, and what is looked for."""
+    """Return the error that a dataset has no lesion mask at all, with the expected names."""
     return MissingInputError(
         f"{root}: holds no mask of lesions of any patient of this run; name masks "
         f"sub-X/anat/sub-X[_ses-Y]_space-T1w_{MASK}.nii.gz (or space-{template}), or leave out "
@@ -363,12 +363,15 @@ def _masks_of(root: Path, subject: str) -> list[Path]:
 
 
 def digest_of(path: Path) -> str:
-    """Digest all of a file: what gzip's last checksum covers may be the last of many pieces.
+    """Compute the SHA-256 of a whole file.
+
+    The checksum at the end of a gzip file is not enough, because it may cover only the last of many
+    members.
 
     Raises
     ------
     MissingInputError, ReadWriteError
-        If it is not there, or cannot be read.
+        If the file does not exist, or cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -379,21 +382,21 @@ def digest_of(path: Path) -> str:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-SETTLED = 2.0  # s: a file that has just changed may change again at the same time; our choice
+SETTLED = 2.0  # s; a file changed more recently may change again within one time stamp; our choice
 
 
 class SourceDigests:
-    """Digests of raw images, kept between runs: a thousand of them take minutes to read again.
+    """Cache of digests of raw images between runs, because reading a thousand takes minutes.
 
-    One is read again when its size, its inode, or the time of its last change is another: that of
-    the content, and that of the inode, which no program can set.
+    A file is read again if its size, inode, modification time or change time differs. Programs can
+    set the modification time but not the change time.
 
     Parameters
     ----------
     bids_dir : Path
         Root of the raw dataset.
     file : Path
-        Where they are kept.
+        Path of the file in which digests are kept.
     """
 
     def __init__(self, bids_dir: Path, file: Path) -> None:
@@ -408,13 +411,13 @@ class SourceDigests:
             return {}
 
     def of(self, path: Path) -> str:
-        """Give the digest of a file, as :func:`digest_of`."""
+        """Return the digest of a file; see :func:`digest_of`."""
         inside = path.is_relative_to(self._root)
         name = (path.relative_to(self._root) if inside else path).as_posix()
         try:
             found = path.stat()
         except OSError:
-            return digest_of(path)  # which says what is wrong
+            return digest_of(path)  # raises a suitable error
         state = [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
         known = self._new.get(name, self._known.get(name))
         if isinstance(known, list) and known[:-1] == state and isinstance(known[-1], str):
@@ -425,12 +428,12 @@ class SourceDigests:
         return digest
 
     def save(self, output_dir: Path) -> None:
-        """Keep what was read in this run, beside what others have read meanwhile.
+        """Write the digests of this run, keeping those of concurrent runs.
 
         Raises
         ------
         ReadWriteError
-            If it cannot be written.
+            If the file cannot be written.
         """
         if self._new:
             with locked(output_dir):
@@ -445,20 +448,20 @@ def fingerprint(
     generator_sha256: str | None = None,
     digest: Callable[[Path], str] = digest_of,
 ) -> str:
-    """Digest what decides about a result.
+    """Compute a digest of everything that determines a result.
 
     Parameters
     ----------
     parameters : mapping
-        Settings by name, as JSON can hold them: those that change the result, no others.
+        Settings that change the result, by name, as JSON values.
     sources : iterable of Path
-        Raw images; their names inside the dataset and their content count, in any order.
+        Raw images, in any order; their names inside the dataset and their content count.
     bids_dir : Path
         Root of the raw dataset, which may move.
     generator_sha256 : str, optional
-        Of the generator's weights; None for what no generator makes.
+        SHA-256 of the generator's weights; None for a result that no generator makes.
     digest : callable
-        Gives the digest of a source.
+        Function that returns the digest of a source.
 
     Returns
     -------
@@ -468,7 +471,7 @@ def fingerprint(
     Raises
     ------
     MissingInputError, ReadWriteError
-        If a source is not there, or cannot be looked at.
+        If a source does not exist, or cannot be read.
     """
     root = bids_dir.absolute()
     files = sorted((path.relative_to(root).as_posix(), digest(path)) for path in sources)
@@ -478,7 +481,7 @@ def fingerprint(
 
 
 def stored_fingerprint(path: Path) -> str:
-    """Give the fingerprint that a result carries; empty if there is none."""
+    """Return the fingerprint in the sidecar of a result; empty if there is none."""
     try:
         return str(read_json(sidecar_path(path)).get("Fingerprint", ""))
     except (ReadWriteError, UnusableDataError):
@@ -486,14 +489,14 @@ def stored_fingerprint(path: Path) -> str:
 
 
 def is_complete(files: Iterable[Path], fingerprint: str) -> bool:
-    """Whether all files are there, not empty, and their sidecars carry the fingerprint.
+    """Return whether all files exist, are not empty, and have the fingerprint in their sidecars.
 
     Parameters
     ----------
     files : iterable of Path
-        Results that have sidecars.
+        Results with sidecars.
     fingerprint : str
-        As :func:`fingerprint` gives it.
+        Fingerprint from :func:`fingerprint`.
     """
     return all(_is_made(path, fingerprint) for path in files)
 
@@ -508,14 +511,14 @@ def _is_made(path: Path, fingerprint: str) -> bool:
 
 @dataclass(frozen=True)
 class RealPet:
-    """A PET that was measured: in the space of its T1w, and in that of the template."""
+    """Measured PET, in the space of its T1w and in that of the template."""
 
     name: str
     in_t1w: Derivative
     in_template: Derivative | None
 
     def get(self, key: str) -> object:
-        """Look a value up in the sidecar of either image."""
+        """Return the value of a key in the sidecar of either image, or None."""
         values = [
             image.metadata.get(key)
             for image in (self.in_t1w, self.in_template)
@@ -526,14 +529,14 @@ class RealPet:
 
 @dataclass(frozen=True)
 class Results:
-    """What was made from one visit. ``None``: not asked for, or not reached.
+    """Results of one visit; ``None`` marks images that were not requested or not reached.
 
     Parameters
     ----------
     name : str
-        ``"sub-01, ses-02"``.
+        Name of the visit: ``"sub-01, ses-02"``.
     space : str
-        Of the template, as in file names: ``"MNI152NLin2009aSym_res-1"``; empty if none.
+        Space of the template, as in file names: ``"MNI152NLin2009aSym_res-1"``; empty if none.
     """
 
     name: str
@@ -547,41 +550,41 @@ class Results:
     pets: tuple[RealPet, ...] = field(default=())
 
     def derivatives(self) -> tuple[Derivative, ...]:
-        """List all of its images."""
+        """List all images of the visit."""
         anatomy = (self.t1w, self.mask, self.t1w_in_template, self.mask_in_template)
         pets = [image for pet in self.pets for image in (pet.in_t1w, pet.in_template)]
         predicted = (self.synthetic, self.uncertainty)
         return tuple(image for image in (*anatomy, *predicted, *pets) if image is not None)
 
     def reading_notes(self) -> list[str]:
-        """List what is to be known of how the raw images were read, in sentences."""
+        """List sentences on how the raw images were read."""
         images = (self.t1w, *(pet.in_t1w for pet in self.pets))
         return [note for image in images for note in image.reading_notes()]
 
     @property
     def knows_errors(self) -> bool:
-        """Whether the map of uncertainty was made with the synthetic PET, not by another run."""
+        """Whether the map of uncertainty was made together with the synthetic PET."""
         both = (self.synthetic, self.uncertainty)
         fingerprints = {image.text("Fingerprint") for image in both if image is not None}
         return self.uncertainty is not None and len(fingerprints) == 1
 
 
 def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tuple[Results, ...]:
-    """Gather the images of a participant.
+    """Find the images of a participant.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     subject : str
-        Its label, without ``sub-``.
+        Label of the subject, without ``sub-``.
     shape : tuple of int
-        Of the template. Where images lie in several spaces, those of this shape are taken.
+        Shape of the template. If there are images in several spaces, those of this shape are used.
 
     Returns
     -------
     tuple of Results
-        By session. A PET is with the T1w it was aligned to.
+        Results by session. A PET belongs to the T1w to which it was aligned.
     """
     folder = output_dir / f"sub-{subject}"
     stems = sorted({_stem(path) for path in _images(folder, "anat")})
@@ -616,7 +619,7 @@ def _images(folder: Path, modality: str, pattern: str = "*_desc-*") -> list[Path
 
 
 def _stem(path: Path) -> str:
-    """Keep the entities that say whose image it is: all before ``space-``, ``res-``, ``desc-``."""
+    """Return the entities that identify an image: all before ``space-``, ``res-`` or ``desc-``."""
     parts = path.name.split("_")
     ends = [n for n, part in enumerate(parts) if part.startswith(("space-", "res-", "desc-"))]
     return "_".join(parts[: ends[0]])
@@ -652,14 +655,14 @@ def _results(folder: Path, stem: str, shape: tuple[int, ...]) -> Results:
 
 
 def _if_there(derivative: Derivative | None) -> Derivative | None:
-    """Pass over an image that has neither a sidecar nor content."""
+    """Return a derivative, or None if it has neither a sidecar nor an image file."""
     if derivative is None or derivative.metadata or derivative.path.exists():
         return derivative
     return None
 
 
 def _space_of(paths: Iterable[Path], shape: tuple[int, ...]) -> str:
-    """Choose a space: one whose T1w has the shape, or else the first by name."""
+    """Choose a space whose T1w has the given shape, or otherwise the first by name."""
     spaces = {
         path.name.partition("_space-")[2].rpartition("_desc-")[0]: path
         for path in sorted(paths)

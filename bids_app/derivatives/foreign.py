@@ -1,9 +1,8 @@
-"""What other apps have made of raw images: found by name, read, never written.
+"""Derivatives of raw images by other apps: found by name and read, never written.
 
 Names and folders are those of ``io_spec.json`` in sMRIPrep and PETPrep, and of ``t1-linear`` and
-``pet-linear`` in Clinica. The anatomy of a
-participant with several sessions lies at the level of the participant, one for all of them; what
-was averaged over runs names no run.
+``pet-linear`` in Clinica. A participant with several sessions may have one anatomy for all of them,
+at the level of the participant; the names of images averaged over runs have no ``run``.
 """
 
 import re
@@ -18,40 +17,40 @@ from bids_app.files import Json, read_json
 from bids_app.visit import Derived, Scan
 
 IMAGES = (".nii", ".nii.gz")
-COMPOSITE, RIGID = ".h5", ".txt"  # of transforms
-# What a name may repeat of its raw image:
+COMPOSITE, RIGID = ".h5", ".txt"  # extensions of transforms
+# Entities that a name may share with its raw image:
 ACQUIRED = ("task", "acq", "ce", "trc", "rec", "run", "echo", "part")
-ANY = ("res", "suvr", "T1w", "pet")  # beyond; old versions of Clinica repeat the raw suffix
-SUVR = "SUVR"  # unit of images whose name has suvr-, as Clinica's have: it writes no sidecar
+ANY = ("res", "suvr", "T1w", "pet")  # also allowed; old versions of Clinica repeat the raw suffix
+SUVR = "SUVR"  # unit of images with suvr- in their names, as by Clinica, which writes no sidecar
 SUBJECT = re.compile(r"(?:^|[:/])sub-([0-9A-Za-z+]+)/", re.M)  # in a path or BIDS URI
-Folder = tuple[Path, str | None]  # where derivatives lie, and of which session
-Wanted = Mapping[str, tuple[str | None, ...]]  # entity → labels; None: it is not named
+Folder = tuple[Path, str | None]  # folder of derivatives, and their session
+Wanted = Mapping[str, tuple[str | None, ...]]  # entity → allowed labels; None: absent
 IN_T1W: Wanted = {"space": (None, "T1w")}
 SPACES = (
     *(f"MNI152NLin2009{variant}{kind}" for variant in "abc" for kind in ("Sym", "Asym")),
     *("MNI152NLin6Asym", "MNI152NLin6Sym", "MNI152Lin", "MNI152", "MNI"),
-)  # close enough to one another for results in any of them
+)  # close enough to one another to use results in any of them
 IN_MNI: Wanted = {"space": SPACES, "desc": (None, "preproc", "Crop")}
 CAPS = "subjects"  # the folder of participants in a dataset of Clinica
 IN_CAPS = {"anat": "t1_linear", "pet": "pet_linear"}
 
 
 def read_app(dataset: str, root: Path) -> str:
-    """See that a folder holds derivatives, and say what made them, with its version.
+    """Check that a folder contains derivatives, and return the name and version of their app.
 
     Parameters
     ----------
     dataset : str
-        Its name in ``--derivatives``.
+        Name of the dataset in ``--derivatives``.
     root : Path
-        The folder.
+        Path of the folder.
 
     Raises
     ------
     MissingInputError
-        If there is no such folder.
+        If the folder does not exist.
     UnusableDataError
-        If it is none of derivatives.
+        If the folder does not contain derivatives.
     """
     flag = f"--derivatives {dataset}=PATH"
     if not root.is_dir():
@@ -76,7 +75,7 @@ def read_app(dataset: str, root: Path) -> str:
 
 
 def _maker(description: Path) -> str:
-    """Read what made a dataset, with its version; empty where its description does not tell."""
+    """Read the app that made a dataset, with its version; empty if its description lacks it."""
     metadata = read_json(description)
     makers = metadata.get(
         "GeneratedBy", [metadata.get("PipelineDescription")]
@@ -88,7 +87,7 @@ def _maker(description: Path) -> str:
 
 
 def _read_app_in_mni(dataset: str, root: Path, description: Path) -> str:
-    """See that there are participants, which need not be described; say what made their images."""
+    """Check that there are participants, and return the app; a description is not required."""
     folder = root / CAPS if dataset == CLINICA else root
     if not any(folder.glob("sub-*")):
         raise UnusableDataError(
@@ -100,7 +99,7 @@ def _read_app_in_mni(dataset: str, root: Path, description: Path) -> str:
 
 
 def _entities(path: Path) -> tuple[dict[str, str], str, str]:
-    """Read what a name is made of: labels by short key, suffix, extension."""
+    """Split a name into labels by short key, suffix, and extension."""
     stem, dot, extension = path.name.partition(".")
     *pairs, suffix = stem.split("_")
     parted = (pair.partition("-") for pair in pairs)
@@ -108,7 +107,7 @@ def _entities(path: Path) -> tuple[dict[str, str], str, str]:
 
 
 def _fits(entities: Mapping[str, str], scan: Scan, wanted: Wanted) -> bool:
-    """Whether a name says what is wanted, and nothing that its raw image does not say."""
+    """Return whether a name has the wanted entities, and no others that its raw image lacks."""
     if any(entities.get(key) not in labels for key, labels in wanted.items()):
         return False
     for key, label in entities.items():
@@ -123,7 +122,7 @@ def _fits(entities: Mapping[str, str], scan: Scan, wanted: Wanted) -> bool:
 
 
 def _folders(root: Path, scan: Scan, datatype: str) -> list[Folder]:
-    """List where derivatives of a raw image may lie; an anatomy may be one for all sessions."""
+    """List folders for derivatives of a raw image; all sessions may share one anatomy."""
     top = root / f"sub-{scan.subject}"
     if scan.session is None:
         return [(top / datatype, None)]
@@ -132,7 +131,7 @@ def _folders(root: Path, scan: Scan, datatype: str) -> list[Folder]:
 
 
 def _beside(image: Path) -> list[Folder]:
-    """Say where what belongs to a derivative lies."""
+    """Return the folder of files that belong to a derivative."""
     return [(image.parent, _entities(image)[0].get("ses"))]
 
 
@@ -144,12 +143,12 @@ def _find(
     *,
     extensions: tuple[str, ...] = IMAGES,
 ) -> Path | None:
-    """Find the file whose name says most of its raw image, among those that say nothing else.
+    """Find the matching file whose name shares most entities with its raw image.
 
     Raises
     ------
     UnusableDataError
-        If the name of such a file is that of another participant or session.
+        If the name of a matching file has another participant or session than its folder.
     """
     for folder, session in folders:
         fitting = []
@@ -173,7 +172,7 @@ def _find_transform(image: Path, scan: Scan, start: str, end: str, extension: st
 
 
 def _read_sidecar(path: Path, scan: Scan) -> Json:
-    """Read the sidecar of an image, if there is one, and see whose raw images it was made from."""
+    """Read the sidecar of an image, if any, and check that its sources are of this participant."""
     sidecar = sidecar_path(path)
     metadata = read_json(sidecar) if sidecar.is_file() else {}
     for key in ("Sources", "RawSources"):
@@ -188,31 +187,31 @@ def _read_sidecar(path: Path, scan: Scan) -> Json:
 
 
 def _templates(image: Path) -> tuple[str, ...]:
-    """Name the templates that there are transforms of a T1w to."""
+    """List the templates to which a T1w has transforms."""
     paths = image.parent.glob("*_from-T1w_to-*_xfm.h5")
     return tuple(sorted({_entities(path)[0].get("to", "") for path in paths}))
 
 
 def _places(dataset: str, root: Path, scan: Scan, datatype: str) -> list[Folder]:
-    """List where derivatives of a raw image may lie in a dataset."""
+    """List the folders for derivatives of a raw image in a dataset."""
     if dataset == CLINICA:
         return _folders(root / CAPS, scan, IN_CAPS[datatype])
     return _folders(root, scan, datatype)
 
 
 def _find_in_mni(folders: Sequence[Folder], scan: Scan, suffix: str, template: str) -> Path | None:
-    """Find an image in MNI space, in that of the run's template if it is there."""
+    """Find an image in MNI space, preferably in that of the run's template."""
     found = _find(folders, scan, suffix, {**IN_MNI, "space": (template,)})
     return _find(folders, scan, suffix, IN_MNI) if found is None else found
 
 
 def _labels(image: Path, key: str) -> tuple[str | None, ...]:
-    """Give the label of an entity in a name, as what is wanted of another."""
+    """Return the label of an entity in a name, in the form of a ``Wanted`` value."""
     return (_entities(image)[0].get(key),)
 
 
 def _find_mask(image: Path, scan: Scan, space: Wanted) -> Path | None:
-    """Find the brain mask beside a T1w: that of the same resolution, if there is one."""
+    """Find the brain mask beside a T1w, preferably of the same resolution."""
     wanted: Wanted = {**space, "desc": ("brain",)}
     found = _find(_beside(image), scan, "mask", {**wanted, "res": _labels(image, "res")})
     return _find(_beside(image), scan, "mask", wanted) if found is None else found
@@ -221,28 +220,30 @@ def _find_mask(image: Path, scan: Scan, space: Wanted) -> Path | None:
 def find_derived_t1w(
     dataset: str, root: Path, app: str, t1w: Scan, template: str
 ) -> Derived | None:
-    """Find the preprocessed T1w of a raw one, its brain mask, and its transforms.
+    """Find the preprocessed version of a raw T1w, its brain mask, and its transforms.
 
     Parameters
     ----------
     dataset, root, app : str, Path, str
-        The dataset: its name, where it is, what made it.
+        Name and path of the dataset, and the app that made it.
     t1w : Scan
-        The raw image.
+        Raw image.
     template : str
-        Name of the run's template. Transforms to others are not taken; T1w in MNI space are.
+        Name of the run's template. Transforms to other templates are not used, but T1w in MNI space
+        are.
 
     Returns
     -------
     Derived or None
-        None where T1w or brain mask is missing; in MNI space, a T1w alone will do.
+        Derivatives; None if the T1w or its brain mask is missing. In MNI space, the mask is
+        optional.
 
     Raises
     ------
     ReadWriteError
-        If its sidecar cannot be read.
+        If the sidecar of the T1w cannot be read.
     UnusableDataError
-        If it is another participant's, or its sidecar is no JSON.
+        If the T1w is another participant's, or its sidecar is not JSON.
     """
     in_mni = dataset in IN_TEMPLATE
     folders = _places(dataset, root, t1w, "anat")
@@ -276,29 +277,30 @@ def find_derived_t1w(
 def find_derived_pet(
     dataset: str, root: Path, app: str, pet: Scan, template: str
 ) -> tuple[Derived, Json] | None:
-    """Find the preprocessed PET of a raw one: in T1w space, else with a rigid transform to it.
+    """Find the preprocessed version of a raw PET.
 
-    Of datasets in MNI space, the one there.
+    It is the PET in T1w space, or otherwise one with a rigid transform to it; in datasets in MNI
+    space, it is the PET in MNI space.
 
     Parameters
     ----------
     dataset, root, app : str, Path, str
-        As :func:`find_derived_t1w`.
+        See :func:`find_derived_t1w`.
     pet : Scan
-        The raw image.
+        Raw image.
     template : str
         Name of the run's template, which is preferred in MNI space.
 
     Returns
     -------
     Derived, dict
-        The PET, and its sidecar, with the unit that its name tells (``suvr-``) if that does not;
-        None where there is none.
+        PET, and its sidecar, to which the unit implied by the name (``suvr-``) is added if missing;
+        None if there is no PET.
 
     Raises
     ------
     ReadWriteError, UnusableDataError
-        As :func:`find_derived_t1w`.
+        See :func:`find_derived_t1w`.
     """
     folders, in_mni = _places(dataset, root, pet, "pet"), dataset in IN_TEMPLATE
     wanted: Wanted = {"space": ("T1w",), "desc": ("preproc",)}

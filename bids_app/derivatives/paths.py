@@ -1,4 +1,4 @@
-"""Where each result of a visit goes."""
+"""Paths of the results of a visit."""
 
 import re
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ ENTITIES = (
     "stat",
     "desc",
 )
-FDG_LABEL = "18FFDG"  # of all results: no other tracer is used
+FDG_LABEL = "18FFDG"  # of all results; no other tracer is used
 
 
 def _checked(label: str) -> str:
@@ -49,7 +49,7 @@ def derivative_path(
     extension: str,
     entities: Mapping[str, str | None],
 ) -> Path:
-    """Spell the path of a result.
+    """Return the path of a result.
 
     Parameters
     ----------
@@ -60,15 +60,15 @@ def derivative_path(
     datatype : str
         Folder: ``anat`` or ``pet``.
     suffix, extension : str
-        The name's last part, and its ending with its dot.
+        Last part of the name, and extension including the dot.
     entities : mapping
         Labels by short key, in any order; those that are None are left out.
 
     Raises
     ------
     ValueError
-        If a key is not known, or a label, datatype, suffix or extension has other characters
-        than it may.
+        If a key is unknown, or a label, datatype, suffix or extension has characters that are not
+        allowed.
 
     Examples
     --------
@@ -90,12 +90,12 @@ def derivative_path(
 
 
 def entities_of(path: Path) -> dict[str, str]:
-    """Read the labels in a file name by short key, as :func:`derivative_path` spelled them.
+    """Return the labels in a file name from :func:`derivative_path`, by short key.
 
     Raises
     ------
     ValueError
-        If the name is not made of entities and a suffix.
+        If the name does not consist of entities and a suffix.
 
     Examples
     --------
@@ -114,20 +114,20 @@ def entities_of(path: Path) -> dict[str, str]:
 
 
 def resolution_label(resolution: float) -> str:
-    """Spell a resolution in mm as a label.
+    """Format a resolution in mm as a label.
 
     Examples
     --------
     >>> resolution_label(1.0), resolution_label(1.5)
     ('1', '1p5')
     """
-    if not 0 < resolution < 1000:  # else the label would need an exponent
+    if not 0 < resolution < 1000:  # otherwise the label would need an exponent
         raise ValueError(f"{resolution} mm is not a resolution")
     return f"{resolution:.4f}".rstrip("0").rstrip(".").replace(".", "p")
 
 
 def sidecar_path(path: Path) -> Path:
-    """Give the path of the JSON file beside a result.
+    """Return the path of the JSON file beside a result.
 
     Examples
     --------
@@ -138,7 +138,7 @@ def sidecar_path(path: Path) -> Path:
 
 
 def coverage_path(pet: Path) -> Path:
-    """Give the path of the mask of what a resampled PET covers, which lies beside it.
+    """Return the path of the coverage mask of a resampled PET, which is beside it.
 
     Examples
     --------
@@ -148,12 +148,12 @@ def coverage_path(pet: Path) -> Path:
     return pet.with_name(pet.name.replace("_desc-preproc_pet.", "_desc-coverage_mask."))
 
 
-SUBTRACTED = ("synthscaled", "difference")  # ``desc-`` of what is made of real and synthetic PET
+SUBTRACTED = ("synthscaled", "difference")  # desc- of images made from real and synthetic PET
 
 
 @dataclass(frozen=True)
 class PetPaths:
-    """Results of one real PET image; docs/outputs.md says of each what stands here.
+    """Results of one real PET image; docs/outputs.md is generated from these descriptions.
 
     Attributes
     ----------
@@ -181,21 +181,21 @@ class PetPaths:
 
     @property
     def subtracted(self) -> tuple[Path, Path]:
-        """The synthetic PET in its unit, and the difference, in T1w space."""
+        """Synthetic PET in the unit of the real one, and their difference, in T1w space."""
         name = self.in_t1w.name
         names = [name.replace("_desc-preproc_", f"_desc-{desc}_") for desc in SUBTRACTED]
         return self.in_t1w.with_name(names[0]), self.in_t1w.with_name(names[1])
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What preprocessing makes, without sidecars."""
+        """Files that preprocessing writes, without sidecars."""
         images = (self.in_template, self.in_t1w)
         return *images, self.to_t1w, *map(coverage_path, images)
 
 
 @dataclass(frozen=True)
 class VisitPaths:
-    """Results of a visit; docs/outputs.md says of each what stands here.
+    """Results of a visit; docs/outputs.md is generated from these descriptions.
 
     Each has a sidecar; see :func:`sidecar_path`.
 
@@ -222,7 +222,7 @@ class VisitPaths:
     regions : Path
         Uptake by region of the real and the synthetic PET.
     pets : tuple of PetPaths
-        Those of the real PET images, where there are any.
+        Results of the real PET images, if there are any.
     """
 
     t1w: Path
@@ -239,7 +239,7 @@ class VisitPaths:
 
     @property
     def preprocessed(self) -> tuple[Path, ...]:
-        """What ``--stage preprocess`` writes, without sidecars."""
+        """Files that ``--stage preprocess`` writes, without sidecars."""
         anatomy = (
             self.t1w,
             self.brain_mask,
@@ -252,26 +252,26 @@ class VisitPaths:
 
     @property
     def synthesized(self) -> tuple[Path, ...]:
-        """What ``--stage synthesize`` writes without ``--uncertainty``, without sidecars."""
+        """Files that ``--stage synthesize`` writes without ``--uncertainty``, without sidecars."""
         return (self.synthetic_pet,)
 
 
 def pet_paths(output_dir: Path, pet: Scan, template: str, resolution: float) -> PetPaths:
-    """Name the results of a real PET image; they lie in its own session.
+    """Return the paths of the results of a real PET image, which are in its own session.
 
     Parameters
     ----------
     output_dir : Path
         Root of the derivative dataset.
     pet : Scan
-        The raw image.
+        Raw image.
     template : str
         Name of the template, as a ``space-`` label.
     resolution : float
-        Of the app's grid, in mm.
+        Resolution of the app's grid, in mm.
     """
     shared = {
-        "trc": FDG_LABEL,  # however the dataset spells it
+        "trc": FDG_LABEL,  # whatever label the dataset uses
         "rec": pet.entity("rec"),
         "run": pet.entity("run"),
     }
@@ -296,18 +296,18 @@ def pet_paths(output_dir: Path, pet: Scan, template: str, resolution: float) -> 
 
 
 def visit_paths(output_dir: Path, visit: Visit, template: str, resolution: float) -> VisitPaths:
-    """Name the results of a visit.
+    """Return the paths of the results of a visit.
 
     Parameters
     ----------
     output_dir : Path
         Root of the derivative dataset.
     visit : Visit
-        A T1w with its PET images.
+        T1w with its PET images.
     template : str
         Name of the template, as a ``space-`` label.
     resolution : float
-        Of the app's grid, in mm.
+        Resolution of the app's grid, in mm.
     """
 
     def path(datatype: str, suffix: str, extension: str, **entities: str) -> Path:
@@ -343,5 +343,5 @@ def visit_paths(output_dir: Path, visit: Visit, template: str, resolution: float
 
 
 def report_path(output_dir: Path, subject: str) -> Path:
-    """Name the report of a participant: one for all visits."""
+    """Return the path of the report of a participant, one for all visits."""
     return output_dir / f"sub-{_checked(subject)}.html"

@@ -1,10 +1,10 @@
-"""What stands beside each result: everything known before it is computed.
+"""Sidecars of results, with everything known before they are computed.
 
-Nodes merge in what they measure ("Registration", "IntensityScaling", "FramesUsed",
+Nodes add what they measure ("Registration", "IntensityScaling", "FramesUsed",
 "FrameDurationsUsed", "ReadingNotes", "BrainCoverage", "BrainNotCovered", "Measures", "Novelty",
 "Uncertainty", "Precision").
 
-Beside a table stands its data dictionary, from ``data/dictionaries``.
+The sidecar of a table is its data dictionary, from ``data/dictionaries``.
 """
 
 import json
@@ -24,11 +24,11 @@ from bids_app.imaging.intensity import describe_scaling
 from bids_app.visit import Derived, Scan, Visit
 
 Sidecar = dict[str, object]
-Dictionary = dict[str, dict[str, object]]  # column → what explains it
-Cells = Mapping[str, str]  # column → cell, of a line
+Dictionary = dict[str, dict[str, object]]  # column → its description
+Cells = Mapping[str, str]  # column → cell, for one line
 Row = TypeVar("Row")
 DICTIONARIES = Path(__file__).parents[1] / "data" / "dictionaries"
-FIELD_OF_VIEW = "ROI"  # "Type" of a mask of what an image covers: BIDS knows no better
+FIELD_OF_VIEW = "ROI"  # "Type" of a coverage mask; BIDS has no better one
 COVERED = "where the PET was measured: within the scanner's field of view. Elsewhere it is 0"
 SCALED = "arbitrary"  # "Units" of intensities within 0..1
 MATCHED_TO = "mean PET of the generator's training controls, in the brain"
@@ -36,14 +36,14 @@ MATCHED_TO = "mean PET of the generator's training controls, in the brain"
 
 @dataclass(frozen=True)
 class Space:
-    """The app's grid.
+    """Grid of the app.
 
     Parameters
     ----------
     template : str
-        Its name, as a ``space-`` label.
+        Name of the template, as a ``space-`` label.
     resolution : float
-        In mm.
+        Voxel size in mm.
     reference : str
         URI of the template's image.
     """
@@ -53,23 +53,23 @@ class Space:
     reference: str
 
     def entries(self) -> Sidecar:
-        """Fields of every image on this grid."""
+        """Return the fields of every image on this grid."""
         text = f"{self.resolution:g} mm isotropic, the grid of this dataset in {self.template}"
         return {"Resolution": text, "SpatialReference": self.reference}
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What every sidecar of a run tells alike.
+    """Metadata that all sidecars of a run share.
 
     Parameters
     ----------
     bids_dir, output_dir : Path
         Roots of the raw and of the derivative dataset.
     fingerprint : str
-        Of the settings and the sources.
+        Fingerprint of the settings and the sources.
     version : str
-        Of the app.
+        Version of the app.
     """
 
     bids_dir: Path
@@ -78,24 +78,24 @@ class Provenance:
     version: str
 
     def source(self, scan: Scan) -> str:
-        """BIDS URI of the image that was read: the raw one, or what another app made of it.
+        """Return the BIDS URI of the image that was read: the raw one, or another app's derivative.
 
-        ``raw``, and the name of that app's dataset, stand in ``DatasetLinks``.
+        ``raw`` and the name of that app's dataset are defined in ``DatasetLinks``.
         """
         if scan.derived is not None:
             return self.other(scan.derived, scan.derived.image)
         return f"bids:raw:{scan.path.relative_to(self.bids_dir.absolute()).as_posix()}"
 
     def other(self, derived: Derived, path: Path) -> str:
-        """BIDS URI of a file of another app's dataset."""
+        """Return the BIDS URI of a file in another app's dataset."""
         return f"bids:{derived.dataset}:{path.relative_to(derived.root).as_posix()}"
 
     def own(self, path: Path) -> str:
-        """BIDS URI of a result."""
+        """Return the BIDS URI of a result."""
         return f"bids::{path.relative_to(self.output_dir).as_posix()}"
 
     def entries(self, description: str, sources: Sequence[str]) -> Sidecar:
-        """Fields of every sidecar."""
+        """Return the fields of every sidecar."""
         return {
             "Description": description,
             "Sources": list(sources),
@@ -116,22 +116,22 @@ def synthetic_pet(
     overlap: bool = False,
     match_histogram: bool = False,
 ) -> Sidecar:
-    """Tell of the PET that a generator predicts: no dose, no time, nothing that was not measured.
+    """Return the sidecar of a synthetic PET, without dose, time or other fields of measured PET.
 
     Parameters
     ----------
     paths, origin, space : VisitPaths, Provenance, Space
-        Of the visit and the run.
+        Paths of the visit, and provenance and grid of the run.
     generator : mapping
-        ``Name``, ``Version``, ``SHA256``, ``TrainedOn``, ``IntendedUse``, from its card.
+        ``Name``, ``Version``, ``SHA256``, ``TrainedOn`` and ``IntendedUse``, from its card.
     smoothing_fwhm : float
-        In mm.
+        FWHM of the smoothing, in mm.
     trained_on_this_participant : bool
-        Whether the generator has seen this participant in training.
+        Whether the generator was trained on this participant.
     times_mean : float
-        Scale of the PET, as :func:`bids_app.imaging.intensity.scale_to_unit` has it.
+        Scale of the PET: see :func:`bids_app.imaging.intensity.scale_to_unit`.
     overlap, match_histogram : bool
-        What was done beyond the paper; told only where it was done.
+        Whether options beyond the paper were used; mentioned only if they were.
     """
     about = f"SYNTHETIC FDG PET in {space.template}, predicted from the T1w; not a measurement"
     return {
@@ -150,14 +150,14 @@ def synthetic_pet(
 
 
 def synthetic_in_t1w(synthetic: Sidecar, paths: VisitPaths, origin: Provenance) -> Sidecar:
-    """Tell of the synthetic PET that was carried to the T1w's own grid.
+    """Return the sidecar of the synthetic PET resampled to the T1w's own grid.
 
     Parameters
     ----------
     synthetic : dict
-        The sidecar of the one in template space.
+        Sidecar of the synthetic PET in template space.
     paths, origin : VisitPaths, Provenance
-        Of the visit.
+        Paths of the visit, and provenance of the run.
     """
     fields = {
         key: value for key, value in synthetic.items() if key not in ("Resolution", "Sources")
@@ -174,16 +174,16 @@ def synthetic_in_t1w(synthetic: Sidecar, paths: VisitPaths, origin: Provenance) 
 def subtracted_pet(
     synthetic: Sidecar, paths: VisitPaths, origin: Provenance, units: object
 ) -> tuple[Sidecar, Sidecar]:
-    """Tell of the synthetic PET in the unit of the first real one, and of their difference.
+    """Return the sidecars of the synthetic PET in the first real one's unit, and of the difference.
 
     Parameters
     ----------
     synthetic : dict
-        The sidecar of the synthetic PET in template space.
+        Sidecar of the synthetic PET in template space.
     paths, origin : VisitPaths, Provenance
-        Of the visit.
+        Paths of the visit, and provenance of the run.
     units : str or None
-        Of the real PET, if its sidecar says.
+        Unit of the real PET, if its sidecar has it.
     """
     real, scaled = paths.pets[0].in_t1w, paths.pets[0].subtracted[0]
     fields = synthetic_in_t1w(synthetic, paths, origin)
@@ -218,22 +218,22 @@ def crossvalidated_pet(
     smoothing_fwhm: float,
     times_mean: float,
 ) -> Sidecar:
-    """Describe the synthetic PET of a control by the generator of the fold that left it out.
+    """Return the sidecar of the synthetic PET of a control that was left out in cross-validation.
 
     Parameters
     ----------
     space : Space
-        Of the run.
+        Grid of the run.
     t1w : str
-        What it was predicted from, relative to the derivative dataset.
+        Path of the T1w from which it was predicted, relative to the derivative dataset.
     generator, version : str
         Name of the generator, and the version of mri2pet that trained it.
     fold, folds : int
-        Number of the fold, from 1, and of how many.
+        Number of the fold, from 1, and number of folds.
     smoothing_fwhm : float
-        In mm.
+        FWHM of the smoothing, in mm.
     times_mean : float
-        Scale of the PET, as :func:`bids_app.imaging.intensity.scale_to_unit` has it.
+        Scale of the PET: see :func:`bids_app.imaging.intensity.scale_to_unit`.
     """
     return {
         "Synthetic": True,
@@ -254,16 +254,16 @@ def crossvalidated_pet(
 
 
 def uncertainty(synthetic: Sidecar, space: Space, sha256: str) -> Sidecar:
-    """Tell of the standard deviation of a synthetic PET's error, but for what a node measures.
+    """Return the sidecar, without measured fields, of the SD of a synthetic PET's error.
 
     Parameters
     ----------
     synthetic : dict
-        The sidecar of the synthetic PET, which all else is alike to.
+        Sidecar of the synthetic PET, whose other fields are shared.
     space : Space
-        Of the run.
+        Grid of the run.
     sha256 : str
-        Of what the generator knows of its errors.
+        SHA-256 of the generator's error model.
     """
     about = (
         f"Standard deviation of the error of the SYNTHETIC FDG PET in {space.template}, in its "
@@ -277,16 +277,16 @@ def uncertainty(synthetic: Sidecar, space: Space, sha256: str) -> Sidecar:
 def preprocessing_sidecars(
     visit: Visit, paths: VisitPaths, origin: Provenance, space: Space, *, skull_stripped: bool
 ) -> dict[Path, Sidecar]:
-    """Give the sidecars of all that ``--stage preprocess`` writes, by the file they stand beside.
+    """Return the sidecars of all files that ``--stage preprocess`` writes, by file.
 
     Parameters
     ----------
     visit, paths : Visit, VisitPaths
-        The visit and its results.
+        Visit and paths of its results.
     origin, space : Provenance, Space
-        Of the run.
+        Provenance and grid of the run.
     skull_stripped : bool
-        Whether the raw T1w came without skull.
+        Whether the raw T1w is skull-stripped.
     """
     template, source, uri, fields = space.template, origin.source, origin.own, origin.entries
     t1w, mask, to_template = map(uri, (paths.t1w, paths.brain_mask, paths.t1w_to_template))
@@ -362,7 +362,7 @@ def preprocessing_sidecars(
 def _describe_taken_t1w(
     sidecars: Mapping[Path, Sidecar], paths: VisitPaths, derived: Derived, origin: Provenance
 ) -> None:
-    """Say of each result that another app has made what it was taken from."""
+    """Add the source of each anatomical result that was taken from another app to its sidecar."""
     transforms = (paths.t1w_to_template, paths.template_to_t1w)
     if derived.in_template:
         sidecars[paths.t1w].update(
@@ -384,7 +384,7 @@ def _describe_taken_t1w(
 def _describe_taken_pet(
     sidecars: Mapping[Path, Sidecar], paths: PetPaths, derived: Derived, origin: Provenance
 ) -> None:
-    """Say of a PET, and of its transform, what another app has made of them."""
+    """Add the sources of a PET and its transform that were taken from another app."""
     for result in (paths.in_t1w, paths.in_template, paths.to_t1w):
         sidecars[result]["TakenFrom"] = derived.app
     if derived.forward is None:
@@ -395,12 +395,12 @@ def _describe_taken_pet(
 
 
 def read_dictionary(*names: str) -> Dictionary:
-    """Read what explains the columns of a table, in their order.
+    """Read the data dictionary of a table, with columns in order.
 
     Parameters
     ----------
     *names : str
-        Files in ``data/dictionaries``, without ``.json``; columns of the first come first.
+        Names of files in ``data/dictionaries``, without ``.json``, in the order of their columns.
 
     Examples
     --------
@@ -414,35 +414,36 @@ def read_dictionary(*names: str) -> Dictionary:
 
 
 def write_table(path: Path, dictionary: Dictionary, lines: Sequence[Mapping[str, object]]) -> None:
-    """Write a table, and its dictionary beside it.
+    """Write a table, with its data dictionary beside it.
 
     Parameters
     ----------
     path : Path
-        The table.
+        Path of the table.
     dictionary : dict
-        Explains its columns, in their order.
+        Data dictionary of the columns, in order.
     lines : sequence of dict
-        Column → value; other keys are left out.
+        Values by column; other keys are ignored.
 
     Raises
     ------
     ReadWriteError
-        If one of them cannot be written.
+        If a file cannot be written.
     """
     write_tsv(path, list(dictionary), lines)
     write_json(path.with_suffix(".json"), dictionary)
 
 
 class Faults(list[str]):
-    """What is missing or damaged in a dataset, a sentence each.
+    """Sentences about missing or damaged files of a dataset.
 
-    Reports are lenient: a reader that is given this adds to it, and reads on.
+    A reader that is given this list is lenient, as reports need it: it adds to the list and
+    continues.
 
     Parameters
     ----------
     root : Path
-        The dataset; its files are named from there.
+        Root of the dataset; sentences name its files relative to it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -450,21 +451,21 @@ class Faults(list[str]):
         self.root = root
 
     def add(self, path: Path, fault: str) -> None:
-        """Say what is wrong with a file."""
+        """Add a sentence about a file."""
         self.append(f"{self.name(path)}{fault}")
 
     def name(self, path: Path) -> str:
-        """Name a file from the root of the dataset."""
+        """Return the name of a file, relative to the root of the dataset if it is inside."""
         inside = path.is_relative_to(self.root)
         return path.relative_to(self.root).as_posix() if inside else str(path)
 
     def tell_unread(self, path: Path) -> None:
-        """Say of a file that could not be read whether it is there."""
+        """Add a sentence that a file is missing, or that it cannot be read if it exists."""
         self.add(path, " cannot be read." if path.exists() else " is missing.")
 
 
 def as_value(cell: str | None) -> float:
-    """Read a number, perhaps infinite; nan if it is none.
+    """Return a cell as a number, which may be infinite; nan if it is not a number.
 
     Examples
     --------
@@ -478,12 +479,12 @@ def as_value(cell: str | None) -> float:
 
 
 def as_label(cell: str | None) -> str:
-    """Read a label; empty where there is none."""
+    """Return a cell as a label; empty if there is none."""
     return "" if cell is None or cell == MISSING else cell
 
 
 def read_lines(path: Path, needed: Sequence[str], faults: Faults) -> list[Cells]:
-    """Read the lines of a table that have something in all of the columns ``needed``."""
+    """Read the lines of a table that have a value in every column of ``needed``."""
     try:
         lines = read_tsv(path)
     except Mri2petError:
@@ -506,20 +507,21 @@ def read_rows(
     Parameters
     ----------
     path : Path
-        The table. An absent one is read as one without lines.
+        Path of the table. A missing table is read as an empty one.
     kind : type
-        A dataclass, a field a column.
+        Dataclass with a field per column.
     needed : sequence of str
-        Columns without which a line says nothing.
+        Columns that a line must have.
     faults : Faults, optional
-        For reports: gets what is missing or damaged, and the rest is read, see :func:`known_row`.
+        List to which missing or damaged files and lines are added, for reports. The rest is read
+        then, with :func:`known_row`.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be read.
+        If the table cannot be read.
     UnusableDataError
-        If it lacks a column, or a cell is not what the column is.
+        If the table lacks a column, or a cell is not of the column's type.
     """
     return [row for _, row in read_pairs(path, kind, needed, faults)]
 
@@ -527,7 +529,7 @@ def read_rows(
 def read_pairs(
     path: Path, kind: Callable[..., Row], needed: Sequence[str], faults: Faults | None
 ) -> list[tuple[Cells, Row]]:
-    """Read as :func:`read_rows`, each line with all of its cells."""
+    """Read rows as :func:`read_rows` does, each with all cells of its line."""
     if faults is not None:
         lines = read_lines(path, needed, faults)
         known = ((line, known_row(line, kind, needed)) for line in lines)
@@ -554,10 +556,10 @@ def read_pairs(
 
 
 def known_row(line: Cells, kind: Callable[..., Row], needed: Sequence[str]) -> Row | None:
-    """Read what can be read of a line.
+    """Read the readable cells of a line.
 
-    A cell that cannot is None where the field may be, else nan or empty; without a whole number,
-    or one that is needed, a line is not understood, and None.
+    An unreadable cell becomes None if its field is optional, and otherwise nan or an empty string.
+    Return None if an integer, or a needed float, cannot be read.
     """
     values = dict[str, object]()
     for name, annotation in get_type_hints(kind).items():
@@ -576,7 +578,7 @@ def known_row(line: Cells, kind: Callable[..., Row], needed: Sequence[str]) -> R
 
 
 def _cell(cell: str, annotation: object) -> object:
-    """Read a cell as the field it is for."""
+    """Convert a cell to the type of its field."""
     choices = get_args(annotation)
     if cell == MISSING and NoneType in choices:
         return None
@@ -586,16 +588,16 @@ def _cell(cell: str, annotation: object) -> object:
 
 @dataclass(frozen=True)
 class Derivative:
-    """An image that ought to be there, and its sidecar.
+    """Expected image with its sidecar.
 
     Parameters
     ----------
     path : Path
-        The image.
+        Path of the image.
     metadata : dict
-        Empty where the sidecar is missing or cannot be read.
+        Content of the sidecar; empty if it is missing or cannot be read.
     fault : str
-        What is wrong with the sidecar; empty if nothing is.
+        Sentence about a missing or damaged sidecar; otherwise empty.
     """
 
     path: Path
@@ -603,17 +605,17 @@ class Derivative:
     fault: str = ""
 
     def text(self, key: str) -> str:
-        """Give a value as text; empty where there is none."""
+        """Return the value of a key as text; empty if there is none."""
         value = self.metadata.get(key)
         return "" if value is None else str(value)
 
     def reading_notes(self) -> list[str]:
-        """List what is to be known of how the raw image was read, in sentences."""
+        """List sentences on how the raw image was read."""
         notes = self.metadata.get("ReadingNotes")
         return [str(note) for note in notes] if isinstance(notes, list) else []
 
     def sources(self) -> tuple[str, ...]:
-        """Name the files of other datasets it was made from, those not raw with their dataset."""
+        """List the source files in other datasets; names of non-raw ones include the dataset."""
         listed = self.metadata.get("Sources")
         uris = [str(uri) for uri in listed] if isinstance(listed, list) else []
         named = [uri[len("bids:") :] for uri in uris if re.match("bids:[^:]", uri)]
@@ -621,7 +623,7 @@ class Derivative:
 
 
 def read_derivative(path: Path) -> Derivative:
-    """Read the sidecar of an image; the image itself need not be there."""
+    """Read the sidecar of an image; the image itself need not exist."""
     sidecar = sidecar_path(path)
     try:
         return Derivative(path, read_json(sidecar))

@@ -1,6 +1,6 @@
-"""Table 1 as files: one line a row, one line a visit, one line a test, each with its dictionary.
+"""Files of Table 1: one with a line per row, per visit, and per test, each with its dictionary.
 
-Only reports read them, and the history of a training: what is missing or damaged is left out.
+Only reports read these files and training histories; missing or damaged parts are left out.
 """
 
 import math
@@ -31,13 +31,13 @@ from bids_app.synthesis.statistics import (
 )
 
 Line = dict[str, object]
-SWEEP = "ssim_fwhm"  # first letters of the columns of the smoothing sweep
+SWEEP = "ssim_fwhm"  # prefix of the columns of the smoothing sweep
 ALL = "all"  # the "fold" of the final generator
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A line of ``table1.tsv``: mean and SD over controls of each metric; nan is n/a."""
+    """Line of ``table1.tsv``: mean and SD over controls of each metric; nan is n/a."""
 
     model: str
     configuration: str
@@ -48,10 +48,10 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class HistoryEpoch:
-    """A line of ``history.tsv``: an epoch of one fold; ``fold`` is its number, or ``all``.
+    """Line of ``history.tsv``: an epoch of one fold; ``fold`` is its number, or ``all``.
 
-    Losses are means over the epoch's steps, unitless; ``ssim_validation`` is that of the validation
-    volumes; ``kept`` is 1 for the epoch whose weights were kept.
+    Losses are means over the steps of the epoch, unitless; ``ssim_validation`` is the SSIM of the
+    validation volumes; ``kept`` is 1 for the epoch whose weights were kept.
     """
 
     fold: str
@@ -71,8 +71,8 @@ def write_table1(output_dir: Path, records: Sequence[ScoreRecord]) -> None:
     ----------
     output_dir : Path
         Root of the derivative dataset.
-    records : sequence of Record
-        All rows, all folds, in any order.
+    records : sequence of ScoreRecord
+        Records of all rows and folds, in any order.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def write_table1(output_dir: Path, records: Sequence[ScoreRecord]) -> None:
 
 
 def best_fwhm(records: Sequence[ScoreRecord], model: str) -> float | None:
-    """Give the smoothing, in mm, whose mean SSIM is highest: section 3.2; the least of equals."""
+    """Return the FWHM, in mm, with the highest mean SSIM (section 3.2); the smallest in a tie."""
     swept = [record.sweep for record in records if record.model == model and record.sweep]
     if not swept:
         return None
@@ -144,7 +144,7 @@ def _cells(values: Mapping[str, object]) -> Line:
 
 
 def _cell(value: object) -> object:
-    """Let a number that there is not be n/a."""
+    """Replace nan by None, which is written as n/a."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -163,7 +163,7 @@ def read_table1(output_dir: Path, faults: Faults) -> list[ScoreRow]:
 
 
 def read_scores(output_dir: Path, faults: Faults) -> list[ScoreRecord]:
-    """Read ``table1_subjects.tsv``; a fold that it does not tell is 0."""
+    """Read ``table1_subjects.tsv``; an unknown fold is 0."""
     needed = ["model", "participant_id"]
     lines = read_lines(output_dir / "table1_subjects.tsv", needed, faults)
     return [_record(cells) for cells in lines]
@@ -193,19 +193,19 @@ def read_tests(output_dir: Path, faults: Faults) -> list[PairedTest]:
 
 
 def read_history(folder: Path, faults: Faults) -> list[HistoryEpoch]:
-    """Read the history of a generator; of an epoch that was run twice, the later line counts."""
+    """Read the history of a generator; for an epoch that was run twice, the later line counts."""
     return epochs_of(read_lines(folder / "history.tsv", ["fold", "epoch"], faults))
 
 
 def epochs_of(lines: Sequence[Cells]) -> list[HistoryEpoch]:
-    """Read all epochs, fold by fold."""
+    """Return all epochs, fold by fold."""
     rows = (known_row(cells, HistoryEpoch, ()) for cells in lines)
     epochs = {(row.fold, row.epoch): row for row in rows if row is not None}
     return sorted(epochs.values(), key=lambda row: (rank(row.fold), row.epoch))
 
 
 def rank(fold: str) -> tuple[bool, float, str]:
-    """Say where a fold stands in a list: by number, the final generator last.
+    """Return the sort key of a fold: by number, with the final generator last.
 
     Examples
     --------

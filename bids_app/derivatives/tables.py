@@ -44,29 +44,31 @@ FIELDS = {
 
 
 RATINGS = ("pass", "doubt", "fail")
-Ratings = dict[tuple[str, str], tuple[str, str]]  # labels of who and session → rating, comment
+Ratings = dict[tuple[str, str], tuple[str, str]]  # (participant, session) → (rating, comment)
 
 
 def read_ratings(path: Path, output_dir: Path) -> Ratings:
-    """Read what a reader thinks of participants, as ``participants.html`` saves it.
+    """Read a reader's ratings of participants, as saved by ``participants.html``.
 
     Parameters
     ----------
     path : Path
-        Tab-separated: ``participant_id``, ``rating`` (pass, doubt or fail), and where they are
-        there ``session_id`` and ``comment``. A row without a session counts for all.
+        Path of a tab-separated table with columns ``participant_id``, ``rating`` (pass, doubt or
+        fail), and optionally ``session_id`` and ``comment``. A row without a session counts for all
+        sessions.
     output_dir : Path
-        The derivative dataset, which has whoever is rated fail.
+        Path of the derivative dataset, which must contain participants that are rated fail.
 
     Raises
     ------
     MissingInputError
-        If it is not there.
+        If the table does not exist.
     ReadWriteError
-        If it cannot be read.
+        If the table cannot be read.
     UnusableDataError
-        If it has no such columns, or another rating; if somebody has two, or is rated fail and is
-        not in the dataset: a misspelt label would keep an image that shall not be used.
+        If the table lacks a required column, or has an unknown rating; if a participant has two
+        different ratings, or is rated fail but not in the dataset, because with a misspelt label
+        the failed image would be used.
     """
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "no such file"
@@ -100,19 +102,19 @@ def read_ratings(path: Path, output_dir: Path) -> Ratings:
 
 
 def note_resources(path: Path, row: Mapping[str, object]) -> None:
-    """Add what a step has used to the table of a run, ``logs/*_resources.tsv``.
+    """Add the resources that a step used to the table of a run, ``logs/*_resources.tsv``.
 
     Parameters
     ----------
     path : Path
-        The table; begun, with what explains its columns, if it is not there.
+        Path of the table; it is created, with its data dictionary, if it does not exist.
     row : mapping
-        Column of ``data/dictionaries/resources.json`` → value.
+        Values by column of ``data/dictionaries/resources.json``.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be written.
+        If the table cannot be written.
     """
     dictionary = read_dictionary("resources")
     if path.exists():
@@ -122,12 +124,12 @@ def note_resources(path: Path, row: Mapping[str, object]) -> None:
 
 
 def describe_largest(rows: Sequence[Mapping[str, object]]) -> str:
-    """Tell which steps of a run have used the most memory, and the most CPU time.
+    """Describe the steps of a run that used the most memory and the most CPU time.
 
     Parameters
     ----------
     rows : sequence of mapping
-        As :func:`note_resources` takes them; at least one.
+        Rows of :func:`note_resources`; at least one.
 
     Examples
     --------
@@ -150,17 +152,17 @@ def describe_largest(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def describe_regions() -> dict[str, dict[str, object]]:
-    """Explain the columns of ``desc-regions_pet.tsv``."""
+    """Return the data dictionary of ``desc-regions_pet.tsv``."""
     return read_dictionary("regions")
 
 
 def read_regions(path: Path, faults: Faults | None = None) -> list[RegionalUptake]:
-    """Read ``desc-regions_pet.tsv`` of a visit; none where it is not there.
+    """Read ``desc-regions_pet.tsv`` of a visit; return an empty list if it does not exist.
 
     Raises
     ------
     ReadWriteError, UnusableDataError
-        As :func:`bids_app.derivatives.sidecars.read_rows`.
+        See :func:`bids_app.derivatives.sidecars.read_rows`.
     """
     if not path.exists():
         return []
@@ -168,7 +170,7 @@ def read_regions(path: Path, faults: Faults | None = None) -> list[RegionalUptak
 
 
 def _described(folder: Path) -> dict[str, object]:
-    """Read what explains the columns of a table of participants."""
+    """Read the data dictionary of a table of participants; empty if it cannot be read."""
     path = folder / "participants.json"
     try:
         return read_json(path) if path.is_file() else {}
@@ -177,7 +179,7 @@ def _described(folder: Path) -> dict[str, object]:
 
 
 def read_remarks(output_dir: Path) -> tuple[str, ...]:
-    """Give what earlier runs had to say of the raw tables that ``participants.tsv`` repeats.
+    """Return the remarks of earlier runs on the raw tables from which ``participants.tsv`` comes.
 
     Returns
     -------
@@ -201,10 +203,10 @@ def _write_participants(
     participants: Mapping[str, Mapping[str, str]],
     remarks: Sequence[str],
 ) -> list[str]:
-    """Write who is in the dataset: the raw table decides about those whom the raw dataset has.
+    """Write the participants of the dataset, using the raw table for those in the raw dataset.
 
-    Others may have been brought here from other datasets, so what an earlier run wrote of them is
-    kept, and that is told. Where the raw dataset has no table at all, it decides about nobody.
+    Other participants may come from other datasets, so their rows from an earlier run are kept,
+    with a remark. If the raw dataset has no table, all rows of an earlier run are kept.
     """
     subjects = sorted(p.name[4:] for p in output_dir.glob("sub-*") if p.is_dir())
     table = bids_dir / "participants.tsv"
@@ -239,7 +241,7 @@ def _write_participants(
 
 
 def _columns_of(rows: Iterable[Mapping[str, str]]) -> Iterator[str]:
-    """Name the columns in which some row says something."""
+    """Yield the columns in which a row has a value."""
     for row in rows:
         yield from (name for name, cell in row.items() if cell != MISSING)
 
@@ -247,7 +249,7 @@ def _columns_of(rows: Iterable[Mapping[str, str]]) -> Iterator[str]:
 def _describe_kept(
     table: Path, kept: Mapping[str, Mapping[str, str]], *, has_table: bool
 ) -> list[str]:
-    """Tell whose rows stay; where there is no table, of those that say anything."""
+    """Describe whose rows are kept; without a raw table, only rows with values are mentioned."""
     labels = sorted(
         f"sub-{label}"
         for label, row in kept.items()
@@ -267,7 +269,7 @@ def _describe_kept(
 
 
 def _is_storable(value: object) -> bool:
-    """Whether this is JSON in UTF-8: Python's reader takes NaN and halves of characters, too."""
+    """Return whether a value is valid JSON in UTF-8; Python also reads NaN and lone surrogates."""
     try:
         return bool(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
     except (ValueError, RecursionError):
@@ -277,7 +279,7 @@ def _is_storable(value: object) -> bool:
 def _write_descriptions(
     output_dir: Path, explained: dict[str, object], remarks: Sequence[str]
 ) -> None:
-    """Write what explains the columns, and under the first of them the remarks."""
+    """Write the data dictionary of participants, with remarks in the entry of the first column."""
     if remarks:
         first = explained.get("participant_id", read_dictionary("visits")["participant_id"])
         entry = first if isinstance(first, dict) else {}
@@ -290,7 +292,7 @@ def _registrations(sidecars: Iterable[Path], output_dir: Path) -> Iterator[dict[
         try:
             sidecar = read_json(path)
         except (ReadWriteError, UnusableDataError):
-            continue  # not written by us, or by a run that is not at its end
+            continue  # not written by this app, or by an unfinished run
         registration = sidecar.get("Registration")
         if not isinstance(registration, dict):
             continue
@@ -326,27 +328,27 @@ def finish_dataset(
 ) -> list[str]:
     """Write the tables of the whole dataset: all participants in it, all registrations.
 
-    Several runs may write into one dataset: each lists what all have written so far.
+    Several runs may write into one dataset: each lists the results of all runs so far.
 
     Parameters
     ----------
     output_dir, bids_dir : Path
         Roots of the derivative and of the raw dataset.
     participants : mapping
-        Columns of the raw ``participants.tsv`` by participant label; partial, or empty.
+        Columns of the raw ``participants.tsv`` by participant label; may be partial or empty.
     remarks : sequence of str
-        What is to be said of that table; each begins with its path. The group level, which sees
-        no raw table, gives it as a reason.
+        Remarks on that table, each beginning with its path. The group level, which does not read
+        the raw table, quotes them as a reason.
 
     Returns
     -------
     list of str
-        At most one more remark: whose rows stay though the raw dataset does not have them.
+        At most one more remark, on rows that are kept although they are not in the raw dataset.
 
     Raises
     ------
     ReadWriteError
-        If they cannot be written.
+        If a table cannot be written.
     """
     with locked(output_dir):
         new_remarks = _write_participants(output_dir, bids_dir, participants, remarks)
@@ -354,8 +356,8 @@ def finish_dataset(
     return new_remarks
 
 
-# What a query may hold: comparisons of columns with values, and how these are joined. No call, no
-# attribute, no subscript: pandas would run them.
+# Allowed in a query: comparisons of columns with values, and their combinations. Calls, attributes
+# and subscripts are not, because pandas would execute them.
 ALLOWED = (
     ast.Expression,
     ast.BoolOp,
@@ -377,35 +379,34 @@ ALLOWED = (
     ast.Tuple,
 )
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?")  # "01" is a label, not a number
-SHOWN, MOST_COLUMNS = 8, 40  # values of a column, and columns, that a message names
-LONGEST = 60  # characters of each
+SHOWN, MOST_COLUMNS = 8, 40  # maximum numbers of values and of columns in a message
+LONGEST = 60  # maximum number of characters of each
 
 
 def select(output_dir: Path, query: str) -> frozenset[str]:
-    """Choose participants by what ``participants.tsv`` says of them.
+    """Select participants by their rows in ``participants.tsv``.
 
     Parameters
     ----------
     output_dir : Path
-        Root of the derivative dataset, whose table repeats that of the raw one.
+        Root of the derivative dataset, whose table contains the columns of the raw one.
     query : str
-        As pandas understands it: columns compared with values, joined by ``and``, ``or``, ``not``.
-        Columns of numbers compare as numbers. ``participant_id`` is as it stands in the file.
+        Query in the syntax of pandas: columns compared with values, combined by ``and``, ``or`` and
+        ``not``. Columns of numbers are compared as numbers. ``participant_id`` is as in the file.
 
     Returns
     -------
     frozenset of str
-        Labels without ``sub-``. Whoever has ``n/a`` in a column that the query names is not among
-        them: nothing is guessed.
+        Labels without ``sub-``. Participants with ``n/a`` in a column of the query are excluded.
 
     Raises
     ------
     MissingInputError
-        If there is no table.
+        If the table does not exist.
     UsageError
-        If the query cannot be understood, or names a column that is not there.
+        If the query is invalid, or has a column that does not exist.
     UnusableDataError
-        If the table cannot be used, or nobody in it matches.
+        If the table cannot be used, or no participant matches.
     """
     path = output_dir / "participants.tsv"
     table = _read(path)
@@ -422,25 +423,25 @@ def select(output_dir: Path, query: str) -> frozenset[str]:
 
 
 def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[str]:
-    """Name the participants of whom ``participants.tsv`` does not say what queries ask.
+    """Describe the participants that lack values for queries in ``participants.tsv``.
 
     Parameters
     ----------
     output_dir : Path
         Root of the derivative dataset.
     queries : sequence of str
-        As for :func:`select`.
+        Queries in the syntax of :func:`select`.
 
     Returns
     -------
     list of str
-        At most one sentence: who has n/a in a column of each query, and what the participant level
-        said of it.
+        At most one sentence on participants with n/a in a column of every query, with the remarks
+        of the participant level.
 
     Raises
     ------
     MissingInputError, UsageError, UnusableDataError
-        As :func:`select`, but nobody need match.
+        See :func:`select`, except that no participant need match.
     """
     table = _read(output_dir / "participants.tsv")
     remarks = _quote_remarks(output_dir)
@@ -464,20 +465,20 @@ def read_columns(output_dir: Path, columns: Sequence[str]) -> dict[str, dict[str
     output_dir : Path
         Root of the derivative dataset.
     columns : sequence of str
-        Their names.
+        Names of the columns.
 
     Returns
     -------
     dict
-        Label without ``sub-`` → column → cell: a number where all of the column are; cells of n/a
-        are left out.
+        Cells by label without ``sub-`` and by column, as numbers if all cells of the column are;
+        n/a cells are left out.
 
     Raises
     ------
     MissingInputError, UnusableDataError
-        As :func:`select`.
+        See :func:`select`.
     UsageError
-        If a column is not there.
+        If a column does not exist.
     """
     table = _read(output_dir / "participants.tsv")
     for column in columns:
@@ -517,14 +518,14 @@ def _column(cells: list[str]) -> pd.Series:
 
 
 def _quote_remarks(output_dir: Path) -> str:
-    """Repeat what the participant level said of the raw tables: why cells or columns are absent."""
+    """Quote the participant level's remarks on the raw tables, which explain missing values."""
     remarks = read_remarks(output_dir)
     more = " …" if len(remarks) > SHOWN else ""
     return f" ({'; '.join(remarks[:SHOWN])}{more})" if remarks else ""
 
 
 def _columns_in(query: str, table: pd.DataFrame, remarks: str) -> list[str]:
-    """Refuse what is no plain comparison; name the columns it asks for."""
+    """Check that a query consists of plain comparisons, and list its columns."""
     names = [_short(name) for name in table.columns[:MOST_COLUMNS]]
     listing = f"columns are {', '.join(names)}{', …' if len(names) < len(table.columns) else ''}"
     advice = f"write it like \"group == 'control'\"; {listing}"
@@ -546,7 +547,7 @@ def _columns_in(query: str, table: pd.DataFrame, remarks: str) -> list[str]:
 def _answer(query: str, table: pd.DataFrame) -> pd.Series:
     try:
         answer = table.eval(query.strip(), engine="python")
-    except Exception as error:  # pandas tells of a wrong comparison in many ways
+    except Exception as error:  # pandas raises many types of errors for invalid comparisons
         raise UsageError(f"query {query!r}: cannot be answered ({error}); correct it") from error
     if not isinstance(answer, pd.Series) or answer.dtype != bool:
         raise UsageError(
