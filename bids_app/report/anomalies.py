@@ -33,7 +33,7 @@ from bids_app.detection.evaluation import CurvePoint, FreePoint, McNemarTest
 from bids_app.errors import Mri2petError
 from bids_app.report.page import name_visit, show
 
-RARE: Final = 0.05  # clusters expected in a healthy control; lower rows are highlighted; our choice
+RARE: Final = 0.05  # clusters expected in a healthy control, below which one stands out; our choice
 UNITS: Final = ("lesion", "patient")
 
 DetectorKey = tuple[str, str]  # training set, and detector

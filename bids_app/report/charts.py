@@ -158,7 +158,7 @@ class Chart:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Create an empty figure of a size in px; matplotlib's figures are only imported here."""
+    """Create an empty figure, sized in px; ``matplotlib.figure`` is imported only when needed."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width / 72, height / 72), layout="constrained")

@@ -211,7 +211,7 @@ def position_of(image: Image, section: Section) -> float:
     return float(image.affine[axis, :3] @ middle + image.affine[axis, 3])
 
 
-SMOOTHING: Final = 0.7  # voxels; our choice: enough to calm the noise of a T1w
+SMOOTHING: Final = 0.7  # voxels; our choice: enough to suppress the noise of a T1w
 FEWEST_POINTS: Final = 12  # our choice: shorter lines are specks
 
 

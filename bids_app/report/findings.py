@@ -100,7 +100,7 @@ def findings_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> list
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     subject : str
         Label of the subject, without ``sub-``.
     spaces : tuple of str

@@ -390,7 +390,7 @@ def _calibration(detected: Detected) -> list[str]:
 
 
 def _flat_maps(detected: Detected) -> list[str]:
-    """Find detectors without clusters in some controls, which makes patients' seem too many."""
+    """Find detectors with no cluster in some controls, which may make expected counts too low."""
     sentences = []
     for detector, scores in detected.control_scores.items():
         without = sum(not sums for sums in scores.values())
@@ -542,7 +542,10 @@ VERDICTS: Final = {
 
 
 def describe_distribution(detected: Detected) -> dict[str, object]:
-    """Compare the distributions of synthetic and real PET, if any detector trained on synthetic."""
+    """Compare the distributions of synthetic and real PET.
+
+    The sentence is empty if no detector was trained on synthetic PET.
+    """
     if not any(control.synthetic for card in detected.cards.values() for control in card.controls):
         return {"sentence": "", "lines": []}
     comparisons = compare_kinds(detected.checked)

@@ -41,7 +41,7 @@ NUMBERS: Final = {
 
 
 def overview_path(output_dir: Path, subject: str) -> Path:
-    """Return the path of the row of a participant for the table of all participants."""
+    """Return the path of the rows of a participant for the table of all participants."""
     return output_dir / LOGS / f"sub-{subject}{ENDING}"
 
 
