@@ -1,4 +1,4 @@
-"""The card of a generator: what rebuilds it, and what it is for. Read without torch."""
+"""The card of a generator: how to rebuild it, and what it is for. Does not import torch."""
 
 import hashlib
 from collections.abc import Callable
@@ -49,55 +49,55 @@ _CHECKS: dict[str, strict.Check] = {
     "pet_times_mean": strict.is_number(0, 1000),
     "initialized_from": strict.is_list(_is_origin, 100),
 }
-# Fields that older cards lack
+# Fields that older cards may lack
 _NEWER = "versions metrics reference_sha256 uncertainty_sha256 pet_times_mean initialized_from"
 _BLANK: dict[str, object] = {
     **dict.fromkeys(("name", "version", "template", "sha256"), ""),
     **dict.fromkeys(("trained_on", "intended_use", "dataset"), ""),
     **dict.fromkeys(("shape", "affine", "participants"), ()),
     "seed": -1,
-}  # of a card that does not tell, for reports
-FOLDS = "folds"  # of the cross-validation: each has a generator in a folder of its own
+}  # defaults for fields that a card lacks, for reports
+FOLDS = "folds"  # folder with one generator per fold of the cross-validation
 
 
 @dataclass(frozen=True)
 class Card:
-    """What must be known of a generator to use it, and to judge whether to.
+    """Description of a generator, for its use and for the decision whether to use it.
 
     Parameters
     ----------
     name, version : str
-        A row of Table 1, or a name of one's own; the version of the app that trained it.
+        A row of Table 1 or a custom name; the version of the app that trained the generator.
     spec : ModelSpec or TissueSpec
-        What rebuilds the network.
+        Specification from which the generator is rebuilt.
     template : str
-        The space of its images.
+        Space of its images.
     shape, affine : tuple
-        The grid of its images; the affine in mm, RAS+, row by row.
+        Grid of its images; the affine in mm, RAS+, row by row.
     sha256 : str
-        Of the file of weights.
+        SHA-256 of the weights file.
     trained_on, intended_use : str
-        In a sentence each.
+        One sentence each.
     participants : tuple of str
-        ``sub-`` labels whose images it has seen.
+        ``sub-`` labels of the participants it was trained on.
     dataset : str
-        Name or DOI of the dataset those belong to.
+        Name or DOI of their dataset.
     seed : int
-        Of all randomness in training; -1 if that is not known.
+        Seed of all randomness in training; -1 if unknown.
     versions : dict
-        Name → version of what computed it.
+        Name → version of the software that trained it.
     metrics : dict
-        Name → value, on images it has not seen.
+        Name → value, on held-out images.
     reference_sha256 : str
-        Of the file that tells what its training images look like; empty if there is none.
+        SHA-256 of the file that describes its training images; empty if there is none.
     pet_times_mean : float
-        Scale of its PET, as :func:`bids_app.imaging.intensity.scale_to_unit` has it: the brain's
-        mean times this is 1, or a percentile is where it is 0.
+        ``times_mean`` of :func:`bids_app.imaging.intensity.scale_to_unit` for its PET: the mean of
+        the brain times this number becomes 1; if it is 0, a percentile becomes 1 instead.
     initialized_from : tuple of Ancestor
-        The generator that training went on from, then that one's, and so on; empty if it began
-        with new weights.
+        The generator that it was fine-tuned from, then that one's, and so on; empty if it was
+        trained from scratch.
     uncertainty_sha256 : str
-        Of the file that tells how far its PET are from real ones; empty if there is none.
+        SHA-256 of the file that describes the errors of its PET; empty if there is none.
     """
 
     name: str
@@ -121,18 +121,18 @@ class Card:
 
     @property
     def origin(self) -> "Ancestor":
-        """What the card of a generator that goes on from this one says of it."""
+        """Entry for this generator in the card of a generator fine-tuned from it."""
         return Ancestor(self.name, self.sha256, self.dataset, self.participants)
 
     @property
     def origins(self) -> tuple["Ancestor", ...]:
-        """All that have shaped it: itself first, then what it was initialized from."""
+        """The generator itself, followed by its ancestors."""
         return (self.origin, *self.initialized_from)
 
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A generator that training went on from, and whom it has seen; fields as of a card."""
+    """Generator that another one was fine-tuned from; see :class:`Card` for the fields."""
 
     name: str
     sha256: str
@@ -141,13 +141,16 @@ class Ancestor:
 
 
 def file_sha256(path: Path) -> str:
-    """Give the SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def card_values(card: Card) -> dict[str, object]:
-    """Tell a card in plain values, as its file holds it; what began with new weights says less."""
+    """Return the plain values that the file of a card holds.
+
+    ``initialized_from`` is omitted if it is empty.
+    """
     values = {**asdict(card), "spec": spec_to_dict(card.spec)}
     if not card.initialized_from:
         del values["initialized_from"]
@@ -155,15 +158,15 @@ def card_values(card: Card) -> dict[str, object]:
 
 
 def card_from(values: Json, *, lenient: bool = False) -> Card:
-    """Build the card that plain values tell of.
+    """Build a card from plain values.
 
-    ``lenient``: a field that is missing or holds what it cannot be is empty, a seed -1; only the
-    spec is not, without which nothing is known of the generator.
+    If ``lenient``, a missing or invalid field is left empty (-1 for the seed), except the spec,
+    without which nothing is known about the generator.
 
     Raises
     ------
     ValueError
-        If a field is missing, unknown, or holds what it cannot be.
+        If a field is missing, unknown or invalid.
     """
     if not lenient:
         strict.refuse_odd(values, _CHECKS, _NEWER)
@@ -181,16 +184,16 @@ def card_from(values: Json, *, lenient: bool = False) -> Card:
 
 
 def read_card(folder: Path, *, lenient: bool = False) -> Card:
-    """Read the card of a generator; ``lenient``, for reports, as :func:`card_from` has it.
+    """Read the card of a generator; for ``lenient``, used in reports, see :func:`card_from`.
 
     Raises
     ------
     MissingInputError
         If the folder holds no card.
     ReadWriteError
-        If it cannot be read.
+        If the card cannot be read.
     UnusableDataError
-        If it is not a card.
+        If the file is not a card.
     """
     path = folder / CARD
     if not path.is_file():
@@ -204,14 +207,14 @@ def read_card(folder: Path, *, lenient: bool = False) -> Card:
 
 
 def check_weights(folder: Path, card: Card) -> Path:
-    """Refuse weights that are not those the card was written for; return their path.
+    """Check that the weights are those the card was written for, and return their path.
 
     Raises
     ------
     MissingInputError
-        If they are not there.
+        If there are no weights.
     UnusableDataError
-        If their SHA-256 is another, or one of them is no finite number.
+        If their SHA-256 differs from the card's, or a weight is not finite.
     """
     path = _checked(folder / WEIGHTS, card.sha256)
     try:
@@ -233,14 +236,14 @@ def check_weights(folder: Path, card: Card) -> Path:
 
 
 def check_reference(folder: Path, card: Card) -> Path:
-    """Refuse what does not tell of the training images as the card was written; return its path.
+    """Check that the reference file is the one the card was written for, and return its path.
 
     Raises
     ------
     MissingInputError
-        If it is not there, though the card knows it.
+        If there is no such file although the card names it.
     UnusableDataError
-        If its SHA-256 is another, or the card knows none.
+        If its SHA-256 differs from the card's, or the card names none.
     """
     return _checked_if_named(
         folder / REFERENCE, card.reference_sha256, card, topic="training images"
@@ -248,14 +251,14 @@ def check_reference(folder: Path, card: Card) -> Path:
 
 
 def check_uncertainty(folder: Path, card: Card) -> Path:
-    """Refuse what does not tell of the generator's errors as the card was written; return its path.
+    """Check that the error model is the one the card was written for, and return its path.
 
     Raises
     ------
     MissingInputError
-        If it is not there, though the card knows it.
+        If there is no such file although the card names it.
     UnusableDataError
-        If its SHA-256 is another, or the card knows none.
+        If its SHA-256 differs from the card's, or the card names none.
     """
     requirement = ", on 4 controls or more"
     return _checked_if_named(
@@ -295,20 +298,20 @@ def read_parts(
     Parameters
     ----------
     path : Path
-        The file.
+        Path of the file.
     kind : callable
-        Makes the record of its tensors, by their names.
+        Constructor of the record, which takes the tensors as keyword arguments.
     refuse_odd : callable
-        Raises ValueError where they do not belong together.
+        Check of the record, which raises ValueError if its fields are inconsistent.
     complaint : str
-        What the file is if it cannot be understood, for the error.
+        Error message for a file that is not such a record.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be read.
+        If the file cannot be read.
     UnusableDataError
-        If it is no such record.
+        If it is not such a record.
     """
     try:
         strict.shapes_of(path)
@@ -322,29 +325,29 @@ def read_parts(
 
 
 def is_own_grid(card: Card, grid: Grid) -> bool:
-    """Whether a grid is the one that a generator was trained on."""
+    """Return whether a grid is the one that a generator was trained on."""
     return card.shape == grid.shape and np.allclose(card.affine, grid.affine, atol=1e-3)
 
 
 def check_space(card: Card, grid: Grid, template: str) -> None:
-    """Refuse a grid that the generator cannot be used on: a tissue model can, on any of its space.
+    """Check that a generator can be used on a grid; a tissue model fits any grid of its template.
 
     Raises
     ------
     UnusableDataError
-        As :func:`check_grid`.
+        If it cannot; see :func:`check_grid`.
     """
     if not isinstance(card.spec, TissueSpec) or card.template != template:
         check_grid(card, grid, template)
 
 
 def check_grid(card: Card, grid: Grid, template: str) -> None:
-    """Refuse a grid that the generator has not been trained on.
+    """Check that a grid is the one that a generator was trained on.
 
     Raises
     ------
     UnusableDataError
-        If template, shape or affine differ.
+        If the template, the shape or the affine differs.
     """
     if not is_own_grid(card, grid) or card.template != template:
         raise UnusableDataError(

@@ -1,4 +1,4 @@
-"""A training on disk: all it needs to go on, as tensors only; nothing is ever unpickled."""
+"""Checkpoints of a training, as tensors only: nothing is ever unpickled."""
 
 import json
 from dataclasses import astuple
@@ -56,12 +56,12 @@ def _state(fit: Fit) -> dict[str, Tensor]:
 
 
 def save_checkpoint(fit: Fit, path: Path) -> None:
-    """Write the state of a fit; the one before it stays until this one is whole.
+    """Write the state of a fit, replacing the previous checkpoint only once it is complete.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be written; the checkpoint before it survives.
+        If it cannot be written; the previous checkpoint is kept.
     """
     try:
         with replacing(path) as partial:
@@ -75,7 +75,7 @@ def _spec_text(training: Training) -> str:
 
 
 def _read(path: Path, fit: Fit) -> dict[str, Tensor]:
-    """Read tensors whose header fits the networks of a fit, and that are finite."""
+    """Read the tensors of a checkpoint after checking that they fit the networks and are finite."""
     shapes = shapes_of(path)
     with safe_open(path, framework="pt") as file:
         if file.metadata() != {"spec": _spec_text(fit.training)}:
@@ -108,12 +108,12 @@ def _read(path: Path, fit: Fit) -> dict[str, Tensor]:
 
 
 def restore_checkpoint(fit: Fit, path: Path) -> None:
-    """Bring a new fit of the same spec to the state that was saved.
+    """Restore the saved state in a new fit of the same spec.
 
     Raises
     ------
     UnusableDataError
-        If the file is damaged, or of another spec.
+        If the file is damaged or belongs to another spec.
     """
     training = fit.training
     try:
@@ -132,7 +132,7 @@ def restore_checkpoint(fit: Fit, path: Path) -> None:
         fit.kept = _below("kept.", tensors)
         fit.history = [HistoryRow.of(row) for row in tensors["history"].tolist()]
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).partition("\n")[0].rstrip(":")  # torch goes on for a line a weight
+        reason = str(error).partition("\n")[0].rstrip(":")  # torch adds a line per weight
         raise UnusableDataError(
             f"{path}: not a checkpoint of this training ({reason}); delete it to start again"
         ) from error

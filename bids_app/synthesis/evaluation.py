@@ -1,7 +1,8 @@
-"""How well a synthetic PET agrees with the real one: what Table 1 is computed from.
+"""Agreement of synthetic PET with real PET, from which Table 1 is computed.
 
 The measures are those of Zotova et al. (2021), section 3.2; the mean absolute error, and all
-measures inside the brain alone, are ours. No torch here: LPIPS is computed elsewhere.
+measures restricted to the brain, are ours. This module does not import torch: LPIPS is computed
+elsewhere.
 """
 
 import math
@@ -24,8 +25,8 @@ from bids_app.synthesis.models import (
     WHOLE,
 )
 
-FWHM_SWEEP = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # mm; the range of section 3.2, the steps are ours
-BASELINES = ("baseline-mean-pet", "baseline-t1w")  # ours: what a reader compares a generator with
+FWHM_SWEEP = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # mm; range of section 3.2, our steps
+BASELINES = ("baseline-mean-pet", "baseline-t1w")  # ours, to compare generators with
 _FIRST_LINES = {
     **{name: row.configuration for name, row in PUBLISHED.items()},
     **{
@@ -53,17 +54,17 @@ class Scores:
     ssim, ssim_brain : float
         Structural similarity, -1 to 1, over the whole volume and in the brain.
     psnr, psnr_brain : float
-        Peak signal to noise ratio in dB; infinite where both are equal.
+        Peak signal-to-noise ratio in dB; infinite if both images are equal.
     lpips, lpips_brain : float
-        Learned perceptual distance, from 0; nan where no weights were given.
+        Learned perceptual distance, at least 0; nan if no weights were given.
     mae, mae_brain : float
         Mean absolute error, in the unit of the images, 0 to 1.
     suvr_error, suvr_bias : float
-        In %: mean over regions of the difference to the real PET in the ratio of the region's mean
-        to the brain's, without and with its sign. nan where no atlas was given.
+        Absolute and signed relative error, in %, of the ratio of a region's mean to the brain's,
+        averaged over regions; nan if no atlas was given.
     asymmetry_agreement : float
-        Correlation over pairs of regions of 200 (L - R) / (L + R), -1 to 1; nan where no atlas was
-        given, or all pairs are alike.
+        Correlation of the asymmetry 200 (L - R) / (L + R) between both images over pairs of
+        regions, -1 to 1; nan if no atlas was given or all pairs are alike.
     """
 
     ssim: float
@@ -79,7 +80,7 @@ class Scores:
     asymmetry_agreement: float = math.nan
 
 
-METRICS = tuple(field.name for field in fields(Scores))  # in the order of the tables
+METRICS = tuple(field.name for field in fields(Scores))  # in table order
 
 
 def score(
@@ -96,13 +97,13 @@ def score(
     Parameters
     ----------
     synthetic, real : ndarray, (I, J, K)
-        Intensities in [0, 1] on one grid; ``synthetic`` as it is written, smoothed and masked.
+        Intensities in [0, 1] on one grid; ``synthetic`` as written, smoothed and masked.
     brain : ndarray of bool, (I, J, K)
-        The brain on that grid.
+        Brain mask on that grid.
     lpips : tuple of float
-        Over the whole volume and in the brain, from whoever has the weights.
+        LPIPS over the whole volume and in the brain, computed by the caller.
     covered : ndarray of bool, (I, J, K), optional
-        What the real PET covers; all by default. What it does not counts in no measure.
+        Voxels covered by the real PET; all by default. Others are ignored by all measures.
     regions : ndarray of int, (I, J, K), optional
         Labels of an atlas: 2n - 1 on the left, 2n on the right, the last one on both; 0 for none.
     """
@@ -126,26 +127,26 @@ def score(
     )
 
 
-FEWEST_VOXELS = 4  # of a region, to be compared; our choice
+FEWEST_VOXELS = 4  # per region, to compare its means; our choice
 FEWEST_PAIRS = 3  # of regions, to correlate their asymmetry; our choice
 
 
 def compare_regions(
     synthetic: Volume, real: Volume, regions: NDArray[np.integer]
 ) -> tuple[float, float, float]:
-    """Compare regional means, over the mean of all regions' voxels; see :class:`Scores`.
+    """Compare regional means, each relative to the mean over all regions' voxels.
 
     Parameters
     ----------
     synthetic, real : ndarray, (I, J, K)
-        On one grid, any unit.
+        PET on one grid, in any unit.
     regions : ndarray of int, (I, J, K)
-        As of :func:`score`; 0 where nothing counts.
+        Labels of an atlas, see :func:`score`; 0 for voxels to ignore.
 
     Returns
     -------
     suvr_error, suvr_bias, asymmetry_agreement : float
-        As :class:`Scores` has them.
+        See :class:`Scores`.
     """
     counts = np.bincount(regions.ravel())
     usable = np.flatnonzero(counts >= FEWEST_VOXELS)[1:]  # 0 is no region
@@ -172,16 +173,16 @@ def _correlate(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 def smooth_in_brain(
     unsmoothed: Volume, brain: Mask, *, fwhm: float, zooms: tuple[float, float, float]
 ) -> Volume:
-    """Finish a synthetic PET as :class:`~bids_app.interfaces.synthesis.SynthesizePET` does.
+    """Smooth and mask a raw prediction as :class:`~bids_app.interfaces.synthesis.SynthesizePET`.
 
     Parameters
     ----------
     unsmoothed : ndarray, (I, J, K)
-        What the tiles merge to, intensities in [0, 1].
+        Merged tiles, intensities in [0, 1].
     brain : ndarray of bool, (I, J, K)
-        The brain on its grid.
+        Brain mask on the same grid.
     fwhm : float
-        Of the Gaussian, in mm.
+        Full width at half maximum of the Gaussian, in mm.
     zooms : tuple of float
         Voxel size in mm along each axis.
 
@@ -203,25 +204,25 @@ def sweep(
     zooms: tuple[float, float, float],
     covered: Mask | None = None,
 ) -> dict[float, float]:
-    """Measure what smoothing does to SSIM: section 3.2, where 1.5 mm was best.
+    """Compute the SSIM for each width of smoothing; in section 3.2, 1.5 mm was best.
 
     Parameters
     ----------
     unsmoothed : ndarray, (I, J, K)
-        What the tiles merge to, before smoothing and masking, intensities in [0, 1].
+        Merged tiles, before smoothing and masking, intensities in [0, 1].
     real : ndarray, (I, J, K)
-        The real PET in [0, 1], 0 outside the brain.
+        Real PET in [0, 1], 0 outside the brain.
     brain : ndarray of bool, (I, J, K)
-        The brain on their grid.
+        Brain mask on the same grid.
     zooms : tuple of float
         Voxel size in mm along each axis.
     covered : ndarray of bool, (I, J, K), optional
-        What the real PET covers; all by default.
+        Voxels covered by the real PET; all by default.
 
     Returns
     -------
     dict
-        FWHM in mm, those of ``FWHM_SWEEP`` → SSIM over the whole volume.
+        FWHM in mm, from ``FWHM_SWEEP`` → SSIM over the whole volume.
     """
     _, windows = judged(brain, np.ones_like(brain) if covered is None else covered)
     return {
@@ -232,7 +233,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class ScoreRecord:
-    """How one model, or baseline, did for one visit that it was not trained on.
+    """Scores of one model or baseline for one held-out visit.
 
     Parameters
     ----------
@@ -241,11 +242,11 @@ class ScoreRecord:
     participant, session : str, str or None
         Labels without ``sub-`` and ``ses-``.
     fold : int
-        The fold the participant was left out of, from 1.
+        Fold that the participant was left out of, counted from 1.
     scores : Scores
-        Of the PET as it is written.
+        Scores of the PET as written.
     sweep : mapping
-        SSIM by FWHM in mm, as :func:`sweep` gives it; empty for baselines and second lines.
+        FWHM in mm → SSIM, see :func:`sweep`; empty for baselines and second lines.
     """
 
     model: str
@@ -257,15 +258,15 @@ class ScoreRecord:
 
 
 def records_to_json(records: Sequence[ScoreRecord], basis: str = "") -> dict[str, object]:
-    """Tell records in plain values that JSON can hold; nan becomes null, infinity a word.
+    """Convert records to plain values for JSON; nan becomes null, and infinity a string.
 
     Parameters
     ----------
     records : sequence of ScoreRecord
-        Of one fold.
+        Records of one fold.
     basis : str
-        A digest of what they rest on; empty if that is not known. Records of models can be
-        compared where it is the same.
+        Digest of the data they are based on; empty if unknown. Only records with the same digest
+        can be compared between models.
     """
     return {
         "Basis": basis,
@@ -281,17 +282,17 @@ def records_to_json(records: Sequence[ScoreRecord], basis: str = "") -> dict[str
 
 
 def basis_from_json(content: Mapping[str, object]) -> str:
-    """Read the digest of what records rest on; empty where none is told."""
+    """Return the digest of the data that records are based on; empty if there is none."""
     return str(content.get("Basis", ""))
 
 
 def records_from_json(content: Mapping[str, object]) -> list[ScoreRecord]:
-    """Read what :func:`records_to_json` told.
+    """Rebuild records from the values of :func:`records_to_json`.
 
     Raises
     ------
     ValueError
-        If it is something else.
+        If the values are not such records.
     """
     try:
         rows = content["Records"]

@@ -1,6 +1,6 @@
-"""From a T1w volume to the PET that a generator predicts: device, weights, tiles.
+"""Prediction of PET from a T1w volume by a generator.
 
-Weights are safetensors, beside their card. Nothing is ever unpickled.
+Weights are stored as safetensors beside their card. Nothing is ever unpickled.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,21 +35,23 @@ from bids_app.synthesis.tissue import TissueModel
 
 
 def save_generator(generator: nn.Module, card: Card, folder: Path) -> Card:
-    """Write weights and card into a folder, which is made; return the card with its SHA-256.
+    """Write weights and card into a folder, creating it if needed, and return the final card.
+
+    The card returned holds the SHA-256 of the weights.
 
     Raises
     ------
     ReadWriteError
-        If they cannot be written: no space, no permission.
+        If they cannot be written, for lack of space or permission.
     UnusableDataError
-        If one is no finite number: nothing is written.
+        If a weight is not finite; nothing is written then.
     """
     refuse_infinite(generator.state_dict(), folder / WEIGHTS)
     weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
     try:
         with replacing(folder / WEIGHTS) as partial:
             save_file(weights, partial)
-            partial.chmod(0o644)  # safetensors lets only the owner read
+            partial.chmod(0o644)  # safetensors makes it readable by its owner only
     except (OSError, SafetensorError) as error:
         raise ReadWriteError(f"{folder / WEIGHTS}: cannot be written ({error})") from error
     signed = replace(card, sha256=file_sha256(folder / WEIGHTS))
@@ -64,12 +66,13 @@ def _build(spec: Spec) -> nn.Module:
 def load_weights(path: Path, spec: Spec, device: str) -> nn.Module:
     """Build the generator of a row of Table 1, or a tissue model, with weights from a file.
 
-    The file's header is compared with a network that has shapes alone before one is built.
+    Before any memory is allocated, the file's header is compared with a network on torch's "meta"
+    device.
 
     Raises
     ------
     UnusableDataError
-        If they do not fit, or are not finite.
+        If the weights do not fit or are not finite.
     """
     try:
         with torch.device("meta"):
@@ -88,12 +91,12 @@ def load_weights(path: Path, spec: Spec, device: str) -> nn.Module:
 
 
 def refuse_infinite(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse tensors that hold NaN or infinity.
+    """Check that no tensor holds NaN or infinity.
 
     Raises
     ------
     UnusableDataError
-        Which, of which file.
+        If one does; the message names the tensor and the file.
     """
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
@@ -109,14 +112,14 @@ def load_generator(folder: Path, device: str) -> tuple[nn.Module, Card]:
     Parameters
     ----------
     folder : Path
-        Holds ``weights.safetensors`` and ``card.json``.
+        Folder with ``weights.safetensors`` and ``card.json``.
     device : str
         A torch device.
 
     Raises
     ------
     MissingInputError, UnusableDataError
-        As :func:`read_card` and :func:`check_weights`; UnusableDataError also if the weights do
+        See :func:`read_card` and :func:`check_weights`; UnusableDataError also if the weights do
         not fit the card's network.
     """
     card = read_card(folder)
@@ -125,16 +128,16 @@ def load_generator(folder: Path, device: str) -> tuple[nn.Module, Card]:
 
 
 def choose_dtype(generator: nn.Module, device: str) -> torch.dtype:
-    """Choose in which numbers a generator computes: bfloat16 where a CPU has it, else float32.
+    """Return the data type for inference: bfloat16 for networks on CPUs that have it, else float32.
 
-    Networks take half the time in bfloat16, and predict what they do in float32 within 62 dB
-    (docs/results/performance.md); a tissue model is no network. GPUs were not measured.
+    Networks take half the time in bfloat16, and their predictions agree with those in float32 to
+    62 dB (docs/results/performance.md). GPUs were not measured.
     """
     network = not isinstance(generator, TissueModel)
     return torch.bfloat16 if network and device == "cpu" and has_bfloat16(device) else torch.float32
 
 
-ROUNDING = 1e-3  # of intensities, by which bfloat16 may leave [0, 1]; our choice
+ROUNDING = 1e-3  # tolerance of intensities beyond [0, 1], for bfloat16; our choice
 FLAT = 1e-4
 
 
@@ -148,36 +151,36 @@ def predict(
     batch_size: int = 4,
     dtype: torch.dtype = torch.float32,
 ) -> Volume:
-    """Predict the PET of a T1w volume, tile by tile, and lay the tiles out as a volume.
+    """Predict the PET of a T1w volume, tile by tile, and merge the tiles to a volume.
 
-    3D-patch generators see cubes, too, not the whole volume at once: their instance norm takes
-    its means over what it sees, so that a whole volume would give another result than the cubes
-    they were trained on.
+    3D-patch generators are applied to cubes, too, not to the whole volume at once: their instance
+    norms average over the input, so that the result for a whole volume would differ from that for
+    the cubes they were trained on.
 
     Parameters
     ----------
     t1w : ndarray, (I, J, K)
         Intensities in [0, 1], 0 outside the brain, on the grid the generator was trained on.
     generator : nn.Module
-        As :func:`bids_app.synthesis.inference.load_generator` returns it.
+        Generator as returned by :func:`bids_app.synthesis.inference.load_generator`.
     tiling : Tiling
-        How the generator sees a volume.
+        Division of the volume into the generator's inputs.
     condition : ndarray, (I, J, K), optional
-        What the generator's own tissue model predicts, if it has one; computed by default.
+        Prediction of the generator's own tissue model, if it has one; computed by default.
     batch_size : int
-        Tiles the network sees at once; changes the memory needed, not the result.
+        Number of tiles per forward pass; changes the memory needed, not the result.
     dtype : torch.dtype
-        In which convolutions are computed: see :func:`choose_dtype`.
+        Data type of the convolutions; see :func:`choose_dtype`.
 
     Returns
     -------
     ndarray, (I, J, K)
-        float32 in [0, 1]. Tiles without brain are 0, unseen by the generator.
+        float32 in [0, 1]. Tiles without brain are set to 0 without applying the generator.
 
     Raises
     ------
     FloatingPointError
-        If a voxel is not finite, or beyond [0, 1] by more than rounding.
+        If a voxel is not finite, or is outside [0, 1] by more than rounding.
     """
     device = next(generator.parameters()).device
     volumes = [torch.from_numpy(t1w)]
@@ -212,19 +215,20 @@ def predict(
 
 
 def refuse_flat(pet: Volume, t1w: Volume) -> None:
-    """Refuse what a dead network predicts: the same in all of the brain, whatever the T1w is.
+    """Check that a prediction is not constant in the brain, as that of a collapsed network.
 
     Parameters
     ----------
     pet : ndarray, (I, J, K)
-        Predicted, in [0, 1], not smoothed.
+        Predicted PET in [0, 1], not smoothed.
     t1w : ndarray, (I, J, K)
-        That it was predicted from; 0 outside the brain.
+        T1w that it was predicted from; 0 outside the brain.
 
     Raises
     ------
     FloatingPointError
-        If intensities in the brain span no more than 1e-4, our choice: a PET spans most of 1.
+        If the range of intensities in the brain is at most 1e-4 (our choice; that of a PET is
+        nearly 1), although that of the T1w is larger.
     """
     brain = t1w > 0
     if brain.any() and np.ptp(t1w[brain]) > FLAT and np.ptp(pet[brain]) <= FLAT:
@@ -248,7 +252,7 @@ def synthesize(
     Parameters
     ----------
     t1w, generator, tiling, batch_size, dtype
-        As :func:`predict`.
+        See :func:`predict`.
     fwhm : float
         Smoothing of the result, in mm: Zotova et al. (2021), section 2.1, last paragraph.
     zooms : tuple of float
@@ -257,12 +261,12 @@ def synthesize(
     Returns
     -------
     ndarray, (I, J, K)
-        float32 in [0, 1], not masked: smoothing carries some of it out of the brain.
+        float32 in [0, 1], not masked: smoothing spreads some intensity beyond the brain.
 
     Raises
     ------
     FloatingPointError
-        As :func:`predict` and :func:`refuse_flat`.
+        See :func:`predict` and :func:`refuse_flat`.
     """
     pet = predict(t1w, generator, tiling, batch_size=batch_size, dtype=dtype)
     refuse_flat(pet, t1w)
