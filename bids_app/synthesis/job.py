@@ -1,4 +1,4 @@
-"""One fit from files to files: resumed where it was stopped, in one process or several."""
+"""Training of one generator from files to files, resumable, in one process or several."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 KEPT, HISTORY, CHECKPOINT = "kept.safetensors", "history.tsv", "checkpoint.safetensors"
-TISSUE_MODEL, CONDITION = "tissue.safetensors", "condition"  # of a conditioned row, while it runs
+TISSUE_MODEL, CONDITION = "tissue.safetensors", "condition"  # of a conditioned row, during training
 COLUMNS = (
     "fold",
     "epoch",
@@ -51,27 +51,27 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Job:
-    """What to fit, to what, and where its results go.
+    """Specification of one fit: the model, its data and the folder of its checkpoint.
 
     Parameters
     ----------
     name : str
-        For messages and tables: a fold's number, or ``all``.
+        Name in messages and tables: a fold's number, or ``all``.
     spec : ModelSpec
         A row of Table 1.
     training, validation : sequence of Path
-        Folders of :func:`bids_app.synthesis.pairs.store_volumes`; without validation the last
-        epoch is kept.
+        Folders written by :func:`bids_app.synthesis.pairs.store_volumes`; without validation, the
+        last epoch is kept.
     last_epoch : int
-        To stop at, if not earlier.
+        Epoch at which to stop at the latest.
     seed : int
-        Of all randomness.
+        Seed of all randomness.
     fwhm : float
-        Smoothing before validation SSIM is measured, in mm.
+        Smoothing before the validation SSIM is computed, in mm.
     folder : Path
-        For the checkpoint and the history while it runs.
+        Folder of the checkpoint and the history during training.
     initial : Path or None
-        Folder of a generator that is gone on from.
+        Folder of a generator to fine-tune.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Job:
 
 
 def mean_ssim(generator: nn.Module, visits: Sequence[Volumes], spec: Spec, fwhm: float) -> float:
-    """Give the mean SSIM of synthetic and real PET over whole volumes, as early stopping has it."""
+    """Return the mean SSIM of synthetic and real PET over whole volumes, for early stopping."""
     values = []
     for visit in visits:
         raw = predict(visit.t1w, generator, spec.tiling, condition=visit.condition)
@@ -97,7 +97,7 @@ def mean_ssim(generator: nn.Module, visits: Sequence[Volumes], spec: Spec, fwhm:
 
 
 def rows_of(name: str, fit: Fit) -> list[dict[str, object]]:
-    """Tell the history of a fit as rows of a table."""
+    """Return the history of a fit as rows of a table."""
     return [_row(name, line, kept=line.epoch == fit.kept_epoch) for line in fit.history]
 
 
@@ -115,14 +115,14 @@ def _row(name: str, line: HistoryRow, *, kept: bool) -> dict[str, object]:
 
 
 def _condition(job: Job) -> None:
-    """Fit the tissue model of a job, and store what it predicts of all visits, once.
+    """Fit the tissue model of a job and store its predictions for all visits, unless done already.
 
     Raises
     ------
     ReadWriteError
         If they cannot be written.
     UnusableDataError
-        As :func:`_fitted`.
+        See :func:`_fitted`.
     """
     spec = job.spec.condition
     if spec is None or (job.folder / TISSUE_MODEL).exists():
@@ -133,14 +133,14 @@ def _condition(job: Job) -> None:
         predicted = predict(visit.t1w, model, spec.tiling)
         store_arrays(job.folder / CONDITION / f"{number}", visit.owner, {CONDITION: predicted})
     try:
-        with replacing(job.folder / TISSUE_MODEL) as partial:  # now all are there
+        with replacing(job.folder / TISSUE_MODEL) as partial:  # marks the predictions as complete
             save_file(model.state_dict(), partial)
     except (OSError, SafetensorError) as error:
         raise ReadWriteError(f"{job.folder / TISSUE_MODEL}: cannot be written ({error})") from error
 
 
 def _open(job: Job) -> list[Volumes]:
-    """Map the volumes of a job's visits, those of training first, with their conditions."""
+    """Memory-map the volumes and conditions of a job's visits, training visits first."""
     visits = [open_volumes(folder) for folder in (*job.training, *job.validation)]
     if job.spec.condition is None:
         return visits
@@ -152,7 +152,7 @@ def _open(job: Job) -> list[Volumes]:
 
 
 def _begin(fabric: Fabric, job: Job) -> Fit:
-    """Build what is trained, as the last checkpoint has it if there is one."""
+    """Build a fit, and restore its last checkpoint if there is one."""
     initial = None if job.initial is None else load_generator(job.initial, "cpu")[0]
     network = None if initial is None or isinstance(initial, TissueModel) else network_of(initial)
     fit = Fit(Training(job.spec, fabric, torch.Generator().manual_seed(job.seed), network))
@@ -166,23 +166,23 @@ def _begin(fabric: Fabric, job: Job) -> Fit:
 
 
 def run_job(fabric: Fabric, job: Job, out: Path) -> None:
-    """Fit, from the last checkpoint on if there is one, and write what is kept.
+    """Train, resuming from the last checkpoint if there is one, and write the best generator.
 
     Parameters
     ----------
     fabric : Fabric
-        Launched; the first of several processes writes.
+        Launched Fabric; of several processes, the first one writes.
     job : Job
-        What to fit.
+        Specification of the fit.
     out : Path
-        Gets ``kept.safetensors``, the generator MRI → PET, and ``history.tsv``.
+        Folder for ``kept.safetensors``, the generator MRI → PET, and ``history.tsv``.
 
     Raises
     ------
     Mri2petError
-        If a loss, a weight or a prediction is not finite; checkpoints before it are kept.
+        If a loss, a weight or a prediction is not finite; earlier checkpoints are kept.
     ReadWriteError, UnusableDataError
-        If a checkpoint cannot be written, or read.
+        If a checkpoint cannot be written or read.
     """
     visits = _open(job)
     training, visits = visits[: len(job.training)], visits[len(job.training) :]
@@ -218,7 +218,7 @@ def run_job(fabric: Fabric, job: Job, out: Path) -> None:
 
 
 def _run_tied(fabric: Fabric, job: Job, out: Path) -> None:
-    """Run a job; one of several processes ends with the one that launched them."""
+    """Run a job; each of several processes is killed if the one that launched them ends."""
     parent = parent_process()
     if fabric.world_size > 1 and parent is not None and parent.pid is not None:
         die_with_parent(parent.pid)
@@ -228,12 +228,12 @@ def _run_tied(fabric: Fabric, job: Job, out: Path) -> None:
 def _fitted(
     name: str, spec: TissueSpec, training: Sequence[Path], initial: Path | None
 ) -> TissueModel:
-    """Fit a tissue model to stored volumes; of an initial generator, its tissue model counts.
+    """Fit a tissue model to stored volumes, starting from that of an initial generator if any.
 
     Raises
     ------
     UnusableDataError
-        If there are too few participants, or a T1w has no three tissues.
+        If there are too few participants, or a T1w does not show three tissues.
     """
     generator = None if initial is None else load_generator(initial, "cpu")[0]
     tissue = generator.tissue if isinstance(generator, ConditionedGenerator) else generator
@@ -254,23 +254,23 @@ def fit_tissue(
     out: Path,
     initial: Path | None = None,
 ) -> None:
-    """Fit a tissue model, and write it as :func:`run_job` writes a network, after one epoch.
+    """Fit a tissue model, and write it like a network trained for one epoch; see :func:`run_job`.
 
     Parameters
     ----------
     name, training, validation, fwhm, initial
-        As of a :class:`Job`.
+        See :class:`Job`.
     spec : TissueSpec
-        Of the grid.
+        Cubes of the grid.
     out : Path
-        Gets ``kept.safetensors`` and ``history.tsv``.
+        Folder for ``kept.safetensors`` and ``history.tsv``.
 
     Raises
     ------
     ReadWriteError
         If they cannot be written.
     UnusableDataError
-        As :func:`_fitted`.
+        See :func:`_fitted`.
     """
     started = time.monotonic()
     model = _fitted(name, spec, training, initial)
@@ -283,11 +283,11 @@ def fit_tissue(
 
 
 def choose_precision(device: str) -> str:
-    """Choose how numbers are held while networks compute; weights stay float32.
+    """Return the precision for training, as Fabric names it; weights stay float32.
 
-    ``bf16-mixed`` on CPUs and GPUs that compute with bfloat16 themselves, ``32-true`` elsewhere.
-    Measured faster on such a CPU (benchmarks/training.py), and no worse (benchmarks/precision.py);
-    not measured on GPUs.
+    It is ``bf16-mixed`` on CPUs and GPUs with native support for bfloat16, ``32-true`` elsewhere.
+    On such a CPU, bfloat16 was faster (benchmarks/training.py) and no worse
+    (benchmarks/precision.py); it was not measured on GPUs.
 
     Parameters
     ----------
@@ -298,21 +298,21 @@ def choose_precision(device: str) -> str:
 
 
 def make_fabric(device: str, precision: str, processes: int = 1) -> Fabric:
-    """Set up Fabric; whoever gets it launches it.
+    """Set up Fabric; the caller launches it.
 
     Parameters
     ----------
     device : str
-        ``cpu``; ``cuda:N`` for one GPU, ``cuda`` for all there are.
+        ``cpu``; ``cuda:N`` for one GPU, ``cuda`` for all GPUs.
     precision : str
-        As :func:`choose_precision` gives it.
+        Precision as returned by :func:`choose_precision`.
     processes : int
-        That share each batch, on a CPU; with ``cuda`` there is one a GPU.
+        Number of processes that share each batch, on a CPU; with ``cuda``, there is one per GPU.
     """
-    from lightning_fabric import Fabric  # brings torch's compiler: 2 to 3 s of a core
+    from lightning_fabric import Fabric  # imports torch's compiler: 2 to 3 s of a core
     from lightning_fabric.plugins.environments import LightningEnvironment
 
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets otherwise
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # else it logs a greeting
     kind, _, number = device.partition(":")
     if kind == "cpu":
         devices: int | list[int] = processes
@@ -324,16 +324,16 @@ def make_fabric(device: str, precision: str, processes: int = 1) -> Fabric:
         accelerator=kind,
         devices=devices,
         strategy=strategy,
-        precision=precision,  # type: ignore[arg-type]  # one of those that Fabric knows
-        plugins=LightningEnvironment(),  # in a job of SLURM, Fabric takes over ranks it finds there
+        precision=precision,  # type: ignore[arg-type]  # one of Fabric's literals
+        plugins=LightningEnvironment(),  # else Fabric adopts the ranks of a SLURM job
     )
 
 
 def launch_job(fabric: Fabric, job: Job, out: Path) -> None:
-    """Run a job in all processes of a Fabric that was not launched yet; see :func:`run_job`.
+    """Run a job in all processes of a Fabric that is not launched yet; see :func:`run_job`.
 
-    The tissue model of a conditioned row is fitted before, in this one alone.
+    The tissue model of a conditioned row is fitted beforehand, in this process only.
     """
     _condition(job)
-    # Bound, not handed over: Fabric looks into arguments, and refuses frozen dataclasses.
+    # A partial, because Fabric traverses arguments and rejects frozen dataclasses.
     fabric.launch(partial(_run_tied, job=job, out=out))

@@ -1,6 +1,7 @@
-"""What the networks are trained for: equations 1 to 3 of Zotova et al. (2021).
+"""Losses of the networks: equations 1 to 3 of Zotova et al. (2021).
 
-The paper's G_B and D_B, which make and judge PET, are ``to_pet``; G_A and D_A are ``to_mri``.
+The paper's G_B and D_B, the generator and discriminator of PET, are ``to_pet``; G_A and D_A are
+``to_mri``.
 """
 
 from dataclasses import dataclass
@@ -21,16 +22,16 @@ from bids_app.synthesis.tissue import TissueModel
 
 @dataclass(frozen=True)
 class Translator:
-    """One direction of translation: who translates, and who judges the result."""
+    """Generator and discriminator of one direction of translation."""
 
     generator: nn.Module
     discriminator: nn.Module
 
 
 def build_generator(spec: ModelSpec) -> ResnetGenerator | ConditionedGenerator:
-    """Build the generator MRI → PET of a row of Table 1; its condition is a blank tissue model.
+    """Build the generator MRI → PET of a row of Table 1, with an unfitted tissue model if any.
 
-    In the rows of the paper, that of PET → MRI is the same.
+    In the rows of the paper, the generator PET → MRI has the same architecture.
     """
     tiling = spec.tiling
     sizes = (tiling.spatial_dims, tiling.channels, spec.n_blocks, spec.width)
@@ -40,7 +41,7 @@ def build_generator(spec: ModelSpec) -> ResnetGenerator | ConditionedGenerator:
 
 
 def build_translator(spec: ModelSpec, random: torch.Generator) -> Translator:
-    """Build both networks of one direction, their weights drawn from ``random``."""
+    """Build both networks of one direction, with weights drawn from ``random``."""
     tiling = spec.tiling
     translator = Translator(
         build_generator(spec), PatchDiscriminator(tiling.spatial_dims, tiling.channels, spec.width)
@@ -54,19 +55,19 @@ def build_translator(spec: ModelSpec, random: torch.Generator) -> Translator:
 
 @dataclass(frozen=True)
 class Translation:
-    """What the generators made of one batch, kept for the discriminators. All (N, C, *size)."""
+    """Fakes of one batch, kept for the discriminators; all of shape (N, C, *size)."""
 
     fake_pet: Tensor
     fake_mri: Tensor | None
 
 
 def discriminator_loss(on_real: Tensor, on_fake: Tensor) -> Tensor:
-    """Least-squares loss of a discriminator, eq. 1, first line.
+    """Compute the least-squares loss of a discriminator: eq. 1, first line.
 
     Parameters
     ----------
     on_real, on_fake : Tensor
-        Opinions, any shape: 1 means real, 0 fake.
+        Outputs of the discriminator, any shape: 1 means real, 0 fake.
 
     Examples
     --------
@@ -78,7 +79,7 @@ def discriminator_loss(on_real: Tensor, on_fake: Tensor) -> Tensor:
 
 
 def _persuasion(judge: Translator, fake: Tensor) -> Tensor:
-    """Least-squares loss of a generator, eq. 1, second line."""
+    """Compute the least-squares loss of a generator: eq. 1, second line."""
     return (judge.discriminator(fake) - 1).square().mean()
 
 
@@ -93,28 +94,28 @@ def generator_loss(
     mse_weight: float,
     condition: Tensor | None = None,
 ) -> tuple[Tensor, Translation]:
-    """Loss of the generators: adversarial, eq. 1; MSE, eq. 2; cycle consistency, eq. 3.
+    """Compute the generators' loss: adversarial, eq. 1; MSE, eq. 2; cycle consistency, eq. 3.
 
     Parameters
     ----------
     to_pet : Translator
-        MRI → PET, and the judge of PET.
+        Generator MRI → PET, and discriminator of PET.
     to_mri : Translator or None
-        PET → MRI, and the judge of MRI; None for a Simple-GAN.
+        Generator PET → MRI, and discriminator of MRI; None for a Simple-GAN.
     mri, pet : Tensor, (N, channels, *size)
         True pairs in [0, 1].
     adversarial_weight, cycle_weight, mse_weight : float
-        Of eq. 1, 3 and 2; see :class:`bids_app.synthesis.models.ModelSpec`. The cycle's is unused
-        in a Simple-GAN; the MSE's is 0 in the rows of Table 1 without it.
+        Weights of eq. 1, 3 and 2; see :class:`bids_app.synthesis.models.ModelSpec`. The cycle
+        weight is unused in a Simple-GAN; the MSE weight is 0 in the rows of Table 1 without MSE.
     condition : Tensor, (N, channels, *size), optional
-        What the tissue model predicts of the same tiles, for a generator that sees it.
+        Predictions of the tissue model for the same tiles, for a conditioned generator.
 
     Returns
     -------
     Tensor, ()
-        The weighted sum.
+        Weighted sum of the losses.
     Translation
-        The fakes, still attached to the graph.
+        Fakes, still attached to the graph.
     """
 
     def translated(t1w: Tensor) -> Tensor:

@@ -18,13 +18,13 @@ WHOLE = "whole"
 TILINGS: dict[
     str, type[SliceTriplets] | type[CubicPatches] | type[SingleSlices] | type[WholeVolume]
 ] = {"semi3d": SliceTriplets, "patch3d": CubicPatches, "slices": SingleSlices, WHOLE: WholeVolume}
-# Tiling → the paper's word; ours for the last two
+# Tiling → the paper's term; the last two are ours
 CONFIGURATIONS = {"semi3d": "semi-3D", "patch3d": "3D-patch", "slices": "2D", WHOLE: "tissue model"}
-CONDITIONED_WORD = "conditioned"  # of a row that starts from a tissue model
+CONDITIONED_WORD = "conditioned"  # for a row that starts from a tissue model
 CUBE = 3.0  # mm; a tissue model's coefficients are smoother than that; our choice
-FEWEST = 2  # controls that a tissue model is fitted to: one is left out, one is fitted
-TISSUE = "tissue"  # the name of the tissue model among those of the rows
-WIDEST, DEEPEST = 1024, 256  # feature maps, blocks: far more than anyone trains; our choice
+FEWEST = 2  # controls, to fit a tissue model: one to fit, one to leave out
+TISSUE = "tissue"  # name of the tissue model among those of the rows
+WIDEST, DEEPEST = 1024, 256  # feature maps, blocks: far more than is ever trained; our choice
 _CHECKS: dict[str, Check] = {
     "tiling": lambda value: isinstance(value, dict),
     "n_blocks": is_whole(0, DEEPEST),
@@ -57,14 +57,14 @@ _TILING_CHECKS: dict[str, dict[str, Check]] = {
 
 @dataclass(frozen=True)
 class TissueSpec:
-    """What a tissue model, :class:`bids_app.synthesis.tissue.TissueModel`, is built from.
+    """Specification of a tissue model, :class:`bids_app.synthesis.tissue.TissueModel`.
 
     Parameters
     ----------
     sides : tuple of int
-        Voxels along the edges of a cube, which has coefficients of its own.
+        Voxels along each edge of a cube; each cube has its own coefficients.
     cubes : tuple of int
-        Their number along each axis of the grid.
+        Number of cubes along each axis of the grid.
     """
 
     sides: tuple[int, int, int]
@@ -72,52 +72,54 @@ class TissueSpec:
 
     @property
     def tiling(self) -> WholeVolume:
-        """How it sees a volume."""
+        """Division of a volume into inputs: the whole volume."""
         return WholeVolume()
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What is built, and how it is trained: the spec of a row of Table 1.
+    """Architecture and training of a row of Table 1.
 
     Parameters
     ----------
     tiling : SliceTriplets, CubicPatches or SingleSlices
-        Semi-3D or 3D-patch; slice by slice, of no row of the table.
+        Semi-3D, 3D-patch, or slice by slice, which no row of the table uses.
     n_blocks : int
-        Residual blocks of a generator: 9 or 2 (section 2.1).
+        Number of residual blocks of a generator: 9 or 2 (section 2.1).
     cycle : bool
-        Cycle-GAN, not Simple-GAN.
+        Whether it is a Cycle-GAN, not a Simple-GAN.
     epochs, constant_epochs : int
-        All, and those before the learning rate falls linearly to 0 (section 3.2).
+        Number of epochs, and of those before the learning rate falls linearly to 0 (section 3.2).
     batch_size : int
-        Tiles a step: 5 or 10 (section 3.2).
+        Number of tiles per step: 5 or 10 (section 3.2).
     mse_weight : float
-        Of eq. 2; the paper gives none, ours is 1000: at an MSE of 0.005, which is 23 dB, twenty
-        times the adversarial term of an undecided judge. It was better than 100 on simulated PET
-        (docs/training.md). 0 for the rows without MSE.
+        Weight of eq. 2; the paper gives none, ours is 1000: at an MSE of 0.005, that is 23 dB, the
+        term is twenty times the adversarial term of an undecided discriminator. It was better than
+        100 on simulated PET (docs/training.md). 0 for the rows without MSE.
     adversarial_weight, cycle_weight : float
-        Of eq. 1, the unit of the others, and of eq. 3, 10 as in Zhu et al. (2017), section 4; the
-        paper gives none.
+        Weight of eq. 1, to which the others are relative, and of eq. 3, which is 10 as in Zhu et
+        al. (2017), section 4; the paper gives none.
     learning_rate, beta1, beta2 : float
-        Of Adam; 0.0002 is the paper's (section 3.2), 0.5 and 0.999 are Zhu et al.'s code's.
+        Parameters of Adam; 0.0002 is from the paper (section 3.2), 0.5 and 0.999 are from the code
+        of Zhu et al.
     pool_size : int
-        Fakes a discriminator is reminded of: Zhu et al. (2017), section 4.
+        Number of earlier fakes kept for a discriminator: Zhu et al. (2017), section 4.
     width : int
         Feature maps after the first convolution: Zhu et al. (2017), appendix 7.2.
     tiles_per_volume : int
-        Tiles of each volume in an epoch, drawn anew for each among those whose centre has brain;
-        0 is all there are, as the paper. Ours for 3D-patch is 256: of 4998 cubes that overlap by
-        three quarters along each axis, half lie beside the brain and neighbours tell the same.
+        Number of tiles per volume and epoch, drawn anew in each epoch from those whose centre
+        contains brain; 0 for all tiles, as in the paper. Our choice for 3D-patch is 256: the 4998
+        cubes overlap by three quarters along each axis, half of them lie outside the brain, and
+        neighbours are redundant.
     validation_interval : int
-        Epochs between two looks at the validation volumes; our choice, since all 4998 cubes of
-        each are predicted for one.
+        Number of epochs between validations; our choice, because a validation predicts all 4998
+        cubes of each volume.
     patience : int
-        Epochs without a better validation SSIM after which training stops early; our choice, the
-        paper gives none.
+        Number of epochs without a better validation SSIM after which training stops early; our
+        choice, the paper gives none.
     condition : TissueSpec or None
-        Of the tissue model whose prediction the generator MRI → PET starts from and sees beside the
-        T1w: ours, in no row of the paper.
+        Specification of the tissue model whose prediction the generator MRI → PET starts from and
+        sees beside the T1w; ours, in no row of the paper.
     """
 
     tiling: Tiling
@@ -145,19 +147,19 @@ Spec: TypeAlias = ModelSpec | TissueSpec
 
 @dataclass(frozen=True)
 class Published:
-    """A row of Table 1 of Zotova et al. (2021): what was trained, what came of it, how it is drawn.
+    """Row of Table 1 of Zotova et al. (2021): its model, published scores and line style.
 
     Parameters
     ----------
     name : str
-        Its second column.
+        Second column of the row.
     spec : ModelSpec
-        What is built, and how it is trained.
+        Architecture and training.
     scores : tuple of (float, float)
-        Mean and SD over the paper's 35 controls: of SSIM, of PSNR in dB, of LPIPS.
+        Mean and SD over the paper's 35 controls of SSIM, PSNR in dB, and LPIPS.
     colour, dash : str
-        As SVG writes them, from the palette of Okabe and Ito, which colour-blind readers can
-        tell apart (our choice); rows without MSE are dashed, 3D-patch ones dotted.
+        Line style in SVG syntax, with the colour-blind-safe palette of Okabe and Ito (our choice);
+        rows without MSE are dashed, 3D-patch ones dotted.
     """
 
     name: str
@@ -168,7 +170,7 @@ class Published:
 
     @property
     def configuration(self) -> str:
-        """Its first column: semi-3D or 3D-patch."""
+        """First column of the row: semi-3D or 3D-patch."""
         return configuration_of(self.spec)
 
 
@@ -188,7 +190,7 @@ _PATCH3D = replace(
 )
 _MSE = 1000.0
 
-PUBLISHED = {  # in the order of the table
+PUBLISHED = {  # in table order
     "semi3d-gan": Published(
         "Simple-GAN", _SEMI3D, ((0.818, 0.021), (19.655, 1.441), (0.035, 0.008)), "#56b4e9", "7 3"
     ),
@@ -227,10 +229,10 @@ PUBLISHED = {  # in the order of the table
     ),
 }
 MODELS = {name: row.spec for name, row in PUBLISHED.items()}
-TRAINABLE = (*MODELS, TISSUE)  # all names that --models takes
-# What --condition tissue makes of a row → that row
+TRAINABLE = (*MODELS, TISSUE)  # names that --models accepts
+# Name of a row trained with --condition tissue → name of the row
 CONDITIONED = {f"{name}-{TISSUE}": name for name in MODELS}
-# Second line of a semi-3D row, the same generators with overlapping triplets → that row
+# Second line of a semi-3D row (the same generators with overlapping triplets) → name of the row
 OVERLAPPING = {
     f"{name}-overlap": name
     for name in (*MODELS, *CONDITIONED)
@@ -242,12 +244,12 @@ SECOND_LINES = {row: line for line, row in OVERLAPPING.items()}
 
 
 def kind_of(spec: Spec) -> str:
-    """Name how a spec cuts volumes into tiles: ``semi3d``, ``patch3d`` or ``whole``."""
+    """Return the kind of tiling of a spec: ``semi3d``, ``patch3d``, ``slices`` or ``whole``."""
     return next(name for name, kind in TILINGS.items() if isinstance(spec.tiling, kind))
 
 
 def configuration_of(spec: Spec) -> str:
-    """Name how a generator works, as the first column of Table 1 does.
+    """Return the configuration of a generator, as in the first column of Table 1.
 
     Examples
     --------
@@ -260,10 +262,10 @@ def configuration_of(spec: Spec) -> str:
 
 
 def spec_to_dict(spec: Spec) -> dict[str, object]:
-    """Tell a spec in plain values, as a card holds it.
+    """Convert a spec to plain values, as a card holds them.
 
-    Slices tell ``step`` and ``axes`` only where they are not the defaults, and what has no
-    condition tells none: what was computed before they were known stays valid.
+    ``step`` and ``axes`` of slices are omitted if they are the defaults, and ``condition`` if it
+    is None, so that results from before these fields existed stay valid.
 
     Examples
     --------
@@ -290,7 +292,7 @@ def spec_from_dict(values: Json) -> Spec:
     Raises
     ------
     ValueError
-        If a value is missing, not known, or beyond what any generator has.
+        If a value is missing, unknown or out of range.
     """
     if not isinstance(values, dict):
         raise ValueError("not a generator's spec")

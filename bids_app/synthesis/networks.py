@@ -1,4 +1,4 @@
-"""The two networks: a generator that translates, and a discriminator that judges."""
+"""The networks: generators and discriminators."""
 
 from collections.abc import Callable
 
@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NEAREST = 1e-3  # to 0 and 1 that a logit is taken of: there, its gradient is not lost; our choice
-FEW_CHANNELS = 8  # fewer than these leave most of a vector unit idle
+NEAREST = 1e-3  # least distance of a logit's argument to 0 and 1, to keep its gradient; our choice
+FEW_CHANNELS = 8  # fewer output channels leave most of a vector unit idle
 
 
 class ReflectConv2d(nn.Conv2d):
-    """Convolution with reflection at the borders, as ``padding_mode="reflect"``, but faster.
+    """Convolution with reflection padding, like ``padding_mode="reflect"``, but faster.
 
-    Autocast on a CPU widens numbers to float32 for a reflection, and layouts are lost; here they
-    stay as they are.
+    On a CPU, autocast casts the input of a reflection padding to float32 and loses its memory
+    layout; here both are kept.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -24,7 +24,7 @@ class ReflectConv2d(nn.Conv2d):
 
 
 class ReflectConv3d(nn.Conv3d):
-    """As :class:`ReflectConv2d`, for volumes."""
+    """Three-dimensional counterpart of :class:`ReflectConv2d`."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -35,11 +35,11 @@ class ReflectConv3d(nn.Conv3d):
 def _convolve(
     convolution: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """Convolve; a large kernel of few output channels is cut into its planes first.
+    """Convolve, splitting the kernel into its planes first if there are few output channels.
 
-    A CPU computes 16 output channels at a time, so that of one alone 15 of 16 numbers are thrown
-    away. Planes of the kernel, as output channels of their own, fill the 16: what they give is
-    shifted and added, in float32.
+    A CPU computes 16 output channels at a time, so that with a single one, 15 of 16 results are
+    discarded. Here the planes of the kernel serve as output channels, and their results are
+    shifted and summed in float32.
     """
     channels, size = weight.shape[0], weight.shape[2]
     if channels >= FEW_CHANNELS:
@@ -52,9 +52,9 @@ def _convolve(
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """Instance norm whose gradient is right for one image alone, too.
+    """Instance norm whose gradient is also correct for a single image.
 
-    torch 2.13 computes another one, on CPUs, where what comes back to it has channels innermost.
+    On CPUs, torch 2.13 computes a wrong gradient if the incoming one has channels innermost.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,14 +62,14 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
-    """As :class:`InstanceNorm2d`, for volumes."""
+    """Three-dimensional counterpart of :class:`InstanceNorm2d`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _with_channels_outermost(super().forward(x))
 
 
 def _with_channels_outermost(y: Tensor) -> Tensor:
-    """Bring what comes back to ``y``, its gradient, into that layout."""
+    """Register a hook that makes the gradient of ``y`` contiguous, with channels outermost."""
     if y.requires_grad:
         y.register_hook(Tensor.contiguous)
     return y
@@ -83,10 +83,10 @@ PAD = {2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, and what came in added to what came out.
+    """Two convolutions with a skip connection around them.
 
-    ``forward`` maps (N, width, *size) to the same shape. Reflection at the borders, as in the
-    code that [18] of Zotova et al. (2021) provides.
+    ``forward`` maps (N, width, *size) to the same shape. Borders are reflected, as in the code
+    that [18] of Zotova et al. (2021) provides.
     """
 
     def __init__(self, spatial_dims: int, width: int) -> None:
@@ -105,10 +105,11 @@ class ResidualBlock(nn.Module):
 
 
 class ResnetGenerator(nn.Module):
-    """Translate an image of one modality into the other.
+    """Generator that translates an image of one modality into the other.
 
     ``forward`` maps (N, channels, *size) to the same shape. Both hold unitless intensities in
-    [0, 1]. ``size`` may be any: the network fills it up to what its strides need, and crops back.
+    [0, 1]. Any ``size`` is accepted: the network pads it to a multiple of its strides, and crops
+    the result.
 
     Parameters
     ----------
@@ -117,13 +118,13 @@ class ResnetGenerator(nn.Module):
     channels : int
         3 adjacent slices (semi-3D), or 1 patch (3D-patch).
     n_blocks : int
-        Residual blocks: 9 for semi-3D, 2 for 3D-patch [1]_.
+        Number of residual blocks: 9 for semi-3D, 2 for 3D-patch [1]_.
     width : int
         Feature maps after the first convolution; four times as many in the residual blocks [2]_.
     more_channels : int
-        Channels that come in beside these, and do not go out.
+        Number of additional input channels.
     activation : type of Module
-        The last one: a logistic function.
+        Last activation; a logistic function by default.
 
     References
     ----------
@@ -139,7 +140,7 @@ class ResnetGenerator(nn.Module):
     """
 
     STRIDE = 4  # two halvings
-    ENCODER = 9  # three convolutions, each with its norm and activation
+    ENCODER = 9  # layers: three convolutions, each with its norm and activation
 
     def __init__(
         self,
@@ -177,7 +178,7 @@ class ResnetGenerator(nn.Module):
 
     @property
     def early_parameters(self) -> list[nn.Parameter]:
-        """List what is trained of the layers before the residual blocks."""
+        """Parameters of the layers before the residual blocks."""
         early = list(self.layers)[: self.ENCODER]
         return [parameter for layer in early for parameter in layer.parameters()]
 
@@ -189,18 +190,18 @@ class ResnetGenerator(nn.Module):
 
 
 class ConditionedGenerator(nn.Module):
-    """Correct what a tissue model predicts, by a network that sees it beside the T1w.
+    """Generator that corrects the prediction of a tissue model, which it sees beside the T1w.
 
     ``forward`` maps (N, 2 · channels, *size), tiles of the T1w and then of the tissue model's
-    prediction, to tiles of PET, (N, channels, *size); all in [0, 1]. What the network gives is
-    added to the logit of the prediction. Ours, not the paper's.
+    prediction, to tiles of PET, (N, channels, *size); all in [0, 1]. The output of the network is
+    added to the logit of the prediction. This is ours, not the paper's.
 
     Parameters
     ----------
     tissue : Module
-        The tissue model, which maps T1w, (N, 1, I, J, K), to PET; it is not trained further.
+        Tissue model, which maps T1w, (N, 1, I, J, K), to PET; it is not trained further.
     spatial_dims, channels, n_blocks, width
-        As of :class:`ResnetGenerator`.
+        See :class:`ResnetGenerator`.
     """
 
     def __init__(
@@ -218,13 +219,13 @@ class ConditionedGenerator(nn.Module):
 
     @torch.no_grad()
     def start_at_tissue(self) -> None:
-        """Make the last layer 0, so that what is predicted is what the tissue model predicts."""
+        """Set the last layer to 0, so that the prediction is that of the tissue model."""
         for parameter in self.network.layers[-2].parameters():
             parameter.zero_()
 
 
 def has_bfloat16(device: str) -> bool:
-    """Tell whether a device computes with bfloat16 itself.
+    """Return whether a device supports bfloat16 natively.
 
     Parameters
     ----------
@@ -237,12 +238,12 @@ def has_bfloat16(device: str) -> bool:
 
 
 def network_of(generator: nn.Module) -> ResnetGenerator:
-    """Give the network of a generator, conditioned or not.
+    """Return the network of a generator, conditioned or not.
 
     Raises
     ------
     TypeError
-        If it has none.
+        If the generator has no network.
     """
     network = generator.network if isinstance(generator, ConditionedGenerator) else generator
     if not isinstance(network, ResnetGenerator):
@@ -251,17 +252,17 @@ def network_of(generator: nn.Module) -> ResnetGenerator:
 
 
 class PatchDiscriminator(nn.Module):
-    """Judge patches of an image: 1 is real, 0 is fake.
+    """Discriminator of patches of an image: 1 is real, 0 is fake.
 
-    ``forward`` maps (N, channels, *size) to one opinion a patch, (N, 1, *smaller size). A patch is
-    70 voxels wide. The opinions have no bounds, as least squares wants them.
+    ``forward`` maps (N, channels, *size) to one output per patch, (N, 1, *smaller size). A patch
+    is 70 voxels wide. Outputs are unbounded, as the least-squares loss requires.
 
     Parameters
     ----------
     spatial_dims : {2, 3}
         2 for semi-3D, 3 for 3D-patch.
     channels : int
-        As the generator's.
+        Number of channels, the same as the generator's.
     width : int
         Feature maps after the first convolution, doubled three times: 64-128-256-512 in
         Isola, Zhu, Zhou & Efros (2017), appendix 6.1.2.
@@ -270,8 +271,9 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, spatial_dims: int, channels: int, width: int = 64) -> None:
         super().__init__()
         conv, norm, pad = CONV[spatial_dims], NORM[spatial_dims], PAD[spatial_dims]
-        # The last two get their zeros beforehand: of a padded one whose input is 3 voxels wide, as
-        # in 3D-patch, torch 2.13 computes nonsense as the gradient, on CPUs in bfloat16.
+        # The last two convolutions are padded by layers of their own: if a padding convolution's
+        # input is 3 voxels wide, as in 3D-patch, torch 2.13 computes a wrong gradient on CPUs in
+        # bfloat16.
         self.layers = nn.Sequential(
             conv(channels, width, 4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
@@ -294,9 +296,9 @@ class PatchDiscriminator(nn.Module):
 
 
 def initialize(network: nn.Module, generator: torch.Generator) -> None:
-    """Draw the weights of all convolutions from N(0, 0.02), biases 0: Zhu et al. (2017), 7.1.
+    """Draw all weights from N(0, 0.02) and set biases to 0: Zhu et al. (2017), 7.1.
 
-    What is not trained is left as it is.
+    Parameters that are not trained are left unchanged.
     """
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""T1w and PET of one person, mapped from disk, and batches of their tiles."""
+"""T1w and PET of one person, memory-mapped from disk, and batches of their tiles."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,11 +22,11 @@ class Pair:
     Parameters
     ----------
     mri, pet : Tensor, (I, J, K)
-        float32 in [0, 1], 0 outside the brain; may lie on disk, mapped.
+        float32 in [0, 1], 0 outside the brain; may be memory-mapped.
     places : tuple of int
-        Tiles that count: with brain, and covered by the PET; empty where all tiles are used.
+        Indices of the tiles to use: with brain, and covered by the PET; empty to use all tiles.
     condition : Tensor, (I, J, K), or None
-        PET that a tissue model predicts, where the generator sees that, too.
+        PET predicted by a tissue model, for a conditioned generator.
     """
 
     mri: Tensor
@@ -37,16 +37,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tiles of true pairs: all of a batch, or one process's share of it.
+    """Tiles of true pairs: a whole batch, or one process's share of it.
 
     Parameters
     ----------
     mri, pet : Tensor, (N, channels, *size)
-        In [0, 1].
+        Tiles in [0, 1].
     total : int
-        Samples of the whole batch.
+        Number of samples in the whole batch.
     condition : Tensor, (N, channels, *size), or None
-        PET that a tissue model predicts, where the generator sees that, too.
+        PET predicted by a tissue model, for a conditioned generator.
     """
 
     mri: Tensor
@@ -55,7 +55,7 @@ class Batch:
     condition: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """Move it to a device, channels innermost, where networks expect them."""
+        """Move the batch to a device, with channels innermost, as the networks expect."""
         layout = torch.channels_last if self.mri.ndim == 4 else torch.channels_last_3d
         mri, pet = (tiles.to(device, memory_format=layout) for tiles in (self.mri, self.pet))
         if self.condition is None:
@@ -64,28 +64,28 @@ class Batch:
 
 
 def brain_tiles(tiling: Tiling, brain: Tensor) -> tuple[int, ...]:
-    """List the tiles whose centre, the part that is kept of them, has brain.
+    """List the tiles whose centre, the part kept when merging, contains brain.
 
     Parameters
     ----------
     tiling : Tiling
-        How a volume is cut.
+        Division of the volume into tiles.
     brain : Tensor of bool, (I, J, K)
-        The brain.
+        Brain mask.
     """
     shape = tuple(brain.shape)
     return tuple(index for index in range(tiling.count(shape)) if tiling.centre(brain, index).any())
 
 
 def whole_tiles(tiling: Tiling, hole: Tensor) -> tuple[int, ...]:
-    """List the tiles that hold nothing of a hole.
+    """List the tiles without any voxel of a hole.
 
     Parameters
     ----------
     tiling : Tiling
-        How a volume is cut.
+        Division of the volume into tiles.
     hole : Tensor of bool, (I, J, K)
-        What is brain, but was not covered by the PET.
+        Brain voxels that the PET does not cover.
     """
     shape = tuple(hole.shape)
     return tuple(index for index in range(tiling.count(shape)) if not tiling.cut(hole, index).any())
@@ -97,20 +97,20 @@ NAMES = ("t1w", "pet", "brain")
 def store_volumes(
     folder: Path, owner: Owner, *, t1w: Volume, pet: Volume, brain: Mask, hole: Mask | None = None
 ) -> str:
-    """Write the volumes of one visit, (I, J, K) each, so that they can be mapped.
+    """Write the volumes of one visit, (I, J, K) each, as files that can be memory-mapped.
 
     Parameters
     ----------
     folder : Path
-        Is made; files in it are replaced.
+        Folder to write to, created if needed; files in it are replaced.
     owner : Owner
-        Whose they are.
+        Participant, session and grid of the volumes.
     t1w, pet : ndarray, (I, J, K)
         Intensities in [0, 1], 0 outside the brain.
     brain : ndarray of bool, (I, J, K)
-        The brain.
+        Brain mask.
     hole : ndarray of bool, (I, J, K), optional
-        What the PET lacks of it; nothing by default.
+        Brain voxels that the PET does not cover; none by default.
 
     Returns
     -------
@@ -128,9 +128,9 @@ def store_volumes(
 
 @dataclass(frozen=True)
 class Volumes:
-    """Volumes of one visit, mapped; those of :func:`store_volumes`.
+    """Memory-mapped volumes of one visit, written by :func:`store_volumes`.
 
-    ``condition``, (I, J, K), is the PET that a tissue model predicts, where that was stored, too.
+    ``condition``, (I, J, K), is the PET predicted by a tissue model, if that was stored.
     """
 
     owner: Owner
@@ -142,12 +142,12 @@ class Volumes:
 
     @property
     def covered(self) -> Mask:
-        """All but what the PET lacks of the brain, (I, J, K)."""
+        """Mask, (I, J, K), of all voxels except the brain voxels that the PET does not cover."""
         return np.ones(self.brain.shape, bool) if self.hole is None else ~self.hole
 
 
 def open_volumes(folder: Path) -> Volumes:
-    """Map the volumes of one visit.
+    """Memory-map the volumes of one visit.
 
     Raises
     ------
@@ -160,12 +160,12 @@ def open_volumes(folder: Path) -> Volumes:
 
 
 def pair_of(volumes: Volumes, spec: ModelSpec) -> Pair:
-    """Give volumes as training sees them, with the tiles that count.
+    """Return the volumes of a visit for training, with the tiles to use.
 
-    Those are the tiles that the T1w shows brain in, and that hold nothing that the PET does not
-    cover: no network sees the edge of a field of view. Where the T1w is 0 throughout, nothing is
-    predicted, and nothing may be learned: instance norms of what does not vary multiply gradients
-    by hundreds each (docs/results/training.md).
+    These are the tiles in which the T1w shows brain and that contain no brain voxel outside the
+    PET, so that no network sees the edge of a field of view. Tiles whose T1w is 0 throughout are
+    not predicted, and must not be learned from either: each instance norm of a constant input
+    multiplies gradients by hundreds (docs/results/training.md).
 
     Raises
     ------
@@ -183,7 +183,7 @@ def pair_of(volumes: Volumes, spec: ModelSpec) -> Pair:
 
 
 def usable_pairs(visits: Iterable[Volumes], spec: ModelSpec) -> list[Pair]:
-    """Give the pairs of visits, but for those of which the PET covers no tile."""
+    """Return the pairs of visits, without visits in which the PET covers no tile."""
     pairs = []
     for visit in visits:
         with suppress(ValueError):
@@ -192,5 +192,5 @@ def usable_pairs(visits: Iterable[Volumes], spec: ModelSpec) -> list[Pair]:
 
 
 def tensor_of(volume: Volume) -> Tensor:
-    """Give a mapped volume as a tensor, without reading it."""
+    """Return a memory-mapped volume as a tensor, without reading it."""
     return torch.from_numpy(np.asarray(volume))

@@ -1,4 +1,4 @@
-"""Put a trained generator where it belongs, with all that must be known of it."""
+"""Publication of a trained generator with its card, reference, error model and history."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,31 +22,31 @@ from bids_app.synthesis.uncertainty import FEWEST, fit_error_model, sample_error
 
 @dataclass(frozen=True)
 class Fitted:
-    """What the fits of one row have left.
+    """Results of the fits of one row.
 
     Parameters
     ----------
     weights : Path
-        Of the generator trained on all.
+        Weights of the generator trained on all participants.
     folds : sequence of Path
         Weights of the folds, in order.
     fold_participants : sequence of tuple of str
-        Whom each was trained on.
+        Participants that each fold was trained on.
     left_out : sequence of sequence of Path
         Folders of the volumes that each fold left out.
     pets : sequence of Path
-        What the folds predict of them, as it is written, in that order.
+        PET predicted by the folds for these volumes, as written, in the same order.
     volumes : sequence of Path
-        Folders of all that the generator was trained on; see
+        Folders of all volumes that the generator was trained on; see
         :func:`bids_app.synthesis.pairs.store_volumes`.
     fold_volumes : sequence of sequence of Path
-        Of those that each fold was trained on.
+        Folders of the volumes that each fold was trained on.
     histories : sequence of Path
-        Of the folds, then of all.
+        Histories of the folds, then of the fit to all participants.
     records : sequence of mapping
-        Scores, a fold each, as plain values.
+        Scores of each fold, as plain values.
     precision : str
-        In which all were trained.
+        Precision that all were trained in.
     """
 
     weights: Path
@@ -62,9 +62,9 @@ class Fitted:
 
 
 def mean_metrics(records: Sequence[Mapping[str, object]]) -> dict[str, float]:
-    """Average each metric over the visits of some folds; those that are not finite are left out.
+    """Average each metric over the visits of some folds, omitting means that are not finite.
 
-    Second lines of the table, with overlapping triplets, do not count.
+    Second lines of the table, with overlapping triplets, are ignored.
     """
     rows = [row for content in records for row in records_from_json(content)]
     scores = [row.scores for row in rows if row.model not in OVERLAPPING]
@@ -78,14 +78,14 @@ def publish(values: dict[str, object], fitted: Fitted, folder: Path) -> None:
     Parameters
     ----------
     values : dict
-        The card of the generator trained on all, as
-        :func:`bids_app.synthesis.card.card_values` gives it, but for what is known only now.
+        Card of the generator trained on all participants, as returned by
+        :func:`bids_app.synthesis.card.card_values`, without the fields known only after training.
     fitted : Fitted
-        What was trained.
+        Results of the fits.
     folder : Path
-        Gets ``weights.safetensors``, ``card.json``, ``reference.safetensors``, ``history.tsv``,
-        ``uncertainty.safetensors`` unless there are too few controls, and each fold's generator in
-        ``folds/fold-K``, with the scores of those it left out.
+        Folder for ``weights.safetensors``, ``card.json``, ``reference.safetensors``,
+        ``history.tsv``, ``uncertainty.safetensors`` unless there are too few controls, and each
+        fold's generator in ``folds/fold-K``, with the scores of its left-out participants.
 
     Raises
     ------
@@ -111,7 +111,10 @@ def publish(values: dict[str, object], fitted: Fitted, folder: Path) -> None:
 
 
 def _with_uncertainty(card: Card, fitted: Fitted, folder: Path) -> Card:
-    """Write what the folds' errors tell, and give the card that knows it; too few tell nothing."""
+    """Fit and write the error model, and return the card with its measures and SHA-256.
+
+    If there are too few controls, the card is returned unchanged.
+    """
     path = folder / UNCERTAINTY
     path.unlink(missing_ok=True)
     groups = [fold for fold, folders in enumerate(fitted.left_out) for _ in folders]
@@ -132,7 +135,7 @@ def _with_uncertainty(card: Card, fitted: Fitted, folder: Path) -> Card:
 
 
 def _remove_folds(folder: Path, *, beyond: int) -> None:
-    """Remove generators of an earlier cross-validation that had more folds."""
+    """Remove the generators of an earlier cross-validation with more folds."""
     known = {f"fold-{number}" for number in range(1, beyond + 1)}
     for path in folder.glob("fold-*"):
         if path.name not in known:
