@@ -1,7 +1,7 @@
-"""What the training images of a generator look like: a small file beside its weights.
+"""Reference of a generator: a small file beside its weights that describes its training images.
 
-From it come the quantiles that a synthetic PET can be matched to, and how unlike the training T1w
-another T1w is. Neither is in Zotova et al. (2021). No torch here.
+It provides the quantiles that a synthetic PET can be matched to, and a measure of how unlike the
+training T1w another T1w is. Neither is in Zotova et al. (2021). This module does not import torch.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from bids_app.synthesis.pairs import Volumes
 
 QUANTILES = 1001  # of the mean PET; our choice
-CUBE = 8.0  # mm; our choice: gyri of two brains do not meet, so less would count them as unlike
-LEAST_SD = 0.02  # of intensities in [0, 1]; our choice: few images may agree by chance
-HALF = 0.5  # of the training images: so many have brain where a mean is taken
+CUBE = 8.0  # mm; our choice: smaller cubes would compare gyri, which differ in place
+LEAST_SD = 0.02  # of intensities in [0, 1]; our choice, because few images may agree by chance
+HALF = 0.5  # share of the training images that must have brain where a mean is taken
 Looks = NDArray[np.float32]
 Traits = NDArray[np.floating]
 Table = NDArray[np.floating]
@@ -46,36 +46,36 @@ TRAITS = {
     "rough_z": ("smoother from foot to head", "stripes or ghosts from foot to head"),
     "pattern": ("another contrast or another place", "closer to the average than any of them"),
     "places": ("closer to the average than any of them", "different in many places"),
-}  # what is looked at, and what too little and too much of it mean
+}  # trait → meaning of low and of high values
 SLOPES = (1.0, 3.0)  # mm, sigma; our choice
-GRAIN = 3.0  # mm; what is finer is noise in pure white matter; our choice
-DEEP = 60.0  # mm; our choice: what has brain all around at this width is the middle
-INNER = 0.9  # of a neighbourhood is brain, or white matter; our choice
-BRIGHT = 1.25  # of the mean of white matter; our choice
-DARK = (0.1, 0.5, 0.9)  # quantiles that stand for tissues where there are not three
-FEWEST_PURE = 50  # voxels; our choice
-LITTLE = 1e-4  # is added before logarithms are taken; our choice
-SOME = 0.01  # of voxels may be bright and count little; our choice
-LEAST_TRAIT = 0.03  # of a logarithm; our choice: few images may agree by chance
+GRAIN = 3.0  # mm, FWHM; finer detail in pure white matter is noise; our choice
+DEEP = 60.0  # mm, FWHM of the neighbourhood by which the middle is defined; our choice
+INNER = 0.9  # share of brain, or of white matter, in a neighbourhood; our choice
+BRIGHT = 1.25  # times the mean of white matter; our choice
+DARK = (0.1, 0.5, 0.9)  # quantiles that replace tissue means if there are not three tissues
+FEWEST_PURE = 50  # voxels of pure white matter; our choice
+LITTLE = 1e-4  # added before taking logarithms; our choice
+SOME = 0.01  # added to the share of bright voxels, so that a few matter little; our choice
+LEAST_TRAIT = 0.03  # SD of a logarithm; our choice, because few images may agree by chance
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What is kept of some training images.
+    """Summary of training images.
 
     Parameters
     ----------
     pet_quantiles : ndarray, (1001,)
-        Of the mean PET, in the brain, from its least to its greatest intensity, in [0, 1].
+        Quantiles of the mean PET in the brain, from its minimum to its maximum, in [0, 1].
     t1w_mean, t1w_sd : ndarray, (2, I', J', K')
-        Mean and standard deviation over T1w of what :func:`look_at` sees of each.
+        Mean and standard deviation over T1w of the coarse images returned by :func:`look_at`.
     brain : ndarray of bool, (I', J', K')
-        Cubes that count.
+        Cubes to compare.
     novelties : ndarray, (N,)
-        The :func:`novelty` of each training T1w among those of the other participants.
+        :func:`novelty` of each training T1w relative to those of the other participants.
     trait_mean, trait_sd : ndarray, (11,)
-        Mean and standard deviation over T1w of ``TRAITS``, each told among the other participants;
-        empty in files before 0.2, and where there is one participant.
+        Mean and standard deviation of ``TRAITS`` over T1w, each computed relative to the other
+        participants; empty in files from before version 0.2, and if there is one participant.
     """
 
     pet_quantiles: NDArray[np.float32]
@@ -88,10 +88,10 @@ class Reference:
 
 
 def look_at(t1w: Volume, zooms: tuple[float, float, float]) -> Looks:
-    """See a T1w coarsely: its mean and its spread within each cube of 8 mm.
+    """Compute the mean and the spread of a T1w in each cube of 8 mm.
 
-    The mean tells contrast and place; the spread, the standard deviation over the cube's voxels,
-    tells how sharp the image is.
+    The mean depends on contrast and position; the spread, the standard deviation over the cube's
+    voxels, on the sharpness of the image.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def look_at(t1w: Volume, zooms: tuple[float, float, float]) -> Looks:
 
 
 def _summarize(looks: Looks) -> tuple[Looks, Looks]:
-    """Give mean and standard deviation over images; one image alone has no deviation."""
+    """Return the mean and standard deviation over images; the latter is 0 for one image."""
     spread = looks.std(axis=0, ddof=1) if len(looks) > 1 else np.zeros_like(looks[0])
     return looks.mean(axis=0), spread
 
@@ -123,30 +123,31 @@ def _distance(look: Looks, mean: Looks, spread: Looks, brain: Mask) -> float:
 
 
 def measure_traits(t1w: Volume, zooms: tuple[float, float, float]) -> NDArray[np.float64]:
-    """Measure what a T1w is like as a whole, as ``TRAITS`` name it, but for the last two.
+    """Compute the traits of a T1w as a whole: ``TRAITS`` without the last two.
 
     Parameters
     ----------
     t1w : ndarray, (I, J, K)
-        Intensities in [0, 1], 0 outside the brain, which is not empty.
+        Intensities in [0, 1], 0 outside the brain, which must not be empty.
     zooms : tuple of float
         Voxel size in mm along each axis.
 
     Returns
     -------
     ndarray, (9,)
-        Logarithms of: slopes seen finely over slopes seen coarsely; the spread of what is finer
-        than 3 mm in pure white matter, over the range of tissue; the share of fluid in the brain
-        and in the middle of it; how bright white matter is; where grey matter lies between fluid
-        and white matter, no logarithm; the share of voxels far brighter than white matter; how
-        rough the image is along the first and along the third axis, against the second.
+        Logarithms of: the ratio of gradients at a fine to those at a coarse scale; the spread of
+        detail finer than 3 mm in pure white matter, over the range of tissue; the share of fluid
+        in the brain and in its middle; the intensity of white matter; the position of grey matter
+        between fluid and white matter (not its logarithm); the share of voxels far brighter than
+        white matter; the roughness along the first and along the third axis, relative to the
+        second.
     """
     brain = t1w > 0
     values = t1w[brain]
     try:
         fluid, grey, white = find_tissue_means(t1w)
         shares = shares_between(t1w, fluid, grey, white)
-    except ValueError:  # no three tissues: a trait in itself
+    except ValueError:  # not three tissues, which shows in the traits
         fluid, grey, white = (
             float(v) + n * LITTLE for n, v in enumerate(np.quantile(values, DARK))
         )
@@ -177,7 +178,7 @@ def measure_traits(t1w: Volume, zooms: tuple[float, float, float]) -> NDArray[np
 
 
 def _with_places(traits: Traits, look: Looks, others: tuple[Looks, Looks], brain: Mask) -> Traits:
-    """Add how its cubes go with those of others, and how far they are from them."""
+    """Append the correlation with, and the distance from, the cubes of other images."""
     mean, spread = others
     likeness = correlation(look[0], mean[0], brain)
     distance = _distance(look, mean, spread, brain)
@@ -191,13 +192,14 @@ def _scores(traits: Traits, mean: Traits, spread: Traits) -> Traits:
 def novelty(
     t1w: Volume, zooms: tuple[float, float, float], reference: Reference
 ) -> tuple[float, dict[str, float]]:
-    """Tell how unlike the training T1w a T1w is.
+    """Compute how unlike the training T1w a T1w is.
 
-    It is the largest distance of a trait from the mean of the training T1w, in units of their
-    standard deviation. The traits are those of :func:`measure_traits`, the correlation with the
-    mean training T1w over cubes of 8 mm, and the root mean square, over these, of the distance
-    from it in units of their standard deviation, taken to be 0.02 at least. Of references before
-    0.2, which know no traits, it is that root mean square itself. Small lesions do not change it.
+    The novelty is the largest distance of a trait from the mean of the training T1w, in units of
+    their standard deviation. The traits are those of :func:`measure_traits`, the correlation with
+    the mean training T1w over cubes of 8 mm, and the root mean square over these cubes of the
+    distance from that mean, in units of the standard deviation, which is taken to be at least
+    0.02. For references from before version 0.2, which hold no traits, the novelty is that root
+    mean square itself. Small lesions do not change it.
 
     Parameters
     ----------
@@ -206,19 +208,19 @@ def novelty(
     zooms : tuple of float
         Voxel size in mm along each axis.
     reference : Reference
-        Of the generator.
+        Reference of the generator.
 
     Returns
     -------
     float
-        The novelty; compare it with those of the training controls.
+        Novelty, to be compared with those of the training controls.
     dict
-        Trait → its distance, with its sign; empty where the reference knows none.
+        Trait → signed distance; empty if the reference holds no traits.
 
     Raises
     ------
     ValueError
-        If the T1w lies on another grid, or is 0.
+        If the T1w is on another grid, or is 0 everywhere.
     """
     look = look_at(t1w, zooms)
     if look.shape != reference.t1w_mean.shape:
@@ -236,7 +238,7 @@ def novelty(
 def describe_novelty(
     value: float, traits: dict[str, float], reference: Reference
 ) -> dict[str, object]:
-    """Put the novelty of a T1w beside those of the training T1w, as a sidecar tells it."""
+    """Describe the novelty of a T1w relative to those of the training T1w, for a sidecar."""
     controls = reference.novelties
     highest = float(controls.max()) if controls.size else None
     beyond = [
@@ -266,7 +268,7 @@ def describe_novelty(
 def _compare_all(
     traits: Sequence[Traits], looks: Looks, participants: Sequence[str], brain: Mask
 ) -> tuple[Table, NDArray[np.float32]]:
-    """Give all traits of each image, and its novelty, among those of all other participants."""
+    """Return all traits and the novelty of each image, relative to all other participants."""
     owners = np.array(participants)
     if len(set(participants)) < 2:
         return np.zeros((0, 0)), np.zeros(0, np.float32)
@@ -296,15 +298,15 @@ def _mean_quantiles(visits: Sequence[Volumes]) -> NDArray[np.float32]:
 
 
 def gather_reference(visits: Sequence[Volumes]) -> Reference:
-    """Gather the reference from training images.
+    """Compute the reference of training images.
 
-    The mean PET is taken, at each voxel, over those whose brain has it and whose PET covers it,
-    where that is at least half of them.
+    The mean PET is computed at each voxel that is in the brain and covered by the PET in at least
+    half of the visits, over these visits.
 
     Parameters
     ----------
     visits : sequence of Volumes
-        All on one grid; one at least.
+        Visits on one grid; at least one.
     """
     zooms = visits[0].owner.zooms
     looks = np.stack([look_at(visit.t1w, zooms) for visit in visits])
@@ -319,14 +321,14 @@ def gather_reference(visits: Sequence[Volumes]) -> Reference:
 
 
 def write_reference(reference: Reference, path: Path) -> None:
-    """Write a reference, whole or not at all.
+    """Write a reference atomically.
 
     Raises
     ------
     ReadWriteError
         If it cannot be written.
     UnusableDataError
-        If it holds a number that is not finite: nothing is written.
+        If it holds a number that is not finite; nothing is written then.
     """
     for array in asdict(reference).values():
         if not np.isfinite(array).all():
@@ -358,8 +360,8 @@ def read_reference(path: Path) -> Reference:
     Raises
     ------
     ReadWriteError
-        If it cannot be read.
+        If the file cannot be read.
     UnusableDataError
-        If it is none.
+        If it is not a reference.
     """
     return read_parts(path, Reference, _refuse_odd, "tells no reference")

@@ -1,8 +1,8 @@
-"""Scores of synthetic PET, and of baselines, for Table 1, and the LPIPS among them.
+"""Scores of synthetic PET and of baselines for Table 1, including LPIPS.
 
-LPIPS: Zhang, Isola, Efros, Shechtman & Wang (2018), CVPR, 586-595, equation 1; 0 is alike, more is
-less so. Zotova et al. (2021), who give it in Table 1, do not say of which network: AlexNet, the
-default of its authors' code, here.
+LPIPS: Zhang, Isola, Efros, Shechtman & Wang (2018), CVPR, 586-595, equation 1; it is 0 for equal
+images, and larger for less similar ones. Zotova et al. (2021), who report it in Table 1, do not
+name the network; here it is AlexNet, the default of the authors' code.
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,26 +36,26 @@ from bids_app.synthesis.models import SECOND_LINES
 from bids_app.synthesis.pairs import Volumes, open_volumes
 from bids_app.synthesis.tiling import SliceTriplets, Tiling, overlap
 
-# Of the file alexnet_lpips_v0.1.pth: the five convolutions of torchvision's AlexNet, trained on
+# SHA-256 of alexnet_lpips_v0.1.pth: the five convolutions of torchvision's AlexNet, trained on
 # ImageNet, and the heads of the package lpips 0.1.4, weights/v0.1/alex.pth.
 PUBLISHED_SHA256 = "59caea9c9fb9a96229026388f7e58187bda4e00081374eed64974bf43e4c5396"
 FETCHED_SHA256 = (
-    "972b85a274f7af1bc18638c2257488e4740296ea1ddeefe6c5a48da7ece116e3"  # mri2pet-fetch's
+    "972b85a274f7af1bc18638c2257488e4740296ea1ddeefe6c5a48da7ece116e3"  # from mri2pet-fetch
 )
-LARGEST = 1 << 28  # bytes of a file of weights, which has 10 MB; our choice
-REGIONAL = ("suvr", "asymmetry")  # which may be unknown, as LPIPS may
-SMALLEST_SIDE = 31  # pixels: 31 → 7 → 3 → 1 along the strides of Lpips
+LARGEST = 1 << 28  # bytes of a weights file, which usually has 10 MB; our choice
+REGIONAL = ("suvr", "asymmetry")  # prefixes of scores that may be nan, like LPIPS
+SMALLEST_SIDE = 31  # pixels: 31 → 7 → 3 → 1 with the strides of Lpips
 WEIGHTS_ADVICE = (
     "--lpips-weights wants the tensors of AlexNet's convolutions and the LPIPS v0.1 heads"
 )
 
 
 class Head(nn.Module):
-    """Weigh the channels of one layer: (N, channels, *size) to (N, 1, *size)."""
+    """Weighted sum over the channels of one layer: (N, channels, *size) to (N, 1, *size)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # The authors train with a dropout in front: hence model.1.weight.
+        # The authors train with a dropout first, hence the name model.1.weight.
         self.model = nn.Sequential(nn.Identity(), nn.Conv2d(channels, 1, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,18 +63,18 @@ class Head(nn.Module):
 
 
 class Lpips(nn.Module):
-    """Measure how far apart two images are for AlexNet, layer by layer.
+    """Distance of two images in the features of AlexNet, layer by layer.
 
-    ``forward`` maps two batches (N, 3, I, J), unitless intensities in [-1, 1], 31 pixels a side
-    or more, to five maps of distance (N, 1, smaller size), one after each ReLU: the features of a
-    pixel are brought to length 1, subtracted, squared, and weighted by a head. Sizes of layers are
-    those of torchvision's AlexNet; shift and scale of the colours, and the 1e-10 that keeps a
-    length from being 0, those of the authors' code, package lpips 0.1.4.
+    ``forward`` maps two batches (N, 3, I, J), unitless intensities in [-1, 1], at least 31 pixels
+    per side, to five maps of distance (N, 1, smaller size), one after each ReLU: the features of a
+    pixel are normalized to length 1, subtracted, squared, and weighted by a head. Layer sizes are
+    those of torchvision's AlexNet; the shift and scale of the colours, and the 1e-10 that prevents
+    division by 0, are those of the authors' code, package lpips 0.1.4.
 
     Parameters
     ----------
     sha256 : str
-        Of the file the weights come from.
+        SHA-256 of the weights file.
     """
 
     shift: Tensor
@@ -107,7 +107,7 @@ class Lpips(nn.Module):
 
     @property
     def is_published(self) -> bool:
-        """Whether the weights come from a file of the published tensors, byte for byte."""
+        """Whether the weights file is a known copy of the published tensors, by its SHA-256."""
         return self.sha256 in (PUBLISHED_SHA256, FETCHED_SHA256)
 
     def forward(self, one: Tensor, other: Tensor) -> list[Tensor]:
@@ -128,12 +128,12 @@ def _refuse_large(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a plain dict of tensors; code in the file, if there is any, is not run.
+    """Read a plain dict of tensors, without running any code in the file.
 
     Raises
     ------
     ValueError
-        If it is anything else.
+        If the file is anything else.
     """
     _refuse_large(path)
     try:
@@ -141,7 +141,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             shapes_of(path)
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of nearly any kind, when it is torch that meets other files
+    except Exception as error:  # torch raises nearly any error for other files
         raise ValueError("not a file of tensors") from error
     if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
         raise ValueError("not a plain dict of tensors")
@@ -161,25 +161,25 @@ def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> N
 
 
 def load_lpips(path: Path, device: str = "cpu") -> Lpips:
-    """Build the network from a file of weights, ready to measure.
+    """Build the LPIPS network from a weights file, in evaluation mode.
 
     Parameters
     ----------
     path : Path
-        ``.safetensors``, or a plain dict of tensors as ``torch.save`` writes it (no code in it is
-        run): ``features.{0,3,6,8,10}.{weight,bias}`` and ``lin{0..4}.model.1.weight``.
+        A ``.safetensors`` file, or a plain dict of tensors written by ``torch.save`` (no code in it
+        is run): ``features.{0,3,6,8,10}.{weight,bias}`` and ``lin{0..4}.model.1.weight``.
     device : str
         A torch device.
 
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        If there is no such file; if it cannot be read; if it holds anything else.
+        If there is no such file, if it cannot be read, or if it holds anything else, respectively.
     """
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; {WEIGHTS_ADVICE}")
     try:
-        _refuse_large(path)  # before it is digested, which takes as long as it is large
+        _refuse_large(path)  # before computing its SHA-256, which takes long for large files
         network, tensors = Lpips(file_sha256(path)), read_tensors(path)
         _check_tensors(tensors, network.state_dict())
     except OSError as error:
@@ -193,14 +193,14 @@ def load_lpips(path: Path, device: str = "cpu") -> Lpips:
 
 
 class VolumeLpips(NamedTuple):
-    """LPIPS over the whole slices of two volumes, and over chosen voxels; 0 is alike."""
+    """LPIPS of two volumes over whole slices, and over chosen voxels; 0 for equal volumes."""
 
     whole: float
     chosen: float
 
 
 def _slices(volume: Volume | Mask, mode: Literal["edge", "constant"]) -> Tensor:
-    """Lay out the transverse slices, (K, I, J), filled up to what the pools need."""
+    """Return the transverse slices, (K, I, J), padded to the size that the pools need."""
     missing = [max(SMALLEST_SIDE - side, 0) for side in volume.shape[:2]]
     filling = [*((both // 2, both - both // 2) for both in missing), (0, 0)]
     return torch.from_numpy(np.pad(volume, filling, mode=mode)).movedim(-1, 0)
@@ -210,31 +210,31 @@ def _slices(volume: Volume | Mask, mode: Literal["edge", "constant"]) -> Tensor:
 def volume_lpips(
     network: Lpips, one: Volume, other: Volume, mask: Mask | None = None, *, batch_size: int = 8
 ) -> VolumeLpips:
-    """Measure LPIPS between two volumes, transverse slice by transverse slice.
+    """Compute LPIPS between two volumes, transverse slice by transverse slice.
 
-    A slice is shown as three equal channels. AlexNet's pools need 31 voxels a side: a smaller
-    slice is filled up around it with the values of its border, as if the bounding box were
-    larger, and the filling counts in ``whole``. To enlarge it would be to change the scale.
+    Each slice is repeated in three equal channels. AlexNet's pools need 31 voxels per side:
+    smaller slices are padded with the values at their border, as if the bounding box were larger,
+    and the padding counts in ``whole``. Enlarging them would change the scale.
 
     Parameters
     ----------
     network : Lpips
-        As :func:`load_lpips` returns it.
+        Network returned by :func:`load_lpips`.
     one, other : ndarray, (I, J, K)
-        Intensities in [0, 1]; slices lie along the last axis.
+        Intensities in [0, 1]; slices are stacked along the last axis.
     mask : ndarray of bool, (I, J, K), optional
-        The voxels that count in ``chosen``, such as the brain's; all by default.
+        Voxels to average over in ``chosen``, such as those of the brain; all by default.
     batch_size : int
-        Slices the network sees at once; changes the memory needed, not the result.
+        Number of slices per forward pass; changes the memory needed, not the result.
 
     Returns
     -------
     VolumeLpips
         ``whole``: the LPIPS of a slice, averaged over all slices. ``chosen``: the map of LPIPS,
-        averaged over the voxels that count; NaN where there are none. The map sums the layers'
-        distances, each brought to the slice's size by linear interpolation, as the authors' code
-        does with ``spatial=True``. It is coarse, every fourth to sixteenth voxel, and knows of
-        voxels around it, outside the mask too.
+        averaged over the voxels of the mask; NaN if there are none. The map is the sum of the
+        layers' distances, each resampled to the slice's size by linear interpolation, as in the
+        authors' code with ``spatial=True``. Its resolution is every fourth to sixteenth voxel, and
+        it depends on neighbouring voxels, including those outside the mask.
     """
     ones, others = _slices(one, "edge"), _slices(other, "edge")
     counted = np.ones(one.shape, bool) if mask is None else mask
@@ -254,29 +254,29 @@ def volume_lpips(
 
 
 def _refuse_odd(scores: Mapping[str, float], *, lpips: bool) -> None:
-    """Refuse scores that are no numbers; PSNR of an image and itself is infinite."""
+    """Check that no score is nan, except those that may be; a PSNR may be infinite."""
     for name, value in scores.items():
         if isnan(value) and not name.startswith(REGIONAL) and (lpips or "lpips" not in name):
             raise FloatingPointError(f"its {name} is not a number")
 
 
 class Scorer:
-    """Gathers the records of one fold.
+    """Collector of the score records of one fold.
 
     Parameters
     ----------
     model : str
-        Name of the row; baselines have their own.
+        Name of the row; baselines have names of their own.
     fold : int
-        From 1.
+        Number of the fold, counted from 1.
     fwhm : float
-        Smoothing of a synthetic PET, in mm.
+        Smoothing of the synthetic PET, in mm.
     lpips_weights : Path or None
-        As :func:`bids_app.synthesis.scoring.load_lpips` wants them; None leaves LPIPS out.
+        Weights for :func:`bids_app.synthesis.scoring.load_lpips`; if None, LPIPS is not computed.
     device : str
         A torch device.
     atlas : Path, optional
-        Regions in the space of the images, labelled as :func:`score` wants them.
+        Regions in the space of the images, labelled as described in :func:`score`.
     """
 
     def __init__(
@@ -306,7 +306,7 @@ class Scorer:
     def _record(self, model: str, visit: Volumes, pet: Volume, by_fwhm: dict[float, float]) -> None:
         real, brain = np.asarray(visit.pet), np.asarray(visit.brain)
         distance: tuple[float, float] = (np.nan, np.nan)
-        if self._lpips is not None:  # what the real PET does not cover is 0 in both
+        if self._lpips is not None:  # voxels outside the real PET are 0 in both
             shown = pet if visit.hole is None else np.where(visit.hole, 0, pet)
             distance = volume_lpips(self._lpips, shown, real, brain & visit.covered)
         regions = self._regions(visit)
@@ -318,15 +318,15 @@ class Scorer:
         )
 
     def score_generator(self, visit: Volumes, generator: nn.Module, tiling: Tiling) -> Volume:
-        """Synthesize the PET of a visit, score it, and give it, (I, J, K) in [0, 1].
+        """Synthesize the PET of a visit, score it, and return it, (I, J, K) in [0, 1].
 
-        What triplets side by side give is given, as in the paper; that of overlapping triplets is
-        scored, too, for the row's second line.
+        The PET from adjacent triplets is returned, as in the paper; that from overlapping triplets
+        is scored, too, for the row's second line.
 
         Raises
         ------
         FloatingPointError
-            If the generator predicts no PET, or a score is not a number.
+            If the prediction is not finite, out of range or constant, or a score is nan.
         """
         raw = predict(np.asarray(visit.t1w), generator, tiling)
         refuse_flat(raw, np.asarray(visit.t1w))
@@ -348,14 +348,14 @@ class Scorer:
             self._record(name, visit, volume, {})
 
     def plain_values(self, basis: str = "") -> dict[str, object]:
-        """Give the records in plain values, as :func:`records_to_json` does."""
+        """Return the records as plain values; see :func:`records_to_json`."""
         return records_to_json(self.records, basis)
 
 
 def mean_pet(folders: Iterable[Path]) -> Volume:
-    """Average the real PET of visits, (I, J, K), each where it covers the brain; 0 where none does.
+    """Average the real PET of visits, (I, J, K), where they cover the brain; 0 where none does.
 
-    One after the other is held.
+    Only one PET is held in memory at a time.
     """
     total, count = None, np.zeros((), np.int64)
     for visit in map(open_volumes, folders):

@@ -1,4 +1,4 @@
-"""Folds of a cross-validation, and what Table 1 says of many: means, deviations, tests."""
+"""Folds of a cross-validation, and the statistics of Table 1: means, deviations and tests."""
 
 import math
 from collections import defaultdict
@@ -14,29 +14,29 @@ from bids_app.imaging.statistics import holm
 from bids_app.synthesis.evaluation import METRICS, ROWS, ScoreRecord
 from bids_app.synthesis.models import OVERLAPPING
 
-FEWEST_SUBJECTS = 2  # with one fold, no one would be left to train on
+FEWEST_SUBJECTS = 2  # with one fold, nobody would be left to train on
 
 
 def split(
     subjects: Iterable[str], folds: int, random: np.random.Generator
 ) -> list[tuple[str, ...]]:
-    """Deal subjects out to the validation sets of a cross-validation.
+    """Split subjects at random into the validation sets of a cross-validation.
 
     Parameters
     ----------
     subjects : iterable of str
-        Labels, in any order; one that comes twice (two visits) counts once, so that all images of
-        a subject are on one side.
+        Labels, in any order; duplicates (several visits) count once, so that all images of a
+        subject are in the same set.
     folds : int
-        How many sets: 4 in Zotova et al. (2021), section 3.2.
+        Number of sets: 4 in Zotova et al. (2021), section 3.2.
     random : numpy.random.Generator
-        Decides who comes where.
+        Source of randomness for the assignment.
 
     Returns
     -------
     list of tuple of str
-        Disjoint, together all subjects; sizes differ by one at most, the larger ones first. Those
-        who are not in a fold's set are its training set.
+        Disjoint sets that together hold all subjects; their sizes differ by at most one, larger
+        sets first. The training set of a fold consists of all other subjects.
 
     Raises
     ------
@@ -69,25 +69,26 @@ def split(
     ]
 
 
-FEWEST = 2  # participants: below, nothing varies
+FEWEST = 2  # participants, for a standard deviation or a test
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two rows of the table, compared in one metric; nan where there is no number.
+    """Comparison of two rows of the table in one metric; unknown values are nan.
 
     Parameters
     ----------
     metric, model_1, model_2 : str
         A field of ``Scores``, and two keys of ``ROWS``.
     n : int
-        Participants that both rows have a number for.
+        Number of participants with a value in both rows.
     median_difference : float
-        Of model_1 - model_2 over participants, in the unit of the metric.
+        Median of model_1 - model_2 over participants, in the unit of the metric.
     statistic : float
         Smaller of the sums of ranks of the positive and of the negative differences.
     p, p_holm : float
-        Two-tailed, before and after Holm's correction over all pairs of rows in this metric.
+        Two-tailed p-value, before and after Holm's correction over all pairs of rows in this
+        metric.
     """
 
     metric: str
@@ -101,7 +102,7 @@ class PairedTest:
 
 
 def rows_of(records: Iterable[ScoreRecord]) -> list[str]:
-    """Name the models and baselines there are, in the order of the table.
+    """List the models and baselines with records, in the order of the table.
 
     Raises
     ------
@@ -115,15 +116,15 @@ def rows_of(records: Iterable[ScoreRecord]) -> list[str]:
 
 
 def participants_of(records: Iterable[ScoreRecord], model: str) -> int:
-    """Count those that a model was scored on."""
+    """Count the participants that a model was scored on."""
     return len({record.participant for record in records if record.model == model})
 
 
 def mean_and_sd(records: Iterable[ScoreRecord], model: str, metric: str) -> tuple[float, float]:
-    """Give mean and standard deviation (n - 1) of a metric over participants.
+    """Compute the mean and the standard deviation (n - 1) of a metric over participants.
 
-    Those with several visits count once, with their mean; visits without a number are left out.
-    nan where there are too few.
+    Participants with several visits count once, with their mean; visits without a value are
+    ignored. The result is nan if there are too few participants.
     """
     values = _participant_means(_visits(records, model, metric).items())
     mean = float(np.mean(values)) if values else math.nan
@@ -132,14 +133,15 @@ def mean_and_sd(records: Iterable[ScoreRecord], model: str, metric: str) -> tupl
 
 
 def compare_rows(records: Sequence[ScoreRecord]) -> list[PairedTest]:
-    """Test every two rows against one another, metric by metric.
+    """Test all pairs of rows against each other, metric by metric.
 
-    Second lines, which differ from their row by the stitching of triplets alone, are not tested:
-    each more row makes Holm's correction harder on all.
+    Second lines, which differ from their row only in the merging of triplets, are not tested,
+    because each additional row makes Holm's correction stricter for all.
 
-    Two-tailed Wilcoxon signed-rank test: Zotova et al. (2021), section 3.2. Pairs are visits; the
-    differences of a participant's visits are averaged, for they are not independent. Ours is
-    Holm's correction: Holm (1979), Scandinavian Journal of Statistics 6:65-70.
+    The test is the two-tailed Wilcoxon signed-rank test: Zotova et al. (2021), section 3.2. Visits
+    are paired; the differences of a participant's visits are averaged, because they are not
+    independent. Holm's correction is ours: Holm (1979), Scandinavian Journal of Statistics
+    6:65-70.
 
     Raises
     ------
@@ -163,15 +165,15 @@ def compare_rows(records: Sequence[ScoreRecord]) -> list[PairedTest]:
 
 
 def signed_rank(differences: Sequence[float]) -> tuple[float, float]:
-    """Give statistic and two-tailed p of Wilcoxon's signed-rank test.
+    """Compute the statistic and the two-tailed p-value of Wilcoxon's signed-rank test.
 
-    Differences of zero are left out (Wilcoxon, 1945, Biometrics Bulletin 1:80-83). p is exact up
-    to 50 differences without ties, as scipy chooses, and 1 if all are zero; of fewer than two
-    participants nothing is said: nan.
+    Differences of zero are left out (Wilcoxon, 1945, Biometrics Bulletin 1:80-83). The p-value is
+    exact up to 50 differences without ties, as in scipy, and 1 if all are zero. Both are nan for
+    fewer than two participants.
 
     Examples
     --------
-    Of the 32 signs that five ranks can have, two are as one-sided as these:
+    Two of the 32 possible combinations of five signs are as one-sided as these:
 
     >>> signed_rank([1.0, 2.0, 3.0, 4.0, 5.0])
     (0.0, 0.0625)
@@ -188,7 +190,7 @@ def signed_rank(differences: Sequence[float]) -> tuple[float, float]:
 def _visits(
     records: Iterable[ScoreRecord], model: str, metric: str
 ) -> dict[tuple[str, str | None], float]:
-    """Give the values of one row, as far as they are numbers."""
+    """Return the values of one row that are not nan."""
     values: dict[tuple[str, str | None], float] = {}
     for record in records:
         if record.model != model:
@@ -208,9 +210,9 @@ def _participant_means(values: Iterable[tuple[tuple[str, str | None], float]]) -
 
 
 def _differences(records: Iterable[ScoreRecord], one: str, other: str, metric: str) -> list[float]:
-    """Give one - other for each participant, averaged over the visits that both have."""
+    """Return one - other for each participant, averaged over the visits that both rows have."""
     first, second = _visits(records, one, metric), _visits(records, other, metric)
     return _participant_means(
         (visit, 0.0 if first[visit] == second[visit] else first[visit] - second[visit])
-        for visit in first.keys() & second.keys()  # equal infinities differ by nothing
+        for visit in first.keys() & second.keys()  # equal infinities differ by 0
     )

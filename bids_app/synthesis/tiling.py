@@ -1,6 +1,6 @@
-"""How a volume and a row of tiles, which is what a network sees, stand for one another.
+"""Conversion between volumes and sequences of tiles, which are the inputs of a network.
 
-Torch is not loaded here: a model's row is read before anything is computed.
+This module does not import torch, because specs are read before anything is computed.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Shape: TypeAlias = tuple[int, ...]
-OWN_AXES = "RA"  # of a slice: its first axis points right, its second anterior
+OWN_AXES = "RA"  # of a slice: the first axis points right, the second anterior
 AXES = tuple(map("".join, [*product("RL", "AP"), *product("AP", "RL")]))
 NO_TILES = "a volume without voxels has no tiles"
 
 
 class Tiling(Protocol):
-    """How a volume and a row of tiles stand for one another."""
+    """Conversion between a volume and a sequence of tiles."""
 
     spatial_dims: ClassVar[int]
     channels: ClassVar[int]
 
     def count(self, shape: Shape) -> int:
-        """Tiles in a volume of this shape."""
+        """Return the number of tiles of a volume of this shape."""
 
     def cut(self, volume: Tensor, index: int) -> Tensor:
         """Cut one tile, (channels, *size), out of (I, J, K)."""
 
     def centre(self, volume: Tensor, index: int) -> Tensor:
-        """Cut out what is kept of one tile when tiles are merged."""
+        """Cut out the part of one tile that is kept when tiles are merged."""
 
     def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
-        """Lay all tiles, in order, out as a volume of this shape."""
+        """Merge all tiles, in order, to a volume of this shape."""
 
 
 def turn(tile: Tensor, axes: str) -> Tensor:
-    """Lay slices, (…, I, J), out as another program does, to whose images a network is used.
+    """Reorient slices, (…, I, J), for a network that was trained on another program's images.
 
     Parameters
     ----------
     tile : Tensor, (…, I, J)
-        The first axis of a slice points right, the second anterior.
+        Slices whose first axis points right, and the second anterior.
     axes : str
-        Where those of the result point to, one of ``AXES``: ``PR`` is a slice as it is looked at,
-        rows from anterior to posterior, left on the left.
+        Directions of the axes of the result, one of ``AXES``: ``PR`` is a slice as displayed, rows
+        from anterior to posterior, left on the left.
 
     Examples
     --------
@@ -76,23 +76,24 @@ def _mirrored(axes: str) -> list[int]:
 
 @dataclass(frozen=True)
 class SliceTriplets:
-    """Triplets of adjacent transverse slices, one slice to a channel (semi-3D).
+    """Triplets of adjacent transverse slices, one slice per channel (semi-3D).
 
-    Zotova et al. (2021), section 2.1, "Implementation details". Tiles are (3, I, J). The last one
-    repeats the last slice where there are no more.
+    Zotova et al. (2021), section 2.1, "Implementation details". Tiles are (3, I, J). The last
+    triplet repeats the last slice if needed.
 
     Parameters
     ----------
     step : int
-        Slices between the starts of two neighbours: 3, the paper's, is without overlap; with 1
-        or 2 a slice is in several triplets, and what they make of it is averaged.
+        Number of slices between the starts of neighbouring triplets: 3, as in the paper, is
+        without overlap; with 1 or 2, a slice is in several triplets, and their predictions are
+        averaged.
     axes : str
-        Where the axes of a slice point to, as :func:`turn` has it; other than ``RA``, tiles are
-        turned, for a generator that was trained elsewhere.
+        Directions of the axes of a slice, see :func:`turn`; if not ``RA``, tiles are reoriented,
+        for a generator that was trained elsewhere.
 
     Examples
     --------
-    46 triplets a subject, as in section 3.2; one that begins at every slice but the last two:
+    46 triplets per subject, as in section 3.2; one starting at every slice except the last two:
 
     >>> SliceTriplets().count((157, 189, 136)), SliceTriplets(step=1).count((157, 189, 136))
     (46, 134)
@@ -143,14 +144,14 @@ def _refuse_axes(axes: str) -> None:
 
 @dataclass(frozen=True)
 class SingleSlices:
-    """Transverse slices, each of them a tile, (1, I, J).
+    """Single transverse slices, each of them a tile, (1, I, J).
 
     Not in the paper; for generators that were trained elsewhere.
 
     Parameters
     ----------
     axes : str
-        As of :class:`SliceTriplets`.
+        Directions of the axes of a slice; see :class:`SliceTriplets`.
     """
 
     spatial_dims: ClassVar[int] = 2
@@ -181,12 +182,12 @@ class SingleSlices:
 
 
 def overlap(tiling: Tiling) -> SliceTriplets:
-    """Let triplets begin at every slice, so that what is made of each slice is averaged.
+    """Return a tiling with a triplet starting at every slice, whose predictions are averaged.
 
     Raises
     ------
     ValueError
-        If tiles are no triplets: cubes overlap already, single slices and a whole volume cannot.
+        If tiles are not triplets: cubes overlap already, single slices and a whole volume cannot.
     """
     if not isinstance(tiling, SliceTriplets):
         raise ValueError("only triplets of slices can be made to overlap")
@@ -197,16 +198,16 @@ def overlap(tiling: Tiling) -> SliceTriplets:
 class CubicPatches:
     """Overlapping cubes, of which only the centre is kept (3D-patch).
 
-    Zotova et al. (2021), sections 2.1 and 3.2. Tiles are (1, size, size, size), smaller where the
-    volume is. The last cube along an axis is moved back to end with the volume.
+    Zotova et al. (2021), sections 2.1 and 3.2. Tiles are (1, size, size, size), smaller if the
+    volume is. The last cube along an axis is shifted back to end with the volume.
 
     Parameters
     ----------
     size : int
         Edge of a cube in voxels.
     stride : int
-        Voxels between the starts of two neighbours; ``size - stride`` of each cube, half of it at
-        either end, is its margin.
+        Number of voxels between the starts of neighbouring cubes; the margins of a cube are
+        ``size - stride`` voxels wide in total, half of that at either end.
 
     Examples
     --------
@@ -250,14 +251,14 @@ class CubicPatches:
         ].unsqueeze(0)
 
     def _centre_of_cube(self, start: int, side: int) -> slice:
-        """Tell which voxels of an axis come from the cube that starts there."""
+        """Return the voxels along an axis that are kept of the cube that starts there."""
         margin = (self.size - self.stride) // 2
         last = start + self.size >= side
         return slice(start + margin if start else 0, side if last else start + margin + self.stride)
 
     def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
-        # Each cube leaves its leading margin to its forerunners and overwrites their trailing
-        # margins, so that what stays of every cube is its centre.
+        # Each cube leaves out its leading margin and overwrites the trailing margins of earlier
+        # cubes, so that the centre of every cube remains.
         margin = (self.size - self.stride) // 2
         volume: Tensor | None = None
         for corner, tile in zip(self._corners(shape), tiles, strict=True):
@@ -275,7 +276,7 @@ class CubicPatches:
 
 @dataclass(frozen=True)
 class WholeVolume:
-    """One tile, (1, I, J, K), which is all there is: what the tissue model sees."""
+    """The whole volume as one tile, (1, I, J, K), for the tissue model."""
 
     spatial_dims: ClassVar[int] = 3
     channels: ClassVar[int] = 1

@@ -1,13 +1,12 @@
 """The tissue model: a generator without a network, fitted to a few controls in closed form.
 
-It is ours, not of Zotova et al. (2021): what a network must beat to be worth its training. At each
-place ``x`` of the template,
+It is ours, not from Zotova et al. (2021), and serves as the baseline that a network must beat to be
+worth its training. At each position ``x`` of the template,
 
     PET(x) = a(x) · grey(x) + b(x) · white(x) + c(x),
 
-where ``grey`` and ``white`` are the shares of grey and of white matter that the T1w shows, blurred
-as the scanner blurs, and ``a``, ``b`` and ``c`` are the uptake of the training controls around
-``x``.
+where ``grey`` and ``white`` are the shares of grey and white matter in the T1w, blurred like the
+scanner blurs, and ``a``, ``b`` and ``c`` are the uptake of the training controls around ``x``.
 """
 
 from collections.abc import Sequence
@@ -33,25 +32,24 @@ from bids_app.imaging.volume import (
 from bids_app.synthesis.models import FEWEST, TissueSpec
 from bids_app.synthesis.pairs import Volumes
 
-PSF_FWHM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # mm; tried; PET scanners have 4 to 8
-KERNEL_FWHM = (6.0, 9.0, 13.0, 20.0)  # mm; tried; the more controls, the narrower the best
-USUAL_KERNEL = 9.0  # mm; while the blur is chosen, which hardly depends on it
-RIDGE = 1e-3  # pull towards the coefficients of the whole brain; our choice
-PULLS = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # towards the coefficients of an initial model; tried
-PSF_CONTROLS = 8  # whose PET the blur is chosen with, at most; our choice
+PSF_FWHM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # mm; candidates; PET scanners have 4 to 8
+KERNEL_FWHM = (6.0, 9.0, 13.0, 20.0)  # mm; candidates; more controls favour a narrower one
+USUAL_KERNEL = 9.0  # mm; used to choose the blur, which hardly depends on it
+RIDGE = 1e-3  # penalty towards the coefficients of the whole brain; our choice
+PULLS = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # penalties towards an initial model; candidates
+PSF_CONTROLS = 8  # controls used to choose the blur, at most; our choice
 GROUPS = 8  # of controls left out in turn, at most; our choice
-SAME_MEAN = 1e-3  # of the mean: by rounding and clipping it differs by less; our choice
+SAME_MEAN = 1e-3  # relative; rounding and clipping change a mean by less; our choice
 TERMS = 3  # grey, white, 1
 Moments = NDArray[np.float64]
 Coefficients = NDArray[np.float64]
 
 
 class TissueModel(nn.Module):
-    """A tissue model, which takes the place of a network.
+    """Tissue model, which takes the place of a network.
 
     ``forward`` maps T1w, (N, 1, I, J, K), with intensities in [0, 1] and 0 outside the brain, to
-    the PET predicted for them, in the same shape and range, 0 where the T1w is 0. It is computed
-    on a CPU.
+    predicted PET of the same shape and range, 0 where the T1w is 0. It is computed on the CPU.
 
     Parameters
     ----------
@@ -61,13 +59,13 @@ class TissueModel(nn.Module):
     Attributes
     ----------
     coefficients : Parameter, (3, I', J', K')
-        Uptake of grey and of white matter, and what both leave, in each cube; in the unit of the
-        PET they were fitted to.
+        Uptake of grey matter and of white matter, and the remainder, in each cube; in the unit of
+        the PET they were fitted to.
     psf_sigma : Parameter, (3,)
         Blur of tissue along each axis, in voxels: the standard deviation of a Gaussian.
     brain_mean : Parameter, ()
-        What the mean of each PET in its brain is by its scale, and of what is predicted therefore;
-        0 where PET are scaled otherwise.
+        Mean in the brain that all training PET are scaled to, and therefore predictions, too; 0 if
+        PET are scaled otherwise.
     """
 
     def __init__(self, spec: TissueSpec) -> None:
@@ -97,21 +95,21 @@ class TissueModel(nn.Module):
 
 
 def carry_tissue_model(model: TissueModel, affine: Affine, grid: Grid) -> TissueModel:
-    """Bring a tissue model to another grid of its space: coefficients are smooth maps.
+    """Resample a tissue model to another grid of its space; its coefficients are smooth maps.
 
     Parameters
     ----------
     model : TissueModel
-        On the grid it was fitted on.
+        Model on the grid it was fitted on.
     affine : ndarray, (4, 4)
         Voxel indices of that grid → mm.
     grid : Grid
-        The other one; beyond the first, coefficients go on as at its edge.
+        Target grid; outside the original grid, coefficients are those at its edge.
 
     Returns
     -------
     TissueModel
-        With cubes of about the same edges in mm.
+        Model whose cubes have about the same edges in mm.
     """
     zooms, old_zooms = zooms_of(grid.affine), np.array(zooms_of(affine))
     edges = np.array(model.spec.sides) * old_zooms
@@ -131,7 +129,7 @@ def carry_tissue_model(model: TissueModel, affine: Affine, grid: Grid) -> Tissue
 
 
 def _centres(affine: Affine, sides: tuple[int, int, int]) -> Affine:
-    """Give the affine of cubes, from those of voxels: indices of a cube → its centre in mm."""
+    """Return the affine of cubes, given that of voxels: indices of a cube → its centre in mm."""
     scale = np.diag([*sides, 1.0])
     scale[:3, 3] = (np.array(sides) - 1) / 2
     centres: Affine = affine @ scale
@@ -139,7 +137,7 @@ def _centres(affine: Affine, sides: tuple[int, int, int]) -> Affine:
 
 
 def _cut(volume: NDArray[np.float32], sides: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Cut a volume into cubes, (I', J', K', voxels of a cube); it goes on with 0."""
+    """Cut a volume, padded with 0, into cubes, (I', J', K', voxels of a cube)."""
     short = [-voxels % side for voxels, side in zip(volume.shape, sides, strict=True)]
     filled = np.pad(volume, [(0, voxels) for voxels in short])
     i, j, k = count_cubes(volume.shape, sides)
@@ -148,13 +146,13 @@ def _cut(volume: NDArray[np.float32], sides: tuple[int, int, int]) -> NDArray[np
 
 
 def _moments(visit: Volumes, sides: tuple[int, int, int], blurs: Sequence[float]) -> list[Moments]:
-    """Sum, in each cube, the products that least squares needs of one control, for each blur.
+    """Sum the products needed for least squares in each cube of one visit, for each blur.
 
     Returns
     -------
     list of ndarray, (I', J', K', 4, 4)
-        Of each two of grey, white, 1 and the PET. What is not brain, or not covered by the PET, is
-        0 in all.
+        Sums of the products of any two of grey, white, 1 and the PET. Voxels outside the brain, or
+        not covered by the PET, are ignored.
     """
     zooms = visit.owner.zooms
     known = _cut((visit.brain & visit.covered & (visit.t1w > 0)).astype(np.float32), sides)
@@ -187,8 +185,8 @@ def _solve(
 ) -> Coefficients:
     """Solve for the coefficients of each cube, (I', J', K', 3), from the cubes around it.
 
-    ``edges`` are those of a cube, in mm. A ridge draws them to those of the whole brain, or to the
-    initial ones, where cubes say little.
+    ``edges`` are those of a cube, in mm. A ridge penalty shrinks the coefficients towards those of
+    the whole brain, or towards the initial ones, where cubes contain little information.
     """
     sigmas = (kernel_fwhm * SIGMA_OF_FWHM / edge for edge in edges)
     near = ndimage.gaussian_filter(moments, (*sigmas, 0, 0), mode="constant")
@@ -200,7 +198,7 @@ def _solve(
     )
     ridge = pull * np.diag(np.diag(whole[:TERMS, :TERMS]))
     coefficients = np.broadcast_to(prior, (*near.shape[:3], TERMS)).copy()
-    informed = near[..., TERMS - 1, TERMS - 1] > 0  # beyond the kernel's reach nothing is known
+    informed = near[..., TERMS - 1, TERMS - 1] > 0  # cubes within the kernel's reach
     sums = near[informed, :TERMS, TERMS] + coefficients[informed] @ ridge
     matrices = near[informed, :TERMS, :TERMS] + ridge
     coefficients[informed] = np.linalg.solve(matrices, sums[..., np.newaxis])[..., 0]
@@ -208,7 +206,7 @@ def _solve(
 
 
 def _rescaled(initial: Coefficients, moments: Moments) -> Coefficients:
-    """Multiply initial maps of a, b and c by a number each, those that fit the whole brain best."""
+    """Multiply the initial maps of a, b and c by the factors that fit the whole brain best."""
     maps, cubes = initial.reshape(-1, TERMS), moments.reshape(-1, TERMS + 1, TERMS + 1)
     matrix = np.einsum("ni,nij,nj->ij", maps, cubes[:, :TERMS, :TERMS], maps)
     sums = np.einsum("ni,ni->i", maps, cubes[:, :TERMS, TERMS])
@@ -216,7 +214,7 @@ def _rescaled(initial: Coefficients, moments: Moments) -> Coefficients:
 
 
 def _squared_error(coefficients: Coefficients, moments: Moments) -> float:
-    """Sum the squared errors of coefficients, from moments alone: θᵀMθ with θ = (a, b, c, −1)."""
+    """Sum the squared errors of coefficients from moments: θᵀMθ with θ = (a, b, c, −1)."""
     theta = np.concatenate([coefficients, -np.ones((*coefficients.shape[:3], 1))], axis=-1)
     return float(np.einsum("...i,...ij,...j", theta, moments, theta, optimize=True).sum())
 
@@ -228,7 +226,7 @@ def _left_out_error(
     initial: Coefficients | None = None,
     pull: float = RIDGE,
 ) -> float:
-    """Sum the squared errors on each group of controls of what the others predict."""
+    """Sum the squared errors on each group of controls of the model fitted to the others."""
     total = np.sum(groups, axis=0)
     return sum(
         _squared_error(_solve(total - group, kernel_fwhm, edges, initial, pull), group)
@@ -237,7 +235,7 @@ def _left_out_error(
 
 
 def _common_mean(visits: Sequence[Volumes]) -> float:
-    """Give the mean that all PET have in the brain; 0 if they are not scaled so."""
+    """Return the mean in the brain that all PET share; 0 if they do not share one."""
     means = [float(np.mean(visit.pet[visit.brain & visit.covered])) for visit in visits]
     return means[0] if np.ptp(means) <= SAME_MEAN * max(means) else 0.0
 
@@ -247,24 +245,25 @@ def fit_tissue_model(
 ) -> TissueModel:
     """Fit a tissue model to controls.
 
-    The blur and the width of the neighbourhood are those that predict controls best who were left
-    out of the fit; so is the pull towards an initial model.
+    The blur, the width of the neighbourhood and the strength of the penalty towards an initial
+    model are chosen by cross-validation: those that best predict controls left out of the fit.
 
     Parameters
     ----------
     spec : TissueSpec
         Cubes of the controls' grid.
     visits : sequence of Volumes
-        T1w and PET in [0, 1] on one grid; two participants or more.
+        T1w and PET in [0, 1] on one grid, of at least two participants.
     initial : TissueModel, optional
-        Of the same cubes, fitted to other people. Where the controls say little, its coefficients
-        stand, its maps of grey, white and rest times a number each for all of the brain, since
-        scanners differ. Without, those of the whole brain stand.
+        Model with the same cubes, fitted to other people. Where the controls provide little
+        information, coefficients are close to its maps of grey matter, white matter and remainder,
+        each multiplied by one factor for the whole brain, because scanners differ. By default they
+        are close to the coefficients of the whole brain there.
 
     Raises
     ------
     ValueError
-        If there are fewer participants, or one's T1w has no three tissues.
+        If there are fewer participants, or a T1w does not show three tissues.
     """
     people: dict[str, list[Volumes]] = {}
     for visit in visits:
@@ -276,7 +275,7 @@ def fit_tissue_model(
     edges = [side * zoom for side, zoom in zip(spec.sides, zooms, strict=True)]
 
     def measure(members: Sequence[list[Volumes]], blurs: Sequence[float]) -> list[Moments]:
-        """Sum the moments of some controls, a blur each."""
+        """Sum the moments of some controls for each blur."""
         moments = (_moments(visit, spec.sides, blurs) for control in members for visit in control)
         return reduce(lambda one, other: list(map(np.add, one, other)), moments)
 
