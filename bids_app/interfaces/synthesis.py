@@ -1,6 +1,6 @@
-"""Nodes that predict a PET, and tell how far to trust it.
+"""Interfaces that predict a PET and its uncertainty, and measure the novelty of a T1w.
 
-The one that predicts is torch's: see CONTRIBUTING.md, "Processes".
+Prediction uses torch: see CONTRIBUTING.md, "Processes".
 """
 
 from pathlib import Path
@@ -80,7 +80,7 @@ class SynthesizePET(SimpleInterface):
         return runtime
 
     def _load(self, folder, grid):
-        """Load a generator, onto a grid; give it with its card."""
+        """Load a generator for a grid, and return it with its card."""
         import torch
 
         from bids_app.synthesis.inference import load_generator
@@ -88,12 +88,12 @@ class SynthesizePET(SimpleInterface):
 
         torch.set_num_threads(self.inputs.threads)
         generator, card = load_generator(folder, self.inputs.device)
-        if not is_own_grid(card, grid):  # a tissue model, or the run would not have begun
+        if not is_own_grid(card, grid):  # then a tissue model, as checked before the run
             generator = carry_tissue_model(generator, np.array(card.affine), grid)
         return generator, card
 
     def _synthesize(self, t1w, generator, card):
-        """Predict a PET; give it with what its sidecar tells of how."""
+        """Predict a PET, and return it with the fields of its sidecar."""
         from bids_app.synthesis.inference import choose_dtype, synthesize
         from bids_app.synthesis.tissue import TissueModel
 
@@ -119,7 +119,7 @@ class _PredictErrorOutputSpec(TraitedSpec):
 
 
 class PredictError(SimpleInterface):
-    """Write how far a synthetic PET may be from the real one."""
+    """Write the standard deviation of the error of a synthetic PET."""
 
     input_spec = _PredictErrorInputSpec
     output_spec = _PredictErrorOutputSpec

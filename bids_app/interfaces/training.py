@@ -1,6 +1,6 @@
-"""Nodes that store volumes for training, train generators and score them.
+"""Interfaces that store volumes for training, train generators and score them.
 
-Training is torch's: see CONTRIBUTING.md, "Processes".
+Training uses torch: see CONTRIBUTING.md, "Processes".
 """
 
 import shutil
@@ -22,8 +22,8 @@ from bids_app.imaging.coverage import COMPLETE
 from bids_app.imaging.volume import Grid
 from bids_app.nifti import CHANNELS, HOLE, Owner, store_arrays
 
-ROUNDING = 1e-3  # intensities may be beyond 0..1 by so much
-SYNTHETIC = "SYNTHETIC"  # as the header of every synthetic image says
+ROUNDING = 1e-3  # tolerance of intensities outside 0..1
+SYNTHETIC = "SYNTHETIC"  # start of the description in the header of every synthetic image
 PET, T1W, BRAIN = "pet", "t1w", "brain"
 
 
@@ -51,7 +51,7 @@ class _StoreVolumesOutputSpec(TraitedSpec):
 
 
 class StoreVolumes(SimpleInterface):
-    """Check the images of one visit, and write them so that they can be mapped."""
+    """Check the images of one visit, and write them as files that can be memory-mapped."""
 
     input_spec = _StoreVolumesInputSpec
     output_spec = _StoreVolumesOutputSpec
@@ -81,7 +81,10 @@ class StoreVolumes(SimpleInterface):
         return runtime
 
     def _hole(self, pet, brain):
-        """Mark the brain that the PET does not cover; refuse an older PET that may have a gap."""
+        """Mark brain voxels that the PET does not cover.
+
+        A PET without a coverage mask, from an older version, is rejected if it may have a gap.
+        """
         path = Path(self.inputs.coverage)
         if path.is_file():
             grid = Grid(self.inputs.shape, np.array(self.inputs.affine))
@@ -157,7 +160,7 @@ class _TrainGeneratorOutputSpec(TraitedSpec):
 
 
 class TrainGenerator(SimpleInterface):
-    """Train one row of Table 1 on one fold, or on all; go on where an earlier run was stopped."""
+    """Train one row of Table 1 on one fold, or on all participants, resuming an interrupted run."""
 
     input_spec = _TrainGeneratorInputSpec
     output_spec = _TrainGeneratorOutputSpec
@@ -353,12 +356,12 @@ class _PublishGeneratorOutputSpec(TraitedSpec):
 
 
 class PublishGenerator(SimpleInterface):
-    """Put a generator, those of its folds, and what tells of them where they belong."""
+    """Write a generator and those of its folds, with their cards and records, to their folder."""
 
     input_spec = _PublishGeneratorInputSpec
     output_spec = _PublishGeneratorOutputSpec
     uses_torch = True
-    always_run = True  # what was put there may have been deleted since
+    always_run = True  # the files may have been deleted since
 
     def _run_interface(self, runtime):
         from bids_app.synthesis.publishing import Fitted, publish

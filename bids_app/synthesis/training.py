@@ -1,9 +1,9 @@
-"""The training loop of a row of Table 1. It yields epochs; whoever iterates saves and stops.
+"""Training loop of a row of Table 1, which yields epochs; the caller saves and stops.
 
-Several processes can train the same networks together, each on its share of every batch. What they
-end with is what one process would end with on the whole batches: losses are means over the samples
-of a batch, so gradients are averaged over all samples, and the pools of earlier fakes, which keep a
-discriminator from forgetting, see them in the order of the batch.
+Several processes can train the same networks together, each on its share of every batch. Their
+result is that of one process on whole batches: losses are means over the samples of a batch, so
+gradients are averaged over all samples, and the pools of earlier fakes, which keep a discriminator
+from forgetting, receive the fakes in the order of the batch.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 
 class ImagePool:
-    """A memory of fakes: Zhu et al. (2017), section 4, after Shrivastava et al. (2017).
+    """Pool of earlier fakes: Zhu et al. (2017), section 4, after Shrivastava et al. (2017).
 
     Parameters
     ----------
     size : int
-        Fakes to remember; 0 remembers none.
+        Number of fakes to keep; 0 for none.
     random : torch.Generator
-        On the CPU; decides which fakes are exchanged.
+        Source of randomness for the exchange, on the CPU.
     """
 
     def __init__(self, size: int, random: torch.Generator) -> None:
@@ -48,17 +48,17 @@ class ImagePool:
         self.images: list[Tensor] = []
 
     def exchange(self, fakes: Tensor) -> Tensor:
-        """Remember the new fakes; give, each with probability 1/2, an older one in its place.
+        """Exchange each fake, with probability 1/2, for an older one from the pool.
 
         Parameters
         ----------
         fakes : Tensor, (N, channels, *size)
-            Detached.
+            New fakes, detached.
 
         Returns
         -------
         Tensor, (N, channels, *size)
-            While the pool is not full, the new fakes themselves.
+            New or older fakes. Until the pool is full, new fakes are stored and returned.
         """
         return torch.stack([self._exchange_fake(fake) for fake in fakes])
 
@@ -78,12 +78,12 @@ Item = TypeVar("Item")
 
 
 class Team:
-    """All processes of a Fabric, or the only one.
+    """Group of all processes of a Fabric, of which there may be only one.
 
     Parameters
     ----------
     fabric : Fabric
-        Launched.
+        Launched Fabric.
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -91,31 +91,32 @@ class Team:
         self.rank, self.size = fabric.global_rank, fabric.world_size
 
     def share(self, batch: Sequence[Item]) -> list[Item]:
-        """Give this process every ``size``-th item, or the first one if none is left for it."""
+        """Return every ``size``-th item for this process, or the first one if there is none."""
         items = batch[self.rank :: self.size]
         return list(items if len(items) else batch[:1])
 
     def weight(self, total: int) -> float:
-        """Weigh this process's share of ``total`` samples so that the mean over processes is right.
+        """Return the weight of this process's share of ``total`` samples in means over processes.
 
-        A share that stands for nothing, because there were fewer samples than processes, weighs 0.
+        It is 0 for a process without a sample of its own, if there are fewer samples than
+        processes.
         """
         return len(range(self.rank, total, self.size)) * self.size / total
 
     def gather(self, share: Tensor, total: int) -> Tensor:
-        """Put the shares of a batch together again, in its order.
+        """Gather the shares of a batch from all processes, in the order of the batch.
 
         Parameters
         ----------
         share : Tensor, (n, ...)
-            Of this process.
+            Share of this process.
         total : int
-            Samples of the whole batch.
+            Number of samples in the whole batch.
 
         Returns
         -------
         Tensor, (total, ...)
-            Alike in all processes.
+            Whole batch, the same in all processes.
         """
         if self.size == 1:
             return share
@@ -136,18 +137,19 @@ class Team:
             gradient.copy_(part.view_as(gradient))
 
     def average(self, value: Tensor) -> Tensor:
-        """Give the mean of a value over all processes."""
+        """Return the mean of a value over all processes."""
         if self.size == 1:
             return value
         return cast("Tensor", self.fabric.all_reduce(value, reduce_op="mean"))
 
 
-# Norm that gradients of a step are cut to. Our choice: else a tile with next to no brain, where
-# instance norms multiply gradients, is up to a million times others, and Adam's steps stay small
-# for long. 10, 30 and 100 were tried, on simulated PET: docs/results/training.md
+# Norm that gradients of a step are clipped to. Our choice: otherwise the gradient of a tile with
+# next to no brain, which instance norms multiply, is up to a million times those of others, and
+# Adam's steps stay small for long. 10, 30 and 100 were tried on simulated PET:
+# docs/results/training.md
 LARGEST_GRADIENT = 10.0
-EARLY_RATE = 0.1  # of the learning rate, for early layers that were trained before; our choice
-# Channels as the innermost axis: what convolutions of one thread group read together, faster here.
+EARLY_RATE = 0.1  # share of the learning rate for pretrained early layers; our choice
+# Channels as the innermost axis, which convolutions read together; faster here.
 LAYOUTS: Final = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -161,16 +163,16 @@ class Losses:
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch that has been run, counted from 1, and the mean losses over its steps."""
+    """Completed epoch: its number, counted from 1, and the mean losses over its steps."""
 
     number: int
     losses: Losses
 
 
 def learning_rate(spec: ModelSpec, epoch: int) -> float:
-    """Give the learning rate of an epoch, counted from 0.
+    """Return the learning rate of an epoch, counted from 0.
 
-    Constant, then linear to 0: Zotova et al. (2021), section 3.2.
+    It is constant, then falls linearly to 0: Zotova et al. (2021), section 3.2.
 
     Examples
     --------
@@ -184,21 +186,21 @@ def learning_rate(spec: ModelSpec, epoch: int) -> float:
 
 
 class Training:
-    """Networks in the middle of being trained, with all that is needed to go on.
+    """Networks during training, with all state needed to resume.
 
     Parameters
     ----------
     spec : ModelSpec
         A row of Table 1.
     fabric : Fabric
-        Where, and in which precision, to compute. Launched; with several processes, each holds
+        Launched Fabric, which determines device and precision. With several processes, each holds
         the same networks and works on its share of every batch.
     random : torch.Generator
-        On the CPU; draws the first weights, the order of tiles, and from the pools. Alike in all
-        processes.
+        Source of randomness for initial weights, order of tiles and pools, on the CPU; in the same
+        state in all processes.
     initial : Module or None
-        A generator MRI → PET of the same architecture, whose weights are gone on from; its layers
-        before the residual blocks then learn more slowly. Other networks are new.
+        Generator MRI → PET of the same architecture to start from; its layers before the residual
+        blocks then learn more slowly. Other networks are initialized at random.
     """
 
     def __init__(
@@ -244,7 +246,7 @@ class Training:
 
     @contextmanager
     def _unsynced_gradients(self) -> Iterator[None]:
-        """Keep Fabric from averaging gradients: a step averages them once, at its end."""
+        """Prevent Fabric from averaging gradients, which a step averages once at its end."""
         with ExitStack() as stack:
             if self.team.size > 1:
                 for translator in self.translators:
@@ -254,7 +256,7 @@ class Training:
             yield
 
     def step(self, batch: Batch) -> Losses:
-        """Improve all networks once, by a batch of true pairs."""
+        """Update all networks once, with a batch of true pairs."""
         with self._unsynced_gradients():
             return self._step(batch.to(self.fabric.device))
 
@@ -298,7 +300,7 @@ class Training:
         return discriminator_loss(translator.discriminator(real), translator.discriminator(fakes))
 
     def run_epoch(self, batches: Iterable[Batch]) -> Epoch:
-        """Take a step a batch, and count the epoch.
+        """Run one step per batch, and count the epoch.
 
         Raises
         ------
@@ -328,18 +330,20 @@ class Training:
 def shuffled_batches(
     pairs: Sequence[Pair], spec: ModelSpec, random: torch.Generator, team: Team | None = None
 ) -> Iterator[Batch]:
-    """Cut the tiles of an epoch out of all pairs, in random order, the last batch possibly smaller.
+    """Yield the batches of an epoch: tiles of all pairs in random order.
+
+    The last batch may be smaller.
 
     Parameters
     ----------
     pairs : sequence of Pair
         T1w and PET of one person each.
     spec : ModelSpec
-        Gives tiling, batch size, and how many tiles are drawn from a volume.
+        Specification of the tiling, the batch size and the number of tiles per volume.
     random : torch.Generator
-        On the CPU; draws the order.
+        Source of randomness for the order, on the CPU.
     team : Team, optional
-        Processes that share each batch; by default this one has it whole.
+        Processes that share each batch; by default, batches are not shared.
     """
     places = [(pair, index) for pair in pairs for index in _chosen(pair, spec, random)]
     for chosen in torch.randperm(len(places), generator=random).split(spec.batch_size):
@@ -358,7 +362,7 @@ def shuffled_batches(
 
 
 def _chosen(pair: Pair, spec: ModelSpec, random: torch.Generator) -> list[int]:
-    """Choose the tiles of a volume that an epoch sees: all that count, or some of those."""
+    """Choose the tiles of a volume for an epoch: all usable ones, or a random subset of them."""
     if not spec.tiles_per_volume:
         everything = range(spec.tiling.count(tuple(pair.mri.shape)))
         return list(pair.places if pair.places else everything)
@@ -367,12 +371,12 @@ def _chosen(pair: Pair, spec: ModelSpec, random: torch.Generator) -> list[int]:
 
 
 def train(training: Training, pairs: Sequence[Pair]) -> Iterator[Epoch]:
-    """Run the epochs that are left, one at a time.
+    """Run the remaining epochs, one at a time.
 
     Parameters
     ----------
     training : Training
-        New, or restored from a checkpoint.
+        New training, or one restored from a checkpoint.
     pairs : sequence of Pair
         T1w and PET of one person each.
     """
@@ -386,20 +390,20 @@ Validate = Callable[[nn.Module], float]
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """An epoch in the history of a fit.
+    """Epoch in the history of a fit.
 
     Parameters
     ----------
     epoch : int
-        From 1.
+        Number of the epoch, counted from 1.
     generator_loss, discriminator_loss : float
-        Means over its steps; unitless.
+        Mean losses over its steps; unitless.
     ssim : float
-        Mean over the validation volumes; nan where it was not looked at.
+        Mean SSIM over the validation volumes; nan if it was not computed.
     learning_rate : float
-        Of both optimizers.
+        Learning rate of both optimizers.
     seconds : float
-        That the epoch took, with validation.
+        Duration of the epoch, including validation.
     """
 
     epoch: int
@@ -411,21 +415,21 @@ class HistoryRow:
 
     @classmethod
     def of(cls, row: Sequence[float]) -> HistoryRow:
-        """Build it from a row of numbers."""
+        """Build a history row from a sequence of numbers."""
         epoch, *values = row
         return cls(int(epoch), *values)
 
 
 class Fit:
-    """A training, its history, and the weights that are kept of it.
+    """Training with its history and the best weights so far.
 
-    Early stopping is that of Zotova et al. (2021), section 3.2: the generator with the best SSIM
-    on validation volumes is kept. Without validation the last one is.
+    Early stopping follows Zotova et al. (2021), section 3.2: the generator with the best SSIM on
+    validation volumes is kept. Without validation, the last one is kept.
 
     Parameters
     ----------
     training : Training
-        New.
+        New training.
     """
 
     def __init__(self, training: Training) -> None:
@@ -435,21 +439,21 @@ class Fit:
 
     @property
     def kept_epoch(self) -> int:
-        """The epoch whose weights are kept, the first of the best; 0 before the first."""
+        """Epoch whose weights are kept, the first of the best ones; 0 before the first epoch."""
         looked_at = [line for line in self.history if not isnan(line.ssim)]
         if looked_at:
             return max(looked_at, key=lambda line: line.ssim).epoch
         return self.history[-1].epoch if self.history else 0
 
     def is_over(self, last_epoch: int) -> bool:
-        """Whether the last epoch was run, or validation has not improved for too long."""
+        """Return whether the last epoch was run, or early stopping applies."""
         epoch = self.training.epoch
         watched = any(not isnan(line.ssim) for line in self.history)
         patience = self.training.spec.patience
         return epoch >= last_epoch or (watched and epoch - self.kept_epoch >= patience)
 
     def keep(self) -> None:
-        """Remember the weights of the generator MRI → PET as they are."""
+        """Store a copy of the current weights of the generator MRI → PET."""
         state = self.training.generators[0].state_dict()
         self.kept = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -463,14 +467,14 @@ def _looks(fit: Fit, last_epoch: int) -> bool:
 
 
 def _validated(fit: Fit, validate: Validate | None, last_epoch: int) -> float:
-    """Give the SSIM of this epoch's generator; one process looks, all learn of it."""
+    """Return the SSIM of the current generator, computed by one process and sent to all."""
     if validate is None or not _looks(fit, last_epoch):
         return nan
     training = fit.training
     ssim = nan
     if training.team.rank == 0:
         generator = training.generators[0].eval()
-        with suppress(FloatingPointError):  # told below, by all processes alike
+        with suppress(FloatingPointError):  # raised below, in all processes
             ssim = validate(generator)
         generator.train()
     ssim = float(training.fabric.broadcast(torch.tensor(ssim, dtype=torch.float64)))
@@ -484,23 +488,23 @@ def _validated(fit: Fit, validate: Validate | None, last_epoch: int) -> float:
 def go_on(
     fit: Fit, pairs: Sequence[Pair], *, validate: Validate | None, last_epoch: int
 ) -> Iterator[HistoryRow]:
-    """Run the epochs that are left, one at a time.
+    """Run the remaining epochs, one at a time.
 
     Parameters
     ----------
     fit : Fit
-        New, or restored from a checkpoint.
+        New fit, or one restored from a checkpoint.
     pairs : sequence of Pair
-        What is learned from.
+        Training data.
     validate : callable or None
-        Gives the mean SSIM of a generator on volumes it does not learn from.
+        Function that returns the mean SSIM of a generator on held-out volumes.
     last_epoch : int
-        To stop at, if not earlier; the learning rate follows the spec's own epochs.
+        Epoch at which to stop at the latest; the learning rate follows the spec's own epochs.
 
     Yields
     ------
-    Line
-        An epoch, when its weights were judged; whoever iterates saves.
+    HistoryRow
+        The epoch, after validation; the caller saves.
 
     Raises
     ------

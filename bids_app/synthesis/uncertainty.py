@@ -1,13 +1,13 @@
-"""How far a synthetic PET may be from the real one: a standard deviation at each voxel.
+"""Uncertainty of a synthetic PET: the standard deviation of its error at each voxel.
 
-Ours, not of Zotova et al. (2021). It is fitted to the errors that a generator makes on controls
-whom it has not seen, and stored beside its weights. At each place ``x`` of the template,
+Ours, not from Zotova et al. (2021). The error model is fitted to the errors of a generator on
+held-out controls, and stored beside its weights. At each position ``x`` of the template,
 
     SD(x) = m · place(x) · f(x)ᵀ W f(x),
 
-where ``m`` is the mean of the synthetic PET in the brain, ``f`` tells what PET and T1w show around
-``x``, ``W`` weighs each two of that, and ``place`` is by how much the errors of the controls are
-larger there than that tells. No torch here.
+where ``m`` is the mean of the synthetic PET in the brain, ``f`` are features of the PET and the T1w
+around ``x``, ``W`` holds the weights of their products, and ``place`` is the ratio of the controls'
+errors there to those predicted from the features. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ from bids_app.synthesis.card import read_parts
 if TYPE_CHECKING:
     from bids_app.synthesis.pairs import Volumes
 
-INTERVALS = (50, 80, 95)  # % of voxels that central intervals are to cover
+INTERVALS = (50, 80, 95)  # nominal coverage of the central intervals, in %
 FEATURES = 13
-FEWEST = 4  # controls; our choice: of three, two tell next to nothing about the third
+FEWEST = 4  # controls; our choice: of three, two predict next to nothing about the third
 AROUND = (4.0, 8.0, 16.0)  # mm, FWHM; neighbourhoods of a voxel; our choice
-FINE = 2.0  # mm, sigma; of what is called a slope or a ridge; our choice
+FINE = 2.0  # mm, sigma of the derivatives; our choice
 RIDGE = 1e-4  # of the mean square of a product of features; our choice
 CUBE = 4.0  # mm; edge of the cubes of ``place``; our choice
-KERNEL_FWHM = 12.0  # mm; the neighbourhood that a cube learns from; our choice
-PULL = 3.0  # controls who say that a place is like all others; our choice
-LEAST = 0.2  # of the mean SD in the brain: no voxel is surer; our choice
-APART = 3.0  # mm between the voxels whose errors are looked at; our choice
+KERNEL_FWHM = 12.0  # mm; neighbourhood that a cube is fitted to; our choice
+PULL = 3.0  # weight of the prior that ``place`` is 1, in controls; our choice
+LEAST = 0.2  # lower bound of the SD, relative to its mean in the brain; our choice
+APART = 3.0  # mm between the voxels whose errors are sampled; our choice
 UPPER = np.triu_indices(FEATURES)
 Table = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class ErrorModel:
-    """What is known of a generator's errors.
+    """Model of a generator's errors.
 
     Parameters
     ----------
     weights : ndarray, (13, 13)
-        Of the products of features, see :func:`describe_voxels`; 0 below the diagonal.
+        Weights of the products of features, see :func:`describe_voxels`; 0 below the diagonal.
     places : ndarray, (I', J', K')
-        A factor about 1 for each cube of 4 mm.
+        Factor for each cube of 4 mm, about 1.
     factors : ndarray, (3,)
-        By how many standard deviations central intervals of 50, 80 and 95 % reach to either side.
+        Half-widths of the central intervals of 50, 80 and 95 %, in standard deviations.
     """
 
     weights: NDArray[np.floating]
@@ -69,20 +69,20 @@ class ErrorModel:
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors of one synthetic PET at voxels 3 mm apart, over its mean in the brain.
+    """Errors of one synthetic PET at voxels 3 mm apart, relative to its mean in the brain.
 
     Parameters
     ----------
     features : ndarray, (N, 13)
-        As of :func:`describe_voxels`.
+        Features returned by :func:`describe_voxels`.
     size, smoothed : ndarray, (N,)
         Magnitude of the error, and the same smoothed by 8 mm.
     cube : ndarray of int, (N,)
-        The cube that a voxel lies in, counted as C does.
+        Flat index, in C order, of the cube that contains the voxel.
     cubes : tuple of int
-        How many there are along each axis.
+        Number of cubes along each axis.
     sigmas : tuple of float
-        Of the neighbourhood that a cube learns from, in cubes.
+        Standard deviations of the neighbourhood that a cube is fitted to, in cubes.
     """
 
     features: Table
@@ -96,30 +96,30 @@ class Errors:
 def describe_voxels(
     pet: Volume, t1w: Volume, brain: Mask, chosen: Mask, zooms: tuple[float, float, float]
 ) -> NDArray[np.float32]:
-    """Tell of voxels what their error may depend on.
+    """Compute the features of voxels from which their error is predicted.
 
     Parameters
     ----------
     pet : ndarray, (I, J, K)
-        The synthetic PET as it is written, in any unit, 0 outside the brain.
+        Synthetic PET as written, in any unit, 0 outside the brain.
     t1w : ndarray, (I, J, K)
         Intensities in [0, 1], 0 outside the brain.
     brain, chosen : ndarray of bool, (I, J, K)
-        The brain, and the voxels of it to tell of.
+        Brain mask, and mask of the brain voxels to describe.
     zooms : tuple of float
         Voxel size in mm along each axis.
 
     Returns
     -------
     ndarray, (N, 13)
-        1; the PET over its mean, its slope and its second derivative; how much within 8 mm is no
-        brain; the shares of grey and of white matter within 4, 8 and 16 mm, and the PET within 8
-        and 16 mm.
+        1; the PET relative to its mean, its gradient magnitude and its second derivative; the share
+        of voxels outside the brain within 8 mm; the shares of grey and white matter within 4, 8 and
+        16 mm, and the PET within 8 and 16 mm.
 
     Raises
     ------
     ValueError
-        If the T1w has no three tissues, or the PET is 0.
+        If the T1w does not show three tissues, or the PET is 0.
     """
     mean = float(pet[brain].mean()) if brain.any() else 0.0
     if not mean > 0:
@@ -152,9 +152,9 @@ def predict_sd(
     Parameters
     ----------
     pet, t1w, brain, zooms
-        As of :func:`describe_voxels`.
+        See :func:`describe_voxels`.
     model : ErrorModel
-        Of the generator.
+        Error model of the generator.
 
     Returns
     -------
@@ -164,7 +164,7 @@ def predict_sd(
     Raises
     ------
     ValueError
-        If the model is of another grid, or as :func:`describe_voxels`.
+        If the model belongs to another grid; see also :func:`describe_voxels`.
     """
     sides = cube_sides(CUBE, zooms)
     if count_cubes(pet.shape, sides) != model.places.shape:
@@ -178,19 +178,19 @@ def predict_sd(
 
 
 def sample_errors(visit: Volumes, synthetic: Volume) -> Errors:
-    """Compare a synthetic PET with the real one, where that is known.
+    """Sample the errors of a synthetic PET where the real one covers the brain.
 
     Parameters
     ----------
     visit : Volumes
-        T1w and real PET of someone whom the generator has not seen.
+        T1w and real PET of a participant whom the generator was not trained on.
     synthetic : ndarray, (I, J, K)
-        As it is written, in the unit of the real one.
+        Synthetic PET as written, in the unit of the real one.
 
     Raises
     ------
     ValueError
-        As :func:`describe_voxels`.
+        See :func:`describe_voxels`.
     """
     zooms, shape, brain = visit.owner.zooms, synthetic.shape, np.asarray(visit.brain)
     known = brain & visit.covered
@@ -215,12 +215,12 @@ def sample_errors(visit: Volumes, synthetic: Volume) -> Errors:
 
 
 def _multiply(features: Table) -> Table:
-    """Give the products of each two features, (N, 91)."""
+    """Return the products of all pairs of features, (N, 91)."""
     return features[:, UPPER[0]] * features[:, UPPER[1]]
 
 
 def _fit(people: Sequence[Errors]) -> ErrorModel:
-    """Fit mean absolute errors: by least squares to products of features, then to places."""
+    """Fit mean absolute errors, first to products of features by least squares, then to places."""
     matrix, sums = np.zeros((len(UPPER[0]),) * 2), np.zeros(len(UPPER[0]))
     for errors in people:
         products = _multiply(errors.features)
@@ -245,7 +245,10 @@ def _fit(people: Sequence[Errors]) -> ErrorModel:
 
 
 def _predict(errors: Errors, model: ErrorModel) -> NDArray[np.float64]:
-    """Predict as :func:`predict_sd`, over the mean of the PET, where errors are known."""
+    """Predict standard deviations at sampled voxels, relative to the mean of the PET.
+
+    See :func:`predict_sd`.
+    """
     level = ((errors.features @ model.weights) * errors.features).sum(axis=1)
     level *= model.places.ravel()[errors.cube]
     return np.maximum(level, LEAST * level.mean())
@@ -254,30 +257,31 @@ def _predict(errors: Errors, model: ErrorModel) -> NDArray[np.float64]:
 def fit_error_model(
     people: Sequence[Errors], groups: Sequence[int]
 ) -> tuple[ErrorModel, dict[str, float]]:
-    """Fit what is known of a generator's errors, and see how true it is of others.
+    """Fit an error model of a generator, and evaluate it by cross-validation.
 
-    The people of each group are left out in turn. Their errors, over what is predicted from the
-    others', say how many standard deviations an interval must reach; that of a group's errors
-    which intervals cover is measured with the reach that the other groups give.
+    Each group of people is left out in turn. The half-widths of intervals, in standard deviations,
+    are quantiles of the ratios of left-out errors to the standard deviations predicted by a model
+    fitted to the others. Coverage is measured in each group with the half-widths from the other
+    groups.
 
     Parameters
     ----------
     people : sequence of Errors
-        Of people whom the generator, or one like it, has not seen.
+        Errors in people whom the generator, or one trained like it, was not trained on.
     groups : sequence of int
-        One for each; the same for those who are left out together.
+        Group of each; the same for people who are left out together.
 
     Returns
     -------
     ErrorModel
-        Fitted to all.
+        Error model fitted to all people.
     dict
-        As :func:`measure_errors`.
+        See :func:`measure_errors`.
 
     Raises
     ------
     ValueError
-        If there are fewer than 4 people, or they are of one group.
+        If there are fewer than 4 people, or all belong to one group.
     """
     names = sorted(set(groups))
     if len(people) < FEWEST or len(names) < 2:
@@ -308,15 +312,15 @@ def fit_error_model(
 
 
 def measure_errors(people: Sequence[Errors], model: ErrorModel) -> dict[str, float]:
-    """See how true a model is of people whom it was not fitted to.
+    """Evaluate an error model on people whom it was not fitted to.
 
     Returns
     -------
     dict
-        ``coverage_50``, ``coverage_80`` and ``coverage_95``: the shares of voxels whose error lies
-        in the central interval; ``correlation`` and ``correlation_8mm``: of the standard deviation
-        with the absolute error, and with that smoothed by 8 mm, over the voxels of a person. Means
-        over people.
+        ``coverage_50``, ``coverage_80`` and ``coverage_95``: share of voxels whose error is in the
+        central interval; ``correlation`` and ``correlation_8mm``: correlation of the standard
+        deviation with the absolute error, and with the absolute error smoothed by 8 mm, over the
+        voxels of a person. All are means over people.
     """
     return _average([_measure(errors, _predict(errors, model), model.factors) for errors in people])
 
@@ -344,14 +348,14 @@ def _average(measures: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def describe_error_model(model: ErrorModel, metrics: Mapping[str, float]) -> dict[str, object]:
-    """Say what the standard deviation is worth, as a sidecar tells it.
+    """Describe the standard deviation and its measured validity, for a sidecar.
 
     Parameters
     ----------
     model : ErrorModel
-        Of the generator.
+        Error model of the generator.
     metrics : mapping
-        Of its card: those of :func:`measure_errors`, each after ``uncertainty_``.
+        Metrics of its card: those of :func:`measure_errors` are prefixed with ``uncertainty_``.
     """
 
     def measured(name: str) -> float | None:
@@ -372,14 +376,14 @@ def describe_error_model(model: ErrorModel, metrics: Mapping[str, float]) -> dic
 
 
 def write_error_model(model: ErrorModel, path: Path) -> None:
-    """Write an error model, whole or not at all.
+    """Write an error model atomically.
 
     Raises
     ------
     ReadWriteError
         If it cannot be written.
     UnusableDataError
-        If it holds a number that is not finite: nothing is written.
+        If it holds a number that is not finite; nothing is written then.
     """
     if not all(np.isfinite(array).all() for array in asdict(model).values()):
         raise UnusableDataError(f"{path.name}: errors of a synthetic PET are not finite")
@@ -403,8 +407,8 @@ def read_error_model(path: Path) -> ErrorModel:
     Raises
     ------
     ReadWriteError
-        If it cannot be read.
+        If the file cannot be read.
     UnusableDataError
-        If it is none.
+        If it is not an error model.
     """
     return read_parts(path, ErrorModel, _refuse_odd, "tells nothing of errors")

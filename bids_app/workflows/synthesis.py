@@ -1,4 +1,4 @@
-"""From a T1w in template space to a synthetic PET, and to what tells how far to trust it."""
+"""Workflows that predict a PET from a T1w in template space, and compare it with the real one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,38 +17,39 @@ from bids_app.workflows.execution import Output, label_nodes, save_node
 
 
 def carry_node(omp_nthreads: int) -> Node:
-    """Make the node that carries a synthetic PET, its ``image``, to the grid of the T1w."""
+    """Create the node that resamples a synthetic PET, its input ``image``, to the T1w's grid."""
     resample = Resample(interpolation="linear", description=SYNTHETIC_PET)
     return Node(resample, name="carry_to_t1w", n_procs=omp_nthreads, mem_gb=2)
 
 
 @dataclass(frozen=True)
 class SynthesisPlan:
-    """A generator, how to use it, and where the synthetic PET goes.
+    """Settings of the synthesis of one PET, and the destinations of its results.
 
     Parameters
     ----------
     generator : GeneratorChoice
-        What predicts, and what is done beyond that.
+        Generator and its options.
     fwhm : float
         Smoothing of the result, in mm.
     times_mean : float
-        Scale of real PET in this run, as :func:`bids_app.imaging.intensity.scale_to_unit` has it.
+        Scale of real PET in this run; see :func:`bids_app.imaging.intensity.scale_to_unit`.
     device : str
         A torch device.
     output : Output
-        Where the result goes.
+        Destination of the result.
     in_t1w : Output or None
-        Where it goes on the T1w's own grid; None where there is no such T1w, or no way to it.
+        Destination of the result on the T1w's own grid; None if there is no such T1w, or no
+        transform to it.
     uncertainty : Output or None
-        Where the standard deviation of its error goes, if it is wanted.
+        Destination of the standard deviation of its error; None if it is not requested.
     subtracted : tuple of Output
-        Where the synthetic PET in the unit of the first real one goes, and their difference, on
-        the T1w's grid; none without a real PET or that grid.
+        Destinations of the synthetic PET in the unit of the first real one, and of their
+        difference, on the T1w's grid; empty without a real PET or that grid.
     regions : Output or None
-        Where the table of uptake by region goes; None in a space that no atlas is of.
+        Destination of the table of uptake by region; None in a space without an atlas.
     atlas : Path or None
-        Its label image; the names of its labels lie beside it (``.tsv``).
+        Label image of the atlas; the names of its labels are in the ``.tsv`` file beside it.
     """
 
     generator: GeneratorChoice
@@ -66,34 +67,34 @@ class SynthesisPlan:
 def init_synthesis_wf(
     *, plan: SynthesisPlan, omp_nthreads: int, name: str = "synthesis_wf"
 ) -> Workflow:
-    """Predict the PET of a T1w that lies in MNI space, and save it.
+    """Predict the PET of a T1w in MNI space, and save it.
 
     Parameters
     ----------
     plan : SynthesisPlan
-        Generator and destination.
+        Generator and destinations.
     omp_nthreads : int
-        Threads that torch may use.
+        Number of threads that torch may use.
 
     Inputs
     ------
     t1w
         T1w in [0, 1] on the generator's grid, brain only.
     brain_mask
-        The brain on that grid.
+        Brain mask on that grid.
     own_t1w
         T1w on its own grid.
     template_to_t1w
-        Transform, ITK's HDF5.
+        Transform in ITK's HDF5 format.
 
     Outputs
     -------
     pet
-        The synthetic PET in [0, 1].
+        Synthetic PET in [0, 1].
     sidecar_file
-        Its sidecar, in its place.
+        Sidecar of the saved PET.
     pet_in_t1w
-        The synthetic PET on the grid of the T1w; nothing where the plan wants none.
+        Synthetic PET on the grid of the T1w; undefined if the plan does not request it.
     """
     inputnode = Node(
         IdentityInterface(["t1w", "brain_mask", "own_t1w", "template_to_t1w"]), name="inputnode"
@@ -164,12 +165,12 @@ def init_synthesis_wf(
 
 
 def init_subtraction_wf(*, outputs: tuple[Output, ...], name: str = "subtraction_wf") -> Workflow:
-    """Bring the synthetic PET to the intensities of the real one, subtract it, and save both.
+    """Scale the synthetic PET to the real one, subtract it, and save both results.
 
     Parameters
     ----------
     outputs : tuple of Output
-        Where the scaled synthetic PET goes, and the difference.
+        Destinations of the scaled synthetic PET and of the difference.
 
     Inputs
     ------
@@ -178,11 +179,11 @@ def init_subtraction_wf(*, outputs: tuple[Output, ...], name: str = "subtraction
     real
         Real PET on that grid, in its own unit.
     brain_mask
-        The brain on that grid.
+        Brain mask on that grid.
     coverage
-        What the real PET covers; all, if nothing is given.
+        Mask of the voxels covered by the real PET; all, if undefined.
     trusted
-        What is handed on only if the registration of the real PET did not fail.
+        File that is passed on only if the registration of the real PET did not fail.
     """
     fields = ["synthetic", "real", "brain_mask", "coverage", "trusted"]
     inputnode = Node(IdentityInterface(fields), name="inputnode")
@@ -198,14 +199,15 @@ def init_subtraction_wf(*, outputs: tuple[Output, ...], name: str = "subtraction
 
 
 def init_regions_wf(*, output: Output, atlas: Path, name: str = "regions_wf") -> Workflow:
-    """Measure uptake by region, of the synthetic and of the real PET, and save the table.
+    """Measure uptake by region in the synthetic and the real PET, and save the table.
 
     Parameters
     ----------
     output : Output
-        Where it goes, and what explains its columns.
+        Destination of the table, with the description of its columns.
     atlas : Path
-        Label image in the space of the PET; the names of its labels lie beside it (``.tsv``).
+        Label image in the space of the PET; the names of its labels are in the ``.tsv`` file
+        beside it.
 
     Inputs
     ------
@@ -214,9 +216,9 @@ def init_regions_wf(*, output: Output, atlas: Path, name: str = "regions_wf") ->
     real
         Real PET in [0, 1] on the same grid, if there is one.
     brain_mask
-        The brain on that grid.
+        Brain mask on that grid.
     coverage
-        What the real PET covers; all, if nothing is given.
+        Mask of the voxels covered by the real PET; all, if undefined.
     """
     fields = ["synthetic", "real", "brain_mask", "coverage"]
     inputnode = Node(IdentityInterface(fields), name="inputnode")
@@ -236,20 +238,20 @@ def init_regions_wf(*, output: Output, atlas: Path, name: str = "regions_wf") ->
 
 
 def init_comparison_wf(*, name: str = "comparison_wf") -> Workflow:
-    """Measure a synthetic PET against the real one, and tell it in its sidecar.
+    """Compare a synthetic PET with the real one, and add the measures to its sidecar.
 
     Inputs
     ------
     synthetic
         Synthetic PET in [0, 1].
     sidecar_file
-        Its sidecar, in its place.
+        Sidecar of the saved synthetic PET.
     real
         Real PET in [0, 1] on the same grid.
     brain_mask
-        The brain on that grid.
+        Brain mask on that grid.
     coverage
-        What the real PET covers; all, if nothing is given.
+        Mask of the voxels covered by the real PET; all, if undefined.
     """
     inputnode = Node(
         IdentityInterface(["synthetic", "sidecar_file", "real", "brain_mask", "coverage"]),

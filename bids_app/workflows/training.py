@@ -1,4 +1,4 @@
-"""Cross-validation of generators as graphs: folds and rows are nodes, volumes are files."""
+"""Workflows for the cross-validation and training of generators."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,23 +27,23 @@ class StoredImage:
     Parameters
     ----------
     name : str
-        Letters, digits and underscores; another one for each.
+        Unique name of letters, digits and underscores.
     participant, session : str, str or None
         Labels.
     volumes : mapping
         Name → image in 0..1.
     real : sequence of str
-        Names of those that must be measurements.
+        Names of the volumes that must be measurements.
     brain_mask : Path
-        On the same grid.
+        Brain mask on the same grid.
     folder : Path
-        Gets the volumes.
+        Folder for the volumes.
     coverage : Path or None
-        What the PET covers, if that is to be known; that of a synthetic one is all.
+        Mask of the voxels covered by the PET; None for a synthetic one, which covers all.
     sha256 : str
-        Of the volumes' content; empty before they are stored.
+        SHA-256 of the volumes' content; empty before they are stored.
     synthetic : StoredImage or None
-        The synthetic PET of the same visit, where a detector compares both.
+        Synthetic PET of the same visit, for a detector that compares both.
     stacked : bool
         Whether PET and T1w are stored as one array, too.
     """
@@ -68,14 +68,14 @@ def init_storing_wf(
     affine: Sequence[Sequence[float]],
     name: str = "storing_wf",
 ) -> Workflow:
-    """Check the images of all visits, and write them so that they can be mapped.
+    """Check the images of all visits, and write them as files that can be memory-mapped.
 
     Parameters
     ----------
     images : sequence of StoredImage
-        Those of a visit together.
+        Images, grouped by visit.
     shape, affine : sequence
-        Of the run's grid; in mm, RAS+.
+        Shape and affine of the run's grid; in mm, RAS+.
     """
     workflow = Workflow(name)
     for image in images:
@@ -100,20 +100,20 @@ def init_storing_wf(
 
 @dataclass(frozen=True)
 class ComputeSettings:
-    """What training and scoring compute with.
+    """Device, threads and files for training and scoring.
 
     Parameters
     ----------
     device : str
         A torch device.
     threads : int
-        That torch may use in one node.
+        Number of threads that torch may use in one node.
     lpips_weights : Path or None
         Weights of LPIPS.
     lpips_sha256 : str
-        Of that file; empty without one.
+        SHA-256 of that file; empty if there is none.
     atlas : Path or None
-        Regions in the space of the images, by which regional uptake is compared.
+        Regions in the space of the images, in which uptake is compared.
     """
 
     device: str
@@ -123,12 +123,12 @@ class ComputeSettings:
     atlas: Path | None = None
 
     def inputs(self) -> dict[str, object]:
-        """Give what every node is told."""
+        """Return the inputs common to all nodes."""
         gpu = self.device.startswith("cuda")
         return {"device": self.device, "threads": self.threads, "use_gpu": gpu}
 
     def scoring(self) -> dict[str, object]:
-        """Give what nodes that score are told."""
+        """Return the additional inputs of nodes that score."""
         path = "" if self.lpips_weights is None else str(self.lpips_weights)
         atlas = "" if self.atlas is None else str(self.atlas)
         return {"lpips_weights": path, "lpips_sha256": self.lpips_sha256, "atlas": atlas}
@@ -136,19 +136,19 @@ class ComputeSettings:
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold: what it is trained on, and what it leaves out.
+    """Training and validation data of one fold.
 
     Parameters
     ----------
     number : int
-        From 1.
+        Number of the fold, counted from 1.
     training, validation : sequence of StoredImage
-        Of different participants.
+        Images of different participants.
     seed : int
-        Of all randomness of a detector; a generator's differ by row.
+        Seed of all randomness of a detector; those of generators differ by row.
     compared : sequence of StoredImage
-        Synthetic PET of other participants than those it is trained on, which are compared with
-        the real PET of ``validation``.
+        Synthetic PET of participants not in ``training``, which are compared with the real PET of
+        ``validation``.
     """
 
     number: int
@@ -159,38 +159,38 @@ class Fold:
 
     @property
     def digests(self) -> list[str]:
-        """What decides about a fold's result, of its volumes."""
+        """Digests of the volumes that determine the fold's result."""
         return [*digests_of(self.training), "|", *digests_of(self.validation)]
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A row of Table 1, and where its results go.
+    """Row of Table 1 to train, and the destinations of its results.
 
     Parameters
     ----------
     name : str
-        The row.
+        Name of the row.
     spec : mapping
-        As :func:`bids_app.synthesis.models.spec_to_dict` gives it.
+        Plain values returned by :func:`bids_app.synthesis.models.spec_to_dict`.
     seeds : sequence of int
-        One a fold, then that of the fit to all.
+        Seed of each fold, then that of the fit to all participants.
     checkpoints : sequence of Path
-        Folders, one a fold, then that of the fit to all.
+        Folder of each fold, then that of the fit to all participants.
     bases : sequence of str
-        Digests of what scores rest on, one a fold.
+        Digest of the data that the scores are based on, for each fold.
     records : sequence of Path
-        Where scores go, one a fold.
+        Destination of the scores, for each fold.
     pets : sequence of sequence of Output
-        Where synthetic PETs go, for each fold those of the visits that it leaves out.
+        Destinations of the synthetic PET of the visits left out, for each fold.
     card : mapping
-        Of the generator, as far as it is known.
+        Card of the generator, as far as known before training.
     folder : Path
-        Where the generator goes.
+        Destination of the generator.
     initial : Path or None
-        Folder of a generator that training goes on from.
+        Folder of a generator to fine-tune.
     initial_sha256 : str
-        Of its weights; empty without one.
+        SHA-256 of its weights; empty if there is none.
     """
 
     name: str
@@ -277,23 +277,23 @@ def init_model_wf(
     mem_gb: float,
     name: str,
 ) -> Workflow:
-    """Cross-validate a row of Table 1, then train its generator on all.
+    """Cross-validate a row of Table 1, then train its generator on all participants.
 
-    Each fold is trained, keeps the epoch with the best validation SSIM, and is scored on those
-    it left out. The fit to all ends at the mean of the epochs that the folds have kept.
+    Each fold is trained, keeps the epoch with the best validation SSIM, and is scored on its
+    left-out visits. The fit to all stops at the mean of the epochs kept by the folds.
 
     Parameters
     ----------
     plan : ModelPlan
-        The row.
+        Row and destinations.
     folds : sequence of Fold
-        In order.
+        Folds in order.
     means : ComputeSettings
-        To compute with.
+        Device, threads and files to use.
     fwhm : float
-        Smoothing of a synthetic PET, in mm.
+        Smoothing of the synthetic PET, in mm.
     mem_gb : float
-        Memory of one training.
+        Memory needed by one training, in GB.
     """
     last, everyone = len(folds), [*folds[0].training, *folds[0].validation]
     everyone = sorted(everyone, key=lambda visit: visit.participant)
@@ -370,18 +370,18 @@ def init_baselines_wf(
     bases: Sequence[str],
     name: str = "baselines_wf",
 ) -> Workflow:
-    """Score what a generator must beat: the mean training PET, and the T1w itself.
+    """Score the baselines that a generator must beat: the mean training PET, and the T1w itself.
 
     Parameters
     ----------
     folds : sequence of Fold
-        In order.
+        Folds in order.
     outputs : sequence of Path
-        Where the scores go, one a fold.
+        Destination of the scores, for each fold.
     means : ComputeSettings
-        To compute with.
+        Device, threads and files to use.
     bases : sequence of str
-        Digests of what the scores rest on, one a fold.
+        Digest of the data that the scores are based on, for each fold.
     """
     workflow = Workflow(name)
     for fold, output, basis in zip(folds, outputs, bases, strict=True):
