@@ -1,8 +1,8 @@
-"""A head as a label map, what tissue each label is, and where its voxels lie in MNI space.
+"""Heads as label maps: the tissue of each label, and the MNI coordinates of voxels.
 
-Brain structures have FreeSurfer's "aseg" numbers. Numbers from 500 on are tissues of the head
-around the brain, as whole-head label maps name them; what each is was read off from where it lies
-and what it touches in 14 such maps (our measurement).
+Brain structures have FreeSurfer's "aseg" numbers. Numbers from 500 are tissues of the head around
+the brain, as in whole-head label maps; they were identified by their position and their neighbours
+in 14 such maps (our measurement).
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from bids_app.imaging.volume import Affine, Grid, Volume, zooms_of
 
 WHITE = (2, 41, 25, 57, 77, 85, 251, 252, 253, 254, 255)
 CORTEX = (3, 42)
-FLUID = (4, 5, 14, 15, 24, 30, 43, 44, 62, 72)  # ventricles, vessels in the brain, and around it
+FLUID = (4, 5, 14, 15, 24, 30, 43, 44, 62, 72)  # ventricles, vessels in the brain, fluid around it
 PLEXUS = (31, 63, 136, 137, 163, 164)
 CEREBELLAR_WHITE = (7, 46)
 CEREBELLAR_CORTEX = (8, 47)
@@ -63,23 +63,23 @@ NAMES = {
     "marrow": MARROW,
 }
 
-SIZE = 1024  # of a table by label
-HEAD = 500  # labels from here on are tissues of the head
+SIZE = 1024  # of a table indexed by label
+HEAD = 500  # first label of the tissues of the head
 SURROUNDINGS = 24  # fluid between brain and skull
 
 
 def table_of(values: dict[str, float]) -> NDArray[np.float32]:
-    """Spell values by tissue as a table by label.
+    """Convert values by tissue to a table by label.
 
     Parameters
     ----------
     values : dict
-        From names of tissues, as in ``NAMES``; those left out are 0.
+        Name of a tissue, as in ``NAMES`` → value; values of other tissues are 0.
 
     Returns
     -------
     ndarray, (1024,)
-        float32; index it with a label map.
+        float32; to be indexed with a label map.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def table_of(values: dict[str, float]) -> NDArray[np.float32]:
 
 
 def belongs(labels: NDArray[np.int16], *groups: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Mark the voxels whose label is in one of the groups."""
+    """Return a mask of the voxels whose label is in one of the groups."""
     table = np.zeros(SIZE, bool)
     for group in groups:
         table[list(group)] = True
@@ -101,12 +101,12 @@ def belongs(labels: NDArray[np.int16], *groups: tuple[int, ...]) -> NDArray[np.b
 
 
 def is_in_skull(labels: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """Mark all inside the skull: brain tissue, ventricles, the fluid around the brain."""
+    """Return a mask of the inside of the skull: brain, ventricles and surrounding fluid."""
     return (labels > 0) & (labels < HEAD)
 
 
 def is_brain(labels: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """Mark brain tissue and ventricles, without the fluid around the brain."""
+    """Return a mask of brain tissue and ventricles, without the fluid around the brain."""
     return is_in_skull(labels) & (labels != SURROUNDINGS)
 
 
@@ -139,22 +139,22 @@ CENTROIDS: dict[int, tuple[float, float, float]] = {
     18: (-24.2, -4.3, -20.2),
     54: (24.2, -4.3, -20.2),
 }
-FEWEST_CENTROIDS = 8  # our choice: twice the points that fix an affine
+FEWEST_CENTROIDS = 8  # our choice: twice the points that determine an affine
 MARGIN = 4  # mm of air kept around a head
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A head.
+    """Head as a label map.
 
     Parameters
     ----------
     labels : ndarray of int16, (I, J, K)
-        Numbers as in :mod:`bids_app.simulation.anatomy`; 0 is air.
+        Labels listed in :mod:`bids_app.simulation.anatomy`; 0 is air.
     affine : ndarray, (4, 4)
         Voxel indices → world coordinates in mm, RAS+.
     mni : ndarray of float32, (I, J, K, 3)
-        Where each voxel lies in MNI space, in mm; approximate.
+        Approximate MNI coordinates of each voxel, in mm.
     """
 
     labels: Labels
@@ -168,18 +168,18 @@ class Anatomy:
 
     @property
     def grid(self) -> Grid:
-        """The lattice of its voxels."""
+        """Grid of its voxels."""
         i, j, k = self.labels.shape
         return Grid((i, j, k), self.affine)
 
 
 def coordinates(grid: Grid) -> Volume:
-    """Give the world coordinates of every voxel.
+    """Return the world coordinates of all voxels.
 
     Returns
     -------
     ndarray of float32, (I, J, K, 3)
-        In mm, RAS+. For a grid in MNI space these are its MNI coordinates.
+        Coordinates in mm, RAS+. For a grid in MNI space, these are its MNI coordinates.
 
     Examples
     --------
@@ -195,16 +195,17 @@ def coordinates(grid: Grid) -> Volume:
 
 
 def fit_affine(points: NDArray[np.float64], others: NDArray[np.float64]) -> Affine:
-    """Find the affine that brings points closest to others, in the least-squares sense.
+    """Fit the affine that maps points to others, by least squares.
 
     Parameters
     ----------
     points, others : ndarray, (N, 3)
-        N ≥ 4 pairs.
+        Pairs of points, N ≥ 4.
 
     Returns
     -------
     ndarray, (4, 4)
+        Affine from ``points`` to ``others``.
     """
     extended = np.c_[points, np.ones(len(points))]
     solution, *_ = np.linalg.lstsq(extended, others, rcond=None)
@@ -214,7 +215,7 @@ def fit_affine(points: NDArray[np.float64], others: NDArray[np.float64]) -> Affi
 
 
 def _crop(labels: Labels, affine: Affine, margin: float) -> tuple[Labels, Affine]:
-    """Cut away air, but for a margin in mm."""
+    """Crop the air around a head, except for a margin in mm."""
     bounds = []
     for axis, zoom in enumerate(zooms_of(affine)):
         others = tuple(a for a in range(3) if a != axis)
@@ -241,26 +242,26 @@ def _measure_centroids(labels: Labels, affine: Affine) -> dict[int, NDArray[np.f
 
 
 def anatomy_from_labels(labels: Labels, affine: Affine) -> Anatomy:
-    """Take a label map as a head, and find out where it lies in MNI space.
+    """Create a head from a label map, and estimate its MNI coordinates.
 
     Parameters
     ----------
     labels : ndarray of int, (I, J, K)
-        FreeSurfer's "aseg" numbers, and numbers from 500 on for the rest of the head.
+        FreeSurfer's "aseg" numbers, and numbers from 500 for the rest of the head.
     affine : ndarray, (4, 4)
         Voxel indices → world coordinates in mm, RAS+.
 
     Returns
     -------
     Anatomy
-        Air around the head is cut away. MNI coordinates come from the affine that brings the
-        centroids of nuclei, ventricles, cerebellum and hemispheres closest to where they lie in
-        MNI space; off by some mm in the cortex.
+        Head, cropped to a margin of air. Its MNI coordinates are those of the affine that best
+        maps the centroids of nuclei, ventricles, cerebellum and hemispheres to their positions in
+        MNI space; they are off by some mm in the cortex.
 
     Raises
     ------
     ValueError
-        If too few structures are there, or a label is out of range.
+        If there are too few structures, or a label is out of range.
     """
     if labels.min() < 0 or labels.max() >= 1024:
         raise ValueError("labels must lie between 0 and 1023")

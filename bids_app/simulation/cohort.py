@@ -1,4 +1,4 @@
-"""A cohort of simulated people: who and how, from what, and the BIDS dataset with its truth."""
+"""Simulation of a cohort, written as a BIDS dataset with its truth."""
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -37,16 +37,16 @@ TRUTH = Path("derivatives") / "truth"
 
 @dataclass(frozen=True)
 class SimulatedSubject:
-    """One participant to be made.
+    """Participant to simulate.
 
     Parameters
     ----------
     subject : str
         Label without ``sub-``.
     kind : {"paired", "t1w-only", "patient"}
-        Controls with or without PET, or a patient.
+        Control with or without PET, or patient.
     number : int
-        Within the group, from 1.
+        Number within the group, counted from 1.
     """
 
     subject: str
@@ -55,34 +55,34 @@ class SimulatedSubject:
 
     @property
     def group(self) -> str:
-        """Say what ``participants.tsv`` has."""
+        """Group, as in ``participants.tsv``."""
         return "patient" if self.kind == "patient" else "control"
 
 
 @dataclass(frozen=True)
 class CohortPlan:
-    """What is to be made.
+    """Specification of a simulated cohort.
 
     Parameters
     ----------
     bids_dir : Path
-        Where it is written to.
+        Folder to write to.
     paired, t1w_only, patients : int
-        How many controls with PET, controls without, and patients.
+        Numbers of controls with PET, of controls without PET, and of patients.
     resolution : float
         Voxel size of T1w, in mm.
     seed : int
-        Where chance starts; not negative.
+        Random seed; not negative.
     sessions : int
-        0 for no sessions.
+        Number of sessions; 0 for a dataset without sessions.
     frames : int
-        Of PET; 1 for a static scan.
+        Number of PET frames; 1 for a static scan.
     anatomies, uptake_template : Path or None
         A folder of label maps; a mean PET in MNI space.
     vary_orientation : bool
-        Whether arrays point to many directions.
+        Whether the orientations of arrays vary.
     lesion_depth : tuple of float
-        Least and most uptake that lesions lose, in %.
+        Smallest and largest reduction of uptake in lesions, in %.
     """
 
     bids_dir: Path
@@ -100,7 +100,7 @@ class CohortPlan:
 
     @property
     def members(self) -> list[SimulatedSubject]:
-        """List calls: controls with PET, controls without, patients."""
+        """Participants: controls with PET, controls without PET, then patients."""
         kinds = ["paired"] * self.paired + ["t1w-only"] * self.t1w_only
         controls = [SimulatedSubject(f"control{n:02d}", kind, n) for n, kind in enumerate(kinds, 1)]
         patients = [
@@ -110,7 +110,7 @@ class CohortPlan:
 
     @property
     def command(self) -> str:
-        """Spell the options that give these images, wherever they are written to."""
+        """Command line options that reproduce these images, without the destination."""
         words = [] if self.anatomies is None else ["--anatomies", self.anatomies.name]
         if self.uptake_template is not None:
             words += ["--uptake-template", self.uptake_template.name]
@@ -124,23 +124,23 @@ class CohortPlan:
 
     @property
     def visits(self) -> list[str | None]:
-        """List the session labels, or None where there are no sessions."""
+        """Session labels; a single None if there are no sessions."""
         return [f"{n:02d}" for n in range(1, self.sessions + 1)] if self.sessions else [None]
 
 
 def start_chance(plan: CohortPlan, member: SimulatedSubject, visit: int) -> np.random.Generator:
-    """Start chance anew for each participant and visit: it does not matter who else is made."""
+    """Return a random generator for a participant and visit, independent of the other members."""
     group = 1 if member.group == "patient" else 0
     return np.random.default_rng([plan.seed, group, member.number, visit])
 
 
 def find_label_maps(folder: Path) -> list[Path]:
-    """Find the label maps of a folder, by name.
+    """List the label maps of a folder, sorted by name.
 
     Raises
     ------
     MissingInputError
-        If there is no folder, or no NIfTI image in it.
+        If there is no such folder, or no NIfTI image in it.
     """
     if not folder.is_dir():
         raise MissingInputError(f"{folder}: no such folder; give one that holds label maps")
@@ -152,7 +152,7 @@ def find_label_maps(folder: Path) -> list[Path]:
 
 @lru_cache(maxsize=1)
 def template_anatomy(resolution: int) -> Anatomy:
-    """Cut a head out of the template that nilearn carries; 1 or 2 mm."""
+    """Create a head from the template included in nilearn, at a resolution of 1 or 2 mm."""
     t1w, gm, wm, mask = (
         load(resolution=resolution)
         for load in (
@@ -172,7 +172,7 @@ def load_anatomy(path: Path) -> Anatomy:
     Raises
     ------
     MissingInputError, UnusableDataError
-        If it cannot be read, or is not a label map of a head.
+        If the file cannot be read, or is not a label map of a head.
     """
     image = nifti.load(path)
     labels = np.rint(image.data)
@@ -187,12 +187,12 @@ def load_anatomy(path: Path) -> Anatomy:
 
 
 def load_pattern(path: Path | None) -> Volume:
-    """Read the regional pattern that people share off a mean PET in MNI space; or the usual one.
+    """Return the regional pattern of a mean PET in MNI space; by default, the built-in one.
 
     Raises
     ------
     MissingInputError, UnusableDataError
-        If it cannot be read, or is not one volume with something in it.
+        If the file cannot be read, or is not one volume with positive values.
     """
     if path is None:
         return usual_pattern()
@@ -204,15 +204,15 @@ def load_pattern(path: Path | None) -> Volume:
     return pattern_of_template(np.maximum(image.data, 0), image.grid, template_anatomy(2))
 
 
-T1W_UNIT = 800.0  # of white matter in the files, which hold whole numbers; our choice
+T1W_UNIT = 800.0  # intensity of white matter in the files, which hold integers; our choice
 LARGEST_COUNT = 32767.0
 COORDINATE_STEP, COORDINATE_UNIT = 4.0, 0.1  # mm
 AGES = (20, 76)  # years, the second excluded; our choice
-STRENGTH_OF_TEMPLATE, STRENGTH_OF_LABELS = 1.0, 0.6  # a label map already is one person's
+STRENGTH_OF_TEMPLATE, STRENGTH_OF_LABELS = 1.0, 0.6  # label maps are of individuals already
 
 
 def _draw_age_and_sex(plan: CohortPlan, member: SimulatedSubject) -> tuple[int, str]:
-    """Draw age in years and sex."""
+    """Draw the age in years and the sex."""
     rng = start_chance(plan, member, len(plan.visits) + 1)
     return int(rng.integers(*AGES)), str(rng.choice(["F", "M"]))
 
@@ -235,7 +235,7 @@ def _draw_member(plan: CohortPlan, member: SimulatedSubject, pattern: Volume) ->
 
 @dataclass(frozen=True)
 class _Visit:
-    """One visit of one participant, and where its files go."""
+    """Visit of a participant, and the destinations of its files."""
 
     plan: CohortPlan
     member: SimulatedSubject
@@ -243,7 +243,10 @@ class _Visit:
     head: Anatomy
 
     def stem(self, kind: str, *, truth: bool = False) -> str:
-        """Spell where its files begin, ``ROOT/sub-X[/ses-Y]/anat/sub-X[_ses-Y]_``; make that."""
+        """Return the start of file paths, and create their folder.
+
+        It is ``ROOT/sub-X[/ses-Y]/KIND/sub-X[_ses-Y]_``.
+        """
         root = self.plan.bids_dir / TRUTH if truth else self.plan.bids_dir
         parts = [f"sub-{self.member.subject}"] + ([f"ses-{self.session}"] if self.session else [])
         folder = root.joinpath(*parts, kind)
@@ -255,13 +258,13 @@ class _Visit:
 
     @property
     def origin(self) -> dict[str, object]:
-        """Say which T1w a file on its grid belongs to."""
+        """Sidecar fields that refer to the T1w, for files on its grid."""
         path = Path(f"{self.stem('anat')}T1w.nii.gz").relative_to(self.plan.bids_dir)
         return {"SpatialReference": f"bids:raw:{path}", "Sources": [f"bids:raw:{path}"]}
 
     @property
     def durations(self) -> NDArray[np.float64]:
-        """Give the lengths of the frames in seconds."""
+        """Durations of the frames in seconds."""
         return metadata.frame_durations(self.plan.frames)
 
 
@@ -339,7 +342,7 @@ def _write_visit(
 def write_member(
     plan: CohortPlan, member: SimulatedSubject, pattern: Volume
 ) -> list[dict[str, object]]:
-    """Write all images of one participant; return the rows of ``lesions.tsv``.
+    """Write all images of one participant, and return the rows of ``lesions.tsv``.
 
     Raises
     ------
@@ -395,23 +398,25 @@ def _start(plan: CohortPlan, version: str) -> None:
 
 
 def write_cohort(plan: CohortPlan, *, nprocs: int, version: str) -> None:
-    """Write the dataset and its truth; equal plans give equal bytes, on any number of processes.
+    """Write the dataset and its truth.
+
+    Equal plans yield identical files, with any number of processes.
 
     Parameters
     ----------
-    plan : Plan
-        What to make.
+    plan : CohortPlan
+        Specification of the cohort.
     nprocs : int
-        Participants made at a time; a process needs 1.5 GB at 1 mm.
+        Number of participants simulated in parallel; a process needs 1.5 GB at 1 mm.
     version : str
-        Of mri2pet, for the dataset's description.
+        Version of mri2pet, for the dataset's description.
 
     Raises
     ------
     CannotCreateError
-        If the folder is not empty, or cannot be made.
+        If the folder is not empty, or cannot be created.
     MissingInputError, UnusableDataError
-        If label maps or the uptake template are not there, or cannot be used.
+        If label maps or the uptake template are missing or cannot be used.
     ReadWriteError
         If a file cannot be written.
     """

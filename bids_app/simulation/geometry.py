@@ -1,4 +1,4 @@
-"""How a head lies in a scanner, rigidly, and another person's head out of one, by smooth warps."""
+"""Geometry of heads: grids, rigid transforms, and smooth warps that create new heads."""
 
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -34,7 +34,7 @@ def lay_grid(
     orientation: str = "RAS",
     tilt: NDArray[np.float64] | None = None,
 ) -> Grid:
-    """Lay isotropic voxels over a box.
+    """Create a grid of isotropic voxels over a box.
 
     Parameters
     ----------
@@ -43,13 +43,14 @@ def lay_grid(
     zoom : float
         Edge of a voxel in mm.
     orientation : str
-        Where the array's axes point to, as nibabel spells it: ``RAS``, ``LIA``, ….
+        Directions of the array's axes, in nibabel's notation: ``RAS``, ``LIA``, ….
     tilt : ndarray, (3, 3), optional
-        Rotation of the grid about the middle of the box.
+        Rotation of the grid about the centre of the box.
 
     Returns
     -------
     Grid
+        Grid that covers the box.
 
     Examples
     --------
@@ -71,7 +72,7 @@ def lay_grid(
 
 
 def draw_rotation(degrees: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw a rotation, (3, 3), of up to some degrees about each axis."""
+    """Draw a rotation matrix, (3, 3), of at most ``degrees`` about each axis."""
     return Rotation.from_euler("xyz", rng.uniform(-degrees, degrees, 3), degrees=True).as_matrix()
 
 
@@ -83,16 +84,16 @@ def draw_rigid(
     Parameters
     ----------
     centre : ndarray, (3,)
-        In mm.
+        Centre of the rotation, in mm.
     rng : numpy.random.Generator
-        Where chance comes from.
+        Source of randomness.
     degrees, shift : float
-        The most of each, about or along each axis; mm for the shift.
+        Largest rotation about, and shift along, each axis; the shift is in mm.
 
     Returns
     -------
     ndarray, (4, 4)
-        Of points, in mm, RAS+.
+        Transform of points in mm, RAS+.
     """
     rigid = np.eye(4)
     rigid[:3, :3] = draw_rotation(degrees, rng)
@@ -101,16 +102,16 @@ def draw_rigid(
 
 
 def itk_text(points: Affine) -> str:
-    """Write an affine transform of points as ITK's text format.
+    """Return an affine transform of points in ITK's text format.
 
-    ITK and ANTs resample by asking, for a point of the fixed image, where it is in the moving one.
-    So the file that "moves PET onto T1w" holds the transform of points of T1w to points of PET.
+    To resample, ITK and ANTs map points of the fixed image to points of the moving one. Therefore,
+    the file for resampling PET to T1w holds the transform of points of T1w to points of PET.
 
     Parameters
     ----------
     points : ndarray, (4, 4)
-        From points of the fixed image to those of the moving one, in mm, RAS+. The text has them
-        in LPS+.
+        Transform from points of the fixed image to those of the moving one, in mm, RAS+. The text
+        is in LPS+.
 
     Examples
     --------
@@ -126,28 +127,29 @@ def itk_text(points: Affine) -> str:
 
 
 Number = TypeVar("Number", bound=np.generic)
-HALF = 0.5  # voxel: how far an image reaches beyond the centres of its outermost voxels
-SQUARINGS = 6  # of the velocity field; steps of 1/64
-STEP = 4.0  # mm; the grid of the velocity field
-# (sigma, size) in mm: lobes, gyri, their folds; our choice
+HALF = 0.5  # voxel; extent of an image beyond the centres of its outermost voxels
+SQUARINGS = 6  # of the velocity field: steps of 1/64
+STEP = 4.0  # mm; grid of the velocity field
+# (sigma, size) in mm: lobes, gyri, and their folds; our choice
 SCALES = ((36.0, 3.0), (12.0, 1.8), (6.0, 1.0))
 VENTRICLES = (4, 5, 14, 43, 44)
-WIDENING = 4.0  # mm by which the walls of ventricles move apart at most, each; our choice
-WALL = 12.0  # mm; FWHM of the ventricles' blurred outline, down which their walls move; our choice
-THINNING = 0.7  # mm by which the cortex becomes thinner at most; our choice
-RIM = 2.4  # FWHM in mm, or in voxels where those are wider, that fluid is blurred by to find what
-# of the cortex is lost; our choice
+WIDENING = 4.0  # mm; largest outward shift of each wall of the ventricles; our choice
+WALL = 12.0  # mm; FWHM of the blurred ventricles, along whose gradient walls move; our choice
+THINNING = 0.7  # mm; largest thinning of the cortex; our choice
+# FWHM, in mm or in voxels if those are wider, of the blurred fluid that determines the part of the
+# cortex to remove; our choice
+RIM = 2.4
 SIZE_CHANGE = 0.04  # standard deviation of the size along each axis; our choice
 
 
 @dataclass(frozen=True)
 class Displacement:
-    """Where each point of a new head lay in the old one.
+    """Displacement of each point of a new head to its position in the old one.
 
     Parameters
     ----------
     field : ndarray of float32, (I, J, K, 3)
-        To be added to a point's world coordinates, in mm.
+        Displacement to add to a point's world coordinates, in mm.
     affine : ndarray, (4, 4)
         Voxel indices of ``field`` → world coordinates of the new head, in mm.
     """
@@ -164,9 +166,9 @@ def random_field(shape: tuple[int, int, int], sigma: float, rng: np.random.Gener
     shape : tuple of int
         (I, J, K).
     sigma : float
-        Of the Gaussian that smooths white noise, in voxels.
+        Standard deviation, in voxels, of the Gaussian that smooths white noise.
     rng : numpy.random.Generator
-        Where chance comes from.
+        Source of randomness.
     """
     field = rng.standard_normal(shape, dtype=np.float32)
     field = ndimage.gaussian_filter(field, sigma, mode="wrap", truncate=3)
@@ -174,21 +176,21 @@ def random_field(shape: tuple[int, int, int], sigma: float, rng: np.random.Gener
 
 
 def sample(volume: NDArray[Number], indices: Volume, *, order: int = 1) -> NDArray[Number]:
-    """Read a volume, or the components of a field, at fractional voxel indices.
+    """Interpolate a volume, or the components of a field, at fractional voxel indices.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K) or (I, J, K, C)
-        Goes on with the value at its face.
+        Volume or field; outside, values are those at the nearest face.
     indices : ndarray, (..., 3)
         Voxel indices.
     order : {0, 1, 3}
-        Nearest, linear or cubic.
+        Nearest-neighbour, linear or cubic interpolation.
 
     Returns
     -------
     ndarray, (...) or (..., C)
-        Of the kind of ``volume``.
+        Interpolated values, of the type of ``volume``.
     """
     positions = np.moveaxis(indices, -1, 0)
     if volume.ndim == 3:
@@ -201,7 +203,7 @@ def sample(volume: NDArray[Number], indices: Volume, *, order: int = 1) -> NDArr
 
 
 def to_indices(points: Volume, affine: Affine) -> Volume:
-    """Turn world coordinates in mm, (..., 3), into voxel indices."""
+    """Convert world coordinates in mm, (..., 3), to voxel indices."""
     inverse = np.linalg.inv(affine).astype(np.float32)
     return points @ inverse[:3, :3].T + inverse[:3, 3]
 
@@ -211,10 +213,15 @@ def exponentiate(velocity: Volume, step: float) -> Volume:
 
     Parameters
     ----------
-    velocity, returned : ndarray, (I, J, K, 3)
-        In mm; the displacement after unit time.
+    velocity : ndarray, (I, J, K, 3)
+        Velocity in mm per unit time.
     step : float
         Voxel size in mm.
+
+    Returns
+    -------
+    ndarray, (I, J, K, 3)
+        Displacement after unit time, in mm.
     """
     i, j, k, _ = velocity.shape
     lattice = coordinates(Grid((i, j, k), np.eye(4)))
@@ -225,13 +232,13 @@ def exponentiate(velocity: Volume, step: float) -> Volume:
 
 
 def corners(grid: Grid) -> NDArray[np.float64]:
-    """Give the world coordinates of the eight outermost voxels, (8, 3), in mm."""
+    """Return the world coordinates of the eight corner voxels, (8, 3), in mm."""
     ends = np.stack(np.meshgrid(*([0, n - 1] for n in grid.shape), indexing="ij"), -1)
     return ends.reshape(8, 3) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 
 def _coarse(grid: Grid) -> Grid:
-    """Lay a RAS+ grid of 4 mm over another, for displacements."""
+    """Create a RAS+ grid of 4 mm that covers another grid, for displacements."""
     low, high = corners(grid).min(axis=0), corners(grid).max(axis=0)
     x, y, z = (int(n) for n in np.ceil((high - low) / STEP) + 1)
     affine = np.diag([STEP, STEP, STEP, 1.0])
@@ -242,21 +249,21 @@ def _coarse(grid: Grid) -> Grid:
 def draw_displacement(
     grid: Grid, rng: np.random.Generator, *, strength: float = 1.0
 ) -> Displacement:
-    """Draw a warp: smooth, without folds, with a change of size.
+    """Draw a smooth warp without folds, with a change of size.
 
     Parameters
     ----------
     grid : Grid
-        Of the new head, of any orientation.
+        Grid of the new head, of any orientation.
     rng : numpy.random.Generator
-        Where chance comes from.
+        Source of randomness.
     strength : float
-        1 for as much as people differ (our choice); 0 for none.
+        Strength of the warp: 1 for the variation among people (our choice), 0 for none.
 
     Returns
     -------
     Displacement
-        On a RAS+ grid of 4 mm that covers the head's.
+        Displacement on a RAS+ grid of 4 mm that covers the head's grid.
     """
     coarse = _coarse(grid)
     velocity = np.zeros((*coarse.shape, 3), np.float32)
@@ -276,16 +283,17 @@ def widen_ventricles(anatomy: Anatomy, displacement: Displacement, atrophy: floa
     Parameters
     ----------
     anatomy : Anatomy
-        The old head.
+        Old head.
     displacement : Displacement
-        From the new head to the old one.
+        Displacement from the new head to the old one.
     atrophy : float
-        From 0, which changes nothing, to 1, where walls move outwards by up to 4 mm (our choice).
+        Degree of atrophy, from 0, which changes nothing, to 1, at which walls move outwards by up
+        to 4 mm (our choice).
 
     Returns
     -------
     Displacement
-        From the new head to the old one, on the grid of ``displacement``.
+        Displacement from the new head to the old one, on the grid of ``displacement``.
     """
     grid = _coarse(anatomy.grid)
     indices = to_indices(coordinates(grid), anatomy.affine)
@@ -304,14 +312,15 @@ def widen_ventricles(anatomy: Anatomy, displacement: Displacement, atrophy: floa
 
 
 def thin_cortex(head: Anatomy, atrophy: float) -> Anatomy:
-    """Turn the rim of the cortex into fluid.
+    """Replace the outer rim of the cortex with fluid.
 
     Parameters
     ----------
     head : Anatomy
-        A head.
+        Head to thin.
     atrophy : float
-        From 0, which changes nothing, to 1, where 0.7 mm are lost (our choice).
+        Degree of atrophy, from 0, which changes nothing, to 1, at which 0.7 mm are lost (our
+        choice).
     """
     if atrophy == 0:
         return head
@@ -324,21 +333,21 @@ def thin_cortex(head: Anatomy, atrophy: float) -> Anatomy:
 
 
 def carry(anatomy: Anatomy, displacement: Displacement, grid: Grid) -> Anatomy:
-    """Lay a warped head on a grid.
+    """Warp a head and resample it to a grid.
 
     Parameters
     ----------
     anatomy : Anatomy
-        The old head.
+        Old head.
     displacement : Displacement
-        From the new head to the old one.
+        Displacement from the new head to the old one.
     grid : Grid
-        In the world of the new head; of any orientation.
+        Grid in the world coordinates of the new head, of any orientation.
 
     Returns
     -------
     Anatomy
-        Labels by nearest neighbour, resampled once; MNI coordinates linearly.
+        New head. Labels are resampled once by nearest neighbour, MNI coordinates linearly.
     """
     points = coordinates(grid)
     points += sample(displacement.field, to_indices(points, displacement.affine))
@@ -349,7 +358,7 @@ def carry(anatomy: Anatomy, displacement: Displacement, grid: Grid) -> Anatomy:
 
 
 def _mni_at(anatomy: Anatomy, points: Volume, indices: Volume) -> Volume:
-    """Read MNI coordinates at points; also beyond the old grid, where it goes on as an affine."""
+    """Interpolate MNI coordinates at points, extrapolating beyond the old grid by an affine."""
     ends = np.array([0, -1])
     sample_points = anatomy.mni[np.ix_(ends, ends, ends)].reshape(8, 3).astype(np.float64)
     i, j, k = anatomy.labels.shape
@@ -357,6 +366,6 @@ def _mni_at(anatomy: Anatomy, points: Volume, indices: Volume) -> Volume:
     linear = points @ outline[:3, :3].T.astype(np.float32) + outline[:3, 3].astype(np.float32)
     expected = coordinates(Grid((i, j, k), outline @ anatomy.affine))
     deviation = anatomy.mni - expected
-    if np.abs(deviation).max() < 0.01:  # an affine is all there is: the usual case
+    if np.abs(deviation).max() < 0.01:  # usually, they are affine
         return linear
     return linear + sample(deviation, indices)

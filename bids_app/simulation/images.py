@@ -1,4 +1,4 @@
-"""T1w and FDG PET of a label map, as scanners show them: contrast, uptake, blur, frames, noise."""
+"""Simulation of T1w and FDG PET from a label map: contrast, uptake, blur, frames and noise."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ from bids_app.imaging.volume import Affine, Grid, Volume, grid_of_box
 from bids_app.simulation.anatomy import NAMES, Anatomy, Labels, coordinates, is_in_skull, table_of
 from bids_app.simulation.geometry import random_field, sample, to_indices
 
-PSF = (4.0, 8.0)  # mm; range of FWHM among PET scanners, as published for those in use
-USUAL_PSF = 6.0  # mm; the middle of them
+PSF = (4.0, 8.0)  # mm; published range of FWHM of PET scanners in use
+USUAL_PSF = 6.0  # mm; middle of that range
 CORTEX = (15e3, 30e3)  # Bq/mL in cortex: 180–300 MBq in 60–90 kg an hour later; our choice
 NOISE = (0.03, 0.06)  # of cortex, over the whole scan; our choice
 NOISE_FWHM = 4.0  # mm; reconstruction correlates noise; our choice
@@ -21,17 +21,17 @@ RISE = 0.03  # growth of uptake from the first frame to the last; our choice
 
 @dataclass(frozen=True)
 class Scanner:
-    """How a PET scan turns out.
+    """Resolution, scale and noise of a PET scan.
 
     Parameters
     ----------
     fwhm : float
-        Of the point spread function, in mm.
+        Full width at half maximum of the point spread function, in mm.
     scale : float
-        Bq/mL where uptake is 1.
+        Activity concentration at an uptake of 1, in Bq/mL.
     noise : float
-        Standard deviation of noise where uptake is 1, as a share of it; it goes with the square
-        root of uptake.
+        Standard deviation of the noise at an uptake of 1, as a share of it; it is proportional to
+        the square root of uptake.
     """
 
     fwhm: float
@@ -40,33 +40,33 @@ class Scanner:
 
 
 def draw_scanner(rng: np.random.Generator) -> Scanner:
-    """Draw how a PET scan turns out."""
+    """Draw the properties of a PET scan."""
     return Scanner(*(float(rng.uniform(*bounds)) for bounds in (PSF, CORTEX, NOISE)))
 
 
 def blur(activity: Volume, scanner: Scanner, zooms: tuple[float, float, float]) -> Volume:
-    """See uptake through the point spread function: the PET without noise, in Bq/mL."""
+    """Apply the point spread function, and return the noise-free PET in Bq/mL."""
     return smooth(activity, scanner.fwhm, zooms) * np.float32(scanner.scale)
 
 
 def see(noisefree: Volume, affine: Affine, grid: Grid, pet_to_t1w: Affine) -> Volume:
-    """Resample the noise-free PET onto the PET scanner's grid, linearly.
+    """Resample the noise-free PET linearly to the grid of the PET scan.
 
     Parameters
     ----------
     noisefree : ndarray, (I, J, K)
-        On the grid of the T1w.
+        Noise-free PET on the grid of the T1w.
     affine : ndarray, (4, 4)
-        Of the T1w.
+        Affine of the T1w.
     grid : Grid
-        Of the PET.
+        Grid of the PET scan.
     pet_to_t1w : ndarray, (4, 4)
         World coordinates of PET → world coordinates of T1w, in mm.
 
     Returns
     -------
     ndarray
-        0 beyond the T1w.
+        Noise-free PET on the grid of the PET scan, 0 outside the T1w.
     """
     pet_to_index = np.linalg.inv(affine) @ pet_to_t1w @ grid.affine
     return ndimage.affine_transform(
@@ -86,21 +86,21 @@ def acquire(
     Parameters
     ----------
     noisefree : ndarray, (I, J, K)
-        In Bq/mL; the mean over all frames.
+        Mean over all frames without noise, in Bq/mL.
     scanner : Scanner
-        How noisy it is.
+        Noise and scale of the scan.
     durations : ndarray, (T,)
-        Of the frames, in seconds; shorter frames are noisier.
+        Durations of the frames, in seconds; shorter frames are noisier.
     zooms : tuple of float
         Voxel size in mm along each axis.
     rng : numpy.random.Generator
-        Where chance comes from.
+        Source of randomness.
 
     Returns
     -------
     ndarray, (I, J, K, T)
-        float32, in Bq/mL, not negative. Averaged by duration, frames give a scan of the whole
-        time.
+        float32, in Bq/mL, not negative. The average of the frames, weighted by duration, is a scan
+        of the whole time.
     """
     spread = scanner.noise * np.sqrt(np.maximum(noisefree, 0) * scanner.scale)
     middles = np.cumsum(durations) - durations / 2
@@ -113,7 +113,7 @@ def acquire(
     return np.stack(frames, axis=-1).astype(np.float32)
 
 
-# Where a structure lies between cortex (0) and white matter (1), for T1w (our choice).
+# Intensity of a structure in T1w between cortex (0) and white matter (1) (our choice).
 BETWEEN = {
     "cerebellar_cortex": 0.02,
     "hippocampus": 0.05,
@@ -128,7 +128,7 @@ BETWEEN = {
     "cerebellar_white": 0.97,
     "cord": 0.8,
 }
-# Head tissue as a share of white matter: mean and standard deviation among scanners (our choice).
+# Intensity of head tissue relative to white matter: mean and SD among scanners (our choice).
 HEAD = {
     "skin": (1.05, 0.20),
     "muscle": (0.62, 0.12),
@@ -138,19 +138,19 @@ HEAD = {
     "bone": (0.10, 0.04),
     "marrow": (0.75, 0.25),
 }
-WAVES = 4  # cosines of the bias field along each axis, the constant among them
+WAVES = 4  # cosines of the bias field along each axis, including the constant
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """How bright each tissue is in one scan, and how good the scan is.
+    """Contrast and quality of a T1w scan.
 
     Parameters
     ----------
     means : ndarray, (1024,)
-        Brightness by label; white matter is about 1.
+        Mean intensity by label; white matter is about 1.
     texture : float
-        Standard deviation of brightness within a tissue, as a share of white matter.
+        Standard deviation of intensity within a tissue, as a share of white matter.
     fwhm : float
         Resolution in mm.
     bias : float
@@ -167,9 +167,10 @@ class Contrast:
 
 
 def random_contrast(rng: np.random.Generator) -> Contrast:
-    """Draw the contrast of a T1w scan: white > grey > fluid, by how much differs among scanners.
+    """Draw the contrast of a T1w scan: white > grey > fluid, by amounts that vary among scanners.
 
-    Cortex lies at 0.5 to 0.8 of white matter, fluid at 0.08 to 0.4 (our choice, wide on purpose).
+    The intensity of cortex is 0.5 to 0.8 of that of white matter, and that of fluid 0.08 to 0.4
+    (our choice, wide on purpose).
     """
     white = 1.0
     cortex = float(rng.uniform(0.50, 0.80))
@@ -202,7 +203,7 @@ def draw_bias_field(shape: tuple[int, ...], size: float, rng: np.random.Generato
     size : float
         Standard deviation of its logarithm.
     rng : numpy.random.Generator
-        Where chance comes from.
+        Source of randomness.
     """
     orders = np.arange(WAVES)
     weights = rng.standard_normal((WAVES,) * 3) / (
@@ -210,7 +211,7 @@ def draw_bias_field(shape: tuple[int, ...], size: float, rng: np.random.Generato
     )
     weights[0, 0, 0] = 0
     field = weights
-    for n in shape:  # one axis at a time: it goes to the end when it is done
+    for n in shape:  # each axis in turn, moved to the end
         waves = np.cos(np.pi * np.outer(orders, (np.arange(n) + 0.5) / n))
         field = np.tensordot(field, waves, axes=(0, 0))
     return np.exp(size * field / field.std()).astype(np.float32)
@@ -219,16 +220,16 @@ def draw_bias_field(shape: tuple[int, ...], size: float, rng: np.random.Generato
 def paint_t1w(
     labels: Labels, contrast: Contrast, rng: np.random.Generator, zooms: tuple[float, float, float]
 ) -> Volume:
-    """Paint a T1w image: tissue, texture, partial volume, bias field, Rician noise.
+    """Simulate a T1w image: tissue, texture, partial volume, bias field and Rician noise.
 
     Parameters
     ----------
     labels : ndarray of int16, (I, J, K)
-        A head or a bare brain; 0 is air.
+        Label map of a head or a bare brain; 0 is air.
     contrast : Contrast
-        As :func:`random_contrast` draws one.
+        Contrast drawn by :func:`random_contrast`.
     rng : numpy.random.Generator
-        Where chance comes from.
+        Source of randomness.
     zooms : tuple of float
         Voxel size in mm along each axis.
 
@@ -247,10 +248,11 @@ def paint_t1w(
     return np.hypot(real, other)
 
 
-# Uptake by tissue, cortex is 1, and by region. Found by least squares: with them, the means over
-# the brain's mean in 37 regions, of 14 label maps in MNI space and of the template's own anatomy,
-# blurred by 8 mm, are those of two mean FDG PET (Della Rosa et al., 2014; Karjalainen et al.,
-# 2020) to within 8 % for the label maps and 11 % for the template (our measurement).
+# Uptake by tissue, relative to cortex, and by region. Fitted by least squares: the means of 37
+# regions, relative to the brain's mean, in 14 label maps in MNI space and in the template's own
+# anatomy, blurred by 8 mm, agree with those of two mean FDG PET (Della Rosa et al., 2014;
+# Karjalainen et al., 2020) to within 8 % for the label maps and 11 % for the template (our
+# measurement).
 TISSUE = {
     "cortex": 1.0,
     "cerebellar_cortex": 0.68,
@@ -276,10 +278,10 @@ TISSUE = {
     "marrow": 0.12,
 }
 WHITE = (0.31, 0.39)  # range among people, about the fitted 0.35; our choice
-TISSUE_SD = 0.05  # among people, of each tissue; our choice
-SIDE_SD = 0.015  # between the sides of a person; our choice
+TISSUE_SD = 0.05  # of each tissue, among people; our choice
+SIDE_SD = 0.015  # of each side, within a person; our choice
 
-# Centre (x > 0, MNI mm), sigma (mm) and change of uptake, alike on both sides:
+# Centre (x > 0, MNI mm), sigma (mm) and change of uptake, the same on both sides:
 REGIONS = (
     ((9.0, -84.0, 4.0), 16.0, 0.19),  # medial occipital
     ((36.0, -82.0, 10.0), 14.0, -0.09),  # lateral occipital
@@ -299,24 +301,24 @@ PATTERN_ZOOM = 4.0  # mm
 PATTERN_GRID = grid_of_box(
     (-92, -128, -76, 92, 92, 108), PATTERN_ZOOM
 )  # beyond any brain in MNI space
-VARIATION_SD = 0.085  # of a person's own pattern; our choice: regions then differ by 6 to 9 %
-# FWHM in mm and share of the variance of what is alike on both sides, then of what is not. Our
-# choice: regions' asymmetry 200 (L - R) / (L + R) then has an SD of 3 to 5 %; more than 10 % is
-# called abnormal (Jokeit et al., 1997).
+VARIATION_SD = 0.085  # of a person's own pattern; our choice: regions then vary by 6 to 9 %
+# FWHM in mm and share of the variance, of the symmetric and then of the asymmetric part. Our
+# choice: the asymmetry of regions, 200 (L - R) / (L + R), then has an SD of 3 to 5 %; more than
+# 10 % is considered abnormal (Jokeit et al., 1997).
 VARIATION = ((40.0, 0.86), (30.0, 0.14))
 RANGE = (0.6, 1.5)  # of a template's pattern; our choice
 
 
 @dataclass(frozen=True)
 class Uptake:
-    """How one person's brain takes up FDG.
+    """FDG uptake of a person's brain.
 
     Parameters
     ----------
     tissue : ndarray of float32, (1024,)
-        By label; cortex is about 1.
+        Uptake by label; cortex is about 1.
     region : ndarray of float32
-        A factor about 1, on ``PATTERN_GRID`` in MNI space.
+        Regional factor about 1, on ``PATTERN_GRID`` in MNI space.
     """
 
     tissue: NDArray[np.float32]
@@ -324,15 +326,16 @@ class Uptake:
 
 
 def usual_pattern() -> Volume:
-    """Give the regional pattern that FDG shows in health, as a factor about 1.
+    """Return the regional pattern of FDG uptake in healthy people, as a factor about 1.
 
-    Medial occipital, sensorimotor and superior temporal cortex and the precuneus are high; the
-    temporal pole, inferior and medial temporal cortex and the anterior cingulate are low.
+    Uptake is high in medial occipital, sensorimotor and superior temporal cortex and in the
+    precuneus; it is low in the temporal pole, inferior and medial temporal cortex and the anterior
+    cingulate.
 
     Returns
     -------
     ndarray
-        On ``PATTERN_GRID``, left and right alike.
+        Pattern on ``PATTERN_GRID``, symmetric.
     """
     points = np.abs(coordinates(PATTERN_GRID)) * [1, 0, 0] + coordinates(PATTERN_GRID) * [0, 1, 1]
     pattern = np.ones(PATTERN_GRID.shape)
@@ -343,21 +346,21 @@ def usual_pattern() -> Volume:
 
 
 def pattern_of_template(template: Volume, grid: Grid, anatomy: Anatomy) -> Volume:
-    """Give the regional pattern of a mean FDG PET: what tissue alone does not explain of it.
+    """Compute the regional pattern of a mean FDG PET, which tissue alone does not explain.
 
     Parameters
     ----------
     template : ndarray, (I, J, K)
-        A mean PET in MNI space, any unit, not negative.
+        Mean PET in MNI space, in any unit, not negative.
     grid : Grid
-        Of the template.
+        Grid of the template.
     anatomy : Anatomy
-        A head in MNI space: its world coordinates are MNI coordinates.
+        Head in MNI space: its world coordinates are MNI coordinates.
 
     Returns
     -------
     ndarray
-        On ``PATTERN_GRID``, left and right alike, 0.6 to 1.5; 1 outside the brain.
+        Pattern on ``PATTERN_GRID``, symmetric, 0.6 to 1.5; 1 outside the brain.
     """
     points, zooms = coordinates(PATTERN_GRID), (PATTERN_ZOOM,) * 3
     pet = smooth(sample(template, to_indices(points, grid.affine)), 10.0, zooms)
@@ -368,7 +371,7 @@ def pattern_of_template(template: Volume, grid: Grid, anatomy: Anatomy) -> Volum
     ratio = pet / np.maximum(expected, 0.12)
     ratio = np.clip(ratio / np.median(ratio[inside]), *RANGE)
     ratio = np.where(inside, ratio, 1.0).astype(np.float32)
-    even = ((ratio + ratio[::-1]) / 2).astype(np.float32)  # the grid is even about x = 0
+    even = ((ratio + ratio[::-1]) / 2).astype(np.float32)  # the grid is symmetric about x = 0
     return smooth(even, 8.0, zooms)
 
 
@@ -377,7 +380,7 @@ def _mean_tissue() -> NDArray[np.float32]:
 
 
 def expect_uptake(pattern: Volume) -> Uptake:
-    """Give the uptake that people share: what can be known of a person's from anatomy alone."""
+    """Return the uptake that people share, all that can be predicted from anatomy alone."""
     return Uptake(_mean_tissue(), pattern)
 
 
@@ -392,20 +395,20 @@ def _unit_field(fwhm: float, rng: np.random.Generator) -> Volume:
 
 
 def draw_uptake(pattern: Volume, rng: np.random.Generator) -> Uptake:
-    """Draw how one person's brain takes up FDG.
+    """Draw the FDG uptake of a person's brain.
 
     Parameters
     ----------
     pattern : ndarray
-        What people share, as :func:`usual_pattern` gives it.
+        Regional pattern that people share, such as that of :func:`usual_pattern`.
     rng : numpy.random.Generator
-        Where chance comes from.
+        Source of randomness.
 
     Returns
     -------
     Uptake
-        Tissues differ by 5 %, sides by 1.5 %, and places by 8.5 %, smoothly, with 86 % of that
-        variance alike on both sides (our choice).
+        Uptake in which tissues vary by 5 %, sides by 1.5 %, and regions smoothly by 8.5 %, with
+        86 % of the latter's variance shared by both sides (our choice).
     """
     values = {**TISSUE, "white": float(rng.uniform(*WHITE))}
     table = table_of(values)
@@ -422,12 +425,12 @@ def draw_uptake(pattern: Volume, rng: np.random.Generator) -> Uptake:
 
 
 def activity(anatomy: Anatomy, uptake: Uptake) -> Volume:
-    """Lay uptake out over a head, as a perfect scanner would see it.
+    """Compute the uptake in a head, as seen by a perfect scanner.
 
     Returns
     -------
     ndarray, (I, J, K)
-        Cortex is about 1; the head around the brain is faint.
+        Uptake, about 1 in cortex and low in the head around the brain.
     """
     volume = uptake.tissue[anatomy.labels]
     brain = is_in_skull(anatomy.labels)

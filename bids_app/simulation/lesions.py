@@ -1,4 +1,4 @@
-"""Patches of grey matter that take up less FDG, and that T1w does not show; and where heads lie."""
+"""Lesions of grey matter with reduced FDG uptake, invisible on T1w; and grids of the scans."""
 
 from dataclasses import dataclass
 
@@ -9,16 +9,16 @@ from bids_app.imaging.volume import Affine, Grid, Mask, Volume, zooms_of
 from bids_app.simulation.anatomy import CORTEX, HIPPOCAMPUS, Anatomy, Labels
 from bids_app.simulation.geometry import ORIENTATIONS, corners, draw_rigid, draw_rotation, lay_grid
 
-TILT = 4.0  # degrees about each axis by which a T1w grid is oblique at most; our choice
+TILT = 4.0  # degrees; largest tilt of a T1w grid about each axis; our choice
 MARGIN = 8.0  # mm kept around a head
-PET_ZOOMS = (2.0, 2.5, 3.0)  # mm; among scanners; our choice
-PET_SIZE = (224.0, 256.0, 184.0)  # mm along right, front, up; our choice
-PET_LONGEST = 240.0  # mm along up, among scanners; the shortest are 184; our choice
-ROTATION, SHIFT = 6.0, 9.0  # degrees and mm along each axis at most: some 10° and 15 mm in all
+PET_ZOOMS = (2.0, 2.5, 3.0)  # mm; voxel sizes among scanners; our choice
+PET_SIZE = (224.0, 256.0, 184.0)  # mm along right, front, and least along up; our choice
+PET_LONGEST = 240.0  # mm; largest extent along up among scanners; our choice
+ROTATION, SHIFT = 6.0, 9.0  # degrees and mm per axis at most: about 10° and 15 mm in all
 
 
 def head_box(anatomy: Anatomy) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give the box around a head and its margin: two corners in mm, RAS+."""
+    """Return the bounding box of a head with a margin: two corners in mm, RAS+."""
     filled = np.argwhere((anatomy.labels > 0)[::2, ::2, ::2]) * 2
     first, last = filled.min(axis=0), filled.max(axis=0) + 1
     affine = anatomy.affine.copy()
@@ -35,13 +35,13 @@ def draw_t1w_grid(
     *,
     vary: bool,
 ) -> Grid:
-    """Draw the grid of a T1w: a little oblique; RAS, or any of ``ORIENTATIONS`` with ``vary``."""
+    """Draw the slightly oblique grid of a T1w: RAS or, if ``vary``, any of ``ORIENTATIONS``."""
     orientation, tilt = str(rng.choice(ORIENTATIONS)), draw_rotation(TILT, rng)
     return lay_grid(*box, zoom, orientation=orientation if vary else "RAS", tilt=tilt)
 
 
 def draw_pet_grid(centre: NDArray[np.float64], rng: np.random.Generator, *, vary: bool) -> Grid:
-    """Draw the grid of a PET: 2 to 3 mm, not oblique, around where the brain lies in the T1w."""
+    """Draw the grid of a PET: 2 to 3 mm, not oblique, around the brain's centre in the T1w."""
     orientation, zoom = str(rng.choice(ORIENTATIONS)), float(rng.choice(PET_ZOOMS))
     half = np.array(PET_SIZE) / 2
     half[2] = rng.uniform(half[2], PET_LONGEST / 2)
@@ -49,35 +49,35 @@ def draw_pet_grid(centre: NDArray[np.float64], rng: np.random.Generator, *, vary
 
 
 def draw_motion(centre: NDArray[np.float64], rng: np.random.Generator) -> Affine:
-    """Draw how a head lies in the PET, against the T1w: world coordinates → the other's, RAS+."""
+    """Draw the rigid motion of a head from T1w to PET, of world coordinates in RAS+."""
     return draw_rigid(centre, rng, degrees=ROTATION, shift=SHIFT)
 
 
-# Issue 2, item 5: 1 to 8 cm³, -10 to -40 %. Drawn a little inside of it, since another session's
-# grid counts a few voxels more or less.
+# Issue 2, item 5: 1 to 8 cm³, -10 to -40 %. Volumes are drawn from a slightly smaller range,
+# because they differ by a few voxels on the grid of another session.
 VOLUMES = (1_150.0, 7_000.0)  # mm³
-DEPTHS = (0.10, 0.40)  # share of uptake that is lost
-EDGE = 3.0  # mm from full loss to half of it, and from there to none; our choice
-APART = 15.0  # mm between the rims of two lesions of one person; our choice
+DEPTHS = (0.10, 0.40)  # share of uptake lost
+EDGE = 3.0  # mm from full to half loss, and from half to no loss; our choice
+APART = 15.0  # mm between the edges of two lesions of one person; our choice
 SIDES = ("left", "right")
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """A ball, of which the grey matter of one side is ill.
+    """Ball in which the grey matter of one side is affected.
 
     Parameters
     ----------
     side : {"left", "right"}
-        Of the person.
+        Side of the person.
     centre : tuple of float
         World coordinates of a voxel of grey matter, in mm.
     mni : tuple of float
         The same in MNI space.
     radius : float
-        In mm; where half of the loss is left.
+        Distance from the centre, in mm, at which the loss is half.
     depth : float
-        Share of uptake lost at its centre.
+        Share of uptake lost at the centre.
     """
 
     side: str
@@ -88,7 +88,7 @@ class Lesion:
 
 
 def grey_of(labels: Labels, side: str) -> Mask:
-    """Mark the cortex and hippocampus of one side."""
+    """Return a mask of the cortex and hippocampus of one side."""
     column = SIDES.index(side)
     return (labels == CORTEX[column]) | (labels == HIPPOCAMPUS[column])
 
@@ -101,7 +101,7 @@ def _distances(
 
 
 def mask_of(lesion: Lesion, labels: Labels, affine: Affine) -> Mask:
-    """Mark the voxels that lose at least half of what the centre loses, (I, J, K)."""
+    """Return a mask, (I, J, K), of the voxels with at least half of the loss at the centre."""
     indices = np.nonzero(grey_of(labels, lesion.side))
     mask = np.zeros(labels.shape, bool)
     mask[indices] = _distances(indices, affine, lesion.centre) <= lesion.radius
@@ -109,7 +109,7 @@ def mask_of(lesion: Lesion, labels: Labels, affine: Affine) -> Mask:
 
 
 def factor_of(lesion: Lesion, labels: Labels, affine: Affine) -> Volume:
-    """Give the factor on uptake, (I, J, K): 1 - depth within, 1 without, a slope between."""
+    """Return the factor of uptake, (I, J, K): 1 - depth inside, 1 outside, smooth in between."""
     indices = np.nonzero(grey_of(labels, lesion.side))
     beyond = (_distances(indices, affine, lesion.centre) - lesion.radius) / EDGE
     loss = (1 - np.sin(np.pi / 2 * np.clip(beyond, -1, 1))) / 2
@@ -129,18 +129,18 @@ def draw_lesion(
     Parameters
     ----------
     anatomy : Anatomy
-        Of the patient.
+        Head of the patient.
     rng : numpy.random.Generator
-        Where chance comes from: side, place, volume, depth.
+        Source of randomness for side, position, volume and depth.
     depths : tuple of float
-        Least and most share of uptake that is lost.
+        Smallest and largest share of uptake lost.
     others : tuple of Lesion
-        What the patient already has.
+        Lesions that the patient already has.
 
     Raises
     ------
     ValueError
-        If that side has too little grey matter.
+        If the side has too little grey matter.
     """
     side = SIDES[int(rng.integers(2))]
     indices = np.nonzero(grey_of(anatomy.labels, side))
@@ -148,7 +148,7 @@ def draw_lesion(
     count = round(target / float(np.prod(zooms_of(anatomy.affine))))
     free = np.ones(indices[0].size, bool)
     for other in others:
-        room = other.radius + APART + 2 * EDGE + np.cbrt(target)  # a ball with gaps is wider
+        room = other.radius + APART + 2 * EDGE + np.cbrt(target)  # a ball with gaps is larger
         free &= _distances(indices, anatomy.affine, other.centre) > room
     if free.sum() < max(count, 1):
         raise ValueError(f"the {side} side has too little grey matter for a lesion")

@@ -1,4 +1,4 @@
-"""What a raw dataset says about its images, in BIDS' words."""
+"""BIDS metadata of a simulated dataset."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from bids_app.simulation.anatomy import NAMES
 
 BIDS_VERSION = "1.10.0"
 MAKER = {"Manufacturer": "mri2pet", "ManufacturersModelName": "mri2pet-simulate"}
-WAIT, LENGTH = 2400.0, 1200.0  # s from injection to scan, and of the scan; our choice
+WAIT, LENGTH = 2400.0, 1200.0  # s; from injection to scan, and of the scan; our choice
 MASS = 5.0  # µg of FDG; our choice
 DOSE = (150.0, 250.0)  # MBq; our choice
 
@@ -48,23 +48,23 @@ IGNORED = ("**/pet/*_xfm.txt", "**/anat/*_coordinates.*", "lesions.tsv", "lesion
 
 
 def describe_t1w() -> dict[str, object]:
-    """Describe a T1w."""
+    """Return the sidecar of a T1w."""
     return {**MAKER, "Modality": "MR", "ImageComments": "simulated", "BodyPart": "HEAD"}
 
 
 def describe_pet(
     durations: NDArray[np.float64], fwhm: float, rng: np.random.Generator
 ) -> dict[str, object]:
-    """Describe an FDG PET: all that BIDS requires.
+    """Return the sidecar of an FDG PET, with all fields that BIDS requires.
 
     Parameters
     ----------
     durations : ndarray, (T,)
-        Of the frames, in seconds.
+        Durations of the frames, in seconds.
     fwhm : float
-        Of the scanner's point spread function, in mm.
+        Full width at half maximum of the scanner's point spread function, in mm.
     rng : numpy.random.Generator
-        Where chance comes from: the dose.
+        Source of randomness for the dose.
     """
     dose = round(float(rng.uniform(*DOSE)), 1)
     starts = WAIT + np.cumsum(durations) - durations
@@ -102,12 +102,12 @@ def describe_pet(
 
 
 def frame_durations(count: int) -> NDArray[np.float64]:
-    """Share the scan among frames of equal length, in seconds."""
+    """Return the durations of frames of equal length, in seconds."""
     return np.full(count, LENGTH / count)
 
 
 def describe_dataset(version: str, *, truth: bool) -> dict[str, object]:
-    """Describe the raw dataset, or the truth about it."""
+    """Return ``dataset_description.json`` of the raw dataset, or of the truth about it."""
     app = {"Name": "mri2pet-simulate", "Version": version}
     common: dict[str, object] = {"BIDSVersion": BIDS_VERSION, "GeneratedBy": [app]}
     if truth:
@@ -127,6 +127,6 @@ def describe_dataset(version: str, *, truth: bool) -> dict[str, object]:
 
 
 def label_rows() -> list[dict[str, object]]:
-    """List the numbers of label maps and what each one is, in order."""
+    """List the labels of label maps and their names, in order."""
     names = {label: name for name, labels in NAMES.items() for label in labels}
     return [{"index": label, "name": names[label]} for label in sorted(names)]

@@ -1,4 +1,4 @@
-"""A person to be scanned, and the scans of one visit with what is true about them."""
+"""A simulated person, and the scans of one visit with their truth."""
 
 from dataclasses import dataclass, replace
 
@@ -28,26 +28,26 @@ from bids_app.simulation.lesions import (
 )
 
 LARGEST_SKULL = 2.13  # litres inside, fluid included; our choice: few people have more
-TRIES = 20  # of warps; a source that is larger itself stays so
-LESION_GRID = 2.0  # mm; where lesions are placed, whatever the resolution of T1w; our choice
+TRIES = 20  # warps at most; the last one is kept, as a source may itself be larger
+LESION_GRID = 2.0  # mm; for the placement of lesions, at any resolution of T1w; our choice
 
 
 @dataclass(frozen=True)
 class Person:
-    """What stays from visit to visit.
+    """Properties of a person that are the same at all visits.
 
     Parameters
     ----------
     source : Anatomy
-        The head that the person's own is a warp of.
+        Head from which the person's own is warped.
     displacement : Displacement
-        From the person's head to ``source``.
+        Displacement from the person's head to ``source``.
     uptake, expected : Uptake
-        Of FDG: the person's own, and what people share.
+        The person's own FDG uptake, and the uptake that people share.
     contrast : Contrast
-        Of T1w.
+        Contrast of the T1w.
     lesions : tuple of Lesion
-        In world coordinates of the person's head.
+        Lesions, in world coordinates of the person's head.
     """
 
     source: Anatomy
@@ -60,22 +60,22 @@ class Person:
 
 @dataclass(frozen=True)
 class PetScan:
-    """A PET scan of a visit, and the truth about it.
+    """PET scan of a visit, and its truth.
 
     Parameters
     ----------
     data : ndarray of float32, (I, J, K, T)
-        Bq/mL.
+        Activity concentration in Bq/mL.
     grid : Grid
-        Of ``data``.
+        Grid of ``data``.
     noisefree, expected : ndarray of float32
-        Bq/mL, on the grid of the T1w: this scan without noise, and one of the same anatomy with the
-        uptake that people share, seen by a scanner of 6 mm. No prediction from T1w can be expected
-        to come closer to the scan than the latter.
+        This scan without noise, and a noise-free scan of the same anatomy with the uptake that
+        people share, at a resolution of 6 mm; in Bq/mL, on the grid of the T1w. No prediction from
+        T1w can be expected to come closer to the scan than the latter.
     t1w_to_pet : ndarray, (4, 4)
         World coordinates of T1w → world coordinates of PET, in mm, RAS+.
     scanner : Scanner
-        How the scan turned out.
+        Properties of the scanner.
     """
 
     data: NDArray[np.float32]
@@ -87,7 +87,7 @@ class PetScan:
 
 
 def _draw_displacement(source: Anatomy, rng: np.random.Generator, strength: float) -> Displacement:
-    """Draw a warp until the inside of the skull is no larger than people's is."""
+    """Draw warps until the inside of the skull is not larger than ``LARGEST_SKULL``."""
     grid = lay_grid(*head_box(source), LESION_GRID)
     for _ in range(TRIES):
         displacement = draw_displacement(source.grid, rng, strength=strength)
@@ -112,17 +112,18 @@ def draw_person(
     Parameters
     ----------
     source : Anatomy
-        The head to make another from.
+        Head to warp.
     pattern : ndarray
-        Regional uptake that people share, as :func:`~bids_app.simulation.images.usual_pattern`.
+        Regional uptake that people share; see :func:`~bids_app.simulation.images.usual_pattern`.
     rng : numpy.random.Generator
-        Where chance comes from.
+        Source of randomness.
     depths : tuple of float or None
-        Least and most share of uptake that lesions lose; None where there are no lesions.
+        Smallest and largest share of uptake lost in lesions; None for no lesions.
     strength : float
-        Of the warp, as :func:`~bids_app.simulation.geometry.draw_displacement` has it.
+        Strength of the warp; see :func:`~bids_app.simulation.geometry.draw_displacement`.
     atrophy : float
-        From 0 to 1: how much wider the ventricles and thinner the cortex are than in ``source``.
+        Degree of atrophy, from 0 to 1, by which the ventricles are wider and the cortex is thinner
+        than in ``source``.
     """
     displacement = _draw_displacement(source, rng, strength)
     displacement = widen_ventricles(source, displacement, atrophy)
@@ -137,9 +138,10 @@ def draw_person(
 
 
 def draw_atrophy(age: float, rng: np.random.Generator) -> float:
-    """Draw how far atrophy has come, from 0 to 1, at an age in years.
+    """Draw the degree of atrophy, from 0 to 1, at an age in years.
 
-    None is usual until 40, and 0.7 at 76; people differ by 0.15 (our choice).
+    It is about 0 until 40 and 0.7 at 76, with a standard deviation of 0.15 among people (our
+    choice).
     """
     return float(np.clip((age - 40) / 50 + rng.normal(0, 0.15), 0, 1))
 
@@ -147,18 +149,18 @@ def draw_atrophy(age: float, rng: np.random.Generator) -> float:
 def place_head(
     person: Person, resolution: float, rng: np.random.Generator, *, vary: bool
 ) -> Anatomy:
-    """Lay a person's head on the grid of a T1w; ``resolution`` in mm."""
+    """Resample a person's head to a T1w grid drawn at a ``resolution`` in mm."""
     grid = draw_t1w_grid(head_box(person.source), resolution, rng, vary=vary)
     return carry(person.source, person.displacement, grid)
 
 
 def scan_t1w(person: Person, head: Anatomy, rng: np.random.Generator) -> Volume:
-    """Take a T1w; lesions do not show in it.
+    """Simulate a T1w, on which lesions are invisible.
 
     Returns
     -------
     ndarray, (I, J, K)
-        On the grid of ``head``; white matter is about 1.
+        T1w on the grid of ``head``; white matter is about 1.
     """
     return images.paint_t1w(head.labels, person.contrast, rng, head.zooms)
 
@@ -171,20 +173,20 @@ def scan_pet(
     *,
     vary: bool,
 ) -> PetScan:
-    """Take an FDG PET.
+    """Simulate an FDG PET.
 
     Parameters
     ----------
     person : Person
-        Who.
+        Person to scan.
     head : Anatomy
         The person's head on the grid of the T1w.
     durations : ndarray, (T,)
-        Of the frames, in seconds.
+        Durations of the frames, in seconds.
     rng : numpy.random.Generator
-        Where chance comes from.
+        Source of randomness.
     vary : bool
-        Whether the array may point elsewhere than RAS.
+        Whether the array may have an orientation other than RAS.
     """
     centre = head.affine[:3, :3] @ np.argwhere(is_brain(head.labels)).mean(0) + head.affine[:3, 3]
     t1w_to_pet = draw_motion(centre, rng)
@@ -203,6 +205,6 @@ def scan_pet(
 
 
 def mark_lesions(person: Person, head: Anatomy) -> Mask:
-    """Mark all lesions of a person on the grid of ``head``."""
+    """Return a mask of all lesions of a person on the grid of ``head``."""
     masks = [mask_of(lesion, head.labels, head.affine) for lesion in person.lesions]
     return np.logical_or.reduce([np.zeros(head.labels.shape, bool), *masks])

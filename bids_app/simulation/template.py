@@ -1,4 +1,4 @@
-"""A head cut out of a template's tissue maps."""
+"""A head created from the tissue maps of a template."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,20 +22,20 @@ NUCLEI: dict[tuple[int, int], tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 BRAINSTEM = ((0.0, -28.8, -29.3), (51.8, 48.7, 133.7, 0.0, 0.0, 18.0))
 ELLIPSOID = 5.0  # squared Mahalanobis radius of an even ellipsoid with its own covariance
-# White matter is wanted in these, grey in the others; hippocampus and amygdala are all grey.
+# These may contain white matter; the others, among them hippocampus and amygdala, are grey only.
 WHITISH = {(28, 60), (13, 52), (10, 49)}
 
-# Cerebellum against cerebrum behind y = -20: logistic regression on 1, x, y, z, xx, yy, zz, xy,
-# xz, yz of |x|, y, z in units of 50 mm; right in 99.5 % of the voxels (our measurement).
+# Cerebellum versus cerebrum behind y = -20: logistic regression on 1, x, y, z, xx, yy, zz, xy, xz,
+# yz of |x|, y, z in units of 50 mm; correct in 99.5 % of the voxels (our measurement).
 CEREBELLUM = (-18.4, -71.8, -57.2, 6.7, 9.2, -35.5, 18.7, -20.5, -17.5, 51.4)
 LEAST_GREY = 0.35  # probability; our choice
 LEAST_TISSUE = 0.5  # probability; our choice
 DARKEST_TISSUE = 0.62  # of white matter in T1w; our choice: sulci of a mean brain are half filled
 NUCLEI_BOX = ((-45.0, -50.0, -40.0), (45.0, 45.0, 40.0))  # MNI mm
 VENTRICLE_BOX = ((-32.0, -48.0, -14.0), (32.0, 35.0, 32.0))  # MNI mm
-# Head around the brain, mm from the inner skull (our choice): where each layer ends.
+# Layers of the head around the brain: outer limit in mm from the inner skull (our choice), label.
 LAYERS = ((1.5, 24), (3.0, 515), (5.5, 516), (7.0, 515), (11.0, 507), (14.0, 511))
-BELOW = 20.0  # mm of head under the template, whose field of view ends in the brainstem
+BELOW = 20.0  # mm of head below the template, whose field of view ends in the brainstem
 CLOSING = 8.0  # mm; the inner skull does not follow the sulci
 
 
@@ -63,7 +63,7 @@ def _cut_off_cerebellum(labels: Labels, points: Volume) -> None:
 
 
 def _label_tissue(grey: Volume, white: Volume, t1w: Volume, brain: Mask) -> Labels:
-    """Cut the brain into 2 (white), 3 (grey) and 24 (fluid), sulci opened a little."""
+    """Segment the brain into 2 (white), 3 (grey) and 24 (fluid), with slightly opened sulci."""
     top = float(np.percentile(t1w[brain], 90))
     fluid = (t1w < DARKEST_TISSUE * top) | (grey + white < LEAST_TISSUE)
     labels = np.where(fluid, 24, np.where(white > grey, 2, 3))
@@ -109,10 +109,10 @@ def _label_sides(labels: Labels, x: Volume) -> Labels:
 
 
 def _measure_distance(mask: Mask, zooms: tuple[float, float, float]) -> Volume:
-    """Give each voxel's distance in mm from the inner skull around a brain.
+    """Compute each voxel's distance in mm from the inner skull around a brain.
 
-    The inner skull is the brain, closed. At half the resolution where that is enough: eight times
-    as fast.
+    The inner skull is the morphological closing of the brain. Fine images are processed at half
+    the resolution, which is eight times as fast.
     """
     step = 2 if max(zooms) < 1.5 else 1
     spare = round(2 * CLOSING / (step * min(zooms))) + 2
@@ -135,11 +135,11 @@ def _add_head(labels: Labels, brain: Mask, zooms: tuple[float, float, float]) ->
 def anatomy_from_template(
     t1w: Volume, gm: Volume, wm: Volume, brain_mask: NDArray[np.bool_], affine: Affine
 ) -> Anatomy:
-    """Cut a head out of the maps of a template in MNI space.
+    """Create a head from the maps of a template in MNI space.
 
-    Cortex, white matter and fluid come from the maps; nuclei and brainstem are ellipsoids within
-    the tissue they are made of; the cerebellum ends at a quadric; skull, muscle, fat and skin are
-    shells around the brain. It has no face.
+    Cortex, white matter and fluid come from the maps; nuclei and brainstem are ellipsoids,
+    restricted to their tissue; the cerebellum is bounded by a quadric; skull, muscle, fat and skin
+    are shells around the brain. The head has no face.
 
     Parameters
     ----------
@@ -148,14 +148,14 @@ def anatomy_from_template(
     gm, wm : ndarray, (I, J, K)
         Probability of grey and of white matter, in [0, 1].
     brain_mask : ndarray of bool, (I, J, K)
-        The brain.
+        Brain mask.
     affine : ndarray, (4, 4)
         Voxel indices → MNI coordinates in mm.
 
     Returns
     -------
     Anatomy
-        Its MNI coordinates are its world coordinates.
+        Head whose world coordinates are its MNI coordinates.
     """
     below = round(BELOW / zooms_of(affine)[2])  # the template ends at the foramen magnum
     t1w, gm, wm = (np.pad(map_, ((0, 0), (0, 0), (below, 0))) for map_ in (t1w, gm, wm))
