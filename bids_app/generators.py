@@ -1,4 +1,4 @@
-"""Find the generator that a run names, see that it fits, and whom it has seen."""
+"""Choice of the generator for a run, checks that it fits, and whom it was trained on."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -31,25 +31,26 @@ from bids_app.synthesis.tiling import SliceTriplets
 
 SHIPPED = Path(__file__).parent / "data" / "generators"
 DEFAULT, SLOPPY = "default", "sloppy"
-CROSSVALIDATION = "crossvalidation"  # folder of a derivative dataset, by names of generators
-DOI = re.compile(r"^(?:https?://(?:dx\.)?doi\.org/|doi:\s*)")  # before the number itself
+CROSSVALIDATION = "crossvalidation"  # folder of a derivative dataset, with one per generator
+DOI = re.compile(r"^(?:https?://(?:dx\.)?doi\.org/|doi:\s*)")  # prefix of a DOI
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is done beyond Zotova et al. (2021).
+    """Options of the synthesis beyond Zotova et al. (2021).
 
     Parameters
     ----------
     overlap : bool
-        Triplets of slices begin at every slice, and predictions of a slice are averaged; of no
-        consequence to generators that see no triplets.
+        Whether triplets start at every slice and predictions of a slice are averaged; no effect on
+        generators that do not use triplets.
     match_histogram : bool
-        The synthetic PET gets the distribution of the mean PET of the training controls.
+        Whether the synthetic PET is matched to the intensity distribution of the mean PET of the
+        training controls.
     uncertainty : bool
-        The standard deviation of the synthetic PET's error is predicted, too.
+        Whether the standard deviation of the synthetic PET's error is predicted, too.
     novelty : bool
-        The T1w is compared with those of the training controls.
+        Whether the T1w is compared with those of the training controls.
     """
 
     overlap: bool = False
@@ -60,14 +61,14 @@ class Options:
 
 @dataclass(frozen=True)
 class GeneratorChoice:
-    """A generator that a run uses: its folder, its card, and how it is used.
+    """Generator used by a run: its folder, its card and its options.
 
     Parameters
     ----------
     folder, card : Path, Card
-        The generator.
+        Folder and card of the generator.
     options : Options
-        How it is used.
+        Options of its use.
     """
 
     folder: Path
@@ -75,7 +76,7 @@ class GeneratorChoice:
     options: Options = Options()
 
     def description(self) -> dict[str, object]:
-        """Tell what the sidecar of a synthetic PET says of it."""
+        """Return the description of the generator in the sidecar of a synthetic PET."""
         return {
             "Name": self.card.name,
             "Version": self.card.version,
@@ -86,7 +87,7 @@ class GeneratorChoice:
         }
 
     def decisive(self) -> dict[str, object]:
-        """Tell what the options make of the result; nothing where all are off."""
+        """Return the fields by which the options affect the result; empty if all are off."""
         fields: dict[str, object] = {name: on for name, on in asdict(self.options).items() if on}
         if self.options.match_histogram or self.options.novelty:
             fields["reference"] = self.card.reference_sha256
@@ -101,18 +102,18 @@ def find_generator(name: str, output_dir: Path, *, sloppy: bool, flag: str = "--
     Parameters
     ----------
     name : str
-        ``default``, the name of one in ``output_dir/generators``, or the path of a folder.
+        ``default``, the name of a generator in ``output_dir/generators``, or the path of a folder.
     output_dir : Path
-        The derivative dataset.
+        Path of the derivative dataset.
     sloppy : bool
-        Whether ``default`` is the small one for a coarse grid.
+        Whether ``default`` is the small generator for a coarse grid.
     flag : str
-        That names it, for messages.
+        Name of the command line option, for messages.
 
     Raises
     ------
     MissingInputError
-        If there is none.
+        If there is no such folder.
     """
     shipped = SHIPPED / (SLOPPY if sloppy else DEFAULT)
     places = [shipped] if name == DEFAULT else [output_dir / "generators" / name, Path(name)]
@@ -132,15 +133,15 @@ def choose_generator(
     sloppy: bool,
     options: Options = Options(),
 ) -> GeneratorChoice:
-    """Find a generator and check that it can do what is asked of it, before anything is run.
+    """Find a generator and check, before anything is run, that it can be used as requested.
 
     Raises
     ------
     MissingInputError, UnusableDataError
-        As :func:`find_generator`, :func:`read_card`, :func:`check_weights`, :func:`check_space`,
-        :func:`check_reference`, :func:`check_uncertainty`.
+        See :func:`find_generator`, :func:`read_card`, :func:`check_weights`, :func:`check_space`,
+        :func:`check_reference` and :func:`check_uncertainty`.
     UsageError
-        If options do not go together.
+        If options are incompatible.
     """
     if options.match_histogram and options.uncertainty:
         raise UsageError(
@@ -174,7 +175,7 @@ def _check(choice: GeneratorChoice, grid: Grid, template: str) -> None:
 
 
 def _refuse_carried(choice: GeneratorChoice, grid: Grid) -> None:
-    """Refuse options that rest on what a generator knows voxel by voxel, on another grid."""
+    """Check that options based on voxelwise data of a generator are not used on another grid."""
     options = {"--novelty": choice.options.novelty, "--uncertainty": choice.options.uncertainty}
     flags = [flag for flag, on in options.items() if on]
     if flags and not is_own_grid(choice.card, grid):
@@ -186,22 +187,22 @@ def _refuse_carried(choice: GeneratorChoice, grid: Grid) -> None:
 
 
 def has_seen(card: Card, subject: str, names: Collection[str], output_dir: Path) -> bool:
-    """Whether a generator, or one it was initialized from, was trained on someone, in any session.
+    """Return whether a generator, or an ancestor of it, was trained on any session of a subject.
 
-    Labels such as 01 are those of others in another dataset. Which it is, name or DOI tell; and,
-    since either may have been changed since, the images that the cross-validation of a generator
-    leaves in the derivative dataset, one of each whom it was trained on.
+    The same label, such as 01, in another dataset belongs to someone else. Datasets are identified
+    by name or DOI and, because either may have changed, by the folders that the cross-validation
+    of a generator leaves in the derivative dataset, one for each participant it was trained on.
 
     Parameters
     ----------
     card : Card
-        Of the generator, wherever it was trained.
+        Card of the generator, wherever it was trained.
     subject : str
         Label without ``sub-``.
     names : collection of str
         Title and DOI of the subject's raw dataset.
     output_dir : Path
-        The derivative dataset that the subject is in.
+        Path of the derivative dataset that the subject is in.
     """
     return any(
         subject in _labels(origin)
@@ -211,7 +212,7 @@ def has_seen(card: Card, subject: str, names: Collection[str], output_dir: Path)
 
 
 def is_one_of(dataset: str, names: Iterable[str]) -> bool:
-    """Whether a dataset is called by one of these names.
+    """Return whether a dataset has one of these names.
 
     Examples
     --------
@@ -226,7 +227,7 @@ def is_one_of(dataset: str, names: Iterable[str]) -> bool:
 def describe_namesakes(
     card: Card, subjects: Iterable[str], names: Collection[str], output_dir: Path
 ) -> str:
-    """Tell of those who bear the labels of people of another dataset that a generator has seen.
+    """Describe the subjects who share labels with training participants of another dataset.
 
     Returns
     -------
@@ -250,7 +251,7 @@ def describe_namesakes(
 
 
 def known_labels(card: Card) -> set[str]:
-    """List the labels, without ``sub-``, of all whom a generator has seen, in any dataset."""
+    """Return the labels, without ``sub-``, of all participants a generator was trained on."""
     return {label for origin in card.origins for label in _labels(origin)}
 
 
@@ -259,7 +260,7 @@ def _labels(origin: Ancestor) -> set[str]:
 
 
 def _is_from(origin: Ancestor, output_dir: Path) -> bool:
-    """Whether a derivative dataset is the one that a generator was trained in."""
+    """Return whether a derivative dataset is the one that a generator was trained in."""
     folder = output_dir / CROSSVALIDATION / Path(origin.name).name
     return bool(origin.participants) and all(
         (folder / f"sub-{Path(label).name}").is_dir() for label in _labels(origin)
@@ -271,12 +272,12 @@ def _identity(dataset: str) -> str:
 
 
 def known_cards(output_dir: Path) -> dict[str, Card]:
-    """Read the cards of all generators in a derivative dataset, those of folds too.
+    """Read the cards of all generators in a derivative dataset, including those of folds.
 
     Returns
     -------
     dict
-        SHA-256 of the weights → card; what cannot be read is passed over.
+        SHA-256 of the weights → card; cards that cannot be read are skipped.
     """
     root = output_dir / "generators"
     cards = {}
@@ -284,6 +285,6 @@ def known_cards(output_dir: Path) -> dict[str, Card]:
         try:
             card = read_card(folder)
         except Mri2petError:
-            continue  # told where it is used
+            continue  # reported where it is used
         cards[card.sha256] = card
     return cards

@@ -1,8 +1,8 @@
-"""``mri2pet-import``: make a generator of one that another program has trained.
+"""``mri2pet-import``: import a generator that another program has trained.
 
 The other program is pytorch-CycleGAN-and-pix2pix (https://github.com/junyanz). Its ResnetGenerator
-is the network of Zhu et al. (2017), as is ours, but takes and gives intensities in [-1, 1] and ends
-in a hyperbolic tangent.
+is the network of Zhu et al. (2017), as is ours, but its input and output are in [-1, 1], and its
+last activation is a hyperbolic tangent.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ if TYPE_CHECKING:
 
 State = Mapping[str, "Tensor"]  # parameters of a network by name
 BOX_SIDES = len(Settings.bounding_box)
-TAKEN = {"default", "sloppy", *TRAINABLE, *CONDITIONED, *OVERLAPPING}  # names that mean something
+TAKEN = {"default", "sloppy", *TRAINABLE, *CONDITIONED, *OVERLAPPING}  # reserved names
 BLOCK = re.compile(r"model\.(\d+)\.conv_block\.(\d+)\.weight")
-# Places of both convolutions of a block, without dropout and with it
+# Indices of both convolutions of a block, without dropout and with it
 REFLECTED, ZERO_PADDED = ({1, 5}, {1, 6}), ({0, 3}, {0, 4})
-LEFT_OVER = ("running_mean", "running_var", "num_batches_tracked")  # of norms
+LEFT_OVER = ("running_mean", "running_var", "num_batches_tracked")  # unused buffers of norms
 INTENDED_USE = (
     "Predicting the FDG PET of people like those that it was trained on, from T1w scanned as "
     "theirs were; for research. No basis for decisions about a patient."
@@ -64,22 +64,22 @@ UNMEASURED = "Imported; mri2pet has not measured how good it is."
 
 
 def read_state(path: Path) -> State:
-    """Read the parameters of a network as ``torch.save`` writes them; no code in the file is run.
+    """Read network parameters written by ``torch.save``, without running any code in the file.
 
     Raises
     ------
     MissingInputError
         If there is no such file.
     UnusableDataError
-        If it holds anything but a plain dict of tensors.
+        If the file holds anything but a plain dict of tensors.
     ReadWriteError
-        If it cannot be read.
+        If the file cannot be read.
     """
     from bids_app.synthesis.scoring import read_tensors
 
     size_of(path)
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's, of files that it then refuses
+        with warnings.catch_warnings(action="ignore"):  # torch warns of files that it rejects
             return read_tensors(path)
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
@@ -93,32 +93,33 @@ def read_state(path: Path) -> State:
 def convert(
     state: State, *, axes: str = OWN_AXES, copies: bool = False, cycle: bool = False
 ) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """Bring a ResnetGenerator of pytorch-CycleGAN-and-pix2pix into the form of ours.
+    """Convert a ResnetGenerator of pytorch-CycleGAN-and-pix2pix to ours.
 
     Parameters
     ----------
     state : mapping
-        Its parameters by their names.
+        Name → parameter of the network.
     axes : str
-        Where the rows and columns of its slices point to, see
+        Directions of the rows and columns of its slices; see
         :func:`bids_app.synthesis.tiling.turn`.
     copies : bool
-        Its three channels are copies of one slice, as of a grey image saved in colours, and not
-        three adjacent ones; of what it gives, the first is taken.
+        Whether its three channels are copies of one slice, as in a grey image saved in colour, not
+        three adjacent slices; the first output channel is used then.
     cycle : bool
-        It is one of the two of a Cycle-GAN.
+        Whether it is one of the two generators of a Cycle-GAN.
 
     Returns
     -------
     ModelSpec
-        What rebuilds it. How it was trained is not known: such numbers are as small as can be.
+        Specification from which it is rebuilt. Training parameters are unknown and set to their
+        smallest values.
     dict
         Parameters of :class:`bids_app.synthesis.networks.ResnetGenerator`, float32.
 
     Raises
     ------
     ValueError
-        If it is another network, and what would be needed instead.
+        If it is another network; the message says what is needed instead.
     """
     theirs = _without_remains(state)
     _refuse_others(theirs)
@@ -153,10 +154,10 @@ def convert(
 
 
 def _without_remains(state: State) -> dict[str, Tensor]:
-    """Leave out what norms do not use, and take off what ``DataParallel`` puts before names.
+    """Remove unused buffers of norms, and the prefix that ``DataParallel`` adds to names.
 
-    Before PyTorch 0.4, instance norm kept running means; networks with weights of a norm, which
-    do use them, are refused.
+    Before PyTorch 0.4, instance norm kept running means. Norms that use them have weights of their
+    own, and such networks are rejected.
     """
     used = {n: t for n, t in state.items() if f"{n}".rpartition(".")[2] not in LEFT_OVER}
     if not all(isinstance(name, str) and _is_plain(value) for name, value in used.items()):
@@ -170,7 +171,7 @@ def _is_plain(value: Tensor) -> bool:
 
 
 def _refuse_others(state: State) -> None:
-    """Refuse networks of that program, or of its relatives, that ours cannot stand for."""
+    """Reject networks of that program, or of its forks, that have no equivalent in ours."""
     if any(name.endswith(".filt") for name in state):
         raise ValueError(
             "its strides are antialiased, ours are not; train it with --no_antialias and "
@@ -195,7 +196,7 @@ def _refuse_others(state: State) -> None:
 
 
 def _match_layers(state: State) -> tuple[int, dict[str, str]]:
-    """Count residual blocks, and tell which layer of theirs is which of ours, in order."""
+    """Return the number of residual blocks, and a mapping of their layers to ours, in order."""
     found = [match for match in map(BLOCK.fullmatch, state) if match]
     blocks, places = {int(match[1]) for match in found}, {int(match[2]) for match in found}
     if places in ZERO_PADDED:
@@ -209,7 +210,7 @@ def _match_layers(state: State) -> tuple[int, dict[str, str]]:
             names[f"model.{10 + block}.conv_block.{place}"] = (
                 f"layers.{9 + block}.layers.{our_place}"
             )
-    # Their last convolution has a layer of its own before it that reflects
+    # Their last convolution is preceded by a separate layer of reflection padding
     for place, our_place in ((10, 9), (13, 12), (17, 15)):
         names[f"model.{place + n_blocks}"] = f"layers.{our_place + n_blocks}"
     _refuse_missing(state, names)
@@ -230,7 +231,7 @@ def _translate(name: str, names: Mapping[str, str]) -> str:
 
 
 def _take_one_channel(weights: dict[str, Tensor], first: str, last: str) -> None:
-    """Let a network of copies of a slice take one, and give one: exact, since it is linear."""
+    """Reduce a network of copies of a slice to one channel, exactly, by linearity."""
     weights[f"{first}.weight"] = weights[f"{first}.weight"].sum(1, keepdim=True)
     for part in ("weight", "bias"):
         weights[f"{last}.{part}"] = weights[f"{last}.{part}"][:1]
@@ -251,7 +252,7 @@ def _refuse_channels(n_in: int, n_out: int) -> None:
 def _refuse_odd(
     weights: State, names: Mapping[str, str], *, channels: int, n_blocks: int, width: int
 ) -> None:
-    """Refuse parameters that our network has not, or that are no finite numbers."""
+    """Reject parameters that do not fit our network or are not finite."""
     import torch
 
     from bids_app.synthesis.networks import ResnetGenerator
@@ -271,11 +272,12 @@ def _refuse_odd(
 
 
 def _fold_ranges(weights: dict[str, Tensor], first: str, last: str) -> None:
-    """Let a network from [-1, 1] to [-1, 1] take and give intensities in [0, 1], exactly.
+    """Convert a network from [-1, 1] to [-1, 1] to one from [0, 1] to [0, 1], exactly.
 
-    The first layer sees ``2x - 1``: convolved by w, that is x convolved by 2w, less the sum of w,
-    at the borders too, which are reflected. Of what the last convolution gives, z, theirs makes
-    ``tanh z``, which is brought to ``(tanh z + 1) / 2``: the logistic function of ``2z``, ours.
+    The input of the first layer is ``2x - 1``; its convolution with w equals that of x with 2w,
+    minus the sum of w, also at the borders, which are reflected. Their output ``tanh z``, where z
+    is the output of the last convolution, is mapped to ``(tanh z + 1) / 2``, which is the logistic
+    function of ``2z``, as in ours.
     """
     kernel = weights[f"{first}.weight"]
     weights[f"{first}.bias"] = weights[f"{first}.bias"] - kernel.sum((1, 2, 3))
@@ -387,7 +389,7 @@ def build_parser() -> Parser:
 
 
 def import_generator(argv: Sequence[str] | None) -> str:
-    """Import the generator of a command line; say in a line what was made, or raise an error."""
+    """Import the generator given on the command line, and return the closing line."""
     arguments = build_parser().parse_args(argv)
     refuse_lost_folder()
     _refuse(arguments)
@@ -396,14 +398,14 @@ def import_generator(argv: Sequence[str] | None) -> str:
 
     path: Path = arguments.file
     state = read_state(path)
-    cycle = path.stem.endswith(("_G_A", "_G_B"))  # as that program names them; the file tells not
+    cycle = path.stem.endswith(("_G_A", "_G_B"))  # its names; the content does not show it
     try:
         spec, weights = convert(
             state, axes=arguments.slice_axes, copies=arguments.copies, cycle=cycle
         )
         card = card_from(
             card_values(describe(spec, arguments))
-        )  # nothing is written that is refused
+        )  # checked before anything is written
     except ValueError as error:
         raise UnusableDataError(f"{path}: cannot be imported ({error})") from error
     generator = build_generator(spec)
@@ -414,7 +416,7 @@ def import_generator(argv: Sequence[str] | None) -> str:
 
 
 def _refuse(arguments: argparse.Namespace) -> None:
-    """Refuse arguments that do not go together, and a folder that is in use."""
+    """Check that arguments are compatible, and that the folder is new or empty."""
     folder: Path = arguments.generator_dir
     name = folder.name if arguments.name is None else arguments.name
     if name in TAKEN:
@@ -429,7 +431,7 @@ def _refuse(arguments: argparse.Namespace) -> None:
 
 
 def describe(spec: ModelSpec, arguments: argparse.Namespace) -> Card:
-    """Write the card of an imported generator; it has no scores, reference or error model."""
+    """Create the card of an imported generator, without scores, reference or error model."""
     import torch
 
     path: Path = arguments.file
@@ -465,7 +467,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Import a generator; return the exit code of BEP027."""
+    """Import a generator, and return the exit code defined in BEP027."""
     if argv is None:
         read_names_as_utf8()
     return run_program(

@@ -1,4 +1,4 @@
-"""``mri2pet-simulate``: arguments → Plan, and one closing line."""
+"""``mri2pet-simulate``: the command line of the simulation."""
 
 import argparse
 import sys
@@ -24,7 +24,7 @@ MOST_FRAMES, MOST_SESSIONS = 100, 99
 
 
 class _Range:
-    """Read a number between two bounds, both included."""
+    """Argument type of numbers between two bounds, inclusive."""
 
     def __init__(self, kind: type[int] | type[float], low: float, high: float) -> None:
         self.kind, self.low, self.high = kind, low, high
@@ -108,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def simulate_cohort(argv: Sequence[str] | None) -> str:
-    """Simulate the cohort of a command line; say in a line what was made, or raise an error."""
+    """Simulate the cohort given on the command line, and return the closing line."""
     arguments: dict[str, Any] = vars(build_parser().parse_args(argv))
     refuse_lost_folder()
     from bids_app.simulation.cohort import CohortPlan, write_cohort
@@ -136,7 +136,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Simulate a cohort; return the exit code of BEP027."""
+    """Simulate a cohort, and return the exit code defined in BEP027."""
     if argv is None:
         read_names_as_utf8()
     return run_program(
