@@ -12,7 +12,7 @@ from bids_app.simulation.geometry import ORIENTATIONS, corners, draw_rigid, draw
 TILT = 4.0  # degrees; largest tilt of a T1w grid about each axis; our choice
 MARGIN = 8.0  # mm kept around a head
 PET_ZOOMS = (2.0, 2.5, 3.0)  # mm; voxel sizes among scanners; our choice
-PET_SIZE = (224.0, 256.0, 184.0)  # mm along right, front, and least along up; our choice
+PET_SIZE = (224.0, 256.0, 184.0)  # mm along right, front and, at least, up; our choice
 PET_LONGEST = 240.0  # mm; largest extent along up among scanners; our choice
 ROTATION, SHIFT = 6.0, 9.0  # degrees and mm per axis at most: about 10° and 15 mm in all
 
@@ -49,7 +49,7 @@ def draw_pet_grid(centre: NDArray[np.float64], rng: np.random.Generator, *, vary
 
 
 def draw_motion(centre: NDArray[np.float64], rng: np.random.Generator) -> Affine:
-    """Draw the rigid motion of a head from T1w to PET, of world coordinates in RAS+."""
+    """Draw a head's rigid transform from T1w to PET, of world coordinates in mm, RAS+."""
     return draw_rigid(centre, rng, degrees=ROTATION, shift=SHIFT)
 
 

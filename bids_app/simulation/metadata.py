@@ -48,14 +48,14 @@ IGNORED = ("**/pet/*_xfm.txt", "**/anat/*_coordinates.*", "lesions.tsv", "lesion
 
 
 def describe_t1w() -> dict[str, object]:
-    """Return the sidecar of a T1w."""
+    """Return the content of the sidecar of a T1w."""
     return {**MAKER, "Modality": "MR", "ImageComments": "simulated", "BodyPart": "HEAD"}
 
 
 def describe_pet(
     durations: NDArray[np.float64], fwhm: float, rng: np.random.Generator
 ) -> dict[str, object]:
-    """Return the sidecar of an FDG PET, with all fields that BIDS requires.
+    """Return the content of the sidecar of an FDG PET, with all fields that BIDS requires.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def frame_durations(count: int) -> NDArray[np.float64]:
 
 
 def describe_dataset(version: str, *, truth: bool) -> dict[str, object]:
-    """Return ``dataset_description.json`` of the raw dataset, or of the truth about it."""
+    """Return the content of ``dataset_description.json`` of the raw dataset, or of its truth."""
     app = {"Name": "mri2pet-simulate", "Version": version}
     common: dict[str, object] = {"BIDSVersion": BIDS_VERSION, "GeneratedBy": [app]}
     if truth:

@@ -21,7 +21,7 @@ NUCLEI: dict[tuple[int, int], tuple[tuple[float, ...], tuple[float, ...]]] = {
     (18, 54): ((24.2, -4.3, -20.2), (20.2, 8.3, 25.1, 0.2, -4.1, -7.7)),
 }
 BRAINSTEM = ((0.0, -28.8, -29.3), (51.8, 48.7, 133.7, 0.0, 0.0, 18.0))
-ELLIPSOID = 5.0  # squared Mahalanobis radius of an even ellipsoid with its own covariance
+ELLIPSOID = 5.0  # squared Mahalanobis radius of a uniform ellipsoid with its own covariance
 # These may contain white matter; the others, among them hippocampus and amygdala, are grey only.
 WHITISH = {(28, 60), (13, 52), (10, 49)}
 

@@ -173,7 +173,7 @@ def _correlate(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 def smooth_in_brain(
     unsmoothed: Volume, brain: Mask, *, fwhm: float, zooms: tuple[float, float, float]
 ) -> Volume:
-    """Smooth and mask a raw prediction as :class:`~bids_app.interfaces.synthesis.SynthesizePET`.
+    """Smooth and mask a raw prediction like :class:`~bids_app.interfaces.synthesis.SynthesizePET`.
 
     Parameters
     ----------

@@ -66,8 +66,8 @@ def _build(spec: Spec) -> nn.Module:
 def load_weights(path: Path, spec: Spec, device: str) -> nn.Module:
     """Build the generator of a row of Table 1, or a tissue model, with weights from a file.
 
-    Before any memory is allocated, the file's header is compared with a network on torch's "meta"
-    device.
+    Before the weights are read, the file's header is compared with the shapes of a network on
+    torch's "meta" device.
 
     Raises
     ------
@@ -153,9 +153,8 @@ def predict(
 ) -> Volume:
     """Predict the PET of a T1w volume, tile by tile, and merge the tiles to a volume.
 
-    3D-patch generators are applied to cubes, too, not to the whole volume at once: their instance
-    norms average over the input, so that the result for a whole volume would differ from that for
-    the cubes they were trained on.
+    3D-patch generators are applied to cubes, as in training, and not to the whole volume at once:
+    their instance norms average over the input, so that the result for a whole volume would differ.
 
     Parameters
     ----------

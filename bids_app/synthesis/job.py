@@ -166,7 +166,7 @@ def _begin(fabric: Fabric, job: Job) -> Fit:
 
 
 def run_job(fabric: Fabric, job: Job, out: Path) -> None:
-    """Train, resuming from the last checkpoint if there is one, and write the best generator.
+    """Train, resuming from the last checkpoint if there is one, and write the kept generator.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Reference of a generator: a small file beside its weights that describes its training images.
+"""Reference of a generator: a small file beside its weights that describes the training images.
 
 It provides the quantiles that a synthetic PET can be matched to, and a measure of how unlike the
 training T1w another T1w is. Neither is in Zotova et al. (2021). This module does not import torch.

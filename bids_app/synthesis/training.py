@@ -421,7 +421,7 @@ class HistoryRow:
 
 
 class Fit:
-    """Training with its history and the best weights so far.
+    """Training with its history and the weights to keep.
 
     Early stopping follows Zotova et al. (2021), section 3.2: the generator with the best SSIM on
     validation volumes is kept. Without validation, the last one is kept.
