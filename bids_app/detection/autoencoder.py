@@ -1,10 +1,11 @@
-"""The siamese autoencoder: networks, pairs of patches, training, and latents of whole slices.
+"""Siamese autoencoder: network, pairs of patches, training, and latents of whole slices.
 
-Zotova et al. (2021), section 2.2, take the network of Alaverdyan et al. (2020), figure 5, for
-patches of 15×15 voxels and 64 latents. That figure was not at hand: filters and activations are
-our choice. A pair is two axial patches at one place of the brain, in two different controls.
+Zotova et al. (2021), section 2.2, use the network of Alaverdyan et al. (2020), figure 5, with
+patches of 15×15 voxels and 64 latents. That figure was not available to us: filters and
+activations are our choice. A pair consists of two axial patches at the same location in two
+different controls.
 
-A volume is a PET, (I, J, K), or PET and T1w, (2, I, J, K): its channels come first.
+A volume is a PET image, (I, J, K), or PET and T1w, (2, I, J, K), with channels first.
 """
 
 import json
@@ -32,23 +33,25 @@ from bids_app.imaging.coverage import near
 from bids_app.imaging.volume import Mask, Volume
 from bids_app.strict import parse_object, refuse_shapes, shapes_of
 
-FILTERS = (3, 4, 12)  # feature maps after the first three convolutions; our choice
+FILTERS = (3, 4, 12)  # feature maps of the first three convolutions; our choice
 
 
 class SiameseAutoencoder(nn.Module):
-    """Turn patches into latents and back. Both twins are this one network.
+    """Convolutional autoencoder of patches; both twins share this one network.
 
-    Convolutions 5×5, 3×3, 3×3 with stride 3, and 2×2: 15 → 11 → 9 → 3 → 2 voxels. ELU between
-    them: with ReLU, which easily loses some of so few feature maps, latents of simulated PET lay
-    along 2 to 3 directions instead of 5 to 7, and patches were reconstructed worse. Latents have
-    no activation and no bounds. The decoder is the mirror, and ends in a sigmoid.
+    The encoder has convolutions of 5×5, 3×3, 3×3 with stride 3, and 2×2: 15 → 11 → 9 → 3 → 2
+    voxels. They are separated by ELU: with ReLU, which easily loses some of so few feature maps,
+    latents of simulated PET varied along 2 to 3 directions instead of 5 to 7, and patches were
+    reconstructed less accurately. Latents have no activation and are unbounded. The decoder
+    mirrors the encoder and ends in a sigmoid.
 
     Parameters
     ----------
     spec : EncoderSpec
-        Gives the size of a patch, and the number of latents.
+        Specification with the patch size and the number of latents.
     random : torch.Generator
-        On the CPU; draws the first weights, as Glorot & Bengio (2010), eq. 16. Biases are 0.
+        Generator, on the CPU, of the initial weights, drawn as in Glorot & Bengio (2010), eq. 16.
+        Biases are 0.
 
     Examples
     --------
@@ -68,7 +71,7 @@ class SiameseAutoencoder(nn.Module):
         _initialize(self, random)
 
     def encode(self, patches: Tensor) -> Tensor:
-        """Give the latents of patches.
+        """Return the latents of patches.
 
         Parameters
         ----------
@@ -78,24 +81,24 @@ class SiameseAutoencoder(nn.Module):
         Returns
         -------
         Tensor, (N, latents)
-            Place by place, row by row: at each, all feature maps.
+            Latents ordered by location, row by row, with all feature maps at each.
         """
         return self.encoder(patches).permute(0, 2, 3, 1).flatten(1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Give the patches, (N, channels, patch, patch) in [0, 1], of latents (N, latents)."""
+        """Decode latents, (N, latents), into patches, (N, channels, patch, patch) in [0, 1]."""
         return self.decoder(latents.unflatten(1, (self.side, self.side, -1)).permute(0, 3, 1, 2))
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Encode patches, (N, channels, patch, patch) in [0, 1], and decode them."""
+        """Encode and decode patches, (N, channels, patch, patch) in [0, 1]."""
         return self.decode(self.encode(patches))
 
 
 def layers_of(spec: EncoderSpec) -> dict[str, nn.Sequential]:
-    """Build ``encoder`` and ``decoder`` of a spec on the meta device: shapes without weights."""
+    """Build the ``encoder`` and ``decoder`` of a spec on the meta device, without weights."""
     first, second, third = FILTERS
     fourth = spec.latents // spec.side**2
-    with torch.device("meta"):  # or torch would draw weights, from a seed of its own
+    with torch.device("meta"):  # otherwise torch would draw weights from its global generator
         encoder = nn.Sequential(
             nn.Conv2d(spec.channels, first, 5),
             nn.ELU(),
@@ -128,27 +131,27 @@ def _initialize(network: nn.Module, random: torch.Generator) -> None:
                 parameter.uniform_(-bound, bound, generator=random)
 
 
-PEOPLE = 2  # that a pair needs, at least
+PEOPLE = 2  # least number of controls for a pair
 
 
 def cut_patches(volume: Volume, centres: NDArray[np.intp], size: int) -> NDArray[np.float32]:
-    """Cut axial patches around voxels out of a volume, which may lie on disk, mapped.
+    """Extract axial patches centred on voxels of a volume.
 
-    Only the patches are read.
+    The volume may be memory-mapped: only the patches are read.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K) or (channels, I, J, K)
-        Any unit.
+        Volume in any unit.
     centres : ndarray of int, (N, 3)
         Voxels inside the volume.
     size : int
-        Edge in voxels; odd.
+        Edge length of a patch in voxels; odd.
 
     Returns
     -------
     ndarray of float32, (N, size, size) or (N, channels, size, size)
-        In the volume's unit; 0 beyond its border, as outside the brain.
+        Patches in the unit of the volume; 0 beyond its border, as outside the brain.
     """
     steps = np.arange(size) - size // 2
     rows = centres[:, 0, None, None] + steps[:, None]
@@ -161,29 +164,29 @@ def cut_patches(volume: Volume, centres: NDArray[np.intp], size: int) -> NDArray
 
 
 def whole_patches(hole: Mask, size: int) -> Mask:
-    """Mark the voxels whose axial patch touches no hole, (I, J, K) or one slice of it, (I, J, 1).
+    """Return a mask of the voxels whose axial patch does not touch a hole.
 
     Parameters
     ----------
-    hole : ndarray of bool, (I, J, K)
-        What is brain, but was not covered by the PET.
+    hole : ndarray of bool, (I, J, K), or (I, J, 1) for a single slice
+        Brain voxels that the PET does not cover.
     size : int
-        Edge of a patch in voxels; odd.
+        Edge length of a patch in voxels; odd.
     """
     return ~near(hole, (size, size, 1))
 
 
 def shared_places(brain: Mask, whole: Mapping[int, Mask], people: int) -> NDArray[np.intp]:
-    """List the voxels of a brain where two controls or more have a whole patch, (voxels, 3).
+    """List the brain voxels where two or more controls have a whole patch, (voxels, 3).
 
     Parameters
     ----------
     brain : ndarray of bool, (I, J, K)
-        What is analysed.
+        Mask of the analysed brain.
     whole : mapping
-        As :func:`draw_pairs` wants it.
+        Masks of whole patches; see :func:`draw_pairs`.
     people : int
-        How many controls there are.
+        Number of controls.
     """
     known = np.full(brain.shape, people - len(whole))
     for has_patch in whole.values():
@@ -200,33 +203,34 @@ def draw_pairs(
     size: int,
     whole: Mapping[int, Mask] = MappingProxyType({}),
 ) -> NDArray[np.float32]:
-    """Draw pairs of patches: two different controls, one place, all equally likely.
+    """Draw pairs of patches from two different controls at the same location, uniformly.
 
     Parameters
     ----------
     volumes : sequence of ndarray, (I, J, K) or (channels, I, J, K)
-        One a control, on one grid, in [0, 1]; may lie on disk, mapped.
+        One volume per control, on one grid, in [0, 1]; may be memory-mapped.
     places : ndarray of int, (voxels, 3)
-        Where a patch may have its centre, as ``np.argwhere`` of the analysed brain gives it.
+        Possible centres of a patch, such as ``np.argwhere`` of the analysed brain.
     count : int
-        Pairs.
+        Number of pairs.
     random : numpy.random.Generator
-        Where chance comes from.
+        Source of randomness.
     size : int
-        Edge of a patch in voxels; odd.
+        Edge length of a patch in voxels; odd.
     whole : mapping
-        Place of a control → ndarray of bool, (I, J, K): where its patches are whole. Those of
-        controls that are not named are whole everywhere. Every place has two such controls.
+        Index of a control → ndarray of bool, (I, J, K), mask of the voxels where its patches are
+        whole. Patches of controls without an entry are whole everywhere. At least two controls
+        must have a whole patch at every place.
 
     Returns
     -------
     ndarray of float32, (count, 2, size, size) or (count, 2, channels, size, size)
-        In [0, 1]; whole.
+        Whole patches with intensities in [0, 1].
 
     Raises
     ------
     ValueError
-        If there are fewer than two controls, or no place.
+        If there are fewer than two controls, or no places.
     """
     people = len(volumes)
     if people < PEOPLE:
@@ -248,12 +252,12 @@ def draw_pairs(
 def _draw_two(
     known: NDArray[np.bool_], random: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Draw two different ones of those that each row, (count, people), knows."""
+    """Draw two different controls per row among those marked in ``known``, (count, people)."""
     count, people = known.shape
     number = people if known.all() else known.sum(axis=1)
     one = random.integers(number, size=count)
     other = (one + random.integers(1, number, size=count)) % number
-    order = np.argsort(~known, axis=1, kind="stable")  # those that are known come first
+    order = np.argsort(~known, axis=1, kind="stable")  # known controls come first
     rows = np.arange(count)
     return order[rows, one], order[rows, other]
 
@@ -263,27 +267,28 @@ Holes: TypeAlias = Sequence[Mask | None]
 
 @dataclass(frozen=True)
 class EncoderEpoch:
-    """An epoch that has been run; means over its pairs.
+    """Completed training epoch, with means over its pairs.
 
     Parameters
     ----------
     number : int
-        From 1.
+        Number of the epoch, from 1.
     loss : float
-        What is minimised: twice ``reconstruction`` minus alpha times ``similarity``.
+        Minimised loss: twice ``reconstruction`` minus alpha times ``similarity``.
     reconstruction : float
-        Mean squared error of a patch, whose intensities are in [0, 1].
+        Mean squared error of a patch with intensities in [0, 1].
     similarity : float
-        Cosine between the latents of a pair, -1 to 1.
+        Cosine similarity of the latents of a pair, -1 to 1.
     variance : float
-        Of a latent over places and people, mean over latents; 0 if all patches become one.
+        Variance of a latent over locations and people, averaged over latents; 0 if all patches
+        have the same latents.
     dimensions : float
-        Along how many directions latents vary: (sum of v)² / sum of v², v the eigenvalues of
-        their covariance. 1 if they lie on a line, the number of latents if there is no
-        preferred direction; 0 if nothing varies.
+        Effective number of directions along which latents vary: (sum of v)² / sum of v², where v
+        are the eigenvalues of their covariance. 1 if they lie on a line, the number of latents if
+        there is no preferred direction, and 0 if nothing varies.
     between_people : float
-        Share of that variance that is between two people at one place; 0 if their latents have
-        become equal, 1 if places do not differ.
+        Share of the variance that is between two people at the same location; 0 if their latents
+        are equal, 1 if locations do not differ.
     """
 
     number: int
@@ -297,7 +302,7 @@ class EncoderEpoch:
 
 @dataclass(frozen=True)
 class EncoderLosses:
-    """Of a batch of pairs; ``total`` is what is minimised, the others as in :class:`Epoch`."""
+    """Losses of a batch of pairs: the minimised ``total``, and terms of :class:`EncoderEpoch`."""
 
     total: Tensor
     reconstruction: Tensor
@@ -307,18 +312,19 @@ class EncoderLosses:
 def siamese_loss(
     pairs: Tensor, reconstructed: Tensor, latents: Tensor, *, alpha: float
 ) -> EncoderLosses:
-    """Judge latents of pairs of patches, and what was made of them again.
+    """Compute the loss of reconstructed pairs of patches and their latents.
 
-    Zotova et al. (2021), section 2.2, after Alaverdyan et al. (2020): the error of both patches,
-    minus ``alpha`` times the cosine similarity of their latents. The patches keep latents from
-    becoming equal, which the similarity alone would be content with.
+    Following Zotova et al. (2021), section 2.2, after Alaverdyan et al. (2020), it is the
+    reconstruction error of both patches minus ``alpha`` times the cosine similarity of their
+    latents. The reconstruction error keeps all latents from becoming equal, which would be
+    optimal for the similarity alone.
 
     Parameters
     ----------
     pairs, reconstructed : Tensor, (N, 2, size, size) or (N, 2, channels, size, size)
-        Patches in [0, 1], as they are and reconstructed.
+        Original and reconstructed patches in [0, 1].
     latents : Tensor, (N, 2, latents)
-        Of both patches of each pair.
+        Latents of both patches of each pair.
     alpha : float
         Weight of the similarity.
 
@@ -334,14 +340,14 @@ def siamese_loss(
 
 
 class _Spread:
-    """Sums over the latents of an epoch, that tell how they are spread; float64."""
+    """Running sums over the latents of an epoch, in float64, that measure their spread."""
 
     def __init__(self, size: int) -> None:
         self.count, self.apart = 0, 0.0
         self.total, self.products = np.zeros(size), np.zeros((size, size))
 
     def add(self, latents: Tensor) -> None:
-        """Take the latents of pairs, (N, 2, latents), into account."""
+        """Add the latents of pairs, (N, 2, latents), to the sums."""
         values = latents.detach().cpu().numpy().astype(np.float64)
         self.apart += float(np.square(values[:, 0] - values[:, 1]).sum())
         flat = values.reshape(-1, values.shape[-1])
@@ -350,13 +356,14 @@ class _Spread:
         self.products += flat.T @ flat
 
     def measure(self) -> tuple[float, float, float]:
-        """Give variance, dimensions and between_people of :class:`Epoch`."""
+        """Return variance, dimensions and between_people of :class:`EncoderEpoch`."""
         mean = self.total / self.count
         covariance = self.products / self.count - np.outer(mean, mean)
         variance = float(np.trace(covariance))
         if variance <= np.finfo(np.float64).eps * float(np.trace(self.products)):
             return 0.0, 0.0, 0.0
-        within = self.apart / self.count / variance  # of two draws, half the squared difference
+        # The variance is half the expected squared difference of two draws.
+        within = self.apart / self.count / variance
         return variance / len(mean), float(variance**2 / np.square(covariance).sum()), within
 
 
@@ -376,33 +383,34 @@ def fit_encoder(
     *,
     holes: Holes = (),
 ) -> Iterator[EncoderEpoch]:
-    """Train an encoder where it is, an epoch at a time, with Adam.
+    """Train an encoder in place with Adam, yielding after each epoch.
 
     Parameters
     ----------
     encoder : SiameseAutoencoder
-        New, of the same spec, on the device to compute on; changed in place.
+        New encoder of the same spec, on the device to compute on; changed in place.
     volumes : sequence of ndarray, (I, J, K) or (channels, I, J, K)
-        Images of one control each, on one grid, in [0, 1], 0 outside the brain; may lie on disk.
+        Images of one control each, on one grid, in [0, 1], 0 outside the brain; may be
+        memory-mapped.
     brain : ndarray of bool, (I, J, K)
-        The analysed brain: centres of patches.
+        Mask of the analysed brain, which contains the centres of patches.
     spec : EncoderSpec
-        How to train.
+        Specification of the encoder and of its training.
     random : numpy.random.Generator
-        Draws the pairs.
+        Source of randomness for the pairs.
     holes : sequence of ndarray of bool or None
-        What each control's PET lacks of its brain, (I, J, K); None for nothing. No patch that
-        touches it is drawn. By default nobody's PET lacks anything.
+        Brain voxels that each control's PET does not cover, (I, J, K), or None if it covers all.
+        Patches that touch them are not drawn. By default, every PET covers the brain.
 
     Yields
     ------
-    Epoch
-        When it was run.
+    EncoderEpoch
+        Measures of the completed epoch.
 
     Raises
     ------
     ValueError
-        If there are fewer than two controls, no voxel in the brain, or another grid.
+        If there are fewer than two controls, the brain is empty, or grids differ.
     FloatingPointError
         If a loss is not finite.
     """
@@ -436,7 +444,7 @@ def fit_encoder(
 def _step(
     encoder: SiameseAutoencoder, pairs: Tensor, optimizer: torch.optim.Optimizer, alpha: float
 ) -> tuple[Tensor, tuple[float, ...]]:
-    """Improve an encoder once; give the latents, (N, 2, latents), and the three losses."""
+    """Run one training step; return the latents, (N, 2, latents), and the three losses."""
     patches = pairs.reshape(-1, encoder.channels, *pairs.shape[-2:])
     latents = encoder.encode(patches)
     reconstructed = encoder.decode(latents).reshape(pairs.shape)
@@ -452,28 +460,28 @@ def _step(
 def train_encoder(
     volumes: Sequence[Volume], brain: Mask, spec: EncoderSpec, *, seed: int, holes: Holes = ()
 ) -> tuple[SiameseAutoencoder, list[dict[str, float]]]:
-    """Train a new encoder on the CPU, from first weights to last epoch.
+    """Train a new encoder on the CPU.
 
     Parameters
     ----------
     volumes, brain, spec
-        As in :func:`fit_encoder`.
+        See :func:`fit_encoder`.
     seed : int
-        Of first weights and pairs.
+        Seed of the initial weights and of the pairs.
     holes : sequence of ndarray of bool or None
-        As in :func:`fit_encoder`.
+        See :func:`fit_encoder`.
 
     Returns
     -------
     SiameseAutoencoder
-        Ready to encode.
+        Trained encoder, in evaluation mode.
     list of dict
-        Its epochs, in plain values.
+        Fields of each :class:`EncoderEpoch`, as plain values.
 
     Raises
     ------
     ValueError, FloatingPointError
-        As :func:`fit_encoder`.
+        See :func:`fit_encoder`.
     """
     encoder = SiameseAutoencoder(spec, torch.Generator().manual_seed(seed))
     epochs = fit_encoder(encoder, volumes, brain, spec, np.random.default_rng(seed), holes=holes)
@@ -482,10 +490,10 @@ def train_encoder(
 
 
 def _slide(encoder: SiameseAutoencoder, slices: Tensor) -> Tensor:
-    """Run the convolutions over whole slices, none of them skipped.
+    """Apply the convolutions of an encoder densely to whole slices.
 
-    Where a convolution would skip places, it now visits all, and those behind it look as far
-    apart as it would have skipped: stride becomes dilation.
+    The stride of a convolution is replaced by dilation of all later ones, so that no location is
+    skipped.
 
     Parameters
     ----------
@@ -495,7 +503,8 @@ def _slide(encoder: SiameseAutoencoder, slices: Tensor) -> Tensor:
     Returns
     -------
     Tensor, (N, maps, I + 3 (side - 1), J + 3 (side - 1))
-        What a patch that begins at (i, j) has there, and at every third place from there.
+        Dense feature maps. The latents of a patch that begins at (i, j) are at (i, j) and at every
+        third location from there.
     """
     half = encoder.patch // 2
     x = F.pad(slices, (half, half, half, half))
@@ -510,19 +519,19 @@ def _slide(encoder: SiameseAutoencoder, slices: Tensor) -> Tensor:
 
 
 def latent_places(mask: Mask, side: int) -> NDArray[np.int64]:
-    """Tell where in :func:`latent_maps` the latents of a slice's voxels are.
+    """Return the indices into :func:`latent_maps` of the latents of a slice's voxels.
 
     Parameters
     ----------
     mask : ndarray of bool, (I, J)
-        The voxels, taken row by row.
+        Mask of the voxels, which are taken row by row.
     side : int
-        Of the encoder: a voxel has side × side places.
+        Side of the encoder: each voxel has side × side places.
 
     Returns
     -------
     ndarray of int, (voxels, side²)
-        In the order of the latents.
+        Flat indices, in the order of the latents.
     """
     steps = STRIDE * np.arange(side)
     rows, columns = (axis[:, None, None] for axis in np.nonzero(mask))
@@ -533,19 +542,19 @@ def latent_places(mask: Mask, side: int) -> NDArray[np.int64]:
 
 @torch.inference_mode()
 def latent_maps(encoder: SiameseAutoencoder, slices: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Encode one axial slice of many people densely, without a copy for each voxel.
+    """Encode one axial slice of several people densely, without a copy of the patch of each voxel.
 
     Parameters
     ----------
     encoder : SiameseAutoencoder
-        Trained; where it is, is computed.
+        Trained encoder, on the device to compute on.
     slices : ndarray, (S, I, J) or (S, channels, I, J)
-        The slice of S people, in [0, 1]; beyond the border they are 0.
+        Slice of S people, in [0, 1]; padded with 0 beyond the border.
 
     Returns
     -------
     ndarray of float32, (S, places, maps)
-        Of which :func:`gather` takes the latents of voxels.
+        Dense maps, from which :func:`gather` extracts the latents of voxels.
     """
     device = next(encoder.parameters()).device
     rows, columns = (side + STRIDE * (encoder.side - 1) for side in slices.shape[-2:])
@@ -559,19 +568,19 @@ def latent_maps(encoder: SiameseAutoencoder, slices: NDArray[np.float32]) -> NDA
 
 @compiled
 def gather(maps: Singles, places: Integers) -> Singles:
-    """Take the latents of voxels out of dense maps.
+    """Extract the latents of voxels from dense maps.
 
     Parameters
     ----------
     maps : ndarray, (S, places, maps)
-        As :func:`latent_maps` gives them.
+        Result of :func:`latent_maps`.
     places : ndarray, (voxels, parts)
-        As :func:`latent_places` gives them, or some rows of that.
+        Result of :func:`latent_places`, or some of its rows.
 
     Returns
     -------
     ndarray of float32, (voxels, S, parts * maps)
-        As a one-class SVM a voxel wants them.
+        Latents in the layout of voxelwise one-class SVMs.
     """
     people, _, depth = maps.shape
     voxels, parts = places.shape
@@ -588,19 +597,19 @@ def gather(maps: Singles, places: Integers) -> Singles:
 def latents_at(
     encoder: SiameseAutoencoder, slices: NDArray[np.float32], mask: Mask
 ) -> NDArray[np.float32]:
-    """Give the latents of one axial slice of many people, at the voxels of a mask.
+    """Return the latents of one axial slice of several people at the voxels of a mask.
 
     Parameters
     ----------
     encoder, slices
-        As in :func:`latent_maps`.
+        See :func:`latent_maps`.
     mask : ndarray of bool, (I, J)
-        The voxels, taken row by row.
+        Mask of the voxels, which are taken row by row.
 
     Returns
     -------
     ndarray of float32, (voxels, S, latents)
-        As a one-class SVM a voxel wants them.
+        Latents in the layout of voxelwise one-class SVMs.
     """
     return gather(latent_maps(encoder, slices), latent_places(mask, encoder.side))
 
@@ -609,16 +618,16 @@ def latents_at(
 def reconstruction_errors(
     encoder: SiameseAutoencoder, volume: Volume, centres: NDArray[np.intp]
 ) -> NDArray[np.float32]:
-    """Give the mean squared error of each patch that is encoded and decoded.
+    """Return the mean squared reconstruction error of each patch.
 
     Parameters
     ----------
     encoder : SiameseAutoencoder
-        Trained.
+        Trained encoder.
     volume : ndarray, (I, J, K) or (channels, I, J, K)
         Intensities in [0, 1].
     centres : ndarray of int, (N, 3)
-        Of the patches.
+        Centres of the patches.
 
     Returns
     -------
@@ -633,12 +642,12 @@ def reconstruction_errors(
 
 
 def save_encoder(path: Path, encoder: SiameseAutoencoder, spec: EncoderSpec) -> None:
-    """Write an encoder, with what rebuilds it; the file is whole or absent.
+    """Write an encoder and its spec atomically.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be written: no space, no permission.
+        If the file cannot be written: no space, no permission.
     """
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
@@ -648,23 +657,23 @@ def save_encoder(path: Path, encoder: SiameseAutoencoder, spec: EncoderSpec) -> 
 
 
 def load_encoder(path: Path, device: str = "cpu") -> SiameseAutoencoder:
-    """Rebuild an encoder from its file, ready to encode.
+    """Read an encoder, in evaluation mode.
 
     Parameters
     ----------
     path : Path
-        As :func:`save_encoder` wrote it.
+        File written by :func:`save_encoder`.
     device : str
-        A torch device.
+        Torch device.
 
     Raises
     ------
     MissingInputError
-        If it is not there.
+        If the file does not exist.
     ReadWriteError
-        If it cannot be read from its disk.
+        If the file cannot be read.
     UnusableDataError
-        If it is damaged, or something else.
+        If the file is damaged, or is not an encoder.
     """
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; the detector beside it needs its encoder")
@@ -684,7 +693,7 @@ def load_encoder(path: Path, device: str = "cpu") -> SiameseAutoencoder:
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
     except (SafetensorError, ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0].rstrip(":")  # torch goes on for a line a weight
+        reason = str(error).partition("\n")[0].rstrip(":")  # torch adds one line per weight
         raise UnusableDataError(
             f"{path}: not an encoder of this app ({reason}); train the detector again, or fetch "
             "it again"
