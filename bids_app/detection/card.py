@@ -1,4 +1,4 @@
-"""The card of a detector: its encoder, what it was trained on, and its files; no torch."""
+"""Card of a detector: its encoder, its training data, and its files; does not import torch."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import Json, write_json
 from bids_app.imaging.volume import Grid, zooms_of
 
-SHRINKING = 6  # voxels that a patch loses to the first two convolutions: 5×5 and 3×3
+SHRINKING = 6  # voxels by which the first two convolutions, 5×5 and 3×3, shrink a patch
 _SPEC_CHECKS: dict[str, strict.Check] = {
     "patch": strict.is_whole(1, 255),
     "latents": strict.is_whole(1, 65_536),
@@ -29,29 +29,29 @@ STRIDE = 3  # of the third convolution
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """A siamese autoencoder of axial patches.
+    """Specification of a siamese autoencoder of axial patches, and of its training.
 
     Parameters
     ----------
     patch : int
-        Edge of a patch in voxels: 15 in Zotova et al. (2021), section 2.2. Others are 21, 27 and
-        so on: odd, with a whole number of steps of the third convolution.
+        Edge length of a patch in voxels: 15 in Zotova et al. (2021), section 2.2. Other valid sizes
+        are 21, 27 and so on: odd, with a whole number of steps of the third convolution.
     latents : int
-        Values that a patch becomes: 64, as there.
+        Number of latents per patch: 64, as in the paper.
     alpha : float
-        Weight of the similarity of latents against the reconstruction error; our choice, the
-        paper gives none. On simulated PET, detection was alike from 0 to 0.03; with 0.3 latents
-        lay along 2 directions, and lesions stood out less.
+        Weight of the similarity of latents against the reconstruction error; our choice, as the
+        paper gives none. On simulated PET, detection was similar from 0 to 0.03; with 0.3, latents
+        varied along 2 directions, and lesions stood out less.
     epochs, pairs_per_epoch : int
-        How long it is trained, and how many pairs of patches are drawn anew for an epoch; our
-        choice: under a minute of one core, at any resolution (benchmarks/latents.py).
+        Number of epochs, and number of pairs of patches drawn anew for each; our choice: under a
+        minute on one core, at any resolution (benchmarks/latents.py).
     batch_size : int
-        Pairs a step; our choice.
+        Pairs per step; our choice.
     learning_rate : float
-        Of Adam at the first step; it falls to 0 along half a cosine. Our choice.
+        Learning rate of Adam at the first step; it falls to 0 along half a cosine. Our choice.
     channels : int
-        Images that a patch is cut out of: 1 is the PET, as in Zotova et al. (2021), section 2.2; 2
-        is the PET and the T1w, after Zotova et al. (2025), arXiv:2505.07364.
+        Number of images that a patch is extracted from: 1 is the PET, as in Zotova et al. (2021),
+        section 2.2; 2 is the PET and the T1w, after Zotova et al. (2025), arXiv:2505.07364.
     """
 
     patch: int = 15
@@ -75,7 +75,7 @@ class EncoderSpec:
 
     @property
     def side(self) -> int:
-        """Latents along each axis of a patch.
+        """Number of locations of latents along each axis of a patch.
 
         Examples
         --------
@@ -88,9 +88,9 @@ class EncoderSpec:
 
 
 def spec_to_dict(spec: EncoderSpec) -> dict[str, object]:
-    """Tell a spec in plain values, as the file of an encoder holds it.
+    """Convert a spec to plain values, as stored in the file of an encoder.
 
-    One channel is not told: what was computed before there were more stays valid.
+    A single channel is omitted, so that results computed before there could be more stay valid.
 
     Examples
     --------
@@ -101,12 +101,12 @@ def spec_to_dict(spec: EncoderSpec) -> dict[str, object]:
 
 
 def spec_from_dict(values: Json) -> EncoderSpec:
-    """Build the spec that plain values tell of.
+    """Build a spec from plain values.
 
     Raises
     ------
     ValueError
-        If a value is missing, not known, or makes no encoder.
+        If a value is missing or unknown, or the values do not define an encoder.
     """
     try:
         if not isinstance(values, dict):
@@ -120,7 +120,7 @@ def spec_from_dict(values: Json) -> EncoderSpec:
 CARD = "card.json"
 CONTROL_CLUSTERS = "control_clusters.tsv"
 CONTROL_MAPS = "control_maps.tsv"
-CALIBRATION = (CONTROL_CLUSTERS, CONTROL_MAPS)  # what held-out controls show; there after the card
+CALIBRATION = (CONTROL_CLUSTERS, CONTROL_MAPS)  # of held-out controls; written after the card
 _FOLDS = strict.is_whole(1, 1000)
 _CONTROL_CHECKS: dict[str, strict.Check] = {
     "participant": strict.is_text,
@@ -157,26 +157,26 @@ _BLANK: dict[str, object] = {
     "folds": 0,
     "parameters": {},
     "seed": -1,
-}  # of a card that does not tell, for reports
+}  # defaults for missing fields of a card, for reports
 
 
 @dataclass(frozen=True)
 class Control:
-    """An image that a detector was trained on.
+    """Image that a detector was trained on.
 
     Parameters
     ----------
     participant, session : str, str or None
         Labels.
     synthetic : bool
-        Whether it was predicted from a T1w.
+        Whether the image was predicted from a T1w.
     generator : str
-        What predicted it; empty for a real one.
+        Name of the generator that predicted it; empty for a real image.
     generator_sha256 : str
-        Of that generator's weights; empty for the generators of a cross-validation, which differ
-        by fold.
+        SHA-256 of the generator's weights; empty for the generators of a cross-validation, which
+        differ by fold.
     fold : int
-        The fold that left this participant out, from 1.
+        Number, from 1, of the fold that left this participant out.
     """
 
     participant: str
@@ -189,39 +189,39 @@ class Control:
 
 @dataclass(frozen=True)
 class DetectorCard:
-    """What must be known of detectors to use them, and to judge whether to.
+    """Description of detectors: what is needed to use them, and to decide whether to.
 
     Parameters
     ----------
     name, version : str
-        The training set; the version of the app that trained them.
+        Name of the training set; version of the app that trained the detectors.
     detectors : tuple of str
-        Which there are.
+        Names of the detectors.
     template : str
-        The space of its images.
+        Space of the images.
     shape, affine : tuple
-        The grid of its images; the affine in mm, RAS+, row by row.
+        Grid of the images; the affine in mm, RAS+, row by row.
     controls : tuple of Control
-        What they were trained on.
+        Images they were trained on.
     folds : int
-        Each has an encoder and one-class SVMs of its own.
+        Number of folds, each with an encoder and one-class SVMs of its own.
     slabs : tuple of (int, int)
         First slice of each slab, and the one after its last.
     parameters : dict
-        Name → value: nu, the encoder's, and those of clusters.
+        Name → value: nu, and the parameters of the encoder and of clusters.
     dataset : str
-        Name or DOI of the dataset that controls belong to.
+        Name or DOI of the dataset that the controls belong to.
     seed : int
-        Of all randomness.
+        Seed of all randomness.
     intended_use : str
-        In a sentence.
+        Intended use, in a sentence.
     versions : dict
-        Name → version of what computed them.
+        Name → version of the software that computed them.
     files : dict
         Path in the folder → SHA-256.
     makers : list of dict
-        Generators of all synthetic images it was trained on or compares with: ``name``, and
-        ``trained_on`` and ``intended_use`` as their own cards say.
+        Generators of all synthetic images used for training or compared with: ``name``, and
+        ``trained_on`` and ``intended_use`` from their own cards.
     """
 
     name: str
@@ -243,35 +243,37 @@ class DetectorCard:
 
     @property
     def generators(self) -> frozenset[str]:
-        """SHA-256 of the weights of all generators that its synthetic images came from."""
+        """SHA-256 of the weights of all generators of its synthetic images."""
         return frozenset(
             control.generator_sha256 for control in self.controls if control.generator_sha256
         )
 
 
 def covariates_of(card: DetectorCard) -> dict[str, dict[str, object]]:
-    """Tell how the covariates that a detector takes out become numbers; nothing if it takes none.
+    """Return the coding of the covariates that a detector adjusts for; empty if there are none.
 
-    As :func:`bids_app.detection.covariates.describe_covariates` has it.
+    See :func:`bids_app.detection.covariates.describe_covariates`.
     """
     covariates = card.parameters.get("covariates")
     return dict(covariates) if isinstance(covariates, dict) else {}
 
 
 def card_values(card: DetectorCard) -> dict[str, object]:
-    """Tell a card in plain values, as its file holds it."""
+    """Convert a card to plain values, as stored in its file."""
     return asdict(card)
 
 
 def card_from(values: Json, *, lenient: bool = False) -> DetectorCard:
-    """Build the card that plain values tell of.
+    """Build a card from plain values.
 
-    ``lenient``: what is missing or cannot be is empty; folds are 0 then, and a seed is -1.
+    If ``lenient``, fields that are missing or invalid are empty; ``folds`` is then 0, and ``seed``
+    is -1.
 
     Raises
     ------
     ValueError
-        If a field is missing, unknown, or holds what it cannot be; if a file lies elsewhere.
+        If a field is missing, unknown, or has an invalid value, or if a file lies outside the
+        folder.
     """
     if lenient:
         known = _keep_known(values)
@@ -302,14 +304,14 @@ def _keep_known(values: Json) -> Json:
 
 
 def read_card(folder: Path, *, lenient: bool = False) -> DetectorCard:
-    """Read the card of a detector; ``lenient``, for reports, as :func:`card_from` has it.
+    """Read the card of a detector; for ``lenient``, used in reports, see :func:`card_from`.
 
     Raises
     ------
     MissingInputError
-        If the folder holds no card.
+        If the folder contains no card.
     UnusableDataError
-        If it is not the card of a detector.
+        If the file is not the card of a detector.
     """
     path = folder / CARD
     if not path.is_file():
@@ -326,7 +328,7 @@ def read_card(folder: Path, *, lenient: bool = False) -> DetectorCard:
 
 
 def digest_files(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
-    """Give the SHA-256 of files by their path in a folder."""
+    """Return the SHA-256 of files, keyed by their path in a folder."""
     digests = {}
     for path in sorted(paths):
         with path.open("rb") as file:
@@ -336,27 +338,27 @@ def digest_files(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
 
 
 def card_sha256(folder: Path) -> str:
-    """Digest the card of a detector; it holds the SHA-256 of all its files."""
+    """Return the SHA-256 of a detector's card, which itself lists the SHA-256 of all files."""
     return digest_files(folder, [folder / CARD])[CARD]
 
 
 def complete_card(folder: Path) -> str:
-    """Let the card of a detector know the tables of held-out controls that calibrate it.
+    """Add the tables of held-out controls, which calibrate a detector, to the files on its card.
 
-    A card that knows of some is that of an earlier run, not of the one that wrote the tables: it
-    stays as it is, and :func:`check_files` then refuses the detector.
+    A card that already lists any of them is from an earlier run than the one that wrote the tables.
+    It is left as it is, and :func:`check_files` then rejects the detector.
 
     Returns
     -------
     str
-        The SHA-256 of the card; empty if it is not that of the run at hand, or there is none.
+        SHA-256 of the card; empty if there is none, or if it is from an earlier run.
 
     Raises
     ------
     UnusableDataError, ReadWriteError
         If the card cannot be read or written.
     """
-    if not (folder / CARD).is_file():  # nothing could be published
+    if not (folder / CARD).is_file():  # nothing was published
         return ""
     card = read_card(folder)
     if card.files.keys() & set(CALIBRATION):
@@ -368,14 +370,15 @@ def complete_card(folder: Path) -> str:
 
 
 def check_files(folder: Path, card: DetectorCard) -> None:
-    """Refuse a detector whose files are not those that its card was written for.
+    """Check that a detector's files are those that its card was written for.
 
     Raises
     ------
     MissingInputError
-        If one is not there, of those that the card names and of those that calibrate.
+        If a file that the card lists, or a calibration table, does not exist.
     UnusableDataError
-        If the SHA-256 of one is another, or the card does not name all that calibrates.
+        If the SHA-256 of a file differs, a file leads out of the folder, or the card does not list
+        all calibration tables.
     """
     for name in (*card.files, *CALIBRATION):
         if not strict.is_inside(folder, folder / name):
@@ -400,12 +403,12 @@ def check_files(folder: Path, card: DetectorCard) -> None:
 
 
 def check_grid(card: DetectorCard, grid: Grid, template: str) -> None:
-    """Refuse a grid that the detector was not trained on.
+    """Check that a detector was trained on the grid of a run.
 
     Raises
     ------
     UnusableDataError
-        If template, shape or affine differ, or slabs are not all of its slices, each once.
+        If template, shape or affine differ, or if the slabs do not cover each slice exactly once.
     """
     _refuse_slabs(card)
     same_grid = card.shape == grid.shape and np.allclose(card.affine, grid.affine, atol=1e-3)

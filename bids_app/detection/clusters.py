@@ -1,7 +1,7 @@
-"""Clusters of a score map: what is most abnormal, in order, where it lies, and what it means.
+"""Clusters of a score map: detection and ranking, location, and comparison with controls.
 
-Where: the region of an atlas, on the grid a cluster was found on or on one it was carried to. What
-it means: how often healthy people have such a cluster too.
+A cluster is located by the region of an atlas, on the grid it was found on or on one it was
+resampled to. It is put in context by how often healthy people have a similar cluster.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import read_tsv
 from bids_app.imaging.volume import Affine, Mask, Volume, zooms_of
 
-COLUMNS = ("index", "name")  # BIDS 1.10, "Segmentations": of a table that explains a _dseg
+COLUMNS = ("index", "name")  # of the table beside a _dseg; BIDS 1.10, "Segmentations"
 
 
 def names_beside(atlas: Path) -> Path:
-    """Name the table of the names of an atlas that comes with the app.
+    """Return the path of the table of region names of an atlas that comes with the app.
 
     Examples
     --------
@@ -32,22 +32,22 @@ def names_beside(atlas: Path) -> Path:
 
 
 def read_labels(path: Path) -> dict[int, str]:
-    """Read what the numbers of an atlas mean, from a table as BIDS has it beside a ``_dseg``.
+    """Read the names of an atlas's labels from a BIDS table, as found beside a ``_dseg``.
 
     Parameters
     ----------
     path : Path
-        Tab-separated, with the columns ``index`` and ``name``; others are passed over.
+        Tab-separated file with the columns ``index`` and ``name``; others are ignored.
 
     Raises
     ------
     MissingInputError
-        If there is no such file.
+        If the file does not exist.
     ReadWriteError
-        If it cannot be read.
+        If the file cannot be read.
     UnusableDataError
-        If a column is not there, a line has no whole number or no name, a number comes twice, or
-        there is no line.
+        If a column is missing, a line has no whole number or no name, a number occurs twice, or the
+        table is empty.
     """
     if not path.exists():
         raise MissingInputError(f"{path}: no such file; --atlas needs an image and its labels")
@@ -81,7 +81,7 @@ def _read_label(path: Path, line: int, row: Mapping[str, str]) -> tuple[int, str
 def name_regions(
     labels: NDArray[np.integer], atlas: NDArray[np.generic], names: Mapping[int, str]
 ) -> list[str | None]:
-    """Name each cluster by the region that holds most of it.
+    """Name each cluster after the region that contains most of it.
 
     Parameters
     ----------
@@ -90,13 +90,13 @@ def name_regions(
     atlas : ndarray, (I, J, K)
         Numbers of regions, 0 for background, on the same grid.
     names : mapping
-        What the numbers mean; of others, the number is told.
+        Number → name of a region; regions without a name are called by their number.
 
     Returns
     -------
     list of str or None
-        By rank. Background does not count; None where there is nothing else. Of equal shares, the
-        region with the lowest number.
+        Names by rank. Background does not count; None if the cluster lies in nothing else. In a
+        tie, the region with the lowest number.
 
     Raises
     ------
@@ -121,18 +121,18 @@ Labels = NDArray[np.int16]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a cluster lies, and how large it is there.
+    """Location and size of a cluster.
 
     Parameters
     ----------
     rank : int
-        Of the cluster, from 1.
+        Rank of the cluster, from 1.
     x, y, z : float
-        Centre of mass, each voxel weighted by its score, in mm, RAS+.
+        Centre of mass, with voxels weighted by their scores, in mm, RAS+.
     peak_x, peak_y, peak_z : float
-        The voxel with the highest score, in mm, RAS+.
+        Voxel with the highest score, in mm, RAS+.
     volume : float
-        In mm³.
+        Volume in mm³.
     """
 
     rank: int
@@ -146,21 +146,21 @@ class Place:
 
 
 def locate(score: Volume, labels: Labels, affine: Affine) -> list[Place]:
-    """Find out where clusters lie, from a score map and a label image on one grid.
+    """Locate clusters, given a score map and a label image on the same grid.
 
     Parameters
     ----------
     score : ndarray, (I, J, K)
-        Interpolated: at the edge of a cluster it may be 0 or below, and weighs nothing then.
+        Interpolated score map: at the edge of a cluster it may be 0 or below, with a weight of 0.
     labels : ndarray of int, (I, J, K)
-        The rank of the cluster that a voxel is in, 0 where it is in none.
+        Rank of the cluster that each voxel belongs to, 0 for none.
     affine : ndarray, (4, 4)
         Voxel indices → mm, RAS+.
 
     Returns
     -------
     list of Place
-        By rank; a cluster that has no voxel on this grid is not in it.
+        Locations by rank, without clusters that have no voxel on this grid.
 
     Raises
     ------
@@ -182,18 +182,19 @@ def locate(score: Volume, labels: Labels, affine: Affine) -> list[Place]:
 def place_of(
     rank: int, places: NDArray[np.float64], scores: NDArray[np.float64], voxel_volume: float
 ) -> Place:
-    """Tell where voxels lie.
+    """Locate the voxels of one cluster.
 
     Parameters
     ----------
     rank : int
-        Of the cluster that they are.
+        Rank of the cluster.
     places : ndarray, (voxels, 3)
-        In mm, RAS+.
+        Coordinates in mm, RAS+.
     scores : ndarray, (voxels,)
-        Their weights; those below 0 weigh nothing, and if none is above 0 all weigh the same.
+        Scores used as weights; negative ones count as 0, and if none is above 0, all voxels have
+        equal weight.
     voxel_volume : float
-        In mm³.
+        Volume of a voxel in mm³.
     """
     weights = np.maximum(scores, 0)
     centre = np.average(places, axis=0, weights=weights if weights.any() else None)
@@ -205,27 +206,27 @@ def place_of(
 def expected_in_control(
     sum_score: float, control_sum_scores: Sequence[Sequence[float]]
 ) -> float | None:
-    """Give how many clusters of at least this score a healthy control is expected to have.
+    """Return the expected number of clusters with at least this score in a healthy control.
 
-    The mean over controls that took no part in training. The paper does not do this. It is a
-    number of clusters, not a probability: it can exceed 1.
+    It is the mean over controls that were not used in training; the paper does not compute it. It
+    is a number of clusters, not a probability: it can exceed 1.
 
     Parameters
     ----------
     sum_score : float
         Sum of the scores of a patient's cluster.
     control_sum_scores : sequence of sequences of float
-        For each held-out control, those of all of its clusters, of the same detector and training
-        set; an empty one for a control that has none.
+        Sums of the scores of all clusters of each held-out control, for the same detector and
+        training set; an empty sequence for a control without clusters.
 
     Returns
     -------
     float or None
-        From 0; None without controls.
+        Expected number, 0 or more; None without controls.
 
     Examples
     --------
-    Of three controls one has two such clusters, one has one, one has none:
+    Of three controls, one has two such clusters, one has one, and one has none:
 
     >>> expected_in_control(10.0, [[30.0, 10.0, 2.0], [12.0], []])
     1.0
@@ -237,30 +238,30 @@ def expected_in_control(
 
 
 CORNERS = np.ones((3, 3, 3), bool)  # 26 neighbours
-MIDLINE = 2.0  # mm from the plane x = 0, to either side, that belong to neither; our choice
-LESION_GAP = 8.0  # mm; our choice: the two banks of a sulcus, or two voxels of the coarsest grid
+MIDLINE = 2.0  # mm to either side of the plane x = 0 that count as the midline; our choice
+LESION_GAP = 8.0  # mm; our choice: spans a sulcus, or two voxels of the coarsest grid
 LARGEST_LABEL = np.iinfo(np.int16).max
-TOLERANCE = 1e-9  # relative: 8 voxels of 8 mm³ are 64 mm³, whatever an affine's last digits say
+TOLERANCE = 1e-9  # relative: 8 voxels of 8 mm³ are 64 mm³, despite rounding of the affine
 
 
 @dataclass(frozen=True)
 class Cluster(Place):
-    """A cluster of a score map; a line of the cluster table. Ranks go by ``sum_score``.
+    """Cluster of a score map: a line of the cluster table, which is ranked by ``sum_score``.
 
     Parameters
     ----------
     peak_score : float
-        The highest score in it.
+        Highest score in the cluster.
     side : {"left", "right", "midline"}
-        Of the person, as the centre of mass has it.
+        Side of the person that the centre of mass is on.
     mean_score, sum_score : float
         Mean of the scores of its voxels; sum of their absolute values.
     expected_in_control : float, optional
-        Clusters of at least this ``sum_score`` that a healthy control is expected to have.
+        Expected number of clusters with at least this ``sum_score`` in a healthy control.
     overlap : float, optional
-        Shared with lesions, in mm³; None where no lesion is known.
+        Volume shared with lesions, in mm³; None if no lesion is known.
     region : str, optional
-        Of an atlas; None without one.
+        Region of an atlas; None without one.
     """
 
     peak_score: float
@@ -273,28 +274,28 @@ class Cluster(Place):
 
 
 def threshold_of(score: Volume, brain: Mask, extent: float) -> float:
-    """Give the score that only a share of the brain exceeds, and never more than half of it.
+    """Return the score that at most a given share of the brain exceeds, and never more than half.
 
-    It is never below 0: where a detector sees nothing abnormal there is no cluster, however the
-    map is spread. Equal scores stay together: where those at the threshold are more than fit,
-    none of them exceeds it. So a flat map has no cluster.
+    The threshold is never below 0: if a detector finds nothing abnormal there is no cluster,
+    however scores are distributed. Tied scores stay together: if there are more scores tied at the
+    threshold than fit, none of them exceeds it, so a constant map has no clusters.
 
     Parameters
     ----------
     score : ndarray, (I, J, K)
-        Higher is more abnormal; 0 is as controls are, or the boundary of those that were
-        trained on.
+        Score map. Higher is more abnormal; 0 is like the controls, or on the boundary of those used
+        in training.
     brain : ndarray of bool, (I, J, K)
-        What was analysed; not empty.
+        Mask of the analysed brain; not empty.
     extent : float
-        The share, above 0 and below 1. Above 1/2 it is 1/2: the threshold is at the median or
-        above.
+        Share of the brain, above 0 and below 1. Values above 1/2 are treated as 1/2: the threshold
+        is the median or higher.
 
     Raises
     ------
     ValueError
-        If shapes differ, the brain is empty, a score in it is not finite, or no such share
-        exists.
+        If shapes differ, the brain is empty, a score in it is not finite, or the extent is out of
+        range.
 
     Examples
     --------
@@ -328,36 +329,36 @@ def find_clusters(
 ) -> tuple[list[Cluster], Labels]:
     """Find the clusters of a score map, and rank them by the sum of their scores.
 
-    How the array lies in space changes nothing: clusters, ranks and ties are those of the same
-    map turned to RAS+.
+    The result does not depend on the orientation of the array: clusters, ranks and ties are the
+    same as for the map reoriented to RAS+.
 
     Parameters
     ----------
     score : ndarray, (I, J, K)
-        Higher is more abnormal.
+        Score map; higher is more abnormal.
     brain : ndarray of bool, (I, J, K)
-        What was analysed.
+        Mask of the analysed brain.
     affine : ndarray, (4, 4)
         Voxel indices → mm, RAS+.
     extent : float
         Share of the brain that is in clusters, before small ones are dropped; see
         :func:`threshold_of`.
     minimum_volume : float
-        In mm³.
+        Minimum volume of a cluster in mm³.
     most : int, optional
-        How many are kept, from the first rank on; all by default.
+        Maximum number of clusters, the first by rank; all are kept by default.
 
     Returns
     -------
     list of Cluster
-        By rank. Of equal sums, the one whose first voxel comes first in the RAS+ array.
+        Clusters by rank. In a tie, the cluster whose first voxel comes first in the RAS+ array.
     ndarray of int16, (I, J, K)
-        The rank of the cluster that a voxel is in, 0 where it is in none that was kept.
+        Rank of the cluster that each voxel belongs to, 0 if it is in none that was kept.
 
     Raises
     ------
     ValueError
-        As :func:`threshold_of`; also if there are more clusters than labels.
+        See :func:`threshold_of`; also if there are more clusters than labels.
     """
     threshold = threshold_of(score, brain, extent)
     axes, steps, turned = _turn_to_ras(affine, score.shape)
@@ -386,7 +387,7 @@ def find_clusters(
 def _turn_to_ras(
     affine: Affine, shape: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[slice, ...], Affine]:
-    """Give the order and direction of axes that make an array RAS+, and its affine then."""
+    """Return the order and direction of axes that reorient an array to RAS+, and its new affine."""
     cosines = affine[:3, :3] / zooms_of(affine)
     axes = linear_sum_assignment(-np.abs(cosines))[1].tolist()
     forward = [cosines[world, axis] > 0 for world, axis in enumerate(axes)]
@@ -399,15 +400,15 @@ def _turn_to_ras(
 
 
 def _group(parts: NDArray[np.intp], count: int) -> list[NDArray[np.intp]]:
-    """List, part by part, the places of its voxels, in their order."""
+    """List the indices of the voxels of each part, in their original order."""
     ends = np.cumsum(np.bincount(parts, minlength=count))
-    return np.split(np.argsort(parts, kind="stable"), ends)[:count]  # the last one is empty
+    return np.split(np.argsort(parts, kind="stable"), ends)[:count]  # the last piece is empty
 
 
 def _measure(
     rank: int, places: NDArray[np.float64], scores: NDArray[np.float64], voxel_volume: float
 ) -> Cluster:
-    total = float(scores.sum())  # all are positive: their absolute values are themselves
+    total = float(scores.sum())  # all are positive, so this is the sum of absolute values
     place = place_of(rank, places, scores, voxel_volume)
     return Cluster(
         **asdict(place),
@@ -419,7 +420,7 @@ def _measure(
 
 
 def side_of(x: float) -> str:
-    """Name the side of the person that a place is on, x in mm, RAS+.
+    """Return the side of the person that a coordinate x, in mm, RAS+, is on.
 
     Examples
     --------
@@ -432,10 +433,10 @@ def side_of(x: float) -> str:
 
 
 def separate_lesions(mask: Mask, affine: Affine, *, gap: float = LESION_GAP) -> Labels:
-    """Give each lesion of a mask a number: its 26-connected parts, but one if they are near.
+    """Number the lesions of a mask: its 26-connected parts, with nearby parts merged into one.
 
-    A lesion drawn in grey matter falls into crumbs, at a sulcus and where it is resampled; each
-    would count as a lesion, and be missed.
+    A lesion drawn in grey matter breaks into fragments at sulci and when it is resampled.
+    Otherwise, each fragment would count as a lesion that can be missed.
 
     Parameters
     ----------
@@ -444,34 +445,34 @@ def separate_lesions(mask: Mask, affine: Affine, *, gap: float = LESION_GAP) -> 
     affine : ndarray, (4, 4)
         Voxel indices → mm.
     gap : float
-        Parts of one lesion are at most so many mm apart, from face to face; 0 takes each part for
+        Maximum distance between parts of one lesion in mm, from face to face; with 0, each part is
         a lesion.
 
     Returns
     -------
     ndarray of int16, (I, J, K)
-        Lesions from 1, 0 elsewhere.
+        Lesions numbered from 1, 0 elsewhere.
     """
     around = ndimage.distance_transform_edt(~mask, sampling=zooms_of(affine)) <= gap / 2
     return np.where(mask, ndimage.label(around, CORNERS)[0], 0).astype(np.int16)
 
 
 def leave_out_uncovered(lesions: Labels, hole: Mask) -> tuple[Labels, int]:
-    """Leave out the lesions that a PET could not see: those in nothing but a hole.
+    """Leave out the lesions that lie entirely outside the PET coverage.
 
     Parameters
     ----------
     lesions : ndarray of int, (I, J, K)
-        As :func:`separate_lesions` gives them.
+        Result of :func:`separate_lesions`.
     hole : ndarray of bool, (I, J, K)
-        What is brain, but was not covered by the PET.
+        Brain voxels that the PET does not cover.
 
     Returns
     -------
     ndarray of int16, (I, J, K)
-        The others, numbered from 1 in their order.
+        Remaining lesions, renumbered from 1 in their order.
     int
-        How many were left out.
+        Number of lesions left out.
 
     Examples
     --------
@@ -487,20 +488,20 @@ def leave_out_uncovered(lesions: Labels, hole: Mask) -> tuple[Labels, int]:
 
 
 def overlaps(labels: Labels, lesions: Labels, voxel_volume: float) -> NDArray[np.float64]:
-    """Measure what each cluster shares with each lesion.
+    """Compute the volume that each cluster shares with each lesion.
 
     Parameters
     ----------
     labels, lesions : ndarray of int, (I, J, K)
-        Clusters by rank, as :func:`find_clusters`, and lesions, as :func:`separate_lesions`,
-        gives them; on one grid.
+        Clusters by rank, from :func:`find_clusters`, and lesions, from :func:`separate_lesions`, on
+        the same grid.
     voxel_volume : float
-        In mm³.
+        Volume of a voxel in mm³.
 
     Returns
     -------
     ndarray, (clusters, lesions)
-        In mm³; the cluster of rank 1 first, lesion 1 first.
+        Shared volumes in mm³, by rank of the cluster and number of the lesion.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Covariates of people, such as age, sex and scanner: as numbers, and taken out of images.
+"""Covariates of people, such as age, sex and scanner: numeric coding, and adjustment of images.
 
-Controls tell how uptake at each place changes with the covariates; the change is taken out of
-everyone's images before they are compared. Ours, not of Zotova et al. (2021).
+The change of uptake with the covariates is estimated at each voxel from controls, and removed
+from everyone's images before they are compared. This is our addition to Zotova et al. (2021).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,25 +9,25 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-RIDGE = 1.0  # pull of slopes towards 0, as much as one control 1 SD from the mean; our choice
-FEWEST_BESIDE = 3  # controls beside one for each number: a mean, and two that vary around it
+RIDGE = 1.0  # ridge penalty: slopes shrink as if by one control 1 SD from the mean; our choice
+FEWEST_BESIDE = 3  # controls beyond one per number: one for the mean, two for the deviation
 Cell = float | str
-Description = dict[str, dict[str, object]]  # covariate → how its cells become numbers
+Description = dict[str, dict[str, object]]  # covariate → coding of its cells as numbers
 Rows = NDArray[np.float64]  # (people, numbers)
 
 
 def describe_covariates(controls: Mapping[str, Sequence[Cell]]) -> Description:
-    """Say how the cells of each covariate become numbers.
+    """Describe how the cells of each covariate are coded as numbers.
 
     Parameters
     ----------
     controls : mapping
-        Covariate → its cells, one for each control: numbers, or text.
+        Covariate → its cells, one per control: numbers or text.
 
     Returns
     -------
     dict
-        Of numbers: ``mean``, ``sd``, ``low`` and ``high``. Of text: ``levels``, in alphabetical
+        For numbers: ``mean``, ``sd``, ``low`` and ``high``. For text: ``levels``, in alphabetical
         order, and their ``shares``.
 
     Raises
@@ -61,15 +61,15 @@ def describe_covariates(controls: Mapping[str, Sequence[Cell]]) -> Description:
 
 
 def encode(cells: Mapping[str, Cell], description: Description) -> list[float]:
-    """Give the numbers of a person: 0 is the controls' mean, of each covariate.
+    """Return the covariates of a person as numbers, each of which has a mean of 0 in controls.
 
-    A covariate of numbers is one, in SD of the controls; one of text has one number fewer than
-    levels: 1 minus the level's share among controls where it is the person's, else minus the share.
+    A numeric covariate becomes one number, in SD of the controls. A text covariate becomes one
+    number fewer than it has levels: an indicator of the level minus its share among controls.
 
     Raises
     ------
     ValueError
-        If a cell is no number where the controls' are, or a level that no control has.
+        If a cell is not a number although those of controls are, or is a level that no control has.
 
     Examples
     --------
@@ -107,7 +107,7 @@ def _list(value: object) -> list[object]:
 
 
 def beyond_controls(cells: Mapping[str, Cell], description: Description) -> list[str]:
-    """Tell of the numbers of a person that lie outside those of controls: what is extrapolated."""
+    """Describe which numeric covariates of a person lie outside the range of the controls."""
     sentences = []
     for name, coding in description.items():
         cell = cells[name]
@@ -119,22 +119,22 @@ def beyond_controls(cells: Mapping[str, Cell], description: Description) -> list
 
 
 def fit_slopes(people: Iterable[NDArray[np.floating]], rows: Rows) -> NDArray[np.float32]:
-    """Find how values change with covariates, by ridge regression place by place.
+    """Estimate how values change with covariates, by ridge regression at each voxel.
 
-    Hoerl & Kennard (1970), Technometrics 12:55-67; the mean is not drawn to 0. One person's values
-    are held at a time.
+    See Hoerl & Kennard (1970), Technometrics 12:55-67; the intercept is not penalised. Only one
+    person's values are in memory at a time.
 
     Parameters
     ----------
     people : iterable of ndarray, (V,)
-        Values of each control; NaN where they are not known.
+        Values of each control; NaN where unknown.
     rows : ndarray, (controls, numbers)
-        As :func:`encode` gives them.
+        Covariates coded by :func:`encode`.
 
     Returns
     -------
     ndarray, (numbers, V)
-        Change of the value for a change of each number by 1; 0 where nobody is known.
+        Change of the value per unit of each number; 0 where no control has a value.
     """
     size = rows.shape[1]
     counts, sums, means, products, squares = (np.zeros(()) for _ in range(5))
@@ -156,27 +156,27 @@ def fit_slopes(people: Iterable[NDArray[np.floating]], rows: Rows) -> NDArray[np
 def adjust(
     values: NDArray[np.floating], row: Sequence[float] | Rows, slopes: NDArray[np.floating]
 ) -> NDArray[np.float32]:
-    """Take out of values what the covariates of a person make of them.
+    """Remove the effect of a person's covariates from values.
 
-    What is left is as if the covariates were the controls' mean.
+    The result is what would be expected if the covariates were at the controls' mean.
 
     Parameters
     ----------
     values : ndarray, (...)
-        Of the person.
+        Values of the person.
     row : sequence of float, (numbers,)
-        As :func:`encode` gives it.
+        Covariates coded by :func:`encode`.
     slopes : ndarray, (numbers, ...)
-        As :func:`fit_slopes` gives them.
+        Result of :func:`fit_slopes`.
     """
     return (values - np.tensordot(np.asarray(row), slopes, 1)).astype(np.float32)
 
 
 def leverage_of(row: Sequence[float] | Rows, rows: Rows) -> float:
-    """Say how far a person's covariates are from the controls', as regression counts it.
+    """Return the leverage of a person's covariates: how far they are from those of the controls.
 
-    The variance of a prediction at that place, over that of a control's value, beside the 1/n of
-    the mean.
+    This is the variance of a prediction at these covariates, relative to that of a control's value,
+    without the 1/n of the mean.
     """
     centre = rows.mean(axis=0)
     away = np.asarray(row) - centre

@@ -1,6 +1,6 @@
-"""The detectors, an entry each: their names, what their scores mean, how they are drawn.
+"""Table of the detectors: their names, the meaning of their scores, and how they are plotted.
 
-Nothing that computes is loaded here: the command line reads this table, too.
+Nothing that computes is imported here, because the command line reads this table, too.
 """
 
 from collections.abc import Iterable
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 TRAINING_SETS = ("real", "hybrid", "synthetic")  # in the order in which they are shown
-CHANNELS = ("pet", "t1w+pet")  # what --channels takes: images that patches are cut out of
-DIRECTIONS = {  # what --direction takes → what that makes of a score
+CHANNELS = ("pet", "t1w+pet")  # choices of --channels: images that patches are extracted from
+DIRECTIONS = {  # choice of --direction → meaning of a score
     "hypo": "less uptake scores higher",
     "hyper": "more uptake scores higher",
     "both": "less and more uptake score alike",
@@ -18,32 +18,33 @@ DIRECTIONS = {  # what --direction takes → what that makes of a score
 
 @dataclass(frozen=True)
 class Detector:
-    """A detector of anomalies: all that tells it from others, but for its arithmetic.
+    """Properties of an anomaly detector, apart from its computation.
 
-    What is left out is said of a detector that this version of the app does not know.
+    The defaults describe a detector that this version of the app does not know.
 
     Parameters
     ----------
     label : str
-        Its name, as people read it.
+        Human-readable name.
     meaning : str
-        What a score is, in reports.
+        Meaning of a score, in reports.
     score, statmap, clusters : str
-        What a score is, in the data dictionary of tables and in the sidecar of a map; what its
-        clusters are, in ``descriptions.tsv``.
+        Meaning of a score, in the data dictionary of tables and in the sidecar of a map; meaning of
+        its clusters, in ``descriptions.tsv``.
     unit : str
-        Of a score.
+        Unit of a score.
     dash : str
-        Of its lines in charts, as SVG writes them; a line's colour is that of the training set.
+        Dash pattern of its lines in charts, in SVG syntax; the colour of a line is that of the
+        training set.
     method : {"svm", "norm"}
-        How it is fitted and applied: :func:`bids_app.workflows.detection.init_detector_wf`. What a
-        ``norm`` compares is in :mod:`bids_app.detection.normative`.
+        Method of fitting and scoring: see :func:`bids_app.workflows.detection.init_detector_wf`.
+        The measures that a ``norm`` compares are in :mod:`bids_app.detection.normative`.
     synthetic : bool
         Whether it compares a PET with the synthetic one of the same visit.
     mirrored : bool
-        Whether it compares left with right, for which the template has to be symmetric.
+        Whether it compares left with right, which requires a symmetric template.
     training_sets : tuple of str
-        That it can be fitted to.
+        Training sets that it can be fitted to.
     """
 
     label: str
@@ -132,22 +133,23 @@ DETECTORS = {  # in the order in which they are shown
         mirrored=True,
     ),
 }
-# The paper's, the field's, and what detects best in simulated patients (docs/results/detection.md)
+# The detector of the paper, that in common use, and the one that finds most lesions in simulated
+# patients (docs/results/detection.md)
 DEFAULT_DETECTORS = ("ocsvm", "zscore", "combined")
 
 
-# Which of several leads a report: the one that finds most in simulated patients, but what is blind
-# to lesions of both sides only where nothing better is there (docs/results/detection.md)
+# Order in which detectors lead a report: those that find most in simulated patients first, except
+# that one blind to bilateral lesions does not precede a better one (docs/results/detection.md)
 LEADING = ("combined", "zscore", "asymmetry", "pseudonormal", "ocsvm")
 
 
 def detector_of(name: str) -> Detector:
-    """Look a detector up; one that is not known goes by its name."""
+    """Look up a detector; the label of an unknown one is its name."""
     return DETECTORS.get(name, Detector(name))
 
 
 def meaning_of(name: str, direction: str) -> str:
-    """Say what a detector's score is, and what scores higher, as far as that is known.
+    """Return the meaning of a detector's score, and what scores higher, as far as is known.
 
     Examples
     --------
@@ -170,7 +172,7 @@ def needing_synthetic(names: Iterable[str]) -> list[str]:
 
 
 def rank_of(training_set: str, detector: str) -> tuple[int, str, int, str]:
-    """Say where a detector stands: training sets in their order, then detectors in theirs."""
+    """Return a sort key: training sets in their order, then detectors in theirs."""
     kinds = list(DETECTORS)
     return (
         TRAINING_SETS.index(training_set) if training_set in TRAINING_SETS else len(TRAINING_SETS),

@@ -1,9 +1,9 @@
-"""Whether synthetic PET is distributed as real PET is, as a detector sees both.
+"""Comparison of the distributions of synthetic and real PET, as seen by a detector.
 
-Synthetic PET of controls, and real PET of controls that a fold has held out, are shown to the
-encoder and the one-class SVMs of that fold, which were trained on real PET alone. If both look
-alike to them, synthetic controls may stand beside real ones in a training set. Ours, after the
-task-oriented evaluation of synthetic PET in Zotova et al. (2025), arXiv:2505.07364.
+Synthetic PET of controls and real PET of controls held out by a fold are given to the encoder and
+the one-class SVMs of that fold, which were trained on real PET alone. If they cannot tell them
+apart, synthetic controls may be used beside real ones in a training set. This is our addition,
+after the task-oriented evaluation of synthetic PET in Zotova et al. (2025), arXiv:2505.07364.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,35 +16,35 @@ from scipy import stats
 
 from bids_app.imaging.volume import Mask, Volume
 
-WHOLE = "brain"  # the region that is all of it
+WHOLE = "brain"  # name of the region that is the whole brain
 REAL, SYNTHETIC = "real", "synthetic"
-PATCHES = 5000  # of a PET; our choice
-FEWEST_VOXELS = 8  # of a region that is told of; our choice
-ALIKE = (0.2, 0.8)  # areas under the ROC curve, ends included; our choice
+PATCHES = 5000  # per PET; our choice
+FEWEST_VOXELS = 8  # of a region that is reported; our choice
+ALIKE = (0.2, 0.8)  # range of areas under the ROC curve, inclusive; our choice
 Verdict = Literal["alike", "too typical", "too unusual"]
 
 
 @dataclass(frozen=True)
 class CheckedPet:
-    """A control's PET as one fold of detectors sees it, in one region.
+    """Measures of a control's PET by the detectors of one fold, in one region.
 
     Parameters
     ----------
     participant_id : str
-        With ``sub-``.
+        Participant with ``sub-``.
     session_id : str or None
-        With ``ses-``.
+        Session with ``ses-``.
     kind : {"real", "synthetic"}
-        Held-out real PET, or synthetic.
+        Held-out real PET, or synthetic PET.
     fold : int
-        From 1; it was not trained on this participant.
+        Number of the fold, from 1; it was not trained on this participant.
     region : str
-        Of the atlas, or ``brain``.
+        Region of the atlas, or ``brain``.
     reconstruction_error : float or None
-        Mean squared error of the autoencoder over patches whose centre lies there; intensities are
-        in [0, 1]. None where no patch was drawn.
+        Mean squared error of the autoencoder over patches centred in the region; intensities are in
+        [0, 1]. None if no patch was drawn.
     mean_score : float
-        Of the one-class SVMs; above 0 lies outside the boundary of the controls.
+        Mean score of the one-class SVMs; above 0 lies outside the boundary of the controls.
     above_zero : float
         Share of voxels that score above 0, 0 to 1.
     """
@@ -60,7 +60,7 @@ class CheckedPet:
 
 
 def draw_centres(brain: Mask) -> NDArray[np.intp]:
-    """Draw the centres of patches that are reconstructed, (N, 3): always the same of a brain."""
+    """Draw the centres of the patches to reconstruct, (N, 3); the same for the same brain."""
     places = np.argwhere(brain)
     if len(places) <= PATCHES:
         return places
@@ -77,18 +77,18 @@ def measure_regions(
     regions: NDArray[np.integer],
     names: Mapping[int, str],
 ) -> list[tuple[str, float | None, float, float]]:
-    """Sum up what one fold sees of a PET: over the whole brain, then region by region.
+    """Summarise a PET as seen by one fold, in the whole brain and in each region.
 
     Parameters
     ----------
     scores : ndarray, (I, J, K)
-        Of one-class SVMs, without direction; NaN where nothing is known.
+        Scores of one-class SVMs, without direction; NaN where unknown.
     errors : ndarray, (N,)
-        Of reconstruction, mean squared.
+        Mean squared reconstruction errors of patches.
     centres : ndarray of int, (N, 3)
-        Of those patches.
+        Centres of those patches.
     brain : ndarray of bool, (I, J, K)
-        What is analysed.
+        Mask of the analysed brain.
     regions : ndarray of int, (I, J, K)
         Labels of an atlas.
     names : mapping
@@ -97,8 +97,8 @@ def measure_regions(
     Returns
     -------
     list of tuple
-        Region, error of reconstruction, mean score, share above 0; regions with too few voxels are
-        left out.
+        Region, mean reconstruction error, mean score, and share of scores above 0; regions with too
+        few voxels are left out.
     """
     known = brain & np.isfinite(scores)
     labels = regions[tuple(centres.T)]
@@ -118,19 +118,19 @@ def measure_regions(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Synthetic PET against held-out real PET in one region.
+    """Synthetic PET compared with held-out real PET in one region.
 
     Parameters
     ----------
     region : str
-        Of the atlas, or ``brain``.
+        Region of the atlas, or ``brain``.
     real, synthetic : int
-        Participants of either kind.
+        Number of participants of each kind.
     error_real, error_synthetic, score_real, score_synthetic : float
-        Means over participants; NaN where no patch was drawn.
+        Means over participants; NaN if no patch was drawn.
     error_area, score_area : float
-        How often a synthetic PET has more than a real one, of all pairs: the area under the ROC
-        curve. 0.5 where both are alike.
+        Area under the ROC curve: the share of pairs in which the synthetic PET has the higher
+        value; 0.5 if both are alike.
     """
 
     region: str
@@ -155,7 +155,7 @@ class Comparison:
 def compare_kinds(checked: Sequence[CheckedPet]) -> list[Comparison]:
     """Compare synthetic with held-out real PET in each region, the whole brain first.
 
-    A participant whom several folds have seen counts once, by the mean.
+    A participant seen by several folds counts once, with the mean.
 
     Examples
     --------

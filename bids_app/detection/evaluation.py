@@ -1,9 +1,9 @@
-"""How well lesions are found, where they are known: Figure 4 of Zotova et al. (2021), and more.
+"""Evaluation of detection where lesions are known: Figure 4 of Zotova et al. (2021), and more.
 
-A unit is a lesion, or a patient: a patient is found when one of its lesions is. Of a participant
-with several visits only one is used, the first by label, since a lesion that is scanned twice is
-not two. The lesions of one patient are not independent either: intervals and tests over lesions
-are too narrow (anti-conservative), those over patients are not.
+A unit is a lesion or a patient: a patient is found if any of its lesions is. Only one visit of
+each participant is used, the first by label, because a lesion that is scanned twice is not two
+lesions. The lesions of one patient are not independent either: intervals and tests over lesions
+are too narrow (anti-conservative), whereas those over patients are not.
 """
 
 import math
@@ -21,15 +21,15 @@ from bids_app.detection.clusters import Cluster
 from bids_app.imaging.statistics import holm
 from bids_app.imaging.volume import Mask
 
-ENOUGH = 10  # controls that know a voxel; our choice
-MOST = 0.75  # of the controls, where there are few; our choice
+ENOUGH = 10  # controls whose PET covers a voxel; our choice
+MOST = 0.75  # share of the controls that is enough if there are few; our choice
 
 
 def least_controls(controls: int) -> int:
-    """Say how many of the controls must know a voxel for it to be analysed.
+    """Return the number of controls whose PET must cover a voxel for it to be analysed.
 
-    Some do not where their PET does not cover the brain. Ten are enough, or three in four where
-    there are fewer than 14 controls, but two at least: our choice.
+    The PET of a control may not cover the whole brain. Ten controls are enough, or three in four if
+    there are fewer than 14, but at least two: our choice.
 
     Examples
     --------
@@ -40,15 +40,17 @@ def least_controls(controls: int) -> int:
 
 
 def common_brain(masks: Iterable[Mask], share: float = 0.9) -> Mask:
-    """Mark the voxels that are brain in at least a share of people, holding one mask at a time.
+    """Return a mask of the voxels that are brain in at least a share of people.
+
+    Only one mask is in memory at a time.
 
     Parameters
     ----------
     masks : iterable of ndarray of bool, (I, J, K)
-        One or more brains on one grid.
+        One or more brain masks on one grid.
     share : float
-        Above 0, up to 1. Nine in ten is our choice: one mask that is too small does not cut all
-        others.
+        Share of people, above 0, up to 1. Nine in ten is our choice: one mask that is too small
+        does not restrict all others.
 
     Returns
     -------
@@ -57,7 +59,7 @@ def common_brain(masks: Iterable[Mask], share: float = 0.9) -> Mask:
     Raises
     ------
     ValueError
-        If there is no mask, shapes differ, or no such share exists.
+        If there are no masks, shapes differ, or the share is out of range.
 
     Examples
     --------
@@ -79,7 +81,7 @@ def common_brain(masks: Iterable[Mask], share: float = 0.9) -> Mask:
 
 
 UNITS = ("lesion", "patient")
-MOST_CLUSTERS = 10  # kept per patient: Figure 4 begins with one and ends with ten
+MOST_CLUSTERS = 10  # kept per patient: Figure 4 shows one to ten
 
 Row: TypeAlias = tuple[str, str]  # training set and detector
 Visit: TypeAlias = tuple[str, str | None]
@@ -87,16 +89,17 @@ Visit: TypeAlias = tuple[str, str | None]
 
 @dataclass(frozen=True)
 class Mark:
-    """A cluster as evaluation sees it.
+    """Cluster as used in evaluation.
 
     Parameters
     ----------
     rank : int
-        From 1.
+        Rank of the cluster, from 1.
     sum_score : float
-        Of the cluster.
+        Sum of its scores.
     lesions : frozenset of int
-        The lesions, from 1, that it shares a voxel with or more. None of them: a false cluster.
+        Lesions, numbered from 1, that share at least one voxel with the cluster. If empty, the
+        cluster is false.
     """
 
     rank: int
@@ -106,18 +109,18 @@ class Mark:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one detector found in one visit.
+    """Clusters that one detector found in one visit.
 
     Parameters
     ----------
     training_set, detector : str
-        ``"hybrid"``, ``"ocsvm"``.
+        For example, ``"hybrid"`` and ``"ocsvm"``.
     participant : str
         Label, without ``sub-``.
     session : str or None
         Label, without ``ses-``.
     lesions : int
-        How many are known; 0 for a control, and for a patient without a lesion mask.
+        Number of known lesions; 0 for a control, and for a patient without a lesion mask.
     marks : tuple of Mark
         All clusters, or the first ones by rank.
     """
@@ -139,12 +142,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What is found when at most so many ``clusters`` are kept in each patient.
+    """Detection performance when at most a given number of ``clusters`` is kept per patient.
 
-    ``n`` units, ``found`` of them overlapped by a kept cluster; ``sensitivity`` is their share,
-    ``low`` to ``high`` its Wilson 95 % interval. False clusters: the mean number of kept clusters
-    that overlap no lesion, over patients, and of all kept clusters, over held-out controls (None
-    without any).
+    A kept cluster overlaps ``found`` of the ``n`` units; ``sensitivity`` is their share, with a
+    Wilson 95 % interval from ``low`` to ``high``. ``false_clusters_per_patient`` is the mean number
+    of kept clusters that overlap no lesion, over patients; ``false_clusters_per_control`` is the
+    mean number of kept clusters, over held-out controls (None without any).
     """
 
     training_set: str
@@ -162,11 +165,11 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class McNemarTest:
-    """Two detectors, compared at one number of ``clusters`` kept in each patient.
+    """Comparison of two detectors at one number of ``clusters`` kept per patient.
 
-    ``n`` units were tried by both; ``only_1`` and ``only_2`` of them were found by one alone.
-    ``p`` is two-tailed, ``p_holm`` corrected over all pairs at this number of clusters and in this
-    unit; None where nothing can be compared.
+    Both were applied to ``n`` units; ``only_1`` and ``only_2`` of them were found by one detector
+    alone. ``p`` is two-tailed, and ``p_holm`` is corrected over all pairs at this number of
+    clusters and for this unit; both are None if nothing can be compared.
     """
 
     unit: str
@@ -184,10 +187,11 @@ class McNemarTest:
 
 @dataclass(frozen=True)
 class FreePoint:
-    """A corner of a free-response curve: clusters of at least ``sum_score`` are kept.
+    """Corner of a free-response curve, where clusters of at least ``sum_score`` are kept.
 
-    ``sensitivity`` is the share of units that one of them overlaps, ``low`` to ``high`` its Wilson
-    95 % interval; false clusters are the mean number of them in held-out controls.
+    ``sensitivity`` is the share of units that a kept cluster overlaps, with a Wilson 95 % interval
+    from ``low`` to ``high``; ``false_clusters_per_control`` is the mean number of kept clusters in
+    held-out controls.
     """
 
     training_set: str
@@ -201,15 +205,15 @@ class FreePoint:
 
 
 def marks_of(clusters: Sequence[Cluster], shared: NDArray[np.float64]) -> tuple[Mark, ...]:
-    """Say which lesions each cluster hits.
+    """Determine which lesions each cluster hits.
 
     Parameters
     ----------
     clusters : sequence of Cluster
-        By rank.
+        Clusters by rank.
     shared : ndarray, (clusters, lesions)
-        In mm³, as :func:`~bids_app.detection.clusters.overlaps` gives it. Whatever is shared is a
-        hit: our reading of the paper, which asks for no more.
+        Shared volumes in mm³, from :func:`~bids_app.detection.clusters.overlaps`. Any shared volume
+        is a hit: our reading of the paper, which requires no more.
     """
     return tuple(
         Mark(cluster.rank, cluster.sum_score, frozenset((np.flatnonzero(row) + 1).tolist()))
@@ -220,23 +224,24 @@ def marks_of(clusters: Sequence[Cluster], shared: NDArray[np.float64]) -> tuple[
 def detection_curve(
     patients: Iterable[Finding], controls: Iterable[Finding] = (), *, most: int = MOST_CLUSTERS
 ) -> list[CurvePoint]:
-    """Give sensitivity against clusters per patient, with Wilson's 95 % interval.
+    """Compute sensitivity against clusters per patient, with Wilson's 95 % interval.
 
-    Wilson (1927), Journal of the American Statistical Association 22:209-212.
+    See Wilson (1927), Journal of the American Statistical Association 22:209-212.
 
     Parameters
     ----------
     patients : iterable of Finding
-        Those without a known lesion are left out.
+        Findings of patients; those without a known lesion are left out.
     controls : iterable of Finding
-        Scored by detectors that did not train on them; those without a cluster are there too.
+        Findings of controls, including those without clusters, by detectors not trained on them.
     most : int
-        The curve goes from one cluster to so many.
+        Largest number of clusters; the curve begins with one.
 
     Returns
     -------
     list of CurvePoint
-        Training sets and detectors in the order they come in, then units, then clusters.
+        Points by training set and detector, in their original order, then by unit, then by number
+        of clusters.
 
     Raises
     ------
@@ -255,24 +260,25 @@ def detection_curve(
 
 
 def compare(patients: Iterable[Finding], *, most: int = MOST_CLUSTERS) -> list[McNemarTest]:
-    """Test whether one detector finds units that another does not: McNemar's test, exact.
+    """Test whether detectors differ in the units they find, with the exact McNemar test.
 
-    Every two pairs of training set and detector, on the visits that both saw. Of the units that
-    one of the two found, as many should be the one's as the other's: the binomial test. McNemar
-    (1947), Psychometrika 12:153-157. Corrected over the pairs: Holm (1979), Scandinavian Journal
-    of Statistics 6:65-70.
+    All pairs of training set and detector are compared with each other, on the visits analysed by
+    both. If the two detectors are equally good, a unit found by only one of them is equally likely
+    to be found by either: a binomial test. See McNemar (1947), Psychometrika 12:153-157. P-values
+    are corrected over the pairs as in Holm (1979), Scandinavian Journal of Statistics 6:65-70.
 
     Parameters
     ----------
     patients : iterable of Finding
-        Those without a known lesion are left out.
+        Findings of patients; those without a known lesion are left out.
     most : int
-        It is done with one cluster kept per patient, and up to so many.
+        Largest number of clusters kept per patient; there is a test for each number from one.
 
     Raises
     ------
     ValueError
-        If a detector has two findings of one visit, or two do not know the same lesions.
+        If a detector has two findings of one visit, or if two detectors differ in the number of
+        lesions of a visit.
     """
     ill = _by_row(_with_lesions(patients))
     comparisons = []
@@ -287,17 +293,17 @@ def compare(patients: Iterable[Finding], *, most: int = MOST_CLUSTERS) -> list[M
 
 
 def free_response(patients: Iterable[Finding], controls: Iterable[Finding]) -> list[FreePoint]:
-    """Give sensitivity against false clusters per control, as the asked score falls.
+    """Compute sensitivity against false clusters per control, as the score threshold falls.
 
-    Chakraborty (1989), Medical Physics 16:561-568, but that false clusters are counted in
-    controls, where nothing is a lesion. Marks should be all clusters of a visit, not the first
-    ones only, or low scores are missing.
+    This follows Chakraborty (1989), Medical Physics 16:561-568, except that false clusters are
+    counted in controls, who have no lesions. Marks should include all clusters of a visit, not only
+    the first ones; otherwise low scores are missing.
 
     Returns
     -------
     list of FreePoint
-        By falling score, the corners of the staircase: where sensitivity rises, and its end at
-        the lowest score there is. Nothing for those without controls.
+        Corners of the staircase by falling score: where sensitivity rises, and its end at the
+        lowest score. Detectors without controls are left out.
 
     Raises
     ------
@@ -339,7 +345,7 @@ def _first_visits(findings: dict[Visit, Finding]) -> list[Finding]:
 
 
 def _found_units(finding: Finding, unit: str, clusters: int) -> list[bool]:
-    """Say of each unit of a visit whether it is found when so many clusters are kept."""
+    """Return, for each unit of a visit, whether one of the first clusters finds it."""
     hits = {lesion for mark in _first_marks(finding, clusters) for lesion in mark.lesions}
     if unit == "patient":
         return [bool(hits)]
@@ -394,7 +400,7 @@ def _compare_two(
 
 
 def _best_scores(finding: Finding, unit: str) -> list[float]:
-    """Give, of each unit that is found at all, the highest score that finds it."""
+    """Return, for each unit that is found at all, the highest score that finds it."""
     best: dict[int, float] = {}
     for mark in finding.marks:
         for lesion in mark.lesions:
@@ -427,23 +433,23 @@ def _corners(
     return points
 
 
-FALSE_RATES = (0.5, 1.0, 2.0)  # clusters that a held-out control has, on average; our choice
+FALSE_RATES = (0.5, 1.0, 2.0)  # mean numbers of clusters per held-out control; our choice
 
 
 def point_at(responses: Iterable[FreePoint], rate: float) -> FreePoint | None:
-    """Give the corner of a free-response curve at up to so many false clusters per control.
+    """Return the most sensitive point of a free-response curve at up to a given false-cluster rate.
 
     Parameters
     ----------
     responses : iterable of FreePoint
-        Of one training set, detector and unit.
+        Points of one training set, detector and unit.
     rate : float
-        The mean number of clusters of a held-out control.
+        Maximum of the mean number of clusters per held-out control.
 
     Returns
     -------
     FreePoint or None
-        The most sensitive; None if even the highest score has more false clusters.
+        Most sensitive point; None if even the highest score has more false clusters.
     """
     allowed = [point for point in responses if point.false_clusters_per_control <= rate]
     return max(allowed, key=lambda point: point.sensitivity, default=None)

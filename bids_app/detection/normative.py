@@ -1,8 +1,9 @@
-"""Detectors that do not learn: maps of how far a person is from controls, voxel by voxel.
+"""Normative detectors: maps of a person's deviation from controls at each voxel.
 
-``zscore`` compares PET smoothed within the brain; ``pseudonormal`` compares what a synthetic PET
-has over the real one, ``asymmetry`` what one side has over the other; ``combined`` is the mean of
-``zscore`` and ``asymmetry``. A norm is the mean and deviation of controls, and their number.
+``zscore`` compares PET smoothed within the brain; ``pseudonormal`` compares the difference between
+synthetic and real PET, and ``asymmetry`` the difference between the two sides; ``combined`` is the
+mean of ``zscore`` and ``asymmetry``. A norm consists of the mean and deviation of controls, and
+their number.
 """
 
 import json
@@ -24,32 +25,32 @@ from bids_app.imaging.intensity import smooth
 from bids_app.imaging.volume import Affine, Mask, Volume, mirror, zooms_of
 from bids_app.strict import parse_object, shapes_of
 
-FEWEST = 2  # controls: below, nothing varies
+FEWEST = 2  # controls; fewer have no deviation
 AXES = 3
-LEAST_SD = 0.1  # of the median over the brain; our choice
-# Of a smoothed voxel's weight, what may lie where nothing is known. Our choice, measured beside a
-# plane through simulated PET, at 8 mm: up to 5 % (about 6 mm from it) z is off by 0.27 at most;
-# with 10 to 20 % (4 mm) by up to 1.1, with more (2 mm) by up to 1.5.
+LEAST_SD = 0.1  # share of the median over the brain; our choice
+# Share of a smoothed voxel's weight that may be missing. Our choice, measured beside a plane that
+# cuts simulated PET, at 8 mm: with up to 5 % (about 6 mm from the plane), z is off by 0.27 at most;
+# with 10 to 20 % (4 mm) by up to 1.1, and with more (2 mm) by up to 1.5.
 REACH = 0.05
 Number = TypeVar("Number", np.float32, np.uint16)
 
 
 @dataclass(frozen=True)
 class Norm:
-    """What controls are like, voxel by voxel.
+    """Norm of controls at each voxel.
 
     Parameters
     ----------
     mean, sd : ndarray, (I, J, K)
         Mean and standard deviation (n - 1) over controls, float32, in the unit of their volumes.
-        Where ``sd`` is 0 nothing is judged: outside the brain, and where controls are copies. NaN
-        where too few controls are known.
+        Voxels where ``sd`` is 0 are not scored: outside the brain, and if controls are copies. NaN
+        where too few controls have a value.
     n : int
-        Controls; 2 or more.
+        Number of controls; 2 or more.
     counts : ndarray of uint16, (I, J, K), optional
-        How many of them are known at each voxel; by default all everywhere.
+        Number of controls with a value at each voxel; by default all, everywhere.
     slopes : ndarray, (numbers, I, J, K), optional
-        Change with covariates, float32, where these are taken out of volumes first; see
+        Change with covariates, float32, if volumes are adjusted for them first; see
         :mod:`bids_app.detection.covariates`.
     rows : ndarray, (n, numbers), optional
         Covariates of the controls.
@@ -63,26 +64,26 @@ class Norm:
     rows: NDArray[np.float64] | None = None
 
     def excess(self, volume: Volume, row: Sequence[float] = ()) -> Volume:
-        """Give t of how much more a person has than controls.
+        """Return t for how much higher a person's values are than those of controls.
 
-        Crawford & Howell (1998), The Clinical Neuropsychologist 12:482-486:
-        (x - mean) / (sd sqrt((n + 1) / n)). In one more control it has Student's t distribution
-        with n - 1 degrees of freedom. A z score would call too many healthy people ill, as it
-        takes the mean and sd of few controls for those of all.
+        See Crawford & Howell (1998), The Clinical Neuropsychologist 12:482-486: (x - mean) / (sd
+        sqrt((n + 1) / n)). For one more control, it follows Student's t distribution with n - 1
+        degrees of freedom. A z score would classify too many healthy people as abnormal, because it
+        takes the mean and sd of a few controls for those of the population.
 
         Parameters
         ----------
         volume : ndarray, (I, J, K)
-            In the unit of the controls' volumes, and treated as they were; NaN where nothing is
-            known.
+            Volume in the unit of the controls' volumes, processed in the same way; NaN where
+            unknown.
         row : sequence of float
-            The person's covariates, where the norm has some. Their distance from those of controls
-            widens what is expected, as in any regression.
+            Covariates of the person, if the norm has any. Their distance from those of controls
+            widens the prediction interval, as in any regression.
 
         Returns
         -------
         ndarray, (I, J, K)
-            float32; 0 where ``sd`` is 0, NaN where the volume or the norm is.
+            float32; 0 where ``sd`` is 0, NaN where the volume or the norm is NaN.
 
         Raises
         ------
@@ -102,25 +103,29 @@ class Norm:
         return score
 
     def deficit(self, volume: Volume, row: Sequence[float] = ()) -> Volume:
-        """Give t of how much less a person has than controls: minus :meth:`excess`."""
-        return 0 - self.excess(volume, row)  # no negative zeros
+        """Return t for how much lower a person's values are than those of controls.
+
+        This is minus :meth:`excess`.
+        """
+        return 0 - self.excess(volume, row)  # avoids negative zeros
 
 
 def learn_norm(volumes: Iterable[Volume], brain: Mask, *, least_sd: float = LEAST_SD) -> Norm:
-    """Learn from controls, holding one volume at a time.
+    """Compute a norm from controls, with one volume in memory at a time.
 
-    Welford (1962), Technometrics 4:419-420. A control counts where it is known; a voxel that too
-    few know (:func:`~bids_app.detection.evaluation.least_controls`) has no norm.
+    See Welford (1962), Technometrics 4:419-420. Each control counts where it has a value; a voxel
+    where too few do (:func:`~bids_app.detection.evaluation.least_controls`) has no norm.
 
     Parameters
     ----------
     volumes : iterable of ndarray, (I, J, K)
-        Two controls or more, on one grid, in one unit; NaN where nothing is known.
+        Volumes of two or more controls, on one grid, in one unit; NaN where unknown.
     brain : ndarray of bool, (I, J, K)
-        Where a norm is wanted; mean and sd are 0 elsewhere.
+        Mask of the voxels to compute a norm for; mean and sd are 0 elsewhere.
     least_sd : float
-        No voxel's sd is taken for less than this share of the median sd in the brain: a few
-        controls agree by chance somewhere, and where all are clipped; a hair would be abnormal.
+        Lower limit of the sd of each voxel, as a share of the median sd in the brain. A few
+        controls agree somewhere by chance, and where all are clipped; the slightest difference
+        would then be abnormal.
 
     Raises
     ------
@@ -161,25 +166,26 @@ def learn_adjusted_norm(
     *,
     least_sd: float = LEAST_SD,
 ) -> Norm:
-    """Learn from controls whose covariates are taken out of their volumes.
+    """Compute a norm from controls after adjusting their volumes for covariates.
 
-    The deviation is that around the regression, whose slopes cost a degree of freedom each.
+    The deviation is that around the regression, each slope of which costs a degree of freedom.
 
     Parameters
     ----------
     volumes : callable
-        Gives the controls' volumes as :func:`learn_norm` wants them, each time anew.
+        Function that returns the controls' volumes anew each time; see :func:`learn_norm`.
     brain : ndarray of bool, (I, J, K)
-        Where a norm is wanted.
+        Mask of the voxels to compute a norm for.
     rows : ndarray, (controls, numbers)
-        Their covariates.
+        Covariates of the controls.
     least_sd : float
-        As :func:`learn_norm` has it.
+        See :func:`learn_norm`.
 
     Raises
     ------
     ValueError
-        As :func:`learn_norm`; or if there are no more controls than two beside the slopes.
+        See :func:`learn_norm`; also if there are fewer than three controls beyond the number of
+        slopes.
     """
     n, size = rows.shape
     if n < size + FEWEST_BESIDE:
@@ -208,31 +214,31 @@ def smooth_within(
     zooms: tuple[float, float, float],
     hole: Mask | None = None,
 ) -> Volume:
-    """Smooth a volume with what the brain holds alone.
+    """Smooth a volume using only voxels within the brain.
 
-    Each voxel is the weighted mean of the brain's voxels around it: the smoothed volume, 0 outside
-    the brain, over the smoothed mask. Without that, the cortex would darken as much as the brain
-    around a voxel is missing, and people whose brains end a little earlier would seem ill. Our
-    choice.
+    Each voxel becomes the weighted mean of the brain voxels around it: the smoothed volume, with 0
+    outside the brain, divided by the smoothed mask. Otherwise, the cortex would darken in
+    proportion to the missing surroundings, and people whose brains end a little earlier would seem
+    abnormal. Our choice.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Any unit; what is outside the brain does not count.
+        Volume in any unit; values outside the brain are ignored.
     brain : ndarray of bool, (I, J, K)
-        Best the same for all people that are compared.
+        Brain mask, preferably the same for all people who are compared.
     fwhm : float
-        Full width of the Gaussian at half of its maximum, in mm.
+        Full width at half maximum of the Gaussian, in mm.
     zooms : tuple of float
         Voxel size in mm.
     hole : ndarray of bool, (I, J, K), optional
-        What the volume lacks of the brain; nothing by default. It does not count either, and where
-        more than ``REACH`` of the weight would lie in it, the mean is not known.
+        Brain voxels that the volume does not cover; none by default. They are ignored as well, and
+        if more than ``REACH`` of a voxel's weight would lie in them, its mean is unknown.
 
     Returns
     -------
     ndarray, (I, J, K)
-        float32; 0 outside the brain, NaN in a hole and within its reach.
+        float32; 0 outside the brain, NaN in a hole and close to it.
     """
     known = brain if hole is None else brain & ~hole
     amount = smooth(np.where(known, volume, 0).astype(np.float32), fwhm, zooms)
@@ -250,7 +256,7 @@ ZSCORE_FWHM = 8.0  # mm; DESIGN, section 4
 def measure_uptake(
     pet: Volume, brain: Mask, *, fwhm: float, affine: Affine, hole: Mask | None = None
 ) -> Volume:
-    """Give what ``zscore`` compares: PET smoothed within the brain, (I, J, K); NaN near a hole."""
+    """Compute the measure of ``zscore``: PET smoothed in the brain, (I, J, K); NaN near a hole."""
     return smooth_within(pet, brain, fwhm=fwhm, zooms=zooms_of(affine), hole=hole)
 
 
@@ -263,10 +269,11 @@ def measure_difference(
     affine: Affine,
     hole: Mask | None = None,
 ) -> Volume:
-    """Give what ``pseudonormal`` compares: synthetic minus real PET, smoothed, (I, J, K), -1 to 1.
+    """Compute the measure of ``pseudonormal``: smoothed synthetic minus real PET.
 
-    Above that of controls where the real PET is further below the synthetic one. Smoothed as for
-    ``zscore``, our choice: else the noise of the scan would drown the rest.
+    The result is (I, J, K), -1 to 1. It is above that of controls where the real PET is further
+    below the synthetic one. It is smoothed as for ``zscore``, our choice: otherwise the noise of
+    the scan would dominate.
     """
     difference = synthetic.astype(np.float32) - pet.astype(np.float32)
     return smooth_within(difference, brain, fwhm=fwhm, zooms=zooms_of(affine), hole=hole)
@@ -275,11 +282,11 @@ def measure_difference(
 def measure_asymmetry(
     pet: Volume, brain: Mask, *, fwhm: float, affine: Affine, hole: Mask | None = None
 ) -> Volume:
-    """Give what ``asymmetry`` compares: how much more uptake is here than on the other side.
+    """Compute the measure of ``asymmetry``: how much higher uptake is than on the other side.
 
-    (this side - other side) / mean of both, of PET smoothed within the brain, (I, J, K), -2 to 2:
-    the asymmetry index of the field, without its 100 %. The template has to be symmetric. NaN where
-    the other side is no brain, near a hole, and on the other side of one.
+    It is (this side - other side) / mean of both, of PET smoothed within the brain, (I, J, K), -2
+    to 2: the usual asymmetry index, without the factor of 100 %. The template must be symmetric.
+    Values are NaN where the other side is not brain, near a hole, and opposite one.
     """
     this_side = smooth_within(pet, brain, fwhm=fwhm, zooms=zooms_of(affine), hole=hole)
     other_side = mirror(np.where(brain, this_side, np.nan), affine)
@@ -290,14 +297,14 @@ def measure_asymmetry(
     return np.where(brain, asymmetry, 0).astype(np.float32)
 
 
-# Detector → what it compares, of a PET and its synthetic one if it needs that
+# Detector → functions that compute its measures from a PET, and the synthetic one if needed
 MEASURES: dict[str, tuple[Callable[..., Volume], ...]] = {
     "zscore": (measure_uptake,),
     "pseudonormal": (measure_difference,),
     "asymmetry": (measure_asymmetry,),
     "combined": (measure_uptake, measure_asymmetry),
 }
-INVERTED = ("pseudonormal",)  # what these compare is more where uptake is less
+INVERTED = ("pseudonormal",)  # detectors whose measure is higher where uptake is lower
 
 
 def score_against(
@@ -307,46 +314,47 @@ def score_against(
     direction: str,
     row: Sequence[float] = (),
 ) -> Volume:
-    """Give the score map of a person: the mean over what a detector compares.
+    """Compute the score map of a person: the mean over a detector's measures.
 
     Parameters
     ----------
     norms : sequence of Norm
-        What controls are like in each of the detector's measures.
+        Norm of controls for each measure.
     volumes : sequence of ndarray, (I, J, K)
-        The person's measures, in that order.
+        Measures of the person, in the same order.
     detector : str
         A key of ``MEASURES``.
     direction : {"hypo", "hyper", "both"}
-        Less uptake scores higher, more does, or both do.
+        Whether less uptake, more uptake, or both score higher.
     row : sequence of float
-        The person's covariates, where the norms have some.
+        Covariates of the person, if the norms have any.
 
     Returns
     -------
     ndarray, (I, J, K)
-        float32, t; 0 where nothing is judged, NaN where the first measure is not known. Others
-        count as 0 where they are not known: ``combined`` is half of the z score there.
+        float32, t; 0 where there is no norm, NaN where the first measure is unknown. Other measures
+        count as 0 where they are unknown: there, ``combined`` is half of the z score.
     """
     deficits = [norm.deficit(volume, row) for norm, volume in zip(norms, volumes, strict=True)]
     deficits[1:] = map(np.nan_to_num, deficits[1:])
     less: Volume = np.mean(np.stack(deficits), axis=0)
     less = 0 - less if detector in INVERTED else less
-    return {"hypo": less, "hyper": 0 - less, "both": np.abs(less)}[direction]  # no negative zeros
+    # 0 - less avoids negative zeros.
+    return {"hypo": less, "hyper": 0 - less, "both": np.abs(less)}[direction]
 
 
 _KINDS = ("mean", "sd", "counts", "slopes", "rows")
 
 
 def save_norms(path: Path, norms: Sequence[Norm]) -> None:
-    """Write the norms of a detector, one for each of its measures.
+    """Write the norms of a detector, one per measure.
 
     Raises
     ------
     ReadWriteError
-        If they cannot be written.
+        If the file cannot be written.
     UnusableDataError
-        If one holds a number that is not finite: nothing is written.
+        If a norm contains a number that is not finite; nothing is written.
     """
     arrays: dict[str, np.ndarray] = {}
     for place, norm in enumerate(norms):
@@ -371,7 +379,7 @@ def _name_of(kind: str, place: int) -> str:
 
 
 def _refuse_infinite(norm: Norm) -> None:
-    """Refuse what is no number, but for NaN where not all controls are known."""
+    """Check that a norm is finite, except for NaN where some controls have no value."""
     numbers = np.isfinite(norm.mean) & np.isfinite(norm.sd) & (norm.sd >= 0)
     unknown = np.isnan(norm.sd) & (False if norm.counts is None else norm.counts < norm.n)
     if not (numbers | unknown).all():
@@ -384,9 +392,9 @@ def load_norms(path: Path) -> list[Norm]:
     Raises
     ------
     MissingInputError
-        If there is no such file.
+        If the file does not exist.
     UnusableDataError
-        If it holds no norms.
+        If the file does not contain norms.
     """
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; fit the detector again")

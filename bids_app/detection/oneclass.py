@@ -1,4 +1,4 @@
-"""A one-class support vector machine in every voxel: how unlike the controls a person is there."""
+"""Voxelwise one-class support vector machines, which score how much people differ from controls."""
 
 import math
 import os
@@ -14,45 +14,48 @@ from threadpoolctl import ThreadpoolController
 from bids_app.detection import smo
 from bids_app.detection.smo import Floats, Integers, Machines, Singles
 
-AT_ONCE = 256  # voxels that a thread takes at a time; our choice
+AT_ONCE = 256  # voxels per task of a thread; our choice
 DIMENSIONS = 3  # voxels, samples, features
-FEWEST = 2  # samples: below, there is nothing to choose among
+FEWEST = 2  # samples; with fewer, there is nothing to optimise
 Answer = TypeVar("Answer")
 
 
 class VoxelwiseOneClassSVM:
-    """One RBF one-class SVM a voxel, as ``sklearn.svm.OneClassSVM`` is; voxels share nothing.
+    """Independent RBF one-class SVMs, one per voxel, equivalent to ``sklearn.svm.OneClassSVM``.
 
-    Decision values are within 1e-5 of scikit-learn's where that solves to the same tolerance or a
-    finer one; at its default of 1e-3, its own differ from themselves by 5e-4 under rounding.
+    Decision values are within 1e-5 of scikit-learn's if that uses the same tolerance or a finer
+    one; at its default of 1e-3, its own values vary by 5e-4 with rounding.
 
     Parameters
     ----------
     nu : float
-        Upper bound of the share of training samples outside the boundary, above 0 and up to 1.
+        Upper bound on the share of training samples outside the boundary, above 0 and up to 1.
         0.03: DESIGN, section 4.
     gamma : "scale" or float
-        Of the kernel exp(-gamma * squared distance). "scale" is 1 / (features * variance of all
-        entries) in each voxel, and 1 where nothing varies.
+        Parameter of the kernel exp(-gamma * squared distance). "scale" is 1 / (features * variance
+        of all entries) in each voxel, and 1 if nothing varies.
     tol : float
-        Of the stopping rule, in the unit of scores; scikit-learn's default is 1e-3. Ours, 1e-5,
-        costs a tenth more time, and makes results equal across machines to that.
+        Tolerance of the stopping criterion, in units of the score; scikit-learn's default is 1e-3.
+        Ours, 1e-5, takes a tenth more time, and makes results equal across machines up to this
+        tolerance.
     threads : int, optional
-        Voxels are shared among so many threads, which changes no result. By default as many as
-        there are CPUs for this process.
+        Number of threads that share the voxels, which does not affect results. By default, the
+        number of CPUs available to this process.
 
     Attributes
     ----------
     n_support_ : ndarray, (voxels,)
-        How many support vectors each voxel has.
+        Number of support vectors per voxel.
     support_ : ndarray, (total,)
-        Which training samples they are, voxel after voxel; not after :meth:`from_support`.
+        Indices of the support vectors among the training samples, voxel by voxel; not available
+        after :meth:`from_support`.
     support_vectors_ : ndarray, (total, features)
-        float32, in the same order.
+        Support vectors in the same order, float32.
     dual_coef_ : ndarray, (total,)
-        Their coefficients, above 0 and up to 1; the sum in each voxel is nu * samples.
+        Coefficients of the support vectors, above 0 and up to 1; their sum in each voxel is
+        nu * samples.
     gamma_, offset_ : ndarray, (voxels,)
-        The kernel's gamma; the score on the boundary.
+        Gamma of the kernel; score on the boundary.
 
     Examples
     --------
@@ -94,7 +97,7 @@ class VoxelwiseOneClassSVM:
         offset: NDArray[np.floating],
         threads: int | None = None,
     ) -> Self:
-        """Make a fitted estimator of what was kept of another.
+        """Create a fitted estimator from the stored attributes of another.
 
         Parameters
         ----------
@@ -103,12 +106,12 @@ class VoxelwiseOneClassSVM:
         n_support, gamma, offset : ndarray, (voxels,)
             ``n_support_``, ``gamma_`` and ``offset_``.
         threads : int, optional
-            As for the class.
+            Number of threads, as for the class.
 
         Raises
         ------
         ValueError
-            If a value is not finite, or the sizes do not belong together.
+            If a support vector is not finite, or if sizes do not match.
         """
         estimator = cls(threads=threads)
         estimator.n_support_ = np.asarray(n_support, np.int64)
@@ -124,23 +127,23 @@ class VoxelwiseOneClassSVM:
         return estimator
 
     def fit(self, latents: NDArray[np.floating]) -> Self:
-        """Learn each voxel's boundary.
+        """Fit the boundary of each voxel.
 
         Parameters
         ----------
         latents : ndarray, (voxels, samples, features)
-            Of the controls; computed with as float32. Its support vectors are copied.
+            Latents of the controls; converted to float32. The support vectors are copied.
 
         Returns
         -------
         VoxelwiseOneClassSVM
-            Itself.
+            Fitted estimator (self).
 
         Raises
         ------
         ValueError
-            If a setting is out of its range, the array has not three dimensions, fewer than two
-            samples or no features, or a value is not finite.
+            If a setting is out of range, the array does not have three dimensions, there are fewer
+            than two samples or no features, or a value is not finite.
         """
         self._check_settings()
         voxels, samples, features = _shape(latents)
@@ -172,23 +175,23 @@ class VoxelwiseOneClassSVM:
         return self
 
     def score_samples(self, latents: NDArray[np.floating]) -> Floats:
-        """Say how much like the controls samples are.
+        """Compute the similarity of samples to the controls.
 
         Parameters
         ----------
         latents : ndarray, (voxels, samples, features)
-            Of the voxels that were learned from, in the same order.
+            Latents of the voxels used in :meth:`fit`, in the same order.
 
         Returns
         -------
         ndarray, (voxels, samples)
-            Sum of the kernels with the support vectors, weighted; 0 or more.
+            Weighted sum of the kernels with the support vectors; 0 or more.
 
         Raises
         ------
         ValueError
-            If nothing was learned, voxels or features are not those learned from, or a value is
-            not finite.
+            If the estimator is not fitted, the number of voxels or features differs from that in
+            :meth:`fit`, or a value is not finite.
         """
         if not hasattr(self, "offset_"):
             raise ValueError("this one-class SVM has to be fitted before it can score")
@@ -209,7 +212,7 @@ class VoxelwiseOneClassSVM:
         return np.concatenate(self._share(score, voxels))
 
     def decision_function(self, latents: NDArray[np.floating]) -> Floats:
-        """Give :meth:`score_samples` less ``offset_``: below 0 outside the boundary."""
+        """Return :meth:`score_samples` minus ``offset_``: below 0 outside the boundary."""
         return self.score_samples(latents) - self.offset_[:, np.newaxis]
 
     def _check_settings(self) -> None:
@@ -222,11 +225,11 @@ class VoxelwiseOneClassSVM:
             raise ValueError(f"gamma is 'scale' or a number above 0, not {self.gamma}")
 
     def _starts(self) -> Integers:
-        """Tell where in ``support_vectors_`` each voxel's begin, and where the last one's end."""
+        """Return the offset of each voxel in ``support_vectors_``, and the end of the last one."""
         return np.append(0, np.cumsum(self.n_support_))
 
     def _share(self, work: Callable[[slice], Answer], voxels: int) -> list[Answer]:
-        """Work on pieces of the voxels in threads; answers come in order."""
+        """Process pieces of the voxels in threads; results are in order."""
         threads = len(os.sched_getaffinity(0)) if self.threads is None else self.threads
         if threads < 1:
             raise ValueError(f"voxels can be shared among 1 thread or more, not {threads}")
@@ -239,16 +242,16 @@ def _libraries() -> ThreadpoolController:
 
 
 def share(work: Callable[[slice], Answer], voxels: int, threads: int) -> list[Answer]:
-    """Work on pieces of voxels in threads, each of which computes alone; answers come in order.
+    """Process pieces of voxels in threads, with single-threaded BLAS in each; results are in order.
 
     Parameters
     ----------
     work : callable
-        Of a piece, as a slice; of an empty one where there are no voxels.
+        Function of a piece, given as a slice; called with an empty slice if there are no voxels.
     voxels : int
-        How many.
+        Number of voxels.
     threads : int
-        That share them, which changes no result.
+        Number of threads, which does not affect results.
     """
     parts = [slice(k, min(k + AT_ONCE, voxels)) for k in range(0, max(voxels, 1), AT_ONCE)]
     with _libraries().limit(limits=1, user_api="blas"):

@@ -1,9 +1,10 @@
-"""Slabs of transverse slices, on which a brain is computed in any order, and packed controls.
+"""Slabs of transverse slices, which can be processed in any order, and packed controls.
 
-Values of a slab are those of the brain's voxels, slice by slice, the last axis of a slice fastest.
-A detector keeps its controls at 16 bits a voxel, in one file: a one-class SVM is told by which
-controls support it, and how much, and their latents are computed again from these images. That is
-a tenth of the latents, and the same to the last bit.
+The values of a slab are those of the brain's voxels, slice by slice, with the last axis of a slice
+varying fastest. A detector stores its controls with 16 bits per voxel, in one file: for one-class
+SVMs, only the indices and coefficients of the supporting controls are stored, and their latents
+are recomputed from these images. That takes a tenth of the space of the latents, and reproduces
+them exactly.
 """
 
 import json
@@ -20,7 +21,7 @@ from bids_app.files import replacing
 from bids_app.imaging.volume import Mask, Volume
 from bids_app.strict import HEADER_SIZE, shapes_of
 
-THICKNESS = 8  # slices at 1 mm; our choice: a minute or two of work, and 17 to share out
+THICKNESS = 8  # slices at 1 mm; our choice: a minute or two of work per slab, and 17 slabs
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class Slab:
     last: int
 
     def slices(self) -> Iterator[int]:
-        """Give the slices in order."""
+        """Iterate over the slices in order."""
         return iter(range(self.first, self.last))
 
 
 def thickness_of(resolution: float) -> int:
-    """Say how many slices a slab has at a resolution in mm: as many voxels as at 1 mm.
+    """Return the number of slices per slab at a resolution in mm, with as many voxels as at 1 mm.
 
     Examples
     --------
@@ -47,19 +48,19 @@ def thickness_of(resolution: float) -> int:
 
 
 def cut_slabs(depth: int, thickness: int) -> list[Slab]:
-    """Cut the slices of a volume into slabs.
+    """Divide the slices of a volume into slabs.
 
     Parameters
     ----------
     depth : int
-        Slices of the volume.
+        Number of slices of the volume.
     thickness : int
-        Slices of a slab; the last may have fewer.
+        Number of slices per slab; the last slab may have fewer.
 
     Returns
     -------
     list of Slab
-        Disjoint and in order; together all slices.
+        Disjoint slabs, in order, that cover all slices.
 
     Examples
     --------
@@ -70,17 +71,17 @@ def cut_slabs(depth: int, thickness: int) -> list[Slab]:
 
 
 def count_voxels(brain: Mask, slab: Slab) -> int:
-    """Count the brain's voxels in a slab."""
+    """Count the brain voxels in a slab."""
     return int(brain[:, :, slab.first : slab.last].sum())
 
 
 def values_of(volume: Volume, brain: Mask, slab: Slab) -> NDArray[np.float32]:
-    """Take the values of a slab out of a volume, (voxels,)."""
+    """Extract the values of a slab from a volume, (voxels,)."""
     return np.concatenate([volume[..., k][brain[..., k]] for k in slab.slices()])
 
 
 def _runs(brain: Mask, slab: Slab) -> Iterator[tuple[int, slice]]:
-    """Tell which of a slab's values belong to each of its slices."""
+    """Yield each slice of a slab with the range of its values among those of the slab."""
     start = 0
     for k in slab.slices():
         end = start + int(brain[..., k].sum())
@@ -89,26 +90,26 @@ def _runs(brain: Mask, slab: Slab) -> Iterator[tuple[int, slice]]:
 
 
 def mean_map(pieces: Iterable[tuple[Slab, NDArray[np.float32]]], brain: Mask, folds: int) -> Volume:
-    """Lay slabs of several folds out as the mean over folds.
+    """Assemble the slabs of several folds into a map of the mean over folds.
 
     Parameters
     ----------
     pieces : iterable of (Slab, ndarray)
-        Every slab of every fold, in any order.
+        Values of every slab of every fold, in any order.
     brain : ndarray of bool, (I, J, K)
-        What was computed on.
+        Mask of the analysed brain.
     folds : int
-        How many.
+        Number of folds.
 
     Returns
     -------
     ndarray of float32, (I, J, K)
-        0 outside the brain.
+        Mean map; 0 outside the brain.
 
     Raises
     ------
     ValueError
-        If the values of a slab are not as many as it has voxels.
+        If the number of values of a slab differs from its number of voxels.
     """
     total = np.zeros(brain.shape, np.float64)
     for slab, values in pieces:
@@ -120,14 +121,14 @@ def mean_map(pieces: Iterable[tuple[Slab, NDArray[np.float32]]], brain: Mask, fo
     return (total / folds).astype(np.float32)
 
 
-LEVELS = 65535  # of 16 bits
-AXES = (3, 4)  # of a volume: without and with channels
-BYTES = {"U16": 2, "U8": 1}  # of a value, by safetensors's names
-HOLE = "{}.hole"  # name of what a control's PET lacks; there for those alone that lack something
+LEVELS = 65535  # largest value of 16 bits
+AXES = (3, 4)  # number of axes of a volume, without and with channels
+BYTES = {"U16": 2, "U8": 1}  # per value, by safetensors type
+HOLE = "{}.hole"  # name of the mask of what a control's PET does not cover; absent if it covers all
 
 
 def _quantize(volume: Volume) -> NDArray[np.uint16]:
-    """Turn (I, J, K) in [0, 1] into (K, I, J) of 16 bits; channels stay before I."""
+    """Convert a volume, (I, J, K), in [0, 1] to 16 bits, (K, I, J); any channels stay before I."""
     if not np.isfinite(volume).all():
         raise UnusableDataError(
             "a control's PET holds NaN or infinity, so no detector can be trained on it; exclude it"
@@ -137,29 +138,30 @@ def _quantize(volume: Volume) -> NDArray[np.uint16]:
 
 
 def _slices_of(hole: Mask) -> NDArray[np.uint8]:
-    """Turn (I, J, K) of a mask into (K, I, J)."""
+    """Convert a mask (I, J, K) to uint8, (K, I, J)."""
     return np.ascontiguousarray(np.moveaxis(hole, -1, 0).astype(np.uint8))
 
 
 def pack_controls(volumes: Sequence[Volume], path: Path, holes: Sequence[Mask | None] = ()) -> None:
-    """Write the PETs of controls, so that slices of them can be read.
+    """Write the PETs of controls to a file from which single slices can be read.
 
-    As safetensors does, to the byte, but one at a time: 500 at 1 mm are 4 GB.
+    The file is byte-identical to that of safetensors, but images are written one at a time, because
+    500 at 1 mm take 4 GB.
 
     Parameters
     ----------
     volumes : sequence of ndarray, (I, J, K) or (channels, I, J, K)
-        In [0, 1], on one grid; known from here on by their place in this sequence.
+        Images in [0, 1], on one grid; identified from here on by their index in this sequence.
     path : Path
-        Gets them; rounded to 1/65535.
+        Path of the file; values are rounded to 1/65535.
     holes : sequence of ndarray of bool or None
-        What each PET lacks of the brain, (I, J, K); None for nothing. By default nobody's lacks
-        anything.
+        Brain voxels that each PET does not cover, (I, J, K), or None if it covers all. By default,
+        every PET covers the brain.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be written.
+        If the file cannot be written.
     """
     images = {f"{place}": volume for place, volume in enumerate(volumes)}
     masks = {HOLE.format(place): hole for place, hole in enumerate(holes) if hole is not None}
@@ -188,16 +190,16 @@ class PackedControls:
     Parameters
     ----------
     path : Path
-        The file.
+        Path of the file.
     members : sequence of int
-        Which of its controls, in order.
+        Indices of the controls to use, in order.
 
     Raises
     ------
     MissingInputError
-        If it is not there.
+        If the file does not exist.
     UnusableDataError
-        If it is not such a file, or lacks one of these controls.
+        If the file is not of this kind, or lacks one of these controls.
     """
 
     def __init__(self, path: Path, members: Sequence[int]) -> None:
@@ -228,13 +230,13 @@ class PackedControls:
         return len(self._members)
 
     def slices(self, k: int) -> NDArray[np.float32]:
-        """Read slice ``k`` of all members, (members, I, J), channels before I, in [0, 1]."""
+        """Read slice ``k`` of all members, (members, I, J), in [0, 1]; channels are before I."""
         with safe_open(self._path, framework="numpy") as file:
             levels = np.stack([file.get_slice(member)[k] for member in self._members])
         return levels.astype(np.float32) / np.float32(LEVELS)
 
     def holes(self, k: int) -> dict[int, Mask]:
-        """Read what members lack in slice ``k``, (I, J), by their place; those who do alone."""
+        """Read the holes in slice ``k``, (I, J), keyed by the index of each member that has one."""
         if not self._holes:
             return {}
         with safe_open(self._path, framework="numpy") as file:

@@ -1,15 +1,15 @@
 """One-class support vector machines with an RBF kernel, solved one voxel after another.
 
-The dual problem of Schölkopf et al. (2001), Neural Computation 13:1443-1471, as libsvm poses it
-(Chang & Lin, 2011, ACM TIST 2:27, section 2.4): given the kernel Q of n samples, minimise a'Qa / 2
-over coefficients 0 <= a <= 1 whose sum is nu * n. Pairs of coefficients are moved, chosen by second
-order (Fan, Chen & Lin, 2005, JMLR 6:1889-1918, WSS 2), until no pair violates the conditions of an
-optimum by the tolerance. Unlike libsvm's, the start has all coefficients equal, as nearly all
-samples of a flat kernel support it; the whole kernel is computed at once, by a matrix product; and
-nothing is shrunk: with hundreds of samples at most, a pass over all takes less than the
-bookkeeping.
+The dual problem is that of Schölkopf et al. (2001), Neural Computation 13:1443-1471, in the form
+used by libsvm (Chang & Lin, 2011, ACM TIST 2:27, section 2.4): given the kernel Q of n samples,
+minimise a'Qa / 2 over coefficients 0 <= a <= 1 whose sum is nu * n. Pairs of coefficients, selected
+with second-order information (Fan, Chen & Lin, 2005, JMLR 6:1889-1918, WSS 2), are updated until no
+pair violates the optimality conditions by more than the tolerance. Unlike in libsvm, all
+coefficients start equal, because nearly all samples of a flat kernel are support vectors; the whole
+kernel is computed at once, by a matrix product; and there is no shrinking: with hundreds of samples
+at most, a pass over all of them takes less time than the bookkeeping.
 
-Compiled with numba; the interpreter's lock is released, so that plain threads can share voxels.
+The code is compiled with numba and releases the GIL, so that ordinary threads can share voxels.
 """
 
 from collections.abc import Callable
@@ -28,32 +28,32 @@ Integers: TypeAlias = NDArray[np.int64]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-FLATTEST = 1e-12  # curvature between two equal samples: libsvm's TAU
-STEPS = 10_000_000  # at most: libsvm's
-DRIFT = 100  # steps a sample, after which rounding may move pairs to and fro; our choice, by trial
+FLATTEST = 1e-12  # minimum curvature, for two equal samples: libsvm's TAU
+STEPS = 10_000_000  # at most, as in libsvm
+DRIFT = 100  # steps per sample; after more, rounding may make pairs oscillate; our choice, by trial
 ROUNDING = 1e-12  # of coefficients
-LARGE = 1e30  # instead of infinity, which fast arithmetic does not know
-LANES = 32  # float32 that LLVM takes at once with AVX2; of another width a rest goes one by one
-DIGITS = 1e-5  # of a difference, below which float32 that began with it tells nothing
-LOWEST = -104.0  # float32 has nothing but 0 for exp of less
+LARGE = 1e30  # in place of infinity, which fast math does not support
+LANES = 32  # float32 values per vectorised step with AVX2; a remainder would be processed singly
+DIGITS = 1e-5  # share of the initial violation below which float32 is not accurate enough
+LOWEST = -104.0  # exp of anything lower is 0 in float32
 SQUARINGS = 5  # exp(x) = exp(x / 2**5) ** 2**5
 SERIES = tuple(1 / factorial(order) for order in range(8, -1, -1))  # of exp, highest order first
-FAST = {"reassoc", "contract", "nnan", "nsz"}  # what is finite may be added in any order
+FAST = {"reassoc", "contract", "nnan", "nsz"}  # finite values may be added in any order
 
 
 class Machines(NamedTuple):
-    """Solved problems of some voxels, as far as scores need them.
+    """Solved problems of some voxels, as needed for scoring.
 
     Parameters
     ----------
     support : ndarray, (total, features)
-        Support vectors of one voxel after another.
+        Support vectors, voxel by voxel.
     coefficients : ndarray, (total,)
-        Their coefficients; of all other samples these are 0.
+        Coefficients of the support vectors; those of all other samples are 0.
     starts : ndarray, (voxels + 1,)
-        Where in ``support`` each voxel's begin, and where the last one's end.
+        Offset of each voxel in ``support``, and the end of the last one.
     gammas : ndarray, (voxels,)
-        Of each voxel's kernel.
+        Gamma of the kernel of each voxel.
     """
 
     support: Singles
@@ -63,14 +63,14 @@ class Machines(NamedTuple):
 
 
 def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Compile at the first call, and keep the machine code on disk where there is a place for it.
+    """Compile a function at its first call, and cache the machine code on disk if possible.
 
-    A container may have no folder to write in, and a home may be full.
+    A container may have no writable folder, and a home directory may be full.
     """
     alone = njit(nogil=True)(function)
     try:
         cached = njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba found no place
+    except RuntimeError:  # numba found no cache directory
         return alone
 
     @wraps(function)
@@ -84,9 +84,9 @@ def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
 
 
 def _choose_by(comparison: str) -> Callable[[np.float32, np.float32], np.float32]:
-    """Make the choice between two floats, neither of which is NaN, for compiled functions.
+    """Create a function that selects one of two floats, neither NaN, for use in compiled functions.
 
-    numba's min and max heed NaN, so that LLVM takes the values of an array one at a time.
+    The min and max of numba handle NaN, which keeps LLVM from vectorising them.
     """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
@@ -104,17 +104,17 @@ _smaller, _larger = _choose_by("<"), _choose_by(">")
 
 @compiled
 def scale(samples: Singles) -> Floats:
-    """Give 1 / (features * variance of all entries) of each voxel: scikit-learn's "scale".
+    """Return 1 / (features * variance of all entries) for each voxel: scikit-learn's "scale".
 
     Parameters
     ----------
     samples : ndarray, (voxels, n, features)
-        Finite.
+        Finite values.
 
     Returns
     -------
     ndarray, (voxels,)
-        1 where nothing varies.
+        Gamma of each voxel; 1 if nothing varies.
     """
     gammas = np.ones(len(samples))
     for voxel in range(len(samples)):
@@ -131,11 +131,11 @@ def fit(samples: Singles, gammas: Floats, nu: float, tolerance: float) -> tuple[
     Parameters
     ----------
     samples : ndarray, (voxels, n, features)
-        Finite.
+        Finite values.
     gammas : ndarray, (voxels,)
-        Of each voxel's kernel.
+        Gamma of the kernel of each voxel.
     nu, tolerance : float
-        Of the problem, and of the stopping rule.
+        Parameter nu, and tolerance of the stopping criterion.
 
     Returns
     -------
@@ -170,14 +170,14 @@ def score(machines: Machines, samples: Singles) -> Floats:
     Parameters
     ----------
     machines : Machines
-        Of the same voxels.
+        Solved problems of the same voxels.
     samples : ndarray, (voxels, samples, features)
-        Finite.
+        Finite values.
 
     Returns
     -------
     ndarray, (voxels, samples)
-        0 or more; 0 far from all support vectors.
+        Scores, 0 or more; 0 far from all support vectors.
     """
     voxels, n, features = samples.shape
     scores = np.zeros((voxels, n))
@@ -203,7 +203,7 @@ def score(machines: Machines, samples: Singles) -> Floats:
 
 @njit
 def _find_middle(samples: Singles, middle: Floats) -> None:
-    """Average samples: distances between them lose no digits to an offset that all share."""
+    """Average samples, so that distances lose no precision to an offset common to all."""
     middle[:] = 0
     for row in range(samples.shape[0]):
         for column in range(samples.shape[1]):
@@ -234,7 +234,7 @@ def _square(points: Singles, squares: Singles) -> None:
 
 @njit(fastmath=FAST)
 def _variance(values: Singles) -> float:
-    """Pass twice, in float64, so that an offset takes no digits away."""
+    """Compute the variance in two passes, in float64, so that an offset costs no precision."""
     mean, squares = 0.0, 0.0
     for place in range(values.size):
         mean += values[place]
@@ -246,10 +246,10 @@ def _variance(values: Singles) -> float:
 
 @njit(fastmath=FAST)
 def _kernel_row(products: Singles, square: float, squares: Singles, factor: float) -> None:
-    """Turn scalar products with one sample into exp(factor * squared distance), in place.
+    """Convert dot products with one sample to exp(factor * squared distance), in place.
 
-    By its series, so that the compiler takes several values at once: to what float32 holds where
-    the result is above 1e-8, and to 1e-15 below.
+    A power series is used so that the compiler can vectorise it. It is accurate to float32
+    precision where the result is above 1e-8, and to 1e-15 below.
     """
     for place in range(products.size):
         distance = max(square + squares[place] - 2 * products[place], 0.0)
@@ -278,17 +278,17 @@ def _add(values: Floats, factor: float, row: Singles) -> None:
 def _solve(
     kernel: Singles, alpha: Floats, gradient: Floats, room: Singles, tolerance: float
 ) -> float:
-    """Move pairs of coefficients until no pair violates the conditions by the tolerance; give rho.
+    """Update pairs of coefficients until none violates the optimality conditions; return rho.
 
-    Steps are taken in float32, of which twice as many values are computed at once, on slopes less
-    rho: only their differences matter, and those that do are near 0, where float32 is finest.
-    Slopes are computed anew, in float64, until these leave no pair to move, and so is rho: of
-    coefficients as they were before the last steps it would be far off.
+    Steps are computed in float32, which vectorises twice as many values, on the gradient minus rho:
+    only differences matter, and the relevant values are near 0, where float32 is most precise. The
+    gradient is recomputed in float64, and with it rho, until it leaves no pair to update; rho of
+    the coefficients before the last steps would be far off.
 
-    ``kernel`` is (n, width), 0 beyond its n columns; ``room``, (4, width), is to compute in.
+    ``kernel`` is (n, width), 0 beyond its n columns; ``room``, (4, width), is workspace.
     """
     slopes, full, empty = room[0], room[1], room[2]
-    full[:], empty[:] = LARGE, LARGE  # beyond the n samples nothing can move
+    full[:], empty[:] = LARGE, LARGE  # padding beyond the n samples cannot move
     for place in range(alpha.size):
         _bound(alpha, place, full, empty)
     remaining = STEPS
@@ -308,10 +308,10 @@ def _solve(
 
 @njit
 def _descend(kernel: Singles, alpha: Floats, room: Singles, tolerance: float, limit: int) -> int:
-    """Move pairs as long as float32 tells which; give how many were moved.
+    """Update pairs while float32 is accurate enough to select them; return the number of steps.
 
-    ``slopes`` are kept at kernel @ alpha less a constant. ``full`` and ``empty`` are LARGE where a
-    coefficient can't rise or fall, and 0 elsewhere.
+    ``slopes`` are kept equal to kernel @ alpha up to a constant. ``full`` and ``empty`` are LARGE
+    where a coefficient cannot rise or fall, respectively, and 0 elsewhere.
     """
     slopes, full, empty, gains = room[0], room[1], room[2], room[3]
     rising = falling = np.int32(0)
@@ -339,7 +339,7 @@ def _descend(kernel: Singles, alpha: Floats, room: Singles, tolerance: float, li
 
 @njit
 def _bound(alpha: Floats, place: int | np.int32, full: Singles, empty: Singles) -> None:
-    """Note whether a coefficient can rise and fall."""
+    """Record whether a coefficient can rise and fall."""
     full[place] = LARGE if alpha[place] >= 1 else 0
     empty[place] = LARGE if alpha[place] <= 0 else 0
 
@@ -358,7 +358,7 @@ def _add_two(
 
 @njit(fastmath=FAST)
 def _find_ends(slopes: Singles, full: Singles, empty: Singles) -> tuple[np.float32, np.float32]:
-    """Give the lowest slope of what can rise, and the highest of what can fall."""
+    """Return the lowest slope among coefficients that can rise, and the highest that can fall."""
     rise, fall = np.float32(LARGE), np.float32(-LARGE)
     for place in range(slopes.size):
         rise = _smaller(rise, slopes[place] + full[place])
@@ -370,7 +370,7 @@ def _find_ends(slopes: Singles, full: Singles, empty: Singles) -> tuple[np.float
 def _weigh(
     slopes: Singles, empty: Singles, rise: np.float32, up: Singles, gains: Singles
 ) -> np.float32:
-    """Tell what lowering each coefficient would gain, and the largest of that."""
+    """Compute the gain from lowering each coefficient, and return the largest."""
     zero, two, flattest = np.float32(0), np.float32(2), np.float32(FLATTEST)
     best = zero
     for place in range(slopes.size):
@@ -382,7 +382,7 @@ def _weigh(
 
 @njit
 def _find(values: Singles, barred: Singles, target: np.float32) -> np.int32:
-    """Give the first place of a value that is not barred."""
+    """Return the first index whose value, if not barred, equals the target."""
     nowhere = np.int32(values.size)
     first = nowhere
     for place in range(values.size):
@@ -394,7 +394,7 @@ def _find(values: Singles, barred: Singles, target: np.float32) -> np.int32:
 def _move(
     alpha: Floats, rising: np.int32, falling: np.int32, step: float
 ) -> tuple[np.float32, np.float32]:
-    """Raise one coefficient and lower another by a step, within 0 to 1; tell by how much."""
+    """Raise one coefficient and lower another by a step, within [0, 1]; return the changes."""
     before_up, before_down = alpha[rising], alpha[falling]
     if step >= min(1 - before_up, before_down):
         if 1 - before_up < before_down:
@@ -403,7 +403,7 @@ def _move(
             alpha[rising], alpha[falling] = before_up + before_down, 0.0
     else:
         alpha[rising], alpha[falling] = before_up + step, before_down - step
-    for place in (rising, falling):  # what rounding keeps from a bound would count as between them
+    for place in (rising, falling):  # values off a bound by rounding would count as free
         if alpha[place] < ROUNDING:
             alpha[place] = 0.0
         elif alpha[place] > 1 - ROUNDING:
@@ -413,7 +413,7 @@ def _move(
 
 @njit
 def _offset(alpha: Floats, gradient: Floats) -> float:
-    """Give rho: the gradient where 0 < alpha < 1, or else the middle of where it may be."""
+    """Return rho: the mean gradient over 0 < alpha < 1, or else the midpoint of its range."""
     free, total, low, high = 0, 0.0, -np.inf, np.inf
     for place in range(alpha.size):
         if alpha[place] >= 1:

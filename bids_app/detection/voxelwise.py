@@ -1,18 +1,19 @@
-"""The voxelwise detector on a slab: latents of controls, one one-class SVM a voxel, scores.
+"""Voxelwise detector on a slab: latents of controls, one one-class SVM per voxel, and scores.
 
-Slice by slice: what is held is the dense maps of one slice, whatever the volume's size, and in each
-thread the latents of a piece of it.
+Slabs are processed slice by slice: only the dense maps of one slice are in memory, whatever the
+size of the volume, and the latents of a piece of it in each thread.
 
-Latents are centred on the mean of the controls at each voxel (our choice). The kernel would not
-notice; but gamma, 1 / (features × variance of all entries), would take the differences between
-the means of latents for spread, and the kernel would be so wide that it sees next to nothing
-(docs/results/detection.md).
+Latents are centred on the mean of the controls at each voxel (our choice). The kernel itself does
+not change, but gamma, 1 / (features × variance of all entries), would otherwise include the
+differences between the means of latents in the variance, and the kernel would be too wide to be
+informative (docs/results/detection.md).
 
-A PET may lack part of the brain: a *hole*. A control counts at a voxel if its patch there touches
-none; a voxel that too few controls know has no model, and a score that would rest on a patch with
-a hole is NaN. The coefficients of a one-class SVM sum to nu times its samples, so that those of a
-voxel with fewer controls are scaled up: scores of all voxels are in one unit. On disk are the
-controls that support each voxel's SVM, and how much.
+A PET may not cover part of the brain: a *hole*. A control is used at a voxel if its patch there
+does not touch a hole; a voxel with too few such controls has no model, and a score from a patch
+that touches a hole is NaN. The coefficients of a one-class SVM sum to nu times its number of
+samples, so those of a voxel with fewer controls are scaled up, to keep the scores of all voxels on
+one scale. The indices and coefficients of the controls that support each voxel's SVM are stored on
+disk.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,25 +50,25 @@ KINDS: dict[str, type[np.generic]] = {
     "offset": np.float64,
 }
 NAMES = tuple(KINDS)
-SLICES = 3  # axes of slices without channels
+SLICES = 3  # number of axes of slices without channels
 
 
 @dataclass(frozen=True)
 class VoxelModels:
-    """One-class SVMs of the voxels of a slab, one after another.
+    """One-class SVMs of the voxels of a slab.
 
     Parameters
     ----------
     n_support : ndarray of uint16, (voxels,)
-        How many controls support each voxel.
+        Number of controls that support each voxel.
     support : ndarray of uint16, (total,)
-        Which: places among the controls of the fold, voxel after voxel.
+        Indices of these controls among those of the fold, voxel by voxel.
     dual_coef : ndarray of float32, (total,)
-        Their coefficients.
+        Coefficients of these controls.
     gamma : ndarray of float32, (voxels,)
-        Of the kernel.
+        Gamma of the kernel.
     offset : ndarray of float64, (voxels,)
-        The score on the boundary.
+        Score on the boundary.
     """
 
     n_support: NDArray[np.uint16]
@@ -79,16 +80,16 @@ class VoxelModels:
     def part(
         self, voxels: slice, latents: NDArray[np.float32], *, threads: int
     ) -> VoxelwiseOneClassSVM:
-        """Make the estimator of some of the voxels.
+        """Create the estimator of some of the voxels.
 
         Parameters
         ----------
         voxels : slice
-            Which of them.
+            Range of the voxels.
         latents : ndarray, (voxels, controls, features)
-            Of the controls of the fold there, as it was fitted to.
+            Latents of the fold's controls at these voxels, as used for fitting.
         threads : int
-            That share the voxels.
+            Number of threads that share the voxels.
         """
         counts = self.n_support[voxels].astype(np.int64)
         begin = int(self.n_support[: voxels.start].sum(dtype=np.int64))
@@ -105,7 +106,7 @@ class VoxelModels:
 
 
 def models_of(estimator: VoxelwiseOneClassSVM) -> VoxelModels:
-    """Give what, with the controls' latents, makes a fitted estimator again."""
+    """Return what is stored of an estimator; with the controls' latents, it can be recreated."""
     return VoxelModels(
         n_support=estimator.n_support_.astype(np.uint16),
         support=estimator.support_.astype(np.uint16),
@@ -116,7 +117,7 @@ def models_of(estimator: VoxelwiseOneClassSVM) -> VoxelModels:
 
 
 def join(parts: Sequence[VoxelModels]) -> VoxelModels:
-    """Join the models of voxels that follow one another; of none, give models of no voxel."""
+    """Concatenate the models of consecutive voxels; without parts, return models of no voxels."""
     integers, singles = np.zeros(0, np.uint16), np.zeros(0, np.float32)
     every = [VoxelModels(integers, integers, singles, singles, np.zeros(0)), *parts]
     return VoxelModels(
@@ -125,14 +126,14 @@ def join(parts: Sequence[VoxelModels]) -> VoxelModels:
 
 
 def save_models(path: Path, models: VoxelModels) -> None:
-    """Write models; the file is whole or absent.
+    """Write models atomically.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be written.
+        If the file cannot be written.
     UnusableDataError
-        If one holds a number that is not finite: nothing is written.
+        If the models contain a number that is not finite; nothing is written.
     """
     try:
         _refuse_odd(models)
@@ -152,7 +153,7 @@ def _refuse_odd(models: VoxelModels) -> None:
         finite = np.isfinite(array)
         if (
             name == "offset" and array.shape == models.n_support.shape
-        ):  # NaN where too few controls are known, so that nothing supports
+        ):  # NaN, without support, where too few controls cover the voxel
             finite |= np.isnan(array) & (models.n_support == 0)
         if not finite.all():
             raise ValueError(f"{name} holds NaN or infinity")
@@ -166,11 +167,11 @@ def load_models(path: Path) -> VoxelModels:
     Raises
     ------
     MissingInputError
-        If there is no such file.
+        If the file does not exist.
     ReadWriteError
-        If it cannot be read.
+        If the file cannot be read.
     UnusableDataError
-        If it holds something else.
+        If the file does not contain models.
     """
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; fit the detector again, or fetch it again")
@@ -199,24 +200,24 @@ Fit: TypeAlias = Callable[
 
 @dataclass(frozen=True)
 class FoldOnSlab:
-    """A fold's part in a slab.
+    """Encoder and controls of a fold, applied to a slab.
 
     Parameters
     ----------
     encoder : SiameseAutoencoder
-        Trained on the fold's controls.
+        Encoder trained on the fold's controls.
     controls : PackedControls
-        PET of those.
+        PET of these controls.
     brain : ndarray of bool, (I, J, K)
-        What is analysed.
+        Mask of the analysed brain.
     slab : Slab
-        Which slices.
+        Slices to process.
     threads : int
-        That share the voxels.
+        Number of threads that share the voxels.
     direction : {"hypo", "hyper", "both"}
-        What scores higher: less uptake than controls have on average, more, or both.
+        Whether uptake below the mean of controls, above it, or both score higher.
     rows : ndarray, (controls, numbers), optional
-        Covariates of the controls, which are taken out of all PETs before they are encoded; see
+        Covariates of the controls, for which all PETs are adjusted before they are encoded; see
         :mod:`bids_app.detection.covariates`.
     """
 
@@ -229,11 +230,14 @@ class FoldOnSlab:
     rows: NDArray[np.float64] | None = None
 
     def slices(self) -> list[int]:
-        """List the slices that have brain."""
+        """List the slices that contain brain."""
         return [k for k in self.slab.slices() if self.brain[..., k].any()]
 
     def known(self, k: int) -> NDArray[np.bool_] | None:
-        """Tell which controls count at each voxel of a slice, (voxels, controls); None if all."""
+        """Return a mask of the controls used at each voxel of a slice, or None if all are.
+
+        Its shape is (voxels, controls).
+        """
         holes = self.controls.holes(k)
         if not holes:
             return None
@@ -244,11 +248,12 @@ class FoldOnSlab:
         return known
 
     def read(self, k: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Read slice ``k`` of all controls, (controls, I, J), without what covariates make.
+        """Read slice ``k`` of all controls, (controls, I, J), adjusted for covariates.
 
-        Where there is a T1w beside the PET, that stays, and channels are before I.
+        A T1w beside the PET is left unchanged; channels, if any, are before I.
 
-        Also gives by how much uptake changes with covariates, (numbers, I, J); None without any.
+        The change of uptake with covariates, (numbers, I, J), is returned as well; None without
+        covariates.
         """
         slices = self.controls.slices(k)
         if self.rows is None:
@@ -262,25 +267,25 @@ class FoldOnSlab:
         return slices, slopes
 
     def _mean_uptake(self, slices: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-        """Average the controls that cover it at each voxel of a slice, (I, J)."""
+        """Average the controls whose PET covers each voxel of a slice, (I, J)."""
         pets = pets_of(slices)
         known, holes = np.ones((), bool), self.controls.holes(k)
         if holes:
             known = np.ones(pets.shape, bool)
             for place, hole in holes.items():
                 known[place] = ~hole
-        return np.asarray(np.mean(pets, axis=0, where=known))  # NaN where nobody's does
+        return np.asarray(np.mean(pets, axis=0, where=known))  # NaN where none does
 
     def _whole(self, hole: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return whole_patches(hole[..., np.newaxis], self.encoder.patch)[..., 0]
 
     def encode(self, slices: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-        """Give the latents of slice ``k`` of controls or others as dense maps.
+        """Return dense maps of the latents of slice ``k`` of several people.
 
         Raises
         ------
         UnusableDataError
-            If they are not finite.
+            If the latents are not finite.
         """
         maps = latent_maps(self.encoder, slices)
         if not np.isfinite(maps).all():
@@ -299,24 +304,25 @@ class FoldOnSlab:
         *,
         rows: Sequence[Sequence[float]],
     ) -> tuple[list[VoxelModels], NDArray[np.float32]]:
-        """Fit a slice, piece by piece in threads, and score others in it.
+        """Fit the models of a slice, piece by piece in threads, and score other images with them.
 
         Parameters
         ----------
         fit : callable
-            Makes the models of a piece, and the estimator of them: of which voxels of the slice it
-            is, as a slice, the controls' centred latents, and who of them counts, None for all.
+            Function that returns the models of a piece and their estimator, given the range of its
+            voxels in the slice, the controls' centred latents, and a mask of the controls used, or
+            None for all.
         scored, holes, rows
-            As in :func:`fit_slab`.
+            See :func:`fit_slab`.
         k : int
-            Which slice.
+            Index of the slice.
 
         Returns
         -------
         list of VoxelModels
-            Of the pieces, in order.
+            Models of the pieces, in order.
         ndarray of float32, (scored, voxels)
-            NaN where nothing can be said.
+            Scores; NaN where unknown.
         """
         brain, known = self.brain[..., k], self.known(k)
         controls, slopes = self.read(k)
@@ -348,9 +354,9 @@ class FoldOnSlab:
 
 
 def _centre(latents: NDArray[np.float32], known: NDArray[np.bool_] | None) -> NDArray[np.float32]:
-    """Centre the controls' latents at each voxel, in place; give what was their mean.
+    """Centre the controls' latents at each voxel, in place, and return their mean.
 
-    ``known``: who counts, (voxels, controls); None for all.
+    ``known`` is a mask of the controls used, (voxels, controls), or None for all.
     """
     if known is None:
         mean = latents.mean(axis=1, keepdims=True)
@@ -363,12 +369,12 @@ def _centre(latents: NDArray[np.float32], known: NDArray[np.bool_] | None) -> ND
 
 
 def pets_of(slices: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give the PET, the first channel, of slices with or without channels, as a view.
+    """Return a view of the PET, the first channel, of slices with or without channels.
 
     Parameters
     ----------
     slices : ndarray, (S, I, J) or (S, channels, I, J)
-        Of S people.
+        Slices of S people.
 
     Returns
     -------
@@ -382,24 +388,24 @@ def _adjust_all(
     rows: Sequence[Sequence[float]] | NDArray[np.float64],
     slopes: NDArray[np.float32],
 ) -> None:
-    """Take out of PETs, in place, what covariates make."""
+    """Adjust PETs for covariates, in place."""
     for pet, row in zip(pets_of(slices), rows, strict=True):
         pet[:] = adjust(pet, row, slopes)
 
 
 def sign_scores(scores: NDArray[np.float32], agreement: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give scores of one direction, (scored, voxels): a one-class SVM knows none.
+    """Convert scores of one-class SVMs, which have no direction, to scores of one direction.
 
-    Our choice. Where uptake differs from the controls' mean the other way, nothing is abnormal, and
-    the score is minus its absolute value, so that both ways of noise cancel where maps are
-    smoothed.
+    Our choice: where uptake differs from the controls' mean in the other direction, nothing is
+    abnormal, and the score is minus its absolute value, so that noise in both directions cancels
+    when maps are smoothed.
 
     Parameters
     ----------
     scores : ndarray, (scored, voxels)
-        Above 0 is outside the boundary.
+        Scores; above 0 is outside the boundary.
     agreement : ndarray, (scored, voxels)
-        Above 0 where uptake differs as is wanted.
+        Above 0 where uptake differs in the direction of interest.
 
     Examples
     --------
@@ -413,21 +419,21 @@ def sign_scores(scores: NDArray[np.float32], agreement: NDArray[np.float32]) -> 
 def _fit_by_pattern(
     latents: NDArray[np.float32], known: NDArray[np.bool_], nu: float
 ) -> VoxelModels:
-    """Fit voxels that not all controls count at: those with the same controls together.
+    """Fit voxels where not all controls are used, together with others that have the same controls.
 
     Parameters
     ----------
     latents : ndarray, (voxels, controls, latents)
-        Centred.
+        Centred latents.
     known : ndarray of bool, (voxels, controls)
-        Who counts where.
+        Mask of the controls used at each voxel.
     nu : float
-        Of the one-class SVM.
+        Nu of the one-class SVM.
 
     Returns
     -------
     VoxelModels
-        Those of voxels that too few controls know have no support, and offset NaN.
+        Models; voxels with too few controls have no support and an offset of NaN.
     """
     n_voxels, n_controls = known.shape
     alphas = np.zeros((n_voxels, n_controls), np.float32)
@@ -461,31 +467,31 @@ def fit_slab(
     holes: Sequence[Mask | None] = (),
     rows: Sequence[Sequence[float]] = (),
 ) -> tuple[VoxelModels, NDArray[np.float32]]:
-    """Fit one one-class SVM to each of the brain's voxels in a slab, and score others with them.
+    """Fit a one-class SVM to each brain voxel in a slab, and score other images with them.
 
     Parameters
     ----------
     fold : FoldOnSlab
-        Controls, and where.
+        Controls and slab.
     scored : sequence of ndarray, (I, J, K) or (channels, I, J, K)
-        PET in [0, 1] of those who are scored, and T1w, where the encoder sees it; mapped from disk,
-        they are read slice by slice.
+        PET in [0, 1] of the people to score, with T1w if the encoder uses it; memory-mapped volumes
+        are read slice by slice.
     nu : float
-        Of the one-class SVM: 0.03, DESIGN, section 4.
+        Nu of the one-class SVM: 0.03, DESIGN, section 4.
     holes : sequence of ndarray of bool or None
-        What the PET of each who is scored lacks of the brain, (I, J, K); None for nothing. By
-        default nobody's lacks anything.
+        Brain voxels that each scored PET does not cover, (I, J, K), or None if it covers all. By
+        default, every PET covers the brain.
     rows : sequence of sequence of float
-        Their covariates, where the fold has those of its controls.
+        Covariates of the people to score, if the fold has those of its controls.
 
     Returns
     -------
     VoxelModels
-        Voxel by voxel.
+        Models of the voxels.
     ndarray of float32, (scored, voxels)
-        Minus the decision function: above 0 lies outside the boundary of the controls of the fold,
-        as much of the brain of others does, too. NaN where the patch touches a hole, or too few
-        controls know the voxel. Voxels are in the order of :mod:`bids_app.detection.slabs`.
+        Minus the decision function: above 0 lies outside the boundary of the fold's controls, as
+        does much of the brain of other healthy people. NaN where the patch touches a hole, or too
+        few controls cover the voxel. Voxels are in the order of :mod:`bids_app.detection.slabs`.
     """
 
     def fit(
@@ -514,21 +520,21 @@ def score_slab(
     holes: Sequence[Mask | None] = (),
     rows: Sequence[Sequence[float]] = (),
 ) -> NDArray[np.float32]:
-    """Score the brain's voxels in a slab with models that were fitted before.
+    """Score the brain voxels in a slab with models fitted before.
 
     Parameters
     ----------
     fold : FoldOnSlab
-        As it was fitted.
+        The same fold and slab as in fitting.
     models : VoxelModels
-        Of this fold and slab.
+        Models of this fold and slab.
     scored, holes, rows
-        As in :func:`fit_slab`; scores are those it gives, but for rounding.
+        See :func:`fit_slab`; scores are the same, except for rounding.
 
     Raises
     ------
     ValueError
-        If the models are not those of the slab's voxels.
+        If the number of models differs from the number of voxels of the slab.
     """
     voxels = count_voxels(fold.brain, fold.slab)
     if voxels != len(models.n_support):
