@@ -1,6 +1,6 @@
-"""Nodes that fit detectors, score images with them, and make maps and clusters of the scores.
+"""Nodes that fit detectors, score images with them, and compute maps and clusters from the scores.
 
-Those that encode patches are torch's: see CONTRIBUTING.md, "Processes".
+Nodes that encode patches run in torch processes: see CONTRIBUTING.md, "Processes".
 """
 
 from contextlib import suppress
@@ -52,7 +52,7 @@ PET = "pet"
 
 
 def _covariates(desc):
-    """Make a trait for the covariates of people, a list of numbers each."""
+    """Create a trait for the covariates of people, with a list of numbers per person."""
     return traits.List(traits.List(traits.Float), [], usedefault=True, desc=desc)
 
 
@@ -61,10 +61,10 @@ def _brain(path):
 
 
 def _save_rows(path, scores, name, holes):
-    """Write scores, (scored, voxels), unless one is not finite without a reason.
+    """Write scores, (scored, voxels), if all of them are finite or explained NaN.
 
-    NaN is what a voxel has that too few controls cover, in all rows; and what an image has where
-    its PET does not reach.
+    NaN is valid in all rows of a voxel that too few controls cover, and in images whose PET does
+    not cover the brain.
     """
     partial = np.array([hole is not None for hole in holes])
     unknown = np.isnan(scores)
@@ -83,7 +83,7 @@ def _pets(folders):
 
 
 def _images(folders, channels):
-    """Map what an encoder sees: PET, or PET and T1w, (2, I, J, K)."""
+    """Open the images that an encoder uses: PET, or PET and T1w, (2, I, J, K), memory-mapped."""
     name = PET if channels == 1 else CHANNELS
     return [open_arrays(Path(folder), [name])[0] for folder in folders]
 
@@ -150,7 +150,7 @@ class _PackControlsOutputSpec(TraitedSpec):
 
 
 class PackControls(SimpleInterface):
-    """Write the images of all controls of a training set as its detector keeps them."""
+    """Write the images of all controls of a training set in the format of its detector."""
 
     input_spec = _PackControlsInputSpec
     output_spec = _PackControlsOutputSpec
@@ -210,7 +210,7 @@ class _ApplySlabInputSpec(_SlabInputSpec):
 
 
 class ApplySlab(SimpleInterface):
-    """Score with one-class SVMs that were fitted before."""
+    """Compute scores with one-class SVMs fitted before."""
 
     input_spec = _ApplySlabInputSpec
     output_spec = _ScoresOutputSpec
@@ -254,7 +254,7 @@ class _FitSlabOutputSpec(_ScoresOutputSpec):
 
 
 class FitSlab(ApplySlab):
-    """Fit the one-class SVMs of the voxels of a slab in one fold, and score with them."""
+    """Fit the one-class SVMs of the voxels of a slab in one fold, and compute scores with them."""
 
     input_spec = _FitSlabInputSpec
     output_spec = _FitSlabOutputSpec
@@ -299,7 +299,7 @@ class _CompareSyntheticOutputSpec(TraitedSpec):
 
 
 class CompareSynthetic(SimpleInterface):
-    """Tell how a fold of detectors sees synthetic PET, and real PET that it was not trained on."""
+    """Measure how the detectors of a fold see synthetic PET and held-out real PET."""
 
     input_spec = _CompareSyntheticInputSpec
     output_spec = _CompareSyntheticOutputSpec
@@ -327,7 +327,7 @@ class CompareSynthetic(SimpleInterface):
         return runtime
 
     def _see(self, encoder, folder, scores, brain, affine):
-        """Measure what is seen of one PET; patches that touch a hole are not drawn."""
+        """Compute the measures of one PET; patches that touch a hole are not drawn."""
         from bids_app.detection.autoencoder import reconstruction_errors, whole_patches
 
         regions, names = self._regions(brain, affine)
@@ -359,7 +359,7 @@ class _NormInputSpec(BaseInterfaceInputSpec):
 
 
 def _measured(inputs, measure, real, synthetic):
-    """Give what a norm compares, one volume at a time."""
+    """Yield the measures that a norm compares, one volume at a time."""
     brain = _brain(inputs.brain)
     for place, folder in enumerate(real):
         affine = np.array(read_owner(Path(folder)).affine)
@@ -391,7 +391,7 @@ class _ApplyNormInputSpec(_NormInputSpec):
 
 
 class ApplyNorm(SimpleInterface):
-    """Tell how far others are from controls that were learned from before."""
+    """Score others by their deviation from a norm of controls computed before."""
 
     input_spec = _ApplyNormInputSpec
     output_spec = _ScoresOutputSpec
@@ -420,7 +420,7 @@ class _FitNormOutputSpec(_ScoresOutputSpec):
 
 
 class FitNorm(ApplyNorm):
-    """Learn what controls are like in each voxel, and tell how far others are from it."""
+    """Compute the norm of controls at each voxel, and score others by their deviation from it."""
 
     input_spec = _FitNormInputSpec
     output_spec = _FitNormOutputSpec
@@ -453,7 +453,7 @@ class _AgreeOnBrainOutputSpec(TraitedSpec):
 
 
 class AgreeOnBrain(SimpleInterface):
-    """Mark the voxels that are brain in most of the controls."""
+    """Compute a mask of the voxels that are brain in most of the controls."""
 
     input_spec = _AgreeOnBrainInputSpec
     output_spec = _AgreeOnBrainOutputSpec
@@ -484,7 +484,7 @@ class _AverageControlsOutputSpec(TraitedSpec):
 
 
 class AverageControls(SimpleInterface):
-    """Give the mean and the SD of the controls' PET in each voxel of the brain."""
+    """Compute the mean and the SD of the controls' PET at each voxel of the brain."""
 
     input_spec = _AverageControlsInputSpec
     output_spec = _AverageControlsOutputSpec
@@ -538,7 +538,7 @@ class _MapAnomaliesOutputSpec(TraitedSpec):
 
 
 class MapAnomalies(SimpleInterface):
-    """Lay out the anomaly map of one image, and find its clusters."""
+    """Compute the anomaly map of one image, and find its clusters."""
 
     input_spec = _MapAnomaliesInputSpec
     output_spec = _MapAnomaliesOutputSpec
@@ -558,7 +558,7 @@ class MapAnomalies(SimpleInterface):
                 f"{inputs.image}: its brain has no voxel of that of controls; look at its "
                 "registration"
             )
-        brain &= ~hole & ~np.isnan(score)  # NaN is what no detector knows: near holes, of anybody
+        brain &= ~hole & ~np.isnan(score)  # no detector has a score where it is NaN, near a hole
         if not brain.any():
             raise UnusableDataError(
                 f"{inputs.image}: nowhere do it and enough controls cover the brain; look at "
@@ -588,7 +588,7 @@ class MapAnomalies(SimpleInterface):
         return np.zeros_like(common) if hole is None else hole
 
     def _compared(self, labels, affine, hole):
-        """Compare clusters with lesions and regions, where those are known."""
+        """Compare clusters with lesions and regions, if these are known."""
         fields = {"lesions": None, "lesions_not_covered": 0, "overlaps": None, "regions": None}
         if isdefined(self.inputs.lesions):
             lesions = separate_lesions(self._on_grid(self.inputs.lesions, labels) > 0, affine)
@@ -620,11 +620,11 @@ class _KeepClustersOutputSpec(TraitedSpec):
 
 
 class KeepClusters(SimpleInterface):
-    """Take clusters of low rank out of label images that lie in their places."""
+    """Remove clusters of low rank from label images in the output dataset."""
 
     input_spec = _KeepClustersInputSpec
     output_spec = _KeepClustersOutputSpec
-    always_run = True  # the labels are written anew by each run
+    always_run = True  # each run rewrites the labels
 
     def _run_interface(self, runtime):
         for path in map(Path, self.inputs.labels):
@@ -648,7 +648,7 @@ class _LocateClustersOutputSpec(TraitedSpec):
 
 
 class LocateClusters(SimpleInterface):
-    """Find out where clusters lie on the grid that they were carried to."""
+    """Locate clusters on the grid that they were resampled to."""
 
     input_spec = _LocateClustersInputSpec
     output_spec = _LocateClustersOutputSpec
@@ -675,9 +675,9 @@ class _PublishDetectorOutputSpec(TraitedSpec):
 
 
 def _remove_empty(place: Path, root: Path) -> None:
-    """Remove a folder, and those above it below a root, as far as they hold nothing.
+    """Remove a folder and those above it, below a root, as long as they are empty.
 
-    No other folder: another node may have made it, and be about to write into it.
+    Other folders are not touched: another node may have created one and be about to write to it.
     """
     with suppress(OSError):
         while place != root:
@@ -686,17 +686,17 @@ def _remove_empty(place: Path, root: Path) -> None:
 
 
 class PublishDetector(SimpleInterface):
-    """Put the files of a detector where they belong, and its card after them."""
+    """Copy the files of a detector to its folder, and then write its card."""
 
     input_spec = _PublishDetectorInputSpec
     output_spec = _PublishDetectorOutputSpec
-    always_run = True  # what was put there may have been deleted since
+    always_run = True  # the published files may have been deleted since
 
     def _run_interface(self, runtime):
         folder = Path(self.inputs.folder)
-        (folder / CARD).unlink(missing_ok=True)  # of an earlier one, until this one is whole
+        (folder / CARD).unlink(missing_ok=True)  # of an earlier detector, until this is complete
         paths = [folder / name for name in self.inputs.names]
-        for path in set(folder.rglob("*.safetensors")) - set(paths):  # folds that are no more
+        for path in set(folder.rglob("*.safetensors")) - set(paths):  # of former folds
             path.unlink()
             _remove_empty(path.parent, folder)
         for source, path in zip(self.inputs.sources, paths, strict=True):

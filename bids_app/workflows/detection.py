@@ -1,6 +1,6 @@
-"""Detectors as graphs: folds and slabs are nodes, fitted or applied; and what is made of scores.
+"""Workflows of detectors, which are fitted or applied by fold and slab, and of their results.
 
-From scores come anomaly maps and clusters, on the template and on the T1w.
+The results are anomaly maps and clusters, in the space of the template and of the T1w.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,31 +36,31 @@ PACKED = "ocsvm/controls.safetensors"
 
 @dataclass(frozen=True)
 class Fitting:
-    """How detectors are fitted, and applied.
+    """Parameters of the fitting and application of detectors.
 
     Parameters
     ----------
     encoder : mapping
-        As :func:`bids_app.detection.card.spec_to_dict` gives it.
+        Spec of the encoder; see :func:`bids_app.detection.card.spec_to_dict`.
     nu : float
-        Of the one-class SVM.
+        Nu of the one-class SVM.
     slabs : sequence of (int, int)
-        First slice of each, and the one after its last.
+        First slice of each slab, and the one after its last.
     fwhm : float
-        Smoothing before voxels are compared by a norm, in mm.
+        Smoothing of images before a norm compares voxels, in mm.
     direction : {"hypo", "hyper", "both"}
-        What scores higher.
+        Direction of uptake that scores higher.
     covariates : mapping
-        Label → numbers of each participant, as :mod:`bids_app.detection.covariates` has them; empty
-        where none are taken out.
+        Label → numbers of each participant; see :mod:`bids_app.detection.covariates`. Empty without
+        adjustment.
     atlas : Path or None
-        Regions in the template's space, by which synthetic PET is compared with real PET.
+        Atlas in the template's space, by whose regions synthetic PET is compared with real PET.
     checks : Path
-        Folder that gets what comes of that, ``fold-K.json``; for this app alone.
+        Folder for the results of that comparison, ``fold-K.json``; internal to this app.
     threads : int
-        Of a node.
+        Number of threads per node.
     mem_gb : float
-        Of a node that works on a slab.
+        Memory of a node that processes a slab.
     """
 
     encoder: Mapping[str, object]
@@ -75,7 +75,7 @@ class Fitting:
     mem_gb: float
 
     def rows_of(self, images: Sequence[StoredImage]) -> list[list[float]]:
-        """List the covariates of those that images are of; nothing where none are taken out."""
+        """List the covariates of the participants of images; empty without adjustment."""
         if not self.covariates:
             return []
         return [list(self.covariates[image.participant]) for image in images]
@@ -88,13 +88,13 @@ class Applied:
     Parameters
     ----------
     folder : Path
-        Of the detectors.
+        Folder of the detectors.
     members : sequence of sequence of int
-        For each fold, which of the training set's controls it was trained on.
+        For each fold, indices of the controls of the training set that it was trained on.
     sha256 : str
-        Of the file of the controls' images.
+        SHA-256 of the file of the controls' images.
     covariates : sequence of sequence of float
-        Of the training set's controls; none where none are taken out.
+        Covariates of the training set's controls; empty without adjustment.
     """
 
     folder: Path
@@ -104,7 +104,7 @@ class Applied:
 
     @property
     def folds(self) -> list[Fold]:
-        """Folds that nobody is trained on, or held out from, any more."""
+        """Folds without training or held-out images."""
         return [Fold(number, (), ()) for number in range(1, len(self.members) + 1)]
 
 
@@ -117,27 +117,29 @@ def init_detector_wf(
     *,
     applied: Applied | None = None,
 ) -> Workflow:
-    """Fit a detector by its method, :func:`init_ocsvm_wf` or :func:`init_norm_wf`, or apply it.
+    """Build the workflow that fits or applies a detector.
+
+    Depending on the method of the detector, see :func:`init_ocsvm_wf` or :func:`init_norm_wf`.
 
     Parameters
     ----------
     detector : str
         A key of ``DETECTORS``; the workflow is named after it.
     controls : sequence of StoredImage
-        The training set; those of each fold are among them.
+        Training set, which includes the controls of each fold.
     folds : sequence of Fold
-        In order.
+        Folds in order.
     patients : sequence of StoredImage
-        Scored by every fold, before the controls it leaves out.
+        Images scored by every fold, before the controls it leaves out.
     fitting : Fitting
-        How.
+        Parameters of fitting.
     applied : Applied, optional
-        Detectors that were fitted before; what only fitting needs is not used.
+        Detectors that were fitted before; arguments only needed for fitting are then ignored.
 
     Inputs
     ------
     brain
-        What is analysed.
+        Mask of the analysed brain.
     """
     factories: dict[str, Callable[..., Workflow]] = {
         "svm": partial(init_ocsvm_wf, controls),
@@ -156,20 +158,21 @@ def init_ocsvm_wf(
     *,
     name: str = "ocsvm_wf",
 ) -> Workflow:
-    """Score by one one-class SVM a voxel, slab by slab, and an encoder, both of each fold.
+    """Build a workflow that scores with one one-class SVM per voxel, slab by slab, for each fold.
 
-    Nodes ``scores_K`` give the scores of all slabs of fold K. Where encoders and SVMs are trained,
-    ``files`` gives what makes the detector, in the order of :func:`ocsvm_files`.
+    Each fold has its own encoder and SVMs. Node ``scores_K`` returns the scores of all slabs of
+    fold K. If encoders and SVMs are trained, ``files`` returns the files of the detector, in the
+    order of :func:`ocsvm_files`.
 
     Parameters
     ----------
     controls, folds, patients, fitting, applied
-        As :func:`init_detector_wf` has them.
+        See :func:`init_detector_wf`.
 
     Inputs
     ------
     brain
-        What is analysed.
+        Mask of the analysed brain.
     """
     workflow = Workflow(name)
     inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
@@ -188,7 +191,7 @@ def init_ocsvm_wf(
         workflow.connect([(pack, files, [("packed", "in1")])])
     places = {control.name: place for place, control in enumerate(controls)}
     for place, fold in enumerate(folds):
-        start = 1 + place * (1 + len(fitting.slabs))  # of its names
+        start = 1 + place * (1 + len(fitting.slabs))  # index of its first name
         scored = [*patients, *fold.validation]
         common = {
             "threads": fitting.threads,
@@ -282,21 +285,21 @@ def _compared(fold: Fold) -> dict[str, object]:
 
 
 def init_check_wf(fold: Fold, fitting: Fitting) -> Workflow:
-    """Compare synthetic PET with held-out real PET, as one fold of one-class SVMs sees both.
+    """Build a workflow that compares synthetic with held-out real PET, as seen by a fold's SVMs.
 
     Parameters
     ----------
     fold : Fold
-        Whom it holds out, and synthetic PET that is compared.
+        Fold with its held-out images and the synthetic PET to compare.
     fitting : Fitting
-        Slabs, regions, and where the result goes.
+        Slabs, regions, and folder of the result.
 
     Inputs
     ------
     encoder
-        Of the fold.
+        Encoder of the fold.
     brain
-        What is analysed.
+        Mask of the analysed brain.
     """
     inputnode = Node(IdentityInterface(["encoder", "brain"]), name="inputnode")
     unsigned = Node(Merge(len(fitting.slabs)), name="unsigned", run_without_submitting=True)
@@ -329,7 +332,7 @@ def _encoder_node(fold: Fold, fitting: Fitting) -> Node:
         digests=digests_of(fold.training),
         spec=dict(fitting.encoder),
         seed=fold.seed,
-        threads=1,  # of so small a network they would wait for one another
+        threads=1,  # more would wait for one another, with so small a network
     )
     train = Node(encoder, name=f"encoder_{fold.number}", mem_gb=2)
     label_nodes(train, step=f"encoder of fold {fold.number}")
@@ -341,7 +344,7 @@ def _merge_scores(fold: int, pieces: int) -> Node:
 
 
 def ocsvm_files(folds: int, slabs: int) -> list[str]:
-    """Name the files of the detector in its folder.
+    """List the files of the detector by their paths in the folder of detectors.
 
     Examples
     --------
@@ -356,7 +359,7 @@ def ocsvm_files(folds: int, slabs: int) -> list[str]:
 
 
 def norm_files(detector: str, folds: int) -> list[str]:
-    """Name the files of a detector that is a norm in the folder of detectors."""
+    """List the files of a detector that is a norm by their paths in the folder of detectors."""
     return [f"{detector}/fold-{fold}.safetensors" for fold in range(1, folds + 1)]
 
 
@@ -375,20 +378,20 @@ def init_norm_wf(
     *,
     name: str,
 ) -> Workflow:
-    """Score by what controls are like in each voxel, learned a fold at a time, or before.
+    """Build a workflow that scores by deviation from a norm of controls, fitted per fold or before.
 
-    Nodes ``scores_K`` give the scores of fold K. Where norms are learned, ``files`` gives them.
+    Node ``scores_K`` returns the scores of fold K. If norms are fitted, ``files`` returns them.
 
     Parameters
     ----------
     detector, folds, patients, fitting, applied
-        As :func:`init_detector_wf` has them; every image has its synthetic one, if the detector
-        compares both.
+        See :func:`init_detector_wf`; every image has its synthetic one, if the detector compares
+        both.
 
     Inputs
     ------
     brain
-        What is analysed.
+        Mask of the analysed brain.
     """
     workflow = Workflow(name)
     inputnode = Node(IdentityInterface(["brain"]), name="inputnode")
@@ -429,7 +432,7 @@ def init_norm_wf(
 
 
 def files_of(detector: str, folds: int, slabs: int) -> list[str]:
-    """Name the files of a detector in the folder of detectors, as its node ``files`` has them."""
+    """List the files of a detector in its folder, in the order of its node ``files``."""
     name_files = {
         "svm": partial(ocsvm_files, folds, slabs),
         "norm": partial(norm_files, detector, folds),
@@ -438,30 +441,30 @@ def files_of(detector: str, folds: int, slabs: int) -> list[str]:
 
 
 def slabs_of(detector: str, fitting: Fitting) -> Sequence[tuple[int, int]]:
-    """List the slabs whose scores a detector gives in each fold: a norm's is the whole volume."""
+    """List the slabs of a detector's scores in each fold; for a norm, it is the whole volume."""
     whole = [(fitting.slabs[0][0], fitting.slabs[-1][1])]
     return {"svm": fitting.slabs, "norm": whole}[DETECTORS[detector].method]
 
 
 def smoothing_of(detector: str, fwhm: float) -> float:
-    """Say by how much the maps of a detector are smoothed, in mm: a norm smooths what it sees."""
+    """Return the smoothing of a detector's maps in mm: 0 for a norm, which smooths its input."""
     return fwhm if DETECTORS[detector].method == "svm" else 0.0
 
 
 @dataclass(frozen=True)
 class Clustering:
-    """How clusters are found.
+    """Parameters of the search for clusters.
 
     Parameters
     ----------
     fwhm : float
-        Smoothing of maps of one-class SVMs before, in mm; norms have smoothed what they compare.
+        Smoothing of maps of one-class SVMs beforehand, in mm; norms smooth the images they compare.
     extent : float
         Share of the brain above the threshold.
     minimum_volume : float
-        In mm³.
+        Minimum volume of a cluster in mm³.
     max_clusters : int
-        That are labelled.
+        Maximum number of labelled clusters.
     atlas, names : Path or None
         Label image on the grid, and the names of its labels.
     """
@@ -476,29 +479,29 @@ class Clustering:
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """An image that a detector scores, and where what is found in it goes.
+    """Image scored by a detector, and the paths of its results.
 
     Parameters
     ----------
     training_set, detector : str
-        What scores it.
+        Training set and detector that score it.
     image : StoredImage
-        A PET.
+        The PET.
     row : int
-        Where it stands in the scores of each fold that scores it.
+        Index of the image in the scores of each fold that scores it.
     fold : int or None
-        The fold that scores a control; None for a patient: all do.
+        Fold that scores a control; None for a patient, who is scored by all.
     paths : mapping
-        Results as :func:`bids_app.derivatives.detections.anomaly_paths` names them; of a patient,
-        also ``t1w``, the grid of those that end in ``_in_t1w``, and ``template_to_t1w``.
+        Results by name, as in :func:`bids_app.derivatives.detections.anomaly_paths`; for a patient,
+        also ``t1w``, the grid of those whose names end in ``_in_t1w``, and ``template_to_t1w``.
     sidecars : mapping
-        What the sidecars of images among these tell.
+        Contents of the sidecars of images among these results.
     clusters : Path
-        All its clusters, JSON; a file for this app alone.
+        All its clusters, JSON; a file internal to this app.
     lesions : Path or None
         Mask of its known lesions on the template's grid.
     places : Path or None
-        Where clusters lie on the T1w, JSON, for this app alone; None for controls.
+        Locations of its clusters in the T1w, JSON, internal to this app; None for controls.
     """
 
     training_set: str
@@ -514,7 +517,7 @@ class ScoredImage:
 
     @property
     def label(self) -> str:
-        """Whose it is, for people."""
+        """Participant as shown to users."""
         return f"sub-{self.image.participant}"
 
     @property
@@ -529,14 +532,14 @@ class ScoredImage:
 
     @property
     def stale(self) -> list[Path]:
-        """What an earlier run has told of it, and this one will tell again unless it fails."""
+        """Results of an earlier run that this one rewrites unless it fails."""
         if self.places is None:
             return [self.clusters]
         table = self.paths["table_in_t1w"]
         return [self.clusters, self.places, table, sidecar_path(table)]
 
     def output(self, name: str) -> Output:
-        """Give a path, and what its sidecar tells."""
+        """Return the path of a result, and the contents of its sidecar."""
         return self.paths[name], self.sidecars[name]
 
 
@@ -548,30 +551,30 @@ def init_anomalies_wf(
     *,
     name: str,
 ) -> Workflow:
-    """Lay out the anomaly map of one image, find its clusters, and put both in their places.
+    """Build a workflow that computes the anomaly map and clusters of one image, and saves both.
 
     Parameters
     ----------
     scored : ScoredImage
         The image.
     slabs : sequence of (int, int)
-        Of the detector.
+        Slabs of the detector.
     folds : int
-        That have scored it.
+        Number of folds that have scored it.
     clustering : Clustering
-        How.
+        Parameters of the search for clusters.
 
     Inputs
     ------
     scores
-        Of all slabs of those folds.
+        Scores of all slabs of those folds.
     brain
-        What is analysed.
+        Mask of the analysed brain.
 
     Outputs
     -------
     statmap
-        The anomaly map.
+        Anomaly map.
     labels
         Clusters by rank.
     """
@@ -607,17 +610,19 @@ def init_anomalies_wf(
 
 
 def init_on_t1w_wf(scored: ScoredImage, *, name: str) -> Workflow:
-    """Carry anomaly map and clusters of a patient to the T1w's own grid: clinicians look there.
+    """Build a workflow that resamples a patient's anomaly map and clusters to the native T1w grid.
+
+    Clinicians read them there.
 
     Parameters
     ----------
     scored : ScoredImage
-        The grid, and where results go.
+        Image with the paths of the grid and of the results.
 
     Inputs
     ------
     statmap
-        The anomaly map on the template's grid.
+        Anomaly map on the template's grid.
     labels
         Clusters by rank, on the template's grid.
     """
@@ -651,14 +656,14 @@ def init_on_t1w_wf(scored: ScoredImage, *, name: str) -> Workflow:
 
 
 def init_kept_wf(scored: Sequence[ScoredImage], kept: Sequence[int], *, name: str) -> Workflow:
-    """Take clusters that are not kept out of the label images of patients, in their places.
+    """Build a workflow that removes clusters that are not kept from patients' saved label images.
 
     Parameters
     ----------
     scored : sequence of ScoredImage
-        Patients.
+        Images of patients.
     kept : sequence of int
-        How many clusters of each stay.
+        Number of clusters of each to keep.
     """
     workflow = Workflow(name)
     for image, number in zip(scored, kept, strict=True):
@@ -680,20 +685,20 @@ def init_lesions_wf(
     orientation: str = "",
     name: str,
 ) -> Workflow:
-    """Carry the mask of known lesions to the template's grid, or to the T1w's own.
+    """Build a workflow that resamples a mask of known lesions to the template's or the T1w's grid.
 
     Parameters
     ----------
     mask : Path
-        On any grid of the T1w's space, or of the template's.
+        Mask on any grid in the space of the T1w, or of the template.
     reference : Path
-        An image on the grid.
+        Image on the target grid.
     transforms : sequence of Path
-        From the one space to the other; none if the mask is there already.
+        Transforms from one space to the other; empty if the mask is in the target space already.
     output : Output
-        Where it goes.
+        Path of the result, with its sidecar.
     orientation : str
-        Axis code that is vouched for where the mask's header has none.
+        Axis code confirmed by the user, for a mask whose header has none.
     """
     carry = _carry_node(mask, reference, orientation, mem_gb=2)
     if transforms:
@@ -706,18 +711,18 @@ def init_lesions_wf(
 def init_atlas_wf(
     atlas: Path, reference: Path, output: Path, *, orientation: str = "", name: str
 ) -> Workflow:
-    """Bring the labels of an atlas in the template's space onto the grid.
+    """Build a workflow that resamples the labels of an atlas in the template's space to the grid.
 
     Parameters
     ----------
     atlas : Path
         Label image.
     reference : Path
-        An image on the grid.
+        Image on the grid.
     output : Path
-        Where it goes.
+        Path of the result.
     orientation : str
-        Axis code that is vouched for where the header has none.
+        Axis code confirmed by the user, for an atlas whose header has none.
     """
     save = Node(SaveFile(out_file=str(output)), name="save")
     carry, workflow = _carry_node(atlas, reference, orientation), Workflow(name)

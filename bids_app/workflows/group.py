@@ -1,4 +1,4 @@
-"""A training set as a graph: detectors, what they score, anomaly maps and clusters."""
+"""Workflow of a training set: detectors, images they score, anomaly maps and clusters."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,28 +37,28 @@ def init_training_set_wf(
     share: float,
     name: str,
 ) -> Workflow:
-    """Fit the detectors of a training set, publish them, and map what they find.
+    """Build a workflow that fits and publishes the detectors of a training set, and maps anomalies.
 
     Parameters
     ----------
     controls : sequence of StoredImage
-        That detectors are trained on.
+        Controls that detectors are trained on.
     folds : mapping
         Detector → its folds, in order.
     scored : sequence of ScoredImage
-        All that these detectors score.
+        All images that these detectors score.
     fitting : Fitting
-        How detectors are fitted.
+        Parameters of fitting.
     clustering : Clustering
-        How clusters are found.
+        Parameters of the search for clusters.
     folder : Path
-        Where detectors go.
+        Folder of the detectors.
     card : mapping
-        Theirs, as far as it is known.
+        Known fields of their card.
     averages : sequence of Output
-        Where the mean and the SD of the controls' PET go.
+        Paths of the mean and the SD of the controls' PET, with their sidecars.
     share : float
-        Of controls, whose brain a voxel that is analysed must be in.
+        Share of controls in whose brain an analysed voxel must be.
     """
     agree = AgreeOnBrain(controls=folders_of(controls), digests=digests_of(controls), share=share)
     brain = Node(agree, name="brain", mem_gb=1)
@@ -111,18 +111,18 @@ def init_applied_set_wf(
     *,
     name: str,
 ) -> Workflow:
-    """Apply detectors that were trained before, and map what they find.
+    """Build a workflow that applies detectors trained before, and maps anomalies.
 
     Parameters
     ----------
     applied : Applied
-        The detectors.
+        Detectors that were fitted before.
     scored : sequence of ScoredImage
-        All that they score.
+        All images that they score.
     fitting : Fitting
-        How detectors are applied.
+        Parameters of the application of detectors.
     clustering : Clustering
-        How clusters are found.
+        Parameters of the search for clusters.
     """
     brain = Node(IdentityInterface(["brain"]), name="brain")
     brain.inputs.brain = str(applied.folder / BRAIN_FILE)
@@ -147,7 +147,7 @@ def _connect(
     fitting: Fitting,
     clustering: Clustering,
 ) -> None:
-    """Give a detector the brain, and each image the scores of the folds that have scored it."""
+    """Connect the brain to a detector, and to each image the scores of the folds that score it."""
     detector = images[0].detector
     slabs = slabs_of(detector, fitting)
     everyone = Node(Merge(folds), name=f"{detector}_scores", run_without_submitting=True)
