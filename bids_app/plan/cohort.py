@@ -1,4 +1,4 @@
-"""Which subjects take part in ``train`` and ``group``: controls, one visit each, and patients."""
+"""Selection of the subjects of ``train`` and ``group``: one visit per control, and patients."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -40,14 +40,14 @@ NOBODY = "no control is left after all selections; correct --control-query or th
 
 @dataclass(frozen=True)
 class SyntheticMaker:
-    """The generator of a synthetic PET, as its sidecar names it; it has not seen the subject.
+    """Generator of a synthetic PET, as named by its sidecar, which was not trained on the subject.
 
     Parameters
     ----------
     name, sha256 : str
-        Its name, and the SHA-256 of its weights; empty if they differ by fold.
+        Name, and SHA-256 of the weights; the latter is empty if it differs by fold.
     trained_on, intended_use : str
-        What its card says, as the sidecar has it; empty if that does not tell.
+        Fields of its card, copied in the sidecar; empty if they are missing there.
     """
 
     name: str
@@ -58,18 +58,18 @@ class SyntheticMaker:
 
 @dataclass(frozen=True)
 class Participant:
-    """One visit of someone: its images, a real PET and a synthetic one where there are.
+    """Visit of a participant, with a real PET and a synthetic one if available.
 
     Parameters
     ----------
     visit : Preprocessed
-        T1w and brain on the run's grid.
+        T1w and brain mask on the run's grid.
     pet, synthetic : Path or None
-        Real; predicted from the T1w.
+        Real PET; PET predicted from the T1w.
     maker : SyntheticMaker or None
-        What the synthetic one was predicted by.
+        Generator of the synthetic PET.
     stored_pet, stored_synthetic : StoredImage or None
-        Both, once they are stored, if they can be.
+        Both PETs after they have been stored, if they could be.
     """
 
     visit: Preprocessed
@@ -81,32 +81,33 @@ class Participant:
 
     @property
     def label(self) -> str:
-        """The participant's label."""
+        """Label of the participant."""
         return self.visit.subject
 
     @property
     def session(self) -> str | None:
-        """The session of the PET, or of the T1w where there is none."""
+        """Session of the PET, or of the T1w if there is none."""
         return self.visit.session if self.pet is None else entities_of(self.pet).get("ses")
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """Who takes part, and what is known of them beforehand.
+    """Controls and patients of a run, and what is known about them beforehand.
 
     Parameters
     ----------
     controls, patients : tuple of Participant
         One visit of each control; every PET of each patient.
     notes, problems : tuple
-        What is to be told of others.
+        Messages about subjects and images that are not used, or used with reservations.
     lesions : mapping
-        Mask on the template's grid, by T1w of the patient's visit; once it is there.
+        Lesion masks on the template's grid, keyed by the T1w of the patient's visit; empty until
+        they exist.
     atlas : Path or None
-        Its labels on the grid; once they are there.
+        Atlas labels on the grid; None until they exist.
     covariates, description : mapping
-        Label → numbers of each participant, and how they came from ``participants.tsv``, as
-        :mod:`bids_app.detection.covariates` has them; empty where no covariate is taken out.
+        Label → numbers of each participant, and their coding from ``participants.tsv``; see
+        :mod:`bids_app.detection.covariates`. Empty without adjustment.
     """
 
     controls: tuple[Participant, ...]
@@ -120,25 +121,25 @@ class Subjects:
 
 
 def choose_controls(settings: Settings, version: str) -> Subjects:
-    """Choose the controls that generators are trained on: those with T1w and real PET.
+    """Select the controls to train generators on: those with T1w and real PET.
 
-    Which visit of each, :func:`_visit_of_each` says, for ``train`` and ``group`` alike.
-    ``--session-label`` leaves out PETs of all other sessions.
+    One visit of each is chosen by :func:`_visit_of_each`, for ``train`` and ``group`` alike.
+    ``--session-label`` excludes the PETs of all other sessions.
 
     Parameters
     ----------
     settings : Settings
-        Of the run.
+        Settings of the run.
     version : str
-        Of the app: it is told who was prepared by another one.
+        Version of the app: notes list who was preprocessed by another version.
 
     Raises
     ------
     Mri2petError
-        As :func:`bids_app.derivatives.tables.select`; MissingInputError if nothing was
-        preprocessed, or nobody has a PET, NothingSelectedError if no control is left,
-        UnusableDataError if one was prepared by a version that this one cannot use, or the
-        registration of all has failed.
+        See :func:`bids_app.derivatives.tables.select`; MissingInputError if nothing was
+        preprocessed or no control has a PET, NothingSelectedError if no control is left,
+        UnusableDataError if one was preprocessed by an incompatible version, or all registrations
+        have failed.
     """
     queried = select(settings.output_dir, settings.control_query)
     labels = {label for label in queried if _is_asked_for(label, settings)}
@@ -173,28 +174,28 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
 
 
 def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subjects:
-    """Choose controls and patients of the group level by query and labels.
+    """Select the controls and patients of the group level by query and labels.
 
-    ``--participant-label`` and ``--session-label`` say which patients, and which PETs of theirs,
-    are looked at; controls are all that their query finds, but for those of
-    ``--exclude-participant-label``, by a visit of these sessions where they have one.
+    ``--participant-label`` and ``--session-label`` select patients and their PETs. Controls are all
+    that their query selects, except those of ``--exclude-participant-label``, each with a visit of
+    these sessions if there is one.
 
     Parameters
     ----------
     settings : Settings
-        Of the run.
+        Settings of the run.
     controls : bool
-        Whether controls are needed; not where a detector is applied that was trained before.
+        Whether controls are needed; they are not for a detector that was trained before.
     version : str
-        Of the app: it is told who was prepared by another one.
+        Version of the app: notes list who was preprocessed by another version.
 
     Raises
     ------
     Mri2petError
-        As :func:`bids_app.derivatives.tables.select`; UnusableDataError if someone is both, was
-        prepared by a version that this one cannot use, or the registration of all controls has
-        failed; NothingSelectedError if no patient, or no control, is left; MissingInputError if
-        all controls lack images.
+        See :func:`bids_app.derivatives.tables.select`; UnusableDataError if a subject is both
+        control and patient, was preprocessed by an incompatible version, or the registrations of
+        all controls have failed; NothingSelectedError if no patient, or no control, is left;
+        MissingInputError if all controls lack images.
     """
     patient_labels = select(settings.output_dir, settings.patient_query)
     control_labels = (
@@ -226,16 +227,15 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     )
 
 
-_Failed = dict[str, list[str]]  # subject of whom a registration has failed → what is told of it
+_Failed = dict[str, list[str]]  # subject with a failed registration → notes about it
 
 
 def _find(
     settings: Settings, labels: Collection[str]
 ) -> tuple[list[Preprocessed], _Failed, list[Problem]]:
-    """Find visits whose registration has not failed; one bad file costs its own subject only.
+    """Find visits whose registration has not failed; a bad file only affects its own subject.
 
-    Whoever is neither among the visits, nor among those that failed, nor among the problems has no
-    T1w on the grid.
+    A subject that is in none of the visits, failures and problems has no T1w on the grid.
     """
     visits, failed, problems = list[Preprocessed](), _Failed(), list[Problem]()
     path, out = settings.ratings, settings.output_dir
@@ -269,7 +269,7 @@ def _describe_absent(
 
 
 def _leave_out_failed(visits: Sequence[Preprocessed]) -> tuple[list[Preprocessed], list[str]]:
-    """Leave out PETs whose registration has failed; with a T1w, all that lies on it."""
+    """Leave out PETs whose registration has failed, or the whole visit if that of its T1w has."""
     usable, notes = [], []
     for visit in visits:
         name = label_of(visit)
@@ -292,7 +292,7 @@ def _leave_out_failed(visits: Sequence[Preprocessed]) -> tuple[list[Preprocessed
 def _leave_out_rated(
     visits: Sequence[Preprocessed], ratings: Ratings
 ) -> tuple[list[Preprocessed], list[str]]:
-    """Leave out whoever a reader has rated fail."""
+    """Leave out visits that a reader has rated fail."""
     usable, notes = [], []
     for visit in visits:
         session = visit.session if visit.session else ""
@@ -312,7 +312,7 @@ def _with_reasons(sentence: str, reasons: str) -> str:
 
 
 def _describe_verdicts(used: Sequence[Participant]) -> list[str]:
-    """Tell of registrations in doubt, and, once, of those that nobody has judged."""
+    """Describe registrations in doubt, and in one note all subjects without a verdict."""
     notes, unknown = [], []
     images = {
         image: participant
@@ -336,7 +336,7 @@ def _describe_verdicts(used: Sequence[Participant]) -> list[str]:
 
 
 def _refuse_mixed_scales(used: Sequence[Participant]) -> None:
-    """Refuse PET of which some are divided by a multiple of the brain's mean, others are not."""
+    """Check that all PETs are on one scale: divided by the same multiple of the brain's mean."""
     images = [image for subject in used for image in (subject.pet, subject.synthetic) if image]
     by_scale = {times_mean_of_image(image): image.name for image in images}
     if len(by_scale) > 1:
@@ -349,9 +349,9 @@ def _refuse_mixed_scales(used: Sequence[Participant]) -> None:
 
 
 def _describe_stale(settings: Settings) -> list[str]:
-    """Tell of whom the raw ``participants.tsv`` speaks otherwise than that of the output.
+    """Describe differences between the raw ``participants.tsv`` and that of the output.
 
-    The latter is used, for the raw dataset need not be there; the participant level writes it.
+    The latter, which the participant level writes, is used, because the raw dataset may be absent.
     """
     raw, out = (folder / "participants.tsv" for folder in (settings.bids_dir, settings.output_dir))
     try:
@@ -359,7 +359,7 @@ def _describe_stale(settings: Settings) -> list[str]:
         raw_rows, _ = read_participants(settings.bids_dir, present)
         rows = {row.pop("participant_id", "").removeprefix("sub-"): row for row in read_tsv(out)}
     except (Mri2petError, OSError):
-        return []  # the participant level tells why
+        return []  # the participant level reports the error
     both = sorted((raw_rows.keys() | set(present)) & rows.keys()) if raw_rows else []
     odd = [
         f"sub-{label}" for label in both if _known(rows[label]) != _known(raw_rows.get(label, {}))
@@ -377,7 +377,7 @@ def _known(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _describe_namesakes(used: Sequence[Participant], settings: Settings) -> list[str]:
-    """Tell of those whom a generator in this dataset knows by their labels from another one."""
+    """Describe subjects whose labels a generator in this dataset knows from another dataset."""
     names, out = dataset_names(settings.output_dir), settings.output_dir
     cards = known_cards(out)
     by_card = defaultdict[str, list[str]](list)
@@ -389,7 +389,7 @@ def _describe_namesakes(used: Sequence[Participant], settings: Settings) -> list
 
 
 def _describe_gaps(used: Sequence[Participant]) -> list[str]:
-    """Tell whose real PETs do not cover the brain."""
+    """Describe the real PETs that do not cover the brain."""
     pets = {
         participant.pet: participant.label for participant in used if participant.pet is not None
     }
@@ -399,7 +399,7 @@ def _describe_gaps(used: Sequence[Participant]) -> list[str]:
 def _look_at(
     visits: Iterable[Preprocessed], settings: Settings
 ) -> tuple[list[Participant], dict[Preprocessed, Mri2petError]]:
-    """Look at the first real and the synthetic PET of visits; say why one cannot be used."""
+    """Find the first real and the synthetic PET of visits, and the errors of unusable ones."""
     names = dataset_names(settings.output_dir)
     cards = known_cards(settings.output_dir)
     candidates, errors = [], {}
@@ -414,9 +414,9 @@ def _look_at(
 
 
 def _visit_of_each(candidates: Iterable[Participant]) -> list[Participant]:
-    """Choose a visit of each: the first with both PETs, else the real, else the synthetic one.
+    """Choose a visit per subject: the first with both PETs, or else with the real or synthetic one.
 
-    A synthetic PET counts only if its generator has not seen the subject.
+    A synthetic PET counts only if its generator was not trained on the subject.
     """
     chosen: dict[str, Participant] = {}
     for candidate in candidates:
@@ -449,7 +449,7 @@ def _describe_other_visits(
 def _controls(
     settings: Settings, labels: Collection[str], *, needed: bool
 ) -> tuple[list[Participant], list[str], list[Problem]]:
-    """Choose controls, by a visit of the sessions that are asked for where they have one."""
+    """Choose controls, each by a visit of the requested sessions if there is one."""
     visits, failed, early = _find(settings, labels)
     candidates, errors = _look_at(_in_sessions(visits, settings), settings)
     in_sessions = [candidate for candidate in candidates if _rank(candidate)]
@@ -481,7 +481,7 @@ def _controls(
 def _visit_in_trouble(
     control: Participant, errors: Mapping[Preprocessed, Mri2petError]
 ) -> Preprocessed:
-    """Give the visit whose synthetic PET fails a control: another one, which had been chosen."""
+    """Return the visit whose error explains why a control has no synthetic PET."""
     if control.synthetic is not None or control.visit in errors:
         return control.visit
     others = (visit for visit in errors if visit.subject == control.label)
@@ -489,7 +489,7 @@ def _visit_in_trouble(
 
 
 def _wants_synthetic(control: Participant, settings: Settings) -> bool:
-    """Whether a run of the group level uses the synthetic PET of a control."""
+    """Return whether a run of the group level uses the synthetic PET of a control."""
     if needing_synthetic(settings.detectors) and control.pet is not None:
         return True
     is_chosen = settings.synthetic_controls == "all" or control.pet is None
@@ -538,24 +538,24 @@ def _describe_pets(visit: Preprocessed) -> list[str]:
 
 
 class _SeenError(UnusableDataError):
-    """The generator of a synthetic PET was trained on its subject."""
+    """Error for a synthetic PET whose generator was trained on its subject."""
 
 
 def _synthetic(
     visit: Preprocessed, output_dir: Path, cards: Mapping[str, Card], names: Collection[str]
 ) -> tuple[Path, SyntheticMaker] | tuple[None, None]:
-    """Find the synthetic PET of a visit, by a generator that has never seen the subject.
+    """Find the synthetic PET of a visit, by a generator that was not trained on the subject.
 
-    Where the generator has, it is that of the cross-validation, by the fold that left the subject
-    out; since its weights differ by fold, its SHA-256 is left out.
+    If the generator was, the image of the cross-validation, by the fold that left the subject out,
+    is returned; its SHA-256 is empty, because weights differ by fold.
 
     Raises
     ------
     MissingInputError
-        If its sidecar is not there.
+        If the sidecar does not exist.
     UnusableDataError
-        If its sidecar does not say that it is synthetic; or the generator has seen the subject, in
-        whatever session, and there is no image by a fold that has not.
+        If the sidecar does not mark the image as synthetic; or if the generator was trained on the
+        subject, in any session, and there is no image by a fold that was not.
     """
     if visit.synthetic is None:
         return None, None
@@ -574,7 +574,7 @@ def _synthetic(
     )
     if not has_trained_on(metadata, sha256):
         return visit.synthetic, maker
-    folder = output_dir / CROSSVALIDATION / Path(name).name  # whatever a sidecar says, inside
+    folder = output_dir / CROSSVALIDATION / Path(name).name  # inside, whatever the sidecar says
     unseen = folder / visit.synthetic.relative_to(output_dir)
     if unseen.is_file():
         metadata = _read_synthetic(unseen, "train")
@@ -588,7 +588,7 @@ def _synthetic(
 
 
 def _read_synthetic(path: Path, level: str) -> dict[str, object]:
-    """Read the sidecar of a synthetic PET, which has to say that it is one."""
+    """Read the sidecar of a synthetic PET, and check that it marks the image as synthetic."""
     sidecar, again = sidecar_path(path), f"run the {level} level again"
     if not sidecar.is_file():
         raise MissingInputError(
@@ -605,16 +605,16 @@ def _read_synthetic(path: Path, level: str) -> dict[str, object]:
 def _unmatched(
     settings: Settings, selected: Collection[str], controls: Collection[str] = ()
 ) -> tuple[list[Problem], list[str]]:
-    """Tell of labels that were asked for, or are to be left out, and whom no query selects.
+    """Describe requested and excluded labels that no query selects.
 
     Parameters
     ----------
     settings : Settings
-        Of the run.
+        Settings of the run.
     selected : collection of str
-        Whom labels can ask for: the controls of ``train``, the patients of ``group``.
+        Subjects that labels can request: the controls of ``train``, the patients of ``group``.
     controls : collection of str
-        Those of ``group``.
+        Controls of ``group``.
     """
     is_group = settings.level == "group"
     query = "--patient-query" if is_group else "--control-query"
@@ -640,7 +640,7 @@ def _unmatched(
 
 
 def _versions(used: Iterable[Participant]) -> list[tuple[str, str]]:
-    """Say by which versions of the app the images of subjects were made."""
+    """List the versions of the app that wrote the images of subjects."""
     images = [
         (participant.label, path)
         for participant in used
@@ -650,7 +650,7 @@ def _versions(used: Iterable[Participant]) -> list[tuple[str, str]]:
 
 
 def _nobody(notes: Sequence[str], failed: _Failed, problems: Sequence[Problem]) -> Mri2petError:
-    """Say why no control is left; the problems are those of visits that could not be found."""
+    """Return the error of a run without controls; the problems are those of visits not found."""
     if problems and not notes:
         return error_of(problems)
     if not notes:
@@ -665,9 +665,9 @@ def _is_asked_for(label: str, settings: Settings) -> bool:
 
 
 def _in_sessions(visits: Iterable[Preprocessed], settings: Settings) -> list[Preprocessed]:
-    """Keep the PETs of the sessions that are asked for; where a T1w has no PET, its own counts.
+    """Keep the PETs of the requested sessions; without a PET, the session of the T1w counts.
 
-    A PET may be of another session than the T1w that it lies on.
+    A PET may belong to another session than the T1w it is registered to.
     """
     sessions = settings.session_label
     if not sessions:

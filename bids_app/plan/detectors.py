@@ -1,4 +1,4 @@
-"""From settings and stored images to the graphs of training sets, fitted or applied."""
+"""Plans of training sets, fitted or applied: from settings and stored images to workflows."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -58,14 +58,14 @@ from bids_app.workflows.execution import label_nodes
 from bids_app.workflows.group import init_applied_set_wf, init_training_set_wf
 from bids_app.workflows.training import Fold, StoredImage
 
-Planned = tuple[Workflow, list[ScoredImage], list[str]]  # a set's graph, what it scores, notes
+Planned = tuple[Workflow, list[ScoredImage], list[str]]  # workflow of a set, scored images, notes
 
 
 BRAIN_SHARE = 0.9  # of controls; our choice
-BYTES = 4  # of a float
-CLUSTERS = "clusters"  # folder of what detectors saw, in the work folder
-CHECKS = "checks"  # that of how they saw synthetic PET
-GENERATORS = "synthetic_generators"  # in a card's parameters
+BYTES = 4  # per float
+CLUSTERS = "clusters"  # folder of the clusters of all images, in the work folder
+CHECKS = "checks"  # folder of the comparisons of synthetic with real PET, there
+GENERATORS = "synthetic_generators"  # key among a card's parameters
 INTENDED_USE = (
     "Mapping what is unlike healthy controls in FDG PET that were scanned and prepared as those "
     "of the training set; for research. No basis for decisions about a patient."
@@ -73,19 +73,20 @@ INTENDED_USE = (
 
 
 def settle_detectors(settings: Settings, card: DetectorCard | None) -> Settings:
-    """Settle which detectors a run uses and how scores are made, where the settings leave it open.
+    """Resolve the detectors of a run and the options of their scores that the settings leave open.
 
     Parameters
     ----------
     settings : Settings
-        Of the run.
+        Settings of the run.
     card : DetectorCard or None
-        Of detectors that were trained before: they stay as they were made.
+        Card of detectors that were trained before, whose options cannot be changed.
 
     Raises
     ------
     UnusableDataError
-        If those were made otherwise than the settings ask for, or by a version that did not tell.
+        If those were trained with other options than the settings request, or by a version that did
+        not record them.
     """
     if card is None:
         usual = (
@@ -125,25 +126,25 @@ def settle_detectors(settings: Settings, card: DetectorCard | None) -> Settings:
 
 
 def _channels_of(card: DetectorCard) -> str:
-    """Say what the encoder of a detector sees, as --channels does; of old ones, the PET alone."""
+    """Return the --channels that a detector was trained with; the PET alone for old detectors."""
     encoder = card.parameters.get("encoder")
     channels = encoder.get("channels", 1) if isinstance(encoder, dict) else 1
     return CHANNELS[1] if channels == len(CHANNELS) else CHANNELS[0]
 
 
 def encodes_t1w(settings: Settings) -> bool:
-    """Whether a detector of a run sees the T1w beside the PET."""
+    """Return whether a detector of a run uses the T1w beside the PET."""
     svm = any(DETECTORS[name].method == "svm" for name in settings.detectors)
     return svm and settings.channels == CHANNELS[1]
 
 
 def _is_skewed(settings: Settings) -> bool:
-    """Whether left and right of the template differ."""
+    """Return whether the template is asymmetric."""
     return settings.template.endswith("Asym")
 
 
 def encoder_spec(settings: Settings) -> EncoderSpec:
-    """Give the encoder's numbers, fewer for a sloppy run."""
+    """Return the spec of the encoder, with less training for a sloppy run."""
     spec = EncoderSpec(channels=2 if settings.channels == CHANNELS[1] else 1)
     return replace(spec, epochs=5, pairs_per_epoch=2000) if settings.sloppy else spec
 
@@ -155,7 +156,7 @@ def _fitting_of(
     images: int,
     covariates: Mapping[str, Sequence[float]],
 ) -> Fitting:
-    """Say how detectors are fitted; ``images`` are trained on or scored in a fold, at most."""
+    """Collect the parameters of fitting; ``images`` is the maximum number of images of a fold."""
     slabs = cut_slabs(study.grid.shape[2], thickness_of(study.space.resolution))
     spec = encoder_spec(settings)
     area = study.grid.shape[0] * study.grid.shape[1]
@@ -169,12 +170,12 @@ def _fitting_of(
         atlas=coarse_atlas(settings.template),
         checks=study.work_dir / CHECKS,
         threads=threads,
-        mem_gb=1 + images * area * spec.latents * BYTES / 2**30,  # one slice at a time
+        mem_gb=1 + images * area * spec.latents * BYTES / 2**30,  # for one slice at a time
     )
 
 
 def _clustering_of(settings: Settings, cohort: Subjects) -> Clustering:
-    """Say how clusters are found."""
+    """Collect the parameters of the search for clusters."""
     atlas = atlas_of(settings)
     return Clustering(
         fwhm=settings.fwhm_of_scores,
@@ -187,12 +188,12 @@ def _clustering_of(settings: Settings, cohort: Subjects) -> Clustering:
 
 
 def refuse_settings(settings: Settings) -> None:
-    """Refuse what no controls could be trained on, before anything is computed.
+    """Check settings that no controls could satisfy, before anything is computed.
 
     Raises
     ------
     UsageError
-        If a detector is asked for without a training set that it can be fitted to, or one that
+        If a detector is requested without a training set that it can be fitted to, or one that
         compares left with right on a template that is not symmetric.
     """
     for detector in settings.detectors:
@@ -212,16 +213,16 @@ def refuse_settings(settings: Settings) -> None:
 def plan_sets(
     study: Study, settings: Settings, cohort: Subjects, *, threads: int
 ) -> Iterator[Planned]:
-    """Plan each training set that the settings name: its graph, what it scores, what to tell.
+    """Plan each training set in the settings: its workflow, the images it scores, and notes.
 
     Parameters
     ----------
     study, settings : Study, Settings
-        The run.
+        Common parameters and settings of the run.
     cohort : Subjects
-        Whose images are stored.
+        Subjects with stored images.
     threads : int
-        Of a node.
+        Number of threads per node.
 
     Raises
     ------
@@ -241,19 +242,19 @@ def plan_sets(
 
 
 def refuse_sets(study: Study, settings: Settings, cohort: Subjects) -> None:
-    """Refuse training sets and folds that these people cannot fill, before anything is computed.
+    """Check that these subjects can fill training sets and folds, before anything is computed.
 
     Parameters
     ----------
     study, settings : Study, Settings
-        The run.
+        Common parameters and settings of the run.
     cohort : Subjects
-        Of all who may take part.
+        All subjects who may take part.
 
     Raises
     ------
     UsageError, UnusableDataError
-        As :func:`plan_sets`.
+        See :func:`plan_sets`.
     """
     dealt = deal(cohort.controls, study.folds, study.seed)
     for name in settings.training_set:
@@ -263,12 +264,12 @@ def refuse_sets(study: Study, settings: Settings, cohort: Subjects) -> None:
 
 
 def refuse_applied(card: DetectorCard, settings: Settings, cohort: Subjects) -> None:
-    """Refuse detectors that were trained before where no patient has what they need.
+    """Check that some patient has the images that detectors trained before need.
 
     Raises
     ------
     UnusableDataError
-        As :func:`plan_applied`.
+        See :func:`plan_applied`.
     """
     for detector in _detectors_to_apply(card, settings):
         _usable_by(detector, cohort)
@@ -286,7 +287,7 @@ def _folds_of(
     dealt: Mapping[str, int],
     cohort: Subjects,
 ) -> tuple[Subjects, list[Fold], list[str]]:
-    """Say who is scored by a detector, what each fold is trained on, and what is to be told."""
+    """Return the subjects that a detector scores, its folds, and notes."""
     seen, notes = _usable_by(detector, cohort)
     used = trained
     if DETECTORS[detector].synthetic:
@@ -297,11 +298,11 @@ def _folds_of(
 
 
 def _describe_replaced(folder: Path, settings: Settings) -> list[str]:
-    """Tell which detectors of an earlier run the new ones do not replace, but remove."""
+    """Describe detectors of an earlier run that are removed, but not replaced by new ones."""
     try:
         card = read_card(folder)
     except Mri2petError:
-        return []  # none, or none that is whole
+        return []  # there are none, or they are incomplete
     lost = [detector for detector in card.detectors if detector not in settings.detectors]
     if not lost:
         return []
@@ -373,7 +374,7 @@ def _plan_set(
 def _describe_averages(
     name: str, study: Study, cohort: Subjects, trained: Sequence[StoredImage]
 ) -> list[Sidecar]:
-    """Tell of the mean and the SD of the PET of a training set."""
+    """Describe the mean and the SD of the PET of a training set."""
     pets = [image.volumes["pet"] for image in trained]
     uris = [f"bids::{pet.relative_to(study.output_dir).as_posix()}" for pet in pets]
     return describe_control_averages(
@@ -381,13 +382,13 @@ def _describe_averages(
         study.space,
         training_set=name,
         version=study.versions["mri2pet"],
-        times_mean=times_mean_of_image(pets[0]),  # all have the same: see choose_subjects
+        times_mean=times_mean_of_image(pets[0]),  # the same for all: see choose_subjects
         covariates=tuple(cohort.description),
     )
 
 
 def _add_compared(folds: Iterable[Fold], cohort: Subjects, settings: Settings) -> Iterator[Fold]:
-    """Let folds that real PET trains see the synthetic PET that other training sets hold."""
+    """Add the synthetic PET of other training sets to folds of real PET, for comparison."""
     images = {
         image.name: image
         for name in settings.training_set
@@ -401,12 +402,12 @@ def _add_compared(folds: Iterable[Fold], cohort: Subjects, settings: Settings) -
 
 
 def checks_of(settings: Settings, work_dir: Path) -> list[Path]:
-    """Name the files that folds write of how they see synthetic PET; they need not be there."""
+    """List the files in which folds compare synthetic with real PET; they may not exist."""
     return [work_dir / CHECKS / f"fold-{fold}.json" for fold in range(1, settings.folds + 1)]
 
 
 def _usable_by(detector: str, cohort: Subjects) -> tuple[Subjects, list[str]]:
-    """Keep those with a real and a synthetic PET, if a detector compares both; tell of others."""
+    """Keep subjects with both real and synthetic PET if a detector needs both; note the others."""
     if not DETECTORS[detector].synthetic:
         return cohort, []
     controls, patients = (
@@ -431,9 +432,9 @@ def _usable_by(detector: str, cohort: Subjects) -> tuple[Subjects, list[str]]:
 
 
 def generators_of(makers: Iterable[SyntheticMaker | None]) -> dict[str, list[str]]:
-    """Tell by what synthetic PETs were made: name of the generator → SHA-256 of its weights.
+    """Return the generators of synthetic PETs: name → SHA-256 of their weights.
 
-    Those of a cross-validation have other weights for each fold; their SHA-256 is left out.
+    The SHA-256 is left out for a cross-validation, whose weights differ by fold.
     """
     known = {(maker.name, maker.sha256) for maker in makers if maker is not None}
     return {
@@ -443,7 +444,7 @@ def generators_of(makers: Iterable[SyntheticMaker | None]) -> dict[str, list[str
 
 
 def describe_makers(makers: Iterable[SyntheticMaker | None]) -> list[dict[str, str]]:
-    """Tell what the generators of synthetic PETs are, each once: for the card of a detector."""
+    """Describe each generator of synthetic PETs once, for the card of a detector."""
     known = {
         (maker.name, maker.trained_on, maker.intended_use) for maker in makers if maker is not None
     }
@@ -454,22 +455,22 @@ def describe_makers(makers: Iterable[SyntheticMaker | None]) -> list[dict[str, s
 def refuse_card(
     folder: Path, card: DetectorCard, settings: Settings, patients: Sequence[Participant]
 ) -> None:
-    """Refuse to apply detectors where they do not fit, before anything is computed.
+    """Check that detectors trained before can be applied, before anything is computed.
 
     Parameters
     ----------
     folder, card : Path, DetectorCard
-        Of the detectors.
+        Folder and card of the detectors.
     settings : Settings
-        Of the run.
+        Settings of the run.
     patients : sequence of Participant
-        That they would be applied to.
+        Patients to apply them to.
 
     Raises
     ------
     UnusableDataError
-        If none of the detectors that are wanted is there, a patient is one of its controls, or
-        another generator made a synthetic PET that it would compare with.
+        If none of the requested detectors is there, a patient is one of its controls, or a
+        synthetic PET to compare with was made by another generator.
     """
     detectors = _detectors_to_apply(card, settings)
     if not detectors:
@@ -489,7 +490,7 @@ def refuse_card(
 
 
 def _is_of_dataset(folder: Path, card: DetectorCard, output_dir: Path) -> bool:
-    """Whether controls of a detector are people of a dataset, which may have been renamed since."""
+    """Return whether a detector's controls belong to a dataset, which may have been renamed."""
     made_here = place_in(output_dir / DETECTORS_FOLDER, folder) is not None
     return made_here or is_one_of(card.dataset, dataset_names(output_dir))
 
@@ -539,9 +540,9 @@ def _origin(
 def _score_images(
     study: Study, origin: Origin, root: Path, cohort: Subjects, folds: Sequence[Fold]
 ) -> list[ScoredImage]:
-    """Say where each image stands in the scores of a detector, and where its results go.
+    """List the images that a detector scores, with their rows in the scores and paths of results.
 
-    Without folds, patients alone are scored.
+    Without folds, only patients are scored.
     """
     scored = []
     for row, patient in enumerate(cohort.patients):
@@ -610,7 +611,7 @@ def _parameters(settings: Settings, fitting: Fitting) -> dict[str, object]:
 
 
 def _card(study: Study, name: str) -> dict[str, object]:
-    """Give what the card of a training set tells of the run."""
+    """Return the fields of the card of a training set that are known from the run."""
     return {
         "name": name,
         "version": study.versions["mri2pet"],
@@ -626,12 +627,12 @@ def _card(study: Study, name: str) -> dict[str, object]:
 
 
 def describe_version(card: DetectorCard, version: str) -> list[str]:
-    """Tell of detectors that another version of the app has trained; refuse those of some.
+    """Describe detectors trained by another version of the app, and refuse incompatible ones.
 
     Raises
     ------
     UnusableDataError
-        As :func:`bids_app.derivatives.description.compare_versions`.
+        See :func:`bids_app.derivatives.description.compare_versions`.
     """
     return compare_versions(
         [(f"detector {card.name}", card.version)], version, advice="to be sure, train it again"
@@ -641,7 +642,7 @@ def describe_version(card: DetectorCard, version: str) -> list[str]:
 def _describe_namesakes(
     folder: Path, card: DetectorCard, cohort: Subjects, output_dir: Path
 ) -> list[str]:
-    """Tell of patients who bear the labels of controls of another dataset."""
+    """Describe patients who have the same labels as controls of another dataset."""
     labels = {control.participant for control in card.controls}
     both = sorted(
         {f"sub-{patient.label}" for patient in cohort.patients if patient.label in labels}
@@ -656,7 +657,7 @@ def _describe_namesakes(
 
 
 def _describe_not_applied(folder: Path, card: DetectorCard, settings: Settings) -> list[str]:
-    """Tell what is asked for and cannot be had from detectors that were trained before."""
+    """Describe requests that detectors trained before cannot fulfil."""
     absent = [detector for detector in settings.detectors if detector not in card.detectors]
     notes = []
     if absent:
@@ -683,7 +684,7 @@ def _describe_other_clusters(card: DetectorCard, settings: Settings) -> list[str
 
 
 def applied_of(folder: Path, card: DetectorCard) -> Applied:
-    """Tell graphs of detectors that were trained before: whom each fold was trained on."""
+    """Return detectors trained before in the form that workflows need, with controls by fold."""
     members = [
         [place for place, control in enumerate(card.controls) if control.fold != fold]
         for fold in range(1, card.folds + 1)
@@ -703,14 +704,14 @@ def plan_applied(
     *,
     threads: int,
 ) -> Planned:
-    """Plan the application of detectors that were trained before, as :func:`plan_sets`.
+    """Plan the application of detectors that were trained before; see :func:`plan_sets`.
 
     Parameters
     ----------
     study, settings, cohort, threads
-        As there.
+        See :func:`plan_sets`.
     folder, card : Path, DetectorCard
-        Of the detectors.
+        Folder and card of the detectors.
 
     Raises
     ------

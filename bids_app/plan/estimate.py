@@ -1,8 +1,8 @@
-"""How long a run will take, and how much memory and disk: what a dry run tells beforehand.
+"""Estimates of the time, memory and disk space of a run, reported by a dry run.
 
-Work is counted in CPU seconds, since a step that waits for a busy machine takes as many of them.
-What decides is the number of people and of voxels, and, in training, of epochs. Machines and images
-differ, so that a factor of two is aimed at.
+Work is measured in CPU seconds, because these do not depend on how busy a machine is. They are
+determined by the number of people and of voxels and, in training, of epochs. Machines and images
+differ, so the aim is to be within a factor of two.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,66 +15,66 @@ from bids_app.synthesis.models import ModelSpec, Spec, TissueSpec
 from bids_app.synthesis.tiling import CubicPatches
 from bids_app.visit import Visit
 
-# Measured on one core of an AMD EPYC with AVX-512: by --resource-monitor, as docs/hpc.md tells, or,
-# where another page is named, as it says there.
-VOXELS = 157 * 189 * 136  # of the 1 mm grid, which the numbers are of
-BRAIN = 0.44  # of them: those that detectors judge; docs/results/detection.md, "Parts"
+# Measured on one core of an AMD EPYC with AVX-512: by --resource-monitor, as described in
+# docs/hpc.md, or as described on another page that is named.
+VOXELS = 157 * 189 * 136  # in the 1 mm grid, for which the numbers hold
+BRAIN = 0.44  # share of voxels that detectors score; docs/results/detection.md, "Parts"
 T1W_SECONDS = 46.0  # brain, bias field, registration, whatever the grid
 PET_SECONDS = 10.0  # frames, registration to the T1w
-# Of these, the steps that another app may have done, and what it takes to judge registrations that
-# are taken instead: docs/hpc.md, "What to request".
+# Parts of these that another app may have done already, and the assessment of registrations that
+# are taken over instead: docs/hpc.md, "What to request".
 BRAIN_SECONDS, BIAS_SECONDS, TO_TEMPLATE_SECONDS, TO_T1W_SECONDS = 4.0, 17.0, 24.0, 8.0
 JUDGE_T1W_SECONDS, JUDGE_PET_SECONDS = 1.0, 2.0
-ON_GRID_SECONDS = 5.0  # of an image at 1 mm: resampling, synthesis, regions
+ON_GRID_SECONDS = 5.0  # per image at 1 mm: resampling, synthesis, regions
 SUBJECT_REPORT_SECONDS = 4.0
-PARTICIPANT_MEMORY = 1.3  # GiB, of the largest step, which looks for the brain
+PARTICIPANT_MEMORY = 1.3  # GiB, for the largest step, brain extraction
 VISIT_GB, PET_GB = 0.05, 0.03  # in OUT, whatever the grid: transforms, images on the T1w's grid
-IMAGE_GB = 0.007  # in OUT, of an image at 1 mm
-PARTICIPANT_WORK = 2.5  # times that in the work folder
-STORE_SECONDS, STORED_BYTES = 0.5, 5  # of an image: float32 and its mask
-TRAIN_SECONDS = 5.0  # a training, whatever it trains: to load torch
-TISSUE_SECONDS = 0.8  # a control, each time that it is used
-SCORE_SECONDS = 3.0  # a control, scored by a row
-# CPU seconds a voxel of a tile and an epoch, at width 64: docs/training.md, "How long"
-NETWORK_SECONDS = {  # of tiles' dimensions, and a cycle
+IMAGE_GB = 0.007  # in OUT, per image at 1 mm
+PARTICIPANT_WORK = 2.5  # size of the work folder, relative to OUT
+STORE_SECONDS, STORED_BYTES = 0.5, 5  # per image; per voxel: float32 and its mask
+TRAIN_SECONDS = 5.0  # per training of any kind, to load torch
+TISSUE_SECONDS = 0.8  # per control, each time it is used
+SCORE_SECONDS = 3.0  # per control and row that scores it
+# CPU seconds per voxel of a tile and epoch, at width 64: docs/training.md, "How long"
+NETWORK_SECONDS = {  # keys: dimensions of tiles, and whether there is a cycle
     (2, False): 1.4e-5,
     (2, True): 5.0e-5,
     (3, False): 1.65e-5,
     (3, True): 6.4e-5,
 }
 GENERATOR_GB = 0.05
-PAIR_SECONDS = 175e-6  # of an encoder's patches: docs/results/detection.md, "Parts"
-SVM_SECONDS = 2.3e-6  # a voxel, for each image that its SVM is fitted to, or scores; there, too
-APPLIED = 0.35  # of these, where SVMs were fitted before; there, too
-NORM_SECONDS = 0.3  # an image and fold, at 1 mm
-MAP_SECONDS = 1.1  # an image and detector, at 1 mm: smoothing, clusters
-CARRY_SECONDS = 4.0  # a patient and detector, to a T1w of 1 mm: as `carry_to_t1w` of a visit
+PAIR_SECONDS = 175e-6  # per pair of an encoder's patches: docs/results/detection.md, "Parts"
+SVM_SECONDS = 2.3e-6  # per voxel and image that its SVM is fitted to, or scores; same section
+APPLIED = 0.35  # share of these if SVMs were fitted before; same section
+NORM_SECONDS = 0.3  # per image and fold, at 1 mm
+MAP_SECONDS = 1.1  # per image and detector, at 1 mm: smoothing, clusters
+CARRY_SECONDS = 4.0  # per patient and detector, to a T1w of 1 mm: like `carry_to_t1w` of a visit
 PATIENT_REPORT_SECONDS = 15.0  # docs/results/detection.md, "Parts"
-GROUP_MEMORY, GROUP_MEMORY_OF_IMAGE = 1.1, 0.015  # GiB; each control or patient of a fold adds
-SVM_BYTES, SVM_CONTROL_BYTES = 72.0, 2.2  # a voxel of the brain and fold; and each control
-MAP_GB = 0.012  # a patient and detector: on the T1w's grid
+GROUP_MEMORY, GROUP_MEMORY_OF_IMAGE = 1.1, 0.015  # GiB; the latter per control or patient of a fold
+SVM_BYTES, SVM_CONTROL_BYTES = 72.0, 2.2  # per voxel of the brain and fold; and per control
+MAP_GB = 0.012  # per patient and detector, on the T1w's grid
 START_SECONDS = 6.0  # imports, template, plan
 OVERHEAD_MEMORY = 0.4  # GiB, of the process that waits for the steps
-THREADED = 0.6  # share of its work in which a step uses a second thread and more; our choice
+THREADED = 0.6  # share of a step's work that several threads can do; our choice
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs.
+    """Resources that a run needs.
 
     Parameters
     ----------
     cpu_seconds : float
-        All its work.
+        CPU seconds of all its work.
     chain_seconds : float
         CPU seconds of steps that wait for one another: the shortest run with any number of CPUs.
     serial_seconds : float
-        What one process does, before and after all others.
+        Seconds of the work done by a single process, before and after all others.
     memory_gb : float
-        Of the largest step, in GiB.
+        Memory of the largest step, in GiB.
     output_gb, work_gb : float
-        Disk, in the output folder and in the work folder, in units of 10⁹ bytes.
+        Disk space in the output folder and in the work folder, in units of 10⁹ bytes.
     """
 
     cpu_seconds: float
@@ -85,31 +85,31 @@ class Estimate:
     work_gb: float
 
     def seconds(self, nprocs: int) -> float:
-        """Give the time that it takes on so many CPUs."""
+        """Return the duration of the run on a number of CPUs."""
         return self.serial_seconds + max(self.cpu_seconds / nprocs, self.chain_seconds)
 
     def memory(self, nprocs: int) -> float:
-        """Give the memory of the run in GiB, where all CPUs work at largest steps."""
+        """Return the memory of the run in GiB, if all CPUs process largest steps."""
         return OVERHEAD_MEMORY + nprocs * self.memory_gb
 
 
 def _in_threads(seconds: float, threads: int) -> float:
-    """Give the time of work of which a share is done by several threads (Amdahl's law)."""
+    """Return the duration of work, a share of which is done by several threads (Amdahl's law)."""
     return seconds * (1 - THREADED + THREADED / threads)
 
 
 def seconds_spared(visit: Visit) -> float:
-    """Give the CPU seconds of a visit that other apps have spent already.
+    """Return the CPU seconds of a visit that other apps have spent already.
 
-    The bias field of a T1w that is taken; its brain and its registration, where they are taken,
-    too; the registration of each PET that is taken. What is left is to read and to judge them, to
-    resample, to scale, and all that follows. Seconds are those measured of each step, in
-    docs/hpc.md, "What to request".
+    These are the bias field of a T1w that is taken over; its brain mask and its registration, if
+    they are taken over, too; and the registration of each PET that is taken over. What remains is
+    to read and assess them, resampling, scaling, and all later steps. The seconds are those
+    measured per step, in docs/hpc.md, "What to request".
 
     Parameters
     ----------
     visit : Visit
-        Whose images know what is taken.
+        Visit whose images refer to the ones taken over.
     """
     t1w = visit.t1w.derived
     spared = 0.0
@@ -135,17 +135,17 @@ def estimate_participants(
     Parameters
     ----------
     visits, pets : int
-        That would be computed; the PET images among them.
+        Numbers of visits to compute, and of their PET images.
     voxels : int
-        Of the output's grid.
+        Number of voxels of the output's grid.
     threads : int
-        Of a step.
+        Number of threads per step.
     quick : bool
-        Whether registration is coarse, as ``--sloppy`` has it: a tenth of its work, our choice.
+        Whether registration is coarse, as with ``--sloppy``: a tenth of its work, our choice.
     synthesize : bool
         Whether PET is predicted.
     spared : sequence of float
-        As :func:`seconds_spared` gives it, of each visit; empty: nothing is taken from other apps.
+        Result of :func:`seconds_spared` for each visit; empty if nothing is taken from other apps.
     """
     coarse, size = 0.1 if quick else 1.0, voxels / VOXELS
     images = visits + pets + visits * synthesize
@@ -153,7 +153,7 @@ def estimate_participants(
     cpu += images * size * ON_GRID_SECONDS
     with_pet = min(pets, 1)
     longest = T1W_SECONDS + with_pet * PET_SECONDS - min(spared, default=0.0)
-    per_visit = coarse * max(longest, 0.0)  # where several PET of a visit are taken
+    per_visit = coarse * max(longest, 0.0)  # below 0 if several PETs of a visit are taken over
     per_visit += (1 + with_pet + synthesize) * size * ON_GRID_SECONDS
     output = visits * VISIT_GB + pets * PET_GB + images * size * IMAGE_GB
     return Estimate(
@@ -167,7 +167,7 @@ def estimate_participants(
 
 
 def _train_seconds(spec: Spec, people: int, voxels: int) -> float:
-    """Give the CPU seconds of one training on so many people, but for its start."""
+    """Return the CPU seconds of one training on a number of people, without its start."""
     if isinstance(spec, TissueSpec):
         return people * TISSUE_SECONDS * voxels / VOXELS
     seen = voxels
@@ -191,13 +191,13 @@ def estimate_training(
     Parameters
     ----------
     specs : iterable of (Spec, float)
-        Of the rows, and the memory of one training in GiB.
+        Spec of each row, and the memory of one training in GiB.
     controls, folds : int
-        How many.
+        Numbers of controls and folds.
     voxels : int
-        Of the grid.
+        Number of voxels of the grid.
     threads : int
-        Of a step.
+        Number of threads per step.
     """
     rows, size = list(specs), voxels / VOXELS
     scoring = controls * size * SCORE_SECONDS
@@ -231,18 +231,18 @@ def estimate_group(
     voxels: int,
     applied: bool = False,
 ) -> Estimate:
-    """Estimate a training set of a run of the group level; several are added up.
+    """Estimate one training set of a run of the group level; for several, see :func:`add_up`.
 
     Parameters
     ----------
     controls, patients, folds : int
-        How many; of patients, PET images.
+        Numbers of controls, of PET images of patients, and of folds.
     svms, norms : int
-        Detectors that are one-class SVMs, and others.
+        Numbers of detectors that are one-class SVMs, and of others.
     pairs : int
-        That an encoder is trained on, over all epochs.
+        Number of pairs that an encoder is trained on, over all epochs.
     voxels : int
-        Of the grid.
+        Number of voxels of the grid.
     applied : bool
         Whether detectors were trained before.
     """
@@ -272,7 +272,7 @@ def estimate_group(
 
 
 def add_up(estimates: Iterable[Estimate]) -> Estimate:
-    """Give what several training sets of one run need; people are stored and reported once."""
+    """Add the estimates of several training sets of a run, which stores and reports people once."""
     first, *others = estimates
     for other in others:
         first = replace(
@@ -294,7 +294,7 @@ def _duration(seconds: float) -> str:
 
 
 def describe_estimate(estimate: Estimate, nprocs: int) -> str:
-    r"""Tell in a sentence what a run needs.
+    r"""Describe the needs of a run in a sentence.
 
     Examples
     --------
@@ -316,16 +316,16 @@ def describe_estimate(estimate: Estimate, nprocs: int) -> str:
 def find_shortages(
     estimate: Estimate, *, mem_gb: float, output_dir: Path, work_dir: Path
 ) -> list[str]:
-    """Say what a run needs and will probably not have: memory for its largest step, disk.
+    """Describe resources that a run will probably lack: memory for its largest step, or disk space.
 
     Parameters
     ----------
     estimate : Estimate
-        Of the run.
+        Estimate of the run.
     mem_gb : float
-        Memory that it may use, in GiB.
+        Memory that the run may use, in GiB.
     output_dir, work_dir : Path
-        Need not be there yet; what both hold counts together where they lie on one disk.
+        Folders, which may not exist yet; their needs are added if they are on the same disk.
     """
     shortages = []
     if OVERHEAD_MEMORY + estimate.memory_gb > mem_gb:

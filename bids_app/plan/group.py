@@ -1,4 +1,4 @@
-"""From subjects to the images that detectors are trained on and applied to: sets, folds, names."""
+"""Plans of the images that detectors are trained on and applied to: sets, folds and names."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +33,7 @@ from bids_app.templates import coarse_atlas
 from bids_app.visit import label_of
 from bids_app.workflows.training import Fold, StoredImage
 
-FEWEST = 2  # controls that a fold is trained on: pairs are of two
+FEWEST = 2  # controls in the training part of a fold, because pairs need two
 VOLUMES = "pictures"  # folder of stored volumes, in the work folder
 
 
@@ -46,20 +46,20 @@ def _name(path: Path, kind: str) -> str:
 def plan_storage(
     study: Study, subjects: Iterable[Participant], *, synthetic: bool, t1w: bool = False
 ) -> list[StoredImage]:
-    """Name the folders that the PETs of subjects are stored in.
+    """List the images to store for subjects, with a folder for each.
 
     Parameters
     ----------
     study : Study
-        The run.
+        Common parameters of the run.
     subjects : iterable of Participant
         Controls and patients.
     synthetic : bool
-        Whether synthetic PETs are wanted, too.
+        Whether synthetic PETs are needed, too.
     t1w : bool
-        Whether the T1w is wanted beside each PET.
+        Whether the T1w is needed beside each PET.
     """
-    images = {}  # by name: two PETs of a visit have one synthetic PET
+    images = {}  # by name, because two PETs of a visit share a synthetic PET
     for subject in subjects:
         pets = [] if subject.pet is None else [("real", subject.pet, subject.session)]
         if synthetic and subject.synthetic is not None:
@@ -81,7 +81,7 @@ def plan_storage(
 
 
 def join_stored(subject: Participant, stored: Mapping[str, StoredImage]) -> Participant:
-    """Let a participant know what was stored of it; what could not be stored is None."""
+    """Add its stored images to a participant; None for those that could not be stored."""
     synthetic = None
     if subject.synthetic is not None:
         synthetic = stored.get(_name(subject.synthetic, "synthetic"))
@@ -92,7 +92,7 @@ def join_stored(subject: Participant, stored: Mapping[str, StoredImage]) -> Part
 
 
 def join_cohort(cohort: Subjects, stored: Mapping[str, StoredImage]) -> Subjects:
-    """Keep controls of whom a PET was stored, and patients of whom a real one was."""
+    """Add stored images to a cohort; controls need a stored PET, and patients a stored real one."""
     controls = [join_stored(control, stored) for control in cohort.controls]
     patients = [join_stored(patient, stored) for patient in cohort.patients]
     return replace(
@@ -103,7 +103,7 @@ def join_cohort(cohort: Subjects, stored: Mapping[str, StoredImage]) -> Subjects
 
 
 def assume_cohort(study: Study, cohort: Subjects, *, synthetic: bool) -> Subjects:
-    """Give the cohort that a run has where all images can be stored: nothing is."""
+    """Return the cohort as if all images had been stored; nothing is stored."""
     images = plan_storage(study, [*cohort.controls, *cohort.patients], synthetic=synthetic)
     return join_cohort(cohort, {image.name: image for image in images})
 
@@ -111,21 +111,21 @@ def assume_cohort(study: Study, cohort: Subjects, *, synthetic: bool) -> Subject
 def choose_training_images(
     training_set: str, controls: Sequence[Participant], synthetic_controls: str
 ) -> list[StoredImage]:
-    """Choose what a training set holds.
+    """Select the images of a training set.
 
     Parameters
     ----------
     training_set : {"real", "hybrid", "synthetic"}
-        Real PETs, both, or synthetic ones.
+        Real PETs, both kinds, or synthetic ones.
     controls : sequence of Participant
-        All.
+        All controls.
     synthetic_controls : {"t1w-only", "all"}
-        Whose synthetic PET is taken: that of controls without a real one, or of all.
+        Whether the synthetic PET of controls without a real one is used, or that of all.
 
     Raises
     ------
     UnusableDataError
-        If a kind of image that the set needs is not there at all.
+        If there are no images of a kind that the set needs.
     """
     real = [control.stored_pet for control in controls if control.stored_pet is not None]
     synthetic = [
@@ -149,7 +149,7 @@ def choose_training_images(
 
 
 def refuse_folds(folds: int, controls: int) -> None:
-    """Refuse a number of folds that so many controls cannot be dealt out to.
+    """Check that a number of controls can be divided into a number of folds.
 
     Raises
     ------
@@ -168,17 +168,17 @@ def refuse_folds(folds: int, controls: int) -> None:
 
 
 def deal(controls: Sequence[Participant], folds: int, seed: int) -> dict[str, int]:
-    """Deal controls out to folds: those with a real PET evenly, then those without.
+    """Assign controls to folds: those with a real PET evenly, then those without.
 
     Returns
     -------
     dict
-        Label → the fold that leaves this control out, from 1.
+        Label → number, from 1, of the fold that leaves this control out.
 
     Raises
     ------
     UsageError, UnusableDataError
-        As :func:`refuse_folds`.
+        See :func:`refuse_folds`.
     """
     real = sorted({control.label for control in controls if control.stored_pet is not None})
     others = sorted({control.label for control in controls} - set(real))
@@ -195,18 +195,19 @@ def split(
     folds: int,
     seed: int,
 ) -> list[Fold]:
-    """Say for each fold what it is trained on, and whom it holds out.
+    """Divide images into the training images and the held-out images of each fold.
 
     Parameters
     ----------
     trained : sequence of StoredImage
-        The training set.
+        Training set.
     controls : sequence of Participant
-        Whose real PETs are scored by the fold that leaves them out, in the training set or not.
+        Controls whose real PETs are scored by the fold that leaves them out, whether they are in
+        the training set or not.
     dealt : mapping
-        As :func:`deal` gives it.
+        Result of :func:`deal`.
     folds, seed : int
-        How many; of all randomness.
+        Number of folds; seed of all randomness.
 
     Raises
     ------
@@ -231,7 +232,7 @@ def split(
 def list_training_controls(
     trained: Sequence[StoredImage], controls: Sequence[Participant], dealt: Mapping[str, int]
 ) -> list[dict[str, object]]:
-    """Tell what detectors were trained on, as their card does."""
+    """List the images that detectors were trained on, as on their card."""
     makers = {control.label: control.maker for control in controls}
     rows = list[dict[str, object]]()
     for image in trained:
@@ -250,7 +251,7 @@ def list_training_controls(
 
 
 def keep_with_t1w(patients: Sequence[Participant]) -> tuple[list[Participant], list[Problem]]:
-    """Keep patients whose results can be carried to their T1w; tell of others."""
+    """Keep patients whose results can be resampled to their T1w; return problems of the others."""
     absent = {
         visit: path
         for visit in dict.fromkeys(patient.visit for patient in patients)
@@ -262,7 +263,7 @@ def keep_with_t1w(patients: Sequence[Participant]) -> tuple[list[Participant], l
 
 
 def mask_on_grid(study: Study, subjects: Sequence[Participant]) -> Path | None:
-    """Give the first brain mask that lies on the grid; None where nobody has one."""
+    """Return the first brain mask that lies on the grid, or None if there is none."""
     masks = {subject.label: subject.visit.brain_mask for subject in subjects}
     lost = {problem.subject for problem in refuse_other_grids(masks.items(), study.grid)}
     return next((mask for label, mask in masks.items() if label not in lost), None)
@@ -278,7 +279,7 @@ def _problem(visit: Preprocessed, error: Mri2petError) -> Problem:
 
 @dataclass(frozen=True)
 class Lesions:
-    """Masks of lesions by visit of a patient; what is to be told of them, and of who has none."""
+    """Lesion masks by visit of a patient, with notes about them and about patients without one."""
 
     masks: Mapping[Preprocessed, LesionMask]
     notes: tuple[str, ...] = ()
@@ -286,19 +287,19 @@ class Lesions:
 
 
 def find_masks(settings: Settings, patients: Sequence[Participant]) -> Lesions:
-    """Find masks of lesions, where the settings name a dataset of such.
+    """Find masks of lesions, if the settings name a dataset of lesion masks.
 
     Parameters
     ----------
     settings : Settings
-        Of the run.
+        Settings of the run.
     patients : sequence of Participant
-        That are to be mapped.
+        Patients to be mapped.
 
     Raises
     ------
     MissingInputError
-        If there is no such dataset, or it holds a mask of none of the patients.
+        If the dataset does not exist, or has no mask of any of the patients.
     """
     root = dict(settings.derivatives).get(LESIONS)
     if root is None:
@@ -323,14 +324,14 @@ def find_masks(settings: Settings, patients: Sequence[Participant]) -> Lesions:
 
 
 def refuse_knowledge(settings: Settings, patients: Sequence[Participant]) -> Lesions:
-    """See that what is known of regions and lesions can be used, before anything is computed.
+    """Check that the atlas and the lesion masks can be used, before anything is computed.
 
-    Notes are those on lesions, and on how the atlas's header is understood.
+    Notes are about lesions, and about how the atlas's header is interpreted.
 
     Raises
     ------
     Mri2petError
-        If a file or folder that the settings name is not there, or cannot be used.
+        If a file or folder in the settings does not exist, or cannot be used.
     """
     of_atlas = check_atlas(settings)
     lesions = find_masks(settings, patients)
@@ -338,10 +339,10 @@ def refuse_knowledge(settings: Settings, patients: Sequence[Participant]) -> Les
 
 
 def keep_usable(study: Study, cohort: Subjects, *, synthetic: bool) -> Subjects:
-    """Keep those whose images lie on the run's grid, patients also with what leads to their T1w.
+    """Keep subjects with images on the run's grid, and patients who also have files for their T1w.
 
-    Headers alone are looked at: an image may turn out to be damaged later. ``problems`` are those
-    that this finds, without those that the subjects came with.
+    Only headers are checked: an image may turn out to be damaged later. ``problems`` are those
+    found here, without those that the subjects had before.
     """
     patients, problems = keep_with_t1w(cohort.patients)
     everyone = [*cohort.controls, *patients]
@@ -385,9 +386,9 @@ def _usable_mask(root: Path, visit: Preprocessed, settings: Settings) -> LesionM
 
 
 def _refuse_unreachable(mask: LesionMask, visit: Preprocessed, template: str) -> None:
-    """Refuse a mask on the raw T1w from which no transform leads to the template.
+    """Check that a transform leads from the raw T1w of a mask to the template.
 
-    A T1w that was taken in MNI space has one, but that is the identity: from MNI space, not from
+    A T1w that was taken over in MNI space has one, but it is the identity, from MNI space, not from
     the raw T1w.
     """
     if _read_native(visit).get("InMNISpace") is True:
@@ -419,7 +420,7 @@ def _describe_mask(visit: Preprocessed, mask: LesionMask | None) -> str:
 
 
 def atlas_of(settings: Settings) -> tuple[Path, Path] | None:
-    """Name the image and the names of an atlas: as given, else the app's own where that fits."""
+    """Return the image and the names of the given atlas, or else of the app's own if it fits."""
     if settings.atlas is not None:
         return settings.atlas
     coarse = coarse_atlas(settings.template)
@@ -427,14 +428,14 @@ def atlas_of(settings: Settings) -> tuple[Path, Path] | None:
 
 
 def check_atlas(settings: Settings) -> tuple[str, ...]:
-    """See that the atlas can be used; give notes on how its header is understood."""
+    """Check that the atlas can be used; return notes on how its header is interpreted."""
     if settings.atlas is None:
         return ()
     image, names = settings.atlas
     check_labels(image, orientation=settings.assume_orientation)
     read_labels(names)
     notes = inspect(image, orientation=settings.assume_orientation).notes
-    drawn = re.match(r"tpl-([A-Za-z0-9]+)_", image.name)  # as TemplateFlow names it
+    drawn = re.match(r"tpl-([A-Za-z0-9]+)_", image.name)  # TemplateFlow's naming
     if drawn is None or drawn[1] == settings.template:
         return notes
     return (
@@ -445,23 +446,23 @@ def check_atlas(settings: Settings) -> tuple[str, ...]:
 
 
 def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | None) -> Subjects:
-    """Let a cohort know its covariates; whoever lacks one is left out, and told of.
+    """Add covariates to a cohort; subjects without a value are left out, with a problem for each.
 
     Parameters
     ----------
     settings : Settings
-        Of the run.
+        Settings of the run.
     cohort : Subjects
-        Who may take part.
+        Subjects who may take part.
     card : DetectorCard or None
-        Of detectors that were trained before, which say what is taken out.
+        Card of detectors that were trained before, which determines the covariates.
 
     Raises
     ------
     UsageError
-        If a column is not there.
+        If a column does not exist.
     UnusableDataError
-        If a covariate is the same in all controls, or detectors that were trained before want
+        If a covariate is the same in all controls, or if detectors that were trained before use
         others than the settings.
     """
     description = None if card is None else _description_of(settings, card)
@@ -500,7 +501,7 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
 
 
 def described(cohort: Subjects, trained: Sequence[StoredImage]) -> dict[str, object]:
-    """Tell in the card of detectors what is taken out, and the numbers of each of its controls."""
+    """Return the fields of a detector's card about covariates and the numbers of its controls."""
     if not cohort.covariates:
         return {}
     rows = [list(cohort.covariates[image.participant]) for image in trained]
@@ -521,7 +522,7 @@ def _description_of(settings: Settings, card: DetectorCard) -> Description:
 def _with_cells(
     people: Sequence[Participant], cells: Mapping[str, Mapping[str, Cell]], names: Sequence[str]
 ) -> tuple[list[Participant], list[Problem]]:
-    """Keep those of whom all covariates are known."""
+    """Keep people for whom all covariates are known."""
     kept, problems = list[Participant](), list[Problem]()
     for person in people:
         absent = [name for name in names if name not in cells.get(person.label, {})]
@@ -546,12 +547,12 @@ def _describe(names: Sequence[str], controls: Mapping[str, Mapping[str, Cell]]) 
 
 
 def refuse_few_beside(cohort: Subjects, folds: Sequence[Fold]) -> None:
-    """Refuse covariates that a fold has too few controls for.
+    """Check that each fold has enough controls for the covariates.
 
     Raises
     ------
     UnusableDataError
-        If there are fewer than three beside one for each of their numbers.
+        If there are fewer than three controls beyond the number of coded covariates.
     """
     size = len(next(iter(cohort.covariates.values()), ()))
     for fold in folds if size else ():

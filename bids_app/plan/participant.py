@@ -1,4 +1,4 @@
-"""From images to graphs of visits: which can be used, which files they make or have made."""
+"""Plans of visits: from images to workflows, with the checks of inputs and of existing results."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,21 +56,21 @@ from bids_app.workflows.synthesis import SynthesisPlan
 VOLUME_AXES = 3
 ADVICE = "give one duration, in s, for each frame"
 AGAIN = "run the app that made it again, or leave its dataset out of --derivatives"
-Known = tuple[Scan, Header | None]  # None: nothing of the image is read in this run
-LONGEST_FRAME = 1e7  # s; beyond it a duration is none, in ms neither; our choice
+Known = tuple[Scan, Header | None]  # None if this run does not read the image
+LONGEST_FRAME = 1e7  # s; longer durations are implausible, even in ms; our choice
 
 
 def read_selection(settings: Settings) -> Selection:
-    """Choose images as the settings say, and set aside those whose headers forbid their use.
+    """Select images according to the settings, and exclude those whose headers forbid their use.
 
-    What another app has made stands in for its raw image before headers are looked at.
+    Derivatives of other apps replace their raw images before headers are checked.
 
     Raises
     ------
     Mri2petError
-        As :func:`bids_app.dataset.selection.select`; UsageError also if the filter file is no
-        JSON; MissingInputError, UnusableDataError also if ``--derivatives`` names a folder that
-        holds none.
+        See :func:`bids_app.dataset.selection.select`; UsageError also if the filter file is not
+        JSON; MissingInputError, UnusableDataError also if ``--derivatives`` names a folder without
+        derivatives.
     """
     selection = select(
         settings.bids_dir,
@@ -88,7 +88,7 @@ def read_selection(settings: Settings) -> Selection:
 
 
 def _index_of(settings: Settings) -> Path | None:
-    """Say where the index is kept; a dry run makes none."""
+    """Return the folder of the index; a dry run creates none."""
     folder = settings.bids_database_dir
     return None if settings.dry_run and folder and not folder.is_dir() else folder
 
@@ -103,7 +103,7 @@ def _read_filters(path: Path | None) -> object:
 
 
 def _vouched(scan: Scan, orientation: str) -> str:
-    """Give the axis code that is vouched for: of raw images, not of what other apps have made."""
+    """Return the axis code confirmed by the user for a raw image, or "" for that of another app."""
     return orientation if scan.derived is None else ""
 
 
@@ -122,14 +122,14 @@ def _frames(header: Header) -> int:
 
 
 def _is_one_volume(pet: Scan, header: Header | None) -> bool:
-    """Whether another app has made one volume of a PET, of which no frames can be chosen."""
+    """Return whether another app has reduced a PET to one volume, without frames to choose."""
     return pet.derived is not None and header is not None and _frames(header) == 1
 
 
 def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
     header = nifti.inspect(pet.used, orientation=_vouched(pet, orientation))
     frames = _frames(header)
-    if frames > 1:  # a single volume is used as it is, whatever its sidecar says of frames
+    if frames > 1:  # a single volume is used as it is, whatever frames its sidecar lists
         _check_durations(pet, frames, chosen)
     if not _is_one_volume(pet, header):
         _check_frames(pet, frames, chosen)
@@ -186,7 +186,7 @@ def _usable_t1w(visit: Visit, settings: Settings) -> Known:
         return visit.t1w, _check_t1w(visit.t1w, settings.assume_orientation)
     except Mri2petError:
         if _starts_elsewhere(settings) and _results(visit, settings).t1w_in_template.is_file():
-            return visit.t1w, None  # an earlier run has used another app's
+            return visit.t1w, None  # an earlier run used that of another app
         raise
 
 
@@ -194,7 +194,7 @@ def _results(visit: Visit, settings: Settings) -> VisitPaths:
     return visit_paths(settings.output_dir, visit, settings.template, settings.grid_resolution)
 
 
-App = tuple[str, Path, str]  # name of its dataset in --derivatives, where that is, what made it
+App = tuple[str, Path, str]  # name of its dataset in --derivatives, folder, and name of the app
 
 
 def _without_unusable(selection: Selection, apps: Sequence[App], settings: Settings) -> Selection:
@@ -222,24 +222,24 @@ def _without_unusable(selection: Selection, apps: Sequence[App], settings: Setti
 
 
 def _starts_elsewhere(settings: Settings) -> bool:
-    """Whether a run reads no raw image, so that nothing could stand in for one."""
+    """Return whether a run reads no raw images, so that there is nothing to replace."""
     return settings.stage == "synthesize" or settings.reports_only
 
 
 def read_apps(derivatives: Iterable[tuple[str, Path]]) -> tuple[App, ...]:
-    """Read which apps have made the datasets that a run may take preprocessed images from.
+    """Read the names of the apps whose datasets a run may take preprocessed images from.
 
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        If one of them is no dataset of derivatives.
+        If one of them is not a dataset of derivatives.
     """
     named = ((name, root) for name, root in derivatives if name in PREPROCESSED)
     return tuple((name, root, read_app(name, root)) for name, root in named)
 
 
 def _with_derived(selection: Selection, apps: Sequence[App], template: str) -> Selection:
-    """Let visits use what other apps have made of their images, where they have."""
+    """Replace images of visits by the derivatives of other apps if there are any."""
     visits, unused = [], list(selection.unused)
     for visit in selection.visits:
         try:
@@ -250,25 +250,25 @@ def _with_derived(selection: Selection, apps: Sequence[App], template: str) -> S
 
 
 def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
-    """Let a visit use what another app has made of its T1w and PET; a note tells of the T1w.
+    """Add the derivatives of another app to a visit's T1w and PET, with a note about the T1w.
 
-    The first dataset that has PET of the visit is preferred, then the first with a transform to
-    the run's template: a PET lies on the T1w of its own dataset. A PET of a dataset that has no
-    T1w is taken to lie on that of another.
+    The first dataset that has PET of the visit is preferred, then the first with a transform to the
+    run's template, because a PET lies on the T1w of its own dataset. A PET of a dataset without a
+    T1w is assumed to lie on that of another.
 
     Parameters
     ----------
     visit : Visit
-        With raw images only.
+        Visit with raw images only.
     apps : sequence of App
-        As :func:`read_apps` gives them.
+        Result of :func:`read_apps`.
     template : str
-        Name of the run's.
+        Name of the run's template.
 
     Raises
     ------
     Mri2petError
-        If the T1w that is there cannot be used, or the names of images contradict one another.
+        If the T1w of the dataset cannot be used, or the names of images are contradictory.
     """
     t1ws = {
         app: found
@@ -300,12 +300,12 @@ def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
 
 
 def _same_space(app: App, other: App) -> bool:
-    """Whether both datasets lie in MNI space, or both in that of the T1w."""
+    """Return whether both datasets are in MNI space, or both in that of the T1w."""
     return (app[0] in IN_TEMPLATE) == (other[0] in IN_TEMPLATE)
 
 
 def _derived_pets(visit: Visit, app: App, template: str) -> list[Scan | None]:
-    """Give each PET of a visit as an app has preprocessed it, with what its sidecar tells anew."""
+    """Return each PET of a visit as preprocessed by an app, with metadata of its sidecar."""
     pets = list[Scan | None]()
     for pet in visit.pets:
         found = find_derived_pet(*app, pet, template)
@@ -313,7 +313,7 @@ def _derived_pets(visit: Visit, app: App, template: str) -> list[Scan | None]:
             pets.append(None)
             continue
         derived, fields = found
-        metadata = {key: value for key, value in pet.metadata if key != "Units"}  # may be another
+        metadata = {key: value for key, value in pet.metadata if key != "Units"}  # may have changed
         for key in ("FrameDuration", "Units"):
             if key in fields:
                 metadata[key] = tuple(fields[key]) if isinstance(fields[key], list) else fields[key]
@@ -322,7 +322,7 @@ def _derived_pets(visit: Visit, app: App, template: str) -> list[Scan | None]:
 
 
 def _check_derived_t1w(t1w: Derived) -> None:
-    """Refuse a T1w that is none, and a brain mask that does not lie on its grid."""
+    """Check that a T1w has one volume, and that its brain mask lies on its grid."""
     shape = nifti.inspect(t1w.image).shape
     if len(shape) != VOLUME_AXES:
         raise UnusableDataError(f"{t1w.image}: {shape[3]} volumes, where a T1w has one; {AGAIN}")
@@ -353,7 +353,7 @@ def _describe_t1w(t1w: Derived, visit: Visit, template: str) -> str:
 def _describe_pets(
     pets: Iterable[Known], apps: Sequence[App], chosen: Sequence[int]
 ) -> Iterator[str]:
-    """Tell which PET were taken, and of those that could have been expected, which were not."""
+    """Describe which PETs were taken from other apps, and which were expected, but not found."""
     for pet, header in pets:
         if pet.derived is not None:
             yield f"{pet.path.name}: is taken from {pet.derived.app}, on the T1w"
@@ -370,7 +370,7 @@ def _describe_pets(
 
 
 def problems_of(selection: Selection) -> list[Problem]:
-    """List what cannot be used although it was selected."""
+    """List selected images that cannot be used, as problems."""
     return [
         Problem(unused.subject, unused.reason, unused.exit_code)
         for unused in selection.unused
@@ -379,7 +379,7 @@ def problems_of(selection: Selection) -> list[Problem]:
 
 
 def refuse_nothing(selection: Selection) -> None:
-    """Stop if there is nothing to work on.
+    """Check that there is something to process.
 
     Raises
     ------
@@ -396,7 +396,7 @@ def refuse_nothing(selection: Selection) -> None:
     raise error_of(problems)
 
 
-ANATOMICAL_OUTPUTS = (  # alike in the workflow's outputnode and in VisitPaths
+ANATOMICAL_OUTPUTS = (  # the same names in the workflow's outputnode and in VisitPaths
     "t1w",
     "brain_mask",
     "t1w_in_template",
@@ -415,7 +415,7 @@ PET_OUTPUTS = (  # likewise
 
 @dataclass(frozen=True)
 class ParticipantPlan:
-    """What all visits of a run have in common."""
+    """Common parameters of all visits of a run."""
 
     bids_dir: Path
     output_dir: Path
@@ -432,7 +432,7 @@ class ParticipantPlan:
 
 @dataclass(frozen=True)
 class VisitPlan:
-    """A visit, where its results go, and the digests that tell whether they are there."""
+    """Visit with the paths of its results, and fingerprints that show whether they are complete."""
 
     visit: Visit
     paths: VisitPaths
@@ -441,7 +441,7 @@ class VisitPlan:
 
     @property
     def name(self) -> str:
-        """Name of its graph: letters, digits and underscores."""
+        """Name of its workflow: letters, digits and underscores."""
         parts = ["sub", self.visit.subject]
         if self.visit.session is not None:
             parts += ["ses", self.visit.session]
@@ -449,20 +449,19 @@ class VisitPlan:
 
     @property
     def label(self) -> str:
-        """Name of the visit for people."""
+        """Name of the visit as shown to users."""
         return label_of(self.visit)
 
 
 def plan_visit(visit: Visit, run: ParticipantPlan, *, dry: bool = False) -> VisitPlan:
-    """Name the results of a visit and digest what decides about them.
+    """Determine the paths of the results of a visit, and compute its fingerprints.
 
-    ``dry``: for a dry run, which reads no image of a visit of which nothing is there; the digests
-    are then empty.
+    If ``dry``, images of a visit without results are not read, and the fingerprints are empty.
 
     Raises
     ------
     MissingInputError, ReadWriteError
-        If an image is not there, or cannot be looked at.
+        If an image does not exist, or cannot be read.
     """
     paths = visit_paths(run.output_dir, visit, run.space.template, run.space.resolution)
     if dry and not paths.t1w_in_template.exists():
@@ -476,14 +475,14 @@ def plan_visit(visit: Visit, run: ParticipantPlan, *, dry: bool = False) -> Visi
             for image in derived
             for path in image.files
         ]
-    if any(image.skull_stripped for image in derived):  # as a sidecar says, none of its files
+    if any(image.skull_stripped for image in derived):  # known from a sidecar, not from a file
         decisive["skull_stripped"] = True
     vouched = [scan.orientation for scan in (visit.t1w, *visit.pets)]
-    if any(vouched):  # what is not needed changes nothing
+    if any(vouched):  # otherwise, the option has no effect on results
         decisive["assume_orientation"] = vouched
     sources = [visit.t1w.path, *pets]
     preprocessed = fingerprint(decisive, sources, bids_dir=run.bids_dir, digest=run.digests.of)
-    if run.stage == "synthesize":  # from whatever an earlier run has made
+    if run.stage == "synthesize":  # starts from the results of any earlier run
         preprocessed = stored_fingerprint(paths.t1w_in_template)
     options = {} if run.generator is None else run.generator.decisive()
     synthesized = fingerprint(
@@ -497,10 +496,10 @@ def plan_visit(visit: Visit, run: ParticipantPlan, *, dry: bool = False) -> Visi
 
 
 def is_done(plan: VisitPlan, run: ParticipantPlan) -> bool:
-    """Tell whether all that the run's stage makes of a visit is there already.
+    """Return whether all results of the run's stage are complete for a visit.
 
-    An image is not, if its sidecar is missing or cannot be read: a run may have been killed between
-    the two.
+    An image is incomplete if its sidecar is missing or cannot be read: a run may have been killed
+    between writing the two.
     """
     try:
         return (run.stage == "synthesize" or _is_preprocessed(plan)) and (
@@ -531,47 +530,47 @@ def _is_synthesized(plan: VisitPlan, run: ParticipantPlan) -> bool:
 
 
 def _has_regions(plan: VisitPlan, run: ParticipantPlan) -> bool:
-    """Tell whether the table of uptake by region is there, if an atlas is of the run's space."""
+    """Return whether the table of uptake by region is complete; it needs an atlas in the space."""
     if coarse_atlas(run.space.template) is None:
         return True
     table, expected = plan.paths.regions, plan.synthesized
     if not table.is_file() or not table.stat().st_size:
         return False
-    # earlier runs of this version wrote no fingerprint beside it
+    # Earlier runs of this version did not write a fingerprint beside it.
     return bool(read_json(sidecar_path(table)).get("Fingerprint", expected) == expected)
 
 
 def _subtracted(plan: VisitPlan) -> list[PetPaths]:
-    """List the real PET, one at most, of which the synthetic one is subtracted."""
+    """List the real PET, at most one, that the synthetic one is subtracted from."""
     first = plan.paths.pets[:1]
     return [pet for pet in first if _is_trusted(pet.in_template) and pet.in_t1w.exists()]
 
 
 def is_compared(paths: VisitPaths) -> bool:
-    """Tell whether the synthetic PET was measured against the real one, if there is one."""
+    """Return whether the synthetic PET was compared with the real one, if there is one."""
     if not any(_is_trusted(pet.in_template) for pet in paths.pets[:1]):
         return True
     return "Measures" in read_json(sidecar_path(paths.synthetic_pet))
 
 
 def _is_trusted(image: Path) -> bool:
-    """Tell whether an image is there, and its registration did not fail."""
+    """Return whether an image exists, and its registration did not fail."""
     return image.exists() and verdict_of(read_json(sidecar_path(image))) != FAIL
 
 
 def _registrations(paths: VisitPaths) -> list[tuple[Path, Json]]:
-    """List the sidecars that tell of each registration of a visit, if they can be read."""
+    """List the sidecars that describe the registrations of a visit, if they can be read."""
     found = []
     for path in (paths.t1w_in_template, *(pet.to_t1w for pet in paths.pets)):
         try:
             found.append((path, read_json(sidecar_path(path))))
         except Mri2petError:
-            continue  # a run that did not come so far
+            continue  # an earlier run did not get this far
     return found
 
 
 def doubts_of(plan: VisitPlan) -> list[str]:
-    """Say which registrations of a visit are doubted, and why; one sentence an image."""
+    """Describe the registrations of a visit that are in doubt, and why, one sentence per image."""
     return [
         f"{plan.label}: {path.name}: registration is in doubt: "
         f"{'; '.join(reasons_of(sidecar['Registration']))}"
@@ -602,7 +601,7 @@ def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]
 
 
 def _was_trained_on(generator: GeneratorChoice, subject: str, run: ParticipantPlan) -> bool:
-    """Whether a generator knows this subject; nothing is read where its card has no such label."""
+    """Return whether a generator was trained on a subject; without its label, nothing is read."""
     card, out = generator.card, run.output_dir
     return subject in known_labels(card) and has_seen(card, subject, dataset_names(out), out)
 
@@ -650,7 +649,7 @@ def _synthesis_plan(
 
 
 def _units(plan: VisitPlan, run: ParticipantPlan) -> object:
-    """Give the unit of the first PET, if it is known: that of what an earlier run has written."""
+    """Return the unit of the first PET, if known; without preprocessing, from an earlier run."""
     written = sidecar_path(plan.paths.pets[0].in_t1w)
     if run.stage == "synthesize" and written.is_file():
         return read_json(written).get("Units")
@@ -658,19 +657,19 @@ def _units(plan: VisitPlan, run: ParticipantPlan) -> object:
 
 
 def _leads_to_t1w(plan: VisitPlan, run: ParticipantPlan) -> bool:
-    """Whether a run has the T1w of a visit on its own grid, and the transform to it."""
+    """Return whether a run has the T1w of a visit on its own grid, and the transform to it."""
     needed = (plan.paths.t1w, plan.paths.template_to_t1w)
     return run.stage == "all" or all(path.exists() for path in needed)
 
 
 def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:
-    """Refuse a visit whose stage starts from results that are not there.
+    """Check that the results that a run's stage starts from exist for a visit.
 
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        If they are not there, cannot be read, lie on a grid that the generator does not know, or
-        if the registration of the T1w failed.
+        If they do not exist, cannot be read, or lie on a grid that the generator was not trained
+        on, or if the registration of the T1w failed.
     """
     if run.stage != "synthesize" or run.generator is None:
         return
@@ -690,7 +689,7 @@ def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:
 
 
 def _refuse_unfinished(images: Iterable[Path], plan: VisitPlan) -> None:
-    """Refuse images that are there, but whose sidecars are not, or cannot be read."""
+    """Check that images that exist have readable sidecars."""
     for image in images:
         try:
             _is_trusted(image)
@@ -719,7 +718,7 @@ def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: ParticipantPlan) 
 
 
 def _of_t1w(plan: VisitPlan) -> dict[str, Path]:
-    """Name what is subtracted on the grid of the T1w; nothing where there is no real PET."""
+    """Return the inputs of the subtraction on the T1w's grid; empty if there is no real PET."""
     found = {"brain_mask": plan.paths.brain_mask}
     for pet in _subtracted(plan):
         found |= {"real": pet.in_t1w}
@@ -728,12 +727,12 @@ def _of_t1w(plan: VisitPlan) -> dict[str, Path]:
 
 
 def init_visit_wf(plan: VisitPlan, run: ParticipantPlan) -> Workflow:
-    """Build the graph that a run's stage wants for a visit.
+    """Build the workflow of a visit for the run's stage.
 
     Raises
     ------
     Mri2petError
-        As :func:`refuse_unprepared`.
+        See :func:`refuse_unprepared`.
     """
     refuse_unprepared(plan, run)
     if run.stage == "synthesize" and run.generator is not None:

@@ -1,4 +1,4 @@
-"""What went wrong for a participant, and the error of a run in which nothing could be used."""
+"""Problems of single participants, and the error of a run in which nothing could be used."""
 
 import re
 import traceback
@@ -16,18 +16,18 @@ from bids_app.imaging.volume import Grid
 
 @dataclass(frozen=True)
 class Problem:
-    """What went wrong for a participant.
+    """Problem of a participant.
 
     Parameters
     ----------
     subject, sentence : str
-        Who, and what, where, and what to do.
+        Participant, and a sentence that says what is wrong, where, and what to do.
     exit_code : int
-        Of the run, if nothing else could be used either.
+        Exit code of the run, if nothing else could be used either.
     visit : str or None
-        Name of the visit's graph, or of what else is lost as one, as
-        :func:`bids_app.workflows.execution.label_nodes` has it; None if images were set aside
-        before there was a graph.
+        Name of the visit's workflow, or of another that is lost as a whole; see
+        :func:`bids_app.workflows.execution.label_nodes`. None if images were excluded before there
+        was a workflow.
     fatal : bool
         Whether the visit is left without the results of its T1w.
     """
@@ -42,18 +42,18 @@ class Problem:
 def problem_of(
     error: Exception, subject: str, label: str, logs: Path | None, visit: str | None = None
 ) -> Problem:
-    """Tell what went wrong for a participant; of an error that nobody foresaw, keep the traceback.
+    """Describe the problem of a participant, and write the traceback of an unexpected error.
 
     Parameters
     ----------
     error : Exception
-        That was caught.
+        Caught exception.
     subject, label : str
-        Whose; who or what, for people.
+        Participant; label of the participant or step, as shown to users.
     logs : Path or None
-        Gets the traceback, as ``crash-*``; None: it is kept nowhere.
+        Folder for the traceback, ``crash-*``; None if it is not kept.
     visit : str, optional
-        Name of the visit's graph.
+        Name of the visit's workflow.
     """
     if isinstance(error, Mri2petError):
         return Problem(subject, f"{label}: {error}", error.exit_code, visit)
@@ -68,31 +68,31 @@ def problem_of(
 
 
 def refuse_other_grids(images: Iterable[tuple[str, Path]], grid: Grid) -> list[Problem]:
-    """See from headers who has images on another grid than the run's.
+    """Find participants whose images, by their headers, lie on another grid than the run's.
 
     Parameters
     ----------
     images : iterable of (str, Path)
         Label of a participant, and an image in the template's space.
     grid : Grid
-        Of the run.
+        Grid of the run.
 
     Returns
     -------
     list of Problem
-        One a participant, at most.
+        At most one problem per participant.
     """
     problems: dict[str, Problem] = {}
     for subject, path in images:
         try:
             nifti.check_grid(path, grid)
-        except Exception as error:  # of any kind: it is this participant's
+        except Exception as error:  # of any kind: it only affects this participant
             problems.setdefault(subject, problem_of(error, subject, f"sub-{subject}", None))
     return list(problems.values())
 
 
 def error_of(problems: Sequence[Problem]) -> Mri2petError:
-    """Make one error of the problems of a run in which nothing could be used."""
+    """Combine the problems of a run in which nothing could be used into one error."""
     text = "; ".join(problem.sentence for problem in problems)
     codes = {problem.exit_code for problem in problems}
     for kind in (MissingInputError, UnusableDataError, ReadWriteError):

@@ -1,4 +1,4 @@
-"""What all graphs of a run of ``train`` or ``group`` share: the grid, folders, folds and seeds."""
+"""Common parameters of a run of ``train`` or ``group``: the grid, folders, folds and seeds."""
 
 import zlib
 from collections.abc import Mapping
@@ -19,22 +19,22 @@ from bids_app.templates import uri_of
 
 @dataclass(frozen=True)
 class Study:
-    """What all rows of a run of the train level, or all training sets of ``group``, share.
+    """Common parameters of all rows of a ``train`` run, or all training sets of a ``group`` run.
 
     Parameters
     ----------
     output_dir, work_dir : Path
-        The derivative dataset; intermediate files.
+        Folder of the derivative dataset; folder of intermediate files.
     space, grid : Space, Grid
-        Of all images.
+        Space and grid of all images.
     dataset : str
         Name or DOI of the raw dataset.
     folds : int
-        That controls are dealt out to.
+        Number of folds that controls are divided into.
     seed : int
-        Of all randomness.
+        Seed of all randomness.
     versions : mapping
-        Name → version of what computes.
+        Name → version of the software used.
     fwhm : float
         Smoothing of a synthetic PET, in mm.
     """
@@ -51,12 +51,12 @@ class Study:
 
 
 def grid_of(settings: Settings) -> Grid:
-    """Lay the grid of the outputs as the settings ask for it."""
+    """Return the grid of the outputs that the settings request."""
     return grid_of_box(settings.bounding_box, settings.grid_resolution)
 
 
 def plan_study(settings: Settings, work_dir: Path, versions: Mapping[str, str]) -> Study:
-    """Gather what a run of ``train`` or ``group`` has in common."""
+    """Collect the common parameters of a run of ``train`` or ``group``."""
     return Study(
         output_dir=settings.output_dir,
         work_dir=work_dir,
@@ -71,28 +71,28 @@ def plan_study(settings: Settings, work_dir: Path, versions: Mapping[str, str]) 
 
 
 def seed_of(seed: int, name: str, place: int) -> int:
-    """Derive the seed of one fit from that of the run: another one for each name and fold."""
+    """Derive the seed of one fit from that of the run; it differs by name and fold."""
     sequence = np.random.SeedSequence([seed, zlib.crc32(name.encode()), place])
     return int(sequence.generate_state(1)[0])
 
 
 def settle_grid(settings: Settings) -> tuple[Settings, list[str]]:
-    """Take the template, resolution and box that the derivatives have, where none are asked for.
+    """Use the template, resolution and box of the derivatives for those not given by the settings.
 
     Returns
     -------
     settings : Settings
-        On the one grid that is there and fits what was asked for; as they were if there is none at
+        Settings with the one existing grid that fits the request; unchanged if there is no grid at
         all.
     notes : list of str
-        A sentence where it is not the grid of the defaults.
+        Notes if the grid is not the default one, or if there are other grids.
 
     Raises
     ------
     UsageError
-        If several fit.
+        If several grids fit.
     MissingInputError
-        If there are some, and none fits.
+        If there are grids, but none fits.
     """
     known = [
         replace(settings, template=template, resolution=resolution, bounding_box=box)
@@ -124,14 +124,14 @@ def settle_grid(settings: Settings) -> tuple[Settings, list[str]]:
 
 
 def find_grids(output_dir: Path) -> list[tuple[str, float, Box]]:
-    """List the grids in template space that a derivative dataset has T1w on.
+    """List the grids in template space that have T1w images in a derivative dataset.
 
     Returns
     -------
     list of (str, float, tuple)
-        Template, resolution in mm, and box in mm, RAS+, as :func:`grid_of_box` wants it. Images
-        that are named for another resolution than they have, or cannot be read, are passed over:
-        whoever uses them tells.
+        Template, resolution in mm, and box in mm, RAS+, as expected by :func:`grid_of_box`. Images
+        whose names give another resolution, or that cannot be read, are ignored: errors are
+        reported where they are used.
     """
     ending = "anat/sub-*_space-*_res-*_desc-preproc_T1w.nii.gz"
     paths = [
@@ -147,7 +147,7 @@ def find_grids(output_dir: Path) -> list[tuple[str, float, Box]]:
 
 
 def _grid_of(path: Path) -> tuple[str, float, Box] | None:
-    """Read the grid of an image; rounded to what a header holds, so that all voxels are in it."""
+    """Read the grid of an image; values are rounded to header precision, so that all voxels fit."""
     try:
         entities, grid = entities_of(path), read_grid(path)
         resolution = round(float(grid.affine[0, 0]), 6)
@@ -162,7 +162,7 @@ def _grid_of(path: Path) -> tuple[str, float, Box] | None:
 
 
 def _is_wanted(known: Settings, settings: Settings) -> bool:
-    """Whether a grid is one that was asked for; what was not asked for may be any."""
+    """Return whether a grid matches the request; what was not requested may have any value."""
     by_resolution = settings.resolution is not None or settings.sloppy
     by_template = settings.template != Settings.template
     by_box = settings.bounding_box != Settings.bounding_box
@@ -174,9 +174,9 @@ def _is_wanted(known: Settings, settings: Settings) -> bool:
 
 
 def _prefer_defaults(fitting: list[Settings]) -> list[Settings]:
-    """Keep those of the default template, then of the default box, if there are any.
+    """Keep the grids of the default template, then those of the default box, if there are any.
 
-    Whether it was named or left at its default cannot be told apart.
+    An explicit request for the default cannot be distinguished from no request.
     """
     standard = [
         candidate for candidate in fitting if candidate.template == Settings.template
@@ -198,7 +198,10 @@ def _same_box(known: Settings, settings: Settings) -> bool:
 
 
 def _same_resolution(known: Settings, settings: Settings) -> bool:
-    """Whether two are spelt alike in names of images; headers hold no more digits than that."""
+    """Return whether two resolutions have the same label in file names.
+
+    Headers are no more precise than labels.
+    """
     one, other = (resolution_label(grid.grid_resolution) for grid in (known, settings))
     return one == other
 

@@ -1,4 +1,4 @@
-"""From controls to graphs that cross-validate generators: folds, seeds, names, scores."""
+"""Plans of the cross-validation of generators: workflows of controls, folds and scores."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ INTENDED_USE = (
 
 
 def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[StoredImage]:
-    """Name the folders that the volumes of controls are stored in."""
+    """List the images to store for controls, with a folder for each."""
     plans = []
     for control in controls:
         name = "_".join(
@@ -61,12 +61,12 @@ def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[StoredI
 
 
 def deal(study: Study, stored: Sequence[StoredImage]) -> list[Fold]:
-    """Deal controls out to folds.
+    """Assign controls to folds.
 
     Raises
     ------
     UsageError, UnusableDataError
-        As :func:`bids_app.synthesis.statistics.split`.
+        See :func:`bids_app.synthesis.statistics.split`.
     """
     random = np.random.default_rng(study.seed)
     sets = split([image.participant for image in stored], study.folds, random)
@@ -85,10 +85,10 @@ def _digest(*parts: object) -> str:
 
 
 def bases_of(study: Study, folds: Sequence[Fold]) -> list[str]:
-    """Digest, for each fold, what all scores rest on that may stand in one table.
+    """Return a digest, for each fold, of what scores must have in common to be shown in one table.
 
-    That is whom it leaves out, the volumes of all, of which the digests tell the grid and the scale
-    as well, and the smoothing. What is learned from these volumes, and how, is the row's own.
+    That is the subjects it leaves out, the volumes of all, whose digests include the grid and the
+    scale, and the smoothing. What is learned from these volumes, and how, may differ by row.
     """
     return [
         _digest(
@@ -103,12 +103,12 @@ def bases_of(study: Study, folds: Sequence[Fold]) -> list[str]:
 
 
 def records_path(study: Study, name: str, fold: int) -> Path:
-    """Name the file with the scores of one row on one fold."""
+    """Return the path of the scores of one row on one fold."""
     return study.output_dir / CROSSVALIDATION / name / f"fold-{fold}_scores.json"
 
 
 def synthetic_path(study: Study, name: str, control: Preprocessed) -> Path:
-    """Name the synthetic PET of a control by the generator of the fold that left it out."""
+    """Return the path of a control's synthetic PET by the fold that left it out."""
     return derivative_path(
         study.output_dir / CROSSVALIDATION / name,
         subject=control.subject,
@@ -144,26 +144,26 @@ def _output(study: Study, name: str, control: Preprocessed, fold: int, times_mea
 def choose_initial(
     name: str, study: Study, specs: Mapping[str, Spec], people: Sequence[str], *, sloppy: bool
 ) -> GeneratorChoice:
-    """Find the generator that training goes on from, and see that it can, for all rows.
+    """Find the generator that training starts from, and check that it is suitable for all rows.
 
     Parameters
     ----------
     name : str
-        As of :func:`bids_app.generators.find_generator`.
+        Name or folder; see :func:`bids_app.generators.find_generator`.
     study : Study
-        What rows have in common.
+        Common parameters of all rows.
     specs : mapping
         Row → its spec.
     people : sequence of str
         Labels of the controls.
     sloppy : bool
-        Whether ``default`` is the small one for a coarse grid.
+        Whether ``default`` is the small generator for a coarse grid.
 
     Raises
     ------
     MissingInputError, UnusableDataError
-        As :func:`bids_app.generators.choose_generator`; UnusableDataError also if it has seen one
-        of the controls, whom a fold is to leave out.
+        See :func:`bids_app.generators.choose_generator`; UnusableDataError also if the generator
+        was trained on one of the controls, whom a fold has to leave out.
     UsageError
         If a row has another architecture, or the run would replace the generator.
     """
@@ -197,7 +197,7 @@ def choose_initial(
 
 
 def _difference(initial: Spec, spec: Spec) -> str:
-    """Say why a generator cannot start a row, and what to do; empty if it can."""
+    """Describe why a generator cannot initialise a row, and what to do; empty if it can."""
     if isinstance(initial, TissueSpec):
         if isinstance(spec, TissueSpec) or spec.condition is not None:
             return ""
@@ -264,20 +264,20 @@ def plan_model(
     *,
     initial: GeneratorChoice | None = None,
 ) -> ModelPlan:
-    """Plan a row of Table 1: its seeds, and where its checkpoints and results go.
+    """Plan a row of Table 1: its seeds, and the paths of its checkpoints and results.
 
     Parameters
     ----------
     study : Study
-        What rows have in common.
+        Common parameters of all rows.
     name, spec : str, ModelSpec or TissueSpec
-        The row.
+        Name and spec of the row.
     folds : sequence of Fold
-        In order.
+        Folds in order.
     controls : mapping
         Images by participant label.
     initial : GeneratorChoice, optional
-        What training goes on from.
+        Generator that training starts from.
     """
     seeds = [seed_of(study.seed, name, place) for place in range(len(folds) + 1)]
     values = spec_to_dict(spec)
@@ -294,7 +294,7 @@ def plan_model(
     ]
     records = [records_path(study, name, fold.number) for fold in folds]
     a_pet = next(pet for control in controls.values() for pet in control.pets)
-    times_mean = times_mean_of_image(a_pet)  # all have the same: see choose_controls
+    times_mean = times_mean_of_image(a_pet)  # the same for all: see choose_controls
     pets = [
         [
             _output(study, name, controls[image.participant], fold.number, times_mean)
@@ -319,7 +319,7 @@ def plan_model(
 
 
 def baseline_paths(study: Study, folds: Sequence[Fold]) -> list[Path]:
-    """Name the files with the scores of the baselines, one a fold."""
+    """Return the paths of the scores of the baselines, one per fold."""
     return [records_path(study, "baselines", fold.number) for fold in folds]
 
 
@@ -332,7 +332,7 @@ def _read(path: Path) -> tuple[str, list[ScoreRecord]]:
 
 
 def _of_row(study: Study, name: str) -> tuple[list[str], list[ScoreRecord]] | None:
-    """Read what scores of a row rest on, and its records; None if a fold's are not there."""
+    """Read the digests of a row and its records; None if those of a fold are missing."""
     try:
         parts = [_read(records_path(study, name, k + 1)) for k in range(study.folds)]
     except (ReadWriteError, UnusableDataError):
@@ -341,18 +341,18 @@ def _of_row(study: Study, name: str) -> tuple[list[str], list[ScoreRecord]] | No
 
 
 def gather_records(study: Study, folds: Sequence[Fold]) -> tuple[list[ScoreRecord], list[str]]:
-    """Gather the scores of all rows that were scored on the folds of this run, and the baselines.
+    """Collect the scores of all rows scored on the folds of this run, and of the baselines.
 
-    Rows may come from runs of their own, side by side; each lists what all have written so far.
-    Those of an earlier run are left out if its images, its folds or its smoothing were others:
-    they have the same names.
+    Rows may be trained by separate runs, in parallel; each run lists what all have written so far.
+    Rows of an earlier run are left out if its images, folds or smoothing were different, although
+    their files have the same names.
 
     Returns
     -------
     records : list of ScoreRecord
-        Of rows that can stand in one table.
+        Scores of rows that can be shown in one table.
     notes : list of str
-        Why others cannot.
+        Reasons why other rows are left out.
     """
     bases = bases_of(study, folds)
     baselines = _of_row(study, "baselines")
