@@ -1,4 +1,4 @@
-"""The group level: detectors trained on controls, anomaly maps and clusters of patients, tables."""
+"""Group level: detectors trained on controls, anomaly maps and clusters of patients, and tables."""
 
 import shutil
 import time
@@ -77,24 +77,24 @@ CURVES = ("detection_curve", "detection_tests", "detection_froc")
 
 @dataclass(frozen=True)
 class ImageClusters:
-    """What a detector saw in one image: all clusters by rank, lesions that are known, overlaps.
+    """Clusters that a detector found in one image, with known lesions and overlaps.
 
     Parameters
     ----------
     scored_image : ScoredImage
-        Who and which.
+        Image, with its training set and detector.
     clusters : tuple of Cluster
-        All of them.
+        All clusters by rank.
     lesions : int or None
-        How many are known; None if that is not known.
+        Number of known lesions; None if unknown.
     shared : ndarray, (clusters, lesions)
-        In mm³.
+        Overlap of clusters and lesions in mm³.
     places : tuple of Place or None
-        Where the first clusters lie on the T1w; None if they were not carried to it.
+        Locations of the first clusters in the T1w; None if they were not resampled to it.
     above_zero : float or None
         Share of the brain that scores above 0.
     not_covered : int
-        Lesions that the PET does not cover; they are not among ``lesions``.
+        Number of lesions that the PET does not cover, which are not among ``lesions``.
     """
 
     scored_image: ScoredImage
@@ -112,30 +112,30 @@ class ImageClusters:
 
     @property
     def subject(self) -> str:
-        """Label of whose image it is."""
+        """Label of the participant."""
         return self.scored_image.image.participant
 
     def listed(self, limit: int | None = None) -> detections.Listed:
-        """Give the clusters, or the first ones, as tables list them."""
+        """Return all clusters, or the first ones, as listed in tables."""
         session = self.scored_image.image.session
         return detections.Listed(
             self.subject, session, *self.row, self.clusters[:limit], self.above_zero
         )
 
     def finding(self) -> Finding:
-        """Give what evaluation needs."""
+        """Return the finding used in evaluation."""
         lesions = 0 if self.lesions is None else self.lesions
         session, marks = self.scored_image.image.session, marks_of(self.clusters, self.shared)
         return Finding(*self.row, self.subject, session, lesions, marks)
 
 
 def read_image_clusters(scored_image: ScoredImage) -> ImageClusters | None:
-    """Read what a detector saw in one image; None if that failed.
+    """Read the clusters that a detector found in one image; None if scoring failed.
 
     Raises
     ------
     UnusableDataError
-        If the file is not what this app writes.
+        If the file was not written by this app.
     """
     if not scored_image.clusters.is_file():
         return None
@@ -182,12 +182,12 @@ def _read_places(scored_image: ScoredImage) -> tuple[Place, ...] | None:
 
 
 def read_checks(paths: Iterable[Path]) -> list[CheckedPet]:
-    """Read how folds have seen synthetic PET and held-out real PET; those that are there.
+    """Read how folds see synthetic PET and held-out real PET, from the files that exist.
 
     Raises
     ------
     UnusableDataError
-        If a file is not what this app writes.
+        If a file was not written by this app.
     """
     rows = list[CheckedPet]()
     for path in filter(Path.is_file, paths):
@@ -203,16 +203,16 @@ def read_checks(paths: Iterable[Path]) -> list[CheckedPet]:
 def scored_in(
     output_dir: Path, dataset: str, seen: Iterable[ImageClusters]
 ) -> detections.ScoredRun:
-    """Tell reports what a run has scored.
+    """Summarise for reports what a run has scored.
 
     Parameters
     ----------
     output_dir : Path
         Root of the derivative dataset.
     dataset : str
-        Name or DOI of the raw one.
+        Name or DOI of the raw dataset.
     seen : iterable of ImageClusters
-        Controls and patients.
+        Images of controls and patients.
     """
     return detections.ScoredRun(
         dataset, [_scored(output_dir, image.scored_image) for image in seen]
@@ -238,28 +238,28 @@ def write_detections(
     applied: Path | None,
     expected_false: float | None = None,
 ) -> dict[Path, int]:
-    """Write all tables: of each patient, of all, of controls, and curves where lesions are known.
+    """Write the tables of patients and of controls, and the curves if lesions are known.
 
-    Of several PETs of a session, tables of all patients, and curves, tell of the first.
+    If a session has several PETs, tables of all patients and curves only include the first.
 
     Parameters
     ----------
     output_dir : Path
         Root of the derivative dataset.
     seen : sequence of ImageClusters
-        Controls and patients, in any order.
+        Images of controls and patients, in any order.
     max_clusters : int
-        Clusters that are kept of a patient.
+        Maximum number of clusters kept per patient.
     applied : Path or None
-        Folder of detectors that were trained before: their controls calibrate.
+        Folder of detectors that were trained before, whose controls are used for calibration.
     expected_false : float, optional
-        Clusters of a patient are kept as long as a held-out control has no more than so many of
-        at least their score, on average; where no control was held out, all are.
+        Maximum of the mean number of clusters with at least the same score per held-out control,
+        for a patient's cluster to be kept; all are kept if no control was held out.
 
     Returns
     -------
     dict
-        Label image of each patient → how many of its clusters are kept, where not all are.
+        Label image of each patient → number of kept clusters, if not all are kept.
     """
     controls: dict[str, list[detections.ControlCluster]] = {}
     for name in dict.fromkeys(image.scored_image.training_set for image in seen):
@@ -293,7 +293,7 @@ def write_detections(
 
 
 def _count_kept(patient: ImageClusters, limit: int, expected_false: float | None) -> int:
-    """Count the clusters of a patient that are kept; ranks go by score, and so they go first."""
+    """Count the kept clusters of a patient, which are the first ones, because ranks go by score."""
     if expected_false is None:
         return limit
     return sum(
@@ -303,7 +303,7 @@ def _count_kept(patient: ImageClusters, limit: int, expected_false: float | None
 
 
 def _complete(folder: Path, seen: Iterable[ImageClusters]) -> None:
-    """Write what controls have beside their detector, and let maps know its card: it is whole."""
+    """Write the tables of a detector's controls, and the digest of its final card in sidecars."""
     controls = [image.listed() for image in seen if image.scored_image.control]
     detections.write_control_clusters(folder, controls)
     detections.write_control_maps(folder, controls)
@@ -340,7 +340,7 @@ def _write_curves(
 ) -> None:
     findings = [patient.finding() for patient in patients if patient.lesions]
     if not findings:
-        for name in CURVES:  # of an earlier run that knew lesions
+        for name in CURVES:  # from an earlier run with known lesions
             for ending in (".tsv", ".json"):
                 (output_dir / f"{name}{ending}").unlink(missing_ok=True)
         return
@@ -350,7 +350,7 @@ def _write_curves(
 
 
 def top_clusters(seen: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
-    """Tell the first cluster of each patient in a line, by training set and detector."""
+    """Describe the first cluster of each patient in a line, by training set and detector."""
     lines: dict[str, list[str]] = {}
     for image in seen:
         if not image.scored_image.control:
@@ -376,7 +376,7 @@ INTERMEDIATE = (GRAPH, VOLUMES, CLUSTERS, CHECKS)  # folders of the work folder
 
 
 def group(settings: Settings, console: Console, run_record: description.RunRecord) -> int:
-    """Train detectors on controls, or take trained ones, and map what is abnormal in patients.
+    """Train detectors on controls, or apply trained ones, and map anomalies of patients.
 
     Returns
     -------
@@ -386,7 +386,7 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
     Raises
     ------
     Mri2petError
-        If the run cannot begin, or nothing of it can be used.
+        If the run cannot start, or none of its input can be used.
     """
     started = time.monotonic()
     refuse_places(settings)
@@ -395,7 +395,7 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
     try:
         settings, grid = settle_grid(settings)
     except MissingInputError:
-        _read_detector(settings)  # whose grid may be another than was asked for: that is told first
+        _read_detector(settings)  # an error about its grid takes precedence
         raise
     card = _read_detector(settings)
     settings = settle_detectors(settings, card)
@@ -434,7 +434,7 @@ def _carry_out(
     run_record: description.RunRecord,
     started: float,
 ) -> tuple[list[ImageClusters], list[Problem]]:
-    """Detect, write tables and reports, and delete intermediate files where nothing failed."""
+    """Run detection, write tables and reports, and delete intermediate files if nothing failed."""
     runner = Runner(settings, console, GRAPH, settings.folds * len(settings.training_set))
     study = plan_study(settings, work_dir_of(settings), run_record.versions)
     seen, notes, problems = _detect(study, subjects, lesions, card, runner)
@@ -448,7 +448,7 @@ def _carry_out(
 
 
 def _read_detector(settings: Settings) -> DetectorCard | None:
-    """Read and check the detector that is to be applied, if one is."""
+    """Read and check the detector to apply, if there is one."""
     if settings.detector is None:
         return None
     card = read_card(settings.detector)
@@ -465,19 +465,19 @@ def _refuse(
     run_record: description.RunRecord,
     console: Console,
 ) -> tuple[Subjects, Lesions]:
-    """See that the run can begin; give who is left, with what a dry run tells of all others."""
+    """Check that the run can start; return usable subjects, with notes on others, and lesions."""
     study = plan_study(settings, work_dir_of(settings), run_record.versions)
     refuse_plugin(settings)
-    prepare_template(settings, write=False)  # reports of patients will want it
+    prepare_template(settings, write=False)  # needed for reports of patients
     if settings.detector is None or card is None:
         refuse_settings(settings)
     else:
-        describe_version(card, study.versions["mri2pet"])  # which refuses; notes are told later
+        describe_version(card, study.versions["mri2pet"])  # for its error; notes are reported later
         refuse_card(settings.detector, card, settings, subjects.patients)
     usable = keep_usable(study, subjects, synthetic=_needs_synthetic(settings, card))
     if not usable.patients:
         raise error_of([*subjects.problems, *usable.problems])
-    # of all patients: whoever has one PET on another grid, and is not usable here, may have others
+    # for all patients: one with a PET on another grid, unusable here, may have other PETs
     lesions = refuse_knowledge(settings, keep_with_t1w(subjects.patients)[0])
     cohort = assume_cohort(study, usable, synthetic=_needs_synthetic(settings, card))
     try:
@@ -486,8 +486,8 @@ def _refuse(
         else:
             refuse_applied(card, settings, cohort)
     except Mri2petError:
-        early = () if settings.dry_run else subjects.problems  # which a dry run has told
-        report_notes(console, [], [*early, *usable.problems])  # who is lost may be why
+        early = () if settings.dry_run else subjects.problems  # already reported by a dry run
+        report_notes(console, [], [*early, *usable.problems])  # lost subjects may be the cause
         raise
     problems = (*usable.problems, *lesions.problems)
     return replace(usable, notes=lesions.notes, problems=problems), lesions
@@ -501,7 +501,7 @@ def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
 def _report_subjects(
     settings: Settings, subjects: Subjects, card: DetectorCard | None, console: Console
 ) -> None:
-    """Print whom the run would use, and by which images."""
+    """Print the subjects that the run would use, and their images."""
     needed = _needs_synthetic(settings, card)
     sentences = [
         *subjects.notes,
@@ -524,7 +524,7 @@ def _report_subjects(
 def _estimate(
     settings: Settings, usable: Subjects, card: DetectorCard | None, console: Console
 ) -> None:
-    """Tell what a run would need."""
+    """Report the resources that a run would need."""
     spec = encoder_spec(settings)
     grid = grid_of(settings)
     real = sum(control.pet is not None for control in usable.controls)
@@ -555,7 +555,7 @@ def _estimate(
 
 
 def _close_dry(usable: Subjects, early: Sequence[Problem], console: Console) -> int:
-    """Say the last lines of a dry run; return the exit code that the run would have at best."""
+    """Print the last lines of a dry run, and return the best exit code that the run could have."""
     report_notes(console, usable.notes, usable.problems)
     number = len({patient.label for patient in usable.patients})
     sentence = f"{count_noun(number, 'patient')} would be mapped"
@@ -565,7 +565,7 @@ def _close_dry(usable: Subjects, early: Sequence[Problem], console: Console) -> 
 def _detect(
     study: Study, subjects: Subjects, lesions: Lesions, card: DetectorCard | None, runner: Runner
 ) -> tuple[list[ImageClusters], list[str], list[Problem]]:
-    """Store, fit or apply, and map; give what was seen, what is to be told, and what failed."""
+    """Store, fit or apply, and map; return the clusters, notes and problems."""
     settings, console = runner.settings, runner.console
     cohort = store_cohort(
         study, subjects, runner, lesions=lesions, synthetic=_needs_synthetic(settings, card)
@@ -573,7 +573,7 @@ def _detect(
     early = [*subjects.problems, *cohort.problems]
     stopped = settings.stop_on_first_crash and cohort.problems
     notes = [*subjects.notes, *cohort.notes]
-    report_notes(console, notes, early)  # before plans: who is lost may be why they cannot be made
+    report_notes(console, notes, early)  # before plans, which may fail because of lost subjects
     if stopped or not cohort.patients:
         raise error_of(early)
     _, threads = runner.shares
@@ -598,12 +598,12 @@ def _detect(
 def _read_all(
     scored: Sequence[ScoredImage], logs: Path
 ) -> tuple[list[ImageClusters], list[Problem]]:
-    """Read what was seen of everyone; a file that cannot be read is its owner's problem."""
+    """Read the clusters of all images; an unreadable file is a problem of its participant only."""
     seen, problems = list[ImageClusters](), list[Problem]()
     for image in scored:
         try:
             found = read_image_clusters(image)
-        except Exception as error:  # of any kind: it is this participant's, and no one else's
+        except Exception as error:  # of any kind: it only affects this participant
             problems.append(problem_of(error, image.image.participant, image.label, logs))
             continue
         seen += [] if found is None else [found]
@@ -611,7 +611,7 @@ def _read_all(
 
 
 def _describe_lost_lesions(seen: Sequence[ImageClusters]) -> list[str]:
-    """Tell of lesions that are in no curve: those off the grid, and those that no PET covers."""
+    """Describe lesions that are in no curve: outside the grid, or not covered by the PET."""
     counts = {image.subject: image.not_covered for image in seen if image.not_covered}
     uncovered = [
         f"sub-{label}: {count} lesion(s) lie where the PET does not cover the brain; in no curve"
@@ -639,7 +639,7 @@ def _run(
 def _finish(
     study: Study, runner: Runner, seen: Sequence[ImageClusters], summary: RunSummary
 ) -> list[Problem]:
-    """Write tables and reports; give what went wrong with reports."""
+    """Write tables and reports; return the problems of reports."""
     settings, console, output_dir = runner.settings, runner.console, study.output_dir
     refresh_dataset(output_dir)
     with locked(output_dir):
@@ -670,7 +670,7 @@ def _finish(
 def _report_patients(
     settings: Settings, patients: Collection[str], console: Console
 ) -> list[Problem]:
-    """Write the reports of patients again: they tell of anomalies now."""
+    """Rewrite the reports of patients, which now include anomalies."""
     template = prepare_template(settings)
     summaries = dict.fromkeys(sorted(patients), RunSummary())
     problems = report_subjects(settings.output_dir, summaries, template.reference, console)
@@ -680,7 +680,7 @@ def _report_patients(
 def _report_again(settings: Settings, console: Console) -> int:
     refuse_without_results(settings, "--reports-only")
     run = detections.last_run(settings.output_dir)
-    if run.grid is not None:  # which may be another than this command line's
+    if run.grid is not None:  # may differ from that of this command line
         template, (x0, y0, z0, x1, y1, z1), resolution = run.grid
         settings = replace(
             settings,
@@ -700,7 +700,7 @@ def _report_again(settings: Settings, console: Console) -> int:
 def _close(
     settings: Settings, seen: Sequence[ImageClusters], problems: Sequence[Problem], console: Console
 ) -> int:
-    """Print the first cluster of each patient, and the last line; return the exit code."""
+    """Print the first cluster of each patient and the last line, and return the exit code."""
     for name, lines in top_clusters(seen).items():
         console.say(f"first cluster, {name}")
         for line in lines:

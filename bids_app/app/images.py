@@ -1,4 +1,4 @@
-"""Before all else, PETs are stored; lesion masks and an atlas are brought onto the grid."""
+"""Storage of PETs before other steps, and resampling of lesion masks and an atlas to the grid."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -42,25 +42,25 @@ ATLAS_WF = "atlas_wf"
 def store_images(
     study: Study, images: Sequence[StoredImage], runner: Runner, others: Sequence[Workflow] = ()
 ) -> tuple[list[StoredImage], list[Problem]]:
-    """Check and store images, and run other graphs beside; give those that are stored.
+    """Check and store images, and run other workflows alongside; return stored images and problems.
 
-    None is given of a run that stops at the first problem, and has one.
+    If the run stops at the first problem, and there is one, no images are returned.
 
     Parameters
     ----------
     study : Study
-        The run.
+        Common parameters of the run.
     images : sequence of StoredImage
-        Where they go.
+        Images with the folders to store them in.
     runner : Runner
-        Runs the graphs.
+        Runner of the workflows.
     others : sequence of Workflow
-        The other graphs.
+        Other workflows.
     """
     shape, affine = study.grid.shape, study.grid.affine.tolist()
     problems = runner.run([init_storing_wf(images, shape=shape, affine=affine), *others], {})
     if runner.settings.stop_on_first_crash and problems:
-        return [], problems  # of the others, nothing may have been stored, or by an earlier run
+        return [], problems  # others may not have been stored, or by an earlier run only
     lost = {problem.visit for problem in problems}
     stored = [
         replace(image, sha256=read_digest(image.folder))
@@ -73,26 +73,26 @@ def store_images(
 def store_cohort(
     study: Study, cohort: Subjects, runner: Runner, *, lesions: Lesions, synthetic: bool
 ) -> Subjects:
-    """Check and store the PETs of all subjects, and what is known of lesions and regions.
+    """Check and store the PETs of all subjects, with the masks of lesions and the atlas.
 
     Parameters
     ----------
     study : Study
-        The run.
+        Common parameters of the run.
     cohort : Subjects
         Controls and patients.
     runner : Runner
-        Runs the graphs.
+        Runner of the workflows.
     lesions : Lesions
-        Of the patients, as :func:`bids_app.plan.group.refuse_knowledge` has found them.
+        Lesions of the patients, from :func:`bids_app.plan.group.refuse_knowledge`.
     synthetic : bool
         Whether synthetic PETs are needed, too.
 
     Returns
     -------
     Subjects
-        Those of whom a PET is stored, of patients a real one; notes and problems are those of
-        lesions, and those that this finds.
+        Controls with a stored PET, and patients with a stored real one; notes and problems are
+        those of lesions and of this step.
     """
     settings = runner.settings
     patients, without_t1w = keep_with_t1w(cohort.patients)
@@ -102,7 +102,7 @@ def store_cohort(
     graphs = _mask_graphs(study, lesions.masks, settings)
     atlas, reference = study.work_dir / "atlas.nii.gz", mask_on_grid(study, patients)
     atlas_files = atlas_of(settings)
-    atlas.unlink(missing_ok=True)  # of an earlier run
+    atlas.unlink(missing_ok=True)  # from an earlier run
     if atlas_files is not None and reference is not None:
         orientation = settings.assume_orientation
         graphs.append(
@@ -124,7 +124,10 @@ def store_cohort(
 def _mask_graphs(
     study: Study, masks: Mapping[Preprocessed, LesionMask], settings: Settings
 ) -> list[Workflow]:
-    """Carry masks of lesions to the template's grid, where clusters are, and to the T1w's own."""
+    """Build workflows that resample masks of lesions to the template's grid and to that of the T1w.
+
+    Clusters are on the template's grid.
+    """
     graphs = []
     for number, (visit, mask) in enumerate(masks.items()):
         to_template = [] if mask.in_template else [t1w_to_template(visit)]
@@ -137,7 +140,7 @@ def _mask_graphs(
             ("", lesions_in_template(visit), visit.brain_mask, to_template, template, grid),
             ("_on_t1w", lesions_on_t1w(visit), native_t1w(visit), to_t1w, "T1w", on_t1w),
         ):
-            path.unlink(missing_ok=True)  # of an earlier run
+            path.unlink(missing_ok=True)  # from an earlier run
             sidecar: Sidecar = {
                 "Description": f"Lesions as {mask.path.name} has them, in {place}",
                 "Sources": [drawn, *(_uri(study, path) for path in transforms)],

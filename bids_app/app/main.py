@@ -1,4 +1,4 @@
-"""From settings to the level they name."""
+"""Entry point of a run: from settings to the requested level."""
 
 import logging
 from contextlib import suppress
@@ -21,13 +21,13 @@ from bids_app.workflows.execution import quiet
 METHODS = {
     "train": write_training_methods,
     "group": write_group_methods,
-}  # which tell what was done
+}  # of levels that describe what was done
 LEVELS = {"participant": participant, "train": train, "group": group}
 LOUDNESS = {0: logging.CRITICAL, 1: logging.WARNING}
 
 
 def _write_plan(settings: Settings, run_record: provenance.RunRecord) -> str:
-    """Write the methods paragraph of what the settings would do to participants."""
+    """Return the methods paragraph of what the participant level would do with these settings."""
     generator = prepare_generator(settings)
     has_pet = any(settings.bids_dir.glob("sub-*/**/pet/*_pet.nii*"))
     values = {
@@ -47,7 +47,7 @@ def _write_plan(settings: Settings, run_record: provenance.RunRecord) -> str:
 
 
 def _write_methods(settings: Settings, run_record: provenance.RunRecord) -> str:
-    """Write the methods paragraph: of participants what would be done, of others what was."""
+    """Return the methods paragraph: planned for the participant level, actual for the others."""
     if settings.level not in METHODS:
         return _write_plan(settings, run_record)
     refuse_without_results(settings, "--boilerplate-only")
@@ -55,12 +55,12 @@ def _write_methods(settings: Settings, run_record: provenance.RunRecord) -> str:
 
 
 def run(settings: Settings) -> int:
-    """Do what the settings say; return the exit code.
+    """Run the requested level, and return the exit code.
 
     Raises
     ------
     Mri2petError
-        If the run cannot begin, or nothing of it can be used.
+        If the run cannot start, or none of its input can be used.
     """
     quiet(LOUDNESS.get(settings.verbose, logging.INFO))
     console, run_record = Console(), provenance.start_record()
@@ -69,7 +69,7 @@ def run(settings: Settings) -> int:
         return 0
     code = LEVELS[settings.level](settings, console, run_record)
     if code in (DONE, PARTIAL) and not (settings.dry_run or settings.reports_only):
-        with suppress(Mri2petError):  # what was asked for is there; the text can be asked for again
+        with suppress(Mri2petError):  # results are complete; the text can be requested later
             write_citation(
                 settings.output_dir, settings.level, _write_methods(settings, run_record)
             )

@@ -1,4 +1,4 @@
-"""The participant level: every visit into MNI space, and a synthetic PET for each."""
+"""Participant level: preprocessing of every visit into MNI space, and synthesis of its PET."""
 
 import os
 import time
@@ -67,12 +67,12 @@ from bids_app.settings import Settings
 from bids_app.templates import Template
 from bids_app.visit import Selection, Visit, label_of
 
-PAUSE_RATIO = 20  # from one writing of tables to the next, in times what one takes; our choice: 5 %
+PAUSE_RATIO = 20  # pause between writings of tables, relative to their duration; our choice: 5 %
 _Table = tuple[dict[str, dict[str, str]], tuple[str, ...]]  # participants.tsv, and remarks on it
 
 
 def participant(settings: Settings, console: Console, run_record: description.RunRecord) -> int:
-    """Bring every participant into MNI space, and predict the PET of each.
+    """Preprocess every participant into MNI space, and predict the PET of each.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
     Raises
     ------
     Mri2petError
-        If the run cannot begin, or nothing that was selected can be used.
+        If the run cannot start, or none of the selected images can be used.
     """
     started = time.monotonic()
     selection = _select(settings, console)
@@ -116,7 +116,7 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
 
 
 def _select(settings: Settings, console: Console) -> Selection:
-    """Choose images; a dry run prints them, whatever else may be refused later."""
+    """Select images; a dry run prints them, before any later check fails."""
     refuse_places(settings)
     selection = read_selection(settings)
     if settings.dry_run:
@@ -125,7 +125,7 @@ def _select(settings: Settings, console: Console) -> Selection:
 
 
 def _report_namesakes(selection: Selection, run: ParticipantPlan, console: Console) -> Selection:
-    """Tell, once and in reports, of labels that the generator knows from another dataset."""
+    """Report labels that the generator knows from another dataset, once and in reports."""
     if run.generator is None:
         return selection
     card, names = run.generator.card, raw_dataset_names(run.bids_dir)
@@ -146,15 +146,16 @@ def _report_namesakes(selection: Selection, run: ParticipantPlan, console: Conso
 def _compute(
     plans: Sequence[VisitPlan], run: ParticipantPlan, reports: "_Reports", aside: Sequence[Problem]
 ) -> list[Problem]:
-    """Run the graphs of visits; each participant's report is written when its last node is done.
+    """Run the workflows of visits, and write each participant's report after its last node.
 
-    So are the tables, unless they have just been: those of a thousand participants take a second.
+    The tables are written as well, unless they have just been: for a thousand participants, this
+    takes a second.
     """
     due = time.monotonic()
 
     def report(subject: str, problems: Sequence[Problem]) -> None:
         nonlocal due
-        with suppress(Exception):  # of any kind: it is tried again when all others are done
+        with suppress(Exception):  # of any kind: it is retried at the end of the run
             reports.write([subject], [*aside, *problems])
             began = time.monotonic()
             if began >= due:
@@ -168,11 +169,11 @@ def _compute(
 
 
 def _refuse(settings: Settings) -> GeneratorChoice | None:
-    """Refuse what settings ask for and cannot be had, before any folder is made."""
+    """Check that the settings can be satisfied, before any folder is created."""
     generator = prepare_generator(settings)
     refuse_plugin(settings)
-    choose_device(settings.device)  # refuses one that is not there
-    read_tsv(settings.output_dir / "participants.tsv")  # a damaged one is refused now, not late
+    choose_device(settings.device)  # fails if there is no such device
+    read_tsv(settings.output_dir / "participants.tsv")  # if damaged, fails now rather than later
     return generator
 
 
@@ -180,7 +181,7 @@ def _refuse(settings: Settings) -> GeneratorChoice | None:
 def _hold_visits(
     settings: Settings, selection: Selection, console: Console, run_record: description.RunRecord
 ) -> Iterator[None]:
-    """Make the folders of the run, and keep its visits for its life; a dry run does neither."""
+    """Create the folders of the run and claim its visits in the block; a dry run does neither."""
     if settings.dry_run:
         yield
         return
@@ -197,18 +198,18 @@ def _prepare(
     console: Console,
     run_record: description.RunRecord,
 ) -> tuple[_Table, Template, ParticipantPlan]:
-    """See that the run can begin: what is refused here is refused by a dry run as well.
+    """Check that the run can start; a dry run makes the same checks.
 
-    Only the template is written, by a dry run nothing.
+    Only the template is written, and nothing by a dry run.
 
     Returns
     -------
     tuple
-        Columns of participants.tsv by label, with remarks; the template; what visits have in
-        common.
+        Columns of participants.tsv by label, with remarks; the template; the common parameters of
+        visits.
     """
     _, threads = share_resources(settings, len(selection.visits))
-    with _validation(settings) as validation:  # another process works on it meanwhile
+    with _validation(settings) as validation:  # runs in another process meanwhile
         table = _participants(settings, console)
         template = prepare_template(settings, write=not settings.dry_run)
         _report_validation(validation, console)
@@ -218,7 +219,7 @@ def _prepare(
 
 
 def _participants(settings: Settings, console: Console) -> _Table:
-    """Read participants.tsv, which images do not depend on; a damaged one is only told of."""
+    """Read participants.tsv; if it is damaged, warn only, because images do not depend on it."""
     try:
         present = find_subjects(settings.bids_dir)
         participants, remarks = read_participants(settings.bids_dir, present)
@@ -231,7 +232,7 @@ def _participants(settings: Settings, console: Console) -> _Table:
 
 @contextmanager
 def _validation(settings: Settings) -> Iterator[Future[str | None] | None]:
-    """Run the BIDS validator, if it is wanted, beside what is done in the block."""
+    """Run the BIDS validator, if requested, alongside the block."""
     with ThreadPoolExecutor(1) as thread:
         yield thread.submit(validate_bids, settings.bids_dir) if settings.validate else None
 
@@ -275,7 +276,7 @@ def _report_aside(
 
 
 def _report_images(plans: Sequence[VisitPlan], console: Console) -> None:
-    """Tell what was seen of images only when they were read, registered and resampled."""
+    """Report notes on images that are only known after reading, registration and resampling."""
     for plan in plans:
         for path in (plan.paths.t1w, *(pet.in_t1w for pet in plan.paths.pets)):
             for note in read_derivative(path).reading_notes():
@@ -292,9 +293,9 @@ def _report_images(plans: Sequence[VisitPlan], console: Console) -> None:
 def _plan(
     selection: Selection, run: ParticipantPlan, logs: Path | None
 ) -> tuple[list[VisitPlan], list[VisitPlan], list[Problem]]:
-    """Plan all visits; those whose results are there already come second, the unfit third.
+    """Plan all visits; return those to compute, those already complete, and the problems of others.
 
-    Tracebacks go to the folder ``logs``; None: nowhere.
+    Tracebacks are written to the folder ``logs``, if it is not None.
     """
     plans, done, problems = list[VisitPlan](), list[VisitPlan](), list[Problem]()
     for visit in selection.visits:
@@ -305,7 +306,7 @@ def _plan(
             else:
                 refuse_unprepared(plan, run)
                 plans.append(plan)
-        except Exception as error:  # of any kind: it is this visit's, and no one else's
+        except Exception as error:  # of any kind: it only affects this visit
             problems.append(problem_of(error, visit.subject, label_of(visit), logs))
     return plans, done, problems
 
@@ -313,7 +314,7 @@ def _plan(
 def _estimate(
     plans: Sequence[VisitPlan], run: ParticipantPlan, settings: Settings, console: Console
 ) -> None:
-    """Tell what a run would need for the visits that are not complete."""
+    """Report the resources that a run would need for the visits that are not complete."""
     if not plans:
         return
     grid = grid_of(settings)
@@ -336,9 +337,9 @@ def _report_plans(
     early: Sequence[Problem],
     console: Console,
 ) -> int:
-    """Say the last lines of a dry run; return the exit code that the run would have at best.
+    """Print the last lines of a dry run, and return the best exit code that the run could have.
 
-    ``early`` are those of the problems ``aside`` that the tables have not told yet.
+    ``early`` contains the problems in ``aside`` that have not been reported yet.
     """
     report_notes(console, problems=early)
     verb = "is" if len(done) == 1 else "are"
@@ -348,13 +349,13 @@ def _report_plans(
 
 
 def _subjects(selection: Selection) -> list[str]:
-    """List participants whose images were looked at, with or without success."""
+    """List the participants whose images were checked, with or without success."""
     images = {unused.subject for unused in selection.unused if unused.path is not None}
     return sorted({visit.subject for visit in selection.visits} | images)
 
 
 def _report_again(selection: Selection, settings: Settings, console: Console) -> int:
-    """Write reports from what lies in the output folder; return the exit code."""
+    """Write reports from the contents of the output folder, and return the exit code."""
     output_dir = settings.output_dir
     subjects = [
         subject for subject in _subjects(selection) if (output_dir / f"sub-{subject}").is_dir()
@@ -386,23 +387,23 @@ def _report_again(selection: Selection, settings: Settings, console: Console) ->
 def report_subjects(
     output_dir: Path, summaries: Mapping[str, RunSummary], template_t1w: Path, console: Console
 ) -> list[Problem]:
-    """Write reports of participants; one that fails does not take the others with it.
+    """Write the reports of participants; one that fails does not affect the others.
 
     Parameters
     ----------
     output_dir : Path
-        The derivative dataset.
+        Root of the derivative dataset.
     summaries : mapping
-        Label → what the run tells of it.
+        Label → summary of the run for this participant.
     template_t1w : Path
-        The template, on the grid of the images in its space.
+        Template on the grid of the images in its space.
     console : Console
-        Is told of what failed.
+        Console for failures.
 
     Returns
     -------
     list of Problem
-        One a report that could not be written.
+        One problem per report that could not be written.
     """
     problems, logs = list[Problem](), output_dir / "logs"
     for subject, run in summaries.items():
@@ -414,7 +415,7 @@ def report_subjects(
 
 
 def report_all(output_dir: Path, console: Console) -> list[Problem]:
-    """Write the table of all participants; where that fails, all other results stand."""
+    """Write the table of all participants; if that fails, all other results remain."""
     with report_failure(console, name=OVERVIEW, logs=output_dir / "logs") as lost:
         write_overview(output_dir)
     return lost
@@ -422,9 +423,10 @@ def report_all(output_dir: Path, console: Console) -> list[Problem]:
 
 @dataclass(frozen=True)
 class _Reports:
-    """The reports and tables of a run, written participant by participant.
+    """Writer of the reports and tables of a run, participant by participant.
 
-    ``fresh``: whose visits this run computes; of others, a report keeps what it told of their run.
+    ``fresh`` lists the participants whose visits this run computes; reports of others keep the
+    details of the run that computed them.
     """
 
     settings: Settings
@@ -438,7 +440,7 @@ class _Reports:
     written: set[str] = field(default_factory=set)
 
     def _summarize(self, subject: str, problems: Sequence[Problem]) -> RunSummary:
-        """Gather what the report of a participant tells."""
+        """Collect what the report of a participant contains about the run."""
         visits, unused = self.selection.visits, self.selection.unused
         notes = [note for visit in visits if visit.subject == subject for note in visit.notes]
         notes += [
@@ -452,7 +454,7 @@ class _Reports:
         return run
 
     def write(self, subjects: Sequence[str], problems: Sequence[Problem]) -> list[Problem]:
-        """Write reports of participants; give what failed of it."""
+        """Write the reports of participants; return problems."""
         summaries = {subject: self._summarize(subject, problems) for subject in subjects}
         output_dir = self.settings.output_dir
         failed = report_subjects(output_dir, summaries, self.template.reference, self.console)
@@ -460,7 +462,7 @@ class _Reports:
         return failed
 
     def tables(self) -> list[str]:
-        """Write the tables of the dataset; give remarks on them."""
+        """Write the tables of the dataset; return remarks on them."""
         participants, remarks = self.table
         return finish_dataset(
             self.settings.output_dir,
@@ -470,7 +472,7 @@ class _Reports:
         )
 
     def finish(self, problems: Sequence[Problem]) -> list[Problem]:
-        """Write the reports that are not as they should be, and the tables; give what failed."""
+        """Write the reports that are not up to date, and the tables; return problems."""
         others = [subject for subject in _subjects(self.selection) if subject not in self.written]
         output_dir = self.settings.output_dir
         shared = shared_sources(output_dir, self.template.reference)
@@ -493,7 +495,7 @@ def _close(
     settings: Settings,
     console: Console,
 ) -> int:
-    """Say the last line; return the exit code."""
+    """Print the last line, and return the exit code."""
     troubled = {problem.visit for problem in problems}
     lost = {problem.visit for problem in problems if problem.fatal}
     well = [plan for plan in plans if plan.name not in troubled]

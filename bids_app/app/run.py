@@ -1,4 +1,4 @@
-"""What the levels share: folders, template, generator and resources, and running of graphs."""
+"""Common parts of the levels: folders, template, generator, resources, and running of workflows."""
 
 import os
 import shutil
@@ -57,28 +57,28 @@ from bids_app.workflows.execution import Crash, Resources, label_nodes, nodes_of
 from bids_app.workflows.registration import Preprocessing
 
 DONE, PARTIAL = 0, 1  # exit codes
-RESULTS = {"train": "table1.tsv", "group": "clusters.tsv"}  # what shows that a level was run
+RESULTS = {"train": "table1.tsv", "group": "clusters.tsv"}  # exist if a level was run
 LARGEST_PLUGIN, MOST_BRACKETS = 1 << 15, 200  # bytes, [ or {; our choice
-WORK = ".work"  # pybids and other BIDS tools pass over names that begin with a dot
+WORK = ".work"  # pybids and other BIDS tools ignore names that begin with a dot
 KEPT = ("logs", "figures", "generators", "detectors", "crossvalidation")  # beside sub-*
 RAW = "sourcedata"
 OLD_GRAPHS = ("mri2pet", "mri2pet_train", "mri2pet_group")
 
 
 def work_dir_of(settings: Settings) -> Path:
-    """Say where intermediate files go: a folder of the output, unless another was named."""
+    """Return the folder of intermediate files: in the output folder, unless another was given."""
     return settings.output_dir / WORK if settings.work_dir is None else settings.work_dir
 
 
 def refuse_places(settings: Settings) -> None:
-    """Refuse folders that a run must not, or cannot, write to; nothing is made.
+    """Check that a run may and can write to its folders; none is created.
 
     Raises
     ------
     UsageError
-        As :func:`bids_app.dataset.validation.refuse_inside`; if the output folder holds the raw
-        dataset elsewhere than in ``sourcedata``, or is that of another app; if the work folder
-        would mix with data or results.
+        See :func:`bids_app.dataset.validation.refuse_inside`; also if the output folder contains
+        the raw dataset elsewhere than in ``sourcedata``, or belongs to another app, or if the work
+        folder would be mixed with data or results.
     CannotCreateError
         If a folder cannot be written to.
     """
@@ -88,7 +88,7 @@ def refuse_places(settings: Settings) -> None:
     for folder in (out, *(folder for folder in (work, index) if folder is not None)):
         refuse_inside(settings.bids_dir, folder)
     inside = place_in(out, settings.bids_dir)
-    if inside is not None and inside != (RAW,):  # where BIDS lets derivatives keep what is raw
+    if inside is not None and inside != (RAW,):  # BIDS allows raw data there in derivatives
         raise UsageError(f"{out}: contains the BIDS dataset; choose a separate output folder")
     if work is not None:
         _refuse_work(work, settings)
@@ -107,7 +107,7 @@ def _refuse_bytes(folder: Path) -> None:
 
 
 def _refuse_work(work: Path, settings: Settings) -> None:
-    """Refuse a work folder whose files would lie among data or results."""
+    """Check that the files of a work folder would not be mixed with data or results."""
     out, raw = settings.output_dir, settings.bids_dir
     advice = "choose another --work-dir, a folder of its own"
     inside = place_in(out, work)
@@ -123,12 +123,12 @@ def _refuse_work(work: Path, settings: Settings) -> None:
 
 
 def _refuse_unwritable(folder: Path) -> None:
-    """See that a folder, or the one that it would be made in, can be written to."""
+    """Check that a folder, or its nearest existing parent, can be written to."""
     try:
         existing = next(
             place for place in (folder, *folder.parents) if place.is_symlink() or place.exists()
         )
-        with tempfile.TemporaryFile(dir=existing) as file:  # has no name on most disks
+        with tempfile.TemporaryFile(dir=existing) as file:  # nameless on most file systems
             file.write(b"mri2pet")
     except OSError as error:
         raise CannotCreateError(
@@ -137,12 +137,12 @@ def _refuse_unwritable(folder: Path) -> None:
 
 
 def make_places(settings: Settings) -> None:
-    """Make the folders that a run writes to; the validator is to pass over the work folder.
+    """Create the folders that a run writes to, with the work folder ignored by the BIDS validator.
 
     Raises
     ------
     CannotCreateError
-        If one cannot be made.
+        If a folder cannot be created.
     """
     make_writable(settings.output_dir)
     make_writable(work_dir_of(settings))
@@ -150,7 +150,7 @@ def make_places(settings: Settings) -> None:
 
 
 def describe_old_work(settings: Settings) -> list[str]:
-    """Tell of a work folder of version 0.1, which no one uses any more."""
+    """Describe a work folder of version 0.1, which is no longer used."""
     old = settings.output_dir / "work"
     if settings.work_dir is not None or not any((old / name).is_dir() for name in OLD_GRAPHS):
         return []
@@ -161,12 +161,12 @@ def describe_old_work(settings: Settings) -> list[str]:
 
 
 def refuse_plugin(settings: Settings) -> None:
-    """Refuse a plugin that could not be used, before anything is computed.
+    """Check that a plugin can be used, before anything is computed.
 
     Raises
     ------
     UsageError
-        As :func:`read_plugin` and :func:`bids_app.workflows.execution.refuse_plugin`.
+        See :func:`read_plugin` and :func:`bids_app.workflows.execution.refuse_plugin`.
     """
     plugin = read_plugin(settings.use_plugin)
     if plugin is not None:
@@ -174,12 +174,12 @@ def refuse_plugin(settings: Settings) -> None:
 
 
 def refuse_without_results(settings: Settings, flag: str) -> None:
-    """Refuse a flag that is about what a level has done, where it has not.
+    """Check that a level was run, for a flag that needs its results.
 
     Raises
     ------
     MissingInputError
-        If its table is not there.
+        If the table of the level does not exist.
     """
     if not (settings.output_dir / RESULTS[settings.level]).is_file():
         raise MissingInputError(
@@ -189,9 +189,9 @@ def refuse_without_results(settings: Settings, flag: str) -> None:
 
 
 def prepare_template(settings: Settings, *, write: bool = True) -> Template:
-    """Write the template where the run finds it, on the grid that the settings ask for.
+    """Write the template to the work folder, on the grid of the settings.
 
-    ``write``: if not, it is only seen whether it can be had.
+    If not ``write``, only its availability is checked.
     """
     return prepare(
         settings.template,
@@ -203,7 +203,7 @@ def prepare_template(settings: Settings, *, write: bool = True) -> Template:
 
 
 def prepare_generator(settings: Settings) -> GeneratorChoice | None:
-    """Find the generator and see that it fits, or None where the run synthesizes nothing."""
+    """Find the generator and check that it fits; None if the run does not synthesize."""
     if settings.stage == "preprocess":
         return None
     grid = grid_of(settings)
@@ -224,9 +224,9 @@ def prepare_generator(settings: Settings) -> GeneratorChoice | None:
 
 
 def share_resources(settings: Settings, visits: int) -> tuple[Resources, int]:
-    """Decide on CPUs and memory of the run, and threads of a node; tell libraries of both.
+    """Determine the CPUs and memory of the run and the threads of a node; set limits of libraries.
 
-    Where nodes become jobs of a queue, the CPUs of this process do not bound their threads.
+    If nodes become jobs of a queue, their threads are not limited by the CPUs of this process.
     """
     limits = find_limits(os.environ)
     nprocs = limits.cpus if settings.nprocs is None else settings.nprocs
@@ -248,7 +248,7 @@ def prepare_run(
     threads: int,
     version: str,
 ) -> ParticipantPlan:
-    """Gather what decides about the results of all visits; ``version`` is that of the app."""
+    """Collect all that determines the results of visits; ``version`` is that of the app."""
     preprocessing = Preprocessing(
         template=template.brain,
         reference=template.reference,
@@ -295,7 +295,7 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
     Raises
     ------
     UsageError
-        If it cannot be read, names no plugin, or its ``plugin_args`` are no mapping.
+        If the file cannot be read or names no plugin, or if its ``plugin_args`` are not a mapping.
     """
     if path is None:
         return None
@@ -303,7 +303,7 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
         text = read_text(path, LARGEST_PLUGIN)
         if not text or max(text.count(sign) for sign in "[{") > MOST_BRACKETS:
             raise UsageError(f"{path}: empty, or too large for a file of --use-plugin; correct it")
-        content = yaml.safe_load(text)  # JSON is YAML, too
+        content = yaml.safe_load(text)  # also reads JSON
     except RecursionError as error:
         raise UsageError(f"{path}: lists in lists without end; correct it") from error
     except (ReadWriteError, UnusableDataError) as error:
@@ -323,12 +323,12 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
 def begin(
     settings: Settings, run_record: RunRecord, console: Console, *, results: Collection[str]
 ) -> Iterator[None]:
-    """Make the folders of a run of controls or patients, keep others from them, and record it.
+    """Create the folders of a run of controls or patients, claim them, and record the run.
 
     Parameters
     ----------
     settings, run_record, console, results
-        As :func:`hold` has them.
+        See :func:`hold`.
     """
     make_places(settings)
     with hold(settings, run_record, console, results=results, intermediate=[settings.level]):
@@ -340,7 +340,7 @@ def begin(
 def report_notes(
     console: Console, notes: Iterable[str] = (), problems: Iterable[Problem] = ()
 ) -> None:
-    """Tell what a reader may want to know, then what went wrong."""
+    """Print notes, and then problems."""
     for note in notes:
         console.say(note)
     for problem in problems:
@@ -351,28 +351,28 @@ def report_notes(
 def report_failure(
     console: Console, *, name: str, logs: Path, subject: str = ""
 ) -> Iterator[list[Problem]]:
-    """Write a report in the block; where that fails, it is told: all other results stand.
+    """Report the failure of a report that is written in the block; all other results remain.
 
     Parameters
     ----------
     console
-        Is told.
+        Console for the failure.
     name : str
-        Of the report's file.
+        File name of the report.
     logs : Path
-        Gets the traceback of an error that nobody foresaw.
+        Folder for the traceback of an unexpected error.
     subject : str
-        Label of the participant whose report it is; "" if it is of all.
+        Label of the participant of the report; "" if it is about all.
 
     Yields
     ------
     list of Problem
-        Behind the block, what failed.
+        Problems, filled in when the block ends.
     """
     problems: list[Problem] = []
     try:
         yield problems
-    except Exception as error:  # of any kind: it is only the report
+    except Exception as error:  # of any kind: it only affects the report
         problems.append(problem_of(error, subject, name, logs))
         report_notes(console, problems=problems)
 
@@ -380,7 +380,7 @@ def report_failure(
 def report_level(
     settings: Settings, console: Console, write: Callable[..., Path], summary: RunSummary
 ) -> list[Problem]:
-    """Write the report of ``train`` or ``group``; where that fails, all other results stand."""
+    """Write the report of ``train`` or ``group``; if that fails, all other results remain."""
     name, output_dir = f"{settings.level}.html", settings.output_dir
     with report_failure(console, name=name, logs=output_dir / "logs") as lost:
         write(
@@ -390,16 +390,16 @@ def report_level(
 
 
 def report_again(settings: Settings, console: Console, report: Callable[[], list[Problem]]) -> int:
-    """Write the reports of ``train`` or ``group`` from disk, unless the run is dry.
+    """Write the reports of ``train`` or ``group`` from disk, unless this is a dry run.
 
     Parameters
     ----------
     settings : Settings
-        Of the run.
+        Settings of the run.
     console
-        Is told.
+        Console for the last line.
     report
-        Writes them, and gives what failed.
+        Function that writes the reports, and returns problems.
 
     Returns
     -------
@@ -418,22 +418,22 @@ def report_again(settings: Settings, console: Console, report: Callable[[], list
 def summarize_level(
     summary: RunSummary, settings: Settings, notes: Sequence[str], problems: Iterable[Problem]
 ) -> RunSummary:
-    """Add what a run of ``train`` or ``group`` tells to what every run does."""
+    """Add the parts specific to ``train`` and ``group`` to the summary of a run."""
     sentences = [problem.sentence for problem in problems]
     return {**summary, "problems": sentences, "notes": notes, "settings": vars(settings)}
 
 
 def report_estimate(settings: Settings, jobs: int, console: Console, estimate: Estimate) -> None:
-    """Tell what a run would need, and warn of what it would probably not have.
+    """Report the resources that a run would need, and warn of probable shortages.
 
     Parameters
     ----------
     settings, jobs : Settings, int
-        Of the run, as :class:`Runner` has them.
+        Settings and number of parallel jobs of the run; see :class:`Runner`.
     console
-        Is told.
+        Console for the estimate.
     estimate : Estimate
-        Of the run.
+        Estimate of the run.
     """
     resources, _ = share_resources(settings, jobs)
     console.report_estimate(describe_estimate(estimate, resources.nprocs))
@@ -447,16 +447,16 @@ def report_estimate(settings: Settings, jobs: int, console: Console, estimate: E
 
 
 def close_dry(sentence: str, problems: Sequence[Problem], console: Console) -> int:
-    """Say the last line of a dry run; return the exit code that the run would have at best.
+    """Print the last line of a dry run, and return the best exit code that the run could have.
 
     Parameters
     ----------
     sentence : str
-        What the run would do.
+        Description of what the run would do.
     problems : sequence of Problem
-        All that are known before it.
+        All problems known beforehand.
     console
-        Is told.
+        Console for the line.
     """
     troubled = sorted({f"sub-{problem.subject}" for problem in problems})
     console.close(
@@ -467,14 +467,14 @@ def close_dry(sentence: str, problems: Sequence[Problem], console: Console) -> i
 
 
 def exit_code_of(problems: Sequence[Problem], *, usable: bool) -> int:
-    """Say how a run ended: well, in part, or, where nothing of it is usable, by what went wrong."""
+    """Return the exit code of a run: success, partial success, or an error if nothing is usable."""
     if not problems:
         return DONE
     return PARTIAL if usable else error_of(problems).exit_code
 
 
 def summarize_run(run_record: RunRecord, started: float) -> RunSummary:
-    """Gather what reports tell of a run that ends now; it started at this monotonic time."""
+    """Summarise for reports a run that ends now and began at ``started``, in monotonic time."""
     return RunSummary(
         versions=run_record.versions,
         date=run_record.date,
@@ -492,18 +492,18 @@ def hold(
     results: Collection[str],
     intermediate: Collection[str],
 ) -> Iterator[None]:
-    """Keep other runs from what this one works on, for as long as the block lasts.
+    """Claim what a run works on for the duration of the block, so that other runs leave it alone.
 
-    What a run that was killed has left half-written beside the folders of subjects is removed.
+    Partial files that a killed run has left beside the folders of subjects are removed.
 
     Parameters
     ----------
     settings, run_record : Settings, RunRecord
-        Of the run.
+        Settings and record of the run.
     console : Console
-        Is told where a disk knows no locks.
+        Console for a warning if a disk does not support locks.
     results, intermediate : collection of str
-        What is claimed in the output folder, and in the work folder.
+        Names to claim in the output folder, and in the work folder.
 
     Raises
     ------
@@ -529,20 +529,20 @@ def _problem(crash: Crash) -> Problem:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs the graphs of one level.
+    """Runner of the workflows of one level.
 
     Parameters
     ----------
     settings : Settings
-        Of the run.
+        Settings of the run.
     console : Console
-        Is told.
+        Console for progress and messages.
     name : str
-        Of the folder of intermediate files, in the work folder.
+        Name of the folder of intermediate files, in the work folder.
     jobs : int
-        That can run side by side, at most.
+        Maximum number of parallel jobs.
     used : list of dict
-        What steps have used so far, where that is measured.
+        Resources used by steps so far, if they are measured.
     """
 
     settings: Settings
@@ -553,14 +553,14 @@ class Runner:
 
     @cached_property
     def resources_file(self) -> Path:
-        """The table of what steps use, where that is measured."""
+        """Path of the table of resources used by steps, if they are measured."""
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
         name = f"{date}-{uuid4().hex[:8]}_resources.tsv"
         return self.settings.output_dir / "logs" / name
 
     @cached_property
     def shares(self) -> tuple[Resources, int]:
-        """What the run may use of this machine, and threads of a node."""
+        """Resources of this machine that the run may use, and threads of a node."""
         return share_resources(self.settings, self.jobs)
 
     def run(
@@ -569,16 +569,17 @@ class Runner:
         labels: Mapping[str, str],
         on_finished: Callable[[str, Sequence[Problem]], None] | None = None,
     ) -> list[Problem]:
-        """Run graphs side by side; what failed is returned, and not told yet.
+        """Run workflows in parallel; return failures, which are not reported yet.
 
         Parameters
         ----------
         graphs : sequence of Workflow
-            Names differ; :func:`bids_app.workflows.execution.label_nodes` has told what nodes are.
+            Workflows with different names, whose nodes are labelled by
+            :func:`bids_app.workflows.execution.label_nodes`.
         labels : mapping
-            Names for people of those parts whose progress is shown.
+            Displayed names of the parts whose progress is shown.
         on_finished : callable or None
-            As :func:`run_graph` has it; it is told problems.
+            Callback of :func:`run_graph`, which here receives problems.
         """
         settings = self.settings
         workflow = Workflow(self.name, base_dir=str(work_dir_of(settings)))
@@ -612,11 +613,11 @@ class Runner:
             "mem_gb": node.mem_gb,
         }
         self.used.append(row)
-        with suppress(ReadWriteError):  # results matter more
+        with suppress(ReadWriteError):  # results are more important
             note_resources(self.resources_file, row)
 
     def report_used(self) -> None:
-        """Tell of the steps that have used the most, where that is measured."""
+        """Report the steps that have used the most resources, if these are measured."""
         if not self.settings.resource_monitor:
             return
         if self.used:
@@ -633,19 +634,19 @@ def compute(
     *,
     on_finished: Callable[[str, Sequence[Problem]], None],
 ) -> list[Problem]:
-    """Run the graphs of visits, one participant's before the next's; tell and return what failed.
+    """Run the workflows of visits, participant by participant; report and return failures.
 
     Parameters
     ----------
     plans : sequence of VisitPlan
-        Of all visits, those of a participant beside one another.
+        Plans of all visits, with those of a participant next to one another.
     run : ParticipantPlan
-        What they have in common.
+        Common parameters of all visits.
     runner : Runner
-        Runs the graphs.
+        Runner of the workflows.
     on_finished : callable
-        Is told a participant's label, and what has failed so far, when nothing is left to be done
-        for that participant. Not where another plugin runs the graphs.
+        Callback with a participant's label and all failures so far, called when nothing remains to
+        be done for that participant. It is not called if another plugin runs the workflows.
     """
     problems, graphs = [], {}
     for plan in plans:
@@ -657,7 +658,7 @@ def compute(
             results = (*plan.paths.preprocessed, *plan.paths.synthesized)
             for folder in {path.parent for path in results}:
                 remove_partials(folder)
-        except Exception as error:  # of any kind: it is this visit's, and no one else's
+        except Exception as error:  # of any kind: it only affects this visit
             logs = runner.settings.output_dir / "logs"
             problems.append(problem_of(error, plan.visit.subject, plan.label, logs, plan.name))
     if graphs:
@@ -676,7 +677,7 @@ def compute(
 
 
 def clean(plans: Sequence[VisitPlan], problems: Sequence[Problem], settings: Settings) -> None:
-    """Delete intermediate files of visits in which nothing failed."""
+    """Delete the intermediate files of visits in which nothing failed."""
     failed = {problem.visit for problem in problems}
     for plan in plans:
         if plan.name not in failed:

@@ -1,6 +1,7 @@
-"""``mri2pet --self-test``: does what is installed here work? In processes as users start them.
+"""Self-test, ``mri2pet --self-test``, of the installation, in processes started as by users.
 
-What may be broken is imported by the check that needs it: no check takes the others with it.
+Packages that may be broken are imported by the check that needs them, so that the other checks are
+not affected.
 """
 
 import os
@@ -16,12 +17,12 @@ from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.resources import choose_device, find_limits, limit_threads, threads_per_node
 from bids_app.settings import LPIPS_VARIABLE
 
-TOLERANCE = 1e-4  # of decisions of one-class SVMs; few samples and features hang on the last steps
-LEAST_LIKENESS = 0.7  # correlation; our choice, 0.96 was seen
+TOLERANCE = 1e-4  # of decision values; with few samples and features, the last steps matter
+LEAST_LIKENESS = 0.7  # correlation; our choice, 0.96 was observed
 TIMEOUT = 600.0  # s
 LAST_LINES = 3
 Check = Callable[[], str]
-# Import one after another; a line before each, in case it takes Python with it, and one after.
+# Imports modules in turn; prints a line before each, in case it crashes Python, and one after.
 IMPORTS = """
 import importlib, sys
 for name in sys.argv[1:]:
@@ -33,7 +34,7 @@ for name in sys.argv[1:]:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     print(name, said, sep="\\t", flush=True)
 """
-# How many threads a library takes, told by a process that has nothing but that library.
+# Print the number of threads of a library, in a process that only imports that library.
 THREADS = {
     "torch": "import torch; print(torch.get_num_threads())",
     "ITK": "import SimpleITK as s; print(s.ProcessObject.GetGlobalDefaultNumberOfThreads())",
@@ -41,7 +42,7 @@ THREADS = {
 
 
 def check_packages() -> str:
-    """Import all that mri2pet asks for; list versions."""
+    """Import all requirements of mri2pet; return their versions."""
     required = [
         re.split(r"[^\w.-]", line)[0]
         for line in requires("mri2pet") or []
@@ -68,14 +69,14 @@ def check_packages() -> str:
 
 
 def check_machine() -> str:
-    """Tell what a run may use."""
+    """Describe the resources that a run may use."""
     limits = find_limits(os.environ)
     device = choose_device("auto")
     return f"{limits.cpus} CPUs, {limits.mem_gb:g} GiB of memory, device {device}"
 
 
 def check_threads() -> str:
-    """See that torch and ITK take no more threads than a run lets a step have."""
+    """Check that torch and ITK use no more threads than a run allows for a step."""
     limit = threads_per_node(find_limits(os.environ).cpus, visits=1)
     environment = dict(os.environ)
     limit_threads(environment, limit)
@@ -102,7 +103,7 @@ def check_generators() -> str:
 
 
 def check_lpips() -> str:
-    """Compare the weights of LPIPS with those published, if there are any."""
+    """Compare the weights of LPIPS, if there are any, with those published."""
     place = os.environ.get(LPIPS_VARIABLE)
     if not place or not Path(place).is_file():
         return f"${LPIPS_VARIABLE} names no file; LPIPS will be n/a"
@@ -117,7 +118,7 @@ def check_lpips() -> str:
 
 
 def check_machines() -> str:
-    """Compare one-class SVMs with scikit-learn's; compiles them, unless a cache has them."""
+    """Compare one-class SVMs with scikit-learn's; compiles them unless they are cached."""
     import numpy as np
     from sklearn.svm import OneClassSVM
 
@@ -137,7 +138,7 @@ def check_machines() -> str:
 
 
 def check_participant() -> str:
-    """Simulate somebody, and run ``participant --sloppy``: pictures have to look like brains."""
+    """Run ``participant --sloppy`` on a simulated subject, and compare synthetic with real PET."""
     import numpy as np
 
     from bids_app import nifti
@@ -166,7 +167,7 @@ def check_participant() -> str:
 def _run(
     *words: str, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own, as shut off as this one."""
+    """Run Python in a new process, with the same isolation flags as this one."""
     flags = [
         f for f, on in (("-E", sys.flags.ignore_environment), ("-s", sys.flags.no_user_site)) if on
     ]
@@ -192,14 +193,14 @@ def _call(module: str, *words: str) -> None:
 
 
 def _threads(library: str, environment: dict[str, str]) -> int:
-    """Count the threads that a library takes in such an environment."""
+    """Count the threads that a library uses in an environment."""
     run = _run("-c", THREADS[library], environment=environment)
     _refuse_failure(f"starting {library}", run)
     return int(run.stdout)
 
 
 def _sentence(error: Exception) -> str:
-    """Say what went wrong in one line; of errors that are not ours, the kind as well."""
+    """Describe an error in one line, with its type if it is not one of the app's errors."""
     message = " ".join(str(error).split())
     return message if isinstance(error, Mri2petError) else f"{type(error).__name__}: {message}"
 
@@ -216,18 +217,18 @@ CHECKS: dict[str, Check] = {
 
 
 def self_test() -> int:
-    """Do all checks; print a line on each.
+    """Run all checks, and print a line on each.
 
     Returns
     -------
     int
-        0 if all is well, 1 if not.
+        0 if all checks pass, 1 otherwise.
     """
     failed = 0
     for name, check in CHECKS.items():
         try:
             word, message = "ok", check()
-        except Exception as error:  # of any kind, for what is broken may raise anything
+        except Exception as error:  # of any kind: a broken installation may raise anything
             word, message = "FAILED", _sentence(error)
             failed += 1
         sys.stdout.write(f"{word:7} {name}: {message}\n")

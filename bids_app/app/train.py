@@ -1,4 +1,4 @@
-"""The train level: the generators of Table 1, cross-validated on controls with T1w and PET."""
+"""Train level: the generators of Table 1, cross-validated on controls with T1w and PET."""
 
 import os
 import time
@@ -77,16 +77,16 @@ from bids_app.workflows.training import (
     init_model_wf,
 )
 
-MEMORY = {(2, False): 0.20, (2, True): 0.75, (3, False): 0.10, (3, True): 0.32}  # GiB a sample
+MEMORY = {(2, False): 0.20, (2, True): 0.75, (3, False): 0.10, (3, True): 0.32}  # GiB per sample
 TISSUE_MEMORY = 2.0  # GiB
-FEWEST_CONTROLS, FEWEST_FOR_NETWORKS = 3, 4  # our choice; tissue models alone learn from 3
-LEAST_VALIDATIONS = 10  # of a training of few epochs; our choice
-LEAST_SIDE = 24  # voxels that a discriminator can judge: three halvings, two 4×4 convolutions
+FEWEST_CONTROLS, FEWEST_FOR_NETWORKS = 3, 4  # our choice; 3 are enough for tissue models only
+LEAST_VALIDATIONS = 10  # in a training of few epochs; our choice
+LEAST_SIDE = 24  # voxels, for a discriminator with three halvings and two 4×4 convolutions
 SLOPPY_PATCHES = CubicPatches(size=LEAST_SIDE, stride=8)
 
 
 def train(settings: Settings, console: Console, run_record: description.RunRecord) -> int:
-    """Cross-validate the generators that the settings name, and train them on all controls.
+    """Cross-validate the generators in the settings, and train them on all controls.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
     Raises
     ------
     Mri2petError
-        If the run cannot begin, or nothing of it can be used.
+        If the run cannot start, or none of its input can be used.
     """
     started = time.monotonic()
     refuse_places(settings)
@@ -133,9 +133,9 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
 def _prepare(
     runner: Runner, controls: Subjects, run_record: description.RunRecord
 ) -> tuple[ComputeSettings, Study, list[Problem]]:
-    """See that the run can begin: what is refused here is refused by a dry run as well.
+    """Check that the run can start; a dry run makes the same checks.
 
-    The problems are those of controls whose headers say that their images cannot be stored.
+    The problems are those of controls whose headers show that their images cannot be stored.
     """
     settings = runner.settings
     refuse_plugin(settings)
@@ -161,7 +161,7 @@ def _prepare(
 
 
 def _initial(study: Study, people: Sequence[str], settings: Settings) -> GeneratorChoice | None:
-    """Find the generator that training goes on from, if one is named, and see that it can."""
+    """Find the generator that training starts from, if any, and check that it is suitable."""
     if not settings.init:
         return None
     specs = {name: spec_of(name, settings) for name in _names(settings)}
@@ -169,7 +169,7 @@ def _initial(study: Study, people: Sequence[str], settings: Settings) -> Generat
 
 
 def _close_dry(runner: Runner, controls: Subjects, unfit: Sequence[Problem]) -> int:
-    """Say the last lines of a dry run; return the exit code that the run would have at best."""
+    """Print the last lines of a dry run, and return the best exit code that the run could have."""
     settings, console = runner.settings, runner.console
     report_notes(console, problems=unfit)
     usable = {visit.subject for visit in _visits(controls)} - {problem.subject for problem in unfit}
@@ -190,13 +190,14 @@ def _close_dry(runner: Runner, controls: Subjects, unfit: Sequence[Problem]) -> 
 
 
 def refuse_few(names: Sequence[str], people: Sequence[str], folds: int) -> None:
-    """Refuse to train on fewer controls than can tell anything.
+    """Check that there are enough controls for a meaningful training.
 
     Raises
     ------
     UnusableDataError
-        If there are fewer than three, fewer than four for a network, or a fold would be trained on
-        fewer than two: our choice. More folds than controls are refused where they are dealt out.
+        If there are fewer than three controls, fewer than four for a network, or a fold would be
+        trained on fewer than two: our choice. More folds than controls are an error when controls
+        are assigned to folds.
     """
     number = len(set(people))
     if number < FEWEST_CONTROLS:
@@ -218,12 +219,12 @@ def refuse_few(names: Sequence[str], people: Sequence[str], folds: int) -> None:
 
 
 def _refuse_twins(images: Sequence[StoredImage]) -> None:
-    """Refuse two controls with the same images: one would be scored by what has seen the other.
+    """Check that no two controls have the same images, so that no model is scored on training data.
 
     Raises
     ------
     UnusableDataError
-        Who they are.
+        If there are such controls, with their labels.
     """
     owners: dict[str, str] = {}
     for image in images:
@@ -237,12 +238,12 @@ def _refuse_twins(images: Sequence[StoredImage]) -> None:
 
 
 def refuse_small_grid(name: str, spec: Spec, grid: Grid) -> None:
-    """Refuse a grid whose tiles are too small for a discriminator.
+    """Check that the tiles of a grid are large enough for a discriminator.
 
     Raises
     ------
     UsageError
-        If a side that tiles have is of fewer than 24 voxels.
+        If a side of the tiles has fewer than 24 voxels.
     """
     sides = grid.shape[: spec.tiling.spatial_dims]
     if isinstance(spec, ModelSpec) and min(sides) < LEAST_SIDE:
@@ -260,9 +261,10 @@ def _tissue_spec(settings: Settings) -> TissueSpec:
 
 
 def spec_of(name: str, settings: Settings) -> Spec:
-    """Give the row of Table 1 with what the settings change of it, or the tissue model's spec.
+    """Return the spec of a row of Table 1, or of the tissue model, modified by the settings.
 
-    A conditioned row is the one that it is made of, with a tissue model's spec as its condition.
+    A conditioned row is the row it is derived from, with the spec of a tissue model as its
+    condition.
     """
     if name == TISSUE:
         return _tissue_spec(settings)
@@ -300,7 +302,7 @@ def _network_spec(name: str, settings: Settings) -> ModelSpec:
 
 
 def _refuse_specs(settings: Settings) -> None:
-    """Refuse networks and trainings that are larger than anyone's, before anything is built."""
+    """Check that networks and trainings are of plausible size, before anything is built."""
     for name in _names(settings):
         try:
             spec_from_dict(spec_to_dict(spec_of(name, settings)))
@@ -311,7 +313,10 @@ def _refuse_specs(settings: Settings) -> None:
 
 
 def _lpips_weights(settings: Settings, console: Console) -> Path | None:
-    """Find the weights; a container whose build had no network names a file that is not there."""
+    """Find the weights of LPIPS.
+
+    A container that was built without network access names a file that does not exist.
+    """
     weights = settings.lpips_weights
     if weights is not None and not weights.is_file():
         raise MissingInputError(f"{weights}: no such file; correct --lpips-weights")
@@ -325,8 +330,8 @@ def _lpips_weights(settings: Settings, console: Console) -> Path | None:
 
 
 def _refuse_lpips(weights: Path) -> None:
-    """Refuse what are no weights of LPIPS now, not when generators have been trained for days."""
-    from bids_app.synthesis.scoring import load_lpips  # torch; no run without weights waits for it
+    """Check the weights of LPIPS now, rather than after days of training."""
+    from bids_app.synthesis.scoring import load_lpips  # imports torch, only if needed
 
     load_lpips(weights)
 
@@ -342,7 +347,7 @@ def _means(runner: Runner) -> ComputeSettings:
 
 
 def _names(settings: Settings) -> tuple[str, ...]:
-    """Name the rows that are trained, in the order of the table."""
+    """List the rows to train, in the order of the table."""
     named = [name for name in TRAINABLE if not settings.models or name in settings.models]
     if not settings.condition:
         return tuple(named)
@@ -379,11 +384,11 @@ def _plans(
 def _compute(
     study: Study, controls: Subjects, folds: Sequence[Fold], means: ComputeSettings, runner: Runner
 ) -> list[Problem]:
-    """Train and score all rows, and score the baselines; tell and return what failed."""
+    """Train and score all rows, and score the baselines; report and return failures."""
     plans = _plans(study, controls, folds, runner.settings)
     baselines = baseline_paths(study, folds)
     for path in [*baselines, *(path for plan in plans for path in plan.records)]:
-        path.unlink(missing_ok=True)  # of an earlier run; made again, from nodes done if they are
+        path.unlink(missing_ok=True)  # from an earlier run; rewritten from cached nodes if possible
     memory = {plan.name: memory_of(spec_of(plan.name, runner.settings)) for plan in plans}
     graphs = [
         init_model_wf(
@@ -404,12 +409,12 @@ def _compute(
 
 
 def memory_of(spec: Spec) -> float:
-    """Say how much memory one training needs, in GiB.
+    """Return the memory that one training needs, in GiB.
 
-    A step at the paper's sizes in float32 took, at its peak, 1.49, 4.11 (semi-3D, without and
-    with a cycle) and 3.46 GiB (3D-patch, with), in bfloat16 1.35, 3.05 and 2.69, of which 0.7 are
-    imports and data: docs/results/training.md. A little more is asked for. A tissue model holds a
-    few volumes at a time.
+    At the paper's sizes, a step in float32 took at most 1.49, 4.11 (semi-3D, without and with a
+    cycle) and 3.46 GiB (3D-patch, with a cycle), and in bfloat16 1.35, 3.05 and 2.69, of which 0.7
+    are imports and data: docs/results/training.md. The estimate is a little higher. A tissue model
+    holds a few volumes in memory at a time.
     """
     if isinstance(spec, TissueSpec):
         return TISSUE_MEMORY
@@ -427,7 +432,7 @@ def _finish(
     problems: Sequence[Problem],
     summary: RunSummary,
 ) -> list[Problem]:
-    """Write table and report; where the report fails, generators and table stand."""
+    """Write the table and the report; if the report fails, generators and table remain."""
     settings = runner.settings
     with locked(study.output_dir):
         records, notes = gather_records(study, folds)
@@ -443,7 +448,7 @@ def _report_again(settings: Settings, console: Console) -> int:
 
 
 def _close(settings: Settings, study: Study, problems: Sequence[Problem], console: Console) -> int:
-    """Say the last line; return the exit code."""
+    """Print the last line, and return the exit code."""
     rows = _names(settings)
     lost = [name for name in rows if name in {problem.subject for problem in problems}]
     report = study.output_dir / "train.html"
