@@ -220,7 +220,7 @@ class DetectorCard:
     files : dict
         Path in the folder → SHA-256.
     makers : list of dict
-        Generators of all synthetic images used for training or compared with: ``name``, and
+        Generators of all synthetic images used for training or for comparison: ``name``, and
         ``trained_on`` and ``intended_use`` from their own cards.
     """
 

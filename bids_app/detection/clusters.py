@@ -436,7 +436,7 @@ def separate_lesions(mask: Mask, affine: Affine, *, gap: float = LESION_GAP) -> 
     """Find the lesions of a mask: its 26-connected parts, with nearby parts merged into one.
 
     A lesion drawn in grey matter breaks into fragments at sulci and when it is resampled.
-    Otherwise, each fragment would count as a lesion that can be missed.
+    Without merging, each fragment would count as a lesion that can be missed.
 
     Parameters
     ----------

@@ -40,9 +40,9 @@ class Detector:
         Method of fitting and scoring: see :func:`bids_app.workflows.detection.init_detector_wf`.
         The measures that a ``norm`` compares are in :mod:`bids_app.detection.normative`.
     synthetic : bool
-        Whether it compares a PET with the synthetic one of the same visit.
+        Whether the detector compares a PET with the synthetic one of the same visit.
     mirrored : bool
-        Whether it compares left with right, which requires a symmetric template.
+        Whether the detector compares left with right, which requires a symmetric template.
     training_sets : tuple of str
         Training sets that it can be fitted to.
     """

@@ -66,10 +66,11 @@ class Norm:
     def excess(self, volume: Volume, row: Sequence[float] = ()) -> Volume:
         """Return t for how much higher a person's values are than those of controls.
 
-        See Crawford & Howell (1998), The Clinical Neuropsychologist 12:482-486: (x - mean) / (sd
-        sqrt((n + 1) / n)). For one more control, it follows Student's t distribution with n - 1
-        degrees of freedom. A z score would classify too many healthy people as abnormal, because it
-        takes the mean and sd of a few controls for those of the population.
+        See Crawford & Howell (1998), The Clinical Neuropsychologist 12:482-486:
+        (x - mean) / (sd sqrt((n + 1) / n)). For one more control, it follows Student's t
+        distribution with n - 1 degrees of freedom. A z score would classify too many healthy
+        people as abnormal, because it takes the mean and sd of a few controls for those of the
+        population.
 
         Parameters
         ----------
@@ -124,8 +125,8 @@ def learn_norm(volumes: Iterable[Volume], brain: Mask, *, least_sd: float = LEAS
         Mask of the voxels to compute a norm for; mean and sd are 0 elsewhere.
     least_sd : float
         Lower limit of the sd of each voxel, as a share of the median sd in the brain. A few
-        controls agree somewhere by chance, and where all are clipped; the slightest difference
-        would then be abnormal.
+        controls may agree at a voxel by chance, or because all are clipped there; without a
+        limit, the slightest difference would be abnormal.
 
     Raises
     ------
@@ -217,7 +218,7 @@ def smooth_within(
     """Smooth a volume using only voxels within the brain.
 
     Each voxel becomes the weighted mean of the brain voxels around it: the smoothed volume, with 0
-    outside the brain, divided by the smoothed mask. Otherwise, the cortex would darken in
+    outside the brain, divided by the smoothed mask. Without this, the cortex would darken in
     proportion to the missing surroundings, and people whose brains end a little earlier would seem
     abnormal. Our choice.
 

@@ -490,7 +490,7 @@ def fit_slab(
         Models of the voxels.
     ndarray of float32, (scored, voxels)
         Minus the decision function: above 0 lies outside the boundary of the fold's controls, as
-        does much of the brain of other healthy people. NaN where the patch touches a hole, or too
+        does much of the brain of other people. NaN where the patch touches a hole, or too
         few controls cover the voxel. Voxels are in the order of :mod:`bids_app.detection.slabs`.
     """
 

@@ -620,7 +620,7 @@ class _KeepClustersOutputSpec(TraitedSpec):
 
 
 class KeepClusters(SimpleInterface):
-    """Remove clusters of low rank from label images in the output dataset."""
+    """Remove all but the first clusters from label images in the output dataset."""
 
     input_spec = _KeepClustersInputSpec
     output_spec = _KeepClustersOutputSpec

@@ -131,7 +131,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     settings : Settings
         Settings of the run.
     version : str
-        Version of the app: notes list who was preprocessed by another version.
+        Version of the app; notes list subjects preprocessed by another version.
 
     Raises
     ------
@@ -187,7 +187,7 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     controls : bool
         Whether controls are needed; they are not for a detector that was trained before.
     version : str
-        Version of the app: notes list who was preprocessed by another version.
+        Version of the app; notes list subjects preprocessed by another version.
 
     Raises
     ------

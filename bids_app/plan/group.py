@@ -501,7 +501,7 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
 
 
 def described(cohort: Subjects, trained: Sequence[StoredImage]) -> dict[str, object]:
-    """Return the fields of a detector's card about covariates and the numbers of its controls."""
+    """Return the fields of a detector's card about covariates, with those of its controls."""
     if not cohort.covariates:
         return {}
     rows = [list(cohort.covariates[image.participant]) for image in trained]

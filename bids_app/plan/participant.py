@@ -404,7 +404,7 @@ ANATOMICAL_OUTPUTS = (  # the same names in the workflow's outputnode and in Vis
     "t1w_to_template",
     "template_to_t1w",
 )
-PET_OUTPUTS = (  # likewise
+PET_OUTPUTS = (  # the same names in the fields of PetPaths
     "in_template",
     "in_t1w",
     "to_t1w",
@@ -649,7 +649,7 @@ def _synthesis_plan(
 
 
 def _units(plan: VisitPlan, run: ParticipantPlan) -> object:
-    """Return the unit of the first PET, if known; without preprocessing, from an earlier run."""
+    """Return the unit of the first PET, if known; ``synthesize`` uses that of an earlier run."""
     written = sidecar_path(plan.paths.pets[0].in_t1w)
     if run.stage == "synthesize" and written.is_file():
         return read_json(written).get("Units")

@@ -522,7 +522,7 @@ class ScoredImage:
 
     @property
     def control(self) -> bool:
-        """Whether it is a held-out control."""
+        """Whether the participant is a held-out control."""
         return self.fold is not None
 
     @property
