@@ -98,8 +98,8 @@ class Mark:
     sum_score : float
         Sum of its scores.
     lesions : frozenset of int
-        Lesions, numbered from 1, that share at least one voxel with the cluster. If empty, it
-        is a false cluster.
+        Lesions, numbered from 1, that share at least one voxel with the cluster; a false cluster
+        has none.
     """
 
     rank: int
