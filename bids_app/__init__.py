@@ -1,6 +1,7 @@
-"""Before nipype is imported, here and in processes that are begun: it shall ask no server.
+"""The BIDS App behind ``mri2pet``.
 
-It would look for its newest version when the first node is made.
+Importing it disables nipype's version check, in this process and its children: otherwise nipype
+would ask a server for its newest version when the first node is made.
 """
 
 import os

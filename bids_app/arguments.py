@@ -1,4 +1,4 @@
-"""What the command lines of all programs have in common; light, so that --help is quick."""
+"""Argument parsing shared by all programs; imports little, so that ``--help`` is quick."""
 
 import argparse
 import codecs
@@ -20,31 +20,31 @@ from bids_app.files import read_text, split_lines
 from bids_app.lifeline import ended_by_signals
 
 INTERRUPTED = 130  # a shell's code for SIGINT
-UNSHOWABLE = "mri2pet"  # how codecs know :func:`_in_other_words`
+UNSHOWABLE = "mri2pet"  # name under which :func:`_in_other_words` is registered with codecs
 OTHER_WORDS = str.maketrans("—–−×³²·“”’", '---x32*""\'') | str.maketrans(
     {"…": "...", "±": "+-", "→": "->"}
 )
-UNRECOGNIZED = re.compile("unrecognized arguments: (.*)")  # what argparse says
-CLOSE = 0.7  # of 1: so alike is what was meant; our choice
+UNRECOGNIZED = re.compile("unrecognized arguments: (.*)")  # argparse's message
+CLOSE = 0.7  # similarity, of 1, from which an option is suggested; our choice
 REQUIRED = "the following arguments are required"
 STREAMS = ("stdin", "stdout", "stderr")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong command line is answered by one line, and the exit code 64.
+    """Argument parser that answers a wrong command line with one line and exit code 64.
 
     Parameters
     ----------
     common : collection of str
-        ``dest`` of the arguments that ``--help`` tells of; ``--help-all`` tells of all. By default
-        there is ``--help`` alone, for all.
+        ``dest`` of the arguments that ``--help`` shows; ``--help-all`` shows all. By default, there
+        is only ``--help``, which shows all.
     **options
-        Of argparse.
+        Options of ``argparse.ArgumentParser``.
 
     Attributes
     ----------
     source : str
-        Where what is parsed was read, for errors; empty for the command line.
+        Origin of the parsed arguments, for error messages; empty for the command line.
     """
 
     def __init__(self, *, common: Collection[str] = (), **options: Any) -> None:
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
             )
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse's types are overloads
-        """Parse as argparse does; what was given is kept for its errors."""
+        """Parse as argparse does, and keep the arguments for error messages."""
         self._given = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(UsageError.exit_code, f"error: {'; '.join(sentences)}; see {self.prog} --help\n")
 
     def _hints(self, message: str) -> Iterator[str]:
-        """Guess what was meant."""
+        """Suggest what may have been meant."""
         unknown = UNRECOGNIZED.match(message)
         known = [flag for flag in self._option_string_actions if re.fullmatch("--[a-z-]+", flag)]
         for word in unknown[1].split() if unknown else ():
@@ -84,7 +84,7 @@ class Parser(argparse.ArgumentParser):
             yield f"an option that takes several values has taken them, so give {first} first"
 
     def format_common_help(self) -> str:
-        """Format what is said of the arguments that are used most."""
+        """Format the help of the most used arguments."""
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
         formatter.add_text(self.description)
@@ -99,7 +99,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """argparse's, but spellings with ``_`` are not told, and texts keep lines that they have."""
+    """Help formatter that hides spellings with ``_`` and keeps the line breaks of texts."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         shown = copy(action)
@@ -111,7 +111,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class _Help(argparse.Action):
-    """Print the help of the arguments that are used most, and exit."""
+    """Action that prints the help of the most used arguments and exits."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "nargs": 0, "default": argparse.SUPPRESS})
@@ -122,16 +122,16 @@ class _Help(argparse.Action):
 
     @staticmethod
     def text(parser: Parser) -> str:
-        """Give what is printed."""
+        """Return the text to print."""
         return parser.format_common_help()
 
 
 class _HelpAll(_Help):
-    """Print the help of all arguments, and exit."""
+    """Action that prints the help of all arguments and exits."""
 
     @staticmethod
     def text(parser: Parser) -> str:
-        """Give what is printed."""
+        """Return the text to print."""
         return parser.format_help()
 
 
@@ -142,16 +142,17 @@ def add_option(
     read: Callable[[str], object] | None = None,
     **options: Any,
 ) -> None:
-    """Add an option to a parser or a group of it, in both spellings, with ``-`` and with ``_``.
+    """Add an option to a parser or argument group, spelled with ``-`` and with ``_``.
 
     Parameters
     ----------
     to : ArgumentParser or group
-        Is changed.
+        Parser or group to change.
     usage : str
-        One flag, or a short and a long one, and what stands for its values: ``-w --work-dir DIR``.
+        One flag, or a short and a long one, and the placeholders of its values:
+        ``-w --work-dir DIR``.
     text, read, options
-        ``help``, ``type`` and others of argparse.
+        ``help``, ``type`` and further options of ``add_argument``.
     """
     flags = [word for word in usage.split() if word.startswith("-")]
     values = tuple(usage.split()[len(flags) :])
@@ -164,14 +165,14 @@ def add_option(
 
 
 def absolute_path(text: str) -> Path:
-    """Read a path of the command line, or of a file of settings.
+    """Read a path from the command line or a file of settings, and make it absolute.
 
     Raises
     ------
     ArgumentTypeError
-        If no path can be written like this.
+        If the text cannot be a path.
     ReadWriteError
-        If it is relative to a folder that is there no more.
+        If the path is relative and the current folder no longer exists.
     """
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is no path")
@@ -184,7 +185,7 @@ def absolute_path(text: str) -> Path:
 def number_reader(
     kind: type[int] | type[float], may_be: Callable[[float], bool], otherwise: str
 ) -> Callable[[str], float]:
-    """Make a reader of numbers that says what is wrong with others."""
+    """Create a function that reads a number and refuses those that ``may_be`` rejects."""
 
     def read(text: str) -> float:
         value = kind(text)
@@ -192,7 +193,7 @@ def number_reader(
             raise argparse.ArgumentTypeError(f"{text} {otherwise}")
         return value
 
-    read.__name__ = kind.__name__  # argparse says it of what is no number
+    read.__name__ = kind.__name__  # argparse shows it if the text is not a number
     return read
 
 
@@ -201,12 +202,12 @@ not_negative = number_reader(float, lambda value: 0 <= value < math.inf, "is bel
 
 
 def refuse_inverted(box: Sequence[float]) -> None:
-    """Refuse a ``--bounding-box`` whose first corner does not lie below its second.
+    """Check that the first corner of ``--bounding-box`` lies below the second.
 
     Raises
     ------
     UsageError
-        If it does not, or a side is no finite number.
+        If it does not, or a coordinate is not finite.
     """
     sides = zip(box[:3], box[3:], strict=True)
     if not all(-math.inf < low < high < math.inf for low, high in sides):
@@ -214,7 +215,7 @@ def refuse_inverted(box: Sequence[float]) -> None:
 
 
 class PrintCompletion(argparse.Action):
-    """Print the completion of a shell and exit."""
+    """Action that prints the completion script for a shell and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> None:
         import shtab
@@ -229,12 +230,12 @@ class PrintCompletion(argparse.Action):
 
 
 def refuse_lost_folder() -> None:
-    """Refuse to begin in a folder that has been deleted: libraries ask where they are.
+    """Check that the current folder still exists, because libraries ask for it.
 
     Raises
     ------
     ReadWriteError
-        If the current folder is there no more.
+        If the current folder was deleted.
     """
     try:
         Path.cwd()
@@ -249,39 +250,42 @@ def _no_folder() -> ReadWriteError:
 
 
 def _in_other_words(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Write what an encoding has no sign for: bytes of file names as they are, signs by others."""
+    """Replace a character that an encoding lacks.
+
+    Undecodable bytes of file names are written unchanged, other characters by similar ones.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     sign = error.object[error.start]
-    if "\udc80" <= sign <= "\udcff":  # how Python spells a byte that is no UTF-8 (PEP 383)
+    if "\udc80" <= sign <= "\udcff":  # a byte that is not UTF-8, as Python represents it (PEP 383)
         return bytes([ord(sign) - 0xDC00]), error.start + 1
     known = sign.translate(OTHER_WORDS)
     return known if known.isascii() else "?", error.start + 1
 
 
 def read_names_as_utf8() -> None:
-    """Start a program again in Python's UTF-8 mode (PEP 540) where names of files are not UTF-8.
+    """Restart the program in Python's UTF-8 mode (PEP 540) if file names are not read as UTF-8.
 
-    ITK and the validator take names for UTF-8, whatever the locale says: in another one, a
-    dataset in ``données`` would not be found. Messages keep the encoding of the locale, but where
-    that is ASCII: there, as Python does by itself, UTF-8 is taken for what the terminal knows.
+    ITK and the validator read names as UTF-8, whatever the locale: in another locale, a dataset in
+    ``données`` would not be found. Messages keep the encoding of the locale, unless that is ASCII:
+    then UTF-8 is assumed of the terminal, as Python itself does.
     """
     encoding = codecs.lookup(sys.getfilesystemencoding()).name
     if encoding == "utf-8" or sys.flags.utf8_mode or not sys.executable:
         return
     if encoding != "ascii":
         os.environ.setdefault("PYTHONIOENCODING", encoding)
-    os.environ["PYTHONUTF8"] = "1"  # of this process's children, too
+    os.environ["PYTHONUTF8"] = "1"  # for child processes
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 class _Steady:
-    """A stream to whose end nobody may listen: a run goes on when it cannot be written to.
+    """Output stream whose write errors are recorded but not raised, so that a run continues.
 
     Parameters
     ----------
     stream : text stream
-        All else is as it has it.
+        Stream that everything is passed on to.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -292,13 +296,13 @@ class _Steady:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write, as far as that can be done."""
+        """Write text, if possible."""
         with self._losing():
             self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Hand on what was written, as far as that can be done."""
+        """Flush the stream, if possible."""
         with self._losing():
             self.stream.flush()
 
@@ -308,19 +312,19 @@ class _Steady:
             yield
         except OSError as error:
             self.error = self.error or error
-            with suppress(OSError, ValueError):  # what is buffered goes nowhere, at exit as well
+            with suppress(OSError, ValueError):  # discard what is buffered, also at exit
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self.stream.fileno())
                 os.close(nowhere)
 
 
 def _fill_gaps() -> None:
-    """Open what was closed: the next file would be taken for the standard output otherwise."""
+    """Open closed standard streams; otherwise, the next file opened would become one of them."""
     for number in range(len(STREAMS)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # receives the lowest free descriptor
     for name in STREAMS:
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
@@ -329,10 +333,15 @@ def _fill_gaps() -> None:
 
 @contextmanager
 def steady_streams() -> Iterator[_Steady]:
-    """Let no program end in a traceback because of where its messages go; give its output.
+    """Keep a program from ending in a traceback because its messages cannot be written.
 
-    A terminal may know ASCII only, a reader may have gone (``| head -1``), a disk may be full, the
-    streams may be closed.
+    A terminal may support ASCII only, a reader may have closed the pipe (``| head -1``), a disk may
+    be full, or the streams may be closed.
+
+    Yields
+    ------
+    _Steady
+        The standard output.
     """
     codecs.register_error(UNSHOWABLE, _in_other_words)
     _fill_gaps()
@@ -351,9 +360,9 @@ def steady_streams() -> Iterator[_Steady]:
 
 
 def forgive_warnings() -> None:
-    """Show warnings that ``python -W error`` makes errors: those of libraries would end a run.
+    """Show the warnings that ``python -W error`` would raise, because libraries emit some.
 
-    Processes that are started later inherit it.
+    Processes started later inherit this.
     """
 
     def shown(option: str) -> str:
@@ -369,25 +378,25 @@ def forgive_warnings() -> None:
             ("default" if entry[0] == "error" else entry[0], *entry[1:])
             for entry in warnings.filters
         ]
-        warnings.resetwarnings()  # also empties the record of which filter was met
+        warnings.resetwarnings()  # also clears the cache of filters
         cast("list[object]", warnings.filters)[:] = kept
 
 
 def run_program(run: Callable[[], int], *, interrupted: str) -> int:
-    """Run a program; say in one sentence what goes wrong, and give the exit code of BEP027.
+    """Run a program, report errors in one sentence, and return the exit code of BEP027.
 
     Parameters
     ----------
     run : callable
-        Reads the command line and gives an exit code.
+        Function that reads the command line and returns an exit code.
     interrupted : str
-        What to do after Ctrl-C or another signal to end, a sentence.
+        Sentence printed after Ctrl-C or another terminating signal: what to do next.
     """
     with steady_streams() as out:
         forgive_warnings()
         try:
             code = _code_of(run, interrupted)
-        except SystemExit as stop:  # argparse's, after --help and the like
+        except SystemExit as stop:  # raised by argparse, for example after --help
             code = stop.code if isinstance(stop.code, int) else 0
             out.flush()
             if _lost(out) and not code:
@@ -398,7 +407,7 @@ def run_program(run: Callable[[], int], *, interrupted: str) -> int:
 
 
 def _lost(out: _Steady) -> bool:
-    """Tell of an output that could not be written; one whose reader has gone is not missed."""
+    """Report an output that could not be written, unless its reader closed the pipe."""
     if out.error is None or isinstance(out.error, BrokenPipeError):
         return False
     sys.stderr.write(f"error: standard output: {out.error.strerror}; what was said is lost\n")
@@ -422,12 +431,12 @@ def _code_of(run: Callable[[], int], interrupted: str) -> int:
 
 
 LABEL = re.compile(r"[0-9A-Za-z+]+")  # BIDS 1.10, "Filesystem structure": alphanumeric, or plus
-AXES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}  # of the world, by where they point to
-LESIONS = "lesions"  # name of the dataset with masks of lesions, in --derivatives
+AXES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}  # world axis of each direction
+LESIONS = "lesions"  # name of the dataset of lesion masks in --derivatives
 PETPREP, CLINICA, MNI = "petprep", "clinica", "mni"
 WITH_PET = (PETPREP, CLINICA, MNI)  # datasets that may hold PET
-IN_TEMPLATE = (CLINICA, MNI)  # whose images lie in MNI space
-PREPROCESSED = ("fmriprep", "smriprep", *WITH_PET)  # names there of what participant starts from
+IN_TEMPLATE = (CLINICA, MNI)  # datasets with images in MNI space
+PREPROCESSED = ("fmriprep", "smriprep", *WITH_PET)  # datasets that participant can start from
 PREFIXES = ("sub-", "ses-", "trc-", "run-")
 
 
@@ -447,20 +456,20 @@ def _lines(path: Path) -> list[str]:
 
 
 def normalize_labels(values: Sequence[str], prefix: str) -> tuple[str, ...]:
-    """Bring labels into one form: bare, each once, in the order given.
+    """Remove prefixes and duplicates from labels, keeping their order.
 
     Parameters
     ----------
     values : sequence of str
-        Labels with or without their prefix. What cannot be a label is the path of a text file
-        with one label a line (``#`` starts a remark); ``./name`` where the name could be one.
+        Labels with or without their prefix. Any other value is the path of a text file with one
+        label per line (``#`` starts a comment), written ``./name`` if its name could be a label.
     prefix : {"sub-", "ses-", "trc-", "run-"}
-        The prefix to take off.
+        Prefix to remove.
 
     Raises
     ------
     UsageError
-        If a value is no label and no readable file, or the file holds none.
+        If a value is neither a label nor a readable file, or the file contains no label.
 
     Examples
     --------
@@ -484,7 +493,7 @@ def normalize_labels(values: Sequence[str], prefix: str) -> tuple[str, ...]:
 
 
 def same_run(one: str, other: str) -> bool:
-    """Whether two run labels are the same index.
+    """Check whether two run labels are the same index.
 
     Examples
     --------
@@ -497,12 +506,12 @@ def same_run(one: str, other: str) -> bool:
 
 
 def axis_code(text: str) -> str:
-    """Understand an axis code: where the first, second and third axis of an array point to.
+    """Check an axis code (the directions of an array's axes) and return it in upper case.
 
     Raises
     ------
     ValueError
-        If each of the world's three axes is not named once.
+        If the code does not name each of the three world axes exactly once.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""What a run has claimed for as long as it lives, so that no other works on the same.
+"""Claims of a run on parts of a folder, so that no other run works on the same parts.
 
-A claim is a file that lists what is claimed, and on which the kernel holds a lock: it is void as
-soon as the run has ended, however it ends, also on another machine that shares the disk.
+A claim is a locked file that lists what is claimed. The kernel holds the lock, so that the claim
+becomes void as soon as the run ends, however it ends, also for other machines that share the disk.
 """
 
 import fcntl
@@ -19,31 +19,31 @@ from bids_app.files import NO_LOCKS, locked, read_json, write_json
 from bids_app.lifeline import last_act
 
 FOLDER = ".mri2pet-runs"
-NAMED_AT_MOST = 3  # claims in a message
+NAMED_AT_MOST = 3  # claims listed in a message
 
 
 @contextmanager
 def claimed(folder: Path, names: Collection[str], *, command: str, date: str) -> Iterator[bool]:
-    """Claim parts of a folder for as long as the block lasts; other parts are others' to claim.
+    """Claim parts of a folder until the block ends; other runs may claim other parts.
 
     Parameters
     ----------
     folder : Path
-        Writable.
+        Writable folder.
     names : collection of str
-        What is claimed: visits, rows of Table 1, a level.
+        Names of the claimed parts: visits, rows of Table 1, a level.
     command, date : str
-        Of the run, for those who are refused.
+        Command and start of the run, for the message to runs that are refused.
 
     Yields
     ------
     bool
-        Whether the claims are held: False where the disk knows no locks.
+        True if the claims are locked; False if the disk does not support locks.
 
     Raises
     ------
     CannotCreateError
-        If another run that is alive has claimed one of these; it is named.
+        If a running process has claimed one of these parts; the message names it.
     ReadWriteError
         If the folder cannot be written to.
     """
@@ -68,16 +68,16 @@ def claimed(folder: Path, names: Collection[str], *, command: str, date: str) ->
     finally:
         with suppress(OSError, Mri2petError), locked(folder):
             path.unlink(missing_ok=True)
-            claims_folder.rmdir()  # unless other runs have claims here
+            claims_folder.rmdir()  # fails if other runs have claims here
 
 
 def _is_locked_by(handle: TextIO, operation: int) -> bool:
-    """Lock a file if nobody else has; tell whether it is locked now.
+    """Lock a file, and return whether it is locked, which some disks do not support.
 
     Raises
     ------
     BlockingIOError
-        If somebody else has.
+        If another process holds a lock on it.
     """
     try:
         fcntl.flock(handle, operation | fcntl.LOCK_NB)
@@ -89,7 +89,7 @@ def _is_locked_by(handle: TextIO, operation: int) -> bool:
 
 
 def _refuse_overlap(folder: Path, other: Path, names: Collection[str]) -> None:
-    """Refuse what a run that is alive has claimed; remove the claims of one that is not."""
+    """Refuse names that a running process has claimed; remove claims of runs that have ended."""
     try:
         with other.open() as handle:
             _is_locked_by(handle, fcntl.LOCK_SH)

@@ -1,4 +1,4 @@
-"""Arguments → Settings, nothing else. Nothing heavy is imported before they are understood."""
+"""Conversion of arguments to settings. Nothing heavy is imported before arguments are parsed."""
 
 import argparse
 import os
@@ -51,17 +51,17 @@ from bids_app.settings import (
 )
 from bids_app.synthesis.models import CONDITIONED, MODELS, TISSUE, TRAINABLE
 
-UNITS = {"K": 1e-6, "": 1e-3, "M": 1e-3, "G": 1.0, "T": 1e3}  # of memory, in GB
+UNITS = {"K": 1e-6, "": 1e-3, "M": 1e-3, "G": 1.0, "T": 1e3}  # units of memory, in GB
 UNKNOWN_LEVEL = 17  # BEP027
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 BOX_SIDES = 6
 MOST_VERBOSE = 2
-LAST_FRAME = 32766  # NIfTI-1 has no more than 32767
-MOST_USUAL = "LAS"  # what nibabel, SPM and FSL take an image for that has no orientation
-NAMES = {"models", "training_set", "detectors", "covariates"}  # once each, in the order given
+LAST_FRAME = 32766  # NIfTI-1 allows at most 32767 frames
+MOST_USUAL = "LAS"  # orientation that nibabel, SPM and FSL assume if an image has none
+NAMES = {"models", "training_set", "detectors", "covariates"}  # duplicates are dropped
 TUPLES = NAMES | {"bounding_box", "derivatives"}
-PLACES = ("bids_dir", "output_dir", "level")  # what the command line alone says
-FLAGS = {"validate": "--skip-bids-validation"}  # whose name is not that of its setting
+PLACES = ("bids_dir", "output_dir", "level")  # settings given on the command line only
+FLAGS = {"validate": "--skip-bids-validation"}  # flags not named after their setting
 LABELS = {
     "participant_label": "sub-",
     "exclude_participant_label": "sub-",
@@ -77,7 +77,7 @@ _seed = number_reader(int, lambda value: value >= 0, "is below 0")
 
 
 def _memory(text: str) -> float:
-    """Read memory in MB, or in another unit, as nipreps' apps do; give GB."""
+    """Convert an amount of memory, in MB or with a unit as in nipreps' apps, to GB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.upper())
     if not found or not float(found[1]):
         raise argparse.ArgumentTypeError(f"{text!r} is no memory such as 8000 (MB) or 8G")
@@ -120,7 +120,7 @@ def _named_path(text: str) -> tuple[str, Path]:
 
 
 def _group(parser: argparse.ArgumentParser, title: str) -> Callable[..., None]:
-    """Begin a group of options; what is not given stays out of the namespace."""
+    """Create a group of options; options not given are absent from the namespace."""
     return partial(add_option, parser.add_argument_group(title), default=argparse.SUPPRESS)
 
 
@@ -460,7 +460,7 @@ def _options() -> Parser:
 
 
 class _SelfTest(argparse.Action):
-    """Do the self-test and exit, as ``--version`` does."""
+    """Action that runs the self-test and exits, like ``--version``."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         with settled(os.environ):
@@ -470,7 +470,7 @@ class _SelfTest(argparse.Action):
 
 
 class _PrintCompletion(PrintCompletion):
-    """As its base, and of the levels, which argparse does not know."""
+    """Action that prints the completion script, including the levels, which argparse lacks."""
 
     def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> None:
         next(action for action in parser._actions if action.dest == "level").choices = LEVELS
@@ -513,7 +513,7 @@ def build_parser() -> Parser:
     return parser
 
 
-COMMON = (  # arguments that --help tells of
+COMMON = (  # arguments that --help shows
     "bids_dir output_dir level help help_all version participant_label template resolution "
     "generator control_query folds models epochs patient_query training_set detectors detector "
     "derivatives nprocs mem_gb work_dir sloppy dry_run config_file"
@@ -537,9 +537,9 @@ exit codes:
 
 
 def _read_config(path: Path) -> argparse.Namespace:
-    """Read the options of ``--config-file``, as the command line would have them.
+    """Read the options of ``--config-file`` as if they were given on the command line.
 
-    It is TOML, or the JSON record that a run leaves in ``OUTPUT_DIR/logs``.
+    The file is TOML, or the JSON record that a run leaves in ``OUTPUT_DIR/logs``.
     """
     arguments = argparse.Namespace()
     try:
@@ -549,7 +549,7 @@ def _read_config(path: Path) -> argparse.Namespace:
         raise
     except Mri2petError as error:
         raise UsageError(f"{error}") from error
-    except ValueError as error:  # no TOML, or a number of more digits than Python reads
+    except ValueError as error:  # not TOML, or a number with more digits than Python reads
         raise UsageError(f"{path}: not valid TOML ({error}); correct it") from error
     except RecursionError as error:
         raise UsageError(f"{path}: lists in lists without end; correct it") from error
@@ -561,19 +561,19 @@ def _read_config(path: Path) -> argparse.Namespace:
 
 
 def _line_of(name: str, text: str) -> int:
-    """Say in which line of a file a name stands first, from 1."""
+    """Return the number, from 1, of the first line that sets a name."""
     spelled = re.compile(rf"""\s*["']?{re.escape(name)}["']?\s*[=:]""")
     lines = text.splitlines()
     return next((n for n, line in enumerate(lines, 1) if spelled.match(line)), 1)
 
 
 def _recorded(path: Path) -> dict[str, object]:
-    """Read the settings of a run from its record: those that are not as they are without options.
+    """Read the settings that differ from the defaults from the record of a run.
 
     Raises
     ------
     UsageError
-        If it is no such record.
+        If the file is not a record of a run.
     """
     run_record = read_json(path)
     settings = run_record.get("settings")
@@ -598,7 +598,7 @@ def _recorded(path: Path) -> dict[str, object]:
 
 
 def _option(path: Path, name: str, value: object) -> list[str]:
-    """Spell one line of a file of settings as the command line would."""
+    """Write an entry of a file of settings as command-line arguments."""
     if isinstance(value, dict):
         raise UsageError(f"{path}: [{name}] is a table; write options at the top of the file")
     flag = "--" + name.replace("_", "-")
@@ -617,7 +617,7 @@ def _refuse_twice(derivatives: tuple[tuple[str, Path], ...]) -> None:
 
 
 def _with_atlas(settings: Settings, values: list[str]) -> Settings:
-    """Find the image and the names of an atlas that is given by its files or by its name."""
+    """Add an atlas, given by its files or by its name, to the settings."""
     if (
         len(values) == 1
         and values[0]
@@ -626,7 +626,7 @@ def _with_atlas(settings: Settings, values: list[str]) -> Settings:
     ):
         if settings.level != "group":
             return settings
-        from bids_app.templates import atlas_of_templateflow  # loads what computes
+        from bids_app.templates import atlas_of_templateflow  # slow to import
 
         return replace(settings, atlas=atlas_of_templateflow(values[0], settings.template))
     if len(values) != len(("image", "names")):
@@ -661,15 +661,15 @@ def _settings(options: dict[str, Any]) -> Settings:
 
 
 def parse(argv: Sequence[str] | None) -> Settings:
-    """Read the command line, and the file of settings it names.
+    """Parse the command line, and the file of settings that it names.
 
     Raises
     ------
     UsageError
         If labels or the file of settings cannot be understood.
     SystemExit
-        With 64 if the command line cannot be understood, 17 if the level is not known, 0 after
-        ``--help`` and ``--version``.
+        With code 64 if the command line cannot be understood, 17 if the level is unknown, and 0
+        after ``--help`` and ``--version``.
     """
     parser = build_parser()
     arguments = parser.parse_args(argv)
@@ -687,7 +687,7 @@ def parse(argv: Sequence[str] | None) -> Settings:
 
 
 def _warn_unused(arguments: argparse.Namespace) -> None:
-    """Warn of options that are given, and that the level has no use for."""
+    """Warn of given options that the level does not use."""
     others = (names for levels, names in USED_BY.items() if arguments.level not in levels.split())
     unused = [name for names in others for name in names.split()]
     flags = [FLAGS.get(name, "--" + name.replace("_", "-")) for name in unused if name in arguments]
@@ -700,12 +700,12 @@ def _warn_unused(arguments: argparse.Namespace) -> None:
 
 
 def _refuse_absent(settings: Settings) -> None:
-    """Answer a wrong path now: what computes takes seconds to load.
+    """Check paths early, because the modules that compute take seconds to import.
 
     Raises
     ------
     MissingInputError
-        If what the level begins with is not there.
+        If the input of the level does not exist.
     """
     if settings.level == "participant" and not settings.bids_dir.exists():
         raise MissingInputError(
@@ -718,7 +718,7 @@ def _refuse_absent(settings: Settings) -> None:
 
 
 def run_command(argv: Sequence[str] | None) -> int:
-    """Read a command line and do what it says; return the exit code, or raise an error of ours."""
+    """Parse a command line, run it, and return the exit code, or raise a ``Mri2petError``."""
     settings = parse(argv)
     refuse_lost_folder()
     _refuse_absent(settings)
@@ -729,7 +729,7 @@ def run_command(argv: Sequence[str] | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run mri2pet; return the exit code of BEP027."""
+    """Run mri2pet and return the exit code of BEP027."""
     if argv is None:
         read_names_as_utf8()
     return run_program(

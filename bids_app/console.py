@@ -1,4 +1,4 @@
-"""What a run tells on the terminal, or line by line in a log."""
+"""Output of a run on the terminal, or line by line in a log."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +16,13 @@ from bids_app.derivatives.find import Preprocessed
 from bids_app.errors import count_noun
 from bids_app.visit import Selection
 
-WIDEST = 1_000_000  # characters of a line: in a file, no cell is broken into lines
-NONE = "—"  # in a table
+WIDEST = 1_000_000  # characters per line: in a file, cells are not wrapped
+NONE = "—"  # empty cell of a table
 HOUR = 60  # min
 
 
 class LabelledNode(Protocol):
-    """What is told of a node; see :func:`bids_app.workflows.execution.label_nodes`."""
+    """Node with labels for display; see :func:`bids_app.workflows.execution.label_nodes`."""
 
     name: str
     part: str
@@ -41,27 +41,27 @@ class Console:
         self.console, self.out = plain(stderr=True), plain()
 
     def say(self, text: str) -> None:
-        """Tell something that is as it should be."""
+        """Print a message about normal progress."""
         self.console.print(text)
 
     def warn(self, text: str) -> None:
-        """Tell something that a reader of the results should know."""
+        """Print a warning that a reader of the results should know."""
         self.console.print(f"warning: {text}", style="yellow")
 
     def fail(self, text: str) -> None:
-        """Tell what went wrong, in a sentence."""
+        """Print an error, in one sentence."""
         self.console.print(f"error: {text}", style="bold red")
 
     def close(self, text: str) -> None:
-        """Say the last line of a run."""
+        """Print the closing line of a run."""
         self.out.print(text)
 
     def report_estimate(self, text: str) -> None:
-        """Print what a run would need; beside tables, on standard output."""
+        """Print the resources that a run would need, on standard output like the tables."""
         self.out.print(text)
 
     def report_selection(self, selection: Selection, root: Path) -> None:
-        """Print which images will be used, and which not, and why; tables on standard output."""
+        """Print tables of the images that are used, and of those that are not, with the reason."""
 
         def name(path: Path | None) -> str:
             return NONE if path is None else str(path.relative_to(root.absolute()))
@@ -84,7 +84,7 @@ class Console:
     def report_controls(
         self, pairs: Sequence[Preprocessed], notes: Sequence[str], root: Path
     ) -> None:
-        """Print which controls will be used, and of which images, and what is told of others."""
+        """Print a table of the controls and images that are used, and notes on the others."""
         used = [
             (
                 pair.subject,
@@ -103,9 +103,9 @@ class Console:
         notes: Sequence[str],
         root: Path,
     ) -> None:
-        """Print who is a control, who a patient, which PET of theirs is used, and remarks.
+        """Print a table of controls and patients with the PET that is used, and notes.
 
-        ``subjects``: group, label and session of each, real and synthetic PET.
+        ``subjects`` holds group, label, session, real PET and synthetic PET of each.
         """
         used = [
             (
@@ -124,7 +124,7 @@ class Console:
     def _print_table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     ) -> None:
-        """Print a table; as a list where a terminal is too narrow for it: names are never cut."""
+        """Print a table, or a list if the terminal is too narrow; names are never truncated."""
         table = Table(*columns, title=title)
         for row in rows:
             table.add_row(*map(Text, row))
@@ -151,21 +151,21 @@ class Console:
     def progress(
         self, labels: Mapping[str, str], steps: Mapping[str, int]
     ) -> Iterator[StatusCallback]:
-        """Show how far each part of a run is, until the block ends.
+        """Show the progress of each part of a run until the block ends.
 
-        Nodes without words for their step are not told of, unless they fail.
+        Nodes without a description of their step are shown only if they fail.
 
         Parameters
         ----------
         labels : mapping
-            Names of parts for people; others are not told of.
+            Display names of the parts; other parts are not shown.
         steps : mapping
-            Nodes of each part.
+            Number of nodes of each part.
 
         Yields
         ------
         callable
-            To be told (node, status), as :func:`run_graph` wants it.
+            Callback for (node, status), as :func:`run_graph` calls it.
         """
         if self.console.is_terminal:
             yield from self._bars(labels, steps)
@@ -223,7 +223,7 @@ class Console:
 
 
 def describe_left(seconds: float) -> str:
-    """Say how long a run will take, if all goes on as before.
+    """Format the remaining time of a run, for its closing clause.
 
     Examples
     --------
@@ -243,7 +243,7 @@ def describe_left(seconds: float) -> str:
 
 
 def list_troubled(labels: Sequence[str]) -> str:
-    """Count those of whom a dry run finds images that cannot be used, and name them.
+    """Count and list the participants with images that a dry run finds unusable.
 
     Examples
     --------

@@ -1,19 +1,19 @@
-"""What can go wrong in a way that a user can mend: one sentence and one exit code each.
+"""Errors that a user can correct, each with one sentence and one exit code.
 
-The codes are those of BEP027 for BIDS Apps, after ``sysexits.h``. The sentence names the file,
-says what is wrong with it, and what to do. The docstrings below are what docs/errors.md says of
-each code: first what it means, then what to do.
+The codes are those of BEP027 for BIDS Apps, after ``sysexits.h``. The sentence names the file, and
+says what is wrong with it and what to do. The docstrings below are the text of docs/errors.md for
+each code: first its meaning, then what to do.
 """
 
 from collections.abc import Sequence
 
-NAMED_AT_MOST = 5  # participants, or other things, that a sentence lists; our choice
+NAMED_AT_MOST = 5  # names listed in a sentence; our choice
 
 
 class Mri2petError(Exception):
-    """Some participant, or some step, failed; the results of the others stand.
+    """A participant or a step failed; the results of the others are valid.
 
-    Read the last lines of the run: each names the file, says what is wrong, and what to do.
+    Read the last lines of the run: each names a file, and says what is wrong and what to do.
     """
 
     exit_code = 1
@@ -22,8 +22,8 @@ class Mri2petError(Exception):
 class InvalidBidsError(Mri2petError):
     """The input folder is not a valid BIDS dataset.
 
-    Correct what the message lists (docs/preparing-data.md). Give ``--skip-bids-validation`` only if
-    you know that the complaint does not matter.
+    Correct what the message lists (docs/preparing-data.md). Use ``--skip-bids-validation`` only if
+    you know that the problem does not matter.
     """
 
     exit_code = 16
@@ -32,7 +32,7 @@ class InvalidBidsError(Mri2petError):
 class NothingSelectedError(Mri2petError):
     """No image is left after all selections.
 
-    Look at ``--dry-run``, which says of each image why it is not used; correct the labels, filters
+    Run with ``--dry-run``, which says why each image is not used, and correct the labels, filters
     or queries.
     """
 
@@ -40,26 +40,26 @@ class NothingSelectedError(Mri2petError):
 
 
 class UsageError(Mri2petError):
-    """The command line, or a file of settings, cannot be understood.
+    """The command line or a file of settings cannot be understood.
 
-    The message names the option, or the line of the file: correct it.
+    Correct the option, or the line of the file, that the message names.
     """
 
     exit_code = 64
 
 
 class UnusableDataError(Mri2petError):
-    """A file is there, but what it holds cannot be used.
+    """A file exists, but its content cannot be used.
 
-    The message names the file and what is wrong with it: mend or replace the file, or exclude the
-    participant.
+    The message names the file and what is wrong with it: correct or replace the file, or exclude
+    the participant.
     """
 
     exit_code = 65
 
 
 class MissingInputError(Mri2petError):
-    """A file that is needed is not there.
+    """A required file does not exist.
 
     Check the path in the message, or run the level that writes the file.
     """
@@ -70,23 +70,23 @@ class MissingInputError(Mri2petError):
 class CannotCreateError(Mri2petError):
     """Output cannot be created, or another run is working on the same participants.
 
-    Choose a folder that you may write to, or wait until the other run has ended.
+    Choose a folder that you can write to, or wait until the other run has ended.
     """
 
     exit_code = 73
 
 
 class ReadWriteError(Mri2petError):
-    """A file could not be read from, or written to, its disk.
+    """A file could not be read or written.
 
-    Look whether the disk is full, and whether you may read or write the file.
+    Check whether the disk is full, and whether you have permission to read or write the file.
     """
 
     exit_code = 74
 
 
 def name_some(names: Sequence[str], most: int = NAMED_AT_MOST) -> str:
-    """List the first of many in a sentence, and count the others.
+    """List the first names for a sentence, and count the rest.
 
     Examples
     --------
