@@ -1,4 +1,4 @@
-"""``mri2pet-fetch``: get what cannot come with the package, where there is a network."""
+"""``mri2pet-fetch``: download files that cannot be distributed with the package."""
 
 import argparse
 import hashlib
@@ -22,11 +22,11 @@ from bids_app.arguments import (
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.lifeline import exit_with
 
-TIMEOUT, TRIES, PAUSE = 60.0, 3, 2.0  # s; times; s between them
+TIMEOUT, TRIES, PAUSE = 60.0, 3, 2.0  # s; number of tries; s between them
 
 
-# Addresses, and how checksums begin. torchvision names the file by the first digits of its
-# checksum. The heads are those of the package lpips 0.1.4, whose checksum is known.
+# URLs, and the first digits of checksums. torchvision puts them into the name of the file. The
+# heads are those of the package lpips 0.1.4, whose full checksum is known.
 ALEXNET = ("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79")
 HEADS = (
     "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth",
@@ -35,14 +35,14 @@ HEADS = (
 
 
 def download(url: str, sha256: str, target: Path) -> None:
-    """Fetch a file, and compare how its checksum begins with what is known of it.
+    """Download a file, and compare the beginning of its checksum with the expected one.
 
     Raises
     ------
     MissingInputError
-        If it cannot be fetched.
+        If the file cannot be downloaded.
     UnusableDataError
-        If it is another file.
+        If the checksum differs.
     """
     from bids_app.synthesis.card import file_sha256
 
@@ -68,17 +68,21 @@ def download(url: str, sha256: str, target: Path) -> None:
 
 
 def fetch_lpips(out: Path) -> None:
-    """Write the weights of LPIPS: AlexNet's convolutions, and the heads of version 0.1.
+    """Write the weights of LPIPS: AlexNet's convolutions and the heads of version 0.1.
 
     Parameters
     ----------
     out : Path
-        ``.safetensors``; replaced when it is whole.
+        Path of the ``.safetensors`` file; replaced atomically if it exists.
 
     Raises
     ------
-    MissingInputError, UnusableDataError, ReadWriteError
-        If they cannot be fetched; are not those published; cannot be written.
+    MissingInputError
+        If the weights cannot be downloaded.
+    UnusableDataError
+        If they are not those published.
+    ReadWriteError
+        If they cannot be written.
     """
     from safetensors.torch import save
 
@@ -165,7 +169,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch what is asked for; return the exit code of BEP027."""
+    """Download what is requested and return the exit code of BEP027."""
     if argv is None:
         read_names_as_utf8()
     return run_program(lambda: _run(argv), interrupted="stopped; what is complete was kept")

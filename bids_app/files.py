@@ -1,4 +1,8 @@
-"""Files: written so that they are whole or absent, read only if they are files, and not endless."""
+"""Safe reading and writing of files.
+
+Files are written so that they are either complete or absent. Only regular files of a limited size
+are read.
+"""
 
 import errno
 import fcntl
@@ -15,10 +19,10 @@ from uuid import uuid4
 
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 
-Json = dict[str, Any]  # an object; what it holds is checked where it is read
+Json = dict[str, Any]  # a JSON object; its users check its content
 PARTIAL = re.compile(r"\.[0-9a-f]{32}\.")  # names of files that are being written
 MISSING = "n/a"  # BIDS, "Tabular files"
-LARGEST_TEXT = 1 << 25  # bytes of a sidecar, table or list that is read; our choice
+LARGEST_TEXT = 1 << 25  # bytes of a sidecar, table or list, at most; our choice
 SPECIAL = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -28,14 +32,14 @@ SPECIAL = {
 }
 NOWHERE = "a link that leads nowhere; fetch what it points to"
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # as some shared disks say
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # on some shared disks
 
 
 def why_no_file(path: Path) -> str | None:
-    """Say what stands in place of a file (a folder, a named pipe …), and what to do, or None.
+    """Describe what a path is if not a file (a folder, a named pipe …), and what to do, or None.
 
-    Nothing is opened. A link that leads nowhere is no file, either; where nothing stands, or it
-    cannot be looked at, whoever opens it tells.
+    Nothing is opened. A broken link is not a file, either. If nothing exists at the path, or it is
+    not accessible, the result is None: opening it raises the error.
     """
     try:
         mode = path.stat().st_mode
@@ -50,16 +54,16 @@ def why_no_file(path: Path) -> str | None:
 
 
 def size_of(path: Path) -> int:
-    """Give the bytes of a file, which is not opened: to open a named pipe may take for ever.
+    """Return the size of a file in bytes without opening it, because a named pipe may block.
 
     Raises
     ------
     MissingInputError
-        If there is none.
+        If the file does not exist.
     UnusableDataError
         If it is a folder, a named pipe, a socket or a device.
     ReadWriteError
-        If it cannot be looked at.
+        If it is not accessible.
     """
     try:
         found = path.stat()
@@ -85,16 +89,16 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
     Parameters
     ----------
     path : Path
-        Of a file: what would never end, such as a named pipe, is not opened.
+        Path of a file. Anything else, such as a named pipe, is not opened.
     largest : int
-        Bytes that such a file may have.
+        Maximum size of the file, in bytes.
 
     Raises
     ------
     ReadWriteError
-        If it is not there, or cannot be read.
+        If the file does not exist or cannot be read.
     UnusableDataError
-        If it is no file, larger than any such file ought to be, or no UTF-8.
+        If it is not a file, is too large, or is not UTF-8.
     """
     try:
         size = size_of(path)
@@ -117,41 +121,41 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write a file to; then bring it to the disk, and rename it.
+    """Write a file under a temporary name, then flush it to the disk and rename it.
 
-    After a crash of the machine, too, there is the file that was there before, or the new one,
-    whole: a rename may reach the disk before what was written does. It is locked while it is
-    written, so that :func:`remove_partials` spares it.
+    Flushing first ensures that even after a crash of the machine, either the previous or the
+    complete new file exists, because a rename may reach the disk before the content does. The file
+    is locked while it is written, so that :func:`remove_partials` keeps it.
 
     Yields
     ------
     Path
-        In the folder of ``path``, which is made.
+        Temporary path in the folder of ``path``; the folder is created.
 
     Raises
     ------
     OSError
-        If it cannot be written. What was there before stays, and nothing else.
+        If the file cannot be written. The previous file remains, and nothing else.
     """
     partial = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            with suppress(OSError):  # some disks know no locks
+            with suppress(OSError):  # some disks do not support locks
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield partial
             _flush(partial)
             partial.replace(path)
     except BaseException:
-        with suppress(OSError):  # the disk has gone; the first error tells
+        with suppress(OSError):  # the first error is the one to report
             partial.unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # the file is there; some disks do not let folders be flushed
+    with suppress(OSError):  # the file is written; some disks cannot flush folders
         _flush(path.parent)
 
 
 def _flush(path: Path) -> None:
-    """Have what was written to a file, or the names in a folder, brought to the disk."""
+    """Flush the content of a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -160,24 +164,24 @@ def _flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to a name of its own, then rename it; folders are made.
+    """Write UTF-8 text under a temporary name, then rename it; folders are created.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be written: no space, no permission. What was there before stays.
+        If it cannot be written: no space, no permission. The previous file remains.
     """
-    # Bytes of file names that are no text are spelt as JSON does, which gives them back.
+    # Undecodable bytes of file names are escaped as in JSON, which restores them.
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a small binary file, as :func:`write_text` does text.
+    """Write a small binary file in the way of :func:`write_text`.
 
     Raises
     ------
     ReadWriteError
-        As :func:`write_text`.
+        If it cannot be written. The previous file remains.
     """
     try:
         with replacing(path) as partial:
@@ -192,9 +196,9 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     Raises
     ------
     ReadWriteError
-        As :func:`write_text`.
+        If it cannot be written. The previous file remains.
     ValueError
-        If a number is not finite: JSON has no word for it.
+        If a number is not finite, which JSON cannot represent.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
@@ -208,7 +212,7 @@ def read_json(path: Path) -> Json:
     ReadWriteError
         If it cannot be read.
     UnusableDataError
-        If it is not a JSON object, or as :func:`read_text`.
+        If it is not a JSON object, or for the reasons in :func:`read_text`.
     """
     text = read_text(path)
     try:
@@ -231,19 +235,19 @@ def _cell(value: object) -> str:
 
 
 def write_tsv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    """Write a table; cells that a row lacks, or that are None, are ``n/a``.
+    """Write a table; cells that are missing from a row, or None, become ``n/a``.
 
     Raises
     ------
     ReadWriteError
-        As :func:`write_text`.
+        If it cannot be written. The previous file remains.
     """
     lines = [list(columns), *([_cell(row.get(name)) for name in columns] for row in rows)]
     write_text(path, "".join("\t".join(cells) + "\n" for cells in lines))
 
 
 def append_tsv(path: Path, columns: Sequence[str], row: Mapping[str, object]) -> None:
-    """Add a line to a table, as :func:`write_tsv` writes it.
+    """Append a row to a table, in the format of :func:`write_tsv`.
 
     Raises
     ------
@@ -258,7 +262,7 @@ def append_tsv(path: Path, columns: Sequence[str], row: Mapping[str, object]) ->
 
 
 def split_lines(text: str) -> list[str]:
-    r"""Split text where its lines end: other than ``str.splitlines``, not inside a cell.
+    r"""Split text at line ends only: unlike ``str.splitlines``, never inside a cell.
 
     Examples
     --------
@@ -269,7 +273,7 @@ def split_lines(text: str) -> list[str]:
 
 
 def read_tsv(path: Path) -> list[dict[str, str]]:
-    """Read a table as :func:`write_tsv` writes it; an absent one is empty.
+    """Read a table written by :func:`write_tsv`; a missing file gives an empty table.
 
     Raises
     ------
@@ -287,21 +291,21 @@ def read_tsv(path: Path) -> list[dict[str, str]]:
 
 
 def place_in(folder: Path, path: Path) -> tuple[str, ...] | None:
-    """Say where a path lies in a folder, whatever way they are written.
+    """Return the location of a path inside a folder, regardless of how both are written.
 
-    Links and ``..`` are followed, and what the disk takes for one folder is one: of names that
-    differ in case only, or of one place that is mounted twice.
+    Links and ``..`` are resolved. Folders that the disk considers the same are the same: names that
+    differ only in case, or a place that is mounted twice.
 
     Parameters
     ----------
     folder, path : Path
-        Need not be there.
+        Paths that need not exist.
 
     Returns
     -------
     tuple of str or None
-        The names that lead from the folder to the path, none where they are the same; None if it
-        does not lie in the folder.
+        Parts of the path relative to the folder, empty if both are the same; None if the path does
+        not lie in the folder.
     """
     root, inner = (Path(os.path.realpath(place)) for place in (folder, path))
     for outer in (inner, *inner.parents):
@@ -313,27 +317,27 @@ def place_in(folder: Path, path: Path) -> tuple[str, ...] | None:
 def _is_same(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
-    except OSError:  # one of them is not there
+    except OSError:  # one of them does not exist
         return one == other
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time read and rewrite what belongs to a whole folder.
+    """Allow only one process at a time to read and rewrite the shared files of a folder.
 
-    Where the disk knows no locks, all go on: files are then still whole, and the last writer,
-    who sees the most, wins.
+    If the disk does not support locks, all processes continue: files are still complete, and the
+    last writer, who has read the most, wins.
 
     Raises
     ------
     ReadWriteError
-        If the lock's file cannot be made.
+        If the lock file cannot be created.
     """
     try:
         handle = (folder / ".mri2pet.lock").open("w")
     except OSError as error:
         raise ReadWriteError(f"{folder}: cannot be written to ({error.strerror})") from error
-    with handle:  # closing it gives the lock back
+    with handle:  # closing it releases the lock
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX)
         except OSError as error:
@@ -343,12 +347,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file to a name of its own, then rename it; folders are made.
+    """Copy a file under a temporary name, then rename it; folders are created.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be read or written. What was there before stays.
+        If it cannot be read or written. The previous file remains.
     """
     try:
         with replacing(target) as partial:
@@ -358,9 +362,10 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def remove_partials(folder: Path, *, below: bool = False) -> None:
-    """Remove what writes that were killed have left in a folder, and, if asked, in those below it.
+    """Remove partial files that killed processes left in a folder, or also in those ``below`` it.
 
-    What another process is writing is locked, and stays; where the disk knows no locks, all does.
+    Files that another process is writing are locked and remain; if the disk does not support locks,
+    all remain.
     """
     for path in folder.rglob(".*") if below else folder.glob(".*"):
         if PARTIAL.match(path.name):

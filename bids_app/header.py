@@ -1,7 +1,7 @@
-"""What the header of a NIfTI file says, and whether an image of a head can have it.
+"""Reading of NIfTI headers, and checks that they are plausible for an image of a head.
 
-Bytes are judged here before anything of their size is read: nothing that a header claims is
-believed unless it can be true.
+Headers are checked before any data of the size that they claim is read, so that no false claim is
+trusted.
 """
 
 from collections.abc import Iterator
@@ -16,43 +16,43 @@ from nibabel.spatialimages import HeaderDataError
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.imaging.volume import Affine, zooms_of
 
-SMALLEST_ZOOM, LARGEST_ZOOM = 0.1, 20.0  # mm; our choice: no scanner of human heads is beyond
+SMALLEST_ZOOM, LARGEST_ZOOM = 0.1, 20.0  # mm; our choice, beyond any scanner of human heads
 SMALLEST_FIELD_OF_VIEW, LARGEST_FIELD_OF_VIEW = 50.0, 1000.0  # mm; our choice
 LARGEST_SHEAR = 0.05  # cosine between two axes of the grid; our choice
-SMALLEST_DETERMINANT = 1e-9  # mm³, of a voxel; our choice
-LARGEST_SHIFT = 5.0  # mm that sform and qform may be apart without a word; our choice
+SMALLEST_DETERMINANT = 1e-9  # mm³ per voxel; our choice
+LARGEST_SHIFT = 5.0  # mm between sform and qform from which a note is added; our choice
 LARGEST_EXTENSIONS = 1 << 26  # bytes between header and voxels; our choice
-FORMATS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by the size that a header begins with
+FORMATS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by the size in the first field
 MAGIC = {348: (b"n+1", b"ni1"), 540: (b"n+2", b"ni2")}
-POINTERS = (b"version https://git-lfs", b"/annex/objects/")  # what stands in for absent files
+POINTERS = (b"version https://git-lfs", b"/annex/objects/")  # first bytes of placeholder files
 LARGEST_HEADER = max(FORMATS)
 MOST_AXES = 7
-XFORM_CODES = range(1, 6)  # of nifti1.h and nifti2.h; 0 is unknown, others mean nothing
+XFORM_CODES = range(1, 6)  # of nifti1.h and nifti2.h; 0 is unknown, others are undefined
 CORRECT = "correct sform or qform, or convert the image again"
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is needed to read an image.
+    """Header fields needed to read an image.
 
     Parameters
     ----------
     shape : tuple of int
         (I, J, K) or (I, J, K, T), without axes of length one beyond the third.
     stored : numpy.dtype
-        Of the voxels in the file, with their byte order.
+        Data type of the voxels in the file, with their byte order.
     offset : int
-        Bytes before the first voxel.
+        Number of bytes before the first voxel.
     slope, inter : float
-        Stored → true intensities.
+        Scaling of stored to true intensities.
     affine : ndarray, (4, 4)
         Voxel indices → world coordinates in mm, RAS+.
     description : str
-        ``descrip``.
+        Text of ``descrip``.
     assumed : bool
-        Whether the header says nothing of where the axes point to, so that the user must.
+        True if the header does not define the directions of the axes, so that the user has to.
     notes : tuple of str
-        Sentences for a reader of the results: how a doubtful header was understood.
+        Sentences for readers of the results on how a doubtful header was interpreted.
     """
 
     shape: tuple[int, ...]
@@ -67,33 +67,33 @@ class Header:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all voxels in the file, uncompressed."""
+        """Size of all voxels in the file, uncompressed, in bytes."""
         count = self.stored.itemsize
-        for length in self.shape:  # Python's numbers do not overflow
+        for length in self.shape:  # Python integers do not overflow
             count *= length
         return count
 
 
 def read_header(path: Path, content: bytes, orientation: str = "") -> Header:
-    """Understand the header of an image.
+    """Parse and check the header of an image.
 
     Parameters
     ----------
     path : Path
-        Of the image, for messages.
+        Path of the image, for messages.
     content : bytes
-        The first 540 of it, or all if there are fewer.
+        First 540 bytes of the image, or all if there are fewer.
     orientation : str
-        Axis code, such as ``RAS``, that the user vouches for where the header has none. Empty:
-        nobody does.
+        Axis code, such as ``RAS``, that the user asserts for images whose header has none. If
+        empty, such images are refused.
 
     Raises
     ------
     MissingInputError
-        If it is a pointer to an image that is kept elsewhere.
+        If the file is a pointer to an image that is stored elsewhere.
     UnusableDataError
-        If it is no NIfTI image, holds no volume of real numbers, does not say where left is, or
-        its affine is singular, sheared, or of a size that no head has.
+        If it is not a NIfTI image, does not hold a volume of real numbers, does not distinguish
+        left from right, or its affine is singular, sheared or of an implausible size for a head.
     """
     header = _parse(path, content)
     shape = _shape(path, header)
@@ -108,10 +108,10 @@ def read_header(path: Path, content: bytes, orientation: str = "") -> Header:
 
 
 def assumed_affine(shape: tuple[int, ...], zooms: tuple[float, ...], orientation: str) -> Affine:
-    """Make the affine of an image of which only voxel size and axis code are known.
+    """Create the affine of an image from its voxel size and axis code alone.
 
-    Its centre lies at the origin, as nibabel has it where a header has neither sform nor qform
-    (nifti1.h, "method 1").
+    The centre of the image lies at the origin, as in nibabel for headers with neither sform nor
+    qform (nifti1.h, "method 1").
 
     Examples
     --------
@@ -176,7 +176,7 @@ def _stored(path: Path, header: nib.Nifti1Header) -> np.dtype:
             f"{path}: holds {kind} of type {name or code}, not one intensity per voxel; {advice}"
         )
     bits = int(header["bitpix"])
-    if bits not in (0, 8 * stored.itemsize):  # 0: not said; the type is then all that there is
+    if bits not in (0, 8 * stored.itemsize):  # 0: not given, so that only the type counts
         raise UnusableDataError(
             f"{path}: its header says {bits} bits per voxel (bitpix) of {stored.name}, which "
             f"has {8 * stored.itemsize}; copy or convert it again"
@@ -216,18 +216,18 @@ def _usable(affine: Affine) -> bool:
 
 
 def _coded(header: nib.Nifti1Header) -> list[str]:
-    """Name those of sform and qform that say where the axes point to."""
+    """List which of sform and qform define the directions of the axes."""
     return [name for name in ("sform", "qform") if int(header[f"{name}_code"]) in XFORM_CODES]
 
 
 def _sform(header: nib.Nifti1Header) -> Affine:
-    with np.errstate(invalid="ignore"):  # a NaN that signals
+    with np.errstate(invalid="ignore"):  # for signalling NaNs
         rows = [np.asarray(header[f"srow_{axis}"], dtype=np.float64) for axis in "xyz"]
     return np.vstack([*rows, [0, 0, 0, 1]])
 
 
 def _qform(header: nib.Nifti1Header) -> Affine:
-    """Give the qform, of NaN where the quaternion is none."""
+    """Return the qform, filled with NaN if the quaternion is invalid."""
     sane = header.copy()
     sane["pixdim"][1:4] = _zooms(header)
     if sane["pixdim"][0] not in (-1, 1):  # nifti1.h: qfac 0 is 1
@@ -240,7 +240,7 @@ def _qform(header: nib.Nifti1Header) -> Affine:
 
 
 def _zooms(header: nib.Nifti1Header) -> tuple[float, ...]:
-    """Give the voxel size by pixdim: without signs, which mean nothing, and 1 for 0."""
+    """Return the voxel size from pixdim, without the meaningless signs, and with 1 for 0."""
     with np.errstate(all="ignore"):
         return tuple(abs(float(zoom)) or 1.0 for zoom in header["pixdim"][1:4])
 
@@ -248,9 +248,9 @@ def _zooms(header: nib.Nifti1Header) -> tuple[float, ...]:
 def _affine(
     path: Path, header: nib.Nifti1Header, shape: tuple[int, ...], orientation: str
 ) -> tuple[Affine, tuple[str, ...]]:
-    """Choose between sform and qform as nibabel, SPM and fMRIPrep do: the sform where there is one.
+    """Choose between sform and qform as nibabel, SPM and fMRIPrep do: the sform if it is set.
 
-    Unlike them, where it cannot be used and the qform can, the qform; where there is neither, none.
+    Unlike them, use the qform if only that is usable, and neither if none is set.
     """
     forms = {"sform": _sform(header), "qform": _qform(header)}
     coded = _coded(header)
@@ -286,7 +286,7 @@ def _vouched(
 def _disagreement(
     path: Path, shape: tuple[int, ...], sform: Affine, qform: Affine
 ) -> Iterator[str]:
-    """Say where sform and qform put an image to different places."""
+    """Yield a note if sform and qform place an image differently."""
     used = "the sform was used, as nibabel and SPM do"
     codes = ["".join(nib.aff2axcodes(affine)) for affine in (sform, qform)]
     corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)], dtype=np.float64)

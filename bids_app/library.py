@@ -1,4 +1,4 @@
-"""What other programs use of the app: functions on files and images, without a command line.
+"""Python interface of the app: functions on files and images, without a command line.
 
 They are public as ``mri2pet.predict_pet`` and so on.
 """
@@ -26,24 +26,24 @@ from bids_app.templates import mask_on
 from bids_app.visit import Scan, Visit
 
 LEAST_DICE = 0.8  # with the template's brain; registered brains have 0.95 or more; our choice
-ROUNDING = 1e-3  # by which intensities may leave [0, 1]
+ROUNDING = 1e-3  # tolerance of intensities outside [0, 1]
 
 
 class Registered(NamedTuple):
-    """Files of a person in MNI space, and the transforms there and back.
+    """Files of one person in MNI space, and the transforms in both directions.
 
     Attributes
     ----------
     t1w, brain_mask : Path
-        On the template's grid; the T1w in [0, 1], 0 outside the brain.
+        T1w in [0, 1], 0 outside the brain, and brain mask, on the template's grid.
     pet : Path or None
         FDG PET in [0, 1] on that grid; None if none was given.
     t1w_to_mni, mni_to_t1w : Path
-        Composite transforms, ITK's HDF5, as ANTs and SimpleITK read them.
+        Composite transforms in ITK's HDF5 format, readable by ANTs and SimpleITK.
     verdict : str
-        On the registration of the T1w: ``pass``, ``doubt`` or ``fail``.
+        Verdict on the registration of the T1w: ``pass``, ``doubt`` or ``fail``.
     report : Path
-        HTML page; look at it.
+        HTML report, for visual inspection.
     """
 
     t1w: Path
@@ -63,21 +63,26 @@ def register_to_mni(
     resolution: float = 1.0,
     quick: bool = False,
 ) -> Registered:
-    """Bring a T1w, and an FDG PET if there is one, into MNI space.
+    """Register a T1w, and optionally an FDG PET, to MNI space.
 
-    Brain extraction, bias field correction and registration are those of the participant level; it
-    runs in a process of its own.
+    Brain extraction, bias field correction and registration are those of the participant level,
+    which runs in a process of its own.
 
     Parameters
     ----------
     t1w, pet : path-like
-        ``.nii`` or ``.nii.gz``, as acquired; a sidecar beside them (``.json``) is used.
+        Images as acquired, ``.nii`` or ``.nii.gz``; sidecars beside them (``.json``) are used.
     folder : path-like
-        Gets all results, as a BIDS derivative dataset. People of earlier calls stay.
+        Folder for all results, a BIDS derivative dataset. Results of earlier calls are kept.
     resolution : float
         Voxel size of the results, in mm.
     quick : bool
-        Coarse registration, to try things out.
+        If True, registration is coarse, for testing only.
+
+    Returns
+    -------
+    Registered
+        Paths of the results, and the verdict on the registration.
 
     Raises
     ------
@@ -121,30 +126,30 @@ def register_to_mni(
 def predict_pet(
     t1w: Any, generator: Path | str = "default", *, fwhm: float = 1.5, device: str = "cpu"
 ) -> Any:
-    """Predict the FDG PET of a T1w that lies in MNI space.
+    """Predict an FDG PET from a T1w in MNI space.
 
     Parameters
     ----------
     t1w : path-like or nibabel image
-        Brain only, in MNI space, intensities in [0, 1]: as :func:`register_to_mni` writes it.
+        Brain in MNI space with intensities in [0, 1], as written by :func:`register_to_mni`.
     generator : path-like
-        Folder of a generator, or ``default``, the demonstration that comes with the app.
+        Folder of a generator, or ``default``, the demonstration generator of the app.
     fwhm : float
         Smoothing of the result, in mm; Zotova et al. (2021), section 2.1.
     device : str
-        A torch device. A CPU that computes with bfloat16 itself does so in networks.
+        Torch device. On a CPU with native bfloat16 support, networks compute with bfloat16.
 
     Returns
     -------
     nibabel.Nifti1Image
-        The synthetic PET in [0, 1] on the grid of the T1w, 0 outside the brain. Its header says
+        Synthetic PET in [0, 1] on the grid of the T1w, 0 outside the brain. Its header says
         SYNTHETIC.
 
     Raises
     ------
     Mri2petError
-        If the T1w is not in MNI space, not within [0, 1], or lies on a grid that the generator does
-        not know.
+        If the T1w is not in MNI space, not within [0, 1], or on a grid that the generator does not
+        support.
 
     Examples
     --------
@@ -176,7 +181,7 @@ def predict_pet(
 
 
 def _refuse(image: nifti.Image, grid: Grid, card: Card, name: str) -> None:
-    """Refuse what is no T1w in MNI space: a generator would predict something all the same."""
+    """Refuse anything but a T1w in MNI space, from which a generator would predict nonsense."""
     if image.data.ndim != len(grid.shape):
         raise UnusableDataError(f"{name}: has {image.data.ndim} axes; give one volume")
     low, high = float(np.min(image.data)), float(np.max(image.data))
@@ -204,28 +209,29 @@ def simulate(
     resolution: float = 1.0,
     seed: int = 0,
 ) -> Path:
-    """Write a cohort of simulated T1w and FDG PET with known truth, as a BIDS dataset.
+    """Write a cohort of simulated T1w and FDG PET with known ground truth, as a BIDS dataset.
 
     Parameters
     ----------
     bids_dir : path-like
-        A new or empty folder.
+        New or empty folder.
     paired, t1w_only, patients : int
-        Controls with T1w and PET, controls with T1w alone, patients with one or two lesions.
+        Numbers of controls with T1w and PET, of controls with T1w only, and of patients with one or
+        two lesions.
     resolution : float
         Voxel size of the T1w, in mm.
     seed : int
-        Equal seeds give equal bytes.
+        Random seed. Equal seeds give identical files.
 
     Returns
     -------
     Path
-        The dataset; the truth lies in its ``derivatives/truth``.
+        Path of the dataset; the ground truth is in its ``derivatives/truth``.
 
     Raises
     ------
     Mri2petError
-        If the folder is not empty, or cannot be written.
+        If the folder is not empty or cannot be written to.
 
     Examples
     --------

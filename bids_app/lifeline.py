@@ -1,12 +1,12 @@
-"""Processes that end when the one that started them ends, and a run that ends when it is told to.
+"""Lifetime of processes: children end with their parent, and a run ends when it receives a signal.
 
-A run that was killed must not leave nodes behind that go on writing beside its successor. Workers
-hold on to the fork server, and native code to Python's lock, so that only the kernel can end them.
-Where memory runs out, on the other hand, the kernel is to end a worker, not the run, which tells of
-it.
+A killed run must not leave nodes behind that continue to write beside the next run. Workers keep
+the fork server alive, and native code holds Python's lock, so that only the kernel can end them.
+If memory runs out, on the other hand, the kernel should kill a worker and not the run, which
+reports it.
 
-Ctrl-C, SIGTERM and SIGHUP end a run at once: a thread, which no computation in the main thread
-holds up, kills all processes of the run, says a sentence, and exits.
+Ctrl-C, SIGTERM and SIGHUP end a run at once: a thread, which no computation in the main thread can
+block, kills all processes of the run, prints a sentence and exits.
 """
 
 import ctypes
@@ -25,21 +25,21 @@ from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 OUR_SCORE = Path("/proc/self/oom_score_adj")
-WORKER_SCORE = 500  # as if half of all memory were its own: proc(5), from -1000 to 1000; our choice
-FORK_SERVER = "bids_app.workflows.forkserver"  # what it imports before it starts anything
-OWNER = "MRI2PET_PROCESS"  # the process whose fork server it is, in the server's environment
+WORKER_SCORE = 500  # -1000 to 1000, proc(5): as if it used half of all memory; our choice
+FORK_SERVER = "bids_app.workflows.forkserver"  # module that the server preloads
+OWNER = "MRI2PET_PROCESS"  # environment variable of the fork server: process id of its owner
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-FROM_TERMINALS = (signal.SIGINT, signal.SIGHUP)  # which tell all processes, not the first alone
-CODE_OF_SIGNAL = 128  # and the signal's number: what shells make of a program that a signal ended
-VANISHING = 2.0  # s that killed processes have to be gone, of the 5 s that a run has; our choice
-SAYING = 1.0  # s that a full pipe has to take the sentence; our choice
+FROM_TERMINALS = (signal.SIGINT, signal.SIGHUP)  # sent to all processes of a terminal
+CODE_OF_SIGNAL = 128  # plus the number of the signal: exit code by convention of shells
+VANISHING = 2.0  # s for killed processes to end, of the 5 s that a run has; our choice
+SAYING = 1.0  # s for a full pipe to accept the sentence; our choice
 TIED = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl({option}, signal.SIGKILL)
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
-TRACKER = "ignore:resource_tracker:UserWarning"  # it clears away what a killed run has left
+TRACKER = "ignore:resource_tracker:UserWarning"  # warns when it cleans up after a killed run
 
 _last_acts: list[Callable[[], object]] = []
 
@@ -50,7 +50,7 @@ def die_with_parent(parent: int) -> None:
     Parameters
     ----------
     parent : int
-        The parent's process id, from before there was this process.
+        Process id of the parent, determined before this process was started.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -58,29 +58,29 @@ def die_with_parent(parent: int) -> None:
 
 
 def die_before_others() -> None:
-    """Ask Linux to kill this process, and not the run, when memory runs out."""
+    """Ask Linux to kill this process rather than the run if memory runs out."""
     with suppress(OSError):
         if int(OUR_SCORE.read_text()) < WORKER_SCORE:
             OUR_SCORE.write_text(str(WORKER_SCORE))
 
 
 def tied(command: Sequence[str]) -> list[str]:
-    """Give a command that does the same, but ends when the thread that starts it ends.
+    """Wrap a command so that it ends when the thread that starts it ends.
 
     Parameters
     ----------
     command : sequence of str
-        The path of a program, and its arguments.
+        Path of a program, and its arguments.
     """
     program = TIED.format(option=PR_SET_PDEATHSIG)
     return [sys.executable, "-I", "-S", "-c", program, str(os.getpid()), *command]
 
 
 def start_fork_server() -> None:
-    """Start the server that forks worker processes, if there is none; it ends with this process.
+    """Start the server that forks worker processes, unless it runs; it ends with this process.
 
-    Neither it nor workers hear of Ctrl-C, or of a terminal that is closed: this process does, and
-    ends them.
+    Neither the server nor its workers receive the signals of Ctrl-C or of a closed terminal: this
+    process does, and ends them.
     """
     os.environ[OWNER] = str(os.getpid())
     forkserver.set_forkserver_preload([FORK_SERVER])
@@ -93,12 +93,12 @@ def start_fork_server() -> None:
 
 @contextmanager
 def last_act(act: Callable[[], object]) -> Iterator[None]:
-    """Do something if the run is told to end while the block lasts, when its processes are gone.
+    """Call a function if a signal ends the run during the block, after its processes have ended.
 
     Parameters
     ----------
     act : callable
-        Quick; errors of the operating system are passed over.
+        Function that returns quickly; errors of the operating system are ignored.
     """
     _last_acts.append(act)
     try:
@@ -109,16 +109,16 @@ def last_act(act: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def ended_by_signals(sentence: str) -> Iterator[None]:
-    """End the run within seconds when it is told to, with 128 and the signal's number.
+    """End the run within seconds of a signal, with 128 plus its number as exit code.
 
-    Ctrl-C (130), SIGTERM (143), as from ``docker stop`` or SLURM, and SIGHUP (129), as from a
-    terminal that is closed, unless ``nohup`` has it ignored. A second one changes nothing. In
-    another thread than the main one, Python cannot do this, and signals do what they did.
+    The signals are Ctrl-C (130), SIGTERM (143), sent by ``docker stop`` or SLURM, and SIGHUP (129),
+    sent when a terminal is closed, unless ``nohup`` has set it to be ignored. A second signal
+    changes nothing. Outside the main thread, Python cannot set handlers, and signals act as before.
 
     Parameters
     ----------
     sentence : str
-        What to do now, for standard error.
+        Sentence for standard error: what to do next.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -143,10 +143,10 @@ def ended_by_signals(sentence: str) -> Iterator[None]:
 
 
 def exit_with(code: int) -> NoReturn:
-    """End this process, whose work is done: what it is told from now on changes no exit code.
+    """Exit after the work is done, ignoring signals so that they cannot change the exit code.
 
-    Python takes its handlers of signals away while it ends, and a SIGTERM would end it as it ends
-    a program that has none.
+    Python removes its signal handlers while it exits, so that a SIGTERM would otherwise end the
+    process by its default action.
     """
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
@@ -160,13 +160,13 @@ def _silence_tracker() -> None:
 
 
 def _wait(_number: int, _frame: FrameType | None) -> None:
-    """Keep the main thread from telling of processes that are being killed."""
+    """Block the main thread, so that it does not report processes that are being killed."""
     while True:
         time.sleep(1)
 
 
 def _watch(reader: int, sentence: str) -> None:
-    """End the run at the first signal; return when nobody can tell of one any more."""
+    """End the run at the first signal; return when the other end of the pipe is closed."""
     while numbers := os.read(reader, 1):
         if numbers[0] in STOPPING:
             _end(numbers[0], sentence)
@@ -187,17 +187,17 @@ def _end(number: int, sentence: str) -> None:
 
 
 def _write_sentence(sentence: str) -> None:
-    """Write to standard error past Python, whose lock the main thread may hold."""
+    """Write to standard error without Python's stream, whose lock the main thread may hold."""
     with suppress(OSError, ValueError):
-        cursor = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""  # bars of progress hide it
+        cursor = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""  # progress bars hide it
         if select.select([], [2], [], SAYING)[1]:
             os.write(2, f"{cursor}{sentence}\n".encode())
 
 
 def _descendants() -> set[int]:
-    """List processes that this one has started, and those have, which have not ended yet.
+    """List the running descendants of this process.
 
-    Python's resource tracker is left out: it ends by itself when all others have, and clears away.
+    Python's resource tracker is left out: it cleans up and ends by itself after all others.
     """
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):

@@ -1,8 +1,8 @@
-"""Open and save NIfTI images, the one place that does, and volumes of a cohort mapped from disk.
+"""Reading and writing of NIfTI images, only here, and memory-mapped volumes of a cohort.
 
-What cannot be an image of a head is refused here, with a sentence that names the file. Volumes are
-mapped into memory page by page, so that a cohort of any size can be used; arrays lie with the last
-axis outermost, so that the voxels of a transverse slice lie together.
+Files that cannot be images of a head are refused with a sentence that names the file. Volumes are
+mapped into memory page by page, so that a cohort of any size can be used. Arrays are stored with
+the last axis outermost, so that the voxels of a transverse slice are contiguous.
 """
 
 import gzip
@@ -29,33 +29,33 @@ from bids_app.header import LARGEST_HEADER, Header, read_header
 from bids_app.imaging.volume import Affine, Grid, Mask, lay_labels, zooms_of
 from bids_app.resources import GIB, find_limits
 
-ROUNDING = 1e-3  # mm, by which affines of one grid may differ (our choice)
-NEARLY_WHOLE = 1e-3  # by which a label may differ from a whole number: scaling rounds (our choice)
-GZIP = b"\x1f\x8b"  # how compressed files begin (RFC 1952)
-DEFLATE = 1032  # bytes that one of a compressed file can stand for, at most (zlib's documentation)
-PLAUSIBLE = 200  # bytes that one stands for in large images, at most; our choice
-LARGE = 1 << 30  # bytes of an image that is refused if it is not plausible; our choice
+ROUNDING = 1e-3  # mm, tolerance for affines of the same grid; our choice
+NEARLY_WHOLE = 1e-3  # tolerance for labels, which scaling may round; our choice
+GZIP = b"\x1f\x8b"  # first bytes of compressed files (RFC 1952)
+DEFLATE = 1032  # maximum ratio of compression (zlib's documentation)
+PLAUSIBLE = 200  # maximum ratio of compression in large images; our choice
+LARGE = 1 << 30  # bytes above which the ratio has to be plausible; our choice
 LARGEST_TAIL = 1 << 26  # bytes after the voxels of a compressed image; our choice
-PIECE = 1 << 24  # bytes that are read at once
+PIECE = 1 << 24  # bytes read at once
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), 1e-30  # intensities; below, digits are lost
-FEW = 1e-3  # of the voxels: they are broken, where they alone are out of bounds; our choice
+FEW = 1e-3  # share of voxels that count as broken if only they are out of range; our choice
 AGAIN = "copy it again from its source"
 SYNTHETIC_PET = "SYNTHETIC FDG PET, mri2pet"  # in the header of every synthetic image
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image in memory.
+    """Image in memory.
 
     Parameters
     ----------
     data : ndarray, (I, J, K) or (I, J, K, T)
-        float32, scaled as the header says; a mask or labels that are to be saved may be boolean
-        or integer.
+        float32 intensities, scaled according to the header; a mask or labels to be saved may be
+        boolean or integer.
     affine : ndarray, (4, 4)
         Voxel indices → world coordinates in mm, RAS+.
     notes : tuple of str
-        Sentences for a reader of the results: how a doubtful file was understood.
+        Sentences for readers of the results on how a doubtful file was interpreted.
     """
 
     data: np.ndarray
@@ -69,14 +69,14 @@ class Image:
 
     @property
     def grid(self) -> Grid:
-        """The lattice of its voxels."""
+        """Grid of the voxels."""
         i, j, k = self.data.shape[:3]
         return Grid((i, j, k), self.affine)
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
-    """Open an image, compressed or not, and say in a sentence why it cannot be read."""
+    """Open an image, compressed or not, and translate errors into sentences."""
     try:
         with path.open("rb") as file:
             compressed = file.read(len(GZIP)) == GZIP
@@ -96,12 +96,12 @@ def _reading(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
 
 @cache
 def _memory() -> int:
-    """Give the bytes of memory that this process may use."""
+    """Return the memory that this process may use, in bytes."""
     return int(find_limits(os.environ).mem_gb * GIB)
 
 
 def _refuse_size(path: Path, header: Header, size: int, *, compressed: bool) -> None:
-    """Refuse a file that cannot hold what its header says, or that no memory could."""
+    """Refuse a file too small for what its header claims, or too large for the memory."""
     claimed = header.offset + header.bytes
     limit = size * DEFLATE if compressed else size
     if claimed > limit:
@@ -124,7 +124,7 @@ def _refuse_size(path: Path, header: Header, size: int, *, compressed: bool) -> 
 
 
 def _count(size: int) -> str:
-    """Write a number of bytes as a reader says it.
+    """Format a number of bytes for messages.
 
     Examples
     --------
@@ -138,24 +138,24 @@ def _count(size: int) -> str:
 
 
 def inspect(path: Path, *, orientation: str = "") -> Header:
-    """Read a header, and see whether the file can be an image of a head.
+    """Read a header, and check that the file can be an image of a head.
 
     Parameters
     ----------
     path : Path
-        NIfTI-1 or NIfTI-2, compressed or not.
+        Path of a NIfTI-1 or NIfTI-2 image, compressed or not.
     orientation : str
-        Axis code that the user vouches for where the header has none; empty: nobody does.
+        Axis code that the user asserts for images whose header has none; empty if not asserted.
 
     Raises
     ------
     MissingInputError
-        If there is no such file.
+        If the file does not exist.
     ReadWriteError
-        If it may not be read.
+        If it cannot be read.
     UnusableDataError
-        If it is no file, no NIfTI image, not what :func:`bids_app.header.read_header` accepts, or
-        too small or too large for what its header says.
+        If it is not a file or not a NIfTI image, if :func:`bids_app.header.read_header` refuses it,
+        or if its size does not fit its header.
     """
     size = size_of(path)
     with _reading(path) as file:
@@ -165,17 +165,17 @@ def inspect(path: Path, *, orientation: str = "") -> Header:
 
 
 def check_header(path: Path) -> tuple[int, ...]:
-    """See from the header alone whether this can be an image of a head.
+    """Check from the header alone that a file can be an image of a head.
 
     Returns
     -------
     tuple of int
-        The shape, without axes of length one beyond the third.
+        Shape of the image, without axes of length one beyond the third.
 
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        As :func:`inspect`.
+        See :func:`inspect`.
     """
     return inspect(path).shape
 
@@ -186,7 +186,7 @@ def read_grid(path: Path) -> Grid:
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        As :func:`check_header`.
+        See :func:`inspect`.
     """
     header = inspect(path)
     i, j, k = header.shape[:3]
@@ -194,26 +194,26 @@ def read_grid(path: Path) -> Grid:
 
 
 def lies_on(path: Path, grid: Grid) -> bool:
-    """Tell from the header alone whether a volume lies on a grid.
+    """Check from the header alone whether a volume lies on a grid.
 
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        As :func:`check_header`.
+        See :func:`inspect`.
     """
     header = inspect(path)
     return header.shape == grid.shape and np.allclose(header.affine, grid.affine, atol=ROUNDING)
 
 
 def check_grid(path: Path, grid: Grid) -> None:
-    """See from the header alone whether an image of template space lies on the run's grid.
+    """Check from the header alone that an image in template space lies on the run's grid.
 
     Raises
     ------
     MissingInputError, ReadWriteError
-        As :func:`check_header`.
+        See :func:`inspect`.
     UnusableDataError
-        As :func:`check_header`, and if shape or affine differ.
+        If shape or affine differ, and for the reasons in :func:`inspect`.
     """
     if not lies_on(path, grid):
         raise UnusableDataError(
@@ -228,39 +228,39 @@ def read_description(path: Path) -> str:
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        As :func:`inspect`.
+        See :func:`inspect`.
     """
     return inspect(path).description
 
 
 def lay_atlas(atlas: Image, grid: Grid) -> NDArray[np.integer]:
-    """Lay a label image on a grid of its space, (I, J, K)."""
+    """Resample a label image to a grid of the same space; the result has shape (I, J, K)."""
     return lay_labels(np.rint(atlas.data).astype(np.int16), atlas.affine, grid)
 
 
 def load(path: Path | str, *, orientation: str = "") -> Image:
-    """Read an image, scaled as its header says.
+    """Read an image, scaled according to its header.
 
-    Intensities that float32 cannot hold, too large or too small, are divided by the largest of
-    them, and a note says so.
+    Intensities too large or too small for float32 are divided by the largest of them, and a note
+    reports it. If only a few voxels are too large, these are clipped instead.
 
     Parameters
     ----------
     path : path-like
-        NIfTI-1 or NIfTI-2, compressed or not.
+        Path of a NIfTI-1 or NIfTI-2 image, compressed or not.
     orientation : str
-        As :func:`inspect`.
+        Axis code; see :func:`inspect`.
 
     Returns
     -------
     Image
-        float32; axes of length one beyond the third are dropped.
+        Image in float32, without axes of length one beyond the third.
 
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        As :func:`inspect`; UnusableDataError also if the file ends too early, the checksum of
-        a compressed one is wrong, or memory runs out.
+        See :func:`inspect`. UnusableDataError also if the file ends too early, the checksum of a
+        compressed file is wrong, or memory runs out.
     """
     path = Path(path)
     header = inspect(path, orientation=orientation)
@@ -276,7 +276,7 @@ def load(path: Path | str, *, orientation: str = "") -> Image:
 
 
 def _read_voxels(file: gzip.GzipFile | BufferedReader, header: Header) -> np.ndarray:
-    """Read exactly what the header says."""
+    """Read exactly as many voxels as the header claims."""
     remaining = header.offset
     while remaining:
         skipped = len(file.read(min(remaining, PIECE)))
@@ -294,7 +294,7 @@ def _read_voxels(file: gzip.GzipFile | BufferedReader, header: Header) -> np.nda
 
 
 def _finish(path: Path, file: gzip.GzipFile) -> None:
-    """Read a compressed file to its end, where its checksum is."""
+    """Read a compressed file to its end, so that its checksum is verified."""
     beyond = 0
     while piece := file.read(PIECE):
         beyond += len(piece)
@@ -306,10 +306,10 @@ def _finish(path: Path, file: gzip.GzipFile) -> None:
 
 
 def _scale(stored: np.ndarray, header: Header) -> tuple[np.ndarray, str]:
-    """Scale stored to true intensities; say how far they reach and what became of them, if any."""
+    """Scale stored to true intensities, and describe any change needed to fit them into float32."""
     data = np.empty(stored.shape, np.float32, order="F")
     peak, usual, broken = 0.0, 0.0, 0
-    for k in range(stored.shape[-1]):  # slice by slice, or frame by frame: float64 takes memory
+    for k in range(stored.shape[-1]):  # one slice or frame at a time, as float64 takes memory
         true = _true(stored[..., k], header)
         size = np.abs(true, where=np.isfinite(true), out=np.zeros_like(true))
         beyond = size > LARGEST
@@ -334,21 +334,22 @@ def _true(stored: np.ndarray, header: Header) -> np.ndarray:
 
 
 def load_scan(path: Path | str, *, orientation: str = "", gaps: bool = False) -> Image:
-    """Read an acquired image, and refuse one that holds no picture.
+    """Read an acquired image, and refuse it if its values are not finite or all equal.
 
     Parameters
     ----------
     path : path-like
-        As :func:`load`.
+        Path of a NIfTI image; see :func:`load`.
     orientation : str
-        As :func:`inspect`.
+        Axis code; see :func:`inspect`.
     gaps : bool
-        Whether some voxels may hold no number, as those that SPM's reslicing found nothing for.
+        If True, some voxels may be NaN or infinite, such as those outside the field of view after
+        SPM's reslicing.
 
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        As :func:`load`; UnusableDataError also if a value is not finite, or all are equal.
+        See :func:`load`. UnusableDataError also if a value is not finite, or all are equal.
     """
     image = load(path, orientation=orientation)
     finite = np.isfinite(image.data)
@@ -363,12 +364,12 @@ def load_scan(path: Path | str, *, orientation: str = "", gaps: bool = False) ->
 
 
 def check_labels(path: Path, *, orientation: str = "") -> None:
-    """See whether an image can be a mask, or one of labels.
+    """Check that an image can be a mask or a label image.
 
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
-        As :func:`load`; UnusableDataError also if there is more than one volume, or values are not
+        See :func:`load`. UnusableDataError also if there is more than one volume, or values are not
         whole numbers.
     """
     image = load(path, orientation=orientation)
@@ -385,13 +386,13 @@ def check_labels(path: Path, *, orientation: str = "") -> None:
 
 
 def from_nibabel(image: nib.spatialimages.SpatialImage) -> Image:
-    """Take an image of nibabel, scaled as its header says; float32."""
+    """Convert a nibabel image to float32, scaled according to its header."""
     data = np.asarray(image.dataobj, np.float32)
     return Image(data, np.asarray(image.affine, np.float64))
 
 
 def to_nibabel(image: Image) -> nib.Nifti1Image:
-    """Give an image as nibabel has it, sform and qform alike; booleans become bytes."""
+    """Convert an image to nibabel's class, with equal sform and qform; booleans become bytes."""
     data = image.data.astype(np.uint8) if image.data.dtype == bool else image.data
     image_file = nib.Nifti1Image(data, image.affine)
     image_file.header.set_xyzt_units("mm")
@@ -401,21 +402,21 @@ def to_nibabel(image: Image) -> nib.Nifti1Image:
 
 
 def save(image: Image, path: Path | str, *, description: str = "") -> None:
-    """Write an image so that it is either whole or absent, and equal data give equal bytes.
+    """Write an image so that it is either complete or absent, and equal data give equal bytes.
 
     Parameters
     ----------
     image : Image
-        Boolean and integer data keep their kind; all else becomes float32.
+        Image to write. Boolean data are written as bytes, other data with their own type.
     path : path-like
-        Ends in ``.nii.gz`` or ``.nii``; replaced if it exists.
+        Path ending in ``.nii.gz`` or ``.nii``; replaced if it exists.
     description : str
-        The header's ``descrip``, at most 79 characters.
+        Text for the header's ``descrip``, at most 79 characters.
 
     Raises
     ------
     UnusableDataError
-        If a voxel is NaN or infinite; nothing is written.
+        If a voxel is NaN or infinite; nothing is written then.
     ReadWriteError
         If it cannot be written: no space, no permission.
     """
@@ -439,23 +440,23 @@ def _write(image: nib.Nifti1Image, path: Path) -> None:
 
 
 def place(source: Path, target: Path) -> None:
-    """Copy a result to its place, whole or not at all; equal images give equal bytes.
+    """Copy a result to its final path atomically; equal images give equal bytes.
 
-    The name of an image says what its header has to: the space (``space-`` a template: code 4 of
-    sform and qform, as of an image ``tpl-``; ``space-T1w``: 2, none: 1, that of the scanner), and
-    that a mask or labels are integers.
+    The header is set according to the file name of the image: sform and qform code 4 for names with
+    ``space-`` and a template or with ``tpl-``, 2 for ``space-T1w``, and 1 (scanner) without
+    ``space-``; integers for masks and labels.
 
     Parameters
     ----------
     source : Path
-        A file; if it is a NIfTI image, of three axes.
+        Path of the file to copy. A NIfTI image has three axes.
     target : Path
-        Where it belongs.
+        Final path.
 
     Raises
     ------
     UnusableDataError
-        If it is named as an image, and is none.
+        If it is named like an image but is not one.
     ReadWriteError
         If it cannot be read or written.
     """
@@ -481,14 +482,16 @@ def place(source: Path, target: Path) -> None:
 
 
 def to_small_bytes(image: Image, step: float) -> bytes:
-    """Write an image as a small compressed NIfTI-1 file, a byte a voxel; equal data, equal bytes.
+    """Encode an image as a compressed NIfTI-1 file with one byte per voxel.
+
+    Equal data give equal bytes.
 
     Parameters
     ----------
     image : Image
-        From 0 to 255 steps; finite.
+        Image with finite values from 0 to 255 steps.
     step : float
-        To whose multiples values are rounded; the header's ``scl_slope``.
+        Step to whose multiples values are rounded; the header's ``scl_slope``.
     """
     stored = np.rint(image.data / step).clip(0, 255).astype(np.uint8)
     image_file = to_nibabel(Image(stored, image.affine))
@@ -496,22 +499,22 @@ def to_small_bytes(image: Image, step: float) -> bytes:
     return gzip.compress(image_file.to_bytes(), compresslevel=9, mtime=0)
 
 
-KINDS = {"mask": np.uint8, "dseg": np.int16}  # suffix → what its voxels are stored as
+KINDS = {"mask": np.uint8, "dseg": np.int16}  # suffix → data type of the voxels
 ABOUT = "about.json"
-CHANNELS = "channels"  # PET and T1w as one array, (2, I, J, K); there if it is asked for
-HOLE = "hole"  # what is brain, but was not covered by the PET; no such array: nothing
+CHANNELS = "channels"  # PET and T1w as one array, (2, I, J, K); stored on request
+HOLE = "hole"  # brain not covered by the PET; not stored if there is none
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose volumes they are.
+    """Visit that stored volumes belong to.
 
     Parameters
     ----------
     participant, session : str, str or None
-        Labels.
+        Labels of participant and session.
     affine : tuple
-        Voxel indices → mm, RAS+, row by row.
+        Voxel indices → world coordinates in mm, RAS+, row by row.
     """
 
     participant: str
@@ -530,9 +533,9 @@ def store_arrays(folder: Path, owner: Owner, arrays: Mapping[str, np.ndarray]) -
     Parameters
     ----------
     folder : Path
-        Is made; arrays in it are replaced.
+        Folder for the arrays; it is created, and arrays in it are replaced.
     owner : Owner
-        Whose they are.
+        Visit that the volumes belong to.
     arrays : mapping
         Name → volume.
 
@@ -548,7 +551,7 @@ def store_arrays(folder: Path, owner: Owner, arrays: Mapping[str, np.ndarray]) -
     """
     digest = hashlib.sha256(json.dumps([owner.affine, list(arrays)]).encode())
     for path in {*folder.glob("*.npy")} - {folder / f"{name}.npy" for name in arrays}:
-        path.unlink()  # of an earlier run; what is mapped elsewhere stays
+        path.unlink()  # left by an earlier run; existing mappings stay valid
     for name, array in arrays.items():
         digest.update(np.ascontiguousarray(array).tobytes())
         _save(np.asfortranarray(array), folder / f"{name}.npy")
@@ -564,12 +567,12 @@ def _save(array: np.ndarray, path: Path) -> None:
 
 
 def read_owner(folder: Path) -> Owner:
-    """Read whose volumes lie in a folder.
+    """Read which visit the volumes in a folder belong to.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be read.
+        If the record cannot be read.
     """
     about = read_json(folder / ABOUT)
     affine = tuple(tuple(float(x) for x in row) for row in about["affine"])
@@ -578,32 +581,32 @@ def read_owner(folder: Path) -> Owner:
 
 
 def read_digest(folder: Path) -> str:
-    """Read the SHA-256 that :func:`store_arrays` gave.
+    """Read the SHA-256 that :func:`store_arrays` returned.
 
     Raises
     ------
     ReadWriteError
-        If it cannot be read.
+        If the record cannot be read.
     """
     return str(read_json(folder / ABOUT)["sha256"])
 
 
 def open_arrays(folder: Path, names: Iterable[str]) -> list[np.ndarray]:
-    """Map volumes of one visit; what is written to them stays in memory.
+    """Map volumes of one visit into memory; changes to them are not written to the disk.
 
     Raises
     ------
     ReadWriteError
         If they cannot be read.
     """
-    try:  # a private mapping: torch warns of arrays that may not be written to
+    try:  # a private mapping, because torch warns of read-only arrays
         return [open_memmap(folder / f"{name}.npy", mode="c") for name in names]
     except (OSError, ValueError) as error:
         raise ReadWriteError(f"{folder}: cannot be read ({error}); delete it") from error
 
 
 def open_hole(folder: Path) -> Mask | None:
-    """Map what is brain in a visit, but was not covered by its PET; None if that is nothing.
+    """Map the part of the brain that the PET of a visit does not cover; None if there is none.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a run was asked to do: every default of the command line, once."""
+"""Settings of a run: the only place for the defaults of the command line."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 LEVELS = ("participant", "train", "group")  # in the order of a study
 FULL_RESOLUTION = 1.0  # mm; Zotova et al. (2021), section 3.1
 SLOPPY_RESOLUTION = 4.0  # mm; for tests and for trying things out
-SCORE_FWHM = 8.0  # mm; our choice, as of the z score: docs/results/detection.md
-# Settings that one or two levels alone use; all others count for every level. With spaces between
+SCORE_FWHM = 8.0  # mm; our choice, as for the z score: docs/results/detection.md
+# Settings that only one or two levels use, separated by spaces; all others apply to every level
 USED_BY = {
     "participant": "tracer_label run_label bids_filter_file bids_database_dir validate skull_strip "
     "pet_frames generator stage overlap match_histogram uncertainty novelty",
@@ -19,14 +19,15 @@ USED_BY = {
     "direction score_smoothing channels covariates nu clusters expected_false min_cluster_size "
     "cluster_extent atlas",
 }
-LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"  # in the environment, where --lpips-weights is not given
+LPIPS_VARIABLE = "MRI2PET_LPIPS_WEIGHTS"  # environment variable in place of --lpips-weights
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A run of ``mri2pet``. Names are those of the flags.
+    """Settings of a run of ``mri2pet``, named like the flags.
 
-    ``None`` means: found out when the run starts (from the machine, or from the dataset).
+    ``None`` stands for a value that is determined when the run starts, from the machine or the
+    dataset.
     """
 
     bids_dir: Path
@@ -56,27 +57,27 @@ class Settings:
     )  # mm, RAS+: Zotova et al. (2021), section 3.1
     resolution: float | None = None  # mm; see grid_resolution
     skull_strip: str = "auto"
-    assume_orientation: str = ""  # axis code of images whose headers have none; "": refuse them
-    pet_frames: tuple[int, ...] = ()  # indices from 0; () is all
+    assume_orientation: str = ""  # axis code for images whose headers have none; "": refuse them
+    pet_frames: tuple[int, ...] = ()  # indices from 0; () means all
     generator: str = "default"
     smoothing_fwhm: float = 1.5  # mm; Zotova et al. (2021), section 3.2
     stage: str = "all"
-    paper: bool = False  # as Zotova et al. (2021) do it, where the defaults do otherwise
-    # Beyond the paper, on the synthetic PET
-    overlap: bool = True  # bands between triplets go: docs/default-generator.md
+    paper: bool = False  # follow Zotova et al. (2021) where the defaults differ
+    # Synthetic PET, beyond the paper
+    overlap: bool = True  # removes the bands between triplets: docs/default-generator.md
     match_histogram: bool = False
     uncertainty: bool = False
     novelty: bool = False
 
-    # Who is a control, who a patient
-    ratings: Path | None = None  # who is left out, as participants.html saves it
+    # Controls and patients
+    ratings: Path | None = None  # table of exclusions, as saved by participants.html
     control_query: str = "group == 'control'"
     patient_query: str = "group == 'patient'"
 
-    # Train; None: as the paper has it, per row of Table 1 (synthesis/models.py)
-    models: tuple[str, ...] = ()  # () is all six, and the tissue model
-    condition: str = ""  # "tissue": networks start from a tissue model's prediction, and see it
-    init: str = ""  # a generator to go on from; "": new weights
+    # Train; None: as in the paper, per row of Table 1 (synthesis/models.py)
+    models: tuple[str, ...] = ()  # () means all six, and the tissue model
+    condition: str = ""  # "tissue": networks take a tissue model's prediction and correct it
+    init: str = ""  # generator to start from; "": new weights
     folds: int = 4  # Zotova et al. (2021), section 3.2
     epochs: int | None = None
     batch_size: int | None = None
@@ -84,21 +85,21 @@ class Settings:
     patches: str = "brain"
     lpips_weights: Path | None = None
 
-    # Group; Zotova et al. (2021), sections 2.2 and 3.3, or ours: DESIGN.md, section 4
+    # Group; Zotova et al. (2021), sections 2.2 and 3.3, or our choice: DESIGN.md, section 4
     training_set: tuple[str, ...] = ("real",)
     synthetic_controls: str = "t1w-only"
-    detectors: tuple[str, ...] = ()  # () is DEFAULT_DETECTORS, as far as they fit
+    detectors: tuple[str, ...] = ()  # () means DEFAULT_DETECTORS, as far as they are applicable
     detector: Path | None = None
     direction: str | None = None  # see direction_of_scores
     score_smoothing: float | None = None  # mm; see fwhm_of_scores
-    channels: str | None = None  # of patches; None is pet, or what a detector was made with
+    channels: str | None = None  # of patches; None means pet, or those of the given detector
     covariates: tuple[str, ...] = ()  # columns of participants.tsv
     nu: float = 0.03
     clusters: int = 10
-    expected_false: float | None = None  # clusters that a held-out control has above the last kept
+    expected_false: float | None = None  # mean clusters of held-out controls above the last kept
     min_cluster_size: float = 82.0  # mm³
     cluster_extent: float = 0.02  # share of the brain above the threshold; our choice
-    atlas: tuple[Path, Path] | None = None  # label image in the template's space, its names
+    atlas: tuple[Path, Path] | None = None  # label image in the template's space, table of names
 
     # Resources
     nprocs: int | None = None
@@ -121,21 +122,21 @@ class Settings:
 
     @property
     def direction_of_scores(self) -> str:
-        """What scores higher: as given, else less uptake, or either as in the paper."""
+        """Direction of abnormality: as given, otherwise hypo, or both as in the paper."""
         if self.direction is not None:
             return self.direction
         return "both" if self.paper else "hypo"
 
     @property
     def fwhm_of_scores(self) -> float:
-        """Smoothing of maps of one-class SVMs in mm: as given, else 8, or none as in the paper."""
+        """FWHM in mm for smoothing one-class SVM maps: as given, otherwise 8, or 0 as in the paper."""
         if self.score_smoothing is not None:
             return self.score_smoothing
         return 0.0 if self.paper else SCORE_FWHM
 
     @property
     def grid_resolution(self) -> float:
-        """Voxel size of the outputs in mm: as given, else coarser for a sloppy run."""
+        """Voxel size of the outputs in mm: as given, otherwise 1, or 4 for a sloppy run."""
         if self.resolution is not None:
             return self.resolution
         return SLOPPY_RESOLUTION if self.sloppy else FULL_RESOLUTION
