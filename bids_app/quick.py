@@ -1,6 +1,6 @@
-"""``mri2pet quick``: one person's images, without a BIDS dataset.
+"""``mri2pet quick``: process one person's images without a BIDS dataset.
 
-A small BIDS dataset is made of them in ``OUT/sourcedata``, and the participant level runs on that.
+A small BIDS dataset is created in ``OUT/sourcedata``, and the participant level runs on it.
 """
 
 import gzip
@@ -36,15 +36,15 @@ from bids_app.files import (
 
 RAW = "sourcedata"  # folder of OUT
 ENDINGS = (".nii.gz", ".nii")
-PIECE = 1 << 20  # bytes that are compared at once
+PIECE = 1 << 20  # bytes compared at once
 FEWEST_PATHS, MOST_PATHS = 2, 3  # paths: T1W OUT, or T1W PET OUT
 DESCRIPTION = {"Name": "Images given to mri2pet quick", "BIDSVersion": "1.10.0"}
 README = "Images given to `mri2pet quick`, under the names that BIDS gives them.\n"
-FDG = {"TracerName": "FDG", "TracerRadionuclide": "F18"}  # told of a PET without a sidecar
+FDG = {"TracerName": "FDG", "TracerRadionuclide": "F18"}  # sidecar for a PET without one
 
 
 def build_parser() -> Parser:
-    """Build the parser of the command line: paths alone, the rest is the participant level's."""
+    """Build the parser of the paths; all options are those of the participant level."""
     parser = Parser(
         prog="mri2pet quick",
         usage="mri2pet quick T1W [PET] OUT [options of the participant level]",
@@ -59,7 +59,7 @@ def build_parser() -> Parser:
 
 
 def label_of(t1w: Path) -> str:
-    """Make a label of a person from the name of the T1w.
+    """Derive a participant label from the file name of the T1w.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def _stem(path: Path) -> str:
 
 
 def _refuse(path: Path) -> None:
-    """Refuse what is no NIfTI file, before anything is begun."""
+    """Refuse anything but a NIfTI file, before anything is written."""
     if not path.exists():
         raise MissingInputError(f"{path}: no such file; check its path")
     if path.is_dir():
@@ -91,7 +91,7 @@ def _refuse(path: Path) -> None:
 
 
 def _is_of_others(raw: Path) -> bool:
-    """Tell whether something lies there that mri2pet quick did not make, nor begin to make."""
+    """Check whether a folder holds anything that mri2pet quick did not create or begin."""
     if not raw.is_dir():
         return raw.exists()
     try:
@@ -103,7 +103,7 @@ def _is_of_others(raw: Path) -> bool:
 
 
 def _refuse_place(out: Path, images: Sequence[Path]) -> None:
-    """Refuse to write where something else lies, or over what is to be read."""
+    """Refuse an output folder with other content, or that contains the input images."""
     if out.exists() and not out.is_dir():
         raise CannotCreateError(f"{out}: is a file; choose another output folder")
     refuse_foreign(out)
@@ -124,7 +124,7 @@ def _refuse_place(out: Path, images: Sequence[Path]) -> None:
 
 
 def _pieces(path: Path, *, unpacked: bool) -> Iterator[bytes]:
-    """Read an image piece by piece; whatever is wrong with it is said of this very file."""
+    """Read an image piece by piece; errors name this file."""
     zipped = unpacked and path.name.lower().endswith(".gz")
     try:
         with gzip.open(path) if zipped else path.open("rb") as file:
@@ -137,13 +137,13 @@ def _pieces(path: Path, *, unpacked: bool) -> Iterator[bytes]:
 
 
 def _holds(target: Path, source: Path) -> bool:
-    """Tell whether an image is there already, compressed or not."""
+    """Check whether two images have the same content, compressed or not."""
     both = (_pieces(path, unpacked=True) for path in (target, source))
     return all(one == other for one, other in zip_longest(*both))
 
 
 def _is_whole(path: Path) -> bool:
-    """Tell whether an image is there, and all of it can be read."""
+    """Check whether an image exists and can be read completely."""
     try:
         return sum(map(len, _pieces(path, unpacked=True))) > 0
     except (ReadWriteError, UnusableDataError):
@@ -151,22 +151,22 @@ def _is_whole(path: Path) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy an image, whole or not at all; compress it if need be."""
+    """Copy an image atomically, and compress it if it is not."""
     zipped = source.name.lower().endswith(".gz")
     with (
         replacing(target) as partial,
         partial.open("wb") as file,
-        # no name and no time, so that equal images have equal bytes
+        # without name and time, so that equal images have equal bytes
         nullcontext(file) if zipped else gzip.GzipFile("", "wb", 1, file, 0) as packed,
     ):
         packed.writelines(_pieces(source, unpacked=False))
 
 
 def _put(source: Path, target: Path, metadata: Mapping[str, object]) -> None:
-    """Copy an image, and the sidecar beside it, under a name of BIDS.
+    """Copy an image, and the sidecar beside it, under a BIDS name.
 
-    The sidecar comes first, so that an image that is there was not left without it. What is left
-    of a copy that was not finished is replaced.
+    The sidecar is copied first, so that a complete image always has one. An unfinished copy is
+    replaced.
     """
     is_present = _is_whole(target)
     if is_present and not _holds(target, source):
@@ -186,19 +186,19 @@ def _put(source: Path, target: Path, metadata: Mapping[str, object]) -> None:
 
 
 def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
-    """Lay images out as a BIDS dataset; people and images that are there stay.
+    """Copy images into a BIDS dataset; other participants in it are kept.
 
     Parameters
     ----------
     t1w, pet : Path, Path or None
-        Images; sidecars beside them (``.json``) are copied, too.
+        Images to copy; sidecars beside them (``.json``) are copied, too.
     root : Path
-        Gets the dataset.
+        Folder of the dataset.
 
     Returns
     -------
     str
-        The label of the person.
+        Label of the participant.
 
     Raises
     ------
@@ -207,11 +207,11 @@ def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
     UnusableDataError
         If an image is damaged.
     UsageError
-        If another image is there under the same label.
+        If another image already has the same label.
     """
     label = label_of(t1w)
     folder = root / f"sub-{label}"
-    write_json(root / NAME_OF_DESCRIPTION, DESCRIPTION)  # first: by it, the next run goes on
+    write_json(root / NAME_OF_DESCRIPTION, DESCRIPTION)  # first, so that the next run can resume
     write_text(root / "README.md", README)
     remove_partials(root, below=True)
     try:
@@ -222,7 +222,7 @@ def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
         else:  # the copy of an earlier call
             copy.unlink(missing_ok=True)
             copy.with_name(f"{_stem(copy)}.json").unlink(missing_ok=True)
-    except OSError as error:  # of writing: no space, no permission
+    except OSError as error:  # from writing: no space, no permission
         raise ReadWriteError(f"{root}: cannot be written to ({error.strerror})") from error
     return label
 
@@ -241,7 +241,7 @@ def _run(argv: Sequence[str]) -> int:
         _refuse(path)
     label = label_of(t1w)
     words = ("participant", "--participant-label", label, "--skip-bids-validation", *argv[first:])
-    settings = parse([str(out / RAW), str(out), *words])  # what it refuses shall write nothing
+    settings = parse([str(out / RAW), str(out), *words])  # before anything is written
     _refuse_place(out, (t1w, *pets))
     if settings.dry_run:
         images = " and ".join(map(str, (t1w, *pets)))
@@ -257,7 +257,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do one person; return the exit code of BEP027. ``argv`` is without ``quick``."""
+    """Process one person and return the exit code of BEP027; ``argv`` excludes ``quick``."""
     if argv is None:
         read_names_as_utf8()
     words = sys.argv[2:] if argv is None else argv

@@ -1,4 +1,4 @@
-"""CPUs, memory and device that a run may use, what a step used, and where caches are kept."""
+"""CPUs, memory and device available to a run, resource usage of steps, and folders for caches."""
 
 import os
 import re
@@ -21,11 +21,11 @@ from bids_app.lifeline import last_act
 
 CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
-UNLIMITED = 1 << 60  # bytes; cgroup v1 says something beyond for "no limit"
+UNLIMITED = 1 << 60  # bytes; cgroup v1 uses a larger number for "no limit"
 GIB = 1 << 30
-SHARE_OF_MEMORY = 0.9  # of what is there; our choice, nipype's too
-MOST_THREADS = 8  # ITK gains little beyond; fMRIPrep's bound
-THREADS_OF_JOB = 4  # at most, of a step that is a job of a queue; our choice
+SHARE_OF_MEMORY = 0.9  # of the memory available; our choice, as in nipype
+MOST_THREADS = 8  # as in fMRIPrep; ITK gains little beyond
+THREADS_OF_JOB = 4  # at most, for a step submitted to a queue; our choice
 THREAD_VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
     "OMP_NUM_THREADS",
@@ -38,7 +38,7 @@ THREAD_VARIABLES = (
 
 @dataclass(frozen=True)
 class Limits:
-    """CPUs, and memory in GiB, that this process is allowed."""
+    """Number of CPUs, and memory in GiB, that this process may use."""
 
     cpus: int
     mem_gb: float
@@ -71,9 +71,10 @@ def _cgroup_memory(group: Path) -> int | None:
 
 
 def own_groups(root: Path, listing: Path = OWN_CGROUP) -> list[Path]:
-    """List the control groups of this process, each from its root down to its own.
+    """List the control groups of this process, each hierarchy from its root down to its own group.
 
-    Version 2 has one tree at ``root``; version 1 one for each controller, in a folder of its name.
+    Version 2 has one hierarchy at ``root``; version 1 has one per controller, in a folder of its
+    name.
     """
     paths = {"": "/", "cpu": "/", "memory": "/"}
     for line in (_read(listing) or "").splitlines():
@@ -98,16 +99,21 @@ def _slurm_memory(environment: Mapping[str, str], cpus: int) -> int | None:
 def find_limits(
     environment: Mapping[str, str], cgroup: Path = CGROUP, listing: Path = OWN_CGROUP
 ) -> Limits:
-    """Find what the machine, its control group and SLURM allow; the least counts.
+    """Find the smallest limits set by the machine, its control groups and SLURM.
 
     Parameters
     ----------
     environment : mapping
-        Where SLURM says what it has granted.
+        Environment variables, which hold SLURM's limits.
     cgroup : Path
         Root of the control groups, version 1 or 2.
     listing : Path
-        Where Linux says in which of them this process is.
+        File in which Linux lists the groups of this process.
+
+    Returns
+    -------
+    Limits
+        CPUs, and nine tenths of the memory.
     """
     cpus: list[float] = [len(os.sched_getaffinity(0))]
     groups = own_groups(cgroup, listing)
@@ -121,7 +127,7 @@ def find_limits(
 
 
 def threads_per_node(nprocs: int, visits: int) -> int:
-    """Share CPUs among visits: several visits at once beat several threads for one.
+    """Share CPUs among visits, because visits in parallel are faster than threads within one.
 
     Examples
     --------
@@ -132,16 +138,16 @@ def threads_per_node(nprocs: int, visits: int) -> int:
 
 
 def threads_of_job() -> int:
-    """Choose the threads of a step that is a job of a queue.
+    """Choose the number of threads for a step that is submitted to a queue.
 
-    Its node is not known; it is taken to have as many CPUs as this machine, however few of them
-    this process may use. No node could ever run a job that wants more than it has.
+    Its node is unknown, and is assumed to have as many CPUs as this machine, however few of them
+    this process may use. A job that requests more than any node has would never run.
     """
     return min(os.cpu_count() or 1, THREADS_OF_JOB)
 
 
 def limit_threads(environment: MutableMapping[str, str], threads: int) -> None:
-    """Say in an environment how many threads ITK, OpenMP, BLAS and numba may start."""
+    """Set the number of threads for ITK, OpenMP, BLAS and numba in an environment."""
     environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
 
 
@@ -153,12 +159,12 @@ NUMBA_CPU = "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"
 def compile_for_all(
     environment: MutableMapping[str, str], cpuinfo: Path = Path("/proc/cpuinfo")
 ) -> None:
-    """Let numba compile for all CPUs with AVX2, if this is one, and not for this one alone.
+    """Make numba compile for any CPU with AVX2, rather than for this CPU alone, if it has AVX2.
 
-    Machine code that an image brings is then valid where it runs, and numbers are the same there.
-    It is as fast as code for an AVX-512 CPU alone (docs/results/performance.md). Nothing is changed
-    where the environment says already what numba is to compile for. Has to be called before numba
-    is imported.
+    The compiled code in a container image is then valid on the machine that runs it, and gives the
+    same numbers. It is as fast as code specific to an AVX-512 CPU (docs/results/performance.md).
+    Nothing changes if the environment already sets numba's target. Call this before numba is
+    imported.
     """
     found = re.search(r"^flags\s*:(.*)$", _read(cpuinfo) or "", re.MULTILINE)
     if found and set(found[1].split()) >= OF_BASELINE and not any(map(environment.get, NUMBA_CPU)):
@@ -166,7 +172,7 @@ def compile_for_all(
 
 
 def _torch_uses_cuda() -> bool:
-    """Read from torch's own files whether it was built with CUDA; to load it takes seconds."""
+    """Check from torch's files whether it was built with CUDA, as importing it takes seconds."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return False
@@ -175,15 +181,15 @@ def _torch_uses_cuda() -> bool:
 
 
 def choose_device(device: str) -> str:
-    """Name the torch device of a run; torch is not loaded for it.
+    """Choose the torch device of a run without importing torch.
 
-    ``auto`` is the first NVIDIA GPU if its driver says that there is one and torch was built
-    with CUDA, else the CPU.
+    ``auto`` means the first NVIDIA GPU if the driver finds one and torch was built with CUDA,
+    otherwise the CPU.
 
     Raises
     ------
     UsageError
-        If CUDA is asked for, and torch was built without.
+        If CUDA is requested, but torch was built without it.
     """
     if device == "cpu":
         return device
@@ -204,35 +210,35 @@ def choose_device(device: str) -> str:
 
 
 def find_space(folder: Path) -> tuple[int, int]:
-    """Say on which disk a folder is, or would be made, and how many bytes are free there.
+    """Find the disk of a folder, which need not exist yet, and the free space there.
 
     Returns
     -------
     tuple
-        Number of the disk, and bytes.
+        Device number of the disk, and free space in bytes.
     """
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     return existing.stat().st_dev, shutil.disk_usage(existing).free
 
 
-SAMPLING = 0.5  # s between two looks at the memory of a step's programs; our choice
+SAMPLING = 0.5  # s between measurements of the memory of a step's programs; our choice
 OWN_STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @contextmanager
 def measured() -> Iterator[dict[str, float]]:
-    """Measure what this process uses in the block; nothing else may work in it meanwhile.
+    """Measure the resources that this process uses in the block; it may do nothing else meanwhile.
 
-    The kernel is asked for the peak of the process itself, and told to forget the one before
-    (proc(5): VmHWM, clear_refs), since compiled code that holds Python's lock keeps a thread from
-    looking. Where it does not forget, and for the programs that the process has begun, a thread
-    looks every ``SAMPLING``.
+    The peak memory of the process itself comes from the kernel, after resetting the previous peak
+    (proc(5): VmHWM, clear_refs), because compiled code that holds Python's lock would block a
+    sampling thread. If the peak cannot be reset, and for child processes, a thread samples the
+    memory every ``SAMPLING`` seconds.
 
     Yields
     ------
     dict
-        Behind the block: ``wall_seconds``, ``cpu_seconds`` of all threads and of programs that
-        have ended, ``peak_rss_gb`` in GiB.
+        Filled when the block ends: ``wall_seconds``, ``cpu_seconds`` of all threads and of child
+        processes that have ended, ``peak_rss_gb`` in GiB.
     """
     used: dict[str, float] = {}
     process, ended, seen = psutil.Process(), Event(), [0]
@@ -258,7 +264,7 @@ def measured() -> Iterator[dict[str, float]]:
 
 
 def _forget_peak() -> bool:
-    """Have the kernel count the peak of this process anew; tell whether it does."""
+    """Reset the kernel's record of this process's peak memory, and return whether that worked."""
     try:
         CLEAR_REFS.write_text("5")
     except OSError:  # not Linux, or a sandbox
@@ -272,7 +278,7 @@ def _peak() -> int:
 
 
 def _resident(process: psutil.Process) -> int:
-    """Add up the memory of a process and of all that it has begun, in bytes."""
+    """Return the memory of a process and all its descendants, in bytes."""
     total = 0
     with suppress(psutil.Error):
         for member in (process, *process.children(recursive=True)):
@@ -281,11 +287,11 @@ def _resident(process: psutil.Process) -> int:
     return total
 
 
-VARIABLES = ("MPLCONFIGDIR", "NIPYPE_CONFIG_DIR", "NUMBA_CACHE_DIR")  # without: below HOME
+VARIABLES = ("MPLCONFIGDIR", "NIPYPE_CONFIG_DIR", "NUMBA_CACHE_DIR")  # by default, below HOME
 
 
 def is_writable(folder: Path) -> bool:
-    """Tell whether a file can be made in a folder."""
+    """Check whether a file can be created in a folder."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True
@@ -295,26 +301,26 @@ def is_writable(folder: Path) -> bool:
 
 @contextmanager
 def settled(environment: MutableMapping[str, str]) -> Iterator[Path | None]:
-    """Give libraries places that can be written to, for as long as this lasts.
+    """Provide libraries with writable folders until the block ends.
 
-    A container brings its caches filled, but read-only; numba and matplotlib then do without
-    them, and take seconds in each process. So they get copies, in a temporary folder. Places that
-    can be written to stay.
+    In a container, caches are filled but read-only; numba and matplotlib then do not use them, and
+    take seconds longer in each process. They are given copies in a temporary folder instead.
+    Writable folders are left as they are.
 
     Parameters
     ----------
     environment : mapping
-        What this process and those it starts read; is changed, and changed back.
+        Environment of this process and its children; changed, and restored at the end.
 
     Yields
     ------
     Path or None
-        The temporary folder, None where none was needed.
+        Temporary folder; None if none was needed.
     """
     home = environment.get("HOME") or os.devnull  # no folder
     places = {name: Path(environment.get(name) or home) for name in VARIABLES}
     barred = {name: place for name, place in places.items() if not is_writable(place)}
-    if Path(home).is_dir() and not os.access(home, os.R_OK | os.X_OK):  # pybids looks into it
+    if Path(home).is_dir() and not os.access(home, os.R_OK | os.X_OK):  # pybids reads it
         barred["HOME"] = Path(home)
     if not barred:
         yield None
@@ -341,6 +347,6 @@ def settled(environment: MutableMapping[str, str]) -> Iterator[Path | None]:
 
 
 def _copy(place: Path, target: Path) -> None:
-    """Copy what a place holds, as far as it can be read; without it, work is only slower."""
-    with suppress(OSError):  # shutil.Error is one
+    """Copy the readable content of a folder; without it, work is only slower."""
+    with suppress(OSError):  # includes shutil.Error
         shutil.copytree(place, target, dirs_exist_ok=True, copy_function=shutil.copyfile)

@@ -1,4 +1,4 @@
-"""Where the programs begin. It loads little: from its first moment on, a run can be told to end."""
+"""Entry points of the programs. They import little, so that signals are handled at once."""
 
 import signal
 import sys
@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import NoReturn
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback, should Ctrl-C come before the rest
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C during imports
 
 from bids_app.lifeline import ended_by_signals, exit_with
 
@@ -14,12 +14,12 @@ SENTENCE = "stopped before anything was begun"
 
 
 def begin(program: str) -> NoReturn:
-    """Load a program, run it, and exit with its code.
+    """Import a program, run it, and exit with its code.
 
     Parameters
     ----------
     program : str
-        A module that has a ``main``, which listens to signals itself.
+        Name of a module with a function ``main``, which handles signals itself.
     """
     with ended_by_signals(SENTENCE):
         module = import_module(program)
@@ -27,7 +27,7 @@ def begin(program: str) -> NoReturn:
 
 
 def mri2pet() -> NoReturn:
-    """Run ``mri2pet``, or ``mri2pet quick``."""
+    """Run ``mri2pet`` or ``mri2pet quick``."""
     begin("bids_app.quick" if sys.argv[1:2] == ["quick"] else "bids_app.cli")
 
 

@@ -1,7 +1,7 @@
-"""Read cards and tensors that others may have made: nothing is believed, nothing is unpickled.
+"""Strict reading of cards and tensors from untrusted sources, without unpickling.
 
-What is too large, too deep or of another kind is refused before memory is taken for it. All limits
-are our choice, far beyond what this app writes.
+Content that is too large, too deeply nested or of another type is refused before memory is
+allocated for it. All limits are our choice, far beyond what this app writes.
 """
 
 import json
@@ -16,13 +16,13 @@ from bids_app.errors import UnusableDataError
 from bids_app.files import Json, read_text
 
 LARGEST_CARD = 1 << 24  # bytes
-DEEPEST = 32  # lists and objects in one another
+DEEPEST = 32  # levels of nested lists and objects
 LONGEST_TEXT = 20_000  # characters
 LONGEST_NAME = 200  # characters; folders take 255 bytes
 LARGEST_HEADER = 1 << 24  # bytes of a safetensors header
-HEADER_SIZE = 8  # bytes that say how long it is
+HEADER_SIZE = 8  # bytes that hold its length
 Check = Callable[[object], bool]
-Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # name → dtype as safetensors has it, and shape
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # name → safetensors dtype, and shape
 
 
 def read_object(path: Path) -> Json:
@@ -31,10 +31,10 @@ def read_object(path: Path) -> Json:
     Raises
     ------
     ReadWriteError
-        If it cannot be read.
+        If the file cannot be read.
     ValueError
-        If it is no file, too large, no UTF-8, too deep, no JSON, no object, names a key twice, or
-        holds NaN.
+        If it is not a file, too large, not UTF-8, not JSON, not an object, or nested too deeply, or
+        if it contains a duplicate key or NaN.
     """
     try:
         text = read_text(path, LARGEST_CARD)
@@ -44,12 +44,13 @@ def read_object(path: Path) -> Json:
 
 
 def parse_object(text: str) -> Json:
-    """Read a JSON object from text.
+    """Parse a JSON object.
 
     Raises
     ------
     ValueError
-        As :func:`read_object`.
+        If the text is not JSON, not an object, or nested too deeply, or if it contains a duplicate
+        key or NaN.
 
     Examples
     --------
@@ -83,10 +84,7 @@ def _refuse_constant(name: str) -> object:
 
 
 def _depth(value: dict[str, object]) -> int:
-    depth, row = (
-        0,
-        list[dict | list]([value]),
-    )  # row by row: a deep one would be too deep to go into
+    depth, row = (0, list[dict | list]([value]))  # level by level, without recursion
     while row:
         depth += 1
         inner = [x for item in row for x in (item.values() if isinstance(item, dict) else item)]
@@ -97,21 +95,21 @@ def _depth(value: dict[str, object]) -> int:
 def refuse_odd(
     values: Mapping[str, object], checks: Mapping[str, Check], optional: str = ""
 ) -> None:
-    """Refuse fields that are missing, unknown, or not as their checks want them.
+    """Refuse fields that are missing, unknown, or fail their check.
 
     Parameters
     ----------
     values : mapping
-        Of a card, by field.
+        Values of a card by field.
     checks : mapping
-        Field → whether a value can be its.
+        Field → function that checks its value.
     optional : str
-        Fields that may be missing, with spaces between.
+        Fields that may be missing, separated by spaces.
 
     Raises
     ------
     ValueError
-        Which, and its value.
+        If a field is refused; the message names it and its value.
     """
     unknown = sorted(values.keys() - checks.keys())
     if unknown:
@@ -127,7 +125,7 @@ def refuse_odd(
 def keep_known(
     values: Mapping[str, object], checks: Mapping[str, Check], blank: Mapping[str, object]
 ) -> dict[str, object]:
-    """Keep the fields that are as their checks want them; those of ``blank`` stand for others.
+    """Keep the fields that pass their checks; replace the others by those of ``blank``.
 
     Examples
     --------
@@ -145,14 +143,14 @@ def _short(value: object) -> str:
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is text, not without end, that UTF-8 can hold."""
+    """Check whether a value is text of limited length that can be encoded in UTF-8."""
     if not isinstance(value, str) or len(value) > LONGEST_TEXT:
         return False
     return not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def is_name(value: object) -> bool:
-    """Whether a value can name what is kept in a folder of that name, and stand in a sentence.
+    """Check whether a value can be the name of a folder and be printed in a sentence.
 
     Examples
     --------
@@ -165,17 +163,17 @@ def is_name(value: object) -> bool:
 
 
 def is_flag(value: object) -> bool:
-    """Whether a value is true or false, and not 1 or 0."""
+    """Check whether a value is a boolean, rather than 1 or 0."""
     return isinstance(value, bool)
 
 
 def is_whole(low: int, high: int) -> Check:
-    """Make a check for whole numbers of a range, both ends included."""
+    """Create a check for integers in a range, both ends included."""
     return lambda value: type(value) is int and low <= value <= high
 
 
 def is_number(low: float = -math.inf, high: float = math.inf) -> Check:
-    """Make a check for finite numbers of a range, both ends included."""
+    """Create a check for finite numbers in a range, both ends included."""
 
     def check(value: object) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool):
@@ -186,7 +184,7 @@ def is_number(low: float = -math.inf, high: float = math.inf) -> Check:
 
 
 def is_list(check: Check, longest: int, shortest: int = 0) -> Check:
-    """Make a check for lists (or tuples) of so many values that pass one."""
+    """Create a check for lists or tuples of limited length whose values all pass a check."""
     return lambda value: (
         isinstance(value, list | tuple)
         and shortest <= len(value) <= longest
@@ -195,7 +193,7 @@ def is_list(check: Check, longest: int, shortest: int = 0) -> Check:
 
 
 def is_mapping(check: Check, longest: int) -> Check:
-    """Make a check for mappings from text to values that pass one."""
+    """Create a check for mappings of limited length from text to values that pass a check."""
     return lambda value: (
         isinstance(value, dict)
         and len(value) <= longest
@@ -204,7 +202,7 @@ def is_mapping(check: Check, longest: int) -> Check:
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value is made of text, finite numbers, truth, nothing, lists and mappings."""
+    """Check whether a value consists of text, finite numbers, booleans, None, lists and dicts."""
     if isinstance(value, dict):
         return all(is_text(key) and is_plain(item) for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -213,14 +211,14 @@ def is_plain(value: object) -> bool:
 
 
 def is_sha256(value: object) -> bool:
-    """Whether a value is a SHA-256 in hexadecimal digits, or empty where there is none yet."""
+    """Check whether a value is a SHA-256 in hexadecimal digits, or empty if there is none yet."""
     return (
         isinstance(value, str) and len(value) in (0, 64) and set(value) <= set("0123456789abcdef")
     )
 
 
 def is_inner_name(value: object) -> bool:
-    """Whether a value is the name of a file in a folder: ``a/b.txt``, no way out of it.
+    """Check whether a value is a relative path such as ``a/b.txt`` that stays inside a folder.
 
     Examples
     --------
@@ -233,7 +231,7 @@ def is_inner_name(value: object) -> bool:
 
 
 def is_inside(folder: Path, path: Path) -> bool:
-    """Whether a file lies in a folder, links followed."""
+    """Check whether a file lies in a folder after resolving links."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # links in a circle
@@ -241,24 +239,24 @@ def is_inside(folder: Path, path: Path) -> bool:
 
 
 def shapes_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Read from the header of a safetensors file what is in it; no tensor is read.
+    """Read names, types and shapes from the header of a safetensors file, without its tensors.
 
-    All that read such files ask this first: a header that claims more than the file has is refused
-    before memory is taken for it.
+    Call this before reading such a file: a header that claims more than the file holds is refused
+    before memory is allocated for it.
 
     Returns
     -------
     dict
-        Name → dtype (``F32``) and shape. The library has seen that they fit into the file.
+        Name → dtype (``F32``) and shape. The safetensors library checks that they fit the file.
 
     Raises
     ------
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     ValueError
-        If it is no such file, or its header is too large.
+        If it is not a safetensors file, or its header is too large.
     """
-    if path.exists() and not path.is_file():  # a named pipe would be read for ever
+    if path.exists() and not path.is_file():  # reading a named pipe may never end
         raise ValueError("a folder, pipe or device, not a file")
     with path.open("rb") as file:
         size = int.from_bytes(file.read(HEADER_SIZE), "little")
@@ -276,12 +274,12 @@ def shapes_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def refuse_shapes(found: Shapes, expected: Shapes) -> None:
-    """Refuse tensors that are not those that a network has.
+    """Refuse tensors that differ from those expected.
 
     Raises
     ------
     ValueError
-        Which is the first that is missing, unknown, or of another dtype or shape.
+        If a tensor is missing, unknown, or of another dtype or shape; the message names the first.
     """
     for name in sorted(found.keys() ^ expected.keys()):
         raise ValueError(f"{name[:80]} is {'missing' if name in expected else 'unknown'}")

@@ -1,4 +1,4 @@
-"""A template by name: nilearn's own, or TemplateFlow's, laid on the grid of a run."""
+"""Templates and atlases of nilearn and TemplateFlow, resampled to the grid of a run."""
 
 import hashlib
 import re
@@ -19,35 +19,35 @@ from bids_app import nifti
 from bids_app.errors import CannotCreateError, MissingInputError, UsageError
 from bids_app.imaging.volume import Affine, Grid, Mask, grid_of_box
 
-OWN = "MNI152NLin2009aSym"  # comes with nilearn: no network is needed
+OWN = "MNI152NLin2009aSym"  # included in nilearn, so that no network is needed
 REGISTRATION_RESOLUTION = 1.0  # mm
-FEWEST, MOST = 2, 1e9  # voxels: of a side; of a grid, 4 GB in float32 (our choice)
+FEWEST, MOST = 2, 1e9  # voxels per side, and per grid (4 GB in float32); our choice
 HALF = 0.5  # voxel
-NAMED = re.compile(r"_atlas-([A-Za-z0-9]+)(?:_desc-([A-Za-z0-9]+))?_")  # a file of TemplateFlow
+NAMED = re.compile(r"_atlas-([A-Za-z0-9]+)(?:_desc-([A-Za-z0-9]+))?_")  # in TemplateFlow's names
 
 
 COARSE_ATLAS = Path(__file__).parent / "data" / "atlas" / "coarse.nii.gz"  # in MNI space
 
 
 def coarse_atlas(template: str) -> Path | None:
-    """Give the app's own atlas of lobes and nuclei; None for templates of another space."""
+    """Return the path of the app's own atlas of lobes and nuclei; None outside MNI152 spaces."""
     return COARSE_ATLAS if template.startswith("MNI152") else None
 
 
 @dataclass(frozen=True)
 class Template:
-    """A template as files of a run.
+    """Files of a template, prepared for a run.
 
     Parameters
     ----------
     name : str
-        As TemplateFlow spells it.
+        Name of the template in TemplateFlow.
     brain, brain_mask : Path
-        T1w of the brain alone, and its mask, over the whole head: what T1w are registered to.
+        T1w of the brain alone and its mask, on the full field of view, as registration target.
     reference, reference_mask : Path
-        The same on the grid of the outputs.
+        The same two images on the grid of the outputs.
     uri : str
-        Where others find it.
+        Public address of the template.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Template:
 
 
 def uri_of(name: str) -> str:
-    """Say where others find a template."""
+    """Return the public address of a template."""
     return f"https://templateflow.s3.amazonaws.com/tpl-{name}/tpl-{name}_res-01_T1w.nii.gz"
 
 
@@ -73,7 +73,7 @@ def _load_nilearn() -> tuple[nifti.Image, nifti.Image]:
 
 
 def _templateflow(wanted: str) -> ModuleType:
-    """Load TemplateFlow: it makes a folder, in HOME unless TEMPLATEFLOW_HOME says otherwise."""
+    """Import TemplateFlow, which creates a folder, in HOME unless TEMPLATEFLOW_HOME is set."""
     try:
         from templateflow import api
     except OSError as error:
@@ -84,14 +84,14 @@ def _templateflow(wanted: str) -> ModuleType:
 
 
 def of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
-    """Read a template's T1w and brain mask of 1 mm; TemplateFlow fetches them if need be.
+    """Read a template's T1w and brain mask at 1 mm; TemplateFlow downloads them if needed.
 
     Raises
     ------
     CannotCreateError
-        If TemplateFlow has no folder to keep them in.
+        If TemplateFlow cannot create its folder.
     MissingInputError
-        If it cannot give them.
+        If it cannot provide them.
     """
     templateflow = _templateflow(f"template {name}")
     found = []
@@ -113,33 +113,33 @@ def of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
     return t1w, nifti.Image(mask.data > 0, mask.affine)
 
 
-MNI152 = ("MNI152NLin2009cAsym", "MNI152NLin2009cSym", "MNI152NLin6Asym")  # that have atlases
+MNI152 = ("MNI152NLin2009cAsym", "MNI152NLin2009cSym", "MNI152NLin6Asym")  # spaces with atlases
 
 
 def atlas_of_templateflow(name: str, template: str) -> tuple[Path, Path]:
-    """Find an atlas by its name; TemplateFlow fetches it if need be.
+    """Find an atlas by its name; TemplateFlow downloads it if needed.
 
-    Most atlases of TemplateFlow are drawn in one MNI152 space. For a template of MNI152, the
-    template's own space is looked into first, then ``MNI152``: their brains agree within some mm.
+    Most atlases in TemplateFlow exist in only one MNI152 space. For an MNI152 template, its own
+    space is searched first, then those in ``MNI152``: their brains agree within a few mm.
 
     Parameters
     ----------
     name : str
-        As TemplateFlow names it: ``atlas``, or ``atlas:desc`` where there are several.
+        Name of the atlas in TemplateFlow: ``atlas``, or ``atlas:desc`` if there are several.
     template : str
-        In whose space it shall be.
+        Template that defines the space of the atlas.
 
     Returns
     -------
     image, names : Path
-        Labels at 1 mm, and their table.
+        Label image at 1 mm, and the table of its labels.
 
     Raises
     ------
     CannotCreateError
-        If TemplateFlow has no folder to keep them in.
+        If TemplateFlow cannot create its folder.
     MissingInputError
-        If it has no such atlas of 1 mm with a table, or cannot give it.
+        If it has no such atlas at 1 mm with a table, or cannot provide it.
 
     Examples
     --------
@@ -153,7 +153,7 @@ def atlas_of_templateflow(name: str, template: str) -> tuple[Path, Path]:
     def listed(space: str, **query: object) -> list[Path]:
         try:
             found = templateflow.ls(space, suffix="dseg", **query)
-        except Exception:  # a template that it does not know
+        except Exception:  # an unknown template
             return []
         return sorted(map(Path, found))
 
@@ -168,7 +168,7 @@ def atlas_of_templateflow(name: str, template: str) -> tuple[Path, Path]:
             f"is a network: mri2pet-fetch --atlas {name}"
         )
         try:
-            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # of downloads
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # hide download messages
                 paths = [templateflow.get(space, suffix="dseg", **q) for q in (image, table)]
         except Exception as error:
             raise MissingInputError(absent) from error
@@ -205,12 +205,12 @@ def _mask_onto(mask: nifti.Image, grid: Grid) -> nifti.Image:
 
 
 def mask_on(name: str, grid: Grid) -> Mask:
-    """Give the brain of a template on a grid of its space, (I, J, K).
+    """Return the brain mask of a template on a grid of its space, shape (I, J, K).
 
     Raises
     ------
     MissingInputError
-        If TemplateFlow cannot give the template.
+        If TemplateFlow cannot provide the template.
     """
     _, mask = _load_nilearn() if name == OWN else of_templateflow(name)
     inside: Mask = _mask_onto(mask, grid).data
@@ -218,7 +218,7 @@ def mask_on(name: str, grid: Grid) -> Mask:
 
 
 def _whole_grid(image: nifti.Image, resolution: float) -> Grid:
-    """Cover what an image covers, whatever its axes point to, with voxels of another size."""
+    """Create a grid of another resolution over the extent of an image, whatever its orientation."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.data.shape) - 1)
     world = corners @ image.affine[:3, :3].T + image.affine[:3, 3]
     x0, y0, z0, x1, y1, z1 = (float(side) for side in (*world.min(axis=0), *world.max(axis=0)))
@@ -226,7 +226,7 @@ def _whole_grid(image: nifti.Image, resolution: float) -> Grid:
 
 
 def _digest(name: str, images: Sequence[nifti.Image], grids: Sequence[Grid]) -> str:
-    """Name what is prepared by all that it depends on."""
+    """Compute a name for the prepared files from everything that they depend on."""
     parts = [version("mri2pet"), name, *((grid.shape, grid.affine.tolist()) for grid in grids)]
     digest = hashlib.sha256(repr(parts).encode())
     for image in images:
@@ -236,13 +236,13 @@ def _digest(name: str, images: Sequence[nifti.Image], grids: Sequence[Grid]) -> 
 
 
 def _holds(grid: Grid, steps: Affine, plane: Mask, i: int) -> bool:
-    """Say whether a voxel of a mask's ``i``-th plane lies on a grid, where ``steps`` leads it."""
+    """Check whether any voxel of a mask's ``i``-th plane lies on a grid; ``steps`` maps indices."""
     places = (np.argwhere(plane) + np.array([i, 0, 0])) @ steps[:3, :3].T + steps[:3, 3]
     return bool(((places > -HALF) & (places < np.array(grid.shape) - HALF)).all(axis=1).any())
 
 
 def _refuse_absurd(grid: Grid, mask: nifti.Image, name: str) -> None:
-    """Refuse a grid that no machine holds, that is no volume, or that lies beside the brain."""
+    """Refuse a grid that is too large, is not a volume, or lies entirely outside the brain."""
     size = " × ".join(map(str, grid.shape))
     if min(grid.shape) < FEWEST or np.prod(grid.shape, dtype=float) > MOST:
         raise UsageError(
@@ -260,32 +260,37 @@ def _refuse_absurd(grid: Grid, mask: nifti.Image, name: str) -> None:
 def prepare(
     name: str, grid: Grid, folder: Path, *, registration_resolution: float, write: bool = True
 ) -> Template:
-    """Write a template's brain and mask where a run finds them, unless an earlier one has.
+    """Write a template's brain and mask for a run, unless an earlier run has written them.
 
     Parameters
     ----------
     name : str
-        ``MNI152NLin2009aSym``, which comes with nilearn, or a name that TemplateFlow knows.
+        ``MNI152NLin2009aSym``, which is included in nilearn, or a name in TemplateFlow.
     grid : Grid
-        Of the outputs.
+        Grid of the outputs.
     folder : Path
-        Is made if need be; one below it holds the files.
+        Parent of the folder with the files; created if needed.
     registration_resolution : float
         Voxel size in mm of the image that T1w are registered to.
     write : bool
-        If not, it is only seen whether a run could have it.
+        If False, only check that the template is available and fits the grid.
+
+    Returns
+    -------
+    Template
+        Paths of the files.
 
     Raises
     ------
     MissingInputError
-        If TemplateFlow cannot give it.
+        If TemplateFlow cannot provide the template.
     UsageError
-        If the grid holds nothing of its brain.
+        If the grid is too large, is not a volume, or contains no part of the brain.
     """
     t1w, mask = _load_nilearn() if name == OWN else of_templateflow(name)
     brain = nifti.Image(np.where(mask.data, t1w.data, 0).astype(np.float32), t1w.affine)
     whole = _whole_grid(brain, registration_resolution)
-    folder = folder / _digest(name, (brain, mask), (grid, whole))  # others may run beside this
+    folder = folder / _digest(name, (brain, mask), (grid, whole))  # runs may share the parent
     _refuse_absurd(grid, mask, name)
     template = Template(
         name=name,
@@ -305,7 +310,7 @@ def prepare(
         if brain_path.exists() and mask_path.exists():
             continue
         inside = _mask_onto(mask, place)
-        resampled = _onto(brain, place, "continuous")  # rings beyond the brain on a coarse grid
+        resampled = _onto(brain, place, "continuous")  # rings outside the brain on coarse grids
         nifti.save(nifti.Image(np.where(inside.data, resampled.data, 0), place.affine), brain_path)
         nifti.save(inside, mask_path)
     return template

@@ -1,4 +1,4 @@
-"""The unit of work: one T1w of one participant, with the PET images that go with it."""
+"""Visits, the units of work: one T1w of a participant, with the PET images registered to it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,29 +7,29 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Derived:
-    """What another app has made of a raw image, which a run uses instead of computing it.
+    """Results of another app for a raw image, which a run uses instead of computing them.
 
     Parameters
     ----------
     dataset : str
-        Name of its dataset: ``fmriprep``, ``smriprep``, ``petprep``, ``clinica`` or ``mni``.
+        Name of the dataset: ``fmriprep``, ``smriprep``, ``petprep``, ``clinica`` or ``mni``.
     root : Path
-        Where that dataset is.
+        Folder of that dataset.
     app : str
-        What made it, with its version: ``fMRIPrep 24.1.1``.
+        Name and version of the app: ``fMRIPrep 24.1.1``.
     image : Path
-        The T1w without bias field; or the PET, in the space of that T1w or with a transform to it.
+        T1w without bias field; or PET, in the space of that T1w or with a transform to it.
     brain_mask : Path or None
-        Of the T1w, on its grid; None: to be found.
+        Brain mask of the T1w, on its grid; None if it is to be computed.
     forward, back : Path or None
-        Transforms of the T1w to the run's template and back, or of the PET to the T1w; None: to
-        be found, or, for a PET, none is needed.
+        Transforms of the T1w to the run's template and back, or of the PET to the T1w; None if they
+        are to be computed or, for a PET, if none is needed.
     skull_stripped : bool
-        Whether the T1w shows the brain alone.
+        True if the T1w shows the brain alone.
     templates : tuple of str
-        Those that there are transforms of the T1w to.
+        Templates to which there are transforms of the T1w.
     in_template : bool
-        Whether the image lies in MNI space, so that the T1w is not registered.
+        True if the image lies in MNI space, so that the T1w is not registered.
     """
 
     dataset: str
@@ -45,39 +45,40 @@ class Derived:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that is taken."""
+        """Paths of all files that are used."""
         named = (self.image, self.brain_mask, self.forward, self.back)
         return tuple(path for path in named if path is not None)
 
     @property
     def is_registered(self) -> bool:
-        """Whether a T1w need not be registered to the template."""
+        """True if the T1w does not have to be registered to the template."""
         return self.in_template or self.forward is not None
 
     @property
     def method(self) -> str:
-        """How sidecars say that it was not computed."""
+        """Text for sidecars in place of a method of computation."""
         return f"taken from {self.app}"
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One raw image.
+    """Raw image.
 
     Parameters
     ----------
     path : Path
-        Where it lies, inside the raw dataset.
+        Path of the image inside the raw dataset.
     subject, session : str, str or None
         Labels without ``sub-`` and ``ses-``.
     entities : tuple of (str, str)
-        Keys and labels as its name spells them (``("trc", "18FFDG"), ("run", "01")``).
+        Keys and labels as spelt in the file name (``("trc", "18FFDG"), ("run", "01")``).
     metadata : tuple of (str, object)
-        Those fields of its sidecars that the app reads; lists are tuples.
+        Fields of its sidecars that the app reads; lists are tuples.
     orientation : str
-        Axis code, such as ``RAS``, that the user vouches for as its header has none; else empty.
+        Axis code, such as ``RAS``, that the user asserts because the header has none; otherwise
+        empty.
     derived : Derived or None
-        What another app has made of it, if that is used instead.
+        Results of another app that are used instead.
     """
 
     path: Path
@@ -90,28 +91,29 @@ class Scan:
 
     @property
     def used(self) -> Path:
-        """The image that a run reads: this one, or what another app has made of it."""
+        """Path of the image that a run reads: this one, or the one derived by another app."""
         return self.path if self.derived is None else self.derived.image
 
     def entity(self, key: str) -> str | None:
-        """Give the label of an entity by its short key (``trc``), or None."""
+        """Return the label of an entity by its short key (``trc``), or None."""
         return dict(self.entities).get(key)
 
 
 @dataclass(frozen=True)
 class Visit:
-    """A T1w, and the PET images that are brought onto it.
+    """T1w, and the PET images that are registered to it.
 
     Parameters
     ----------
     subject, session : str, str or None
-        Those of the T1w.
+        Labels of the T1w.
     t1w : Scan
         The T1w.
     pets : tuple of Scan
-        At most one a session; those of sessions without T1w come here if this one is nearest.
+        PET images, at most one per session, including those of sessions without a T1w for which
+        this T1w is the nearest.
     notes : tuple of str
-        What a reader of the report should know about how these images were put together.
+        Notes for readers of the report on how these images were matched.
     """
 
     subject: str
@@ -122,7 +124,7 @@ class Visit:
 
 
 class OfSession(Protocol):
-    """A visit, raw or preprocessed, as far as it has a name."""
+    """Protocol for raw and preprocessed visits, with the labels that name them."""
 
     @property
     def subject(self) -> str:
@@ -134,7 +136,7 @@ class OfSession(Protocol):
 
 
 def label_of(visit: OfSession) -> str:
-    """Give the name of a visit for people.
+    """Return the display name of a visit.
 
     Examples
     --------
@@ -147,18 +149,18 @@ def label_of(visit: OfSession) -> str:
 
 @dataclass(frozen=True)
 class Unused:
-    """A participant or an image that no visit uses.
+    """Participant or image that no visit uses.
 
     Parameters
     ----------
     subject : str
         Label without ``sub-``.
     path : Path or None
-        The image; None where it is the participant.
+        Path of the image; None for a participant.
     reason : str
-        A sentence.
+        Reason as a sentence.
     exit_code : int or None
-        None if it was merely not selected; 65 or 66 if it is a problem of this participant.
+        65 or 66 for a problem of this participant; None if it was merely not selected.
     """
 
     subject: str
@@ -169,7 +171,7 @@ class Unused:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a run works on, and what it leaves aside."""
+    """Visits that a run processes, and participants and images that it does not use."""
 
     visits: tuple[Visit, ...]
     unused: tuple[Unused, ...] = ()

@@ -1,12 +1,12 @@
 """Synthetic FDG PET from T1w MRI, and voxelwise anomaly detection in FDG PET: a BIDS App.
 
-The app itself is the package ``bids_app``; what is public of it is here:
+The app itself is the package ``bids_app``; this package is its public interface:
 
 - :func:`predict_pet`, :func:`register_to_mni`, :func:`simulate`;
-- :class:`VoxelwiseOneClassSVM`, one one-class SVM per voxel, after scikit-learn;
-- :func:`init_participant_wf`, :func:`init_synthesis_wf`, workflows of nipype.
+- :class:`VoxelwiseOneClassSVM`, one one-class SVM per voxel, with the interface of scikit-learn;
+- :func:`init_participant_wf`, :func:`init_synthesis_wf`, nipype workflows.
 
-They are loaded when they are first used.
+They are imported when first used.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ _PUBLIC = {
     "init_participant_wf": "bids_app.workflows.public",
     "init_synthesis_wf": "bids_app.workflows.public",
 }
-__all__ = [  # noqa: PLE0604 - they are strings
+__all__ = [  # noqa: PLE0604 - all items are strings
     "__version__",
     *_PUBLIC,
 ]
