@@ -129,7 +129,7 @@ class Settings:
 
     @property
     def fwhm_of_scores(self) -> float:
-        """FWHM in mm for smoothing one-class SVM maps: as given, or 8, or 0 as in the paper."""
+        """FWHM in mm for smoothing one-class SVM maps; by default 8, or 0 with ``--paper``."""
         if self.score_smoothing is not None:
             return self.score_smoothing
         return 0.0 if self.paper else SCORE_FWHM

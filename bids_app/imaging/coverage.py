@@ -1,8 +1,8 @@
-"""Which part of a brain a PET covers, what is missing of it, and gaps that hold no number.
+"""Coverage of the brain by a PET: the covered part, missing parts, and gaps without values.
 
-A scanner's field of view may end below the vertex or above the cerebellum. What lies outside was
-not measured: it is no uptake of 0. A *hole* is what is brain but not covered. A *gap* is NaN, as
-SPM writes it where an image does not reach.
+A scanner's field of view may end below the vertex or above the cerebellum. Uptake outside it was
+not measured, and is not 0. A *hole* is brain that is not covered. A *gap* is NaN, which SPM writes
+outside the field of view.
 """
 
 import numpy as np
@@ -12,26 +12,26 @@ from scipy import ndimage
 from bids_app.imaging.volume import Affine, Mask, Volume, box_of_data, zooms_of
 
 DEEP = 5.0  # mm below the surface of a brain; our choice: masks and registration err by less
-LARGEST_SHARE = 0.01  # of a brain that gaps near its surface may take; our choice
-# Of a brain that gaps of a PET may take anywhere, as where ventricles hold next to no tracer; our
-# choice: they are not covered, and told of
+LARGEST_SHARE = 0.01  # maximum share of the brain for gaps near its surface; our choice
+# Maximum share of the brain for gaps of a PET anywhere, for example in ventricles with hardly any
+# tracer; our choice. They count as not covered, and are reported.
 LARGEST_SHARE_OF_PET = 0.01
 
 
 def fill(volume: Volume) -> tuple[Volume, Mask]:
-    """Put 0 where there is no number.
+    """Fill gaps with 0.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Any unit; NaN or infinite in gaps.
+        Intensities in any unit, NaN or infinite in gaps.
 
     Returns
     -------
     ndarray, (I, J, K)
-        The same without gaps.
+        Volume without gaps.
     ndarray of bool, (I, J, K)
-        Where there is a number.
+        Mask of the voxels that are not gaps.
 
     Examples
     --------
@@ -43,32 +43,37 @@ def fill(volume: Volume) -> tuple[Volume, Mask]:
 
 
 def enclosed(valid: Mask) -> Mask:
-    """Find the gaps that numbers enclose: beyond others, the image may just not reach.
+    """Find the gaps enclosed by valid voxels; other gaps may be outside the field of view.
 
     Parameters
     ----------
     valid : ndarray of bool, (I, J, K)
-        Where there is a number.
+        Mask of the voxels that are not gaps.
+
+    Returns
+    -------
+    ndarray of bool, (I, J, K)
+        Mask of the enclosed gaps.
     """
     return ndimage.binary_fill_holes(valid) & ~valid
 
 
 def gaps_in(brain: Mask, gaps: Mask, zooms: tuple[float, float, float]) -> int:
-    """Count the gaps in a brain that make an image of it unusable.
+    """Count the gaps in a brain that make its image unusable.
 
-    Those near its surface do not, as long as they are few: the mask may be wrong there by more.
+    A few gaps near the surface do not, because the error of the mask is larger there.
 
     Parameters
     ----------
     brain, gaps : ndarray of bool, (I, J, K)
-        The brain, and voxels without a number.
+        Brain mask, and mask of the gaps.
     zooms : tuple of float
         Voxel size in mm.
 
     Returns
     -------
     int
-        0 if the image can be used.
+        Number of gap voxels in the brain; 0 if the image can be used.
     """
     inside = brain & gaps
     count = int(inside.sum())
@@ -78,12 +83,12 @@ def gaps_in(brain: Mask, gaps: Mask, zooms: tuple[float, float, float]) -> int:
     return count if bool((depth[inside] > DEEP).any()) else 0
 
 
-WHOLLY = 0.999  # of what a voxel was interpolated from lies in the field of view; 1, but rounded
-COMPLETE = 0.99  # share of the brain: what covers less is told of; the issue's number
-# Of a scan, and in voxels, what a part of one value has at least to be no data; our choice
+WHOLLY = 0.999  # of the interpolated field of view, for covered voxels: 1, except for rounding
+COMPLETE = 0.99  # share of the brain; lower coverage is reported
+# Minimum size of a constant region to count as padding: share of the scan, and voxels; our choice
 LEAST_FILLING, FEWEST_FILLING = 1e-3, 16
-LEAST_MISSING = 2.0  # mm at an end of the brain that are worth a word; our choice
-HALF = 0.5  # of a slice of the brain: it is missing where less is covered; our choice
+LEAST_MISSING = 2.0  # mm missing at an end of the brain that are reported; our choice
+HALF = 0.5  # minimum covered share of a brain slice that is not missing; our choice
 ENDS = (
     (2, 1, "the top {} cm"),
     (2, -1, "the bottom {} cm (cerebellum side)"),
@@ -95,23 +100,23 @@ ENDS = (
 
 
 def field_of_view(volume: Volume) -> Mask:
-    """Mark the voxels of a scan that hold data: all but what only fills it up.
+    """Find the voxels of a scan that hold data rather than padding.
 
-    Scanners and converters fill a volume up with one value: planes at its ends, of 0 or another,
-    wedges where it was turned, the gap between two beds, what a mask took away. Such a part is of
-    one value throughout, 0 or the least of the scan, and reaches a face of the volume; a dead part
-    of a brain does not, as the head lies around it. Air that was cut off at 0 goes with it, which
-    is no loss.
+    Scanners and converters pad volumes with a constant value: planes at the ends, wedges after a
+    rotation, the gap between two bed positions, voxels outside a mask. Such a region has one value,
+    0 or the minimum of the scan, and reaches a face of the volume. A brain region without uptake
+    does not, because it is surrounded by the head. Air clipped to 0 is excluded as well, which does
+    no harm.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Any unit; finite.
+        Intensities in any unit; finite.
 
     Returns
     -------
     ndarray of bool, (I, J, K)
-        All of a volume that is even throughout.
+        Mask of the data; True everywhere if the volume is constant.
 
     Examples
     --------
@@ -129,7 +134,7 @@ def field_of_view(volume: Volume) -> Mask:
 
 
 def _filling(even: Mask) -> Mask:
-    """Keep the parts of one value that are large and reach a face of the volume."""
+    """Keep the connected regions of a mask that are large and reach a face of the volume."""
     parts, count = ndimage.label(even)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     faces = [np.take(parts, end, axis) for axis in range(parts.ndim) for end in (0, -1)]
@@ -142,7 +147,7 @@ def _filling(even: Mask) -> Mask:
 
 
 def brain_coverage(brain: Mask, covered: Mask) -> float:
-    """Give the share of a brain that is covered, 0 to 1; 0 of no brain.
+    """Return the share of a brain that is covered, 0 to 1; 0 if the brain is empty.
 
     Examples
     --------
@@ -154,14 +159,14 @@ def brain_coverage(brain: Mask, covered: Mask) -> float:
 
 
 def near(hole: Mask, sides: tuple[int, int, int]) -> Mask:
-    """Mark the voxels around which a box touches a hole.
+    """Find the voxels whose surrounding box touches a hole.
 
     Parameters
     ----------
     hole : ndarray of bool, (I, J, K)
-        What was not measured.
+        Mask of the voxels that were not measured.
     sides : tuple of int
-        Of the box, in voxels; odd. What is beyond the border touches nothing.
+        Side lengths of the box, in voxels; odd. Outside the volume, there are no holes.
 
     Examples
     --------
@@ -173,20 +178,20 @@ def near(hole: Mask, sides: tuple[int, int, int]) -> Mask:
 
 
 def missing_parts(brain: Mask, covered: Mask, affine: Affine) -> list[str]:
-    """Say in words which ends of a brain are not covered, and how thick they are.
+    """Describe which ends of a brain are not covered, and their thickness.
 
     Parameters
     ----------
     brain, covered : ndarray of bool, (I, J, K)
-        On one grid.
+        Brain mask and covered voxels, on one grid.
     affine : ndarray, (4, 4)
-        Voxel indices → mm, RAS+.
+        Voxel indices → world coordinates in mm, RAS+.
 
     Returns
     -------
     list of str
-        ``"the top 2.4 cm"``: slices from that end of which less than half is covered. A gap that is
-        no end, and scattered holes, are named as such.
+        Descriptions such as ``"the top 2.4 cm"``: slices from that end of which less than half is
+        covered. A hole between the ends, and scattered holes, are described as such.
     """
     lost = ~covered[brain]
     if not lost.any():
@@ -209,7 +214,7 @@ def missing_parts(brain: Mask, covered: Mask, affine: Affine) -> list[str]:
 
 
 def describe_missing(parts: object) -> str:
-    """Join what :func:`missing_parts` gave; of anything else, say that it is not known.
+    """Join the descriptions of :func:`missing_parts`; for anything else, return a general phrase.
 
     Examples
     --------
@@ -220,9 +225,9 @@ def describe_missing(parts: object) -> str:
 
 
 def _thickness(height: NDArray[np.float64], lost: NDArray[np.bool_], step: float) -> float:
-    """Give in mm how far the slices go, from the highest down, of which most are lost."""
+    """Return the thickness in mm of the mostly lost slices, from the highest downwards."""
     slices = np.floor((height.max() - height) / step + HALF).astype(int)
-    sizes = np.bincount(slices)  # 0 where voxels are longer along this axis than along another
+    sizes = np.bincount(slices)  # 0 for some if voxels are longer along this axis than others
     shares = np.bincount(slices, lost) / np.maximum(sizes, 1)
     mostly_covered = np.flatnonzero((sizes > 0) & (shares < HALF))
     return step * (int(mostly_covered[0]) if mostly_covered.size else len(shares))

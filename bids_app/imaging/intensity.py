@@ -1,4 +1,4 @@
-"""Intensities of volumes: smoothing, averages of frames, and scaling to 0..1."""
+"""Intensities of volumes: smoothing, averaging of frames, and scaling to [0, 1]."""
 
 import math
 
@@ -9,8 +9,8 @@ from scipy import ndimage
 from bids_app.imaging.volume import Mask, Volume
 
 SIGMA_OF_FWHM = 1 / math.sqrt(8 * math.log(2))
-PERCENTILE = 99.9  # of a brain's intensities, becomes 1; our choice, see scale_to_unit
-TIMES_MEAN = 2.5  # the mean of a brain in a PET, times this, becomes 1; ours: next to none is above
+PERCENTILE = 99.9  # of the brain's intensities, scaled to 1; our choice, see scale_to_unit
+TIMES_MEAN = 2.5  # multiple of the brain's mean in PET, scaled to 1; our choice: few exceed it
 
 
 def smooth(volume: Volume, fwhm: float, zooms: tuple[float, float, float]) -> Volume:
@@ -19,40 +19,40 @@ def smooth(volume: Volume, fwhm: float, zooms: tuple[float, float, float]) -> Vo
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Any unit; kept.
+        Intensities in any unit, which is kept.
     fwhm : float
-        Full width of the Gaussian at half of its maximum, in mm; 0 leaves the volume as it is.
+        Full width at half maximum of the Gaussian, in mm; 0 leaves the volume unchanged.
     zooms : tuple of float
         Voxel size in mm along each axis.
 
     Returns
     -------
     ndarray, (I, J, K)
-        float32. Beyond its faces the volume goes on with the value at the face.
+        Smoothed volume in float32. Outside the volume, the nearest values are repeated.
     """
     sigmas = [fwhm * SIGMA_OF_FWHM / zoom for zoom in zooms]
     return ndimage.gaussian_filter(volume.astype(np.float32), sigmas, mode="nearest")
 
 
 def average_frames(frames: NDArray[np.float32], durations: NDArray[np.float64]) -> Volume:
-    """Average PET frames, each weighted by how long it lasted.
+    """Average PET frames, weighted by their durations.
 
     Parameters
     ----------
     frames : ndarray, (I, J, K, T)
-        Activity concentration, any unit; kept.
+        Activity concentration in any unit, which is kept.
     durations : ndarray, (T,)
-        Length of each frame in seconds.
+        Duration of each frame in seconds.
 
     Returns
     -------
     ndarray, (I, J, K)
-        float32; a voxel that holds no number in one of the frames holds none on average.
+        Average in float32, not finite in voxels that are not finite in one of the frames.
 
     Raises
     ------
     ValueError
-        If there is not one positive duration a frame.
+        If there is not one positive duration per frame.
 
     Examples
     --------
@@ -64,7 +64,7 @@ def average_frames(frames: NDArray[np.float32], durations: NDArray[np.float64]) 
     if not (durations > 0).all():
         raise ValueError("a frame lasts no time")
     total = np.zeros(frames.shape[:3], np.float64)
-    for number, share in enumerate(durations / durations.sum()):  # all at once takes memory
+    for number, share in enumerate(durations / durations.sum()):  # one by one saves memory
         total += share * frames[..., number]
     return total.astype(np.float32)
 
@@ -72,7 +72,7 @@ def average_frames(frames: NDArray[np.float32], durations: NDArray[np.float64]) 
 def intensity_of_one(
     volume: Volume, brain: Mask, *, percentile: float = PERCENTILE, times_mean: float = 0.0
 ) -> float:
-    """Give the intensity that becomes 1; arguments and errors as of :func:`scale_to_unit`."""
+    """Return the intensity that is scaled to 1, with the parameters of :func:`scale_to_unit`."""
     if not brain.any():
         raise ValueError("the brain mask is empty")
     values = volume[brain]
@@ -85,39 +85,39 @@ def intensity_of_one(
 
 
 def describe_scaling(*, percentile: float = PERCENTILE, times_mean: float) -> dict[str, float]:
-    """Say what became 1, as ``IntensityScaling`` in sidecars has it."""
+    """Describe which intensity was scaled to 1, for ``IntensityScaling`` in sidecars."""
     return {"TimesBrainMean": times_mean} if times_mean else {"Percentile": percentile}
 
 
-SPIKE, TISSUE = 10.0, 99.9  # times this percentile of a T1w, no tissue is so bright; our choice
+SPIKE, TISSUE = 10.0, 99.9  # no tissue exceeds this multiple of this percentile; our choice
 
 
 def scale_to_unit(
     volume: Volume, brain: Mask, *, percentile: float = PERCENTILE, times_mean: float = 0.0
 ) -> Volume:
-    """Bring the intensities of a brain into [0, 1].
+    """Scale the intensities of a brain to [0, 1].
 
-    Zotova et al. (2021), section 3.1, scale "between 0 and 1" and do not say how. Ours for T1w, and
-    for PET with ``--paper``: divide by a high percentile of the brain, so that single bright voxels
-    do not darken all others, and clip. For PET otherwise: divide by a multiple of the brain's mean,
-    and clip, since that varies less with noise, scanner and person (docs/results/participant.md,
-    "Scale of PET").
+    Zotova et al. (2021), section 3.1, scale "between 0 and 1" and do not say how. Our choice for
+    T1w, and for PET with ``--paper``, is to divide by a high percentile of the brain, so that
+    single bright voxels do not darken all others, and clip. PET are otherwise divided by a multiple
+    of the brain's mean and clipped, because that varies less with noise, scanner and person
+    (docs/results/participant.md, "Scale of PET").
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Intensities in any unit; zero means none.
+        Intensities in any unit, on a scale whose 0 means none.
     brain : ndarray of bool, (I, J, K)
-        The voxels that count.
+        Brain mask.
     percentile : float
-        Of the brain's intensities, the one that becomes 1.
+        Percentile of the brain's intensities that is scaled to 1.
     times_mean : float
-        If it is not 0, the brain's mean times this becomes 1 instead.
+        Multiple of the brain's mean that is scaled to 1 instead, if it is not 0.
 
     Returns
     -------
     ndarray, (I, J, K)
-        float32 in [0, 1]; 0 outside the brain.
+        Scaled volume, float32 in [0, 1]; 0 outside the brain.
 
     Raises
     ------
@@ -137,22 +137,22 @@ def scale_to_unit(
 
 
 def clip_spikes(volume: Volume) -> tuple[Volume, int]:
-    """Cut off what is brighter than any tissue by far: a broken voxel, or a few.
+    """Clip broken voxels that are far brighter than any tissue.
 
-    One of them would make bins of histograms so wide that all tissue falls into the first (N4),
-    and rings for many voxels around it where a spline interpolates.
+    A single one would widen the bins of a histogram so that all tissue falls into the first (N4),
+    and cause ringing over many voxels in spline interpolation.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Intensities of a T1w in any unit, finite; 0 is background.
+        Finite intensities of a T1w in any unit, 0 in the background.
 
     Returns
     -------
     ndarray, (I, J, K)
-        At most SPIKE times the 99.9th percentile of all magnitudes that are not 0.
+        Volume clipped at SPIKE times the 99.9th percentile of all magnitudes that are not 0.
     int
-        How many voxels were cut off.
+        Number of clipped voxels.
 
     Examples
     --------
@@ -166,24 +166,24 @@ def clip_spikes(volume: Volume) -> tuple[Volume, int]:
 
 
 def match_quantiles(volume: Volume, brain: Mask, quantiles: NDArray[np.float32]) -> Volume:
-    """Give the intensities of a brain a distribution that is known by its quantiles.
+    """Match the intensities of a brain to a distribution given by its quantiles.
 
-    Ranks stay: what was brighter is not darker afterwards, and what was equal is equal.
+    The order of intensities is preserved, and equal intensities stay equal.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
         Intensities in any unit.
     brain : ndarray of bool, (I, J, K)
-        The voxels that count.
+        Brain mask.
     quantiles : ndarray, (Q,)
-        Of the distribution, evenly spaced from its least to its greatest value, as
-        :func:`numpy.quantile` gives them.
+        Evenly spaced quantiles of the distribution from its minimum to its maximum, as computed by
+        :func:`numpy.quantile`.
 
     Returns
     -------
     ndarray, (I, J, K)
-        float32, in the unit of the quantiles; 0 outside the brain.
+        Matched volume in float32, in the unit of the quantiles; 0 outside the brain.
 
     Examples
     --------

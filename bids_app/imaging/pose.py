@@ -1,8 +1,8 @@
-"""How a head lies: a coarse search over all directions, where headers may be wrong.
+"""Pose of a head: a coarse search over all orientations, because headers may be wrong.
 
-Registration finds the nearest optimum, a few centimetres and some 30° around its start. What is
-turned further is looked for here, from many starts, on a few thousand points. Poses are rigid
-transforms (4, 4), world → world in mm, RAS+, from the fixed image to the moving one.
+Registration finds the nearest optimum, within a few centimetres and some 30° of its start. Larger
+rotations are searched here, from many starts, on a few thousand points. Poses are rigid transforms
+of shape (4, 4), world → world in mm, RAS+, from the fixed image to the moving one.
 """
 
 from dataclasses import dataclass
@@ -19,32 +19,32 @@ from bids_app.imaging.volume import Affine, Mask, Volume, zooms_of
 Points = NDArray[np.float64]
 
 GRID = 8.0  # mm between points, and FWHM of the smoothing; our choice
-FIRST = 4  # every so many points count in the first round
-KEPT = 6  # starts that go on to the second round; our choice
-HALF = 0.5  # a voxel reaches so far from its centre
-FIRST_STEPS = (5.0, 5.0, 5.0, 8.0, 8.0, 8.0)  # of the optimizer: 0.1 rad, and mm
-STEPS = 160  # evaluations of each in the second round; our choice
-LEAST_SEEN = 0.5  # of the points inside the moving image; our choice
-TILT, CORNER = 45.0, 60.0  # degrees between axis-aligned directions: no direction is beyond 40°
-SCALE = 0.02  # rad to 1 mm, so that both steps of the optimizer move the cortex alike
-NEAR = 30.0  # degrees from the header that registration finds by itself; our choice
-LEAST_SCORE = 0.5  # in a pose that may overrule the header; brains that fit reach 0.7 and more
-CLEARLY = 0.03  # of the correlation: wrong directions are .06 below the right one and more
+FIRST = 4  # stride over the points in the first round
+KEPT = 6  # starts kept for the second round; our choice
+HALF = 0.5  # voxel, from the centre to a face
+FIRST_STEPS = (5.0, 5.0, 5.0, 8.0, 8.0, 8.0)  # of the optimizer: three of 0.1 rad, three in mm
+STEPS = 160  # evaluations per start in the second round; our choice
+LEAST_SEEN = 0.5  # minimum share of points inside the moving image; our choice
+TILT, CORNER = 45.0, 60.0  # degrees; every orientation is then within 40° of a start
+SCALE = 0.02  # rad per mm, so that rotations and shifts move the cortex by similar amounts
+NEAR = 30.0  # degrees from the header within which registration succeeds; our choice
+LEAST_SCORE = 0.5  # of a pose that may overrule the header; brains that fit reach 0.7 or more
+CLEARLY = 0.03  # of correlation: wrong orientations score at least .06 below the right one
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the search ended.
+    """Result of the search.
 
     Parameters
     ----------
     matrix : ndarray, (4, 4)
         World of the fixed image → world of the moving one, mm, RAS+.
     score : float
-        Correlation there, -1 to 1.
+        Correlation in this pose, -1 to 1.
     header_score : float
-        The best that is reached within 30° of the header's pose, from there, and from centres of
-        mass matched.
+        Best correlation reached within 30° of the header's pose, starting from that pose and from
+        matched centres of mass.
     """
 
     matrix: Affine
@@ -53,12 +53,12 @@ class Pose:
 
     @property
     def degrees(self) -> float:
-        """How far it is turned from the header's pose, 0 to 180."""
+        """Angle of rotation from the header's pose, 0 to 180."""
         return _degrees(self.matrix[:3, :3])
 
     @property
     def is_better(self) -> bool:
-        """Whether it lies beyond what registration finds from the header, and is clearly better."""
+        """True if it is out of reach of registration from the header, and clearly better."""
         enough = max(LEAST_SCORE, self.header_score + CLEARLY)
         return self.degrees > NEAR and self.score > enough
 
@@ -68,7 +68,7 @@ def _degrees(turn: NDArray[np.float64]) -> float:
 
 
 def axis_aligned() -> list[NDArray[np.float64]]:
-    """Give the 24 rotations that carry axes onto axes."""
+    """List the 24 rotations that map axes onto axes."""
     rotations = []
     for order in permutations(range(3)):
         for signs in product((1.0, -1.0), repeat=3):
@@ -80,7 +80,7 @@ def axis_aligned() -> list[NDArray[np.float64]]:
 
 
 def directions() -> list[NDArray[np.float64]]:
-    """Give rotations that lie dense enough: the 24, each also tilted by 45° and by 60°.
+    """List a dense set of rotations: the 24 axis-aligned ones, each also tilted by 45° and 60°.
 
     Tilts of 45° about the axes and of 60° about the diagonals are those farthest from all 24.
     """
@@ -93,7 +93,7 @@ def directions() -> list[NDArray[np.float64]]:
 
 
 def _lattice(mask: Mask, affine: Affine) -> tuple[Points, tuple[NDArray[np.intp], ...]]:
-    """Choose voxels of a mask about ``GRID`` mm apart; give their places, and their indices."""
+    """Choose voxels of a mask about ``GRID`` mm apart; return world coordinates and indices."""
     steps = [max(round(GRID / zoom), 1) for zoom in zooms_of(affine)]
     thin = np.zeros_like(mask)
     box = tuple(slice(step // 2, None, step) for step in steps)
@@ -103,7 +103,7 @@ def _lattice(mask: Mask, affine: Affine) -> tuple[Points, tuple[NDArray[np.intp]
 
 
 def centre_of(volume: Volume, affine: Affine) -> NDArray[np.float64]:
-    """Give the centre of mass of what is brighter than half of the brightest, in mm."""
+    """Return the centre of the voxels brighter than half of the range, in world mm."""
     low, high = np.percentile(volume, (1, 99.9))
     bright = volume > (low + high) / 2
     indices = np.argwhere(bright).mean(axis=0) if bright.any() else np.array(volume.shape) / 2
@@ -111,19 +111,19 @@ def centre_of(volume: Volume, affine: Affine) -> NDArray[np.float64]:
 
 
 class PoseSearch:
-    """Two images of one contrast, the correlation of which tells how alike they lie.
+    """Search for the pose in which two images of the same contrast correlate best.
 
     Parameters
     ----------
     fixed, moving : ndarray, (I, J, K) each
-        Any unit.
+        Images in any unit.
     fixed_affine, moving_affine : ndarray, (4, 4)
         Voxel indices → world coordinates in mm, RAS+.
     mask : ndarray of bool, (I, J, K)
-        Voxels of the fixed image that count: the brain, and some of what is around it.
+        Voxels of the fixed image that are compared: the brain with a margin.
     bounded : bool
-        Whether nothing is known beyond the faces of the moving image (a PET); else there is
-        nothing (a brain alone).
+        If True, intensities outside the moving image are unknown (a PET); otherwise they are 0 (a
+        brain alone).
     """
 
     def __init__(
@@ -143,18 +143,21 @@ class PoseSearch:
         self.centres = centre_of(fixed, fixed_affine), centre_of(moving, moving_affine)
 
     def score(self, pose: Affine, step: int = 1) -> float:
-        """Correlate the images in a pose, at every so many points.
+        """Compute the correlation of the images in a pose.
 
         Parameters
         ----------
         pose : ndarray, (4, 4)
             World of the fixed image → world of the moving one; need not be rigid.
+        step : int
+            Stride over the points.
 
         Returns
         -------
         float
-            -1 to 1. Where the moving image is bounded, of the points inside it, times the root of
-            their share; -1 if that is less than half.
+            Correlation, -1 to 1. If the moving image is bounded, only the points inside it count,
+            and the correlation is multiplied by the square root of their share. If less than half
+            of the points are inside, -1.
         """
         whole = self.inverse @ pose
         places = whole[:3, :3] @ self.points[::step].T + whole[:3, 3:]
@@ -169,12 +172,12 @@ class PoseSearch:
         moved = ndimage.map_coordinates(
             self.moving, places, order=1, mode="nearest" if self.bounded else "constant"
         )
-        if np.ptp(moved) == 0 or np.ptp(values) == 0:  # their squares may be beyond 32 bits
+        if np.ptp(moved) == 0 or np.ptp(values) == 0:  # ranges, as squares may overflow float32
             return -1.0
         return float(np.corrcoef(values, moved)[0, 1]) * (np.sqrt(share) if self.bounded else 1.0)
 
     def find(self) -> Pose:
-        """Search all directions; give the best pose, and what can be had near the header's."""
+        """Search all orientations; return the best pose, and the best score near the header's."""
         no_shift = np.zeros(3)
         fixed, moving = self.centres
         header = [self._climb(np.eye(3), shift, NEAR) for shift in (no_shift, fixed - moving)]
@@ -186,7 +189,7 @@ class PoseSearch:
         return Pose(matrix, score, max(match[0] for match in header))
 
     def _pose(self, turn: NDArray[np.float64], parameters: NDArray[np.float64]) -> Affine:
-        """Match centres of mass, turned, then moved by three angles and three shifts."""
+        """Create a pose: match centres of mass, rotate, then add three angles and three shifts."""
         fixed, moving = self.centres
         small = Rotation.from_rotvec(np.asarray(parameters[:3]) * SCALE).as_matrix()
         pose = np.eye(4)
@@ -197,7 +200,7 @@ class PoseSearch:
     def _climb(
         self, turn: NDArray[np.float64], shift: NDArray[np.float64], limit: float = 180.0
     ) -> tuple[float, Affine]:
-        """Improve a start, without turning it further from the header than by ``limit`` degrees."""
+        """Optimize from a start, within ``limit`` degrees of the header's orientation."""
 
         def loss(parameters: NDArray[np.float64]) -> float:
             pose = self._pose(turn, parameters)

@@ -1,4 +1,4 @@
-"""Regional uptake of a PET: means, ratios to reference regions, asymmetry of left and right."""
+"""Regional uptake of a PET: means, ratios to reference regions, and left-right asymmetry."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ from numpy.typing import NDArray
 
 from bids_app.imaging.volume import Mask, Volume
 
-FEWEST_VOXELS = 4  # of a region; our choice
-LEFT, RIGHT = "left ", "right "  # how names of paired regions begin
+FEWEST_VOXELS = 4  # minimum size of a region; our choice
+LEFT, RIGHT = "left ", "right "  # prefixes of the names of paired regions
 REFERENCES = {"ratio_cerebellum": "cerebellum", "ratio_pons": "pons"}  # column → part of a name
 
 
 @dataclass(frozen=True)
 class RegionalUptake:
-    """A line of ``desc-regions_pet.tsv``: a region of one PET.
+    """Row of ``desc-regions_pet.tsv``: uptake of one PET in one region.
 
     Parameters
     ----------
     pet : {"real", "synthetic"}
-        Which PET.
+        Kind of PET.
     region : str
-        Of the atlas.
+        Name of the region in the atlas.
     volume : float
-        Of its voxels that are brain and covered by the PET, in mm³.
+        Volume of its voxels in the brain that the PET covers, in mm³.
     mean : float
-        Of the PET, scaled to 0..1.
+        Mean of the PET, scaled to [0, 1].
     ratio_brain, ratio_cerebellum, ratio_pons : float or None
-        Mean over that of the reference region; None where the reference is not covered.
+        Mean divided by that of the reference region; None if the reference is not covered.
     asymmetry : float or None
-        200 (L - R) / (L + R), in %, of paired regions; below 0 where the left takes up less.
+        200 (L - R) / (L + R), in %, for paired regions; negative if uptake is lower on the left.
     """
 
     pet: str
@@ -57,22 +57,22 @@ def measure_uptake_by_region(
     Parameters
     ----------
     kind : {"real", "synthetic"}
-        Which PET.
+        Kind of PET.
     pet : ndarray, (I, J, K)
-        In [0, 1].
+        PET in [0, 1].
     brain : ndarray of bool, (I, J, K)
-        What is brain, and covered by the PET.
+        Part of the brain that the PET covers.
     regions : ndarray of int, (I, J, K)
-        Labels.
+        Label image of the atlas.
     names : mapping
-        Label → name; paired regions begin with ``left`` and ``right``.
+        Label → name; names of paired regions begin with ``left`` and ``right``.
     voxel_volume : float
-        In mm³.
+        Volume of a voxel in mm³.
 
     Returns
     -------
     list of RegionalUptake
-        In the order of the names; regions with too few voxels are left out.
+        One row per region, in the order of the names; regions with too few voxels are left out.
     """
     inside = {name: brain & (regions == label) for label, name in names.items()}
     counts = {name: int(np.count_nonzero(mask)) for name, mask in inside.items()}
@@ -99,7 +99,7 @@ def measure_uptake_by_region(
 
 
 def _asymmetry(name: str, means: Mapping[str, float]) -> float | None:
-    """Compare a region with its twin on the other side.
+    """Compute the asymmetry of a region and its counterpart in the other hemisphere.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""How alike two volumes, or two masks, are.
+"""Similarity of volumes and of masks.
 
-The measures are those of Zotova et al. (2021), section 3.2, and what registration is judged by.
+The measures are those of Zotova et al. (2021), section 3.2, and those used to judge registration.
 """
 
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from bids_app.imaging.volume import Mask, Volume
 
 
 def psnr(one: Volume, other: Volume, mask: Mask | None = None) -> float:
-    """Peak signal to noise ratio of two volumes in [0, 1], in dB.
+    """Compute the peak signal-to-noise ratio of two volumes in [0, 1], in dB.
 
     Parameters
     ----------
     one, other : ndarray, (I, J, K)
         Intensities in [0, 1]; the peak is 1.
     mask : ndarray of bool, (I, J, K), optional
-        The voxels that count; all by default.
+        Mask of the voxels to compare; all by default.
 
     Returns
     -------
     float
-        Infinite where the volumes are equal; NaN where nothing counts.
+        Ratio in dB; infinite if the volumes are equal, NaN if the mask is empty.
 
     Examples
     --------
@@ -39,14 +39,14 @@ def psnr(one: Volume, other: Volume, mask: Mask | None = None) -> float:
 
 
 def mean_absolute_error(one: Volume, other: Volume, mask: Mask | None = None) -> float:
-    """Mean absolute difference of two volumes, in their unit; 0 where they are equal.
+    """Compute the mean absolute difference of two volumes, in their unit.
 
     Parameters
     ----------
     one, other : ndarray, (I, J, K)
         Intensities, both in the same unit.
     mask : ndarray of bool, (I, J, K), optional
-        The voxels that count; all by default.
+        Mask of the voxels to compare; all by default.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def mean_absolute_error(one: Volume, other: Volume, mask: Mask | None = None) ->
 
 
 def _chosen(volume: np.ndarray, mask: Mask | None) -> NDArray[np.float64]:
-    """Take the voxels that count, all by default."""
+    """Return the voxels inside a mask, or all without one, in float64."""
     return (volume if mask is None else volume[mask]).astype(np.float64)
 
 
@@ -66,14 +66,14 @@ def _average(values: NDArray[np.float64]) -> float:
 
 
 def correlation(one: np.ndarray, other: np.ndarray, mask: Mask | None = None) -> float:
-    """Pearson's correlation of two arrays, -1 to 1; 0 if either is constant.
+    """Compute Pearson's correlation of two arrays, -1 to 1; 0 if either is constant.
 
     Parameters
     ----------
     one, other : ndarray
-        Of one shape; any unit.
+        Arrays of the same shape, in any unit.
     mask : ndarray of bool, optional
-        The voxels that count; all by default.
+        Mask of the voxels to compare; all by default.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def correlation(one: np.ndarray, other: np.ndarray, mask: Mask | None = None) ->
 
 
 def dice(one: Mask, other: Mask) -> float:
-    """Overlap of two masks: twice what they share, over the sum of both; 0 to 1.
+    """Compute the Dice coefficient of two masks, 0 to 1; 1 if both are empty.
 
     Examples
     --------
@@ -102,19 +102,19 @@ def dice(one: Mask, other: Mask) -> float:
 def normalized_mutual_information(
     one: Volume, other: Volume, mask: Mask, *, bins: int = 64
 ) -> float:
-    """Measure normalized mutual information over a mask: (H(X) + H(Y)) / H(X, Y).
+    """Compute the normalized mutual information over a mask: (H(X) + H(Y)) / H(X, Y).
 
-    Studholme, Hill & Hawkes (1999), Pattern Recognition 32:71-86. 1 for independent volumes, 2
-    for volumes that tell one another.
+    See Studholme, Hill & Hawkes (1999), Pattern Recognition 32:71-86. It is 1 for independent
+    volumes, and 2 for volumes that determine each other.
 
     Parameters
     ----------
     one, other : ndarray, (I, J, K)
-        Any unit; the two may differ.
+        Intensities in any units, which may differ.
     mask : ndarray of bool, (I, J, K)
-        The voxels that count.
+        Mask of the voxels to compare.
     bins : int
-        Bins of the joint histogram along each axis (our choice).
+        Number of bins of the joint histogram along each axis; our choice.
     """
     counts, _, _ = np.histogram2d(one[mask], other[mask], bins=bins)
     joint = counts / max(counts.sum(), 1)
@@ -129,15 +129,16 @@ def normalized_mutual_information(
     return (entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))) / together
 
 
-SIGMA, RADIUS = 1.5, 5  # voxels, of the window of SSIM
+SIGMA, RADIUS = 1.5, 5  # voxels, for the window of SSIM
 
 
 def ssim_map(one: Volume, other: Volume) -> Volume:
-    """Structural similarity around every voxel of two volumes in [0, 1]: Wang et al. (2004).
+    """Compute the structural similarity at every voxel of two volumes in [0, 1].
 
-    Gaussian window of 11 voxels an axis, sigma 1.5 voxels, K1 0.01, K2 0.03, range 1: section
-    III.C of that paper. Here the window is three-dimensional. It agrees with torchmetrics (a
-    test), whose window is not separated into axes and takes ten times longer.
+    The parameters are those of Wang et al. (2004), section III.C: a Gaussian window of 11 voxels
+    per axis, sigma 1.5 voxels, K1 0.01, K2 0.03, range 1; here the window is three-dimensional. A
+    test checks agreement with torchmetrics, which takes ten times longer because its window is not
+    separated into axes.
 
     Parameters
     ----------
@@ -147,7 +148,7 @@ def ssim_map(one: Volume, other: Volume) -> Volume:
     Returns
     -------
     ndarray, (I, J, K)
-        float32, -1 to 1; reflected at the faces.
+        Similarity, float32 from -1 to 1. Volumes are mirrored at their faces.
     """
 
     def local_mean(volume: np.ndarray) -> np.ndarray:
@@ -164,26 +165,26 @@ def ssim_map(one: Volume, other: Volume) -> Volume:
 
 
 def ssim(one: Volume, other: Volume, mask: Mask | None = None) -> float:
-    """Mean structural similarity of two volumes in [0, 1]; see :func:`ssim_map`.
+    """Compute the mean structural similarity of two volumes in [0, 1]; see :func:`ssim_map`.
 
     Parameters
     ----------
     one, other : ndarray, (I, J, K)
         Intensities in [0, 1].
     mask : ndarray of bool, (I, J, K), optional
-        The voxels that count; all by default, as torchmetrics has it.
+        Mask of the voxels to average over; all by default, as in torchmetrics.
 
     Returns
     -------
     float
-        -1 to 1; 1 where the volumes are equal.
+        Similarity from -1 to 1; 1 if the volumes are equal.
     """
     return _average(_chosen(ssim_map(one, other), mask))
 
 
 @dataclass(frozen=True)
 class Measures:
-    """SSIM (unitless) and PSNR (dB) over the whole volume, as the paper's, and in the brain."""
+    """SSIM (unitless) and PSNR (dB) over the whole volume, as in the paper, and in the brain."""
 
     ssim: float
     psnr: float
@@ -192,19 +193,20 @@ class Measures:
 
 
 def judged(brain: Mask, covered: Mask) -> tuple[Mask, Mask]:
-    """Mark the voxels that count in comparisons with a PET that may lack part of the brain.
+    """Find the voxels to compare with a PET that may not cover the whole brain.
 
     Parameters
     ----------
     brain, covered : ndarray of bool, (I, J, K)
-        The brain, and what the PET covers. Outside the brain both images are 0, covered or not.
+        Brain mask, and voxels that the PET covers. Outside the brain, both images are 0, covered or
+        not.
 
     Returns
     -------
     ndarray of bool, (I, J, K)
-        For measures of single voxels: those that are no hole.
+        Mask for voxelwise measures: voxels that are not in a hole.
     ndarray of bool, (I, J, K)
-        For SSIM: those whose window touches none.
+        Mask for SSIM: voxels whose window does not touch a hole.
     """
     hole = brain & ~covered
     width = 2 * RADIUS + 1
@@ -217,16 +219,17 @@ def measure(synthetic: Volume, real: Volume, brain: Mask, covered: Mask | None =
     Parameters
     ----------
     synthetic, real : ndarray, (I, J, K)
-        In [0, 1] on one grid, 0 outside the brain.
+        PET in [0, 1] on one grid, 0 outside the brain.
     brain : ndarray of bool, (I, J, K)
-        The brain.
+        Brain mask.
     covered : ndarray of bool, (I, J, K), optional
-        What the real PET covers; all by default. What it does not counts in no measure.
+        Voxels that the real PET covers; all by default. Brain that is not covered is excluded from
+        all measures.
 
     Returns
     -------
     Measures
-        NaN where nothing counts.
+        Similarity of the two; NaN if there are no voxels to compare.
     """
     similarity = ssim_map(synthetic, real)
     voxels, windows = judged(brain, np.ones_like(brain) if covered is None else covered)
@@ -238,30 +241,30 @@ def measure(synthetic: Volume, real: Volume, brain: Mask, covered: Mask | None =
     )
 
 
-LEAST_UPTAKE = 0.5  # of the brain's median: below, ratios of two PET say little (our choice)
+LEAST_UPTAKE = 0.5  # of the brain's median; below, ratios of two PET are unreliable; our choice
 
 
 def pseudo_normal(real: Volume, synthetic: Volume, brain: Mask) -> tuple[Volume, Volume, float]:
-    """Bring a synthetic PET to the intensities of a real one, and subtract it.
+    """Scale a synthetic PET to the intensities of a real one, and subtract it.
 
     The factor is the median ratio of the two over the brain's voxels with uptake, which a lesion
-    of less than half of the brain moves little (our choice).
+    smaller than half of the brain changes little; our choice.
 
     Parameters
     ----------
     real, synthetic : ndarray, (I, J, K)
-        On one grid, each in its own unit.
+        PET on one grid, each in its own unit.
     brain : ndarray of bool, (I, J, K)
-        The brain, where the real PET covers it.
+        Part of the brain that the real PET covers.
 
     Returns
     -------
     scaled : ndarray, (I, J, K)
-        The synthetic PET in the unit of the real one.
+        Synthetic PET in the unit of the real one.
     difference : ndarray, (I, J, K)
-        Real minus scaled, in percent of the scaled one's mean over the brain; 0 outside.
+        Real minus scaled, in percent of the scaled PET's mean over the brain; 0 outside.
     factor : float
-        Scaled over synthetic.
+        Ratio of scaled to synthetic intensities.
 
     Raises
     ------

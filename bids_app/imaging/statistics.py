@@ -1,23 +1,23 @@
-"""Corrections of p-values for how many tests there are, for Table 1 and for detection curves."""
+"""Correction of p-values for multiple tests, for Table 1 and for detection curves."""
 
 import math
 from collections.abc import Sequence
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for how many they are, step by step from the smallest.
+    """Correct p-values for multiple tests by Holm's step-down method.
 
-    Holm (1979), Scandinavian Journal of Statistics 6:65-70.
+    See Holm (1979), Scandinavian Journal of Statistics 6:65-70.
 
     Parameters
     ----------
     p_values : sequence of float
-        NaN where no test could be made: it stays NaN, and is not counted.
+        Uncorrected p-values. NaN, for tests that were not possible, stays NaN and is not counted.
 
     Returns
     -------
     list of float
-        In the same order, each at least its uncorrected value, and 1 at most.
+        Corrected p-values in the same order, each at least its uncorrected value and at most 1.
 
     Examples
     --------

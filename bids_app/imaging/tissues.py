@@ -1,4 +1,4 @@
-"""Fluid, grey and white matter, as the intensities of a T1w tell them apart."""
+"""Segmentation of fluid, grey and white matter by the intensities of a T1w."""
 
 import warnings
 
@@ -8,8 +8,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from bids_app.imaging.volume import Volume
 
-BINS = 256  # of the histogram that tissue means are found in; our choice
-STARTS = (0.10, 0.45, 0.85)  # quantiles that fluid, grey and white matter start at; our choice
+BINS = 256  # of the histogram for the tissue means; our choice
+STARTS = (0.10, 0.45, 0.85)  # quantiles for the initial means of the tissues; our choice
 TISSUES = len(STARTS)
 NO_TISSUES = "the T1w shows fewer than three tissues in the brain"
 
@@ -25,12 +25,12 @@ def find_tissue_means(t1w: Volume) -> tuple[float, float, float]:
     Returns
     -------
     tuple of float
-        Ascending.
+        Means in ascending order.
 
     Raises
     ------
     ValueError
-        If the brain has fewer than three intensities, or they fall into fewer than three.
+        If the brain has fewer than three intensities, or they form fewer than three clusters.
     """
     values = t1w[t1w > 0]
     counts, edges = np.histogram(values, bins=BINS) if values.size else (np.zeros(1), np.zeros(2))
@@ -38,7 +38,7 @@ def find_tissue_means(t1w: Volume) -> tuple[float, float, float]:
         raise ValueError(NO_TISSUES)
     centres = (edges[:-1] + edges[1:])[:, np.newaxis] / 2
     starts = np.quantile(values, STARTS)[:, np.newaxis]
-    with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # told below
+    with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # checked below
         clustering = KMeans(TISSUES, init=starts, n_init=1).fit(centres, sample_weight=counts)
     fluid, grey, white = np.sort(clustering.cluster_centers_[:, 0]).tolist()
     if not fluid < grey < white:
@@ -47,9 +47,9 @@ def find_tissue_means(t1w: Volume) -> tuple[float, float, float]:
 
 
 def tissue_shares(t1w: Volume) -> tuple[Volume, Volume]:
-    """Give the shares of grey and of white matter in each voxel.
+    """Compute the shares of grey and white matter in each voxel.
 
-    Between the means of two tissues, a voxel is a mixture of both.
+    A voxel between the means of two tissues is considered a mixture of both.
 
     Parameters
     ----------
@@ -59,13 +59,13 @@ def tissue_shares(t1w: Volume) -> tuple[Volume, Volume]:
     Returns
     -------
     tuple of ndarray, (I, J, K)
-        float32 in [0, 1]: grey, then white; 0 outside the brain.
+        Shares of grey and of white matter, float32 in [0, 1]; 0 outside the brain.
     """
     return shares_between(t1w, *find_tissue_means(t1w))
 
 
 def shares_between(t1w: Volume, fluid: float, grey: float, white: float) -> tuple[Volume, Volume]:
-    """Give the shares as :func:`tissue_shares`, from means that are known."""
+    """Compute the shares of :func:`tissue_shares` from given means."""
     upwards = np.clip((t1w - fluid) / (grey - fluid), 0, 1)
     white_share = np.clip((t1w - grey) / (white - grey), 0, 1)
     return upwards - white_share, white_share

@@ -1,10 +1,10 @@
-"""Whether a registration may be believed: pass, doubt or fail, by absolute criteria.
+"""Verdict on a registration, pass, doubt or fail, by absolute criteria.
 
-Comparing an image with itself before and after registration tells only that it moved uphill. The
-criteria here say what a brain that lies right looks like: like the template, and, of a PET, like
-the uptake that grey and white matter of the T1w let expect. Their bounds are our choice, learnt on
-real and painted heads that were turned on purpose: docs/results/participant.md has the numbers.
-None of them sees a brain whose left and right were exchanged: it is too like its mirror image.
+An increase in similarity during registration shows only that the optimizer made progress. The
+criteria here describe a brain that is registered correctly: it resembles the template or, for a
+PET, the uptake expected from grey and white matter of the T1w. Their bounds are our choice, derived
+from real and simulated heads that were rotated on purpose: docs/results/participant.md has the
+numbers. None of them detects a swap of left and right, because a brain resembles its mirror image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,38 +19,38 @@ from bids_app.imaging.similarity import correlation, dice
 from bids_app.imaging.volume import Affine, Mask, Volume, box_of_data, thin, zooms_of
 
 OUTSIDE, FLUID, GREY, WHITE = range(4)
-BINS, ROUNDS = 256, 50  # of the histogram, and of Lloyd's iteration, which ends sooner
-START = (0.05, 0.5, 0.9)  # quantiles of the brain: fluid is the least of it, white matter a third
+BINS, ROUNDS = 256, 50  # of the histogram; at most, of Lloyd's iteration
+START = (0.05, 0.5, 0.9)  # initial quantiles: fluid is the smallest part, white matter a third
 UPTAKE_OF_TISSUES = (
     0.0,
     0.05,
     1.0,
     0.3,
-)  # outside, fluid, grey, white, of grey's; our choice, after
-# "The brain's FDG uptake": Heiss et al. (2004), J Nucl Med 45:1811 give white 0.25 to 0.4 of grey
+)  # outside, fluid, grey, white, relative to grey; our choice, after Heiss et al. (2004),
+# J Nucl Med 45:1811, who report 0.25 to 0.4 of grey for white matter
 
 
 def winsorize(
     volume: Volume, mask: Mask | None = None, *, least: float = 0.1, most: float = 99.9
 ) -> Volume:
-    """Replace the most extreme intensities by percentiles.
+    """Clip the most extreme intensities to percentiles.
 
-    One hot voxel, 4e4 times the maximum, moved a registration by 10 mm. PETPrep and fMRIPrep
-    winsorize too, by ``--winsorize-image-intensities`` of antsRegistration.
+    A single hot voxel, 4e4 times the maximum, shifted a registration by 10 mm. PETPrep and fMRIPrep
+    winsorize too, with ``--winsorize-image-intensities`` of antsRegistration.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Any unit.
+        Intensities in any unit.
     mask : ndarray of bool, (I, J, K), optional
-        Voxels whose percentiles are meant, and which alone are changed; all by default.
+        Voxels that the percentiles are computed from, and that are changed; all by default.
     least, most : float
-        Percentiles of finite voxels; our choice.
+        Percentiles of the finite voxels; our choice.
 
     Returns
     -------
     ndarray, (I, J, K)
-        float32, in the same unit.
+        Clipped volume in float32, in the same unit.
 
     Examples
     --------
@@ -66,27 +66,27 @@ def winsorize(
 
 
 def classify(t1w: Volume, brain: Mask) -> NDArray[np.uint8]:
-    """Sort the voxels of a brain into fluid, grey and white matter: k-means of intensities.
+    """Classify the voxels of a brain into fluid, grey and white matter by k-means of intensities.
 
-    Lloyd (1982), IEEE Trans. Information Theory 28:129-137, in one dimension, on a histogram. It
-    knows nothing of place, and is meant for means over many voxels only.
+    This is the method of Lloyd (1982), IEEE Trans. Information Theory 28:129-137, in one dimension,
+    on a histogram. It ignores location, and is suitable only for means over many voxels.
 
     Parameters
     ----------
     t1w : ndarray, (I, J, K)
-        Any unit, without bias field.
+        Intensities in any unit, without bias field.
     brain : ndarray of bool, (I, J, K)
-        The voxels that are sorted.
+        Brain mask.
 
     Returns
     -------
     ndarray, (I, J, K)
-        ``OUTSIDE``, ``FLUID``, ``GREY`` or ``WHITE``.
+        Class of each voxel: ``OUTSIDE``, ``FLUID``, ``GREY`` or ``WHITE``.
 
     Raises
     ------
     ValueError
-        If the brain is empty or of one intensity.
+        If the brain is empty or has a single intensity.
     """
     if not brain.any():
         raise ValueError("the brain mask is empty")
@@ -110,36 +110,36 @@ def classify(t1w: Volume, brain: Mask) -> NDArray[np.uint8]:
 
 
 def expected_uptake(classes: NDArray[np.uint8]) -> Volume:
-    """Give the FDG uptake that tissue alone lets expect, 1 in grey matter; as sharp as the T1w."""
+    """Return the FDG uptake expected from tissue class alone, 1 in grey matter, unsmoothed."""
     return np.array(UPTAKE_OF_TISSUES, np.float32)[classes]
 
 
 PASS, DOUBT, FAIL = VERDICTS = ("pass", "doubt", "fail")
 GRID, BLUR = 4.0, 6.0  # mm: voxels, and FWHM, at which images of all resolutions are compared
-PET_BLUR = 6.0  # mm FWHM: what a T1w lets expect becomes about as soft as a PET
-HALF = 0.5  # of a coarse voxel is brain
-DEPTH = 6.0  # mm from the brain's surface, whose outline alone makes brains alike; our choice
-# In its own space: voxels in mm at which a brain is looked at, how thick its rim is, where its
-# depth begins, and what is the edge of a T1w; our choice
+PET_BLUR = 6.0  # mm FWHM: smooths expected uptake to about the resolution of a PET
+HALF = 0.5  # share of a coarse voxel that is brain
+DEPTH = 6.0  # mm from the surface, as the outline alone makes brains similar; our choice
+# In the T1w's own space, in mm: voxel size, thickness of the brain's rim, depth at which its deep
+# part begins, and width of the image's edge; our choice
 OWN_GRID, RIM, DEEP, EDGE = 2.0, 4.0, 10.0, 3.0
-BRIGHTEST = 90  # percentile of the rim: that of a bright part of it
-STRIPPED = 0.05  # of the brain's voxels; a T1w that has fewer outside the brain was stripped
-GREY_ABOVE, WHITE_BELOW, FLUID_BELOW = 0.8, 0.45, 0.2  # of expected uptake, grey's being 1
-TINY = 1e-6  # of the mean uptake: white matter that has none gives no ratio
+BRIGHTEST = 90  # percentile of the rim that represents its bright part
+STRIPPED = 0.05  # of the brain's voxels; a T1w with fewer outside the brain counts as stripped
+GREY_ABOVE, WHITE_BELOW, FLUID_BELOW = 0.8, 0.45, 0.2  # bounds of expected uptake, 1 for grey
+TINY = 1e-6  # of the mean uptake: minimum for white matter in a ratio
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A bound below which a measure is doubted, one below which it fails, and what to say then.
+    """Bounds of a measure for the verdicts doubt and fail, and the sentence that explains them.
 
     Parameters
     ----------
     measure : str
-        Its name in sidecars.
+        Name of the measure in sidecars.
     doubt, fail : float
-        Bounds.
+        Bounds below which the measure is doubtful, or fails.
     sentence : str
-        With a place for the value, ``{:.2f}`` or the like.
+        Explanation with a placeholder for the value, such as ``{:.2f}``.
     """
 
     measure: str
@@ -150,16 +150,16 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is thought of a registration.
+    """Verdict on a registration, with its reasons.
 
     Parameters
     ----------
     verdict : {"pass", "doubt", "fail"}
-        The worst of all criteria.
+        Worst verdict of all criteria.
     reasons : tuple of str
-        A sentence for each criterion that is not passed.
+        One sentence per criterion that is not passed.
     measures : dict
-        What was measured.
+        Measured values by name.
     """
 
     verdict: str
@@ -171,7 +171,7 @@ class Judgement:
 LIKENESS, OVERLAP = "CorrelationWithTemplate", "DiceBrainMask"
 INSIDE, UPTAKE, CONTRAST = "BrainInsidePET", "CorrelationWithExpectedUptake", "GreyWhiteRatio"
 WHOLE, DEEP_TO_RIM = "BrainSectionInsideT1w", "DeepToRimRatio"
-BEHIND = "CorrelationBehindBestPose"  # where it lies, less that in the best pose of a search
+BEHIND = "CorrelationBehindBestPose"  # correlation minus that in the best pose of a search
 
 T1W_CRITERIA = (
     Criterion(LIKENESS, 0.6, 0.45, "deep in the brain, T1w and template correlate by only {:.2f}"),
@@ -216,14 +216,14 @@ PET_CRITERIA = (
 
 
 def judge(measures: Mapping[str, float], criteria: Sequence[Criterion]) -> Judgement:
-    """Hold measures against criteria; one that was not measured is not held against it.
+    """Compare measures with criteria; criteria without a measure are ignored.
 
     Parameters
     ----------
     measures : mapping
-        By the names of the criteria; one that is no number fails.
+        Measured values by the names of the criteria; NaN fails.
     criteria : sequence of Criterion
-        All of them count alike.
+        Criteria, all of equal weight.
 
     Examples
     --------
@@ -243,7 +243,7 @@ def judge(measures: Mapping[str, float], criteria: Sequence[Criterion]) -> Judge
 
 
 def worse_of(one: str, other: str) -> str:
-    """Give the worse of two verdicts.
+    """Return the worse of two verdicts.
 
     Examples
     --------
@@ -254,7 +254,7 @@ def worse_of(one: str, other: str) -> str:
 
 
 def sidecar_fields(judgement: Judgement) -> dict[str, object]:
-    """Give what a sidecar's ``Registration`` tells of a judgement."""
+    """Return the fields of a judgement for ``Registration`` in a sidecar."""
     return {
         "Verdict": judgement.verdict,
         "VerdictReasons": list(judgement.reasons),
@@ -263,9 +263,10 @@ def sidecar_fields(judgement: Judgement) -> dict[str, object]:
 
 
 def verdict_of(sidecar: Mapping[str, object]) -> str | None:
-    """Read the verdict on a registration: pass, doubt or fail; None where there is none.
+    """Read the verdict on a registration from a sidecar; None if there is none.
 
-    Another word is given as it is, in small letters: people write into sidecars.
+    The word is returned in lower case, even if it is not a known verdict, because people edit
+    sidecars.
 
     Examples
     --------
@@ -278,7 +279,7 @@ def verdict_of(sidecar: Mapping[str, object]) -> str | None:
 
 
 def reasons_of(registration: Mapping[str, object]) -> list[str]:
-    """Read the sentences why a registration is no pass, of a sidecar's ``Registration``."""
+    """Read the reasons for a verdict other than pass from a sidecar's ``Registration``."""
     reasons = registration.get("VerdictReasons")
     return [str(reason) for reason in reasons] if isinstance(reasons, list) else []
 
@@ -298,15 +299,15 @@ def judge_t1w(
     Parameters
     ----------
     t1w, template : ndarray, (I, J, K)
-        Brains alone, on one grid; any unit.
+        Brains alone, on one grid, in any unit.
     brain, template_brain : ndarray of bool, (I, J, K)
-        Their masks.
+        Brain masks.
     affine : ndarray, (4, 4)
-        Of the grid.
+        Affine of the grid.
     own_measures : mapping
-        What :func:`measure_brain` told of the T1w in its own space.
+        Measures of the T1w in its own space by :func:`measure_brain`.
     behind : float, optional
-        Correlation in the pose that was found, less that in the best pose of a search.
+        Correlation in the registered pose minus that in the best pose of a search.
     """
     (moved, coarse), (fixed, _), (inside, _) = (
         thin(volume.astype(np.float32), affine, GRID) for volume in (t1w, template, template_brain)
@@ -321,26 +322,26 @@ def judge_t1w(
 
 
 def measure_brain(t1w: Volume, brain: Mask, affine: Affine) -> dict[str, float]:
-    """Measure on a T1w's own grid what a registration to a whole brain would hide.
+    """Measure problems of a T1w on its own grid that registration to a whole brain would hide.
 
-    A brain that is cut off at the edge of the image is stretched over the whole template, and
-    something bright around it, taken for brain, is pulled inside.
+    Registration stretches a brain that is cut off at the edge of the image over the whole template,
+    and pulls bright surroundings that were mistaken for brain inside.
 
     Parameters
     ----------
     t1w : ndarray, (I, J, K)
-        Without bias field, with all that is around the brain; any unit.
+        T1w without bias field, with everything around the brain, in any unit.
     brain : ndarray of bool, (I, J, K)
-        Its mask.
+        Brain mask.
     affine : ndarray, (4, 4)
-        Voxel indices → mm.
+        Voxel indices → world coordinates in mm.
 
     Returns
     -------
     dict
-        1 less the largest section of the brain within 3 mm of an edge, in units of the largest
-        section along that axis; and the median deeper than 10 mm in the brain over the 90th
-        percentile of its rim of 4 mm. What cannot be measured is left out.
+        1 minus the largest section of the brain within 3 mm of an edge, relative to the largest
+        section along that axis; and the ratio of the median at depths of more than 10 mm to the
+        90th percentile of the rim of 4 mm. Measures that are not possible are left out.
     """
     measures = {WHOLE: 1 - _section_at_edge(t1w, brain, zooms_of(affine))}
     box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in np.nonzero(brain))
@@ -360,11 +361,12 @@ def measure_brain(t1w: Volume, brain: Mask, affine: Affine) -> dict[str, float]:
 
 
 def _section_at_edge(t1w: Volume, brain: Mask, zooms: tuple[float, float, float]) -> float:
-    """Give the largest section of a brain at an edge of its image, as a share of its largest one.
+    """Compute the largest section of a brain at an edge of its image, relative to its largest one.
 
-    The edge is where data end, as what was cut off may have been filled up. The data of a stripped
-    image end with the brain: in thin slices, the outermost section of a whole brain is small (at
-    most 0.13 of the largest in 28 brains), in thick ones it may not be, and the grid's edge counts.
+    The edge is where the data end, because a cut-off part may have been padded. In a stripped
+    image, the data end with the brain: the outermost section of a whole brain is small for thin
+    slices (at most 0.13 of the largest in 28 brains), but may be large for thick ones, for which
+    the edge of the grid is used instead.
     """
     stripped = np.count_nonzero(t1w[~brain]) < STRIPPED * np.count_nonzero(brain)
     box, worst = box_of_data(t1w), 0.0
@@ -393,15 +395,15 @@ def judge_pet(
     Parameters
     ----------
     pet : ndarray, (I, J, K)
-        Any unit, on the grid of the T1w.
+        PET in any unit, on the grid of the T1w.
     uptake : ndarray, (I, J, K)
-        What the T1w lets expect, see :func:`bids_app.imaging.verdict.expected_uptake`.
+        Expected uptake, see :func:`bids_app.imaging.verdict.expected_uptake`.
     brain, covered : ndarray of bool, (I, J, K)
-        The brain, and where the PET reaches; nothing else counts.
+        Brain mask, and voxels that the PET covers; only their intersection is compared.
     zooms : tuple of float
-        Of the grid, in mm.
+        Voxel size of the grid in mm.
     behind : float
-        Correlation in the pose that was found, less that in the best pose of a search.
+        Correlation in the registered pose minus that in the best pose of a search.
     """
     compared = brain & covered
     share = float(compared.sum() / max(brain.sum(), 1))
@@ -411,7 +413,7 @@ def judge_pet(
     measures[UPTAKE] = correlation(pet, smooth(uptake, PET_BLUR, zooms), compared)
     if grey.any() and white.any():
         whole, inner, outer = (pet[part].astype(np.float64) for part in (compared, white, grey))
-        least = TINY * float(np.abs(whole).mean())  # whatever the unit: 1e-12 Bq/mL, too
+        least = TINY * float(np.abs(whole).mean())  # relative, for any unit
         of_white = max(float(inner.mean()), least)
         measures[CONTRAST] = float(outer.mean()) / of_white if of_white > 0 else 0.0
     return judge(measures, PET_CRITERIA)

@@ -1,4 +1,4 @@
-"""Volumes and the grids they lie on: shape, and voxel → world affine in mm, RAS+; cubes of them."""
+"""Volumes, grids (shape and affine, voxel → world in mm, RAS+), and averages over cubes."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -15,12 +15,12 @@ Box: TypeAlias = tuple[float, float, float, float, float, float]
 
 @dataclass(frozen=True)
 class Grid:
-    """A lattice of voxels in space.
+    """Grid of voxels in space.
 
     Parameters
     ----------
     shape : tuple of int
-        Voxels along each axis.
+        Number of voxels along each axis.
     affine : ndarray, (4, 4)
         Voxel indices → world coordinates in mm, RAS+.
     """
@@ -30,7 +30,7 @@ class Grid:
 
 
 def zooms_of(affine: Affine) -> tuple[float, float, float]:
-    """Give the voxel size in mm along each axis of an array.
+    """Return the voxel size in mm along each axis of an array.
 
     Examples
     --------
@@ -42,20 +42,20 @@ def zooms_of(affine: Affine) -> tuple[float, float, float]:
 
 
 def grid_of_box(box: Box, resolution: float) -> Grid:
-    """Lay a grid of isotropic voxels over a box, both of its faces included.
+    """Create a grid of isotropic voxels over a box, including its faces.
 
     Parameters
     ----------
     box : tuple of float
-        ``(x0, y0, z0, x1, y1, z1)``: centres of the first and of the last voxel in mm, RAS+. The
-        last voxel lies inside the box where the resolution does not divide it.
+        ``(x0, y0, z0, x1, y1, z1)``: centres of the first and the last voxel in mm, RAS+. The last
+        voxel lies inside the box if its sides are not multiples of the resolution.
     resolution : float
-        Edge of a voxel in mm.
+        Voxel size in mm.
 
     Returns
     -------
     Grid
-        RAS+, the first voxel at ``(x0, y0, z0)``.
+        Grid in RAS+ orientation, with the first voxel at ``(x0, y0, z0)``.
 
     Examples
     --------
@@ -72,23 +72,23 @@ def grid_of_box(box: Box, resolution: float) -> Grid:
 
 
 def thin(volume: Volume, affine: Affine, zoom: float) -> tuple[Volume, Affine]:
-    """Average blocks of voxels, so that voxels become about as large as wanted, not smaller.
+    """Downsample a volume by averaging blocks of voxels.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Any unit; kept.
+        Intensities in any unit, which is kept.
     affine : ndarray, (4, 4)
         Voxel indices → world coordinates in mm, RAS+.
     zoom : float
-        Voxel size in mm that is wanted; axes with larger voxels stay as they are.
+        Approximate voxel size in mm of the result; axes with larger voxels are left unchanged.
 
     Returns
     -------
     ndarray, (I', J', K')
-        float32. Voxels that fill no block at the end of an axis are left out.
+        Downsampled volume in float32. Incomplete blocks at the end of an axis are left out.
     ndarray, (4, 4)
-        Its affine.
+        Affine of the downsampled volume.
 
     Examples
     --------
@@ -108,17 +108,17 @@ def thin(volume: Volume, affine: Affine, zoom: float) -> tuple[Volume, Affine]:
 
 
 def box_of_data(volume: Volume) -> tuple[slice, ...]:
-    """Give where a volume holds data: without the planes at its ends that are of one value.
+    """Find the bounding box of the data, without constant planes at the ends of a volume.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Any unit; finite.
+        Intensities in any unit; finite.
 
     Returns
     -------
     tuple of slice
-        One an axis; all of an axis along which every plane is of one value.
+        One slice per axis; the whole axis if all planes along it are constant.
 
     Examples
     --------
@@ -134,7 +134,7 @@ def box_of_data(volume: Volume) -> tuple[slice, ...]:
 
 
 def box_of_grid(grid: Grid) -> Box | None:
-    """Give the box of a grid that :func:`grid_of_box` laid; None if it is of another kind.
+    """Return the box of a grid made by :func:`grid_of_box`; None for other grids.
 
     Examples
     --------
@@ -151,20 +151,20 @@ def box_of_grid(grid: Grid) -> Box | None:
 
 
 def mirror(volume: Volume, affine: Affine) -> Volume:
-    """Exchange left and right of a volume in the space of a template, about the plane x = 0.
+    """Mirror a volume in template space at the plane x = 0.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Any unit.
+        Intensities in any unit.
     affine : ndarray, (4, 4)
-        Voxel indices → mm, RAS+; the first axis points to the right.
+        Voxel indices → world coordinates in mm, RAS+; the first axis points to the right.
 
     Returns
     -------
     ndarray, (I, J, K)
-        float32; linear between voxels where x = 0 lies on none of them nor half between two, NaN
-        where the other side is beyond the grid.
+        Mirrored volume in float32. It is interpolated linearly unless x = 0 lies at the centre of a
+        voxel or halfway between two, and NaN if the mirrored position is outside the grid.
 
     Examples
     --------
@@ -188,19 +188,19 @@ def mirror(volume: Volume, affine: Affine) -> Volume:
 
 
 def lay_labels(labels: NDArray[np.integer], affine: Affine, grid: Grid) -> NDArray[np.integer]:
-    """Lay a label image on a grid of the same space, by nearest neighbour.
+    """Resample a label image to a grid of the same space by nearest neighbour.
 
     Parameters
     ----------
     labels, affine : ndarray, (I, J, K) and (4, 4)
-        The label image; voxel indices → mm.
+        Label image, and its affine, voxel indices → world coordinates in mm.
     grid : Grid
-        Of the result.
+        Grid of the result.
 
     Returns
     -------
     ndarray
-        Of the grid's shape; 0 beyond the image.
+        Labels on the grid; 0 outside the image.
     """
     to_labels = np.linalg.inv(affine) @ grid.affine
     return ndimage.affine_transform(
@@ -209,12 +209,12 @@ def lay_labels(labels: NDArray[np.integer], affine: Affine, grid: Grid) -> NDArr
 
 
 def cube_sides(edge: float, zooms: tuple[float, float, float]) -> tuple[int, int, int]:
-    """Say how many voxels fit best along the edges of a cube; one at least.
+    """Return the number of voxels closest to the edge of a cube along each axis, at least one.
 
     Parameters
     ----------
     edge : float
-        In mm.
+        Edge length of the cube in mm.
     zooms : tuple of float
         Voxel size in mm along each axis.
 
@@ -228,7 +228,7 @@ def cube_sides(edge: float, zooms: tuple[float, float, float]) -> tuple[int, int
 
 
 def count_cubes(shape: tuple[int, int, int], sides: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Count the cubes that a volume is cut into along each axis; the last may be smaller.
+    """Return the number of cubes that a volume is divided into per axis; the last may be smaller.
 
     Examples
     --------
@@ -242,20 +242,20 @@ def count_cubes(shape: tuple[int, int, int], sides: tuple[int, int, int]) -> tup
 def average_cubes(
     volume: Volume | NDArray[np.float64] | Mask, sides: tuple[int, int, int]
 ) -> NDArray[np.float64]:
-    """Average a volume over the cubes that it can be cut into.
+    """Average a volume over the cubes that it is divided into.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Any unit; kept. Of a mask, its share of each cube.
+        Intensities in any unit, which is kept; or a mask, for its share of each cube.
     sides : tuple of int
-        Voxels along the edges of a cube. The last cubes of an axis are smaller where they do not
-        divide it.
+        Number of voxels along the edges of a cube. The last cubes of an axis are smaller if its
+        length is not a multiple.
 
     Returns
     -------
     ndarray, (⌈I/sides⌉, …)
-        The mean of each cube.
+        Mean of each cube.
 
     Examples
     --------
@@ -274,16 +274,16 @@ def average_cubes(
 def spread_cubes(
     cubes: NDArray[np.floating], sides: tuple[int, int, int], shape: tuple[int, int, int]
 ) -> Volume:
-    """Give each voxel a value between those of the centres of cubes, linearly.
+    """Interpolate linearly between the centres of cubes to obtain a value for each voxel.
 
     Parameters
     ----------
     cubes : ndarray, (⌈I/sides⌉, …)
-        A value for each cube, see :func:`average_cubes`.
+        Value of each cube, see :func:`average_cubes`.
     sides : tuple of int
-        Voxels along the edges of a cube.
+        Number of voxels along the edges of a cube.
     shape : tuple of int
-        (I, J, K); beyond the outermost centres, values go on as there.
+        Shape (I, J, K) of the result; outside the outermost centres, the nearest values are used.
 
     Examples
     --------
