@@ -1,4 +1,4 @@
-"""Which images of the dataset a run may use: tracers, sessions, runs, and the filter file."""
+"""Filters for the images of a dataset: tracers, sessions, runs, and the filter file."""
 
 import re
 import unicodedata
@@ -11,7 +11,7 @@ from bids_app.visit import Scan
 
 Filter = Mapping[str, object]
 
-# Names that pybids, and so other apps' filter files, give to the keys of a file name.
+# Names of entities in pybids, and thus in filter files of other apps, that equal their short keys.
 ALIKE = ("task", "run", "echo", "flip", "inv", "mt", "part", "chunk", "space", "desc")
 SHORT = {name: name for name in ALIKE} | {
     "subject": "sub",
@@ -24,13 +24,13 @@ SHORT = {name: name for name in ALIKE} | {
     "inversion": "inv",
     "modality": "mod",
 }
-IMPLIED = ("datatype", "suffix")  # follow from the key "t1w" or "pet"
+IMPLIED = ("datatype", "suffix")  # determined by the key "t1w" or "pet"
 EXTENSION = "extension"
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the command line says about images; names are those of its flags."""
+    """Rules of the command line for images, named like its flags."""
 
     session_label: tuple[str, ...] = ()
     tracer_label: tuple[str, ...] = ()
@@ -53,19 +53,24 @@ def _check_query(key: str, query: object) -> None:
 
 
 def check_filters(filters: object) -> dict[str, Filter]:
-    """Look through what a ``--bids-filter-file`` holds.
+    """Check the content of a ``--bids-filter-file``.
 
     Parameters
     ----------
     filters : object
-        Parsed JSON: an object with the keys ``t1w`` and ``pet``, each an object of entities (as
-        pybids or BIDS names them) and labels. A list is any of its labels, null is an entity that
-        must be absent, ``"*"`` one that must be there.
+        Parsed JSON: an object with the keys ``t1w`` and ``pet``, each an object of entities (named
+        as in pybids or BIDS) and labels. A list means any of its labels, null means that the entity
+        must be absent, and ``"*"`` that it must be present.
+
+    Returns
+    -------
+    dict
+        The filters.
 
     Raises
     ------
     UsageError
-        If it is not that.
+        If the content has another form.
     """
     if not isinstance(filters, Mapping):
         raise UsageError('--bids-filter-file: not a JSON object; use {"t1w": {…}, "pet": {…}}')
@@ -98,10 +103,10 @@ def _passes(scan: Scan, query: Filter) -> bool:
 
 
 def why_illegal(scan: Scan) -> str | None:
-    """Say which label of an image BIDS does not allow, or None: no result could be named so.
+    """Explain which label of an image is not legal in BIDS, or return None.
 
-    Nor may its name tell of another participant or session than the folders it lies in, or one of
-    both of a session and the other of none: which is wrong, only the owner can know.
+    Results could not be named after an illegal label. The participant and session in the file name
+    must also match the folders, because only the owner knows which of them is wrong.
     """
     folders = {"sub": scan.subject, "ses": scan.session}
     for key, label in (*scan.entities, *folders.items()):
@@ -125,16 +130,16 @@ def why_illegal(scan: Scan) -> str | None:
 
 
 def why_not(scan: Scan, key: str, rules: Rules) -> str | None:
-    """Say which flag leaves an image out, or None.
+    """Explain which flag excludes an image, or return None.
 
     Parameters
     ----------
     scan : Scan
-        An image.
+        Image to check.
     key : {"t1w", "pet"}
-        Which filter of the filter file holds.
+        Key of the filter in the filter file.
     rules : Rules
-        What the command line says. A run label holds for images that have a run.
+        Rules of the command line. Run labels apply only to images with a run.
     """
     if rules.session_label and scan.session not in rules.session_label:
         return "its session is not among --session-label"
@@ -147,9 +152,9 @@ def why_not(scan: Scan, key: str, rules: Rules) -> str | None:
     return None
 
 
-# Tracers of the brain by what their names contain, without case, accents and signs.
+# Tracers of the brain, and patterns for their names without case, accents and punctuation
 FDG = "FDG"
-TRACERS = {  # the first that is found counts
+TRACERS = {  # the first match counts
     "FDGal": r"fdgal|f[lu]+or?.*galactos",
     "FDOPA": r"dopa",
     "FLT": r"flt|fluorothymidin",
@@ -199,26 +204,26 @@ TRACERS = {  # the first that is found counts
     "DOTATATE": r"dotat",
     "FES": r"fluoroestradiol",
 }
-# Fluorine, deoxy and glucose in the order and the spelling of many languages and of chemistry:
-# fludeoxyglucose, 2-deoxy-2-[18F]fluoro-D-glucose, désoxyglucose, Fluordesoxyglukose, glicosio.
+# Fluorine, deoxy and glucose, in any order, as spelt in many languages and in chemistry:
+# fludeoxyglucose, 2-deoxy-2-[18F]fluoro-D-glucose, désoxyglucose, Fluordesoxyglukose, glicosio
 FDG_IN_FULL = (r"fl(?:uo|u|o)r?", r"d[ei][sz]?(?:ox|oks|oss)[iy]", r"gl[iuy](?:k|c|kk)o")
 FDG_IN_SHORT = re.compile(r"fdg(?!al)|18fd[ei][sz]?ox[iy]gl")
 FDG_ELSEWHERE = re.compile("фдг|дезоксиглюкоз|脱氧葡萄糖|デオキシグルコース")
-OTHER_FDG = re.compile(r"(?:^|[^0-9])(?:me)?[346]fdg")  # fluorine elsewhere: another molecule
-# A label that begins with a nuclide and goes on names a tracer; others may be anything.
+OTHER_FDG = re.compile(r"(?:^|[^0-9])(?:me)?[346]fdg")  # another position of fluorine
+# A label with a nuclide and more names a tracer; any other label may be arbitrary.
 LABELLED = re.compile(r"(?:11c|13n|15o|18f|64cu|68ga|82rb|89zr|123i|124i)[a-z0-9]+")
 NUCLIDE = re.compile(r"18f|f18|fluor18?|fluorine18?|18fluor|18fluorine")
 UNKNOWN = frozenset(("", "na", "nan", "none", "null", "unknown", "tbd", "todo", "tracer"))
 
 
 def _plain(tracer: str) -> str:
-    """Write a name without case, accents and signs."""
+    """Normalize a name by removing case, accents and punctuation."""
     letters = unicodedata.normalize("NFKD", tracer).casefold()
     return re.sub(r"[^0-9a-z]", "", letters)
 
 
 def is_fdg(tracer: str) -> bool:
-    """Whether a tracer, by its label or its full name, is fluorodeoxyglucose.
+    """Check whether the label or full name of a tracer means fluorodeoxyglucose.
 
     Examples
     --------
@@ -236,7 +241,7 @@ def is_fdg(tracer: str) -> bool:
 
 
 def _tracer_of(name: str) -> str:
-    """Bring the names of a tracer into one: that of :data:`TRACERS`, else the plain name itself."""
+    """Return the name of a tracer in :data:`TRACERS`, or the normalized name if it is unknown."""
     if is_fdg(name):
         return FDG
     plain = _plain(name)
@@ -244,7 +249,7 @@ def _tracer_of(name: str) -> str:
 
 
 def _full_name(scan: Scan) -> str | None:
-    """Give the ``TracerName`` of a sidecar, if it tells of a tracer."""
+    """Return the ``TracerName`` of the sidecar if it names a tracer, otherwise None."""
     named = dict(scan.metadata).get("TracerName")
     if isinstance(named, tuple) and len(named) == 1:
         (named,) = named
@@ -256,9 +261,10 @@ def _full_name(scan: Scan) -> str | None:
 
 
 def _contradict(label: str, named: str) -> bool:
-    """Whether a ``trc-`` label and a ``TracerName`` are of two tracers.
+    """Check whether a ``trc-`` label and a ``TracerName`` mean different tracers.
 
-    BIDS lets a label be anything (``trc-baseline``), so one that is no tracer's contradicts none.
+    BIDS allows arbitrary labels (``trc-baseline``); one that does not name a tracer contradicts
+    nothing.
     """
     by_label, by_name = _tracer_of(label), _tracer_of(named)
     if by_label == by_name or NUCLIDE.fullmatch(by_label):
@@ -270,23 +276,23 @@ def _contradict(label: str, named: str) -> bool:
 
 
 def why_not_tracer(scan: Scan, tracer_label: Sequence[str]) -> tuple[str, int | None] | None:
-    """Say why the tracer of a PET image leaves it out, or None if it is used.
+    """Explain why the tracer of a PET image excludes it, or return None if it does not.
 
-    ``trc-`` counts before ``TracerName`` of the sidecar, unless that says FDG; where they name two
-    tracers and one of them is wanted, neither is believed. FDG is wanted, or what
-    ``--tracer-label`` names instead.
+    The ``trc-`` label takes precedence over ``TracerName`` in the sidecar, unless that is FDG. If
+    they name different tracers, and one of them is wanted, neither is trusted. The wanted tracer is
+    FDG, or those of ``--tracer-label``.
 
     Parameters
     ----------
     scan : Scan
-        With its metadata.
+        PET image with its metadata.
     tracer_label : sequence of str
-        As the flag gives it; empty is FDG.
+        Labels given by the flag; empty means FDG.
 
     Returns
     -------
     tuple of (str, int or None), or None
-        The reason, and an exit code if it is a problem of the data.
+        Reason, and an exit code if it is a problem of the data.
     """
     tracers = {_tracer_of(label) for label in tracer_label or (FDG,)}
     label, named = scan.entity("trc"), _full_name(scan)
@@ -299,6 +305,6 @@ def why_not_tracer(scan: Scan, tracer_label: Sequence[str]) -> tuple[str, int | 
     if tracer is None and not tracer_label:
         return f"{scan.path}: its sidecar lacks TracerName: add it, or pass --tracer-label", 65
     if tracer is None or _tracer_of(tracer) in tracers:
-        return None  # without a tracer, the user vouches for it
+        return None  # without a tracer name, --tracer-label counts
     only = "not among --tracer-label" if tracer_label else "only FDG is used"
     return f"its tracer is {tracer}{', ' if tracer_label else '; '}{only}", None

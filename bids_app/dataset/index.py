@@ -1,4 +1,4 @@
-"""The files of a raw BIDS dataset: T1w and PET images and their sidecars."""
+"""Index of a raw BIDS dataset: T1w and PET images and their sidecars."""
 
 import re
 import warnings
@@ -20,22 +20,22 @@ from bids_app.files import NOWHERE, read_json, split_lines, why_no_file
 from bids_app.visit import Scan
 
 NAME = ".bidsignore"
-LARGEST = 1_000_000  # bytes; our choice: lists of thousands of files are a hundred times smaller
+LARGEST = 1_000_000  # bytes; our choice, much more than lists of thousands of files need
 CLASS = r"\[(?P<no>[!^]?)(?P<body>(?:\]|\\.)?(?:\\.|[^\]\\])*)\]"
-PART = re.compile(rf"(?:{CLASS}|\\[^/]|[^/])+")  # of a pattern, between slashes
+PART = re.compile(rf"(?:{CLASS}|\\[^/]|[^/])+")  # part of a pattern between slashes
 TOKEN = re.compile(rf"(?P<star>\*+)|{CLASS}|(?P<any>\?)|\\?(?P<sign>.)", re.S)
-Rule = tuple[tuple[re.Pattern[str] | None, ...], bool, bool]  # names of a path; see _compile
+Rule = tuple[tuple[re.Pattern[str] | None, ...], bool, bool]  # see _compile
 
 
 class Ignored(Protocol):
-    """Whether a path inside the dataset is left out."""
+    """Predicate for paths that ``.bidsignore`` excludes."""
 
     def __call__(self, path: Path, is_folder: bool = False) -> bool:
-        """Answer for a path relative to the root of the dataset."""
+        """Check whether a path relative to the root of the dataset is excluded."""
 
 
 def _sign(found: re.Match[str]) -> str:
-    """Write a part of a pattern that stands for one sign as a regular expression."""
+    """Translate a token of a pattern that matches one character to a regular expression."""
     if found[0] == "[":
         raise re.error("a bracket that is never closed: git matches nothing by it, either")
     if found["any"] or found["body"] is None:
@@ -45,10 +45,10 @@ def _sign(found: re.Match[str]) -> str:
 
 
 def _name_pattern(part: str) -> re.Pattern[str] | None:
-    """Compile what a pattern says of one name on a path; None stands for any number of names.
+    """Compile the part of a pattern for one path component; None matches any number of components.
 
-    What stands between two stars is taken where it first fits, and never anywhere else: a later
-    place leaves less for the rest, and many stars in one pattern take no longer than one.
+    The text between two stars is matched at its first occurrence only, because a later one leaves
+    less for the rest. Thus, many stars take no longer than one.
     """
     if part == "**":
         return None
@@ -64,7 +64,7 @@ def _name_pattern(part: str) -> re.Pattern[str] | None:
 
 
 def _compile(line: str) -> Rule | None:
-    """Read a line: what it matches, whether only folders, whether it takes back."""
+    """Parse a line into its pattern, whether it matches folders only, and whether it negates."""
     pattern = re.sub(r"(?<!\\)[ \t]+$", "", line)
     taken_back = pattern.startswith("!")
     pattern = pattern.removeprefix("!")
@@ -76,12 +76,12 @@ def _compile(line: str) -> Rule | None:
     parts = parts if "/" in pattern else ["**", *parts]
     try:
         return tuple(map(_name_pattern, parts)), only_folders, taken_back
-    except re.error:  # also of [z-a]
+    except re.error:  # for example, [z-a]
         return None
 
 
 def _fits(names: Sequence[str], patterns: Sequence[re.Pattern[str] | None]) -> bool:
-    """Whether the names of a path are those that a rule asks for."""
+    """Check whether the components of a path match those of a rule."""
     if not patterns:
         return not names
     first, *rest = patterns
@@ -106,22 +106,21 @@ def _lines(bids_dir: Path) -> list[str]:
 
 
 def read_bidsignore(bids_dir: Path) -> Ignored:
-    """Read ``.bidsignore`` at the root of a dataset; where there is none, nothing is left out.
+    """Read ``.bidsignore`` at the root of a dataset; without the file, nothing is excluded.
 
     Its patterns are those of ``.gitignore`` (BIDS 1.10, "Filesystem structure"; gitignore(5)): the
-    last one that matches decides, ``!`` takes back, and nothing inside a folder that is left out
-    can be taken back.
+    last match decides, ``!`` re-includes, and nothing inside an excluded folder can be re-included.
 
     Returns
     -------
     callable
-        Says of a path, relative to the root, and whether it is a folder (by default it is a file),
-        whether it is left out.
+        Function of a path relative to the root, and of whether it is a folder (by default a file),
+        that returns whether the path is excluded.
 
     Raises
     ------
     ReadWriteError
-        If it is there but cannot be read.
+        If the file exists but cannot be read.
     """
     rules = [rule for rule in map(_compile, _lines(bids_dir)) if rule is not None]
 
@@ -140,9 +139,9 @@ def read_bidsignore(bids_dir: Path) -> Ignored:
 
 DATATYPE = {"T1w": "anat", "pet": "pet"}
 IMAGE = re.compile(r"sub-.*_(T1w|pet)\.nii(\.gz)?")
-NO_CONFIG = "mri2pet_no_layout_config.json"  # a file of a dataset that pybids would open and obey
+NO_CONFIG = "mri2pet_no_layout_config.json"  # never exists: pybids would obey a dataset's file
 PET_SIDECAR = re.compile(r"(.*_)?pet\.json")
-ELSEWHERE = re.compile(  # for pybids: folders and files, from the root of a dataset, of no use
+ELSEWHERE = re.compile(  # paths from the root of a dataset that pybids need not index
     r"^(?!/(sub-[^/]+(/ses-[^/]+)?(/(anat|pet))?/?)?([^/]*(pet\.json|(T1w|pet)\.nii(\.gz)?))?$)"
 )
 
@@ -161,7 +160,7 @@ def _list(bids_dir: Path, subjects: Iterable[str]) -> list[Path]:
 
 
 def _list_indexed(bids_dir: Path, database_dir: Path) -> list[Path]:
-    """List what an index by pybids holds, which outlives this run and its selection."""
+    """List the files in a pybids index, which is kept between runs and selections."""
     from bids import BIDSLayout, BIDSLayoutIndexer  # slow: docs/results/pybids.md
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -189,24 +188,24 @@ def _list_indexed(bids_dir: Path, database_dir: Path) -> list[Path]:
 def list_files(
     bids_dir: Path, subjects: Collection[str], database_dir: Path | None = None
 ) -> list[Path]:
-    """List the T1w and PET images of some participants, and what may be sidecars of PET, sorted.
+    """List the T1w and PET images of participants, and possible sidecars of PET, sorted.
 
     Parameters
     ----------
     bids_dir : Path
-        Root of the raw dataset, absolute.
+        Absolute path of the raw dataset.
     subjects : collection of str
-        Labels.
+        Labels of the participants.
     database_dir : Path, optional
-        Where pybids keeps its index between runs. One that is there is believed; whoever it has
-        nothing of was added since, and is looked for in the dataset.
+        Folder in which pybids keeps its index between runs. An existing index is trusted;
+        participants without files in it are assumed to be new, and are listed from the dataset.
 
     Raises
     ------
     InvalidBidsError
         If a folder cannot be read.
     UsageError
-        If the index cannot be used, or is that of another dataset.
+        If the index cannot be used, or belongs to another dataset.
     """
     indexed = [] if database_dir is None else _list_indexed(bids_dir, database_dir)
     known = {path.relative_to(bids_dir).parts[0] for path in indexed}
@@ -219,21 +218,21 @@ def list_files(
         ) from error
 
 
-METADATA = ("TracerName", "FrameTimesStart", "FrameDuration", "Units")  # all that the app reads
+METADATA = ("TracerName", "FrameTimesStart", "FrameDuration", "Units")  # fields that the app reads
 
 
 @dataclass(frozen=True)
 class RawFiles:
-    """What was found of some participants.
+    """Files of participants.
 
     Parameters
     ----------
     t1ws, pets : mapping
-        Images by subject label, in the order of their names. PET images carry no metadata yet.
+        Images by subject label, in the order of their names. PET images have no metadata yet.
     pet_sidecars : mapping
-        All JSON files that may say something about a PET image, by the folder they lie in.
+        JSON files that may be sidecars of PET images, by folder.
     ignored : mapping
-        Images that ``.bidsignore`` leaves out, by subject label.
+        Images that ``.bidsignore`` excludes, by subject label.
     """
 
     t1ws: Mapping[str, tuple[Scan, ...]]
@@ -243,19 +242,19 @@ class RawFiles:
 
 
 def find_subjects(bids_dir: Path) -> tuple[str, ...]:
-    """List the participants that have a folder, without ``sub-``, sorted.
+    """List the labels of participants with a folder, sorted.
 
-    Those that ``.bidsignore`` leaves out are among them, and those whose folder is a link that
-    leads nowhere.
+    Participants that ``.bidsignore`` excludes are included, and so are those whose folder is a
+    broken link.
 
     Raises
     ------
     MissingInputError
-        If there is no such dataset.
+        If the dataset does not exist.
     InvalidBidsError
-        If it is no folder, has no ``dataset_description.json``, or no participant.
+        If it is not a folder, or has no ``dataset_description.json`` or no participant.
     ReadWriteError
-        If it may not be read.
+        If it cannot be read.
     """
     if not bids_dir.exists():
         raise MissingInputError(f"{bids_dir}: no such folder; check the path of the BIDS dataset")
@@ -300,14 +299,14 @@ def parse_name(name: str) -> tuple[tuple[str, str], ...]:
 
 def _scan(path: Path, folders: Sequence[str]) -> Scan:
     entities = parse_name(path.name)
-    # The folder decides: a name may lack what its folder says.
+    # The folder takes precedence, because a file name may lack the session.
     named = dict(entities).get("ses")
     session = next((name[4:] for name in folders if name.startswith("ses-")), named)
     return Scan(path, folders[0].removeprefix("sub-"), session, entities)
 
 
 def _is_image(path: Path) -> bool:
-    """Whether this is a file, or a link whose content is not there; nothing is opened."""
+    """Check whether a path is a file or a broken link, without opening it."""
     fault = why_no_file(path)
     return fault is None or fault == NOWHERE
 
@@ -319,7 +318,7 @@ def read_files(
     is_ignored: Ignored | None = None,
     database_dir: Path | None = None,
 ) -> RawFiles:
-    """Find the T1w and PET images of some participants; no file is opened.
+    """Find the T1w and PET images of participants without opening any file.
 
     Parameters
     ----------
@@ -328,15 +327,15 @@ def read_files(
     subjects : sequence of str
         Labels without ``sub-``.
     is_ignored : callable, optional
-        What ``.bidsignore`` says, as :func:`bids_app.dataset.index.read_bidsignore` reads it.
+        Predicate of :func:`bids_app.dataset.index.read_bidsignore`.
     database_dir : Path, optional
-        Where pybids keeps its index between runs. One that is there is believed: who changes the
-        images of a participant whom it knows deletes it.
+        Folder in which pybids keeps its index between runs. An existing index is trusted: delete it
+        after changing the images of a participant in it.
 
     Raises
     ------
     InvalidBidsError, UsageError
-        As :func:`list_files`.
+        See :func:`list_files`.
     """
     bids_dir = bids_dir.absolute()
     found: dict[str, defaultdict[str, list[Scan]]] = {
@@ -364,24 +363,31 @@ def read_files(
 
 
 def read_metadata(scan: Scan, sidecars: Mapping[Path, tuple[Path, ...]]) -> Scan:
-    """Add to an image what its sidecars say, the nearest one last (BIDS inheritance principle).
+    """Add the metadata of its sidecars to an image, by the BIDS inheritance principle.
+
+    The nearest sidecar takes precedence.
 
     Parameters
     ----------
     scan : Scan
-        A PET image.
+        PET image.
     sidecars : mapping
-        Those of :func:`read_files`.
+        Sidecars by folder, from :func:`read_files`.
+
+    Returns
+    -------
+    Scan
+        The image with its metadata.
 
     Raises
     ------
     UnusableDataError
-        If a sidecar that applies is no file, or no JSON object.
+        If an applicable sidecar is not a file, or not a JSON object.
     ReadWriteError
         If it cannot be read.
     """
     sidecar = scan.path.with_name(scan.path.name.partition(".")[0] + ".json")
-    if sidecar.is_dir():  # no folder is listed
+    if sidecar.is_dir():  # folders are not among the sidecars
         raise UnusableDataError(f"{sidecar}: is a folder, not a file; remove it")
     entities = frozenset(scan.entities)
     metadata: dict[str, object] = {}
@@ -404,20 +410,20 @@ def read_metadata(scan: Scan, sidecars: Mapping[Path, tuple[Path, ...]]) -> Scan
 
 
 def _numbers(value: object) -> tuple[float, ...] | None:
-    values = value if isinstance(value, tuple) else (value,)  # one frame may come without a list
+    values = value if isinstance(value, tuple) else (value,)  # a single frame may lack a list
     if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
         return None
     try:
         numbers = tuple(float(v) for v in values)
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer of hundreds of digits
         return None
     return numbers if all(isfinite(number) for number in numbers) else None
 
 
 def frame_durations(scan: Scan) -> tuple[float, ...]:
-    """Give the duration of each frame in s, as its sidecar has it; none where it has no numbers.
+    """Return the duration of each frame in s from the sidecar; empty if it holds no valid numbers.
 
-    When frames began is of no use here, so that it may be wrong or missing.
+    The start times of frames are not needed, and may be wrong or missing.
     """
     durations = dict(scan.metadata).get("FrameDuration")
     numbers = None if durations is None else _numbers(durations)

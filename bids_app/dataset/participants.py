@@ -1,4 +1,4 @@
-"""The table of participants."""
+"""Reading of ``participants.tsv``."""
 
 import re
 from collections import defaultdict
@@ -9,10 +9,10 @@ from bids_app.errors import UnusableDataError, name_some
 from bids_app.files import MISSING, read_text, split_lines
 
 SILENT = frozenset((MISSING, "", "NA", "NaN", "nan"))  # cells that contradict no other
-COLUMNS_AT_MOST = 20  # that have a remark of their own
+COLUMNS_AT_MOST = 20  # columns with a remark of their own
 ID = "participant_id"
 
-Row = list[tuple[str, str]]  # names of columns and cells, names perhaps twice
+Row = list[tuple[str, str]]  # names of columns, possibly repeated, and cells
 
 
 def _read(path: Path) -> str:
@@ -23,7 +23,7 @@ def _read(path: Path) -> str:
 
 
 def _cell(text: str) -> str:
-    """Take off spaces, and the quotes that R's ``write.table`` puts around text."""
+    """Remove whitespace, and the quotes that R's ``write.table`` puts around text."""
     bare = " ".join(text.split())
     if len(bare) > 1 and bare[0] == bare[-1] == '"':
         bare = bare[1:-1].replace('""', '"').replace('\\"', '"').strip()
@@ -31,13 +31,13 @@ def _cell(text: str) -> str:
 
 
 def _split(text: str) -> list[tuple[int, list[str]]]:
-    """Split a table into its rows that are not empty, and their cells; give numbers of lines."""
+    """Split a table into its non-empty rows, as pairs of line number and cells."""
     lines = enumerate(split_lines(text), start=1)
     return [(n, [_cell(cell) for cell in line.split("\t")]) for n, line in lines if line.strip()]
 
 
 def _without_row_names(rows: Sequence[list[str]], header: list[str]) -> int:
-    """Count the cells before those of the header: R writes names of rows without a heading."""
+    """Return 1 if rows begin with a row name, which R writes without a heading, otherwise 0."""
     named = bool(rows) and all(len(row) == len(header) + 1 and row[-1] for row in rows)
     return int(named and all(row[0].isdecimal() for row in rows))
 
@@ -54,7 +54,7 @@ def _rows(path: Path) -> list[Row]:
     for number, full in table[1:]:
         row = full[first:]
         while len(row) > len(header) and not row[-1]:
-            row = row[:-1]  # tabs at the end of a line
+            row = row[:-1]  # trailing tabs
         if len(row) > len(header):
             raise UnusableDataError(
                 f"{path}: row {number} has {len(row)} cells under {len(header)} columns; correct it"
@@ -69,9 +69,9 @@ def _listed(labels: Iterable[str]) -> str:
 
 
 def _agree(rows: Sequence[Row]) -> tuple[dict[str, str], set[str]]:
-    """Join rows of one participant; give the columns, too, on which they disagree.
+    """Join the rows of one participant, and return the columns on which they disagree.
 
-    A cell that says n/a contradicts none.
+    A missing value (n/a) contradicts no other.
     """
     values: dict[str, set[str]] = defaultdict(set)
     for row in rows:
@@ -85,7 +85,7 @@ def _agree(rows: Sequence[Row]) -> tuple[dict[str, str], set[str]]:
 
 
 def _join(rows: Sequence[Row]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Make one row of all that a participant has."""
+    """Join the rows of each participant, and write remarks on contradictions."""
     by_label: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
         label = next(cell for name, cell in row if name == ID).removeprefix("sub-")
@@ -106,7 +106,7 @@ def _join(rows: Sequence[Row]) -> tuple[dict[str, dict[str, str]], list[str]]:
 
 
 def _key(label: str) -> str:
-    """Reduce a label to what a spreadsheet leaves of a number; case and ``SUB_`` are lost, too."""
+    """Normalize a label as a spreadsheet changes numbers, and drop case and ``SUB_``."""
     bare = re.sub(r"(?i)^sub[-_ ]", "", label)
     number = re.fullmatch(r"0*(\d+?)(?:\.0+)?", bare)
     return number[1] if number is not None and bare.isascii() else bare.casefold()
@@ -115,7 +115,7 @@ def _key(label: str) -> str:
 def _match(
     table: Mapping[str, dict[str, str]], present: Collection[str]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Give rows to participants whose label is spelt otherwise, where there is no doubt."""
+    """Match rows to participants whose label is spelt differently, if the match is unique."""
     rows, folders = (defaultdict[str, list[str]](list) for _ in range(2))
     for label in table:
         rows[_key(label)].append(label)
@@ -143,10 +143,10 @@ def _match(
 def read_participants(
     bids_dir: Path, present: Collection[str] = ()
 ) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
-    """Read ``participants.tsv``, where there is one.
+    """Read ``participants.tsv``, if it exists.
 
-    Quotes around cells, names of rows (both by R), rows for each session and zeros that a
-    spreadsheet has taken from labels are put right where there is no doubt.
+    Quotes around cells and row names (both written by R), several rows per participant, and zeros
+    that a spreadsheet has removed from labels are corrected if the correction is unambiguous.
 
     Parameters
     ----------
@@ -158,17 +158,17 @@ def read_participants(
     Returns
     -------
     participants : dict
-        Columns and cells by participant label, without ``sub-``. Cells a row lacks, or on which
-        rows of one participant disagree, are ``n/a``. Participants may be missing, or not be in
-        the dataset.
+        Columns and cells by participant label, without ``sub-``. Missing cells, and cells on which
+        the rows of a participant disagree, are ``n/a``. Some participants of the dataset may be
+        missing, and others may not be in the dataset.
     remarks : tuple of str
-        Sentences that begin with the path of the table: what was put right, what could not be,
-        and whom it lacks.
+        Sentences that begin with the path of the table: corrections, problems that were not
+        corrected, and missing participants.
 
     Raises
     ------
     UnusableDataError
-        If it is no table of tabs with a column ``participant_id``.
+        If it is not a tab-separated table with a column ``participant_id``.
     ReadWriteError
         If it cannot be read.
     """

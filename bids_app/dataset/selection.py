@@ -1,4 +1,4 @@
-"""Which images a run works on, which it leaves aside, and why; the best of several of a session."""
+"""Selection of the images for a run, with reasons for those not used."""
 
 import re
 from collections import defaultdict
@@ -27,14 +27,14 @@ from bids_app.errors import Mri2petError, NothingSelectedError, name_some
 from bids_app.visit import Scan, Selection, Unused, Visit
 
 MAGNITUDE = ("mag", "magnitude")
-# Entities of derivatives (BIDS 1.10, "Derivatives"): of an image that somebody has worked on.
+# Entities of derivatives (BIDS 1.10, "Derivatives"), which mark a processed image
 OF_DERIVATIVES = frozenset(
     ("space", "desc", "res", "den", "label", "seg", "atlas", "hemi", "stat", "from", "to", "mode")
 )
-NO_AGENT = re.compile(r"no|non|none|pre|without", re.I)  # as labels of ce-
-# Labels of acq- by which scanners' protocols tell of a contrast agent (our choice of words).
+NO_AGENT = re.compile(r"no|non|none|pre|without", re.I)  # labels of ce-
+# Labels of acq- that mark a contrast agent in scanners' protocols; our choice
 AGENT = re.compile(r"(?<![Nn]o)(?<![Nn]on)(?<![Pp]re)([Gg]ad|GAD|Gd|GD|[Cc]ontrast|[Pp]ost[Cc]on)")
-# rec-nacdyn and rec-nacstat (BIDS 1.10, "Positron emission tomography"), and how else it is spelt.
+# rec-nacdyn and rec-nacstat (BIDS 1.10, "Positron emission tomography"), and other spellings
 NOT_CORRECTED = re.compile(
     r"^nac(?!c)|^no[nt]?ac|([Nn][Oo][NnTt]?|N)AC(?![A-Z])|[Ww]ithoutA[Cc]|(?i:uncorr)"
 )
@@ -42,12 +42,12 @@ CORRECTED = re.compile(r"^ac(?!q)|AC(?![A-Z])")  # rec-acdyn, rec-acstat; CTAC, 
 
 
 def _labels(scan: Scan) -> list[str]:
-    """Give the labels that tell of how an image was acquired and reconstructed."""
+    """List the labels of reconstruction and acquisition of an image."""
     return [label for label in (scan.entity("rec"), scan.entity("acq")) if label is not None]
 
 
 def _is_odd(scan: Scan) -> int:
-    """Whether its name has parts that are no entities: not BIDS, a copy perhaps."""
+    """Count the parts of a file name that are not entities, as in names of copies."""
     parts = scan.path.name.partition(".")[0].split("_")
     return sum(not dash or not label for _, dash, label in (p.partition("-") for p in parts[:-1]))
 
@@ -76,7 +76,7 @@ def _is_dynamic(scan: Scan) -> int:
     return 2 if any("dyn" in label for label in labels) else 1
 
 
-Rule = tuple[str, Callable[[Scan], int]]  # why one is better, and a penalty: 0 is best
+Rule = tuple[str, Callable[[Scan], int]]  # why an image is better, and its penalty: 0 is best
 OF_ALL: tuple[Rule, ...] = (
     ("its name has nothing but entities", _is_odd),
     ("it is no derived image (space-, desc-)", _is_derived),
@@ -94,10 +94,9 @@ WORDS = {"t1w": "T1w", "pet": "PET"}
 
 
 def why_never(scan: Scan) -> str | None:
-    """Say why an image is none of a whole head's tissue or uptake, or None.
+    """Explain why an image cannot be used whatever the flags, or return None.
 
-    Phase, real and imaginary parts (``part-``) and pieces (``chunk-``) never take part, whatever
-    flags say.
+    Phase, real and imaginary parts (``part-``) and pieces (``chunk-``) are never used.
     """
     part, chunk = scan.entity("part"), scan.entity("chunk")
     if part is not None and part.lower() not in MAGNITUDE:
@@ -114,15 +113,15 @@ def _order(scan: Scan) -> tuple[bool, int, str]:
 
 
 def penalties(scan: Scan, key: str) -> tuple[int, ...]:
-    """Give the penalty of an image under each rule, the most important first; 0 is best.
+    """Return the penalty of an image under each rule, the most important first; 0 is best.
 
     Parameters
     ----------
     scan : Scan
-        An image.
+        Image to rate.
     key : {"t1w", "pet"}
-        Whose rules hold: of derived and contrast-enhanced images, and for PET of attenuation
-        correction and frames.
+        Kind of image. The rules concern derived and contrast-enhanced images and, for PET,
+        attenuation correction and frames.
     """
     return tuple(rule(scan) for _, rule in RULES[key])
 
@@ -137,7 +136,7 @@ def _why_not(scan: Scan, best: Scan, key: str) -> str:
 
 
 def _remarks(best: Scan, as_good: int, key: str) -> list[str]:
-    """Tell of a choice that could have been another, or of an image that is second best."""
+    """Write remarks if several images were equally good, or the best one is not ideal."""
     remarks = []
     if as_good:
         remarks.append(
@@ -160,23 +159,23 @@ def _remarks(best: Scan, as_good: int, key: str) -> list[str]:
 def choose_best(
     scans: Sequence[Scan], key: str
 ) -> tuple[dict[str | None, Scan], list[Unused], dict[str | None, list[str]]]:
-    """Keep one image a session: the best one, of equally good ones the first run, then name.
+    """Keep the best image per session; among equally good ones, the first by run, then by name.
 
     Parameters
     ----------
     scans : sequence of Scan
-        Of one participant.
+        Images of one participant.
     key : {"t1w", "pet"}
-        Whose rules hold.
+        Kind of image, which determines the rules.
 
     Returns
     -------
     chosen : dict
-        One image by session.
+        Chosen image of each session.
     unused : list of Unused
-        The others, and why.
+        Other images, with reasons.
     remarks : dict
-        By session, sentences: where others would have been as good, or a better one was not there.
+        Sentences by session, if other images were equally good, or the chosen one is not ideal.
     """
     by_session: defaultdict[str | None, list[Scan]] = defaultdict(list)
     for scan in sorted(scans, key=lambda scan: (penalties(scan, key), *_order(scan))):
@@ -189,7 +188,7 @@ def choose_best(
     return {session: ranked[0] for session, ranked in by_session.items()}, unused, remarks
 
 
-Stray = tuple[Scan, str, str]  # what is no image, for which it was meant (t1w, pet), and why
+Stray = tuple[Scan, str, str]  # file that is not a usable image, intended kind (t1w, pet), reason
 
 
 def _named(session: Session) -> str:
@@ -199,7 +198,7 @@ def _named(session: Session) -> str:
 def _screen(
     scans: Sequence[Scan], key: str, rules: Rules
 ) -> tuple[list[Scan], list[Unused], list[Stray]]:
-    """Part images by what their names say: those to choose from, those left out, no images."""
+    """Split images by their names into candidates, excluded ones, and unusable ones."""
     chosen, unused, strays = list[Scan](), list[Unused](), list[Stray]()
     for scan in scans:
         reason, illegal, never = why_not(scan, key, rules), why_illegal(scan), why_never(scan)
@@ -217,7 +216,7 @@ def _screen(
 def _chosen_pets(
     scans: Sequence[Scan], sidecars: Mapping[Path, tuple[Path, ...]], rules: Rules
 ) -> tuple[list[Scan], list[Unused]]:
-    """Read the sidecars of PET images, and part them by tracer."""
+    """Read the sidecars of PET images, and select by tracer."""
     chosen, unused = [], []
     for scan in scans:
         try:
@@ -234,7 +233,7 @@ def _chosen_pets(
 
 
 def _find_strays(subject: str, bids_dir: Path, rules: Rules, is_ignored: Ignored) -> list[Stray]:
-    """Find what was meant as an image that the flags ask for, and of no other tracer."""
+    """Find files meant as images that the flags select, unless they have another tracer."""
     strays = []
     for path, session, key, why in find_strays(bids_dir, subject):
         scan = Scan(path, subject, session, parse_name(path.name))
@@ -248,7 +247,7 @@ def _find_strays(subject: str, bids_dir: Path, rules: Rules, is_ignored: Ignored
 def _as_unused(
     strays: Sequence[Stray], sessions: Mapping[str, Collection[Session]]
 ) -> list[Unused]:
-    """Make a problem of what is no image, unless its session has an image of that kind."""
+    """Report stray files, as problems only if their session has no image of that kind."""
     return [
         Unused(scan.subject, scan.path, why, None if scan.session in sessions[key] else 65)
         for scan, key, why in strays
@@ -261,7 +260,7 @@ def _visits(
     remarks: Mapping[str, Mapping[Session, Sequence[str]]],
     bids_dir: Path,
 ) -> list[Visit]:
-    """Give each PET image to the T1w of its session, or of the nearest."""
+    """Match each PET image to the T1w of its own or the nearest session."""
     partners: defaultdict[Session, list[Scan]] = defaultdict(list)
     notes: defaultdict[Session, list[str]] = defaultdict(list)
     for session, sentences in remarks["t1w"].items():
@@ -288,11 +287,11 @@ def _aside(label: str, why: str, exit_code: int | None = None) -> Unused:
 
 
 def _without_t1w(subject: str, files: RawFiles, pets: Mapping[Session, Scan]) -> list[Unused]:
-    """Say why a participant has no T1w; not where its images say so, each for itself."""
+    """Explain why a participant has no T1w, unless its excluded images already do."""
     present, left_out = files.pets.get(subject, ()), files.t1ws.get(subject, ())
     ignored = files.ignored.get(subject, ())
     if (left_out or ignored) and not pets:
-        return []  # nothing of this participant was asked for; each image says why
+        return []  # nothing of this participant is selected; each image has its reason
     if left_out:
         sessions = [f"ses-{s.session}" for s in left_out if s.session is not None]
         advice = (
@@ -326,14 +325,14 @@ def _select_of(
     if best_t1ws:
         return _visits(best_t1ws, best_pets, {"t1w": of_t1ws, "pet": of_pets}, bids_dir), unused
     if any(key == "t1w" for _, key, _ in strays):
-        return [], unused  # what was meant as a T1w is told of
+        return [], unused  # the file meant as a T1w is reported
     return [], unused + _without_t1w(subject, files, best_pets)
 
 
 def _without_ignored(
     present: Sequence[str], asked_for: Sequence[str], is_ignored: Ignored
 ) -> tuple[list[str], list[Unused]]:
-    """Leave out participants whose folder ``.bidsignore`` names; who asks for them is told."""
+    """Exclude participants whose folder is in ``.bidsignore``, as a problem if requested."""
     ignored = [label for label in present if is_ignored(Path(f"sub-{label}"), is_folder=True)]
     why, advice = ".bidsignore leaves it out", "; change it, or do not ask for this participant"
     unused = [
@@ -396,32 +395,32 @@ def select(
     filters: object = None,
     database_dir: Path | None = None,
 ) -> Selection:
-    """Choose the images of a run; no image is opened.
+    """Select the images of a run without opening them.
 
     Parameters
     ----------
     bids_dir : Path
         Root of the raw dataset.
     participant_label, exclude_participant_label, session_label, tracer_label, run_label
-        As the flags give them, without prefixes; empty is everything (for tracers: FDG).
+        Labels given by the flags, without prefixes; empty means all (for tracers, FDG).
     filters : object
-        What the ``--bids-filter-file`` holds, parsed; see :func:`check_filters`.
+        Parsed content of the ``--bids-filter-file``; see :func:`check_filters`.
     database_dir : Path, optional
-        Where pybids keeps its index between runs.
+        Folder in which pybids keeps its index between runs.
 
     Returns
     -------
     Selection
-        Visits by participant and session, and all that is left aside.
+        Visits by participant and session, and everything that is not used.
 
     Raises
     ------
     MissingInputError, InvalidBidsError, ReadWriteError
-        As :func:`find_subjects`.
+        See :func:`find_subjects`.
     UsageError
-        As :func:`check_filters`.
+        See :func:`check_filters`.
     NothingSelectedError
-        If the flags leave nothing.
+        If the flags exclude everything.
     """
     checked = check_filters({} if filters is None else filters)
     rules = Rules(tuple(session_label), tuple(tracer_label), tuple(run_label), checked)

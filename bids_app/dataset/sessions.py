@@ -1,4 +1,4 @@
-"""Sessions of a participant: how far they are apart, and which one is nearest to another."""
+"""Sessions of a participant: the distances between them, and the nearest one."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -11,17 +11,17 @@ from bids_app.files import read_tsv
 Session = str | None
 
 DAY = 86400.0  # s
-YEARS = range(1900, 2100)  # in which a label may be a date
-# How labels spell dates; "2020-06-01" itself has no legal label.
+YEARS = range(1900, 2100)  # range in which a label may be a date
+# Formats of dates in labels; "2020-06-01" is not a legal label.
 DATES = ("%Y%m%d", "%Y%m%dT%H%M%S", "%Y%m%dT%H%M", "%Y%m%d%H%M%S", "%Y%m%d%H%M")
-AMBIGUOUS = (("%Y%m", "%y%m%d"), ("%d%m%Y", "%m%d%Y"))  # each other's: used if only one can be
-FIRST = re.compile(r"baseline|base|bl", re.I)  # a session 0 beside numbered ones
+AMBIGUOUS = (("%Y%m", "%y%m%d"), ("%d%m%Y", "%m%d%Y"))  # used only if one of a pair fits
+FIRST = re.compile(r"baseline|base|bl", re.I)  # session 0 among numbered ones
 NUMBERED = re.compile(r"(\D*)(\d+)(\D*)")
 IMAGES = re.compile(r".*_(T1w|pet)\.nii(\.gz)?")
 
 
 def natural_key(text: Session) -> tuple[tuple[int, int, str], ...]:
-    """Sort key under which ``2`` comes before ``10``, and no session before all.
+    """Return a sort key that orders ``2`` before ``10``, and no session before all others.
 
     Examples
     --------
@@ -35,7 +35,7 @@ def natural_key(text: Session) -> tuple[tuple[int, int, str], ...]:
 
 
 def _datetime(text: str) -> datetime | None:
-    """Read a time of BIDS, in UTC; one without a zone is taken for UTC.
+    """Parse a BIDS date and time as UTC; without a time zone, UTC is assumed.
 
     >>> _datetime("2020-01-01T23:00:00-05:00")
     datetime.datetime(2020, 1, 2, 4, 0)
@@ -43,12 +43,12 @@ def _datetime(text: str) -> datetime | None:
     try:
         time = datetime.fromisoformat(text.strip())
         return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):  # the latter: a zone that leads out of the calendar
+    except (ValueError, OverflowError):  # the latter if the zone moves it out of the calendar
         return None
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    """Read a table that only helps; what cannot be read is as if it were not there."""
+    """Read an optional table; one that cannot be read counts as missing."""
     try:
         return read_tsv(path) if path.is_file() else []
     except (Mri2petError, OSError):
@@ -66,17 +66,17 @@ def _scan_times(folder: Path, subject: str, session: Session) -> Iterator[dateti
 def read_session_times(
     bids_dir: Path, subject: str, sessions: Iterable[Session] = ()
 ) -> dict[Session, datetime]:
-    """Read when sessions were; what cannot be read is left out.
+    """Read the times of sessions; those that cannot be read are left out.
 
     Parameters
     ----------
     bids_dir : Path
         Root of the raw dataset.
     subject : str
-        Label.
+        Label of the participant.
     sessions : iterable of str or None
-        Those that ``sub-X_scans.tsv`` is asked about (its first T1w or PET) where
-        ``sub-X_sessions.tsv`` does not know them.
+        Sessions to look up in ``sub-X_scans.tsv`` (first T1w or PET) if they are not in
+        ``sub-X_sessions.tsv``.
     """
     top = bids_dir / f"sub-{subject}"
     times: dict[Session, datetime] = {}
@@ -97,12 +97,12 @@ def _read_date(text: str, form: str) -> datetime | None:
         date = datetime.strptime(text, form)
     except ValueError:
         return None
-    whole = date.strftime(form) == text  # strptime takes "2020111" for a date, too
+    whole = date.strftime(form) == text  # strptime also accepts "2020111"
     return date if whole and date.year in YEARS else None
 
 
 def _letters(labels: Collection[str]) -> str:
-    """Give the letters that all labels begin with: the ``MR`` of ``MR20200601``."""
+    """Return the common prefix of letters of all labels, such as ``MR`` of ``MR20200601``."""
     letters = {re.split(r"\d", label, maxsplit=1)[0] for label in labels}
     return letters.pop() if len(letters) == 1 else ""
 
@@ -114,7 +114,7 @@ def _dates_by(labels: Collection[str], form: str) -> dict[Session, datetime] | N
 
 
 def _dates(labels: Collection[str]) -> dict[Session, datetime] | None:
-    """Read labels as dates, if all are dates of one spelling and none of another."""
+    """Read labels as dates if all of them fit one unambiguous format."""
     for form in DATES:
         dates = _dates_by(labels, form)
         if dates is not None:
@@ -127,7 +127,7 @@ def _dates(labels: Collection[str]) -> dict[Session, datetime] | None:
 
 
 def _numbers(labels: Iterable[str]) -> dict[Session, float] | None:
-    """Read the numbers of labels that are alike but for them; a baseline is 0."""
+    """Read the numbers of labels that differ only in their number; a baseline is 0."""
     found = {label: NUMBERED.fullmatch(label) for label in labels}
     first = {label for label, match in found.items() if match is None and FIRST.fullmatch(label)}
     matches = {label: match for label, match in found.items() if match is not None}
@@ -145,22 +145,22 @@ def _days(times: Mapping[Session, datetime]) -> dict[Session, float]:
 def place_sessions(
     sessions: Iterable[Session], times: Mapping[Session, datetime]
 ) -> tuple[dict[Session, float], str]:
-    """Place sessions on one axis, as well as is known.
+    """Place sessions on a common axis by the best information available.
 
     Parameters
     ----------
     sessions : iterable of str or None
-        At least one.
+        Labels of sessions, at least one.
     times : mapping
-        When sessions were.
+        Times of sessions.
 
     Returns
     -------
     places : dict
-        Days, if all times are known, or all labels are dates; the numbers of labels that are
-        alike but for these; else ranks of the sorted labels.
+        Position of each session: days, if all times are known or all labels are dates; numbers, if
+        labels differ only in their number; otherwise ranks of the sorted labels.
     measure : {"acq_time", "dates", "numbers", "order"}
-        Which of these.
+        Kind of position.
 
     Examples
     --------
@@ -177,7 +177,7 @@ def place_sessions(
         dates = _dates(labels)
         if dates is not None:
             return _days(dates), "dates"
-        # Six or eight digits that may be this date or that one have no distance as numbers.
+        # Ambiguous dates of six or eight digits have no meaningful distance as numbers.
         numbers = None if _may_be_dates(labels) else _numbers(labels)
         if numbers is not None:
             return numbers, "numbers"
@@ -192,16 +192,16 @@ def _may_be_dates(labels: Collection[str]) -> bool:
 def nearest_session(
     session: Session, candidates: Iterable[Session], times: Mapping[Session, datetime]
 ) -> Session:
-    """Choose the candidate nearest to a session; of two as near, the earlier.
+    """Choose the candidate nearest to a session, or the earlier of two equally near ones.
 
     Parameters
     ----------
     session : str or None
-        The session that needs a partner.
+        Session to match.
     candidates : iterable of str or None
-        At least one.
+        Sessions to choose from, at least one.
     times : mapping
-        When each session was; see :func:`place_sessions` for how distance is measured.
+        Times of sessions; see :func:`place_sessions` for the measure of distance.
 
     Examples
     --------
@@ -232,7 +232,7 @@ def describe_distance(
     candidates: Iterable[Session],
     times: Mapping[Session, datetime],
 ) -> str:
-    """Say how far the nearest session is, how that was measured, and whether another is as near.
+    """Describe the distance of the nearest session, how it was measured, and any tie.
 
     Examples
     --------

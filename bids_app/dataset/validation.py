@@ -1,4 +1,4 @@
-"""Whether the input is valid BIDS, which of its files only resemble images, where output may go."""
+"""Validation of the input, detection of files that only resemble images, and output checks."""
 
 import json
 import os
@@ -19,14 +19,14 @@ from bids_app.files import NOWHERE, place_in, why_no_file
 from bids_app.lifeline import last_act, tied
 
 SUFFIX = {datatype: suffix for suffix, datatype in DATATYPE.items()}
-# What may be meant: T1w, T1, pet as words of a name; MPRAGE and its kin under names of their own.
+# Names that suggest an image: T1w, T1 or pet as a word, or a sequence such as MPRAGE
 MEANT = {
     "anat": re.compile(r"(?<![a-z0-9])t1w?(?![a-z])|mprage|spgr|bravo"),
     "pet": re.compile(r"(?<![a-z0-9])pet(?![a-z])"),
 }
 TO_NIFTI = "convert it to NIfTI"
 UNPACK = "unpack it, or store it as .nii or .nii.gz"
-FORMATS = {  # by how a name ends, in lower case: what it is, and what to do
+FORMATS = {  # ending in lower case → format, and what to do
     ending: sentence
     for endings, sentence in (
         (".img .hdr", f"Analyze, or NIfTI in two files; {TO_NIFTI} in one (.nii.gz)"),
@@ -43,11 +43,11 @@ FORMATS = {  # by how a name ends, in lower case: what it is, and what to do
     for ending in endings.split()
 }
 DICOM_FOLDER = re.compile(r"dicom|dcm", re.I)
-LOOKED_AT = 50  # entries of a folder: whether DICOM lies in it shows in the first
+LOOKED_AT = 50  # entries of a folder to check for DICOM
 
 
 def _is_dicom(folder: Path) -> bool:
-    """Whether a folder's name, or one of its first files, is that of DICOM."""
+    """Check whether the name of a folder, or of one of its first files, indicates DICOM."""
     if DICOM_FOLDER.search(folder.name):
         return True
     try:
@@ -58,7 +58,7 @@ def _is_dicom(folder: Path) -> bool:
 
 
 def _why_named(name: str, datatype: str) -> str | None:
-    """Say what is wrong with the name of a file, or None if it is meant as something else."""
+    """Explain what is wrong with a file name, or return None if it is not meant as an image."""
     lower = name.lower()
     meant = bool(MEANT[datatype].search(lower))
     ending = next(
@@ -78,7 +78,7 @@ def _why(path: Path, datatype: str) -> str | None:
     match = IMAGE.fullmatch(path.name)
     instead = why_no_file(path)
     if match is not None:
-        # A link that leads nowhere is an image whose content is to be fetched; it is told later.
+        # A broken link is an image whose content is to be fetched; it is reported later.
         is_image = instead in (None, NOWHERE) or match[1] != SUFFIX[datatype]
         return None if is_image else f"it is {instead}"
     if path.is_dir():
@@ -97,15 +97,15 @@ def _names(folder: Path) -> list[str]:
 
 
 def find_strays(bids_dir: Path, subject: str) -> Iterator[tuple[Path, str | None, str, str]]:
-    """Look for what was meant as an image of a participant; nothing is opened.
+    """Find files meant as images of a participant that are not, without opening any.
 
-    Of many files that have the same fault, the first of a folder is given.
+    Of several files in a folder with the same fault, only the first is reported.
 
     Yields
     ------
     tuple of (Path, str or None, {"t1w", "pet"}, str)
-        Where it lies, its session by its folder, what it was meant for, and a sentence without
-        its name: why it is no image, and what to do.
+        Path, session by its folder, intended kind of image, and a sentence without the name of the
+        file: why it is not an image, and what to do.
     """
     top = bids_dir / f"sub-{subject}"
     if why_no_file(top) == NOWHERE:
@@ -130,20 +130,20 @@ ADVICE = "correct the dataset, or pass --skip-bids-validation"
 
 
 def find_validator() -> str | None:
-    """Find the validator beside the running Python, or on ``PATH``."""
+    """Find the validator next to the running Python, or on ``PATH``."""
     beside = Path(sys.executable).parent / COMMAND
     return str(beside) if beside.is_file() else shutil.which(COMMAND)
 
 
 def _run(command: str, bids_dir: Path) -> subprocess.CompletedProcess[str]:
-    # Headers are not looked at here: one damaged image is that participant's problem, not all's.
+    # NIfTI headers are checked later: a damaged image affects only its own participant.
     arguments = ["--format", "json", "--ignoreWarnings", "--ignoreNiftiHeaders"]
     with (
-        tempfile.TemporaryDirectory() as cache,  # HOME may be absent, or not ours to write to
+        tempfile.TemporaryDirectory() as cache,  # HOME may be absent or read-only
         last_act(partial(shutil.rmtree, cache, ignore_errors=True)),
     ):
         environment = {**os.environ, "DENO_DIR": cache, "DENO_NO_UPDATE_CHECK": "1"}
-        environment.pop("BIDS_SCHEMA", None)  # the schema it carries, not one from the network
+        environment.pop("BIDS_SCHEMA", None)  # use the bundled schema, not one from the network
         return subprocess.run(
             tied([command, *arguments, str(bids_dir.absolute())]),
             env=environment,
@@ -170,17 +170,17 @@ def _describe(code: str, places: list[str]) -> str:
 
 
 def validate_bids(bids_dir: Path) -> str | None:
-    """Run the BIDS validator over a dataset, without network.
+    """Run the BIDS validator on a dataset, without network access.
 
     Returns
     -------
     str or None
-        A warning, if there is no validator or it did not work.
+        Warning, if the validator is not installed or did not work.
 
     Raises
     ------
     InvalidBidsError
-        If it finds errors; warnings pass.
+        If it finds errors; its warnings are ignored.
     """
     command = find_validator()
     if command is None:
@@ -198,12 +198,12 @@ def validate_bids(bids_dir: Path) -> str | None:
 
 
 def refuse_inside(bids_dir: Path, output_dir: Path) -> None:
-    """Refuse to write into the raw dataset, but for a folder under its ``derivatives/``.
+    """Refuse an output folder inside the raw dataset, except below its ``derivatives/``.
 
     Raises
     ------
     UsageError
-        If the folder is the input, or inside it but not under ``derivatives/``.
+        If the folder is the input, or inside it but not below ``derivatives/``.
     """
     inside = place_in(bids_dir, output_dir)
     if inside == ():
@@ -217,16 +217,16 @@ def refuse_inside(bids_dir: Path, output_dir: Path) -> None:
 
 
 def make_writable(output_dir: Path) -> None:
-    """Make a folder, and see that it may be written to.
+    """Create a folder, and check that it is writable.
 
     Raises
     ------
     CannotCreateError
-        If it cannot be made, or no file can be made in it.
+        If the folder, or a file in it, cannot be created.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        # Permission bits do not tell: root passes them, a read-only disk does not show in them.
+        # Permission bits are not sufficient: root bypasses them, and a disk may be read-only.
         with tempfile.NamedTemporaryFile(dir=output_dir, prefix=".mri2pet-"):
             pass
     except OSError as error:
