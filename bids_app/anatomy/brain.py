@@ -1,7 +1,7 @@
-"""Which voxels of a T1w are brain: deepbet, or the image's own zeros where it has been stripped.
+"""Brain extraction from a T1w with deepbet, or from the zeros of a skull-stripped image.
 
-deepbet (Fisch et al. 2024, Computers in Biology and Medicine 179:108845) needs torch, so nothing
-here may run in a process that also runs ITK.
+deepbet (Fisch et al. 2024, Computers in Biology and Medicine 179:108845) requires torch, so that
+nothing here may run in a process that also runs ITK.
 """
 
 import numpy as np
@@ -12,18 +12,18 @@ from scipy import ndimage
 from bids_app.imaging.volume import Mask, box_of_data
 from bids_app.nifti import Image, to_nibabel
 
-SMALLEST_BRAIN, LARGEST_BRAIN = 0.5, 2.3  # litres; our choice: an infant's, and none is larger
-NO_MEMORY = "allocate memory"  # in what torch says then
-LEAST_BACKGROUND = 0.3  # of all voxels; our choice: a stripped image is mostly exact zeros
+SMALLEST_BRAIN, LARGEST_BRAIN = 0.5, 2.3  # litres; our choice, from infants to the largest brains
+NO_MEMORY = "allocate memory"  # part of torch's error message
+LEAST_BACKGROUND = 0.3  # share of exact zeros in a stripped image, at least; our choice
 
 
 def litres(mask: Mask, image: Image) -> float:
-    """Give the volume of a mask on the grid of an image, in litres."""
+    """Return the volume of a mask on the grid of an image, in litres."""
     return float(mask.sum() * abs(np.linalg.det(image.affine[:3, :3])) * 1e-6)
 
 
 def foreground(image: Image) -> Mask:
-    """Find the largest connected part of what is not exactly zero, its holes filled."""
+    """Find the largest connected component of non-zero voxels, with its holes filled."""
     labels, count = ndimage.label(image.data != 0)
     if count == 0:
         return np.zeros(image.data.shape, bool)
@@ -32,10 +32,10 @@ def foreground(image: Image) -> Mask:
 
 
 def is_stripped(image: Image) -> bool:
-    """Tell whether all that is not brain has been set to zero already.
+    """Check whether an image is skull-stripped already.
 
-    A stripped image has exact zeros around something as large as a brain; a whole head, even
-    defaced, is larger, and air is seldom exactly zero. Our choice of bounds.
+    A stripped image has exact zeros around an object of the size of a brain. A whole head, even
+    defaced, is larger, and air is seldom exactly zero. The bounds are our choice.
     """
     zeros = float((image.data == 0).mean())
     size = litres(foreground(image), image)
@@ -43,9 +43,9 @@ def is_stripped(image: Image) -> bool:
 
 
 def _without_empty_planes(image: Image) -> tuple[tuple[slice, ...], Image]:
-    """Cut off planes of one value at the ends of a volume; give where the rest lies in it.
+    """Crop constant planes at the ends of a volume; return the bounding box and the cropped image.
 
-    deepbet sees the whole field of view at one size: in a head with 12 cm of nothing around it, it
+    deepbet resizes the whole field of view to a fixed size: in a head with 12 cm of padding, it
     found a brain of 17 litres.
     """
     box = box_of_data(image.data)
@@ -55,26 +55,26 @@ def _without_empty_planes(image: Image) -> tuple[tuple[slice, ...], Image]:
 
 
 def extract(image: Image, threads: int) -> Mask:
-    """Find the brain in a T1w of a whole head with deepbet.
+    """Extract the brain from a T1w of a whole head with deepbet.
 
     Parameters
     ----------
     image : Image, (I, J, K)
-        T1w, any unit, orientation and resolution.
+        T1w in any unit, orientation and resolution.
     threads : int
-        Threads that torch may use.
+        Number of threads that torch may use.
 
     Returns
     -------
     ndarray of bool, (I, J, K)
-        One connected part without holes.
+        Brain mask: one connected component without holes.
 
     Raises
     ------
     ValueError
-        If no brain is found, or one of a size that no brain has.
+        If no brain is found, or its size is implausible.
     RuntimeError
-        torch's, if memory runs out.
+        If memory runs out; raised by torch.
     """
     torch.set_num_threads(threads)
     extraction = BrainExtraction(no_gpu=True)

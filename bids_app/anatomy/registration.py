@@ -1,11 +1,11 @@
-"""Bias field, registration, resampling, transforms: SimpleITK and dipy. Images are files.
+"""Bias field correction, registration, resampling and transforms with SimpleITK and dipy.
 
-SimpleITK (Lowekamp et al. 2013, Frontiers in Neuroinformatics 7:45) does N4, whatever is linear,
-and resampling; dipy (Garyfallidis et al. 2014, Frontiers in Neuroinformatics 8:8) the deformable
-part. Why these: docs/results/registration.md. ITK's threads and torch's compete for cores, so
-nothing here may run in a process that also runs torch. ITK reads the number of threads once, from
-the environment, before a process first uses it. A transform "from A to B" is the one that resamples
-images of A on grids of B.
+Images are passed as files. SimpleITK (Lowekamp et al. 2013, Frontiers in Neuroinformatics 7:45) is
+used for N4, linear registration and resampling, and dipy (Garyfallidis et al. 2014, Frontiers in
+Neuroinformatics 8:8) for deformable registration; docs/results/registration.md explains this
+choice. The threads of ITK and torch compete for cores, so that nothing here may run in a process
+that also runs torch. ITK reads the number of threads from the environment only once, before a
+process first uses it. A transform "from A to B" resamples images of A to grids of B.
 """
 
 import logging
@@ -30,25 +30,26 @@ from bids_app.imaging.volume import Affine, Mask, Volume, thin
 
 Levels = Mapping[str, Sequence[int]]
 
-logging.getLogger("dipy").setLevel(logging.WARNING)  # it reports each of its levels
+logging.getLogger("dipy").setLevel(logging.WARNING)  # it logs each level otherwise
 
-BIAS_ITERATIONS, BIAS_TOLERANCE = [50] * 4, 1e-7  # of N4, on each level; ANTs's defaults
-BINS = 32  # of the joint histogram of Mattes's mutual information; antsRegistrationSyNQuick's
-SAMPLES = 0.5, 0.25, 0.1  # of voxels, at shrink factors of 4, 2 and 1; our choice
-STEPS, LINE_STEPS = 30, 8  # of conjugate gradients, and of each line search; our choice
-LINE = 5.0  # a line search goes no further than so many times the estimated step
-TOLERANCE, WINDOW = 1e-5, 5  # stops where the metric gained less in so many steps
+BIAS_ITERATIONS, BIAS_TOLERANCE = [50] * 4, 1e-7  # for N4, per level; defaults of ANTs
+BINS = 32  # of the joint histogram for Mattes's mutual information; antsRegistrationSyNQuick's
+SAMPLES = 0.5, 0.25, 0.1  # share of voxels at shrink factors of 4, 2 and 1; our choice
+STEPS, LINE_STEPS = 30, 8  # of conjugate gradients, and per line search; our choice
+LINE = 5.0  # upper limit of a line search, in units of the estimated step
+TOLERANCE, WINDOW = 1e-5, 5  # minimum gain of the metric, and steps over which it is measured
 PRECISION = 0.01  # of a line search
-APART = "All samples map outside"  # in what ITK says of images that do not overlap
+APART = "All samples map outside"  # part of ITK's error message if images do not overlap
 DEFORMABLE_GRID, QUICK_GRID = 2.0, 4.0  # mm; nothing is computed at 1 mm
 MARGIN = 10.0  # mm around the template's brain that the deformation covers; our choice
-RADIUS = 2  # voxels, of the local cross-correlation; 4 at 1 mm in Avants et al. (2008)
-SIGMA = 1.73  # voxels, of the Gaussian that smooths updates: a variance of 3, antsRegistration's
-# Iterations, coarsest level first: more at 2 mm gained Dice, fewer lost it (registration.md)
+RADIUS = 2  # voxels, for the local cross-correlation; 4 at 1 mm in Avants et al. (2008)
+SIGMA = 1.73  # voxels, for smoothing updates: a variance of 3, as in antsRegistration
+# Iterations, coarsest level first: more at 2 mm increased Dice, fewer decreased it
+# (docs/results/registration.md)
 ITERATIONS, QUICK_ITERATIONS = (60, 60, 40, 20), (20, 10, 5)
-COMPRESSION = 4  # gzip's, of stored fields
+COMPRESSION = 4  # gzip level of stored fields
 
-# Grid in mm, and levels, of the rigid registration of PET: ours. No PET is sharper than 2 mm.
+# Levels and grid in mm for the rigid registration of PET; our choice: no PET is sharper than 2 mm
 RIGID_COARSE: Levels = {"shrink": (4, 2), "sigmas": (2, 1)}
 QUICK_RIGID_COARSE: Levels = {"shrink": (2,), "sigmas": (1,)}
 RIGID_FINE: Levels = {"shrink": (1,), "sigmas": (0,)}
@@ -60,14 +61,14 @@ INTERPOLATORS = {
     "genericLabel": sitk.sitkLabelLinear,
 }
 OF_LABELS = "genericLabel"
-LEAST = 0.1  # percentile of the brain that becomes 0 if it is below; our choice, as in winsorize
-POINTS = 5000  # in the template's brain tell the linear part of a transform; our choice
-APART_AT_MOST = 3.0  # mm; there and back, half of those points move by less; our choice
+LEAST = 0.1  # percentile of the brain raised to 0 if it is negative; our choice, as in winsorize
+POINTS = 5000  # points in the template's brain for fitting a linear transform; our choice
+APART_AT_MOST = 3.0  # mm, median error of a transform and its inverse; our choice
 BRAIN_MARGIN = 6  # mm around the brain in which PET and T1w are compared; our choice
-COARSE = 4.0  # mm; images that are searched for a pose are thinned out to it
+COARSE = 4.0  # mm, voxel size for the search of poses
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes in RAS+
-# A linear part that is right was ahead of the best pose of the search by -.00 to .24 of
-# correlation, wrong ones by -.02 to -.08 (docs/results/participant.md); our choice
+# Correct linear parts exceeded the correlation in the best pose of the search by -.00 to .24, wrong
+# ones by -.02 to -.08 (docs/results/participant.md); our choice
 AHEAD = -0.01
 HEADER, CENTRE, SEARCH = "header", "centre of mass", "search of directions"
 
@@ -81,13 +82,13 @@ def _write(image: sitk.Image, path: Path | str) -> None:
 
 
 def _voxels(image: sitk.Image) -> Volume:
-    """Give the voxels of an image: (I, J, K); a copy, as a view would outlive the image."""
+    """Return the voxels of an image, (I, J, K), as a copy because a view would outlive it."""
     voxels: Volume = sitk.GetArrayFromImage(image).T
     return voxels
 
 
 def _like(image: sitk.Image, data: NDArray[np.generic]) -> sitk.Image:
-    """Make an image of voxels (I, J, K) on the grid of another."""
+    """Create an image from voxels (I, J, K) on the grid of another image."""
     on_grid = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
     on_grid.CopyInformation(image)
     return on_grid
@@ -99,7 +100,7 @@ def _zooms(image: sitk.Image) -> tuple[float, float, float]:
 
 
 def _affine(image: sitk.Image) -> Affine:
-    """Give the affine of an image, voxel indices → world in mm, RAS+."""
+    """Return the affine of an image, voxel indices → world in mm, RAS+."""
     lps_affine = np.eye(4)
     lps_affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     lps_affine[:3, 3] = image.GetOrigin()
@@ -108,7 +109,7 @@ def _affine(image: sitk.Image) -> Affine:
 
 
 def _grid_around(image: sitk.Image, zoom: float, margin: float) -> sitk.Image:
-    """Lay an empty grid of a voxel size around what is not 0, with a margin; both in mm."""
+    """Create a grid around the non-zero voxels, with voxel size and margin in mm."""
     inside = np.nonzero(_voxels(image))
     spacing = np.array(image.GetSpacing())
     low = np.array([axis.min() for axis in inside]) - margin / spacing
@@ -122,7 +123,7 @@ def _grid_around(image: sitk.Image, zoom: float, margin: float) -> sitk.Image:
 
 
 def _centre_of_mass(image: sitk.Image) -> list[float]:
-    """Give the centre of mass of an image, in mm, LPS."""
+    """Return the centre of mass of an image, in mm, LPS."""
     centre = ndimage.center_of_mass(_voxels(image))
     place: list[float] = list(
         image.TransformContinuousIndexToPhysicalPoint([float(index) for index in centre])
@@ -131,7 +132,7 @@ def _centre_of_mass(image: sitk.Image) -> list[float]:
 
 
 def _match_centres(centre: Sequence[float], moving: sitk.Image) -> Affine:
-    """Give the pose that brings the moving image's centre of mass to a place in mm, LPS."""
+    """Return the pose that moves the moving image's centre of mass to a point in mm, LPS."""
     pose = np.eye(4)
     pose[:3, 3] = LPS[:3, :3] @ np.subtract(_centre_of_mass(moving), centre)
     return pose
@@ -140,18 +141,24 @@ def _match_centres(centre: Sequence[float], moving: sitk.Image) -> Affine:
 def correct_bias(t1w: Path, mask: Path, out: Path, *, grid: float) -> Path:
     """Remove the bias field of a T1w with N4 (Tustison et al. 2010, IEEE TMI 29:1310-1320).
 
-    N4 takes logarithms, and 0 stands for what is no brain: where part of the brain is below 0 (a
-    z-scored T1w), all is raised first, and what stays below 0 (a fill value of the air) is 0.
+    N4 takes logarithms, and 0 means background. If intensities in the brain are negative (a
+    z-scored T1w), the image is first shifted upwards; intensities that are still negative (a fill
+    value of the air) are set to 0.
 
     Parameters
     ----------
     t1w, mask : Path
-        Image, and the brain in which the field is measured; the field is removed everywhere.
+        Image, and mask of the brain in which the field is estimated; it is removed everywhere.
     out : Path
-        Where the corrected image goes.
+        Path of the corrected image.
     grid : float
-        In mm: voxels are thinned out to about this to measure the field. 4 is what ANTs's own
-        shrink factor makes of voxels of 1 mm.
+        Approximate voxel size, in mm, to which the image is downsampled for estimating the field. 4
+        corresponds to ANTs's shrink factor for voxels of 1 mm.
+
+    Returns
+    -------
+    Path
+        ``out``.
     """
     image, brain = _read(t1w), sitk.ReadImage(str(mask), sitk.sitkUInt8)
     data = _voxels(image)
@@ -170,7 +177,7 @@ def correct_bias(t1w: Path, mask: Path, out: Path, *, grid: float) -> Path:
 
 
 def _winsorized(image: sitk.Image) -> sitk.Image:
-    """Cut off extreme intensities of an image, for registration only; zeros are no brain."""
+    """Winsorize the non-zero intensities of an image, for registration only."""
     data = _voxels(image)
     return _like(image, winsorize(data, data != 0))
 
@@ -181,13 +188,13 @@ def _coarse(image: nifti.Image) -> nifti.Image:
 
 
 def _around(brain: Mask, zooms: Sequence[float], margin: float) -> Mask:
-    """Widen a brain by a margin in mm."""
+    """Dilate a brain mask by a margin in mm, at least by one voxel."""
     away = ndimage.distance_transform_edt(~brain, sampling=zooms)
     return away <= max(margin, *zooms)
 
 
 def _start(pose: Affine, centre: Sequence[float]) -> sitk.Euler3DTransform:
-    """Make a rigid transform, world of the fixed image → world of the moving one, from RAS+."""
+    """Create a rigid transform from a pose in RAS+, fixed → moving, about a centre in LPS."""
     matrix, pivot = LPS @ pose @ LPS, np.array(centre)
     rigid = sitk.Euler3DTransform()
     rigid.SetCenter(pivot.tolist())
@@ -197,7 +204,7 @@ def _start(pose: Affine, centre: Sequence[float]) -> sitk.Euler3DTransform:
 
 
 def _search_in_template(brain: Path, template: Path) -> PoseSearch:
-    """Prepare to search the pose of a brain in which it is most like the template's."""
+    """Prepare the search for the pose in which a brain is most similar to the template's."""
     fixed, moving = _coarse(nifti.load(template)), _coarse(nifti.load(brain))
     mask = _around(fixed.data > 0, fixed.zooms, BRAIN_MARGIN)
     data = winsorize(moving.data, moving.data != 0)
@@ -205,7 +212,7 @@ def _search_in_template(brain: Path, template: Path) -> PoseSearch:
 
 
 def _matrix_of(transform: sitk.Transform) -> Affine:
-    """Read a linear transform as a matrix, fixed → moving, RAS+."""
+    """Convert a linear transform to a matrix, fixed → moving, RAS+."""
     points = np.vstack([np.zeros(3), np.eye(3)])
     moved = np.array([transform.TransformPoint(point.tolist()) for point in points])
     matrix = np.eye(4)
@@ -224,31 +231,32 @@ def _align(
     seed: int,
     mask: sitk.Image | None = None,
 ) -> None:
-    """Improve a linear transform: Mattes's mutual information, conjugate gradients.
+    """Optimize a linear transform by Mattes's mutual information and conjugate gradients.
 
-    Mattes et al. (2003), IEEE TMI 22:120-128. Steps are scaled so that each parameter moves voxels
-    alike, and each is as long as a line search says, as in ``antsRegistration``.
+    See Mattes et al. (2003), IEEE TMI 22:120-128. Parameters are scaled so that each moves voxels
+    by similar amounts, and a line search determines the length of each step, as in
+    ``antsRegistration``.
 
     Parameters
     ----------
     fixed, moving : SimpleITK.Image
-        Both of about the same voxel size.
+        Images of about the same voxel size.
     transform : SimpleITK.Transform
-        The start; changed in place, unless the images lie, or drift, apart.
+        Initial transform; changed in place, unless the images do not overlap.
     shrink, sigmas : sequence
-        Of each level: the factor by which voxels are thinned out, and the smoothing in voxels.
+        Shrink factor and smoothing in voxels for each level.
     samples : sequence of float or None
-        Of each level: which part of the voxels counts, drawn at random; None: all.
+        Share of the voxels sampled at random for each level; None for all voxels.
     seed : int
-        Of that draw.
+        Seed of the sampling.
     mask : SimpleITK.Image or None
-        The voxels of ``fixed`` that count; None: all.
+        Mask of the voxels of ``fixed`` to compare; None for all voxels.
     """
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(BINS)
     if samples is not None:
         method.SetMetricSamplingStrategy(method.RANDOM)
-        method.SetMetricSamplingPercentagePerLevel(list(samples), seed + 1)  # its 0 is the clock
+        method.SetMetricSamplingPercentagePerLevel(list(samples), seed + 1)  # 0 means the clock
     if mask is not None:
         method.SetMetricFixedMask(mask)
     method.SetInterpolator(sitk.sitkLinear)
@@ -278,7 +286,7 @@ def _align(
 
 
 def _to_affine(rigid: sitk.Euler3DTransform) -> sitk.AffineTransform:
-    """Give a rigid transform as an affine, which all readers of ITK's files know."""
+    """Convert a rigid transform to an affine one, which all readers of ITK's files support."""
     affine = sitk.AffineTransform(3)
     affine.SetCenter(rigid.GetCenter())
     affine.SetMatrix(rigid.GetMatrix())
@@ -289,7 +297,7 @@ def _to_affine(rigid: sitk.Euler3DTransform) -> sitk.AffineTransform:
 def _align_to_template(
     fixed: sitk.Image, moving: sitk.Image, start: sitk.Euler3DTransform, *, seed: int
 ) -> sitk.AffineTransform:
-    """Align a brain with the template's: rigid at 8 and 4 mm, then affine at 8, 4 and 2 mm."""
+    """Align a brain to the template's: rigid at 8 and 4 mm, then affine at 8, 4 and 2 mm."""
     _align(fixed, moving, start, shrink=(4, 2), sigmas=(2, 1), samples=SAMPLES[:2], seed=seed)
     affine = _to_affine(start)
     _align(fixed, moving, affine, shrink=(4, 2, 1), sigmas=(2, 1, 0), samples=SAMPLES, seed=seed)
@@ -301,32 +309,32 @@ def register_to_template(
 ) -> tuple[Path, Path, str, float]:
     """Register a brain to a template's brain: rigid, affine, then symmetric diffeomorphic (SyN).
 
-    Linear by mutual information, from centres of mass brought together; then SyN (Avants et al.
-    2008, Medical Image Analysis 12:26-41) by dipy, by local cross-correlation, at 2 mm, on the
-    template's brain and 10 mm around it. Where the header has the head turned, it starts from the
-    pose that a search of all directions finds. A linear part that is less like the template than
-    that pose is no good one: then it starts from the other as well, and the better one is
-    kept.
+    Linear registration maximizes mutual information, starting from matched centres of mass. It is
+    followed by SyN (Avants et al. 2008, Medical Image Analysis 12:26-41) in dipy, with local
+    cross-correlation, at 2 mm, on the template's brain with a margin of 10 mm. If the head is
+    rotated according to a search of all orientations, registration starts from the pose found
+    there. If the result of the linear part is less similar to the template than that pose,
+    registration is repeated from the other start, and the better result is kept.
 
     Parameters
     ----------
     brain, template : Path
-        T1w of a brain alone, 0 elsewhere.
+        T1w of a brain alone and of the template's brain, 0 elsewhere.
     prefix : Path
-        Folder and first part of the names of the transforms.
+        Folder and beginning of the names of the transforms.
     quick : bool
-        SyN at 4 mm with few steps only, for trying things out.
+        If True, SyN runs at 4 mm with few iterations, for testing only.
     seed : int
-        Of the voxels that are drawn to compare.
+        Seed for sampling voxels.
 
     Returns
     -------
     Path, Path
         Composite transforms (.h5), from brain to template and back.
     str
-        The start.
+        Name of the start that was used.
     float
-        Correlation after the linear part alone, less that in the best pose of the search.
+        Correlation after the linear part alone, minus that in the best pose of the search.
     """
     target, source = _read(template), _winsorized(_read(brain))
     grid = _grid_around(target, DEFORMABLE_GRID, MARGIN)
@@ -362,12 +370,12 @@ def _deform(
     grid: sitk.Image,
     iterations: Sequence[int],
 ) -> tuple[Volume, Volume]:
-    """Find the displacements that are left after an affine, on a grid, there and back.
+    """Compute the displacement fields that remain after an affine, in both directions.
 
     Returns
     -------
     tuple of ndarray, (I, J, K, 3)
-        float32, mm, RAS+; 0 at the faces of the grid.
+        Forward and backward displacements on the grid, float32, in mm, RAS+; 0 at its faces.
     """
     fixed = _voxels(sitk.Resample(target, grid))
     moving = _voxels(sitk.Resample(source, grid, affine))
@@ -387,18 +395,18 @@ def _deform(
 def _write_composite(
     path: Path, parts: Sequence[sitk.AffineTransform | Volume], grid: sitk.Image
 ) -> None:
-    """Write a composite transform as ITK's HDF5, of single precision, compressed.
+    """Write a composite transform in ITK's HDF5 format, in single precision and compressed.
 
-    SimpleITK would write double precision, uncompressed, with the time of writing in it.
+    SimpleITK would write it in double precision, uncompressed, and with a timestamp.
 
     Parameters
     ----------
     path : Path
-        Ends in ``.h5``; replaced if it exists.
+        Path ending in ``.h5``; replaced if it exists.
     parts : sequence of SimpleITK.AffineTransform or ndarray, (I, J, K, 3)
-        The last is applied to points first. Displacements are in mm, RAS+.
+        Transforms, of which the last is applied to points first. Displacements are in mm, RAS+.
     grid : SimpleITK.Image
-        Of displacements.
+        Grid of the displacements.
     """
     with h5py.File(path, "w") as file:
         _write_part(file.create_group("TransformGroup/0"), "CompositeTransform")
@@ -416,7 +424,7 @@ def _write_composite(
 
 
 def write_identity(path: Path) -> None:
-    """Write the transform that changes nothing, as others between T1w and template."""
+    """Write the identity in the format of the transforms between T1w and template."""
     _write_composite(path, [sitk.AffineTransform(3)], sitk.Image())
 
 
@@ -426,7 +434,7 @@ def _write_part(
     fixed: Sequence[float] | None = None,
     values: NDArray[np.floating] | None = None,
 ) -> None:
-    text = h5py.string_dtype("ascii")  # of any length: ITK reads no other
+    text = h5py.string_dtype("ascii")  # variable length, the only kind that ITK reads
     group.create_dataset("TransformType", data=[f"{kind}_float_3_3"], dtype=text)
     if fixed is None or values is None:
         return
@@ -437,13 +445,13 @@ def _write_part(
 
 
 def _common_grid(image: sitk.Image, zoom: float) -> sitk.Image:
-    """Resample an image linearly to voxels of a size, in mm, or as they are where larger."""
+    """Resample an image linearly to a voxel size in mm, except along axes with larger voxels."""
     zooms = np.maximum(image.GetSpacing(), zoom)
     size = np.maximum(np.array(image.GetSize()) * image.GetSpacing() / zooms, 1).round()
     grid = sitk.Image([int(side) for side in size], sitk.sitkFloat32)
     grid.SetSpacing(zooms.tolist())
     grid.SetDirection(image.GetDirection())
-    half = (zooms / image.GetSpacing() - 1) / 2  # the first voxels' outer faces coincide
+    half = (zooms / image.GetSpacing() - 1) / 2  # so that the outer faces of both grids coincide
     grid.SetOrigin(image.TransformContinuousIndexToPhysicalPoint(half.tolist()))
     return sitk.Resample(image, grid)
 
@@ -451,15 +459,15 @@ def _common_grid(image: sitk.Image, zoom: float) -> sitk.Image:
 def _likeness(
     fixed: sitk.Image, moving: sitk.Image, mask: Mask, transform: sitk.Transform
 ) -> tuple[float, np.ndarray, Mask]:
-    """Compare where the moving image reaches; the less it does, the less alike they are.
+    """Compute the similarity of two images, reduced if the moving one covers less of the mask.
 
     Returns
     -------
     float
-        Normalized mutual information; what is above 1 is multiplied by the share of ``mask``
-        that the moving image covers.
+        Normalized mutual information, of which the part above 1 is multiplied by the share of
+        ``mask`` that the moving image covers.
     ndarray, ndarray of bool
-        The moved image, and where it reaches.
+        Moved image, and mask of the voxels that it covers.
     """
     moved = _voxels(sitk.Resample(moving, fixed, transform))
     field = _like(moving, field_of_view(_voxels(moving)).astype(np.float32))
@@ -473,7 +481,7 @@ def _likeness(
 
 
 def _starts(fixed: sitk.Image, moving: sitk.Image, pose: Pose) -> dict[str, sitk.Euler3DTransform]:
-    """Give the transforms that registration starts from: by header, centres, and search."""
+    """Create the initial transforms: by header, by centres of mass and, if better, by search."""
     centre = _centre_of_mass(fixed)
     poses = {HEADER: np.eye(4), CENTRE: _match_centres(centre, moving)}
     if pose.is_better:
@@ -482,7 +490,7 @@ def _starts(fixed: sitk.Image, moving: sitk.Image, pose: Pose) -> dict[str, sitk
 
 
 def _search_in_t1w(pet: sitk.Image, uptake: nifti.Image, prefix: Path) -> PoseSearch:
-    """Prepare to search the pose of a PET that is most like the uptake a T1w lets expect."""
+    """Prepare the search for the pose of a PET most similar to the uptake expected from a T1w."""
     name = f"{prefix}winsorized.nii"
     _write(pet, name)
     moving = _coarse(nifti.load(Path(name)))
@@ -493,38 +501,38 @@ def _search_in_t1w(pet: sitk.Image, uptake: nifti.Image, prefix: Path) -> PoseSe
 def register_pet(
     pet: Path, t1w: Path, mask: Path, prefix: Path, out: Path, *, quick: bool
 ) -> tuple[str, float, float, Judgement]:
-    """Move a PET rigidly onto the T1w of the same person.
+    """Register a PET rigidly to the T1w of the same person.
 
-    Mattes's mutual information, from two starts: as the headers say, and with centres of mass
-    matched; and from a third where a search of all directions finds one clearly better. The one
-    whose result on the coarse levels is most alike (normalized mutual information) is kept, and
-    goes on to the finest level. If that is less like the T1w than the best pose of the search, it
-    starts from there as well, and the better one is kept.
+    Registration maximizes Mattes's mutual information from two starts, the headers and matched
+    centres of mass, and from a third if a search of all orientations finds a clearly better pose.
+    The start with the most similar result on the coarse levels (normalized mutual information) is
+    refined on the finest level. If the result is less similar to the T1w than the best pose of the
+    search, registration is repeated from that pose, and the better result is kept.
 
     Parameters
     ----------
     pet, t1w, mask : Path
-        One PET volume; the T1w, whole or brain alone; and its brain.
+        One PET volume; T1w, with or without skull; and brain mask of the T1w.
     prefix : Path
-        Folder and first part of the names of files on the way.
+        Folder and beginning of the names of intermediate files.
     out : Path
-        Where the transform, PET to T1w, goes; ITK's text format.
+        Path of the transform from PET to T1w, in ITK's text format.
     quick : bool
-        On a coarse grid, for trying things out.
+        If True, registration uses a coarse grid, for testing only.
 
     Returns
     -------
     str
-        The start that won.
+        Name of the start that was used.
     float, float
-        Similarity before and after.
+        Similarity before and after registration.
     Judgement
-        Whether the result may be believed.
+        Verdict on the result.
 
     Raises
     ------
     ValueError
-        If the T1w's brain has no tissues that could be told apart.
+        If tissues cannot be distinguished in the brain of the T1w.
     """
     coarse = QUICK_RIGID_COARSE if quick else RIGID_COARSE
     fixed, region, moving = _read_pair(pet, t1w, mask, quick=quick)
@@ -536,7 +544,7 @@ def register_pet(
     before = _likeness(fixed, moving, region, starts[HEADER])[0]
 
     def improve(transform: sitk.Euler3DTransform, levels: Levels) -> float:
-        """Align from where a transform is, unless that makes images less alike."""
+        """Optimize a transform in place, unless that decreases similarity; return similarity."""
         start, initial = transform.GetParameters(), _likeness(fixed, moving, region, transform)[0]
         _align(fixed, moving, transform, **levels, samples=None, seed=0, mask=region_image)
         reached = _likeness(fixed, moving, region, transform)[0]
@@ -545,7 +553,7 @@ def register_pet(
         return max(reached, initial)
 
     def finish(names: Iterable[str]) -> tuple[float, str]:
-        """Take the best of some starts to the finest level."""
+        """Refine the best of some starts on the finest level."""
         _, name = max((improve(starts[name], coarse), name) for name in names)
         return improve(starts[name], RIGID_FINE), name
 
@@ -562,7 +570,7 @@ def register_pet(
 def _read_pair(
     pet: Path, t1w: Path, mask: Path, *, quick: bool
 ) -> tuple[sitk.Image, Mask, sitk.Image]:
-    """Read a T1w's brain on the grid of comparison, where it is compared, and a PET."""
+    """Read the brain of a T1w on the common grid, the mask for comparison, and a PET."""
     brain = _read(mask)
     fixed = _common_grid(_read(t1w) * brain, QUICK_PET_GRID if quick else PET_GRID)
     inside = _voxels(sitk.Resample(brain, fixed, sitk.Transform(), sitk.sitkNearestNeighbor)) > 0
@@ -574,29 +582,29 @@ def _read_pair(
 def judge_given_pet(
     pet: Path, t1w: Path, mask: Path, prefix: Path, out: Path, *, given: Path | None, quick: bool
 ) -> tuple[float, float, Judgement]:
-    """Judge a rigid transform from PET to T1w that was found elsewhere, as that of our own.
+    """Judge a rigid transform from PET to T1w of another app like one of :func:`register_pet`.
 
     Parameters
     ----------
     pet, t1w, mask, prefix, out
-        As :func:`register_pet`.
+        See :func:`register_pet`.
     given : Path or None
-        The transform, in ITK's text format; None: the PET lies on the T1w already.
+        Path of the transform, in ITK's text format; None if the PET already lies on the T1w.
     quick : bool
-        Compare on a coarse grid.
+        If True, images are compared on a coarse grid.
 
     Returns
     -------
     float, float
-        Similarity as headers have it, and with the transform.
+        Similarity according to the headers alone, and with the transform.
     Judgement
-        Whether the result may be believed.
+        Verdict on the result.
 
     Raises
     ------
     ValueError
-        If the transform cannot be read, or is not linear; or if the T1w's brain has no tissues
-        that could be told apart.
+        If the transform cannot be read or is not linear, or if tissues cannot be distinguished in
+        the brain of the T1w.
     """
     affine = sitk.AffineTransform(3)
     if given is not None:
@@ -617,12 +625,12 @@ def judge_given_pet(
 
 
 def _read_transform(path: Path, *, linear: bool = False) -> sitk.Transform:
-    """Read a transform of another app; ValueError with a sentence if it is none."""
+    """Read a transform of another app, or raise ValueError with a sentence if that fails."""
     try:
         transform = sitk.ReadTransform(str(path))
     except RuntimeError as error:
         raise ValueError(f"{path}: cannot be read as a transform of ITK") from error
-    if linear and path.read_bytes().count(b"\nTransform:") > 1:  # ITK gives the first of them
+    if linear and path.read_bytes().count(b"\nTransform:") > 1:  # ITK reads only the first
         raise ValueError(f"{path}: holds several transforms, where one is wanted")
     if transform.GetDimension() != len(LPS) - 1 or (linear and not transform.IsLinear()):
         raise ValueError(f"{path}: is no {'rigid ' if linear else ''}transform between volumes")
@@ -630,24 +638,24 @@ def _read_transform(path: Path, *, linear: bool = False) -> sitk.Transform:
 
 
 def examine_transforms(forward: Path, back: Path, brain: Path, template: Path) -> float:
-    """Examine transforms between T1w and template that were found elsewhere.
+    """Check transforms between T1w and template that another app has computed.
 
     Parameters
     ----------
     forward, back : Path
-        From T1w to template, and back, as ITK writes them.
+        Transforms from T1w to template, and back, in ITK's format.
     brain, template : Path
         T1w of a brain alone, 0 elsewhere, and the template's brain.
 
     Returns
     -------
     float
-        Correlation in the linear part of the first, less that in the best pose of a search.
+        Correlation with the linear part of the first, minus that in the best pose of a search.
 
     Raises
     ------
     ValueError
-        If one cannot be read, or if they do not undo one another.
+        If one cannot be read, or if they are not inverse to each other.
     """
     from_t1w, to_t1w = _read_transform(forward), _read_transform(back)
     image = nifti.load(template)
@@ -666,7 +674,7 @@ def examine_transforms(forward: Path, back: Path, brain: Path, template: Path) -
 
 
 def _uptake(t1w: Path, mask: Path) -> nifti.Image:
-    """Give the uptake that the tissues of a T1w let expect, on a coarse grid; 0 outside."""
+    """Compute the uptake expected from the tissues of a T1w, on a coarse grid; 0 outside."""
     image, brain = nifti.load(t1w), nifti.load(mask).data > 0
     return _coarse(nifti.Image(expected_uptake(classify(image.data, brain)), image.affine))
 
@@ -674,7 +682,7 @@ def _uptake(t1w: Path, mask: Path) -> nifti.Image:
 def _judge(
     moving: sitk.Image, uptake: nifti.Image, transform: sitk.Transform, prefix: Path, behind: float
 ) -> Judgement:
-    """Judge where a PET lies on the tissues of its T1w, on a coarse grid."""
+    """Judge the alignment of a PET with the tissues of its T1w, on a coarse grid."""
     name = f"{prefix}uptake.nii"
     nifti.save(uptake, Path(name))
     brain = ndimage.binary_fill_holes(uptake.data > 0)
@@ -685,24 +693,29 @@ def _judge(
 def resample(
     image: Path, reference: Path, transforms: Sequence[Path], out: Path, *, interpolation: str
 ) -> Path:
-    """Carry an image along transforms onto the grid of another, interpolating once.
+    """Resample an image to the grid of another through transforms, interpolating once.
 
     Parameters
     ----------
     image, reference : Path
-        What is resampled, and the image whose grid it gets.
+        Image to resample, and image with the target grid.
     transforms : sequence of Path
-        From image to reference, in the order of antsApplyTransforms: the last is applied first.
-        None: both lie as their headers say.
+        Transforms from image to reference, in the order of antsApplyTransforms: the last is applied
+        first. If empty, the images are aligned according to their headers.
     out : Path
-        Where the result goes; 0 where the image does not reach.
+        Path of the result; it is 0 outside the image.
     interpolation : str
-        ``linear``, ``nearestNeighbor``, ``bSpline`` (cubic) or ``genericLabel``, the names that
-        antsApplyTransforms has for them; what the last gives is written as whole numbers.
+        ``linear``, ``nearestNeighbor``, ``bSpline`` (cubic) or ``genericLabel``, as named in
+        antsApplyTransforms. With the last, the result consists of integers.
+
+    Returns
+    -------
+    Path
+        ``out``.
     """
     target, source = _read(reference), _read(image)
     path = sitk.CompositeTransform(3)
-    for transform in reversed(transforms):  # of a composite, the last is the first for points
+    for transform in reversed(transforms):  # a composite applies its last transform first
         path.AddTransform(sitk.ReadTransform(str(transform)))
     if interpolation == OF_LABELS:
         source = _like(source, np.rint(np.nan_to_num(_voxels(source))).astype(np.uint32))

@@ -1,4 +1,7 @@
-"""Nodes that find the brain (torch) and that register (ITK): see CONTRIBUTING.md, "Processes"."""
+"""Interfaces for brain extraction (torch) and registration (ITK).
+
+They run in separate processes: see CONTRIBUTING.md, "Processes".
+"""
 
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from bids_app.errors import UnusableDataError
 from bids_app.imaging.coverage import LARGEST_SHARE_OF_PET, enclosed, gaps_in
 from bids_app.imaging.verdict import sidecar_fields
 
-HALF = 0.5  # of a voxel is brain
+HALF = 0.5  # share of a voxel that is brain
 
 
 class _ExtractBrainInputSpec(BaseInterfaceInputSpec):
@@ -35,7 +38,7 @@ class _ExtractBrainOutputSpec(TraitedSpec):
 
 
 class ExtractBrain(SimpleInterface):
-    """Find the brain with deepbet, or take that of a T1w which has been stripped already."""
+    """Extract the brain with deepbet, or find it in a T1w that is skull-stripped already."""
 
     input_spec = _ExtractBrainInputSpec
     output_spec = _ExtractBrainOutputSpec
@@ -84,7 +87,7 @@ class _TakeBrainInputSpec(BaseInterfaceInputSpec):
 
 
 class TakeBrain(SimpleInterface):
-    """Take the brain mask of another app instead of looking for the brain."""
+    """Use the brain mask of another app instead of extracting the brain."""
 
     input_spec = _TakeBrainInputSpec
     output_spec = _ExtractBrainOutputSpec
@@ -108,7 +111,7 @@ class TakeBrain(SimpleInterface):
         return runtime
 
 
-ENGINE = "bids_app.anatomy.registration"  # imported by a worker before it is needed
+ENGINE = "bids_app.anatomy.registration"  # module that workers import in advance
 
 
 class _CorrectBiasInputSpec(BaseInterfaceInputSpec):
@@ -152,7 +155,7 @@ class _RegisterToTemplateOutputSpec(TraitedSpec):
 
 
 class RegisterToTemplate(SimpleInterface):
-    """Register a brain to a template: rigid, affine, SyN."""
+    """Register a brain to a template by rigid, affine and SyN registration."""
 
     input_spec = _RegisterToTemplateInputSpec
     output_spec = _RegisterToTemplateOutputSpec
@@ -181,7 +184,7 @@ class _TakeTransformsInputSpec(BaseInterfaceInputSpec):
 
 
 class TakeTransforms(SimpleInterface):
-    """Take transforms that another app has found, and measure what a verdict wants to know."""
+    """Use the transforms of another app, and compute the measures for a verdict."""
 
     input_spec = _TakeTransformsInputSpec
     output_spec = _RegisterToTemplateOutputSpec
@@ -222,7 +225,7 @@ class _RegisterPETOutputSpec(TraitedSpec):
 
 
 class RegisterPET(SimpleInterface):
-    """Move a PET rigidly onto the T1w of the same person."""
+    """Register a PET rigidly to the T1w of the same person."""
 
     input_spec = _RegisterPETInputSpec
     output_spec = _RegisterPETOutputSpec
@@ -251,7 +254,7 @@ class RegisterPET(SimpleInterface):
 
 
 def _quality(method, before, after, judgement):
-    """Tell of the registration of a PET, as its sidecar does."""
+    """Return the fields on the registration of a PET for its sidecar."""
     quality = {
         **method,
         "SimilarityMetric": "normalized mutual information",
@@ -268,7 +271,7 @@ class _TakePETInputSpec(_RegisterPETInputSpec):
 
 
 class TakePET(SimpleInterface):
-    """Take the rigid transform to the T1w that another app has found; judge it as our own."""
+    """Use the rigid transform from PET to T1w of another app, and judge it like our own."""
 
     input_spec = _TakePETInputSpec
     output_spec = _RegisterPETOutputSpec
@@ -315,7 +318,7 @@ class _ResampleOutputSpec(TraitedSpec):
 
 
 class Resample(SimpleInterface):
-    """Carry an image along transforms onto another grid, interpolating once."""
+    """Resample an image to another grid through transforms, interpolating once."""
 
     input_spec = _ResampleInputSpec
     output_spec = _ResampleOutputSpec
@@ -346,10 +349,10 @@ class _CarryLabelsInputSpec(_ResampleInputSpec):
 
 
 class CarryLabels(Resample):
-    """Carry a mask or labels, as somebody made them, onto another grid.
+    """Resample a mask or label image made by others to another grid.
 
-    ITK sees them where all else does: left to itself, it chooses between sform and qform by rules
-    of its own.
+    The image is first rewritten with equal sform and qform, because ITK chooses between them by
+    rules of its own.
     """
 
     input_spec = _CarryLabelsInputSpec
@@ -375,9 +378,9 @@ class _RefuseGapsOutputSpec(TraitedSpec):
 
 
 class RefuseGaps(SimpleInterface):
-    """Refuse a PET that holds no numbers at places inside the brain.
+    """Refuse a PET with gaps inside the brain.
 
-    Only those that numbers enclose: elsewhere the PET may just not reach, which is no fault.
+    Only gaps enclosed by valid voxels count, because others may be outside the field of view.
     """
 
     input_spec = _RefuseGapsInputSpec

@@ -1,4 +1,4 @@
-"""Nodes that put results where they belong, with what was measured beside them."""
+"""Interfaces that save results and their sidecars in the derivative dataset."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from bids_app.nifti import place
 
 
 def _save(image: Path, target: Path, sidecar: Path, metadata: Json) -> None:
-    """Copy a result to its place, and write its sidecar after it.
+    """Copy a result to its final path, then write its sidecar.
 
-    A sidecar of an earlier result goes first: a run that ends in between leaves an image without
-    one, which is made again, and not an image with the sidecar of another.
+    The sidecar of an earlier result is deleted first. A run that ends in between leaves an image
+    without a sidecar, which is computed again, rather than one with the wrong sidecar.
     """
     try:
         sidecar.unlink(missing_ok=True)
@@ -45,7 +45,7 @@ class _SaveDerivativeOutputSpec(TraitedSpec):
 
 
 class SaveDerivative(SimpleInterface):
-    """Copy a result to its place, whole or not at all, and write its sidecar after it."""
+    """Copy a result atomically to its final path, then write its sidecar."""
 
     input_spec = _SaveDerivativeInputSpec
     output_spec = _SaveDerivativeOutputSpec
@@ -74,7 +74,7 @@ class _SaveDerivativesOutputSpec(TraitedSpec):
 
 
 class SaveDerivatives(SimpleInterface):
-    """Copy several results to their places, each as :class:`SaveDerivative`."""
+    """Copy several results to their final paths, each like :class:`SaveDerivative`."""
 
     input_spec = _SaveDerivativesInputSpec
     output_spec = _SaveDerivativesOutputSpec
@@ -102,7 +102,7 @@ class _SaveFileOutputSpec(TraitedSpec):
 
 
 class SaveFile(SimpleInterface):
-    """Copy a result that needs no sidecar to its place, whole or not at all."""
+    """Copy a result without a sidecar atomically to its final path."""
 
     input_spec = _SaveFileInputSpec
     output_spec = _SaveFileOutputSpec
@@ -124,7 +124,7 @@ class _AddToSidecarOutputSpec(TraitedSpec):
 
 
 class AddToSidecar(SimpleInterface):
-    """Add what was measured later to a sidecar, so that its image does not wait for it."""
+    """Add later measures to a sidecar, so that its image does not have to wait for them."""
 
     input_spec = _AddToSidecarInputSpec
     output_spec = _AddToSidecarOutputSpec

@@ -1,4 +1,4 @@
-"""Nodes that read, scale and compare volumes; numpy is all they need."""
+"""Interfaces that read, scale and compare volumes, with numpy and scipy only."""
 
 from dataclasses import asdict, fields
 from math import isfinite
@@ -34,7 +34,7 @@ from bids_app.imaging.volume import Grid
 
 VOUCHED = "axis code where the header has none; empty: none is vouched for"
 VALID = "mask of the voxels that hold a number in the file; 0 was put into the others"
-PSEUDO_NORMAL = "From SYNTHETIC FDG PET, mri2pet"  # in the header of what was made of both
+PSEUDO_NORMAL = "From SYNTHETIC FDG PET, mri2pet"  # in headers of images computed from both PET
 METHOD = "SimpleITK: rigid, affine; mutual information. dipy: SyN; cross-correlation"
 
 
@@ -50,12 +50,12 @@ class _ReadT1wOutputSpec(TraitedSpec):
 
 
 def _notes(notes):
-    """Keep in a sidecar what a reader of the results should know of how an image was read."""
+    """Return the notes on how an image was read, for its sidecar."""
     return {"ReadingNotes": list(notes)} if notes else {}
 
 
 def _without_gaps(image, name):
-    """Put 0 where an image holds no number; give it, with a note, and where it holds one."""
+    """Fill gaps with 0; return the image, with a note, and the mask of valid voxels."""
     data, valid = fill(image.data)
     notes = image.notes
     if not valid.all():
@@ -67,7 +67,7 @@ def _without_gaps(image, name):
 
 
 class ReadT1w(SimpleInterface):
-    """Read a T1w, refuse what is none, and hand it on as ITK can read it."""
+    """Read and check a T1w, and save it in a form that ITK can read."""
 
     input_spec = _ReadT1wInputSpec
     output_spec = _ReadT1wOutputSpec
@@ -112,7 +112,7 @@ class _ReadPETOutputSpec(TraitedSpec):
 
 
 class ReadPET(SimpleInterface):
-    """Read a PET, refuse what is none, and average its frames, weighted by duration."""
+    """Read and check a PET, and average its frames, weighted by duration."""
 
     input_spec = _ReadPETInputSpec
     output_spec = _ReadPETOutputSpec
@@ -193,7 +193,7 @@ class _FindFieldOfViewOutputSpec(TraitedSpec):
 
 
 class FindFieldOfView(SimpleInterface):
-    """Mark what a PET holds data of: no planes that only fill it up, no voxel known to be none."""
+    """Find the field of view of a PET, without padding and gaps."""
 
     input_spec = _FindFieldOfViewInputSpec
     output_spec = _FindFieldOfViewOutputSpec
@@ -223,9 +223,9 @@ class _MeasureCoverageOutputSpec(TraitedSpec):
 
 
 class MeasureCoverage(SimpleInterface):
-    """Find out where a resampled PET rests on data alone, and which part of the brain that is.
+    """Find the voxels that a resampled PET covers, and the covered part of the brain.
 
-    A voxel is covered if all it was interpolated from holds data.
+    A voxel is covered if all voxels that it was interpolated from hold data.
     """
 
     input_spec = _MeasureCoverageInputSpec
@@ -307,9 +307,9 @@ class _JudgeRegistrationOutputSpec(TraitedSpec):
 
 
 class JudgeRegistration(SimpleInterface):
-    """Measure how alike target and image are before and after, and say whether to believe it.
+    """Measure the similarity of target and image before and after registration, and judge it.
 
-    All images lie on one grid, but for the T1w and its brain as they were before.
+    All images lie on one grid, except for the original T1w and its brain mask.
     """
 
     input_spec = _JudgeRegistrationInputSpec
@@ -362,7 +362,7 @@ class _TaintVerdictOutputSpec(TraitedSpec):
 
 
 class TaintVerdict(SimpleInterface):
-    """Let a PET in the template's space be believed no more than its T1w is."""
+    """Limit the verdict on a PET in template space to that on its T1w."""
 
     input_spec = _TaintVerdictInputSpec
     output_spec = _TaintVerdictOutputSpec
@@ -394,7 +394,7 @@ class _RefuseFailedOutputSpec(TraitedSpec):
 
 
 class RefuseFailed(SimpleInterface):
-    """Hand an image on unless its registration failed: nothing is made from a wrong image."""
+    """Pass an image on unless its registration failed, so that nothing is computed from it."""
 
     input_spec = _RefuseFailedInputSpec
     output_spec = _RefuseFailedOutputSpec
@@ -425,7 +425,7 @@ class _MeasureRegionsOutputSpec(TraitedSpec):
 
 
 class MeasureRegions(SimpleInterface):
-    """Measure uptake by region, of the synthetic and of the real PET of a visit."""
+    """Measure the regional uptake of the synthetic and the real PET of a visit."""
 
     input_spec = _MeasureRegionsInputSpec
     output_spec = _MeasureRegionsOutputSpec
@@ -450,7 +450,7 @@ class MeasureRegions(SimpleInterface):
 
 
 def _covered(inputs, brain):
-    """Take of a brain what the real PET covers; all, if nothing says what that is."""
+    """Return the part of the brain that the real PET covers; all of it if coverage is not given."""
     return brain & (nifti.load(inputs.coverage).data > 0) if isdefined(inputs.coverage) else brain
 
 
@@ -476,7 +476,7 @@ class _SubtractPETOutputSpec(TraitedSpec):
 
 
 class SubtractPET(SimpleInterface):
-    """Bring a synthetic PET to the intensities of the real one, and subtract it."""
+    """Scale a synthetic PET to the intensities of the real one, and subtract it."""
 
     input_spec = _SubtractPETInputSpec
     output_spec = _SubtractPETOutputSpec
@@ -508,7 +508,7 @@ class _ComparePETOutputSpec(TraitedSpec):
 
 
 class ComparePET(SimpleInterface):
-    """Measure how alike a synthetic and a real PET are, where the real one covers the brain."""
+    """Measure the similarity of a synthetic and a real PET, where the real one covers the brain."""
 
     input_spec = _ComparePETInputSpec
     output_spec = _ComparePETOutputSpec
